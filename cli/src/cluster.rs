@@ -1,0 +1,136 @@
+//! Arguments that say which cluster, and how one is run until a signal.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use coracle_sdk::{Cluster, Compiler, Options, Remote};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Where a cluster that runs here keeps everything and listens.
+#[derive(Args, Clone)]
+pub struct Here {
+    /// Directory of all data; made when missing [default: ~/.local/share/coracle, demo: ~/.local/share/coracle-demo]
+    #[arg(long, env = "CORACLE_DATA_DIR", value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Port of the Kubernetes API; 0 takes a free one
+    #[arg(long, value_name = "PORT", default_value_t = 6443)]
+    api_port: u16,
+    /// Port of the image registry; 0 takes a free one
+    #[arg(long, value_name = "PORT", default_value_t = 5000)]
+    registry_port: u16,
+    /// Address on which the API and the registry listen
+    #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    bind: IpAddr,
+    /// Address on which NodePort services answer
+    #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    node_port_bind: IpAddr,
+}
+
+impl Here {
+    /// Starts the cluster and waits until it is ready. `name` is the default directory's name.
+    pub async fn start(self, name: &str) -> anyhow::Result<Cluster> {
+        let data_dir = match self.data_dir {
+            Some(dir) => std::path::absolute(dir)?,
+            None => default_dir(name)?,
+        };
+        let options = Options {
+            bind: self.bind,
+            api_port: self.api_port,
+            registry_port: self.registry_port,
+            node_port_bind: self.node_port_bind,
+            compiler: Compiler::Process {
+                program: std::env::current_exe().context("find this program's own file")?,
+                arguments: vec!["compile".into()],
+            },
+            ..Options::new(data_dir)
+        };
+        let cluster = Cluster::start(options).await?;
+        if let Err(error) = cluster.ready().await {
+            cluster.shutdown().await;
+            return Err(error.into());
+        }
+        Ok(cluster)
+    }
+}
+
+/// Which cluster a command is for.
+#[derive(Args)]
+pub struct Which {
+    /// Kubeconfig of the cluster [default: $KUBECONFIG, then the one in the data directory]
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Data directory of a cluster on this machine
+    #[arg(long, env = "CORACLE_DATA_DIR", value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+impl Which {
+    /// Connects to it.
+    pub async fn connect(&self) -> anyhow::Result<Remote> {
+        Ok(Remote::connect(&self.kubeconfig()?).await?)
+    }
+
+    fn kubeconfig(&self) -> anyhow::Result<PathBuf> {
+        if let Some(file) = &self.kubeconfig {
+            return Ok(file.clone());
+        }
+        if let Some(dir) = &self.data_dir {
+            return Ok(dir.join("kubeconfig"));
+        }
+        // As kubectl reads it: a list of files; the first that exists says the cluster.
+        if let Some(files) = std::env::var_os("KUBECONFIG") {
+            if let Some(file) = std::env::split_paths(&files).find(|file| file.exists()) {
+                return Ok(file);
+            }
+        }
+        for name in ["coracle", "coracle-demo"] {
+            let file = default_dir(name)?.join("kubeconfig");
+            if file.exists() {
+                return Ok(file);
+            }
+        }
+        bail!("no cluster is known: start one with `coracle up`, or say which with --data-dir or --kubeconfig")
+    }
+}
+
+/// `$XDG_DATA_HOME/NAME`, or `~/.local/share/NAME` (XDG base directory specification).
+fn default_dir(name: &str) -> anyhow::Result<PathBuf> {
+    let base = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    let base = match base {
+        Some(base) => base,
+        None => PathBuf::from(std::env::var_os("HOME").context("HOME is not set: use --data-dir")?).join(".local/share"),
+    };
+    Ok(base.join(name))
+}
+
+/// The signals that ask the program to end.
+pub struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    /// Takes them over from the default, which would end the program at once.
+    pub fn take() -> anyhow::Result<Signals> {
+        Ok(Signals { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    /// Waits for one.
+    pub async fn received(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// Drains and stops; a second signal ends it at once.
+pub async fn drain(cluster: Cluster, signals: &mut Signals) -> anyhow::Result<()> {
+    eprintln!("stopping: pods end in grace (once more to stop at once)");
+    tokio::select! {
+        () = cluster.shutdown() => Ok(()),
+        () = signals.received() => bail!("stopped before everything was drained; nothing acknowledged is lost"),
+    }
+}

@@ -1,0 +1,74 @@
+//! `coracle`: Kubernetes without containers, in one executable.
+
+mod bench;
+mod cluster;
+mod completion;
+mod demo;
+mod output;
+mod push;
+mod status;
+mod up;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Kubernetes without containers: a cluster that runs WebAssembly components as its pods.
+#[derive(Parser)]
+#[command(name = "coracle", version, propagate_version = true, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Up(up::Arguments),
+    Demo(demo::Arguments),
+    Push(push::Arguments),
+    Status(status::Arguments),
+    Bench(bench::Arguments),
+    Completion(completion::Arguments),
+    /// Print the version
+    Version,
+    /// Compile one component; the server runs this as a process of its own
+    #[command(hide = true)]
+    Compile {
+        /// Passed on to the worker.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<PathBuf>,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match arguments.command {
+        Command::Up(arguments) => run(up::run(arguments)),
+        Command::Demo(arguments) => run(demo::run(arguments)),
+        Command::Push(arguments) => run(push::run(arguments)),
+        Command::Status(arguments) => run(status::run(arguments)),
+        Command::Bench(arguments) => run(bench::run(arguments)),
+        Command::Completion(arguments) => completion::run(&arguments),
+        Command::Version => {
+            println!("coracle {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+        // No runtime and no log: a worker does one thing and ends.
+        Command::Compile { arguments } => return coracle_sdk::compile_worker(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", output::chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("CORACLE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(command)
+}

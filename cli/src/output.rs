@@ -1,0 +1,96 @@
+//! What a person reads: progress on standard error, results on standard output.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// The error and its causes, in one line; a cause that repeats its effect is left out.
+pub fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let part = cause.to_string();
+        if !text.contains(&part) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&part);
+        }
+    }
+    text
+}
+
+/// One step of a longer work: a spinner while it lasts, a line with its time when it is done.
+pub struct Step {
+    bar: ProgressBar,
+    what: String,
+    begun: Instant,
+}
+
+impl Step {
+    /// Begins a step.
+    pub fn begin(what: impl Into<String>) -> Step {
+        let what = what.into();
+        let bar = if std::io::stderr().is_terminal() {
+            let bar = ProgressBar::new_spinner();
+            bar.set_style(ProgressStyle::with_template("{spinner} {msg}").expect("a constant template"));
+            bar.enable_steady_tick(Duration::from_millis(80));
+            bar
+        } else {
+            ProgressBar::hidden()
+        };
+        bar.set_message(what.clone());
+        Step { bar, what, begun: Instant::now() }
+    }
+
+    /// Says more of the step at hand.
+    pub fn detail(&self, detail: &str) {
+        self.bar.set_message(format!("{}: {detail}", self.what));
+    }
+
+    /// Ends the step well.
+    pub fn done(self) {
+        self.bar.finish_and_clear();
+        let elapsed = self.begun.elapsed();
+        let time = if elapsed < Duration::from_secs(1) {
+            format!("{} ms", elapsed.as_millis())
+        } else {
+            format!("{:.1} s", elapsed.as_secs_f64())
+        };
+        eprintln!("✓ {} ({time})", self.what);
+    }
+}
+
+impl Drop for Step {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Bytes as a person reads them.
+pub fn bytes(count: u64) -> String {
+    match count {
+        0..1024 => format!("{count} B"),
+        1024..1_048_576 => format!("{:.1} KiB", count as f64 / 1024.0),
+        1_048_576..1_073_741_824 => format!("{:.1} MiB", count as f64 / 1_048_576.0),
+        _ => format!("{:.1} GiB", count as f64 / 1_073_741_824.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_says_each_cause_once() {
+        let error = anyhow::anyhow!("no such file").context("read x: no such file").context("start");
+        assert_eq!(chain(&error), "start: read x: no such file");
+    }
+
+    #[test]
+    fn bytes_have_units() {
+        for (count, text) in [(12, "12 B"), (2048, "2.0 KiB"), (3 << 20, "3.0 MiB"), (5 << 30, "5.0 GiB")] {
+            assert_eq!(bytes(count), text);
+        }
+    }
+}

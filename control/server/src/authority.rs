@@ -1,0 +1,278 @@
+//! The cluster's certificate authority and what it has issued.
+//!
+//! Everything lives as PEM under `DIR/pki`, keys readable by their owner only. A certificate that is missing, was issued
+//! by another authority, names other hosts or has less than a third of its life left is issued again at start, so that a
+//! cluster which is restarted once in a while never sees one expire.
+
+use std::fs;
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+/// How long the authority itself is valid.
+const AUTHORITY_DAYS: i64 = 3650;
+/// How long what it issues is valid; renewed when a third of that is left.
+const LEAF_DAYS: i64 = 365;
+
+/// What went wrong with the cluster's certificates.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file of the authority could not be read or written.
+    #[error("{path}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A key or certificate could not be made.
+    #[error("issue certificate {name}")]
+    Issue {
+        /// What it was for.
+        name: String,
+        /// Why.
+        #[source]
+        source: rcgen::Error,
+    },
+    /// A file holds no usable key or certificate.
+    #[error("{path} holds no usable PEM: {reason}")]
+    Pem {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A certificate with its key, both as PEM.
+#[derive(Clone)]
+pub struct Pair {
+    /// The certificate.
+    pub certificate: String,
+    /// Its private key (PKCS #8).
+    pub key: String,
+}
+
+impl Pair {
+    /// The certificate chain for rustls.
+    pub fn chain(&self) -> Vec<CertificateDer<'static>> {
+        CertificateDer::pem_slice_iter(self.certificate.as_bytes()).filter_map(Result::ok).collect()
+    }
+
+    /// The private key for rustls.
+    pub fn private_key(&self) -> PrivateKeyDer<'static> {
+        PrivateKeyDer::from_pem_slice(self.key.as_bytes()).expect("a key that was parsed when it was loaded")
+    }
+}
+
+/// Who a certificate is for.
+pub struct Subject<'a> {
+    /// File name under `pki/`, without extension.
+    pub file: &'a str,
+    /// Common name: the user name of a client.
+    pub user: &'a str,
+    /// Organizations: the groups of a client.
+    pub groups: &'a [&'a str],
+    /// Names a server answers to; none for a client.
+    pub hosts: Vec<String>,
+    /// Addresses a server answers at.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// The authority of one cluster.
+pub struct Authority {
+    dir: PathBuf,
+    certificate: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    /// Opens the authority in `dir`, making it when there is none.
+    pub fn open(dir: &Path) -> Result<Authority, Error> {
+        fs::create_dir_all(dir).map_err(|source| Error::File { path: dir.into(), source })?;
+        let (certificate_path, key_path) = (dir.join("ca.crt"), dir.join("ca.key"));
+        if !certificate_path.exists() || !key_path.exists() {
+            let key = new_key("ca")?;
+            let mut params = CertificateParams::default();
+            params.distinguished_name.push(DnType::CommonName, "coracle-ca");
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+            validity(&mut params, AUTHORITY_DAYS);
+            let certificate = params.self_signed(&key).map_err(|source| Error::Issue { name: "ca".into(), source })?;
+            write_secret(&key_path, key.serialize_pem().as_bytes())?;
+            write_public(&certificate_path, certificate.pem().as_bytes())?;
+        }
+        let certificate = read(&certificate_path)?;
+        let key = KeyPair::from_pem(&read(&key_path)?).map_err(|e| Error::Pem { path: key_path, reason: e.to_string() })?;
+        let issuer = Issuer::from_ca_cert_pem(&certificate, key).map_err(|e| Error::Pem { path: certificate_path, reason: e.to_string() })?;
+        Ok(Authority { dir: dir.into(), certificate, issuer })
+    }
+
+    /// The authority's own certificate, as PEM.
+    pub fn certificate(&self) -> &str {
+        &self.certificate
+    }
+
+    /// The authority's certificate for rustls.
+    pub fn root(&self) -> CertificateDer<'static> {
+        CertificateDer::from_pem_slice(self.certificate.as_bytes()).expect("a certificate that was parsed when it was loaded")
+    }
+
+    /// The certificate for `subject`, issued anew where there is none that will do.
+    pub fn issue(&self, subject: &Subject<'_>) -> Result<Pair, Error> {
+        let certificate_path = self.dir.join(format!("{}.crt", subject.file));
+        let key_path = self.dir.join(format!("{}.key", subject.file));
+        if let (Ok(certificate), Ok(key)) = (fs::read_to_string(&certificate_path), fs::read_to_string(&key_path))
+            && self.still_good(&certificate, subject)
+            && KeyPair::from_pem(&key).is_ok()
+        {
+            return Ok(Pair { certificate, key });
+        }
+        let failed = |source| Error::Issue { name: subject.file.into(), source };
+        let key = new_key(subject.file)?;
+        let mut params = CertificateParams::new(subject.hosts.clone()).map_err(failed)?;
+        params.subject_alt_names.extend(subject.addresses.iter().map(|a| SanType::IpAddress(*a)));
+        params.distinguished_name.push(DnType::CommonName, subject.user);
+        for group in subject.groups {
+            params.distinguished_name.push(DnType::OrganizationName, *group);
+        }
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        let serves = !subject.hosts.is_empty() || !subject.addresses.is_empty();
+        params.insert_extended_key_usage(ExtendedKeyUsagePurpose::ClientAuth);
+        if serves {
+            params.insert_extended_key_usage(ExtendedKeyUsagePurpose::ServerAuth);
+        }
+        params.use_authority_key_identifier_extension = true;
+        validity(&mut params, LEAF_DAYS);
+        let certificate = params.signed_by(&key, &self.issuer).map_err(failed)?;
+        let pair = Pair { certificate: certificate.pem(), key: key.serialize_pem() };
+        write_secret(&key_path, pair.key.as_bytes())?;
+        write_public(&certificate_path, pair.certificate.as_bytes())?;
+        Ok(pair)
+    }
+
+    /// The key that signs ServiceAccount tokens (ECDSA P-256, PKCS #8 PEM).
+    pub fn token_key(&self) -> Result<String, Error> {
+        let path = self.dir.join("service-account.key");
+        if !path.exists() {
+            write_secret(&path, new_key("service-account")?.serialize_pem().as_bytes())?;
+        }
+        read(&path)
+    }
+
+    /// Whether a certificate on disk can be used for `subject` for some time to come.
+    fn still_good(&self, pem: &str, subject: &Subject<'_>) -> bool {
+        let Ok(der) = CertificateDer::from_pem_slice(pem.as_bytes()) else { return false };
+        let Ok((_, certificate)) = x509_parser::parse_x509_certificate(&der) else { return false };
+        let Ok(ca_der) = CertificateDer::from_pem_slice(self.certificate.as_bytes()) else { return false };
+        let Ok((_, ca)) = x509_parser::parse_x509_certificate(&ca_der) else { return false };
+        let Some(left) = certificate.validity().time_to_expiration() else { return false };
+        let same_issuer = certificate.issuer().as_raw() == ca.subject().as_raw() && certificate.verify_signature(Some(ca.public_key())).is_ok();
+        let named: Vec<String> = certificate
+            .subject_alternative_name()
+            .ok()
+            .flatten()
+            .map(|names| names.value.general_names.iter().map(general_name).collect())
+            .unwrap_or_default();
+        let wanted = subject.hosts.iter().cloned().chain(subject.addresses.iter().map(ToString::to_string));
+        same_issuer && left.whole_days() > LEAF_DAYS / 3 && wanted.into_iter().all(|name| named.contains(&name))
+    }
+}
+
+fn general_name(name: &x509_parser::extensions::GeneralName<'_>) -> String {
+    use x509_parser::extensions::GeneralName;
+    match name {
+        GeneralName::DNSName(name) => (*name).to_owned(),
+        GeneralName::IPAddress(bytes) => match bytes.len() {
+            4 => IpAddr::from(<[u8; 4]>::try_from(*bytes).expect("four bytes")).to_string(),
+            16 => IpAddr::from(<[u8; 16]>::try_from(*bytes).expect("sixteen bytes")).to_string(),
+            _ => String::new(),
+        },
+        _ => String::new(),
+    }
+}
+
+fn new_key(name: &str) -> Result<KeyPair, Error> {
+    KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(|source| Error::Issue { name: name.into(), source })
+}
+
+/// Valid from an hour ago, for clocks that differ, for `days`.
+fn validity(params: &mut CertificateParams, days: i64) {
+    let now = std::time::SystemTime::now();
+    params.not_before = (now - std::time::Duration::from_secs(3600)).into();
+    params.not_after = (now + std::time::Duration::from_secs(days as u64 * 86_400)).into();
+}
+
+fn read(path: &Path) -> Result<String, Error> {
+    fs::read_to_string(path).map_err(|source| Error::File { path: path.into(), source })
+}
+
+/// Writes a file that its owner alone may read, in one step.
+pub(crate) fn write_secret(path: &Path, content: &[u8]) -> Result<(), Error> {
+    write(path, content, 0o600)
+}
+
+fn write_public(path: &Path, content: &[u8]) -> Result<(), Error> {
+    write(path, content, 0o644)
+}
+
+fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let fail = |source| Error::File { path: path.into(), source };
+    let part = path.with_extension("part");
+    let _ = fs::remove_file(&part);
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&part).map_err(fail)?;
+    file.write_all(content).and_then(|()| file.sync_all()).map_err(fail)?;
+    fs::rename(&part, path).map_err(fail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server<'a>(hosts: &[&str]) -> Subject<'a> {
+        Subject { file: "apiserver", user: "kube-apiserver", groups: &[], hosts: hosts.iter().map(ToString::to_string).collect(), addresses: vec!["127.0.0.1".parse().unwrap()] }
+    }
+
+    #[test]
+    fn a_second_start_finds_the_same_authority_and_certificates() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Authority::open(dir.path()).unwrap();
+        let issued = first.issue(&server(&["localhost"])).unwrap();
+        let second = Authority::open(dir.path()).unwrap();
+        assert_eq!(first.certificate(), second.certificate());
+        assert_eq!(issued.certificate, second.issue(&server(&["localhost"])).unwrap().certificate);
+        assert_eq!(first.token_key().unwrap(), second.token_key().unwrap());
+    }
+
+    #[test]
+    fn a_certificate_that_lacks_a_host_is_issued_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::open(dir.path()).unwrap();
+        let before = authority.issue(&server(&["localhost"])).unwrap();
+        let after = authority.issue(&server(&["localhost", "boat"])).unwrap();
+        assert_ne!(before.certificate, after.certificate);
+    }
+
+    #[test]
+    fn a_certificate_of_another_authority_is_issued_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let before = Authority::open(dir.path()).unwrap().issue(&server(&["localhost"])).unwrap();
+        fs::remove_file(dir.path().join("ca.crt")).unwrap();
+        let after = Authority::open(dir.path()).unwrap().issue(&server(&["localhost"])).unwrap();
+        assert_ne!(before.certificate, after.certificate);
+    }
+
+    #[test]
+    fn keys_are_for_their_owner_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        Authority::open(dir.path()).unwrap();
+        assert_eq!(fs::metadata(dir.path().join("ca.key")).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+}

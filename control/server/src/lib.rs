@@ -1,0 +1,356 @@
+//! The server: one member of the control plane, wired together.
+//!
+//! It opens the data, makes the certificates, listens, and runs the duties that only the Raft leader has (controllers,
+//! scheduler). What each part does is the part's own affair; the order in which they start and stop is decided here.
+//!
+//! Start: data (which locks the directory) → certificates → listeners → API → duties. Stop: duties, then listeners (open
+//! requests finish, watches end), then the data, so that nothing which was answered is lost.
+
+mod authority;
+mod kubeconfig;
+mod listener;
+mod status;
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use coracle_apiserver::{ApiServer, Identity};
+use coracle_keyspace::Keyspace;
+use coracle_registry::Registry;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use authority::{Authority, Pair, Subject};
+pub use coracle_keyspace::bench as keyspace_bench;
+
+/// Group that may do everything (kubernetes-api §23.6).
+const MASTERS: &str = "system:masters";
+
+/// What a server needs to know. Ports of 0 take a free one.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where everything is kept.
+    pub data_dir: PathBuf,
+    /// Where the API listens.
+    pub api: SocketAddr,
+    /// Where the registry listens for clients on this machine, without TLS.
+    pub registry: SocketAddr,
+    /// Further host names or addresses the API is reached at; they go into its certificate.
+    pub hosts: Vec<String>,
+}
+
+/// Why a server could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A listener's address cannot be had.
+    #[error("listen at {address} for {what}: is another program using it? choose another port, or 0 for a free one")]
+    Bind {
+        /// Which listener.
+        what: &'static str,
+        /// Its address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The data directory cannot be used.
+    #[error("open the data directory {dir}")]
+    Data {
+        /// The directory.
+        dir: PathBuf,
+        /// Why.
+        #[source]
+        source: coracle_keyspace::OpenError,
+    },
+    /// Certificates.
+    #[error("set up the certificate authority")]
+    Authority(#[from] authority::Error),
+    /// TLS.
+    #[error("set up TLS")]
+    Tls(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The registry's files.
+    #[error("open the registry")]
+    Registry(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The API server's own objects.
+    #[error("start the API server")]
+    Api(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A file.
+    #[error("{path}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A running server.
+pub struct Server {
+    config: Config,
+    api: ApiServer,
+    keyspace: Keyspace,
+    authority: Authority,
+    api_address: SocketAddr,
+    registry_address: SocketAddr,
+    kubeconfig: PathBuf,
+    listeners: CancellationToken,
+    duties: CancellationToken,
+    tasks: TaskTracker,
+    duty_tasks: TaskTracker,
+}
+
+/// What a node needs for its own listener and its clients.
+pub struct NodeTls {
+    /// TLS of the node's listener: its certificate, and the cluster's authority for clients.
+    pub server: Arc<ServerConfig>,
+}
+
+impl Server {
+    /// Starts a server; when this returns the API answers and the kubeconfig is complete.
+    pub async fn start(config: Config) -> Result<Server, Error> {
+        let dir = config.data_dir.clone();
+        let file = |path: &Path| {
+            let path = path.to_owned();
+            move |source| Error::File { path, source }
+        };
+        std::fs::create_dir_all(&dir).map_err(file(&dir))?;
+        // First: this locks the directory, so that two servers cannot both go on.
+        let keyspace = Keyspace::open(coracle_keyspace::Config::new(dir.join("control")))
+            .await
+            .map_err(|source| Error::Data { dir: dir.clone(), source })?;
+        let authority = Authority::open(&dir.join("pki"))?;
+
+        let api_listener = listener::bind(config.api, "the API").await?;
+        let registry_listener = listener::bind(config.registry, "the registry").await?;
+        let local = |listener: &tokio::net::TcpListener| listener.local_addr().map_err(file(Path::new("listener")));
+        let (api_address, registry_address) = (local(&api_listener)?, local(&registry_listener)?);
+        let api_url = format!("https://{}", reachable(api_address));
+
+        let serving = authority.issue(&serving_subject(&config))?;
+        let tls = server_tls(&authority, &serving)?;
+        let node_client = authority.issue(&Subject {
+            file: "apiserver-node-client",
+            user: "kube-apiserver-kubelet-client",
+            groups: &[MASTERS],
+            hosts: vec![],
+            addresses: vec![],
+        })?;
+
+        let api = ApiServer::start(
+            keyspace.clone(),
+            coracle_apiserver::Config {
+                external_url: api_url.clone(),
+                authority: authority.certificate().to_owned(),
+                token_key: authority.token_key()?,
+                node_client: Some(client_tls(&authority, &node_client)?),
+                ..coracle_apiserver::Config::default()
+            },
+        )
+        .await
+        .map_err(|e| Error::Api(e.into()))?;
+
+        let registry = Registry::open(coracle_registry::Config::new(dir.join("registry")))
+            .map_err(|e| Error::Registry(e.into()))?;
+        let registry_router = coracle_registry::router(registry);
+
+        let (listeners, duties) = (CancellationToken::new(), CancellationToken::new());
+        let (tasks, duty_tasks) = (TaskTracker::new(), TaskTracker::new());
+        let extra = registry_router.clone().merge(status::router(status::Facts {
+            keyspace: keyspace.clone(),
+            registry: registry_address,
+            api_url: api_url.clone(),
+            data_dir: dir.clone(),
+        }));
+        let router = api.router().merge(api.authenticated(extra));
+        tasks.spawn(listener::serve(
+            api_listener,
+            Some(TlsAcceptor::from(Arc::new(tls))),
+            router,
+            listeners.clone(),
+        ));
+        tasks.spawn(listener::serve(registry_listener, None, registry_router, listeners.clone()));
+
+        let kubeconfig = dir.join("kubeconfig");
+        let admin = authority.issue(&Subject {
+            file: "admin",
+            user: "coracle-admin",
+            groups: &[MASTERS],
+            hosts: vec![],
+            addresses: vec![],
+        })?;
+        let text = kubeconfig::render(&api_url, authority.certificate(), "coracle-admin", &admin);
+        authority::write_secret(&kubeconfig, text.as_bytes())?;
+
+        let server = Server {
+            config,
+            api,
+            keyspace,
+            authority,
+            api_address,
+            registry_address,
+            kubeconfig,
+            listeners,
+            duties,
+            tasks,
+            duty_tasks,
+        };
+        server.start_duties();
+        Ok(server)
+    }
+
+    /// Controllers and scheduler: ordinary clients of the API.
+    fn start_duties(&self) {
+        let controllers = self.client("system:kube-controller-manager", &[MASTERS]);
+        let scheduler = self.client("system:kube-scheduler", &[MASTERS]);
+        let config = coracle_controllers::Config {
+            root_ca: self.authority.certificate().to_owned(),
+            ..coracle_controllers::Config::default()
+        };
+        self.duty_tasks.spawn(coracle_controllers::run(controllers, config, self.duties.clone()));
+        self.duty_tasks.spawn(coracle_scheduler::run(
+            scheduler,
+            coracle_scheduler::Config::default(),
+            self.duties.clone(),
+        ));
+    }
+
+    /// A client of this server's API within the process, acting as `user`.
+    pub fn client(&self, user: &str, groups: &[&str]) -> kube::Client {
+        let groups = groups.iter().map(ToString::to_string).collect();
+        kube::Client::new(self.api.in_process(Identity::authenticated(user, groups)), "default")
+    }
+
+    /// A client with every right, for the program that started the server.
+    pub fn admin(&self) -> kube::Client {
+        self.client("coracle-admin", &[MASTERS])
+    }
+
+    /// A client for the node agent `node`.
+    pub fn node_client(&self, node: &str) -> kube::Client {
+        self.client(&format!("system:node:{node}"), &["system:nodes"])
+    }
+
+    /// TLS for the listener of the node agent `node`, which only this server may call.
+    pub fn node_tls(&self, node: &str, address: IpAddr) -> Result<NodeTls, Error> {
+        let pair = self.authority.issue(&Subject {
+            file: &format!("node-{node}"),
+            user: &format!("system:node:{node}"),
+            groups: &["system:nodes"],
+            hosts: vec![node.to_owned()],
+            addresses: vec![address],
+        })?;
+        Ok(NodeTls { server: Arc::new(server_tls(&self.authority, &pair)?) })
+    }
+
+    /// `https://HOST:PORT` of the API.
+    pub fn api_url(&self) -> String {
+        format!("https://{}", reachable(self.api_address))
+    }
+
+    /// Where clients on this machine reach the registry, without TLS.
+    pub fn registry_address(&self) -> SocketAddr {
+        reachable(self.registry_address)
+    }
+
+    /// The kubeconfig of the administrator.
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    /// Where everything is kept.
+    pub fn data_dir(&self) -> &Path {
+        &self.config.data_dir
+    }
+
+    /// Ends what controllers and scheduler do; the API still answers.
+    pub async fn stop_duties(&self) {
+        self.duties.cancel();
+        self.duty_tasks.close();
+        self.duty_tasks.wait().await;
+    }
+
+    /// Stops in order; when this returns everything that was answered is on disk.
+    pub async fn shutdown(self) {
+        self.stop_duties().await;
+        self.api.shutdown();
+        self.listeners.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.keyspace.shutdown().await;
+    }
+}
+
+/// The API's names: this machine's, and those by which pods know it.
+fn serving_subject(config: &Config) -> Subject<'static> {
+    let mut hosts: Vec<String> = [
+        "localhost",
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+        "kubernetes.default.svc.cluster.local",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    let mut addresses = vec![IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1))];
+    hosts.extend(std::fs::read_to_string("/proc/sys/kernel/hostname").ok().map(|name| name.trim().to_owned()));
+    if !config.api.ip().is_unspecified() && !addresses.contains(&config.api.ip()) {
+        addresses.push(config.api.ip());
+    }
+    for host in &config.hosts {
+        match host.parse::<IpAddr>() {
+            Ok(address) => addresses.push(address),
+            Err(_) => hosts.push(host.clone()),
+        }
+    }
+    hosts.retain(|host| !host.is_empty());
+    Subject { file: "apiserver", user: "kube-apiserver", groups: &[], hosts, addresses }
+}
+
+/// An address to call for one to listen at: every address is reached at loopback.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        ip if ip.is_unspecified() => SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), address.port()),
+        _ => address,
+    }
+}
+
+/// TLS of a listener that knows its clients by certificates of the cluster's authority, if they show one.
+fn server_tls(authority: &Authority, pair: &Pair) -> Result<ServerConfig, Error> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(authority)?), provider.clone())
+        .allow_unauthenticated()
+        .build()
+        .map_err(|e| Error::Tls(e.into()))?;
+    let (chain, key): (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) = (pair.chain(), pair.private_key());
+    let mut tls = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .and_then(|builder| builder.with_client_cert_verifier(clients).with_single_cert(chain, key))
+        .map_err(|e| Error::Tls(e.into()))?;
+    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(tls)
+}
+
+/// TLS of a client that shows `pair` and trusts the cluster's authority.
+fn client_tls(authority: &Authority, pair: &Pair) -> Result<Arc<ClientConfig>, Error> {
+    let roots = roots(authority)?;
+    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .and_then(|builder| {
+            builder.with_root_certificates(roots).with_client_auth_cert(pair.chain(), pair.private_key())
+        })
+        .map_err(|e| Error::Tls(e.into()))?;
+    Ok(Arc::new(config))
+}
+
+fn roots(authority: &Authority) -> Result<RootCertStore, Error> {
+    let mut roots = RootCertStore::empty();
+    roots.add(authority.root()).map_err(|e| Error::Tls(e.into()))?;
+    Ok(roots)
+}

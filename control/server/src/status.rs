@@ -1,0 +1,50 @@
+//! `GET /coracle/v1/status`: what the server says of itself beyond the Kubernetes API.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use axum::extract::State;
+use axum::routing::get;
+use axum::{Json, Router};
+use coracle_keyspace::Keyspace;
+use serde_json::{Value, json};
+
+/// What the answer is made of.
+#[derive(Clone)]
+pub struct Facts {
+    /// The data.
+    pub keyspace: Keyspace,
+    /// Where the registry listens.
+    pub registry: SocketAddr,
+    /// The API's URL.
+    pub api_url: String,
+    /// Where everything is kept.
+    pub data_dir: PathBuf,
+}
+
+/// The route; the caller puts authentication before it.
+pub fn router(facts: Facts) -> Router {
+    Router::new().route("/coracle/v1/status", get(status)).with_state(facts)
+}
+
+async fn status(State(facts): State<Facts>) -> Json<Value> {
+    let raft = facts.keyspace.status();
+    Json(json!({
+        "apiUrl": facts.api_url,
+        "registry": facts.registry,
+        "dataDir": facts.data_dir,
+        "version": env!("CARGO_PKG_VERSION"),
+        "revision": facts.keyspace.revision().get(),
+        "term": raft.term,
+        "diskBytes": raft.disk_bytes,
+        "memoryBytes": resident_bytes(),
+        "processId": std::process::id(),
+    }))
+}
+
+/// Resident memory of this process, from the kernel.
+fn resident_bytes() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
+}

@@ -1,0 +1,207 @@
+//! The content-addressed store: one file per digest, bounded in bytes.
+//!
+//! What a pod uses is pinned by holding its [`Blob`]. When a new blob does not fit, the least recently used
+//! unpinned ones are deleted; when even that is not enough, the new one is refused. Files appear by rename, so a
+//! file under its digest is always whole and was verified.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, SystemTime};
+
+use tempfile::NamedTempFile;
+
+/// A file's time of last use is written to disk (as its modification time) at most this often.
+const TOUCH_INTERVAL: Duration = Duration::from_secs(600);
+
+/// A stored blob; while it is held it is not evicted.
+#[derive(Debug, Clone)]
+pub struct Blob {
+    /// Where the bytes are.
+    pub path: Arc<Path>,
+    /// How many.
+    pub size: u64,
+    _pin: Arc<()>,
+}
+
+/// The store's refusal.
+#[derive(Debug, thiserror::Error)]
+pub enum InsertError {
+    /// All that could be evicted was, and it is not enough.
+    #[error("the image store is full: {used} of {limit} bytes are in use by pods")]
+    Full {
+        /// Bytes pinned by pods.
+        used: u64,
+        /// The bound.
+        limit: u64,
+    },
+    /// The disk failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Blobs by digest on disk.
+#[derive(Debug)]
+pub struct Blobs {
+    dir: PathBuf,
+    temp: PathBuf,
+    max_bytes: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    entries: HashMap<String, Entry>,
+    total: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    path: Arc<Path>,
+    size: u64,
+    used: SystemTime,
+    touched: SystemTime,
+    pin: Weak<()>,
+}
+
+impl Blobs {
+    /// Opens the store in `dir`, finding again what an earlier process left and removing its unfinished downloads.
+    pub fn open(dir: &Path, max_bytes: u64) -> io::Result<Self> {
+        let temp = dir.join("tmp");
+        let dir = dir.join("sha256");
+        let _ = fs::remove_dir_all(&temp);
+        fs::create_dir_all(&temp)?;
+        fs::create_dir_all(&dir)?;
+        let mut state = State::default();
+        for file in fs::read_dir(&dir)? {
+            let file = file?;
+            let metadata = file.metadata()?;
+            let (Some(hex), true) = (file.file_name().to_str().map(str::to_owned), metadata.is_file()) else { continue };
+            let used = metadata.modified()?;
+            state.total += metadata.len();
+            let entry = Entry { path: file.path().into(), size: metadata.len(), used, touched: used, pin: Weak::new() };
+            state.entries.insert(format!("sha256:{hex}"), entry);
+        }
+        Ok(Self { dir, temp, max_bytes, state: Mutex::new(state) })
+    }
+
+    /// The bound in bytes.
+    pub fn max_bytes(&self) -> u64 {
+        self.max_bytes
+    }
+
+    /// Finds a blob and pins it.
+    pub fn get(&self, digest: &str) -> Option<Blob> {
+        let mut state = self.lock();
+        let entry = state.entries.get_mut(digest)?;
+        let now = SystemTime::now();
+        entry.used = now;
+        if now.duration_since(entry.touched).is_ok_and(|age| age > TOUCH_INTERVAL) {
+            entry.touched = now;
+            let _ = fs::File::open(&entry.path).and_then(|file| file.set_modified(now));
+        }
+        Some(entry.pinned())
+    }
+
+    /// An empty file to download into, on the same file system.
+    pub fn temporary(&self) -> io::Result<NamedTempFile> {
+        NamedTempFile::new_in(&self.temp)
+    }
+
+    /// Takes over a verified file as the content of `digest`, pinned.
+    pub fn insert(&self, digest: &str, file: NamedTempFile) -> Result<Blob, InsertError> {
+        let size = file.as_file().metadata()?.len();
+        let hex = digest.rsplit(':').next().unwrap_or(digest);
+        let path: Arc<Path> = self.dir.join(hex).into();
+        let mut state = self.lock();
+        if let Some(entry) = state.entries.get_mut(digest) {
+            return Ok(entry.pinned());
+        }
+        state.evict(self.max_bytes.saturating_sub(size));
+        if state.total + size > self.max_bytes {
+            return Err(InsertError::Full { used: state.total, limit: self.max_bytes });
+        }
+        file.persist(&path).map_err(|error| error.error)?;
+        let now = SystemTime::now();
+        let mut entry = Entry { path, size, used: now, touched: now, pin: Weak::new() };
+        let blob = entry.pinned();
+        state.entries.insert(digest.to_owned(), entry);
+        state.total += size;
+        Ok(blob)
+    }
+
+    /// Bytes on disk.
+    pub fn total_bytes(&self) -> u64 {
+        self.lock().total
+    }
+
+    /// Whether the digest is here, without pinning it.
+    pub fn contains(&self, digest: &str) -> bool {
+        self.lock().entries.contains_key(digest)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Entry {
+    fn pinned(&mut self) -> Blob {
+        let pin = self.pin.upgrade().unwrap_or_default();
+        self.pin = Arc::downgrade(&pin);
+        Blob { path: self.path.clone(), size: self.size, _pin: pin }
+    }
+}
+
+impl State {
+    /// Deletes least recently used, unpinned blobs until at most `target` bytes are left.
+    fn evict(&mut self, target: u64) {
+        while self.total > target {
+            let oldest = self
+                .entries
+                .iter()
+                .filter(|(_, entry)| entry.pin.strong_count() == 0)
+                .min_by_key(|(_, entry)| entry.used)
+                .map(|(digest, _)| digest.clone());
+            let Some(entry) = oldest.and_then(|digest| self.entries.remove(&digest)) else { return };
+            if let Err(error) = fs::remove_file(&entry.path) {
+                tracing::warn!(path = %entry.path.display(), %error, "evicted image could not be deleted");
+            }
+            self.total -= entry.size;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn put(blobs: &Blobs, digest: &str, size: usize) -> Result<Blob, InsertError> {
+        let mut file = blobs.temporary().unwrap();
+        file.write_all(&vec![7; size]).unwrap();
+        blobs.insert(digest, file)
+    }
+
+    #[test]
+    fn evicts_the_least_recently_used_and_never_what_is_pinned() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(dir.path(), 100).unwrap();
+        let pinned = put(&blobs, "sha256:a", 40).unwrap();
+        drop(put(&blobs, "sha256:b", 20).unwrap());
+        drop(put(&blobs, "sha256:c", 20).unwrap());
+        drop(blobs.get("sha256:b").unwrap());
+        drop(put(&blobs, "sha256:d", 40).unwrap());
+        assert!(blobs.contains("sha256:a") && blobs.contains("sha256:b") && !blobs.contains("sha256:c"));
+        assert!(matches!(put(&blobs, "sha256:e", 70), Err(InsertError::Full { used: 40, limit: 100 })));
+        drop(pinned);
+        drop(put(&blobs, "sha256:e", 70).unwrap());
+        assert!(!blobs.contains("sha256:a"));
+        assert_eq!(blobs.total_bytes(), 70);
+        drop(blobs);
+        let again = Blobs::open(dir.path(), 100).unwrap();
+        assert_eq!(again.get("sha256:e").unwrap().size, 70);
+    }
+}

@@ -1,0 +1,235 @@
+//! Pulls against a small registry on loopback that counts what it is asked.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, Method, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+
+use crate::registry::Transport;
+use crate::store::Source;
+use crate::{Config, Credential, PullError, PullPolicy, Store};
+
+const WASM: &[u8] = b"\0asm\x0d\0\x01\0";
+
+#[derive(Default)]
+struct Registry {
+    content: Mutex<HashMap<String, Vec<u8>>>,
+    requests: AtomicUsize,
+    blobs: AtomicUsize,
+    password: Option<&'static str>,
+}
+
+impl Registry {
+    fn put(&self, path: &str, bytes: &[u8]) -> String {
+        self.content.lock().unwrap().insert(path.to_owned(), bytes.to_vec());
+        format!("sha256:{:x}", Sha256::digest(bytes))
+    }
+
+    fn push(&self, repository: &str, tag: &str, media_type: &str, component: &[u8]) -> String {
+        let config = self.put_blob(repository, b"{}");
+        let layer = self.put_blob(repository, component);
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": {"mediaType": "application/vnd.wasm.config.v0+json", "digest": config, "size": 2},
+            "layers": [{"mediaType": media_type, "digest": layer, "size": component.len()}]
+        });
+        self.put_manifest(repository, tag, manifest.to_string().as_bytes())
+    }
+
+    fn put_blob(&self, repository: &str, bytes: &[u8]) -> String {
+        let digest = format!("sha256:{:x}", Sha256::digest(bytes));
+        self.put(&format!("{repository}/blobs/{digest}"), bytes)
+    }
+
+    fn put_manifest(&self, repository: &str, tag: &str, bytes: &[u8]) -> String {
+        let digest = self.put(&format!("{repository}/manifests/{tag}"), bytes);
+        self.put(&format!("{repository}/manifests/{digest}"), bytes)
+    }
+
+    /// The refusal of whoever does not bring the password.
+    fn challenge(&self, headers: &HeaderMap) -> Option<Response> {
+        use base64::Engine as _;
+        let wanted = format!("u:{}", self.password?);
+        let wanted = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(wanted));
+        if headers.get("authorization").is_some_and(|have| have == wanted.as_str()) {
+            return None;
+        }
+        Some((StatusCode::UNAUTHORIZED, [("www-authenticate", "Basic realm=\"r\"")]).into_response())
+    }
+
+    async fn serve(self: Arc<Self>) -> String {
+        let router = Router::new()
+            .route("/v2/", axum::routing::get(root))
+            .route("/v2/{*path}", axum::routing::any(answer))
+            .with_state(self);
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        address.to_string()
+    }
+}
+
+/// Where clients learn which authorization is wanted.
+async fn root(State(registry): State<Arc<Registry>>, headers: HeaderMap) -> Response {
+    registry.challenge(&headers).unwrap_or_else(|| StatusCode::OK.into_response())
+}
+
+async fn answer(State(registry): State<Arc<Registry>>, Path(path): Path<String>, method: Method, headers: HeaderMap) -> Response {
+    registry.requests.fetch_add(1, SeqCst);
+    if let Some(refused) = registry.challenge(&headers) {
+        return refused;
+    }
+    if path.contains("/blobs/") {
+        registry.blobs.fetch_add(1, SeqCst);
+    }
+    let Some(bytes) = registry.content.lock().unwrap().get(&path).cloned() else {
+        let body = json!({"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]}).to_string();
+        return (StatusCode::NOT_FOUND, body).into_response();
+    };
+    let digest = format!("sha256:{:x}", Sha256::digest(&bytes));
+    let body = if method == Method::HEAD { Vec::new() } else { bytes };
+    ([("docker-content-digest", digest)], body).into_response()
+}
+
+fn store(dir: &tempfile::TempDir, embedded: &str) -> Store {
+    let config = Config {
+        dir: dir.path().to_owned(),
+        embedded: Some(embedded.to_owned()),
+        max_bytes: 1 << 20,
+        transport: Transport::default(),
+    };
+    Store::new(config).unwrap()
+}
+
+#[tokio::test]
+async fn finds_a_name_without_host_in_the_embedded_registry() {
+    let registry = Arc::new(Registry::default());
+    registry.push("myregistry/app", "latest", "application/wasm", WASM);
+    registry.push("registry.k8s.io/pause", "3.10", "application/vnd.wasm.content.layer.v1+wasm", WASM);
+    let address = registry.clone().serve().await;
+    let dir = tempfile::tempdir().unwrap();
+    let images = store(&dir, &address);
+
+    let artifact = images.pull("myregistry/app", PullPolicy::Always, &[]).await.unwrap();
+    assert_eq!(std::fs::read(&artifact.path).unwrap(), WASM);
+    assert_eq!(artifact.source, Source::Downloaded);
+    assert_eq!(&*artifact.image_id, format!("myregistry/app@{}", artifact.manifest_digest));
+    let mirrored = images.pull("registry.k8s.io/pause:3.10", PullPolicy::IfNotPresent, &[]).await.unwrap();
+    assert_eq!(mirrored.path, artifact.path);
+
+    // A restart finds it again by name, without asking anybody.
+    drop((images, artifact, mirrored));
+    let before = registry.requests.load(SeqCst);
+    let images = store(&dir, &address);
+    let again = images.pull("myregistry/app:latest", PullPolicy::IfNotPresent, &[]).await.unwrap();
+    assert_eq!((again.source, registry.requests.load(SeqCst)), (Source::Present, before));
+    assert!(images.pull("myregistry/app", PullPolicy::Never, &[]).await.is_ok());
+}
+
+#[tokio::test]
+async fn concurrent_pulls_are_one_and_always_sees_a_moved_tag() {
+    let registry = Arc::new(Registry::default());
+    let first = registry.push("app", "latest", "application/wasm", WASM);
+    let address = registry.clone().serve().await;
+    let dir = tempfile::tempdir().unwrap();
+    let images = store(&dir, &address);
+    let pulls = (0..200).map(|_| images.pull("app", PullPolicy::Always, &[]));
+    let pulled = futures::future::try_join_all(pulls).await.unwrap();
+    assert!(pulled.iter().all(|artifact| *artifact.manifest_digest == first));
+    assert_eq!(registry.blobs.load(SeqCst), 1);
+    assert!(registry.requests.load(SeqCst) < 8);
+
+    let moved = [WASM, b"2"].concat();
+    let second = registry.push("app", "latest", "application/wasm", &moved);
+    let started = std::time::Instant::now();
+    loop {
+        let artifact = images.pull("app", PullPolicy::Always, &[]).await.unwrap();
+        if *artifact.manifest_digest == second {
+            break;
+        }
+        assert!(started.elapsed() < std::time::Duration::from_secs(5), "a moved tag was not seen");
+    }
+    let kept = images.pull(&format!("app@{first}"), PullPolicy::Always, &[]).await.unwrap();
+    assert_eq!(*kept.manifest_digest, first);
+}
+
+#[tokio::test]
+async fn says_why_an_image_cannot_be_had() {
+    let registry = Arc::new(Registry::default());
+    registry.push("text", "latest", "application/wasm", b"hello, not wasm");
+    registry.push("chart", "latest", "application/vnd.cncf.helm.chart.content.v1.tar+gzip", b"x");
+    registry.push("big", "latest", "application/wasm", &[WASM, &vec![0; 2 << 20]].concat());
+    let lie = registry.push("lie", "latest", "application/wasm", &[WASM, b"lie"].concat());
+    {
+        let mut content = registry.content.lock().unwrap();
+        let layer = content.keys().find(|key| key.starts_with("lie/blobs") && content[*key].len() > 2).unwrap().clone();
+        content.insert(layer, b"\0asm!".to_vec());
+    }
+    let _ = lie;
+    let address = registry.clone().serve().await;
+    let dir = tempfile::tempdir().unwrap();
+    let images = store(&dir, &address);
+    let at = |name: &str| format!("{address}/{name}");
+    for (image, class) in [
+        (at("missing"), "NotFound"),
+        (at("text"), "NotWasm"),
+        (at("chart"), "NotWasm"),
+        (at("big"), "TooLarge"),
+        (at("lie"), "Corrupt"),
+        ("127.0.0.1:1/closed".to_owned(), "Unreachable"),
+        ("Not A Name".to_owned(), "InvalidName"),
+    ] {
+        let error = images.pull(&image, PullPolicy::IfNotPresent, &[]).await.unwrap_err();
+        assert!(format!("{error:?}").starts_with(class), "{image}: {error:?}");
+    }
+    let error = images.pull("text", PullPolicy::Never, &[]).await.unwrap_err();
+    assert!(matches!(error, PullError::NotPresent { .. }));
+    assert_eq!(images.total_bytes(), 0);
+}
+
+#[tokio::test]
+async fn uses_the_pull_secret_of_the_pod_and_of_nobody_else() {
+    let registry = Arc::new(Registry { password: Some("secret"), ..Registry::default() });
+    registry.push("private/app", "latest", "application/wasm", WASM);
+    let other = Arc::new(Registry::default()).serve().await;
+    let address = registry.clone().serve().await;
+    let dir = tempfile::tempdir().unwrap();
+    let images = store(&dir, &other);
+    let image = format!("{address}/private/app");
+    let credential = |password: &str| Credential {
+        registry: address.clone(),
+        username: "u".to_owned(),
+        password: password.to_owned(),
+    };
+    for credentials in [vec![], vec![credential("wrong")]] {
+        let error = images.pull(&image, PullPolicy::Always, &credentials).await.unwrap_err();
+        assert!(matches!(error, PullError::Unauthorized { .. }), "{error:?}");
+    }
+    images.pull(&image, PullPolicy::Always, &[credential("secret")]).await.unwrap();
+    let error = images.pull(&image, PullPolicy::Always, &[]).await.unwrap_err();
+    assert!(matches!(error, PullError::Unauthorized { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn takes_the_component_out_of_a_container_image() {
+    let registry = Arc::new(Registry::default());
+    let config = registry.put_blob("docker", br#"{"config":{"Entrypoint":["/app.wasm"]}}"#);
+    let layer = registry.put_blob("docker", &crate::unpack::tar_of("app.wasm", WASM));
+    let manifest = json!({
+        "schemaVersion": 2,
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": config, "size": 10},
+        "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": layer, "size": 2048}]
+    });
+    registry.put_manifest("docker", "latest", manifest.to_string().as_bytes());
+    let address = registry.clone().serve().await;
+    let dir = tempfile::tempdir().unwrap();
+    let artifact = store(&dir, &address).pull("docker", PullPolicy::IfNotPresent, &[]).await.unwrap();
+    assert_eq!(std::fs::read(&artifact.path).unwrap(), WASM);
+    assert_eq!(*artifact.digest, format!("sha256:{:x}", Sha256::digest(WASM)));
+}

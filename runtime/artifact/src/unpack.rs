@@ -1,0 +1,171 @@
+//! Finds a component inside a container image: `FROM scratch`, `COPY app.wasm /`, `ENTRYPOINT ["/app.wasm"]`.
+//!
+//! Reads as much of the tar format as such images use: regular files, with GNU and pax long names.
+
+use std::io::{self, BufReader, Read, Write};
+use std::path::Path;
+
+use flate2::read::GzDecoder;
+use serde::Deserialize;
+
+const BLOCK: usize = 512;
+/// A long name may be this long; Linux allows 4096.
+const NAME_MAX: u64 = 64 * 1024;
+
+#[derive(Deserialize)]
+struct ImageConfig {
+    #[serde(default)]
+    config: RunConfig,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase")]
+struct RunConfig {
+    entrypoint: Option<Vec<String>>,
+    cmd: Option<Vec<String>>,
+}
+
+/// The path of the program that an image config says is to be run, without leading slash.
+pub fn entry_point(config: &[u8]) -> Result<String, String> {
+    let config: ImageConfig =
+        serde_json::from_slice(config).map_err(|error| format!("its config cannot be read: {error}"))?;
+    let run = config.config;
+    let program = run.entrypoint.into_iter().flatten().chain(run.cmd.into_iter().flatten()).next();
+    match program {
+        Some(program) if program.ends_with(".wasm") => Ok(normal(&program)),
+        Some(program) => Err(format!("it is a container image whose entry point {program:?} is no .wasm file")),
+        None => Err("it is a container image without entry point".to_owned()),
+    }
+}
+
+/// Copies the file `wanted` out of a (possibly gzipped) tar archive; whether it was there.
+pub fn extract(archive: &Path, wanted: &str, out: &mut dyn Write, limit: u64) -> io::Result<bool> {
+    let mut file = BufReader::new(std::fs::File::open(archive)?);
+    let mut magic = [0; 2];
+    let is_gzip = file.read_exact(&mut magic).is_ok() && magic == [0x1f, 0x8b];
+    let file = BufReader::new(std::fs::File::open(archive)?);
+    match is_gzip {
+        true => search(&mut GzDecoder::new(file), wanted, out, limit),
+        false => search(&mut { file }, wanted, out, limit),
+    }
+}
+
+fn search(tar: &mut dyn Read, wanted: &str, out: &mut dyn Write, limit: u64) -> io::Result<bool> {
+    let mut long_name = None;
+    loop {
+        let mut header = [0; BLOCK];
+        match tar.read_exact(&mut header) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+            other => other?,
+        }
+        if header.iter().all(|byte| *byte == 0) {
+            return Ok(false);
+        }
+        let size = number(&header[124..136]).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "bad tar header"))?;
+        let padded = size.next_multiple_of(BLOCK as u64);
+        match header[156] {
+            b'L' | b'x' => {
+                let mut text = Vec::new();
+                tar.take(padded.min(NAME_MAX)).read_to_end(&mut text)?;
+                text.truncate(size as usize);
+                long_name = match header[156] {
+                    b'L' => Some(text_of(&text).to_owned()),
+                    _ => pax_path(&text).or(long_name),
+                };
+            }
+            b'0' | 0 => {
+                let name = long_name.take().unwrap_or_else(|| header_name(&header));
+                if normal(&name) == wanted {
+                    if size > limit {
+                        return Err(io::ErrorKind::FileTooLarge.into());
+                    }
+                    let copied = io::copy(&mut tar.take(size), out)?;
+                    return match copied == size {
+                        true => Ok(true),
+                        false => Err(io::ErrorKind::UnexpectedEof.into()),
+                    };
+                }
+                io::copy(&mut tar.take(padded), &mut io::sink())?;
+            }
+            _ => {
+                long_name = None;
+                io::copy(&mut tar.take(padded), &mut io::sink())?;
+            }
+        }
+    }
+}
+
+fn number(field: &[u8]) -> Option<u64> {
+    if field[0] & 0x80 != 0 {
+        // GNU base-256, for what octal cannot hold.
+        return field[1..].iter().try_fold(0_u64, |sum, byte| sum.checked_mul(256)?.checked_add(u64::from(*byte)));
+    }
+    let text = text_of(field).trim();
+    if text.is_empty() { Some(0) } else { u64::from_str_radix(text, 8).ok() }
+}
+
+fn header_name(header: &[u8; BLOCK]) -> String {
+    let (name, prefix) = (text_of(&header[..100]), text_of(&header[345..500]));
+    match header[257..262] == *b"ustar" && !prefix.is_empty() {
+        true => format!("{prefix}/{name}"),
+        false => name.to_owned(),
+    }
+}
+
+fn pax_path(records: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(records).ok()?;
+    text.lines().find_map(|line| line.split_once(' ')?.1.strip_prefix("path=").map(str::to_owned))
+}
+
+fn text_of(field: &[u8]) -> &str {
+    let end = field.iter().position(|byte| *byte == 0).unwrap_or(field.len());
+    std::str::from_utf8(&field[..end]).unwrap_or("")
+}
+
+fn normal(path: &str) -> String {
+    path.split('/').filter(|part| !part.is_empty() && *part != ".").collect::<Vec<_>>().join("/")
+}
+
+#[cfg(test)]
+pub(crate) fn tar_of(name: &str, content: &[u8]) -> Vec<u8> {
+    let mut header = [0_u8; BLOCK];
+    header[..name.len()].copy_from_slice(name.as_bytes());
+    header[124..135].copy_from_slice(format!("{:011o}", content.len()).as_bytes());
+    header[156] = b'0';
+    header[257..262].copy_from_slice(b"ustar");
+    let mut tar = header.to_vec();
+    tar.extend_from_slice(content);
+    tar.resize(tar.len().next_multiple_of(BLOCK) + 2 * BLOCK, 0);
+    tar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extracts_the_entry_point() {
+        let config = br#"{"config":{"Entrypoint":["/bin/app.wasm"],"Cmd":["x"]}}"#;
+        assert_eq!(entry_point(config).unwrap(), "bin/app.wasm");
+        assert!(entry_point(br#"{"config":{"Cmd":["sh"]}}"#).unwrap_err().contains("no .wasm file"));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("layer");
+        for gzip in [false, true] {
+            let tar = tar_of("./bin/app.wasm", b"\0asm");
+            let bytes = match gzip {
+                true => {
+                    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                    encoder.write_all(&tar).unwrap();
+                    encoder.finish().unwrap()
+                }
+                false => tar,
+            };
+            std::fs::write(&path, bytes).unwrap();
+            let mut out = Vec::new();
+            assert!(extract(&path, "bin/app.wasm", &mut out, 10).unwrap());
+            assert_eq!(out, b"\0asm");
+            assert!(!extract(&path, "other.wasm", &mut out, 10).unwrap());
+            assert!(extract(&path, "bin/app.wasm", &mut out, 3).is_err());
+        }
+    }
+}

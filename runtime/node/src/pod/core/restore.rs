@@ -1,0 +1,126 @@
+//! Taking up again what the API object says about an earlier life of the pod, after the node was restarted.
+//!
+//! Nothing of a pod outlives the node's process. A container that the status calls running ended with it: it is shown
+//! as terminated (exit code 255, reason `Unknown`, as container runtimes say it) and its restart policy decides. What
+//! ended before, or was completed before (init containers), stays as it was.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, PodStatus};
+
+use super::container::{Container, State, Terminated};
+use super::status::OWNED_CONDITIONS;
+use super::{Condition, Core, Now, SetupState, deadline_of};
+
+/// Exit code of a container whose end nobody saw.
+const LOST: i32 = 255;
+
+pub(super) fn restore(pod: Arc<Pod>, host_address: IpAddr, now: Now) -> Core {
+    let status = pod.status.clone().unwrap_or_default();
+    let containers = containers(&pod, &status, now);
+    let start_time = status.start_time.as_ref().map(|time| time.0);
+    let terminal = match status.phase.as_deref() {
+        Some("Succeeded") => Some("Succeeded"),
+        Some("Failed") => Some("Failed"),
+        _ => None,
+    };
+    let reason = match (terminal, status.reason.as_deref()) {
+        (Some("Failed"), Some("DeadlineExceeded")) => Some(("DeadlineExceeded", status.message.clone().unwrap_or_default())),
+        _ => None,
+    };
+    let host_network = pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false);
+    Core {
+        initialized: containers.iter().any(|c| !c.container_id.is_empty()) && is_initialized(&status),
+        had_run: containers.iter().any(|container| !container.container_id.is_empty()),
+        deadline: deadline_of(&pod, start_time, now),
+        address: None,
+        previous_address: status.pod_ip.as_deref().filter(|_| !host_network).and_then(|address| address.parse().ok()),
+        host_address,
+        start_time,
+        terminal,
+        failure: reason,
+        conditions: conditions(&status, now),
+        pod,
+        containers,
+        setup: SetupState::Absent,
+        setup_delay: None,
+        ending: None,
+        ending_by: None,
+        finalizing: false,
+        releasing: false,
+        forgotten: false,
+    }
+}
+
+fn is_initialized(status: &PodStatus) -> bool {
+    let conditions = status.conditions.as_deref().unwrap_or_default();
+    conditions.iter().any(|condition| condition.type_ == "Initialized" && condition.status == "True")
+}
+
+fn containers(pod: &Pod, status: &PodStatus, now: Now) -> Vec<Container> {
+    let Some(spec) = pod.spec.as_ref() else { return Vec::new() };
+    let policy = spec.restart_policy.as_deref().unwrap_or("Always");
+    let init = spec.init_containers.as_deref().unwrap_or_default().iter().map(|container| (container, true));
+    let regular = spec.containers.iter().map(|container| (container, false));
+    let find = |list: &Option<Vec<ContainerStatus>>, name: &str| {
+        list.iter().flatten().find(|status| status.name == name).cloned()
+    };
+    init.chain(regular)
+        .map(|(spec, is_init)| {
+            let mut container = Container::new(spec, is_init, policy);
+            let list = if is_init { &status.init_container_statuses } else { &status.container_statuses };
+            if let Some(status) = find(list, &spec.name) {
+                take_up(&mut container, status, now);
+            }
+            container
+        })
+        .collect()
+}
+
+fn take_up(container: &mut Container, status: ContainerStatus, now: Now) {
+    container.restarts = u32::try_from(status.restart_count).unwrap_or(0);
+    container.container_id = status.container_id.unwrap_or_default();
+    container.image_id = status.image_id.into();
+    // Runs go on counting, so that the logs of an earlier life are found and not written over.
+    container.run = container.restarts + u32::from(!container.container_id.is_empty());
+    container.last = status.last_state.and_then(|state| state.terminated).map(terminated);
+    let Some(state) = status.state else { return };
+    let ended = match (state.terminated, state.running) {
+        (Some(state), _) => terminated(state),
+        (None, Some(running)) => Terminated {
+            code: LOST,
+            reason: "Unknown".to_owned(),
+            message: "The node was restarted while the container ran".to_owned(),
+            started_at: running.started_at.map(|time| time.0),
+            finished_at: Some(now.wall),
+            container_id: container.container_id.clone(),
+        },
+        (None, None) => return,
+    };
+    container.state = State::Ended { terminated: ended, finished: now.mono };
+}
+
+fn terminated(state: ContainerStateTerminated) -> Terminated {
+    Terminated {
+        code: state.exit_code,
+        reason: state.reason.unwrap_or_default(),
+        message: state.message.unwrap_or_default(),
+        started_at: state.started_at.map(|time| time.0),
+        finished_at: state.finished_at.map(|time| time.0),
+        container_id: state.container_id.unwrap_or_default(),
+    }
+}
+
+fn conditions(status: &PodStatus, now: Now) -> BTreeMap<&'static str, Condition> {
+    let mut found = BTreeMap::new();
+    for condition in status.conditions.iter().flatten() {
+        if let Some(name) = OWNED_CONDITIONS.iter().find(|name| **name == condition.type_) {
+            let since = condition.last_transition_time.as_ref().map_or(now.wall, |time| time.0);
+            let status = condition.status == "True";
+            found.insert(*name, Condition { status, reason: "", message: String::new(), since });
+        }
+    }
+    found
+}

@@ -1,0 +1,79 @@
+//! The real executable, started for a benchmark.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+
+use super::Error;
+use crate::Remote;
+
+/// Until a cluster must be ready.
+const START_DEADLINE: Duration = Duration::from_secs(60);
+
+/// A cluster of its own, in a process of its own; it ends with this value.
+pub struct Process {
+    child: Child,
+    dir: TempDir,
+    /// A client of its API.
+    pub remote: Remote,
+}
+
+impl Process {
+    /// Starts it and pushes the hello component as `hello:latest`.
+    pub async fn start(program: &Path) -> Result<Process, Error> {
+        let dir = tempfile::tempdir()?;
+        let mut child = Command::new(program)
+            .args(["up", "--api-port", "0", "--registry-port", "0", "--data-dir"])
+            .arg(dir.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let mut lines = BufReader::new(child.stdout.take().ok_or("no standard output")?).lines();
+        let ready = async {
+            while let Some(line) = lines.next_line().await? {
+                if line == "ready" {
+                    return Ok(());
+                }
+            }
+            Err::<(), Error>("the cluster ended before it was ready".into())
+        };
+        tokio::time::timeout(START_DEADLINE, ready).await??;
+        let remote = Remote::connect(&dir.path().join("kubeconfig")).await?;
+        let hello = crate::component(&examples()?, "hello").await?;
+        crate::push(remote.client(), &hello, "hello:latest").await?;
+        Ok(Process { child, dir, remote })
+    }
+
+    /// Resident memory in bytes, of the process and what it started.
+    pub fn resident_bytes(&self) -> Result<u64, Error> {
+        let id = self.child.id().ok_or("the cluster has ended")?;
+        let statm = std::fs::read_to_string(format!("/proc/{id}/statm"))?;
+        let pages: u64 = statm.split(' ').nth(1).ok_or("statm has no second field")?.parse()?;
+        Ok(pages * rustix::param::page_size() as u64)
+    }
+
+    /// Asks it to end and waits until it has.
+    pub async fn stop(mut self) -> Result<(), Error> {
+        if let Some(id) = self.child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed())) {
+            rustix::process::kill_process(id, rustix::process::Signal::TERM)?;
+        }
+        tokio::time::timeout(START_DEADLINE, self.child.wait()).await??;
+        self.dir.close()?;
+        Ok(())
+    }
+}
+
+/// The guests' workspace of the checkout we are in, else of the one this program was built from.
+pub fn examples() -> Result<PathBuf, Error> {
+    let here = std::env::current_dir()?;
+    here.ancestors()
+        .chain(Path::new(env!("CARGO_MANIFEST_DIR")).parent())
+        .map(|root| root.join("examples"))
+        .find(|examples| examples.join("hello/Cargo.toml").exists())
+        .ok_or_else(|| "this benchmark needs a checkout of Coracle's repository".into())
+}

@@ -1,0 +1,69 @@
+//! Benchmarks that print figures; they judge nothing.
+//!
+//! Those of a whole cluster start the real executable in a temporary directory on free ports and measure it from
+//! outside. Peers that do the same work run in the same process and moment, since machines differ and are noisy.
+
+mod cluster;
+mod deploy;
+mod http;
+mod rollout;
+
+use std::fmt;
+use std::path::Path;
+
+pub use http::{Answer, http_get};
+
+/// The benchmarks' names, in the order in which all of them run.
+pub const NAMES: [&str; 5] = ["keyspace", "engine", "deploy", "rollout", "http"];
+
+/// Whatever went wrong in a benchmark.
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// One measured figure.
+#[derive(Clone, Debug)]
+pub struct Figure {
+    /// What was measured.
+    pub name: String,
+    /// How much.
+    pub value: f64,
+    /// Of what.
+    pub unit: &'static str,
+}
+
+impl Figure {
+    fn new(name: impl Into<String>, value: f64, unit: &'static str) -> Figure {
+        Figure { name: name.into(), value, unit }
+    }
+}
+
+impl fmt::Display for Figure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digits = if self.value.abs() < 100.0 { 2 } else { 0 };
+        write!(f, "{:<44} {:>12.digits$} {}", self.name, self.value, self.unit)
+    }
+}
+
+/// Runs the benchmark `name` (one of [`NAMES`]); `program` is the coracle executable. Calls `report` with each figure
+/// as soon as it is known.
+pub async fn run(name: &str, program: &Path, mut report: impl FnMut(Figure)) -> Result<(), Error> {
+    match name {
+        "keyspace" => {
+            let dir = tempfile::tempdir()?;
+            for figure in coracle_server::keyspace_bench::run(dir.path()).await? {
+                report(Figure::new(figure.name, figure.value, figure.unit));
+            }
+        }
+        "engine" => {
+            let dir = tempfile::tempdir()?;
+            let hello = crate::component(&cluster::examples()?, "hello").await?;
+            for figure in coracle_node::engine_bench(dir.path(), &hello).await? {
+                report(Figure::new(figure.name, figure.value, figure.unit));
+            }
+        }
+        "deploy" => deploy::run(program, &mut report).await?,
+        "rollout" => rollout::run(program, &mut report).await?,
+        "http" => http::run(program, &mut report).await?,
+        other => return Err(format!("no benchmark is called {other:?}; there are {}", NAMES.join(", ")).into()),
+    }
+    Ok(())
+}

@@ -1,0 +1,190 @@
+//! A whole cluster in this process: one server and one node.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use coracle_node::Node;
+use coracle_server::Server;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::Remote;
+
+pub use coracle_node::{Compiler, compile_worker};
+
+/// How a cluster is started.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where everything is kept; made when missing.
+    pub data_dir: PathBuf,
+    /// Address of the API and of the registry.
+    pub bind: IpAddr,
+    /// Port of the API; 0 takes a free one.
+    pub api_port: u16,
+    /// Port of the registry; 0 takes a free one.
+    pub registry_port: u16,
+    /// Address of the listeners of NodePort services.
+    pub node_port_bind: IpAddr,
+    /// Name of the node; the machine's when absent.
+    pub node_name: Option<String>,
+    /// Where components are compiled.
+    pub compiler: Compiler,
+}
+
+impl Options {
+    /// Defaults for a cluster kept in `data_dir`: loopback only, the usual ports.
+    pub fn new(data_dir: impl Into<PathBuf>) -> Options {
+        let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        Options {
+            data_dir: data_dir.into(),
+            bind: loopback,
+            api_port: 6443,
+            registry_port: 5000,
+            node_port_bind: loopback,
+            node_name: None,
+            compiler: Compiler::InProcess,
+        }
+    }
+
+    /// The same with free ports.
+    pub fn free_ports(self) -> Options {
+        Options { api_port: 0, registry_port: 0, ..self }
+    }
+}
+
+/// Why a cluster could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The control plane.
+    #[error("start the control plane")]
+    Server(#[from] coracle_server::Error),
+    /// The node.
+    #[error("start the node {name}")]
+    Node {
+        /// Its name.
+        name: String,
+        /// Why.
+        #[source]
+        source: coracle_node::Error,
+    },
+    /// The node ended before it was ready.
+    #[error("the node ended before it was ready")]
+    Ended(#[source] Option<coracle_node::Error>),
+}
+
+/// A running cluster.
+pub struct Cluster {
+    server: Server,
+    node: Node,
+    running: JoinHandle<Result<(), coracle_node::Error>>,
+    stop: CancellationToken,
+}
+
+impl Cluster {
+    /// Starts a cluster. When this returns the API answers and the kubeconfig is complete; see [`Cluster::ready`].
+    pub async fn start(options: Options) -> Result<Cluster, StartError> {
+        let server = Server::start(coracle_server::Config {
+            data_dir: options.data_dir.clone(),
+            api: SocketAddr::new(options.bind, options.api_port),
+            registry: SocketAddr::new(options.bind, options.registry_port),
+            hosts: Vec::new(),
+        })
+        .await?;
+        match start_node(&server, &options).await {
+            Ok((node, running, stop)) => Ok(Cluster { server, node, running, stop }),
+            Err(error) => {
+                server.shutdown().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits until a pod would start: the node is registered and Ready.
+    pub async fn ready(&self) -> Result<(), StartError> {
+        tokio::select! {
+            () = self.node.ready() => Ok(()),
+            () = self.ended() => Err(StartError::Ended(None)),
+        }
+    }
+
+    /// Waits until the node has ended although nobody stopped it.
+    pub async fn ended(&self) {
+        while !self.running.is_finished() {
+            // Only a broken invariant ends a node; nobody waits for this often.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    /// This cluster as a client sees it, with every right and without the network.
+    pub fn remote(&self) -> Remote {
+        Remote::new(self.server.admin())
+    }
+
+    /// `https://HOST:PORT` of the API.
+    pub fn api_url(&self) -> String {
+        self.server.api_url()
+    }
+
+    /// Where clients on this machine reach the registry, without TLS.
+    pub fn registry_address(&self) -> SocketAddr {
+        self.server.registry_address()
+    }
+
+    /// The administrator's kubeconfig.
+    pub fn kubeconfig(&self) -> &Path {
+        self.server.kubeconfig()
+    }
+
+    /// Stops in order: no more scheduling, pods end in grace, then the API, then the data.
+    ///
+    /// Pods are stopped, not deleted: the next start runs them again.
+    pub async fn shutdown(self) {
+        self.server.stop_duties().await;
+        self.stop.cancel();
+        match self.running.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the node ended"),
+            Err(error) => tracing::error!(%error, "the node's task"),
+        }
+        self.server.shutdown().await;
+    }
+}
+
+type Running = (Node, JoinHandle<Result<(), coracle_node::Error>>, CancellationToken);
+
+async fn start_node(server: &Server, options: &Options) -> Result<Running, StartError> {
+    let name = options.node_name.clone().unwrap_or_else(machine_name);
+    let address = match options.bind {
+        ip if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        ip => ip,
+    };
+    let tls = server.node_tls(&name, address)?;
+    let config = coracle_node::Config {
+        registry: Some(server.registry_address().to_string()),
+        node_port_bind: options.node_port_bind,
+        compiler: options.compiler.clone(),
+        ..coracle_node::Config::new(&name, options.data_dir.join("node"), address, tls.server)
+    };
+    let failed = |source| StartError::Node { name: name.clone(), source };
+    let node = Node::new(server.node_client(&name), config).await.map_err(failed)?;
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(node.clone().run(stop.clone()));
+    Ok((node, running, stop))
+}
+
+/// The machine's name as a node can have it (RFC 1123: lower case, letters, digits, '-' and '.').
+fn machine_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name: String = name
+        .trim()
+        .to_lowercase()
+        .chars()
+        .map(|c| if c.is_ascii_lowercase() || c.is_ascii_digit() || c == '.' { c } else { '-' })
+        .take(63)
+        .collect();
+    match name.trim_matches(['-', '.']) {
+        "" => "node".to_owned(),
+        name => name.to_owned(),
+    }
+}

@@ -1,0 +1,34 @@
+//! Coracle in a Rust program: start a cluster, deploy to it, stop it; or reach one that runs elsewhere.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use coracle_sdk::{Cluster, Options};
+//!
+//! let cluster = Cluster::start(Options::new("data")).await?;
+//! cluster.ready().await?;
+//! let remote = cluster.remote();
+//! coracle_sdk::push(remote.client(), "app.wasm".as_ref(), "myregistry/app:latest").await?;
+//! let objects = coracle_sdk::manifests::read(&["app.yaml".into()])?;
+//! coracle_sdk::manifests::apply(remote.client(), &objects, |applied| println!("{applied}")).await?;
+//! cluster.shutdown().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! This crate is the only one with a stability promise; what the others offer may change with every version.
+
+mod build;
+mod cluster;
+mod push;
+mod remote;
+
+pub mod bench;
+pub mod manifests;
+
+pub use build::{BuildError, component};
+pub use cluster::{Cluster, Compiler, Options, StartError, compile_worker};
+pub use push::{Error as PushError, Pushed, push};
+pub use remote::{ConnectError, Remote, Status};
+
+/// The Kubernetes client this crate speaks through, so that a program needs no version of its own to match.
+pub use kube;

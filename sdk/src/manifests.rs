@@ -1,0 +1,246 @@
+//! Manifests: read them from files and directories, and apply them to a cluster.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use kube::api::{DynamicObject, Patch, PatchParams};
+use kube::core::{ApiResource, GroupVersionKind};
+use kube::discovery::{Scope, pinned_kind};
+use kube::{Api, Client};
+use serde::Deserialize;
+use serde_json::Value;
+
+/// The field manager of what this module applies.
+const FIELD_MANAGER: &str = "coracle";
+/// Larger files are no manifests.
+const FILE_BYTES_MAX: u64 = 16 << 20;
+
+/// One object of a manifest, and where it came from.
+#[derive(Clone, Debug)]
+pub struct Manifest {
+    /// File and document, for messages.
+    pub origin: String,
+    /// The object.
+    pub object: Value,
+}
+
+/// Why manifests cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// A file.
+    #[error("read {path}")]
+    File {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A directory without manifests.
+    #[error("no manifest (*.yaml, *.yml, *.json) in {0}")]
+    Empty(PathBuf),
+    /// A file that is too large.
+    #[error("{path} has {bytes} bytes; a manifest has at most {FILE_BYTES_MAX}")]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+    },
+    /// No YAML.
+    #[error("{origin} is not YAML")]
+    Yaml {
+        /// File and document.
+        origin: String,
+        /// Why.
+        #[source]
+        source: serde_yaml_ng::Error,
+    },
+    /// A document that is no object.
+    #[error("{origin} is no Kubernetes object: {missing} is missing")]
+    NoObject {
+        /// File and document.
+        origin: String,
+        /// What is missing.
+        missing: &'static str,
+    },
+}
+
+/// Why a manifest could not be applied.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The cluster does not know the kind.
+    #[error("{origin}: the cluster does not know {kind} of {api_version}; `kubectl api-resources` lists what it knows")]
+    Kind {
+        /// File and document.
+        origin: String,
+        /// `apiVersion`.
+        api_version: String,
+        /// `kind`.
+        kind: String,
+        /// What discovery answered.
+        #[source]
+        source: Box<kube::Error>,
+    },
+    /// The object was refused, or the cluster could not be asked.
+    #[error("{origin}: apply {what}")]
+    Apply {
+        /// File and document.
+        origin: String,
+        /// Kind and name.
+        what: String,
+        /// Why.
+        #[source]
+        source: Box<kube::Error>,
+    },
+}
+
+/// Reads every object of `paths`: files, or directories whose `*.yaml`, `*.yml` and `*.json` are taken in order of
+/// name. Lists are taken apart. Namespaces come first, so that what lies in them can be made.
+pub fn read(paths: &[PathBuf]) -> Result<Vec<Manifest>, ReadError> {
+    let mut all = Vec::new();
+    for path in paths {
+        for file in files(path)? {
+            let io = |source| ReadError::File { path: file.clone(), source };
+            let bytes = std::fs::metadata(&file).map_err(io)?.len();
+            if bytes > FILE_BYTES_MAX {
+                return Err(ReadError::TooLarge { path: file, bytes });
+            }
+            let text = std::fs::read_to_string(&file).map_err(io)?;
+            parse(&file.display().to_string(), &text, &mut all)?;
+        }
+    }
+    all.sort_by_key(|manifest| u8::from(manifest.object["kind"] != "Namespace"));
+    Ok(all)
+}
+
+fn files(path: &Path) -> Result<Vec<PathBuf>, ReadError> {
+    let io = |source| ReadError::File { path: path.into(), source };
+    if !std::fs::metadata(path).map_err(io)?.is_dir() {
+        return Ok(vec![path.into()]);
+    }
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(io)? {
+        let file = entry.map_err(io)?.path();
+        let is_manifest = file.extension().is_some_and(|ext| ["yaml", "yml", "json"].iter().any(|known| ext == *known));
+        if is_manifest && file.is_file() {
+            found.push(file);
+        }
+    }
+    if found.is_empty() {
+        return Err(ReadError::Empty(path.into()));
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn parse(file: &str, text: &str, into: &mut Vec<Manifest>) -> Result<(), ReadError> {
+    for (index, document) in serde_yaml_ng::Deserializer::from_str(text).enumerate() {
+        let origin = if index == 0 { file.to_owned() } else { format!("{file} (document {})", index + 1) };
+        let value = Value::deserialize(document)
+            .map_err(|source| ReadError::Yaml { origin: origin.clone(), source })?;
+        if !value.is_null() {
+            flatten(origin, value, into)?;
+        }
+    }
+    Ok(())
+}
+
+fn flatten(origin: String, value: Value, into: &mut Vec<Manifest>) -> Result<(), ReadError> {
+    let missing = |missing| ReadError::NoObject { origin: origin.clone(), missing };
+    if !value["apiVersion"].is_string() {
+        return Err(missing("apiVersion"));
+    }
+    let Some(kind) = value["kind"].as_str() else { return Err(missing("kind")) };
+    match value.get("items").and_then(Value::as_array) {
+        Some(items) if kind.ends_with("List") => {
+            for (index, item) in items.iter().enumerate() {
+                flatten(format!("{origin} (item {})", index + 1), item.clone(), into)?;
+            }
+        }
+        _ if !value["metadata"]["name"].is_string() => return Err(missing("metadata.name")),
+        _ => into.push(Manifest { origin, object: value }),
+    }
+    Ok(())
+}
+
+/// Applies `manifests` in order, server-side, and calls `applied` with kind and name after each.
+///
+/// Stops at the first that is refused; those before it stay applied.
+pub async fn apply(
+    client: &Client,
+    manifests: &[Manifest],
+    mut applied: impl FnMut(&str),
+) -> Result<(), ApplyError> {
+    let mut kinds: HashMap<(String, String), (ApiResource, bool)> = HashMap::new();
+    for Manifest { origin, object } in manifests {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let (api_version, kind, name) =
+            (text(&object["apiVersion"]), text(&object["kind"]), text(&object["metadata"]["name"]));
+        let (resource, namespaced) = match kinds.get(&(api_version.clone(), kind.clone())) {
+            Some(known) => known.clone(),
+            None => {
+                let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
+                let (resource, capabilities) = pinned_kind(client, &GroupVersionKind::gvk(group, version, &kind))
+                    .await
+                    .map_err(|source| ApplyError::Kind {
+                        origin: origin.clone(),
+                        api_version: api_version.clone(),
+                        kind: kind.clone(),
+                        source: source.into(),
+                    })?;
+                let found = (resource, capabilities.scope == Scope::Namespaced);
+                kinds.insert((api_version, kind.clone()), found.clone());
+                found
+            }
+        };
+        let api: Api<DynamicObject> = match object["metadata"]["namespace"].as_str() {
+            Some(namespace) if namespaced => Api::namespaced_with(client.clone(), namespace, &resource),
+            _ if namespaced => Api::default_namespaced_with(client.clone(), &resource),
+            _ => Api::all_with(client.clone(), &resource),
+        };
+        let what = format!("{}/{name}", kind.to_lowercase());
+        api.patch(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(object)).await.map_err(|source| {
+            ApplyError::Apply { origin: origin.clone(), what: what.clone(), source: source.into() }
+        })?;
+        applied(&what);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_read_in_order_with_namespaces_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        write("b.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n---\n# nothing\n");
+        write("a.yml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: one}\n---\napiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Secret, metadata: {name: two}}\n");
+        write("notes.txt", "not a manifest");
+        let names: Vec<String> = read(&[dir.path().into()])
+            .unwrap()
+            .iter()
+            .map(|m| m.object["metadata"]["name"].as_str().unwrap().to_owned())
+            .collect();
+        assert_eq!(names, ["shop", "one", "two"]);
+    }
+
+    #[test]
+    fn errors_name_file_and_document() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("x.yaml");
+        for (text, expected) in [
+            ("apiVersion: v1\nkind: Pod\nmetadata: {name: p}\n---\nkind: Pod\n", "(document 2) is no Kubernetes object: apiVersion is missing"),
+            ("apiVersion: v1\nkind: Pod\n", "metadata.name is missing"),
+            ("a: [", "is not YAML"),
+        ] {
+            std::fs::write(&file, text).unwrap();
+            let error = read(std::slice::from_ref(&file)).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        let missing = read(&[dir.path().join("none.yaml")]).unwrap_err().to_string();
+        assert!(missing.contains("none.yaml"), "{missing}");
+    }
+}
