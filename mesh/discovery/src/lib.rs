@@ -1,1 +1,133 @@
-//! coracle-discovery
+//! What Services there are and which endpoints are ready, as immutable snapshots.
+//!
+//! One task watches Services and EndpointSlices of the whole cluster ([`Discovery::run`]). What changed in the same moment
+//! becomes one new [`Snapshot`], in which Services that did not change are the same values as before. Readers take the
+//! latest snapshot without a lock; when the API server is gone they keep the last one.
+//!
+//! Routes, balancing and connections are the proxy's affair.
+
+mod name;
+mod snapshot;
+mod table;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use futures::stream::SelectAll;
+use futures::{FutureExt, Stream, StreamExt};
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::Api;
+use kube::runtime::{WatchStreamExt, watcher};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+pub use snapshot::{Endpoint, Port, Protocol, Resolved, Service, ServiceKind, Snapshot};
+use table::{Change, Table};
+
+/// Changes that are taken together into one snapshot, so that a storm does not make one snapshot for each of its events.
+const BATCH: usize = 1024;
+
+/// Watches Services and EndpointSlices. Clones share the snapshot.
+#[derive(Clone)]
+pub struct Discovery {
+    client: kube::Client,
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    generation: watch::Sender<u64>,
+    synced: watch::Sender<bool>,
+}
+
+impl Discovery {
+    /// Knows nothing until [`Discovery::run`] does.
+    pub fn new(client: kube::Client) -> Discovery {
+        Discovery {
+            client,
+            snapshot: Arc::new(ArcSwap::from_pointee(Snapshot::default())),
+            generation: watch::Sender::new(0),
+            synced: watch::Sender::new(false),
+        }
+    }
+
+    /// The latest state.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    /// The generation of the latest snapshot, to wait for the next.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+
+    /// Waits until the first lists are in.
+    pub async fn synced(&self) {
+        let mut synced = self.synced.subscribe();
+        // The sender lives as long as `self`.
+        let _ = synced.wait_for(|synced| *synced).await;
+    }
+
+    /// Watches until shutdown.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let mut changes = SelectAll::new();
+        changes.push(services(self.client.clone()).boxed());
+        changes.push(slices(self.client.clone()).boxed());
+        let mut table = Table::default();
+        loop {
+            // Waiting is all that is cut here.
+            let first = tokio::select! {
+                change = changes.next() => change,
+                () = shutdown.cancelled() => return,
+            };
+            let Some(first) = first else { return };
+            table.take(first);
+            for _ in 1..BATCH {
+                match changes.next().now_or_never() {
+                    Some(Some(change)) => table.take(change),
+                    _ => break,
+                }
+            }
+            // Half a list would look as if everything else were gone.
+            if !table.is_listed() {
+                continue;
+            }
+            let snapshot = table.snapshot(&self.snapshot.load());
+            let generation = snapshot.generation;
+            self.snapshot.store(Arc::new(snapshot));
+            self.generation.send_replace(generation);
+            self.synced.send_replace(true);
+        }
+    }
+}
+
+fn services(client: kube::Client) -> impl Stream<Item = Change> + Send {
+    let events = watcher(Api::<core::Service>::all(client), watcher::Config::default()).default_backoff();
+    events.filter_map(|event| async {
+        match event {
+            Ok(watcher::Event::Init) => Some(Change::ServicesInit),
+            Ok(watcher::Event::InitApply(service) | watcher::Event::Apply(service)) => {
+                Some(Change::Service(service.into()))
+            }
+            Ok(watcher::Event::InitDone) => Some(Change::ServicesListed),
+            Ok(watcher::Event::Delete(service)) => Some(Change::ServiceGone(service.into())),
+            Err(error) => {
+                tracing::debug!(%error, "watch services");
+                None
+            }
+        }
+    })
+}
+
+fn slices(client: kube::Client) -> impl Stream<Item = Change> + Send {
+    let events = watcher(Api::<EndpointSlice>::all(client), watcher::Config::default()).default_backoff();
+    events.filter_map(|event| async {
+        match event {
+            Ok(watcher::Event::Init) => Some(Change::SlicesInit),
+            Ok(watcher::Event::InitApply(slice) | watcher::Event::Apply(slice)) => Some(Change::Slice(slice.into())),
+            Ok(watcher::Event::InitDone) => Some(Change::SlicesListed),
+            Ok(watcher::Event::Delete(slice)) => Some(Change::SliceGone(slice.into())),
+            Err(error) => {
+                tracing::debug!(%error, "watch endpoint slices");
+                None
+            }
+        }
+    })
+}

@@ -1,1 +1,144 @@
-//! coracle-proxy
+//! The data plane within a node: from a request or a connection to the endpoint that answers it.
+//!
+//! Requests come in at NodePort listeners ([`Proxy::run`]) and from guests ([`Proxy::call`]); a route is a Service's port, its
+//! [`Balancer`] picks an endpoint, and the node says how that is reached within the process ([`Local`]): a component's
+//! HTTP handler is called directly, without a socket; a guest that listens itself is reached at its loopback twin.
+//! Endpoints outside of the node's pods (a Service without selector) are reached over TCP.
+//!
+//! The node's table of pods and the engine stay behind [`LocalEndpoints`] and [`HttpService`].
+
+mod balance;
+mod node_ports;
+mod outbound;
+mod routes;
+mod serve;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use coracle_discovery::{Discovery, Service};
+use futures::future::BoxFuture;
+use http::{Request, Response};
+use tokio_util::sync::CancellationToken;
+
+pub use balance::{Balancer, Picked};
+pub use serve::serve_stream;
+
+/// Any error.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The body of every request and response in the mesh.
+pub type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, BoxError>;
+
+/// Something on this node that answers HTTP without a socket: a wasi:http pod.
+pub trait HttpService: Send + Sync {
+    /// Answers a request. An error means that there is no answer: the endpoint counts as failed.
+    fn call(&self, request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, BoxError>>;
+}
+
+/// How a pod's port is reached within this process.
+#[derive(Clone)]
+pub enum Local {
+    /// By a call.
+    Http(Arc<dyn HttpService>),
+    /// At a socket that the guest listens on.
+    Tcp(SocketAddr),
+}
+
+/// The node's own table of pods. Its methods are called per request and must not block.
+pub trait LocalEndpoints: Send + Sync {
+    /// How the port of a pod of this node is reached; `None` when no such pod runs.
+    fn lookup(&self, address: IpAddr, port: u16) -> Option<Local>;
+    /// Whether pods have addresses of this kind, so that nothing is dialled in vain.
+    fn is_pod_address(&self, address: IpAddr) -> bool;
+    /// A port of a Service cannot be listened at: told once, to be shown where its owner looks.
+    fn node_port_failed(&self, service: &Service, port: u16, error: &io::Error);
+}
+
+/// Why a request was not answered.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The authority names nothing of the cluster.
+    #[error("{0} is no Service or pod of this cluster")]
+    NotInCluster(String),
+    /// The Service has no such port.
+    #[error("service {namespace}/{name} has no port {port}")]
+    NoPort {
+        /// Namespace of the Service.
+        namespace: Arc<str>,
+        /// Its name.
+        name: Arc<str>,
+        /// The port that was asked for.
+        port: u16,
+    },
+    /// Nothing is ready to answer.
+    #[error("no endpoints available for service {namespace}/{name}")]
+    NoEndpoints {
+        /// Namespace of the Service.
+        namespace: Arc<str>,
+        /// Its name.
+        name: Arc<str>,
+    },
+    /// The endpoint is no pod of this node, and not outside of the cluster either.
+    #[error("no pod answers at {0}")]
+    NoPod(SocketAddr),
+    /// The request has no usable authority.
+    #[error("the request names no host")]
+    NoAuthority,
+    /// A scheme that is not spoken here.
+    #[error("scheme {0} is not supported")]
+    Scheme(String),
+    /// The endpoint gave no answer.
+    #[error("{endpoint} did not answer")]
+    Failed {
+        /// Which one.
+        endpoint: String,
+        /// Why.
+        #[source]
+        source: BoxError,
+    },
+}
+
+/// The proxy of a node. Clones share everything.
+#[derive(Clone)]
+pub struct Proxy {
+    discovery: Discovery,
+    local: Arc<dyn LocalEndpoints>,
+    routes: Arc<routes::Routes>,
+    client: outbound::Client,
+}
+
+impl Proxy {
+    /// Nothing listens until [`Proxy::run`]; [`Proxy::call`] works at once.
+    pub fn new(discovery: Discovery, local: Arc<dyn LocalEndpoints>) -> Proxy {
+        Proxy { discovery, local, routes: Arc::default(), client: outbound::client() }
+    }
+
+    /// Keeps balancers in step with discovery, and runs the listeners of NodePort services at the address `node_ports`
+    /// (`None`: no listeners), until shutdown.
+    pub async fn run(self, node_ports: Option<IpAddr>, shutdown: CancellationToken) {
+        let mut generations = self.discovery.subscribe();
+        let mut listeners = node_ports::Listeners::new(self.clone(), node_ports);
+        loop {
+            generations.borrow_and_update();
+            let snapshot = self.discovery.snapshot();
+            self.routes.update(&snapshot);
+            let retry_at = listeners.update(&snapshot).await;
+            let retry = async {
+                match retry_at {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            // Waiting is all that is cut here.
+            tokio::select! {
+                changed = generations.changed() => if changed.is_err() { break },
+                () = retry => {}
+                () = shutdown.cancelled() => break,
+            }
+        }
+        listeners.shutdown().await;
+    }
+}

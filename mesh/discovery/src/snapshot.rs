@@ -1,0 +1,149 @@
+//! The state at one moment.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::name;
+
+/// Namespace and name.
+pub(crate) type ServiceKey = (Arc<str>, Arc<str>);
+
+/// All Services at one moment.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    /// Grows by one with each snapshot.
+    pub generation: u64,
+    pub(crate) services: HashMap<ServiceKey, Arc<Service>>,
+    pub(crate) addresses: HashMap<IpAddr, Arc<Service>>,
+}
+
+/// A Service.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+    /// How it is reached.
+    pub kind: ServiceKind,
+    /// Its virtual address; a headless Service has none.
+    pub cluster_ip: Option<IpAddr>,
+    /// What `ExternalName` stands for.
+    pub external_name: Option<String>,
+    /// Its ports.
+    pub ports: Vec<Port>,
+    /// Addresses of endpoints with a host name of their own (`web-0.web.default`).
+    pub hosts: HashMap<Arc<str>, IpAddr>,
+}
+
+/// `spec.type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServiceKind {
+    /// Reached inside the cluster.
+    ClusterIp,
+    /// Reached at a port of every node too.
+    NodePort,
+    /// Reached from outside by a balancer's address too.
+    LoadBalancer,
+    /// Another name.
+    ExternalName,
+}
+
+/// `protocol` of a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+/// A port of a Service with what answers there.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Its name; empty when the Service has one port only.
+    pub name: String,
+    /// Its number at the cluster address.
+    pub port: u16,
+    /// Its number at every node.
+    pub node_port: Option<u16>,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Ready endpoints, sorted, each once.
+    pub endpoints: Arc<[Endpoint]>,
+}
+
+/// Where a Service's port is answered.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Endpoint {
+    /// Address, a pod's as a rule.
+    pub address: IpAddr,
+    /// Port there.
+    pub port: u16,
+    /// Node on which it runs.
+    pub node: Option<Arc<str>>,
+}
+
+/// What a name stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resolved {
+    /// A Service with an address of its own.
+    Service(Arc<Service>),
+    /// Endpoints of a headless Service.
+    Addresses(Vec<IpAddr>),
+    /// A name outside of the cluster.
+    External(String),
+}
+
+impl Snapshot {
+    /// The Service of this name.
+    pub fn service(&self, namespace: &str, name: &str) -> Option<&Arc<Service>> {
+        self.services.get(&(Arc::from(namespace), Arc::from(name)))
+    }
+
+    /// The Service with this cluster address.
+    pub fn by_address(&self, cluster_ip: IpAddr) -> Option<&Arc<Service>> {
+        self.addresses.get(&cluster_ip)
+    }
+
+    /// All Services, in no order.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.values()
+    }
+
+    /// What `host` means to a pod of `from_namespace`: `svc`, `svc.ns`, `svc.ns.svc`, `svc.ns.svc.cluster.local`, the
+    /// same with the host name of an endpoint in front, or `10-244-0-7.ns.pod`.
+    pub fn resolve(&self, host: &str, from_namespace: &str) -> Option<Resolved> {
+        match name::parse(host, from_namespace)? {
+            name::Name::Pod(address) => Some(Resolved::Addresses(vec![address])),
+            name::Name::Service { host, service, namespace } => {
+                let service = self.service(namespace, service)?;
+                match (host, &service.external_name, service.cluster_ip) {
+                    (Some(host), _, _) => service.hosts.get(host).map(|address| Resolved::Addresses(vec![*address])),
+                    (None, Some(name), _) => Some(Resolved::External(name.clone())),
+                    (None, None, Some(_)) => Some(Resolved::Service(service.clone())),
+                    (None, None, None) => Some(Resolved::Addresses(service.addresses())),
+                }
+            }
+        }
+    }
+}
+
+impl Service {
+    /// The port of this number.
+    pub fn port(&self, port: u16) -> Option<&Port> {
+        self.ports.iter().find(|found| found.port == port)
+    }
+
+    /// Addresses of all ready endpoints, each once.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let mut all: Vec<IpAddr> =
+            self.ports.iter().flat_map(|port| port.endpoints.iter().map(|e| e.address)).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+}

@@ -1,0 +1,278 @@
+//! Services and slices as they are known, and the snapshot made of them.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+
+use crate::snapshot::{Endpoint, Port, Protocol, Service, ServiceKey, ServiceKind, Snapshot};
+
+/// Label by which a slice names its Service.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// What a watch said.
+pub(crate) enum Change {
+    ServicesInit,
+    Service(Box<core::Service>),
+    ServiceGone(Box<core::Service>),
+    ServicesListed,
+    SlicesInit,
+    Slice(Box<discovery::EndpointSlice>),
+    SliceGone(Box<discovery::EndpointSlice>),
+    SlicesListed,
+}
+
+/// What is kept of a slice.
+struct Slice {
+    service: ServiceKey,
+    /// Port name, port number.
+    ports: Vec<(String, u16)>,
+    endpoints: Vec<Ready>,
+}
+
+/// A ready address of a slice.
+struct Ready {
+    address: IpAddr,
+    node: Option<Arc<str>>,
+    host: Option<Arc<str>>,
+}
+
+#[derive(Default)]
+pub(crate) struct Table {
+    specs: HashMap<ServiceKey, Box<core::Service>>,
+    slices: HashMap<ServiceKey, Slice>,
+    by_service: HashMap<ServiceKey, HashSet<ServiceKey>>,
+    dirty: HashSet<ServiceKey>,
+    /// Keys of a list that is being read again: what is missing in it is gone.
+    relisted_services: Option<HashSet<ServiceKey>>,
+    relisted_slices: Option<HashSet<ServiceKey>>,
+    services_listed: bool,
+    slices_listed: bool,
+}
+
+impl Table {
+    pub fn is_listed(&self) -> bool {
+        self.services_listed && self.slices_listed && self.relisted_services.is_none() && self.relisted_slices.is_none()
+    }
+
+    pub fn take(&mut self, change: Change) {
+        match change {
+            Change::ServicesInit => self.relisted_services = Some(HashSet::new()),
+            Change::Service(service) => {
+                let key = key(&service.metadata);
+                if let Some(seen) = &mut self.relisted_services {
+                    seen.insert(key.clone());
+                }
+                self.dirty.insert(key.clone());
+                self.specs.insert(key, service);
+            }
+            Change::ServiceGone(service) => self.remove_service(&key(&service.metadata)),
+            Change::ServicesListed => {
+                self.services_listed = true;
+                let seen = self.relisted_services.take().unwrap_or_default();
+                let gone: Vec<ServiceKey> = self.specs.keys().filter(|key| !seen.contains(*key)).cloned().collect();
+                gone.iter().for_each(|key| self.remove_service(key));
+            }
+            Change::SlicesInit => self.relisted_slices = Some(HashSet::new()),
+            Change::Slice(slice) => {
+                let key = key(&slice.metadata);
+                if let Some(seen) = &mut self.relisted_slices {
+                    seen.insert(key.clone());
+                }
+                self.remove_slice(&key);
+                if let Some(slice) = read_slice(&slice) {
+                    self.dirty.insert(slice.service.clone());
+                    self.by_service.entry(slice.service.clone()).or_default().insert(key.clone());
+                    self.slices.insert(key, slice);
+                }
+            }
+            Change::SliceGone(slice) => self.remove_slice(&key(&slice.metadata)),
+            Change::SlicesListed => {
+                self.slices_listed = true;
+                let seen = self.relisted_slices.take().unwrap_or_default();
+                let gone: Vec<ServiceKey> = self.slices.keys().filter(|key| !seen.contains(*key)).cloned().collect();
+                gone.iter().for_each(|key| self.remove_slice(key));
+            }
+        }
+    }
+
+    fn remove_service(&mut self, key: &ServiceKey) {
+        self.specs.remove(key);
+        self.dirty.insert(key.clone());
+    }
+
+    fn remove_slice(&mut self, key: &ServiceKey) {
+        let Some(slice) = self.slices.remove(key) else { return };
+        if let Some(slices) = self.by_service.get_mut(&slice.service) {
+            slices.remove(key);
+            if slices.is_empty() {
+                self.by_service.remove(&slice.service);
+            }
+        }
+        self.dirty.insert(slice.service);
+    }
+
+    /// The snapshot after `before`, in which only Services that changed are new.
+    pub fn snapshot(&mut self, before: &Snapshot) -> Snapshot {
+        let mut services = before.services.clone();
+        let mut addresses = before.addresses.clone();
+        for key in std::mem::take(&mut self.dirty) {
+            if let Some(address) = services.remove(&key).and_then(|old| old.cluster_ip) {
+                addresses.remove(&address);
+            }
+            let Some(spec) = self.specs.get(&key) else { continue };
+            let slices = self.by_service.get(&key).into_iter().flatten().filter_map(|slice| self.slices.get(slice));
+            let service = Arc::new(service(&key, spec, slices));
+            if let Some(address) = service.cluster_ip {
+                addresses.insert(address, service.clone());
+            }
+            services.insert(key, service);
+        }
+        Snapshot { generation: before.generation + 1, services, addresses }
+    }
+}
+
+fn key(metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> ServiceKey {
+    let text = |value: &Option<String>| Arc::from(value.as_deref().unwrap_or_default());
+    (text(&metadata.namespace), text(&metadata.name))
+}
+
+fn read_slice(slice: &discovery::EndpointSlice) -> Option<Slice> {
+    let name = slice.metadata.labels.as_ref()?.get(SERVICE_NAME)?;
+    let ports = slice.ports.iter().flatten();
+    let ports = ports.filter_map(|port| Some((port.name.clone().unwrap_or_default(), u16::try_from(port.port?).ok()?)));
+    let mut endpoints = Vec::new();
+    for endpoint in slice.endpoints.iter().flatten() {
+        // No condition means ready (EndpointConditions).
+        if endpoint.conditions.as_ref().and_then(|conditions| conditions.ready) == Some(false) {
+            continue;
+        }
+        let node: Option<Arc<str>> = endpoint.node_name.as_deref().map(Arc::from);
+        let host: Option<Arc<str>> = endpoint.hostname.as_deref().map(Arc::from);
+        let addresses = endpoint.addresses.iter().filter_map(|address| address.parse().ok());
+        endpoints.extend(addresses.map(|address| Ready { address, node: node.clone(), host: host.clone() }));
+    }
+    let namespace = Arc::from(slice.metadata.namespace.as_deref().unwrap_or_default());
+    Some(Slice { service: (namespace, Arc::from(name.as_str())), ports: ports.collect(), endpoints })
+}
+
+fn service<'a>(key: &ServiceKey, object: &core::Service, slices: impl Iterator<Item = &'a Slice>) -> Service {
+    let spec = object.spec.clone().unwrap_or_default();
+    let slices: Vec<&Slice> = slices.collect();
+    let ports = spec.ports.unwrap_or_default().into_iter().filter_map(|port| {
+        let name = port.name.unwrap_or_default();
+        let mut endpoints = Vec::new();
+        for slice in &slices {
+            for (_, number) in slice.ports.iter().filter(|(found, _)| *found == name) {
+                let found = slice.endpoints.iter();
+                endpoints.extend(found.map(|ready| Endpoint {
+                    address: ready.address,
+                    port: *number,
+                    node: ready.node.clone(),
+                }));
+            }
+        }
+        endpoints.sort_unstable();
+        endpoints.dedup();
+        Some(Port {
+            port: u16::try_from(port.port).ok()?,
+            node_port: port.node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0),
+            protocol: match port.protocol.as_deref() {
+                Some("UDP") => Protocol::Udp,
+                Some("SCTP") => Protocol::Sctp,
+                _ => Protocol::Tcp,
+            },
+            endpoints: endpoints.into(),
+            name,
+        })
+    });
+    let hosts = slices.iter().flat_map(|slice| &slice.endpoints);
+    Service {
+        namespace: key.0.clone(),
+        name: key.1.clone(),
+        kind: match spec.type_.as_deref() {
+            Some("NodePort") => ServiceKind::NodePort,
+            Some("LoadBalancer") => ServiceKind::LoadBalancer,
+            Some("ExternalName") => ServiceKind::ExternalName,
+            _ => ServiceKind::ClusterIp,
+        },
+        cluster_ip: spec.cluster_ip.and_then(|address| address.parse().ok()),
+        external_name: spec.external_name.filter(|name| !name.is_empty()),
+        ports: ports.collect(),
+        hosts: hosts.filter_map(|ready| Some((ready.host.clone()?, ready.address))).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Resolved;
+    use serde_json::json;
+
+    fn service(name: &str, cluster_ip: &str) -> Change {
+        let object = json!({"metadata": {"name": name, "namespace": "n"}, "spec": {"clusterIP": cluster_ip, "ports": [
+            {"name": "http", "port": 80, "nodePort": 30080}, {"name": "dns", "port": 53, "protocol": "UDP"}]}});
+        Change::Service(serde_json::from_value(object).unwrap())
+    }
+
+    fn slice(name: &str, of: &str, endpoints: &[(&str, bool)]) -> Box<discovery::EndpointSlice> {
+        let endpoints: Vec<_> = endpoints
+            .iter()
+            .map(
+                |(address, ready)| json!({"addresses": [address], "conditions": {"ready": ready}, "hostname": "web-0"}),
+            )
+            .collect();
+        serde_json::from_value(json!({"addressType": "IPv4", "endpoints": endpoints,
+            "metadata": {"name": name, "namespace": "n", "labels": {SERVICE_NAME: of}},
+            "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}]}))
+        .unwrap()
+    }
+
+    fn ready(snapshot: &Snapshot, name: &str) -> Vec<String> {
+        let service = snapshot.service("n", name).unwrap();
+        service.port(80).unwrap().endpoints.iter().map(|e| format!("{}:{}", e.address, e.port)).collect()
+    }
+
+    #[test]
+    fn follows_services_and_slices() {
+        let mut table = Table::default();
+        let begin = [Change::ServicesInit, service("web", "10.96.0.7"), Change::ServicesListed, Change::SlicesInit];
+        begin.into_iter().for_each(|change| table.take(change));
+        assert!(!table.is_listed());
+        table.take(Change::Slice(slice(
+            "s1",
+            "web",
+            &[("10.244.0.3", true), ("10.244.0.2", true), ("10.244.0.9", false)],
+        )));
+        table.take(Change::Slice(slice("s2", "web", &[("10.244.0.2", true)])));
+        table.take(Change::SlicesListed);
+        assert!(table.is_listed());
+        let first = table.snapshot(&Snapshot::default());
+        assert_eq!(ready(&first, "web"), ["10.244.0.2:8080", "10.244.0.3:8080"]);
+        assert!(first.service("n", "web").unwrap().port(53).unwrap().endpoints.is_empty());
+        let web = first.by_address("10.96.0.7".parse().unwrap()).unwrap().clone();
+        assert_eq!(first.resolve("web", "n"), Some(Resolved::Service(web.clone())));
+        assert_eq!(first.resolve("web", "m"), None);
+
+        table.take(service("other", "None"));
+        table.take(Change::Slice(slice("s3", "other", &[("10.244.0.5", true)])));
+        let second = table.snapshot(&first);
+        assert!(Arc::ptr_eq(second.service("n", "web").unwrap(), &web), "what did not change is the same");
+        let address = Resolved::Addresses(vec!["10.244.0.5".parse().unwrap()]);
+        assert_eq!(second.resolve("other.n.svc.cluster.local", "x"), Some(address.clone()));
+        assert_eq!(second.resolve("web-0.other.n", "x"), Some(address));
+
+        table.take(Change::SliceGone(slice("s1", "web", &[])));
+        let third = table.snapshot(&second);
+        assert_eq!(ready(&third, "web"), ["10.244.0.2:8080"]);
+
+        // A new list without a Service: it is gone, and with it its address.
+        [Change::ServicesInit, service("other", "None"), Change::ServicesListed]
+            .into_iter()
+            .for_each(|c| table.take(c));
+        let fourth = table.snapshot(&third);
+        assert!(fourth.service("n", "web").is_none() && fourth.by_address("10.96.0.7".parse().unwrap()).is_none());
+    }
+}
