@@ -15,8 +15,8 @@ use crate::cluster::{Here, Signals, drain};
 use crate::output::Step;
 use crate::up::announce;
 
-/// Components the demo pushes: package in examples/, image.
-const COMPONENTS: [(&str, &str); 2] = [("hello", "hello:latest"), ("fastapi-standin", "myregistry/fastapi-app:latest")];
+/// Components the demo pushes: package in examples/, image. The second is there for examples/manifests/fastapi-app.yaml.
+const COMPONENTS: [(&str, &str); 2] = [("greeter", "greeter:latest"), ("standin", "myregistry/fastapi-app:latest")];
 /// How long the demo's pods may take, compilation on a slow machine included.
 const ROLLOUT_DEADLINE: Duration = Duration::from_secs(180);
 

@@ -1,1 +1,389 @@
-//! coracle-keyspace
+//! The replicated data: collections of records under one growing revision, guarded transactions, snapshots of the past,
+//! and watches. It knows no HTTP and no kind of object.
+//!
+//! ```text
+//! transact ─► raft (propose) ─► log on disk, one sync for all who wait ─► committed ─► state (apply) ─► answer, watchers
+//! get, snapshot, watch ─────────────────────────────────────────────────────────────► state (memory)
+//! now and then: what changed ─► checkpoint (redb) ─► the log is cut
+//! ```
+//!
+//! Invariants: a revision is the index of a log entry, so revisions only grow, also over a crash. What was answered is on
+//! the disks of a majority. A reader that got an answer finds what the answer says. Applying reads no clock, no disk and
+//! no randomness; only what is *remembered* of the past depends on time, and that is not part of the state.
+
+pub mod bench;
+mod checkpoint;
+mod dir;
+mod keeper;
+mod raft;
+mod record;
+mod state;
+mod wal;
+mod watcher;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+pub use dir::DirError;
+pub use raft::{Hub, MemberId};
+pub use record::{
+    Committed, Event, EventKind, FRAME_SLOTS, Guard, Key, OPS_MAX, Op, Record, Revision, TRANSACTION_BYTES_MAX, Value,
+};
+pub use state::{GuardFailed, Records, Retention};
+pub use watcher::{Batch, Compacted, WatchEnded, Watcher};
+
+use crate::dir::Dir;
+use crate::raft::{Machine, Member, NoPeers, ProposeError, Transport};
+
+/// How long a caller waits for a proposal; after that the outcome is unknown.
+const PROPOSAL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Reads that wait to be confirmed together; more wait in their callers.
+const BARRIERS_QUEUED: usize = 1024;
+
+/// What a keyspace needs to know.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where everything is kept; made when it is not there.
+    pub dir: PathBuf,
+    /// This member's number.
+    pub member: MemberId,
+    /// How much of the past is remembered.
+    pub retention: Retention,
+}
+
+impl Config {
+    /// The defaults: a member of its own, five minutes of events in at most 32 MiB.
+    pub fn new(dir: impl Into<PathBuf>) -> Config {
+        Config { dir: dir.into(), member: 1, retention: Retention { age: Duration::from_secs(300), bytes: 32 << 20 } }
+    }
+}
+
+/// Why a keyspace cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The directory cannot be used.
+    #[error(transparent)]
+    Dir(#[from] DirError),
+    /// Its content cannot be read.
+    #[error("read the data in {path}")]
+    Load {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The member could not start.
+    #[error("start the Raft member of {path}")]
+    Start {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Why a transaction has no result.
+#[derive(Debug, thiserror::Error)]
+pub enum TransactError {
+    /// A condition did not hold; nothing was done.
+    #[error("the condition of operation {} does not hold", self.op())]
+    Guard(GuardFailed),
+    /// More operations or bytes than [`OPS_MAX`] or [`TRANSACTION_BYTES_MAX`]; nothing was done.
+    #[error("a transaction of {ops} operations and {bytes} bytes is too large")]
+    TooLarge {
+        /// Its operations.
+        ops: usize,
+        /// Its bytes.
+        bytes: usize,
+    },
+    /// It may or may not be done, now or later.
+    #[error("the outcome of the transaction is unknown")]
+    Unknown,
+    /// Nothing was done: another member leads, or none does.
+    #[error("this member does not lead{}", leader.map(|member| format!("; member {member} does")).unwrap_or_default())]
+    Unavailable {
+        /// Who leads, if known.
+        leader: Option<MemberId>,
+    },
+    /// The keyspace was shut down; nothing was done.
+    #[error("the keyspace was shut down")]
+    Stopped,
+}
+
+impl TransactError {
+    fn op(&self) -> usize {
+        match self {
+            TransactError::Guard(failed) => failed.op,
+            _ => 0,
+        }
+    }
+}
+
+/// Why a read cannot be confirmed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BarrierError {
+    /// This member is not the leader, or the leader without a majority.
+    #[error("this member cannot confirm reads{}", leader.map(|member| format!("; member {member} leads")).unwrap_or_default())]
+    Unavailable {
+        /// Who leads, if known.
+        leader: Option<MemberId>,
+    },
+    /// The keyspace was shut down.
+    #[error("the keyspace was shut down")]
+    Stopped,
+}
+
+/// The records of a collection at one moment.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Everything up to here is in it.
+    pub revision: Revision,
+    /// The records, ordered by name.
+    pub records: Records,
+}
+
+/// What a member says about itself.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// This member.
+    pub member: MemberId,
+    /// The Raft term.
+    pub term: u64,
+    /// Who leads, if known.
+    pub leader: Option<MemberId>,
+    /// The last applied revision.
+    pub revision: Revision,
+    /// What lies before is forgotten.
+    pub compacted: Revision,
+    /// Bytes of log entries in memory.
+    pub log_bytes: usize,
+    /// Bytes on disk.
+    pub disk_bytes: u64,
+    /// All records there are.
+    pub records: usize,
+}
+
+/// The keyspace; clones are the same one.
+#[derive(Clone)]
+pub struct Keyspace(Arc<Inner>);
+
+struct Inner {
+    member: Arc<Member>,
+    machine: Arc<Machine>,
+    id: MemberId,
+    stop: watch::Sender<bool>,
+    barriers: mpsc::Sender<oneshot::Sender<Result<Revision, BarrierError>>>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Keyspace {
+    /// Opens the keyspace in `config.dir`, and makes one when there is none. When this returns, everything that was ever
+    /// answered from there can be read.
+    pub async fn open(config: Config) -> Result<Keyspace, OpenError> {
+        Keyspace::open_with(config, Arc::new(NoPeers), true).await
+    }
+
+    /// Opens the member `config.member` of a group whose members are in this process and meet at `hub`. With `found` it
+    /// makes the group when there is none; others wait to be added to it ([`Keyspace::add_member`]).
+    pub async fn open_at(config: Config, hub: &Hub, found: bool) -> Result<Keyspace, OpenError> {
+        let (id, dir) = (config.member, config.dir.clone());
+        let keyspace = Keyspace::open_with(config, hub.transport(id), found).await?;
+        hub.attach(id, &dir, &keyspace.0.member);
+        Ok(keyspace)
+    }
+
+    /// Makes `member` a voter of the group that this member leads, and waits until it has caught up.
+    pub async fn add_member(&self, member: MemberId) -> io::Result<()> {
+        self.0.member.add_voter(member, "").await
+    }
+
+    /// Asks `member` to lead in this member's place.
+    pub async fn hand_over(&self, member: MemberId) -> io::Result<()> {
+        self.0.member.hand_over(member).await
+    }
+
+    async fn open_with(config: Config, transport: Arc<dyn Transport>, found: bool) -> Result<Keyspace, OpenError> {
+        let (id, path, retention) = (config.member, config.dir, config.retention);
+        let load = {
+            let path = path.clone();
+            move || -> Result<_, OpenError> {
+                let dir = Dir::open(&path)?;
+                Member::load(dir, id, retention).map_err(|source| OpenError::Load { path, source })
+            }
+        };
+        let start_failed = |source| OpenError::Start { path: path.clone(), source };
+        let loaded = tokio::task::spawn_blocking(load).await.map_err(|e| start_failed(io::Error::other(e)))??;
+        let member = Arc::new(Member::start(id, loaded, transport, found).await.map_err(start_failed)?);
+        let (stop, stopped) = watch::channel(false);
+        let (barriers, waiting) = mpsc::channel(BARRIERS_QUEUED);
+        let tasks = vec![
+            tokio::spawn(keeper::run(member.clone(), stopped.clone())),
+            tokio::spawn(confirm_reads(member.clone(), waiting, stopped)),
+        ];
+        Ok(Keyspace(Arc::new(Inner {
+            machine: member.machine().clone(),
+            member,
+            id,
+            stop,
+            barriers,
+            tasks: Mutex::new(tasks),
+        })))
+    }
+
+    /// Carries out all of `ops` or none of them; they see the state before all of them. When this returns, the change is
+    /// on disk and in every later read here.
+    ///
+    /// Dropping the future does not undo the proposal: its outcome is unknown then.
+    pub async fn transact(&self, ops: Vec<Op>) -> Result<Committed, TransactError> {
+        let bytes = ops.iter().map(Op::size).sum();
+        if ops.len() > OPS_MAX || bytes > TRANSACTION_BYTES_MAX {
+            return Err(TransactError::TooLarge { ops: ops.len(), bytes });
+        }
+        if *self.0.stop.borrow() {
+            return Err(TransactError::Stopped);
+        }
+        match tokio::time::timeout(PROPOSAL_TIMEOUT, self.0.member.propose(ops)).await {
+            Ok(Ok(outcome)) => outcome.map_err(TransactError::Guard),
+            Ok(Err(ProposeError::NotLeader(leader))) => Err(TransactError::Unavailable { leader }),
+            Ok(Err(ProposeError::Unknown)) | Err(_) => Err(TransactError::Unknown),
+        }
+    }
+
+    /// The record `name` of `collection`, as applied here.
+    pub fn get(&self, collection: &str, name: &str) -> Option<Arc<Record>> {
+        self.0.machine.state.read().collection(collection)?.records.get(name).cloned()
+    }
+
+    /// The records of `collection`, as applied here. Costs a few pointers, however many there are.
+    pub fn snapshot(&self, collection: &str) -> Snapshot {
+        let state = self.0.machine.state.read();
+        let records = state.collection(collection).map(|collection| collection.records.clone());
+        Snapshot { revision: state.applied, records: records.unwrap_or_default() }
+    }
+
+    /// The records of `collection` as they were at `revision`. A revision that is not applied yet (see
+    /// [`Keyspace::wait_for`]) gives the present one, and says so in the snapshot.
+    pub fn snapshot_at(&self, collection: &str, revision: Revision) -> Result<Snapshot, Compacted> {
+        let present = self.snapshot(collection);
+        if revision >= present.revision {
+            return Ok(present);
+        }
+        // Undoing the newer events happens outside the lock: the ring's are shared.
+        let undo =
+            self.0.machine.state.read().after(collection, revision).ok_or_else(|| Compacted(self.compacted()))?;
+        Ok(Snapshot { revision, records: undo.records() })
+    }
+
+    /// Waits until this member has applied everything that was answered anywhere before the call: a read after it is
+    /// linearizable. Costs nothing on a sole voter; otherwise one round to a majority, shared by all who wait.
+    pub async fn barrier(&self) -> Result<Revision, BarrierError> {
+        if *self.0.stop.borrow() {
+            return Err(BarrierError::Stopped);
+        }
+        if self.0.member.is_sole_voter() {
+            return Ok(self.revision());
+        }
+        let (send, receive) = oneshot::channel();
+        self.0.barriers.send(send).await.map_err(|_| BarrierError::Stopped)?;
+        let revision = receive.await.map_err(|_| BarrierError::Stopped)??;
+        self.wait_for(revision).await.map_err(|_| BarrierError::Stopped)?;
+        Ok(revision)
+    }
+
+    /// The last revision applied here.
+    pub fn revision(&self) -> Revision {
+        self.0.machine.state.read().applied
+    }
+
+    /// What lies before this revision is forgotten.
+    pub fn compacted(&self) -> Revision {
+        self.0.machine.state.read().compacted
+    }
+
+    /// Waits until `revision` is applied here. Without a deadline of its own: one may never come.
+    pub async fn wait_for(&self, revision: Revision) -> Result<(), WatchEnded> {
+        let mut applied = self.0.machine.applied.subscribe();
+        let mut stopped = self.0.stop.subscribe();
+        tokio::select! {
+            reached = applied.wait_for(|applied| *applied >= revision) => {
+                reached.map(drop).map_err(|_| WatchEnded::Stopped)
+            }
+            _ = stopped.wait_for(|stopped| *stopped) => Err(WatchEnded::Stopped),
+        }
+    }
+
+    /// Follows the changes of `collection` after the revision `after`.
+    pub fn watch(&self, collection: &str, after: Revision) -> Result<Watcher, Compacted> {
+        Watcher::new(self.0.machine.clone(), collection, after, self.0.stop.subscribe())
+    }
+
+    /// What this member says about itself. Looks at the sizes of its files.
+    pub fn status(&self) -> Status {
+        let standing = self.0.member.standing();
+        let (revision, compacted, records) = {
+            let state = self.0.machine.state.read();
+            (state.applied, state.compacted, state.collections().map(|(_, c)| c.records.len()).sum())
+        };
+        Status {
+            member: self.0.id,
+            term: standing.term,
+            leader: standing.leader,
+            revision,
+            compacted,
+            log_bytes: self.0.member.log_bytes(),
+            disk_bytes: self.0.member.disk_bytes(),
+            records,
+        }
+    }
+
+    /// Stops: watches end, proposals under way may be unknown, and the directory is free for the next.
+    pub async fn shutdown(self) {
+        self.0.stop.send_replace(true);
+        let tasks = std::mem::take(&mut *self.0.tasks.lock());
+        for task in tasks {
+            let _ = task.await;
+        }
+        self.0.member.stop().await;
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // Whoever forgets to shut down must not leave tasks behind.
+        self.stop.send_replace(true);
+    }
+}
+
+/// Confirms the reads that wait, all of them with one round.
+async fn confirm_reads(
+    member: Arc<Member>,
+    mut waiting: mpsc::Receiver<oneshot::Sender<Result<Revision, BarrierError>>>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let mut together = Vec::new();
+    loop {
+        let confirmed = async {
+            waiting.recv_many(&mut together, BARRIERS_QUEUED).await;
+            member.read_index().await
+        };
+        let confirmed = tokio::select! {
+            confirmed = confirmed => confirmed,
+            _ = stopped.wait_for(|stopped| *stopped) => return,
+        };
+        let confirmed = confirmed.map_err(|error| match error {
+            ProposeError::NotLeader(leader) => BarrierError::Unavailable { leader },
+            ProposeError::Unknown => BarrierError::Unavailable { leader: None },
+        });
+        for waiter in together.drain(..) {
+            let _ = waiter.send(confirmed);
+        }
+    }
+}

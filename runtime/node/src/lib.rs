@@ -1,1 +1,43 @@
-//! coracle-node
+//! The node: runs the pods that are bound to it, and tells the API server about them.
+//!
+//! It is an ordinary client of the API. What happens is an input of a pod's pure state machine ([`pod::core`]); what
+//! follows are commands that the shell around it carries out with the engine, the image store and the mesh.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`config`] | what a node is told at its start |
+//! | `node` | wiring, start and stop |
+//! | `registration` | the Node object, its conditions, the Lease |
+//! | `pod` | pods: state machine, start and stop of containers, probes, status writes |
+//! | `images` | from an image name to a component that can be started |
+//! | `env`, `volumes`, `downward`, `objects`, `tokens` | what a container is given |
+//! | `network` | a guest's sockets, names and outgoing requests; the table of pods for the mesh |
+//! | `logs`, `events` | what is kept of pods for people |
+//! | `kubelet` | the HTTPS endpoint for API servers: logs, port-forward, figures |
+//!
+//! Annotations of a pod that this node understands: see [`annotations`].
+
+mod addresses;
+pub mod annotations;
+pub mod config;
+mod context;
+mod downward;
+mod env;
+mod events;
+mod images;
+mod kubelet;
+mod logs;
+mod machine;
+mod network;
+mod node;
+mod objects;
+mod pod;
+mod quantity;
+mod registration;
+mod timers;
+mod tokens;
+mod volumes;
+
+pub use config::{Capacity, Cidr, Config, NotACidr};
+pub use coracle_engine::{Compiler, bench as engine_bench, compile_worker};
+pub use node::{Error, Node};

@@ -63,12 +63,17 @@ fn every_package_of_the_workspace_is_among_the_arrows() {
 
 #[test]
 fn a_heavy_dependency_is_known_to_one_package_only() {
-    for (dependency, owner) in [("openraft", "keyspace"), ("redb", "keyspace"), ("wasmtime", "engine"), ("oci-client", "artifact")] {
+    for (dependency, owner) in
+        [("openraft", "keyspace"), ("redb", "keyspace"), ("wasmtime", "engine"), ("oci-client", "artifact")]
+    {
         for (package, folder, _) in ARROWS.iter().filter(|(package, ..)| *package != owner) {
             let text = manifest(folder);
             // The registry's tests push with a real client.
             let text = text.split("[dev-dependencies]").next().unwrap_or_default();
-            assert!(!dependencies(text).contains(dependency), "{package} must not know {dependency}; only {owner} does");
+            assert!(
+                !dependencies(text).contains(dependency),
+                "{package} must not know {dependency}; only {owner} does"
+            );
         }
     }
 }

@@ -343,12 +343,12 @@ impl Core {
             }
             Input::StartFailed { container, run, failure } => {
                 if let Some(found) = self.current(container, run) {
-                    let message = failure.message.clone();
-                    found.start_failed(now, failure);
-                    let message = match message.is_empty() {
-                        true => "Error".to_owned(),
-                        false => format!("Error: {message}"),
+                    // Of a failed pull the shell has told the details; this event says the class (kubelet's `startContainer`).
+                    let message = match failure.reason {
+                        "ErrImagePull" | "ErrImageNeverPull" | "InvalidImageName" => format!("Error: {}", failure.reason),
+                        _ => format!("Error: {}", failure.message),
                     };
+                    found.start_failed(now, failure);
                     commands.push(Command::Event { container: Some(container), warning: true, reason: "Failed", message });
                 }
             }

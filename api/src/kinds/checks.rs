@@ -1,0 +1,185 @@
+//! Checks that several kinds share, in the words of Kubernetes (`pkg/apis/core/validation`).
+
+use serde_json::Value;
+
+use super::FieldError;
+use super::value::Read;
+use crate::meta::field::{BadValue, Path, Printed};
+use crate::meta::{Quantity, names, text};
+
+pub(super) const PROTOCOLS: [&str; 3] = ["SCTP", "TCP", "UDP"];
+pub(super) const NEGATIVE: &str = "must be greater than or equal to 0";
+const IMMUTABLE: &str = "field is immutable";
+
+/// Messages about one value, each an error.
+pub(super) fn invalid(path: &Path<'_>, value: &str, messages: Vec<String>, errors: &mut Vec<FieldError>) {
+    errors.extend(messages.iter().map(|message| FieldError::invalid(path, value, message)));
+}
+
+pub(super) fn dns_label(path: &Path<'_>, value: &str, errors: &mut Vec<FieldError>) {
+    invalid(path, value, names::dns_label(value), errors);
+}
+
+pub(super) fn dns_subdomain(path: &Path<'_>, value: &str, errors: &mut Vec<FieldError>) {
+    invalid(path, value, names::dns_subdomain(value), errors);
+}
+
+pub(super) fn qualified_name(path: &Path<'_>, value: &str, errors: &mut Vec<FieldError>) {
+    invalid(path, value, names::qualified_name(value), errors);
+}
+
+/// A number that may not be below 0; absent counts as 0.
+pub(super) fn nonnegative(path: &Path<'_>, value: &Value, errors: &mut Vec<FieldError>) {
+    if value.int() < 0 {
+        errors.push(FieldError::invalid(path, value.int(), NEGATIVE));
+    }
+}
+
+/// A text of a set.
+pub(super) fn supported(path: &Path<'_>, value: &Value, all: &[&str], errors: &mut Vec<FieldError>) {
+    if !all.contains(&value.text()) {
+        errors.push(FieldError::not_supported(path, value.text(), all));
+    }
+}
+
+/// A text of a set that must be there.
+pub(super) fn required_of(path: &Path<'_>, value: &Value, all: &[&str], errors: &mut Vec<FieldError>) {
+    if value.is_empty() {
+        errors.push(FieldError::required(path, ""));
+    } else {
+        supported(path, value, all, errors);
+    }
+}
+
+/// A text that must be there.
+pub(super) fn required(path: &Path<'_>, value: &Value, errors: &mut Vec<FieldError>) {
+    if value.is_empty() {
+        errors.push(FieldError::required(path, ""));
+    }
+}
+
+pub(super) fn port_number(path: &Path<'_>, value: &Value, errors: &mut Vec<FieldError>) {
+    let number = value.int();
+    errors.extend(names::port_number(number).iter().map(|message| FieldError::invalid(path, number, message)));
+}
+
+/// The number of a port, or its name.
+pub(super) fn port(path: &Path<'_>, value: &Value, errors: &mut Vec<FieldError>) {
+    match value {
+        Value::String(name) => invalid(path, name, names::port_name(name), errors),
+        number => port_number(path, number, errors),
+    }
+}
+
+pub(super) fn taint_effect(path: &Path<'_>, value: &Value, errors: &mut Vec<FieldError>) {
+    supported(path, value, &["NoSchedule", "PreferNoSchedule", "NoExecute"], errors);
+}
+
+/// `field is immutable` when two values differ; what is empty is as good as absent.
+pub(super) fn immutable(path: &Path<'_>, new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    if new != old && !(new.is_empty() && old.is_empty()) {
+        errors.push(FieldError::invalid(path, new, IMMUTABLE));
+    }
+}
+
+/// `field is immutable` of a label selector.
+pub(super) fn immutable_selector(path: &Path<'_>, new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    if new != old {
+        errors.push(FieldError::invalid(path, Printed(&selector_text(new)), IMMUTABLE));
+    }
+}
+
+/// A label selector with its fields in the order in which Go prints them.
+pub(super) fn selector_text(selector: &Value) -> String {
+    if selector.is_null() {
+        return "null".to_owned();
+    }
+    let parts: Vec<String> = ["matchLabels", "matchExpressions"]
+        .into_iter()
+        .filter(|field| !selector[*field].is_empty())
+        .map(|field| format!("\"{field}\":{}", text::json(&selector[field])))
+        .collect();
+    format!("{{{}}}", parts.join(","))
+}
+
+/// A structure as Go prints one without JSON names: fields in this order, with these values.
+pub(super) fn internal(fields: &[(&str, &dyn BadValue)]) -> String {
+    let fields: Vec<String> = fields.iter().map(|(name, value)| format!("\"{name}\":{}", value.print())).collect();
+    format!("{{{}}}", fields.join(","))
+}
+
+/// Whether a resource is one of Kubernetes' own: unprefixed, or of its domain.
+pub(super) fn is_native_resource(name: &str) -> bool {
+    !name.contains('/') || name.contains("kubernetes.io/")
+}
+
+/// Whether it is another's: fully qualified, and a name that a quota can have.
+pub(super) fn is_extended_resource(name: &str) -> bool {
+    !is_native_resource(name)
+        && !name.starts_with("requests.")
+        && names::qualified_name(&format!("requests.{name}")).is_empty()
+}
+
+pub(super) fn is_huge_pages(name: &str) -> bool {
+    name.starts_with("hugepages-")
+}
+
+/// Resources that are counted.
+const WHOLE: [&str; 9] = [
+    "pods",
+    "resourcequotas",
+    "services",
+    "replicationcontrollers",
+    "secrets",
+    "configmaps",
+    "persistentvolumeclaims",
+    "services.nodeports",
+    "services.loadbalancers",
+];
+
+/// A quantity that is not below 0, and whole when its resource is counted.
+pub(super) fn resource_quantity(path: &Path<'_>, resource: &str, value: &Value, errors: &mut Vec<FieldError>) {
+    let Ok(quantity) = Quantity::from_json(value) else { return };
+    if quantity.signum() < 0 {
+        errors.push(FieldError::invalid(path, quantity.to_string(), NEGATIVE));
+    }
+    if (WHOLE.contains(&resource) || is_extended_resource(resource)) && quantity.milli_value() % 1000 != 0 {
+        errors.push(FieldError::invalid(path, quantity.to_string(), "must be an integer"));
+    }
+}
+
+/// A finalizer in the `spec` of a namespace.
+pub(super) fn namespace_finalizer(path: &Path<'_>, name: &str, errors: &mut Vec<FieldError>) {
+    qualified_name(path, name, errors);
+    if !name.contains('/') && !["kubernetes", "orphan", "foregroundDeletion"].contains(&name) {
+        let detail = "name is neither a standard finalizer name nor is it fully qualified";
+        errors.push(FieldError::invalid(path, name, detail));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn prints_selectors_in_the_order_of_their_fields() {
+        let selector = json!({"matchExpressions": [{"key": "a", "operator": "Exists"}], "matchLabels": {"b": "c"}});
+        let expected = r#"{"matchLabels":{"b":"c"},"matchExpressions":[{"key":"a","operator":"Exists"}]}"#;
+        assert_eq!(selector_text(&selector), expected);
+        assert_eq!(selector_text(&json!({})), "{}");
+    }
+
+    #[test]
+    fn tells_whose_a_resource_is() {
+        for (name, native, extended) in [
+            ("cpu", true, false),
+            ("example.com/gpu", false, true),
+            ("kubernetes.io/x", true, false),
+            ("requests.example.com/gpu", false, false),
+        ] {
+            assert_eq!((is_native_resource(name), is_extended_resource(name)), (native, extended), "{name}");
+        }
+    }
+}

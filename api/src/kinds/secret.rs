@@ -1,0 +1,145 @@
+//! Secret.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::Value;
+
+use super::configmap::{DATA_MAX, decoded_len, immutable_data};
+use super::value::{Read, child, default_when_zero, fields, or};
+use super::{AGE, Cell, FieldError, Kind, NAME, Strategy, VERBS, checks, column, table};
+use crate::meta::field::Path;
+use crate::meta::names;
+
+pub(super) static KIND: Kind = Kind {
+    group: "",
+    version: "v1",
+    kind: "Secret",
+    resource: "secrets",
+    singular: "secret",
+    short_names: &[],
+    categories: &[],
+    namespaced: true,
+    schema: "io.k8s.api.core.v1.Secret",
+    collection: "secrets",
+    verbs: VERBS,
+    has_status: false,
+    has_scale: false,
+    subresources: &[],
+    selectable: &["type"],
+    columns: &[NAME, column("Type", "string"), column("Data", "string"), AGE],
+    strategy: &Secret,
+};
+
+struct Secret;
+
+impl Strategy for Secret {
+    /// Also folds `stringData`, which is for writing only, into `data`.
+    fn default(&self, object: &mut Value) {
+        if let Some(Value::Object(texts)) = fields(object).remove("stringData") {
+            let data = fields(child(object, "data"));
+            for (key, text) in texts {
+                data.insert(key, STANDARD.encode(text.text()).into());
+            }
+        }
+        default_when_zero(object, "type", "Opaque");
+    }
+
+    fn prepare_update(&self, object: &mut Value, old: &Value) {
+        default_when_zero(object, "type", or(old["type"].text(), "Opaque"));
+    }
+
+    fn field(&self, object: &Value, path: &str) -> Option<String> {
+        (path == "type").then(|| object["type"].text().to_owned())
+    }
+
+    fn validate(&self, object: &Value, errors: &mut Vec<FieldError>) {
+        let (data, path) = (&object["data"], Path::new("data"));
+        let mut bytes = 0;
+        for (key, value) in data.entries() {
+            checks::invalid(&path.key(key), key, names::config_key(key), errors);
+            bytes += decoded_len(value.text());
+        }
+        if bytes > DATA_MAX {
+            errors.push(FieldError::too_long(path, DATA_MAX));
+        }
+        content(object, errors);
+    }
+
+    fn validate_update(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+        checks::immutable(&Path::new("type"), &object["type"], &old["type"], errors);
+        immutable_data(object, old, &["data"], errors);
+        self.validate(object, errors);
+    }
+
+    fn cells(&self, object: &Value) -> Vec<Cell> {
+        let count = object["data"].count() as i64;
+        vec![table::name(object), object["type"].text().into(), count.into(), table::age(object)]
+    }
+}
+
+/// Checks that a secret has what its type promises.
+fn content(secret: &Value, errors: &mut Vec<FieldError>) {
+    let (data, path) = (&secret["data"], Path::new("data"));
+    let mut require = |keys: &[&str]| {
+        errors.extend(keys.iter().map(|key| FieldError::required(path.key(key), "")));
+    };
+    match secret["type"].text() {
+        "kubernetes.io/service-account-token" => {
+            let key = "kubernetes.io/service-account.name";
+            if secret["metadata"]["annotations"][key].is_empty() {
+                errors.push(FieldError::required(Path::new("metadata.annotations").key(key), ""));
+            }
+        }
+        "kubernetes.io/dockercfg" => docker_config(data, ".dockercfg", errors),
+        "kubernetes.io/dockerconfigjson" => docker_config(data, ".dockerconfigjson", errors),
+        "kubernetes.io/basic-auth" if data.get("username").is_none() && data.get("password").is_none() => {
+            require(&["username", "password"]);
+        }
+        "kubernetes.io/ssh-auth" if data["ssh-privatekey"].is_empty() => require(&["ssh-privatekey"]),
+        "kubernetes.io/tls" => {
+            let missing = ["tls.crt", "tls.key"].into_iter().filter(|key| data.get(key).is_none());
+            require(&missing.collect::<Vec<_>>());
+        }
+        _ => {}
+    }
+}
+
+/// A registry's credentials: JSON.
+fn docker_config(data: &Value, key: &str, errors: &mut Vec<FieldError>) {
+    let path = Path::new("data");
+    let Some(encoded) = data.get(key) else {
+        errors.push(FieldError::required(path.key(key), ""));
+        return;
+    };
+    let bytes = STANDARD.decode(encoded.text()).unwrap_or_default();
+    let problem = match serde_json::from_slice::<Value>(&bytes) {
+        Ok(Value::Object(_) | Value::Null) => return,
+        Ok(other) => {
+            let kind = match other {
+                Value::Array(_) => "array",
+                Value::String(_) => "string",
+                Value::Bool(_) => "bool",
+                _ => "number",
+            };
+            format!("json: cannot unmarshal {kind} into Go value of type map[string]interface {{}}")
+        }
+        Err(error) => syntax_error(&bytes, &error),
+    };
+    errors.push(FieldError::invalid(path.key(key), "<secret contents redacted>", &problem));
+}
+
+/// What Go says of broken JSON, as near as the place of the error tells.
+fn syntax_error(bytes: &[u8], error: &serde_json::Error) -> String {
+    if error.is_eof() {
+        return "unexpected end of JSON input".to_owned();
+    }
+    let line_start: usize =
+        bytes.split(|b| *b == b'\n').take(error.line().saturating_sub(1)).map(|l| l.len() + 1).sum();
+    match bytes.get(line_start + error.column().saturating_sub(1)) {
+        Some(byte) if error.line() == 1 && error.column() <= 1 => {
+            format!("invalid character '{}' looking for beginning of value", char::from(*byte))
+        }
+        Some(byte) => format!("invalid character '{}' in JSON", char::from(*byte)),
+        None => "unexpected end of JSON input".to_owned(),
+    }
+}

@@ -1,0 +1,132 @@
+//! Request bodies: bounded, and read into an object of the endpoint's type.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use bytes::{Bytes, BytesMut};
+use coracle_api::schema::Object;
+use coracle_api::status::Status;
+use http::header;
+use http_body_util::{BodyExt, Limited};
+use serde_json::Value;
+
+use super::call::Call;
+use super::codec::{self, Read};
+use super::negotiate::{self, Format};
+use super::options::Validation;
+
+/// Largest body of a request.
+pub(crate) const BODY_BYTES_MAX: usize = 3 << 20;
+
+/// Reads a body whole.
+pub(crate) async fn read(body: Body, length: Option<u64>) -> Result<Bytes, Status> {
+    let too_large = || Status::request_too_large(format!("limit is {BODY_BYTES_MAX}"));
+    if length.is_some_and(|length| length > BODY_BYTES_MAX as u64) {
+        return Err(too_large());
+    }
+    let mut body = Limited::new(body, BODY_BYTES_MAX);
+    // Most bodies are one frame: those are not copied.
+    let mut first: Option<Bytes> = None;
+    let mut more = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
+            if error.is::<http_body_util::LengthLimitError>() {
+                too_large()
+            } else {
+                Status::bad_request(format!("the body of the request could not be read: {error}"))
+            }
+        })?;
+        let Ok(data) = frame.into_data() else { continue };
+        match &first {
+            None => first = Some(data),
+            Some(begun) => {
+                if more.is_empty() {
+                    more.extend_from_slice(begun);
+                }
+                more.extend_from_slice(&data);
+            }
+        }
+    }
+    Ok(if more.is_empty() { first.unwrap_or_default() } else { more.freeze() })
+}
+
+/// What a body must be.
+pub(crate) struct Expected<'a> {
+    pub api_version: &'a str,
+    pub kind: &'a str,
+    pub schema: &'a Arc<Object>,
+}
+
+/// Reads the object in a body; what is wrong with unknown or doubled fields is a warning or an error.
+pub(crate) fn object(call: &Call, body: &Bytes, expected: &Expected<'_>, validation: Validation) -> Result<Value, Status> {
+    let format = negotiate::body_format(call.header(header::CONTENT_TYPE))?;
+    object_in(call, format, body, expected, validation)
+}
+
+/// The same in a known format.
+pub(crate) fn object_in(
+    call: &Call,
+    format: Format,
+    body: &Bytes,
+    expected: &Expected<'_>,
+    validation: Validation,
+) -> Result<Value, Status> {
+    let unrecognized = |why: &str| {
+        Status::bad_request(format!(
+            "the object provided is unrecognized (must be of type {}): {why} ({})",
+            expected.kind,
+            summary(body)
+        ))
+    };
+    let read = codec::read(format, body, expected).map_err(|error| match error {
+        codec::ReadError::Unrecognized(why) => unrecognized(&why),
+        codec::ReadError::Kind { api_version, kind, why } => {
+            let version = api_version.rsplit('/').next().unwrap_or_default();
+            Status::bad_request(format!(
+                "{kind} in version {} cannot be handled as a {}: {why}",
+                coracle_api::meta::text::quote(version),
+                expected.kind
+            ))
+        }
+    })?;
+    let Read { api_version, kind, value, problems } = read;
+    if api_version != expected.api_version {
+        return Err(Status::bad_request(format!(
+            "the API version in the data ({api_version}) does not match the expected API version ({})",
+            expected.api_version
+        )));
+    }
+    match validation {
+        Validation::Ignore => {}
+        Validation::Warn => call.warn_all(problems),
+        Validation::Strict if problems.is_empty() => {}
+        Validation::Strict => {
+            let version = api_version.rsplit('/').next().unwrap_or_default();
+            return Err(Status::bad_request(format!(
+                "{kind} in version {} cannot be handled as a {}: strict decoding error: {}",
+                coracle_api::meta::text::quote(version),
+                expected.kind,
+                problems.join(", ")
+            )));
+        }
+    }
+    Ok(value)
+}
+
+/// The beginning of a body as errors show it: text of an object, else hexadecimal.
+fn summary(body: &[u8]) -> String {
+    const SHOWN: usize = 30;
+    let cut = &body[..body.len().min(SHOWN)];
+    let dots = if body.len() > SHOWN { " ..." } else { "" };
+    match body.first() {
+        None => "<empty>".to_owned(),
+        Some(b'{') => format!("{}{dots}", String::from_utf8_lossy(cut)),
+        Some(_) => {
+            use std::fmt::Write;
+            cut.iter().fold(String::new(), |mut text, byte| {
+                let _ = write!(text, "{byte:02x}");
+                text
+            }) + dots
+        }
+    }
+}

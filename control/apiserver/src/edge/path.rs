@@ -1,0 +1,168 @@
+//! What a path means (kubernetes-api §1.2).
+
+use super::query::decode;
+
+/// Where a request goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// `/`.
+    Root,
+    /// `/healthz`, `/livez`, `/readyz` and the checks below them.
+    Health(String, Option<String>),
+    Version,
+    Metrics,
+    /// `/api`.
+    CoreVersions,
+    /// `/apis`.
+    Groups,
+    /// `/apis/{group}`.
+    Group(String),
+    /// `/api/v1`, `/apis/{group}/{version}`.
+    Resources(String, String),
+    OpenApiV2,
+    /// `/openapi/v3` and the documents below it.
+    OpenApiV3(String),
+    IssuerConfiguration,
+    IssuerKeys,
+    /// The scheduler's batch door.
+    Bindings,
+    Resource(ResourcePath),
+    Unknown,
+}
+
+/// A path of a resource.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct ResourcePath {
+    pub group: String,
+    pub version: String,
+    pub namespace: Option<String>,
+    pub resource: String,
+    pub name: Option<String>,
+    pub subresource: Option<String>,
+    /// What follows the subresource, as it was sent, with its leading slash; only proxies have it.
+    pub rest: String,
+    /// By the old path `/watch/…`.
+    pub watch: bool,
+}
+
+impl Route {
+    pub fn parse(path: &str) -> Route {
+        let trimmed = path.strip_suffix('/').unwrap_or(path);
+        let segments: Vec<&str> = trimmed.split('/').skip(1).collect();
+        match segments.as_slice() {
+            [] => Route::Root,
+            [which @ ("healthz" | "livez" | "readyz")] => Route::Health((*which).to_owned(), None),
+            [which @ ("healthz" | "livez" | "readyz"), check @ ..] => {
+                Route::Health((*which).to_owned(), Some(check.join("/")))
+            }
+            ["version"] => Route::Version,
+            ["metrics"] => Route::Metrics,
+            ["openapi", "v2"] => Route::OpenApiV2,
+            ["openapi", "v3", rest @ ..] => Route::OpenApiV3(rest.join("/")),
+            [".well-known", "openid-configuration"] => Route::IssuerConfiguration,
+            ["openid", "v1", "jwks"] => Route::IssuerKeys,
+            ["coracle", "v1", "bindings"] => Route::Bindings,
+            ["api"] => Route::CoreVersions,
+            ["apis"] => Route::Groups,
+            ["apis", group] => Route::Group((*group).to_owned()),
+            ["api", version] => Route::Resources(String::new(), (*version).to_owned()),
+            ["apis", group, version] => Route::Resources((*group).to_owned(), (*version).to_owned()),
+            ["api", version, rest @ ..] => resource("", version, rest, path),
+            ["apis", group, version, rest @ ..] => resource(group, version, rest, path),
+            _ => Route::Unknown,
+        }
+    }
+}
+
+fn resource(group: &str, version: &str, segments: &[&str], path: &str) -> Route {
+    let (watch, segments) = match segments {
+        ["watch", rest @ ..] if !rest.is_empty() => (true, rest),
+        all => (false, all),
+    };
+    let text = |segment: &&str| decode(segment, false);
+    let mut found = ResourcePath { group: group.to_owned(), version: version.to_owned(), watch, ..Default::default() };
+    let tail: &[&str] = match segments {
+        ["namespaces", name, sub @ ("status" | "finalize")] if group.is_empty() => {
+            found.resource = "namespaces".to_owned();
+            found.name = Some(text(name));
+            found.subresource = Some((*sub).to_owned());
+            &[]
+        }
+        ["namespaces", namespace, resource, rest @ ..] => {
+            found.namespace = Some(text(namespace));
+            found.resource = text(resource);
+            rest
+        }
+        [resource, rest @ ..] => {
+            found.resource = text(resource);
+            rest
+        }
+        [] => return Route::Unknown,
+    };
+    match tail {
+        [] => {}
+        [name] => found.name = Some(text(name)),
+        [name, subresource] => {
+            found.name = Some(text(name));
+            found.subresource = Some(text(subresource));
+            if *subresource == "proxy" && path.ends_with('/') {
+                found.rest = "/".to_owned();
+            }
+        }
+        [name, "proxy", rest @ ..] => {
+            found.name = Some(text(name));
+            found.subresource = Some("proxy".to_owned());
+            found.rest = format!("/{}{}", rest.join("/"), if path.ends_with('/') { "/" } else { "" });
+        }
+        _ => return Route::Unknown,
+    }
+    if found.resource.is_empty() || found.name.as_deref() == Some("") || found.namespace.as_deref() == Some("") {
+        return Route::Unknown;
+    }
+    Route::Resource(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A resource path as `group|version|namespace|resource|name|subresource|rest|watch`.
+    fn show(path: &str) -> String {
+        let Route::Resource(r) = Route::parse(path) else { return format!("{:?}", Route::parse(path)) };
+        let maybe = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+        format!(
+            "{}|{}|{}|{}|{}|{}|{}|{}",
+            r.group,
+            r.version,
+            maybe(r.namespace),
+            r.resource,
+            maybe(r.name),
+            maybe(r.subresource),
+            r.rest,
+            r.watch
+        )
+    }
+
+    #[test]
+    fn paths_mean_what_kubernetes_means() {
+        for (path, expected) in [
+            ("/api/v1/pods", "|v1|-|pods|-|-||false"),
+            ("/api/v1/namespaces/a/pods/b/log", "|v1|a|pods|b|log||false"),
+            ("/api/v1/namespaces", "|v1|-|namespaces|-|-||false"),
+            ("/api/v1/namespaces/a", "|v1|-|namespaces|a|-||false"),
+            ("/api/v1/namespaces/a/finalize", "|v1|-|namespaces|a|finalize||false"),
+            ("/apis/apps/v1/namespaces/a/deployments/b/scale", "apps|v1|a|deployments|b|scale||false"),
+            ("/api/v1/watch/namespaces/a/configmaps/b", "|v1|a|configmaps|b|-||true"),
+            ("/api/v1/namespaces/a/pods/https:b:8/proxy/x%20y/z/", "|v1|a|pods|https:b:8|proxy|/x%20y/z/|false"),
+            ("/api/v1/nodes/n/proxy", "|v1|-|nodes|n|proxy||false"),
+            ("/api/v1/nodes/n/proxy/", "|v1|-|nodes|n|proxy|/|false"),
+            ("/api/", "CoreVersions"),
+            ("/apis/apps/v1/", "Resources(\"apps\", \"v1\")"),
+            ("/readyz/etcd", "Health(\"readyz\", Some(\"etcd\"))"),
+            ("/api/v1/namespaces/a/pods/b/log/c", "Unknown"),
+            ("/foo", "Unknown"),
+        ] {
+            assert_eq!(show(path), expected, "{path}");
+        }
+    }
+}

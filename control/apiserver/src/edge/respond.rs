@@ -1,0 +1,141 @@
+//! Answers: an object, a status or bytes, in the form that was chosen.
+
+use std::io::Write;
+
+use axum::body::Body;
+use axum::response::Response;
+use bytes::Bytes;
+use coracle_api::schema;
+use coracle_api::status::Status;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use http::{HeaderValue, StatusCode, header};
+use serde_json::Value;
+
+use super::codec;
+use super::negotiate::{Form, Format, Shape};
+use crate::store::Seen;
+use crate::{metadata, table};
+
+/// An answer of bytes.
+pub(crate) fn bytes(code: u16, content_type: &'static str, bytes: impl Into<Body>) -> Response {
+    let mut response = Response::new(bytes.into());
+    *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+/// An answer of plain text.
+pub(crate) fn text(code: u16, text: impl Into<String>) -> Response {
+    let mut response = bytes(code, "text/plain; charset=utf-8", text.into());
+    response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// A stored object.
+pub(crate) fn record(form: Form, code: u16, seen: &Seen<'_>, include: table::Include) -> Result<Response, Status> {
+    match (form.shape, form.format) {
+        (Shape::Whole, Format::Json) if !form.pretty => Ok(bytes(code, super::negotiate::JSON, seen.json())),
+        (Shape::Whole, Format::Protobuf) => {
+            let resource = seen.resource;
+            let body = codec::envelope(&resource.api_version, resource.row.kind, &seen.protobuf());
+            Ok(bytes(code, super::negotiate::PROTOBUF, body))
+        }
+        (Shape::Whole, _) => Ok(value(form, code, &seen.value())),
+        (Shape::Table { beta }, _) => Ok(json_text(form, code, table::one(seen, include, beta))),
+        (Shape::Metadata { beta }, Format::Protobuf) => {
+            let body = codec::envelope(metadata::api_version(beta), metadata::KIND, &seen.metadata_protobuf());
+            Ok(bytes(code, super::negotiate::PROTOBUF, body))
+        }
+        (Shape::Metadata { beta }, _) => Ok(json_text(form, code, metadata::object(seen, beta))),
+        (Shape::MetadataList { .. }, _) => Err(not_a_list(seen.resource.row.kind)),
+    }
+}
+
+/// An object that is not stored as it is shown: of a dry run, of a subresource.
+pub(crate) fn object(
+    form: Form,
+    code: u16,
+    resource: &crate::catalog::Resource,
+    object: &Value,
+    include: table::Include,
+) -> Result<Response, Status> {
+    match form.shape {
+        Shape::Whole => Ok(value(form, code, object)),
+        Shape::Table { beta } => Ok(json_text(form, code, table::of_value(resource, object, include, beta, true))),
+        Shape::Metadata { beta } => {
+            let partial = serde_json::json!({
+                "apiVersion": metadata::api_version(beta), "kind": metadata::KIND, "metadata": object["metadata"],
+            });
+            Ok(value(Form { shape: Shape::Whole, ..form }, code, &partial))
+        }
+        Shape::MetadataList { .. } => Err(not_a_list(resource.row.kind)),
+    }
+}
+
+fn not_a_list(kind: &str) -> Status {
+    let message =
+        format!("you requested PartialObjectMetadataList, but the requested object is not a list (*core.{kind})");
+    Status::failure(406, "NotAcceptable", message)
+}
+
+/// An object of a known type; in JSON where protobuf does not know it.
+pub(crate) fn value(form: Form, code: u16, value: &Value) -> Response {
+    if form.format == Format::Protobuf {
+        let (api_version, kind) = (value["apiVersion"].as_str().unwrap_or_default(), value["kind"].as_str().unwrap_or_default());
+        if let Some(schema) = schema_of(api_version, kind) {
+            let body = codec::envelope(api_version, kind, &codec::message(value, &schema));
+            return bytes(code, super::negotiate::PROTOBUF, body);
+        }
+    }
+    json_text(form, code, crate::store::object::encode_final(value))
+}
+
+/// The schema of a kind by its group and version: for what the generic path does not store.
+fn schema_of(api_version: &str, kind: &str) -> Option<std::sync::Arc<schema::Object>> {
+    schema::named(&codec::schema_name(api_version, kind))
+}
+
+/// Bytes that are JSON, as the form wants them.
+pub(crate) fn json_text(form: Form, code: u16, json: impl Into<Bytes>) -> Response {
+    let json = json.into();
+    let parse = || serde_json::from_slice::<Value>(&json).unwrap_or_default();
+    match (form.format, form.pretty) {
+        (Format::Yaml, _) => {
+            let text = serde_yaml_ng::to_string(&parse()).unwrap_or_default();
+            bytes(code, super::negotiate::YAML, text)
+        }
+        (_, true) => {
+            let mut text = serde_json::to_vec_pretty(&parse()).unwrap_or_default();
+            text.push(b'\n');
+            bytes(code, super::negotiate::JSON, text)
+        }
+        _ => bytes(code, super::negotiate::JSON, json),
+    }
+}
+
+/// A status, of errors and of some successes.
+pub(crate) fn status(form: Form, status: &Status) -> Response {
+    let form = Form { shape: Shape::Whole, ..form };
+    let code = status.code();
+    let json = serde_json::to_value(status).unwrap_or_default();
+    let mut response = match form.format {
+        Format::Protobuf => value(form, code, &json),
+        _ => json_text(form, code, json.to_string()),
+    };
+    let retry_after = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
+    if retry_after > 0 {
+        response.headers_mut().insert(header::RETRY_AFTER, retry_after.into());
+    }
+    if matches!(code, 401 | 403) {
+        response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    }
+    response
+}
+
+/// Compresses bytes at the level that costs least.
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::with_capacity(bytes.len() / 8), Compression::fast());
+    let written = encoder.write_all(bytes).and_then(|()| encoder.finish());
+    written.expect("writing to memory does not fail")
+}

@@ -1,0 +1,99 @@
+//! Between objects and records.
+
+pub(crate) mod memo;
+pub(crate) mod object;
+
+use std::ops::Bound;
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_api::status::Status;
+use coracle_keyspace::{Committed, GuardFailed, Key, Keyspace, Op, Record, Records, Revision, TransactError};
+
+use crate::catalog::Resource;
+pub(crate) use memo::Seen;
+
+/// How long a read that wants a revision of the future waits for it (kubernetes-api §10.2).
+const FUTURE_WAIT: Duration = Duration::from_secs(3);
+
+/// Why a transaction was not done.
+pub(crate) enum Refused {
+    /// The state has changed since it was read: read it again.
+    Guard(GuardFailed),
+    /// Anything else; not to be tried again.
+    Final(Status),
+}
+
+/// The keyspace as the verbs use it.
+#[derive(Clone)]
+pub(crate) struct Store {
+    pub keyspace: Keyspace,
+}
+
+impl Store {
+    pub fn key(resource: &Resource, record_name: &Arc<str>) -> Key {
+        Key::new(resource.row.collection, record_name.clone())
+    }
+
+    /// The newest applied record.
+    pub fn get(&self, resource: &Resource, record_name: &str) -> Option<Arc<Record>> {
+        self.keyspace.get(resource.row.collection, record_name)
+    }
+
+    /// The record, at least as new as every write that was answered before this call.
+    pub async fn read(&self, resource: &Resource, record_name: &str) -> Result<Option<Arc<Record>>, Status> {
+        self.barrier().await?;
+        Ok(self.get(resource, record_name))
+    }
+
+    /// Waits until everything that was answered before is applied here.
+    pub async fn barrier(&self) -> Result<Revision, Status> {
+        let unavailable = |error| Status::service_unavailable(format!("no read is possible now: {error}"));
+        self.keyspace.barrier().await.map_err(unavailable)
+    }
+
+    /// Waits until `revision` is applied here, for a short time.
+    pub async fn not_older_than(&self, revision: Revision) -> Result<(), Status> {
+        if self.keyspace.revision() >= revision {
+            return Ok(());
+        }
+        let reached = tokio::time::timeout(FUTURE_WAIT, self.keyspace.wait_for(revision)).await;
+        if reached.is_err() && self.keyspace.revision() < revision {
+            return Err(Status::too_large_resource_version(revision.get(), self.keyspace.revision().get(), 1));
+        }
+        Ok(())
+    }
+
+    pub async fn transact(&self, ops: Vec<Op>) -> Result<Committed, Refused> {
+        match self.keyspace.transact(ops).await {
+            Ok(committed) => Ok(committed),
+            Err(TransactError::Guard(failed)) => Err(Refused::Guard(failed)),
+            Err(error) => Err(Refused::Final(match error {
+                TransactError::TooLarge => Status::request_too_large(format!("limit is {}", object::OBJECT_BYTES_MAX)),
+                TransactError::Unknown => Status::timeout(
+                    "the write was not confirmed in time and may still take effect; read the object before trying again",
+                    1,
+                ),
+                error => Status::service_unavailable(error.to_string()).with_retry_after(1),
+            })),
+        }
+    }
+}
+
+/// The records of `records` that are in `namespace` (all when there is none), after `after`.
+pub(crate) fn range<'a>(
+    records: &'a Records,
+    namespace: Option<&str>,
+    after: Option<&str>,
+) -> impl Iterator<Item = (&'a Arc<str>, &'a Arc<Record>)> + use<'a> {
+    let from = namespace.map(|namespace| format!("{namespace}/"));
+    let start: Bound<String> = match (after, &from) {
+        (Some(after), _) => Bound::Excluded(after.to_owned()),
+        (None, Some(from)) => Bound::Included(from.clone()),
+        (None, None) => Bound::Unbounded,
+    };
+    let start = start.map(|text| Arc::<str>::from(text));
+    records
+        .range((start, Bound::Unbounded))
+        .take_while(move |(name, _)| from.as_ref().is_none_or(|prefix| name.starts_with(prefix.as_str())))
+}

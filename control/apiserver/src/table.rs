@@ -1,0 +1,153 @@
+//! Tables: what `kubectl get` prints (kubernetes-api §12.1). Cells are computed once per record, ages when shown.
+
+use std::io::Write;
+
+use coracle_api::kinds::Cell;
+use coracle_api::meta::time;
+use coracle_api::status::Status;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::catalog::Resource;
+use crate::edge::query::Query;
+use crate::metadata;
+use crate::store::object::write_json;
+use crate::store::{Seen, object};
+
+/// What of the object stands beside the cells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Include {
+    Nothing,
+    Metadata,
+    Object,
+}
+
+impl Include {
+    pub fn of(query: &Query) -> Result<Include, Status> {
+        match query.get("includeObject").unwrap_or_default() {
+            "" | "Metadata" => Ok(Include::Metadata),
+            "Object" => Ok(Include::Object),
+            "None" => Ok(Include::Nothing),
+            other => Err(Status::bad_request(format!(
+                "Unable to convert to Table as requested: includeObject: Invalid value: {}: must be 'Metadata', 'Object', 'None', or empty",
+                coracle_api::meta::text::quote(other)
+            ))),
+        }
+    }
+}
+
+/// `"columnDefinitions":[…]` of a resource.
+pub(crate) fn columns(resource: &Resource) -> Value {
+    let row = resource.row;
+    let column = |column: &coracle_api::kinds::Column| {
+        json!({
+            "name": column.name, "type": column.kind, "format": column.format, "priority": column.priority,
+            "description": super::columns::description(row.group, row.resource, column.name),
+        })
+    };
+    row.columns.iter().map(column).collect()
+}
+
+/// Appends the head of a table, up to and with the bracket that opens its rows. `metadata` is JSON.
+pub(crate) fn begin(out: &mut Vec<u8>, columns: Option<&Value>, list_metadata: &[u8], beta: bool) {
+    out.extend_from_slice(b"{\"kind\":\"Table\",\"apiVersion\":\"");
+    out.extend_from_slice(metadata::api_version(beta).as_bytes());
+    out.extend_from_slice(b"\",\"metadata\":");
+    out.extend_from_slice(list_metadata);
+    out.extend_from_slice(b",\"columnDefinitions\":");
+    match columns {
+        Some(columns) => write_json(out, columns),
+        None => out.extend_from_slice(b"null"),
+    }
+    out.extend_from_slice(b",\"rows\":[");
+}
+
+/// Ends what [`begin`] began.
+pub(crate) const END: &[u8] = b"]}";
+
+/// Appends a row.
+pub(crate) fn row(out: &mut Vec<u8>, seen: &Seen<'_>, include: Include, beta: bool, now: Timestamp) {
+    let row = seen.row();
+    cells(out, &row.cells, row.conditions.as_deref(), now);
+    match include {
+        Include::Nothing => out.extend_from_slice(b"null"),
+        Include::Metadata => metadata::write(out, &seen.metadata(), beta),
+        Include::Object => out.extend_from_slice(&seen.json()),
+    }
+    out.push(b'}');
+}
+
+fn cells(out: &mut Vec<u8>, cells: &[Cell], conditions: Option<&str>, now: Timestamp) {
+    out.extend_from_slice(b"{\"cells\":[");
+    for (at, cell) in cells.iter().enumerate() {
+        if at > 0 {
+            out.push(b',');
+        }
+        write_cell(out, cell, now);
+    }
+    out.push(b']');
+    if let Some(conditions) = conditions {
+        out.extend_from_slice(b",\"conditions\":");
+        out.extend_from_slice(conditions.as_bytes());
+    }
+    out.extend_from_slice(b",\"object\":");
+}
+
+fn write_cell(out: &mut Vec<u8>, cell: &Cell, now: Timestamp) {
+    // Writing to memory cannot fail. Ages have no characters that JSON escapes.
+    let _ = match cell {
+        Cell::Value(value) => {
+            write_json(out, value);
+            Ok(())
+        }
+        Cell::Age(None) => out.write_all(b"\"<unknown>\""),
+        Cell::Age(Some(since)) => write!(out, "\"{}\"", time::age(*since, now)),
+        Cell::WithAge { before, since, after } => {
+            write_json(out, &format!("{before}{}{after}", time::age(*since, now)));
+            Ok(())
+        }
+    };
+}
+
+/// A table of one record.
+pub(crate) fn one(seen: &Seen<'_>, include: Include, beta: bool) -> Vec<u8> {
+    single(seen, include, beta, true)
+}
+
+/// The same, with the columns or without: in a watch only the first has them.
+pub(crate) fn single(seen: &Seen<'_>, include: Include, beta: bool, with_columns: bool) -> Vec<u8> {
+    let mut out = Vec::with_capacity(2048);
+    let columns = with_columns.then(|| columns(seen.resource));
+    begin(&mut out, columns.as_ref(), &version(seen.record.revision), beta);
+    row(&mut out, seen, include, beta, Timestamp::now());
+    out.extend_from_slice(END);
+    out
+}
+
+/// A table of one object that is not stored as it is.
+pub(crate) fn of_value(resource: &Resource, value: &Value, include: Include, beta: bool, with_columns: bool) -> Vec<u8> {
+    let mut out = Vec::with_capacity(2048);
+    let list_metadata = match value["metadata"]["resourceVersion"].as_str() {
+        Some(version) => json!({"resourceVersion": version}),
+        None => json!({}),
+    };
+    let columns = with_columns.then(|| columns(resource));
+    begin(&mut out, columns.as_ref(), list_metadata.to_string().as_bytes(), beta);
+    let mut stored = value.clone();
+    resource.row.strategy.to_storage(&mut stored);
+    let conditions = resource.row.strategy.row_conditions(&stored);
+    let conditions = (!conditions.is_null()).then(|| conditions.to_string());
+    cells(&mut out, &resource.row.strategy.cells(&stored), conditions.as_deref(), Timestamp::now());
+    match include {
+        Include::Nothing => out.extend_from_slice(b"null"),
+        Include::Metadata => metadata::write(&mut out, &value["metadata"].to_string().into(), beta),
+        Include::Object => out.extend_from_slice(&object::encode_final(value)),
+    }
+    out.extend_from_slice(b"}]}");
+    out
+}
+
+/// List metadata with only a version.
+pub(crate) fn version(revision: coracle_keyspace::Revision) -> Vec<u8> {
+    format!("{{\"resourceVersion\":\"{revision}\"}}").into_bytes()
+}

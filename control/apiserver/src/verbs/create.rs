@@ -1,0 +1,127 @@
+//! Creating an object.
+
+use std::sync::Arc;
+
+use axum::response::Response;
+use coracle_api::meta::{self, generate};
+use coracle_api::status::Status;
+use coracle_keyspace::{Guard, Op};
+use serde_json::Value;
+
+use super::write::{Write, Written};
+use crate::admission;
+use crate::catalog::Resource;
+use crate::edge::body::{self, Expected};
+use crate::edge::call::Request;
+use crate::edge::negotiate::Offer;
+use crate::edge::options::write_options;
+use crate::server::Shared;
+use crate::store::{Refused, Seen, Store};
+use crate::table::Include;
+
+/// How often a generated name that is taken is replaced by another.
+const NAMES_TRIED: usize = 8;
+/// How often a write is done again because something beside the object was taken meanwhile.
+const TRIES: usize = 8;
+
+pub(crate) async fn create(
+    server: &Arc<Shared>,
+    request: &Request,
+    resource: &Arc<Resource>,
+) -> Result<Response, Status> {
+    let call = &request.call;
+    let form = call.form(Offer::Stored)?;
+    let include = Include::of(&call.query)?;
+    let options = write_options(call, "CreateOptions", None)?;
+    let expected =
+        Expected { api_version: &resource.api_version, kind: resource.row.kind, schema: &resource.schema };
+    let object = body::object(call, &request.body, &expected, options.validation)?;
+    let write = Write { server, call, resource, options: &options, subresource: "" };
+    let written = insert(&write, object, false).await?;
+    written.respond(form, 201, resource, include)
+}
+
+/// Creates `object`, which is in the form of the write's resource.
+pub(crate) async fn insert(write: &Write<'_>, mut object: Value, owned: bool) -> Result<Written, Status> {
+    let resource = write.resource;
+    let row = resource.row;
+    row.strategy.to_storage(&mut object);
+    write.take_place(&mut object)?;
+    if !meta::resource_version(&object).is_empty() {
+        return Err(Status::unknown_error("resourceVersion should not be set on objects to be created"));
+    }
+    let base = match meta::name(&object) {
+        "" => object["metadata"]["generateName"].as_str().filter(|base| !base.is_empty()).map(str::to_owned),
+        _ => None,
+    };
+    write.new_metadata(&mut object);
+    if let Some(base) = &base {
+        set_name(&mut object, base);
+    }
+    write.ready_new(&mut object, owned).await?;
+    let (mut names, mut tries) = (1, 1);
+    loop {
+        // What is allocated is given back when the write is tried again.
+        let before = admission::allocates(resource).then(|| object.clone());
+        let allocated = admission::allocate(write, &mut object, None)?;
+        write.validate_new(&object)?;
+        write.call.warn_all(row.strategy.warnings(&object, None));
+        row.strategy.canonicalize(&mut object);
+        let name = meta::name(&object).to_owned();
+        let record_name = resource.record_name(write.call.namespace(), &name);
+        let value = write.encode(&object)?;
+        if write.options.dry_run {
+            write.server.store.barrier().await?;
+            match write.server.store.get(resource, &record_name) {
+                Some(_) if base.is_some() && names < NAMES_TRIED => {}
+                Some(existing) => return Err(taken(write, &existing, &name)),
+                None => return Ok(Written::Value(object)),
+            }
+        } else {
+            let key = Store::key(resource, &record_name);
+            let mut ops = vec![Op::Put { key, value, guard: Guard::Absent }];
+            ops.extend(allocated);
+            match write.server.store.transact(ops).await {
+                Ok(committed) => return Ok(Written::Record(committed.records[0].clone())),
+                Err(Refused::Final(status)) => return Err(status),
+                Err(Refused::Guard(failed)) if failed.op > 0 && tries < TRIES => {
+                    tries += 1;
+                    object = before.unwrap_or(object);
+                    continue;
+                }
+                Err(Refused::Guard(failed)) if failed.op > 0 => {
+                    return Err(Status::server_timeout(row.group, row.resource, "create", 1));
+                }
+                Err(Refused::Guard(failed)) => match failed.found {
+                    Some(_) if base.is_some() && names < NAMES_TRIED => {}
+                    Some(existing) => return Err(taken(write, &existing, &name)),
+                    None => return Err(Status::server_timeout(row.group, row.resource, "create", 1)),
+                },
+            }
+        }
+        // Only an object whose generated name was taken comes here.
+        names += 1;
+        if names > NAMES_TRIED {
+            return Err(Status::generated_names_taken(row.group, row.resource, &name, 1));
+        }
+        object = before.unwrap_or(object);
+        if let Some(base) = &base {
+            set_name(&mut object, base);
+        }
+    }
+}
+
+fn set_name(object: &mut Value, base: &str) {
+    let name = generate::generate_name(base, rand::random());
+    meta::metadata_mut(object).insert("name".to_owned(), name.into());
+}
+
+/// 409; of an object that is going, it says so.
+fn taken(write: &Write<'_>, existing: &Arc<coracle_keyspace::Record>, name: &str) -> Status {
+    let row = write.resource.row;
+    let mut status = Status::already_exists(row.group, row.resource, name);
+    if meta::is_deleting(&Seen::new(write.resource, existing).stored()) {
+        status.message = format!("object is being deleted: {}", status.message);
+    }
+    status
+}

@@ -1,0 +1,277 @@
+//! Deleting one object: at once, after a grace period, or when its finalizers are gone (kubernetes-api §8.1).
+
+use std::sync::Arc;
+
+use axum::response::Response;
+use coracle_api::meta::{self, time};
+use coracle_api::status::{Details, Status};
+use coracle_keyspace::{Guard, Op, Record};
+use http::header;
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
+
+use crate::admission;
+use crate::catalog::Resource;
+use crate::edge::call::{Call, Request};
+use crate::edge::codec;
+use crate::edge::negotiate::{self, Offer};
+use crate::edge::options::{DeleteOptions, Propagation};
+use crate::edge::respond;
+use crate::server::Shared;
+use crate::store::{Refused, Seen, Store, object};
+use crate::table::Include;
+
+const ORPHAN: &str = "orphan";
+const FOREGROUND: &str = "foregroundDeletion";
+/// How often a deletion is tried again when the object changes meanwhile.
+const TRIES: usize = 8;
+
+/// Kinds whose deletion answers with the object even when it is gone.
+const RETURN_OBJECT: [&str; 7] = [
+    "pods",
+    "services",
+    "serviceaccounts",
+    "persistentvolumes",
+    "persistentvolumeclaims",
+    "podtemplates",
+    "resourcequotas",
+];
+
+pub(crate) async fn delete(
+    server: &Arc<Shared>,
+    request: &Request,
+    resource: &Arc<Resource>,
+) -> Result<Response, Status> {
+    let call = &request.call;
+    let form = call.form(Offer::Stored)?;
+    let include = Include::of(&call.query)?;
+    let options = options(request)?;
+    let deleted = remove(server, call, resource, call.name(), &options).await?;
+    let code = match (&deleted, options.orphan_dependents) {
+        (Deleted::Marked(_), Some(false)) => 202,
+        _ => 200,
+    };
+    let row = resource.row;
+    match deleted {
+        Deleted::Marked(record) => respond::record(form, code, &Seen::new(resource, &record), include),
+        Deleted::Gone(record) if row.group.is_empty() && RETURN_OBJECT.contains(&row.resource) => {
+            respond::record(form, code, &Seen::new(resource, &record), include)
+        }
+        Deleted::Gone(record) => {
+            let stored = Seen::new(resource, &record).stored();
+            let mut details = Details::of(row.group, row.resource, meta::name(&stored));
+            details.uid = meta::uid(&stored).to_owned();
+            Ok(respond::status(form, &Status::success(Some(details))))
+        }
+    }
+}
+
+/// The options in the body, or in the query when there is no body.
+pub(crate) fn options(request: &Request) -> Result<DeleteOptions, Status> {
+    if request.body.is_empty() {
+        return DeleteOptions::from_query(&request.call);
+    }
+    let format = negotiate::body_format(request.call.header(header::CONTENT_TYPE))?;
+    let body = codec::read_options(format, &request.body)?;
+    DeleteOptions::from_body(&body)
+}
+
+/// What became of the object.
+pub(crate) enum Deleted {
+    /// It is gone; its last content.
+    Gone(Arc<Record>),
+    /// It is still there, on its way out.
+    Marked(Arc<Record>),
+}
+
+/// Deletes `name` in the call's namespace.
+pub(crate) async fn remove(
+    server: &Arc<Shared>,
+    call: &Call,
+    resource: &Arc<Resource>,
+    name: &str,
+    options: &DeleteOptions,
+) -> Result<Deleted, Status> {
+    admission::delete(resource, name)?;
+    let record_name = resource.record_name(call.namespace(), name);
+    for _ in 0..TRIES {
+        let record = match server.store.get(resource, &record_name) {
+            Some(record) => record,
+            None => server.store.read(resource, &record_name).await?.ok_or_else(|| resource.not_found(name))?,
+        };
+        admission::may_write_object(&call.identity, resource, name)?;
+        if let Some(deleted) = remove_record(server, resource, &record, options).await? {
+            return Ok(deleted);
+        }
+    }
+    Err(resource.stale(name))
+}
+
+/// One try; `None` when the record has changed meanwhile.
+pub(crate) async fn remove_record(
+    server: &Arc<Shared>,
+    resource: &Arc<Resource>,
+    record: &Arc<Record>,
+    options: &DeleteOptions,
+) -> Result<Option<Deleted>, Status> {
+    let seen = Seen::new(resource, record);
+    let old = seen.stored();
+    check_preconditions(resource, record, &old, options)?;
+    let step = plan(resource, &old, options, Timestamp::now());
+    let key = Store::key(resource, &record.key.name);
+    let guard = Guard::Revision(record.revision);
+    let ops = match &step {
+        Step::Nothing => return Ok(Some(Deleted::Marked(record.clone()))),
+        _ if options.dry_run => {
+            let gone = matches!(step, Step::Remove);
+            return Ok(Some(if gone { Deleted::Gone(record.clone()) } else { Deleted::Marked(record.clone()) }));
+        }
+        Step::Mark(object) => vec![Op::Put { key, value: object::encode(object), guard }],
+        Step::Remove => {
+            let mut ops = vec![Op::Delete { key, guard }];
+            ops.extend(admission::release(server, resource, &old));
+            ops
+        }
+    };
+    match server.store.transact(ops).await {
+        Ok(committed) => {
+            let record = committed.records[0].clone();
+            Ok(Some(if matches!(step, Step::Remove) { Deleted::Gone(record) } else { Deleted::Marked(record) }))
+        }
+        Err(Refused::Guard(_)) => Ok(None),
+        Err(Refused::Final(status)) => Err(status),
+    }
+}
+
+fn check_preconditions(
+    resource: &Resource,
+    record: &Record,
+    old: &Value,
+    options: &DeleteOptions,
+) -> Result<(), Status> {
+    let row = resource.row;
+    let conflict = |message: String| Status::conflict(row.group, row.kind, meta::name(old), message);
+    if let Some(uid) = options.uid.as_deref().filter(|uid| *uid != meta::uid(old)) {
+        return Err(conflict(format!(
+            "the UID in the precondition ({uid}) does not match the UID in record ({}). The object might have been \
+             deleted and then recreated",
+            meta::uid(old)
+        )));
+    }
+    let revision = record.revision.to_string();
+    if let Some(version) = options.resource_version.as_deref().filter(|version| *version != revision) {
+        return Err(conflict(format!(
+            "the ResourceVersion in the precondition ({version}) does not match the ResourceVersion in record \
+             ({revision}). The object might have been modified"
+        )));
+    }
+    Ok(())
+}
+
+/// What a deletion does to an object as it is now.
+#[derive(Debug, PartialEq)]
+enum Step {
+    /// Its deletion is under way already.
+    Nothing,
+    /// It becomes this.
+    Mark(Value),
+    Remove,
+}
+
+fn plan(resource: &Resource, old: &Value, options: &DeleteOptions, now: Timestamp) -> Step {
+    let strategy = resource.row.strategy;
+    let deleting = meta::is_deleting(old);
+    let asked = options.grace.map(|seconds| if seconds < 0 { 1 } else { seconds });
+    let mut object = old.clone();
+    if (resource.row.group, resource.row.resource) == ("", "namespaces") {
+        return plan_namespace(object, deleting, now);
+    }
+    if !deleting {
+        set_gc_finalizers(&mut object, options, strategy.orphans_by_default());
+    }
+    let held = meta::finalizers(&object).next().is_some();
+    let generation = meta::generation(old);
+    let mut mark = |object: &mut Value, at: Timestamp, grace: i64| {
+        let metadata = meta::metadata_mut(object);
+        metadata.insert("deletionTimestamp".to_owned(), time::format(at).into());
+        metadata.insert("deletionGracePeriodSeconds".to_owned(), grace.into());
+        if !deleting && generation > 0 {
+            metadata.insert("generation".to_owned(), (generation + 1).into());
+        }
+    };
+    let later = |from: Timestamp, seconds: i64| from.checked_add(SignedDuration::from_secs(seconds)).unwrap_or(from);
+    if let Some(grace) = strategy.grace_period(old, asked) {
+        let current = old["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);
+        match (deleting, asked) {
+            (true, None) => return Step::Nothing,
+            (true, Some(_)) if grace >= current && !(grace == 0 && current == 0 && !held) => return Step::Nothing,
+            (true, Some(_)) if grace > 0 => {
+                // Counted from when the deletion was asked for, and never into the past.
+                let at = meta::deletion_time(old).map_or(now, |end| later(end, grace - current)).max(now);
+                mark(&mut object, at, grace);
+                return Step::Mark(object);
+            }
+            (false, _) if grace > 0 => {
+                mark(&mut object, later(now, grace), grace);
+                return Step::Mark(object);
+            }
+            _ => {}
+        }
+    }
+    match (held, deleting) {
+        (false, _) => Step::Remove,
+        (true, false) => {
+            mark(&mut object, now, 0);
+            Step::Mark(object)
+        }
+        (true, true) => {
+            let grace = old["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);
+            if grace == 0 {
+                return Step::Nothing;
+            }
+            mark(&mut object, now, 0);
+            Step::Mark(object)
+        }
+    }
+}
+
+/// A namespace waits for the namespace controller.
+fn plan_namespace(mut object: Value, deleting: bool, now: Timestamp) -> Step {
+    let held = object["spec"]["finalizers"].as_array().is_some_and(|finalizers| !finalizers.is_empty())
+        || meta::finalizers(&object).next().is_some();
+    match (deleting, held) {
+        (true, true) => Step::Nothing,
+        (_, false) => Step::Remove,
+        (false, true) => {
+            meta::metadata_mut(&mut object).insert("deletionTimestamp".to_owned(), time::format(now).into());
+            if !object["status"].is_object() {
+                object["status"] = json!({});
+            }
+            object["status"]["phase"] = "Terminating".into();
+            Step::Mark(object)
+        }
+    }
+}
+
+/// The finalizers by which the garbage collector knows what to do with dependents.
+fn set_gc_finalizers(object: &mut Value, options: &DeleteOptions, orphans_by_default: bool) {
+    let has = |name: &str| meta::finalizers(object).any(|finalizer| finalizer == name);
+    let (orphan, foreground) = match (options.propagation, options.orphan_dependents) {
+        (Some(Propagation::Orphan), _) | (None, Some(true)) => (true, false),
+        (Some(Propagation::Foreground), _) => (false, true),
+        (Some(Propagation::Background), _) | (None, Some(false)) => (false, false),
+        (None, None) if has(ORPHAN) => (true, false),
+        (None, None) if has(FOREGROUND) => (false, true),
+        (None, None) => (orphans_by_default, false),
+    };
+    let mut finalizers: Vec<Value> =
+        meta::finalizers(object).filter(|name| ![ORPHAN, FOREGROUND].contains(name)).map(Value::from).collect();
+    finalizers.extend(orphan.then(|| ORPHAN.into()));
+    finalizers.extend(foreground.then(|| FOREGROUND.into()));
+    let metadata = meta::metadata_mut(object);
+    if finalizers.is_empty() {
+        metadata.remove("finalizers");
+    } else {
+        metadata.insert("finalizers".to_owned(), finalizers.into());
+    }
+}

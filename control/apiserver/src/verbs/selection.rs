@@ -1,0 +1,182 @@
+//! The options of lists and watches: which objects, of when, how many (kubernetes-api §10).
+
+use std::time::Duration;
+
+use coracle_api::kinds::FieldError;
+use coracle_api::meta::parse_resource_version;
+use coracle_api::meta::selector::{FieldSelector, LabelSelector};
+use coracle_api::meta::text::quote;
+use coracle_api::status::Status;
+use coracle_keyspace::Revision;
+
+use crate::catalog::Resource;
+use crate::edge::call::Call;
+
+/// How `resourceVersion` is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Match {
+    Exact,
+    NotOlderThan,
+}
+
+/// The options of a list or watch.
+#[derive(Debug, Clone)]
+pub(crate) struct ListOptions {
+    pub labels: LabelSelector,
+    pub fields: FieldSelector,
+    /// As it was given; `None` when it was not or empty.
+    pub resource_version: Option<String>,
+    pub version_match: Option<Match>,
+    pub limit: usize,
+    pub continue_token: Option<String>,
+    pub bookmarks: bool,
+    pub initial_events: Option<bool>,
+    pub timeout: Option<Duration>,
+}
+
+impl ListOptions {
+    pub fn of(call: &Call, resource: &Resource, watch: bool) -> Result<ListOptions, Status> {
+        let query = &call.query;
+        let labels = LabelSelector::parse(query.get("labelSelector").unwrap_or_default())
+            .map_err(|error| Status::bad_request(error.to_string()))?;
+        let mut fields = FieldSelector::parse(query.get("fieldSelector").unwrap_or_default())
+            .map_err(|error| Status::bad_request(error.to_string()))?;
+        check_fields(&mut fields, resource)?;
+        if let Some(name) = call.target.name.as_deref() {
+            // Only the old watch paths name an object here.
+            if fields.exact("metadata.name").is_some_and(|selected| selected != name) {
+                return Err(Status::bad_request("fieldSelector metadata.name doesn't match requested name"));
+            }
+            fields.terms_mut().extend_from_slice(FieldSelector::name(name).terms());
+        }
+        let options = ListOptions {
+            labels,
+            fields,
+            resource_version: query.text("resourceVersion").map(str::to_owned),
+            version_match: None,
+            limit: usize::try_from(query.integer("limit")?.unwrap_or(0)).unwrap_or(0),
+            continue_token: query.text("continue").map(str::to_owned),
+            bookmarks: query.flag("allowWatchBookmarks").unwrap_or(false),
+            initial_events: query.flag("sendInitialEvents"),
+            timeout: query
+                .integer("timeoutSeconds")?
+                .and_then(|seconds| u64::try_from(seconds).ok())
+                .filter(|seconds| *seconds > 0)
+                .map(Duration::from_secs),
+        };
+        options.checked(query.text("resourceVersionMatch"), watch)
+    }
+
+    /// The rules of `resourceVersionMatch` and `sendInitialEvents`.
+    fn checked(mut self, version_match: Option<&str>, watch: bool) -> Result<ListOptions, Status> {
+        const MATCH: &str = "resourceVersionMatch";
+        let mut errors = Vec::new();
+        let mut forbid = |field, detail: &str| errors.push(FieldError::forbidden(field, detail));
+        let continues = self.continue_token.is_some();
+        if watch && self.initial_events.is_some() {
+            if version_match != Some("NotOlderThan") {
+                forbid(MATCH, "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
+            }
+            if version_match.is_some_and(|value| value != "NotOlderThan") {
+                errors.push(FieldError::not_supported(MATCH, version_match.unwrap_or_default(), &["NotOlderThan"]));
+            }
+            if continues {
+                errors.push(FieldError::forbidden(MATCH, "resourceVersionMatch is forbidden when continue is provided"));
+            }
+        } else if watch {
+            if version_match.is_some() {
+                forbid(MATCH, "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided");
+            }
+            if continues {
+                errors.push(FieldError::forbidden(MATCH, "resourceVersionMatch is forbidden when continue is provided"));
+            }
+        } else {
+            if version_match.is_some() {
+                if self.resource_version.is_none() {
+                    forbid(MATCH, "resourceVersionMatch is forbidden unless resourceVersion is provided");
+                }
+                if continues {
+                    forbid(MATCH, "resourceVersionMatch is forbidden when continue is provided");
+                }
+                match version_match {
+                    Some("NotOlderThan") => {}
+                    Some("Exact") => {
+                        if self.resource_version.as_deref() == Some("0") {
+                            forbid(MATCH, "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"");
+                        }
+                    }
+                    other => errors.push(FieldError::not_supported(
+                        MATCH,
+                        other.unwrap_or_default(),
+                        &["Exact", "NotOlderThan", ""],
+                    )),
+                }
+            }
+            if self.initial_events.is_some() {
+                errors.push(FieldError::forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list"));
+            }
+        }
+        if !errors.is_empty() {
+            return Err(Status::invalid("meta.k8s.io", "ListOptions", "", errors));
+        }
+        self.version_match = match version_match {
+            Some("Exact") => Some(Match::Exact),
+            Some(_) => Some(Match::NotOlderThan),
+            None => None,
+        };
+        Ok(self)
+    }
+
+    /// The revision that was asked for; `None` when nothing was said.
+    pub fn revision(&self) -> Result<Option<Revision>, FieldError> {
+        let version = self.resource_version.as_deref().map(parse_resource_version).transpose()?;
+        Ok(version.map(Revision::new))
+    }
+
+    /// The namespace: of the path, or the one that the field selector pins.
+    pub fn namespace<'a>(&'a self, call: &'a Call, resource: &Resource) -> Option<&'a str> {
+        let pinned = || self.fields.exact("metadata.namespace").filter(|namespace| !namespace.is_empty());
+        call.namespace().or_else(pinned).filter(|_| resource.row.namespaced)
+    }
+
+    /// Whether everything is selected.
+    pub fn selects_all(&self) -> bool {
+        self.labels.is_everything() && self.fields.is_everything()
+    }
+}
+
+/// Kinds whose fields are renamed on the way in have another wording for a field that they have not.
+const CONVERTING: [(&str, &str); 7] = [
+    ("", "pods"),
+    ("", "nodes"),
+    ("", "events"),
+    ("", "namespaces"),
+    ("", "secrets"),
+    ("", "services"),
+    ("", "replicationcontrollers"),
+];
+
+/// Refuses fields that the kind does not offer.
+fn check_fields(fields: &mut FieldSelector, resource: &Resource) -> Result<(), Status> {
+    let row = resource.row;
+    for term in fields.terms_mut() {
+        if (row.group, row.resource, term.field.as_str()) == ("", "pods", "spec.host") {
+            term.field = "spec.nodeName".to_owned();
+        }
+        let known = matches!(term.field.as_str(), "metadata.name" | "metadata.namespace")
+            || row.selectable.contains(&term.field.as_str());
+        if known {
+            continue;
+        }
+        let converts = CONVERTING.contains(&(row.group, row.resource)) || !row.selectable.is_empty();
+        return Err(Status::bad_request(if converts {
+            format!("field label not supported: {}", term.field)
+        } else {
+            format!(
+                "{} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"",
+                quote(&term.field)
+            )
+        }));
+    }
+    Ok(())
+}

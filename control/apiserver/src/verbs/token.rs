@@ -1,0 +1,62 @@
+//! Tokens with which a list goes on: the revision of its first page and the last name that was given.
+//!
+//! The form is etcd's of the reference (opaque to clients), so that tools which look inside find what they expect.
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use coracle_api::status::Status;
+use coracle_keyspace::Revision;
+use serde_json::{Value, json};
+
+/// Where a list goes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Token {
+    /// At this revision; `None` at the newest.
+    pub revision: Option<Revision>,
+    /// After this record.
+    pub after: String,
+}
+
+impl Token {
+    pub fn encode(&self) -> String {
+        let revision = self.revision.map_or(-1, |revision| i64::try_from(revision.get()).unwrap_or(i64::MAX));
+        let text = json!({"v": "meta.k8s.io/v1", "rv": revision, "start": format!("{}\u{0}", self.after)});
+        URL_SAFE_NO_PAD.encode(text.to_string())
+    }
+
+    pub fn decode(text: &str) -> Result<Token, Status> {
+        let invalid = |why: &str| Status::bad_request(format!("continue key is not valid: {why}"));
+        let bytes = URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|error| invalid(&error.to_string()))?;
+        let value: Value = serde_json::from_slice(&bytes).map_err(|error| invalid(&error.to_string()))?;
+        if value["v"] != "meta.k8s.io/v1" {
+            let version = value["v"].as_str().unwrap_or_default();
+            return Err(invalid(&format!("server does not recognize this encoded version {version:?}")));
+        }
+        let revision = match value["rv"].as_i64() {
+            Some(-1) => None,
+            Some(revision) if revision > 0 => u64::try_from(revision).ok().map(Revision::new),
+            _ => return Err(invalid("incorrect encoded start resourceVersion (version meta.k8s.io/v1)")),
+        };
+        let after = value["start"].as_str().unwrap_or_default().trim_end_matches('\u{0}').to_owned();
+        if after.is_empty() {
+            return Err(invalid("encoded start key empty (version meta.k8s.io/v1)"));
+        }
+        Ok(Token { revision, after })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_come_back() {
+        for revision in [None, Some(Revision::new(7))] {
+            let token = Token { revision, after: "default/a".to_owned() };
+            assert_eq!(Token::decode(&token.encode()).unwrap(), token);
+        }
+        for wrong in ["", "x", "e30", "!!"] {
+            assert_eq!(Token::decode(wrong).unwrap_err().code(), 400, "{wrong}");
+        }
+    }
+}

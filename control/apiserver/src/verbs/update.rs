@@ -1,0 +1,209 @@
+//! Replacing an object, and the loop that every change of one goes through.
+
+use std::sync::Arc;
+
+use axum::response::Response;
+use coracle_api::kinds::FieldError;
+use coracle_api::meta::{self, parse_resource_version};
+use coracle_api::status::Status;
+use coracle_keyspace::{Guard, Op, Record};
+use serde_json::Value;
+
+use super::create::insert;
+use super::write::{Write, Written};
+use super::ownership;
+use crate::admission;
+use crate::catalog::Resource;
+use crate::edge::body::{self, Expected};
+use crate::edge::call::Request;
+use crate::edge::negotiate::Offer;
+use crate::edge::options::write_options;
+use crate::server::Shared;
+use crate::store::{Refused, Seen, Store};
+use crate::table::Include;
+
+/// How often a change is made again because the object had changed since it was read.
+const TRIES: usize = 5;
+
+pub(crate) async fn update(
+    server: &Arc<Shared>,
+    request: &Request,
+    resource: &Arc<Resource>,
+    subresource: &str,
+) -> Result<Response, Status> {
+    let call = &request.call;
+    let form = call.form(Offer::Stored)?;
+    let include = Include::of(&call.query)?;
+    let options = write_options(call, "UpdateOptions", None)?;
+    let expected =
+        Expected { api_version: &resource.api_version, kind: resource.row.kind, schema: &resource.schema };
+    let object = body::object(call, &request.body, &expected, options.validation)?;
+    let write = Write { server, call, resource, options: &options, subresource };
+    check_name(&write, &object)?;
+    let creates = subresource.is_empty() && resource.row.strategy.allows_create_on_update();
+    let found = write.server.store.get(resource, &resource.record_name(call.namespace(), call.name()));
+    if found.is_none() && creates && meta::resource_version(&object).is_empty() {
+        match insert(&write, object.clone(), false).await {
+            Err(status) if status.reason == "AlreadyExists" => {}
+            written => return written?.respond(form, 201, resource, include),
+        }
+    }
+    let written = change(&write, |_| Ok(Changed { object: object.clone(), owned: false, names_version: true })).await?;
+    written.respond(form, 200, resource, include)
+}
+
+/// The name in the body is the path's.
+fn check_name(write: &Write<'_>, object: &Value) -> Result<(), Status> {
+    let name = meta::name(object);
+    if name.is_empty() {
+        return Err(Status::bad_request("name must be provided"));
+    }
+    if name != write.call.name() {
+        return Err(Status::bad_request(format!(
+            "the name of the object ({name}) does not match the name on the URL ({})",
+            write.call.name()
+        )));
+    }
+    Ok(())
+}
+
+/// What a step made of an object.
+pub(crate) struct Changed {
+    /// The object, in the form of the write's resource.
+    pub object: Value,
+    /// Whether it already says who owns what (an apply).
+    pub owned: bool,
+    /// Whether the version in it is the client's; a patch has that of the object it is made on.
+    pub names_version: bool,
+}
+
+/// Reads the object, lets `step` change it, and stores the result; again when somebody else was quicker and the client
+/// did not name the version it means.
+pub(crate) async fn change(
+    write: &Write<'_>,
+    step: impl Fn(&Value) -> Result<Changed, Status>,
+) -> Result<Written, Status> {
+    let (resource, call) = (write.resource, write.call);
+    let record_name = resource.record_name(call.namespace(), call.name());
+    let mut record = match write.server.store.get(resource, &record_name) {
+        Some(record) => record,
+        None => write
+            .server
+            .store
+            .read(resource, &record_name)
+            .await?
+            .ok_or_else(|| resource.not_found(call.name()))?,
+    };
+    for _ in 0..TRIES {
+        match attempt(write, &record, &step).await? {
+            Ok(written) => return Ok(written),
+            // The newest record came with the refusal, or is read again.
+            Err(found) => {
+                record = match found {
+                    Some(found) => found,
+                    None => write
+                        .server
+                        .store
+                        .read(resource, &record_name)
+                        .await?
+                        .ok_or_else(|| resource.not_found(call.name()))?,
+                }
+            }
+        }
+    }
+    Err(resource.stale(call.name()))
+}
+
+/// One try. `Ok(Err(…))`: the state has changed; here is the newer record if it is known.
+async fn attempt(
+    write: &Write<'_>,
+    record: &Arc<Record>,
+    step: &impl Fn(&Value) -> Result<Changed, Status>,
+) -> Result<Result<Written, Option<Arc<Record>>>, Status> {
+    let (resource, call) = (write.resource, write.call);
+    let row = resource.row;
+    let seen = Seen::new(resource, record);
+    let old = seen.stored();
+    let shown = if resource.is_view { seen.value() } else { old.clone() };
+    let Changed { mut object, owned, names_version } = step(&shown)?;
+    drop(shown);
+    row.strategy.to_storage(&mut object);
+    write.take_place(&mut object)?;
+    let named = check_version(write, &object, record)? && names_version;
+    check_uid(write, &object, &old)?;
+    write.keep_metadata(&mut object, &old);
+    meta::set_resource_version(&mut object, record.revision.get());
+    write.ready_changed(&mut object, &old, owned).await?;
+    let allocated = admission::allocate(write, &mut object, Some(&old))?;
+    write.validate_changed(&object, &old)?;
+    call.warn_all(row.strategy.warnings(&object, Some(&old)));
+    row.strategy.canonicalize(&mut object);
+    if ownership::is_unchanged(&object, &old) {
+        return Ok(Ok(Written::Record(record.clone())));
+    }
+    let key = Store::key(resource, &record.key.name);
+    let guard = Guard::Revision(record.revision);
+    let gone = is_finished(resource, &object, &old);
+    let mut ops = if gone {
+        let mut ops = vec![Op::Delete { key, guard }];
+        ops.extend(admission::release(write.server, resource, &old));
+        ops
+    } else {
+        let value = write.encode(&object)?;
+        vec![Op::Put { key, value, guard }]
+    };
+    if write.options.dry_run {
+        return Ok(Ok(Written::Value(object)));
+    }
+    if !gone {
+        ops.extend(allocated);
+    }
+    match write.server.store.transact(ops).await {
+        Ok(committed) if gone => {
+            meta::set_resource_version(&mut object, committed.revision.get());
+            Ok(Ok(Written::Value(object)))
+        }
+        Ok(committed) => Ok(Ok(Written::Record(committed.records[0].clone()))),
+        Err(Refused::Final(status)) => Err(status),
+        Err(Refused::Guard(failed)) if failed.op > 0 => Ok(Err(None)),
+        Err(Refused::Guard(_)) if named => Err(resource.stale(call.name())),
+        Err(Refused::Guard(failed)) => Ok(Err(failed.found)),
+    }
+}
+
+/// Whether the client named a version; it must be the record's.
+fn check_version(write: &Write<'_>, object: &Value, record: &Record) -> Result<bool, Status> {
+    let version = meta::resource_version(object);
+    let row = write.resource.row;
+    let asked = parse_resource_version(version).map_err(|error| Status::unknown_error(error.to_string()))?;
+    if asked == 0 {
+        if write.subresource.is_empty() && !row.strategy.allows_unconditional_update() {
+            let error = FieldError::invalid("metadata.resourceVersion", 0, "must be specified for an update");
+            return Err(Status::invalid(row.group, row.resource, write.call.name(), vec![error]));
+        }
+        return Ok(false);
+    }
+    if asked != record.revision.get() {
+        return Err(write.resource.stale(write.call.name()));
+    }
+    Ok(true)
+}
+
+/// A uid in the body says which incarnation is meant.
+fn check_uid(write: &Write<'_>, object: &Value, old: &Value) -> Result<(), Status> {
+    let (given, known) = (meta::uid(object), meta::uid(old));
+    if given.is_empty() || given == known {
+        return Ok(());
+    }
+    let row = write.resource.row;
+    let message = format!("Precondition failed: UID in precondition: {given}, UID in object meta: {known}");
+    Err(Status::conflict(row.group, row.resource, write.call.name(), message))
+}
+
+/// Whether the object was only kept for its finalizers, and has none any more.
+pub(crate) fn is_finished(resource: &Resource, object: &Value, old: &Value) -> bool {
+    let grace = old["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);
+    let held = (resource.row.group, resource.row.resource) == ("", "namespaces")
+        && object["spec"]["finalizers"].as_array().is_some_and(|finalizers| !finalizers.is_empty());
+    meta::is_deleting(old) && grace == 0 && meta::finalizers(object).next().is_none() && !held
+}

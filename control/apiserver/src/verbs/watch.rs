@@ -1,0 +1,255 @@
+//! Watches: what is there, then what happens, until the client leaves or time is up (kubernetes-api §11).
+//!
+//! An event is encoded once for all who watch in the common forms ([`Event::frame`]); a watcher only chooses and copies.
+
+mod frame;
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::response::Response;
+use bytes::{Bytes, BytesMut};
+use coracle_api::status::Status;
+use coracle_keyspace::{Event, EventKind, Record, Revision, Watcher};
+use futures::stream;
+use tokio::time::Instant;
+
+use self::frame::{Encoder, Kind};
+use super::selection::ListOptions;
+use crate::catalog::Resource;
+use crate::edge::call::Call;
+use crate::edge::negotiate::{Format, Offer};
+use crate::edge::respond;
+use crate::server::Shared;
+use crate::store::{self, Seen};
+use crate::table::Include;
+
+/// How often a quiet watch says how far it is.
+const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
+/// A last bookmark before the end, so that the client goes on from there.
+const BOOKMARK_BEFORE_END: Duration = Duration::from_secs(2);
+/// Shortest life of a watch whose client names none; it is drawn up to twice as long.
+const LIFE: Duration = Duration::from_secs(30 * 60);
+/// Frames that are sent as one piece.
+const PIECE_BYTES: usize = 256 << 10;
+
+pub(crate) async fn watch(server: &Arc<Shared>, call: &Call, resource: &Arc<Resource>) -> Result<Response, Status> {
+    let form = call.form(Offer::Watch)?;
+    let options = ListOptions::of(call, resource, true)?;
+    let include = Include::of(&call.query)?;
+    let revision = options.revision().map_err(|error| Status::unknown_error(error.to_string()))?;
+    let encoder = Encoder::new(form, resource.clone(), include);
+    let content_type = match form.format {
+        Format::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+        _ => "application/json",
+    };
+    let start = begin(server, call, resource, &options, revision, encoder).await;
+    let body = match start {
+        Ok(watch) => Body::from_stream(stream::unfold(watch, |mut watch| async move {
+            let piece = watch.next().await?;
+            Some((Ok::<Bytes, Infallible>(piece), watch))
+        })),
+        // The stream has begun for the client: the error is its first and last event.
+        Err((encoder, status)) => Body::from(encoder.error(&status)),
+    };
+    Ok(respond::bytes(200, content_type, body))
+}
+
+async fn begin(
+    server: &Arc<Shared>,
+    call: &Call,
+    resource: &Arc<Resource>,
+    options: &ListOptions,
+    revision: Option<Revision>,
+    encoder: Encoder,
+) -> Result<Watch, (Encoder, Status)> {
+    let keyspace = &server.store.keyspace;
+    let collection = resource.row.collection;
+    let unset = revision.is_none_or(|revision| revision.get() == 0);
+    let initial = options.initial_events.unwrap_or(unset);
+    let fresh = match revision {
+        None => server.store.barrier().await.map(drop),
+        Some(revision) if revision.get() > 0 && initial => server.store.not_older_than(revision).await,
+        Some(_) => Ok(()),
+    };
+    if let Err(status) = fresh {
+        return Err((encoder, status));
+    }
+    let namespace = options.namespace(call, resource).map(str::to_owned);
+    let mut backlog = VecDeque::new();
+    // The state is read before the watch begins at its revision, so nothing falls between them.
+    let after = if initial {
+        let snapshot = keyspace.snapshot(collection);
+        let chosen = store::range(&snapshot.records, namespace.as_deref(), None);
+        backlog.extend(chosen.map(|(_, record)| record.clone()));
+        snapshot.revision
+    } else if unset {
+        keyspace.snapshot(collection).revision
+    } else {
+        revision.unwrap_or_default()
+    };
+    let watcher = match keyspace.watch(collection, after) {
+        Ok(watcher) => watcher,
+        Err(_) => {
+            let message = format!("too old resource version: {} ({})", after, keyspace.compacted());
+            return Err((encoder, Status::expired(message)));
+        }
+    };
+    let life = options.timeout.unwrap_or_else(|| LIFE + LIFE.mul_f64(rand::random::<f64>()));
+    let now = Instant::now();
+    Ok(Watch {
+        encoder,
+        resource: resource.clone(),
+        options: options.clone(),
+        prefix: namespace.map(|namespace| format!("{namespace}/")),
+        backlog,
+        // The end of the initial events is told when they were asked for by name.
+        marks_end: initial && options.initial_events == Some(true) && options.bookmarks,
+        watcher,
+        seen: after,
+        end: now + life,
+        next_bookmark: options.bookmarks.then(|| now + BOOKMARK_EVERY.min(life.saturating_sub(BOOKMARK_BEFORE_END))),
+        stopping: server.stopping.clone(),
+        ended: false,
+        _slot: server.limits.stream(),
+    })
+}
+
+struct Watch {
+    encoder: Encoder,
+    resource: Arc<Resource>,
+    options: ListOptions,
+    prefix: Option<String>,
+    /// Records that were there when the watch began and are not sent yet.
+    backlog: VecDeque<Arc<Record>>,
+    marks_end: bool,
+    watcher: Watcher,
+    /// Everything up to here was sent.
+    seen: Revision,
+    end: Instant,
+    next_bookmark: Option<Instant>,
+    stopping: tokio_util::sync::CancellationToken,
+    ended: bool,
+    _slot: crate::server::limits::StreamSlot,
+}
+
+impl Watch {
+    /// The next bytes; `None` when the watch is over.
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            if self.ended {
+                return None;
+            }
+            if !self.backlog.is_empty() || self.marks_end {
+                let piece = self.initial();
+                if !piece.is_empty() {
+                    return Some(piece);
+                }
+                continue;
+            }
+            let bookmark = self.next_bookmark.unwrap_or(self.end);
+            tokio::select! {
+                biased;
+                batch = self.watcher.next() => match batch {
+                    Ok(batch) => {
+                        let piece = self.events(&batch.events);
+                        self.seen = self.seen.max(batch.revision);
+                        if !piece.is_empty() {
+                            return Some(piece);
+                        }
+                    }
+                    Err(ended) => {
+                        self.ended = true;
+                        return Some(self.encoder.error(&Status::expired(ended.to_string())));
+                    }
+                },
+                () = tokio::time::sleep_until(self.end) => return None,
+                () = tokio::time::sleep_until(bookmark), if self.next_bookmark.is_some() => {
+                    self.next_bookmark = Some(self.after_bookmark());
+                    return Some(self.encoder.bookmark(self.seen, false));
+                }
+                () = self.stopping.cancelled() => return None,
+            }
+        }
+    }
+
+    /// When the bookmark after this one is due.
+    fn after_bookmark(&self) -> Instant {
+        let now = Instant::now();
+        let last = self.end.checked_sub(BOOKMARK_BEFORE_END).unwrap_or(self.end);
+        if now < last { (now + BOOKMARK_EVERY).min(last) } else { self.end + BOOKMARK_EVERY }
+    }
+
+    /// Some of what was there at the beginning.
+    fn initial(&mut self) -> Bytes {
+        let mut out = BytesMut::new();
+        while let Some(record) = self.backlog.pop_front() {
+            let seen = Seen::new(&self.resource, &record);
+            if self.options.selects_all() || seen.matches(&self.options.labels, &self.options.fields) {
+                self.encoder.record(&mut out, Kind::Added, &seen);
+            }
+            if out.len() >= PIECE_BYTES {
+                return out.freeze();
+            }
+        }
+        if std::mem::take(&mut self.marks_end) {
+            out.extend_from_slice(&self.encoder.bookmark(self.seen, true));
+        }
+        out.freeze()
+    }
+
+    /// The frames of a batch of events, as one piece.
+    fn events(&mut self, events: &[Arc<Event>]) -> Bytes {
+        let mut single: Option<Bytes> = None;
+        let mut out = BytesMut::new();
+        for event in events {
+            let Some(frame) = self.frame(event) else { continue };
+            match single.take() {
+                None if out.is_empty() => single = Some(frame),
+                None => out.extend_from_slice(&frame),
+                Some(first) => {
+                    out.reserve(first.len() + frame.len());
+                    out.extend_from_slice(&first);
+                    out.extend_from_slice(&frame);
+                }
+            }
+        }
+        single.unwrap_or_else(|| out.freeze())
+    }
+
+    /// The frame of an event, if this watcher is to hear of it.
+    fn frame(&mut self, event: &Arc<Event>) -> Option<Bytes> {
+        if let Some(prefix) = &self.prefix {
+            if !event.record.key.name.starts_with(prefix.as_str()) {
+                return None;
+            }
+        }
+        if self.options.selects_all() {
+            return Some(self.encoder.event(event));
+        }
+        let matches = |record: &Arc<Record>| {
+            Seen::new(&self.resource, record).matches(&self.options.labels, &self.options.fields)
+        };
+        let before = event.previous.as_ref().is_some_and(matches);
+        let now = event.kind == EventKind::Put && matches(&event.record);
+        match (before, now) {
+            (false, false) => None,
+            // The whole object went, or it came into being: what everybody hears.
+            (true, true) => Some(self.encoder.event(event)),
+            (false, true) if event.previous.is_none() => Some(self.encoder.event(event)),
+            (true, false) if event.kind == EventKind::Delete => Some(self.encoder.event(event)),
+            (false, true) => {
+                let mut out = BytesMut::new();
+                self.encoder.record(&mut out, Kind::Added, &Seen::new(&self.resource, &event.record));
+                Some(out.freeze())
+            }
+            (true, false) => {
+                let previous = event.previous.as_ref()?;
+                Some(self.encoder.left(&Seen::new(&self.resource, previous), event.record.revision))
+            }
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! What every write does to an object between decoding and storing.
+
+use std::sync::Arc;
+
+use axum::response::Response;
+use coracle_api::kinds::FieldError;
+use coracle_api::meta::{self, time, validate_object_meta, validate_object_meta_update};
+use coracle_api::schema;
+use coracle_api::status::Status;
+use coracle_keyspace::Record;
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::ownership;
+use crate::admission;
+use crate::catalog::Resource;
+use crate::edge::call::Call;
+use crate::edge::negotiate::Form;
+use crate::edge::options::WriteOptions;
+use crate::edge::respond;
+use crate::server::Shared;
+use crate::store::{Seen, object};
+use crate::table::Include;
+
+/// A write under way.
+pub(crate) struct Write<'a> {
+    pub server: &'a Arc<Shared>,
+    pub call: &'a Call,
+    pub resource: &'a Arc<Resource>,
+    pub options: &'a WriteOptions,
+    /// Empty for the object itself.
+    pub subresource: &'a str,
+}
+
+/// What a write left.
+pub(crate) enum Written {
+    /// This record, written now or found to be the same.
+    Record(Arc<Record>),
+    /// Nothing: it was a dry run, or the object is gone. This is what the object would be or last was, as stored.
+    Value(Value),
+}
+
+impl Written {
+    /// The answer of a write to the object itself.
+    pub fn respond(self, form: Form, code: u16, resource: &Arc<Resource>, include: Include) -> Result<Response, Status> {
+        match self {
+            Written::Record(record) => respond::record(form, code, &Seen::new(resource, &record), include),
+            Written::Value(mut value) => {
+                resource.row.strategy.from_storage(&mut value);
+                respond::object(form, code, resource, &value, include)
+            }
+        }
+    }
+
+    /// The object as it is stored.
+    pub fn into_value(self, resource: &Resource) -> Value {
+        match self {
+            Written::Record(record) => Seen::new(resource, &record).stored(),
+            Written::Value(value) => value,
+        }
+    }
+}
+
+impl Write<'_> {
+    /// The namespace of the object is the path's; another one in the body is an error.
+    pub fn take_place(&self, object: &mut Value) -> Result<(), Status> {
+        let metadata = meta::metadata_mut(object);
+        let given = metadata.get("namespace").and_then(Value::as_str).unwrap_or_default();
+        match self.call.namespace().filter(|_| self.resource.row.namespaced) {
+            Some(namespace) if given.is_empty() => {
+                metadata.insert("namespace".to_owned(), namespace.into());
+            }
+            Some(namespace) if given != namespace => {
+                return Err(Status::bad_request(
+                    "the namespace of the provided object does not match the namespace sent on the request",
+                ));
+            }
+            Some(_) => {}
+            None => drop(metadata.remove("namespace")),
+        }
+        Ok(())
+    }
+
+    /// Fills in what the schema and the kind default.
+    pub fn default(&self, object: &mut Value) {
+        schema::apply_defaults(object, &self.resource.stored_schema);
+        self.resource.row.strategy.default(object);
+    }
+
+    /// Makes the metadata of a new object the server's own.
+    pub fn new_metadata(&self, object: &mut Value) {
+        let metadata = meta::metadata_mut(object);
+        for field in ["resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"] {
+            metadata.remove(field);
+        }
+        metadata.insert("uid".to_owned(), uuid::Uuid::new_v4().to_string().into());
+        metadata.insert("creationTimestamp".to_owned(), time::format(Timestamp::now()).into());
+        if self.resource.row.strategy.has_generation() {
+            metadata.insert("generation".to_owned(), 1.into());
+        }
+    }
+
+    /// Takes from the stored object what clients cannot change.
+    pub fn keep_metadata(&self, object: &mut Value, old: &Value) {
+        let metadata = meta::metadata_mut(object);
+        for field in ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "generateName", "selfLink"] {
+            // A generateName is only kept where the client left it out.
+            if field == "generateName" && metadata.contains_key(field) {
+                continue;
+            }
+            match old["metadata"].get(field) {
+                Some(value) => drop(metadata.insert(field.to_owned(), value.clone())),
+                None => drop(metadata.remove(field)),
+            }
+        }
+    }
+
+    /// Checks a new object.
+    pub fn validate_new(&self, object: &Value) -> Result<(), Status> {
+        let strategy = self.resource.row.strategy;
+        let mut errors = Vec::new();
+        let check = |name: &str, is_prefix: bool| strategy.check_name(name, is_prefix);
+        validate_object_meta(object, self.resource.row.namespaced, check, &mut errors);
+        strategy.validate(object, &mut errors);
+        self.refuse(object, errors)
+    }
+
+    /// Checks a changed object.
+    pub fn validate_changed(&self, object: &Value, old: &Value) -> Result<(), Status> {
+        let strategy = self.resource.row.strategy;
+        let mut errors = Vec::new();
+        let check = |name: &str, is_prefix: bool| strategy.check_name(name, is_prefix);
+        validate_object_meta(object, self.resource.row.namespaced, check, &mut errors);
+        validate_object_meta_update(object, old, &mut errors);
+        match self.subresource {
+            "" | "scale" => strategy.validate_update(object, old, &mut errors),
+            "status" => strategy.validate_status_update(object, old, &mut errors),
+            other => strategy.validate_subresource_update(other, object, old, &mut errors),
+        }
+        self.refuse(object, errors)
+    }
+
+    fn refuse(&self, object: &Value, errors: Vec<FieldError>) -> Result<(), Status> {
+        if errors.is_empty() {
+            return Ok(());
+        }
+        let row = self.resource.row;
+        Err(Status::invalid(row.group, row.kind, meta::name(object), errors))
+    }
+
+    /// Everything up to storing of a new object: defaults, admission, ownership, the kind's own steps. `owned` says that
+    /// an apply has already written down who owns what.
+    pub async fn ready_new(&self, object: &mut Value, owned: bool) -> Result<(), Status> {
+        let strategy = self.resource.row.strategy;
+        self.default(object);
+        admission::create(self, object).await?;
+        self.default(object);
+        if !owned {
+            ownership::track(self, None, object);
+        }
+        strategy.prepare_create(object);
+        Ok(())
+    }
+
+    /// The same of a change.
+    pub async fn ready_changed(&self, object: &mut Value, old: &Value, owned: bool) -> Result<(), Status> {
+        let strategy = self.resource.row.strategy;
+        self.default(object);
+        admission::update(self, object, old).await?;
+        if !owned {
+            ownership::track(self, Some(old), object);
+        }
+        match self.subresource {
+            "" | "scale" => strategy.prepare_update(object, old),
+            "status" => strategy.prepare_status_update(object, old),
+            other => strategy.prepare_subresource_update(other, object, old),
+        }
+        let changes = matches!(self.subresource, "" | "scale" | "resize" | "ephemeralcontainers")
+            && strategy.changes_generation(object, old);
+        if changes {
+            meta::metadata_mut(object).insert("generation".to_owned(), (meta::generation(old) + 1).into());
+        }
+        Ok(())
+    }
+
+    /// The bytes to store; an object that is too large is refused.
+    pub fn encode(&self, object: &Value) -> Result<coracle_keyspace::Value, Status> {
+        let content = object::encode(object);
+        if content.bytes.len() > object::OBJECT_BYTES_MAX {
+            return Err(Status::request_too_large(format!("limit is {}", object::OBJECT_BYTES_MAX)));
+        }
+        Ok(content)
+    }
+}

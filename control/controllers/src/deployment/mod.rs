@@ -1,0 +1,359 @@
+//! Deployments: one ReplicaSet per template, and the way from one to the next (kubernetes-api §20.1).
+//!
+//! [`plan`] decides on [`model`] and [`status`]; this shell reads, does it, and records events. Every change of a
+//! ReplicaSet names the version it was decided on, so a late cache cannot undo anything.
+
+mod model;
+mod plan;
+mod status;
+mod template;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus, ReplicaSet, ReplicaSetSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use serde_json::json;
+
+use crate::client::{self, Client, DEPLOYMENTS, DeleteOptions, REPLICA_SETS};
+use crate::events::{Record, Recorder, Subject};
+use crate::informer::{Change, Informer, Key, Object as _, Pod, Store, controller};
+use crate::queue::{Next, Queue};
+use crate::{Error, now_in_seconds, selector};
+
+use model::{REVISION, Set};
+use plan::{New, Observed};
+
+const COMPONENT: &str = "deployment-controller";
+
+/// The controller of Deployments.
+pub(crate) struct Controller {
+    client: Client,
+    recorder: Recorder,
+    pub(crate) queue: Queue<Key>,
+    deployments: Arc<Store<Deployment>>,
+    sets: Arc<Store<ReplicaSet>>,
+    pods: Arc<Store<Pod>>,
+}
+
+impl Controller {
+    /// Listens to what concerns Deployments.
+    pub(crate) fn new(
+        client: Client,
+        recorder: Recorder,
+        deployments: &mut Informer<Deployment>,
+        sets: &mut Informer<ReplicaSet>,
+        pods: &mut Informer<Pod>,
+    ) -> Arc<Self> {
+        let queue = Queue::new(Duration::from_millis(20));
+        deployments.on_change({
+            let queue = queue.clone();
+            move |change| queue.add(&change.object().key())
+        });
+        sets.on_change({
+            let (queue, deployments) = (queue.clone(), deployments.store());
+            move |change| {
+                let set = change.object();
+                for set in change.before().into_iter().chain([set]) {
+                    if let Some(owner) = deployment_of(set) {
+                        queue.add(&owner);
+                    }
+                }
+                if set.controller().is_none() && !matches!(change, Change::Deleted(_)) {
+                    for deployment in selecting(&deployments, set) {
+                        queue.add(&deployment.key());
+                    }
+                }
+            }
+        });
+        pods.on_change({
+            let (queue, deployments, sets) = (queue.clone(), deployments.store(), sets.store());
+            move |change| {
+                // `Recreate` waits for the last pod to be gone; only then does a pod matter here.
+                let Change::Deleted(pod) = change else { return };
+                let Some(owner) = controller(Some(&pod.owners)).filter(|owner| owner.kind == "ReplicaSet") else {
+                    return;
+                };
+                let set = Key { namespace: pod.key.namespace.clone(), name: owner.name.as_str().into() };
+                let deployment = sets.get(&set).and_then(|set| deployment_of(&set));
+                if let Some(key) = deployment
+                    && deployments.get(&key).is_some_and(|deployment| {
+                        model::Wanted::of(&deployment).strategy == model::Strategy::Recreate
+                    })
+                {
+                    queue.add(&key);
+                }
+            }
+        });
+        let (deployments, sets, pods) = (deployments.store(), sets.store(), pods.store());
+        Arc::new(Self { client, recorder, queue, deployments, sets, pods })
+    }
+
+    pub(crate) async fn reconcile(self: Arc<Self>, key: Key) -> Result<Next, Error> {
+        let Some(deployment) = self.deployments.get(&key) else { return Ok(Next::OnEvent) };
+        let Some(spec) = &deployment.spec else { return Ok(Next::OnEvent) };
+        if selector::is_empty(&spec.selector) {
+            let message = "This deployment is selecting all pods. A non-empty selector is required.";
+            self.event(&deployment, true, "SelectingAll", message.to_owned());
+            return Ok(Next::OnEvent);
+        }
+        let sets = self.claim(&deployment).await?;
+        let plan = plan::plan(&Observed {
+            deployment: &deployment,
+            others_run: &|current| self.others_run(&sets, current),
+            sets: sets.clone(),
+            now: now_in_seconds(),
+        });
+
+        if let Some(new) = &plan.create {
+            self.create(&key, &deployment, new).await?;
+        }
+        for set in &plan.update {
+            self.update(&deployment, set).await?;
+        }
+        for set in &plan.delete {
+            let options = DeleteOptions::of(set.uid());
+            self.client
+                .delete(REPLICA_SETS, &set.key(), &options)
+                .await
+                .map_err(Error::api("delete an old ReplicaSet"))?;
+        }
+        if let Some(revision) = &plan.revision {
+            let patch = json!({"metadata": {"uid": deployment.uid(), "annotations": {REVISION: revision}}});
+            self.client
+                .patch(DEPLOYMENTS, &key, &patch)
+                .await
+                .map_err(Error::api("write the revision of a Deployment"))?;
+        }
+        if let Some(status) = &plan.status {
+            self.write(&key, status).await?;
+        }
+        Ok(plan.check_after.map_or(Next::OnEvent, Next::After))
+    }
+
+    /// The ReplicaSets of the Deployment, after taking those that match and belong to nobody, and letting go of those
+    /// that no longer match.
+    async fn claim(&self, deployment: &Deployment) -> Result<Vec<Arc<ReplicaSet>>, Error> {
+        let Some(spec) = &deployment.spec else { return Ok(vec![]) };
+        let labels = |set: &ReplicaSet| set.metadata.labels.clone().unwrap_or_default();
+        let mut owned = Vec::new();
+        for set in self.sets.controlled_by(deployment.uid()) {
+            if selector::matches(&spec.selector, &labels(&set)) {
+                owned.push(set);
+            } else if deployment.metadata.deletion_timestamp.is_none() {
+                let owners = set.metadata.owner_references.iter().flatten();
+                let owners: Vec<_> = owners.filter(|owner| owner.uid != deployment.uid()).cloned().collect();
+                self.set_owners(&set, &owners, "release a ReplicaSet").await?;
+            }
+        }
+        if deployment.metadata.deletion_timestamp.is_some() {
+            return Ok(owned);
+        }
+        let namespace = deployment.metadata.namespace.as_deref().unwrap_or_default();
+        let orphans = self.sets.controlled_by("").into_iter().filter(|set| {
+            set.metadata.namespace.as_deref() == Some(namespace)
+                && set.metadata.deletion_timestamp.is_none()
+                && selector::matches(&spec.selector, &labels(set))
+        });
+        let mut orphans = orphans.peekable();
+        if orphans.peek().is_some() {
+            // The cache may be late: only who lives may adopt.
+            let live: client::Meta = self
+                .client
+                .fetch(DEPLOYMENTS, &deployment.key())
+                .await
+                .map_err(Error::api("read the Deployment again"))?;
+            if live.metadata.uid.as_deref() != Some(deployment.uid()) || live.metadata.deletion_timestamp.is_some() {
+                return Err(Error::Stale("the Deployment is gone"));
+            }
+        }
+        for set in orphans {
+            let mut owners = set.metadata.owner_references.clone().unwrap_or_default();
+            owners.push(owner_reference(deployment));
+            self.set_owners(&set, &owners, "adopt a ReplicaSet").await?;
+        }
+        Ok(owned)
+    }
+
+    async fn set_owners(&self, set: &ReplicaSet, owners: &[OwnerReference], what: &'static str) -> Result<(), Error> {
+        let patch = json!({"metadata": {
+            "uid": set.uid(),
+            "resourceVersion": set.metadata.resource_version,
+            "ownerReferences": owners,
+        }});
+        match self.client.patch(REPLICA_SETS, &set.key(), &patch).await {
+            Err(error) if client::is_not_found(&error) => Ok(()),
+            other => other.map(drop).map_err(Error::api(what)),
+        }
+    }
+
+    /// Whether pods of other ReplicaSets than `current` have not finished yet.
+    fn others_run(&self, sets: &[Arc<ReplicaSet>], current: Option<&str>) -> bool {
+        let mut others = sets.iter().filter(|set| Some(set.uid()) != current);
+        others.any(|set| self.pods.controlled_by(set.uid()).iter().any(|pod| !pod.is_terminal()))
+    }
+
+    async fn create(&self, key: &Key, deployment: &Deployment, new: &New) -> Result<(), Error> {
+        let set = replica_set(deployment, new);
+        let source = match self.client.create(REPLICA_SETS, &key.namespace, &set).await {
+            Ok(_) => {
+                if new.replicas > 0 {
+                    let message = format!("Scaled up replica set {} from 0 to {}", new.name, new.replicas);
+                    self.event(deployment, false, "ScalingReplicaSet", message);
+                }
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        if client::is_conflict(&source) {
+            return self.on_name_taken(key, deployment, new).await;
+        }
+        if !client::is_namespace_terminating(&source) {
+            let message = format!("Failed to create new replica set {:?}: {source}", new.name);
+            self.event(deployment, true, "ReplicaSetCreateError", message.clone());
+            let mut status = deployment.status.clone().unwrap_or_default();
+            let failed =
+                status::condition(status::PROGRESSING, "False", "ReplicaSetCreateError", &message, now_in_seconds());
+            status::set(status.conditions.get_or_insert_default(), failed);
+            if !status::is_written(deployment, &status) {
+                self.write(key, &status).await?;
+            }
+        }
+        Err(Error::Api { what: "create a ReplicaSet", source })
+    }
+
+    /// The name is taken: by what we made before the cache knew, or by another template with the same hash.
+    async fn on_name_taken(&self, key: &Key, deployment: &Deployment, new: &New) -> Result<(), Error> {
+        let name = Key { namespace: key.namespace.clone(), name: new.name.as_str().into() };
+        let taken: ReplicaSet =
+            self.client.fetch(REPLICA_SETS, &name).await.map_err(Error::api("read the ReplicaSet of that name"))?;
+        let ours = taken.controller() == Some(deployment.uid());
+        let same = match (&deployment.spec, taken.spec.as_ref().and_then(|spec| spec.template.as_ref())) {
+            (Some(spec), Some(template)) => template::normal(&spec.template) == template::normal(template),
+            _ => false,
+        };
+        if ours && same {
+            return Err(Error::Stale("the new ReplicaSet is not in the cache yet"));
+        }
+        let collisions = deployment.status.as_ref().and_then(|status| status.collision_count).unwrap_or(0);
+        let patch = json!({ "collisionCount": collisions.saturating_add(1) });
+        self.client
+            .patch_status(DEPLOYMENTS, key, &patch)
+            .await
+            .map_err(Error::api("count a collision of template hashes"))?;
+        Err(Error::Stale("the hash of the template is taken"))
+    }
+
+    async fn update(&self, deployment: &Deployment, set: &Set) -> Result<(), Error> {
+        let (before, after) = (set.replicas_before(), set.replicas);
+        let mut patch = json!({
+            "metadata": {"uid": set.object.uid(), "resourceVersion": set.object.metadata.resource_version},
+            "spec": {},
+        });
+        if !set.annotations.is_empty() {
+            patch["metadata"]["annotations"] = json!(set.annotations);
+        }
+        if let Some(seconds) = set.min_ready_seconds {
+            patch["spec"]["minReadySeconds"] = json!(seconds);
+        }
+        if before != after {
+            patch["spec"]["replicas"] = json!(after);
+        }
+        self.client
+            .patch(REPLICA_SETS, &set.object.key(), &patch)
+            .await
+            .map_err(Error::api("change a ReplicaSet"))?;
+        if before != after {
+            let direction = if before < after { "up" } else { "down" };
+            let message = format!("Scaled {direction} replica set {} from {before} to {after}", set.name());
+            self.event(deployment, false, "ScalingReplicaSet", message);
+        }
+        Ok(())
+    }
+
+    async fn write(&self, key: &Key, status: &DeploymentStatus) -> Result<(), Error> {
+        let patch = json!({
+            "observedGeneration": status.observed_generation,
+            "replicas": status.replicas,
+            "updatedReplicas": status.updated_replicas,
+            "readyReplicas": status.ready_replicas,
+            "availableReplicas": status.available_replicas,
+            "unavailableReplicas": status.unavailable_replicas,
+            "terminatingReplicas": status.terminating_replicas,
+            "collisionCount": status.collision_count,
+            "conditions": status.conditions,
+        });
+        match self.client.patch_status(DEPLOYMENTS, key, &patch).await {
+            Err(error) if client::is_not_found(&error) => Ok(()),
+            other => other.map(drop).map_err(Error::api("write the status of a Deployment")),
+        }
+    }
+
+    fn event(&self, deployment: &Deployment, warning: bool, reason: &'static str, message: String) {
+        let subject = Subject {
+            api_version: "apps/v1",
+            kind: "Deployment",
+            key: deployment.key(),
+            uid: deployment.uid().into(),
+        };
+        self.recorder.record(Record { subject, component: COMPONENT, warning, reason, message });
+    }
+}
+
+/// The Deployment that controls the ReplicaSet.
+fn deployment_of(set: &ReplicaSet) -> Option<Key> {
+    let owners = set.metadata.owner_references.as_deref();
+    let owner = controller(owners).filter(|owner| owner.kind == "Deployment")?;
+    Some(Key::new(set.metadata.namespace.as_deref().unwrap_or_default(), &owner.name))
+}
+
+/// Deployments that select the ReplicaSet.
+fn selecting(deployments: &Store<Deployment>, set: &ReplicaSet) -> Vec<Arc<Deployment>> {
+    let labels: BTreeMap<String, String> = set.metadata.labels.clone().unwrap_or_default();
+    deployments.select(set.metadata.namespace.as_deref().unwrap_or_default(), |deployment| {
+        deployment.spec.as_ref().is_some_and(|spec| {
+            !selector::is_empty(&spec.selector) && selector::matches(&spec.selector, &labels)
+        })
+    })
+}
+
+fn owner_reference(deployment: &Deployment) -> OwnerReference {
+    OwnerReference {
+        api_version: "apps/v1".to_owned(),
+        kind: "Deployment".to_owned(),
+        name: deployment.metadata.name.clone().unwrap_or_default(),
+        uid: deployment.uid().to_owned(),
+        controller: Some(true),
+        block_owner_deletion: Some(true),
+    }
+}
+
+fn replica_set(deployment: &Deployment, new: &New) -> ReplicaSet {
+    let spec = deployment.spec.clone().unwrap_or_default();
+    let hash = || (template::HASH_LABEL.to_owned(), new.hash.clone());
+    let mut template = spec.template;
+    let meta = template.metadata.get_or_insert_default();
+    meta.labels.get_or_insert_default().extend([hash()]);
+    let labels = meta.labels.clone();
+    let mut selector = spec.selector;
+    selector.match_labels.get_or_insert_default().extend([hash()]);
+    ReplicaSet {
+        metadata: ObjectMeta {
+            name: Some(new.name.clone()),
+            labels,
+            annotations: Some(new.annotations.clone()),
+            owner_references: Some(vec![owner_reference(deployment)]),
+            ..ObjectMeta::default()
+        },
+        spec: Some(ReplicaSetSpec {
+            replicas: Some(new.replicas),
+            min_ready_seconds: spec.min_ready_seconds.filter(|seconds| *seconds != 0),
+            selector,
+            template: Some(template),
+        }),
+        status: None,
+    }
+}

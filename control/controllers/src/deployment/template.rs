@@ -1,0 +1,56 @@
+//! Pod templates: their equality and their hash.
+
+use k8s_openapi::api::core::v1::PodTemplateSpec;
+
+use crate::replica_set::NAME_CHARACTERS;
+
+/// Label that tells the pods of one ReplicaSet of a Deployment from the others'.
+pub(crate) const HASH_LABEL: &str = "pod-template-hash";
+
+/// The template as it is compared: without the hash, empty maps as absent ones.
+pub(crate) fn normal(template: &PodTemplateSpec) -> PodTemplateSpec {
+    let mut template = template.clone();
+    if let Some(meta) = &mut template.metadata {
+        if let Some(labels) = &mut meta.labels {
+            labels.remove(HASH_LABEL);
+        }
+        meta.labels = meta.labels.take().filter(|labels| !labels.is_empty());
+        meta.annotations = meta.annotations.take().filter(|annotations| !annotations.is_empty());
+        meta.creation_timestamp = None;
+    }
+    template.metadata = template.metadata.filter(|meta| *meta != Default::default());
+    template
+}
+
+/// A stable hash of the template (FNV-1a of its JSON) in characters that are allowed in names. Collisions are told apart
+/// by their count.
+pub(crate) fn hash(template: &PodTemplateSpec, collisions: Option<i32>) -> String {
+    let json = serde_json::to_vec(&normal(template)).unwrap_or_default();
+    let count = collisions.map(i32::to_le_bytes);
+    let bytes = json.iter().chain(count.iter().flatten());
+    let hash = bytes.fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+    let safe = |byte: u8| char::from(NAME_CHARACTERS[usize::from(byte) % NAME_CHARACTERS.len()]);
+    hash.to_string().bytes().map(safe).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn ignores_the_hash_label_and_empty_maps() {
+        let template = |json| -> PodTemplateSpec { serde_json::from_value(json).unwrap() };
+        let plain = template(json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": []}}));
+        let marked = template(json!({
+            "metadata": {"labels": {"a": "b", "pod-template-hash": "x"}, "annotations": {}}, "spec": {"containers": []},
+        }));
+        let other = template(json!({"metadata": {"labels": {"a": "c"}}, "spec": {"containers": []}}));
+        assert_eq!(normal(&plain), normal(&marked));
+        assert_ne!(normal(&plain), normal(&other));
+        assert_eq!(hash(&plain, None), hash(&marked, None));
+        assert_ne!(hash(&plain, None), hash(&other, None));
+        assert_ne!(hash(&plain, None), hash(&plain, Some(1)));
+        assert!(hash(&plain, None).len() <= 10);
+    }
+}

@@ -1,0 +1,111 @@
+//! Which kinds there are: read from the API, kept until CustomResourceDefinitions change.
+
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{APIGroupList, APIResource, APIResourceList};
+use kube::discovery::ApiResource;
+use parking_lot::RwLock;
+
+use crate::client::{self, Client};
+
+/// A kind whose objects can be listed, watched and deleted.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Kind {
+    pub group: Arc<str>,
+    pub version: Arc<str>,
+    pub kind: Arc<str>,
+    pub plural: Arc<str>,
+    pub namespaced: bool,
+    /// Whether a whole collection can be deleted at once.
+    pub delete_collection: bool,
+}
+
+impl Kind {
+    /// `v1`, `apps/v1`.
+    pub(crate) fn api_version(&self) -> String {
+        match &*self.group {
+            "" => self.version.to_string(),
+            group => format!("{group}/{}", self.version),
+        }
+    }
+
+    /// Path of an object, or of the collection for an empty name.
+    pub(crate) fn path(&self, namespace: &str, name: &str) -> String {
+        client::path(&self.api_version(), &self.plural, if self.namespaced { namespace } else { "" }, name)
+    }
+
+    pub(crate) fn api_resource(&self) -> ApiResource {
+        ApiResource {
+            group: self.group.to_string(),
+            version: self.version.to_string(),
+            api_version: self.api_version(),
+            kind: self.kind.to_string(),
+            plural: self.plural.to_string(),
+        }
+    }
+}
+
+/// All kinds, and what could not be asked.
+#[derive(Debug, Default)]
+pub(crate) struct Kinds {
+    pub kinds: Vec<Kind>,
+    /// Group versions whose resources could not be read.
+    pub failures: Vec<String>,
+}
+
+/// The kinds as last read. Clones share them.
+#[derive(Clone)]
+pub(crate) struct Discovery {
+    client: Client,
+    kinds: Arc<RwLock<Arc<Kinds>>>,
+}
+
+impl Discovery {
+    pub(crate) fn new(client: Client) -> Self {
+        Self { client, kinds: Arc::default() }
+    }
+
+    /// As last read; empty before the first time.
+    pub(crate) fn kinds(&self) -> Arc<Kinds> {
+        self.kinds.read().clone()
+    }
+
+    /// Reads anew: the preferred version of each group.
+    pub(crate) async fn refresh(&self) -> Result<Arc<Kinds>, kube::Error> {
+        let mut kinds = Kinds::default();
+        let core: APIResourceList = self.client.get("/api/v1").await?;
+        add(&mut kinds.kinds, "", "v1", core.resources);
+        let groups: APIGroupList = self.client.get("/apis").await?;
+        for group in groups.groups {
+            let Some(version) = group.preferred_version.or_else(|| group.versions.into_iter().next()) else { continue };
+            match self.client.get::<APIResourceList>(&format!("/apis/{}", version.group_version)).await {
+                Ok(list) => add(&mut kinds.kinds, &group.name, &version.version, list.resources),
+                Err(error) => {
+                    tracing::debug!(version = version.group_version, %error, "discovery failed");
+                    kinds.failures.push(version.group_version);
+                }
+            }
+        }
+        let kinds = Arc::new(kinds);
+        *self.kinds.write() = kinds.clone();
+        Ok(kinds)
+    }
+}
+
+fn add(kinds: &mut Vec<Kind>, group: &str, version: &str, resources: Vec<APIResource>) {
+    let (group, version): (Arc<str>, Arc<str>) = (group.into(), version.into());
+    for resource in resources {
+        let can = |verb: &str| resource.verbs.iter().any(|known| known == verb);
+        if resource.name.contains('/') || !["delete", "list", "watch"].into_iter().all(can) {
+            continue;
+        }
+        kinds.push(Kind {
+            delete_collection: can("deletecollection"),
+            group: group.clone(),
+            version: version.clone(),
+            kind: resource.kind.into(),
+            plural: resource.name.into(),
+            namespaced: resource.namespaced,
+        });
+    }
+}

@@ -1,0 +1,289 @@
+//! Endpoints of Services with a selector: EndpointSlices and the older Endpoints object (kubernetes-api §20.7).
+//!
+//! A pod that becomes ready is in its slice after one reconciliation: the first events of a Service are never held
+//! back, a storm is spaced out by the queue. What we wrote ourselves and the cache does not show yet is remembered, so a
+//! late cache makes neither a second slice nor a conflict.
+
+mod mirror;
+mod slices;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Endpoints, Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use parking_lot::Mutex;
+use rand::Rng as _;
+use tokio::time::Instant;
+
+use crate::client::{self, Client, DeleteOptions, ENDPOINT_SLICES, ENDPOINTS, Meta};
+use crate::informer::{Change, Informer, Key, Object as _, Pod, Store, controller, version};
+use crate::queue::{Next, Queue};
+use crate::replica_set::NAME_CHARACTERS;
+use crate::{Error, selector};
+
+/// Between reconciliations of one Service in a storm.
+const SPACING: Duration = Duration::from_millis(20);
+/// How long the cache may be behind our own write; then it is not waited for.
+const BEHIND_MAX: Duration = Duration::from_secs(5);
+const ZONE: &str = "topology.kubernetes.io/zone";
+
+/// The controller of endpoints.
+pub(crate) struct Controller {
+    client: Client,
+    pub(crate) queue: Queue<Key>,
+    services: Arc<Store<Service>>,
+    pods: Arc<Store<Pod>>,
+    slices: Arc<Store<EndpointSlice>>,
+    endpoints: Arc<Store<Endpoints>>,
+    nodes: Arc<Store<Node>>,
+    written: Arc<Mutex<HashMap<Key, Behind>>>,
+}
+
+/// Writes of ours for a Service that the cache does not show yet.
+#[derive(Default)]
+struct Behind {
+    writes: Vec<Written>,
+    /// Whether a reconciliation waits for the cache.
+    awaited: bool,
+}
+
+struct Written {
+    name: Arc<str>,
+    version: u64,
+    at: Instant,
+}
+
+impl Behind {
+    /// The cache shows this version of the slice; returns whether it is our own write and nobody waits for it.
+    fn shown(&mut self, name: &str, version: u64) -> bool {
+        let mut ours = false;
+        self.writes.retain(|written| {
+            ours |= &*written.name == name && written.version == version;
+            &*written.name != name || written.version > version
+        });
+        ours && !(self.awaited && self.writes.is_empty())
+    }
+}
+
+/// Informers that it listens to.
+pub(crate) struct Sources<'a> {
+    pub services: &'a mut Informer<Service>,
+    pub pods: &'a mut Informer<Pod>,
+    pub slices: &'a mut Informer<EndpointSlice>,
+    pub endpoints: &'a mut Informer<Endpoints>,
+    pub nodes: &'a mut Informer<Node>,
+}
+
+impl Controller {
+    /// Listens to what concerns endpoints.
+    pub(crate) fn new(client: Client, sources: Sources<'_>) -> Arc<Self> {
+        let queue = Queue::new(SPACING);
+        let written: Arc<Mutex<HashMap<Key, Behind>>> = Arc::default();
+        let Sources { services, pods, slices, endpoints, nodes } = sources;
+        services.on_change({
+            let queue = queue.clone();
+            move |change| queue.add(&change.object().key())
+        });
+        pods.on_change({
+            let (queue, services) = (queue.clone(), services.store());
+            move |change| {
+                let pod = change.object();
+                if change.before().is_some_and(|before| same_endpoint(before, pod)) {
+                    return;
+                }
+                let before = change.before().filter(|before| before.labels != pod.labels);
+                for service in services.select(&pod.key.namespace, |service| {
+                    selects(service, &pod.labels) || before.is_some_and(|before| selects(service, &before.labels))
+                }) {
+                    queue.add(&service.key());
+                }
+            }
+        });
+        slices.on_change({
+            let (queue, written) = (queue.clone(), written.clone());
+            move |change| {
+                let slice = change.object();
+                let Some(service) = service_of(slice) else { return };
+                // Our own writes come back here; they need no second look.
+                let ours = !matches!(change, Change::Deleted(_))
+                    && written.lock().get_mut(&service).is_some_and(|behind| {
+                        behind.shown(slice.metadata.name.as_deref().unwrap_or_default(), slice.version())
+                    });
+                if !ours {
+                    queue.add(&service);
+                }
+            }
+        });
+        endpoints.on_change({
+            let (queue, services) = (queue.clone(), services.store());
+            move |change| {
+                let key = change.object().key();
+                if services.get(&key).is_some() {
+                    queue.add(&key);
+                }
+            }
+        });
+        let (services, pods, slices) = (services.store(), pods.store(), slices.store());
+        let (endpoints, nodes) = (endpoints.store(), nodes.store());
+        Arc::new(Self { client, queue, services, pods, slices, endpoints, nodes, written })
+    }
+
+    pub(crate) async fn reconcile(self: Arc<Self>, key: Key) -> Result<Next, Error> {
+        let Some(service) = self.services.get(&key) else {
+            self.written.lock().remove(&key);
+            // The slices go with their owner; the Endpoints object has none.
+            if self.endpoints.get(&key).is_some_and(|endpoints| is_ours(&endpoints)) {
+                self.client
+                    .delete(ENDPOINTS, &key, &DeleteOptions::default())
+                    .await
+                    .map_err(Error::api("delete Endpoints"))?;
+            }
+            return Ok(Next::OnEvent);
+        };
+        let Some(selector) = selector_of(&service) else { return Ok(Next::OnEvent) };
+        if service.metadata.deletion_timestamp.is_some() {
+            return Ok(Next::OnEvent);
+        }
+        if let Some(wait) = self.behind(&key) {
+            return Ok(Next::After(wait));
+        }
+        let existing = self.slices.controlled_by(service.uid());
+        let pods = self.pods.select(&key.namespace, |pod| selector::contains(&pod.labels, selector));
+        let zone = |node: &str| {
+            let node = self.nodes.get(&Key::new("", node))?;
+            node.metadata.labels.as_ref()?.get(ZONE).cloned()
+        };
+        let plan = slices::plan(&service, &pods, existing, &zone);
+        let endpoints = mirror::plan(&service, &pods, self.endpoints.get(&key).as_deref());
+        let (slices, endpoints) = tokio::join!(self.write_slices(&key, plan), self.write_endpoints(&key, endpoints));
+        match slices.and(endpoints) {
+            // Everything is going with the namespace.
+            Err(Error::Api { source, .. }) if client::is_namespace_terminating(&source) => Ok(Next::OnEvent),
+            other => other.map(|()| Next::OnEvent),
+        }
+    }
+
+    /// How long to wait at most until the cache shows what we wrote; its event comes back to the queue.
+    fn behind(&self, key: &Key) -> Option<Duration> {
+        let mut written = self.written.lock();
+        let behind = written.get_mut(key)?;
+        behind.writes.retain(|written| {
+            let slice = self.slices.get(&Key { namespace: key.namespace.clone(), name: written.name.clone() });
+            slice.is_none_or(|slice| slice.version() < written.version) && written.at.elapsed() < BEHIND_MAX
+        });
+        if behind.writes.is_empty() {
+            written.remove(key);
+            return None;
+        }
+        behind.awaited = true;
+        Some(BEHIND_MAX)
+    }
+
+    async fn write_slices(&self, key: &Key, plan: slices::Plan) -> Result<(), Error> {
+        let updates = plan.update.iter().map(|slice| async {
+            let answer = self.client.replace(ENDPOINT_SLICES, &slice.key(), slice).await;
+            self.wrote(key, &answer.map_err(Error::api("write an EndpointSlice"))?);
+            Ok(())
+        });
+        futures::future::try_join_all(updates).await?;
+        for mut slice in plan.create {
+            let prefix = format!("{}-", key.name);
+            let mut name = prefix.clone();
+            name.truncate(prefix.floor_char_boundary(58));
+            name.extend((0..5).map(|_| {
+                char::from(NAME_CHARACTERS[rand::rng().random_range(0..NAME_CHARACTERS.len())])
+            }));
+            slice.metadata.name = Some(name);
+            slice.metadata.generate_name = Some(prefix);
+            let answer = self.client.create(ENDPOINT_SLICES, &key.namespace, &slice).await;
+            self.wrote(key, &answer.map_err(Error::api("create an EndpointSlice"))?);
+        }
+        for slice in plan.delete {
+            let options = DeleteOptions::of(slice.uid());
+            self.client
+                .delete(ENDPOINT_SLICES, &slice.key(), &options)
+                .await
+                .map_err(Error::api("delete an EndpointSlice"))?;
+        }
+        Ok(())
+    }
+
+    fn wrote(&self, key: &Key, answer: &Meta) {
+        let Some(name) = answer.metadata.name.as_deref() else { return };
+        let version = version(answer.metadata.resource_version.as_deref());
+        let written = Written { name: name.into(), version, at: Instant::now() };
+        // The event may have come before this answer.
+        let slice = self.slices.get(&Key { namespace: key.namespace.clone(), name: written.name.clone() });
+        if slice.is_some_and(|slice| slice.version() >= version) {
+            return;
+        }
+        let mut all = self.written.lock();
+        let behind = all.entry(key.clone()).or_default();
+        behind.writes.retain(|before| before.name != written.name);
+        behind.writes.push(written);
+    }
+
+    async fn write_endpoints(&self, key: &Key, endpoints: Option<Endpoints>) -> Result<(), Error> {
+        let Some(endpoints) = endpoints else { return Ok(()) };
+        let written = match endpoints.metadata.resource_version {
+            Some(_) => self.client.replace(ENDPOINTS, key, &endpoints).await,
+            None => self.client.create(ENDPOINTS, &key.namespace, &endpoints).await,
+        };
+        written.map(drop).map_err(Error::api("write Endpoints"))
+    }
+}
+
+/// Whether nothing changed that an endpoint shows.
+fn same_endpoint(a: &Pod, b: &Pod) -> bool {
+    a.ready == b.ready
+        && a.deleting.is_some() == b.deleting.is_some()
+        && a.is_terminal() == b.is_terminal()
+        && a.ips == b.ips
+        && a.node == b.node
+        && a.labels == b.labels
+        && a.uid == b.uid
+}
+
+/// The selector, if endpoints are ours to make.
+fn selector_of(service: &Service) -> Option<&BTreeMap<String, String>> {
+    let spec = service.spec.as_ref()?;
+    if spec.type_.as_deref() == Some("ExternalName") {
+        return None;
+    }
+    spec.selector.as_ref().filter(|selector| !selector.is_empty())
+}
+
+fn selects(service: &Service, labels: &BTreeMap<String, String>) -> bool {
+    selector_of(service).is_some_and(|selector| selector::contains(labels, selector))
+}
+
+fn service_of(slice: &EndpointSlice) -> Option<Key> {
+    let labels = slice.metadata.labels.as_ref()?;
+    let owned = controller(slice.metadata.owner_references.as_deref()).is_some_and(|owner| owner.kind == "Service");
+    let ours = labels.get(slices::MANAGED_BY).is_some_and(|manager| manager == slices::MANAGER);
+    if !owned && !ours {
+        return None;
+    }
+    Some(Key::new(slice.metadata.namespace.as_deref().unwrap_or_default(), labels.get(slices::SERVICE_NAME)?))
+}
+
+fn is_ours(endpoints: &Endpoints) -> bool {
+    let labels = endpoints.metadata.labels.as_ref();
+    labels.and_then(|labels| labels.get("endpoints.kubernetes.io/managed-by")).is_some()
+}
+
+fn owner_reference(service: &Service) -> OwnerReference {
+    OwnerReference {
+        api_version: "v1".to_owned(),
+        kind: "Service".to_owned(),
+        name: service.metadata.name.clone().unwrap_or_default(),
+        uid: service.uid().to_owned(),
+        controller: Some(true),
+        block_owner_deletion: Some(true),
+    }
+}

@@ -1,0 +1,109 @@
+//! Behaviour of the cores.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use serde_json::{Value, json};
+
+use super::{mirror, slices};
+use crate::informer::{Object as _, Pod};
+
+fn service(spec: Value) -> Service {
+    let mut spec = spec;
+    spec["selector"] = json!({"app": "a"});
+    serde_json::from_value(json!({"metadata": {"name": "s", "namespace": "n", "uid": "s", "labels": {"team": "x"}}, "spec": spec}))
+        .unwrap()
+}
+
+fn plain() -> Service {
+    service(json!({"clusterIP": "10.96.0.9", "ipFamilies": ["IPv4"], "ports": [{"name": "http", "port": 80, "targetPort": "web", "protocol": "TCP"}]}))
+}
+
+fn pod(index: usize, ready: bool, deleting: bool) -> Arc<Pod> {
+    let mut wire = json!({
+        "metadata": {"name": format!("p{index}"), "namespace": "n", "uid": format!("u{index}"), "labels": {"app": "a"}},
+        "spec": {"nodeName": "one", "hostname": "h", "subdomain": "s", "containers": [{"ports": [{"name": "web", "containerPort": 8080}]}]},
+        "status": {
+            "phase": "Running", "podIPs": [{"ip": format!("10.0.{}.{}", index / 250, index % 250)}],
+            "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}],
+        },
+    });
+    if deleting {
+        wire["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    }
+    Arc::new(Pod::keep(serde_json::from_value(wire).unwrap()))
+}
+
+fn named(mut slices: Vec<EndpointSlice>) -> Vec<Arc<EndpointSlice>> {
+    for (index, slice) in slices.iter_mut().enumerate() {
+        slice.metadata.name.get_or_insert_with(|| format!("s-{index}"));
+    }
+    slices.into_iter().map(Arc::new).collect()
+}
+
+fn zone(node: &str) -> Option<String> {
+    (node == "one").then(|| "west".to_owned())
+}
+
+#[test]
+fn says_of_each_pod_what_clients_need() {
+    let plan = slices::plan(&plain(), &[pod(1, true, false), pod(2, true, true), pod(3, false, false)], vec![], &zone);
+    let [slice] = &plan.create[..] else { panic!("{plan:?}") };
+    let labels = slice.metadata.labels.as_ref().unwrap();
+    assert_eq!((labels["team"].as_str(), labels[slices::SERVICE_NAME].as_str(), labels.len()), ("x", "s", 3));
+    assert_eq!(slice.ports.as_ref().unwrap()[0].port, Some(8080));
+    let conditions: Vec<_> = slice.endpoints.iter().flatten().map(|endpoint| {
+        let conditions = endpoint.conditions.as_ref().unwrap();
+        (conditions.ready.unwrap(), conditions.serving.unwrap(), conditions.terminating.unwrap())
+    }).collect();
+    assert_eq!(conditions, [(true, true, false), (false, true, true), (false, false, false)]);
+    let first = &slice.endpoints.as_ref().unwrap()[0];
+    assert_eq!((first.zone.as_deref(), first.node_name.as_deref(), first.hostname.as_deref()), (Some("west"), Some("one"), Some("h")));
+}
+
+#[test]
+fn keeps_an_empty_slice_for_nobody() {
+    let plan = slices::plan(&plain(), &[], vec![], &zone);
+    assert_eq!(plan.create.len(), 1);
+    let existing = named(plan.create);
+    let plan = slices::plan(&plain(), &[], existing.clone(), &zone);
+    assert!(plan.create.is_empty() && plan.update.is_empty() && plan.delete.is_empty(), "{plan:?}");
+    let plan = slices::plan(&plain(), &[pod(1, true, false)], existing, &zone);
+    assert_eq!((plan.create.len(), plan.delete.len()), (1, 1), "other ports, another slice");
+}
+
+#[test]
+fn splits_at_a_hundred_and_changes_one_slice_for_one_pod() {
+    let mut pods: Vec<_> = (0..250).map(|index| pod(index, true, false)).collect();
+    let existing = named(slices::plan(&plain(), &pods, vec![], &zone).create);
+    let sizes: Vec<_> = existing.iter().map(|slice| slice.endpoints.as_ref().unwrap().len()).collect();
+    assert_eq!(sizes, [100, 100, 50]);
+    pods[120] = pod(120, false, false);
+    let plan = slices::plan(&plain(), &pods, existing.clone(), &zone);
+    assert_eq!((plan.create.len(), plan.update.len(), plan.delete.len()), (0, 1, 0));
+    assert_eq!(plan.update[0].metadata.name.as_deref(), Some("s-1"));
+    pods[120] = pod(400, true, false);
+    let plan = slices::plan(&plain(), &pods, existing.clone(), &zone);
+    assert_eq!((plan.create.len(), plan.update.len()), (0, 1), "the new one goes where one has gone");
+    let plan = slices::plan(&plain(), &pods[..100], existing, &zone);
+    assert_eq!(plan.delete.len(), 2);
+}
+
+#[test]
+fn mirrors_into_endpoints() {
+    let pods = [pod(2, true, false), pod(1, true, false), pod(3, false, false), pod(4, true, true)];
+    let endpoints = mirror::plan(&plain(), &pods, None).unwrap();
+    let subsets = endpoints.subsets.as_ref().unwrap();
+    let ips = |list: &Option<Vec<k8s_openapi::api::core::v1::EndpointAddress>>| {
+        list.iter().flatten().map(|address| address.ip.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!((ips(&subsets[0].addresses), ips(&subsets[0].not_ready_addresses)), (vec!["10.0.0.1".into(), "10.0.0.2".into()], vec!["10.0.0.3".into()]));
+    assert!(mirror::plan(&plain(), &pods, Some(&endpoints)).is_none());
+    let many: Vec<_> = (0..1200).map(|index| pod(index, true, false)).collect();
+    let endpoints = mirror::plan(&plain(), &many, None).unwrap();
+    assert_eq!(endpoints.subsets.as_ref().unwrap()[0].addresses.as_ref().unwrap().len(), 1000);
+    assert_eq!(endpoints.metadata.annotations.as_ref().unwrap()["endpoints.kubernetes.io/over-capacity"], "truncated");
+    let headless = service(json!({"clusterIP": "None"}));
+    assert_eq!(mirror::plan(&headless, &pods, None).unwrap().subsets.unwrap()[0].ports, None);
+}

@@ -1,0 +1,358 @@
+//! Shared informers: one watch and one decode per kind and process, whoever looks.
+//!
+//! An informer keeps what controllers need of each object (see [`Object`]), by name and by controlling owner, and tells
+//! handlers about every change, in order. A watch that breaks is taken up again by the kube runtime; after a relist the
+//! difference is told as changes, so handlers never miss a deletion.
+
+mod meta;
+mod pod;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+use std::sync::Arc;
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::Api;
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::{self, watcher};
+use parking_lot::RwLock;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use meta::{AnyObject, slim};
+pub(crate) use pod::{Phase, Pod};
+
+/// Names an object of some kind; the namespace of a cluster-scoped one is empty.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Key {
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
+}
+
+impl Key {
+    pub(crate) fn new(namespace: &str, name: &str) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl fmt::Display for Key {
+    /// As Kubernetes writes it: `namespace/name`, or the name alone.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.namespace.is_empty() {
+            write!(f, "{}/", self.namespace)?;
+        }
+        f.write_str(&self.name)
+    }
+}
+
+/// What an informer keeps of a kind.
+pub(crate) trait Object: Send + Sync + Sized + 'static {
+    /// As it comes over the wire.
+    type Wire: kube::Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + fmt::Debug + Send + 'static;
+
+    /// Keeps what is needed.
+    fn keep(wire: Self::Wire) -> Self;
+    /// Its name.
+    fn key(&self) -> Key;
+    /// Its uid.
+    fn uid(&self) -> &str;
+    /// Uid of its controller.
+    fn controller(&self) -> Option<&str>;
+    /// Orders versions of an object.
+    fn version(&self) -> u64;
+}
+
+/// A change, told to handlers after the store has it.
+pub(crate) enum Change<'a, K> {
+    /// It was there before.
+    Updated(&'a Arc<K>, &'a Arc<K>),
+    /// It is new.
+    Added(&'a Arc<K>),
+    /// It is gone.
+    Deleted(&'a Arc<K>),
+}
+
+impl<K> Change<'_, K> {
+    /// The object as it is, or was last.
+    pub(crate) fn object(&self) -> &Arc<K> {
+        match self {
+            Self::Updated(_, object) | Self::Added(object) | Self::Deleted(object) => object,
+        }
+    }
+
+    /// The object before, if this is an update.
+    pub(crate) fn before(&self) -> Option<&Arc<K>> {
+        match self {
+            Self::Updated(before, _) => Some(before),
+            _ => None,
+        }
+    }
+}
+
+type Handler<K> = Box<dyn Fn(&Change<'_, K>) + Send + Sync>;
+
+/// Objects by name and by controller.
+pub(crate) struct Store<K> {
+    content: RwLock<Content<K>>,
+}
+
+struct Content<K> {
+    objects: HashMap<Arc<str>, BTreeMap<Arc<str>, Arc<K>>>,
+    controlled: HashMap<Arc<str>, HashSet<Key>>,
+}
+
+impl<K> Default for Store<K> {
+    fn default() -> Self {
+        Self { content: RwLock::new(Content { objects: HashMap::new(), controlled: HashMap::new() }) }
+    }
+}
+
+impl<K: Object> Store<K> {
+    pub(crate) fn get(&self, key: &Key) -> Option<Arc<K>> {
+        self.content.read().get(key).cloned()
+    }
+
+    /// All in the namespace.
+    pub(crate) fn in_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
+        let content = self.content.read();
+        content.objects.get(namespace).map(|objects| objects.values().cloned().collect()).unwrap_or_default()
+    }
+
+    /// Those in the namespace that match; the test must be short.
+    pub(crate) fn select(&self, namespace: &str, mut test: impl FnMut(&K) -> bool) -> Vec<Arc<K>> {
+        let content = self.content.read();
+        let Some(objects) = content.objects.get(namespace) else { return Vec::new() };
+        objects.values().filter(|object| test(object)).cloned().collect()
+    }
+
+    /// All.
+    pub(crate) fn all(&self) -> Vec<Arc<K>> {
+        self.content.read().objects.values().flat_map(BTreeMap::values).cloned().collect()
+    }
+
+    /// Those that this owner controls; for the empty uid, those that nobody controls.
+    pub(crate) fn controlled_by(&self, uid: &str) -> Vec<Arc<K>> {
+        let content = self.content.read();
+        let Some(keys) = content.controlled.get(uid) else { return Vec::new() };
+        keys.iter().filter_map(|key| content.get(key)).cloned().collect()
+    }
+
+    fn put(&self, object: Arc<K>) -> Option<Arc<K>> {
+        let key = object.key();
+        let mut content = self.content.write();
+        let before = content.get(&key).cloned();
+        let same_controller = before.as_ref().is_some_and(|before| before.controller() == object.controller());
+        if !same_controller {
+            if let Some(before) = &before {
+                content.unlink(before, &key);
+            }
+            let owner = object.controller().unwrap_or_default();
+            content.controlled.entry(owner.into()).or_default().insert(key.clone());
+        }
+        content.objects.entry(key.namespace).or_default().insert(key.name, object);
+        before
+    }
+
+    fn remove(&self, key: &Key) -> Option<Arc<K>> {
+        let mut content = self.content.write();
+        let objects = content.objects.get_mut(&key.namespace)?;
+        let before = objects.remove(&key.name)?;
+        if objects.is_empty() {
+            content.objects.remove(&key.namespace);
+        }
+        content.unlink(&before, key);
+        Some(before)
+    }
+
+    fn keys(&self) -> HashSet<Key> {
+        let content = self.content.read();
+        let keys = content.objects.iter().flat_map(|(namespace, objects)| {
+            objects.keys().map(|name| Key { namespace: namespace.clone(), name: name.clone() })
+        });
+        keys.collect()
+    }
+}
+
+impl<K: Object> Content<K> {
+    fn get(&self, key: &Key) -> Option<&Arc<K>> {
+        self.objects.get(&key.namespace)?.get(&key.name)
+    }
+
+    fn unlink(&mut self, object: &K, key: &Key) {
+        let owner = object.controller().unwrap_or_default();
+        if let Some(keys) = self.controlled.get_mut(owner) {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.controlled.remove(owner);
+            }
+        }
+    }
+}
+
+/// Feeds a store from a watch.
+pub(crate) struct Informer<K: Object> {
+    store: Arc<Store<K>>,
+    handlers: Vec<Handler<K>>,
+    synced: watch::Sender<bool>,
+}
+
+impl<K: Object> Default for Informer<K> {
+    fn default() -> Self {
+        Self { store: Arc::default(), handlers: Vec::new(), synced: watch::Sender::new(false) }
+    }
+}
+
+impl<K: Object> Informer<K> {
+    pub(crate) fn store(&self) -> Arc<Store<K>> {
+        self.store.clone()
+    }
+
+    /// Calls `handler` for every change. It must not block, and may only be added before the informer runs.
+    pub(crate) fn on_change(&mut self, handler: impl Fn(&Change<'_, K>) + Send + Sync + 'static) {
+        self.handlers.push(Box::new(handler));
+    }
+
+    /// Becomes true when the first list is in the store.
+    pub(crate) fn synced(&self) -> watch::Receiver<bool> {
+        self.synced.subscribe()
+    }
+
+    /// Watches until shutdown.
+    pub(crate) async fn run(self, client: kube::Client, config: watcher::Config, shutdown: CancellationToken)
+    where
+        K::Wire: kube::Resource,
+    {
+        let api: Api<K::Wire> = Api::all(client);
+        let mut events = watcher(api, config.streaming_lists()).default_backoff().boxed();
+        let mut absent: Option<HashSet<Key>> = None;
+        loop {
+            // Waiting is all that is cut here.
+            let event = tokio::select! {
+                event = events.try_next() => event,
+                () = shutdown.cancelled() => return,
+            };
+            match event {
+                Ok(Some(watcher::Event::Init)) => absent = Some(self.store.keys()),
+                Ok(Some(watcher::Event::InitApply(wire))) => {
+                    let object = Arc::new(K::keep(wire));
+                    if let Some(absent) = &mut absent {
+                        absent.remove(&object.key());
+                    }
+                    self.apply(object);
+                }
+                Ok(Some(watcher::Event::InitDone)) => {
+                    for key in absent.take().unwrap_or_default() {
+                        self.delete(&key);
+                    }
+                    self.synced.send_replace(true);
+                }
+                Ok(Some(watcher::Event::Apply(wire))) => self.apply(Arc::new(K::keep(wire))),
+                Ok(Some(watcher::Event::Delete(wire))) => {
+                    // The last state is told: it may carry what only the deletion has set.
+                    let object = Arc::new(K::keep(wire));
+                    let key = object.key();
+                    if self.store.remove(&key).is_some() {
+                        self.tell(&Change::Deleted(&object));
+                    }
+                }
+                Ok(None) => return,
+                Err(error) => {
+                    let kind = <K::Wire as kube::Resource>::kind(&());
+                    tracing::debug!(%kind, error = %crate::error::chain(&error), "watch again");
+                }
+            }
+        }
+    }
+
+    fn apply(&self, object: Arc<K>) {
+        match self.store.put(object.clone()) {
+            // One that took the name of another, whose end was missed.
+            Some(before) if before.uid() != object.uid() => {
+                self.tell(&Change::Deleted(&before));
+                self.tell(&Change::Added(&object));
+            }
+            Some(before) if before.version() == object.version() => {}
+            Some(before) => self.tell(&Change::Updated(&before, &object)),
+            None => self.tell(&Change::Added(&object)),
+        }
+    }
+
+    fn delete(&self, key: &Key) {
+        if let Some(before) = self.store.remove(key) {
+            self.tell(&Change::Deleted(&before));
+        }
+    }
+
+    fn tell(&self, change: &Change<'_, K>) {
+        for handler in &self.handlers {
+            handler(change);
+        }
+    }
+}
+
+/// The reference of the controller.
+pub(crate) fn controller(owners: Option<&[OwnerReference]>) -> Option<&OwnerReference> {
+    owners?.iter().find(|owner| owner.controller == Some(true))
+}
+
+/// `metadata.resourceVersion` as a number; Coracle's always are.
+pub(crate) fn version(text: Option<&str>) -> u64 {
+    text.and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+/// Kinds that are kept as they come, but for `managedFields`.
+macro_rules! whole {
+    ($($kind:ty),*) => {$(
+        impl Object for $kind {
+            type Wire = Self;
+
+            fn keep(mut wire: Self) -> Self {
+                wire.metadata.managed_fields = None;
+                if let Some(annotations) = &mut wire.metadata.annotations {
+                    // Large, and never read or copied by controllers.
+                    annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+                }
+                wire
+            }
+
+            fn key(&self) -> Key {
+                Key::new(
+                    self.metadata.namespace.as_deref().unwrap_or_default(),
+                    self.metadata.name.as_deref().unwrap_or_default(),
+                )
+            }
+
+            fn uid(&self) -> &str {
+                self.metadata.uid.as_deref().unwrap_or_default()
+            }
+
+            fn controller(&self) -> Option<&str> {
+                controller(self.metadata.owner_references.as_deref()).map(|owner| owner.uid.as_str())
+            }
+
+            fn version(&self) -> u64 {
+                version(self.metadata.resource_version.as_deref())
+            }
+        }
+    )*};
+}
+
+whole!(
+    k8s_openapi::api::apps::v1::Deployment,
+    k8s_openapi::api::apps::v1::ReplicaSet,
+    k8s_openapi::api::coordination::v1::Lease,
+    k8s_openapi::api::core::v1::ConfigMap,
+    k8s_openapi::api::core::v1::Endpoints,
+    k8s_openapi::api::core::v1::Namespace,
+    k8s_openapi::api::core::v1::Node,
+    k8s_openapi::api::core::v1::Service,
+    k8s_openapi::api::core::v1::ServiceAccount,
+    k8s_openapi::api::discovery::v1::EndpointSlice
+);

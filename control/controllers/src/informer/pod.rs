@@ -1,0 +1,276 @@
+//! Pods, as controllers keep them: of ten thousand pods only what somebody decides by.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Toleration;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
+use serde::Deserialize;
+
+use super::{Key, Object, controller, slim, version};
+
+/// `status.phase`, in the order in which pods are given up.
+#[derive(Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Phase {
+    #[default]
+    Pending,
+    Unknown,
+    Running,
+    Succeeded,
+    Failed,
+}
+
+/// What controllers know of a pod.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Pod {
+    pub key: Key,
+    pub uid: Arc<str>,
+    pub version: u64,
+    pub labels: BTreeMap<String, String>,
+    pub owners: Vec<OwnerReference>,
+    pub finalizers: Vec<String>,
+    pub created: Option<Timestamp>,
+    pub deleting: Option<Timestamp>,
+    pub deletion_cost: i32,
+    pub node: Option<Arc<str>>,
+    pub hostname: Option<Box<str>>,
+    pub subdomain: Option<Box<str>>,
+    /// Of containers and sidecars, by name.
+    pub ports: Vec<Port>,
+    pub tolerations: Vec<Toleration>,
+    pub gated: bool,
+    pub phase: Phase,
+    pub ready: bool,
+    /// Since when `ready` is what it is.
+    pub ready_since: Option<Timestamp>,
+    pub ips: Vec<Box<str>>,
+    pub restarts: i32,
+}
+
+/// A named port of a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Port {
+    pub name: Box<str>,
+    pub protocol: Box<str>,
+    pub number: i32,
+}
+
+impl Pod {
+    /// Whether it is neither finished nor being deleted.
+    pub(crate) fn is_active(&self) -> bool {
+        !self.is_terminal() && self.deleting.is_none()
+    }
+
+    /// Whether it has finished.
+    pub(crate) fn is_terminal(&self) -> bool {
+        matches!(self.phase, Phase::Succeeded | Phase::Failed)
+    }
+
+    /// When it counts as available; `None` while it is not ready.
+    pub(crate) fn available_at(&self, min_ready_seconds: i32) -> Option<Timestamp> {
+        if !self.ready {
+            return None;
+        }
+        let since = self.ready_since?;
+        if min_ready_seconds <= 0 {
+            return Some(since);
+        }
+        since.checked_add(jiff::SignedDuration::from_secs(i64::from(min_ready_seconds))).ok()
+    }
+}
+
+impl Object for Pod {
+    type Wire = Wire;
+
+    fn keep(wire: Wire) -> Self {
+        let Wire { metadata, spec, status } = wire;
+        let sidecars = spec.init_containers.into_iter().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+        let ports = spec.containers.into_iter().chain(sidecars).flat_map(|container| container.ports);
+        let ready = status.conditions.iter().find(|condition| condition.type_ == "Ready");
+        let mut ips: Vec<Box<str>> = status.pod_ips.into_iter().map(|ip| ip.ip.into()).collect();
+        if ips.is_empty() {
+            ips.extend(status.pod_ip.filter(|ip| !ip.is_empty()).map(Into::into));
+        }
+        let cost = metadata.annotations.as_ref().and_then(|annotations| annotations.values().next());
+        Self {
+            key: Key::new(metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default()),
+            uid: metadata.uid.as_deref().unwrap_or_default().into(),
+            version: version(metadata.resource_version.as_deref()),
+            deletion_cost: cost.and_then(|cost| cost.parse().ok()).unwrap_or(0),
+            labels: metadata.labels.unwrap_or_default(),
+            owners: metadata.owner_references.unwrap_or_default(),
+            finalizers: metadata.finalizers.unwrap_or_default(),
+            created: metadata.creation_timestamp.map(|time| time.0),
+            deleting: metadata.deletion_timestamp.map(|time| time.0),
+            node: spec.node_name.filter(|name| !name.is_empty()).map(Into::into),
+            hostname: spec.hostname.filter(|name| !name.is_empty()).map(Into::into),
+            subdomain: spec.subdomain.filter(|name| !name.is_empty()).map(Into::into),
+            ports: ports
+                .filter_map(|port| {
+                    let protocol = port.protocol.unwrap_or_else(|| "TCP".to_owned()).into();
+                    Some(Port { name: port.name?.into(), protocol, number: port.container_port })
+                })
+                .collect(),
+            tolerations: spec.tolerations,
+            gated: !spec.scheduling_gates.is_empty(),
+            phase: status.phase.unwrap_or_default(),
+            ready: ready.is_some_and(|condition| condition.status == "True"),
+            ready_since: ready.and_then(|condition| condition.last_transition_time.as_ref()).map(|time| time.0),
+            ips,
+            restarts: status.container_statuses.iter().map(|status| status.restart_count).max().unwrap_or(0),
+        }
+    }
+
+    fn key(&self) -> Key {
+        self.key.clone()
+    }
+
+    fn uid(&self) -> &str {
+        &self.uid
+    }
+
+    fn controller(&self) -> Option<&str> {
+        controller(Some(&self.owners)).map(|owner| owner.uid.as_str())
+    }
+
+    fn version(&self) -> u64 {
+        self.version
+    }
+}
+
+/// A pod as it comes, without what is not kept.
+#[derive(Deserialize, Clone, Debug)]
+pub(crate) struct Wire {
+    #[serde(deserialize_with = "slim", default)]
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: Spec,
+    #[serde(default)]
+    status: Status,
+}
+
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct Spec {
+    node_name: Option<String>,
+    hostname: Option<String>,
+    subdomain: Option<String>,
+    containers: Vec<Container>,
+    init_containers: Vec<Container>,
+    tolerations: Vec<Toleration>,
+    scheduling_gates: Vec<serde::de::IgnoredAny>,
+}
+
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct Container {
+    restart_policy: Option<String>,
+    ports: Vec<WirePort>,
+}
+
+#[derive(Deserialize, Clone, Debug)]
+#[serde(rename_all = "camelCase")]
+struct WirePort {
+    name: Option<String>,
+    protocol: Option<String>,
+    container_port: i32,
+}
+
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct Status {
+    phase: Option<Phase>,
+    conditions: Vec<Condition>,
+    #[serde(rename = "podIP")]
+    pod_ip: Option<String>,
+    #[serde(rename = "podIPs")]
+    pod_ips: Vec<Ip>,
+    container_statuses: Vec<ContainerStatus>,
+}
+
+#[derive(Deserialize, Clone, Debug)]
+#[serde(rename_all = "camelCase")]
+struct Condition {
+    #[serde(rename = "type")]
+    type_: String,
+    status: String,
+    last_transition_time: Option<Time>,
+}
+
+#[derive(Deserialize, Clone, Debug)]
+struct Ip {
+    #[serde(default)]
+    ip: String,
+}
+
+#[derive(Deserialize, Clone, Debug)]
+#[serde(rename_all = "camelCase")]
+struct ContainerStatus {
+    #[serde(default)]
+    restart_count: i32,
+}
+
+impl kube::Resource for Wire {
+    type DynamicType = ();
+    type Scope = k8s_openapi::NamespaceResourceScope;
+
+    fn kind((): &()) -> Cow<'_, str> {
+        "Pod".into()
+    }
+
+    fn group((): &()) -> Cow<'_, str> {
+        "".into()
+    }
+
+    fn version((): &()) -> Cow<'_, str> {
+        "v1".into()
+    }
+
+    fn plural((): &()) -> Cow<'_, str> {
+        "pods".into()
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A pod from what a test says of it.
+    pub(crate) fn pod(json: serde_json::Value) -> Pod {
+        Pod::keep(serde_json::from_value(json).expect("a pod"))
+    }
+
+    #[test]
+    fn keeps_what_controllers_decide_by() {
+        let pod = pod(serde_json::json!({
+            "metadata": {
+                "name": "a", "namespace": "n", "uid": "u", "resourceVersion": "7",
+                "annotations": {"controller.kubernetes.io/pod-deletion-cost": "-3", "big": "x"},
+                "managedFields": [{"fieldsV1": {"f:metadata": {}}}],
+                "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "o", "controller": true}],
+            },
+            "spec": {
+                "nodeName": "", "containers": [{"ports": [{"name": "web", "containerPort": 80}, {"containerPort": 81}]}],
+                "initContainers": [{"restartPolicy": "Always", "ports": [{"name": "side", "containerPort": 9, "protocol": "UDP"}]}],
+            },
+            "status": {
+                "phase": "Running", "podIP": "10.0.0.1",
+                "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
+            },
+        }));
+        assert_eq!((pod.version, pod.deletion_cost, pod.controller(), pod.node.as_deref()), (7, -3, Some("o"), None));
+        assert_eq!(pod.ports.iter().map(|port| (&*port.name, port.number)).collect::<Vec<_>>(), [("web", 80), ("side", 9)]);
+        assert_eq!(pod.available_at(10).map(|at| at.to_string()).as_deref(), Some("2026-01-01T00:00:10Z"));
+        assert_eq!(pod.ips, ["10.0.0.1".into()]);
+    }
+}

@@ -1,0 +1,274 @@
+//! The end of a namespace: first its pods, then everything else, then the finalizer (kubernetes-api §8.4).
+//!
+//! Level-driven: each reconciliation asks for what is left of every namespaced kind and deletes it; deletions in a
+//! namespace that goes bring it back to the queue (from the garbage collector's view of all kinds).
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Namespace, NamespaceCondition, NamespaceStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ListMeta, Time};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::client::{self, Client, DeleteOptions, Meta, NAMESPACES};
+use crate::discovery::{Discovery, Kind};
+use crate::informer::{Informer, Key, Object as _, Store};
+use crate::queue::{Next, Queue};
+use crate::{Error, now_in_seconds};
+
+/// The finalizer that is ours.
+const FINALIZER: &str = "kubernetes";
+/// Looks again at the latest, should an event be missed.
+const LOOK_AGAIN: Duration = Duration::from_secs(15);
+
+/// Ends namespaces.
+pub(crate) struct Controller {
+    client: Client,
+    discovery: Discovery,
+    pub(crate) queue: Queue<Key>,
+    namespaces: Arc<Store<Namespace>>,
+}
+
+/// What was left when we looked.
+#[derive(Debug, Default)]
+struct Remaining {
+    /// Objects by `plural.group`.
+    objects: BTreeMap<String, u64>,
+    /// Objects by finalizer.
+    finalizers: BTreeMap<String, u64>,
+    /// What could not be listed or deleted.
+    failures: Vec<String>,
+    discovery_failures: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct List {
+    #[serde(default)]
+    metadata: ListMeta,
+    #[serde(default)]
+    items: Vec<Meta>,
+}
+
+impl Controller {
+    pub(crate) fn new(client: Client, discovery: Discovery, namespaces: &mut Informer<Namespace>) -> Arc<Self> {
+        let queue: Queue<Key> = Queue::new(Duration::from_millis(100));
+        namespaces.on_change({
+            let queue = queue.clone();
+            move |change| {
+                if change.object().metadata.deletion_timestamp.is_some() {
+                    queue.add(&change.object().key());
+                }
+            }
+        });
+        Arc::new(Self { client, discovery, queue, namespaces: namespaces.store() })
+    }
+
+    /// Something in the namespace is gone.
+    pub(crate) fn on_deletion(&self, namespace: &str) {
+        let key = Key::new("", namespace);
+        if self.namespaces.get(&key).is_some_and(|namespace| namespace.metadata.deletion_timestamp.is_some()) {
+            self.queue.add(&key);
+        }
+    }
+
+    pub(crate) async fn reconcile(self: Arc<Self>, key: Key) -> Result<Next, Error> {
+        let Some(namespace) = self.namespaces.get(&key) else { return Ok(Next::OnEvent) };
+        let finalizers = namespace.spec.as_ref().and_then(|spec| spec.finalizers.clone()).unwrap_or_default();
+        if namespace.metadata.deletion_timestamp.is_none() || !finalizers.iter().any(|name| name == FINALIZER) {
+            return Ok(Next::OnEvent);
+        }
+        let remaining = self.delete_content(&key.name).await?;
+        self.write_conditions(&namespace, &remaining).await?;
+        if !remaining.is_empty() {
+            return if remaining.failures.is_empty() {
+                Ok(Next::After(LOOK_AGAIN))
+            } else {
+                Err(Error::Stale("content of the namespace could not be deleted"))
+            };
+        }
+        let others: Vec<_> = finalizers.into_iter().filter(|name| name != FINALIZER).collect();
+        let body = json!({
+            "apiVersion": "v1", "kind": "Namespace",
+            "metadata": {"name": &*key.name, "uid": namespace.uid()},
+            "spec": {"finalizers": others},
+        });
+        let path = format!("{}/finalize", client::path(NAMESPACES.version, NAMESPACES.plural, "", &key.name));
+        match self.client.put_at(&path, &body).await {
+            Err(error) if client::is_not_found(&error) => Ok(Next::OnEvent),
+            other => other.map(|_| Next::OnEvent).map_err(Error::api("remove the finalizer of a namespace")),
+        }
+    }
+
+    async fn delete_content(&self, namespace: &str) -> Result<Remaining, Error> {
+        let kinds = self.discovery.refresh().await.map_err(Error::api("ask for the kinds"))?;
+        let mut remaining = Remaining { discovery_failures: kinds.failures.clone(), ..Remaining::default() };
+        let namespaced: Vec<&Kind> = kinds.kinds.iter().filter(|kind| kind.namespaced).collect();
+        let is_pods = |kind: &&&Kind| kind.group.is_empty() && &*kind.plural == "pods";
+        if let Some(pods) = namespaced.iter().find(is_pods) {
+            self.delete_kind(pods, namespace, &mut remaining).await;
+            if !remaining.is_empty() {
+                return Ok(remaining);
+            }
+        }
+        // The same objects may be served by two groups (events): they are deleted once, and counted once.
+        let mut seen = HashSet::new();
+        for kind in namespaced.iter().filter(|kind| !is_pods(kind)) {
+            if seen.insert((kind.group.clone(), kind.plural.clone())) {
+                self.delete_kind(kind, namespace, &mut remaining).await;
+            }
+        }
+        Ok(remaining)
+    }
+
+    /// Deletes what there is of the kind; notes what is left.
+    async fn delete_kind(&self, kind: &Kind, namespace: &str, remaining: &mut Remaining) {
+        let name = format!("{}.{}", kind.plural, kind.group);
+        let mut failed = |error: &kube::Error| remaining.failures.push(format!("{name}: {error}"));
+        let path = kind.path(namespace, "");
+        let before = match self.list(&path).await {
+            Ok(list) if list.items.is_empty() => return,
+            Ok(list) => list,
+            Err(error) if client::is_not_found(&error) => return,
+            Err(error) => return failed(&error),
+        };
+        let options = DeleteOptions { propagation_policy: Some("Background"), ..DeleteOptions::default() };
+        if kind.delete_collection {
+            if let Err(error) = self.client.delete_at(&path, &options).await {
+                return failed(&error);
+            }
+        } else {
+            for item in &before.items {
+                let name = item.metadata.name.as_deref().unwrap_or_default();
+                if let Err(error) = self.client.delete_at(&kind.path(namespace, name), &options).await {
+                    return failed(&error);
+                }
+            }
+        }
+        match self.list(&path).await {
+            Ok(list) if list.items.is_empty() => {}
+            Ok(list) => {
+                let more = list.metadata.remaining_item_count.and_then(|count| u64::try_from(count).ok()).unwrap_or(0);
+                *remaining.objects.entry(name).or_default() += list.items.len() as u64 + more;
+                for finalizer in list.items.iter().flat_map(|item| item.metadata.finalizers.iter().flatten()) {
+                    *remaining.finalizers.entry(finalizer.clone()).or_default() += 1;
+                }
+            }
+            Err(error) => failed(&error),
+        }
+    }
+
+    async fn list(&self, path: &str) -> Result<List, kube::Error> {
+        self.client.get(&format!("{path}?limit=500")).await
+    }
+
+    async fn write_conditions(&self, namespace: &Namespace, remaining: &Remaining) -> Result<(), Error> {
+        let before = namespace.status.clone().unwrap_or_default();
+        let conditions = remaining.conditions(&before, now_in_seconds());
+        if before.conditions.as_deref() == Some(&conditions[..]) {
+            return Ok(());
+        }
+        let status: Value = json!({"conditions": conditions, "phase": "Terminating"});
+        match self.client.patch_status(NAMESPACES, &namespace.key(), &status).await {
+            Err(error) if client::is_not_found(&error) => Ok(()),
+            other => other.map(drop).map_err(Error::api("write the status of a namespace")),
+        }
+    }
+}
+
+impl Remaining {
+    fn is_empty(&self) -> bool {
+        self.objects.is_empty() && self.failures.is_empty() && self.discovery_failures.is_empty()
+    }
+
+    /// The five conditions of a namespace that goes; those that were never true are written when one of them is.
+    fn conditions(&self, before: &NamespaceStatus, now: Timestamp) -> Vec<NamespaceCondition> {
+        let list = |counts: &BTreeMap<String, u64>, words: &str| {
+            counts.iter().map(|(name, count)| format!("{name} {words} {count} resource instances")).collect::<Vec<_>>().join(", ")
+        };
+        let rows = [
+            (
+                "NamespaceDeletionDiscoveryFailure",
+                (!self.discovery_failures.is_empty()).then(|| {
+                    let (count, groups) = (self.discovery_failures.len(), self.discovery_failures.join(", "));
+                    ("DiscoveryFailed", format!("Discovery failed for some groups, {count} failing: {groups}"))
+                }),
+                ("ResourcesDiscovered", "All resources successfully discovered"),
+            ),
+            (
+                "NamespaceDeletionGroupVersionParsingFailure",
+                None,
+                ("ParsedGroupVersions", "All legacy kube types successfully parsed"),
+            ),
+            (
+                "NamespaceDeletionContentFailure",
+                (!self.failures.is_empty()).then(|| {
+                    let (count, failures) = (self.failures.len(), self.failures.join(", "));
+                    ("ContentDeletionFailed", format!("Failed to delete all resource types, {count} remaining: {failures}"))
+                }),
+                ("ContentDeleted", "All content successfully deleted, may be waiting on finalization"),
+            ),
+            (
+                "NamespaceContentRemaining",
+                (!self.objects.is_empty()).then(|| {
+                    let message = format!("Some resources are remaining: {}", list(&self.objects, "has"));
+                    ("SomeResourcesRemain", message)
+                }),
+                ("ContentRemoved", "All content successfully removed"),
+            ),
+            (
+                "NamespaceFinalizersRemaining",
+                (!self.finalizers.is_empty()).then(|| {
+                    let list = list(&self.finalizers, "in");
+                    let message = format!("Some content in the namespace has finalizers remaining: {list}");
+                    ("SomeFinalizersRemain", message)
+                }),
+                ("ContentHasNoFinalizers", "All content-preserving finalizers finished"),
+            ),
+        ];
+        let conditions = rows.into_iter().map(|(type_, bad, good)| {
+            let known = before.conditions.iter().flatten().find(|condition| condition.type_ == type_);
+            let (status, reason, message) = match bad {
+                Some((reason, message)) => ("True", reason, message),
+                None => ("False", good.0, good.1.to_owned()),
+            };
+            let same = known.filter(|known| known.status == status);
+            NamespaceCondition {
+                type_: type_.to_owned(),
+                status: status.to_owned(),
+                reason: Some(reason.to_owned()),
+                message: Some(message),
+                last_transition_time: same.map_or(Some(Time(now)), |known| known.last_transition_time.clone()),
+            }
+        });
+        conditions.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_what_is_left() {
+        let remaining = Remaining {
+            objects: [("pods.".to_owned(), 2)].into(),
+            finalizers: [("a.b/c".to_owned(), 1)].into(),
+            ..Remaining::default()
+        };
+        let now = "2026-01-01T00:00:00Z".parse().unwrap();
+        let conditions = remaining.conditions(&NamespaceStatus::default(), now);
+        let text: Vec<_> = conditions.iter().map(|c| (c.status.as_str(), c.message.as_deref().unwrap())).collect();
+        assert_eq!(text[3], ("True", "Some resources are remaining: pods. has 2 resource instances"));
+        assert_eq!(
+            text[4],
+            ("True", "Some content in the namespace has finalizers remaining: a.b/c in 1 resource instances")
+        );
+        assert!(text[..3].iter().all(|(status, _)| *status == "False"));
+        let before = NamespaceStatus { conditions: Some(conditions.clone()), phase: None };
+        let later = "2026-01-02T00:00:00Z".parse().unwrap();
+        assert_eq!(remaining.conditions(&before, later), conditions, "a transition has one time");
+    }
+}

@@ -1,0 +1,370 @@
+//! The driver of controllers: a queue of keys and the loop that reconciles them.
+//!
+//! A key is in the queue at most once and reconciled by one task at a time; what is added while it runs makes it run
+//! once more afterwards. A failure comes back with growing, jittered delay. A key that is added again and again is
+//! spaced out after a burst ([`BURST`]), so that a storm of events about one object costs a bounded number of writes,
+//! while a single event is never held back.
+//!
+//! Bounded by the number of keys, thus of objects.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::future::Future;
+use std::hash::Hash;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rand::Rng as _;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::Error;
+
+/// Runs of one key without spacing.
+const BURST: u32 = 8;
+/// First delay after a failure.
+const BACKOFF_FIRST: Duration = Duration::from_millis(10);
+/// Longest delay after failures.
+const BACKOFF_MAX: Duration = Duration::from_secs(60);
+/// How long running work is waited for at shutdown.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// When a key that was reconciled is due again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// When something happens.
+    OnEvent,
+    /// At once, after the others.
+    Again,
+    /// At a deadline, if nothing happens earlier.
+    After(Duration),
+}
+
+/// Keys that wait to be reconciled. Clones share one queue.
+#[derive(Debug)]
+pub(crate) struct Queue<K> {
+    inner: Arc<Inner<K>>,
+}
+
+impl<K> Clone for Queue<K> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone() }
+    }
+}
+
+#[derive(Debug)]
+struct Inner<K> {
+    state: Mutex<State<K>>,
+    changed: Notify,
+    /// Between two runs of a key, once its burst is used up.
+    spacing: Duration,
+}
+
+#[derive(Debug)]
+struct State<K> {
+    ready: VecDeque<K>,
+    entries: HashMap<K, Entry>,
+    delayed: BinaryHeap<Reverse<Delayed<K>>>,
+    sequence: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    queued: bool,
+    running: bool,
+    again: bool,
+    failures: u32,
+    /// The latest deadline that counts; older ones in the heap are void.
+    due: Option<Instant>,
+    /// When the burst would be whole again (the theoretical arrival time of the leaky bucket).
+    spaced: Instant,
+}
+
+#[derive(Debug)]
+struct Delayed<K> {
+    at: Instant,
+    sequence: u64,
+    key: K,
+}
+
+impl<K> PartialEq for Delayed<K> {
+    fn eq(&self, other: &Self) -> bool {
+        self.sequence == other.sequence
+    }
+}
+
+impl<K> Eq for Delayed<K> {}
+
+impl<K> PartialOrd for Delayed<K> {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<K> Ord for Delayed<K> {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.sequence).cmp(&(other.at, other.sequence))
+    }
+}
+
+impl<K: Clone + Eq + Hash> State<K> {
+    fn entry(&mut self, key: &K, now: Instant) -> &mut Entry {
+        self.entries.entry(key.clone()).or_insert(Entry {
+            queued: false,
+            running: false,
+            again: false,
+            failures: 0,
+            due: None,
+            spaced: now,
+        })
+    }
+
+    fn add(&mut self, key: &K, now: Instant) {
+        let entry = self.entry(key, now);
+        if entry.running {
+            entry.again = true;
+        } else if !entry.queued {
+            entry.queued = true;
+            self.ready.push_back(key.clone());
+        }
+    }
+
+    /// An earlier deadline that is already set stays.
+    fn add_at(&mut self, key: &K, at: Instant, now: Instant) {
+        let entry = self.entry(key, now);
+        if entry.due.is_some_and(|due| due <= at) {
+            return;
+        }
+        entry.due = Some(at);
+        self.sequence += 1;
+        self.delayed.push(Reverse(Delayed { at, sequence: self.sequence, key: key.clone() }));
+    }
+
+    /// Moves what is due to the ready ones; returns the next deadline.
+    fn wake(&mut self, now: Instant) -> Option<Instant> {
+        while let Some(Reverse(first)) = self.delayed.peek() {
+            if first.at > now {
+                return Some(first.at);
+            }
+            let Some(Reverse(first)) = self.delayed.pop() else { break };
+            if let Some(entry) = self.entries.get_mut(&first.key)
+                && entry.due == Some(first.at)
+            {
+                entry.due = None;
+                self.add(&first.key, now);
+            }
+        }
+        None
+    }
+
+    fn take(&mut self, now: Instant, spacing: Duration) -> Option<K> {
+        while let Some(key) = self.ready.pop_front() {
+            let Some(entry) = self.entries.get_mut(&key) else { continue };
+            entry.queued = false;
+            let spaced = entry.spaced.max(now);
+            if spaced.duration_since(now) > spacing * BURST {
+                self.add_at(&key, spaced - spacing * BURST, now);
+                continue;
+            }
+            entry.spaced = spaced + spacing;
+            entry.running = true;
+            return Some(key);
+        }
+        None
+    }
+
+    fn done(&mut self, key: &K, outcome: &Result<Next, Error>, now: Instant) {
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        entry.running = false;
+        let mut again = std::mem::take(&mut entry.again);
+        let mut after = None;
+        match outcome {
+            Ok(next) => {
+                entry.failures = 0;
+                match next {
+                    Next::OnEvent => {}
+                    Next::Again => again = true,
+                    Next::After(delay) => after = Some(*delay),
+                }
+            }
+            Err(_) => {
+                after = Some(backoff(entry.failures));
+                entry.failures = entry.failures.saturating_add(1);
+                // Back-off counts for failing keys: an event alone does not make them run hot.
+                again = again && entry.failures <= 2;
+            }
+        }
+        if let Some(after) = after {
+            self.add_at(key, now + after, now);
+        }
+        if again {
+            self.add(key, now);
+        }
+        if let Some(entry) = self.entries.get(key)
+            && !entry.queued
+            && entry.due.is_none()
+            && entry.failures == 0
+            && entry.spaced <= now
+        {
+            self.entries.remove(key);
+        } else if self.entries.len() > 4096 && self.entries.len() > 4 * (self.ready.len() + self.delayed.len()) {
+            self.entries.retain(|_, e| e.queued || e.running || e.due.is_some() || e.failures > 0 || e.spaced > now);
+        }
+    }
+}
+
+fn backoff(failures: u32) -> Duration {
+    let base = BACKOFF_FIRST.saturating_mul(1_u32.checked_shl(failures.min(16)).unwrap_or(u32::MAX)).min(BACKOFF_MAX);
+    base.mul_f64(rand::rng().random_range(0.75..1.25))
+}
+
+impl<K: Clone + Eq + Hash + Send + 'static> Queue<K> {
+    /// An empty queue; keys that keep coming are spaced by `spacing`.
+    pub(crate) fn new(spacing: Duration) -> Self {
+        let state =
+            State { ready: VecDeque::new(), entries: HashMap::new(), delayed: BinaryHeap::new(), sequence: 0 };
+        Self { inner: Arc::new(Inner { state: Mutex::new(state), changed: Notify::new(), spacing }) }
+    }
+
+    /// Reconciles the key soon.
+    pub(crate) fn add(&self, key: &K) {
+        self.inner.state.lock().add(key, Instant::now());
+        self.inner.changed.notify_one();
+    }
+
+    /// Reconciles the key at the latest after `delay`.
+    pub(crate) fn add_after(&self, key: &K, delay: Duration) {
+        let now = Instant::now();
+        self.inner.state.lock().add_at(key, now + delay, now);
+        self.inner.changed.notify_one();
+    }
+
+    /// The next key; cancel-safe: a key is taken only in the poll that returns it.
+    async fn next(&self) -> K {
+        loop {
+            let deadline = {
+                let mut state = self.inner.state.lock();
+                let now = Instant::now();
+                let deadline = state.wake(now);
+                if let Some(key) = state.take(now, self.inner.spacing) {
+                    return key;
+                }
+                // Spacing may just have set a nearer one.
+                state.delayed.peek().map(|first| first.0.at).or(deadline)
+            };
+            match deadline {
+                Some(at) => {
+                    tokio::select! {
+                        () = self.inner.changed.notified() => {}
+                        () = tokio::time::sleep_until(at) => {}
+                    }
+                }
+                None => self.inner.changed.notified().await,
+            }
+        }
+    }
+
+    /// Reconciles keys with at most `workers` at a time until shutdown.
+    pub(crate) async fn drive<F, R>(&self, name: &'static str, workers: usize, shutdown: CancellationToken, reconcile: F)
+    where
+        F: Fn(K) -> R,
+        R: Future<Output = Result<Next, Error>> + Send + 'static,
+        K: std::fmt::Debug,
+    {
+        let mut tasks: JoinSet<(K, Result<Next, Error>)> = JoinSet::new();
+        let mut running: HashMap<tokio::task::Id, K> = HashMap::new();
+        loop {
+            // Every branch only waits.
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                Some(ended) = tasks.join_next_with_id(), if !tasks.is_empty() => match ended {
+                    Ok((id, (key, outcome))) => {
+                        running.remove(&id);
+                        if let Err(error) = &outcome {
+                            log(name, &key, error);
+                        }
+                        self.inner.state.lock().done(&key, &outcome, Instant::now());
+                    }
+                    Err(error) => {
+                        // A panic is our bug; the key comes back like any failure.
+                        tracing::error!(controller = name, %error, "reconcile panicked");
+                        if let Some(key) = running.remove(&error.id()) {
+                            self.inner.state.lock().done(&key, &Err(Error::Panicked), Instant::now());
+                        }
+                    }
+                },
+                key = self.next(), if tasks.len() < workers => {
+                    let work = reconcile(key.clone());
+                    let task = tasks.spawn({
+                        let key = key.clone();
+                        async move { (key, work.await) }
+                    });
+                    running.insert(task.id(), key);
+                }
+            }
+        }
+        let _ = tokio::time::timeout(DRAIN, async { while tasks.join_next().await.is_some() {} }).await;
+    }
+}
+
+fn log<K: std::fmt::Debug>(controller: &str, key: &K, error: &Error) {
+    if error.is_expected() {
+        tracing::debug!(controller, ?key, %error, "reconcile again");
+    } else {
+        tracing::warn!(controller, ?key, error = %crate::error::chain(error), "reconcile failed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn takes_each_key_once_and_again_after_what_comes_meanwhile() {
+        let queue = Queue::new(Duration::ZERO);
+        for key in ["a", "b", "a"] {
+            queue.add(&key);
+        }
+        assert_eq!((queue.next().await, queue.next().await), ("a", "b"));
+        queue.add(&"a");
+        queue.inner.state.lock().done(&"b", &Ok(Next::OnEvent), Instant::now());
+        assert!(queue.inner.state.lock().ready.is_empty(), "a runs");
+        queue.inner.state.lock().done(&"a", &Ok(Next::OnEvent), Instant::now());
+        assert_eq!(queue.next().await, "a");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn backs_off_and_keeps_the_nearest_deadline() {
+        let queue = Queue::new(Duration::ZERO);
+        let begun = Instant::now();
+        queue.add_after(&"a", Duration::from_secs(5));
+        queue.add_after(&"a", Duration::from_secs(1));
+        queue.add_after(&"a", Duration::from_secs(9));
+        assert_eq!(queue.next().await, "a");
+        assert!(begun.elapsed() < Duration::from_secs(2));
+        for _ in 0..5 {
+            queue.inner.state.lock().done(&"a", &Err(Error::Panicked), Instant::now());
+            assert_eq!(queue.next().await, "a");
+        }
+        assert!(begun.elapsed() > Duration::from_millis(1200), "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn spaces_out_a_storm_but_not_a_burst() {
+        let spacing = Duration::from_millis(20);
+        let queue = Queue::new(spacing);
+        let begun = Instant::now();
+        for run in 0..30_u32 {
+            queue.add(&"a");
+            assert_eq!(queue.next().await, "a");
+            queue.inner.state.lock().done(&"a", &Ok(Next::OnEvent), Instant::now());
+            if run < BURST {
+                assert_eq!(begun.elapsed(), Duration::ZERO);
+            }
+        }
+        assert!(begun.elapsed() >= spacing * 20, "{:?}", begun.elapsed());
+    }
+}

@@ -1,0 +1,76 @@
+//! Members of one process, connected by function calls: for programs that embed a whole group, and for tests, which can
+//! cut the connections.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+
+use super::network::{Answer, Call, Transport, TransportError, answer};
+use super::{Member, MemberId};
+
+/// Where the members of a group meet; clones are the same one.
+#[derive(Clone, Default)]
+pub struct Hub(Arc<Mutex<Connections>>);
+
+#[derive(Default)]
+struct Connections {
+    members: HashMap<MemberId, (Weak<Member>, PathBuf)>,
+    alone: HashSet<MemberId>,
+}
+
+impl Hub {
+    /// A hub without members.
+    pub fn new() -> Hub {
+        Hub::default()
+    }
+
+    /// Cuts `member` off from all others, or connects it again.
+    pub fn isolate(&self, member: MemberId, alone: bool) {
+        let mut connections = self.0.lock();
+        if alone {
+            connections.alone.insert(member);
+        } else {
+            connections.alone.remove(&member);
+        }
+    }
+
+    /// How `from` reaches the others.
+    pub(crate) fn transport(&self, from: MemberId) -> Arc<dyn Transport> {
+        Arc::new(Link { from, hub: self.clone() })
+    }
+
+    /// Lets the others reach `member`, whose directory is `dir`. It is forgotten when it is dropped.
+    pub(crate) fn attach(&self, id: MemberId, dir: &Path, member: &Arc<Member>) {
+        self.0.lock().members.insert(id, (Arc::downgrade(member), dir.into()));
+    }
+
+    fn find(&self, from: MemberId, to: MemberId) -> Option<(Arc<Member>, PathBuf)> {
+        let connections = self.0.lock();
+        if connections.alone.contains(&from) || connections.alone.contains(&to) {
+            return None;
+        }
+        let (member, dir) = connections.members.get(&to)?;
+        Some((member.upgrade()?, dir.clone()))
+    }
+}
+
+struct Link {
+    from: MemberId,
+    hub: Hub,
+}
+
+impl Transport for Link {
+    fn call(&self, to: MemberId, _: &str, call: Call) -> BoxFuture<'static, Result<Answer, TransportError>> {
+        let (from, hub) = (self.from, self.hub.clone());
+        Box::pin(async move {
+            let (member, dir) = hub.find(from, to).ok_or(TransportError::Unreachable(to))?;
+            let answer = answer(member.raft(), &dir, call).await?;
+            // An answer is lost on a connection that was cut meanwhile.
+            hub.find(to, from).ok_or(TransportError::Unreachable(to))?;
+            Ok(answer)
+        })
+    }
+}

@@ -1,0 +1,390 @@
+//! The log as openraft wants it: on disk through the [write-ahead log](crate::wal), and in memory until it is purged.
+//!
+//! Whatever changes it is one body of the write-ahead log, written in the order of the calls. A purge that frees enough
+//! begins a new segment which says again what is still needed (vote, purge mark, remaining entries) and deletes the old
+//! ones. Reading such a repetition twice, after a crash between the two, changes nothing: an entry that is there already
+//! is skipped.
+
+use std::collections::VecDeque;
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use openraft::entry::RaftEntry;
+use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
+use openraft::{EntryPayload, Membership, OptionalSend};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+
+use super::codec::{self, Frame};
+use super::types::{Entry, LogId, MemberId, TypeConfig, Vote};
+use crate::dir::{self, Dir};
+use crate::wal::{self, Done, Wal};
+
+/// A purge begins a new segment once this much was written since the last one.
+const ROTATE_BYTES: usize = 12 << 20;
+/// Beyond this the log asks to be cut. Replaying it at the next start takes well under a second.
+const CUT_BYTES: usize = 16 << 20;
+/// Beyond this new proposals wait until it is cut: the disk is slower than those who write.
+const FULL_BYTES: usize = 64 << 20;
+/// Most bytes of entries sent to another member at once.
+const READ_BYTES_MAX: usize = 1 << 20;
+
+/// The log; clones share it.
+#[derive(Clone)]
+pub struct Log(Arc<Shared>);
+
+struct Shared {
+    member: MemberId,
+    inner: Mutex<Inner>,
+    sole: AtomicBool,
+    /// Bytes of entries in memory, for those who look often.
+    bytes: AtomicUsize,
+    /// Says that the log grew beyond [`CUT_BYTES`].
+    grown: Notify,
+    /// Says that it was purged.
+    cut: Notify,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// `None` once it is closed. Appending happens under the lock, so its order is that of `entries`.
+    wal: Option<Wal>,
+    /// Locked as long as something may be written; dropped after `wal`.
+    dir: Option<Dir>,
+    vote: Option<Vote>,
+    committed: Option<LogId>,
+    purged: Option<LogId>,
+    /// What follows `purged`, without gaps.
+    entries: VecDeque<Entry>,
+    /// Bytes of `entries`, about.
+    bytes: usize,
+    /// Bytes written since the write-ahead log was last begun anew.
+    written: usize,
+}
+
+impl Log {
+    /// Opens the log of `member` in `dir`. `before` is the membership of the checkpoint.
+    pub fn open(dir: Dir, member: MemberId, before: &Membership<MemberId, openraft::BasicNode>) -> io::Result<Log> {
+        let path = dir.path().join("log");
+        std::fs::create_dir_all(&path)?;
+        let opened = wal::open(&path)?;
+        let mut inner = Inner { wal: Some(opened.wal), dir: Some(dir), ..Inner::default() };
+        let mut membership = before.clone();
+        for body in opened.bodies {
+            inner.written += body.len();
+            match codec::frame(body)? {
+                Frame::Vote(vote) => inner.vote = Some(vote),
+                Frame::Truncate(after) => inner.truncate(after.as_ref()),
+                Frame::Purge(upto) => inner.purge(upto),
+                Frame::Entry(entry) => inner.restore(entry)?,
+            }
+        }
+        for entry in &inner.entries {
+            if let EntryPayload::Membership(newer) = &entry.payload {
+                membership = newer.clone();
+            }
+        }
+        let sole = AtomicBool::new(is_sole(&membership, member));
+        let shared = Shared {
+            member,
+            bytes: AtomicUsize::new(inner.bytes),
+            inner: Mutex::new(inner),
+            sole,
+            grown: Notify::new(),
+            cut: Notify::new(),
+        };
+        Ok(Log(Arc::new(shared)))
+    }
+
+    /// Writes what is queued and gives the directory free; later writes fail. Blocks on the disk.
+    pub fn close(&self) {
+        // Taken out first: the log's thread may be calling back while it ends.
+        let (wal, dir) = {
+            let mut inner = self.0.inner.lock();
+            (inner.wal.take(), inner.dir.take())
+        };
+        drop(wal);
+        drop(dir);
+    }
+
+    /// Bytes on disk of everything in the directory.
+    pub fn disk_bytes(&self) -> u64 {
+        let path = self.0.inner.lock().dir.as_ref().map(|dir| dir.path().to_owned());
+        path.map_or(0, |path| dir::bytes(&path))
+    }
+
+    /// Whether this member is the only voter there is, so that whatever it has written is committed.
+    pub fn is_sole_voter(&self) -> bool {
+        self.0.sole.load(Ordering::Acquire)
+    }
+
+    /// Bytes of entries in memory.
+    pub fn bytes(&self) -> usize {
+        self.0.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is time to cut it.
+    pub fn is_large(&self) -> bool {
+        self.bytes() >= CUT_BYTES
+    }
+
+    /// Waits until it may be time to cut it.
+    pub async fn grown(&self) {
+        self.0.grown.notified().await;
+    }
+
+    /// Waits while there is no room for more.
+    pub async fn room(&self) {
+        while self.bytes() >= FULL_BYTES {
+            let cut = self.0.cut.notified();
+            tokio::pin!(cut);
+            // Listening comes before looking, so that no cut in between is missed.
+            cut.as_mut().enable();
+            if self.bytes() >= FULL_BYTES {
+                cut.await;
+            }
+        }
+    }
+
+    /// Says how large the log is now, to whom it concerns.
+    fn resized(&self, inner: &Inner) {
+        self.0.bytes.store(inner.bytes, Ordering::Relaxed);
+        if inner.bytes >= CUT_BYTES {
+            self.0.grown.notify_one();
+        }
+        if inner.bytes < FULL_BYTES {
+            self.0.cut.notify_waiters();
+        }
+    }
+
+    /// Up to where entries can go when about `keep` bytes of those before `applied` are to stay.
+    pub fn purgeable(&self, applied: u64, keep: usize) -> Option<u64> {
+        let inner = self.0.inner.lock();
+        let mut kept = 0;
+        let upto = inner.entries.iter().rev().skip_while(|entry| entry.log_id.index > applied).find(|entry| {
+            kept += size(entry);
+            kept > keep
+        });
+        upto.map(|entry| entry.log_id.index)
+    }
+
+    /// Has `body` written behind what `change` does in memory, in one step, and waits until it is on disk.
+    async fn write(&self, change: impl FnOnce(&mut Inner) -> Vec<u8>) -> io::Result<()> {
+        let (send, receive) = oneshot::channel();
+        {
+            let mut inner = self.0.inner.lock();
+            let body = change(&mut inner);
+            self.resized(&inner);
+            inner.append(vec![body], Box::new(move |result| drop(send.send(result))));
+        }
+        receive.await.unwrap_or_else(|_| Err(io::Error::other("the log's writer has ended")))
+    }
+}
+
+impl Inner {
+    /// Has `bodies` written.
+    fn append(&mut self, bodies: Vec<Vec<u8>>, done: Done) {
+        self.written += bodies.iter().map(Vec::len).sum::<usize>();
+        match &self.wal {
+            Some(wal) => wal.append(bodies, done),
+            None => done(Err(io::Error::other("the log is closed"))),
+        }
+    }
+
+    fn last(&self) -> Option<LogId> {
+        self.entries.back().map(|entry| entry.log_id).or(self.purged)
+    }
+
+    /// Index of the first entry that is or would be in `entries`.
+    fn first(&self) -> u64 {
+        match (self.entries.front(), &self.purged) {
+            (Some(entry), _) => entry.log_id.index,
+            (None, Some(purged)) => purged.index + 1,
+            (None, None) => 0,
+        }
+    }
+
+    fn push(&mut self, entry: Entry) {
+        self.bytes += size(&entry);
+        self.entries.push_back(entry);
+    }
+
+    /// Takes an entry read from disk: a new one, or one said again.
+    fn restore(&mut self, entry: Entry) -> io::Result<()> {
+        let (index, next) = (entry.log_id.index, self.first() + self.entries.len() as u64);
+        if self.purged.as_ref().is_some_and(|purged| index <= purged.index) {
+            return Ok(());
+        }
+        if index > next && !(self.entries.is_empty() && self.purged.is_none()) {
+            let why = format!("entry {index} of the log follows {:?}", self.last());
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
+        if let Some(there) = index.checked_sub(self.first()).and_then(|at| self.entries.get(at as usize)) {
+            if there.log_id == entry.log_id {
+                return Ok(());
+            }
+            self.cut_from(index);
+        }
+        self.push(entry);
+        Ok(())
+    }
+
+    fn cut_from(&mut self, index: u64) {
+        while self.entries.back().is_some_and(|entry| entry.log_id.index >= index) {
+            self.bytes -= self.entries.pop_back().as_ref().map_or(0, size);
+        }
+    }
+
+    fn truncate(&mut self, after: Option<&LogId>) {
+        self.cut_from(after.map_or(0, |after| after.index + 1));
+    }
+
+    fn purge(&mut self, upto: LogId) {
+        while self.entries.front().is_some_and(|entry| entry.log_id.index <= upto.index) {
+            self.bytes -= self.entries.pop_front().as_ref().map_or(0, size);
+        }
+        if self.entries.is_empty() {
+            self.entries.shrink_to(1024);
+        }
+        self.purged = self.purged.max(Some(upto));
+    }
+
+    fn range(&self, range: impl RangeBounds<u64>) -> std::ops::Range<usize> {
+        let first = self.first();
+        let start = match range.start_bound() {
+            Bound::Included(start) => *start,
+            Bound::Excluded(start) => start.saturating_add(1),
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(end) => end.saturating_add(1),
+            Bound::Excluded(end) => *end,
+            Bound::Unbounded => u64::MAX,
+        };
+        let end = (end.saturating_sub(first) as usize).min(self.entries.len());
+        (start.saturating_sub(first) as usize).min(end)..end
+    }
+}
+
+fn size(entry: &Entry) -> usize {
+    let content = match &entry.payload {
+        EntryPayload::Normal(transaction) => transaction.size(),
+        EntryPayload::Blank | EntryPayload::Membership(_) => 64,
+    };
+    content + size_of::<Entry>()
+}
+
+fn is_sole(membership: &Membership<MemberId, openraft::BasicNode>, member: MemberId) -> bool {
+    matches!(&membership.get_joint_config()[..], [voters] if voters.len() == 1 && voters.contains(&member))
+}
+
+impl RaftLogReader<TypeConfig> for Log {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, io::Error> {
+        let inner = self.0.inner.lock();
+        Ok(inner.entries.range(inner.range(range)).cloned().collect())
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
+        let inner = self.0.inner.lock();
+        let mut bytes = 0;
+        let entries = inner.entries.range(inner.range(start..end)).take_while(|entry| {
+            let fits = bytes == 0 || bytes < READ_BYTES_MAX;
+            bytes += size(entry);
+            fits
+        });
+        Ok(entries.cloned().collect())
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
+        Ok(self.0.inner.lock().vote)
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for Log {
+    type LogReader = Log;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
+        let inner = self.0.inner.lock();
+        Ok(LogState { last_purged_log_id: inner.purged, last_log_id: inner.last() })
+    }
+
+    async fn get_log_reader(&mut self) -> Log {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        self.write(|inner| {
+            inner.vote = Some(*vote);
+            codec::vote(vote)
+        })
+        .await
+    }
+
+    /// In memory only: a sole voter knows after a restart ([`Log::read_committed`]), others learn it from their leader.
+    async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
+        self.0.inner.lock().committed = committed;
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
+        let inner = self.0.inner.lock();
+        Ok(if self.is_sole_voter() { inner.last() } else { inner.committed })
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        // Encoding comes before the lock: whoever applies reads under it.
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        let bodies: Vec<Vec<u8>> = entries.iter().map(codec::entry).collect();
+        for entry in &entries {
+            if entry.get_membership().is_some_and(|membership| !is_sole(&membership, self.0.member)) {
+                self.0.sole.store(false, Ordering::Release);
+            } else if entry.log_id.index == 0 && entry.get_membership().is_some() {
+                self.0.sole.store(true, Ordering::Release);
+            }
+        }
+        let mut inner = self.0.inner.lock();
+        for entry in entries {
+            inner.push(entry);
+        }
+        self.resized(&inner);
+        inner.append(bodies, Box::new(move |result| callback.io_completed(result)));
+        Ok(())
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
+        self.write(|inner| {
+            inner.truncate(last.as_ref());
+            codec::truncate(last.as_ref())
+        })
+        .await
+    }
+
+    async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
+        let mut inner = self.0.inner.lock();
+        inner.purge(upto);
+        self.resized(&inner);
+        // Nobody waits: what a lost purge mark leaves is read again, and purged again.
+        if inner.written < ROTATE_BYTES {
+            inner.append(vec![codec::purge(&upto)], Box::new(|_| ()));
+        } else {
+            let mut bodies = vec![codec::purge(&upto)];
+            bodies.extend(inner.vote.as_ref().map(codec::vote));
+            bodies.extend(inner.entries.iter().map(codec::entry));
+            inner.written = bodies.iter().map(Vec::len).sum();
+            if let Some(wal) = &inner.wal {
+                wal.rotate(bodies, Box::new(|_| ()));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,227 @@
+//! The state machine as openraft wants it: applies entries to the [state](crate::state) in memory, and writes what
+//! changed to the [checkpoint](crate::checkpoint) when it is told to.
+//!
+//! Who reads takes the state's lock only to clone a root; who applies holds it for a few hundred entries at most. An
+//! answer goes out after the lock is released and watchers are woken, so whoever got it finds what it did.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures::{Stream, StreamExt};
+use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
+use openraft::{EntryPayload, OptionalSend, StoredMembership};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
+
+use super::codec::{self, Head};
+use super::snapshot::SnapshotData;
+use super::types::{LogId, MemberId, Reply, SnapshotMeta, Stored, TypeConfig};
+use crate::checkpoint::Checkpoint;
+use crate::record::Revision;
+use crate::state::{Retention, State};
+
+/// Entries applied under one hold of the lock.
+const ENTRIES_PER_LOCK: usize = 256;
+
+type RaftSnapshot = Snapshot<super::types::LeaderId, MemberId, openraft::BasicNode, SnapshotData>;
+
+/// What the machine shares with those who read.
+pub struct Machine {
+    /// The state.
+    pub state: RwLock<State>,
+    /// The last applied revision, for those who wait for one.
+    pub applied: watch::Sender<Revision>,
+    /// Changed together with `state`, under its lock.
+    head: Mutex<Head>,
+    /// `None` once it is closed.
+    checkpoint: Mutex<Option<Arc<Checkpoint>>>,
+    /// Held while a checkpoint is written, so that they are written in the order of what is in them.
+    writing: tokio::sync::Mutex<()>,
+}
+
+impl Machine {
+    /// The machine as `checkpoint` left it.
+    pub fn load(checkpoint: Checkpoint, retention: Retention) -> Result<Arc<Machine>, io::Error> {
+        let loaded = checkpoint.load().map_err(io::Error::other)?;
+        let head = codec::head(&loaded.meta)?;
+        let revision = revision(head.applied.as_ref());
+        let mut state = State::new(retention);
+        state.replace(revision, loaded.records);
+        Ok(Arc::new(Machine {
+            state: RwLock::new(state),
+            applied: watch::channel(revision).0,
+            head: Mutex::new(head),
+            checkpoint: Mutex::new(Some(Arc::new(checkpoint))),
+            writing: tokio::sync::Mutex::new(()),
+        }))
+    }
+
+    /// The membership as of the last applied entry.
+    pub fn membership(&self) -> Stored {
+        self.head.lock().membership.clone()
+    }
+
+    fn checkpoint(&self) -> io::Result<Arc<Checkpoint>> {
+        self.checkpoint.lock().clone().ok_or_else(|| io::Error::other("the checkpoint is closed"))
+    }
+
+    /// Closes the checkpoint's file, once nobody writes or reads it any more.
+    pub fn close(&self) {
+        self.checkpoint.lock().take();
+    }
+
+    /// Index of the last entry in the checkpoint.
+    pub fn checkpointed(&self) -> Result<Option<u64>, io::Error> {
+        let head = codec::head(&self.checkpoint()?.meta().map_err(io::Error::other)?)?;
+        Ok(head.applied.map(|id| id.index))
+    }
+
+    /// Applies what came, a bounded number of entries under one lock, and answers.
+    fn apply_some(&self, entries: &mut Vec<EntryResponder<TypeConfig>>) {
+        let now = Instant::now();
+        let mut replies = Vec::with_capacity(entries.len());
+        let mut changed: Vec<Arc<str>> = Vec::new();
+        let applied = {
+            let mut state = self.state.write();
+            let mut head = self.head.lock();
+            for (entry, responder) in entries.drain(..) {
+                let revision = Revision::new(entry.log_id.index);
+                head.applied = Some(entry.log_id);
+                let reply = match entry.payload {
+                    EntryPayload::Normal(transaction) => {
+                        let outcome = state.apply(revision, transaction.ops(), now);
+                        for record in outcome.iter().flat_map(|committed| &committed.records) {
+                            if !changed.contains(&record.key.collection) {
+                                changed.push(record.key.collection.clone());
+                            }
+                        }
+                        Some(outcome)
+                    }
+                    EntryPayload::Blank => {
+                        state.skip(revision);
+                        None
+                    }
+                    EntryPayload::Membership(membership) => {
+                        head.membership = StoredMembership::new(Some(entry.log_id), membership);
+                        state.skip(revision);
+                        None
+                    }
+                };
+                replies.extend(responder.map(|responder| (responder, reply)));
+            }
+            state.publish(changed, now);
+            state.applied
+        };
+        self.applied.send_replace(applied);
+        for (responder, reply) in replies {
+            responder.send(Reply(reply));
+        }
+    }
+
+    /// Writes what changed since the last checkpoint.
+    async fn write_checkpoint(self: &Arc<Machine>) -> Result<RaftSnapshot, io::Error> {
+        let _writing = self.writing.lock().await;
+        let machine = self.clone();
+        // A failure here is fatal: openraft stops, and the log still has everything.
+        blocking(move || {
+            let (head, changes) = {
+                let mut state = machine.state.write();
+                state.dirty_bytes = 0;
+                (machine.head.lock().clone(), std::mem::take(&mut state.dirty))
+            };
+            machine.checkpoint()?.write(&codec::encode_head(&head), &changes).map_err(io::Error::other)?;
+            machine.snapshot()
+        })
+        .await
+    }
+
+    /// The checkpoint as a snapshot.
+    fn snapshot(&self) -> Result<RaftSnapshot, io::Error> {
+        let reader = self.checkpoint()?.reader().map_err(io::Error::other)?;
+        let head = codec::head(&reader.meta().map_err(io::Error::other)?)?;
+        let meta = SnapshotMeta { last_log_id: head.applied, last_membership: head.membership };
+        Ok(Snapshot { meta, snapshot: SnapshotData::Checkpoint(Box::new(reader)) })
+    }
+
+    async fn install(self: &Arc<Machine>, head: Head, data: SnapshotData) -> Result<(), io::Error> {
+        let _writing = self.writing.lock().await;
+        let machine = self.clone();
+        blocking(move || {
+            let records = data.records()?;
+            machine.checkpoint()?.replace(&codec::encode_head(&head), &records).map_err(io::Error::other)?;
+            let revision = revision(head.applied.as_ref());
+            {
+                let mut state = machine.state.write();
+                state.replace(revision, records);
+                *machine.head.lock() = head;
+            }
+            machine.applied.send_replace(revision);
+            Ok(())
+        })
+        .await
+    }
+}
+
+fn revision(applied: Option<&LogId>) -> Revision {
+    Revision::new(applied.map_or(0, |id| id.index))
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+/// openraft's handle on the machine.
+pub struct Applier(pub Arc<Machine>);
+
+/// Writes one checkpoint.
+pub struct Builder(Arc<Machine>);
+
+impl RaftSnapshotBuilder<TypeConfig> for Builder {
+    type SnapshotData = SnapshotData;
+
+    async fn build_snapshot(&mut self) -> Result<RaftSnapshot, io::Error> {
+        self.0.write_checkpoint().await
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for Applier {
+    type SnapshotData = SnapshotData;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, Stored), io::Error> {
+        let head = self.0.head.lock().clone();
+        Ok((head.applied, head.membership))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
+    {
+        let mut some = Vec::new();
+        while let Some(entry) = entries.next().await {
+            some.push(entry?);
+            if some.len() == ENTRIES_PER_LOCK {
+                self.0.apply_some(&mut some);
+            }
+        }
+        if !some.is_empty() {
+            self.0.apply_some(&mut some);
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        Builder(self.0.clone())
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> Result<(), io::Error> {
+        let head = Head { applied: meta.last_log_id, membership: meta.last_membership.clone() };
+        self.0.install(head, snapshot).await
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<RaftSnapshot>, io::Error> {
+        // A file in which nothing was written yet is none.
+        self.0.snapshot().map(|snapshot| Some(snapshot).filter(|snapshot| snapshot.meta.last_log_id.is_some()))
+    }
+}

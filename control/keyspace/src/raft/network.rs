@@ -1,0 +1,257 @@
+//! How members reach each other: one seam, whatever carries it.
+//!
+//! openraft's calls become a [`Call`] that a [`Transport`] takes to another member, where [`answer`] hands it to that
+//! member's Raft. A cluster of one has the transport that reaches nobody.
+
+use std::future::Future;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::RPCOption;
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
+    VoteRequest, VoteResponse,
+};
+use openraft::{BasicNode, OptionalSend, RaftNetworkFactory, RaftNetworkV2, Snapshot};
+use tokio::sync::mpsc;
+
+use super::machine::Applier;
+use super::snapshot::{Receiving, SnapshotData};
+use super::types::{LeaderId, MemberId, SnapshotMeta, TypeConfig, Vote};
+
+/// This member's Raft.
+pub type Raft = openraft::Raft<TypeConfig, Applier>;
+
+/// Parts of a snapshot that wait between disk and transport.
+const PARTS_QUEUED: usize = 4;
+
+/// Something one member asks another.
+pub enum Call {
+    /// To take entries.
+    Append(AppendEntriesRequest<TypeConfig>),
+    /// For its vote.
+    Vote(VoteRequest<TypeConfig>),
+    /// Whether it would vote.
+    PreVote(VoteRequest<TypeConfig>),
+    /// To become leader.
+    Transfer(TransferLeaderRequest<TypeConfig>),
+    /// To replace its state.
+    Snapshot {
+        /// The leader.
+        vote: Vote,
+        /// What the snapshot holds.
+        meta: Box<SnapshotMeta>,
+        /// Its parts in order; an end without [`Part::End`] is a failure.
+        parts: mpsc::Receiver<Part>,
+    },
+}
+
+/// A piece of a snapshot's stream.
+pub enum Part {
+    /// Records.
+    Records(Bytes),
+    /// All parts have come.
+    End,
+}
+
+/// What the other member says.
+pub enum Answer {
+    /// To [`Call::Append`].
+    Append(AppendEntriesResponse<TypeConfig>),
+    /// To [`Call::Vote`] and [`Call::PreVote`].
+    Vote(VoteResponse<TypeConfig>),
+    /// To [`Call::Transfer`].
+    Transfer(TransferLeaderResponse<TypeConfig>),
+    /// To [`Call::Snapshot`].
+    Snapshot(SnapshotResponse<TypeConfig>),
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    /// The member cannot be reached now.
+    #[error("member {0} cannot be reached")]
+    Unreachable(MemberId),
+    /// It was reached and did not answer as it should.
+    #[error("member {member}: {reason}")]
+    Failed {
+        /// Which member.
+        member: MemberId,
+        /// What happened.
+        reason: String,
+    },
+}
+
+/// Takes calls to other members.
+pub trait Transport: Send + Sync + 'static {
+    /// Asks the member `to`, known at `address`. The caller may drop the future at any time.
+    fn call(&self, to: MemberId, address: &str, call: Call) -> BoxFuture<'static, Result<Answer, TransportError>>;
+}
+
+/// The transport of a cluster of one.
+pub struct NoPeers;
+
+impl Transport for NoPeers {
+    fn call(&self, to: MemberId, _: &str, _: Call) -> BoxFuture<'static, Result<Answer, TransportError>> {
+        Box::pin(std::future::ready(Err(TransportError::Unreachable(to))))
+    }
+}
+
+/// Answers what another member asked; what arrives of a snapshot is kept in `dir` until it is whole.
+pub async fn answer(raft: &Raft, dir: &Path, call: Call) -> Result<Answer, TransportError> {
+    let member = *raft.node_id();
+    let failed = |reason: String| TransportError::Failed { member, reason };
+    Ok(match call {
+        Call::Append(request) => Answer::Append(raft.append_entries(request).await.map_err(|e| failed(e.to_string()))?),
+        Call::Vote(request) => Answer::Vote(raft.vote(request).await.map_err(|e| failed(e.to_string()))?),
+        Call::PreVote(request) => Answer::Vote(raft.pre_vote(request).await.map_err(|e| failed(e.to_string()))?),
+        Call::Transfer(request) => {
+            Answer::Transfer(raft.handle_transfer_leader(request).await.map_err(|e| failed(e.to_string()))?)
+        }
+        Call::Snapshot { vote, meta, parts } => {
+            let dir = dir.to_owned();
+            let received = tokio::task::spawn_blocking(move || receive(&dir, parts)).await;
+            let snapshot = match received {
+                Ok(Ok(Some(data))) => Snapshot { meta: *meta, snapshot: data },
+                Ok(Ok(None)) => return Err(failed("a snapshot ended before it was whole".into())),
+                Ok(Err(error)) => return Err(failed(error.to_string())),
+                Err(error) => return Err(failed(error.to_string())),
+            };
+            let response = raft.install_full_snapshot(vote, snapshot).await;
+            Answer::Snapshot(response.map_err(|e| failed(e.to_string()))?)
+        }
+    })
+}
+
+fn receive(dir: &Path, mut parts: mpsc::Receiver<Part>) -> std::io::Result<Option<SnapshotData>> {
+    let mut receiving = Receiving::begin(dir)?;
+    loop {
+        match parts.blocking_recv() {
+            Some(Part::Records(part)) => receiving.part(&part)?,
+            Some(Part::End) => return receiving.finish().map(Some),
+            None => return Ok(None),
+        }
+    }
+}
+
+/// Makes a [`Peer`] for each other member.
+pub struct Network(pub Arc<dyn Transport>);
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Peer;
+
+    async fn new_client(&mut self, target: MemberId, node: &BasicNode) -> Peer {
+        Peer { to: target, address: node.addr.clone(), transport: self.0.clone() }
+    }
+}
+
+/// Another member.
+pub struct Peer {
+    to: MemberId,
+    address: String,
+    transport: Arc<dyn Transport>,
+}
+
+impl Peer {
+    async fn call(&self, call: Call, option: &RPCOption) -> Result<Answer, RPCError<TypeConfig>> {
+        let call = self.transport.call(self.to, &self.address, call);
+        match tokio::time::timeout(option.soft_ttl(), call).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error @ TransportError::Unreachable(_))) => Err(Unreachable::new(&error).into()),
+            Ok(Err(error @ TransportError::Failed { .. })) => Err(NetworkError::new(&error).into()),
+            Err(elapsed) => Err(NetworkError::new(&elapsed).into()),
+        }
+    }
+
+    fn wrong(&self) -> NetworkError<TypeConfig> {
+        NetworkError::from_string(format!("member {} answered something that was not asked", self.to))
+    }
+}
+
+impl RaftNetworkV2<TypeConfig> for Peer {
+    type SnapshotData = SnapshotData;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        match self.call(Call::Append(rpc), &option).await? {
+            Answer::Append(response) => Ok(response),
+            _ => Err(self.wrong().into()),
+        }
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        match self.call(Call::Vote(rpc), &option).await? {
+            Answer::Vote(response) => Ok(response),
+            _ => Err(self.wrong().into()),
+        }
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        match self.call(Call::PreVote(rpc), &option).await? {
+            Answer::Vote(response) => Ok(response),
+            _ => Err(self.wrong().into()),
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        req: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        match self.call(Call::Transfer(req), &option).await? {
+            Answer::Transfer(response) => Ok(response),
+            _ => Err(self.wrong().into()),
+        }
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot<LeaderId, MemberId, BasicNode, SnapshotData>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let (send, parts) = mpsc::channel(PARTS_QUEUED);
+        let reading = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
+            for part in snapshot.snapshot.parts() {
+                // An error here means that nobody receives any more.
+                if send.blocking_send(Part::Records(Bytes::from(part?))).is_err() {
+                    return Ok(());
+                }
+            }
+            let _ = send.blocking_send(Part::End);
+            Ok(())
+        });
+        let call = Call::Snapshot { vote, meta: Box::new(snapshot.meta), parts };
+        let call = self.transport.call(self.to, &self.address, call);
+        // No deadline: a large state takes its time, and openraft cancels when the leader is no longer leader.
+        let answer = tokio::select! {
+            answer = call => answer,
+            closed = cancel => return Err(closed.into()),
+        };
+        match reading.await {
+            Ok(Ok(())) => (),
+            Ok(Err(error)) => return Err(NetworkError::new(&error).into()),
+            Err(error) => return Err(NetworkError::new(&error).into()),
+        }
+        match answer {
+            Ok(Answer::Snapshot(response)) => Ok(response),
+            Ok(_) => Err(self.wrong().into()),
+            Err(error) => Err(Unreachable::new(&error).into()),
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! openraft's own suite for stores, run against ours.
+
+use openraft::StorageError;
+use openraft::testing::log::{StoreBuilder, Suite};
+use tempfile::TempDir;
+
+use super::Member;
+use super::log::Log;
+use super::machine::Applier;
+use super::types::TypeConfig;
+use crate::Config;
+use crate::dir::Dir;
+
+struct Builder;
+
+impl StoreBuilder<TypeConfig, Log, Applier, TempDir> for Builder {
+    async fn build(&self) -> Result<(TempDir, Log, Applier), StorageError<TypeConfig>> {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = Dir::open(temp.path()).unwrap();
+        let loaded = Member::load(dir, 99, Config::new("").retention).unwrap();
+        Ok((temp, loaded.log, Applier(loaded.machine)))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_store_keeps_the_contract_of_openraft() {
+    Suite::test_all(Builder).await.unwrap();
+}

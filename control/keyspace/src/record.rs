@@ -1,0 +1,210 @@
+//! The vocabulary: keys, revisions, records, and the operations of a transaction.
+
+use std::any::Any;
+use std::fmt;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+
+use bytes::{Bytes, BytesMut};
+
+/// Most operations in one transaction (kubernetes-api §3.10 needs far fewer).
+pub const OPS_MAX: usize = 512;
+/// Most bytes of content in one transaction.
+pub const TRANSACTION_BYTES_MAX: usize = 4 << 20;
+
+/// Position in the replicated log; the version of everything written there. 0 means "nothing yet".
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Revision(u64);
+
+impl Revision {
+    /// The revision numbered `index`.
+    pub const fn new(index: u64) -> Revision {
+        Revision(index)
+    }
+
+    /// Its number.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Display for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Where a record is kept. Collections are apart; within one, records are ordered by the bytes of their name.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Key {
+    /// The collection, e.g. `pods`.
+    pub collection: Arc<str>,
+    /// The name in it, e.g. `default/web-0`.
+    pub name: Arc<str>,
+}
+
+impl Key {
+    /// The record `name` of `collection`.
+    pub fn new(collection: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Key {
+        Key { collection: collection.into(), name: name.into() }
+    }
+}
+
+/// Content to be written; its revision, in decimal, is inserted at an offset once it is known.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Value {
+    /// The content without the revision.
+    pub bytes: Bytes,
+    /// Where the revision goes; at most `bytes.len()`.
+    pub revision_at: usize,
+}
+
+/// A condition on the record that is there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Guard {
+    /// None: whatever is there.
+    None,
+    /// No record is there.
+    Absent,
+    /// Some record is there.
+    Present,
+    /// The record has this revision.
+    Revision(Revision),
+}
+
+/// One step of a transaction.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Op {
+    /// Writes a record.
+    Put {
+        /// Where.
+        key: Key,
+        /// What.
+        value: Value,
+        /// If.
+        guard: Guard,
+    },
+    /// Removes a record.
+    Delete {
+        /// Where; there must be one.
+        key: Key,
+        /// If. `None` and `Present` mean the same.
+        guard: Guard,
+    },
+}
+
+impl Op {
+    pub(crate) fn size(&self) -> usize {
+        match self {
+            Op::Put { key, value, .. } => key.collection.len() + key.name.len() + value.bytes.len(),
+            Op::Delete { key, .. } => key.collection.len() + key.name.len(),
+        }
+    }
+}
+
+/// A record as it is kept: final bytes, with the revision in them.
+pub struct Record {
+    /// Where it is kept.
+    pub key: Key,
+    /// When it was written.
+    pub revision: Revision,
+    /// Its content.
+    pub bytes: Bytes,
+    /// Where in the content its revision stands.
+    pub revision_at: Range<u32>,
+    memo: OnceLock<Arc<dyn Any + Send + Sync>>,
+}
+
+impl Record {
+    /// The record made of `value` at `revision`.
+    pub(crate) fn new(key: Key, value: &Value, revision: Revision) -> Record {
+        let at = value.revision_at.min(value.bytes.len());
+        Record::spliced(key, &value.bytes[..at], revision, &value.bytes[at..])
+    }
+
+    /// The same content with another revision in its place.
+    pub(crate) fn at_revision(&self, revision: Revision) -> Record {
+        let (start, end) = (self.revision_at.start as usize, self.revision_at.end as usize);
+        Record::spliced(self.key.clone(), &self.bytes[..start], revision, &self.bytes[end..])
+    }
+
+    fn spliced(key: Key, before: &[u8], revision: Revision, after: &[u8]) -> Record {
+        let digits = revision.to_string();
+        let mut bytes = BytesMut::with_capacity(before.len() + digits.len() + after.len());
+        bytes.extend_from_slice(before);
+        bytes.extend_from_slice(digits.as_bytes());
+        bytes.extend_from_slice(after);
+        let start = before.len() as u32;
+        Record::restored(key, revision, bytes.freeze(), start..start + digits.len() as u32)
+    }
+
+    /// A record read back from disk.
+    pub(crate) fn restored(key: Key, revision: Revision, bytes: Bytes, revision_at: Range<u32>) -> Record {
+        Record { key, revision, bytes, revision_at, memo: OnceLock::new() }
+    }
+
+    /// Something computed from the content once and kept as long as the record.
+    ///
+    /// All callers must ask for the same type; another type is computed anew and not kept.
+    pub fn memo<T: Send + Sync + 'static>(&self, compute: impl FnOnce(&Record) -> T) -> Arc<T> {
+        if let Some(kept) = self.memo.get() {
+            return kept.clone().downcast().unwrap_or_else(|_| Arc::new(compute(self)));
+        }
+        let computed = Arc::new(compute(self));
+        let _ = self.memo.set(computed.clone());
+        computed
+    }
+}
+
+impl fmt::Debug for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Record")
+            .field("key", &self.key)
+            .field("revision", &self.revision)
+            .field("bytes", &self.bytes.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What happened to a record.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EventKind {
+    /// It was written.
+    Put,
+    /// It was removed.
+    Delete,
+}
+
+/// Encodings of an event that its readers can share.
+pub const FRAME_SLOTS: usize = 4;
+
+/// One change of one record, shared by all who watch.
+pub struct Event {
+    /// What happened.
+    pub kind: EventKind,
+    /// The record after it; of a deletion, the last content with the deletion's revision.
+    pub record: Arc<Record>,
+    /// The record before it.
+    pub previous: Option<Arc<Record>>,
+    frames: [OnceLock<Bytes>; FRAME_SLOTS],
+}
+
+impl Event {
+    pub(crate) fn new(kind: EventKind, record: Arc<Record>, previous: Option<Arc<Record>>) -> Event {
+        Event { kind, record, previous, frames: Default::default() }
+    }
+
+    /// The encoding in `slot` (below [`FRAME_SLOTS`]), made by the first who asks.
+    pub fn frame(&self, slot: usize, encode: impl FnOnce() -> Bytes) -> Bytes {
+        self.frames[slot].get_or_init(encode).clone()
+    }
+}
+
+/// What a transaction did.
+#[derive(Clone, Debug)]
+pub struct Committed {
+    /// Its revision.
+    pub revision: Revision,
+    /// A record for each operation; of a deletion, the last content with the deletion's revision.
+    pub records: Vec<Arc<Record>>,
+}

@@ -1,0 +1,135 @@
+//! Compiled components on disk, by digest and by everything that decides over compiled code.
+//!
+//! ```text
+//! CACHE_DIR/                 mode 0700
+//!   CODE_KEY/                wasmtime's version, its settings, this CPU
+//!     DIGEST.cwasm           whole, since it was moved into place
+//!     DIGEST.PID.N.part      under way; swept at the start
+//! ```
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use tokio::sync::Semaphore;
+
+use crate::{Compiler, Config, Error, compile};
+
+/// Compilers at work at the same time: each uses every CPU it can get.
+const COMPILERS_MAX: usize = 2;
+
+/// The cache.
+pub(crate) struct Cache {
+    dir: PathBuf,
+    bytes_max: u64,
+    compiler: Compiler,
+    compile_bytes_max: u64,
+    compilers: Semaphore,
+    parts: AtomicU64,
+}
+
+impl Cache {
+    /// Opens or makes it; sweeps what other versions and other days left.
+    pub(crate) fn open(config: &Config, code_key: &str) -> Result<Cache, Error> {
+        let dir = config.cache_dir.join(code_key);
+        let failed = |source| Error::Cache { path: dir.clone(), source };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(failed)?;
+        fs::set_permissions(&config.cache_dir, fs::Permissions::from_mode(0o700)).map_err(failed)?;
+        for entry in fs::read_dir(&config.cache_dir).map_err(failed)?.flatten() {
+            if entry.file_name() != code_key {
+                // Code of another version of this program is never loaded again.
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+        for entry in fs::read_dir(&dir).map_err(failed)?.flatten() {
+            if entry.path().extension().is_some_and(|extension| extension == "part") {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+        Ok(Cache {
+            bytes_max: config.cache_bytes_max,
+            compiler: config.compiler.clone(),
+            compile_bytes_max: config.compile_bytes_max,
+            compilers: Semaphore::new(COMPILERS_MAX),
+            parts: AtomicU64::new(0),
+            dir,
+        })
+    }
+
+    /// Where the code of a component is or will be.
+    pub(crate) fn path(&self, digest: &str) -> PathBuf {
+        // A digest is a name in our own directory: only letters and digits get through.
+        let name: String = digest.chars().map(|char| if char.is_ascii_alphanumeric() { char } else { '-' }).collect();
+        self.dir.join(format!("{name}.cwasm"))
+    }
+
+    /// Compiles a component into its place. Dropping this stops the compiler.
+    pub(crate) async fn compile(&self, digest: &str, wasm: &Path) -> Result<(), Error> {
+        let Ok(_turn) = self.compilers.acquire().await else {
+            return Err(Error::CompilerKilled("the engine ends".to_owned()));
+        };
+        let path = self.path(digest);
+        let number = self.parts.fetch_add(1, Ordering::Relaxed);
+        let part = Part(path.with_extension(format!("{}.{number}.part", std::process::id())));
+        compile::compile(&self.compiler, wasm, &part.0, self.compile_bytes_max).await?;
+        fs::rename(&part.0, &path).map_err(|source| Error::Cache { path: path.clone(), source })?;
+        self.evict(&path);
+        Ok(())
+    }
+
+    /// Remembers that a file was used.
+    pub(crate) fn touch(path: &Path) {
+        if let Ok(file) = fs::File::open(path) {
+            let _ = file.set_modified(SystemTime::now());
+        }
+    }
+
+    /// Removes what was not used for longest until the cache fits its bound; never `keep`. Code that is in use stays
+    /// mapped although its file is gone.
+    fn evict(&self, keep: &Path) {
+        let Ok(files) = self.files() else { return };
+        let mut sum: u64 = files.iter().map(|file| file.bytes).sum();
+        for file in files {
+            if sum <= self.bytes_max {
+                break;
+            }
+            if file.path != keep && fs::remove_file(&file.path).is_ok() {
+                sum -= file.bytes;
+            }
+        }
+    }
+
+    fn files(&self) -> io::Result<Vec<Cached>> {
+        let mut files = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            let path = entry.path();
+            if path.extension().is_some_and(|extension| extension == "cwasm")
+                && let Ok(metadata) = entry.metadata()
+            {
+                let used = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+                files.push(Cached { used, bytes: metadata.len(), path });
+            }
+        }
+        files.sort_by_key(|file| file.used);
+        Ok(files)
+    }
+}
+
+struct Cached {
+    used: SystemTime,
+    bytes: u64,
+    path: PathBuf,
+}
+
+/// A file under way, gone when nobody moves it away.
+struct Part(PathBuf);
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}

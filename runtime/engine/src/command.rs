@@ -1,0 +1,164 @@
+//! Commands: instances that run to their end.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use wasmtime::Store;
+use wasmtime_wasi::p3::bindings::Command as ExportsP3;
+
+use crate::component::Pre;
+use crate::engine::{Inner, start_error};
+use crate::guest::{self, Guest};
+use crate::limits::Account;
+use crate::meter::{Clock, Metered};
+use crate::{Component, Engine, Error, Exit, Spec, Usage};
+
+/// A running command. It goes on when all clones are dropped; [`Command::stop`] and [`Command::kill`] end it.
+#[derive(Clone, Debug)]
+pub struct Command(Arc<Running>);
+
+#[derive(Debug)]
+struct Running {
+    exit: watch::Receiver<Option<Exit>>,
+    end: CancellationToken,
+    how: AtomicU8,
+    account: Arc<Account>,
+}
+
+const STOPPED: u8 = 1;
+const KILLED: u8 = 2;
+
+impl Command {
+    /// Waits for its end. Cancel-safe, for any number of callers.
+    pub async fn wait(&self) -> Exit {
+        let mut exit = self.0.exit.clone();
+        match exit.wait_for(Option::is_some).await {
+            Ok(exit) => exit.clone().unwrap_or(Exit::Killed),
+            // The engine's threads have ended under it.
+            Err(_) => Exit::Killed,
+        }
+    }
+
+    /// Ends it at its next wait or fuel yield, as a pod that is stopped (143).
+    ///
+    /// Guests have no signals, so there is nothing that they could do with time to end in.
+    pub fn stop(&self) {
+        self.end(STOPPED);
+    }
+
+    /// The same, as a pod whose time is over (137).
+    pub fn kill(&self) {
+        self.end(KILLED);
+    }
+
+    fn end(&self, how: u8) {
+        // The first word counts.
+        let _ = self.0.how.compare_exchange(0, how, Ordering::Relaxed, Ordering::Relaxed);
+        self.0.end.cancel();
+    }
+
+    /// What it has used so far; its fuel is known when it has ended.
+    pub fn usage(&self) -> Usage {
+        self.0.account.usage()
+    }
+}
+
+impl Engine {
+    /// Starts a command. Returns when its instance exists, so that what keeps it from existing is an error here.
+    pub async fn start_command(&self, component: &Component, spec: Spec) -> Result<Command, Error> {
+        if !matches!(component.pre(), Pre::CommandP2(_) | Pre::CommandP3(_)) {
+            return Err(Error::WrongWorld { wanted: "command" });
+        }
+        guest::check_mounts(&spec)?;
+        let account = Account::new(&spec);
+        let spec = Arc::new(spec);
+        let (started, starting) = oneshot::channel();
+        let (exit, exited) = watch::channel(None);
+        let running = Arc::new(Running {
+            exit: exited,
+            end: CancellationToken::new(),
+            how: AtomicU8::new(0),
+            account: account.clone(),
+        });
+        let life = {
+            let (inner, component, spec, account) = (self.0.clone(), component.clone(), spec.clone(), account.clone());
+            async move { live(&inner, &component, &spec, &account, started).await }
+        };
+        let life = Metered::new(account, Clock::Thread, life);
+        let task = running.clone();
+        self.0.guests().spawn(async move {
+            let ended = tokio::select! {
+                biased;
+                () = task.end.cancelled() => match task.how.load(Ordering::Relaxed) {
+                    STOPPED => Exit::Stopped,
+                    _ => Exit::Killed,
+                },
+                exit = life => exit,
+            };
+            if !ended.message().is_empty() {
+                spec.stderr.write(format!("{}\n", ended.message()).as_bytes());
+            }
+            exit.send_replace(Some(ended));
+        });
+        match starting.await {
+            Ok(Ok(())) => Ok(Command(running)),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(Error::Start("the engine ends".to_owned())),
+        }
+    }
+}
+
+/// From instantiation to the end.
+async fn live(
+    inner: &Inner,
+    component: &Component,
+    spec: &Arc<Spec>,
+    account: &Arc<Account>,
+    started: oneshot::Sender<Result<(), Error>>,
+) -> Exit {
+    let mut store = match inner.store(spec, account) {
+        Ok(store) => store,
+        Err(error) => {
+            let _ = started.send(Err(error));
+            return Exit::Killed;
+        }
+    };
+    let result = match component.pre() {
+        Pre::CommandP2(pre) => match pre.instantiate_async(&mut store).await {
+            Ok(command) => {
+                let _ = started.send(Ok(()));
+                command.wasi_cli_run().call_run(&mut store).await
+            }
+            Err(error) => return not_started(error, account, started),
+        },
+        Pre::CommandP3(pre) => match pre.instantiate_async(&mut store).await {
+            Ok(instance) => {
+                let _ = started.send(Ok(()));
+                run_p3(&mut store, &instance).await
+            }
+            Err(error) => return not_started(error, account, started),
+        },
+        Pre::HttpP2(_) | Pre::HttpP3(_) => Ok(Err(())),
+    };
+    account.burnt(guest::burnt(&store));
+    match result {
+        Ok(Ok(())) => Exit::Code(0),
+        Ok(Err(())) => Exit::Code(1),
+        Err(error) => Exit::of(&error),
+    }
+}
+
+async fn run_p3(
+    store: &mut Store<Guest>,
+    instance: &wasmtime::component::Instance,
+) -> wasmtime::Result<Result<(), ()>> {
+    let command = ExportsP3::new(&mut *store, instance)?;
+    store.run_concurrent(async move |accessor| command.wasi_cli_run().call_run(accessor).await).await?
+}
+
+fn not_started(error: wasmtime::Error, account: &Account, started: oneshot::Sender<Result<(), Error>>) -> Exit {
+    let _ = started.send(Err(start_error(&error, account)));
+    Exit::of(&error)
+}

@@ -1,0 +1,144 @@
+//! Compiles one component: in this process, or in a limited one of its own.
+//!
+//! Compiling parses hostile input and takes from 0.06 to 35 seconds and up to a gigabyte. The process of its
+//! own cannot take more than it was given, has low priority, and can be killed.
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, Stdio};
+
+use rustix::process::{Resource, Rlimit, setpriority_process, setrlimit};
+use tokio::io::AsyncReadExt;
+use tokio::process::Command;
+
+use crate::adapt::{self, Kind};
+use crate::{Compiler, Error, settings};
+
+/// CPU time of one compiler process. The largest component seen took 104 seconds.
+const CPU_SECONDS_MAX: u64 = 1_200;
+
+/// Priority of a compiler process, as for `nice`.
+const NICE: i32 = 10;
+
+/// What is kept of a compiler's message.
+const MESSAGE_BYTES_MAX: u64 = 16 << 10;
+
+/// Exit code that says: the component is at fault, and standard error says how.
+const EXIT_INVALID: u8 = 3;
+/// Exit code that says: not WebAssembly.
+const EXIT_NOT_WASM: u8 = 4;
+
+/// Why compiling in this process failed.
+enum Failure {
+    NotWasm,
+    Invalid(String),
+    Io(std::io::Error),
+}
+
+/// Compiles `wasm` into `output`, which is complete and on disk when this returns.
+pub(crate) async fn compile(
+    compiler: &Compiler,
+    wasm: &Path,
+    output: &Path,
+    bytes_max: u64,
+) -> Result<(), Error> {
+    match compiler {
+        Compiler::InProcess => {
+            let (from, to) = (wasm.to_owned(), output.to_owned());
+            let compiled = tokio::task::spawn_blocking(move || compile_here(&from, &to)).await;
+            match compiled.map_err(|panic| Error::CompilerKilled(panic.to_string()))? {
+                Ok(()) => Ok(()),
+                Err(Failure::NotWasm) => Err(Error::NotWasm),
+                Err(Failure::Invalid(message)) => Err(Error::Invalid(message)),
+                Err(Failure::Io(source)) => Err(Error::Read { path: wasm.to_owned(), source }),
+            }
+        }
+        Compiler::Process(program) => compile_there(program, wasm, output, bytes_max).await,
+    }
+}
+
+fn compile_here(wasm: &Path, output: &Path) -> Result<(), Failure> {
+    let mut bytes = fs::read(wasm).map_err(Failure::Io)?;
+    match adapt::kind(&bytes) {
+        None => return Err(Failure::NotWasm),
+        Some(Kind::Component) => {}
+        Some(Kind::Module) => bytes = adapt::component(&bytes).map_err(Failure::Invalid)?,
+    }
+    let invalid = |error: wasmtime::Error| Failure::Invalid(crate::error::line(&error));
+    // An engine for compiling only: it has no pool.
+    let engine = wasmtime::Engine::new(&settings::code()).map_err(invalid)?;
+    let code = engine.precompile_component(&bytes).map_err(invalid)?;
+    let mut file = fs::File::create(output).map_err(Failure::Io)?;
+    file.write_all(&code).and_then(|()| file.sync_all()).map_err(Failure::Io)
+}
+
+async fn compile_there(program: &Path, wasm: &Path, output: &Path, bytes_max: u64) -> Result<(), Error> {
+    let failed = |source| Error::Compiler { path: program.to_owned(), source };
+    let mut child = Command::new(program)
+        .arg("compile")
+        .args([wasm, output])
+        .arg(bytes_max.to_string())
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(failed)?;
+    let mut message = Vec::new();
+    if let Some(stderr) = child.stderr.take() {
+        stderr.take(MESSAGE_BYTES_MAX).read_to_end(&mut message).await.map_err(failed)?;
+    }
+    let status = child.wait().await.map_err(failed)?;
+    let message = String::from_utf8_lossy(&message).trim().to_owned();
+    match (status.code(), status.signal()) {
+        (Some(0), _) => Ok(()),
+        (Some(code), _) if code == i32::from(EXIT_INVALID) => Err(Error::Invalid(message)),
+        (Some(code), _) if code == i32::from(EXIT_NOT_WASM) => Err(Error::NotWasm),
+        (Some(code), _) => Err(Error::CompilerKilled(format!("exit code {code}: {message}"))),
+        (None, signal) => {
+            let signal = signal.map_or_else(|| "a signal".to_owned(), |signal| format!("signal {signal}"));
+            let why = if message.is_empty() { "out of memory or time" } else { message.as_str() };
+            Err(Error::CompilerKilled(format!("{signal}: {why}")))
+        }
+    }
+}
+
+/// What a compiler process does: `EXE compile WASM OUTPUT BYTES_MAX`. Needs no runtime and prints errors only.
+pub fn compile_worker(arguments: &[PathBuf]) -> ExitCode {
+    let [wasm, output, bytes_max] = arguments else {
+        eprintln!("usage: compile WASM OUTPUT BYTES_MAX");
+        return ExitCode::from(2);
+    };
+    let Some(bytes_max) = bytes_max.to_str().and_then(|text| text.parse().ok()) else {
+        eprintln!("{} is not a number of bytes", bytes_max.display());
+        return ExitCode::from(2);
+    };
+    limit(bytes_max);
+    match compile_here(wasm, output) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::NotWasm) => ExitCode::from(EXIT_NOT_WASM),
+        Err(Failure::Invalid(message)) => {
+            eprintln!("{message}");
+            ExitCode::from(EXIT_INVALID)
+        }
+        Err(Failure::Io(error)) => {
+            eprintln!("{}: {error}", wasm.display());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Holds this process to its limits. A machine that refuses one of them compiles without it.
+fn limit(bytes_max: u64) {
+    let limits = [(Resource::As, bytes_max), (Resource::Cpu, CPU_SECONDS_MAX), (Resource::Core, 0)];
+    for (resource, value) in limits {
+        let limit = Rlimit { current: Some(value), maximum: Some(value) };
+        if let Err(error) = setrlimit(resource, limit) {
+            eprintln!("limit {resource:?}: {error}");
+        }
+    }
+    let _ = setpriority_process(None, NICE);
+}

@@ -1,0 +1,133 @@
+//! A component that is compiled, loaded and linked, and what can be started of it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use wasmtime::component::{InstancePre, Linker};
+use wasmtime_wasi::p2::bindings::CommandPre as CommandP2;
+use wasmtime_wasi_http::p2::bindings::ProxyPre as ServiceP2;
+use wasmtime_wasi_http::p3::bindings::ServicePre as ServiceP3;
+
+use crate::Error;
+use crate::error::line;
+use crate::guest::Guest;
+
+/// Where exports and imports are versioned, their names go on with `@` and a version.
+const HTTP_P2: &str = "wasi:http/incoming-handler@0.2.";
+const HTTP_P3: &str = "wasi:http/handler@0.3.";
+const RUN_P2: &str = "wasi:cli/run@0.2.";
+const RUN_P3: &str = "wasi:cli/run@0.3.";
+
+/// A component that can be started. Clones share it; the code is unloaded with the last of them and of its instances.
+#[derive(Clone)]
+pub struct Component(Arc<Loaded>);
+
+pub(crate) struct Loaded {
+    digest: String,
+    imports: Vec<String>,
+    pub(crate) pre: Pre,
+}
+
+/// A component linked with everything it imports, by what it exports.
+pub(crate) enum Pre {
+    HttpP2(ServiceP2<Guest>),
+    HttpP3(ServiceP3<Guest>),
+    CommandP2(CommandP2<Guest>),
+    CommandP3(InstancePre<Guest>),
+}
+
+/// What a component is, by what it exports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum World {
+    /// Answers HTTP requests. Wins, since Rust programs built on `wstd` export both.
+    Http,
+    /// Runs to its end.
+    Command,
+}
+
+impl fmt::Display for World {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            World::Http => "service (wasi:http)",
+            World::Command => "command (wasi:cli)",
+        })
+    }
+}
+
+impl Component {
+    /// Links what was loaded; refuses what cannot be started, saying why.
+    pub(crate) fn link(
+        digest: &str,
+        component: &wasmtime::component::Component,
+        linker: &Linker<Guest>,
+    ) -> Result<Component, Error> {
+        let engine = component.engine();
+        let ty = component.component_type();
+        let imports: Vec<String> = ty.imports(engine).map(|(name, _)| name.to_owned()).collect();
+        let exports: Vec<String> = ty.exports(engine).map(|(name, _)| name.to_owned()).collect();
+        let instance = linker.instantiate_pre(component).map_err(|error| import_error(&imports, &error))?;
+        let has = |prefix: &str| exports.iter().any(|name| name.starts_with(prefix));
+        let invalid = |error: wasmtime::Error| Error::Invalid(line(&error));
+        let pre = if has(HTTP_P2) {
+            Pre::HttpP2(ServiceP2::new(instance).map_err(invalid)?)
+        } else if has(HTTP_P3) {
+            Pre::HttpP3(ServiceP3::new(instance).map_err(invalid)?)
+        } else if has(RUN_P2) {
+            Pre::CommandP2(CommandP2::new(instance).map_err(invalid)?)
+        } else if has(RUN_P3) {
+            Pre::CommandP3(instance)
+        } else {
+            let exports = if exports.is_empty() { "none".to_owned() } else { exports.join(", ") };
+            return Err(Error::NoWorld(exports));
+        };
+        Ok(Component(Arc::new(Loaded { digest: digest.to_owned(), imports, pre })))
+    }
+
+    pub(crate) fn from_loaded(loaded: Arc<Loaded>) -> Component {
+        Component(loaded)
+    }
+
+    pub(crate) fn loaded(&self) -> &Arc<Loaded> {
+        &self.0
+    }
+
+    pub(crate) fn pre(&self) -> &Pre {
+        &self.0.pre
+    }
+
+    /// Digest of the file it was made from.
+    pub fn digest(&self) -> &str {
+        &self.0.digest
+    }
+
+    /// What can be started of it.
+    pub fn world(&self) -> World {
+        match self.0.pre {
+            Pre::HttpP2(_) | Pre::HttpP3(_) => World::Http,
+            Pre::CommandP2(_) | Pre::CommandP3(_) => World::Command,
+        }
+    }
+
+    /// The interfaces it imports, with their versions.
+    pub fn imports(&self) -> &[String] {
+        &self.0.imports
+    }
+}
+
+impl fmt::Debug for Component {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Component").field("digest", &self.0.digest).field("world", &self.world()).finish()
+    }
+}
+
+/// Names the import that does not fit. wasmtime says it in words only.
+fn import_error(imports: &[String], error: &wasmtime::Error) -> Error {
+    let text = line(error);
+    let Some(name) = imports.iter().find(|name| text.contains(&format!("`{name}`"))) else {
+        return Error::Invalid(text);
+    };
+    let unknown = error.chain().any(|cause| cause.to_string().contains("matching implementation was not found in the linker"));
+    let is_plain = unknown && error.chain().count() <= 1;
+    let detail = if is_plain { String::new() } else { format!(" in this form ({text})") };
+    Error::Import { name: name.clone(), detail }
+}

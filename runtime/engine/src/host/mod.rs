@@ -1,0 +1,67 @@
+//! What guests import. Most is wasmtime's; what a pod must see differently is here, one interface per module.
+
+mod environment;
+mod names;
+mod outbound;
+mod output;
+mod tcp;
+mod udp;
+
+use std::net::SocketAddr;
+
+use wasmtime::component::Linker;
+use wasmtime_wasi::p2::bindings as p2;
+use wasmtime_wasi::p3::bindings as p3;
+use wasmtime_wasi::sockets::WasiSocketsCtxView;
+
+use self::environment::Environment;
+pub(crate) use self::outbound::Hooks;
+pub use self::outbound::{Outbound, OutboundError, Timeouts};
+pub(crate) use self::output::Output;
+use crate::guest::Guest;
+use crate::{Network, Refused};
+
+/// Everything that any component may import: the worlds of commands and services of WASI 0.2 and 0.3. What a guest may
+/// not use is refused when it uses it; ordinary programs of many languages import what they never call.
+pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Guest>> {
+    let mut linker = Linker::new(engine);
+    linker.allow_shadowing(true);
+    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
+    wasmtime_wasi::p3::add_to_linker(&mut linker)?;
+    wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
+    p2::cli::environment::add_to_linker::<_, Environment>(&mut linker, |guest| &*guest.spec)?;
+    p3::cli::environment::add_to_linker::<_, Environment>(&mut linker, |guest| &*guest.spec)?;
+    p2::sockets::tcp::add_to_linker::<_, Mesh>(&mut linker, Guest::mesh)?;
+    p2::sockets::udp::add_to_linker::<_, Mesh>(&mut linker, Guest::mesh)?;
+    p2::sockets::ip_name_lookup::add_to_linker::<_, Mesh>(&mut linker, Guest::mesh)?;
+    p3::sockets::ip_name_lookup::add_to_linker::<_, Mesh>(&mut linker, Guest::mesh)?;
+    Ok(linker)
+}
+
+/// Marks the interfaces that are answered by [`MeshView`].
+pub(crate) struct Mesh;
+
+/// wasmtime's sockets, with every address going through the node's [`Network`] first. The calls that name no address
+/// are passed on as they are.
+pub(crate) struct MeshView<'a> {
+    pub(crate) inner: WasiSocketsCtxView<'a>,
+    pub(crate) network: &'a dyn Network,
+}
+
+impl MeshView<'_> {
+    /// What the guest is told about a real address.
+    fn shown(&self, actual: p2::sockets::network::IpSocketAddress) -> p2::sockets::network::IpSocketAddress {
+        self.network.shown(SocketAddr::from(actual)).into()
+    }
+}
+
+impl From<Refused> for p2::sockets::network::ErrorCode {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Denied => Self::AccessDenied,
+            Refused::NoEndpoint => Self::ConnectionRefused,
+            Refused::Unreachable => Self::RemoteUnreachable,
+        }
+    }
+}

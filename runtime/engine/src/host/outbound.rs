@@ -1,0 +1,206 @@
+//! Outgoing HTTP requests of guests: all of them go through the node's [`Outbound`].
+
+use std::pin::Pin;
+use std::sync::{Arc, LazyLock};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{HeaderName, Request, Response};
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::BodyExt;
+use tokio::time::{Instant, Sleep, sleep, timeout};
+use wasmtime_wasi_http::{
+    DEFAULT_FORBIDDEN_HEADERS, Error as WasiError, ForbiddenHeaderFilter, RequestOptions, WasiBody, WasiHttpHooks,
+};
+
+use crate::{Body, BoxError, NoNetwork};
+
+/// Bytes that a guest may have written to a body and nobody has taken yet.
+const CHUNK_BYTES_MAX: usize = 256 << 10;
+
+/// How long a guest waits for an answer when it says nothing about it.
+const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Sends the requests of guests.
+#[async_trait]
+pub trait Outbound: Send + Sync + 'static {
+    /// Sends one. Its URI is absolute, `host` is set, and its extensions hold [`Timeouts`].
+    ///
+    /// Dropped when the guest no longer wants the answer.
+    async fn send(&self, request: Request<Body>) -> Result<Response<Body>, OutboundError>;
+}
+
+/// What a guest asked for. The engine itself sees to `first_byte` and `between_bytes`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timeouts {
+    /// To connect.
+    pub connect: Option<Duration>,
+    /// From sending to the answer's head.
+    pub first_byte: Option<Duration>,
+    /// Between two frames of the answer's body.
+    pub between_bytes: Option<Duration>,
+}
+
+/// Why a guest's request was not answered.
+#[derive(Debug, thiserror::Error)]
+pub enum OutboundError {
+    /// There is no such host.
+    #[error("there is no host {0:?}")]
+    Name(String),
+    /// The guest may not.
+    #[error("denied by policy")]
+    Denied,
+    /// Nobody listens there.
+    #[error("connection refused")]
+    Refused,
+    /// The service has nobody who could answer.
+    #[error("no endpoint is ready")]
+    Unavailable,
+    /// It took too long.
+    #[error("timed out")]
+    Timeout,
+    /// The peer or the connection broke the protocol.
+    #[error("the connection failed")]
+    Protocol(#[source] BoxError),
+    /// A fault of the node.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl From<OutboundError> for WasiError {
+    fn from(error: OutboundError) -> Self {
+        match error {
+            OutboundError::Name(_) => {
+                Self::DnsError { rcode: Some("name or service not known".to_owned()), info_code: None }
+            }
+            OutboundError::Denied => Self::HttpRequestDenied,
+            OutboundError::Refused => Self::ConnectionRefused,
+            OutboundError::Unavailable => Self::DestinationUnavailable,
+            OutboundError::Timeout => Self::ConnectionReadTimeout,
+            OutboundError::Protocol(_) => Self::ConnectionTerminated,
+            OutboundError::Internal(message) => Self::InternalError(Some(message)),
+        }
+    }
+}
+
+#[async_trait]
+impl Outbound for NoNetwork {
+    async fn send(&self, _request: Request<Body>) -> Result<Response<Body>, OutboundError> {
+        Err(OutboundError::Denied)
+    }
+}
+
+/// A body of the engine as wasmtime wants it.
+pub(crate) fn to_wasi(body: Body) -> WasiBody {
+    body.map_err(|error| match error.downcast::<WasiError>() {
+        Ok(error) => *error,
+        Err(error) => WasiError::InternalError(Some(error.to_string())),
+    })
+    .boxed_unsync()
+}
+
+/// The other way round.
+pub(crate) fn from_wasi(body: WasiBody) -> Body {
+    body.map_err(|error| BoxError::from(error)).boxed_unsync()
+}
+
+/// wasmtime's door for what leaves a guest.
+pub(crate) struct Hooks {
+    outbound: Arc<dyn Outbound>,
+}
+
+impl Hooks {
+    pub(crate) fn new(outbound: Arc<dyn Outbound>) -> Hooks {
+        Hooks { outbound }
+    }
+}
+
+type Answered = (Response<WasiBody>, Box<dyn Future<Output = Result<(), WasiError>> + Send>);
+
+impl WasiHttpHooks for Hooks {
+    fn is_forbidden_header(&mut self, name: &HeaderName) -> bool {
+        DEFAULT_FORBIDDEN_HEADERS.contains(name)
+    }
+
+    fn forbidden_header_filter(&mut self) -> ForbiddenHeaderFilter {
+        static FILTER: LazyLock<ForbiddenHeaderFilter> =
+            LazyLock::new(|| Arc::new(|name| DEFAULT_FORBIDDEN_HEADERS.contains(name)));
+        FILTER.clone()
+    }
+
+    fn send_request(
+        &mut self,
+        request: Request<WasiBody>,
+        options: Option<RequestOptions>,
+        // Tells how the guest took the answer, which nobody here wants to know.
+        _taken: Box<dyn Future<Output = Result<(), WasiError>> + Send>,
+    ) -> Box<dyn Future<Output = Result<Answered, WasiError>> + Send> {
+        let outbound = self.outbound.clone();
+        let timeouts = options.map_or_else(Timeouts::default, |options| Timeouts {
+            connect: options.connect_timeout,
+            first_byte: options.first_byte_timeout,
+            between_bytes: options.between_bytes_timeout,
+        });
+        let mut request = request.map(from_wasi);
+        request.extensions_mut().insert(timeouts);
+        Box::new(async move {
+            let patience = timeouts.first_byte.unwrap_or(FIRST_BYTE_TIMEOUT);
+            let response =
+                timeout(patience, outbound.send(request)).await.map_err(|_| WasiError::ConnectionReadTimeout)??;
+            let response = match timeouts.between_bytes {
+                Some(between_bytes) => response.map(|body| Paced::new(body, between_bytes).boxed_unsync()),
+                None => response,
+            };
+            Ok((response.map(to_wasi), Box::new(std::future::ready(Ok(()))) as _))
+        })
+    }
+
+    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        CHUNK_BYTES_MAX
+    }
+
+    fn p3_outgoing_body_chunk_size(&mut self) -> usize {
+        CHUNK_BYTES_MAX
+    }
+}
+
+/// A body that ends with an error when nothing comes for too long.
+struct Paced {
+    body: Body,
+    patience: Duration,
+    sleep: Pin<Box<Sleep>>,
+}
+
+impl Paced {
+    fn new(body: Body, patience: Duration) -> Paced {
+        Paced { body, patience, sleep: Box::pin(sleep(patience)) }
+    }
+}
+
+impl http_body::Body for Paced {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = &mut *self;
+        if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(context) {
+            this.sleep.as_mut().reset(Instant::now() + this.patience);
+            return Poll::Ready(frame);
+        }
+        ready!(this.sleep.as_mut().poll(context));
+        Poll::Ready(Some(Err(WasiError::ConnectionReadTimeout.into())))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

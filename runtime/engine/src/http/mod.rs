@@ -1,0 +1,88 @@
+//! HTTP services: instances that exist while they answer.
+//!
+//! A request is one *flight*: an instance, its future and its answer. The future runs on the task of whoever asked, so
+//! that a short request costs no hop between threads: the asker polls it until it has the head of the answer, then
+//! reading the body polls it on. A guest that computes for longer than [`flight::INLINE_MAX`] moves to the guests' own
+//! threads, and so does one that still has work when its answer has been read.
+//!
+//! ```text
+//!  handle ─► admit (permit, or a bounded queue) ─► Flight::launch ─► poll ─► head ─► Answer body ─► end
+//!                                                      │ too long                     │ dropped early
+//!                                                      └────────► guests' threads ◄───┘
+//! ```
+//!
+//! Deadlines and kills come from outside: the service knows its flights, and a janitor that lives only while
+//! there are any ends those whose time is over.
+
+mod answer;
+mod flight;
+mod run;
+mod service;
+
+pub use self::service::{Counters, HttpOptions, HttpService};
+
+use http::StatusCode;
+
+use crate::Exit;
+
+/// Why a request has no answer.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum RequestError {
+    /// Everything is taken, and the queue is full.
+    #[error("too many requests are waiting")]
+    Overloaded,
+    /// The service is being stopped.
+    #[error("the service is being stopped")]
+    Stopped,
+    /// It took longer than the service may.
+    #[error("the guest did not answer in time")]
+    Timeout,
+    /// The guest trapped or panicked.
+    #[error("the guest failed: {0}")]
+    Trap(String),
+    /// The guest reached its memory limit.
+    #[error("the guest reached its memory limit")]
+    OutOfMemory,
+    /// The guest used up its fuel.
+    #[error("the guest used up its fuel")]
+    FuelExhausted,
+    /// The guest ended without an answer.
+    #[error("the guest gave no answer")]
+    NoResponse,
+    /// The guest answered with an error instead of a response.
+    #[error("the guest answered with an error: {0}")]
+    Guest(String),
+    /// The request itself cannot be given to a guest.
+    #[error("the request is not valid: {0}")]
+    Invalid(String),
+    /// No instance could be made.
+    #[error("no instance: {0}")]
+    Unavailable(String),
+}
+
+impl RequestError {
+    /// What a gateway answers.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::Overloaded | Self::Stopped | Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::Trap(_) | Self::OutOfMemory | Self::FuelExhausted | Self::NoResponse => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+            Self::Guest(_) => StatusCode::BAD_GATEWAY,
+            Self::Invalid(_) => StatusCode::BAD_REQUEST,
+        }
+    }
+}
+
+impl From<Exit> for RequestError {
+    fn from(exit: Exit) -> Self {
+        match exit {
+            Exit::OutOfMemory => Self::OutOfMemory,
+            Exit::FuelExhausted => Self::FuelExhausted,
+            Exit::Trap(message) => Self::Trap(message),
+            Exit::Code(code) => Self::Trap(format!("it exited with {code} in the middle of a request")),
+            Exit::Stopped | Exit::Killed => Self::Stopped,
+        }
+    }
+}

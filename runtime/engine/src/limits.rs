@@ -1,0 +1,248 @@
+//! What the instances of one container use together, and the bounds of it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use wasmtime::ResourceLimiter;
+
+use crate::Spec;
+use crate::exit::OverLimit;
+
+/// What was used so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Time on a CPU.
+    pub cpu: Duration,
+    /// Time held back by the CPU limit.
+    pub throttled: Duration,
+    /// Fuel of the instances that have ended.
+    pub fuel: u64,
+    /// Bytes of linear memories and tables now.
+    pub memory_bytes: u64,
+    /// The most there was at one time.
+    pub memory_bytes_peak: u64,
+}
+
+/// The account of one container, shared by its instances.
+#[derive(Debug)]
+pub(crate) struct Account {
+    cpu_nanos: AtomicU64,
+    throttled_nanos: AtomicU64,
+    fuel: AtomicU64,
+    memory: AtomicU64,
+    memory_peak: AtomicU64,
+    memory_max: u64,
+    /// Time on the CPU, when it is limited.
+    pub(crate) quota: Option<Quota>,
+}
+
+impl Account {
+    pub(crate) fn new(spec: &Spec) -> Arc<Account> {
+        Arc::new(Account {
+            cpu_nanos: AtomicU64::new(0),
+            throttled_nanos: AtomicU64::new(0),
+            fuel: AtomicU64::new(0),
+            memory: AtomicU64::new(0),
+            memory_peak: AtomicU64::new(0),
+            memory_max: spec.memory_bytes_max.unwrap_or(u64::MAX),
+            quota: spec.cpu_millis_max.map(Quota::new),
+        })
+    }
+
+    pub(crate) fn usage(&self) -> Usage {
+        Usage {
+            cpu: Duration::from_nanos(self.cpu_nanos.load(Relaxed)),
+            throttled: Duration::from_nanos(self.throttled_nanos.load(Relaxed)),
+            fuel: self.fuel.load(Relaxed),
+            memory_bytes: self.memory.load(Relaxed),
+            memory_bytes_peak: self.memory_peak.load(Relaxed),
+        }
+    }
+
+    pub(crate) fn memory_max(&self) -> u64 {
+        self.memory_max
+    }
+
+    pub(crate) fn ran(&self, time: Duration) {
+        self.cpu_nanos.fetch_add(nanos(time), Relaxed);
+        if let Some(quota) = &self.quota {
+            quota.charge(time);
+        }
+    }
+
+    pub(crate) fn was_throttled(&self, time: Duration) {
+        self.throttled_nanos.fetch_add(nanos(time), Relaxed);
+    }
+
+    pub(crate) fn burnt(&self, fuel: u64) {
+        self.fuel.fetch_add(fuel, Relaxed);
+    }
+
+    fn take(&self, bytes: u64) -> Result<(), OverLimit> {
+        let fits = |held: u64| held.checked_add(bytes).filter(|sum| *sum <= self.memory_max);
+        let before = self.memory.fetch_update(Relaxed, Relaxed, fits).map_err(|_| OverLimit)?;
+        self.memory_peak.fetch_max(before + bytes, Relaxed);
+        Ok(())
+    }
+
+    fn give(&self, bytes: u64) {
+        self.memory.fetch_sub(bytes, Relaxed);
+    }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Counts the memories and tables of one store, and gives all back when the store ends.
+#[derive(Debug)]
+pub(crate) struct Limiter {
+    account: Arc<Account>,
+    held: u64,
+    /// The growth last allowed, in case it fails for another reason.
+    last: u64,
+}
+
+/// What one element of a table takes.
+const ELEMENT_BYTES: u64 = 8;
+
+impl Limiter {
+    pub(crate) fn new(account: Arc<Account>) -> Limiter {
+        Limiter { account, held: 0, last: 0 }
+    }
+
+    fn grow(&mut self, bytes: u64) -> wasmtime::Result<bool> {
+        self.account.take(bytes)?;
+        self.held += bytes;
+        self.last = bytes;
+        Ok(true)
+    }
+
+    fn undo(&mut self) {
+        let bytes = std::mem::take(&mut self.last);
+        self.held -= bytes;
+        self.account.give(bytes);
+    }
+}
+
+impl Drop for Limiter {
+    fn drop(&mut self) {
+        self.account.give(self.held);
+    }
+}
+
+impl ResourceLimiter for Limiter {
+    fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            self.last = 0;
+            return Ok(false);
+        }
+        self.grow(desired.saturating_sub(current) as u64)
+    }
+
+    fn memory_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
+        self.undo();
+        Ok(())
+    }
+
+    fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            self.last = 0;
+            return Ok(false);
+        }
+        self.grow((desired.saturating_sub(current) as u64).saturating_mul(ELEMENT_BYTES))
+    }
+
+    fn table_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
+        self.undo();
+        Ok(())
+    }
+}
+
+/// Length of a period, as in CFS bandwidth control.
+const PERIOD: Duration = Duration::from_millis(100);
+
+/// A share of CPU time: so much in each period. What was used beyond is owed by the next ones.
+#[derive(Debug)]
+pub(crate) struct Quota {
+    budget_nanos: i64,
+    state: Mutex<Period>,
+}
+
+#[derive(Debug)]
+struct Period {
+    begun: Instant,
+    left_nanos: i64,
+}
+
+impl Quota {
+    fn new(cpu_millis: u64) -> Quota {
+        let budget = cpu_millis.max(1).saturating_mul(nanos(PERIOD)) / 1000;
+        let budget_nanos = i64::try_from(budget).unwrap_or(i64::MAX / 2);
+        Quota { budget_nanos, state: Mutex::new(Period { begun: Instant::now(), left_nanos: budget_nanos }) }
+    }
+
+    /// Whether something may run at `now`; else when to ask again.
+    pub(crate) fn admit(&self, now: Instant) -> Result<(), Instant> {
+        let mut period = self.state.lock();
+        let passed = now.saturating_duration_since(period.begun).as_nanos() / PERIOD.as_nanos();
+        if passed > 0 {
+            let passed = u32::try_from(passed).unwrap_or(u32::MAX);
+            period.begun = period.begun.checked_add(PERIOD.saturating_mul(passed)).unwrap_or(now);
+            let gained = self.budget_nanos.saturating_mul(i64::from(passed));
+            period.left_nanos = period.left_nanos.saturating_add(gained).min(self.budget_nanos);
+        }
+        if period.left_nanos > 0 {
+            return Ok(());
+        }
+        let periods = (-period.left_nanos) / self.budget_nanos + 1;
+        Err(period.begun + PERIOD * u32::try_from(periods).unwrap_or(u32::MAX).min(10_000))
+    }
+
+    fn charge(&self, time: Duration) {
+        let mut period = self.state.lock();
+        period.left_nanos = period.left_nanos.saturating_sub(i64::try_from(time.as_nanos()).unwrap_or(i64::MAX));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quota_gives_its_share_and_remembers_debt() {
+        let quota = Quota::new(250);
+        let begun = quota.state.lock().begun;
+        let at = |millis| begun + Duration::from_millis(millis);
+        assert_eq!(quota.admit(at(1)), Ok(()));
+        quota.charge(Duration::from_millis(25));
+        assert_eq!(quota.admit(at(30)), Err(at(100)), "the budget of the period is used up");
+        assert_eq!(quota.admit(at(100)), Ok(()));
+        quota.charge(Duration::from_millis(60));
+        assert_eq!(quota.admit(at(170)), Err(at(300)), "35 ms are owed: 25 by the next period, 10 by the one after");
+        assert_eq!(quota.admit(at(299)), Err(at(300)));
+        assert_eq!(quota.admit(at(300)), Ok(()));
+        assert_eq!(quota.admit(at(10_000)), Ok(()));
+        quota.charge(Duration::from_millis(25));
+        assert!(quota.admit(at(10_050)).is_err(), "nothing is saved up over idle periods");
+    }
+
+    #[test]
+    fn memory_is_summed_over_stores_and_given_back() {
+        let account = Account::new(&Spec { memory_bytes_max: Some(1000), ..Spec::new("a") });
+        let mut first = Limiter::new(account.clone());
+        let mut second = Limiter::new(account.clone());
+        assert!(first.memory_growing(0, 600, None).unwrap());
+        assert!(second.table_growing(0, 50, None).unwrap());
+        assert!(second.memory_growing(0, 1, None).unwrap_err().is::<OverLimit>());
+        assert!(!first.memory_growing(600, 700, Some(650)).unwrap(), "its own maximum is no matter of the limit");
+        drop(first);
+        assert!(second.memory_growing(0, 600, None).unwrap());
+        second.memory_grow_failed(wasmtime::Error::msg("no slot")).unwrap();
+        drop(second);
+        let usage = account.usage();
+        assert_eq!((usage.memory_bytes, usage.memory_bytes_peak), (0, 1000));
+    }
+}

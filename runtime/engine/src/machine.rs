@@ -1,0 +1,59 @@
+//! What this machine's kernel allows.
+
+use std::fs;
+
+/// Memory maps that one instance needs, measured: two for its stack, which the pool makes at once, four for its memory.
+const MAPS_PER_INSTANCE: u64 = 6;
+
+/// Maps left for everything else: the program, threads, compiled components.
+const MAPS_LEFT: u64 = 5_000;
+
+/// The kernel's own default.
+const MAP_COUNT_DEFAULT: u64 = 65_530;
+
+/// 47 bits of address space hold 29,000 memories of 4 GiB with their guards; leave room for the rest.
+const ADDRESS_SPACE_MAX: u32 = 28_000;
+
+/// How many instances fit, at most `wanted`.
+pub(crate) fn instances_max(wanted: u32) -> u32 {
+    let maps = fs::read_to_string("/proc/sys/vm/max_map_count")
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(MAP_COUNT_DEFAULT);
+    fit(wanted, maps)
+}
+
+fn fit(wanted: u32, maps: u64) -> u32 {
+    let by_maps = u32::try_from(maps.saturating_sub(MAPS_LEFT) / MAPS_PER_INSTANCE).unwrap_or(u32::MAX);
+    wanted.min(by_maps).clamp(1, ADDRESS_SPACE_MAX)
+}
+
+/// Whether the kernel has PAGEMAP_SCAN (6.7), which finds the pages that an instance has touched.
+pub(crate) fn has_pagemap_scan() -> bool {
+    fs::read_to_string("/proc/sys/kernel/osrelease").is_ok_and(|release| version(&release) >= Some((6, 7)))
+}
+
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(['.', '-']).map(|number| number.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instances_fit_maps_and_address_space() {
+        let table = [(10_000, 65_530, 10_000), (30_000, 65_530, 10_088), (50_000, 1 << 20, 28_000), (10_000, 100, 1)];
+        for (wanted, maps, fits) in table {
+            assert_eq!(fit(wanted, maps), fits, "{wanted} with {maps} maps");
+        }
+    }
+
+    #[test]
+    fn reads_kernel_releases() {
+        assert_eq!(version("6.18.44-fc-v34\n"), Some((6, 18)));
+        assert_eq!(version("5.10.0-8-amd64"), Some((5, 10)));
+        assert_eq!(version("plan9"), None);
+    }
+}

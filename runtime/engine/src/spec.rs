@@ -1,0 +1,89 @@
+//! What an instance is given: everything it can see and use, and how much of it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::{Network, NoNetwork, Outbound};
+
+/// What an instance is given.
+#[derive(Clone)]
+pub struct Spec {
+    /// For messages: namespace, pod and container.
+    pub name: String,
+    /// Arguments; the first one is the program's name.
+    pub args: Vec<String>,
+    /// Environment.
+    pub env: Vec<(String, String)>,
+    /// What the guest is told as its initial directory.
+    pub working_dir: Option<String>,
+    /// Directories.
+    pub mounts: Vec<Mount>,
+    /// Standard output.
+    pub stdout: Arc<dyn Sink>,
+    /// Standard error; the engine writes here, too, when the guest traps.
+    pub stderr: Arc<dyn Sink>,
+    /// Bytes of all linear memories and tables of all instances together.
+    pub memory_bytes_max: Option<u64>,
+    /// Thousandths of a CPU, as a quota of time for all instances together.
+    pub cpu_millis_max: Option<u64>,
+    /// Fuel of one instance, to its end: for a service with fresh instances that is one request.
+    pub fuel_max: Option<u64>,
+    /// What its sockets reach.
+    pub network: Arc<dyn Network>,
+    /// Where its outgoing HTTP requests go.
+    pub outbound: Arc<dyn Outbound>,
+}
+
+impl Spec {
+    /// Nothing given, nothing limited, output dropped.
+    pub fn new(name: impl Into<String>) -> Spec {
+        Spec {
+            name: name.into(),
+            args: Vec::new(),
+            env: Vec::new(),
+            working_dir: None,
+            mounts: Vec::new(),
+            stdout: Arc::new(Discard),
+            stderr: Arc::new(Discard),
+            memory_bytes_max: None,
+            cpu_millis_max: None,
+            fuel_max: None,
+            network: Arc::new(NoNetwork),
+            outbound: Arc::new(NoNetwork),
+        }
+    }
+}
+
+/// A directory for a guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// Where it is on this machine.
+    pub host: PathBuf,
+    /// Where the guest sees it.
+    pub guest: String,
+    /// Whether the guest may change it.
+    pub read_only: bool,
+}
+
+/// Where a guest's output goes.
+///
+/// Called on the thread that runs the guest. It may take its time within reason (a write into the page cache): that
+/// is what slows down a guest that floods its log, and nobody else.
+pub trait Sink: Send + Sync + 'static {
+    /// Takes what was printed.
+    fn write(&self, bytes: &[u8]);
+}
+
+impl<F: Fn(&[u8]) + Send + Sync + 'static> Sink for F {
+    fn write(&self, bytes: &[u8]) {
+        self(bytes);
+    }
+}
+
+/// Drops what is written.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Discard;
+
+impl Sink for Discard {
+    fn write(&self, _bytes: &[u8]) {}
+}

@@ -1,0 +1,153 @@
+//! What a node is told at its start.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_engine::Compiler;
+
+/// Everything a node is told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Name of the Node object.
+    pub name: String,
+    /// Images, compiled components, volumes and logs are kept below.
+    pub data_dir: PathBuf,
+    /// Where the addresses of pods come from.
+    pub pod_cidr: Cidr,
+    /// The address under which API servers reach this node.
+    pub node_ip: IpAddr,
+    /// Port of the node's HTTPS endpoint on [`Self::node_ip`]; 0 takes a free one.
+    pub port: u16,
+    /// Server certificate of that endpoint, and whose client certificates are verified.
+    pub tls: Arc<rustls::ServerConfig>,
+    /// Labels beside the well-known ones; these win.
+    pub labels: BTreeMap<String, String>,
+    /// `host:port` of the cluster's own registry, asked first.
+    pub registry: Option<String>,
+    /// How other registries are reached.
+    pub transport: coracle_artifact::registry::Transport,
+    /// Bound of the image store.
+    pub image_bytes_max: u64,
+    /// What the node says it has, where the machine is not to be asked.
+    pub capacity: Capacity,
+    /// Where components are compiled.
+    pub compiler: Compiler,
+    /// Address of the listeners of NodePort services.
+    pub node_port_bind: IpAddr,
+    /// How long guests may take to end when the node goes down.
+    pub stop_grace: Duration,
+}
+
+impl Config {
+    /// Defaults for the node `name` at `address`: free ports, addresses of pods from `10.244.0.0/16`, the machine's own capacity,
+    /// NodePort listeners on loopback, no registry of its own.
+    pub fn new(
+        name: impl Into<String>,
+        data_dir: impl Into<PathBuf>,
+        address: IpAddr,
+        tls: Arc<rustls::ServerConfig>,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            data_dir: data_dir.into(),
+            pod_cidr: Cidr { network: u32::from(Ipv4Addr::new(10, 244, 0, 0)), prefix: 16 },
+            node_ip: address,
+            port: 0,
+            tls,
+            labels: BTreeMap::new(),
+            registry: None,
+            transport: coracle_artifact::registry::Transport::default(),
+            image_bytes_max: 20 << 30,
+            capacity: Capacity::default(),
+            compiler: Compiler::default(),
+            node_port_bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            stop_grace: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Overrides of what the machine says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capacity {
+    /// Thousandths of a CPU.
+    pub cpu_millis: Option<u64>,
+    /// Bytes of memory.
+    pub memory_bytes: Option<u64>,
+    /// Pods.
+    pub pods: Option<u32>,
+}
+
+/// A range of IPv4 addresses, as `10.244.0.0/16`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cidr {
+    network: u32,
+    prefix: u8,
+}
+
+impl Cidr {
+    /// Number of addresses that pods can have: all but the first two and the last.
+    pub fn capacity(self) -> u32 {
+        let size = 1_u64 << (32 - u32::from(self.prefix));
+        u32::try_from(size.saturating_sub(3)).unwrap_or(u32::MAX)
+    }
+
+    /// The address at `offset` from the network's own.
+    pub fn at(self, offset: u32) -> Ipv4Addr {
+        Ipv4Addr::from(self.network + offset)
+    }
+
+    /// The offset of an address that pods can have.
+    pub fn offset(self, address: IpAddr) -> Option<u32> {
+        let IpAddr::V4(address) = address else { return None };
+        let offset = u32::from(address).checked_sub(self.network)?;
+        (offset >= 2 && offset - 2 < self.capacity()).then_some(offset)
+    }
+}
+
+impl std::fmt::Display for Cidr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", Ipv4Addr::from(self.network), self.prefix)
+    }
+}
+
+/// The text is no range of IPv4 addresses that a node could use.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{0:?} is not an IPv4 range between /8 and /29, as 10.244.0.0/16")]
+pub struct NotACidr(String);
+
+impl FromStr for Cidr {
+    type Err = NotACidr;
+
+    fn from_str(text: &str) -> Result<Self, NotACidr> {
+        let refuse = || NotACidr(text.to_owned());
+        let (address, prefix) = text.split_once('/').ok_or_else(refuse)?;
+        let address: Ipv4Addr = address.parse().map_err(|_| refuse())?;
+        let prefix: u8 = prefix.parse().map_err(|_| refuse())?;
+        if !(8..=29).contains(&prefix) {
+            return Err(refuse());
+        }
+        Ok(Self { network: u32::from(address) & (u32::MAX << (32 - u32::from(prefix))), prefix })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_ranges() {
+        let cidr: Cidr = "10.244.7.9/24".parse().unwrap();
+        assert_eq!((cidr.to_string().as_str(), cidr.capacity()), ("10.244.7.0/24", 253));
+        assert_eq!(cidr.offset("10.244.7.2".parse().unwrap()), Some(2));
+        for outside in ["10.244.7.0", "10.244.7.1", "10.244.7.255", "10.244.8.2", "::1"] {
+            assert_eq!(cidr.offset(outside.parse().unwrap()), None, "{outside}");
+        }
+        for wrong in ["", "10.0.0.0", "10.0.0.0/33", "10.0.0.0/30", "::/64"] {
+            assert!(wrong.parse::<Cidr>().is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! What the parts of a node share.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Config;
+use crate::events::{Record, Recorder};
+use crate::images::Images;
+use crate::logs::OpenFiles;
+use crate::machine::Machine;
+use crate::network::Network;
+use crate::objects::Objects;
+use crate::pod::core::Now;
+
+/// What the parts of a node share.
+pub struct Context {
+    /// What the node was told.
+    pub config: Config,
+    /// The API.
+    pub client: kube::Client,
+    /// Events.
+    pub recorder: Recorder,
+    /// ConfigMaps and Secrets.
+    pub objects: Objects,
+    /// Images.
+    pub images: Images,
+    /// The engine.
+    pub engine: coracle_engine::Engine,
+    /// Addresses, Services, routes.
+    pub network: Arc<Network>,
+    /// What the machine has.
+    pub machine: Machine,
+    /// What of it pods may ask for, as the downward API shows it.
+    pub allocatable: BTreeMap<&'static str, u64>,
+    /// Open log files.
+    pub open_logs: OpenFiles,
+    /// Where logs are.
+    pub logs_dir: PathBuf,
+    /// Where volumes are.
+    pub pods_dir: PathBuf,
+    /// Everything that was spawned and must end before the node has ended.
+    pub tasks: TaskTracker,
+    /// The origin of [`Now::mono`].
+    pub started: Instant,
+}
+
+impl Context {
+    /// This moment.
+    pub fn now(&self) -> Now {
+        Now { mono: self.started.elapsed(), wall: Timestamp::now() }
+    }
+
+    /// Records an event about the node itself. Kubelet uses the node's name as its uid.
+    pub fn node_event(&self, warning: bool, reason: &'static str, message: String) {
+        let name: Arc<str> = self.config.name.as_str().into();
+        self.recorder.record(Record {
+            kind: "Node",
+            namespace: "".into(),
+            name: name.clone(),
+            uid: name,
+            field_path: None,
+            warning,
+            reason,
+            message,
+        });
+    }
+}

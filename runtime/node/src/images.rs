@@ -1,0 +1,122 @@
+//! From an image name to a component that can be started.
+//!
+//! The artifact store turns names into files, the engine files into components; both share concurrent work for the
+//! same thing. Components used lately are held here, so that the next pod of the same image neither asks the disk nor
+//! loads anything.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_artifact::{Artifact, Credential, PullError, PullPolicy, Store};
+use coracle_engine::{Component, Engine};
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+/// Components held although no pod may use them; the one used longest ago goes first.
+const RECENT_MAX: usize = 32;
+
+/// An image that can be started.
+#[derive(Clone)]
+pub struct Prepared {
+    /// Where it came from.
+    pub artifact: Artifact,
+    /// The component.
+    pub component: Component,
+    /// How long the pull took.
+    pub pulled_in: Duration,
+}
+
+/// Why an image cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// It could not be had.
+    #[error(transparent)]
+    Pull(#[from] PullError),
+    /// It is no component that could run here.
+    #[error("{image}: {source}")]
+    Prepare {
+        /// Its name.
+        image: Arc<str>,
+        /// Why.
+        #[source]
+        source: coracle_engine::Error,
+    },
+}
+
+impl ImageError {
+    /// The waiting reason of the container.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Pull(error) => error.reason(),
+            Self::Prepare { .. } => "CreateContainerError",
+        }
+    }
+}
+
+/// Images of this node. Clones share everything.
+#[derive(Clone)]
+pub struct Images {
+    store: Store,
+    engine: Engine,
+    recent: Arc<Mutex<VecDeque<(Arc<str>, Component)>>>,
+}
+
+impl Images {
+    /// Images of `store`, run by `engine`.
+    pub fn new(store: Store, engine: Engine) -> Self {
+        Self { store, engine, recent: Arc::default() }
+    }
+
+    /// Whether the image is here under its name.
+    pub fn is_present(&self, image: &str) -> bool {
+        self.store.is_present(image)
+    }
+
+    /// The image, fetched as the policy says and compiled if that was never done.
+    pub async fn prepare(
+        &self,
+        image: &str,
+        policy: PullPolicy,
+        credentials: &[Credential],
+    ) -> Result<Prepared, ImageError> {
+        let begun = Instant::now();
+        let artifact = self.store.pull(image, policy, credentials).await?;
+        let pulled_in = begun.elapsed();
+        if let Some(component) = self.recent(&artifact.digest) {
+            return Ok(Prepared { artifact, component, pulled_in });
+        }
+        let component = self.engine.prepare(&artifact.digest, &artifact.path).await;
+        let component =
+            component.map_err(|source| ImageError::Prepare { image: artifact.reference.clone(), source })?;
+        let mut recent = self.recent.lock();
+        // Others may have waited for the same.
+        if !recent.iter().any(|(have, _)| *have == artifact.digest) {
+            recent.push_back((artifact.digest.clone(), component.clone()));
+        }
+        if recent.len() > RECENT_MAX {
+            recent.pop_front();
+        }
+        drop(recent);
+        Ok(Prepared { artifact, component, pulled_in })
+    }
+
+    /// Images by name for the node's status: name, manifest digest, bytes.
+    pub fn list(&self) -> Vec<(String, String, u64)> {
+        self.store.images()
+    }
+
+    /// Bytes of all images.
+    pub fn total_bytes(&self) -> u64 {
+        self.store.total_bytes()
+    }
+
+    fn recent(&self, digest: &str) -> Option<Component> {
+        let mut recent = self.recent.lock();
+        let at = recent.iter().position(|(have, _)| **have == *digest)?;
+        let found = recent.remove(at)?;
+        let component = found.1.clone();
+        recent.push_back(found);
+        Some(component)
+    }
+}

@@ -1,0 +1,383 @@
+//! SPDY/3.1, the server's side, as far as Kubernetes' streams use it (`moby/spdystream`).
+//!
+//! A connection carries streams that the client opens; each becomes a byte stream with the headers it was opened with.
+//! Kubernetes' clients neither keep nor send flow-control windows, therefore there is none: a stream whose
+//! reader is slow holds the connection back after [`STREAM_BUFFER`] bytes. Header blocks are inflated with the
+//! protocol's dictionary; our own (empty) ones are sent as stored blocks, which every inflater reads.
+
+use std::collections::HashMap;
+use std::io;
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use miniz_oxide::inflate::TINFLStatus;
+use miniz_oxide::inflate::core::{DecompressorOxide, decompress, inflate_flags};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadHalf, WriteHalf};
+use tokio::sync::mpsc;
+
+/// Streams open at the same time on one connection; more are refused.
+const STREAMS_MAX: usize = 1000;
+/// Bytes in each direction between a stream and its user.
+const STREAM_BUFFER: usize = 64 << 10;
+/// Largest control frame that is read.
+const CONTROL_MAX: usize = 64 << 10;
+/// Largest inflated header block.
+const HEADERS_MAX: usize = 64 << 10;
+/// Payload of the data frames that are sent.
+const DATA_MAX: usize = 16 << 10;
+/// Frames waiting to be sent.
+const OUT_MAX: usize = 64;
+
+const SYN_STREAM: u16 = 1;
+const SYN_REPLY: u16 = 2;
+const RST_STREAM: u16 = 3;
+const SETTINGS: u16 = 4;
+const PING: u16 = 6;
+const GOAWAY: u16 = 7;
+const HEADERS: u16 = 8;
+const WINDOW_UPDATE: u16 = 9;
+const FIN: u8 = 1;
+const REFUSED_STREAM: u32 = 3;
+
+static DICTIONARY: &[u8] = include_bytes!("spdy_dictionary.bin");
+
+/// A stream that the client opened.
+#[derive(Debug)]
+pub struct Stream {
+    /// Its headers, names in lower case; of several values the first.
+    pub headers: HashMap<String, String>,
+    /// Its bytes. Shutting the writing side down ends our half; dropping it ends the stream.
+    pub io: DuplexStream,
+}
+
+/// Serves one connection until the client or an error ends it. Streams go to `streams`.
+pub async fn serve<S>(io: S, streams: mpsc::Sender<Stream>) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let (reader, writer) = tokio::io::split(io);
+    let (out, frames) = mpsc::channel(OUT_MAX);
+    let writing = tokio::spawn(write_frames(writer, frames));
+    let mut connection = Connection { out, streams, inflater: Inflater::new(), open: HashMap::new() };
+    let result = connection.run(reader).await;
+    // Dropping what it holds ends the streams, and the writer after the last of them.
+    drop(connection);
+    let _ = writing.await;
+    result
+}
+
+async fn write_frames<W: AsyncWrite>(mut writer: WriteHalf<W>, mut frames: mpsc::Receiver<Bytes>) {
+    while let Some(frame) = frames.recv().await {
+        if writer.write_all(&frame).await.is_err() {
+            return;
+        }
+    }
+    let _ = writer.shutdown().await;
+}
+
+struct Connection {
+    out: mpsc::Sender<Bytes>,
+    streams: mpsc::Sender<Stream>,
+    inflater: Inflater,
+    /// Towards the users of the streams that the client has not finished.
+    open: HashMap<u32, WriteHalf<DuplexStream>>,
+}
+
+impl Connection {
+    async fn run<R: AsyncRead>(&mut self, mut reader: ReadHalf<R>) -> io::Result<()> {
+        let mut header = [0; 8];
+        let mut payload = Vec::new();
+        loop {
+            match reader.read_exact(&mut header).await {
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+                other => drop(other?),
+            }
+            let first = u32::from_be_bytes([header[0], header[1], header[2], header[3]]);
+            let (flags, length) = (header[4], u32::from_be_bytes([0, header[5], header[6], header[7]]) as usize);
+            if first & 0x8000_0000 == 0 {
+                self.data(&mut reader, first, flags, length).await?;
+                continue;
+            }
+            if length > CONTROL_MAX {
+                return Err(invalid("control frame too large"));
+            }
+            payload.resize(length, 0);
+            reader.read_exact(&mut payload).await?;
+            if !self.control((first & 0xffff) as u16, flags, &payload).await? {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn data<R: AsyncRead>(
+        &mut self,
+        reader: &mut ReadHalf<R>,
+        stream: u32,
+        flags: u8,
+        length: usize,
+    ) -> io::Result<()> {
+        let mut left = length;
+        let mut chunk = vec![0; left.min(DATA_MAX)];
+        while left > 0 {
+            let size = left.min(chunk.len());
+            reader.read_exact(&mut chunk[..size]).await?;
+            left -= size;
+            if let Some(user) = self.open.get_mut(&stream)
+                && user.write_all(&chunk[..size]).await.is_err()
+            {
+                // Its user is gone; what still comes is thrown away.
+                self.open.remove(&stream);
+            }
+        }
+        if flags & FIN != 0 {
+            self.finish(stream).await;
+        }
+        Ok(())
+    }
+
+    async fn finish(&mut self, stream: u32) {
+        if let Some(mut user) = self.open.remove(&stream) {
+            let _ = user.shutdown().await;
+        }
+    }
+
+    /// Handles a control frame; false when the client says goodbye.
+    async fn control(&mut self, kind: u16, flags: u8, payload: &[u8]) -> io::Result<bool> {
+        let word = |at: usize| {
+            let bytes = payload.get(at..at + 4).ok_or_else(|| invalid("control frame too short"))?;
+            Ok::<u32, io::Error>(u32::from_be_bytes(bytes.try_into().expect("four bytes were taken")))
+        };
+        match kind {
+            SYN_STREAM => {
+                let stream = word(0)? & 0x7fff_ffff;
+                let block = payload.get(10..).ok_or_else(|| invalid("control frame too short"))?;
+                let headers = parse_headers(&self.inflater.inflate(block)?)?;
+                self.open(stream, flags, headers).await?;
+            }
+            // The header compression is one stream for the connection: every block has to be read.
+            HEADERS | SYN_REPLY => {
+                let block = payload.get(4..).ok_or_else(|| invalid("control frame too short"))?;
+                self.inflater.inflate(block)?;
+                if flags & FIN != 0 {
+                    self.finish(word(0)? & 0x7fff_ffff).await;
+                }
+            }
+            RST_STREAM => {
+                self.open.remove(&(word(0)? & 0x7fff_ffff));
+            }
+            PING => self.send(control_frame(PING, 0, &word(0)?.to_be_bytes())).await?,
+            GOAWAY => return Ok(false),
+            SETTINGS | WINDOW_UPDATE => {}
+            _ => return Err(invalid("unknown control frame")),
+        }
+        Ok(true)
+    }
+
+    async fn open(&mut self, stream: u32, flags: u8, headers: HashMap<String, String>) -> io::Result<()> {
+        let (ours, users) = tokio::io::duplex(STREAM_BUFFER);
+        if self.open.len() >= STREAMS_MAX || self.streams.is_closed() {
+            let body = [stream.to_be_bytes(), REFUSED_STREAM.to_be_bytes()].concat();
+            return self.send(control_frame(RST_STREAM, 0, &body)).await;
+        }
+        let mut reply = BytesMut::new();
+        reply.put_u32(stream);
+        reply.put(&*self.inflater.empty_headers());
+        self.send(control_frame(SYN_REPLY, 0, &reply)).await?;
+        let (from_user, mut to_user) = tokio::io::split(ours);
+        tokio::spawn(send_stream(stream, from_user, self.out.clone()));
+        if flags & FIN != 0 {
+            let _ = to_user.shutdown().await;
+        } else {
+            self.open.insert(stream, to_user);
+        }
+        let _ = self.streams.send(Stream { headers, io: users }).await;
+        Ok(())
+    }
+
+    async fn send(&self, frame: Bytes) -> io::Result<()> {
+        self.out.send(frame).await.map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+/// Carries what the user of a stream writes to the client, and its end.
+async fn send_stream(stream: u32, mut from_user: ReadHalf<DuplexStream>, out: mpsc::Sender<Bytes>) {
+    loop {
+        let mut frame = BytesMut::zeroed(8 + DATA_MAX);
+        let count = from_user.read(&mut frame[8..]).await.unwrap_or(0);
+        let flags = if count == 0 { FIN } else { 0 };
+        frame[..4].copy_from_slice(&stream.to_be_bytes());
+        frame[4..8].copy_from_slice(&(u32::from(flags) << 24 | count as u32).to_be_bytes());
+        frame.truncate(8 + count);
+        if out.send(frame.freeze()).await.is_err() || count == 0 {
+            return;
+        }
+    }
+}
+
+fn control_frame(kind: u16, flags: u8, payload: &[u8]) -> Bytes {
+    let mut frame = BytesMut::with_capacity(8 + payload.len());
+    frame.put_u16(0x8003);
+    frame.put_u16(kind);
+    frame.put_u32(u32::from(flags) << 24 | payload.len() as u32);
+    frame.put(payload);
+    frame.freeze()
+}
+
+fn parse_headers(block: &[u8]) -> io::Result<HashMap<String, String>> {
+    let mut rest = block;
+    let mut number = |rest: &mut &[u8]| -> io::Result<usize> {
+        let (bytes, tail) = rest.split_first_chunk::<4>().ok_or_else(|| invalid("header block too short"))?;
+        *rest = tail;
+        Ok(u32::from_be_bytes(*bytes) as usize)
+    };
+    let mut headers = HashMap::new();
+    for _ in 0..number(&mut rest)? {
+        let mut text = || -> io::Result<String> {
+            let length = number(&mut rest)?;
+            let bytes = rest.get(..length).ok_or_else(|| invalid("header block too short"))?;
+            let text = String::from_utf8(bytes.to_vec()).map_err(|_| invalid("header is not text"))?;
+            rest = &rest[length..];
+            Ok(text)
+        };
+        let (name, value) = (text()?.to_ascii_lowercase(), text()?);
+        let first = value.split('\0').next().unwrap_or("").to_owned();
+        headers.insert(name, first);
+    }
+    Ok(headers)
+}
+
+fn invalid(message: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, message)
+}
+
+/// The header compression of a connection: one zlib stream per direction.
+struct Inflater {
+    state: Box<DecompressorOxide>,
+    /// The last 32 KiB that were inflated, at first the dictionary.
+    window: Box<[u8]>,
+    position: usize,
+    /// Bytes of the zlib header (with the dictionary's checksum) that have not come.
+    header_left: usize,
+    has_sent: bool,
+}
+
+impl Inflater {
+    fn new() -> Self {
+        let mut window = vec![0; 32 << 10].into_boxed_slice();
+        window[..DICTIONARY.len()].copy_from_slice(DICTIONARY);
+        let state = Box::new(DecompressorOxide::new());
+        Self { state, window, position: DICTIONARY.len(), header_left: 6, has_sent: false }
+    }
+
+    fn inflate(&mut self, block: &[u8]) -> io::Result<Vec<u8>> {
+        let skipped = self.header_left.min(block.len());
+        self.header_left -= skipped;
+        let mut input = &block[skipped..];
+        let mut out = Vec::new();
+        loop {
+            let flags = inflate_flags::TINFL_FLAG_HAS_MORE_INPUT;
+            let (status, read, written) = decompress(&mut self.state, input, &mut self.window, self.position, flags);
+            out.extend_from_slice(&self.window[self.position..self.position + written]);
+            self.position = (self.position + written) % self.window.len();
+            input = &input[read..];
+            if out.len() > HEADERS_MAX {
+                return Err(invalid("header block too large"));
+            }
+            match status {
+                TINFLStatus::HasMoreOutput => {}
+                TINFLStatus::NeedsMoreInput if input.is_empty() => return Ok(out),
+                TINFLStatus::NeedsMoreInput if read > 0 || written > 0 => {}
+                _ => return Err(invalid("header block cannot be inflated")),
+            }
+        }
+    }
+
+    /// A header block without headers: a stored block, and an empty one, at which inflaters hand out what they have.
+    fn empty_headers(&mut self) -> Vec<u8> {
+        let mut block = Vec::new();
+        if !std::mem::replace(&mut self.has_sent, true) {
+            block.extend_from_slice(&[0x78, 0x01]);
+        }
+        block.extend_from_slice(&[0, 4, 0, 0xfb, 0xff, 0, 0, 0, 0]);
+        block.extend_from_slice(&[0, 0, 0, 0xff, 0xff]);
+        block
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two header blocks as Go's `zlib.NewWriterLevelDict` with the dictionary and `Flush` writes them would refer to the
+    /// dictionary; stored blocks behind the same header are the simplest form of that stream.
+    fn syn_stream(stream: u32, first: bool, headers: &[(&str, &str)], flags: u8) -> Bytes {
+        let mut block = BytesMut::new();
+        block.put_u32(headers.len() as u32);
+        for (name, value) in headers {
+            for text in [name, value] {
+                block.put_u32(text.len() as u32);
+                block.put(text.as_bytes());
+            }
+        }
+        let mut payload = BytesMut::new();
+        payload.put_u32(stream);
+        payload.put(&[0; 6][..]);
+        if first {
+            payload.put(&[0x78, 0xbb, 0xe3, 0xc6, 0xa7, 0xc2][..]);
+        }
+        payload.put_u8(0);
+        payload.put_u16_le(block.len() as u16);
+        payload.put_u16_le(!(block.len() as u16));
+        payload.put(block);
+        payload.put(&[0, 0, 0, 0xff, 0xff][..]);
+        control_frame(SYN_STREAM, flags, &payload)
+    }
+
+    #[tokio::test]
+    async fn carries_streams_both_ways() {
+        let (mut client, server) = tokio::io::duplex(1 << 16);
+        let (sender, mut streams) = mpsc::channel(4);
+        let serving = tokio::spawn(serve(server, sender));
+        client.write_all(&syn_stream(1, true, &[("Streamtype", "error"), ("port", "80")], FIN)).await.unwrap();
+        client.write_all(&syn_stream(3, false, &[("streamtype", "data")], 0)).await.unwrap();
+        let mut error = streams.recv().await.unwrap();
+        assert_eq!(error.headers["streamtype"], "error");
+        let mut nothing = Vec::new();
+        error.io.read_to_end(&mut nothing).await.unwrap();
+        assert!(nothing.is_empty());
+        let mut data = streams.recv().await.unwrap();
+        let mut frame = BytesMut::new();
+        frame.put_u32(3);
+        frame.put_u32(u32::from(FIN) << 24 | 5);
+        frame.put(&b"hello"[..]);
+        client.write_all(&frame).await.unwrap();
+        client.write_all(&control_frame(PING, 0, &7_u32.to_be_bytes())).await.unwrap();
+        let mut text = String::new();
+        data.io.read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, "hello");
+        data.io.write_all(b"world").await.unwrap();
+        drop((data, error));
+        let mut seen = Vec::new();
+        for _ in 0..6 {
+            let mut header = [0; 8];
+            client.read_exact(&mut header).await.unwrap();
+            let length = u32::from_be_bytes([0, header[5], header[6], header[7]]) as usize;
+            let mut payload = vec![0; length];
+            client.read_exact(&mut payload).await.unwrap();
+            seen.push((header[0], header[3], header[4], payload));
+        }
+        assert_eq!(seen.iter().filter(|(first, kind, ..)| *first == 0x80 && *kind == SYN_REPLY as u8).count(), 2);
+        assert!(seen.iter().any(|(first, kind, _, payload)| *first == 0x80 && *kind == 6 && payload[3] == 7));
+        assert!(seen.iter().any(|(first, stream, _, payload)| *first == 0 && *stream == 3 && payload == b"world"));
+        client.write_all(&control_frame(GOAWAY, 0, &[0; 8])).await.unwrap();
+        serving.await.unwrap().unwrap();
+    }
+
+    #[test]
+    fn refuses_garbage() {
+        assert!(Inflater::new().inflate(&[0x78, 0xbb, 0xe3, 0xc6, 0xa7, 0xc2, 0xff, 0xff]).is_err());
+        assert!(parse_headers(&[0, 0, 0, 9, 0, 0]).is_err());
+        assert_eq!(DICTIONARY.len(), 1423);
+        // The checksum that a client's header carries.
+        assert!(DICTIONARY.starts_with(b"\0\0\0\x07options"));
+    }
+}

@@ -1,0 +1,195 @@
+//! The node's table of pods: address to what answers there. Read per request, written when a pod starts or stops.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use coracle_discovery::Service;
+use coracle_proxy::{HttpService, Local, LocalEndpoints};
+use parking_lot::{Mutex, RwLock};
+
+use super::SHIFT;
+use crate::addresses::{Addresses, Exhausted, PodAddress};
+
+/// Called once for each NodePort that cannot be listened at.
+pub type NodePortFailed = Box<dyn Fn(&Service, u16, &io::Error) + Send + Sync>;
+
+/// A running HTTP component.
+struct HttpPort {
+    container: usize,
+    /// Ports that its container declares.
+    ports: Box<[u16]>,
+    service: Arc<dyn HttpService>,
+}
+
+struct Entry {
+    twin: IpAddr,
+    http: Vec<HttpPort>,
+    /// Containers that may listen themselves.
+    sockets: Vec<usize>,
+}
+
+/// Pods by their addresses.
+pub struct Table {
+    addresses: Addresses,
+    /// Ports below this are shifted by [`SHIFT`] at the twin.
+    shifted_below: u16,
+    entries: RwLock<HashMap<IpAddr, Entry>>,
+    told: Mutex<HashSet<u16>>,
+    node_port_failed: NodePortFailed,
+}
+
+impl Table {
+    /// An empty table.
+    pub fn new(addresses: Addresses, node_port_failed: NodePortFailed) -> Self {
+        let is_root = rustix::process::geteuid().is_root();
+        let start = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").ok();
+        let start = start.and_then(|text| text.trim().parse().ok()).unwrap_or(1024);
+        Self {
+            addresses,
+            shifted_below: if is_root { 0 } else { start.min(1024) },
+            entries: RwLock::default(),
+            told: Mutex::default(),
+            node_port_failed,
+        }
+    }
+
+    /// Addresses that pods had before the node was restarted are not given to others soon.
+    pub fn reserve_order(&self, addresses: impl IntoIterator<Item = IpAddr>) {
+        self.addresses.reserve_order(addresses);
+    }
+
+    /// Gives a pod an address, the one it had if that is free.
+    pub fn allocate(&self, previous: Option<IpAddr>) -> Result<PodAddress, Exhausted> {
+        let address = self.addresses.allocate(previous)?;
+        let entry = Entry { twin: address.loopback, http: Vec::new(), sockets: Vec::new() };
+        self.entries.write().insert(address.pod, entry);
+        Ok(address)
+    }
+
+    /// Takes it back.
+    pub fn release(&self, address: IpAddr) {
+        self.entries.write().remove(&address);
+        self.addresses.release(address);
+    }
+
+    /// An HTTP component answers for this container from now on.
+    pub fn serve(&self, address: IpAddr, container: usize, ports: Box<[u16]>, service: Arc<dyn HttpService>) {
+        if let Some(entry) = self.entries.write().get_mut(&address) {
+            entry.http.retain(|port| port.container != container);
+            entry.http.push(HttpPort { container, ports, service });
+        }
+    }
+
+    /// This container may listen at sockets from now on.
+    pub fn listen(&self, address: IpAddr, container: usize) {
+        if let Some(entry) = self.entries.write().get_mut(&address)
+            && !entry.sockets.contains(&container)
+        {
+            entry.sockets.push(container);
+        }
+    }
+
+    /// Nothing of this container answers any more.
+    pub fn stop(&self, address: IpAddr, container: usize) {
+        if let Some(entry) = self.entries.write().get_mut(&address) {
+            entry.http.retain(|port| port.container != container);
+            entry.sockets.retain(|other| *other != container);
+        }
+    }
+
+    /// The loopback twin of a pod's address.
+    pub fn twin(&self, address: IpAddr) -> Option<IpAddr> {
+        self.entries.read().get(&address).map(|entry| entry.twin)
+    }
+
+    /// The pod whose twin this is.
+    pub fn pod_of_twin(&self, twin: IpAddr) -> Option<IpAddr> {
+        self.addresses.of_loopback(twin)
+    }
+
+    /// Where a guest's port is at its twin.
+    pub fn twin_port(&self, port: u16) -> u16 {
+        if port != 0 && port < self.shifted_below { port + SHIFT } else { port }
+    }
+
+    /// The guest's port for one at its twin.
+    pub fn guest_port(&self, port: u16) -> u16 {
+        if self.is_shifted(port) { port - SHIFT } else { port }
+    }
+
+    /// Whether a port at the twin stands for a privileged one.
+    pub fn is_shifted(&self, port: u16) -> bool {
+        self.shifted_below > 0 && port >= SHIFT
+    }
+}
+
+impl LocalEndpoints for Table {
+    fn lookup(&self, address: IpAddr, port: u16) -> Option<Local> {
+        let entries = self.entries.read();
+        let entry = entries.get(&address)?;
+        let declared = entry.http.iter().find(|http| http.ports.contains(&port));
+        // The only component of a pod answers at any port: nothing else could.
+        let only = || entry.http.first().filter(|_| entry.http.len() == 1 && entry.sockets.is_empty());
+        if let Some(http) = declared.or_else(only) {
+            return Some(Local::Http(http.service.clone()));
+        }
+        if entry.sockets.is_empty() {
+            return None;
+        }
+        Some(Local::Tcp(SocketAddr::new(entry.twin, self.twin_port(port))))
+    }
+
+    fn is_pod_address(&self, address: IpAddr) -> bool {
+        self.addresses.contains(address)
+    }
+
+    fn node_port_failed(&self, service: &Service, port: u16, error: &io::Error) {
+        if self.told.lock().insert(port) {
+            (self.node_port_failed)(service, port, error);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use coracle_proxy::{Body, BoxError};
+    use futures::future::BoxFuture;
+    use http::{Request, Response};
+
+    struct Nobody;
+
+    impl HttpService for Nobody {
+        fn call(&self, _: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
+            Box::pin(async { Err("nobody".into()) })
+        }
+    }
+
+    #[test]
+    fn finds_components_by_port_and_sockets_for_the_rest() {
+        let addresses = Addresses::new("10.1.0.0/24".parse().unwrap()).unwrap();
+        let table = Table::new(addresses, Box::new(|_, _, _| {}));
+        let pod = table.allocate(None).unwrap();
+        let kind = |port| match table.lookup(pod.pod, port) {
+            None => "none",
+            Some(Local::Http(_)) => "http",
+            Some(Local::Tcp(address)) => {
+                assert_eq!(address.ip(), pod.loopback);
+                "tcp"
+            }
+        };
+        assert_eq!(kind(80), "none");
+        table.serve(pod.pod, 0, Box::new([80]), Arc::new(Nobody));
+        assert_eq!((kind(80), kind(8080)), ("http", "http"));
+        table.listen(pod.pod, 1);
+        assert_eq!((kind(80), kind(8080)), ("http", "tcp"));
+        table.stop(pod.pod, 0);
+        assert_eq!(kind(80), "tcp");
+        assert!(table.is_pod_address(pod.pod) && !table.is_pod_address(pod.loopback));
+        table.release(pod.pod);
+        assert_eq!(kind(80), "none");
+        assert_eq!(table.guest_port(table.twin_port(80)), 80);
+    }
+}

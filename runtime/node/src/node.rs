@@ -1,0 +1,300 @@
+//! A node, wired together.
+//!
+//! Start: machine, image store, engine, listener → pods are watched → the node is registered as Ready, last, so that Ready is
+//! true when it is said. Stop: no new pods, guests end, statuses are written, then the rest.
+
+use std::collections::{BTreeMap, HashSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::Weak;
+
+use coracle_discovery::Discovery;
+use coracle_engine::Engine;
+use futures::{StreamExt as _, TryStreamExt as _};
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::runtime::{WatchStreamExt as _, watcher};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::addresses::Addresses;
+use crate::config::Config;
+use crate::context::Context;
+use crate::events::{Record, Recorder};
+use crate::images::Images;
+use crate::kubelet;
+use crate::logs::OpenFiles;
+use crate::machine::Machine;
+use crate::network::{Network, NodePortFailed, Table};
+use crate::objects::{Objects, OnChange};
+use crate::pod::Pods;
+use crate::registration::{Facts, Registration};
+
+/// Why a node could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A directory cannot be used.
+    #[error("{path}")]
+    Directory {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The engine.
+    #[error("start the engine")]
+    Engine(#[source] Box<coracle_engine::Error>),
+    /// The loopback addresses of pods.
+    #[error("find a free block of loopback addresses for pods")]
+    Addresses(#[source] io::Error),
+    /// The HTTPS endpoint.
+    #[error("listen at {address} for the API server")]
+    Listen {
+        /// Where.
+        address: std::net::SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A node. Clones are the same one.
+#[derive(Clone)]
+pub struct Node {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    pods: Arc<Pods>,
+    registration: Registration,
+    listener: TcpListener,
+    synced: watch::Sender<bool>,
+    stop_watching: CancellationToken,
+}
+
+impl Node {
+    /// Makes everything a node needs and listens; nothing runs before [`Node::run`].
+    pub async fn new(client: kube::Client, config: Config) -> Result<Node, Error> {
+        for dir in ["images", "components", "logs", "pods"] {
+            make(&config.data_dir.join(dir))?;
+        }
+        let address = (config.node_ip, config.port).into();
+        let listen = |source| Error::Listen { address, source };
+        let listener = TcpListener::bind(address).await.map_err(listen)?;
+        let port = listener.local_addr().map_err(listen)?.port();
+        let mut machine = Machine::read(config.capacity, config.pod_cidr, &config.data_dir);
+        let engine = start_engine(&config, &machine).await?;
+        machine.pods = machine.pods.min(u64::from(engine.instances_max()));
+        let store = coracle_artifact::Store::new(coracle_artifact::Config {
+            dir: config.data_dir.join("images"),
+            embedded: config.registry.clone(),
+            max_bytes: config.image_bytes_max,
+            transport: config.transport.clone(),
+        });
+        let store =
+            store.map_err(|source| Error::Directory { path: config.data_dir.join("images"), source })?;
+        let recorder = Recorder::new(client.clone(), config.name.clone());
+        let addresses = Addresses::new(config.pod_cidr).map_err(Error::Addresses)?;
+        let table = Arc::new(Table::new(addresses, node_port_failed(recorder.clone())));
+        let network = Arc::new(Network::new(table, Discovery::new(client.clone())));
+        let stop_watching = CancellationToken::new();
+        let watching = stop_watching.clone();
+        let pods = Pods::new(move |pods| {
+            let on_change: OnChange = on_change(pods);
+            Arc::new(Context {
+                objects: Objects::new(client.clone(), watching, on_change),
+                images: Images::new(store, engine.clone()),
+                allocatable: BTreeMap::from([
+                    ("cpu", machine.cpu_millis),
+                    ("memory", machine.allocatable_memory_bytes()),
+                    ("ephemeral-storage", machine.storage_bytes),
+                ]),
+                open_logs: OpenFiles::default(),
+                logs_dir: config.data_dir.join("logs"),
+                pods_dir: config.data_dir.join("pods"),
+                tasks: TaskTracker::new(),
+                started: Instant::now(),
+                client,
+                recorder,
+                engine,
+                network,
+                machine,
+                config,
+            })
+        });
+        let registration = Registration::new(pods.context.clone(), Facts::read(port));
+        let synced = watch::Sender::new(false);
+        Ok(Node { inner: Arc::new(Inner { pods, registration, listener, synced, stop_watching }) })
+    }
+
+    /// Waits until a pod that is bound to this node would start: its pods are known, the API server can reach it, and it has
+    /// said that it is Ready.
+    pub async fn ready(&self) {
+        let mut synced = self.inner.synced.subscribe();
+        let mut registered = self.inner.registration.registered();
+        // The senders live as long as `self`.
+        let _ = synced.wait_for(|synced| *synced).await;
+        let _ = registered.wait_for(|registered| *registered).await;
+        self.inner.pods.context.network.discovery.synced().await;
+    }
+
+    /// Runs pods until `shutdown`, then stops them and leaves their objects to the next start. Call it once.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
+        let Inner { pods, registration, listener, synced, stop_watching } = &*self.inner;
+        let context = &pods.context;
+        // What still works while pods are stopped.
+        let background = CancellationToken::new();
+        let until = |name: &'static str| {
+            let token = background.clone();
+            tracing::trace!(name, "starts");
+            token
+        };
+        let network = context.network.clone();
+        context.tasks.spawn(network.discovery.clone().run(until("discovery")));
+        let node_ports = Some(context.config.node_port_bind);
+        context.tasks.spawn(network.proxy.clone().run(node_ports, until("proxy")));
+        let (recorder, token) = (context.recorder.clone(), until("events"));
+        context.tasks.spawn(async move { recorder.run(token).await });
+        let serve = kubelet::serve(listener, pods.clone(), until("kubelet"));
+        let watch = watch_pods(pods.clone(), synced);
+        let register = async {
+            // Ready is said when it is true.
+            let mut known = synced.subscribe();
+            let _ = known.wait_for(|synced| *synced).await;
+            registration.run(shutdown.clone()).await;
+        };
+        context.node_event(false, "Starting", "Starting kubelet.".to_owned());
+        tokio::pin!(serve);
+        {
+            // Dropping the watch loses nothing: the next start lists.
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = watch => {}
+                () = async { tokio::join!(register, std::future::pending::<()>()); } => {}
+                () = &mut serve => {}
+            }
+        }
+        tracing::info!(node = %context.config.name, pods = pods.len(), "node is stopping");
+        let stopping = async {
+            registration.leave().await;
+            pods.stop_all(context.config.stop_grace).await;
+        };
+        tokio::select! {
+            () = stopping => {}
+            () = &mut serve => {}
+        }
+        stop_watching.cancel();
+        background.cancel();
+        context.tasks.close();
+        let ended = context.tasks.wait();
+        if tokio::time::timeout(std::time::Duration::from_secs(5), ended).await.is_err() {
+            tracing::warn!(tasks = context.tasks.len(), "some of the node's tasks have not ended");
+        }
+        Ok(())
+    }
+}
+
+async fn start_engine(config: &Config, machine: &Machine) -> Result<Engine, Error> {
+    let mut engine = coracle_engine::Config::new(config.data_dir.join("components"));
+    engine.compiler = config.compiler.clone();
+    engine.instances_max = u32::try_from(machine.pods).unwrap_or(u32::MAX);
+    let started = tokio::task::spawn_blocking(move || Engine::new(engine)).await;
+    match started {
+        Ok(result) => result.map_err(|error| Error::Engine(Box::new(error))),
+        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+    }
+}
+
+fn make(dir: &Path) -> Result<(), Error> {
+    std::fs::create_dir_all(dir).map_err(|source| Error::Directory { path: dir.to_owned(), source })
+}
+
+fn on_change(pods: Weak<Pods>) -> OnChange {
+    Arc::new(move |uid: &str| {
+        if let Some(pods) = pods.upgrade() {
+            pods.config_changed(uid);
+        }
+    })
+}
+
+/// A NodePort that cannot be listened at is told on its Service.
+fn node_port_failed(recorder: Recorder) -> NodePortFailed {
+    Box::new(move |service, port, error| {
+        recorder.record(Record {
+            kind: "Service",
+            namespace: service.namespace.clone(),
+            name: service.name.clone(),
+            uid: "".into(),
+            field_path: None,
+            warning: true,
+            reason: "PortUnavailable",
+            message: format!("can't open port {port} for the Service on this node: {error}"),
+        });
+    })
+}
+
+/// Follows the pods that are bound to this node.
+async fn watch_pods(pods: Arc<Pods>, synced: &watch::Sender<bool>) {
+    let context = &pods.context;
+    let api: Api<Pod> = Api::all(context.client.clone());
+    let fields = format!("spec.nodeName={}", context.config.name);
+    let config = watcher::Config::default().streaming_lists().fields(&fields);
+    let mut events = watcher(api, config).default_backoff().boxed();
+    let mut listed: Option<Vec<Pod>> = None;
+    loop {
+        match events.try_next().await {
+            Ok(Some(watcher::Event::Init)) => listed = Some(Vec::new()),
+            Ok(Some(watcher::Event::InitApply(pod))) => match &mut listed {
+                Some(listed) => listed.push(pod),
+                None => pods.observe(pod),
+            },
+            Ok(Some(watcher::Event::InitDone)) => {
+                take_list(&pods, listed.take().unwrap_or_default()).await;
+                synced.send_replace(true);
+            }
+            Ok(Some(watcher::Event::Apply(pod))) => pods.observe(pod),
+            Ok(Some(watcher::Event::Delete(pod))) => pods.remove(pod.metadata.uid.as_deref().unwrap_or_default()),
+            Ok(None) => return,
+            Err(error) => tracing::debug!(%error, "watch pods"),
+        }
+    }
+}
+
+/// All pods of the node at one moment.
+async fn take_list(pods: &Arc<Pods>, list: Vec<Pod>) {
+    let uids: HashSet<String> = list.iter().filter_map(|pod| pod.metadata.uid.clone()).collect();
+    let addresses = list.iter().filter_map(|pod| pod.status.as_ref()?.pod_ip.as_ref()?.parse().ok());
+    pods.context.network.table.reserve_order(addresses);
+    remove_orphans(pods, uids.clone()).await;
+    pods.retain(&uids);
+    for pod in list {
+        pods.observe(pod);
+    }
+}
+
+/// Removes what pods have left that went while the node was away.
+async fn remove_orphans(pods: &Pods, uids: HashSet<String>) {
+    let (volumes, logs) = (pods.context.pods_dir.clone(), pods.context.logs_dir.clone());
+    let known: HashSet<String> = pods.all().iter().map(|slot| slot.uid.to_string()).collect();
+    let removed = tokio::task::spawn_blocking(move || {
+        for (dir, separator) in [(volumes, '/'), (logs, '_')] {
+            let Ok(entries) = std::fs::read_dir(&dir) else { continue };
+            for entry in entries.flatten() {
+                let name = entry.file_name();
+                let name = name.to_string_lossy();
+                let uid = name.rsplit(separator).next().unwrap_or(&name);
+                if !uids.contains(uid) && !known.contains(uid) {
+                    let _ = std::fs::remove_dir_all(entry.path());
+                }
+            }
+        }
+    });
+    if let Err(error) = removed.await {
+        tracing::warn!(%error, "files of pods that are gone are not removed");
+    }
+}

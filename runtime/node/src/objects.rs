@@ -1,0 +1,273 @@
+//! ConfigMaps and Secrets that pods of this node refer to, and no others.
+//!
+//! Each referenced object is watched by name (which is also all that a node may see of Secrets) from the first pod that
+//! needs it until some time after the last; its initial list answers the first read, so a thousand pods of one Deployment
+//! cost one request. A change is told to the pods that use the object.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::api::Api;
+use kube::runtime::watcher::{self, watcher};
+use kube::runtime::WatchStreamExt as _;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// How long an object nobody uses is still watched: the next pod of a rollout comes soon.
+const LINGER: Duration = Duration::from_secs(120);
+/// How long a read waits for the API server.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Which kind is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// A ConfigMap.
+    ConfigMap,
+    /// A Secret.
+    Secret,
+}
+
+/// Names one object.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectKey {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+}
+
+impl std::fmt::Display for ObjectKey {
+    /// As messages about missing objects name it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let kind = match self.kind {
+            Kind::ConfigMap => "configmap",
+            Kind::Secret => "secret",
+        };
+        write!(f, "{kind} {:?}", self.name)
+    }
+}
+
+/// What an object holds.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Content {
+    /// `data`.
+    pub data: BTreeMap<String, Vec<u8>>,
+    /// `binaryData` of a ConfigMap.
+    pub binary: BTreeMap<String, Vec<u8>>,
+    /// `type` of a Secret.
+    pub secret_type: String,
+}
+
+impl From<ConfigMap> for Content {
+    fn from(object: ConfigMap) -> Self {
+        let bytes = |(name, text): (String, String)| (name, text.into_bytes());
+        Self {
+            data: object.data.unwrap_or_default().into_iter().map(bytes).collect(),
+            binary: object.binary_data.unwrap_or_default().into_iter().map(|(name, bytes)| (name, bytes.0)).collect(),
+            secret_type: String::new(),
+        }
+    }
+}
+
+impl From<Secret> for Content {
+    fn from(object: Secret) -> Self {
+        Self {
+            data: object.data.unwrap_or_default().into_iter().map(|(name, bytes)| (name, bytes.0)).collect(),
+            binary: BTreeMap::new(),
+            secret_type: object.type_.unwrap_or_default(),
+        }
+    }
+}
+
+/// Why an object could not be read.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ReadError {
+    /// The API server refused, or could not be reached.
+    #[error("{key}: {message}")]
+    Refused {
+        /// Which object.
+        key: ObjectKey,
+        /// The API server's words.
+        message: String,
+    },
+    /// No answer came in time.
+    #[error("{0}: timed out waiting for the API server")]
+    TimedOut(ObjectKey),
+}
+
+#[derive(Debug, Clone)]
+enum State {
+    Unknown,
+    Refused(String),
+    Absent,
+    Present(Arc<Content>),
+}
+
+#[derive(Debug)]
+struct Entry {
+    state: watch::Receiver<State>,
+    users: HashSet<Arc<str>>,
+    unused_since: Option<Instant>,
+    stop: CancellationToken,
+}
+
+/// Called with the uid of each pod that uses a changed object. Must not block.
+pub type OnChange = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// The referenced objects. Clones share them.
+#[derive(Clone)]
+pub struct Objects {
+    client: kube::Client,
+    entries: Arc<Mutex<HashMap<ObjectKey, Entry>>>,
+    on_change: OnChange,
+    shutdown: CancellationToken,
+}
+
+impl Objects {
+    /// No object is watched before somebody reads it.
+    pub fn new(client: kube::Client, shutdown: CancellationToken, on_change: OnChange) -> Self {
+        Self { client, entries: Arc::default(), on_change, shutdown }
+    }
+
+    /// The object as it is now, if it exists; from now on `user` is told about its changes.
+    pub async fn read(&self, key: &ObjectKey, user: &Arc<str>) -> Result<Option<Arc<Content>>, ReadError> {
+        let mut state = self.subscribe(key, user);
+        let known = state.wait_for(|state| !matches!(state, State::Unknown));
+        let known = match tokio::time::timeout(READ_TIMEOUT, known).await {
+            Ok(Ok(known)) => known.clone(),
+            _ => return Err(ReadError::TimedOut(key.clone())),
+        };
+        match known {
+            State::Present(content) => Ok(Some(content)),
+            State::Refused(message) => Err(ReadError::Refused { key: key.clone(), message }),
+            State::Absent | State::Unknown => Ok(None),
+        }
+    }
+
+    /// The pod uses nothing any more.
+    pub fn forget(&self, user: &str) {
+        let now = Instant::now();
+        let mut entries = self.entries.lock();
+        entries.retain(|_, entry| {
+            if entry.users.remove(user) && entry.users.is_empty() {
+                entry.unused_since = Some(now);
+            }
+            let over = entry.unused_since.is_some_and(|since| now.duration_since(since) > LINGER);
+            if over {
+                entry.stop.cancel();
+            }
+            !over
+        });
+    }
+
+    /// Number of objects watched.
+    pub fn len(&self) -> usize {
+        self.entries.lock().len()
+    }
+
+    /// Whether none is watched.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn subscribe(&self, key: &ObjectKey, user: &Arc<str>) -> watch::Receiver<State> {
+        let mut entries = self.entries.lock();
+        let entry = entries.entry(key.clone()).or_insert_with(|| self.start(key));
+        entry.users.insert(user.clone());
+        entry.unused_since = None;
+        entry.state.clone()
+    }
+
+    fn start(&self, key: &ObjectKey) -> Entry {
+        let (sender, state) = watch::channel(State::Unknown);
+        let stop = self.shutdown.child_token();
+        let observer = Observer { objects: self.clone(), key: key.clone(), sender };
+        let cancelled = stop.clone();
+        tokio::spawn(async move {
+            // The watch holds nothing that is not rebuilt: it may be dropped anywhere.
+            tokio::select! {
+                () = observer.run() => {}
+                () = cancelled.cancelled() => {}
+            }
+        });
+        Entry { state, users: HashSet::new(), unused_since: None, stop }
+    }
+}
+
+struct Observer {
+    objects: Objects,
+    key: ObjectKey,
+    sender: watch::Sender<State>,
+}
+
+impl Observer {
+    async fn run(&self) {
+        match self.key.kind {
+            Kind::ConfigMap => self.watch::<ConfigMap>().await,
+            Kind::Secret => self.watch::<Secret>().await,
+        }
+    }
+
+    async fn watch<K>(&self)
+    where
+        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
+            + serde::de::DeserializeOwned
+            + Clone
+            + std::fmt::Debug
+            + Send
+            + Sync
+            + Into<Content>
+            + 'static,
+    {
+        let api: Api<K> = Api::namespaced(self.objects.client.clone(), &self.key.namespace);
+        let config = watcher::Config::default().fields(&format!("metadata.name={}", self.key.name));
+        let mut events = watcher(api, config).default_backoff().boxed();
+        let mut listed = State::Absent;
+        loop {
+            match events.try_next().await {
+                Ok(Some(watcher::Event::Init)) => listed = State::Absent,
+                Ok(Some(watcher::Event::InitApply(object))) => listed = State::Present(Arc::new(object.into())),
+                Ok(Some(watcher::Event::InitDone)) => self.put(listed.clone()),
+                Ok(Some(watcher::Event::Apply(object))) => self.put(State::Present(Arc::new(object.into()))),
+                Ok(Some(watcher::Event::Delete(_))) => self.put(State::Absent),
+                Ok(None) => return,
+                Err(error) => {
+                    // What is known stays known while the API server is away.
+                    if matches!(*self.sender.borrow(), State::Unknown | State::Refused(_)) {
+                        self.put(State::Refused(error.to_string()));
+                    }
+                }
+            }
+        }
+    }
+
+    fn put(&self, state: State) {
+        let same = match (&*self.sender.borrow(), &state) {
+            (State::Absent, State::Absent) => true,
+            (State::Present(old), State::Present(new)) => old == new,
+            (State::Refused(old), State::Refused(new)) => old == new,
+            _ => false,
+        };
+        if same {
+            return;
+        }
+        let first = matches!(self.sender.send_replace(state), State::Unknown);
+        if first {
+            return;
+        }
+        let users: Vec<Arc<str>> = {
+            let entries = self.objects.entries.lock();
+            entries.get(&self.key).map(|entry| entry.users.iter().cloned().collect()).unwrap_or_default()
+        };
+        for user in users {
+            (self.objects.on_change)(&user);
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Carrying out what the state machine says. Nothing here waits; what takes time is spawned.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Pod;
+use tokio_util::sync::CancellationToken;
+
+use super::core::{Command, Index, Input};
+use super::slot::{Container, Slot, State};
+use super::table::{Alarm, Pods};
+use super::supported;
+use crate::annotations::Wishes;
+use crate::events::Record;
+use crate::logs;
+use crate::network::GuestNetwork;
+
+impl Pods {
+    /// Carries out one command. Some are done at once; what follows from them is returned.
+    pub(super) fn execute(self: &Arc<Self>, slot: &Arc<Slot>, state: &mut State, command: Command) -> Option<Input> {
+        match command {
+            Command::SetUp { previous } => self.set_up(slot, state, previous),
+            Command::RefreshVolumes => {
+                self.refresh_volumes(slot);
+                None
+            }
+            Command::Start { container, run } => {
+                let cancel = CancellationToken::new();
+                *state.containers.get_mut(container)? = Container::Starting { run, cancel: cancel.clone() };
+                self.context.tasks.spawn(self.clone().start(slot.clone(), container, run, cancel));
+                None
+            }
+            Command::StartProbe { container, run, kind } => {
+                self.start_probe(slot, state, container, run, kind);
+                None
+            }
+            Command::Stop { container, run, grace } => self.stop(slot, state, container, run, grace),
+            Command::Hurry { container, run, grace } => {
+                self.hurry(state, container, run, grace);
+                None
+            }
+            Command::Event { container, warning, reason, message } => {
+                let name = container.and_then(|index| state.core.containers().get(index));
+                let is_init = container.is_some_and(|index| is_init(state.core.pod(), index));
+                let path = name.map(|container| {
+                    let list = if is_init { "initContainers" } else { "containers" };
+                    format!("spec.{list}{{{}}}", container.name)
+                });
+                self.event(slot, path, warning, reason, message);
+                None
+            }
+            Command::Release => self.release(slot, state),
+            Command::Finalize => {
+                state.report.finalize();
+                None
+            }
+            Command::Forget => {
+                self.forget(slot);
+                None
+            }
+        }
+    }
+
+    /// Records an event on a pod.
+    pub(super) fn event(
+        &self,
+        slot: &Slot,
+        field_path: Option<String>,
+        warning: bool,
+        reason: &'static str,
+        message: String,
+    ) {
+        self.context.recorder.record(Record {
+            kind: "Pod",
+            namespace: slot.namespace.clone(),
+            name: slot.name.clone(),
+            uid: slot.uid.clone(),
+            field_path,
+            warning,
+            reason,
+            message,
+        });
+    }
+
+    fn set_up(self: &Arc<Self>, slot: &Arc<Slot>, state: &mut State, previous: Option<IpAddr>) -> Option<Input> {
+        let pod = state.core.pod().clone();
+        if let Err(refusal) = supported::pod(&pod) {
+            return Some(Input::SetUp(Err(refusal)));
+        }
+        if state.network.is_none() {
+            match self.network_of(slot, &pod, previous) {
+                Ok(network) => state.network = Some(network),
+                Err(message) => return Some(Input::SetUp(Err(message))),
+            }
+        }
+        let address = state.network.as_ref().map(|network| network.address.pod)?;
+        if !Self::needs_objects(&pod) {
+            return Some(Input::SetUp(Ok(address)));
+        }
+        let (pods, slot) = (self.clone(), slot.clone());
+        self.context.tasks.spawn(async move {
+            let checked = pods.check_volumes(&slot, &pod).await;
+            pods.input(&slot, Input::SetUp(checked.map(|()| address)));
+        });
+        None
+    }
+
+    fn network_of(
+        self: &Arc<Self>,
+        slot: &Arc<Slot>,
+        pod: &Pod,
+        previous: Option<IpAddr>,
+    ) -> Result<Arc<GuestNetwork>, String> {
+        let address = self.context.network.table.allocate(previous).map_err(|error| error.to_string())?;
+        let spec = pod.spec.as_ref();
+        let hostname = spec.and_then(|spec| spec.hostname.clone()).unwrap_or_else(|| slot.name.to_string());
+        let mut hosts = vec![(hostname, address.pod)];
+        for alias in spec.and_then(|spec| spec.host_aliases.as_deref()).unwrap_or_default() {
+            if let Ok(ip) = alias.ip.parse::<IpAddr>() {
+                hosts.extend(alias.hostnames.iter().flatten().map(|name| (name.clone(), ip)));
+            }
+        }
+        let (pods, told) = (Arc::downgrade(self), Arc::downgrade(slot));
+        let denied = Box::new(move |destination: &str| {
+            if let (Some(pods), Some(slot)) = (pods.upgrade(), told.upgrade()) {
+                let message = format!(
+                    "A connection to {destination} was refused: it is outside of the cluster, and the pod has no annotation {}: \"true\"",
+                    crate::annotations::EGRESS
+                );
+                pods.event(&slot, None, true, "EgressDenied", message);
+            }
+        });
+        Ok(Arc::new(GuestNetwork {
+            network: self.context.network.clone(),
+            address,
+            namespace: slot.namespace.clone(),
+            hosts,
+            // What is wrong with the annotations is told when a container is started.
+            egress: Wishes::of(pod).is_ok_and(|wishes| wishes.egress),
+            denied,
+            told: Default::default(),
+        }))
+    }
+
+    fn release(self: &Arc<Self>, slot: &Arc<Slot>, state: &mut State) -> Option<Input> {
+        if let Some(network) = state.network.take() {
+            self.context.network.forget(network.address.pod);
+            self.context.network.table.release(network.address.pod);
+        }
+        for probe in state.probes.drain(..) {
+            self.timers.cancel((slot.uid.clone(), Alarm::Probe(probe.container, probe.kind)));
+        }
+        if !slot.has_files() {
+            return Some(Input::Released);
+        }
+        let (pods, slot) = (self.clone(), slot.clone());
+        self.context.tasks.spawn(async move {
+            pods.remove_files(&slot).await;
+            pods.input(&slot, Input::Released);
+        });
+        None
+    }
+
+    fn forget(self: &Arc<Self>, slot: &Arc<Slot>) {
+        self.context.objects.forget(&slot.uid);
+        for alarm in [Alarm::Wake, Alarm::Settled, Alarm::Report, Alarm::Tokens] {
+            self.timers.cancel((slot.uid.clone(), alarm));
+        }
+        let dir = logs::pod_dir(&self.context.logs_dir, &slot.namespace, &slot.name, &slot.uid);
+        self.context.tasks.spawn_blocking(move || {
+            // Most pods have printed nothing.
+            let _ = std::fs::remove_dir_all(dir);
+        });
+    }
+}
+
+/// Whether a container of this index is an init container.
+pub(super) fn is_init(pod: &Pod, index: Index) -> bool {
+    let init = pod.spec.as_ref().and_then(|spec| spec.init_containers.as_ref());
+    index < init.map_or(0, Vec::len)
+}

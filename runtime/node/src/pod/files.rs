@@ -1,0 +1,268 @@
+//! A pod's volumes on disk: written when the first container that can open files is started, and kept in step after that.
+//!
+//! The volume with the credentials of the pod's service account, which admission adds to every pod, is written only for a
+//! component that also imports some way to reach the API server: a token is of no use without one, and asking for one costs
+//! more than starting the pod.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_engine::{Component, Mount};
+use k8s_openapi::api::core::v1::{Container as Spec, Pod, Volume, VolumeMount};
+use tokio::time::Instant;
+
+use super::core::{Index, Run, specs};
+use super::slot::Slot;
+use super::table::{Alarm, Pods};
+use crate::downward::Downward;
+use crate::env::{Contents, expand};
+use crate::tokens::{self, Token};
+use crate::volumes::{self, Sources, TokenRequest};
+
+/// Volumes that admission adds for the service account are called so.
+const CREDENTIALS_PREFIX: &str = "kube-api-access-";
+/// The default of `terminationMessagePath`.
+const MESSAGE_PATH: &str = "/dev/termination-log";
+/// After a failed refresh of a token.
+const TOKEN_RETRY: Duration = Duration::from_secs(30);
+
+/// What was written for a pod.
+#[derive(Default)]
+pub struct Written {
+    volumes: BTreeSet<String>,
+    tokens: HashMap<TokenRequest, (Token, Instant)>,
+}
+
+/// The directories of a container.
+#[derive(Default)]
+pub(super) struct Mounts {
+    pub mounts: Vec<Mount>,
+    /// The file for its termination message.
+    pub message: Option<PathBuf>,
+}
+
+impl Pods {
+    /// Whether the pod can be set up only when other objects exist.
+    pub(super) fn needs_objects(pod: &Pod) -> bool {
+        let namespace: Arc<str> = "".into();
+        mounted(pod).any(|volume| !is_credentials(volume) && !volumes::references(volume, &namespace).is_empty())
+    }
+
+    /// Waits for the objects that the pod's volumes are made of; the error says which is missing.
+    pub(super) async fn check_volumes(&self, slot: &Slot, pod: &Pod) -> Result<(), String> {
+        for volume in mounted(pod).filter(|volume| !is_credentials(volume)) {
+            for (key, is_optional) in volumes::references(volume, &slot.namespace) {
+                let failed = |reason: String| format!("MountVolume.SetUp failed for volume {:?} : {reason}", volume.name);
+                match self.context.objects.read(&key, &slot.uid).await {
+                    Ok(Some(_)) => {}
+                    Ok(None) if is_optional => {}
+                    Ok(None) => return Err(failed(format!("{key} not found"))),
+                    Err(error) => return Err(failed(error.to_string())),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the volumes of a container and plans its mounts.
+    pub(super) async fn mounts(
+        self: &Arc<Self>,
+        slot: &Slot,
+        pod: &Pod,
+        container: (Index, Run),
+        component: &Component,
+        env: &[(String, String)],
+    ) -> Result<Mounts, String> {
+        let Some(spec) = specs(pod).nth(container.0) else { return Ok(Mounts::default()) };
+        let imports = |prefix: &str| component.imports().iter().any(|import| import.starts_with(prefix));
+        if !imports("wasi:filesystem/") {
+            return Ok(Mounts::default());
+        }
+        let is_online = imports("wasi:http/outgoing-handler") || imports("wasi:http/client") || imports("wasi:sockets/");
+        let own = self.context.pods_dir.join(&*slot.uid);
+        let mut places = volumes::Places::new();
+        let mut skipped = Vec::new();
+        let wanted: BTreeSet<&str> = spec.volume_mounts.iter().flatten().map(|mount| mount.name.as_str()).collect();
+        for volume in mounted(pod).filter(|volume| wanted.contains(volume.name.as_str())) {
+            if is_credentials(volume) && !is_online {
+                skipped.push(volume.name.clone());
+                continue;
+            }
+            let mut written = slot.written.lock().await;
+            if !written.volumes.contains(&volume.name) {
+                self.write_volume(slot, pod, volume, &mut written)
+                    .await
+                    .map_err(|reason| format!("MountVolume.SetUp failed for volume {:?} : {reason}", volume.name))?;
+                written.volumes.insert(volume.name.clone());
+            }
+            places.insert(volume.name.clone(), (volume_dir(&own, &volume.name), volume.empty_dir.is_none()));
+        }
+        let mut spec = spec.clone();
+        if let Some(mounts) = &mut spec.volume_mounts {
+            mounts.retain(|mount| !skipped.contains(&mount.name));
+        }
+        let message = message_file(&own, pod, &spec, container.1);
+        if spec.volume_mounts.as_ref().is_none_or(Vec::is_empty) && message.is_none() {
+            return Ok(Mounts::default());
+        }
+        slot.set_has_files();
+        let lookup = |name: &str| env.iter().find(|(have, _)| have == name).map(|(_, value)| value.clone());
+        let sub_path = |mount: &VolumeMount| match &mount.sub_path_expr {
+            Some(expression) if !expression.is_empty() => Some(expand(expression, lookup)),
+            _ => mount.sub_path.clone(),
+        };
+        let copies = own.join("copies").join(&spec.name);
+        let planned = volumes::plan(&spec, &places, sub_path, &copies).map_err(|error| error.to_string())?;
+        blocking(move || make(planned, message)).await
+    }
+
+    /// Brings what was written of a pod's volumes to what its sources say now.
+    pub(super) fn refresh_volumes(self: &Arc<Self>, slot: &Arc<Slot>) {
+        if !slot.has_files() {
+            return;
+        }
+        let (pods, slot) = (self.clone(), slot.clone());
+        self.context.tasks.spawn(async move {
+            let mut written = slot.written.lock().await;
+            let pod = slot.pod();
+            let names = written.volumes.clone();
+            for volume in mounted(&pod).filter(|volume| names.contains(&volume.name)) {
+                if let Err(reason) = pods.write_volume(&slot, &pod, volume, &mut written).await {
+                    let message = format!("MountVolume.SetUp failed for volume {:?} : {reason}", volume.name);
+                    pods.event(&slot, None, true, "FailedMount", message);
+                }
+            }
+        });
+    }
+
+    /// Removes everything of a pod but its logs.
+    pub(super) async fn remove_files(&self, slot: &Slot) {
+        let mut written = slot.written.lock().await;
+        *written = Written::default();
+        let dir = self.context.pods_dir.join(&*slot.uid);
+        let removed = blocking(move || match std::fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(format!("{}: {error}", dir.display())),
+            _ => Ok(()),
+        });
+        if let Err(error) = removed.await {
+            tracing::warn!(pod = %slot.name, namespace = %slot.namespace, %error, "volumes are not removed");
+        }
+    }
+
+    /// Writes one volume.
+    async fn write_volume(&self, slot: &Slot, pod: &Pod, volume: &Volume, written: &mut Written) -> Result<(), String> {
+        let mut contents = Contents::new();
+        for (key, _) in volumes::references(volume, &slot.namespace) {
+            let content = self.context.objects.read(&key, &slot.uid).await.map_err(|error| error.to_string())?;
+            contents.insert(key, content);
+        }
+        for wanted in volumes::tokens(volume) {
+            self.token(slot, pod, wanted, written).await?;
+        }
+        let address = slot.address().ok_or_else(|| "the pod has no address any more".to_owned())?;
+        let tokens = &written.tokens;
+        let sources = Sources {
+            contents: &contents,
+            downward: Downward {
+                pod,
+                pod_ip: address.pod,
+                host_ip: self.context.config.node_ip,
+                allocatable: &self.context.allocatable,
+            },
+            tokens: &|wanted| tokens.get(wanted).map(|(token, _)| token.text.clone()),
+        };
+        let payload = volumes::payload(pod, volume, &sources).map_err(|error| error.to_string())?;
+        slot.set_has_files();
+        let dir = volume_dir(&self.context.pods_dir.join(&*slot.uid), &volume.name);
+        let written = blocking(move || {
+            match payload {
+                Some(payload) => volumes::write(&dir, &payload).map(drop),
+                None => std::fs::create_dir_all(&dir),
+            }
+            .map_err(|error| error.to_string())
+        });
+        written.await
+    }
+
+    /// Has a token that will still live for a while.
+    async fn token(&self, slot: &Slot, pod: &Pod, wanted: TokenRequest, written: &mut Written) -> Result<(), String> {
+        let now = Instant::now();
+        if written.tokens.get(&wanted).is_some_and(|(_, refresh_at)| *refresh_at > now) {
+            return Ok(());
+        }
+        let refresh_in = match tokens::request(&self.context.client, pod, &wanted).await {
+            Ok(token) => {
+                let refresh_in = token.refresh_in;
+                written.tokens.insert(wanted, (token, now + refresh_in));
+                refresh_in
+            }
+            // The old one is good for a fifth of its life.
+            Err(error) if written.tokens.contains_key(&wanted) => {
+                tracing::debug!(pod = %slot.name, %error, "token is not refreshed");
+                TOKEN_RETRY
+            }
+            Err(error) => return Err(error.to_string()),
+        };
+        self.timers.set((slot.uid.clone(), Alarm::Tokens), refresh_in);
+        Ok(())
+    }
+}
+
+/// The volumes that some container mounts; the others are not made, as under the kubelet.
+fn mounted(pod: &Pod) -> impl Iterator<Item = &Volume> {
+    let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
+    volumes.iter().filter(|volume| {
+        specs(pod).any(|container| container.volume_mounts.iter().flatten().any(|mount| mount.name == volume.name))
+    })
+}
+
+fn is_credentials(volume: &Volume) -> bool {
+    volume.name.starts_with(CREDENTIALS_PREFIX) && !volumes::tokens(volume).is_empty()
+}
+
+fn volume_dir(own: &Path, name: &str) -> PathBuf {
+    own.join("volumes").join(name)
+}
+
+/// The file for a container's termination message: only where somebody may write or wait for one, because it costs
+/// files and an open directory.
+fn message_file(own: &Path, pod: &Pod, spec: &Spec, run: Run) -> Option<(PathBuf, String)> {
+    let path = spec.termination_message_path.as_deref().filter(|path| !path.is_empty()).unwrap_or(MESSAGE_PATH);
+    let restarts = pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()).unwrap_or("Always");
+    if path == MESSAGE_PATH && restarts == "Always" {
+        return None;
+    }
+    let (parent, _) = path.rsplit_once('/')?;
+    let parent = if parent.is_empty() { "/" } else { parent };
+    let within = spec.volume_mounts.iter().flatten().any(|mount| mount.mount_path.trim_end_matches('/') == parent);
+    let dir = own.join("messages").join(format!("{}-{run}", spec.name));
+    // A volume of the user's own is in that place; its file is not ours to read.
+    (!within && path.starts_with('/')).then(|| (dir.join(path.rsplit('/').next().unwrap_or("message")), parent.to_owned()))
+}
+
+/// Makes what planned mounts need. Blocks on the disk.
+fn make(planned: Vec<volumes::Planned>, message: Option<(PathBuf, String)>) -> Result<Mounts, String> {
+    let failed = |path: &Path, error: std::io::Error| format!("{}: {error}", path.display());
+    let mut made = Mounts::default();
+    for mount in planned {
+        std::fs::create_dir_all(&mount.host).map_err(|error| failed(&mount.host, error))?;
+        for (from, name) in mount.copies {
+            std::fs::copy(&from, mount.host.join(name)).map_err(|error| failed(&from, error))?;
+        }
+        made.mounts.push(Mount { host: mount.host, guest: mount.guest, read_only: mount.read_only });
+    }
+    if let Some((file, guest)) = message
+        && let Some(dir) = file.parent()
+    {
+        std::fs::create_dir_all(dir).and_then(|()| std::fs::write(&file, "")).map_err(|error| failed(&file, error))?;
+        made.mounts.push(Mount { host: dir.to_owned(), guest, read_only: false });
+        made.message = Some(file);
+    }
+    Ok(made)
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(error.to_string()))
+}

@@ -1,0 +1,26 @@
+//! Pods: the pure state machine ([`core`]) and the shell that carries out what it says.
+//!
+//! A pod at rest is a [`slot::Slot`] and nothing else: no task, no timer but for its probes, no open file. An input is
+//! taken under the slot's lock ([`Pods::input`]); the commands that follow are carried out under it too, in
+//! order, because none of them waits: what takes time is spawned and comes back as an input.
+//!
+//! ```text
+//!  watch, timers, guests' ends, probes ─► input ─► core ─► commands ─► tasks ─► input …
+//!                                                   └────► dirty ─► report (one status PATCH at a time per pod)
+//! ```
+
+pub mod core;
+
+mod commands;
+mod files;
+mod hooks;
+mod probe;
+mod report;
+mod slot;
+mod start;
+mod stop;
+mod supported;
+mod table;
+
+pub use self::slot::{Handle, Slot};
+pub use self::table::Pods;

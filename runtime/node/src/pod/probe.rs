@@ -1,0 +1,265 @@
+//! Probes: a timer entry for each, and a task only while one is under way.
+//!
+//! Verdicts follow the kubelet (`pkg/kubelet/prober/worker.go`), but for one thing: until a startup or readiness probe
+//! has succeeded for the first time it is tried in quick succession for one period, because a component is up in milliseconds
+//! and should not wait for a period of ten seconds that was made for containers. What fails in that time is not counted.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Container as Spec, Probe};
+use tokio::time::Instant;
+
+use super::core::{Index, Input, ProbeKind, Run, specs};
+use super::hooks;
+use super::slot::{Container, Slot, State};
+use super::table::{Alarm, Pods};
+use crate::network::GuestNetwork;
+
+/// First wait between quick tries; it doubles.
+const QUICK_FIRST: Duration = Duration::from_millis(4);
+/// Quick tries are made for this long at most.
+const QUICK_MAX: Duration = Duration::from_secs(10);
+
+/// Where a probe stands.
+#[derive(Debug, Clone)]
+pub(super) struct ProbeState {
+    pub container: Index,
+    pub run: Run,
+    pub kind: ProbeKind,
+    successes: u32,
+    failures: u32,
+    /// Quick tries made.
+    quick: u32,
+    verdict: Option<bool>,
+    is_under_way: bool,
+}
+
+/// What a try leads to.
+#[derive(Debug, PartialEq, Eq)]
+struct Outcome {
+    /// A new verdict.
+    verdict: Option<bool>,
+    /// Whether the failure is told.
+    is_told: bool,
+    /// When to try again.
+    next: Duration,
+}
+
+/// Numbers of a probe, with the API's defaults.
+#[derive(Debug, Clone, Copy)]
+struct Numbers {
+    delay: Duration,
+    period: Duration,
+    timeout: Duration,
+    successes: u32,
+    failures: u32,
+}
+
+impl Numbers {
+    fn of(probe: &Probe) -> Self {
+        let number = |value: Option<i32>, default: u32| value.and_then(|value| u32::try_from(value).ok()).unwrap_or(default);
+        let seconds = |value, default| Duration::from_secs(u64::from(number(value, default)));
+        Self {
+            delay: seconds(probe.initial_delay_seconds, 0),
+            period: seconds(probe.period_seconds, 10).max(Duration::from_secs(1)),
+            timeout: seconds(probe.timeout_seconds, 1).max(Duration::from_secs(1)),
+            successes: number(probe.success_threshold, 1).max(1),
+            failures: number(probe.failure_threshold, 3).max(1),
+        }
+    }
+}
+
+impl ProbeState {
+    fn new(container: Index, run: Run, kind: ProbeKind) -> Self {
+        Self { container, run, kind, successes: 0, failures: 0, quick: 0, verdict: None, is_under_way: false }
+    }
+
+    /// Counts a try.
+    fn count(&mut self, is_success: bool, numbers: Numbers, age: Duration) -> Outcome {
+        if is_success {
+            self.failures = 0;
+            self.successes += 1;
+            let verdict = self.decide(self.successes >= numbers.successes, true);
+            return Outcome { verdict, is_told: false, next: numbers.period };
+        }
+        let window = numbers.delay + numbers.period.min(QUICK_MAX);
+        if self.kind != ProbeKind::Liveness && self.verdict.is_none() && self.successes == 0 && age < window {
+            let next = QUICK_FIRST.saturating_mul(1 << self.quick.min(12)).min(window - age);
+            self.quick += 1;
+            return Outcome { verdict: None, is_told: false, next };
+        }
+        self.successes = 0;
+        self.failures += 1;
+        let verdict = self.decide(self.failures >= numbers.failures, false);
+        Outcome { verdict, is_told: true, next: numbers.period }
+    }
+
+    fn decide(&mut self, is_reached: bool, verdict: bool) -> Option<bool> {
+        if !is_reached || self.verdict == Some(verdict) {
+            return None;
+        }
+        self.verdict = Some(verdict);
+        self.verdict
+    }
+}
+
+impl Pods {
+    /// Begins to probe.
+    pub(super) fn start_probe(
+        self: &Arc<Self>,
+        slot: &Arc<Slot>,
+        state: &mut State,
+        container: Index,
+        run: Run,
+        kind: ProbeKind,
+    ) {
+        let pod = state.core.pod();
+        let Some(probe) = specs(pod).nth(container).and_then(|spec| probe_of(spec, kind)) else { return };
+        let delay = Numbers::of(probe).delay;
+        state.probes.retain(|old| (old.container, old.kind) != (container, kind));
+        state.probes.push(ProbeState::new(container, run, kind));
+        let key = (slot.uid.clone(), Alarm::Probe(container, kind));
+        if !delay.is_zero() {
+            self.timers.set(key, delay);
+            return;
+        }
+        self.timers.cancel(key);
+        let (pods, slot) = (self.clone(), slot.clone());
+        tokio::spawn(async move { pods.probe(&slot, container, kind) });
+    }
+
+    /// A probe is due.
+    pub(super) fn probe(self: &Arc<Self>, slot: &Arc<Slot>, container: Index, kind: ProbeKind) {
+        let mut state = slot.lock();
+        let State { core, network, containers, probes, .. } = &mut *state;
+        let Some(at) = probes.iter().position(|probe| (probe.container, probe.kind) == (container, kind)) else { return };
+        let run = probes[at].run;
+        let goes_on = match containers.get(container) {
+            Some(Container::Running(life)) => life.run == run,
+            // Whether it can still be reached is asked until it has ended.
+            Some(Container::Stopping { life, .. }) => life.run == run && kind == ProbeKind::Readiness,
+            _ => false,
+        };
+        if !goes_on {
+            probes.swap_remove(at);
+            return;
+        }
+        let Some(network) = network.clone() else { return };
+        if std::mem::replace(&mut probes[at].is_under_way, true) {
+            return;
+        }
+        let pod = core.pod().clone();
+        drop(state);
+        let (pods, slot) = (self.clone(), slot.clone());
+        tokio::spawn(async move {
+            let Some(spec) = specs(&pod).nth(container) else { return };
+            let Some(probe) = probe_of(spec, kind) else { return };
+            let numbers = Numbers::of(probe);
+            let tried = tokio::time::timeout(numbers.timeout, pods.attempt(&network, spec, probe)).await;
+            let result = tried.unwrap_or_else(|_| Err(timed_out(&network, probe)));
+            pods.probed(&slot, (container, run, kind), numbers, result);
+        });
+    }
+
+    async fn attempt(&self, network: &GuestNetwork, spec: &Spec, probe: &Probe) -> Result<(), String> {
+        if let Some(get) = &probe.http_get {
+            return match hooks::http_get(&self.context, network, spec, get).await? {
+                200..400 => Ok(()),
+                status => Err(format!("HTTP probe failed with statuscode: {status}")),
+            };
+        }
+        match &probe.tcp_socket {
+            Some(socket) => hooks::tcp_socket(&self.context, network, spec, socket).await,
+            None => Err("the probe has no handler that this node knows".to_owned()),
+        }
+    }
+
+    fn probed(
+        self: &Arc<Self>,
+        slot: &Arc<Slot>,
+        (container, run, kind): (Index, Run, ProbeKind),
+        numbers: Numbers,
+        result: Result<(), String>,
+    ) {
+        let outcome = {
+            let mut state = slot.lock();
+            let Some(age) = state.life(container, run).map(|life| Instant::now() - life.since) else { return };
+            let found = state.probes.iter_mut().find(|probe| {
+                (probe.container, probe.run, probe.kind) == (container, run, kind)
+            });
+            let Some(probe) = found else { return };
+            probe.is_under_way = false;
+            let outcome = probe.count(result.is_ok(), numbers, age);
+            if kind == ProbeKind::Startup && outcome.verdict.is_some() {
+                // It has done what it is for.
+                state.probes.retain(|probe| (probe.container, probe.kind) != (container, kind));
+            } else {
+                self.timers.set((slot.uid.clone(), Alarm::Probe(container, kind)), outcome.next);
+            }
+            outcome
+        };
+        if let Err(why) = result
+            && outcome.is_told
+        {
+            let pod = slot.pod();
+            let name = specs(&pod).nth(container).map_or("", |spec| spec.name.as_str());
+            let list = if super::commands::is_init(&pod, container) { "initContainers" } else { "containers" };
+            let path = format!("spec.{list}{{{name}}}");
+            self.event(slot, Some(path), true, "Unhealthy", format!("{} probe failed: {why}", kind.title()));
+        }
+        if let Some(healthy) = outcome.verdict {
+            self.input(slot, Input::Probed { container, run, kind, healthy });
+        }
+    }
+}
+
+fn probe_of(spec: &Spec, kind: ProbeKind) -> Option<&Probe> {
+    match kind {
+        ProbeKind::Startup => spec.startup_probe.as_ref(),
+        ProbeKind::Readiness => spec.readiness_probe.as_ref(),
+        ProbeKind::Liveness => spec.liveness_probe.as_ref(),
+    }
+}
+
+fn timed_out(network: &GuestNetwork, probe: &Probe) -> String {
+    let host = network.address.pod;
+    match (&probe.http_get, &probe.tcp_socket) {
+        (Some(get), _) => format!(
+            "Get \"http://{host}{}\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)",
+            get.path.as_deref().unwrap_or("/")
+        ),
+        _ => format!("dial tcp {host}: i/o timeout"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers() -> Numbers {
+        let second = Duration::from_secs(1);
+        Numbers { delay: Duration::ZERO, period: 10 * second, timeout: second, successes: 1, failures: 3 }
+    }
+
+    #[test]
+    fn tries_quickly_until_the_first_success() {
+        let mut probe = ProbeState::new(0, 1, ProbeKind::Readiness);
+        let waits: Vec<u128> = [0, 4, 12, 28].map(|age| {
+            probe.count(false, numbers(), Duration::from_millis(age)).next.as_millis()
+        }).into();
+        assert_eq!(waits, [4, 8, 16, 32]);
+        let outcome = probe.count(true, numbers(), Duration::from_millis(60));
+        assert_eq!(outcome, Outcome { verdict: Some(true), is_told: false, next: Duration::from_secs(10) });
+    }
+
+    #[test]
+    fn counts_to_its_thresholds_and_says_what_changed_once() {
+        let mut probe = ProbeState::new(0, 1, ProbeKind::Liveness);
+        let late = Duration::from_secs(100);
+        let verdicts: Vec<Option<bool>> = [true, true, false, false, true, false, false, false, false]
+            .map(|is_success| probe.count(is_success, numbers(), late).verdict)
+            .into();
+        assert_eq!(verdicts, [Some(true), None, None, None, None, None, None, Some(false), None]);
+    }
+}

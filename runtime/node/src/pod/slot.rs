@@ -1,0 +1,189 @@
+//! What the shell keeps of one pod.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use coracle_engine::{Command, HttpService, Usage};
+use k8s_openapi::api::core::v1::Pod;
+use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::core::{Core, Index, Run};
+use super::files::Written;
+use super::probe::ProbeState;
+use super::report::Report;
+use crate::addresses::PodAddress;
+use crate::logs::{ContainerLog, Stream};
+use crate::network::GuestNetwork;
+
+/// One pod.
+pub struct Slot {
+    /// Its uid.
+    pub uid: Arc<str>,
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+    state: Mutex<State>,
+    /// Which volumes were written. Held while they are.
+    pub(super) written: tokio::sync::Mutex<Written>,
+    /// Whether there is anything below the pod's directory.
+    has_files: AtomicBool,
+}
+
+/// What changes.
+pub(super) struct State {
+    pub core: Core,
+    pub network: Option<Arc<GuestNetwork>>,
+    pub containers: Box<[Container]>,
+    pub probes: Vec<ProbeState>,
+    pub report: Report,
+    /// The moment for which the pod's timer is set.
+    pub wake: Option<Duration>,
+}
+
+/// The shell's side of a container.
+#[derive(Default)]
+pub(super) enum Container {
+    /// Nothing runs.
+    #[default]
+    Idle,
+    /// A task is about to start it.
+    Starting { run: Run, cancel: CancellationToken },
+    /// It runs.
+    Running(Life),
+    /// It runs and was told to end; the deadline can come nearer.
+    Stopping { life: Life, deadline: watch::Sender<Instant> },
+}
+
+/// One life of a container.
+#[derive(Clone)]
+pub(super) struct Life {
+    pub run: Run,
+    pub handle: Handle,
+    pub log: Arc<Log>,
+    /// When it began, for the first probes.
+    pub since: Instant,
+}
+
+/// What a container prints, and what it leaves.
+pub(super) struct Log {
+    pub log: Arc<ContainerLog>,
+    pub stdout: Arc<Stream>,
+    pub stderr: Arc<Stream>,
+    /// Its termination message, if it was given a file for one.
+    pub message: Option<std::path::PathBuf>,
+}
+
+impl Log {
+    /// Writes what is left; nothing more will come.
+    pub fn finish(&self) {
+        self.stdout.flush();
+        self.stderr.flush();
+        self.log.finish();
+    }
+}
+
+/// A running component.
+#[derive(Clone)]
+pub enum Handle {
+    /// It runs by itself.
+    Command(Command),
+    /// It runs when it is called.
+    Http(HttpService),
+}
+
+impl Handle {
+    /// What it has used.
+    pub fn usage(&self) -> Usage {
+        match self {
+            Self::Command(command) => command.usage(),
+            Self::Http(service) => service.usage(),
+        }
+    }
+}
+
+impl Slot {
+    /// A pod with nothing running.
+    pub fn new(uid: Arc<str>, pod: &Pod, core: Core) -> Self {
+        let text = |value: &Option<String>| Arc::from(value.as_deref().unwrap_or_default());
+        let containers = core.containers().iter().map(|_| Container::default()).collect();
+        // A pod with a start time may have files of an earlier life of the node.
+        let had_life = pod.status.as_ref().is_some_and(|status| status.start_time.is_some());
+        Self {
+            uid,
+            namespace: text(&pod.metadata.namespace),
+            name: text(&pod.metadata.name),
+            state: Mutex::new(State {
+                core,
+                network: None,
+                containers,
+                probes: Vec::new(),
+                report: Report::default(),
+                wake: None,
+            }),
+            written: tokio::sync::Mutex::default(),
+            has_files: AtomicBool::new(had_life),
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+
+    /// The API object as last seen.
+    pub fn pod(&self) -> Arc<Pod> {
+        self.lock().core.pod().clone()
+    }
+
+    /// The pod's address while it has one.
+    pub fn address(&self) -> Option<PodAddress> {
+        self.lock().network.as_ref().map(|network| network.address)
+    }
+
+    /// The log of a container's present life, if it has one.
+    pub fn live_log(&self, container: Index) -> Option<(Run, Arc<ContainerLog>)> {
+        self.lock().containers.get(container)?.life().map(|life| (life.run, life.log.log.clone()))
+    }
+
+    /// Running containers by name.
+    pub fn running(&self) -> Vec<(Arc<str>, Handle)> {
+        let state = self.lock();
+        let names = state.core.containers().iter().map(|container| container.name.clone());
+        let lives = state.containers.iter().map(Container::life);
+        names.zip(lives).filter_map(|(name, life)| Some((name, life?.handle.clone()))).collect()
+    }
+
+    /// Looks at the state machine.
+    pub fn with_core<T>(&self, look: impl FnOnce(&mut Core) -> T) -> T {
+        look(&mut self.lock().core)
+    }
+
+    pub(super) fn set_has_files(&self) {
+        self.has_files.store(true, Ordering::Release);
+    }
+
+    pub(super) fn has_files(&self) -> bool {
+        self.has_files.load(Ordering::Acquire)
+    }
+}
+
+impl Container {
+    /// The life that is under way.
+    pub fn life(&self) -> Option<&Life> {
+        match self {
+            Self::Running(life) | Self::Stopping { life, .. } => Some(life),
+            Self::Idle | Self::Starting { .. } => None,
+        }
+    }
+}
+
+impl State {
+    /// The life of this number, if it is the present one.
+    pub fn life(&self, container: Index, run: Run) -> Option<&Life> {
+        self.containers.get(container)?.life().filter(|life| life.run == run)
+    }
+}

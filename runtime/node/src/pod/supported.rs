@@ -1,0 +1,110 @@
+//! What a pod asks for and a component cannot have is refused, in words its owner understands; what has no meaning
+//! for a component (users, capabilities, seccomp: a guest has no system calls) is ignored.
+
+use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod, Probe};
+
+use super::core::specs;
+use crate::volumes;
+
+/// Refuses what the pod as a whole cannot have. The text goes into a `FailedMount` event.
+pub fn pod(pod: &Pod) -> Result<(), String> {
+    let Some(spec) = &pod.spec else { return Ok(()) };
+    if spec.host_network == Some(true) {
+        return Err("hostNetwork is not supported by this node: components have no host network; expose them by a Service".to_owned());
+    }
+    let mounted = |name: &str| {
+        let mut mounts = specs(pod).flat_map(|container| container.volume_mounts.iter().flatten());
+        mounts.any(|mount| mount.name == name)
+    };
+    for volume in spec.volumes.iter().flatten() {
+        if mounted(&volume.name) {
+            volumes::check(volume)
+                .map_err(|error| format!("MountVolume.SetUp failed for volume {:?} : {error}", volume.name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Refuses what a container cannot have: a `CreateContainerConfigError`.
+pub fn container(container: &Container) -> Result<(), String> {
+    let probes = [
+        ("livenessProbe", &container.liveness_probe),
+        ("readinessProbe", &container.readiness_probe),
+        ("startupProbe", &container.startup_probe),
+    ];
+    for (name, probe) in probes {
+        probe.as_ref().map_or(Ok(()), |probe| check_probe(name, probe))?;
+    }
+    if container.volume_devices.as_ref().is_some_and(|devices| !devices.is_empty()) {
+        return Err("volumeDevices are not supported: a component has no block devices".to_owned());
+    }
+    let lifecycle = container.lifecycle.as_ref();
+    for (name, hook) in [
+        ("postStart", lifecycle.and_then(|lifecycle| lifecycle.post_start.as_ref())),
+        ("preStop", lifecycle.and_then(|lifecycle| lifecycle.pre_stop.as_ref())),
+    ] {
+        hook.map_or(Ok(()), |hook| check_hook(name, hook))?;
+    }
+    Ok(())
+}
+
+fn check_probe(name: &str, probe: &Probe) -> Result<(), String> {
+    if probe.exec.is_some() {
+        return Err(format!(
+            "{name}.exec is not supported: a component cannot run another program; use httpGet or tcpSocket"
+        ));
+    }
+    if probe.grpc.is_some() {
+        return Err(format!("{name}.grpc is not supported by this node; use httpGet or tcpSocket"));
+    }
+    match probe.http_get.as_ref().and_then(|get| get.scheme.as_deref()) {
+        Some(scheme) if scheme != "HTTP" => Err(format!("{name}.httpGet.scheme {scheme} is not supported by this node")),
+        _ => Ok(()),
+    }
+}
+
+fn check_hook(name: &str, hook: &LifecycleHandler) -> Result<(), String> {
+    if hook.exec.is_some() {
+        return Err(format!(
+            "lifecycle.{name}.exec is not supported: a component cannot run another program; use httpGet or sleep"
+        ));
+    }
+    match hook.http_get.as_ref().and_then(|get| get.scheme.as_deref()) {
+        Some(scheme) if scheme != "HTTP" => {
+            Err(format!("lifecycle.{name}.httpGet.scheme {scheme} is not supported by this node"))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn refuses_by_name() {
+        for (value, expected) in [
+            (json!({"name": "c"}), ""),
+            (json!({"name": "c", "securityContext": {"privileged": true, "runAsUser": 0}}), ""),
+            (json!({"name": "c", "livenessProbe": {"exec": {"command": ["true"]}}}), "livenessProbe.exec is not supported"),
+            (json!({"name": "c", "startupProbe": {"grpc": {"port": 1}}}), "startupProbe.grpc is not supported"),
+            (
+                json!({"name": "c", "readinessProbe": {"httpGet": {"port": 1, "scheme": "HTTPS"}}}),
+                "readinessProbe.httpGet.scheme HTTPS",
+            ),
+            (json!({"name": "c", "lifecycle": {"preStop": {"exec": {}}}}), "lifecycle.preStop.exec is not supported"),
+        ] {
+            let container = serde_json::from_value(value).unwrap();
+            let refusal = super::container(&container).err().unwrap_or_default();
+            assert!(refusal.starts_with(expected) && refusal.is_empty() == expected.is_empty(), "{refusal}");
+        }
+        let with = |spec| pod(&serde_json::from_value(json!({"spec": spec})).unwrap()).err().unwrap_or_default();
+        let volumes = json!([{"name": "h", "hostPath": {"path": "/"}}]);
+        let mounts = json!([{"name": "c", "volumeMounts": [{"name": "h", "mountPath": "/h"}]}]);
+        assert_eq!(with(json!({"containers": [], "volumes": volumes})), "");
+        let refusal = with(json!({"containers": mounts, "volumes": volumes}));
+        assert!(refusal.contains("volume type hostPath is not supported"), "{refusal}");
+        assert!(with(json!({"hostNetwork": true, "containers": []})).contains("hostNetwork"));
+    }
+}

@@ -1,0 +1,217 @@
+//! The pods of the node, and how inputs reach them.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use parking_lot::RwLock;
+use tokio::sync::Notify;
+
+use super::core::{Core, Input, ProbeKind};
+use super::report::Reports;
+use super::slot::{Slot, State};
+use crate::context::Context;
+use crate::timers::Timers;
+
+/// Why a pod's timer rings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Alarm {
+    /// The state machine asked for it.
+    Wake,
+    /// What was to settle has had its time.
+    Settled,
+    /// A status write is tried again.
+    Report,
+    /// A probe is due.
+    Probe(usize, ProbeKind),
+    /// A token is due.
+    Tokens,
+}
+
+/// All pods of the node.
+pub struct Pods {
+    /// What the node's parts share.
+    pub context: Arc<Context>,
+    pub(super) slots: RwLock<HashMap<Arc<str>, Arc<Slot>>>,
+    pub(super) timers: Timers<(Arc<str>, Alarm)>,
+    pub(super) reports: Reports,
+    /// Rings when a pod has stopped or gone.
+    settled: Notify,
+}
+
+impl Pods {
+    /// No pods yet.
+    pub fn new(context: impl FnOnce(Weak<Pods>) -> Arc<Context>) -> Arc<Self> {
+        Arc::new_cyclic(|this: &Weak<Pods>| {
+            let ring = this.clone();
+            let timers = Timers::start(move |(uid, alarm): (Arc<str>, Alarm)| {
+                if let Some(pods) = ring.upgrade() {
+                    pods.ring(&uid, alarm);
+                }
+            });
+            Pods {
+                context: context(this.clone()),
+                slots: RwLock::default(),
+                timers,
+                reports: Reports::default(),
+                settled: Notify::new(),
+            }
+        })
+    }
+
+    /// Takes in what the API server says about a pod.
+    pub fn observe(self: &Arc<Self>, mut pod: Pod) {
+        let Some(uid) = pod.metadata.uid.clone() else { return };
+        // Nothing here looks at them, and they are a good part of an object.
+        pod.metadata.managed_fields = None;
+        let pod = Arc::new(pod);
+        let known = self.slots.read().get(uid.as_str()).cloned();
+        let slot = match known {
+            Some(slot) => slot,
+            None => {
+                let uid: Arc<str> = uid.into();
+                let core = Core::new(pod.clone(), self.context.config.node_ip, self.context.now());
+                let slot = Arc::new(Slot::new(uid.clone(), &pod, core));
+                self.slots.write().insert(uid, slot.clone());
+                slot
+            }
+        };
+        self.input(&slot, Input::Observed(pod));
+    }
+
+    /// The API object is gone.
+    pub fn remove(self: &Arc<Self>, uid: &str) {
+        let known = self.slots.read().get(uid).cloned();
+        if let Some(slot) = known {
+            self.input(&slot, Input::Removed);
+        }
+    }
+
+    /// After a list: what was not in it is gone.
+    pub fn retain(self: &Arc<Self>, listed: &HashSet<String>) {
+        let gone: Vec<Arc<str>> = self.slots.read().keys().filter(|uid| !listed.contains(&***uid)).cloned().collect();
+        for uid in gone {
+            self.remove(&uid);
+        }
+    }
+
+    /// A ConfigMap or Secret that the pod uses has changed.
+    pub fn config_changed(self: &Arc<Self>, uid: &str) {
+        let known = self.slots.read().get(uid).cloned();
+        if let Some(slot) = known {
+            self.input(&slot, Input::ConfigChanged);
+        }
+    }
+
+    /// The pod of this name.
+    pub fn find(&self, namespace: &str, name: &str) -> Option<Arc<Slot>> {
+        let slots = self.slots.read();
+        let mut found = slots.values().filter(|slot| *slot.namespace == *namespace && *slot.name == *name);
+        let first = found.next()?.clone();
+        // The successor of a pod that is still going has the same name.
+        Some(found.fold(first, |best, other| {
+            let ending = best.with_core(|core| core.is_ending());
+            if ending { other.clone() } else { best }
+        }))
+    }
+
+    /// All pods, in no order.
+    pub fn all(&self) -> Vec<Arc<Slot>> {
+        self.slots.read().values().cloned().collect()
+    }
+
+    /// Number of pods.
+    pub fn len(&self) -> usize {
+        self.slots.read().len()
+    }
+
+    /// Stops every pod and leaves the API objects to the next start; returns when all have stopped, or after the grace
+    /// period and what it takes to kill.
+    pub async fn stop_all(self: &Arc<Self>, grace: Duration) {
+        for slot in self.all() {
+            self.input(&slot, Input::NodeStopping { grace });
+        }
+        let stopped = async {
+            loop {
+                let changed = self.settled.notified();
+                let all = || self.slots.read().values().all(|slot| slot.with_core(|core| core.is_stopped()));
+                if all() && self.reports.is_idle() {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        if tokio::time::timeout(grace + Duration::from_secs(3), stopped).await.is_err() {
+            tracing::warn!("some pods have not stopped in time");
+        }
+    }
+
+    /// Gives an input to a pod's state machine and carries out what follows.
+    pub fn input(self: &Arc<Self>, slot: &Arc<Slot>, input: Input) {
+        let mut state = slot.lock();
+        let mut inputs = VecDeque::from([input]);
+        while let Some(input) = inputs.pop_front() {
+            let relabeled = match &input {
+                Input::Observed(pod) => is_relabeled(state.core.pod(), pod),
+                _ => false,
+            };
+            if relabeled {
+                self.refresh_volumes(slot);
+            }
+            for command in state.core.step(self.context.now(), input) {
+                inputs.extend(self.execute(slot, &mut state, command));
+            }
+        }
+        self.set_wake(slot, &mut state);
+        self.report(slot, &mut state);
+        let (is_stopped, is_forgotten) = (state.core.is_stopped(), state.core.is_forgotten());
+        drop(state);
+        if is_forgotten {
+            self.slots.write().remove(&slot.uid);
+        }
+        if is_stopped {
+            self.settled.notify_waiters();
+        }
+    }
+
+    /// What waits for pods to settle looks again.
+    pub(super) fn nudge(&self) {
+        self.settled.notify_waiters();
+    }
+
+    fn ring(self: &Arc<Self>, uid: &Arc<str>, alarm: Alarm) {
+        let known = self.slots.read().get(uid).cloned();
+        let Some(slot) = known else { return };
+        match alarm {
+            Alarm::Wake => {
+                slot.lock().wake = None;
+                self.input(&slot, Input::Wake);
+            }
+            Alarm::Settled | Alarm::Report => {
+                let mut state = slot.lock();
+                self.report_now(&slot, &mut state);
+            }
+            Alarm::Probe(container, kind) => self.probe(&slot, container, kind),
+            Alarm::Tokens => self.refresh_volumes(&slot),
+        }
+    }
+
+    fn set_wake(&self, slot: &Slot, state: &mut State) {
+        let wanted = state.core.wake_at();
+        if wanted == state.wake {
+            return;
+        }
+        let key = (slot.uid.clone(), Alarm::Wake);
+        match wanted {
+            Some(at) => self.timers.set(key, at.saturating_sub(self.context.started.elapsed())),
+            None => self.timers.cancel(key),
+        }
+        state.wake = wanted;
+    }
+}
+
+/// Whether what the downward API shows has changed.
+fn is_relabeled(old: &Pod, new: &Pod) -> bool {
+    old.metadata.labels != new.metadata.labels || old.metadata.annotations != new.metadata.annotations
+}

@@ -1,0 +1,173 @@
+//! What the Node object says, as JSON. Conditions and reasons are the kubelet's (`pkg/kubelet/nodestatus/setters.go`).
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::context::Context;
+use crate::machine;
+
+/// Memory below which the node says that it has none (kubelet's default eviction threshold).
+const MEMORY_FREE_MIN: u64 = 100 << 20;
+/// Share of the disk below which the node says that it is full (kubelet: `nodefs.available<10%`), and an absolute one,
+/// because a tenth of a large disk is a lot.
+const DISK_FREE_MIN: f64 = 0.05;
+const DISK_FREE_BYTES_ENOUGH: u64 = 2 << 30;
+/// Images named in the status (kubelet's `nodeStatusMaxImages`).
+const IMAGES_MAX: usize = 50;
+/// Version of Kubernetes whose API this node speaks, and our own.
+const VERSION: &str = concat!("v1.37.0+coracle.", env!("CARGO_PKG_VERSION"));
+/// The engine, as `containerRuntimeVersion` has it; the workspace pins this version.
+const RUNTIME: &str = "wasmtime://48.0.8";
+
+/// What about a node does not change while it runs.
+pub struct Facts {
+    /// Port of its HTTPS endpoint.
+    pub port: u16,
+    machine_id: String,
+    boot_id: String,
+    kernel: String,
+    os_image: String,
+    started: String,
+}
+
+impl Facts {
+    /// Asks the machine.
+    pub fn read(port: u16) -> Self {
+        let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+        let release = text("/etc/os-release");
+        let pretty = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
+        Self {
+            port,
+            machine_id: text("/etc/machine-id"),
+            boot_id: text("/proc/sys/kernel/random/boot_id"),
+            kernel: text("/proc/sys/kernel/osrelease"),
+            os_image: pretty.unwrap_or("Linux").trim_matches('"').to_owned(),
+            started: now(),
+        }
+    }
+
+    /// The object to register.
+    pub fn node(&self, context: &Context) -> Value {
+        let config = &context.config;
+        let mut labels: BTreeMap<&str, &str> = BTreeMap::from([
+            ("kubernetes.io/hostname", config.name.as_str()),
+            ("kubernetes.io/os", "linux"),
+            ("kubernetes.io/arch", "wasm32"),
+            ("beta.kubernetes.io/os", "linux"),
+            ("beta.kubernetes.io/arch", "wasm32"),
+        ]);
+        labels.extend(config.labels.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+        json!({
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": config.name, "labels": labels},
+            "spec": {"podCIDR": config.pod_cidr.to_string(), "podCIDRs": [config.pod_cidr.to_string()]},
+            "status": self.status(context, &Value::Null),
+        })
+    }
+
+    /// The status; conditions keep the time of their last change from `old`.
+    pub fn status(&self, context: &Context, old: &Value) -> Value {
+        let config = &context.config;
+        let machine = &context.machine;
+        let capacity = |memory: u64| {
+            json!({
+                "cpu": cpu(machine.cpu_millis),
+                "memory": format!("{}Ki", memory >> 10),
+                "ephemeral-storage": format!("{}Ki", machine.storage_bytes >> 10),
+                "pods": machine.pods.to_string(),
+                "hugepages-1Gi": "0",
+                "hugepages-2Mi": "0",
+            })
+        };
+        let heartbeat = now();
+        let conditions: Vec<Value> = conditions(context)
+            .into_iter()
+            .map(|(name, status, reason, message)| {
+                let known = old["conditions"].as_array().into_iter().flatten().find(|known| known["type"] == name);
+                let since = known.filter(|known| known["status"] == status);
+                let since = since.and_then(|known| known["lastTransitionTime"].as_str()).unwrap_or(&heartbeat);
+                json!({
+                    "type": name, "status": status, "reason": reason, "message": message,
+                    "lastHeartbeatTime": heartbeat, "lastTransitionTime": since,
+                })
+            })
+            .collect();
+        json!({
+            "capacity": capacity(machine.memory_bytes),
+            "allocatable": capacity(machine.allocatable_memory_bytes()),
+            "conditions": conditions,
+            "addresses": [
+                {"type": "InternalIP", "address": config.node_ip.to_string()},
+                {"type": "Hostname", "address": config.name},
+            ],
+            "daemonEndpoints": {"kubeletEndpoint": {"Port": self.port}},
+            "nodeInfo": {
+                "machineID": self.machine_id,
+                "systemUUID": self.machine_id,
+                "bootID": self.boot_id,
+                "kernelVersion": self.kernel,
+                "osImage": self.os_image,
+                "containerRuntimeVersion": RUNTIME,
+                "kubeletVersion": VERSION,
+                "kubeProxyVersion": "",
+                "operatingSystem": "linux",
+                "architecture": "wasm32",
+            },
+            "images": images(context),
+        })
+    }
+
+    /// What of the status can change, without times: whether a write is worth while.
+    pub fn changing(&self, context: &Context) -> Value {
+        let conditions: Vec<Value> =
+            conditions(context).into_iter().map(|(name, status, ..)| json!([name, status])).collect();
+        json!([conditions, images(context), self.started])
+    }
+}
+
+fn conditions(context: &Context) -> [(&'static str, &'static str, &'static str, &'static str); 4] {
+    let memory = machine::meminfo("MemAvailable:").is_some_and(|free| free < MEMORY_FREE_MIN);
+    let disk = machine::storage(&context.config.data_dir).is_some_and(|(total, free)| {
+        free < DISK_FREE_BYTES_ENOUGH && (free as f64) < total as f64 * DISK_FREE_MIN
+    });
+    let memory = match memory {
+        true => ("True", "KubeletHasInsufficientMemory", "kubelet has insufficient memory available"),
+        false => ("False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+    };
+    let disk = match disk {
+        true => ("True", "KubeletHasDiskPressure", "kubelet has disk pressure"),
+        false => ("False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+    };
+    [
+        ("MemoryPressure", memory.0, memory.1, memory.2),
+        ("DiskPressure", disk.0, disk.1, disk.2),
+        // Guests are no processes.
+        ("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+        ("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
+    ]
+}
+
+fn images(context: &Context) -> Value {
+    let mut images = context.images.list();
+    images.sort_by(|(left, _, left_bytes), (right, _, right_bytes)| (right_bytes, left).cmp(&(left_bytes, right)));
+    images
+        .into_iter()
+        .take(IMAGES_MAX)
+        .map(|(name, digest, bytes)| {
+            let base = name.rsplit_once(':').map_or(name.as_str(), |(base, _)| base);
+            json!({"names": [format!("{base}@{digest}"), name], "sizeBytes": bytes})
+        })
+        .collect()
+}
+
+fn cpu(millis: u64) -> String {
+    if millis % 1000 == 0 { (millis / 1000).to_string() } else { format!("{millis}m") }
+}
+
+/// `metav1.Time`.
+pub fn now() -> String {
+    Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}

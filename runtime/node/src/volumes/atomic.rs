@@ -1,0 +1,151 @@
+//! Writing a volume's files so that readers see all of the old ones or all of the new ones.
+//!
+//! ```text
+//! volume/..2026_11_23_21_00_00.123456789/app.conf
+//! volume/..data      -> ..2026_11_23_21_00_00.123456789      (replaced by rename)
+//! volume/app.conf    -> ..data/app.conf
+//! ```
+//! The layout is the kubelet's (`pkg/volume/util/atomic_writer.go`); programs that watch `..data` rely on it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, symlink};
+use std::path::{Component, Path};
+
+/// A file of a volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct File {
+    /// Its bytes.
+    pub content: Vec<u8>,
+    /// Its permission bits.
+    pub mode: u32,
+}
+
+/// Files by their path within the volume. Paths are relative and never leave it.
+pub type Payload = BTreeMap<String, File>;
+
+const DATA: &str = "..data";
+const DATA_NEW: &str = "..data_tmp";
+
+/// Brings the directory to hold these files; true when anything changed. Blocks on the disk.
+pub fn write(volume: &Path, payload: &Payload) -> io::Result<bool> {
+    fs::create_dir_all(volume)?;
+    let data = volume.join(DATA);
+    let old = fs::read_link(&data).ok();
+    if old.is_some() && is_current(&data, payload)? {
+        return Ok(false);
+    }
+    let name = format!("..{}", jiff::Timestamp::now().strftime("%Y_%m_%d_%H_%M_%S.%9f"));
+    let fresh = volume.join(&name);
+    fs::create_dir(&fresh)?;
+    for (path, file) in payload {
+        let target = fresh.join(checked(path)?);
+        if let Some(parent) = target.parent().filter(|parent| *parent != fresh) {
+            fs::create_dir_all(parent)?;
+        }
+        // Created with what it needs at least; a umask may have taken more than the mode says.
+        let mut out = fs::OpenOptions::new().write(true).create_new(true).mode(file.mode | 0o200).open(&target)?;
+        io::Write::write_all(&mut out, &file.content)?;
+        out.set_permissions(fs::Permissions::from_mode(file.mode & 0o777))?;
+    }
+    let _ = fs::remove_file(volume.join(DATA_NEW));
+    symlink(&name, volume.join(DATA_NEW))?;
+    fs::rename(volume.join(DATA_NEW), &data)?;
+    link(volume, payload)?;
+    if let Some(old) = old {
+        fs::remove_dir_all(volume.join(old))?;
+    }
+    Ok(true)
+}
+
+/// Makes the visible names lead into the data directory, and takes away those that lead nowhere.
+fn link(volume: &Path, payload: &Payload) -> io::Result<()> {
+    let wanted: BTreeSet<&str> = payload.keys().filter_map(|path| path.split('/').next()).collect();
+    for entry in fs::read_dir(volume)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else { continue };
+        if !name.starts_with("..") && !wanted.contains(name) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    for name in wanted {
+        match symlink(Path::new(DATA).join(name), volume.join(name)) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+fn is_current(data: &Path, payload: &Payload) -> io::Result<bool> {
+    let mut count = 0;
+    let mut pending = vec![data.to_owned()];
+    while let Some(dir) = pending.pop() {
+        for entry in fs::read_dir(&dir)? {
+            let entry = entry?;
+            match entry.file_type()?.is_dir() {
+                true => pending.push(entry.path()),
+                false => count += 1,
+            }
+        }
+    }
+    if count != payload.len() {
+        return Ok(false);
+    }
+    for (path, file) in payload {
+        match fs::read(data.join(checked(path)?)) {
+            Ok(content) if content == file.content => {}
+            _ => return Ok(false),
+        }
+    }
+    Ok(true)
+}
+
+/// Refuses what would leave the volume; validation should have, but the disk is no place to trust it.
+fn checked(path: &str) -> io::Result<&Path> {
+    let path = Path::new(path);
+    let inside = path.components().all(|part| matches!(part, Component::Normal(_)));
+    match inside && path.components().next().is_some() {
+        true => Ok(path),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("path {path:?} is not within the volume"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn payload(files: &[(&str, &str)]) -> Payload {
+        let file = |content: &str| File { content: content.as_bytes().to_vec(), mode: 0o444 };
+        files.iter().map(|(path, content)| ((*path).to_owned(), file(content))).collect()
+    }
+
+    #[test]
+    fn replaces_everything_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = dir.path().join("v");
+        assert!(write(&volume, &payload(&[("a", "1"), ("sub/b", "2"), ("gone", "x")])).unwrap());
+        assert_eq!(fs::read_to_string(volume.join("sub/b")).unwrap(), "2");
+        let first = fs::read_link(volume.join(DATA)).unwrap();
+        assert!(!write(&volume, &payload(&[("a", "1"), ("sub/b", "2"), ("gone", "x")])).unwrap());
+        assert_eq!(fs::read_link(volume.join(DATA)).unwrap(), first);
+
+        assert!(write(&volume, &payload(&[("a", "new"), ("sub/c", "3")])).unwrap());
+        assert_eq!(fs::read_to_string(volume.join("a")).unwrap(), "new");
+        assert!(!volume.join("gone").exists() && !volume.join("sub/b").exists() && volume.join("sub/c").exists());
+        assert!(!volume.join(&first).exists());
+        assert_eq!(fs::metadata(volume.join("a")).unwrap().permissions().mode() & 0o777, 0o444);
+        assert!(write(&volume, &payload(&[])).unwrap());
+        assert!(!volume.join("a").exists());
+    }
+
+    #[test]
+    fn never_leaves_the_volume() {
+        let dir = tempfile::tempdir().unwrap();
+        for path in ["../x", "/etc/x", "a/../../x", "", "."] {
+            assert!(write(&dir.path().join("v"), &payload(&[(path, "1")])).is_err(), "{path}");
+        }
+    }
+}

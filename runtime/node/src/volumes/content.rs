@@ -1,0 +1,306 @@
+//! Which files a volume has, from the objects it refers to. Pure.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{
+    ConfigMapProjection, DownwardAPIVolumeFile, KeyToPath, Pod, SecretProjection, ServiceAccountTokenProjection, Volume,
+};
+
+use super::atomic::{File, Payload};
+use crate::downward::{Downward, FieldError};
+use crate::env::Contents;
+use crate::objects::{Content, Kind, ObjectKey};
+
+const MODE_DEFAULT: i32 = 0o644;
+/// Sources that a projection may have and this node has not.
+const PROJECTED_UNKNOWN: &str = "projected (clusterTrustBundle or podCertificate)";
+/// Lifetime of a token that says none.
+const TOKEN_SECONDS_DEFAULT: i64 = 3600;
+
+/// Why a volume cannot be made; a `FailedMount`.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// The object is not there.
+    #[error("{0} not found")]
+    NotFound(ObjectKey),
+    /// It has no such key.
+    #[error("references non-existent {kind} key: {key}")]
+    NoKey {
+        /// `config` or `secret`.
+        kind: &'static str,
+        /// The key.
+        key: String,
+    },
+    /// A field of the pod cannot be had.
+    #[error(transparent)]
+    Field(#[from] FieldError),
+    /// The kind of volume cannot be had here.
+    #[error("volume type {0} is not supported by this node")]
+    Unsupported(&'static str),
+    /// No token was given.
+    #[error("no token for the service account")]
+    NoToken,
+}
+
+/// A token that a volume wants.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TokenRequest {
+    /// For whom it is; empty is the API server.
+    pub audience: String,
+    /// How long it is wanted to live.
+    pub expiration_seconds: i64,
+}
+
+/// What volumes are made from.
+pub struct Sources<'a> {
+    /// ConfigMaps and Secrets.
+    pub contents: &'a Contents,
+    /// The pod's fields.
+    pub downward: Downward<'a>,
+    /// Tokens of the pod's service account.
+    pub tokens: &'a dyn Fn(&TokenRequest) -> Option<String>,
+}
+
+/// The ConfigMaps and Secrets that a volume refers to, and whether it can do without.
+pub fn references(volume: &Volume, namespace: &Arc<str>) -> Vec<(ObjectKey, bool)> {
+    let key = |kind, name: &str, optional: Option<bool>| {
+        (ObjectKey { kind, namespace: namespace.clone(), name: name.into() }, optional == Some(true))
+    };
+    let mut keys = Vec::new();
+    if let Some(source) = &volume.config_map {
+        keys.push(key(Kind::ConfigMap, &source.name, source.optional));
+    }
+    if let Some(source) = &volume.secret {
+        keys.push(key(Kind::Secret, source.secret_name.as_deref().unwrap_or(""), source.optional));
+    }
+    for source in volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten()) {
+        keys.extend(source.config_map.as_ref().map(|source| key(Kind::ConfigMap, &source.name, source.optional)));
+        keys.extend(source.secret.as_ref().map(|source| key(Kind::Secret, &source.name, source.optional)));
+    }
+    keys
+}
+
+/// The tokens that a volume wants.
+pub fn tokens(volume: &Volume) -> Vec<TokenRequest> {
+    let sources = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
+    sources.filter_map(|source| source.service_account_token.as_ref()).map(token_request).collect()
+}
+
+fn token_request(source: &ServiceAccountTokenProjection) -> TokenRequest {
+    TokenRequest {
+        audience: source.audience.clone().unwrap_or_default(),
+        expiration_seconds: source.expiration_seconds.unwrap_or(TOKEN_SECONDS_DEFAULT),
+    }
+}
+
+/// Refuses a volume of a kind that this node cannot offer, before anything is made for the pod.
+pub fn check(volume: &Volume) -> Result<(), VolumeError> {
+    let files = volume.config_map.is_some() || volume.secret.is_some() || volume.downward_api.is_some();
+    if volume.empty_dir.is_some() || files {
+        return Ok(());
+    }
+    match &volume.projected {
+        Some(projected) => {
+            let unknown = projected.sources.iter().flatten().any(|source| {
+                source.config_map.is_none()
+                    && source.secret.is_none()
+                    && source.downward_api.is_none()
+                    && source.service_account_token.is_none()
+            });
+            if unknown { Err(VolumeError::Unsupported(PROJECTED_UNKNOWN)) } else { Ok(()) }
+        }
+        None => Err(VolumeError::Unsupported(kind_of(volume))),
+    }
+}
+
+/// The files of a volume; `None` for one that is an ordinary directory (`emptyDir`).
+pub fn payload(pod: &Pod, volume: &Volume, sources: &Sources<'_>) -> Result<Option<Payload>, VolumeError> {
+    if volume.empty_dir.is_some() {
+        return Ok(None);
+    }
+    let namespace: Arc<str> = pod.metadata.namespace.as_deref().unwrap_or("default").into();
+    let mut files = Payload::new();
+    let mut into = Files { namespace: &namespace, sources, files: &mut files };
+    if let Some(source) = &volume.config_map {
+        let mode = source.default_mode.unwrap_or(MODE_DEFAULT);
+        into.object(Kind::ConfigMap, &source.name, source.items.as_deref(), source.optional, mode)?;
+    } else if let Some(source) = &volume.secret {
+        let mode = source.default_mode.unwrap_or(MODE_DEFAULT);
+        let name = source.secret_name.as_deref().unwrap_or("");
+        into.object(Kind::Secret, name, source.items.as_deref(), source.optional, mode)?;
+    } else if let Some(source) = &volume.downward_api {
+        into.fields(source.items.as_deref(), source.default_mode.unwrap_or(MODE_DEFAULT))?;
+    } else if let Some(projected) = &volume.projected {
+        let mode = projected.default_mode.unwrap_or(MODE_DEFAULT);
+        for source in projected.sources.iter().flatten() {
+            if let Some(ConfigMapProjection { items, name, optional }) = &source.config_map {
+                into.object(Kind::ConfigMap, name, items.as_deref(), *optional, mode)?;
+            } else if let Some(SecretProjection { items, name, optional }) = &source.secret {
+                into.object(Kind::Secret, name, items.as_deref(), *optional, mode)?;
+            } else if let Some(fields) = &source.downward_api {
+                into.fields(fields.items.as_deref(), mode)?;
+            } else if let Some(token) = &source.service_account_token {
+                let content = (sources.tokens)(&token_request(token)).ok_or(VolumeError::NoToken)?;
+                // Whoever may write the mode, a token is for its owner alone (kubelet: 0600).
+                into.put(&token.path, content.into_bytes(), 0o600);
+            } else {
+                return Err(VolumeError::Unsupported(PROJECTED_UNKNOWN));
+            }
+        }
+    } else {
+        return Err(VolumeError::Unsupported(kind_of(volume)));
+    }
+    Ok(Some(files))
+}
+
+struct Files<'a> {
+    namespace: &'a Arc<str>,
+    sources: &'a Sources<'a>,
+    files: &'a mut Payload,
+}
+
+impl Files<'_> {
+    fn put(&mut self, path: &str, content: Vec<u8>, mode: i32) {
+        let mode = u32::try_from(mode).unwrap_or(0o644);
+        self.files.insert(path.to_owned(), File { content, mode });
+    }
+
+    fn object(
+        &mut self,
+        kind: Kind,
+        name: &str,
+        items: Option<&[KeyToPath]>,
+        optional: Option<bool>,
+        mode: i32,
+    ) -> Result<(), VolumeError> {
+        let optional = optional == Some(true);
+        let key = ObjectKey { kind, namespace: self.namespace.clone(), name: name.into() };
+        let empty = Content::default();
+        let content = match self.sources.contents.get(&key).and_then(Option::as_deref) {
+            Some(content) => content,
+            None if optional => &empty,
+            None => return Err(VolumeError::NotFound(key)),
+        };
+        match items {
+            None | Some([]) => {
+                for (name, bytes) in content.data.iter().chain(&content.binary) {
+                    self.put(name, bytes.clone(), mode);
+                }
+            }
+            Some(items) => {
+                for item in items {
+                    match content.data.get(&item.key).or_else(|| content.binary.get(&item.key)) {
+                        Some(bytes) => self.put(&item.path, bytes.clone(), item.mode.unwrap_or(mode)),
+                        None if optional => {}
+                        None => {
+                            let kind = if kind == Kind::Secret { "secret" } else { "config" };
+                            return Err(VolumeError::NoKey { kind, key: item.key.clone() });
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn fields(&mut self, items: Option<&[DownwardAPIVolumeFile]>, mode: i32) -> Result<(), VolumeError> {
+        for item in items.unwrap_or_default() {
+            let downward = &self.sources.downward;
+            let value = match (&item.field_ref, &item.resource_field_ref) {
+                (Some(field), _) => downward.field(&field.field_path)?,
+                (None, Some(resource)) => downward.resource(resource, None)?,
+                (None, None) => continue,
+            };
+            self.put(&item.path, value.into_bytes(), item.mode.unwrap_or(mode));
+        }
+        Ok(())
+    }
+}
+
+fn kind_of(volume: &Volume) -> &'static str {
+    let value = serde_json::to_value(volume).unwrap_or_default();
+    const KINDS: &[&str] = &[
+        "hostPath", "persistentVolumeClaim", "csi", "nfs", "ephemeral", "image", "iscsi", "glusterfs", "rbd", "cephfs", "fc",
+        "gitRepo", "awsElasticBlockStore", "gcePersistentDisk", "azureDisk", "azureFile", "cinder", "flexVolume", "flocker",
+        "photonPersistentDisk", "portworxVolume", "quobyte", "scaleIO", "storageos", "vsphereVolume",
+    ];
+    KINDS.iter().find(|kind| value.get(**kind).is_some()).copied().unwrap_or("unknown")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+    use std::collections::BTreeMap;
+
+    fn files(volume: Value) -> Result<Vec<String>, String> {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "p", "namespace": "n", "labels": {"b": "2", "a": "x\ny"}},
+            "spec": {"containers": []}
+        }))
+        .unwrap();
+        let content = |pairs: &[(&str, &str)]| {
+            let data = pairs.iter().map(|(k, v)| ((*k).to_owned(), v.as_bytes().to_vec())).collect();
+            Some(Arc::new(Content { data, ..Content::default() }))
+        };
+        let key = |kind, name: &str| ObjectKey { kind, namespace: "n".into(), name: name.into() };
+        let contents = Contents::from([
+            (key(Kind::ConfigMap, "cm"), content(&[("k1", "v1"), ("k2", "v2")])),
+            (key(Kind::Secret, "sec"), content(&[("pw", "x")])),
+        ]);
+        let allocatable = BTreeMap::new();
+        let ip = "10.0.0.1".parse().unwrap();
+        let sources = Sources {
+            contents: &contents,
+            downward: Downward { pod: &pod, pod_ip: ip, host_ip: ip, allocatable: &allocatable },
+            tokens: &|request| Some(format!("token-{}-{}", request.audience, request.expiration_seconds)),
+        };
+        let mut volume = volume;
+        volume["name"] = json!("v");
+        let volume: Volume = serde_json::from_value(volume).unwrap();
+        let payload = payload(&pod, &volume, &sources).map_err(|error| error.to_string())?.unwrap_or_default();
+        let show = |(path, file): (String, File)| {
+            format!("{path} {:o} {}", file.mode, String::from_utf8_lossy(&file.content))
+        };
+        Ok(payload.into_iter().map(show).collect())
+    }
+
+    #[test]
+    fn volumes_as_tables() {
+        let cases: [(Value, Result<&[&str], &str>); 9] = [
+            (json!({"configMap": {"name": "cm", "defaultMode": 256}}), Ok(&["k1 400 v1", "k2 400 v2"])),
+            (
+                json!({"configMap": {"name": "cm", "items": [{"key": "k2", "path": "d/x", "mode": 384}]}}),
+                Ok(&["d/x 600 v2"]),
+            ),
+            (
+                json!({"configMap": {"name": "cm", "items": [{"key": "zz", "path": "x"}]}}),
+                Err("references non-existent config key: zz"),
+            ),
+            (json!({"configMap": {"name": "none"}}), Err("configmap \"none\" not found")),
+            (json!({"secret": {"secretName": "none", "optional": true}}), Ok(&[])),
+            (json!({"secret": {"secretName": "sec"}}), Ok(&["pw 644 x"])),
+            (
+                json!({"downwardAPI": {"items": [{"path": "l", "fieldRef": {"fieldPath": "metadata.labels"}}]}}),
+                Ok(&["l 644 a=\"x\\ny\"\nb=\"2\""]),
+            ),
+            (
+                json!({"projected": {"sources": [
+                    {"serviceAccountToken": {"path": "token", "expirationSeconds": 3607}},
+                    {"configMap": {"name": "cm", "items": [{"key": "k1", "path": "ca.crt"}]}},
+                    {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}]}}
+                ]}}),
+                Ok(&["ca.crt 644 v1", "namespace 644 n", "token 600 token--3607"]),
+            ),
+            (
+                json!({"persistentVolumeClaim": {"claimName": "c"}}),
+                Err("volume type persistentVolumeClaim is not supported by this node"),
+            ),
+        ];
+        for (volume, expected) in cases {
+            let shown = volume.to_string();
+            let expected = expected.map(|lines| lines.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>());
+            assert_eq!(files(volume), expected.map_err(str::to_owned), "{shown}");
+        }
+    }
+}

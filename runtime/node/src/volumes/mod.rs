@@ -1,0 +1,13 @@
+//! The volumes of a pod, as directories below the node's data directory.
+//!
+//! A volume is made when the first container that mounts it and can open files at all is started: a component
+//! that does not import `wasi:filesystem` costs no file. ConfigMaps, Secrets, projections and the downward API are
+//! written by [`atomic`], so that a guest sees either the old content or the new, as under the kubelet.
+
+mod atomic;
+mod content;
+mod mounts;
+
+pub use self::atomic::write;
+pub use self::content::{Sources, TokenRequest, check, payload, references, tokens};
+pub use self::mounts::{Places, Planned, plan};

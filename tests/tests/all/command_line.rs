@@ -1,0 +1,66 @@
+//! The executable as a person meets it: help, errors that say what to do, status, push.
+
+use std::process::Command;
+
+use coracle_tests::{Cluster, coracle};
+
+fn fails(arguments: &[&str]) -> String {
+    let output = Command::new(coracle()).args(arguments).env_remove("KUBECONFIG").output().expect("run coracle");
+    assert!(!output.status.success(), "{arguments:?} should fail");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn help_names_every_command() {
+    let output = Command::new(coracle()).arg("--help").output().expect("run coracle");
+    let help = String::from_utf8_lossy(&output.stdout).into_owned();
+    for command in ["up", "demo", "push", "status", "bench", "completion", "version"] {
+        assert!(help.contains(command), "{command} in\n{help}");
+    }
+}
+
+#[test]
+fn status_and_push_speak_of_the_cluster_that_is_meant() {
+    let cluster = Cluster::start();
+    let output = cluster.coracle(&["status", "-o", "json"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let status: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!(status["apiUrl"].as_str().is_some_and(|url| url.starts_with("https://127.0.0.1:")), "{status}");
+    assert_eq!(status["nodes"], serde_json::json!({"total": 1, "ready": 1}));
+    assert!(status["memoryBytes"].as_u64().is_some_and(|bytes| bytes > 1 << 20));
+
+    let file = cluster.data_dir().join("not.wasm");
+    std::fs::write(&file, "plain text").expect("write a file");
+    let output = cluster.coracle(&["push", file.to_str().expect("a path"), "x"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("is not WebAssembly"), "{said}");
+    let output = cluster.coracle(&["push", "/none.wasm", "x"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("/none.wasm"));
+}
+
+#[test]
+fn a_directory_in_use_and_a_port_in_use_are_told_apart() {
+    let cluster = Cluster::start();
+    let dir = cluster.data_dir();
+    let dir = dir.to_str().expect("a path");
+    let said = fails(&["up", "--data-dir", dir, "--api-port", "0", "--registry-port", "0"]);
+    assert!(said.contains("another") && said.contains(dir), "{said}");
+
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("its address").port().to_string();
+    let other = tempfile::tempdir().expect("a directory");
+    let other = other.path().to_str().expect("a path");
+    let said = fails(&["up", "--data-dir", other, "--api-port", &port, "--registry-port", "0"]);
+    assert!(said.contains(&port) && said.contains("is another program using it?"), "{said}");
+}
+
+#[test]
+fn a_manifest_with_a_mistake_is_told_before_anything_starts() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("app.yaml");
+    std::fs::write(&file, "kind: Pod\n").expect("write a file");
+    let data = dir.path().join("data");
+    let said = fails(&["up", "--data-dir", data.to_str().expect("a path"), "-f", file.to_str().expect("a path")]);
+    assert!(said.contains("apiVersion is missing"), "{said}");
+    assert!(!data.exists());
+}

@@ -1,0 +1,194 @@
+//! An unmodified kubectl against a running cluster: what people type all day.
+
+use std::process::Stdio;
+
+use coracle_tests::{Background, Cluster, eventually_answers, http_get, kubectl};
+
+const DEPLOYMENT: &str = "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web, labels: {app: web}}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      containers:
+      - {name: web, image: 'standin:v1', ports: [{name: http, containerPort: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {selector: {app: web}, ports: [{port: 80, targetPort: http}]}
+";
+
+#[test]
+fn reads_writes_and_explains_objects() {
+    if kubectl().is_none() {
+        return;
+    }
+    let cluster = Cluster::start();
+    let version = cluster.kubectl("version");
+    assert!(version.contains("Server Version: v1.37.0"), "{version}");
+    let resources = cluster.kubectl("api-resources");
+    for line in ["deployments", "deploy", "apps/v1", "endpointslices", "leases"] {
+        assert!(resources.contains(line), "{line} in\n{resources}");
+    }
+    assert!(cluster.kubectl("get nodes").contains("Ready"));
+    assert!(cluster.kubectl("get namespaces").contains("kube-system"));
+
+    cluster.kubectl("create configmap app --from-literal=colour=blue");
+    assert_eq!(cluster.kubectl("get configmap app -o jsonpath={.data.colour}"), "blue");
+    cluster.kubectl("label configmap app tier=front");
+    assert!(cluster.kubectl("get configmaps -l tier=front").contains("app"));
+    assert!(cluster.kubectl("get configmaps -l tier=back -o name").is_empty());
+    cluster.kubectl("patch configmap app --type merge -p {\"data\":{\"colour\":\"red\"}}");
+    cluster.kubectl("patch configmap app --type json -p [{\"op\":\"add\",\"path\":\"/data/size\",\"value\":\"L\"}]");
+    let yaml = cluster.kubectl("get configmap app -o yaml");
+    assert!(yaml.contains("colour: red") && yaml.contains("size: L"), "{yaml}");
+    cluster.kubectl("annotate configmap app note=hello");
+    assert!(cluster.kubectl("describe configmap app").contains("note: hello"));
+    cluster.kubectl("create secret generic s --from-literal=password=x");
+    assert!(cluster.kubectl("get secret s").contains("Opaque"));
+
+    let mut edit = cluster.kubectl_command("edit configmap app");
+    edit.env("KUBE_EDITOR", "sed -i s/red/green/");
+    assert!(edit.output().expect("run kubectl").status.success());
+    assert_eq!(cluster.kubectl("get configmap app -o jsonpath={.data.colour}"), "green");
+
+    let text = cluster.kubectl("explain deployment.spec.strategy.rollingUpdate");
+    assert!(text.contains("maxSurge"), "{text}");
+    let text = cluster.kubectl("explain pod.spec.containers");
+    assert!(text.contains("imagePullPolicy"), "{text}");
+    assert!(cluster.kubectl("get all -A").contains("service/kubernetes"));
+    cluster.kubectl("delete configmap app");
+    assert!(cluster.kubectl_fails("get configmap app").contains("(NotFound)"));
+}
+
+#[test]
+fn mistakes_get_the_answers_that_people_know() {
+    if kubectl().is_none() {
+        return;
+    }
+    let cluster = Cluster::start();
+    let refuse = |manifest: &str| {
+        let output = cluster.kubectl_with("apply", manifest);
+        assert!(!output.status.success(), "{manifest}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let pod = |spec: &str| format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\nspec: {spec}\n");
+    for (manifest, expected) in [
+        (pod("{containers: [{name: c, image: x, imagee: y}]}"), "unknown field \"spec.containers[0].imagee\""),
+        (pod("{containers: [{name: c, image: x, ports: [{containerPort: \"a\"}]}]}"), "ports"),
+        (pod("{containers: [{name: C_, image: x}]}"), "spec.containers[0].name: Invalid value"),
+        (pod("{containers: []}"), "spec.containers: Required value"),
+        (pod("{containers: [{name: c, image: x, resources: {limits: {memory: lots}}}]}"), "quantities must match"),
+        (
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: UPPER}\nspec: {containers: [{name: c, image: x}]}\n".into(),
+            "metadata.name: Invalid value",
+        ),
+        ("apiVersion: v1\nkind: Gizmo\nmetadata: {name: g}\n".into(), "no matches for kind \"Gizmo\""),
+        (
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c, namespace: none}\n".into(),
+            "namespaces \"none\" not found",
+        ),
+    ] {
+        let said = refuse(&manifest);
+        assert!(said.contains(expected), "{expected:?} in {said:?}");
+    }
+    cluster.apply(DEPLOYMENT);
+    let said = refuse(
+        &DEPLOYMENT
+            .replace("matchLabels: {app: web}", "matchLabels: {app: other}")
+            .replace("metadata: {labels: {app: web}}\n    spec", "metadata: {labels: {app: other}}\n    spec"),
+    );
+    assert!(said.contains("field is immutable"), "{said}");
+    cluster.kubectl("create configmap twice");
+    assert!(cluster.kubectl_fails("create configmap twice").contains("(AlreadyExists)"));
+    // 4 MiB are more than a request may have.
+    let big =
+        format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: big}}\ndata: {{a: '{}'}}\n", "x".repeat(4 << 20));
+    let output = cluster.kubectl_with("create", &big);
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.to_lowercase().contains("too large"), "{said}");
+    assert!(cluster.kubectl("get --raw /readyz").contains("ok"), "nothing is down");
+}
+
+#[test]
+fn rolls_out_rolls_back_scales_and_forwards() {
+    if kubectl().is_none() {
+        return;
+    }
+    let cluster = Cluster::start();
+    for tag in ["v1", "v2"] {
+        cluster.push("standin", &format!("standin:{tag}"));
+    }
+    cluster.apply(DEPLOYMENT);
+    cluster.kubectl("rollout status deployment/web --timeout=120s");
+    cluster.kubectl("set image deployment/web web=standin:v2");
+    cluster.kubectl("rollout status deployment/web --timeout=120s");
+    let image = "get deployment web -o jsonpath={.spec.template.spec.containers[0].image}";
+    assert_eq!(cluster.kubectl(image), "standin:v2");
+    let history = cluster.kubectl("rollout history deployment/web");
+    assert!(history.contains("1 ") && history.contains("2 "), "{history}");
+    cluster.kubectl("rollout undo deployment/web");
+    cluster.kubectl("rollout status deployment/web --timeout=120s");
+    assert_eq!(cluster.kubectl(image), "standin:v1");
+
+    cluster.kubectl("rollout pause deployment/web");
+    cluster.kubectl("set image deployment/web web=standin:v2");
+    assert!(cluster.kubectl("get deployment web -o jsonpath={.spec.paused}").contains("true"));
+    cluster.kubectl("rollout resume deployment/web");
+    cluster.kubectl("rollout status deployment/web --timeout=120s");
+    cluster.kubectl("rollout restart deployment/web");
+    cluster.kubectl("rollout status deployment/web --timeout=120s");
+
+    cluster.kubectl("scale deployment web --replicas=4");
+    cluster.kubectl("wait --for=jsonpath={.status.readyReplicas}=4 deployment/web --timeout=60s");
+    let wide = cluster.kubectl("get pods -o wide");
+    assert!(wide.contains("10.244."), "pods have addresses: {wide}");
+    let all = cluster.kubectl("get all");
+    assert!(all.contains("deployment.apps/web") && all.contains("replicaset.apps/web-"), "{all}");
+    let text = cluster.kubectl("describe deployment web");
+    assert!(text.contains("ScalingReplicaSet"), "{text}");
+    assert!(cluster.kubectl("events").contains("Started"));
+    let endpoints = cluster.eventually("get endpointslices -l kubernetes.io/service-name=web", |text| {
+        text.matches("10.244.").count() >= 1
+    });
+    assert!(endpoints.contains("8080"), "{endpoints}");
+
+    let forward = Background::start(cluster.kubectl_command("port-forward service/web :80"));
+    let line = forward.line(|line| line.starts_with("Forwarding from 127.0.0.1:"));
+    let port = line.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next()).expect("a port");
+    assert!(eventually_answers(&format!("http://127.0.0.1:{port}/")).contains("\"pod\":\"web-"));
+
+    cluster.kubectl("delete deployment web --cascade=foreground --timeout=60s");
+    cluster.eventually("get pods -o name", |pods| pods.trim().is_empty());
+    drop(forward);
+    assert!(http_get(&format!("http://127.0.0.1:{port}/")).is_none());
+}
+
+#[test]
+fn watches_and_follows() {
+    if kubectl().is_none() {
+        return;
+    }
+    let cluster = Cluster::start();
+    cluster.push("probe-command", "probe-command");
+    let watch = Background::start(cluster.kubectl_command("get pods -w"));
+    cluster.apply(
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: ticker}\nspec:\n  terminationGracePeriodSeconds: 1\n  containers:\n  - {name: c, image: probe-command, args: [tick, '100']}\n",
+    );
+    watch.line(|line| line.contains("ticker") && line.contains("Pending"));
+    watch.line(|line| line.contains("ticker") && line.contains("Running"));
+    let follow = Background::start(cluster.kubectl_command("logs -f ticker"));
+    follow.line(|line| line == "tick 5");
+    assert_eq!(cluster.kubectl("logs ticker --tail=1").lines().count(), 1);
+    assert!(cluster.kubectl("logs ticker --timestamps --tail=1").starts_with("20"));
+    cluster.kubectl("delete pod ticker --timeout=30s");
+    watch.line(|line| line.contains("ticker") && line.contains("Terminating"));
+    let refused = cluster.kubectl_command("exec ticker -- ls").stdout(Stdio::null()).output().expect("run kubectl");
+    assert!(!refused.status.success());
+}
