@@ -25,7 +25,7 @@ FIELD ATTRIBUTES
          *  pointer in Go      -  omitempty      0  omitzero      !  required      ~  OpenAPI names the zero value as default
          atomic set map=KEYS   how apply takes a list or a map; granular is said of maps alone
          merge retain replace key=K    how strategic merge patch does
-         enum=A|B  default=JSON  go=NAME of its type in Go, where it does not follow from TYPE  in=NAME of the embedded struct (NAME.NAME of two)
+         enum=A|B  items=A|B (of a list's or map's; ^ is a space)  default=JSON  go=NAME of its type in Go, where it does not follow from TYPE  in=NAME of the embedded struct (NAME.NAME of two)
 """
 import glob, json, os, re, sys
 
@@ -285,7 +285,10 @@ for (here, name), fields in sorted(wanted.items()):
         if key := said.get("x-kubernetes-patch-merge-key"):
             words.append("key=" + key)
         if "enum" in said:
-            words.append("enum=" + "|".join(said["enum"]))
+            words.append("enum=" + "|".join(said["enum"]).replace(" ", "^"))
+        for elements in (said.get("items", {}), said.get("additionalProperties", {})):
+            if "enum" in elements:
+                words.append("items=" + "|".join(elements["enum"]).replace(" ", "^"))
         if "default" in also:
             zero = also["default"] in ("", {}, False) or (also["default"] == 0)
             words.append("~" if zero else "default=" + json.dumps(also["default"]))

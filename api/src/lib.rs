@@ -3,7 +3,9 @@
 //! Data and pure functions only: no async runtime, no I/O, no clock (a function that needs the time takes it).
 //! Objects are JSON values (`serde_json::Value`); what is known of their types is data ([`schema`]).
 
+pub mod codec;
 pub mod schema;
 pub mod kinds;
 pub mod meta;
+pub mod patch;
 pub mod status;

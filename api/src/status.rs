@@ -5,6 +5,7 @@
 //! people search for the message.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 
@@ -269,11 +270,8 @@ impl Status {
 
     /// 409: the object is not in the state that the request supposes.
     pub fn conflict(group: &str, resource: &str, name: &str, message: impl fmt::Display) -> Self {
-        let text = format!(
-            "Operation cannot be fulfilled on {} {}: {message}",
-            qualified(group, resource),
-            quote(name)
-        );
+        let text =
+            format!("Operation cannot be fulfilled on {} {}: {message}", qualified(group, resource), quote(name));
         Self::failure(409, "Conflict", text).with_details(Details::of(group, resource, name))
     }
 
@@ -310,7 +308,10 @@ impl Status {
     }
 
     /// 422: the object is wrong in these fields. Here `kind` is a kind, as `Deployment`.
-    pub fn invalid(group: &str, kind: &str, name: &str, errors: Vec<FieldError>) -> Self {
+    pub fn invalid(group: &str, kind: &str, name: &str, mut errors: Vec<FieldError>) -> Self {
+        // The same problem is told once, where it was found first.
+        let mut seen = HashSet::new();
+        errors.retain(|error| seen.insert((error.field.clone(), error.message.clone())));
         let mut message = format!("{} {} is invalid", qualified(group, kind), quote(name));
         if !errors.is_empty() {
             message.push_str(": ");
@@ -364,8 +365,11 @@ impl Status {
 
     /// 504: the client has seen a version that this server has not reached.
     pub fn too_large_resource_version(wanted: u64, current: u64, retry_after: u16) -> Self {
-        Self::timeout(format_args!("Too large resource version: {wanted}, current: {current}"), retry_after)
-            .with_cause("ResourceVersionTooLarge", "Too large resource version", "")
+        Self::timeout(format_args!("Too large resource version: {wanted}, current: {current}"), retry_after).with_cause(
+            "ResourceVersionTooLarge",
+            "Too large resource version",
+            "",
+        )
     }
 
     /// What a code means when nothing more is known; `message` is used where the code's own words say less.
@@ -383,10 +387,7 @@ impl Status {
             409 => ("Conflict", "the server reported a conflict"),
             415 => ("UnsupportedMediaType", message),
             422 => ("Invalid", "the server rejected our request due to an error in our request"),
-            429 => (
-                "TooManyRequests",
-                "the server has received too many requests and has asked us to try again later",
-            ),
+            429 => ("TooManyRequests", "the server has received too many requests and has asked us to try again later"),
             503 => ("ServiceUnavailable", "the server is currently unable to handle the request"),
             504 => (
                 "Timeout",
@@ -426,64 +427,4 @@ fn is_zero(number: &u16) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::{Value, json};
-
-    use super::*;
-
-    #[test]
-    fn says_what_kubernetes_says() {
-        let error = |field: &str| FieldError::invalid(field, -1, "must be greater than or equal to 0");
-        let table: Vec<(Status, Value)> = vec![
-            (
-                Status::not_found("", "pods", "x"),
-                json!({"message": "pods \"x\" not found", "reason": "NotFound", "details": {"name": "x", "kind": "pods"}, "code": 404}),
-            ),
-            (
-                Status::stale("apps", "deployments", "x"),
-                json!({"message": "Operation cannot be fulfilled on deployments.apps \"x\": the object has been modified; please apply your changes to the latest version and try again",
-                    "reason": "Conflict", "details": {"name": "x", "group": "apps", "kind": "deployments"}, "code": 409}),
-            ),
-            (
-                Status::invalid("apps", "Deployment", "x", vec![error("spec.replicas")]),
-                json!({"message": "Deployment.apps \"x\" is invalid: spec.replicas: Invalid value: -1: must be greater than or equal to 0",
-                    "reason": "Invalid", "code": 422, "details": {"name": "x", "group": "apps", "kind": "Deployment", "causes": [
-                        {"reason": "FieldValueInvalid", "message": "Invalid value: -1: must be greater than or equal to 0", "field": "spec.replicas"}]}}),
-            ),
-            (
-                Status::invalid("", "Pod", "x", vec![error("a"), error("b"), error("a")]),
-                json!({"message": "Pod \"x\" is invalid: [a: Invalid value: -1: must be greater than or equal to 0, b: Invalid value: -1: must be greater than or equal to 0]",
-                    "reason": "Invalid", "code": 422, "details": {"name": "x", "kind": "Pod", "causes": [
-                        {"reason": "FieldValueInvalid", "message": "Invalid value: -1: must be greater than or equal to 0", "field": "a"},
-                        {"reason": "FieldValueInvalid", "message": "Invalid value: -1: must be greater than or equal to 0", "field": "b"},
-                        {"reason": "FieldValueInvalid", "message": "Invalid value: -1: must be greater than or equal to 0", "field": "a"}]}}),
-            ),
-            (
-                Status::forbidden("", "", "", "User \"bob\" cannot get path \"/x\""),
-                json!({"message": "forbidden: User \"bob\" cannot get path \"/x\"", "reason": "Forbidden", "details": {}, "code": 403}),
-            ),
-            (
-                Status::too_large_resource_version(9, 5, 1),
-                json!({"message": "Timeout: Too large resource version: 9, current: 5", "reason": "Timeout", "code": 504,
-                    "details": {"retryAfterSeconds": 1, "causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}]}}),
-            ),
-            (
-                Status::path_not_found(),
-                json!({"message": "the server could not find the requested resource", "reason": "NotFound", "details": {}, "code": 404}),
-            ),
-            (
-                Status::internal_error("boom"),
-                json!({"message": "Internal error occurred: boom", "reason": "InternalError", "code": 500, "details": {"causes": [{"message": "boom"}]}}),
-            ),
-        ];
-        for (status, mut expected) in table {
-            let fields = expected.as_object_mut().unwrap();
-            for (key, value) in [("kind", "Status"), ("apiVersion", "v1"), ("status", "Failure")] {
-                fields.insert(key.to_owned(), json!(value));
-            }
-            fields.insert("metadata".to_owned(), json!({}));
-            assert_eq!(serde_json::to_value(&status).unwrap(), expected);
-            assert_eq!(serde_json::from_value::<Status>(expected).unwrap(), status);
-        }
-    }
-}
+mod tests;

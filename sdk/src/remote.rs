@@ -6,7 +6,7 @@ use http::Request;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::ListParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Api, Client, Config, ResourceExt};
+use kube::{Api, Client, Config};
 use serde::{Deserialize, Serialize};
 
 /// Why a cluster cannot be reached.
@@ -115,7 +115,7 @@ impl Remote {
         loop {
             let page = Api::<Pod>::all(self.client.clone()).list(&params).await?;
             let more = page.metadata.continue_.clone().filter(|token| !token.is_empty());
-            let part = count(page.items.into_iter().filter(|pod| pod.meta().deletion_timestamp.is_none()).map(|pod| {
+            let part = count(page.items.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).map(|pod| {
                 ready(pod.status.and_then(|s| s.conditions).map(|all| all.into_iter().map(|c| (c.type_, c.status)).collect()))
             }));
             pods.total += part.total;

@@ -148,7 +148,7 @@ fn parse_time(text: &str, precision: Precision) -> Result<Timestamp, String> {
     date.at(small(hour), small(minute), small(second), nanos)
         .to_zoned(jiff::tz::TimeZone::UTC)
         .and_then(|local| local.timestamp().checked_sub(jiff::SignedDuration::from_secs(i64::from(offset))))
-        .or_else(|_| Err(format!("parsing time {text:?}: year out of range")))
+        .map_err(|_| format!("parsing time {text:?}: year out of range"))
 }
 
 /// The quantity in canonical form.
@@ -179,7 +179,9 @@ pub(super) fn bytes(text: String) -> Result<String, String> {
         Err(error) => {
             let at = match error {
                 base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => at,
-                base64::DecodeError::InvalidLength(_) | base64::DecodeError::InvalidPadding => text.len() - text.len() % 4,
+                base64::DecodeError::InvalidLength(_) | base64::DecodeError::InvalidPadding => {
+                    text.len() - text.len() % 4
+                }
             };
             Err(format!("illegal base64 data at input byte {at}"))
         }

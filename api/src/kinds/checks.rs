@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::FieldError;
 use super::value::Read;
-use crate::meta::field::{BadValue, Path, Printed};
+use crate::meta::field::{Path, Printed};
 use crate::meta::{Quantity, names, text};
 
 pub(super) const PROTOCOLS: [&str; 3] = ["SCTP", "TCP", "UDP"];
@@ -102,12 +102,6 @@ pub(super) fn selector_text(selector: &Value) -> String {
     format!("{{{}}}", parts.join(","))
 }
 
-/// A structure as Go prints one without JSON names: fields in this order, with these values.
-pub(super) fn internal(fields: &[(&str, &dyn BadValue)]) -> String {
-    let fields: Vec<String> = fields.iter().map(|(name, value)| format!("\"{name}\":{}", value.print())).collect();
-    format!("{{{}}}", fields.join(","))
-}
-
 /// Whether a resource is one of Kubernetes' own: unprefixed, or of its domain.
 pub(super) fn is_native_resource(name: &str) -> bool {
     !name.contains('/') || name.contains("kubernetes.io/")
@@ -151,6 +145,11 @@ pub(super) fn resource_quantity(path: &Path<'_>, resource: &str, value: &Value, 
 /// A finalizer in the `spec` of a namespace.
 pub(super) fn namespace_finalizer(path: &Path<'_>, name: &str, errors: &mut Vec<FieldError>) {
     qualified_name(path, name, errors);
+    known_finalizer(path, name, errors);
+}
+
+/// A finalizer that is Kubernetes' own, or of a domain.
+pub(super) fn known_finalizer(path: &Path<'_>, name: &str, errors: &mut Vec<FieldError>) {
     if !name.contains('/') && !["kubernetes", "orphan", "foregroundDeletion"].contains(&name) {
         let detail = "name is neither a standard finalizer name nor is it fully qualified";
         errors.push(FieldError::invalid(path, name, detail));

@@ -72,12 +72,12 @@ impl Strategy for Deployment {
     }
 
     fn validate(&self, object: &Value, errors: &mut Vec<FieldError>) {
-        validate_spec(&object["spec"], pod::Ratchet::default(), errors);
+        validate_spec(&object["spec"], None, errors);
     }
 
     fn validate_update(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
         let (spec, before) = (&object["spec"], &old["spec"]);
-        validate_spec(spec, pod::Ratchet::from_templates(&spec["template"], &before["template"]), errors);
+        validate_spec(spec, Some(before), errors);
         checks::immutable_selector(&Path::new("spec.selector"), &spec["selector"], &before["selector"], errors);
     }
 
@@ -100,7 +100,7 @@ impl Strategy for Deployment {
             errors,
         );
         let count = status["collisionCount"].int();
-        if count < old["status"]["collisionCount"].int() {
+        if old["status"]["collisionCount"].maybe_int().is_some_and(|before| count < before) {
             errors.push(FieldError::invalid("status.collisionCount", count, "cannot be decremented"));
         }
     }
@@ -135,10 +135,10 @@ impl Strategy for Deployment {
     }
 }
 
-fn validate_spec(spec: &Value, ratchet: pod::Ratchet, errors: &mut Vec<FieldError>) {
+fn validate_spec(spec: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
     let path = Path::new("spec");
     checks::nonnegative(&path.child("replicas"), &spec["replicas"], errors);
-    podtemplate::validate_of_owner(spec, ratchet, errors);
+    podtemplate::validate_of_owner(spec, old, errors);
     validate_strategy(&spec["strategy"], &path.child("strategy"), errors);
     checks::nonnegative(&path.child("minReadySeconds"), &spec["minReadySeconds"], errors);
     checks::nonnegative(&path.child("revisionHistoryLimit"), &spec["revisionHistoryLimit"], errors);
@@ -164,24 +164,20 @@ fn validate_strategy(strategy: &Value, path: &Path<'_>, errors: &mut Vec<FieldEr
             count_or_percent(&unavailable_path, unavailable, errors);
             count_or_percent(&rolling_path.child("maxSurge"), surge, errors);
             if value_of(unavailable) == 0 && value_of(surge) == 0 {
-                errors.push(FieldError::invalid(&unavailable_path, unavailable, "may not be 0 when `maxSurge` is 0"));
+                errors.push(FieldError::invalid(unavailable_path, unavailable, "may not be 0 when `maxSurge` is 0"));
             }
             if percent_of(unavailable).is_some_and(|percent| percent > 100) {
                 errors.push(FieldError::invalid(unavailable_path, unavailable, "must not be greater than 100%"));
             }
         }
         kind => {
+            let number = |value: &Value| if value.is_null() { 0.into() } else { value.clone() };
+            let parts = [number(&rolling["maxUnavailable"]), number(&rolling["maxSurge"])];
             let rolling = match rolling {
                 Value::Null => "null".to_owned(),
-                rolling => checks::internal(&[
-                    ("MaxUnavailable", &rolling["maxUnavailable"]),
-                    ("MaxSurge", &rolling["maxSurge"]),
-                ]),
+                _ => format!("{{\"MaxUnavailable\":{},\"MaxSurge\":{}}}", text::json(&parts[0]), text::json(&parts[1])),
             };
-            let shown = checks::internal(&[
-                ("Type", &text::quote(kind).trim_matches('"')),
-                ("RollingUpdate", &Printed(&rolling)),
-            ]);
+            let shown = format!("{{\"Type\":{},\"RollingUpdate\":{rolling}}}", text::json(&kind.into()));
             errors.push(FieldError::not_supported(path, Printed(&shown), &["Recreate", "RollingUpdate"]));
         }
     }

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::value::{Read, child, default_to, items_mut, or, remove};
 use super::{AGE, Cell, FieldError, Kind, NAME, Strategy, VERBS, checks, column, network, table};
-use crate::meta::field::Path;
+use crate::meta::field::{Path, Printed};
 use crate::meta::{names, validate_labels};
 
 pub(super) static KIND: Kind = Kind {
@@ -64,7 +64,9 @@ impl Strategy for EndpointSlice {
         if object["endpoints"] != old["endpoints"] {
             validate_endpoints(object, errors);
         }
-        checks::immutable(&Path::new("addressType"), &object["addressType"], &old["addressType"], errors);
+        if object["addressType"] != old["addressType"] {
+            errors.push(FieldError::invalid("addressType", Printed("null"), "field is immutable"));
+        }
     }
 
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
@@ -194,7 +196,7 @@ fn validate_endpoints(slice: &Value, errors: &mut Vec<FieldError>) {
 fn validate_addresses(path: &Path<'_>, kind: &str, endpoint: &Value, errors: &mut Vec<FieldError>) {
     let addresses = endpoint["addresses"].items();
     if addresses.is_empty() {
-        errors.push(FieldError::required(path, "must contain at least 1 address"));
+        errors.push(FieldError::required(path, ""));
     } else if addresses.len() > ADDRESSES_MAX {
         errors.push(FieldError::too_many(path, addresses.len(), ADDRESSES_MAX));
     }

@@ -61,6 +61,10 @@ impl Strategy for Lease {
         }
     }
 
+    fn knows_finalizers(&self) -> bool {
+        false
+    }
+
     fn allows_create_on_update(&self) -> bool {
         true
     }

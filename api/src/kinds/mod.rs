@@ -11,6 +11,7 @@ mod deployment;
 mod endpoints;
 mod endpointslice;
 mod event;
+mod internal;
 mod lease;
 mod namespace;
 mod network;
@@ -22,13 +23,17 @@ mod secret;
 mod service;
 mod serviceaccount;
 mod table;
+#[cfg(test)]
+mod tests;
 mod value;
 
 use jiff::Timestamp;
 use serde_json::Value;
 
 pub use crate::meta::field::FieldError;
-use crate::meta::names;
+use crate::meta::field::Path;
+use crate::meta::{names, validate_object_meta, validate_object_meta_update};
+use value::Read as _;
 
 /// All kinds, sorted by group and resource.
 pub fn all() -> &'static [&'static Kind] {
@@ -61,6 +66,30 @@ pub fn by_resource(group: &str, resource: &str) -> Option<&'static Kind> {
 /// The row of a kind, as (`apps`, `Deployment`).
 pub fn by_kind(group: &str, kind: &str) -> Option<&'static Kind> {
     all().iter().copied().find(|row| row.kind == kind && row.group == group)
+}
+
+/// Checks the metadata of a new object, whose name is known.
+pub fn validate_metadata(row: &Kind, object: &Value, errors: &mut Vec<FieldError>) {
+    validate_object_meta(object, row.namespaced, |name, prefix| row.strategy.check_name(name, prefix), errors);
+    if row.strategy.knows_finalizers() {
+        validate_finalizers(object, errors);
+    }
+}
+
+/// Checks the metadata of a changed object against the old one.
+pub fn validate_metadata_update(row: &Kind, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    validate_object_meta_update(object, old, errors);
+    if row.strategy.knows_finalizers() {
+        validate_finalizers(object, errors);
+    }
+}
+
+/// Finalizers have a domain, but for Kubernetes' own.
+fn validate_finalizers(object: &Value, errors: &mut Vec<FieldError>) {
+    let list = Path::new("metadata.finalizers");
+    for (index, name) in object["metadata"]["finalizers"].items().iter().enumerate() {
+        checks::known_finalizer(&list.index(index), name.text(), errors);
+    }
 }
 
 /// What every kind that is not special can do.
@@ -182,6 +211,7 @@ pub trait Strategy: Sync + Send {
     /// on that form. Only rows that are a second view of another row's objects change anything.
     fn to_storage(&self, _object: &mut Value) {}
     /// Turns a stored object into what clients of this row see.
+    #[expect(clippy::wrong_self_convention, reason = "it belongs to to_storage; self is the kind, not the object")]
     fn from_storage(&self, _object: &mut Value) {}
     /// After validation of a create or update, when the name is known.
     fn canonicalize(&self, _object: &mut Value) {}
@@ -205,6 +235,10 @@ pub trait Strategy: Sync + Send {
     /// What is wrong with `name`; with `is_prefix` it is a `generateName`. Default: DNS subdomain.
     fn check_name(&self, name: &str, is_prefix: bool) -> Vec<String> {
         names::name_is_dns_subdomain(name, is_prefix)
+    }
+    /// Whether a finalizer without a domain must be one of Kubernetes' own.
+    fn knows_finalizers(&self) -> bool {
+        true
     }
     /// Warnings to the client about what is deprecated or likely a mistake; `old` of an update.
     fn warnings(&self, _object: &Value, _old: Option<&Value>) -> Vec<String> {

@@ -44,19 +44,18 @@ impl Strategy for PodTemplate {
     }
 
     fn validate(&self, object: &Value, errors: &mut Vec<FieldError>) {
-        pod::validate_template(&object["template"], &Path::new("template"), pod::Ratchet::default(), errors);
+        pod::validate_template(&object["template"], None, &Path::new("template"), errors);
     }
 
     fn validate_update(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-        let ratchet = pod::Ratchet::from_templates(&object["template"], &old["template"]);
-        pod::validate_template(&object["template"], &Path::new("template"), ratchet, errors);
+        pod::validate_template(&object["template"], Some(&old["template"]), &Path::new("template"), errors);
     }
 
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
         if old.is_some_and(|old| old["template"] == object["template"]) {
             return Vec::new();
         }
-        pod::template_warnings(&object["template"], old.map(|old| &old["template"]), &Path::new("template"))
+        pod::template_warnings(&object["template"], &Path::new("template"))
     }
 
     fn has_generation(&self) -> bool {
@@ -97,37 +96,35 @@ pub(super) fn warnings_of_owner(strategy: &dyn Strategy, object: &Value, old: Op
         Some(old) if !strategy.changes_generation(object, old) => return warnings,
         Some(_) => {}
     }
-    let template = &object["spec"]["template"];
-    let path = Path::new("spec.template");
-    warnings.extend(pod::template_warnings(template, old.map(|old| &old["spec"]["template"]), &path));
+    warnings.extend(pod::template_warnings(&object["spec"]["template"], &Path::new("spec.template")));
     warnings
 }
 
 /// Checks selector and template of a kind that keeps a number of pods running.
-pub(super) fn validate_of_owner(spec: &Value, ratchet: pod::Ratchet, errors: &mut Vec<FieldError>) {
+pub(super) fn validate_of_owner(spec: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
     let path = Path::new("spec");
     let (selector, selector_path) = (&spec["selector"], path.child("selector"));
     let shown = || checks::selector_text(selector);
     if selector.is_null() {
-        errors.push(FieldError::required(&selector_path, ""));
+        errors.push(FieldError::required(selector_path, ""));
     } else {
         validate_label_selector(selector, &selector_path, errors);
         if selector["matchLabels"].is_empty() && selector["matchExpressions"].is_empty() {
             let detail = "empty selector is invalid for deployment";
-            errors.push(FieldError::invalid(&selector_path, Printed(&shown()), detail));
+            errors.push(FieldError::invalid(selector_path, Printed(&shown()), detail));
         }
     }
     let Ok(parsed) = LabelSelector::from_object(selector) else {
-        errors.push(FieldError::invalid(&selector_path, Printed(&shown()), "invalid label selector"));
+        errors.push(FieldError::invalid(selector_path, Printed(&shown()), "invalid label selector"));
         return;
     };
     let (template, path) = (&spec["template"], path.child("template"));
     let labels = &template["metadata"]["labels"];
-    if !selector.is_null() && !parsed.is_everything() && !parsed.matches(&labels.as_object()) {
+    if !parsed.is_everything() && !parsed.matches(&labels.as_object()) {
         let detail = "`selector` does not match template `labels`";
         errors.push(FieldError::invalid(path.child("metadata.labels"), Printed(&text::json(labels)), detail));
     }
-    pod::validate_template(template, &path, ratchet, errors);
+    pod::validate_template(template, old.map(|old| &old["template"]), &path, errors);
     checks::supported(&path.child("spec.restartPolicy"), &template["spec"]["restartPolicy"], &["Always"], errors);
     if template["spec"]["activeDeadlineSeconds"].is_set() {
         let detail = "activeDeadlineSeconds in ReplicaSet is not Supported";

@@ -61,12 +61,12 @@ impl Strategy for ReplicaSet {
     }
 
     fn validate(&self, object: &Value, errors: &mut Vec<FieldError>) {
-        validate_spec(&object["spec"], pod::Ratchet::default(), errors);
+        validate_spec(&object["spec"], None, errors);
     }
 
     fn validate_update(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
         let (spec, before) = (&object["spec"], &old["spec"]);
-        validate_spec(spec, pod::Ratchet::from_templates(&spec["template"], &before["template"]), errors);
+        validate_spec(spec, Some(before), errors);
         checks::immutable_selector(&Path::new("spec.selector"), &spec["selector"], &before["selector"], errors);
     }
 
@@ -111,9 +111,9 @@ impl Strategy for ReplicaSet {
     }
 }
 
-fn validate_spec(spec: &Value, ratchet: pod::Ratchet, errors: &mut Vec<FieldError>) {
+fn validate_spec(spec: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
     let path = Path::new("spec");
     checks::nonnegative(&path.child("replicas"), &spec["replicas"], errors);
     checks::nonnegative(&path.child("minReadySeconds"), &spec["minReadySeconds"], errors);
-    podtemplate::validate_of_owner(spec, ratchet, errors);
+    podtemplate::validate_of_owner(spec, old, errors);
 }

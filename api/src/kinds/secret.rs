@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::configmap::{DATA_MAX, decoded_len, immutable_data};
 use super::value::{Read, child, default_when_zero, fields, or};
 use super::{AGE, Cell, FieldError, Kind, NAME, Strategy, VERBS, checks, column, table};
+use crate::codec::json::decode_any;
 use crate::meta::field::Path;
 use crate::meta::names;
 
@@ -30,6 +31,9 @@ pub(super) static KIND: Kind = Kind {
     strategy: &Secret,
 };
 
+/// How every PEM block begins.
+const PEM: &[u8] = b"-----BEGIN ";
+
 struct Secret;
 
 impl Strategy for Secret {
@@ -46,6 +50,19 @@ impl Strategy for Secret {
 
     fn prepare_update(&self, object: &mut Value, old: &Value) {
         default_when_zero(object, "type", or(old["type"].text(), "Opaque"));
+    }
+
+    fn warnings(&self, object: &Value, _old: Option<&Value>) -> Vec<String> {
+        if object["type"] != "kubernetes.io/tls" {
+            return Vec::new();
+        }
+        // Whether key and certificate fit together is not looked at.
+        let has_pem = |key: &str| {
+            let bytes = STANDARD.decode(object["data"][key].text()).unwrap_or_default();
+            bytes.windows(PEM.len()).any(|part| part == PEM)
+        };
+        let missing = [("tls.crt", "certificate"), ("tls.key", "key")].into_iter().find(|(key, _)| !has_pem(key));
+        missing.map(|(_, what)| format!("tls: failed to find any PEM data in {what} input")).into_iter().collect()
     }
 
     fn field(&self, object: &Value, path: &str) -> Option<String> {
@@ -123,23 +140,11 @@ fn docker_config(data: &Value, key: &str, errors: &mut Vec<FieldError>) {
             };
             format!("json: cannot unmarshal {kind} into Go value of type map[string]interface {{}}")
         }
-        Err(error) => syntax_error(&bytes, &error),
+        Err(_) => match decode_any(&bytes) {
+            // What is wrong with the text comes last; before it stands what it was read for.
+            Err(error) => error.to_string().rsplit("json parse error: ").next().unwrap_or_default().to_owned(),
+            Ok(_) => return,
+        },
     };
     errors.push(FieldError::invalid(path.key(key), "<secret contents redacted>", &problem));
-}
-
-/// What Go says of broken JSON, as near as the place of the error tells.
-fn syntax_error(bytes: &[u8], error: &serde_json::Error) -> String {
-    if error.is_eof() {
-        return "unexpected end of JSON input".to_owned();
-    }
-    let line_start: usize =
-        bytes.split(|b| *b == b'\n').take(error.line().saturating_sub(1)).map(|l| l.len() + 1).sum();
-    match bytes.get(line_start + error.column().saturating_sub(1)) {
-        Some(byte) if error.line() == 1 && error.column() <= 1 => {
-            format!("invalid character '{}' looking for beginning of value", char::from(*byte))
-        }
-        Some(byte) => format!("invalid character '{}' in JSON", char::from(*byte)),
-        None => "unexpected end of JSON input".to_owned(),
-    }
 }

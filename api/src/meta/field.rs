@@ -251,7 +251,10 @@ mod tests {
             (FieldError::invalid(spec.key("k"), "x\n", "bad"), "spec[k]: Invalid value: \"x\\n\": bad"),
             (FieldError::invalid("a", json!({"b": [1]}), "bad"), "a: Invalid value: {\"b\":[1]}: bad"),
             (FieldError::invalid("a", json!(null), "bad"), "a: Invalid value: null: bad"),
-            (FieldError::not_supported("a", "x", &["p", "q"]), "a: Unsupported value: \"x\": supported values: \"p\", \"q\""),
+            (
+                FieldError::not_supported("a", "x", &["p", "q"]),
+                "a: Unsupported value: \"x\": supported values: \"p\", \"q\"",
+            ),
             (FieldError::too_long("a", 1), "a: Too long: may not be more than 1 byte"),
             (FieldError::too_many("a", 3, 2), "a: Too many: 3: must have at most 2 items"),
             (FieldError::duplicate("a", true), "a: Duplicate value: true"),

@@ -13,9 +13,9 @@ mod validate;
 mod version;
 
 pub use object::{
-    annotation, annotations, controller_of, creation_time, deletion_time, finalizers, generation, is_deleting, label,
-    labels, metadata, metadata_mut, name, namespace, owner_references, owners, resource_version, set_resource_version,
-    uid, OwnerReference,
+    OwnerReference, annotation, annotations, controller_of, creation_time, deletion_time, finalizers, generation,
+    is_deleting, label, labels, metadata, metadata_mut, name, namespace, owner_references, owners, resource_version,
+    set_resource_version, uid,
 };
 pub use quantity::{Format, Quantity, QuantityError};
 pub use validate::{

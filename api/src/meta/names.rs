@@ -206,7 +206,8 @@ pub fn env_name(value: &str) -> Vec<String> {
     match value.bytes().all(|b| (b == b' ' || b.is_ascii_graphic()) && b != b'=') {
         true => Vec::new(),
         false => vec![
-            "a valid environment variable name must consist only of printable ASCII characters other than '='".to_owned(),
+            "a valid environment variable name must consist only of printable ASCII characters other than '='"
+                .to_owned(),
         ],
     }
 }

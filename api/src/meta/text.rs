@@ -1,6 +1,6 @@
 //! Text as Go prints it: the words of the API quote names and values with `%q` and as JSON.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 
 use serde_json::Value;
 
@@ -20,14 +20,18 @@ pub fn quote(text: &str) -> String {
             '\t' => out.push_str("\\t"),
             '\x0b' => out.push_str("\\v"),
             c if is_print(c) => out.push(c),
-            // Writing to a string cannot fail.
-            c if (c as u32) < 0x80 => drop(write!(out, "\\x{:02x}", c as u32)),
-            c if (c as u32) < 0x1_0000 => drop(write!(out, "\\u{:04x}", c as u32)),
-            c => drop(write!(out, "\\U{:08x}", c as u32)),
+            c if (c as u32) < 0x80 => append(&mut out, format_args!("\\x{:02x}", c as u32)),
+            c if (c as u32) < 0x1_0000 => append(&mut out, format_args!("\\u{:04x}", c as u32)),
+            c => append(&mut out, format_args!("\\U{:08x}", c as u32)),
         }
     }
     out.push('"');
     out
+}
+
+fn append(out: &mut String, text: fmt::Arguments<'_>) {
+    // Writing to a string cannot fail.
+    let _ = out.write_fmt(text);
 }
 
 /// Whether Go takes it for printable: letters, marks, numbers, punctuation, symbols and the ASCII space.
@@ -50,7 +54,7 @@ pub fn json(value: &Value) -> String {
     let mut out = String::with_capacity(text.len() + 16);
     for c in text.chars() {
         match c {
-            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => drop(write!(out, "\\u{:04x}", c as u32)),
+            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => append(&mut out, format_args!("\\u{:04x}", c as u32)),
             c => out.push(c),
         }
     }
@@ -94,10 +98,10 @@ fn sprint_into(value: &Value, out: &mut String) {
     }
 }
 
-/// A float as `%v` prints it: the shortest digits, with an exponent of at least two digits from 1e21 on and below 1e-4.
+/// A float as `%v` prints it: the shortest digits, with an exponent of at least two digits from 1e6 on and below 1e-4.
 fn float_text(float: f64) -> String {
     let exponent = if float == 0.0 { 0 } else { float.abs().log10().floor() as i32 };
-    if (-4..21).contains(&exponent) {
+    if (-4..6).contains(&exponent) {
         return float.to_string();
     }
     let text = format!("{float:e}");

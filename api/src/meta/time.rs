@@ -132,7 +132,15 @@ mod tests {
             let time = parse(text).unwrap();
             assert_eq!((format(time).as_str(), format_micro(time).as_str()), (seconds, micro));
         }
-        for wrong in ["", "2026-11-22", "2026-11-22 10:00:00Z", "2026-13-22T10:00:00Z", "2026-11-22T10:00:00", "2026-11-22T10:00:00.Z", "2026-11-22t10:00:00z"] {
+        for wrong in [
+            "",
+            "2026-11-22",
+            "2026-11-22 10:00:00Z",
+            "2026-13-22T10:00:00Z",
+            "2026-11-22T10:00:00",
+            "2026-11-22T10:00:00.Z",
+            "2026-11-22t10:00:00z",
+        ] {
             assert_eq!(parse(wrong), None, "{wrong}");
         }
     }

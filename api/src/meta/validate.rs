@@ -166,11 +166,7 @@ pub fn validate_owner_references(object: &Value, errors: &mut Vec<FieldError>) {
         }
         if owner.api_version == "v1" && owner.kind == "Event" {
             let shown = print_owner(&owner, &super::owner_references(object)[index]);
-            errors.push(FieldError::invalid(
-                at,
-                Printed(&shown),
-                "/v1, Kind=Event is disallowed from being an owner",
-            ));
+            errors.push(FieldError::invalid(at, Printed(&shown), "/v1, Kind=Event is disallowed from being an owner"));
         }
         if !owner.controller {
             continue;
@@ -259,16 +255,23 @@ mod tests {
             (json!({"name": "a", "namespace": "b", "labels": {"x.y/z": "1"}, "finalizers": ["x/y"]}), &[]),
             (json!({"namespace": "b"}), &["metadata.name: Required value: name or generateName is required"]),
             (json!({"name": "a"}), &["metadata.namespace: Required value"]),
-            (json!({"name": "a", "namespace": "b.c"}), &["metadata.namespace: Invalid value: \"b.c\": must not contain dots"]),
+            (
+                json!({"name": "a", "namespace": "b.c"}),
+                &["metadata.namespace: Invalid value: \"b.c\": must not contain dots"],
+            ),
             (
                 json!({"name": "a", "namespace": "b", "finalizers": ["orphan", "foregroundDeletion"]}),
-                &["metadata.finalizers: Invalid value: [\"orphan\",\"foregroundDeletion\"]: finalizer orphan and foregroundDeletion cannot be both set"],
+                &[
+                    "metadata.finalizers: Invalid value: [\"orphan\",\"foregroundDeletion\"]: finalizer orphan and foregroundDeletion cannot be both set",
+                ],
             ),
             (
                 json!({"name": "a", "namespace": "b", "ownerReferences": [
                     {"apiVersion": "v1", "kind": "A", "name": "a", "uid": "1", "controller": true},
                     {"apiVersion": "v1", "kind": "A", "name": "b", "uid": "2", "controller": true}]}),
-                &["metadata.ownerReferences: Invalid value: [{\"apiVersion\":\"v1\",\"kind\":\"A\",\"name\":\"a\",\"uid\":\"1\",\"controller\":true},{\"apiVersion\":\"v1\",\"kind\":\"A\",\"name\":\"b\",\"uid\":\"2\",\"controller\":true}]: Only one reference can have Controller set to true. Found \"true\" in references for A/a and A/b"],
+                &[
+                    "metadata.ownerReferences: Invalid value: [{\"apiVersion\":\"v1\",\"kind\":\"A\",\"name\":\"a\",\"uid\":\"1\",\"controller\":true},{\"apiVersion\":\"v1\",\"kind\":\"A\",\"name\":\"b\",\"uid\":\"2\",\"controller\":true}]: Only one reference can have Controller set to true. Found \"true\" in references for A/a and A/b",
+                ],
             ),
             (
                 json!({"name": "a", "namespace": "b", "ownerReferences": [{"apiVersion": "a/b/c", "kind": "A", "name": ""}]}),

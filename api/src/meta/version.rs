@@ -32,7 +32,9 @@ mod tests {
             ("+1", Err("resourceVersion: Invalid value: \"+1\": strconv.ParseUint: parsing \"+1\": invalid syntax")),
             (
                 "99999999999999999999",
-                Err("resourceVersion: Invalid value: \"99999999999999999999\": strconv.ParseUint: parsing \"99999999999999999999\": value out of range"),
+                Err(
+                    "resourceVersion: Invalid value: \"99999999999999999999\": strconv.ParseUint: parsing \"99999999999999999999\": value out of range",
+                ),
             ),
         ] {
             assert_eq!(parse_resource_version(text).map_err(|e| e.to_string()), expected.map_err(str::to_owned));

@@ -211,10 +211,18 @@ mod tests {
     fn patches_as_the_reference_does() {
         let table: Vec<(Value, Value, Option<Value>)> = vec![
             (v!({"a": 1}), v!([{"op": "add", "path": "/b", "value": 2}]), Some(v!({"a": 1, "b": 2}))),
-            (v!({"a": [1]}), v!([{"op": "add", "path": "/a/-", "value": 2}, {"op": "add", "path": "/a/0", "value": 0}]), Some(v!({"a": [0, 1, 2]}))),
+            (
+                v!({"a": [1]}),
+                v!([{"op": "add", "path": "/a/-", "value": 2}, {"op": "add", "path": "/a/0", "value": 0}]),
+                Some(v!({"a": [0, 1, 2]})),
+            ),
             (v!({"a": [1]}), v!([{"op": "add", "path": "/a/-1", "value": 2}]), Some(v!({"a": [1, 2]}))),
             (v!({"a": [1]}), v!([{"op": "add", "path": "/a/2", "value": 2}]), None),
-            (v!({"a/b": 1, "c~d": 2}), v!([{"op": "remove", "path": "/a~1b"}, {"op": "replace", "path": "/c~0d", "value": 3}]), Some(v!({"c~d": 3}))),
+            (
+                v!({"a/b": 1, "c~d": 2}),
+                v!([{"op": "remove", "path": "/a~1b"}, {"op": "replace", "path": "/c~0d", "value": 3}]),
+                Some(v!({"c~d": 3})),
+            ),
             (v!({}), v!([{"op": "replace", "path": "/x", "value": 1}]), Some(v!({"x": 1}))),
             (v!({}), v!([{"op": "add", "path": "/x"}]), Some(v!({"x": null}))),
             (v!({}), v!([{"op": "remove", "path": "/x"}]), None),
@@ -222,7 +230,11 @@ mod tests {
             (v!({"a": [1, 2]}), v!([{"op": "replace", "path": "/a/9", "value": 1}]), None),
             (v!({"a": [1, 2]}), v!([{"op": "remove", "path": "/a/-1"}]), Some(v!({"a": [1]}))),
             (v!({"a": 1}), v!([{"op": "move", "from": "/a", "path": "/b"}]), Some(v!({"b": 1}))),
-            (v!({"a": {"x": 1}}), v!([{"op": "copy", "from": "/a", "path": "/b"}]), Some(v!({"a": {"x": 1}, "b": {"x": 1}}))),
+            (
+                v!({"a": {"x": 1}}),
+                v!([{"op": "copy", "from": "/a", "path": "/b"}]),
+                Some(v!({"a": {"x": 1}, "b": {"x": 1}})),
+            ),
             (v!({"a": {"x": 1}}), v!([{"op": "test", "path": "/a", "value": {"x": 1}}]), Some(v!({"a": {"x": 1}}))),
             (v!({"a": 1}), v!([{"op": "test", "path": "/b", "value": null}]), Some(v!({"a": 1}))),
             (v!({"a": 1}), v!([{"op": "test", "path": "/a", "value": 2}]), None),
@@ -242,9 +254,18 @@ mod tests {
     #[test]
     fn refuses_what_is_no_patch() {
         for (patch, expected) in [
-            (v!({}), "error decoding patch: json: cannot unmarshal object into Go value of type []handlers.jsonPatchOp"),
-            (v!(["x"]), "error decoding patch: json: cannot unmarshal string into Go value of type handlers.jsonPatchOp"),
-            (v!([{"op": 1}]), "error decoding patch: json: cannot unmarshal number into Go struct field jsonPatchOp.op of type string"),
+            (
+                v!({}),
+                "error decoding patch: json: cannot unmarshal object into Go value of type []handlers.jsonPatchOp",
+            ),
+            (
+                v!(["x"]),
+                "error decoding patch: json: cannot unmarshal string into Go value of type handlers.jsonPatchOp",
+            ),
+            (
+                v!([{"op": 1}]),
+                "error decoding patch: json: cannot unmarshal number into Go struct field jsonPatchOp.op of type string",
+            ),
         ] {
             assert_eq!(json(&mut v!({}), &patch).unwrap_err().message, expected);
         }

@@ -74,7 +74,10 @@ mod tests {
             assert_eq!(value, expected, "{patch}");
         }
         for (patch, expected) in [
-            (v!([1]), "error decoding patch: json: cannot unmarshal array into Go value of type map[string]interface {}"),
+            (
+                v!([1]),
+                "error decoding patch: json: cannot unmarshal array into Go value of type map[string]interface {}",
+            ),
             (v!(null), "Invalid JSON Patch"),
         ] {
             assert_eq!(merge(&mut v!({}), &patch).unwrap_err().message, expected);

@@ -49,7 +49,10 @@ mod tests {
         let service = super::super::of_kind("", "v1", "Service").expect("built in");
         let mut value = json!({"spec": {"ports": [{"port": 80}, {"port": 53, "protocol": "UDP"}]}});
         apply_defaults(&mut value, &service);
-        assert_eq!(value, json!({"spec": {"ports": [
-            {"port": 80, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}]}}));
+        assert_eq!(
+            value,
+            json!({"spec": {"ports": [
+            {"port": 80, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}]}})
+        );
     }
 }

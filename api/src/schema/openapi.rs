@@ -57,7 +57,6 @@ pub fn definition(name: &str, version: Version) -> Option<Value> {
         }
         properties.insert(line.name.to_owned(), property(&line, entry.package, version));
     }
-    required.sort_unstable();
     if !properties.is_empty() {
         definition.insert("properties".into(), Value::Object(properties));
     }
@@ -90,7 +89,7 @@ fn property(line: &Line, package: &str, version: Version) -> Value {
     let mut default = None;
     for word in line.attributes() {
         let (key, value) = word.split_once('=').unwrap_or((word, ""));
-        let list = line.ty.starts_with('[');
+        let list = line.ty.starts_with(['[', 'B']);
         match key {
             "atomic" | "granular" if !list => property["x-kubernetes-map-type"] = key.into(),
             "atomic" | "set" | "map" => {
@@ -108,7 +107,9 @@ fn property(line: &Line, package: &str, version: Version) -> Value {
                 property["x-kubernetes-patch-strategy"] = strategy.into();
             }
             "key" => property["x-kubernetes-patch-merge-key"] = value.into(),
-            "enum" => property["enum"] = value.split('|').collect(),
+            "enum" => property["enum"] = choices(value),
+            "items" if list => property["items"]["enum"] = choices(value),
+            "items" => property["additionalProperties"]["enum"] = choices(value),
             "~" => default = Some(zero(line.ty)),
             "default" => default = serde_json::from_str(value).ok(),
             _ => {}
@@ -126,6 +127,11 @@ fn property(line: &Line, package: &str, version: Version) -> Value {
     property
 }
 
+/// The values of an enumeration; a space is written `^` in the table.
+fn choices(words: &str) -> Value {
+    words.split('|').map(|word| word.replace('^', " ")).collect()
+}
+
 fn zero(code: &str) -> Value {
     match code.as_bytes().first() {
         Some(b's') => "".into(),
@@ -138,9 +144,9 @@ fn zero(code: &str) -> Value {
 fn ty(code: &str, package: &str, version: Version) -> Value {
     let reference = |name: &str| version.reference(name);
     match (code.as_bytes().first(), code) {
-        (Some(b'['), _) => json!({ "type": "array", "items": element(&code[1..], package, version) }),
+        (Some(b'['), _) => json!({ "type": "array", "items": ty(&code[1..], package, version) }),
         (Some(b'{'), _) => {
-            json!({ "type": "object", "additionalProperties": element(&code[1..], package, version) })
+            json!({ "type": "object", "additionalProperties": ty(&code[1..], package, version) })
         }
         (Some(b'@'), _) => reference(&full_name(&code[1..], package)),
         (_, "s") => json!({ "type": "string" }),
@@ -161,10 +167,6 @@ fn ty(code: &str, package: &str, version: Version) -> Value {
         (_, "aS") => reference(&format!("{EXTENSIONS}.JSONSchemaPropsOrStringArray")),
         _ => json!({}),
     }
-}
-
-fn element(code: &str, package: &str, version: Version) -> Value {
-    ty(code, package, version)
 }
 
 /// The types that are no structures in JSON.
@@ -197,14 +199,17 @@ mod tests {
     #[test]
     fn a_property_says_what_clients_read_from_it() {
         let pod = definition("io.k8s.api.core.v1.PodSpec", Version::V2).expect("built in");
-        assert_eq!(pod["properties"]["volumes"], json!({
-            "items": { "$ref": "#/definitions/io.k8s.api.core.v1.Volume" },
-            "type": "array",
-            "x-kubernetes-list-map-keys": ["name"],
-            "x-kubernetes-list-type": "map",
-            "x-kubernetes-patch-merge-key": "name",
-            "x-kubernetes-patch-strategy": "merge,retainKeys",
-        }));
+        assert_eq!(
+            pod["properties"]["volumes"],
+            json!({
+                "items": { "$ref": "#/definitions/io.k8s.api.core.v1.Volume" },
+                "type": "array",
+                "x-kubernetes-list-map-keys": ["name"],
+                "x-kubernetes-list-type": "map",
+                "x-kubernetes-patch-merge-key": "name",
+                "x-kubernetes-patch-strategy": "merge,retainKeys",
+            })
+        );
         let container = definition("io.k8s.api.core.v1.Container", Version::V3).expect("built in");
         assert_eq!(container["properties"]["name"], json!({ "default": "", "type": "string" }));
         assert_eq!(

@@ -50,7 +50,7 @@ impl Table {
                 let end = fields_end(rest);
                 let name = format!("{package}.{name}");
                 for kind in attributes.split(' ').find_map(|word| word.strip_prefix("gvk=")).unwrap_or("").split(',') {
-                    // DeleteOptions and WatchEvent are kinds of every group; their names are told apart by package below.
+                    // DeleteOptions and WatchEvent are kinds of every group and one type.
                     table.kinds.entry(kind).or_insert_with(|| name.clone());
                 }
                 let entry = Entry { package, attributes, lines: &rest[..end], object: OnceLock::new() };
@@ -117,7 +117,6 @@ pub(super) fn full_name(reference: &str, package: &str) -> String {
     }
 }
 
-
 impl Entry {
     fn parse(&self, name: &str) -> Object {
         let mut fields = HashMap::new();
@@ -149,7 +148,9 @@ impl Entry {
                 _ => match word.split_once('=') {
                     Some(("map", keys)) => kind = ListKind::Map(keys.split(',').map(str::to_owned).collect()),
                     Some(("key", key)) => field.merge_key = Some(key.to_owned()),
-                    Some(("enum", values)) => field.allowed = values.split('|').map(str::to_owned).collect(),
+                    Some(("enum", values)) => {
+                        field.allowed = values.split('|').map(|value| value.replace('^', " ")).collect()
+                    }
                     Some(("default", json)) => field.default = serde_json::from_str(json).ok(),
                     Some(("go", name)) => field.go = Some(name.into()),
                     Some(("in", name)) => field.within = Some(name.into()),
@@ -158,8 +159,9 @@ impl Entry {
             }
         }
         field.ty = self.ty(line.ty, atomic, &kind);
-        let structure = matches!(field.ty, Type::Named(_) | Type::Time | Type::MicroTime | Type::Quantity | Type::IntOrString)
-            || line.ty.starts_with('a');
+        let structure =
+            matches!(field.ty, Type::Named(_) | Type::Time | Type::MicroTime | Type::Quantity | Type::IntOrString)
+                || line.ty.starts_with('a');
         field.absent = match (field.pointer, omitempty, omitzero) {
             (true, true, _) | (true, _, true) => Absent::Kept,
             (false, _, true) => Absent::Dropped,
@@ -175,9 +177,7 @@ impl Entry {
             Some(b'[') => {
                 Type::List(Arc::new(List { items: self.ty(&code[1..], false, &ListKind::Atomic), kind: kind.clone() }))
             }
-            Some(b'{') => {
-                Type::Map(Arc::new(Map { values: self.ty(&code[1..], false, &ListKind::Atomic), atomic }))
-            }
+            Some(b'{') => Type::Map(Arc::new(Map { values: self.ty(&code[1..], false, &ListKind::Atomic), atomic })),
             Some(b'@') => Type::Named(full_name(&code[1..], self.package).into()),
             Some(b's') => Type::String,
             Some(b'B') => Type::Bytes,

@@ -15,6 +15,8 @@ pub(crate) struct Resource {
     pub schema: Arc<Object>,
     /// The type in which they are stored.
     pub stored_schema: Arc<Object>,
+    /// The row in whose form they are stored.
+    pub stored: &'static Kind,
     /// As `apps/v1`.
     pub api_version: String,
     /// As `PodList`.
@@ -50,12 +52,13 @@ impl Resource {
 
 /// All resources.
 pub(crate) struct Catalog {
-    by_resource: HashMap<(&'static str, &'static str), Arc<Resource>>,
+    /// By group, then by resource.
+    by_resource: HashMap<&'static str, HashMap<&'static str, Arc<Resource>>>,
 }
 
 impl Catalog {
     pub fn new() -> Result<Catalog, String> {
-        let mut by_resource = HashMap::new();
+        let mut by_resource: HashMap<&'static str, HashMap<&'static str, Arc<Resource>>> = HashMap::new();
         for row in kinds::all() {
             let stored = kinds::all().iter().find(|first| first.collection == row.collection).unwrap_or(row);
             let named = |name: &str| schema::named(name).ok_or_else(|| format!("no schema is known for {name}"));
@@ -65,29 +68,30 @@ impl Catalog {
             };
             let resource = Resource {
                 row,
+                stored,
                 schema: named(row.schema)?,
                 stored_schema: named(stored.schema)?,
                 api_version,
                 list_kind: format!("{}List", row.kind),
                 is_view: !std::ptr::eq(*stored, *row),
             };
-            by_resource.insert((row.group, row.resource), Arc::new(resource));
+            by_resource.entry(row.group).or_default().insert(row.resource, Arc::new(resource));
         }
         Ok(Catalog { by_resource })
     }
 
     /// The resource at a path.
     pub fn get(&self, group: &str, version: &str, resource: &str) -> Option<&Arc<Resource>> {
-        self.by_resource.get(&(group, resource)).filter(|found| found.row.version == version)
+        self.named(group, resource).filter(|found| found.row.version == version)
     }
 
     /// A built-in resource by group and name.
-    pub fn named(&self, group: &'static str, resource: &'static str) -> Option<&Arc<Resource>> {
-        self.by_resource.get(&(group, resource))
+    pub fn named(&self, group: &str, resource: &str) -> Option<&Arc<Resource>> {
+        self.by_resource.get(group)?.get(resource)
     }
 
     /// Every row, sorted by group and resource.
     pub fn rows(&self) -> impl Iterator<Item = &Arc<Resource>> {
-        kinds::all().iter().filter_map(|row| self.by_resource.get(&(row.group, row.resource)))
+        kinds::all().iter().filter_map(|row| self.named(row.group, row.resource))
     }
 }

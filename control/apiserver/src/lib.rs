@@ -1,1 +1,113 @@
-//! coracle-apiserver
+//! The API server: HTTP in, transactions of the keyspace out.
+//!
+//! ```text
+//! request ─► edge (path, options, body) ─► authn ─► authz ─► verbs ─► admission ─► store ─► keyspace
+//!                                                     └► subresources, discovery, openapi
+//! ```
+//! The generic path ([`verbs`]) is written once and driven by the rows of `coracle_api::kinds` and by schema data; it
+//! knows no kind. What an object *is* is decided by the api crate's pure functions; what the *cluster* adds to it is
+//! [`admission`]. An object is serialised once, when it is written; everything else copies those bytes.
+//!
+//! Invariants: nothing is answered before it is committed. A write that changes nothing makes no revision. A read without
+//! a resourceVersion sees every write that was answered before it.
+
+mod admission;
+mod authn;
+mod authz;
+mod bootstrap;
+mod catalog;
+mod columns;
+mod config;
+mod discovery;
+mod edge;
+mod health;
+mod identity;
+mod in_process;
+mod metadata;
+mod openapi;
+mod server;
+mod store;
+mod subresources;
+mod table;
+mod verbs;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use coracle_api::status::Status;
+use coracle_keyspace::Keyspace;
+
+pub use config::Config;
+pub use identity::Identity;
+pub use in_process::InProcess;
+use server::Shared;
+
+/// Why an API server cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The kinds and their schemas do not fit.
+    #[error("the table of kinds is not complete: {0}")]
+    Catalog(String),
+    /// The key that signs tokens cannot be used.
+    #[error("the key for ServiceAccount tokens cannot be used: {0}")]
+    TokenKey(String),
+    /// The objects that every cluster has cannot be made.
+    #[error("make the namespaces and the service of the API: {0}")]
+    Bootstrap(Status),
+}
+
+/// A running API server; clones are handles to the same.
+#[derive(Clone)]
+pub struct ApiServer {
+    shared: Arc<Shared>,
+}
+
+impl ApiServer {
+    /// Starts an API server over `keyspace`; when this returns, the objects that every cluster has are there.
+    pub async fn start(keyspace: Keyspace, config: Config) -> Result<ApiServer, StartError> {
+        let shared = Shared::new(keyspace, config)?;
+        bootstrap::run(&shared).await.map_err(StartError::Bootstrap)?;
+        Ok(ApiServer { shared })
+    }
+
+    /// The whole API. Who calls is taken from the request's extension [`Identity`] (a verified client certificate) or
+    /// from its bearer token.
+    pub fn router(&self) -> Router {
+        Router::new().fallback(answer).with_state(self.shared.clone())
+    }
+
+    /// Puts authentication before other routes: only known callers pass, and their [`Identity`] is an extension.
+    pub fn authenticated(&self, router: Router) -> Router {
+        router.layer(middleware::from_fn_with_state(self.shared.clone(), admit))
+    }
+
+    /// The API for a client in this process, acting as `identity`, without network or TLS.
+    pub fn in_process(&self, identity: Identity) -> InProcess {
+        InProcess::new(self.shared.clone(), identity)
+    }
+
+    /// Ends all watches and streams; other requests are still answered.
+    pub fn shutdown(&self) {
+        self.shared.stopping.cancel();
+    }
+}
+
+async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    edge::router::handle(shared, request).await
+}
+
+async fn admit(State(shared): State<Arc<Shared>>, mut request: Request<Body>, next: Next) -> Response {
+    let refused = |status: Status| edge::respond::status(edge::negotiate::Form::JSON, &status);
+    match authn::authenticate(&shared, &request) {
+        Err(status) => refused(status),
+        Ok(identity) if !identity.is_authenticated() => refused(Status::unauthorized()),
+        Ok(identity) => {
+            request.extensions_mut().insert(identity);
+            next.run(request).await
+        }
+    }
+}

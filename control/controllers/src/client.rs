@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::informer::Key;
+use crate::informer::{Key, slim};
 
 /// Who our writes belong to in `managedFields`.
 const MANAGER: &str = "fieldManager=kube-controller-manager";
@@ -70,7 +70,7 @@ impl Resource {
 /// An object of which only the metadata matters.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub(crate) struct Meta {
-    #[serde(default)]
+    #[serde(deserialize_with = "slim", default)]
     pub metadata: ObjectMeta,
 }
 
@@ -149,12 +149,7 @@ impl Client {
     }
 
     /// Strategic merge patch of the subresource `status`: conditions merge by their type.
-    pub(crate) async fn merge_status(
-        &self,
-        resource: Resource,
-        key: &Key,
-        patch: &Value,
-    ) -> Result<Meta, kube::Error> {
+    pub(crate) async fn merge_status(&self, resource: Resource, key: &Key, patch: &Value) -> Result<Meta, kube::Error> {
         let uri = format!("{}/status?{MANAGER}", resource.path(key));
         self.send("PATCH", &uri, "application/strategic-merge-patch+json", Some(patch)).await
     }
@@ -188,6 +183,13 @@ impl Client {
     /// GET of a path.
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, kube::Error> {
         self.send("GET", path, "application/json", None::<&()>).await
+    }
+
+    /// GET of a collection, of which only metadata is asked for.
+    pub(crate) async fn list_meta<T: DeserializeOwned>(&self, path: &str) -> Result<T, kube::Error> {
+        let accept = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json";
+        let request = Request::get(path).header(http::header::ACCEPT, accept).body(Vec::new());
+        self.0.request(request.map_err(kube::Error::HttpError)?).await
     }
 
     /// GET of one object.

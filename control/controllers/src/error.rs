@@ -32,9 +32,7 @@ impl Error {
     pub(crate) fn is_expected(&self) -> bool {
         match self {
             Self::Api { source, .. } => {
-                client::is_conflict(source)
-                    || client::is_not_found(source)
-                    || client::is_namespace_terminating(source)
+                client::is_conflict(source) || client::is_not_found(source) || client::is_namespace_terminating(source)
             }
             Self::Stale(_) => true,
             Self::Panicked => false,

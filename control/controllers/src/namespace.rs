@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::client::{self, Client, DeleteOptions, Meta, NAMESPACES};
-use crate::discovery::{Discovery, Kind};
+use crate::discovery::{Discovery, Kind, Kinds};
 use crate::informer::{Informer, Key, Object as _, Store};
 use crate::queue::{Next, Queue};
 use crate::{Error, now_in_seconds};
@@ -80,7 +80,16 @@ impl Controller {
         if namespace.metadata.deletion_timestamp.is_none() || !finalizers.iter().any(|name| name == FINALIZER) {
             return Ok(Next::OnEvent);
         }
-        let remaining = self.delete_content(&key.name).await?;
+        let mut kinds = self.discovery.kinds();
+        if kinds.kinds.is_empty() || !kinds.failures.is_empty() {
+            kinds = self.discovery.refresh().await.map_err(Error::api("ask for the kinds"))?;
+        }
+        let mut remaining = self.delete_content(&key.name, &kinds).await;
+        if remaining.is_empty() {
+            // It seems to be empty; the last word is with the kinds that there are now.
+            let kinds = self.discovery.refresh().await.map_err(Error::api("ask for the kinds"))?;
+            remaining = self.delete_content(&key.name, &kinds).await;
+        }
         self.write_conditions(&namespace, &remaining).await?;
         if !remaining.is_empty() {
             return if remaining.failures.is_empty() {
@@ -102,15 +111,14 @@ impl Controller {
         }
     }
 
-    async fn delete_content(&self, namespace: &str) -> Result<Remaining, Error> {
-        let kinds = self.discovery.refresh().await.map_err(Error::api("ask for the kinds"))?;
+    async fn delete_content(&self, namespace: &str, kinds: &Kinds) -> Remaining {
         let mut remaining = Remaining { discovery_failures: kinds.failures.clone(), ..Remaining::default() };
         let namespaced: Vec<&Kind> = kinds.kinds.iter().filter(|kind| kind.namespaced).collect();
         let is_pods = |kind: &&&Kind| kind.group.is_empty() && &*kind.plural == "pods";
         if let Some(pods) = namespaced.iter().find(is_pods) {
             self.delete_kind(pods, namespace, &mut remaining).await;
             if !remaining.is_empty() {
-                return Ok(remaining);
+                return remaining;
             }
         }
         // The same objects may be served by two groups (events): they are deleted once, and counted once.
@@ -120,7 +128,7 @@ impl Controller {
                 self.delete_kind(kind, namespace, &mut remaining).await;
             }
         }
-        Ok(remaining)
+        remaining
     }
 
     /// Deletes what there is of the kind; notes what is left.
@@ -135,7 +143,10 @@ impl Controller {
             Err(error) => return failed(&error),
         };
         let options = DeleteOptions { propagation_policy: Some("Background"), ..DeleteOptions::default() };
-        if kind.delete_collection {
+        let going = |item: &Meta| item.metadata.deletion_timestamp.is_some();
+        if before.items.iter().all(going) && before.metadata.remaining_item_count.is_none_or(|count| count == 0) {
+            // Everything is asked to go already.
+        } else if kind.delete_collection {
             if let Err(error) = self.client.delete_at(&path, &options).await {
                 return failed(&error);
             }
@@ -151,7 +162,7 @@ impl Controller {
             Ok(list) if list.items.is_empty() => {}
             Ok(list) => {
                 let more = list.metadata.remaining_item_count.and_then(|count| u64::try_from(count).ok()).unwrap_or(0);
-                *remaining.objects.entry(name).or_default() += list.items.len() as u64 + more;
+                *remaining.objects.entry(name.clone()).or_default() += list.items.len() as u64 + more;
                 for finalizer in list.items.iter().flat_map(|item| item.metadata.finalizers.iter().flatten()) {
                     *remaining.finalizers.entry(finalizer.clone()).or_default() += 1;
                 }
@@ -161,7 +172,7 @@ impl Controller {
     }
 
     async fn list(&self, path: &str) -> Result<List, kube::Error> {
-        self.client.get(&format!("{path}?limit=500")).await
+        self.client.list_meta(&format!("{path}?limit=500")).await
     }
 
     async fn write_conditions(&self, namespace: &Namespace, remaining: &Remaining) -> Result<(), Error> {
@@ -186,7 +197,11 @@ impl Remaining {
     /// The five conditions of a namespace that goes; those that were never true are written when one of them is.
     fn conditions(&self, before: &NamespaceStatus, now: Timestamp) -> Vec<NamespaceCondition> {
         let list = |counts: &BTreeMap<String, u64>, words: &str| {
-            counts.iter().map(|(name, count)| format!("{name} {words} {count} resource instances")).collect::<Vec<_>>().join(", ")
+            counts
+                .iter()
+                .map(|(name, count)| format!("{name} {words} {count} resource instances"))
+                .collect::<Vec<_>>()
+                .join(", ")
         };
         let rows = [
             (
@@ -206,7 +221,10 @@ impl Remaining {
                 "NamespaceDeletionContentFailure",
                 (!self.failures.is_empty()).then(|| {
                     let (count, failures) = (self.failures.len(), self.failures.join(", "));
-                    ("ContentDeletionFailed", format!("Failed to delete all resource types, {count} remaining: {failures}"))
+                    (
+                        "ContentDeletionFailed",
+                        format!("Failed to delete all resource types, {count} remaining: {failures}"),
+                    )
                 }),
                 ("ContentDeleted", "All content successfully deleted, may be waiting on finalization"),
             ),

@@ -224,8 +224,7 @@ fn backoff(failures: u32) -> Duration {
 impl<K: Clone + Eq + Hash + Send + 'static> Queue<K> {
     /// An empty queue; keys that keep coming are spaced by `spacing`.
     pub(crate) fn new(spacing: Duration) -> Self {
-        let state =
-            State { ready: VecDeque::new(), entries: HashMap::new(), delayed: BinaryHeap::new(), sequence: 0 };
+        let state = State { ready: VecDeque::new(), entries: HashMap::new(), delayed: BinaryHeap::new(), sequence: 0 };
         Self { inner: Arc::new(Inner { state: Mutex::new(state), changed: Notify::new(), spacing }) }
     }
 
@@ -268,8 +267,13 @@ impl<K: Clone + Eq + Hash + Send + 'static> Queue<K> {
     }
 
     /// Reconciles keys with at most `workers` at a time until shutdown.
-    pub(crate) async fn drive<F, R>(&self, name: &'static str, workers: usize, shutdown: CancellationToken, reconcile: F)
-    where
+    pub(crate) async fn drive<F, R>(
+        &self,
+        name: &'static str,
+        workers: usize,
+        shutdown: CancellationToken,
+        reconcile: F,
+    ) where
         F: Fn(K) -> R,
         R: Future<Output = Result<Next, Error>> + Send + 'static,
         K: std::fmt::Debug,
@@ -322,49 +326,69 @@ fn log<K: std::fmt::Debug>(controller: &str, key: &K, error: &Error) {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn takes_each_key_once_and_again_after_what_comes_meanwhile() {
-        let queue = Queue::new(Duration::ZERO);
+    fn state() -> State<&'static str> {
+        State { ready: VecDeque::new(), entries: HashMap::new(), delayed: BinaryHeap::new(), sequence: 0 }
+    }
+
+    #[test]
+    fn takes_each_key_once_and_again_after_what_comes_meanwhile() {
+        let (mut state, now) = (state(), Instant::now());
         for key in ["a", "b", "a"] {
-            queue.add(&key);
+            state.add(&key, now);
         }
-        assert_eq!((queue.next().await, queue.next().await), ("a", "b"));
-        queue.add(&"a");
-        queue.inner.state.lock().done(&"b", &Ok(Next::OnEvent), Instant::now());
-        assert!(queue.inner.state.lock().ready.is_empty(), "a runs");
-        queue.inner.state.lock().done(&"a", &Ok(Next::OnEvent), Instant::now());
-        assert_eq!(queue.next().await, "a");
+        let mut take = || state.take(now, Duration::ZERO);
+        assert_eq!([take(), take(), take()], [Some("a"), Some("b"), None]);
+        state.add(&"a", now);
+        state.done(&"b", &Ok(Next::OnEvent), now);
+        assert_eq!(state.take(now, Duration::ZERO), None, "a runs");
+        state.done(&"a", &Ok(Next::OnEvent), now);
+        assert_eq!(state.take(now, Duration::ZERO), Some("a"));
+        state.done(&"a", &Ok(Next::OnEvent), now);
+        assert!(state.entries.is_empty(), "nothing is kept of what is done");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn backs_off_and_keeps_the_nearest_deadline() {
-        let queue = Queue::new(Duration::ZERO);
-        let begun = Instant::now();
-        queue.add_after(&"a", Duration::from_secs(5));
-        queue.add_after(&"a", Duration::from_secs(1));
-        queue.add_after(&"a", Duration::from_secs(9));
-        assert_eq!(queue.next().await, "a");
-        assert!(begun.elapsed() < Duration::from_secs(2));
+    #[test]
+    fn keeps_the_nearest_deadline_and_backs_off() {
+        let (mut state, begun) = (state(), Instant::now());
+        for seconds in [5, 1, 9] {
+            state.add_at(&"a", begun + Duration::from_secs(seconds), begun);
+        }
+        assert_eq!(state.wake(begun), Some(begun + Duration::from_secs(1)));
+        let mut now = begun + Duration::from_secs(1);
+        state.wake(now);
+        assert_eq!(state.take(now, Duration::ZERO), Some("a"));
+        let mut delays = vec![];
         for _ in 0..5 {
-            queue.inner.state.lock().done(&"a", &Err(Error::Panicked), Instant::now());
-            assert_eq!(queue.next().await, "a");
+            state.done(&"a", &Err(Error::Panicked), now);
+            let due = state.entries["a"].due.unwrap();
+            delays.push(due - now);
+            now = due;
+            state.wake(now);
+            assert_eq!(state.take(now, Duration::ZERO), Some("a"));
         }
-        assert!(begun.elapsed() > Duration::from_millis(1200), "{:?}", begun.elapsed());
+        assert!(delays[4] > delays[0] * 4, "{delays:?}");
+        now += Duration::from_secs(60);
+        state.done(&"a", &Ok(Next::OnEvent), now);
+        state.wake(now);
+        assert_eq!(state.take(now, Duration::ZERO), None, "deadlines that were replaced are void");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn spaces_out_a_storm_but_not_a_burst() {
+    #[test]
+    fn spaces_out_a_storm_but_not_a_burst() {
         let spacing = Duration::from_millis(20);
-        let queue = Queue::new(spacing);
-        let begun = Instant::now();
+        let (mut state, begun) = (state(), Instant::now());
+        let mut now = begun;
         for run in 0..30_u32 {
-            queue.add(&"a");
-            assert_eq!(queue.next().await, "a");
-            queue.inner.state.lock().done(&"a", &Ok(Next::OnEvent), Instant::now());
-            if run < BURST {
-                assert_eq!(begun.elapsed(), Duration::ZERO);
-            }
+            state.add(&"a", now);
+            let key = state.take(now, spacing).or_else(|| {
+                now = state.entries["a"].due?;
+                state.wake(now);
+                state.take(now, spacing)
+            });
+            assert_eq!(key, Some("a"));
+            state.done(&"a", &Ok(Next::OnEvent), now);
+            assert!(run >= BURST || now == begun, "held back at {run}");
         }
-        assert!(begun.elapsed() >= spacing * 20, "{:?}", begun.elapsed());
+        assert!(now - begun >= spacing * 20, "{:?}", now - begun);
     }
 }

@@ -87,8 +87,9 @@ impl Controller {
             });
             return tolerate(self.client.create(CONFIG_MAPS, namespace, &config_map).await, "create kube-root-ca.crt");
         };
-        let right = existing.data.as_ref().is_some_and(|data| data.len() == 1 && data.get(ROOT_CA_KEY) == Some(&self.root_ca))
-            && existing.metadata.annotations.as_ref().is_some_and(|map| map.contains_key(DESCRIPTION));
+        let right =
+            existing.data.as_ref().is_some_and(|data| data.len() == 1 && data.get(ROOT_CA_KEY) == Some(&self.root_ca))
+                && existing.metadata.annotations.as_ref().is_some_and(|map| map.contains_key(DESCRIPTION));
         if right {
             return Ok(());
         }

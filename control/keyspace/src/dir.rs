@@ -1,10 +1,12 @@
-//! The data directory: who may use it, and which version of the format it has.
+//! The data directory: who may use it, whose it is, and which version of the format it has.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
+
+use crate::raft::MemberId;
 
 /// Version of everything in the directory.
 const FORMAT: &str = "coracle keyspace 1";
@@ -43,6 +45,18 @@ pub enum DirError {
         /// What its file FORMAT says.
         found: String,
     },
+    /// It is another member's.
+    #[error(
+        "data directory {path} belongs to member {found}, and this is member {wanted}; choose the directory of this one"
+    )]
+    Member {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        found: String,
+        /// Who wants it.
+        wanted: MemberId,
+    },
 }
 
 /// A data directory that this process alone uses, until this is dropped.
@@ -54,11 +68,11 @@ pub struct Dir {
 }
 
 impl Dir {
-    /// Makes the directory if need be, locks it and checks its format; blocks on the disk.
-    pub fn open(path: &Path) -> Result<Dir, DirError> {
+    /// Makes the directory of `member` if need be, locks it and checks its format; blocks on the disk.
+    pub fn open(path: &Path, member: MemberId) -> Result<Dir, DirError> {
         fs::create_dir_all(path).map_err(|source| DirError::Io { path: path.into(), source })?;
         let lock = lock(path)?;
-        check_format(path)?;
+        check_format(path, member)?;
         Ok(Dir { path: path.into(), _lock: lock })
     }
 
@@ -102,12 +116,23 @@ fn lock(dir: &Path) -> Result<File, DirError> {
     Ok(file)
 }
 
-fn check_format(dir: &Path) -> Result<(), DirError> {
+fn check_format(dir: &Path, member: MemberId) -> Result<(), DirError> {
     let path = dir.join("FORMAT");
     let failed = |source| DirError::Io { path: path.clone(), source };
     match fs::read_to_string(&path) {
-        Ok(found) if found.trim() == FORMAT => Ok(()),
-        Ok(found) => Err(DirError::Format { path: dir.into(), found: found.trim().chars().take(80).collect() }),
+        Ok(found) => {
+            let mut lines = found.lines().map(str::trim);
+            let format = lines.next().unwrap_or_default();
+            if format != FORMAT {
+                return Err(DirError::Format { path: dir.into(), found: format.chars().take(80).collect() });
+            }
+            let owner = lines.next().and_then(|line| line.strip_prefix("member ")).unwrap_or_default();
+            if owner != member.to_string() {
+                let found = owner.chars().take(20).collect();
+                return Err(DirError::Member { path: dir.into(), found, wanted: member });
+            }
+            Ok(())
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             // Data without a format is from a crash before the first start was done, or from no version of ours.
             if dir.join("state.redb").exists() || dir.join("log").exists() {
@@ -116,7 +141,7 @@ fn check_format(dir: &Path) -> Result<(), DirError> {
             let write = || -> io::Result<()> {
                 let part = dir.join("FORMAT.part");
                 let mut file = File::create(&part)?;
-                writeln!(file, "{FORMAT}")?;
+                writeln!(file, "{FORMAT}\nmember {member}")?;
                 file.sync_all()?;
                 fs::rename(part, &path)?;
                 File::open(dir)?.sync_all()
@@ -137,23 +162,26 @@ mod tests {
     #[test]
     fn a_directory_is_used_by_one_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Dir::open(dir.path()).unwrap();
-        let error = Dir::open(dir.path()).unwrap_err();
+        let first = Dir::open(dir.path(), 1).unwrap();
+        let error = Dir::open(dir.path(), 1).unwrap_err();
         let text = error.to_string();
         assert!(matches!(error, DirError::Locked { .. }) && text.contains(&std::process::id().to_string()), "{text}");
         drop(first);
-        Dir::open(dir.path()).unwrap();
+        Dir::open(dir.path(), 1).unwrap();
     }
 
     #[test]
-    fn another_format_is_refused() {
+    fn another_format_or_member_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        drop(Dir::open(dir.path()).unwrap());
+        drop(Dir::open(dir.path(), 1).unwrap());
         fs::write(dir.path().join("FORMAT"), "coracle keyspace 99\n").unwrap();
-        let error = Dir::open(dir.path()).unwrap_err();
+        let error = Dir::open(dir.path(), 1).unwrap_err();
         assert!(matches!(&error, DirError::Format { found, .. } if found == "coracle keyspace 99"), "{error}");
+        fs::write(dir.path().join("FORMAT"), "coracle keyspace 1\nmember 7\n").unwrap();
+        let error = Dir::open(dir.path(), 1).unwrap_err();
+        assert!(matches!(&error, DirError::Member { found, .. } if found == "7"), "{error}");
         fs::remove_file(dir.path().join("FORMAT")).unwrap();
         fs::create_dir(dir.path().join("log")).unwrap();
-        assert!(matches!(Dir::open(dir.path()).unwrap_err(), DirError::Format { .. }));
+        assert!(matches!(Dir::open(dir.path(), 1).unwrap_err(), DirError::Format { .. }));
     }
 }

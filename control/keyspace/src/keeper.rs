@@ -14,7 +14,8 @@ const TICK: Duration = Duration::from_secs(5);
 const FORGET_EVERY: Duration = Duration::from_secs(5);
 /// Whatever changed is in a checkpoint after this time.
 const CHECKPOINT_AGE: Duration = Duration::from_secs(120);
-/// After a failure the next try waits: a full disk does not get emptier by trying.
+/// After a failure the next try waits. One that the disk refused has stopped Raft (`Keyspace::failed`); this is for a
+/// disk that is too slow.
 const RETRY_AFTER: Duration = Duration::from_secs(30);
 
 /// Runs until `stopped` says so. Cancelling it between two steps loses nothing.

@@ -215,7 +215,7 @@ impl Keyspace {
         let load = {
             let path = path.clone();
             move || -> Result<_, OpenError> {
-                let dir = Dir::open(&path)?;
+                let dir = Dir::open(&path, id)?;
                 Member::load(dir, id, retention).map_err(|source| OpenError::Load { path, source })
             }
         };
@@ -342,6 +342,12 @@ impl Keyspace {
             disk_bytes: self.0.member.disk_bytes(),
             records,
         }
+    }
+
+    /// Waits until the keyspace can take no more writes because its disk failed, and says why. The process should end
+    /// then: what is on disk is whole, and a new start reads it. Also returns after a shutdown.
+    pub async fn failed(&self) -> String {
+        self.0.member.failed().await
     }
 
     /// Stops: watches end, proposals under way may be unknown, and the directory is free for the next.

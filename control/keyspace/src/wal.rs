@@ -302,7 +302,7 @@ impl Writer {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "an entry larger than the log takes"));
         }
         let used = self.offset as usize + self.buffer.len() + FRAME_HEAD + body.len();
-        // Four zero bytes must follow the last frame: they are its end mark.
+        // Four zero bytes follow the last frame: they are the end mark.
         if used + 4 > SEGMENT_BYTES as usize {
             self.flush()?;
             self.file.sync_data()?;
@@ -316,8 +316,11 @@ impl Writer {
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        // The end mark goes with it: behind the last frame there may be the rest of one that a crash tore.
+        let frames = self.buffer.len() as u64;
+        self.buffer.extend_from_slice(&[0; 4]);
         self.file.write_all_at(&self.buffer, self.offset)?;
-        self.offset += self.buffer.len() as u64;
+        self.offset += frames;
         self.buffer.clear();
         self.buffer.shrink_to(1 << 20);
         if self.offset >= SPARE_AT {
@@ -444,6 +447,33 @@ mod tests {
         append(&opened.wal, &[b"dddd"]);
         drop(opened);
         assert_eq!(bodies(&open(dir.path()).unwrap()), [b"dddd"]);
+    }
+
+    #[test]
+    fn a_segment_with_a_torn_frame_can_be_followed_by_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let opened = open(dir.path()).unwrap();
+        append(&opened.wal, &[b"one", &[7; 1000]]);
+        drop(opened);
+        let file = File::options().read(true).write(true).open(path(dir.path(), 1)).unwrap();
+        file.write_all_at(b"X", 8 + 11 + 8 + 500).unwrap();
+        let opened = open(dir.path()).unwrap();
+        let big = vec![7_u8; 6 << 20];
+        append(&opened.wal, &[b"two"]);
+        for _ in 0..3 {
+            append(&opened.wal, &[&big]);
+        }
+        drop(opened);
+        assert_eq!(open(dir.path()).unwrap().bodies.len(), 5);
+        // And when nothing at all follows the torn frame in its segment.
+        let file = File::options().read(true).write(true).open(path(dir.path(), 2)).unwrap();
+        file.write_all_at(b"X", 8 + 8 + 500).unwrap();
+        let opened = open(dir.path()).unwrap();
+        for _ in 0..3 {
+            append(&opened.wal, &[&big]);
+        }
+        drop(opened);
+        assert_eq!(open(dir.path()).unwrap().bodies.len(), 7);
     }
 
     #[test]

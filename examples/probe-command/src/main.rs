@@ -76,7 +76,9 @@ fn main() -> ExitCode {
             "listen" => listen(&next(), capitals),
             "serve" => listen(&next(), http),
             "send" => send(&next(), &next()),
-            "resolve" => (next().as_str(), 0).to_socket_addrs().map(|found| found.for_each(|found| println!("{}", found.ip()))),
+            "resolve" => {
+                (next().as_str(), 0).to_socket_addrs().map(|found| found.for_each(|found| println!("{}", found.ip())))
+            }
             other => {
                 eprintln!("there is no step {other:?}");
                 return ExitCode::from(2);

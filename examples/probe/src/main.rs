@@ -37,7 +37,9 @@ async fn main(request: Request<Body>) -> Result<Response<Body>, Error> {
     let number = query.parse::<u64>();
     match request.uri().path() {
         "/" => text(format!("hello from {}\n", name())),
-        "/env" if query.is_empty() => text(std::env::vars().map(|(name, value)| format!("{name}={value}\n")).collect::<String>()),
+        "/env" if query.is_empty() => {
+            text(std::env::vars().map(|(name, value)| format!("{name}={value}\n")).collect::<String>())
+        }
         "/env" => match std::env::var(&query) {
             Ok(value) => text(value),
             Err(error) => answer(StatusCode::NOT_FOUND, error.to_string()),
@@ -60,7 +62,10 @@ async fn main(request: Request<Body>) -> Result<Response<Body>, Error> {
                 .map(|(name, value)| format!("{name}: {}\n", String::from_utf8_lossy(value.as_bytes())))
                 .collect::<String>(),
         ),
-        "/status" => answer(number.ok().and_then(|code| StatusCode::from_u16(code.try_into().ok()?).ok()).unwrap_or_default(), "\n"),
+        "/status" => answer(
+            number.ok().and_then(|code| StatusCode::from_u16(code.try_into().ok()?).ok()).unwrap_or_default(),
+            "\n",
+        ),
         "/log" => {
             println!("{query}");
             eprintln!("{query}");

@@ -78,7 +78,9 @@ impl Blobs {
         for file in fs::read_dir(&dir)? {
             let file = file?;
             let metadata = file.metadata()?;
-            let (Some(hex), true) = (file.file_name().to_str().map(str::to_owned), metadata.is_file()) else { continue };
+            let (Some(hex), true) = (file.file_name().to_str().map(str::to_owned), metadata.is_file()) else {
+                continue;
+            };
             let used = metadata.modified()?;
             state.total += metadata.len();
             let entry = Entry { path: file.path().into(), size: metadata.len(), used, touched: used, pin: Weak::new() };

@@ -84,9 +84,10 @@ impl Credential {
         let actual: Vec<&str> = image.registry().split('.').collect();
         wanted.len() == actual.len()
             && wanted.iter().zip(&actual).all(|(want, have)| *want == "*" || want == have)
-            && image.repository().strip_prefix(path).is_some_and(|rest| {
-                path.is_empty() || rest.is_empty() || rest.starts_with('/')
-            })
+            && image
+                .repository()
+                .strip_prefix(path)
+                .is_some_and(|rest| path.is_empty() || rest.is_empty() || rest.starts_with('/'))
     }
 
     /// The credentials to try for an image, the most specific first, at last none.
@@ -124,11 +125,8 @@ mod tests {
 
     #[test]
     fn chooses_the_most_specific_credential() {
-        let credential = |registry: &str| Credential {
-            registry: registry.into(),
-            username: registry.into(),
-            password: "p".into(),
-        };
+        let credential =
+            |registry: &str| Credential { registry: registry.into(), username: registry.into(), password: "p".into() };
         let all = ["reg.io", "reg.io/team", "*.reg.io", "other.io"].map(credential);
         for (image, users) in [
             ("reg.io/team/app:1", vec!["reg.io/team", "reg.io"]),

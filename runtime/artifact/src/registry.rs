@@ -68,7 +68,8 @@ impl Registries {
 
     /// A reference to speak about, as `auth`; `image` is the name that error messages carry.
     pub fn remote(&self, reference: Reference, auth: RegistryAuth, image: &str) -> Result<Remote, PullError> {
-        let plain = is_loopback(reference.registry()) || self.transport.plain_http.iter().any(|r| r == reference.registry());
+        let plain =
+            is_loopback(reference.registry()) || self.transport.plain_http.iter().any(|r| r == reference.registry());
         let key: [u8; 32] = Sha256::digest(match &auth {
             RegistryAuth::Anonymous => format!("{plain}"),
             RegistryAuth::Basic(user, password) => format!("{plain}\0basic\0{user}\0{password}"),
@@ -79,10 +80,9 @@ impl Registries {
         let client = match clients.iter().find(|(have, _)| *have == key) {
             Some((_, client)) => client.clone(),
             None => {
-                let client = self.connect(plain).map_err(|error| PullError::Unreachable {
-                    image: image.to_owned(),
-                    message: chain(&error),
-                })?;
+                let client = self
+                    .connect(plain)
+                    .map_err(|error| PullError::Unreachable { image: image.to_owned(), message: chain(&error) })?;
                 if clients.len() == CLIENTS_MAX {
                     clients.pop_front();
                 }
@@ -99,7 +99,11 @@ impl Registries {
             protocol: if plain { ClientProtocol::Http } else { ClientProtocol::Https },
             // A plain client never verifies anything: it must not pay for loading the system's roots.
             accept_invalid_certificates: plain,
-            extra_root_certificates: if plain { Vec::new() } else { self.transport.extra_roots.iter().map(root).collect() },
+            extra_root_certificates: if plain {
+                Vec::new()
+            } else {
+                self.transport.extra_roots.iter().map(root).collect()
+            },
             connect_timeout: Some(Duration::from_secs(10)),
             read_timeout: Some(Duration::from_secs(60)),
             platform_resolver: None,
@@ -154,7 +158,8 @@ impl Remote {
         let image = self.image.clone();
         let message = format!("{}: {}", self.reference.registry(), chain(&error));
         match error {
-            OciDistributionError::ImageManifestNotFoundError(_) | OciDistributionError::ServerError { code: 404, .. } => {
+            OciDistributionError::ImageManifestNotFoundError(_)
+            | OciDistributionError::ServerError { code: 404, .. } => {
                 PullError::NotFound { image, message: format!("not in {}", self.reference.registry()) }
             }
             OciDistributionError::ServerError { code: 401 | 403, .. }

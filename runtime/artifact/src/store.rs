@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
+use oci_client::secrets::RegistryAuth;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
@@ -23,6 +24,9 @@ const DOWNLOADS_MAX: usize = 4;
 /// How long the answer "this tag is that digest" may be shared by those who ask for it. Not longer than a slow
 /// round trip, so nobody can tell it from one.
 const RESOLVED_FOR: Duration = Duration::from_millis(50);
+/// Shown to the embedded registry, which asks nobody who they are. Without one, oci-client would ask it before each request
+/// whether it wants to know.
+const EMBEDDED_TOKEN: &str = "node";
 /// A config larger than this is no image config.
 const CONFIG_BYTES_MAX: u64 = 4 << 20;
 
@@ -165,10 +169,10 @@ impl Store {
     ) -> Result<Artifact, PullError> {
         let name = ImageName::parse(image)?;
         let canonical = name.canonical();
-        if policy != PullPolicy::Always || name.digest().is_some() {
-            if let Some(artifact) = self.inner.present(&name) {
-                return Ok(artifact);
-            }
+        if (policy != PullPolicy::Always || name.digest().is_some())
+            && let Some(artifact) = self.inner.present(&name)
+        {
+            return Ok(artifact);
         }
         if policy == PullPolicy::Never {
             return Err(PullError::NotPresent { image: image.to_owned() });
@@ -207,9 +211,9 @@ impl Store {
                 return flight.pull.clone();
             }
         }
-        state.flights.retain(|_, flight| {
-            flight.pull.peek().is_none() || now.duration_since(flight.since) < RESOLVED_FOR
-        });
+        state
+            .flights
+            .retain(|_, flight| flight.pull.peek().is_none() || now.duration_since(flight.since) < RESOLVED_FOR);
         let inner = self.inner.clone();
         let credentials = credentials.to_vec();
         let image = name.canonical();
@@ -267,11 +271,14 @@ impl Inner {
         let embedded = self.config.embedded.as_deref().and_then(|address| name.embedded(address));
         let is_embedded_only = embedded.as_ref().is_some_and(|e| e.registry() == name.remote().registry());
         if let Some(reference) = embedded {
-            let remote = self.registries.remote(reference, oci_client::secrets::RegistryAuth::Anonymous, &image)?;
+            let auth = RegistryAuth::Bearer(EMBEDDED_TOKEN.to_owned());
+            let remote = self.registries.remote(reference, auth, &image)?;
             match remote.resolve().await {
                 Ok(digest) => return Ok((remote, digest)),
                 Err(error) if is_embedded_only => return Err(error),
-                Err(PullError::NotFound { .. }) => asked.push(format!("not in the embedded registry {}", remote.place())),
+                Err(PullError::NotFound { .. }) => {
+                    asked.push(format!("not in the embedded registry {}", remote.place()))
+                }
                 Err(error) => asked.push(error.to_string()),
             }
         }
@@ -294,7 +301,9 @@ impl Inner {
             PullError::Unauthorized { image, message } => {
                 PullError::Unauthorized { image, message: with_places(message) }
             }
-            PullError::Unreachable { image, message } => PullError::Unreachable { image, message: with_places(message) },
+            PullError::Unreachable { image, message } => {
+                PullError::Unreachable { image, message: with_places(message) }
+            }
             other => other,
         })
     }

@@ -80,7 +80,12 @@ async fn root(State(registry): State<Arc<Registry>>, headers: HeaderMap) -> Resp
     registry.challenge(&headers).unwrap_or_else(|| StatusCode::OK.into_response())
 }
 
-async fn answer(State(registry): State<Arc<Registry>>, Path(path): Path<String>, method: Method, headers: HeaderMap) -> Response {
+async fn answer(
+    State(registry): State<Arc<Registry>>,
+    Path(path): Path<String>,
+    method: Method,
+    headers: HeaderMap,
+) -> Response {
     registry.requests.fetch_add(1, SeqCst);
     if let Some(refused) = registry.challenge(&headers) {
         return refused;

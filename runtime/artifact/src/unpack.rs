@@ -61,7 +61,8 @@ fn search(tar: &mut dyn Read, wanted: &str, out: &mut dyn Write, limit: u64) -> 
         if header.iter().all(|byte| *byte == 0) {
             return Ok(false);
         }
-        let size = number(&header[124..136]).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "bad tar header"))?;
+        let size =
+            number(&header[124..136]).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "bad tar header"))?;
         let padded = size.next_multiple_of(BLOCK as u64);
         match header[156] {
             b'L' | b'x' => {

@@ -39,8 +39,10 @@ impl Cache {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(failed)?;
         fs::set_permissions(&config.cache_dir, fs::Permissions::from_mode(0o700)).map_err(failed)?;
         for entry in fs::read_dir(&config.cache_dir).map_err(failed)?.flatten() {
-            if entry.file_name() != code_key {
-                // Code of another version of this program is never loaded again.
+            // Code of another version of this program is never loaded again. What is no code stays.
+            let name = entry.file_name();
+            let is_key = name.len() == code_key.len() && name.as_encoded_bytes().iter().all(u8::is_ascii_hexdigit);
+            if is_key && name != code_key {
                 let _ = fs::remove_dir_all(entry.path());
             }
         }

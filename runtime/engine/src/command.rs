@@ -13,7 +13,7 @@ use crate::engine::{Inner, start_error};
 use crate::guest::{self, Guest};
 use crate::limits::Account;
 use crate::meter::{Clock, Metered};
-use crate::{Component, Engine, Error, Exit, Spec, Usage};
+use crate::{Component, Engine, Error, Exit, Spec, Usage, World, exit};
 
 /// A running command. It goes on when all clones are dropped; [`Command::stop`] and [`Command::kill`] end it.
 #[derive(Clone, Debug)]
@@ -75,7 +75,7 @@ impl Engine {
         let account = Account::new(&spec);
         let spec = Arc::new(spec);
         let (started, starting) = oneshot::channel();
-        let (exit, exited) = watch::channel(None);
+        let (ending, exited) = watch::channel(None);
         let running = Arc::new(Running {
             exit: exited,
             end: CancellationToken::new(),
@@ -97,10 +97,7 @@ impl Engine {
                 },
                 exit = life => exit,
             };
-            if !ended.message().is_empty() {
-                spec.stderr.write(format!("{}\n", ended.message()).as_bytes());
-            }
-            exit.send_replace(Some(ended));
+            ending.send_replace(Some(ended));
         });
         match starting.await {
             Ok(Ok(())) => Ok(Command(running)),
@@ -118,7 +115,7 @@ async fn live(
     account: &Arc<Account>,
     started: oneshot::Sender<Result<(), Error>>,
 ) -> Exit {
-    let mut store = match inner.store(spec, account) {
+    let mut store = match inner.store(spec, account, World::Command) {
         Ok(store) => store,
         Err(error) => {
             let _ = started.send(Err(error));
@@ -146,7 +143,13 @@ async fn live(
     match result {
         Ok(Ok(())) => Exit::Code(0),
         Ok(Err(())) => Exit::Code(1),
-        Err(error) => Exit::of(&error),
+        Err(error) => {
+            let exit = Exit::of(&error);
+            if let Exit::Trap(_) | Exit::OutOfMemory | Exit::FuelExhausted = exit {
+                spec.stderr.write(format!("{}\n{}", exit.message(), exit::backtrace(&error)).as_bytes());
+            }
+            exit
+        }
     }
 }
 

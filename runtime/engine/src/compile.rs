@@ -38,12 +38,7 @@ enum Failure {
 }
 
 /// Compiles `wasm` into `output`, which is complete and on disk when this returns.
-pub(crate) async fn compile(
-    compiler: &Compiler,
-    wasm: &Path,
-    output: &Path,
-    bytes_max: u64,
-) -> Result<(), Error> {
+pub(crate) async fn compile(compiler: &Compiler, wasm: &Path, output: &Path, bytes_max: u64) -> Result<(), Error> {
     match compiler {
         Compiler::InProcess => {
             let (from, to) = (wasm.to_owned(), output.to_owned());

@@ -126,7 +126,8 @@ fn import_error(imports: &[String], error: &wasmtime::Error) -> Error {
     let Some(name) = imports.iter().find(|name| text.contains(&format!("`{name}`"))) else {
         return Error::Invalid(text);
     };
-    let unknown = error.chain().any(|cause| cause.to_string().contains("matching implementation was not found in the linker"));
+    let unknown =
+        error.chain().any(|cause| cause.to_string().contains("matching implementation was not found in the linker"));
     let is_plain = unknown && error.chain().count() <= 1;
     let detail = if is_plain { String::new() } else { format!(" in this form ({text})") };
     Error::Import { name: name.clone(), detail }

@@ -15,7 +15,7 @@ use crate::component::Loaded;
 use crate::error::line;
 use crate::guest::{Guest, Slots};
 use crate::limits::Account;
-use crate::{Component, Config, Error, Spec, host, settings};
+use crate::{Component, Config, Error, Spec, World, host, machine, settings};
 
 /// Threads for what blocks on behalf of guests: files, the machine's resolver.
 const BLOCKING_THREADS_MAX: usize = 64;
@@ -77,6 +77,7 @@ impl Engine {
     /// Starts an engine: some 20 ms, in which it blocks.
     pub fn new(config: Config) -> Result<Engine, Error> {
         let failed = |error: wasmtime::Error| Error::Engine(line(&error));
+        machine::raise_open_files();
         let (wasm, instances_max) = settings::engine(config.instances_max).map_err(failed)?;
         let linker = host::linker(&wasm).map_err(failed)?;
         let cache = Cache::open(&config, &settings::code_key(&wasm))?;
@@ -161,8 +162,8 @@ impl Inner {
     }
 
     /// A store for one more instance.
-    pub(crate) fn store(&self, spec: &Arc<Spec>, account: &Arc<Account>) -> Result<Store<Guest>, Error> {
-        Guest::store(&self.wasm, spec, account, self.slots.take()?)
+    pub(crate) fn store(&self, spec: &Arc<Spec>, account: &Arc<Account>, world: World) -> Result<Store<Guest>, Error> {
+        Guest::store(&self.wasm, spec, account, self.slots.take()?, world)
     }
 }
 
@@ -179,6 +180,9 @@ pub(crate) fn start_error(error: &wasmtime::Error, account: &Account) -> Error {
 
 impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Engine").field("instances", &self.instances()).field("instances_max", &self.instances_max()).finish()
+        f.debug_struct("Engine")
+            .field("instances", &self.instances())
+            .field("instances_max", &self.instances_max())
+            .finish()
     }
 }

@@ -69,6 +69,12 @@ impl Exit {
     }
 }
 
+/// Where in the guest that was, in lines that each end; empty when it is not known.
+pub(crate) fn backtrace(error: &wasmtime::Error) -> String {
+    let backtrace = error.downcast_ref::<wasmtime::WasmBacktrace>();
+    backtrace.map(|backtrace| format!("{}\n", backtrace.to_string().trim_end())).unwrap_or_default()
+}
+
 /// Why a memory did not grow: travels through wasmtime as the trap's cause.
 #[derive(Debug, thiserror::Error)]
 #[error("the memory limit was reached")]

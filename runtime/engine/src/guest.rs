@@ -11,16 +11,18 @@ use wasmtime_wasi::sockets::SocketAddrUse;
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
-use crate::host::{Hooks, Mesh, MeshView, Output};
+use crate::host::{Answering, Hooks, Mesh, MeshView, Output};
 use crate::limits::{Account, Limiter};
 use crate::settings::FUEL_SLICE;
-use crate::{Error, SocketUse, Spec};
+use crate::{Error, SocketUse, Spec, World};
 
 /// Bytes that one call from a guest may make the host copy.
 const HOSTCALL_BYTES_MAX: usize = 16 << 20;
 
-/// Resources and handles that a guest may hold: open files, sockets, streams, bodies, headers.
-const HANDLES_MAX: usize = 10_000;
+/// Resources and handles that one instance of a service may hold: open files, sockets, streams, bodies, headers.
+const SERVICE_HANDLES_MAX: usize = 1_024;
+/// The same for a command, which may be a server with many connections, of some five handles each.
+const COMMAND_HANDLES_MAX: usize = 8_192;
 
 /// Random bytes that a guest can ask for in one call.
 const RANDOM_BYTES_MAX: u64 = 1 << 20;
@@ -28,6 +30,7 @@ const RANDOM_BYTES_MAX: u64 = 1 << 20;
 /// What a store holds.
 pub(crate) struct Guest {
     pub(crate) spec: Arc<Spec>,
+    pub(crate) answering: Answering,
     table: ResourceTable,
     wasi: WasiCtx,
     http: WasiHttpCtx,
@@ -43,24 +46,35 @@ impl Guest {
         spec: &Arc<Spec>,
         account: &Arc<Account>,
         slot: Slot,
+        world: World,
     ) -> Result<Store<Guest>, Error> {
+        let handles_max = match world {
+            World::Http => SERVICE_HANDLES_MAX,
+            World::Command => COMMAND_HANDLES_MAX,
+        };
         let mut table = ResourceTable::new();
-        table.set_max_capacity(HANDLES_MAX);
+        table.set_max_capacity(handles_max);
         let guest = Guest {
             table,
             wasi: wasi(spec)?,
             http: WasiHttpCtx::new(),
-            hooks: Hooks::new(spec.outbound.clone()),
+            hooks: Hooks::new(spec.outbound.clone(), account.clone()),
             limiter: Limiter::new(account.clone()),
             spec: spec.clone(),
+            answering: Answering::default(),
             _slot: slot,
         };
         let mut store = Store::new(engine, guest);
         store.limiter(|guest| &mut guest.limiter);
         store.set_hostcall_fuel(HOSTCALL_BYTES_MAX);
-        store.set_max_component_handles(HANDLES_MAX);
+        store.set_max_component_handles(handles_max);
         refuel(&mut store);
         Ok(store)
+    }
+
+    /// Bytes of its memories and tables. They never shrink.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        self.limiter.held()
     }
 
     /// The sockets of this guest, as its node wants them.
@@ -101,7 +115,7 @@ fn wasi(spec: &Arc<Spec>) -> Result<WasiCtx, Error> {
         .socket_addr_check({
             let network = spec.network.clone();
             move |address: SocketAddr, usage: SocketAddrUse| {
-                let permitted = network.permits(address, usage_of(usage));
+                let permitted = is_own(address, usage) && network.permits(address, usage_of(usage));
                 Box::pin(std::future::ready(permitted))
             }
         });
@@ -122,6 +136,16 @@ pub(crate) fn check_mounts(spec: &Spec) -> Result<(), Error> {
         std::fs::read_dir(&mount.host).map_err(failed)?;
     }
     Ok(())
+}
+
+/// Whether a socket does not stand open to the machine's other interfaces. The unspecified address gets here when the
+/// kernel chooses the port of an outgoing connection, and from interfaces whose addresses do not go through the node.
+fn is_own(address: SocketAddr, usage: SocketAddrUse) -> bool {
+    match usage {
+        SocketAddrUse::TcpListen => !address.ip().is_unspecified(),
+        SocketAddrUse::TcpBind | SocketAddrUse::UdpBind => !address.ip().is_unspecified() || address.port() == 0,
+        _ => true,
+    }
 }
 
 fn usage_of(usage: SocketAddrUse) -> SocketUse {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 use wasmtime::ResourceLimiter;
 
 use crate::Spec;
@@ -25,6 +26,9 @@ pub struct Usage {
     pub memory_bytes_peak: u64,
 }
 
+/// Outgoing requests of one container that wait for an answer; more wait to be sent.
+const OUTGOING_MAX: usize = 512;
+
 /// The account of one container, shared by its instances.
 #[derive(Debug)]
 pub(crate) struct Account {
@@ -34,6 +38,8 @@ pub(crate) struct Account {
     memory: AtomicU64,
     memory_peak: AtomicU64,
     memory_max: u64,
+    /// Outgoing requests that wait for the head of their answer.
+    pub(crate) outgoing: Semaphore,
     /// Time on the CPU, when it is limited.
     pub(crate) quota: Option<Quota>,
 }
@@ -47,6 +53,7 @@ impl Account {
             memory: AtomicU64::new(0),
             memory_peak: AtomicU64::new(0),
             memory_max: spec.memory_bytes_max.unwrap_or(u64::MAX),
+            outgoing: Semaphore::new(OUTGOING_MAX),
             quota: spec.cpu_millis_max.map(Quota::new),
         })
     }
@@ -111,6 +118,10 @@ const ELEMENT_BYTES: u64 = 8;
 impl Limiter {
     pub(crate) fn new(account: Arc<Account>) -> Limiter {
         Limiter { account, held: 0, last: 0 }
+    }
+
+    pub(crate) fn held(&self) -> u64 {
+        self.held
     }
 
     fn grow(&mut self, bytes: u64) -> wasmtime::Result<bool> {

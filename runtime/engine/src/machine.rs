@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 /// Memory maps that one instance needs, measured: two for its stack, which the pool makes at once, four for its memory.
 const MAPS_PER_INSTANCE: u64 = 6;
 
@@ -26,6 +28,18 @@ pub(crate) fn instances_max(wanted: u32) -> u32 {
 fn fit(wanted: u32, maps: u64) -> u32 {
     let by_maps = u32::try_from(maps.saturating_sub(MAPS_LEFT) / MAPS_PER_INSTANCE).unwrap_or(u32::MAX);
     wanted.min(by_maps).clamp(1, ADDRESS_SPACE_MAX)
+}
+
+/// Lets this process open as many files as it may. Guests hold files and sockets of this process; the usual 1024 are
+/// meant for programs that still use `select`.
+pub(crate) fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            tracing::warn!(%error, "the number of open files stays limited");
+        }
+    }
 }
 
 /// Whether the kernel has PAGEMAP_SCAN (6.7), which finds the pages that an instance has touched.

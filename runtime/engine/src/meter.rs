@@ -17,7 +17,7 @@ use crate::limits::Account;
 pub(crate) struct Metered<T> {
     future: Pin<Box<dyn Future<Output = T> + Send>>,
     account: Arc<Account>,
-    clock: Clock,
+    pub(crate) clock: Clock,
     /// Time used by this future.
     pub(crate) used: Duration,
     held_back: Option<(Instant, Pin<Box<Sleep>>)>,
@@ -51,11 +51,6 @@ impl<T> Metered<T> {
         future: impl Future<Output = T> + Send + 'static,
     ) -> Metered<T> {
         Metered { future: Box::pin(future), account, clock, used: Duration::ZERO, held_back: None }
-    }
-
-    /// The same on another clock.
-    pub(crate) fn with_clock(self, clock: Clock) -> Metered<T> {
-        Metered { clock, ..self }
     }
 }
 

@@ -90,7 +90,8 @@ mod tests {
             let pod = serde_json::from_value(json!({"metadata": {"annotations": annotations}})).unwrap();
             Wishes::of(&pod)
         };
-        let wishes = of(json!({"coracle.dev/egress": "true", "coracle.dev/http-reuse": "100", "coracle.dev/fuel": "7"}));
+        let wishes =
+            of(json!({"coracle.dev/egress": "true", "coracle.dev/http-reuse": "100", "coracle.dev/fuel": "7"}));
         let wishes = wishes.unwrap();
         assert_eq!((wishes.egress, wishes.http.reuse, wishes.fuel_max), (true, 100, Some(7)));
         assert!(!of(json!({})).unwrap().egress);

@@ -83,7 +83,8 @@ impl Downward<'_> {
         };
         let divisor = selector.divisor.clone().filter(|divisor| quantity::millis(divisor) != Some(0));
         let divisor = divisor.unwrap_or_else(|| Quantity("1".to_owned()));
-        let divided = quantity::divided(&value, &divisor).ok_or_else(|| FieldError::Quantity(selector.resource.clone()))?;
+        let divided =
+            quantity::divided(&value, &divisor).ok_or_else(|| FieldError::Quantity(selector.resource.clone()))?;
         Ok(divided.to_string())
     }
 

@@ -59,8 +59,11 @@ impl ImageError {
 pub struct Images {
     store: Store,
     engine: Engine,
-    recent: Arc<Mutex<VecDeque<(Arc<str>, Component)>>>,
+    recent: Arc<Mutex<VecDeque<Recent>>>,
 }
+
+/// A digest with its component.
+type Recent = (Arc<str>, Component);
 
 impl Images {
     /// Images of `store`, run by `engine`.

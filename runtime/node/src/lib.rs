@@ -34,6 +34,8 @@ mod objects;
 mod pod;
 mod quantity;
 mod registration;
+#[cfg(test)]
+mod tests;
 mod timers;
 mod tokens;
 mod volumes;

@@ -56,7 +56,7 @@ impl Machine {
 fn pods(max_map_count: u64, memory_bytes: u64) -> u64 {
     let by_maps = (max_map_count as f64 / MAPS_PER_POD) as u64;
     let by_memory = memory_bytes.saturating_sub(RESERVED_BYTES) / POD_BYTES;
-    let fits = by_maps.min(by_memory).min(PODS_MAX).max(10);
+    let fits = by_maps.min(by_memory).clamp(10, PODS_MAX);
     if fits >= 1000 { fits / 1000 * 1000 } else { fits / 10 * 10 }
 }
 

@@ -96,8 +96,7 @@ impl Node {
             max_bytes: config.image_bytes_max,
             transport: config.transport.clone(),
         });
-        let store =
-            store.map_err(|source| Error::Directory { path: config.data_dir.join("images"), source })?;
+        let store = store.map_err(|source| Error::Directory { path: config.data_dir.join("images"), source })?;
         let recorder = Recorder::new(client.clone(), config.name.clone());
         let addresses = Addresses::new(config.pod_cidr).map_err(Error::Addresses)?;
         let table = Arc::new(Table::new(addresses, node_port_failed(recorder.clone())));

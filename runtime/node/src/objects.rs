@@ -11,8 +11,8 @@ use std::time::Duration;
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::Api;
-use kube::runtime::watcher::{self, watcher};
 use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::{self, watcher};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -165,16 +165,6 @@ impl Objects {
             }
             !over
         });
-    }
-
-    /// Number of objects watched.
-    pub fn len(&self) -> usize {
-        self.entries.lock().len()
-    }
-
-    /// Whether none is watched.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     fn subscribe(&self, key: &ObjectKey, user: &Arc<str>) -> watch::Receiver<State> {

@@ -91,7 +91,9 @@ mod tests {
             assert_eq!(millis(&Quantity(text.to_owned())), expected, "{text}");
         }
         assert_eq!(units(&Quantity("128Mi".to_owned())), Some(128 << 20));
-        for (value, divisor, expected) in [("250m", "1", 1), ("250m", "1m", 250), ("64Mi", "1Mi", 64), ("65Mi", "1Gi", 1)] {
+        for (value, divisor, expected) in
+            [("250m", "1", 1), ("250m", "1m", 250), ("64Mi", "1Mi", 64), ("65Mi", "1Gi", 1)]
+        {
             assert_eq!(divided(&Quantity(value.to_owned()), &Quantity(divisor.to_owned())), Some(expected));
         }
     }

@@ -75,7 +75,11 @@ impl Registration {
             wait = (wait * 2).min(RENEW_EVERY);
         }
         self.registered.send_replace(true);
-        self.context.node_event(false, "NodeReady", format!("Node {} status is now: NodeReady", self.context.config.name));
+        self.context.node_event(
+            false,
+            "NodeReady",
+            format!("Node {} status is now: NodeReady", self.context.config.name),
+        );
         let mut written = (Value::Null, Instant::now());
         loop {
             if let Err(error) = self.renew().await {
@@ -139,10 +143,12 @@ impl Registration {
         let spec = json!({"holderIdentity": name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": renewed});
         let leases = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
         let patch = json!({"spec": spec});
-        let patched = self.send(Method::PATCH, &format!("{leases}/{name}"), "application/merge-patch+json", &patch).await;
+        let patched =
+            self.send(Method::PATCH, &format!("{leases}/{name}"), "application/merge-patch+json", &patch).await;
         match patched {
             Err(error) if error.code() == 404 => {
-                let node = self.send(Method::GET, &format!("/api/v1/nodes/{name}"), "application/json", &Value::Null).await?;
+                let node =
+                    self.send(Method::GET, &format!("/api/v1/nodes/{name}"), "application/json", &Value::Null).await?;
                 let owner = json!({"apiVersion": "v1", "kind": "Node", "name": name, "uid": node["metadata"]["uid"]});
                 let lease = json!({
                     "apiVersion": "coordination.k8s.io/v1",

@@ -63,10 +63,12 @@ impl<K: Clone + Eq + Hash + Send + 'static> Timers<K> {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn wakes_in_order_and_only_the_last_word() {
         let (sender, mut woken) = mpsc::unbounded_channel();
-        let timers = Timers::start(move |key| drop(sender.send(key)));
+        let timers = Timers::start(move |key| {
+            let _ = sender.send(key);
+        });
         for (key, millis) in [("c", 30), ("a", 1), ("b", 20), ("a", 25), ("gone", 5)] {
             timers.set(key, Duration::from_millis(millis));
         }

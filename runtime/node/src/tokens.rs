@@ -38,7 +38,8 @@ pub async fn request(client: &kube::Client, pod: &Pod, wanted: &TokenRequest) ->
     let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
     let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref());
     let account = account.filter(|name| !name.is_empty()).unwrap_or("default");
-    let audiences: Vec<&str> = Some(wanted.audience.as_str()).filter(|audience| !audience.is_empty()).into_iter().collect();
+    let audiences: Vec<&str> =
+        Some(wanted.audience.as_str()).filter(|audience| !audience.is_empty()).into_iter().collect();
     let body = json!({
         "apiVersion": "authentication.k8s.io/v1",
         "kind": "TokenRequest",

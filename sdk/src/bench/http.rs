@@ -137,7 +137,7 @@ async fn bare_server() -> Result<SocketAddr, Error> {
         while let Ok((stream, _)) = listener.accept().await {
             let _ = stream.set_nodelay(true);
             tokio::spawn(async move {
-                let answer = service_fn(|_| async { Ok::<_, Infallible>(Response::new(Full::from("hello\n"))) });
+                let answer = service_fn(|_: Request<hyper::body::Incoming>| async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("hello\n"))) });
                 let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
             });
         }

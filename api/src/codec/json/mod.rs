@@ -90,7 +90,9 @@ pub fn type_of(bytes: &[u8]) -> Result<(String, String), DecodeError> {
             byte => {
                 scanner.skip()?;
                 let what = what(byte);
-                wrong.get_or_insert_with(|| format!("json: cannot unmarshal {what} into Go struct field .{key} of type string"));
+                wrong.get_or_insert_with(|| {
+                    format!("json: cannot unmarshal {what} into Go struct field .{key} of type string")
+                });
             }
         }
     }
@@ -115,14 +117,15 @@ fn what(byte: u8) -> &'static str {
 fn not_an_object(bytes: &[u8]) -> DecodeError {
     let what = what(bytes.trim_ascii_start().first().copied().unwrap_or(b'0'));
     // The structure that Kubernetes reads the kind into has no name; this is how Go prints it.
-    let structure = r#"struct { APIVersion string "json:\"apiVersion,omitempty\""; Kind string "json:\"kind,omitempty\"" }"#;
+    let structure =
+        r#"struct { APIVersion string "json:\"apiVersion,omitempty\""; Kind string "json:\"kind,omitempty\"" }"#;
     DecodeError::Unrecognized(format!("{PARSE_ERROR}json: cannot unmarshal {what} into Go value of type {structure}"))
 }
 
-fn problem(problems: &mut Vec<String>, what: &str, path: &str) {
+fn problem(problems: &mut Vec<String>, at: usize, what: &str, path: &str) {
     let text = format!("{what} field {path:?}");
     if problems.len() < MOST_PROBLEMS && !problems.contains(&text) {
-        problems.push(text);
+        problems.insert(at.min(problems.len()), text);
     }
 }
 
@@ -150,7 +153,8 @@ impl Twice for Duplicates {
 
     fn twice(&mut self, key: &str) {
         let dot = if self.path.is_empty() { "" } else { "." };
-        problem(&mut self.problems, "duplicate", &format!("{}{dot}{key}", self.path));
+        let at = self.problems.len();
+        problem(&mut self.problems, at, "duplicate", &format!("{}{dot}{key}", self.path));
     }
 }
 

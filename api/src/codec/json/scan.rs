@@ -70,7 +70,7 @@ impl<'a> Scanner<'a> {
             b'\n' => r"'\n'".to_owned(),
             b'\t' => r"'\t'".to_owned(),
             b'\r' => r"'\r'".to_owned(),
-            0x20..0x7f => format!("'{}'", byte as char),
+            0x20..=0x7e => format!("'{}'", byte as char),
             0xa1..=0xff if byte != 0xad => format!("'{}'", byte as char),
             0x80.. => format!(r"'\u{byte:04x}'"),
             _ => format!(r"'\x{byte:02x}'"),
@@ -285,29 +285,18 @@ impl<'a> Scanner<'a> {
         let mut open: Vec<u8> = Vec::new();
         let mut first = true;
         loop {
-            match open.last() {
-                Some(b'{') => match self.key(first)? {
-                    Some(_) => {}
-                    None => {
-                        open.pop();
-                        first = false;
-                        if open.is_empty() {
-                            return Ok(());
-                        }
-                        continue;
-                    }
-                },
-                Some(_) => {
-                    if !self.item(first)? {
-                        open.pop();
-                        first = false;
-                        if open.is_empty() {
-                            return Ok(());
-                        }
-                        continue;
-                    }
+            let goes_on = match open.last() {
+                Some(b'{') => self.key(first)?.is_some(),
+                Some(_) => self.item(first)?,
+                None => true,
+            };
+            if !goes_on {
+                open.pop();
+                first = false;
+                if open.is_empty() {
+                    return Ok(());
                 }
-                None => {}
+                continue;
             }
             let byte = self.peek()?;
             if matches!(byte, b'{' | b'[') {
@@ -344,12 +333,12 @@ impl<'a> Scanner<'a> {
                 let mut first = true;
                 while let Some(key) = self.key(first)? {
                     first = false;
-                    told.enter(Step::Key(&key));
-                    let value = self.any(told);
-                    told.leave();
                     if map.contains_key(&*key) {
                         told.twice(&key);
                     }
+                    told.enter(Step::Key(&key));
+                    let value = self.any(told);
+                    told.leave();
                     map.insert(key.into_owned(), value?);
                 }
                 Value::Object(map)

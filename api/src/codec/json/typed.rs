@@ -42,7 +42,9 @@ pub(super) fn decode(bytes: &[u8], object: &Object) -> Result<Decoded, DecodeErr
         b'{' => reader.object(object, &root)?,
         b'n' => {
             reader.scan.word("null")?;
-            Value::Object(Map::new())
+            let mut map = Map::new();
+            finish(&mut map, object);
+            Value::Object(map)
         }
         _ => {
             reader.scan.skip()?;
@@ -71,28 +73,39 @@ impl<'a> Reader<'a> {
                 if object.preserves_unknown {
                     let value = raw(&mut self.scan)?;
                     if map.insert(key.clone().into_owned(), value).is_some() {
-                        self.problem("duplicate", &key, place);
+                        self.duplicate(&key, place, self.problems.len());
                     }
                 } else {
-                    self.problem("unknown", &key, place);
+                    self.problem("unknown", &key, place, self.problems.len());
                     self.scan.skip()?;
                 }
                 continue;
             };
             let here = Place { parent: Some(place), step: Step::Field(object, field, name) };
+            let told = self.problems.len();
             let value = self.value(&field.ty, &here)?;
-            if gone.contains(&name.as_str()) || map.contains_key(name) {
-                self.problem("duplicate", &key, place);
-            }
-            match value {
+            let twice = match value {
                 Some(value) if field.absent != Absent::Dropped || !is_zero(&value) => {
-                    map.insert(name.clone(), value);
+                    match map.insert(name.clone(), value) {
+                        Some(before) => {
+                            merge(before, &mut map[name], &field.ty);
+                            true
+                        }
+                        None => gone.contains(&name.as_str()),
+                    }
                 }
-                Some(_) => {
-                    map.remove(name);
+                dropped => {
+                    // A null leaves what the key had before; a zero replaces it.
+                    let twice = gone.contains(&name.as_str()) || map.contains_key(name);
+                    if dropped.is_some() {
+                        map.remove(name);
+                    }
                     gone.push(name);
+                    twice
                 }
-                None => gone.push(name),
+            };
+            if twice {
+                self.duplicate(&key, place, told);
             }
         }
         finish(&mut map, object);
@@ -182,9 +195,10 @@ impl<'a> Reader<'a> {
         while let Some(key) = self.scan.key(first)? {
             first = false;
             let here = Place { parent: Some(place), step: Step::Key(&key) };
+            let told = self.problems.len();
             let value = self.value(values, &here)?.unwrap_or_else(|| schema::zero(values));
             if map.contains_key(&*key) {
-                self.problem("duplicate", &key, place);
+                self.duplicate(&key, place, told);
             }
             map.insert(key.into_owned(), value);
         }
@@ -210,11 +224,7 @@ impl<'a> Reader<'a> {
         };
         let Some(props) = props else { return raw(&mut self.scan) };
         let before = std::mem::replace(&mut self.lenient, true);
-        let value = if byte == b'{' {
-            self.object(&props, place)
-        } else {
-            self.list(&Type::Object(props), place)
-        };
+        let value = if byte == b'{' { self.object(&props, place) } else { self.list(&Type::Object(props), place) };
         self.lenient = before;
         value
     }
@@ -267,8 +277,14 @@ impl<'a> Reader<'a> {
         None
     }
 
+    /// Tells of a key that stands twice, before what was told since of its second value.
     #[cold]
-    fn problem(&mut self, what: &str, key: &str, place: &Place<'_>) {
+    fn duplicate(&mut self, key: &str, place: &Place<'_>, before: usize) {
+        self.problem("duplicate", key, place, before);
+    }
+
+    #[cold]
+    fn problem(&mut self, what: &str, key: &str, place: &Place<'_>, at: usize) {
         if self.lenient {
             return;
         }
@@ -278,7 +294,7 @@ impl<'a> Reader<'a> {
             path.push('.');
         }
         path.push_str(key);
-        problem(&mut self.problems, what, &path);
+        problem(&mut self.problems, at, what, &path);
     }
 }
 
@@ -317,6 +333,28 @@ fn write_path(place: &Place<'_>, path: &mut String) {
             path.push_str(name);
         }
         Step::Index(index) => path.push_str(&format!("[{index}]")),
+    }
+}
+
+/// Go reads the second value of a key into what the first one left: fields and keys that only the first has stay.
+#[cold]
+fn merge(before: Value, value: &mut Value, ty: &Type) {
+    let (Value::Object(before), Value::Object(fields)) = (before, value) else { return };
+    let object = match ty {
+        Type::Map(_) => None,
+        ty => match ty.object() {
+            Some(object) => Some(object),
+            None => return,
+        },
+    };
+    for (name, old) in before {
+        let field = object.as_ref().and_then(|object| object.fields.get(&name));
+        match (fields.get_mut(&name), field) {
+            (None, _) => drop(fields.insert(name, old)),
+            (Some(new), Some(field)) if *new == field.zero() => *new = old,
+            (Some(new), Some(field)) => merge(old, new, &field.ty),
+            (Some(_), None) => {}
+        }
     }
 }
 

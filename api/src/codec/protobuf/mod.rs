@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::{DecodeError, Decoded};
 use crate::schema::{self, Object};
 
-pub use write::{encode_raw_into, encode_list_into};
+pub use write::{encode_list_into, encode_raw_into};
 
 /// What every object begins with.
 pub const MAGIC: &[u8; 4] = b"k8s\0";

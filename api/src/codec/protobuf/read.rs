@@ -56,7 +56,13 @@ fn structure(message: &[u8], object: &Object, depth: usize) -> Result<Value> {
 }
 
 /// The fields of a message, or of one around some of them (`path`).
-fn fields(message: &[u8], object: &Object, path: &mut Vec<u32>, map: &mut Map<String, Value>, depth: usize) -> Result<()> {
+fn fields(
+    message: &[u8],
+    object: &Object,
+    path: &mut Vec<u32>,
+    map: &mut Map<String, Value>,
+    depth: usize,
+) -> Result<()> {
     let numbers = &object.index().numbers;
     for entry in Fields(message) {
         let (number, wire) = entry?;
@@ -72,7 +78,14 @@ fn fields(message: &[u8], object: &Object, path: &mut Vec<u32>, map: &mut Map<St
     Ok(())
 }
 
-fn field(wire: Wire<'_>, number: u32, name: &str, field: &Field, map: &mut Map<String, Value>, depth: usize) -> Result<()> {
+fn field(
+    wire: Wire<'_>,
+    number: u32,
+    name: &str,
+    field: &Field,
+    map: &mut Map<String, Value>,
+    depth: usize,
+) -> Result<()> {
     match &field.ty {
         Type::List(list) if field.go.as_deref() == Some("v1.Verbs") => {
             map.insert(name.to_owned(), Value::Array(wrapped(wire, number, &list.items, depth)?));

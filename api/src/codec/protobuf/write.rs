@@ -54,14 +54,18 @@ fn field(out: &mut Vec<u8>, number: u32, value: &Value, field: &Field) {
         (Type::List(list), Value::Array(items)) if field.go.as_deref() == Some("v1.Verbs") => {
             wire::nested(out, number, |out| items.iter().for_each(|item| one(out, 1, item, &list.items, "")));
         }
-        (Type::List(list), Value::Array(items)) => items.iter().for_each(|item| one(out, number, item, &list.items, "")),
+        (Type::List(list), Value::Array(items)) => {
+            items.iter().for_each(|item| one(out, number, item, &list.items, ""))
+        }
         (Type::Map(map), Value::Object(entries)) => {
             for (key, value) in entries {
                 wire::nested(out, number, |out| {
                     wire::text(out, 1, key);
                     match (&map.values, value) {
                         (Type::List(list), Value::Array(items)) => {
-                            wire::nested(out, 2, |out| items.iter().for_each(|item| one(out, 1, item, &list.items, "")));
+                            wire::nested(out, 2, |out| {
+                                items.iter().for_each(|item| one(out, 1, item, &list.items, ""))
+                            });
                         }
                         _ => one(out, 2, value, &map.values, ""),
                     }
@@ -81,12 +85,16 @@ fn one(out: &mut Vec<u8>, number: u32, value: &Value, ty: &Type, go: &str) {
                 wire::nested(out, number, |out| encode_raw_into(out, value, &object));
             }
         }
-        (Type::Object(object), Value::Object(_)) => wire::nested(out, number, |out| encode_raw_into(out, value, object)),
+        (Type::Object(object), Value::Object(_)) => {
+            wire::nested(out, number, |out| encode_raw_into(out, value, object))
+        }
         (Type::String, Value::String(text)) => wire::text(out, number, text),
         (Type::Bytes, Value::String(text)) => wire::bytes(out, number, &BASE64.decode(text).unwrap_or_default()),
         (Type::Time | Type::MicroTime, Value::String(text)) => wire::nested(out, number, |out| time(out, text, ty)),
         (Type::Quantity, Value::String(text)) => wire::nested(out, number, |out| wire::text(out, 1, text)),
-        (Type::Quantity, Value::Number(amount)) => wire::nested(out, number, |out| wire::text(out, 1, &amount.to_string())),
+        (Type::Quantity, Value::Number(amount)) => {
+            wire::nested(out, number, |out| wire::text(out, 1, &amount.to_string()))
+        }
         (Type::IntOrString, Value::String(text)) => wire::nested(out, number, |out| {
             wire::integer(out, 1, 1);
             wire::integer(out, 2, 0);

@@ -169,6 +169,10 @@ impl Strategy for Event {
         }
     }
 
+    fn knows_finalizers(&self) -> bool {
+        self.view == View::Events
+    }
+
     fn allows_create_on_update(&self) -> bool {
         true
     }

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use super::value::{Read, child, default_to, fields, keep, or, remove};
-use super::{AGE, Cell, FieldError, Kind, NAME, Strategy, Subresource, VERBS, checks, column, network, table, wide};
+use super::{AGE, Cell, FieldError, Kind, NAME, Strategy, Subresource, VERBS, column, network, table, wide};
 use crate::meta::field::Path;
 
 pub(super) static KIND: Kind = Kind {

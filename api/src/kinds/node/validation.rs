@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::kinds::value::Read;
-use crate::kinds::{FieldError, checks, network};
+use crate::kinds::{FieldError, checks, internal, network};
 use crate::meta::field::{Path, Printed};
 use crate::meta::{names, text};
 
@@ -39,7 +39,7 @@ pub(super) fn update(node: &Value, old: &Value, errors: &mut Vec<FieldError>) {
     let (addresses, path) = (node["status"]["addresses"].items(), Path::new("status.addresses"));
     for (index, address) in addresses.iter().enumerate() {
         if addresses[..index].contains(address) {
-            let shown = checks::internal(&[("Type", &address["type"]), ("Address", &address["address"])]);
+            let shown = internal::text("NodeAddress", address);
             errors.push(FieldError::duplicate(path.index(index), Printed(&shown)));
         }
     }
@@ -87,16 +87,7 @@ fn taints(path: &Path<'_>, taints: &Value, errors: &mut Vec<FieldError>) {
         }
         let same = |before: &Value| before["key"].text() == key && before["effect"].text() == taint["effect"].text();
         if taints[..index].iter().any(same) {
-            let added = match taint["timeAdded"].is_set() {
-                true => text::quote(taint["timeAdded"].text()),
-                false => "null".to_owned(),
-            };
-            let shown = checks::internal(&[
-                ("Key", &key),
-                ("Value", &value),
-                ("Effect", &taint["effect"].text()),
-                ("TimeAdded", &Printed(&added)),
-            ]);
+            let shown = internal::text("Taint", taint);
             let mut error = FieldError::duplicate(path, Printed(&shown));
             error.message.push_str(": taints must be unique by key and effect pair");
             errors.push(error);

@@ -9,12 +9,12 @@ mod warnings;
 
 use serde_json::{Value, json};
 
-use super::value::{Read, child, fields, keep, or};
+use super::value::{Read, child, fields, keep};
 use super::{AGE, Cell, FieldError, Kind, NAME, Strategy, Subresource, VERBS, column, wide};
 
 pub(super) use defaults::spec as default_spec;
 pub(super) use prepare::drop_disabled;
-pub(super) use validation::{Ratchet, template as validate_template};
+pub(super) use validation::template as validate_template;
 pub(super) use warnings::template as template_warnings;
 
 pub(super) static KIND: Kind = Kind {

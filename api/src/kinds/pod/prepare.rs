@@ -24,7 +24,11 @@ pub(in crate::kinds) fn drop_disabled(spec: &mut Value, old: Option<&Value>) {
     let keeps_mount_options = has_old(mounts);
     for list in CONTAINERS {
         for container in items_mut(spec, list) {
-            if !keeps_signals && let Some(lifecycle) = container.get_mut("lifecycle") {
+            let has_signal = container["lifecycle"]["stopSignal"].is_set();
+            if has_signal
+                && !keeps_signals
+                && let Some(lifecycle) = container.get_mut("lifecycle")
+            {
                 remove(lifecycle, "stopSignal");
                 if lifecycle.is_empty() {
                     remove(container, "lifecycle");
@@ -48,16 +52,17 @@ pub(in crate::kinds) fn drop_disabled(spec: &mut Value, old: Option<&Value>) {
     }
 }
 
-/// A pod with scheduling gates says so in its status.
+/// A pod with scheduling gates says so in its status, since it was made.
 pub(super) fn gate_scheduling(pod: &mut Value) {
     if !pod["spec"]["schedulingGates"].is_empty() {
+        let since = pod["metadata"]["creationTimestamp"].clone();
         let condition = json!({
             "type": "PodScheduled",
             "status": "False",
             "reason": "SchedulingGated",
             "message": "Scheduling is blocked due to non-empty scheduling gates",
             "lastProbeTime": null,
-            "lastTransitionTime": null,
+            "lastTransitionTime": since,
         });
         fields(child(pod, "status")).insert("conditions".to_owned(), json!([condition]));
     }
@@ -156,7 +161,7 @@ pub(super) fn pod_level_resources(pod: &mut Value) {
 
 /// What all containers together ask for: regular ones and sidecars run at once, other init containers one by one
 /// beside the sidecars before them.
-fn sum(spec: &Value, list: &str) -> Vec<(String, Quantity)> {
+pub(super) fn sum(spec: &Value, list: &str) -> Vec<(String, Quantity)> {
     let mut total: Vec<(String, Quantity)> = Vec::new();
     let mut sidecars: Vec<(String, Quantity)> = Vec::new();
     let mut most: Vec<(String, Quantity)> = Vec::new();

@@ -5,7 +5,7 @@ mod validation;
 
 use serde_json::{Value, json};
 
-use super::value::{Read, child, default_to, default_when_zero, fields, items_mut, keep, or};
+use super::value::{Read, child, default_to, default_when_zero, fields, items_mut, keep, or, remove};
 use super::{AGE, Cell, FieldError, Kind, NAME, Strategy, Subresource, VERBS, column, network, table, wide};
 use crate::meta::field::Path;
 use crate::meta::names;
@@ -70,6 +70,9 @@ impl Strategy for Service {
         let kind = spec["type"].text().to_owned();
         if ["NodePort", "LoadBalancer", "ClusterIP"].contains(&kind.as_str()) {
             default_to(spec, "internalTrafficPolicy", "Cluster");
+        } else if kind == "ExternalName" {
+            // What has no addresses has no traffic inside.
+            remove(spec, "internalTrafficPolicy");
         }
         if kind == "LoadBalancer" {
             default_to(spec, "allocateLoadBalancerNodePorts", true);

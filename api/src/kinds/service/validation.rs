@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{is_externally_accessible, needs_health_check_port};
 use crate::kinds::value::Read;
-use crate::kinds::{FieldError, checks, network};
+use crate::kinds::{FieldError, checks, internal, network};
 use crate::meta::field::{Path, Printed};
 use crate::meta::{names, validate_labels};
 
@@ -186,14 +186,8 @@ fn port_numbers(spec: &Value, errors: &mut Vec<FieldError>) {
     }
     for (index, port) in ports.iter().enumerate() {
         if ports[..index].iter().any(|before| is_same(before, port, "port")) {
-            let shown = checks::internal(&[
-                ("Name", &""),
-                ("Protocol", &port["protocol"].text()),
-                ("AppProtocol", &Printed("null")),
-                ("Port", &port["port"].int()),
-                ("TargetPort", &0_i64),
-                ("NodePort", &0_i64),
-            ]);
+            let key = serde_json::json!({ "protocol": port["protocol"], "port": port["port"] });
+            let shown = internal::text("ServicePort", &key);
             errors.push(FieldError::duplicate(list.index(index), Printed(&shown)));
         }
     }
@@ -264,7 +258,8 @@ fn cluster_ips(spec: &Value, old: &Value, errors: &mut Vec<FieldError>) {
         return;
     }
     let is_v6 = |ip: &Value| network::parse_ip(ip.text()).is_some_and(|ip| ip.is_ipv6());
-    if all.len() > 1 && !(all.iter().any(is_v6) && !all.iter().all(is_v6)) {
+    let of_v6 = all.iter().filter(|ip| is_v6(ip)).count();
+    if all.len() > 1 && (of_v6 == 0 || of_v6 == all.len()) {
         errors.push(FieldError::invalid(path, ips, "may specify no more than one IP for each IP family"));
     }
     if !is_headless(spec) {

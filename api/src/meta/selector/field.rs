@@ -40,10 +40,13 @@ impl FieldSelector {
         parts.sort_unstable();
         let mut terms = Vec::with_capacity(parts.len());
         for part in parts.into_iter().filter(|part| !part.is_empty()) {
-            let (field, equal, value) = term(part).ok_or_else(|| {
-                SelectorError(format!("invalid selector: '{text}'; can't understand '{part}'"))
-            })?;
-            terms.push(FieldTerm { field: field.to_owned(), equal, value: unescape(value)?.into_owned() });
+            let (field, equal, value) = term(part)
+                .ok_or_else(|| SelectorError(format!("invalid selector: '{text}'; can't understand '{part}'")))?;
+            let value = unescape(value)?;
+            // Nothing compared with nothing is no term.
+            if !(field.is_empty() && value.is_empty()) {
+                terms.push(FieldTerm { field: field.to_owned(), equal, value: value.into_owned() });
+            }
         }
         Ok(Self { terms })
     }
@@ -146,6 +149,7 @@ mod tests {
     fn reads_and_matches() {
         for (text, expected, matches) in [
             ("", Ok(""), true),
+            ("=", Ok(""), true),
             ("metadata.name=a", Ok("metadata.name=a"), true),
             ("status.phase!=Running,metadata.name==a", Ok("metadata.name=a,status.phase!=Running"), true),
             ("status.phase=", Ok("status.phase="), true),

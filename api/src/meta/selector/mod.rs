@@ -3,9 +3,11 @@
 mod field;
 mod label;
 mod parse;
+mod validate;
 
 pub use field::{FieldSelector, FieldTerm};
-pub use label::{LabelSelector, Labels, Operator, Requirement, validate_label_selector};
+pub use label::{LabelSelector, Labels, Operator, Requirement};
+pub use validate::validate_label_selector;
 
 /// A selector that cannot be read, in the words of apimachinery.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -7,8 +7,8 @@
 
 use std::collections::BTreeSet;
 
-use super::label::{Operator, Requirement};
 use super::SelectorError;
+use super::label::{Operator, Requirement};
 use crate::meta::field::FieldError;
 use crate::meta::names;
 
@@ -280,9 +280,19 @@ mod tests {
             ("a in (b c)", Err("unable to parse requirement: found 'c', expected: ',' or ')'")),
             ("a=b=c", Err("found '=', expected: ',' or 'end of string'")),
             ("!", Err("unable to parse requirement: found '', expected: identifier")),
-            ("a>x", Err("unable to parse requirement: values[0]: Invalid value: \"x\": for 'Gt', 'Lt' operators, the value must be an integer")),
+            (
+                "a>x",
+                Err(
+                    "unable to parse requirement: values[0]: Invalid value: \"x\": for 'Gt', 'Lt' operators, the value must be an integer",
+                ),
+            ),
             ("a=b c", Err("found 'c', expected: ',' or 'end of string'")),
-            ("a=-", Err("unable to parse requirement: values[0][a]: Invalid value: \"-\": a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')")),
+            (
+                "a=-",
+                Err(
+                    "unable to parse requirement: values[0][a]: Invalid value: \"-\": a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')",
+                ),
+            ),
             ("/x", Err("unable to parse requirement: <nil>: Invalid value: \"/x\": prefix part must be non-empty")),
         ] {
             let parsed = LabelSelector::parse(text).map(|selector| selector.to_string()).map_err(|e| e.0);

@@ -8,7 +8,9 @@ use crate::schema;
 fn apply(value: &Value, patch: &Value) -> Result<Value, String> {
     let object = schema::of_kind("", "v1", "PodTemplate").expect("built in");
     let mut value = value.clone();
-    strategic(&mut value, patch, &object).map(|()| value).map_err(|status| format!("{} {}", status.code(), status.message))
+    strategic(&mut value, patch, &object)
+        .map(|()| value)
+        .map_err(|status| format!("{} {}", status.code(), status.message))
 }
 
 fn spec(spec: Value) -> Value {
@@ -53,6 +55,12 @@ fn merges_lists_by_their_keys() {
             json!({"containers": [{"name": "a"}, {"name": "b"}, {"name": "c"}]}),
             json!({"$setElementOrder/containers": [{"name": "c"}, {"name": "a"}], "containers": [{"name": "a", "image": "y"}]}),
             json!({"containers": [{"name": "b"}, {"name": "c"}, {"name": "a", "image": "y"}]}),
+        ),
+        (
+            "a new item takes the place that a deleted one leaves",
+            json!({"containers": [{"name": "c"}, {"name": "d"}]}),
+            json!({"$setElementOrder/containers": [{"name": "e"}], "containers": [{"name": "c", "$patch": "delete"}, {"name": "e"}]}),
+            json!({"containers": [{"name": "d"}, {"name": "e"}]}),
         ),
         (
             "retainKeys clears its siblings",
@@ -102,16 +110,30 @@ fn words_errors_as_the_reference_does() {
             json!({"template": {"metadata": {"$patch": "merge", "labels": {"and": "that"}}}}),
             "500 unknown patch type: merge in map: map[$patch:merge labels:map[and:that]]",
         ),
-        (spec(json!({"containers": [{"image": "x:7"}]})), "500 map: map[image:x:7] does not contain declared merge key: name"),
         (
-            spec(json!({"$setElementOrder/containers": [{"name": "e"}], "containers": [{"name": "c", "image": "x:7"}]})),
+            spec(json!({"containers": [{"image": "x:7"}]})),
+            "500 map: map[image:x:7] does not contain declared merge key: name",
+        ),
+        (
+            spec(
+                json!({"$setElementOrder/containers": [{"name": "e"}], "containers": [{"name": "c", "image": "x:7"}]}),
+            ),
             "500 The order in patch list:\n[map[image:x:7 name:c]]\n doesn't match $setElementOrder list:\n[map[name:e]]\n",
         ),
-        (spec(json!({"$setElementOrder/none": []})), "500 unable to find api field in struct PodSpec for the json field \"none\""),
+        (
+            spec(json!({"$setElementOrder/none": []})),
+            "500 unable to find api field in struct PodSpec for the json field \"none\"",
+        ),
         (spec(json!({"$setElementOrder/containers": "x"})), "500 expected a []interface {}, but received a string"),
-        (spec(json!({"volumes": [{"name": "v", "$retainKeys": [], "x": 1}]})), "400 invalid patch format of retainKeys"),
+        (
+            spec(json!({"volumes": [{"name": "v", "$retainKeys": [], "x": 1}]})),
+            "400 invalid patch format of retainKeys",
+        ),
         (spec(json!({"$deleteFromPrimitiveListx": []})), "400 invalid patch format of primitive list"),
-        (spec(json!({"containers": [{"name": "c"}, "x"]})), "500 list element types are not identical: [[map[name:c]] [map[name:c] x]]"),
+        (
+            spec(json!({"containers": [{"name": "c"}, "x"]})),
+            "500 list element types are not identical: [[map[name:c]] [map[name:c] x]]",
+        ),
         (json!([1]), "400 json: cannot unmarshal array into Go value of type map[string]interface {}"),
     ] {
         assert_eq!(apply(&before, &patch), Err(expected.to_owned()), "{patch}");

@@ -75,7 +75,7 @@ pub(crate) fn object_in(
         Status::bad_request(format!(
             "the object provided is unrecognized (must be of type {}): {why} ({})",
             expected.kind,
-            summary(body)
+            codec::excerpt(body)
         ))
     };
     let read = codec::read(format, body, expected).map_err(|error| match error {
@@ -111,22 +111,4 @@ pub(crate) fn object_in(
         }
     }
     Ok(value)
-}
-
-/// The beginning of a body as errors show it: text of an object, else hexadecimal.
-fn summary(body: &[u8]) -> String {
-    const SHOWN: usize = 30;
-    let cut = &body[..body.len().min(SHOWN)];
-    let dots = if body.len() > SHOWN { " ..." } else { "" };
-    match body.first() {
-        None => "<empty>".to_owned(),
-        Some(b'{') => format!("{}{dots}", String::from_utf8_lossy(cut)),
-        Some(_) => {
-            use std::fmt::Write;
-            cut.iter().fold(String::new(), |mut text, byte| {
-                let _ = write!(text, "{byte:02x}");
-                text
-            }) + dots
-        }
-    }
 }

@@ -40,6 +40,19 @@ impl Call {
         }
     }
 
+    /// The same call about another target.
+    pub fn acting_on(call: &Call, target: ResourcePath) -> Call {
+        Call {
+            method: call.method.clone(),
+            path: call.path.clone(),
+            query: call.query.clone(),
+            headers: call.headers.clone(),
+            identity: call.identity.clone(),
+            target,
+            warnings: Mutex::default(),
+        }
+    }
+
     /// A header as text; one that is no text is as good as none.
     pub fn header(&self, name: impl header::AsHeaderName) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())

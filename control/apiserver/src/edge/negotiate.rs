@@ -14,16 +14,6 @@ pub(crate) enum Format {
     Protobuf,
 }
 
-impl Format {
-    pub fn media_type(self) -> &'static str {
-        match self {
-            Format::Json => JSON,
-            Format::Yaml => YAML,
-            Format::Protobuf => PROTOBUF,
-        }
-    }
-}
-
 /// What is shown of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shape {
@@ -55,6 +45,8 @@ impl Form {
 pub(crate) enum Offer {
     /// Objects of a stored kind: tables and metadata too.
     Stored,
+    /// Lists of such objects.
+    List,
     /// Other objects.
     Plain,
     /// A stream of events.
@@ -132,21 +124,24 @@ pub(crate) fn choose(accept: Option<&str>, offer: Offer, pretty: bool) -> Result
             return Ok(Form { format, shape, pretty });
         }
     }
-    Err(match offer {
-        Offer::Watch => Status::generic(
-            406,
-            "406: Not Acceptable\n\nAvailable representations: application/json, application/yaml, \
-             application/vnd.kubernetes.protobuf, application/json;stream=watch, \
-             application/vnd.kubernetes.protobuf;stream=watch",
-        ),
-        _ => Status::not_acceptable(&[JSON, YAML, PROTOBUF]),
-    })
+    if clauses.iter().any(|clause| clause.format().is_some()) {
+        return Err(Status::not_acceptable(&[JSON, YAML, PROTOBUF]));
+    }
+    // Types that nothing here is written in are refused before anybody looks at what is asked for.
+    let mut message =
+        "406: Not Acceptable\n\nAvailable representations: application/json, application/yaml, \
+         application/vnd.kubernetes.protobuf"
+            .to_owned();
+    if matches!(offer, Offer::List | Offer::Watch) {
+        message.push_str(", application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch");
+    }
+    Err(Status::generic(406, &message))
 }
 
 /// The format of a body; nothing said means JSON.
 pub(crate) fn body_format(content_type: Option<&str>) -> Result<Format, Status> {
-    match content_type.map(essence).unwrap_or_default() {
-        "" | JSON => Ok(Format::Json),
+    match content_type.map_or(JSON, essence) {
+        JSON => Ok(Format::Json),
         YAML => Ok(Format::Yaml),
         PROTOBUF => Ok(Format::Protobuf),
         _ => Err(Status::unsupported_media_type(&[JSON, YAML, PROTOBUF])),

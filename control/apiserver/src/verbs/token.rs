@@ -3,10 +3,21 @@
 //! The form is etcd's of the reference (opaque to clients), so that tools which look inside find what they expect.
 
 use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::alphabet::URL_SAFE;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, URL_SAFE_NO_PAD};
+use coracle_api::codec::json;
 use coracle_api::status::Status;
 use coracle_keyspace::Revision;
-use serde_json::{Value, json};
+use serde_json::json;
+
+/// Go reads base64 whose last character has bits to spare.
+const LENIENT: GeneralPurpose = GeneralPurpose::new(
+    &URL_SAFE,
+    GeneralPurposeConfig::new()
+        .with_encode_padding(false)
+        .with_decode_padding_mode(base64::engine::DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true),
+);
 
 /// Where a list goes on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,12 +36,15 @@ impl Token {
     }
 
     pub fn decode(text: &str) -> Result<Token, Status> {
-        let invalid = |why: &str| Status::bad_request(format!("continue key is not valid: {why}"));
-        let bytes = URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|error| invalid(&error.to_string()))?;
-        let value: Value = serde_json::from_slice(&bytes).map_err(|error| invalid(&error.to_string()))?;
+        let invalid = |why: &str| Status::bad_request(format!("invalid continue token: continue key is not valid: {why}"));
+        let bytes = LENIENT.decode(text.trim_end_matches('=')).map_err(|error| invalid(&error.to_string()))?;
+        let value = json::decode_any(&bytes).map_err(|error| {
+            invalid(error.to_string().trim_start_matches("couldn't get version/kind; json parse error: "))
+        })?;
+        let value = value.value;
         if value["v"] != "meta.k8s.io/v1" {
             let version = value["v"].as_str().unwrap_or_default();
-            return Err(invalid(&format!("server does not recognize this encoded version {version:?}")));
+            return Err(invalid(&format!("server does not recognize this encoded version {version}")));
         }
         let revision = match value["rv"].as_i64() {
             Some(-1) => None,

@@ -56,7 +56,10 @@ pub(crate) async fn update(
 fn check_name(write: &Write<'_>, object: &Value) -> Result<(), Status> {
     let name = meta::name(object);
     if name.is_empty() {
-        return Err(Status::bad_request("name must be provided"));
+        return Err(Status::bad_request(format!(
+            "the name of the object ({} based on URL) was undeterminable: name must be provided",
+            write.call.name()
+        )));
     }
     if name != write.call.name() {
         return Err(Status::bad_request(format!(
@@ -130,7 +133,7 @@ async fn attempt(
     row.strategy.to_storage(&mut object);
     write.take_place(&mut object)?;
     let named = check_version(write, &object, record)? && names_version;
-    check_uid(write, &object, &old)?;
+    check_uid(write, &object, &old, names_version)?;
     write.keep_metadata(&mut object, &old);
     meta::set_resource_version(&mut object, record.revision.get());
     write.ready_changed(&mut object, &old, owned).await?;
@@ -175,7 +178,10 @@ async fn attempt(
 fn check_version(write: &Write<'_>, object: &Value, record: &Record) -> Result<bool, Status> {
     let version = meta::resource_version(object);
     let row = write.resource.row;
-    let asked = parse_resource_version(version).map_err(|error| Status::unknown_error(error.to_string()))?;
+    let asked = parse_resource_version(version).map_err(|error| {
+        let prefix = format!("Invalid value: {}: ", coracle_api::meta::text::quote(version));
+        Status::unknown_error(error.message.trim_start_matches(&prefix))
+    })?;
     if asked == 0 {
         if write.subresource.is_empty() && !row.strategy.allows_unconditional_update() {
             let error = FieldError::invalid("metadata.resourceVersion", 0, "must be specified for an update");
@@ -189,13 +195,17 @@ fn check_version(write: &Write<'_>, object: &Value, record: &Record) -> Result<b
     Ok(true)
 }
 
-/// A uid in the body says which incarnation is meant.
-fn check_uid(write: &Write<'_>, object: &Value, old: &Value) -> Result<(), Status> {
+/// A uid in the body says which incarnation is meant; a patch cannot change it.
+fn check_uid(write: &Write<'_>, object: &Value, old: &Value, precondition: bool) -> Result<(), Status> {
     let (given, known) = (meta::uid(object), meta::uid(old));
     if given.is_empty() || given == known {
         return Ok(());
     }
     let row = write.resource.row;
+    if !precondition {
+        let error = FieldError::invalid("metadata.uid", given, "field is immutable");
+        return Err(Status::invalid(row.group, row.kind, write.call.name(), vec![error]));
+    }
     let message = format!("Precondition failed: UID in precondition: {given}, UID in object meta: {known}");
     Err(Status::conflict(row.group, row.resource, write.call.name(), message))
 }

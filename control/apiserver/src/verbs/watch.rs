@@ -24,6 +24,7 @@ use crate::edge::call::Call;
 use crate::edge::negotiate::{Format, Offer};
 use crate::edge::respond;
 use crate::server::Shared;
+use crate::server::limits::StreamSlot;
 use crate::store::{self, Seen};
 use crate::table::Include;
 
@@ -46,7 +47,8 @@ pub(crate) async fn watch(server: &Arc<Shared>, call: &Call, resource: &Arc<Reso
         Format::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
         _ => "application/json",
     };
-    let start = begin(server, call, resource, &options, revision, encoder).await;
+    let place = server.limits.stream()?;
+    let start = begin(server, call, resource, &options, revision, encoder, place).await;
     let body = match start {
         Ok(watch) => Body::from_stream(stream::unfold(watch, |mut watch| async move {
             let piece = watch.next().await?;
@@ -65,6 +67,7 @@ async fn begin(
     options: &ListOptions,
     revision: Option<Revision>,
     encoder: Encoder,
+    place: StreamSlot,
 ) -> Result<Watch, (Encoder, Status)> {
     let keyspace = &server.store.keyspace;
     let collection = resource.row.collection;
@@ -114,7 +117,7 @@ async fn begin(
         next_bookmark: options.bookmarks.then(|| now + BOOKMARK_EVERY.min(life.saturating_sub(BOOKMARK_BEFORE_END))),
         stopping: server.stopping.clone(),
         ended: false,
-        _slot: server.limits.stream(),
+        _place: place,
     })
 }
 
@@ -133,7 +136,7 @@ struct Watch {
     next_bookmark: Option<Instant>,
     stopping: tokio_util::sync::CancellationToken,
     ended: bool,
-    _slot: crate::server::limits::StreamSlot,
+    _place: StreamSlot,
 }
 
 impl Watch {

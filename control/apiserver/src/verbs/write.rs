@@ -22,6 +22,16 @@ use crate::server::Shared;
 use crate::store::{Seen, object};
 use crate::table::Include;
 
+/// Finalizers without a domain are those that Kubernetes itself has.
+fn check_finalizers(object: &Value, errors: &mut Vec<FieldError>) {
+    for (at, name) in meta::finalizers(object).enumerate() {
+        if !name.contains('/') && !matches!(name, "kubernetes" | "orphan" | "foregroundDeletion") {
+            let detail = "name is neither a standard finalizer name nor is it fully qualified";
+            errors.push(FieldError::invalid(format!("metadata.finalizers[{at}]"), name, detail));
+        }
+    }
+}
+
 /// A write under way.
 pub(crate) struct Write<'a> {
     pub server: &'a Arc<Shared>,
@@ -90,7 +100,7 @@ impl Write<'_> {
     /// Makes the metadata of a new object the server's own.
     pub fn new_metadata(&self, object: &mut Value) {
         let metadata = meta::metadata_mut(object);
-        for field in ["resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"] {
+        for field in ["resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds"] {
             metadata.remove(field);
         }
         metadata.insert("uid".to_owned(), uuid::Uuid::new_v4().to_string().into());
@@ -121,6 +131,7 @@ impl Write<'_> {
         let mut errors = Vec::new();
         let check = |name: &str, is_prefix: bool| strategy.check_name(name, is_prefix);
         validate_object_meta(object, self.resource.row.namespaced, check, &mut errors);
+        check_finalizers(object, &mut errors);
         strategy.validate(object, &mut errors);
         self.refuse(object, errors)
     }
@@ -132,8 +143,11 @@ impl Write<'_> {
         let check = |name: &str, is_prefix: bool| strategy.check_name(name, is_prefix);
         validate_object_meta(object, self.resource.row.namespaced, check, &mut errors);
         validate_object_meta_update(object, old, &mut errors);
+        check_finalizers(object, &mut errors);
         match self.subresource {
             "" | "scale" => strategy.validate_update(object, old, &mut errors),
+            // A binding sets what no client may set, and was checked when it was made.
+            "binding" => {}
             "status" => strategy.validate_status_update(object, old, &mut errors),
             other => strategy.validate_subresource_update(other, object, old, &mut errors),
         }
@@ -141,10 +155,10 @@ impl Write<'_> {
     }
 
     fn refuse(&self, object: &Value, errors: Vec<FieldError>) -> Result<(), Status> {
-        if errors.is_empty() {
+        if errors.is_empty() || self.options.own {
             return Ok(());
         }
-        let row = self.resource.row;
+        let row = self.resource.stored;
         Err(Status::invalid(row.group, row.kind, meta::name(object), errors))
     }
 
@@ -153,11 +167,12 @@ impl Write<'_> {
     pub async fn ready_new(&self, object: &mut Value, owned: bool) -> Result<(), Status> {
         let strategy = self.resource.row.strategy;
         self.default(object);
-        admission::create(self, object).await?;
-        self.default(object);
+        // What admission adds is owned by nobody.
         if !owned {
             ownership::track(self, None, object);
         }
+        admission::create(self, object).await?;
+        self.default(object);
         strategy.prepare_create(object);
         Ok(())
     }
@@ -166,12 +181,13 @@ impl Write<'_> {
     pub async fn ready_changed(&self, object: &mut Value, old: &Value, owned: bool) -> Result<(), Status> {
         let strategy = self.resource.row.strategy;
         self.default(object);
-        admission::update(self, object, old).await?;
         if !owned {
             ownership::track(self, Some(old), object);
         }
+        admission::update(self, object, old).await?;
         match self.subresource {
             "" | "scale" => strategy.prepare_update(object, old),
+            "binding" => {}
             "status" => strategy.prepare_status_update(object, old),
             other => strategy.prepare_subresource_update(other, object, old),
         }

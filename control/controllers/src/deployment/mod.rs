@@ -80,9 +80,9 @@ impl Controller {
                 let set = Key { namespace: pod.key.namespace.clone(), name: owner.name.as_str().into() };
                 let deployment = sets.get(&set).and_then(|set| deployment_of(&set));
                 if let Some(key) = deployment
-                    && deployments.get(&key).is_some_and(|deployment| {
-                        model::Wanted::of(&deployment).strategy == model::Strategy::Recreate
-                    })
+                    && deployments
+                        .get(&key)
+                        .is_some_and(|deployment| model::Wanted::of(&deployment).strategy == model::Strategy::Recreate)
                 {
                     queue.add(&key);
                 }
@@ -94,13 +94,13 @@ impl Controller {
 
     pub(crate) async fn reconcile(self: Arc<Self>, key: Key) -> Result<Next, Error> {
         let Some(deployment) = self.deployments.get(&key) else { return Ok(Next::OnEvent) };
-        let Some(spec) = &deployment.spec else { return Ok(Next::OnEvent) };
+        let spec = &deployment.spec;
         if selector::is_empty(&spec.selector) {
             let message = "This deployment is selecting all pods. A non-empty selector is required.";
             self.event(&deployment, true, "SelectingAll", message.to_owned());
             return Ok(Next::OnEvent);
         }
-        let sets = self.claim(&deployment).await?;
+        let Some(sets) = self.claim(&deployment).await? else { return Ok(Next::OnEvent) };
         let plan = plan::plan(&Observed {
             deployment: &deployment,
             others_run: &|current| self.others_run(&sets, current),
@@ -134,10 +134,10 @@ impl Controller {
         Ok(plan.check_after.map_or(Next::OnEvent, Next::After))
     }
 
-    /// The ReplicaSets of the Deployment, after taking those that match and belong to nobody, and letting go of those
-    /// that no longer match.
-    async fn claim(&self, deployment: &Deployment) -> Result<Vec<Arc<ReplicaSet>>, Error> {
-        let Some(spec) = &deployment.spec else { return Ok(vec![]) };
+    /// The ReplicaSets of the Deployment. `None` after taking some that match and belong to nobody: their events come.
+    /// Those that no longer match are let go.
+    async fn claim(&self, deployment: &Deployment) -> Result<Option<Vec<Arc<ReplicaSet>>>, Error> {
+        let spec = &deployment.spec;
         let labels = |set: &ReplicaSet| set.metadata.labels.clone().unwrap_or_default();
         let mut owned = Vec::new();
         for set in self.sets.controlled_by(deployment.uid()) {
@@ -150,7 +150,7 @@ impl Controller {
             }
         }
         if deployment.metadata.deletion_timestamp.is_some() {
-            return Ok(owned);
+            return Ok(Some(owned));
         }
         let namespace = deployment.metadata.namespace.as_deref().unwrap_or_default();
         let orphans = self.sets.controlled_by("").into_iter().filter(|set| {
@@ -170,12 +170,14 @@ impl Controller {
                 return Err(Error::Stale("the Deployment is gone"));
             }
         }
+        let mut adopted = false;
         for set in orphans {
             let mut owners = set.metadata.owner_references.clone().unwrap_or_default();
             owners.push(owner_reference(deployment));
             self.set_owners(&set, &owners, "adopt a ReplicaSet").await?;
+            adopted = true;
         }
-        Ok(owned)
+        Ok((!adopted).then_some(owned))
     }
 
     async fn set_owners(&self, set: &ReplicaSet, owners: &[OwnerReference], what: &'static str) -> Result<(), Error> {
@@ -231,10 +233,8 @@ impl Controller {
         let taken: ReplicaSet =
             self.client.fetch(REPLICA_SETS, &name).await.map_err(Error::api("read the ReplicaSet of that name"))?;
         let ours = taken.controller() == Some(deployment.uid());
-        let same = match (&deployment.spec, taken.spec.as_ref().and_then(|spec| spec.template.as_ref())) {
-            (Some(spec), Some(template)) => template::normal(&spec.template) == template::normal(template),
-            _ => false,
-        };
+        let wanted = template::normal(&deployment.spec.template);
+        let same = taken.spec.template.as_ref().is_some_and(|template| template::normal(template) == wanted);
         if ours && same {
             return Err(Error::Stale("the new ReplicaSet is not in the cache yet"));
         }
@@ -262,10 +262,7 @@ impl Controller {
         if before != after {
             patch["spec"]["replicas"] = json!(after);
         }
-        self.client
-            .patch(REPLICA_SETS, &set.object.key(), &patch)
-            .await
-            .map_err(Error::api("change a ReplicaSet"))?;
+        self.client.patch(REPLICA_SETS, &set.object.key(), &patch).await.map_err(Error::api("change a ReplicaSet"))?;
         if before != after {
             let direction = if before < after { "up" } else { "down" };
             let message = format!("Scaled {direction} replica set {} from {before} to {after}", set.name());
@@ -293,12 +290,8 @@ impl Controller {
     }
 
     fn event(&self, deployment: &Deployment, warning: bool, reason: &'static str, message: String) {
-        let subject = Subject {
-            api_version: "apps/v1",
-            kind: "Deployment",
-            key: deployment.key(),
-            uid: deployment.uid().into(),
-        };
+        let subject =
+            Subject { api_version: "apps/v1", kind: "Deployment", key: deployment.key(), uid: deployment.uid().into() };
         self.recorder.record(Record { subject, component: COMPONENT, warning, reason, message });
     }
 }
@@ -314,9 +307,7 @@ fn deployment_of(set: &ReplicaSet) -> Option<Key> {
 fn selecting(deployments: &Store<Deployment>, set: &ReplicaSet) -> Vec<Arc<Deployment>> {
     let labels: BTreeMap<String, String> = set.metadata.labels.clone().unwrap_or_default();
     deployments.select(set.metadata.namespace.as_deref().unwrap_or_default(), |deployment| {
-        deployment.spec.as_ref().is_some_and(|spec| {
-            !selector::is_empty(&spec.selector) && selector::matches(&spec.selector, &labels)
-        })
+        !selector::is_empty(&deployment.spec.selector) && selector::matches(&deployment.spec.selector, &labels)
     })
 }
 
@@ -332,7 +323,7 @@ fn owner_reference(deployment: &Deployment) -> OwnerReference {
 }
 
 fn replica_set(deployment: &Deployment, new: &New) -> ReplicaSet {
-    let spec = deployment.spec.clone().unwrap_or_default();
+    let spec = deployment.spec.clone();
     let hash = || (template::HASH_LABEL.to_owned(), new.hash.clone());
     let mut template = spec.template;
     let meta = template.metadata.get_or_insert_default();
@@ -348,12 +339,12 @@ fn replica_set(deployment: &Deployment, new: &New) -> ReplicaSet {
             owner_references: Some(vec![owner_reference(deployment)]),
             ..ObjectMeta::default()
         },
-        spec: Some(ReplicaSetSpec {
+        spec: ReplicaSetSpec {
             replicas: Some(new.replicas),
             min_ready_seconds: spec.min_ready_seconds.filter(|seconds| *seconds != 0),
             selector,
             template: Some(template),
-        }),
+        },
         status: None,
     }
 }

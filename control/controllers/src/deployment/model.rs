@@ -43,9 +43,7 @@ pub(crate) struct Wanted {
 
 impl Wanted {
     pub(crate) fn of(deployment: &Deployment) -> Self {
-        let Some(spec) = &deployment.spec else {
-            return Self { replicas: 0, strategy: Strategy::Recreate, min_ready_seconds: 0 };
-        };
+        let spec = &deployment.spec;
         let replicas = spec.replicas.unwrap_or(1);
         let strategy = match spec.strategy.as_ref() {
             Some(strategy) if strategy.type_.as_deref() == Some("Recreate") => Strategy::Recreate,
@@ -119,7 +117,7 @@ pub(crate) struct Set {
 
 impl Set {
     pub(crate) fn new(object: Arc<ReplicaSet>) -> Self {
-        let replicas = object.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
+        let replicas = object.spec.replicas.unwrap_or(1);
         Self { object, replicas, annotations: BTreeMap::new(), min_ready_seconds: None }
     }
 
@@ -129,7 +127,7 @@ impl Set {
 
     /// `spec.replicas` as it is.
     pub(crate) fn replicas_before(&self) -> i32 {
-        self.object.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
+        self.object.spec.replicas.unwrap_or(1)
     }
 
     pub(crate) fn actual(&self) -> i32 {
@@ -206,7 +204,7 @@ impl Set {
                 self.annotate(REVISION_HISTORY, appended(&history, &before));
             }
         }
-        let min_ready = self.object.spec.as_ref().and_then(|spec| spec.min_ready_seconds).unwrap_or(0);
+        let min_ready = self.object.spec.min_ready_seconds.unwrap_or(0);
         if min_ready != wanted.min_ready_seconds {
             self.min_ready_seconds = Some(wanted.min_ready_seconds);
         }
@@ -250,7 +248,7 @@ pub(crate) fn first_annotations(deployment: &Deployment, revision: i64, wanted: 
 pub(crate) fn find_current(template: &PodTemplateSpec, sets: &[Set]) -> Option<usize> {
     let wanted = template::normal(template);
     sets.iter().position(|set| {
-        let template = set.object.spec.as_ref().and_then(|spec| spec.template.as_ref());
+        let template = set.object.spec.template.as_ref();
         template.is_some_and(|template| template::normal(template) == wanted)
     })
 }

@@ -52,7 +52,7 @@ const NAME_MAX: usize = 253;
 
 pub(crate) fn plan(observed: &Observed<'_>) -> Plan {
     let deployment = observed.deployment;
-    let Some(spec) = &deployment.spec else { return Plan::default() };
+    let spec = &deployment.spec;
     let wanted = Wanted::of(deployment);
     let mut sets: Vec<Set> = observed.sets.iter().cloned().map(Set::new).collect();
     model::sort_by_age(&mut sets);
@@ -142,7 +142,10 @@ impl Rollout<'_> {
 
     /// Creates the ReplicaSet with the Deployment's template, if it is not there.
     fn create(&mut self, replicas: i32) {
-        let (None, Some(spec)) = (&self.current, &self.deployment.spec) else { return };
+        if self.current.is_some() {
+            return;
+        }
+        let spec = &self.deployment.spec;
         let collisions = self.deployment.status.as_ref().and_then(|status| status.collision_count);
         let hash = template::hash(&spec.template, collisions);
         let mut name = self.deployment.metadata.name.clone().unwrap_or_default();
@@ -203,7 +206,8 @@ impl Rollout<'_> {
                 may_go -= count;
             }
         }
-        let available: i32 = self.all().map(Set::available).sum();
+        // Pods beyond a ReplicaSet's size go anyway, though its status may count them still.
+        let available: i32 = self.all().map(|set| set.available().min(set.replicas)).sum();
         let mut may_go = available - least;
         for set in &mut self.old {
             let count = set.replicas.min(may_go);
@@ -230,8 +234,18 @@ impl Rollout<'_> {
         }
     }
 
-    /// Brings the ReplicaSets to another size of the Deployment, in proportion while a rollout is under way.
+    /// Brings the ReplicaSets to another size of the Deployment, and notes that on all that have pods, whether their own
+    /// size changes or not: else the change would be seen again and again, and the rollout never go on.
     fn scale(&mut self) {
+        self.scale_sets();
+        let wanted = self.wanted;
+        for set in self.old.iter_mut().chain(&mut self.current).filter(|set| set.replicas > 0) {
+            set.note_size(&wanted);
+        }
+    }
+
+    /// In proportion while a rollout is under way.
+    fn scale_sets(&mut self) {
         let wanted = self.wanted;
         let mut all: Vec<&mut Set> = self.old.iter_mut().chain(&mut self.current).collect();
         let active = all.iter().filter(|set| set.replicas > 0).count();
@@ -287,19 +301,19 @@ impl Rollout<'_> {
         }
         for (set, size) in active.into_iter().zip(sizes) {
             set.scale(size, &wanted);
-            set.note_size(&wanted);
         }
     }
 
     /// Deletes empty ReplicaSets beyond the history that is kept.
     fn clean_up(&mut self) {
-        let limit = self.deployment.spec.as_ref().and_then(|spec| spec.revision_history_limit);
+        let limit = self.deployment.spec.revision_history_limit;
         let Some(limit) = limit.filter(|limit| *limit != i32::MAX) else { return };
         let mut old: Vec<&Set> =
             self.old.iter().filter(|set| set.object.metadata.deletion_timestamp.is_none()).collect();
         let surplus = old.len().saturating_sub(usize::try_from(limit).unwrap_or(0));
         old.sort_by_key(|set| set.revision());
-        let empty = |set: &&&Set| set.actual() == 0 && set.replicas_before() == 0 && set.replicas == 0 && set.is_observed();
+        let empty =
+            |set: &&&Set| set.actual() == 0 && set.replicas_before() == 0 && set.replicas == 0 && set.is_observed();
         self.delete = old[..surplus].iter().filter(empty).map(|set| set.object.clone()).collect();
     }
 }

@@ -65,7 +65,9 @@ fn counts(view: &View<'_>, before: &DeploymentStatus) -> DeploymentStatus {
         updated_replicas: some(view.current.map_or(0, Set::actual)),
         ready_replicas: some(sum(Set::ready)),
         available_replicas: some(available),
-        unavailable_replicas: some((sum(|set| set.replicas) + view.new.map_or(0, |new| new.replicas) - available).max(0)),
+        unavailable_replicas: some(
+            (sum(|set| set.replicas) + view.new.map_or(0, |new| new.replicas) - available).max(0),
+        ),
         terminating_replicas: Some(sum(Set::terminating)),
         collision_count: before.collision_count,
         conditions: before.conditions.clone(),
@@ -78,7 +80,7 @@ fn note_pause(view: &View<'_>, conditions: &mut Vec<DeploymentCondition>) {
         return;
     }
     let reason = find(conditions, PROGRESSING).and_then(|condition| condition.reason.as_deref());
-    let paused = view.deployment.spec.as_ref().is_some_and(|spec| spec.paused.unwrap_or(false));
+    let paused = view.deployment.spec.paused.unwrap_or(false);
     match (paused, reason) {
         (_, Some("ProgressDeadlineExceeded")) | (true, Some("DeploymentPaused")) => {}
         (true, _) => {
@@ -205,7 +207,7 @@ fn has_progressed(before: &DeploymentStatus, after: &DeploymentStatus) -> bool {
 
 /// `progressDeadlineSeconds`, if progress is judged at all.
 fn deadline(deployment: &Deployment) -> Option<Duration> {
-    let seconds = deployment.spec.as_ref()?.progress_deadline_seconds.filter(|seconds| *seconds != i32::MAX)?;
+    let seconds = deployment.spec.progress_deadline_seconds.filter(|seconds| *seconds != i32::MAX)?;
     Some(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
 }
 

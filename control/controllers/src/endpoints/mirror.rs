@@ -35,7 +35,8 @@ pub(crate) fn plan(service: &Service, pods: &[Arc<Pod>], existing: Option<&Endpo
     wanted.subsets = Some(subsets).filter(|subsets| !subsets.is_empty());
     let same = existing.is_some_and(|existing| {
         existing.metadata.labels == wanted.metadata.labels
-            && existing.metadata.annotations.as_ref().filter(|map| !map.is_empty()) == wanted.metadata.annotations.as_ref()
+            && existing.metadata.annotations.as_ref().filter(|map| !map.is_empty())
+                == wanted.metadata.annotations.as_ref()
             && existing.subsets.as_ref().filter(|subsets| !subsets.is_empty()) == wanted.subsets.as_ref()
     });
     (!same).then_some(wanted)

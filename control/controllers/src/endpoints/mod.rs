@@ -13,17 +13,18 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use k8s_openapi::api::core::v1::{Endpoints, Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use parking_lot::Mutex;
-use rand::Rng as _;
 use tokio::time::Instant;
 
 use crate::client::{self, Client, DeleteOptions, ENDPOINT_SLICES, ENDPOINTS, Meta};
 use crate::informer::{Change, Informer, Key, Object as _, Pod, Store, controller, version};
 use crate::queue::{Next, Queue};
-use crate::replica_set::NAME_CHARACTERS;
+use crate::replica_set::generated_name;
 use crate::{Error, selector};
 
 /// Between reconciliations of one Service in a storm.
@@ -42,6 +43,8 @@ pub(crate) struct Controller {
     endpoints: Arc<Store<Endpoints>>,
     nodes: Arc<Store<Node>>,
     written: Arc<Mutex<HashMap<Key, Behind>>>,
+    /// Versions of Endpoints objects as we wrote them last, until the cache shows them.
+    mirrored: Arc<Mutex<HashMap<Key, u64>>>,
 }
 
 /// Writes of ours for a Service that the cache does not show yet.
@@ -119,10 +122,14 @@ impl Controller {
                 }
             }
         });
+        let mirrored: Arc<Mutex<HashMap<Key, u64>>> = Arc::default();
         endpoints.on_change({
-            let (queue, services) = (queue.clone(), services.store());
+            let (queue, services, mirrored) = (queue.clone(), services.store(), mirrored.clone());
             move |change| {
                 let key = change.object().key();
+                if let Change::Deleted(_) = change {
+                    mirrored.lock().remove(&key);
+                }
                 if services.get(&key).is_some() {
                     queue.add(&key);
                 }
@@ -130,12 +137,13 @@ impl Controller {
         });
         let (services, pods, slices) = (services.store(), pods.store(), slices.store());
         let (endpoints, nodes) = (endpoints.store(), nodes.store());
-        Arc::new(Self { client, queue, services, pods, slices, endpoints, nodes, written })
+        Arc::new(Self { client, queue, services, pods, slices, endpoints, nodes, written, mirrored })
     }
 
     pub(crate) async fn reconcile(self: Arc<Self>, key: Key) -> Result<Next, Error> {
         let Some(service) = self.services.get(&key) else {
             self.written.lock().remove(&key);
+            self.mirrored.lock().remove(&key);
             // The slices go with their owner; the Endpoints object has none.
             if self.endpoints.get(&key).is_some_and(|endpoints| is_ours(&endpoints)) {
                 self.client
@@ -159,7 +167,7 @@ impl Controller {
             node.metadata.labels.as_ref()?.get(ZONE).cloned()
         };
         let plan = slices::plan(&service, &pods, existing, &zone);
-        let endpoints = mirror::plan(&service, &pods, self.endpoints.get(&key).as_deref());
+        let endpoints = self.mirror(&key, &service, &pods);
         let (slices, endpoints) = tokio::join!(self.write_slices(&key, plan), self.write_endpoints(&key, endpoints));
         match slices.and(endpoints) {
             // Everything is going with the namespace.
@@ -185,20 +193,17 @@ impl Controller {
     }
 
     async fn write_slices(&self, key: &Key, plan: slices::Plan) -> Result<(), Error> {
-        let updates = plan.update.iter().map(|slice| async {
-            let answer = self.client.replace(ENDPOINT_SLICES, &slice.key(), slice).await;
-            self.wrote(key, &answer.map_err(Error::api("write an EndpointSlice"))?);
-            Ok(())
-        });
-        futures::future::try_join_all(updates).await?;
+        let mut updates = FuturesUnordered::new();
+        for slice in &plan.update {
+            updates.push(self.write_slice(key, slice));
+        }
+        while let Some(outcome) = updates.next().await {
+            outcome?;
+        }
+        drop(updates);
         for mut slice in plan.create {
             let prefix = format!("{}-", key.name);
-            let mut name = prefix.clone();
-            name.truncate(prefix.floor_char_boundary(58));
-            name.extend((0..5).map(|_| {
-                char::from(NAME_CHARACTERS[rand::rng().random_range(0..NAME_CHARACTERS.len())])
-            }));
-            slice.metadata.name = Some(name);
+            slice.metadata.name = Some(generated_name(&prefix));
             slice.metadata.generate_name = Some(prefix);
             let answer = self.client.create(ENDPOINT_SLICES, &key.namespace, &slice).await;
             self.wrote(key, &answer.map_err(Error::api("create an EndpointSlice"))?);
@@ -210,6 +215,12 @@ impl Controller {
                 .await
                 .map_err(Error::api("delete an EndpointSlice"))?;
         }
+        Ok(())
+    }
+
+    async fn write_slice(&self, key: &Key, slice: &EndpointSlice) -> Result<(), Error> {
+        let answer = self.client.replace(ENDPOINT_SLICES, &slice.key(), slice).await;
+        self.wrote(key, &answer.map_err(Error::api("write an EndpointSlice"))?);
         Ok(())
     }
 
@@ -228,13 +239,31 @@ impl Controller {
         behind.writes.push(written);
     }
 
+    /// The Endpoints object to write; none while the cache is behind: its event comes back to the queue.
+    fn mirror(&self, key: &Key, service: &Service, pods: &[Arc<Pod>]) -> Option<Endpoints> {
+        let existing = self.endpoints.get(key);
+        let mut mirrored = self.mirrored.lock();
+        if let Some(version) = mirrored.get(key) {
+            if existing.as_ref().is_none_or(|existing| existing.version() < *version) {
+                return None;
+            }
+            mirrored.remove(key);
+        }
+        drop(mirrored);
+        mirror::plan(service, pods, existing.as_deref())
+    }
+
     async fn write_endpoints(&self, key: &Key, endpoints: Option<Endpoints>) -> Result<(), Error> {
         let Some(endpoints) = endpoints else { return Ok(()) };
         let written = match endpoints.metadata.resource_version {
             Some(_) => self.client.replace(ENDPOINTS, key, &endpoints).await,
             None => self.client.create(ENDPOINTS, &key.namespace, &endpoints).await,
         };
-        written.map(drop).map_err(Error::api("write Endpoints"))
+        let version = version(written.map_err(Error::api("write Endpoints"))?.metadata.resource_version.as_deref());
+        if self.endpoints.get(key).is_none_or(|shown| shown.version() < version) {
+            self.mirrored.lock().insert(key.clone(), version);
+        }
+        Ok(())
     }
 }
 

@@ -176,10 +176,11 @@ pub(crate) fn plan(
         }
         let (mine, others): (Vec<_>, Vec<_>) = kept.into_iter().partition(|slice| slice.address_type == family);
         kept = others;
-        let mut mine: HashMap<PortKey, Vec<Arc<EndpointSlice>>> = mine.into_iter().fold(HashMap::new(), |mut map, slice| {
-            map.entry(port_key(slice.ports.as_deref())).or_insert_with(Vec::new).push(slice);
-            map
-        });
+        let mut mine: HashMap<PortKey, Vec<Arc<EndpointSlice>>> =
+            mine.into_iter().fold(HashMap::new(), |mut map, slice| {
+                map.entry(port_key(slice.ports.as_deref())).or_insert_with(Vec::new).push(slice);
+                map
+            });
         if groups.is_empty() {
             // One empty slice says that nobody is behind the Service.
             groups.insert(vec![], (vec![], vec![]));

@@ -12,12 +12,16 @@ use crate::informer::{Object as _, Pod};
 fn service(spec: Value) -> Service {
     let mut spec = spec;
     spec["selector"] = json!({"app": "a"});
-    serde_json::from_value(json!({"metadata": {"name": "s", "namespace": "n", "uid": "s", "labels": {"team": "x"}}, "spec": spec}))
-        .unwrap()
+    serde_json::from_value(
+        json!({"metadata": {"name": "s", "namespace": "n", "uid": "s", "labels": {"team": "x"}}, "spec": spec}),
+    )
+    .unwrap()
 }
 
 fn plain() -> Service {
-    service(json!({"clusterIP": "10.96.0.9", "ipFamilies": ["IPv4"], "ports": [{"name": "http", "port": 80, "targetPort": "web", "protocol": "TCP"}]}))
+    service(
+        json!({"clusterIP": "10.96.0.9", "ipFamilies": ["IPv4"], "ports": [{"name": "http", "port": 80, "targetPort": "web", "protocol": "TCP"}]}),
+    )
 }
 
 fn pod(index: usize, ready: bool, deleting: bool) -> Arc<Pod> {
@@ -53,13 +57,21 @@ fn says_of_each_pod_what_clients_need() {
     let labels = slice.metadata.labels.as_ref().unwrap();
     assert_eq!((labels["team"].as_str(), labels[slices::SERVICE_NAME].as_str(), labels.len()), ("x", "s", 3));
     assert_eq!(slice.ports.as_ref().unwrap()[0].port, Some(8080));
-    let conditions: Vec<_> = slice.endpoints.iter().flatten().map(|endpoint| {
-        let conditions = endpoint.conditions.as_ref().unwrap();
-        (conditions.ready.unwrap(), conditions.serving.unwrap(), conditions.terminating.unwrap())
-    }).collect();
+    let conditions: Vec<_> = slice
+        .endpoints
+        .iter()
+        .flatten()
+        .map(|endpoint| {
+            let conditions = endpoint.conditions.as_ref().unwrap();
+            (conditions.ready.unwrap(), conditions.serving.unwrap(), conditions.terminating.unwrap())
+        })
+        .collect();
     assert_eq!(conditions, [(true, true, false), (false, true, true), (false, false, false)]);
     let first = &slice.endpoints.as_ref().unwrap()[0];
-    assert_eq!((first.zone.as_deref(), first.node_name.as_deref(), first.hostname.as_deref()), (Some("west"), Some("one"), Some("h")));
+    assert_eq!(
+        (first.zone.as_deref(), first.node_name.as_deref(), first.hostname.as_deref()),
+        (Some("west"), Some("one"), Some("h"))
+    );
 }
 
 #[test]
@@ -98,7 +110,10 @@ fn mirrors_into_endpoints() {
     let ips = |list: &Option<Vec<k8s_openapi::api::core::v1::EndpointAddress>>| {
         list.iter().flatten().map(|address| address.ip.clone()).collect::<Vec<_>>()
     };
-    assert_eq!((ips(&subsets[0].addresses), ips(&subsets[0].not_ready_addresses)), (vec!["10.0.0.1".into(), "10.0.0.2".into()], vec!["10.0.0.3".into()]));
+    assert_eq!(
+        (ips(&subsets[0].addresses), ips(&subsets[0].not_ready_addresses)),
+        (vec!["10.0.0.1".into(), "10.0.0.2".into()], vec!["10.0.0.3".into()])
+    );
     assert!(mirror::plan(&plain(), &pods, Some(&endpoints)).is_none());
     let many: Vec<_> = (0..1200).map(|index| pod(index, true, false)).collect();
     let endpoints = mirror::plan(&plain(), &many, None).unwrap();

@@ -59,6 +59,8 @@ pub(crate) trait Object: Send + Sync + Sized + 'static {
 
     /// Keeps what is needed.
     fn keep(wire: Self::Wire) -> Self;
+    /// Takes over what is equal in a similar object, so that it is in memory once.
+    fn share(&mut self, _like: &Self) {}
     /// Its name.
     fn key(&self) -> Key;
     /// Its uid.
@@ -119,12 +121,6 @@ impl<K: Object> Store<K> {
         self.content.read().get(key).cloned()
     }
 
-    /// All in the namespace.
-    pub(crate) fn in_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
-        let content = self.content.read();
-        content.objects.get(namespace).map(|objects| objects.values().cloned().collect()).unwrap_or_default()
-    }
-
     /// Those in the namespace that match; the test must be short.
     pub(crate) fn select(&self, namespace: &str, mut test: impl FnMut(&K) -> bool) -> Vec<Arc<K>> {
         let content = self.content.read();
@@ -144,10 +140,18 @@ impl<K: Object> Store<K> {
         keys.iter().filter_map(|key| content.get(key)).cloned().collect()
     }
 
-    fn put(&self, object: Arc<K>) -> Option<Arc<K>> {
-        let key = object.key();
+    /// The object as it is kept, and as it was before.
+    fn put(&self, mut object: K) -> (Arc<K>, Option<Arc<K>>) {
+        let mut key = object.key();
         let mut content = self.content.write();
         let before = content.get(&key).cloned();
+        let owner = object.controller().unwrap_or_default();
+        let sibling = || content.get(content.controlled.get(owner)?.iter().next()?).cloned();
+        if let Some(like) = before.clone().or_else(sibling) {
+            object.share(&like);
+            key = object.key();
+        }
+        let object = Arc::new(object);
         let same_controller = before.as_ref().is_some_and(|before| before.controller() == object.controller());
         if !same_controller {
             if let Some(before) = &before {
@@ -156,8 +160,8 @@ impl<K: Object> Store<K> {
             let owner = object.controller().unwrap_or_default();
             content.controlled.entry(owner.into()).or_default().insert(key.clone());
         }
-        content.objects.entry(key.namespace).or_default().insert(key.name, object);
-        before
+        content.objects.entry(key.namespace).or_default().insert(key.name, object.clone());
+        (object, before)
     }
 
     fn remove(&self, key: &Key) -> Option<Arc<K>> {
@@ -241,7 +245,7 @@ impl<K: Object> Informer<K> {
             match event {
                 Ok(Some(watcher::Event::Init)) => absent = Some(self.store.keys()),
                 Ok(Some(watcher::Event::InitApply(wire))) => {
-                    let object = Arc::new(K::keep(wire));
+                    let object = K::keep(wire);
                     if let Some(absent) = &mut absent {
                         absent.remove(&object.key());
                     }
@@ -253,7 +257,7 @@ impl<K: Object> Informer<K> {
                     }
                     self.synced.send_replace(true);
                 }
-                Ok(Some(watcher::Event::Apply(wire))) => self.apply(Arc::new(K::keep(wire))),
+                Ok(Some(watcher::Event::Apply(wire))) => self.apply(K::keep(wire)),
                 Ok(Some(watcher::Event::Delete(wire))) => {
                     // The last state is told: it may carry what only the deletion has set.
                     let object = Arc::new(K::keep(wire));
@@ -271,8 +275,9 @@ impl<K: Object> Informer<K> {
         }
     }
 
-    fn apply(&self, object: Arc<K>) {
-        match self.store.put(object.clone()) {
+    fn apply(&self, object: K) {
+        let (object, before) = self.store.put(object);
+        match before {
             // One that took the name of another, whose end was missed.
             Some(before) if before.uid() != object.uid() => {
                 self.tell(&Change::Deleted(&before));
@@ -356,3 +361,70 @@ whole!(
     k8s_openapi::api::core::v1::ServiceAccount,
     k8s_openapi::api::discovery::v1::EndpointSlice
 );
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn pod(name: &str, uid: &str, owner: &str, version: u64) -> Pod {
+        pod::tests::pod(json!({"metadata": {
+            "name": name, "namespace": "n", "uid": uid, "resourceVersion": version.to_string(), "labels": {"app": "a"},
+            "ownerReferences": [{"apiVersion": "v1", "kind": "Owner", "name": owner, "uid": owner, "controller": true}],
+        }}))
+    }
+
+    fn names(pods: &[Arc<Pod>]) -> Vec<String> {
+        let mut names: Vec<_> = pods.iter().map(|pod| pod.key.name.to_string()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn finds_objects_by_controller_as_it_changes() {
+        let store = Store::default();
+        store.put(pod("a", "a", "one", 1));
+        store.put(pod("b", "b", "one", 1));
+        assert_eq!(names(&store.controlled_by("one")), ["a", "b"]);
+        store.put(pod("a", "a", "two", 2));
+        assert_eq!(
+            (names(&store.controlled_by("one")), names(&store.controlled_by("two"))),
+            (vec!["b".into()], vec!["a".into()])
+        );
+        store.remove(&Key::new("n", "b"));
+        assert!(store.controlled_by("one").is_empty() && store.content.read().controlled.len() == 1);
+    }
+
+    #[test]
+    fn keeps_once_what_siblings_have_in_common() {
+        let store = Store::default();
+        let (a, _) = store.put(pod("a", "a", "one", 1));
+        let (b, _) = store.put(pod("b", "b", "one", 1));
+        assert!(Arc::ptr_eq(&a.labels, &b.labels) && Arc::ptr_eq(&a.owners, &b.owners));
+        assert!(Arc::ptr_eq(&a.key.namespace, &b.key.namespace));
+    }
+
+    #[test]
+    fn tells_what_changed() {
+        let mut informer = Informer::default();
+        let told: Arc<parking_lot::Mutex<Vec<String>>> = Arc::default();
+        informer.on_change({
+            let told = told.clone();
+            move |change: &Change<'_, Pod>| {
+                let kind = match change {
+                    Change::Added(_) => "added",
+                    Change::Updated(..) => "updated",
+                    Change::Deleted(_) => "deleted",
+                };
+                told.lock().push(format!("{kind} {}", change.object().uid));
+            }
+        });
+        informer.apply(pod("a", "one", "o", 1));
+        informer.apply(pod("a", "one", "o", 1));
+        informer.apply(pod("a", "one", "o", 2));
+        informer.apply(pod("a", "two", "o", 3));
+        informer.delete(&Key::new("n", "a"));
+        let expected = ["added one", "updated one", "deleted one", "added two", "deleted two"];
+        assert_eq!(*told.lock(), expected);
+    }
+}

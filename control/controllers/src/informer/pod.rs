@@ -22,14 +22,14 @@ pub(crate) enum Phase {
     Failed,
 }
 
-/// What controllers know of a pod.
+/// What controllers know of a pod. What pods of one controller have in common is stored once ([`Object::share`]).
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Pod {
     pub key: Key,
     pub uid: Arc<str>,
     pub version: u64,
-    pub labels: BTreeMap<String, String>,
-    pub owners: Vec<OwnerReference>,
+    pub labels: Arc<BTreeMap<String, String>>,
+    pub owners: Arc<[OwnerReference]>,
     pub finalizers: Vec<String>,
     pub created: Option<Timestamp>,
     pub deleting: Option<Timestamp>,
@@ -38,8 +38,8 @@ pub(crate) struct Pod {
     pub hostname: Option<Box<str>>,
     pub subdomain: Option<Box<str>>,
     /// Of containers and sidecars, by name.
-    pub ports: Vec<Port>,
-    pub tolerations: Vec<Toleration>,
+    pub ports: Arc<[Port]>,
+    pub tolerations: Arc<[Toleration]>,
     pub gated: bool,
     pub phase: Phase,
     pub ready: bool,
@@ -95,12 +95,15 @@ impl Object for Pod {
         }
         let cost = metadata.annotations.as_ref().and_then(|annotations| annotations.values().next());
         Self {
-            key: Key::new(metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default()),
+            key: Key::new(
+                metadata.namespace.as_deref().unwrap_or_default(),
+                metadata.name.as_deref().unwrap_or_default(),
+            ),
             uid: metadata.uid.as_deref().unwrap_or_default().into(),
             version: version(metadata.resource_version.as_deref()),
             deletion_cost: cost.and_then(|cost| cost.parse().ok()).unwrap_or(0),
-            labels: metadata.labels.unwrap_or_default(),
-            owners: metadata.owner_references.unwrap_or_default(),
+            labels: metadata.labels.unwrap_or_default().into(),
+            owners: metadata.owner_references.unwrap_or_default().into(),
             finalizers: metadata.finalizers.unwrap_or_default(),
             created: metadata.creation_timestamp.map(|time| time.0),
             deleting: metadata.deletion_timestamp.map(|time| time.0),
@@ -113,13 +116,29 @@ impl Object for Pod {
                     Some(Port { name: port.name?.into(), protocol, number: port.container_port })
                 })
                 .collect(),
-            tolerations: spec.tolerations,
+            tolerations: spec.tolerations.into(),
             gated: !spec.scheduling_gates.is_empty(),
             phase: status.phase.unwrap_or_default(),
             ready: ready.is_some_and(|condition| condition.status == "True"),
             ready_since: ready.and_then(|condition| condition.last_transition_time.as_ref()).map(|time| time.0),
             ips,
             restarts: status.container_statuses.iter().map(|status| status.restart_count).max().unwrap_or(0),
+        }
+    }
+
+    fn share(&mut self, like: &Self) {
+        fn same<T: PartialEq + ?Sized>(mine: &mut Arc<T>, other: &Arc<T>) {
+            if *mine == *other {
+                mine.clone_from(other);
+            }
+        }
+        same(&mut self.key.namespace, &like.key.namespace);
+        same(&mut self.labels, &like.labels);
+        same(&mut self.owners, &like.owners);
+        same(&mut self.ports, &like.ports);
+        same(&mut self.tolerations, &like.tolerations);
+        if let (Some(mine), Some(other)) = (&mut self.node, &like.node) {
+            same(mine, other);
         }
     }
 
@@ -269,7 +288,10 @@ pub(crate) mod tests {
             },
         }));
         assert_eq!((pod.version, pod.deletion_cost, pod.controller(), pod.node.as_deref()), (7, -3, Some("o"), None));
-        assert_eq!(pod.ports.iter().map(|port| (&*port.name, port.number)).collect::<Vec<_>>(), [("web", 80), ("side", 9)]);
+        assert_eq!(
+            pod.ports.iter().map(|port| (&*port.name, port.number)).collect::<Vec<_>>(),
+            [("web", 80), ("side", 9)]
+        );
         assert_eq!(pod.available_at(10).map(|at| at.to_string()).as_deref(), Some("2026-01-01T00:00:10Z"));
         assert_eq!(pod.ips, ["10.0.0.1".into()]);
     }

@@ -54,12 +54,16 @@ impl InFlight {
 
     /// The creation was refused, or its pod was seen.
     pub(crate) fn created(&self, set: &str, name: &str) {
-        self.end(set, |entry| drop(entry.creating.remove(name)));
+        self.end(set, |entry| {
+            entry.creating.remove(name);
+        });
     }
 
     /// The deletion was refused, or was seen.
     pub(crate) fn deleted(&self, set: &str, uid: &str) {
-        self.end(set, |entry| drop(entry.deleting.remove(uid)));
+        self.end(set, |entry| {
+            entry.deleting.remove(uid);
+        });
     }
 
     /// The informer shows this state of a pod.

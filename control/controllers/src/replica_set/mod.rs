@@ -7,10 +7,10 @@
 mod in_flight;
 mod plan;
 mod rank;
+mod template;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,10 +19,7 @@ use futures::stream::FuturesUnordered;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use rand::Rng as _;
-use serde::Serialize;
 use serde_json::json;
-use serde_json::value::RawValue;
 
 use crate::client::{self, Client, DeleteOptions, PODS, REPLICA_SETS};
 use crate::events::{Record, Recorder, Subject};
@@ -31,15 +28,15 @@ use crate::queue::{Next, Queue};
 use crate::{Error, now_in_seconds, selector};
 
 use in_flight::InFlight;
+use template::Template;
+pub(crate) use template::{NAME_CHARACTERS, generated_name};
 
 /// Creations and deletions in flight per ReplicaSet.
 const WINDOW_MAX: usize = 64;
 /// Creations with an unknown outcome are repeated this often.
 const ATTEMPTS: u32 = 4;
-/// Characters of generated names (no vowels, nothing that looks like another).
-pub(crate) const NAME_CHARACTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-/// Longest prefix of a generated name.
-const PREFIX_MAX: usize = 58;
+/// Names that are tried for one pod (as the API server does for `generateName`).
+const NAMES: u32 = 8;
 const COMPONENT: &str = "replicaset-controller";
 
 /// The controller of ReplicaSets.
@@ -94,9 +91,9 @@ impl Controller {
                     Some(owner) => queue.add(&owner),
                     // One that nobody controls may be adopted.
                     None if controller(Some(&pod.owners)).is_none() && !matches!(change, Change::Deleted(_)) => {
-                        for set in sets.select(&pod.key.namespace, |set| {
-                            set.spec.as_ref().is_some_and(|spec| selector::matches(&spec.selector, &pod.labels))
-                        }) {
+                        for set in
+                            sets.select(&pod.key.namespace, |set| selector::matches(&set.spec.selector, &pod.labels))
+                        {
                             queue.add(&set.key());
                         }
                     }
@@ -114,7 +111,8 @@ impl Controller {
         // Before the store: what leaves it is in the store by then.
         let (creating, deleting) = self.in_flight.of(uid);
         let owned = self.pods.controlled_by(uid);
-        let orphans = self.pods.controlled_by("").into_iter().filter(|pod| pod.key.namespace == key.namespace).collect();
+        let orphans =
+            self.pods.controlled_by("").into_iter().filter(|pod| pod.key.namespace == key.namespace).collect();
         let plan = plan::plan(&plan::Observed {
             set: &set,
             creating: plan::not_seen(creating.iter(), &owned),
@@ -137,7 +135,8 @@ impl Controller {
             failure = self.delete(&set, &plan.delete).await.err();
         }
         let mut status = plan.status;
-        let message = failure.as_ref().filter(|error| !client::is_namespace_terminating(error)).map(ToString::to_string);
+        let message =
+            failure.as_ref().filter(|error| !client::is_namespace_terminating(error)).map(ToString::to_string);
         plan::set_failure(&mut status, message, plan.missing, now_in_seconds());
         self.write(&key, &set, &status).await?;
         match failure {
@@ -172,7 +171,7 @@ impl Controller {
             }
         }
         for pod in &plan.adopt {
-            let mut owners = pod.owners.clone();
+            let mut owners = pod.owners.to_vec();
             owners.push(owner_reference(set));
             self.set_owners(pod, &owners, "adopt a pod").await?;
         }
@@ -214,56 +213,79 @@ impl Controller {
     }
 
     async fn create_one(&self, set: &ReplicaSet, template: &Template<'_>) -> Result<(), kube::Error> {
-        let name: Arc<str> = template.name().into();
-        let body = template.pod(&name);
-        self.in_flight.creating(set.uid(), &name);
+        let mut names = NAMES;
+        loop {
+            let name: Arc<str> = template.name().into();
+            self.in_flight.creating(set.uid(), &name);
+            let error = match self.create_named(template, &name).await {
+                Ok(()) => {
+                    self.event(set, false, "SuccessfulCreate", format!("Created pod: {name}"));
+                    return Ok(());
+                }
+                Err(error) => error,
+            };
+            self.in_flight.created(set.uid(), &name);
+            names -= 1;
+            // Among thousands of pods the same name is drawn twice now and then.
+            if client::is_conflict(&error) && names > 0 {
+                continue;
+            }
+            if !client::is_namespace_terminating(&error) {
+                self.event(set, true, "FailedCreate", format!("Error creating: {error}"));
+            }
+            return Err(error);
+        }
+    }
+
+    /// Creates the pod of this name; again, while nobody knows whether it was created.
+    async fn create_named(&self, template: &Template<'_>, name: &str) -> Result<(), kube::Error> {
+        let body = template.pod(name);
         let mut attempt = 1;
-        let outcome = loop {
+        loop {
             match self.client.create(PODS, template.namespace, &body).await {
                 Err(error) if client::is_unknown(&error) && attempt < ATTEMPTS => {
                     tokio::time::sleep(Duration::from_millis(50 << attempt)).await;
                     attempt += 1;
                 }
                 // An earlier attempt has made it.
-                Err(error) if client::is_conflict(&error) && attempt > 1 => break Ok(()),
-                other => break other.map(drop),
-            }
-        };
-        match &outcome {
-            Ok(()) => self.event(set, false, "SuccessfulCreate", format!("Created pod: {name}")),
-            Err(error) => {
-                self.in_flight.created(set.uid(), &name);
-                if !client::is_namespace_terminating(error) {
-                    self.event(set, true, "FailedCreate", format!("Error creating: {error}"));
-                }
+                Err(error) if client::is_conflict(&error) && attempt > 1 => return Ok(()),
+                other => return other.map(drop),
             }
         }
-        outcome
     }
 
     async fn delete(&self, set: &ReplicaSet, pods: &[Arc<Pod>]) -> Result<(), kube::Error> {
-        let deletions = pods.iter().map(|pod| async move {
-            self.in_flight.deleting(set.uid(), &pod.uid);
-            let deleted = self.client.delete(PODS, &pod.key, &DeleteOptions::of(&pod.uid)).await;
-            match &deleted {
-                Ok(()) => self.event(set, false, "SuccessfulDelete", format!("Deleted pod: {}", pod.key.name)),
-                Err(error) => {
-                    self.in_flight.deleted(set.uid(), &pod.uid);
-                    self.event(set, true, "FailedDelete", format!("Error deleting: {error}"));
-                }
-            }
-            // The event of its end may have come before the entry above.
-            if self.pods.get(&pod.key).is_none_or(|now| now.uid != pod.uid || now.deleting.is_some()) {
-                self.in_flight.deleted(set.uid(), &pod.uid);
-            }
-            deleted
-        });
-        let mut outcomes = futures::stream::iter(deletions).buffer_unordered(WINDOW_MAX);
+        let mut running = FuturesUnordered::new();
+        let mut left = pods.iter();
         let mut failure = None;
-        while let Some(outcome) = outcomes.next().await {
-            failure = failure.or(outcome.err());
+        loop {
+            while running.len() < WINDOW_MAX
+                && let Some(pod) = left.next()
+            {
+                running.push(self.delete_one(set, pod));
+            }
+            match running.next().await {
+                Some(outcome) => failure = failure.or(outcome.err()),
+                None => return failure.map_or(Ok(()), Err),
+            }
         }
-        failure.map_or(Ok(()), Err)
+    }
+
+    async fn delete_one(&self, set: &ReplicaSet, pod: &Pod) -> Result<(), kube::Error> {
+        self.in_flight.deleting(set.uid(), &pod.uid);
+        let deleted = self.client.delete(PODS, &pod.key, &DeleteOptions::of(&pod.uid)).await;
+        match &deleted {
+            Ok(()) => self.event(set, false, "SuccessfulDelete", format!("Deleted pod: {}", pod.key.name)),
+            Err(error) => {
+                self.in_flight.deleted(set.uid(), &pod.uid);
+                self.event(set, true, "FailedDelete", format!("Error deleting: {error}"));
+            }
+        }
+        // The event of its end may have come before the entry above.
+        if self.pods.get(&pod.key).is_none_or(|now| now.uid != pod.uid || now.deleting.is_some()) {
+            self.in_flight.deleted(set.uid(), &pod.uid);
+        }
+        deleted
     }
 
     async fn write(&self, key: &Key, set: &ReplicaSet, status: &ReplicaSetStatus) -> Result<(), Error> {
@@ -306,81 +328,5 @@ fn owner_reference(set: &ReplicaSet) -> OwnerReference {
         uid: set.uid().to_owned(),
         controller: Some(true),
         block_owner_deletion: Some(true),
-    }
-}
-
-/// What the pods of a ReplicaSet have in common, with the specification encoded once.
-struct Template<'a> {
-    namespace: &'a str,
-    prefix: String,
-    owner: [OwnerReference; 1],
-    labels: Option<&'a BTreeMap<String, String>>,
-    annotations: Option<&'a BTreeMap<String, String>>,
-    finalizers: Option<&'a Vec<String>>,
-    spec: Box<RawValue>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct PodBody<'a> {
-    api_version: &'a str,
-    kind: &'a str,
-    metadata: PodMeta<'a>,
-    spec: &'a RawValue,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct PodMeta<'a> {
-    name: &'a str,
-    generate_name: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    labels: Option<&'a BTreeMap<String, String>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    annotations: Option<&'a BTreeMap<String, String>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    finalizers: Option<&'a Vec<String>>,
-    owner_references: &'a [OwnerReference],
-}
-
-impl<'a> Template<'a> {
-    fn of(set: &'a ReplicaSet) -> Result<Option<Self>, kube::Error> {
-        let Some(template) = set.spec.as_ref().and_then(|spec| spec.template.as_ref()) else { return Ok(None) };
-        let meta = template.metadata.as_ref();
-        let name = set.metadata.name.as_deref().unwrap_or_default();
-        Ok(Some(Self {
-            namespace: set.metadata.namespace.as_deref().unwrap_or_default(),
-            prefix: format!("{name}-"),
-            owner: [owner_reference(set)],
-            labels: meta.and_then(|meta| meta.labels.as_ref()),
-            annotations: meta.and_then(|meta| meta.annotations.as_ref()),
-            finalizers: meta.and_then(|meta| meta.finalizers.as_ref()),
-            spec: serde_json::value::to_raw_value(&template.spec).map_err(kube::Error::SerdeError)?,
-        }))
-    }
-
-    /// A name as the API server would generate one.
-    fn name(&self) -> String {
-        let mut name = self.prefix.clone();
-        name.truncate(self.prefix.floor_char_boundary(PREFIX_MAX));
-        let mut random = rand::rng();
-        name.extend((0..5).map(|_| char::from(NAME_CHARACTERS[random.random_range(0..NAME_CHARACTERS.len())])));
-        name
-    }
-
-    fn pod<'b>(&'b self, name: &'b str) -> PodBody<'b> {
-        PodBody {
-            api_version: "v1",
-            kind: "Pod",
-            metadata: PodMeta {
-                name,
-                generate_name: &self.prefix,
-                labels: self.labels,
-                annotations: self.annotations,
-                finalizers: self.finalizers,
-                owner_references: &self.owner,
-            },
-            spec: &self.spec,
-        }
     }
 }

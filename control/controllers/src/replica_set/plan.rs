@@ -49,7 +49,7 @@ pub(crate) struct Plan {
 
 pub(crate) fn plan(observed: &Observed<'_>) -> Plan {
     let set = observed.set;
-    let Some(spec) = &set.spec else { return Plan::default() };
+    let spec = &set.spec;
     let going = set.metadata.deletion_timestamp.is_some();
     let mut plan = Plan::default();
     let mut active: Vec<Arc<Pod>> = Vec::with_capacity(observed.owned.len());
@@ -94,7 +94,7 @@ pub(crate) fn plan(observed: &Observed<'_>) -> Plan {
 }
 
 fn count(plan: &mut Plan, set: &ReplicaSet, active: &[Arc<Pod>], terminating: i32, min_ready: i32, now: Timestamp) {
-    let template = set.spec.as_ref().and_then(|spec| spec.template.as_ref());
+    let template = set.spec.template.as_ref();
     let template = template.and_then(|template| template.metadata.as_ref()?.labels.as_ref());
     let (mut labelled, mut ready, mut available) = (0, 0, 0);
     let mut next: Option<Timestamp> = None;

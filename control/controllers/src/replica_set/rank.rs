@@ -16,10 +16,8 @@ pub(crate) fn victims(pods: Vec<Arc<Pod>>, related: &[Arc<Pod>], count: usize, n
     for pod in related.iter().filter(|pod| pod.is_active()) {
         *crowd.entry(pod.node.as_deref()).or_default() += 1;
     }
-    let mut ranked: Vec<(usize, Arc<Pod>)> = pods
-        .into_iter()
-        .map(|pod| (crowd.get(&pod.node.as_deref()).copied().unwrap_or(0), pod))
-        .collect();
+    let mut ranked: Vec<(usize, Arc<Pod>)> =
+        pods.into_iter().map(|pod| (crowd.get(&pod.node.as_deref()).copied().unwrap_or(0), pod)).collect();
     ranked.sort_by(|(crowd_a, a), (crowd_b, b)| compare(a, *crowd_a, b, *crowd_b, now));
     ranked.truncate(count);
     ranked.into_iter().map(|(_, pod)| pod).collect()

@@ -89,8 +89,11 @@ fn gives_up_the_pod_that_is_missed_least() {
         ("pending", json!({"status": {"phase": "Pending"}})),
         ("not ready", json!({"status": {"conditions": [{"type": "Ready", "status": "False"}]}})),
         ("cheap", json!({"metadata": {"annotations": {"controller.kubernetes.io/pod-deletion-cost": "-1"}}})),
-        ("ready for a short time", json!({"status": {"conditions": [
-            {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:59:59Z"}]}})),
+        (
+            "ready for a short time",
+            json!({"status": {"conditions": [
+            {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:59:59Z"}]}}),
+        ),
         ("restarted", json!({"status": {"containerStatuses": [{"restartCount": 3}]}})),
         ("young", json!({"metadata": {"creationTimestamp": "2026-01-01T00:59:00Z"}})),
     ] {
@@ -129,7 +132,7 @@ fn adopts_releases_and_ignores() {
 #[test]
 fn counts_availability_by_the_clock() {
     let mut set = set(2);
-    set.spec.as_mut().unwrap().min_ready_seconds = Some(60);
+    set.spec.min_ready_seconds = Some(60);
     let fresh = json!({"status": {"conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:59:30Z"}]}});
     let going = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:59:30Z"}});
     let plan = planned(&set, vec![pod("a", json!({})), pod("b", fresh), pod("c", going)], 0, &[]);
@@ -189,7 +192,7 @@ proptest! {
         for step in steps.into_iter().chain(end) {
             match step {
                 Step::Scale(replicas) => {
-                    wanted.spec.as_mut().unwrap().replicas = Some(replicas);
+                    wanted.spec.replicas = Some(replicas);
                     most = most.max(replicas);
                 }
                 Step::Observe => {
@@ -227,6 +230,6 @@ proptest! {
             }
             prop_assert!(live.len() <= usize::try_from(most).unwrap(), "{} live, {most} wanted at most", live.len());
         }
-        prop_assert_eq!(live.len(), usize::try_from(wanted.spec.unwrap().replicas.unwrap()).unwrap());
+        prop_assert_eq!(live.len(), usize::try_from(wanted.spec.replicas.unwrap()).unwrap());
     }
 }

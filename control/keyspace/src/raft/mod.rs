@@ -38,6 +38,9 @@ use crate::state::{Outcome, Retention};
 
 /// How often a leader is heard of (design.md §4).
 const HEARTBEAT: Duration = Duration::from_millis(100);
+/// The same where there is nobody to hear it: openraft's clock ticks five times in a heartbeat, and an idle server
+/// should be idle. Still short enough for members that are added later.
+const HEARTBEAT_ALONE: Duration = Duration::from_millis(400);
 /// When a leader that is not heard of is replaced (design.md §4).
 const ELECTION: (Duration, Duration) = (Duration::from_millis(1000), Duration::from_millis(2000));
 /// Entries sent to another member at once; their bytes are bounded by the log's reader.
@@ -96,9 +99,10 @@ impl Member {
         transport: Arc<dyn Transport>,
         found: bool,
     ) -> io::Result<Member> {
+        let heartbeat = if found || log.is_sole_voter() { HEARTBEAT_ALONE } else { HEARTBEAT };
         let config = Config {
             cluster_name: "coracle".into(),
-            heartbeat_interval: HEARTBEAT.as_millis() as u64,
+            heartbeat_interval: heartbeat.as_millis() as u64,
             election_timeout_min: ELECTION.0.as_millis() as u64,
             election_timeout_max: ELECTION.1.as_millis() as u64,
             enable_pre_vote: Some(true),
@@ -245,6 +249,19 @@ impl Member {
 
     fn leader(&self) -> Option<MemberId> {
         self.standing().leader
+    }
+
+    /// Waits until Raft has stopped by itself, which is when its disk failed, and says why.
+    pub async fn failed(&self) -> String {
+        let mut metrics = self.raft.metrics();
+        loop {
+            if let Err(error) = &metrics.borrow_watched().running_state {
+                return error.to_string();
+            }
+            if metrics.changed().await.is_err() {
+                return "Raft has ended".into();
+            }
+        }
     }
 
     /// Stops and closes all files; what was answered is on disk.

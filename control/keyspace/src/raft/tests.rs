@@ -16,7 +16,7 @@ struct Builder;
 impl StoreBuilder<TypeConfig, Log, Applier, TempDir> for Builder {
     async fn build(&self) -> Result<(TempDir, Log, Applier), StorageError<TypeConfig>> {
         let temp = tempfile::tempdir().unwrap();
-        let dir = Dir::open(temp.path()).unwrap();
+        let dir = Dir::open(temp.path(), 99).unwrap();
         let loaded = Member::load(dir, 99, Config::new("").retention).unwrap();
         Ok((temp, loaded.log, Applier(loaded.machine)))
     }

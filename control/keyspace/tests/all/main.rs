@@ -3,7 +3,6 @@
 mod basics;
 mod crash;
 mod group;
-mod tmpbench;
 mod watch;
 
 use bytes::Bytes;

@@ -1,41 +1,47 @@
 //! What guests import. Most is wasmtime's; what a pod must see differently is here, one interface per module.
 
+mod body_end;
 mod environment;
 mod names;
 mod outbound;
 mod output;
+mod sockets_p3;
 mod tcp;
 mod udp;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use wasmtime::component::Linker;
+use wasmtime::component::{Linker, Resource};
+use wasmtime_wasi::p2::SocketError;
 use wasmtime_wasi::p2::bindings as p2;
 use wasmtime_wasi::p3::bindings as p3;
 use wasmtime_wasi::sockets::WasiSocketsCtxView;
 
+pub(crate) use self::body_end::{Answering, BodyEnd};
 use self::environment::Environment;
-pub(crate) use self::outbound::Hooks;
+pub(crate) use self::outbound::{Hooks, to_wasi};
 pub use self::outbound::{Outbound, OutboundError, Timeouts};
 pub(crate) use self::output::Output;
 use crate::guest::Guest;
-use crate::{Network, Refused};
+use crate::{Network, Protocol, Refused};
 
 /// Everything that any component may import: the worlds of commands and services of WASI 0.2 and 0.3. What a guest may
 /// not use is refused when it uses it; ordinary programs of many languages import what they never call.
 pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Guest>> {
-    let mut linker = Linker::new(engine);
+    let mut linker: Linker<Guest> = Linker::new(engine);
     linker.allow_shadowing(true);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     wasmtime_wasi::p3::add_to_linker(&mut linker)?;
     wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
+    body_end::add_to_linker(&mut linker)?;
     p2::cli::environment::add_to_linker::<_, Environment>(&mut linker, |guest| &*guest.spec)?;
     p3::cli::environment::add_to_linker::<_, Environment>(&mut linker, |guest| &*guest.spec)?;
     p2::sockets::tcp::add_to_linker::<_, Mesh>(&mut linker, Guest::mesh)?;
     p2::sockets::udp::add_to_linker::<_, Mesh>(&mut linker, Guest::mesh)?;
     p2::sockets::ip_name_lookup::add_to_linker::<_, Mesh>(&mut linker, Guest::mesh)?;
     p3::sockets::ip_name_lookup::add_to_linker::<_, Mesh>(&mut linker, Guest::mesh)?;
+    sockets_p3::add_to_linker(&mut linker)?;
     Ok(linker)
 }
 
@@ -49,10 +55,39 @@ pub(crate) struct MeshView<'a> {
     pub(crate) network: &'a dyn Network,
 }
 
+/// The address from which a pod connects to a neighbour on this machine; none for targets elsewhere, which loopback
+/// does not reach.
+fn source(network: &dyn Network, target: SocketAddr) -> Option<SocketAddr> {
+    let any = match target {
+        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+    };
+    if target.ip().is_loopback() { network.bind(any, Protocol::Tcp).ok() } else { None }
+}
+
 impl MeshView<'_> {
     /// What the guest is told about a real address.
     fn shown(&self, actual: p2::sockets::network::IpSocketAddress) -> p2::sockets::network::IpSocketAddress {
         self.network.shown(SocketAddr::from(actual)).into()
+    }
+}
+
+impl p2::sockets::network::Host for MeshView<'_> {
+    fn convert_error_code(&mut self, error: SocketError) -> wasmtime::Result<p2::sockets::network::ErrorCode> {
+        self.inner.convert_error_code(error)
+    }
+
+    fn network_error_code(
+        &mut self,
+        error: Resource<p2::sockets::network::Error>,
+    ) -> wasmtime::Result<Option<p2::sockets::network::ErrorCode>> {
+        self.inner.network_error_code(error)
+    }
+}
+
+impl p2::sockets::network::HostNetwork for MeshView<'_> {
+    fn drop(&mut self, network: Resource<p2::sockets::network::Network>) -> wasmtime::Result<()> {
+        p2::sockets::network::HostNetwork::drop(&mut self.inner, network)
     }
 }
 

@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 
 use wasmtime::component::{Accessor, Resource};
+use wasmtime_wasi::p2::DynPollable;
 use wasmtime_wasi::p2::SocketError;
 use wasmtime_wasi::p2::bindings::sockets::ip_name_lookup as p2;
 use wasmtime_wasi::p2::bindings::sockets::network::{ErrorCode, IpAddress, Network};
-use wasmtime_wasi::p2::DynPollable;
 use wasmtime_wasi::p3::bindings::sockets::ip_name_lookup as p3;
 
 use super::{Mesh, MeshView};

@@ -8,13 +8,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderName, Request, Response};
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use wasmtime_wasi_http::{
     DEFAULT_FORBIDDEN_HEADERS, Error as WasiError, ForbiddenHeaderFilter, RequestOptions, WasiBody, WasiHttpHooks,
 };
 
+use crate::limits::Account;
 use crate::{Body, BoxError, NoNetwork};
 
 /// Bytes that a guest may have written to a body and nobody has taken yet.
@@ -102,18 +103,19 @@ pub(crate) fn to_wasi(body: Body) -> WasiBody {
 }
 
 /// The other way round.
-pub(crate) fn from_wasi(body: WasiBody) -> Body {
-    body.map_err(|error| BoxError::from(error)).boxed_unsync()
+fn from_wasi(body: WasiBody) -> Body {
+    body.map_err(BoxError::from).boxed_unsync()
 }
 
 /// wasmtime's door for what leaves a guest.
 pub(crate) struct Hooks {
     outbound: Arc<dyn Outbound>,
+    account: Arc<Account>,
 }
 
 impl Hooks {
-    pub(crate) fn new(outbound: Arc<dyn Outbound>) -> Hooks {
-        Hooks { outbound }
+    pub(crate) fn new(outbound: Arc<dyn Outbound>, account: Arc<Account>) -> Hooks {
+        Hooks { outbound, account }
     }
 }
 
@@ -137,7 +139,7 @@ impl WasiHttpHooks for Hooks {
         // Tells how the guest took the answer, which nobody here wants to know.
         _taken: Box<dyn Future<Output = Result<(), WasiError>> + Send>,
     ) -> Box<dyn Future<Output = Result<Answered, WasiError>> + Send> {
-        let outbound = self.outbound.clone();
+        let (outbound, account) = (self.outbound.clone(), self.account.clone());
         let timeouts = options.map_or_else(Timeouts::default, |options| Timeouts {
             connect: options.connect_timeout,
             first_byte: options.first_byte_timeout,
@@ -147,8 +149,12 @@ impl WasiHttpHooks for Hooks {
         request.extensions_mut().insert(timeouts);
         Box::new(async move {
             let patience = timeouts.first_byte.unwrap_or(FIRST_BYTE_TIMEOUT);
-            let response =
-                timeout(patience, outbound.send(request)).await.map_err(|_| WasiError::ConnectionReadTimeout)??;
+            let sent = timeout(patience, async {
+                // The semaphore is never closed.
+                let _turn = account.outgoing.acquire().await;
+                outbound.send(request).await
+            });
+            let response = sent.await.map_err(|_| WasiError::ConnectionReadTimeout)??;
             let response = match timeouts.between_bytes {
                 Some(between_bytes) => response.map(|body| Paced::new(body, between_bytes).boxed_unsync()),
                 None => response,
@@ -183,10 +189,7 @@ impl http_body::Body for Paced {
     type Data = Bytes;
     type Error = BoxError;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = &mut *self;
         if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(context) {
             this.sleep.as_mut().reset(Instant::now() + this.patience);

@@ -1,6 +1,6 @@
 //! `wasi:sockets/tcp` of WASI 0.2: addresses go through the node, the rest is passed on.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::pin;
 
 use wasmtime::component::Resource;
@@ -9,7 +9,7 @@ use wasmtime_wasi::p2::bindings::sockets::tcp::{Host, HostTcpSocket, ShutdownTyp
 use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, DynPollable, SocketResult};
 use wasmtime_wasi::runtime::poll_noop;
 
-use super::MeshView;
+use super::{MeshView, source};
 use crate::Protocol;
 
 impl Host for MeshView<'_> {}
@@ -17,14 +17,7 @@ impl Host for MeshView<'_> {}
 impl MeshView<'_> {
     /// Gives a socket that connects to a neighbour the pod's own address, so that the neighbour sees who it is.
     fn bind_source(&mut self, socket: u32, network: u32, target: SocketAddr) {
-        if !target.ip().is_loopback() {
-            return;
-        }
-        let any = match target {
-            SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
-            SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
-        };
-        let Ok(source) = self.network.bind(any, Protocol::Tcp) else { return };
+        let Some(source) = source(self.network, target) else { return };
         let bound = {
             let binding = self.inner.start_bind(
                 Resource::new_borrow(socket),

@@ -2,10 +2,13 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http_body::{Frame, SizeHint};
+use http::header::CONTENT_LENGTH;
+use http::{HeaderMap, Response};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
 use wasmtime_wasi_http::WasiBody;
 
 use super::RequestError;
@@ -16,56 +19,62 @@ use crate::BoxError;
 pub(super) struct Answer {
     body: WasiBody,
     flight: Arc<Flight>,
+    /// Bytes that are to come, when the head says how many.
+    left: Option<u64>,
     /// Whether all of it was read, or an error.
     ended: bool,
 }
 
 impl Answer {
-    pub(super) fn new(body: WasiBody, flight: Arc<Flight>) -> Answer {
-        Answer { body, flight, ended: false }
+    pub(super) fn response(response: Response<WasiBody>, flight: Arc<Flight>) -> Response<crate::Body> {
+        let left = length(response.headers());
+        response.map(|body| Answer { body, flight, left, ended: false }.boxed_unsync())
     }
 
     fn poll_body(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        Pin::new(&mut self.body).poll_frame(context).map(|frame| {
-            self.ended = !matches!(frame, Some(Ok(_)));
-            frame.map(|frame| {
-                frame.map_err(|error| match self.flight.outcome() {
-                    // Why the body broke off says more than that it did.
-                    Some(Err(reason)) => BoxError::from(reason),
-                    _ => BoxError::from(error),
-                })
-            })
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        if let Some(Ok(frame)) = &frame {
+            if let (Some(left), Some(data)) = (&mut self.left, frame.data_ref()) {
+                *left = left.saturating_sub(data.len() as u64);
+            }
+        } else {
+            self.ended = true;
+        }
+        Poll::Ready(match frame {
+            Some(Ok(frame)) => Some(Ok(frame)),
+            Some(Err(error)) => Some(Err(self.reason().map_or_else(|| error.into(), BoxError::from))),
+            // Cut off, though it looks like an end.
+            None if self.flight.is_broken() && self.left != Some(0) => {
+                Some(Err(self.reason().unwrap_or(RequestError::NoResponse).into()))
+            }
+            None => None,
         })
+    }
+
+    /// Why the guest has gone, which says more than that the body broke off.
+    fn reason(&self) -> Option<RequestError> {
+        self.flight.outcome().and_then(Result::err)
     }
 }
 
-impl http_body::Body for Answer {
+fn length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+impl Body for Answer {
     type Data = Bytes;
     type Error = BoxError;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         if self.ended {
             return Poll::Ready(None);
         }
         if let Poll::Ready(frame) = self.poll_body(context) {
             return Poll::Ready(frame);
         }
-        self.flight.watch(context);
-        let progress = self.flight.drive(context);
-        if let Poll::Ready(frame) = self.poll_body(context) {
-            return Poll::Ready(frame);
-        }
-        match progress {
-            // A guest that has ended has let go of its end of the body; this is for one that was ended from outside.
-            Poll::Ready(outcome) => {
-                self.ended = true;
-                Poll::Ready(Some(Err(outcome.err().unwrap_or(RequestError::NoResponse).into())))
-            }
-            Poll::Pending => Poll::Pending,
-        }
+        // A guest that has ended, or was ended, has let go of its end of the body: the body itself knows and wakes.
+        let _ = self.flight.drive(context);
+        self.poll_body(context)
     }
 
     fn is_end_stream(&self) -> bool {

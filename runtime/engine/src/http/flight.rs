@@ -17,6 +17,7 @@ use super::RequestError;
 use super::run::run;
 use super::service::Service;
 use crate::Body;
+use crate::host::BodyEnd;
 use crate::meter::{Clock, Metered};
 
 /// Time that a guest may use on the asker's task. Two slices of fuel; most requests need a tenth of one.
@@ -28,6 +29,8 @@ type Outcome = Result<(), RequestError>;
 /// The head of the answer, on its way from the guest to the asker.
 pub(super) struct Head {
     response: Mutex<Option<Result<Response<WasiBody>, RequestError>>>,
+    /// How the body ended.
+    pub(super) end: Arc<BodyEnd>,
     waker: AtomicWaker,
 }
 
@@ -59,12 +62,12 @@ enum State {
 impl Flight {
     /// Puts a request on its way; nothing runs before [`Flight::head`] is polled.
     pub(super) fn launch(service: &Arc<Service>, request: Request<Body>, permit: OwnedSemaphorePermit) -> Arc<Flight> {
-        let head = Arc::new(Head { response: Mutex::new(None), waker: AtomicWaker::new() });
+        let head = Arc::new(Head { response: Mutex::new(None), end: Arc::default(), waker: AtomicWaker::new() });
         let future = run(service.clone(), request, head.clone(), permit);
         let flight = Arc::new(Flight {
             service: service.clone(),
             key: AtomicUsize::new(usize::MAX),
-            deadline: Instant::now() + service.options.request_timeout,
+            deadline: deadline(service.options.request_timeout),
             guest: Mutex::new(State::Inline(Metered::new(service.account.clone(), Clock::Wall, future))),
             head,
         });
@@ -74,6 +77,9 @@ impl Flight {
 
     /// Waits for the head of the answer.
     pub(super) async fn head(self: &Arc<Self>) -> Result<Response<WasiBody>, RequestError> {
+        if self.service.is_heavy.load(Ordering::Relaxed) {
+            self.relocate(&mut self.guest.lock());
+        }
         poll_fn(|context| {
             let progress = self.drive(context);
             if let Some(response) = self.head.response.lock().take() {
@@ -112,6 +118,7 @@ impl Flight {
                 Poll::Ready(outcome)
             }
             Poll::Pending if metered.used > INLINE_MAX => {
+                self.service.is_heavy.store(true, Ordering::Relaxed);
                 self.relocate(&mut state);
                 Poll::Pending
             }
@@ -119,9 +126,9 @@ impl Flight {
         }
     }
 
-    /// Registers who is to be woken when the flight is ended from outside.
-    pub(super) fn watch(&self, context: &Context<'_>) {
-        self.head.waker.register(context.waker());
+    /// Whether the guest went away before it had finished its answer.
+    pub(super) fn is_broken(&self) -> bool {
+        self.head.end.is_broken()
     }
 
     /// How it ended, when it has.
@@ -145,13 +152,15 @@ impl Flight {
         if !matches!(state, State::Inline(_)) {
             return;
         }
-        let State::Inline(metered) = std::mem::replace(state, State::Done(Err(RequestError::Stopped))) else {
+        let State::Inline(mut metered) = std::mem::replace(state, State::Done(Err(RequestError::Stopped))) else {
             return;
         };
         let flight = self.clone();
         // The task waits for this lock before it can say that it is done.
         let task = self.service.engine.guests().spawn(async move {
-            let outcome = metered.with_clock(Clock::Thread).await;
+            metered.clock = Clock::Thread;
+            let outcome = (&mut metered).await;
+            flight.service.is_heavy.store(metered.used > INLINE_MAX, Ordering::Relaxed);
             flight.settle(outcome);
         });
         *state = State::Moved(task.abort_handle());
@@ -177,6 +186,7 @@ impl Flight {
             if matches!(*state, State::Done(_)) {
                 return;
             }
+            self.head.end.break_off();
             std::mem::replace(&mut *state, State::Done(Err(reason.clone())))
         };
         match old {
@@ -191,6 +201,12 @@ impl Flight {
     fn ended(&self, outcome: &Outcome) {
         self.service.unregister(self.key.load(Ordering::Relaxed), outcome);
     }
+}
+
+/// When so much time has passed. A year is for ever.
+fn deadline(timeout: Duration) -> Instant {
+    const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+    Instant::now() + timeout.min(YEAR)
 }
 
 /// A flight whose asker may go away: then it ends.

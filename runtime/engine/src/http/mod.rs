@@ -3,7 +3,8 @@
 //! A request is one *flight*: an instance, its future and its answer. The future runs on the task of whoever asked, so
 //! that a short request costs no hop between threads: the asker polls it until it has the head of the answer, then
 //! reading the body polls it on. A guest that computes for longer than [`flight::INLINE_MAX`] moves to the guests' own
-//! threads, and so does one that still has work when its answer has been read.
+//! threads, and so does one that still has work when its answer has been read. The next requests of a service whose
+//! guests compute for long begin there.
 //!
 //! ```text
 //!  handle ─► admit (permit, or a bounded queue) ─► Flight::launch ─► poll ─► head ─► Answer body ─► end
@@ -16,6 +17,7 @@
 
 mod answer;
 mod flight;
+mod janitor;
 mod run;
 mod service;
 

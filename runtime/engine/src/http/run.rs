@@ -20,7 +20,8 @@ use crate::component::Pre;
 use crate::engine::start_error;
 use crate::error::line;
 use crate::guest::{self, Guest};
-use crate::{Body, Error, Exit, host};
+use crate::host::Answering;
+use crate::{Body, Error, Exit, World, exit, host};
 
 /// An instance that may serve more requests.
 pub(super) struct Warm {
@@ -28,6 +29,12 @@ pub(super) struct Warm {
     exports: Exports,
     served: u32,
     pub(super) idle_since: Instant,
+}
+
+impl Warm {
+    pub(super) fn memory_bytes(&self) -> u64 {
+        self.store.data().memory_bytes()
+    }
 }
 
 enum Exports {
@@ -40,7 +47,7 @@ pub(super) async fn run(
     service: Arc<Service>,
     request: Request<Body>,
     head: Arc<Head>,
-    _permit: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
 ) -> Result<(), RequestError> {
     let mut warm = match service.warm() {
         Some(warm) => warm,
@@ -49,25 +56,30 @@ pub(super) async fn run(
             error => RequestError::Unavailable(error.to_string()),
         })?,
     };
+    warm.store.data_mut().answering = Answering::new(head.end.clone());
     let result = match &warm.exports {
         Exports::P2(proxy) => serve_p2(&mut warm.store, proxy, request, head).await,
         Exports::P3(exports) => serve_p3(&mut warm.store, exports, request, head).await,
     };
     service.account.burnt(guest::burnt(&warm.store));
-    // A store that trapped is thrown away.
-    result?;
+    let memory_bytes = warm.memory_bytes();
     warm.served += 1;
-    if warm.served < service.options.reuse {
+    // A store that trapped is thrown away.
+    if result.is_ok() && warm.served < service.options.reuse {
         guest::refuel(&mut warm.store);
         warm.idle_since = Instant::now();
         service.keep(warm);
+    } else {
+        drop(warm);
     }
-    Ok(())
+    // The next one may come when the memory is free.
+    service.learn(memory_bytes, Some(permit));
+    result
 }
 
 /// A fresh instance.
 pub(super) async fn instantiate(service: &Service) -> Result<Warm, Error> {
-    let mut store = service.engine.store(&service.spec, &service.account)?;
+    let mut store = service.engine.store(&service.spec, &service.account, World::Http)?;
     let failed = |error: wasmtime::Error| start_error(&error, &service.account);
     let exports = match service.component.pre() {
         Pre::HttpP2(pre) => Exports::P2(pre.instantiate_async(&mut store).await.map_err(failed)?),
@@ -85,7 +97,9 @@ async fn serve_p2(
 ) -> Result<(), RequestError> {
     let invalid = |error: wasmtime::Error| RequestError::Invalid(line(&error));
     let request = request.map(host::to_wasi);
-    let request = store.data_mut().http().new_incoming_request(Scheme::Http, request).map_err(invalid)?;
+    let is_https = request.uri().scheme() == Some(&http::uri::Scheme::HTTPS);
+    let scheme = if is_https { Scheme::Https } else { Scheme::Http };
+    let request = store.data_mut().http().new_incoming_request(scheme, request).map_err(invalid)?;
     let out = store
         .data_mut()
         .http()
@@ -93,7 +107,7 @@ async fn serve_p2(
             head.set(response.map_err(|error| RequestError::Guest(format!("{error:?}"))));
         })
         .map_err(invalid)?;
-    let called = proxy.wasi_http_incoming_handler().call_handle(store, request, out).await;
+    let called = proxy.wasi_http_incoming_handler().call_handle(&mut *store, request, out).await;
     called.map_err(|error| failure(store, &error))
 }
 
@@ -123,8 +137,10 @@ async fn serve_p3(
 /// Classifies what ended a guest and tells its log.
 fn failure(store: &Store<Guest>, error: &wasmtime::Error) -> RequestError {
     let exit = Exit::of(error);
-    let backtrace = error.downcast_ref::<wasmtime::WasmBacktrace>().map(ToString::to_string).unwrap_or_default();
+    let backtrace = exit::backtrace(error);
     let failure = RequestError::from(exit);
+    // Before the store goes, and with it the guest's end of the body.
+    store.data().answering.end.break_off();
     store.data().spec.stderr.write(format!("{failure}\n{backtrace}").as_bytes());
     failure
 }

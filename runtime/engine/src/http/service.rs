@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::{Request, Response};
-use http_body_util::BodyExt;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
@@ -76,13 +75,19 @@ pub(super) struct Service {
     pub(super) account: Arc<Account>,
     pub(super) options: HttpOptions,
     permits: Arc<Semaphore>,
+    /// How many there are, free and taken.
+    permits_count: AtomicU32,
+    /// The most memory that one instance has had.
+    footprint: AtomicU64,
     waiting: AtomicU32,
     state: AtomicU8,
-    flights: Mutex<Flights>,
+    pub(super) flights: Mutex<Flights>,
     /// Told when the last flight has ended.
     landed: Notify,
-    warm: Mutex<Vec<Warm>>,
-    janitor: AtomicBool,
+    pub(super) warm: Mutex<Vec<Warm>>,
+    pub(super) janitor: AtomicBool,
+    /// Whether its requests take long to compute; then they begin on the guests' threads.
+    pub(super) is_heavy: AtomicBool,
     failed: watch::Sender<Option<Exit>>,
     requests: AtomicU64,
     failures: AtomicU64,
@@ -93,22 +98,19 @@ pub(super) struct Service {
 
 /// The flights under way. A place that became free is used again.
 #[derive(Default)]
-struct Flights {
-    places: Vec<Option<Arc<Flight>>>,
+pub(super) struct Flights {
+    pub(super) places: Vec<Option<Arc<Flight>>>,
     free: Vec<usize>,
 }
 
 impl Flights {
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.places.len() - self.free.len()
     }
 }
 
 const OPEN: u8 = 0;
 const DRAINING: u8 = 1;
-
-/// How often the janitor looks, at least, while there is something to look after.
-const JANITOR_PERIOD: Duration = Duration::from_secs(1);
 
 impl Engine {
     /// Starts an HTTP service. Makes one instance to see that it can be made, and keeps nothing running.
@@ -128,6 +130,8 @@ impl Engine {
             account: Account::new(&spec),
             spec: Arc::new(spec),
             permits: Arc::new(Semaphore::new(options.concurrency.max(1) as usize)),
+            permits_count: AtomicU32::new(options.concurrency.max(1)),
+            footprint: AtomicU64::new(0),
             options,
             waiting: AtomicU32::new(0),
             state: AtomicU8::new(OPEN),
@@ -135,6 +139,7 @@ impl Engine {
             landed: Notify::new(),
             warm: Mutex::default(),
             janitor: AtomicBool::new(false),
+            is_heavy: AtomicBool::new(false),
             failed: watch::Sender::new(None),
             requests: AtomicU64::new(0),
             failures: AtomicU64::new(0),
@@ -154,6 +159,9 @@ impl Service {
         let service = self.clone();
         let made = Metered::new(self.account.clone(), Clock::Thread, async move {
             let made = instantiate(&service).await;
+            if let Ok(warm) = &made {
+                service.learn(warm.memory_bytes(), None);
+            }
             if service.options.reuse > 1
                 && let Ok(warm) = made
             {
@@ -191,6 +199,27 @@ impl Service {
             Ok(Ok(permit)) if self.state.load(Relaxed) == OPEN => Ok(permit),
             Ok(_) => Err(RequestError::Stopped),
             Err(_) => Err(RequestError::Overloaded),
+        }
+    }
+
+    /// An instance needs so much memory: no more of them at the same time than fit into the limit, so that many requests
+    /// wait for each other and do not end as out of memory. Takes back the permit of the request, or keeps it away.
+    pub(super) fn learn(&self, memory_bytes: u64, permit: Option<OwnedSemaphorePermit>) {
+        let known = self.footprint.fetch_max(memory_bytes, Relaxed).max(memory_bytes);
+        let fit = u32::try_from(self.account.memory_max() / known.max(1)).unwrap_or(u32::MAX).max(1);
+        let one_less = |count| (count > fit).then(|| count - 1);
+        if let Some(permit) = permit
+            && self.permits_count.fetch_update(Relaxed, Relaxed, one_less).is_ok()
+        {
+            permit.forget();
+        }
+        while self.permits_count.load(Relaxed) > fit
+            && let Ok(permit) = self.permits.try_acquire()
+        {
+            if self.permits_count.fetch_update(Relaxed, Relaxed, one_less).is_err() {
+                return;
+            }
+            permit.forget();
         }
     }
 
@@ -248,54 +277,6 @@ impl Service {
         }
     }
 
-    /// Sees to it that there is a janitor.
-    fn look_after(self: &Arc<Self>) {
-        if !self.janitor.swap(true, Relaxed) {
-            let service = self.clone();
-            self.engine.guests().spawn(async move { service.clean().await });
-        }
-    }
-
-    /// Ends flights whose time is over and instances that nobody has needed; returns when there are none of either.
-    async fn clean(self: Arc<Self>) {
-        loop {
-            let now = Instant::now();
-            let mut next = JANITOR_PERIOD;
-            let mut late = Vec::new();
-            let flights = {
-                let flights = self.flights.lock();
-                for flight in flights.places.iter().flatten() {
-                    match flight.deadline.checked_duration_since(now) {
-                        Some(left) if !left.is_zero() => next = next.min(left),
-                        _ => late.push(flight.clone()),
-                    }
-                }
-                flights.len()
-            };
-            for flight in late {
-                flight.end(RequestError::Timeout);
-            }
-            let (idle, warm) = {
-                let mut warm = self.warm.lock();
-                let idle_timeout = self.options.idle_timeout;
-                // The one used last is at the end, so those at the front have waited for longest.
-                let fresh = warm.iter().position(|warm| now.duration_since(warm.idle_since) < idle_timeout);
-                let idle: Vec<Warm> = warm.drain(..fresh.unwrap_or(warm.len())).collect();
-                (idle, warm.len())
-            };
-            drop(idle);
-            if flights == 0 && warm == 0 {
-                self.janitor.store(false, Relaxed);
-                // Something may have come in between, and seen that there is a janitor.
-                let is_empty = self.flights.lock().len() == 0 && self.warm.lock().is_empty();
-                if is_empty || self.janitor.swap(true, Relaxed) {
-                    return;
-                }
-            }
-            tokio::time::sleep(next.max(Duration::from_millis(10))).await;
-        }
-    }
-
     fn close(&self) {
         self.state.store(DRAINING, Relaxed);
         self.permits.close();
@@ -316,7 +297,7 @@ impl HttpService {
         let head = flight.head().await;
         boarded.0 = None;
         match head {
-            Ok(response) => Ok(response.map(|body| Answer::new(body, flight).boxed_unsync())),
+            Ok(response) => Ok(Answer::response(response, flight)),
             Err(error) => {
                 flight.detach();
                 Err(error)

@@ -199,14 +199,16 @@ mod tests {
             (key(Kind::ConfigMap, "cm"), content(&[("K", "cm-k")])),
             (key(Kind::Secret, "sec"), content(&[("k", "s3cret")])),
         ]);
-        let services = BTreeMap::from([("DB_SERVICE_HOST".to_owned(), "10.96.0.7".to_owned()), ("A".into(), "svc".into())]);
+        let services =
+            BTreeMap::from([("DB_SERVICE_HOST".to_owned(), "10.96.0.7".to_owned()), ("A".into(), "svc".into())]);
         let downward = Downward {
             pod: &pod,
             pod_ip: "10.244.0.2".parse().unwrap(),
             host_ip: "192.168.0.1".parse().unwrap(),
             allocatable: &BTreeMap::from([("memory", 1000), ("cpu", 2000)]),
         };
-        let env: BTreeMap<_, _> = build(&pod, container, &contents, services.clone(), &downward).unwrap().into_iter().collect();
+        let env: BTreeMap<_, _> =
+            build(&pod, container, &contents, services.clone(), &downward).unwrap().into_iter().collect();
         for (name, value) in [
             ("P_K", "cm-k"),
             ("A", "a"),

@@ -1,1 +1,180 @@
-pub mod spdy;
+//! The node's HTTPS endpoint, for API servers only: logs, port-forward, figures, requests to pods.
+//!
+//! Paths and answers are the kubelet's (`pkg/kubelet/server/server.go`) where the kubelet has them. Who calls shows a certificate of
+//! the cluster's authority that names the API server; everybody else may ask whether the node is well and nothing more.
+
+mod channels;
+mod figures;
+mod logs;
+mod peer;
+mod port_forward;
+mod proxy;
+mod spdy;
+mod upgrade;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get};
+use axum::{Extension, Router};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use serde_json::json;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use self::peer::Peer;
+use crate::pod::Pods;
+
+/// A client that has not finished its handshake by then is let go.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections at the same time; beyond it new ones wait in the kernel.
+const CONNECTIONS_MAX: usize = 1024;
+
+/// Serves until shutdown; requests under way are cut then.
+pub async fn serve(listener: &TcpListener, pods: Arc<Pods>, shutdown: CancellationToken) {
+    let acceptor = TlsAcceptor::from(pods.context.config.tls.clone());
+    let routers = Routers {
+        full: full(pods),
+        closed: closed(StatusCode::FORBIDDEN),
+        anonymous: closed(StatusCode::UNAUTHORIZED),
+    };
+    let routers = Arc::new(routers);
+    let permits = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        // Waiting is all that is cut here.
+        let (stream, permit) = tokio::select! {
+            accepted = async {
+                let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
+                (listener.accept().await, permit)
+            } => match accepted {
+                (Ok((stream, _)), permit) => (stream, permit),
+                (Err(error), _) => {
+                    tracing::debug!(%error, "accept");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            },
+            () = shutdown.cancelled() => return,
+        };
+        let (acceptor, routers, shutdown) = (acceptor.clone(), routers.clone(), shutdown.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = connection(stream, acceptor, &routers) => {}
+                () = shutdown.cancelled() => {}
+            }
+            drop(permit);
+        });
+    }
+}
+
+struct Routers {
+    full: Router,
+    closed: Router,
+    anonymous: Router,
+}
+
+async fn connection(stream: TcpStream, acceptor: TlsAcceptor, routers: &Routers) {
+    let _ = stream.set_nodelay(true);
+    let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake"),
+        Err(_) => return,
+    };
+    let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let router = match Peer::of(certificates) {
+        Peer::ApiServer => routers.full.clone(),
+        Peer::Other => routers.closed.clone(),
+        Peer::Anonymous => routers.anonymous.clone(),
+    };
+    let mut http = auto::Builder::new(TokioExecutor::new());
+    http.http1().timer(TokioTimer::new());
+    let served = http.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(router)).await;
+    if let Err(error) = served {
+        tracing::trace!(%error, "connection");
+    }
+}
+
+fn full(pods: Arc<Pods>) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok" }))
+        .route("/pods", get(list))
+        .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::get))
+        .route("/portForward/{namespace}/{pod}", any(port_forward::any))
+        .route("/portForward/{namespace}/{pod}/{uid}", any(port_forward::any))
+        .route("/exec/{namespace}/{pod}/{container}", any(refuse_exec))
+        .route("/attach/{namespace}/{pod}/{container}", any(refuse_exec))
+        .route("/run/{namespace}/{pod}/{container}", any(refuse_exec))
+        .route("/stats/summary", get(figures::summary))
+        .route("/metrics/resource", get(figures::resource))
+        .route("/coracle/v1/proxy/{namespace}/{pod}/{port}", any(proxy::any))
+        .route("/coracle/v1/proxy/{namespace}/{pod}/{port}/", any(proxy::any))
+        .route("/coracle/v1/proxy/{namespace}/{pod}/{port}/{*path}", any(proxy::any))
+        .with_state(pods)
+        .layer(middleware::from_fn(negotiate))
+}
+
+/// What was refused, in plain words.
+#[derive(Clone)]
+struct Refused(String);
+
+/// A kubelet refuses in plain text, which Kubernetes' API server puts into a Status. For a caller that asks for JSON, as an API
+/// server that passes its clients' headers on, it is a Status here already.
+async fn negotiate(request: Request, next: Next) -> Response {
+    let accepts = request.headers().get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let wants_json = accepts.flat_map(|value| value.split(',')).any(|kind| kind.trim().starts_with("application/json"));
+    let response = next.run(request).await;
+    match response.extensions().get::<Refused>() {
+        Some(Refused(message)) if wants_json => status_response(response.status(), message.trim_end()),
+        _ => response,
+    }
+}
+
+fn status_response(code: StatusCode, message: &str) -> Response {
+    let reason = match code {
+        StatusCode::BAD_REQUEST => "BadRequest",
+        StatusCode::FORBIDDEN => "Forbidden",
+        StatusCode::NOT_FOUND => "NotFound",
+        StatusCode::UNPROCESSABLE_ENTITY => "Invalid",
+        StatusCode::SERVICE_UNAVAILABLE => "ServiceUnavailable",
+        _ => "InternalError",
+    };
+    let status = json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "reason": reason, "code": code.as_u16(), "message": message,
+    });
+    json_response(code, &status)
+}
+
+fn closed(code: StatusCode) -> Router {
+    let words = if code == StatusCode::FORBIDDEN { "Forbidden" } else { "Unauthorized" };
+    Router::new().route("/healthz", get(|| async { "ok" })).fallback(move || async move { (code, words) })
+}
+
+async fn list(State(pods): State<Arc<Pods>>) -> Response {
+    let items: Vec<_> = pods.all().iter().map(|slot| slot.pod()).collect();
+    let items: Vec<_> = items.iter().map(|pod| &**pod).collect();
+    json_response(StatusCode::OK, &json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}))
+}
+
+/// A component is one program; it cannot run another, and has no terminal to attach to.
+async fn refuse_exec() -> Response {
+    let message = "exec and attach are not possible: a WebAssembly component runs no other program and has no terminal";
+    refusal(StatusCode::BAD_REQUEST, message.to_owned())
+}
+
+fn json_response(code: StatusCode, value: &serde_json::Value) -> Response {
+    (code, [(header::CONTENT_TYPE, "application/json")], value.to_string()).into_response()
+}
+
+/// A refusal in plain words, which the API server passes on.
+fn refusal(code: StatusCode, message: String) -> Response {
+    let refused = Extension(Refused(message.clone()));
+    (code, refused, [(header::CONTENT_TYPE, "text/plain; charset=utf-8")], message).into_response()
+}

@@ -224,7 +224,7 @@ fn control_frame(kind: u16, flags: u8, payload: &[u8]) -> Bytes {
 
 fn parse_headers(block: &[u8]) -> io::Result<HashMap<String, String>> {
     let mut rest = block;
-    let mut number = |rest: &mut &[u8]| -> io::Result<usize> {
+    let number = |rest: &mut &[u8]| -> io::Result<usize> {
         let (bytes, tail) = rest.split_first_chunk::<4>().ok_or_else(|| invalid("header block too short"))?;
         *rest = tail;
         Ok(u32::from_be_bytes(*bytes) as usize)

@@ -1,14 +1,13 @@
 //! The engine's questions about one pod's sockets, names and requests, answered.
 
 use std::collections::HashSet;
-use std::error::Error as _;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use coracle_discovery::Resolved as Name;
-use coracle_engine::{Body, OutboundError, Protocol, Refused, Resolved, SocketUse};
+use coracle_engine::{Body, BoxError, OutboundError, Protocol, Refused, Resolved, SocketUse};
 use http::uri::{Authority, Scheme, Uri};
 use http::{Request, Response};
 use parking_lot::Mutex;
@@ -65,7 +64,9 @@ impl GuestNetwork {
             return Some(IpAddr::V4(Ipv4Addr::LOCALHOST));
         }
         let literal = name.trim_start_matches('[').trim_end_matches(']').parse().ok();
-        literal.or_else(|| self.hosts.iter().find(|(host, _)| host.eq_ignore_ascii_case(name)).map(|(_, address)| *address))
+        literal.or_else(|| {
+            self.hosts.iter().find(|(host, _)| host.eq_ignore_ascii_case(name)).map(|(_, address)| *address)
+        })
     }
 
     /// Where a request to this host goes.
@@ -145,8 +146,12 @@ impl coracle_engine::Network for GuestNetwork {
         match self.network.proxy.resolve(name, &self.namespace) {
             Some(addresses) if addresses.is_empty() => Resolved::Unknown,
             Some(addresses) => Resolved::Addresses(addresses),
-            None if self.egress && !name.ends_with(CLUSTER_DOMAIN) => Resolved::System,
-            None => Resolved::Unknown,
+            None if name.ends_with(CLUSTER_DOMAIN) => Resolved::Unknown,
+            None if self.egress => Resolved::System,
+            None => {
+                self.deny(name);
+                Resolved::Unknown
+            }
         }
     }
 
@@ -193,11 +198,10 @@ impl coracle_engine::Outbound for GuestNetwork {
                 if let Some(name) = name {
                     readdress(&mut request, &authority, &name)?;
                 }
-                if is_https {
-                    let message = "https to hosts outside of the cluster is not spoken by this node";
-                    return Err(OutboundError::Internal(message.to_owned()));
+                match is_https {
+                    true => self.network.https.send(request).await,
+                    false => self.network.proxy.external(request).await.map_err(classify),
                 }
-                self.network.proxy.external(request).await.map_err(classify)
             }
         }
     }
@@ -225,22 +229,25 @@ fn classify(error: coracle_proxy::Error) -> OutboundError {
         Error::NoPort { .. } | Error::NoPod(_) => OutboundError::Refused,
         Error::NoEndpoints { .. } => OutboundError::Unavailable,
         Error::NoAuthority | Error::Scheme(_) => OutboundError::Protocol(error.into()),
-        Error::Failed { endpoint, source } => {
-            let mut cause = Some(&*source as &(dyn std::error::Error + 'static));
-            while let Some(error) = cause {
-                if let Some(io) = error.downcast_ref::<io::Error>() {
-                    match io.kind() {
-                        io::ErrorKind::ConnectionRefused => return OutboundError::Refused,
-                        io::ErrorKind::TimedOut => return OutboundError::Timeout,
-                        _ => {}
-                    }
-                }
-                if error.to_string() == "dns error" {
-                    return OutboundError::Name(endpoint);
-                }
-                cause = error.source();
-            }
-            OutboundError::Protocol(source)
-        }
+        Error::Failed { endpoint, source } => no_answer(endpoint, source),
     }
+}
+
+/// Why there was no answer from `endpoint`, as far as the causes tell.
+pub(super) fn no_answer(endpoint: String, source: BoxError) -> OutboundError {
+    let mut cause = Some(&*source as &(dyn std::error::Error + 'static));
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            match io.kind() {
+                io::ErrorKind::ConnectionRefused => return OutboundError::Refused,
+                io::ErrorKind::TimedOut => return OutboundError::Timeout,
+                _ => {}
+            }
+        }
+        if error.to_string() == "dns error" {
+            return OutboundError::Name(endpoint);
+        }
+        cause = error.source();
+    }
+    OutboundError::Protocol(source)
 }

@@ -7,6 +7,7 @@
 
 mod bridge;
 mod guest;
+mod https;
 mod table;
 
 use std::net::{IpAddr, SocketAddr};
@@ -15,7 +16,7 @@ use std::sync::Arc;
 use coracle_discovery::Discovery;
 use coracle_proxy::{Local, LocalEndpoints as _, Proxy};
 
-pub use self::guest::{Denied, GuestNetwork};
+pub use self::guest::GuestNetwork;
 pub use self::table::{NodePortFailed, Table};
 
 /// Ports below the kernel's unprivileged range live this far up at the twin, when the process may not bind them.
@@ -30,13 +31,14 @@ pub struct Network {
     /// Routes.
     pub proxy: Proxy,
     bridges: bridge::Bridges,
+    https: https::Https,
 }
 
 impl Network {
     /// A network over this table.
     pub fn new(table: Arc<Table>, discovery: Discovery) -> Self {
         let proxy = Proxy::new(discovery.clone(), table.clone());
-        Self { table, discovery, proxy, bridges: bridge::Bridges::default() }
+        Self { table, discovery, proxy, bridges: bridge::Bridges::default(), https: https::Https::default() }
     }
 
     /// How a port of a pod of this node is reached.

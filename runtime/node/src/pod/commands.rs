@@ -8,8 +8,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::core::{Command, Index, Input};
 use super::slot::{Container, Slot, State};
-use super::table::{Alarm, Pods};
 use super::supported;
+use super::table::{Alarm, Pods};
 use crate::annotations::Wishes;
 use crate::events::Record;
 use crate::logs;
@@ -93,6 +93,9 @@ impl Pods {
                 Err(message) => return Some(Input::SetUp(Err(message))),
             }
         }
+        if let Some(warning) = supported::ignored(&pod) {
+            self.event(slot, None, true, "NotSupported", warning);
+        }
         let address = state.network.as_ref().map(|network| network.address.pod)?;
         if !Self::needs_objects(&pod) {
             return Some(Input::SetUp(Ok(address)));
@@ -167,9 +170,12 @@ impl Pods {
             self.timers.cancel((slot.uid.clone(), alarm));
         }
         let dir = logs::pod_dir(&self.context.logs_dir, &slot.namespace, &slot.name, &slot.uid);
+        // A pod that had ended in an earlier life of the node was never set up, so nothing was released either.
+        let files = slot.has_files().then(|| self.context.pods_dir.join(&*slot.uid));
         self.context.tasks.spawn_blocking(move || {
             // Most pods have printed nothing.
             let _ = std::fs::remove_dir_all(dir);
+            files.map(std::fs::remove_dir_all)
         });
     }
 }

@@ -54,7 +54,8 @@ impl Pods {
     pub(super) async fn check_volumes(&self, slot: &Slot, pod: &Pod) -> Result<(), String> {
         for volume in mounted(pod).filter(|volume| !is_credentials(volume)) {
             for (key, is_optional) in volumes::references(volume, &slot.namespace) {
-                let failed = |reason: String| format!("MountVolume.SetUp failed for volume {:?} : {reason}", volume.name);
+                let failed =
+                    |reason: String| format!("MountVolume.SetUp failed for volume {:?} : {reason}", volume.name);
                 match self.context.objects.read(&key, &slot.uid).await {
                     Ok(Some(_)) => {}
                     Ok(None) if is_optional => {}
@@ -80,7 +81,8 @@ impl Pods {
         if !imports("wasi:filesystem/") {
             return Ok(Mounts::default());
         }
-        let is_online = imports("wasi:http/outgoing-handler") || imports("wasi:http/client") || imports("wasi:sockets/");
+        let is_online =
+            imports("wasi:http/outgoing-handler") || imports("wasi:http/client") || imports("wasi:sockets/");
         let own = self.context.pods_dir.join(&*slot.uid);
         let mut places = volumes::Places::new();
         let mut skipped = Vec::new();
@@ -162,18 +164,20 @@ impl Pods {
             self.token(slot, pod, wanted, written).await?;
         }
         let address = slot.address().ok_or_else(|| "the pod has no address any more".to_owned())?;
-        let tokens = &written.tokens;
-        let sources = Sources {
-            contents: &contents,
-            downward: Downward {
-                pod,
-                pod_ip: address.pod,
-                host_ip: self.context.config.node_ip,
-                allocatable: &self.context.allocatable,
-            },
-            tokens: &|wanted| tokens.get(wanted).map(|(token, _)| token.text.clone()),
+        let payload = {
+            let tokens = &written.tokens;
+            let sources = Sources {
+                contents: &contents,
+                downward: Downward {
+                    pod,
+                    pod_ip: address.pod,
+                    host_ip: self.context.config.node_ip,
+                    allocatable: &self.context.allocatable,
+                },
+                tokens: &|wanted| tokens.get(wanted).map(|(token, _)| token.text.clone()),
+            };
+            volumes::payload(pod, volume, &sources).map_err(|error| error.to_string())?
         };
-        let payload = volumes::payload(pod, volume, &sources).map_err(|error| error.to_string())?;
         slot.set_has_files();
         let dir = volume_dir(&self.context.pods_dir.join(&*slot.uid), &volume.name);
         let written = blocking(move || {
@@ -239,7 +243,8 @@ fn message_file(own: &Path, pod: &Pod, spec: &Spec, run: Run) -> Option<(PathBuf
     let within = spec.volume_mounts.iter().flatten().any(|mount| mount.mount_path.trim_end_matches('/') == parent);
     let dir = own.join("messages").join(format!("{}-{run}", spec.name));
     // A volume of the user's own is in that place; its file is not ours to read.
-    (!within && path.starts_with('/')).then(|| (dir.join(path.rsplit('/').next().unwrap_or("message")), parent.to_owned()))
+    (!within && path.starts_with('/'))
+        .then(|| (dir.join(path.rsplit('/').next().unwrap_or("message")), parent.to_owned()))
 }
 
 /// Makes what planned mounts need. Blocks on the disk.

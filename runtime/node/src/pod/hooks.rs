@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use coracle_proxy::{Body, BoxError, Local};
 use http::{HeaderName, HeaderValue, Request, Response, header};
-use http_body_util::{BodyExt as _, Limited};
+use http_body_util::BodyExt as _;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::{Container as Spec, HTTPGetAction, LifecycleHandler, TCPSocketAction};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -89,11 +89,16 @@ pub async fn http_get(
     };
     let status = response.status().as_u16();
     // A guest that fails while it writes the body has not answered.
-    match Limited::new(response.into_body(), BODY_BYTES_MAX).collect().await {
-        Ok(_) => Ok(status),
-        Err(error) if error.is::<http_body_util::LengthLimitError>() => Ok(status),
-        Err(error) => Err(failed(error)),
+    let mut body = response.into_body();
+    let mut left = BODY_BYTES_MAX;
+    while let Some(frame) = body.frame().await {
+        let read = frame.map_err(failed)?.data_ref().map_or(0, Bytes::len);
+        left = left.saturating_sub(read);
+        if left == 0 {
+            break;
+        }
     }
+    Ok(status)
 }
 
 /// Where a probe goes: the pod, unless another host is written.
@@ -101,10 +106,13 @@ fn target(context: &Context, network: &GuestNetwork, host: Option<&str>, port: u
     let own = network.address.pod;
     match host.filter(|host| !host.is_empty() && *host != own.to_string()) {
         Some(host) => (host.to_owned(), None),
-        None => (own.to_string(), context.network.local(own, port).or(Some(Local::Tcp(std::net::SocketAddr::new(
-            network.address.loopback,
-            context.network.table.twin_port(port),
-        ))))),
+        None => (
+            own.to_string(),
+            context.network.local(own, port).or(Some(Local::Tcp(std::net::SocketAddr::new(
+                network.address.loopback,
+                context.network.table.twin_port(port),
+            )))),
+        ),
     }
 }
 
@@ -189,7 +197,8 @@ mod tests {
 
     #[test]
     fn resolves_ports_by_name() {
-        let spec = serde_json::from_value(json!({"name": "c", "ports": [{"name": "web", "containerPort": 80}]})).unwrap();
+        let spec =
+            serde_json::from_value(json!({"name": "c", "ports": [{"name": "web", "containerPort": 80}]})).unwrap();
         for (port, expected) in [
             (IntOrString::Int(8080), Ok(8080)),
             (IntOrString::String("web".to_owned()), Ok(80)),

@@ -14,6 +14,7 @@ pub mod core;
 mod commands;
 mod files;
 mod hooks;
+mod prepare;
 mod probe;
 mod report;
 mod slot;
@@ -22,5 +23,5 @@ mod stop;
 mod supported;
 mod table;
 
-pub use self::slot::{Handle, Slot};
+pub use self::slot::Slot;
 pub use self::table::Pods;

@@ -1,8 +1,8 @@
 //! Probes: a timer entry for each, and a task only while one is under way.
 //!
-//! Verdicts follow the kubelet (`pkg/kubelet/prober/worker.go`), but for one thing: until a startup or readiness probe
-//! has succeeded for the first time it is tried in quick succession for one period, because a component is up in milliseconds
-//! and should not wait for a period of ten seconds that was made for containers. What fails in that time is not counted.
+//! Verdicts follow the kubelet (`pkg/kubelet/prober/worker.go`), but for one thing: until a probe has succeeded for the first
+//! time it is tried in quick succession for one period (liveness: for a second), because a component is up in milliseconds and
+//! should not wait for a period of ten seconds that was made for containers. What fails in that time is not counted.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +20,8 @@ use crate::network::GuestNetwork;
 const QUICK_FIRST: Duration = Duration::from_millis(4);
 /// Quick tries are made for this long at most.
 const QUICK_MAX: Duration = Duration::from_secs(10);
+/// The same for liveness probes, whose failure ends a container: only as long as one needs to come up.
+const QUICK_LIVENESS_MAX: Duration = Duration::from_secs(1);
 
 /// Where a probe stands.
 #[derive(Debug, Clone)]
@@ -58,7 +60,8 @@ struct Numbers {
 
 impl Numbers {
     fn of(probe: &Probe) -> Self {
-        let number = |value: Option<i32>, default: u32| value.and_then(|value| u32::try_from(value).ok()).unwrap_or(default);
+        let number =
+            |value: Option<i32>, default: u32| value.and_then(|value| u32::try_from(value).ok()).unwrap_or(default);
         let seconds = |value, default| Duration::from_secs(u64::from(number(value, default)));
         Self {
             delay: seconds(probe.initial_delay_seconds, 0),
@@ -83,8 +86,9 @@ impl ProbeState {
             let verdict = self.decide(self.successes >= numbers.successes, true);
             return Outcome { verdict, is_told: false, next: numbers.period };
         }
-        let window = numbers.delay + numbers.period.min(QUICK_MAX);
-        if self.kind != ProbeKind::Liveness && self.verdict.is_none() && self.successes == 0 && age < window {
+        let quick_max = if self.kind == ProbeKind::Liveness { QUICK_LIVENESS_MAX } else { QUICK_MAX };
+        let window = numbers.delay + numbers.period.min(quick_max);
+        if self.verdict.is_none() && self.successes == 0 && age < window {
             let next = QUICK_FIRST.saturating_mul(1 << self.quick.min(12)).min(window - age);
             self.quick += 1;
             return Outcome { verdict: None, is_told: false, next };
@@ -133,7 +137,9 @@ impl Pods {
     pub(super) fn probe(self: &Arc<Self>, slot: &Arc<Slot>, container: Index, kind: ProbeKind) {
         let mut state = slot.lock();
         let State { core, network, containers, probes, .. } = &mut *state;
-        let Some(at) = probes.iter().position(|probe| (probe.container, probe.kind) == (container, kind)) else { return };
+        let Some(at) = probes.iter().position(|probe| (probe.container, probe.kind) == (container, kind)) else {
+            return;
+        };
         let run = probes[at].run;
         let goes_on = match containers.get(container) {
             Some(Container::Running(life)) => life.run == run,
@@ -185,9 +191,10 @@ impl Pods {
         let outcome = {
             let mut state = slot.lock();
             let Some(age) = state.life(container, run).map(|life| Instant::now() - life.since) else { return };
-            let found = state.probes.iter_mut().find(|probe| {
-                (probe.container, probe.run, probe.kind) == (container, run, kind)
-            });
+            let found = state
+                .probes
+                .iter_mut()
+                .find(|probe| (probe.container, probe.run, probe.kind) == (container, run, kind));
             let Some(probe) = found else { return };
             probe.is_under_way = false;
             let outcome = probe.count(result.is_ok(), numbers, age);
@@ -245,9 +252,8 @@ mod tests {
     #[test]
     fn tries_quickly_until_the_first_success() {
         let mut probe = ProbeState::new(0, 1, ProbeKind::Readiness);
-        let waits: Vec<u128> = [0, 4, 12, 28].map(|age| {
-            probe.count(false, numbers(), Duration::from_millis(age)).next.as_millis()
-        }).into();
+        let waits: Vec<u128> =
+            [0, 4, 12, 28].map(|age| probe.count(false, numbers(), Duration::from_millis(age)).next.as_millis()).into();
         assert_eq!(waits, [4, 8, 16, 32]);
         let outcome = probe.count(true, numbers(), Duration::from_millis(60));
         assert_eq!(outcome, Outcome { verdict: Some(true), is_told: false, next: Duration::from_secs(10) });

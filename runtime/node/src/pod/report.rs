@@ -229,7 +229,9 @@ impl Pods {
             // A uid that is another one's is a conflict of that kind too.
             StatusCode::NOT_FOUND | StatusCode::GONE => Answer::Gone,
             StatusCode::CONFLICT if message.contains("Precondition failed") || message.contains("uid") => Answer::Gone,
-            StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY | StatusCode::FORBIDDEN => Answer::Refused(message),
+            StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY | StatusCode::FORBIDDEN => {
+                Answer::Refused(message)
+            }
             _ => Answer::Failed(message),
         }
     }

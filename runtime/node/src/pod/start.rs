@@ -2,43 +2,25 @@
 
 use std::sync::Arc;
 
-use coracle_artifact::{Credential, PullPolicy};
-use coracle_engine::{Spec as EngineSpec, World};
+use coracle_engine::World;
 use k8s_openapi::api::core::v1::{Container as Spec, Pod};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::commands::is_init;
-use super::core::{Exit, Index, Input, Run, StartFailure, human, specs};
-use super::files::Mounts;
-use super::slot::{Container, Handle, Life, Log, Slot};
+use super::core::{Exit, Index, Input, Run, StartFailure, specs};
+use super::hooks;
+use super::prepare::Ready;
+use super::slot::{Container, Handle, Life, Slot};
 use super::stop::{KILLED, Stopped};
 use super::table::Pods;
-use super::{hooks, supported};
-use crate::annotations::Wishes;
-use crate::downward::Downward;
-use crate::env::{self, Contents, ServiceLink, expand};
-use crate::images::Prepared;
-use crate::network::GuestNetwork;
-use crate::objects::{Kind, ObjectKey};
-use crate::{logs, quantity};
+use crate::logs;
 
-/// How long a start waits for the first list of Services, whose variables it hands to the guest.
-const SERVICES_WAIT: std::time::Duration = std::time::Duration::from_secs(5);
 /// Longest termination message (kubelet's `MaxContainerTerminationMessageLength`).
 const MESSAGE_BYTES_MAX: usize = 4096;
 /// What of a log becomes a termination message.
 const LOG_LINES_MAX: usize = 80;
 const LOG_BYTES_MAX: usize = 2048;
-
-/// Everything that a component is started with.
-struct Ready {
-    prepared: Prepared,
-    spec: EngineSpec,
-    wishes: Wishes,
-    log: Arc<Log>,
-    network: Arc<GuestNetwork>,
-}
 
 impl Pods {
     /// Starts one life of a container and tells the state machine how that went.
@@ -77,150 +59,6 @@ impl Pods {
         {
             *found = Container::Idle;
         }
-    }
-
-    async fn prepare(
-        self: &Arc<Self>,
-        slot: &Arc<Slot>,
-        pod: &Pod,
-        container: Index,
-        run: Run,
-        spec: &Spec,
-    ) -> Result<Ready, StartFailure> {
-        supported::container(spec).map_err(config_error)?;
-        let wishes = Wishes::of(pod).map_err(|error| config_error(error.to_string()))?;
-        let prepared = self.image(slot, pod, container, spec).await?;
-        let network = slot.lock().network.clone();
-        let network = network.ok_or_else(|| config_error("the pod has no address any more".to_owned()))?;
-        let env = self.env(slot, pod, spec, &network).await?;
-        let mounts = self.mounts(slot, pod, (container, run), &prepared.component, &env).await.map_err(config_error)?;
-        let log = self.log(slot, spec, run, &mounts);
-        let spec = engine_spec(slot, spec, env, mounts, &log, &network, &wishes)?;
-        Ok(Ready { prepared, spec, wishes, log, network })
-    }
-
-    /// Resolves and, if need be, pulls and compiles the image.
-    async fn image(
-        self: &Arc<Self>,
-        slot: &Arc<Slot>,
-        pod: &Pod,
-        container: Index,
-        spec: &Spec,
-    ) -> Result<Prepared, StartFailure> {
-        let image = spec.image.as_deref().unwrap_or_default();
-        let policy = pull_policy(spec, image);
-        let path = Some(field_path(pod, container, &spec.name));
-        let is_present = policy != PullPolicy::Always && self.context.images.is_present(image);
-        if !is_present && policy != PullPolicy::Never {
-            self.event(slot, path.clone(), false, "Pulling", format!("Pulling image {image:?}"));
-        }
-        let credentials = self.credentials(slot, pod).await;
-        match self.context.images.prepare(image, policy, &credentials).await {
-            Ok(prepared) => {
-                let message = if is_present {
-                    format!("Container image {image:?} already present on machine and can be accessed by the pod")
-                } else {
-                    let took = human(prepared.pulled_in);
-                    let size = prepared.artifact.size;
-                    format!(
-                        "Successfully pulled image {image:?} in {took} ({took} including waiting). Image size: {size} bytes."
-                    )
-                };
-                self.event(slot, path, false, "Pulled", message);
-                Ok(prepared)
-            }
-            Err(error) => {
-                let reason = error.reason();
-                let text = chain(&error);
-                if reason == "ErrImagePull" {
-                    self.event(slot, path, true, "Failed", format!("Failed to pull image {image:?}: {text}"));
-                }
-                Err(StartFailure { reason, message: text })
-            }
-        }
-    }
-
-    /// The pull secrets of the pod that exist and can be read; a missing one is no reason not to try (kubelet:
-    /// `FailedToRetrieveImagePullSecret`).
-    async fn credentials(&self, slot: &Slot, pod: &Pod) -> Vec<Credential> {
-        let mut credentials = Vec::new();
-        let secrets = pod.spec.as_ref().and_then(|spec| spec.image_pull_secrets.as_deref()).unwrap_or_default();
-        for secret in secrets {
-            let key =
-                ObjectKey { kind: Kind::Secret, namespace: slot.namespace.clone(), name: secret.name.as_str().into() };
-            let Ok(Some(content)) = self.context.objects.read(&key, &slot.uid).await else {
-                let message = format!(
-                    "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
-                    secret.name
-                );
-                self.event(slot, None, true, "FailedToRetrieveImagePullSecret", message);
-                continue;
-            };
-            let read = match content.secret_type.as_str() {
-                "kubernetes.io/dockercfg" => content.data.get(".dockercfg").map(|bytes| Credential::from_docker_cfg(bytes)),
-                _ => content.data.get(".dockerconfigjson").map(|bytes| Credential::from_docker_config_json(bytes)),
-            };
-            credentials.extend(read.and_then(Result::ok).into_iter().flatten());
-        }
-        credentials
-    }
-
-    async fn env(
-        &self,
-        slot: &Slot,
-        pod: &Pod,
-        spec: &Spec,
-        network: &GuestNetwork,
-    ) -> Result<Vec<(String, String)>, StartFailure> {
-        let mut contents = Contents::new();
-        for key in env::references(spec, &slot.namespace) {
-            let content = self.context.objects.read(&key, &slot.uid).await;
-            let content = content.map_err(|error| config_error(error.to_string()))?;
-            contents.insert(key, content);
-        }
-        let discovery = &self.context.network.discovery;
-        if tokio::time::timeout(SERVICES_WAIT, discovery.synced()).await.is_err() {
-            let message = "services have not yet been read at least once, cannot construct envvars";
-            return Err(config_error(message.to_owned()));
-        }
-        let wants_links = pod.spec.as_ref().and_then(|spec| spec.enable_service_links).unwrap_or(true);
-        let snapshot = discovery.snapshot();
-        let links = snapshot.services().filter(|service| match &*service.name {
-            "kubernetes" if *service.namespace == *"default" => true,
-            _ => wants_links && service.namespace == slot.namespace,
-        });
-        let links = links.filter_map(|service| {
-            let port = |port: &coracle_discovery::Port| (port.name.clone(), port.port, format!("{:?}", port.protocol));
-            Some(ServiceLink {
-                name: service.name.to_string(),
-                address: service.cluster_ip?,
-                ports: service.ports.iter().map(port).collect(),
-            })
-        });
-        let downward = Downward {
-            pod,
-            pod_ip: network.address.pod,
-            host_ip: self.context.config.node_ip,
-            allocatable: &self.context.allocatable,
-        };
-        let env = env::build(pod, spec, &contents, env::service_links(links), &downward);
-        let mut env = env.map_err(|error| config_error(error.to_string()))?;
-        if !env.iter().any(|(name, _)| name == "HOSTNAME") {
-            let hostname = network.hosts.first().map(|(name, _)| name.clone()).unwrap_or_default();
-            env.push(("HOSTNAME".to_owned(), hostname));
-        }
-        Ok(env)
-    }
-
-    fn log(&self, slot: &Slot, spec: &Spec, run: Run, mounts: &Mounts) -> Arc<Log> {
-        let dir = logs::pod_dir(&self.context.logs_dir, &slot.namespace, &slot.name, &slot.uid);
-        if run > 2 {
-            // The last life's log is kept, for `--previous`.
-            logs::remove_older(&dir, &spec.name, run - 1);
-        }
-        let log = logs::ContainerLog::new(logs::file(&dir, &spec.name, run), self.context.open_logs.clone());
-        let (stdout, stderr) = (log.stream("stdout"), log.stream("stderr"));
-        Arc::new(Log { log, stdout, stderr, message: mounts.message.clone() })
     }
 
     /// Hands the component to the engine.
@@ -343,71 +181,12 @@ fn message(pod: &Pod, container: Index, life: &Life, stopped: &Stopped) -> Strin
     stopped.message.clone()
 }
 
-fn engine_spec(
-    slot: &Slot,
-    spec: &Spec,
-    env: Vec<(String, String)>,
-    mounts: Mounts,
-    log: &Log,
-    network: &Arc<GuestNetwork>,
-    wishes: &Wishes,
-) -> Result<EngineSpec, StartFailure> {
-    let limits = spec.resources.as_ref().and_then(|resources| resources.limits.as_ref());
-    let limit = |name: &str, read: fn(&_) -> Option<u64>| match limits.and_then(|limits| limits.get(name)) {
-        Some(value) => read(value)
-            .map(|number| Some(number).filter(|number| *number > 0))
-            .ok_or_else(|| config_error(format!("invalid quantity for limits.{name}: {:?}", value.0))),
-        None => Ok(None),
-    };
-    let mut given = EngineSpec::new(format!("{}/{}/{}", slot.namespace, slot.name, spec.name));
-    given.memory_bytes_max = limit("memory", quantity::units)?;
-    given.cpu_millis_max = limit("cpu", quantity::millis)?;
-    given.fuel_max = wishes.fuel_max;
-    given.args = arguments(spec, &env);
-    given.env = env;
-    given.working_dir = spec.working_dir.clone().filter(|dir| !dir.is_empty());
-    given.mounts = mounts.mounts;
-    let (stdout, stderr) = (log.stdout.clone(), log.stderr.clone());
-    given.stdout = Arc::new(move |bytes: &[u8]| stdout.print(bytes));
-    given.stderr = Arc::new(move |bytes: &[u8]| stderr.print(bytes));
-    given.network = network.clone();
-    given.outbound = network.clone();
-    Ok(given)
-}
-
-/// `command` stands for the program's name and first arguments, `args` for the rest; a component without a command is
-/// called by its container's name.
-fn arguments(spec: &Spec, env: &[(String, String)]) -> Vec<String> {
-    let lookup = |name: &str| env.iter().find(|(have, _)| have == name).map(|(_, value)| value.clone());
-    let command = spec.command.iter().flatten().map(|text| expand(text, lookup));
-    let mut all: Vec<String> = command.collect();
-    if all.is_empty() {
-        all.push(spec.name.clone());
-    }
-    all.extend(spec.args.iter().flatten().map(|text| expand(text, lookup)));
-    all
-}
-
-fn pull_policy(spec: &Spec, image: &str) -> PullPolicy {
-    match spec.image_pull_policy.as_deref() {
-        Some("Always") => PullPolicy::Always,
-        Some("Never") => PullPolicy::Never,
-        Some("IfNotPresent") => PullPolicy::IfNotPresent,
-        // The API server has a default; this is the same.
-        _ => {
-            let name = image.rsplit('/').next().unwrap_or(image);
-            let is_latest = !name.contains('@') && name.rsplit_once(':').is_none_or(|(_, tag)| tag == "latest");
-            if is_latest { PullPolicy::Always } else { PullPolicy::IfNotPresent }
-        }
-    }
-}
-
 /// `containerID`: the life of this container of this pod.
 pub(super) fn container_id(slot: &Slot, container: Index, run: Run) -> String {
     format!("wasmtime://{}{container:04x}{run:08x}", slot.uid.replace('-', ""))
 }
 
-fn field_path(pod: &Pod, container: Index, name: &str) -> String {
+pub(super) fn field_path(pod: &Pod, container: Index, name: &str) -> String {
     let list = if is_init(pod, container) { "initContainers" } else { "containers" };
     format!("spec.{list}{{{name}}}")
 }
@@ -419,12 +198,8 @@ pub(super) fn kill(handle: &Handle) {
     }
 }
 
-fn config_error(message: String) -> StartFailure {
-    StartFailure { reason: "CreateContainerConfigError", message }
-}
-
 /// An error with its causes, for people; causes that the text holds already are not said twice.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -436,38 +211,4 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn puts_the_command_together() {
-        for (spec, expected) in [
-            (json!({"name": "c"}), vec!["c"]),
-            (json!({"name": "c", "args": ["a", "$(X)"]}), vec!["c", "a", "x"]),
-            (json!({"name": "c", "command": ["/p", "1"], "args": ["2"]}), vec!["/p", "1", "2"]),
-        ] {
-            let spec = serde_json::from_value(spec).unwrap();
-            assert_eq!(arguments(&spec, &[("X".to_owned(), "x".to_owned())]), expected);
-        }
-    }
-
-    #[test]
-    fn pulls_as_the_policy_or_the_tag_says() {
-        for (policy, image, expected) in [
-            (None, "a", PullPolicy::Always),
-            (None, "h:5000/a", PullPolicy::Always),
-            (None, "a:latest", PullPolicy::Always),
-            (None, "a:1", PullPolicy::IfNotPresent),
-            (None, "a@sha256:00", PullPolicy::IfNotPresent),
-            (Some("Never"), "a", PullPolicy::Never),
-            (Some("IfNotPresent"), "a", PullPolicy::IfNotPresent),
-        ] {
-            let spec = Spec { image_pull_policy: policy.map(str::to_owned), ..Spec::default() };
-            assert_eq!(pull_policy(&spec, image), expected, "{image}");
-        }
-    }
 }

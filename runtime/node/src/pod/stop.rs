@@ -97,9 +97,9 @@ impl Pods {
                 let (deadline, until) = watch::channel(Instant::now() + grace);
                 let life = life.clone();
                 *found = Container::Stopping { life: life.clone(), deadline };
-                let has_hook = specs(state.core.pod()).nth(container).is_some_and(|spec| {
-                    spec.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.pre_stop.is_some())
-                });
+                let has_hook = specs(state.core.pod())
+                    .nth(container)
+                    .is_some_and(|spec| spec.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.pre_stop.is_some()));
                 match &life.handle {
                     _ if has_hook => {}
                     Handle::Command(command) if grace.is_zero() => {

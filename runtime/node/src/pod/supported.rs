@@ -10,7 +10,10 @@ use crate::volumes;
 pub fn pod(pod: &Pod) -> Result<(), String> {
     let Some(spec) = &pod.spec else { return Ok(()) };
     if spec.host_network == Some(true) {
-        return Err("hostNetwork is not supported by this node: components have no host network; expose them by a Service".to_owned());
+        return Err(
+            "hostNetwork is not supported by this node: components have no host network; expose them by a Service"
+                .to_owned(),
+        );
     }
     let mounted = |name: &str| {
         let mut mounts = specs(pod).flat_map(|container| container.volume_mounts.iter().flatten());
@@ -23,6 +26,13 @@ pub fn pod(pod: &Pod) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// What a pod asks for and does not get, although it runs.
+pub fn ignored(pod: &Pod) -> Option<String> {
+    let host_port = specs(pod).flat_map(|container| container.ports.iter().flatten()).find_map(|port| port.host_port);
+    let port = host_port.filter(|port| *port > 0)?;
+    Some(format!("hostPort {port} is not opened by this node; use a Service of type NodePort"))
 }
 
 /// Refuses what a container cannot have: a `CreateContainerConfigError`.
@@ -58,7 +68,9 @@ fn check_probe(name: &str, probe: &Probe) -> Result<(), String> {
         return Err(format!("{name}.grpc is not supported by this node; use httpGet or tcpSocket"));
     }
     match probe.http_get.as_ref().and_then(|get| get.scheme.as_deref()) {
-        Some(scheme) if scheme != "HTTP" => Err(format!("{name}.httpGet.scheme {scheme} is not supported by this node")),
+        Some(scheme) if scheme != "HTTP" => {
+            Err(format!("{name}.httpGet.scheme {scheme} is not supported by this node"))
+        }
         _ => Ok(()),
     }
 }
@@ -87,7 +99,10 @@ mod tests {
         for (value, expected) in [
             (json!({"name": "c"}), ""),
             (json!({"name": "c", "securityContext": {"privileged": true, "runAsUser": 0}}), ""),
-            (json!({"name": "c", "livenessProbe": {"exec": {"command": ["true"]}}}), "livenessProbe.exec is not supported"),
+            (
+                json!({"name": "c", "livenessProbe": {"exec": {"command": ["true"]}}}),
+                "livenessProbe.exec is not supported",
+            ),
             (json!({"name": "c", "startupProbe": {"grpc": {"port": 1}}}), "startupProbe.grpc is not supported"),
             (
                 json!({"name": "c", "readinessProbe": {"httpGet": {"port": 1, "scheme": "HTTPS"}}}),

@@ -130,9 +130,8 @@ impl Facts {
 
 fn conditions(context: &Context) -> [(&'static str, &'static str, &'static str, &'static str); 4] {
     let memory = machine::meminfo("MemAvailable:").is_some_and(|free| free < MEMORY_FREE_MIN);
-    let disk = machine::storage(&context.config.data_dir).is_some_and(|(total, free)| {
-        free < DISK_FREE_BYTES_ENOUGH && (free as f64) < total as f64 * DISK_FREE_MIN
-    });
+    let disk = machine::storage(&context.config.data_dir)
+        .is_some_and(|(total, free)| free < DISK_FREE_BYTES_ENOUGH && (free as f64) < total as f64 * DISK_FREE_MIN);
     let memory = match memory {
         true => ("True", "KubeletHasInsufficientMemory", "kubelet has insufficient memory available"),
         false => ("False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
@@ -164,7 +163,7 @@ fn images(context: &Context) -> Value {
 }
 
 fn cpu(millis: u64) -> String {
-    if millis % 1000 == 0 { (millis / 1000).to_string() } else { format!("{millis}m") }
+    if millis.is_multiple_of(1000) { (millis / 1000).to_string() } else { format!("{millis}m") }
 }
 
 /// `metav1.Time`.

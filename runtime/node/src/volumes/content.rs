@@ -220,9 +220,31 @@ impl Files<'_> {
 fn kind_of(volume: &Volume) -> &'static str {
     let value = serde_json::to_value(volume).unwrap_or_default();
     const KINDS: &[&str] = &[
-        "hostPath", "persistentVolumeClaim", "csi", "nfs", "ephemeral", "image", "iscsi", "glusterfs", "rbd", "cephfs", "fc",
-        "gitRepo", "awsElasticBlockStore", "gcePersistentDisk", "azureDisk", "azureFile", "cinder", "flexVolume", "flocker",
-        "photonPersistentDisk", "portworxVolume", "quobyte", "scaleIO", "storageos", "vsphereVolume",
+        "hostPath",
+        "persistentVolumeClaim",
+        "csi",
+        "nfs",
+        "ephemeral",
+        "image",
+        "iscsi",
+        "glusterfs",
+        "rbd",
+        "cephfs",
+        "fc",
+        "gitRepo",
+        "awsElasticBlockStore",
+        "gcePersistentDisk",
+        "azureDisk",
+        "azureFile",
+        "cinder",
+        "flexVolume",
+        "flocker",
+        "photonPersistentDisk",
+        "portworxVolume",
+        "quobyte",
+        "scaleIO",
+        "storageos",
+        "vsphereVolume",
     ];
     KINDS.iter().find(|kind| value.get(**kind).is_some()).copied().unwrap_or("unknown")
 }
@@ -259,9 +281,8 @@ mod tests {
         volume["name"] = json!("v");
         let volume: Volume = serde_json::from_value(volume).unwrap();
         let payload = payload(&pod, &volume, &sources).map_err(|error| error.to_string())?.unwrap_or_default();
-        let show = |(path, file): (String, File)| {
-            format!("{path} {:o} {}", file.mode, String::from_utf8_lossy(&file.content))
-        };
+        let show =
+            |(path, file): (String, File)| format!("{path} {:o} {}", file.mode, String::from_utf8_lossy(&file.content));
         Ok(payload.into_iter().map(show).collect())
     }
 

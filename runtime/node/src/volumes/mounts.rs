@@ -53,7 +53,8 @@ pub fn plan(
             planned.push(Planned { host: dir.clone(), guest, read_only, copies: Vec::new() });
             continue;
         };
-        let inside = Path::new(&sub_path).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+        let inside =
+            Path::new(&sub_path).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
         if !inside {
             return Err(MountError::Outside(sub_path));
         }
@@ -104,7 +105,12 @@ mod tests {
         let sub_path = |mount: &VolumeMount| mount.sub_path.clone();
         let planned = plan(&container, &volumes, sub_path, Path::new("/copies")).unwrap();
         let file = dir.path().join("app.conf");
-        let of = |host: PathBuf, guest: &str, read_only, copies| Planned { host, guest: guest.to_owned(), read_only, copies };
+        let of = |host: PathBuf, guest: &str, read_only, copies| Planned {
+            host,
+            guest: guest.to_owned(),
+            read_only,
+            copies,
+        };
         assert_eq!(
             planned,
             [

@@ -15,7 +15,9 @@ impl Core {
             (Some(_), _) => self.advance_ending(now, commands),
             (None, Some(_)) => self.release(commands),
             (None, None) => {
-                if self.advance_setup(now, commands) && self.advance_init(now, commands) {
+                // A pod of an earlier life may have nothing left to do.
+                let has_work = self.terminal_phase().is_none();
+                if has_work && self.advance_setup(now, commands) && self.advance_init(now, commands) {
                     self.advance_regular(now, commands);
                 }
                 if let Some(phase) = self.terminal_phase() {
@@ -45,7 +47,10 @@ impl Core {
     }
 
     fn check_deadline(&mut self, now: Now, commands: &mut Vec<Command>) {
-        if self.ending.is_none() && self.terminal.is_none() && self.deadline.is_some_and(|deadline| deadline <= now.mono) {
+        if self.ending.is_none()
+            && self.terminal.is_none()
+            && self.deadline.is_some_and(|deadline| deadline <= now.mono)
+        {
             let message = "Pod was active on the node longer than the specified deadline".to_owned();
             commands.push(Command::Event {
                 container: None,
@@ -132,7 +137,7 @@ impl Core {
             }
             State::Ended { terminated, finished } => {
                 let changed = container.image != container.wanted_image;
-                let (code, finished) = (terminated.code, *finished);
+                let (terminated, code, finished) = (terminated.clone(), terminated.code, *finished);
                 if !changed && !container.restarts_after(code) {
                     return;
                 }
@@ -140,10 +145,13 @@ impl Core {
                 container.crashes.next(finished);
                 match wait {
                     Some(wait) if finished + wait > now.mono => {
-                        let message =
-                            format!("back-off {} restarting failed container={} pod={pod}", human(wait), container.name);
+                        let message = format!(
+                            "back-off {} restarting failed container={} pod={pod}",
+                            human(wait),
+                            container.name
+                        );
                         let text = format!("Back-off restarting failed container {} in pod {pod}", container.name);
-                        container.last = Some(terminated.clone());
+                        container.last = Some(terminated);
                         container.state = State::CrashLoop { message, retry_at: finished + wait };
                         commands.push(event(index, true, "BackOff", text));
                     }
@@ -268,4 +276,3 @@ fn begin(container: &mut super::Container, index: Index, commands: &mut Vec<Comm
 fn event(container: Index, warning: bool, reason: &'static str, message: String) -> Command {
     Command::Event { container: Some(container), warning, reason, message }
 }
-

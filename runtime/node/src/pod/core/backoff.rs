@@ -81,7 +81,9 @@ mod tests {
 
     #[test]
     fn prints_as_go_does() {
-        for (millis, text) in [(10_000, "10s"), (80_000, "1m20s"), (300_000, "5m0s"), (1500, "1.5s"), (12, "12ms"), (0, "0s")] {
+        for (millis, text) in
+            [(10_000, "10s"), (80_000, "1m20s"), (300_000, "5m0s"), (1500, "1.5s"), (12, "12ms"), (0, "0s")]
+        {
             assert_eq!(human(Duration::from_millis(millis)), text);
         }
     }

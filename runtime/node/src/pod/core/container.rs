@@ -299,12 +299,8 @@ impl Container {
         self.failures.next(now.mono);
         let delay = self.failures.wait(now.mono).unwrap_or(backoff::FIRST);
         let show_until = (failure.reason == "ErrImagePull").then_some(now.mono + SHOW_FAILURE);
-        self.state = State::Failing {
-            reason: failure.reason,
-            message: failure.message,
-            show_until,
-            retry_at: now.mono + delay,
-        };
+        self.state =
+            State::Failing { reason: failure.reason, message: failure.message, show_until, retry_at: now.mono + delay };
     }
 
     pub(super) fn config_changed(&mut self, now: Now) {

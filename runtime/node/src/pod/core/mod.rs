@@ -31,8 +31,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
-pub use self::backoff::{Backoff, human};
-pub use self::container::{Container, Exit, Kind, State, Terminated};
+pub use self::backoff::human;
+pub use self::container::{Container, Exit, Kind, State};
 
 /// A moment: monotonic since the node's start for waiting, wall clock for showing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -262,6 +262,8 @@ pub struct Core {
     terminal: Option<&'static str>,
     /// Why the pod failed as a whole in an earlier life of the node.
     failure: Option<(&'static str, String)>,
+    /// The pod was bound without a word about it; the node says so, and goes on saying it.
+    says_scheduled: bool,
     finalizing: bool,
     releasing: bool,
     forgotten: bool,
@@ -293,21 +295,11 @@ impl Core {
         &self.containers
     }
 
-    /// The pod's address, once it has one.
-    pub fn address(&self) -> Option<IpAddr> {
-        self.address
-    }
-
     /// Whether something quick is under way whose result belongs in the same status write.
     pub fn is_settling(&self) -> bool {
         self.setup == SetupState::UnderWay
             || self.containers.iter().any(|container| container.is_settling())
             || (self.ending.is_none() && self.setup == SetupState::Absent && self.terminal.is_none())
-    }
-
-    /// Whether the pod has ended for good.
-    pub fn is_terminal(&self) -> bool {
-        self.terminal.is_some()
     }
 
     /// Whether the object is being deleted, or the pod ended as a whole.
@@ -345,11 +337,18 @@ impl Core {
                 if let Some(found) = self.current(container, run) {
                     // Of a failed pull the shell has told the details; this event says the class (kubelet's `startContainer`).
                     let message = match failure.reason {
-                        "ErrImagePull" | "ErrImageNeverPull" | "InvalidImageName" => format!("Error: {}", failure.reason),
+                        "ErrImagePull" | "ErrImageNeverPull" | "InvalidImageName" => {
+                            format!("Error: {}", failure.reason)
+                        }
                         _ => format!("Error: {}", failure.message),
                     };
                     found.start_failed(now, failure);
-                    commands.push(Command::Event { container: Some(container), warning: true, reason: "Failed", message });
+                    commands.push(Command::Event {
+                        container: Some(container),
+                        warning: true,
+                        reason: "Failed",
+                        message,
+                    });
                 }
             }
             Input::Exited { container, run, exit } => {
@@ -357,7 +356,9 @@ impl Core {
                     found.exit(now, exit);
                 }
             }
-            Input::Probed { container, run, kind, healthy } => self.probed(now, container, run, kind, healthy, commands),
+            Input::Probed { container, run, kind, healthy } => {
+                self.probed(now, container, run, kind, healthy, commands)
+            }
             Input::Wake => {}
             Input::Released => {
                 self.releasing = false;
@@ -441,7 +442,12 @@ impl Core {
 
     fn announce_start(&mut self, container: Index, run: Run, commands: &mut Vec<Command>) {
         for (reason, message) in [("Created", "Container created"), ("Started", "Container started")] {
-            commands.push(Command::Event { container: Some(container), warning: false, reason, message: message.to_owned() });
+            commands.push(Command::Event {
+                container: Some(container),
+                warning: false,
+                reason,
+                message: message.to_owned(),
+            });
         }
         let found = &self.containers[container];
         if found.probes.startup {
@@ -460,7 +466,15 @@ impl Core {
         }
     }
 
-    fn probed(&mut self, now: Now, index: Index, run: Run, kind: ProbeKind, healthy: bool, commands: &mut Vec<Command>) {
+    fn probed(
+        &mut self,
+        now: Now,
+        index: Index,
+        run: Run,
+        kind: ProbeKind,
+        healthy: bool,
+        commands: &mut Vec<Command>,
+    ) {
         let ending = self.ending.is_some();
         let grace = self.probe_grace(index, kind);
         let Some(container) = self.current(index, run) else { return };

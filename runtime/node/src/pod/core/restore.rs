@@ -27,7 +27,9 @@ pub(super) fn restore(pod: Arc<Pod>, host_address: IpAddr, now: Now) -> Core {
         _ => None,
     };
     let reason = match (terminal, status.reason.as_deref()) {
-        (Some("Failed"), Some("DeadlineExceeded")) => Some(("DeadlineExceeded", status.message.clone().unwrap_or_default())),
+        (Some("Failed"), Some("DeadlineExceeded")) => {
+            Some(("DeadlineExceeded", status.message.clone().unwrap_or_default()))
+        }
         _ => None,
     };
     let host_network = pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false);
@@ -42,6 +44,7 @@ pub(super) fn restore(pod: Arc<Pod>, host_address: IpAddr, now: Now) -> Core {
         terminal,
         failure: reason,
         conditions: conditions(&status, now),
+        says_scheduled: !status.conditions.iter().flatten().any(|condition| condition.type_ == "PodScheduled"),
         pod,
         containers,
         setup: SetupState::Absent,

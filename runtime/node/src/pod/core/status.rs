@@ -18,14 +18,11 @@ impl Core {
         if let Some(phase) = self.terminal {
             return phase;
         }
-        let init_pending = self
-            .containers
-            .iter()
-            .any(|container| match container.kind {
-                Kind::Init => !container.is_completed(),
-                Kind::Sidecar => !container.is_started() && container.restarts == 0,
-                Kind::Regular => false,
-            });
+        let init_pending = self.containers.iter().any(|container| match container.kind {
+            Kind::Init => !container.is_completed(),
+            Kind::Sidecar => !container.is_started() && container.restarts == 0,
+            Kind::Regular => false,
+        });
         if init_pending && !self.initialized {
             return "Pending";
         }
@@ -113,8 +110,7 @@ impl Core {
             list.push(self.condition(name, &condition));
             self.conditions.insert(name, condition);
         }
-        let given = self.pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
-        if !given.iter().any(|condition| condition.type_ == "PodScheduled") {
+        if self.says_scheduled {
             let since = self.start_time.unwrap_or(now.wall);
             let condition = Condition { status: true, reason: "", message: String::new(), since };
             list.push(self.condition("PodScheduled", &condition));
@@ -184,7 +180,9 @@ impl Core {
         for gate in gates {
             let name = &gate.condition_type;
             match given.iter().find(|condition| condition.type_ == *name) {
-                None => messages.push(format!("corresponding condition of pod readiness gate {name:?} does not exist.")),
+                None => {
+                    messages.push(format!("corresponding condition of pod readiness gate {name:?} does not exist."))
+                }
                 Some(condition) if condition.status != "True" => messages.push(format!(
                     "the status of pod readiness gate {name:?} is not \"True\", but {}",
                     condition.status
@@ -290,9 +288,7 @@ fn terminated(ended: &Terminated) -> Value {
         "startedAt": ended.started_at.map(second),
         "finishedAt": ended.finished_at.map(second),
     });
-    for (name, text) in
-        [("reason", &ended.reason), ("message", &ended.message), ("containerID", &ended.container_id)]
-    {
+    for (name, text) in [("reason", &ended.reason), ("message", &ended.message), ("containerID", &ended.container_id)] {
         if !text.is_empty() {
             shown[name] = json!(text);
         }

@@ -1,0 +1,464 @@
+//! The life of pods as stories: what happens on the left, what the state machine says to do on the right.
+//!
+//! A [`World`] holds a pod and a clock. Its methods are inputs; each returns the commands that followed, in a short form:
+//! `setup`, `start a#1`, `stop a#1 30`, `hurry a#1 5`, `probe a#1 Readiness`, `release`, `finalize`, `forget`, and
+//! `!Reason` for events.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::{Value, json};
+
+use super::*;
+
+struct World {
+    core: Core,
+    object: Value,
+    mono: Duration,
+}
+
+fn now(mono: Duration) -> Now {
+    let start: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+    Now { mono, wall: start + mono }
+}
+
+fn read(object: &Value) -> Arc<Pod> {
+    Arc::new(serde_json::from_value(object.clone()).unwrap())
+}
+
+/// A pod with this spec; its containers get an image each.
+fn pod(mut spec: Value) -> Value {
+    for list in ["initContainers", "containers"] {
+        for container in spec[list].as_array_mut().into_iter().flatten() {
+            if container.get("image").is_none() {
+                container["image"] = json!("i:1");
+            }
+        }
+    }
+    spec["initContainers"].is_null().then(|| spec.as_object_mut().unwrap().remove("initContainers"));
+    json!({"metadata": {"name": "p", "namespace": "n", "uid": "u", "generation": 1}, "spec": spec})
+}
+
+fn one(policy: &str) -> Value {
+    pod(json!({"restartPolicy": policy, "terminationGracePeriodSeconds": 30, "containers": [{"name": "a"}]}))
+}
+
+impl World {
+    fn new(object: Value) -> Self {
+        let core = Core::new(read(&object), "192.168.0.1".parse().unwrap(), now(Duration::ZERO));
+        Self { core, object, mono: Duration::ZERO }
+    }
+
+    fn step(&mut self, input: Input) -> Vec<String> {
+        let commands = self.core.step(now(self.mono), input);
+        commands.iter().map(|command| self.show(command)).collect()
+    }
+
+    fn show(&self, command: &Command) -> String {
+        let name = |container: &Index| &*self.core.containers()[*container].name;
+        match command {
+            Command::SetUp { previous: None } => "setup".to_owned(),
+            Command::SetUp { previous: Some(address) } => format!("setup {address}"),
+            Command::RefreshVolumes => "refresh".to_owned(),
+            Command::Start { container, run } => format!("start {}#{run}", name(container)),
+            Command::StartProbe { container, run, kind } => format!("probe {}#{run} {}", name(container), kind.title()),
+            Command::Stop { container, run, grace } => format!("stop {}#{run} {}", name(container), grace.as_secs()),
+            Command::Hurry { container, run, grace } => format!("hurry {}#{run} {}", name(container), grace.as_secs()),
+            Command::Event { reason, .. } => format!("!{reason}"),
+            Command::Release => "release".to_owned(),
+            Command::Finalize => "finalize".to_owned(),
+            Command::Forget => "forget".to_owned(),
+        }
+    }
+
+    fn index(&self, name: &str) -> (Index, Run) {
+        let index = self.core.containers().iter().position(|container| *container.name == *name).unwrap();
+        (index, self.core.containers()[index].run)
+    }
+
+    fn observe(&mut self) -> Vec<String> {
+        self.step(Input::Observed(read(&self.object)))
+    }
+
+    fn set_up(&mut self) -> Vec<String> {
+        self.step(Input::SetUp(Ok("10.244.0.2".parse().unwrap())))
+    }
+
+    fn started(&mut self, name: &str) -> Vec<String> {
+        let (container, run) = self.index(name);
+        let container_id = format!("wasmtime://{name}-{run}");
+        self.step(Input::Started { container, run, container_id, image_id: "i@sha256:0".into() })
+    }
+
+    fn failed(&mut self, name: &str, reason: &'static str) -> Vec<String> {
+        let (container, run) = self.index(name);
+        self.step(Input::StartFailed { container, run, failure: StartFailure { reason, message: "why".to_owned() } })
+    }
+
+    fn exited(&mut self, name: &str, code: i32) -> Vec<String> {
+        let (container, run) = self.index(name);
+        let reason = if code == 0 { "Completed" } else { "Error" };
+        self.step(Input::Exited { container, run, exit: Exit { code, reason, message: String::new() } })
+    }
+
+    fn probed(&mut self, name: &str, kind: ProbeKind, healthy: bool) -> Vec<String> {
+        let (container, run) = self.index(name);
+        self.step(Input::Probed { container, run, kind, healthy })
+    }
+
+    fn after(&mut self, seconds: u64) -> Vec<String> {
+        self.mono += Duration::from_secs(seconds);
+        self.step(Input::Wake)
+    }
+
+    fn delete(&mut self, grace: i64) -> Vec<String> {
+        self.object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        self.object["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
+        self.observe()
+    }
+
+    /// Up to the point where all of these run.
+    fn running(object: Value, names: &[&str]) -> Self {
+        let mut world = Self::new(object);
+        world.observe();
+        world.set_up();
+        for name in names {
+            world.started(name);
+        }
+        world
+    }
+
+    fn status(&mut self) -> Value {
+        let now = now(self.mono);
+        self.core.status(now)
+    }
+
+    /// Phase, `Ready`, and for each container its state with reason, or its restarts.
+    fn shown(&mut self) -> String {
+        let status = self.status();
+        let conditions = status["conditions"].as_array().unwrap();
+        let ready = conditions.iter().find(|condition| condition["type"] == "Ready").unwrap();
+        let mut text = format!("{} {}", status["phase"].as_str().unwrap(), ready["status"].as_str().unwrap());
+        for list in ["initContainerStatuses", "containerStatuses"] {
+            for container in status[list].as_array().into_iter().flatten() {
+                let (state, inner) = container["state"].as_object().unwrap().iter().next().unwrap();
+                let reason = inner["reason"].as_str().unwrap_or("-");
+                let name = container["name"].as_str().unwrap();
+                text.push_str(&format!(" {name}:{state}/{reason}/{}", container["restartCount"]));
+            }
+        }
+        text
+    }
+}
+
+const QUIET: [&str; 0] = [];
+
+#[test]
+fn comes_up_in_one_go() {
+    let mut world = World::new(one("Always"));
+    assert_eq!(world.observe(), ["setup"]);
+    assert!(world.core.is_settling());
+    assert_eq!(world.shown(), "Pending False a:waiting/ContainerCreating/0");
+    assert_eq!(world.set_up(), ["start a#1"]);
+    assert!(world.core.is_settling());
+    assert_eq!(world.started("a"), ["!Created", "!Started"]);
+    assert!(!world.core.is_settling());
+    assert_eq!(world.shown(), "Running True a:running/-/0");
+    assert_eq!(world.status()["podIP"], "10.244.0.2");
+    // Seeing one's own write changes nothing.
+    assert_eq!(world.observe(), QUIET);
+}
+
+#[test]
+fn restart_policies() {
+    for (policy, code, commands, shown) in [
+        ("Always", 0, vec!["start a#2"], "Running False a:waiting/ContainerCreating/0"),
+        ("Always", 1, vec!["start a#2"], "Running False a:waiting/ContainerCreating/0"),
+        ("OnFailure", 0, vec!["release"], "Succeeded False a:terminated/Completed/0"),
+        ("OnFailure", 1, vec!["start a#2"], "Running False a:waiting/ContainerCreating/0"),
+        ("Never", 0, vec!["release"], "Succeeded False a:terminated/Completed/0"),
+        ("Never", 1, vec!["release"], "Failed False a:terminated/Error/0"),
+    ] {
+        let mut world = World::running(one(policy), &["a"]);
+        assert_eq!(world.exited("a", code), commands, "{policy} {code}");
+        assert_eq!(world.shown(), shown, "{policy} {code}");
+    }
+}
+
+#[test]
+fn exit_code_rules_of_a_container_come_first() {
+    let rules = json!([{"action": "Restart", "exitCodes": {"operator": "In", "values": [42]}}]);
+    let object = |code| {
+        let container = json!({"name": "a", "restartPolicy": "Never", "restartPolicyRules": rules});
+        let mut world = World::running(pod(json!({"restartPolicy": "Never", "containers": [container]})), &["a"]);
+        world.exited("a", code)
+    };
+    assert_eq!(object(42), ["start a#2"]);
+    assert_eq!(object(1), ["release"]);
+}
+
+#[test]
+fn crashes_wait_longer_each_time() {
+    let mut world = World::running(one("Always"), &["a"]);
+    assert_eq!(world.exited("a", 1), ["start a#2"]);
+    let mut waits = Vec::new();
+    for _ in 0..7 {
+        world.started("a");
+        assert_eq!(world.exited("a", 1), ["!BackOff"]);
+        assert!(world.shown().contains("waiting/CrashLoopBackOff"), "{}", world.shown());
+        let wait = world.core.wake_at().unwrap() - world.mono;
+        waits.push(wait.as_secs());
+        assert_eq!(world.after(wait.as_secs() - 1), QUIET);
+        assert_eq!(world.after(1).len(), 1);
+    }
+    assert_eq!(waits, [10, 20, 40, 80, 160, 300, 300]);
+    // Ten minutes of health are forgiveness.
+    world.started("a");
+    assert_eq!(world.core.containers()[0].restarts, 8);
+    world.mono += Duration::from_secs(1000);
+    assert_eq!(world.exited("a", 1), ["start a#10"]);
+}
+
+#[test]
+fn failed_pulls_back_off() {
+    let mut world = World::new(one("Always"));
+    world.observe();
+    world.set_up();
+    assert_eq!(world.failed("a", "ErrImagePull"), ["!Failed"]);
+    assert_eq!(world.shown(), "Pending False a:waiting/ErrImagePull/0");
+    assert_eq!(world.after(2), ["!BackOff", "!Failed"]);
+    assert_eq!(world.shown(), "Pending False a:waiting/ImagePullBackOff/0");
+    assert_eq!(world.after(8), ["start a#2"]);
+    // What was shown stays shown while it is tried.
+    assert_eq!(world.shown(), "Pending False a:waiting/ImagePullBackOff/0");
+    world.failed("a", "ErrImagePull");
+    assert_eq!(world.after(19).last().map(String::as_str), Some("!Failed"));
+    assert_eq!(world.after(1), ["start a#3"]);
+    assert_eq!(world.started("a"), ["!Created", "!Started"]);
+    assert_eq!(world.shown(), "Running True a:running/-/0");
+}
+
+#[test]
+fn missing_configuration_is_tried_again_when_it_changes() {
+    let mut world = World::new(one("Always"));
+    world.observe();
+    world.set_up();
+    assert_eq!(world.failed("a", "CreateContainerConfigError"), ["!Failed"]);
+    assert_eq!(world.shown(), "Pending False a:waiting/CreateContainerConfigError/0");
+    assert_eq!(world.step(Input::ConfigChanged), ["refresh", "start a#2"]);
+}
+
+#[test]
+fn volumes_are_tried_again() {
+    let mut world = World::new(one("Always"));
+    world.observe();
+    assert_eq!(world.step(Input::SetUp(Err("no such".to_owned()))), ["!FailedMount"]);
+    assert_eq!(world.core.wake_at(), Some(Duration::from_millis(500)));
+    assert_eq!(world.after(1), ["setup"]);
+    world.step(Input::SetUp(Err("no such".to_owned())));
+    assert_eq!(world.step(Input::ConfigChanged), ["setup"]);
+    assert_eq!(world.set_up(), ["start a#1"]);
+}
+
+#[test]
+fn init_containers_run_in_order() {
+    let spec = json!({"restartPolicy": "Always", "initContainers": [{"name": "i"}, {"name": "j"}], "containers": [{"name": "a"}]});
+    let mut world = World::new(pod(spec));
+    world.observe();
+    assert_eq!(world.set_up(), ["start i#1"]);
+    world.started("i");
+    assert_eq!(world.shown(), "Pending False i:running/-/0 j:waiting/PodInitializing/0 a:waiting/PodInitializing/0");
+    assert_eq!(world.exited("i", 1), ["start i#2"]);
+    world.started("i");
+    assert_eq!(world.exited("i", 0), ["start j#1"]);
+    world.started("j");
+    assert_eq!(world.exited("j", 0), ["start a#1"]);
+    world.started("a");
+    assert_eq!(world.shown(), "Running True i:terminated/Completed/1 j:terminated/Completed/0 a:running/-/0");
+}
+
+#[test]
+fn a_failed_init_container_fails_a_pod_that_never_restarts() {
+    let spec = json!({"restartPolicy": "Never", "initContainers": [{"name": "i"}], "containers": [{"name": "a"}]});
+    let mut world = World::running(pod(spec), &["i"]);
+    assert_eq!(world.exited("i", 3), ["release"]);
+    assert!(world.shown().starts_with("Failed False i:terminated/Error/0 a:waiting/"), "{}", world.shown());
+}
+
+#[test]
+fn sidecars_start_first_and_end_last() {
+    let spec = json!({
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": 30,
+        "initContainers": [{"name": "s", "restartPolicy": "Always"}, {"name": "i"}],
+        "containers": [{"name": "a"}],
+    });
+    let mut world = World::new(pod(spec));
+    world.observe();
+    assert_eq!(world.set_up(), ["start s#1"]);
+    assert_eq!(world.started("s").last().map(String::as_str), Some("start i#1"));
+    world.started("i");
+    assert_eq!(world.exited("i", 0), ["start a#1"]);
+    world.started("a");
+    // A sidecar comes back whatever the pod's policy is.
+    assert_eq!(world.exited("s", 1), ["start s#2"]);
+    world.started("s");
+    assert_eq!(world.exited("a", 0), ["!Killing", "stop s#2 30"]);
+    assert_eq!(world.exited("s", 143), ["release"]);
+    assert!(world.shown().starts_with("Succeeded False"), "{}", world.shown());
+}
+
+#[test]
+fn deletion_stops_writes_and_removes() {
+    let mut world = World::running(one("Always"), &["a"]);
+    assert_eq!(world.delete(30), ["!Killing", "stop a#1 30"]);
+    assert!(world.shown().starts_with("Running True a:running"), "{}", world.shown());
+    // A second deletion with less grace.
+    assert_eq!(world.delete(5), ["hurry a#1 5"]);
+    assert_eq!(world.exited("a", 143), ["release"]);
+    assert_eq!(world.step(Input::Released), ["finalize"]);
+    assert!(world.shown().starts_with("Failed False a:terminated/Error/0"), "{}", world.shown());
+    assert_eq!(world.observe(), QUIET);
+    assert_eq!(world.step(Input::Removed), ["forget"]);
+    assert!(world.core.is_forgotten());
+}
+
+#[test]
+fn deletion_before_anything_ran() {
+    let mut world = World::new(one("Always"));
+    world.object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    assert_eq!(world.observe(), ["finalize"]);
+    assert_eq!(world.step(Input::Removed), ["forget"]);
+}
+
+#[test]
+fn deletion_during_a_start() {
+    let mut world = World::new(one("Always"));
+    world.observe();
+    world.set_up();
+    assert_eq!(world.delete(30), ["!Killing", "stop a#1 30"]);
+    // The start wins the race, and counts for nothing.
+    assert_eq!(world.started("a"), QUIET);
+    assert_eq!(world.exited("a", 137), ["release"]);
+    assert_eq!(world.step(Input::Released), ["finalize"]);
+}
+
+#[test]
+fn removal_without_a_word() {
+    let mut world = World::running(one("Always"), &["a"]);
+    assert_eq!(world.step(Input::Removed), ["!Killing", "stop a#1 0"]);
+    assert_eq!(world.exited("a", 137), ["release"]);
+    assert_eq!(world.step(Input::Released), ["forget"]);
+}
+
+#[test]
+fn deadline() {
+    let mut object = one("Always");
+    object["spec"]["activeDeadlineSeconds"] = json!(60);
+    let mut world = World::running(object, &["a"]);
+    assert_eq!(world.core.wake_at(), Some(Duration::from_secs(60)));
+    assert_eq!(world.after(59), QUIET);
+    assert_eq!(world.after(1), ["!DeadlineExceeded", "!Killing", "stop a#1 30"]);
+    assert_eq!(world.exited("a", 143), ["release"]);
+    assert_eq!(world.step(Input::Released), QUIET);
+    assert!(world.shown().starts_with("Failed False"), "{}", world.shown());
+    assert_eq!(world.status()["reason"], "DeadlineExceeded");
+}
+
+#[test]
+fn a_new_image_restarts_the_container() {
+    let mut world = World::running(one("Always"), &["a"]);
+    world.object["spec"]["containers"][0]["image"] = json!("i:2");
+    assert_eq!(world.observe(), ["!Killing", "stop a#1 30"]);
+    assert_eq!(world.exited("a", 143), ["start a#2"]);
+    world.started("a");
+    assert_eq!(world.status()["containerStatuses"][0]["image"], "i:2");
+    assert_eq!(world.shown(), "Running True a:running/-/1");
+}
+
+#[test]
+fn probes_hold_back_decide_and_restart() {
+    let probe = json!({"tcpSocket": {"port": 1}});
+    let spec = json!({
+        "restartPolicy": "Always",
+        "terminationGracePeriodSeconds": 30,
+        "containers": [{"name": "a", "startupProbe": probe, "readinessProbe": probe, "livenessProbe": probe}],
+    });
+    let mut world = World::new(pod(spec));
+    world.observe();
+    world.set_up();
+    assert_eq!(world.started("a"), ["!Created", "!Started", "probe a#1 Startup"]);
+    assert_eq!(world.status()["containerStatuses"][0]["started"], false);
+    assert_eq!(world.probed("a", ProbeKind::Startup, true), ["probe a#1 Readiness", "probe a#1 Liveness"]);
+    assert!(world.core.is_settling());
+    assert_eq!(world.shown(), "Running False a:running/-/0");
+    world.probed("a", ProbeKind::Readiness, true);
+    assert!(!world.core.is_settling());
+    assert_eq!(world.shown(), "Running True a:running/-/0");
+    world.probed("a", ProbeKind::Readiness, false);
+    assert_eq!(world.shown(), "Running False a:running/-/0");
+    assert_eq!(world.probed("a", ProbeKind::Liveness, false), ["!Killing", "stop a#1 30"]);
+    assert_eq!(world.exited("a", 143), ["start a#2"]);
+}
+
+#[test]
+fn readiness_gates_of_others_count() {
+    let mut object = one("Always");
+    object["spec"]["readinessGates"] = json!([{"conditionType": "x.io/ok"}]);
+    let mut world = World::running(object, &["a"]);
+    assert_eq!(world.shown(), "Running False a:running/-/0");
+    world.object["status"] = json!({"conditions": [{"type": "x.io/ok", "status": "True"}]});
+    world.observe();
+    assert_eq!(world.shown(), "Running True a:running/-/0");
+}
+
+#[test]
+fn a_node_that_stops_leaves_the_object() {
+    let mut world = World::running(one("Always"), &["a"]);
+    let stopping = Input::NodeStopping { grace: Duration::from_secs(10) };
+    assert_eq!(world.step(stopping), ["!Killing", "stop a#1 10"]);
+    assert_eq!(world.exited("a", 143), ["release"]);
+    assert_eq!(world.step(Input::Released), QUIET);
+    assert!(world.core.is_stopped() && !world.core.is_forgotten());
+}
+
+/// What the API shows of a pod that ran when the node died.
+fn left_behind(policy: &str) -> Value {
+    let mut world = World::running(one(policy), &["a"]);
+    let status = world.status();
+    let mut object = world.object;
+    object["status"] = status;
+    // The patch's directives are no part of the object.
+    object["status"]["podIPs"] = json!([{"ip": "10.244.0.2"}]);
+    object
+}
+
+#[test]
+fn takes_up_what_an_earlier_life_left() {
+    let mut world = World::new(left_behind("Always"));
+    assert_eq!(world.observe(), ["setup 10.244.0.2"]);
+    assert_eq!(world.shown(), "Running False a:terminated/Unknown/0");
+    assert_eq!(world.set_up(), ["start a#2"]);
+    world.started("a");
+    assert_eq!(world.shown(), "Running True a:running/-/1");
+    let last = world.status()["containerStatuses"][0]["lastState"]["terminated"].clone();
+    assert_eq!((&last["exitCode"], &last["containerID"]), (&json!(255), &json!("wasmtime://a-1")));
+    // One that is never restarted has nothing left to do.
+    let mut world = World::new(left_behind("Never"));
+    assert_eq!(world.observe(), QUIET);
+    assert_eq!(world.shown(), "Failed False a:terminated/Unknown/0");
+    assert_eq!(world.status()["podIP"], "10.244.0.2");
+}
+
+#[test]
+fn a_pod_that_had_ended_stays_ended() {
+    let mut object = left_behind("Never");
+    object["status"]["phase"] = json!("Succeeded");
+    object["status"]["containerStatuses"][0]["state"] = json!({"terminated": {"exitCode": 0, "reason": "Completed"}});
+    let mut world = World::new(object);
+    assert_eq!(world.observe(), QUIET);
+    assert_eq!(world.shown(), "Succeeded False a:terminated/Completed/0");
+    assert_eq!(world.core.wake_at(), None);
+}

@@ -1,0 +1,214 @@
+//! Where a pod may run: affinity and tolerations.
+
+use serde_json::Value;
+
+use super::Ratchet;
+use crate::kinds::value::Read;
+use crate::kinds::{FieldError, checks};
+use crate::meta::field::Path;
+use crate::meta::names;
+use crate::meta::selector::validate_label_selector;
+
+pub(super) const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
+const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
+const SELECTOR: &str = "not a valid selector operator";
+
+pub(super) fn affinity(affinity: &Value, path: &Path<'_>, ratchet: Ratchet, errors: &mut Vec<FieldError>) {
+    if affinity.is_null() {
+        return;
+    }
+    node_affinity(&affinity["nodeAffinity"], &path.child("nodeAffinity"), ratchet, errors);
+    for kind in ["podAffinity", "podAntiAffinity"] {
+        let (rules, path) = (&affinity[kind], path.child(kind));
+        let required = path.child(REQUIRED);
+        for (index, term) in rules[REQUIRED].items().iter().enumerate() {
+            pod_term(term, &required.index(index), ratchet, errors);
+        }
+        let preferred = path.child(PREFERRED);
+        for (index, weighted) in rules[PREFERRED].items().iter().enumerate() {
+            let path = preferred.index(index);
+            weight(weighted, &path, errors);
+            pod_term(&weighted["podAffinityTerm"], &path.child("podAffinityTerm"), ratchet, errors);
+        }
+    }
+}
+
+fn weight(term: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+    let weight = term["weight"].int();
+    if !(1..=100).contains(&weight) {
+        errors.push(FieldError::invalid(path.child("weight"), weight, "must be in the range 1-100"));
+    }
+}
+
+fn node_affinity(rules: &Value, path: &Path<'_>, ratchet: Ratchet, errors: &mut Vec<FieldError>) {
+    if rules[REQUIRED].is_set() {
+        let path = path.child(REQUIRED);
+        let (terms, list) = (rules[REQUIRED]["nodeSelectorTerms"].items(), path.child("nodeSelectorTerms"));
+        if terms.is_empty() {
+            errors.push(FieldError::required(list, "must have at least one node selector term"));
+        }
+        for (index, term) in terms.iter().enumerate() {
+            node_term(term, ratchet.node_affinity_values, &list.index(index), errors);
+        }
+    }
+    let list = path.child(PREFERRED);
+    for (index, term) in rules[PREFERRED].items().iter().enumerate() {
+        let path = list.index(index);
+        weight(term, &path, errors);
+        node_term(&term["preference"], true, &path.child("preference"), errors);
+    }
+}
+
+/// Checks what a node must be; wrong label values may pass, as they match nothing.
+fn node_term(term: &Value, any_values: bool, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+    let list = path.child("matchExpressions");
+    for (index, requirement) in term["matchExpressions"].items().iter().enumerate() {
+        let path = list.index(index);
+        let (values, values_path) = (requirement["values"].items(), path.child("values"));
+        match requirement["operator"].text() {
+            "In" | "NotIn" if values.is_empty() => {
+                errors.push(FieldError::required(values_path, "must be specified when `operator` is 'In' or 'NotIn'"));
+            }
+            "Exists" | "DoesNotExist" if !values.is_empty() => {
+                let detail = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
+                errors.push(FieldError::forbidden(values_path, detail));
+            }
+            "Gt" | "Lt" if values.len() != 1 => {
+                let detail = "must be specified single value when `operator` is 'Lt' or 'Gt'";
+                errors.push(FieldError::required(values_path, detail));
+            }
+            "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt" => {}
+            other => errors.push(FieldError::invalid(path.child("operator"), other, SELECTOR)),
+        }
+        checks::qualified_name(&path.child("key"), requirement["key"].text(), errors);
+        for (index, value) in values.iter().enumerate().filter(|_| !any_values) {
+            checks::invalid(&values_path.index(index), value.text(), names::label_value(value.text()), errors);
+        }
+    }
+    let list = path.child("matchFields");
+    for (index, requirement) in term["matchFields"].items().iter().enumerate() {
+        let path = list.index(index);
+        let (values, values_path) = (requirement["values"].items(), path.child("values"));
+        match requirement["operator"].text() {
+            "In" | "NotIn" if values.len() != 1 => {
+                let detail = "must be only one value when `operator` is 'In' or 'NotIn' for node field selector";
+                errors.push(FieldError::required(values_path, detail));
+            }
+            "In" | "NotIn" => {}
+            other => errors.push(FieldError::invalid(path.child("operator"), other, SELECTOR)),
+        }
+        if requirement["key"] == "metadata.name" {
+            for (index, value) in values.iter().enumerate() {
+                checks::dns_subdomain(&values_path.index(index), value.text(), errors);
+            }
+        } else {
+            let key = requirement["key"].text();
+            errors.push(FieldError::invalid(path.child("key"), key, "not a valid field selector key"));
+        }
+    }
+}
+
+fn pod_term(term: &Value, path: &Path<'_>, ratchet: Ratchet, errors: &mut Vec<FieldError>) {
+    for field in ["labelSelector", "namespaceSelector"] {
+        selector(&term[field], &path.child(field), ratchet.selector_values, errors);
+    }
+    for name in term["namespaces"].items() {
+        checks::dns_label(&path.child("namespace"), name.text(), errors);
+    }
+    let (keys, without) = (term["matchLabelKeys"].items(), term["mismatchLabelKeys"].items());
+    label_keys(path, keys, without, &term["labelSelector"], errors);
+    let (key, path) = (&term["topologyKey"], path.child("topologyKey"));
+    if key.is_empty() {
+        errors.push(FieldError::required(path, "can not be empty"));
+    }
+    checks::qualified_name(&path, key.text(), errors);
+}
+
+/// Checks a label selector, of which values may be anything that is not a label's value.
+fn selector(selector: &Value, path: &Path<'_>, any_values: bool, errors: &mut Vec<FieldError>) {
+    let mut found = Vec::new();
+    validate_label_selector(selector, path, &mut found);
+    if any_values {
+        found.retain(|error| !error.field.contains(".values["));
+    }
+    errors.append(&mut found);
+}
+
+/// Checks label keys whose values the pod itself gives, against the selector they are added to.
+pub(super) fn label_keys(
+    path: &Path<'_>,
+    keys: &[Value],
+    without: &[Value],
+    selector: &Value,
+    errors: &mut Vec<FieldError>,
+) {
+    for (list, keys) in [("matchLabelKeys", keys), ("mismatchLabelKeys", without)] {
+        let path = path.child(list);
+        if keys.is_empty() {
+            continue;
+        }
+        if selector.is_null() {
+            errors.push(FieldError::forbidden(path, "must not be specified when labelSelector is not set"));
+            continue;
+        }
+        for (index, key) in keys.iter().enumerate() {
+            checks::qualified_name(&path.index(index), key.text(), errors);
+        }
+    }
+    // A key that is once in the expressions may be there because the server put it there.
+    let expressions = selector["matchExpressions"].items();
+    for (index, expression) in expressions.iter().enumerate() {
+        let key = expression["key"].text();
+        let is_before = expressions[..index].iter().any(|before| before["key"] == key);
+        if let Some(at) = keys.iter().rposition(|name| name == key)
+            && (selector["matchLabels"].get(key).is_some() || is_before)
+        {
+            errors.push(FieldError::invalid(path.index(at), key, "exists in both matchLabelKeys and labelSelector"));
+        }
+    }
+    for (index, key) in keys.iter().enumerate().filter(|(_, key)| without.contains(key)) {
+        let detail = "exists in both matchLabelKeys and mismatchLabelKeys";
+        errors.push(FieldError::invalid(path.child("matchLabelKeys").index(index), key, detail));
+    }
+}
+
+/// Checks tolerations.
+pub(super) fn tolerations(tolerations: &Value, path: &Path<'_>, ratchet: Ratchet, errors: &mut Vec<FieldError>) {
+    for (index, toleration) in tolerations.items().iter().enumerate() {
+        let path = path.index(index);
+        let (key, value) = (toleration["key"].text(), toleration["value"].text());
+        let (operator, effect) = (toleration["operator"].text(), toleration["effect"].text());
+        let operator_path = path.child("operator");
+        if !key.is_empty() {
+            checks::qualified_name(&path.child("key"), key, errors);
+        } else if operator != "Exists" {
+            let detail = "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
+            errors.push(FieldError::invalid(operator_path, operator, detail));
+        }
+        if toleration["tolerationSeconds"].is_set() && effect != "NoExecute" {
+            let detail = "effect must be 'NoExecute' when `tolerationSeconds` is set";
+            errors.push(FieldError::invalid(path.child("effect"), effect, detail));
+        }
+        match operator {
+            "Equal" | "" => {
+                let wrong = names::label_value(value);
+                if !wrong.is_empty() {
+                    errors.push(FieldError::invalid(operator_path, value, &wrong.join(";")));
+                }
+            }
+            "Exists" if !value.is_empty() => {
+                let detail = "value must be empty when `operator` is 'Exists'";
+                errors.push(FieldError::invalid(operator_path, value, detail));
+            }
+            "Exists" => {}
+            "Lt" | "Gt" if ratchet.comparing_tolerations => {}
+            "Lt" | "Gt" => {
+                errors.push(FieldError::not_supported(operator_path, operator, &["Equal", "Exists", "Lt", "Gt"]));
+            }
+            _ => errors.push(FieldError::not_supported(operator_path, operator, &["Equal", "Exists"])),
+        }
+        if !effect.is_empty() {
+            checks::taint_effect(&path.child("effect"), &toleration["effect"], errors);
+        }
+    }
+}

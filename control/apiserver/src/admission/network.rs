@@ -1,0 +1,239 @@
+//! Addresses and node ports of services: each is given out once.
+//!
+//! Who holds what is a record of its own, written in the transaction that stores the service and guarded by "nothing is
+//! there". So two servers that choose the same address at once cannot both succeed, and nothing leaks when a server dies.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use coracle_api::kinds::FieldError;
+use coracle_api::meta;
+use coracle_api::status::Status;
+use coracle_keyspace::{Guard, Key, Op, Value as Content};
+use serde_json::{Value, json};
+
+use crate::server::Shared;
+use crate::verbs::write::Write;
+
+/// Records of addresses that are held.
+const ADDRESSES: &str = "coracle.serviceips";
+/// Records of node ports that are held.
+const PORTS: &str = "coracle.nodeports";
+
+/// 10.96.0.0/16; the first and the last address are not given out.
+const FIRST: u32 = u32::from_be_bytes([10, 96, 0, 0]);
+const SIZE: u32 = 1 << 16;
+/// The lower band is for addresses that somebody asks for by number.
+const ADDRESSES_RESERVED: u32 = 256;
+const PORT_FIRST: u16 = 30_000;
+const PORT_COUNT: u16 = 2_768;
+/// Ports at the beginning that are given out by number only, while others are left.
+const PORTS_RESERVED: u16 = 86;
+/// Random choices before all are looked at in turn.
+const GUESSES: usize = 64;
+
+/// What a service holds.
+#[derive(Default, Debug, PartialEq)]
+struct Held {
+    addresses: BTreeSet<String>,
+    ports: BTreeSet<u16>,
+}
+
+impl Held {
+    fn by(service: Option<&Value>) -> Held {
+        let Some(spec) = service.map(|service| &service["spec"]) else { return Held::default() };
+        let mut held = Held::default();
+        let addresses = spec["clusterIPs"].as_array().map(Vec::as_slice).unwrap_or_default();
+        for address in addresses.iter().chain([&spec["clusterIP"]]).filter_map(Value::as_str) {
+            if address.parse::<Ipv4Addr>().is_ok() {
+                held.addresses.insert(address.to_owned());
+            }
+        }
+        let ports = spec["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let ports = ports.iter().map(|port| &port["nodePort"]).chain([&spec["healthCheckNodePort"]]);
+        held.ports.extend(ports.filter_map(Value::as_u64).filter_map(|port| u16::try_from(port).ok()).filter(|p| *p > 0));
+        held
+    }
+}
+
+/// Gives a service its addresses and ports. The object is changed; the operations make it so.
+pub(super) fn allocate(write: &Write<'_>, service: &mut Value, old: Option<&Value>) -> Result<Vec<Op>, Status> {
+    if !service["spec"].is_object() {
+        return Ok(Vec::new());
+    }
+    let before = Held::by(old);
+    let kind = service["spec"]["type"].as_str().unwrap_or_default().to_owned();
+    let mut errors = Vec::new();
+    if matches!(kind.as_str(), "ClusterIP" | "NodePort" | "LoadBalancer") {
+        family(&mut service["spec"]);
+        address(write, service, &before, &mut errors);
+    }
+    let balanced = kind == "LoadBalancer" && service["spec"]["allocateLoadBalancerNodePorts"] != false;
+    if kind == "NodePort" || balanced {
+        ports(write, &mut service["spec"], &before, &mut errors);
+    }
+    if kind == "LoadBalancer" && service["spec"]["externalTrafficPolicy"] == "Local" {
+        let asked = service["spec"]["healthCheckNodePort"].as_u64().unwrap_or(0);
+        if asked == 0 {
+            let taken = Held::by(Some(service)).ports;
+            match free_port(write, &taken) {
+                Some(port) => service["spec"]["healthCheckNodePort"] = port.into(),
+                None => errors.push(FieldError::internal("spec.healthCheckNodePort", "range is full")),
+            }
+        }
+    }
+    if !errors.is_empty() {
+        return Err(Status::invalid("", "Service", meta::name(service), errors));
+    }
+    let after = Held::by(Some(service));
+    let owner = format!("{}/{}", meta::namespace(service), meta::name(service));
+    let mut ops = Vec::new();
+    ops.extend(after.addresses.difference(&before.addresses).map(|name| claim(ADDRESSES, name, &owner)));
+    ops.extend(after.ports.difference(&before.ports).map(|port| claim(PORTS, &port.to_string(), &owner)));
+    let (addresses, ports) = (before.addresses.difference(&after.addresses), before.ports.difference(&after.ports));
+    ops.extend(addresses.filter_map(|name| release(write.server, ADDRESSES, name)));
+    ops.extend(ports.filter_map(|port| release(write.server, PORTS, &port.to_string())));
+    Ok(ops)
+}
+
+/// Gives everything back.
+pub(super) fn release_all(server: &Shared, service: &Value) -> Vec<Op> {
+    let held = Held::by(Some(service));
+    let addresses = held.addresses.iter().filter_map(|name| release(server, ADDRESSES, name));
+    let ports = held.ports.iter().filter_map(|port| release(server, PORTS, &port.to_string()));
+    addresses.chain(ports).collect()
+}
+
+fn claim(collection: &str, name: &str, owner: &str) -> Op {
+    let bytes = Bytes::from(json!({ "holder": owner }).to_string());
+    let revision_at = bytes.len();
+    Op::Put { key: Key::new(collection, name), value: Content { bytes, revision_at }, guard: Guard::Absent }
+}
+
+fn release(server: &Shared, collection: &str, name: &str) -> Option<Op> {
+    server.store.keyspace.get(collection, name)?;
+    Some(Op::Delete { key: Key::new(collection, name), guard: Guard::Present })
+}
+
+/// There are IPv4 addresses only. A headless service without a selector may have both: whoever writes its endpoints knows.
+fn family(spec: &mut Value) {
+    let headless = spec["clusterIP"] == "None";
+    let selects = spec["selector"].as_object().is_some_and(|selector| !selector.is_empty());
+    let open = headless && !selects;
+    if spec["ipFamilyPolicy"].as_str().unwrap_or_default().is_empty() {
+        spec["ipFamilyPolicy"] = if open { "RequireDualStack" } else { "SingleStack" }.into();
+    }
+    if spec["ipFamilies"].as_array().is_none_or(Vec::is_empty) {
+        let both = open && spec["ipFamilyPolicy"] != "SingleStack";
+        spec["ipFamilies"] = if both { json!(["IPv4", "IPv6"]) } else { json!(["IPv4"]) };
+    }
+}
+
+fn address(write: &Write<'_>, service: &mut Value, before: &Held, errors: &mut Vec<FieldError>) {
+    let spec = &mut service["spec"];
+    match spec["clusterIP"].as_str().unwrap_or_default() {
+        "None" => spec["clusterIPs"] = json!(["None"]),
+        "" => match free_address(write) {
+            Some(address) => {
+                let address = address.to_string();
+                spec["clusterIPs"] = json!([address]);
+                spec["clusterIP"] = address.into();
+            }
+            None => errors.push(FieldError::internal("spec.clusterIPs", "range is full")),
+        },
+        asked if before.addresses.contains(asked) => {}
+        asked => {
+            let asked = asked.to_owned();
+            let shown = json!([asked]);
+            let mut refuse =
+                |why: String| errors.push(FieldError::invalid("spec.clusterIPs", &shown, &format!("failed to allocate IP {asked}: {why}")));
+            match asked.parse::<Ipv4Addr>() {
+                Ok(address) if !in_range(address) => {
+                    refuse("the provided network does not match the current range".to_owned());
+                }
+                Ok(_) if write.server.store.keyspace.get(ADDRESSES, &asked).is_some() => {
+                    refuse("provided IP is already allocated".to_owned());
+                }
+                // Text that is no address is for validation to refuse.
+                _ => {}
+            }
+            spec["clusterIPs"] = shown;
+        }
+    }
+}
+
+fn in_range(address: Ipv4Addr) -> bool {
+    let offset = u32::from(address).wrapping_sub(FIRST);
+    offset > 0 && offset < SIZE - 1
+}
+
+fn free_address(write: &Write<'_>) -> Option<Ipv4Addr> {
+    let free = |offset: u32| {
+        let address = Ipv4Addr::from(FIRST + offset);
+        write.server.store.keyspace.get(ADDRESSES, &address.to_string()).is_none().then_some(address)
+    };
+    for _ in 0..GUESSES {
+        if let Some(address) = free(rand::random_range(ADDRESSES_RESERVED..SIZE - 1)) {
+            return Some(address);
+        }
+    }
+    (1..SIZE - 1).rev().find_map(free)
+}
+
+fn ports(write: &Write<'_>, spec: &mut Value, before: &Held, errors: &mut Vec<FieldError>) {
+    let mut taken: BTreeSet<u16> = BTreeSet::new();
+    // One port may be served by two protocols under one number.
+    let mut shared: Vec<(i64, String, u16)> = Vec::new();
+    let list = spec["ports"].as_array_mut().map(Vec::as_mut_slice).unwrap_or_default();
+    for port in list.iter() {
+        taken.extend(port["nodePort"].as_u64().and_then(|number| u16::try_from(number).ok()).filter(|number| *number > 0));
+    }
+    for (at, port) in list.iter_mut().enumerate() {
+        let protocol = port["protocol"].as_str().unwrap_or("TCP").to_owned();
+        let number = port["port"].as_i64().unwrap_or(0);
+        let asked = port["nodePort"].as_u64().and_then(|number| u16::try_from(number).ok()).unwrap_or(0);
+        let field = format!("spec.ports[{at}].nodePort");
+        if asked == 0 {
+            let twin = shared.iter().find(|(n, p, _)| *n == number && *p != protocol).map(|(_, _, node_port)| *node_port);
+            match twin.or_else(|| free_port(write, &taken)) {
+                Some(chosen) => {
+                    taken.insert(chosen);
+                    shared.push((number, protocol, chosen));
+                    port["nodePort"] = chosen.into();
+                }
+                None => errors.push(FieldError::internal(field, "failed to allocate a nodePort: range is full")),
+            }
+            continue;
+        }
+        shared.push((number, protocol, asked));
+        if before.ports.contains(&asked) {
+            continue;
+        }
+        if !(PORT_FIRST..PORT_FIRST + PORT_COUNT).contains(&asked) {
+            let why = "provided port is not in the valid range. The range of valid ports is 30000-32767";
+            errors.push(FieldError::invalid(field, i64::from(asked), why));
+        } else if write.server.store.keyspace.get(PORTS, &asked.to_string()).is_some() {
+            errors.push(FieldError::invalid(field, i64::from(asked), "provided port is already allocated"));
+        }
+    }
+}
+
+fn free_port(write: &Write<'_>, taken: &BTreeSet<u16>) -> Option<u16> {
+    let free = |port: u16| {
+        let free = !taken.contains(&port) && write.server.store.keyspace.get(PORTS, &port.to_string()).is_none();
+        free.then_some(port)
+    };
+    for _ in 0..GUESSES {
+        if let Some(port) = free(PORT_FIRST + rand::random_range(PORTS_RESERVED..PORT_COUNT)) {
+            return Some(port);
+        }
+    }
+    (PORT_FIRST..PORT_FIRST + PORT_COUNT).rev().find_map(free)
+}
+
+/// The operation that keeps `address` for the service of the API itself.
+pub(crate) fn reserve(address: &str, owner: &str) -> Op {
+    claim(ADDRESSES, &Arc::<str>::from(address), owner)
+}

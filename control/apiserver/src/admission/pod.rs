@@ -1,0 +1,186 @@
+//! Pods get an account and its token, a priority, and tolerations of a node that is away for a moment.
+
+use std::time::Duration;
+
+use coracle_api::meta::{self, generate};
+use coracle_api::status::Status;
+use serde_json::{Value, json};
+
+use crate::store::Seen;
+use crate::verbs::write::Write;
+
+const TOKEN_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// Lifetime of a pod's token: an hour, and some seconds by which the reference's tokens are recognized.
+const TOKEN_SECONDS: i64 = 3607;
+/// How long a pod waits for the account `default` of a namespace that was just made: its controller makes it.
+const ACCOUNT_WAIT: Duration = Duration::from_secs(1);
+/// How long a pod stays on a node that is not ready or not reachable.
+const AWAY_SECONDS: i64 = 300;
+/// Priority classes that always exist.
+const CLASSES: [(&str, i64); 2] = [("system-cluster-critical", 2_000_000_000), ("system-node-critical", 2_000_001_000)];
+
+pub(super) async fn create(write: &Write<'_>, pod: &mut Value) -> Result<(), Status> {
+    if !pod["spec"].is_object() {
+        return Ok(());
+    }
+    account(write, pod).await?;
+    priority(write, pod)?;
+    tolerations(pod);
+    Ok(())
+}
+
+pub(super) fn update(pod: &mut Value, _old: &Value) {
+    if pod["spec"].is_object() {
+        tolerations(pod);
+    }
+}
+
+/// The pod's account must exist; its token goes where client libraries look for it.
+async fn account(write: &Write<'_>, pod: &mut Value) -> Result<(), Status> {
+    let spec = &mut pod["spec"];
+    let alias = spec["serviceAccount"].as_str().unwrap_or_default().to_owned();
+    let name = match spec["serviceAccountName"].as_str().unwrap_or_default() {
+        "" if alias.is_empty() => "default".to_owned(),
+        "" => alias,
+        name => name.to_owned(),
+    };
+    spec["serviceAccountName"] = name.clone().into();
+    spec["serviceAccount"] = name.clone().into();
+    let Some(accounts) = write.server.catalog.named("", "serviceaccounts").cloned() else { return Ok(()) };
+    let namespace = write.call.namespace().unwrap_or_default().to_owned();
+    let record_name = accounts.record_name(Some(&namespace), &name);
+    let store = &write.server.store;
+    let deadline = tokio::time::Instant::now() + ACCOUNT_WAIT;
+    let record = loop {
+        let revision = store.keyspace.revision();
+        if let Some(record) = store.get(&accounts, &record_name) {
+            break record;
+        }
+        let next = coracle_keyspace::Revision::new(revision.get() + 1);
+        let waits = name == "default" && tokio::time::timeout_at(deadline, store.keyspace.wait_for(next)).await.is_ok();
+        if !waits {
+            let message =
+                format!("error looking up service account {namespace}/{name}: serviceaccount \"{name}\" not found");
+            return Err(write.resource.forbidden(meta::name(pod), message));
+        }
+    };
+    let account = Seen::new(&accounts, &record).stored();
+    let spec = &mut pod["spec"];
+    if spec["imagePullSecrets"].as_array().is_none_or(Vec::is_empty) {
+        if let Some(secrets) = account["imagePullSecrets"].as_array().filter(|secrets| !secrets.is_empty()) {
+            spec["imagePullSecrets"] = secrets.clone().into();
+        }
+    }
+    let mounts = spec["automountServiceAccountToken"]
+        .as_bool()
+        .or(account["automountServiceAccountToken"].as_bool())
+        .unwrap_or(true);
+    if mounts {
+        mount_token(spec);
+    }
+    Ok(())
+}
+
+fn mount_token(spec: &mut Value) {
+    let volumes = spec["volumes"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let known = volumes
+        .iter()
+        .filter_map(|volume| volume["name"].as_str())
+        .find(|name| name.starts_with("kube-api-access-"))
+        .map(str::to_owned);
+    let name = known.clone().unwrap_or_else(|| format!("kube-api-access-{}", generate::suffix(rand::random(), 5)));
+    let mut used = false;
+    for list in ["initContainers", "containers"] {
+        for container in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
+            let mounts = container["volumeMounts"].as_array().map(Vec::as_slice).unwrap_or_default();
+            if !container.is_object() || mounts.iter().any(|mount| mount["mountPath"] == TOKEN_PATH) {
+                continue;
+            }
+            let mut mounts = mounts.to_vec();
+            mounts.push(json!({"name": name, "readOnly": true, "mountPath": TOKEN_PATH}));
+            container["volumeMounts"] = mounts.into();
+            used = true;
+        }
+    }
+    if used && known.is_none() {
+        let mut volumes = volumes_of(spec);
+        volumes.push(json!({
+            "name": name,
+            "projected": {
+                "defaultMode": 420,
+                "sources": [
+                    {"serviceAccountToken": {"expirationSeconds": TOKEN_SECONDS, "path": "token"}},
+                    {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+                    {"downwardAPI": {"items": [
+                        {"path": "namespace", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}},
+                    ]}},
+                ],
+            },
+        }));
+        spec["volumes"] = volumes.into();
+    }
+}
+
+fn volumes_of(spec: &Value) -> Vec<Value> {
+    spec["volumes"].as_array().cloned().unwrap_or_default()
+}
+
+/// The number that the pod's class stands for.
+fn priority(write: &Write<'_>, pod: &mut Value) -> Result<(), Status> {
+    let class = pod["spec"]["priorityClassName"].as_str().unwrap_or_default().to_owned();
+    let (number, policy) = match class.as_str() {
+        "" => (0, "PreemptLowerPriority".to_owned()),
+        name => match CLASSES.iter().find(|(known, _)| *known == name) {
+            Some((_, number)) => (*number, "PreemptLowerPriority".to_owned()),
+            None => stored_class(write, name).ok_or_else(|| {
+                let message = format!("no PriorityClass with name {name} was found");
+                write.resource.forbidden(meta::name(pod), message)
+            })?,
+        },
+    };
+    if let Some(given) = pod["spec"]["priority"].as_i64().filter(|given| *given != number) {
+        let message = format!(
+            "the integer value of priority ({given}) must not be provided in pod spec; priority admission controller \
+             computed {number} from the given PriorityClass name"
+        );
+        return Err(write.resource.forbidden(meta::name(pod), message));
+    }
+    if let Some(given) = pod["spec"]["preemptionPolicy"].as_str().filter(|given| *given != policy) {
+        let message = format!(
+            "the string value of PreemptionPolicy ({given}) must not be provided in pod spec; priority admission \
+             controller computed {policy} from the given PriorityClass name"
+        );
+        return Err(write.resource.forbidden(meta::name(pod), message));
+    }
+    pod["spec"]["priority"] = number.into();
+    pod["spec"]["preemptionPolicy"] = policy.into();
+    Ok(())
+}
+
+fn stored_class(write: &Write<'_>, name: &str) -> Option<(i64, String)> {
+    let classes = write.server.catalog.named("scheduling.k8s.io", "priorityclasses")?;
+    let class = Seen::new(classes, &write.server.store.get(classes, name)?).stored();
+    let policy = class["preemptionPolicy"].as_str().unwrap_or("PreemptLowerPriority").to_owned();
+    Some((class["value"].as_i64().unwrap_or(0), policy))
+}
+
+/// A node that is not ready or not reachable for a while does not lose the pod at once.
+fn tolerations(pod: &mut Value) {
+    let spec = &mut pod["spec"];
+    let mut tolerations = spec["tolerations"].as_array().cloned().unwrap_or_default();
+    let before = tolerations.len();
+    for taint in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
+        let tolerates = |toleration: &Value| {
+            let text = |field: &str| toleration[field].as_str().unwrap_or_default().to_owned();
+            (text("key") == taint || text("key").is_empty()) && matches!(text("effect").as_str(), "" | "NoExecute")
+        };
+        if !tolerations[..before].iter().any(tolerates) {
+            tolerations.push(json!({
+                "key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": AWAY_SECONDS,
+            }));
+        }
+    }
+    if tolerations.len() > before {
+        spec["tolerations"] = tolerations.into();
+    }
+}

@@ -1,0 +1,28 @@
+//! How others check this cluster's tokens: OpenID discovery and the public key.
+
+use axum::response::Response;
+use serde_json::json;
+
+use crate::edge::{negotiate, respond};
+use crate::server::Shared;
+
+/// `/.well-known/openid-configuration`.
+pub(crate) fn configuration(server: &Shared) -> Response {
+    let document = json!({
+        "issuer": server.tokens.issuer,
+        "jwks_uri": format!("{}/openid/v1/jwks", server.config.external_url),
+        "response_types_supported": ["id_token"],
+        "subject_types_supported": ["public"],
+        "id_token_signing_alg_values_supported": ["ES256"],
+    });
+    respond::bytes(200, negotiate::JSON, document.to_string())
+}
+
+/// `/openid/v1/jwks`.
+pub(crate) fn keys(server: &Shared) -> Response {
+    let tokens = &server.tokens;
+    let key = json!({
+        "use": "sig", "kty": "EC", "kid": tokens.key_id, "crv": "P-256", "alg": "ES256", "x": tokens.x, "y": tokens.y,
+    });
+    respond::bytes(200, "application/jwk-set+json", json!({ "keys": [key] }).to_string())
+}

@@ -1,0 +1,180 @@
+//! Tokens of ServiceAccounts: signed by this cluster (ES256), bound to objects that must still exist.
+
+use std::collections::HashMap;
+
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use coracle_api::meta;
+use jiff::Timestamp;
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::identity::Identity;
+use crate::server::Shared;
+use crate::store::Seen;
+
+/// Tokens whose signature is known to be good; forgotten all at once when there are more.
+const KNOWN_MAX: usize = 4096;
+/// Seconds by which clocks may differ.
+const LEEWAY_SECONDS: i64 = 10;
+/// DER of an uncompressed P-256 point within a key: bit string, 66 bytes, no unused bits, point form 4.
+const POINT_HEAD: [u8; 4] = [0x03, 0x42, 0x00, 0x04];
+
+/// What a token says.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Claims {
+    pub iss: String,
+    pub sub: String,
+    pub aud: Vec<String>,
+    pub exp: i64,
+    pub iat: i64,
+    pub nbf: i64,
+    #[serde(default)]
+    pub jti: String,
+    #[serde(rename = "kubernetes.io")]
+    pub kubernetes: Bound,
+}
+
+/// What a token is bound to.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Bound {
+    pub namespace: String,
+    pub serviceaccount: Object,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Object>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret: Option<Object>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<Object>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warnafter: Option<i64>,
+}
+
+/// An object by name and incarnation.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Object {
+    pub name: String,
+    pub uid: String,
+}
+
+/// Signs and checks tokens.
+pub(crate) struct Tokens {
+    signing: EncodingKey,
+    checking: DecodingKey,
+    /// Name of the key, from its content.
+    pub key_id: String,
+    /// Coordinates of the public key, as JWKs have them.
+    pub x: String,
+    pub y: String,
+    pub issuer: String,
+    known: Mutex<HashMap<[u8; 32], Claims>>,
+}
+
+/// A token that was found good.
+pub(crate) struct Accepted {
+    pub identity: Identity,
+    /// Those of the wanted audiences that it is for.
+    pub audiences: Vec<String>,
+}
+
+impl Tokens {
+    pub fn new(pem: &str, issuer: &str) -> Result<Tokens, String> {
+        let signing = EncodingKey::from_ec_pem(pem.as_bytes()).map_err(|error| error.to_string())?;
+        let body: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
+        let der = STANDARD.decode(body.trim()).map_err(|error| error.to_string())?;
+        let at = der.windows(4).rposition(|window| window == POINT_HEAD).ok_or("it has no public part")? + 4;
+        let point = der.get(at..at + 64).ok_or("its public part is cut short")?;
+        let (x, y) = (URL_SAFE_NO_PAD.encode(&point[..32]), URL_SAFE_NO_PAD.encode(&point[32..]));
+        let checking = DecodingKey::from_ec_components(&x, &y).map_err(|error| error.to_string())?;
+        let key_id = URL_SAFE_NO_PAD.encode(Sha256::digest(point));
+        Ok(Tokens { signing, checking, key_id, x, y, issuer: issuer.to_owned(), known: Mutex::default() })
+    }
+
+    /// A token that says `claims`.
+    pub fn sign(&self, claims: &Claims) -> Result<String, String> {
+        let header = Header { kid: Some(self.key_id.clone()), ..Header::new(Algorithm::ES256) };
+        jsonwebtoken::encode(&header, claims, &self.signing).map_err(|error| error.to_string())
+    }
+
+    /// What a token says, if this cluster signed it. Checking a signature takes long beside everything else a small
+    /// request does, so that it was good is remembered.
+    fn verify(&self, token: &str) -> Result<Claims, String> {
+        let digest: [u8; 32] = Sha256::digest(token.as_bytes()).into();
+        if let Some(claims) = self.known.lock().get(&digest) {
+            return Ok(claims.clone());
+        }
+        let mut rules = Validation::new(Algorithm::ES256);
+        // Times and audience depend on when and for whom: they are looked at each time.
+        rules.validate_exp = false;
+        rules.validate_aud = false;
+        rules.required_spec_claims.clear();
+        rules.set_issuer(&[&self.issuer]);
+        let claims = jsonwebtoken::decode::<Claims>(token, &self.checking, &rules).map_err(|error| error.to_string())?.claims;
+        let mut known = self.known.lock();
+        if known.len() >= KNOWN_MAX {
+            known.clear();
+        }
+        known.insert(digest, claims.clone());
+        Ok(claims)
+    }
+}
+
+/// Checks a token: signature, times, audience (the API's own when none is wanted), and that what it is bound to exists.
+pub(crate) fn authenticate(server: &Shared, token: &str, wanted: &[String]) -> Result<Accepted, String> {
+    let claims = server.tokens.verify(token)?;
+    let now = Timestamp::now().as_second();
+    if now > claims.exp + LEEWAY_SECONDS {
+        return Err("the token is expired".to_owned());
+    }
+    if now + LEEWAY_SECONDS < claims.nbf {
+        return Err("the token is not valid yet".to_owned());
+    }
+    let own = [server.tokens.issuer.clone()];
+    let wanted = if wanted.is_empty() { &own[..] } else { wanted };
+    let audiences: Vec<String> = wanted.iter().filter(|audience| claims.aud.contains(audience)).cloned().collect();
+    if audiences.is_empty() {
+        return Err(format!("token audiences {:?} is invalid for the target audiences {wanted:?}", claims.aud));
+    }
+    let bound = &claims.kubernetes;
+    exists(server, "serviceaccounts", Some(&bound.namespace), &bound.serviceaccount)?;
+    if let Some(pod) = &bound.pod {
+        exists(server, "pods", Some(&bound.namespace), pod)?;
+    }
+    if let Some(secret) = &bound.secret {
+        exists(server, "secrets", Some(&bound.namespace), secret)?;
+    }
+    Ok(Accepted { identity: identity(&claims), audiences })
+}
+
+fn identity(claims: &Claims) -> Identity {
+    let bound = &claims.kubernetes;
+    let groups =
+        vec!["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{}", bound.namespace)];
+    let mut identity = Identity::authenticated(&claims.sub, groups);
+    identity.uid.clone_from(&bound.serviceaccount.uid);
+    let mut extra = |key: &str, value: &str| {
+        identity.extra.insert(format!("authentication.kubernetes.io/{key}"), vec![value.to_owned()]);
+    };
+    if !claims.jti.is_empty() {
+        extra("credential-id", &format!("JTI={}", claims.jti));
+    }
+    if let Some(pod) = &bound.pod {
+        extra("pod-name", &pod.name);
+        extra("pod-uid", &pod.uid);
+    }
+    if let Some(node) = &bound.node {
+        extra("node-name", &node.name);
+        extra("node-uid", &node.uid);
+    }
+    identity
+}
+
+/// A bound object must be there in the same incarnation.
+fn exists(server: &Shared, resource: &'static str, namespace: Option<&str>, object: &Object) -> Result<(), String> {
+    let gone = || format!("the token is bound to {resource} {} which is gone", object.name);
+    let resource = server.catalog.named("", resource).ok_or_else(gone)?;
+    let record = server.store.get(resource, &resource.record_name(namespace, &object.name)).ok_or_else(gone)?;
+    if meta::uid(&Seen::new(resource, &record).stored()) == object.uid { Ok(()) } else { Err(gone()) }
+}

@@ -1,0 +1,171 @@
+//! Between bodies and objects: the api crate's codecs, with what an endpoint expects around them.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use coracle_api::codec::{self, DecodeError, Decoded, json, protobuf, yaml};
+use coracle_api::schema::{self, Object};
+use coracle_api::status::Status;
+use serde_json::{Value, json};
+
+use super::body::Expected;
+use super::negotiate::Format;
+
+const PARTIAL: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.PartialObjectMetadata";
+const STATUS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Status";
+const DELETE_OPTIONS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions";
+/// How the reference calls its registry of types in errors.
+const SCHEME: &str = "pkg/runtime/scheme.go:111";
+
+/// An object out of a body.
+pub(crate) struct Read {
+    pub api_version: String,
+    pub kind: String,
+    pub value: Value,
+    pub problems: Vec<String>,
+}
+
+/// Why a body is no object of the expected type.
+pub(crate) enum ReadError {
+    /// Not to be read at all.
+    Unrecognized(String),
+    /// Of this kind, but not as expected.
+    Kind { api_version: String, kind: String, why: String },
+}
+
+/// Reads a body against the expected type; a missing version or kind is the expected one.
+pub(crate) fn read(format: Format, body: &Bytes, expected: &Expected<'_>) -> Result<Read, ReadError> {
+    let unrecognized = |error: DecodeError| ReadError::Unrecognized(error.to_string());
+    let (api_version, kind, decoded) = match format {
+        Format::Json => {
+            let (api_version, kind) = json::type_of(body).map_err(unrecognized)?;
+            check_kind(&api_version, &kind, expected)?;
+            (api_version, kind, json::decode(body, expected.schema))
+        }
+        Format::Yaml => {
+            let converted = yaml::to_json(body).map_err(unrecognized)?;
+            let (api_version, kind) = json::type_of(&converted.bytes).map_err(unrecognized)?;
+            check_kind(&api_version, &kind, expected)?;
+            let decoded = json::decode(&converted.bytes, expected.schema).map(|mut decoded| {
+                decoded.problems.splice(0..0, converted.problems);
+                decoded
+            });
+            (api_version, kind, decoded)
+        }
+        Format::Protobuf => {
+            let envelope = protobuf::open(body).map_err(unrecognized)?;
+            let (api_version, kind) = (envelope.api_version.to_owned(), envelope.kind.to_owned());
+            check_kind(&api_version, &kind, expected)?;
+            (api_version, kind, protobuf::decode(body, expected.schema))
+        }
+    };
+    let or = |given: String, expected: &str| if given.is_empty() { expected.to_owned() } else { given };
+    let (api_version, kind) = (or(api_version, expected.api_version), or(kind, expected.kind));
+    let Decoded { mut value, problems } = decoded.map_err(|error| match error {
+        DecodeError::Unrecognized(why) => ReadError::Unrecognized(why),
+        DecodeError::Mistyped(why) => ReadError::Kind { api_version: api_version.clone(), kind: kind.clone(), why },
+    })?;
+    value["apiVersion"] = expected.api_version.into();
+    value["kind"] = expected.kind.into();
+    Ok(Read { api_version, kind, value, problems })
+}
+
+/// Another kind in the body is refused as the reference refuses it: by what it knows of that kind.
+fn check_kind(api_version: &str, kind: &str, expected: &Expected<'_>) -> Result<(), ReadError> {
+    let given_version = if api_version.is_empty() { expected.api_version } else { api_version };
+    let given_kind = if kind.is_empty() { expected.kind } else { kind };
+    if given_kind == expected.kind && given_version == expected.api_version {
+        return Ok(());
+    }
+    let (group, version) = given_version.split_once('/').unwrap_or(("", given_version));
+    let expected_group = expected.api_version.split_once('/').map_or("", |(group, _)| group);
+    let why = if schema::of_kind(group, version, given_kind).is_some() || given_kind == "List" {
+        let internal = if expected_group.is_empty() { "core" } else { expected_group };
+        if given_kind == expected.kind {
+            return Ok(());
+        }
+        format!("converting ({version}.{given_kind}) to ({internal}.{}): unknown conversion", expected.kind)
+    } else if given_kind == expected.kind && group != expected_group {
+        return Ok(());
+    } else {
+        format!("no kind {given_kind:?} is registered for version {given_version:?} in scheme {SCHEME:?}")
+    };
+    Err(ReadError::Kind { api_version: given_version.to_owned(), kind: given_kind.to_owned(), why })
+}
+
+/// Reads DeleteOptions, of whatever group.
+pub(crate) fn read_options(format: Format, body: &Bytes) -> Result<Value, Status> {
+    let Some(schema) = schema::named(DELETE_OPTIONS) else { return Ok(Value::Null) };
+    let wrong = |error: DecodeError| Status::bad_request(error.to_string());
+    let (kind, decoded) = match format {
+        Format::Json => (json::type_of(body).map_err(wrong)?, json::decode(body, &schema)),
+        Format::Yaml => {
+            let text = yaml::to_json(body).map_err(wrong)?.bytes;
+            (json::type_of(&text).map_err(wrong)?, json::decode(&text, &schema))
+        }
+        Format::Protobuf => {
+            let envelope = protobuf::open(body).map_err(wrong)?;
+            ((envelope.api_version.to_owned(), envelope.kind.to_owned()), protobuf::decode(body, &schema))
+        }
+    };
+    let (version, kind) = kind;
+    if !kind.is_empty() && kind != "DeleteOptions" {
+        let message = format!("no kind {kind:?} is registered for version {version:?} in scheme {SCHEME:?}");
+        return Err(Status::bad_request(message));
+    }
+    decoded.map(|decoded| decoded.value).map_err(wrong)
+}
+
+/// Checks a value that a patch made, as if it had come in a body.
+pub(crate) fn check(value: &Value, schema: &Object) -> Result<Decoded, DecodeError> {
+    json::decode_value(value, schema)
+}
+
+/// Reads YAML or JSON of any shape, for patches.
+pub(crate) fn any_yaml(body: &[u8]) -> Result<(Value, Vec<String>), String> {
+    let converted = yaml::to_json(body).map_err(|error| error.to_string())?;
+    let decoded: Value = serde_json::from_slice(&converted.bytes).map_err(|error| error.to_string())?;
+    Ok((decoded, converted.problems))
+}
+
+/// The protobuf message of an object, without an envelope.
+pub(crate) fn message(value: &Value, schema: &Object) -> Bytes {
+    let mut out = Vec::with_capacity(512);
+    protobuf::encode_raw_into(&mut out, value, schema);
+    Bytes::from(out)
+}
+
+/// The message of a PartialObjectMetadata with this metadata.
+pub(crate) fn partial_message(metadata: &Value) -> Bytes {
+    schema::named(PARTIAL).map(|schema| message(&json!({ "metadata": metadata }), &schema)).unwrap_or_default()
+}
+
+/// A status in its envelope.
+pub(crate) fn status(value: &Value) -> Bytes {
+    schema::named(STATUS).map(|schema| Bytes::from(protobuf::encode(value, &schema))).unwrap_or_default()
+}
+
+/// An envelope around a message.
+pub(crate) fn envelope(api_version: &str, kind: &str, message: &[u8]) -> Bytes {
+    let mut out = Vec::with_capacity(message.len() + 64);
+    protobuf::wrap_into(&mut out, api_version, kind, message);
+    Bytes::from(out)
+}
+
+/// A list in its envelope.
+pub(crate) fn list(api_version: &str, kind: &str, metadata: &Value, items: &[Bytes]) -> Bytes {
+    let size: usize = items.iter().map(|item| item.len() + 8).sum();
+    let mut out = Vec::with_capacity(size + 256);
+    protobuf::encode_list(&mut out, api_version, kind, metadata, items.iter().map(|item| &item[..]));
+    Bytes::from(out)
+}
+
+/// Appends a frame of a watch.
+pub(crate) fn watch_frame(out: &mut BytesMut, event: &str, object: &[u8]) {
+    let mut frame = Vec::with_capacity(object.len() + 32);
+    protobuf::watch_frame_into(&mut frame, event, object);
+    out.put_slice(&frame);
+}
+
+/// The beginning of a body as errors quote it.
+pub(crate) fn excerpt(body: &[u8]) -> String {
+    codec::excerpt(body)
+}

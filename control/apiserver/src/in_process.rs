@@ -1,0 +1,49 @@
+//! The API as a service within the process: for clients that need no network.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::{Request, Response};
+
+use crate::edge::router;
+use crate::identity::Identity;
+use crate::server::Shared;
+
+/// Answers requests of one caller. Cheap to clone.
+#[derive(Clone)]
+pub struct InProcess {
+    shared: Arc<Shared>,
+    identity: Identity,
+}
+
+impl InProcess {
+    pub(crate) fn new(shared: Arc<Shared>, identity: Identity) -> InProcess {
+        InProcess { shared, identity }
+    }
+}
+
+impl<B> tower::Service<Request<B>> for InProcess
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<axum::BoxError>,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(self.identity.clone());
+        let shared = self.shared.clone();
+        Box::pin(async move { Ok(router::handle(shared, request).await) })
+    }
+}

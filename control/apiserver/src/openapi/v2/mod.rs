@@ -1,0 +1,85 @@
+//! `/openapi/v2`: one document for everything.
+
+pub(super) mod gnostic;
+
+use coracle_api::schema::openapi::{self, Version};
+use serde_json::{Map, Value, json};
+
+use super::operations::{self, Operation};
+use crate::edge::negotiate::{JSON, PROTOBUF, YAML};
+use crate::server::Shared;
+
+pub(super) fn document(server: &Shared) -> Value {
+    let mut paths = Map::new();
+    for group in &server.discovery.groups {
+        for version in &group.versions {
+            for path in operations::paths(group, version.version) {
+                let mut item = Map::new();
+                for operation in &path.operations {
+                    item.insert(operation.method.to_owned(), operation_object(operation));
+                }
+                let mut parameters: Vec<Value> =
+                    path.parameters.iter().map(|name| parameter("path", name, "string")).collect();
+                parameters.push(parameter("query", "pretty", "string"));
+                item.insert("parameters".to_owned(), parameters.into());
+                paths.insert(path.path.clone(), item.into());
+            }
+        }
+    }
+    let definitions: Map<String, Value> = openapi::names()
+        .into_iter()
+        .filter_map(|name| openapi::definition(&name, Version::V2).map(|definition| (name, definition)))
+        .collect();
+    json!({
+        "swagger": "2.0",
+        "info": {"title": "Kubernetes", "version": "v1.37.0"},
+        "paths": paths,
+        "definitions": definitions,
+        "securityDefinitions": {"BearerToken": {
+            "type": "apiKey", "description": "Bearer Token authentication", "name": "authorization", "in": "header",
+        }},
+        "security": [{"BearerToken": []}],
+    })
+}
+
+fn parameter(place: &str, name: &str, kind: &str) -> Value {
+    let mut parameter = json!({"in": place, "name": name, "type": kind, "uniqueItems": true});
+    if place == "path" {
+        parameter["required"] = true.into();
+    }
+    parameter
+}
+
+fn operation_object(operation: &Operation) -> Value {
+    let (group, version, kind) = operation.gvk;
+    let reference = |name: &str| json!({ "$ref": format!("#/definitions/{name}") });
+    let mut produces = vec![JSON, YAML, PROTOBUF];
+    if operation.action == "list" {
+        produces.extend(["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"]);
+    }
+    let mut object = json!({
+        "operationId": operation.id, "tags": [operation.tag], "schemes": ["https"],
+        "consumes": operation.body_types, "produces": produces,
+        "x-kubernetes-action": operation.action,
+        "x-kubernetes-group-version-kind": {"group": group, "version": version, "kind": kind},
+    });
+    let mut parameters = Vec::new();
+    if let Some(body) = &operation.body {
+        let mut parameter = json!({"in": "body", "name": "body", "schema": reference(body)});
+        if operation.action != "delete" && operation.action != "deletecollection" {
+            parameter["required"] = true.into();
+        }
+        parameters.push(parameter);
+    }
+    parameters.extend(operation.query.iter().map(|(name, kind)| parameter("query", name, kind)));
+    if !parameters.is_empty() {
+        object["parameters"] = parameters.into();
+    }
+    let mut responses = Map::new();
+    for code in operation.codes {
+        responses.insert(code.to_string(), json!({"description": "OK", "schema": reference(&operation.answer)}));
+    }
+    responses.insert("401".to_owned(), json!({"description": "Unauthorized"}));
+    object["responses"] = responses.into();
+    object
+}

@@ -1,0 +1,117 @@
+//! Calls to the nodes' own servers: where a node listens, and a connection to it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use coracle_api::status::Status;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::Shared;
+use crate::store::Seen;
+
+/// How long a node may take to accept a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where something listens, and how to speak to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Endpoint {
+    pub host: String,
+    pub port: u16,
+    pub tls: bool,
+}
+
+/// The client of the nodes' servers.
+pub(crate) struct Nodes {
+    tls: Option<TlsConnector>,
+}
+
+impl Nodes {
+    pub fn new(tls: Option<Arc<ClientConfig>>) -> Nodes {
+        let http1 = |tls: Arc<ClientConfig>| {
+            // Upgrades exist in HTTP/1.1 only.
+            let mut tls = ClientConfig::clone(&tls);
+            tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+            TlsConnector::from(Arc::new(tls))
+        };
+        Nodes { tls: tls.map(http1) }
+    }
+
+    /// Sends a request over a connection of its own. Streams are few and long, so connections are not kept.
+    pub async fn send(&self, to: &Endpoint, request: Request<Body>) -> Result<Response<Incoming>, Status> {
+        let failed = |why: &dyn std::fmt::Display| {
+            Status::service_unavailable(format!("error dialing backend {}:{}: {why}", to.host, to.port))
+        };
+        let connect = TcpStream::connect((to.host.trim_matches(['[', ']']), to.port));
+        let stream = tokio::time::timeout(CONNECT_TIMEOUT, connect)
+            .await
+            .map_err(|_| failed(&"connection timed out"))?
+            .map_err(|error| failed(&error))?;
+        let _ = stream.set_nodelay(true);
+        if !to.tls {
+            return exchange(stream, request).await.map_err(|error| failed(&error));
+        }
+        let connector = self.tls.as_ref().ok_or_else(|| failed(&"this server has no certificate for nodes"))?;
+        let name = ServerName::try_from(to.host.trim_matches(['[', ']']).to_owned()).map_err(|error| failed(&error))?;
+        let stream = tokio::time::timeout(CONNECT_TIMEOUT, connector.connect(name, stream))
+            .await
+            .map_err(|_| failed(&"the TLS handshake timed out"))?
+            .map_err(|error| failed(&error))?;
+        exchange(stream, request).await.map_err(|error| failed(&error))
+    }
+}
+
+async fn exchange<S>(stream: S, request: Request<Body>) -> Result<Response<Incoming>, hyper::Error>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    // Ends with the exchange: the connection belongs to this request alone.
+    tokio::spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "connection to a node");
+        }
+    });
+    sender.send_request(request).await
+}
+
+/// The server of a node, from what the node says of itself.
+pub(crate) fn kubelet(server: &Shared, node: &str) -> Result<Endpoint, Status> {
+    let nodes = server.catalog.named("", "nodes").ok_or_else(Status::path_not_found)?;
+    let record = server.store.get(nodes, node).ok_or_else(|| nodes.not_found(node))?;
+    let object = Seen::new(nodes, &record).stored();
+    endpoint_of(&object).ok_or_else(|| {
+        Status::service_unavailable(format!("node {node} does not say at which address and port it listens"))
+    })
+}
+
+fn endpoint_of(node: &Value) -> Option<Endpoint> {
+    let addresses = node["status"]["addresses"].as_array()?;
+    let of_type = |kind: &str| addresses.iter().find(|address| address["type"] == kind);
+    let address = of_type("InternalIP").or_else(|| of_type("ExternalIP")).or_else(|| of_type("Hostname"))?;
+    let port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_u64()?;
+    Some(Endpoint {
+        host: address["address"].as_str()?.to_owned(),
+        port: u16::try_from(port).ok().filter(|port| *port > 0)?,
+        tls: true,
+    })
+}
+
+/// A body out of what a node sends.
+pub(crate) fn body(incoming: Incoming) -> Body {
+    Body::new(incoming)
+}
+
+/// No body.
+pub(crate) fn empty() -> Body {
+    Body::from(Bytes::new())
+}

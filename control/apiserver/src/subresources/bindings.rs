@@ -1,0 +1,118 @@
+//! The scheduler's door: many bindings in one transaction (`POST /coracle/v1/bindings`).
+//!
+//! It is the binding subresource many times over, with one proposal to the keyspace instead of one for each. A pod that
+//! cannot be bound gets its own answer and does not hold up the others.
+
+use std::sync::Arc;
+
+use axum::response::Response;
+use coracle_api::status::Status;
+use coracle_keyspace::{Guard, OPS_MAX, Op};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::binding::{bound, pods};
+use crate::authz::{self, Attributes};
+use crate::edge::call::Request;
+use crate::edge::negotiate::JSON;
+use crate::edge::respond;
+use crate::server::Shared;
+use crate::store::{Refused, Seen, Store, object};
+
+/// How often what was refused is tried again.
+const TRIES: usize = 4;
+/// Content of one transaction at most; the keyspace's own limit is above it.
+const BYTES_MAX: usize = 3 << 20;
+
+#[derive(Deserialize)]
+struct Bindings {
+    bindings: Vec<Binding>,
+}
+
+#[derive(Deserialize)]
+struct Binding {
+    namespace: String,
+    name: String,
+    #[serde(default)]
+    uid: String,
+    node: String,
+}
+
+pub(crate) async fn bind_all(server: &Arc<Shared>, request: &Request) -> Result<Response, Status> {
+    let asked = Attributes { verb: "create", resource: "pods", subresource: "binding", ..Attributes::default() };
+    if !authz::allows(&request.call.identity, &asked) {
+        return Err(authz::refusal(&request.call.identity, &asked));
+    }
+    let Bindings { bindings } = serde_json::from_slice(&request.body)
+        .map_err(|error| Status::bad_request(format!("the bindings cannot be read: {error}")))?;
+    if bindings.len() > OPS_MAX {
+        return Err(Status::request_too_large(format!("limit is {OPS_MAX} bindings")));
+    }
+    let mut results: Vec<Option<Status>> = bindings.iter().map(|_| None).collect();
+    let mut open: Vec<usize> = (0..bindings.len()).collect();
+    let mut tries = 0;
+    while !open.is_empty() {
+        let later = attempt(server, &bindings, &mut results, &open).await?;
+        tries += usize::from(later.len() == open.len());
+        if tries >= TRIES {
+            for at in &later {
+                results[*at] = Some(pods(server)?.stale(&bindings[*at].name));
+            }
+            break;
+        }
+        open = later;
+    }
+    let results: Vec<Value> = results
+        .into_iter()
+        .map(|failed| match failed {
+            Some(status) => serde_json::to_value(&status).unwrap_or_default(),
+            None => json!({"code": 201}),
+        })
+        .collect();
+    Ok(respond::bytes(200, JSON, json!({ "results": results }).to_string()))
+}
+
+/// Binds what can be bound of `open`. What is left has to be tried again.
+async fn attempt(
+    server: &Arc<Shared>,
+    bindings: &[Binding],
+    results: &mut [Option<Status>],
+    open: &[usize],
+) -> Result<Vec<usize>, Status> {
+    let pods = pods(server)?;
+    let (mut ops, mut members, mut later, mut size) = (Vec::new(), Vec::new(), Vec::new(), 0);
+    let mut named = std::collections::HashSet::new();
+    for &at in open {
+        let binding = &bindings[at];
+        let name = pods.record_name(Some(&binding.namespace), &binding.name);
+        let Some(record) = server.store.get(&pods, &name) else {
+            results[at] = Some(pods.not_found(&binding.name));
+            continue;
+        };
+        // A pod that is named twice waits for its second turn, and is bound by then.
+        if size > BYTES_MAX || !named.insert(name.clone()) {
+            later.push(at);
+            continue;
+        }
+        match bound(&pods, &Seen::new(&pods, &record).stored(), &binding.node, &binding.uid, &Value::Null) {
+            Err(status) => results[at] = Some(status),
+            Ok(pod) => {
+                let value = object::encode(&pod);
+                size += value.bytes.len();
+                ops.push(Op::Put { key: Store::key(&pods, &name), value, guard: Guard::Revision(record.revision) });
+                members.push(at);
+            }
+        }
+    }
+    if ops.is_empty() {
+        return Ok(later);
+    }
+    match server.store.transact(ops).await {
+        Ok(_) => {}
+        // One pod has changed: the others are tried again with its newer content.
+        Err(Refused::Guard(_)) => later.extend(members),
+        Err(Refused::Final(status)) => members.iter().for_each(|at| results[*at] = Some(status.clone())),
+    }
+    later.sort_unstable();
+    Ok(later)
+}

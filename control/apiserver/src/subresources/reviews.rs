@@ -1,0 +1,192 @@
+//! Reviews: questions about who somebody is and what they may do, answered from what really holds here.
+
+use std::sync::Arc;
+
+use axum::response::Response;
+use coracle_api::kinds::FieldError;
+use coracle_api::meta::{self, time};
+use coracle_api::schema;
+use coracle_api::status::Status;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::authn::tokens;
+use crate::authz::{self, Attributes};
+use crate::edge::body::{self, Expected};
+use crate::edge::call::Request;
+use crate::edge::negotiate::Offer;
+use crate::edge::options::write_options;
+use crate::edge::respond;
+use crate::identity::Identity;
+use crate::server::Shared;
+use crate::verbs::ownership;
+
+/// The kinds of question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Review {
+    Token,
+    SelfSubject,
+    Access,
+    LocalAccess,
+    SelfAccess,
+    SelfRules,
+}
+
+const AUTHENTICATION: &str = "authentication.k8s.io";
+const AUTHORIZATION: &str = "authorization.k8s.io";
+
+/// The question at a path.
+pub(crate) fn find(group: &str, version: &str, resource: &str) -> Option<Review> {
+    match (group, version, resource) {
+        (AUTHENTICATION, "v1", "tokenreviews") => Some(Review::Token),
+        (AUTHENTICATION, "v1", "selfsubjectreviews") => Some(Review::SelfSubject),
+        (AUTHORIZATION, "v1", "subjectaccessreviews") => Some(Review::Access),
+        (AUTHORIZATION, "v1", "localsubjectaccessreviews") => Some(Review::LocalAccess),
+        (AUTHORIZATION, "v1", "selfsubjectaccessreviews") => Some(Review::SelfAccess),
+        (AUTHORIZATION, "v1", "selfsubjectrulesreviews") => Some(Review::SelfRules),
+        _ => None,
+    }
+}
+
+impl Review {
+    fn group_and_kind(self) -> (&'static str, &'static str) {
+        match self {
+            Review::Token => (AUTHENTICATION, "TokenReview"),
+            Review::SelfSubject => (AUTHENTICATION, "SelfSubjectReview"),
+            Review::Access => (AUTHORIZATION, "SubjectAccessReview"),
+            Review::LocalAccess => (AUTHORIZATION, "LocalSubjectAccessReview"),
+            Review::SelfAccess => (AUTHORIZATION, "SelfSubjectAccessReview"),
+            Review::SelfRules => (AUTHORIZATION, "SelfSubjectRulesReview"),
+        }
+    }
+}
+
+pub(crate) fn answer(server: &Arc<Shared>, request: &Request, review: Review) -> Result<Response, Status> {
+    let call = &request.call;
+    let form = call.form(Offer::Plain)?;
+    let (group, kind) = review.group_and_kind();
+    let schema = schema::of_kind(group, "v1", kind).ok_or_else(Status::path_not_found)?;
+    let options = write_options(call, "CreateOptions", None)?;
+    let api_version = format!("{group}/v1");
+    let expected = Expected { api_version: &api_version, kind, schema: &schema };
+    let mut asked = body::object(call, &request.body, &expected, options.validation)?;
+    ownership::track_answer(&schema, &expected, "", &options.manager, &mut asked);
+    if let Some(namespace) = call.namespace() {
+        meta::metadata_mut(&mut asked).insert("namespace".to_owned(), namespace.into());
+    }
+    let identity = &call.identity;
+    match review {
+        Review::Token => {
+            let token = asked["spec"]["token"].as_str().unwrap_or_default().to_owned();
+            if token.is_empty() {
+                return Err(Status::bad_request("token is required for TokenReview in authentication"));
+            }
+            let wanted: Vec<String> = texts(&asked["spec"]["audiences"]);
+            asked["status"] = match tokens::authenticate(server, &token, &wanted) {
+                Ok(accepted) => {
+                    let mut status = json!({"authenticated": true, "user": user_info(&accepted.identity)});
+                    status["audiences"] = accepted.audiences.into();
+                    status
+                }
+                Err(why) if why.starts_with("token audiences") => {
+                    json!({"user": {}, "error": format!("[invalid bearer token, {why}]")})
+                }
+                Err(_) => json!({"user": {}, "error": "invalid bearer token"}),
+            };
+        }
+        Review::SelfSubject => {
+            meta::metadata_mut(&mut asked).insert("creationTimestamp".to_owned(), time::format(Timestamp::now()).into());
+            asked["status"] = json!({"userInfo": user_info(identity)});
+        }
+        Review::SelfRules => {
+            let namespace = asked["spec"]["namespace"].as_str().unwrap_or_default();
+            if namespace.is_empty() {
+                return Err(Status::bad_request("no namespace on request"));
+            }
+            asked["status"] = rules(identity);
+        }
+        Review::Access | Review::LocalAccess | Review::SelfAccess => {
+            asked["status"] = access(identity, review, call.namespace(), &asked["spec"])?;
+        }
+    }
+    Ok(respond::value(form, 201, &asked))
+}
+
+fn texts(list: &Value) -> Vec<String> {
+    list.as_array().into_iter().flatten().filter_map(|text| text.as_str().map(str::to_owned)).collect()
+}
+
+fn user_info(identity: &Identity) -> Value {
+    let mut info = json!({"username": identity.user, "groups": identity.groups});
+    if !identity.uid.is_empty() {
+        info["uid"] = identity.uid.clone().into();
+    }
+    if !identity.extra.is_empty() {
+        info["extra"] = json!(identity.extra);
+    }
+    info
+}
+
+/// Whether somebody may do something.
+fn access(caller: &Identity, review: Review, namespace: Option<&str>, spec: &Value) -> Result<Value, Status> {
+    let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
+    let mut errors = Vec::new();
+    if resource.is_object() == path.is_object() {
+        let shown = if path.is_object() { path } else { &Value::Null };
+        let detail = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
+        errors.push(FieldError::invalid("spec", shown, detail));
+    }
+    let user = spec["user"].as_str().unwrap_or_default();
+    let groups = texts(&spec["groups"]);
+    let of_others = review != Review::SelfAccess;
+    if of_others && user.is_empty() && groups.is_empty() {
+        errors.push(FieldError::invalid("spec.user", user, "at least one of user or group must be specified"));
+    }
+    let place = namespace.filter(|namespace| resource["namespace"] != *namespace);
+    if place.is_some() {
+        let given = &resource["namespace"];
+        let detail = "must match metadata.namespace";
+        errors.push(FieldError::invalid("spec.resourceAttributes.namespace", given, detail));
+    }
+    if !errors.is_empty() {
+        return Err(Status::invalid(AUTHORIZATION, "", "", errors));
+    }
+    // Whoever is asked about would be known by the time of asking for it.
+    let other = Identity::named(user, groups);
+    let subject = if of_others { &other } else { caller };
+    let text = |value: &'_ Value| value.as_str().unwrap_or_default().to_owned();
+    let (verb, group, plural, subresource, namespace, name, path_text) = (
+        text(if path.is_object() { &path["verb"] } else { &resource["verb"] }),
+        text(&resource["group"]),
+        text(&resource["resource"]),
+        text(&resource["subresource"]),
+        text(&resource["namespace"]),
+        text(&resource["name"]),
+        text(&path["path"]),
+    );
+    let asked = Attributes {
+        verb: &verb,
+        group: &group,
+        resource: &plural,
+        subresource: &subresource,
+        namespace: &namespace,
+        name: &name,
+        path: path.is_object().then_some(path_text.as_str()),
+    };
+    let allowed = authz::allows(subject, &asked);
+    Ok(if allowed { json!({"allowed": true}) } else { json!({"allowed": false}) })
+}
+
+/// What the caller may do, as rules.
+fn rules(identity: &Identity) -> Value {
+    let everything = json!([{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}]);
+    let paths = json!([{"verbs": ["*"], "nonResourceURLs": ["*"]}]);
+    match identity.node() {
+        None => json!({"resourceRules": everything, "nonResourceRules": paths, "incomplete": false}),
+        // What a node may write depends on the object.
+        Some(_) => json!({
+            "resourceRules": [{"verbs": ["get", "list", "watch"], "apiGroups": ["*"], "resources": ["*"]}],
+            "nonResourceRules": paths, "incomplete": true, "evaluationError": "node rules depend on the object",
+        }),
+    }
+}

@@ -1,0 +1,122 @@
+//! `scale`: how many, of whatever kind it is (autoscaling/v1).
+
+use std::sync::Arc;
+
+use axum::response::Response;
+use coracle_api::kinds::FieldError;
+use coracle_api::meta;
+use coracle_api::meta::selector::LabelSelector;
+use coracle_api::schema;
+use coracle_api::status::Status;
+use http::header;
+use serde_json::{Value, json};
+
+use crate::catalog::Resource;
+use crate::edge::body::{self, Expected};
+use crate::edge::call::Request;
+use crate::edge::negotiate::Offer;
+use crate::edge::options::write_options;
+use crate::edge::respond;
+use crate::server::Shared;
+use crate::store::Seen;
+use crate::verbs::patch::Patch;
+use crate::verbs::update::{Changed, change};
+use crate::verbs::{get, write::Write};
+
+pub(super) async fn answer(
+    server: &Arc<Shared>,
+    request: &Request,
+    resource: &Arc<Resource>,
+    verb: &str,
+) -> Result<Response, Status> {
+    let call = &request.call;
+    let form = call.form(Offer::Plain)?;
+    let schema = schema::of_kind("autoscaling", "v1", "Scale")
+        .ok_or_else(|| Status::internal_error("the type Scale is not known"))?;
+    if verb == "get" {
+        let record = get::read(server, call, resource).await?;
+        return Ok(respond::value(form, 200, &scale_of(&Seen::new(resource, &record).stored())));
+    }
+    let media_type = call.header(header::CONTENT_TYPE).unwrap_or_default();
+    let (kind, patch_type) =
+        if verb == "patch" { ("PatchOptions", Some(media_type)) } else { ("UpdateOptions", None) };
+    let options = write_options(call, kind, patch_type)?;
+    let patch = if verb == "patch" { Some(Patch::read(call, &request.body)?) } else { None };
+    let sent = match &patch {
+        Some(_) => None,
+        None => {
+            let expected = Expected { api_version: "autoscaling/v1", kind: "Scale", schema: &schema };
+            let scale = body::object(call, &request.body, &expected, options.validation)?;
+            Some(scale)
+        }
+    };
+    let write = Write { server, call, resource, options: &options, subresource: "scale" };
+    let step = |old: &Value| {
+        let shown = scale_of(old);
+        let scale = match (&patch, &sent) {
+            (Some(patch), _) => patch.apply_to(call, &schema, &options, &shown)?,
+            (None, Some(sent)) => sent.clone(),
+            (None, None) => shown,
+        };
+        check(call.name(), &scale)?;
+        let mut object = old.clone();
+        object["spec"]["replicas"] = scale["spec"]["replicas"].as_i64().unwrap_or(0).into();
+        // The version and the incarnation that the scale names are those of the object.
+        let metadata = meta::metadata_mut(&mut object);
+        for field in ["resourceVersion", "uid"] {
+            match scale["metadata"].get(field) {
+                Some(value) => drop(metadata.insert(field.to_owned(), value.clone())),
+                None => drop(metadata.remove(field)),
+            }
+        }
+        Ok(Changed { object, owned: false, names_version: patch.is_none() })
+    };
+    let written = change(&write, step).await?;
+    Ok(respond::value(form, 200, &scale_of(&written.into_value(resource))))
+}
+
+fn check(name: &str, scale: &Value) -> Result<(), Status> {
+    let given = meta::name(scale);
+    if given != name {
+        return Err(Status::bad_request(format!(
+            "the name of the object ({given}) does not match the name on the URL ({name})"
+        )));
+    }
+    let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
+    if replicas < 0 {
+        let error = FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0");
+        return Err(Status::invalid("autoscaling", "Scale", name, vec![error]));
+    }
+    Ok(())
+}
+
+/// The scale of an object.
+fn scale_of(object: &Value) -> Value {
+    let mut metadata = json!({});
+    for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
+        if let Some(value) = object["metadata"].get(field) {
+            metadata[field] = value.clone();
+        }
+    }
+    let mut spec = json!({});
+    if let Some(replicas) = object["spec"]["replicas"].as_i64().filter(|replicas| *replicas != 0) {
+        spec["replicas"] = replicas.into();
+    }
+    let mut status = json!({"replicas": object["status"]["replicas"].as_i64().unwrap_or(0)});
+    let selector = selector_text(&object["spec"]["selector"]);
+    if !selector.is_empty() {
+        status["selector"] = selector.into();
+    }
+    json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata, "spec": spec, "status": status})
+}
+
+/// A selector as text; of a ReplicationController it is a plain map.
+fn selector_text(selector: &Value) -> String {
+    let is_plain = selector.as_object().is_some_and(|map| map.values().all(Value::is_string));
+    let parsed = match selector.as_object() {
+        None => return String::new(),
+        Some(map) if is_plain => LabelSelector::from_map(map),
+        Some(_) => LabelSelector::from_object(selector).unwrap_or_else(|_| LabelSelector::nothing()),
+    };
+    parsed.to_string()
+}

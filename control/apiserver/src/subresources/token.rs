@@ -1,0 +1,155 @@
+//! `serviceaccounts/token`: a token for an account, for some time, bound to a pod or secret if asked.
+
+use std::sync::Arc;
+
+use axum::response::Response;
+use coracle_api::kinds::FieldError;
+use coracle_api::meta::{self, time};
+use coracle_api::schema;
+use coracle_api::status::Status;
+use jiff::{SignedDuration, Timestamp};
+use serde_json::Value;
+
+use crate::authn::tokens::{Bound, Claims, Object};
+use crate::catalog::Resource;
+use crate::edge::body::{self, Expected};
+use crate::edge::call::Request;
+use crate::edge::negotiate::Offer;
+use crate::edge::options::write_options;
+use crate::edge::respond;
+use crate::server::Shared;
+use crate::store::Seen;
+use crate::verbs::ownership;
+
+const LEAST_SECONDS: i64 = 600;
+const MOST_SECONDS: i64 = 1 << 32;
+const DEFAULT_SECONDS: i64 = 3600;
+/// What pods ask for; such tokens live longer than they say, because old clients do not read them anew in time.
+const POD_SECONDS: i64 = 3607;
+const EXTENDED_SECONDS: i64 = 365 * 24 * 3600;
+
+pub(super) async fn create(
+    server: &Arc<Shared>,
+    request: &Request,
+    resource: &Arc<Resource>,
+) -> Result<Response, Status> {
+    let call = &request.call;
+    let form = call.form(Offer::Plain)?;
+    let schema = schema::of_kind("authentication.k8s.io", "v1", "TokenRequest")
+        .ok_or_else(|| Status::internal_error("the type TokenRequest is not known"))?;
+    let options = write_options(call, "CreateOptions", None)?;
+    let expected = Expected { api_version: "authentication.k8s.io/v1", kind: "TokenRequest", schema: &schema };
+    let mut asked = body::object(call, &request.body, &expected, options.validation)?;
+    let namespace = call.namespace().unwrap_or_default();
+    let record = server
+        .store
+        .read(resource, &resource.record_name(Some(namespace), call.name()))
+        .await?
+        .ok_or_else(|| resource.not_found(call.name()))?;
+    let account = Seen::new(resource, &record).stored();
+    let seconds = asked["spec"]["expirationSeconds"].as_i64().unwrap_or(DEFAULT_SECONDS);
+    let wrong = |message: &str| {
+        let error = FieldError::invalid("spec.expirationSeconds", seconds, message);
+        Err(Status::invalid("authentication.k8s.io", "TokenRequest", "", vec![error]))
+    };
+    if seconds < LEAST_SECONDS {
+        return wrong("may not specify a duration less than 10 minutes");
+    }
+    if seconds > MOST_SECONDS {
+        return wrong("may not specify a duration larger than 2^32 seconds");
+    }
+    let audiences: Vec<String> = asked["spec"]["audiences"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|audience| audience.as_str().map(str::to_owned))
+        .collect();
+    let audiences = if audiences.is_empty() { vec![server.tokens.issuer.clone()] } else { audiences };
+    ownership::track_answer(&schema, &expected, "token", &options.manager, &mut asked);
+    let now = Timestamp::now();
+    let at = now.as_second();
+    let extended = seconds == POD_SECONDS && audiences == [server.tokens.issuer.clone()];
+    let mut bound = Bound {
+        namespace: namespace.to_owned(),
+        serviceaccount: Object { name: call.name().to_owned(), uid: meta::uid(&account).to_owned() },
+        warnafter: extended.then_some(at + seconds),
+        ..Bound::default()
+    };
+    bind(server, namespace, &asked["spec"]["boundObjectRef"], call.name(), &mut bound)?;
+    let claims = Claims {
+        iss: server.tokens.issuer.clone(),
+        sub: format!("system:serviceaccount:{namespace}:{}", call.name()),
+        aud: audiences.clone(),
+        exp: at + if extended { EXTENDED_SECONDS } else { seconds },
+        iat: at,
+        nbf: at,
+        jti: uuid::Uuid::new_v4().to_string(),
+        kubernetes: bound,
+    };
+    let token = server.tokens.sign(&claims).map_err(Status::internal_error)?;
+    asked["metadata"]["uid"] = meta::uid(&account).into();
+    asked["metadata"]["name"] = call.name().into();
+    asked["metadata"]["namespace"] = namespace.into();
+    asked["metadata"]["creationTimestamp"] = time::format(now).into();
+    asked["spec"]["audiences"] = audiences.into();
+    asked["spec"]["expirationSeconds"] = seconds.into();
+    asked["status"]["token"] = token.into();
+    let expires = now.checked_add(SignedDuration::from_secs(seconds)).unwrap_or(now);
+    asked["status"]["expirationTimestamp"] = time::format(expires).into();
+    Ok(respond::value(form, 201, &asked))
+}
+
+/// As Go prints it: `/v1` in the core group.
+fn group_version(api_version: &str) -> String {
+    if api_version.contains('/') { api_version.to_owned() } else { format!("/{api_version}") }
+}
+
+/// The object to which the token is bound must exist, and a pod must run as this account.
+fn bind(server: &Shared, namespace: &str, reference: &Value, account: &str, bound: &mut Bound) -> Result<(), Status> {
+    if !reference.is_object() {
+        return Ok(());
+    }
+    let text = |field: &str| reference[field].as_str().unwrap_or_default();
+    let (kind, name) = (text("kind"), text("name"));
+    let plural = match kind {
+        "Pod" => "pods",
+        "Secret" => "secrets",
+        "Node" => "nodes",
+        other => {
+            return Err(Status::bad_request(format!("cannot bind token to object of type {}, Kind={other}", group_version(text("apiVersion")))));
+        }
+    };
+    let resource = server.catalog.named("", plural).ok_or_else(Status::path_not_found)?;
+    let record = server
+        .store
+        .get(resource, &resource.record_name(Some(namespace), name))
+        .ok_or_else(|| resource.not_found(name))?;
+    let object = Seen::new(resource, &record).stored();
+    let uid = meta::uid(&object).to_owned();
+    if !text("uid").is_empty() && text("uid") != uid {
+        let message = format!(
+            "the UID in the bound object reference ({}) does not match the UID in record. The object might have been \
+             deleted and then recreated",
+            text("uid")
+        );
+        return Err(Status::conflict("", plural, name, message));
+    }
+    let held = Object { name: name.to_owned(), uid };
+    match kind {
+        "Pod" => {
+            if object["spec"]["serviceAccountName"] != account {
+                let message = "cannot bind token for serviceaccount to pod running with different serviceaccount name.";
+                return Err(Status::bad_request(message));
+            }
+            if let Some(node) = object["spec"]["nodeName"].as_str().filter(|node| !node.is_empty()) {
+                let nodes = server.catalog.named("", "nodes").ok_or_else(Status::path_not_found)?;
+                let uid = server.store.get(nodes, node).map(|record| meta::uid(&Seen::new(nodes, &record).stored()).to_owned());
+                bound.node = Some(Object { name: node.to_owned(), uid: uid.unwrap_or_default() });
+            }
+            bound.pod = Some(held);
+        }
+        "Secret" => bound.secret = Some(held),
+        _ => bound.node = Some(held),
+    }
+    Ok(())
+}

@@ -1,0 +1,127 @@
+//! Who owns which field (`metadata.managedFields`, kubernetes-api §7): the api crate's rules, told who writes what.
+
+use coracle_api::codec::DecodeError;
+use coracle_api::meta;
+use coracle_api::patch::apply::{self, Reset, Target, Writer};
+use coracle_api::schema::Object;
+use coracle_api::status::Status;
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::write::Write;
+use crate::edge::body::Expected;
+use crate::edge::codec;
+use crate::edge::options::Validation;
+
+pub(crate) use coracle_api::patch::apply::equal_but_times as is_unchanged;
+
+const STATUS: &[&[&str]] = &[&["status"]];
+const SPEC: &[&[&str]] = &[&["spec"]];
+const SPEC_AND_LABELS: &[&[&str]] = &[&["spec"], &["metadata", "labels"]];
+const OF_POD_STATUS: &[&[&str]] = &[&["spec"], &["metadata", "deletionTimestamp"], &["metadata", "ownerReferences"]];
+const REPLICAS: &[&[&str]] = &[&["spec", "replicas"]];
+
+/// What a write is made to. Fields that it cannot change it does not own.
+fn target<'a>(write: &'a Write<'_>) -> Target<'a> {
+    let resource = write.resource;
+    let row = resource.row;
+    let reset = match write.subresource {
+        "" if row.has_status => Reset::Fields(STATUS),
+        "" => Reset::Nothing,
+        "scale" => Reset::AllBut(REPLICAS),
+        "status" => Reset::Fields(match (row.group, row.resource) {
+            ("", "pods") => OF_POD_STATUS,
+            ("apps", "deployments") => SPEC_AND_LABELS,
+            _ => SPEC,
+        }),
+        _ => Reset::Nothing,
+    };
+    Target {
+        object: &resource.stored_schema,
+        api_version: &resource.api_version,
+        kind: row.kind,
+        subresource: write.subresource,
+        reset,
+    }
+}
+
+fn writer<'a>(write: &'a Write<'_>) -> Writer<'a> {
+    let now = (write.subresource != "scale").then(Timestamp::now);
+    Writer { manager: &write.options.manager, now }
+}
+
+/// Writes down that the write's manager owns what it set or changed.
+pub(crate) fn track(write: &Write<'_>, old: Option<&Value>, object: &mut Value) {
+    apply::track_update(old, object, &target(write), &writer(write));
+}
+
+/// The same for an object that is answered and not stored.
+pub(crate) fn track_answer(
+    schema: &Object,
+    expected: &Expected<'_>,
+    subresource: &str,
+    manager: &str,
+    object: &mut Value,
+) {
+    let target = Target {
+        object: schema,
+        api_version: expected.api_version,
+        kind: expected.kind,
+        subresource,
+        reset: Reset::Fields(STATUS),
+    };
+    apply::track_update(None, object, &target, &Writer { manager, now: Some(Timestamp::now()) });
+}
+
+/// Whether an object says that nobody shall own its fields: an empty list, which decoding would drop.
+pub(crate) fn is_dropped(object: &Value) -> bool {
+    object["metadata"]["managedFields"].as_array().is_some_and(Vec::is_empty)
+}
+
+/// Puts back what [`is_dropped`] found.
+pub(crate) fn drop_from(object: &mut Value) {
+    meta::metadata_mut(object).insert("managedFields".to_owned(), Value::Array(Vec::new()));
+}
+
+/// A configuration that is to be applied.
+pub(crate) struct Applied {
+    config: Value,
+    /// What strict decoding has to say about it.
+    problems: Vec<String>,
+}
+
+/// Checks a configuration as far as that is possible without the object.
+pub(crate) fn read_applied(write: &Write<'_>, mut config: Value, problems: Vec<String>) -> Result<Applied, Status> {
+    if !config.is_object() {
+        return Err(Status::bad_request("error decoding YAML: the patch is not an object"));
+    }
+    let name = meta::name(&config).to_owned();
+    if name.is_empty() {
+        meta::metadata_mut(&mut config).insert("name".to_owned(), write.call.name().into());
+    } else if name != write.call.name() {
+        return Err(Status::bad_request(format!(
+            "the name of the object ({name}) does not match the name on the URL ({})",
+            write.call.name()
+        )));
+    }
+    Ok(Applied { config, problems })
+}
+
+/// The object that results, with its owners.
+pub(crate) fn apply(write: &Write<'_>, live: Option<&Value>, applied: &Applied) -> Result<Value, Status> {
+    let object = apply::apply(live, &applied.config, &target(write), &writer(write), write.options.force)?;
+    // Conflicts come first: they say more.
+    match write.options.validation {
+        Validation::Ignore => {}
+        Validation::Warn => write.call.warn_all(applied.problems.iter().cloned()),
+        Validation::Strict if applied.problems.is_empty() => {}
+        Validation::Strict => {
+            let problems = applied.problems.join(", ");
+            return Err(Status::bad_request(format!("error strict decoding patch: {problems}")));
+        }
+    }
+    let decoded = codec::check(&object, &write.resource.schema).map_err(|error| match error {
+        DecodeError::Mistyped(why) | DecodeError::Unrecognized(why) => Status::bad_request(why),
+    })?;
+    Ok(decoded.value)
+}

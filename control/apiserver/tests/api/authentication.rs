@@ -1,0 +1,103 @@
+//! Who may call, and what strangers are told.
+
+use axum::body::Body;
+use coracle_apiserver::Identity;
+use http::Request;
+use serde_json::{Value, json};
+
+use crate::{Server, admin, pod};
+
+async fn get(server: &Server, path: &str, token: Option<&str>) -> (u16, Value) {
+    let mut request = Request::get(path);
+    if let Some(token) = token {
+        request = request.header("authorization", format!("Bearer {token}"));
+    }
+    let answer = server.send(None, request.body(Body::empty()).unwrap()).await;
+    (answer.code, answer.json())
+}
+
+#[tokio::test]
+async fn strangers_see_only_health_and_version() {
+    let server = Server::start().await;
+    for (path, code) in
+        [("/healthz", 200), ("/readyz/ping", 200), ("/version", 200), ("/api", 403), ("/metrics", 403), ("/api/v1/pods", 403)]
+    {
+        assert_eq!(get(&server, path, None).await.0, code, "{path}");
+    }
+    assert_eq!(get(&server, "/version", Some("rubbish")).await.0, 401, "a wrong credential is never ignored");
+}
+
+#[tokio::test]
+async fn a_token_works_as_long_as_what_it_is_bound_to() {
+    let server = Server::start().await.with_account().await;
+    server.make("/api/v1/namespaces/default/pods", pod("p")).await;
+    let path = "/api/v1/namespaces/default/serviceaccounts/default/token";
+    let bound = json!({"spec": {"boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": "p"}}});
+    let token = server.make(path, bound).await["status"]["token"].as_str().unwrap().to_owned();
+    assert_eq!(get(&server, "/api/v1/pods", Some(&token)).await.0, 200);
+    let review = server
+        .make("/apis/authentication.k8s.io/v1/tokenreviews", json!({"spec": {"token": token}}))
+        .await;
+    assert_eq!(review["status"]["user"]["username"], "system:serviceaccount:default:default");
+    let (code, _) = server.call("DELETE", "/api/v1/namespaces/default/pods/p", Value::Null).await;
+    assert_eq!((code, get(&server, "/api/v1/pods", Some(&token)).await.0), (200, 401));
+    let other = server.make(path, json!({"spec": {"audiences": ["elsewhere"]}})).await;
+    let token = other["status"]["token"].as_str().unwrap();
+    assert_eq!(get(&server, "/api/v1/pods", Some(token)).await.0, 401, "for another audience");
+}
+
+#[tokio::test]
+async fn a_node_changes_only_its_own_pods() {
+    let server = Server::start().await.with_account().await;
+    server.make("/api/v1/namespaces/default/pods", pod("p")).await;
+    let body = json!({"bindings": [{"namespace": "default", "name": "p", "node": "mine"}]});
+    server.call("POST", "/coracle/v1/bindings", body).await;
+    for (node, code) in [("mine", 200), ("other", 403)] {
+        let identity = Identity::authenticated(format!("system:node:{node}"), vec!["system:nodes".to_owned()]);
+        let request = Request::patch("/api/v1/namespaces/default/pods/p/status")
+            .header("content-type", "application/strategic-merge-patch+json")
+            .body(json!({"status": {"phase": "Running"}}).to_string().into())
+            .unwrap();
+        let answer = server.send(Some(identity), request).await;
+        assert_eq!(answer.code, code, "{node}: {}", answer.json());
+    }
+}
+
+#[tokio::test]
+async fn other_routes_are_behind_authentication_when_asked() {
+    use tower::ServiceExt;
+    let server = Server::start().await;
+    let extra = axum::Router::new().route("/coracle/v1/status", axum::routing::get(|| async { "fine" }));
+    let router = server.api.router().merge(server.api.authenticated(extra));
+    for (identity, code) in [(None, 401), (Some(admin()), 200)] {
+        let mut request = Request::get("/coracle/v1/status").body(Body::empty()).unwrap();
+        if let Some(identity) = identity {
+            request.extensions_mut().insert(identity);
+        }
+        assert_eq!(router.clone().oneshot(request).await.unwrap().status(), code);
+    }
+    let mut request = Request::get("/api/v1/namespaces").body(Body::empty()).unwrap();
+    request.extensions_mut().insert(admin());
+    assert_eq!(router.oneshot(request).await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn discovery_is_complete_and_cacheable() {
+    let server = Server::start().await;
+    let aggregated = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
+    let request = |tag: &str| Request::get("/apis").header("accept", aggregated).header("if-none-match", tag).body(Body::empty()).unwrap();
+    let answer = server.send(Some(admin()), request("")).await;
+    assert_eq!((answer.code, answer.json()["kind"].clone()), (200, json!("APIGroupDiscoveryList")));
+    let tag = answer.headers["etag"].to_str().unwrap().to_owned();
+    assert_eq!(server.send(Some(admin()), request(&tag)).await.code, 304);
+    for (path, kind) in [("/api", "APIVersions"), ("/apis", "APIGroupList"), ("/apis/apps", "APIGroup"), ("/apis/apps/v1", "APIResourceList")] {
+        assert_eq!(server.get(path).await.1["kind"], kind, "{path}");
+    }
+    let (_, index) = server.get("/openapi/v3").await;
+    let url = index["paths"]["apis/apps/v1"]["serverRelativeURL"].as_str().unwrap().to_owned();
+    let (code, document) = server.get(&url).await;
+    assert_eq!(code, 200);
+    assert!(document["components"]["schemas"]["io.k8s.api.apps.v1.Deployment"].is_object());
+    let patch = &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
+    assert!(patch["requestBody"]["content"]["application/strategic-merge-patch+json"].is_object());
+}

@@ -1,0 +1,114 @@
+//! Lists: order, selection, pages, forms.
+
+use http::Request;
+use serde_json::{Value, json};
+
+use crate::{Server, admin, config_map, pod};
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+
+fn names(list: &Value) -> Vec<&str> {
+    list["items"].as_array().unwrap().iter().map(|item| item["metadata"]["name"].as_str().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn pages_show_the_state_of_the_first() {
+    let server = Server::start().await;
+    for name in ["c", "a", "b", "d", "e"] {
+        server.make(MAPS, config_map(name, json!({}))).await;
+    }
+    let (code, first) = server.get(&format!("{MAPS}?limit=2")).await;
+    assert_eq!((code, names(&first)), (200, vec!["a", "b"]));
+    assert_eq!(first["metadata"]["remainingItemCount"], 3);
+    assert!(first["items"][0].get("kind").is_none(), "items of lists say no kind");
+    server.call("DELETE", &format!("{MAPS}/d"), Value::Null).await;
+    let next = first["metadata"]["continue"].as_str().unwrap();
+    let (_, second) = server.get(&format!("{MAPS}?limit=5&continue={next}")).await;
+    assert_eq!(names(&second), ["c", "d", "e"]);
+    assert_eq!(second["metadata"]["resourceVersion"], first["metadata"]["resourceVersion"]);
+    assert!(second["metadata"].get("continue").is_none());
+}
+
+#[tokio::test]
+async fn namespaces_do_not_mix() {
+    let server = Server::start().await;
+    for namespace in ["n", "n-a", "n1"] {
+        server.make("/api/v1/namespaces", json!({"metadata": {"name": namespace}})).await;
+        server.make(&format!("/api/v1/namespaces/{namespace}/configmaps"), config_map(namespace, json!({}))).await;
+    }
+    let (_, one) = server.get("/api/v1/namespaces/n/configmaps").await;
+    assert_eq!(names(&one), ["n"]);
+    let (_, all) = server.get("/api/v1/configmaps").await;
+    assert_eq!(names(&all), ["n-a", "n", "n1"], "in the order of their keys");
+    let (_, pinned) = server.get("/api/v1/configmaps?fieldSelector=metadata.namespace%3Dn1").await;
+    assert_eq!(names(&pinned), ["n1"]);
+}
+
+#[tokio::test]
+async fn selectors_select() {
+    let server = Server::start().await.with_account().await;
+    for (name, tier) in [("a", "front"), ("b", "back")] {
+        let mut object = pod(name);
+        object["metadata"]["labels"] = json!({"tier": tier});
+        server.make("/api/v1/namespaces/default/pods", object).await;
+    }
+    for (query, expected) in [
+        ("labelSelector=tier%3Dfront", vec!["a"]),
+        ("labelSelector=tier+in+(front,back)", vec!["a", "b"]),
+        ("labelSelector=!tier", vec![]),
+        ("fieldSelector=status.phase%3DPending", vec!["a", "b"]),
+        ("fieldSelector=status.phase%3DRunning", vec![]),
+        ("fieldSelector=metadata.name!%3Da", vec!["b"]),
+    ] {
+        let (code, list) = server.get(&format!("/api/v1/pods?{query}")).await;
+        assert_eq!((code, names(&list)), (200, expected), "{query}");
+    }
+    let (code, refused) = server.get("/api/v1/pods?fieldSelector=spec.priority%3D0").await;
+    assert_eq!((code, &refused["message"]), (400, &json!("field label not supported: spec.priority")));
+}
+
+#[tokio::test]
+async fn tables_and_metadata_are_shown_on_request() {
+    let server = Server::start().await;
+    server.make(MAPS, config_map("a", json!({"k": "v"}))).await;
+    let ask = async |path: &str, accept: &str| {
+        let request = Request::get(path).header("accept", accept).body(Default::default()).unwrap();
+        server.send(Some(admin()), request).await
+    };
+    let table = ask(MAPS, "application/json;as=Table;v=v1;g=meta.k8s.io,application/json").await.json();
+    assert_eq!((&table["kind"], &table["rows"][0]["cells"][0]), (&json!("Table"), &json!("a")));
+    assert_eq!(table["rows"][0]["object"]["kind"], "PartialObjectMetadata");
+    let partial = ask(MAPS, "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io").await.json();
+    assert_eq!(partial["items"][0]["metadata"]["name"], "a");
+    assert!(partial["items"][0].get("data").is_none());
+    let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+    let request = Request::post(path)
+        .header("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")
+        .body(json!({"spec": {"resourceAttributes": {"verb": "get"}}}).to_string().into())
+        .unwrap();
+    assert_eq!(server.send(Some(admin()), request).await.code, 406);
+}
+
+#[tokio::test]
+async fn a_long_list_is_whole() {
+    let server = Server::start().await;
+    for at in 0..300 {
+        server.make(MAPS, config_map(&format!("m{at:03}"), json!({"k": "x".repeat(4096)}))).await;
+    }
+    let (_, list) = server.get(MAPS).await;
+    assert_eq!(names(&list).len(), 300);
+    assert_eq!(names(&list)[299], "m299");
+}
+
+#[tokio::test]
+async fn a_collection_is_deleted_by_selector() {
+    let server = Server::start().await;
+    for (name, tier) in [("a", "x"), ("b", "y"), ("c", "x")] {
+        let mut object = config_map(name, json!({}));
+        object["metadata"]["labels"] = json!({"tier": tier});
+        server.make(MAPS, object).await;
+    }
+    let (code, deleted) = server.call("DELETE", &format!("{MAPS}?labelSelector=tier%3Dx"), Value::Null).await;
+    assert_eq!((code, names(&deleted)), (200, vec!["a", "c"]));
+    assert_eq!(names(&server.get(MAPS).await.1), ["b"]);
+}

@@ -1,0 +1,108 @@
+//! The API server over a real keyspace in a temporary directory, called through its router as a client would.
+
+mod authentication;
+mod lists;
+mod objects;
+mod scheduling;
+mod services;
+mod watches;
+
+use axum::body::Body;
+use coracle_apiserver::{ApiServer, Config, Identity};
+use coracle_keyspace::Keyspace;
+use http::{HeaderMap, Request};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+/// A server for one test.
+struct Server {
+    api: ApiServer,
+    keyspace: Keyspace,
+    _dir: tempfile::TempDir,
+}
+
+/// An answer, read whole.
+#[derive(Debug)]
+struct Answer {
+    code: u16,
+    headers: HeaderMap,
+    bytes: Vec<u8>,
+}
+
+impl Answer {
+    /// The body as JSON.
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.bytes).unwrap_or_else(|_| json!(String::from_utf8_lossy(&self.bytes)))
+    }
+}
+
+impl Server {
+    async fn start() -> Server {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let keyspace = Keyspace::open(coracle_keyspace::Config::new(dir.path())).await.expect("a new keyspace");
+        let config = Config {
+            external_url: "https://127.0.0.1:6443".to_owned(),
+            token_key: include_str!("../token.key").to_owned(),
+            ..Config::default()
+        };
+        let api = ApiServer::start(keyspace.clone(), config).await.expect("the API server starts");
+        Server { api, keyspace, _dir: dir }
+    }
+
+    /// Sends a request as `identity`, or as a stranger.
+    async fn send(&self, identity: Option<Identity>, mut request: Request<Body>) -> Answer {
+        if let Some(identity) = identity {
+            request.extensions_mut().insert(identity);
+        }
+        let response = self.api.router().oneshot(request).await.expect("the router never fails");
+        let (parts, body) = response.into_parts();
+        let bytes = body.collect().await.expect("a body in memory").to_bytes().to_vec();
+        Answer { code: parts.status.as_u16(), headers: parts.headers, bytes }
+    }
+
+    /// Sends JSON as the administrator.
+    async fn call(&self, method: &str, path: &str, body: Value) -> (u16, Value) {
+        let media_type = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
+        self.call_as(method, path, media_type, &body).await
+    }
+
+    async fn call_as(&self, method: &str, path: &str, media_type: &str, body: &Value) -> (u16, Value) {
+        let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
+        let request = Request::builder().method(method).uri(path).header("content-type", media_type).body(body);
+        let answer = self.send(Some(admin()), request.expect("a request")).await;
+        (answer.code, answer.json())
+    }
+
+    async fn get(&self, path: &str) -> (u16, Value) {
+        self.call("GET", path, Value::Null).await
+    }
+
+    /// Makes an object that must be made.
+    async fn make(&self, path: &str, object: Value) -> Value {
+        let (code, answer) = self.call("POST", path, object).await;
+        assert_eq!(code, 201, "{answer}");
+        answer
+    }
+
+    /// The account that pods run as.
+    async fn with_account(self) -> Server {
+        self.make("/api/v1/namespaces/default/serviceaccounts", json!({"metadata": {"name": "default"}})).await;
+        self
+    }
+}
+
+fn admin() -> Identity {
+    Identity::authenticated("admin", vec!["system:masters".to_owned()])
+}
+
+/// A ConfigMap.
+fn config_map(name: &str, data: Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data})
+}
+
+/// A pod of one container.
+fn pod(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+        "spec": {"containers": [{"name": "c", "image": "hello"}]}})
+}

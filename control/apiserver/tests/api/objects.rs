@@ -1,0 +1,179 @@
+//! The life of one object.
+
+use coracle_api::schema;
+use http::Request;
+use serde_json::{Value, json};
+
+use crate::{Server, admin, config_map, pod};
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+
+#[tokio::test]
+async fn an_object_is_made_read_changed_and_deleted() {
+    let server = Server::start().await;
+    let made = server.make(MAPS, config_map("a", json!({"k": "v"}))).await;
+    assert!(made["metadata"]["uid"].is_string());
+    assert_eq!(server.get(&format!("{MAPS}/a")).await.1, made);
+    let (code, again) = server.call("POST", MAPS, config_map("a", json!({}))).await;
+    assert_eq!((code, &again["reason"]), (409, &json!("AlreadyExists")));
+
+    let (code, patched) = server.call("PATCH", &format!("{MAPS}/a"), json!({"data": {"k": "w"}})).await;
+    assert_eq!((code, &patched["data"]["k"]), (200, &json!("w")));
+    let (code, stale) = server.call("PUT", &format!("{MAPS}/a"), made.clone()).await;
+    assert_eq!((code, &stale["reason"]), (409, &json!("Conflict")));
+
+    let (code, deleted) = server.call("DELETE", &format!("{MAPS}/a"), Value::Null).await;
+    assert_eq!((code, &deleted["status"]), (200, &json!("Success")));
+    assert_eq!(deleted["details"]["uid"], made["metadata"]["uid"]);
+    assert_eq!(server.get(&format!("{MAPS}/a")).await.0, 404);
+}
+
+#[tokio::test]
+async fn a_write_that_changes_nothing_makes_no_revision() {
+    let server = Server::start().await;
+    let made = server.make(MAPS, config_map("a", json!({"k": "v"}))).await;
+    let before = server.keyspace.revision();
+    for (method, body) in [("PUT", made.clone()), ("PATCH", json!({"data": {"k": "v"}}))] {
+        let (code, same) = server.call(method, &format!("{MAPS}/a"), body).await;
+        assert_eq!((code, &same["metadata"]["resourceVersion"]), (200, &made["metadata"]["resourceVersion"]));
+    }
+    assert_eq!(server.keyspace.revision(), before);
+}
+
+#[tokio::test]
+async fn a_dry_run_stores_nothing() {
+    let server = Server::start().await;
+    let before = server.keyspace.revision();
+    let (code, would_be) = server.call("POST", &format!("{MAPS}?dryRun=All"), config_map("a", json!({}))).await;
+    assert_eq!((code, would_be["metadata"].get("resourceVersion")), (201, None));
+    assert_eq!(server.keyspace.revision(), before);
+    assert_eq!(server.get(&format!("{MAPS}/a")).await.0, 404);
+}
+
+#[tokio::test]
+async fn finalizers_keep_an_object_until_the_last_one_goes() {
+    let server = Server::start().await;
+    let mut object = config_map("a", json!({}));
+    object["metadata"]["finalizers"] = json!(["example.com/x"]);
+    server.make(MAPS, object).await;
+    let (code, held) = server.call("DELETE", &format!("{MAPS}/a"), Value::Null).await;
+    assert_eq!(code, 200);
+    assert!(held["metadata"]["deletionTimestamp"].is_string(), "{held}");
+    let (code, _) = server.call("PATCH", &format!("{MAPS}/a"), json!({"metadata": {"finalizers": null}})).await;
+    assert_eq!(code, 200);
+    assert_eq!(server.get(&format!("{MAPS}/a")).await.0, 404);
+}
+
+#[tokio::test]
+async fn concurrent_patches_all_take_effect() {
+    let server = Server::start().await;
+    server.make(MAPS, config_map("a", json!({}))).await;
+    let path = format!("{MAPS}/a");
+    // As many as there are tries for a patch: each round one of them wins.
+    let patches = (0..5).map(|at| server.call("PATCH", &path, json!({"data": {at.to_string(): "x"}})));
+    for (code, answer) in futures::future::join_all(patches).await {
+        assert_eq!(code, 200, "{answer}");
+    }
+    assert_eq!(server.get(&format!("{MAPS}/a")).await.1["data"].as_object().map(|data| data.len()), Some(5));
+}
+
+#[tokio::test]
+async fn an_apply_owns_its_fields_and_meets_conflicts() {
+    let server = Server::start().await;
+    let apply = "application/apply-patch+yaml";
+    let path = |manager: &str| format!("{MAPS}/a?fieldManager={manager}");
+    let (code, made) = server.call_as("PATCH", &path("one"), apply, &config_map("a", json!({"k": "v", "l": "v"}))).await;
+    assert_eq!((code, &made["metadata"]["managedFields"][0]["operation"]), (201, &json!("Apply")));
+    let (code, conflict) = server.call_as("PATCH", &path("two"), apply, &config_map("a", json!({"k": "w"}))).await;
+    assert_eq!((code, &conflict["details"]["causes"][0]["reason"]), (409, &json!("FieldManagerConflict")));
+    let (code, forced) =
+        server.call_as("PATCH", &format!("{}&force=true", path("two")), apply, &config_map("a", json!({"k": "w"}))).await;
+    assert_eq!((code, &forced["data"]), (200, &json!({"k": "w", "l": "v"})));
+    let (_, dropped) = server.call_as("PATCH", &path("one"), apply, &config_map("a", json!({}))).await;
+    assert_eq!(dropped["data"], json!({"k": "w"}));
+}
+
+#[tokio::test]
+async fn strict_validation_refuses_what_the_default_warns_of() {
+    let server = Server::start().await;
+    let object = json!({"metadata": {"name": "a"}, "dada": {}});
+    let (code, refused) = server.call("POST", &format!("{MAPS}?fieldValidation=Strict"), object.clone()).await;
+    assert_eq!(code, 400);
+    assert_eq!(
+        refused["message"],
+        "ConfigMap in version \"v1\" cannot be handled as a ConfigMap: strict decoding error: unknown field \"dada\""
+    );
+    let request = Request::post(MAPS).body(object.to_string().into()).unwrap();
+    let answer = server.send(Some(admin()), request).await;
+    assert_eq!((answer.code, &answer.headers["warning"]), (201, &"299 - \"unknown field \\\"dada\\\"\"".parse().unwrap()));
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_large_is_refused() {
+    let server = Server::start().await;
+    for (size, code) in [(2 << 20, 413), (4 << 20, 413), (1 << 19, 201)] {
+        let object = config_map("big", json!({"k": "x".repeat(size)}));
+        let (answered, answer) = server.call("POST", MAPS, object).await;
+        assert_eq!(answered, code, "{size}: {}", answer["message"]);
+    }
+}
+
+#[tokio::test]
+async fn protobuf_goes_in_and_out() {
+    const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+    let server = Server::start().await.with_account().await;
+    let schema = schema::named("io.k8s.api.core.v1.Pod").unwrap();
+    let sent = coracle_api::codec::protobuf::encode(&pod("p"), &schema);
+    let request = Request::post("/api/v1/namespaces/default/pods")
+        .header("content-type", PROTOBUF)
+        .header("accept", PROTOBUF)
+        .body(sent.into())
+        .unwrap();
+    let answer = server.send(Some(admin()), request).await;
+    assert_eq!((answer.code, answer.headers["content-type"].to_str().unwrap()), (201, PROTOBUF));
+    let decoded = coracle_api::codec::protobuf::decode(&answer.bytes, &schema).unwrap().value;
+    let (_, stored) = server.get("/api/v1/namespaces/default/pods/p").await;
+    assert_eq!(decoded["metadata"]["uid"], stored["metadata"]["uid"]);
+    assert_eq!(decoded["spec"]["containers"], stored["spec"]["containers"]);
+}
+
+#[tokio::test]
+async fn a_terminating_namespace_takes_nothing_new() {
+    let server = Server::start().await;
+    server.make("/api/v1/namespaces", json!({"metadata": {"name": "n"}})).await;
+    let (code, _) = server.call("DELETE", "/api/v1/namespaces/n", Value::Null).await;
+    assert_eq!(code, 200);
+    let (code, refused) = server.call("POST", "/api/v1/namespaces/n/configmaps", config_map("a", json!({}))).await;
+    assert_eq!((code, &refused["details"]["causes"][0]["reason"]), (403, &json!("NamespaceTerminating")));
+    let (code, mut namespace) = server.get("/api/v1/namespaces/n").await;
+    assert_eq!((code, &namespace["status"]["phase"]), (200, &json!("Terminating")));
+    namespace["spec"]["finalizers"] = json!([]);
+    let (code, _) = server.call("PUT", "/api/v1/namespaces/n/finalize", namespace).await;
+    assert_eq!((code, server.get("/api/v1/namespaces/n").await.0), (200, 404));
+    let (code, refused) = server.call("DELETE", "/api/v1/namespaces/default", Value::Null).await;
+    assert_eq!((code, &refused["reason"]), (403, &json!("Forbidden")));
+}
+
+#[tokio::test]
+async fn generated_names_do_not_collide() {
+    let server = Server::start().await;
+    let object = json!({"metadata": {"generateName": "a-"}});
+    let makes = (0..50).map(|_| server.call("POST", MAPS, object.clone()));
+    let names: std::collections::BTreeSet<String> =
+        futures::future::join_all(makes).await.into_iter().map(|(_, made)| made["metadata"]["name"].to_string()).collect();
+    assert_eq!(names.len(), 50);
+}
+
+#[tokio::test]
+async fn both_groups_see_the_same_events() {
+    let server = Server::start().await;
+    let event = json!({"metadata": {"name": "e"}, "involvedObject": {"kind": "Pod", "namespace": "default", "name": "p"},
+        "message": "said", "reason": "Because", "type": "Normal"});
+    server.make("/api/v1/namespaces/default/events", event).await;
+    let (code, other) = server.get("/apis/events.k8s.io/v1/namespaces/default/events/e").await;
+    assert_eq!((code, &other["note"], &other["regarding"]["name"]), (200, &json!("said"), &json!("p")));
+    let (_, list) = server.get("/apis/events.k8s.io/v1/events?fieldSelector=regarding.name%3Dp").await;
+    assert_eq!(list["items"][0]["note"], "said");
+    let (_, none) = server.get("/apis/events.k8s.io/v1/events?fieldSelector=regarding.name%3Dq").await;
+    assert_eq!(none["items"], json!([]));
+}

@@ -1,0 +1,81 @@
+//! What pods get at admission, and how they are bound.
+
+use serde_json::{Value, json};
+
+use crate::{Server, pod};
+
+const PODS: &str = "/api/v1/namespaces/default/pods";
+
+#[tokio::test]
+async fn a_pod_gets_an_account_a_token_and_a_priority() {
+    let server = Server::start().await.with_account().await;
+    let made = server.make(PODS, pod("p")).await;
+    assert_eq!((&made["spec"]["serviceAccountName"], &made["spec"]["priority"]), (&json!("default"), &json!(0)));
+    let mount = &made["spec"]["containers"][0]["volumeMounts"][0];
+    assert_eq!(mount["mountPath"], "/var/run/secrets/kubernetes.io/serviceaccount");
+    assert_eq!(made["spec"]["volumes"][0]["name"], mount["name"]);
+    assert_eq!(made["spec"]["tolerations"].as_array().map(Vec::len), Some(2));
+    let mut other = pod("q");
+    other["spec"]["serviceAccountName"] = json!("none");
+    let (code, refused) = server.call("POST", PODS, other).await;
+    assert_eq!(code, 403);
+    assert!(refused["message"].as_str().unwrap().contains("error looking up service account default/none"));
+}
+
+#[tokio::test]
+async fn many_pods_are_bound_at_once_and_each_has_its_answer() {
+    let server = Server::start().await.with_account().await;
+    for name in ["a", "b", "c"] {
+        server.make(PODS, pod(name)).await;
+    }
+    let bind = |name: &str, node: &str| json!({"namespace": "default", "name": name, "uid": "", "node": node});
+    let before = server.keyspace.revision().get();
+    let body = json!({"bindings": [bind("a", "n1"), bind("none", "n1"), bind("b", "n2")]});
+    let (code, answer) = server.call("POST", "/coracle/v1/bindings", body).await;
+    let codes: Vec<i64> = answer["results"].as_array().unwrap().iter().map(|one| one["code"].as_i64().unwrap()).collect();
+    assert_eq!((code, codes), (200, vec![201, 404, 201]));
+    assert_eq!(server.keyspace.revision().get(), before + 1, "in one proposal");
+    let (_, bound) = server.get(&format!("{PODS}/a")).await;
+    assert_eq!(bound["spec"]["nodeName"], "n1");
+    let condition = bound["status"]["conditions"].as_array().unwrap().iter().find(|one| one["type"] == "PodScheduled");
+    assert_eq!(condition.unwrap()["status"], "True");
+    let (_, again) = server.call("POST", "/coracle/v1/bindings", json!({"bindings": [bind("a", "n2")]})).await;
+    assert_eq!(again["results"][0]["code"], 409);
+
+    let binding = json!({"metadata": {"name": "c"}, "target": {"kind": "Node", "name": "n3"}});
+    let (code, _) = server.call("POST", &format!("{PODS}/c/binding"), binding).await;
+    assert_eq!(code, 201);
+    let (_, listed) = server.get("/api/v1/pods?fieldSelector=spec.nodeName%3Dn3").await;
+    assert_eq!(listed["items"][0]["metadata"]["name"], "c");
+}
+
+#[tokio::test]
+async fn a_bound_pod_has_a_grace_period_and_an_unbound_one_has_none() {
+    let server = Server::start().await.with_account().await;
+    server.make(PODS, pod("a")).await;
+    server.make(PODS, pod("b")).await;
+    let body = json!({"bindings": [{"namespace": "default", "name": "a", "node": "n"}]});
+    server.call("POST", "/coracle/v1/bindings", body).await;
+    let (_, going) = server.call("DELETE", &format!("{PODS}/a"), Value::Null).await;
+    assert_eq!(going["metadata"]["deletionGracePeriodSeconds"], 30);
+    assert_eq!(server.get(&format!("{PODS}/a")).await.0, 200);
+    server.call("DELETE", &format!("{PODS}/b"), Value::Null).await;
+    assert_eq!(server.get(&format!("{PODS}/b")).await.0, 404);
+    server.call("DELETE", &format!("{PODS}/a?gracePeriodSeconds=0"), Value::Null).await;
+    assert_eq!(server.get(&format!("{PODS}/a")).await.0, 404);
+}
+
+#[tokio::test]
+async fn a_deployment_is_scaled_and_its_generation_counts() {
+    let server = Server::start().await;
+    let path = "/apis/apps/v1/namespaces/default/deployments";
+    let deployment = json!({"metadata": {"name": "d"}, "spec": {"replicas": 1, "selector": {"matchLabels": {"app": "d"}},
+        "template": {"metadata": {"labels": {"app": "d"}}, "spec": {"containers": [{"name": "c", "image": "x"}]}}}});
+    server.make(path, deployment).await;
+    let (code, scale) = server.call("PATCH", &format!("{path}/d/scale"), json!({"spec": {"replicas": 3}})).await;
+    assert_eq!((code, &scale["spec"]["replicas"], &scale["status"]["selector"]), (200, &json!(3), &json!("app=d")));
+    let (_, scaled) = server.get(&format!("{path}/d")).await;
+    assert_eq!((&scaled["spec"]["replicas"], &scaled["metadata"]["generation"]), (&json!(3), &json!(2)));
+    let (code, status) = server.call("PATCH", &format!("{path}/d/status"), json!({"status": {"replicas": 3}})).await;
+    assert_eq!((code, &status["metadata"]["generation"]), (200, &json!(2)));
+}

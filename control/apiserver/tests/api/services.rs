@@ -1,0 +1,55 @@
+//! Addresses and node ports are given out once.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use crate::Server;
+
+const SERVICES: &str = "/api/v1/namespaces/default/services";
+
+fn service(name: &str, kind: &str) -> Value {
+    json!({"metadata": {"name": name}, "spec": {"type": kind, "selector": {"app": "x"}, "ports": [{"port": 80}]}})
+}
+
+#[tokio::test]
+async fn no_two_services_have_the_same_address_or_port() {
+    let server = Server::start().await;
+    let names: Vec<String> = (0..40).map(|at| format!("s{at}")).collect();
+    let made = futures::future::join_all(names.iter().map(|name| server.make(SERVICES, service(name, "NodePort")))).await;
+    let addresses: BTreeSet<String> = made.iter().map(|made| made["spec"]["clusterIP"].to_string()).collect();
+    let ports: BTreeSet<u64> = made.iter().filter_map(|made| made["spec"]["ports"][0]["nodePort"].as_u64()).collect();
+    assert_eq!((addresses.len(), ports.len()), (40, 40));
+}
+
+#[tokio::test]
+async fn what_a_service_held_is_free_when_it_is_gone() {
+    let server = Server::start().await;
+    let mut asked = service("a", "NodePort");
+    asked["spec"]["clusterIP"] = json!("10.96.0.77");
+    asked["spec"]["ports"][0]["nodePort"] = json!(30080);
+    server.make(SERVICES, asked.clone()).await;
+    asked["metadata"]["name"] = json!("b");
+    let (code, refused) = server.call("POST", SERVICES, asked.clone()).await;
+    assert_eq!(code, 422, "{refused}");
+    assert!(refused["message"].as_str().unwrap().contains("provided IP is already allocated"), "{refused}");
+    server.call("DELETE", &format!("{SERVICES}/a"), Value::Null).await;
+    server.make(SERVICES, asked).await;
+
+    // Another type gives the port back, and a patch keeps the address.
+    let (code, changed) = server.call("PATCH", &format!("{SERVICES}/b"), json!({"spec": {"type": "ClusterIP"}})).await;
+    assert_eq!((code, &changed["spec"]["clusterIP"]), (200, &json!("10.96.0.77")), "{changed}");
+    assert!(changed["spec"]["ports"][0].get("nodePort").is_none());
+    let mut again = service("c", "NodePort");
+    again["spec"]["ports"][0]["nodePort"] = json!(30080);
+    server.make(SERVICES, again).await;
+}
+
+#[tokio::test]
+async fn the_api_has_a_service_of_its_own() {
+    let server = Server::start().await;
+    let (code, service) = server.get(&format!("{SERVICES}/kubernetes")).await;
+    assert_eq!((code, &service["spec"]["clusterIP"]), (200, &json!("10.96.0.1")));
+    let (_, slices) = server.get("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices").await;
+    assert_eq!(slices["items"][0]["endpoints"][0]["addresses"][0], "127.0.0.1");
+}

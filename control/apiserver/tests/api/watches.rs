@@ -1,0 +1,124 @@
+//! Watches: what is there, what happens, where they begin and end.
+
+use http::Request;
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+use crate::{Server, admin, config_map};
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+
+/// An open watch.
+struct Watch {
+    body: axum::body::Body,
+    buffer: Vec<u8>,
+}
+
+impl Watch {
+    async fn open(server: &Server, query: &str) -> Watch {
+        let mut request = Request::get(format!("{MAPS}?watch=true&{query}")).body(axum::body::Body::empty()).unwrap();
+        request.extensions_mut().insert(admin());
+        let response = server.api.router().oneshot(request).await.unwrap();
+        assert_eq!(response.status(), 200);
+        Watch { body: response.into_body(), buffer: Vec::new() }
+    }
+
+    /// The next event; `None` at the end.
+    async fn next(&mut self) -> Option<Value> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                return Some(serde_json::from_slice(&line).expect("an event"));
+            }
+            let frame = tokio::time::timeout(std::time::Duration::from_secs(10), self.body.frame()).await;
+            let frame = frame.expect("an event within ten seconds")?.expect("a body in memory");
+            self.buffer.extend_from_slice(&frame.into_data().expect("data"));
+        }
+    }
+
+    /// Type and name of the next event.
+    async fn heard(&mut self) -> (String, String) {
+        let event = self.next().await.expect("an event");
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        (text(&event["type"]), text(&event["object"]["metadata"]["name"]))
+    }
+}
+
+fn said(kind: &str, name: &str) -> (String, String) {
+    (kind.to_owned(), name.to_owned())
+}
+
+#[tokio::test]
+async fn a_watch_tells_what_is_there_and_what_happens() {
+    let server = Server::start().await;
+    server.make(MAPS, config_map("a", json!({}))).await;
+    let mut watch = Watch::open(&server, "").await;
+    assert_eq!(watch.heard().await, said("ADDED", "a"));
+    server.make(MAPS, config_map("b", json!({}))).await;
+    assert_eq!(watch.heard().await, said("ADDED", "b"));
+    server.call("PATCH", &format!("{MAPS}/a"), json!({"data": {"k": "v"}})).await;
+    assert_eq!(watch.heard().await, said("MODIFIED", "a"));
+    server.call("DELETE", &format!("{MAPS}/b"), Value::Null).await;
+    let deleted = watch.next().await.unwrap();
+    assert_eq!(deleted["type"], "DELETED");
+    let revision = server.keyspace.revision().to_string();
+    assert_eq!(deleted["object"]["metadata"]["resourceVersion"], revision, "the revision of the deletion");
+}
+
+#[tokio::test]
+async fn objects_enter_and_leave_a_selection() {
+    let server = Server::start().await;
+    let mut watch = Watch::open(&server, "labelSelector=app%3Dx").await;
+    let label = |value: &str| json!({"metadata": {"labels": {"app": value}}});
+    server.make(MAPS, config_map("a", json!({}))).await;
+    server.call("PATCH", &format!("{MAPS}/a"), label("x")).await;
+    assert_eq!(watch.heard().await, said("ADDED", "a"));
+    let (_, left) = server.call("PATCH", &format!("{MAPS}/a"), label("y")).await;
+    let event = watch.next().await.unwrap();
+    assert_eq!((&event["type"], &event["object"]["metadata"]["labels"]["app"]), (&json!("DELETED"), &json!("x")));
+    assert_eq!(event["object"]["metadata"]["resourceVersion"], left["metadata"]["resourceVersion"]);
+}
+
+#[tokio::test]
+async fn initial_events_end_with_a_bookmark() {
+    let server = Server::start().await;
+    server.make(MAPS, config_map("a", json!({}))).await;
+    let query = "sendInitialEvents=true&allowWatchBookmarks=true&resourceVersionMatch=NotOlderThan";
+    let mut watch = Watch::open(&server, query).await;
+    assert_eq!(watch.heard().await, said("ADDED", "a"));
+    let bookmark = watch.next().await.unwrap();
+    assert_eq!(bookmark["type"], "BOOKMARK");
+    assert_eq!(bookmark["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"], "true");
+    server.make(MAPS, config_map("b", json!({}))).await;
+    assert_eq!(watch.heard().await, said("ADDED", "b"));
+}
+
+#[tokio::test]
+async fn a_watch_from_a_revision_misses_nothing_and_repeats_nothing() {
+    let server = Server::start().await;
+    let a = server.make(MAPS, config_map("a", json!({}))).await;
+    server.make(MAPS, config_map("b", json!({}))).await;
+    let revision = a["metadata"]["resourceVersion"].as_str().unwrap();
+    let mut watch = Watch::open(&server, &format!("resourceVersion={revision}")).await;
+    assert_eq!(watch.heard().await, said("ADDED", "b"));
+    server.make(MAPS, config_map("c", json!({}))).await;
+    assert_eq!(watch.heard().await, said("ADDED", "c"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_ends_when_its_time_is_up() {
+    let server = Server::start().await;
+    let mut watch = Watch::open(&server, "timeoutSeconds=5&allowWatchBookmarks=true").await;
+    let bookmark = watch.next().await.unwrap();
+    assert_eq!(bookmark["type"], "BOOKMARK", "so that the client knows where to go on");
+    assert_eq!(watch.next().await, None);
+}
+
+#[tokio::test]
+async fn watches_end_with_the_server() {
+    let server = Server::start().await;
+    let mut watch = Watch::open(&server, "labelSelector=none").await;
+    server.api.shutdown();
+    assert_eq!(watch.next().await, None);
+}

@@ -1,0 +1,293 @@
+//! What feeds the graph: the shared informers, and for every other kind a watch of metadata alone.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::api::Api;
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::{self, watcher};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::Controller;
+use super::graph::{FOREGROUND, ORPHAN, Seen, Uid, Work};
+use crate::discovery::Kind;
+use crate::informer::{AnyObject, Change, Informer, Key, Object, Pod, version};
+
+/// After a definition changed, others often do at once.
+const SETTLE: Duration = Duration::from_millis(300);
+/// Between attempts to discover kinds.
+const RETRY: Duration = Duration::from_secs(2);
+/// How long the first lists of unshared kinds are waited for.
+const SYNC_MAX: Duration = Duration::from_secs(20);
+
+/// What an informer's object tells the graph.
+pub(crate) trait Traceable: Object {
+    fn finalizers(&self) -> &[String];
+    fn owners(&self) -> &[OwnerReference];
+    fn is_deleting(&self) -> bool;
+}
+
+impl Traceable for Pod {
+    fn finalizers(&self) -> &[String] {
+        &self.finalizers
+    }
+
+    fn owners(&self) -> &[OwnerReference] {
+        &self.owners
+    }
+
+    fn is_deleting(&self) -> bool {
+        self.deleting.is_some()
+    }
+}
+
+macro_rules! traceable {
+    ($($kind:ty),*) => {$(
+        impl Traceable for $kind {
+            fn finalizers(&self) -> &[String] {
+                self.metadata.finalizers.as_deref().unwrap_or_default()
+            }
+
+            fn owners(&self) -> &[OwnerReference] {
+                self.metadata.owner_references.as_deref().unwrap_or_default()
+            }
+
+            fn is_deleting(&self) -> bool {
+                self.metadata.deletion_timestamp.is_some()
+            }
+        }
+    )*};
+}
+
+traceable!(
+    k8s_openapi::api::apps::v1::Deployment,
+    k8s_openapi::api::apps::v1::ReplicaSet,
+    k8s_openapi::api::coordination::v1::Lease,
+    k8s_openapi::api::core::v1::Endpoints,
+    k8s_openapi::api::core::v1::Namespace,
+    k8s_openapi::api::core::v1::Node,
+    k8s_openapi::api::core::v1::Service,
+    k8s_openapi::api::discovery::v1::EndpointSlice
+);
+
+/// A kind that a shared informer watches.
+pub(crate) fn shared_kind(group: &str, version: &str, kind: &str, plural: &str, namespaced: bool) -> Kind {
+    Kind {
+        group: group.into(),
+        version: version.into(),
+        kind: kind.into(),
+        plural: plural.into(),
+        namespaced,
+        delete_collection: true,
+    }
+}
+
+impl Controller {
+    /// Feeds the graph from a shared informer.
+    pub(crate) fn listen<K: Traceable>(self: &Arc<Self>, informer: &mut Informer<K>, kind: Kind) {
+        let kind = Arc::new(kind);
+        self.shared.lock().insert((kind.group.clone(), kind.plural.clone()));
+        let this = self.clone();
+        informer.on_change(move |change| {
+            let object = change.object();
+            match change {
+                Change::Deleted(_) => this.gone(object.uid(), &object.key()),
+                _ => this.seen(
+                    &kind,
+                    object.uid(),
+                    object.key(),
+                    object.version(),
+                    object.owners(),
+                    object.finalizers(),
+                    object.is_deleting(),
+                ),
+            }
+        });
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the fields of one object's metadata")]
+    fn seen(
+        &self,
+        kind: &Arc<Kind>,
+        uid: &str,
+        key: Key,
+        version: u64,
+        owners: &[OwnerReference],
+        finalizers: &[String],
+        deleting: bool,
+    ) {
+        let has = |name: &str| finalizers.iter().any(|finalizer| finalizer == name);
+        let (foreground, orphan) = (has(FOREGROUND), has(ORPHAN));
+        let mut graph = self.graph.lock();
+        let owners = graph.share(owners);
+        let seen = Seen { kind: kind.clone(), key, version, owners, deleting, foreground, orphan };
+        let work = graph.put(&uid.into(), seen);
+        drop(graph);
+        self.enqueue(work);
+    }
+
+    fn gone(&self, uid: &str, key: &Key) {
+        let work = self.graph.lock().remove(uid);
+        self.enqueue(work);
+        if !key.namespace.is_empty() {
+            (self.on_deletion)(&key.namespace);
+        }
+    }
+
+    fn enqueue(&self, work: Work) {
+        for uid in work.now {
+            self.queue.add(&uid);
+        }
+        for uid in work.unseen {
+            self.queue.add_after(&uid, super::APPEARS_WITHIN);
+        }
+    }
+
+    /// Watches all kinds that no shared informer watches, as they come and go; returns at shutdown. `synced` is told
+    /// when the first lists are complete.
+    pub(crate) async fn watch_others(self: Arc<Self>, synced: Arc<Notify>, shutdown: CancellationToken) {
+        let tasks = TaskTracker::new();
+        let mut watched: HashMap<Arc<Kind>, CancellationToken> = HashMap::new();
+        let mut first = true;
+        while !shutdown.is_cancelled() {
+            match self.discovery.refresh().await {
+                Ok(kinds) => {
+                    let kinds: HashSet<Arc<Kind>> =
+                        kinds.kinds.iter().filter(|kind| self.is_other(kind)).cloned().map(Arc::new).collect();
+                    watched.retain(|kind, token| {
+                        let stays = kinds.contains(kind);
+                        if !stays {
+                            token.cancel();
+                            self.unserve(kind);
+                        }
+                        stays
+                    });
+                    let mut waiting = Vec::new();
+                    for kind in kinds {
+                        if watched.contains_key(&kind) {
+                            continue;
+                        }
+                        let token = shutdown.child_token();
+                        let (ready, listed) = tokio::sync::oneshot::channel();
+                        waiting.push(listed);
+                        tasks.spawn(self.clone().watch(kind.clone(), ready, token.clone()));
+                        watched.insert(kind, token);
+                    }
+                    if std::mem::take(&mut first) {
+                        let all = futures::future::join_all(waiting);
+                        tokio::select! {
+                            _ = tokio::time::timeout(SYNC_MAX, all) => {}
+                            () = shutdown.cancelled() => {}
+                        }
+                        synced.notify_one();
+                    }
+                    // Waiting is all that is cut here.
+                    tokio::select! {
+                        () = self.definitions_changed.notified() => tokio::time::sleep(SETTLE).await,
+                        () = shutdown.cancelled() => {}
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "discovery failed");
+                    tokio::select! {
+                        () = tokio::time::sleep(RETRY) => {}
+                        () = shutdown.cancelled() => {}
+                    }
+                }
+            }
+        }
+        tasks.close();
+        tasks.wait().await;
+    }
+
+    /// Events come and go by themselves in masses, and own nothing.
+    fn is_other(&self, kind: &Kind) -> bool {
+        &*kind.plural != "events" && !self.shared.lock().contains(&(kind.group.clone(), kind.plural.clone()))
+    }
+
+    async fn watch(
+        self: Arc<Self>,
+        kind: Arc<Kind>,
+        ready: tokio::sync::oneshot::Sender<()>,
+        shutdown: CancellationToken,
+    ) {
+        let mut ready = Some(ready);
+        let api: Api<AnyObject> = Api::all_with(self.client.0.clone(), &kind.api_resource());
+        let mut events = watcher(api, watcher::Config::default().streaming_lists()).default_backoff().boxed();
+        let mut absent: HashSet<Uid> = HashSet::new();
+        let definitions = &*kind.plural == "customresourcedefinitions";
+        loop {
+            // Waiting is all that is cut here.
+            let event = tokio::select! {
+                event = events.try_next() => event,
+                () = shutdown.cancelled() => return,
+            };
+            match event {
+                Ok(Some(watcher::Event::Init)) => absent = self.graph.lock().of_kind(&kind),
+                Ok(Some(watcher::Event::InitApply(object))) => {
+                    absent.remove(object.metadata.uid.as_deref().unwrap_or_default());
+                    self.seen_meta(&kind, &object.metadata);
+                }
+                Ok(Some(watcher::Event::InitDone)) => {
+                    self.drop_all(std::mem::take(&mut absent));
+                    ready.take().map(|ready| ready.send(()));
+                }
+                Ok(Some(watcher::Event::Apply(object))) => {
+                    self.seen_meta(&kind, &object.metadata);
+                    if definitions {
+                        self.definitions_changed.notify_one();
+                    }
+                }
+                Ok(Some(watcher::Event::Delete(object))) => {
+                    let key = key(&object.metadata);
+                    self.gone(object.metadata.uid.as_deref().unwrap_or_default(), &key);
+                    if definitions {
+                        self.definitions_changed.notify_one();
+                    }
+                }
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::debug!(kind = %kind.plural, error = %crate::error::chain(&error), "watch again");
+                    // One kind that cannot be listed must not hold the others up.
+                    ready.take().map(|ready| ready.send(()));
+                }
+            }
+        }
+    }
+
+    fn seen_meta(&self, kind: &Arc<Kind>, meta: &ObjectMeta) {
+        self.seen(
+            kind,
+            meta.uid.as_deref().unwrap_or_default(),
+            key(meta),
+            version(meta.resource_version.as_deref()),
+            meta.owner_references.as_deref().unwrap_or_default(),
+            meta.finalizers.as_deref().unwrap_or_default(),
+            meta.deletion_timestamp.is_some(),
+        );
+    }
+
+    /// The kind is no longer served.
+    fn unserve(&self, kind: &Kind) {
+        let uids = self.graph.lock().of_kind(kind);
+        self.drop_all(uids);
+    }
+
+    fn drop_all(&self, uids: HashSet<Uid>) {
+        for uid in uids {
+            let key = self.graph.lock().get(&uid).map(|seen| seen.key.clone());
+            if let Some(key) = key {
+                self.gone(&uid, &key);
+            }
+        }
+    }
+}
+
+fn key(meta: &ObjectMeta) -> Key {
+    Key::new(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
+}

@@ -1,0 +1,243 @@
+//! The graph of owners and dependents, of all kinds. No I/O.
+//!
+//! An owner that was referred to but never seen is a node without an object (`seen: None`) until it is seen or found
+//! absent. Names repeat a lot among ten thousand pods; what is stored per object is small and shares what it can.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+
+use crate::discovery::Kind;
+use crate::informer::Key;
+
+/// Finalizer of an owner that goes after its dependents.
+pub(crate) const FOREGROUND: &str = "foregroundDeletion";
+/// Finalizer of an owner that leaves its dependents behind.
+pub(crate) const ORPHAN: &str = "orphan";
+
+pub(crate) type Uid = Arc<str>;
+
+/// What the graph knows of an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Seen {
+    pub kind: Arc<Kind>,
+    pub key: Key,
+    pub version: u64,
+    pub owners: Arc<[Owner]>,
+    pub deleting: bool,
+    pub foreground: bool,
+    pub orphan: bool,
+}
+
+impl Seen {
+    /// Whether it waits for its dependents to go.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.deleting && self.foreground
+    }
+
+    pub(crate) fn is_orphaning(&self) -> bool {
+        self.deleting && self.orphan
+    }
+
+    fn blocks(&self, owner: &str) -> bool {
+        self.owners.iter().any(|reference| &*reference.uid == owner && reference.block)
+    }
+}
+
+/// A reference to an owner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Owner {
+    pub uid: Uid,
+    pub api_version: Arc<str>,
+    pub kind: Arc<str>,
+    pub name: Arc<str>,
+    pub block: bool,
+    pub controller: bool,
+}
+
+impl Owner {
+    /// As it is written.
+    pub(crate) fn reference(&self) -> OwnerReference {
+        OwnerReference {
+            api_version: self.api_version.to_string(),
+            kind: self.kind.to_string(),
+            name: self.name.to_string(),
+            uid: self.uid.to_string(),
+            controller: self.controller.then_some(true),
+            block_owner_deletion: self.block.then_some(true),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Node {
+    seen: Option<Seen>,
+    dependents: HashSet<Uid>,
+}
+
+/// The graph, and what its changes make necessary.
+#[derive(Debug, Default)]
+pub(crate) struct Graph {
+    nodes: HashMap<Uid, Node>,
+    /// Owner references that were made before: dependents of one owner share one.
+    shared: HashMap<(Uid, bool), Arc<[Owner]>>,
+    /// When `shared` is cleaned of what nobody uses.
+    shared_max: usize,
+}
+
+/// What to look at after a change.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Work {
+    /// Objects to look at now.
+    pub now: Vec<Uid>,
+    /// Owners nobody has seen: to be looked at, should they not appear soon.
+    pub unseen: Vec<Uid>,
+}
+
+impl Graph {
+    pub(crate) fn get(&self, uid: &str) -> Option<&Seen> {
+        self.nodes.get(uid)?.seen.as_ref()
+    }
+
+    /// Whether an owner of this uid is referred to and was not seen.
+    pub(crate) fn is_unseen(&self, uid: &str) -> bool {
+        self.nodes.get(uid).is_some_and(|node| node.seen.is_none())
+    }
+
+    /// Dependents, with what is known of them.
+    pub(crate) fn dependents(&self, uid: &str) -> Vec<(Uid, Seen)> {
+        let Some(node) = self.nodes.get(uid) else { return vec![] };
+        let seen = node.dependents.iter().filter_map(|uid| Some((uid.clone(), self.get(uid)?.clone())));
+        seen.collect()
+    }
+
+    /// How an owner is referred to, for one that was not seen: by one of its dependents.
+    pub(crate) fn reference_to(&self, uid: &str) -> Option<(Key, Owner)> {
+        self.dependents(uid).into_iter().find_map(|(_, seen)| {
+            let owner = seen.owners.iter().find(|owner| &*owner.uid == uid)?.clone();
+            Some((seen.key, owner))
+        })
+    }
+
+    /// Uids of all objects of a kind.
+    pub(crate) fn of_kind(&self, kind: &Kind) -> HashSet<Uid> {
+        let nodes = self.nodes.iter().filter(|(_, node)| node.seen.as_ref().is_some_and(|seen| *seen.kind == *kind));
+        nodes.map(|(uid, _)| uid.clone()).collect()
+    }
+
+    /// One list of references for all that have the same.
+    pub(crate) fn share(&mut self, owners: &[OwnerReference]) -> Arc<[Owner]> {
+        let make = || {
+            let owner = |owner: &OwnerReference| Owner {
+                uid: owner.uid.as_str().into(),
+                api_version: owner.api_version.as_str().into(),
+                kind: owner.kind.as_str().into(),
+                name: owner.name.as_str().into(),
+                block: owner.block_owner_deletion.unwrap_or(false),
+                controller: owner.controller.unwrap_or(false),
+            };
+            owners.iter().map(owner).collect::<Arc<[Owner]>>()
+        };
+        let made = make();
+        if made.len() != 1 {
+            return made;
+        }
+        let key = (made[0].uid.clone(), made[0].block);
+        match self.shared.get(&key) {
+            Some(shared) if *shared == made => shared.clone(),
+            _ => {
+                if self.shared.len() >= self.shared_max {
+                    self.shared.retain(|_, shared| Arc::strong_count(shared) > 1);
+                    self.shared_max = 64.max(2 * self.shared.len());
+                }
+                self.shared.insert(key, made.clone());
+                made
+            }
+        }
+    }
+
+    /// An object is as told.
+    pub(crate) fn put(&mut self, uid: &Uid, seen: Seen) -> Work {
+        let mut work = Work::default();
+        let node = self.nodes.entry(uid.clone()).or_default();
+        let before = node.seen.replace(seen.clone());
+        let (was_waiting, was_orphaning) =
+            before.as_ref().map_or((false, false), |before| (before.is_waiting(), before.is_orphaning()));
+        if seen.is_orphaning() && !was_orphaning {
+            work.now.push(uid.clone());
+        }
+        if seen.is_waiting() && !was_waiting {
+            work.now.push(uid.clone());
+            work.now.extend(node.dependents.iter().cloned());
+        }
+        let none: Arc<[Owner]> = Arc::new([]);
+        let old = before.map_or(none, |before| before.owners);
+        if Arc::ptr_eq(&old, &seen.owners) || old == seen.owners {
+            return work;
+        }
+        for owner in
+            old.iter().filter(|old| !seen.owners.iter().any(|new| new.uid == old.uid && new.block == old.block))
+        {
+            if !seen.owners.iter().any(|new| new.uid == owner.uid) {
+                self.unlink(&owner.uid, uid);
+            }
+            // It may have waited for this dependent.
+            if self.get(&owner.uid).is_some_and(Seen::is_waiting) {
+                work.now.push(owner.uid.clone());
+            }
+        }
+        for owner in seen.owners.iter() {
+            let node = self.nodes.entry(owner.uid.clone()).or_default();
+            node.dependents.insert(uid.clone());
+            match &node.seen {
+                None => work.unseen.push(owner.uid.clone()),
+                // A dependent that comes late to an owner that goes, or of a namespace that its owner is not in.
+                Some(owner) if owner.deleting || !reaches(owner, &seen) => work.now.push(uid.clone()),
+                Some(_) => {}
+            }
+        }
+        // With fewer owners than before it may have lost its last live one.
+        if !old.is_empty() && !seen.owners.is_empty() {
+            work.now.push(uid.clone());
+        }
+        work
+    }
+
+    /// An object is gone; what depends on it is to be looked at.
+    pub(crate) fn remove(&mut self, uid: &str) -> Work {
+        let mut work = Work::default();
+        let Some(node) = self.nodes.get_mut(uid) else { return work };
+        work.now.extend(node.dependents.iter().cloned());
+        let seen = node.seen.take();
+        if node.dependents.is_empty() {
+            self.nodes.remove(uid);
+        }
+        for owner in seen.iter().flat_map(|seen| seen.owners.iter()) {
+            self.unlink(&owner.uid, uid);
+            if self.get(&owner.uid).is_some_and(Seen::is_waiting) {
+                work.now.push(owner.uid.clone());
+            }
+        }
+        work
+    }
+
+    fn unlink(&mut self, owner: &str, dependent: &str) {
+        let Some(node) = self.nodes.get_mut(owner) else { return };
+        node.dependents.remove(dependent);
+        if node.dependents.is_empty() && node.seen.is_none() {
+            self.nodes.remove(owner);
+        }
+    }
+
+    /// Whether dependents that block the owner's deletion are left.
+    pub(crate) fn is_blocked(&self, owner: &str) -> bool {
+        let Some(node) = self.nodes.get(owner) else { return false };
+        node.dependents.iter().any(|uid| self.get(uid).is_some_and(|seen| seen.blocks(owner)))
+    }
+}
+
+/// Whether `owner` can own `dependent`: it is cluster-scoped or in the same namespace.
+pub(crate) fn reaches(owner: &Seen, dependent: &Seen) -> bool {
+    !owner.kind.namespaced || owner.key.namespace == dependent.key.namespace
+}

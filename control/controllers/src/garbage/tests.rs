@@ -1,0 +1,120 @@
+//! Behaviour of graph and core.
+
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+
+use super::graph::{Graph, Owner, Seen, Work};
+use super::plan::{Fate, OwnerState, fate};
+use super::shared_kind;
+use crate::informer::Key;
+
+fn seen(graph: &mut Graph, name: &str, owners: &[(&str, bool)]) -> Seen {
+    let owners: Vec<OwnerReference> = owners
+        .iter()
+        .map(|(uid, block)| OwnerReference {
+            uid: (*uid).to_owned(),
+            api_version: "v1".to_owned(),
+            kind: "ConfigMap".to_owned(),
+            name: (*uid).to_owned(),
+            block_owner_deletion: Some(*block),
+            controller: None,
+        })
+        .collect();
+    Seen {
+        kind: Arc::new(shared_kind("", "v1", "ConfigMap", "configmaps", true)),
+        key: Key::new("n", name),
+        version: 1,
+        owners: graph.share(&owners),
+        deleting: false,
+        foreground: false,
+        orphan: false,
+    }
+}
+
+fn put(graph: &mut Graph, name: &str, owners: &[(&str, bool)], change: impl FnOnce(&mut Seen)) -> Work {
+    let mut object = seen(graph, name, owners);
+    change(&mut object);
+    graph.put(&name.into(), object)
+}
+
+fn now(work: &Work) -> Vec<&str> {
+    let mut now: Vec<_> = work.now.iter().map(|uid| &**uid).collect();
+    now.sort_unstable();
+    now.dedup();
+    now
+}
+
+#[test]
+fn looks_at_dependents_when_an_owner_is_gone() {
+    let mut graph = Graph::default();
+    let work = put(&mut graph, "child", &[("owner", true)], |_| {});
+    assert_eq!(work.unseen, ["owner".into()]);
+    assert!(graph.is_unseen("owner"));
+    assert_eq!(put(&mut graph, "owner", &[], |_| {}), Work::default());
+    assert!(!graph.is_unseen("owner"));
+    assert_eq!(now(&graph.remove("owner")), ["child"]);
+    assert!(graph.is_unseen("owner"), "still referred to");
+    graph.remove("child");
+    assert!(!graph.is_unseen("owner"), "nothing is left of it");
+}
+
+#[test]
+fn an_owner_waits_for_those_that_block_it() {
+    let mut graph = Graph::default();
+    put(&mut graph, "owner", &[], |_| {});
+    put(&mut graph, "blocking", &[("owner", true)], |_| {});
+    put(&mut graph, "other", &[("owner", false)], |_| {});
+    let work = put(&mut graph, "owner", &[], |owner| (owner.deleting, owner.foreground) = (true, true));
+    assert_eq!(now(&work), ["blocking", "other", "owner"]);
+    assert!(graph.is_blocked("owner"));
+    assert_eq!(now(&graph.remove("blocking")), ["owner"]);
+    assert!(!graph.is_blocked("owner"));
+    assert_eq!(now(&put(&mut graph, "late", &[("owner", true)], |_| {})), ["late"]);
+    assert_eq!(now(&put(&mut graph, "late", &[("owner", false)], |_| {})), ["late", "owner"]);
+}
+
+#[test]
+fn decides_by_all_owners() {
+    let mut graph = Graph::default();
+    let object = seen(&mut graph, "o", &[("a", true)]);
+    let waiting = {
+        let mut seen = seen(&mut graph, "w", &[]);
+        (seen.deleting, seen.foreground) = (true, true);
+        seen
+    };
+    let owner = |uid: &str, state: OwnerState| {
+        let owner = Owner {
+            uid: uid.into(),
+            api_version: "v1".into(),
+            kind: "ConfigMap".into(),
+            name: uid.into(),
+            block: true,
+            controller: false,
+        };
+        (owner, state)
+    };
+    let delete = |policy, unblock| Fate::Delete { policy, unblock };
+    let dependent = |seen: &Seen| vec![("d".into(), seen.clone())];
+    use OwnerState::{Absent, Solid, Waiting};
+    for (owners, dependents, expected) in [
+        (vec![], vec![], Fate::Keep),
+        (vec![owner("a", Solid)], vec![], Fate::Keep),
+        (vec![owner("a", Absent)], vec![], delete("Background", false)),
+        (vec![owner("a", Absent), owner("b", Solid)], vec![], Fate::Forget(vec!["a".into()])),
+        (vec![owner("a", Waiting), owner("b", Solid)], vec![], Fate::Forget(vec!["a".into()])),
+        (vec![owner("a", Waiting)], vec![], delete("Background", false)),
+        (vec![owner("a", Waiting)], dependent(&object), delete("Foreground", false)),
+        (vec![owner("a", Waiting)], dependent(&waiting), delete("Foreground", true)),
+    ] {
+        assert_eq!(fate(&object, &owners, &dependents), expected, "{owners:?}");
+    }
+    assert_eq!(fate(&waiting, &[owner("a", Absent)], &[]), Fate::Keep, "it goes already");
+}
+
+#[test]
+fn dependents_of_one_owner_share_its_reference() {
+    let mut graph = Graph::default();
+    let (a, b) = (seen(&mut graph, "a", &[("o", true)]), seen(&mut graph, "b", &[("o", true)]));
+    assert!(Arc::ptr_eq(&a.owners, &b.owners));
+}

@@ -1,0 +1,123 @@
+//! Pods leave tainted nodes when they do not tolerate the taint (any more).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, Taint};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde_json::json;
+
+use super::plan::{self, Leave};
+use crate::client::{self, Client, DeleteOptions, PODS};
+use crate::events::{Record, Recorder, Subject};
+use crate::informer::{Change, Informer, Key, Object as _, Pod, Store};
+use crate::queue::{Next, Queue};
+use crate::{Error, now_in_seconds};
+
+const COMPONENT: &str = "taint-eviction-controller";
+
+/// Drives pods out. Its queue holds pods of nodes with such taints only.
+pub(crate) struct Evictions {
+    client: Client,
+    recorder: Recorder,
+    pub(crate) queue: Queue<Key>,
+    nodes: Arc<Store<Node>>,
+    pods: Arc<Store<Pod>>,
+}
+
+impl Evictions {
+    pub(crate) fn new(
+        client: Client,
+        recorder: Recorder,
+        nodes: &mut Informer<Node>,
+        pods: &mut Informer<Pod>,
+    ) -> Arc<Self> {
+        let queue: Queue<Key> = Queue::new(Duration::ZERO);
+        nodes.on_change({
+            let (queue, pods) = (queue.clone(), pods.store());
+            move |change| {
+                if let Change::Deleted(_) = change {
+                    return;
+                }
+                let node = change.object();
+                if change.before().is_some_and(|before| driving(before).eq(driving(node)))
+                    || driving(node).next().is_none()
+                {
+                    // Fewer taints: what was planned is reconsidered when it is due.
+                    return;
+                }
+                let name = node.metadata.name.as_deref();
+                for pod in pods.all().iter().filter(|pod| pod.node.as_deref() == name) {
+                    queue.add(&pod.key);
+                }
+            }
+        });
+        pods.on_change({
+            let (queue, nodes) = (queue.clone(), nodes.store());
+            move |change| {
+                let pod = change.object();
+                let moved = change
+                    .before()
+                    .is_none_or(|before| before.node != pod.node || before.tolerations != pod.tolerations);
+                let Some(node) = pod.node.as_deref().filter(|_| moved) else { return };
+                if nodes.get(&Key::new("", node)).is_some_and(|node| driving(&node).next().is_some()) {
+                    queue.add(&pod.key);
+                }
+            }
+        });
+        Arc::new(Self { client, recorder, queue, nodes: nodes.store(), pods: pods.store() })
+    }
+
+    pub(crate) async fn reconcile(self: Arc<Self>, key: Key) -> Result<Next, Error> {
+        let Some(pod) = self.pods.get(&key).filter(|pod| pod.deleting.is_none()) else { return Ok(Next::OnEvent) };
+        let node = pod.node.as_deref().and_then(|node| self.nodes.get(&Key::new("", node)));
+        let Some(node) = node else { return Ok(Next::OnEvent) };
+        let now = Timestamp::now();
+        let taints: Vec<Taint> = driving(&node).cloned().collect();
+        match plan::leave(&taints, &pod.tolerations, now) {
+            Leave::Never => return Ok(Next::OnEvent),
+            Leave::At(at) if at > now => {
+                return Ok(Next::After(at.duration_since(now).unsigned_abs() + Duration::from_millis(10)));
+            }
+            Leave::At(_) => {}
+        }
+        let subject = Subject { api_version: "v1", kind: "Pod", key: key.clone(), uid: pod.uid.clone() };
+        let message = format!("Marking for deletion Pod {key}");
+        let reason = "TaintManagerEviction";
+        self.recorder.record(Record { subject, component: COMPONENT, warning: false, reason, message });
+        let condition = json!({
+            "type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager",
+            "message": "Taint manager: deleting due to NoExecute taint",
+            "lastTransitionTime": Time(now_in_seconds()),
+        });
+        delete_disrupted(&self.client, &pod, json!({"conditions": [condition]}), None).await.map(|()| Next::OnEvent)
+    }
+}
+
+/// Taints that drive pods out.
+fn driving(node: &Node) -> impl Iterator<Item = &Taint> {
+    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    taints.filter(|taint| taint.effect == "NoExecute")
+}
+
+/// Notes in the pod's status why it goes, then deletes it.
+pub(crate) async fn delete_disrupted(
+    client: &Client,
+    pod: &Pod,
+    status: serde_json::Value,
+    grace_seconds: Option<i64>,
+) -> Result<(), Error> {
+    let patch = json!({"metadata": {"uid": &*pod.uid}, "status": status});
+    match client.merge_status(PODS, &pod.key, &patch).await {
+        Err(error) if client::is_not_found(&error) => return Ok(()),
+        other => drop(other.map_err(Error::api("note why a pod goes"))?),
+    }
+    let mut options = DeleteOptions::of(pod.uid());
+    options.grace_period_seconds = grace_seconds;
+    match client.delete(PODS, &pod.key, &options).await {
+        // Another pod has the name by now.
+        Err(error) if client::is_conflict(&error) => Ok(()),
+        other => other.map_err(Error::api("delete a pod")),
+    }
+}

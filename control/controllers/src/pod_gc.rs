@@ -1,0 +1,134 @@
+//! Pods that nobody else cleans up (kubernetes-api §20.8): those of nodes that vanished, those that end without ever
+//! having had a node, and finished ones beyond what is worth keeping.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde_json::json;
+
+use crate::client::{self, Client, DeleteOptions, Meta, NODES, PODS};
+use crate::informer::{Change, Informer, Key, Pod, Store};
+use crate::node::delete_disrupted;
+use crate::queue::{Next, Queue};
+use crate::{Error, now_in_seconds};
+
+/// How long a node must be gone; it may be replaced by one of the same name.
+const QUARANTINE: Duration = Duration::from_secs(40);
+/// Finished pods that are kept (the reference's default).
+const FINISHED_MAX: usize = 12_500;
+
+/// What there is to look at.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Task {
+    /// Pods of a node that is not there.
+    Node(Arc<str>),
+    /// A pod that ends and has no node.
+    Pod(Key),
+    /// Whether too many have finished.
+    Finished,
+}
+
+/// Cleans up pods.
+pub(crate) struct Controller {
+    client: Client,
+    pub(crate) queue: Queue<Task>,
+    nodes: Arc<Store<Node>>,
+    pods: Arc<Store<Pod>>,
+}
+
+impl Controller {
+    pub(crate) fn new(client: Client, nodes: &mut Informer<Node>, pods: &mut Informer<Pod>) -> Arc<Self> {
+        let queue: Queue<Task> = Queue::new(Duration::from_millis(500));
+        nodes.on_change({
+            let queue = queue.clone();
+            move |change| {
+                if let Change::Deleted(node) = change {
+                    let name = node.metadata.name.as_deref().unwrap_or_default();
+                    queue.add_after(&Task::Node(name.into()), QUARANTINE);
+                }
+            }
+        });
+        pods.on_change({
+            let (queue, nodes) = (queue.clone(), nodes.store());
+            move |change| {
+                let pod = change.object();
+                if let Change::Deleted(_) = change {
+                    return;
+                }
+                if pod.is_terminal() && change.before().is_none_or(|before| !before.is_terminal()) {
+                    queue.add(&Task::Finished);
+                }
+                match &pod.node {
+                    None if pod.deleting.is_some() => queue.add(&Task::Pod(pod.key.clone())),
+                    Some(node)
+                        if change.before().is_none_or(|before| before.node != pod.node)
+                            && nodes.get(&Key::new("", node)).is_none() =>
+                    {
+                        queue.add_after(&Task::Node(node.clone()), QUARANTINE);
+                    }
+                    _ => {}
+                }
+            }
+        });
+        Arc::new(Self { client, queue, nodes: nodes.store(), pods: pods.store() })
+    }
+
+    pub(crate) async fn reconcile(self: Arc<Self>, task: Task) -> Result<Next, Error> {
+        match task {
+            Task::Node(name) => self.orphans(&name).await?,
+            Task::Pod(key) => {
+                let pod = self.pods.get(&key).filter(|pod| pod.deleting.is_some() && pod.node.is_none());
+                if let Some(pod) = pod.filter(|pod| pod.finalizers.is_empty()) {
+                    self.delete(&pod).await?;
+                }
+            }
+            Task::Finished => {
+                let mut finished = self.pods.all();
+                finished.retain(|pod| pod.is_terminal() && pod.deleting.is_none());
+                finished.sort_by_key(|pod| pod.created);
+                let surplus = finished.len().saturating_sub(FINISHED_MAX);
+                for pod in &finished[..surplus] {
+                    self.delete(pod).await?;
+                }
+            }
+        }
+        Ok(Next::OnEvent)
+    }
+
+    async fn orphans(&self, node: &str) -> Result<(), Error> {
+        let key = Key::new("", node);
+        if self.nodes.get(&key).is_some() {
+            return Ok(());
+        }
+        match self.client.fetch::<Meta>(NODES, &key).await {
+            Ok(_) => return Ok(()),
+            Err(error) if client::is_not_found(&error) => {}
+            Err(source) => return Err(Error::Api { what: "look for a node", source }),
+        }
+        let pods = self.pods.all();
+        for pod in pods.iter().filter(|pod| pod.node.as_deref() == Some(node)) {
+            if pod.is_terminal() {
+                self.delete(pod).await?;
+                continue;
+            }
+            let condition = json!({
+                "type": "DisruptionTarget", "status": "True", "reason": "DeletionByPodGC",
+                "message": "PodGC: node no longer exists", "lastTransitionTime": Time(now_in_seconds()),
+            });
+            let status = json!({"phase": "Failed", "conditions": [condition]});
+            delete_disrupted(&self.client, pod, status, Some(0)).await?;
+        }
+        Ok(())
+    }
+
+    async fn delete(&self, pod: &Pod) -> Result<(), Error> {
+        let mut options = DeleteOptions::of(&pod.uid);
+        options.grace_period_seconds = Some(0);
+        match self.client.delete(PODS, &pod.key, &options).await {
+            Err(error) if client::is_conflict(&error) => Ok(()),
+            other => other.map_err(Error::api("delete a pod")),
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! The paths of the distribution specification, and who answers them.
+//!
+//! A repository's name may have any number of slashes, so a path is read from its end: what comes before
+//! `/manifests/…`, `/blobs/…`, `/tags/list` or `/referrers/…` is the name.
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::any;
+use http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::Deserialize;
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+
+use crate::error::Refusal;
+use crate::name::{Digest, Name, Reference};
+use crate::store::Deleted;
+use crate::{Registry, blob, manifest};
+
+/// Says what a content is.
+pub const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+/// Most entries on one page of a list.
+const PAGE_MAX: usize = 1000;
+
+/// The registry under `/v2/`.
+pub fn router(registry: Registry) -> Router {
+    let check = any(|| async { version() });
+    Router::new().route("/v2", check.clone()).route("/v2/", check).route("/v2/{*path}", any(serve)).with_state(registry)
+}
+
+fn version() -> Response {
+    let headers = [(header::CONTENT_TYPE, "application/json"), (API_VERSION, "registry/2.0")];
+    (headers, "{}").into_response()
+}
+
+/// By which docker knows a registry.
+const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+
+/// What the query may say, of all paths together.
+#[derive(Deserialize, Default)]
+pub struct Query {
+    /// Of the finished upload.
+    pub digest: Option<String>,
+    /// The blob to mount.
+    pub mount: Option<String>,
+    /// The repository it is in.
+    pub from: Option<String>,
+    n: Option<usize>,
+    last: Option<String>,
+    #[serde(rename = "artifactType")]
+    artifact_type: Option<String>,
+}
+
+async fn serve(State(registry): State<Registry>, Path(path): Path<String>, request: Request) -> Response {
+    let mut response = match answer(&registry, &path, request).await {
+        Ok(response) => response,
+        Err(refusal) => refusal.into_response(),
+    };
+    response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+    response
+}
+
+/// What a path is about.
+#[derive(Debug, PartialEq, Eq)]
+enum Target<'a> {
+    Catalog,
+    Tags(&'a str),
+    Manifest(&'a str, &'a str),
+    Blob(&'a str, &'a str),
+    Uploads(&'a str),
+    Upload(&'a str, &'a str),
+    Referrers(&'a str, &'a str),
+}
+
+/// Reads a path, which is what follows `/v2/`.
+fn target(path: &str) -> Option<Target<'_>> {
+    if path == "_catalog" {
+        return Some(Target::Catalog);
+    }
+    if let Some(name) = path.strip_suffix("/tags/list") {
+        return Some(Target::Tags(name));
+    }
+    if let Some(name) = path.strip_suffix("/blobs/uploads").or_else(|| path.strip_suffix("/blobs/uploads/")) {
+        return Some(Target::Uploads(name));
+    }
+    let (before, last) = path.rsplit_once('/')?;
+    if let Some(name) = before.strip_suffix("/blobs/uploads") {
+        return Some(Target::Upload(name, last));
+    }
+    let (name, kind) = before.rsplit_once('/')?;
+    match kind {
+        "manifests" => Some(Target::Manifest(name, last)),
+        "blobs" => Some(Target::Blob(name, last)),
+        "referrers" => Some(Target::Referrers(name, last)),
+        _ => None,
+    }
+}
+
+async fn answer(registry: &Registry, path: &str, request: Request) -> Result<Response, Refusal> {
+    let (head, body) = request.into_parts();
+    let reads = matches!(head.method, Method::GET | Method::HEAD);
+    let target = target(path).ok_or_else(Refusal::not_found)?;
+    match (&head.method, target) {
+        (_, Target::Catalog) if reads => catalog(registry, &query(&head.uri)).await,
+        (_, Target::Tags(name)) if reads => tags(registry, name.parse()?, &query(&head.uri)).await,
+        (_, Target::Referrers(name, subject)) if reads => {
+            referrers(registry, name.parse()?, subject.parse()?, &query(&head.uri)).await
+        }
+        (_, Target::Manifest(name, reference)) if reads => {
+            get_manifest(registry, name.parse()?, reference.parse()?, reference, head.method == Method::HEAD).await
+        }
+        (&Method::PUT, Target::Manifest(name, reference)) => {
+            let content_type = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+            put_manifest(registry, name.parse()?, reference.parse()?, content_type, body).await
+        }
+        (&Method::DELETE, Target::Manifest(name, reference)) => {
+            delete_manifest(registry, name.parse()?, reference.parse()?, reference).await
+        }
+        (_, Target::Blob(name, digest)) if reads => {
+            blob::get(registry, name.parse()?, digest.parse()?, &head.headers, head.method == Method::HEAD).await
+        }
+        (&Method::DELETE, Target::Blob(name, digest)) => blob::delete(registry, name.parse()?, digest.parse()?).await,
+        (&Method::POST, Target::Uploads(name)) => blob::begin(registry, name.parse()?, query(&head.uri), body).await,
+        (&Method::PATCH, Target::Upload(name, id)) => {
+            blob::append(registry, name.parse()?, id, &head.headers, body).await
+        }
+        (&Method::PUT, Target::Upload(name, id)) => {
+            blob::complete(registry, name.parse()?, id, query(&head.uri), &head.headers, body).await
+        }
+        (&Method::DELETE, Target::Upload(name, id)) => blob::cancel(registry, &name.parse()?, id),
+        (_, Target::Upload(name, id)) if reads => blob::progress(registry, &name.parse()?, id),
+        _ => Err(Refusal::method()),
+    }
+}
+
+/// The query; one that cannot be read says nothing.
+fn query(uri: &Uri) -> Query {
+    axum::extract::Query::try_from_uri(uri).map(|axum::extract::Query(query)| query).unwrap_or_default()
+}
+
+async fn get_manifest(
+    registry: &Registry,
+    name: Name,
+    reference: Reference,
+    text: &str,
+    head_only: bool,
+) -> Result<Response, Refusal> {
+    let found = registry.blocking(move |inner| inner.store.find_manifest(&name, &reference)).await?;
+    let found = found.ok_or_else(|| Refusal::manifest_unknown(text))?;
+    let body = if head_only {
+        Body::empty()
+    } else {
+        let digest = found.digest.clone();
+        Body::from(registry.blocking(move |inner| inner.store.read_manifest(&digest)).await?)
+    };
+    let headers = [
+        (header::CONTENT_TYPE, value(&found.media_type)),
+        (header::CONTENT_LENGTH, found.size.into()),
+        (header::ETAG, value(&format!("\"{}\"", found.digest))),
+        (CONTENT_DIGEST, value(&found.digest.to_string())),
+    ];
+    Ok((headers, body).into_response())
+}
+
+async fn put_manifest(
+    registry: &Registry,
+    name: Name,
+    reference: Reference,
+    content_type: Option<&str>,
+    body: Body,
+) -> Result<Response, Refusal> {
+    let max = registry.inner().config.manifest_bytes_max;
+    let bytes = match Limited::new(body, max).collect().await {
+        Ok(collected) => collected.to_bytes(),
+        Err(error) if error.is::<LengthLimitError>() => return Err(Refusal::too_large(max as u64)),
+        Err(error) => return Err(Refusal::manifest_invalid(format!("the body ended too early: {error}"))),
+    };
+    let digest = Digest::of(&Sha256::digest(&bytes));
+    let tag = match reference {
+        Reference::Digest(said) if said != digest => return Err(Refusal::digest_differs(&digest.to_string())),
+        Reference::Digest(_) => None,
+        Reference::Tag(tag) => Some(tag),
+    };
+    let checked = manifest::check(content_type, &bytes).map_err(Refusal::manifest_invalid)?;
+    let subject = checked.subject.clone();
+    let location = value(&format!("/v2/{name}/manifests/{digest}"));
+    let added = {
+        let digest = digest.clone();
+        let add =
+            move |inner: &crate::Inner| inner.store.add_manifest(&name, tag.as_deref(), &digest, &checked, &bytes);
+        registry.blocking(add).await?
+    };
+    added.map_err(|lacking| Refusal::manifest_blob_unknown(&lacking.to_string()))?;
+    let headers = [(header::LOCATION, location), (CONTENT_DIGEST, value(&digest.to_string()))];
+    let mut response = (StatusCode::CREATED, headers).into_response();
+    if let Some(subject) = subject {
+        response.headers_mut().insert(HeaderName::from_static("oci-subject"), value(&subject.to_string()));
+    }
+    Ok(response)
+}
+
+async fn delete_manifest(
+    registry: &Registry,
+    name: Name,
+    reference: Reference,
+    text: &str,
+) -> Result<Response, Refusal> {
+    match registry.blocking(move |inner| inner.store.delete_manifest(&name, &reference)).await? {
+        Deleted::Yes => Ok(StatusCode::ACCEPTED.into_response()),
+        Deleted::Absent => Err(Refusal::manifest_unknown(text)),
+    }
+}
+
+async fn catalog(registry: &Registry, query: &Query) -> Result<Response, Refusal> {
+    let names = registry.blocking(|inner| inner.store.repositories()).await?;
+    let names: Vec<String> = names.iter().map(Name::to_string).collect();
+    let page = page(names, query);
+    Ok(page.respond("/v2/_catalog", |names| json!({"repositories": names})))
+}
+
+async fn tags(registry: &Registry, name: Name, query: &Query) -> Result<Response, Refusal> {
+    let tags = {
+        let name = name.clone();
+        registry.blocking(move |inner| inner.store.tags(&name)).await?
+    };
+    let tags = tags.ok_or_else(|| Refusal::name_unknown(name.as_str()))?;
+    let page = page(tags, query);
+    Ok(page.respond(&format!("/v2/{name}/tags/list"), |tags| json!({"name": name.as_str(), "tags": tags})))
+}
+
+async fn referrers(registry: &Registry, name: Name, subject: Digest, query: &Query) -> Result<Response, Refusal> {
+    let wanted = query.artifact_type.clone();
+    let mut path = format!("/v2/{name}/referrers/{subject}");
+    if let Some(wanted) = &wanted {
+        let escaped = url_escaped(wanted);
+        path.push_str(&format!("?artifactType={escaped}"));
+    }
+    let find = move |inner: &crate::Inner| {
+        let mut descriptors = Vec::new();
+        for digest in inner.store.referrers(&name, &subject)? {
+            let reference = Reference::Digest(digest.clone());
+            let Some(found) = inner.store.find_manifest(&name, &reference)? else { continue };
+            let bytes = inner.store.read_manifest(&digest)?;
+            descriptors.extend(manifest::describe(&digest, &found.media_type, &bytes));
+        }
+        Ok(descriptors)
+    };
+    let mut descriptors = registry.blocking(find).await?;
+    if let Some(wanted) = &wanted {
+        descriptors.retain(|descriptor| descriptor["artifactType"] == wanted.as_str());
+    }
+    let digest = |descriptor: &serde_json::Value| descriptor["digest"].as_str().unwrap_or_default().to_owned();
+    let page = page(descriptors.iter().map(digest).collect(), query);
+    descriptors.retain(|descriptor| page.entries.contains(&digest(descriptor)));
+    let index = json!({"schemaVersion": 2, "mediaType": manifest::INDEX, "manifests": descriptors});
+    let mut response = page.respond(&path, |_| index);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(manifest::INDEX));
+    if wanted.is_some() {
+        headers.insert(HeaderName::from_static("oci-filters-applied"), HeaderValue::from_static("artifactType"));
+    }
+    Ok(response)
+}
+
+/// A part of a list, and whether more follows.
+struct Page {
+    entries: Vec<String>,
+    limit: usize,
+    more: bool,
+}
+
+/// The entries after `last`, at most `n` of them. `entries` are in order.
+fn page(mut entries: Vec<String>, query: &Query) -> Page {
+    if let Some(last) = &query.last {
+        entries.retain(|entry| entry > last);
+    }
+    let limit = query.n.unwrap_or(PAGE_MAX).min(PAGE_MAX);
+    let more = entries.len() > limit && limit > 0;
+    entries.truncate(limit);
+    Page { entries, limit, more }
+}
+
+impl Page {
+    fn respond(&self, path: &str, body: impl FnOnce(&[String]) -> serde_json::Value) -> Response {
+        let mut response = axum::Json(body(&self.entries)).into_response();
+        if let (true, Some(last)) = (self.more, self.entries.last()) {
+            // Names, tags and digests have no character that a URL would read otherwise.
+            let joint = if path.contains('?') { '&' } else { '?' };
+            let link = value(&format!("<{path}{joint}n={}&last={last}>; rel=\"next\"", self.limit));
+            response.headers_mut().insert(header::LINK, link);
+        }
+        response
+    }
+}
+
+/// Text as a query's value: what is not plain becomes `%XX`.
+fn url_escaped(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
+    let one = |byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    text.bytes().map(one).collect()
+}
+
+/// A header's value from text that was checked, or made here.
+pub fn value(text: &str) -> HeaderValue {
+    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_read_from_their_end() {
+        for (path, expected) in [
+            ("_catalog", Some(Target::Catalog)),
+            ("a/b/c/tags/list", Some(Target::Tags("a/b/c"))),
+            ("a/manifests/latest", Some(Target::Manifest("a", "latest"))),
+            ("a/blobs/uploads/manifests/x", Some(Target::Manifest("a/blobs/uploads", "x"))),
+            ("a/b/blobs/sha256:0", Some(Target::Blob("a/b", "sha256:0"))),
+            ("a/b/blobs/uploads", Some(Target::Uploads("a/b"))),
+            ("a/b/blobs/uploads/", Some(Target::Uploads("a/b"))),
+            ("a/b/blobs/uploads/1-2", Some(Target::Upload("a/b", "1-2"))),
+            ("a/referrers/sha256:0", Some(Target::Referrers("a", "sha256:0"))),
+            ("a", None),
+            ("a/b/c", None),
+            ("manifests/latest", None),
+        ] {
+            assert_eq!(target(path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn pages_follow_one_another() {
+        let all: Vec<String> = ["a", "b", "c"].map(str::to_owned).to_vec();
+        let at = |n, last: Option<&str>| {
+            let page = page(all.clone(), &Query { n, last: last.map(str::to_owned), ..Query::default() });
+            (page.entries.join(""), page.more)
+        };
+        assert_eq!(at(None, None), ("abc".into(), false));
+        assert_eq!(at(Some(2), None), ("ab".into(), true));
+        assert_eq!(at(Some(2), Some("b")), ("c".into(), false));
+        assert_eq!(at(Some(0), None), (String::new(), false));
+        assert_eq!(at(Some(5), Some("z")), (String::new(), false));
+    }
+}

@@ -1,0 +1,296 @@
+//! Requests about blobs and uploads.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http_body_util::BodyExt;
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use tokio_util::io::ReaderStream;
+
+use crate::Registry;
+use crate::api::{CONTENT_DIGEST, Query, value};
+use crate::error::{Refusal, range_until};
+use crate::name::{Digest, Name};
+use crate::store::Deleted;
+use crate::upload::Upload;
+
+/// Bytes that are collected before they go to the disk together.
+const WRITE_BYTES: usize = 512 << 10;
+/// How long a client may send nothing.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+/// Bytes read at a time.
+const READ_BYTES: usize = 128 << 10;
+
+/// A blob, whole or in part, or only its head.
+pub async fn get(
+    registry: &Registry,
+    name: Name,
+    digest: Digest,
+    headers: &HeaderMap,
+    head_only: bool,
+) -> Result<Response, Refusal> {
+    let size = {
+        let digest = digest.clone();
+        registry.blocking(move |inner| inner.store.blob_size(&name, &digest)).await?
+    };
+    let size = size.ok_or_else(|| Refusal::blob_unknown(&digest.to_string()))?;
+    let range =
+        headers.get(header::RANGE).and_then(|range| range.to_str().ok()).map_or(Range::Whole, |r| range(r, size));
+    let (status, start, length) = match range {
+        Range::Whole => (StatusCode::OK, 0, size),
+        Range::Part(start, length) => (StatusCode::PARTIAL_CONTENT, start, length),
+        Range::Beyond => return Err(Refusal::blob_range()),
+    };
+    let body = if head_only {
+        Body::empty()
+    } else {
+        let mut file = tokio::fs::File::open(registry.store_of(&digest)).await?;
+        file.seek(std::io::SeekFrom::Start(start)).await?;
+        Body::from_stream(ReaderStream::with_capacity(file.take(length), READ_BYTES))
+    };
+    let mut response = (status, body).into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_LENGTH, length.into());
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    headers.insert(header::ETAG, value(&format!("\"{digest}\"")));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("max-age=31536000, immutable"));
+    headers.insert(CONTENT_DIGEST, value(&digest.to_string()));
+    if status == StatusCode::PARTIAL_CONTENT {
+        headers.insert(header::CONTENT_RANGE, value(&format!("bytes {start}-{}/{size}", start + length - 1)));
+    }
+    Ok(response)
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Range {
+    Whole,
+    /// Where it begins and how long it is.
+    Part(u64, u64),
+    Beyond,
+}
+
+/// One range of bytes (RFC 9110 §14.1.2). Several, or what cannot be read, are answered with the whole.
+fn range(text: &str, size: u64) -> Range {
+    let Some((from, to)) = text.strip_prefix("bytes=").and_then(|range| range.split_once('-')) else {
+        return Range::Whole;
+    };
+    let (start, end) = match (from.trim(), to.trim()) {
+        ("", suffix) => match suffix.parse::<u64>() {
+            Ok(0) => return Range::Beyond,
+            Ok(suffix) => (size.saturating_sub(suffix), size),
+            Err(_) => return Range::Whole,
+        },
+        (from, to) => match (from.parse::<u64>(), to.parse::<u64>()) {
+            (Ok(from), Ok(to)) if from <= to => (from, to.saturating_add(1).min(size)),
+            (Ok(from), Err(_)) if to.is_empty() => (from, size),
+            _ => return Range::Whole,
+        },
+    };
+    if start >= end { Range::Beyond } else { Range::Part(start, end - start) }
+}
+
+/// Removes a blob from a repository.
+pub async fn delete(registry: &Registry, name: Name, digest: Digest) -> Result<Response, Refusal> {
+    let unknown = Refusal::blob_unknown(&digest.to_string());
+    match registry.blocking(move |inner| inner.store.delete_blob(&name, &digest)).await? {
+        Deleted::Yes => Ok(StatusCode::ACCEPTED.into_response()),
+        Deleted::Absent => Err(unknown),
+    }
+}
+
+/// Begins an upload; with a digest it is the whole of it, with a mount it may be none at all.
+pub async fn begin(registry: &Registry, name: Name, query: Query, body: Body) -> Result<Response, Refusal> {
+    if let (Some(mount), Some(from)) = (&query.mount, &query.from) {
+        let (digest, from) = (mount.parse::<Digest>()?, from.parse::<Name>()?);
+        let (to, mounted) = (name.clone(), digest.clone());
+        if registry.blocking(move |inner| inner.store.mount(&to, &mounted, &from)).await? {
+            return Ok(created(&name, &digest));
+        }
+    }
+    let digest = query.digest.as_deref().map(str::parse::<Digest>).transpose()?;
+    let upload = {
+        let name = name.clone();
+        registry.blocking(move |inner| inner.uploads.begin(name)).await?.ok_or_else(Refusal::too_many_uploads)?
+    };
+    let Some(digest) = digest else { return Ok(state(&name, &upload, StatusCode::ACCEPTED)) };
+    // Whatever happens, also when the client goes away: it has no other way to this upload.
+    let _forget = Forget { registry, upload: &upload };
+    receive(registry, &upload, body).await?;
+    finish(registry, name, &upload, digest).await
+}
+
+/// Forgets an upload when it is dropped.
+struct Forget<'a> {
+    registry: &'a Registry,
+    upload: &'a Upload,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.registry.inner().uploads.forget(self.upload);
+    }
+}
+
+/// Takes a chunk.
+pub async fn append(
+    registry: &Registry,
+    name: Name,
+    id: &str,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Response, Refusal> {
+    let upload = registry.inner().uploads.find(&name, id).ok_or_else(Refusal::upload_unknown)?;
+    let _busy = upload.busy.try_lock().map_err(|_| Refusal::upload_range(upload.offset()))?;
+    check_start(&upload, headers)?;
+    receive(registry, &upload, body).await?;
+    Ok(state(&name, &upload, StatusCode::ACCEPTED))
+}
+
+/// Takes the last chunk, if any, and makes the upload a blob.
+pub async fn complete(
+    registry: &Registry,
+    name: Name,
+    id: &str,
+    query: Query,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Response, Refusal> {
+    let upload = registry.inner().uploads.find(&name, id).ok_or_else(Refusal::upload_unknown)?;
+    let digest: Digest = query.digest.as_deref().ok_or_else(Refusal::digest_missing)?.parse()?;
+    let _busy = upload.busy.try_lock().map_err(|_| Refusal::upload_range(upload.offset()))?;
+    check_start(&upload, headers)?;
+    receive(registry, &upload, body).await?;
+    registry.inner().uploads.forget(&upload);
+    finish(registry, name, &upload, digest).await
+}
+
+/// How far an upload is.
+pub fn progress(registry: &Registry, name: &Name, id: &str) -> Result<Response, Refusal> {
+    let upload = registry.inner().uploads.find(name, id).ok_or_else(Refusal::upload_unknown)?;
+    Ok(state(name, &upload, StatusCode::NO_CONTENT))
+}
+
+/// Ends an upload without a blob.
+pub fn cancel(registry: &Registry, name: &Name, id: &str) -> Result<Response, Refusal> {
+    let upload = registry.inner().uploads.find(name, id).ok_or_else(Refusal::upload_unknown)?;
+    registry.inner().uploads.forget(&upload);
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// A chunk that says where it begins must begin where the last one ended.
+fn check_start(upload: &Upload, headers: &HeaderMap) -> Result<(), Refusal> {
+    let Some(range) = headers.get(header::CONTENT_RANGE) else { return Ok(()) };
+    let range = range.to_str().unwrap_or_default();
+    let range = range.strip_prefix("bytes ").unwrap_or(range);
+    let start = range.split_once('-').and_then(|(start, _)| start.trim().parse::<u64>().ok());
+    let start = start.ok_or_else(|| Refusal::upload_invalid(format!("Content-Range {range:?} is no range")))?;
+    if start == upload.offset() { Ok(()) } else { Err(Refusal::upload_range(upload.offset())) }
+}
+
+/// Takes all that comes. What came before an error stays.
+async fn receive(registry: &Registry, upload: &Arc<Upload>, mut body: Body) -> Result<(), Refusal> {
+    let max = registry.inner().config.blob_bytes_max;
+    let mut left = max.saturating_sub(upload.offset());
+    loop {
+        let (mut chunks, mut bytes, mut ended) = (Vec::new(), 0, None);
+        while bytes < WRITE_BYTES {
+            match tokio::time::timeout(IDLE_MAX, body.frame()).await {
+                Ok(Some(Ok(frame))) => {
+                    let Ok(data) = frame.into_data() else { continue };
+                    bytes += data.len();
+                    chunks.push(data);
+                }
+                Ok(None) => ended = Some(Ok(())),
+                Ok(Some(Err(error))) => ended = Some(Err(Refusal::body(format!("the body ended too early: {error}")))),
+                Err(_) => ended = Some(Err(Refusal::body("nothing came for a minute"))),
+            }
+            if ended.is_some() {
+                break;
+            }
+        }
+        if bytes as u64 > left {
+            registry.inner().uploads.forget(upload);
+            return Err(Refusal::too_large(max));
+        }
+        left -= bytes as u64;
+        write(registry, upload, chunks).await?;
+        if let Some(end) = ended {
+            return end;
+        }
+    }
+}
+
+async fn write(registry: &Registry, upload: &Arc<Upload>, chunks: Vec<Bytes>) -> Result<(), Refusal> {
+    if !chunks.is_empty() {
+        let upload = upload.clone();
+        registry.blocking(move |_| upload.append(&chunks)).await?;
+    }
+    Ok(())
+}
+
+/// Makes the upload a blob, if it is what `digest` says.
+async fn finish(registry: &Registry, name: Name, upload: &Arc<Upload>, digest: Digest) -> Result<Response, Refusal> {
+    let is = {
+        let (upload, name, digest) = (upload.clone(), name.clone(), digest.clone());
+        let work = move |inner: &crate::Inner| {
+            let is = upload.finish()?;
+            if is == digest {
+                inner.store.add_blob(&name, &digest, upload.path())?;
+            }
+            Ok(is)
+        };
+        registry.blocking(work).await?
+    };
+    if is != digest {
+        return Err(Refusal::digest_differs(&is.to_string()));
+    }
+    Ok(created(&name, &digest))
+}
+
+fn created(name: &Name, digest: &Digest) -> Response {
+    let location = value(&format!("/v2/{name}/blobs/{digest}"));
+    let headers = [(header::LOCATION, location), (CONTENT_DIGEST, value(&digest.to_string()))];
+    (StatusCode::CREATED, headers).into_response()
+}
+
+fn state(name: &Name, upload: &Upload, status: StatusCode) -> Response {
+    let id = upload.id;
+    let headers = [
+        (header::LOCATION, value(&format!("/v2/{name}/blobs/uploads/{id}"))),
+        (header::RANGE, range_until(upload.offset())),
+        (header::HeaderName::from_static("docker-upload-uuid"), value(&id.to_string())),
+        (header::HeaderName::from_static("oci-chunk-min-length"), HeaderValue::from_static("1")),
+    ];
+    (status, headers).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_read_as_http_says() {
+        for (text, expected) in [
+            ("bytes=0-", Range::Part(0, 10)),
+            ("bytes=2-4", Range::Part(2, 3)),
+            ("bytes=2-99", Range::Part(2, 8)),
+            ("bytes=9-9", Range::Part(9, 1)),
+            ("bytes=-3", Range::Part(7, 3)),
+            ("bytes=-99", Range::Part(0, 10)),
+            ("bytes=10-", Range::Beyond),
+            ("bytes=-0", Range::Beyond),
+            ("bytes=4-2", Range::Whole),
+            ("bytes=0-1,3-4", Range::Whole),
+            ("items=0-1", Range::Whole),
+            ("bytes=a-b", Range::Whole),
+        ] {
+            assert_eq!(range(text, 10), expected, "{text}");
+        }
+        assert_eq!(range("bytes=0-", 0), Range::Beyond);
+    }
+}

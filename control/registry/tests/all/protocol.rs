@@ -1,0 +1,278 @@
+//! Requests one by one: what the specification says beyond what clients usually do, and what must be refused.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+use crate::{Server, digest};
+
+const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
+
+struct Answer {
+    status: StatusCode,
+    headers: http::HeaderMap,
+    body: Bytes,
+}
+
+impl Answer {
+    fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    fn code(&self) -> String {
+        let body: Value = serde_json::from_slice(&self.body).unwrap_or_default();
+        body["errors"][0]["code"].as_str().unwrap_or_default().to_owned()
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+}
+
+async fn send(server: &Server, method: Method, path: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Answer {
+    let mut request = Request::builder().method(method).uri(path);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let response: Response<Body> = server.router.clone().oneshot(request.body(body.into()).unwrap()).await.unwrap();
+    let (head, body) = response.into_parts();
+    Answer { status: head.status, headers: head.headers, body: body.collect().await.unwrap().to_bytes() }
+}
+
+async fn get(server: &Server, path: &str) -> Answer {
+    send(server, Method::GET, path, &[], "").await
+}
+
+async fn push_blob(server: &Server, name: &str, content: &'static [u8]) -> String {
+    let digest = digest(content);
+    let answer = send(server, Method::POST, &format!("/v2/{name}/blobs/uploads/?digest={digest}"), &[], content).await;
+    assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.code());
+    digest
+}
+
+/// Pushes a small image and returns the digest of its manifest.
+async fn push_image(server: &Server, name: &str, tag: &str, content: &'static [u8]) -> String {
+    let (config, layer) = (push_blob(server, name, b"{}").await, push_blob(server, name, content).await);
+    let manifest = json!({"schemaVersion": 2, "mediaType": IMAGE,
+        "config": {"mediaType": "application/vnd.oci.empty.v1+json", "digest": config, "size": 2},
+        "layers": [{"mediaType": "application/wasm", "digest": layer, "size": content.len()}]});
+    let path = format!("/v2/{name}/manifests/{tag}");
+    let answer = send(server, Method::PUT, &path, &[("content-type", IMAGE)], manifest.to_string()).await;
+    assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.code());
+    answer.header("docker-content-digest").to_owned()
+}
+
+#[tokio::test]
+async fn a_client_finds_out_that_this_is_a_registry() {
+    let server = Server::start();
+    for path in ["/v2", "/v2/"] {
+        let answer = get(&server, path).await;
+        assert_eq!((answer.status, answer.header("docker-distribution-api-version")), (StatusCode::OK, "registry/2.0"));
+    }
+}
+
+#[tokio::test]
+async fn chunks_must_follow_one_another() {
+    let server = Server::start();
+    let begun = send(&server, Method::POST, "/v2/a/b/blobs/uploads/", &[], "").await;
+    assert_eq!((begun.status, begun.header("range")), (StatusCode::ACCEPTED, "0-0"));
+    let location = begun.header("location").to_owned();
+    let first = send(&server, Method::PATCH, &location, &[("content-range", "0-4")], "hello").await;
+    assert_eq!((first.status, first.header("range")), (StatusCode::ACCEPTED, "0-4"));
+    let hole = send(&server, Method::PATCH, &location, &[("content-range", "6-9")], "hole").await;
+    assert_eq!((hole.status, hole.header("range")), (StatusCode::RANGE_NOT_SATISFIABLE, "0-4"));
+    let progress = get(&server, &location).await;
+    assert_eq!((progress.status, progress.header("range")), (StatusCode::NO_CONTENT, "0-4"));
+    // The last chunk may come with the end.
+    let digest = digest(b"hello, boat");
+    let end = format!("{location}?digest={digest}");
+    let done = send(&server, Method::PUT, &end, &[("content-range", "5-10")], ", boat").await;
+    assert_eq!((done.status, done.header("docker-content-digest")), (StatusCode::CREATED, &*digest));
+    let blob = get(&server, done.header("location")).await;
+    assert_eq!((blob.status, &blob.body[..]), (StatusCode::OK, &b"hello, boat"[..]));
+    assert_eq!(send(&server, Method::PUT, &end, &[], "").await.code(), "BLOB_UPLOAD_UNKNOWN");
+}
+
+#[tokio::test]
+async fn a_blob_is_what_its_digest_says_or_nothing() {
+    let server = Server::start();
+    let wrong = digest(b"something else");
+    let answer = send(&server, Method::POST, &format!("/v2/a/blobs/uploads/?digest={wrong}"), &[], "content").await;
+    assert_eq!((answer.status, &*answer.code()), (StatusCode::BAD_REQUEST, "DIGEST_INVALID"));
+    assert_eq!(get(&server, &format!("/v2/a/blobs/{wrong}")).await.code(), "BLOB_UNKNOWN");
+    assert_eq!(std::fs::read_dir(server.dir.path().join("uploads")).unwrap().count(), 0);
+    let begun = send(&server, Method::POST, "/v2/a/blobs/uploads/", &[], "").await;
+    let cancelled = send(&server, Method::DELETE, begun.header("location"), &[], "").await;
+    assert_eq!(cancelled.status, StatusCode::NO_CONTENT);
+    assert_eq!(get(&server, begun.header("location")).await.status, StatusCode::NOT_FOUND);
+    assert_eq!(std::fs::read_dir(server.dir.path().join("uploads")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn limits_hold() {
+    let server = Server::with(|config| {
+        config.blob_bytes_max = 10;
+        config.manifest_bytes_max = 100;
+        config.uploads_max = 2;
+    });
+    let (small, large) = (digest(b"0123456789"), digest(b"0123456789a"));
+    let push = |digest: String, content: &'static str| {
+        let server = &server;
+        async move { send(server, Method::POST, &format!("/v2/a/blobs/uploads/?digest={digest}"), &[], content).await }
+    };
+    assert_eq!(push(small, "0123456789").await.status, StatusCode::CREATED);
+    let refused = push(large, "0123456789a").await;
+    assert_eq!((refused.status, &*refused.code()), (StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID"));
+    let refused = send(&server, Method::PUT, "/v2/a/manifests/x", &[], "x".repeat(101)).await;
+    assert_eq!((refused.status, &*refused.code()), (StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID"));
+    for expected in [StatusCode::ACCEPTED, StatusCode::ACCEPTED, StatusCode::TOO_MANY_REQUESTS] {
+        let begun = send(&server, Method::POST, "/v2/a/blobs/uploads/", &[], "").await;
+        assert_eq!(begun.status, expected);
+    }
+}
+
+#[tokio::test]
+async fn uploads_that_nobody_goes_on_with_make_room() {
+    let server = Server::with(|config| {
+        config.uploads_max = 1;
+        config.upload_idle_max = Duration::ZERO;
+    });
+    for _ in 0..3 {
+        let begun = send(&server, Method::POST, "/v2/a/blobs/uploads/", &[], "").await;
+        assert_eq!(begun.status, StatusCode::ACCEPTED);
+    }
+    assert_eq!(std::fs::read_dir(server.dir.path().join("uploads")).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn a_part_of_a_blob_can_be_read() {
+    let server = Server::start();
+    let digest = push_blob(&server, "a", b"0123456789").await;
+    let path = format!("/v2/a/blobs/{digest}");
+    let part = send(&server, Method::GET, &path, &[("range", "bytes=2-4")], "").await;
+    assert_eq!((part.status, &part.body[..]), (StatusCode::PARTIAL_CONTENT, &b"234"[..]));
+    assert_eq!((part.header("content-range"), part.header("content-length")), ("bytes 2-4/10", "3"));
+    let beyond = send(&server, Method::GET, &path, &[("range", "bytes=10-")], "").await;
+    assert_eq!(beyond.status, StatusCode::RANGE_NOT_SATISFIABLE);
+    let head = send(&server, Method::HEAD, &path, &[], "").await;
+    assert_eq!((head.status, head.header("content-length"), head.body.len()), (StatusCode::OK, "10", 0));
+}
+
+#[tokio::test]
+async fn a_manifest_needs_what_it_names() {
+    let server = Server::start();
+    let missing = digest(b"missing");
+    for manifest in [
+        json!({"schemaVersion": 2, "config": {"digest": missing}}),
+        json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [{"digest": missing}]}),
+    ] {
+        let answer = send(&server, Method::PUT, "/v2/a/manifests/x", &[], manifest.to_string()).await;
+        assert_eq!((answer.status, &*answer.code()), (StatusCode::NOT_FOUND, "MANIFEST_BLOB_UNKNOWN"));
+    }
+    // A subject may come later.
+    let config = push_blob(&server, "a", b"{}").await;
+    let manifest = json!({"schemaVersion": 2, "config": {"digest": config}, "subject": {"digest": missing}});
+    let answer = send(&server, Method::PUT, "/v2/a/manifests/x", &[], manifest.to_string()).await;
+    assert_eq!((answer.status, answer.header("oci-subject")), (StatusCode::CREATED, &*missing));
+    let wrong = send(&server, Method::PUT, &format!("/v2/a/manifests/{missing}"), &[], manifest.to_string()).await;
+    assert_eq!(wrong.code(), "DIGEST_INVALID");
+    // What another repository has is not here.
+    let elsewhere = send(&server, Method::PUT, "/v2/b/manifests/x", &[], manifest.to_string()).await;
+    assert_eq!(elsewhere.code(), "MANIFEST_BLOB_UNKNOWN");
+}
+
+#[tokio::test]
+async fn tags_and_repositories_are_listed_in_pages() {
+    let server = Server::start();
+    assert_eq!(get(&server, "/v2/app/tags/list").await.code(), "NAME_UNKNOWN");
+    for tag in ["b", "a", "c"] {
+        push_image(&server, "app", tag, b"\0asm1").await;
+    }
+    push_image(&server, "app/deep/er", "x", b"\0asm2").await;
+    let first = get(&server, "/v2/app/tags/list?n=2").await;
+    assert_eq!(first.json(), json!({"name": "app", "tags": ["a", "b"]}));
+    let next = first.header("link").split(['<', '>']).nth(1).unwrap().to_owned();
+    let second = get(&server, &next).await;
+    assert_eq!((second.json(), second.header("link")), (json!({"name": "app", "tags": ["c"]}), ""));
+    let catalog = get(&server, "/v2/_catalog").await;
+    assert_eq!(catalog.json(), json!({"repositories": ["app", "app/deep/er"]}));
+}
+
+#[tokio::test]
+async fn a_tag_moves_and_goes_alone_and_a_manifest_takes_its_tags_with_it() {
+    let server = Server::start();
+    let first = push_image(&server, "app", "latest", b"\0asm1").await;
+    push_image(&server, "app", "old", b"\0asm1").await;
+    let second = push_image(&server, "app", "latest", b"\0asm2").await;
+    assert_ne!(first, second);
+    let latest = get(&server, "/v2/app/manifests/latest").await;
+    assert_eq!((latest.header("docker-content-digest"), latest.header("content-type")), (&*second, IMAGE));
+    let delete = |path: String| {
+        let server = &server;
+        async move { send(server, Method::DELETE, &path, &[], "").await }
+    };
+    assert_eq!(delete("/v2/app/manifests/latest".into()).await.status, StatusCode::ACCEPTED);
+    assert_eq!(get(&server, &format!("/v2/app/manifests/{second}")).await.status, StatusCode::OK);
+    assert_eq!(delete(format!("/v2/app/manifests/{first}")).await.status, StatusCode::ACCEPTED);
+    assert_eq!(get(&server, "/v2/app/manifests/old").await.code(), "MANIFEST_UNKNOWN");
+    assert_eq!(delete(format!("/v2/app/manifests/{first}")).await.code(), "MANIFEST_UNKNOWN");
+}
+
+#[tokio::test]
+async fn a_blob_stays_as_long_as_a_repository_has_it() {
+    let server = Server::start();
+    let digest = push_blob(&server, "a", b"shared").await;
+    let mounted = send(&server, Method::POST, &format!("/v2/b/blobs/uploads/?mount={digest}&from=a"), &[], "").await;
+    assert_eq!(mounted.status, StatusCode::CREATED);
+    let absent =
+        send(&server, Method::POST, &format!("/v2/b/blobs/uploads/?mount={digest}&from=nowhere"), &[], "").await;
+    assert_eq!(absent.status, StatusCode::ACCEPTED);
+    let gone = send(&server, Method::DELETE, &format!("/v2/a/blobs/{digest}"), &[], "").await;
+    assert_eq!(gone.status, StatusCode::ACCEPTED);
+    assert_eq!(get(&server, &format!("/v2/a/blobs/{digest}")).await.code(), "BLOB_UNKNOWN");
+    assert_eq!(&get(&server, &format!("/v2/b/blobs/{digest}")).await.body[..], b"shared");
+    send(&server, Method::DELETE, &format!("/v2/b/blobs/{digest}"), &[], "").await;
+    let hex = digest.strip_prefix("sha256:").unwrap();
+    assert!(!server.dir.path().join("blobs/sha256").join(&hex[..2]).join(hex).exists());
+}
+
+#[tokio::test]
+async fn garbage_is_what_no_manifest_names() {
+    let server = Server::start();
+    let manifest = push_image(&server, "app", "latest", b"\0asm1").await;
+    let loose = push_blob(&server, "app", b"loose").await;
+    let young = server.registry.collect_garbage(Duration::from_secs(3600)).await.unwrap();
+    assert_eq!(young, coracle_registry::Collected::default());
+    let collected = server.registry.collect_garbage(Duration::ZERO).await.unwrap();
+    assert_eq!((collected.blobs, collected.bytes), (1, 5));
+    assert_eq!(get(&server, &format!("/v2/app/blobs/{loose}")).await.code(), "BLOB_UNKNOWN");
+    assert_eq!(get(&server, "/v2/app/manifests/latest").await.status, StatusCode::OK);
+    send(&server, Method::DELETE, &format!("/v2/app/manifests/{manifest}"), &[], "").await;
+    assert_eq!(server.registry.collect_garbage(Duration::ZERO).await.unwrap().blobs, 2);
+}
+
+#[tokio::test]
+async fn what_is_no_name_or_path_is_refused() {
+    let server = Server::start();
+    for (method, path, status, code) in [
+        (Method::GET, "/v2/UPPER/manifests/x", StatusCode::BAD_REQUEST, "NAME_INVALID"),
+        (Method::GET, "/v2/a/../b/manifests/x", StatusCode::BAD_REQUEST, "NAME_INVALID"),
+        (Method::GET, "/v2/%2e%2e%2fetc/manifests/x", StatusCode::BAD_REQUEST, "NAME_INVALID"),
+        (Method::GET, "/v2/_layers/manifests/x", StatusCode::BAD_REQUEST, "NAME_INVALID"),
+        (Method::GET, "/v2/a/manifests/.x", StatusCode::BAD_REQUEST, "TAG_INVALID"),
+        (Method::GET, "/v2/a/blobs/sha256:1", StatusCode::BAD_REQUEST, "DIGEST_INVALID"),
+        (Method::GET, "/v2/a/blobs/uploads/no-uuid", StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN"),
+        (Method::GET, "/v2/a/other", StatusCode::NOT_FOUND, "UNSUPPORTED"),
+        (Method::POST, "/v2/a/manifests/x", StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED"),
+        (Method::PUT, "/v2/a/manifests/x", StatusCode::BAD_REQUEST, "MANIFEST_INVALID"),
+    ] {
+        let answer = send(&server, method.clone(), path, &[], "").await;
+        assert_eq!((answer.status, &*answer.code()), (status, code), "{method} {path}");
+        assert!(answer.headers.contains_key(header::CONTENT_TYPE));
+    }
+}

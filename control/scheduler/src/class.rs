@@ -1,0 +1,183 @@
+//! Equivalence classes: pods that every node treats alike, such as the replicas of one Deployment.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::resources::{Requests, requests};
+use crate::wire::{Affinity, LabelSelector, Labels, Pod, PodTerm, Requirement, SpreadConstraint, Toleration};
+
+/// Everything about a pod that decides where it may go and where it goes best.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Class {
+    pub namespace: Arc<str>,
+    pub labels: Labels,
+    /// Uid of the controller: its pods are spread.
+    pub controller: Option<Arc<str>>,
+    pub priority: i32,
+    /// `preemptionPolicy: Never`.
+    pub never_preempts: bool,
+    pub requests: Requests,
+    pub ports: Vec<HostPort>,
+    pub node_selector: Labels,
+    pub affinity: Affinity,
+    pub tolerations: Vec<Toleration>,
+    pub spread: Vec<SpreadConstraint>,
+}
+
+/// A port of the node that a pod takes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct HostPort {
+    pub port: u16,
+    pub protocol: String,
+    /// Empty for every address.
+    pub ip: String,
+}
+
+impl HostPort {
+    /// Same port and protocol, on the same address or one of them on all.
+    pub(crate) fn conflicts(&self, other: &Self) -> bool {
+        self.port == other.port
+            && self.protocol == other.protocol
+            && (self.ip.is_empty() || other.ip.is_empty() || self.ip == other.ip)
+    }
+}
+
+impl Class {
+    pub(crate) fn of(pod: &Pod) -> Self {
+        let spec = &pod.spec;
+        let labels = pod.metadata.labels.clone().unwrap_or_default();
+        let owners = pod.metadata.owner_references.iter().flatten();
+        let mut affinity = spec.affinity.clone().unwrap_or_default();
+        for terms in [&mut affinity.pod_affinity, &mut affinity.pod_anti_affinity] {
+            let required = terms.required.iter_mut();
+            for term in required.chain(terms.preferred.iter_mut().map(|term| &mut term.pod_affinity_term)) {
+                resolve_keys(term, &labels);
+            }
+        }
+        let mut spread = spec.topology_spread_constraints.clone();
+        for constraint in &mut spread {
+            let keys = std::mem::take(&mut constraint.match_label_keys);
+            for key in keys {
+                if let (Some(value), Some(selector)) = (labels.get(&key), &mut constraint.label_selector) {
+                    selector.match_expressions.push(requirement(&key, "In", value));
+                }
+            }
+        }
+        let sidecars = spec.init_containers.iter().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+        let ports = spec.containers.iter().chain(sidecars).flat_map(|container| &container.ports);
+        let ports = ports.filter_map(|port| {
+            let number = if port.host_port == 0 && spec.host_network { port.container_port } else { port.host_port };
+            let ip = port.host_ip.clone().filter(|ip| ip != "0.0.0.0" && ip != "::").unwrap_or_default();
+            let protocol = port.protocol.clone().unwrap_or_else(|| "TCP".to_owned());
+            (number != 0).then_some(HostPort { port: number, protocol, ip })
+        });
+        Self {
+            namespace: pod.metadata.namespace.as_deref().unwrap_or_default().into(),
+            controller: owners.into_iter().find(|owner| owner.controller == Some(true)).map(|o| o.uid.as_str().into()),
+            priority: spec.priority.unwrap_or(0),
+            never_preempts: spec.preemption_policy.as_deref() == Some("Never"),
+            requests: requests(spec),
+            ports: ports.collect(),
+            node_selector: spec.node_selector.clone(),
+            affinity,
+            tolerations: spec.tolerations.clone(),
+            spread,
+            labels,
+        }
+    }
+
+    /// Whether where other pods are decides where it may go: then each placement changes the answer for every node.
+    pub(crate) fn looks_at_pods(&self) -> bool {
+        !self.affinity.pod_affinity.required.is_empty()
+            || !self.affinity.pod_anti_affinity.required.is_empty()
+            || !self.affinity.pod_affinity.preferred.is_empty()
+            || !self.affinity.pod_anti_affinity.preferred.is_empty()
+            || !self.spread.is_empty()
+    }
+}
+
+fn requirement(key: &str, operator: &str, value: &str) -> Requirement {
+    Requirement { key: key.to_owned(), operator: operator.to_owned(), values: vec![value.to_owned()] }
+}
+
+/// `matchLabelKeys` and `mismatchLabelKeys` stand for requirements on the pod's own values.
+fn resolve_keys(term: &mut PodTerm, labels: &Labels) {
+    let (matching, other) = (std::mem::take(&mut term.match_label_keys), std::mem::take(&mut term.mismatch_label_keys));
+    let Some(selector) = &mut term.label_selector else { return };
+    for (keys, operator) in [(matching, "In"), (other, "NotIn")] {
+        for key in keys {
+            if let Some(value) = labels.get(&key) {
+                selector.match_expressions.push(requirement(&key, operator, value));
+            }
+        }
+    }
+}
+
+/// Whether labels match the selector; none given selects nothing.
+pub(crate) fn selects(selector: Option<&LabelSelector>, labels: &Labels) -> bool {
+    selector.is_some_and(|selector| {
+        selector.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value))
+            && selector.match_expressions.iter().all(|requirement| requirement.holds(labels.get(&requirement.key)))
+    })
+}
+
+impl Requirement {
+    /// Whether it holds for this value of its key.
+    pub(crate) fn holds(&self, value: Option<&String>) -> bool {
+        let number = |text: &String| text.parse::<i64>().ok();
+        let compare = |greater: bool| {
+            let (Some(have), Some(want)) = (value.and_then(number), self.values.first().and_then(number)) else {
+                return false;
+            };
+            if greater { have > want } else { have < want }
+        };
+        match self.operator.as_str() {
+            "In" => value.is_some_and(|value| self.values.contains(value)),
+            "NotIn" => value.is_none_or(|value| !self.values.contains(value)),
+            "Exists" => value.is_some(),
+            "DoesNotExist" => value.is_none(),
+            "Gt" => compare(true),
+            "Lt" => compare(false),
+            _ => false,
+        }
+    }
+}
+
+impl PodTerm {
+    /// Whether a pod with these labels in this namespace is meant by a term of a pod in `home`.
+    ///
+    /// A namespace selector is taken as all namespaces: labels of namespaces are not watched here. An empty selector
+    /// means all, which is its usual use.
+    pub(crate) fn means(&self, home: &str, namespace: &str, labels: &Labels) -> bool {
+        let here = match (&self.namespace_selector, self.namespaces.as_slice()) {
+            (Some(_), _) => true,
+            (None, []) => home == namespace,
+            (None, namespaces) => namespaces.iter().any(|name| name == namespace),
+        };
+        here && selects(self.label_selector.as_ref(), labels)
+    }
+}
+
+/// Classes in use, each once.
+#[derive(Debug, Default)]
+pub(crate) struct Classes {
+    known: HashMap<Arc<Class>, ()>,
+    /// When unused ones are dropped.
+    clean_at: usize,
+}
+
+impl Classes {
+    /// The one that is equal.
+    pub(crate) fn intern(&mut self, class: Class) -> Arc<Class> {
+        if let Some((known, ())) = self.known.get_key_value(&class) {
+            return known.clone();
+        }
+        if self.known.len() >= self.clean_at {
+            self.known.retain(|class, ()| Arc::strong_count(class) > 1);
+            self.clean_at = 256.max(2 * self.known.len());
+        }
+        let class = Arc::new(class);
+        self.known.insert(class.clone(), ());
+        class
+    }
+}

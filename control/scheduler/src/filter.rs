@@ -1,0 +1,154 @@
+//! Which nodes can take a pod, and why others cannot, in the reference's words.
+
+use std::sync::Arc;
+
+use crate::class::Class;
+use crate::topology::Topology;
+use crate::view::NodeState;
+use crate::wire::{Labels, NodeTerm, Taint, Toleration};
+
+/// Why a node cannot take a pod.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Reason {
+    Unschedulable,
+    Taint,
+    NodeAffinity,
+    Ports,
+    TooManyPods,
+    /// The resource, and whether it would be too little on an empty node as well.
+    Insufficient(Arc<str>, bool),
+    Spread,
+    SpreadLabel,
+    ExistingAntiAffinity,
+    Affinity,
+    AntiAffinity,
+}
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Unschedulable => "node(s) were unschedulable",
+            Self::Taint => "node(s) had untolerated taint(s)",
+            Self::NodeAffinity => "node(s) didn't match Pod's node affinity/selector",
+            Self::Ports => "node(s) didn't have free ports for the requested pod ports",
+            Self::TooManyPods => "Too many pods",
+            Self::Insufficient(resource, _) => return write!(f, "Insufficient {resource}"),
+            Self::Spread => "node(s) didn't match pod topology spread constraints",
+            Self::SpreadLabel => "node(s) didn't match pod topology spread constraints (missing required label)",
+            Self::ExistingAntiAffinity => "node(s) didn't satisfy existing pods anti-affinity rules",
+            Self::Affinity => "node(s) didn't match pod affinity rules",
+            Self::AntiAffinity => "node(s) didn't match pod anti-affinity rules",
+        })
+    }
+}
+
+impl Reason {
+    /// Whether removing pods from the node could help.
+    pub(crate) fn is_resolvable(&self) -> bool {
+        !matches!(
+            self,
+            Self::Unschedulable
+                | Self::Taint
+                | Self::NodeAffinity
+                | Self::Affinity
+                | Self::SpreadLabel
+                | Self::Insufficient(_, true)
+        )
+    }
+}
+
+/// What a node is: valid while it does not change, whatever runs on it.
+pub(crate) fn fixed(class: &Class, node: &NodeState) -> Result<(), Reason> {
+    let unschedulable = Taint {
+        key: "node.kubernetes.io/unschedulable".to_owned(),
+        value: String::new(),
+        effect: "NoSchedule".to_owned(),
+    };
+    if node.unschedulable && !tolerated(&class.tolerations, &unschedulable) {
+        return Err(Reason::Unschedulable);
+    }
+    let mut hard = node.taints.iter().filter(|taint| matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute"));
+    if hard.any(|taint| !tolerated(&class.tolerations, taint)) {
+        return Err(Reason::Taint);
+    }
+    if matches_affinity(class, node) { Ok(()) } else { Err(Reason::NodeAffinity) }
+}
+
+/// Whether node selector and required node affinity hold.
+pub(crate) fn matches_affinity(class: &Class, node: &NodeState) -> bool {
+    class.node_selector.iter().all(|(key, value)| node.labels.get(key) == Some(value))
+        && class.affinity.node_affinity.required.as_ref().is_none_or(|required| {
+            required.node_selector_terms.iter().any(|term| matches_term(term, &node.labels, &node.name))
+        })
+}
+
+/// Whether the term holds; an empty one never does.
+pub(crate) fn matches_term(term: &NodeTerm, labels: &Labels, name: &str) -> bool {
+    if term.match_expressions.is_empty() && term.match_fields.is_empty() {
+        return false;
+    }
+    let name = name.to_owned();
+    term.match_expressions.iter().all(|requirement| requirement.holds(labels.get(&requirement.key)))
+        && term
+            .match_fields
+            .iter()
+            .all(|requirement| requirement.holds((requirement.key == "metadata.name").then_some(&name)))
+}
+
+/// Whether one of the tolerations matches the taint.
+pub(crate) fn tolerated(tolerations: &[Toleration], taint: &Taint) -> bool {
+    tolerations.iter().any(|toleration| {
+        let number = |text: &str| text.parse::<i64>().ok();
+        (toleration.effect.is_empty() || toleration.effect == taint.effect)
+            && (toleration.key.is_empty() || toleration.key == taint.key)
+            && match toleration.operator.as_str() {
+                "Exists" => true,
+                "" | "Equal" => !toleration.key.is_empty() && toleration.value == taint.value,
+                "Gt" => number(&taint.value).zip(number(&toleration.value)).is_some_and(|(has, than)| has > than),
+                "Lt" => number(&taint.value).zip(number(&toleration.value)).is_some_and(|(has, than)| has < than),
+                _ => false,
+            }
+    })
+}
+
+/// What is left of a node: ports and resources. All shortages are named.
+pub(crate) fn room(class: &Class, node: &NodeState) -> Result<(), Vec<Reason>> {
+    // Pods of higher priority that wait for this node are counted as if they were there.
+    let reserved: Vec<_> = node.nominated.iter().filter(|(_, other)| other.priority > class.priority).collect();
+    if !reserved.is_empty() {
+        let mut filled = node.clone();
+        filled.nominated.clear();
+        let filled = reserved.into_iter().fold(filled, |node, (uid, class)| node.with(uid, class));
+        return room(class, &filled);
+    }
+    if class.ports.iter().any(|port| node.ports.iter().any(|taken| taken.conflicts(port))) {
+        return Err(vec![Reason::Ports]);
+    }
+    let mut reasons = Vec::new();
+    if i64::try_from(node.pods.len()).unwrap_or(i64::MAX) >= node.pods_max {
+        reasons.push(Reason::TooManyPods);
+    }
+    let (wanted, all, used) = (&class.requests.exact, &node.allocatable, &node.used);
+    let mut check = |name: &str, wanted: i64, all: i64, used: i64| {
+        if wanted > 0 && wanted > all.saturating_sub(used) {
+            reasons.push(Reason::Insufficient(name.into(), wanted > all));
+        }
+    };
+    check("cpu", wanted.cpu, all.cpu, used.cpu);
+    check("memory", wanted.memory, all.memory, used.memory);
+    check("ephemeral-storage", wanted.ephemeral, all.ephemeral, used.ephemeral);
+    for (name, wanted) in &wanted.extended {
+        check(name, *wanted, all.extended(name), used.extended(name));
+    }
+    if reasons.is_empty() { Ok(()) } else { Err(reasons) }
+}
+
+/// Everything; the first thing that fails is what is reported.
+pub(crate) fn all(class: &Class, node: &NodeState, topology: Option<&Topology>) -> Result<(), Vec<Reason>> {
+    fixed(class, node).map_err(|reason| vec![reason])?;
+    room(class, node)?;
+    match topology {
+        Some(topology) => topology.check(class, node).map_err(|reason| vec![reason]),
+        None => Ok(()),
+    }
+}

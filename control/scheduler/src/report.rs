@@ -1,0 +1,201 @@
+//! What the scheduler tells: events, and the condition of pods that have no node. Neither ever holds a decision up.
+//!
+//! Both wait in bounded queues that one task each empties. Of events what does not fit is dropped ([`EVENTS_MAX`], and
+//! [`PER_SECOND`] after a burst, as the reference's client does); of conditions only the latest per pod is kept, so
+//! their number is bounded by the pods.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use http::Request;
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::view::Uid;
+
+const EVENTS_MAX: usize = 1000;
+/// Events per second, once [`BURST`] are sent (the reference's client: 50, 100).
+const PER_SECOND: u32 = 50;
+const BURST: u32 = 100;
+/// Requests for conditions at a time.
+const CONDITIONS_IN_FLIGHT: usize = 16;
+const NAME: &str = "default-scheduler";
+
+/// A pod that something is told about.
+#[derive(Debug, Clone)]
+pub(crate) struct Subject {
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
+    pub uid: Uid,
+    /// Generation of the specification that was looked at.
+    pub generation: Option<i64>,
+}
+
+#[derive(Debug)]
+struct Event {
+    subject: Subject,
+    warning: bool,
+    reason: &'static str,
+    action: &'static str,
+    message: String,
+    at: Timestamp,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    events: Mutex<VecDeque<Event>>,
+    event_added: Notify,
+    conditions: Mutex<HashMap<Uid, (Subject, Value)>>,
+    condition_added: Notify,
+}
+
+/// Takes what is to be told. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Reporter {
+    inner: Arc<Inner>,
+}
+
+impl Reporter {
+    pub(crate) fn scheduled(&self, subject: Subject, node: &str) {
+        let message = format!("Successfully assigned {}/{} to {node}", subject.namespace, subject.name);
+        self.event(subject, false, "Scheduled", "Binding", message);
+    }
+
+    pub(crate) fn preempted(&self, victim: Subject, by: &str, node: &str) {
+        let message = format!("Preempted by pod {by} on node {node}");
+        self.event(victim, false, "Preempted", "Preempting", message);
+    }
+
+    /// The pod has no node: event and condition. `nominated` is the node on which room is being made.
+    pub(crate) fn unschedulable(&self, subject: Subject, message: &str, nominated: Option<&str>) {
+        let condition = json!({
+            "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message,
+            "lastTransitionTime": second(Timestamp::now()), "lastProbeTime": null,
+            "observedGeneration": subject.generation,
+        });
+        let mut status = json!({ "conditions": [condition] });
+        if let Some(node) = nominated {
+            status["nominatedNodeName"] = json!(node);
+        }
+        self.inner.conditions.lock().insert(subject.uid.clone(), (subject.clone(), status));
+        self.inner.condition_added.notify_one();
+        self.event(subject, true, "FailedScheduling", "Scheduling", message.to_owned());
+    }
+
+    /// The pod is bound or gone: nothing is told of its condition any more.
+    pub(crate) fn settled(&self, uid: &str) {
+        self.inner.conditions.lock().remove(uid);
+    }
+
+    fn event(&self, subject: Subject, warning: bool, reason: &'static str, action: &'static str, message: String) {
+        let mut events = self.inner.events.lock();
+        if events.len() < EVENTS_MAX {
+            events.push_back(Event { subject, warning, reason, action, message, at: Timestamp::now() });
+            drop(events);
+            self.inner.event_added.notify_one();
+        }
+    }
+
+    /// Sends events until shutdown.
+    pub(crate) async fn send_events(self, client: kube::Client, shutdown: CancellationToken) {
+        let mut left = BURST;
+        let mut refill = tokio::time::interval(Duration::from_secs(1) / PER_SECOND);
+        refill.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let next = self.inner.events.lock().pop_front();
+            let Some(event) = next else {
+                // Waiting is all that is cut here. While it is quiet, the burst is earned again.
+                let quiet = tokio::time::Instant::now();
+                tokio::select! {
+                    () = self.inner.event_added.notified() => {}
+                    () = shutdown.cancelled() => return,
+                }
+                let earned = quiet.elapsed().as_secs_f64() * f64::from(PER_SECOND);
+                left = (left + earned.min(f64::from(BURST)) as u32).min(BURST);
+                continue;
+            };
+            if left > 0 {
+                left -= 1;
+            } else {
+                tokio::select! {
+                    _ = refill.tick() => {}
+                    () = shutdown.cancelled() => return,
+                }
+            }
+            let path = format!("/api/v1/namespaces/{}/events", event.subject.namespace);
+            if let Err(error) = send(&client, "POST", &path, "application/json", &body(&event)).await {
+                tracing::debug!(%error, "event not recorded");
+            }
+        }
+    }
+
+    /// Writes conditions until shutdown.
+    pub(crate) async fn write_conditions(self, client: kube::Client, shutdown: CancellationToken) {
+        let mut running = FuturesUnordered::new();
+        loop {
+            while running.len() < CONDITIONS_IN_FLIGHT {
+                let mut conditions = self.inner.conditions.lock();
+                let Some(uid) = conditions.keys().next().cloned() else { break };
+                let Some((subject, status)) = conditions.remove(&uid) else { break };
+                drop(conditions);
+                running.push(write(client.clone(), subject, status));
+            }
+            // Requests that are cut at shutdown are those of a scheduler that is done for.
+            tokio::select! {
+                Some(()) = running.next() => {}
+                () = self.inner.condition_added.notified() => {}
+                () = shutdown.cancelled() => return,
+            }
+        }
+    }
+}
+
+async fn write(client: kube::Client, subject: Subject, status: Value) {
+    let path =
+        format!("/api/v1/namespaces/{}/pods/{}/status?fieldManager=kube-scheduler", subject.namespace, subject.name);
+    let patch = json!({"metadata": {"uid": &*subject.uid}, "status": status});
+    // The pod may be gone or bound by now; a next attempt tells anew.
+    if let Err(error) = send(&client, "PATCH", &path, "application/strategic-merge-patch+json", &patch).await {
+        tracing::debug!(%error, pod = %subject.name, "condition not written");
+    }
+}
+
+/// One request whose answer does not matter but for success.
+pub(crate) async fn send(
+    client: &kube::Client,
+    method: &str,
+    path: &str,
+    media: &str,
+    body: &Value,
+) -> Result<(), kube::Error> {
+    let bytes = serde_json::to_vec(body).map_err(kube::Error::SerdeError)?;
+    let request = Request::builder().method(method).uri(path).header(http::header::CONTENT_TYPE, media);
+    client.request::<serde::de::IgnoredAny>(request.body(bytes).map_err(kube::Error::HttpError)?).await.map(drop)
+}
+
+fn second(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+fn body(event: &Event) -> Value {
+    let subject = &event.subject;
+    json!({
+        "apiVersion": "v1", "kind": "Event",
+        "metadata": {"name": format!("{}.{:x}", subject.name, event.at.as_nanosecond()), "namespace": &*subject.namespace},
+        "involvedObject": {
+            "apiVersion": "v1", "kind": "Pod",
+            "namespace": &*subject.namespace, "name": &*subject.name, "uid": &*subject.uid,
+        },
+        "type": if event.warning { "Warning" } else { "Normal" },
+        "reason": event.reason, "action": event.action, "message": event.message,
+        "eventTime": event.at.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string(),
+        "reportingComponent": NAME, "reportingInstance": NAME,
+        "source": {},
+    })
+}

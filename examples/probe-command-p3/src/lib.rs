@@ -1,0 +1,86 @@
+//! A command of WASI 0.3 that prints its arguments, then uses its network: `serve` listens on a port and greets who
+//! connects, `connect` reaches a port of a host by name. Fails when any of it fails, or when told to `fail`.
+
+use wasip3::cli::{environment, stdout};
+use wasip3::sockets::ip_name_lookup::resolve_addresses;
+use wasip3::sockets::types::{IpAddress, IpAddressFamily, IpSocketAddress, Ipv4SocketAddress, TcpSocket};
+use wasip3::wit_stream;
+
+struct Probe;
+
+wasip3::cli::command::export!(Probe);
+
+impl wasip3::exports::cli::run::Guest for Probe {
+    async fn run() -> Result<(), ()> {
+        let arguments = environment::get_arguments();
+        print(format!("{}\n", arguments.join(" "))).await;
+        let done = match &arguments.iter().map(String::as_str).collect::<Vec<_>>()[1..] {
+            ["fail"] => Err("as told".to_owned()),
+            ["serve", port] => serve(number(port)).await,
+            ["connect", host, port] => connect(host, number(port)).await,
+            _ => Ok(()),
+        };
+        if let Err(error) = &done {
+            print(format!("{error}\n")).await;
+        }
+        done.map_err(drop)
+    }
+}
+
+fn number(text: &str) -> u16 {
+    text.parse().unwrap_or(8000)
+}
+
+async fn serve(port: u16) -> Result<(), String> {
+    let socket = TcpSocket::create(IpAddressFamily::Ipv4).map_err(said)?;
+    socket.bind(at((0, 0, 0, 0), port)).map_err(said)?;
+    let mut connections = socket.listen().map_err(said)?;
+    print(format!("listening on {}\n", show(socket.get_local_address().map_err(said)?))).await;
+    while let Some(connection) = connections.next().await {
+        let peer = connection.get_remote_address().map_err(said)?;
+        let (mut sender, receiver) = wit_stream::new();
+        let sent = connection.send(receiver);
+        sender.write_all(format!("hello {}\n", show(peer)).into_bytes()).await;
+        drop(sender);
+        let _ = sent.await;
+    }
+    Ok(())
+}
+
+async fn connect(host: &str, port: u16) -> Result<(), String> {
+    let addresses = resolve_addresses(host.to_owned()).await.map_err(said)?;
+    let Some(IpAddress::Ipv4(address)) = addresses.into_iter().next() else {
+        return Err("no IPv4 address".to_owned());
+    };
+    let socket = TcpSocket::create(IpAddressFamily::Ipv4).map_err(said)?;
+    socket.connect(at(address, port)).await.map_err(said)?;
+    print(format!("connected to {}\n", show(socket.get_remote_address().map_err(said)?))).await;
+    let (received, _ended) = socket.receive();
+    let text = received.collect().await;
+    print(String::from_utf8_lossy(&text).into_owned()).await;
+    Ok(())
+}
+
+async fn print(text: String) {
+    let (mut sender, receiver) = wit_stream::new();
+    let write = async {
+        sender.write_all(text.into_bytes()).await;
+        drop(sender);
+    };
+    let _ = futures::join!(stdout::write_via_stream(receiver).into_future(), write);
+}
+
+fn said(error: impl std::fmt::Debug) -> String {
+    format!("{error:?}")
+}
+
+fn at(address: (u8, u8, u8, u8), port: u16) -> IpSocketAddress {
+    IpSocketAddress::Ipv4(Ipv4SocketAddress { address, port })
+}
+
+fn show(address: IpSocketAddress) -> String {
+    match address {
+        IpSocketAddress::Ipv4(Ipv4SocketAddress { address: (a, b, c, d), .. }) => format!("{a}.{b}.{c}.{d}"),
+        IpSocketAddress::Ipv6(_) => "an IPv6 address".to_owned(),
+    }
+}

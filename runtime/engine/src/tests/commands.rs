@@ -1,0 +1,125 @@
+//! Commands, good and hostile ones.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use super::{component, engine, soon, spec};
+use crate::{Command, Error, Exit, Mount, Spec};
+
+async fn start(spec: Spec, steps: &[&str]) -> Result<Command, Error> {
+    let args = std::iter::once("probe").chain(steps.iter().copied()).map(str::to_owned).collect();
+    engine().start_command(&component("probe-command").await, Spec { args, ..spec }).await
+}
+
+/// How the command ends, and what it prints.
+async fn run(change: impl FnOnce(Spec) -> Spec, steps: &[&str]) -> (Exit, String) {
+    let (spec, printed) = spec();
+    let command = start(change(spec), steps).await.unwrap();
+    (soon(command.wait()).await, printed.text())
+}
+
+#[tokio::test]
+async fn commands_end_as_they_say() {
+    let as_is = |spec| spec;
+    assert_eq!(run(as_is, &[]).await, (Exit::Code(0), "hello\n".to_owned()));
+    assert_eq!(run(as_is, &["echo", "a", "warn", "b", "exit", "0"]).await, (Exit::Code(0), "a\nb\n".to_owned()));
+    assert_eq!(run(as_is, &["exit", "7"]).await.0, Exit::Code(1), "WASI 0.2 knows good and bad only");
+    let (exit, printed) = run(as_is, &["crash"]).await;
+    assert!(matches!(&exit, Exit::Trap(message) if message.contains("unreachable")), "{exit:?}");
+    assert_eq!((exit.code(), exit.reason()), (134, "Error"));
+    assert!(printed.contains("asked to") && printed.contains("wasm trap"), "{printed}");
+}
+
+#[tokio::test]
+async fn commands_see_environment_and_directories() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("in"), "content\n").unwrap();
+    let mount = |read_only| {
+        let host = dir.path().to_owned();
+        move |spec: Spec| Spec {
+            env: vec![("NAME".to_owned(), "value".to_owned())],
+            mounts: vec![Mount { host, guest: "/data".to_owned(), read_only }],
+            ..spec
+        }
+    };
+    let steps = ["env", "NAME", "cat", "/data/in", "write", "/data/out", "text", "ls", "/data"];
+    assert_eq!(run(mount(false), &steps).await, (Exit::Code(0), "value\ncontent\nin\nout\n".to_owned()));
+    assert_eq!(fs::read_to_string(dir.path().join("out")).unwrap(), "text");
+    let (exit, printed) = run(mount(true), &steps).await;
+    assert_eq!(exit, Exit::Code(1), "{printed}");
+    let (exit, printed) = run(mount(false), &["cat", "/data/../../etc/passwd"]).await;
+    assert_eq!(exit, Exit::Code(1), "{printed}");
+    let gone = Mount { host: dir.path().join("gone"), guest: "/x".to_owned(), read_only: true };
+    let error = start(Spec { mounts: vec![gone], ..Spec::new("a") }, &[]).await.unwrap_err();
+    assert!(matches!(error, Error::Mount { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn waiting_and_computing_commands_are_stopped_and_killed() {
+    for steps in [["sleep", "1000000"], ["spin", "1000000"]] {
+        let (spec, _) = spec();
+        let command = start(spec, &steps).await.unwrap();
+        command.stop();
+        command.kill();
+        assert_eq!(soon(command.wait()).await, Exit::Stopped, "the first word counts");
+        let command = start(Spec::new("a"), &steps).await.unwrap();
+        command.kill();
+        assert_eq!(soon(command.wait()).await.code(), 137);
+    }
+}
+
+#[tokio::test]
+async fn memory_is_bounded() {
+    let limited = |spec| Spec { memory_bytes_max: Some(32 << 20), ..spec };
+    assert_eq!(run(limited, &["alloc", "8"]).await.0, Exit::Code(0));
+    let (exit, printed) = run(limited, &["alloc", "20", "alloc", "20", "echo", "never"]).await;
+    assert_eq!((exit.code(), exit.reason()), (137, "OOMKilled"));
+    assert!(printed.contains("memory limit") && !printed.contains("never"), "{printed}");
+    let error = start(Spec { memory_bytes_max: Some(1000), ..Spec::new("a") }, &[]).await.unwrap_err();
+    assert!(matches!(error, Error::OutOfMemory { bytes_max: 1000 }), "{error}");
+}
+
+#[tokio::test]
+async fn recursion_and_fuel_and_floods_end() {
+    let (exit, _) = run(|spec| spec, &["recurse"]).await;
+    assert!(matches!(&exit, Exit::Trap(message) if message.contains("stack")), "{exit:?}");
+    let fuel = |spec| Spec { fuel_max: Some(10_000_000), ..spec };
+    let (exit, _) = run(fuel, &["spin"]).await;
+    assert_eq!((exit.clone(), exit.code()), (Exit::FuelExhausted, 152));
+    assert_eq!(run(fuel, &["echo", "a"]).await.0, Exit::Code(0));
+    let (exit, printed) = run(|spec| spec, &["flood", "5000"]).await;
+    assert_eq!((exit, printed.len()), (Exit::Code(0), 5000 * 1024));
+}
+
+#[tokio::test]
+async fn a_cpu_limit_is_a_share_of_time() {
+    let spec = Spec { cpu_millis_max: Some(100), ..Spec::new("a") };
+    let begun = Instant::now();
+    let command = start(spec, &["spin", "1000"]).await.unwrap();
+    assert_eq!(soon(command.wait()).await, Exit::Code(0));
+    let (usage, elapsed) = (command.usage(), begun.elapsed());
+    let share = usage.cpu.as_secs_f64() / elapsed.as_secs_f64();
+    assert!(share < 0.2, "used {:?} of {elapsed:?}", usage.cpu);
+    assert!(usage.throttled > Duration::from_millis(300) && usage.fuel > 1_000_000, "{usage:?}");
+}
+
+#[tokio::test]
+async fn instances_are_counted_and_give_all_back() {
+    let (spec, _) = spec();
+    let command = start(spec, &["alloc", "4", "sleep", "1000000"]).await.unwrap();
+    assert!(engine().instances() > 0);
+    command.kill();
+    soon(command.wait()).await;
+    let usage = command.usage();
+    assert_eq!(usage.memory_bytes, 0, "{usage:?}");
+}
+
+#[tokio::test]
+async fn what_a_component_is_not_cannot_be_started() {
+    let hello = component("hello").await;
+    let error = engine().start_command(&hello, Spec::new("a")).await.unwrap_err();
+    assert_eq!(error.to_string(), "the component is not a command");
+    let command = component("probe-command").await;
+    let error = engine().start_http(&command, Spec::new("a"), crate::HttpOptions::default()).await.unwrap_err();
+    assert_eq!(error.to_string(), "the component is not a service");
+}

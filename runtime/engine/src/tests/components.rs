@@ -1,0 +1,105 @@
+//! From a file to a component, and what is refused.
+
+use std::fs;
+use std::sync::Arc;
+
+use super::{Printed, engine, soon, spec};
+use crate::{Compiler, Config, Engine, Error, Exit, World};
+
+/// What becomes of text as a component.
+async fn prepared(name: &str, text: &[u8]) -> Result<crate::Component, Error> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.wasm");
+    fs::write(&path, text).unwrap();
+    soon(engine().prepare(name, &path)).await
+}
+
+#[tokio::test]
+async fn refuses_what_cannot_run_and_says_why() {
+    let import = "(component (import \"foo:bar/baz@1.0.0\" (instance (export \"f\" (func)))))";
+    let table = [
+        ("page", b"<html>".to_vec(), "not a WebAssembly component: the file does not begin as WebAssembly does"),
+        ("empty", Vec::new(), "not a WebAssembly component: the file does not begin as WebAssembly does"),
+        ("import", wat::parse_str(import).unwrap(), "imports `foo:bar/baz@1.0.0`, which this node does not offer"),
+        (
+            "none",
+            wat::parse_str("(component)").unwrap(),
+            "exports neither `wasi:http/incoming-handler` nor `wasi:cli/run`, so there is nothing to start (exports: none)",
+        ),
+        ("cut", wat::parse_str(import).unwrap()[..30].to_vec(), "not a component that can run here: "),
+    ];
+    for (name, bytes, message) in table {
+        let error = prepared(name, &bytes).await.unwrap_err();
+        assert!(error.to_string().starts_with(message), "{name}: {error}");
+        assert!(error.is_permanent(), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_core_module_of_wasi_0_1_becomes_a_command() {
+    let module = r#"(module
+        (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+        (memory (export "memory") 1)
+        (data (i32.const 8) "\10\00\00\00\03\00\00\00")
+        (data (i32.const 16) "hi\0a")
+        (func (export "_start") (drop (call $write (i32.const 1) (i32.const 8) (i32.const 1) (i32.const 32)))))"#;
+    let component = prepared("module", &wat::parse_str(module).unwrap()).await.unwrap();
+    assert_eq!(component.world(), World::Command);
+    let (spec, printed) = spec();
+    let command = engine().start_command(&component, spec).await.unwrap();
+    assert_eq!(soon(command.wait()).await, Exit::Code(0));
+    assert_eq!(printed.text(), "hi\n");
+}
+
+#[tokio::test]
+async fn a_component_is_compiled_once_for_all_who_ask_and_for_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let wasm = dir.path().join("app.wasm");
+    fs::copy(tokio::task::spawn_blocking(|| super::built("hello")).await.unwrap(), &wasm).unwrap();
+    let config = || Config { instances_max: 4, ..Config::new(dir.path().join("cache")) };
+    let first = Engine::new(config()).unwrap();
+    let (one, two) = tokio::join!(first.prepare("sha256:1", &wasm), first.prepare("sha256:1", &wasm));
+    assert!(Arc::ptr_eq(one.unwrap().loaded(), two.unwrap().loaded()));
+    drop(first);
+    let broken = Config { compiler: Compiler::Process("/nonexistent/coracle".into()), ..config() };
+    let second = Engine::new(broken).unwrap();
+    let component = second.prepare("sha256:1", &wasm).await.expect("nothing needs to be compiled");
+    assert_eq!(component.world(), World::Http);
+    let error = second.prepare("sha256:2", &wasm).await.unwrap_err();
+    assert!(matches!(error, Error::Compiler { .. }) && !error.is_permanent(), "{error:?}");
+}
+
+#[tokio::test]
+async fn the_cache_keeps_within_its_bound() {
+    let dir = tempfile::tempdir().unwrap();
+    let wasm = tokio::task::spawn_blocking(|| super::built("hello")).await.unwrap();
+    let config = Config { instances_max: 4, cache_bytes_max: 300 << 10, ..Config::new(dir.path()) };
+    let engine = Engine::new(config).unwrap();
+    for number in 0..4 {
+        engine.prepare(&format!("sha256:{number}"), &wasm).await.unwrap();
+    }
+    let keys: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let sum: u64 = fs::read_dir(&keys[0]).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
+    assert!(sum > 0 && sum <= 300 << 10, "{sum}");
+}
+
+#[tokio::test]
+async fn a_compiler_that_fails_is_no_fault_of_the_component() {
+    let dir = tempfile::tempdir().unwrap();
+    let wasm = tokio::task::spawn_blocking(|| super::built("hello")).await.unwrap();
+    let config =
+        Config { instances_max: 4, compiler: Compiler::Process("/bin/false".into()), ..Config::new(dir.path()) };
+    let error = Engine::new(config).unwrap().prepare("sha256:1", &wasm).await.unwrap_err();
+    assert!(matches!(&error, Error::CompilerKilled(_)) && !error.is_permanent(), "{error}");
+}
+
+#[test]
+fn the_worker_compiles_and_explains() {
+    let dir = tempfile::tempdir().unwrap();
+    let (wasm, output) = (dir.path().join("a.wasm"), dir.path().join("a.cwasm"));
+    fs::write(&wasm, "nothing").unwrap();
+    let code = crate::compile_worker(&[wasm.clone(), output.clone()]);
+    assert_eq!(format!("{code:?}"), format!("{:?}", std::process::ExitCode::from(2)), "arguments are missing");
+    assert!(!output.exists());
+    let _ = Printed::default();
+}

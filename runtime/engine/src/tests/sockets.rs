@@ -1,0 +1,113 @@
+//! Sockets of unmodified programs in a pod's network.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use super::{Printed, component, engine, soon, spec};
+use crate::{Command, Exit, Network, Protocol, Refused, Resolved, SocketUse, Spec};
+
+/// A pod that is 10.244.0.N to others and 127.77.0.N to the kernel; `server.default.svc` is 10.96.0.1, and leads to pod 2.
+struct Pod(u8);
+
+const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
+
+fn twin(pod: u8) -> IpAddr {
+    Ipv4Addr::new(127, 77, 0, pod).into()
+}
+
+impl Network for Pod {
+    fn bind(&self, wanted: SocketAddr, _: Protocol) -> Result<SocketAddr, Refused> {
+        Ok((twin(self.0), wanted.port()).into())
+    }
+
+    fn connect(&self, wanted: SocketAddr, _: Protocol) -> Result<SocketAddr, Refused> {
+        match wanted.ip() {
+            ip if ip == SERVICE => Ok((twin(2), wanted.port()).into()),
+            _ => Err(Refused::NoEndpoint),
+        }
+    }
+
+    fn shown(&self, actual: SocketAddr) -> SocketAddr {
+        match actual.ip() {
+            IpAddr::V4(ip) if ip.octets()[..3] == [127, 77, 0] => {
+                (Ipv4Addr::new(10, 244, 0, ip.octets()[3]), actual.port()).into()
+            }
+            _ => actual,
+        }
+    }
+
+    fn resolve(&self, name: &str) -> Resolved {
+        match name {
+            "server.default.svc" => Resolved::Addresses(vec![SERVICE.into()]),
+            _ => Resolved::Unknown,
+        }
+    }
+
+    fn permits(&self, actual: SocketAddr, _: SocketUse) -> bool {
+        actual.ip().is_loopback() || actual.ip().is_unspecified()
+    }
+}
+
+async fn start(pod: u8, steps: &[&str]) -> (Command, Printed) {
+    let (spec, printed) = spec();
+    let args = std::iter::once("probe").chain(steps.iter().copied()).map(str::to_owned).collect();
+    let spec = Spec { args, network: Arc::new(Pod(pod)), ..spec };
+    (engine().start_command(&component("probe-command").await, spec).await.unwrap(), printed)
+}
+
+#[tokio::test]
+async fn pods_reach_each_other_by_name_and_see_pod_addresses() {
+    let (server, server_printed) = start(2, &["listen", "18123"]).await;
+    soon(async {
+        while !server_printed.text().contains('\n') {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let (client, client_printed) = start(3, &["send", "server.default.svc:18123", "ahoy"]).await;
+    assert_eq!(soon(client.wait()).await, Exit::Code(0), "{}", client_printed.text());
+    assert_eq!(client_printed.text(), "connected from 10.244.0.3 to 10.244.0.2:18123\nAHOY\n");
+    assert_eq!(server_printed.text(), "listening on 10.244.0.2:18123\nconnection from 10.244.0.3\n");
+    server.kill();
+    soon(server.wait()).await;
+}
+
+#[tokio::test]
+async fn what_the_node_does_not_know_is_refused() {
+    let (resolve, printed) = start(3, &["resolve", "server.default.svc", "resolve", "example.com"]).await;
+    assert_eq!(soon(resolve.wait()).await, Exit::Code(1));
+    assert!(printed.text().starts_with("10.96.0.1\nresolve: "), "{}", printed.text());
+    let (connect, printed) = start(3, &["send", "10.1.1.1:80", "ahoy"]).await;
+    assert_eq!(soon(connect.wait()).await, Exit::Code(1));
+    assert!(printed.text().contains("refused"), "{}", printed.text());
+}
+
+#[tokio::test]
+async fn programs_of_wasi_0_3_have_the_same_network() {
+    let start = async |pod: u8, steps: &[&str]| {
+        let (spec, printed) = spec();
+        let args = std::iter::once("probe").chain(steps.iter().copied()).map(str::to_owned).collect();
+        let spec = Spec { args, network: Arc::new(Pod(pod)), ..spec };
+        (engine().start_command(&component("probe-command-p3").await, spec).await.unwrap(), printed)
+    };
+    let (server, server_printed) = start(2, &["serve", "18124"]).await;
+    soon(async {
+        while !server_printed.text().contains("listening") {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(server_printed.text(), "probe serve 18124\nlistening on 10.244.0.2\n");
+    let (client, printed) = start(3, &["connect", "server.default.svc", "18124"]).await;
+    assert_eq!(soon(client.wait()).await, Exit::Code(0), "{}", printed.text());
+    assert!(printed.text().ends_with("connected to 10.244.0.2\nhello 10.244.0.3\n"), "{}", printed.text());
+    for (steps, said) in [(["connect", "example.com", "80"], "NameUnresolvable"), (["connect", "10.1.1.1", "80"], "")] {
+        let (client, printed) = start(3, &steps).await;
+        assert_eq!(soon(client.wait()).await, Exit::Code(1));
+        assert!(printed.text().contains(said), "{}", printed.text());
+    }
+    server.stop();
+    assert_eq!(soon(server.wait()).await, Exit::Stopped);
+    assert_eq!(soon(start(3, &[]).await.0.wait()).await, Exit::Code(0));
+    assert_eq!(soon(start(3, &["fail"]).await.0.wait()).await, Exit::Code(1));
+}

@@ -1,0 +1,123 @@
+//! Port-forward over numbered channels of a WebSocket: port number `i` of the request has channel `2i` for data and
+//! `2i + 1` for errors; the first message of each from us is the port, little-endian.
+
+use std::future::Future;
+
+use futures::stream::{FuturesUnordered, SplitSink};
+use futures::{SinkExt as _, StreamExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, ReadHalf, WriteHalf};
+use tokio::sync::Mutex;
+use tokio_tungstenite::tungstenite::Message;
+
+use super::upgrade::WebSocket;
+
+/// The subprotocol.
+pub const PROTOCOL: &str = "v4.channel.k8s.io";
+/// Ports of one request; a channel is one byte, and each port has two.
+const PORTS_MAX: usize = 127;
+/// Bytes of a port in each direction that wait for the other side.
+const BUFFER: usize = 64 << 10;
+
+type Sink = Mutex<SplitSink<WebSocket, Message>>;
+
+/// The ports of a query: `ports=80&ports=443`, `port=80` or `ports=80,443`.
+pub fn ports(query: &str) -> Result<Vec<u16>, String> {
+    let mut ports = Vec::new();
+    for (name, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
+        if !matches!(name, "port" | "ports") {
+            continue;
+        }
+        for text in value.split("%2C").flat_map(|value| value.split(',')) {
+            match text.parse::<u16>() {
+                Ok(port) if port > 0 => ports.push(port),
+                _ => return Err(format!("unable to parse {text:?} as a port")),
+            }
+        }
+    }
+    if ports.len() > PORTS_MAX {
+        return Err(format!("more than {PORTS_MAX} ports"));
+    }
+    Ok(ports)
+}
+
+/// Serves the channels of these ports; `forward` connects one of them.
+pub async fn serve<F>(socket: WebSocket, ports: &[u16], forward: impl Fn(u16, DuplexStream) -> F)
+where
+    F: Future<Output = Result<(), String>>,
+{
+    let (sink, mut messages) = socket.split();
+    let sink: Sink = Mutex::new(sink);
+    let mut inwards: Vec<WriteHalf<DuplexStream>> = Vec::new();
+    let work = FuturesUnordered::new();
+    for (index, port) in ports.iter().enumerate() {
+        let channel = u8::try_from(index * 2).expect("their number is bounded");
+        let (ours, users) = tokio::io::duplex(BUFFER);
+        let (from_user, to_user) = tokio::io::split(ours);
+        inwards.push(to_user);
+        let (sink, forwarded) = (&sink, forward(*port, users));
+        work.push(async move {
+            for channel in [channel, channel + 1] {
+                send(sink, channel, &port.to_le_bytes()).await;
+            }
+            let (result, ()) = tokio::join!(forwarded, outwards(sink, channel, from_user));
+            if let Err(message) = result {
+                send(sink, channel + 1, message.as_bytes()).await;
+            }
+        });
+    }
+    let reading = async {
+        while let Some(Ok(message)) = messages.next().await {
+            match message {
+                Message::Binary(bytes) => {
+                    let Some((channel, data)) = bytes.split_first() else { continue };
+                    // What comes on an error channel means nothing.
+                    if channel % 2 == 0
+                        && let Some(user) = inwards.get_mut(usize::from(channel / 2))
+                    {
+                        let _ = user.write_all(data).await;
+                    }
+                }
+                Message::Close(_) => break,
+                _ => {}
+            }
+        }
+    };
+    let working = work.collect::<Vec<()>>();
+    // The client's end ends everything.
+    tokio::select! {
+        () = reading => {}
+        _ = working => {}
+    }
+    let _ = sink.lock().await.close().await;
+}
+
+async fn outwards(sink: &Sink, channel: u8, mut from_user: ReadHalf<DuplexStream>) {
+    let mut buffer = vec![0; 16 << 10];
+    while let Ok(count @ 1..) = from_user.read(&mut buffer).await {
+        send(sink, channel, &buffer[..count]).await;
+    }
+}
+
+async fn send(sink: &Sink, channel: u8, bytes: &[u8]) {
+    let message = [&[channel], bytes].concat();
+    let _ = sink.lock().await.send(Message::Binary(message.into())).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_ports() {
+        for (query, expected) in [
+            ("", Some(vec![])),
+            ("ports=80&ports=443", Some(vec![80, 443])),
+            ("ports=80,443&x=1", Some(vec![80, 443])),
+            ("port=1%2C2", Some(vec![1, 2])),
+            ("ports=0", None),
+            ("ports=x", None),
+        ] {
+            assert_eq!(ports(query).ok(), expected, "{query}");
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! `/coracle/v1/proxy/{namespace}/{pod}/{port}/…`: an API server's requests to a pod, for `pods/proxy` and `services/proxy`.
+//! (A kubelet needs no such path: its pods have addresses that an API server can dial.)
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Path, Request, State};
+use axum::http::{StatusCode, Uri, header};
+use axum::response::{IntoResponse as _, Response};
+use coracle_proxy::{BoxError, Error};
+use http_body_util::BodyExt as _;
+use k8s_openapi::api::core::v1::Pod;
+
+use super::refusal;
+use crate::pod::Pods;
+use crate::pod::core::specs;
+
+/// A port by its number, or by the name that a container gives it.
+fn port_of(pod: &Pod, port: &str) -> Option<u16> {
+    let named = || {
+        let mut ports = specs(pod).flat_map(|container| container.ports.iter().flatten());
+        ports
+            .find(|named| named.name.as_deref() == Some(port))
+            .and_then(|named| u16::try_from(named.container_port).ok())
+    };
+    port.parse().ok().or_else(named).filter(|port| *port > 0)
+}
+
+/// Passes the request on to the pod's port, without the prefix.
+pub async fn any(
+    State(pods): State<Arc<Pods>>,
+    Path(path): Path<HashMap<String, String>>,
+    request: Request,
+) -> Response {
+    let (namespace, name, port) = (&path["namespace"], &path["pod"], &path["port"]);
+    let slot = pods.find(namespace, name);
+    let Some((slot, address)) = slot.and_then(|slot| slot.address().map(|address| (slot, address))) else {
+        return refusal(StatusCode::NOT_FOUND, format!("pod {name:?} does not run on this node"));
+    };
+    let Some(port) = port_of(&slot.pod(), port) else {
+        return refusal(StatusCode::BAD_REQUEST, format!("invalid port {port:?}"));
+    };
+    // The text as it came: a decoded path is not the same path.
+    let rest = request.uri().path().splitn(8, '/').nth(7).unwrap_or_default();
+    let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
+    let authority = std::net::SocketAddr::new(address.pod, port).to_string();
+    let uri = match format!("http://{authority}/{rest}{query}").parse::<Uri>() {
+        Ok(uri) => uri,
+        Err(error) => return refusal(StatusCode::BAD_REQUEST, error.to_string()),
+    };
+    let (mut parts, body) = request.into_parts();
+    parts.uri = uri;
+    if !parts.headers.contains_key(header::HOST)
+        && let Ok(host) = authority.parse()
+    {
+        parts.headers.insert(header::HOST, host);
+    }
+    for hop in [header::CONNECTION, header::TE, header::TRANSFER_ENCODING, header::UPGRADE] {
+        parts.headers.remove(hop);
+    }
+    let request = Request::from_parts(parts, body.map_err(BoxError::from).boxed_unsync());
+    match pods.context.network.proxy.call(namespace, request).await {
+        Ok(response) => response.map(Body::new).into_response(),
+        Err(error @ (Error::NoPod(_) | Error::NoEndpoints { .. } | Error::NoPort { .. })) => {
+            refusal(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+        }
+        Err(error) => {
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+            refusal(StatusCode::BAD_GATEWAY, format!("{error}{cause}"))
+        }
+    }
+}

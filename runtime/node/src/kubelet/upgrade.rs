@@ -1,0 +1,121 @@
+//! Leaving HTTP for a protocol of its own on the same connection: WebSocket and SPDY/3.1.
+
+use axum::extract::Request;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use futures::{SinkExt as _, StreamExt as _};
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+
+/// Largest message of a client.
+const MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// Bytes of a tunnel in each direction that wait for the other side.
+const TUNNEL_BYTES: usize = 64 << 10;
+
+/// A WebSocket connection.
+pub type WebSocket = WebSocketStream<TokioIo<Upgraded>>;
+
+/// Which protocol a request wants to change to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// WebSocket, with the subprotocols it offers.
+    WebSocket(Vec<String>),
+    /// SPDY/3.1, with the stream protocols it offers.
+    Spdy(Vec<String>),
+    /// None.
+    Nothing,
+}
+
+impl Wanted {
+    /// Reads the headers.
+    pub fn of(headers: &HeaderMap) -> Self {
+        let all = |name: &str| -> Vec<String> {
+            let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+            values.flat_map(|value| value.split(',')).map(|text| text.trim().to_owned()).collect()
+        };
+        let upgrades = all("upgrade");
+        if upgrades.iter().any(|name| name.eq_ignore_ascii_case("websocket")) {
+            return Self::WebSocket(all("sec-websocket-protocol"));
+        }
+        if upgrades.iter().any(|name| name.eq_ignore_ascii_case("SPDY/3.1")) {
+            return Self::Spdy(all("x-stream-protocol-version"));
+        }
+        Self::Nothing
+    }
+}
+
+/// Accepts a WebSocket: the response to send, and what becomes the connection after it.
+pub fn accept_websocket(request: &mut Request, protocol: Option<&str>) -> Option<(Response, OnUpgrade)> {
+    let key = request.headers().get(header::SEC_WEBSOCKET_KEY)?.clone();
+    let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    let accept = HeaderValue::try_from(derive_accept_key(key.as_bytes())).ok()?;
+    headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    if let Some(protocol) = protocol {
+        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::try_from(protocol).ok()?);
+    }
+    Some((response, hyper::upgrade::on(request)))
+}
+
+/// Accepts SPDY/3.1.
+pub fn accept_spdy(request: &mut Request, protocol: &'static str) -> (Response, OnUpgrade) {
+    let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("SPDY/3.1"));
+    headers.insert("x-stream-protocol-version", HeaderValue::from_static(protocol));
+    (response, hyper::upgrade::on(request))
+}
+
+/// The server's side of a WebSocket on an upgraded connection.
+pub async fn websocket(upgraded: Upgraded) -> WebSocket {
+    let config = WebSocketConfig::default().max_message_size(Some(MESSAGE_BYTES_MAX));
+    WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await
+}
+
+/// The bytes of a WebSocket's binary messages as one stream; pumping ends with either side.
+pub fn tunnel(socket: WebSocket) -> (DuplexStream, impl Future<Output = ()> + Send) {
+    let (ours, users) = tokio::io::duplex(TUNNEL_BYTES);
+    let pump = async move {
+        let (mut sink, mut messages) = socket.split();
+        let (mut from_user, mut to_user) = tokio::io::split(ours);
+        let inwards = async {
+            while let Some(Ok(message)) = messages.next().await {
+                let bytes = match message {
+                    Message::Binary(bytes) => bytes,
+                    Message::Close(_) => break,
+                    // Pings are answered by the socket itself.
+                    _ => continue,
+                };
+                if to_user.write_all(&bytes).await.is_err() {
+                    return;
+                }
+            }
+            let _ = to_user.shutdown().await;
+        };
+        let outwards = async {
+            let mut buffer = vec![0; 16 << 10];
+            while let Ok(count @ 1..) = from_user.read(&mut buffer).await {
+                let message = Message::Binary(buffer[..count].to_vec().into());
+                if sink.send(message).await.is_err() {
+                    return;
+                }
+            }
+            let _ = sink.close().await;
+        };
+        tokio::pin!(inwards, outwards);
+        // The client's end does not end our answers; our end ends everything.
+        tokio::select! {
+            () = &mut inwards => outwards.await,
+            () = &mut outwards => {}
+        }
+    };
+    (users, pump)
+}

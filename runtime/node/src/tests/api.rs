@@ -1,0 +1,237 @@
+//! As much of an API server as a node talks to: pods with watch, status writes and deletion; everything else exists
+//! and is empty.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use futures::stream::{self, StreamExt as _};
+use http::{Method, Request, Response, StatusCode};
+use http_body::Frame;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::sync::{Notify, broadcast};
+
+use super::PATIENCE;
+
+type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+#[derive(Clone)]
+pub struct Api {
+    state: Arc<Mutex<State>>,
+    events: broadcast::Sender<Value>,
+    changed: Arc<Notify>,
+}
+
+#[derive(Default)]
+struct State {
+    revision: u64,
+    pods: BTreeMap<String, Value>,
+    node: Value,
+    /// Status writes by pod, with their moments.
+    writes: Vec<(String, Instant, Value)>,
+    created: BTreeMap<String, Instant>,
+    recorded: Vec<Value>,
+    objects: BTreeMap<String, Value>,
+}
+
+impl Default for Api {
+    fn default() -> Self {
+        Self { state: Arc::default(), events: broadcast::Sender::new(1024), changed: Arc::default() }
+    }
+}
+
+impl Api {
+    pub fn client(&self) -> kube::Client {
+        let api = self.clone();
+        let service = tower::service_fn(move |request: Request<kube::client::Body>| {
+            let api = api.clone();
+            async move { Ok::<_, Infallible>(api.answer(request).await) }
+        });
+        kube::Client::new(service, "default")
+    }
+
+    pub fn node(&self) -> Value {
+        self.state.lock().node.clone()
+    }
+
+    /// Puts a ConfigMap or Secret.
+    pub fn put(&self, kind: &str, name: &str, data: Value) {
+        let object = json!({"metadata": {"name": name, "namespace": "default", "resourceVersion": "1"}, "data": data});
+        self.state.lock().objects.insert(format!("{kind}/{name}"), object);
+    }
+
+    pub fn create(&self, name: &str, spec: Value) {
+        let mut state = self.state.lock();
+        let metadata = json!({"name": name, "namespace": "default", "uid": format!("uid-{name}"), "generation": 1});
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec, "status": {}});
+        state.created.insert(name.to_owned(), Instant::now());
+        self.store(&mut state, "ADDED", name, pod);
+    }
+
+    /// Asks for a pod's end, as a DELETE with grace does.
+    pub fn delete(&self, name: &str, grace: u32) {
+        let mut state = self.state.lock();
+        let mut pod = state.pods[name].clone();
+        pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        pod["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
+        self.store(&mut state, "MODIFIED", name, pod);
+    }
+
+    /// Waits until the pod's status is as wanted.
+    pub async fn status(&self, name: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let found = async {
+            loop {
+                let changed = self.changed.notified();
+                let status = self.state.lock().pods.get(name).map(|pod| pod["status"].clone());
+                if let Some(status) = status.filter(|status| wanted(status)) {
+                    return status;
+                }
+                changed.await;
+            }
+        };
+        match tokio::time::timeout(PATIENCE, found).await {
+            Ok(status) => status,
+            Err(_) => {
+                let state = self.state.lock();
+                panic!("pod {name} is not {what}: {:#?} {:#?}", state.pods.get(name), state.recorded)
+            }
+        }
+    }
+
+    pub async fn gone(&self, name: &str) {
+        let gone = async {
+            loop {
+                let changed = self.changed.notified();
+                if !self.state.lock().pods.contains_key(name) {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, gone).await.expect("the pod goes");
+    }
+
+    /// How often, and how long after its creation at last, a pod's status was written.
+    pub fn writes(&self, name: &str) -> (usize, std::time::Duration) {
+        let state = self.state.lock();
+        let of: Vec<Instant> = state.writes.iter().filter(|(pod, ..)| pod == name).map(|(_, at, _)| *at).collect();
+        (of.len(), *of.last().unwrap() - state.created[name])
+    }
+
+    /// Reasons of the events recorded about a pod.
+    pub fn reasons(&self, name: &str) -> Vec<String> {
+        let state = self.state.lock();
+        let of = state.recorded.iter().filter(|event| event["involvedObject"]["name"] == name);
+        of.map(|event| event["reason"].as_str().unwrap().to_owned()).collect()
+    }
+
+    fn store(&self, state: &mut State, kind: &str, name: &str, mut pod: Value) {
+        state.revision += 1;
+        pod["metadata"]["resourceVersion"] = json!(state.revision.to_string());
+        if kind == "DELETED" {
+            state.pods.remove(name);
+        } else {
+            state.pods.insert(name.to_owned(), pod.clone());
+        }
+        let _ = self.events.send(json!({"type": kind, "object": pod}));
+        self.changed.notify_waiters();
+    }
+
+    async fn answer(&self, request: Request<kube::client::Body>) -> Response<Body> {
+        let (parts, body) = request.into_parts();
+        let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+        let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let query = parts.uri.query().unwrap_or_default().to_owned();
+        let path: Vec<&str> = parts.uri.path().trim_matches('/').split('/').collect();
+        let is_watch = query.contains("watch=true") || query.contains("watch=1");
+        match (&parts.method, &path[..]) {
+            (&Method::GET, ["api", "v1", "pods"]) if is_watch => self.watch_pods(),
+            (&Method::GET, _) if is_watch => streamed(stream::pending()),
+            (&Method::GET, ["api", "v1", "nodes", _]) => answer(StatusCode::OK, &self.node()),
+            (&Method::GET, ["api", "v1", "namespaces", _, kind @ ("configmaps" | "secrets")]) => {
+                let name =
+                    query.split("metadata.name%3D").nth(1).unwrap_or_default().split('&').next().unwrap_or_default();
+                let found = self.state.lock().objects.get(&format!("{kind}/{name}")).cloned();
+                let items: Vec<Value> = found.into_iter().collect();
+                answer(StatusCode::OK, &json!({"metadata": {"resourceVersion": "1"}, "items": items}))
+            }
+            (&Method::GET, _) => answer(StatusCode::OK, &json!({"metadata": {"resourceVersion": "1"}, "items": []})),
+            (&Method::PATCH, ["api", "v1", "namespaces", _, "pods", name, "status"]) => self.write(name, &body),
+            (&Method::DELETE, ["api", "v1", "namespaces", _, "pods", name]) => {
+                let mut state = self.state.lock();
+                let Some(pod) = state.pods.get(*name).cloned() else {
+                    return answer(StatusCode::NOT_FOUND, &json!({}));
+                };
+                assert_eq!(body["preconditions"]["uid"], pod["metadata"]["uid"]);
+                assert_eq!(body["gracePeriodSeconds"], 0);
+                self.store(&mut state, "DELETED", name, pod);
+                answer(StatusCode::OK, &json!({}))
+            }
+            (&Method::POST, ["api", "v1", "nodes"]) => {
+                let mut state = self.state.lock();
+                if state.node.is_object() {
+                    return answer(StatusCode::CONFLICT, &json!({}));
+                }
+                state.node = body;
+                answer(StatusCode::CREATED, &json!({}))
+            }
+            (&Method::PATCH, ["api", "v1", "nodes", _, "status"]) => {
+                let mut state = self.state.lock();
+                for (field, value) in body["status"].as_object().unwrap() {
+                    state.node["status"][field] = value.clone();
+                }
+                answer(StatusCode::OK, &json!({}))
+            }
+            (&Method::POST, ["api", "v1", "namespaces", _, "events"]) => {
+                self.state.lock().recorded.push(body.clone());
+                self.changed.notify_waiters();
+                answer(StatusCode::CREATED, &body)
+            }
+            _ => answer(StatusCode::OK, &json!({})),
+        }
+    }
+
+    fn write(&self, name: &str, patch: &Value) -> Response<Body> {
+        let mut state = self.state.lock();
+        let Some(mut pod) = state.pods.get(name).cloned() else { return answer(StatusCode::NOT_FOUND, &json!({})) };
+        assert_eq!(patch["metadata"]["uid"], pod["metadata"]["uid"]);
+        let mut status = patch["status"].clone();
+        if let Some(addresses) = status["podIPs"].as_array_mut() {
+            addresses.retain(|address| address.get("$patch").is_none());
+        }
+        status.as_object_mut().unwrap().retain(|_, value| !value.is_null());
+        pod["status"] = status.clone();
+        state.writes.push((name.to_owned(), Instant::now(), status));
+        self.store(&mut state, "MODIFIED", name, pod);
+        answer(StatusCode::OK, &json!({}))
+    }
+
+    fn watch_pods(&self) -> Response<Body> {
+        let state = self.state.lock();
+        let mut first: Vec<Value> = state.pods.values().map(|pod| json!({"type": "ADDED", "object": pod})).collect();
+        let metadata = json!({
+            "resourceVersion": state.revision.to_string(),
+            "annotations": {"k8s.io/initial-events-end": "true"},
+        });
+        let bookmark = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": []}});
+        first.push(json!({"type": "BOOKMARK", "object": bookmark}));
+        let later = tokio_stream::wrappers::BroadcastStream::new(self.events.subscribe());
+        let later = later.filter_map(|event| async { event.ok() });
+        streamed(stream::iter(first).chain(later))
+    }
+}
+
+fn answer(code: StatusCode, value: &Value) -> Response<Body> {
+    let body = Full::new(Bytes::from(value.to_string())).boxed_unsync();
+    Response::builder().status(code).header("content-type", "application/json").body(body).unwrap()
+}
+
+fn streamed(events: impl futures::Stream<Item = Value> + Send + 'static) -> Response<Body> {
+    let frames = events.map(|event| Ok(Frame::data(Bytes::from(format!("{event}\n")))));
+    Response::new(StreamBody::new(frames).boxed_unsync())
+}

@@ -1,0 +1,127 @@
+//! The node's endpoint, as an API server and as others see it.
+
+use futures::{SinkExt as _, StreamExt as _};
+use http::Request;
+use hyper_util::rt::TokioIo;
+use serde_json::json;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::Role;
+
+use super::caller::read;
+use super::{World, command};
+
+const API_SERVER: Option<&str> = Some("kube-apiserver-kubelet-client");
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn logs_as_the_kubelet_gives_them() {
+    let world = World::start().await;
+    let port = world.port();
+    world.run_spec("once", json!({"restartPolicy": "Never", "containers": [command(&["echo", "one", "echo", "two"])]}));
+    world.status("once", "Succeeded", |status| status["phase"] == "Succeeded").await;
+    world.run("none", json!({"image": "nothing:1"}));
+    world.status("none", "waiting", |status| status["phase"] == "Pending").await;
+    world.run("again", command(&["echo", "life", "crash"]));
+    world.status("again", "restarted", |status| status["containerStatuses"][0]["restartCount"] == 1).await;
+    let cases = [
+        ("once/c", 200, "one\ntwo\n"),
+        ("once/c?tailLines=1&follow=true", 200, "two\n"),
+        ("once/c?limitBytes=2", 200, "on"),
+        ("once/c?stream=Stderr", 200, ""),
+        ("once/c?previous=true", 400, "previous terminated container \"c\" in pod \"once\" not found"),
+        ("once/x", 404, "container \"x\" not found in pod \"once\"\n"),
+        ("gone/c", 404, "pod \"gone\" does not exist\n"),
+        ("once/c?tailLines=x", 422, "invalid value \"x\" for tailLines"),
+    ];
+    for (path, code, text) in cases {
+        let path = format!("/containerLogs/default/{path}");
+        assert_eq!(world.certificates.get(port, &path).await, (code, text.to_owned()), "{path}");
+    }
+    let (code, text) = world.certificates.get(port, "/containerLogs/default/again/c?previous=true").await;
+    assert!(code == 200 && text.starts_with("life\n"), "{text}");
+    // Who asks for JSON is refused by a Status.
+    let request =
+        Request::get("/containerLogs/default/gone/c").header("host", "x").header("accept", "application/json, */*");
+    let (code, text) = read(world.certificates.send(port, API_SERVER, request.body(()).unwrap()).await).await;
+    let status: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((code, &status["message"]), (404, &json!("pod \"gone\" does not exist")));
+    assert_eq!((&status["kind"], &status["reason"]), (&json!("Status"), &json!("NotFound")));
+    let (code, text) = world.certificates.get(port, "/containerLogs/default/none/c").await;
+    assert!(code == 400 && text.starts_with("container \"c\" in pod \"none\" is waiting to start: "), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_api_servers_are_let_in() {
+    let world = World::start().await;
+    let port = world.port();
+    world.run("web", json!({"image": "hello:1"}));
+    world.ready("web").await;
+    for (name, path, code) in [
+        (API_SERVER, "/pods", 200),
+        (API_SERVER, "/stats/summary", 200),
+        (API_SERVER, "/metrics/resource", 200),
+        (API_SERVER, "/coracle/v1/proxy/default/web/80/x?y=z", 200),
+        (API_SERVER, "/coracle/v1/proxy/default/gone/80/", 404),
+        (API_SERVER, "/exec/default/web/c", 400),
+        (API_SERVER, "/portForward/default/web", 400),
+        (Some("system:node:n2"), "/healthz", 200),
+        (Some("system:node:n2"), "/pods", 403),
+        (None, "/healthz", 200),
+        (None, "/pods", 401),
+    ] {
+        let request = Request::get(path).header("host", "127.0.0.1").body(()).unwrap();
+        let (found, text) = read(world.certificates.send(port, name, request).await).await;
+        assert_eq!(found, code, "{name:?} {path}: {text}");
+    }
+}
+
+async fn websocket(world: &World, path: &str, protocol: &str) -> WebSocketStream<TokioIo<hyper::upgrade::Upgraded>> {
+    let request = Request::get(path)
+        .header("host", "127.0.0.1")
+        .header("connection", "Upgrade")
+        .header("upgrade", "websocket")
+        .header("sec-websocket-version", "13")
+        .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
+        .header("sec-websocket-protocol", protocol)
+        .body(())
+        .unwrap();
+    let response = world.certificates.send(world.port(), API_SERVER, request).await;
+    assert_eq!(response.status(), 101);
+    assert_eq!(response.headers()["sec-websocket-protocol"], protocol);
+    let upgraded = hyper::upgrade::on(response).await.unwrap();
+    WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, None).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn port_forward_over_channels() {
+    let world = World::start().await;
+    world.run("web", json!({"image": "hello:1"}));
+    world.ready("web").await;
+    let mut socket = websocket(&world, "/portForward/default/web?ports=80", "v4.channel.k8s.io").await;
+    for channel in [0, 1] {
+        let first = socket.next().await.unwrap().unwrap().into_data();
+        assert_eq!(&first[..], [channel, 80, 0]);
+    }
+    let request = [&[0], &b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"[..]].concat();
+    socket.send(Message::Binary(request.into())).await.unwrap();
+    let mut text = String::new();
+    while let Some(Ok(message)) = socket.next().await {
+        if let Message::Binary(bytes) = message {
+            assert_eq!(bytes[0], 0);
+            text.push_str(&String::from_utf8_lossy(&bytes[1..]));
+        }
+    }
+    assert!(text.starts_with("HTTP/1.1 200 OK") && text.contains("hello"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn port_forward_over_tunnelled_spdy() {
+    let world = World::start().await;
+    world.run("web", json!({"image": "hello:1"}));
+    world.ready("web").await;
+    let mut socket = websocket(&world, "/portForward/default/web", "SPDY/3.1+portforward.k8s.io").await;
+    // A SPDY ping is answered by the same frame: the tunnel leads to a SPDY server.
+    let ping = [0x80, 3, 0, 6, 0, 0, 0, 4, 0, 0, 0, 1];
+    socket.send(Message::Binary(ping.to_vec().into())).await.unwrap();
+    assert_eq!(&socket.next().await.unwrap().unwrap().into_data()[..], ping);
+}

@@ -1,0 +1,138 @@
+//! A whole node against a scripted API server ([`api`]): pods really run, requests really go over TLS.
+
+mod api;
+mod caller;
+mod kubelet;
+mod pods;
+mod registry;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use self::api::Api;
+use self::caller::Certificates;
+use crate::{Capacity, Config, Node};
+
+/// A test that waits longer than this has failed.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The component of a package in `examples/`, built when it is first asked for.
+fn built(package: &'static str) -> PathBuf {
+    static BUILT: LazyLock<Mutex<HashMap<&'static str, PathBuf>>> = LazyLock::new(Mutex::default);
+    let mut built = BUILT.lock().unwrap();
+    let build = || {
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples").canonicalize().unwrap();
+        let target = examples.join("target");
+        let status = Command::new("cargo")
+            .args(["build", "--release", "--locked", "--quiet", "--target", "wasm32-wasip2", "--package", package])
+            .arg("--target-dir")
+            .arg(&target)
+            .env_remove("RUSTFLAGS")
+            .env_remove("CARGO_ENCODED_RUSTFLAGS")
+            .current_dir(examples)
+            .status()
+            .expect("cargo runs");
+        assert!(status.success(), "build {package}; is the target installed? rustup target add wasm32-wasip2");
+        let names = [package.to_owned(), package.replace('-', "_")];
+        let files = names.map(|name| target.join("wasm32-wasip2/release").join(format!("{name}.wasm")));
+        files.into_iter().find(|path| path.exists()).unwrap()
+    };
+    built.entry(package).or_insert_with(build).clone()
+}
+
+/// A running node with its world.
+struct World {
+    api: Api,
+    certificates: Arc<Certificates>,
+    registry: String,
+    dir: tempfile::TempDir,
+    node: Option<Running>,
+}
+
+struct Running {
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<Result<(), crate::Error>>,
+}
+
+impl World {
+    /// A Ready node; its registry has `hello` and `probe-command`.
+    async fn start() -> Self {
+        let packages = ["hello", "probe-command"];
+        let images =
+            tokio::task::spawn_blocking(move || packages.map(|name| (name, std::fs::read(built(name)).unwrap())));
+        let registry = registry::serve(images.await.unwrap().into()).await;
+        let mut world = Self {
+            api: Api::default(),
+            certificates: Arc::new(Certificates::new()),
+            registry,
+            dir: tempfile::tempdir().unwrap(),
+            node: None,
+        };
+        world.start_node().await;
+        world
+    }
+
+    async fn start_node(&mut self) {
+        let config = Config {
+            registry: Some(self.registry.clone()),
+            capacity: Capacity { pods: Some(50), ..Capacity::default() },
+            stop_grace: Duration::from_secs(5),
+            ..Config::new("n1", self.dir.path(), [127, 0, 0, 1].into(), self.certificates.node())
+        };
+        let node = Node::new(self.api.client(), config).await.unwrap();
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(node.clone().run(stop.clone()));
+        tokio::time::timeout(PATIENCE, node.ready()).await.expect("the node becomes ready");
+        self.node = Some(Running { stop, task });
+    }
+
+    async fn stop_node(&mut self) {
+        let node = self.node.take().unwrap();
+        node.stop.cancel();
+        tokio::time::timeout(PATIENCE, node.task).await.expect("the node stops").unwrap().unwrap();
+    }
+
+    /// The port of the node's endpoint, as its object says.
+    fn port(&self) -> u16 {
+        let node = self.api.node();
+        u16::try_from(node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_u64().unwrap()).unwrap()
+    }
+
+    /// Binds a pod of one container to the node.
+    fn run(&self, name: &str, container: Value) {
+        self.run_spec(name, json!({"containers": [container]}));
+    }
+
+    fn run_spec(&self, name: &str, mut spec: Value) {
+        spec["nodeName"] = json!("n1");
+        for container in spec["containers"].as_array_mut().unwrap() {
+            container["name"] = json!("c");
+            container["imagePullPolicy"] = json!("IfNotPresent");
+        }
+        self.api.create(name, spec);
+    }
+
+    async fn status(&self, name: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        self.api.status(name, what, wanted).await
+    }
+
+    async fn ready(&self, name: &str) -> Value {
+        self.status(name, "Ready", is_ready).await
+    }
+}
+
+fn is_ready(status: &Value) -> bool {
+    let conditions = status["conditions"].as_array().into_iter().flatten();
+    conditions.clone().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+}
+
+/// A command that does these steps.
+fn command(steps: &[&str]) -> Value {
+    json!({"image": "probe-command:1", "args": steps})
+}
