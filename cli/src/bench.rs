@@ -20,6 +20,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     for name in names {
         bench::run(name, &program, |figure| println!("{figure}"))
             .await
+            .map_err(anyhow::Error::from_boxed)
             .with_context(|| format!("benchmark {name}"))?;
     }
     Ok(())

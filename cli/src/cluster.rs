@@ -40,10 +40,7 @@ impl Here {
             api_port: self.api_port,
             registry_port: self.registry_port,
             node_port_bind: self.node_port_bind,
-            compiler: Compiler::Process {
-                program: std::env::current_exe().context("find this program's own file")?,
-                arguments: vec!["compile".into()],
-            },
+            compiler: Compiler::Process(std::env::current_exe().context("find this program's own file")?),
             ..Options::new(data_dir)
         };
         let cluster = Cluster::start(options).await?;
@@ -100,7 +97,9 @@ fn default_dir(name: &str) -> anyhow::Result<PathBuf> {
     let base = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     let base = match base {
         Some(base) => base,
-        None => PathBuf::from(std::env::var_os("HOME").context("HOME is not set: use --data-dir")?).join(".local/share"),
+        None => {
+            PathBuf::from(std::env::var_os("HOME").context("HOME is not set: use --data-dir")?).join(".local/share")
+        }
     };
     Ok(base.join(name))
 }

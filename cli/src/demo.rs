@@ -74,11 +74,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 /// Pushes, applies, waits, asks; returns the URL that answered.
-async fn show(
-    cluster: &Cluster,
-    files: &[(PathBuf, &str)],
-    objects: &[manifests::Manifest],
-) -> anyhow::Result<String> {
+async fn show(cluster: &Cluster, files: &[(PathBuf, &str)], objects: &[manifests::Manifest]) -> anyhow::Result<String> {
     let client = cluster.remote().client().clone();
     for (file, image) in files {
         let step = Step::begin(format!("push {image}"));
@@ -90,15 +86,17 @@ async fn show(
     let step = Step::begin("wait for the pods");
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), "demo");
     for deployment in deployments.list(&ListParams::default()).await? {
-        let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
+        let wanted = deployment.spec.replicas.unwrap_or(1);
         let name = deployment.name_any();
         let ready = await_condition(deployments.clone(), &name, move |found: Option<&Deployment>| {
             let status = found.and_then(|deployment| deployment.status.as_ref());
             status.and_then(|status| status.available_replicas).unwrap_or(0) >= wanted
         });
-        tokio::time::timeout(ROLLOUT_DEADLINE, ready)
-            .await
-            .with_context(|| format!("deployment {name} is not ready after {ROLLOUT_DEADLINE:?}; `kubectl -n demo describe pods` says why"))??;
+        tokio::time::timeout(ROLLOUT_DEADLINE, ready).await.with_context(|| {
+            format!(
+                "deployment {name} is not ready after {ROLLOUT_DEADLINE:?}; `kubectl -n demo describe pods` says why"
+            )
+        })??;
     }
     step.done();
 
@@ -111,7 +109,10 @@ async fn show(
         .find_map(|service| service.spec?.ports?.into_iter().find_map(|port| port.node_port))
         .context("the demo's manifest has no NodePort service")?;
     let url = format!("http://127.0.0.1:{port}/");
-    let answer = coracle_sdk::bench::http_get(&url).await.with_context(|| format!("GET {url}"))?;
+    let answer = coracle_sdk::bench::http_get(&url)
+        .await
+        .map_err(anyhow::Error::from_boxed)
+        .with_context(|| format!("GET {url}"))?;
     if answer.status != 200 {
         bail!("GET {url} answered {}: {}", answer.status, answer.body);
     }
@@ -125,7 +126,9 @@ fn try_these(cluster: &Cluster, url: &str) {
     println!("  curl {url}");
     println!("  export KUBECONFIG={}", cluster.kubeconfig().display());
     println!("  kubectl -n demo get all");
-    println!("  kubectl -n demo scale deployment hello --replicas 50 && kubectl -n demo rollout status deployment hello\n");
+    println!(
+        "  kubectl -n demo scale deployment hello --replicas 50 && kubectl -n demo rollout status deployment hello\n"
+    );
 }
 
 /// The repository's examples: of the checkout we are in, else of the one this program was built from.

@@ -39,9 +39,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     announce(&cluster)?;
     tokio::select! {
         () = signals.received() => drain(cluster, &mut signals).await,
-        () = cluster.ended() => {
+        why = cluster.ended() => {
             cluster.shutdown().await;
-            anyhow::bail!("the node ended by itself")
+            anyhow::bail!(why)
         }
     }
 }

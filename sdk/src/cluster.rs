@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use coracle_node::Node;
 use coracle_server::Server;
@@ -68,9 +67,9 @@ pub enum StartError {
         #[source]
         source: coracle_node::Error,
     },
-    /// The node ended before it was ready.
-    #[error("the node ended before it was ready")]
-    Ended(#[source] Option<coracle_node::Error>),
+    /// It ended before it was ready.
+    #[error("the cluster ended before it was ready: {0}")]
+    Ended(String),
 }
 
 /// A running cluster.
@@ -79,6 +78,7 @@ pub struct Cluster {
     node: Node,
     running: JoinHandle<Result<(), coracle_node::Error>>,
     stop: CancellationToken,
+    ended: CancellationToken,
 }
 
 impl Cluster {
@@ -92,7 +92,7 @@ impl Cluster {
         })
         .await?;
         match start_node(&server, &options).await {
-            Ok((node, running, stop)) => Ok(Cluster { server, node, running, stop }),
+            Ok((node, running, stop, ended)) => Ok(Cluster { server, node, running, stop, ended }),
             Err(error) => {
                 server.shutdown().await;
                 Err(error)
@@ -104,15 +104,16 @@ impl Cluster {
     pub async fn ready(&self) -> Result<(), StartError> {
         tokio::select! {
             () = self.node.ready() => Ok(()),
-            () = self.ended() => Err(StartError::Ended(None)),
+            why = self.ended() => Err(StartError::Ended(why)),
         }
     }
 
-    /// Waits until the node has ended although nobody stopped it.
-    pub async fn ended(&self) {
-        while !self.running.is_finished() {
-            // Only a broken invariant ends a node; nobody waits for this often.
-            tokio::time::sleep(Duration::from_secs(1)).await;
+    /// Waits until the node has ended, or the data can no longer be written, although nobody stopped the cluster; says
+    /// which.
+    pub async fn ended(&self) -> String {
+        tokio::select! {
+            () = self.ended.cancelled() => "the node ended by itself".to_owned(),
+            why = self.server.failed() => format!("the data can no longer be written: {why}"),
         }
     }
 
@@ -151,7 +152,7 @@ impl Cluster {
     }
 }
 
-type Running = (Node, JoinHandle<Result<(), coracle_node::Error>>, CancellationToken);
+type Running = (Node, JoinHandle<Result<(), coracle_node::Error>>, CancellationToken, CancellationToken);
 
 async fn start_node(server: &Server, options: &Options) -> Result<Running, StartError> {
     let name = options.node_name.clone().unwrap_or_else(machine_name);
@@ -169,8 +170,15 @@ async fn start_node(server: &Server, options: &Options) -> Result<Running, Start
     let failed = |source| StartError::Node { name: name.clone(), source };
     let node = Node::new(server.node_client(&name), config).await.map_err(failed)?;
     let stop = CancellationToken::new();
-    let running = tokio::spawn(node.clone().run(stop.clone()));
-    Ok((node, running, stop))
+    let ended = CancellationToken::new();
+    let run = node.clone().run(stop.clone());
+    // Cancelled also when the node panics.
+    let when_over = ended.clone().drop_guard();
+    let running = tokio::spawn(async move {
+        let _when_over = when_over;
+        run.await
+    });
+    Ok((node, running, stop, ended))
 }
 
 /// The machine's name as a node can have it (RFC 1123: lower case, letters, digits, '-' and '.').

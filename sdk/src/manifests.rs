@@ -137,8 +137,8 @@ fn files(path: &Path) -> Result<Vec<PathBuf>, ReadError> {
 fn parse(file: &str, text: &str, into: &mut Vec<Manifest>) -> Result<(), ReadError> {
     for (index, document) in serde_yaml_ng::Deserializer::from_str(text).enumerate() {
         let origin = if index == 0 { file.to_owned() } else { format!("{file} (document {})", index + 1) };
-        let value = Value::deserialize(document)
-            .map_err(|source| ReadError::Yaml { origin: origin.clone(), source })?;
+        let value =
+            Value::deserialize(document).map_err(|source| ReadError::Yaml { origin: origin.clone(), source })?;
         if !value.is_null() {
             flatten(origin, value, into)?;
         }
@@ -167,11 +167,7 @@ fn flatten(origin: String, value: Value, into: &mut Vec<Manifest>) -> Result<(),
 /// Applies `manifests` in order, server-side, and calls `applied` with kind and name after each.
 ///
 /// Stops at the first that is refused; those before it stay applied.
-pub async fn apply(
-    client: &Client,
-    manifests: &[Manifest],
-    mut applied: impl FnMut(&str),
-) -> Result<(), ApplyError> {
+pub async fn apply(client: &Client, manifests: &[Manifest], mut applied: impl FnMut(&str)) -> Result<(), ApplyError> {
     let mut kinds: HashMap<(String, String), (ApiResource, bool)> = HashMap::new();
     for Manifest { origin, object } in manifests {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -200,9 +196,9 @@ pub async fn apply(
             _ => Api::all_with(client.clone(), &resource),
         };
         let what = format!("{}/{name}", kind.to_lowercase());
-        api.patch(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(object)).await.map_err(|source| {
-            ApplyError::Apply { origin: origin.clone(), what: what.clone(), source: source.into() }
-        })?;
+        api.patch(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(object)).await.map_err(
+            |source| ApplyError::Apply { origin: origin.clone(), what: what.clone(), source: source.into() },
+        )?;
         applied(&what);
     }
     Ok(())
@@ -217,7 +213,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
         write("b.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n---\n# nothing\n");
-        write("a.yml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: one}\n---\napiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Secret, metadata: {name: two}}\n");
+        write(
+            "a.yml",
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: one}\n---\napiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Secret, metadata: {name: two}}\n",
+        );
         write("notes.txt", "not a manifest");
         let names: Vec<String> = read(&[dir.path().into()])
             .unwrap()
@@ -232,7 +231,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("x.yaml");
         for (text, expected) in [
-            ("apiVersion: v1\nkind: Pod\nmetadata: {name: p}\n---\nkind: Pod\n", "(document 2) is no Kubernetes object: apiVersion is missing"),
+            (
+                "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\n---\nkind: Pod\n",
+                "(document 2) is no Kubernetes object: apiVersion is missing",
+            ),
             ("apiVersion: v1\nkind: Pod\n", "metadata.name is missing"),
             ("a: [", "is not YAML"),
         ] {

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use http::{Method, Request, StatusCode, header};
+use http_body_util::BodyExt;
 use kube::client::Body;
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -31,7 +32,9 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The file is no WebAssembly.
-    #[error("{0} is not WebAssembly: it does not begin with \"\\0asm\"; build a component, e.g. cargo build --release --target wasm32-wasip2")]
+    #[error(
+        "{0} is not WebAssembly: it does not begin with \"\\0asm\"; build a component, e.g. cargo build --release --target wasm32-wasip2"
+    )]
     NotWasm(PathBuf),
     /// The file is too large.
     #[error("{path} has {bytes} bytes; at most {FILE_BYTES_MAX} can be pushed")]
@@ -42,7 +45,9 @@ pub enum Error {
         bytes: u64,
     },
     /// The name is not one an image can have.
-    #[error("{0:?} is not an image name: use lower-case letters, digits, '.', '_', '-' and '/', then optionally a colon and a tag")]
+    #[error(
+        "{0:?} is not an image name: use lower-case letters, digits, '.', '_', '-' and '/', then optionally a colon and a tag"
+    )]
     Name(String),
     /// The cluster could not be reached.
     #[error("{step}")]
@@ -146,7 +151,7 @@ async fn send(client: &kube::Client, request: Request<Body>, step: &'static str)
     if status.is_success() {
         return Ok(());
     }
-    let body = answer.into_body().collect_bytes().await.unwrap_or_default();
+    let body = answer.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
     Err(Error::Refused { step, status, body: String::from_utf8_lossy(&body).into_owned() })
 }
 
@@ -180,18 +185,6 @@ fn split(image: &str) -> Result<(String, String), Error> {
         return Err(bad());
     }
     Ok((name.to_owned(), tag.to_owned()))
-}
-
-/// Collects a body that is known to be small.
-trait CollectBytes {
-    async fn collect_bytes(self) -> Result<bytes::Bytes, kube::Error>;
-}
-
-impl CollectBytes for Body {
-    async fn collect_bytes(self) -> Result<bytes::Bytes, kube::Error> {
-        use http_body_util::BodyExt;
-        Ok(self.collect().await?.to_bytes())
-    }
 }
 
 #[cfg(test)]

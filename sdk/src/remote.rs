@@ -84,11 +84,12 @@ impl Remote {
 
     /// Connects by the kubeconfig in `path` (its current context); nothing is sent yet.
     pub async fn connect(path: &Path) -> Result<Remote, ConnectError> {
-        let kubeconfig =
-            |source: kube::config::KubeconfigError| ConnectError::Kubeconfig { path: path.into(), source: source.into() };
+        let kubeconfig = |source: kube::config::KubeconfigError| ConnectError::Kubeconfig {
+            path: path.into(),
+            source: source.into(),
+        };
         let read = Kubeconfig::read_from(path).map_err(kubeconfig)?;
-        let config =
-            Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await.map_err(kubeconfig)?;
+        let config = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await.map_err(kubeconfig)?;
         let client = Client::try_from(config)
             .map_err(|source| ConnectError::Client { path: path.into(), source: source.into() })?;
         Ok(Remote { client })
@@ -108,16 +109,25 @@ impl Remote {
             conditions.is_some_and(|all| all.iter().any(|(type_, status)| type_ == "Ready" && status == "True"))
         };
         status.nodes = count(nodes.into_iter().map(|node| {
-            ready(node.status.and_then(|s| s.conditions).map(|all| all.into_iter().map(|c| (c.type_, c.status)).collect()))
+            ready(
+                node.status
+                    .and_then(|s| s.conditions)
+                    .map(|all| all.into_iter().map(|c| (c.type_, c.status)).collect()),
+            )
         }));
         let mut pods = Count::default();
         let mut params = ListParams::default().limit(500);
         loop {
             let page = Api::<Pod>::all(self.client.clone()).list(&params).await?;
             let more = page.metadata.continue_.clone().filter(|token| !token.is_empty());
-            let part = count(page.items.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).map(|pod| {
-                ready(pod.status.and_then(|s| s.conditions).map(|all| all.into_iter().map(|c| (c.type_, c.status)).collect()))
-            }));
+            let part =
+                count(page.items.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).map(|pod| {
+                    ready(
+                        pod.status
+                            .and_then(|s| s.conditions)
+                            .map(|all| all.into_iter().map(|c| (c.type_, c.status)).collect()),
+                    )
+                }));
             pods.total += part.total;
             pods.ready += part.ready;
             match more {

@@ -9,6 +9,11 @@ pub(crate) const ANONYMOUS: &str = "system:anonymous";
 /// Their group.
 pub(crate) const UNAUTHENTICATED: &str = "system:unauthenticated";
 
+/// A new random id. The generator of the thread is used: a system call for each would cost more than all else here.
+pub(crate) fn new_uuid() -> String {
+    uuid::Builder::from_random_bytes(rand::random()).into_uuid().to_string()
+}
+
 /// A caller, after authentication.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {

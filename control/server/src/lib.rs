@@ -269,6 +269,11 @@ impl Server {
         &self.config.data_dir
     }
 
+    /// Waits until the data can no longer be written; says why. Whoever runs the server stops it then.
+    pub async fn failed(&self) -> String {
+        self.keyspace.failed().await
+    }
+
     /// Ends what controllers and scheduler do; the API still answers.
     pub async fn stop_duties(&self) {
         self.duties.cancel();

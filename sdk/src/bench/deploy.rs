@@ -39,7 +39,11 @@ pub async fn run(program: &Path, report: &mut impl FnMut(Figure)) -> Result<(), 
         }
     }
     for (name, quantile) in [("p50", 0.5), ("p99", 0.99), ("max", 1.0)] {
-        report(Figure::new(format!("deploy.first_200.{name}"), times.value_at_quantile(quantile) as f64 / 1000.0, "ms"));
+        report(Figure::new(
+            format!("deploy.first_200.{name}"),
+            times.value_at_quantile(quantile) as f64 / 1000.0,
+            "ms",
+        ));
     }
     cluster.stop().await
 }

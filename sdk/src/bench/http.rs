@@ -78,7 +78,9 @@ pub async fn run(program: &Path, report: &mut impl FnMut(Figure)) -> Result<(), 
     let wasmtime = wasmtime_serve().await?;
     match &wasmtime {
         Some((_, address)) => servers.push(("wasmtime_serve", *address)),
-        None => eprintln!("wasmtime is not in PATH: its figures are left out (cargo install wasmtime-cli --version 48.0.8)"),
+        None => {
+            eprintln!("wasmtime is not in PATH: its figures are left out (cargo install wasmtime-cli --version 48.0.8)")
+        }
     }
     for connections in [1, 64] {
         let mut best = vec![0.0_f64; servers.len()];
@@ -91,7 +93,11 @@ pub async fn run(program: &Path, report: &mut impl FnMut(Figure)) -> Result<(), 
             report(Figure::new(format!("http.{connections}_connections.{name}"), best[at], "requests/s"));
         }
         for (at, (name, _)) in servers.iter().enumerate().skip(1) {
-            report(Figure::new(format!("http.{connections}_connections.coracle_of_{name}"), best[0] / best[at], "ratio"));
+            report(Figure::new(
+                format!("http.{connections}_connections.coracle_of_{name}"),
+                best[0] / best[at],
+                "ratio",
+            ));
         }
     }
     cluster.stop().await
@@ -123,7 +129,9 @@ async fn answers(address: SocketAddr) -> Result<(), Error> {
     loop {
         match http_get(&format!("http://{address}/")).await {
             Ok(answer) if answer.status == 200 => return Ok(()),
-            other if begun.elapsed() > START_DEADLINE => return Err(format!("{address} does not answer: {other:?}").into()),
+            other if begun.elapsed() > START_DEADLINE => {
+                return Err(format!("{address} does not answer: {other:?}").into());
+            }
             _ => tokio::time::sleep(Duration::from_millis(10)).await,
         }
     }
@@ -137,7 +145,9 @@ async fn bare_server() -> Result<SocketAddr, Error> {
         while let Ok((stream, _)) = listener.accept().await {
             let _ = stream.set_nodelay(true);
             tokio::spawn(async move {
-                let answer = service_fn(|_: Request<hyper::body::Incoming>| async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("hello\n"))) });
+                let answer = service_fn(|_: Request<hyper::body::Incoming>| async {
+                    Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("hello\n")))
+                });
                 let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
             });
         }

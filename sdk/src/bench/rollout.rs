@@ -44,6 +44,8 @@ async fn rollout(cluster: &Process, name: &str, pods: i32) -> Result<Duration, E
     });
     let begun = Instant::now();
     deployments.create(&PostParams::default(), &deployment).await?;
-    tokio::time::timeout(DEADLINE, ready).await.map_err(|_| format!("{pods} pods are not ready after {DEADLINE:?}"))??;
+    tokio::time::timeout(DEADLINE, ready)
+        .await
+        .map_err(|_| format!("{pods} pods are not ready after {DEADLINE:?}"))??;
     Ok(begun.elapsed())
 }

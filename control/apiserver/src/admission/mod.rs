@@ -14,13 +14,14 @@ use crate::verbs::write::Write;
 
 pub(crate) use lifecycle::delete;
 
-/// Admits a new object, and completes it.
-pub(crate) async fn create(write: &Write<'_>, object: &mut Value) -> Result<(), Status> {
+/// Admits a new object, and completes it. Says whether anything was added, which may need defaults of its own.
+pub(crate) async fn create(write: &Write<'_>, object: &mut Value) -> Result<bool, Status> {
     lifecycle::create(write, object).await?;
-    if is(write.resource, "", "pods") {
+    let is_pod = is(write.resource, "", "pods");
+    if is_pod {
         pod::create(write, object).await?;
     }
-    Ok(())
+    Ok(is_pod)
 }
 
 /// Admits a change, and completes it.

@@ -66,10 +66,10 @@ async fn account(write: &Write<'_>, pod: &mut Value) -> Result<(), Status> {
     };
     let account = Seen::new(&accounts, &record).stored();
     let spec = &mut pod["spec"];
-    if spec["imagePullSecrets"].as_array().is_none_or(Vec::is_empty) {
-        if let Some(secrets) = account["imagePullSecrets"].as_array().filter(|secrets| !secrets.is_empty()) {
-            spec["imagePullSecrets"] = secrets.clone().into();
-        }
+    if spec.get("imagePullSecrets").and_then(Value::as_array).is_none_or(Vec::is_empty)
+        && let Some(secrets) = account["imagePullSecrets"].as_array().filter(|secrets| !secrets.is_empty())
+    {
+        spec["imagePullSecrets"] = secrets.clone().into();
     }
     let mounts = spec["automountServiceAccountToken"]
         .as_bool()

@@ -61,8 +61,8 @@ pub(crate) fn write_options(call: &Call, kind: &str, patch_type: Option<&str>) -
 fn dry_run<'a>(values: impl Iterator<Item = &'a str>, errors: &mut Vec<FieldError>) -> bool {
     let values: Vec<&str> = values.collect();
     if !values.is_empty() && values.iter().any(|value| *value != "All") {
-        let shown = values.iter().map(|value| Value::from(*value)).collect::<Vec<_>>();
-        errors.push(FieldError::not_supported("dryRun", &Value::from(shown), &["All"]));
+        let shown: Value = values.iter().map(|value| Value::from(*value)).collect();
+        errors.push(FieldError::not_supported("dryRun", &shown, &["All"]));
     }
     !values.is_empty()
 }

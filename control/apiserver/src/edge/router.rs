@@ -33,7 +33,7 @@ pub(crate) async fn handle(server: Arc<Shared>, request: http::Request<Body>) ->
         .get("audit-id")
         .cloned()
         .filter(|id| id.len() <= 64)
-        .or_else(|| HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).ok());
+        .or_else(|| HeaderValue::from_str(&crate::identity::new_uuid()).ok());
     let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).map(str::to_owned);
     let mut seen = Observed { verb: "get", resource: String::new() };
     let answer = AssertUnwindSafe(route(&server, request, &mut seen)).catch_unwind().await;

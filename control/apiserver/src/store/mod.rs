@@ -92,7 +92,7 @@ pub(crate) fn range<'a>(
         (None, Some(from)) => Bound::Included(from.clone()),
         (None, None) => Bound::Unbounded,
     };
-    let start = start.map(|text| Arc::<str>::from(text));
+    let start = start.map(Arc::<str>::from);
     records
         .range((start, Bound::Unbounded))
         .take_while(move |(name, _)| from.as_ref().is_none_or(|prefix| name.starts_with(prefix.as_str())))

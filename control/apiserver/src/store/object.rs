@@ -102,8 +102,7 @@ pub(crate) fn write_json(out: &mut Vec<u8>, value: &(impl serde::Serialize + ?Si
 
 /// Where the metadata of an object that was laid out here stands: the braces and what is between them.
 pub(crate) fn metadata_range(bytes: &[u8]) -> Range<usize> {
-    let Some(at) = bytes.windows(METADATA.len()).position(|window| window == METADATA) else { return 0..0 };
-    let start = at + METADATA.len();
+    let start = (item_start(bytes) + METADATA.len()).min(bytes.len());
     let (mut depth, mut in_text, mut escaped) = (0_usize, false, false);
     for (offset, byte) in bytes[start..].iter().enumerate() {
         match byte {
@@ -125,8 +124,8 @@ pub(crate) fn metadata_range(bytes: &[u8]) -> Range<usize> {
 }
 
 /// Where `"metadata":` begins: what is before it, items of lists leave out.
-pub(crate) fn item_start(metadata: &Range<usize>) -> usize {
-    metadata.start.saturating_sub(METADATA.len())
+pub(crate) fn item_start(bytes: &[u8]) -> usize {
+    bytes.windows(METADATA.len()).position(|window| window == METADATA).unwrap_or(0)
 }
 
 /// Reads an object that was laid out here.
@@ -153,7 +152,7 @@ mod tests {
         assert_eq!(parse(&bytes).unwrap(), expected);
         let range = metadata_range(&bytes);
         assert_eq!(parse(&bytes[range.clone()]).unwrap(), expected["metadata"]);
-        assert!(bytes[item_start(&range)..].starts_with(b"\"metadata\":{"));
+        assert!(bytes[item_start(&bytes)..].starts_with(b"\"metadata\":{"));
         assert_eq!(parse(&encode_final(&object)).unwrap(), object);
     }
 }

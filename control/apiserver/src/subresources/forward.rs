@@ -193,7 +193,7 @@ fn endpoint_of_service(server: &Shared, service: &Value, port: &str) -> Result<(
     let chosen = match port {
         "" if ports.len() == 1 => ports.first(),
         "" => ports.iter().find(|port| text(&port["name"]).is_empty()).or(ports.first()),
-        wanted => ports.iter().find(|port| text(&port["name"]) == wanted || port["port"].to_string() == wanted),
+        wanted => ports.iter().find(|port| text(&port["name"]) == wanted || port["port"].as_u64() == wanted.parse().ok()),
     };
     let port_name = text(&chosen.ok_or_else(unavailable)?["name"]);
     let slices = server.catalog.named("discovery.k8s.io", "endpointslices").ok_or_else(unavailable)?;

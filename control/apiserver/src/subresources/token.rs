@@ -83,7 +83,7 @@ pub(super) async fn create(
         exp: at + if extended { EXTENDED_SECONDS } else { seconds },
         iat: at,
         nbf: at,
-        jti: uuid::Uuid::new_v4().to_string(),
+        jti: crate::identity::new_uuid(),
         kubernetes: bound,
     };
     let token = server.tokens.sign(&claims).map_err(Status::internal_error)?;

@@ -207,7 +207,7 @@ impl Splice {
             Shape::Whole => {
                 let json = seen.json();
                 out.push(b'{');
-                out.extend_from_slice(&json[object::item_start(&seen.metadata_range())..]);
+                out.extend_from_slice(&json[object::item_start(&json)..]);
             }
             Shape::Metadata { beta } | Shape::MetadataList { beta } => metadata::write(out, &seen.metadata(), beta),
             Shape::Table { beta } => table::row(out, &seen, self.include, beta, self.now),

@@ -6,6 +6,7 @@ mod frame;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,8 @@ use bytes::{Bytes, BytesMut};
 use coracle_api::status::Status;
 use coracle_keyspace::{Event, EventKind, Record, Revision, Watcher};
 use futures::stream;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use self::frame::{Encoder, Kind};
 use super::selection::ListOptions;
@@ -114,8 +116,12 @@ async fn begin(
         watcher,
         seen: after,
         end: now + life,
-        next_bookmark: options.bookmarks.then(|| now + BOOKMARK_EVERY.min(life.saturating_sub(BOOKMARK_BEFORE_END))),
-        stopping: server.stopping.clone(),
+        alarm: Box::pin(tokio::time::sleep_until(if options.bookmarks {
+            now + BOOKMARK_EVERY.min(life.saturating_sub(BOOKMARK_BEFORE_END))
+        } else {
+            now + life
+        })),
+        stopping: Box::pin(server.stopping.clone().cancelled_owned()),
         ended: false,
         _place: place,
     })
@@ -133,8 +139,9 @@ struct Watch {
     /// Everything up to here was sent.
     seen: Revision,
     end: Instant,
-    next_bookmark: Option<Instant>,
-    stopping: tokio_util::sync::CancellationToken,
+    /// Rings for the next bookmark, and at the end.
+    alarm: Pin<Box<Sleep>>,
+    stopping: Pin<Box<WaitForCancellationFutureOwned>>,
     ended: bool,
     _place: StreamSlot,
 }
@@ -153,7 +160,8 @@ impl Watch {
                 }
                 continue;
             }
-            let bookmark = self.next_bookmark.unwrap_or(self.end);
+            // The alarm and the end of the server stay registered between events: a thousand watchers that register
+            // anew with each event would meet at their locks.
             tokio::select! {
                 biased;
                 batch = self.watcher.next() => match batch {
@@ -169,21 +177,24 @@ impl Watch {
                         return Some(self.encoder.error(&Status::expired(ended.to_string())));
                     }
                 },
-                () = tokio::time::sleep_until(self.end) => return None,
-                () = tokio::time::sleep_until(bookmark), if self.next_bookmark.is_some() => {
-                    self.next_bookmark = Some(self.after_bookmark());
+                () = &mut self.alarm => {
+                    if Instant::now() >= self.end {
+                        return None;
+                    }
+                    let next = self.after_bookmark();
+                    self.alarm.as_mut().reset(next);
                     return Some(self.encoder.bookmark(self.seen, false));
                 }
-                () = self.stopping.cancelled() => return None,
+                () = &mut self.stopping => return None,
             }
         }
     }
 
-    /// When the bookmark after this one is due.
+    /// When the bookmark after this one is due; after the last one it is the end.
     fn after_bookmark(&self) -> Instant {
         let now = Instant::now();
         let last = self.end.checked_sub(BOOKMARK_BEFORE_END).unwrap_or(self.end);
-        if now < last { (now + BOOKMARK_EVERY).min(last) } else { self.end + BOOKMARK_EVERY }
+        if now < last { (now + BOOKMARK_EVERY).min(last) } else { self.end }
     }
 
     /// Some of what was there at the beginning.
@@ -225,10 +236,8 @@ impl Watch {
 
     /// The frame of an event, if this watcher is to hear of it.
     fn frame(&mut self, event: &Arc<Event>) -> Option<Bytes> {
-        if let Some(prefix) = &self.prefix {
-            if !event.record.key.name.starts_with(prefix.as_str()) {
-                return None;
-            }
+        if self.prefix.as_ref().is_some_and(|prefix| !event.record.key.name.starts_with(prefix.as_str())) {
+            return None;
         }
         if self.options.selects_all() {
             return Some(self.encoder.event(event));

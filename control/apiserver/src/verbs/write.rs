@@ -18,6 +18,7 @@ use crate::edge::call::Call;
 use crate::edge::negotiate::Form;
 use crate::edge::options::WriteOptions;
 use crate::edge::respond;
+use crate::identity::new_uuid;
 use crate::server::Shared;
 use crate::store::{Seen, object};
 use crate::table::Include;
@@ -103,7 +104,7 @@ impl Write<'_> {
         for field in ["resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds"] {
             metadata.remove(field);
         }
-        metadata.insert("uid".to_owned(), uuid::Uuid::new_v4().to_string().into());
+        metadata.insert("uid".to_owned(), new_uuid().into());
         metadata.insert("creationTimestamp".to_owned(), time::format(Timestamp::now()).into());
         if self.resource.row.strategy.has_generation() {
             metadata.insert("generation".to_owned(), 1.into());
@@ -171,8 +172,9 @@ impl Write<'_> {
         if !owned {
             ownership::track(self, None, object);
         }
-        admission::create(self, object).await?;
-        self.default(object);
+        if admission::create(self, object).await? {
+            self.default(object);
+        }
         strategy.prepare_create(object);
         Ok(())
     }

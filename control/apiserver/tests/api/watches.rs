@@ -106,10 +106,10 @@ async fn a_watch_from_a_revision_misses_nothing_and_repeats_nothing() {
     assert_eq!(watch.heard().await, said("ADDED", "c"));
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_watch_ends_when_its_time_is_up() {
     let server = Server::start().await;
-    let mut watch = Watch::open(&server, "timeoutSeconds=5&allowWatchBookmarks=true").await;
+    let mut watch = Watch::open(&server, "timeoutSeconds=1&allowWatchBookmarks=true").await;
     let bookmark = watch.next().await.unwrap();
     assert_eq!(bookmark["type"], "BOOKMARK", "so that the client knows where to go on");
     assert_eq!(watch.next().await, None);
