@@ -144,8 +144,18 @@ impl Client {
         key: &Key,
         status: &Value,
     ) -> Result<Meta, kube::Error> {
+        self.patch_through_status(resource, key, &json!({ "status": status })).await
+    }
+
+    /// Merge patch of an object through its subresource `status`, by which annotations change without a new generation.
+    pub(crate) async fn patch_through_status(
+        &self,
+        resource: Resource,
+        key: &Key,
+        patch: &Value,
+    ) -> Result<Meta, kube::Error> {
         let uri = format!("{}/status?{MANAGER}", resource.path(key));
-        self.send("PATCH", &uri, "application/merge-patch+json", Some(&json!({ "status": status }))).await
+        self.send("PATCH", &uri, "application/merge-patch+json", Some(patch)).await
     }
 
     /// Strategic merge patch of the subresource `status`: conditions merge by their type.

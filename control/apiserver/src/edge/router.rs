@@ -27,7 +27,8 @@ use crate::{authn, discovery, health, openapi, subresources, verbs};
 /// Answers a request. It never fails: what goes wrong is an answer, too.
 pub(crate) async fn handle(server: Arc<Shared>, request: http::Request<Body>) -> Response {
     let started = Instant::now();
-    let head = request.method() == Method::HEAD;
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let head = method == Method::HEAD;
     let audit_id = request
         .headers()
         .get("audit-id")
@@ -53,7 +54,9 @@ pub(crate) async fn handle(server: Arc<Shared>, request: http::Request<Body>) ->
     if head {
         *response.body_mut() = Body::empty();
     }
-    server.metrics.observe(seen.verb, &seen.resource, response.status().as_u16(), started.elapsed());
+    let (code, elapsed) = (response.status().as_u16(), started.elapsed());
+    tracing::debug!(%method, path, code, elapsed_us = elapsed.as_micros(), "request");
+    server.metrics.observe(seen.verb, &seen.resource, code, elapsed);
     response
 }
 

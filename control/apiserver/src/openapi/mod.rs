@@ -1,6 +1,7 @@
 //! OpenAPI: the types and paths of the API as documents (kubernetes-api §3). They are made from the rows and the schema
 //! table when they are first asked for, and kept compressed: one large document is asked for rarely.
 
+mod descriptions;
 mod operations;
 mod v2;
 mod v3;

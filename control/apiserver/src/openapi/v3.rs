@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use coracle_api::schema::openapi::{self, Version};
+use coracle_api::schema::openapi::Version;
 use serde_json::{Map, Value, json};
 
+use super::descriptions::Descriptions;
 use super::operations::{self, Operation, Path};
 use crate::edge::negotiate::{JSON, PROTOBUF, YAML};
 use crate::server::Shared;
@@ -97,13 +98,14 @@ fn operation_object(operation: &Operation, used: &mut BTreeSet<String>) -> Value
 
 /// The document with every type that is used, and those that they use.
 fn finish(paths: Map<String, Value>, used: BTreeSet<String>) -> Value {
+    let descriptions = Descriptions::unpack();
     let mut schemas = Map::new();
     let mut wanted: Vec<String> = used.into_iter().filter(|name| !name.is_empty()).collect();
     while let Some(name) = wanted.pop() {
         if schemas.contains_key(&name) {
             continue;
         }
-        let Some(definition) = openapi::definition(&name, Version::V3) else { continue };
+        let Some(definition) = descriptions.definition(&name, Version::V3) else { continue };
         references(&definition, &mut wanted);
         schemas.insert(name, definition);
     }

@@ -19,9 +19,9 @@ use crate::edge::options::write_options;
 use crate::edge::respond;
 use crate::server::Shared;
 use crate::store::Seen;
-use crate::verbs::patch::Patch;
+use crate::verbs::patch::{self, Patch};
 use crate::verbs::update::{Changed, change};
-use crate::verbs::{get, write::Write};
+use crate::verbs::{get, ownership, write::Write};
 
 pub(super) async fn answer(
     server: &Arc<Shared>,
@@ -51,6 +51,17 @@ pub(super) async fn answer(
         }
     };
     let write = Write { server, call, resource, options: &options, subresource: "scale" };
+    if let Some(patch) = patch.as_ref().filter(|patch| patch.kind == patch::Kind::Apply) {
+        let (config, problems) = patch.config();
+        let applied = ownership::read_applied(&write, of_parent(resource, config)?, problems.to_vec())?;
+        let step = |old: &Value| {
+            let object = ownership::apply(&write, Some(old), &applied)?;
+            check(call.name(), &scale_of(&object))?;
+            Ok(Changed { object, owned: true, names_version: false })
+        };
+        let written = change(&write, step).await?;
+        return Ok(respond::value(form, 200, &scale_of(&written.into_value(resource))));
+    }
     let step = |old: &Value| {
         let shown = scale_of(old);
         let scale = match (&patch, &sent) {
@@ -73,6 +84,22 @@ pub(super) async fn answer(
     };
     let written = change(&write, step).await?;
     Ok(respond::value(form, 200, &scale_of(&written.into_value(resource))))
+}
+
+/// What an applied scale says of the object itself: that is where ownership is kept.
+fn of_parent(resource: &Resource, scale: &Value) -> Result<Value, Status> {
+    let text = |field: &str| scale[field].as_str().unwrap_or_default();
+    if (text("apiVersion"), text("kind")) != ("autoscaling/v1", "Scale") {
+        let (group, version) = text("apiVersion").split_once('/').unwrap_or(("", text("apiVersion")));
+        return Err(Status::bad_request(format!("invalid object type: {group}/{version}, Kind={}", text("kind"))));
+    }
+    let mut config = json!({
+        "apiVersion": resource.api_version, "kind": resource.row.kind, "metadata": scale["metadata"], "spec": {},
+    });
+    if let Some(replicas) = scale["spec"].get("replicas") {
+        config["spec"]["replicas"] = replicas.clone();
+    }
+    Ok(config)
 }
 
 fn check(name: &str, scale: &Value) -> Result<(), Status> {

@@ -70,6 +70,11 @@ impl Patch {
         Ok(Patch { kind, value, problems })
     }
 
+    /// The configuration of an apply, and what strict decoding has to say about it.
+    pub fn config(&self) -> (&Value, &[String]) {
+        (&self.value, &self.problems)
+    }
+
     /// Applies it to an object of a type; the result is checked as if it had been sent whole.
     pub fn apply_to(&self, call: &Call, schema: &Object, options: &WriteOptions, old: &Value) -> Result<Value, Status> {
         let mut object = old.clone();

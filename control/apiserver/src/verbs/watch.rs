@@ -17,7 +17,7 @@ use coracle_api::status::Status;
 use coracle_keyspace::{Event, EventKind, Record, Revision, Watcher};
 use futures::stream;
 use tokio::time::{Instant, Sleep};
-use tokio_util::sync::WaitForCancellationFutureOwned;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use self::frame::{Encoder, Kind};
 use super::selection::ListOptions;
@@ -122,6 +122,7 @@ async fn begin(
             now + life
         })),
         stopping: Box::pin(server.stopping.clone().cancelled_owned()),
+        stop: server.stopping.clone(),
         ended: false,
         _place: place,
     })
@@ -142,6 +143,7 @@ struct Watch {
     /// Rings for the next bookmark, and at the end.
     alarm: Pin<Box<Sleep>>,
     stopping: Pin<Box<WaitForCancellationFutureOwned>>,
+    stop: CancellationToken,
     ended: bool,
     _place: StreamSlot,
 }
@@ -150,7 +152,8 @@ impl Watch {
     /// The next bytes; `None` when the watch is over.
     async fn next(&mut self) -> Option<Bytes> {
         loop {
-            if self.ended {
+            // Under a steady stream of events the waiting below never gets to its other branches.
+            if self.ended || self.stop.is_cancelled() || Instant::now() >= self.end {
                 return None;
             }
             if !self.backlog.is_empty() || self.marks_end {

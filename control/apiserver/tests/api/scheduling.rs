@@ -79,3 +79,20 @@ async fn a_deployment_is_scaled_and_its_generation_counts() {
     let (code, status) = server.call("PATCH", &format!("{path}/d/status"), json!({"status": {"replicas": 3}})).await;
     assert_eq!((code, &status["metadata"]["generation"]), (200, &json!(2)));
 }
+
+#[tokio::test]
+async fn who_applies_a_scale_owns_the_count() {
+    let server = Server::start().await;
+    let path = "/apis/apps/v1/namespaces/default/deployments";
+    let deployment = json!({"metadata": {"name": "d"}, "spec": {"selector": {"matchLabels": {"app": "d"}},
+        "template": {"metadata": {"labels": {"app": "d"}}, "spec": {"containers": [{"name": "c", "image": "x"}]}}}});
+    server.make(path, deployment).await;
+    let scale = json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": "d"}, "spec": {"replicas": 4}});
+    let apply = format!("{path}/d/scale?fieldManager=scaler&force=true");
+    let (code, scaled) = server.call_as("PATCH", &apply, "application/apply-patch+yaml", &scale).await;
+    assert_eq!((code, &scaled["spec"]["replicas"]), (200, &json!(4)), "{scaled}");
+    let (_, object) = server.get(&format!("{path}/d")).await;
+    let entry = object["metadata"]["managedFields"].as_array().unwrap().iter().find(|one| one["manager"] == "scaler");
+    let entry = entry.unwrap();
+    assert_eq!((&entry["subresource"], &entry["fieldsV1"]), (&json!("scale"), &json!({"f:spec": {"f:replicas": {}}})));
+}

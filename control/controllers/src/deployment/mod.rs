@@ -121,15 +121,8 @@ impl Controller {
                 .await
                 .map_err(Error::api("delete an old ReplicaSet"))?;
         }
-        if let Some(revision) = &plan.revision {
-            let patch = json!({"metadata": {"uid": deployment.uid(), "annotations": {REVISION: revision}}});
-            self.client
-                .patch(DEPLOYMENTS, &key, &patch)
-                .await
-                .map_err(Error::api("write the revision of a Deployment"))?;
-        }
-        if let Some(status) = &plan.status {
-            self.write(&key, status).await?;
+        if plan.revision.is_some() || plan.status.is_some() {
+            self.write(&key, &deployment, plan.revision.as_deref(), plan.status.as_ref()).await?;
         }
         Ok(plan.check_after.map_or(Next::OnEvent, Next::After))
     }
@@ -221,7 +214,7 @@ impl Controller {
                 status::condition(status::PROGRESSING, "False", "ReplicaSetCreateError", &message, now_in_seconds());
             status::set(status.conditions.get_or_insert_default(), failed);
             if !status::is_written(deployment, &status) {
-                self.write(key, &status).await?;
+                self.write(key, deployment, None, Some(&status)).await?;
             }
         }
         Err(Error::Api { what: "create a ReplicaSet", source })
@@ -271,19 +264,32 @@ impl Controller {
         Ok(())
     }
 
-    async fn write(&self, key: &Key, status: &DeploymentStatus) -> Result<(), Error> {
-        let patch = json!({
-            "observedGeneration": status.observed_generation,
-            "replicas": status.replicas,
-            "updatedReplicas": status.updated_replicas,
-            "readyReplicas": status.ready_replicas,
-            "availableReplicas": status.available_replicas,
-            "unavailableReplicas": status.unavailable_replicas,
-            "terminatingReplicas": status.terminating_replicas,
-            "collisionCount": status.collision_count,
-            "conditions": status.conditions,
-        });
-        match self.client.patch_status(DEPLOYMENTS, key, &patch).await {
+    /// Writes revision and status in one step, both through the subresource: neither makes a new generation.
+    async fn write(
+        &self,
+        key: &Key,
+        deployment: &Deployment,
+        revision: Option<&str>,
+        status: Option<&DeploymentStatus>,
+    ) -> Result<(), Error> {
+        let mut patch = json!({"metadata": {"uid": deployment.uid()}});
+        if let Some(revision) = revision {
+            patch["metadata"]["annotations"] = json!({ REVISION: revision });
+        }
+        if let Some(status) = status {
+            patch["status"] = json!({
+                "observedGeneration": status.observed_generation,
+                "replicas": status.replicas,
+                "updatedReplicas": status.updated_replicas,
+                "readyReplicas": status.ready_replicas,
+                "availableReplicas": status.available_replicas,
+                "unavailableReplicas": status.unavailable_replicas,
+                "terminatingReplicas": status.terminating_replicas,
+                "collisionCount": status.collision_count,
+                "conditions": status.conditions,
+            });
+        }
+        match self.client.patch_through_status(DEPLOYMENTS, key, &patch).await {
             Err(error) if client::is_not_found(&error) => Ok(()),
             other => other.map(drop).map_err(Error::api("write the status of a Deployment")),
         }

@@ -5,6 +5,7 @@ pub(super) mod gnostic;
 use coracle_api::schema::openapi::{self, Version};
 use serde_json::{Map, Value, json};
 
+use super::descriptions::Descriptions;
 use super::operations::{self, Operation};
 use crate::edge::negotiate::{JSON, PROTOBUF, YAML};
 use crate::server::Shared;
@@ -26,9 +27,10 @@ pub(super) fn document(server: &Shared) -> Value {
             }
         }
     }
+    let descriptions = Descriptions::unpack();
     let definitions: Map<String, Value> = openapi::names()
         .into_iter()
-        .filter_map(|name| openapi::definition(&name, Version::V2).map(|definition| (name, definition)))
+        .filter_map(|name| descriptions.definition(&name, Version::V2).map(|definition| (name, definition)))
         .collect();
     json!({
         "swagger": "2.0",
