@@ -22,10 +22,13 @@ mod replicaset;
 mod secret;
 mod service;
 mod serviceaccount;
+mod stored;
 mod table;
 #[cfg(test)]
 mod tests;
 mod value;
+
+use std::sync::LazyLock;
 
 use jiff::Timestamp;
 use serde_json::Value;
@@ -35,26 +38,34 @@ use crate::meta::field::Path;
 use crate::meta::{names, validate_object_meta, validate_object_meta_update};
 use value::Read as _;
 
-/// All kinds, sorted by group and resource.
+/// Kinds that something acts on, or that are peculiar enough for a file of their own.
+static SPECIAL: [&Kind; 16] = [
+    &configmap::KIND,
+    &endpoints::KIND,
+    &event::CORE,
+    &namespace::KIND,
+    &node::KIND,
+    &pod::KIND,
+    &podtemplate::KIND,
+    &secret::KIND,
+    &serviceaccount::KIND,
+    &service::KIND,
+    &controllerrevision::KIND,
+    &deployment::KIND,
+    &replicaset::KIND,
+    &lease::KIND,
+    &endpointslice::KIND,
+    &event::EVENTS,
+];
+
+/// All kinds, sorted by group and resource. Of the rows of one collection the first is that in whose form it is stored;
+/// of one resource in several versions the newest is first.
 pub fn all() -> &'static [&'static Kind] {
-    static ALL: [&Kind; 16] = [
-        &configmap::KIND,
-        &endpoints::KIND,
-        &event::CORE,
-        &namespace::KIND,
-        &node::KIND,
-        &pod::KIND,
-        &podtemplate::KIND,
-        &secret::KIND,
-        &serviceaccount::KIND,
-        &service::KIND,
-        &controllerrevision::KIND,
-        &deployment::KIND,
-        &replicaset::KIND,
-        &lease::KIND,
-        &endpointslice::KIND,
-        &event::EVENTS,
-    ];
+    static ALL: LazyLock<Vec<&Kind>> = LazyLock::new(|| {
+        let mut rows: Vec<&Kind> = SPECIAL.iter().copied().chain(stored::rows()).collect();
+        rows.sort_by(|a, b| (a.group, a.resource, b.version).cmp(&(b.group, b.resource, a.version)));
+        rows
+    });
     &ALL
 }
 
@@ -66,6 +77,29 @@ pub fn by_resource(group: &str, resource: &str) -> Option<&'static Kind> {
 /// The row of a kind, as (`apps`, `Deployment`).
 pub fn by_kind(group: &str, kind: &str) -> Option<&'static Kind> {
     all().iter().copied().find(|row| row.kind == kind && row.group == group)
+}
+
+/// Why no object of a kind may be made; `None` when it may.
+pub fn refusal(row: &Kind) -> Option<String> {
+    match row.strategy.support() {
+        Support::Refused(why) => {
+            Some(format!("this version of Coracle {why}, and refuses the object rather than ignore it"))
+        }
+        Support::Honoured | Support::Inert(_) => None,
+    }
+}
+
+/// What the client is told about an object that it made or changed.
+pub fn warnings(row: &Kind, object: &Value, old: Option<&Value>) -> Vec<String> {
+    let mut warnings = row.strategy.warnings(object, old);
+    if let Support::Inert(why) = row.strategy.support() {
+        let slash = if row.group.is_empty() { "" } else { "/" };
+        warnings.push(format!(
+            "{}{slash}{} {}: this version of Coracle stores the object, but {why}",
+            row.group, row.version, row.kind
+        ));
+    }
+    warnings
 }
 
 /// Checks the metadata of a new object, whose name is known.
@@ -188,9 +222,24 @@ pub enum Cell {
     },
 }
 
+/// What this version does with the objects of a kind. What is accepted is never ignored in silence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Support {
+    /// They have the effect that they have in Kubernetes, or need none.
+    Honoured,
+    /// They are stored, and every write says so: the object is stored, but …
+    Inert(&'static str),
+    /// None can be made: this version …
+    Refused(&'static str),
+}
+
 /// What is special about a kind. Pure: no clock, no I/O; values are whole objects that were checked against the schema.
 /// Everything has a default that suits a kind without peculiarities.
 pub trait Strategy: Sync + Send {
+    /// What this version does with such objects.
+    fn support(&self) -> Support {
+        Support::Honoured
+    }
     /// Fills in defaults, also of objects that are read back or updated (`SetObjectDefaults_*`).
     fn default(&self, _object: &mut Value) {}
     /// Before validation of a create: drops what clients may not set (usually status). The generic path has already

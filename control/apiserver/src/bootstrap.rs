@@ -1,4 +1,5 @@
-//! The objects that every cluster has from its first moment: namespaces, and the service by which pods find the API.
+//! The objects that every cluster has from its first moment: namespaces, the classes of critical pods, and the service by
+//! which pods find the API.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,6 +20,19 @@ use crate::verbs::create::insert;
 use crate::verbs::write::Write;
 
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
+/// Priority classes of what the cluster itself needs to run.
+const CLASSES: [(&str, i64, &str); 2] = [
+    (
+        "system-cluster-critical",
+        2_000_000_000,
+        "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
+    ),
+    (
+        "system-node-critical",
+        2_000_001_000,
+        "Used for system critical pods that must not be moved from their current node.",
+    ),
+];
 /// Address of the API within the cluster: the first of the service range.
 const API_ADDRESS: &str = "10.96.0.1";
 
@@ -27,6 +41,13 @@ pub(crate) async fn run(server: &Arc<Shared>) -> Result<(), Status> {
     for name in NAMESPACES {
         let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
         make(server, "", "namespaces", None, name, object).await?;
+    }
+    for (name, value, description) in CLASSES {
+        let object = json!({
+            "apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name}, "value": value,
+            "description": description,
+        });
+        make(server, "scheduling.k8s.io", "priorityclasses", None, name, object).await?;
     }
     reserve_api_address(server).await?;
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
@@ -114,21 +135,26 @@ async fn make(
     }
 }
 
-async fn replace(server: &Arc<Shared>, group: &'static str, resource: &'static str, object: Value) -> Result<(), Status> {
+async fn replace(
+    server: &Arc<Shared>,
+    group: &'static str,
+    resource: &'static str,
+    object: Value,
+) -> Result<(), Status> {
     let name = "kubernetes";
     make(server, group, resource, Some("default"), name, object.clone()).await?;
     let Some(resource) = server.catalog.named(group, resource).cloned() else { return Ok(()) };
     let (call, options) = own_call(Some("default"), name);
     let write = Write { server, call: &call, resource: &resource, options: &options, subresource: "" };
-    let step = |_: &Value| {
-        Ok(crate::verbs::update::Changed { object: object.clone(), owned: false, names_version: false })
-    };
+    let step =
+        |_: &Value| Ok(crate::verbs::update::Changed { object: object.clone(), owned: false, names_version: false });
     crate::verbs::update::change(&write, step).await.map(drop)
 }
 
 /// The server's own hand.
 fn own_call(namespace: Option<&str>, name: &str) -> (Call, WriteOptions) {
-    let (parts, ()) = http::Request::builder().method(Method::POST).body(()).expect("a request without headers").into_parts();
+    let (parts, ()) =
+        http::Request::builder().method(Method::POST).body(()).expect("a request without headers").into_parts();
     let target = ResourcePath {
         namespace: namespace.map(str::to_owned),
         name: Some(name.to_owned()),

@@ -1,7 +1,7 @@
 //! The resources that are served, by their path. The generic verbs see a resource only as one [`Resource`].
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use coracle_api::kinds::{self, Kind};
 use coracle_api::schema::{self, Object};
@@ -26,6 +26,24 @@ pub(crate) struct Resource {
 }
 
 impl Resource {
+    /// `None` when the type of its objects is not known, which a test rules out.
+    fn of(row: &'static Kind) -> Option<Resource> {
+        let stored = kinds::all().iter().copied().find(|first| first.collection == row.collection)?;
+        let api_version = match row.group {
+            "" => row.version.to_owned(),
+            group => format!("{group}/{}", row.version),
+        };
+        Some(Resource {
+            row,
+            stored,
+            schema: schema::named(row.schema)?,
+            stored_schema: schema::named(stored.schema)?,
+            api_version,
+            list_kind: format!("{}List", row.kind),
+            is_view: !std::ptr::eq(stored, row),
+        })
+    }
+
     /// Name of the record in its collection. The order of names is the order of lists.
     pub fn record_name(&self, namespace: Option<&str>, name: &str) -> Arc<str> {
         match namespace {
@@ -50,48 +68,57 @@ impl Resource {
     }
 }
 
+/// A row, and its resource once somebody asked for it: most rows of an idle server are never asked for.
+struct Slot {
+    row: &'static Kind,
+    resource: OnceLock<Option<Arc<Resource>>>,
+}
+
+impl Slot {
+    fn resource(&self) -> Option<&Arc<Resource>> {
+        self.resource.get_or_init(|| Resource::of(self.row).map(Arc::new)).as_ref()
+    }
+}
+
 /// All resources.
 pub(crate) struct Catalog {
-    /// By group, then by resource.
-    by_resource: HashMap<&'static str, HashMap<&'static str, Arc<Resource>>>,
+    /// By group, then by resource; of several versions the first is the preferred one.
+    slots: HashMap<&'static str, HashMap<&'static str, Vec<Slot>>>,
 }
 
 impl Catalog {
-    pub fn new() -> Result<Catalog, String> {
-        let mut by_resource: HashMap<&'static str, HashMap<&'static str, Arc<Resource>>> = HashMap::new();
+    pub fn new() -> Catalog {
+        let mut slots: HashMap<&'static str, HashMap<&'static str, Vec<Slot>>> = HashMap::new();
         for row in kinds::all() {
-            let stored = kinds::all().iter().find(|first| first.collection == row.collection).unwrap_or(row);
-            let named = |name: &str| schema::named(name).ok_or_else(|| format!("no schema is known for {name}"));
-            let api_version = match row.group {
-                "" => row.version.to_owned(),
-                group => format!("{group}/{}", row.version),
-            };
-            let resource = Resource {
-                row,
-                stored,
-                schema: named(row.schema)?,
-                stored_schema: named(stored.schema)?,
-                api_version,
-                list_kind: format!("{}List", row.kind),
-                is_view: !std::ptr::eq(*stored, *row),
-            };
-            by_resource.entry(row.group).or_default().insert(row.resource, Arc::new(resource));
+            let versions = slots.entry(row.group).or_default().entry(row.resource).or_default();
+            versions.push(Slot { row, resource: OnceLock::new() });
         }
-        Ok(Catalog { by_resource })
+        Catalog { slots }
     }
 
     /// The resource at a path.
     pub fn get(&self, group: &str, version: &str, resource: &str) -> Option<&Arc<Resource>> {
-        self.named(group, resource).filter(|found| found.row.version == version)
+        self.slots.get(group)?.get(resource)?.iter().find(|slot| slot.row.version == version)?.resource()
     }
 
-    /// A built-in resource by group and name.
+    /// A built-in resource by group and name, in its preferred version.
     pub fn named(&self, group: &str, resource: &str) -> Option<&Arc<Resource>> {
-        self.by_resource.get(group)?.get(resource)
+        self.slots.get(group)?.get(resource)?.first()?.resource()
     }
+}
 
-    /// Every row, sorted by group and resource.
-    pub fn rows(&self) -> impl Iterator<Item = &Arc<Resource>> {
-        kinds::all().iter().filter_map(|row| self.named(row.group, row.resource))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_is_a_resource() {
+        let catalog = Catalog::new();
+        for row in kinds::all() {
+            let resource = catalog.get(row.group, row.version, row.resource).expect("a resource for each row");
+            assert!(std::ptr::eq(resource.row, *row));
+        }
+        let [new, old] = ["v2", "v1"].map(|version| catalog.get("autoscaling", version, "horizontalpodautoscalers"));
+        assert!(!new.expect("the stored version").is_view && old.expect("the older version").is_view);
     }
 }

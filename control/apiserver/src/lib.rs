@@ -49,9 +49,6 @@ use server::Shared;
 /// Why an API server cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The kinds and their schemas do not fit.
-    #[error("the table of kinds is not complete: {0}")]
-    Catalog(String),
     /// The key that signs tokens cannot be used.
     #[error("the key for ServiceAccount tokens cannot be used: {0}")]
     TokenKey(String),

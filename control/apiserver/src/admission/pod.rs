@@ -16,8 +16,8 @@ const TOKEN_SECONDS: i64 = 3607;
 const ACCOUNT_WAIT: Duration = Duration::from_secs(1);
 /// How long a pod stays on a node that is not ready or not reachable.
 const AWAY_SECONDS: i64 = 300;
-/// Priority classes that always exist.
-const CLASSES: [(&str, i64); 2] = [("system-cluster-critical", 2_000_000_000), ("system-node-critical", 2_000_001_000)];
+/// What a class without a policy of its own says.
+const PREEMPTS: &str = "PreemptLowerPriority";
 
 pub(super) async fn create(write: &Write<'_>, pod: &mut Value) -> Result<(), Status> {
     if !pod["spec"].is_object() {
@@ -125,19 +125,20 @@ fn volumes_of(spec: &Value) -> Vec<Value> {
     spec["volumes"].as_array().cloned().unwrap_or_default()
 }
 
-/// The number that the pod's class stands for.
+/// The number that the pod's class stands for, or the class for pods that name none.
 fn priority(write: &Write<'_>, pod: &mut Value) -> Result<(), Status> {
-    let class = pod["spec"]["priorityClassName"].as_str().unwrap_or_default().to_owned();
-    let (number, policy) = match class.as_str() {
-        "" => (0, "PreemptLowerPriority".to_owned()),
-        name => match CLASSES.iter().find(|(known, _)| *known == name) {
-            Some((_, number)) => (*number, "PreemptLowerPriority".to_owned()),
-            None => stored_class(write, name).ok_or_else(|| {
-                let message = format!("no PriorityClass with name {name} was found");
-                write.resource.forbidden(meta::name(pod), message)
-            })?,
-        },
+    let class = match pod["spec"]["priorityClassName"].as_str().unwrap_or_default() {
+        "" => default_class(write),
+        name => Some(stored_class(write, name).ok_or_else(|| {
+            let message = format!("no PriorityClass with name {name} was found");
+            write.resource.forbidden(meta::name(pod), message)
+        })?),
     };
+    let number = class.as_ref().and_then(|class| class["value"].as_i64()).unwrap_or(0);
+    let policy = class.as_ref().and_then(|class| class["preemptionPolicy"].as_str()).unwrap_or(PREEMPTS).to_owned();
+    if let Some(class) = &class {
+        pod["spec"]["priorityClassName"] = meta::name(class).into();
+    }
     if let Some(given) = pod["spec"]["priority"].as_i64().filter(|given| *given != number) {
         let message = format!(
             "the integer value of priority ({given}) must not be provided in pod spec; priority admission controller \
@@ -157,11 +158,19 @@ fn priority(write: &Write<'_>, pod: &mut Value) -> Result<(), Status> {
     Ok(())
 }
 
-fn stored_class(write: &Write<'_>, name: &str) -> Option<(i64, String)> {
+fn stored_class(write: &Write<'_>, name: &str) -> Option<Value> {
     let classes = write.server.catalog.named("scheduling.k8s.io", "priorityclasses")?;
-    let class = Seen::new(classes, &write.server.store.get(classes, name)?).stored();
-    let policy = class["preemptionPolicy"].as_str().unwrap_or("PreemptLowerPriority").to_owned();
-    Some((class["value"].as_i64().unwrap_or(0), policy))
+    Some(Seen::new(classes, &write.server.store.get(classes, name)?).stored())
+}
+
+/// Of several classes that are the default the lowest counts.
+fn default_class(write: &Write<'_>) -> Option<Value> {
+    let classes = write.server.catalog.named("scheduling.k8s.io", "priorityclasses")?;
+    let snapshot = write.server.store.keyspace.snapshot(classes.row.collection);
+    crate::store::range(&snapshot.records, None, None)
+        .map(|(_, record)| Seen::new(classes, record).stored())
+        .filter(|class| class["globalDefault"] == true)
+        .min_by_key(|class| class["value"].as_i64())
 }
 
 /// A node that is not ready or not reachable for a while does not lose the pod at once.

@@ -11,7 +11,6 @@ use http::{HeaderValue, header};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::catalog::Catalog;
 use crate::edge::call::Call;
 use crate::edge::negotiate::{self, Form, Offer};
 use crate::edge::respond;
@@ -47,8 +46,8 @@ pub(crate) struct Discovery {
 }
 
 impl Discovery {
-    pub fn new(catalog: &Catalog) -> Discovery {
-        let groups = groups_of(catalog);
+    pub fn new() -> Discovery {
+        let groups = groups_of();
         let aggregate = |chosen: &dyn Fn(&&Group) -> bool| {
             Document::new(&documents::aggregated(groups.iter().filter(|group| chosen(group))))
         };

@@ -1,6 +1,6 @@
 //! What discovery tells, in the order in which it tells it.
 
-use crate::catalog::Catalog;
+use coracle_api::kinds;
 
 /// A group and its versions, the preferred one first.
 pub(crate) struct Group {
@@ -81,10 +81,9 @@ const ANSWERED: [(&str, &str, &str, &str, bool); 7] = [
 ];
 
 /// Everything that is served.
-pub(crate) fn groups_of(catalog: &Catalog) -> Vec<Group> {
+pub(crate) fn groups_of() -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
-    for resource in catalog.rows() {
-        let row = resource.row;
+    for row in kinds::all() {
         let mut parts: Vec<Part> = Vec::new();
         if row.has_status {
             parts.push(Part { name: "status", foreign: None, kind: row.kind, verbs: CHANGE });

@@ -36,17 +36,16 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub fn new(keyspace: Keyspace, config: Config) -> Result<Arc<Shared>, crate::StartError> {
-        let catalog = Catalog::new().map_err(crate::StartError::Catalog)?;
         let tokens = Tokens::new(&config.token_key, &config.issuer).map_err(crate::StartError::TokenKey)?;
         Ok(Arc::new(Shared {
             store: Store { keyspace },
-            discovery: Discovery::new(&catalog),
+            discovery: Discovery::new(),
             openapi: OpenApi::default(),
             nodes: Nodes::new(config.node_client.clone()),
             metrics: Metrics::default(),
             limits: Limits::new(config.requests_max, config.streams_max),
             stopping: CancellationToken::new(),
-            catalog,
+            catalog: Catalog::new(),
             tokens,
             config,
         }))

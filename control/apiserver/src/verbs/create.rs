@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::response::Response;
+use coracle_api::kinds;
 use coracle_api::meta::{self, generate};
 use coracle_api::status::Status;
 use coracle_keyspace::{Guard, Op};
@@ -45,6 +46,9 @@ pub(crate) async fn create(
 pub(crate) async fn insert(write: &Write<'_>, mut object: Value, owned: bool) -> Result<Written, Status> {
     let resource = write.resource;
     let row = resource.row;
+    if let Some(why) = kinds::refusal(row) {
+        return Err(resource.forbidden(meta::name(&object), why));
+    }
     row.strategy.to_storage(&mut object);
     write.take_place(&mut object)?;
     if !meta::resource_version(&object).is_empty() {
@@ -65,7 +69,7 @@ pub(crate) async fn insert(write: &Write<'_>, mut object: Value, owned: bool) ->
         let before = admission::allocates(resource).then(|| object.clone());
         let allocated = admission::allocate(write, &mut object, None)?;
         write.validate_new(&object)?;
-        write.call.warn_all(row.strategy.warnings(&object, None));
+        write.call.warn_all(kinds::warnings(row, &object, None));
         row.strategy.canonicalize(&mut object);
         let name = meta::name(&object).to_owned();
         let record_name = resource.record_name(write.call.namespace(), &name);

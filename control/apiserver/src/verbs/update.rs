@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::response::Response;
-use coracle_api::kinds::FieldError;
+use coracle_api::kinds::{self, FieldError};
 use coracle_api::meta::{self, parse_resource_version};
 use coracle_api::status::Status;
 use coracle_keyspace::{Guard, Op, Record};
@@ -139,7 +139,7 @@ async fn attempt(
     write.ready_changed(&mut object, &old, owned).await?;
     let allocated = admission::allocate(write, &mut object, Some(&old))?;
     write.validate_changed(&object, &old)?;
-    call.warn_all(row.strategy.warnings(&object, Some(&old)));
+    call.warn_all(kinds::warnings(row, &object, Some(&old)));
     row.strategy.canonicalize(&mut object);
     if ownership::is_unchanged(&object, &old) {
         return Ok(Ok(Written::Record(record.clone())));

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use axum::response::Response;
-use coracle_api::kinds::FieldError;
-use coracle_api::meta::{self, time, validate_object_meta, validate_object_meta_update};
+use coracle_api::kinds::{self, FieldError};
+use coracle_api::meta::{self, time};
 use coracle_api::schema;
 use coracle_api::status::Status;
 use coracle_keyspace::Record;
@@ -22,16 +22,6 @@ use crate::identity::new_uuid;
 use crate::server::Shared;
 use crate::store::{Seen, object};
 use crate::table::Include;
-
-/// Finalizers without a domain are those that Kubernetes itself has.
-fn check_finalizers(object: &Value, errors: &mut Vec<FieldError>) {
-    for (at, name) in meta::finalizers(object).enumerate() {
-        if !name.contains('/') && !matches!(name, "kubernetes" | "orphan" | "foregroundDeletion") {
-            let detail = "name is neither a standard finalizer name nor is it fully qualified";
-            errors.push(FieldError::invalid(format!("metadata.finalizers[{at}]"), name, detail));
-        }
-    }
-}
 
 /// A write under way.
 pub(crate) struct Write<'a> {
@@ -130,9 +120,7 @@ impl Write<'_> {
     pub fn validate_new(&self, object: &Value) -> Result<(), Status> {
         let strategy = self.resource.row.strategy;
         let mut errors = Vec::new();
-        let check = |name: &str, is_prefix: bool| strategy.check_name(name, is_prefix);
-        validate_object_meta(object, self.resource.row.namespaced, check, &mut errors);
-        check_finalizers(object, &mut errors);
+        kinds::validate_metadata(self.resource.row, object, &mut errors);
         strategy.validate(object, &mut errors);
         self.refuse(object, errors)
     }
@@ -141,10 +129,8 @@ impl Write<'_> {
     pub fn validate_changed(&self, object: &Value, old: &Value) -> Result<(), Status> {
         let strategy = self.resource.row.strategy;
         let mut errors = Vec::new();
-        let check = |name: &str, is_prefix: bool| strategy.check_name(name, is_prefix);
-        validate_object_meta(object, self.resource.row.namespaced, check, &mut errors);
-        validate_object_meta_update(object, old, &mut errors);
-        check_finalizers(object, &mut errors);
+        kinds::validate_metadata(self.resource.row, object, &mut errors);
+        kinds::validate_metadata_update(self.resource.row, object, old, &mut errors);
         match self.subresource {
             "" | "scale" => strategy.validate_update(object, old, &mut errors),
             // A binding sets what no client may set, and was checked when it was made.

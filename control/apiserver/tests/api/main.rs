@@ -1,6 +1,7 @@
 //! The API server over a real keyspace in a temporary directory, called through its router as a client would.
 
 mod authentication;
+mod kinds;
 mod lists;
 mod objects;
 mod scheduling;

@@ -1,0 +1,181 @@
+//! Who may do what, and how much of it at a time; and what the cluster says of itself.
+
+use serde_json::Value;
+
+use super::show::Show::{Age, Any, Made, Name, Number, Of, Text};
+use super::{BLANK, Kind, Stored, Support, condition, row};
+use crate::kinds::value::{Read, child, default_to, default_when_zero, items_mut, or};
+use crate::kinds::{AGE, Cell, Column, NAME, column, wide};
+
+const NOT_AUTHORIZED: &str = "authorization does not look at it yet";
+const NOT_LIMITED: &str = "requests are not limited by it yet";
+const MADE: Column = column("Created At", "date");
+const GROUP: &str = "rbac.authorization.k8s.io";
+
+pub(super) static ROWS: &[Kind] = &[
+    // Nothing is ever made of this kind: it is an old way to ask for the health of parts that are one process here.
+    row!(cluster "" "io.k8s.api.core.v1" "ComponentStatus" "componentstatuses" "componentstatus",
+        [
+            NAME => Name,
+            column("Status", "string") => Text("conditions.status", ""),
+            column("Message", "string") => Text("conditions.message", ""),
+            column("Error", "string") => Text("conditions.error", ""),
+        ],
+        Stored::new(Support::Honoured), short_names: &["cs"], verbs: &["get", "list"]),
+    row!(cluster "rbac.authorization.k8s.io" "io.k8s.api.rbac.v1" "ClusterRoleBinding" "clusterrolebindings"
+        "clusterrolebinding",
+        [
+            NAME => Name,
+            column("Role", "string") => Of(role),
+            AGE => Age,
+            wide("Users", "string") => Of(users),
+            wide("Groups", "string") => Of(groups),
+            wide("ServiceAccounts", "string") => Of(accounts),
+        ],
+        binding()),
+    row!(cluster "rbac.authorization.k8s.io" "io.k8s.api.rbac.v1" "ClusterRole" "clusterroles" "clusterrole",
+        [NAME => Name, MADE => Made],
+        Stored::inert(NOT_AUTHORIZED).named_as_path().made_by_update()),
+    row!(namespaced "rbac.authorization.k8s.io" "io.k8s.api.rbac.v1" "RoleBinding" "rolebindings" "rolebinding",
+        [
+            NAME => Name,
+            column("Role", "string") => Of(role),
+            AGE => Age,
+            wide("Users", "string") => Of(users),
+            wide("Groups", "string") => Of(groups),
+            wide("ServiceAccounts", "string") => Of(accounts),
+        ],
+        binding()),
+    row!(namespaced "rbac.authorization.k8s.io" "io.k8s.api.rbac.v1" "Role" "roles" "role",
+        [NAME => Name, MADE => Made],
+        Stored::inert(NOT_AUTHORIZED).named_as_path().made_by_update()),
+    row!(cluster "flowcontrol.apiserver.k8s.io" "io.k8s.api.flowcontrol.v1" "FlowSchema" "flowschemas" "flowschema",
+        [
+            NAME => Name,
+            column("PriorityLevel", "string") => Text("spec.priorityLevelConfiguration.name", ""),
+            column("MatchingPrecedence", "string") => Number("spec.matchingPrecedence"),
+            column("DistinguisherMethod", "string") => Text("spec.distinguisherMethod.type", "<none>"),
+            AGE => Age,
+            column("MissingPL", "string") => Of(dangling),
+        ],
+        Stored::inert(NOT_LIMITED).counted().default_by(flow_schema)
+            .requires(&["spec.priorityLevelConfiguration.name"]),
+        has_status: true),
+    row!(cluster "flowcontrol.apiserver.k8s.io" "io.k8s.api.flowcontrol.v1" "PriorityLevelConfiguration"
+        "prioritylevelconfigurations" "prioritylevelconfiguration",
+        [
+            NAME => Name,
+            column("Type", "string") => Text("spec.type", ""),
+            column("NominalConcurrencyShares", "string") => Any("spec.limited.nominalConcurrencyShares", "<none>"),
+            column("Queues", "string") => Any("spec.limited.limitResponse.queuing.queues", "<none>"),
+            column("HandSize", "string") => Any("spec.limited.limitResponse.queuing.handSize", "<none>"),
+            column("QueueLengthLimit", "string") => Any("spec.limited.limitResponse.queuing.queueLengthLimit", "<none>"),
+            AGE => Age,
+        ],
+        Stored::inert(NOT_LIMITED).counted().default_by(priority_level).requires(&["spec.type"]),
+        has_status: true),
+    row!(cluster "certificates.k8s.io" "io.k8s.api.certificates.v1" "ClusterTrustBundle" "clustertrustbundles"
+        "clustertrustbundle",
+        [NAME => Name, column("SignerName", "string") => Text("spec.signerName", "<none>")],
+        Stored::inert("no volume shows it to pods yet").requires(&["spec.trustBundle"]).fixes(&["spec.signerName"])
+            .named_as_path().needs_version(),
+        selectable: &["spec.signerName"]),
+    row!(cluster "storagemigration.k8s.io" "io.k8s.api.storagemigration.v1" "StorageVersionMigration"
+        "storageversionmigrations" "storageversionmigration",
+        [
+            NAME => Name,
+            column("Resource", "string") => Of(migrated),
+            column("Status", "string") => Of(migration),
+        ],
+        Stored::inert("no controller acts on it yet").fixes(&["spec.resource"]).needs_version(),
+        has_status: true),
+];
+
+const fn binding() -> Stored {
+    Stored::inert(NOT_AUTHORIZED)
+        .default_by(default_binding)
+        .requires(&["roleRef.kind", "roleRef.name"])
+        .fixes(&["roleRef"])
+        .named_as_path()
+        .made_by_update()
+}
+
+fn default_binding(object: &mut Value) {
+    default_when_zero(child(object, "roleRef"), "apiGroup", GROUP);
+    for subject in items_mut(object, "subjects") {
+        if matches!(subject["kind"].text(), "User" | "Group") {
+            default_when_zero(subject, "apiGroup", GROUP);
+        }
+    }
+}
+
+fn role(object: &Value) -> Cell {
+    format!("{}/{}", object["roleRef"]["kind"].text(), object["roleRef"]["name"].text()).into()
+}
+
+/// Subjects of a kind.
+fn subjects(object: &Value, kind: &str) -> Cell {
+    let named = |subject: &Value| match (kind, subject["namespace"].text(), subject["name"].text()) {
+        ("ServiceAccount", namespace, name) if !namespace.is_empty() => format!("{namespace}/{name}"),
+        (_, _, name) => name.to_owned(),
+    };
+    let subjects = object["subjects"].items().iter().filter(|subject| subject["kind"] == kind);
+    subjects.map(named).collect::<Vec<_>>().join(", ").into()
+}
+
+fn users(object: &Value) -> Cell {
+    subjects(object, "User")
+}
+
+fn groups(object: &Value) -> Cell {
+    subjects(object, "Group")
+}
+
+fn accounts(object: &Value) -> Cell {
+    subjects(object, "ServiceAccount")
+}
+
+fn flow_schema(object: &mut Value) {
+    default_when_zero(child(object, "spec"), "matchingPrecedence", 1000);
+}
+
+fn priority_level(object: &mut Value) {
+    let spec = child(object, "spec");
+    if let Some(exempt) = spec.get_mut("exempt").filter(|exempt| exempt.is_object()) {
+        default_to(exempt, "nominalConcurrencyShares", 0);
+        default_to(exempt, "lendablePercent", 0);
+    }
+    let Some(limited) = spec.get_mut("limited").filter(|limited| limited.is_object()) else { return };
+    default_to(limited, "nominalConcurrencyShares", 30);
+    default_to(limited, "lendablePercent", 0);
+    if limited["limitResponse"]["queuing"].is_object() {
+        let queuing = child(child(limited, "limitResponse"), "queuing");
+        for (field, default) in [("handSize", 8), ("queues", 64), ("queueLengthLimit", 50)] {
+            default_when_zero(queuing, field, default);
+        }
+    }
+}
+
+fn dangling(object: &Value) -> Cell {
+    or(condition(object, "Dangling"), "?").into()
+}
+
+fn migrated(object: &Value) -> Cell {
+    let resource = &object["spec"]["resource"];
+    match resource["group"].text() {
+        "" => resource["resource"].text().into(),
+        group => format!("{}.{group}", resource["resource"].text()).into(),
+    }
+}
+
+fn migration(object: &Value) -> Cell {
+    let conditions = object["status"]["conditions"].items().iter().rev();
+    let known = |condition: &&Value| {
+        condition["status"] == "True" && matches!(condition["type"].text(), "Running" | "Failed" | "Succeeded")
+    };
+    conditions
+        .filter(|condition| condition.is_object())
+        .find(known)
+        .map_or("Unknown", |found| found["type"].text())
+        .into()
+}

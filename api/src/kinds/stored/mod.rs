@@ -1,0 +1,259 @@
+//! The kinds of Kubernetes that this version stores without acting on them, as tables. The generic path serves them like
+//! any other kind. What each row promises is said in its [`Support`]: what would be ignored is told to the client, and
+//! what it would be dangerous to ignore is refused.
+
+mod access;
+mod autoscaler;
+mod devices;
+mod network;
+mod refused;
+mod show;
+#[cfg(test)]
+mod tests;
+mod volumes;
+mod workloads;
+
+use serde_json::Value;
+
+use super::value::{Read, fields, keep, remove};
+use super::{Cell, FieldError, Kind, Strategy, Support, VERBS, checks};
+use crate::meta::field::Path;
+use crate::meta::names;
+use crate::schema::{self, Absent};
+use show::Show;
+
+/// All of them, in no order.
+pub(super) fn rows() -> impl Iterator<Item = &'static Kind> {
+    [access::ROWS, autoscaler::ROWS, devices::ROWS, network::ROWS, refused::ROWS, volumes::ROWS, workloads::ROWS]
+        .into_iter()
+        .flatten()
+}
+
+/// What a kind whose objects are only kept still has of its own.
+#[derive(Clone, Copy)]
+pub(super) struct Stored {
+    support: Support,
+    /// Type of what is stored.
+    schema: &'static str,
+    /// What its columns show.
+    shows: &'static [Show],
+    /// Whether changes of `spec` are counted.
+    generation: bool,
+    default: fn(&mut Value),
+    /// What a new object gets, after its status was emptied.
+    create: fn(&mut Value),
+    check: fn(&Value, &mut Vec<FieldError>),
+    /// Paths of what must be there.
+    required: &'static [&'static str],
+    /// Fields of the object that never change.
+    fixed: &'static [&'static str],
+    /// Whether names are anything that can stand in a path, as of roles.
+    path_names: bool,
+    create_on_update: bool,
+    unconditional_update: bool,
+    /// Of a row that is another version: to and from what is stored.
+    convert: Option<[fn(&mut Value); 2]>,
+}
+
+impl Stored {
+    const fn new(support: Support) -> Stored {
+        Stored {
+            support,
+            schema: "",
+            shows: &[],
+            generation: false,
+            default: |_| {},
+            create: |_| {},
+            check: |_, _| {},
+            required: &[],
+            fixed: &[],
+            path_names: false,
+            create_on_update: false,
+            unconditional_update: true,
+            convert: None,
+        }
+    }
+
+    const fn inert(why: &'static str) -> Stored {
+        Stored::new(Support::Inert(why))
+    }
+
+    const fn refused(why: &'static str) -> Stored {
+        Stored::new(Support::Refused(why))
+    }
+
+    const fn counted(self) -> Stored {
+        Stored { generation: true, ..self }
+    }
+
+    const fn default_by(self, default: fn(&mut Value)) -> Stored {
+        Stored { default, ..self }
+    }
+
+    const fn create_by(self, create: fn(&mut Value)) -> Stored {
+        Stored { create, ..self }
+    }
+
+    const fn check_by(self, check: fn(&Value, &mut Vec<FieldError>)) -> Stored {
+        Stored { check, ..self }
+    }
+
+    const fn requires(self, required: &'static [&'static str]) -> Stored {
+        Stored { required, ..self }
+    }
+
+    const fn fixes(self, fixed: &'static [&'static str]) -> Stored {
+        Stored { fixed, ..self }
+    }
+
+    const fn named_as_path(self) -> Stored {
+        Stored { path_names: true, ..self }
+    }
+
+    const fn made_by_update(self) -> Stored {
+        Stored { create_on_update: true, ..self }
+    }
+
+    const fn needs_version(self) -> Stored {
+        Stored { unconditional_update: false, ..self }
+    }
+}
+
+/// What a row says beside the obvious.
+const BLANK: Kind = Kind {
+    group: "",
+    version: "v1",
+    kind: "",
+    resource: "",
+    singular: "",
+    short_names: &[],
+    categories: &[],
+    namespaced: false,
+    schema: "",
+    collection: "",
+    verbs: VERBS,
+    has_status: false,
+    has_scale: false,
+    subresources: &[],
+    selectable: &[],
+    columns: &[],
+    strategy: &Stored::new(Support::Honoured),
+};
+
+const ALL: &[&str] = &["all"];
+
+/// A row of version v1: scope, group, package of its type, kind, resource, singular; its columns with what they show; what
+/// is special; further fields of [`Kind`].
+macro_rules! row {
+    (@scope namespaced) => { true };
+    (@scope cluster) => { false };
+    (@collection "" $resource:literal) => { $resource };
+    (@collection $group:tt $resource:literal) => { concat!($resource, ".", $group) };
+    ($scope:ident $group:tt $package:literal $kind:literal $resource:literal $singular:literal,
+     [$($column:expr => $show:expr),* $(,)?], $stored:expr $(, $field:ident: $value:expr)* $(,)?) => {
+        Kind {
+            group: $group,
+            kind: $kind,
+            resource: $resource,
+            singular: $singular,
+            namespaced: row!(@scope $scope),
+            schema: concat!($package, ".", $kind),
+            collection: row!(@collection $group $resource),
+            columns: &[$($column),*],
+            strategy: &Stored { schema: concat!($package, ".", $kind), shows: &[$($show),*], ..$stored },
+            $($field: $value,)*
+            ..BLANK
+        }
+    };
+}
+use row;
+
+impl Strategy for Stored {
+    fn support(&self) -> Support {
+        self.support
+    }
+
+    fn default(&self, object: &mut Value) {
+        (self.default)(object);
+    }
+
+    /// Status is the controllers'.
+    fn prepare_create(&self, object: &mut Value) {
+        let schema = schema::named(self.schema);
+        match schema.as_ref().and_then(|schema| schema.fields.get("status")) {
+            Some(status) if status.absent == Absent::Zero => {
+                fields(object).insert("status".to_owned(), status.zero());
+            }
+            _ => remove(object, "status"),
+        }
+        (self.create)(object);
+    }
+
+    fn prepare_update(&self, object: &mut Value, old: &Value) {
+        keep(object, old, "status");
+    }
+
+    fn to_storage(&self, object: &mut Value) {
+        if let Some([to, _]) = self.convert {
+            to(object);
+        }
+    }
+
+    fn from_storage(&self, object: &mut Value) {
+        if let Some([_, from]) = self.convert {
+            from(object);
+        }
+    }
+
+    fn validate(&self, object: &Value, errors: &mut Vec<FieldError>) {
+        for path in self.required {
+            checks::required(&Path::new(path), show::at(object, path), errors);
+        }
+        (self.check)(object, errors);
+    }
+
+    fn validate_update(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+        self.validate(object, errors);
+        for field in self.fixed {
+            checks::immutable(&Path::new(field), show::at(object, field), show::at(old, field), errors);
+        }
+    }
+
+    fn check_name(&self, name: &str, is_prefix: bool) -> Vec<String> {
+        if self.path_names {
+            names::name_is_path_segment(name, is_prefix)
+        } else {
+            names::name_is_dns_subdomain(name, is_prefix)
+        }
+    }
+
+    fn has_generation(&self) -> bool {
+        self.generation
+    }
+
+    fn allows_create_on_update(&self) -> bool {
+        self.create_on_update
+    }
+
+    fn allows_unconditional_update(&self) -> bool {
+        self.unconditional_update
+    }
+
+    fn field(&self, object: &Value, path: &str) -> Option<String> {
+        Some(match show::at(object, path) {
+            Value::Null => String::new(),
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        })
+    }
+
+    fn cells(&self, object: &Value) -> Vec<Cell> {
+        self.shows.iter().map(|show| show.cell(object)).collect()
+    }
+}
+
+/// The status of a condition; empty when there is none of this type.
+fn condition<'a>(object: &'a Value, kind: &str) -> &'a str {
+    let conditions = object["status"]["conditions"].items();
+    conditions.iter().find(|condition| condition["type"] == kind).map_or("", |condition| condition["status"].text())
+}

@@ -1,0 +1,112 @@
+//! Kinds of which no object can be made, because somebody would rely on what it does not do: rules that are not enforced,
+//! requests that are never answered. Lists of them are empty.
+
+use super::show::Show::{Age, Made, Name};
+use super::{BLANK, Kind, Stored, row};
+use crate::kinds::{AGE, Column, NAME, Subresource, column, wide};
+
+const NO_CERTIFICATES: Stored = Stored::refused("signs no certificates");
+const NO_POLICIES: Stored = Stored::refused("evaluates no admission policies").counted();
+const NO_WEBHOOKS: Stored = Stored::refused("calls no admission webhooks").counted();
+const EXTENSIONS: &[&str] = &["api-extensions"];
+
+const fn number(name: &'static str) -> Column {
+    column(name, "integer")
+}
+
+const fn text(name: &'static str) -> Column {
+    column(name, "string")
+}
+
+/// Cells of columns that are never shown, as there are no objects.
+const NEVER: super::Show = super::Show::Text("", "");
+
+pub(super) static ROWS: &[Kind] = &[
+    row!(namespaced "" "io.k8s.api.core.v1" "LimitRange" "limitranges" "limitrange",
+        [NAME => Name, column("Created At", "date") => Made],
+        Stored::refused("does not enforce limit ranges"),
+        short_names: &["limits"]),
+    row!(namespaced "" "io.k8s.api.core.v1" "ResourceQuota" "resourcequotas" "resourcequota",
+        [NAME => Name, text("Request") => NEVER, text("Limit") => NEVER, AGE => Age],
+        Stored::refused("does not enforce quotas"),
+        short_names: &["quota"], has_status: true),
+    row!(cluster "admissionregistration.k8s.io" "io.k8s.api.admissionregistration.v1" "MutatingAdmissionPolicy"
+        "mutatingadmissionpolicies" "mutatingadmissionpolicy",
+        [NAME => Name, number("Mutations") => NEVER, text("ParamKind") => NEVER, AGE => Age],
+        NO_POLICIES, categories: EXTENSIONS),
+    row!(cluster "admissionregistration.k8s.io" "io.k8s.api.admissionregistration.v1" "MutatingAdmissionPolicyBinding"
+        "mutatingadmissionpolicybindings" "mutatingadmissionpolicybinding",
+        [NAME => Name, text("PolicyName") => NEVER, text("ParamRef") => NEVER, AGE => Age],
+        NO_POLICIES, categories: EXTENSIONS),
+    row!(cluster "admissionregistration.k8s.io" "io.k8s.api.admissionregistration.v1" "MutatingWebhookConfiguration"
+        "mutatingwebhookconfigurations" "mutatingwebhookconfiguration",
+        [NAME => Name, number("Webhooks") => NEVER, AGE => Age],
+        NO_WEBHOOKS, categories: EXTENSIONS),
+    row!(cluster "admissionregistration.k8s.io" "io.k8s.api.admissionregistration.v1" "ValidatingAdmissionPolicy"
+        "validatingadmissionpolicies" "validatingadmissionpolicy",
+        [NAME => Name, number("Validations") => NEVER, text("ParamKind") => NEVER, AGE => Age],
+        NO_POLICIES, categories: EXTENSIONS, has_status: true),
+    row!(cluster "admissionregistration.k8s.io" "io.k8s.api.admissionregistration.v1" "ValidatingAdmissionPolicyBinding"
+        "validatingadmissionpolicybindings" "validatingadmissionpolicybinding",
+        [NAME => Name, text("PolicyName") => NEVER, text("ParamRef") => NEVER, AGE => Age],
+        NO_POLICIES, categories: EXTENSIONS),
+    row!(cluster "admissionregistration.k8s.io" "io.k8s.api.admissionregistration.v1" "ValidatingWebhookConfiguration"
+        "validatingwebhookconfigurations" "validatingwebhookconfiguration",
+        [NAME => Name, number("Webhooks") => NEVER, AGE => Age],
+        NO_WEBHOOKS, categories: EXTENSIONS),
+    row!(cluster "apiextensions.k8s.io" "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1"
+        "CustomResourceDefinition" "customresourcedefinitions" "customresourcedefinition",
+        [
+            NAME => Name,
+            text("Scope") => NEVER,
+            text("Versions") => NEVER,
+            column("Created At", "date") => Made,
+            wide("Group", "string") => NEVER,
+            wide("Kind", "string") => NEVER,
+            wide("ShortNames", "string") => NEVER,
+            wide("Established", "boolean") => NEVER,
+        ],
+        Stored::refused("serves no custom resources"),
+        short_names: &["crd", "crds"], categories: EXTENSIONS, has_status: true),
+    row!(cluster "apiregistration.k8s.io" "io.k8s.kube-aggregator.pkg.apis.apiregistration.v1" "APIService"
+        "apiservices" "apiservice",
+        [NAME => Name, text("Service") => NEVER, text("Available") => NEVER, AGE => Age],
+        Stored::refused("passes no requests on to other API servers"),
+        categories: EXTENSIONS, has_status: true),
+    row!(cluster "certificates.k8s.io" "io.k8s.api.certificates.v1" "CertificateSigningRequest"
+    "certificatesigningrequests" "certificatesigningrequest",
+    [
+        NAME => Name,
+        AGE => Age,
+        text("SignerName") => NEVER,
+        text("Requestor") => NEVER,
+        text("RequestedDuration") => NEVER,
+        text("Condition") => NEVER,
+    ],
+    NO_CERTIFICATES,
+    short_names: &["csr"], has_status: true, selectable: &["spec.signerName"],
+    subresources: &[Subresource {
+        name: "approval",
+        group: "",
+        version: "",
+        kind: "CertificateSigningRequest",
+        verbs: &["get", "patch", "update"],
+    }]),
+    row!(namespaced "certificates.k8s.io" "io.k8s.api.certificates.v1" "PodCertificateRequest"
+        "podcertificaterequests" "podcertificaterequest",
+        [
+            NAME => Name,
+            text("PodName") => NEVER,
+            text("ServiceAccountName") => NEVER,
+            text("NodeName") => NEVER,
+            text("SignerName") => NEVER,
+            text("State") => NEVER,
+            text("UnverifiedUserAnnotations") => NEVER,
+        ],
+        NO_CERTIFICATES,
+        has_status: true, selectable: &["spec.signerName", "spec.podName", "spec.nodeName"]),
+    row!(namespaced "networking.k8s.io" "io.k8s.api.networking.v1" "NetworkPolicy" "networkpolicies" "networkpolicy",
+        [NAME => Name, text("Pod-Selector") => NEVER, AGE => Age],
+        Stored::refused("does not enforce network policies"),
+        short_names: &["netpol"]),
+];
