@@ -4,8 +4,8 @@
 //! Objects are JSON values (`serde_json::Value`); what is known of their types is data ([`schema`]).
 
 pub mod codec;
-pub mod schema;
 pub mod kinds;
 pub mod meta;
 pub mod patch;
+pub mod schema;
 pub mod status;

@@ -77,10 +77,9 @@ impl Which {
             return Ok(dir.join("kubeconfig"));
         }
         // As kubectl reads it: a list of files; the first that exists says the cluster.
-        if let Some(files) = std::env::var_os("KUBECONFIG") {
-            if let Some(file) = std::env::split_paths(&files).find(|file| file.exists()) {
-                return Ok(file);
-            }
+        let files = std::env::var_os("KUBECONFIG").unwrap_or_default();
+        if let Some(file) = std::env::split_paths(&files).find(|file| file.is_file()) {
+            return Ok(file);
         }
         for name in ["coracle", "coracle-demo"] {
             let file = default_dir(name)?.join("kubeconfig");

@@ -60,7 +60,8 @@ pub fn kubectl() -> Option<&'static Path> {
                 .chain(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).map(|d| d.join("kubectl")))
                 .find(|path| path.is_file());
             if found.is_none() {
-                let advice = "kubectl is missing: build it with `cd tests/kubectl && go build -o ../../target/tools/kubectl .`";
+                let advice =
+                    "kubectl is missing: build it with `cd tests/kubectl && go build -o ../../target/tools/kubectl .`";
                 assert!(std::env::var_os("CORACLE_REQUIRE_KUBECTL").is_none(), "{advice}");
                 eprintln!("NOT TESTED: {advice}");
             }
@@ -86,7 +87,8 @@ impl Cluster {
     pub fn start_with(arguments: &[&str]) -> Cluster {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let log = dir.path().join("log");
-        let child = launch(dir.path(), &log, arguments).unwrap_or_else(|log| panic!("the cluster did not start:\n{log}"));
+        let child =
+            launch(dir.path(), &log, arguments).unwrap_or_else(|log| panic!("the cluster did not start:\n{log}"));
         Cluster { child, dir, log }
     }
 
@@ -148,7 +150,10 @@ impl Cluster {
         let mut command = Command::new(kubectl().expect("the test has asked for kubectl"));
         command.arg("--kubeconfig").arg(self.kubeconfig()).args(arguments.split_whitespace());
         // No cache that tests could share, no colours, no pager.
-        command.env("KUBECACHEDIR", self.dir.path().join("cache")).env("HOME", self.dir.path()).env_remove("KUBECONFIG");
+        command
+            .env("KUBECACHEDIR", self.dir.path().join("cache"))
+            .env("HOME", self.dir.path())
+            .env_remove("KUBECONFIG");
         command.stdin(Stdio::null());
         command
     }

@@ -94,10 +94,8 @@ pub(crate) fn refusal(identity: &Identity, asked: &Attributes<'_>) -> Status {
         "" => "at the cluster scope".to_owned(),
         namespace => format!("in the namespace \"{namespace}\""),
     };
-    let message = format!(
-        "User {user} cannot {} resource \"{resource}\" in API group \"{}\" {place}",
-        asked.verb, asked.group
-    );
+    let message =
+        format!("User {user} cannot {} resource \"{resource}\" in API group \"{}\" {place}", asked.verb, asked.group);
     Status::forbidden(asked.group, asked.resource, asked.name, message)
 }
 
@@ -150,7 +148,9 @@ mod tests {
     #[test]
     fn strangers_see_health_and_version() {
         let stranger = Identity::anonymous();
-        for (path, expected) in [("/healthz", true), ("/readyz/etcd", true), ("/version", true), ("/versions", false), ("/api", false)] {
+        for (path, expected) in
+            [("/healthz", true), ("/readyz/etcd", true), ("/version", true), ("/versions", false), ("/api", false)]
+        {
             let asked = Attributes { verb: "get", path: Some(path), ..Attributes::default() };
             assert_eq!(allows(&stranger, &asked), expected, "{path}");
         }

@@ -125,7 +125,13 @@ pub(crate) fn single(seen: &Seen<'_>, include: Include, beta: bool, with_columns
 }
 
 /// A table of one object that is not stored as it is.
-pub(crate) fn of_value(resource: &Resource, value: &Value, include: Include, beta: bool, with_columns: bool) -> Vec<u8> {
+pub(crate) fn of_value(
+    resource: &Resource,
+    value: &Value,
+    include: Include,
+    beta: bool,
+    with_columns: bool,
+) -> Vec<u8> {
     let mut out = Vec::with_capacity(2048);
     let list_metadata = match value["metadata"]["resourceVersion"].as_str() {
         Some(version) => json!({"resourceVersion": version}),

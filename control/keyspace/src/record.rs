@@ -3,9 +3,10 @@
 use std::any::Any;
 use std::fmt;
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
 
 /// Most operations in one transaction (kubernetes-api §3.10 needs far fewer).
 pub const OPS_MAX: usize = 512;
@@ -112,7 +113,7 @@ pub struct Record {
     pub bytes: Bytes,
     /// Where in the content its revision stands.
     pub revision_at: Range<u32>,
-    memo: OnceLock<Arc<dyn Any + Send + Sync>>,
+    memo: Mutex<Option<Arc<dyn Any + Send + Sync>>>,
 }
 
 impl Record {
@@ -140,18 +141,20 @@ impl Record {
 
     /// A record read back from disk.
     pub(crate) fn restored(key: Key, revision: Revision, bytes: Bytes, revision_at: Range<u32>) -> Record {
-        Record { key, revision, bytes, revision_at, memo: OnceLock::new() }
+        Record { key, revision, bytes, revision_at, memo: Mutex::default() }
     }
 
-    /// Something computed from the content once and kept as long as the record.
+    /// Something computed from the content once and kept as long as the record is current and a little longer.
     ///
-    /// All callers must ask for the same type; another type is computed anew and not kept.
+    /// All callers must ask for the same type; another type is computed anew and not kept. Computed under a lock: it must be
+    /// quick, or do its work later behind a cell of its own.
     pub fn memo<T: Send + Sync + 'static>(&self, compute: impl FnOnce(&Record) -> T) -> Arc<T> {
-        if let Some(kept) = self.memo.get() {
+        let mut memo = self.memo.lock();
+        if let Some(kept) = &*memo {
             return kept.clone().downcast().unwrap_or_else(|_| Arc::new(compute(self)));
         }
         let computed = Arc::new(compute(self));
-        let _ = self.memo.set(computed.clone());
+        *memo = Some(computed.clone());
         computed
     }
 }
@@ -186,7 +189,7 @@ pub struct Event {
     pub record: Arc<Record>,
     /// The record before it.
     pub previous: Option<Arc<Record>>,
-    frames: [OnceLock<Bytes>; FRAME_SLOTS],
+    frames: [Mutex<Option<Bytes>>; FRAME_SLOTS],
 }
 
 impl Event {
@@ -196,7 +199,20 @@ impl Event {
 
     /// The encoding in `slot` (below [`FRAME_SLOTS`]), made by the first who asks.
     pub fn frame(&self, slot: usize, encode: impl FnOnce() -> Bytes) -> Bytes {
-        self.frames[slot].get_or_init(encode).clone()
+        self.frames[slot].lock().get_or_insert_with(encode).clone()
+    }
+
+    /// Lets go of what can be computed again: most who watch have seen the event. The memo of a record that is still current stays.
+    pub(crate) fn cool(&self) {
+        for frame in &self.frames {
+            *frame.lock() = None;
+        }
+        if let Some(previous) = &self.previous {
+            *previous.memo.lock() = None;
+        }
+        if self.kind == EventKind::Delete {
+            *self.record.memo.lock() = None;
+        }
     }
 }
 

@@ -52,6 +52,10 @@ impl Collection {
     }
 }
 
+/// Events whose encodings are kept. Whoever is further behind has them made again, which is rare; keeping them for as long as
+/// the events are remembered took twice the memory of the events themselves.
+const WARM_EVENTS: usize = 1024;
+
 /// One entry of the order in which changes are forgotten.
 struct Remembered {
     collection: Arc<str>,
@@ -65,6 +69,8 @@ pub(crate) struct State {
     collections: HashMap<Arc<str>, Collection>,
     order: VecDeque<Remembered>,
     order_bytes: usize,
+    /// The latest events, whose encodings are kept for those who watch.
+    warm: VecDeque<Arc<Event>>,
     retention: Retention,
     /// Everything up to here is forgotten in every collection: from before this process, or by age or size.
     pub compacted: Revision,
@@ -81,6 +87,7 @@ impl State {
             collections: HashMap::new(),
             order: VecDeque::new(),
             order_bytes: 0,
+            warm: VecDeque::new(),
             retention,
             compacted: Revision::default(),
             dirty: HashMap::new(),
@@ -92,6 +99,7 @@ impl State {
     pub fn replace(&mut self, applied: Revision, mut records: HashMap<Arc<str>, Records>) {
         self.order.clear();
         self.order_bytes = 0;
+        self.warm.clear();
         self.applied = applied;
         self.compacted = applied;
         self.dirty.clear();
@@ -162,7 +170,14 @@ impl State {
                 EventKind::Put => collection.records.insert(key.name.clone(), record.clone()),
                 EventKind::Delete => collection.records.remove(&key.name),
             };
-            collection.ring.push_back(Arc::new(Event::new(kind, record.clone(), previous)));
+            let event = Arc::new(Event::new(kind, record.clone(), previous));
+            collection.ring.push_back(event.clone());
+            self.warm.push_back(event);
+            if self.warm.len() > WARM_EVENTS
+                && let Some(cold) = self.warm.pop_front()
+            {
+                cold.cool();
+            }
             self.order.push_back(Remembered { collection: key.collection.clone(), bytes: size, at: now });
             self.order_bytes += size;
             self.dirty.insert(key.clone(), (kind == EventKind::Put).then(|| record.clone()));

@@ -9,7 +9,10 @@ use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType,
+};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -101,15 +104,18 @@ impl Authority {
             let mut params = CertificateParams::default();
             params.distinguished_name.push(DnType::CommonName, "coracle-ca");
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+            params.key_usages =
+                vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
             validity(&mut params, AUTHORITY_DAYS);
             let certificate = params.self_signed(&key).map_err(|source| Error::Issue { name: "ca".into(), source })?;
             write_secret(&key_path, key.serialize_pem().as_bytes())?;
             write_public(&certificate_path, certificate.pem().as_bytes())?;
         }
         let certificate = read(&certificate_path)?;
-        let key = KeyPair::from_pem(&read(&key_path)?).map_err(|e| Error::Pem { path: key_path, reason: e.to_string() })?;
-        let issuer = Issuer::from_ca_cert_pem(&certificate, key).map_err(|e| Error::Pem { path: certificate_path, reason: e.to_string() })?;
+        let key =
+            KeyPair::from_pem(&read(&key_path)?).map_err(|e| Error::Pem { path: key_path, reason: e.to_string() })?;
+        let issuer = Issuer::from_ca_cert_pem(&certificate, key)
+            .map_err(|e| Error::Pem { path: certificate_path, reason: e.to_string() })?;
         Ok(Authority { dir: dir.into(), certificate, issuer })
     }
 
@@ -120,7 +126,8 @@ impl Authority {
 
     /// The authority's certificate for rustls.
     pub fn root(&self) -> CertificateDer<'static> {
-        CertificateDer::from_pem_slice(self.certificate.as_bytes()).expect("a certificate that was parsed when it was loaded")
+        CertificateDer::from_pem_slice(self.certificate.as_bytes())
+            .expect("a certificate that was parsed when it was loaded")
     }
 
     /// The certificate for `subject`, issued anew where there is none that will do.
@@ -172,7 +179,8 @@ impl Authority {
         let Ok(ca_der) = CertificateDer::from_pem_slice(self.certificate.as_bytes()) else { return false };
         let Ok((_, ca)) = x509_parser::parse_x509_certificate(&ca_der) else { return false };
         let Some(left) = certificate.validity().time_to_expiration() else { return false };
-        let same_issuer = certificate.issuer().as_raw() == ca.subject().as_raw() && certificate.verify_signature(Some(ca.public_key())).is_ok();
+        let same_issuer = certificate.issuer().as_raw() == ca.subject().as_raw()
+            && certificate.verify_signature(Some(ca.public_key())).is_ok();
         let named: Vec<String> = certificate
             .subject_alternative_name()
             .ok()
@@ -236,7 +244,13 @@ mod tests {
     use super::*;
 
     fn server<'a>(hosts: &[&str]) -> Subject<'a> {
-        Subject { file: "apiserver", user: "kube-apiserver", groups: &[], hosts: hosts.iter().map(ToString::to_string).collect(), addresses: vec!["127.0.0.1".parse().unwrap()] }
+        Subject {
+            file: "apiserver",
+            user: "kube-apiserver",
+            groups: &[],
+            hosts: hosts.iter().map(ToString::to_string).collect(),
+            addresses: vec!["127.0.0.1".parse().unwrap()],
+        }
     }
 
     #[test]

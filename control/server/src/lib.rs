@@ -169,12 +169,7 @@ impl Server {
             data_dir: dir.clone(),
         }));
         let router = api.router().merge(api.authenticated(extra));
-        tasks.spawn(listener::serve(
-            api_listener,
-            Some(TlsAcceptor::from(Arc::new(tls))),
-            router,
-            listeners.clone(),
-        ));
+        tasks.spawn(listener::serve(api_listener, Some(TlsAcceptor::from(Arc::new(tls))), router, listeners.clone()));
         tasks.spawn(listener::serve(registry_listener, None, registry_router, listeners.clone()));
 
         let kubeconfig = dir.join("kubeconfig");

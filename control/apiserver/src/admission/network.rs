@@ -53,7 +53,8 @@ impl Held {
         }
         let ports = spec["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
         let ports = ports.iter().map(|port| &port["nodePort"]).chain([&spec["healthCheckNodePort"]]);
-        held.ports.extend(ports.filter_map(Value::as_u64).filter_map(|port| u16::try_from(port).ok()).filter(|p| *p > 0));
+        held.ports
+            .extend(ports.filter_map(Value::as_u64).filter_map(|port| u16::try_from(port).ok()).filter(|p| *p > 0));
         held
     }
 }
@@ -147,8 +148,13 @@ fn address(write: &Write<'_>, service: &mut Value, before: &Held, errors: &mut V
         asked => {
             let asked = asked.to_owned();
             let shown = json!([asked]);
-            let mut refuse =
-                |why: String| errors.push(FieldError::invalid("spec.clusterIPs", &shown, &format!("failed to allocate IP {asked}: {why}")));
+            let mut refuse = |why: String| {
+                errors.push(FieldError::invalid(
+                    "spec.clusterIPs",
+                    &shown,
+                    &format!("failed to allocate IP {asked}: {why}"),
+                ))
+            };
             match asked.parse::<Ipv4Addr>() {
                 Ok(address) if !in_range(address) => {
                     refuse("the provided network does not match the current range".to_owned());
@@ -188,7 +194,9 @@ fn ports(write: &Write<'_>, spec: &mut Value, before: &Held, errors: &mut Vec<Fi
     let mut shared: Vec<(i64, String, u16)> = Vec::new();
     let list = spec["ports"].as_array_mut().map(Vec::as_mut_slice).unwrap_or_default();
     for port in list.iter() {
-        taken.extend(port["nodePort"].as_u64().and_then(|number| u16::try_from(number).ok()).filter(|number| *number > 0));
+        taken.extend(
+            port["nodePort"].as_u64().and_then(|number| u16::try_from(number).ok()).filter(|number| *number > 0),
+        );
     }
     for (at, port) in list.iter_mut().enumerate() {
         let protocol = port["protocol"].as_str().unwrap_or("TCP").to_owned();
@@ -196,7 +204,8 @@ fn ports(write: &Write<'_>, spec: &mut Value, before: &Held, errors: &mut Vec<Fi
         let asked = port["nodePort"].as_u64().and_then(|number| u16::try_from(number).ok()).unwrap_or(0);
         let field = format!("spec.ports[{at}].nodePort");
         if asked == 0 {
-            let twin = shared.iter().find(|(n, p, _)| *n == number && *p != protocol).map(|(_, _, node_port)| *node_port);
+            let twin =
+                shared.iter().find(|(n, p, _)| *n == number && *p != protocol).map(|(_, _, node_port)| *node_port);
             match twin.or_else(|| free_port(write, &taken)) {
                 Some(chosen) => {
                     taken.insert(chosen);

@@ -111,7 +111,8 @@ impl Tokens {
         rules.validate_aud = false;
         rules.required_spec_claims.clear();
         rules.set_issuer(&[&self.issuer]);
-        let claims = jsonwebtoken::decode::<Claims>(token, &self.checking, &rules).map_err(|error| error.to_string())?.claims;
+        let claims =
+            jsonwebtoken::decode::<Claims>(token, &self.checking, &rules).map_err(|error| error.to_string())?.claims;
         let mut known = self.known.lock();
         if known.len() >= KNOWN_MAX {
             known.clear();
@@ -150,8 +151,7 @@ pub(crate) fn authenticate(server: &Shared, token: &str, wanted: &[String]) -> R
 
 fn identity(claims: &Claims) -> Identity {
     let bound = &claims.kubernetes;
-    let groups =
-        vec!["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{}", bound.namespace)];
+    let groups = vec!["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{}", bound.namespace)];
     let mut identity = Identity::authenticated(&claims.sub, groups);
     identity.uid.clone_from(&bound.serviceaccount.uid);
     let mut extra = |key: &str, value: &str| {

@@ -14,9 +14,7 @@ fn group_version(group: &str, version: &str) -> String {
 
 /// An APIGroup; alone it says what it is.
 pub(super) fn group(group: &Group, alone: bool) -> Value {
-    let one = |version: &Version| {
-        json!({"groupVersion": group_version(group.name, version.version), "version": version.version})
-    };
+    let one = |version: &Version| json!({"groupVersion": group_version(group.name, version.version), "version": version.version});
     let versions: Vec<Value> = group.versions.iter().map(one).collect();
     let mut document = json!({"name": group.name, "preferredVersion": versions.first(), "versions": versions});
     if alone {

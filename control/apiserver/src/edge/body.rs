@@ -58,7 +58,12 @@ pub(crate) struct Expected<'a> {
 }
 
 /// Reads the object in a body; what is wrong with unknown or doubled fields is a warning or an error.
-pub(crate) fn object(call: &Call, body: &Bytes, expected: &Expected<'_>, validation: Validation) -> Result<Value, Status> {
+pub(crate) fn object(
+    call: &Call,
+    body: &Bytes,
+    expected: &Expected<'_>,
+    validation: Validation,
+) -> Result<Value, Status> {
     let format = negotiate::body_format(call.header(header::CONTENT_TYPE))?;
     object_in(call, format, body, expected, validation)
 }

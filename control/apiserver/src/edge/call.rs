@@ -93,7 +93,8 @@ impl Call {
     /// Who is written down as the manager of fields: the User-Agent up to its first slash.
     pub fn default_manager(&self) -> String {
         let agent = self.header(header::USER_AGENT).unwrap_or_default();
-        let manager: String = agent.split('/').next().unwrap_or_default().chars().filter(|c| !c.is_control()).take(128).collect();
+        let manager: String =
+            agent.split('/').next().unwrap_or_default().chars().filter(|c| !c.is_control()).take(128).collect();
         if manager.is_empty() { "unknown".to_owned() } else { manager }
     }
 

@@ -128,10 +128,9 @@ pub(crate) fn choose(accept: Option<&str>, offer: Offer, pretty: bool) -> Result
         return Err(Status::not_acceptable(&[JSON, YAML, PROTOBUF]));
     }
     // Types that nothing here is written in are refused before anybody looks at what is asked for.
-    let mut message =
-        "406: Not Acceptable\n\nAvailable representations: application/json, application/yaml, \
+    let mut message = "406: Not Acceptable\n\nAvailable representations: application/json, application/yaml, \
          application/vnd.kubernetes.protobuf"
-            .to_owned();
+        .to_owned();
     if matches!(offer, Offer::List | Offer::Watch) {
         message.push_str(", application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch");
     }
@@ -163,13 +162,33 @@ mod tests {
         for (accept, offer, expected) in [
             ("", Offer::Stored, Some((Format::Json, Shape::Whole))),
             ("*/*", Offer::Plain, Some((Format::Json, Shape::Whole))),
-            ("application/vnd.kubernetes.protobuf,application/json", Offer::Stored, Some((Format::Protobuf, Shape::Whole))),
-            ("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", Offer::Stored, Some((Format::Json, table))),
-            ("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", Offer::Plain, Some((Format::Json, Shape::Whole))),
+            (
+                "application/vnd.kubernetes.protobuf,application/json",
+                Offer::Stored,
+                Some((Format::Protobuf, Shape::Whole)),
+            ),
+            (
+                "application/json;as=Table;v=v1;g=meta.k8s.io,application/json",
+                Offer::Stored,
+                Some((Format::Json, table)),
+            ),
+            (
+                "application/json;as=Table;v=v1;g=meta.k8s.io,application/json",
+                Offer::Plain,
+                Some((Format::Json, Shape::Whole)),
+            ),
             ("application/json;as=Table;v=v1;g=meta.k8s.io", Offer::Plain, None),
-            ("application/json;as=Poem;v=v1;g=meta.k8s.io, application/json", Offer::Stored, Some((Format::Json, Shape::Whole))),
+            (
+                "application/json;as=Poem;v=v1;g=meta.k8s.io, application/json",
+                Offer::Stored,
+                Some((Format::Json, Shape::Whole)),
+            ),
             ("application/json;q=0.5, application/yaml", Offer::Stored, Some((Format::Yaml, Shape::Whole))),
-            ("application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1;g=meta.k8s.io", Offer::Stored, Some((Format::Json, table))),
+            (
+                "application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1;g=meta.k8s.io",
+                Offer::Stored,
+                Some((Format::Json, table)),
+            ),
             ("text/html", Offer::Stored, None),
             ("application/cbor", Offer::Watch, None),
         ] {

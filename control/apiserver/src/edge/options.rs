@@ -120,11 +120,14 @@ impl DeleteOptions {
 
     fn checked(self, mut errors: Vec<FieldError>) -> Result<DeleteOptions, Status> {
         if self.propagation.is_some() && self.orphan_dependents.is_some() {
-            errors.insert(0, FieldError::invalid(
-                "propagationPolicy",
-                self.propagation.map_or("", Propagation::name),
-                "orphanDependents and deletionPropagation cannot be both set",
-            ));
+            errors.insert(
+                0,
+                FieldError::invalid(
+                    "propagationPolicy",
+                    self.propagation.map_or("", Propagation::name),
+                    "orphanDependents and deletionPropagation cannot be both set",
+                ),
+            );
         }
         if errors.is_empty() { Ok(self) } else { Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", errors)) }
     }
@@ -146,7 +149,11 @@ fn propagation(text: Option<&str>, errors: &mut Vec<FieldError>) -> Option<Propa
         "Background" => Propagation::Background,
         "Foreground" => Propagation::Foreground,
         other => {
-            errors.push(FieldError::not_supported("propagationPolicy", other, &["Foreground", "Background", "Orphan", "nil"]));
+            errors.push(FieldError::not_supported(
+                "propagationPolicy",
+                other,
+                &["Foreground", "Background", "Orphan", "nil"],
+            ));
             return None;
         }
     })

@@ -93,7 +93,9 @@ mod tests {
 
     #[test]
     fn only_false_and_0_are_false() {
-        for (text, expected) in [("false", false), ("0", false), ("true", true), ("1", true), ("maybe", true), ("", true)] {
+        for (text, expected) in
+            [("false", false), ("0", false), ("true", true), ("1", true), ("maybe", true), ("", true)]
+        {
             assert_eq!(Query::parse(&format!("watch={text}")).flag("watch"), Some(expected), "{text}");
         }
     }

@@ -89,7 +89,8 @@ fn not_a_list(kind: &str) -> Status {
 /// An object of a known type; in JSON where protobuf does not know it.
 pub(crate) fn value(form: Form, code: u16, value: &Value) -> Response {
     if form.format == Format::Protobuf {
-        let (api_version, kind) = (value["apiVersion"].as_str().unwrap_or_default(), value["kind"].as_str().unwrap_or_default());
+        let (api_version, kind) =
+            (value["apiVersion"].as_str().unwrap_or_default(), value["kind"].as_str().unwrap_or_default());
         if let Some(schema) = schema_of(api_version, kind) {
             let body = codec::envelope(api_version, kind, &codec::message(value, &schema));
             return bytes(code, super::negotiate::PROTOBUF, body);

@@ -43,7 +43,10 @@ pub(crate) async fn handle(server: Arc<Shared>, request: http::Request<Body>) ->
         Ok(Err(status)) => failure(accept.as_deref(), &status),
         Err(_) => {
             tracing::error!(verb = seen.verb, resource = seen.resource, "a request handler panicked");
-            failure(accept.as_deref(), &Status::internal_error("this request caused the server to fail; its log says why"))
+            failure(
+                accept.as_deref(),
+                &Status::internal_error("this request caused the server to fail; its log says why"),
+            )
         }
     };
     let headers = response.headers_mut();
@@ -98,11 +101,9 @@ async fn route(server: &Arc<Shared>, request: http::Request<Body>, seen: &mut Ob
                 Route::Root => Ok(discovery::root(server, &call)),
                 Route::Health(which, check) => Ok(health::answer(server, &call, &which, check.as_deref())),
                 Route::Version => Ok(discovery::version(&call)),
-                Route::Metrics => Ok(respond::bytes(
-                    200,
-                    "text/plain; version=0.0.4; charset=utf-8",
-                    server.metrics.render(server),
-                )),
+                Route::Metrics => {
+                    Ok(respond::bytes(200, "text/plain; version=0.0.4; charset=utf-8", server.metrics.render(server)))
+                }
                 Route::CoreVersions => discovery::core(server, &call),
                 Route::Groups => discovery::groups(server, &call),
                 Route::Group(group) => discovery::group(server, &call, &group),
@@ -207,9 +208,8 @@ async fn resource(
         Ok::<Response, Status>(response)
     };
     let timed = tokio::time::timeout(server.config.request_timeout, answer).await;
-    let answered = timed.unwrap_or_else(|_| {
-        Err(Status::timeout("request did not complete within the allotted timeout", 0))
-    });
+    let answered =
+        timed.unwrap_or_else(|_| Err(Status::timeout("request did not complete within the allotted timeout", 0)));
     let response = match answered {
         Ok(response) => response,
         Err(status) => failure(call.accept().as_deref(), &status),

@@ -90,9 +90,8 @@ pub(crate) fn v2(server: &Shared, call: &Call) -> Result<Response, Status> {
 
 /// `/openapi/v3` and the documents below it.
 pub(crate) fn v3(server: &Shared, call: &Call, name: &str) -> Result<Response, Status> {
-    let documents = server.openapi.v3.get_or_init(|| {
-        v3::names(server).into_iter().map(|name| (name, OnceLock::new())).collect()
-    });
+    let documents =
+        server.openapi.v3.get_or_init(|| v3::names(server).into_iter().map(|name| (name, OnceLock::new())).collect());
     let document = |name: &str| {
         let slot = documents.get(name)?;
         if let Some(known) = slot.get() {
@@ -117,7 +116,8 @@ pub(crate) fn v3(server: &Shared, call: &Call, name: &str) -> Result<Response, S
             let mut response = send(call, &document, negotiate::JSON);
             let headers = response.headers_mut();
             headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("public, immutable"));
-            let year = jiff::Timestamp::now().checked_add(jiff::SignedDuration::from_hours(24 * 365)).unwrap_or_default();
+            let year =
+                jiff::Timestamp::now().checked_add(jiff::SignedDuration::from_hours(24 * 365)).unwrap_or_default();
             let expires = jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&year).ok();
             if let Some(value) = expires.and_then(|text| HeaderValue::from_str(&text).ok()) {
                 headers.insert(header::EXPIRES, value);

@@ -74,7 +74,8 @@ fn capitalized(text: &str) -> String {
 
 /// The paths of one version of a group.
 pub(super) fn paths(group: &Group, version: &'static str) -> Vec<Path> {
-    let root = if group.name.is_empty() { format!("/api/{version}") } else { format!("/apis/{}/{version}", group.name) };
+    let root =
+        if group.name.is_empty() { format!("/api/{version}") } else { format!("/apis/{}/{version}", group.name) };
     let short = group.name.split('.').next().unwrap_or_default();
     let group_word = if group.name.is_empty() { "Core".to_owned() } else { capitalized(short) };
     let context = Context {
@@ -103,7 +104,11 @@ struct Context {
 impl Context {
     fn resource(&self, paths: &mut Vec<Path>, root: &str, entry: &Entry) {
         let kind = type_name(self.group, self.version, entry.kind);
-        let list = if entry.stored { type_name(self.group, self.version, &format!("{}List", entry.kind)) } else { String::new() };
+        let list = if entry.stored {
+            type_name(self.group, self.version, &format!("{}List", entry.kind))
+        } else {
+            String::new()
+        };
         let (scope, parent, parameters) = match entry.namespaced {
             true => ("Namespaced", format!("{root}/namespaces/{{namespace}}/{}", entry.name), vec!["namespace"]),
             false => ("", format!("{root}/{}", entry.name), Vec::new()),
@@ -140,7 +145,11 @@ impl Context {
         if entry.namespaced && has("list") {
             let id = format!("list{}{}ForAllNamespaces", self.word, entry.kind);
             let operation = Operation { id, query: LIST.to_vec(), ..make("get", "list", "list", &list, &[200]) };
-            paths.push(Path { path: format!("{root}/{}", entry.name), parameters: vec![], operations: vec![operation] });
+            paths.push(Path {
+                path: format!("{root}/{}", entry.name),
+                parameters: vec![],
+                operations: vec![operation],
+            });
         }
         let parameters: Vec<&'static str> = ["name"].into_iter().chain(parameters).collect();
         let mut single = Vec::new();

@@ -55,7 +55,8 @@ impl Metrics {
     pub fn render(&self, server: &Shared) -> String {
         let mut out = String::new();
         // Writing to a string cannot fail.
-        let _ = writeln!(out, "# HELP apiserver_request_total Requests answered.\n# TYPE apiserver_request_total counter");
+        let _ =
+            writeln!(out, "# HELP apiserver_request_total Requests answered.\n# TYPE apiserver_request_total counter");
         for ((verb, resource, code), count) in &*self.requests.lock() {
             let _ = writeln!(
                 out,
@@ -76,7 +77,11 @@ impl Metrics {
             ("apiserver_current_inflight_requests", "Requests at work now.", server.limits.requests_now() as u64),
             ("apiserver_longrunning_requests", "Watches and streams open now.", server.limits.streams_now() as u64),
             ("coracle_keyspace_revision", "Revision that is applied here.", server.store.keyspace.revision().get()),
-            ("coracle_keyspace_compacted_revision", "Oldest revision that can be read is after this.", server.store.keyspace.compacted().get()),
+            (
+                "coracle_keyspace_compacted_revision",
+                "Oldest revision that can be read is after this.",
+                server.store.keyspace.compacted().get(),
+            ),
         ] {
             let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
         }

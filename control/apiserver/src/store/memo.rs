@@ -113,10 +113,7 @@ impl<'a> Seen<'a> {
             let value = self.stored();
             let strategy = self.resource.row.strategy;
             let conditions = strategy.row_conditions(&value);
-            Row {
-                cells: strategy.cells(&value),
-                conditions: (!conditions.is_null()).then(|| conditions.to_string()),
-            }
+            Row { cells: strategy.cells(&value), conditions: (!conditions.is_null()).then(|| conditions.to_string()) }
         })
     }
 

@@ -69,7 +69,9 @@ impl Store {
             Ok(committed) => Ok(committed),
             Err(TransactError::Guard(failed)) => Err(Refused::Guard(failed)),
             Err(error) => Err(Refused::Final(match error {
-                TransactError::TooLarge { .. } => Status::request_too_large(format!("limit is {}", object::OBJECT_BYTES_MAX)),
+                TransactError::TooLarge { .. } => {
+                    Status::request_too_large(format!("limit is {}", object::OBJECT_BYTES_MAX))
+                }
                 TransactError::Unknown => Status::timeout(
                     "the write was not confirmed in time and may still take effect; read the object before trying again",
                     1,

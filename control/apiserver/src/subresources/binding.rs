@@ -26,7 +26,8 @@ pub(crate) async fn create(server: &Arc<Shared>, request: &Request, by_body: boo
         return Err(Status::method_not_allowed());
     }
     let form = call.form(Offer::Plain)?;
-    let schema = schema::of_kind("", "v1", "Binding").ok_or_else(|| Status::internal_error("the type Binding is not known"))?;
+    let schema =
+        schema::of_kind("", "v1", "Binding").ok_or_else(|| Status::internal_error("the type Binding is not known"))?;
     let options = write_options(call, "CreateOptions", None)?;
     let expected = Expected { api_version: "v1", kind: "Binding", schema: &schema };
     let binding = body::object(call, &request.body, &expected, options.validation)?;
@@ -112,7 +113,8 @@ fn scheduled(pod: &mut Value) {
         pod["status"] = json!({"phase": "Pending"});
     }
     let mut conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
-    let mut condition = json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now});
+    let mut condition =
+        json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now});
     match conditions.iter_mut().find(|known| known["type"] == "PodScheduled") {
         Some(known) => {
             if known["status"] == "True" {

@@ -27,8 +27,8 @@ pub(super) async fn create(
 ) -> Result<Response, Status> {
     let call = &request.call;
     let form = call.form(Offer::Plain)?;
-    let schema =
-        schema::of_kind("policy", "v1", "Eviction").ok_or_else(|| Status::internal_error("the type Eviction is not known"))?;
+    let schema = schema::of_kind("policy", "v1", "Eviction")
+        .ok_or_else(|| Status::internal_error("the type Eviction is not known"))?;
     let options = write_options(call, "CreateOptions", None)?;
     let expected = Expected { api_version: "policy/v1", kind: "Eviction", schema: &schema };
     let eviction = body::object(call, &request.body, &expected, options.validation)?;

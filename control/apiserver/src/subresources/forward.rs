@@ -193,7 +193,9 @@ fn endpoint_of_service(server: &Shared, service: &Value, port: &str) -> Result<(
     let chosen = match port {
         "" if ports.len() == 1 => ports.first(),
         "" => ports.iter().find(|port| text(&port["name"]).is_empty()).or(ports.first()),
-        wanted => ports.iter().find(|port| text(&port["name"]) == wanted || port["port"].as_u64() == wanted.parse().ok()),
+        wanted => {
+            ports.iter().find(|port| text(&port["name"]) == wanted || port["port"].as_u64() == wanted.parse().ok())
+        }
     };
     let port_name = text(&chosen.ok_or_else(unavailable)?["name"]);
     let slices = server.catalog.named("discovery.k8s.io", "endpointslices").ok_or_else(unavailable)?;
@@ -230,9 +232,11 @@ pub(super) async fn pass(
     upgrade: Option<OnUpgrade>,
 ) -> Result<Response, Status> {
     let wants_upgrade = parts.headers.contains_key(header::UPGRADE);
-    let mut request = Request::builder().method(parts.method.clone()).uri(path_and_query).body(body).map_err(|error| {
-        Status::bad_request(format!("the path cannot be passed on: {error}"))
-    })?;
+    let mut request = Request::builder()
+        .method(parts.method.clone())
+        .uri(path_and_query)
+        .body(body)
+        .map_err(|error| Status::bad_request(format!("the path cannot be passed on: {error}")))?;
     let host = format!("{}:{}", to.host, to.port);
     *request.headers_mut() = forwarded(&parts.headers, wants_upgrade);
     if let Ok(host) = HeaderValue::from_str(&host) {
@@ -287,7 +291,13 @@ mod tests {
         for (pod, asked, expected) in [
             (&one, None, Ok("a")),
             (&two, Some("i"), Ok("i")),
-            (&two, None, Err("a container name must be specified for pod p, choose one of: [a b] or one of the init containers: [i]")),
+            (
+                &two,
+                None,
+                Err(
+                    "a container name must be specified for pod p, choose one of: [a b] or one of the init containers: [i]",
+                ),
+            ),
             (&one, Some("x"), Err("container x is not valid for pod p")),
         ] {
             let found = container(pod, asked, "p").map_err(|status| status.message.clone());

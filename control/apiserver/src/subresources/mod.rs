@@ -65,9 +65,7 @@ pub(crate) async fn dispatch(
     let verbs: &[&str] = match subresource {
         "status" if row.has_status => &["get", "patch", "update"],
         "scale" if row.has_scale => &["get", "patch", "update"],
-        other => {
-            row.subresources.iter().find(|part| part.name == other).ok_or_else(Status::path_not_found)?.verbs
-        }
+        other => row.subresources.iter().find(|part| part.name == other).ok_or_else(Status::path_not_found)?.verbs,
     };
     let verb = match call.method {
         Method::GET | Method::HEAD => "get",

@@ -95,7 +95,8 @@ pub(crate) fn answer(server: &Arc<Shared>, request: &Request, review: Review) ->
             };
         }
         Review::SelfSubject => {
-            meta::metadata_mut(&mut asked).insert("creationTimestamp".to_owned(), time::format(Timestamp::now()).into());
+            meta::metadata_mut(&mut asked)
+                .insert("creationTimestamp".to_owned(), time::format(Timestamp::now()).into());
             asked["status"] = json!({"userInfo": user_info(identity)});
         }
         Review::SelfRules => {

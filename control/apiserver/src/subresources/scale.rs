@@ -38,8 +38,7 @@ pub(super) async fn answer(
         return Ok(respond::value(form, 200, &scale_of(&Seen::new(resource, &record).stored())));
     }
     let media_type = call.header(header::CONTENT_TYPE).unwrap_or_default();
-    let (kind, patch_type) =
-        if verb == "patch" { ("PatchOptions", Some(media_type)) } else { ("UpdateOptions", None) };
+    let (kind, patch_type) = if verb == "patch" { ("PatchOptions", Some(media_type)) } else { ("UpdateOptions", None) };
     let options = write_options(call, kind, patch_type)?;
     let patch = if verb == "patch" { Some(Patch::read(call, &request.body)?) } else { None };
     let sent = match &patch {

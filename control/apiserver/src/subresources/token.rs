@@ -116,7 +116,10 @@ fn bind(server: &Shared, namespace: &str, reference: &Value, account: &str, boun
         "Secret" => "secrets",
         "Node" => "nodes",
         other => {
-            return Err(Status::bad_request(format!("cannot bind token to object of type {}, Kind={other}", group_version(text("apiVersion")))));
+            return Err(Status::bad_request(format!(
+                "cannot bind token to object of type {}, Kind={other}",
+                group_version(text("apiVersion"))
+            )));
         }
     };
     let resource = server.catalog.named("", plural).ok_or_else(Status::path_not_found)?;
@@ -143,7 +146,10 @@ fn bind(server: &Shared, namespace: &str, reference: &Value, account: &str, boun
             }
             if let Some(node) = object["spec"]["nodeName"].as_str().filter(|node| !node.is_empty()) {
                 let nodes = server.catalog.named("", "nodes").ok_or_else(Status::path_not_found)?;
-                let uid = server.store.get(nodes, node).map(|record| meta::uid(&Seen::new(nodes, &record).stored()).to_owned());
+                let uid = server
+                    .store
+                    .get(nodes, node)
+                    .map(|record| meta::uid(&Seen::new(nodes, &record).stored()).to_owned());
                 bound.node = Some(Object { name: node.to_owned(), uid: uid.unwrap_or_default() });
             }
             bound.pod = Some(held);

@@ -34,8 +34,7 @@ pub(crate) async fn create(
     let form = call.form(Offer::Stored)?;
     let include = Include::of(&call.query)?;
     let options = write_options(call, "CreateOptions", None)?;
-    let expected =
-        Expected { api_version: &resource.api_version, kind: resource.row.kind, schema: &resource.schema };
+    let expected = Expected { api_version: &resource.api_version, kind: resource.row.kind, schema: &resource.schema };
     let object = body::object(call, &request.body, &expected, options.validation)?;
     let write = Write { server, call, resource, options: &options, subresource: "" };
     let written = insert(&write, object, false).await?;

@@ -82,15 +82,10 @@ pub(crate) async fn page(
 }
 
 /// The state for the first page (kubernetes-api §10.2).
-async fn begun(
-    server: &Shared,
-    resource: &Resource,
-    options: &ListOptions,
-) -> Result<(Revision, Records), Status> {
+async fn begun(server: &Shared, resource: &Resource, options: &ListOptions) -> Result<(Revision, Records), Status> {
     let store = &server.store;
-    let asked = options
-        .revision()
-        .map_err(|error| Status::bad_request(format!("invalid resource version: {error}")))?;
+    let asked =
+        options.revision().map_err(|error| Status::bad_request(format!("invalid resource version: {error}")))?;
     let exactly = options.version_match == Some(Match::Exact)
         || (options.version_match.is_none() && options.limit > 0 && asked.is_some_and(|revision| revision.get() > 0));
     match asked {
@@ -180,8 +175,10 @@ impl Splice {
         let list_metadata = list_metadata.to_string();
         let mut begin = |kind: &str, api_version: &str| {
             head.extend_from_slice(
-                format!("{{\"kind\":\"{kind}\",\"apiVersion\":\"{api_version}\",\"metadata\":{list_metadata},\"items\":[")
-                    .as_bytes(),
+                format!(
+                    "{{\"kind\":\"{kind}\",\"apiVersion\":\"{api_version}\",\"metadata\":{list_metadata},\"items\":["
+                )
+                .as_bytes(),
             );
         };
         let tail: &[u8] = match shape {

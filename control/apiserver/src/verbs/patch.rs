@@ -13,9 +13,9 @@ use http::header;
 use serde_json::Value;
 
 use super::create::insert;
+use super::ownership;
 use super::update::{Changed, change};
 use super::write::{Write, Written};
-use super::ownership;
 use crate::catalog::Resource;
 use crate::edge::call::{Call, Request};
 use crate::edge::codec;
@@ -43,9 +43,11 @@ const TYPES: [(&str, Kind); 4] = [
 impl Kind {
     pub fn of(call: &Call) -> Result<Kind, Status> {
         let media_type = call.header(header::CONTENT_TYPE).map(essence).unwrap_or_default();
-        TYPES.iter().find(|(name, _)| *name == media_type).map(|(_, kind)| *kind).ok_or_else(|| {
-            Status::generic(415, "415: Unsupported Media Type")
-        })
+        TYPES
+            .iter()
+            .find(|(name, _)| *name == media_type)
+            .map(|(_, kind)| *kind)
+            .ok_or_else(|| Status::generic(415, "415: Unsupported Media Type"))
     }
 }
 
@@ -61,8 +63,8 @@ impl Patch {
     pub fn read(call: &Call, body: &[u8]) -> Result<Patch, Status> {
         let kind = Kind::of(call)?;
         if kind == Kind::Apply {
-            let (value, problems) = codec::any_yaml(body)
-                .map_err(|why| Status::bad_request(format!("error encoding patch: {why}")))?;
+            let (value, problems) =
+                codec::any_yaml(body).map_err(|why| Status::bad_request(format!("error encoding patch: {why}")))?;
             return Ok(Patch { kind, value, problems });
         }
         let value: Value = serde_json::from_slice(body).map_err(|_| Status::bad_request("invalid JSON patch"))?;

@@ -81,14 +81,16 @@ impl ListOptions {
                 errors.push(FieldError::not_supported(MATCH, version_match.unwrap_or_default(), &["NotOlderThan"]));
             }
             if continues {
-                errors.push(FieldError::forbidden(MATCH, "resourceVersionMatch is forbidden when continue is provided"));
+                errors
+                    .push(FieldError::forbidden(MATCH, "resourceVersionMatch is forbidden when continue is provided"));
             }
         } else if watch {
             if version_match.is_some() {
                 forbid(MATCH, "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided");
             }
             if continues {
-                errors.push(FieldError::forbidden(MATCH, "resourceVersionMatch is forbidden when continue is provided"));
+                errors
+                    .push(FieldError::forbidden(MATCH, "resourceVersionMatch is forbidden when continue is provided"));
             }
         } else {
             if version_match.is_some() {

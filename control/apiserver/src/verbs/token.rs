@@ -36,7 +36,8 @@ impl Token {
     }
 
     pub fn decode(text: &str) -> Result<Token, Status> {
-        let invalid = |why: &str| Status::bad_request(format!("invalid continue token: continue key is not valid: {why}"));
+        let invalid =
+            |why: &str| Status::bad_request(format!("invalid continue token: continue key is not valid: {why}"));
         let bytes = LENIENT.decode(text.trim_end_matches('=')).map_err(|error| invalid(&error.to_string()))?;
         let value = json::decode_any(&bytes).map_err(|error| {
             invalid(error.to_string().trim_start_matches("couldn't get version/kind; json parse error: "))

@@ -10,8 +10,8 @@ use coracle_keyspace::{Guard, Op, Record};
 use serde_json::Value;
 
 use super::create::insert;
-use super::write::{Write, Written};
 use super::ownership;
+use super::write::{Write, Written};
 use crate::admission;
 use crate::catalog::Resource;
 use crate::edge::body::{self, Expected};
@@ -35,8 +35,7 @@ pub(crate) async fn update(
     let form = call.form(Offer::Stored)?;
     let include = Include::of(&call.query)?;
     let options = write_options(call, "UpdateOptions", None)?;
-    let expected =
-        Expected { api_version: &resource.api_version, kind: resource.row.kind, schema: &resource.schema };
+    let expected = Expected { api_version: &resource.api_version, kind: resource.row.kind, schema: &resource.schema };
     let object = body::object(call, &request.body, &expected, options.validation)?;
     let write = Write { server, call, resource, options: &options, subresource };
     check_name(&write, &object)?;
@@ -90,12 +89,9 @@ pub(crate) async fn change(
     let record_name = resource.record_name(call.namespace(), call.name());
     let mut record = match write.server.store.get(resource, &record_name) {
         Some(record) => record,
-        None => write
-            .server
-            .store
-            .read(resource, &record_name)
-            .await?
-            .ok_or_else(|| resource.not_found(call.name()))?,
+        None => {
+            write.server.store.read(resource, &record_name).await?.ok_or_else(|| resource.not_found(call.name()))?
+        }
     };
     for _ in 0..TRIES {
         match attempt(write, &record, &step).await? {

@@ -43,7 +43,13 @@ pub(crate) enum Written {
 
 impl Written {
     /// The answer of a write to the object itself.
-    pub fn respond(self, form: Form, code: u16, resource: &Arc<Resource>, include: Include) -> Result<Response, Status> {
+    pub fn respond(
+        self,
+        form: Form,
+        code: u16,
+        resource: &Arc<Resource>,
+        include: Include,
+    ) -> Result<Response, Status> {
         match self {
             Written::Record(record) => respond::record(form, code, &Seen::new(resource, &record), include),
             Written::Value(mut value) => {
@@ -104,7 +110,15 @@ impl Write<'_> {
     /// Takes from the stored object what clients cannot change.
     pub fn keep_metadata(&self, object: &mut Value, old: &Value) {
         let metadata = meta::metadata_mut(object);
-        for field in ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "generateName", "selfLink"] {
+        for field in [
+            "uid",
+            "creationTimestamp",
+            "deletionTimestamp",
+            "deletionGracePeriodSeconds",
+            "generation",
+            "generateName",
+            "selfLink",
+        ] {
             // A generateName is only kept where the client left it out.
             if field == "generateName" && metadata.contains_key(field) {
                 continue;

@@ -19,9 +19,14 @@ async fn get(server: &Server, path: &str, token: Option<&str>) -> (u16, Value) {
 #[tokio::test]
 async fn strangers_see_only_health_and_version() {
     let server = Server::start().await;
-    for (path, code) in
-        [("/healthz", 200), ("/readyz/ping", 200), ("/version", 200), ("/api", 403), ("/metrics", 403), ("/api/v1/pods", 403)]
-    {
+    for (path, code) in [
+        ("/healthz", 200),
+        ("/readyz/ping", 200),
+        ("/version", 200),
+        ("/api", 403),
+        ("/metrics", 403),
+        ("/api/v1/pods", 403),
+    ] {
         assert_eq!(get(&server, path, None).await.0, code, "{path}");
     }
     assert_eq!(get(&server, "/version", Some("rubbish")).await.0, 401, "a wrong credential is never ignored");
@@ -35,9 +40,7 @@ async fn a_token_works_as_long_as_what_it_is_bound_to() {
     let bound = json!({"spec": {"boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": "p"}}});
     let token = server.make(path, bound).await["status"]["token"].as_str().unwrap().to_owned();
     assert_eq!(get(&server, "/api/v1/pods", Some(&token)).await.0, 200);
-    let review = server
-        .make("/apis/authentication.k8s.io/v1/tokenreviews", json!({"spec": {"token": token}}))
-        .await;
+    let review = server.make("/apis/authentication.k8s.io/v1/tokenreviews", json!({"spec": {"token": token}})).await;
     assert_eq!(review["status"]["user"]["username"], "system:serviceaccount:default:default");
     let (code, _) = server.call("DELETE", "/api/v1/namespaces/default/pods/p", Value::Null).await;
     assert_eq!((code, get(&server, "/api/v1/pods", Some(&token)).await.0), (200, 401));
@@ -85,12 +88,19 @@ async fn other_routes_are_behind_authentication_when_asked() {
 async fn discovery_is_complete_and_cacheable() {
     let server = Server::start().await;
     let aggregated = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
-    let request = |tag: &str| Request::get("/apis").header("accept", aggregated).header("if-none-match", tag).body(Body::empty()).unwrap();
+    let request = |tag: &str| {
+        Request::get("/apis").header("accept", aggregated).header("if-none-match", tag).body(Body::empty()).unwrap()
+    };
     let answer = server.send(Some(admin()), request("")).await;
     assert_eq!((answer.code, answer.json()["kind"].clone()), (200, json!("APIGroupDiscoveryList")));
     let tag = answer.headers["etag"].to_str().unwrap().to_owned();
     assert_eq!(server.send(Some(admin()), request(&tag)).await.code, 304);
-    for (path, kind) in [("/api", "APIVersions"), ("/apis", "APIGroupList"), ("/apis/apps", "APIGroup"), ("/apis/apps/v1", "APIResourceList")] {
+    for (path, kind) in [
+        ("/api", "APIVersions"),
+        ("/apis", "APIGroupList"),
+        ("/apis/apps", "APIGroup"),
+        ("/apis/apps/v1", "APIResourceList"),
+    ] {
         assert_eq!(server.get(path).await.1["kind"], kind, "{path}");
     }
     let (_, index) = server.get("/openapi/v3").await;

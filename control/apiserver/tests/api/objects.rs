@@ -82,12 +82,14 @@ async fn an_apply_owns_its_fields_and_meets_conflicts() {
     let server = Server::start().await;
     let apply = "application/apply-patch+yaml";
     let path = |manager: &str| format!("{MAPS}/a?fieldManager={manager}");
-    let (code, made) = server.call_as("PATCH", &path("one"), apply, &config_map("a", json!({"k": "v", "l": "v"}))).await;
+    let (code, made) =
+        server.call_as("PATCH", &path("one"), apply, &config_map("a", json!({"k": "v", "l": "v"}))).await;
     assert_eq!((code, &made["metadata"]["managedFields"][0]["operation"]), (201, &json!("Apply")));
     let (code, conflict) = server.call_as("PATCH", &path("two"), apply, &config_map("a", json!({"k": "w"}))).await;
     assert_eq!((code, &conflict["details"]["causes"][0]["reason"]), (409, &json!("FieldManagerConflict")));
-    let (code, forced) =
-        server.call_as("PATCH", &format!("{}&force=true", path("two")), apply, &config_map("a", json!({"k": "w"}))).await;
+    let (code, forced) = server
+        .call_as("PATCH", &format!("{}&force=true", path("two")), apply, &config_map("a", json!({"k": "w"})))
+        .await;
     assert_eq!((code, &forced["data"]), (200, &json!({"k": "w", "l": "v"})));
     let (_, dropped) = server.call_as("PATCH", &path("one"), apply, &config_map("a", json!({}))).await;
     assert_eq!(dropped["data"], json!({"k": "w"}));
@@ -105,7 +107,10 @@ async fn strict_validation_refuses_what_the_default_warns_of() {
     );
     let request = Request::post(MAPS).body(object.to_string().into()).unwrap();
     let answer = server.send(Some(admin()), request).await;
-    assert_eq!((answer.code, &answer.headers["warning"]), (201, &"299 - \"unknown field \\\"dada\\\"\"".parse().unwrap()));
+    assert_eq!(
+        (answer.code, &answer.headers["warning"]),
+        (201, &"299 - \"unknown field \\\"dada\\\"\"".parse().unwrap())
+    );
 }
 
 #[tokio::test]
@@ -159,8 +164,11 @@ async fn generated_names_do_not_collide() {
     let server = Server::start().await;
     let object = json!({"metadata": {"generateName": "a-"}});
     let makes = (0..50).map(|_| server.call("POST", MAPS, object.clone()));
-    let names: std::collections::BTreeSet<String> =
-        futures::future::join_all(makes).await.into_iter().map(|(_, made)| made["metadata"]["name"].to_string()).collect();
+    let names: std::collections::BTreeSet<String> = futures::future::join_all(makes)
+        .await
+        .into_iter()
+        .map(|(_, made)| made["metadata"]["name"].to_string())
+        .collect();
     assert_eq!(names.len(), 50);
 }
 

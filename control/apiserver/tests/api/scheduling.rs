@@ -32,7 +32,8 @@ async fn many_pods_are_bound_at_once_and_each_has_its_answer() {
     let before = server.keyspace.revision().get();
     let body = json!({"bindings": [bind("a", "n1"), bind("none", "n1"), bind("b", "n2")]});
     let (code, answer) = server.call("POST", "/coracle/v1/bindings", body).await;
-    let codes: Vec<i64> = answer["results"].as_array().unwrap().iter().map(|one| one["code"].as_i64().unwrap()).collect();
+    let codes: Vec<i64> =
+        answer["results"].as_array().unwrap().iter().map(|one| one["code"].as_i64().unwrap()).collect();
     assert_eq!((code, codes), (200, vec![201, 404, 201]));
     assert_eq!(server.keyspace.revision().get(), before + 1, "in one proposal");
     let (_, bound) = server.get(&format!("{PODS}/a")).await;
@@ -87,7 +88,8 @@ async fn who_applies_a_scale_owns_the_count() {
     let deployment = json!({"metadata": {"name": "d"}, "spec": {"selector": {"matchLabels": {"app": "d"}},
         "template": {"metadata": {"labels": {"app": "d"}}, "spec": {"containers": [{"name": "c", "image": "x"}]}}}});
     server.make(path, deployment).await;
-    let scale = json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": "d"}, "spec": {"replicas": 4}});
+    let scale =
+        json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": "d"}, "spec": {"replicas": 4}});
     let apply = format!("{path}/d/scale?fieldManager=scaler&force=true");
     let (code, scaled) = server.call_as("PATCH", &apply, "application/apply-patch+yaml", &scale).await;
     assert_eq!((code, &scaled["spec"]["replicas"]), (200, &json!(4)), "{scaled}");

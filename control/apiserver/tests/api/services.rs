@@ -16,7 +16,8 @@ fn service(name: &str, kind: &str) -> Value {
 async fn no_two_services_have_the_same_address_or_port() {
     let server = Server::start().await;
     let names: Vec<String> = (0..40).map(|at| format!("s{at}")).collect();
-    let made = futures::future::join_all(names.iter().map(|name| server.make(SERVICES, service(name, "NodePort")))).await;
+    let made =
+        futures::future::join_all(names.iter().map(|name| server.make(SERVICES, service(name, "NodePort")))).await;
     let addresses: BTreeSet<String> = made.iter().map(|made| made["spec"]["clusterIP"].to_string()).collect();
     let ports: BTreeSet<u64> = made.iter().filter_map(|made| made["spec"]["ports"][0]["nodePort"].as_u64()).collect();
     assert_eq!((addresses.len(), ports.len()), (40, 40));

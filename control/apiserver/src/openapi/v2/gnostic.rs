@@ -118,7 +118,9 @@ pub(crate) fn document(document: &Value) -> Vec<u8> {
 
 fn path_item(item: &Value) -> Message {
     let mut out = Message::default();
-    for (field, method) in [(2, "get"), (3, "put"), (4, "post"), (5, "delete"), (6, "options"), (7, "head"), (8, "patch")] {
+    for (field, method) in
+        [(2, "get"), (3, "put"), (4, "post"), (5, "delete"), (6, "options"), (7, "head"), (8, "patch")]
+    {
         if item[method].is_object() {
             out.message(field, operation(&item[method]));
         }
@@ -230,7 +232,14 @@ mod tests {
     fn messages_have_gnostics_numbers() {
         let bytes = schema(&json!({"$ref": "#/a", "type": "object", "x-k": true})).0;
         let expected = [
-            &[0x0a, 3][..], b"#/a", &[0xb2, 1, 8, 0x0a, 6], b"object", &[0xfa, 1, 13, 0x0a, 3], b"x-k", &[0x12, 6, 0x12, 4], b"true",
+            &[0x0a, 3][..],
+            b"#/a",
+            &[0xb2, 1, 8, 0x0a, 6],
+            b"object",
+            &[0xfa, 1, 13, 0x0a, 3],
+            b"x-k",
+            &[0x12, 6, 0x12, 4],
+            b"true",
         ];
         assert_eq!(bytes, expected.concat());
     }

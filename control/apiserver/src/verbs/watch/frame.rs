@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 use crate::catalog::Resource;
 use crate::edge::codec;
 use crate::edge::negotiate::{Form, Format, Shape};
+use crate::metadata;
 use crate::store::{Seen, object};
 use crate::table::{self, Include};
-use crate::metadata;
 
 /// What a frame tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
