@@ -83,7 +83,7 @@ pub(super) static ROWS: &[Kind] = &[
     row!(cluster "storagemigration.k8s.io" "io.k8s.api.storagemigration.v1" "StorageVersionMigration"
         "storageversionmigrations" "storageversionmigration",
         [
-            NAME => Name,
+            column("Name", "string") => Name,
             column("Resource", "string") => Of(migrated),
             column("Status", "string") => Of(migration),
         ],

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_api::kinds;
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::Api;
@@ -205,9 +206,11 @@ impl Controller {
         tasks.wait().await;
     }
 
-    /// Events come and go by themselves in masses, and own nothing.
+    /// Events come and go by themselves in masses, and own nothing; of some kinds there never is an object.
     fn is_other(&self, kind: &Kind) -> bool {
-        &*kind.plural != "events" && !self.shared.lock().contains(&(kind.group.clone(), kind.plural.clone()))
+        let row = kinds::by_resource(&kind.group, &kind.plural);
+        let never = row.is_some_and(|row| kinds::refusal(row).is_some());
+        &*kind.plural != "events" && !never && !self.shared.lock().contains(&(kind.group.clone(), kind.plural.clone()))
     }
 
     async fn watch(
