@@ -6,8 +6,6 @@
 pub mod json;
 pub mod protobuf;
 mod scalar;
-#[cfg(test)]
-mod speed;
 pub mod yaml;
 
 use serde_json::{Map, Value};

@@ -28,8 +28,7 @@ fn says_what_kubernetes_says() {
             json!({"message": "Pod \"x\" is invalid: [a: Invalid value: -1: must be greater than or equal to 0, b: Invalid value: -1: must be greater than or equal to 0]",
                 "reason": "Invalid", "code": 422, "details": {"name": "x", "kind": "Pod", "causes": [
                     {"reason": "FieldValueInvalid", "message": "Invalid value: -1: must be greater than or equal to 0", "field": "a"},
-                    {"reason": "FieldValueInvalid", "message": "Invalid value: -1: must be greater than or equal to 0", "field": "b"},
-                    {"reason": "FieldValueInvalid", "message": "Invalid value: -1: must be greater than or equal to 0", "field": "a"}]}}),
+                    {"reason": "FieldValueInvalid", "message": "Invalid value: -1: must be greater than or equal to 0", "field": "b"}]}}),
         ),
         (
             Status::forbidden("", "", "", "User \"bob\" cannot get path \"/x\""),

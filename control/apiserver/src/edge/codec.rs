@@ -150,12 +150,46 @@ pub(crate) fn envelope(api_version: &str, kind: &str, message: &[u8]) -> Bytes {
     Bytes::from(out)
 }
 
-/// A list in its envelope.
-pub(crate) fn list(api_version: &str, kind: &str, metadata: &Value, items: &[Bytes]) -> Bytes {
-    let size: usize = items.iter().map(|item| item.len() + 8).sum();
-    let mut out = Vec::with_capacity(size + 256);
-    protobuf::encode_list(&mut out, api_version, kind, metadata, items.iter().map(|item| &item[..]));
-    Bytes::from(out)
+/// Tag and length of field 2 with a message of `size` bytes, and the message.
+pub(crate) fn item_size(size: usize) -> usize {
+    1 + varint_size(size) + size
+}
+
+/// The beginning of a list in its envelope, whose items take `items_size` bytes; see [`item_size`].
+pub(crate) fn list_head(api_version: &str, kind: &str, metadata: &Value, items_size: usize) -> Vec<u8> {
+    let mut list_metadata = Vec::new();
+    protobuf::encode_list_into(&mut list_metadata, metadata, []);
+    let mut head = Vec::with_capacity(256);
+    protobuf::wrap_into(&mut head, api_version, kind, &[]);
+    // What the envelope has after the message is the tail; before it stands the message's length, which was 0.
+    head.truncate(head.len() - LIST_TAIL.len() - 2);
+    head.push(2 << 3 | 2);
+    varint(&mut head, list_metadata.len() + items_size);
+    head.extend_from_slice(&list_metadata);
+    head
+}
+
+/// Appends an item of a list.
+pub(crate) fn list_item(out: &mut Vec<u8>, message: &[u8]) {
+    out.push(2 << 3 | 2);
+    varint(out, message.len());
+    out.extend_from_slice(message);
+}
+
+/// What follows the items: two empty texts of the envelope.
+pub(crate) const LIST_TAIL: &[u8] = &[3 << 3 | 2, 0, 4 << 3 | 2, 0];
+
+fn varint(out: &mut Vec<u8>, mut number: usize) {
+    while number >= 0x80 {
+        out.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
+}
+
+fn varint_size(number: usize) -> usize {
+    let bits = usize::BITS - number.leading_zeros();
+    (bits.max(1) as usize).div_ceil(7)
 }
 
 /// Appends a frame of a watch.
@@ -168,4 +202,24 @@ pub(crate) fn watch_frame(out: &mut BytesMut, event: &str, object: &[u8]) {
 /// The beginning of a body as errors quote it.
 pub(crate) fn excerpt(body: &[u8]) -> String {
     codec::excerpt(body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_in_pieces_is_the_list_in_one() {
+        let metadata = json!({"resourceVersion": "7"});
+        for size in [0_usize, 1, 127, 128, 16_383, 16_384, 70_000] {
+            let items = [vec![1_u8; size], vec![2_u8; 3]];
+            let mut whole = Vec::new();
+            protobuf::encode_list(&mut whole, "v1", "PodList", &metadata, items.iter().map(Vec::as_slice));
+            let total = items.iter().map(|item| item_size(item.len())).sum();
+            let mut pieces = list_head("v1", "PodList", &metadata, total);
+            items.iter().for_each(|item| list_item(&mut pieces, item));
+            pieces.extend_from_slice(LIST_TAIL);
+            assert_eq!(pieces, whole, "{size}");
+        }
+    }
 }

@@ -1,30 +1,22 @@
-//! Lists: a snapshot, filtered, and its records' bytes spliced into one answer, a chunk at a time.
+//! Lists: a snapshot, filtered, and a page of it. How it is written is [`body`]'s.
+
+mod body;
 
 use std::sync::Arc;
 
-use axum::body::Body;
 use axum::response::Response;
-use bytes::Bytes;
 use coracle_api::status::Status;
 use coracle_keyspace::{Record, Records, Revision};
-use futures::stream;
-use jiff::Timestamp;
-use serde_json::{Value, json};
 
 use super::selection::{ListOptions, Match};
 use super::token::Token;
 use crate::catalog::Resource;
 use crate::edge::call::Call;
-use crate::edge::codec;
-use crate::edge::negotiate::{self, Format, Offer, Shape};
-use crate::edge::respond;
+use crate::edge::negotiate::{Offer, Shape};
 use crate::server::Shared;
 use crate::store::{self, Seen};
-use crate::table::{self, Include};
-use crate::{metadata, store::object};
-
-/// Bytes of an answer that are put together at a time.
-const CHUNK_BYTES: usize = 512 << 10;
+use crate::table::Include;
+pub(crate) use body::encode;
 
 /// A list before it is encoded.
 pub(crate) struct Page {
@@ -135,158 +127,4 @@ async fn continued(
         )
     })?;
     Ok((revision, snapshot.records))
-}
-
-/// The answer for a page.
-pub(crate) fn encode(form: negotiate::Form, resource: &Arc<Resource>, page: Page, include: Include) -> Response {
-    let mut list_metadata = json!({"resourceVersion": page.revision.to_string()});
-    if let Some(token) = &page.next {
-        list_metadata["continue"] = token.encode().into();
-    }
-    if let Some(remaining) = page.remaining {
-        list_metadata["remainingItemCount"] = remaining.into();
-    }
-    if form.format == Format::Protobuf {
-        return protobuf(form.shape, resource, &page.records, &list_metadata);
-    }
-    let splice = Splice::new(form.shape, resource.clone(), include, &list_metadata);
-    if form.format == Format::Yaml || form.pretty {
-        let mut whole = splice.head.clone();
-        splice.rows(&page.records, &mut whole);
-        whole.extend_from_slice(splice.tail);
-        return respond::json_text(form, 200, whole);
-    }
-    respond::bytes(200, negotiate::JSON, chunked(splice, page.records))
-}
-
-/// How the records of a list become JSON.
-struct Splice {
-    shape: Shape,
-    resource: Arc<Resource>,
-    include: Include,
-    head: Vec<u8>,
-    tail: &'static [u8],
-    now: Timestamp,
-}
-
-impl Splice {
-    fn new(shape: Shape, resource: Arc<Resource>, include: Include, list_metadata: &Value) -> Splice {
-        let mut head = Vec::with_capacity(1024);
-        let list_metadata = list_metadata.to_string();
-        let mut begin = |kind: &str, api_version: &str| {
-            head.extend_from_slice(
-                format!(
-                    "{{\"kind\":\"{kind}\",\"apiVersion\":\"{api_version}\",\"metadata\":{list_metadata},\"items\":["
-                )
-                .as_bytes(),
-            );
-        };
-        let tail: &[u8] = match shape {
-            Shape::Whole => {
-                begin(&resource.list_kind, &resource.api_version);
-                b"]}\n"
-            }
-            Shape::Metadata { beta } | Shape::MetadataList { beta } => {
-                begin("PartialObjectMetadataList", metadata::api_version(beta));
-                b"]}\n"
-            }
-            Shape::Table { beta } => {
-                table::begin(&mut head, Some(&table::columns(&resource)), list_metadata.as_bytes(), beta);
-                table::END
-            }
-        };
-        Splice { shape, resource, include, head, tail, now: Timestamp::now() }
-    }
-
-    fn row(&self, record: &Arc<Record>, out: &mut Vec<u8>) {
-        let seen = Seen::new(&self.resource, record);
-        match self.shape {
-            Shape::Whole => {
-                let json = seen.json();
-                out.push(b'{');
-                out.extend_from_slice(&json[object::item_start(&json)..]);
-            }
-            Shape::Metadata { beta } | Shape::MetadataList { beta } => metadata::write(out, &seen.metadata(), beta),
-            Shape::Table { beta } => table::row(out, &seen, self.include, beta, self.now),
-        }
-    }
-
-    fn rows(&self, records: &[Arc<Record>], out: &mut Vec<u8>) {
-        for (at, record) in records.iter().enumerate() {
-            if at > 0 {
-                out.push(b',');
-            }
-            self.row(record, out);
-        }
-    }
-}
-
-/// The list as a body that is put together while it is sent.
-fn chunked(splice: Splice, records: Vec<Arc<Record>>) -> Body {
-    let size: usize = records.iter().take(64).map(|record| record.bytes.len()).sum();
-    if records.len() <= 64 && size <= CHUNK_BYTES {
-        let mut whole = Vec::with_capacity(splice.head.len() + size * 2 + 64);
-        whole.extend_from_slice(&splice.head);
-        splice.rows(&records, &mut whole);
-        whole.extend_from_slice(splice.tail);
-        return Body::from(whole);
-    }
-    let chunks = Chunks { splice, records, at: 0, begun: false, ended: false };
-    Body::from_stream(stream::iter(chunks.map(Ok::<Bytes, std::convert::Infallible>)))
-}
-
-struct Chunks {
-    splice: Splice,
-    records: Vec<Arc<Record>>,
-    at: usize,
-    begun: bool,
-    ended: bool,
-}
-
-impl Iterator for Chunks {
-    type Item = Bytes;
-
-    fn next(&mut self) -> Option<Bytes> {
-        if self.ended {
-            return None;
-        }
-        let mut out = Vec::with_capacity(CHUNK_BYTES + (16 << 10));
-        if !self.begun {
-            self.begun = true;
-            out.extend_from_slice(&self.splice.head);
-        }
-        while out.len() < CHUNK_BYTES {
-            let Some(record) = self.records.get(self.at) else {
-                out.extend_from_slice(self.splice.tail);
-                self.ended = true;
-                break;
-            };
-            if self.at > 0 {
-                out.push(b',');
-            }
-            self.splice.row(record, &mut out);
-            self.at += 1;
-        }
-        Some(Bytes::from(out))
-    }
-}
-
-/// The list as protobuf: list metadata is field 1, items are field 2.
-fn protobuf(shape: Shape, resource: &Arc<Resource>, records: &[Arc<Record>], list_metadata: &Value) -> Response {
-    let partial = shape != Shape::Whole;
-    let items: Vec<Bytes> = records
-        .iter()
-        .map(|record| {
-            let seen = Seen::new(resource, record);
-            if partial { seen.metadata_protobuf() } else { seen.protobuf() }
-        })
-        .collect();
-    let (api_version, kind) = match shape {
-        Shape::Metadata { beta } | Shape::MetadataList { beta } => {
-            (metadata::api_version(beta), "PartialObjectMetadataList")
-        }
-        _ => (resource.api_version.as_str(), resource.list_kind.as_str()),
-    };
-    let body = codec::list(api_version, kind, list_metadata, &items);
-    respond::bytes(200, negotiate::PROTOBUF, body)
 }

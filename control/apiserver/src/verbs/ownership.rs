@@ -107,9 +107,30 @@ pub(crate) fn read_applied(write: &Write<'_>, mut config: Value, problems: Vec<S
     Ok(Applied { config, problems })
 }
 
+/// What the rules make of a configuration. They know fields in the form in which objects are stored: a view is turned
+/// into that form and back.
+fn merged(write: &Write<'_>, live: Option<&Value>, config: &Value) -> Result<Value, Status> {
+    let merge = |live: Option<&Value>, config: &Value| {
+        apply::apply(live, config, &target(write), &writer(write), write.options.force)
+    };
+    if !write.resource.is_view {
+        return Ok(merge(live, config)?);
+    }
+    let strategy = write.resource.row.strategy;
+    let stored = |value: &Value| {
+        let mut value = value.clone();
+        strategy.to_storage(&mut value);
+        value["apiVersion"] = write.resource.api_version.as_str().into();
+        value
+    };
+    let mut object = merge(live.map(stored).as_ref(), &stored(config))?;
+    strategy.from_storage(&mut object);
+    Ok(object)
+}
+
 /// The object that results, with its owners.
 pub(crate) fn apply(write: &Write<'_>, live: Option<&Value>, applied: &Applied) -> Result<Value, Status> {
-    let object = apply::apply(live, &applied.config, &target(write), &writer(write), write.options.force)?;
+    let object = merged(write, live, &applied.config)?;
     // Conflicts come first: they say more.
     match write.options.validation {
         Validation::Ignore => {}

@@ -121,6 +121,13 @@ async fn an_autoscaler_is_the_same_in_both_versions() {
     let patch = json!({"spec": {"targetCPUUtilizationPercentage": 50}});
     let (code, old) = server.call("PATCH", &format!("{}/web", path("v1")), patch).await;
     assert_eq!((code, &old["spec"]["targetCPUUtilizationPercentage"]), (200, &json!(50)), "{old}");
+    let applied = json!({
+        "apiVersion": "autoscaling/v1", "kind": "HorizontalPodAutoscaler", "metadata": {"name": "web"},
+        "spec": {"scaleTargetRef": target, "maxReplicas": 3, "targetCPUUtilizationPercentage": 50},
+    });
+    let apply = format!("{}/web?fieldManager=tool", path("v1"));
+    let (code, answer) = server.call_as("PATCH", &apply, "application/apply-patch+yaml", &applied).await;
+    assert_eq!((code, &answer["spec"]["targetCPUUtilizationPercentage"]), (200, &json!(50)), "{answer}");
     let (_, list) = server.get(&path("v1")).await;
     assert_eq!(list["items"][0]["spec"]["targetCPUUtilizationPercentage"], 50);
 }

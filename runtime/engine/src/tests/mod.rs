@@ -2,7 +2,6 @@
 
 mod commands;
 mod components;
-mod figures;
 mod services;
 mod sockets;
 

@@ -1,0 +1,208 @@
+//! The body of a list: bytes of its records, copied between a head and a tail while it is sent, a piece at a time.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::response::Response;
+use bytes::Bytes;
+use coracle_keyspace::Record;
+use futures::stream;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::Page;
+use crate::catalog::Resource;
+use crate::edge::negotiate::{self, Form, Format, Shape};
+use crate::edge::{codec, respond};
+use crate::metadata;
+use crate::store::{Seen, object};
+use crate::table::{self, Include};
+
+/// Bytes of an answer that are put together at a time: few enough that they are still in the processor's cache when TLS
+/// takes them, and that the allocator has the same memory ready for the next piece.
+const PIECE_BYTES: usize = 64 << 10;
+
+/// The answer for a page.
+pub(crate) fn encode(form: Form, resource: &Arc<Resource>, page: Page, include: Include) -> Response {
+    let mut list_metadata = json!({"resourceVersion": page.revision.to_string()});
+    if let Some(token) = &page.next {
+        list_metadata["continue"] = token.encode().into();
+    }
+    if let Some(remaining) = page.remaining {
+        list_metadata["remainingItemCount"] = remaining.into();
+    }
+    let records = page.records;
+    if form.format == Format::Protobuf {
+        let list = Protobuf::new(form.shape, resource.clone(), &records, &list_metadata);
+        return respond::bytes(200, negotiate::PROTOBUF, pieces(list, records));
+    }
+    let list = Json::new(form.shape, resource.clone(), include, &list_metadata);
+    if form.format == Format::Yaml || form.pretty {
+        let whole: Vec<u8> = Pieces::new(list, records).flatten().collect();
+        return respond::json_text(form, 200, whole);
+    }
+    respond::bytes(200, negotiate::JSON, pieces(list, records))
+}
+
+/// How the records of a list are written.
+trait List: Send + 'static {
+    fn head(&self) -> &[u8];
+    fn row(&self, record: &Arc<Record>, first: bool, out: &mut Vec<u8>);
+    fn tail(&self) -> &'static [u8];
+}
+
+fn pieces(list: impl List, records: Vec<Arc<Record>>) -> Body {
+    let mut pieces = Pieces::new(list, records);
+    let first = pieces.next().unwrap_or_default();
+    if pieces.ended {
+        // A short answer has a length.
+        return Body::from(first);
+    }
+    Body::from_stream(stream::iter(std::iter::once(first).chain(pieces).map(Ok::<Bytes, Infallible>)))
+}
+
+struct Pieces<L> {
+    list: L,
+    records: Vec<Arc<Record>>,
+    at: usize,
+    begun: bool,
+    ended: bool,
+}
+
+impl<L: List> Pieces<L> {
+    fn new(list: L, records: Vec<Arc<Record>>) -> Pieces<L> {
+        Pieces { list, records, at: 0, begun: false, ended: false }
+    }
+}
+
+impl<L: List> Iterator for Pieces<L> {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        if self.ended {
+            return None;
+        }
+        let left: usize = self.records[self.at..].iter().take(32).map(|record| record.bytes.len() + 64).sum();
+        let mut out = Vec::with_capacity(left.clamp(1 << 10, PIECE_BYTES) + (8 << 10));
+        if !self.begun {
+            self.begun = true;
+            out.extend_from_slice(self.list.head());
+        }
+        while out.len() < PIECE_BYTES {
+            let Some(record) = self.records.get(self.at) else {
+                out.extend_from_slice(self.list.tail());
+                self.ended = true;
+                break;
+            };
+            self.list.row(record, self.at == 0, &mut out);
+            self.at += 1;
+        }
+        Some(Bytes::from(out))
+    }
+}
+
+struct Json {
+    shape: Shape,
+    resource: Arc<Resource>,
+    include: Include,
+    head: Vec<u8>,
+    now: Timestamp,
+}
+
+impl Json {
+    fn new(shape: Shape, resource: Arc<Resource>, include: Include, list_metadata: &Value) -> Json {
+        let mut head = Vec::with_capacity(1024);
+        let list_metadata = list_metadata.to_string();
+        let mut begin = |kind: &str, api_version: &str| {
+            let text = format!(
+                "{{\"kind\":\"{kind}\",\"apiVersion\":\"{api_version}\",\"metadata\":{list_metadata},\"items\":["
+            );
+            head.extend_from_slice(text.as_bytes());
+        };
+        match shape {
+            Shape::Whole => begin(&resource.list_kind, &resource.api_version),
+            Shape::Metadata { beta } | Shape::MetadataList { beta } => {
+                begin("PartialObjectMetadataList", metadata::api_version(beta));
+            }
+            Shape::Table { beta } => {
+                table::begin(&mut head, Some(&table::columns(&resource)), list_metadata.as_bytes(), beta);
+            }
+        }
+        Json { shape, resource, include, head, now: Timestamp::now() }
+    }
+}
+
+impl List for Json {
+    fn head(&self) -> &[u8] {
+        &self.head
+    }
+
+    fn row(&self, record: &Arc<Record>, first: bool, out: &mut Vec<u8>) {
+        if !first {
+            out.push(b',');
+        }
+        // The commonest case looks at nothing but the bytes. Items say no kind: the list says it for all.
+        if self.shape == Shape::Whole && !self.resource.is_view {
+            out.push(b'{');
+            out.extend_from_slice(&record.bytes[object::item_start(&record.bytes)..]);
+            return;
+        }
+        let seen = Seen::new(&self.resource, record);
+        match self.shape {
+            Shape::Whole => {
+                let json = seen.json();
+                out.push(b'{');
+                out.extend_from_slice(&json[object::item_start(&json)..]);
+            }
+            Shape::Metadata { beta } | Shape::MetadataList { beta } => metadata::write(out, &seen.metadata(), beta),
+            Shape::Table { beta } => table::row(out, &seen, self.include, beta, self.now),
+        }
+    }
+
+    fn tail(&self) -> &'static [u8] {
+        if matches!(self.shape, Shape::Table { .. }) { table::END } else { b"]}\n" }
+    }
+}
+
+/// List metadata is field 1, items are field 2. The length of all comes first, so every message is made before the first
+/// byte is sent; they stay with their records.
+struct Protobuf {
+    partial: bool,
+    resource: Arc<Resource>,
+    head: Vec<u8>,
+}
+
+impl Protobuf {
+    fn new(shape: Shape, resource: Arc<Resource>, records: &[Arc<Record>], list_metadata: &Value) -> Protobuf {
+        let (api_version, kind) = match shape {
+            Shape::Metadata { beta } | Shape::MetadataList { beta } => {
+                (metadata::api_version(beta).to_owned(), "PartialObjectMetadataList".to_owned())
+            }
+            _ => (resource.api_version.clone(), resource.list_kind.clone()),
+        };
+        let mut list = Protobuf { partial: shape != Shape::Whole, resource, head: Vec::new() };
+        let size = records.iter().map(|record| codec::item_size(list.message(record).len())).sum();
+        list.head = codec::list_head(&api_version, &kind, list_metadata, size);
+        list
+    }
+
+    fn message(&self, record: &Arc<Record>) -> Bytes {
+        let seen = Seen::new(&self.resource, record);
+        if self.partial { seen.metadata_protobuf() } else { seen.protobuf() }
+    }
+}
+
+impl List for Protobuf {
+    fn head(&self) -> &[u8] {
+        &self.head
+    }
+
+    fn row(&self, record: &Arc<Record>, _first: bool, out: &mut Vec<u8>) {
+        codec::list_item(out, &self.message(record));
+    }
+
+    fn tail(&self) -> &'static [u8] {
+        codec::LIST_TAIL
+    }
+}
