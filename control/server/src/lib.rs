@@ -15,6 +15,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use coracle_apiserver::{ApiServer, Identity};
 use coracle_keyspace::Keyspace;
@@ -31,6 +32,10 @@ pub use coracle_keyspace::bench as keyspace_bench;
 
 /// Group that may do everything (kubernetes-api §23.6).
 const MASTERS: &str = "system:masters";
+/// How often the registry is tidied up.
+const TIDY_EVERY: Duration = Duration::from_secs(24 * 3600);
+/// How long a blob may lie without a manifest.
+const TIDY_AGE: Duration = Duration::from_secs(3600);
 
 /// What a server needs to know. Ports of 0 take a free one.
 #[derive(Clone, Debug)]
@@ -95,6 +100,8 @@ pub enum Error {
 pub struct Server {
     config: Config,
     api: ApiServer,
+    /// Everything that the API's listener serves.
+    router: axum::Router,
     keyspace: Keyspace,
     authority: Authority,
     api_address: SocketAddr,
@@ -158,7 +165,7 @@ impl Server {
 
         let registry = Registry::open(coracle_registry::Config::new(dir.join("registry")))
             .map_err(|e| Error::Registry(e.into()))?;
-        let registry_router = coracle_registry::router(registry);
+        let registry_router = coracle_registry::router(registry.clone());
 
         let (listeners, duties) = (CancellationToken::new(), CancellationToken::new());
         let (tasks, duty_tasks) = (TaskTracker::new(), TaskTracker::new());
@@ -169,7 +176,13 @@ impl Server {
             data_dir: dir.clone(),
         }));
         let router = api.router().merge(api.authenticated(extra));
-        tasks.spawn(listener::serve(api_listener, Some(TlsAcceptor::from(Arc::new(tls))), router, listeners.clone()));
+        tasks.spawn(listener::serve(
+            api_listener,
+            Some(TlsAcceptor::from(Arc::new(tls))),
+            router.clone(),
+            listeners.clone(),
+        ));
+        tasks.spawn(tidy(registry, listeners.clone()));
         tasks.spawn(listener::serve(registry_listener, None, registry_router, listeners.clone()));
 
         let kubeconfig = dir.join("kubeconfig");
@@ -186,6 +199,7 @@ impl Server {
         let server = Server {
             config,
             api,
+            router,
             keyspace,
             authority,
             api_address,
@@ -222,9 +236,17 @@ impl Server {
         kube::Client::new(self.api.in_process(Identity::authenticated(user, groups)), "default")
     }
 
-    /// A client with every right, for the program that started the server.
+    /// A client with every right, for the program that started the server. It reaches all that the API's listener does, the
+    /// registry and the server's status among it.
     pub fn admin(&self) -> kube::Client {
-        self.client("coracle-admin", &[MASTERS])
+        let identity = Identity::authenticated("coracle-admin", vec![MASTERS.to_owned()]);
+        let router = self.router.clone();
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let mut request = request.map(axum::body::Body::new);
+            request.extensions_mut().insert(identity.clone());
+            tower::ServiceExt::oneshot(router.clone(), request)
+        });
+        kube::Client::new(service, "default")
     }
 
     /// A client for the node agent `node`.
@@ -284,6 +306,21 @@ impl Server {
         self.tasks.close();
         self.tasks.wait().await;
         self.keyspace.shutdown().await;
+    }
+}
+
+/// Once a day, what pushes left that were never finished.
+async fn tidy(registry: Registry, stop: CancellationToken) {
+    let mut days = tokio::time::interval(TIDY_EVERY);
+    loop {
+        // Waiting is all that is cut here.
+        tokio::select! {
+            _ = days.tick() => {}
+            () = stop.cancelled() => return,
+        }
+        if let Err(error) = registry.collect_garbage(TIDY_AGE).await {
+            tracing::warn!(%error, "tidy up the registry");
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use coracle_tests::root;
 const ARROWS: &[(&str, &str, &[&str])] = &[
     ("api", "api", &[]),
     ("keyspace", "control/keyspace", &[]),
+    ("base2histogram", "control/keyspace/base2histogram", &[]),
     ("apiserver", "control/apiserver", &["api", "keyspace"]),
     ("registry", "control/registry", &[]),
     ("scheduler", "control/scheduler", &["api"]),

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use coracle_tests::{Cluster, coracle};
+use coracle_tests::{Cluster, coracle, root};
 
 fn fails(arguments: &[&str]) -> String {
     let output = Command::new(coracle()).args(arguments).env_remove("KUBECONFIG").output().expect("run coracle");
@@ -63,4 +63,15 @@ fn a_manifest_with_a_mistake_is_told_before_anything_starts() {
     let said = fails(&["up", "--data-dir", data.to_str().expect("a path"), "-f", file.to_str().expect("a path")]);
     assert!(said.contains("apiVersion is missing"), "{said}");
     assert!(!data.exists());
+}
+
+#[test]
+fn the_demo_shows_an_answer_and_leaves() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut demo = Command::new(coracle());
+    demo.args(["demo", "--exit", "--api-port", "0", "--registry-port", "0", "--data-dir"]).arg(dir.path().join("data"));
+    let output = demo.current_dir(root()).env_remove("KUBECONFIG").output().expect("run coracle");
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{out}\n{err}");
+    assert!(out.contains("Ahoy from pod hello-") && out.contains("KUBECONFIG=") && out.contains("\nready\n"), "{out}");
 }

@@ -191,8 +191,10 @@ async fn resource(
         return subresources::stream(server, call, &resource, parts, body, upgrade).await;
     }
     let call = Arc::new(call);
-    if (resource.row.group, resource.row.resource) == ("", "endpoints") {
-        call.warn("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice");
+    match (resource.row.group, resource.row.resource) {
+        ("", "endpoints") => call.warn("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
+        ("", "componentstatuses") => call.warn("v1 ComponentStatus is deprecated in v1.19+"),
+        _ => {}
     }
     if verb == "watch" {
         if !resource.row.verbs.contains(&"watch") || !call.subresource().is_empty() {

@@ -114,7 +114,7 @@ fn merged(write: &Write<'_>, live: Option<&Value>, config: &Value) -> Result<Val
         apply::apply(live, config, &target(write), &writer(write), write.options.force)
     };
     if !write.resource.is_view {
-        return Ok(merge(live, config)?);
+        return merge(live, config);
     }
     let strategy = write.resource.row.strategy;
     let stored = |value: &Value| {
