@@ -21,7 +21,6 @@ impl AsciiChart {
 
     /// Puts a histogram below those already there.
     #[must_use]
-    #[expect(clippy::should_implement_trait, reason = "openraft calls it by this name, and it adds no numbers")]
     pub fn add(mut self, name: impl Into<String>, histogram: Histogram) -> Self {
         self.histograms.push((name.into(), histogram));
         self
