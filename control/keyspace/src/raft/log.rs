@@ -82,6 +82,7 @@ impl Log {
                 Frame::Entry(entry) => inner.restore(entry)?,
             }
         }
+        inner.check()?;
         for entry in &inner.entries {
             if let EntryPayload::Membership(newer) = &entry.payload {
                 membership = newer.clone();
@@ -213,23 +214,43 @@ impl Inner {
     }
 
     /// Takes an entry read from disk: a new one, or one said again.
+    ///
+    /// A crash while old segments were being deleted, the oldest first, leaves the end of what they said before the
+    /// repetition of all of it. That end is then behind a gap, which only [`Inner::check`] may judge, once all is read.
     fn restore(&mut self, entry: Entry) -> io::Result<()> {
-        let (index, next) = (entry.log_id.index, self.first() + self.entries.len() as u64);
+        let index = entry.log_id.index;
         if self.purged.as_ref().is_some_and(|purged| index <= purged.index) {
             return Ok(());
         }
-        if index > next && !(self.entries.is_empty() && self.purged.is_none()) {
-            let why = format!("entry {index} of the log follows {:?}", self.last());
-            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
-        }
-        if let Some(there) = index.checked_sub(self.first()).and_then(|at| self.entries.get(at as usize)) {
-            if there.log_id == entry.log_id {
-                return Ok(());
+        if let Some(first) = self.entries.front().map(|entry| entry.log_id.index) {
+            let next = first + self.entries.len() as u64;
+            if index > next {
+                let why = format!("entry {index} of the log follows {:?}", self.last());
+                return Err(io::Error::new(io::ErrorKind::InvalidData, why));
             }
-            self.cut_from(index);
+            if index < first {
+                // What is there lacks its beginning; here it is said again from there on.
+                self.cut_from(0);
+            } else if let Some(there) = self.entries.get((index - first) as usize) {
+                if there.log_id == entry.log_id {
+                    return Ok(());
+                }
+                self.cut_from(index);
+            }
         }
         self.push(entry);
         Ok(())
+    }
+
+    /// Refuses a log that lacks entries behind its purge mark.
+    fn check(&self) -> io::Result<()> {
+        match (&self.purged, self.entries.front()) {
+            (Some(purged), Some(first)) if first.log_id.index > purged.index + 1 => {
+                let why = format!("entry {} of the log follows {purged}", first.log_id);
+                Err(io::Error::new(io::ErrorKind::InvalidData, why))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn cut_from(&mut self, index: u64) {
@@ -386,5 +407,48 @@ impl RaftLogStorage<TypeConfig> for Log {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::types::LeaderId;
+    use super::*;
+
+    fn id(index: u64) -> LogId {
+        LogId::new(LeaderId { term: 1, node_id: 1 }, index)
+    }
+
+    /// What is read back from these frames: a number is an entry, a negative one purges up to it.
+    fn read(frames: &[i64]) -> io::Result<Vec<u64>> {
+        let mut inner = Inner::default();
+        for frame in frames {
+            match u64::try_from(*frame) {
+                Ok(index) => inner.restore(Entry::new(id(index), EntryPayload::Blank))?,
+                Err(_) => inner.purge(id(frame.unsigned_abs())),
+            }
+        }
+        inner.check()?;
+        Ok(inner.entries.iter().map(|entry| entry.log_id.index).collect())
+    }
+
+    #[test]
+    fn what_is_said_again_is_taken_once_wherever_a_crash_cut_the_old() {
+        let whole = vec![4, 5, 6, 7, 8];
+        for (frames, expected) in [
+            // Nothing was deleted yet.
+            (&[1, 2, 3, 4, 5, 6, -3, 4, 5, 6, 7, 8][..], Some(whole.clone())),
+            // The oldest segment is gone: the rest begins behind a gap.
+            (&[5, 6, -3, 4, 5, 6, 7, 8], Some(whole.clone())),
+            // The same with a purge mark of before in it, whose entries went with the oldest segment.
+            (&[5, -2, 6, -3, 4, 5, 6, 7, 8], Some(whole.clone())),
+            (&[-3, 4, 5, 6, 7, 8], Some(whole)),
+            (&[-3], Some(vec![])),
+            // These are damage.
+            (&[-3, 5, 6], None),
+            (&[4, 6], None),
+        ] {
+            assert_eq!(read(frames).ok(), expected, "{frames:?}");
+        }
     }
 }
