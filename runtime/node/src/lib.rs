@@ -1,6 +1,6 @@
 //! The node: runs the pods that are bound to it, and tells the API server about them.
 //!
-//! It is an ordinary client of the API. What happens is an input of a pod's pure state machine ([`pod::core`]); what
+//! It is an ordinary client of the API. What happens is an input of a pod's pure state machine (`pod::core`); what
 //! follows are commands that the shell around it carries out with the engine, the image store and the mesh.
 //!
 //! | module | holds |

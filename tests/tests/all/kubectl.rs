@@ -105,7 +105,7 @@ fn mistakes_get_the_answers_that_people_know() {
     );
     assert!(said.contains("field is immutable"), "{said}");
     cluster.kubectl("create configmap twice");
-    assert!(cluster.kubectl_fails("create configmap twice").contains("(AlreadyExists)"));
+    assert!(cluster.kubectl_fails("create configmap twice").contains("already exists"));
     // 4 MiB are more than a request may have.
     let big =
         format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: big}}\ndata: {{a: '{}'}}\n", "x".repeat(4 << 20));
