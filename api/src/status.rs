@@ -356,6 +356,11 @@ impl Status {
         Self::failure(503, "ServiceUnavailable", message)
     }
 
+    /// 507: there is no room to keep what was sent.
+    pub fn insufficient_storage(message: impl Into<String>) -> Self {
+        Self::failure(507, "InsufficientStorage", message)
+    }
+
     /// 504: not finished in time; it may still happen.
     pub fn timeout(message: impl fmt::Display, retry_after: u16) -> Self {
         Self::failure(504, "Timeout", format!("Timeout: {message}"))

@@ -36,9 +36,9 @@ pub(crate) async fn run(member: Arc<Member>, mut stopped: watch::Receiver<bool>)
             member.machine().state.write().forget(now);
             forgotten = now;
         }
-        let dirty = !member.machine().state.read().dirty.is_empty();
+        // What is in the log counts, whether it changed a record or not: entries that did nothing take room too.
         let due = member.is_log_large() || now.duration_since(checkpointed) >= CHECKPOINT_AGE;
-        if dirty && due && now >= retry_at {
+        if due && now >= retry_at && member.has_news() {
             match member.checkpoint().await {
                 Ok(()) => {
                     tracing::debug!(elapsed_ms = now.elapsed().as_millis() as u64, "wrote a checkpoint");

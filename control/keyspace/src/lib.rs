@@ -40,11 +40,18 @@ pub use watcher::{Batch, Compacted, WatchEnded, Watcher};
 
 use crate::dir::Dir;
 use crate::raft::{Machine, Member, NoPeers, ProposeError, Transport};
+use crate::state::State;
 
 /// How long a caller waits for a proposal; after that the outcome is unknown.
 const PROPOSAL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Reads that wait to be confirmed together; more wait in their callers.
 const BARRIERS_QUEUED: usize = 1024;
+
+/// Bytes of records that a keyspace may hold unless its [`Config`] says otherwise (design.md §6).
+pub const STORED_MAX: u64 = 6 << 30;
+/// By how much an update may enlarge a record when the bound on stored data is reached: what is being deleted in grace is
+/// written once more before it goes. Beyond the bound and a sixteenth of it nothing may grow at all.
+const GROWTH_AT_QUOTA: u64 = 4 << 10;
 
 /// What a keyspace needs to know.
 #[derive(Clone, Debug)]
@@ -55,12 +62,19 @@ pub struct Config {
     pub member: MemberId,
     /// How much of the past is remembered.
     pub retention: Retention,
+    /// Bytes of records beyond which nothing may be added ([`NoRoom::Quota`]).
+    pub stored_max: u64,
 }
 
 impl Config {
     /// The defaults: a member of its own, five minutes of events in at most 32 MiB.
     pub fn new(dir: impl Into<PathBuf>) -> Config {
-        Config { dir: dir.into(), member: 1, retention: Retention { age: Duration::from_secs(300), bytes: 32 << 20 } }
+        Config {
+            dir: dir.into(),
+            member: 1,
+            retention: Retention { age: Duration::from_secs(300), bytes: 32 << 20 },
+            stored_max: STORED_MAX,
+        }
     }
 }
 
@@ -104,6 +118,15 @@ pub enum TransactError {
         /// Its bytes.
         bytes: usize,
     },
+    /// Two operations on one key; nothing was done.
+    #[error("operation {op} is on a key that an earlier operation of the transaction has")]
+    Duplicate {
+        /// The second of them.
+        op: usize,
+    },
+    /// There is no room for it; nothing was done.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     /// It may or may not be done, now or later.
     #[error("the outcome of the transaction is unknown")]
     Unknown,
@@ -116,6 +139,36 @@ pub enum TransactError {
     /// The keyspace was shut down; nothing was done.
     #[error("the keyspace was shut down")]
     Stopped,
+}
+
+/// Why there is no room for a write. Reads go on, and deletions as long as anything can be written at all.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoRoom {
+    /// The disk is full.
+    #[error(
+        "the disk that holds {} is full ({} MiB are free): free some space; writes go on by themselves then",
+        dir.display(), free >> 20
+    )]
+    Disk {
+        /// The data directory.
+        dir: PathBuf,
+        /// Free bytes there.
+        free: u64,
+    },
+    /// The records take as much as they may.
+    #[error(
+        "the stored objects take {} MiB of at most {} MiB: delete some, or raise the limit; deletions are possible",
+        stored >> 20, max >> 20
+    )]
+    Quota {
+        /// Bytes of all records.
+        stored: u64,
+        /// The bound.
+        max: u64,
+    },
+    /// The disk is slower than those who write.
+    #[error("the disk is slower than those who write: try again later")]
+    Slow,
 }
 
 impl TransactError {
@@ -179,6 +232,7 @@ struct Inner {
     member: Arc<Member>,
     machine: Arc<Machine>,
     id: MemberId,
+    stored_max: u64,
     stop: watch::Sender<bool>,
     barriers: mpsc::Sender<oneshot::Sender<Result<Revision, BarrierError>>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
@@ -211,7 +265,7 @@ impl Keyspace {
     }
 
     async fn open_with(config: Config, transport: Arc<dyn Transport>, found: bool) -> Result<Keyspace, OpenError> {
-        let (id, path, retention) = (config.member, config.dir, config.retention);
+        let (id, path, retention, stored_max) = (config.member, config.dir, config.retention, config.stored_max);
         let load = {
             let path = path.clone();
             move || -> Result<_, OpenError> {
@@ -232,6 +286,7 @@ impl Keyspace {
             machine: member.machine().clone(),
             member,
             id,
+            stored_max,
             stop,
             barriers,
             tasks: Mutex::new(tasks),
@@ -247,14 +302,52 @@ impl Keyspace {
         if ops.len() > OPS_MAX || bytes > TRANSACTION_BYTES_MAX {
             return Err(TransactError::TooLarge { ops: ops.len(), bytes });
         }
+        if let Some(op) = record::duplicate(&ops) {
+            return Err(TransactError::Duplicate { op });
+        }
         if *self.0.stop.borrow() {
             return Err(TransactError::Stopped);
         }
+        // What will be refused is not proposed: it would fill the log for nothing.
+        self.check(&ops).await?;
         match tokio::time::timeout(PROPOSAL_TIMEOUT, self.0.member.propose(ops)).await {
             Ok(Ok(outcome)) => outcome.map_err(TransactError::Guard),
             Ok(Err(ProposeError::NotLeader(leader))) => Err(TransactError::Unavailable { leader }),
             Ok(Err(ProposeError::Unknown)) | Err(_) => Err(TransactError::Unknown),
         }
+    }
+
+    /// Refuses what cannot be done as things are here.
+    async fn check(&self, ops: &[Op]) -> Result<(), TransactError> {
+        let check = || {
+            let state = self.0.machine.state.read();
+            state.check(ops).map_err(TransactError::Guard)?;
+            self.check_quota(&state, ops)
+        };
+        match check() {
+            // Of several members this one may be behind: only a state that a majority confirms refuses anything. Where that
+            // cannot be had, the proposal finds out why.
+            Err(_) if !self.0.member.is_sole_voter() => match self.barrier().await {
+                Ok(_) => check(),
+                Err(_) => Ok(()),
+            },
+            checked => checked,
+        }
+    }
+
+    /// Refuses what enlarges a state that has reached its bound.
+    fn check_quota(&self, state: &State, ops: &[Op]) -> Result<(), TransactError> {
+        let (stored, max) = (state.stored_bytes, self.0.stored_max);
+        if stored < max {
+            return Ok(());
+        }
+        let allowed = if stored < max.saturating_add(max / 16) { GROWTH_AT_QUOTA } else { 0 };
+        let grows = |op: &Op| match (op, state.record(op.key())) {
+            (Op::Delete { .. }, _) => false,
+            (Op::Put { .. }, None) => true,
+            (Op::Put { .. }, Some(there)) => op.size() as u64 > there.size() + allowed,
+        };
+        if ops.iter().any(grows) { Err(NoRoom::Quota { stored, max }.into()) } else { Ok(()) }
     }
 
     /// The record `name` of `collection`, as applied here.

@@ -1,6 +1,7 @@
 //! The vocabulary: keys, revisions, records, and the operations of a transaction.
 
 use std::any::Any;
+use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -94,7 +95,23 @@ pub enum Op {
     },
 }
 
+/// The first of `ops` whose key an earlier one has too.
+pub(crate) fn duplicate(ops: &[Op]) -> Option<usize> {
+    let mut seen = HashSet::with_capacity(ops.len());
+    match ops {
+        [] | [_] => None,
+        _ => ops.iter().position(|op| !seen.insert(op.key())),
+    }
+}
+
 impl Op {
+    /// Where it writes.
+    pub fn key(&self) -> &Key {
+        match self {
+            Op::Put { key, .. } | Op::Delete { key, .. } => key,
+        }
+    }
+
     pub(crate) fn size(&self) -> usize {
         match self {
             Op::Put { key, value, .. } => key.collection.len() + key.name.len() + value.bytes.len(),
@@ -137,6 +154,11 @@ impl Record {
         bytes.extend_from_slice(after);
         let start = before.len() as u32;
         Record::restored(key, revision, bytes.freeze(), start..start + digits.len() as u32)
+    }
+
+    /// Bytes it counts for: key and content.
+    pub(crate) fn size(&self) -> u64 {
+        (self.key.collection.len() + self.key.name.len() + self.bytes.len()) as u64
     }
 
     /// A record read back from disk.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use imbl::OrdMap;
 use tokio::sync::watch;
 
-use crate::record::{Committed, Event, EventKind, Guard, Key, Op, Record, Revision};
+use crate::record::{Committed, Event, EventKind, Guard, Key, Op, Record, Revision, duplicate};
 
 /// Records of one collection by name.
 pub type Records = OrdMap<Arc<str>, Arc<Record>>;
@@ -78,6 +78,8 @@ pub(crate) struct State {
     pub dirty: HashMap<Key, Option<Arc<Record>>>,
     /// Bytes of content applied since the last checkpoint.
     pub dirty_bytes: usize,
+    /// Bytes of all current records with their keys: what the bound on stored data counts.
+    pub stored_bytes: u64,
 }
 
 impl State {
@@ -92,6 +94,7 @@ impl State {
             compacted: Revision::default(),
             dirty: HashMap::new(),
             dirty_bytes: 0,
+            stored_bytes: 0,
         }
     }
 
@@ -104,6 +107,7 @@ impl State {
         self.compacted = applied;
         self.dirty.clear();
         self.dirty_bytes = 0;
+        self.stored_bytes = records.values().flat_map(|records| records.values()).map(|record| record.size()).sum();
         for (name, collection) in &mut self.collections {
             collection.records = records.remove(name).unwrap_or_default();
             collection.ring.clear();
@@ -129,7 +133,7 @@ impl State {
         self.collections.entry(name.clone()).or_insert_with(|| Collection::new(Records::new(), compacted))
     }
 
-    fn record(&self, key: &Key) -> Option<&Arc<Record>> {
+    pub(crate) fn record(&self, key: &Key) -> Option<&Arc<Record>> {
         self.collections.get(&key.collection)?.records.get(&key.name)
     }
 
@@ -146,7 +150,8 @@ impl State {
         }
     }
 
-    /// Applies the transaction `ops` as revision `revision`: all of it, or nothing.
+    /// Applies the transaction `ops` as revision `revision`: all of it, or nothing. Whatever the log says is data: there is
+    /// nothing in it that could make this panic, because every later start would panic alike.
     pub fn apply(&mut self, revision: Revision, ops: &[Op], now: Instant) -> Outcome {
         debug_assert!(revision > self.applied, "revisions only grow");
         self.applied = revision;
@@ -162,8 +167,12 @@ impl State {
             let record = match (op, &previous) {
                 (Op::Put { value, .. }, _) => Arc::new(Record::new(key.clone(), value, revision)),
                 (Op::Delete { .. }, Some(previous)) => Arc::new(previous.at_revision(revision)),
-                (Op::Delete { .. }, None) => unreachable!("check refuses a deletion of nothing"),
+                // `check` lets none through; a deletion of nothing does nothing.
+                (Op::Delete { .. }, None) => continue,
             };
+            let before = previous.as_ref().map_or(0, |previous| previous.size());
+            let after = if kind == EventKind::Put { record.size() } else { 0 };
+            self.stored_bytes = (self.stored_bytes + after).saturating_sub(before);
             let size = record.bytes.len() + key.name.len() + 256;
             let collection = self.collection_mut(&key.collection);
             match kind {
@@ -187,8 +196,12 @@ impl State {
         Ok(Committed { revision, records })
     }
 
-    /// Every guard, before anything is changed. Operations of one transaction see the state before all of them.
-    fn check(&self, ops: &[Op]) -> Result<(), GuardFailed> {
+    /// Every guard, before anything is changed. Operations of one transaction see the state before all of them; a second
+    /// one on the same key would have to see the first, so it is refused like a guard that does not hold.
+    pub fn check(&self, ops: &[Op]) -> Result<(), GuardFailed> {
+        if let Some(op) = duplicate(ops) {
+            return Err(GuardFailed { op, found: self.record(ops[op].key()).cloned() });
+        }
         for (op, step) in ops.iter().enumerate() {
             let (key, guard) = match step {
                 Op::Put { key, guard, .. } => (key, *guard),
@@ -326,6 +339,40 @@ mod tests {
             assert_eq!((failed.op, failed.found.is_some()), (op, found), "{ops:?}");
             assert_eq!(texts(&state.collection("things").unwrap().records), ["a=1x"]);
         }
+    }
+
+    #[test]
+    fn two_operations_on_one_key_do_nothing_and_never_panic() {
+        let mut state = State::new(KEEP);
+        let now = Instant::now();
+        state.apply(Revision::new(1), &[put("a", "x", Guard::Absent)], now).unwrap();
+        for ops in [
+            vec![delete("a", Guard::None), delete("a", Guard::None)],
+            vec![put("b", "y", Guard::None), delete("a", Guard::None), put("b", "z", Guard::None)],
+            vec![put("a", "y", Guard::None), delete("a", Guard::None)],
+        ] {
+            let next = Revision::new(state.applied.get() + 1);
+            assert_eq!(state.apply(next, &ops, now).unwrap_err().op, ops.len() - 1, "{ops:?}");
+            assert_eq!(texts(&state.collection("things").unwrap().records), ["a=1x"]);
+        }
+    }
+
+    #[test]
+    fn stored_bytes_are_those_of_the_current_records() {
+        let mut state = State::new(KEEP);
+        let now = Instant::now();
+        let steps = [
+            put("a", "x", Guard::None),
+            put("b", "yy", Guard::None),
+            put("a", "", Guard::None),
+            delete("b", Guard::None),
+        ];
+        for (at, op) in steps.into_iter().enumerate() {
+            state.apply(Revision::new(at as u64 + 1), &[op], now).unwrap();
+            let counted: u64 = state.collections().flat_map(|(_, c)| c.records.values()).map(|r| r.size()).sum();
+            assert_eq!(state.stored_bytes, counted);
+        }
+        assert_eq!(state.stored_bytes, ("things".len() + "a".len() + "3".len()) as u64);
     }
 
     #[test]

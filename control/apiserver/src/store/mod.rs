@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_api::status::Status;
-use coracle_keyspace::{Committed, GuardFailed, Key, Keyspace, Op, Record, Records, Revision, TransactError};
+use coracle_keyspace::{Committed, GuardFailed, Key, Keyspace, NoRoom, Op, Record, Records, Revision, TransactError};
 
 use crate::catalog::Resource;
 pub(crate) use memo::Seen;
@@ -76,6 +76,9 @@ impl Store {
                     "the write was not confirmed in time and may still take effect; read the object before trying again",
                     1,
                 ),
+                TransactError::NoRoom(NoRoom::Disk { .. } | NoRoom::Quota { .. }) => {
+                    Status::insufficient_storage(error.to_string())
+                }
                 error => Status::service_unavailable(error.to_string()).with_retry_after(1),
             })),
         }

@@ -224,6 +224,12 @@ impl Member {
         self.log.bytes()
     }
 
+    /// Whether something was applied since the last checkpoint.
+    pub fn has_news(&self) -> bool {
+        let applied = self.machine.state.read().applied.get();
+        self.machine.checkpointed().is_ok_and(|covered| applied > covered.unwrap_or(0))
+    }
+
     /// Writes a checkpoint and waits for it, then cuts the log up to it.
     pub async fn checkpoint(&self) -> io::Result<()> {
         let before = self.machine.checkpointed()?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use coracle_keyspace::{
-    Config, DirError, Guard, Key, Keyspace, OPS_MAX, Op, OpenError, Retention, Revision, TRANSACTION_BYTES_MAX,
+    Config, DirError, Guard, Key, Keyspace, NoRoom, OPS_MAX, Op, OpenError, Retention, Revision, TRANSACTION_BYTES_MAX,
     TransactError, Value,
 };
 
@@ -113,5 +113,44 @@ async fn a_log_grown_large_is_cut_and_nothing_is_lost() {
     assert!(keyspace.revision() > last);
     assert_eq!(keyspace.snapshot("things").records.len(), 8);
     assert_eq!(keyspace.get("things", "k1").unwrap().bytes.len(), text.len() + last.to_string().len());
+    keyspace.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_costs_no_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let keyspace = open(&dir).await;
+    let big = "x".repeat(1 << 20);
+    keyspace.transact(vec![put("a", &big, Guard::Absent)]).await.unwrap();
+    let before = keyspace.status();
+    // More than the log holds.
+    for _ in 0..80 {
+        let refused = keyspace.transact(vec![put("a", &big, Guard::Absent)]).await;
+        assert!(matches!(refused, Err(TransactError::Guard(failed)) if failed.found.is_some()));
+        let refused = keyspace.transact(vec![delete("a"), put("a", &big, Guard::None)]).await;
+        assert!(matches!(refused, Err(TransactError::Duplicate { op: 1 })));
+    }
+    let after = keyspace.status();
+    assert_eq!((before.log_bytes, before.revision), (after.log_bytes, after.revision));
+    keyspace.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_its_bound_the_keyspace_takes_deletions_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let keyspace = Keyspace::open(Config { stored_max: 10_000, ..Config::new(dir.path()) }).await.unwrap();
+    let text = "x".repeat(6_000);
+    keyspace.transact(vec![put("a", &text, Guard::Absent)]).await.unwrap();
+    keyspace.transact(vec![put("b", &text, Guard::Absent)]).await.unwrap();
+    for refused in [
+        put("c", "", Guard::Absent),
+        put("a", &text.repeat(2), Guard::None),
+        put("a", &(text.clone() + "a little more"), Guard::None),
+    ] {
+        let refused = keyspace.transact(vec![refused]).await.unwrap_err();
+        assert!(matches!(refused, TransactError::NoRoom(NoRoom::Quota { max: 10_000, .. })), "{refused}");
+    }
+    keyspace.transact(vec![delete("b")]).await.unwrap();
+    keyspace.transact(vec![put("c", "", Guard::Absent)]).await.unwrap();
     keyspace.shutdown().await;
 }
