@@ -162,6 +162,7 @@ async fn start_node(server: &Server, options: &Options) -> Result<Running, Start
     };
     let tls = server.node_tls(&name, address)?;
     let config = coracle_node::Config {
+        cluster_roots: vec![tls.root],
         registry: Some(server.registry_address().to_string()),
         node_port_bind: options.node_port_bind,
         compiler: options.compiler.clone(),

@@ -127,6 +127,11 @@ impl Cluster {
         }
     }
 
+    /// Sends its process a signal, as `STOP`.
+    pub fn signal(&self, name: &str) {
+        run(Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()));
+    }
+
     /// Starts it again after [`Cluster::terminate`].
     pub fn restart(&mut self) {
         self.child = launch(self.dir.path(), &self.log, &[]).unwrap_or_else(|log| panic!("no second start:\n{log}"));

@@ -117,6 +117,8 @@ pub struct Server {
 pub struct NodeTls {
     /// TLS of the node's listener: its certificate, and the cluster's authority for clients.
     pub server: Arc<ServerConfig>,
+    /// The cluster's authority.
+    pub root: CertificateDer<'static>,
 }
 
 impl Server {
@@ -263,7 +265,7 @@ impl Server {
             hosts: vec![node.to_owned()],
             addresses: vec![address],
         })?;
-        Ok(NodeTls { server: Arc::new(server_tls(&self.authority, &pair)?) })
+        Ok(NodeTls { server: Arc::new(server_tls(&self.authority, &pair)?), root: self.authority.root() })
     }
 
     /// `https://HOST:PORT` of the API.

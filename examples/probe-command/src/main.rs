@@ -18,6 +18,10 @@
 //! | `cat PATH` | prints a file |
 //! | `ls PATH` | lists a directory |
 //! | `write PATH TEXT` | writes a file |
+//! | `symlink TARGET PATH` | makes a symbolic link |
+//! | `unlink PATH` | removes a file or link |
+//! | `sparse PATH MIB` | makes a file of this length without content |
+//! | `fill PATH MIB` | writes a file of this length |
 //! | `listen PORT` | answers every TCP connection with the lines it sends, in capitals, for ever; prints its address |
 //! | `serve PORT` | answers every TCP connection with an HTTP response that greets, for ever |
 //! | `send ADDRESS TEXT` | connects, sends a line, prints the one that comes back |
@@ -29,6 +33,8 @@ use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
+
+use wasip2::filesystem::preopens::get_directories;
 
 fn main() -> ExitCode {
     let mut steps = args().skip(1).peekable();
@@ -73,6 +79,10 @@ fn main() -> ExitCode {
             "cat" => std::fs::read(next()).and_then(|bytes| std::io::stdout().write_all(&bytes)),
             "ls" => list(&next()),
             "write" => std::fs::write(next(), next()),
+            "symlink" => symlink(&next(), &next()),
+            "unlink" => std::fs::remove_file(next()),
+            "sparse" => std::fs::File::create(next()).and_then(|file| file.set_len(mib(&next()))),
+            "fill" => fill(&next(), mib(&next())),
             "listen" => listen(&next(), capitals),
             "serve" => listen(&next(), http),
             "send" => send(&next(), &next()),
@@ -94,6 +104,26 @@ fn main() -> ExitCode {
 
 fn millis(text: &str) -> Duration {
     Duration::from_millis(text.parse().unwrap_or(1000))
+}
+
+fn mib(text: &str) -> u64 {
+    text.parse::<u64>().unwrap_or(1) << 20
+}
+
+fn fill(path: &str, bytes: u64) -> std::io::Result<()> {
+    let mut file = std::fs::File::create(path)?;
+    let block = vec![b'x'; 1 << 16];
+    (0..bytes / block.len() as u64).try_for_each(|_| file.write_all(&block))
+}
+
+/// The standard library has no stable name for it.
+fn symlink(target: &str, path: &str) -> std::io::Result<()> {
+    let within = |name: &str| path.strip_prefix(name.trim_end_matches('/'))?.strip_prefix('/').map(str::to_owned);
+    let found = get_directories().into_iter().filter_map(|(dir, name)| Some((name.len(), dir, within(&name)?)));
+    let Some((_, dir, relative)) = found.max_by_key(|(length, ..)| *length) else {
+        return Err(std::io::ErrorKind::NotFound.into());
+    };
+    dir.symlink_at(target, &relative).map_err(|error| std::io::Error::other(format!("{error:?}")))
 }
 
 fn tick(pause: Duration) -> std::io::Result<()> {

@@ -53,6 +53,12 @@ pub trait LocalEndpoints: Send + Sync {
     fn lookup(&self, address: IpAddr, port: u16) -> Option<Local>;
     /// Whether pods have addresses of this kind, so that nothing is dialled in vain.
     fn is_pod_address(&self, address: IpAddr) -> bool;
+    /// Whether an endpoint that is no pod may be dialled: what somebody writes as a Service's endpoint must not lead to
+    /// the machine itself.
+    fn may_dial(&self, endpoint: SocketAddr) -> bool {
+        let _ = endpoint;
+        true
+    }
     /// A port of a Service cannot be listened at: told once, to be shown where its owner looks.
     fn node_port_failed(&self, service: &Service, port: u16, error: &io::Error);
 }

@@ -148,6 +148,7 @@ impl Proxy {
                 Some(local) => return Ok((picked, Some(local))),
                 // The pod has just gone; discovery will say so in a moment.
                 None if self.local.is_pod_address(endpoint.address) => picked.failed(),
+                None if !self.local.may_dial(SocketAddr::new(endpoint.address, endpoint.port)) => picked.failed(),
                 None => return Ok((picked, None)),
             }
         }

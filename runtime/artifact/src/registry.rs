@@ -148,6 +148,11 @@ impl Remote {
         }
     }
 
+    /// How it was asked for, and where.
+    pub fn auth(&self) -> (&RegistryAuth, &str) {
+        (&self.auth, self.reference.registry())
+    }
+
     /// Host and repository, for messages.
     pub fn place(&self) -> String {
         self.reference.registry().to_owned()

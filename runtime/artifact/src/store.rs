@@ -19,8 +19,18 @@ use crate::name::ImageName;
 use crate::registry::{Registries, Remote, Transport};
 use crate::{Credential, PullError, unpack};
 
-/// Downloads at the same time; more only share the same wire.
-const DOWNLOADS_MAX: usize = 4;
+/// Downloads at the same time from one registry; more only share the same wire. What one registry holds up is waited for by those
+/// who want something of it.
+const DOWNLOADS_PER_REGISTRY_MAX: usize = 4;
+/// Downloads at the same time in all.
+const DOWNLOADS_MAX: usize = 64;
+/// Longest time that a pull may take, with its wait for the others.
+const PULL_TIMEOUT: Duration = Duration::from_secs(900);
+/// A download may take this long for its manifest and then for each of [`DOWNLOAD_BYTES_MIN`]: one that is slower has stalled.
+const DOWNLOAD_TIMEOUT: Duration = Duration::from_secs(60);
+const DOWNLOAD_BYTES_MIN: u64 = 1 << 20;
+/// Ways in to one image that are remembered; the first goes when there are more.
+const GRANTS_MAX: usize = 64;
 /// How long the answer "this tag is that digest" may be shared by those who ask for it. Not longer than a slow
 /// round trip, so nobody can tell it from one.
 const RESOLVED_FOR: Duration = Duration::from_millis(50);
@@ -39,6 +49,8 @@ pub struct Config {
     pub embedded: Option<String>,
     /// Bound of the store; unused images are evicted beyond it.
     pub max_bytes: u64,
+    /// Space that a download leaves free on the disk.
+    pub min_free_bytes: u64,
     /// Private certificate authorities and plain-http registries.
     pub transport: Transport,
 }
@@ -97,6 +109,8 @@ struct Inner {
     blobs: Blobs,
     registries: Registries,
     downloads: Semaphore,
+    /// The same for each registry that something is downloaded from.
+    registries_busy: Mutex<HashMap<String, Arc<Semaphore>>>,
     names: PathBuf,
     state: Mutex<State>,
 }
@@ -129,6 +143,48 @@ struct Known {
     name: String,
     manifest: String,
     component: String,
+    /// Who was given it. An image that was put here by other means (or by an older version) is everybody's, as under the kubelet's
+    /// `NeverVerifyPreloadedImages`.
+    #[serde(default)]
+    access: Access,
+}
+
+/// Who may use an image that is here.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+enum Access {
+    /// Its registry asks nobody.
+    #[default]
+    Anyone,
+    /// Who shows one of these credentials (their hashes).
+    Granted(Vec<String>),
+}
+
+impl Access {
+    fn of(auth: &RegistryAuth, registry: &str) -> Self {
+        match grant(auth, registry) {
+            Some(grant) => Self::Granted(vec![grant]),
+            None => Self::Anyone,
+        }
+    }
+
+    /// With what somebody else was given.
+    fn and(self, other: &Self) -> Self {
+        match (self, other) {
+            (Self::Granted(mut all), Self::Granted(more)) => {
+                all.extend(more.iter().filter(|grant| !all.contains(grant)).cloned().collect::<Vec<_>>());
+                all.truncate(GRANTS_MAX);
+                Self::Granted(all)
+            }
+            _ => Self::Anyone,
+        }
+    }
+}
+
+/// A credential that a registry has accepted, without saying it. `None` for one that is none.
+fn grant(auth: &RegistryAuth, registry: &str) -> Option<String> {
+    let RegistryAuth::Basic(user, password) = auth else { return None };
+    Some(format!("{:x}", Sha256::digest(format!("{registry}\0{user}\0{password}"))))
 }
 
 impl Store {
@@ -149,6 +205,7 @@ impl Store {
         let inner = Inner {
             registries: Registries::new(config.transport.clone()),
             downloads: Semaphore::new(DOWNLOADS_MAX),
+            registries_busy: Mutex::default(),
             state: Mutex::new(State { known, flights: HashMap::new() }),
             config,
             blobs,
@@ -171,6 +228,7 @@ impl Store {
         let canonical = name.canonical();
         if (policy != PullPolicy::Always || name.digest().is_some())
             && let Some(artifact) = self.inner.present(&name)
+            && self.inner.is_granted(&name, &artifact.manifest_digest, credentials)
         {
             return Ok(artifact);
         }
@@ -184,6 +242,14 @@ impl Store {
     /// Whether the image is on disk under this name.
     pub fn is_present(&self, image: &str) -> bool {
         ImageName::parse(image).is_ok_and(|name| self.inner.present(&name).is_some())
+    }
+
+    /// Whether the image is on disk under this name, and was given to somebody with one of these credentials.
+    pub fn is_accessible(&self, image: &str, credentials: &[Credential]) -> bool {
+        ImageName::parse(image).is_ok_and(|name| {
+            let found = self.inner.present(&name);
+            found.is_some_and(|artifact| self.inner.is_granted(&name, &artifact.manifest_digest, credentials))
+        })
     }
 
     /// Images known by name: canonical name, manifest digest, size in bytes.
@@ -217,7 +283,13 @@ impl Store {
         let inner = self.inner.clone();
         let credentials = credentials.to_vec();
         let image = name.canonical();
-        let task = tokio::spawn(async move { inner.fetch(name, &credentials).await });
+        let task = tokio::spawn(async move {
+            let pulled = tokio::time::timeout(PULL_TIMEOUT, inner.fetch(name.clone(), &credentials)).await;
+            pulled.unwrap_or_else(|_| {
+                let message = format!("the pull has not ended within {} s", PULL_TIMEOUT.as_secs());
+                Err(PullError::Unreachable { image: name.canonical(), message })
+            })
+        });
         let pull = async move {
             task.await.unwrap_or_else(|error| Err(PullError::io(&image, io::Error::other(error.to_string()))))
         };
@@ -245,9 +317,36 @@ impl Inner {
         Some(artifact(name, known.manifest, known.component, blob, Source::Present))
     }
 
+    /// Whether what is here was given to somebody with one of these credentials.
+    fn is_granted(&self, name: &ImageName, manifest: &str, credentials: &[Credential]) -> bool {
+        let state = self.lock();
+        let mut known = state.known.values().filter(|known| known.manifest == manifest).peekable();
+        if known.peek().is_none() {
+            return false;
+        }
+        let reference = name.remote();
+        let shown: Vec<String> = Credential::for_image(credentials, &reference)
+            .iter()
+            .filter_map(|auth| grant(auth, reference.registry()))
+            .collect();
+        known.any(|known| match &known.access {
+            Access::Anyone => true,
+            Access::Granted(grants) => grants.iter().any(|grant| shown.contains(grant)),
+        })
+    }
+
+    /// A turn to download from this registry.
+    fn turn(&self, registry: &str) -> Arc<Semaphore> {
+        let mut busy = self.registries_busy.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        busy.retain(|_, turns| Arc::strong_count(turns) > 1);
+        busy.entry(registry.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(DOWNLOADS_PER_REGISTRY_MAX))).clone()
+    }
+
     async fn fetch(&self, name: ImageName, credentials: &[Credential]) -> Result<Artifact, PullError> {
         let image = name.canonical();
         let (remote, manifest) = self.resolve(&name, credentials).await?;
+        let (auth, registry) = remote.auth();
+        let access = Access::of(auth, registry);
         let component = {
             let state = self.lock();
             state.known.values().find(|known| known.manifest == manifest).map(|known| known.component.clone())
@@ -255,12 +354,14 @@ impl Inner {
         if let Some(component) = component
             && let Some(blob) = self.blobs.get(&component)
         {
-            self.remember(&image, &manifest, &component).await;
+            self.remember(&image, &manifest, &component, access).await;
             return Ok(artifact(&name, manifest, component, blob, Source::Resolved));
         }
+        let turns = self.turn(&remote.place());
+        let _turn = turns.acquire().await.expect("the semaphore is never closed");
         let _permit = self.downloads.acquire().await.expect("the semaphore is never closed");
         let (component, blob) = self.download(&remote, &image, &manifest).await?;
-        self.remember(&image, &manifest, &component).await;
+        self.remember(&image, &manifest, &component, access).await;
         Ok(artifact(&name, manifest, component, blob, Source::Downloaded))
     }
 
@@ -347,9 +448,20 @@ impl Inner {
         blob: &layout::Descriptor,
         limit: u64,
     ) -> Result<tempfile::NamedTempFile, PullError> {
+        let free = free_bytes(&self.config.dir).saturating_sub(self.config.min_free_bytes);
+        if blob.size > free {
+            let message = format!("{} bytes are wanted, and the disk has {free} above its floor", blob.size);
+            return Err(PullError::io(image, io::Error::new(io::ErrorKind::StorageFull, message)));
+        }
         let file = self.blobs.temporary().map_err(|error| PullError::io(image, error))?;
         let out = file.reopen().map_err(|error| PullError::io(image, error))?;
-        remote.blob(blob, tokio::fs::File::from_std(out), limit).await?;
+        let steps = u32::try_from(blob.size / DOWNLOAD_BYTES_MIN).unwrap_or(u32::MAX).saturating_add(1);
+        let patience = DOWNLOAD_TIMEOUT.saturating_mul(steps).min(PULL_TIMEOUT);
+        let loaded = tokio::time::timeout(patience, remote.blob(blob, tokio::fs::File::from_std(out), limit.min(free)));
+        loaded.await.unwrap_or_else(|_| {
+            let message = format!("the download has stalled: {} bytes did not come within {} s", blob.size, patience.as_secs());
+            Err(PullError::Unreachable { image: image.to_owned(), message })
+        })?;
         Ok(file)
     }
 
@@ -393,10 +505,16 @@ impl Inner {
     }
 
     /// Keeps what a name was resolved to, on disk only when it changed.
-    async fn remember(&self, image: &str, manifest: &str, component: &str) {
-        let known = Known { name: image.to_owned(), manifest: manifest.to_owned(), component: component.to_owned() };
-        {
+    async fn remember(&self, image: &str, manifest: &str, component: &str, access: Access) {
+        let known = {
             let mut state = self.lock();
+            // Another image under this name begins anew.
+            let access = match state.known.get(image).filter(|known| known.manifest == manifest) {
+                Some(known) => access.and(&known.access),
+                None => access,
+            };
+            let (manifest, component) = (manifest.to_owned(), component.to_owned());
+            let known = Known { name: image.to_owned(), manifest, component, access };
             if state.known.get(image) == Some(&known) {
                 return;
             }
@@ -411,7 +529,8 @@ impl Inner {
                 let _ = std::fs::remove_file(self.name_file(&name));
             }
             state.known.insert(image.to_owned(), known.clone());
-        }
+            known
+        };
         let path = self.name_file(image);
         let bytes = serde_json::to_vec(&known).expect("strings serialise");
         // By rename: a crash leaves the old file or the new one.
@@ -441,6 +560,11 @@ fn artifact(name: &ImageName, manifest: String, component: String, blob: Blob, s
         source,
         _blob: blob,
     }
+}
+
+/// Free bytes of the disk; one that does not answer is not in the way.
+fn free_bytes(dir: &Path) -> u64 {
+    rustix::fs::statvfs(dir).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 fn fingerprint(credentials: &[Credential]) -> [u8; 32] {

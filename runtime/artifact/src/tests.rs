@@ -107,6 +107,7 @@ fn store(dir: &tempfile::TempDir, embedded: &str) -> Store {
         dir: dir.path().to_owned(),
         embedded: Some(embedded.to_owned()),
         max_bytes: 1 << 20,
+        min_free_bytes: 0,
         transport: Transport::default(),
     };
     Store::new(config).unwrap()
@@ -216,9 +217,24 @@ async fn uses_the_pull_secret_of_the_pod_and_of_nobody_else() {
         let error = images.pull(&image, PullPolicy::Always, &credentials).await.unwrap_err();
         assert!(matches!(error, PullError::Unauthorized { .. }), "{error:?}");
     }
-    images.pull(&image, PullPolicy::Always, &[credential("secret")]).await.unwrap();
-    let error = images.pull(&image, PullPolicy::Always, &[]).await.unwrap_err();
-    assert!(matches!(error, PullError::Unauthorized { .. }), "{error:?}");
+    let pulled = images.pull(&image, PullPolicy::Always, &[credential("secret")]).await.unwrap();
+    let by_digest = format!("{address}/private/app@{}", pulled.manifest_digest);
+    // That it is here now is no reason to give it to others, under any name, also after a restart.
+    for images in [images, store(&dir, &other)] {
+        for policy in [PullPolicy::Always, PullPolicy::IfNotPresent] {
+            for image in [&image, &by_digest] {
+                for credentials in [vec![], vec![credential("wrong")]] {
+                    let error = images.pull(image, policy, &credentials).await.unwrap_err();
+                    assert!(matches!(error, PullError::Unauthorized { .. }), "{policy:?} {image}: {error:?}");
+                    assert!(!images.is_accessible(image, &credentials));
+                }
+            }
+        }
+        assert!(images.pull(&image, PullPolicy::Never, &[]).await.is_err());
+        let asked = registry.requests.load(SeqCst);
+        images.pull(&image, PullPolicy::IfNotPresent, &[credential("secret")]).await.unwrap();
+        assert_eq!(registry.requests.load(SeqCst), asked, "who was given it is not asked again");
+    }
 }
 
 #[tokio::test]

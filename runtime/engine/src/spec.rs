@@ -1,5 +1,6 @@
 //! What an instance is given: everything it can see and use, and how much of it.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -18,6 +19,8 @@ pub struct Spec {
     pub working_dir: Option<String>,
     /// Directories.
     pub mounts: Vec<Mount>,
+    /// What stays open as long as instances may be made: a mount's path may name a descriptor of this process.
+    pub held: Vec<Arc<OwnedFd>>,
     /// Standard output.
     pub stdout: Arc<dyn Sink>,
     /// Standard error; the engine writes here, too, when the guest traps.
@@ -43,6 +46,7 @@ impl Spec {
             env: Vec::new(),
             working_dir: None,
             mounts: Vec::new(),
+            held: Vec::new(),
             stdout: Arc::new(Discard),
             stderr: Arc::new(Discard),
             memory_bytes_max: None,

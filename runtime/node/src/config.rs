@@ -24,6 +24,8 @@ pub struct Config {
     pub port: u16,
     /// Server certificate of that endpoint, and whose client certificates are verified.
     pub tls: Arc<rustls::ServerConfig>,
+    /// The cluster's own authorities, which guests' TLS to its Services trusts beside the machine's.
+    pub cluster_roots: Vec<rustls_pki_types::CertificateDer<'static>>,
     /// Labels beside the well-known ones; these win.
     pub labels: BTreeMap<String, String>,
     /// `host:port` of the cluster's own registry, asked first.
@@ -32,6 +34,9 @@ pub struct Config {
     pub transport: coracle_artifact::registry::Transport,
     /// Bound of the image store.
     pub image_bytes_max: u64,
+    /// Space that pods, images and logs leave free on the disk: below it pods are evicted, logs dropped and pulls refused, so that
+    /// who shares the disk (the API's log) can go on.
+    pub min_free_bytes: u64,
     /// What the node says it has, where the machine is not to be asked.
     pub capacity: Capacity,
     /// Where components are compiled.
@@ -58,10 +63,12 @@ impl Config {
             node_ip: address,
             port: 0,
             tls,
+            cluster_roots: Vec::new(),
             labels: BTreeMap::new(),
             registry: None,
             transport: coracle_artifact::registry::Transport::default(),
             image_bytes_max: 20 << 30,
+            min_free_bytes: 512 << 20,
             capacity: Capacity::default(),
             compiler: Compiler::default(),
             node_port_bind: IpAddr::V4(Ipv4Addr::LOCALHOST),

@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
+use crate::disk::Disk;
 use crate::events::{Record, Recorder};
 use crate::images::Images;
 use crate::logs::OpenFiles;
@@ -37,6 +39,10 @@ pub struct Context {
     pub machine: Machine,
     /// What of it pods may ask for, as the downward API shows it.
     pub allocatable: BTreeMap<&'static str, u64>,
+    /// The disk that all of this is on.
+    pub disk: Disk,
+    /// Counts jumps of time.
+    pub jumps: watch::Sender<u64>,
     /// Open log files.
     pub open_logs: OpenFiles,
     /// Where logs are.

@@ -11,10 +11,14 @@ use std::time::Duration;
 use coracle_artifact::{Artifact, Credential, PullError, PullPolicy, Store};
 use coracle_engine::{Component, Engine};
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
-/// Components held although no pod may use them; the one used longest ago goes first.
+/// Components held although no pod may use them, for the next pod of a rollout; the one used longest ago goes first.
 const RECENT_MAX: usize = 32;
+/// How long they are held: their code is mapped memory.
+const RECENT_FOR: Duration = Duration::from_secs(30);
 
 /// An image that can be started.
 #[derive(Clone)]
@@ -60,20 +64,22 @@ pub struct Images {
     store: Store,
     engine: Engine,
     recent: Arc<Mutex<VecDeque<Recent>>>,
+    /// Rings when there is something to forget again.
+    added: Arc<Notify>,
 }
 
-/// A digest with its component.
-type Recent = (Arc<str>, Component);
+/// A digest with its component, and when it was last asked for.
+type Recent = (Arc<str>, Component, Instant);
 
 impl Images {
     /// Images of `store`, run by `engine`.
     pub fn new(store: Store, engine: Engine) -> Self {
-        Self { store, engine, recent: Arc::default() }
+        Self { store, engine, recent: Arc::default(), added: Arc::default() }
     }
 
-    /// Whether the image is here under its name.
-    pub fn is_present(&self, image: &str) -> bool {
-        self.store.is_present(image)
+    /// Whether the image is here under its name, for somebody with these credentials.
+    pub fn is_present(&self, image: &str, credentials: &[Credential]) -> bool {
+        self.store.is_accessible(image, credentials)
     }
 
     /// The image, fetched as the policy says and compiled if that was never done.
@@ -94,14 +100,37 @@ impl Images {
             component.map_err(|source| ImageError::Prepare { image: artifact.reference.clone(), source })?;
         let mut recent = self.recent.lock();
         // Others may have waited for the same.
-        if !recent.iter().any(|(have, _)| *have == artifact.digest) {
-            recent.push_back((artifact.digest.clone(), component.clone()));
+        if !recent.iter().any(|(have, ..)| *have == artifact.digest) {
+            recent.push_back((artifact.digest.clone(), component.clone(), Instant::now()));
         }
+        self.added.notify_one();
         if recent.len() > RECENT_MAX {
             recent.pop_front();
         }
         drop(recent);
         Ok(Prepared { artifact, component, pulled_in })
+    }
+
+    /// Lets go of components that no pod has asked for in a while, until shutdown.
+    pub async fn forget_unused(self, shutdown: CancellationToken) {
+        loop {
+            let oldest = {
+                let mut recent = self.recent.lock();
+                recent.retain(|(.., at)| at.elapsed() < RECENT_FOR);
+                recent.iter().map(|(.., at)| *at).min()
+            };
+            let wait = async {
+                match oldest {
+                    Some(at) => tokio::time::sleep_until(at + RECENT_FOR).await,
+                    None => self.added.notified().await,
+                }
+            };
+            // Waiting is all that is cut here.
+            tokio::select! {
+                () = wait => {}
+                () = shutdown.cancelled() => return,
+            }
+        }
     }
 
     /// Images by name for the node's status: name, manifest digest, bytes.
@@ -116,8 +145,9 @@ impl Images {
 
     fn recent(&self, digest: &str) -> Option<Component> {
         let mut recent = self.recent.lock();
-        let at = recent.iter().position(|(have, _)| **have == *digest)?;
-        let found = recent.remove(at)?;
+        let at = recent.iter().position(|(have, ..)| **have == *digest)?;
+        let mut found = recent.remove(at)?;
+        found.2 = Instant::now();
         let component = found.1.clone();
         recent.push_back(found);
         Some(component)

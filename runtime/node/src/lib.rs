@@ -20,7 +20,10 @@
 mod addresses;
 pub mod annotations;
 pub mod config;
+mod beneath;
+mod clock;
 mod context;
+mod disk;
 mod downward;
 mod env;
 mod events;

@@ -22,8 +22,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::addresses::Addresses;
+use crate::clock;
 use crate::config::Config;
 use crate::context::Context;
+use crate::disk::{self, Disk};
 use crate::events::{Record, Recorder};
 use crate::images::Images;
 use crate::kubelet;
@@ -94,13 +96,14 @@ impl Node {
             dir: config.data_dir.join("images"),
             embedded: config.registry.clone(),
             max_bytes: config.image_bytes_max,
+            min_free_bytes: config.min_free_bytes,
             transport: config.transport.clone(),
         });
         let store = store.map_err(|source| Error::Directory { path: config.data_dir.join("images"), source })?;
         let recorder = Recorder::new(client.clone(), config.name.clone());
         let addresses = Addresses::new(config.pod_cidr).map_err(Error::Addresses)?;
         let table = Arc::new(Table::new(addresses, node_port_failed(recorder.clone())));
-        let network = Arc::new(Network::new(table, Discovery::new(client.clone())));
+        let network = Arc::new(Network::new(table, Discovery::new(client.clone()), config.cluster_roots.clone()));
         let stop_watching = CancellationToken::new();
         let watching = stop_watching.clone();
         let pods = Pods::new(move |pods| {
@@ -113,6 +116,8 @@ impl Node {
                     ("memory", machine.allocatable_memory_bytes()),
                     ("ephemeral-storage", machine.storage_bytes),
                 ]),
+                disk: Disk::new(config.data_dir.clone(), config.min_free_bytes),
+                jumps: watch::Sender::new(0),
                 open_logs: OpenFiles::default(),
                 logs_dir: config.data_dir.join("logs"),
                 pods_dir: config.data_dir.join("pods"),
@@ -126,6 +131,7 @@ impl Node {
                 config,
             })
         });
+        pods.context.open_logs.drop_while(pods.context.disk.low_flag());
         let registration = Registration::new(pods.context.clone(), Facts::read(port));
         let synced = watch::Sender::new(false);
         Ok(Node { inner: Arc::new(Inner { pods, registration, listener, synced, stop_watching }) })
@@ -157,6 +163,10 @@ impl Node {
         context.tasks.spawn(network.discovery.clone().run(until("discovery")));
         let node_ports = Some(context.config.node_port_bind);
         context.tasks.spawn(network.proxy.clone().run(node_ports, until("proxy")));
+        context.tasks.spawn(disk::run(pods.clone(), until("disk")));
+        let jumped = pods.clone();
+        context.tasks.spawn(clock::watch(move |_| jumped.time_jumped(), until("clock")));
+        context.tasks.spawn(context.images.clone().forget_unused(until("images")));
         let (recorder, token) = (context.recorder.clone(), until("events"));
         context.tasks.spawn(async move { recorder.run(token).await });
         let serve = kubelet::serve(listener, pods.clone(), until("kubelet"));
@@ -288,7 +298,7 @@ async fn remove_orphans(pods: &Pods, uids: HashSet<String>) {
                 let name = name.to_string_lossy();
                 let uid = name.rsplit(separator).next().unwrap_or(&name);
                 if !uids.contains(uid) && !known.contains(uid) {
-                    let _ = std::fs::remove_dir_all(entry.path());
+                    let _ = crate::beneath::remove_tree(&entry.path());
                 }
             }
         }

@@ -1,15 +1,20 @@
 //! The Node object, its conditions, and the Lease that says that the node lives.
 //!
-//! The Lease is renewed every ten seconds; the status is written when it changes, and every five minutes if it does not (kubelet:
-//! `nodeStatusReportFrequency`).
+//! The Lease is renewed every ten seconds. The node follows its own object: as soon as that does not say what is true (a condition has
+//! changed here, or a controller that has not heard of the node in a while has marked it as gone), the status is written, and every
+//! five minutes if nothing changes (kubelet: `nodeStatusReportFrequency`). After a jump of time both are done at once.
 
 mod object;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::{StreamExt as _, TryStreamExt as _};
 use http::{Method, Request, header};
 use http_body_util::BodyExt as _;
+use k8s_openapi::api::core::v1::Node;
+use kube::Api;
+use kube::runtime::{WatchStreamExt as _, watcher};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -24,6 +29,8 @@ const RENEW_EVERY: Duration = Duration::from_secs(10);
 const LEASE_SECONDS: u32 = 40;
 /// How often an unchanged status is written.
 const STATUS_EVERY: Duration = Duration::from_secs(300);
+/// How often the status is written at most, when somebody does not agree with it.
+const STATUS_EVERY_MIN: Duration = Duration::from_secs(1);
 /// First wait after a failure at the start; it doubles up to [`RENEW_EVERY`].
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 
@@ -80,33 +87,76 @@ impl Registration {
             "NodeReady",
             format!("Node {} status is now: NodeReady", self.context.config.name),
         );
-        let mut written = (Value::Null, Instant::now());
+        let seen = watch::Sender::new(None);
+        tokio::select! {
+            () = self.keep(&seen) => {}
+            () = self.follow(&seen) => {}
+            () = shutdown.cancelled() => {}
+        }
+    }
+
+    /// Renews the Lease, and writes the status when it is not what `seen` says.
+    async fn keep(&self, seen: &watch::Sender<Option<Value>>) {
+        let mut changes = seen.subscribe();
+        let mut jumps = self.context.jumps.subscribe();
+        let mut disk = self.context.disk.changed();
+        let mut written: Option<Instant> = None;
+        let mut renew_at = Instant::now();
         loop {
-            if let Err(error) = self.renew().await {
-                tracing::debug!(%error, "lease is not renewed");
+            if renew_at <= Instant::now() {
+                if let Err(error) = self.renew().await {
+                    tracing::debug!(%error, "lease is not renewed");
+                }
+                renew_at = Instant::now() + RENEW_EVERY;
             }
-            let core = self.facts.changing(&self.context);
-            if core != written.0 || written.1.elapsed() >= STATUS_EVERY {
+            let is_due = written.is_none_or(|at| at.elapsed() >= STATUS_EVERY) || !self.agrees(&changes.borrow_and_update());
+            if is_due {
                 match self.write_status().await {
-                    Ok(()) => written = (core, Instant::now()),
+                    Ok(()) => written = Some(Instant::now()),
                     // Somebody has deleted it.
                     Err(error) if error.code() == 404 => drop(self.register().await),
                     Err(error) => tracing::debug!(%error, "node status is not written"),
                 }
             }
+            // Everything here only waits.
             tokio::select! {
-                () = tokio::time::sleep(RENEW_EVERY) => {}
-                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep_until(renew_at) => {}
+                Ok(()) = changes.changed() => tokio::time::sleep(if is_due { STATUS_EVERY_MIN } else { Duration::ZERO }).await,
+                Ok(()) = jumps.changed() => renew_at = Instant::now(),
+                Ok(()) = disk.changed() => {}
             }
+        }
+    }
+
+    /// Whether the object as it was seen says what is true. One that was not seen yet says nothing wrong.
+    fn agrees(&self, seen: &Option<Value>) -> bool {
+        seen.as_ref().is_none_or(|seen| self.facts.agrees(&self.context, &seen["status"]))
+    }
+
+    /// Follows the node's own object.
+    async fn follow(&self, seen: &watch::Sender<Option<Value>>) {
+        let api: Api<Node> = Api::all(self.context.client.clone());
+        let config = watcher::Config::default().fields(&format!("metadata.name={}", self.context.config.name));
+        let mut events = watcher(api, config).default_backoff().boxed();
+        loop {
+            let node = match events.try_next().await {
+                Ok(Some(watcher::Event::Apply(node) | watcher::Event::InitApply(node))) => node,
+                // It is made again when the next write finds nothing to write to.
+                Ok(Some(watcher::Event::Delete(_))) => Node::default(),
+                Ok(Some(watcher::Event::Init | watcher::Event::InitDone)) => continue,
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::debug!(%error, "watch the own node");
+                    continue;
+                }
+            };
+            seen.send_replace(serde_json::to_value(node).ok());
         }
     }
 
     /// Says that the node is going away; best effort.
     pub async fn leave(&self) {
-        let patch = json!({"status": {"conditions": [{
-            "type": "Ready", "status": "False", "reason": "KubeletNotReady", "message": "node is shutting down",
-            "lastHeartbeatTime": object::now(), "lastTransitionTime": object::now(),
-        }]}});
+        let patch = json!({"status": {"conditions": [object::leaving()]}});
         let path = format!("/api/v1/nodes/{}/status", self.context.config.name);
         let written = self.send(Method::PATCH, &path, "application/strategic-merge-patch+json", &patch);
         if let Ok(Err(error)) = tokio::time::timeout(Duration::from_secs(2), written).await {

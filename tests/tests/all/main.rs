@@ -4,4 +4,5 @@ mod arrows;
 mod command_line;
 mod crash;
 mod kubectl;
+mod time;
 mod workloads;

@@ -94,6 +94,7 @@ fn life(container: &Container, pod: &str, is_previous: bool) -> Result<Run, Stri
         _ if last.is_some() => Ok(last.unwrap_or_default()),
         State::Failing { reason: "ErrImagePull", .. } => waiting("image can't be pulled"),
         State::Failing { reason: "ImagePullBackOff", .. } => waiting("trying and failing to pull image"),
+        State::Failing { reason: core::FAILED_MOUNT, .. } => waiting("ContainerCreating"),
         State::Failing { reason, .. } => waiting(reason),
         State::Starting { shown: Some((reason, _)) } => match reason.as_str() {
             "ErrImagePull" => waiting("image can't be pulled"),

@@ -3,6 +3,7 @@
 //! Paths and answers are the kubelet's (`pkg/kubelet/server/server.go`) where the kubelet has them. Who calls shows a certificate of
 //! the cluster's authority that names the API server; everybody else may ask whether the node is well and nothing more.
 
+mod attach;
 mod channels;
 mod figures;
 mod logs;
@@ -109,7 +110,8 @@ fn full(pods: Arc<Pods>) -> Router {
         .route("/portForward/{namespace}/{pod}", any(port_forward::any))
         .route("/portForward/{namespace}/{pod}/{uid}", any(port_forward::any))
         .route("/exec/{namespace}/{pod}/{container}", any(refuse_exec))
-        .route("/attach/{namespace}/{pod}/{container}", any(refuse_exec))
+        .route("/attach/{namespace}/{pod}/{container}", any(attach::any))
+        .route("/attach/{namespace}/{pod}/{uid}/{container}", any(attach::any))
         .route("/run/{namespace}/{pod}/{container}", any(refuse_exec))
         .route("/stats/summary", get(figures::summary))
         .route("/metrics/resource", get(figures::resource))
@@ -143,6 +145,7 @@ fn status_response(code: StatusCode, message: &str) -> Response {
         StatusCode::NOT_FOUND => "NotFound",
         StatusCode::UNPROCESSABLE_ENTITY => "Invalid",
         StatusCode::SERVICE_UNAVAILABLE => "ServiceUnavailable",
+        StatusCode::GATEWAY_TIMEOUT => "Timeout",
         _ => "InternalError",
     };
     let status = json!({
@@ -163,9 +166,9 @@ async fn list(State(pods): State<Arc<Pods>>) -> Response {
     json_response(StatusCode::OK, &json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}))
 }
 
-/// A component is one program; it cannot run another, and has no terminal to attach to.
+/// A component is one program; it cannot run another.
 async fn refuse_exec() -> Response {
-    let message = "exec and attach are not possible: a WebAssembly component runs no other program and has no terminal";
+    let message = "exec is not possible: a WebAssembly component runs no other program";
     refusal(StatusCode::BAD_REQUEST, message.to_owned())
 }
 

@@ -62,12 +62,27 @@ pub async fn any(
     let request = Request::from_parts(parts, body.map_err(BoxError::from).boxed_unsync());
     match pods.context.network.proxy.call(namespace, request).await {
         Ok(response) => response.map(Body::new).into_response(),
-        Err(error @ (Error::NoPod(_) | Error::NoEndpoints { .. } | Error::NoPort { .. })) => {
-            refusal(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
-        }
-        Err(error) => {
-            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-            refusal(StatusCode::BAD_GATEWAY, format!("{error}{cause}"))
-        }
+        Err(error) => unavailable(&error, &authority),
     }
+}
+
+/// No answer, in the words of an API server that has dialled the pod itself: the pod's address, and never where it really is.
+fn unavailable(error: &Error, authority: &str) -> Response {
+    let mut why = None;
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            why = Some(match io.kind() {
+                std::io::ErrorKind::ConnectionRefused => "connect: connection refused".to_owned(),
+                std::io::ErrorKind::TimedOut => "i/o timeout".to_owned(),
+                _ => "EOF".to_owned(),
+            });
+        }
+        cause = error.source();
+    }
+    let why = why.unwrap_or_else(|| match error {
+        Error::Failed { source, .. } => source.to_string(),
+        other => other.to_string(),
+    });
+    refusal(StatusCode::SERVICE_UNAVAILABLE, format!("error trying to reach service: dial tcp {authority}: {why}"))
 }

@@ -372,6 +372,54 @@ mod tests {
         serving.await.unwrap().unwrap();
     }
 
+    /// Whatever comes, the decoder ends with an error or with the connection, holds no more than its bounds, and never panics. Seeds
+    /// are numbered, so that a failure can be had again.
+    #[tokio::test]
+    async fn survives_what_others_send() {
+        let good = [
+            syn_stream(1, true, &[("streamtype", "data"), ("port", "80")], 0),
+            syn_stream(3, false, &[("streamtype", "error")], FIN),
+            control_frame(PING, 0, &[0, 0, 0, 1]),
+            control_frame(RST_STREAM, 0, &[0, 0, 0, 1, 0, 0, 0, 3]),
+            control_frame(HEADERS, FIN, &[0, 0, 0, 1, 0, 0]),
+            control_frame(SETTINGS, 0, &[0; 4]),
+            Bytes::from_static(&[0, 0, 0, 1, 1, 0, 0, 3, b'a', b'b', b'c']),
+        ];
+        for seed in 0..2_000_u64 {
+            let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+            let mut next = |below: usize| {
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                (random % below.max(1) as u64) as usize
+            };
+            let mut bytes: Vec<u8> = (0..next(6)).flat_map(|_| good[next(good.len())].to_vec()).collect();
+            for _ in 0..next(8) {
+                if bytes.is_empty() {
+                    break;
+                }
+                let at = next(bytes.len());
+                match next(4) {
+                    0 => bytes[at] = next(256) as u8,
+                    1 => bytes.truncate(at),
+                    2 => bytes.insert(at, next(256) as u8),
+                    _ => bytes[at] ^= 1 << next(8),
+                }
+            }
+            let (mut client, server) = tokio::io::duplex(1 << 16);
+            let (sender, mut streams) = mpsc::channel(STREAMS_MAX);
+            let serving = tokio::spawn(serve(server, sender));
+            client.write_all(&bytes).await.unwrap();
+            client.shutdown().await.unwrap();
+            let users = tokio::spawn(async move { while streams.recv().await.is_some() {} });
+            let mut answers = Vec::new();
+            let ended = tokio::time::timeout(std::time::Duration::from_secs(30), client.read_to_end(&mut answers)).await;
+            assert!(ended.is_ok(), "seed {seed} hangs");
+            serving.await.unwrap_or_else(|error| panic!("seed {seed}: {error}")).ok();
+            users.await.unwrap();
+        }
+    }
+
     #[test]
     fn refuses_garbage() {
         assert!(Inflater::new().inflate(&[0x78, 0xbb, 0xe3, 0xc6, 0xa7, 0xc2, 0xff, 0xff]).is_err());

@@ -94,3 +94,18 @@ async fn cuts_long_lines_and_keeps_their_content() {
     remove_older(dir.path(), "c", 1);
     assert!(!log.path().exists());
 }
+
+#[test]
+fn a_low_disk_drops_logs() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = OpenFiles::default();
+    let is_low = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    open.drop_while(is_low.clone());
+    let log = ContainerLog::new(file(dir.path(), "c", 0), open);
+    log.stream("stdout").print(b"lost\n");
+    assert!(!log.path().exists());
+    is_low.store(false, std::sync::atomic::Ordering::Relaxed);
+    log.stream("stdout").print(b"kept\n");
+    let text = std::fs::read_to_string(log.path()).unwrap();
+    assert!(text.contains("bytes of this log were dropped") && text.ends_with("kept\n"), "{text}");
+}

@@ -7,7 +7,9 @@ use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::PathBuf;
-use std::sync::{Arc, Weak};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Instant;
 
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -18,14 +20,32 @@ use super::{FILE_BYTES_MAX, FILES_MAX, LINE_BYTES_MAX, line, part};
 /// Log files that may be open at the same time; the one opened first is closed, and opened again when it is written.
 const OPEN_MAX: usize = 256;
 
+/// What one container may print at once and per second; what is more is dropped, and the log says how much. A flood would
+/// otherwise keep the disk busy for everybody, however small its files stay.
+const BURST_BYTES: f64 = (64_u64 << 20) as f64;
+const BYTES_PER_SECOND: f64 = (8_u64 << 20) as f64;
+
 /// The open log files of a node. Clones share the bound.
 #[derive(Debug, Clone, Default)]
-pub struct OpenFiles(Arc<Mutex<VecDeque<Weak<ContainerLog>>>>);
+pub struct OpenFiles {
+    open: Arc<Mutex<VecDeque<Weak<ContainerLog>>>>,
+    /// Whether logs are dropped because the disk is low.
+    is_low: Arc<OnceLock<Arc<AtomicBool>>>,
+}
 
 impl OpenFiles {
+    /// Logs are dropped while this is set.
+    pub fn drop_while(&self, is_low: Arc<AtomicBool>) {
+        let _ = self.is_low.set(is_low);
+    }
+
+    fn is_low(&self) -> bool {
+        self.is_low.get().is_some_and(|flag| flag.load(Ordering::Relaxed))
+    }
+
     fn opened(&self, log: Weak<ContainerLog>) {
         let oldest = {
-            let mut open = self.0.lock();
+            let mut open = self.open.lock();
             open.push_back(log);
             if open.len() > OPEN_MAX { open.pop_front() } else { None }
         };
@@ -62,6 +82,23 @@ struct State {
     file: Option<File>,
     bytes: u64,
     failed: bool,
+    /// The container has ended, and its directory may be gone.
+    is_finished: bool,
+    /// What may be printed now, and when that was reckoned.
+    budget: Option<(f64, Instant)>,
+    /// Bytes that were dropped since the last line.
+    dropped: u64,
+}
+
+impl State {
+    /// Whether this many bytes may be printed now.
+    fn spend(&mut self, bytes: usize, now: Instant) -> bool {
+        let (budget, at) = self.budget.unwrap_or((BURST_BYTES, now));
+        let budget = (budget + now.duration_since(at).as_secs_f64() * BYTES_PER_SECOND).min(BURST_BYTES);
+        let fits = budget >= bytes as f64;
+        self.budget = Some((if fits { budget - bytes as f64 } else { budget }, now));
+        fits
+    }
 }
 
 impl ContainerLog {
@@ -87,13 +124,30 @@ impl ContainerLog {
 
     /// Nothing more will be printed.
     pub fn finish(&self) {
-        self.state.lock().file = None;
+        let mut state = self.state.lock();
+        state.file = None;
+        state.is_finished = true;
+        drop(state);
         self.progress.send_modify(|progress| progress.is_finished = true);
     }
 
     fn append(self: &Arc<Self>, bytes: &[u8]) {
         let mut state = self.state.lock();
-        let result = self.append_to(&mut state, bytes);
+        if state.is_finished {
+            return;
+        }
+        if self.open.is_low() || !state.spend(bytes.len(), Instant::now()) {
+            state.dropped += bytes.len() as u64;
+            return;
+        }
+        let dropped = std::mem::take(&mut state.dropped);
+        let mut noted = Vec::new();
+        if dropped > 0 {
+            let text = format!("[coracle: {dropped} bytes of this log were dropped: too much in too short a time, or too little disk]");
+            line::append(&mut noted, Timestamp::now(), "stderr", true, text.as_bytes());
+        }
+        noted.extend_from_slice(bytes);
+        let result = self.append_to(&mut state, &noted);
         if let Err(error) = &result
             && !state.failed
         {
@@ -185,5 +239,22 @@ impl Stream {
             pending.clear();
             self.log.append(&out);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_flood_has_a_bound_at_once_and_per_second() {
+        let begun = Instant::now();
+        let mut state = State::default();
+        let line = 1 << 20;
+        let printed = |state: &mut State, at| (0..1000).filter(|_| state.spend(line, at)).count();
+        assert_eq!(printed(&mut state, begun), 64);
+        assert_eq!(printed(&mut state, begun + Duration::from_secs(1)), 8);
+        assert_eq!(printed(&mut state, begun + Duration::from_secs(3600)), 64);
     }
 }

@@ -1,16 +1,29 @@
 //! Sockets for components that have none: a guest that speaks TCP to an HTTP component of another pod gets a listener
-//! at that pod's twin, made when it is first wanted and closed with the pod.
+//! at that pod's twin, made when it is first wanted and closed with the pod. Whoever comes is answered by the component that
+//! runs then: it may have been restarted since the listener was made.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
-use coracle_proxy::{HttpService, serve_stream};
+use coracle_proxy::{Body, BoxError, HttpService, Local, LocalEndpoints as _, serve_stream};
+use futures::future::BoxFuture;
+use http::{Request, Response};
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-/// Listeners at the same time; beyond it a connection is refused.
+use super::Table;
+
+/// Listeners at the same time; beyond it one that nobody is connected to is closed, or a connection is refused.
 const BRIDGES_MAX: usize = 1024;
+/// Listeners of one pod: its only component answers at any port, and a guest may ask for all of them.
+const BRIDGES_PER_POD_MAX: usize = 16;
+/// Connections of one listener; more wait in the kernel.
+const CONNECTIONS_MAX: usize = 256;
+/// Wait after a connection could not be accepted, as when there are no more descriptors.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
 #[derive(Default)]
 pub(super) struct Bridges(Mutex<HashMap<SocketAddr, Bridge>>);
@@ -18,6 +31,13 @@ pub(super) struct Bridges(Mutex<HashMap<SocketAddr, Bridge>>);
 struct Bridge {
     at: SocketAddr,
     stop: CancellationToken,
+    connections: Arc<Semaphore>,
+}
+
+impl Bridge {
+    fn is_idle(&self) -> bool {
+        self.connections.available_permits() == CONNECTIONS_MAX
+    }
 }
 
 impl Drop for Bridge {
@@ -27,14 +47,18 @@ impl Drop for Bridge {
 }
 
 impl Bridges {
-    /// The socket at `at` that leads to `service`, for the pod's `endpoint`.
-    pub fn open(&self, endpoint: SocketAddr, at: SocketAddr, service: Arc<dyn HttpService>) -> Option<SocketAddr> {
+    /// The socket at `at` that leads to the component of the pod's `endpoint`.
+    pub fn open(&self, endpoint: SocketAddr, at: SocketAddr, table: &Arc<Table>) -> Option<SocketAddr> {
         let mut bridges = self.0.lock();
         if let Some(bridge) = bridges.get(&endpoint) {
             return Some(bridge.at);
         }
-        if bridges.len() >= BRIDGES_MAX {
+        if bridges.keys().filter(|other| other.ip() == endpoint.ip()).count() >= BRIDGES_PER_POD_MAX {
             return None;
+        }
+        if bridges.len() >= BRIDGES_MAX {
+            let idle = bridges.iter().find(|(_, bridge)| bridge.is_idle()).map(|(endpoint, _)| *endpoint)?;
+            bridges.remove(&idle);
         }
         let listen = || -> std::io::Result<tokio::net::TcpListener> {
             let listener = std::net::TcpListener::bind(at)?;
@@ -43,8 +67,10 @@ impl Bridges {
         };
         let listener = listen().inspect_err(|error| tracing::debug!(%at, %error, "bridge")).ok()?;
         let stop = CancellationToken::new();
-        tokio::spawn(accept(listener, service, stop.clone()));
-        bridges.insert(endpoint, Bridge { at, stop });
+        let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let service = Arc::new(Present { table: table.clone(), endpoint });
+        tokio::spawn(accept(listener, service, connections.clone(), stop.clone()));
+        bridges.insert(endpoint, Bridge { at, stop, connections });
         Some(at)
     }
 
@@ -57,14 +83,45 @@ impl Bridges {
     }
 }
 
-async fn accept(listener: tokio::net::TcpListener, service: Arc<dyn HttpService>, stop: CancellationToken) {
+/// The component that answers at an endpoint at present.
+struct Present {
+    table: Arc<Table>,
+    endpoint: SocketAddr,
+}
+
+impl HttpService for Present {
+    fn call(&self, request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
+        match self.table.lookup(self.endpoint.ip(), self.endpoint.port()) {
+            Some(Local::Http(service)) => service.call(request),
+            _ => {
+                let error = format!("no component answers at {} now", self.endpoint);
+                Box::pin(async move { Err(error.into()) })
+            }
+        }
+    }
+}
+
+async fn accept(
+    listener: tokio::net::TcpListener,
+    service: Arc<Present>,
+    connections: Arc<Semaphore>,
+    stop: CancellationToken,
+) {
     loop {
         // Waiting is all that is cut here.
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = stop.cancelled() => return,
         };
-        let Ok((stream, _)) = accepted else { continue };
+        let Ok((stream, _)) = accepted else {
+            tokio::time::sleep(ACCEPT_RETRY).await;
+            continue;
+        };
+        // At the bound the next one is accepted and waits here; those after it wait in the kernel.
+        let permit = tokio::select! {
+            permit = connections.clone().acquire_owned() => permit,
+            () = stop.cancelled() => return,
+        };
         let _ = stream.set_nodelay(true);
         let (service, stop) = (service.clone(), stop.clone());
         tokio::spawn(async move {
@@ -75,6 +132,7 @@ async fn accept(listener: tokio::net::TcpListener, service: Arc<dyn HttpService>
                 },
                 () = stop.cancelled() => {}
             }
+            drop(permit);
         });
     }
 }

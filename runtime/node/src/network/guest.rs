@@ -1,7 +1,6 @@
 //! The engine's questions about one pod's sockets, names and requests, answered.
 
 use std::collections::HashSet;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -13,6 +12,7 @@ use http::{Request, Response};
 use parking_lot::Mutex;
 
 use super::Network;
+use super::outside::no_answer;
 use crate::addresses::PodAddress;
 
 /// Denied destinations that are told about, per pod.
@@ -63,7 +63,9 @@ impl GuestNetwork {
         if name.eq_ignore_ascii_case("localhost") {
             return Some(IpAddr::V4(Ipv4Addr::LOCALHOST));
         }
-        let literal = name.trim_start_matches('[').trim_end_matches(']').parse().ok();
+        let literal = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().ok();
+        // A mapped IPv4 address is that address.
+        let literal = literal.map(|address| address.to_canonical());
         literal.or_else(|| {
             self.hosts.iter().find(|(host, _)| host.eq_ignore_ascii_case(name)).map(|(_, address)| *address)
         })
@@ -89,6 +91,11 @@ impl GuestNetwork {
         }
     }
 
+    /// Whether a real address is a pod's, or one that a Service may lead to.
+    fn is_within(&self, actual: SocketAddr) -> bool {
+        self.network.table.pod_of_twin(actual.ip()).is_some() || self.network.is_service_endpoint(actual)
+    }
+
     fn is_cluster_pod(&self, address: IpAddr) -> bool {
         coracle_proxy::LocalEndpoints::is_pod_address(&*self.network.table, address)
     }
@@ -112,18 +119,23 @@ impl coracle_engine::Network for GuestNetwork {
     }
 
     fn connect(&self, wanted: SocketAddr, _: Protocol) -> Result<SocketAddr, Refused> {
+        let wanted = SocketAddr::new(wanted.ip().to_canonical(), wanted.port());
         if self.is_self(wanted.ip()) {
             let pod = SocketAddr::new(self.address.pod, wanted.port());
             return Ok(self.network.socket(pod).unwrap_or_else(|| self.own(wanted.port())));
         }
         match self.network.proxy.connect_address(wanted) {
-            Some(Ok(actual)) => Ok(actual),
+            Some(Ok(actual)) if self.is_within(actual) => Ok(actual),
+            Some(Ok(_)) => {
+                self.deny(&wanted.to_string());
+                Err(Refused::Denied)
+            }
             // It is there, but has no socket.
             Some(Err(coracle_proxy::Error::NoPod(endpoint))) => {
                 self.network.socket(endpoint).ok_or(Refused::NoEndpoint)
             }
             Some(Err(_)) => Err(Refused::NoEndpoint),
-            None if self.egress && !wanted.ip().is_loopback() => Ok(wanted),
+            None if self.egress && self.network.gate.permits(wanted.ip()) => Ok(wanted),
             None => {
                 self.deny(&wanted.to_string());
                 Err(Refused::Denied)
@@ -168,7 +180,7 @@ impl coracle_engine::Network for GuestNetwork {
             SocketUse::TcpConnect | SocketUse::UdpSend | SocketUse::UdpReceive => {
                 is_own
                     || self.network.table.pod_of_twin(address).is_some()
-                    || (self.egress && !address.is_loopback())
+                    || (self.egress && self.network.gate.permits(address))
                     || self.network.is_service_endpoint(actual)
             }
         }
@@ -182,12 +194,20 @@ impl coracle_engine::Outbound for GuestNetwork {
             return Err(OutboundError::Protocol("the request names no host".into()));
         };
         let is_https = request.uri().scheme() == Some(&Scheme::HTTPS);
-        match self.destination(authority.host().trim_end_matches('.')) {
+        // Names are the same in any case; what the guest wrote is what the other side is told.
+        let host = authority.host().trim_end_matches('.').to_ascii_lowercase();
+        match self.destination(&host) {
             Destination::Nowhere => Err(OutboundError::Name(authority.host().to_owned())),
+            Destination::Cluster(address) if is_https => self.send_tls(&host, &authority, address, request).await,
             Destination::Cluster(address) => {
-                if let Some(address) = address {
-                    readdress(&mut request, &authority, &address.to_string())?;
+                let port = authority.port_u16().unwrap_or(80);
+                if let Some(address) = address
+                    && let Some(coracle_proxy::Local::Http(service)) = self.network.local(address, port)
+                {
+                    let failed = |error: BoxError| no_answer(authority.to_string(), error);
+                    return service.call(request).await.map_err(failed);
                 }
+                readdress(&mut request, &authority, &address.map_or(host, |address| address.to_string()))?;
                 self.network.proxy.call(&self.namespace, request).await.map_err(classify)
             }
             Destination::Outside(_) if !self.egress => {
@@ -198,17 +218,53 @@ impl coracle_engine::Outbound for GuestNetwork {
                 if let Some(name) = name {
                     readdress(&mut request, &authority, &name)?;
                 }
-                match is_https {
-                    true => self.network.https.send(request).await,
-                    false => self.network.proxy.external(request).await.map_err(classify),
+                let sent = self.network.outside.send(request).await;
+                if matches!(sent, Err(OutboundError::Denied)) {
+                    self.deny(authority.as_str());
                 }
+                sent
             }
         }
     }
 }
 
+impl GuestNetwork {
+    /// A request with TLS to a Service or pod, by the way that a socket would take.
+    async fn send_tls(
+        &self,
+        host: &str,
+        authority: &Authority,
+        address: Option<IpAddr>,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, OutboundError> {
+        use coracle_engine::Network as _;
+        let unknown = || OutboundError::Name(host.to_owned());
+        let address = match address {
+            Some(address) => address,
+            None => {
+                let addresses = self.network.proxy.resolve(host, &self.namespace).unwrap_or_default();
+                *addresses.first().ok_or_else(unknown)?
+            }
+        };
+        let wanted = SocketAddr::new(address, authority.port_u16().unwrap_or(443));
+        let actual = self.connect(wanted, Protocol::Tcp).map_err(|refused| match refused {
+            Refused::Denied => OutboundError::Denied,
+            Refused::NoEndpoint | Refused::Unreachable => OutboundError::Refused,
+        })?;
+        self.network.outside.send_tls(actual, host, request).await
+    }
+}
+
 /// Sends a request elsewhere; its `host` header still says what the guest wrote.
 fn readdress(request: &mut Request<Body>, authority: &Authority, host: &str) -> Result<(), OutboundError> {
+    if host == authority.host() {
+        return Ok(());
+    }
+    if !request.headers().contains_key(http::header::HOST)
+        && let Ok(value) = authority.as_str().parse()
+    {
+        request.headers_mut().insert(http::header::HOST, value);
+    }
     let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
     let text = match authority.port_u16() {
         Some(port) => format!("{host}:{port}"),
@@ -231,23 +287,4 @@ fn classify(error: coracle_proxy::Error) -> OutboundError {
         Error::NoAuthority | Error::Scheme(_) => OutboundError::Protocol(error.into()),
         Error::Failed { endpoint, source } => no_answer(endpoint, source),
     }
-}
-
-/// Why there was no answer from `endpoint`, as far as the causes tell.
-pub(super) fn no_answer(endpoint: String, source: BoxError) -> OutboundError {
-    let mut cause = Some(&*source as &(dyn std::error::Error + 'static));
-    while let Some(error) = cause {
-        if let Some(io) = error.downcast_ref::<io::Error>() {
-            match io.kind() {
-                io::ErrorKind::ConnectionRefused => return OutboundError::Refused,
-                io::ErrorKind::TimedOut => return OutboundError::Timeout,
-                _ => {}
-            }
-        }
-        if error.to_string() == "dns error" {
-            return OutboundError::Name(endpoint);
-        }
-        cause = error.source();
-    }
-    OutboundError::Protocol(source)
 }

@@ -6,17 +6,23 @@
 //! ([`Table`]), and for guests that insist on a socket a [`bridge`] makes one.
 
 mod bridge;
+mod connections;
+mod gate;
 mod guest;
-mod https;
+mod outside;
 mod table;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use coracle_discovery::Discovery;
+use coracle_discovery::{Discovery, Service};
 use coracle_proxy::{Local, LocalEndpoints as _, Proxy};
+use rustls_pki_types::CertificateDer;
 
+pub use self::connections::{Connections, Patience};
+pub use self::gate::Gate;
 pub use self::guest::GuestNetwork;
+pub use self::outside::{Outside, over};
 pub use self::table::{NodePortFailed, Table};
 
 /// Ports below the kernel's unprivileged range live this far up at the twin, when the process may not bind them.
@@ -30,15 +36,24 @@ pub struct Network {
     pub discovery: Discovery,
     /// Routes.
     pub proxy: Proxy,
+    /// What a pod may never reach.
+    pub gate: Arc<Gate>,
+    /// The way out of the mesh.
+    pub outside: Outside,
+    /// Which connections of the pods are in use.
+    pub connections: Connections,
     bridges: bridge::Bridges,
-    https: https::Https,
 }
 
 impl Network {
-    /// A network over this table.
-    pub fn new(table: Arc<Table>, discovery: Discovery) -> Self {
+    /// A network over this table; `cluster_roots` are the authorities of the cluster.
+    pub fn new(table: Arc<Table>, discovery: Discovery, cluster_roots: Vec<CertificateDer<'static>>) -> Self {
         let proxy = Proxy::new(discovery.clone(), table.clone());
-        Self { table, discovery, proxy, bridges: bridge::Bridges::default(), https: https::Https::default() }
+        let gate = table.gate.clone();
+        let outside = Outside::new(gate.clone(), cluster_roots);
+        let (connections, bridges) = Default::default();
+        table.lead_to(&discovery);
+        Self { table, discovery, proxy, gate, outside, connections, bridges }
     }
 
     /// How a port of a pod of this node is reached.
@@ -50,9 +65,9 @@ impl Network {
     fn socket(&self, endpoint: SocketAddr) -> Option<SocketAddr> {
         match self.local(endpoint.ip(), endpoint.port())? {
             Local::Tcp(address) => Some(address),
-            Local::Http(service) => {
-                let at = self.table.twin(endpoint.ip())?;
-                self.bridges.open(endpoint, SocketAddr::new(at, self.table.twin_port(endpoint.port())), service)
+            Local::Http(_) => {
+                let at = SocketAddr::new(self.table.twin(endpoint.ip())?, self.table.twin_port(endpoint.port()));
+                self.bridges.open(endpoint, at, &self.table)
             }
         }
     }
@@ -60,14 +75,17 @@ impl Network {
     /// Whether a Service leads to this address outside of the node's pods, as `kubernetes` does to the API server.
     fn is_service_endpoint(&self, actual: SocketAddr) -> bool {
         let snapshot = self.discovery.snapshot();
-        let mut ports = snapshot.services().flat_map(|service| service.ports.iter());
-        ports.any(|port| {
-            port.endpoints.iter().any(|endpoint| endpoint.address == actual.ip() && endpoint.port == actual.port())
-        })
+        snapshot.services().any(|service| leads_to(service, actual)) && self.table.may_dial(actual)
     }
 
     /// Closes what was made for the pod at this address.
     pub fn forget(&self, address: IpAddr) {
         self.bridges.close(address);
     }
+}
+
+/// Whether one of the Service's endpoints is there.
+fn leads_to(service: &Service, actual: SocketAddr) -> bool {
+    let mut endpoints = service.ports.iter().flat_map(|port| port.endpoints.iter());
+    endpoints.any(|endpoint| endpoint.address == actual.ip() && endpoint.port == actual.port())
 }

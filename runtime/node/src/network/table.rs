@@ -3,13 +3,13 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use coracle_discovery::Service;
+use coracle_discovery::{Discovery, Service};
 use coracle_proxy::{HttpService, Local, LocalEndpoints};
 use parking_lot::{Mutex, RwLock};
 
-use super::SHIFT;
+use super::{Gate, SHIFT, leads_to};
 use crate::addresses::{Addresses, Exhausted, PodAddress};
 
 /// Called once for each NodePort that cannot be listened at.
@@ -38,6 +38,10 @@ pub struct Table {
     entries: RwLock<HashMap<IpAddr, Entry>>,
     told: Mutex<HashSet<u16>>,
     node_port_failed: NodePortFailed,
+    /// What no pod may reach, and nothing that pods can say.
+    pub gate: Arc<Gate>,
+    /// Where the API server is, which may be this machine.
+    discovery: OnceLock<Discovery>,
 }
 
 impl Table {
@@ -52,7 +56,14 @@ impl Table {
             entries: RwLock::default(),
             told: Mutex::default(),
             node_port_failed,
+            gate: Arc::default(),
+            discovery: OnceLock::new(),
         }
+    }
+
+    /// The Services that tell where the API server is.
+    pub fn lead_to(&self, discovery: &Discovery) {
+        let _ = self.discovery.set(discovery.clone());
     }
 
     /// Addresses that pods had before the node was restarted are not given to others soon.
@@ -143,6 +154,18 @@ impl LocalEndpoints for Table {
 
     fn is_pod_address(&self, address: IpAddr) -> bool {
         self.addresses.contains(address)
+    }
+
+    /// An endpoint that somebody has written for a Service of theirs is no way to this machine; the API server's own are.
+    fn may_dial(&self, actual: SocketAddr) -> bool {
+        self.gate.permits(actual.ip())
+            || self.discovery.get().is_some_and(|discovery| {
+                let snapshot = discovery.snapshot();
+                let mut services = snapshot.services();
+                services.any(|service| {
+                    &*service.namespace == "default" && &*service.name == "kubernetes" && leads_to(service, actual)
+                })
+            })
     }
 
     fn node_port_failed(&self, service: &Service, port: u16, error: &io::Error) {

@@ -93,7 +93,7 @@ impl Pods {
                 Err(message) => return Some(Input::SetUp(Err(message))),
             }
         }
-        if let Some(warning) = supported::ignored(&pod) {
+        for warning in supported::ignored(&pod) {
             self.event(slot, None, true, "NotSupported", warning);
         }
         let address = state.network.as_ref().map(|network| network.address.pod)?;
@@ -175,7 +175,7 @@ impl Pods {
         self.context.tasks.spawn_blocking(move || {
             // Most pods have printed nothing.
             let _ = std::fs::remove_dir_all(dir);
-            files.map(std::fs::remove_dir_all)
+            files.map(|files| crate::beneath::remove_tree(&files))
         });
     }
 }

@@ -5,17 +5,19 @@
 //! more than starting the pod.
 
 use std::collections::{BTreeSet, HashMap};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_engine::{Component, Mount};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container as Spec, Pod, Volume, VolumeMount};
-use tokio::time::Instant;
 
 use super::core::{Index, Run, specs};
 use super::slot::Slot;
 use super::table::{Alarm, Pods};
+use crate::beneath;
 use crate::downward::Downward;
 use crate::env::{Contents, expand};
 use crate::tokens::{self, Token};
@@ -25,6 +27,11 @@ use crate::volumes::{self, Sources, TokenRequest};
 const CREDENTIALS_PREFIX: &str = "kube-api-access-";
 /// The default of `terminationMessagePath`.
 const MESSAGE_PATH: &str = "/dev/termination-log";
+/// Below a pod's directory: what shows single files of volumes, and the termination messages.
+pub(crate) const FILES_DIR: &str = "files";
+pub(crate) const MESSAGES_DIR: &str = "messages";
+/// The volumes.
+pub(crate) const VOLUMES_DIR: &str = "volumes";
 /// After a failed refresh of a token.
 const TOKEN_RETRY: Duration = Duration::from_secs(30);
 
@@ -32,15 +39,26 @@ const TOKEN_RETRY: Duration = Duration::from_secs(30);
 #[derive(Default)]
 pub struct Written {
     volumes: BTreeSet<String>,
-    tokens: HashMap<TokenRequest, (Token, Instant)>,
+    /// With the moment on the wall clock from which another is wanted: tokens run out by that clock.
+    tokens: HashMap<TokenRequest, (Token, Timestamp)>,
 }
 
 /// The directories of a container.
 #[derive(Default)]
 pub(super) struct Mounts {
     pub mounts: Vec<Mount>,
+    /// Held as long as instances may be made: mounts name them.
+    pub held: Vec<Arc<OwnedFd>>,
     /// The file for its termination message.
     pub message: Option<PathBuf>,
+}
+
+/// Why the mounts of a container cannot be made.
+pub(super) enum MountFailed {
+    /// A volume is not there yet: the container waits, and an event says for what.
+    Volume(String),
+    /// The container asks for what it cannot have.
+    Config(String),
 }
 
 impl Pods {
@@ -50,19 +68,19 @@ impl Pods {
         mounted(pod).any(|volume| !is_credentials(volume) && !volumes::references(volume, &namespace).is_empty())
     }
 
-    /// Waits for the objects that the pod's volumes are made of; the error says which is missing.
+    /// Waits for the objects that the pod's volumes are made of; the error says which is missing, or which of its keys.
     pub(super) async fn check_volumes(&self, slot: &Slot, pod: &Pod) -> Result<(), String> {
         for volume in mounted(pod).filter(|volume| !is_credentials(volume)) {
+            let failed = |reason: String| set_up_failed(&volume.name, &reason);
+            let mut contents = Contents::new();
             for (key, is_optional) in volumes::references(volume, &slot.namespace) {
-                let failed =
-                    |reason: String| format!("MountVolume.SetUp failed for volume {:?} : {reason}", volume.name);
                 match self.context.objects.read(&key, &slot.uid).await {
-                    Ok(Some(_)) => {}
-                    Ok(None) if is_optional => {}
-                    Ok(None) => return Err(failed(format!("{key} not found"))),
+                    Ok(None) if !is_optional => return Err(failed(format!("{key} not found"))),
+                    Ok(content) => drop(contents.insert(key, content)),
                     Err(error) => return Err(failed(error.to_string())),
                 }
             }
+            volumes::check_keys(volume, &slot.namespace, &contents).map_err(|error| failed(error.to_string()))?;
         }
         Ok(())
     }
@@ -75,7 +93,7 @@ impl Pods {
         container: (Index, Run),
         component: &Component,
         env: &[(String, String)],
-    ) -> Result<Mounts, String> {
+    ) -> Result<Mounts, MountFailed> {
         let Some(spec) = specs(pod).nth(container.0) else { return Ok(Mounts::default()) };
         let imports = |prefix: &str| component.imports().iter().any(|import| import.starts_with(prefix));
         if !imports("wasi:filesystem/") {
@@ -96,7 +114,7 @@ impl Pods {
             if !written.volumes.contains(&volume.name) {
                 self.write_volume(slot, pod, volume, &mut written)
                     .await
-                    .map_err(|reason| format!("MountVolume.SetUp failed for volume {:?} : {reason}", volume.name))?;
+                    .map_err(|reason| MountFailed::Volume(set_up_failed(&volume.name, &reason)))?;
                 written.volumes.insert(volume.name.clone());
             }
             places.insert(volume.name.clone(), (volume_dir(&own, &volume.name), volume.empty_dir.is_none()));
@@ -105,19 +123,31 @@ impl Pods {
         if let Some(mounts) = &mut spec.volume_mounts {
             mounts.retain(|mount| !skipped.contains(&mount.name));
         }
-        let message = message_file(&own, pod, &spec, container.1);
+        let message = message_file(pod, &spec, container.1);
         if spec.volume_mounts.as_ref().is_none_or(Vec::is_empty) && message.is_none() {
             return Ok(Mounts::default());
         }
         slot.set_has_files();
-        let lookup = |name: &str| env.iter().find(|(have, _)| have == name).map(|(_, value)| value.clone());
-        let sub_path = |mount: &VolumeMount| match &mount.sub_path_expr {
-            Some(expression) if !expression.is_empty() => Some(expand(expression, lookup)),
-            _ => mount.sub_path.clone(),
+        let env = env.to_vec();
+        let run = container.1;
+        let work = move || {
+            let lookup = |name: &str| env.iter().find(|(have, _)| have == name).map(|(_, value)| value.clone());
+            let sub_path = |mount: &VolumeMount| match &mount.sub_path_expr {
+                Some(expression) if !expression.is_empty() => Some(expand(expression, lookup)),
+                _ => mount.sub_path.clone(),
+            };
+            let files = own.join(FILES_DIR).join(&spec.name);
+            // What an earlier life has left there was its own.
+            beneath::remove_tree(&files).map_err(|error| format!("{}: {error}", files.display()))?;
+            let made = volumes::make(&spec, &places, sub_path, &files.join(run.to_string()));
+            let volumes::Made { mounts, held } = made.map_err(|error| error.to_string())?;
+            let mut made = Mounts { mounts, held, message: None };
+            if let Some(message) = message {
+                make_message(&own.join(MESSAGES_DIR).join(&spec.name), message, &mut made)?;
+            }
+            Ok(made)
         };
-        let copies = own.join("copies").join(&spec.name);
-        let planned = volumes::plan(&spec, &places, sub_path, &copies).map_err(|error| error.to_string())?;
-        blocking(move || make(planned, message)).await
+        blocking(work).await.map_err(MountFailed::Config)
     }
 
     /// Brings what was written of a pod's volumes to what its sources say now.
@@ -132,8 +162,7 @@ impl Pods {
             let names = written.volumes.clone();
             for volume in mounted(&pod).filter(|volume| names.contains(&volume.name)) {
                 if let Err(reason) = pods.write_volume(&slot, &pod, volume, &mut written).await {
-                    let message = format!("MountVolume.SetUp failed for volume {:?} : {reason}", volume.name);
-                    pods.event(&slot, None, true, "FailedMount", message);
+                    pods.event(&slot, None, true, "FailedMount", set_up_failed(&volume.name, &reason));
                 }
             }
         });
@@ -144,10 +173,8 @@ impl Pods {
         let mut written = slot.written.lock().await;
         *written = Written::default();
         let dir = self.context.pods_dir.join(&*slot.uid);
-        let removed = blocking(move || match std::fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(format!("{}: {error}", dir.display())),
-            _ => Ok(()),
-        });
+        let removed =
+            blocking(move || beneath::remove_tree(&dir).map_err(|error| format!("{}: {error}", dir.display())));
         if let Err(error) = removed.await {
             tracing::warn!(pod = %slot.name, namespace = %slot.namespace, %error, "volumes are not removed");
         }
@@ -192,8 +219,13 @@ impl Pods {
 
     /// Has a token that will still live for a while.
     async fn token(&self, slot: &Slot, pod: &Pod, wanted: TokenRequest, written: &mut Written) -> Result<(), String> {
-        let now = Instant::now();
-        if written.tokens.get(&wanted).is_some_and(|(_, refresh_at)| *refresh_at > now) {
+        let now = Timestamp::now();
+        if let Some((_, refresh_at)) = written.tokens.get(&wanted)
+            && *refresh_at > now
+        {
+            // The timer may have been early by that clock.
+            let left = Duration::try_from(refresh_at.duration_since(now)).unwrap_or_default();
+            self.timers.set((slot.uid.clone(), Alarm::Tokens), left.max(Duration::from_secs(1)));
             return Ok(());
         }
         let refresh_in = match tokens::request(&self.context.client, pod, &wanted).await {
@@ -227,45 +259,51 @@ fn is_credentials(volume: &Volume) -> bool {
 }
 
 fn volume_dir(own: &Path, name: &str) -> PathBuf {
-    own.join("volumes").join(name)
+    own.join(VOLUMES_DIR).join(name)
+}
+
+/// A termination message: below the directory of its container's, in which directory of the guest's, under which name.
+struct MessageFile {
+    dir: String,
+    guest: String,
+    name: String,
 }
 
 /// The file for a container's termination message: only where somebody may write or wait for one, because it costs
 /// files and an open directory.
-fn message_file(own: &Path, pod: &Pod, spec: &Spec, run: Run) -> Option<(PathBuf, String)> {
+fn message_file(pod: &Pod, spec: &Spec, run: Run) -> Option<MessageFile> {
     let path = spec.termination_message_path.as_deref().filter(|path| !path.is_empty()).unwrap_or(MESSAGE_PATH);
     let restarts = pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()).unwrap_or("Always");
     if path == MESSAGE_PATH && restarts == "Always" {
         return None;
     }
-    let (parent, _) = path.rsplit_once('/')?;
+    let (parent, name) = path.rsplit_once('/')?;
     let parent = if parent.is_empty() { "/" } else { parent };
     let within = spec.volume_mounts.iter().flatten().any(|mount| mount.mount_path.trim_end_matches('/') == parent);
-    let dir = own.join("messages").join(format!("{}-{run}", spec.name));
+    let is_name = !name.is_empty() && name != "." && name != "..";
     // A volume of the user's own is in that place; its file is not ours to read.
-    (!within && path.starts_with('/'))
-        .then(|| (dir.join(path.rsplit('/').next().unwrap_or("message")), parent.to_owned()))
+    (!within && path.starts_with('/') && is_name).then(|| MessageFile {
+        dir: run.to_string(),
+        guest: parent.to_owned(),
+        name: name.to_owned(),
+    })
 }
 
-/// Makes what planned mounts need. Blocks on the disk.
-fn make(planned: Vec<volumes::Planned>, message: Option<(PathBuf, String)>) -> Result<Mounts, String> {
-    let failed = |path: &Path, error: std::io::Error| format!("{}: {error}", path.display());
-    let mut made = Mounts::default();
-    for mount in planned {
-        std::fs::create_dir_all(&mount.host).map_err(|error| failed(&mount.host, error))?;
-        for (from, name) in mount.copies {
-            std::fs::copy(&from, mount.host.join(name)).map_err(|error| failed(&from, error))?;
-        }
-        made.mounts.push(Mount { host: mount.host, guest: mount.guest, read_only: mount.read_only });
-    }
-    if let Some((file, guest)) = message
-        && let Some(dir) = file.parent()
-    {
-        std::fs::create_dir_all(dir).and_then(|()| std::fs::write(&file, "")).map_err(|error| failed(&file, error))?;
-        made.mounts.push(Mount { host: dir.to_owned(), guest, read_only: false });
-        made.message = Some(file);
-    }
-    Ok(made)
+/// Makes the file for a termination message. Blocks on the disk.
+fn make_message(own: &Path, message: MessageFile, made: &mut Mounts) -> Result<(), String> {
+    let dir = own.join(&message.dir);
+    let file = dir.join(&message.name);
+    beneath::remove_tree(own)
+        .and_then(|()| std::fs::create_dir_all(&dir))
+        .and_then(|()| std::fs::File::create_new(&file))
+        .map_err(|error| format!("{}: {error}", file.display()))?;
+    made.mounts.push(Mount { host: dir, guest: message.guest, read_only: false });
+    made.message = Some(file);
+    Ok(())
+}
+
+fn set_up_failed(volume: &str, reason: &str) -> String {
+    format!("MountVolume.SetUp failed for volume {volume:?} : {reason}")
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {

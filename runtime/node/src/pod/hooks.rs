@@ -1,10 +1,12 @@
 //! Requests of the node to its pods: lifecycle hooks and the substance of probes.
 
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use coracle_proxy::{Body, BoxError, Local};
-use http::{HeaderName, HeaderValue, Request, Response, header};
+use coracle_proxy::{Body, BoxError, HttpService, Local};
+use http::{HeaderName, HeaderValue, Request, header};
 use http_body_util::BodyExt as _;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::{Container as Spec, HTTPGetAction, LifecycleHandler, TCPSocketAction};
@@ -12,12 +14,14 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tokio::net::TcpStream;
 
 use crate::context::Context;
-use crate::network::GuestNetwork;
+use crate::network::{GuestNetwork, over};
 
 /// A hook's request may take this long.
 const HOOK_TIMEOUT: Duration = Duration::from_secs(30);
 /// What of an answer's body is read, so that its end is seen (kubelet's `maxRespBodyLength`).
 const BODY_BYTES_MAX: usize = 10 << 10;
+/// Requests that one probe may make, the first and those to which it is sent on (Go's HTTP client).
+const REQUESTS_MAX: usize = 10;
 /// As which client the node asks.
 const USER_AGENT: &str = "kube-probe/1.37";
 
@@ -34,7 +38,7 @@ pub async fn run(
     }
     let request = async {
         if let Some(get) = &hook.http_get {
-            let status = http_get(context, network, spec, get).await?;
+            let status = http_get(context, network, spec, get).await?.status;
             return if status < 400 { Ok(()) } else { Err(format!("HTTP hook failed with statuscode: {status}")) };
         }
         match &hook.tcp_socket {
@@ -53,125 +57,240 @@ pub async fn tcp_socket(
     socket: &TCPSocketAction,
 ) -> Result<(), String> {
     let port = resolve_port(spec, &socket.port)?;
-    let (host, local) = target(context, network, socket.host.as_deref(), port);
-    match local {
-        Some(Local::Http(_)) => Ok(()),
-        Some(Local::Tcp(address)) => connect(address, &host, port).await.map(drop),
-        None => connect((host.as_str(), port), &host, port).await.map(drop),
+    match target(context, network, socket.host.as_deref(), port) {
+        Target::Called(_) => Ok(()),
+        Target::Dialled { host, local } => dial(context, network, &host, port, local).await.map(drop),
     }
 }
 
-/// Sends a request to a pod's port and returns the status of the answer.
+/// What was answered to a request of the node.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The status of the last answer.
+    pub status: u16,
+    /// The beginning of its body.
+    pub body: String,
+}
+
+/// Marks a request of the node's own, which does not wait behind those of others.
+#[derive(Debug, Clone, Copy)]
+pub struct Probing;
+
+/// Sends a request to a pod's port and returns the answer; redirects within the host are followed, as the kubelet does.
 pub async fn http_get(
     context: &Context,
     network: &GuestNetwork,
     spec: &Spec,
     get: &HTTPGetAction,
-) -> Result<u16, String> {
+) -> Result<Answer, String> {
+    let mut url = url(network, spec, get)?;
+    let mut host = given_host(get);
+    for _ in 0..REQUESTS_MAX {
+        let failed = |error: BoxError| format!("Get \"{url}\": {error}");
+        let request = request(get, &url, host.as_deref()).map_err(|error| failed(error.into()))?;
+        let response = match target(context, network, Some(&url.host), url.port) {
+            Target::Called(service) => service.call(request).await,
+            Target::Dialled { host, local } => {
+                let stream = dial(context, network, &host, url.port, local).await;
+                over(TokioIo::new(stream.map_err(|error| failed(error.into()))?), request).await
+            }
+        };
+        let response = response.map_err(failed)?;
+        let status = response.status();
+        let location = match status.as_u16() {
+            301 | 302 | 303 | 307 | 308 => response.headers().get(header::LOCATION).cloned(),
+            _ => None,
+        };
+        // A guest that fails while it writes the body has not answered.
+        let body = beginning(response.into_body()).await.map_err(failed)?;
+        let answer = Answer { status: status.as_u16(), body };
+        let Some(location) = location else { return Ok(answer) };
+        let location = location.to_str().map_err(|error| failed(error.into()))?;
+        match url.join(location) {
+            Location::Elsewhere => return Ok(answer),
+            Location::Unsupported(what) => return Err(format!("Get {what:?}: only http is supported by this node")),
+            Location::Here { next, is_absolute } => {
+                // A name that was given is for the paths of this host; a full URL brings its own.
+                if is_absolute {
+                    host = None;
+                }
+                url = next;
+            }
+        }
+    }
+    Err(format!("Get \"{url}\": stopped after {REQUESTS_MAX} redirects"))
+}
+
+/// What a probe or hook asks for, as messages show it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Url {
+    host: String,
+    port: u16,
+    /// With the query.
+    path: String,
+}
+
+impl std::fmt::Display for Url {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "http://{}{}", self.authority(), self.path)
+    }
+}
+
+/// Where an answer points to.
+#[derive(Debug, PartialEq, Eq)]
+enum Location {
+    /// The same host.
+    Here { next: Url, is_absolute: bool },
+    /// Another host, which is not asked.
+    Elsewhere,
+    /// The same host by another protocol.
+    Unsupported(String),
+}
+
+impl Url {
+    fn authority(&self) -> String {
+        match self.host.contains(':') {
+            true => format!("[{}]:{}", self.host, self.port),
+            false => format!("{}:{}", self.host, self.port),
+        }
+    }
+
+    fn join(&self, location: &str) -> Location {
+        let location = location.split('#').next().unwrap_or_default();
+        let full = match location.strip_prefix("//") {
+            Some(rest) => Some(format!("http://{rest}")),
+            None => location.split_once("://").map(|_| location.to_owned()),
+        };
+        if let Some(full) = full {
+            let Ok(uri) = full.parse::<http::Uri>() else { return Location::Elsewhere };
+            let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+            if !host.eq_ignore_ascii_case(&self.host) {
+                return Location::Elsewhere;
+            }
+            if uri.scheme() != Some(&http::uri::Scheme::HTTP) {
+                return Location::Unsupported(full);
+            }
+            let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+            let next = Url { host: self.host.clone(), port: uri.port_u16().unwrap_or(80), path };
+            return Location::Here { next, is_absolute: true };
+        }
+        let own = self.path.split('?').next().unwrap_or("/");
+        let path = match location.as_bytes().first() {
+            Some(b'/') => location.to_owned(),
+            Some(b'?') => format!("{own}{location}"),
+            None => self.path.clone(),
+            Some(_) => format!("{}/{location}", own.rsplit_once('/').map_or("", |(parent, _)| parent)),
+        };
+        Location::Here { next: Url { path, ..self.clone() }, is_absolute: false }
+    }
+}
+
+/// What a request asks for.
+pub fn url(network: &GuestNetwork, spec: &Spec, get: &HTTPGetAction) -> Result<Url, String> {
     let port = resolve_port(spec, &get.port)?;
-    let (host, local) = target(context, network, get.host.as_deref(), port);
+    let host = get.host.as_deref().filter(|host| !host.is_empty());
+    let host = host.map_or_else(|| network.address.pod.to_string(), str::to_owned);
     let path = get.path.as_deref().filter(|path| !path.is_empty()).unwrap_or("/");
     let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
-    let shown = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
-    let url = format!("http://{shown}{path}");
-    let request = request(get, &url, &shown).map_err(|error| format!("Get {url:?}: {error}"))?;
-    let failed = |error: BoxError| format!("Get {url:?}: {error}");
-    let response = match local {
-        Some(Local::Http(service)) => service.call(request).await.map_err(failed)?,
-        Some(Local::Tcp(address)) => {
-            let stream = connect(address, &host, port).await.map_err(|error| format!("Get {url:?}: {error}"))?;
-            over(stream, request).await.map_err(failed)?
-        }
-        None => {
-            let stream = connect((host.as_str(), port), &host, port).await;
-            over(stream.map_err(|error| format!("Get {url:?}: {error}"))?, request).await.map_err(failed)?
-        }
-    };
-    let status = response.status().as_u16();
-    // A guest that fails while it writes the body has not answered.
-    let mut body = response.into_body();
-    let mut left = BODY_BYTES_MAX;
+    Ok(Url { host, port, path })
+}
+
+/// The `Host` that a request is to have.
+fn given_host(get: &HTTPGetAction) -> Option<String> {
+    let mut headers = get.http_headers.iter().flatten();
+    headers.find(|header| header.name.eq_ignore_ascii_case("host")).map(|header| header.value.clone())
+}
+
+/// The beginning of a body, which is read until then or to its end.
+async fn beginning(mut body: Body) -> Result<String, BoxError> {
+    let mut read = Vec::new();
     while let Some(frame) = body.frame().await {
-        let read = frame.map_err(failed)?.data_ref().map_or(0, Bytes::len);
-        left = left.saturating_sub(read);
-        if left == 0 {
+        let frame = frame?;
+        let data = frame.data_ref().map(Bytes::as_ref).unwrap_or_default();
+        let left = BODY_BYTES_MAX - read.len();
+        read.extend_from_slice(&data[..data.len().min(left)]);
+        if read.len() == BODY_BYTES_MAX {
             break;
         }
     }
-    Ok(status)
+    Ok(String::from_utf8_lossy(&read).into_owned())
+}
+
+/// How a request of the node gets there.
+enum Target {
+    /// A component that is called.
+    Called(Arc<dyn HttpService>),
+    /// A connection, to this pod's socket where it is known.
+    Dialled { host: String, local: Option<SocketAddr> },
 }
 
 /// Where a probe goes: the pod, unless another host is written.
-fn target(context: &Context, network: &GuestNetwork, host: Option<&str>, port: u16) -> (String, Option<Local>) {
+fn target(context: &Context, network: &GuestNetwork, host: Option<&str>, port: u16) -> Target {
     let own = network.address.pod;
-    match host.filter(|host| !host.is_empty() && *host != own.to_string()) {
-        Some(host) => (host.to_owned(), None),
-        None => (
-            own.to_string(),
-            context.network.local(own, port).or(Some(Local::Tcp(std::net::SocketAddr::new(
-                network.address.loopback,
-                context.network.table.twin_port(port),
-            )))),
-        ),
+    let host = host.filter(|host| !host.is_empty()).map_or_else(|| own.to_string(), str::to_owned);
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().ok();
+    match address.and_then(|address| context.network.local(address, port)) {
+        Some(Local::Http(service)) => Target::Called(service),
+        Some(Local::Tcp(at)) => Target::Dialled { host, local: Some(at) },
+        None if address == Some(own) => {
+            let port = context.network.table.twin_port(port);
+            Target::Dialled { host, local: Some(SocketAddr::new(network.address.loopback, port)) }
+        }
+        None => Target::Dialled { host, local: None },
     }
 }
 
-fn request(get: &HTTPGetAction, url: &str, host: &str) -> Result<Request<Body>, http::Error> {
-    let mut request = Request::get(url).header(header::USER_AGENT, USER_AGENT).header(header::ACCEPT, "*/*");
-    let mut named = false;
+fn request(get: &HTTPGetAction, url: &Url, host: Option<&str>) -> Result<Request<Body>, http::Error> {
+    let authority = host.map_or_else(|| url.authority(), str::to_owned);
+    let mut request = Request::get(format!("http://{authority}{}", url.path));
+    request = request.header(header::USER_AGENT, USER_AGENT).header(header::ACCEPT, "*/*").extension(Probing);
     for given in get.http_headers.iter().flatten() {
         let name = HeaderName::try_from(&given.name)?;
-        named |= name == header::HOST;
         let value = HeaderValue::try_from(&given.value)?;
         if let Some(headers) = request.headers_mut() {
             match name {
+                // It is the request's authority already.
+                header::HOST => {}
                 // One that is given replaces ours.
                 header::USER_AGENT | header::ACCEPT => drop(headers.insert(name, value)),
                 _ => drop(headers.append(name, value)),
             }
         }
     }
-    if !named {
-        request = request.header(header::HOST, host);
-    }
     request.body(coracle_engine::empty())
 }
 
-async fn over(stream: TcpStream, mut request: Request<Body>) -> Result<Response<Body>, BoxError> {
-    // On a connection of its own a request names a path only.
-    let path = request.uri().path_and_query().cloned().unwrap_or_else(|| http::uri::PathAndQuery::from_static("/"));
-    *request.uri_mut() = path.into();
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let driven = tokio::spawn(connection);
-    let response = sender.send_request(request).await?;
-    let ended = AbortOnDrop(driven);
-    Ok(response.map(move |body| {
-        let body = body.map_err(BoxError::from).map_frame(move |frame: http_body::Frame<Bytes>| {
-            // The connection lives as long as somebody reads from it.
-            let _ = &ended;
-            frame
-        });
-        body.boxed_unsync()
-    }))
-}
-
-struct AbortOnDrop(tokio::task::JoinHandle<hyper::Result<()>>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-async fn connect(address: impl tokio::net::ToSocketAddrs, host: &str, port: u16) -> Result<TcpStream, String> {
-    let failed = |error: std::io::Error| {
+/// Connects to a pod, or to another host as the pod itself might.
+async fn dial(
+    context: &Context,
+    network: &GuestNetwork,
+    host: &str,
+    port: u16,
+    local: Option<SocketAddr>,
+) -> Result<TcpStream, String> {
+    let shown = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+    let Some(local) = local else {
+        // A probe is no way around what the pod may not reach.
+        return match network.egress {
+            true => context
+                .network
+                .outside
+                .connect(host, port)
+                .await
+                .map_err(|error| format!("dial tcp {shown}: {}", super::start::chain(&error))),
+            false => Err(format!(
+                "dial tcp {shown}: connect: permission denied: it is outside of the cluster, and the pod has no annotation {}: \"true\"",
+                crate::annotations::EGRESS
+            )),
+        };
+    };
+    TcpStream::connect(local).await.map_err(|error| {
         let why = match error.kind() {
             std::io::ErrorKind::ConnectionRefused => "connect: connection refused".to_owned(),
             _ => error.to_string(),
         };
-        format!("dial tcp {host}:{port}: {why}")
-    };
-    TcpStream::connect(address).await.map_err(failed)
+        format!("dial tcp {shown}: {why}")
+    })
 }
 
 /// A port by its number or by the name it has in the container.
@@ -194,6 +313,40 @@ fn resolve_port(spec: &Spec, port: &IntOrString) -> Result<u16, String> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn follows_within_the_host_only() {
+        let url = Url { host: "10.1.0.2".to_owned(), port: 8080, path: "/a/b?c".to_owned() };
+        let here = |port, path: &str, is_absolute| Location::Here {
+            next: Url { port, path: path.to_owned(), ..url.clone() },
+            is_absolute,
+        };
+        for (location, expected) in [
+            ("/x?y#z", here(8080, "/x?y", false)),
+            ("x", here(8080, "/a/x", false)),
+            ("?q", here(8080, "/a/b?q", false)),
+            ("", here(8080, "/a/b?c", false)),
+            ("http://10.1.0.2:81/x", here(81, "/x", true)),
+            ("//10.1.0.2/x", here(80, "/x", true)),
+            ("https://10.1.0.2/", Location::Unsupported("https://10.1.0.2/".to_owned())),
+            ("http://127.0.0.1:5000/v2/", Location::Elsewhere),
+            ("https://other.example/", Location::Elsewhere),
+        ] {
+            assert_eq!(url.join(location), expected, "{location}");
+        }
+        assert_eq!(url.to_string(), "http://10.1.0.2:8080/a/b?c");
+    }
+
+    #[test]
+    fn the_given_host_is_the_requests_authority() {
+        let get = json!({"port": 80, "httpHeaders": [{"name": "host", "value": "a.example"}, {"name": "X", "value": "y"}]});
+        let get: HTTPGetAction = serde_json::from_value(get).unwrap();
+        let url = Url { host: "10.1.0.2".to_owned(), port: 80, path: "/".to_owned() };
+        let request = request(&get, &url, given_host(&get).as_deref()).unwrap();
+        assert_eq!(request.uri().to_string(), "http://a.example/");
+        assert_eq!(request.headers()["x"], "y");
+        assert!(!request.headers().contains_key("host"));
+    }
 
     #[test]
     fn resolves_ports_by_name() {

@@ -12,7 +12,7 @@
 pub mod core;
 
 mod commands;
-mod files;
+pub(crate) mod files;
 mod hooks;
 mod prepare;
 mod probe;

@@ -7,8 +7,8 @@ use coracle_artifact::{Credential, PullPolicy};
 use coracle_engine::{Spec as EngineSpec, World};
 use k8s_openapi::api::core::v1::{Container as Spec, Pod};
 
-use super::core::{Index, Kind, Run, StartFailure, human};
-use super::files::Mounts;
+use super::core::{FAILED_MOUNT, Index, Kind, Run, StartFailure, human};
+use super::files::{MountFailed, Mounts};
 use super::slot::{Log, Slot};
 use super::start::{chain, field_path};
 use super::supported;
@@ -56,7 +56,11 @@ impl Pods {
         }
         let network = network.ok_or_else(|| config_error("the pod has no address any more".to_owned()))?;
         let env = self.env(slot, pod, spec, &network).await?;
-        let mounts = self.mounts(slot, pod, (container, run), &prepared.component, &env).await.map_err(config_error)?;
+        let mounts = self.mounts(slot, pod, (container, run), &prepared.component, &env).await;
+        let mounts = mounts.map_err(|failed| match failed {
+            MountFailed::Volume(message) => StartFailure { reason: FAILED_MOUNT, message },
+            MountFailed::Config(message) => config_error(message),
+        })?;
         let log = self.log(slot, spec, run, &mounts);
         let spec = engine_spec(slot, spec, env, mounts, &log, &network, &wishes)?;
         Ok(Ready { prepared, spec, wishes, log, network })
@@ -73,11 +77,11 @@ impl Pods {
         let image = spec.image.as_deref().unwrap_or_default();
         let policy = pull_policy(spec, image);
         let path = Some(field_path(pod, container, &spec.name));
-        let is_present = policy != PullPolicy::Always && self.context.images.is_present(image);
+        let credentials = self.credentials(slot, pod).await;
+        let is_present = policy != PullPolicy::Always && self.context.images.is_present(image, &credentials);
         if !is_present && policy != PullPolicy::Never {
             self.event(slot, path.clone(), false, "Pulling", format!("Pulling image {image:?}"));
         }
-        let credentials = self.credentials(slot, pod).await;
         match self.context.images.prepare(image, policy, &credentials).await {
             Ok(prepared) => {
                 let message = if is_present {
@@ -216,6 +220,7 @@ fn engine_spec(
     given.env = env;
     given.working_dir = spec.working_dir.clone().filter(|dir| !dir.is_empty());
     given.mounts = mounts.mounts;
+    given.held = mounts.held;
     let (stdout, stderr) = (log.stdout.clone(), log.stderr.clone());
     given.stdout = Arc::new(move |bytes: &[u8]| stdout.print(bytes));
     given.stderr = Arc::new(move |bytes: &[u8]| stderr.print(bytes));
@@ -225,16 +230,22 @@ fn engine_spec(
 }
 
 /// `command` stands for the program's name and first arguments, `args` for the rest; a component without a command is
-/// called by its container's name.
+/// called by its image's name, as an image's entry point is: programs that are several in one go by it.
 fn arguments(spec: &Spec, env: &[(String, String)]) -> Vec<String> {
     let lookup = |name: &str| env.iter().find(|(have, _)| have == name).map(|(_, value)| value.clone());
     let command = spec.command.iter().flatten().map(|text| expand(text, lookup));
     let mut all: Vec<String> = command.collect();
     if all.is_empty() {
-        all.push(spec.name.clone());
+        all.push(program(spec.image.as_deref().unwrap_or_default()).unwrap_or(&spec.name).to_owned());
     }
     all.extend(spec.args.iter().flatten().map(|text| expand(text, lookup)));
     all
+}
+
+/// The last part of an image's name.
+fn program(image: &str) -> Option<&str> {
+    let name = image.split('@').next()?.rsplit('/').next()?.split(':').next()?;
+    (!name.is_empty()).then_some(name)
 }
 
 fn pull_policy(spec: &Spec, image: &str) -> PullPolicy {
@@ -264,6 +275,7 @@ mod tests {
     fn puts_the_command_together() {
         for (spec, expected) in [
             (json!({"name": "c"}), vec!["c"]),
+            (json!({"name": "c", "image": "h:5000/a/coreutils:1@sha256:0", "args": ["ls"]}), vec!["coreutils", "ls"]),
             (json!({"name": "c", "args": ["a", "$(X)"]}), vec!["c", "a", "x"]),
             (json!({"name": "c", "command": ["/p", "1"], "args": ["2"]}), vec!["/p", "1", "2"]),
         ] {

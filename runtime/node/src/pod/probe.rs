@@ -23,6 +23,9 @@ const QUICK_MAX: Duration = Duration::from_secs(10);
 /// The same for liveness probes, whose failure ends a container: only as long as one needs to come up.
 const QUICK_LIVENESS_MAX: Duration = Duration::from_secs(1);
 
+/// A try that took this much longer than its timeout was not slow: nothing has run.
+const STALL_MIN: Duration = Duration::from_secs(2);
+
 /// Where a probe stands.
 #[derive(Debug, Clone)]
 pub(super) struct ProbeState {
@@ -162,21 +165,49 @@ impl Pods {
             let Some(spec) = specs(&pod).nth(container) else { return };
             let Some(probe) = probe_of(spec, kind) else { return };
             let numbers = Numbers::of(probe);
-            let tried = tokio::time::timeout(numbers.timeout, pods.attempt(&network, spec, probe)).await;
-            let result = tried.unwrap_or_else(|_| Err(timed_out(&network, probe)));
-            pods.probed(&slot, (container, run, kind), numbers, result);
+            let mut tried = pods.attempt_in_time(&network, spec, probe, numbers.timeout).await;
+            if tried.is_none() {
+                // This process was stopped meanwhile, or the machine slept: that says nothing about the guest.
+                tried = pods.attempt_in_time(&network, spec, probe, numbers.timeout).await;
+            }
+            let result = tried.unwrap_or_else(|| Err(timed_out(&network, spec, probe)));
+            if let Ok(Some(warning)) = &result {
+                let path = super::start::field_path(&pod, container, &spec.name);
+                let message = format!("{} probe warning: {warning}", kind.title());
+                pods.event(&slot, Some(path), true, "ProbeWarning", message);
+            }
+            pods.probed(&slot, (container, run, kind), numbers, result.map(drop));
         });
     }
 
-    async fn attempt(&self, network: &GuestNetwork, spec: &Spec, probe: &Probe) -> Result<(), String> {
+    /// One try; `None` when time has passed in which nothing could have answered.
+    async fn attempt_in_time(
+        &self,
+        network: &GuestNetwork,
+        spec: &Spec,
+        probe: &Probe,
+        timeout: Duration,
+    ) -> Option<Result<Option<String>, String>> {
+        let begun = Instant::now();
+        match tokio::time::timeout(timeout, self.attempt(network, spec, probe)).await {
+            Ok(result) => Some(result),
+            Err(_) if begun.elapsed() > timeout + STALL_MIN => None,
+            Err(_) => Some(Err(timed_out(network, spec, probe))),
+        }
+    }
+
+    /// One try; a success may come with a warning.
+    async fn attempt(&self, network: &GuestNetwork, spec: &Spec, probe: &Probe) -> Result<Option<String>, String> {
         if let Some(get) = &probe.http_get {
-            return match hooks::http_get(&self.context, network, spec, get).await? {
-                200..400 => Ok(()),
+            let answer = hooks::http_get(&self.context, network, spec, get).await?;
+            return match answer.status {
+                200..300 => Ok(None),
+                300..400 => Ok(Some(format!("Probe terminated redirects, Response body: {}", answer.body))),
                 status => Err(format!("HTTP probe failed with statuscode: {status}")),
             };
         }
         match &probe.tcp_socket {
-            Some(socket) => hooks::tcp_socket(&self.context, network, spec, socket).await,
+            Some(socket) => hooks::tcp_socket(&self.context, network, spec, socket).await.map(|()| None),
             None => Err("the probe has no handler that this node knows".to_owned()),
         }
     }
@@ -229,14 +260,13 @@ fn probe_of(spec: &Spec, kind: ProbeKind) -> Option<&Probe> {
     }
 }
 
-fn timed_out(network: &GuestNetwork, probe: &Probe) -> String {
-    let host = network.address.pod;
+fn timed_out(network: &GuestNetwork, spec: &Spec, probe: &Probe) -> String {
     match (&probe.http_get, &probe.tcp_socket) {
-        (Some(get), _) => format!(
-            "Get \"http://{host}{}\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)",
-            get.path.as_deref().unwrap_or("/")
-        ),
-        _ => format!("dial tcp {host}: i/o timeout"),
+        (Some(get), _) => {
+            let url = hooks::url(network, spec, get).map(|url| url.to_string()).unwrap_or_default();
+            format!("Get {url:?}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)")
+        }
+        _ => format!("dial tcp {}: i/o timeout", network.address.pod),
     }
 }
 

@@ -13,8 +13,9 @@ use std::time::Duration;
 use http::{Method, Request, StatusCode, header};
 use http_body_util::BodyExt as _;
 use parking_lot::Mutex;
-use serde_json::json;
+use serde_json::{Value, json};
 
+use super::core::OWNED_CONDITIONS;
 use super::slot::{Slot, State};
 use super::table::{Alarm, Pods};
 
@@ -22,6 +23,8 @@ use super::table::{Alarm, Pods};
 const IN_FLIGHT_MAX: usize = 64;
 /// How long a start that is under way may hold back its pod's status.
 const SETTLE: Duration = Duration::from_millis(100);
+/// How often the API server is contradicted about one pod.
+const RECONCILE_EVERY: Duration = Duration::from_secs(1);
 /// First wait after a write that failed; it doubles up to the second one.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(10);
@@ -37,6 +40,14 @@ pub(super) struct Report {
     is_final: bool,
     /// Of the body that was written last.
     written: Option<u64>,
+    /// Of what it said, as far as the API server's answer is compared with it.
+    print: Option<u64>,
+    /// The version of the object that the last write has made.
+    revision: Option<u64>,
+    /// The object was seen while a write was under way, so that it could not be compared.
+    is_unseen: bool,
+    /// When the API server was last found to say something else, and until when no write follows from that.
+    hold_until: Option<Duration>,
     /// Until when a start may settle.
     settle_until: Option<Duration>,
     failures: u32,
@@ -70,7 +81,8 @@ impl Reports {
 
 /// How a request to the API server went.
 enum Answer {
-    Done,
+    /// The object has this version now.
+    Done(Option<u64>),
     /// The object is gone, or another one has its name.
     Gone,
     /// The API server will never take it.
@@ -103,6 +115,11 @@ impl Pods {
         if !state.report.is_dirty || state.report.is_under_way || state.core.is_forgotten() {
             return;
         }
+        let now = self.context.started.elapsed();
+        if let Some(until) = state.report.hold_until.filter(|until| *until > now) {
+            self.timers.set((slot.uid.clone(), Alarm::Report), until - now);
+            return;
+        }
         state.report.is_under_way = true;
         let mut line = self.reports.0.lock();
         if line.in_flight >= IN_FLIGHT_MAX {
@@ -112,6 +129,37 @@ impl Pods {
         line.in_flight += 1;
         drop(line);
         self.context.tasks.spawn(self.clone().write_line(slot.clone()));
+    }
+
+    /// The API server says something about a pod: when it is not what the node has said last, the node says it again. A controller
+    /// that believed the node gone has marked its pods as not ready, and nobody else would take that back.
+    pub(super) fn reconcile(&self, state: &mut State) {
+        match state.report.is_under_way {
+            true => state.report.is_unseen = true,
+            false => self.compare(state),
+        }
+    }
+
+    fn compare(&self, state: &mut State) {
+        let (report, pod) = (&mut state.report, state.core.pod());
+        let Some(print) = report.print.filter(|_| !report.is_dirty && !report.is_final) else { return };
+        let seen = pod.metadata.resource_version.as_deref().and_then(|text| text.parse::<u64>().ok());
+        // What the object was before the last write is no answer to it.
+        if let (Some(seen), Some(own)) = (seen, report.revision)
+            && seen < own
+        {
+            return;
+        }
+        let status = serde_json::to_value(&pod.status).unwrap_or_default();
+        if print == print_of(&status) {
+            return;
+        }
+        report.written = None;
+        report.is_dirty = true;
+        // Two who do not agree do not go on for ever at full speed.
+        let now = self.context.started.elapsed();
+        let wait = if report.hold_until.is_some_and(|until| until + RECONCILE_EVERY > now) { RECONCILE_EVERY } else { Duration::ZERO };
+        report.hold_until = Some(now + wait);
     }
 
     /// Writes about one pod, then about those that wait in line.
@@ -135,17 +183,26 @@ impl Pods {
     async fn write(self: &Arc<Self>, slot: &Arc<Slot>) {
         loop {
             let Some((body, hash, is_final)) = self.next_body(slot) else { return };
-            let mut answer = Answer::Done;
+            let mut answer = Answer::Done(None);
             if let Some(body) = body {
                 answer = self.patch_status(slot, body).await;
             }
-            if is_final && matches!(answer, Answer::Done) {
+            if is_final && matches!(answer, Answer::Done(_)) {
                 answer = self.delete(slot).await;
             }
             let mut state = slot.lock();
             let report = &mut state.report;
             match answer {
-                Answer::Done | Answer::Gone => {
+                Answer::Done(revision) => {
+                    report.revision = revision.or(report.revision);
+                    report.written = Some(hash);
+                    report.failures = 0;
+                    report.is_final &= !is_final;
+                    if std::mem::take(&mut report.is_unseen) {
+                        self.compare(&mut state);
+                    }
+                }
+                Answer::Gone => {
                     report.written = Some(hash);
                     report.failures = 0;
                     report.is_final &= !is_final;
@@ -179,12 +236,13 @@ impl Pods {
         }
         state.report.is_dirty = false;
         let status = state.core.status(self.context.now());
-        let body = json!({"metadata": {"uid": &*slot.uid}, "status": status}).to_string().into_bytes();
+        let body = json!({"metadata": {"uid": &*slot.uid}, "status": &status}).to_string().into_bytes();
         let mut hasher = DefaultHasher::new();
         body.hash(&mut hasher);
         let hash = hasher.finish();
         let is_final = state.report.is_final;
         let is_new = state.report.written != Some(hash);
+        state.report.print = Some(print_of(&status));
         Some((is_new.then_some(body), hash, is_final))
     }
 
@@ -220,10 +278,10 @@ impl Pods {
             Err(error) => return Answer::Failed(error.to_string()),
         };
         let status = response.status();
-        if status.is_success() {
-            return Answer::Done;
-        }
         let body = response.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+        if status.is_success() {
+            return Answer::Done(revision_in(&body));
+        }
         let message = String::from_utf8_lossy(&body).into_owned();
         match status {
             // A uid that is another one's is a conflict of that kind too.
@@ -234,5 +292,75 @@ impl Pods {
             }
             _ => Answer::Failed(message),
         }
+    }
+}
+
+/// The version that an object has in a response, without decoding the object.
+fn revision_in(body: &[u8]) -> Option<u64> {
+    const NAME: &[u8] = b"\"resourceVersion\":\"";
+    let at = body.windows(NAME.len()).position(|window| window == NAME)? + NAME.len();
+    let digits = body[at..].split(|byte| *byte == b'"').next()?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+/// What of a status the node answers for, as a number: phase, address, its conditions, its containers. The same for what it writes
+/// and for what it reads.
+fn print_of(status: &Value) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    (text(&status["phase"]), text(&status["podIP"]), text(&status["reason"])).hash(&mut hasher);
+    let conditions = status["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    for name in OWNED_CONDITIONS {
+        let found = conditions.iter().find(|condition| condition["type"] == name).unwrap_or(&Value::Null);
+        (name, text(&found["status"]), text(&found["reason"])).hash(&mut hasher);
+    }
+    for list in ["initContainerStatuses", "containerStatuses"] {
+        let containers = status[list].as_array().map(Vec::as_slice).unwrap_or_default();
+        let mut shown: Vec<_> = containers
+            .iter()
+            .map(|container| {
+                let state = &container["state"];
+                let (kind, detail) = match state {
+                    _ if state["running"].is_object() => ("running", text(&state["running"]["startedAt"])),
+                    _ if state["terminated"].is_object() => ("terminated", state["terminated"]["exitCode"].to_string()),
+                    _ => ("waiting", text(&state["waiting"]["reason"])),
+                };
+                let flags = (container["ready"] == true, container["started"] == true, container["restartCount"].as_u64());
+                (text(&container["name"]), flags, kind, detail, text(&container["containerID"]))
+            })
+            .collect();
+        shown.sort();
+        shown.hash(&mut hasher);
+    }
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compares_what_the_node_answers_for() {
+        let status = |ready: &str, extra: Value| {
+            json!({
+                "phase": "Running", "conditions": [
+                    {"type": "Ready", "status": ready, "reason": null, "lastProbeTime": null},
+                    {"type": "Other", "status": extra},
+                ],
+                "containerStatuses": [{"name": "c", "ready": true, "state": {"running": {"startedAt": "x"}}}],
+            })
+        };
+        let own = print_of(&status("True", json!("a")));
+        assert_eq!(own, print_of(&status("True", json!("b"))), "a condition of somebody else");
+        assert_ne!(own, print_of(&status("False", json!("a"))));
+        let read: k8s_openapi::api::core::v1::PodStatus =
+            serde_json::from_value(json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]})).unwrap();
+        let written = json!({
+            "phase": "Running", "reason": null, "containerStatuses": [],
+            "conditions": [{"type": "Ready", "status": "True", "reason": null, "message": null}],
+        });
+        assert_eq!(print_of(&written), print_of(&serde_json::to_value(read).unwrap()), "null is nothing");
+        assert_eq!(revision_in(br#"{"kind":"Pod","metadata":{"resourceVersion":"42"}}"#), Some(42));
+        assert_eq!(revision_in(b"{}"), None);
     }
 }

@@ -67,6 +67,12 @@ pub(super) struct Life {
     pub log: Arc<Log>,
     /// When it began, for the first probes.
     pub since: Instant,
+    /// Whether it can listen at sockets.
+    pub has_sockets: bool,
+    /// Told to end: what only waits on its behalf stops waiting.
+    pub stopping: CancellationToken,
+    /// Over: nothing of it runs any more.
+    pub over: CancellationToken,
 }
 
 /// What a container prints, and what it leaves.
@@ -166,7 +172,8 @@ impl Slot {
         self.has_files.store(true, Ordering::Release);
     }
 
-    pub(super) fn has_files(&self) -> bool {
+    /// Whether there is anything below the pod's directory.
+    pub fn has_files(&self) -> bool {
         self.has_files.load(Ordering::Acquire)
     }
 }

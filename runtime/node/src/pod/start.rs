@@ -1,5 +1,6 @@
 //! From a container's spec to a running component, and what follows its end.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use coracle_engine::World;
@@ -14,10 +15,10 @@ use super::prepare::Ready;
 use super::slot::{Container, Handle, Life, Slot};
 use super::stop::{KILLED, Stopped};
 use super::table::Pods;
-use crate::logs;
+use crate::{beneath, logs};
 
 /// Longest termination message (kubelet's `MaxContainerTerminationMessageLength`).
-const MESSAGE_BYTES_MAX: usize = 4096;
+const MESSAGE_BYTES_MAX: u64 = 4096;
 /// What of a log becomes a termination message.
 const LOG_LINES_MAX: usize = 80;
 const LOG_BYTES_MAX: usize = 2048;
@@ -80,7 +81,15 @@ impl Pods {
             log.finish();
             StartFailure { reason: "RunContainerError", message: chain(&error) }
         })?;
-        let life = Life { run, handle: handle.clone(), log, since: Instant::now() };
+        let life = Life {
+            run,
+            handle: handle.clone(),
+            log,
+            since: Instant::now(),
+            has_sockets: component.imports().iter().any(|import| import.starts_with("wasi:sockets/tcp")),
+            stopping: CancellationToken::new(),
+            over: CancellationToken::new(),
+        };
         let table = &self.context.network.table;
         match &handle {
             Handle::Command(_) => table.listen(network.address.pod, container),
@@ -108,7 +117,12 @@ impl Pods {
         }
         let hook = spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref());
         let hooked = match hook {
-            Some(hook) => hooks::run(&self.context, &network, spec, hook).await,
+            // A hook is of no use to a container that has ended or is being ended; what it does can be cut anywhere.
+            Some(hook) => tokio::select! {
+                hooked = hooks::run(&self.context, &network, spec, hook) => hooked,
+                () = life.stopping.cancelled() => Ok(()),
+                () = over(&handle) => Ok(()),
+            },
             None => Ok(()),
         };
         let id = container_id(slot, container, run);
@@ -131,12 +145,17 @@ impl Pods {
     /// Waits for a component to end by itself.
     fn watch_end(self: &Arc<Self>, slot: &Arc<Slot>, container: Index, life: &Life) {
         let (pods, slot, run, handle) = (self.clone(), slot.clone(), life.run, life.handle.clone());
+        let over = life.over.clone();
         // Small on purpose: there is one for every running container.
         tokio::spawn(async move {
             let stopped = match handle {
                 Handle::Command(command) => Stopped::from(command.wait().await),
                 Handle::Http(service) => {
-                    let exit = service.failed().await;
+                    let exit = tokio::select! {
+                        exit = service.failed() => exit,
+                        // Else this would hold the service, and its code, for ever.
+                        () = over.cancelled() => return,
+                    };
                     service.kill();
                     Stopped::from(exit)
                 }
@@ -159,17 +178,27 @@ impl Pods {
         if let Some(network) = network {
             self.context.network.table.stop(network.address.pod, container);
         }
+        life.over.cancel();
         life.log.finish();
         let exit = Exit { message: message(&pod, container, &life, &stopped), ..stopped.exit() };
         self.input(slot, Input::Exited { container, run, exit });
     }
 }
 
+/// Waits until a component has ended by itself.
+async fn over(handle: &Handle) {
+    match handle {
+        Handle::Command(command) => drop(command.wait().await),
+        Handle::Http(service) => drop(service.failed().await),
+    }
+}
+
 /// The termination message of a life.
 fn message(pod: &Pod, container: Index, life: &Life, stopped: &Stopped) -> String {
-    let written = life.log.message.as_deref().and_then(|path| std::fs::read(path).ok()).unwrap_or_default();
+    let read = |path: &Path| beneath::read_regular(path, MESSAGE_BYTES_MAX).ok();
+    let written = life.log.message.as_deref().and_then(read).unwrap_or_default();
     if !written.is_empty() {
-        return String::from_utf8_lossy(&written[..written.len().min(MESSAGE_BYTES_MAX)]).into_owned();
+        return String::from_utf8_lossy(&written).into_owned();
     }
     let policy = specs(pod).nth(container).and_then(|spec| spec.termination_message_policy.as_deref());
     if policy == Some("FallbackToLogsOnError") && stopped.code != 0 {

@@ -1,7 +1,8 @@
 //! The end of a container that is told to end: preStop hook, then the component is stopped, then it is killed.
 //!
-//! WASI has no signals, so a command that is told to stop has nothing to do with its grace period: the preStop hook had
-//! it. An HTTP component finishes the requests it has begun.
+//! WASI has no signals, so a command cannot be told that it is to end. Its grace is that of its clients: while the pod is deleted,
+//! its listeners stay open until the mesh has looked elsewhere and its connections are quiet, or until the time is over. One that
+//! does not listen has nobody to wait for. An HTTP component finishes the requests it has begun.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use super::hooks;
 use super::slot::{Container, Handle, Life, Slot, State};
 use super::start::kill;
 use super::table::Pods;
+use crate::network::Patience;
 
 /// What is left of the grace period after the preStop hook, at least (kubelet's `minimumGracePeriodInSeconds`).
 const AFTER_HOOK_MIN: Duration = Duration::from_secs(2);
@@ -76,6 +78,15 @@ impl coracle_proxy::HttpService for Called {
     }
 }
 
+/// The end of one life.
+struct Ending {
+    container: Index,
+    life: Life,
+    has_hook: bool,
+    /// For a command's connections.
+    patience: Option<Patience>,
+}
+
 impl Pods {
     /// Begins to end a life. What follows at once is returned.
     pub(super) fn stop(
@@ -97,22 +108,31 @@ impl Pods {
                 let (deadline, until) = watch::channel(Instant::now() + grace);
                 let life = life.clone();
                 *found = Container::Stopping { life: life.clone(), deadline };
+                life.stopping.cancel();
+                if let Handle::Command(command) = &life.handle
+                    && grace.is_zero()
+                {
+                    command.kill();
+                    return None;
+                }
                 let has_hook = specs(state.core.pod())
                     .nth(container)
                     .is_some_and(|spec| spec.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.pre_stop.is_some()));
-                match &life.handle {
-                    _ if has_hook => {}
-                    Handle::Command(command) if grace.is_zero() => {
-                        command.kill();
-                        return None;
-                    }
-                    Handle::Command(command) => {
-                        command.stop();
-                        return None;
-                    }
-                    Handle::Http(_) => {}
+                // A container that is only restarted, because it does not answer, has no use for patience.
+                let patience = match (life.has_sockets, state.core.is_ending(), state.core.is_leaving()) {
+                    (true, true, false) => Some(Patience::Sessions),
+                    (true, true, true) => Some(Patience::Requests),
+                    _ => None,
+                };
+                if let Handle::Command(command) = &life.handle
+                    && !has_hook
+                    && patience.is_none()
+                {
+                    command.stop();
+                    return None;
                 }
-                self.context.tasks.spawn(self.clone().end(slot.clone(), container, life, until));
+                let ending = Ending { container, life, has_hook: has_hook && !grace.is_zero(), patience };
+                self.context.tasks.spawn(self.clone().end(slot.clone(), ending, until));
                 None
             }
             Container::Idle | Container::Starting { .. } | Container::Running(_) => Some(gone),
@@ -134,12 +154,28 @@ impl Pods {
         }
     }
 
-    async fn end(self: Arc<Self>, slot: Arc<Slot>, container: Index, life: Life, mut until: watch::Receiver<Instant>) {
-        self.pre_stop(&slot, container, &mut until).await;
+    async fn end(self: Arc<Self>, slot: Arc<Slot>, ending: Ending, mut until: watch::Receiver<Instant>) {
+        let Ending { container, life, has_hook, patience } = ending;
+        if has_hook {
+            self.pre_stop(&slot, container, &mut until).await;
+        }
         let network = slot.lock().network.clone();
         match &life.handle {
             // Its end is waited for since its start.
-            Handle::Command(command) => command.stop(),
+            Handle::Command(command) => {
+                let quiet = async {
+                    if let (Some(network), Some(patience)) = (&network, patience) {
+                        self.context.network.connections.quiet(network.address.loopback, patience).await;
+                    }
+                };
+                // All of these only wait.
+                tokio::select! {
+                    biased;
+                    _ = command.wait() => {}
+                    () = quiet => command.stop(),
+                    () = deadline(&mut until) => command.kill(),
+                }
+            }
             Handle::Http(service) => {
                 if let Some(network) = network {
                     self.context.network.table.stop(network.address.pod, container);
@@ -168,7 +204,7 @@ impl Pods {
         };
         if let Err(error) = result {
             tracing::debug!(pod = %slot.name, %error, "preStop hook");
-            let path = format!("spec.containers{{{}}}", spec.name);
+            let path = super::start::field_path(&pod, container, &spec.name);
             self.event(slot, Some(path), true, "FailedPreStopHook", "PreStopHook failed".to_owned());
         }
         let at_least = Instant::now() + AFTER_HOOK_MIN;

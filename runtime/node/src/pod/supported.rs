@@ -29,10 +29,20 @@ pub fn pod(pod: &Pod) -> Result<(), String> {
 }
 
 /// What a pod asks for and does not get, although it runs.
-pub fn ignored(pod: &Pod) -> Option<String> {
-    let host_port = specs(pod).flat_map(|container| container.ports.iter().flatten()).find_map(|port| port.host_port);
-    let port = host_port.filter(|port| *port > 0)?;
-    Some(format!("hostPort {port} is not opened by this node; use a Service of type NodePort"))
+pub fn ignored(pod: &Pod) -> Vec<String> {
+    let ports = specs(pod).flat_map(|container| container.ports.iter().flatten()).filter_map(|port| port.host_port);
+    let ports = ports
+        .filter(|port| *port > 0)
+        .take(1)
+        .map(|port| format!("hostPort {port} is not opened by this node; use a Service of type NodePort"));
+    let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default().iter();
+    let volumes = volumes.filter(|volume| {
+        volume.empty_dir.as_ref().is_some_and(|source| source.medium.as_deref().is_some_and(|medium| !medium.is_empty()))
+    });
+    let volumes = volumes.map(|volume| {
+        format!("emptyDir {:?} asks for a medium; this node keeps it on disk, within its sizeLimit", volume.name)
+    });
+    ports.chain(volumes).collect()
 }
 
 /// Refuses what a container cannot have: a `CreateContainerConfigError`.
@@ -114,6 +124,12 @@ mod tests {
             let refusal = super::container(&container).err().unwrap_or_default();
             assert!(refusal.starts_with(expected) && refusal.is_empty() == expected.is_empty(), "{refusal}");
         }
+        let asks = json!({"spec": {
+            "volumes": [{"name": "m", "emptyDir": {"medium": "Memory"}}, {"name": "d", "emptyDir": {}}],
+            "containers": [{"name": "c", "ports": [{"containerPort": 1, "hostPort": 2}]}],
+        }});
+        let told = ignored(&serde_json::from_value(asks).unwrap());
+        assert!(told.len() == 2 && told[0].contains("hostPort 2") && told[1].contains("emptyDir \"m\""), "{told:?}");
         let with = |spec| pod(&serde_json::from_value(json!({"spec": spec})).unwrap()).err().unwrap_or_default();
         let volumes = json!([{"name": "h", "hostPath": {"path": "/"}}]);
         let mounts = json!([{"name": "c", "volumeMounts": [{"name": "h", "mountPath": "/h"}]}]);

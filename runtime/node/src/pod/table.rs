@@ -63,6 +63,10 @@ impl Pods {
     /// Takes in what the API server says about a pod.
     pub fn observe(self: &Arc<Self>, mut pod: Pod) {
         let Some(uid) = pod.metadata.uid.clone() else { return };
+        // It becomes the name of directories.
+        if uid.is_empty() || uid.starts_with('.') || uid.contains(['/', '\0']) {
+            return tracing::warn!(uid, "a pod with such a uid is not run");
+        }
         // Nothing here looks at them, and they are a good part of an object.
         pod.metadata.managed_fields = None;
         let pod = Arc::new(pod);
@@ -102,6 +106,17 @@ impl Pods {
         if let Some(slot) = known {
             self.input(&slot, Input::ConfigChanged);
         }
+    }
+
+    /// Time has passed that timers have not seen, or that others think has passed: everything that goes by the wall clock is
+    /// looked at again, and what the API server believes is compared.
+    pub fn time_jumped(self: &Arc<Self>) {
+        for slot in self.all() {
+            self.input(&slot, Input::Wake);
+            // Tokens that have run out meanwhile are among what is written.
+            self.refresh_volumes(&slot);
+        }
+        self.context.jumps.send_modify(|count| *count += 1);
     }
 
     /// The pod of this name.
@@ -152,6 +167,7 @@ impl Pods {
         let mut state = slot.lock();
         let mut inputs = VecDeque::from([input]);
         while let Some(input) = inputs.pop_front() {
+            let is_observed = matches!(input, Input::Observed(_));
             let relabeled = match &input {
                 Input::Observed(pod) => is_relabeled(state.core.pod(), pod),
                 _ => false,
@@ -161,6 +177,9 @@ impl Pods {
             }
             for command in state.core.step(self.context.now(), input) {
                 inputs.extend(self.execute(slot, &mut state, command));
+            }
+            if is_observed {
+                self.reconcile(&mut state);
             }
         }
         self.set_wake(slot, &mut state);

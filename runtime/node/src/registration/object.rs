@@ -10,10 +10,6 @@ use crate::machine;
 
 /// Memory below which the node says that it has none (kubelet's default eviction threshold).
 const MEMORY_FREE_MIN: u64 = 100 << 20;
-/// Share of the disk below which the node says that it is full (kubelet: `nodefs.available<10%`), and an absolute one,
-/// because a tenth of a large disk is a lot.
-const DISK_FREE_MIN: f64 = 0.05;
-const DISK_FREE_BYTES_ENOUGH: u64 = 2 << 30;
 /// Images named in the status (kubelet's `nodeStatusMaxImages`).
 const IMAGES_MAX: usize = 50;
 /// Version of Kubernetes whose API this node speaks, and our own.
@@ -29,7 +25,6 @@ pub struct Facts {
     boot_id: String,
     kernel: String,
     os_image: String,
-    started: String,
 }
 
 impl Facts {
@@ -44,7 +39,6 @@ impl Facts {
             boot_id: text("/proc/sys/kernel/random/boot_id"),
             kernel: text("/proc/sys/kernel/osrelease"),
             os_image: pretty.unwrap_or("Linux").trim_matches('"').to_owned(),
-            started: now(),
         }
     }
 
@@ -120,18 +114,33 @@ impl Facts {
         })
     }
 
-    /// What of the status can change, without times: whether a write is worth while.
-    pub fn changing(&self, context: &Context) -> Value {
-        let conditions: Vec<Value> =
-            conditions(context).into_iter().map(|(name, status, ..)| json!([name, status])).collect();
-        json!([conditions, images(context), self.started])
+    /// Whether a status that the API server has shown says what is true, but for the times in it.
+    pub fn agrees(&self, context: &Context, seen: &Value) -> bool {
+        let shown = seen["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let conditions = conditions(context).into_iter().all(|(name, status, reason, _)| {
+            shown.iter().any(|shown| shown["type"] == name && shown["status"] == status && shown["reason"] == reason)
+        });
+        let wanted = self.status(context, seen);
+        let same = |field: &str| wanted[field] == seen[field] || is_empty(&wanted[field]) && is_empty(&seen[field]);
+        conditions && ["addresses", "daemonEndpoints", "images"].into_iter().all(same)
     }
+}
+
+fn is_empty(value: &Value) -> bool {
+    value.is_null() || value.as_array().is_some_and(Vec::is_empty)
+}
+
+/// The condition of a node that is going away.
+pub fn leaving() -> Value {
+    json!({
+        "type": "Ready", "status": "False", "reason": "KubeletNotReady", "message": "node is shutting down",
+        "lastHeartbeatTime": now(), "lastTransitionTime": now(),
+    })
 }
 
 fn conditions(context: &Context) -> [(&'static str, &'static str, &'static str, &'static str); 4] {
     let memory = machine::meminfo("MemAvailable:").is_some_and(|free| free < MEMORY_FREE_MIN);
-    let disk = machine::storage(&context.config.data_dir)
-        .is_some_and(|(total, free)| free < DISK_FREE_BYTES_ENOUGH && (free as f64) < total as f64 * DISK_FREE_MIN);
+    let disk = context.disk.is_low();
     let memory = match memory {
         true => ("True", "KubeletHasInsufficientMemory", "kubelet has insufficient memory available"),
         false => ("False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),

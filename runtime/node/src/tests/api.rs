@@ -24,6 +24,7 @@ type Body = UnsyncBoxBody<Bytes, Infallible>;
 pub struct Api {
     state: Arc<Mutex<State>>,
     events: broadcast::Sender<Value>,
+    node_events: broadcast::Sender<Value>,
     changed: Arc<Notify>,
 }
 
@@ -41,7 +42,7 @@ struct State {
 
 impl Default for Api {
     fn default() -> Self {
-        Self { state: Arc::default(), events: broadcast::Sender::new(1024), changed: Arc::default() }
+        Self { state: Arc::default(), events: broadcast::Sender::new(1024), node_events: broadcast::Sender::new(64), changed: Arc::default() }
     }
 }
 
@@ -80,6 +81,39 @@ impl Api {
         pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
         pod["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
         self.store(&mut state, "MODIFIED", name, pod);
+    }
+
+    /// Changes a pod, as somebody else.
+    pub fn modify(&self, name: &str, change: impl FnOnce(&mut Value)) {
+        let mut state = self.state.lock();
+        let mut pod = state.pods[name].clone();
+        change(&mut pod);
+        self.store(&mut state, "MODIFIED", name, pod);
+    }
+
+    /// Changes the node, as somebody else.
+    pub fn modify_node(&self, change: impl FnOnce(&mut Value)) {
+        let mut state = self.state.lock();
+        change(&mut state.node);
+        self.store_node(&mut state);
+    }
+
+    /// Waits until the node is as wanted.
+    pub async fn node_is(&self, wanted: impl Fn(&Value) -> bool) {
+        loop {
+            let changed = self.changed.notified();
+            if wanted(&self.node()) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    fn store_node(&self, state: &mut State) {
+        state.revision += 1;
+        state.node["metadata"]["resourceVersion"] = json!(state.revision.to_string());
+        let _ = self.node_events.send(json!({"type": "MODIFIED", "object": state.node}));
+        self.changed.notify_waiters();
     }
 
     /// Waits until the pod's status is as wanted.
@@ -151,6 +185,15 @@ impl Api {
         let is_watch = query.contains("watch=true") || query.contains("watch=1");
         match (&parts.method, &path[..]) {
             (&Method::GET, ["api", "v1", "pods"]) if is_watch => self.watch_pods(),
+            (&Method::GET, ["api", "v1", "nodes"]) if is_watch => {
+                let events = tokio_stream::wrappers::BroadcastStream::new(self.node_events.subscribe());
+                streamed(events.filter_map(|event| async { event.ok() }))
+            }
+            (&Method::GET, ["api", "v1", "nodes"]) => {
+                let state = self.state.lock();
+                let items = Some(state.node.clone()).filter(Value::is_object).into_iter().collect::<Vec<_>>();
+                answer(StatusCode::OK, &json!({"metadata": {"resourceVersion": "1"}, "items": items}))
+            }
             (&Method::GET, _) if is_watch => streamed(stream::pending()),
             (&Method::GET, ["api", "v1", "nodes", _]) => answer(StatusCode::OK, &self.node()),
             (&Method::GET, ["api", "v1", "namespaces", _, kind @ ("configmaps" | "secrets")]) => {
@@ -185,6 +228,7 @@ impl Api {
                 for (field, value) in body["status"].as_object().unwrap() {
                     state.node["status"][field] = value.clone();
                 }
+                self.store_node(&mut state);
                 answer(StatusCode::OK, &json!({}))
             }
             (&Method::POST, ["api", "v1", "namespaces", _, "events"]) => {
@@ -208,7 +252,7 @@ impl Api {
         pod["status"] = status.clone();
         state.writes.push((name.to_owned(), Instant::now(), status));
         self.store(&mut state, "MODIFIED", name, pod);
-        answer(StatusCode::OK, &json!({}))
+        answer(StatusCode::OK, &state.pods[name])
     }
 
     fn watch_pods(&self) -> Response<Body> {

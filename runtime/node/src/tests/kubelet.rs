@@ -63,6 +63,7 @@ async fn only_api_servers_are_let_in() {
         (API_SERVER, "/coracle/v1/proxy/default/web/80/x?y=z", 200),
         (API_SERVER, "/coracle/v1/proxy/default/gone/80/", 404),
         (API_SERVER, "/exec/default/web/c", 400),
+        (API_SERVER, "/attach/default/web/c?output=1", 400),
         (API_SERVER, "/portForward/default/web", 400),
         (Some("system:node:n2"), "/healthz", 200),
         (Some("system:node:n2"), "/pods", 403),
@@ -90,6 +91,59 @@ async fn websocket(world: &World, path: &str, protocol: &str) -> WebSocketStream
     assert_eq!(response.headers()["sec-websocket-protocol"], protocol);
     let upgraded = hyper::upgrade::on(response).await.unwrap();
     WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, None).await
+}
+
+/// Data of a port-forward as one stream.
+pub async fn forward(world: &World, name: &str, port: u16) -> tokio::io::DuplexStream {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut socket = websocket(world, &format!("/portForward/default/{name}?ports={port}"), "v4.channel.k8s.io").await;
+    for _ in 0..2 {
+        socket.next().await.unwrap().unwrap();
+    }
+    let (users, ours) = tokio::io::duplex(1 << 16);
+    tokio::spawn(async move {
+        let (mut from_user, mut to_user) = tokio::io::split(ours);
+        let (mut sink, mut messages) = socket.split();
+        let inwards = async {
+            while let Some(Ok(Message::Binary(bytes))) = messages.next().await {
+                if bytes[0] == 0 && to_user.write_all(&bytes[1..]).await.is_err() {
+                    return;
+                }
+            }
+        };
+        let outwards = async {
+            let mut buffer = vec![0; 4096];
+            while let Ok(count @ 1..) = from_user.read(&mut buffer).await {
+                let message = [&[0], &buffer[..count]].concat();
+                if sink.send(Message::Binary(message.into())).await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::join!(inwards, outwards);
+    });
+    users
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attach_shows_everything_from_the_beginning_to_the_end() {
+    let world = World::start().await;
+    let spec = json!({"restartPolicy": "Never", "containers": [command(&["echo", "one", "warn", "two", "sleep", "700", "echo", "three"])]});
+    world.run_spec("run", spec);
+    let is_running = |status: &serde_json::Value| status["phase"] == "Running" || status["phase"] == "Succeeded";
+    world.status("run", "Running", is_running).await;
+    let path = "/attach/default/run/c?input=1&output=1&error=1";
+    let mut socket = websocket(&world, path, "v5.channel.k8s.io").await;
+    socket.send(Message::Binary(b"\0typed".to_vec().into())).await.unwrap();
+    let mut channels = [String::new(), String::new(), String::new(), String::new()];
+    while let Some(Ok(message)) = socket.next().await {
+        if let Message::Binary(bytes) = message {
+            channels[usize::from(bytes[0])].push_str(&String::from_utf8_lossy(&bytes[1..]));
+        }
+    }
+    assert_eq!(channels[1], "one\nthree\n");
+    assert!(channels[2].contains("two\n") && channels[2].contains("no standard input"), "{}", channels[2]);
+    assert!(channels[3].contains("\"Success\""), "{}", channels[3]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

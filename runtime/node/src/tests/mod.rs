@@ -111,15 +111,24 @@ impl World {
 
     fn run_spec(&self, name: &str, mut spec: Value) {
         spec["nodeName"] = json!("n1");
-        for container in spec["containers"].as_array_mut().unwrap() {
-            container["name"] = json!("c");
-            container["imagePullPolicy"] = json!("IfNotPresent");
+        for list in ["initContainers", "containers"] {
+            for container in spec[list].as_array_mut().into_iter().flatten() {
+                if list == "containers" {
+                    container["name"] = json!("c");
+                }
+                container["imagePullPolicy"] = json!("IfNotPresent");
+            }
         }
         self.api.create(name, spec);
     }
 
     async fn status(&self, name: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         self.api.status(name, what, wanted).await
+    }
+
+    /// A connection to a port of a pod, by port-forward: channel 0 of its WebSocket as a stream.
+    async fn forward(&self, name: &str, port: u16) -> tokio::io::DuplexStream {
+        kubelet::forward(self, name, port).await
     }
 
     async fn ready(&self, name: &str) -> Value {

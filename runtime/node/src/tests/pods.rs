@@ -143,3 +143,179 @@ async fn a_guest_reaches_pods_by_address_and_nothing_outside() {
     let denied = |reasons: Vec<String>| reasons.iter().any(|reason| reason == "EgressDenied");
     world.status("client", "told", |_| denied(world.api.reasons("client"))).await;
 }
+
+/// A guest's links lead nowhere: what is mounted, read and removed for it stays beneath its own directories.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn links_do_not_lead_out_of_a_volume() {
+    let world = World::start().await;
+    let secret = world.dir.path().join("pki");
+    std::fs::create_dir(&secret).unwrap();
+    std::fs::write(secret.join("ca.key"), "private").unwrap();
+    let mount = |path: &str, sub: &str| {
+        let mut mount = json!({"name": "v", "mountPath": path});
+        if !sub.is_empty() {
+            mount["subPath"] = json!(sub);
+        }
+        json!([mount])
+    };
+    let mut link = command(&[
+        "symlink", "../../../../pki", "/v/x", "symlink", "../../../../pki/ca.key", "/v/key", "symlink", "../../../../made",
+        "/v/nd", "write", "/v/f", "old",
+    ]);
+    link["name"] = json!("link");
+    link["volumeMounts"] = mount("/v", "");
+    let mut follow = command(&["cat", "/v/key"]);
+    follow["name"] = json!("follow");
+    follow["volumeMounts"] = mount("/v", "");
+    let spec = |init: Vec<Value>, container: Value| {
+        json!({
+            "restartPolicy": "Never", "volumes": [{"name": "v", "emptyDir": {}}],
+            "initContainers": init, "containers": [container],
+        })
+    };
+    for (name, path, sub) in
+        [("dir", "/p", "x"), ("file", "/p/k", "key"), ("deeper", "/p", "x/sub/dir"), ("new", "/p", "nd"), ("nd", "/p", "nd/x")]
+    {
+        let mut container = command(&["ls", "/p", "write", "/p/evil", "x"]);
+        container["volumeMounts"] = mount(path, sub);
+        world.run_spec(name, spec(vec![link.clone()], container));
+        let status = world.status(name, "refused", |status| waiting(status) == "CreateContainerConfigError").await;
+        let text = status["containerStatuses"][0]["state"]["waiting"]["message"].as_str().unwrap();
+        assert!(text.starts_with("failed to prepare subPath for volumeMount \"v\" of container \"c\""), "{name}: {text}");
+    }
+    // The guest itself does not get out either.
+    world.run_spec("inside", spec(vec![link.clone(), follow], command(&["echo", "x"])));
+    let failed = |status: &Value| status["phase"] == "Failed";
+    let status = world.status("inside", "Failed", failed).await;
+    assert_eq!(status["initContainerStatuses"][1]["state"]["terminated"]["exitCode"], 1);
+    // Its termination message is its own file or nothing, and of a bounded size.
+    let escape = ["unlink", "/dev/termination-log", "symlink", "../../../../pki/ca.key", "/dev/termination-log", "exit", "1"];
+    for (name, steps, length) in [
+        ("message", &escape[..], 0),
+        ("sparse", &["sparse", "/dev/termination-log", "100000", "exit", "1"], 4096),
+    ] {
+        world.run_spec(name, json!({"restartPolicy": "Never", "containers": [command(steps)]}));
+        let status = world.status(name, "Failed", failed).await;
+        let message = status["containerStatuses"][0]["state"]["terminated"]["message"].as_str().unwrap_or_default();
+        assert_eq!(message.len(), length, "{name}: {message:?}");
+    }
+    // A file of a volume is the same file for all of its containers.
+    let mut writer = command(&["write", "/w/f", "new"]);
+    writer["volumeMounts"] = mount("/w/f", "f");
+    writer["name"] = json!("writer");
+    let mut reader = command(&["cat", "/v/f", "exit", "1"]);
+    reader["volumeMounts"] = mount("/v", "");
+    reader["terminationMessagePolicy"] = json!("FallbackToLogsOnError");
+    world.run_spec("same", spec(vec![link, writer], reader));
+    let status = world.status("same", "Failed", failed).await;
+    assert_eq!(status["containerStatuses"][0]["state"]["terminated"]["message"].as_str().unwrap().trim(), "new");
+    let names: Vec<_> = std::fs::read_dir(&secret).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["ca.key"], "nothing was made outside");
+    assert!(!world.dir.path().join("made").exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_empty_dir_may_not_hold_evicts_its_pod() {
+    let world = World::start().await;
+    let mut container = command(&["fill", "/v/big", "20", "sleep", "600000"]);
+    container["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
+    let volumes = json!([{"name": "v", "emptyDir": {"sizeLimit": "10Mi"}}]);
+    world.run_spec("fill", json!({"volumes": volumes, "containers": [container]}));
+    let status = world.status("fill", "Evicted", |status| status["reason"] == "Evicted").await;
+    assert_eq!(status["message"], "Usage of EmptyDir volume \"v\" exceeds the limit \"10Mi\". ");
+    world.status("fill", "Failed", |status| status["phase"] == "Failed").await;
+    // What it held goes at once.
+    let dir = world.dir.path().join("pods/uid-fill");
+    tokio::time::timeout(super::PATIENCE, async {
+        while dir.exists() {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .expect("its files are removed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_condition_that_somebody_else_has_set_is_set_right() {
+    let world = World::start().await;
+    world.run("web", json!({"image": "hello:1"}));
+    world.ready("web").await;
+    for _ in 0..3 {
+        world.api.modify("web", |pod| {
+            let conditions = pod["status"]["conditions"].as_array_mut().unwrap();
+            let ready = conditions.iter_mut().find(|condition| condition["type"] == "Ready").unwrap();
+            ready["status"] = json!("False");
+            ready["reason"] = json!("NodeNotReady");
+        });
+        world.ready("web").await;
+    }
+    // And the node's own, as after a minute without a word of it.
+    let is_true = |node: &Value| {
+        let conditions = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        conditions.iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+    };
+    world.api.modify_node(|node| {
+        for condition in node["status"]["conditions"].as_array_mut().unwrap() {
+            condition["status"] = json!("Unknown");
+            condition["reason"] = json!("NodeStatusUnknown");
+        }
+    });
+    tokio::time::timeout(std::time::Duration::from_secs(10), world.api.node_is(is_true)).await.expect("within ten seconds");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deletion_does_not_wait_for_a_post_start_hook() {
+    let world = World::start().await;
+    let mut container = command(&["sleep", "3600000"]);
+    container["lifecycle"] = json!({"postStart": {"sleep": {"seconds": 3600}}});
+    for (name, grace) in [("slow", 3), ("forced", 0)] {
+        world.run_spec(name, json!({"terminationGracePeriodSeconds": 4000, "containers": [container.clone()]}));
+        world.status(name, "being started", |status| !status["podIP"].is_null()).await;
+        let begun = std::time::Instant::now();
+        world.api.delete(name, grace);
+        world.api.gone(name).await;
+        assert!(begun.elapsed() < std::time::Duration::from_secs(10), "{name}: {:?}", begun.elapsed());
+    }
+    // One that ends by itself meanwhile is seen to have ended.
+    let mut short = command(&["exit", "1"]);
+    short["lifecycle"] = json!({"postStart": {"sleep": {"seconds": 3600}}});
+    world.run_spec("short", json!({"restartPolicy": "Never", "containers": [short]}));
+    world.status("short", "Failed", |status| status["phase"] == "Failed").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commands_clients_are_given_its_grace() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let world = World::start().await;
+    let mut listener = command(&["listen", "7"]);
+    listener["readinessProbe"] = json!({"tcpSocket": {"port": 7}});
+    world.run("echo", listener);
+    world.ready("echo").await;
+    let mut forward = world.forward("echo", 7).await;
+    let mut line = [0; 4];
+    for text in ["one\n", "two\n"] {
+        forward.write_all(text.as_bytes()).await.unwrap();
+        forward.read_exact(&mut line).await.unwrap();
+        assert_eq!(std::str::from_utf8(&line).unwrap(), text.to_uppercase());
+        if text == "one\n" {
+            world.api.delete("echo", 30);
+        }
+    }
+    // Quiet now: nobody waits for the whole of it.
+    let begun = std::time::Instant::now();
+    world.api.gone("echo").await;
+    assert!(begun.elapsed() < std::time::Duration::from_secs(15), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_missing_key_is_waited_for() {
+    let world = World::start().await;
+    world.api.put("configmaps", "cm", json!({"k": "v"}));
+    let mut container = command(&["sleep", "600000"]);
+    container["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
+    let volumes = json!([{"name": "v", "configMap": {"name": "cm", "items": [{"key": "none", "path": "x"}]}}]);
+    world.run_spec("waits", json!({"volumes": volumes, "containers": [container]}));
+    let failed = |reasons: Vec<String>| reasons.iter().any(|reason| reason == "FailedMount");
+    let status = world.status("waits", "told", |_| failed(world.api.reasons("waits"))).await;
+    assert_eq!(waiting(&status), "ContainerCreating", "{status}");
+}

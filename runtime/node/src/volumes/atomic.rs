@@ -54,7 +54,7 @@ pub fn write(volume: &Path, payload: &Payload) -> io::Result<bool> {
     fs::rename(volume.join(DATA_NEW), &data)?;
     link(volume, payload)?;
     if let Some(old) = old {
-        fs::remove_dir_all(volume.join(old))?;
+        crate::beneath::remove_tree(&volume.join(old))?;
     }
     Ok(true)
 }
@@ -107,7 +107,9 @@ fn is_current(data: &Path, payload: &Payload) -> io::Result<bool> {
 fn checked(path: &str) -> io::Result<&Path> {
     let path = Path::new(path);
     let inside = path.components().all(|part| matches!(part, Component::Normal(_)));
-    match inside && path.components().next().is_some() {
+    // Names that begin so are the layout's own.
+    let is_ours = path.as_os_str().as_encoded_bytes().starts_with(b"..");
+    match inside && !is_ours && path.components().next().is_some() {
         true => Ok(path),
         false => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("path {path:?} is not within the volume"))),
     }
@@ -144,7 +146,7 @@ mod tests {
     #[test]
     fn never_leaves_the_volume() {
         let dir = tempfile::tempdir().unwrap();
-        for path in ["../x", "/etc/x", "a/../../x", "", "."] {
+        for path in ["../x", "/etc/x", "a/../../x", "", ".", "..data", "..x/y"] {
             assert!(write(&dir.path().join("v"), &payload(&[(path, "1")])).is_err(), "{path}");
         }
     }

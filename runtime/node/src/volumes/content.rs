@@ -113,6 +113,38 @@ pub fn check(volume: &Volume) -> Result<(), VolumeError> {
     }
 }
 
+/// Whether the objects that a volume refers to have the keys it names.
+pub fn check_keys(volume: &Volume, namespace: &Arc<str>, contents: &Contents) -> Result<(), VolumeError> {
+    let check = |kind, name: &str, items: &Option<Vec<KeyToPath>>, optional: Option<bool>| {
+        let key = ObjectKey { kind, namespace: namespace.clone(), name: name.into() };
+        // An object that is not there is told about before its keys.
+        let Some(content) = contents.get(&key).and_then(Option::as_deref) else { return Ok(()) };
+        let missing = |item: &&KeyToPath| !content.data.contains_key(&item.key) && !content.binary.contains_key(&item.key);
+        match items.iter().flatten().find(missing) {
+            Some(item) if optional != Some(true) => {
+                let kind = if kind == Kind::Secret { "secret" } else { "config" };
+                Err(VolumeError::NoKey { kind, key: item.key.clone() })
+            }
+            _ => Ok(()),
+        }
+    };
+    if let Some(source) = &volume.config_map {
+        check(Kind::ConfigMap, &source.name, &source.items, source.optional)?;
+    }
+    if let Some(source) = &volume.secret {
+        check(Kind::Secret, source.secret_name.as_deref().unwrap_or(""), &source.items, source.optional)?;
+    }
+    for source in volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten()) {
+        if let Some(source) = &source.config_map {
+            check(Kind::ConfigMap, &source.name, &source.items, source.optional)?;
+        }
+        if let Some(source) = &source.secret {
+            check(Kind::Secret, &source.name, &source.items, source.optional)?;
+        }
+    }
+    Ok(())
+}
+
 /// The files of a volume; `None` for one that is an ordinary directory (`emptyDir`).
 pub fn payload(pod: &Pod, volume: &Volume, sources: &Sources<'_>) -> Result<Option<Payload>, VolumeError> {
     if volume.empty_dir.is_some() {

@@ -8,6 +8,8 @@ mod atomic;
 mod content;
 mod mounts;
 
+#[cfg(test)]
+use self::atomic::File;
 pub use self::atomic::write;
-pub use self::content::{Sources, TokenRequest, check, payload, references, tokens};
-pub use self::mounts::{Places, Planned, plan};
+pub use self::content::{Sources, TokenRequest, check, check_keys, payload, references, tokens};
+pub use self::mounts::{Made, Places, make};

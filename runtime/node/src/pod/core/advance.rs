@@ -22,6 +22,7 @@ impl Core {
                 }
                 if let Some(phase) = self.terminal_phase() {
                     self.terminal = Some(phase);
+                    self.containers.iter_mut().for_each(|container| container.settle(now));
                     self.stop_sidecars(now, commands);
                     self.release(commands);
                 }
@@ -183,6 +184,7 @@ impl Core {
         if running {
             return;
         }
+        self.containers.iter_mut().for_each(|container| container.settle(now));
         if matches!(self.ending, Some(Ending::Failed { .. })) {
             self.terminal = Some("Failed");
         }

@@ -12,6 +12,9 @@ use super::{Now, Run, StartFailure};
 /// How long the first failure of a kind (`ErrImagePull`) is shown before the back-off (`ImagePullBackOff`) is.
 const SHOW_FAILURE: Duration = Duration::from_secs(2);
 
+/// A volume could not be made: told by an event, while the container is shown as being created.
+pub const FAILED_MOUNT: &str = "FailedMount";
+
 /// The part a container plays in its pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -85,6 +88,8 @@ pub enum State {
     Stopping {
         /// Since when it ran.
         since: Timestamp,
+        /// Whether its startup probe had succeeded.
+        started: bool,
         /// The readiness probe goes on meanwhile.
         ready: bool,
     },
@@ -247,8 +252,7 @@ impl Container {
 
     /// Whether it has passed its startup probe and still runs.
     pub fn is_started(&self) -> bool {
-        matches!(self.state, State::Running { started: true, .. })
-            || (matches!(self.state, State::Stopping { .. }) && self.kind != Kind::Init)
+        matches!(self.state, State::Running { started: true, .. } | State::Stopping { started: true, .. })
     }
 
     /// What the status shows as `ready`.
@@ -265,6 +269,7 @@ impl Container {
     /// Begins a new life.
     pub(super) fn begin(&mut self) -> Run {
         let shown = match &self.state {
+            State::Failing { reason: FAILED_MOUNT, .. } => None,
             State::Failing { reason, message, .. } => Some(((*reason).to_owned(), message.clone())),
             State::CrashLoop { message, .. } => Some(("CrashLoopBackOff".to_owned(), message.clone())),
             _ => None,
@@ -304,15 +309,26 @@ impl Container {
     }
 
     pub(super) fn config_changed(&mut self, now: Now) {
-        if let State::Failing { reason: "CreateContainerConfigError", retry_at, .. } = &mut self.state {
+        if let State::Failing { reason: "CreateContainerConfigError" | FAILED_MOUNT, retry_at, .. } = &mut self.state {
             *retry_at = now.mono;
+        }
+    }
+
+    /// The pod has ended: one that waited to be started again is shown as it ended last.
+    pub(super) fn settle(&mut self, now: Now) {
+        if matches!(self.state, State::CrashLoop { .. })
+            && let Some(terminated) = self.last.take()
+        {
+            self.state = State::Ended { terminated, finished: now.mono };
         }
     }
 
     pub(super) fn stop(&mut self, now: Now) {
         self.state = match &self.state {
-            State::Running { since, ready, .. } => State::Stopping { since: *since, ready: *ready == Some(true) },
-            State::Starting { .. } => State::Stopping { since: now.wall, ready: false },
+            State::Running { since, started, ready } => {
+                State::Stopping { since: *since, started: *started, ready: *ready == Some(true) }
+            }
+            State::Starting { .. } => State::Stopping { since: now.wall, started: false, ready: false },
             _ => return,
         };
     }

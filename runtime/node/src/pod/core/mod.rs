@@ -32,7 +32,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
 pub use self::backoff::human;
-pub use self::container::{Container, Exit, Kind, State};
+pub(super) use self::status::OWNED_CONDITIONS;
+pub use self::container::{Container, Exit, FAILED_MOUNT, Kind, State};
 
 /// A moment: monotonic since the node's start for waiting, wall clock for showing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +43,9 @@ pub struct Now {
     /// Wall clock.
     pub wall: Timestamp,
 }
+
+/// Reason of a pod that the node has ended because of what it used.
+pub(super) const EVICTED: &str = "Evicted";
 
 /// Index of a container: init containers first, in the order of the spec, then the others.
 pub type Index = usize;
@@ -131,7 +135,12 @@ pub enum Input {
         /// Its verdict.
         healthy: bool,
     },
-    /// The moment that [`Core::wake_at`] asked for.
+    /// The node has no room for the pod any more, or the pod has taken more than it may: it ends as `Evicted`.
+    Evict {
+        /// For people.
+        message: String,
+    },
+    /// The moment that [`Core::wake_at`] asked for, or one at which clocks have jumped.
     Wake,
     /// The node is going down: stop, but leave the API object to the next start.
     NodeStopping {
@@ -257,6 +266,8 @@ pub struct Core {
     ending: Option<Ending>,
     /// When the grace period of the ending is over.
     ending_by: Option<Duration>,
+    /// When the ending began.
+    ended_since: Option<Timestamp>,
     deadline: Option<Duration>,
     /// A terminal phase is never left.
     terminal: Option<&'static str>,
@@ -307,6 +318,11 @@ impl Core {
         self.ending.is_some()
     }
 
+    /// Whether the pod ends because its node does.
+    pub fn is_leaving(&self) -> bool {
+        matches!(self.ending, Some(Ending::NodeStopping))
+    }
+
     /// Whether the shell may forget the pod.
     pub fn is_forgotten(&self) -> bool {
         self.forgotten
@@ -336,7 +352,9 @@ impl Core {
             Input::StartFailed { container, run, failure } => {
                 if let Some(found) = self.current(container, run) {
                     // Of a failed pull the shell has told the details; this event says the class (kubelet's `startContainer`).
+                    let reason = if failure.reason == FAILED_MOUNT { FAILED_MOUNT } else { "Failed" };
                     let message = match failure.reason {
+                        FAILED_MOUNT => failure.message.clone(),
                         "ErrImagePull" | "ErrImageNeverPull" | "InvalidImageName" => {
                             format!("Error: {}", failure.reason)
                         }
@@ -346,7 +364,7 @@ impl Core {
                     commands.push(Command::Event {
                         container: Some(container),
                         warning: true,
-                        reason: "Failed",
+                        reason,
                         message,
                     });
                 }
@@ -359,12 +377,23 @@ impl Core {
             Input::Probed { container, run, kind, healthy } => {
                 self.probed(now, container, run, kind, healthy, commands)
             }
-            Input::Wake => {}
+            Input::Evict { message } => self.evict(now, message, commands),
+            // Time may have passed that the monotonic clock has not seen.
+            Input::Wake => self.deadline = deadline_of(&self.pod, self.start_time, now),
             Input::Released => {
                 self.releasing = false;
                 self.setup = SetupState::Released;
             }
         }
+    }
+
+    fn evict(&mut self, now: Now, message: String, commands: &mut Vec<Command>) {
+        if self.ending.is_some() || self.terminal.is_some() {
+            return;
+        }
+        commands.push(Command::Event { container: None, warning: true, reason: EVICTED, message: message.clone() });
+        // What it goes on writing is what it is ended for: no grace.
+        self.end(Ending::Failed { reason: EVICTED, message }, now, Duration::ZERO, commands);
     }
 
     fn current(&mut self, container: Index, run: Run) -> Option<&mut Container> {
@@ -398,6 +427,7 @@ impl Core {
             Some(current) if rank(current) >= rank(&ending) => {}
             _ => self.ending = Some(ending),
         }
+        self.ended_since.get_or_insert(now.wall);
         if self.ending_by.is_none_or(|current| by < current) {
             if self.ending_by.is_some() {
                 for (container, found) in self.containers.iter().enumerate() {

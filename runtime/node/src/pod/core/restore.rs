@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod,
 
 use super::container::{Container, State, Terminated};
 use super::status::OWNED_CONDITIONS;
-use super::{Condition, Core, Now, SetupState, deadline_of};
+use super::{Condition, Core, EVICTED, Now, SetupState, deadline_of};
 
 /// Exit code of a container whose end nobody saw.
 const LOST: i32 = 255;
@@ -30,6 +30,7 @@ pub(super) fn restore(pod: Arc<Pod>, host_address: IpAddr, now: Now) -> Core {
         (Some("Failed"), Some("DeadlineExceeded")) => {
             Some(("DeadlineExceeded", status.message.clone().unwrap_or_default()))
         }
+        (Some("Failed"), Some(EVICTED)) => Some((EVICTED, status.message.clone().unwrap_or_default())),
         _ => None,
     };
     let host_network = pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false);
@@ -51,6 +52,7 @@ pub(super) fn restore(pod: Arc<Pod>, host_address: IpAddr, now: Now) -> Core {
         setup_delay: None,
         ending: None,
         ending_by: None,
+        ended_since: None,
         finalizing: false,
         releasing: false,
         forgotten: false,

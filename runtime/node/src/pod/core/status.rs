@@ -6,11 +6,11 @@
 
 use serde_json::{Map, Value, json};
 
-use super::container::{Container, Kind, State, Terminated};
-use super::{Condition, Core, Ending, Now, SetupState, specs};
+use super::container::{Container, FAILED_MOUNT, Kind, State, Terminated};
+use super::{Condition, Core, EVICTED, Ending, Now, SetupState, specs};
 
 /// The conditions that the node owns, in the order in which the kubelet lists them.
-pub(super) const OWNED_CONDITIONS: [&str; 4] = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"];
+pub(in crate::pod) const OWNED_CONDITIONS: [&str; 4] = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"];
 
 impl Core {
     /// The phase, as `getPhase` of the kubelet.
@@ -109,6 +109,13 @@ impl Core {
             let condition = Condition { status, reason, message, since };
             list.push(self.condition(name, &condition));
             self.conditions.insert(name, condition);
+        }
+        if let Some(Ending::Failed { reason: EVICTED, message }) = &self.ending {
+            let since = self.ended_since.unwrap_or(now.wall);
+            let reason = "TerminationByKubelet";
+            let message = format!("{EVICTED}: {message}").chars().take(1024).collect();
+            let condition = Condition { status: true, reason, message, since };
+            list.push(self.condition("DisruptionTarget", &condition));
         }
         if self.says_scheduled {
             let since = self.start_time.unwrap_or(now.wall);
@@ -270,6 +277,9 @@ fn state(container: &Container, has_init: bool) -> Value {
     };
     match &container.state {
         State::Waiting | State::Starting { shown: None } => {
+            waiting(if has_init { "PodInitializing" } else { "ContainerCreating" }, "")
+        }
+        State::Failing { reason: FAILED_MOUNT, .. } => {
             waiting(if has_init { "PodInitializing" } else { "ContainerCreating" }, "")
         }
         State::Starting { shown: Some((reason, message)) } => waiting(reason, message),

@@ -462,3 +462,92 @@ fn a_pod_that_had_ended_stays_ended() {
     assert_eq!(world.shown(), "Succeeded False a:terminated/Completed/0");
     assert_eq!(world.core.wake_at(), None);
 }
+
+#[test]
+fn a_sidecar_whose_startup_probe_fails_holds_the_others_back() {
+    let mut world = World::new(pod(json!({
+        "restartPolicy": "Never",
+        "initContainers": [{"name": "s", "restartPolicy": "Always", "startupProbe": {"tcpSocket": {"port": 1}}}],
+        "containers": [{"name": "m"}],
+    })));
+    world.observe();
+    world.set_up();
+    world.started("s");
+    let told = world.probed("s", ProbeKind::Startup, false);
+    assert_eq!(told, ["!Killing", "stop s#1 30"], "the main container is not started");
+    let again = world.exited("s", 143);
+    assert_eq!(again, ["start s#2"]);
+    let status = world.core.status(now(world.mono));
+    assert_eq!(status["containerStatuses"][0]["state"]["waiting"]["reason"], "PodInitializing");
+    world.started("s");
+    assert_eq!(world.probed("s", ProbeKind::Startup, true), ["start m#1"]);
+}
+
+#[test]
+fn a_sidecar_in_back_off_is_shown_as_it_ended_when_the_pod_has() {
+    let mut world = World::new(pod(json!({
+        "restartPolicy": "Never",
+        "initContainers": [{"name": "s", "restartPolicy": "Always"}],
+        "containers": [{"name": "m"}],
+    })));
+    world.observe();
+    world.set_up();
+    world.started("s");
+    world.started("m");
+    world.exited("s", 1);
+    world.started("s");
+    world.exited("s", 3);
+    let status = world.core.status(now(world.mono));
+    assert_eq!(status["initContainerStatuses"][0]["state"]["waiting"]["reason"], "CrashLoopBackOff");
+    world.exited("m", 0);
+    let status = world.core.status(now(world.mono));
+    assert_eq!(status["phase"], "Succeeded");
+    assert_eq!(status["initContainerStatuses"][0]["state"]["terminated"]["exitCode"], 3);
+}
+
+#[test]
+fn a_pod_that_takes_too_much_is_evicted_at_once() {
+    let mut world = World::new(one("Always"));
+    world.observe();
+    world.set_up();
+    world.started("a");
+    let message = "Usage of EmptyDir volume \"v\" exceeds the limit \"1Mi\". ".to_owned();
+    assert_eq!(world.step(Input::Evict { message: message.clone() }), ["!Evicted", "!Killing", "stop a#1 0"]);
+    assert_eq!(world.exited("a", 137), ["release"]);
+    world.step(Input::Released);
+    let status = world.core.status(now(world.mono));
+    assert_eq!((&status["phase"], &status["reason"], &status["message"]), (&json!("Failed"), &json!("Evicted"), &json!(message)));
+    let conditions = status["conditions"].as_array().unwrap();
+    assert!(conditions.iter().any(|c| c["type"] == "DisruptionTarget" && c["reason"] == "TerminationByKubelet"));
+    assert!(world.step(Input::Evict { message: "again".to_owned() }).is_empty());
+    // A node that is started again shows the same.
+    world.object["status"] = status;
+    let mut restored = World::new(world.object.clone());
+    restored.observe();
+    assert_eq!(restored.core.status(now(world.mono))["reason"], "Evicted");
+}
+
+#[test]
+fn a_volume_that_is_not_there_is_told_by_an_event() {
+    let mut world = World::new(one("Always"));
+    world.observe();
+    world.set_up();
+    assert_eq!(world.failed("a", FAILED_MOUNT), ["!FailedMount"]);
+    let state = world.core.status(now(world.mono))["containerStatuses"][0]["state"].clone();
+    assert_eq!(state, json!({"waiting": {"reason": "ContainerCreating"}}));
+    assert_eq!(world.step(Input::ConfigChanged), ["refresh", "start a#2"]);
+}
+
+#[test]
+fn a_deadline_goes_by_the_clock_on_the_wall() {
+    let mut object = one("Always");
+    object["spec"]["activeDeadlineSeconds"] = json!(600);
+    let mut world = World::new(object);
+    world.observe();
+    world.set_up();
+    world.started("a");
+    // The machine has slept: an hour on the wall, nothing on the node's own clock.
+    let later = Now { wall: now(Duration::from_secs(3600)).wall, ..now(world.mono) };
+    let commands = world.core.step(later, Input::Wake);
+    assert!(commands.iter().any(|c| matches!(c, Command::Event { reason: "DeadlineExceeded", .. })), "{commands:?}");
+}

@@ -1,0 +1,300 @@
+//! Requests that leave the mesh: to hosts outside of the cluster, for guests that may, and TLS to Services, for all.
+//!
+//! A name is resolved here and nowhere else on this way, and its addresses pass the [`Gate`] before anything is connected.
+
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use coracle_engine::{Body, BoxError, OutboundError};
+use http::uri::{Scheme, Uri};
+use http::{Request, Response, header};
+use http_body_util::BodyExt as _;
+use hyper::rt::{Read, Write};
+use hyper_rustls::HttpsConnector;
+use hyper_util::client::legacy;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls_pki_types::{CertificateDer, ServerName};
+use tokio::net::TcpStream;
+use tokio::sync::{OnceCell, Semaphore};
+use tokio_rustls::TlsConnector;
+
+use super::gate::Gate;
+
+/// Longest wait for a connection, to each of a name's addresses.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for the machine's resolver.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Look-ups at the same time, each of which may hold a thread; more wait.
+const RESOLVING_MAX: usize = 32;
+/// Addresses of a name that are tried.
+const ADDRESSES_MAX: usize = 4;
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// It leads to where no guest goes.
+    #[error("{0} is an address of this machine, or near it: no pod may reach it")]
+    Forbidden(String),
+    /// There is no such name.
+    #[error("{0} cannot be resolved")]
+    Name(String),
+    /// Nobody answered.
+    #[error("connect to {0}")]
+    Failed(String, #[source] io::Error),
+}
+
+type Client = legacy::Client<HttpsConnector<Dialer>, Body>;
+
+/// Connects for a pool.
+#[derive(Clone)]
+struct Dialer {
+    gate: Arc<Gate>,
+    resolving: Arc<Semaphore>,
+}
+
+impl tower::Service<Uri> for Dialer {
+    type Response = TokioIo<TcpStream>;
+    type Error = ConnectError;
+    type Future = Pin<Box<dyn Future<Output = Result<TokioIo<TcpStream>, ConnectError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let Dialer { gate, resolving } = self.clone();
+        Box::pin(async move {
+            let host = uri.host().unwrap_or_default();
+            let port = uri.port_u16().unwrap_or(if uri.scheme() == Some(&Scheme::HTTPS) { 443 } else { 80 });
+            connect(&gate, &resolving, host, port).await.map(TokioIo::new)
+        })
+    }
+}
+
+/// Pooled connections, made when the first guest asks.
+pub struct Outside {
+    gate: Arc<Gate>,
+    resolving: Arc<Semaphore>,
+    /// Authorities of the cluster, trusted beside the machine's for its own names.
+    cluster_roots: Vec<CertificateDer<'static>>,
+    client: OnceCell<Client>,
+    cluster_tls: OnceCell<TlsConnector>,
+}
+
+impl Outside {
+    /// Nothing is connected before it is asked for.
+    pub fn new(gate: Arc<Gate>, cluster_roots: Vec<CertificateDer<'static>>) -> Self {
+        let resolving = Arc::new(Semaphore::new(RESOLVING_MAX));
+        Self { gate, resolving, cluster_roots, client: OnceCell::new(), cluster_tls: OnceCell::new() }
+    }
+
+    /// Sends a request whose URI is absolute, `http` or `https`, to outside of the cluster.
+    pub async fn send(&self, mut request: Request<Body>) -> Result<Response<Body>, OutboundError> {
+        let client = self.client.get_or_try_init(|| self.connect_client()).await?;
+        let endpoint = request.uri().authority().map(ToString::to_string).unwrap_or_default();
+        // What the connection speaks is agreed with the server.
+        *request.version_mut() = http::Version::HTTP_11;
+        let response = client.request(request).await.map_err(|error| no_answer(endpoint, error.into()))?;
+        Ok(response.map(|body| body.map_err(BoxError::from).boxed_unsync()))
+    }
+
+    /// Connects to a host and port outside of the cluster.
+    pub async fn connect(&self, host: &str, port: u16) -> Result<TcpStream, ConnectError> {
+        connect(&self.gate, &self.resolving, host, port).await
+    }
+
+    /// Sends a request with TLS to a Service or pod that is really at `to`, and is called `host`. Its certificate is of the
+    /// cluster's authority or of one that the machine trusts.
+    pub async fn send_tls(
+        &self,
+        to: SocketAddr,
+        host: &str,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, OutboundError> {
+        let connector = self.cluster_tls.get_or_try_init(|| self.tls_connector()).await?;
+        let name = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let name = ServerName::try_from(name).map_err(|error| OutboundError::Protocol(error.into()))?;
+        let endpoint = host.to_owned();
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(to)).await;
+        let stream = match connected {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return Err(no_answer(endpoint, error.into())),
+            Err(_) => return Err(OutboundError::Timeout),
+        };
+        let _ = stream.set_nodelay(true);
+        let stream = match tokio::time::timeout(CONNECT_TIMEOUT, connector.connect(name, stream)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => {
+                // Said in words, because a guest sees no more than them. Nothing has been sent.
+                let message = format!("https://{host}: TLS could not be agreed with the endpoint: {error}");
+                return Err(OutboundError::Internal(message));
+            }
+            Err(_) => return Err(OutboundError::Timeout),
+        };
+        over(TokioIo::new(stream), request).await.map_err(|error| no_answer(endpoint, error))
+    }
+
+    async fn connect_client(&self) -> Result<Client, OutboundError> {
+        let dialer = Dialer { gate: self.gate.clone(), resolving: self.resolving.clone() };
+        let connector = hyper_rustls::HttpsConnectorBuilder::new()
+            .with_tls_config(tls(Vec::new()).await?)
+            .https_or_http()
+            .enable_all_versions()
+            .wrap_connector(dialer);
+        Ok(legacy::Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(Duration::from_secs(30))
+            .pool_max_idle_per_host(16)
+            .build(connector))
+    }
+
+    async fn tls_connector(&self) -> Result<TlsConnector, OutboundError> {
+        let mut config = tls(self.cluster_roots.clone()).await?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(TlsConnector::from(Arc::new(config)))
+    }
+}
+
+/// Trust in the machine's authorities, and in these.
+async fn tls(more: Vec<CertificateDer<'static>>) -> Result<rustls::ClientConfig, OutboundError> {
+    let loaded = tokio::task::spawn_blocking(rustls_native_certs::load_native_certs).await;
+    let loaded = loaded.map_err(|error| OutboundError::Internal(error.to_string()))?;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(more);
+    roots.add_parsable_certificates(loaded.certs);
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let tls = tls.map_err(|error| OutboundError::Internal(error.to_string()))?;
+    Ok(tls.with_root_certificates(roots).with_no_client_auth())
+}
+
+/// Resolves, asks the gate, connects.
+async fn connect(gate: &Gate, resolving: &Semaphore, host: &str, port: u16) -> Result<TcpStream, ConnectError> {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let addresses: Vec<SocketAddr> = match host.parse::<IpAddr>() {
+        Ok(address) => vec![SocketAddr::new(address, port)],
+        Err(_) => {
+            let unknown = || ConnectError::Name(host.to_owned());
+            let _turn = resolving.acquire().await.map_err(|_| unknown())?;
+            let found = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host((host, port))).await;
+            found.map_err(|_| unknown())?.map_err(|_| unknown())?.collect()
+        }
+    };
+    if addresses.is_empty() {
+        return Err(ConnectError::Name(host.to_owned()));
+    }
+    let mut last = ConnectError::Forbidden(host.to_owned());
+    for address in addresses.into_iter().filter(|address| gate.permits(address.ip())).take(ADDRESSES_MAX) {
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
+        let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        match connected {
+            Ok(stream) => {
+                let _ = stream.set_nodelay(true);
+                return Ok(stream);
+            }
+            Err(error) => last = ConnectError::Failed(address.to_string(), error),
+        }
+    }
+    Err(last)
+}
+
+/// Sends one request over a connection of its own, which lives until the body of the answer has been read.
+pub async fn over<S>(stream: S, mut request: Request<Body>) -> Result<Response<Body>, BoxError>
+where
+    S: Read + Write + Send + Unpin + 'static,
+{
+    if !request.headers().contains_key(header::HOST)
+        && let Some(host) = request.uri().authority().and_then(|authority| authority.as_str().parse().ok())
+    {
+        request.headers_mut().insert(header::HOST, host);
+    }
+    // On a connection of its own a request names a path only.
+    let path = request.uri().path_and_query().cloned().unwrap_or_else(|| http::uri::PathAndQuery::from_static("/"));
+    *request.uri_mut() = path.into();
+    *request.version_mut() = http::Version::HTTP_11;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
+    let driven = AbortOnDrop(tokio::spawn(connection));
+    let response = sender.send_request(request).await?;
+    Ok(response.map(move |body| {
+        let body = body.map_err(BoxError::from).map_frame(move |frame: http_body::Frame<bytes::Bytes>| {
+            // The connection lives as long as somebody reads from it.
+            let _ = &driven;
+            frame
+        });
+        body.boxed_unsync()
+    }))
+}
+
+struct AbortOnDrop(tokio::task::JoinHandle<hyper::Result<()>>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Why there was no answer from `endpoint`, as far as the causes tell.
+pub fn no_answer(endpoint: String, source: BoxError) -> OutboundError {
+    let mut cause = Some(&*source as &(dyn std::error::Error + 'static));
+    while let Some(error) = cause {
+        match error.downcast_ref::<ConnectError>() {
+            Some(ConnectError::Forbidden(_)) => return OutboundError::Denied,
+            Some(ConnectError::Name(name)) => return OutboundError::Name(name.clone()),
+            _ => {}
+        }
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            match io.kind() {
+                io::ErrorKind::ConnectionRefused => return OutboundError::Refused,
+                io::ErrorKind::TimedOut => return OutboundError::Timeout,
+                _ => {}
+            }
+        }
+        if error.to_string() == "dns error" {
+            return OutboundError::Name(endpoint);
+        }
+        cause = error.source();
+    }
+    OutboundError::Protocol(source)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A registry that asks nobody who they are would answer here.
+    #[tokio::test]
+    async fn no_spelling_of_this_machine_is_connected() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let outside = Outside::new(Arc::default(), Vec::new());
+        for host in [
+            "127.0.0.1",
+            "127.1",
+            "0x7f.1",
+            "2130706433",
+            "0",
+            "0.0.0.0",
+            "localhost",
+            "[::1]",
+            "[::ffff:127.0.0.1]",
+            "[::ffff:7f00:1]",
+        ] {
+            for scheme in ["http", "https"] {
+                let uri = format!("{scheme}://{host}:{port}/v2/_catalog");
+                let request = Request::get(&uri).body(coracle_engine::empty()).unwrap();
+                let error = outside.send(request).await.map(|_| ()).unwrap_err();
+                // Which numbers are names is the resolver's business, and TLS knows no such names: nothing is connected.
+                let is_refused = matches!(error, OutboundError::Denied | OutboundError::Name(_));
+                assert!(is_refused || scheme == "https" && matches!(error, OutboundError::Protocol(_)), "{uri}: {error:?}");
+            }
+            assert!(outside.connect(host, port).await.is_err(), "{host}");
+        }
+        let accepted = tokio::time::timeout(Duration::from_millis(50), listener.accept()).await;
+        assert!(accepted.is_err(), "nobody came");
+    }
+}
