@@ -459,7 +459,8 @@ impl Inner {
         let patience = DOWNLOAD_TIMEOUT.saturating_mul(steps).min(PULL_TIMEOUT);
         let loaded = tokio::time::timeout(patience, remote.blob(blob, tokio::fs::File::from_std(out), limit.min(free)));
         loaded.await.unwrap_or_else(|_| {
-            let message = format!("the download has stalled: {} bytes did not come within {} s", blob.size, patience.as_secs());
+            let message =
+                format!("the download has stalled: {} bytes did not come within {} s", blob.size, patience.as_secs());
             Err(PullError::Unreachable { image: image.to_owned(), message })
         })?;
         Ok(file)

@@ -34,11 +34,7 @@ impl Reading {
             let time = rustix::time::clock_gettime(clock);
             Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
         };
-        Self {
-            monotonic: read(ClockId::Monotonic),
-            boot: read(ClockId::Boottime),
-            wall: read(ClockId::Realtime),
-        }
+        Self { monotonic: read(ClockId::Monotonic), boot: read(ClockId::Boottime), wall: read(ClockId::Realtime) }
     }
 
     /// How far time has jumped since `before`, when it has.

@@ -177,7 +177,9 @@ fn excess(pod: &Pod, own: &Path, logs: &Path) -> Option<String> {
         let mut used = measure(own.join(FILES_DIR).join(name), false);
         used += measure(own.join(MESSAGES_DIR).join(name), true);
         if is_over(used, OWN_BYTES_MAX) {
-            return Some(format!("Container {name} exceeded the limit \"10Mi\" of what it may hold outside of volumes. "));
+            return Some(format!(
+                "Container {name} exceeded the limit \"10Mi\" of what it may hold outside of volumes. "
+            ));
         }
         if limits.is_empty() {
             continue;
@@ -187,7 +189,10 @@ fn excess(pod: &Pod, own: &Path, logs: &Path) -> Option<String> {
         if let Some(limit) = limits.get(name.as_str())
             && is_over(used, *limit)
         {
-            return Some(format!("Container {name} exceeded its local ephemeral storage limit \"{}\". ", shown(*limit)));
+            return Some(format!(
+                "Container {name} exceeded its local ephemeral storage limit \"{}\". ",
+                shown(*limit)
+            ));
         }
     }
     // As the kubelet: a pod is bounded when all of its containers are.
@@ -240,11 +245,7 @@ mod tests {
         for (volume, limit, expected) in [
             (json!({}), json!({}), ""),
             (json!({"sizeLimit": "1Mi"}), json!({"ephemeral-storage": "1Mi"}), ""),
-            (
-                json!({"sizeLimit": "200Ki"}),
-                json!({}),
-                "Usage of EmptyDir volume \"v\" exceeds the limit \"200Ki\". ",
-            ),
+            (json!({"sizeLimit": "200Ki"}), json!({}), "Usage of EmptyDir volume \"v\" exceeds the limit \"200Ki\". "),
             (
                 json!({}),
                 json!({"ephemeral-storage": "50Ki"}),

@@ -19,9 +19,9 @@
 
 mod addresses;
 pub mod annotations;
-pub mod config;
 mod beneath;
 mod clock;
+pub mod config;
 mod context;
 mod disk;
 mod downward;

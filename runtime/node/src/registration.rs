@@ -109,7 +109,8 @@ impl Registration {
                 }
                 renew_at = Instant::now() + RENEW_EVERY;
             }
-            let is_due = written.is_none_or(|at| at.elapsed() >= STATUS_EVERY) || !self.agrees(&changes.borrow_and_update());
+            let is_due =
+                written.is_none_or(|at| at.elapsed() >= STATUS_EVERY) || !self.agrees(&changes.borrow_and_update());
             if is_due {
                 match self.write_status().await {
                     Ok(()) => written = Some(Instant::now()),

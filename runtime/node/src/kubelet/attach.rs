@@ -51,9 +51,10 @@ struct Wishes {
 impl Wishes {
     fn of(query: &str) -> Self {
         let is = |name: &str| {
-            query.split('&').filter_map(|pair| pair.split_once('=')).any(|(key, value)| {
-                key == name && matches!(value, "true" | "1")
-            })
+            query
+                .split('&')
+                .filter_map(|pair| pair.split_once('='))
+                .any(|(key, value)| key == name && matches!(value, "true" | "1"))
         };
         // The kubelet's own names, and those of the API.
         let any = |names: [&str; 2]| names.into_iter().any(is);
@@ -120,7 +121,10 @@ pub async fn any(
         Wanted::WebSocket(offered) => {
             let chosen = PROTOCOLS.into_iter().find(|known| offered.iter().any(|name| name == known));
             let Some(chosen) = chosen else {
-                return refusal(StatusCode::BAD_REQUEST, format!("unable to upgrade: none of {offered:?} is supported"));
+                return refusal(
+                    StatusCode::BAD_REQUEST,
+                    format!("unable to upgrade: none of {offered:?} is supported"),
+                );
             };
             let Some((response, upgrading)) = upgrade::accept_websocket(&mut request, Some(chosen)) else {
                 return refusal(StatusCode::BAD_REQUEST, "the WebSocket handshake has no key".to_owned());
@@ -254,9 +258,7 @@ async fn streams(upgrading: OnUpgrade, output: Output, wishes: Wishes) {
         }
     };
     // The client opens no more streams; when it goes, so does this.
-    let leaving = async {
-        while opened.recv().await.is_some() {}
-    };
+    let leaving = async { while opened.recv().await.is_some() {} };
     tokio::select! {
         () = printing => {}
         () = swallowing => {}

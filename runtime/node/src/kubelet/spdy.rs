@@ -413,7 +413,8 @@ mod tests {
             client.shutdown().await.unwrap();
             let users = tokio::spawn(async move { while streams.recv().await.is_some() {} });
             let mut answers = Vec::new();
-            let ended = tokio::time::timeout(std::time::Duration::from_secs(30), client.read_to_end(&mut answers)).await;
+            let ended =
+                tokio::time::timeout(std::time::Duration::from_secs(30), client.read_to_end(&mut answers)).await;
             assert!(ended.is_ok(), "seed {seed} hangs");
             serving.await.unwrap_or_else(|error| panic!("seed {seed}: {error}")).ok();
             users.await.unwrap();

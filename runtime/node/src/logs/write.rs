@@ -143,7 +143,9 @@ impl ContainerLog {
         let dropped = std::mem::take(&mut state.dropped);
         let mut noted = Vec::new();
         if dropped > 0 {
-            let text = format!("[coracle: {dropped} bytes of this log were dropped: too much in too short a time, or too little disk]");
+            let text = format!(
+                "[coracle: {dropped} bytes of this log were dropped: too much in too short a time, or too little disk]"
+            );
             line::append(&mut noted, Timestamp::now(), "stderr", true, text.as_bytes());
         }
         noted.extend_from_slice(bytes);

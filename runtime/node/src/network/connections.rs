@@ -125,8 +125,7 @@ const LAST_DATA_RECEIVED: usize = 52;
 /// All TCP sockets at loopback addresses. Blocks.
 fn dump() -> io::Result<HashMap<IpAddr, Vec<Socket>>> {
     let protocol = Some(rustix::net::netlink::SOCK_DIAG);
-    let socket =
-        rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
+    let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
     let mut request = Vec::with_capacity(HEADER_BYTES + 56);
     request.extend_from_slice(&72_u32.to_ne_bytes());
     request.extend_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());

@@ -290,7 +290,10 @@ mod tests {
                 let error = outside.send(request).await.map(|_| ()).unwrap_err();
                 // Which numbers are names is the resolver's business, and TLS knows no such names: nothing is connected.
                 let is_refused = matches!(error, OutboundError::Denied | OutboundError::Name(_));
-                assert!(is_refused || scheme == "https" && matches!(error, OutboundError::Protocol(_)), "{uri}: {error:?}");
+                assert!(
+                    is_refused || scheme == "https" && matches!(error, OutboundError::Protocol(_)),
+                    "{uri}: {error:?}"
+                );
             }
             assert!(outside.connect(host, port).await.is_err(), "{host}");
         }

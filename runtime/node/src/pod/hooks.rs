@@ -339,7 +339,8 @@ mod tests {
 
     #[test]
     fn the_given_host_is_the_requests_authority() {
-        let get = json!({"port": 80, "httpHeaders": [{"name": "host", "value": "a.example"}, {"name": "X", "value": "y"}]});
+        let get =
+            json!({"port": 80, "httpHeaders": [{"name": "host", "value": "a.example"}, {"name": "X", "value": "y"}]});
         let get: HTTPGetAction = serde_json::from_value(get).unwrap();
         let url = Url { host: "10.1.0.2".to_owned(), port: 80, path: "/".to_owned() };
         let request = request(&get, &url, given_host(&get).as_deref()).unwrap();

@@ -158,7 +158,11 @@ impl Pods {
         report.is_dirty = true;
         // Two who do not agree do not go on for ever at full speed.
         let now = self.context.started.elapsed();
-        let wait = if report.hold_until.is_some_and(|until| until + RECONCILE_EVERY > now) { RECONCILE_EVERY } else { Duration::ZERO };
+        let wait = if report.hold_until.is_some_and(|until| until + RECONCILE_EVERY > now) {
+            RECONCILE_EVERY
+        } else {
+            Duration::ZERO
+        };
         report.hold_until = Some(now + wait);
     }
 
@@ -325,7 +329,8 @@ fn print_of(status: &Value) -> u64 {
                     _ if state["terminated"].is_object() => ("terminated", state["terminated"]["exitCode"].to_string()),
                     _ => ("waiting", text(&state["waiting"]["reason"])),
                 };
-                let flags = (container["ready"] == true, container["started"] == true, container["restartCount"].as_u64());
+                let flags =
+                    (container["ready"] == true, container["started"] == true, container["restartCount"].as_u64());
                 (text(&container["name"]), flags, kind, detail, text(&container["containerID"]))
             })
             .collect();
@@ -354,7 +359,8 @@ mod tests {
         assert_eq!(own, print_of(&status("True", json!("b"))), "a condition of somebody else");
         assert_ne!(own, print_of(&status("False", json!("a"))));
         let read: k8s_openapi::api::core::v1::PodStatus =
-            serde_json::from_value(json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]})).unwrap();
+            serde_json::from_value(json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}))
+                .unwrap();
         let written = json!({
             "phase": "Running", "reason": null, "containerStatuses": [],
             "conditions": [{"type": "Ready", "status": "True", "reason": null, "message": null}],

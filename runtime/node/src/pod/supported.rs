@@ -37,7 +37,10 @@ pub fn ignored(pod: &Pod) -> Vec<String> {
         .map(|port| format!("hostPort {port} is not opened by this node; use a Service of type NodePort"));
     let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default().iter();
     let volumes = volumes.filter(|volume| {
-        volume.empty_dir.as_ref().is_some_and(|source| source.medium.as_deref().is_some_and(|medium| !medium.is_empty()))
+        volume
+            .empty_dir
+            .as_ref()
+            .is_some_and(|source| source.medium.as_deref().is_some_and(|medium| !medium.is_empty()))
     });
     let volumes = volumes.map(|volume| {
         format!("emptyDir {:?} asks for a medium; this node keeps it on disk, within its sizeLimit", volume.name)

@@ -42,7 +42,12 @@ struct State {
 
 impl Default for Api {
     fn default() -> Self {
-        Self { state: Arc::default(), events: broadcast::Sender::new(1024), node_events: broadcast::Sender::new(64), changed: Arc::default() }
+        Self {
+            state: Arc::default(),
+            events: broadcast::Sender::new(1024),
+            node_events: broadcast::Sender::new(64),
+            changed: Arc::default(),
+        }
     }
 }
 

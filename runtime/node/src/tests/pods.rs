@@ -159,8 +159,18 @@ async fn links_do_not_lead_out_of_a_volume() {
         json!([mount])
     };
     let mut link = command(&[
-        "symlink", "../../../../pki", "/v/x", "symlink", "../../../../pki/ca.key", "/v/key", "symlink", "../../../../made",
-        "/v/nd", "write", "/v/f", "old",
+        "symlink",
+        "../../../../pki",
+        "/v/x",
+        "symlink",
+        "../../../../pki/ca.key",
+        "/v/key",
+        "symlink",
+        "../../../../made",
+        "/v/nd",
+        "write",
+        "/v/f",
+        "old",
     ]);
     link["name"] = json!("link");
     link["volumeMounts"] = mount("/v", "");
@@ -173,15 +183,22 @@ async fn links_do_not_lead_out_of_a_volume() {
             "initContainers": init, "containers": [container],
         })
     };
-    for (name, path, sub) in
-        [("dir", "/p", "x"), ("file", "/p/k", "key"), ("deeper", "/p", "x/sub/dir"), ("new", "/p", "nd"), ("nd", "/p", "nd/x")]
-    {
+    for (name, path, sub) in [
+        ("dir", "/p", "x"),
+        ("file", "/p/k", "key"),
+        ("deeper", "/p", "x/sub/dir"),
+        ("new", "/p", "nd"),
+        ("nd", "/p", "nd/x"),
+    ] {
         let mut container = command(&["ls", "/p", "write", "/p/evil", "x"]);
         container["volumeMounts"] = mount(path, sub);
         world.run_spec(name, spec(vec![link.clone()], container));
         let status = world.status(name, "refused", |status| waiting(status) == "CreateContainerConfigError").await;
         let text = status["containerStatuses"][0]["state"]["waiting"]["message"].as_str().unwrap();
-        assert!(text.starts_with("failed to prepare subPath for volumeMount \"v\" of container \"c\""), "{name}: {text}");
+        assert!(
+            text.starts_with("failed to prepare subPath for volumeMount \"v\" of container \"c\""),
+            "{name}: {text}"
+        );
     }
     // The guest itself does not get out either.
     world.run_spec("inside", spec(vec![link.clone(), follow], command(&["echo", "x"])));
@@ -189,11 +206,11 @@ async fn links_do_not_lead_out_of_a_volume() {
     let status = world.status("inside", "Failed", failed).await;
     assert_eq!(status["initContainerStatuses"][1]["state"]["terminated"]["exitCode"], 1);
     // Its termination message is its own file or nothing, and of a bounded size.
-    let escape = ["unlink", "/dev/termination-log", "symlink", "../../../../pki/ca.key", "/dev/termination-log", "exit", "1"];
-    for (name, steps, length) in [
-        ("message", &escape[..], 0),
-        ("sparse", &["sparse", "/dev/termination-log", "100000", "exit", "1"], 4096),
-    ] {
+    let escape =
+        ["unlink", "/dev/termination-log", "symlink", "../../../../pki/ca.key", "/dev/termination-log", "exit", "1"];
+    for (name, steps, length) in
+        [("message", &escape[..], 0), ("sparse", &["sparse", "/dev/termination-log", "100000", "exit", "1"], 4096)]
+    {
         world.run_spec(name, json!({"restartPolicy": "Never", "containers": [command(steps)]}));
         let status = world.status(name, "Failed", failed).await;
         let message = status["containerStatuses"][0]["state"]["terminated"]["message"].as_str().unwrap_or_default();
@@ -260,7 +277,9 @@ async fn a_condition_that_somebody_else_has_set_is_set_right() {
             condition["reason"] = json!("NodeStatusUnknown");
         }
     });
-    tokio::time::timeout(std::time::Duration::from_secs(10), world.api.node_is(is_true)).await.expect("within ten seconds");
+    tokio::time::timeout(std::time::Duration::from_secs(10), world.api.node_is(is_true))
+        .await
+        .expect("within ten seconds");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -119,7 +119,8 @@ pub fn check_keys(volume: &Volume, namespace: &Arc<str>, contents: &Contents) ->
         let key = ObjectKey { kind, namespace: namespace.clone(), name: name.into() };
         // An object that is not there is told about before its keys.
         let Some(content) = contents.get(&key).and_then(Option::as_deref) else { return Ok(()) };
-        let missing = |item: &&KeyToPath| !content.data.contains_key(&item.key) && !content.binary.contains_key(&item.key);
+        let missing =
+            |item: &&KeyToPath| !content.data.contains_key(&item.key) && !content.binary.contains_key(&item.key);
         match items.iter().flatten().find(missing) {
             Some(item) if optional != Some(true) => {
                 let kind = if kind == Kind::Secret { "secret" } else { "config" };

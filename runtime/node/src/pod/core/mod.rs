@@ -32,8 +32,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
 pub use self::backoff::human;
-pub(super) use self::status::OWNED_CONDITIONS;
 pub use self::container::{Container, Exit, FAILED_MOUNT, Kind, State};
+pub(super) use self::status::OWNED_CONDITIONS;
 
 /// A moment: monotonic since the node's start for waiting, wall clock for showing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -361,12 +361,7 @@ impl Core {
                         _ => format!("Error: {}", failure.message),
                     };
                     found.start_failed(now, failure);
-                    commands.push(Command::Event {
-                        container: Some(container),
-                        warning: true,
-                        reason,
-                        message,
-                    });
+                    commands.push(Command::Event { container: Some(container), warning: true, reason, message });
                 }
             }
             Input::Exited { container, run, exit } => {

@@ -10,7 +10,8 @@ use super::container::{Container, FAILED_MOUNT, Kind, State, Terminated};
 use super::{Condition, Core, EVICTED, Ending, Now, SetupState, specs};
 
 /// The conditions that the node owns, in the order in which the kubelet lists them.
-pub(in crate::pod) const OWNED_CONDITIONS: [&str; 4] = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"];
+pub(in crate::pod) const OWNED_CONDITIONS: [&str; 4] =
+    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"];
 
 impl Core {
     /// The phase, as `getPhase` of the kubelet.

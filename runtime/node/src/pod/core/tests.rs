@@ -516,7 +516,10 @@ fn a_pod_that_takes_too_much_is_evicted_at_once() {
     assert_eq!(world.exited("a", 137), ["release"]);
     world.step(Input::Released);
     let status = world.core.status(now(world.mono));
-    assert_eq!((&status["phase"], &status["reason"], &status["message"]), (&json!("Failed"), &json!("Evicted"), &json!(message)));
+    assert_eq!(
+        (&status["phase"], &status["reason"], &status["message"]),
+        (&json!("Failed"), &json!("Evicted"), &json!(message))
+    );
     let conditions = status["conditions"].as_array().unwrap();
     assert!(conditions.iter().any(|c| c["type"] == "DisruptionTarget" && c["reason"] == "TerminationByKubelet"));
     assert!(world.step(Input::Evict { message: "again".to_owned() }).is_empty());
