@@ -137,14 +137,16 @@ impl Client {
         self.send("PATCH", &uri, "application/merge-patch+json", Some(patch)).await
     }
 
-    /// Merge patch of the subresource `status`: `status` as it shall be, absent fields given as null.
+    /// Merge patch of the subresource `status` of the object with this uid: `status` as it shall be, absent fields given as
+    /// null.
     pub(crate) async fn patch_status(
         &self,
         resource: Resource,
         key: &Key,
+        uid: &str,
         status: &Value,
     ) -> Result<Meta, kube::Error> {
-        self.patch_through_status(resource, key, &json!({ "status": status })).await
+        self.patch_through_status(resource, key, &json!({ "metadata": {"uid": uid}, "status": status })).await
     }
 
     /// Merge patch of an object through its subresource `status`, by which annotations change without a new generation.

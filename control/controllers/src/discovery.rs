@@ -1,10 +1,12 @@
 //! Which kinds there are: read from the API, kept until CustomResourceDefinitions change.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{APIGroupList, APIResource, APIResourceList};
 use kube::discovery::ApiResource;
 use parking_lot::RwLock;
+use tokio::time::Instant;
 
 use crate::client::{self, Client};
 
@@ -45,6 +47,9 @@ impl Kind {
     }
 }
 
+/// Between two readings for kinds that are not served.
+const UNSERVED_FOR: Duration = Duration::from_secs(30);
+
 /// All kinds, and what could not be asked.
 #[derive(Debug, Default)]
 pub(crate) struct Kinds {
@@ -58,11 +63,13 @@ pub(crate) struct Kinds {
 pub(crate) struct Discovery {
     client: Client,
     kinds: Arc<RwLock<Arc<Kinds>>>,
+    /// When a kind was looked for last that is not served. Held while asking, so that many ask once.
+    looked: Arc<tokio::sync::Mutex<Option<Instant>>>,
 }
 
 impl Discovery {
     pub(crate) fn new(client: Client) -> Self {
-        Self { client, kinds: Arc::default() }
+        Self { client, kinds: Arc::default(), looked: Arc::default() }
     }
 
     /// As last read; empty before the first time.
@@ -70,19 +77,41 @@ impl Discovery {
         self.kinds.read().clone()
     }
 
-    /// Reads anew: the preferred version of each group.
+    /// The kind, if it is served. For one that is not known the API is asked, but not again and again.
+    pub(crate) async fn find(&self, group: &str, kind: &str) -> Result<Option<Kind>, kube::Error> {
+        let known = |kinds: &Kinds| kinds.kinds.iter().find(|k| &*k.group == group && &*k.kind == kind).cloned();
+        if let Some(found) = known(&self.kinds()) {
+            return Ok(Some(found));
+        }
+        let mut looked = self.looked.lock().await;
+        if let Some(found) = known(&self.kinds()) {
+            return Ok(Some(found));
+        }
+        if looked.is_some_and(|at| at.elapsed() < UNSERVED_FOR) {
+            return Ok(None);
+        }
+        let kinds = self.refresh().await?;
+        *looked = Some(Instant::now());
+        Ok(known(&kinds))
+    }
+
+    /// Reads anew: of each group the preferred version, and from the others what that one lacks.
     pub(crate) async fn refresh(&self) -> Result<Arc<Kinds>, kube::Error> {
         let mut kinds = Kinds::default();
         let core: APIResourceList = self.client.get("/api/v1").await?;
         add(&mut kinds.kinds, "", "v1", core.resources);
         let groups: APIGroupList = self.client.get("/apis").await?;
         for group in groups.groups {
-            let Some(version) = group.preferred_version.or_else(|| group.versions.into_iter().next()) else { continue };
-            match self.client.get::<APIResourceList>(&format!("/apis/{}", version.group_version)).await {
-                Ok(list) => add(&mut kinds.kinds, &group.name, &version.version, list.resources),
-                Err(error) => {
-                    tracing::debug!(version = version.group_version, %error, "discovery failed");
-                    kinds.failures.push(version.group_version);
+            let preferred = group.preferred_version.map(|version| version.group_version);
+            let mut versions = group.versions;
+            versions.sort_by_key(|version| Some(&version.group_version) != preferred.as_ref());
+            for version in versions {
+                match self.client.get::<APIResourceList>(&format!("/apis/{}", version.group_version)).await {
+                    Ok(list) => add(&mut kinds.kinds, &group.name, &version.version, list.resources),
+                    Err(error) => {
+                        tracing::debug!(version = version.group_version, %error, "discovery failed");
+                        kinds.failures.push(version.group_version);
+                    }
                 }
             }
         }
@@ -96,7 +125,8 @@ fn add(kinds: &mut Vec<Kind>, group: &str, version: &str, resources: Vec<APIReso
     let (group, version): (Arc<str>, Arc<str>) = (group.into(), version.into());
     for resource in resources {
         let can = |verb: &str| resource.verbs.iter().any(|known| known == verb);
-        if resource.name.contains('/') || !["delete", "list", "watch"].into_iter().all(can) {
+        let known = kinds.iter().any(|kind| kind.group == group && *kind.plural == *resource.name);
+        if known || resource.name.contains('/') || !["delete", "list", "watch"].into_iter().all(can) {
             continue;
         }
         kinds.push(Kind {

@@ -2,9 +2,11 @@
 //! object may not flood the API.
 //!
 //! Recording never waits: an event goes into a bounded queue ([`QUEUE_MAX`]; beyond it events are dropped), which one
-//! task empties. Per object: [`BURST`] events, then one per five minutes. More than [`SIMILAR_MAX`] different messages
+//! task empties, a little later ([`BEHIND`]): nobody waits for an event, but every write has to wait for those before it.
+//! At shutdown what is left is sent for [`LAST`] and then dropped. Per object: [`BURST`] events, then one per five minutes. More than [`SIMILAR_MAX`] different messages
 //! for one object and reason within ten minutes become one event "(combined from similar events)".
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +25,10 @@ use crate::informer::Key;
 
 /// Waiting events; beyond it new ones are dropped.
 const QUEUE_MAX: usize = 1000;
+/// How long after it was recorded an event is sent.
+const BEHIND: Duration = Duration::from_millis(40);
+/// How long events are still sent at shutdown.
+const LAST: Duration = Duration::from_millis(200);
 /// Events at once per object (client-go's spam filter).
 const BURST: f64 = 25.0;
 /// Events per second per object afterwards.
@@ -37,8 +43,8 @@ const MEMORY_MAX: usize = 4096;
 /// The object an event is about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Subject {
-    pub api_version: &'static str,
-    pub kind: &'static str,
+    pub api_version: Cow<'static, str>,
+    pub kind: Cow<'static, str>,
     pub key: Key,
     pub uid: Arc<str>,
 }
@@ -62,7 +68,8 @@ pub(crate) struct Recorder {
 
 struct Inner {
     client: Client,
-    waiting: Mutex<VecDeque<(Record, Timestamp)>>,
+    /// With its time, and when it is sent.
+    waiting: Mutex<VecDeque<(Record, Timestamp, Instant)>>,
     added: Notify,
 }
 
@@ -75,7 +82,7 @@ impl Recorder {
     pub(crate) fn record(&self, record: Record) {
         let mut waiting = self.inner.waiting.lock();
         if waiting.len() < QUEUE_MAX {
-            waiting.push_back((record, Timestamp::now()));
+            waiting.push_back((record, Timestamp::now(), Instant::now() + BEHIND));
             drop(waiting);
             self.inner.added.notify_one();
         }
@@ -84,17 +91,31 @@ impl Recorder {
     /// Sends what is recorded, until shutdown.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
         let mut memory = Memory::default();
+        let last = async {
+            shutdown.cancelled().await;
+            tokio::time::sleep(LAST).await;
+        };
+        tokio::select! {
+            () = self.send_all(&mut memory, &shutdown) => {}
+            () = last => {}
+        }
+    }
+
+    /// Returns when there is nothing more to send after shutdown.
+    async fn send_all(&self, memory: &mut Memory, shutdown: &CancellationToken) {
         loop {
             let next = self.inner.waiting.lock().pop_front();
-            let Some((record, at)) = next else {
-                // Waiting is all that is cut here.
+            let Some((record, at, due)) = next else {
                 tokio::select! {
                     () = self.inner.added.notified() => continue,
                     () = shutdown.cancelled() => return,
                 }
             };
+            if !shutdown.is_cancelled() {
+                tokio::time::sleep_until(due).await;
+            }
             let Some((record, repeated)) = memory.correlate(record, Instant::now()) else { continue };
-            if let Err(error) = self.send(&mut memory, record, repeated, at).await {
+            if let Err(error) = self.send(memory, record, repeated, at).await {
                 tracing::debug!(%error, "event not recorded");
             }
         }
@@ -141,8 +162,8 @@ fn event(record: &Record, name: &str, namespace: &str, at: Timestamp) -> Event {
             ..ObjectMeta::default()
         },
         involved_object: ObjectReference {
-            api_version: Some(subject.api_version.to_owned()),
-            kind: Some(subject.kind.to_owned()),
+            api_version: Some(subject.api_version.to_string()),
+            kind: Some(subject.kind.to_string()),
             name: Some(subject.key.name.to_string()),
             namespace: Some(subject.key.namespace.to_string()).filter(|namespace| !namespace.is_empty()),
             uid: Some(subject.uid.to_string()),
@@ -246,7 +267,7 @@ mod tests {
     use super::*;
 
     fn record(message: &str) -> Record {
-        let subject = Subject { api_version: "v1", kind: "Pod", key: Key::new("a", "b"), uid: "u".into() };
+        let subject = Subject { api_version: "v1".into(), kind: "Pod".into(), key: Key::new("a", "b"), uid: "u".into() };
         Record { subject, component: "test", warning: false, reason: "Made", message: message.to_owned() }
     }
 

@@ -19,6 +19,7 @@ mod queue;
 mod replica_set;
 mod selector;
 mod service_account;
+mod workload;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,7 +51,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { root_ca: String::new(), node_monitor_grace: Duration::from_secs(40) }
+        Self { root_ca: String::new(), node_monitor_grace: Duration::from_secs(50) }
     }
 }
 
@@ -120,17 +121,25 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
         &mut on.leases,
         on.pods.store(),
     );
-    let evictions = node::Evictions::new(api.clone(), recorder.clone(), &mut on.nodes, &mut on.pods);
+    let evictions = node::Evictions::new(
+        api.clone(),
+        recorder.clone(),
+        (nodes.watch(), config.node_monitor_grace),
+        &mut on.nodes,
+        &mut on.pods,
+    );
     let pod_gc = pod_gc::Controller::new(api.clone(), &mut on.nodes, &mut on.pods);
     let garbage = {
         let namespaces = namespaces.clone();
-        garbage::Controller::new(api, discovery, Box::new(move |namespace: &str| namespaces.on_deletion(namespace)))
+        let on_deletion = Box::new(move |namespace: &str| namespaces.on_deletion(namespace));
+        garbage::Controller::new(api, recorder.clone(), discovery, on_deletion)
     };
     listen(&garbage, &mut on);
 
     let tasks = TaskTracker::new();
     let synced = on.run(&tasks, &client, &shutdown);
     tasks.spawn(recorder.run(shutdown.clone()));
+    tasks.spawn(nodes.clone().stay_watchful(shutdown.clone()));
     let others_synced = Arc::new(Notify::new());
     tasks.spawn(garbage.clone().watch_others(others_synced.clone(), shutdown.clone()));
 

@@ -182,7 +182,7 @@ impl Controller {
             return Ok(());
         }
         let status: Value = json!({"conditions": conditions, "phase": "Terminating"});
-        match self.client.patch_status(NAMESPACES, &namespace.key(), &status).await {
+        match self.client.patch_status(NAMESPACES, &namespace.key(), namespace.uid(), &status).await {
             Err(error) if client::is_not_found(&error) => Ok(()),
             other => other.map(drop).map_err(Error::api("write the status of a namespace")),
         }

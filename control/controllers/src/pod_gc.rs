@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::json;
 
 use crate::client::{self, Client, DeleteOptions, Meta, NODES, PODS};
-use crate::informer::{Change, Informer, Key, Pod, Store};
+use crate::informer::{Change, Index, Informer, Key, Pod, Store};
 use crate::node::delete_disrupted;
 use crate::queue::{Next, Queue};
 use crate::{Error, now_in_seconds};
@@ -85,8 +85,11 @@ impl Controller {
                 }
             }
             Task::Finished => {
-                let mut finished = self.pods.all();
-                finished.retain(|pod| pod.is_terminal() && pod.deleting.is_none());
+                if self.pods.count(Index::Finished, "") <= FINISHED_MAX {
+                    return Ok(Next::OnEvent);
+                }
+                let mut finished = self.pods.by(Index::Finished, "");
+                finished.retain(|pod| pod.deleting.is_none());
                 finished.sort_by_key(|pod| pod.created);
                 let surplus = finished.len().saturating_sub(FINISHED_MAX);
                 for pod in &finished[..surplus] {
@@ -107,8 +110,7 @@ impl Controller {
             Err(error) if client::is_not_found(&error) => {}
             Err(source) => return Err(Error::Api { what: "look for a node", source }),
         }
-        let pods = self.pods.all();
-        for pod in pods.iter().filter(|pod| pod.node.as_deref() == Some(node)) {
+        for pod in &self.pods.by(Index::Node, node) {
             if pod.is_terminal() {
                 self.delete(pod).await?;
                 continue;

@@ -23,8 +23,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Error;
 
-/// Runs of one key without spacing.
-const BURST: u32 = 8;
+/// Runs of one key without spacing: a Deployment of one needs about ten until it is ready, and none of them may wait.
+const BURST: u32 = 32;
 /// First delay after a failure.
 const BACKOFF_FIRST: Duration = Duration::from_millis(10);
 /// Longest delay after failures.
@@ -378,7 +378,7 @@ mod tests {
         let spacing = Duration::from_millis(20);
         let (mut state, begun) = (state(), Instant::now());
         let mut now = begun;
-        for run in 0..30_u32 {
+        for run in 0..BURST + 22 {
             state.add(&"a", now);
             let key = state.take(now, spacing).or_else(|| {
                 now = state.entries["a"].due?;

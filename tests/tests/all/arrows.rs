@@ -11,8 +11,10 @@ const ARROWS: &[(&str, &str, &[&str])] = &[
     ("base2histogram", "control/keyspace/base2histogram", &[]),
     ("apiserver", "control/apiserver", &["api", "keyspace"]),
     ("registry", "control/registry", &[]),
-    ("scheduler", "control/scheduler", &["api"]),
-    ("controllers", "control/controllers", &["api"]),
+    ("scheduler", "control/scheduler", &["api", "scripted"]),
+    ("controllers", "control/controllers", &["api", "scripted"]),
+    // An API server for tests of the two above; nothing but their tests may use it.
+    ("scripted", "control/scripted", &[]),
     ("server", "control/server", &["api", "apiserver", "controllers", "keyspace", "registry", "scheduler"]),
     ("engine", "runtime/engine", &[]),
     ("artifact", "runtime/artifact", &[]),

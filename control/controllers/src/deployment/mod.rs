@@ -20,9 +20,9 @@ use serde_json::json;
 
 use crate::client::{self, Client, DEPLOYMENTS, DeleteOptions, REPLICA_SETS};
 use crate::events::{Record, Recorder, Subject};
-use crate::informer::{Change, Informer, Key, Object as _, Pod, Store, controller};
+use crate::informer::{Change, Index, Informer, Key, Object as _, Pod, Store, controller};
 use crate::queue::{Next, Queue};
-use crate::{Error, now_in_seconds, selector};
+use crate::{Error, now_in_seconds, selector, workload};
 
 use model::{REVISION, Set};
 use plan::{New, Observed};
@@ -146,22 +146,12 @@ impl Controller {
             return Ok(Some(owned));
         }
         let namespace = deployment.metadata.namespace.as_deref().unwrap_or_default();
-        let orphans = self.sets.controlled_by("").into_iter().filter(|set| {
-            set.metadata.namespace.as_deref() == Some(namespace)
-                && set.metadata.deletion_timestamp.is_none()
-                && selector::matches(&spec.selector, &labels(set))
+        let mut orphans = self.sets.by(Index::Orphan, namespace);
+        orphans.retain(|set| {
+            set.metadata.deletion_timestamp.is_none() && selector::matches(&spec.selector, &labels(set))
         });
-        let mut orphans = orphans.peekable();
-        if orphans.peek().is_some() {
-            // The cache may be late: only who lives may adopt.
-            let live: client::Meta = self
-                .client
-                .fetch(DEPLOYMENTS, &deployment.key())
-                .await
-                .map_err(Error::api("read the Deployment again"))?;
-            if live.metadata.uid.as_deref() != Some(deployment.uid()) || live.metadata.deletion_timestamp.is_some() {
-                return Err(Error::Stale("the Deployment is gone"));
-            }
+        if !orphans.is_empty() {
+            workload::may_adopt(&self.client, DEPLOYMENTS, &deployment.key(), deployment.uid()).await?;
         }
         let mut adopted = false;
         for set in orphans {
@@ -174,15 +164,8 @@ impl Controller {
     }
 
     async fn set_owners(&self, set: &ReplicaSet, owners: &[OwnerReference], what: &'static str) -> Result<(), Error> {
-        let patch = json!({"metadata": {
-            "uid": set.uid(),
-            "resourceVersion": set.metadata.resource_version,
-            "ownerReferences": owners,
-        }});
-        match self.client.patch(REPLICA_SETS, &set.key(), &patch).await {
-            Err(error) if client::is_not_found(&error) => Ok(()),
-            other => other.map(drop).map_err(Error::api(what)),
-        }
+        let version = set.metadata.resource_version.as_deref().unwrap_or_default();
+        workload::set_owners(&self.client, REPLICA_SETS, (&set.key(), set.uid(), version), owners, what).await
     }
 
     /// Whether pods of other ReplicaSets than `current` have not finished yet.
@@ -234,7 +217,7 @@ impl Controller {
         let collisions = deployment.status.as_ref().and_then(|status| status.collision_count).unwrap_or(0);
         let patch = json!({ "collisionCount": collisions.saturating_add(1) });
         self.client
-            .patch_status(DEPLOYMENTS, key, &patch)
+            .patch_status(DEPLOYMENTS, key, deployment.uid(), &patch)
             .await
             .map_err(Error::api("count a collision of template hashes"))?;
         Err(Error::Stale("the hash of the template is taken"))
@@ -297,7 +280,7 @@ impl Controller {
 
     fn event(&self, deployment: &Deployment, warning: bool, reason: &'static str, message: String) {
         let subject =
-            Subject { api_version: "apps/v1", kind: "Deployment", key: deployment.key(), uid: deployment.uid().into() };
+            Subject { api_version: "apps/v1".into(), kind: "Deployment".into(), key: deployment.key(), uid: deployment.uid().into() };
         self.recorder.record(Record { subject, component: COMPONENT, warning, reason, message });
     }
 }
@@ -318,14 +301,7 @@ fn selecting(deployments: &Store<Deployment>, set: &ReplicaSet) -> Vec<Arc<Deplo
 }
 
 fn owner_reference(deployment: &Deployment) -> OwnerReference {
-    OwnerReference {
-        api_version: "apps/v1".to_owned(),
-        kind: "Deployment".to_owned(),
-        name: deployment.metadata.name.clone().unwrap_or_default(),
-        uid: deployment.uid().to_owned(),
-        controller: Some(true),
-        block_owner_deletion: Some(true),
-    }
+    workload::owner_reference("apps/v1", "Deployment", deployment.metadata.name.as_deref(), deployment.uid())
 }
 
 fn replica_set(deployment: &Deployment, new: &New) -> ReplicaSet {

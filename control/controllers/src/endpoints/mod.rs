@@ -22,9 +22,10 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::client::{self, Client, DeleteOptions, ENDPOINT_SLICES, ENDPOINTS, Meta};
-use crate::informer::{Change, Informer, Key, Object as _, Pod, Store, controller, version};
+use crate::informer::{Change, Index, Informer, Key, Object as _, Pod, Store, version};
 use crate::queue::{Next, Queue};
 use crate::replica_set::generated_name;
+use crate::workload::{self, Created};
 use crate::{Error, selector};
 
 /// Between reconciliations of one Service in a storm.
@@ -111,6 +112,12 @@ impl Controller {
             let (queue, written) = (queue.clone(), written.clone());
             move |change| {
                 let slice = change.object();
+                // It may have been ours until now.
+                if let Some(before) = change.before().and_then(|before| service_of(before))
+                    && service_of(slice).as_ref() != Some(&before)
+                {
+                    queue.add(&before);
+                }
                 let Some(service) = service_of(slice) else { return };
                 // Our own writes come back here; they need no second look.
                 let ours = !matches!(change, Change::Deleted(_))
@@ -119,6 +126,23 @@ impl Controller {
                     });
                 if !ours {
                     queue.add(&service);
+                }
+            }
+        });
+        nodes.on_change({
+            let (queue, services, pods) = (queue.clone(), services.store(), pods.store());
+            move |change| {
+                let node = change.object();
+                let there = change.before().is_some();
+                if there && change.before().and_then(|before| zone_of(before)) == zone_of(node) {
+                    return;
+                }
+                // The zone of endpoints is their node's, and those of a node that is not there are none.
+                let on_node = pods.by(Index::Node, node.metadata.name.as_deref().unwrap_or_default());
+                for pod in on_node {
+                    for service in services.select(&pod.key.namespace, |service| selects(service, &pod.labels)) {
+                        queue.add(&service.key());
+                    }
                 }
             }
         });
@@ -160,13 +184,15 @@ impl Controller {
         if let Some(wait) = self.behind(&key) {
             return Ok(Next::After(wait));
         }
-        let existing = self.slices.controlled_by(service.uid());
+        // By labels, as the reference finds them: slices of other managers are theirs, whoever owns them.
+        let mut existing = self.slices.by(Index::Service, &key.name);
+        existing.retain(|slice| service_of(slice).as_ref() == Some(&key));
         let pods = self.pods.select(&key.namespace, |pod| selector::contains(&pod.labels, selector));
-        let zone = |node: &str| {
+        let place = |node: &str| {
             let node = self.nodes.get(&Key::new("", node))?;
-            node.metadata.labels.as_ref()?.get(ZONE).cloned()
+            Some(slices::Place { zone: zone_of(&node).map(str::to_owned) })
         };
-        let plan = slices::plan(&service, &pods, existing, &zone);
+        let plan = slices::plan(&service, &pods, existing, &place);
         let endpoints = self.mirror(&key, &service, &pods);
         let (slices, endpoints) = tokio::join!(self.write_slices(&key, plan), self.write_endpoints(&key, endpoints));
         match slices.and(endpoints) {
@@ -205,8 +231,14 @@ impl Controller {
             let prefix = format!("{}-", key.name);
             slice.metadata.name = Some(generated_name(&prefix));
             slice.metadata.generate_name = Some(prefix);
-            let answer = self.client.create(ENDPOINT_SLICES, &key.namespace, &slice).await;
-            self.wrote(key, &answer.map_err(Error::api("create an EndpointSlice"))?);
+            match workload::create_named(&self.client, ENDPOINT_SLICES, &key.namespace, &slice).await {
+                Created::Made(made) => self.wrote(key, &made),
+                // Ours, of an attempt with an unknown outcome; its event comes.
+                Created::Taken(_) => return Err(Error::Stale("a new EndpointSlice is not in the cache yet")),
+                Created::Unknown(source) | Created::Refused(source) => {
+                    return Err(Error::Api { what: "create an EndpointSlice", source });
+                }
+            }
         }
         for slice in plan.delete {
             let options = DeleteOptions::of(slice.uid());
@@ -291,14 +323,17 @@ fn selects(service: &Service, labels: &BTreeMap<String, String>) -> bool {
     selector_of(service).is_some_and(|selector| selector::contains(labels, selector))
 }
 
+/// The Service whose slice it is, if it is ours to write.
 fn service_of(slice: &EndpointSlice) -> Option<Key> {
     let labels = slice.metadata.labels.as_ref()?;
-    let owned = controller(slice.metadata.owner_references.as_deref()).is_some_and(|owner| owner.kind == "Service");
-    let ours = labels.get(slices::MANAGED_BY).is_some_and(|manager| manager == slices::MANAGER);
-    if !owned && !ours {
+    if labels.get(slices::MANAGED_BY).is_none_or(|manager| manager != slices::MANAGER) {
         return None;
     }
     Some(Key::new(slice.metadata.namespace.as_deref().unwrap_or_default(), labels.get(slices::SERVICE_NAME)?))
+}
+
+fn zone_of(node: &Node) -> Option<&str> {
+    node.metadata.labels.as_ref()?.get(ZONE).map(String::as_str).filter(|zone| !zone.is_empty())
 }
 
 fn is_ours(endpoints: &Endpoints) -> bool {
@@ -307,12 +342,5 @@ fn is_ours(endpoints: &Endpoints) -> bool {
 }
 
 fn owner_reference(service: &Service) -> OwnerReference {
-    OwnerReference {
-        api_version: "v1".to_owned(),
-        kind: "Service".to_owned(),
-        name: service.metadata.name.clone().unwrap_or_default(),
-        uid: service.uid().to_owned(),
-        controller: Some(true),
-        block_owner_deletion: Some(true),
-    }
+    workload::owner_reference("v1", "Service", service.metadata.name.as_deref(), service.uid())
 }

@@ -5,10 +5,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ObjectReference, Service, ServicePort};
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
+use k8s_openapi::api::discovery::v1::{
+    Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone,
+};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use crate::informer::Pod;
+use crate::informer::{Object as _, Pod};
 
 /// Endpoints per slice (the reference's default).
 pub(crate) const PER_SLICE: usize = 100;
@@ -106,16 +108,34 @@ pub(crate) fn hostname(pod: &Pod, service: &Service) -> Option<String> {
     pod.hostname.as_deref().filter(|_| pod.subdomain.as_deref() == name && name.is_some()).map(str::to_owned)
 }
 
-fn endpoint(pod: &Pod, service: &Service, address: &str, zone: &dyn Fn(&str) -> Option<String>) -> Endpoint {
+/// Where a node is.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Place {
+    pub zone: Option<String>,
+}
+
+/// `None` for a pod whose node is not there: it is about to go, and its address may be another's (the reference leaves it
+/// out, too), unless the Service wants what is not ready.
+fn endpoint(pod: &Pod, service: &Service, address: &str, places: &dyn Fn(&str) -> Option<Place>) -> Option<Endpoint> {
     let publish = service.spec.as_ref().and_then(|spec| spec.publish_not_ready_addresses).unwrap_or(false);
+    let zone = match pod.node.as_deref() {
+        Some(node) => match places(node) {
+            Some(place) => place.zone,
+            None if publish => None,
+            None => return None,
+        },
+        None => None,
+    };
     let terminating = pod.deleting.is_some();
-    Endpoint {
+    let ready = publish || (pod.ready && !terminating);
+    Some(Endpoint {
         addresses: vec![address.to_owned()],
         conditions: Some(EndpointConditions {
-            ready: Some(publish || (pod.ready && !terminating)),
+            ready: Some(ready),
             serving: Some(pod.ready),
             terminating: Some(terminating),
         }),
+        hints: if ready { hints(service, zone.as_deref(), pod.node.as_deref()) } else { None },
         hostname: hostname(pod, service),
         node_name: pod.node.as_deref().map(str::to_owned),
         target_ref: Some(ObjectReference {
@@ -125,8 +145,22 @@ fn endpoint(pod: &Pod, service: &Service, address: &str, zone: &dyn Fn(&str) -> 
             uid: Some(pod.uid.to_string()),
             ..ObjectReference::default()
         }),
-        zone: pod.node.as_deref().and_then(zone),
+        zone,
         ..Endpoint::default()
+    })
+}
+
+/// Hints by `trafficDistribution`, as the reference gives them to ready endpoints; without it there are none.
+fn hints(service: &Service, zone: Option<&str>, node: Option<&str>) -> Option<EndpointHints> {
+    let wanted = service.spec.as_ref()?.traffic_distribution.as_deref()?;
+    let zones = zone.map(|zone| vec![ForZone { name: zone.to_owned() }]);
+    match wanted {
+        "PreferClose" | "PreferSameZone" => zones.map(|zones| EndpointHints { for_zones: Some(zones), for_nodes: None }),
+        "PreferSameNode" => {
+            let nodes = node.map(|node| vec![ForNode { name: node.to_owned() }]);
+            (nodes.is_some() || zones.is_some()).then_some(EndpointHints { for_zones: zones, for_nodes: nodes })
+        }
+        _ => None,
     }
 }
 
@@ -157,22 +191,26 @@ pub(crate) fn plan(
     service: &Service,
     pods: &[Arc<Pod>],
     existing: Vec<Arc<EndpointSlice>>,
-    zone: &dyn Fn(&str) -> Option<String>,
+    places: &dyn Fn(&str) -> Option<Place>,
 ) -> Plan {
     let mut plan = Plan::default();
     let labels = labels(service);
     let families = families(service);
     let (mut kept, gone): (Vec<_>, Vec<_>) =
-        existing.into_iter().partition(|slice| families.contains(&slice.address_type.as_str()));
+        existing.into_iter().partition(|slice| {
+            // One of a former Service of this name goes.
+            slice.controller() == service.metadata.uid.as_deref() && families.contains(&slice.address_type.as_str())
+        });
     plan.delete.extend(gone);
     for family in families {
         // Endpoints by the ports they have: one slice has one set of ports.
         let mut groups: BTreeMap<PortKey, (Vec<EndpointPort>, Vec<Endpoint>)> = BTreeMap::new();
         for pod in pods.iter().filter(|pod| counts(pod, true)) {
             let Some(address) = addresses(pod, family).next() else { continue };
+            let Some(endpoint) = endpoint(pod, service, address, places) else { continue };
             let ports = ports(pod, service);
             let group = groups.entry(port_key(Some(&ports))).or_insert_with(|| (ports, vec![]));
-            group.1.push(endpoint(pod, service, address, zone));
+            group.1.push(endpoint);
         }
         let (mine, others): (Vec<_>, Vec<_>) = kept.into_iter().partition(|slice| slice.address_type == family);
         kept = others;

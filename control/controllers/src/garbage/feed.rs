@@ -7,6 +7,7 @@ use std::time::Duration;
 use coracle_api::kinds;
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::Resource as _;
 use kube::api::Api;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, watcher};
@@ -17,7 +18,7 @@ use tokio_util::task::TaskTracker;
 use super::Controller;
 use super::graph::{FOREGROUND, ORPHAN, Seen, Uid, Work};
 use crate::discovery::Kind;
-use crate::informer::{AnyObject, Change, Informer, Key, Object, Pod, version};
+use crate::informer::{AnyObject, Change, Informer, Key, Object, Pod, Tolerant, version};
 
 /// After a definition changed, others often do at once.
 const SETTLE: Duration = Duration::from_millis(300);
@@ -141,6 +142,9 @@ impl Controller {
     }
 
     fn enqueue(&self, work: Work) {
+        for (uid, owner) in &work.invalid {
+            self.report_invalid(uid, owner);
+        }
         for uid in work.now {
             self.queue.add(&uid);
         }
@@ -179,6 +183,7 @@ impl Controller {
                         tasks.spawn(self.clone().watch(kind.clone(), ready, token.clone()));
                         watched.insert(kind, token);
                     }
+                    self.unpark();
                     if std::mem::take(&mut first) {
                         let all = futures::future::join_all(waiting);
                         tokio::select! {
@@ -220,7 +225,7 @@ impl Controller {
         shutdown: CancellationToken,
     ) {
         let mut ready = Some(ready);
-        let api: Api<AnyObject> = Api::all_with(self.client.0.clone(), &kind.api_resource());
+        let api: Api<Tolerant<AnyObject>> = Api::all_with(self.client.0.clone(), &kind.api_resource());
         let mut events = watcher(api, watcher::Config::default().streaming_lists()).default_backoff().boxed();
         let mut absent: HashSet<Uid> = HashSet::new();
         let definitions = &*kind.plural == "customresourcedefinitions";
@@ -233,22 +238,22 @@ impl Controller {
             match event {
                 Ok(Some(watcher::Event::Init)) => absent = self.graph.lock().of_kind(&kind),
                 Ok(Some(watcher::Event::InitApply(object))) => {
-                    absent.remove(object.metadata.uid.as_deref().unwrap_or_default());
-                    self.seen_meta(&kind, &object.metadata);
+                    absent.remove(object.meta().uid.as_deref().unwrap_or_default());
+                    self.seen_object(&kind, &object);
                 }
                 Ok(Some(watcher::Event::InitDone)) => {
                     self.drop_all(std::mem::take(&mut absent));
                     ready.take().map(|ready| ready.send(()));
                 }
                 Ok(Some(watcher::Event::Apply(object))) => {
-                    self.seen_meta(&kind, &object.metadata);
+                    self.seen_object(&kind, &object);
                     if definitions {
                         self.definitions_changed.notify_one();
                     }
                 }
                 Ok(Some(watcher::Event::Delete(object))) => {
-                    let key = key(&object.metadata);
-                    self.gone(object.metadata.uid.as_deref().unwrap_or_default(), &key);
+                    let key = key(object.meta());
+                    self.gone(object.meta().uid.as_deref().unwrap_or_default(), &key);
                     if definitions {
                         self.definitions_changed.notify_one();
                     }
@@ -263,7 +268,14 @@ impl Controller {
         }
     }
 
-    fn seen_meta(&self, kind: &Arc<Kind>, meta: &ObjectMeta) {
+    fn seen_object(&self, kind: &Arc<Kind>, object: &Tolerant<AnyObject>) {
+        let meta = match object {
+            Tolerant::Good(object) => &object.metadata,
+            Tolerant::Odd { meta, why } => {
+                tracing::warn!(kind = %kind.plural, object = %key(meta), %why, "an object does not decode and is passed over");
+                return;
+            }
+        };
         self.seen(
             kind,
             meta.uid.as_deref().unwrap_or_default(),

@@ -93,6 +93,8 @@ pub(crate) struct Work {
     pub now: Vec<Uid>,
     /// Owners nobody has seen: to be looked at, should they not appear soon.
     pub unseen: Vec<Uid>,
+    /// Objects that refer to an owner of another namespace, which cannot be: to be told.
+    pub invalid: Vec<(Uid, Owner)>,
 }
 
 impl Graph {
@@ -112,12 +114,15 @@ impl Graph {
         seen.collect()
     }
 
-    /// How an owner is referred to, for one that was not seen: by one of its dependents.
-    pub(crate) fn reference_to(&self, uid: &str) -> Option<(Key, Owner)> {
-        self.dependents(uid).into_iter().find_map(|(_, seen)| {
-            let owner = seen.owners.iter().find(|owner| &*owner.uid == uid)?.clone();
-            Some((seen.key, owner))
-        })
+    /// Who refers to an owner, and how.
+    pub(crate) fn references_to(&self, uid: &str) -> Vec<(Uid, Seen, Owner)> {
+        let dependents = self.dependents(uid).into_iter();
+        dependents
+            .filter_map(|(dependent, seen)| {
+                let owner = seen.owners.iter().find(|owner| &*owner.uid == uid)?.clone();
+                Some((dependent, seen, owner))
+            })
+            .collect()
     }
 
     /// Uids of all objects of a kind.
@@ -171,6 +176,9 @@ impl Graph {
             work.now.push(uid.clone());
             work.now.extend(node.dependents.iter().cloned());
         }
+        if before.is_none() && !node.dependents.is_empty() {
+            self.check_dependents(uid, &seen, &mut work);
+        }
         let none: Arc<[Owner]> = Arc::new([]);
         let old = before.map_or(none, |before| before.owners);
         if Arc::ptr_eq(&old, &seen.owners) || old == seen.owners {
@@ -187,13 +195,21 @@ impl Graph {
                 work.now.push(owner.uid.clone());
             }
         }
-        for owner in seen.owners.iter() {
-            let node = self.nodes.entry(owner.uid.clone()).or_default();
+        for reference in seen.owners.iter() {
+            let is_new = !old.iter().any(|old| old == reference);
+            let node = self.nodes.entry(reference.uid.clone()).or_default();
             node.dependents.insert(uid.clone());
             match &node.seen {
-                None => work.unseen.push(owner.uid.clone()),
-                // A dependent that comes late to an owner that goes, or of a namespace that its owner is not in.
-                Some(owner) if owner.deleting || !reaches(owner, &seen) => work.now.push(uid.clone()),
+                None => work.unseen.push(reference.uid.clone()),
+                // A dependent that comes late to an owner that goes.
+                Some(owner) if owner.deleting => work.now.push(uid.clone()),
+                // It means an owner that is not what is there: whether there is one as it says is to be asked.
+                Some(owner) if !is_meant(owner, &seen, reference) => {
+                    work.now.push(uid.clone());
+                    if is_new && !reaches(owner, &seen) {
+                        work.invalid.push((uid.clone(), reference.clone()));
+                    }
+                }
                 Some(_) => {}
             }
         }
@@ -202,6 +218,18 @@ impl Graph {
             work.now.push(uid.clone());
         }
         work
+    }
+
+    /// An owner is seen for the first time: those that refer to something else by its uid are to be looked at.
+    fn check_dependents(&self, uid: &Uid, owner: &Seen, work: &mut Work) {
+        for (dependent, seen, reference) in self.references_to(uid) {
+            if !is_meant(owner, &seen, &reference) {
+                work.now.push(dependent.clone());
+                if !reaches(owner, &seen) {
+                    work.invalid.push((dependent, reference));
+                }
+            }
+        }
     }
 
     /// An object is gone; what depends on it is to be looked at.
@@ -235,6 +263,15 @@ impl Graph {
         let Some(node) = self.nodes.get(owner) else { return false };
         node.dependents.iter().any(|uid| self.get(uid).is_some_and(|seen| seen.blocks(owner)))
     }
+}
+
+/// Whether the reference in `dependent` names this owner in everything: a right uid alone makes no owner.
+pub(crate) fn is_meant(owner: &Seen, dependent: &Seen, reference: &Owner) -> bool {
+    let group = reference.api_version.split_once('/').map_or("", |(group, _)| group);
+    reaches(owner, dependent)
+        && *owner.kind.group == *group
+        && owner.kind.kind == reference.kind
+        && owner.key.name == reference.name
 }
 
 /// Whether `owner` can own `dependent`: it is cluster-scoped or in the same namespace.

@@ -1,7 +1,11 @@
 //! The garbage collector: objects whose owners are gone go too (kubernetes-api §8.3).
 //!
 //! [`feed`] keeps a [`graph`] of all deletable kinds; [`plan`] decides about one object. A graph that is behind does no
-//! harm: that an owner is gone is asked of the API, and a dependent is deleted only in the version that was decided on.
+//! harm: that an owner is gone, or waits for its dependents, is asked of the API, and a dependent is deleted only in the
+//! version that was decided on.
+//!
+//! An owner is what a reference says in full: kind, namespace (the dependent's), name and uid. What is found absent is
+//! remembered as that ([`Identity`]), so a reference that is wrong in one of them harms nobody but its own object.
 
 mod feed;
 mod graph;
@@ -9,7 +13,7 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +24,8 @@ use tokio::sync::Notify;
 use crate::Error;
 use crate::client::{self, Client, DeleteOptions, Meta};
 use crate::discovery::{Discovery, Kind};
-use crate::informer::{Key, version};
+use crate::events::{Record, Recorder, Subject};
+use crate::informer::version;
 use crate::queue::{Next, Queue};
 
 pub(crate) use feed::shared_kind;
@@ -30,8 +35,34 @@ use plan::{Fate, OwnerState};
 /// An owner that is referred to is usually seen a moment later; only then is it asked for.
 const APPEARS_WITHIN: Duration = Duration::from_millis(500);
 
+/// After this an object is looked at again whose owner's kind is not served; earlier when kinds change.
+const UNSERVED_AGAIN: Duration = Duration::from_secs(300);
+
+/// How often a change by somebody else is met before the object goes back into the queue.
+const ATTEMPTS: u32 = 5;
+
+const COMPONENT: &str = "garbage-collector-controller";
+
 /// Absent owners that are remembered; at the bound they are asked for again.
 const ABSENT_MAX: usize = 4096;
+
+/// An owner as a reference names it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Identity {
+    /// Empty for a cluster-scoped owner.
+    namespace: Arc<str>,
+    api_version: Arc<str>,
+    kind: Arc<str>,
+    name: Arc<str>,
+    uid: Uid,
+}
+
+impl Identity {
+    fn new(namespace: &Arc<str>, owner: &Owner) -> Self {
+        let Owner { uid, api_version, kind, name, .. } = owner.clone();
+        Self { namespace: namespace.clone(), api_version, kind, name, uid }
+    }
+}
 
 type OnDeletion = Box<dyn Fn(&str) + Send + Sync>;
 
@@ -46,12 +77,15 @@ pub(crate) struct Controller {
     definitions_changed: Notify,
     on_deletion: OnDeletion,
     /// Owners that were found absent. Uids do not come back.
-    absent: Mutex<HashSet<Uid>>,
+    absent: Mutex<HashSet<Identity>>,
+    /// What waits for the kind of an owner to be served. Bounded by the objects.
+    parked: Mutex<HashSet<Uid>>,
+    recorder: Recorder,
 }
 
 impl Controller {
     /// `on_deletion` is called with the namespace of everything that is gone; it must not block.
-    pub(crate) fn new(client: Client, discovery: Discovery, on_deletion: OnDeletion) -> Arc<Self> {
+    pub(crate) fn new(client: Client, recorder: Recorder, discovery: Discovery, on_deletion: OnDeletion) -> Arc<Self> {
         Arc::new(Self {
             client,
             discovery,
@@ -61,6 +95,8 @@ impl Controller {
             definitions_changed: Notify::new(),
             on_deletion,
             absent: Mutex::default(),
+            parked: Mutex::default(),
+            recorder,
         })
     }
 
@@ -70,10 +106,7 @@ impl Controller {
             (graph.get(&uid).cloned(), graph.is_unseen(&uid))
         };
         let Some(seen) = seen else {
-            if unseen {
-                self.look_for(&uid).await?;
-            }
-            return Ok(Next::OnEvent);
+            return if unseen { self.look_for(&uid).await } else { Ok(Next::OnEvent) };
         };
         if seen.is_orphaning() {
             return self.orphan(&uid, &seen).await;
@@ -88,22 +121,64 @@ impl Controller {
         self.collect(&uid).await
     }
 
-    /// An owner nobody has seen: if it does not exist, its dependents are to be looked at.
-    async fn look_for(&self, uid: &Uid) -> Result<(), Error> {
-        let Some((dependent, owner)) = self.graph.lock().reference_to(uid) else { return Ok(()) };
-        if self.ask(&dependent, &owner).await? == OwnerState::Absent {
-            for (dependent, _) in self.graph.lock().dependents(uid) {
-                self.queue.add(&dependent);
+    /// An owner nobody has seen: those that name one which does not exist are to be looked at.
+    async fn look_for(&self, uid: &Uid) -> Result<Next, Error> {
+        let references = self.graph.lock().references_to(uid);
+        let mut known: HashMap<Identity, OwnerState> = HashMap::new();
+        let mut next = Next::OnEvent;
+        for (dependent, seen, owner) in references {
+            let identity = Identity::new(&seen.key.namespace, &owner);
+            let state = match known.get(&identity) {
+                Some(state) => *state,
+                None => {
+                    let state = self.ask(&seen, &owner).await?;
+                    known.insert(identity, state);
+                    state
+                }
+            };
+            match state {
+                OwnerState::Absent => self.queue.add(&dependent),
+                OwnerState::Unknown => next = self.park(uid),
+                OwnerState::Solid | OwnerState::Waiting | OwnerState::Invalid => {}
             }
         }
-        Ok(())
+        Ok(next)
+    }
+
+    /// Comes back to it when kinds change.
+    fn park(&self, uid: &Uid) -> Next {
+        self.parked.lock().insert(uid.clone());
+        Next::After(UNSERVED_AGAIN)
+    }
+
+    /// Kinds have changed.
+    fn unpark(&self) {
+        for uid in std::mem::take(&mut *self.parked.lock()) {
+            self.queue.add(&uid);
+        }
+    }
+
+    /// Tells of a reference to an owner in another namespace, in the reference's words.
+    fn report_invalid(&self, uid: &Uid, owner: &Owner) {
+        let Some(seen) = self.graph.lock().get(uid).cloned() else { return };
+        let namespace = &seen.key.namespace;
+        let Owner { api_version, kind, name, uid: owner, .. } = owner;
+        let message = format!(
+            "ownerRef [{api_version}/{kind}, namespace: {namespace}, name: {name}, uid: {owner}] does not exist in \
+             namespace {namespace:?}"
+        );
+        let api_version = seen.kind.api_version().into();
+        let subject =
+            Subject { api_version, kind: seen.kind.kind.to_string().into(), key: seen.key.clone(), uid: uid.clone() };
+        let reason = "OwnerRefInvalidNamespace";
+        self.recorder.record(Record { subject, component: COMPONENT, warning: true, reason, message });
     }
 
     /// Removes references to `uid` from everything that depends on it, then lets it go.
     async fn orphan(&self, uid: &Uid, seen: &Seen) -> Result<Next, Error> {
         let dependents = self.graph.lock().dependents(uid);
-        for (_, dependent) in dependents {
-            self.forget(&dependent, std::slice::from_ref(uid)).await?;
+        for (dependent, seen) in dependents {
+            self.forget(&dependent, seen, std::slice::from_ref(uid)).await?;
         }
         self.remove_finalizer(uid, seen, ORPHAN).await?;
         Ok(Next::OnEvent)
@@ -129,19 +204,22 @@ impl Controller {
     /// Decides about an object with owners; if it is not as the graph has it, as the API has it.
     async fn collect(&self, uid: &Uid) -> Result<Next, Error> {
         let Some(mut object) = self.graph.lock().get(uid).cloned() else { return Ok(Next::OnEvent) };
-        loop {
+        for _ in 0..ATTEMPTS {
             let mut owners = Vec::with_capacity(object.owners.len());
             for owner in object.owners.iter() {
-                let state = match self.known(&object, owner) {
-                    Some(state) => state,
-                    None => self.ask(&object.key, owner).await?,
+                let state = match self.is_solid(&object, owner) {
+                    true => OwnerState::Solid,
+                    false => self.ask(&object, owner).await?,
                 };
                 owners.push((owner.clone(), state));
+            }
+            if owners.iter().any(|(_, state)| *state == OwnerState::Unknown) {
+                return Ok(self.park(uid));
             }
             let dependents = self.graph.lock().dependents(uid);
             match plan::fate(&object, &owners, &dependents) {
                 Fate::Keep => return Ok(Next::OnEvent),
-                Fate::Forget(gone) => return self.forget(&object, &gone).await.map(|()| Next::OnEvent),
+                Fate::Forget(gone) => return self.forget(uid, object, &gone).await.map(|()| Next::OnEvent),
                 Fate::Delete { unblock: true, .. } => {
                     self.unblock(&object).await?;
                     // The version has changed with that.
@@ -164,59 +242,57 @@ impl Controller {
             let Some(now) = self.read(uid, &object).await? else { return Ok(Next::OnEvent) };
             object = now;
         }
+        Err(Error::Stale("the object keeps changing"))
     }
 
-    /// What the graph says of an owner; `None` where the API must be asked.
-    fn known(&self, object: &Seen, owner: &Owner) -> Option<OwnerState> {
-        if self.absent.lock().contains(&owner.uid) {
-            return Some(OwnerState::Absent);
-        }
+    /// Whether the graph says that the owner is there and does not wait for its dependents; all else is asked of the API,
+    /// for something may be deleted for it.
+    fn is_solid(&self, object: &Seen, owner: &Owner) -> bool {
         let graph = self.graph.lock();
-        let seen = graph.get(&owner.uid)?;
-        if !graph::reaches(seen, object) {
-            return Some(OwnerState::Absent);
-        }
-        Some(if seen.is_waiting() { OwnerState::Waiting } else { OwnerState::Solid })
+        graph.get(&owner.uid).is_some_and(|seen| graph::is_meant(seen, object, owner) && !seen.is_waiting())
     }
 
     /// Asks the API for an owner, which must have the uid that is referred to.
-    async fn ask(&self, dependent: &Key, owner: &Owner) -> Result<OwnerState, Error> {
-        let kind = self.kind_of(owner).await?;
-        if kind.namespaced && dependent.namespace.is_empty() {
-            // Invalid, and not ours to judge: it stays (the reference does the same).
-            return Ok(OwnerState::Solid);
+    async fn ask(&self, dependent: &Seen, owner: &Owner) -> Result<OwnerState, Error> {
+        let namespace = &dependent.key.namespace;
+        let everywhere: Arc<str> = Arc::from("");
+        {
+            let absent = self.absent.lock();
+            if [namespace, &everywhere].into_iter().any(|namespace| absent.contains(&Identity::new(namespace, owner))) {
+                return Ok(OwnerState::Absent);
+            }
         }
-        match self.client.get::<Meta>(&kind.path(&dependent.namespace, &owner.name)).await {
-            Ok(found) if found.metadata.uid.as_deref() != Some(&*owner.uid) => Ok(self.absent(owner)),
+        let Some(kind) = self.kind_of(owner).await? else { return Ok(OwnerState::Unknown) };
+        if kind.namespaced && namespace.is_empty() {
+            return Ok(OwnerState::Invalid);
+        }
+        let absent = || self.absent(Identity::new(if kind.namespaced { namespace } else { &everywhere }, owner));
+        match self.client.get::<Meta>(&kind.path(namespace, &owner.name)).await {
+            Ok(found) if found.metadata.uid.as_deref() != Some(&*owner.uid) => Ok(absent()),
             Ok(found) => {
                 let finalizers = found.metadata.finalizers.unwrap_or_default();
                 let waiting =
                     found.metadata.deletion_timestamp.is_some() && finalizers.iter().any(|name| name == FOREGROUND);
                 Ok(if waiting { OwnerState::Waiting } else { OwnerState::Solid })
             }
-            Err(error) if client::is_not_found(&error) => Ok(self.absent(owner)),
+            Err(error) if client::is_not_found(&error) => Ok(absent()),
             Err(source) => Err(Error::Api { what: "look for an owner", source }),
         }
     }
 
-    fn absent(&self, owner: &Owner) -> OwnerState {
+    fn absent(&self, identity: Identity) -> OwnerState {
         let mut absent = self.absent.lock();
         if absent.len() >= ABSENT_MAX {
             absent.clear();
         }
-        absent.insert(owner.uid.clone());
+        absent.insert(identity);
         OwnerState::Absent
     }
 
-    async fn kind_of(&self, owner: &Owner) -> Result<Kind, Error> {
+    /// The kind of an owner; `None` if it is not served.
+    async fn kind_of(&self, owner: &Owner) -> Result<Option<Kind>, Error> {
         let group = owner.api_version.split_once('/').map_or("", |(group, _)| group);
-        let find = |kinds: &[Kind]| kinds.iter().find(|kind| &*kind.group == group && kind.kind == owner.kind).cloned();
-        if let Some(kind) = find(&self.discovery.kinds().kinds) {
-            return Ok(kind);
-        }
-        let kinds = self.discovery.refresh().await.map_err(Error::api("ask for the kinds"))?;
-        // Whether such an owner exists cannot be known; nothing is deleted for it.
-        find(&kinds.kinds).ok_or(Error::Stale("the kind of an owner is not served"))
+        self.discovery.find(group, &owner.kind).await.map_err(Error::api("ask for the kinds"))
     }
 
     /// The object as it is; `None` if it is gone, or another has its name.
@@ -243,10 +319,21 @@ impl Controller {
         }))
     }
 
-    /// Removes references to these owners.
-    async fn forget(&self, object: &Seen, gone: &[Uid]) -> Result<(), Error> {
-        let owners = plan::without(&object.owners, gone);
-        self.patch_owners(object, &owners, "remove references to owners").await
+    /// Removes references to these owners; again, when somebody else changes the object meanwhile.
+    async fn forget(&self, uid: &Uid, mut object: Seen, gone: &[Uid]) -> Result<(), Error> {
+        for _ in 0..ATTEMPTS {
+            let owners = plan::without(&object.owners, gone);
+            if owners.len() == object.owners.len() {
+                return Ok(());
+            }
+            match self.patch_owners(&object, &owners, "remove references to owners").await {
+                Err(Error::Api { source, .. }) if client::is_conflict(&source) => {}
+                other => return other,
+            }
+            let Some(now) = self.read(uid, &object).await? else { return Ok(()) };
+            object = now;
+        }
+        Err(Error::Stale("the object keeps changing"))
     }
 
     async fn unblock(&self, object: &Seen) -> Result<(), Error> {

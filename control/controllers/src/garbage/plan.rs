@@ -13,6 +13,11 @@ pub(crate) enum OwnerState {
     Absent,
     /// It waits for its dependents to go first.
     Waiting,
+    /// A namespaced owner of a cluster-scoped object, which cannot be. Nothing is done to an object that has one (the
+    /// reference neither).
+    Invalid,
+    /// Its kind is not served: whether it is there cannot be known.
+    Unknown,
 }
 
 /// What becomes of an object.
@@ -30,6 +35,9 @@ pub(crate) enum Fate {
 /// Decides about an object with owners.
 pub(crate) fn fate(object: &Seen, owners: &[(Owner, OwnerState)], dependents: &[(Uid, Seen)]) -> Fate {
     if object.deleting || owners.is_empty() {
+        return Fate::Keep;
+    }
+    if owners.iter().any(|(_, state)| matches!(state, OwnerState::Invalid | OwnerState::Unknown)) {
         return Fate::Keep;
     }
     let is = |wanted: OwnerState| owners.iter().filter(move |(_, state)| *state == wanted);

@@ -2,10 +2,12 @@
 //!
 //! An informer keeps what controllers need of each object (see [`Object`]), by name and by controlling owner, and tells
 //! handlers about every change, in order. A watch that breaks is taken up again by the kube runtime; after a relist the
-//! difference is told as changes, so handlers never miss a deletion.
+//! difference is told as changes, so handlers never miss a deletion. An object that does not decode ([`Tolerant`]) is passed
+//! over with a warning: what was known of it stays, and all others go on.
 
 mod meta;
 mod pod;
+mod tolerant;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -22,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use meta::{AnyObject, slim};
 pub(crate) use pod::{Phase, Pod};
+pub(crate) use tolerant::Tolerant;
 
 /// Names an object of some kind; the namespace of a cluster-scoped one is empty.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -69,6 +72,36 @@ pub(crate) trait Object: Send + Sync + Sized + 'static {
     fn controller(&self) -> Option<&str>;
     /// Orders versions of an object.
     fn version(&self) -> u64;
+    /// By what it is found besides its name.
+    fn index(&self, add: &mut dyn FnMut(Index, &str)) {
+        by_controller(self, add);
+    }
+}
+
+/// By what objects are found besides their name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Index {
+    /// The uid of the controlling owner.
+    Controller,
+    /// The namespace of an object that nobody controls.
+    Orphan,
+    /// The node of a pod.
+    Node,
+    /// The Service of an EndpointSlice, by name.
+    Service,
+    /// Pods that have finished, under the empty text.
+    Finished,
+}
+
+/// Number of variants of [`Index`].
+const INDEXES: usize = 5;
+
+/// The entry that every object has.
+pub(crate) fn by_controller<K: Object>(object: &K, add: &mut dyn FnMut(Index, &str)) {
+    match object.controller() {
+        Some(owner) => add(Index::Controller, owner),
+        None => add(Index::Orphan, &object.key().namespace),
+    }
 }
 
 /// A change, told to handlers after the store has it.
@@ -100,19 +133,19 @@ impl<K> Change<'_, K> {
 
 type Handler<K> = Box<dyn Fn(&Change<'_, K>) + Send + Sync>;
 
-/// Objects by name and by controller.
+/// Objects by name and by [`Index`].
 pub(crate) struct Store<K> {
     content: RwLock<Content<K>>,
 }
 
 struct Content<K> {
     objects: HashMap<Arc<str>, BTreeMap<Arc<str>, Arc<K>>>,
-    controlled: HashMap<Arc<str>, HashSet<Key>>,
+    indexes: [HashMap<Arc<str>, HashSet<Key>>; INDEXES],
 }
 
 impl<K> Default for Store<K> {
     fn default() -> Self {
-        Self { content: RwLock::new(Content { objects: HashMap::new(), controlled: HashMap::new() }) }
+        Self { content: RwLock::new(Content { objects: HashMap::new(), indexes: Default::default() }) }
     }
 }
 
@@ -133,11 +166,21 @@ impl<K: Object> Store<K> {
         self.content.read().objects.values().flat_map(BTreeMap::values).cloned().collect()
     }
 
-    /// Those that this owner controls; for the empty uid, those that nobody controls.
+    /// Those that this owner controls.
     pub(crate) fn controlled_by(&self, uid: &str) -> Vec<Arc<K>> {
+        self.by(Index::Controller, uid)
+    }
+
+    /// Those under an entry of an index.
+    pub(crate) fn by(&self, index: Index, entry: &str) -> Vec<Arc<K>> {
         let content = self.content.read();
-        let Some(keys) = content.controlled.get(uid) else { return Vec::new() };
+        let Some(keys) = content.indexes[index as usize].get(entry) else { return Vec::new() };
         keys.iter().filter_map(|key| content.get(key)).cloned().collect()
+    }
+
+    /// How many there are under an entry of an index.
+    pub(crate) fn count(&self, index: Index, entry: &str) -> usize {
+        self.content.read().indexes[index as usize].get(entry).map_or(0, HashSet::len)
     }
 
     /// The object as it is kept, and as it was before.
@@ -145,21 +188,16 @@ impl<K: Object> Store<K> {
         let mut key = object.key();
         let mut content = self.content.write();
         let before = content.get(&key).cloned();
-        let owner = object.controller().unwrap_or_default();
-        let sibling = || content.get(content.controlled.get(owner)?.iter().next()?).cloned();
+        let sibling = || {
+            let siblings = content.indexes[Index::Controller as usize].get(object.controller()?)?;
+            content.get(siblings.iter().next()?).cloned()
+        };
         if let Some(like) = before.clone().or_else(sibling) {
             object.share(&like);
             key = object.key();
         }
         let object = Arc::new(object);
-        let same_controller = before.as_ref().is_some_and(|before| before.controller() == object.controller());
-        if !same_controller {
-            if let Some(before) = &before {
-                content.unlink(before, &key);
-            }
-            let owner = object.controller().unwrap_or_default();
-            content.controlled.entry(owner.into()).or_default().insert(key.clone());
-        }
+        content.link(before.as_deref(), &object, &key);
         content.objects.entry(key.namespace).or_default().insert(key.name, object.clone());
         (object, before)
     }
@@ -171,7 +209,9 @@ impl<K: Object> Store<K> {
         if objects.is_empty() {
             content.objects.remove(&key.namespace);
         }
-        content.unlink(&before, key);
+        for (index, entry) in entries(&*before) {
+            content.unlink(index, &entry, key);
+        }
         Some(before)
     }
 
@@ -189,15 +229,32 @@ impl<K: Object> Content<K> {
         self.objects.get(&key.namespace)?.get(&key.name)
     }
 
-    fn unlink(&mut self, object: &K, key: &Key) {
-        let owner = object.controller().unwrap_or_default();
-        if let Some(keys) = self.controlled.get_mut(owner) {
+    fn link(&mut self, before: Option<&K>, now: &K, key: &Key) {
+        let old = before.map(entries).unwrap_or_default();
+        let new = entries(now);
+        for (index, entry) in old.iter().filter(|entry| !new.contains(entry)) {
+            self.unlink(*index, entry, key);
+        }
+        for (index, entry) in new.iter().filter(|entry| !old.contains(entry)) {
+            self.indexes[*index as usize].entry(entry.as_str().into()).or_default().insert(key.clone());
+        }
+    }
+
+    fn unlink(&mut self, index: Index, entry: &str, key: &Key) {
+        let index = &mut self.indexes[index as usize];
+        if let Some(keys) = index.get_mut(entry) {
             keys.remove(key);
             if keys.is_empty() {
-                self.controlled.remove(owner);
+                index.remove(entry);
             }
         }
     }
+}
+
+fn entries<K: Object>(object: &K) -> Vec<(Index, String)> {
+    let mut entries = Vec::with_capacity(2);
+    object.index(&mut |index, entry| entries.push((index, entry.to_owned())));
+    entries
 }
 
 /// Feeds a store from a watch.
@@ -233,7 +290,7 @@ impl<K: Object> Informer<K> {
     where
         K::Wire: kube::Resource,
     {
-        let api: Api<K::Wire> = Api::all(client);
+        let api: Api<Tolerant<K::Wire>> = Api::all(client);
         let mut events = watcher(api, config.streaming_lists()).default_backoff().boxed();
         let mut absent: Option<HashSet<Key>> = None;
         loop {
@@ -245,11 +302,11 @@ impl<K: Object> Informer<K> {
             match event {
                 Ok(Some(watcher::Event::Init)) => absent = Some(self.store.keys()),
                 Ok(Some(watcher::Event::InitApply(wire))) => {
-                    let object = K::keep(wire);
+                    let object = Self::keep(wire);
                     if let Some(absent) = &mut absent {
-                        absent.remove(&object.key());
+                        absent.remove(&object.as_ref().map_or_else(Key::clone, K::key));
                     }
-                    self.apply(object);
+                    object.ok().map(|object| self.apply(object));
                 }
                 Ok(Some(watcher::Event::InitDone)) => {
                     for key in absent.take().unwrap_or_default() {
@@ -257,20 +314,37 @@ impl<K: Object> Informer<K> {
                     }
                     self.synced.send_replace(true);
                 }
-                Ok(Some(watcher::Event::Apply(wire))) => self.apply(K::keep(wire)),
-                Ok(Some(watcher::Event::Delete(wire))) => {
-                    // The last state is told: it may carry what only the deletion has set.
-                    let object = Arc::new(K::keep(wire));
-                    let key = object.key();
-                    if self.store.remove(&key).is_some() {
-                        self.tell(&Change::Deleted(&object));
-                    }
+                Ok(Some(watcher::Event::Apply(wire))) => {
+                    Self::keep(wire).ok().map(|object| self.apply(object));
                 }
+                Ok(Some(watcher::Event::Delete(wire))) => match Self::keep(wire) {
+                    // The last state is told: it may carry what only the deletion has set.
+                    Ok(object) => {
+                        let object = Arc::new(object);
+                        if self.store.remove(&object.key()).is_some() {
+                            self.tell(&Change::Deleted(&object));
+                        }
+                    }
+                    Err(key) => self.delete(&key),
+                },
                 Ok(None) => return,
                 Err(error) => {
                     let kind = <K::Wire as kube::Resource>::kind(&());
                     tracing::debug!(%kind, error = %crate::error::chain(&error), "watch again");
                 }
+            }
+        }
+    }
+
+    /// What is kept of it; the name alone of one that does not decode.
+    fn keep(wire: Tolerant<K::Wire>) -> Result<K, Key> {
+        match wire {
+            Tolerant::Good(wire) => Ok(K::keep(wire)),
+            Tolerant::Odd { meta, why } => {
+                let key = Key::new(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
+                let kind = <K::Wire as kube::Resource>::kind(&());
+                tracing::warn!(%kind, object = %key, %why, "an object does not decode and is passed over");
+                Err(key)
             }
         }
     }
@@ -312,6 +386,9 @@ pub(crate) fn version(text: Option<&str>) -> u64 {
     text.and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
+/// Label of EndpointSlices.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
 /// Kinds that are kept as they come, but for `managedFields`.
 macro_rules! whole {
     ($($kind:ty),*) => {$(
@@ -344,6 +421,13 @@ macro_rules! whole {
 
             fn version(&self) -> u64 {
                 version(self.metadata.resource_version.as_deref())
+            }
+
+            fn index(&self, add: &mut dyn FnMut(Index, &str)) {
+                by_controller(self, add);
+                if let Some(service) = self.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME)) {
+                    add(Index::Service, service);
+                }
             }
         }
     )*};
@@ -392,7 +476,8 @@ mod tests {
             (vec!["b".into()], vec!["a".into()])
         );
         store.remove(&Key::new("n", "b"));
-        assert!(store.controlled_by("one").is_empty() && store.content.read().controlled.len() == 1);
+        assert!(store.controlled_by("one").is_empty());
+        assert_eq!(store.content.read().indexes[Index::Controller as usize].len(), 1);
     }
 
     #[test]

@@ -9,10 +9,12 @@ use k8s_openapi::api::core::v1::Toleration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use serde::Deserialize;
 
-use super::{Key, Object, controller, slim, version};
+use super::tolerant::nullable;
+use super::{Index, Key, Object, by_controller, controller, slim, version};
 
-/// `status.phase`, in the order in which pods are given up.
+/// `status.phase`.
 #[derive(Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(from = "String")]
 pub(crate) enum Phase {
     #[default]
     Pending,
@@ -20,6 +22,21 @@ pub(crate) enum Phase {
     Running,
     Succeeded,
     Failed,
+    /// One that nobody knows; the API takes any text. Such a pod lives, as for the reference.
+    Other,
+}
+
+impl From<String> for Phase {
+    fn from(text: String) -> Self {
+        match text.as_str() {
+            "Pending" | "" => Self::Pending,
+            "Unknown" => Self::Unknown,
+            "Running" => Self::Running,
+            "Succeeded" => Self::Succeeded,
+            "Failed" => Self::Failed,
+            _ => Self::Other,
+        }
+    }
 }
 
 /// What controllers know of a pod. What pods of one controller have in common is stored once ([`Object::share`]).
@@ -157,6 +174,16 @@ impl Object for Pod {
     fn version(&self) -> u64 {
         self.version
     }
+
+    fn index(&self, add: &mut dyn FnMut(Index, &str)) {
+        by_controller(self, add);
+        if let Some(node) = &self.node {
+            add(Index::Node, node);
+        }
+        if self.is_terminal() {
+            add(Index::Finished, "");
+        }
+    }
 }
 
 /// A pod as it comes, without what is not kept.
@@ -164,9 +191,9 @@ impl Object for Pod {
 pub(crate) struct Wire {
     #[serde(deserialize_with = "slim", default)]
     metadata: ObjectMeta,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     spec: Spec,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     status: Status,
 }
 
@@ -176,9 +203,13 @@ struct Spec {
     node_name: Option<String>,
     hostname: Option<String>,
     subdomain: Option<String>,
+    #[serde(deserialize_with = "nullable")]
     containers: Vec<Container>,
+    #[serde(deserialize_with = "nullable")]
     init_containers: Vec<Container>,
+    #[serde(deserialize_with = "nullable")]
     tolerations: Vec<Toleration>,
+    #[serde(deserialize_with = "nullable")]
     scheduling_gates: Vec<serde::de::IgnoredAny>,
 }
 
@@ -186,14 +217,16 @@ struct Spec {
 #[serde(rename_all = "camelCase", default)]
 struct Container {
     restart_policy: Option<String>,
+    #[serde(deserialize_with = "nullable")]
     ports: Vec<WirePort>,
 }
 
-#[derive(Deserialize, Clone, Debug)]
-#[serde(rename_all = "camelCase")]
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(rename_all = "camelCase", default)]
 struct WirePort {
     name: Option<String>,
     protocol: Option<String>,
+    #[serde(deserialize_with = "nullable")]
     container_port: i32,
 }
 
@@ -201,33 +234,37 @@ struct WirePort {
 #[serde(rename_all = "camelCase", default)]
 struct Status {
     phase: Option<Phase>,
+    #[serde(deserialize_with = "nullable")]
     conditions: Vec<Condition>,
     #[serde(rename = "podIP")]
     pod_ip: Option<String>,
-    #[serde(rename = "podIPs")]
+    #[serde(rename = "podIPs", deserialize_with = "nullable")]
     pod_ips: Vec<Ip>,
+    #[serde(deserialize_with = "nullable")]
     container_statuses: Vec<ContainerStatus>,
 }
 
-#[derive(Deserialize, Clone, Debug)]
-#[serde(rename_all = "camelCase")]
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(rename_all = "camelCase", default)]
 struct Condition {
-    #[serde(rename = "type")]
+    #[serde(rename = "type", deserialize_with = "nullable")]
     type_: String,
+    #[serde(deserialize_with = "nullable")]
     status: String,
     last_transition_time: Option<Time>,
 }
 
-#[derive(Deserialize, Clone, Debug)]
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(default)]
 struct Ip {
-    #[serde(default)]
+    #[serde(deserialize_with = "nullable")]
     ip: String,
 }
 
-#[derive(Deserialize, Clone, Debug)]
-#[serde(rename_all = "camelCase")]
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(rename_all = "camelCase", default)]
 struct ContainerStatus {
-    #[serde(default)]
+    #[serde(deserialize_with = "nullable")]
     restart_count: i32,
 }
 
@@ -267,6 +304,21 @@ pub(crate) mod tests {
     /// A pod from what a test says of it.
     pub(crate) fn pod(json: serde_json::Value) -> Pod {
         Pod::keep(serde_json::from_value(json).expect("a pod"))
+    }
+
+    #[test]
+    fn takes_nulls_and_phases_that_nobody_knows() {
+        for (phase, expected) in [
+            (serde_json::json!("Weird"), Phase::Other),
+            (serde_json::json!(""), Phase::Pending),
+            (serde_json::Value::Null, Phase::Pending),
+        ] {
+            let pod = pod(serde_json::json!({
+                "metadata": {"name": "a"}, "spec": {"containers": null, "tolerations": null},
+                "status": {"phase": phase, "conditions": null, "podIPs": [{"ip": null}], "containerStatuses": [{"restartCount": null}]},
+            }));
+            assert_eq!((pod.phase, pod.is_active()), (expected, true));
+        }
     }
 
     #[test]

@@ -6,12 +6,15 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use parking_lot::Mutex;
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::plan::{self, Leave};
+use super::watchful::Watchful;
 use crate::client::{self, Client, DeleteOptions, PODS};
 use crate::events::{Record, Recorder, Subject};
-use crate::informer::{Change, Informer, Key, Object as _, Pod, Store};
+use crate::informer::{Change, Index, Informer, Key, Object as _, Pod, Store};
 use crate::queue::{Next, Queue};
 use crate::{Error, now_in_seconds};
 
@@ -24,12 +27,16 @@ pub(crate) struct Evictions {
     pub(crate) queue: Queue<Key>,
     nodes: Arc<Store<Node>>,
     pods: Arc<Store<Pod>>,
+    watch: Arc<Mutex<Watchful>>,
+    /// How long we must have watched before a deadline counts that ended while we did not.
+    grace: Duration,
 }
 
 impl Evictions {
     pub(crate) fn new(
         client: Client,
         recorder: Recorder,
+        (watch, grace): (Arc<Mutex<Watchful>>, Duration),
         nodes: &mut Informer<Node>,
         pods: &mut Informer<Pod>,
     ) -> Arc<Self> {
@@ -47,8 +54,7 @@ impl Evictions {
                     // Fewer taints: what was planned is reconsidered when it is due.
                     return;
                 }
-                let name = node.metadata.name.as_deref();
-                for pod in pods.all().iter().filter(|pod| pod.node.as_deref() == name) {
+                for pod in pods.by(Index::Node, node.metadata.name.as_deref().unwrap_or_default()) {
                     queue.add(&pod.key);
                 }
             }
@@ -66,7 +72,7 @@ impl Evictions {
                 }
             }
         });
-        Arc::new(Self { client, recorder, queue, nodes: nodes.store(), pods: pods.store() })
+        Arc::new(Self { client, recorder, queue, nodes: nodes.store(), pods: pods.store(), watch, grace })
     }
 
     pub(crate) async fn reconcile(self: Arc<Self>, key: Key) -> Result<Next, Error> {
@@ -82,7 +88,15 @@ impl Evictions {
             }
             Leave::At(_) => {}
         }
-        let subject = Subject { api_version: "v1", kind: "Pod", key: key.clone(), uid: pod.uid.clone() };
+        // After a pause the node's own word is to come first: such taints may be gone in a moment.
+        let of_silence = |taint: &Taint| taint.key == plan::NOT_READY || taint.key == plan::UNREACHABLE;
+        if let Some(since) = self.watch.lock().observe(Instant::now(), now)
+            && since.elapsed() < self.grace
+            && taints.iter().all(of_silence)
+        {
+            return Ok(Next::After(self.grace.saturating_sub(since.elapsed()) + Duration::from_millis(10)));
+        }
+        let subject = Subject { api_version: "v1".into(), kind: "Pod".into(), key: key.clone(), uid: pod.uid.clone() };
         let message = format!("Marking for deletion Pod {key}");
         let reason = "TaintManagerEviction";
         self.recorder.record(Record { subject, component: COMPONENT, warning: false, reason, message });

@@ -2,34 +2,46 @@
 //! become taints, taints drive pods out when their tolerations end.
 //!
 //! Nothing is polled: each sign of life sets the deadline of its node anew. Signs are dated by our own clock when we see
-//! them, so clocks of nodes do not matter.
+//! them, so clocks of nodes do not matter; and whoever slept ([`watchful`]) first watches for a whole period.
 
 mod eviction;
 pub(crate) mod plan;
+#[cfg(test)]
+mod tests;
+mod watchful;
+mod zones;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::client::{self, Client, NODES, PODS};
 use crate::events::{Record, Recorder, Subject};
-use crate::informer::{Change, Informer, Key, Object as _, Pod, Store};
+use crate::informer::{Change, Index, Informer, Key, Object as _, Pod, Store};
 use crate::queue::{Next, Queue};
 use crate::{Error, now_in_seconds};
 
 pub(crate) use eviction::{Evictions, delete_disrupted};
-use plan::Pace;
+use plan::Drive;
+use watchful::Watchful;
+use zones::{Pace, Zones};
 
 /// Where nodes renew their leases.
 const LEASES: &str = "kube-node-lease";
 const COMPONENT: &str = "node-controller";
+/// What a node that never said how it is has more time for (the reference's `--node-startup-grace-period`).
+const STARTUP_GRACE: Duration = Duration::from_secs(60);
+
+type Signs = HashMap<Arc<str>, Sign>;
 
 /// The controller of nodes.
 pub(crate) struct Controller {
@@ -40,9 +52,13 @@ pub(crate) struct Controller {
     pub(crate) queue: Queue<Key>,
     nodes: Arc<Store<Node>>,
     pods: Arc<Store<Pod>>,
-    signs: Arc<Mutex<HashMap<Arc<str>, Sign>>>,
-    /// When the next node's pods may be driven out.
-    next_eviction: Mutex<Instant>,
+    signs: Arc<Mutex<Signs>>,
+    zones: Arc<Mutex<Zones>>,
+    watch: Arc<Mutex<Watchful>>,
+    /// When the pods of the next node of a zone may be driven out.
+    next_eviction: Mutex<HashMap<Arc<str>, Instant>>,
+    /// Nodes that are not ready and whose pods are marked as that. A node alone decides about its pods afterwards.
+    marked: Mutex<HashSet<Arc<str>>>,
 }
 
 /// The last sign of life of a node.
@@ -63,13 +79,32 @@ impl Controller {
         pods: Arc<Store<Pod>>,
     ) -> Arc<Self> {
         let queue: Queue<Key> = Queue::new(Duration::from_millis(100));
-        let signs: Arc<Mutex<HashMap<Arc<str>, Sign>>> = Arc::default();
+        let signs: Arc<Mutex<Signs>> = Arc::default();
+        let zones: Arc<Mutex<Zones>> = Arc::default();
         nodes.on_change({
-            let (queue, signs) = (queue.clone(), signs.clone());
+            let (queue, signs, zones, nodes) = (queue.clone(), signs.clone(), zones.clone(), nodes.store());
             move |change| {
                 let node = change.object();
                 let key = node.key();
-                if let Change::Deleted(_) = change {
+                let gone = matches!(change, Change::Deleted(_));
+                let (was_down, changed, is_down) = {
+                    let mut zones = zones.lock();
+                    let before = zones.all_down();
+                    let changed = if gone { zones.remove(&key.name) } else { zones.put(&key.name, node) };
+                    (before, changed, zones.all_down())
+                };
+                if changed {
+                    // Whether the others may be evicted is another question now.
+                    for node in nodes.all() {
+                        queue.add(&node.key());
+                    }
+                }
+                if was_down && !is_down {
+                    // Whom we could not hear all the while has a whole period to be heard.
+                    let now = Instant::now();
+                    signs.lock().values_mut().for_each(|sign| sign.at = now);
+                }
+                if gone {
                     signs.lock().remove(&key.name);
                     return;
                 }
@@ -120,16 +155,39 @@ impl Controller {
             nodes: nodes.store(),
             pods,
             signs,
-            next_eviction: Mutex::new(Instant::now()),
+            zones,
+            watch: Arc::new(Mutex::new(Watchful::new(Instant::now(), Timestamp::now()))),
+            next_eviction: Mutex::default(),
+            marked: Mutex::default(),
         })
+    }
+
+    /// Looks at the clocks until shutdown.
+    pub(crate) async fn stay_watchful(self: Arc<Self>, shutdown: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(watchful::BEAT) => {}
+                () = shutdown.cancelled() => return,
+            }
+            self.watch.lock().observe(Instant::now(), Timestamp::now());
+        }
+    }
+
+    /// What the evictions share.
+    pub(crate) fn watch(&self) -> Arc<Mutex<Watchful>> {
+        self.watch.clone()
     }
 
     pub(crate) async fn reconcile(self: Arc<Self>, key: Key) -> Result<Next, Error> {
         let Some(node) = self.nodes.get(&key) else { return Ok(Next::OnEvent) };
-        let sign = self.signs.lock().get(&key.name).cloned();
-        let silent_for = sign.map_or(Duration::ZERO, |sign| sign.at.elapsed());
-        let mut next = Next::After(self.grace.saturating_sub(silent_for) + Duration::from_millis(50));
-        if silent_for >= self.grace {
+        let now = Instant::now();
+        let since = self.watch.lock().observe(now, Timestamp::now());
+        let sign = self.signs.lock().get(&key.name).map(|sign| sign.at);
+        let heard = sign.max(since).unwrap_or(now);
+        let silent_for = now.duration_since(heard);
+        let grace = if plan::readiness(&node).is_none() { self.grace.max(STARTUP_GRACE) } else { self.grace };
+        let mut next = Next::After(grace.saturating_sub(silent_for) + Duration::from_millis(50));
+        if silent_for >= grace {
             next = Next::OnEvent;
             let conditions = plan::silent(&node, now_in_seconds());
             if !conditions.is_empty() {
@@ -143,11 +201,9 @@ impl Controller {
                 return Ok(next);
             }
         }
-        if plan::readiness(&node).is_none_or(|ready| ready != "True") {
-            self.unready_pods(&key.name).await?;
-        }
-        let (evict, wait) = self.may_evict(&node);
-        if let Some(taints) = plan::taints(&node, evict, now_in_seconds()) {
+        self.mark_pods(&key, &node).await?;
+        let (drive, wait) = self.drive(&node);
+        if let Some(taints) = plan::taints(&node, drive, now_in_seconds()) {
             let taints = (!taints.is_empty()).then_some(taints);
             let patch = json!({
                 "metadata": {"resourceVersion": node.metadata.resource_version},
@@ -155,39 +211,53 @@ impl Controller {
             });
             self.client.patch(NODES, &key, &patch).await.map_err(Error::api("write taints of a node"))?;
         }
-        if let Some(wait) = wait {
-            next = Next::After(wait);
-        }
-        Ok(next)
+        Ok(match (next, wait) {
+            (Next::After(next), Some(wait)) => Next::After(next.min(wait)),
+            (_, Some(wait)) => Next::After(wait),
+            (next, None) => next,
+        })
     }
 
     /// Whether pods may be driven out of the node now, and when to ask again if not.
-    fn may_evict(&self, node: &Node) -> (bool, Option<Duration>) {
-        let failing = |node: &Node| plan::readiness(node).is_none_or(|ready| ready != "True");
+    fn drive(&self, node: &Node) -> (Drive, Option<Duration>) {
+        let failing = plan::readiness(node).is_some_and(|ready| ready != "True");
+        if !failing {
+            return (Drive::Hold, None);
+        }
+        let zone = zones::zone_of(node);
+        let seconds = match self.zones.lock().pace(&zone) {
+            // A change of the pace brings every node back.
+            Pace::Lift => return (Drive::Lift, None),
+            Pace::Never => return (Drive::Hold, None),
+            Pace::Every(seconds) => seconds,
+        };
         let driven = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten()).any(|taint| {
             taint.effect == "NoExecute" && (taint.key == plan::NOT_READY || taint.key == plan::UNREACHABLE)
         });
-        if !failing(node) || driven {
-            return (driven, None);
+        if driven {
+            return (Drive::Out, None);
         }
-        let all = self.nodes.all();
-        let Pace::Every(seconds) = plan::pace(all.iter().filter(|node| failing(node)).count(), all.len()) else {
-            // Another node that comes back or goes changes this; it is looked at again then, and at the latest:
-            return (false, Some(self.grace));
-        };
         let mut next = self.next_eviction.lock();
         let now = Instant::now();
-        if *next > now {
-            return (false, Some(*next - now));
+        let due = next.entry(zone).or_insert(now);
+        if *due > now {
+            return (Drive::Hold, Some(*due - now));
         }
-        *next = now + Duration::from_secs(seconds);
-        (true, None)
+        *due = now + Duration::from_secs(seconds);
+        (Drive::Out, None)
     }
 
-    /// Pods of a node that is not ready are not ready either: Services stop sending to them.
-    async fn unready_pods(&self, node: &str) -> Result<(), Error> {
-        let pods = self.pods.all();
-        for pod in pods.iter().filter(|pod| pod.node.as_deref() == Some(node) && pod.ready && pod.is_active()) {
+    /// When a node ceases to be ready, so do its pods: Services stop sending to them. Once, for when it comes back it says
+    /// itself which are ready.
+    async fn mark_pods(&self, key: &Key, node: &Node) -> Result<(), Error> {
+        if plan::readiness(node).is_none_or(|ready| ready == "True") {
+            self.marked.lock().remove(&key.name);
+            return Ok(());
+        }
+        if self.marked.lock().contains(&key.name) {
+            return Ok(());
+        }
+        for pod in self.pods.by(Index::Node, &key.name).iter().filter(|pod| pod.ready && pod.is_active()) {
             let condition = json!({"type": "Ready", "status": "False", "lastTransitionTime": Time(now_in_seconds())});
             let patch = json!({"metadata": {"uid": &*pod.uid}, "status": {"conditions": [condition]}});
             match self.client.merge_status(PODS, &pod.key, &patch).await {
@@ -195,11 +265,12 @@ impl Controller {
                 other => other.map(drop).map_err(Error::api("make a pod not ready"))?,
             }
         }
+        self.marked.lock().insert(key.name.clone());
         Ok(())
     }
 
     fn event(&self, node: &Node, reason: &'static str, message: String) {
-        let subject = Subject { api_version: "v1", kind: "Node", key: node.key(), uid: node.uid().into() };
+        let subject = Subject { api_version: "v1".into(), kind: "Node".into(), key: node.key(), uid: node.uid().into() };
         self.recorder.record(Record { subject, component: COMPONENT, warning: false, reason, message });
     }
 }

@@ -52,8 +52,21 @@ pub(crate) fn silent(node: &Node, now: Timestamp) -> Vec<NodeCondition> {
     changed.collect()
 }
 
-/// The taints of a node as they shall be, or `None` if they are. `evict`: whether pods may be driven out now.
-pub(crate) fn taints(node: &Node, evict: bool, now: Timestamp) -> Option<Vec<Taint>> {
+/// Whether pods may be driven out of a node that fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Drive {
+    /// Now.
+    Out,
+    /// Not now; whom it drives out already, it goes on to.
+    Hold,
+    /// No: the taints that do it are taken away.
+    Lift,
+}
+
+/// The taints of a node as they shall be, or `None` if they are.
+///
+/// A node that never said whether it is ready counts as one that is not (the reference's admission taints such a node).
+pub(crate) fn taints(node: &Node, drive: Drive, now: Timestamp) -> Option<Vec<Taint>> {
     let before = node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default();
     let taint = |key: &str, effect: &str| Taint {
         key: key.to_owned(),
@@ -63,10 +76,12 @@ pub(crate) fn taints(node: &Node, evict: bool, now: Timestamp) -> Option<Vec<Tai
     };
     let mut wanted = Vec::new();
     for (type_, status, key) in CONDITION_TAINTS {
-        if condition(node, type_).is_some_and(|condition| condition.status == status) {
+        let never_said = key == NOT_READY && condition(node, type_).is_none();
+        if never_said || condition(node, type_).is_some_and(|condition| condition.status == status) {
             wanted.push(taint(key, "NoSchedule"));
             let present = before.iter().any(|before| before.key == key && before.effect == "NoExecute");
-            if type_ == "Ready" && (evict || present) {
+            let drive = drive == Drive::Out || (drive == Drive::Hold && present);
+            if type_ == "Ready" && drive && !never_said {
                 wanted.push(taint(key, "NoExecute"));
             }
         }
@@ -90,28 +105,6 @@ pub(crate) fn taints(node: &Node, evict: bool, now: Timestamp) -> Option<Vec<Tai
         }
     }
     (after != before).then_some(after)
-}
-
-/// How fast pods may be driven out, given how many nodes fail.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Pace {
-    /// One node per this many seconds.
-    Every(u64),
-    /// Not at all: it is rather us who are cut off, or replacing would bury the rest.
-    Never,
-}
-
-/// The 55 % rule of the reference, over all nodes as one zone.
-pub(crate) fn pace(failing: usize, all: usize) -> Pace {
-    /// Clusters up to this size do not evict at all in a partial failure.
-    const SMALL: usize = 50;
-    if failing == all {
-        return Pace::Never;
-    }
-    if failing > 2 && failing * 100 >= all * 55 {
-        return if all <= SMALL { Pace::Never } else { Pace::Every(100) };
-    }
-    Pace::Every(10)
 }
 
 /// When a pod has to leave a node with these taints.
@@ -186,26 +179,32 @@ mod tests {
     #[test]
     fn taints_follow_conditions() {
         let other = json!({"key": "mine", "effect": "NoExecute"});
-        for (ready, spec, evict, expected) in [
-            ("True", json!({}), true, None),
-            ("False", json!({}), false, Some(vec![(NOT_READY, "NoSchedule")])),
-            ("Unknown", json!({}), true, Some(vec![(UNREACHABLE, "NoSchedule"), (UNREACHABLE, "NoExecute")])),
-            ("True", json!({"unschedulable": true}), true, Some(vec![(UNSCHEDULABLE, "NoSchedule")])),
+        for (ready, spec, drive, expected) in [
+            ("True", json!({}), Drive::Out, None),
+            ("False", json!({}), Drive::Hold, Some(vec![(NOT_READY, "NoSchedule")])),
+            ("Unknown", json!({}), Drive::Out, Some(vec![(UNREACHABLE, "NoSchedule"), (UNREACHABLE, "NoExecute")])),
+            ("True", json!({"unschedulable": true}), Drive::Out, Some(vec![(UNSCHEDULABLE, "NoSchedule")])),
             (
                 "True",
                 json!({"taints": [other, {"key": UNREACHABLE, "effect": "NoExecute"}, {"key": NOT_READY, "effect": "NoSchedule"}]}),
-                true,
+                Drive::Out,
                 Some(vec![("mine", "NoExecute")]),
             ),
             (
                 "Unknown",
                 json!({"taints": [{"key": UNREACHABLE, "effect": "NoSchedule"}, {"key": UNREACHABLE, "effect": "NoExecute"}]}),
-                false,
+                Drive::Lift,
+                Some(vec![(UNREACHABLE, "NoSchedule")]),
+            ),
+            (
+                "Unknown",
+                json!({"taints": [{"key": UNREACHABLE, "effect": "NoSchedule"}, {"key": UNREACHABLE, "effect": "NoExecute"}]}),
+                Drive::Hold,
                 None,
             ),
         ] {
             let node = node(ready, spec);
-            let taints = taints(&node, evict, now());
+            let taints = taints(&node, drive, now());
             let taints = taints.as_ref().map(|taints| {
                 taints.iter().map(|taint| (taint.key.as_str(), taint.effect.as_str())).collect::<Vec<_>>()
             });
@@ -214,17 +213,11 @@ mod tests {
     }
 
     #[test]
-    fn mass_failure_slows_down() {
-        for (failing, all, expected) in [
-            (1, 1, Pace::Never),
-            (1, 3, Pace::Every(10)),
-            (2, 3, Pace::Every(10)),
-            (3, 5, Pace::Never),
-            (60, 100, Pace::Every(100)),
-            (50, 100, Pace::Every(10)),
-        ] {
-            assert_eq!(pace(failing, all), expected, "{failing} of {all}");
-        }
+    fn a_node_that_never_said_how_it_is_takes_no_pods() {
+        let node: Node = serde_json::from_value(json!({"metadata": {"name": "ghost"}})).unwrap();
+        let taints = taints(&node, Drive::Out, now()).unwrap();
+        let taints: Vec<_> = taints.iter().map(|taint| (taint.key.as_str(), taint.effect.as_str())).collect();
+        assert_eq!(taints, [(NOT_READY, "NoSchedule")]);
     }
 
     #[test]

@@ -1,16 +1,16 @@
 //! ReplicaSets: as many pods as are wanted (kubernetes-api §20.2).
 //!
-//! [`plan`] decides, [`in_flight`] knows what the informer does not show yet, and this shell does it: creations go out
+//! [`plan`] decides, [`InFlight`] knows what the informer does not show yet, and this shell does it: creations go out
 //! concurrently in a window that opens with success (the reference's slow start, without waiting between batches), and
 //! the status is written at most once at a time per ReplicaSet, with what is known then.
 
-mod in_flight;
 mod plan;
 mod rank;
 mod template;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,18 +23,16 @@ use serde_json::json;
 
 use crate::client::{self, Client, DeleteOptions, PODS, REPLICA_SETS};
 use crate::events::{Record, Recorder, Subject};
-use crate::informer::{Change, Informer, Key, Object as _, Pod, Store, controller};
+use crate::informer::{Change, Index, Informer, Key, Object as _, Pod, Store, controller};
 use crate::queue::{Next, Queue};
+use crate::workload::{self, Created, InFlight};
 use crate::{Error, now_in_seconds, selector};
 
-use in_flight::InFlight;
 use template::Template;
 pub(crate) use template::{NAME_CHARACTERS, generated_name};
 
 /// Creations and deletions in flight per ReplicaSet.
 const WINDOW_MAX: usize = 64;
-/// Creations with an unknown outcome are repeated this often.
-const ATTEMPTS: u32 = 4;
 /// Names that are tried for one pod (as the API server does for `generateName`).
 const NAMES: u32 = 8;
 const COMPONENT: &str = "replicaset-controller";
@@ -79,7 +77,10 @@ impl Controller {
             let (queue, in_flight, sets) = (queue.clone(), in_flight.clone(), sets.store());
             move |change| {
                 let pod = change.object();
-                in_flight.seen(pod, matches!(change, Change::Deleted(_)));
+                if let Some(owner) = controller(Some(&pod.owners)) {
+                    let going = matches!(change, Change::Deleted(_)) || pod.deleting.is_some();
+                    in_flight.seen(&owner.uid, &pod.key.name, &pod.uid, going);
+                }
                 let owner = set_of(pod);
                 if let Some(before) = change.before()
                     && let Some(former) = set_of(before)
@@ -109,16 +110,16 @@ impl Controller {
         let Some(set) = self.sets.get(&key) else { return Ok(Next::OnEvent) };
         let uid = set.uid();
         // Before the store: what leaves it is in the store by then.
-        let (creating, deleting) = self.in_flight.of(uid);
+        let flight = self.in_flight.of(uid);
         let owned = self.pods.controlled_by(uid);
-        let orphans =
-            self.pods.controlled_by("").into_iter().filter(|pod| pod.key.namespace == key.namespace).collect();
+        let names: HashSet<Arc<str>> = owned.iter().map(|pod| pod.key.name.clone()).collect();
+        let flight = flight.without(&names);
         let plan = plan::plan(&plan::Observed {
             set: &set,
-            creating: plan::not_seen(creating.iter(), &owned),
-            deleting: &deleting,
+            creating: flight.sent.len() + flight.unknown.len(),
+            deleting: &flight.deleting,
             owned,
-            orphans,
+            orphans: self.pods.by(Index::Orphan, &key.namespace),
             related: &|| self.related(&set),
             now: Timestamp::now(),
         });
@@ -126,8 +127,9 @@ impl Controller {
         self.claim(&set, &plan).await?;
         let mut failure = None;
         let mut more = false;
-        if plan.create > 0 {
-            let made = self.create(&set, plan.create).await;
+        let again = self.settle(&set, &plan, flight.sent.len(), flight.unknown, &flight.overdue).await?;
+        if plan.create > 0 || !again.is_empty() {
+            let made = self.create(&set, again, plan.create).await;
             more = made.is_ok() && plan.create == plan::BURST;
             failure = made.err();
         } else if !plan.delete.is_empty() {
@@ -144,7 +146,52 @@ impl Controller {
             Some(error) if client::is_namespace_terminating(&error) => Ok(Next::OnEvent),
             Some(source) => Err(Error::Api { what: "create or delete pods", source }),
             None if more => Ok(Next::Again),
-            None => Ok(plan.check_after.map_or(Next::OnEvent, Next::After)),
+            None => {
+                // What is asked for is looked for should it not be seen.
+                let flight = self.in_flight.of(uid);
+                let unseen = (!flight.sent.is_empty() || !flight.deleting.is_empty()).then_some(workload::OVERDUE);
+                Ok(plan.check_after.into_iter().chain(unseen).min().map_or(Next::OnEvent, Next::After))
+            }
+        }
+    }
+
+    /// Decides what becomes of creations that nobody knows the outcome of: as many as there is room for are asked for again
+    /// by the same name, which are returned; for the others the API is asked, as it is for those that nobody has seen.
+    async fn settle(
+        &self,
+        set: &ReplicaSet,
+        plan: &plan::Plan,
+        sent: usize,
+        mut unknown: Vec<Arc<str>>,
+        overdue: &[Arc<str>],
+    ) -> Result<Vec<Arc<str>>, Error> {
+        if unknown.is_empty() && overdue.is_empty() {
+            return Ok(unknown);
+        }
+        let room = match set.metadata.deletion_timestamp {
+            None => usize::try_from(plan.missing).unwrap_or(0).saturating_sub(sent),
+            Some(_) => 0,
+        };
+        let others = unknown.split_off(unknown.len().min(room));
+        for name in others.iter().chain(overdue) {
+            let key = Key { namespace: set.key().namespace, name: name.clone() };
+            match self.is_ours(set, &key).await.map_err(Error::api("look for a pod that was asked for"))? {
+                true => self.in_flight.creating(set.uid(), name),
+                false => self.in_flight.created(set.uid(), name),
+            }
+        }
+        Ok(unknown)
+    }
+
+    /// Whether the API has a pod of this name that the ReplicaSet controls.
+    async fn is_ours(&self, set: &ReplicaSet, key: &Key) -> Result<bool, kube::Error> {
+        match self.client.fetch::<client::Meta>(PODS, key).await {
+            Ok(found) => {
+                let owner = controller(found.metadata.owner_references.as_deref());
+                Ok(owner.is_some_and(|owner| owner.uid == set.uid()))
+            }
+            Err(error) if client::is_not_found(&error) => Ok(false),
+            Err(error) => Err(error),
         }
     }
 
@@ -163,12 +210,7 @@ impl Controller {
             return Ok(());
         }
         if !plan.adopt.is_empty() {
-            // The cache may be late: only who lives may adopt.
-            let live: client::Meta =
-                self.client.fetch(REPLICA_SETS, &set.key()).await.map_err(Error::api("read the ReplicaSet again"))?;
-            if live.metadata.uid.as_deref() != Some(set.uid()) || live.metadata.deletion_timestamp.is_some() {
-                return Err(Error::Stale("the ReplicaSet is gone"));
-            }
+            workload::may_adopt(&self.client, REPLICA_SETS, &set.key(), set.uid()).await?;
         }
         for pod in &plan.adopt {
             let mut owners = pod.owners.to_vec();
@@ -183,26 +225,23 @@ impl Controller {
     }
 
     async fn set_owners(&self, pod: &Pod, owners: &[OwnerReference], what: &'static str) -> Result<(), Error> {
-        let patch = json!({"metadata": {
-            "uid": &*pod.uid,
-            "resourceVersion": pod.version.to_string(),
-            "ownerReferences": owners,
-        }});
-        match self.client.patch(PODS, &pod.key, &patch).await {
-            Err(error) if client::is_not_found(&error) => Ok(()),
-            other => other.map(drop).map_err(Error::api(what)),
-        }
+        let version = pod.version.to_string();
+        workload::set_owners(&self.client, PODS, (&pod.key, &pod.uid, &version), owners, what).await
     }
 
-    async fn create(&self, set: &ReplicaSet, count: usize) -> Result<(), kube::Error> {
+    /// Creates the pods of these names, and more under new ones.
+    async fn create(&self, set: &ReplicaSet, names: Vec<Arc<str>>, more: usize) -> Result<(), kube::Error> {
         let Some(template) = Template::of(set)? else { return Ok(()) };
         let template = &template;
+        let mut names = names.into_iter().map(Some).chain(std::iter::repeat_n(None, more)).peekable();
         let mut running = FuturesUnordered::new();
-        let (mut left, mut window, mut failure) = (count, 1, None);
+        let (mut window, mut failure) = (1, None);
         loop {
-            while left > 0 && running.len() < window && failure.is_none() {
-                left -= 1;
-                running.push(self.create_one(set, template));
+            while running.len() < window
+                && failure.is_none()
+                && let Some(name) = names.next()
+            {
+                running.push(self.create_one(set, template, name));
             }
             match running.next().await {
                 Some(Ok(())) => window = (window + 1).min(WINDOW_MAX),
@@ -212,21 +251,46 @@ impl Controller {
         }
     }
 
-    async fn create_one(&self, set: &ReplicaSet, template: &Template<'_>) -> Result<(), kube::Error> {
+    /// Creates a pod, under the name that was asked for before if one is given.
+    async fn create_one(
+        &self,
+        set: &ReplicaSet,
+        template: &Template<'_>,
+        mut before: Option<Arc<str>>,
+    ) -> Result<(), kube::Error> {
         let mut names = NAMES;
         loop {
-            let name: Arc<str> = template.name().into();
+            let name: Arc<str> = before.take().unwrap_or_else(|| template.name().into());
+            let key = Key { namespace: set.key().namespace, name: name.clone() };
             self.in_flight.creating(set.uid(), &name);
-            let error = match self.create_named(template, &name).await {
-                Ok(()) => {
+            let mut created = workload::create_named(&self.client, PODS, template.namespace, &template.pod(&name)).await;
+            // Among thousands of pods the same name is drawn twice now and then; or it is our own of an earlier attempt.
+            if let Created::Taken(error) = created {
+                created = match self.is_ours(set, &key).await {
+                    Ok(true) => Created::Made(client::Meta::default()),
+                    Ok(false) => Created::Taken(error),
+                    Err(error) => Created::Unknown(error),
+                };
+            }
+            let error = match created {
+                Created::Made(_) => {
                     self.event(set, false, "SuccessfulCreate", format!("Created pod: {name}"));
+                    // Its event may have come before it was noted.
+                    let shown = self.pods.get(&key);
+                    if shown.is_some_and(|pod| controller(Some(&pod.owners)).is_some_and(|owner| owner.uid == set.uid()))
+                    {
+                        self.in_flight.created(set.uid(), &name);
+                    }
                     return Ok(());
                 }
-                Err(error) => error,
+                Created::Unknown(error) => {
+                    self.in_flight.unknown(set.uid(), &name);
+                    return Err(error);
+                }
+                Created::Taken(error) | Created::Refused(error) => error,
             };
             self.in_flight.created(set.uid(), &name);
             names -= 1;
-            // Among thousands of pods the same name is drawn twice now and then.
             if client::is_conflict(&error) && names > 0 {
                 continue;
             }
@@ -234,23 +298,6 @@ impl Controller {
                 self.event(set, true, "FailedCreate", format!("Error creating: {error}"));
             }
             return Err(error);
-        }
-    }
-
-    /// Creates the pod of this name; again, while nobody knows whether it was created.
-    async fn create_named(&self, template: &Template<'_>, name: &str) -> Result<(), kube::Error> {
-        let body = template.pod(name);
-        let mut attempt = 1;
-        loop {
-            match self.client.create(PODS, template.namespace, &body).await {
-                Err(error) if client::is_unknown(&error) && attempt < ATTEMPTS => {
-                    tokio::time::sleep(Duration::from_millis(50 << attempt)).await;
-                    attempt += 1;
-                }
-                // An earlier attempt has made it.
-                Err(error) if client::is_conflict(&error) && attempt > 1 => return Ok(()),
-                other => return other.map(drop),
-            }
         }
     }
 
@@ -276,6 +323,8 @@ impl Controller {
         let deleted = self.client.delete(PODS, &pod.key, &DeleteOptions::of(&pod.uid)).await;
         match &deleted {
             Ok(()) => self.event(set, false, "SuccessfulDelete", format!("Deleted pod: {}", pod.key.name)),
+            // Perhaps it goes: until that is seen, or for a while, no other is given up for it.
+            Err(error) if client::is_unknown(error) => {}
             Err(error) => {
                 self.in_flight.deleted(set.uid(), &pod.uid);
                 self.event(set, true, "FailedDelete", format!("Error deleting: {error}"));
@@ -302,14 +351,14 @@ impl Controller {
             "observedGeneration": status.observed_generation,
             "conditions": status.conditions,
         });
-        match self.client.patch_status(REPLICA_SETS, key, &patch).await {
+        match self.client.patch_status(REPLICA_SETS, key, set.uid(), &patch).await {
             Err(error) if client::is_not_found(&error) => Ok(()),
             other => other.map(drop).map_err(Error::api("write the status of a ReplicaSet")),
         }
     }
 
     fn event(&self, set: &ReplicaSet, warning: bool, reason: &'static str, message: String) {
-        let subject = Subject { api_version: "apps/v1", kind: "ReplicaSet", key: set.key(), uid: set.uid().into() };
+        let subject = Subject { api_version: "apps/v1".into(), kind: "ReplicaSet".into(), key: set.key(), uid: set.uid().into() };
         self.recorder.record(Record { subject, component: COMPONENT, warning, reason, message });
     }
 }
@@ -321,12 +370,5 @@ fn set_of(pod: &Pod) -> Option<Key> {
 }
 
 fn owner_reference(set: &ReplicaSet) -> OwnerReference {
-    OwnerReference {
-        api_version: "apps/v1".to_owned(),
-        kind: "ReplicaSet".to_owned(),
-        name: set.metadata.name.clone().unwrap_or_default(),
-        uid: set.uid().to_owned(),
-        controller: Some(true),
-        block_owner_deletion: Some(true),
-    }
+    workload::owner_reference("apps/v1", "ReplicaSet", set.metadata.name.as_deref(), set.uid())
 }

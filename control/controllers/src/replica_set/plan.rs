@@ -8,7 +8,7 @@ use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStat
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::rank;
-use crate::informer::{Object as _, Pod};
+use crate::informer::Pod;
 use crate::selector;
 
 /// Pods created or deleted per reconciliation (the reference's burst).
@@ -168,10 +168,4 @@ pub(crate) fn is_written(set: &ReplicaSet, status: &ReplicaSetStatus) -> bool {
         status
     };
     set.status.as_ref().is_some_and(|before| zero(before) == zero(status))
-}
-
-/// Names of pods that are being created and not among those of the store.
-pub(crate) fn not_seen<'a>(creating: impl Iterator<Item = &'a Arc<str>>, owned: &[Arc<Pod>]) -> usize {
-    let names: HashSet<Arc<str>> = owned.iter().map(|pod| pod.key().name).collect();
-    creating.filter(|name| !names.contains(*name)).count()
 }

@@ -25,7 +25,7 @@ pub(crate) fn victims(pods: Vec<Arc<Pod>>, related: &[Arc<Pod>], count: usize, n
 
 fn compare(a: &Pod, crowd_a: usize, b: &Pod, crowd_b: usize, now: Timestamp) -> Ordering {
     let phase = |pod: &Pod| match pod.phase {
-        Phase::Pending => 0,
+        Phase::Pending | Phase::Other => 0,
         Phase::Unknown => 1,
         _ => 2,
     };

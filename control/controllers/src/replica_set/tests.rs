@@ -8,7 +8,7 @@ use k8s_openapi::api::apps::v1::ReplicaSet;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::plan::{Observed, Plan, is_written, not_seen, plan, set_failure};
+use super::plan::{Observed, Plan, is_written, plan, set_failure};
 use crate::informer::{Object as _, Pod};
 
 fn now() -> Timestamp {
@@ -209,7 +209,7 @@ proptest! {
                     let related = seen.clone();
                     let plan = plan(&Observed {
                         set: &wanted,
-                        creating: not_seen(creating.iter(), &seen),
+                        creating: creating.iter().filter(|name| !seen.iter().any(|pod| pod.key.name == **name)).count(),
                         owned: seen.clone(),
                         orphans: vec![],
                         deleting: &deleting,

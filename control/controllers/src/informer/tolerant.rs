@@ -1,0 +1,115 @@
+//! One odd object must not stop the watch of its kind: what does not decode is kept as what could be read of it.
+//!
+//! A watch whose event does not decode is an error to the kube runtime, which backs off; a handful of such objects would
+//! hold up everything else of the kind for minutes.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+
+/// An object as it comes, whether it decodes or not.
+#[derive(Clone, Debug)]
+pub(crate) enum Tolerant<W> {
+    /// It decoded.
+    Good(W),
+    /// It did not: its name, namespace, uid, version and annotations, and why.
+    Odd {
+        /// What could be read.
+        meta: Box<ObjectMeta>,
+        /// The decoder's words.
+        why: Arc<str>,
+    },
+}
+
+impl<'de, W: DeserializeOwned> Deserialize<'de> for Tolerant<W> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let raw = Box::<RawValue>::deserialize(deserializer)?;
+        Ok(match serde_json::from_str(raw.get()) {
+            Ok(good) => Self::Good(good),
+            Err(error) => Self::Odd { meta: Box::new(meta_of(raw.get())), why: error.to_string().into() },
+        })
+    }
+}
+
+/// What can be read of metadata, each field for itself.
+fn meta_of(json: &str) -> ObjectMeta {
+    #[derive(Deserialize)]
+    struct Object {
+        #[serde(default)]
+        metadata: serde_json::Map<String, serde_json::Value>,
+    }
+    let metadata = serde_json::from_str::<Object>(json).map(|object| object.metadata).unwrap_or_default();
+    let text = |name: &str| metadata.get(name).and_then(|value| value.as_str()).map(str::to_owned);
+    ObjectMeta {
+        name: text("name"),
+        namespace: text("namespace"),
+        uid: text("uid"),
+        resource_version: text("resourceVersion"),
+        ..ObjectMeta::default()
+    }
+}
+
+/// For `#[serde(deserialize_with)]`: null is what is not there.
+pub(crate) fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+impl<W: kube::Resource> kube::Resource for Tolerant<W> {
+    type DynamicType = W::DynamicType;
+    type Scope = W::Scope;
+
+    fn kind(dynamic: &Self::DynamicType) -> Cow<'_, str> {
+        W::kind(dynamic)
+    }
+
+    fn group(dynamic: &Self::DynamicType) -> Cow<'_, str> {
+        W::group(dynamic)
+    }
+
+    fn version(dynamic: &Self::DynamicType) -> Cow<'_, str> {
+        W::version(dynamic)
+    }
+
+    fn plural(dynamic: &Self::DynamicType) -> Cow<'_, str> {
+        W::plural(dynamic)
+    }
+
+    fn metadata_api() -> bool {
+        W::metadata_api()
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        match self {
+            Self::Good(good) => good.meta(),
+            Self::Odd { meta, .. } => meta,
+        }
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        match self {
+            Self::Good(good) => good.meta_mut(),
+            Self::Odd { meta, .. } => meta,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_decode_still_has_a_name() {
+        use k8s_openapi::api::core::v1::Service;
+        let odd = r#"{"metadata": {"name": "a", "namespace": "n", "uid": "u", "resourceVersion": "7", "labels": 3}}"#;
+        let Tolerant::Odd { meta, .. } = serde_json::from_str::<Tolerant<Service>>(odd).unwrap() else {
+            panic!("labels are no number");
+        };
+        assert_eq!((meta.name.as_deref(), meta.resource_version.as_deref()), (Some("a"), Some("7")));
+        let good = serde_json::from_str::<Tolerant<Service>>(r#"{"metadata": {"name": "a"}}"#).unwrap();
+        assert!(matches!(good, Tolerant::Good(_)));
+    }
+}

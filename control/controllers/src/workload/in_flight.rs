@@ -1,0 +1,134 @@
+//! What was asked for and is not in the informer's store yet, so that nothing is created or deleted twice.
+//!
+//! A controller chooses the names of its objects itself, hence it knows them before it asks: a creation is in flight from
+//! before the request until the informer shows the name, whichever of answer and event comes first. There are three
+//! outcomes of a request: made, refused, and unknown. What is unknown stays in flight under its name until it is asked for
+//! again by that name, so it cannot become two objects; what nobody has seen for long ([`OVERDUE`]) is looked for.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+/// After this a creation that was not seen is looked for, and a deletion is asked for again.
+pub(crate) const OVERDUE: Duration = Duration::from_secs(30);
+
+/// Requests in flight, per uid of the owner. Read it *before* the store. Bounded by what is wanted of each owner.
+#[derive(Debug, Default)]
+pub(crate) struct InFlight {
+    owners: Mutex<HashMap<Arc<str>, Entry>>,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    creating: HashMap<Arc<str>, Creation>,
+    deleting: HashMap<Arc<str>, Instant>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Creation {
+    since: Instant,
+    unknown: bool,
+}
+
+/// What is in flight for an owner.
+#[derive(Debug, Default)]
+pub(crate) struct Flight {
+    /// Names that were asked for; the answer was good, or is still to come.
+    pub sent: Vec<Arc<str>>,
+    /// Names whose creation has an unknown outcome.
+    pub unknown: Vec<Arc<str>>,
+    /// Those of `sent` that should have been seen by now.
+    pub overdue: Vec<Arc<str>>,
+    /// Uids whose deletion was asked for.
+    pub deleting: HashSet<Arc<str>>,
+}
+
+impl Flight {
+    /// Leaves out what the store shows.
+    pub(crate) fn without(mut self, names: &HashSet<Arc<str>>) -> Self {
+        for list in [&mut self.sent, &mut self.unknown, &mut self.overdue] {
+            list.retain(|name| !names.contains(name));
+        }
+        self
+    }
+}
+
+impl InFlight {
+    /// What is in flight for an owner.
+    pub(crate) fn of(&self, owner: &str) -> Flight {
+        let mut owners = self.owners.lock();
+        let mut flight = Flight::default();
+        let Some(entry) = owners.get_mut(owner) else { return flight };
+        entry.deleting.retain(|_, since| since.elapsed() < OVERDUE);
+        for (name, creation) in &entry.creating {
+            if creation.unknown {
+                flight.unknown.push(name.clone());
+                continue;
+            }
+            flight.sent.push(name.clone());
+            if creation.since.elapsed() >= OVERDUE {
+                flight.overdue.push(name.clone());
+            }
+        }
+        flight.deleting.extend(entry.deleting.keys().cloned());
+        if entry.creating.is_empty() && entry.deleting.is_empty() {
+            owners.remove(owner);
+        }
+        flight
+    }
+
+    /// The creation is asked for, or is known to have been done.
+    pub(crate) fn creating(&self, owner: &str, name: &Arc<str>) {
+        self.create(owner, name, false);
+    }
+
+    /// Nobody knows whether it was created.
+    pub(crate) fn unknown(&self, owner: &str, name: &Arc<str>) {
+        self.create(owner, name, true);
+    }
+
+    fn create(&self, owner: &str, name: &Arc<str>, unknown: bool) {
+        let creation = Creation { since: Instant::now(), unknown };
+        self.owners.lock().entry(owner.into()).or_default().creating.insert(name.clone(), creation);
+    }
+
+    pub(crate) fn deleting(&self, owner: &str, uid: &Arc<str>) {
+        self.owners.lock().entry(owner.into()).or_default().deleting.insert(uid.clone(), Instant::now());
+    }
+
+    /// The creation was refused, or its object was seen, or is known not to be there.
+    pub(crate) fn created(&self, owner: &str, name: &str) {
+        self.end(owner, |entry| {
+            entry.creating.remove(name);
+        });
+    }
+
+    /// The deletion was refused, or was seen.
+    pub(crate) fn deleted(&self, owner: &str, uid: &str) {
+        self.end(owner, |entry| {
+            entry.deleting.remove(uid);
+        });
+    }
+
+    /// The informer shows this state of an object.
+    pub(crate) fn seen(&self, owner: &str, name: &str, uid: &str, going: bool) {
+        self.end(owner, |entry| {
+            entry.creating.remove(name);
+            if going {
+                entry.deleting.remove(uid);
+            }
+        });
+    }
+
+    fn end(&self, owner: &str, change: impl FnOnce(&mut Entry)) {
+        let mut owners = self.owners.lock();
+        let Some(entry) = owners.get_mut(owner) else { return };
+        change(entry);
+        if entry.creating.is_empty() && entry.deleting.is_empty() {
+            owners.remove(owner);
+        }
+    }
+}
