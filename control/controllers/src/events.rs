@@ -267,7 +267,8 @@ mod tests {
     use super::*;
 
     fn record(message: &str) -> Record {
-        let subject = Subject { api_version: "v1".into(), kind: "Pod".into(), key: Key::new("a", "b"), uid: "u".into() };
+        let subject =
+            Subject { api_version: "v1".into(), kind: "Pod".into(), key: Key::new("a", "b"), uid: "u".into() };
         Record { subject, component: "test", warning: false, reason: "Made", message: message.to_owned() }
     }
 

@@ -19,6 +19,8 @@ mod queue;
 mod replica_set;
 mod selector;
 mod service_account;
+#[cfg(test)]
+mod stories;
 mod workload;
 
 use std::sync::Arc;

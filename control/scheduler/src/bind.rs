@@ -21,14 +21,16 @@ const SINGLE_IN_FLIGHT: usize = 64;
 pub(crate) struct Binding {
     pub subject: Subject,
     pub node: Arc<str>,
+    /// How often it was asked for before without an answer.
+    pub attempts: u32,
 }
 
 /// What became of a binding.
 #[derive(Debug)]
 pub(crate) enum Outcome {
     Bound,
-    /// It was refused: the pod is gone, or has a node.
-    Refused(String),
+    /// It was refused: by this code, for this reason. 404 and 409: the pod is gone, or has a node.
+    Refused(u16, String),
     /// There was no answer.
     Unknown(String),
 }
@@ -89,7 +91,7 @@ async fn bind_batch(client: &kube::Client, batch: &[Binding]) -> Result<Vec<Outc
     let outcome = |item: AnswerItem| match item.code {
         200..300 => Outcome::Bound,
         504 => Outcome::Unknown(item.message),
-        _ => Outcome::Refused(item.message),
+        code => Outcome::Refused(code, item.message),
     };
     Ok(answer.results.into_iter().map(outcome).collect())
 }
@@ -121,7 +123,9 @@ async fn bind_one(client: kube::Client, binding: Binding) -> (Binding, Outcome) 
     let path = format!("/api/v1/namespaces/{namespace}/pods/{name}/binding");
     let outcome = match send(&client, "POST", &path, "application/json", &body).await {
         Ok(()) => Outcome::Bound,
-        Err(kube::Error::Api(status)) if status.code != 504 && status.code != 500 => Outcome::Refused(status.message),
+        Err(kube::Error::Api(status)) if status.code != 504 && status.code != 500 => {
+            Outcome::Refused(status.code, status.message)
+        }
         Err(error) => Outcome::Unknown(error.to_string()),
     };
     (binding, outcome)

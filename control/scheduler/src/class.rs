@@ -1,27 +1,53 @@
 //! Equivalence classes: pods that every node treats alike, such as the replicas of one Deployment.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::resources::{Requests, requests};
-use crate::wire::{Affinity, LabelSelector, Labels, Pod, PodTerm, Requirement, SpreadConstraint, Toleration};
+use crate::wire::{
+    LabelSelector, Labels, NodeAffinity, Pod, PodAffinity, PodTerm, Requirement, SpreadConstraint, Toleration,
+};
 
 /// Everything about a pod that decides where it may go and where it goes best.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Class {
     pub namespace: Arc<str>,
+    /// Those by which somebody selects (see [`Classes`]); others would only make classes out of equals.
     pub labels: Labels,
     /// Uid of the controller: its pods are spread.
     pub controller: Option<Arc<str>>,
+    pub affinity: BetweenPods,
+    pub spread: Vec<SpreadConstraint>,
+    pub shape: Arc<Shape>,
+}
+
+/// What a pod wants to be near to, and apart from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub(crate) struct BetweenPods {
+    pub pod_affinity: PodAffinity,
+    pub pod_anti_affinity: PodAffinity,
+}
+
+/// What of a pod decides which nodes can take it, whatever other pods are there. Many classes have one shape.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Shape {
     pub priority: i32,
     /// `preemptionPolicy: Never`.
     pub never_preempts: bool,
     pub requests: Requests,
     pub ports: Vec<HostPort>,
     pub node_selector: Labels,
-    pub affinity: Affinity,
+    pub node_affinity: NodeAffinity,
     pub tolerations: Vec<Toleration>,
-    pub spread: Vec<SpreadConstraint>,
+}
+
+impl Deref for Class {
+    type Target = Shape;
+
+    fn deref(&self) -> &Shape {
+        &self.shape
+    }
 }
 
 /// A port of the node that a pod takes.
@@ -71,19 +97,61 @@ impl Class {
             let protocol = port.protocol.clone().unwrap_or_else(|| "TCP".to_owned());
             (number != 0).then_some(HostPort { port: number, protocol, ip })
         });
-        Self {
-            namespace: pod.metadata.namespace.as_deref().unwrap_or_default().into(),
-            controller: owners.into_iter().find(|owner| owner.controller == Some(true)).map(|o| o.uid.as_str().into()),
+        let shape = Shape {
             priority: spec.priority.unwrap_or(0),
             never_preempts: spec.preemption_policy.as_deref() == Some("Never"),
             requests: requests(spec),
             ports: ports.collect(),
             node_selector: spec.node_selector.clone(),
-            affinity,
+            node_affinity: affinity.node_affinity,
             tolerations: spec.tolerations.clone(),
+        };
+        Self {
+            namespace: pod.metadata.namespace.as_deref().unwrap_or_default().into(),
+            controller: owners.into_iter().find(|owner| owner.controller == Some(true)).map(|o| o.uid.as_str().into()),
+            affinity: BetweenPods {
+                pod_affinity: affinity.pod_affinity,
+                pod_anti_affinity: affinity.pod_anti_affinity,
+            },
             spread,
+            shape: shape.into(),
             labels,
         }
+    }
+
+    /// Terms of affinity and anti-affinity.
+    fn terms(&self) -> impl Iterator<Item = &PodTerm> {
+        [&self.affinity.pod_affinity, &self.affinity.pod_anti_affinity]
+            .into_iter()
+            .flat_map(|terms| terms.required.iter().chain(terms.preferred.iter().map(|term| &term.pod_affinity_term)))
+    }
+
+    /// Keys of the labels by which it selects other pods.
+    fn selected_keys(&self) -> impl Iterator<Item = &String> {
+        let selectors = self.terms().filter_map(|term| term.label_selector.as_ref());
+        let selectors = selectors.chain(self.spread.iter().filter_map(|constraint| constraint.label_selector.as_ref()));
+        selectors.flat_map(|selector| {
+            selector.match_labels.keys().chain(selector.match_expressions.iter().map(|requirement| &requirement.key))
+        })
+    }
+
+    /// Whether it may matter to this waiting pod that a pod like `other` came.
+    pub(crate) fn is_drawn_by(&self, other: &Class) -> bool {
+        let near = &self.affinity.pod_affinity.required;
+        near.iter().any(|term| term.means(&self.namespace, &other.namespace, &other.labels)) || self.counts(other)
+    }
+
+    /// Whether it may matter to this waiting pod that a pod like `other` left.
+    pub(crate) fn is_kept_off_by(&self, other: &Class) -> bool {
+        let (mine, its) = (&self.affinity.pod_anti_affinity.required, &other.affinity.pod_anti_affinity.required);
+        mine.iter().any(|term| term.means(&self.namespace, &other.namespace, &other.labels))
+            || its.iter().any(|term| term.means(&other.namespace, &self.namespace, &self.labels))
+            || self.counts(other)
+    }
+
+    fn counts(&self, other: &Class) -> bool {
+        self.namespace == other.namespace
+            && self.spread.iter().any(|constraint| selects(constraint.label_selector.as_ref(), &other.labels))
     }
 
     /// Whether where other pods are decides where it may go: then each placement changes the answer for every node.
@@ -158,26 +226,72 @@ impl PodTerm {
     }
 }
 
-/// Classes in use, each once.
+/// Classes in use, each once, and the keys of labels by which any of them ever selected.
+///
+/// Other labels are left out of classes. Pods of a StatefulSet, each with a label of its own, are one class that way.
 #[derive(Debug, Default)]
 pub(crate) struct Classes {
-    known: HashMap<Arc<Class>, ()>,
+    known: HashSet<Arc<Class>>,
+    shapes: HashSet<Arc<Shape>>,
+    labels: HashSet<Arc<Labels>>,
+    /// Grows only; bounded by what selectors in the cluster say.
+    keys: HashSet<String>,
     /// When unused ones are dropped.
     clean_at: usize,
 }
 
+/// A pod's class, and what is not in it.
+#[derive(Debug)]
+pub(crate) struct Interned {
+    pub class: Arc<Class>,
+    /// All labels of the pod.
+    pub labels: Arc<Labels>,
+    /// It selects by keys that nobody selected by before: all classes are to be made anew ([`Classes::again`]).
+    pub widened: bool,
+}
+
 impl Classes {
-    /// The one that is equal.
-    pub(crate) fn intern(&mut self, class: Class) -> Arc<Class> {
-        if let Some((known, ())) = self.known.get_key_value(&class) {
-            return known.clone();
-        }
-        if self.known.len() >= self.clean_at {
-            self.known.retain(|class, ()| Arc::strong_count(class) > 1);
-            self.clean_at = 256.max(2 * self.known.len());
-        }
-        let class = Arc::new(class);
-        self.known.insert(class.clone(), ());
-        class
+    /// The class that is equal; `class` has all labels of its pod.
+    pub(crate) fn intern(&mut self, mut class: Class) -> Interned {
+        let known = self.keys.len();
+        let new: Vec<String> = class.selected_keys().filter(|key| !self.keys.contains(*key)).cloned().collect();
+        self.keys.extend(new);
+        let labels = once(&mut self.labels, std::mem::take(&mut class.labels));
+        let class = self.narrow(class, &labels);
+        Interned { class, labels, widened: self.keys.len() > known }
     }
+
+    /// The class of a pod that had this one before.
+    pub(crate) fn again(&mut self, class: &Class, labels: &Labels) -> Arc<Class> {
+        self.narrow(class.clone(), labels)
+    }
+
+    fn narrow(&mut self, mut class: Class, labels: &Labels) -> Arc<Class> {
+        let kept = labels.iter().filter(|(key, _)| self.keys.contains(*key));
+        class.labels = kept.map(|(key, value)| (key.clone(), value.clone())).collect();
+        class.shape = match self.shapes.get(&class.shape) {
+            Some(shape) => shape.clone(),
+            None => {
+                self.shapes.insert(class.shape.clone());
+                class.shape
+            }
+        };
+        if self.known.len() + self.labels.len() >= self.clean_at {
+            self.known.retain(|class| Arc::strong_count(class) > 1);
+            self.shapes.retain(|shape| Arc::strong_count(shape) > 1);
+            self.labels.retain(|labels| Arc::strong_count(labels) > 1);
+            self.clean_at = 256.max(2 * (self.known.len() + self.labels.len()));
+        }
+        once(&mut self.known, class)
+    }
+}
+
+/// The one that is equal.
+fn once<T: Eq + std::hash::Hash>(known: &mut HashSet<Arc<T>>, value: T) -> Arc<T> {
+    if let Some(known) = known.get(&value) {
+        return known.clone();
+    }
+    let value = Arc::new(value);
+    known.insert(value.clone());
+    value
 }

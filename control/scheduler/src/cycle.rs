@@ -3,12 +3,14 @@
 //! Whatever is ready is taken in, then everything that can be decided is decided and sent off. Nothing waits for more to
 //! come; batches grow by themselves while requests are under way, of which there are at most [`REQUESTS_MAX`].
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::{FutureExt as _, Stream, StreamExt as _};
 use jiff::Timestamp;
+use kube::Resource as _;
 use kube::api::Api;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, watcher};
@@ -18,11 +20,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::bind::{self, BATCH_MAX, Binding, Outcome};
-use crate::class::{Class, Classes};
+use crate::class::{Class, Classes, Interned};
 use crate::decide::{Decider, Decision, Diagnosis};
 use crate::preempt::Preemption;
 use crate::queue::{Helps, Queue};
-use crate::report::{Reporter, Subject, send};
+use crate::report::{Nominated, Reporter, Subject, send};
+use crate::tolerant::Tolerant;
 use crate::view::{ClusterView, Placed, Uid};
 use crate::wire::{Node, Pod};
 
@@ -30,13 +33,17 @@ use crate::wire::{Node, Pod};
 const REQUESTS_MAX: usize = 4;
 /// Events taken in before the next decisions.
 const INTAKE_MAX: usize = 2048;
+/// Victims that are deleted at a time; others wait, bounded by the pods.
+const EVICTIONS_IN_FLIGHT: usize = 16;
+/// Between attempts for bindings with an unknown outcome: the first, and the longest.
+const ASK_AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 /// The scheduler that pods ask for.
 const NAME: &str = "default-scheduler";
 
 /// Where pods and nodes come from.
 enum Input {
-    Pod(Box<watcher::Event<Pod>>),
-    Node(Box<watcher::Event<Node>>),
+    Pod(Box<watcher::Event<Tolerant<Pod>>>),
+    Node(Box<watcher::Event<Tolerant<Node>>>),
 }
 
 type Inputs = Pin<Box<dyn Stream<Item = Input> + Send>>;
@@ -44,7 +51,10 @@ type Inputs = Pin<Box<dyn Stream<Item = Input> + Send>>;
 /// What ended outside the loop.
 enum Done {
     Bound(Vec<(Binding, Outcome)>),
-    Preempted,
+    /// Bindings with an unknown outcome are to be asked for again.
+    Due(Vec<Binding>),
+    /// Victims that could not be deleted.
+    Evicted(Vec<Subject>),
 }
 
 /// The loop's state.
@@ -57,6 +67,13 @@ struct Cycle {
     decider: Decider,
     tasks: JoinSet<Done>,
     requests: usize,
+    /// Bindings that nobody knows the outcome of; they go before new ones.
+    unknown: Vec<Binding>,
+    /// Those who make room, and have not been asked to go.
+    victims: VecDeque<Subject>,
+    /// All of them until they are gone.
+    doomed: HashSet<Uid>,
+    evicting: bool,
     listed: Listed,
 }
 
@@ -81,11 +98,17 @@ pub(crate) async fn run(client: kube::Client, reporter: Reporter, shutdown: Canc
         decider: Decider::default(),
         tasks: JoinSet::new(),
         requests: 0,
+        unknown: vec![],
+        victims: VecDeque::new(),
+        doomed: HashSet::new(),
+        evicting: false,
         listed: Listed::default(),
     };
     loop {
-        let deadline = cycle.queue.on_time(Instant::now());
+        cycle.queue.on_time(Instant::now());
         cycle.decide();
+        // Deciding sets deadlines, too.
+        let deadline = cycle.queue.next_deadline();
         let wait = async {
             match deadline {
                 Some(at) => tokio::time::sleep_until(at).await,
@@ -114,13 +137,13 @@ pub(crate) async fn run(client: kube::Client, reporter: Reporter, shutdown: Canc
     }
     // What was sent will be answered; nobody listens any more, but it is not cut off half-way.
     let rest = async { while cycle.tasks.join_next().await.is_some() {} };
-    let _ = tokio::time::timeout(std::time::Duration::from_secs(2), rest).await;
+    let _ = tokio::time::timeout(Duration::from_secs(2), rest).await;
 }
 
 fn inputs(client: &kube::Client) -> Inputs {
     let config = || watcher::Config::default().streaming_lists();
-    let pods = watcher(Api::<Pod>::all(client.clone()), config()).default_backoff();
-    let nodes = watcher(Api::<Node>::all(client.clone()), config()).default_backoff();
+    let pods = watcher(Api::<Tolerant<Pod>>::all(client.clone()), config()).default_backoff();
+    let nodes = watcher(Api::<Tolerant<Node>>::all(client.clone()), config()).default_backoff();
     let good = |kind: &'static str| move |error: &watcher::Error| tracing::debug!(kind, %error, "watch again");
     let pods = pods.filter_map(move |event| {
         let event = event.inspect_err(good("pods")).ok();
@@ -141,13 +164,14 @@ impl Cycle {
         }
     }
 
-    fn take_node(&mut self, event: watcher::Event<Node>) {
+    fn take_node(&mut self, event: watcher::Event<Tolerant<Node>>) {
         match event {
             watcher::Event::Init => {
                 self.listed.absent_nodes = self.view.nodes().map(|(_, node)| node.name.clone()).collect();
             }
             watcher::Event::InitApply(node) | watcher::Event::Apply(node) => {
-                self.listed.absent_nodes.remove(node.metadata.name.as_deref().unwrap_or_default());
+                self.listed.absent_nodes.remove(node.meta().name.as_deref().unwrap_or_default());
+                let Some(node) = good("node", node) else { return };
                 if self.view.put_node(node) {
                     self.queue.wake(Helps::NODE, Instant::now());
                 }
@@ -159,22 +183,24 @@ impl Cycle {
                 self.listed.nodes = true;
             }
             watcher::Event::Delete(node) => {
-                self.view.remove_node(node.metadata.name.as_deref().unwrap_or_default());
+                self.view.remove_node(node.meta().name.as_deref().unwrap_or_default());
                 // The total in messages changed, and the lost node may have been the obstacle (spread).
                 self.queue.wake_all(Instant::now());
             }
         }
     }
 
-    fn take_pod(&mut self, event: watcher::Event<Pod>) {
+    fn take_pod(&mut self, event: watcher::Event<Tolerant<Pod>>) {
         match event {
             watcher::Event::Init => {
                 let queued = self.queue.uids().cloned();
                 self.listed.absent_pods = queued.chain(self.view.placed_uids().cloned()).collect();
             }
             watcher::Event::InitApply(pod) | watcher::Event::Apply(pod) => {
-                self.listed.absent_pods.remove(pod.metadata.uid.as_deref().unwrap_or_default());
-                self.put_pod(&pod);
+                self.listed.absent_pods.remove(pod.meta().uid.as_deref().unwrap_or_default());
+                if let Some(pod) = good("pod", pod) {
+                    self.put_pod(&pod);
+                }
             }
             watcher::Event::InitDone => {
                 for uid in std::mem::take(&mut self.listed.absent_pods) {
@@ -182,7 +208,7 @@ impl Cycle {
                 }
                 self.listed.pods = true;
             }
-            watcher::Event::Delete(pod) => self.remove_pod(pod.metadata.uid.as_deref().unwrap_or_default()),
+            watcher::Event::Delete(pod) => self.remove_pod(pod.meta().uid.as_deref().unwrap_or_default()),
         }
     }
 
@@ -193,16 +219,13 @@ impl Cycle {
         }
         let leaving = pod.metadata.deletion_timestamp.is_some();
         if let Some(node) = pod.spec.node_name.as_deref().filter(|node| !node.is_empty()) {
-            let class = self.classes.intern(Class::of(pod));
-            let known = self.view.placed(&uid).is_some_and(|placed| &*placed.node == node);
+            let interned = self.intern(pod);
             let name = pod.metadata.name.as_deref().unwrap_or_default().into();
             self.queue.remove(&uid);
             self.reporter.settled(&uid);
             let node = self.view.named(node).map_or_else(|| node.into(), |known| known.name.clone());
-            self.view.place(&uid, Placed { name, node, class, leaving });
-            if !known {
-                self.queue.wake(Helps::COMPANY, Instant::now());
-            }
+            let leaving = leaving || self.doomed.contains(&uid);
+            self.place(&uid, Placed { name, node, class: interned.class, labels: interned.labels, leaving });
             return;
         }
         let ours = pod.spec.scheduler_name.as_deref().is_none_or(|name| name.is_empty() || name == NAME);
@@ -213,7 +236,7 @@ impl Cycle {
             // Assumed: its binding is under way.
             return;
         }
-        let class = self.classes.intern(Class::of(pod));
+        let Interned { class, labels, .. } = self.intern(pod);
         let told = pod.status.conditions.iter().find(|condition| {
             condition.type_ == "PodScheduled"
                 && condition.status == "False"
@@ -227,15 +250,60 @@ impl Cycle {
             self.view.nominate(&uid, &node.into(), &class);
         }
         let generation = pod.metadata.generation;
-        self.queue.put(Subject { namespace: class.namespace.clone(), name, uid, generation }, class, told);
+        let version = pod.metadata.resource_version.as_deref().map(Arc::from);
+        let subject = Subject { namespace: class.namespace.clone(), name, uid, generation, version };
+        self.queue.put(subject, class, labels, told);
+    }
+
+    /// The pod's class; when it selects by new labels, those of all others are made anew.
+    fn intern(&mut self, pod: &Pod) -> Interned {
+        let interned = self.classes.intern(Class::of(pod));
+        if interned.widened {
+            let classes = &mut self.classes;
+            self.view.reclassify(|class, labels| classes.again(class, labels));
+            self.queue.reclassify(|class, labels| classes.again(class, labels));
+        }
+        interned
+    }
+
+    /// The pod has this node; those are woken whom that may help.
+    fn place(&mut self, uid: &Uid, placed: Placed) {
+        let before = self.view.placed(uid).cloned();
+        let class = placed.class.clone();
+        let (moved, relabelled, left) = match &before {
+            None => (true, false, false),
+            Some(before) => {
+                (before.node != placed.node, !Arc::ptr_eq(&before.class, &class), placed.leaving && !before.leaving)
+            }
+        };
+        self.view.place(uid, placed);
+        let now = Instant::now();
+        if moved || relabelled {
+            self.queue.wake_concerned(Helps::COMPANY, now, |waiting| waiting.is_drawn_by(&class));
+        }
+        if let Some(before) = before.filter(|_| moved || relabelled || left) {
+            self.queue.wake_concerned(Helps::DISTANCE, now, |waiting| waiting.is_kept_off_by(&before.class));
+        }
+    }
+
+    /// The pod has no node any more, or not yet; those are woken whom that may help.
+    fn displace(&mut self, uid: &str) {
+        let withdrawn = self.view.withdraw(uid);
+        let placed = self.view.remove(uid);
+        let now = Instant::now();
+        if withdrawn || placed.is_some() {
+            self.queue.wake(Helps::ROOM, now);
+        }
+        if let Some(placed) = placed {
+            self.queue.wake_concerned(Helps::DISTANCE, now, |waiting| waiting.is_kept_off_by(&placed.class));
+        }
     }
 
     fn remove_pod(&mut self, uid: &str) {
         self.queue.remove(uid);
         self.reporter.settled(uid);
-        if self.view.remove(uid) {
-            self.queue.wake(Helps::ROOM, Instant::now());
-        }
+        self.doomed.remove(uid);
+        self.displace(uid);
     }
 
     /// Decides about everything that can be decided and sends it off.
@@ -245,7 +313,10 @@ impl Cycle {
             return;
         }
         while self.requests < REQUESTS_MAX {
-            let mut batch = Vec::new();
+            let mut batch = std::mem::take(&mut self.unknown);
+            batch.retain(|binding| self.queue.get(&binding.subject.uid).is_some());
+            let later = batch.split_off(batch.len().min(BATCH_MAX));
+            self.unknown = later;
             while batch.len() < BATCH_MAX
                 && let Some((uid, class)) = self.queue.pop()
             {
@@ -265,55 +336,108 @@ impl Cycle {
 
     fn assume(&mut self, uid: &Uid, class: Arc<Class>, node: Arc<str>) -> Option<Binding> {
         let pending = self.queue.get(uid)?;
-        let subject = pending.subject.clone();
-        let placed = Placed { name: subject.name.clone(), node: node.clone(), class, leaving: false };
-        self.view.place(uid, placed);
-        Some(Binding { subject, node })
+        let (subject, labels) = (pending.subject.clone(), pending.labels.clone());
+        let placed = Placed { name: subject.name.clone(), node: node.clone(), class, labels, leaving: false };
+        self.place(uid, placed);
+        Some(Binding { subject, node, attempts: 0 })
     }
 
     fn give_up(&mut self, uid: &Uid, class: &Arc<Class>, diagnosis: &Diagnosis) {
         let Some(pending) = self.queue.get(uid) else { return };
         let subject = pending.subject.clone();
         let mut helps = Helps::with(&diagnosis.reasons);
-        let nominated = diagnosis.preemption.as_ref().map(|preemption| preemption.node.clone());
+        let mut nominated = Nominated::Unchanged;
         if let Some(preemption) = &diagnosis.preemption {
-            helps = Helps::with(&[crate::filter::Reason::TooManyPods]);
+            helps = helps.or(Helps::ROOM);
+            nominated = Nominated::Node(&preemption.node);
             self.preempt(&subject, class, preemption);
+        } else if diagnosis.waits {
+            helps = helps.or(Helps::ROOM);
+        } else if self.view.withdraw(uid) {
+            // It fits no more where room was made for it, so others may have that.
+            nominated = Nominated::Nowhere;
+            self.queue.wake(Helps::ROOM, Instant::now());
         }
         let news = self.queue.wait(uid, helps, &diagnosis.message, Instant::now());
-        if news || nominated.is_some() {
-            self.reporter.unschedulable(subject, &diagnosis.message, nominated.as_deref());
+        if news || nominated != Nominated::Unchanged {
+            self.reporter.unschedulable(subject, &diagnosis.message, nominated);
         }
     }
 
     /// Makes room: victims are told why and deleted; the pod's claim on the node is kept meanwhile.
     fn preempt(&mut self, subject: &Subject, class: &Arc<Class>, preemption: &Preemption) {
-        self.view.nominate(&subject.uid, &preemption.node, class);
-        let mut victims = Vec::new();
-        for uid in &preemption.victims {
-            let Some(placed) = self.view.placed(uid).filter(|placed| !placed.leaving) else { continue };
-            let namespace = placed.class.namespace.clone();
-            let victim = Subject { namespace, name: placed.name.clone(), uid: uid.clone(), generation: None };
-            self.reporter.preempted(victim.clone(), &subject.uid, &preemption.node);
-            let leaving = Placed { leaving: true, ..placed.clone() };
-            self.view.place(uid, leaving);
-            victims.push(victim);
+        let now = Instant::now();
+        let lower: Vec<Uid> = self.view.named(&preemption.node).map_or_else(Vec::new, |node| {
+            let lower = node.nominated.iter().filter(|(_, other)| other.priority < class.priority);
+            lower.map(|(uid, _)| uid.clone()).collect()
+        });
+        for uid in lower {
+            self.view.withdraw(&uid);
+            self.queue.wake_one(&uid, now);
         }
-        let client = self.client.clone();
+        self.view.nominate(&subject.uid, &preemption.node, class);
+        for uid in &preemption.victims {
+            let Some(placed) = self.view.placed(uid).filter(|placed| !placed.leaving).cloned() else { continue };
+            let namespace = placed.class.namespace.clone();
+            let (name, uid) = (placed.name.clone(), uid.clone());
+            let victim = Subject { namespace, name, uid: uid.clone(), generation: None, version: None };
+            self.reporter.preempted(victim.clone(), &subject.uid, &preemption.node);
+            self.doomed.insert(uid.clone());
+            self.place(&uid, Placed { leaving: true, ..placed });
+            self.victims.push_back(victim);
+        }
+        self.evict();
+    }
+
+    /// Deletes those who make room, in one task.
+    fn evict(&mut self) {
+        if self.evicting || self.victims.is_empty() {
+            return;
+        }
+        self.evicting = true;
+        let (client, victims) = (self.client.clone(), std::mem::take(&mut self.victims));
         self.tasks.spawn(async move {
-            for victim in victims {
-                if let Err(error) = evict(&client, &victim).await {
+            let evictions = futures::stream::iter(victims).map(|victim| {
+                let client = client.clone();
+                async move {
+                    let error = evict(&client, &victim).await.err()?;
                     tracing::warn!(%error, pod = %victim.name, "victim not deleted");
+                    Some(victim)
                 }
+            });
+            let failed = evictions.buffer_unordered(EVICTIONS_IN_FLIGHT).filter_map(std::future::ready).collect().await;
+            Done::Evicted(failed)
+        });
+    }
+
+    /// Those who could not be made to go stay, and whoever waits for their room decides anew.
+    fn evicted(&mut self, failed: Vec<Subject>) {
+        self.evicting = false;
+        for victim in failed {
+            self.doomed.remove(&victim.uid);
+            if let Some(placed) = self.view.placed(&victim.uid).cloned() {
+                self.place(&victim.uid, Placed { leaving: false, ..placed });
+                self.queue.wake(Helps::ROOM, Instant::now());
             }
-            Done::Preempted
+        }
+        self.evict();
+    }
+
+    /// Asks for bindings with an unknown outcome again, after a while; meanwhile they count as done.
+    fn ask_again(&mut self, bindings: Vec<Binding>) {
+        let Some(attempts) = bindings.iter().map(|binding| binding.attempts).max() else { return };
+        let wait = ASK_AGAIN.0.saturating_mul(1_u32.checked_shl(attempts.min(16)).unwrap_or(u32::MAX)).min(ASK_AGAIN.1);
+        self.tasks.spawn(async move {
+            tokio::time::sleep(wait).await;
+            Done::Due(bindings)
         });
     }
 
     fn finish(&mut self, done: Result<Done, tokio::task::JoinError>) {
         let outcomes = match done {
             Ok(Done::Bound(outcomes)) => outcomes,
-            Ok(Done::Preempted) => return,
+            Ok(Done::Due(bindings)) => return self.unknown.extend(bindings),
+            Ok(Done::Evicted(failed)) => return self.evicted(failed),
             Err(error) => {
                 tracing::error!(%error, "binding panicked");
                 self.requests = self.requests.saturating_sub(1);
@@ -322,23 +446,48 @@ impl Cycle {
         };
         self.requests = self.requests.saturating_sub(1);
         let now = Instant::now();
-        for (Binding { subject, node }, outcome) in outcomes {
+        let mut unknown = Vec::new();
+        for (binding, outcome) in outcomes {
+            let Binding { subject, node, attempts } = &binding;
             let uid = &subject.uid;
             match outcome {
                 Outcome::Bound => {
                     self.queue.remove(uid);
-                    self.reporter.scheduled(subject, &node);
+                    self.reporter.settled(uid);
+                    self.reporter.scheduled(subject.clone(), node);
                 }
-                Outcome::Refused(why) | Outcome::Unknown(why) => {
-                    tracing::debug!(pod = %subject.name, why, "not bound");
-                    // Unless its event has come meanwhile. Should it be bound after all, its event is to come, and a
+                Outcome::Unknown(why) => {
+                    tracing::debug!(pod = %subject.name, why, "perhaps bound");
+                    // It keeps its place, for it may have it; the same is asked for again.
+                    if self.queue.get(uid).is_some() {
+                        unknown.push(Binding { attempts: attempts.saturating_add(1), ..binding });
+                    }
+                }
+                // An earlier attempt has bound it, or it is gone: its event is to come.
+                Outcome::Refused(404 | 409, _) if *attempts > 0 => {}
+                Outcome::Refused(code, why) => {
+                    tracing::debug!(pod = %subject.name, code, why, "not bound");
+                    // Unless its event has come meanwhile. Should it have a node after all, its event is to come, and a
                     // second binding is refused.
-                    if self.queue.get(uid).is_some() && self.view.remove(uid) {
-                        self.queue.wake(Helps::ROOM, now);
+                    if self.queue.get(uid).is_some() {
+                        self.displace(uid);
                     }
                     self.queue.retry(uid, now);
                 }
             }
+        }
+        self.ask_again(unknown);
+    }
+}
+
+/// The object, if it decoded; else it is passed over with a warning, and what is known of it stays.
+fn good<W: kube::Resource>(kind: &'static str, object: Tolerant<W>) -> Option<W> {
+    match object {
+        Tolerant::Good(object) => Some(object),
+        Tolerant::Odd { meta, why } => {
+            let (namespace, name) = (meta.namespace.unwrap_or_default(), meta.name.unwrap_or_default());
+            tracing::warn!(kind, namespace, name, %why, "an object does not decode and is passed over");
+            None
         }
     }
 }
@@ -352,7 +501,11 @@ async fn evict(client: &kube::Client, victim: &Subject) -> Result<(), kube::Erro
     });
     let patch = json!({"metadata": {"uid": &*victim.uid}, "status": {"conditions": [condition]}});
     let status = format!("{path}/status?fieldManager=kube-scheduler");
-    send(client, "PATCH", &status, "application/strategic-merge-patch+json", &patch).await?;
+    match send(client, "PATCH", &status, "application/strategic-merge-patch+json", &patch).await {
+        // It is gone, or another has its name.
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => return Ok(()),
+        other => other?,
+    }
     let options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": &*victim.uid}});
     match send(client, "DELETE", &path, "application/json", &options).await {
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),

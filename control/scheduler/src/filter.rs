@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::class::Class;
+use crate::class::{Class, Shape};
 use crate::topology::Topology;
-use crate::view::NodeState;
+use crate::view::{Load, NodeState};
 use crate::wire::{Labels, NodeTerm, Taint, Toleration};
 
 /// Why a node cannot take a pod.
@@ -58,7 +58,7 @@ impl Reason {
 }
 
 /// What a node is: valid while it does not change, whatever runs on it.
-pub(crate) fn fixed(class: &Class, node: &NodeState) -> Result<(), Reason> {
+pub(crate) fn fixed(class: &Shape, node: &NodeState) -> Result<(), Reason> {
     let unschedulable = Taint {
         key: "node.kubernetes.io/unschedulable".to_owned(),
         value: String::new(),
@@ -75,9 +75,9 @@ pub(crate) fn fixed(class: &Class, node: &NodeState) -> Result<(), Reason> {
 }
 
 /// Whether node selector and required node affinity hold.
-pub(crate) fn matches_affinity(class: &Class, node: &NodeState) -> bool {
+pub(crate) fn matches_affinity(class: &Shape, node: &NodeState) -> bool {
     class.node_selector.iter().all(|(key, value)| node.labels.get(key) == Some(value))
-        && class.affinity.node_affinity.required.as_ref().is_none_or(|required| {
+        && class.node_affinity.required.as_ref().is_none_or(|required| {
             required.node_selector_terms.iter().any(|term| matches_term(term, &node.labels, &node.name))
         })
 }
@@ -111,24 +111,37 @@ pub(crate) fn tolerated(tolerations: &[Toleration], taint: &Taint) -> bool {
     })
 }
 
-/// What is left of a node: ports and resources. All shortages are named.
-pub(crate) fn room(class: &Class, node: &NodeState) -> Result<(), Vec<Reason>> {
-    // Pods of higher priority that wait for this node are counted as if they were there.
-    let reserved: Vec<_> = node.nominated.iter().filter(|(_, other)| other.priority > class.priority).collect();
-    if !reserved.is_empty() {
-        let mut filled = node.clone();
-        filled.nominated.clear();
-        let filled = reserved.into_iter().fold(filled, |node, (uid, class)| node.with(uid, class));
-        return room(class, &filled);
+/// What is taken of a node for a pod of this shape: pods of the same or higher priority that wait for this node count as if
+/// they were there, but for the pod itself (the reference does the same).
+pub(crate) fn with_reservations(shape: &Shape, node: &NodeState, uid: Option<&str>) -> Load {
+    let mut load = node.load.clone();
+    reservations(shape, node, uid).for_each(|other| load.add(other));
+    load
+}
+
+fn reservations<'a>(shape: &'a Shape, node: &'a NodeState, uid: Option<&'a str>) -> impl Iterator<Item = &'a Shape> {
+    let others = node.nominated.iter().filter(move |(other, _)| uid != Some(&**other));
+    others.map(|(_, class)| &***class).filter(|class: &&Shape| class.priority >= shape.priority)
+}
+
+/// What is left of a node for the pod: ports and resources. All shortages are named.
+pub(crate) fn room(shape: &Shape, node: &NodeState, uid: Option<&str>) -> Result<(), Vec<Reason>> {
+    if reservations(shape, node, uid).next().is_some() {
+        return fits(shape, node, &with_reservations(shape, node, uid));
     }
-    if class.ports.iter().any(|port| node.ports.iter().any(|taken| taken.conflicts(port))) {
+    fits(shape, node, &node.load)
+}
+
+/// Whether a pod of this shape fits on the node when so much of it is taken.
+pub(crate) fn fits(class: &Shape, node: &NodeState, load: &Load) -> Result<(), Vec<Reason>> {
+    if class.ports.iter().any(|port| load.ports.iter().any(|taken| taken.conflicts(port))) {
         return Err(vec![Reason::Ports]);
     }
     let mut reasons = Vec::new();
-    if i64::try_from(node.pods.len()).unwrap_or(i64::MAX) >= node.pods_max {
+    if load.count >= node.pods_max {
         reasons.push(Reason::TooManyPods);
     }
-    let (wanted, all, used) = (&class.requests.exact, &node.allocatable, &node.used);
+    let (wanted, all, used) = (&class.requests.exact, &node.allocatable, &load.used);
     let mut check = |name: &str, wanted: i64, all: i64, used: i64| {
         if wanted > 0 && wanted > all.saturating_sub(used) {
             reasons.push(Reason::Insufficient(name.into(), wanted > all));
@@ -144,9 +157,14 @@ pub(crate) fn room(class: &Class, node: &NodeState) -> Result<(), Vec<Reason>> {
 }
 
 /// Everything; the first thing that fails is what is reported.
-pub(crate) fn all(class: &Class, node: &NodeState, topology: Option<&Topology>) -> Result<(), Vec<Reason>> {
+pub(crate) fn all(
+    class: &Class,
+    node: &NodeState,
+    topology: Option<&Topology>,
+    uid: Option<&str>,
+) -> Result<(), Vec<Reason>> {
     fixed(class, node).map_err(|reason| vec![reason])?;
-    room(class, node)?;
+    room(class, node, uid)?;
     match topology {
         Some(topology) => topology.check(class, node).map_err(|reason| vec![reason]),
         None => Ok(()),

@@ -15,7 +15,10 @@ mod report;
 mod resources;
 mod score;
 #[cfg(test)]
+mod stories;
+#[cfg(test)]
 mod tests;
+mod tolerant;
 mod topology;
 mod view;
 mod wire;

@@ -14,6 +14,7 @@ use crate::class::Class;
 use crate::filter::Reason;
 use crate::report::Subject;
 use crate::view::Uid;
+use crate::wire::Labels;
 
 /// First and longest time between two attempts for a pod (the reference begins with a second; a wrong early attempt
 /// costs us microseconds, a late one costs the user).
@@ -27,6 +28,8 @@ const LEFTOVER: Duration = Duration::from_secs(300);
 pub(crate) struct Pending {
     pub subject: Subject,
     pub class: Arc<Class>,
+    /// All labels of the pod.
+    pub labels: Arc<Labels>,
     /// Message of the condition that was written last.
     pub told: Option<Arc<str>>,
     attempts: u32,
@@ -54,11 +57,13 @@ pub(crate) struct Helps(u8);
 impl Helps {
     /// A node came or changed.
     pub(crate) const NODE: Self = Self(1);
-    /// A pod left a node.
+    /// Room was made on a node.
     pub(crate) const ROOM: Self = Self(2);
-    /// A pod came to a node.
+    /// A pod came that it looks for, or got its labels.
     pub(crate) const COMPANY: Self = Self(4);
-    const ALL: Self = Self(7);
+    /// A pod left that it keeps away from or is spread with, or lost its labels.
+    pub(crate) const DISTANCE: Self = Self(8);
+    const ALL: Self = Self(15);
 
     /// What helps against these reasons.
     pub(crate) fn with(reasons: &[Reason]) -> Self {
@@ -66,16 +71,18 @@ impl Helps {
         for reason in reasons {
             helps.0 |= match reason {
                 Reason::Unschedulable | Reason::Taint | Reason::NodeAffinity | Reason::SpreadLabel => 0,
-                Reason::Ports
-                | Reason::TooManyPods
-                | Reason::Insufficient(..)
-                | Reason::ExistingAntiAffinity
-                | Reason::AntiAffinity => Self::ROOM.0,
-                Reason::Spread => Self::ROOM.0 | Self::COMPANY.0,
+                Reason::Ports | Reason::TooManyPods | Reason::Insufficient(..) => Self::ROOM.0,
+                Reason::ExistingAntiAffinity | Reason::AntiAffinity => Self::DISTANCE.0,
+                Reason::Spread => Self::DISTANCE.0 | Self::COMPANY.0,
                 Reason::Affinity => Self::COMPANY.0,
             };
         }
         helps
+    }
+
+    /// This or that.
+    pub(crate) fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
     }
 
     fn meets(self, other: Self) -> bool {
@@ -99,9 +106,11 @@ pub(crate) struct Queue {
 
 impl Queue {
     /// The pod has no node. What is known of it stays, unless it changed in what decides.
-    pub(crate) fn put(&mut self, subject: Subject, class: Arc<Class>, told: Option<Arc<str>>) {
+    pub(crate) fn put(&mut self, subject: Subject, class: Arc<Class>, labels: Arc<Labels>, told: Option<Arc<str>>) {
         let uid = &subject.uid.clone();
         if let Some(known) = self.pods.get_mut(uid) {
+            known.subject.version.clone_from(&subject.version);
+            known.labels.clone_from(&labels);
             if Arc::ptr_eq(&known.class, &class) || known.state == State::InFlight {
                 return;
             }
@@ -109,7 +118,8 @@ impl Queue {
         }
         self.sequence += 1;
         let sequence = self.sequence;
-        let pending = Pending { subject, class, told, attempts: 0, tried: None, sequence, state: State::Active };
+        let pending =
+            Pending { subject, class, labels, told, attempts: 0, tried: None, sequence, state: State::Active };
         self.active.insert(rank(&pending), uid.clone());
         self.pods.insert(uid.clone(), pending);
     }
@@ -171,26 +181,74 @@ impl Queue {
 
     /// Something happened that helps with this.
     pub(crate) fn wake(&mut self, by: Helps, now: Instant) {
-        let woken = self.waiting.iter().filter(|(_, helps)| helps.meets(by));
-        let woken: Vec<Uid> = woken.map(|(uid, _)| uid.clone()).collect();
-        for uid in woken {
-            self.activate(&uid, now);
+        self.wake_those(by, now, |_| true);
+    }
+
+    /// Something happened that helps with this, those classes that it concerns. It is about them, so that many attempts
+    /// before do not make them wait.
+    pub(crate) fn wake_concerned(&mut self, by: Helps, now: Instant, concerns: impl Fn(&Class) -> bool) {
+        for uid in self.wake_those(by, now, concerns) {
+            if let Some(pending) = self.pods.get_mut(&uid)
+                && let State::Backoff(at) = pending.state
+            {
+                let soon = at.min(now + BACKOFF_FIRST);
+                pending.state = State::Backoff(soon);
+                self.timed.remove(&(at, pending.sequence, uid.clone()));
+                self.timed.insert((soon, pending.sequence, uid.clone()));
+            }
         }
+    }
+
+    fn wake_those(&mut self, by: Helps, now: Instant, concerns: impl Fn(&Class) -> bool) -> Vec<Uid> {
+        let woken = self.waiting.iter().filter(|(_, helps)| helps.meets(by));
+        let woken = woken.filter(|(uid, _)| self.pods.get(*uid).is_some_and(|pending| concerns(&pending.class)));
+        let woken: Vec<Uid> = woken.map(|(uid, _)| uid.clone()).collect();
+        for uid in &woken {
+            self.activate(uid, now);
+        }
+        woken
+    }
+
+    /// One is decided about anew, if it waits.
+    pub(crate) fn wake_one(&mut self, uid: &Uid, now: Instant) {
+        if self.waiting.contains_key(uid) {
+            self.activate(uid, now);
+        }
+    }
+
+    /// Gives every pod the class that `class` says.
+    pub(crate) fn reclassify(&mut self, mut class: impl FnMut(&Class, &Labels) -> Arc<Class>) {
+        for pending in self.pods.values_mut() {
+            pending.class = class(&pending.class, &pending.labels);
+        }
+    }
+
+    /// When something is due.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        self.timed.first().map(|(at, ..)| *at)
+    }
+
+    fn activate_at_once(&mut self, uid: &Uid) {
+        let Some(pending) = self.pods.get_mut(uid) else { return };
+        let before = pending.clone();
+        pending.state = State::Active;
+        let rank = rank(pending);
+        self.unlink(&before, uid);
+        self.active.insert(rank, uid.clone());
     }
 
     /// Moves what waits to the active ones, or lets it back off first.
     fn activate(&mut self, uid: &Uid, now: Instant) {
-        let Some(mut pending) = self.pods.get(uid).cloned() else { return };
-        self.unlink(&pending, uid);
+        let Some(pending) = self.pods.get(uid).cloned() else { return };
         let due = pending.tried.map_or(now, |tried| tried + backoff(pending.attempts));
         if due <= now {
-            pending.state = State::Active;
-            self.active.insert(rank(&pending), uid.clone());
-        } else {
-            pending.state = State::Backoff(due);
-            self.timed.insert((due, pending.sequence, uid.clone()));
+            return self.activate_at_once(uid);
         }
-        self.pods.insert(uid.clone(), pending);
+        self.unlink(&pending, uid);
+        self.timed.insert((due, pending.sequence, uid.clone()));
+        if let Some(pending) = self.pods.get_mut(uid) {
+            pending.state = State::Backoff(due);
+        }
     }
 
     /// Activates what is due; returns the next deadline.
@@ -200,7 +258,7 @@ impl Queue {
                 return Some(*at);
             }
             let uid = uid.clone();
-            self.activate(&uid, now);
+            self.activate_at_once(&uid);
         }
         None
     }
@@ -232,8 +290,9 @@ mod tests {
 
     fn put(queue: &mut Queue, uid: &str, priority: i32) {
         let pod = serde_json::from_value(json!({"metadata": {}, "spec": {"priority": priority}})).unwrap();
-        let subject = Subject { namespace: "n".into(), name: uid.into(), uid: uid.into(), generation: None };
-        queue.put(subject, Arc::new(Class::of(&pod)), None);
+        let subject =
+            Subject { namespace: "n".into(), name: uid.into(), uid: uid.into(), generation: None, version: None };
+        queue.put(subject, Arc::new(Class::of(&pod)), Arc::default(), None);
     }
 
     fn pop(queue: &mut Queue) -> Option<String> {
@@ -271,5 +330,21 @@ mod tests {
         assert!(!queue.wait(&"room".into(), Helps::NODE, "full", now), "the same message is no news");
         queue.on_time(now + LEFTOVER);
         assert_eq!((pop(&mut queue), pop(&mut queue)), (Some("room".to_owned()), Some("label".to_owned())));
+    }
+
+    #[test]
+    fn what_concerns_a_pod_wakes_it_however_often_it_was_tried() {
+        let mut queue = Queue::default();
+        let mut now = Instant::now();
+        put(&mut queue, "a", 0);
+        for _ in 0..20 {
+            assert_eq!(pop(&mut queue), Some("a".to_owned()));
+            queue.wait(&"a".into(), Helps::with(&[Reason::Affinity]), "alone", now);
+            queue.wake_concerned(Helps::COMPANY, now, |_| false);
+            assert_eq!(queue.next_deadline(), Some(now + LEFTOVER), "it is not about this one");
+            queue.wake_concerned(Helps::COMPANY, now, |_| true);
+            now += BACKOFF_FIRST;
+            queue.on_time(now);
+        }
     }
 }

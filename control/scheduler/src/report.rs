@@ -23,6 +23,12 @@ const EVENTS_MAX: usize = 1000;
 /// Events per second, once [`BURST`] are sent (the reference's client: 50, 100).
 const PER_SECOND: u32 = 50;
 const BURST: u32 = 100;
+/// How long after it was recorded an event is sent: nobody waits for one, but every write waits for those before it.
+const BEHIND: Duration = Duration::from_millis(40);
+/// How long events are still sent at shutdown.
+const LAST: Duration = Duration::from_millis(200);
+/// How often a condition is written again after somebody else changed the pod.
+const ATTEMPTS: u32 = 5;
 /// Requests for conditions at a time.
 const CONDITIONS_IN_FLIGHT: usize = 16;
 const NAME: &str = "default-scheduler";
@@ -35,6 +41,19 @@ pub(crate) struct Subject {
     pub uid: Uid,
     /// Generation of the specification that was looked at.
     pub generation: Option<i64>,
+    /// `resourceVersion` that was looked at.
+    pub version: Option<Arc<str>>,
+}
+
+/// What is to be said of the node on which room is being made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Nominated<'a> {
+    /// This one.
+    Node(&'a str),
+    /// None any more.
+    Nowhere,
+    /// As before.
+    Unchanged,
 }
 
 #[derive(Debug)]
@@ -45,6 +64,7 @@ struct Event {
     action: &'static str,
     message: String,
     at: Timestamp,
+    due: tokio::time::Instant,
 }
 
 #[derive(Debug, Default)]
@@ -72,16 +92,18 @@ impl Reporter {
         self.event(victim, false, "Preempted", "Preempting", message);
     }
 
-    /// The pod has no node: event and condition. `nominated` is the node on which room is being made.
-    pub(crate) fn unschedulable(&self, subject: Subject, message: &str, nominated: Option<&str>) {
+    /// The pod has no node: event and condition.
+    pub(crate) fn unschedulable(&self, subject: Subject, message: &str, nominated: Nominated<'_>) {
         let condition = json!({
             "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message,
             "lastTransitionTime": second(Timestamp::now()), "lastProbeTime": null,
             "observedGeneration": subject.generation,
         });
         let mut status = json!({ "conditions": [condition] });
-        if let Some(node) = nominated {
-            status["nominatedNodeName"] = json!(node);
+        match nominated {
+            Nominated::Node(node) => status["nominatedNodeName"] = json!(node),
+            Nominated::Nowhere => status["nominatedNodeName"] = Value::Null,
+            Nominated::Unchanged => {}
         }
         self.inner.conditions.lock().insert(subject.uid.clone(), (subject.clone(), status));
         self.inner.condition_added.notify_one();
@@ -96,14 +118,27 @@ impl Reporter {
     fn event(&self, subject: Subject, warning: bool, reason: &'static str, action: &'static str, message: String) {
         let mut events = self.inner.events.lock();
         if events.len() < EVENTS_MAX {
-            events.push_back(Event { subject, warning, reason, action, message, at: Timestamp::now() });
+            let due = tokio::time::Instant::now() + BEHIND;
+            events.push_back(Event { subject, warning, reason, action, message, at: Timestamp::now(), due });
             drop(events);
             self.inner.event_added.notify_one();
         }
     }
 
-    /// Sends events until shutdown.
+    /// Sends events until shutdown, and a moment longer.
     pub(crate) async fn send_events(self, client: kube::Client, shutdown: CancellationToken) {
+        let last = async {
+            shutdown.cancelled().await;
+            tokio::time::sleep(LAST).await;
+        };
+        tokio::select! {
+            () = self.send_all_events(client, &shutdown) => {}
+            () = last => {}
+        }
+    }
+
+    /// Returns when there is nothing more to send after shutdown.
+    async fn send_all_events(&self, client: kube::Client, shutdown: &CancellationToken) {
         let mut left = BURST;
         let mut refill = tokio::time::interval(Duration::from_secs(1) / PER_SECOND);
         refill.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -127,6 +162,9 @@ impl Reporter {
                     _ = refill.tick() => {}
                     () = shutdown.cancelled() => return,
                 }
+            }
+            if !shutdown.is_cancelled() {
+                tokio::time::sleep_until(event.due).await;
             }
             let path = format!("/api/v1/namespaces/{}/events", event.subject.namespace);
             if let Err(error) = send(&client, "POST", &path, "application/json", &body(&event)).await {
@@ -156,13 +194,41 @@ impl Reporter {
     }
 }
 
+/// Writes a condition of a pod that has no node, in the version that was looked at: one that has got a node meanwhile hears
+/// nothing of it any more.
 async fn write(client: kube::Client, subject: Subject, status: Value) {
-    let path =
-        format!("/api/v1/namespaces/{}/pods/{}/status?fieldManager=kube-scheduler", subject.namespace, subject.name);
-    let patch = json!({"metadata": {"uid": &*subject.uid}, "status": status});
-    // The pod may be gone or bound by now; a next attempt tells anew.
-    if let Err(error) = send(&client, "PATCH", &path, "application/strategic-merge-patch+json", &patch).await {
-        tracing::debug!(%error, pod = %subject.name, "condition not written");
+    #[derive(serde::Deserialize)]
+    struct Live {
+        metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
+        #[serde(default)]
+        spec: LiveSpec,
+    }
+    #[derive(serde::Deserialize, Default)]
+    #[serde(rename_all = "camelCase", default)]
+    struct LiveSpec {
+        node_name: Option<String>,
+    }
+    let path = format!("/api/v1/namespaces/{}/pods/{}", subject.namespace, subject.name);
+    let mut version = subject.version.as_deref().map(str::to_owned);
+    for _ in 0..ATTEMPTS {
+        let patch = json!({"metadata": {"uid": &*subject.uid, "resourceVersion": version}, "status": status});
+        let at = format!("{path}/status?fieldManager=kube-scheduler");
+        match send(&client, "PATCH", &at, "application/strategic-merge-patch+json", &patch).await {
+            Ok(()) => return,
+            Err(kube::Error::Api(refused)) if refused.code == 409 => {}
+            Err(error) => {
+                // It may be gone; a next attempt tells anew.
+                tracing::debug!(%error, pod = %subject.name, "condition not written");
+                return;
+            }
+        }
+        let Ok(request) = Request::get(&path).body(Vec::new()) else { return };
+        let Ok(live) = client.request::<Live>(request).await else { return };
+        let bound = live.spec.node_name.is_some_and(|node| !node.is_empty());
+        if bound || live.metadata.uid.as_deref() != Some(&*subject.uid) {
+            return;
+        }
+        version = live.metadata.resource_version;
     }
 }
 

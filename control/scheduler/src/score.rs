@@ -1,7 +1,7 @@
 //! Which of the nodes that can take a pod is best. All in integers; each part is 0 to 100 times its weight, with the
 //! weights of the reference's plugins.
 
-use crate::class::Class;
+use crate::class::{Class, Shape};
 use crate::filter::{matches_term, tolerated};
 use crate::view::NodeState;
 
@@ -11,8 +11,8 @@ const AFFINITY_WEIGHT: i64 = 2;
 const SPREAD_WEIGHT: i64 = 2;
 
 /// Sum of the weights of preferred node affinity terms that hold.
-pub(crate) fn preferred(class: &Class, node: &NodeState) -> i64 {
-    let terms = class.affinity.node_affinity.preferred.iter();
+pub(crate) fn preferred(class: &Shape, node: &NodeState) -> i64 {
+    let terms = class.node_affinity.preferred.iter();
     let holding = terms.filter(|term| {
         // Unlike a required term, an empty preference holds everywhere.
         let empty = term.preference.match_expressions.is_empty() && term.preference.match_fields.is_empty();
@@ -22,7 +22,7 @@ pub(crate) fn preferred(class: &Class, node: &NodeState) -> i64 {
 }
 
 /// `PreferNoSchedule` taints that are not tolerated.
-pub(crate) fn disliked(class: &Class, node: &NodeState) -> i64 {
+pub(crate) fn disliked(class: &Shape, node: &NodeState) -> i64 {
     let soft = node.taints.iter().filter(|taint| taint.effect == "PreferNoSchedule");
     i64::try_from(soft.filter(|taint| !tolerated(&class.tolerations, taint)).count()).unwrap_or(i64::MAX)
 }
@@ -34,18 +34,26 @@ pub(crate) fn fixed(preferred: i64, preferred_max: i64, disliked: i64, disliked_
     AFFINITY_WEIGHT * affinity + TAINT_WEIGHT * taints
 }
 
-/// The part that changes with what runs: least allocated, balanced, and few pods of the same controller.
-pub(crate) fn moving(class: &Class, node: &NodeState) -> i64 {
+/// The part that changes with what runs and is the same for all pods of a shape: least allocated, and balanced.
+pub(crate) fn moving(shape: &Shape, node: &NodeState) -> i64 {
     let share = |all: i64, used: i64, wanted: i64| {
         if all <= 0 { 0 } else { ((all - used - wanted).max(0)) * 10_000 / all }
     };
-    let (assumed, used) = (class.requests.assumed, node.used_assumed);
+    let (assumed, used) = (shape.requests.assumed, node.load.used_assumed);
     let cpu = share(node.allocatable.cpu, used.0, assumed.0);
     let memory = share(node.allocatable.memory, used.1, assumed.1);
     let least = (cpu + memory) / 2 / 100;
     // The standard deviation of two values is half their distance.
     let balanced = MAX - (cpu - memory).abs() / 2 / 100;
-    let family = class.controller.as_ref().and_then(|controller| node.families.get(controller)).copied().unwrap_or(0);
-    let spread = MAX / (1 + i64::from(family));
-    least + balanced + SPREAD_WEIGHT * spread
+    least + balanced
+}
+
+/// Pods of the same controller on the node.
+pub(crate) fn family(class: &Class, node: &NodeState) -> u32 {
+    class.controller.as_ref().and_then(|controller| node.families.get(controller)).copied().unwrap_or(0)
+}
+
+/// The part that prefers few pods of the same controller.
+pub(crate) fn spread(family: u32) -> i64 {
+    SPREAD_WEIGHT * (MAX / (1 + i64::from(family)))
 }

@@ -34,7 +34,7 @@ impl World {
 
     fn class(&mut self, pod: Value) -> Arc<Class> {
         let pod: Pod = serde_json::from_value(pod).unwrap();
-        self.classes.intern(Class::of(&pod))
+        self.classes.intern(Class::of(&pod)).class
     }
 
     fn decide(&mut self, pod: &Value) -> (Uid, Arc<Class>, Decision) {
@@ -51,7 +51,8 @@ impl World {
         match decision {
             Decision::Bind(node) => {
                 let name = uid.clone();
-                self.view.place(&uid, Placed { name, node: node.clone(), class, leaving: false });
+                self.view
+                    .place(&uid, Placed { name, node: node.clone(), class, labels: Arc::default(), leaving: false });
                 Ok(node.to_string())
             }
             Decision::Unschedulable(diagnosis) => Err(diagnosis.message.clone()),
@@ -62,7 +63,9 @@ impl World {
 fn node(name: &str, change: Value) -> Value {
     let mut node = json!({
         "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}},
-        "spec": {}, "status": {"allocatable": {"cpu": "2", "memory": "4Gi", "pods": "10"}},
+        "spec": {}, "status": {
+            "allocatable": {"cpu": "2", "memory": "4Gi", "pods": "10"}, "conditions": [{"type": "Ready", "status": "True"}],
+        },
     });
     merge(&mut node, &change);
     node
@@ -256,6 +259,161 @@ fn preempts_the_least_valuable() {
     assert!(world.schedule(&never).unwrap_err().ends_with("preemption: not eligible due to preemptionPolicy=Never."));
 }
 
+#[test]
+fn equal_pods_preempt_each_for_itself() {
+    let mut world = World::with(&[node("a", json!({})), node("b", json!({}))]);
+    let with = |priority: i32| {
+        pod(json!({"spec": {"priority": priority, "containers": [{"resources": {"requests": {"cpu": "1"}}}]}}))
+    };
+    for _ in 0..4 {
+        world.schedule(&with(0)).unwrap();
+    }
+    let mut victims = std::collections::HashSet::new();
+    for index in 0..4 {
+        let (uid, class, decision) = world.decide(&with(10));
+        let Decision::Unschedulable(diagnosis) = decision else { panic!("no room was to be had") };
+        let preemption = diagnosis.preemption.clone().expect("room can be made");
+        world.view.nominate(&uid, &preemption.node, &class);
+        for victim in &preemption.victims {
+            let placed = world.view.placed(victim).unwrap().clone();
+            assert!(victims.insert(victim.clone()), "{index} takes the room of another");
+            world.view.place(victim, Placed { leaving: true, ..placed });
+        }
+        let again = world.decider.decide(&world.view, &uid, &class);
+        assert!(
+            matches!(again, Decision::Unschedulable(diagnosis) if diagnosis.waits),
+            "the first victims are not enough?"
+        );
+    }
+    assert_eq!(victims.len(), 4);
+    let (_, _, decision) = world.decide(&with(10));
+    assert!(
+        matches!(decision, Decision::Unschedulable(diagnosis) if diagnosis.preemption.is_none()),
+        "no more is to be had"
+    );
+}
+
+#[test]
+fn a_pod_that_leaves_already_is_no_victim() {
+    let mut world = World::with(&[node("a", json!({}))]);
+    let with = |priority: i32| {
+        pod(json!({"spec": {"priority": priority, "containers": [{"resources": {"requests": {"cpu": "1"}}}]}}))
+    };
+    world.schedule(&with(0)).unwrap();
+    world.schedule(&with(0)).unwrap();
+    let leaving = Placed { leaving: true, ..world.view.placed("u1").unwrap().clone() };
+    world.view.place(&"u1".into(), leaving);
+    let (_, _, decision) = world.decide(&with(10));
+    let Decision::Unschedulable(diagnosis) = decision else { panic!("it is still there") };
+    assert_eq!(diagnosis.preemption.as_ref().map(|preemption| preemption.victims.len()), Some(0));
+}
+
+#[test]
+fn a_reservation_is_worth_nothing_on_a_node_that_takes_no_pods() {
+    let mut world = World::with(&[node("a", json!({}))]);
+    let with = |priority: i32| {
+        pod(json!({"spec": {"priority": priority, "containers": [{"resources": {"requests": {"cpu": "2"}}}]}}))
+    };
+    world.schedule(&with(0)).unwrap();
+    let (uid, class, _) = world.decide(&with(10));
+    world.view.nominate(&uid, &"a".into(), &class);
+    let leaving = Placed { leaving: true, ..world.view.placed("u1").unwrap().clone() };
+    world.view.place(&"u1".into(), leaving);
+    let waits = |world: &mut World| match world.decider.decide(&world.view, &uid, &class) {
+        Decision::Unschedulable(diagnosis) => diagnosis.waits,
+        Decision::Bind(_) => panic!("there is no room"),
+    };
+    assert!(waits(&mut world));
+    world.node(node("a", json!({"spec": {"unschedulable": true}})));
+    assert!(!waits(&mut world));
+    world.view.remove_node("a");
+    assert_eq!(world.view.nomination(&uid), None);
+}
+
+#[test]
+fn spread_does_not_count_pods_that_end() {
+    let zone = |name: &str| node(name, json!({"metadata": {"labels": {"zone": name}}}));
+    let mut world = World::with(&[zone("a"), zone("b")]);
+    let spread = pod(json!({"spec": {"topologySpreadConstraints": [{
+        "maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule",
+        "labelSelector": {"matchLabels": {"app": "a"}}}]}}));
+    let first = world.schedule(&spread).unwrap();
+    let other = world.schedule(&spread).unwrap();
+    assert_ne!(first, other);
+    world.schedule(&spread).unwrap();
+    // Both of one zone end; that zone is the emptier one now.
+    let here: Vec<Uid> =
+        world.view.placed_uids().filter(|uid| *world.view.placed(uid).unwrap().node == *first).cloned().collect();
+    for uid in here {
+        let leaving = Placed { leaving: true, ..world.view.placed(&uid).unwrap().clone() };
+        world.view.place(&uid, leaving);
+    }
+    assert_eq!(world.schedule(&spread), Ok(first));
+}
+
+#[test]
+fn a_node_that_never_said_how_it_is_takes_no_pods() {
+    let mut world = World::with(&[node("ghost", json!({"status": {"conditions": []}}))]);
+    assert!(world.schedule(&pod(json!({}))).unwrap_err().contains("1 node(s) had untolerated taint(s)"));
+    world.node(node("ghost", json!({})));
+    assert!(world.schedule(&pod(json!({}))).is_ok());
+}
+
+#[test]
+fn many_classes_and_deletions_do_not_make_anybody_look_at_all_nodes() {
+    let nodes: Vec<Value> =
+        (0..50).map(|index| node(&format!("n{index}"), json!({"status": {"allocatable": {"pods": "40"}}}))).collect();
+    let mut world = World::with(&nodes);
+    let of = |family: usize, label: usize| {
+        pod(json!({
+            "metadata": {
+                "labels": {"app": format!("a{family}"), "pod": format!("p{label}")},
+                "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": format!("r{family}"), "controller": true}],
+            },
+            "spec": {"containers": [{"resources": {"requests": {"cpu": "1m", "memory": "1Mi"}}}]},
+        }))
+    };
+    let mut placed: std::collections::HashMap<(usize, String), usize> = Default::default();
+    for round in 0..5 {
+        for family in 0..200 {
+            let node = world.schedule(&of(family, round)).unwrap();
+            *placed.entry((family, node)).or_default() += 1;
+            if family % 3 == 0 {
+                let gone: Uid = format!("u{}", world.next - 1).into();
+                world.view.remove(&gone);
+            }
+        }
+    }
+    assert_eq!(world.decider.built, 1, "all are of one shape");
+    assert!(placed.values().all(|count| *count <= 2), "families are spread");
+    // Nobody selects by these labels, so the pods of a family are one class until somebody does.
+    let (one, other) = (world.class(of(1, 1)), world.class(of(1, 2)));
+    assert!(Arc::ptr_eq(&one, &other));
+    let selecting =
+        pod(json!({"spec": {"affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
+        {"labelSelector": {"matchLabels": {"pod": "p1"}}, "topologyKey": "kubernetes.io/hostname"}]}}}}));
+    let selecting: Pod = serde_json::from_value(selecting).unwrap();
+    assert!(world.classes.intern(Class::of(&selecting)).widened);
+    assert!(!Arc::ptr_eq(&world.class(of(1, 1)), &world.class(of(1, 2))));
+}
+
+#[test]
+fn room_that_is_made_is_seen_by_every_shape_and_the_best_still_wins() {
+    let mut world = World::with(&[node("a", json!({})), node("b", json!({}))]);
+    let big = pod(json!({"spec": {"containers": [{"resources": {"requests": {"cpu": "2"}}}]}}));
+    let small = pod(json!({"spec": {"containers": [{"resources": {"requests": {"cpu": "100m"}}}]}}));
+    world.schedule(&big).unwrap();
+    world.schedule(&big).unwrap();
+    assert!(world.schedule(&big).is_err() && world.schedule(&small).is_err());
+    world.view.remove("u1");
+    let free = world.schedule(&small).unwrap();
+    assert!(world.schedule(&big).is_err());
+    world.view.remove("u2");
+    let other = world.schedule(&big).unwrap();
+    assert_ne!(free, other);
+    assert_eq!(world.decider.built, 2);
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     /// cpu in hundredths of a core, memory in MiB, of one of few classes.
@@ -291,15 +449,15 @@ proptest! {
                     match decision {
                         Decision::Bind(name) => {
                             let node = world.view.named(&name).unwrap();
-                            prop_assert!(node.used.cpu + class.requests.exact.cpu <= node.allocatable.cpu || class.requests.exact.cpu == 0);
-                            prop_assert!(node.used.memory + class.requests.exact.memory <= node.allocatable.memory || class.requests.exact.memory == 0);
+                            prop_assert!(node.load.used.cpu + class.requests.exact.cpu <= node.allocatable.cpu || class.requests.exact.cpu == 0);
+                            prop_assert!(node.load.used.memory + class.requests.exact.memory <= node.allocatable.memory || class.requests.exact.memory == 0);
                             prop_assert!(i64::try_from(node.pods.len()).unwrap() < node.pods_max);
-                            prop_assert!(!port || node.ports.is_empty());
-                            world.view.place(&uid, Placed { name: uid.clone(), node: name, class, leaving: false });
+                            prop_assert!(!port || node.load.ports.is_empty());
+                            world.view.place(&uid, Placed { name: uid.clone(), node: name, class, labels: Arc::default(), leaving: false });
                             live.push(uid);
                         }
                         Decision::Unschedulable(_) => {
-                            let room = world.view.nodes().any(|(_, node)| crate::filter::all(&class, node, None).is_ok());
+                            let room = world.view.nodes().any(|(_, node)| crate::filter::all(&class, node, None, None).is_ok());
                             prop_assert!(!room, "there was room");
                         }
                     }
@@ -317,7 +475,8 @@ proptest! {
             }
             for (_, node) in world.view.nodes() {
                 let sum: i64 = node.pods.values().map(|class| class.requests.exact.cpu).sum();
-                prop_assert_eq!(sum, node.used.cpu, "what is taken adds up");
+                prop_assert_eq!(sum, node.load.used.cpu, "what is taken adds up");
+                prop_assert_eq!(node.load.count, i64::try_from(node.pods.len()).unwrap());
             }
         }
     }

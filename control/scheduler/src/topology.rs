@@ -1,6 +1,7 @@
 //! Constraints that look at other pods: required (anti-)affinity and topology spread.
 //!
-//! Counted anew for each pod that has such constraints: one walk over all pods, then each node is a look-up.
+//! Counted anew for each pod that has such constraints, class by class: whether a term means a class is asked once, then its
+//! nodes are added up; then each node is a look-up.
 
 use std::collections::{HashMap, HashSet};
 
@@ -79,12 +80,17 @@ impl Topology {
                 }
             })
             .collect();
-        for (node, other) in view.pods() {
+        for group in view.groups() {
+            let other = &group.class;
+            let nodes = || group.nodes.iter().filter_map(|(slot, members)| Some((view.node(*slot)?, *members)));
             let count = |term: &crate::wire::PodTerm, counts: &mut HashMap<String, u32>| {
-                if let Some(value) = node.labels.get(&term.topology_key)
-                    && term.means(&class.namespace, &other.namespace, &other.labels)
-                {
-                    *counts.entry(value.clone()).or_default() += 1;
+                if !term.means(&class.namespace, &other.namespace, &other.labels) {
+                    return;
+                }
+                for (node, members) in nodes() {
+                    if let Some(value) = node.labels.get(&term.topology_key) {
+                        *counts.entry(value.clone()).or_default() += members.all;
+                    }
                 }
             };
             for (term, counts) in affinity.iter().zip(&mut topology.affinity) {
@@ -97,12 +103,16 @@ impl Topology {
                 count(&term.pod_affinity_term, counts);
             }
             for (constraint, spread) in class.spread.iter().zip(&mut topology.spread) {
-                if other.namespace == class.namespace
-                    && selects(constraint.label_selector.as_ref(), &other.labels)
-                    && let Some(value) = node.labels.get(&constraint.topology_key)
-                    && let Some(count) = spread.counts.get_mut(value)
-                {
-                    *count += 1;
+                if other.namespace != class.namespace || !selects(constraint.label_selector.as_ref(), &other.labels) {
+                    continue;
+                }
+                for (node, members) in nodes() {
+                    if let Some(value) = node.labels.get(&constraint.topology_key)
+                        && let Some(count) = spread.counts.get_mut(value)
+                    {
+                        // Who ends makes no place crowded (as for the reference).
+                        *count += i64::from(members.all - members.leaving);
+                    }
                 }
             }
         }
@@ -119,14 +129,16 @@ impl Topology {
 
     /// Anti-affinity works both ways.
     fn refuse(&mut self, class: &Class, view: &ClusterView) {
-        for (uid, other) in &view.averse {
+        for group in view.averse() {
+            let other = &group.class;
             for term in &other.affinity.pod_anti_affinity.required {
                 if !term.means(&other.namespace, &class.namespace, &class.labels) {
                     continue;
                 }
-                let node = view.placed(uid).and_then(|placed| view.named(&placed.node));
-                if let Some(value) = node.and_then(|node| node.labels.get(&term.topology_key)) {
-                    self.refused.insert((term.topology_key.clone(), value.clone()));
+                for node in group.nodes.keys().filter_map(|slot| view.node(*slot)) {
+                    if let Some(value) = node.labels.get(&term.topology_key) {
+                        self.refused.insert((term.topology_key.clone(), value.clone()));
+                    }
                 }
             }
         }

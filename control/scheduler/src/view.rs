@@ -1,13 +1,14 @@
 //! What the scheduler looks at: nodes with what is taken of them, kept up to date event by event.
 //!
-//! A pod counts from the moment it is assumed (decided, binding under way) until it is gone or finished. Two counters say
-//! what has changed: a node's `generation` moves with everything on it, the view's `epoch` only with what may make room
-//! or change what nodes are; decisions made before (see [`crate::decide`]) stay valid while the epoch stands.
+//! A pod counts from the moment it is assumed (decided, binding under way) until it is gone or finished. Decisions that
+//! were made before (see [`crate::decide`]) stay valid while what they rest on does: a node's `generation` moves with
+//! everything on it, the view's `epoch` with what nodes are, and [`ClusterView::freed_since`] names the nodes on which room
+//! was made.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use crate::class::{Class, HostPort};
+use crate::class::{Class, HostPort, Shape};
 use crate::resources::Amounts;
 use crate::wire::{Labels, Node, Taint};
 
@@ -15,9 +16,45 @@ pub(crate) type Uid = Arc<str>;
 
 /// Pods a node takes if it does not say.
 const PODS_DEFAULT: i64 = 110;
+/// Nodes with new room that are remembered; whoever is further behind looks at all.
+const FREED_MAX: usize = 16_384;
+/// On a node that has not said whether it is ready.
+const NOT_READY: &str = "node.kubernetes.io/not-ready";
+
+/// What is taken of a node.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Load {
+    pub used: Amounts,
+    /// cpu and memory as scoring sees them.
+    pub used_assumed: (i64, i64),
+    pub count: i64,
+    pub ports: Vec<HostPort>,
+}
+
+impl Load {
+    pub(crate) fn add(&mut self, shape: &Shape) {
+        self.used.add(&shape.requests.exact);
+        self.used_assumed.0 += shape.requests.assumed.0;
+        self.used_assumed.1 += shape.requests.assumed.1;
+        self.count += 1;
+        self.ports.extend(shape.ports.iter().cloned());
+    }
+
+    pub(crate) fn subtract(&mut self, shape: &Shape) {
+        self.used.subtract(&shape.requests.exact);
+        self.used_assumed.0 -= shape.requests.assumed.0;
+        self.used_assumed.1 -= shape.requests.assumed.1;
+        self.count -= 1;
+        for port in &shape.ports {
+            if let Some(index) = self.ports.iter().position(|taken| taken == port) {
+                self.ports.swap_remove(index);
+            }
+        }
+    }
+}
 
 /// A node and what is taken of it.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct NodeState {
     pub name: Arc<str>,
     pub labels: Labels,
@@ -25,11 +62,8 @@ pub(crate) struct NodeState {
     pub unschedulable: bool,
     pub allocatable: Amounts,
     pub pods_max: i64,
-    pub used: Amounts,
-    /// cpu and memory as scoring sees them.
-    pub used_assumed: (i64, i64),
+    pub load: Load,
     pub pods: HashMap<Uid, Arc<Class>>,
-    pub ports: Vec<HostPort>,
     /// Pods by controller.
     pub families: HashMap<Arc<str>, u32>,
     /// Pods with preemption under way that will come here.
@@ -43,8 +77,25 @@ pub(crate) struct Placed {
     pub name: Arc<str>,
     pub node: Arc<str>,
     pub class: Arc<Class>,
+    /// All of them; the class has those that somebody selects.
+    pub labels: Arc<Labels>,
     /// It is being deleted.
     pub leaving: bool,
+}
+
+/// Pods of a class on a node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Members {
+    pub all: u32,
+    /// Those of them that are being deleted.
+    pub leaving: u32,
+}
+
+/// Where the pods of a class are.
+#[derive(Debug)]
+pub(crate) struct Group {
+    pub class: Arc<Class>,
+    pub nodes: HashMap<usize, Members>,
 }
 
 /// Nodes and pods.
@@ -54,22 +105,26 @@ pub(crate) struct ClusterView {
     slots: Vec<Option<NodeState>>,
     index: HashMap<Arc<str>, usize>,
     placed: HashMap<Uid, Placed>,
-    /// Pods with required anti-affinity: others must mind them.
-    pub averse: HashMap<Uid, Arc<Class>>,
+    /// Pods whose node is not known, by its name.
+    homeless: HashMap<Arc<str>, HashSet<Uid>>,
+    /// By the address of the class, which is interned and lives as long as its group.
+    groups: HashMap<usize, Group>,
+    /// Those groups whose pods have required anti-affinity: others must mind them.
+    averse: HashSet<usize>,
     nominations: HashMap<Uid, Arc<str>>,
     epoch: u64,
+    freed: VecDeque<usize>,
+    /// How many were ever noted in `freed`.
+    freed_count: u64,
 }
 
 impl NodeState {
     /// The pod is here.
-    pub(crate) fn take(&mut self, uid: &Uid, class: &Arc<Class>) {
+    fn take(&mut self, uid: &Uid, class: &Arc<Class>) {
         if self.pods.insert(uid.clone(), class.clone()).is_some() {
             return;
         }
-        self.used.add(&class.requests.exact);
-        self.used_assumed.0 += class.requests.assumed.0;
-        self.used_assumed.1 += class.requests.assumed.1;
-        self.ports.extend(class.ports.iter().cloned());
+        self.load.add(class);
         if let Some(controller) = &class.controller {
             *self.families.entry(controller.clone()).or_default() += 1;
         }
@@ -77,16 +132,9 @@ impl NodeState {
     }
 
     /// The pod is not here any more.
-    pub(crate) fn release(&mut self, uid: &str) {
+    fn release(&mut self, uid: &str) {
         let Some(class) = self.pods.remove(uid) else { return };
-        self.used.subtract(&class.requests.exact);
-        self.used_assumed.0 -= class.requests.assumed.0;
-        self.used_assumed.1 -= class.requests.assumed.1;
-        for port in &class.ports {
-            if let Some(index) = self.ports.iter().position(|taken| taken == port) {
-                self.ports.swap_remove(index);
-            }
-        }
+        self.load.subtract(&class);
         if let Some(controller) = &class.controller
             && let Some(count) = self.families.get_mut(controller)
         {
@@ -97,27 +145,36 @@ impl NodeState {
         }
         self.generation += 1;
     }
+}
 
-    /// The node as it would be without these pods.
-    pub(crate) fn without<'a>(&self, gone: impl Iterator<Item = &'a Uid>) -> Self {
-        let mut rest = self.clone();
-        for uid in gone {
-            rest.release(uid);
-        }
-        rest
-    }
-
-    /// The node as it would be with this pod as well.
-    pub(crate) fn with(mut self, uid: &Uid, class: &Arc<Class>) -> Self {
-        self.take(uid, class);
-        self
-    }
+fn address(class: &Arc<Class>) -> usize {
+    Arc::as_ptr(class).addr()
 }
 
 impl ClusterView {
-    /// Moves when room may have been made or nodes changed.
+    /// Moves when nodes come, go or change.
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// Where [`ClusterView::freed_since`] stands.
+    pub(crate) fn freed_count(&self) -> u64 {
+        self.freed_count
+    }
+
+    /// Slots of nodes on which room was made since then; `None` if that is too long ago to tell.
+    pub(crate) fn freed_since(&self, count: u64) -> Option<impl Iterator<Item = usize>> {
+        let behind = usize::try_from(self.freed_count - count).unwrap_or(usize::MAX);
+        let skip = self.freed.len().checked_sub(behind)?;
+        Some(self.freed.iter().skip(skip).copied())
+    }
+
+    fn free(&mut self, slot: usize) {
+        if self.freed.len() == FREED_MAX {
+            self.freed.pop_front();
+        }
+        self.freed.push_back(slot);
+        self.freed_count += 1;
     }
 
     /// Number of nodes.
@@ -139,6 +196,11 @@ impl ClusterView {
         self.node(*self.index.get(name)?)
     }
 
+    fn state(&mut self, name: &str) -> Option<(usize, &mut NodeState)> {
+        let slot = *self.index.get(name)?;
+        Some((slot, self.slots[slot].as_mut()?))
+    }
+
     pub(crate) fn placed(&self, uid: &str) -> Option<&Placed> {
         self.placed.get(uid)
     }
@@ -148,9 +210,14 @@ impl ClusterView {
         self.placed.keys()
     }
 
-    /// Pods that have a node which is known, with their nodes.
-    pub(crate) fn pods(&self) -> impl Iterator<Item = (&NodeState, &Arc<Class>)> {
-        self.nodes().flat_map(|(_, node)| node.pods.values().map(move |class| (node, class)))
+    /// Pods that have a node which is known, by class.
+    pub(crate) fn groups(&self) -> impl Iterator<Item = &Group> {
+        self.groups.values()
+    }
+
+    /// Those of them with required anti-affinity.
+    pub(crate) fn averse(&self) -> impl Iterator<Item = &Group> {
+        self.averse.iter().filter_map(|address| self.groups.get(address))
     }
 
     /// A node is as told; returns whether something changed that scheduling looks at.
@@ -161,11 +228,16 @@ impl ClusterView {
         let pods_max = listed.get("pods").and_then(|text| coracle_api::meta::Quantity::parse(text).ok());
         let pods_max = pods_max.map_or(PODS_DEFAULT, |quantity| quantity.value());
         let labels = node.metadata.labels.unwrap_or_default();
-        if let Some(slot) = self.index.get(&name)
-            && let Some(known) = self.slots[*slot].as_mut()
-        {
+        let mut taints = node.spec.taints;
+        // Until the taint comes that says so (from admission, or the node controller).
+        let said = node.status.conditions.iter().any(|condition| condition.type_ == "Ready");
+        let tainted = |taint: &Taint| taint.key == NOT_READY && taint.effect == "NoSchedule";
+        if !said && !taints.iter().any(tainted) {
+            taints.push(Taint { key: NOT_READY.to_owned(), value: String::new(), effect: "NoSchedule".to_owned() });
+        }
+        if let Some((_, known)) = self.state(&name) {
             let same = known.labels == labels
-                && known.taints == node.spec.taints
+                && known.taints == taints
                 && known.unschedulable == node.spec.unschedulable
                 && known.allocatable == allocatable
                 && known.pods_max == pods_max;
@@ -173,7 +245,7 @@ impl ClusterView {
                 return false;
             }
             known.labels = labels;
-            known.taints = node.spec.taints;
+            known.taints = taints;
             known.unschedulable = node.spec.unschedulable;
             known.allocatable = allocatable;
             known.pods_max = pods_max;
@@ -181,25 +253,19 @@ impl ClusterView {
             self.epoch += 1;
             return true;
         }
-        let mut state = NodeState {
+        let state = NodeState {
             name: name.clone(),
             labels,
-            taints: node.spec.taints,
+            taints,
             unschedulable: node.spec.unschedulable,
             allocatable,
             pods_max,
-            used: Amounts::default(),
-            used_assumed: (0, 0),
+            load: Load::default(),
             pods: HashMap::new(),
-            ports: vec![],
             families: HashMap::new(),
             nominated: vec![],
             generation: 0,
         };
-        // Pods may have been seen before their node.
-        for (uid, placed) in self.placed.iter().filter(|(_, placed)| placed.node == name) {
-            state.take(uid, &placed.class);
-        }
         let slot = match self.slots.iter().position(Option::is_none) {
             Some(slot) => slot,
             None => {
@@ -208,77 +274,137 @@ impl ClusterView {
             }
         };
         self.slots[slot] = Some(state);
-        self.index.insert(name, slot);
+        self.index.insert(name.clone(), slot);
         self.epoch += 1;
+        // Pods may have been seen before their node.
+        for uid in self.homeless.remove(&name).into_iter().flatten() {
+            self.settle(&uid);
+        }
         true
     }
 
+    /// The node is gone; who waited for it does no longer, its pods are still to go.
     pub(crate) fn remove_node(&mut self, name: &str) {
-        if let Some(slot) = self.index.remove(name) {
-            self.slots[slot] = None;
-            self.epoch += 1;
+        let Some((slot, node)) = self.state(name) else { return };
+        let (pods, nominated) = (std::mem::take(&mut node.pods), std::mem::take(&mut node.nominated));
+        for uid in pods.keys() {
+            if let Some(placed) = self.placed.get(uid).cloned() {
+                self.count(slot, &placed, false);
+            }
         }
+        for (uid, _) in nominated {
+            self.nominations.remove(&uid);
+        }
+        self.homeless.entry(name.into()).or_default().extend(pods.into_keys());
+        self.homeless.retain(|_, pods| !pods.is_empty());
+        self.index.remove(name);
+        self.slots[slot] = None;
+        self.epoch += 1;
     }
 
     /// The pod has (or is about to have) this node.
     pub(crate) fn place(&mut self, uid: &Uid, placed: Placed) {
         self.withdraw(uid);
-        let before = self.placed.get_mut(uid);
-        if let Some(before) = before
+        if let Some(before) = self.placed.get(uid)
             && before.node == placed.node
-            && before.class == placed.class
+            && Arc::ptr_eq(&before.class, &placed.class)
+            && before.leaving == placed.leaving
         {
-            before.leaving = placed.leaving;
             return;
         }
         self.remove(uid);
-        if let Some(slot) = self.index.get(&placed.node)
-            && let Some(node) = self.slots[*slot].as_mut()
-        {
-            node.take(uid, &placed.class);
-        }
-        if !placed.class.affinity.pod_anti_affinity.required.is_empty() {
-            self.averse.insert(uid.clone(), placed.class.clone());
-        }
         self.placed.insert(uid.clone(), placed);
+        self.settle(uid);
     }
 
-    /// The pod is gone, finished, or was not bound after all; returns whether it had a node.
-    pub(crate) fn remove(&mut self, uid: &str) -> bool {
-        self.withdraw(uid);
-        let Some(placed) = self.placed.remove(uid) else { return false };
-        self.averse.remove(uid);
-        if let Some(slot) = self.index.get(&placed.node)
-            && let Some(node) = self.slots[*slot].as_mut()
-        {
-            node.release(uid);
+    /// Counts a placed pod on its node.
+    fn settle(&mut self, uid: &Uid) {
+        let Some(placed) = self.placed.get(uid).cloned() else { return };
+        match self.state(&placed.node) {
+            Some((slot, node)) => {
+                node.take(uid, &placed.class);
+                self.count(slot, &placed, true);
+            }
+            None => drop(self.homeless.entry(placed.node).or_default().insert(uid.clone())),
         }
-        self.epoch += 1;
-        true
+    }
+
+    fn count(&mut self, slot: usize, placed: &Placed, comes: bool) {
+        let address = address(&placed.class);
+        let group =
+            self.groups.entry(address).or_insert_with(|| Group { class: placed.class.clone(), nodes: HashMap::new() });
+        let members = group.nodes.entry(slot).or_default();
+        let leaving = u32::from(placed.leaving);
+        if comes {
+            members.all += 1;
+            members.leaving += leaving;
+            if !placed.class.affinity.pod_anti_affinity.required.is_empty() {
+                self.averse.insert(address);
+            }
+            return;
+        }
+        members.all -= 1;
+        members.leaving -= leaving;
+        if members.all == 0 {
+            group.nodes.remove(&slot);
+        }
+        if group.nodes.is_empty() {
+            self.groups.remove(&address);
+            self.averse.remove(&address);
+        }
+    }
+
+    /// The pod is gone, finished, or was not bound after all; returns how it was placed.
+    pub(crate) fn remove(&mut self, uid: &str) -> Option<Placed> {
+        self.withdraw(uid);
+        let placed = self.placed.remove(uid)?;
+        match self.state(&placed.node) {
+            Some((slot, node)) => {
+                node.release(uid);
+                self.count(slot, &placed, false);
+                self.free(slot);
+            }
+            None => {
+                if let Some(pods) = self.homeless.get_mut(&placed.node) {
+                    pods.remove(uid);
+                    if pods.is_empty() {
+                        self.homeless.remove(&placed.node);
+                    }
+                }
+            }
+        }
+        Some(placed)
+    }
+
+    /// Gives every placed pod the class that `class` says, for the labels that matter are others now.
+    pub(crate) fn reclassify(&mut self, mut class: impl FnMut(&Arc<Class>, &Labels) -> Arc<Class>) {
+        let placed: Vec<(Uid, Placed)> =
+            self.placed.iter().map(|(uid, placed)| (uid.clone(), placed.clone())).collect();
+        for (uid, mut placed) in placed {
+            placed.class = class(&placed.class, &placed.labels);
+            self.place(&uid, placed);
+        }
     }
 
     /// The pod waits for room that preemption makes on this node.
     pub(crate) fn nominate(&mut self, uid: &Uid, node: &Arc<str>, class: &Arc<Class>) {
         self.withdraw(uid);
-        if let Some(slot) = self.index.get(node)
-            && let Some(state) = self.slots[*slot].as_mut()
-        {
+        if let Some((_, state)) = self.state(node) {
             state.nominated.push((uid.clone(), class.clone()));
             state.generation += 1;
             self.nominations.insert(uid.clone(), node.clone());
         }
     }
 
-    /// The pod waits for no particular node.
-    pub(crate) fn withdraw(&mut self, uid: &str) {
-        let Some(node) = self.nominations.remove(uid) else { return };
-        if let Some(slot) = self.index.get(&node)
-            && let Some(state) = self.slots[*slot].as_mut()
-        {
+    /// The pod waits for no particular node; returns whether it did.
+    pub(crate) fn withdraw(&mut self, uid: &str) -> bool {
+        let Some(node) = self.nominations.remove(uid) else { return false };
+        if let Some((slot, state)) = self.state(&node) {
             state.nominated.retain(|(other, _)| &**other != uid);
             state.generation += 1;
-            self.epoch += 1;
+            self.free(slot);
         }
+        true
     }
 
     /// The node the pod waits for.

@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde::{Deserialize, Deserializer};
 
+use crate::tolerant::nullable;
+
 pub(crate) type Labels = BTreeMap<String, String>;
 
 /// Metadata without what is never looked at: it is skipped while decoding.
@@ -46,9 +48,9 @@ fn slim<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Err
 pub(crate) struct Pod {
     #[serde(deserialize_with = "slim", default)]
     pub metadata: ObjectMeta,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     pub spec: PodSpec,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     pub status: PodStatus,
 }
 
@@ -59,15 +61,23 @@ pub(crate) struct PodSpec {
     pub scheduler_name: Option<String>,
     pub priority: Option<i32>,
     pub preemption_policy: Option<String>,
+    #[serde(deserialize_with = "nullable")]
     pub node_selector: Labels,
     pub affinity: Option<Affinity>,
+    #[serde(deserialize_with = "nullable")]
     pub tolerations: Vec<Toleration>,
+    #[serde(deserialize_with = "nullable")]
     pub topology_spread_constraints: Vec<SpreadConstraint>,
+    #[serde(deserialize_with = "nullable")]
     pub containers: Vec<Container>,
+    #[serde(deserialize_with = "nullable")]
     pub init_containers: Vec<Container>,
+    #[serde(deserialize_with = "nullable")]
     pub overhead: BTreeMap<String, String>,
     pub resources: Option<Resources>,
+    #[serde(deserialize_with = "nullable")]
     pub scheduling_gates: Vec<serde::de::IgnoredAny>,
+    #[serde(deserialize_with = "nullable")]
     pub host_network: bool,
 }
 
@@ -76,14 +86,17 @@ pub(crate) struct PodSpec {
 pub(crate) struct PodStatus {
     pub phase: Option<String>,
     pub nominated_node_name: Option<String>,
-    pub conditions: Vec<PodCondition>,
+    #[serde(deserialize_with = "nullable")]
+    pub conditions: Vec<Condition>,
 }
 
+/// A condition of a pod or a node.
 #[derive(Deserialize, Clone, Debug, Default)]
 #[serde(default)]
-pub(crate) struct PodCondition {
-    #[serde(rename = "type")]
+pub(crate) struct Condition {
+    #[serde(rename = "type", deserialize_with = "nullable")]
     pub type_: String,
+    #[serde(deserialize_with = "nullable")]
     pub status: String,
     pub reason: Option<String>,
     pub message: Option<String>,
@@ -92,7 +105,9 @@ pub(crate) struct PodCondition {
 #[derive(Deserialize, Clone, Debug, Default)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Container {
+    #[serde(deserialize_with = "nullable")]
     pub resources: Resources,
+    #[serde(deserialize_with = "nullable")]
     pub ports: Vec<ContainerPort>,
     pub restart_policy: Option<String>,
 }
@@ -100,13 +115,16 @@ pub(crate) struct Container {
 #[derive(Deserialize, Clone, Debug, Default)]
 #[serde(default)]
 pub(crate) struct Resources {
+    #[serde(deserialize_with = "nullable")]
     pub requests: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize, Clone, Debug, Default)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct ContainerPort {
+    #[serde(deserialize_with = "nullable")]
     pub container_port: u16,
+    #[serde(deserialize_with = "nullable")]
     pub host_port: u16,
     #[serde(rename = "hostIP")]
     pub host_ip: Option<String>,
@@ -117,8 +135,11 @@ pub(crate) struct ContainerPort {
 #[derive(Deserialize, Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Affinity {
+    #[serde(deserialize_with = "nullable")]
     pub node_affinity: NodeAffinity,
+    #[serde(deserialize_with = "nullable")]
     pub pod_affinity: PodAffinity,
+    #[serde(deserialize_with = "nullable")]
     pub pod_anti_affinity: PodAffinity,
 }
 
@@ -127,51 +148,61 @@ pub(crate) struct Affinity {
 pub(crate) struct NodeAffinity {
     #[serde(rename = "requiredDuringSchedulingIgnoredDuringExecution")]
     pub required: Option<NodeSelector>,
-    #[serde(rename = "preferredDuringSchedulingIgnoredDuringExecution")]
+    #[serde(rename = "preferredDuringSchedulingIgnoredDuringExecution", deserialize_with = "nullable")]
     pub preferred: Vec<PreferredTerm>,
 }
 
 #[derive(Deserialize, Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct NodeSelector {
+    #[serde(deserialize_with = "nullable")]
     pub node_selector_terms: Vec<NodeTerm>,
 }
 
 #[derive(Deserialize, Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[serde(default)]
 pub(crate) struct PreferredTerm {
+    #[serde(deserialize_with = "nullable")]
     pub weight: i32,
+    #[serde(deserialize_with = "nullable")]
     pub preference: NodeTerm,
 }
 
 #[derive(Deserialize, Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct NodeTerm {
+    #[serde(deserialize_with = "nullable")]
     pub match_expressions: Vec<Requirement>,
+    #[serde(deserialize_with = "nullable")]
     pub match_fields: Vec<Requirement>,
 }
 
 #[derive(Deserialize, Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[serde(default)]
 pub(crate) struct Requirement {
+    #[serde(deserialize_with = "nullable")]
     pub key: String,
+    #[serde(deserialize_with = "nullable")]
     pub operator: String,
+    #[serde(deserialize_with = "nullable")]
     pub values: Vec<String>,
 }
 
 #[derive(Deserialize, Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[serde(default)]
 pub(crate) struct PodAffinity {
-    #[serde(rename = "requiredDuringSchedulingIgnoredDuringExecution")]
+    #[serde(rename = "requiredDuringSchedulingIgnoredDuringExecution", deserialize_with = "nullable")]
     pub required: Vec<PodTerm>,
-    #[serde(rename = "preferredDuringSchedulingIgnoredDuringExecution")]
+    #[serde(rename = "preferredDuringSchedulingIgnoredDuringExecution", deserialize_with = "nullable")]
     pub preferred: Vec<PreferredPodTerm>,
 }
 
 #[derive(Deserialize, Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct PreferredPodTerm {
+    #[serde(deserialize_with = "nullable")]
     pub weight: i32,
+    #[serde(deserialize_with = "nullable")]
     pub pod_affinity_term: PodTerm,
 }
 
@@ -180,28 +211,38 @@ pub(crate) struct PreferredPodTerm {
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct PodTerm {
     pub label_selector: Option<LabelSelector>,
+    #[serde(deserialize_with = "nullable")]
     pub namespaces: Vec<String>,
     pub namespace_selector: Option<LabelSelector>,
+    #[serde(deserialize_with = "nullable")]
     pub topology_key: String,
+    #[serde(deserialize_with = "nullable")]
     pub match_label_keys: Vec<String>,
+    #[serde(deserialize_with = "nullable")]
     pub mismatch_label_keys: Vec<String>,
 }
 
 #[derive(Deserialize, Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct LabelSelector {
+    #[serde(deserialize_with = "nullable")]
     pub match_labels: Labels,
+    #[serde(deserialize_with = "nullable")]
     pub match_expressions: Vec<Requirement>,
 }
 
 #[derive(Deserialize, Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct SpreadConstraint {
+    #[serde(deserialize_with = "nullable")]
     pub max_skew: i32,
+    #[serde(deserialize_with = "nullable")]
     pub topology_key: String,
+    #[serde(deserialize_with = "nullable")]
     pub when_unsatisfiable: String,
     pub label_selector: Option<LabelSelector>,
     pub min_domains: Option<i32>,
+    #[serde(deserialize_with = "nullable")]
     pub match_label_keys: Vec<String>,
     pub node_affinity_policy: Option<String>,
     pub node_taints_policy: Option<String>,
@@ -210,9 +251,13 @@ pub(crate) struct SpreadConstraint {
 #[derive(Deserialize, Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[serde(default)]
 pub(crate) struct Toleration {
+    #[serde(deserialize_with = "nullable")]
     pub key: String,
+    #[serde(deserialize_with = "nullable")]
     pub operator: String,
+    #[serde(deserialize_with = "nullable")]
     pub value: String,
+    #[serde(deserialize_with = "nullable")]
     pub effect: String,
 }
 
@@ -221,32 +266,41 @@ pub(crate) struct Toleration {
 pub(crate) struct Node {
     #[serde(deserialize_with = "slim", default)]
     pub metadata: ObjectMeta,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     pub spec: NodeSpec,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     pub status: NodeStatus,
 }
 
 #[derive(Deserialize, Clone, Debug, Default)]
 #[serde(default)]
 pub(crate) struct NodeSpec {
+    #[serde(deserialize_with = "nullable")]
     pub unschedulable: bool,
+    #[serde(deserialize_with = "nullable")]
     pub taints: Vec<Taint>,
 }
 
 #[derive(Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(default)]
 pub(crate) struct Taint {
+    #[serde(deserialize_with = "nullable")]
     pub key: String,
+    #[serde(deserialize_with = "nullable")]
     pub value: String,
+    #[serde(deserialize_with = "nullable")]
     pub effect: String,
 }
 
 #[derive(Deserialize, Clone, Debug, Default)]
 #[serde(default)]
 pub(crate) struct NodeStatus {
+    #[serde(deserialize_with = "nullable")]
     pub allocatable: BTreeMap<String, String>,
+    #[serde(deserialize_with = "nullable")]
     pub capacity: BTreeMap<String, String>,
+    #[serde(deserialize_with = "nullable")]
+    pub conditions: Vec<Condition>,
 }
 
 macro_rules! resource {

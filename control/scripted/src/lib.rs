@@ -27,7 +27,7 @@ pub use store::Place;
 use store::Store;
 
 /// How long [`Scripted::until`] waits.
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What one request is answered, instead of what it would be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,10 +61,13 @@ struct Line {
     answer: Answer,
 }
 
+type Meanwhile = Box<dyn FnOnce(&Scripted) + Send>;
+
 #[derive(Default)]
 struct Inner {
     store: Mutex<Store>,
     script: Mutex<Vec<Line>>,
+    meanwhile: Mutex<Vec<(Method, String, Meanwhile)>>,
     seen: Mutex<Vec<Seen>>,
     changed: Notify,
 }
@@ -149,6 +152,12 @@ impl Scripted {
         self.inner.script.lock().push(Line { method, part: part.to_owned(), answer });
     }
 
+    /// Does something when the next request of this method comes whose path contains `part`, before it is answered: what
+    /// somebody else is faster with.
+    pub fn meanwhile(&self, method: Method, part: &str, act: impl FnOnce(&Self) + Send + 'static) {
+        self.inner.meanwhile.lock().push((method, part.to_owned(), Box::new(act)));
+    }
+
     /// Whether everything that was told by [`Scripted::next`] has happened.
     #[must_use]
     pub fn is_done(&self) -> bool {
@@ -190,13 +199,17 @@ impl Scripted {
         match tokio::time::timeout(PATIENCE, looking).await {
             Ok(found) => found,
             Err(_) => {
-                let writes: Vec<_> = self.writes().iter().map(|seen| format!("{} {}", seen.method, seen.path)).collect();
+                let writes: Vec<_> =
+                    self.writes().iter().map(|seen| format!("{} {}", seen.method, seen.path)).collect();
                 panic!("never came: {what}; written was: {writes:#?}")
             }
         }
     }
 
-    async fn serve(&self, request: Request<kube::client::Body>) -> Result<Response<UnsyncBoxBody<Bytes, std::io::Error>>, std::io::Error> {
+    async fn serve(
+        &self,
+        request: Request<kube::client::Body>,
+    ) -> Result<Response<UnsyncBoxBody<Bytes, std::io::Error>>, std::io::Error> {
         let (parts, body) = request.into_parts();
         let bytes = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
         let seen = Seen {
@@ -206,7 +219,19 @@ impl Scripted {
             body: serde_json::from_slice(&bytes).unwrap_or(Value::Null),
         };
         self.inner.seen.lock().push(seen.clone());
-        let media = parts.headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let meanwhile = {
+            let mut meanwhile = self.inner.meanwhile.lock();
+            let next = meanwhile
+                .iter()
+                .position(|(method, part, _)| *method == seen.method && seen.path.contains(part.as_str()));
+            next.map(|index| meanwhile.remove(index).2)
+        };
+        if let Some(meanwhile) = meanwhile {
+            meanwhile(self);
+        }
+        self.inner.changed.notify_waiters();
+        let media =
+            parts.headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let answer = self.scripted(&seen);
         let done = match answer {
             Some(Answer::Silence) => std::future::pending().await,
@@ -222,7 +247,8 @@ impl Scripted {
         let (code, body) = match done {
             Ok(verbs::Body::Object(value)) => (200, whole(&value)),
             Ok(verbs::Body::Watch(lines)) => {
-                let lines = futures::stream::unfold(lines, |mut lines| async move { Some((lines.recv().await?, lines)) });
+                let lines =
+                    futures::stream::unfold(lines, |mut lines| async move { Some((lines.recv().await?, lines)) });
                 let frames = lines.map(|line: Bytes| Ok::<_, std::io::Error>(http_body::Frame::data(line)));
                 (200, StreamBody::new(frames).boxed_unsync())
             }

@@ -37,7 +37,13 @@ impl Place {
             rest => ("", rest),
         };
         let at = |index: usize| rest.get(index).copied().unwrap_or_default().to_owned();
-        (!rest.is_empty()).then(|| Self { group, plural: at(0), namespace: namespace.to_owned(), name: at(1), sub: at(2) })
+        (!rest.is_empty()).then(|| Self {
+            group,
+            plural: at(0),
+            namespace: namespace.to_owned(),
+            name: at(1),
+            sub: at(2),
+        })
     }
 
     fn kind(&self) -> (String, String) {
@@ -86,7 +92,11 @@ impl Store {
         let within = |other: &Place| {
             other.kind() == place.kind() && (place.namespace.is_empty() || place.namespace == other.namespace)
         };
-        self.objects.iter().filter(|(other, _)| within(other)).map(|(place, object)| (place.clone(), object.clone())).collect()
+        self.objects
+            .iter()
+            .filter(|(other, _)| within(other))
+            .map(|(place, object)| (place.clone(), object.clone()))
+            .collect()
     }
 
     pub(crate) fn version(&self) -> u64 {
@@ -139,7 +149,12 @@ impl Store {
     }
 
     /// A watch: with `since`, everything after it; else all objects first, and a bookmark that ends them.
-    pub(crate) fn watch(&mut self, place: &Place, name: Option<String>, since: Option<u64>) -> mpsc::UnboundedReceiver<Bytes> {
+    pub(crate) fn watch(
+        &mut self,
+        place: &Place,
+        name: Option<String>,
+        since: Option<u64>,
+    ) -> mpsc::UnboundedReceiver<Bytes> {
         let (lines, heard) = mpsc::unbounded_channel();
         let cursor = match since {
             Some(since) => since,

@@ -148,7 +148,10 @@ fn write(store: &mut Store, place: &Place, before: &Value, mut object: Value) ->
         object
     };
     let going = !object["metadata"]["deletionTimestamp"].is_null();
-    if going && object["metadata"]["finalizers"].as_array().is_none_or(Vec::is_empty) && before["metadata"]["finalizers"].is_array() {
+    if going
+        && object["metadata"]["finalizers"].as_array().is_none_or(Vec::is_empty)
+        && before["metadata"]["finalizers"].is_array()
+    {
         store.remove(place);
         return object;
     }
@@ -165,7 +168,8 @@ fn delete(store: &mut Store, place: &Place, options: &Value) -> Result<Value, Re
     let mut object = existing(store, place)?;
     preconditions(&object, &options["preconditions"])?;
     let mut finalizers = object["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
-    finalizers.retain(|name| name != "orphan" && name != "foregroundDeletion" || options["propagationPolicy"].is_null());
+    finalizers
+        .retain(|name| name != "orphan" && name != "foregroundDeletion" || options["propagationPolicy"].is_null());
     match options["propagationPolicy"].as_str() {
         Some("Foreground") => finalizers.push(json!("foregroundDeletion")),
         Some("Orphan") => finalizers.push(json!("orphan")),
@@ -245,7 +249,8 @@ fn discovery(path: &str) -> Option<Value> {
             json!({"name": name, "singularName": "", "kind": kind, "namespaced": namespaced, "verbs": verbs})
         }).collect()
     };
-    let list = |version: &str| json!({"kind": "APIResourceList", "groupVersion": version, "resources": resources(version)});
+    let list =
+        |version: &str| json!({"kind": "APIResourceList", "groupVersion": version, "resources": resources(version)});
     if path == "/api/v1" {
         return Some(list("v1"));
     }

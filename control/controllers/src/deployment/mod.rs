@@ -147,9 +147,8 @@ impl Controller {
         }
         let namespace = deployment.metadata.namespace.as_deref().unwrap_or_default();
         let mut orphans = self.sets.by(Index::Orphan, namespace);
-        orphans.retain(|set| {
-            set.metadata.deletion_timestamp.is_none() && selector::matches(&spec.selector, &labels(set))
-        });
+        orphans
+            .retain(|set| set.metadata.deletion_timestamp.is_none() && selector::matches(&spec.selector, &labels(set)));
         if !orphans.is_empty() {
             workload::may_adopt(&self.client, DEPLOYMENTS, &deployment.key(), deployment.uid()).await?;
         }
@@ -279,8 +278,12 @@ impl Controller {
     }
 
     fn event(&self, deployment: &Deployment, warning: bool, reason: &'static str, message: String) {
-        let subject =
-            Subject { api_version: "apps/v1".into(), kind: "Deployment".into(), key: deployment.key(), uid: deployment.uid().into() };
+        let subject = Subject {
+            api_version: "apps/v1".into(),
+            kind: "Deployment".into(),
+            key: deployment.key(),
+            uid: deployment.uid().into(),
+        };
         self.recorder.record(Record { subject, component: COMPONENT, warning, reason, message });
     }
 }

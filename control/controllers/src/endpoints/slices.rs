@@ -155,7 +155,9 @@ fn hints(service: &Service, zone: Option<&str>, node: Option<&str>) -> Option<En
     let wanted = service.spec.as_ref()?.traffic_distribution.as_deref()?;
     let zones = zone.map(|zone| vec![ForZone { name: zone.to_owned() }]);
     match wanted {
-        "PreferClose" | "PreferSameZone" => zones.map(|zones| EndpointHints { for_zones: Some(zones), for_nodes: None }),
+        "PreferClose" | "PreferSameZone" => {
+            zones.map(|zones| EndpointHints { for_zones: Some(zones), for_nodes: None })
+        }
         "PreferSameNode" => {
             let nodes = node.map(|node| vec![ForNode { name: node.to_owned() }]);
             (nodes.is_some() || zones.is_some()).then_some(EndpointHints { for_zones: zones, for_nodes: nodes })
@@ -196,11 +198,10 @@ pub(crate) fn plan(
     let mut plan = Plan::default();
     let labels = labels(service);
     let families = families(service);
-    let (mut kept, gone): (Vec<_>, Vec<_>) =
-        existing.into_iter().partition(|slice| {
-            // One of a former Service of this name goes.
-            slice.controller() == service.metadata.uid.as_deref() && families.contains(&slice.address_type.as_str())
-        });
+    let (mut kept, gone): (Vec<_>, Vec<_>) = existing.into_iter().partition(|slice| {
+        // One of a former Service of this name goes.
+        slice.controller() == service.metadata.uid.as_deref() && families.contains(&slice.address_type.as_str())
+    });
     plan.delete.extend(gone);
     for family in families {
         // Endpoints by the ports they have: one slice has one set of ports.

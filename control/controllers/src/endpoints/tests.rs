@@ -53,7 +53,8 @@ fn zone(node: &str) -> Option<slices::Place> {
 #[test]
 fn hints_are_given_only_where_traffic_distribution_asks_for_them() {
     let hints = |distribution: Value| {
-        let service = service(json!({"clusterIP": "10.96.0.9", "trafficDistribution": distribution, "ports": [{"port": 80}]}));
+        let service =
+            service(json!({"clusterIP": "10.96.0.9", "trafficDistribution": distribution, "ports": [{"port": 80}]}));
         let plan = slices::plan(&service, &[pod(1, true, false), pod(2, false, false)], vec![], &zone);
         let endpoints = plan.create[0].endpoints.clone().unwrap();
         endpoints.into_iter().map(|endpoint| serde_json::to_value(endpoint.hints).unwrap()).collect::<Vec<_>>()
@@ -61,7 +62,10 @@ fn hints_are_given_only_where_traffic_distribution_asks_for_them() {
     let zones = json!([{"name": "west"}]);
     assert_eq!(hints(Value::Null), [Value::Null, Value::Null]);
     assert_eq!(hints(json!("PreferClose")), [json!({"forZones": zones}), Value::Null]);
-    assert_eq!(hints(json!("PreferSameNode")), [json!({"forZones": zones, "forNodes": [{"name": "one"}]}), Value::Null]);
+    assert_eq!(
+        hints(json!("PreferSameNode")),
+        [json!({"forZones": zones, "forNodes": [{"name": "one"}]}), Value::Null]
+    );
 }
 
 #[test]
@@ -70,7 +74,10 @@ fn a_pod_of_a_node_that_is_not_there_is_no_endpoint() {
     let plan = slices::plan(&plain(), &[pod(1, true, false)], vec![], &nowhere);
     assert_eq!(plan.create[0].endpoints.as_deref(), Some(&[][..]));
     let all = service(json!({"publishNotReadyAddresses": true, "ports": [{"port": 80}]}));
-    assert_eq!(slices::plan(&all, &[pod(1, true, false)], vec![], &nowhere).create[0].endpoints.as_ref().unwrap().len(), 1);
+    assert_eq!(
+        slices::plan(&all, &[pod(1, true, false)], vec![], &nowhere).create[0].endpoints.as_ref().unwrap().len(),
+        1
+    );
 }
 
 #[test]

@@ -341,7 +341,8 @@ impl<K: Object> Informer<K> {
         match wire {
             Tolerant::Good(wire) => Ok(K::keep(wire)),
             Tolerant::Odd { meta, why } => {
-                let key = Key::new(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
+                let key =
+                    Key::new(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
                 let kind = <K::Wire as kube::Resource>::kind(&());
                 tracing::warn!(%kind, object = %key, %why, "an object does not decode and is passed over");
                 Err(key)

@@ -6,8 +6,6 @@
 
 mod eviction;
 pub(crate) mod plan;
-#[cfg(test)]
-mod tests;
 mod watchful;
 mod zones;
 
@@ -15,10 +13,10 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio::time::Instant;
@@ -270,7 +268,8 @@ impl Controller {
     }
 
     fn event(&self, node: &Node, reason: &'static str, message: String) {
-        let subject = Subject { api_version: "v1".into(), kind: "Node".into(), key: node.key(), uid: node.uid().into() };
+        let subject =
+            Subject { api_version: "v1".into(), kind: "Node".into(), key: node.key(), uid: node.uid().into() };
         self.recorder.record(Record { subject, component: COMPONENT, warning: false, reason, message });
     }
 }

@@ -93,7 +93,8 @@ impl Zones {
 
 /// Region and zone of a node.
 pub(crate) fn zone_of(node: &Node) -> Arc<str> {
-    let label = |name: &str| node.metadata.labels.as_ref().and_then(|labels| labels.get(name)).map_or("", String::as_str);
+    let label =
+        |name: &str| node.metadata.labels.as_ref().and_then(|labels| labels.get(name)).map_or("", String::as_str);
     format!("{}/{}", label("topology.kubernetes.io/region"), label("topology.kubernetes.io/zone")).into()
 }
 

@@ -263,7 +263,8 @@ impl Controller {
             let name: Arc<str> = before.take().unwrap_or_else(|| template.name().into());
             let key = Key { namespace: set.key().namespace, name: name.clone() };
             self.in_flight.creating(set.uid(), &name);
-            let mut created = workload::create_named(&self.client, PODS, template.namespace, &template.pod(&name)).await;
+            let mut created =
+                workload::create_named(&self.client, PODS, template.namespace, &template.pod(&name)).await;
             // Among thousands of pods the same name is drawn twice now and then; or it is our own of an earlier attempt.
             if let Created::Taken(error) = created {
                 created = match self.is_ours(set, &key).await {
@@ -277,7 +278,8 @@ impl Controller {
                     self.event(set, false, "SuccessfulCreate", format!("Created pod: {name}"));
                     // Its event may have come before it was noted.
                     let shown = self.pods.get(&key);
-                    if shown.is_some_and(|pod| controller(Some(&pod.owners)).is_some_and(|owner| owner.uid == set.uid()))
+                    if shown
+                        .is_some_and(|pod| controller(Some(&pod.owners)).is_some_and(|owner| owner.uid == set.uid()))
                     {
                         self.in_flight.created(set.uid(), &name);
                     }
@@ -358,7 +360,8 @@ impl Controller {
     }
 
     fn event(&self, set: &ReplicaSet, warning: bool, reason: &'static str, message: String) {
-        let subject = Subject { api_version: "apps/v1".into(), kind: "ReplicaSet".into(), key: set.key(), uid: set.uid().into() };
+        let subject =
+            Subject { api_version: "apps/v1".into(), kind: "ReplicaSet".into(), key: set.key(), uid: set.uid().into() };
         self.recorder.record(Record { subject, component: COMPONENT, warning, reason, message });
     }
 }

@@ -1,0 +1,376 @@
+//! The shells, all of them at once, against an API that goes wrong: one story per controller.
+//!
+//! Where a story says that something does *not* happen, something else that had to happen later is waited for first.
+
+use std::time::Duration;
+
+use coracle_scripted::{Answer, Scripted};
+use http::Method;
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::{Config, run};
+
+struct World {
+    api: Scripted,
+    shutdown: CancellationToken,
+    running: JoinHandle<()>,
+}
+
+/// Starts the controllers on what is there. Nodes are silent after `grace_ms`.
+fn start(api: &Scripted, grace_ms: u64) -> World {
+    let shutdown = CancellationToken::new();
+    let config = Config { root_ca: "ca".to_owned(), node_monitor_grace: Duration::from_millis(grace_ms) };
+    let running = tokio::spawn(run(api.client(), config, shutdown.clone()));
+    World { api: api.clone(), shutdown, running }
+}
+
+fn world() -> World {
+    let api = Scripted::new();
+    start(&api, 600_000)
+}
+
+impl World {
+    fn uid(&self, path: &str) -> Value {
+        self.api.get(path).expect("it is there")["metadata"]["uid"].clone()
+    }
+
+    /// An object whose owner does not exist goes: by then everything before it was looked at, too.
+    async fn all_collected(&self, name: &str) {
+        let path = format!("/api/v1/namespaces/sentinel/configmaps/{name}");
+        self.api.put(&path, owned(&json!({"kind": "ConfigMap", "name": "none", "uid": name})));
+        self.api.until("an object without an owner goes", |api| api.get(&path).is_none().then_some(())).await;
+    }
+
+    fn events(&self, reason: &str) -> Vec<String> {
+        let sent = self.api.requests(&Method::POST, "/events").into_iter();
+        sent.filter(|event| event.body["reason"] == reason)
+            .map(|event| format!("{}: {}", event.path, event.body["message"].as_str().unwrap_or_default()))
+            .collect()
+    }
+}
+
+fn owned(reference: &Value) -> Value {
+    let mut reference = reference.clone();
+    if reference["apiVersion"].is_null() {
+        reference["apiVersion"] = json!("v1");
+    }
+    json!({"metadata": {"ownerReferences": [reference]}})
+}
+
+fn pod_template(label: &str) -> Value {
+    json!({"metadata": {"labels": {"app": label}}, "spec": {"containers": [{"name": "c", "image": "i"}]}})
+}
+
+fn replica_set(label: &str, replicas: i32) -> Value {
+    json!({"spec": {"replicas": replicas, "selector": {"matchLabels": {"app": label}}, "template": pod_template(label)}})
+}
+
+fn ready_pod(label: &str, node: &str, ip: &str) -> Value {
+    json!({
+        "metadata": {"labels": {"app": label}}, "spec": {"nodeName": node, "containers": [{"name": "c"}]},
+        "status": {"phase": "Running", "podIP": ip, "conditions": [
+            {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}]},
+    })
+}
+
+fn node(ready: &str) -> Value {
+    json!({"spec": {}, "status": {"conditions": [{"type": "Ready", "status": ready}]}})
+}
+
+fn condition<'a>(object: &'a Value, type_: &str) -> &'a Value {
+    let mut conditions = object["status"]["conditions"].as_array().into_iter().flatten();
+    conditions.find(|condition| condition["type"] == type_).map_or(&Value::Null, |condition| &condition["status"])
+}
+
+#[tokio::test]
+async fn garbage_a_cluster_scoped_object_with_a_namespaced_owner_stays() {
+    let world = world();
+    world.api.put("/api/v1/namespaces/owner/configmaps/o", json!({}));
+    let uid = world.uid("/api/v1/namespaces/owner/configmaps/o");
+    let reference = json!({"kind": "ConfigMap", "name": "o", "uid": uid});
+    world.api.put("/api/v1/namespaces/victim", owned(&reference));
+    world.api.put("/apis/scheduling.k8s.io/v1/priorityclasses/victim", owned(&reference));
+    let told = |_: &Scripted| Some(world.events("OwnerRefInvalidNamespace")).filter(|events| events.len() == 2);
+    let told = world.api.until("both are told of", told).await;
+    let uid = uid.as_str().unwrap_or_default();
+    let expected = format!(
+        "/api/v1/namespaces/default/events: ownerRef [v1/ConfigMap, namespace: , name: o, uid: {uid}] does not exist in \
+         namespace \"\""
+    );
+    assert_eq!(told, [expected.clone(), expected]);
+    world.all_collected("s").await;
+    assert!(world.api.get("/api/v1/namespaces/victim").is_some_and(|it| it["metadata"]["deletionTimestamp"].is_null()));
+    assert!(world.api.get("/apis/scheduling.k8s.io/v1/priorityclasses/victim").is_some());
+    assert!(world.api.get("/api/v1/namespaces/owner/configmaps/o").is_some());
+}
+
+#[tokio::test]
+async fn garbage_a_wrong_reference_harms_its_own_object_only() {
+    let api = Scripted::new();
+    // The bad ones are seen before their owner, and before the good ones.
+    let reference = |kind: &str, name: &str| owned(&json!({"kind": kind, "name": name, "uid": "right"}));
+    let all = [
+        ("other-namespace/configmaps/cross", reference("ConfigMap", "o")),
+        ("n/configmaps/wrong-name", reference("ConfigMap", "other")),
+        ("n/configmaps/wrong-kind", reference("Secret", "o")),
+        ("n/configmaps/good-early", reference("ConfigMap", "o")),
+    ];
+    for (path, object) in all {
+        api.put(&format!("/api/v1/namespaces/{path}"), object);
+    }
+    let world = start(&api, 600_000);
+    api.put("/api/v1/namespaces/n/configmaps/o", json!({"metadata": {"uid": "right"}}));
+    api.until("the bad ones go", |api| {
+        let left = api.list("/api/v1/configmaps").into_iter().filter(|it| it["metadata"]["name"] != "kube-root-ca.crt");
+        let names: Vec<_> = left.map(|it| it["metadata"]["name"].as_str().unwrap_or_default().to_owned()).collect();
+        (names == ["good-early", "o"]).then_some(())
+    })
+    .await;
+    // What was found absent says nothing about others with the same uid, nor do bad ones that come later.
+    api.put("/api/v1/namespaces/other-namespace/configmaps/cross-late", reference("ConfigMap", "o"));
+    api.put("/api/v1/namespaces/n/configmaps/good-late", reference("ConfigMap", "o"));
+    let late = "/api/v1/namespaces/other-namespace/configmaps/cross-late";
+    api.until("the late one goes", |api| api.get(late).is_none().then_some(())).await;
+    world.all_collected("s").await;
+    for name in ["good-early", "good-late", "o"] {
+        assert!(api.get(&format!("/api/v1/namespaces/n/configmaps/{name}")).is_some(), "{name} has its owner");
+    }
+    let told = |_: &Scripted| {
+        world
+            .events("OwnerRefInvalidNamespace")
+            .iter()
+            .any(|event| event.contains("in namespace \"other-namespace\""))
+            .then_some(())
+    };
+    api.until("the other namespace is told of", told).await;
+}
+
+#[tokio::test]
+async fn garbage_an_owner_of_an_unserved_kind_is_not_asked_for_again_and_again() {
+    let world = world();
+    let reference = json!({"apiVersion": "example.com/v1", "kind": "Nothing", "name": "x", "uid": "x"});
+    for index in 0..5 {
+        let mut reference = reference.clone();
+        reference["uid"] = json!(format!("x{index}"));
+        world.api.put(&format!("/api/v1/namespaces/n/configmaps/c{index}"), owned(&reference));
+    }
+    world.all_collected("first").await;
+    world.all_collected("second").await;
+    let asked = world.api.requests(&Method::GET, "/apis").into_iter().filter(|seen| seen.path == "/apis").count();
+    assert!(asked <= 2, "at start, and once for all that is not served: {asked}");
+    assert!(world.api.get("/api/v1/namespaces/n/configmaps/c0").is_some());
+}
+
+#[tokio::test]
+async fn garbage_what_is_orphaned_by_a_second_thought_stays() {
+    let world = world();
+    let path = "/api/v1/namespaces/n/configmaps/o";
+    world.api.put(path, json!({}));
+    let uid = world.uid(path);
+    let reference = json!({"kind": "ConfigMap", "name": "o", "uid": uid, "blockOwnerDeletion": true});
+    world.api.put("/api/v1/namespaces/n/configmaps/dependent", owned(&reference));
+    world.all_collected("settled").await;
+    // Somebody else changes the dependent meanwhile: the version that the graph has is not the one there is.
+    world.api.next(Method::PATCH, "/configmaps/dependent", Answer::Refused(409, "Conflict"));
+    let going = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:10:00Z", "finalizers": ["orphan"]}});
+    world.api.merge(path, &going);
+    world.api.until("the owner goes", |api| api.get(path).is_none().then_some(())).await;
+    world.all_collected("later").await;
+    let dependent = world.api.get("/api/v1/namespaces/n/configmaps/dependent").expect("it stays");
+    assert!(dependent["metadata"]["ownerReferences"].as_array().is_none_or(Vec::is_empty), "{dependent}");
+    assert!(world.api.is_done());
+}
+
+#[tokio::test]
+async fn deployment_goes_on_beside_objects_that_nobody_understands() {
+    let api = Scripted::new();
+    api.put("/api/v1/namespaces/w/services/odd", json!({"metadata": {"labels": 3}, "spec": {"ports": "none"}}));
+    api.put("/apis/apps/v1/namespaces/w/deployments/odd", json!({"spec": {"replicas": "many"}}));
+    let world = start(&api, 600_000);
+    for index in 0..8 {
+        let path = format!("/api/v1/namespaces/w/pods/p{index}");
+        api.put(&path, json!({"spec": {"containers": null}, "status": {"phase": "Weird"}}));
+        api.merge(&path, &json!({"status": {"phase": "", "conditions": null}}));
+    }
+    api.put("/apis/apps/v1/namespaces/w/deployments/odd2", json!({"metadata": {"labels": {"a": 1}}, "spec": 7}));
+    let started = std::time::Instant::now();
+    // A conflict on the way: the ReplicaSet is another by the time it is sized.
+    api.next(Method::POST, "/replicasets", Answer::Refused(500, "InternalError"));
+    let spec =
+        json!({"spec": {"replicas": 2, "selector": {"matchLabels": {"app": "web"}}, "template": pod_template("web")}});
+    api.put("/apis/apps/v1/namespaces/t/deployments/web", spec);
+    let pods = |api: &Scripted, count: usize| (api.list("/api/v1/namespaces/t/pods").len() == count).then_some(());
+    api.until("two pods", |api| pods(api, 2)).await;
+    api.next(Method::PATCH, "/replicasets", Answer::Refused(409, "Conflict"));
+    api.merge(
+        "/apis/apps/v1/namespaces/t/deployments/web",
+        &json!({"spec": {"replicas": 3}, "metadata": {"generation": 2}}),
+    );
+    api.until("three pods", |api| pods(api, 3)).await;
+    assert!(started.elapsed() < Duration::from_secs(5), "watches backed off: {:?}", started.elapsed());
+    assert!(world.api.is_done());
+}
+
+#[tokio::test]
+async fn replica_set_makes_no_surplus_of_creations_without_an_answer() {
+    let world = world();
+    let api = &world.api;
+    // The watch lags, the first request is carried out without an answer, and so are two repetitions: lost.
+    api.hold("pods");
+    api.next(Method::POST, "/pods", Answer::DoneButUnknown);
+    api.next(Method::POST, "/pods", Answer::LostButUnknown);
+    api.next(Method::POST, "/pods", Answer::LostButUnknown);
+    let path = "/apis/apps/v1/namespaces/n/replicasets/r";
+    api.put(path, replica_set("a", 1));
+    let asked = |api: &Scripted| api.requests(&Method::POST, "/namespaces/n/pods");
+    let asked = api.until("it is asked for once more", |api| Some(asked(api)).filter(|asked| asked.len() >= 4)).await;
+    let names: std::collections::BTreeSet<_> =
+        asked.iter().map(|seen| seen.body["metadata"]["name"].to_string()).collect();
+    assert_eq!(names.len(), 1, "always by the same name: {names:?}");
+    api.release("pods");
+    api.until("it is counted", |api| (api.get(path)?["status"]["replicas"] == 1).then_some(())).await;
+    world.all_collected("s").await;
+    assert_eq!(api.list("/api/v1/namespaces/n/pods").len(), 1);
+    assert_eq!(api.requests(&Method::DELETE, "/pods").len(), 0, "no surplus was made");
+}
+
+#[tokio::test]
+async fn replica_set_that_shrinks_forgets_a_creation_that_never_was() {
+    let world = world();
+    let api = &world.api;
+    for _ in 0..3 {
+        api.next(Method::POST, "/pods", Answer::LostButUnknown);
+    }
+    let path = "/apis/apps/v1/namespaces/n/replicasets/r";
+    api.put(path, replica_set("a", 1));
+    api.until("nobody knows", |api| api.is_done().then_some(())).await;
+    api.merge(path, &json!({"spec": {"replicas": 0}, "metadata": {"generation": 2}}));
+    api.until("it is settled", |api| (api.get(path)?["status"]["observedGeneration"] == 2).then_some(())).await;
+    api.merge(path, &json!({"spec": {"replicas": 2}, "metadata": {"generation": 3}}));
+    api.until("two", |api| (api.get(path)?["status"]["replicas"] == 2).then_some(())).await;
+    assert_eq!(api.list("/api/v1/namespaces/n/pods").len(), 2);
+}
+
+#[tokio::test]
+async fn endpoints_leave_the_slices_of_others_alone_and_follow_nodes() {
+    let world = world();
+    let api = &world.api;
+    api.put("/api/v1/nodes/one", node("True"));
+    let service = "/api/v1/namespaces/n/services/s";
+    api.put(service, json!({"spec": {"selector": {"app": "a"}, "clusterIP": "10.96.0.2", "ports": [{"port": 80}]}}));
+    let labels = json!({"kubernetes.io/service-name": "s", "endpointslice.kubernetes.io/managed-by": "somebody"});
+    let mut foreign = owned(&json!({"kind": "Service", "name": "s", "uid": world.uid(service), "controller": true}));
+    foreign["metadata"]["labels"] = labels;
+    foreign["addressType"] = json!("IPv4");
+    foreign["endpoints"] = json!([{"addresses": ["192.0.2.1"]}]);
+    let slices = "/apis/discovery.k8s.io/v1/namespaces/n/endpointslices";
+    api.put(&format!("{slices}/foreign"), foreign);
+    let before = api.get(&format!("{slices}/foreign"));
+    // The answer to the first slice is lost; there must not be two.
+    api.next(Method::POST, "/endpointslices", Answer::DoneButUnknown);
+    api.put("/api/v1/namespaces/n/pods/p", ready_pod("a", "one", "10.0.0.1"));
+    let endpoint = |api: &Scripted| {
+        let mut ours = api.list(slices);
+        ours.retain(|slice| slice["metadata"]["name"] != "foreign");
+        let endpoints: Vec<Value> =
+            ours.iter().flat_map(|slice| slice["endpoints"].as_array().cloned().unwrap_or_default()).collect();
+        (endpoints.len() == 1 && endpoints[0]["addresses"][0] == "10.0.0.1").then(|| endpoints[0].clone())
+    };
+    let first = api.until("the pod is an endpoint", endpoint).await;
+    assert_eq!(first["zone"], Value::Null);
+    api.merge("/api/v1/nodes/one", &json!({"metadata": {"labels": {"topology.kubernetes.io/zone": "west"}}}));
+    api.until("the zone is heard of", |api| endpoint(api).filter(|endpoint| endpoint["zone"] == "west")).await;
+    api.merge("/api/v1/namespaces/n/pods/p", &json!({"metadata": {"deletionTimestamp": "2026-01-01T00:10:00Z"}}));
+    let ended = api.until("it ends", |api| endpoint(api).filter(|e| e["conditions"]["terminating"] == true)).await;
+    assert_eq!(ended["conditions"], json!({"ready": false, "serving": true, "terminating": true}));
+    assert_eq!(api.get(&format!("{slices}/foreign")), before);
+}
+
+#[tokio::test]
+async fn node_that_is_silent_is_unknown_and_back_at_once_when_it_speaks() {
+    let api = Scripted::new();
+    api.put("/api/v1/nodes/one", node("True"));
+    api.put("/api/v1/nodes/ghost", json!({"spec": {}, "status": {}}));
+    api.put("/api/v1/namespaces/n/pods/p", ready_pod("a", "one", "10.0.0.1"));
+    api.next(Method::PATCH, "/pods/p/status", Answer::Refused(500, "InternalError"));
+    let _world = start(&api, 300);
+    let taints = |api: &Scripted, node: &str| {
+        let node = api.get(&format!("/api/v1/nodes/{node}"))?;
+        let taints = node["spec"]["taints"].as_array().cloned().unwrap_or_default();
+        Some(taints.iter().map(|taint| format!("{}:{}", taint["key"], taint["effect"])).collect::<Vec<_>>().join(" "))
+    };
+    let unreachable = "\"node.kubernetes.io/unreachable\":\"NoSchedule\"";
+    // The only node: rather we are cut off than it, so nobody is driven out.
+    api.until("it is unreachable", |api| (taints(api, "one")? == unreachable).then_some(())).await;
+    let pod = "/api/v1/namespaces/n/pods/p";
+    api.until("its pod is not ready", |api| (condition(&api.get(pod)?, "Ready") == "False").then_some(())).await;
+    api.until("who never spoke takes no pods", |api| {
+        (taints(api, "ghost")? == "\"node.kubernetes.io/not-ready\":\"NoSchedule\"").then_some(())
+    })
+    .await;
+    // The node says that the pod is ready before it says so of itself: that is left alone.
+    api.merge(pod, &json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}}));
+    api.merge("/api/v1/nodes/one", &json!({"metadata": {"labels": {"some": "change"}}}));
+    let spoken = std::time::Instant::now();
+    let ready = json!([{"type": "Ready", "status": "True", "lastHeartbeatTime": "2026-01-01T00:00:09Z"}]);
+    api.merge("/api/v1/nodes/one", &json!({"status": {"conditions": ready}}));
+    api.until("the taint is gone", |api| (taints(api, "one")?.is_empty()).then_some(())).await;
+    assert!(spoken.elapsed() < Duration::from_secs(2), "{:?}", spoken.elapsed());
+    assert_eq!(condition(&api.get(pod).expect("the pod"), "Ready"), "True");
+    assert_eq!(api.requests(&Method::DELETE, "/pods").len(), 0, "nobody was driven out");
+}
+
+#[tokio::test]
+async fn namespace_ends_after_its_content_although_requests_fail() {
+    let api = Scripted::new();
+    let spec = json!({"finalizers": ["kubernetes"]});
+    api.put("/api/v1/namespaces/n", json!({"spec": spec}));
+    let world = start(&api, 600_000);
+    let content = "/api/v1/namespaces/n/configmaps/kube-root-ca.crt";
+    api.until("it is furnished", |api| api.get(content).map(drop)).await;
+    api.next(Method::DELETE, "/namespaces/n/secrets", Answer::Refused(500, "InternalError"));
+    api.put("/api/v1/namespaces/n/secrets/s", json!({}));
+    api.next(Method::PUT, "/namespaces/n/finalize", Answer::LostButUnknown);
+    let going = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:10:00Z"}, "status": {"phase": "Terminating"}});
+    api.merge("/api/v1/namespaces/n", &going);
+    api.until("it is gone", |api| api.get("/api/v1/namespaces/n").is_none().then_some(())).await;
+    assert!(api.get("/api/v1/namespaces/n/secrets/s").is_none() && world.api.is_done());
+}
+
+#[tokio::test]
+async fn service_account_and_certificates_come_although_refused_at_first() {
+    let world = world();
+    world.api.next(Method::POST, "/serviceaccounts", Answer::Refused(500, "InternalError"));
+    world.api.next(Method::POST, "/configmaps", Answer::DoneButUnknown);
+    world.api.put("/api/v1/namespaces/n", json!({}));
+    let account = "/api/v1/namespaces/n/serviceaccounts/default";
+    world.api.until("the account", |api| api.get(account).map(drop)).await;
+    let ca = "/api/v1/namespaces/n/configmaps/kube-root-ca.crt";
+    world.api.merge(ca, &json!({"data": {"ca.crt": "forged"}}));
+    world.api.until("it is repaired", |api| (api.get(ca)?["data"] == json!({"ca.crt": "ca"})).then_some(())).await;
+}
+
+#[tokio::test]
+async fn pod_gc_removes_what_ends_without_a_node() {
+    let world = world();
+    let path = "/api/v1/namespaces/n/pods/p";
+    world.api.next(Method::DELETE, "/pods/p", Answer::LostButUnknown);
+    let spec = json!({"containers": []});
+    world.api.put(path, json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "spec": spec}));
+    world.api.until("it is gone", |api| api.get(path).is_none().then_some(())).await;
+}
+
+#[tokio::test]
+async fn shutdown_does_not_wait_for_events() {
+    let world = world();
+    world.api.next(Method::POST, "/events", Answer::Silence);
+    world.api.put("/apis/apps/v1/namespaces/n/replicasets/r", replica_set("a", 3));
+    world
+        .api
+        .until("an event is under way", |api| (!api.requests(&Method::POST, "/events").is_empty()).then_some(()))
+        .await;
+    world.shutdown.cancel();
+    tokio::time::timeout(Duration::from_secs(5), world.running).await.expect("it ends").expect("without a panic");
+}

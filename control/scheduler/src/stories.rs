@@ -1,0 +1,174 @@
+//! The scheduler's shell against an API that goes wrong.
+//!
+//! Where a story says that something does *not* happen, something else that had to happen later is waited for first.
+
+use std::time::{Duration, Instant};
+
+use coracle_scripted::{Answer, Scripted};
+use http::Method;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::{Config, run};
+
+fn start(api: &Scripted) -> CancellationToken {
+    let shutdown = CancellationToken::new();
+    tokio::spawn(run(api.client(), Config::default(), shutdown.clone()));
+    shutdown
+}
+
+fn put_node(api: &Scripted, name: &str, pods: u32) {
+    let node = json!({
+        "metadata": {"labels": {"kubernetes.io/hostname": name}}, "spec": {},
+        "status": {"allocatable": {"cpu": "8", "memory": "8Gi", "pods": pods.to_string()}, "conditions": [{"type": "Ready", "status": "True"}]},
+    });
+    api.put(&format!("/api/v1/nodes/{name}"), node);
+}
+
+fn path(name: &str) -> String {
+    format!("/api/v1/namespaces/n/pods/{name}")
+}
+
+fn pod(label: &str, spec: Value) -> Value {
+    let mut pod = json!({"metadata": {"labels": {"app": label}}, "spec": {"containers": [{"name": "c"}]}});
+    for (name, value) in spec.as_object().into_iter().flatten() {
+        pod["spec"][name] = value.clone();
+    }
+    pod
+}
+
+fn near(label: &str) -> Value {
+    let term = json!({"labelSelector": {"matchLabels": {"app": label}}, "topologyKey": "kubernetes.io/hostname"});
+    json!({"affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}})
+}
+
+fn node_of(api: &Scripted, name: &str) -> Option<String> {
+    Some(api.get(&path(name))?["spec"]["nodeName"].as_str()?.to_owned())
+}
+
+fn scheduled(api: &Scripted, name: &str) -> Value {
+    let pod = api.get(&path(name)).unwrap_or_default();
+    let mut conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
+    conditions.find(|condition| condition["type"] == "PodScheduled").map_or(Value::Null, |it| it["status"].clone())
+}
+
+async fn refused(api: &Scripted, name: &str) {
+    api.until("it is told that no node can take it", |api| (scheduled(api, name) == "False").then_some(())).await;
+}
+
+async fn bound(api: &Scripted, name: &str) -> String {
+    api.until(&format!("{name} has a node"), |api| node_of(api, name)).await
+}
+
+#[tokio::test]
+async fn our_own_placements_and_new_labels_wake_those_who_wait_for_them() {
+    let api = Scripted::new();
+    put_node(&api, "one", 10);
+    start(&api);
+    api.put(&path("waits"), pod("b", near("a")));
+    api.put(&path("waits-more"), pod("c", near("d")));
+    refused(&api, "waits").await;
+    refused(&api, "waits-more").await;
+    let begun = Instant::now();
+    api.put(&path("company"), pod("a", json!({})));
+    bound(&api, "waits").await;
+    api.merge(&path("company"), &json!({"metadata": {"labels": {"app": "d"}}}));
+    bound(&api, "waits-more").await;
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_pod_that_is_bound_meanwhile_never_hears_that_it_is_not() {
+    let api = Scripted::new();
+    start(&api);
+    // Somebody binds it between the decision and the condition.
+    api.meanwhile(Method::PATCH, "/pods/p/status", |api| {
+        api.merge(&path("p"), &json!({"spec": {"nodeName": "elsewhere"}}))
+    });
+    // And here somebody only changes it: the condition comes all the same.
+    api.meanwhile(Method::PATCH, "/pods/q/status", |api| {
+        api.merge(&path("q"), &json!({"metadata": {"labels": {"x": "y"}}}))
+    });
+    api.put(&path("p"), pod("a", json!({})));
+    api.until("the condition is tried", |api| {
+        (!api.requests(&Method::PATCH, "/pods/p/status").is_empty()).then_some(())
+    })
+    .await;
+    api.until("it looks again", |api| (!api.requests(&Method::GET, "/pods/p").is_empty()).then_some(())).await;
+    api.put(&path("q"), pod("a", json!({})));
+    refused(&api, "q").await;
+    assert_eq!(scheduled(&api, "p"), Value::Null);
+    assert_eq!(api.requests(&Method::PATCH, "/pods/p/status").len(), 1);
+}
+
+#[tokio::test]
+async fn a_binding_without_an_answer_keeps_its_place_until_it_is_known() {
+    let api = Scripted::new();
+    put_node(&api, "one", 1);
+    start(&api);
+    // The watch lags: only the answers to bindings tell what happened.
+    api.put(&path("first"), pod("a", json!({})));
+    api.next(Method::POST, "/coracle/v1/bindings", Answer::DoneButUnknown);
+    api.next(Method::POST, "/coracle/v1/bindings", Answer::LostButUnknown);
+    api.meanwhile(Method::POST, "/coracle/v1/bindings", |api| {
+        api.put(&path("second"), pod("a", json!({})));
+        api.hold("pods");
+    });
+    refused(&api, "second").await;
+    let asked = |api: &Scripted| api.requests(&Method::POST, "/coracle/v1/bindings");
+    let asked = api.until("it is asked for again", |api| Some(asked(api)).filter(|asked| asked.len() >= 3)).await;
+    assert!(
+        asked.iter().all(|seen| seen.body["bindings"]
+            .as_array()
+            .is_some_and(|all| all.len() == 1 && all[0]["name"] == "first"))
+    );
+    api.release("pods");
+    put_node(&api, "two", 1);
+    assert_eq!((bound(&api, "first").await, bound(&api, "second").await), ("one".to_owned(), "two".to_owned()));
+}
+
+#[tokio::test]
+async fn equal_pods_make_room_at_the_same_time_and_failures_are_tried_again() {
+    let api = Scripted::new();
+    put_node(&api, "one", 3);
+    for index in 0..3 {
+        let mut victim = pod("v", json!({"nodeName": "one", "priority": 0}));
+        victim["status"] = json!({"phase": "Running"});
+        api.put(&path(&format!("v{index}")), victim);
+    }
+    api.next(Method::DELETE, "/pods/v", Answer::Refused(500, "InternalError"));
+    start(&api);
+    for index in 0..3 {
+        api.put(&path(&format!("p{index}")), pod("p", json!({"priority": 10})));
+    }
+    // All are asked to go before any of them has gone; one cannot be made to.
+    let going = |api: &Scripted| {
+        let all = (0..3).map(|index| path(&format!("v{index}")));
+        all.filter(|path| api.get(path).is_some_and(|pod| !pod["metadata"]["deletionTimestamp"].is_null()))
+            .collect::<Vec<_>>()
+    };
+    let first = api.until("two go", |api| Some(going(api)).filter(|going| going.len() == 2)).await;
+    assert_eq!(api.requests(&Method::DELETE, "/pods/v").len(), 3, "each pod asked another to go");
+    first.iter().for_each(|path| api.remove(path));
+    let last = api.until("the last one is asked again", |api| going(api).pop()).await;
+    api.remove(&last);
+    for index in 0..3 {
+        bound(&api, &format!("p{index}")).await;
+    }
+}
+
+#[tokio::test]
+async fn objects_that_nobody_understands_hold_nobody_up() {
+    let api = Scripted::new();
+    api.put("/api/v1/nodes/odd", json!({"spec": {"taints": 7}}));
+    put_node(&api, "one", 10);
+    api.put(&path("odd"), json!({"spec": {"containers": "none", "priority": "high"}}));
+    start(&api);
+    for index in 0..8 {
+        api.put(&path(&format!("odd{index}")), json!({"spec": {"containers": 3}, "status": {"phase": null}}));
+    }
+    let begun = Instant::now();
+    api.put(&path("p"), pod("a", json!({"tolerations": null, "nodeSelector": null})));
+    assert_eq!(bound(&api, "p").await, "one");
+    assert!(begun.elapsed() < Duration::from_secs(3), "watches backed off: {:?}", begun.elapsed());
+}

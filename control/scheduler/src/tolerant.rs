@@ -1,0 +1,88 @@
+//! One odd object must not stop the watch of its kind: what does not decode is kept as what could be read of it.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+
+/// An object as it comes, whether it decodes or not.
+#[derive(Clone, Debug)]
+pub(crate) enum Tolerant<W> {
+    /// It decoded.
+    Good(W),
+    /// It did not: its name, namespace, uid and version, and why.
+    Odd { meta: Box<ObjectMeta>, why: Arc<str> },
+}
+
+impl<'de, W: DeserializeOwned> Deserialize<'de> for Tolerant<W> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let raw = Box::<RawValue>::deserialize(deserializer)?;
+        Ok(match serde_json::from_str(raw.get()) {
+            Ok(good) => Self::Good(good),
+            Err(error) => Self::Odd { meta: Box::new(meta_of(raw.get())), why: error.to_string().into() },
+        })
+    }
+}
+
+/// What can be read of metadata, each field for itself.
+fn meta_of(json: &str) -> ObjectMeta {
+    #[derive(Deserialize)]
+    struct Object {
+        #[serde(default)]
+        metadata: serde_json::Map<String, serde_json::Value>,
+    }
+    let metadata = serde_json::from_str::<Object>(json).map(|object| object.metadata).unwrap_or_default();
+    let text = |name: &str| metadata.get(name).and_then(|value| value.as_str()).map(str::to_owned);
+    ObjectMeta {
+        name: text("name"),
+        namespace: text("namespace"),
+        uid: text("uid"),
+        resource_version: text("resourceVersion"),
+        ..ObjectMeta::default()
+    }
+}
+
+/// For `#[serde(deserialize_with)]`: null is what is not there.
+pub(crate) fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+impl<W: kube::Resource> kube::Resource for Tolerant<W> {
+    type DynamicType = W::DynamicType;
+    type Scope = W::Scope;
+
+    fn kind(dynamic: &Self::DynamicType) -> Cow<'_, str> {
+        W::kind(dynamic)
+    }
+
+    fn group(dynamic: &Self::DynamicType) -> Cow<'_, str> {
+        W::group(dynamic)
+    }
+
+    fn version(dynamic: &Self::DynamicType) -> Cow<'_, str> {
+        W::version(dynamic)
+    }
+
+    fn plural(dynamic: &Self::DynamicType) -> Cow<'_, str> {
+        W::plural(dynamic)
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        match self {
+            Self::Good(good) => good.meta(),
+            Self::Odd { meta, .. } => meta,
+        }
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        match self {
+            Self::Good(good) => good.meta_mut(),
+            Self::Odd { meta, .. } => meta,
+        }
+    }
+}
