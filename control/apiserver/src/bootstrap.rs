@@ -1,21 +1,25 @@
-//! The objects that every cluster has from its first moment: namespaces, the classes of critical pods, and the service by
-//! which pods find the API.
+//! The objects that every cluster has from its first moment, and keeps: namespaces, the classes of critical pods, roles, and
+//! the service by which pods find the API.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
+use coracle_api::meta;
 use coracle_api::status::Status;
-use coracle_keyspace::{Guard, Op};
+use coracle_keyspace::{Guard, Op, Watcher};
 use http::Method;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::admission::network;
-use crate::edge::call::Call;
-use crate::edge::options::{Validation, WriteOptions};
-use crate::edge::path::ResourcePath;
 use crate::identity::Identity;
+use crate::request::call::Call;
+use crate::request::options::{Validation, WriteOptions};
+use crate::request::path::ResourcePath;
 use crate::server::Shared;
 use crate::store::Refused;
+use crate::verbs;
 use crate::verbs::create::insert;
 use crate::verbs::write::Write;
 
@@ -36,19 +40,46 @@ const CLASSES: [(&str, i64, &str); 2] = [
 /// Address of the API within the cluster: the first of the service range.
 const API_ADDRESS: &str = "10.96.0.1";
 
-/// Makes what is missing.
+/// Roles and bindings that every cluster has (facts asked of Kubernetes 1.37), one a line; `bootstrap.py` made it. They
+/// decide nothing here yet, but clients read them.
+const ROLES: &str = include_str!("../data/bootstrap.ndjson");
+const GROUP: &str = "rbac.authorization.k8s.io";
+/// What old clients ask the health of. All of them are parts of the process that answers.
+const COMPONENTS: [&str; 3] = ["controller-manager", "scheduler", "etcd-0"];
+/// How often what must be there is looked at without a reason.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// How long after a failure it is tried again.
+const AGAIN_AFTER: Duration = Duration::from_secs(5);
+
+/// Makes what is missing. Only what nothing works without must be there for the server to start.
 pub(crate) async fn run(server: &Arc<Shared>) -> Result<(), Status> {
-    for name in NAMESPACES {
-        let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
-        make(server, "", "namespaces", None, name, object).await?;
-    }
-    for (name, value, description) in CLASSES {
+    namespaces(server).await?;
+    let classes = CLASSES.map(|(name, value, description)| async move {
         let object = json!({
             "apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name}, "value": value,
             "description": description,
         });
-        make(server, "scheduling.k8s.io", "priorityclasses", None, name, object).await?;
+        make(server, "scheduling.k8s.io", "priorityclasses", None, name, object).await
+    });
+    futures::future::try_join_all(classes).await?;
+    for made in [api(server).await, roles(server).await, components(server).await] {
+        if let Err(error) = made {
+            tracing::warn!(%error, "an object that every cluster has cannot be made; it is tried again");
+        }
     }
+    Ok(())
+}
+
+async fn namespaces(server: &Arc<Shared>) -> Result<(), Status> {
+    let all = NAMESPACES.map(|name| async move {
+        let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        make(server, "", "namespaces", None, name, object).await
+    });
+    futures::future::try_join_all(all).await.map(drop)
+}
+
+/// The service by which pods find the API, and where it leads.
+async fn api(server: &Arc<Shared>) -> Result<(), Status> {
     reserve_api_address(server).await?;
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
     let service = json!({
@@ -62,6 +93,93 @@ pub(crate) async fn run(server: &Arc<Shared>) -> Result<(), Status> {
     });
     make(server, "", "services", Some("default"), "kubernetes", service).await?;
     endpoints(server).await
+}
+
+async fn roles(server: &Arc<Shared>) -> Result<(), Status> {
+    let all = ROLES.lines().map(|line| async move {
+        let mut object: Value = serde_json::from_str(line).map_err(Status::internal_error)?;
+        object["apiVersion"] = format!("{GROUP}/v1").into();
+        object["metadata"]["annotations"] = json!({"rbac.authorization.kubernetes.io/autoupdate": "true"});
+        object["metadata"]["labels"]["kubernetes.io/bootstrapping"] = "rbac-defaults".into();
+        let resource = match object["kind"].as_str().unwrap_or_default() {
+            "ClusterRole" => "clusterroles",
+            "ClusterRoleBinding" => "clusterrolebindings",
+            "Role" => "roles",
+            _ => "rolebindings",
+        };
+        let (name, namespace) = (meta::name(&object).to_owned(), meta::namespace(&object).to_owned());
+        let namespace = (!namespace.is_empty()).then_some(namespace.as_str());
+        make(server, GROUP, resource, namespace, &name, object).await
+    });
+    futures::future::try_join_all(all).await.map(drop)
+}
+
+async fn components(server: &Arc<Shared>) -> Result<(), Status> {
+    let all = COMPONENTS.map(|name| async move {
+        let object = json!({
+            "apiVersion": "v1", "kind": "ComponentStatus", "metadata": {"name": name},
+            "conditions": [{"type": "Healthy", "status": "True", "message": "ok"}],
+        });
+        make(server, "", "componentstatuses", None, name, object).await
+    });
+    futures::future::try_join_all(all).await.map(drop)
+}
+
+/// Keeps what must be there: looks when one of the objects changes or goes, and now and then.
+pub(crate) async fn keep(server: Weak<Shared>, stopping: CancellationToken) {
+    loop {
+        let Some(alive) = server.upgrade() else { return };
+        let changed = Changed::after_now(&alive);
+        let mut wait = LOOK_EVERY;
+        for kept in [namespaces(&alive).await, api(&alive).await] {
+            if let Err(error) = kept {
+                tracing::warn!(%error, "an object that every cluster has cannot be kept; it is tried again");
+                wait = AGAIN_AFTER;
+            }
+        }
+        // A server that is dropped is not kept alive by this.
+        drop(alive);
+        tokio::select! {
+            () = changed.wait() => {}
+            () = tokio::time::sleep(wait) => {}
+            () = stopping.cancelled() => return,
+        }
+    }
+}
+
+/// Waits for a change of the objects by which pods find the API.
+struct Changed(Vec<Watcher>);
+
+impl Changed {
+    const NAME: &str = "default/kubernetes";
+
+    /// Changes from now on; what is being kept is looked at after this.
+    fn after_now(server: &Shared) -> Changed {
+        let kinds = [("", "services"), ("", "endpoints"), ("discovery.k8s.io", "endpointslices")];
+        let keyspace = &server.cluster.store.keyspace;
+        let now = keyspace.revision();
+        let watchers = kinds.iter().filter_map(|(group, name)| {
+            let resource = server.cluster.catalog.named(group, name)?;
+            keyspace.watch(resource.row.collection, now).ok()
+        });
+        Changed(watchers.collect())
+    }
+
+    async fn wait(self) {
+        let each = self.0.into_iter().map(|mut watcher| {
+            Box::pin(async move {
+                loop {
+                    match watcher.next().await {
+                        Ok(batch) if batch.events.iter().all(|event| &*event.record.key.name != Changed::NAME) => {}
+                        Ok(_) => return,
+                        // It fell behind or the keyspace stops: the slower look finds out.
+                        Err(_) => std::future::pending().await,
+                    }
+                }
+            })
+        });
+        futures::future::select_all(each).await;
+    }
 }
 
 /// Host and port of the external address.
@@ -103,13 +221,13 @@ async fn endpoints(server: &Arc<Shared>) -> Result<(), Status> {
 async fn reserve_api_address(server: &Shared) -> Result<(), Status> {
     // The service itself is made with the address; the claim is part of that transaction. Only a service that is there
     // without a claim (made by an older version) needs one.
-    let Some(services) = server.catalog.named("", "services") else { return Ok(()) };
-    if server.store.get(services, "default/kubernetes").is_none() {
+    let Some(services) = server.cluster.catalog.named("", "services") else { return Ok(()) };
+    if server.cluster.store.get(services, "default/kubernetes").is_none() {
         return Ok(());
     }
     let op = network::reserve(API_ADDRESS, "default/kubernetes");
     debug_assert!(matches!(op, Op::Put { guard: Guard::Absent, .. }), "a claim takes nothing from another");
-    match server.store.transact(vec![op]).await {
+    match server.cluster.store.transact(vec![op]).await {
         Ok(_) | Err(Refused::Guard(_)) => Ok(()),
         Err(Refused::Final(status)) => Err(status),
     }
@@ -123,12 +241,13 @@ async fn make(
     name: &str,
     object: Value,
 ) -> Result<(), Status> {
-    let Some(resource) = server.catalog.named(group, resource).cloned() else { return Ok(()) };
-    if server.store.get(&resource, &resource.record_name(namespace, name)).is_some() {
+    let Some(resource) = server.cluster.catalog.named(group, resource).cloned() else { return Ok(()) };
+    if server.cluster.store.get(&resource, &resource.record_name(namespace, name)).is_some() {
         return Ok(());
     }
     let (call, options) = own_call(namespace, name);
-    let write = Write { server, call: &call, resource: &resource, options: &options, subresource: "" };
+    let write =
+        Write { cluster: &server.cluster, call: &call, resource: &resource, options: &options, subresource: "" };
     match insert(&write, object, false).await {
         Err(status) if status.reason != "AlreadyExists" => Err(status),
         _ => Ok(()),
@@ -143,12 +262,12 @@ async fn replace(
 ) -> Result<(), Status> {
     let name = "kubernetes";
     make(server, group, resource, Some("default"), name, object.clone()).await?;
-    let Some(resource) = server.catalog.named(group, resource).cloned() else { return Ok(()) };
+    let Some(resource) = server.cluster.catalog.named(group, resource).cloned() else { return Ok(()) };
     let (call, options) = own_call(Some("default"), name);
-    let write = Write { server, call: &call, resource: &resource, options: &options, subresource: "" };
-    let step =
-        |_: &Value| Ok(crate::verbs::update::Changed { object: object.clone(), owned: false, names_version: false });
-    crate::verbs::update::change(&write, step).await.map(drop)
+    let write =
+        Write { cluster: &server.cluster, call: &call, resource: &resource, options: &options, subresource: "" };
+    let step = |_: &Value| Ok(verbs::update::Changed { object: object.clone(), owned: false, names_version: false });
+    verbs::update::change(&write, step).await.map(drop)
 }
 
 /// The server's own hand.
@@ -168,5 +287,5 @@ fn own_call(namespace: Option<&str>, name: &str) -> (Call, WriteOptions) {
         force: false,
         own: true,
     };
-    (Call::new(&parts, identity, target), options)
+    (Call::new(parts, Arc::new(identity), target), options)
 }

@@ -4,15 +4,15 @@ use std::fmt::Write;
 
 use axum::response::Response;
 use coracle_api::status::Status;
+use tokio_util::sync::CancellationToken;
 
-use crate::edge::call::Call;
-use crate::edge::respond;
-use crate::server::Shared;
+use crate::answer::respond;
+use crate::cluster::Cluster;
+use crate::request::call::Call;
 
 /// The checks of a page, by the names that tools know.
-fn checks(server: &Shared, page: &str) -> Vec<(&'static str, bool)> {
-    let data = server.store.keyspace.status().leader.is_some();
-    let stopping = server.stopping.is_cancelled();
+fn checks(cluster: &Cluster, stopping: bool, page: &str) -> Vec<(&'static str, bool)> {
+    let data = cluster.store.keyspace.status().leader.is_some();
     let mut checks = vec![("ping", true), ("log", true), ("etcd", data)];
     if page == "readyz" {
         checks.push(("etcd-readiness", data));
@@ -25,13 +25,19 @@ fn checks(server: &Shared, page: &str) -> Vec<(&'static str, bool)> {
     checks
 }
 
-pub(crate) fn answer(server: &Shared, call: &Call, page: &str, check: Option<&str>) -> Response {
-    let checks = checks(server, page);
+pub(crate) fn answer(
+    cluster: &Cluster,
+    stopping: &CancellationToken,
+    call: &Call,
+    page: &str,
+    check: Option<&str>,
+) -> Response {
+    let checks = checks(cluster, stopping.is_cancelled(), page);
     if let Some(name) = check {
         return match checks.iter().find(|(known, _)| *known == name) {
             Some((_, true)) => respond::text(200, "ok"),
             Some((_, false)) => respond::text(500, format!("internal server error: {name} failed: reason withheld\n")),
-            None => respond::status(crate::edge::negotiate::Form::JSON, &Status::path_not_found()),
+            None => respond::status(crate::request::negotiate::Form::JSON, &Status::path_not_found()),
         };
     }
     let excluded: Vec<&str> = call.query.all("exclude").collect();

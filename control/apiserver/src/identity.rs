@@ -56,6 +56,13 @@ impl Identity {
         self.is_in(AUTHENTICATED)
     }
 
+    /// Whether it is a part of the cluster itself, which has its own turns. Only the cluster's authority and this process
+    /// give out these names.
+    pub(crate) fn is_duty(&self) -> bool {
+        const PARTS: [&str; 3] = ["system:kube-controller-manager", "system:kube-scheduler", "system:apiserver"];
+        PARTS.contains(&self.user.as_str()) || self.node().is_some()
+    }
+
     /// The node's name, when it is a node agent.
     pub(crate) fn node(&self) -> Option<&str> {
         self.user.strip_prefix("system:node:").filter(|_| self.is_in("system:nodes"))

@@ -10,8 +10,8 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::{Request, Response};
 
-use crate::edge::router;
 use crate::identity::Identity;
+use crate::router;
 use crate::server::Shared;
 
 /// Answers requests of one caller. Cheap to clone.

@@ -12,23 +12,25 @@
 //! a resourceVersion sees every write that was answered before it.
 
 mod admission;
+mod answer;
 mod authn;
 mod authz;
 mod bootstrap;
 mod catalog;
-mod columns;
+mod cluster;
 mod config;
 mod discovery;
-mod edge;
 mod health;
 mod identity;
 mod in_process;
-mod metadata;
+mod layers;
+mod limits;
 mod openapi;
+mod request;
+mod router;
 mod server;
 mod store;
 mod subresources;
-mod table;
 mod verbs;
 
 use std::sync::Arc;
@@ -68,6 +70,7 @@ impl ApiServer {
     pub async fn start(keyspace: Keyspace, config: Config) -> Result<ApiServer, StartError> {
         let shared = Shared::new(keyspace, config)?;
         bootstrap::run(&shared).await.map_err(StartError::Bootstrap)?;
+        shared.tasks.spawn(bootstrap::keep(Arc::downgrade(&shared), shared.stopping.clone()));
         Ok(ApiServer { shared })
     }
 
@@ -89,21 +92,22 @@ impl ApiServer {
 
     /// Ends all watches and streams; other requests are still answered.
     pub fn shutdown(&self) {
+        self.shared.tasks.close();
         self.shared.stopping.cancel();
     }
 }
 
 async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response {
-    edge::router::handle(shared, request).await
+    router::handle(shared, request).await
 }
 
 async fn admit(State(shared): State<Arc<Shared>>, mut request: Request<Body>, next: Next) -> Response {
-    let refused = |status: Status| edge::respond::status(edge::negotiate::Form::JSON, &status);
-    match authn::authenticate(&shared, &request) {
+    let refused = |status: Status| answer::respond::status(request::negotiate::Form::JSON, &status);
+    match authn::authenticate(&shared.cluster, &shared.tokens, &request) {
         Err(status) => refused(status),
-        Ok(identity) if !identity.is_authenticated() => refused(Status::unauthorized()),
-        Ok(identity) => {
-            request.extensions_mut().insert(identity);
+        Ok(caller) if !caller.identity.is_authenticated() => refused(Status::unauthorized()),
+        Ok(caller) => {
+            request.extensions_mut().insert(Identity::clone(&caller.identity));
             next.run(request).await
         }
     }

@@ -343,7 +343,7 @@ impl Keyspace {
         }
         let allowed = if stored < max.saturating_add(max / 16) { GROWTH_AT_QUOTA } else { 0 };
         let grows = |op: &Op| match (op, state.record(op.key())) {
-            (Op::Delete { .. }, _) => false,
+            (Op::Delete { .. } | Op::Check { .. }, _) => false,
             (Op::Put { .. }, None) => true,
             (Op::Put { .. }, Some(there)) => op.size() as u64 > there.size() + allowed,
         };

@@ -74,6 +74,17 @@ pub enum Guard {
     Revision(Revision),
 }
 
+impl Guard {
+    /// Whether it holds for what was found.
+    pub fn holds(self, found: Option<&Record>) -> bool {
+        match (self, found) {
+            (Guard::None, _) | (Guard::Absent, None) | (Guard::Present, Some(_)) => true,
+            (Guard::Revision(revision), Some(record)) => record.revision == revision,
+            (Guard::Absent, Some(_)) | (Guard::Present | Guard::Revision(_), None) => false,
+        }
+    }
+}
+
 /// One step of a transaction.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Op {
@@ -93,6 +104,13 @@ pub enum Op {
         /// If. `None` and `Present` mean the same.
         guard: Guard,
     },
+    /// Changes nothing: the whole transaction happens only if the guard holds.
+    Check {
+        /// Where.
+        key: Key,
+        /// If.
+        guard: Guard,
+    },
 }
 
 /// The first of `ops` whose key an earlier one has too.
@@ -105,17 +123,26 @@ pub(crate) fn duplicate(ops: &[Op]) -> Option<usize> {
 }
 
 impl Op {
-    /// Where it writes.
+    /// Where it writes or looks.
     pub fn key(&self) -> &Key {
         match self {
-            Op::Put { key, .. } | Op::Delete { key, .. } => key,
+            Op::Put { key, .. } | Op::Delete { key, .. } | Op::Check { key, .. } => key,
         }
     }
 
     pub(crate) fn size(&self) -> usize {
         match self {
             Op::Put { key, value, .. } => key.collection.len() + key.name.len() + value.bytes.len(),
-            Op::Delete { key, .. } => key.collection.len() + key.name.len(),
+            Op::Delete { key, .. } | Op::Check { key, .. } => key.collection.len() + key.name.len(),
+        }
+    }
+
+    /// The record it is about, and the condition on it as it is meant: there must be one to delete.
+    pub fn condition(&self) -> (&Key, Guard) {
+        match self {
+            Op::Put { key, guard, .. } | Op::Check { key, guard } => (key, *guard),
+            Op::Delete { key, guard: Guard::None } => (key, Guard::Present),
+            Op::Delete { key, guard } => (key, *guard),
         }
     }
 }
@@ -243,6 +270,7 @@ impl Event {
 pub struct Committed {
     /// Its revision.
     pub revision: Revision,
-    /// A record for each operation; of a deletion, the last content with the deletion's revision.
+    /// A record for each operation that changes one, in their order; of a deletion, the last content with the deletion's
+    /// revision.
     pub records: Vec<Arc<Record>>,
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use imbl::OrdMap;
 use tokio::sync::watch;
 
-use crate::record::{Committed, Event, EventKind, Guard, Key, Op, Record, Revision, duplicate};
+use crate::record::{Committed, Event, EventKind, Key, Op, Record, Revision, duplicate};
 
 /// Records of one collection by name.
 pub type Records = OrdMap<Arc<str>, Arc<Record>>;
@@ -161,14 +161,15 @@ impl State {
             let (key, kind) = match op {
                 Op::Put { key, .. } => (key, EventKind::Put),
                 Op::Delete { key, .. } => (key, EventKind::Delete),
+                Op::Check { .. } => continue,
             };
             let previous = self.record(key).cloned();
             let key = &previous.as_ref().map_or_else(|| self.shared(key), |previous| previous.key.clone());
             let record = match (op, &previous) {
                 (Op::Put { value, .. }, _) => Arc::new(Record::new(key.clone(), value, revision)),
                 (Op::Delete { .. }, Some(previous)) => Arc::new(previous.at_revision(revision)),
-                // `check` lets none through; a deletion of nothing does nothing.
-                (Op::Delete { .. }, None) => continue,
+                // `check` lets none through; a deletion of nothing does nothing, and a check never gets here.
+                (Op::Delete { .. } | Op::Check { .. }, _) => continue,
             };
             let before = previous.as_ref().map_or(0, |previous| previous.size());
             let after = if kind == EventKind::Put { record.size() } else { 0 };
@@ -203,17 +204,9 @@ impl State {
             return Err(GuardFailed { op, found: self.record(ops[op].key()).cloned() });
         }
         for (op, step) in ops.iter().enumerate() {
-            let (key, guard) = match step {
-                Op::Put { key, guard, .. } => (key, *guard),
-                Op::Delete { key, guard: Guard::None } => (key, Guard::Present),
-                Op::Delete { key, guard } => (key, *guard),
-            };
+            let (key, guard) = step.condition();
             let found = self.record(key);
-            let holds = match (guard, found) {
-                (Guard::None, _) | (Guard::Absent, None) | (Guard::Present, Some(_)) => true,
-                (Guard::Revision(revision), Some(record)) => record.revision == revision,
-                (Guard::Absent, Some(_)) | (Guard::Present | Guard::Revision(_), None) => false,
-            };
+            let holds = guard.holds(found.map(Arc::as_ref));
             let deletes_nothing = matches!(step, Op::Delete { .. }) && found.is_none();
             if !holds || deletes_nothing {
                 return Err(GuardFailed { op, found: found.cloned() });
@@ -289,7 +282,7 @@ impl Undo {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::Value;
+    use crate::record::{Guard, Value};
     use bytes::Bytes;
     use proptest::prelude::*;
 
@@ -305,6 +298,20 @@ mod tests {
 
     fn delete(name: &str, guard: Guard) -> Op {
         Op::Delete { key: Key::new("things", name), guard }
+    }
+
+    fn check(name: &str, guard: Guard) -> Op {
+        Op::Check { key: Key::new("things", name), guard }
+    }
+
+    #[test]
+    fn a_check_that_holds_changes_nothing_and_has_no_record() {
+        let mut state = State::new(KEEP);
+        state.apply(Revision::new(1), &[put("a", "x", Guard::Absent)], Instant::now()).unwrap();
+        let ops = [put("b", "y", Guard::Absent), check("a", Guard::Revision(Revision::new(1)))];
+        let done = state.apply(Revision::new(2), &ops, Instant::now()).unwrap();
+        assert_eq!(done.records.len(), 1);
+        assert_eq!(texts(&state.collection("things").unwrap().records), ["a=1x", "b=2y"]);
     }
 
     fn texts(records: &Records) -> Vec<String> {
@@ -333,6 +340,8 @@ mod tests {
             (vec![put("c", "y", Guard::Present)], 0, false),
             (vec![delete("c", Guard::None)], 0, false),
             (vec![delete("c", Guard::Absent)], 0, false),
+            (vec![put("b", "y", Guard::Absent), check("a", Guard::Revision(Revision::new(7)))], 1, true),
+            (vec![put("b", "y", Guard::Absent), check("c", Guard::Present)], 1, false),
         ] {
             let next = Revision::new(state.applied.get() + 1);
             let failed = state.apply(next, &ops, now).unwrap_err();

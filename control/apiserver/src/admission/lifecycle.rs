@@ -2,33 +2,34 @@
 
 use coracle_api::meta;
 use coracle_api::status::Status;
+use coracle_keyspace::{Guard, Op};
 use serde_json::Value;
 
+use super::Attributes;
 use crate::catalog::Resource;
-use crate::store::Seen;
-use crate::verbs::write::Write;
+use crate::store::{Seen, Store};
 
 /// Namespaces that may not be deleted.
 const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
 
-pub(super) async fn create(write: &Write<'_>, object: &Value) -> Result<(), Status> {
-    let Some(namespace) = write.call.namespace().filter(|_| write.resource.row.namespaced) else { return Ok(()) };
-    let server = write.server;
-    let Some(namespaces) = server.catalog.named("", "namespaces") else { return Ok(()) };
-    let record = match server.store.get(namespaces, namespace) {
+pub(super) async fn create(at: &Attributes<'_>, object: &Value) -> Result<Option<Op>, Status> {
+    let Some(namespace) = at.namespace.filter(|_| at.resource.row.namespaced) else { return Ok(None) };
+    let cluster = at.cluster;
+    let Some(namespaces) = cluster.catalog.named("", "namespaces") else { return Ok(None) };
+    let record = match cluster.store.get(namespaces, namespace) {
         Some(record) => record,
-        None => server
+        None => cluster
             .store
             .read(namespaces, namespace)
             .await?
             .ok_or_else(|| Status::not_found("", "namespaces", namespace))?,
     };
-    let found = Seen::new(namespaces, &record).stored();
-    if !meta::is_deleting(&found) {
-        return Ok(());
+    if !Seen::new(namespaces, &record).facts().deleting {
+        let guard = Guard::Revision(record.revision);
+        return Ok(Some(Op::Check { key: Store::key(namespaces, &record.key.name), guard }));
     }
     let message = format!("unable to create new content in namespace {namespace} because it is being terminated");
-    Err(write.resource.forbidden(meta::name(object), message).with_cause(
+    Err(at.resource.forbidden(meta::name(object), message).with_cause(
         "NamespaceTerminating",
         format!("namespace {namespace} is being terminated"),
         "metadata.namespace",

@@ -2,6 +2,7 @@
 
 mod lifecycle;
 pub(crate) mod network;
+mod node;
 mod pod;
 
 use coracle_api::status::Status;
@@ -9,24 +10,41 @@ use coracle_keyspace::Op;
 use serde_json::Value;
 
 use crate::catalog::Resource;
-use crate::server::Shared;
-use crate::verbs::write::Write;
+use crate::cluster::Cluster;
+
+/// What is admitted: an object of a resource, at a place.
+#[derive(Clone, Copy)]
+pub(crate) struct Attributes<'a> {
+    pub cluster: &'a Cluster,
+    pub resource: &'a Resource,
+    /// Of the path.
+    pub namespace: Option<&'a str>,
+    /// Empty for the object itself.
+    pub subresource: &'a str,
+}
 
 pub(crate) use lifecycle::delete;
 
 /// Admits a new object, and completes it. Says whether anything was added, which may need defaults of its own.
-pub(crate) async fn create(write: &Write<'_>, object: &mut Value) -> Result<bool, Status> {
-    lifecycle::create(write, object).await?;
-    let is_pod = is(write.resource, "", "pods");
+pub(crate) async fn create(at: &Attributes<'_>, object: &mut Value) -> Result<bool, Status> {
+    if is(at.resource, "", "nodes") {
+        node::create(object);
+    }
+    let is_pod = is(at.resource, "", "pods");
     if is_pod {
-        pod::create(write, object).await?;
+        pod::create(at, object).await?;
     }
     Ok(is_pod)
 }
 
+/// Checks that the namespace of a new object takes new content; the operation keeps it so until the object is stored.
+pub(crate) async fn place(at: &Attributes<'_>, object: &Value) -> Result<Option<Op>, Status> {
+    lifecycle::create(at, object).await
+}
+
 /// Admits a change, and completes it.
-pub(crate) async fn update(write: &Write<'_>, object: &mut Value, old: &Value) -> Result<(), Status> {
-    if is(write.resource, "", "pods") && write.subresource.is_empty() {
+pub(crate) async fn update(at: &Attributes<'_>, object: &mut Value, old: &Value) -> Result<(), Status> {
+    if is(at.resource, "", "pods") && at.subresource.is_empty() {
         pod::update(object, old);
     }
     Ok(())
@@ -38,16 +56,16 @@ pub(crate) fn allocates(resource: &Resource) -> bool {
 }
 
 /// Gives an object what is given out once in the cluster; the operations go into the transaction that stores it.
-pub(crate) fn allocate(write: &Write<'_>, object: &mut Value, old: Option<&Value>) -> Result<Vec<Op>, Status> {
-    if allocates(write.resource) && matches!(write.subresource, "") {
-        return network::allocate(write, object, old);
+pub(crate) fn allocate(at: &Attributes<'_>, object: &mut Value, old: Option<&Value>) -> Result<Vec<Op>, Status> {
+    if allocates(at.resource) && matches!(at.subresource, "") {
+        return network::allocate(at, object, old);
     }
     Ok(Vec::new())
 }
 
 /// What an object that goes gives back, in the transaction that removes it.
-pub(crate) fn release(server: &Shared, resource: &Resource, old: &Value) -> Vec<Op> {
-    if allocates(resource) { network::release_all(server, old) } else { Vec::new() }
+pub(crate) fn release(cluster: &Cluster, resource: &Resource, old: &Value) -> Vec<Op> {
+    if allocates(resource) { network::release_all(cluster, old) } else { Vec::new() }
 }
 
 fn is(resource: &Resource, group: &str, name: &str) -> bool {

@@ -14,8 +14,8 @@ use coracle_api::status::Status;
 use coracle_keyspace::{Guard, Key, Op, Value as Content};
 use serde_json::{Value, json};
 
-use crate::server::Shared;
-use crate::verbs::write::Write;
+use super::Attributes;
+use crate::cluster::Cluster;
 
 /// Records of addresses that are held.
 const ADDRESSES: &str = "coracle.serviceips";
@@ -60,7 +60,7 @@ impl Held {
 }
 
 /// Gives a service its addresses and ports. The object is changed; the operations make it so.
-pub(super) fn allocate(write: &Write<'_>, service: &mut Value, old: Option<&Value>) -> Result<Vec<Op>, Status> {
+pub(super) fn allocate(at: &Attributes<'_>, service: &mut Value, old: Option<&Value>) -> Result<Vec<Op>, Status> {
     if !service["spec"].is_object() {
         return Ok(Vec::new());
     }
@@ -69,17 +69,17 @@ pub(super) fn allocate(write: &Write<'_>, service: &mut Value, old: Option<&Valu
     let mut errors = Vec::new();
     if matches!(kind.as_str(), "ClusterIP" | "NodePort" | "LoadBalancer") {
         family(&mut service["spec"]);
-        address(write, service, &before, &mut errors);
+        address(at, service, &before, &mut errors);
     }
     let balanced = kind == "LoadBalancer" && service["spec"]["allocateLoadBalancerNodePorts"] != false;
     if kind == "NodePort" || balanced {
-        ports(write, &mut service["spec"], &before, &mut errors);
+        ports(at, &mut service["spec"], &before, &mut errors);
     }
     if kind == "LoadBalancer" && service["spec"]["externalTrafficPolicy"] == "Local" {
         let asked = service["spec"]["healthCheckNodePort"].as_u64().unwrap_or(0);
         if asked == 0 {
             let taken = Held::by(Some(service)).ports;
-            match free_port(write, &taken) {
+            match free_port(at, &taken) {
                 Some(port) => service["spec"]["healthCheckNodePort"] = port.into(),
                 None => errors.push(FieldError::internal("spec.healthCheckNodePort", "range is full")),
             }
@@ -94,16 +94,16 @@ pub(super) fn allocate(write: &Write<'_>, service: &mut Value, old: Option<&Valu
     ops.extend(after.addresses.difference(&before.addresses).map(|name| claim(ADDRESSES, name, &owner)));
     ops.extend(after.ports.difference(&before.ports).map(|port| claim(PORTS, &port.to_string(), &owner)));
     let (addresses, ports) = (before.addresses.difference(&after.addresses), before.ports.difference(&after.ports));
-    ops.extend(addresses.filter_map(|name| release(write.server, ADDRESSES, name)));
-    ops.extend(ports.filter_map(|port| release(write.server, PORTS, &port.to_string())));
+    ops.extend(addresses.filter_map(|name| release(at.cluster, ADDRESSES, name)));
+    ops.extend(ports.filter_map(|port| release(at.cluster, PORTS, &port.to_string())));
     Ok(ops)
 }
 
 /// Gives everything back.
-pub(super) fn release_all(server: &Shared, service: &Value) -> Vec<Op> {
+pub(super) fn release_all(cluster: &Cluster, service: &Value) -> Vec<Op> {
     let held = Held::by(Some(service));
-    let addresses = held.addresses.iter().filter_map(|name| release(server, ADDRESSES, name));
-    let ports = held.ports.iter().filter_map(|port| release(server, PORTS, &port.to_string()));
+    let addresses = held.addresses.iter().filter_map(|name| release(cluster, ADDRESSES, name));
+    let ports = held.ports.iter().filter_map(|port| release(cluster, PORTS, &port.to_string()));
     addresses.chain(ports).collect()
 }
 
@@ -113,8 +113,8 @@ fn claim(collection: &str, name: &str, owner: &str) -> Op {
     Op::Put { key: Key::new(collection, name), value: Content { bytes, revision_at }, guard: Guard::Absent }
 }
 
-fn release(server: &Shared, collection: &str, name: &str) -> Option<Op> {
-    server.store.keyspace.get(collection, name)?;
+fn release(cluster: &Cluster, collection: &str, name: &str) -> Option<Op> {
+    cluster.store.keyspace.get(collection, name)?;
     Some(Op::Delete { key: Key::new(collection, name), guard: Guard::Present })
 }
 
@@ -132,11 +132,11 @@ fn family(spec: &mut Value) {
     }
 }
 
-fn address(write: &Write<'_>, service: &mut Value, before: &Held, errors: &mut Vec<FieldError>) {
+fn address(at: &Attributes<'_>, service: &mut Value, before: &Held, errors: &mut Vec<FieldError>) {
     let spec = &mut service["spec"];
     match spec["clusterIP"].as_str().unwrap_or_default() {
         "None" => spec["clusterIPs"] = json!(["None"]),
-        "" => match free_address(write) {
+        "" => match free_address(at) {
             Some(address) => {
                 let address = address.to_string();
                 spec["clusterIPs"] = json!([address]);
@@ -159,7 +159,7 @@ fn address(write: &Write<'_>, service: &mut Value, before: &Held, errors: &mut V
                 Ok(address) if !in_range(address) => {
                     refuse("the provided network does not match the current range".to_owned());
                 }
-                Ok(_) if write.server.store.keyspace.get(ADDRESSES, &asked).is_some() => {
+                Ok(_) if at.cluster.store.keyspace.get(ADDRESSES, &asked).is_some() => {
                     refuse("provided IP is already allocated".to_owned());
                 }
                 // Text that is no address is for validation to refuse.
@@ -175,10 +175,10 @@ fn in_range(address: Ipv4Addr) -> bool {
     offset > 0 && offset < SIZE - 1
 }
 
-fn free_address(write: &Write<'_>) -> Option<Ipv4Addr> {
+fn free_address(at: &Attributes<'_>) -> Option<Ipv4Addr> {
     let free = |offset: u32| {
         let address = Ipv4Addr::from(FIRST + offset);
-        write.server.store.keyspace.get(ADDRESSES, &address.to_string()).is_none().then_some(address)
+        at.cluster.store.keyspace.get(ADDRESSES, &address.to_string()).is_none().then_some(address)
     };
     for _ in 0..GUESSES {
         if let Some(address) = free(rand::random_range(ADDRESSES_RESERVED..SIZE - 1)) {
@@ -188,7 +188,7 @@ fn free_address(write: &Write<'_>) -> Option<Ipv4Addr> {
     (1..SIZE - 1).rev().find_map(free)
 }
 
-fn ports(write: &Write<'_>, spec: &mut Value, before: &Held, errors: &mut Vec<FieldError>) {
+fn ports(at: &Attributes<'_>, spec: &mut Value, before: &Held, errors: &mut Vec<FieldError>) {
     let mut taken: BTreeSet<u16> = BTreeSet::new();
     // One port may be served by two protocols under one number.
     let mut shared: Vec<(i64, String, u16)> = Vec::new();
@@ -198,15 +198,15 @@ fn ports(write: &Write<'_>, spec: &mut Value, before: &Held, errors: &mut Vec<Fi
             port["nodePort"].as_u64().and_then(|number| u16::try_from(number).ok()).filter(|number| *number > 0),
         );
     }
-    for (at, port) in list.iter_mut().enumerate() {
+    for (index, port) in list.iter_mut().enumerate() {
         let protocol = port["protocol"].as_str().unwrap_or("TCP").to_owned();
         let number = port["port"].as_i64().unwrap_or(0);
         let asked = port["nodePort"].as_u64().and_then(|number| u16::try_from(number).ok()).unwrap_or(0);
-        let field = format!("spec.ports[{at}].nodePort");
+        let field = format!("spec.ports[{index}].nodePort");
         if asked == 0 {
             let twin =
                 shared.iter().find(|(n, p, _)| *n == number && *p != protocol).map(|(_, _, node_port)| *node_port);
-            match twin.or_else(|| free_port(write, &taken)) {
+            match twin.or_else(|| free_port(at, &taken)) {
                 Some(chosen) => {
                     taken.insert(chosen);
                     shared.push((number, protocol, chosen));
@@ -223,15 +223,15 @@ fn ports(write: &Write<'_>, spec: &mut Value, before: &Held, errors: &mut Vec<Fi
         if !(PORT_FIRST..PORT_FIRST + PORT_COUNT).contains(&asked) {
             let why = "provided port is not in the valid range. The range of valid ports is 30000-32767";
             errors.push(FieldError::invalid(field, i64::from(asked), why));
-        } else if write.server.store.keyspace.get(PORTS, &asked.to_string()).is_some() {
+        } else if at.cluster.store.keyspace.get(PORTS, &asked.to_string()).is_some() {
             errors.push(FieldError::invalid(field, i64::from(asked), "provided port is already allocated"));
         }
     }
 }
 
-fn free_port(write: &Write<'_>, taken: &BTreeSet<u16>) -> Option<u16> {
+fn free_port(at: &Attributes<'_>, taken: &BTreeSet<u16>) -> Option<u16> {
     let free = |port: u16| {
-        let free = !taken.contains(&port) && write.server.store.keyspace.get(PORTS, &port.to_string()).is_none();
+        let free = !taken.contains(&port) && at.cluster.store.keyspace.get(PORTS, &port.to_string()).is_none();
         free.then_some(port)
     };
     for _ in 0..GUESSES {

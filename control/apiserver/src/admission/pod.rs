@@ -6,8 +6,8 @@ use coracle_api::meta::{self, generate};
 use coracle_api::status::Status;
 use serde_json::{Value, json};
 
+use super::Attributes;
 use crate::store::Seen;
-use crate::verbs::write::Write;
 
 const TOKEN_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// Lifetime of a pod's token: an hour, and some seconds by which the reference's tokens are recognized.
@@ -19,12 +19,12 @@ const AWAY_SECONDS: i64 = 300;
 /// What a class without a policy of its own says.
 const PREEMPTS: &str = "PreemptLowerPriority";
 
-pub(super) async fn create(write: &Write<'_>, pod: &mut Value) -> Result<(), Status> {
+pub(super) async fn create(at: &Attributes<'_>, pod: &mut Value) -> Result<(), Status> {
     if !pod["spec"].is_object() {
         return Ok(());
     }
-    account(write, pod).await?;
-    priority(write, pod)?;
+    account(at, pod).await?;
+    priority(at, pod)?;
     tolerations(pod);
     Ok(())
 }
@@ -36,7 +36,7 @@ pub(super) fn update(pod: &mut Value, _old: &Value) {
 }
 
 /// The pod's account must exist; its token goes where client libraries look for it.
-async fn account(write: &Write<'_>, pod: &mut Value) -> Result<(), Status> {
+async fn account(at: &Attributes<'_>, pod: &mut Value) -> Result<(), Status> {
     let spec = &mut pod["spec"];
     let alias = spec["serviceAccount"].as_str().unwrap_or_default().to_owned();
     let name = match spec["serviceAccountName"].as_str().unwrap_or_default() {
@@ -46,10 +46,10 @@ async fn account(write: &Write<'_>, pod: &mut Value) -> Result<(), Status> {
     };
     spec["serviceAccountName"] = name.clone().into();
     spec["serviceAccount"] = name.clone().into();
-    let Some(accounts) = write.server.catalog.named("", "serviceaccounts").cloned() else { return Ok(()) };
-    let namespace = write.call.namespace().unwrap_or_default().to_owned();
+    let Some(accounts) = at.cluster.catalog.named("", "serviceaccounts").cloned() else { return Ok(()) };
+    let namespace = at.namespace.unwrap_or_default().to_owned();
     let record_name = accounts.record_name(Some(&namespace), &name);
-    let store = &write.server.store;
+    let store = &at.cluster.store;
     let deadline = tokio::time::Instant::now() + ACCOUNT_WAIT;
     let record = loop {
         let revision = store.keyspace.revision();
@@ -61,7 +61,7 @@ async fn account(write: &Write<'_>, pod: &mut Value) -> Result<(), Status> {
         if !waits {
             let message =
                 format!("error looking up service account {namespace}/{name}: serviceaccount \"{name}\" not found");
-            return Err(write.resource.forbidden(meta::name(pod), message));
+            return Err(at.resource.forbidden(meta::name(pod), message));
         }
     };
     let account = Seen::new(&accounts, &record).stored();
@@ -126,12 +126,12 @@ fn volumes_of(spec: &Value) -> Vec<Value> {
 }
 
 /// The number that the pod's class stands for, or the class for pods that name none.
-fn priority(write: &Write<'_>, pod: &mut Value) -> Result<(), Status> {
+fn priority(at: &Attributes<'_>, pod: &mut Value) -> Result<(), Status> {
     let class = match pod["spec"]["priorityClassName"].as_str().unwrap_or_default() {
-        "" => default_class(write),
-        name => Some(stored_class(write, name).ok_or_else(|| {
+        "" => default_class(at),
+        name => Some(stored_class(at, name).ok_or_else(|| {
             let message = format!("no PriorityClass with name {name} was found");
-            write.resource.forbidden(meta::name(pod), message)
+            at.resource.forbidden(meta::name(pod), message)
         })?),
     };
     let number = class.as_ref().and_then(|class| class["value"].as_i64()).unwrap_or(0);
@@ -144,30 +144,34 @@ fn priority(write: &Write<'_>, pod: &mut Value) -> Result<(), Status> {
             "the integer value of priority ({given}) must not be provided in pod spec; priority admission controller \
              computed {number} from the given PriorityClass name"
         );
-        return Err(write.resource.forbidden(meta::name(pod), message));
+        return Err(at.resource.forbidden(meta::name(pod), message));
     }
     if let Some(given) = pod["spec"]["preemptionPolicy"].as_str().filter(|given| *given != policy) {
         let message = format!(
             "the string value of PreemptionPolicy ({given}) must not be provided in pod spec; priority admission \
              controller computed {policy} from the given PriorityClass name"
         );
-        return Err(write.resource.forbidden(meta::name(pod), message));
+        return Err(at.resource.forbidden(meta::name(pod), message));
     }
     pod["spec"]["priority"] = number.into();
     pod["spec"]["preemptionPolicy"] = policy.into();
     Ok(())
 }
 
-fn stored_class(write: &Write<'_>, name: &str) -> Option<Value> {
-    let classes = write.server.catalog.named("scheduling.k8s.io", "priorityclasses")?;
-    Some(Seen::new(classes, &write.server.store.get(classes, name)?).stored())
+fn stored_class(at: &Attributes<'_>, name: &str) -> Option<Value> {
+    let classes = at.cluster.catalog.named("scheduling.k8s.io", "priorityclasses")?;
+    Some(Seen::new(classes, &at.cluster.store.get(classes, name)?).stored())
 }
 
+const MARK: &[u8] = b"\"globalDefault\":true";
+
 /// Of several classes that are the default the lowest counts.
-fn default_class(write: &Write<'_>) -> Option<Value> {
-    let classes = write.server.catalog.named("scheduling.k8s.io", "priorityclasses")?;
-    let snapshot = write.server.store.keyspace.snapshot(classes.row.collection);
+fn default_class(at: &Attributes<'_>) -> Option<Value> {
+    let classes = at.cluster.catalog.named("scheduling.k8s.io", "priorityclasses")?;
+    let snapshot = at.cluster.store.keyspace.snapshot(classes.row.collection);
     crate::store::range(&snapshot.records, None, None)
+        // Hardly ever is one the default: most need not be read.
+        .filter(|(_, record)| record.bytes.windows(MARK.len()).any(|window| window == MARK))
         .map(|(_, record)| Seen::new(classes, record).stored())
         .filter(|class| class["globalDefault"] == true)
         .min_by_key(|class| class["value"].as_i64())

@@ -5,11 +5,16 @@ use std::collections::BTreeMap;
 use coracle_api::status::Status;
 use http::HeaderMap;
 
-use super::super::edge::query::decode;
 use crate::authz::{self, Attributes};
 use crate::identity::{ANONYMOUS, Identity, UNAUTHENTICATED};
+use crate::request::query::decode;
 
 const EXTRA: &str = "impersonate-extra-";
+
+/// Whether a request names somebody else to act as.
+pub(super) fn is_asked(headers: &HeaderMap) -> bool {
+    headers.keys().any(|name| name.as_str().starts_with("impersonate-"))
+}
 
 /// Who the request is for: the caller, or whom the caller's headers name.
 pub(super) fn apply(caller: Identity, headers: &HeaderMap) -> Result<Identity, Status> {

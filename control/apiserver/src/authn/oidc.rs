@@ -3,14 +3,15 @@
 use axum::response::Response;
 use serde_json::json;
 
-use crate::edge::{negotiate, respond};
-use crate::server::Shared;
+use super::tokens::Tokens;
+use crate::answer::respond;
+use crate::request::negotiate;
 
 /// `/.well-known/openid-configuration`.
-pub(crate) fn configuration(server: &Shared) -> Response {
+pub(crate) fn configuration(tokens: &Tokens, external_url: &str) -> Response {
     let document = json!({
-        "issuer": server.tokens.issuer,
-        "jwks_uri": format!("{}/openid/v1/jwks", server.config.external_url),
+        "issuer": tokens.issuer,
+        "jwks_uri": format!("{}/openid/v1/jwks", external_url),
         "response_types_supported": ["id_token"],
         "subject_types_supported": ["public"],
         "id_token_signing_alg_values_supported": ["ES256"],
@@ -19,8 +20,7 @@ pub(crate) fn configuration(server: &Shared) -> Response {
 }
 
 /// `/openid/v1/jwks`.
-pub(crate) fn keys(server: &Shared) -> Response {
-    let tokens = &server.tokens;
+pub(crate) fn keys(tokens: &Tokens) -> Response {
     let key = json!({
         "use": "sig", "kty": "EC", "kid": tokens.key_id, "crv": "P-256", "alg": "ES256", "x": tokens.x, "y": tokens.y,
     });

@@ -4,15 +4,14 @@ use std::collections::HashMap;
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use coracle_api::meta;
 use jiff::Timestamp;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::cluster::Cluster;
 use crate::identity::Identity;
-use crate::server::Shared;
 use crate::store::Seen;
 
 /// Tokens whose signature is known to be good; forgotten all at once when there are more.
@@ -123,8 +122,13 @@ impl Tokens {
 }
 
 /// Checks a token: signature, times, audience (the API's own when none is wanted), and that what it is bound to exists.
-pub(crate) fn authenticate(server: &Shared, token: &str, wanted: &[String]) -> Result<Accepted, String> {
-    let claims = server.tokens.verify(token)?;
+pub(crate) fn authenticate(
+    cluster: &Cluster,
+    tokens: &Tokens,
+    token: &str,
+    wanted: &[String],
+) -> Result<Accepted, String> {
+    let claims = tokens.verify(token)?;
     let now = Timestamp::now().as_second();
     if now > claims.exp + LEEWAY_SECONDS {
         return Err("the token is expired".to_owned());
@@ -132,19 +136,23 @@ pub(crate) fn authenticate(server: &Shared, token: &str, wanted: &[String]) -> R
     if now + LEEWAY_SECONDS < claims.nbf {
         return Err("the token is not valid yet".to_owned());
     }
-    let own = [server.tokens.issuer.clone()];
+    let own = [tokens.issuer.clone()];
     let wanted = if wanted.is_empty() { &own[..] } else { wanted };
     let audiences: Vec<String> = wanted.iter().filter(|audience| claims.aud.contains(audience)).cloned().collect();
     if audiences.is_empty() {
         return Err(format!("token audiences {:?} is invalid for the target audiences {wanted:?}", claims.aud));
     }
     let bound = &claims.kubernetes;
-    exists(server, "serviceaccounts", Some(&bound.namespace), &bound.serviceaccount)?;
+    exists(cluster, "serviceaccounts", Some(&bound.namespace), &bound.serviceaccount)?;
     if let Some(pod) = &bound.pod {
-        exists(server, "pods", Some(&bound.namespace), pod)?;
+        exists(cluster, "pods", Some(&bound.namespace), pod)?;
     }
     if let Some(secret) = &bound.secret {
-        exists(server, "secrets", Some(&bound.namespace), secret)?;
+        exists(cluster, "secrets", Some(&bound.namespace), secret)?;
+    }
+    // A pod's token says on which node it runs; only one that was asked for a node itself ends with it.
+    if let Some(node) = bound.node.as_ref().filter(|_| bound.pod.is_none()) {
+        exists(cluster, "nodes", None, node)?;
     }
     Ok(Accepted { identity: identity(&claims), audiences })
 }
@@ -172,9 +180,9 @@ fn identity(claims: &Claims) -> Identity {
 }
 
 /// A bound object must be there in the same incarnation.
-fn exists(server: &Shared, resource: &'static str, namespace: Option<&str>, object: &Object) -> Result<(), String> {
+fn exists(cluster: &Cluster, resource: &'static str, namespace: Option<&str>, object: &Object) -> Result<(), String> {
     let gone = || format!("the token is bound to {resource} {} which is gone", object.name);
-    let resource = server.catalog.named("", resource).ok_or_else(gone)?;
-    let record = server.store.get(resource, &resource.record_name(namespace, &object.name)).ok_or_else(gone)?;
-    if meta::uid(&Seen::new(resource, &record).stored()) == object.uid { Ok(()) } else { Err(gone()) }
+    let resource = cluster.catalog.named("", resource).ok_or_else(gone)?;
+    let record = cluster.store.get(resource, &resource.record_name(namespace, &object.name)).ok_or_else(gone)?;
+    if Seen::new(resource, &record).facts().uid == object.uid { Ok(()) } else { Err(gone()) }
 }

@@ -11,10 +11,9 @@ use http::{HeaderValue, header};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::edge::call::Call;
-use crate::edge::negotiate::{self, Form, Offer};
-use crate::edge::respond;
-use crate::server::Shared;
+use crate::answer::respond;
+use crate::request::call::Call;
+use crate::request::negotiate::{self, Form, Offer};
 pub(crate) use model::{Entry, Group, groups_of};
 
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
@@ -58,30 +57,30 @@ impl Discovery {
 }
 
 /// `/api`.
-pub(crate) fn core(server: &Shared, call: &Call) -> Result<Response, Status> {
+pub(crate) fn core(discovery: &Discovery, external_url: &str, call: &Call) -> Result<Response, Status> {
     let plain = || {
-        let address = server.config.external_url.trim_start_matches("https://");
+        let address = external_url.trim_start_matches("https://");
         json!({
             "kind": "APIVersions", "versions": ["v1"],
             "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": address}],
         })
     };
-    answer(call, &server.discovery.aggregated_core, plain)
+    answer(call, &discovery.aggregated_core, plain)
 }
 
 /// `/apis`.
-pub(crate) fn groups(server: &Shared, call: &Call) -> Result<Response, Status> {
-    let groups = server.discovery.groups.iter().filter(|group| !group.name.is_empty());
-    answer(call, &server.discovery.aggregated_groups, || {
+pub(crate) fn groups(discovery: &Discovery, call: &Call) -> Result<Response, Status> {
+    let groups = discovery.groups.iter().filter(|group| !group.name.is_empty());
+    answer(call, &discovery.aggregated_groups, || {
         let groups: Vec<Value> = groups.map(|group| documents::group(group, false)).collect();
         json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
     })
 }
 
 /// `/apis/{group}`.
-pub(crate) fn group(server: &Shared, call: &Call, name: &str) -> Result<Response, Status> {
+pub(crate) fn group(discovery: &Discovery, call: &Call, name: &str) -> Result<Response, Status> {
     let form = call.form(Offer::Plain)?;
-    let found = server.discovery.groups.iter().find(|group| group.name == name && !name.is_empty());
+    let found = discovery.groups.iter().find(|group| group.name == name && !name.is_empty());
     match found {
         Some(group) => Ok(respond::value(form, 200, &documents::group(group, true))),
         None => Ok(respond::text(404, "404 page not found\n")),
@@ -89,9 +88,9 @@ pub(crate) fn group(server: &Shared, call: &Call, name: &str) -> Result<Response
 }
 
 /// `/api/v1`, `/apis/{group}/{version}`.
-pub(crate) fn resources(server: &Shared, call: &Call, group: &str, version: &str) -> Result<Response, Status> {
+pub(crate) fn resources(discovery: &Discovery, call: &Call, group: &str, version: &str) -> Result<Response, Status> {
     let form = call.form(Offer::Plain)?;
-    let group = server.discovery.groups.iter().find(|found| found.name == group);
+    let group = discovery.groups.iter().find(|found| found.name == group);
     match group.and_then(|group| Some((group, group.versions.iter().find(|found| found.version == version)?))) {
         Some((group, version)) => Ok(respond::value(form, 200, &documents::resources(group, version))),
         None if group.is_some() => Err(Status::path_not_found()),
@@ -133,7 +132,7 @@ fn wants_aggregated(accept: &str) -> bool {
 }
 
 /// `/`.
-pub(crate) fn root(server: &Shared, call: &Call) -> Response {
+pub(crate) fn root(discovery: &Discovery, call: &Call) -> Response {
     let mut paths: Vec<String> = [
         "/.well-known/openid-configuration",
         "/api",
@@ -152,7 +151,7 @@ pub(crate) fn root(server: &Shared, call: &Call) -> Response {
     ]
     .map(str::to_owned)
     .to_vec();
-    for group in server.discovery.groups.iter().filter(|group| !group.name.is_empty()) {
+    for group in discovery.groups.iter().filter(|group| !group.name.is_empty()) {
         paths.push(format!("/apis/{}", group.name));
         paths.extend(group.versions.iter().map(|version| format!("/apis/{}/{}", group.name, version.version)));
     }

@@ -19,10 +19,10 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::edge::call::Call;
-use crate::edge::negotiate::{self, essence};
-use crate::edge::respond;
-use crate::server::Shared;
+use crate::answer::respond;
+use crate::discovery::Discovery;
+use crate::request::call::Call;
+use crate::request::negotiate::{self, essence};
 
 const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 const V2_PROTOBUF_AT: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
@@ -59,7 +59,7 @@ pub(crate) struct OpenApi {
 }
 
 /// `/openapi/v2`, as JSON or as gnostic's protobuf.
-pub(crate) fn v2(server: &Shared, call: &Call) -> Result<Response, Status> {
+pub(crate) fn v2(openapi: &OpenApi, discovery: &Discovery, call: &Call) -> Result<Response, Status> {
     let accept = call.accept().unwrap_or_default();
     let clauses: Vec<&str> = accept.split(',').map(essence).filter(|clause| !clause.is_empty()).collect();
     let protobuf = match clauses.iter().find_map(|clause| match *clause {
@@ -72,33 +72,32 @@ pub(crate) fn v2(server: &Shared, call: &Call) -> Result<Response, Status> {
         None => return Err(Status::not_acceptable(&[negotiate::JSON, V2_PROTOBUF])),
     };
     let make = || {
-        let _one = server.openapi.making.lock();
-        server
-            .openapi
+        let _one = openapi.making.lock();
+        openapi
             .v2
             .get_or_init(|| {
-                let document = v2::document(server);
+                let document = v2::document(discovery);
                 let protobuf = v2::gnostic::document(&document);
                 (Document::new(document.to_string().as_bytes()), Document::new(&protobuf))
             })
             .clone()
     };
-    let (json, gnostic) = server.openapi.v2.get().cloned().unwrap_or_else(make);
+    let (json, gnostic) = openapi.v2.get().cloned().unwrap_or_else(make);
     let (document, content_type) = if protobuf { (gnostic, V2_PROTOBUF) } else { (json, negotiate::JSON) };
     Ok(send(call, &document, content_type))
 }
 
 /// `/openapi/v3` and the documents below it.
-pub(crate) fn v3(server: &Shared, call: &Call, name: &str) -> Result<Response, Status> {
+pub(crate) fn v3(openapi: &OpenApi, discovery: &Discovery, call: &Call, name: &str) -> Result<Response, Status> {
     let documents =
-        server.openapi.v3.get_or_init(|| v3::names(server).into_iter().map(|name| (name, OnceLock::new())).collect());
+        openapi.v3.get_or_init(|| v3::names(discovery).into_iter().map(|name| (name, OnceLock::new())).collect());
     let document = |name: &str| {
         let slot = documents.get(name)?;
         if let Some(known) = slot.get() {
             return Some(known.clone());
         }
-        let _one = server.openapi.making.lock();
-        Some(slot.get_or_init(|| Document::new(v3::document(server, name).to_string().as_bytes())).clone())
+        let _one = openapi.making.lock();
+        Some(slot.get_or_init(|| Document::new(v3::document(discovery, name).to_string().as_bytes())).clone())
     };
     if name.is_empty() {
         let paths: BTreeMap<&str, Value> = documents

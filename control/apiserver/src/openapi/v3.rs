@@ -7,13 +7,13 @@ use serde_json::{Map, Value, json};
 
 use super::descriptions::Descriptions;
 use super::operations::{self, Operation, Path};
-use crate::edge::negotiate::{JSON, PROTOBUF, YAML};
-use crate::server::Shared;
+use crate::discovery::Discovery;
+use crate::request::negotiate::{JSON, PROTOBUF, YAML};
 
 /// Names of the documents: paths without their first slash.
-pub(super) fn names(server: &Shared) -> Vec<String> {
+pub(super) fn names(discovery: &Discovery) -> Vec<String> {
     let mut names = vec!["version".to_owned()];
-    for group in &server.discovery.groups {
+    for group in &discovery.groups {
         for version in &group.versions {
             names.push(match group.name {
                 "" => format!("api/{}", version.version),
@@ -24,14 +24,14 @@ pub(super) fn names(server: &Shared) -> Vec<String> {
     names
 }
 
-pub(super) fn document(server: &Shared, name: &str) -> Value {
+pub(super) fn document(discovery: &Discovery, name: &str) -> Value {
     let mut parts = name.split('/').skip(1);
     let (group, version) = match (parts.next(), parts.next()) {
         (Some(version), None) => ("", version),
         (Some(group), Some(version)) => (group, version),
         _ => return finish(Map::new(), BTreeSet::new()),
     };
-    let Some(group) = server.discovery.groups.iter().find(|found| found.name == group) else { return Value::Null };
+    let Some(group) = discovery.groups.iter().find(|found| found.name == group) else { return Value::Null };
     let Some(version) = group.versions.iter().find(|found| found.version == version) else { return Value::Null };
     let mut used = BTreeSet::new();
     let mut paths = Map::new();

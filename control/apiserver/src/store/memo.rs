@@ -6,13 +6,14 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use coracle_api::kinds::Cell;
+use coracle_api::meta;
 use coracle_api::meta::selector::{FieldSelector, LabelSelector};
 use coracle_keyspace::Record;
 use serde_json::Value;
 
 use super::object;
 use crate::catalog::Resource;
-use crate::edge::codec;
+use crate::request::codec;
 
 /// Everything that is kept with one record.
 #[derive(Default)]
@@ -32,8 +33,11 @@ struct View {
     json: OnceLock<Bytes>,
 }
 
-/// What selectors ask for.
+/// What selectors ask for, and other small things that are asked for often.
 pub(crate) struct Facts {
+    pub uid: String,
+    /// Whether its deletion was asked for.
+    pub deleting: bool,
     labels: Vec<(String, String)>,
     /// In the order of the row's selectable fields.
     fields: Vec<Option<String>>,
@@ -146,6 +150,8 @@ impl Facts {
         let labels = object["metadata"]["labels"].as_object().into_iter().flatten();
         let strategy = resource.row.strategy;
         Facts {
+            uid: meta::uid(object).to_owned(),
+            deleting: meta::is_deleting(object),
             labels: labels.map(|(key, value)| (key.clone(), value.as_str().unwrap_or_default().to_owned())).collect(),
             fields: resource.row.selectable.iter().map(|path| strategy.field(object, path)).collect(),
         }

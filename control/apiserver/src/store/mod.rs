@@ -3,12 +3,15 @@
 pub(crate) mod memo;
 pub(crate) mod object;
 
+use std::hash::{BuildHasher, RandomState};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_api::status::Status;
 use coracle_keyspace::{Committed, GuardFailed, Key, Keyspace, NoRoom, Op, Record, Records, Revision, TransactError};
+
+use tokio::sync::{Mutex, MutexGuard};
 
 use crate::catalog::Resource;
 pub(crate) use memo::Seen;
@@ -24,13 +27,28 @@ pub(crate) enum Refused {
     Final(Status),
 }
 
+/// Writers that met at an object take turns; this many objects at a time, by the hash of their names.
+const TURNS: usize = 256;
+
 /// The keyspace as the verbs use it.
-#[derive(Clone)]
 pub(crate) struct Store {
     pub keyspace: Keyspace,
+    turns: [Mutex<()>; TURNS],
+    hashing: RandomState,
 }
 
 impl Store {
+    pub fn new(keyspace: Keyspace) -> Store {
+        Store { keyspace, turns: [const { Mutex::const_new(()) }; TURNS], hashing: RandomState::new() }
+    }
+
+    /// Waits for its turn at an object that somebody else has just changed. A hundred writers that meet would otherwise all
+    /// do their work again for each one that gets through.
+    pub async fn turn(&self, resource: &Resource, record_name: &str) -> MutexGuard<'_, ()> {
+        let hash = self.hashing.hash_one((resource.row.collection, record_name));
+        self.turns[hash as usize % TURNS].lock().await
+    }
+
     pub fn key(resource: &Resource, record_name: &Arc<str>) -> Key {
         Key::new(resource.row.collection, record_name.clone())
     }
@@ -64,7 +82,25 @@ impl Store {
         Ok(())
     }
 
+    /// The first operation whose condition does not hold for what is applied here.
+    fn failing(&self, ops: &[Op]) -> Option<GuardFailed> {
+        ops.iter().enumerate().find_map(|(at, op)| {
+            let (key, guard) = op.condition();
+            let found = self.keyspace.get(&key.collection, &key.name);
+            (!guard.holds(found.as_deref())).then_some(GuardFailed { op: at, found })
+        })
+    }
+
+    /// Carries out `ops` if their conditions hold. What is seen to be refused is not proposed: it would cost its size in
+    /// the log.
     pub async fn transact(&self, ops: Vec<Op>) -> Result<Committed, Refused> {
+        if self.failing(&ops).is_some() {
+            // It is refused only by a state that is as new as every answer so far.
+            self.barrier().await.map_err(Refused::Final)?;
+            if let Some(failed) = self.failing(&ops) {
+                return Err(Refused::Guard(failed));
+            }
+        }
         match self.keyspace.transact(ops).await {
             Ok(committed) => Ok(committed),
             Err(TransactError::Guard(failed)) => Err(Refused::Guard(failed)),

@@ -3,24 +3,25 @@
 use std::sync::Arc;
 
 use axum::response::Response;
-use coracle_api::meta::{self, time};
+use coracle_api::kinds::FieldError;
+use coracle_api::meta::{self, names, time};
 use coracle_api::schema;
 use coracle_api::status::Status;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use crate::answer::respond;
 use crate::catalog::Resource;
-use crate::edge::body::{self, Expected};
-use crate::edge::call::{Call, Request};
-use crate::edge::negotiate::Offer;
-use crate::edge::options::write_options;
-use crate::edge::respond;
-use crate::server::Shared;
+use crate::cluster::Cluster;
+use crate::request::body::{self, Expected};
+use crate::request::call::{Call, Request};
+use crate::request::negotiate::Offer;
+use crate::request::options::write_options;
 use crate::verbs::update::{Changed, change};
 use crate::verbs::write::Write;
 
 /// `POST …/pods/{name}/binding`, or `POST …/bindings` where the pod is named in the body.
-pub(crate) async fn create(server: &Arc<Shared>, request: &Request, by_body: bool) -> Result<Response, Status> {
+pub(crate) async fn create(cluster: &Cluster, request: &Request, by_body: bool) -> Result<Response, Status> {
     let call = &request.call;
     if call.method != http::Method::POST || call.namespace().is_none() {
         return Err(Status::method_not_allowed());
@@ -31,7 +32,7 @@ pub(crate) async fn create(server: &Arc<Shared>, request: &Request, by_body: boo
     let options = write_options(call, "CreateOptions", None)?;
     let expected = Expected { api_version: "v1", kind: "Binding", schema: &schema };
     let binding = body::object(call, &request.body, &expected, options.validation)?;
-    let pods = pods(server)?;
+    let pods = pods(cluster)?;
     let name = if by_body { meta::name(&binding).to_owned() } else { call.name().to_owned() };
     if name.is_empty() || !meta::name(&binding).is_empty() && meta::name(&binding) != name {
         return Err(Status::bad_request("name in URL does not match name in Binding object"));
@@ -39,14 +40,15 @@ pub(crate) async fn create(server: &Arc<Shared>, request: &Request, by_body: boo
     let target = binding["target"]["name"].as_str().unwrap_or_default();
     let kind = binding["target"]["kind"].as_str().unwrap_or_default();
     let mut errors = Vec::new();
-    use coracle_api::kinds::FieldError;
     if !matches!(kind, "" | "Node") {
         errors.push(FieldError::not_supported("target.kind", kind, &["Node", "<empty>"]));
     }
     if target.is_empty() {
         errors.push(FieldError::required("target.name", ""));
     }
-    if !errors.is_empty() {
+    if errors.is_empty() {
+        check_node(target)?;
+    } else {
         let messages = errors.iter().map(ToString::to_string);
         return Err(Status::unknown_error(coracle_api::meta::field::aggregate(messages)));
     }
@@ -54,7 +56,7 @@ pub(crate) async fn create(server: &Arc<Shared>, request: &Request, by_body: boo
     let mut target_path = call.target.clone();
     target_path.name = Some(name.clone());
     let pod_call = Call::acting_on(call, target_path);
-    let write = Write { server, call: &pod_call, resource: &pods, options: &options, subresource: "binding" };
+    let write = Write { cluster, call: &pod_call, resource: &pods, options: &options, subresource: "binding" };
     let uid = meta::uid(&binding).to_owned();
     let step = |old: &Value| {
         let object = bound(&pods, old, target, &uid, &binding)?;
@@ -66,8 +68,19 @@ pub(crate) async fn create(server: &Arc<Shared>, request: &Request, by_body: boo
     Ok(respond::status(form, &done))
 }
 
-pub(super) fn pods(server: &Shared) -> Result<Arc<Resource>, Status> {
-    server.catalog.named("", "pods").cloned().ok_or_else(Status::path_not_found)
+/// A pod is bound to what may be the name of a node.
+pub(super) fn check_node(name: &str) -> Result<(), Status> {
+    if name.is_empty() {
+        return Err(Status::unknown_error(FieldError::required("target.name", "").to_string()));
+    }
+    match names::dns_subdomain(name).first() {
+        Some(why) => Err(Status::unknown_error(FieldError::invalid("target.name", name, why).to_string())),
+        None => Ok(()),
+    }
+}
+
+pub(super) fn pods(cluster: &Cluster) -> Result<Arc<Resource>, Status> {
+    cluster.catalog.named("", "pods").cloned().ok_or_else(Status::path_not_found)
 }
 
 /// The pod, bound to `node`.

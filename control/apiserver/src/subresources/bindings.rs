@@ -3,24 +3,20 @@
 //! It is the binding subresource many times over, with one proposal to the keyspace instead of one for each. A pod that
 //! cannot be bound gets its own answer and does not hold up the others.
 
-use std::sync::Arc;
-
 use axum::response::Response;
 use coracle_api::status::Status;
 use coracle_keyspace::{Guard, OPS_MAX, Op};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::binding::{bound, pods};
+use super::binding::{bound, check_node, pods};
+use crate::answer::respond;
 use crate::authz::{self, Attributes};
-use crate::edge::call::Request;
-use crate::edge::negotiate::JSON;
-use crate::edge::respond;
-use crate::server::Shared;
+use crate::cluster::Cluster;
+use crate::request::call::Request;
+use crate::request::negotiate::JSON;
 use crate::store::{Refused, Seen, Store, object};
 
-/// How often what was refused is tried again.
-const TRIES: usize = 4;
 /// Content of one transaction at most; the keyspace's own limit is above it.
 const BYTES_MAX: usize = 3 << 20;
 
@@ -38,7 +34,7 @@ struct Binding {
     node: String,
 }
 
-pub(crate) async fn bind_all(server: &Arc<Shared>, request: &Request) -> Result<Response, Status> {
+pub(crate) async fn bind_all(cluster: &Cluster, request: &Request) -> Result<Response, Status> {
     let asked = Attributes { verb: "create", resource: "pods", subresource: "binding", ..Attributes::default() };
     if !authz::allows(&request.call.identity, &asked) {
         return Err(authz::refusal(&request.call.identity, &asked));
@@ -50,17 +46,9 @@ pub(crate) async fn bind_all(server: &Arc<Shared>, request: &Request) -> Result<
     }
     let mut results: Vec<Option<Status>> = bindings.iter().map(|_| None).collect();
     let mut open: Vec<usize> = (0..bindings.len()).collect();
-    let mut tries = 0;
+    // Until all are done or the request's time is up.
     while !open.is_empty() {
-        let later = attempt(server, &bindings, &mut results, &open).await?;
-        tries += usize::from(later.len() == open.len());
-        if tries >= TRIES {
-            for at in &later {
-                results[*at] = Some(pods(server)?.stale(&bindings[*at].name));
-            }
-            break;
-        }
-        open = later;
+        open = attempt(cluster, &bindings, &mut results, &open).await?;
     }
     let results: Vec<Value> = results
         .into_iter()
@@ -74,27 +62,30 @@ pub(crate) async fn bind_all(server: &Arc<Shared>, request: &Request) -> Result<
 
 /// Binds what can be bound of `open`. What is left has to be tried again.
 async fn attempt(
-    server: &Arc<Shared>,
+    cluster: &Cluster,
     bindings: &[Binding],
     results: &mut [Option<Status>],
     open: &[usize],
 ) -> Result<Vec<usize>, Status> {
-    let pods = pods(server)?;
+    let pods = pods(cluster)?;
     let (mut ops, mut members, mut later, mut size) = (Vec::new(), Vec::new(), Vec::new(), 0);
     let mut named = std::collections::HashSet::new();
     for &at in open {
         let binding = &bindings[at];
         let name = pods.record_name(Some(&binding.namespace), &binding.name);
-        let Some(record) = server.store.get(&pods, &name) else {
+        let Some(record) = cluster.store.get(&pods, &name) else {
             results[at] = Some(pods.not_found(&binding.name));
             continue;
         };
         // A pod that is named twice waits for its second turn, and is bound by then.
-        if size > BYTES_MAX || !named.insert(name.clone()) {
+        if size + record.bytes.len() > BYTES_MAX && !ops.is_empty() || !named.insert(name.clone()) {
             later.push(at);
             continue;
         }
-        match bound(&pods, &Seen::new(&pods, &record).stored(), &binding.node, &binding.uid, &Value::Null) {
+        let made = check_node(&binding.node).and_then(|()| {
+            bound(&pods, &Seen::new(&pods, &record).stored(), &binding.node, &binding.uid, &Value::Null)
+        });
+        match made {
             Err(status) => results[at] = Some(status),
             Ok(pod) => {
                 let value = object::encode(&pod);
@@ -107,7 +98,7 @@ async fn attempt(
     if ops.is_empty() {
         return Ok(later);
     }
-    match server.store.transact(ops).await {
+    match cluster.store.transact(ops).await {
         Ok(_) => {}
         // One pod has changed: the others are tried again with its newer content.
         Err(Refused::Guard(_)) => later.extend(members),

@@ -2,51 +2,59 @@
 //!
 //! What runs in a tunnel (SPDY, WebSocket) is not looked at: both ends speak it already.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use axum::body::Body;
 use axum::response::Response;
 use coracle_api::status::Status;
-use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
+use http_body_util::BodyExt;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use super::Passing;
+use super::nodes::{self, Endpoint, Nodes};
+use crate::answer::respond;
+use crate::authn;
 use crate::catalog::Resource;
-use crate::edge::call::Call;
-use crate::edge::respond;
-use crate::server::Shared;
-use crate::server::nodes::{self, Endpoint};
+use crate::cluster::Cluster;
+use crate::request::call::Call;
 use crate::store::Seen;
 
-/// Headers that belong to one connection.
-const HOP: [HeaderName; 6] = [
+/// Headers that belong to one connection; those that `Connection` names are others.
+const HOP: [HeaderName; 7] = [
     header::CONNECTION,
     header::TRANSFER_ENCODING,
     header::TE,
     header::TRAILER,
     header::UPGRADE,
-    header::PROXY_AUTHORIZATION,
+    header::PROXY_AUTHENTICATE,
+    HeaderName::from_static("keep-alive"),
 ];
+/// By which an application knows who asked, for what, through this server. Only this server says so.
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const FORWARDED_URI: HeaderName = HeaderName::from_static("x-forwarded-uri");
 
 /// `portforward`, `exec` and `attach` of a pod.
 pub(super) async fn to_pod(
-    server: &Arc<Shared>,
-    call: Call,
+    cluster: &Cluster,
+    nodes: &Nodes,
+    passing: Passing,
     resource: &Arc<Resource>,
-    parts: Parts,
-    body: Body,
-    upgrade: Option<OnUpgrade>,
 ) -> Result<Response, Status> {
-    let pod = read_pod(server, &call, resource).await?;
+    let call = &passing.call;
+    let pod = read_pod(cluster, call, resource).await?;
     let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
     if node.is_empty() {
         let message = format!("pod {} does not have a host assigned", call.name());
         return Err(Status::bad_request(message));
     }
-    let to = nodes::kubelet(server, node)?;
+    let to = nodes::kubelet(cluster, node)?;
     let namespace = call.namespace().unwrap_or_default();
     let path = match call.subresource() {
         "portforward" => format!("/portForward/{namespace}/{}", call.name()),
@@ -55,13 +63,13 @@ pub(super) async fn to_pod(
             format!("/{verb}/{namespace}/{}/{container}", call.name())
         }
     };
-    let query = parts.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
-    pass(server, &to, &format!("{path}{query}"), parts, body, upgrade).await
+    let query = call.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    pass(nodes, &to, &format!("{path}{query}"), passing, None).await
 }
 
-pub(super) async fn read_pod(server: &Shared, call: &Call, resource: &Resource) -> Result<Value, Status> {
+pub(super) async fn read_pod(cluster: &Cluster, call: &Call, resource: &Resource) -> Result<Value, Status> {
     let name = resource.record_name(call.namespace(), call.name());
-    let record = server.store.read(resource, &name).await?.ok_or_else(|| resource.not_found(call.name()))?;
+    let record = cluster.store.read(resource, &name).await?.ok_or_else(|| resource.not_found(call.name()))?;
     Ok(Seen::new(resource, &record).stored())
 }
 
@@ -101,44 +109,73 @@ pub(super) fn container(pod: &Value, asked: Option<&str>, name: &str) -> Result<
 
 /// `proxy` of a pod, a service or a node.
 pub(super) async fn proxy(
-    server: &Arc<Shared>,
-    call: Call,
+    cluster: &Cluster,
+    nodes: &Nodes,
+    passing: Passing,
     resource: &Arc<Resource>,
-    parts: Parts,
-    body: Body,
-    upgrade: Option<OnUpgrade>,
 ) -> Result<Response, Status> {
+    let call = &passing.call;
+    let query = call.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
     if call.target.rest.is_empty() && matches!(call.method, http::Method::GET | http::Method::HEAD) {
-        let query = parts.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
         let mut response = respond::text(301, "");
-        if let Ok(location) = HeaderValue::from_str(&format!("{}/{query}", parts.uri.path())) {
+        if let Ok(location) = HeaderValue::from_str(&format!("{}/{query}", call.uri.path())) {
             response.headers_mut().insert(header::LOCATION, location);
         }
         return Ok(response);
     }
     let (scheme, name, port) = split_target(call.name());
     let rest = if call.target.rest.is_empty() { "/" } else { &call.target.rest };
-    let query = parts.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    let below = call.uri.path().strip_suffix(call.target.rest.as_str()).unwrap_or(call.uri.path()).to_owned();
+    let path = format!("{rest}{query}");
     let mut target = call.target.clone();
     target.name = Some(name.to_owned());
-    let named = Call::acting_on(&call, target);
-    match resource.row.resource {
-        "nodes" => {
-            let to = nodes::kubelet(server, name)?;
-            let to = if port.is_empty() { to } else { Endpoint { port: number(port)?, tls: scheme == "https", ..to } };
-            pass(server, &to, &format!("{rest}{query}"), parts, body, upgrade).await
-        }
-        "pods" => {
-            let pod = read_pod(server, &named, resource).await?;
-            let port = if port.is_empty() { first_port(&pod) } else { port.to_owned() };
-            through_node(server, &pod, &port, &format!("{rest}{query}"), parts, body, upgrade).await
-        }
-        _ => {
-            let service = read_pod(server, &named, resource).await?;
-            let (pod, port) = endpoint_of_service(server, &service, port)?;
-            through_node(server, &pod, &port, &format!("{rest}{query}"), parts, body, upgrade).await
-        }
+    let named = Call::acting_on(call, target);
+    if resource.row.resource == "nodes" {
+        let to = node_endpoint(nodes::kubelet(cluster, name)?, scheme, port)?;
+        return pass(nodes, &to, &path, passing, Some(&below)).await;
     }
+    if scheme == "https" {
+        let message = format!("error trying to reach {name}: pods speak no TLS here; ask for http:{name}:{port}");
+        return Err(Status::service_unavailable(message));
+    }
+    let (pod, port) = if resource.row.resource == "pods" {
+        let pod = read_pod(cluster, &named, resource).await?;
+        let port = if port.is_empty() { first_port(&pod) } else { port.to_owned() };
+        (pod, port)
+    } else {
+        let service = read_pod(cluster, &named, resource).await?;
+        endpoint_of_service(cluster, &service, port)?
+    };
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let node = text(&pod["spec"]["nodeName"]);
+    if node.is_empty() {
+        return Err(Status::service_unavailable("the pod is not bound to a node"));
+    }
+    // A pod's address is reached through its node: pods have no network of their own that this server is in.
+    let to = nodes::kubelet(cluster, &node)?;
+    let (namespace, name) = (text(&pod["metadata"]["namespace"]), text(&pod["metadata"]["name"]));
+    let path = format!("/coracle/v1/proxy/{namespace}/{name}/{port}{path}");
+    pass(nodes, &to, &path, passing, Some(&below)).await
+}
+
+/// A node's own server, or another port of the node: but nothing that only this machine itself can reach.
+fn node_endpoint(kubelet: Endpoint, scheme: &str, port: &str) -> Result<Endpoint, Status> {
+    if port.is_empty() || number(port)? == kubelet.port {
+        return Ok(kubelet);
+    }
+    let address = kubelet.host.trim_matches(['[', ']']).parse::<IpAddr>().map(|address| address.to_canonical());
+    let inside = match address {
+        Ok(IpAddr::V4(v4)) => v4.is_loopback() || v4.is_link_local() || v4.is_unspecified() || v4.is_multicast(),
+        Ok(IpAddr::V6(v6)) => {
+            v6.is_loopback() || v6.is_unicast_link_local() || v6.is_unspecified() || v6.is_multicast()
+        }
+        // A name may lead anywhere.
+        Err(_) => true,
+    };
+    if inside {
+        return Err(Status::bad_request("address not allowed"));
+    }
+    Ok(Endpoint { port: number(port)?, tls: scheme == "https", ..kubelet })
 }
 
 /// `[scheme:]name[:port]`.
@@ -163,29 +200,8 @@ fn first_port(pod: &Value) -> String {
         .map_or_else(|| "80".to_owned(), |port| port.to_string())
 }
 
-/// A pod's address is reached through its node: pods have no network of their own that this server is in.
-async fn through_node(
-    server: &Arc<Shared>,
-    pod: &Value,
-    port: &str,
-    path: &str,
-    parts: Parts,
-    body: Body,
-    upgrade: Option<OnUpgrade>,
-) -> Result<Response, Status> {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let node = text(&pod["spec"]["nodeName"]);
-    if node.is_empty() {
-        return Err(Status::service_unavailable("the pod is not bound to a node"));
-    }
-    let to = nodes::kubelet(server, &node)?;
-    let (namespace, name) = (text(&pod["metadata"]["namespace"]), text(&pod["metadata"]["name"]));
-    let path = format!("/coracle/v1/proxy/{namespace}/{name}/{port}{path}");
-    pass(server, &to, &path, parts, body, upgrade).await
-}
-
 /// A ready pod behind a service, and the port that the service's port leads to.
-fn endpoint_of_service(server: &Shared, service: &Value, port: &str) -> Result<(Value, String), Status> {
+fn endpoint_of_service(cluster: &Cluster, service: &Value, port: &str) -> Result<(Value, String), Status> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let (namespace, name) = (text(&service["metadata"]["namespace"]), text(&service["metadata"]["name"]));
     let unavailable = || Status::service_unavailable(format!("no endpoints available for service \"{name}\""));
@@ -198,9 +214,9 @@ fn endpoint_of_service(server: &Shared, service: &Value, port: &str) -> Result<(
         }
     };
     let port_name = text(&chosen.ok_or_else(unavailable)?["name"]);
-    let slices = server.catalog.named("discovery.k8s.io", "endpointslices").ok_or_else(unavailable)?;
-    let pods = server.catalog.named("", "pods").ok_or_else(unavailable)?;
-    let snapshot = server.store.keyspace.snapshot(slices.row.collection);
+    let slices = cluster.catalog.named("discovery.k8s.io", "endpointslices").ok_or_else(unavailable)?;
+    let pods = cluster.catalog.named("", "pods").ok_or_else(unavailable)?;
+    let snapshot = cluster.store.keyspace.snapshot(slices.row.collection);
     for (_, record) in crate::store::range(&snapshot.records, Some(&namespace), None) {
         let slice = Seen::new(slices, record).stored();
         if slice["metadata"]["labels"]["kubernetes.io/service-name"] != name.as_str() {
@@ -214,7 +230,7 @@ fn endpoint_of_service(server: &Shared, service: &Value, port: &str) -> Result<(
             if !ready || pod.is_empty() {
                 continue;
             }
-            if let Some(record) = server.store.get(pods, &pods.record_name(Some(&namespace), &pod)) {
+            if let Some(record) = cluster.store.get(pods, &pods.record_name(Some(&namespace), &pod)) {
                 return Ok((Seen::new(pods, &record).stored(), port.to_string()));
             }
         }
@@ -222,51 +238,132 @@ fn endpoint_of_service(server: &Shared, service: &Value, port: &str) -> Result<(
     Err(unavailable())
 }
 
-/// Passes a request on and its answer back.
+/// Passes a request on and its answer back. `below` is where a proxied application stands among this server's paths.
 pub(super) async fn pass(
-    server: &Arc<Shared>,
+    nodes: &Nodes,
     to: &Endpoint,
     path_and_query: &str,
-    parts: Parts,
-    body: Body,
-    upgrade: Option<OnUpgrade>,
+    passing: Passing,
+    below: Option<&str>,
 ) -> Result<Response, Status> {
-    let wants_upgrade = parts.headers.contains_key(header::UPGRADE);
+    let Passing { call, body, upgrade, peer, place } = passing;
     let mut request = Request::builder()
-        .method(parts.method.clone())
+        .method(call.method.clone())
         .uri(path_and_query)
         .body(body)
         .map_err(|error| Status::bad_request(format!("the path cannot be passed on: {error}")))?;
-    let host = format!("{}:{}", to.host, to.port);
-    *request.headers_mut() = forwarded(&parts.headers, wants_upgrade);
-    if let Ok(host) = HeaderValue::from_str(&host) {
-        request.headers_mut().insert(header::HOST, host);
+    let here = host_of(&call);
+    let there = format!("{}:{}", to.host, to.port);
+    let mut headers = forwarded(&call.headers);
+    if let Some(below) = below {
+        let path = call.target.rest.as_str();
+        say_who(&mut headers, peer, &here, &format!("{below}{path}"));
     }
-    let mut answer = server.nodes.send(to, request).await?;
+    if let Ok(host) = HeaderValue::from_str(&there) {
+        headers.insert(header::HOST, host);
+    }
+    *request.headers_mut() = headers;
+    let mut answer = nodes.send(to, request).await?;
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
         let (mut parts, body) = answer.into_parts();
-        HOP.iter().for_each(|name| drop(parts.headers.remove(name)));
-        return Ok(Response::from_parts(parts, nodes::body(body)));
+        remove_hop_by_hop(&mut parts.headers);
+        if let Some(below) = below {
+            rewrite_location(&mut parts.headers, below, &[&here, &there]);
+        }
+        // The place is held while the answer goes on.
+        let body = nodes::body(body).map_frame(move |frame| {
+            let _held = &place;
+            frame
+        });
+        return Ok(Response::from_parts(parts, Body::new(body)));
     }
     let Some(upgrade) = upgrade else {
         return Err(Status::bad_request("the connection of this request cannot be upgraded"));
     };
     let there = hyper::upgrade::on(&mut answer);
     let (parts, _) = answer.into_parts();
-    tokio::spawn(tunnel(upgrade, there, server.stopping.clone()));
+    let stopping = nodes.stopping.clone();
+    tokio::spawn(async move {
+        tunnel(upgrade, there, stopping).await;
+        drop(place);
+    });
     Ok(Response::from_parts(parts, nodes::empty()))
 }
 
-/// The client's headers without its credentials, which are for this server alone.
-fn forwarded(headers: &HeaderMap, wants_upgrade: bool) -> HeaderMap {
+/// The host by which the client knows this server.
+fn host_of(call: &Call) -> String {
+    let named = call.header(header::HOST).or_else(|| call.uri.authority().map(http::uri::Authority::as_str));
+    named.unwrap_or_default().to_owned()
+}
+
+/// The client's headers without its credentials, which are for this server alone, and without what is about its
+/// connection.
+fn forwarded(headers: &HeaderMap) -> HeaderMap {
     let mut out = headers.clone();
-    for name in [header::AUTHORIZATION, header::HOST].iter().chain(&HOP) {
-        let keeps = wants_upgrade && (name == header::CONNECTION || name == header::UPGRADE);
-        if !keeps {
-            out.remove(name);
-        }
+    let upgrade = headers.get(header::UPGRADE).cloned();
+    authn::strip_credentials(&mut out);
+    remove_hop_by_hop(&mut out);
+    out.remove(header::HOST);
+    if let Some(upgrade) = upgrade {
+        out.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        out.insert(header::UPGRADE, upgrade);
     }
     out
+}
+
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|text| text.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    named.iter().chain(&HOP).for_each(|name| drop(headers.remove(name)));
+}
+
+/// Says who asked and for what. Of what the client says itself only the list of those before it stays.
+fn say_who(headers: &mut HeaderMap, peer: Option<SocketAddr>, host: &str, uri: &str) {
+    let before = headers.get(&FORWARDED_FOR).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let peer = peer.map(|peer| peer.ip().to_string());
+    let list: Vec<String> = before.into_iter().chain(peer).collect();
+    let values = [
+        (FORWARDED_FOR, list.join(", ")),
+        (FORWARDED_HOST, host.to_owned()),
+        (FORWARDED_PROTO, "https".to_owned()),
+        (FORWARDED_URI, uri.to_owned()),
+    ];
+    for (name, value) in values {
+        headers.remove(&name);
+        if let Some(value) = HeaderValue::from_str(&value).ok().filter(|value| !value.is_empty()) {
+            headers.insert(name, value);
+        }
+    }
+}
+
+/// A redirection within the application stays within the proxy: paths are put below where the application stands.
+fn rewrite_location(headers: &mut HeaderMap, below: &str, own_hosts: &[&str]) {
+    let Some(location) = headers.get(header::LOCATION).and_then(|value| value.to_str().ok()) else { return };
+    let path = match location.split_once("://") {
+        Some(("http" | "https", rest)) => {
+            let (host, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+            // Somewhere else altogether.
+            if !own_hosts.contains(&host) {
+                return;
+            }
+            if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }
+        }
+        Some(_) => return,
+        None if location.starts_with('/') && !location.starts_with("//") => location.to_owned(),
+        // Relative to what was asked for, or to another host.
+        None => return,
+    };
+    let below = below.trim_end_matches('/');
+    let inside = path.strip_prefix(below).is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '?', '#']));
+    let new = if inside { path } else { format!("{below}{path}") };
+    if let Ok(value) = HeaderValue::from_str(&new) {
+        headers.insert(header::LOCATION, value);
+    }
 }
 
 /// Copies both ways until one side ends.
@@ -302,6 +399,87 @@ mod tests {
         ] {
             let found = container(pod, asked, "p").map_err(|status| status.message.clone());
             assert_eq!(found.as_deref().map_err(String::as_str), expected);
+        }
+    }
+
+    #[test]
+    fn headers_of_the_connection_stay_behind() {
+        let mut given = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "close, X-Secret"),
+            ("x-secret", "of this hop"),
+            ("keep-alive", "5"),
+            ("te", "trailers"),
+            ("authorization", "Bearer x"),
+            ("host", "api:6443"),
+            ("accept", "*/*"),
+        ] {
+            given.insert(name, value.parse().unwrap());
+        }
+        let passed = forwarded(&given);
+        assert_eq!(passed.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["accept"]);
+        given.insert(header::UPGRADE, "websocket".parse().unwrap());
+        let passed = forwarded(&given);
+        assert_eq!(
+            (&passed["connection"], &passed["upgrade"]),
+            (&"Upgrade".parse().unwrap(), &"websocket".parse().unwrap())
+        );
+        assert!(!passed.contains_key("x-secret"));
+    }
+
+    #[test]
+    fn an_application_hears_who_asked() {
+        let mut headers = HeaderMap::new();
+        headers.insert(FORWARDED_FOR, "9.9.9.9".parse().unwrap());
+        headers.insert(FORWARDED_HOST, "forged".parse().unwrap());
+        say_who(&mut headers, Some("1.2.3.4:5".parse().unwrap()), "api:6443", "/a/proxy/x");
+        for (name, expected) in [
+            ("x-forwarded-for", "9.9.9.9, 1.2.3.4"),
+            ("x-forwarded-host", "api:6443"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-uri", "/a/proxy/x"),
+        ] {
+            assert_eq!(headers[name], expected);
+        }
+    }
+
+    #[test]
+    fn redirections_stay_within_the_proxy() {
+        let below = "/api/v1/namespaces/t/services/echo:8080/proxy";
+        for (location, expected) in [
+            ("/x", "/api/v1/namespaces/t/services/echo:8080/proxy/x"),
+            ("/x/?a=b#c", "/api/v1/namespaces/t/services/echo:8080/proxy/x/?a=b#c"),
+            ("http://10.0.0.1:10250/x", "/api/v1/namespaces/t/services/echo:8080/proxy/x"),
+            ("https://api:6443", "/api/v1/namespaces/t/services/echo:8080/proxy/"),
+            ("/api/v1/namespaces/t/services/echo:8080/proxy/y", "/api/v1/namespaces/t/services/echo:8080/proxy/y"),
+            (
+                "/api/v1/namespaces/t/services/echo:8080/proxyish",
+                "/api/v1/namespaces/t/services/echo:8080/proxy/api/v1/namespaces/t/services/echo:8080/proxyish",
+            ),
+            ("x", "x"),
+            ("https://example.com/x", "https://example.com/x"),
+            ("//example.com/x", "//example.com/x"),
+        ] {
+            let mut headers = HeaderMap::from_iter([(header::LOCATION, location.parse().unwrap())]);
+            rewrite_location(&mut headers, below, &["api:6443", "10.0.0.1:10250"]);
+            assert_eq!(headers[header::LOCATION], expected, "{location}");
+        }
+    }
+
+    #[test]
+    fn a_node_s_ports_are_not_a_way_to_this_machine_s_own() {
+        let at = |host: &str| Endpoint { host: host.to_owned(), port: 10250, tls: true };
+        for (host, port, expected) in [
+            ("127.0.0.1", "", Some(10250)),
+            ("127.0.0.1", "10250", Some(10250)),
+            ("127.0.0.1", "5000", None),
+            ("::ffff:127.0.0.1", "5000", None),
+            ("169.254.169.254", "80", None),
+            ("localhost", "5000", None),
+            ("192.0.2.7", "5000", Some(5000)),
+        ] {
+            let found = node_endpoint(at(host), "http", port).ok().map(|endpoint| endpoint.port);
+            assert_eq!(found, expected, "{host} {port}");
         }
     }
 

@@ -6,36 +6,35 @@ use axum::response::Response;
 use coracle_api::kinds::FieldError;
 use coracle_api::meta;
 use coracle_api::status::Status;
-use http::request::Parts;
-use hyper::upgrade::OnUpgrade;
 
+use super::Passing;
 use super::forward;
+use super::nodes::{self, Nodes};
+use crate::answer::respond;
 use crate::catalog::Resource;
-use crate::edge::call::Call;
-use crate::edge::respond;
-use crate::server::Shared;
-use crate::server::nodes;
+use crate::cluster::Cluster;
+use crate::request::call::Call;
 
 pub(super) async fn answer(
-    server: &Arc<Shared>,
-    call: Call,
+    cluster: &Cluster,
+    nodes: &Nodes,
+    passing: Passing,
     resource: &Arc<Resource>,
-    parts: Parts,
-    upgrade: Option<OnUpgrade>,
 ) -> Result<Response, Status> {
-    let pod = forward::read_pod(server, &call, resource).await?;
-    check(&call)?;
+    let call = &passing.call;
+    let pod = forward::read_pod(cluster, call, resource).await?;
+    check(call)?;
     let container = forward::container(&pod, call.query.text("container"), meta::name(&pod))?;
     let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
     if node.is_empty() {
         // A pod that runs nowhere yet has said nothing yet.
         return Ok(respond::nothing());
     }
-    let to = nodes::kubelet(server, node)?;
+    let to = nodes::kubelet(cluster, node)?;
     let namespace = call.namespace().unwrap_or_default();
-    let query = parts.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    let query = call.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
     let path = format!("/containerLogs/{namespace}/{}/{container}{query}", call.name());
-    forward::pass(server, &to, &path, parts, nodes::empty(), upgrade).await
+    forward::pass(nodes, &to, &path, Passing { body: nodes::empty(), ..passing }, None).await
 }
 
 /// The rules of the options.

@@ -5,10 +5,12 @@ pub(crate) mod bindings;
 mod eviction;
 mod forward;
 mod log;
+pub(crate) mod nodes;
 pub(crate) mod reviews;
 mod scale;
 mod token;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -16,10 +18,24 @@ use axum::response::Response;
 use coracle_api::status::Status;
 use http::Method;
 
+use self::nodes::Nodes;
+use crate::authn::tokens::Tokens;
 use crate::catalog::Resource;
-use crate::edge::call::{Call, Request};
-use crate::server::Shared;
+use crate::cluster::Cluster;
+use crate::limits::Place;
+use crate::request::call::{Call, Request};
 use crate::verbs;
+
+/// A request that somebody else answers; its body is still arriving.
+pub(crate) struct Passing {
+    pub call: Call,
+    pub body: Body,
+    pub upgrade: Option<hyper::upgrade::OnUpgrade>,
+    /// Where it comes from, when that is over the network.
+    pub peer: Option<SocketAddr>,
+    /// Held for as long as the answer goes on.
+    pub place: Place,
+}
 
 /// Whether a call is for a subresource whose answer is a stream from a node.
 pub(crate) fn is_stream(call: &Call, resource: &Resource) -> bool {
@@ -34,28 +50,28 @@ pub(crate) fn is_stream(call: &Call, resource: &Resource) -> bool {
 
 /// Answers such a call.
 pub(crate) async fn stream(
-    server: &Arc<Shared>,
-    call: Call,
+    cluster: &Cluster,
+    nodes: &Nodes,
+    passing: Passing,
     resource: &Arc<Resource>,
-    parts: http::request::Parts,
-    body: Body,
-    upgrade: Option<hyper::upgrade::OnUpgrade>,
 ) -> Result<Response, Status> {
+    let call = &passing.call;
     match (resource.row.resource, call.subresource()) {
         ("pods", "log") if matches!(call.method, Method::GET | Method::HEAD) => {
-            log::answer(server, call, resource, parts, upgrade).await
+            log::answer(cluster, nodes, passing, resource).await
         }
         ("pods", "portforward" | "exec" | "attach") if matches!(call.method, Method::GET | Method::POST) => {
-            forward::to_pod(server, call, resource, parts, body, upgrade).await
+            forward::to_pod(cluster, nodes, passing, resource).await
         }
-        (_, "proxy") => forward::proxy(server, call, resource, parts, body, upgrade).await,
+        (_, "proxy") => forward::proxy(cluster, nodes, passing, resource).await,
         _ => Err(Status::method_not_allowed()),
     }
 }
 
 /// Every other subresource.
 pub(crate) async fn dispatch(
-    server: &Arc<Shared>,
+    cluster: &Cluster,
+    tokens: &Tokens,
     request: &Request,
     resource: &Arc<Resource>,
 ) -> Result<Response, Status> {
@@ -79,13 +95,13 @@ pub(crate) async fn dispatch(
         return Err(Status::method_not_allowed());
     }
     match (row.resource, subresource, verb) {
-        (_, "scale", _) => scale::answer(server, request, resource, verb).await,
-        ("pods", "binding", _) => binding::create(server, request, false).await,
-        ("pods", "eviction", _) => eviction::create(server, request, resource).await,
-        ("serviceaccounts", "token", _) => token::create(server, request, resource).await,
-        (_, _, "get") => verbs::get::get(server, call, resource).await,
-        (_, _, "update") => verbs::update::update(server, request, resource, subresource).await,
-        (_, _, "patch") => verbs::patch::patch(server, request, resource, subresource).await,
+        (_, "scale", _) => scale::answer(cluster, request, resource, verb).await,
+        ("pods", "binding", _) => binding::create(cluster, request, false).await,
+        ("pods", "eviction", _) => eviction::create(cluster, request, resource).await,
+        ("serviceaccounts", "token", _) => token::create(cluster, tokens, request, resource).await,
+        (_, _, "get") => verbs::get::get(cluster, call, resource).await,
+        (_, _, "update") => verbs::update::update(cluster, request, resource, subresource).await,
+        (_, _, "patch") => verbs::patch::patch(cluster, request, resource, subresource).await,
         _ => Err(Status::method_not_allowed()),
     }
 }

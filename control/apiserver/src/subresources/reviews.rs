@@ -1,7 +1,5 @@
 //! Reviews: questions about who somebody is and what they may do, answered from what really holds here.
 
-use std::sync::Arc;
-
 use axum::response::Response;
 use coracle_api::kinds::FieldError;
 use coracle_api::meta::{self, time};
@@ -10,15 +8,15 @@ use coracle_api::status::Status;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::authn::tokens;
+use crate::answer::respond;
+use crate::authn::tokens::{self, Tokens};
 use crate::authz::{self, Attributes};
-use crate::edge::body::{self, Expected};
-use crate::edge::call::Request;
-use crate::edge::negotiate::Offer;
-use crate::edge::options::write_options;
-use crate::edge::respond;
+use crate::cluster::Cluster;
 use crate::identity::Identity;
-use crate::server::Shared;
+use crate::request::body::{self, Expected};
+use crate::request::call::Request;
+use crate::request::negotiate::Offer;
+use crate::request::options::write_options;
 use crate::verbs::ownership;
 
 /// The kinds of question.
@@ -61,7 +59,12 @@ impl Review {
     }
 }
 
-pub(crate) fn answer(server: &Arc<Shared>, request: &Request, review: Review) -> Result<Response, Status> {
+pub(crate) fn answer(
+    cluster: &Cluster,
+    tokens: &Tokens,
+    request: &Request,
+    review: Review,
+) -> Result<Response, Status> {
     let call = &request.call;
     let form = call.form(Offer::Plain)?;
     let (group, kind) = review.group_and_kind();
@@ -82,7 +85,7 @@ pub(crate) fn answer(server: &Arc<Shared>, request: &Request, review: Review) ->
                 return Err(Status::bad_request("token is required for TokenReview in authentication"));
             }
             let wanted: Vec<String> = texts(&asked["spec"]["audiences"]);
-            asked["status"] = match tokens::authenticate(server, &token, &wanted) {
+            asked["status"] = match tokens::authenticate(cluster, tokens, &token, &wanted) {
                 Ok(accepted) => {
                     let mut status = json!({"authenticated": true, "user": user_info(&accepted.identity)});
                     status["audiences"] = accepted.audiences.into();

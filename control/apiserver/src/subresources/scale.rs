@@ -11,20 +11,20 @@ use coracle_api::status::Status;
 use http::header;
 use serde_json::{Value, json};
 
+use crate::answer::respond;
 use crate::catalog::Resource;
-use crate::edge::body::{self, Expected};
-use crate::edge::call::Request;
-use crate::edge::negotiate::Offer;
-use crate::edge::options::write_options;
-use crate::edge::respond;
-use crate::server::Shared;
+use crate::cluster::Cluster;
+use crate::request::body::{self, Expected};
+use crate::request::call::Request;
+use crate::request::negotiate::Offer;
+use crate::request::options::write_options;
 use crate::store::Seen;
 use crate::verbs::patch::{self, Patch};
 use crate::verbs::update::{Changed, change};
 use crate::verbs::{get, ownership, write::Write};
 
 pub(super) async fn answer(
-    server: &Arc<Shared>,
+    cluster: &Cluster,
     request: &Request,
     resource: &Arc<Resource>,
     verb: &str,
@@ -34,7 +34,7 @@ pub(super) async fn answer(
     let schema = schema::of_kind("autoscaling", "v1", "Scale")
         .ok_or_else(|| Status::internal_error("the type Scale is not known"))?;
     if verb == "get" {
-        let record = get::read(server, call, resource).await?;
+        let record = get::read(cluster, call, resource).await?;
         return Ok(respond::value(form, 200, &scale_of(&Seen::new(resource, &record).stored())));
     }
     let media_type = call.header(header::CONTENT_TYPE).unwrap_or_default();
@@ -49,7 +49,7 @@ pub(super) async fn answer(
             Some(scale)
         }
     };
-    let write = Write { server, call, resource, options: &options, subresource: "scale" };
+    let write = Write { cluster, call, resource, options: &options, subresource: "scale" };
     if let Some(patch) = patch.as_ref().filter(|patch| patch.kind == patch::Kind::Apply) {
         let (config, problems) = patch.config();
         let applied = ownership::read_applied(&write, of_parent(resource, config)?, problems.to_vec())?;

@@ -10,14 +10,14 @@ use coracle_api::status::Status;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
-use crate::authn::tokens::{Bound, Claims, Object};
+use crate::answer::respond;
+use crate::authn::tokens::{Bound, Claims, Object, Tokens};
 use crate::catalog::Resource;
-use crate::edge::body::{self, Expected};
-use crate::edge::call::Request;
-use crate::edge::negotiate::Offer;
-use crate::edge::options::write_options;
-use crate::edge::respond;
-use crate::server::Shared;
+use crate::cluster::Cluster;
+use crate::request::body::{self, Expected};
+use crate::request::call::Request;
+use crate::request::negotiate::Offer;
+use crate::request::options::write_options;
 use crate::store::Seen;
 use crate::verbs::ownership;
 
@@ -29,7 +29,8 @@ const POD_SECONDS: i64 = 3607;
 const EXTENDED_SECONDS: i64 = 365 * 24 * 3600;
 
 pub(super) async fn create(
-    server: &Arc<Shared>,
+    cluster: &Cluster,
+    tokens: &Tokens,
     request: &Request,
     resource: &Arc<Resource>,
 ) -> Result<Response, Status> {
@@ -41,7 +42,7 @@ pub(super) async fn create(
     let expected = Expected { api_version: "authentication.k8s.io/v1", kind: "TokenRequest", schema: &schema };
     let mut asked = body::object(call, &request.body, &expected, options.validation)?;
     let namespace = call.namespace().unwrap_or_default();
-    let record = server
+    let record = cluster
         .store
         .read(resource, &resource.record_name(Some(namespace), call.name()))
         .await?
@@ -64,20 +65,26 @@ pub(super) async fn create(
         .flatten()
         .filter_map(|audience| audience.as_str().map(str::to_owned))
         .collect();
-    let audiences = if audiences.is_empty() { vec![server.tokens.issuer.clone()] } else { audiences };
+    let audiences = if audiences.is_empty() { vec![tokens.issuer.clone()] } else { audiences };
     ownership::track_answer(&schema, &expected, "token", &options.manager, &mut asked);
     let now = Timestamp::now();
     let at = now.as_second();
-    let extended = seconds == POD_SECONDS && audiences == [server.tokens.issuer.clone()];
+    let extended = seconds == POD_SECONDS && audiences == [tokens.issuer.clone()];
     let mut bound = Bound {
         namespace: namespace.to_owned(),
         serviceaccount: Object { name: call.name().to_owned(), uid: meta::uid(&account).to_owned() },
         warnafter: extended.then_some(at + seconds),
         ..Bound::default()
     };
-    bind(server, namespace, &asked["spec"]["boundObjectRef"], call.name(), &mut bound)?;
+    bind(cluster, namespace, &asked["spec"]["boundObjectRef"], call.name(), &mut bound)?;
+    if let Some(node) = call.identity.node()
+        && (bound.pod.is_none() || bound.node.as_ref().is_none_or(|bound| bound.name != node))
+    {
+        let message = format!("node requested token not bound to a pod that is bound to node {node}");
+        return Err(resource.forbidden(call.name(), message));
+    }
     let claims = Claims {
-        iss: server.tokens.issuer.clone(),
+        iss: tokens.issuer.clone(),
         sub: format!("system:serviceaccount:{namespace}:{}", call.name()),
         aud: audiences.clone(),
         exp: at + if extended { EXTENDED_SECONDS } else { seconds },
@@ -86,7 +93,7 @@ pub(super) async fn create(
         jti: crate::identity::new_uuid(),
         kubernetes: bound,
     };
-    let token = server.tokens.sign(&claims).map_err(Status::internal_error)?;
+    let token = tokens.sign(&claims).map_err(Status::internal_error)?;
     asked["metadata"]["uid"] = meta::uid(&account).into();
     asked["metadata"]["name"] = call.name().into();
     asked["metadata"]["namespace"] = namespace.into();
@@ -105,7 +112,7 @@ fn group_version(api_version: &str) -> String {
 }
 
 /// The object to which the token is bound must exist, and a pod must run as this account.
-fn bind(server: &Shared, namespace: &str, reference: &Value, account: &str, bound: &mut Bound) -> Result<(), Status> {
+fn bind(cluster: &Cluster, namespace: &str, reference: &Value, account: &str, bound: &mut Bound) -> Result<(), Status> {
     if !reference.is_object() {
         return Ok(());
     }
@@ -122,8 +129,8 @@ fn bind(server: &Shared, namespace: &str, reference: &Value, account: &str, boun
             )));
         }
     };
-    let resource = server.catalog.named("", plural).ok_or_else(Status::path_not_found)?;
-    let record = server
+    let resource = cluster.catalog.named("", plural).ok_or_else(Status::path_not_found)?;
+    let record = cluster
         .store
         .get(resource, &resource.record_name(Some(namespace), name))
         .ok_or_else(|| resource.not_found(name))?;
@@ -145,8 +152,8 @@ fn bind(server: &Shared, namespace: &str, reference: &Value, account: &str, boun
                 return Err(Status::bad_request(message));
             }
             if let Some(node) = object["spec"]["nodeName"].as_str().filter(|node| !node.is_empty()) {
-                let nodes = server.catalog.named("", "nodes").ok_or_else(Status::path_not_found)?;
-                let uid = server
+                let nodes = cluster.catalog.named("", "nodes").ok_or_else(Status::path_not_found)?;
+                let uid = cluster
                     .store
                     .get(nodes, node)
                     .map(|record| meta::uid(&Seen::new(nodes, &record).stored()).to_owned());

@@ -11,32 +11,26 @@ use serde_json::Value;
 
 use super::write::{Write, Written};
 use crate::admission;
+use crate::answer::table::Include;
 use crate::catalog::Resource;
-use crate::edge::body::{self, Expected};
-use crate::edge::call::Request;
-use crate::edge::negotiate::Offer;
-use crate::edge::options::write_options;
-use crate::server::Shared;
+use crate::cluster::Cluster;
+use crate::request::body::{self, Expected};
+use crate::request::call::Request;
+use crate::request::negotiate::Offer;
+use crate::request::options::write_options;
 use crate::store::{Refused, Seen, Store};
-use crate::table::Include;
 
 /// How often a generated name that is taken is replaced by another.
 const NAMES_TRIED: usize = 8;
-/// How often a write is done again because something beside the object was taken meanwhile.
-const TRIES: usize = 8;
 
-pub(crate) async fn create(
-    server: &Arc<Shared>,
-    request: &Request,
-    resource: &Arc<Resource>,
-) -> Result<Response, Status> {
+pub(crate) async fn create(cluster: &Cluster, request: &Request, resource: &Arc<Resource>) -> Result<Response, Status> {
     let call = &request.call;
     let form = call.form(Offer::Stored)?;
     let include = Include::of(&call.query)?;
     let options = write_options(call, "CreateOptions", None)?;
     let expected = Expected { api_version: &resource.api_version, kind: resource.row.kind, schema: &resource.schema };
     let object = body::object(call, &request.body, &expected, options.validation)?;
-    let write = Write { server, call, resource, options: &options, subresource: "" };
+    let write = Write { cluster, call, resource, options: &options, subresource: "" };
     let written = insert(&write, object, false).await?;
     written.respond(form, 201, resource, include)
 }
@@ -61,12 +55,15 @@ pub(crate) async fn insert(write: &Write<'_>, mut object: Value, owned: bool) ->
     if let Some(base) = &base {
         set_name(&mut object, base);
     }
+    let mut lives = admission::place(&write.attributes(), &object).await?;
     write.ready_new(&mut object, owned).await?;
-    let (mut names, mut tries) = (1, 1);
+    let store = &write.cluster.store;
+    let mut names = 1;
+    // Until it is done or the request's time is up.
     loop {
         // What is allocated is given back when the write is tried again.
         let before = admission::allocates(resource).then(|| object.clone());
-        let allocated = admission::allocate(write, &mut object, None)?;
+        let allocated = admission::allocate(&write.attributes(), &mut object, None)?;
         write.validate_new(&object)?;
         write.call.warn_all(kinds::warnings(row, &object, None));
         row.strategy.canonicalize(&mut object);
@@ -74,8 +71,8 @@ pub(crate) async fn insert(write: &Write<'_>, mut object: Value, owned: bool) ->
         let record_name = resource.record_name(write.call.namespace(), &name);
         let value = write.encode(&object)?;
         if write.options.dry_run {
-            write.server.store.barrier().await?;
-            match write.server.store.get(resource, &record_name) {
+            store.barrier().await?;
+            match store.get(resource, &record_name) {
                 Some(_) if base.is_some() && names < NAMES_TRIED => {}
                 Some(existing) => return Err(taken(write, &existing, &name)),
                 None => return Ok(Written::Value(object)),
@@ -84,16 +81,15 @@ pub(crate) async fn insert(write: &Write<'_>, mut object: Value, owned: bool) ->
             let key = Store::key(resource, &record_name);
             let mut ops = vec![Op::Put { key, value, guard: Guard::Absent }];
             ops.extend(allocated);
-            match write.server.store.transact(ops).await {
+            ops.extend(lives.clone());
+            match store.transact(ops).await {
                 Ok(committed) => return Ok(Written::Record(committed.records[0].clone())),
                 Err(Refused::Final(status)) => return Err(status),
-                Err(Refused::Guard(failed)) if failed.op > 0 && tries < TRIES => {
-                    tries += 1;
+                // The namespace has changed, or what was chosen for the object was taken meanwhile.
+                Err(Refused::Guard(failed)) if failed.op > 0 => {
+                    lives = admission::place(&write.attributes(), &object).await?;
                     object = before.unwrap_or(object);
                     continue;
-                }
-                Err(Refused::Guard(failed)) if failed.op > 0 => {
-                    return Err(Status::server_timeout(row.group, row.resource, "create", 1));
                 }
                 Err(Refused::Guard(failed)) => match failed.found {
                     Some(_) if base.is_some() && names < NAMES_TRIED => {}

@@ -11,20 +11,18 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use crate::admission;
+use crate::answer::respond;
+use crate::answer::table::Include;
 use crate::catalog::Resource;
-use crate::edge::call::{Call, Request};
-use crate::edge::codec;
-use crate::edge::negotiate::{self, Offer};
-use crate::edge::options::{DeleteOptions, Propagation};
-use crate::edge::respond;
-use crate::server::Shared;
+use crate::cluster::Cluster;
+use crate::request::call::{Call, Request};
+use crate::request::codec;
+use crate::request::negotiate::{self, Offer};
+use crate::request::options::{DeleteOptions, Propagation};
 use crate::store::{Refused, Seen, Store, object};
-use crate::table::Include;
 
 const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
-/// How often a deletion is tried again when the object changes meanwhile.
-const TRIES: usize = 8;
 
 /// Kinds whose deletion answers with the object even when it is gone.
 const RETURN_OBJECT: [&str; 7] = [
@@ -37,23 +35,23 @@ const RETURN_OBJECT: [&str; 7] = [
     "resourcequotas",
 ];
 
-pub(crate) async fn delete(
-    server: &Arc<Shared>,
-    request: &Request,
-    resource: &Arc<Resource>,
-) -> Result<Response, Status> {
+pub(crate) async fn delete(cluster: &Cluster, request: &Request, resource: &Arc<Resource>) -> Result<Response, Status> {
     let call = &request.call;
     let form = call.form(Offer::Stored)?;
     let include = Include::of(&call.query)?;
     let options = options(request)?;
-    let deleted = remove(server, call, resource, call.name(), &options).await?;
+    let deleted = remove(cluster, call, resource, call.name(), &options).await?;
     let code = match (&deleted, options.orphan_dependents) {
-        (Deleted::Marked(_), Some(false)) => 202,
+        (Deleted::Marked(_) | Deleted::Would(_), Some(false)) => 202,
         _ => 200,
     };
     let row = resource.row;
     match deleted {
         Deleted::Marked(record) => respond::record(form, code, &Seen::new(resource, &record), include),
+        Deleted::Would(mut object) => {
+            row.strategy.from_storage(&mut object);
+            respond::object(form, code, resource, &object, include)
+        }
         Deleted::Gone(record) if row.group.is_empty() && RETURN_OBJECT.contains(&row.resource) => {
             let seen = Seen::new(resource, &record);
             match last_seen(resource, seen.stored(), &options) {
@@ -99,11 +97,13 @@ pub(crate) enum Deleted {
     Gone(Arc<Record>),
     /// It is still there, on its way out.
     Marked(Arc<Record>),
+    /// It would be so marked, had it not been a dry run.
+    Would(Value),
 }
 
 /// Deletes `name` in the call's namespace.
 pub(crate) async fn remove(
-    server: &Arc<Shared>,
+    cluster: &Cluster,
     call: &Call,
     resource: &Arc<Resource>,
     name: &str,
@@ -111,45 +111,51 @@ pub(crate) async fn remove(
 ) -> Result<Deleted, Status> {
     admission::delete(resource, name)?;
     let record_name = resource.record_name(call.namespace(), name);
-    for _ in 0..TRIES {
-        let record = match server.store.get(resource, &record_name) {
+    let mut turn = None;
+    // Until it is done or the request's time is up.
+    loop {
+        let record = match cluster.store.get(resource, &record_name) {
             Some(record) => record,
-            None => server.store.read(resource, &record_name).await?.ok_or_else(|| resource.not_found(name))?,
+            None => cluster.store.read(resource, &record_name).await?.ok_or_else(|| resource.not_found(name))?,
         };
-        if let Some(deleted) = remove_record(server, resource, &record, options).await? {
+        if let Some(deleted) = remove_record(cluster, resource, &record, options).await? {
             return Ok(deleted);
         }
+        if turn.is_none() {
+            turn = Some(cluster.store.turn(resource, &record_name).await);
+        }
     }
-    Err(resource.stale(name))
 }
 
 /// One try; `None` when the record has changed meanwhile.
 pub(crate) async fn remove_record(
-    server: &Arc<Shared>,
+    cluster: &Cluster,
     resource: &Arc<Resource>,
     record: &Arc<Record>,
     options: &DeleteOptions,
 ) -> Result<Option<Deleted>, Status> {
     let seen = Seen::new(resource, record);
     let old = seen.stored();
-    check_preconditions(resource, record, &old, options)?;
+    check_preconditions(resource, &old, options)?;
     let step = plan(resource, &old, options, Timestamp::now());
     let key = Store::key(resource, &record.key.name);
     let guard = Guard::Revision(record.revision);
     let ops = match &step {
         Step::Nothing => return Ok(Some(Deleted::Marked(record.clone()))),
         _ if options.dry_run => {
-            let gone = matches!(step, Step::Remove);
-            return Ok(Some(if gone { Deleted::Gone(record.clone()) } else { Deleted::Marked(record.clone()) }));
+            return Ok(Some(match step {
+                Step::Mark(object) => Deleted::Would(object),
+                _ => Deleted::Gone(record.clone()),
+            }));
         }
         Step::Mark(object) => vec![Op::Put { key, value: object::encode(object), guard }],
         Step::Remove => {
             let mut ops = vec![Op::Delete { key, guard }];
-            ops.extend(admission::release(server, resource, &old));
+            ops.extend(admission::release(cluster, resource, &old));
             ops
         }
     };
-    match server.store.transact(ops).await {
+    match cluster.store.transact(ops).await {
         Ok(committed) => {
             let record = committed.records[0].clone();
             Ok(Some(if matches!(step, Step::Remove) { Deleted::Gone(record) } else { Deleted::Marked(record) }))
@@ -159,12 +165,8 @@ pub(crate) async fn remove_record(
     }
 }
 
-fn check_preconditions(
-    resource: &Resource,
-    record: &Record,
-    old: &Value,
-    options: &DeleteOptions,
-) -> Result<(), Status> {
+/// Whether the object, as it is stored, is the one that the options mean.
+pub(crate) fn check_preconditions(resource: &Resource, old: &Value, options: &DeleteOptions) -> Result<(), Status> {
     let row = resource.row;
     let conflict = |message: String| Status::conflict(row.group, row.kind, meta::name(old), message);
     if let Some(uid) = options.uid.as_deref().filter(|uid| *uid != meta::uid(old)) {
@@ -174,7 +176,7 @@ fn check_preconditions(
             meta::uid(old)
         )));
     }
-    let revision = record.revision.to_string();
+    let revision = meta::resource_version(old);
     if let Some(version) = options.resource_version.as_deref().filter(|version| *version != revision) {
         return Err(conflict(format!(
             "the ResourceVersion in the precondition ({version}) does not match the ResourceVersion in record \
@@ -202,9 +204,14 @@ fn plan(resource: &Resource, old: &Value, options: &DeleteOptions, now: Timestam
     if (resource.row.group, resource.row.resource) == ("", "namespaces") {
         return plan_namespace(object, deleting, now);
     }
-    if !deleting {
-        set_gc_finalizers(&mut object, options, strategy.orphans_by_default());
+    let current = old["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);
+    let wanted = strategy.grace_period(old, asked);
+    // While the grace period runs a deletion may only be made shorter.
+    let shorter = asked.and(wanted).is_some_and(|grace| grace < current);
+    if deleting && wanted.is_some() && current > 0 && !shorter {
+        return Step::Nothing;
     }
+    let changed = set_gc_finalizers(&mut object, options, strategy.orphans_by_default() && !deleting);
     let held = meta::finalizers(&object).next().is_some();
     let generation = meta::generation(old);
     let mark = |object: &mut Value, at: Timestamp, grace: i64| {
@@ -216,35 +223,24 @@ fn plan(resource: &Resource, old: &Value, options: &DeleteOptions, now: Timestam
         }
     };
     let later = |from: Timestamp, seconds: i64| from.checked_add(SignedDuration::from_secs(seconds)).unwrap_or(from);
-    if let Some(grace) = strategy.grace_period(old, asked) {
-        let current = old["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);
-        match (deleting, asked) {
-            (true, None) => return Step::Nothing,
-            (true, Some(_)) if grace >= current && !(grace == 0 && current == 0 && !held) => return Step::Nothing,
-            (true, Some(_)) if grace > 0 => {
-                // Counted from when the deletion was asked for, and never into the past.
-                let at = meta::deletion_time(old).map_or(now, |end| later(end, grace - current)).max(now);
-                mark(&mut object, at, grace);
-                return Step::Mark(object);
-            }
-            (false, _) if grace > 0 => {
-                mark(&mut object, later(now, grace), grace);
-                return Step::Mark(object);
-            }
-            _ => {}
+    match wanted.filter(|grace| *grace > 0) {
+        Some(grace) if !deleting => {
+            mark(&mut object, later(now, grace), grace);
+            return Step::Mark(object);
         }
+        Some(grace) if shorter => {
+            // Counted from when the deletion was asked for, and never into the past.
+            let at = meta::deletion_time(old).map_or(now, |end| later(end, grace - current)).max(now);
+            mark(&mut object, at, grace);
+            return Step::Mark(object);
+        }
+        _ => {}
     }
     match (held, deleting) {
         (false, _) => Step::Remove,
-        (true, false) => {
-            mark(&mut object, now, 0);
-            Step::Mark(object)
-        }
-        (true, true) => {
-            let grace = old["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);
-            if grace == 0 {
-                return Step::Nothing;
-            }
+        (true, true) if current == 0 && !changed => Step::Nothing,
+        (true, true) if current == 0 => Step::Mark(object),
+        (true, _) => {
             mark(&mut object, now, 0);
             Step::Mark(object)
         }
@@ -269,8 +265,9 @@ fn plan_namespace(mut object: Value, deleting: bool, now: Timestamp) -> Step {
     }
 }
 
-/// The finalizers by which the garbage collector knows what to do with dependents.
-fn set_gc_finalizers(object: &mut Value, options: &DeleteOptions, orphans_by_default: bool) {
+/// Sets the finalizers by which the garbage collector knows what to do with dependents, also when the object is on its way
+/// out already. Says whether that changed them.
+fn set_gc_finalizers(object: &mut Value, options: &DeleteOptions, orphans_by_default: bool) -> bool {
     let has = |name: &str| meta::finalizers(object).any(|finalizer| finalizer == name);
     let (orphan, foreground) = match (options.propagation, options.orphan_dependents) {
         (Some(Propagation::Orphan), _) | (None, Some(true)) => (true, false),
@@ -280,6 +277,9 @@ fn set_gc_finalizers(object: &mut Value, options: &DeleteOptions, orphans_by_def
         (None, None) if has(FOREGROUND) => (false, true),
         (None, None) => (orphans_by_default, false),
     };
+    if (has(ORPHAN), has(FOREGROUND)) == (orphan, foreground) {
+        return false;
+    }
     let mut finalizers: Vec<Value> =
         meta::finalizers(object).filter(|name| ![ORPHAN, FOREGROUND].contains(name)).map(Value::from).collect();
     finalizers.extend(orphan.then(|| ORPHAN.into()));
@@ -290,4 +290,5 @@ fn set_gc_finalizers(object: &mut Value, options: &DeleteOptions, orphans_by_def
     } else {
         metadata.insert("finalizers".to_owned(), finalizers.into());
     }
+    true
 }

@@ -5,24 +5,22 @@ use std::sync::Arc;
 use axum::response::Response;
 use coracle_api::status::Status;
 
-use super::delete::{self, Deleted};
+use super::delete;
 use super::list::{self, Page};
 use super::selection::ListOptions;
 use crate::admission;
+use crate::answer::table::Include;
 use crate::catalog::Resource;
-use crate::edge::call::Request;
-use crate::edge::negotiate::Offer;
-use crate::server::Shared;
+use crate::cluster::Cluster;
+use crate::request::call::Request;
+use crate::request::negotiate::Offer;
 use crate::store::memo;
-use crate::table::Include;
 
 /// Deletions under way at a time.
 const AT_A_TIME: usize = 64;
-/// How often one is tried again when its object changes meanwhile.
-const TRIES: usize = 8;
 
 pub(crate) async fn deletecollection(
-    server: &Arc<Shared>,
+    cluster: &Cluster,
     request: &Request,
     resource: &Arc<Resource>,
 ) -> Result<Response, Status> {
@@ -32,24 +30,26 @@ pub(crate) async fn deletecollection(
     let include = Include::of(&call.query)?;
     let options = delete::options(request)?;
     let selection = ListOptions::of(call, resource, false)?;
-    let Page { revision, records, next, remaining } = list::page(server, call, resource, &selection).await?;
+    let Page { revision, records, next, remaining } = list::page(cluster, call, resource, &selection).await?;
     let outcomes: Vec<Result<Option<_>, Status>> = stream::iter(records)
         .map(|record| {
             let options = options.clone();
             async move {
                 let name = record.key.name.clone();
                 admission::delete(resource, memo::split(&name).1)?;
-                let mut record = record;
-                for _ in 0..TRIES {
-                    match delete::remove_record(server, resource, &record, &options).await? {
-                        Some(Deleted::Gone(record) | Deleted::Marked(record)) => return Ok(Some(record)),
-                        None => match server.store.get(resource, &name) {
-                            Some(newer) => record = newer,
-                            None => return Ok(None),
-                        },
+                // The answer shows what was listed, not what became of it.
+                let (listed, mut record, mut turn) = (record.clone(), record, None);
+                loop {
+                    match delete::remove_record(cluster, resource, &record, &options).await? {
+                        Some(_) => return Ok(Some(listed)),
+                        None if turn.is_none() => turn = Some(cluster.store.turn(resource, &name).await),
+                        None => {}
+                    }
+                    match cluster.store.read(resource, &name).await? {
+                        Some(newer) => record = newer,
+                        None => return Ok(None),
                     }
                 }
-                Err(resource.stale(memo::split(&name).1))
             }
         })
         .buffered(AT_A_TIME)

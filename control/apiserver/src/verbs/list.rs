@@ -10,12 +10,12 @@ use coracle_keyspace::{Record, Records, Revision};
 
 use super::selection::{ListOptions, Match};
 use super::token::Token;
+use crate::answer::table::Include;
 use crate::catalog::Resource;
-use crate::edge::call::Call;
-use crate::edge::negotiate::{Offer, Shape};
-use crate::server::Shared;
+use crate::cluster::Cluster;
+use crate::request::call::Call;
+use crate::request::negotiate::{Offer, Shape};
 use crate::store::{self, Seen};
-use crate::table::Include;
 pub(crate) use body::encode;
 
 /// A list before it is encoded.
@@ -26,7 +26,7 @@ pub(crate) struct Page {
     pub remaining: Option<usize>,
 }
 
-pub(crate) async fn list(server: &Shared, call: &Call, resource: &Arc<Resource>) -> Result<Response, Status> {
+pub(crate) async fn list(cluster: &Cluster, call: &Call, resource: &Arc<Resource>) -> Result<Response, Status> {
     let form = call.form(Offer::List)?;
     let options = ListOptions::of(call, resource, false)?;
     if let Shape::Metadata { .. } = form.shape {
@@ -35,21 +35,21 @@ pub(crate) async fn list(server: &Shared, call: &Call, resource: &Arc<Resource>)
         return Err(Status::failure(406, "NotAcceptable", message));
     }
     let include = Include::of(&call.query)?;
-    let page = page(server, call, resource, &options).await?;
+    let page = page(cluster, call, resource, &options).await?;
     Ok(encode(form, resource, page, include))
 }
 
 /// Reads what the options ask for.
 pub(crate) async fn page(
-    server: &Shared,
+    cluster: &Cluster,
     call: &Call,
     resource: &Arc<Resource>,
     options: &ListOptions,
 ) -> Result<Page, Status> {
     let token = options.continue_token.as_deref().map(Token::decode).transpose()?;
     let (revision, records) = match &token {
-        Some(token) => continued(server, resource, options, token).await?,
-        None => begun(server, resource, options).await?,
+        Some(token) => continued(cluster, resource, options, token).await?,
+        None => begun(cluster, resource, options).await?,
     };
     let namespace = options.namespace(call, resource);
     let mut found = Vec::new();
@@ -74,8 +74,8 @@ pub(crate) async fn page(
 }
 
 /// The state for the first page (kubernetes-api §10.2).
-async fn begun(server: &Shared, resource: &Resource, options: &ListOptions) -> Result<(Revision, Records), Status> {
-    let store = &server.store;
+async fn begun(cluster: &Cluster, resource: &Resource, options: &ListOptions) -> Result<(Revision, Records), Status> {
+    let store = &cluster.store;
     let asked =
         options.revision().map_err(|error| Status::bad_request(format!("invalid resource version: {error}")))?;
     let exactly = options.version_match == Some(Match::Exact)
@@ -100,7 +100,7 @@ async fn begun(server: &Shared, resource: &Resource, options: &ListOptions) -> R
 
 /// The state for a later page.
 async fn continued(
-    server: &Shared,
+    cluster: &Cluster,
     resource: &Resource,
     options: &ListOptions,
     token: &Token,
@@ -110,12 +110,12 @@ async fn continued(
     }
     let collection = resource.row.collection;
     let Some(revision) = token.revision else {
-        server.store.barrier().await?;
-        let snapshot = server.store.keyspace.snapshot(collection);
+        cluster.store.barrier().await?;
+        let snapshot = cluster.store.keyspace.snapshot(collection);
         return Ok((snapshot.revision, snapshot.records));
     };
-    server.store.not_older_than(revision).await?;
-    let snapshot = server.store.keyspace.snapshot_at(collection, revision).map_err(|_| {
+    cluster.store.not_older_than(revision).await?;
+    let snapshot = cluster.store.keyspace.snapshot_at(collection, revision).map_err(|_| {
         let fresh = Token { revision: None, after: token.after.clone() };
         Status::expired_continue(
             "The provided continue parameter is too old to display a consistent list result. You can start a new list \

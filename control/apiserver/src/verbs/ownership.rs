@@ -9,9 +9,9 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::write::Write;
-use crate::edge::body::Expected;
-use crate::edge::codec;
-use crate::edge::options::Validation;
+use crate::request::body::Expected;
+use crate::request::codec;
+use crate::request::options::Validation;
 
 pub(crate) use coracle_api::patch::apply::equal_but_times as is_unchanged;
 

@@ -16,13 +16,13 @@ use super::create::insert;
 use super::ownership;
 use super::update::{Changed, change};
 use super::write::{Write, Written};
+use crate::answer::table::Include;
 use crate::catalog::Resource;
-use crate::edge::call::{Call, Request};
-use crate::edge::codec;
-use crate::edge::negotiate::{Offer, essence};
-use crate::edge::options::{Validation, WriteOptions, write_options};
-use crate::server::Shared;
-use crate::table::Include;
+use crate::cluster::Cluster;
+use crate::request::call::{Call, Request};
+use crate::request::codec;
+use crate::request::negotiate::{Offer, essence};
+use crate::request::options::{Validation, WriteOptions, write_options};
 
 /// The kinds of patch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,7 +121,7 @@ impl Patch {
 }
 
 pub(crate) async fn patch(
-    server: &Arc<Shared>,
+    cluster: &Cluster,
     request: &Request,
     resource: &Arc<Resource>,
     subresource: &str,
@@ -132,7 +132,7 @@ pub(crate) async fn patch(
     let media_type = call.header(header::CONTENT_TYPE).unwrap_or_default();
     Kind::of(call)?;
     let options = write_options(call, "PatchOptions", Some(media_type))?;
-    let write = Write { server, call, resource, options: &options, subresource };
+    let write = Write { cluster, call, resource, options: &options, subresource };
     let (code, written) = run(&write, &request.body).await?;
     written.respond(form, code, resource, include)
 }
@@ -163,8 +163,10 @@ pub(crate) async fn run(write: &Write<'_>, body: &[u8]) -> Result<(u16, Written)
     metadata.remove("resourceVersion");
     if let Some(uid) = metadata.get("uid").filter(|uid| !uid.is_null()) {
         let row = resource.row;
-        let error = FieldError::invalid("metadata.uid", uid, "field is immutable");
-        return Err(Status::invalid(row.group, row.kind, call.name(), vec![error]));
+        let uid = uid.as_str().unwrap_or_default();
+        let message =
+            format!("uid mismatch: the provided object specified uid {uid}, and no existing object was found");
+        return Err(Status::conflict(row.group, row.resource, call.name(), message));
     }
     match insert(write, object, true).await {
         // Somebody else made it meanwhile: then it is a change after all.

@@ -10,7 +10,7 @@ use coracle_api::status::Status;
 use coracle_keyspace::Revision;
 
 use crate::catalog::Resource;
-use crate::edge::call::Call;
+use crate::request::call::Call;
 
 /// How `resourceVersion` is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,9 +60,9 @@ impl ListOptions {
             initial_events: query.flag("sendInitialEvents"),
             timeout: query
                 .integer("timeoutSeconds")?
-                .and_then(|seconds| u64::try_from(seconds).ok())
-                .filter(|seconds| *seconds > 0)
-                .map(Duration::from_secs),
+                // Less than nothing is over at once.
+                .filter(|seconds| *seconds != 0)
+                .map(|seconds| Duration::from_secs(u64::try_from(seconds).unwrap_or(0))),
         };
         options.checked(query.text("resourceVersionMatch"), watch)
     }

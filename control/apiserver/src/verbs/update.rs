@@ -13,20 +13,17 @@ use super::create::insert;
 use super::ownership;
 use super::write::{Write, Written};
 use crate::admission;
+use crate::answer::table::Include;
 use crate::catalog::Resource;
-use crate::edge::body::{self, Expected};
-use crate::edge::call::Request;
-use crate::edge::negotiate::Offer;
-use crate::edge::options::write_options;
-use crate::server::Shared;
+use crate::cluster::Cluster;
+use crate::request::body::{self, Expected};
+use crate::request::call::Request;
+use crate::request::negotiate::Offer;
+use crate::request::options::write_options;
 use crate::store::{Refused, Seen, Store};
-use crate::table::Include;
-
-/// How often a change is made again because the object had changed since it was read.
-const TRIES: usize = 5;
 
 pub(crate) async fn update(
-    server: &Arc<Shared>,
+    cluster: &Cluster,
     request: &Request,
     resource: &Arc<Resource>,
     subresource: &str,
@@ -37,10 +34,10 @@ pub(crate) async fn update(
     let options = write_options(call, "UpdateOptions", None)?;
     let expected = Expected { api_version: &resource.api_version, kind: resource.row.kind, schema: &resource.schema };
     let object = body::object(call, &request.body, &expected, options.validation)?;
-    let write = Write { server, call, resource, options: &options, subresource };
+    let write = Write { cluster, call, resource, options: &options, subresource };
     check_name(&write, &object)?;
     let creates = subresource.is_empty() && resource.row.strategy.allows_create_on_update();
-    let found = write.server.store.get(resource, &resource.record_name(call.namespace(), call.name()));
+    let found = write.cluster.store.get(resource, &resource.record_name(call.namespace(), call.name()));
     if found.is_none() && creates && meta::resource_version(&object).is_empty() {
         match insert(&write, object.clone(), false).await {
             Err(status) if status.reason == "AlreadyExists" => {}
@@ -87,38 +84,32 @@ pub(crate) async fn change(
 ) -> Result<Written, Status> {
     let (resource, call) = (write.resource, write.call);
     let record_name = resource.record_name(call.namespace(), call.name());
-    let mut record = match write.server.store.get(resource, &record_name) {
+    let mut record = match write.cluster.store.get(resource, &record_name) {
         Some(record) => record,
         None => {
-            write.server.store.read(resource, &record_name).await?.ok_or_else(|| resource.not_found(call.name()))?
+            write.cluster.store.read(resource, &record_name).await?.ok_or_else(|| resource.not_found(call.name()))?
         }
     };
-    for _ in 0..TRIES {
-        match attempt(write, &record, &step).await? {
-            Ok(written) => return Ok(written),
-            // The newest record came with the refusal, or is read again.
-            Err(found) => {
-                record = match found {
-                    Some(found) => found,
-                    None => write
-                        .server
-                        .store
-                        .read(resource, &record_name)
-                        .await?
-                        .ok_or_else(|| resource.not_found(call.name()))?,
-                }
-            }
+    let mut turn = None;
+    // Until it is done or the request's time is up.
+    loop {
+        if let Some(written) = attempt(write, &record, &step).await? {
+            return Ok(written);
         }
+        if turn.is_none() {
+            turn = Some(write.cluster.store.turn(resource, &record_name).await);
+        }
+        let newest = write.cluster.store.read(resource, &record_name).await?;
+        record = newest.ok_or_else(|| resource.not_found(call.name()))?;
     }
-    Err(resource.stale(call.name()))
 }
 
-/// One try. `Ok(Err(…))`: the state has changed; here is the newer record if it is known.
+/// One try; `None` when the state has changed since the record was read.
 async fn attempt(
     write: &Write<'_>,
     record: &Arc<Record>,
     step: &impl Fn(&Value) -> Result<Changed, Status>,
-) -> Result<Result<Written, Option<Arc<Record>>>, Status> {
+) -> Result<Option<Written>, Status> {
     let (resource, call) = (write.resource, write.call);
     let row = resource.row;
     let seen = Seen::new(resource, record);
@@ -133,40 +124,39 @@ async fn attempt(
     write.keep_metadata(&mut object, &old);
     meta::set_resource_version(&mut object, record.revision.get());
     write.ready_changed(&mut object, &old, owned).await?;
-    let allocated = admission::allocate(write, &mut object, Some(&old))?;
+    let allocated = admission::allocate(&write.attributes(), &mut object, Some(&old))?;
     write.validate_changed(&object, &old)?;
     call.warn_all(kinds::warnings(row, &object, Some(&old)));
     row.strategy.canonicalize(&mut object);
     if ownership::is_unchanged(&object, &old) {
-        return Ok(Ok(Written::Record(record.clone())));
+        return Ok(Some(Written::Record(record.clone())));
     }
     let key = Store::key(resource, &record.key.name);
     let guard = Guard::Revision(record.revision);
     let gone = is_finished(resource, &object, &old);
     let mut ops = if gone {
         let mut ops = vec![Op::Delete { key, guard }];
-        ops.extend(admission::release(write.server, resource, &old));
+        ops.extend(admission::release(write.cluster, resource, &old));
         ops
     } else {
         let value = write.encode(&object)?;
         vec![Op::Put { key, value, guard }]
     };
     if write.options.dry_run {
-        return Ok(Ok(Written::Value(object)));
+        return Ok(Some(Written::Value(object)));
     }
     if !gone {
         ops.extend(allocated);
     }
-    match write.server.store.transact(ops).await {
+    match write.cluster.store.transact(ops).await {
         Ok(committed) if gone => {
             meta::set_resource_version(&mut object, committed.revision.get());
-            Ok(Ok(Written::Value(object)))
+            Ok(Some(Written::Value(object)))
         }
-        Ok(committed) => Ok(Ok(Written::Record(committed.records[0].clone()))),
+        Ok(committed) => Ok(Some(Written::Record(committed.records[0].clone()))),
         Err(Refused::Final(status)) => Err(status),
-        Err(Refused::Guard(failed)) if failed.op > 0 => Ok(Err(None)),
-        Err(Refused::Guard(_)) if named => Err(resource.stale(call.name())),
-        Err(Refused::Guard(failed)) => Ok(Err(failed.found)),
+        Err(Refused::Guard(failed)) if failed.op == 0 && named => Err(resource.stale(call.name())),
+        Err(Refused::Guard(_)) => Ok(None),
     }
 }
 

@@ -21,14 +21,14 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use self::frame::{Encoder, Kind};
 use super::selection::ListOptions;
+use crate::answer::respond;
+use crate::answer::table::Include;
 use crate::catalog::Resource;
-use crate::edge::call::Call;
-use crate::edge::negotiate::{Format, Offer};
-use crate::edge::respond;
-use crate::server::Shared;
-use crate::server::limits::StreamSlot;
+use crate::cluster::Cluster;
+use crate::limits::Place;
+use crate::request::call::Call;
+use crate::request::negotiate::{Format, Offer};
 use crate::store::{self, Seen};
-use crate::table::Include;
 
 /// How often a quiet watch says how far it is.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
@@ -39,7 +39,13 @@ const LIFE: Duration = Duration::from_secs(30 * 60);
 /// Frames that are sent as one piece.
 const PIECE_BYTES: usize = 256 << 10;
 
-pub(crate) async fn watch(server: &Arc<Shared>, call: &Call, resource: &Arc<Resource>) -> Result<Response, Status> {
+pub(crate) async fn watch(
+    cluster: &Cluster,
+    call: &Call,
+    resource: &Arc<Resource>,
+    stopping: &CancellationToken,
+    place: Place,
+) -> Result<Response, Status> {
     let form = call.form(Offer::Watch)?;
     let options = ListOptions::of(call, resource, true)?;
     let include = Include::of(&call.query)?;
@@ -49,8 +55,7 @@ pub(crate) async fn watch(server: &Arc<Shared>, call: &Call, resource: &Arc<Reso
         Format::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
         _ => "application/json",
     };
-    let place = server.limits.stream()?;
-    let start = begin(server, call, resource, &options, revision, encoder, place).await;
+    let start = begin(cluster, call, resource, &options, revision, encoder, stopping, place).await;
     let body = match start {
         Ok(watch) => Body::from_stream(stream::unfold(watch, |mut watch| async move {
             let piece = watch.next().await?;
@@ -63,21 +68,22 @@ pub(crate) async fn watch(server: &Arc<Shared>, call: &Call, resource: &Arc<Reso
 }
 
 async fn begin(
-    server: &Arc<Shared>,
+    cluster: &Cluster,
     call: &Call,
     resource: &Arc<Resource>,
     options: &ListOptions,
     revision: Option<Revision>,
     encoder: Encoder,
-    place: StreamSlot,
+    stopping: &CancellationToken,
+    place: Place,
 ) -> Result<Watch, (Encoder, Status)> {
-    let keyspace = &server.store.keyspace;
+    let keyspace = &cluster.store.keyspace;
     let collection = resource.row.collection;
     let unset = revision.is_none_or(|revision| revision.get() == 0);
     let initial = options.initial_events.unwrap_or(unset);
     let fresh = match revision {
-        None => server.store.barrier().await.map(drop),
-        Some(revision) if revision.get() > 0 && initial => server.store.not_older_than(revision).await,
+        None => cluster.store.barrier().await.map(drop),
+        Some(revision) if revision.get() > 0 && initial => cluster.store.not_older_than(revision).await,
         Some(_) => Ok(()),
     };
     if let Err(status) = fresh {
@@ -121,8 +127,8 @@ async fn begin(
         } else {
             now + life
         })),
-        stopping: Box::pin(server.stopping.clone().cancelled_owned()),
-        stop: server.stopping.clone(),
+        stopping: Box::pin(stopping.clone().cancelled_owned()),
+        stop: stopping.clone(),
         ended: false,
         _place: place,
     })
@@ -145,7 +151,7 @@ struct Watch {
     stopping: Pin<Box<WaitForCancellationFutureOwned>>,
     stop: CancellationToken,
     ended: bool,
-    _place: StreamSlot,
+    _place: Place,
 }
 
 impl Watch {

@@ -1,5 +1,6 @@
 //! What every write does to an object between decoding and storing.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use axum::response::Response;
@@ -13,19 +14,19 @@ use serde_json::Value;
 
 use super::ownership;
 use crate::admission;
+use crate::answer::respond;
+use crate::answer::table::Include;
 use crate::catalog::Resource;
-use crate::edge::call::Call;
-use crate::edge::negotiate::Form;
-use crate::edge::options::WriteOptions;
-use crate::edge::respond;
+use crate::cluster::Cluster;
 use crate::identity::new_uuid;
-use crate::server::Shared;
+use crate::request::call::Call;
+use crate::request::negotiate::Form;
+use crate::request::options::WriteOptions;
 use crate::store::{Seen, object};
-use crate::table::Include;
 
 /// A write under way.
 pub(crate) struct Write<'a> {
-    pub server: &'a Arc<Shared>,
+    pub cluster: &'a Cluster,
     pub call: &'a Call,
     pub resource: &'a Arc<Resource>,
     pub options: &'a WriteOptions,
@@ -69,6 +70,16 @@ impl Written {
 }
 
 impl Write<'_> {
+    /// What admission is told of it.
+    pub fn attributes(&self) -> admission::Attributes<'_> {
+        admission::Attributes {
+            cluster: self.cluster,
+            resource: self.resource,
+            namespace: self.call.namespace(),
+            subresource: self.subresource,
+        }
+    }
+
     /// The namespace of the object is the path's; another one in the body is an error.
     pub fn take_place(&self, object: &mut Value) -> Result<(), Status> {
         let metadata = meta::metadata_mut(object);
@@ -130,6 +141,32 @@ impl Write<'_> {
         }
     }
 
+    /// Owners that are named twice count once, and the client hears of it.
+    fn merge_owners(&self, object: &mut Value) {
+        let Some(owners) = object.pointer_mut("/metadata/ownerReferences").and_then(Value::as_array_mut) else {
+            return;
+        };
+        if owners.len() < 2 {
+            return;
+        }
+        let mut seen = HashSet::with_capacity(owners.len());
+        let mut doubled = Vec::new();
+        owners.retain(|owner| {
+            let first = seen.insert(owner.to_string());
+            if !first {
+                doubled.push(owner["uid"].as_str().unwrap_or_default().to_owned());
+            }
+            first
+        });
+        if !doubled.is_empty() {
+            self.call.warn(format!(
+                ".metadata.ownerReferences contains duplicate entries; API server dedups owner references in 1.20+, and may \
+                 reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: {}",
+                doubled.join(", ")
+            ));
+        }
+    }
+
     /// Checks a new object.
     pub fn validate_new(&self, object: &Value) -> Result<(), Status> {
         let strategy = self.resource.row.strategy;
@@ -167,12 +204,13 @@ impl Write<'_> {
     /// an apply has already written down who owns what.
     pub async fn ready_new(&self, object: &mut Value, owned: bool) -> Result<(), Status> {
         let strategy = self.resource.row.strategy;
+        self.merge_owners(object);
         self.default(object);
         // What admission adds is owned by nobody.
         if !owned {
             ownership::track(self, None, object);
         }
-        if admission::create(self, object).await? {
+        if admission::create(&self.attributes(), object).await? {
             self.default(object);
         }
         strategy.prepare_create(object);
@@ -182,11 +220,12 @@ impl Write<'_> {
     /// The same of a change.
     pub async fn ready_changed(&self, object: &mut Value, old: &Value, owned: bool) -> Result<(), Status> {
         let strategy = self.resource.row.strategy;
+        self.merge_owners(object);
         self.default(object);
         if !owned {
             ownership::track(self, Some(old), object);
         }
-        admission::update(self, object, old).await?;
+        admission::update(&self.attributes(), object, old).await?;
         match self.subresource {
             "" | "scale" => strategy.prepare_update(object, old),
             "binding" => {}

@@ -1,11 +1,14 @@
 //! The API server over a real keyspace in a temporary directory, called through its router as a client would.
 
 mod authentication;
+mod bounds;
+mod deletion;
 mod kinds;
 mod lists;
 mod objects;
 mod scheduling;
 mod services;
+mod shape;
 mod watches;
 
 use axum::body::Body;
@@ -40,13 +43,19 @@ impl Answer {
 
 impl Server {
     async fn start() -> Server {
+        Server::start_with(|_| ()).await
+    }
+
+    /// A server that is not set up as usual.
+    async fn start_with(change: impl FnOnce(&mut Config)) -> Server {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let keyspace = Keyspace::open(coracle_keyspace::Config::new(dir.path())).await.expect("a new keyspace");
-        let config = Config {
+        let mut config = Config {
             external_url: "https://127.0.0.1:6443".to_owned(),
             token_key: include_str!("../token.key").to_owned(),
             ..Config::default()
         };
+        change(&mut config);
         let api = ApiServer::start(keyspace.clone(), config).await.expect("the API server starts");
         Server { api, keyspace, _dir: dir }
     }
@@ -79,6 +88,20 @@ impl Server {
         self.call("GET", path, Value::Null).await
     }
 
+    /// Waits until `path` is there.
+    async fn appears(&self, path: &str) -> Value {
+        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
+        loop {
+            let next = coracle_keyspace::Revision::new(self.keyspace.revision().get() + 1);
+            let (code, found) = self.get(path).await;
+            if code == 200 {
+                return found;
+            }
+            let written = tokio::time::timeout_at(deadline, self.keyspace.wait_for(next)).await;
+            assert!(written.is_ok(), "{path} does not appear: {found}");
+        }
+    }
+
     /// Makes an object that must be made.
     async fn make(&self, path: &str, object: Value) -> Value {
         let (code, answer) = self.call("POST", path, object).await;
@@ -95,6 +118,10 @@ impl Server {
 
 fn admin() -> Identity {
     Identity::authenticated("admin", vec!["system:masters".to_owned()])
+}
+
+fn node(name: &str) -> Identity {
+    Identity::authenticated(format!("system:node:{name}"), vec!["system:nodes".to_owned()])
 }
 
 /// A ConfigMap.

@@ -122,6 +122,12 @@ enum WireOp<'a> {
         name: &'a str,
         guard: WireGuard,
     },
+    // Variants are known by their position: new ones come last.
+    Check {
+        collection: &'a str,
+        name: &'a str,
+        guard: WireGuard,
+    },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -293,6 +299,9 @@ fn wire_op(op: &Op) -> WireOp<'_> {
         Op::Delete { key, guard } => {
             WireOp::Delete { collection: &key.collection, name: &key.name, guard: wire_guard(*guard) }
         }
+        Op::Check { key, guard } => {
+            WireOp::Check { collection: &key.collection, name: &key.name, guard: wire_guard(*guard) }
+        }
     }
 }
 
@@ -305,6 +314,9 @@ fn op(body: &Bytes, wire: WireOp<'_>) -> Op {
         },
         WireOp::Delete { collection, name, guard: on } => {
             Op::Delete { key: Key::new(collection, name), guard: guard(&on) }
+        }
+        WireOp::Check { collection, name, guard: on } => {
+            Op::Check { key: Key::new(collection, name), guard: guard(&on) }
         }
     }
 }
@@ -343,10 +355,11 @@ mod tests {
             guard: Guard::Revision(Revision::new(77)),
         };
         let delete = Op::Delete { key: Key::new("pods", "x"), guard: Guard::Present };
+        let check = Op::Check { key: Key::new("namespaces", "x"), guard: Guard::Absent };
         let members = Membership::new_with_defaults(vec![BTreeSet::from([1, 2]), BTreeSet::from([1])], [4]);
         for payload in [
             EntryPayload::Blank,
-            EntryPayload::Normal(Transaction::new(vec![put, delete])),
+            EntryPayload::Normal(Transaction::new(vec![put, delete, check])),
             EntryPayload::Membership(members),
         ] {
             let before = Entry { log_id: id(9), payload };

@@ -37,6 +37,7 @@ impl fmt::Debug for Transaction {
             .entries(self.0.iter().map(|op| match op {
                 Op::Put { key, guard, value } => ("put", key, guard, value.bytes.len(), value.revision_at),
                 Op::Delete { key, guard } => ("delete", key, guard, 0, 0),
+                Op::Check { key, guard } => ("check", key, guard, 0, 0),
             }))
             .finish()
     }

@@ -7,12 +7,12 @@ use serde_json::{Map, Value, json};
 
 use super::descriptions::Descriptions;
 use super::operations::{self, Operation};
-use crate::edge::negotiate::{JSON, PROTOBUF, YAML};
-use crate::server::Shared;
+use crate::discovery::Discovery;
+use crate::request::negotiate::{JSON, PROTOBUF, YAML};
 
-pub(super) fn document(server: &Shared) -> Value {
+pub(super) fn document(discovery: &Discovery) -> Value {
     let mut paths = Map::new();
-    for group in &server.discovery.groups {
+    for group in &discovery.groups {
         for version in &group.versions {
             for path in operations::paths(group, version.version) {
                 let mut item = Map::new();

@@ -12,12 +12,13 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::Page;
+use crate::answer::metadata;
+use crate::answer::respond;
+use crate::answer::table::{self, Include};
 use crate::catalog::Resource;
-use crate::edge::negotiate::{self, Form, Format, Shape};
-use crate::edge::{codec, respond};
-use crate::metadata;
+use crate::request::codec;
+use crate::request::negotiate::{self, Form, Format, Shape};
 use crate::store::{Seen, object};
-use crate::table::{self, Include};
 
 /// Bytes of an answer that are put together at a time: few enough that they are still in the processor's cache when TLS
 /// takes them, and that the allocator has the same memory ready for the next piece.

@@ -7,12 +7,12 @@ use coracle_api::status::Status;
 use coracle_keyspace::{Event, EventKind, Revision};
 use serde_json::{Value, json};
 
+use crate::answer::metadata;
+use crate::answer::table::{self, Include};
 use crate::catalog::Resource;
-use crate::edge::codec;
-use crate::edge::negotiate::{Form, Format, Shape};
-use crate::metadata;
+use crate::request::codec;
+use crate::request::negotiate::{Form, Format, Shape};
 use crate::store::{Seen, object};
-use crate::table::{self, Include};
 
 /// What a frame tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

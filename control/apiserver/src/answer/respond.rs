@@ -12,10 +12,10 @@ use flate2::write::GzEncoder;
 use http::{HeaderValue, StatusCode, header};
 use serde_json::Value;
 
-use super::codec;
-use super::negotiate::{Form, Format, Shape};
+use super::{metadata, table};
+use crate::request::codec;
+use crate::request::negotiate::{self, Form, Format, Shape};
 use crate::store::Seen;
-use crate::{metadata, table};
 
 /// An answer of bytes.
 pub(crate) fn bytes(code: u16, content_type: &'static str, bytes: impl Into<Body>) -> Response {
@@ -42,17 +42,17 @@ pub(crate) fn text(code: u16, text: impl Into<String>) -> Response {
 /// A stored object.
 pub(crate) fn record(form: Form, code: u16, seen: &Seen<'_>, include: table::Include) -> Result<Response, Status> {
     match (form.shape, form.format) {
-        (Shape::Whole, Format::Json) if !form.pretty => Ok(bytes(code, super::negotiate::JSON, seen.json())),
+        (Shape::Whole, Format::Json) if !form.pretty => Ok(bytes(code, negotiate::JSON, seen.json())),
         (Shape::Whole, Format::Protobuf) => {
             let resource = seen.resource;
             let body = codec::envelope(&resource.api_version, resource.row.kind, &seen.protobuf());
-            Ok(bytes(code, super::negotiate::PROTOBUF, body))
+            Ok(bytes(code, negotiate::PROTOBUF, body))
         }
         (Shape::Whole, _) => Ok(value(form, code, &seen.value())),
         (Shape::Table { beta }, _) => Ok(json_text(form, code, table::one(seen, include, beta))),
         (Shape::Metadata { beta }, Format::Protobuf) => {
             let body = codec::envelope(metadata::api_version(beta), metadata::KIND, &seen.metadata_protobuf());
-            Ok(bytes(code, super::negotiate::PROTOBUF, body))
+            Ok(bytes(code, negotiate::PROTOBUF, body))
         }
         (Shape::Metadata { beta }, _) => Ok(json_text(form, code, metadata::object(seen, beta))),
         (Shape::MetadataList { .. }, _) => Err(not_a_list(seen.resource.row.kind)),
@@ -93,7 +93,7 @@ pub(crate) fn value(form: Form, code: u16, value: &Value) -> Response {
             (value["apiVersion"].as_str().unwrap_or_default(), value["kind"].as_str().unwrap_or_default());
         if let Some(schema) = schema_of(api_version, kind) {
             let body = codec::envelope(api_version, kind, &codec::message(value, &schema));
-            return bytes(code, super::negotiate::PROTOBUF, body);
+            return bytes(code, negotiate::PROTOBUF, body);
         }
     }
     json_text(form, code, crate::store::object::encode_final(value))
@@ -112,14 +112,14 @@ pub(crate) fn json_text(form: Form, code: u16, json: impl Into<Bytes>) -> Respon
     match (form.format, form.pretty) {
         (Format::Yaml, _) => {
             let text = serde_yaml_ng::to_string(&parse()).unwrap_or_default();
-            bytes(code, super::negotiate::YAML, text)
+            bytes(code, negotiate::YAML, text)
         }
         (_, true) => {
             let mut text = serde_json::to_vec_pretty(&parse()).unwrap_or_default();
             text.push(b'\n');
-            bytes(code, super::negotiate::JSON, text)
+            bytes(code, negotiate::JSON, text)
         }
-        _ => bytes(code, super::negotiate::JSON, json),
+        _ => bytes(code, negotiate::JSON, json),
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::LazyLock;
 
 /// `group/resource` and a tab, column and a tab, description with `\n` written out; one a line.
-const TEXT: &str = include_str!("../data/columns.txt");
+const TEXT: &str = include_str!("../../data/columns.txt");
 
 type Descriptions = HashMap<(&'static str, &'static str), &'static str>;
 

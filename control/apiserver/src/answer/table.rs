@@ -8,9 +8,9 @@ use coracle_api::status::Status;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use crate::answer::metadata;
 use crate::catalog::Resource;
-use crate::edge::query::Query;
-use crate::metadata;
+use crate::request::query::Query;
 use crate::store::object::write_json;
 use crate::store::{Seen, object};
 

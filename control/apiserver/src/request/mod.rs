@@ -1,12 +1,9 @@
-//! The HTTP edge: what a request asks, and how an answer looks.
+//! The words of a request: what it asks and by whom, its options, its body, the form it wants. Knows no verb and no store.
 
 pub(crate) mod body;
 pub(crate) mod call;
 pub(crate) mod codec;
-mod compress;
 pub(crate) mod negotiate;
 pub(crate) mod options;
 pub(crate) mod path;
 pub(crate) mod query;
-pub(crate) mod respond;
-pub(crate) mod router;

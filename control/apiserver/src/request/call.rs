@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use coracle_api::status::Status;
-use http::{HeaderMap, Method, header};
+use http::{HeaderMap, Method, Uri, header};
 use parking_lot::Mutex;
 
 use super::negotiate::{self, Form, Offer};
@@ -19,21 +19,21 @@ const WARNING_CUT: usize = 256;
 /// A request.
 pub(crate) struct Call {
     pub method: Method,
-    pub path: String,
+    pub uri: Uri,
     pub query: Query,
     pub headers: HeaderMap,
-    pub identity: Identity,
+    pub identity: Arc<Identity>,
     pub target: ResourcePath,
     warnings: Mutex<Vec<String>>,
 }
 
 impl Call {
-    pub fn new(parts: &http::request::Parts, identity: Identity, target: ResourcePath) -> Call {
+    pub fn new(parts: http::request::Parts, identity: Arc<Identity>, target: ResourcePath) -> Call {
         Call {
-            method: parts.method.clone(),
-            path: parts.uri.path().to_owned(),
             query: Query::parse(parts.uri.query().unwrap_or_default()),
-            headers: parts.headers.clone(),
+            method: parts.method,
+            uri: parts.uri,
+            headers: parts.headers,
             identity,
             target,
             warnings: Mutex::default(),
@@ -44,7 +44,7 @@ impl Call {
     pub fn acting_on(call: &Call, target: ResourcePath) -> Call {
         Call {
             method: call.method.clone(),
-            path: call.path.clone(),
+            uri: call.uri.clone(),
             query: call.query.clone(),
             headers: call.headers.clone(),
             identity: call.identity.clone(),
@@ -131,6 +131,7 @@ impl Call {
 }
 
 /// A call and its body, which was read whole.
+#[derive(Clone)]
 pub(crate) struct Request {
     pub call: Arc<Call>,
     pub body: Bytes,

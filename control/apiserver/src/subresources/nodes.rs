@@ -15,8 +15,9 @@ use rustls_pki_types::ServerName;
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_util::sync::CancellationToken;
 
-use super::Shared;
+use crate::cluster::Cluster;
 use crate::store::Seen;
 
 /// How long a node may take to accept a connection.
@@ -33,17 +34,19 @@ pub(crate) struct Endpoint {
 /// The client of the nodes' servers.
 pub(crate) struct Nodes {
     tls: Option<TlsConnector>,
+    /// Cancelled when tunnels shall end.
+    pub stopping: CancellationToken,
 }
 
 impl Nodes {
-    pub fn new(tls: Option<Arc<ClientConfig>>) -> Nodes {
+    pub fn new(tls: Option<Arc<ClientConfig>>, stopping: CancellationToken) -> Nodes {
         let http1 = |tls: Arc<ClientConfig>| {
             // Upgrades exist in HTTP/1.1 only.
             let mut tls = ClientConfig::clone(&tls);
             tls.alpn_protocols = vec![b"http/1.1".to_vec()];
             TlsConnector::from(Arc::new(tls))
         };
-        Nodes { tls: tls.map(http1) }
+        Nodes { tls: tls.map(http1), stopping }
     }
 
     /// Sends a request over a connection of its own. Streams are few and long, so connections are not kept.
@@ -85,9 +88,9 @@ where
 }
 
 /// The server of a node, from what the node says of itself.
-pub(crate) fn kubelet(server: &Shared, node: &str) -> Result<Endpoint, Status> {
-    let nodes = server.catalog.named("", "nodes").ok_or_else(Status::path_not_found)?;
-    let record = server.store.get(nodes, node).ok_or_else(|| nodes.not_found(node))?;
+pub(crate) fn kubelet(cluster: &Cluster, node: &str) -> Result<Endpoint, Status> {
+    let nodes = cluster.catalog.named("", "nodes").ok_or_else(Status::path_not_found)?;
+    let record = cluster.store.get(nodes, node).ok_or_else(|| nodes.not_found(node))?;
     let object = Seen::new(nodes, &record).stored();
     endpoint_of(&object).ok_or_else(|| {
         Status::service_unavailable(format!("node {node} does not say at which address and port it listens"))

@@ -1,13 +1,11 @@
-//! Request bodies: bounded, and read into an object of the endpoint's type.
+//! Request bodies, read into an object of the endpoint's type.
 
 use std::sync::Arc;
 
-use axum::body::Body;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use coracle_api::schema::Object;
 use coracle_api::status::Status;
 use http::header;
-use http_body_util::{BodyExt, Limited};
 use serde_json::Value;
 
 use super::call::Call;
@@ -17,38 +15,6 @@ use super::options::Validation;
 
 /// Largest body of a request.
 pub(crate) const BODY_BYTES_MAX: usize = 3 << 20;
-
-/// Reads a body whole.
-pub(crate) async fn read(body: Body, length: Option<u64>) -> Result<Bytes, Status> {
-    let too_large = || Status::request_too_large(format!("limit is {BODY_BYTES_MAX}"));
-    if length.is_some_and(|length| length > BODY_BYTES_MAX as u64) {
-        return Err(too_large());
-    }
-    let mut body = Limited::new(body, BODY_BYTES_MAX);
-    // Most bodies are one frame: those are not copied.
-    let mut first: Option<Bytes> = None;
-    let mut more = BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| {
-            if error.is::<http_body_util::LengthLimitError>() {
-                too_large()
-            } else {
-                Status::bad_request(format!("the body of the request could not be read: {error}"))
-            }
-        })?;
-        let Ok(data) = frame.into_data() else { continue };
-        match &first {
-            None => first = Some(data),
-            Some(begun) => {
-                if more.is_empty() {
-                    more.extend_from_slice(begun);
-                }
-                more.extend_from_slice(&data);
-            }
-        }
-    }
-    Ok(if more.is_empty() { first.unwrap_or_default() } else { more.freeze() })
-}
 
 /// What a body must be.
 pub(crate) struct Expected<'a> {

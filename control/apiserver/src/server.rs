@@ -1,51 +1,58 @@
-//! What all requests share.
-
-pub(crate) mod limits;
-pub(crate) mod metrics;
-pub(crate) mod nodes;
+//! Everything that an API server is made of. Only the router and what starts the server see all of it: each part below is
+//! handed what it needs.
 
 use std::sync::Arc;
 
 use coracle_keyspace::Keyspace;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::authn::tokens::Tokens;
 use crate::catalog::Catalog;
+use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::discovery::Discovery;
+use crate::layers::bodies::Bodies;
+use crate::layers::lanes::Lanes;
+use crate::layers::metrics::Metrics;
+use crate::limits::Limits;
 use crate::openapi::OpenApi;
 use crate::store::Store;
-use limits::Limits;
-use metrics::Metrics;
-use nodes::Nodes;
+use crate::subresources::nodes::Nodes;
 
 /// The state of an API server.
 pub(crate) struct Shared {
     pub config: Config,
-    pub store: Store,
-    pub catalog: Catalog,
+    pub cluster: Cluster,
     pub tokens: Tokens,
     pub discovery: Discovery,
     pub openapi: OpenApi,
     pub nodes: Nodes,
     pub metrics: Metrics,
     pub limits: Limits,
+    pub bodies: Bodies,
+    pub lanes: Lanes,
     /// Cancelled when watches shall end.
     pub stopping: CancellationToken,
+    /// What goes on without a request.
+    pub tasks: TaskTracker,
 }
 
 impl Shared {
     pub fn new(keyspace: Keyspace, config: Config) -> Result<Arc<Shared>, crate::StartError> {
         let tokens = Tokens::new(&config.token_key, &config.issuer).map_err(crate::StartError::TokenKey)?;
+        let stopping = CancellationToken::new();
         Ok(Arc::new(Shared {
-            store: Store { keyspace },
+            cluster: Cluster { catalog: Catalog::new(), store: Store::new(keyspace) },
             discovery: Discovery::new(),
             openapi: OpenApi::default(),
-            nodes: Nodes::new(config.node_client.clone()),
+            nodes: Nodes::new(config.node_client.clone(), stopping.clone()),
             metrics: Metrics::default(),
             limits: Limits::new(config.requests_max, config.streams_max),
-            stopping: CancellationToken::new(),
-            catalog: Catalog::new(),
+            bodies: Bodies::default(),
+            lanes: Lanes::new(),
+            stopping,
+            tasks: TaskTracker::new(),
             tokens,
             config,
         }))

@@ -1,0 +1,7 @@
+//! How an answer looks: an object, a row of a table, its metadata, a status, in the form that was chosen.
+
+mod columns;
+pub(crate) mod compress;
+pub(crate) mod metadata;
+pub(crate) mod respond;
+pub(crate) mod table;

@@ -1,0 +1,211 @@
+//! How long a request may take: a minute, a mutation 34 seconds once its body is there, or what `?timeout=` says if that is
+//! less. When time is up the work ends, not only the waiting.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::response::Response;
+use bytes::Bytes;
+use coracle_api::meta::text::quote;
+use coracle_api::status::Status;
+use futures::stream;
+use http_body::Body as _;
+use http_body_util::BodyExt;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+/// The longest that a create, update, patch or delete may take (kubernetes-api §1.4).
+const MUTATION: Duration = Duration::from_secs(34);
+
+/// When a request must be answered.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Deadline {
+    /// Its end.
+    pub at: Instant,
+}
+
+impl Deadline {
+    /// Of a request that began now. `asked` is its `timeout` parameter.
+    pub fn new(asked: Option<&str>, longest: Duration) -> Result<Deadline, Status> {
+        let asked = asked
+            .filter(|text| !text.is_empty())
+            .map(parse)
+            .transpose()
+            .map_err(|why| Status::bad_request(format!("invalid timeout specified in the request URL - {why}")))?;
+        // Nothing or less means no wish of the client's.
+        let longest = asked.flatten().map_or(longest, |asked| asked.min(longest));
+        Ok(Deadline { at: Instant::now() + longest })
+    }
+
+    /// Lets `work` go on until time is up.
+    pub async fn limit<T>(self, mutates: bool, work: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+        self.limit_to(mutates.then_some(MUTATION), work).await
+    }
+
+    async fn limit_to<T>(
+        self,
+        mutation: Option<Duration>,
+        work: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Status> {
+        let mutation_ends = mutation.map(|longest| Instant::now() + longest).filter(|ends| *ends < self.at);
+        let (until, message) = if let Some(mutation_ends) = mutation_ends {
+            (mutation_ends, "request did not complete within requested timeout - context deadline exceeded")
+        } else {
+            (self.at, "request did not complete within the allotted timeout")
+        };
+        tokio::time::timeout_at(until, work).await.unwrap_or_else(|_| Err(Status::timeout(message, 0)))
+    }
+}
+
+/// A duration as Go writes it (`1h2.5s`); `None` when it is not more than nothing.
+fn parse(text: &str) -> Result<Option<Duration>, String> {
+    let invalid = || format!("time: invalid duration {}", quote(text));
+    let (negative, mut rest) = match text.as_bytes().first() {
+        Some(b'-') => (true, &text[1..]),
+        Some(b'+') => (false, &text[1..]),
+        _ => (false, text),
+    };
+    if rest == "0" {
+        return Ok(None);
+    }
+    if rest.is_empty() {
+        return Err(invalid());
+    }
+    let mut seconds = 0.0_f64;
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+        let number: f64 = rest[..end].parse().map_err(|_| invalid())?;
+        rest = &rest[end..];
+        let end = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
+        let unit = match &rest[..end] {
+            "" => return Err(format!("time: missing unit in duration {}", quote(text))),
+            "ns" => 1e-9,
+            "us" | "µs" | "μs" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            unit => return Err(format!("time: unknown unit {} in duration {}", quote(unit), quote(text))),
+        };
+        seconds += number * unit;
+        rest = &rest[end..];
+    }
+    // Go counts nanoseconds in 63 bits.
+    if seconds > i64::MAX as f64 / 1e9 {
+        return Err(invalid());
+    }
+    Ok((!negative && seconds > 0.0).then(|| Duration::from_secs_f64(seconds)))
+}
+
+/// The same answer, whose body is let go of when time is up although nobody has read it: a client that stopped reading
+/// does not hold on to what a long list is made of.
+pub(crate) fn bounded(response: Response, longest: Duration) -> Response {
+    if response.body().size_hint().exact().is_some() {
+        return response;
+    }
+    let (parts, body) = response.into_parts();
+    let slot = Arc::new(Mutex::new(Some(body)));
+    let weak = Arc::downgrade(&slot);
+    let watchdog = tokio::spawn(async move {
+        tokio::time::sleep(longest).await;
+        // Dropping a long list takes a moment: not under the lock.
+        let late = weak.upgrade().and_then(|slot| slot.lock().take());
+        drop(late);
+    });
+    let state = (slot, AbortOnDrop(watchdog));
+    let body = stream::unfold(Some(state), |state| async move {
+        let (slot, watchdog) = state?;
+        let taken = slot.lock().take();
+        let Some(mut body) = taken else {
+            return Some((Err(std::io::Error::from(std::io::ErrorKind::TimedOut)), None));
+        };
+        let data = loop {
+            match body.frame().await? {
+                Ok(frame) => match frame.into_data() {
+                    Ok(data) => break Ok::<Bytes, std::io::Error>(data),
+                    Err(_) => continue,
+                },
+                Err(error) => return Some((Err(std::io::Error::other(error)), None)),
+            }
+        };
+        *slot.lock() = Some(body);
+        Some((data, Some((slot, watchdog))))
+    });
+    Response::from_parts(parts, Body::from_stream(body))
+}
+
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_go_s() {
+        let seconds = |text: &str| parse(text).map(|found| found.map(|found| found.as_secs_f64()));
+        for (text, expected) in [
+            ("1s", Ok(Some(1.0))),
+            ("1m30.5s", Ok(Some(90.5))),
+            ("1ms", Ok(Some(0.001))),
+            ("+2h", Ok(Some(7200.0))),
+            ("0", Ok(None)),
+            ("0s", Ok(None)),
+            ("-5s", Ok(None)),
+            ("abc", Err("time: invalid duration \"abc\"")),
+            ("1", Err("time: missing unit in duration \"1\"")),
+            ("1d", Err("time: unknown unit \"d\" in duration \"1d\"")),
+            (".s", Err("time: invalid duration \".s\"")),
+            ("9999999h", Err("time: invalid duration \"9999999h\"")),
+        ] {
+            assert_eq!(seconds(text).as_ref().map_err(String::as_str), expected.as_ref().map_err(|why| *why), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn work_ends_at_the_shortest_of_its_limits() {
+        for (asked, mutation, millis, message) in [
+            (None, None, 60, "Timeout: request did not complete within the allotted timeout"),
+            (
+                None,
+                Some(34),
+                34,
+                "Timeout: request did not complete within requested timeout - context deadline exceeded",
+            ),
+            (Some("5ms"), Some(34), 5, "Timeout: request did not complete within the allotted timeout"),
+            (Some("90ms"), None, 60, "Timeout: request did not complete within the allotted timeout"),
+        ] {
+            // Milliseconds stand for seconds.
+            let deadline = Deadline::new(asked, Duration::from_millis(60)).unwrap();
+            let begun = Instant::now();
+            let mutation = mutation.map(Duration::from_millis);
+            let failed = deadline.limit_to::<()>(mutation, std::future::pending()).await.unwrap_err();
+            assert_eq!((failed.code(), failed.message.as_str()), (504, message));
+            assert!(begun.elapsed() + Duration::from_millis(1) >= Duration::from_millis(millis));
+        }
+        assert_eq!(Deadline::new(Some("abc"), Duration::from_secs(60)).unwrap_err().code(), 400);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_nobody_reads_is_let_go_of() {
+        let held = Arc::new(());
+        let holds = held.clone();
+        let endless = stream::repeat_with(move || {
+            let _ = &holds;
+            Ok::<_, std::convert::Infallible>(Bytes::from_static(b"x"))
+        });
+        let mut response = bounded(Response::new(Body::from_stream(endless)), Duration::from_millis(20));
+        assert!(response.body_mut().frame().await.unwrap().is_ok());
+        while Arc::strong_count(&held) > 1 {
+            tokio::task::yield_now().await;
+        }
+        assert!(response.body_mut().frame().await.unwrap().is_err());
+    }
+}

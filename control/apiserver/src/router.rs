@@ -1,0 +1,356 @@
+//! From a request to the handler that answers it, through the layers that all pass.
+//!
+//! ```text
+//! observe ─► authenticate ─► time limit ─► authorize ─► body ─► turn ─► (lane for heavy work) ─► verb
+//! ```
+//! There is one route for everything: a path is taken apart ([`Route::parse`]) and the resource is looked up in the
+//! catalog, so that kinds that appear while the server runs need no new route. A request takes its place among those at
+//! work when its body is there, not before.
+
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::response::Response;
+use coracle_api::status::Status;
+use futures::FutureExt;
+use http::{HeaderValue, Method, StatusCode, header};
+
+use crate::answer::{compress, respond};
+use crate::authn::Caller;
+use crate::authz::{self, Attributes};
+use crate::catalog::Resource;
+use crate::layers::deadline::{self, Deadline};
+use crate::layers::lanes::{HEAVY_BYTES, HEAVY_RECORDS};
+use crate::request::call::{Call, Request};
+use crate::request::negotiate::{self, Form, Offer};
+use crate::request::path::{ResourcePath, Route};
+use crate::server::Shared;
+use crate::subresources::Passing;
+use crate::subresources::reviews::Review;
+use crate::{authn, discovery, health, openapi, subresources, verbs};
+
+/// Answers a request. It never fails: what goes wrong is an answer, too.
+pub(crate) async fn handle(server: Arc<Shared>, request: http::Request<Body>) -> Response {
+    let started = Instant::now();
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let head = method == Method::HEAD;
+    let audit_id = request
+        .headers()
+        .get("audit-id")
+        .cloned()
+        .filter(|id| id.len() <= 64)
+        .or_else(|| HeaderValue::from_str(&crate::identity::new_uuid()).ok());
+    let accept = request.headers().get(header::ACCEPT).cloned();
+    let mut seen = Observed { verb: "get", resource: "" };
+    let answer = AssertUnwindSafe(route(&server, request, &mut seen)).catch_unwind().await;
+    let mut response = match answer {
+        Ok(Ok(response)) => response,
+        Ok(Err(status)) => failure(accept.as_ref(), &status),
+        Err(_) => {
+            tracing::error!(verb = seen.verb, resource = seen.resource, "a request handler panicked");
+            let status = Status::internal_error("this request caused the server to fail; its log says why");
+            failure(accept.as_ref(), &status)
+        }
+    };
+    let headers = response.headers_mut();
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache, private"));
+    if let Some(id) = audit_id {
+        headers.insert("audit-id", id);
+    }
+    if head {
+        *response.body_mut() = Body::empty();
+    }
+    let (code, elapsed) = (response.status().as_u16(), started.elapsed());
+    tracing::debug!(%method, path = uri.path(), code, elapsed_us = elapsed.as_micros(), "request");
+    server.metrics.observe(seen.verb, seen.resource, code, elapsed);
+    response
+}
+
+/// What the metrics page says of the present.
+fn gauges(server: &Shared) -> [(&'static str, &'static str, u64); 4] {
+    let keyspace = &server.cluster.store.keyspace;
+    [
+        ("apiserver_current_inflight_requests", "Requests at work now.", server.limits.requests_now() as u64),
+        ("apiserver_longrunning_requests", "Watches and streams open now.", server.limits.streams_now() as u64),
+        ("coracle_keyspace_revision", "Revision that is applied here.", keyspace.revision().get()),
+        (
+            "coracle_keyspace_compacted_revision",
+            "Oldest revision that can be read is after this.",
+            keyspace.compacted().get(),
+        ),
+    ]
+}
+
+/// What the metrics say of a request.
+struct Observed {
+    verb: &'static str,
+    resource: &'static str,
+}
+
+fn failure(accept: Option<&HeaderValue>, status: &Status) -> Response {
+    let accept = accept.and_then(|accept| accept.to_str().ok());
+    let form = negotiate::choose(accept, Offer::Stored, false).unwrap_or(Form::JSON);
+    respond::status(form, status)
+}
+
+async fn route(server: &Arc<Shared>, request: http::Request<Body>, seen: &mut Observed) -> Result<Response, Status> {
+    let caller = authn::authenticate(&server.cluster, &server.tokens, &request)?;
+    match Route::parse(request.uri().path()) {
+        Route::Resource(target) => resource(server, request, caller, target, seen).await,
+        route => path(server, request, caller, route, seen).await,
+    }
+}
+
+/// Answers at paths that are no resources.
+async fn path(
+    server: &Arc<Shared>,
+    request: http::Request<Body>,
+    caller: Caller,
+    route: Route,
+    seen: &mut Observed,
+) -> Result<Response, Status> {
+    let (parts, body) = request.into_parts();
+    let method = parts.method.as_str().to_ascii_lowercase();
+    let verb = if method == "head" { "get" } else { &method };
+    let asked = Attributes { verb, path: Some(parts.uri.path()), ..Attributes::default() };
+    if !authz::allows(&caller.identity, &asked) {
+        return Err(authz::refusal(&caller.identity, &asked));
+    }
+    let call = Arc::new(Call::new(parts, caller.identity.clone(), ResourcePath::default()));
+    let deadline = Deadline::new(call.query.get("timeout"), server.config.request_timeout)?;
+    let flow = caller.flow();
+    match route {
+        Route::Bindings if call.method == Method::POST => {
+            (seen.verb, seen.resource) = ("create", "bindings");
+            let body = server.bodies.read(flow.name, body, deadline.at).await?;
+            let _place = server.limits.request(flow)?;
+            let request = Request { call, body };
+            let bound = subresources::bindings::bind_all(&server.cluster, &request);
+            return deadline.limit(true, bound).await;
+        }
+        _ if !matches!(call.method, Method::GET | Method::HEAD) => return Err(Status::method_not_allowed()),
+        // How the server is must be told also when it is busy.
+        Route::Health(which, check) => {
+            return Ok(health::answer(&server.cluster, &server.stopping, &call, &which, check.as_deref()));
+        }
+        Route::Version => return Ok(discovery::version(&call)),
+        Route::Metrics => {
+            let page = server.metrics.render(&gauges(server));
+            return Ok(respond::bytes(200, "text/plain; version=0.0.4; charset=utf-8", page));
+        }
+        _ => {}
+    }
+    let _place = server.limits.request(flow)?;
+    match route {
+        Route::Root => Ok(discovery::root(&server.discovery, &call)),
+        Route::CoreVersions => discovery::core(&server.discovery, &server.config.external_url, &call),
+        Route::Groups => discovery::groups(&server.discovery, &call),
+        Route::Group(group) => discovery::group(&server.discovery, &call, &group),
+        Route::Resources(group, version) => discovery::resources(&server.discovery, &call, &group, &version),
+        Route::OpenApiV2 => {
+            let server = server.clone();
+            let lanes = server.clone();
+            let made = move || async move { openapi::v2(&server.openapi, &server.discovery, &call) };
+            lanes.lanes.run(flow.name, made).await
+        }
+        Route::OpenApiV3(document) => {
+            let server = server.clone();
+            let lanes = server.clone();
+            let made = move || async move { openapi::v3(&server.openapi, &server.discovery, &call, &document) };
+            lanes.lanes.run(flow.name, made).await
+        }
+        Route::IssuerConfiguration => Ok(authn::oidc::configuration(&server.tokens, &server.config.external_url)),
+        Route::IssuerKeys => Ok(authn::oidc::keys(&server.tokens)),
+        _ => not_found(server, call.uri.path()),
+    }
+}
+
+/// What the reference says of paths that are nothing: within a group that it knows it speaks as the API.
+fn not_found(server: &Shared, path: &str) -> Result<Response, Status> {
+    let mut parts = path.split('/').skip(1);
+    let group = match parts.next() {
+        Some("api") => parts.next().map(|_| ""),
+        Some("apis") => parts.next(),
+        _ => None,
+    };
+    match group {
+        Some(group) if server.discovery.groups.iter().any(|known| known.name == group) => Err(Status::path_not_found()),
+        _ => Ok(respond::text(404, "404 page not found\n")),
+    }
+}
+
+/// What answers a request for a resource.
+enum Handler {
+    Review(Review),
+    /// A binding that names its pod in its body.
+    Binding,
+    Resource(Arc<Resource>),
+}
+
+async fn resource(
+    server: &Arc<Shared>,
+    mut request: http::Request<Body>,
+    caller: Caller,
+    target: ResourcePath,
+    seen: &mut Observed,
+) -> Result<Response, Status> {
+    let upgrade = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
+    let peer = request.extensions().get::<axum::extract::ConnectInfo<SocketAddr>>().map(|peer| peer.0);
+    let (parts, body) = request.into_parts();
+    let call = Call::new(parts, caller.identity.clone(), target);
+    let verb = authz::verb(&call);
+    seen.verb = verb;
+    let asked = Attributes::of(&call, verb);
+    if !authz::allows(&call.identity, &asked) {
+        return Err(authz::refusal(&call.identity, &asked));
+    }
+    let target = &call.target;
+    let handler = if let Some(review) = subresources::reviews::find(&target.group, &target.version, &target.resource) {
+        seen.resource = "reviews";
+        if call.method != Method::POST || target.name.is_some() {
+            return Err(Status::method_not_allowed());
+        }
+        Handler::Review(review)
+    } else if (target.group.as_str(), target.version.as_str(), target.resource.as_str()) == ("", "v1", "bindings") {
+        seen.resource = "bindings";
+        Handler::Binding
+    } else {
+        let Some(resource) = server.cluster.catalog.get(&target.group, &target.version, &target.resource).cloned()
+        else {
+            return not_found(server, call.uri.path());
+        };
+        seen.resource = resource.row.resource;
+        let (named, placed) = (target.name.is_some(), target.namespace.is_some());
+        if placed && !resource.row.namespaced || named && resource.row.namespaced && !placed && !target.watch {
+            return Err(Status::path_not_found());
+        }
+        authz::node::check(&server.cluster, &call, &resource, verb)?;
+        if subresources::is_stream(&call, &resource) {
+            let place = server.limits.stream(caller.flow())?;
+            let passing = Passing { call, body, upgrade, peer, place };
+            return subresources::stream(&server.cluster, &server.nodes, passing, &resource).await;
+        }
+        Handler::Resource(resource)
+    };
+    if let Handler::Resource(resource) = &handler {
+        match (resource.row.group, resource.row.resource) {
+            ("", "endpoints") => {
+                call.warn("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice");
+            }
+            ("", "componentstatuses") => call.warn("v1 ComponentStatus is deprecated in v1.19+"),
+            _ => {}
+        }
+        if verb == "watch" {
+            if !resource.row.verbs.contains(&"watch") || !call.subresource().is_empty() {
+                return Err(Status::method_not_allowed());
+            }
+            let place = server.limits.stream(caller.flow())?;
+            let watch = verbs::watch::watch(&server.cluster, &call, resource, &server.stopping, place);
+            return watch.await.map(|response| with_warnings(&call, response));
+        }
+    }
+    let deadline = Deadline::new(call.query.get("timeout"), server.config.request_timeout)?;
+    let body = server.bodies.read(caller.flow().name, body, deadline.at).await?;
+    let place = server.limits.request(caller.flow())?;
+    let call = Arc::new(call);
+    let heavy = !caller.duty && is_heavy(server, &call, &handler, body.len(), verb);
+    let request = Request { call: call.clone(), body };
+    let mutates = !matches!(verb, "get" | "list");
+    let work = async {
+        if !heavy {
+            return answer(server, &request, &handler, verb).await;
+        }
+        let server = server.clone();
+        let lanes = server.clone();
+        let work = move || async move { answer(&server, &request, &handler, verb).await };
+        lanes.lanes.run(caller.flow().name, work).await
+    };
+    let response = match deadline.limit(mutates, work).await {
+        Ok(response) => response,
+        Err(status) => failure(call.headers.get(header::ACCEPT), &status),
+    };
+    drop(place);
+    let response = deadline::bounded(response, server.config.request_timeout);
+    Ok(compressed(&call, peer, with_warnings(&call, response)))
+}
+
+/// Whether a request may keep a processor busy for more than a moment.
+fn is_heavy(server: &Shared, call: &Call, handler: &Handler, body: usize, verb: &str) -> bool {
+    let Handler::Resource(resource) = handler else { return body >= HEAVY_BYTES };
+    let store = &server.cluster.store;
+    match verb {
+        "list" | "deletecollection" => {
+            let plain = verb == "list"
+                && ["labelSelector", "fieldSelector", "pretty"].iter().all(|name| call.query.get(name).is_none())
+                && call.form(Offer::List).is_ok_and(|form| form == Form::JSON);
+            !plain && store.keyspace.snapshot(resource.row.collection).records.len() >= HEAVY_RECORDS
+        }
+        "get" => false,
+        _ => {
+            let stored = call.target.name.as_deref().and_then(|name| {
+                store.get(resource, &resource.record_name(call.namespace(), name)).map(|record| record.bytes.len())
+            });
+            body + stored.unwrap_or(0) >= HEAVY_BYTES
+        }
+    }
+}
+
+fn with_warnings(call: &Call, mut response: Response) -> Response {
+    for warning in call.warning_headers() {
+        response.headers_mut().append(header::WARNING, warning);
+    }
+    response
+}
+
+async fn answer(server: &Shared, request: &Request, handler: &Handler, verb: &'static str) -> Result<Response, Status> {
+    let cluster = &server.cluster;
+    let resource = match handler {
+        Handler::Review(review) => {
+            return subresources::reviews::answer(cluster, &server.tokens, request, *review);
+        }
+        Handler::Binding => return subresources::binding::create(cluster, request, true).await,
+        Handler::Resource(resource) => resource,
+    };
+    let call = &request.call;
+    if !call.subresource().is_empty() {
+        return subresources::dispatch(cluster, &server.tokens, request, resource).await;
+    }
+    let method_ok = match call.method {
+        Method::GET | Method::HEAD | Method::DELETE => true,
+        Method::POST => call.target.name.is_none(),
+        Method::PUT | Method::PATCH => call.target.name.is_some(),
+        _ => false,
+    };
+    let across = resource.row.namespaced && call.target.namespace.is_none() && verb != "list";
+    if !method_ok || !resource.row.verbs.contains(&verb) || across {
+        return Err(Status::method_not_allowed());
+    }
+    match verb {
+        "create" => verbs::create::create(cluster, request, resource).await,
+        "get" => verbs::get::get(cluster, call, resource).await,
+        "list" => verbs::list::list(cluster, call, resource).await,
+        "update" => verbs::update::update(cluster, request, resource, "").await,
+        "patch" => verbs::patch::patch(cluster, request, resource, "").await,
+        "delete" => verbs::delete::delete(cluster, request, resource).await,
+        "deletecollection" => verbs::deletecollection::deletecollection(cluster, request, resource).await,
+        _ => Err(Status::method_not_allowed()),
+    }
+}
+
+/// Compresses large answers when the client asks for it and is not on this machine, where the network costs nothing.
+fn compressed(call: &Call, peer: Option<SocketAddr>, response: Response) -> Response {
+    use http_body::Body as _;
+    /// Smallest answer worth compressing (kubernetes-api §4.3).
+    const SMALLEST: u64 = 128 << 10;
+    let asked = call.header(header::ACCEPT_ENCODING).is_some_and(|accepted| accepted.contains("gzip"));
+    let far = peer.is_some_and(|peer| !peer.ip().is_loopback());
+    let size = response.body().size_hint();
+    let small = size.exact().is_some_and(|size| size < SMALLEST);
+    if !asked || !far || small || response.status() != StatusCode::OK || call.method != Method::GET {
+        return response;
+    }
+    compress::gzipped(response)
+}

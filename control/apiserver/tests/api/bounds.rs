@@ -1,0 +1,152 @@
+//! No request stops the others, and what is refused costs nothing.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt, future, stream};
+use http::Request;
+use serde_json::{Value, json};
+
+use crate::{Server, admin, config_map};
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+
+/// A body that begins and never ends.
+fn dribble() -> Body {
+    Body::from_stream(stream::once(async { Ok::<_, Infallible>(Bytes::from_static(b"{")) }).chain(stream::pending()))
+}
+
+#[tokio::test]
+async fn slow_bodies_hold_up_nobody_at_any_path_that_takes_one() {
+    let server = Server::start_with(|config| config.requests_max = 4).await;
+    let paths = [
+        ("POST", MAPS),
+        ("PATCH", "/api/v1/namespaces/default/configmaps/x"),
+        ("DELETE", "/api/v1/namespaces/default/configmaps/x"),
+        ("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"),
+        ("POST", "/api/v1/namespaces/default/bindings"),
+        ("POST", "/coracle/v1/bindings"),
+    ];
+    let mut slow = Vec::new();
+    for (method, path) in paths.iter().cycle().take(300) {
+        let request = Request::builder()
+            .method(*method)
+            .uri(*path)
+            .header(
+                "content-type",
+                if *method == "PATCH" { "application/merge-patch+json" } else { "application/json" },
+            )
+            .body(dribble())
+            .unwrap();
+        let mut answer = Box::pin(server.send(Some(admin()), request));
+        assert!((&mut answer).now_or_never().is_none(), "{method} {path} waits for its body");
+        slow.push(answer);
+    }
+    // The same user as all the slow ones.
+    let answered =
+        tokio::time::timeout(Duration::from_secs(5), server.call("POST", MAPS, config_map("a", json!({})))).await;
+    assert_eq!(answered.expect("others are answered").0, 201);
+}
+
+#[tokio::test]
+async fn a_refused_write_costs_no_log() {
+    let server = Server::start().await;
+    let big = json!({"k": "x".repeat(100_000)});
+    let made = server.make(MAPS, config_map("a", big.clone())).await;
+    let before = (server.keyspace.revision(), server.keyspace.status().log_bytes);
+    let mut stale = made.clone();
+    stale["metadata"]["resourceVersion"] = json!("1");
+    stale["data"] = json!({"k": "y".repeat(100_000)});
+    let refused = [
+        ("POST", MAPS.to_owned(), config_map("a", big), 409),
+        ("PUT", format!("{MAPS}/a"), stale, 409),
+        ("DELETE", format!("{MAPS}/a"), json!({"preconditions": {"uid": "other"}}), 409),
+        ("DELETE", format!("{MAPS}/none"), Value::Null, 404),
+    ];
+    for (method, path, body, code) in refused {
+        let (answered, answer) = server.call(method, &path, body).await;
+        assert_eq!(answered, code, "{method} {path}: {answer}");
+    }
+    assert_eq!((server.keyspace.revision(), server.keyspace.status().log_bytes), before);
+}
+
+#[tokio::test]
+async fn writes_that_name_no_version_never_conflict() {
+    let server = Server::start().await;
+    server.make(MAPS, config_map("a", json!({}))).await;
+    let server = &server;
+    let path = format!("{MAPS}/a");
+    let path = path.as_str();
+    let puts = (0..50)
+        .map(|at| async move { server.call("PUT", path, config_map("a", json!({at.to_string(): "put"}))).await });
+    let applies = (0..50).map(|at| async move {
+        let path = format!("{path}?fieldManager=m{at}&force=true");
+        let object = config_map("a", json!({format!("apply{at}"): "x"}));
+        server.call_as("PATCH", &path, "application/apply-patch+yaml", &object).await
+    });
+    let (puts, applies) = future::join(future::join_all(puts), future::join_all(applies)).await;
+    for (code, answer) in puts.into_iter().chain(applies) {
+        assert_eq!(code, 200, "{answer}");
+    }
+    let patches = (0..50).map(|at| server.call("PATCH", path, json!({"data": {at.to_string(): "z"}})));
+    let (_, (code, deleted)) = future::join(future::join_all(patches), server.call("DELETE", path, Value::Null)).await;
+    assert_eq!(code, 200, "{deleted}");
+}
+
+#[tokio::test]
+async fn nothing_is_made_in_a_namespace_after_its_deletion_began() {
+    let server = Server::start().await;
+    server.make("/api/v1/namespaces", json!({"metadata": {"name": "n"}})).await;
+    let maps = "/api/v1/namespaces/n/configmaps";
+    let makes = (0..100).map(|at| server.call("POST", maps, config_map(&format!("m{at}"), json!({}))));
+    let (made, (code, deleted)) =
+        future::join(future::join_all(makes), server.call("DELETE", "/api/v1/namespaces/n", Value::Null)).await;
+    assert_eq!(code, 200);
+    let version = |object: &Value| object["metadata"]["resourceVersion"].as_str().unwrap().parse::<u64>().unwrap();
+    for (code, answer) in made {
+        match code {
+            201 => assert!(version(&answer) < version(&deleted), "{answer}"),
+            403 => assert_eq!(answer["details"]["causes"][0]["reason"], "NamespaceTerminating"),
+            other => panic!("{other}: {answer}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_says_how_long_it_waits() {
+    let server = Server::start().await;
+    for (query, code, message) in [
+        ("timeout=1", 400, "invalid timeout specified in the request URL - time: missing unit in duration \"1\""),
+        ("timeout=abc", 400, "invalid timeout specified in the request URL - time: invalid duration \"abc\""),
+        ("timeout=10s", 200, ""),
+        ("timeout=50ms&resourceVersion=99999999", 504, "Timeout: request did not complete within the allotted timeout"),
+    ] {
+        let (answered, answer) = server.get(&format!("{MAPS}?{query}")).await;
+        assert_eq!((answered, answer["message"].as_str().unwrap_or_default()), (code, message), "{query}");
+    }
+    let (code, answer) = server.call("POST", &format!("{MAPS}?timeout=abc"), config_map("a", json!({}))).await;
+    assert_eq!(code, 400, "{answer}");
+    let (code, watched) = server.get(&format!("{MAPS}?watch=1&timeoutSeconds=-1")).await;
+    assert_eq!((code, watched), (200, json!("")), "less than nothing is over at once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_large_body_of_nonsense_leaves_the_reactor_to_others() {
+    let server = std::sync::Arc::new(Server::start().await);
+    let data: String = (0..60_000).map(|at| format!("\"!{at}\":\"v\"")).collect::<Vec<_>>().join(",");
+    let body = format!("{{\"metadata\":{{\"name\":\"x\"}},\"data\":{{{data}}}}}");
+    let request = Request::post(MAPS).header("content-type", "application/json").body(body.into()).unwrap();
+    let other = server.clone();
+    let nonsense = tokio::spawn(async move { other.send(Some(admin()), request).await.code });
+    // With one thread for requests, these are answered only if that thread is free.
+    let mut answered = 0;
+    while !nonsense.is_finished() {
+        assert_eq!(server.get("/api/v1/namespaces/default").await.0, 200);
+        answered += 1;
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(nonsense.await.unwrap(), 422);
+    assert!(answered > 10, "{answered} answers beside the large one");
+}

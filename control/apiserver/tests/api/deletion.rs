@@ -1,0 +1,106 @@
+//! Deletions: what they ask for first, what a second one changes, what dry runs and lists show.
+
+use http::Request;
+use serde_json::{Value, json};
+
+use crate::{Server, admin, config_map, pod};
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+const PODS: &str = "/api/v1/namespaces/default/pods";
+
+#[tokio::test]
+async fn an_eviction_keeps_its_preconditions_and_marks_only_what_it_evicts() {
+    let server = Server::start().await.with_account().await;
+    let made = server.make(PODS, pod("p")).await;
+    let evict = |preconditions: Value, version: &str| {
+        let eviction = json!({"apiVersion": version, "kind": "Eviction", "metadata": {"name": "p"},
+            "deleteOptions": {"preconditions": preconditions}});
+        let server = &server;
+        async move { server.call("POST", &format!("{PODS}/p/eviction"), eviction).await }
+    };
+    for wrong in [json!({"resourceVersion": "1"}), json!({"uid": "other"})] {
+        assert_eq!(evict(wrong, "policy/v1").await.0, 409);
+        assert_eq!(server.get(&format!("{PODS}/p")).await.1, made, "it is left as it was");
+    }
+    let right = json!({"resourceVersion": made["metadata"]["resourceVersion"], "uid": made["metadata"]["uid"]});
+    let (code, answer) = evict(right, "policy/v1").await;
+    assert_eq!((code, server.get(&format!("{PODS}/p")).await.0), (201, 404), "{answer}");
+    server.make(PODS, pod("p")).await;
+    assert_eq!(evict(json!({}), "policy/v1beta1").await.0, 201, "the older version, too");
+}
+
+#[tokio::test]
+async fn a_second_deletion_changes_what_becomes_of_dependents() {
+    let server = Server::start().await;
+    let delete = |name: &'static str, policy: &'static str| {
+        let server = &server;
+        async move { server.call("DELETE", &format!("{MAPS}/{name}?propagationPolicy={policy}"), Value::Null).await }
+    };
+    server.make(MAPS, config_map("a", json!({}))).await;
+    let (_, going) = delete("a", "Foreground").await;
+    assert_eq!(going["metadata"]["finalizers"], json!(["foregroundDeletion"]));
+    let (_, same) = server.call("DELETE", &format!("{MAPS}/a"), Value::Null).await;
+    assert_eq!(same["metadata"]["resourceVersion"], going["metadata"]["resourceVersion"], "no policy, no change");
+    delete("a", "Background").await;
+    assert_eq!(server.get(&format!("{MAPS}/a")).await.0, 404);
+
+    let mut held = config_map("b", json!({}));
+    held["metadata"]["finalizers"] = json!(["example.com/x"]);
+    server.make(MAPS, held).await;
+    let (_, going) = delete("b", "Background").await;
+    for (policy, finalizers) in [
+        ("Orphan", json!(["example.com/x", "orphan"])),
+        ("Foreground", json!(["example.com/x", "foregroundDeletion"])),
+        ("Background", json!(["example.com/x"])),
+    ] {
+        let (code, changed) = delete("b", policy).await;
+        assert_eq!((code, &changed["metadata"]["finalizers"]), (200, &finalizers));
+        assert_eq!(changed["metadata"]["deletionTimestamp"], going["metadata"]["deletionTimestamp"]);
+    }
+}
+
+#[tokio::test]
+async fn a_dry_run_shows_what_a_deletion_would_leave() {
+    let server = Server::start().await;
+    server.make("/api/v1/namespaces", json!({"metadata": {"name": "n"}})).await;
+    let (code, would) = server.call("DELETE", "/api/v1/namespaces/n?dryRun=All", Value::Null).await;
+    assert_eq!((code, &would["status"]["phase"]), (200, &json!("Terminating")));
+    assert!(would["metadata"]["deletionTimestamp"].is_string());
+    assert_eq!(server.get("/api/v1/namespaces/n").await.1["status"]["phase"], "Active");
+}
+
+#[tokio::test]
+async fn deleting_many_shows_them_as_they_were() {
+    let server = Server::start().await;
+    let mut held = config_map("a", json!({}));
+    held["metadata"]["finalizers"] = json!(["example.com/x"]);
+    let held = server.make(MAPS, held).await;
+    let (code, list) = server.call("DELETE", MAPS, Value::Null).await;
+    assert_eq!(code, 200);
+    assert_eq!(list["items"][0]["metadata"], held["metadata"]);
+    assert!(server.get(&format!("{MAPS}/a")).await.1["metadata"]["deletionTimestamp"].is_string());
+}
+
+#[tokio::test]
+async fn an_apply_that_would_make_an_object_cannot_name_its_uid() {
+    let server = Server::start().await;
+    let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "uid": "x"}});
+    let path = format!("{MAPS}/a?fieldManager=m");
+    let (code, refused) = server.call_as("PATCH", &path, "application/apply-patch+yaml", &object).await;
+    assert_eq!(code, 409);
+    let message = refused["message"].as_str().unwrap();
+    assert!(message.ends_with("uid mismatch: the provided object specified uid x, and no existing object was found"));
+}
+
+#[tokio::test]
+async fn an_owner_that_is_named_twice_counts_once() {
+    let server = Server::start().await;
+    let owner = json!({"apiVersion": "v1", "kind": "ConfigMap", "name": "o", "uid": "u1"});
+    let mut object = config_map("a", json!({}));
+    object["metadata"]["ownerReferences"] = json!([owner, owner]);
+    let request = Request::post(MAPS).body(object.to_string().into()).unwrap();
+    let answer = server.send(Some(admin()), request).await;
+    assert_eq!((answer.code, answer.json()["metadata"]["ownerReferences"].clone()), (201, json!([owner])));
+    let warning = answer.headers["warning"].to_str().unwrap();
+    assert!(warning.contains("duplicate UID(s) observed: u1"), "{warning}");
+}
