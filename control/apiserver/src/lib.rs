@@ -1,9 +1,13 @@
 //! The API server: HTTP in, transactions of the keyspace out.
 //!
 //! ```text
-//! request ─► edge (path, options, body) ─► authn ─► authz ─► verbs ─► admission ─► store ─► keyspace
-//!                                                     └► subresources, discovery, openapi
+//! router ─► layers (time, turns, bytes, lanes; authn, authz) ─► subresources ─► verbs ─► admission
+//!                                                                └► answer ─► store ─► keyspace
+//! all of them ─► request (the words of a request), identity, limits
 //! ```
+//! A request falls downstairs: a module names only those below it, and is handed what it needs of the server (a test reads
+//! the arrows).
+//!
 //! The generic path ([`verbs`]) is written once and driven by the rows of `coracle_api::kinds` and by schema data; it
 //! knows no kind. What an object *is* is decided by the api crate's pure functions; what the *cluster* adds to it is
 //! [`admission`]. An object is serialised once, when it is written; everything else copies those bytes.

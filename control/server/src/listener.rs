@@ -3,15 +3,18 @@
 //! The caller's verified client certificate becomes the request extension that the API server authenticates by; the
 //! listener itself decides nothing about rights.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::ConnectInfo;
 use coracle_apiserver::Identity;
 use http::Request;
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -19,13 +22,17 @@ use hyper_util::server::graceful::GracefulShutdown;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 
-/// Connections of one listener at a time; more wait in the kernel's queue.
+/// Connections of one listener at a time, however many descriptors there are.
 const CONNECTIONS_MAX: usize = 20_000;
+/// Descriptors that connections never take: the log, the checkpoint, the registry's files, calls to nodes.
+const DESCRIPTORS_KEPT: u64 = 512;
+/// How long a client may leave what was sent to it unread before its connection is cut.
+const UNREAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a client may take for its TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// One Go client runs every watch over one connection (kubernetes-api §1.1).
@@ -53,12 +60,8 @@ pub async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, router: Rout
         .keep_alive_timeout(Duration::from_secs(20));
     let http = Arc::new(http);
     let graceful = GracefulShutdown::new();
-    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let connections = Connections::new(connections_max());
     loop {
-        let slot = tokio::select! {
-            () = stop.cancelled() => break,
-            slot = slots.clone().acquire_owned() => slot.expect("the semaphore is never closed"),
-        };
         let (stream, peer) = tokio::select! {
             () = stop.cancelled() => break,
             accepted = listener.accept() => match accepted {
@@ -72,12 +75,18 @@ pub async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, router: Rout
                 }
             },
         };
+        // Where there is no room for one more, whoever is busy stays, and the newcomer is turned away.
+        let Some(mine) = connections.add() else { continue };
         let (http, graceful, tls, router) = (http.clone(), graceful.watcher(), tls.clone(), router.clone());
         tokio::spawn(async move {
-            if let Err(error) = connection(stream, peer, tls, router, &http, graceful).await {
+            let work = connection(stream, peer, tls, router, &http, graceful, &mine);
+            let ended = tokio::select! {
+                ended = work => ended,
+                () = mine.pushed_out.notified() => Err("it was idle, and others needed its place".to_owned()),
+            };
+            if let Err(error) = ended {
                 tracing::debug!(%peer, error, "connection");
             }
-            drop(slot);
         });
     }
     drop(listener);
@@ -91,17 +100,20 @@ async fn connection(
     router: Router,
     http: &auto::Builder<TokioExecutor>,
     graceful: hyper_util::server::graceful::Watcher,
+    mine: &Arc<Mine>,
 ) -> Result<(), String> {
     let _ = stream.set_nodelay(true);
+    let unread = u32::try_from(UNREAD_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
+    let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, unread);
     match tls {
-        None => exchange(stream, peer, None, router, http, graceful).await,
+        None => exchange(stream, peer, None, router, http, graceful, mine).await,
         Some(tls) => {
             let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream))
                 .await
                 .map_err(|_| "TLS handshake took too long".to_owned())?
                 .map_err(|e| e.to_string())?;
             let identity = stream.get_ref().1.peer_certificates().and_then(|chain| identity(chain.first()?));
-            exchange(stream, peer, identity, router, http, graceful).await
+            exchange(stream, peer, identity, router, http, graceful, mine).await
         }
     }
 }
@@ -113,19 +125,139 @@ async fn exchange<S>(
     router: Router,
     http: &auto::Builder<TokioExecutor>,
     graceful: hyper_util::server::graceful::Watcher,
+    mine: &Arc<Mine>,
 ) -> Result<(), String>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let mine = mine.clone();
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(peer));
         if let Some(identity) = &identity {
             request.extensions_mut().insert(identity.clone());
         }
-        router.clone().call(request)
+        let busy = mine.busy();
+        let answer = router.clone().call(request);
+        async move {
+            let answer = answer.await;
+            // An answer that goes on keeps its connection as busy as the request did.
+            answer.map(|response| {
+                response.map(|body| {
+                    body.map_frame(move |frame| {
+                        let _busy = &busy;
+                        frame
+                    })
+                })
+            })
+        }
     });
     let connection = http.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
     graceful.watch(connection).await.map_err(|e| e.to_string())
+}
+
+/// How many connections a listener may have: there are two listeners, and the rest of the process needs descriptors, too.
+fn connections_max() -> usize {
+    usize::try_from(share_of(open_files())).unwrap_or(CONNECTIONS_MAX).clamp(16, CONNECTIONS_MAX)
+}
+
+fn share_of(open_files: u64) -> u64 {
+    open_files.saturating_sub(DESCRIPTORS_KEPT).min(open_files / 2) / 2
+}
+
+/// How many files this process may have open, now that it asks for all it can get.
+fn open_files() -> u64 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let most = if setrlimit(Resource::Nofile, raised).is_ok() { limit.maximum } else { limit.current };
+    most.unwrap_or(u64::MAX)
+}
+
+/// The connections of a listener. When there is no room for one more, the one that has been idle for longest goes: many
+/// idle clients only push out each other.
+struct Connections {
+    most: usize,
+    began: Instant,
+    all: Arc<Mutex<HashMap<u64, Arc<State>>>>,
+    next: AtomicU64,
+}
+
+/// What is known of one connection.
+struct State {
+    /// Requests whose answers are not complete.
+    active: AtomicUsize,
+    /// Since when there are none, in milliseconds of the listener.
+    idle_since: AtomicU64,
+    pushed_out: Notify,
+}
+
+/// A connection's own entry; it goes with the connection.
+struct Mine {
+    number: u64,
+    began: Instant,
+    state: Arc<State>,
+    all: Arc<Mutex<HashMap<u64, Arc<State>>>>,
+}
+
+/// A request that is not answered completely.
+struct Busy(Arc<Mine>);
+
+impl Connections {
+    fn new(most: usize) -> Connections {
+        Connections { most, began: Instant::now(), all: Arc::default(), next: AtomicU64::new(0) }
+    }
+
+    /// An entry for one more; `None` when all are busy.
+    fn add(&self) -> Option<Arc<Mine>> {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() >= self.most {
+            let idle = all.iter().filter(|(_, state)| state.active.load(Ordering::Relaxed) == 0);
+            let longest = idle.min_by_key(|(number, state)| (state.idle_since.load(Ordering::Relaxed), **number));
+            let (number, state) = longest.map(|(number, state)| (*number, state.clone()))?;
+            all.remove(&number);
+            state.pushed_out.notify_one();
+        }
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let state = Arc::new(State {
+            active: AtomicUsize::new(0),
+            idle_since: AtomicU64::new(millis(self.began)),
+            pushed_out: Notify::new(),
+        });
+        all.insert(number, state.clone());
+        Some(Arc::new(Mine { number, began: self.began, state, all: self.all.clone() }))
+    }
+}
+
+impl Mine {
+    fn busy(self: &Arc<Mine>) -> Busy {
+        self.state.active.fetch_add(1, Ordering::Relaxed);
+        Busy(self.clone())
+    }
+}
+
+impl std::ops::Deref for Mine {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl Drop for Mine {
+    fn drop(&mut self) {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.state.idle_since.store(millis(self.0.began), Ordering::Relaxed);
+        self.0.state.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn millis(began: Instant) -> u64 {
+    u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// User and groups of a verified client certificate: common name and organizations (kubernetes-api §23.2).
@@ -142,4 +274,36 @@ fn is_connection_error(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::Future;
+    use std::task::{Context, Waker};
+
+    #[test]
+    fn the_longest_idle_connection_makes_room_and_busy_ones_stay() {
+        let connections = Connections::new(2);
+        let (first, second) = (connections.add().unwrap(), connections.add().unwrap());
+        let busy = first.busy();
+        let third = connections.add().unwrap();
+        let is_out = |mine: &Arc<Mine>| {
+            let notified = std::pin::pin!(mine.pushed_out.notified());
+            notified.poll(&mut Context::from_waker(Waker::noop())).is_ready()
+        };
+        assert!(is_out(&second) && !is_out(&first) && !is_out(&third));
+        let _also = third.busy();
+        assert!(connections.add().is_none(), "all are busy");
+        drop((busy, second));
+        assert!(connections.add().is_some());
+        assert!(is_out(&first));
+    }
+
+    #[test]
+    fn connections_leave_descriptors_to_the_rest() {
+        for (open_files, share) in [(1024, 256), (600, 44), (100, 0), (20_000, 4_872)] {
+            assert_eq!(share_of(open_files), share);
+        }
+    }
 }

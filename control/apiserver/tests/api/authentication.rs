@@ -5,7 +5,7 @@ use coracle_apiserver::Identity;
 use http::Request;
 use serde_json::{Value, json};
 
-use crate::{Server, admin, pod};
+use crate::{Server, admin, node, pod};
 
 async fn get(server: &Server, path: &str, token: Option<&str>) -> (u16, Value) {
     let mut request = Request::get(path);
@@ -110,4 +110,69 @@ async fn discovery_is_complete_and_cacheable() {
     assert!(document["components"]["schemas"]["io.k8s.api.apps.v1.Deployment"].is_object());
     let patch = &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
     assert!(patch["requestBody"]["content"]["application/strategic-merge-patch+json"].is_object());
+}
+
+/// The code of a request of the node `name`.
+async fn as_node(server: &Server, name: &str, method: &str, path: &str, body: Value) -> u16 {
+    let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
+    let request = Request::builder().method(method).uri(path).header("content-type", "application/json").body(body);
+    server.send(Some(node(name)), request.unwrap()).await.code
+}
+
+#[tokio::test]
+async fn a_node_reads_and_asks_only_for_what_its_pods_need() {
+    let server = Server::start().await.with_account().await;
+    let core = "/api/v1/namespaces/default";
+    for name in ["used", "other"] {
+        server.make(&format!("{core}/secrets"), json!({"metadata": {"name": name}})).await;
+        server.make(&format!("{core}/serviceaccounts"), json!({"metadata": {"name": name}})).await;
+    }
+    let mut mine = pod("p");
+    mine["spec"]["serviceAccountName"] = json!("used");
+    mine["spec"]["volumes"] = json!([{"name": "v", "secret": {"secretName": "used"}}]);
+    server.make(&format!("{core}/pods"), mine).await;
+    server.make(&format!("{core}/pods"), pod("q")).await;
+    let bindings = json!({"bindings": [{"namespace": "default", "name": "p", "node": "mine"},
+        {"namespace": "default", "name": "q", "node": "theirs"}]});
+    server.call("POST", "/coracle/v1/bindings", bindings).await;
+    for (path, code) in [
+        ("/secrets/used", 200),
+        ("/secrets/other", 403),
+        ("/secrets", 403),
+        ("/secrets?fieldSelector=metadata.name%3Dused", 200),
+        ("/secrets?fieldSelector=metadata.name%3Dother", 403),
+        ("/pods/p", 200),
+        ("/pods/q", 403),
+        ("/pods/gone", 404),
+        ("/pods", 403),
+        ("/pods?fieldSelector=spec.nodeName%3Dmine", 200),
+        ("/pods/p/exec?command=x", 403),
+        ("/pods/p/portforward", 403),
+        ("/services/kubernetes", 200),
+        ("/services/kubernetes:https/proxy/", 403),
+    ] {
+        assert_eq!(as_node(&server, "mine", "GET", &format!("{core}{path}"), Value::Null).await, code, "{path}");
+    }
+    let bound = |name: &str| json!({"spec": {"boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": name}}});
+    for (account, body, code) in [
+        ("used", bound("p"), 201),
+        ("used", json!({"spec": {}}), 403),
+        ("default", bound("q"), 403),
+        ("other", json!({"spec": {}}), 403),
+    ] {
+        let path = format!("{core}/serviceaccounts/{account}/token");
+        assert_eq!(as_node(&server, "mine", "POST", &path, body).await, code, "{account}");
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_is_bound_to_a_node_ends_with_it() {
+    let server = Server::start().await.with_account().await;
+    server.make("/api/v1/nodes", json!({"metadata": {"name": "n"}})).await;
+    let path = "/api/v1/namespaces/default/serviceaccounts/default/token";
+    let bound = json!({"spec": {"boundObjectRef": {"apiVersion": "v1", "kind": "Node", "name": "n"}}});
+    let token = server.make(path, bound).await["status"]["token"].as_str().unwrap().to_owned();
+    assert_eq!(get(&server, "/api", Some(&token)).await.0, 200);
+    server.call("DELETE", "/api/v1/nodes/n", Value::Null).await;
+    assert_eq!(get(&server, "/api", Some(&token)).await.0, 401);
 }

@@ -98,3 +98,27 @@ async fn who_applies_a_scale_owns_the_count() {
     let entry = entry.unwrap();
     assert_eq!((&entry["subresource"], &entry["fieldsV1"]), (&json!("scale"), &json!({"f:spec": {"f:replicas": {}}})));
 }
+
+#[tokio::test]
+async fn a_binding_names_what_may_be_a_node() {
+    let server = Server::start().await.with_account().await;
+    server.make(PODS, pod("a")).await;
+    for node in ["", "Not A Node", "../x"] {
+        let bindings = json!({"bindings": [{"namespace": "default", "name": "a", "node": node}]});
+        let (code, answer) = server.call("POST", "/coracle/v1/bindings", bindings).await;
+        assert_eq!((code, &answer["results"][0]["code"]), (200, &json!(500)), "{node}");
+        let binding = json!({"metadata": {"name": "a"}, "target": {"kind": "Node", "name": node}});
+        assert_eq!(server.call("POST", &format!("{PODS}/a/binding"), binding).await.0, 500, "{node}");
+    }
+    assert_eq!(server.get(&format!("{PODS}/a")).await.1["spec"].get("nodeName"), None);
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_say_it_is_ready_gets_nothing_to_run() {
+    let server = Server::start().await;
+    let ghost = server.make("/api/v1/nodes", json!({"metadata": {"name": "ghost"}})).await;
+    let taint = json!({"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"});
+    assert_eq!(ghost["spec"]["taints"], json!([taint]));
+    let ready = json!({"metadata": {"name": "n"}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+    assert_eq!(server.make("/api/v1/nodes", ready).await["spec"].get("taints"), None);
+}

@@ -54,3 +54,35 @@ async fn the_api_has_a_service_of_its_own() {
     let (_, slices) = server.get("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices").await;
     assert_eq!(slices["items"][0]["endpoints"][0]["addresses"][0], "127.0.0.1");
 }
+
+#[tokio::test]
+async fn the_service_of_the_api_is_kept() {
+    let server = Server::start().await;
+    let objects = [
+        "/api/v1/namespaces/default/services/kubernetes",
+        "/api/v1/namespaces/default/endpoints/kubernetes",
+        "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes",
+    ];
+    for path in objects {
+        let (_, before) = server.get(path).await;
+        assert_eq!(server.call("DELETE", path, Value::Null).await.0, 200, "{path}");
+        let after = server.appears(path).await;
+        for part in ["spec", "subsets", "endpoints", "ports"] {
+            assert_eq!(before.get(part), after.get(part), "{path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_clients_expect_in_every_cluster_is_there() {
+    let server = Server::start().await;
+    let (code, role) = server.get("/apis/rbac.authorization.k8s.io/v1/clusterroles/cluster-admin").await;
+    assert_eq!((code, &role["rules"][0]["verbs"]), (200, &json!(["*"])));
+    assert_eq!(role["metadata"]["labels"]["kubernetes.io/bootstrapping"], "rbac-defaults");
+    let (_, binding) = server.get("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/cluster-admin").await;
+    assert_eq!(binding["subjects"][0]["name"], "system:masters");
+    for name in ["scheduler", "controller-manager", "etcd-0"] {
+        let (code, component) = server.get(&format!("/api/v1/componentstatuses/{name}")).await;
+        assert_eq!((code, &component["conditions"][0]["type"]), (200, &json!("Healthy")), "{name}");
+    }
+}
