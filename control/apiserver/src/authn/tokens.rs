@@ -1,12 +1,13 @@
 //! Tokens of ServiceAccounts: signed by this cluster (ES256), bound to objects that must still exist.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use jiff::Timestamp;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
-use parking_lot::Mutex;
+use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -68,7 +69,7 @@ pub(crate) struct Tokens {
     pub x: String,
     pub y: String,
     pub issuer: String,
-    known: Mutex<HashMap<[u8; 32], Claims>>,
+    known: RwLock<HashMap<[u8; 32], Arc<Claims>>>,
 }
 
 /// A token that was found good.
@@ -88,7 +89,7 @@ impl Tokens {
         let (x, y) = (URL_SAFE_NO_PAD.encode(&point[..32]), URL_SAFE_NO_PAD.encode(&point[32..]));
         let checking = DecodingKey::from_ec_components(&x, &y).map_err(|error| error.to_string())?;
         let key_id = URL_SAFE_NO_PAD.encode(Sha256::digest(point));
-        Ok(Tokens { signing, checking, key_id, x, y, issuer: issuer.to_owned(), known: Mutex::default() })
+        Ok(Tokens { signing, checking, key_id, x, y, issuer: issuer.to_owned(), known: RwLock::default() })
     }
 
     /// A token that says `claims`.
@@ -99,9 +100,9 @@ impl Tokens {
 
     /// What a token says, if this cluster signed it. Checking a signature takes long beside everything else a small
     /// request does, so that it was good is remembered.
-    fn verify(&self, token: &str) -> Result<Claims, String> {
+    fn verify(&self, token: &str) -> Result<Arc<Claims>, String> {
         let digest: [u8; 32] = Sha256::digest(token.as_bytes()).into();
-        if let Some(claims) = self.known.lock().get(&digest) {
+        if let Some(claims) = self.known.read().get(&digest) {
             return Ok(claims.clone());
         }
         let mut rules = Validation::new(Algorithm::ES256);
@@ -112,7 +113,8 @@ impl Tokens {
         rules.set_issuer(&[&self.issuer]);
         let claims =
             jsonwebtoken::decode::<Claims>(token, &self.checking, &rules).map_err(|error| error.to_string())?.claims;
-        let mut known = self.known.lock();
+        let claims = Arc::new(claims);
+        let mut known = self.known.write();
         if known.len() >= KNOWN_MAX {
             known.clear();
         }

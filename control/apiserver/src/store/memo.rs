@@ -55,16 +55,18 @@ pub(crate) struct Row {
 pub(crate) struct Seen<'a> {
     pub resource: &'a Resource,
     pub record: &'a Arc<Record>,
-    memo: Arc<Memo>,
+    /// Fetched when something of it is asked for: a plain read copies bytes and needs none.
+    memo: OnceLock<Arc<Memo>>,
 }
 
 impl<'a> Seen<'a> {
     pub fn new(resource: &'a Resource, record: &'a Arc<Record>) -> Seen<'a> {
-        Seen { resource, record, memo: record.memo(|_| Memo::default()) }
+        Seen { resource, record, memo: OnceLock::new() }
     }
 
     fn view(&self) -> &View {
-        if self.resource.is_view { self.memo.other.get_or_init(Box::default) } else { &self.memo.stored }
+        let memo = self.memo.get_or_init(|| self.record.memo(|_| Memo::default()));
+        if self.resource.is_view { memo.other.get_or_init(Box::default) } else { &memo.stored }
     }
 
     /// The object as it is stored.
