@@ -82,25 +82,9 @@ impl Store {
         Ok(())
     }
 
-    /// The first operation whose condition does not hold for what is applied here.
-    fn failing(&self, ops: &[Op]) -> Option<GuardFailed> {
-        ops.iter().enumerate().find_map(|(at, op)| {
-            let (key, guard) = op.condition();
-            let found = self.keyspace.get(&key.collection, &key.name);
-            (!guard.holds(found.as_deref())).then_some(GuardFailed { op: at, found })
-        })
-    }
-
     /// Carries out `ops` if their conditions hold. What is seen to be refused is not proposed: it would cost its size in
     /// the log.
     pub async fn transact(&self, ops: Vec<Op>) -> Result<Committed, Refused> {
-        if self.failing(&ops).is_some() {
-            // It is refused only by a state that is as new as every answer so far.
-            self.barrier().await.map_err(Refused::Final)?;
-            if let Some(failed) = self.failing(&ops) {
-                return Err(Refused::Guard(failed));
-            }
-        }
         match self.keyspace.transact(ops).await {
             Ok(committed) => Ok(committed),
             Err(TransactError::Guard(failed)) => Err(Refused::Guard(failed)),
