@@ -17,7 +17,7 @@ pub(super) fn is_asked(headers: &HeaderMap) -> bool {
 }
 
 /// Who the request is for: the caller, or whom the caller's headers name.
-pub(super) fn apply(caller: Identity, headers: &HeaderMap) -> Result<Identity, Status> {
+pub(super) fn apply(caller: &Identity, headers: &HeaderMap) -> Result<Identity, Status> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
     let (user, uid) = (text("impersonate-user"), text("impersonate-uid"));
     let groups: Vec<String> = headers
@@ -33,7 +33,7 @@ pub(super) fn apply(caller: Identity, headers: &HeaderMap) -> Result<Identity, S
     }
     if user.is_empty() {
         if groups.is_empty() && uid.is_empty() && extra.is_empty() {
-            return Ok(caller);
+            return Ok(caller.clone());
         }
         let list: Vec<String> = groups.iter().map(|group| format!("{group:?}")).collect();
         return Err(Status::bad_request(format!(
@@ -43,8 +43,8 @@ pub(super) fn apply(caller: Identity, headers: &HeaderMap) -> Result<Identity, S
         )));
     }
     let asked = Attributes { verb: "impersonate", resource: "users", name: &user, ..Attributes::default() };
-    if !authz::allows(&caller, &asked) {
-        return Err(authz::refusal(&caller, &asked));
+    if !authz::allows(caller, &asked) {
+        return Err(authz::refusal(caller, &asked));
     }
     let mut identity = Identity::named(&user, groups);
     identity.uid = uid;

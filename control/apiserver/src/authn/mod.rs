@@ -40,7 +40,7 @@ impl Caller {
 pub(crate) fn authenticate<B>(cluster: &Cluster, tokens: &Tokens, request: &Request<B>) -> Result<Caller, Status> {
     let headers = request.headers();
     let caller = match request.extensions().get::<Identity>() {
-        Some(identity) => identity.clone(),
+        Some(identity) => Arc::new(identity.clone()),
         None => match bearer(headers)? {
             Some(token) => {
                 let accepted = tokens::authenticate(cluster, tokens, &token, &[]).map_err(|why| {
@@ -49,15 +49,15 @@ pub(crate) fn authenticate<B>(cluster: &Cluster, tokens: &Tokens, request: &Requ
                 })?;
                 accepted.identity
             }
-            None => Identity::anonymous(),
+            None => Arc::new(Identity::anonymous()),
         },
     };
     let duty = caller.is_duty();
     if !impersonate::is_asked(headers) {
-        return Ok(Caller { identity: Arc::new(caller), duty, name: None });
+        return Ok(Caller { identity: caller, duty, name: None });
     }
     let name = caller.user.clone();
-    let identity = impersonate::apply(caller, headers)?;
+    let identity = impersonate::apply(&caller, headers)?;
     Ok(Caller { identity: Arc::new(identity), duty, name: Some(name) })
 }
 

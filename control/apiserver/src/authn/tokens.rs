@@ -69,12 +69,18 @@ pub(crate) struct Tokens {
     pub x: String,
     pub y: String,
     pub issuer: String,
-    known: RwLock<HashMap<[u8; 32], Arc<Claims>>>,
+    known: RwLock<HashMap<[u8; 32], Arc<Known>>>,
+}
+
+/// What a token that this cluster signed says, and whose it is.
+struct Known {
+    claims: Claims,
+    identity: Arc<Identity>,
 }
 
 /// A token that was found good.
 pub(crate) struct Accepted {
-    pub identity: Identity,
+    pub identity: Arc<Identity>,
     /// Those of the wanted audiences that it is for.
     pub audiences: Vec<String>,
 }
@@ -100,10 +106,10 @@ impl Tokens {
 
     /// What a token says, if this cluster signed it. Checking a signature takes long beside everything else a small
     /// request does, so that it was good is remembered.
-    fn verify(&self, token: &str) -> Result<Arc<Claims>, String> {
+    fn verify(&self, token: &str) -> Result<Arc<Known>, String> {
         let digest: [u8; 32] = Sha256::digest(token.as_bytes()).into();
-        if let Some(claims) = self.known.read().get(&digest) {
-            return Ok(claims.clone());
+        if let Some(known) = self.known.read().get(&digest) {
+            return Ok(known.clone());
         }
         let mut rules = Validation::new(Algorithm::ES256);
         // Times and audience depend on when and for whom: they are looked at each time.
@@ -113,13 +119,13 @@ impl Tokens {
         rules.set_issuer(&[&self.issuer]);
         let claims =
             jsonwebtoken::decode::<Claims>(token, &self.checking, &rules).map_err(|error| error.to_string())?.claims;
-        let claims = Arc::new(claims);
+        let new = Arc::new(Known { identity: Arc::new(identity(&claims)), claims });
         let mut known = self.known.write();
         if known.len() >= KNOWN_MAX {
             known.clear();
         }
-        known.insert(digest, claims.clone());
-        Ok(claims)
+        known.insert(digest, new.clone());
+        Ok(new)
     }
 }
 
@@ -130,7 +136,8 @@ pub(crate) fn authenticate(
     token: &str,
     wanted: &[String],
 ) -> Result<Accepted, String> {
-    let claims = tokens.verify(token)?;
+    let known = tokens.verify(token)?;
+    let claims = &known.claims;
     let now = Timestamp::now().as_second();
     if now > claims.exp + LEEWAY_SECONDS {
         return Err("the token is expired".to_owned());
@@ -156,7 +163,7 @@ pub(crate) fn authenticate(
     if let Some(node) = bound.node.as_ref().filter(|_| bound.pod.is_none()) {
         exists(cluster, "nodes", None, node)?;
     }
-    Ok(Accepted { identity: identity(&claims), audiences })
+    Ok(Accepted { identity: known.identity.clone(), audiences })
 }
 
 fn identity(claims: &Claims) -> Identity {

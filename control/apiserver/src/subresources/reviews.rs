@@ -187,10 +187,13 @@ fn rules(identity: &Identity) -> Value {
     let paths = json!([{"verbs": ["*"], "nonResourceURLs": ["*"]}]);
     match identity.node() {
         None => json!({"resourceRules": everything, "nonResourceRules": paths, "incomplete": false}),
-        // What a node may write depends on the object.
+        // What a node may do depends on the object, beside this.
         Some(_) => json!({
-            "resourceRules": [{"verbs": ["get", "list", "watch"], "apiGroups": ["*"], "resources": ["*"]}],
-            "nonResourceRules": paths, "incomplete": true, "evaluationError": "node rules depend on the object",
+            "resourceRules": [{
+                "verbs": ["get", "list", "watch"], "apiGroups": ["", "discovery.k8s.io"],
+                "resources": ["services", "endpoints", "endpointslices"],
+            }],
+            "nonResourceRules": [{"verbs": ["get"], "nonResourceURLs": ["*"]}], "incomplete": true, "evaluationError": "node rules depend on the object",
         }),
     }
 }
