@@ -88,7 +88,7 @@ pub async fn bench(dir: &Path, hello: &Path) -> Result<Vec<Figure>, Error> {
 async fn services(engine: &Engine, hello: &Path, report: &mut Report) -> Result<(), Error> {
     let component = engine.prepare("hello", hello).await?;
     for (name, reuse) in [("request.fresh_instance", 1), ("request.warm_instance", 1000)] {
-        let options = HttpOptions { reuse, ..HttpOptions::default() };
+        let options = HttpOptions { reuse: Some(reuse), ..HttpOptions::default() };
         let service = engine.start_http(&component, Spec::new("bench"), options).await?;
         // On a task, as requests are.
         let mut times = tokio::spawn(async move { requests(&service).await }).await.map_err(failed)??;
@@ -101,7 +101,7 @@ async fn services(engine: &Engine, hello: &Path, report: &mut Report) -> Result<
     let mut idle = Vec::with_capacity(SERVICES);
     for number in 0..SERVICES {
         let spec = Spec { env: environment(), ..Spec::new(format!("bench/{number}")) };
-        idle.push(engine.start_http(&component, spec, HttpOptions::default()).await?);
+        idle.push(engine.start_http(&component, spec, HttpOptions { reuse: Some(1), ..HttpOptions::default() }).await?);
     }
     report.add("service.start", begun.elapsed().as_secs_f64() * 1e6 / SERVICES as f64, "µs");
     report.add("service.idle.resident", (resident_bytes() - before) / 1e3 / SERVICES as f64, "kB");

@@ -4,7 +4,9 @@
 //! CACHE_DIR/                 mode 0700
 //!   CODE_KEY/                wasmtime's version, its settings, this CPU
 //!     DIGEST.cwasm           whole, since it was moved into place
+//!     DIGEST.facts           what is known of the component
 //!     DIGEST.PID.N.part      under way; swept at the start
+//!     functions/             functions that components share (see `functions.rs`)
 //! ```
 
 use std::fs;
@@ -16,7 +18,12 @@ use std::time::SystemTime;
 
 use tokio::sync::Semaphore;
 
-use crate::{Compiler, Config, Error, compile};
+use crate::facts::Facts;
+use crate::compile::Bounds;
+use crate::{Compiler, Config, Error, compile, functions};
+
+/// Directory of compiled functions that components share, with a bound of its own.
+const FUNCTIONS: &str = "functions";
 
 /// Compilers at work at the same time: each uses every CPU it can get.
 const COMPILERS_MAX: usize = 2;
@@ -26,7 +33,7 @@ pub(crate) struct Cache {
     dir: PathBuf,
     bytes_max: u64,
     compiler: Compiler,
-    compile_bytes_max: u64,
+    bounds: Bounds,
     compilers: Semaphore,
     parts: AtomicU64,
 }
@@ -51,10 +58,11 @@ impl Cache {
                 let _ = fs::remove_file(entry.path());
             }
         }
+        functions::sweep(&dir.join(FUNCTIONS));
         Ok(Cache {
             bytes_max: config.cache_bytes_max,
             compiler: config.compiler.clone(),
-            compile_bytes_max: config.compile_bytes_max,
+            bounds: Bounds { bytes_max: config.compile_bytes_max, time_max: config.compile_time_max },
             compilers: Semaphore::new(COMPILERS_MAX),
             parts: AtomicU64::new(0),
             dir,
@@ -76,10 +84,27 @@ impl Cache {
         let path = self.path(digest);
         let number = self.parts.fetch_add(1, Ordering::Relaxed);
         let part = Part(path.with_extension(format!("{}.{number}.part", std::process::id())));
-        compile::compile(&self.compiler, wasm, &part.0, self.compile_bytes_max).await?;
+        compile::compile(&self.compiler, wasm, &part.0, &self.dir.join(FUNCTIONS), self.bounds).await?;
         fs::rename(&part.0, &path).map_err(|source| Error::Cache { path: path.clone(), source })?;
         self.evict(&path);
         Ok(())
+    }
+
+    /// What is known of the component `wasm` beside its code at `path`; read from it once.
+    pub(crate) fn facts(path: &Path, wasm: &Path) -> Facts {
+        let beside = path.with_extension("facts");
+        if let Some(facts) = fs::read_to_string(&beside).ok().and_then(|text| Facts::from_text(&text)) {
+            return facts;
+        }
+        match fs::read(wasm) {
+            Ok(bytes) => {
+                let facts = Facts::of(&bytes);
+                // It is read again when it cannot be kept.
+                let _ = fs::write(&beside, facts.to_text());
+                facts
+            }
+            Err(_) => Facts { is_reusable: false },
+        }
     }
 
     /// Remembers that a file was used.
@@ -99,6 +124,7 @@ impl Cache {
                 break;
             }
             if file.path != keep && fs::remove_file(&file.path).is_ok() {
+                let _ = fs::remove_file(file.path.with_extension("facts"));
                 sum -= file.bytes;
             }
         }

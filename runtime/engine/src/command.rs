@@ -12,8 +12,9 @@ use crate::component::Pre;
 use crate::engine::{Inner, start_error};
 use crate::guest::{self, Guest};
 use crate::limits::Account;
-use crate::meter::{Clock, Metered};
-use crate::{Component, Engine, Error, Exit, Spec, Usage, World, exit};
+use crate::meter::Metered;
+use crate::slice::Clock;
+use crate::{Component, Engine, Error, Exit, Spec, Usage, exit};
 
 /// A running command. It goes on when all clones are dropped; [`Command::stop`] and [`Command::kill`] end it.
 #[derive(Clone, Debug)]
@@ -29,6 +30,8 @@ struct Running {
 
 const STOPPED: u8 = 1;
 const KILLED: u8 = 2;
+/// For the node's memory.
+const OUT_OF_MEMORY: u8 = 3;
 
 impl Command {
     /// Waits for its end. Cancel-safe, for any number of callers.
@@ -72,7 +75,7 @@ impl Engine {
             return Err(Error::WrongWorld { wanted: "command" });
         }
         guest::check_mounts(&spec)?;
-        let account = Account::new(&spec);
+        let account = self.0.account(&spec);
         let spec = Arc::new(spec);
         let (started, starting) = oneshot::channel();
         let (ending, exited) = watch::channel(None);
@@ -86,13 +89,21 @@ impl Engine {
             let (inner, component, spec, account) = (self.0.clone(), component.clone(), spec.clone(), account.clone());
             async move { live(&inner, &component, &spec, &account, started).await }
         };
+        let weak = Arc::downgrade(&running);
+        account.on_kill(move || {
+            if let Some(running) = weak.upgrade() {
+                Command(running).end(OUT_OF_MEMORY);
+            }
+        });
+        let lane = account.lane.clone();
         let life = Metered::new(account, Clock::Thread, life);
         let task = running.clone();
-        self.0.guests().spawn(async move {
+        self.0.executor.spawn(&lane, async move {
             let ended = tokio::select! {
                 biased;
                 () = task.end.cancelled() => match task.how.load(Ordering::Relaxed) {
                     STOPPED => Exit::Stopped,
+                    OUT_OF_MEMORY => Exit::OutOfMemory,
                     _ => Exit::Killed,
                 },
                 exit = life => exit,
@@ -115,7 +126,7 @@ async fn live(
     account: &Arc<Account>,
     started: oneshot::Sender<Result<(), Error>>,
 ) -> Exit {
-    let mut store = match inner.store(spec, account, World::Command) {
+    let mut store = match inner.store(component, spec, account) {
         Ok(store) => store,
         Err(error) => {
             let _ = started.send(Err(error));

@@ -8,12 +8,14 @@ use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
+use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, setpriority_process, setrlimit};
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 
 use crate::adapt::{self, Kind};
+use crate::functions::Functions;
 use crate::{Compiler, Error, settings};
 
 /// CPU time of one compiler process. The largest component seen took 104 seconds.
@@ -37,12 +39,28 @@ enum Failure {
     Io(std::io::Error),
 }
 
-/// Compiles `wasm` into `output`, which is complete and on disk when this returns.
-pub(crate) async fn compile(compiler: &Compiler, wasm: &Path, output: &Path, bytes_max: u64) -> Result<(), Error> {
+/// Bounds of one compilation, in a process of its own.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// Address space.
+    pub(crate) bytes_max: u64,
+    /// On the wall's clock.
+    pub(crate) time_max: Duration,
+}
+
+/// Compiles `wasm` into `output`, which is complete and on disk when this returns. Functions that `functions` has are
+/// taken from there.
+pub(crate) async fn compile(
+    compiler: &Compiler,
+    wasm: &Path,
+    output: &Path,
+    functions: &Path,
+    bounds: Bounds,
+) -> Result<(), Error> {
     match compiler {
         Compiler::InProcess => {
-            let (from, to) = (wasm.to_owned(), output.to_owned());
-            let compiled = tokio::task::spawn_blocking(move || compile_here(&from, &to)).await;
+            let (from, to, functions) = (wasm.to_owned(), output.to_owned(), functions.to_owned());
+            let compiled = tokio::task::spawn_blocking(move || compile_here(&from, &to, Some(&functions))).await;
             match compiled.map_err(|panic| Error::CompilerKilled(panic.to_string()))? {
                 Ok(()) => Ok(()),
                 Err(Failure::NotWasm) => Err(Error::NotWasm),
@@ -50,11 +68,18 @@ pub(crate) async fn compile(compiler: &Compiler, wasm: &Path, output: &Path, byt
                 Err(Failure::Io(source)) => Err(Error::Read { path: wasm.to_owned(), source }),
             }
         }
-        Compiler::Process(program) => compile_there(program, wasm, output, bytes_max).await,
+        Compiler::Process(program) => {
+            // Dropping it kills the process.
+            let compiled = compile_there(program, wasm, output, functions, bounds.bytes_max);
+            let seconds = bounds.time_max.as_secs();
+            tokio::time::timeout(bounds.time_max, compiled)
+                .await
+                .unwrap_or_else(|_| Err(Error::CompilerKilled(format!("it took longer than {seconds} s"))))
+        }
     }
 }
 
-fn compile_here(wasm: &Path, output: &Path) -> Result<(), Failure> {
+fn compile_here(wasm: &Path, output: &Path, functions: Option<&Path>) -> Result<(), Failure> {
     let mut bytes = fs::read(wasm).map_err(Failure::Io)?;
     match adapt::kind(&bytes) {
         None => return Err(Failure::NotWasm),
@@ -62,19 +87,36 @@ fn compile_here(wasm: &Path, output: &Path) -> Result<(), Failure> {
         Some(Kind::Module) => bytes = adapt::component(&bytes).map_err(Failure::Invalid)?,
     }
     let invalid = |error: wasmtime::Error| Failure::Invalid(crate::error::line(&error));
+    let mut config = settings::code();
+    let name = output.file_stem().unwrap_or_default().to_string_lossy();
+    // Without the cache it only takes longer.
+    let functions = functions.and_then(|dir| Functions::open(dir, &name).ok());
+    if let Some(functions) = &functions {
+        config.enable_incremental_compilation(functions.clone()).map_err(invalid)?;
+    }
     // An engine for compiling only: it has no pool.
-    let engine = wasmtime::Engine::new(&settings::code()).map_err(invalid)?;
+    let engine = wasmtime::Engine::new(&config).map_err(invalid)?;
     let code = engine.precompile_component(&bytes).map_err(invalid)?;
+    if let Some(Err(error)) = functions.map(|functions| functions.finish()) {
+        tracing::debug!(%error, "compiled functions are not kept");
+    }
     let mut file = fs::File::create(output).map_err(Failure::Io)?;
     file.write_all(&code).and_then(|()| file.sync_all()).map_err(Failure::Io)
 }
 
-async fn compile_there(program: &Path, wasm: &Path, output: &Path, bytes_max: u64) -> Result<(), Error> {
+async fn compile_there(
+    program: &Path,
+    wasm: &Path,
+    output: &Path,
+    functions: &Path,
+    bytes_max: u64,
+) -> Result<(), Error> {
     let failed = |source| Error::Compiler { path: program.to_owned(), source };
     let mut child = Command::new(program)
         .arg("compile")
         .args([wasm, output])
         .arg(bytes_max.to_string())
+        .arg(functions)
         .env_clear()
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -101,10 +143,10 @@ async fn compile_there(program: &Path, wasm: &Path, output: &Path, bytes_max: u6
     }
 }
 
-/// What a compiler process does: `EXE compile WASM OUTPUT BYTES_MAX`. Needs no runtime and prints errors only.
+/// What a compiler process does: `EXE compile WASM OUTPUT BYTES_MAX [FUNCTIONS]`. Needs no runtime and prints errors only.
 pub fn compile_worker(arguments: &[PathBuf]) -> ExitCode {
-    let [wasm, output, bytes_max] = arguments else {
-        eprintln!("usage: compile WASM OUTPUT BYTES_MAX");
+    let [wasm, output, bytes_max, functions @ ..] = arguments else {
+        eprintln!("usage: compile WASM OUTPUT BYTES_MAX [FUNCTIONS]");
         return ExitCode::from(2);
     };
     let Some(bytes_max) = bytes_max.to_str().and_then(|text| text.parse().ok()) else {
@@ -112,7 +154,7 @@ pub fn compile_worker(arguments: &[PathBuf]) -> ExitCode {
         return ExitCode::from(2);
     };
     limit(bytes_max);
-    match compile_here(wasm, output) {
+    match compile_here(wasm, output, functions.first().map(PathBuf::as_path)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::NotWasm) => ExitCode::from(EXIT_NOT_WASM),
         Err(Failure::Invalid(message)) => {

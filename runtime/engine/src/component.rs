@@ -8,9 +8,10 @@ use wasmtime_wasi::p2::bindings::CommandPre as CommandP2;
 use wasmtime_wasi_http::p2::bindings::ProxyPre as ServiceP2;
 use wasmtime_wasi_http::p3::bindings::ServicePre as ServiceP3;
 
-use crate::Error;
 use crate::error::line;
+use crate::facts::{Facts, REUSE_DEFAULT, REUSE_P3_MAX};
 use crate::guest::Guest;
+use crate::{Error, settings};
 
 /// Where exports and imports are versioned, their names go on with `@` and a version.
 const HTTP_P2: &str = "wasi:http/incoming-handler@0.2.";
@@ -25,6 +26,9 @@ pub struct Component(Arc<Loaded>);
 pub(crate) struct Loaded {
     digest: String,
     imports: Vec<String>,
+    /// Places that an instance takes in the engine.
+    pub(crate) places: u32,
+    facts: Facts,
     pub(crate) pre: Pre,
 }
 
@@ -60,6 +64,7 @@ impl Component {
         digest: &str,
         component: &wasmtime::component::Component,
         linker: &Linker<Guest>,
+        facts: Facts,
     ) -> Result<Component, Error> {
         let engine = component.engine();
         let ty = component.component_type();
@@ -80,7 +85,8 @@ impl Component {
             let exports = if exports.is_empty() { "none".to_owned() } else { exports.join(", ") };
             return Err(Error::NoWorld(exports));
         };
-        Ok(Component(Arc::new(Loaded { digest: digest.to_owned(), imports, pre })))
+        let places = settings::places(component);
+        Ok(Component(Arc::new(Loaded { digest: digest.to_owned(), imports, places, facts, pre })))
     }
 
     pub(crate) fn from_loaded(loaded: Arc<Loaded>) -> Component {
@@ -93,6 +99,26 @@ impl Component {
 
     pub(crate) fn pre(&self) -> &Pre {
         &self.0.pre
+    }
+
+    pub(crate) fn places(&self) -> u32 {
+        self.0.places
+    }
+
+    /// Requests that one instance of it may serve, one after the other, as far as is known of its language and its world:
+    /// 1 where nothing is known. Memory persists from one to the next, nothing else does.
+    pub fn reuse(&self) -> u32 {
+        match (&self.0.pre, self.0.facts.is_reusable) {
+            (Pre::HttpP3(_), _) => REUSE_P3_MAX,
+            (Pre::HttpP2(_), true) => REUSE_DEFAULT,
+            (Pre::HttpP2(_) | Pre::CommandP2(_) | Pre::CommandP3(_), _) => 1,
+        }
+    }
+
+    /// The same with what was asked for; never for ever.
+    pub(crate) fn reuse_of(&self, asked: Option<u32>) -> u32 {
+        let reuse = asked.unwrap_or_else(|| self.reuse()).max(1);
+        if matches!(self.0.pre, Pre::HttpP3(_)) { reuse.min(REUSE_P3_MAX) } else { reuse }
     }
 
     /// Digest of the file it was made from.

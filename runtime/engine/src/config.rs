@@ -1,6 +1,9 @@
 //! What an engine is told at its start.
 
 use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::machine;
 
 /// Everything an engine is told.
 #[derive(Clone, Debug)]
@@ -15,8 +18,12 @@ pub struct Config {
     pub compiler: Compiler,
     /// Address space of one compiler process. A component of 40 MB takes some 600 MB.
     pub compile_bytes_max: u64,
-    /// Threads on which guests compute.
+    /// How long one compiler process may take. A component of 40 MB takes some 30 seconds, the largest one seen 104.
+    pub compile_time_max: Duration,
+    /// Threads on which guests compute, and as many that serve their traffic.
     pub guest_threads: usize,
+    /// Bytes that all guests may hold together; at it, guests end, the process never does.
+    pub memory_bytes_max: u64,
 }
 
 impl Config {
@@ -28,7 +35,9 @@ impl Config {
             instances_max: 10_000,
             compiler: Compiler::InProcess,
             compile_bytes_max: 4 << 30,
+            compile_time_max: Duration::from_secs(600),
             guest_threads: std::thread::available_parallelism().map_or(2, usize::from),
+            memory_bytes_max: machine::memory_bytes() / 4 * 3,
         }
     }
 }

@@ -4,24 +4,21 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio::runtime::{Handle, Runtime};
+use tokio::runtime::Handle;
 use wasmtime::Store;
 use wasmtime::component::Linker;
 
 use crate::cache::Cache;
 use crate::component::Loaded;
 use crate::error::line;
+use crate::exec::Executor;
 use crate::guest::{Guest, Slots};
 use crate::limits::Account;
-use crate::{Component, Config, Error, Spec, World, host, machine, settings};
-
-/// Threads for what blocks on behalf of guests: files, the machine's resolver.
-const BLOCKING_THREADS_MAX: usize = 64;
-
-/// How much the guests' threads stand back: gateway and control go first when the CPUs are taken.
-const NICE: i32 = 5;
+use crate::memory::NodeMemory;
+use crate::{Component, Config, Error, NodeUsage, Spec, host, machine, settings};
 
 /// Compiles, loads and starts components. Cheap to clone; the guests' threads end with the last clone.
 #[derive(Clone)]
@@ -33,7 +30,8 @@ pub(crate) struct Inner {
     cache: Cache,
     components: Mutex<Components>,
     slots: Arc<Slots>,
-    guests: Guests,
+    memory: Arc<NodeMemory>,
+    pub(crate) executor: Executor,
 }
 
 /// Components that are loaded or on their way, by digest.
@@ -42,33 +40,44 @@ struct Components {
     loaded: HashMap<String, Weak<Loaded>>,
     /// Held by the one who compiles and loads; the others of the same digest wait for it.
     gates: HashMap<String, Arc<tokio::sync::Mutex<()>>>,
+    /// Components that cannot be had, with when that was found.
+    failed: HashMap<String, (Instant, Error)>,
 }
 
-/// The guests' own executor, apart from the one that serves the network and the API: a guest that computes takes turns
-/// with other guests only. Its queues are first in, first out, and a turn is one slice of fuel.
-struct Guests(Option<Runtime>);
+/// How long a component that cannot run here is not compiled again: a thousand replicas of it ask.
+const FAILURE_MEMORY: Duration = Duration::from_secs(300);
 
-impl Guests {
-    fn start(threads: usize) -> std::io::Result<Guests> {
-        tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(threads.max(1))
-            .max_blocking_threads(BLOCKING_THREADS_MAX)
-            .thread_name("guest")
-            .on_thread_start(|| {
-                // On Linux this is the calling thread only.
-                let _ = rustix::process::setpriority_process(None, NICE);
-            })
-            .enable_all()
-            .build()
-            .map(|runtime| Guests(Some(runtime)))
+/// The same when its compiler was killed, which may have been the moment's fault.
+const KILLED_MEMORY: Duration = Duration::from_secs(60);
+
+/// Failures that are remembered at the same time.
+const FAILURES_MAX: usize = 1_024;
+
+/// What somebody who prepares a component waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// It is being compiled, or waits for a compiler; not told when the compiled code is there already.
+    Compiling,
+    /// It was compiled, for somebody or for the one who asks, in so much time.
+    Compiled(Duration),
+}
+
+impl Components {
+    fn failure(&mut self, digest: &str) -> Option<Error> {
+        let (at, error) = self.failed.get(digest)?;
+        let memory = if error.is_permanent() { FAILURE_MEMORY } else { KILLED_MEMORY };
+        if at.elapsed() < memory {
+            return error.again();
+        }
+        self.failed.remove(digest);
+        None
     }
-}
 
-impl Drop for Guests {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
-            // This may be dropped on another runtime, which must not block.
-            runtime.shutdown_background();
+    fn remember(&mut self, digest: &str, error: &Error) {
+        let Some(error) = error.again() else { return };
+        self.failed.retain(|_, (at, _)| at.elapsed() < FAILURE_MEMORY);
+        if self.failed.len() < FAILURES_MAX {
+            self.failed.insert(digest.to_owned(), (Instant::now(), error));
         }
     }
 }
@@ -81,10 +90,23 @@ impl Engine {
         let (wasm, instances_max) = settings::engine(config.instances_max).map_err(failed)?;
         let linker = host::linker(&wasm).map_err(failed)?;
         let cache = Cache::open(&config, &settings::code_key(&wasm))?;
-        let guests = Guests::start(config.guest_threads)
+        let executor = Executor::start(config.guest_threads)
             .map_err(|error| Error::Engine(format!("start the guests' threads: {error}")))?;
-        let components = Mutex::default();
-        Ok(Engine(Arc::new(Inner { wasm, linker, cache, components, slots: Slots::new(instances_max), guests })))
+        let (components, slots) = (Mutex::default(), Slots::new(instances_max));
+        let memory = NodeMemory::new(config.memory_bytes_max);
+        Ok(Engine(Arc::new(Inner { wasm, linker, cache, components, slots, memory, executor })))
+    }
+
+    /// The runtime that is to serve connections of guests: a request that is handled on its threads has its guest run
+    /// right there as long as it is quick. From other runtimes requests are handled, too, by way of the guests' threads.
+    /// It ends with the engine.
+    pub fn gateway(&self) -> &Handle {
+        self.0.executor.gateway()
+    }
+
+    /// What all guests hold together, and the ceiling.
+    pub fn memory(&self) -> NodeUsage {
+        self.0.memory.usage()
     }
 
     /// How many instances can live at the same time.
@@ -101,26 +123,55 @@ impl Engine {
     /// the caller's word.
     ///
     /// Compiles it unless the cache has it; whoever asks for the same digest meanwhile waits for the same compilation.
-    /// Safe to drop: the next one who waits goes on, or the compilation ends.
+    /// One that cannot run here is not compiled again for five minutes. Safe to drop: the next one who waits goes on, or
+    /// the compilation ends.
     pub async fn prepare(&self, digest: &str, wasm: &Path) -> Result<Component, Error> {
+        self.prepare_telling(digest, wasm, &|_| {}).await
+    }
+
+    /// The same, telling what is waited for.
+    pub async fn prepare_telling(
+        &self,
+        digest: &str,
+        wasm: &Path,
+        tell: &(dyn Fn(Phase) + Sync),
+    ) -> Result<Component, Error> {
+        let begun = Instant::now();
         let gate = {
             let mut components = self.0.components.lock();
             if let Some(loaded) = components.loaded.get(digest).and_then(Weak::upgrade) {
                 return Ok(Component::from_loaded(loaded));
             }
+            if let Some(error) = components.failure(digest) {
+                return Err(error);
+            }
             components.gates.entry(digest.to_owned()).or_default().clone()
         };
+        let is_compiled = self.is_compiled(digest);
+        if !is_compiled {
+            tell(Phase::Compiling);
+        }
         let turn = gate.lock().await;
-        let found = self.0.components.lock().loaded.get(digest).and_then(Weak::upgrade);
-        let result = match found {
-            Some(loaded) => Ok(Component::from_loaded(loaded)),
+        let known = {
+            let mut components = self.0.components.lock();
+            let loaded = components.loaded.get(digest).and_then(Weak::upgrade);
+            loaded.map(|loaded| Ok(Component::from_loaded(loaded))).or_else(|| components.failure(digest).map(Err))
+        };
+        let result = match known {
+            Some(known) => known,
             None => self.load(digest, wasm).await,
         };
         drop(turn);
         let mut components = self.0.components.lock();
-        if let Ok(component) = &result {
-            components.loaded.retain(|_, loaded| loaded.strong_count() > 0);
-            components.loaded.insert(digest.to_owned(), Arc::downgrade(component.loaded()));
+        match &result {
+            Ok(component) => {
+                components.loaded.retain(|_, loaded| loaded.strong_count() > 0);
+                components.loaded.insert(digest.to_owned(), Arc::downgrade(component.loaded()));
+                if !is_compiled {
+                    tell(Phase::Compiled(begun.elapsed()));
+                }
+            }
+            Err(error) => components.remember(digest, error),
         }
         // Two hold it when nobody else waits: the map and this call.
         if Arc::strong_count(&gate) <= 2 {
@@ -129,10 +180,15 @@ impl Engine {
         result
     }
 
+    /// Whether the compiled code of a component is on disk: then preparing it takes a moment.
+    pub fn is_compiled(&self, digest: &str) -> bool {
+        self.0.cache.path(digest).exists()
+    }
+
     async fn load(&self, digest: &str, wasm: &Path) -> Result<Component, Error> {
         let path = self.0.cache.path(digest);
         if path.exists() {
-            match self.map(digest, &path).await {
+            match self.map(digest, wasm, &path).await {
                 // What cannot be mapped (a disk gave back something else) is made again.
                 Err(Error::Start(error)) => {
                     tracing::warn!(path = %path.display(), error, "compiled component is not usable, compiling it again");
@@ -141,29 +197,41 @@ impl Engine {
             }
         }
         self.0.cache.compile(digest, wasm).await?;
-        self.map(digest, &path).await
+        self.map(digest, wasm, &path).await
     }
 
-    async fn map(&self, digest: &str, path: &Path) -> Result<Component, Error> {
-        let (inner, digest, path) = (self.0.clone(), digest.to_owned(), path.to_owned());
+    async fn map(&self, digest: &str, wasm: &Path, path: &Path) -> Result<Component, Error> {
+        let (inner, digest, wasm, path) = (self.0.clone(), digest.to_owned(), wasm.to_owned(), path.to_owned());
         let mapped = tokio::task::spawn_blocking(move || {
             let component = settings::load(&inner.wasm, &path).map_err(|error| Error::Start(line(&error)))?;
             Cache::touch(&path);
-            Component::link(&digest, &component, &inner.linker)
+            Component::link(&digest, &component, &inner.linker, Cache::facts(&path, &wasm))
         });
         mapped.await.map_err(|panic| Error::Start(panic.to_string()))?
     }
 }
 
 impl Inner {
-    /// Where guests compute.
-    pub(crate) fn guests(&self) -> &Handle {
-        self.guests.0.as_ref().expect("it is taken when the engine is dropped only").handle()
+    /// The account of one more container.
+    pub(crate) fn account(&self, spec: &Spec) -> Arc<Account> {
+        Account::new(spec, &self.memory)
+    }
+
+    /// Instances that one container may have of this component.
+    pub(crate) fn container_max(&self, component: &Component) -> u32 {
+        (self.slots.container_max() / component.places().max(1)).max(1)
     }
 
     /// A store for one more instance.
-    pub(crate) fn store(&self, spec: &Arc<Spec>, account: &Arc<Account>, world: World) -> Result<Store<Guest>, Error> {
-        Guest::store(&self.wasm, spec, account, self.slots.take()?, world)
+    pub(crate) fn store(
+        &self,
+        component: &Component,
+        spec: &Arc<Spec>,
+        account: &Arc<Account>,
+    ) -> Result<Store<Guest>, Error> {
+        let world = component.world();
+        let slot = self.slots.take(account, component.places(), world)?;
+        Guest::store(&self.wasm, spec, account, slot, world)
     }
 }
 

@@ -88,6 +88,18 @@ pub enum Error {
 }
 
 impl Error {
+    /// The same again, for those who ask while it is remembered; none for what may be better the next moment.
+    pub(crate) fn again(&self) -> Option<Error> {
+        Some(match self {
+            Error::NotWasm => Error::NotWasm,
+            Error::Invalid(text) => Error::Invalid(text.clone()),
+            Error::Import { name, detail } => Error::Import { name: name.clone(), detail: detail.clone() },
+            Error::NoWorld(exports) => Error::NoWorld(exports.clone()),
+            Error::CompilerKilled(why) => Error::CompilerKilled(why.clone()),
+            _ => return None,
+        })
+    }
+
     /// The component or its specification is at fault: trying again gives the same.
     pub fn is_permanent(&self) -> bool {
         match self {

@@ -11,31 +11,38 @@ use wasmtime_wasi::sockets::SocketAddrUse;
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
-use crate::host::{Answering, Hooks, Mesh, MeshView, Output};
+use crate::host::{Answering, Descriptors, Hooks, Mesh, MeshView, Output};
 use crate::limits::{Account, Limiter};
-use crate::settings::FUEL_SLICE;
-use crate::{Error, SocketUse, Spec, World};
+use crate::slice::{self, Slice};
+use crate::{Error, SocketUse, Spec, World, host};
 
-/// Bytes that one call from a guest may make the host copy.
-const HOSTCALL_BYTES_MAX: usize = 16 << 20;
+/// Bytes that one call from a guest may make the host copy: well below a millisecond. Streams take less at once.
+const HOSTCALL_BYTES_MAX: usize = 1 << 20;
+
+/// Bytes of one list of headers or trailers, with what the host needs to hold them.
+const FIELDS_BYTES_MAX: usize = 96 << 10;
+
+/// Host calls between two looks at what the host holds for an instance, at least; as many as it has handles, if more.
+const CALLS_PER_SURVEY: u32 = 16;
 
 /// Resources and handles that one instance of a service may hold: open files, sockets, streams, bodies, headers.
 const SERVICE_HANDLES_MAX: usize = 1_024;
 /// The same for a command, which may be a server with many connections, of some five handles each.
 const COMMAND_HANDLES_MAX: usize = 8_192;
 
-/// Random bytes that a guest can ask for in one call.
-const RANDOM_BYTES_MAX: u64 = 1 << 20;
-
 /// What a store holds.
 pub(crate) struct Guest {
     pub(crate) spec: Arc<Spec>,
     pub(crate) answering: Answering,
+    pub(crate) slice: Slice,
+    pub(crate) descriptors: Descriptors,
+    pub(crate) hooks: Hooks,
     table: ResourceTable,
     wasi: WasiCtx,
     http: WasiHttpCtx,
-    hooks: Hooks,
     limiter: Limiter,
+    /// Handles at the last survey, and the host calls until then.
+    surveyed: (u32, u32),
     _slot: Slot,
 }
 
@@ -54,27 +61,60 @@ impl Guest {
         };
         let mut table = ResourceTable::new();
         table.set_max_capacity(handles_max);
+        let mut http = WasiHttpCtx::new();
+        http.set_field_size_limit(FIELDS_BYTES_MAX);
+        let limiter =
+            Limiter::new(account.clone()).map_err(|_| Error::OutOfMemory { bytes_max: account.memory_max() })?;
+        let mut descriptors = Descriptors::new(account.clone());
+        for _ in &spec.mounts {
+            if !descriptors.take() {
+                return Err(Error::Limits("too many files are open".to_owned()));
+            }
+        }
         let guest = Guest {
             table,
             wasi: wasi(spec)?,
-            http: WasiHttpCtx::new(),
+            http,
             hooks: Hooks::new(spec.outbound.clone(), account.clone()),
-            limiter: Limiter::new(account.clone()),
+            limiter,
+            descriptors,
+            slice: Slice::default(),
+            surveyed: (0, 0),
             spec: spec.clone(),
             answering: Answering::default(),
             _slot: slot,
         };
         let mut store = Store::new(engine, guest);
         store.limiter(|guest| &mut guest.limiter);
+        store.call_hook(slice::hook);
         store.set_hostcall_fuel(HOSTCALL_BYTES_MAX);
         store.set_max_component_handles(handles_max);
         refuel(&mut store);
         Ok(store)
     }
 
-    /// Bytes of its memories and tables. They never shrink.
+    /// Bytes of its memories and tables, which never shrink, and of what the host holds.
     pub(crate) fn memory_bytes(&self) -> u64 {
         self.limiter.held()
+    }
+
+    pub(crate) fn account(&self) -> &Arc<Account> {
+        self.limiter.account()
+    }
+
+    /// Counts what the host holds for the guest, when it may have changed by much since the last time.
+    pub(crate) fn survey(&mut self, calls: u32) -> wasmtime::Result<()> {
+        let (handles, at) = self.surveyed;
+        if calls.wrapping_sub(at) < CALLS_PER_SURVEY.max(handles) {
+            return Ok(());
+        }
+        let (mut handles, mut bytes) = (0, 0);
+        for entry in self.table.iter_mut() {
+            handles += 1;
+            bytes += host::bytes_of(entry);
+        }
+        self.surveyed = (handles, calls);
+        Ok(self.limiter.set_host(bytes)?)
     }
 
     /// The sockets of this guest, as its node wants them.
@@ -82,6 +122,7 @@ impl Guest {
         MeshView {
             inner: wasmtime_wasi::sockets::WasiSocketsCtxView { ctx: self.wasi.sockets(), table: &mut self.table },
             network: &*self.spec.network,
+            descriptors: &mut self.descriptors,
         }
     }
 }
@@ -90,7 +131,7 @@ impl Guest {
 pub(crate) fn refuel(store: &mut Store<Guest>) {
     let fuel = tank(&store.data().spec);
     // Both fail only in engines without fuel.
-    let filled = store.set_fuel(fuel).and_then(|()| store.fuel_async_yield_interval(Some(FUEL_SLICE)));
+    let filled = store.set_fuel(fuel).and_then(|()| store.fuel_async_yield_interval(Some(slice::FUEL)));
     debug_assert!(filled.is_ok(), "the engine is made with fuel");
 }
 
@@ -108,7 +149,6 @@ fn wasi(spec: &Arc<Spec>) -> Result<WasiCtx, Error> {
     builder
         .stdout(Output(spec.stdout.clone()))
         .stderr(Output(spec.stderr.clone()))
-        .max_random_size(RANDOM_BYTES_MAX)
         .allow_ip_name_lookup(true)
         .allow_tcp(true)
         .allow_udp(true)
@@ -176,19 +216,31 @@ impl wasmtime::component::HasData for Mesh {
     type Data<'a> = MeshView<'a>;
 }
 
-/// One of the engine's instances, counted while it lives.
-pub(crate) struct Slot(Arc<Slots>);
+/// What an instance takes of the engine's places, counted while it lives.
+pub(crate) struct Slot {
+    slots: Arc<Slots>,
+    account: Arc<Account>,
+    weight: u32,
+    world: World,
+}
 
-/// How many instances live.
+/// How many instances live. An instance counts for as many as the memories that it has.
 #[derive(Debug)]
 pub(crate) struct Slots {
     live: AtomicU32,
+    commands: AtomicU32,
     max: u32,
 }
 
+/// Of eight places, those that commands may take: some are left for requests.
+const COMMANDS_OF_EIGHT: u32 = 7;
+
+/// A container may take one of so many places.
+const CONTAINER_SHARE: u32 = 4;
+
 impl Slots {
     pub(crate) fn new(max: u32) -> Arc<Slots> {
-        Arc::new(Slots { live: AtomicU32::new(0), max })
+        Arc::new(Slots { live: AtomicU32::new(0), commands: AtomicU32::new(0), max })
     }
 
     pub(crate) fn max(&self) -> u32 {
@@ -199,17 +251,84 @@ impl Slots {
         self.live.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn take(self: &Arc<Self>) -> Result<Slot, Error> {
-        let more = |live| (live < self.max).then_some(live + 1);
-        match self.live.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more) {
-            Ok(_) => Ok(Slot(self.clone())),
-            Err(live) => Err(Error::Limits(format!("{live} are alive, which is the node's limit"))),
+    /// The most that one container may have.
+    pub(crate) fn container_max(&self) -> u32 {
+        (self.max / CONTAINER_SHARE).max(1)
+    }
+
+    pub(crate) fn take(self: &Arc<Self>, account: &Arc<Account>, weight: u32, world: World) -> Result<Slot, Error> {
+        let weight = weight.max(1);
+        let container_max = self.container_max();
+        account.take_slots(weight, container_max).map_err(|live| {
+            Error::Limits(format!("{live} of this container are alive, and one container may have {container_max}"))
+        })?;
+        // From here on, dropping it gives back what was taken.
+        let mut slot = Slot { slots: self.clone(), account: account.clone(), weight, world };
+        if add(&self.live, weight, self.max).is_err() {
+            slot.forget(false);
+            return Err(Error::Limits(format!("{} are alive, which is the node's limit", self.live())));
         }
+        let commands_max = (self.max / 8 * COMMANDS_OF_EIGHT).max(1);
+        if world == World::Command && add(&self.commands, weight, commands_max).is_err() {
+            slot.forget(true);
+            return Err(Error::Limits(format!("commands have taken their {commands_max} places on the node")));
+        }
+        Ok(slot)
+    }
+}
+
+fn add(count: &AtomicU32, more: u32, max: u32) -> Result<u32, u32> {
+    let fits = |live: u32| live.checked_add(more).filter(|sum| *sum <= max);
+    count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)
+}
+
+impl Slot {
+    /// Not all of it was taken.
+    fn forget(&mut self, was_live: bool) {
+        if was_live {
+            self.slots.live.fetch_sub(self.weight, Ordering::Relaxed);
+        }
+        self.account.give_slots(self.weight);
+        self.weight = 0;
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.0.live.fetch_sub(1, Ordering::Relaxed);
+        if self.weight == 0 {
+            return;
+        }
+        self.slots.live.fetch_sub(self.weight, Ordering::Relaxed);
+        if self.world == World::Command {
+            self.slots.commands.fetch_sub(self.weight, Ordering::Relaxed);
+        }
+        self.account.give_slots(self.weight);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::NodeMemory;
+
+    #[test]
+    fn neither_a_container_nor_all_commands_can_take_every_place() {
+        let node = NodeMemory::new(u64::MAX);
+        let account = || Account::new(&Spec::new("a"), &node);
+        let slots = Slots::new(16);
+        let one = account();
+        let mut held: Vec<Slot> = (0..4).map(|_| slots.take(&one, 1, World::Http).unwrap()).collect();
+        assert!(slots.take(&one, 1, World::Http).is_err(), "a quarter is what one container may have");
+        assert!(slots.take(&account(), 5, World::Http).is_err(), "five memories are five places");
+        held.extend((0..10).map(|_| slots.take(&account(), 1, World::Command).unwrap()));
+        assert_eq!(slots.live(), 14);
+        held.extend((0..2).map(|_| slots.take(&account(), 1, World::Http).unwrap()));
+        assert!(slots.take(&account(), 1, World::Http).is_err());
+        drop(held);
+        let commands: Vec<_> = (0..14).map(|_| slots.take(&account(), 1, World::Command).unwrap()).collect();
+        assert!(slots.take(&account(), 1, World::Command).is_err(), "two are left for requests");
+        assert!(slots.take(&account(), 1, World::Http).is_ok());
+        drop(commands);
+        assert_eq!((slots.live(), slots.commands.load(Ordering::Relaxed)), (0, 0));
     }
 }

@@ -10,8 +10,9 @@
 //! * [`Spec`] is all that an instance gets: arguments, environment, directories, output, limits, network.
 //! * [`HttpService`] has an instance while it answers; [`Command`] has one until it ends.
 //!
-//! Invariants: a guest gives its thread back after a slice of fuel; memory of all instances of a container is one sum; a
-//! store that trapped is thrown away; no address reaches the kernel that [`Network`] has not named; no request leaves
+//! Invariants: a guest gives its thread back after a slice, whatever it does, and never runs on a thread of its caller but
+//! the gateway's ([`Engine::gateway`]); memory of all instances of a container is one sum, that of all containers another;
+//! a store that trapped is thrown away; no address reaches the kernel that [`Network`] has not named; no request leaves
 //! but through [`Outbound`]; nothing that is not compiled by this crate is ever loaded.
 
 mod adapt;
@@ -24,15 +25,20 @@ mod component;
 mod config;
 mod engine;
 mod error;
+mod exec;
 mod exit;
+mod facts;
+mod functions;
 mod guest;
 mod host;
 mod http;
 mod limits;
 mod machine;
+mod memory;
 mod meter;
 mod network;
 mod settings;
+mod slice;
 mod spec;
 #[cfg(test)]
 mod tests;
@@ -43,11 +49,12 @@ pub use self::command::Command;
 pub use self::compile::compile_worker;
 pub use self::component::{Component, World};
 pub use self::config::{Compiler, Config};
-pub use self::engine::Engine;
+pub use self::engine::{Engine, Phase};
 pub use self::error::Error;
 pub use self::exit::Exit;
 pub use self::host::{Outbound, OutboundError, Timeouts};
-pub use self::http::{Counters, HttpOptions, HttpService, RequestError};
+pub use self::http::{Counters, HttpOptions, HttpService, Probe, RequestError};
 pub use self::limits::Usage;
+pub use self::memory::{NodeUsage, Qos};
 pub use self::network::{Network, NoNetwork, Protocol, Refused, Resolved, SocketUse};
 pub use self::spec::{Discard, Mount, Sink, Spec};

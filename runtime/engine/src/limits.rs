@@ -1,15 +1,18 @@
 //! What the instances of one container use together, and the bounds of it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use wasmtime::ResourceLimiter;
 
-use crate::Spec;
+use crate::exec::Lane;
 use crate::exit::OverLimit;
+use crate::memory::{NodeMemory, Qos};
+use crate::slice::Clock;
+use crate::Spec;
 
 /// What was used so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,7 +23,7 @@ pub struct Usage {
     pub throttled: Duration,
     /// Fuel of the instances that have ended.
     pub fuel: u64,
-    /// Bytes of linear memories and tables now.
+    /// Bytes of linear memories and tables now, and of what the host holds for the guest.
     pub memory_bytes: u64,
     /// The most there was at one time.
     pub memory_bytes_peak: u64,
@@ -29,33 +32,64 @@ pub struct Usage {
 /// Outgoing requests of one container that wait for an answer; more wait to be sent.
 const OUTGOING_MAX: usize = 512;
 
+/// Look-ups of one container that the machine's resolver works on at the same time; more wait.
+const LOOK_UPS_MAX: usize = 4;
+
 /// The account of one container, shared by its instances.
-#[derive(Debug)]
 pub(crate) struct Account {
+    name: String,
     cpu_nanos: AtomicU64,
     throttled_nanos: AtomicU64,
     fuel: AtomicU64,
     memory: AtomicU64,
     memory_peak: AtomicU64,
     memory_max: u64,
+    memory_request: u64,
+    qos: Qos,
+    node: Arc<NodeMemory>,
+    /// Instances of it, by weight.
+    slots: AtomicU32,
+    /// Files and sockets that its instances have open.
+    descriptors: AtomicU32,
+    /// Look-ups of names that the machine's resolver works on.
+    pub(crate) look_ups: Arc<Semaphore>,
     /// Outgoing requests that wait for the head of their answer.
     pub(crate) outgoing: Semaphore,
     /// Time on the CPU, when it is limited.
     pub(crate) quota: Option<Quota>,
+    /// Its queue on the guests' threads.
+    pub(crate) lane: Arc<Lane>,
+    is_killed: AtomicBool,
+    /// Ends all instances as out of memory.
+    killer: Mutex<Option<Killer>>,
 }
 
+type Killer = Box<dyn Fn() + Send + Sync>;
+
 impl Account {
-    pub(crate) fn new(spec: &Spec) -> Arc<Account> {
-        Arc::new(Account {
+    pub(crate) fn new(spec: &Spec, node: &Arc<NodeMemory>) -> Arc<Account> {
+        let account = Arc::new(Account {
+            name: spec.name.clone(),
             cpu_nanos: AtomicU64::new(0),
             throttled_nanos: AtomicU64::new(0),
             fuel: AtomicU64::new(0),
             memory: AtomicU64::new(0),
             memory_peak: AtomicU64::new(0),
-            memory_max: spec.memory_bytes_max.unwrap_or(u64::MAX),
+            memory_max: spec.memory_bytes_max.unwrap_or(u64::MAX).min(node.max()),
+            memory_request: spec.memory_bytes_request.unwrap_or(0),
+            qos: spec.qos,
+            node: node.clone(),
+            slots: AtomicU32::new(0),
+            descriptors: AtomicU32::new(0),
+            look_ups: Arc::new(Semaphore::new(LOOK_UPS_MAX)),
             outgoing: Semaphore::new(OUTGOING_MAX),
             quota: spec.cpu_millis_max.map(Quota::new),
-        })
+            lane: Lane::new(spec.cpu_millis_request.or(spec.cpu_millis_max)),
+            is_killed: AtomicBool::new(false),
+            killer: Mutex::new(None),
+        });
+        node.join(&account);
+        account
     }
 
     pub(crate) fn usage(&self) -> Usage {
@@ -68,8 +102,20 @@ impl Account {
         }
     }
 
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     pub(crate) fn memory_max(&self) -> u64 {
         self.memory_max
+    }
+
+    pub(crate) fn memory_request(&self) -> u64 {
+        self.memory_request
+    }
+
+    pub(crate) fn qos(&self) -> Qos {
+        self.qos
     }
 
     pub(crate) fn ran(&self, time: Duration) {
@@ -77,6 +123,11 @@ impl Account {
         if let Some(quota) = &self.quota {
             quota.charge(time);
         }
+    }
+
+    /// Which clock is to measure a poll on the gateway.
+    pub(crate) fn inline_clock(&self) -> Clock {
+        if self.quota.is_some() { Clock::Thread } else { Clock::Wall }
     }
 
     pub(crate) fn was_throttled(&self, time: Duration) {
@@ -87,15 +138,69 @@ impl Account {
         self.fuel.fetch_add(fuel, Relaxed);
     }
 
-    fn take(&self, bytes: u64) -> Result<(), OverLimit> {
+    pub(crate) fn take(&self, bytes: u64) -> Result<(), OverLimit> {
         let fits = |held: u64| held.checked_add(bytes).filter(|sum| *sum <= self.memory_max);
         let before = self.memory.fetch_update(Relaxed, Relaxed, fits).map_err(|_| OverLimit)?;
+        if !self.node.take(self, bytes) {
+            self.memory.fetch_sub(bytes, Relaxed);
+            return Err(OverLimit);
+        }
         self.memory_peak.fetch_max(before + bytes, Relaxed);
         Ok(())
     }
 
-    fn give(&self, bytes: u64) {
+    pub(crate) fn give(&self, bytes: u64) {
         self.memory.fetch_sub(bytes, Relaxed);
+        self.node.give(bytes);
+    }
+
+    /// How its instances end when the node's memory is used up; called on a thread that may hold locks of other guests,
+    /// so it must leave the work to another one.
+    pub(crate) fn on_kill(&self, killer: impl Fn() + Send + Sync + 'static) {
+        *self.killer.lock() = Some(Box::new(killer));
+    }
+
+    pub(crate) fn is_killed(&self) -> bool {
+        self.is_killed.load(Relaxed)
+    }
+
+    /// The node takes its memory back.
+    pub(crate) fn kill_for_memory(&self) {
+        if !self.is_killed.swap(true, Relaxed)
+            && let Some(killer) = &*self.killer.lock()
+        {
+            killer();
+        }
+    }
+
+    /// It may have memory again.
+    pub(crate) fn revive(&self) {
+        self.is_killed.store(false, Relaxed);
+    }
+
+    /// Counts `weight` instances more, at most `max`.
+    pub(crate) fn take_slots(&self, weight: u32, max: u32) -> Result<(), u32> {
+        let more = |live: u32| live.checked_add(weight).filter(|sum| *sum <= max);
+        self.slots.fetch_update(Relaxed, Relaxed, more).map(|_| ())
+    }
+
+    pub(crate) fn give_slots(&self, weight: u32) {
+        self.slots.fetch_sub(weight, Relaxed);
+    }
+
+    /// Counts one more open file or socket; false at the bound.
+    pub(crate) fn take_descriptor(&self, max: u32) -> bool {
+        self.descriptors.fetch_update(Relaxed, Relaxed, |open| (open < max).then_some(open + 1)).is_ok()
+    }
+
+    pub(crate) fn give_descriptors(&self, count: u32) {
+        self.descriptors.fetch_sub(count, Relaxed);
+    }
+}
+
+impl std::fmt::Debug for Account {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Account").field("name", &self.name).field("usage", &self.usage()).finish()
     }
 }
 
@@ -103,11 +208,13 @@ fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Counts the memories and tables of one store, and gives all back when the store ends.
+/// Counts what one store holds: memories, tables, and what the host holds for it. Gives all back when the store ends.
 #[derive(Debug)]
 pub(crate) struct Limiter {
     account: Arc<Account>,
     held: u64,
+    /// Part of it that the host holds.
+    host: u64,
     /// The growth last allowed, in case it fails for another reason.
     last: u64,
 }
@@ -115,9 +222,30 @@ pub(crate) struct Limiter {
 /// What one element of a table takes.
 const ELEMENT_BYTES: u64 = 8;
 
+/// What the host needs for any instance: the store, its stack, its tables of handles.
+const INSTANCE_BYTES: u64 = 64 << 10;
+
 impl Limiter {
-    pub(crate) fn new(account: Arc<Account>) -> Limiter {
-        Limiter { account, held: 0, last: 0 }
+    pub(crate) fn new(account: Arc<Account>) -> Result<Limiter, OverLimit> {
+        account.take(INSTANCE_BYTES)?;
+        Ok(Limiter { account, held: INSTANCE_BYTES, host: INSTANCE_BYTES, last: 0 })
+    }
+
+    pub(crate) fn account(&self) -> &Arc<Account> {
+        &self.account
+    }
+
+    /// The host holds so much for handles, headers, bodies and streams of this store now.
+    pub(crate) fn set_host(&mut self, bytes: u64) -> Result<(), OverLimit> {
+        let bytes = bytes.saturating_add(INSTANCE_BYTES);
+        if bytes > self.host {
+            self.account.take(bytes - self.host)?;
+        } else {
+            self.account.give(self.host - bytes);
+        }
+        self.held = self.held - self.host + bytes;
+        self.host = bytes;
+        Ok(())
     }
 
     pub(crate) fn held(&self) -> u64 {
@@ -242,18 +370,25 @@ mod tests {
 
     #[test]
     fn memory_is_summed_over_stores_and_given_back() {
-        let account = Account::new(&Spec { memory_bytes_max: Some(1000), ..Spec::new("a") });
-        let mut first = Limiter::new(account.clone());
-        let mut second = Limiter::new(account.clone());
+        let node = NodeMemory::new(u64::MAX);
+        let limit = 1000 + 2 * INSTANCE_BYTES;
+        let account = Account::new(&Spec { memory_bytes_max: Some(limit), ..Spec::new("a") }, &node);
+        let mut first = Limiter::new(account.clone()).unwrap();
+        let mut second = Limiter::new(account.clone()).unwrap();
         assert!(first.memory_growing(0, 600, None).unwrap());
-        assert!(second.table_growing(0, 50, None).unwrap());
+        assert!(second.table_growing(0, 40, None).unwrap());
+        second.set_host(80).unwrap();
         assert!(second.memory_growing(0, 1, None).unwrap_err().is::<OverLimit>());
+        assert!(second.set_host(81).is_err(), "what the host holds counts");
         assert!(!first.memory_growing(600, 700, Some(650)).unwrap(), "its own maximum is no matter of the limit");
         drop(first);
         assert!(second.memory_growing(0, 600, None).unwrap());
         second.memory_grow_failed(wasmtime::Error::msg("no slot")).unwrap();
+        second.set_host(0).unwrap();
+        assert_eq!(second.held(), 320 + INSTANCE_BYTES);
         drop(second);
         let usage = account.usage();
-        assert_eq!((usage.memory_bytes, usage.memory_bytes_peak), (0, 1000));
+        assert_eq!((usage.memory_bytes, usage.memory_bytes_peak), (0, limit));
+        assert_eq!(node.usage().memory_bytes, 0);
     }
 }

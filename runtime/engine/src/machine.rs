@@ -42,6 +42,40 @@ pub(crate) fn raise_open_files() {
     }
 }
 
+/// Descriptors of this process that guests leave alone, at least: API, log, connections of clients.
+const DESCRIPTORS_LEFT: u64 = 512;
+
+/// How many descriptors guests may open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Descriptors {
+    /// The kernel gives the lowest number that is free: one at or above this means that the rest is for the node.
+    pub(crate) number_max: u32,
+    /// The most that one container may have open.
+    pub(crate) container_max: u32,
+}
+
+/// How many descriptors guests may open.
+pub(crate) fn descriptors() -> Descriptors {
+    share(getrlimit(Resource::Nofile).current.unwrap_or(1 << 20))
+}
+
+fn share(limit: u64) -> Descriptors {
+    let left = (limit / 4).max(DESCRIPTORS_LEFT).min(limit / 2);
+    let guests = limit - left;
+    let number = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+    Descriptors { number_max: number(guests), container_max: number((guests / 8).max(32)) }
+}
+
+/// Bytes of memory that this machine, or the control group of this process, has.
+pub(crate) fn memory_bytes() -> u64 {
+    let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let kib = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+        kib.trim().trim_end_matches("kB").trim().parse::<u64>().ok()
+    });
+    let group = fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|text| text.trim().parse::<u64>().ok());
+    machine.map_or(4 << 30, |kib| kib * 1024).min(group.unwrap_or(u64::MAX))
+}
+
 /// Whether the kernel has PAGEMAP_SCAN (6.7), which finds the pages that an instance has touched.
 pub(crate) fn has_pagemap_scan() -> bool {
     fs::read_to_string("/proc/sys/kernel/osrelease").is_ok_and(|release| version(&release) >= Some((6, 7)))
@@ -62,6 +96,14 @@ mod tests {
         for (wanted, maps, fits) in table {
             assert_eq!(fit(wanted, maps), fits, "{wanted} with {maps} maps");
         }
+    }
+
+    #[test]
+    fn descriptors_are_shared_and_some_are_left_for_the_node() {
+        for (limit, number_max, container_max) in [(1024, 512, 64), (20_000, 15_000, 1_875), (256, 128, 32)] {
+            assert_eq!(share(limit), Descriptors { number_max, container_max }, "of {limit}");
+        }
+        assert!(memory_bytes() > 64 << 20);
     }
 
     #[test]

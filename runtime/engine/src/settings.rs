@@ -6,10 +6,6 @@ use wasmtime::{Enabled, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 use crate::machine;
 
-/// Fuel after which a guest gives its thread back: some 60 to 150 µs. Measured: a tenth of it costs 17 % of
-/// the guest's speed instead of 9, ten times as much makes neighbours wait a millisecond.
-pub(crate) const FUEL_SLICE: u64 = 1_000_000;
-
 /// Address space of one linear memory. With all that 32 bits can address reserved, memory accesses need no bounds
 /// checks; less would cost 50 to 70 % of the speed.
 const RESERVATION: u64 = 4 << 30;
@@ -26,6 +22,22 @@ const WARM_SLOTS: u32 = 64;
 
 /// Pointers in one table. CPython with its libraries has some 30,000 functions.
 const TABLE_ELEMENTS: usize = 100_000;
+
+/// Core instances of one component. Python with many libraries has some fifty.
+const CORE_INSTANCES_MAX: u32 = 128;
+
+/// Memories of one component. Nearly all have one.
+const MEMORIES_MAX: u32 = 16;
+
+/// Tables for each of the engine's places.
+const TABLES_PER_PLACE: u32 = 3;
+
+/// How many of the engine's places an instance of this component takes: as many as the memories or tables that it has.
+pub(crate) fn places(component: &wasmtime::component::Component) -> u32 {
+    // A component that imports core modules, which no component here can, would not say.
+    let Some(needed) = component.resources_required() else { return MEMORIES_MAX };
+    needed.num_memories.max(needed.num_tables.div_ceil(TABLES_PER_PLACE)).max(1)
+}
 
 /// What decides over the compiled code, the same in every process. Whatever is set here changes the key of the cache.
 pub(crate) fn code() -> wasmtime::Config {
@@ -65,10 +77,14 @@ pub(crate) fn engine(instances_max: u32) -> wasmtime::Result<(wasmtime::Engine, 
 fn pool(instances: u32) -> InstanceAllocationStrategy {
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(instances)
-        // A component is several core instances, most of them small shims; this is a counter, no memory.
-        .total_core_instances(instances.saturating_mul(32))
+        // A component is several core instances, most of them small shims; this is a counter, no memory. As many as all
+        // components together could have, so that none of them can use it up.
+        .total_core_instances(instances.saturating_mul(CORE_INSTANCES_MAX))
+        .max_core_instances_per_component(CORE_INSTANCES_MAX)
+        .max_memories_per_component(MEMORIES_MAX)
+        .max_tables_per_component(MEMORIES_MAX * TABLES_PER_PLACE)
         .total_memories(instances)
-        .total_tables(instances.saturating_mul(3))
+        .total_tables(instances.saturating_mul(TABLES_PER_PLACE))
         // A store keeps its stack until it ends.
         .total_stacks(instances)
         .total_gc_heaps(instances.min(1000))

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::{Network, NoNetwork, Outbound};
+use crate::{Network, NoNetwork, Outbound, Qos};
 
 /// What an instance is given.
 #[derive(Clone)]
@@ -25,10 +25,17 @@ pub struct Spec {
     pub stdout: Arc<dyn Sink>,
     /// Standard error; the engine writes here, too, when the guest traps.
     pub stderr: Arc<dyn Sink>,
-    /// Bytes of all linear memories and tables of all instances together.
+    /// Bytes of all instances together: linear memories, tables, and what the host holds for them (headers, bodies,
+    /// handles). Without it, all that the node has for guests.
     pub memory_bytes_max: Option<u64>,
+    /// Bytes that it asked for: up to these it is not the one that ends when the node's memory is used up.
+    pub memory_bytes_request: Option<u64>,
+    /// Its pod's class: who ends first.
+    pub qos: Qos,
     /// Thousandths of a CPU, as a quota of time for all instances together.
     pub cpu_millis_max: Option<u64>,
+    /// Thousandths of a CPU that it asked for: its weight among the guests that compute.
+    pub cpu_millis_request: Option<u64>,
     /// Fuel of one instance, to its end: for a service with fresh instances that is one request.
     pub fuel_max: Option<u64>,
     /// What its sockets reach.
@@ -50,7 +57,10 @@ impl Spec {
             stdout: Arc::new(Discard),
             stderr: Arc::new(Discard),
             memory_bytes_max: None,
+            memory_bytes_request: None,
+            qos: Qos::default(),
             cpu_millis_max: None,
+            cpu_millis_request: None,
             fuel_max: None,
             network: Arc::new(NoNetwork),
             outbound: Arc::new(NoNetwork),

@@ -9,7 +9,9 @@ use k8s_openapi::api::core::v1::Pod;
 
 /// `"true"`: guests may reach addresses and names outside of the cluster. Without it they may not.
 pub const EGRESS: &str = "coracle.dev/egress";
-/// Requests that one instance of an HTTP component serves before it is thrown away; 1 when absent.
+/// Requests that one instance of an HTTP component serves before it is thrown away; when absent, as many as are known
+/// to be safe for its language and world: 1,000 (Rust, Go, Python), 500 (WASI 0.3), 1 (JavaScript, what is not known).
+/// Memory persists from one request of an instance to the next, nothing else does.
 pub const HTTP_REUSE: &str = "coracle.dev/http-reuse";
 /// Instances of an HTTP component that may be at work at the same time.
 pub const HTTP_CONCURRENCY: &str = "coracle.dev/http-concurrency";
@@ -56,7 +58,7 @@ impl Wishes {
         }
         wishes.fuel_max = number::<u64>(annotations, FUEL)?;
         if let Some(reuse) = number(annotations, HTTP_REUSE)? {
-            wishes.http.reuse = reuse;
+            wishes.http.reuse = Some(reuse);
         }
         if let Some(concurrency) = number(annotations, HTTP_CONCURRENCY)? {
             wishes.http.concurrency = concurrency;
@@ -93,7 +95,7 @@ mod tests {
         let wishes =
             of(json!({"coracle.dev/egress": "true", "coracle.dev/http-reuse": "100", "coracle.dev/fuel": "7"}));
         let wishes = wishes.unwrap();
-        assert_eq!((wishes.egress, wishes.http.reuse, wishes.fuel_max), (true, 100, Some(7)));
+        assert_eq!((wishes.egress, wishes.http.reuse, wishes.fuel_max), (true, Some(100), Some(7)));
         assert!(!of(json!({})).unwrap().egress);
         for (name, value) in [(EGRESS, "yes"), (HTTP_REUSE, "0"), (FUEL, "-1"), (HTTP_TIMEOUT, "1m")] {
             assert_eq!(of(json!({name: value})).unwrap_err().name, name);

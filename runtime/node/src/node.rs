@@ -162,7 +162,8 @@ impl Node {
         let network = context.network.clone();
         context.tasks.spawn(network.discovery.clone().run(until("discovery")));
         let node_ports = Some(context.config.node_port_bind);
-        context.tasks.spawn(network.proxy.clone().run(node_ports, until("proxy")));
+        // Connections of clients are served where guests may run.
+        context.tasks.spawn_on(network.proxy.clone().run(node_ports, until("proxy")), context.engine.gateway());
         context.tasks.spawn(disk::run(pods.clone(), until("disk")));
         let jumped = pods.clone();
         context.tasks.spawn(clock::watch(move |_| jumped.time_jumped(), until("clock")));
@@ -212,6 +213,7 @@ async fn start_engine(config: &Config, machine: &Machine) -> Result<Engine, Erro
     let mut engine = coracle_engine::Config::new(config.data_dir.join("components"));
     engine.compiler = config.compiler.clone();
     engine.instances_max = u32::try_from(machine.pods).unwrap_or(u32::MAX);
+    engine.memory_bytes_max = machine.allocatable_memory_bytes();
     let started = tokio::task::spawn_blocking(move || Engine::new(engine)).await;
     match started {
         Ok(result) => result.map_err(|error| Error::Engine(Box::new(error))),

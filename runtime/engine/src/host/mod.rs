@@ -1,10 +1,14 @@
 //! What guests import. Most is wasmtime's; what a pod must see differently is here, one interface per module.
 
 mod body_end;
+mod descriptors;
 mod environment;
+mod held;
 mod names;
 mod outbound;
 mod output;
+mod random;
+mod read_ahead;
 mod sockets_p3;
 mod tcp;
 mod udp;
@@ -18,8 +22,10 @@ use wasmtime_wasi::p3::bindings as p3;
 use wasmtime_wasi::sockets::WasiSocketsCtxView;
 
 pub(crate) use self::body_end::{Answering, BodyEnd};
+pub(crate) use self::descriptors::Descriptors;
 use self::environment::Environment;
-pub(crate) use self::outbound::{Hooks, to_wasi};
+pub(crate) use self::held::bytes_of;
+pub(crate) use self::outbound::{Chain, Hooks, to_wasi};
 pub use self::outbound::{Outbound, OutboundError, Timeouts};
 pub(crate) use self::output::Output;
 use crate::guest::Guest;
@@ -39,9 +45,14 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Guest
     p3::cli::environment::add_to_linker::<_, Environment>(&mut linker, |guest| &*guest.spec)?;
     p2::sockets::tcp::add_to_linker::<_, Mesh>(&mut linker, Guest::mesh)?;
     p2::sockets::udp::add_to_linker::<_, Mesh>(&mut linker, Guest::mesh)?;
+    p2::sockets::tcp_create_socket::add_to_linker::<_, Mesh>(&mut linker, Guest::mesh)?;
+    p2::sockets::udp_create_socket::add_to_linker::<_, Mesh>(&mut linker, Guest::mesh)?;
     p2::sockets::ip_name_lookup::add_to_linker::<_, Mesh>(&mut linker, Guest::mesh)?;
     p3::sockets::ip_name_lookup::add_to_linker::<_, Mesh>(&mut linker, Guest::mesh)?;
     sockets_p3::add_to_linker(&mut linker)?;
+    names::add_to_linker(&mut linker)?;
+    descriptors::add_to_linker(&mut linker)?;
+    random::add_to_linker(&mut linker)?;
     Ok(linker)
 }
 
@@ -53,6 +64,7 @@ pub(crate) struct Mesh;
 pub(crate) struct MeshView<'a> {
     pub(crate) inner: WasiSocketsCtxView<'a>,
     pub(crate) network: &'a dyn Network,
+    pub(crate) descriptors: &'a mut Descriptors,
 }
 
 /// The address from which a pod connects to a neighbour on this machine; none for targets elsewhere, which loopback

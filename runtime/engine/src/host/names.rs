@@ -1,8 +1,15 @@
-//! `wasi:sockets/ip-name-lookup`: the mesh's names first.
+//! `wasi:sockets/ip-name-lookup`: the mesh's names first, the machine's resolver where the node says so.
+//!
+//! The machine's resolver blocks a thread for as long as it likes, so a container has few look-ups under way, all of
+//! them together leave threads for files, and nobody waits for longer than [`PATIENCE`].
 
-use std::net::IpAddr;
+use std::net::{IpAddr, ToSocketAddrs};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
-use wasmtime::component::{Accessor, Resource};
+use tokio::sync::Semaphore;
+use wasmtime::StoreContextMut;
+use wasmtime::component::{Accessor, Linker, Resource};
 use wasmtime_wasi::p2::DynPollable;
 use wasmtime_wasi::p2::SocketError;
 use wasmtime_wasi::p2::bindings::sockets::ip_name_lookup as p2;
@@ -11,24 +18,107 @@ use wasmtime_wasi::p3::bindings::sockets::ip_name_lookup as p3;
 
 use super::{Mesh, MeshView};
 use crate::Resolved;
+use crate::guest::Guest;
+
+/// The interface of 0.2, at the version that wasmtime defines.
+const LOOK_UP: &str = "wasi:sockets/ip-name-lookup@0.2.12";
+
+/// Look-ups of all guests that the machine's resolver works on at the same time: half of the threads that may block.
+const LOOK_UPS_MAX: usize = 32;
+
+/// How long a guest waits for the machine's resolver, its turn included.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why there is no address.
+enum Unresolved {
+    Unknown,
+    Later,
+}
+
+impl From<Unresolved> for ErrorCode {
+    fn from(why: Unresolved) -> Self {
+        match why {
+            Unresolved::Unknown => Self::NameUnresolvable,
+            Unresolved::Later => Self::TemporaryResolverFailure,
+        }
+    }
+}
+
+impl From<Unresolved> for p3::ErrorCode {
+    fn from(why: Unresolved) -> Self {
+        match why {
+            Unresolved::Unknown => Self::NameUnresolvable,
+            Unresolved::Later => Self::TemporaryResolverFailure,
+        }
+    }
+}
+
+/// Asks the machine's resolver, within the bounds of the container and of the node.
+async fn ask_machine(container: Arc<Semaphore>, name: String) -> Result<Vec<IpAddr>, Unresolved> {
+    static NODE: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(LOOK_UPS_MAX)));
+    let asked = async move {
+        // Neither is ever closed. Both are given back by the thread, which nobody can stop.
+        let turns = (container.acquire_owned().await, NODE.clone().acquire_owned().await);
+        let found = tokio::task::spawn_blocking(move || {
+            let _turns = turns;
+            let found = (name.as_str(), 0).to_socket_addrs()?;
+            Ok::<_, std::io::Error>(found.map(|address| address.ip().to_canonical()).collect::<Vec<_>>())
+        });
+        found.await.map_err(|_| Unresolved::Later)?.map_err(|_| Unresolved::Unknown)
+    };
+    tokio::time::timeout(PATIENCE, asked).await.unwrap_or(Err(Unresolved::Later))
+}
+
+/// What a name stands for, whoever knows it.
+async fn resolve(
+    resolved: Resolved,
+    container: Arc<Semaphore>,
+    name: String,
+) -> Result<Vec<IpAddr>, Unresolved> {
+    match resolved {
+        Resolved::Addresses(addresses) => Ok(addresses),
+        Resolved::System => ask_machine(container, name).await,
+        Resolved::Unknown => Err(Unresolved::Unknown),
+        Resolved::Failed => Err(Unresolved::Later),
+    }
+}
+
+/// Look-ups of 0.2 wait within the call: the type of the stream is wasmtime's own, and asks the machine without bounds.
+pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    linker.instance(LOOK_UP)?.func_wrap_async(
+        "resolve-addresses",
+        |mut store: StoreContextMut<'_, Guest>, (network, name): (Resource<Network>, String)| {
+            Box::new(async move {
+                let (resolved, turns) = {
+                    let guest = store.data_mut();
+                    (guest.spec.network.resolve(&name), guest.account().look_ups.clone())
+                };
+                let addresses = match resolve(resolved, turns, name).await {
+                    Ok(addresses) => addresses,
+                    Err(why) => return Ok((Err(why.into()),)),
+                };
+                let Some(address) = addresses.first() else { return Ok((Err(ErrorCode::NameUnresolvable),)) };
+                let mut mesh = store.data_mut().mesh();
+                // An address as a name comes back as it is.
+                let stream = p2::Host::resolve_addresses(&mut mesh.inner, network, address.to_string());
+                let result: Result<Resource<p2::ResolveAddressStream>, ErrorCode> = match stream {
+                    Ok(stream) => Ok(stream),
+                    Err(error) => Err(error.downcast()?),
+                };
+                Ok((result,))
+            })
+        },
+    )
+}
 
 impl p2::Host for MeshView<'_> {
     fn resolve_addresses(
         &mut self,
-        network: Resource<Network>,
-        name: String,
+        _: Resource<Network>,
+        _: String,
     ) -> Result<Resource<p2::ResolveAddressStream>, SocketError> {
-        let name = match self.network.resolve(&name) {
-            Resolved::System => name,
-            // An address as a name comes back as it is; the type of the stream is wasmtime's own and takes no list.
-            Resolved::Addresses(addresses) => match addresses.first() {
-                Some(address) => address.to_string(),
-                None => return Err(ErrorCode::NameUnresolvable.into()),
-            },
-            Resolved::Unknown => return Err(ErrorCode::NameUnresolvable.into()),
-            Resolved::Failed => return Err(ErrorCode::TemporaryResolverFailure.into()),
-        };
-        p2::Host::resolve_addresses(&mut self.inner, network, name)
+        // Defined above instead, which may wait.
+        Err(ErrorCode::NotSupported.into())
     }
 }
 
@@ -56,16 +146,13 @@ impl<T> p3::HostWithStore<T> for Mesh {
         store: &Accessor<T, Self>,
         name: String,
     ) -> wasmtime::Result<Result<Vec<p3::IpAddress>, p3::ErrorCode>> {
-        let resolved = store.with(|mut view| view.get().network.resolve(&name));
-        let addresses: Vec<IpAddr> = match resolved {
-            Resolved::Addresses(addresses) => addresses,
-            Resolved::System => match tokio::net::lookup_host((name.as_str(), 0)).await {
-                Ok(found) => found.map(|address| address.ip().to_canonical()).collect(),
-                Err(_) => return Ok(Err(p3::ErrorCode::NameUnresolvable)),
-            },
-            Resolved::Unknown => return Ok(Err(p3::ErrorCode::NameUnresolvable)),
-            Resolved::Failed => return Ok(Err(p3::ErrorCode::TemporaryResolverFailure)),
-        };
-        Ok(Ok(addresses.into_iter().map(Into::into).collect()))
+        let (resolved, turns) = store.with(|mut view| {
+            let view = view.get();
+            (view.network.resolve(&name), view.descriptors.account().look_ups.clone())
+        });
+        Ok(match resolve(resolved, turns, name).await {
+            Ok(addresses) => Ok(addresses.into_iter().map(Into::into).collect()),
+            Err(why) => Err(why.into()),
+        })
     }
 }

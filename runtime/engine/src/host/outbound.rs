@@ -8,18 +8,19 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderName, Request, Response};
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use wasmtime_wasi_http::{
     DEFAULT_FORBIDDEN_HEADERS, Error as WasiError, ForbiddenHeaderFilter, RequestOptions, WasiBody, WasiHttpHooks,
 };
 
+use super::read_ahead::read_ahead;
 use crate::limits::Account;
 use crate::{Body, BoxError, NoNetwork};
 
 /// Bytes that a guest may have written to a body and nobody has taken yet.
-const CHUNK_BYTES_MAX: usize = 256 << 10;
+pub(crate) const CHUNK_BYTES_MAX: usize = 64 << 10;
 
 /// How long a guest waits for an answer when it says nothing about it.
 const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(300);
@@ -107,15 +108,54 @@ fn from_wasi(body: WasiBody) -> Body {
     body.map_err(BoxError::from).boxed_unsync()
 }
 
+/// Who has called whom until here, for requests that stay in this process: what a service must not wait for is itself.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Chain(Option<Arc<Link>>);
+
+#[derive(Debug)]
+struct Link {
+    /// The address of its account, which lives as long as its guest waits for the answer.
+    account: usize,
+    depth: u32,
+    before: Chain,
+}
+
+impl Chain {
+    /// The same with one more caller.
+    pub(crate) fn with(&self, account: &Arc<Account>) -> Chain {
+        let depth = self.depth() + 1;
+        Chain(Some(Arc::new(Link { account: Arc::as_ptr(account) as usize, depth, before: self.clone() })))
+    }
+
+    /// How many have called.
+    pub(crate) fn depth(&self) -> u32 {
+        self.0.as_ref().map_or(0, |link| link.depth)
+    }
+
+    /// Whether this one is among them.
+    pub(crate) fn has(&self, account: &Arc<Account>) -> bool {
+        let (mut link, wanted) = (self.0.as_deref(), Arc::as_ptr(account) as usize);
+        while let Some(found) = link {
+            if found.account == wanted {
+                return true;
+            }
+            link = found.before.0.as_deref();
+        }
+        false
+    }
+}
+
 /// wasmtime's door for what leaves a guest.
 pub(crate) struct Hooks {
     outbound: Arc<dyn Outbound>,
     account: Arc<Account>,
+    /// Of the request that is being served.
+    pub(crate) chain: Chain,
 }
 
 impl Hooks {
     pub(crate) fn new(outbound: Arc<dyn Outbound>, account: Arc<Account>) -> Hooks {
-        Hooks { outbound, account }
+        Hooks { outbound, account, chain: Chain::default() }
     }
 }
 
@@ -145,8 +185,12 @@ impl WasiHttpHooks for Hooks {
             first_byte: options.first_byte_timeout,
             between_bytes: options.between_bytes_timeout,
         });
-        let mut request = request.map(from_wasi);
+        let mut request = request.map(|body| Lingering(Some(from_wasi(body))).boxed_unsync());
         request.extensions_mut().insert(timeouts);
+        request.extensions_mut().insert(self.chain.with(&self.account));
+        // A guest that sends all of a large body before it reads the answer, to one that answers as it reads: between
+        // sockets, the kernel's buffers take what comes meanwhile.
+        let reads_ahead = !request.body().is_end_stream();
         Box::new(async move {
             let patience = timeouts.first_byte.unwrap_or(FIRST_BYTE_TIMEOUT);
             let sent = timeout(patience, async {
@@ -159,6 +203,10 @@ impl WasiHttpHooks for Hooks {
                 Some(between_bytes) => response.map(|body| Paced::new(body, between_bytes).boxed_unsync()),
                 None => response,
             };
+            let response = match reads_ahead {
+                true => response.map(|body| read_ahead(account, body)),
+                false => response,
+            };
             Ok((response.map(to_wasi), Box::new(std::future::ready(Ok(()))) as _))
         })
     }
@@ -169,6 +217,55 @@ impl WasiHttpHooks for Hooks {
 
     fn p3_outgoing_body_chunk_size(&mut self) -> usize {
         CHUNK_BYTES_MAX
+    }
+}
+
+/// Bytes of a request's body that are taken although whoever answers does not want them.
+const LINGER_BYTES_MAX: usize = 256 << 10;
+/// For how long.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// The body of a guest's request. Whoever answers may do so without reading it, and be done before the guest has
+/// finished it: between sockets, the kernel would still take that, so the guest is not told of a reset here either.
+struct Lingering(Option<Body>);
+
+impl http_body::Body for Lingering {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let Some(body) = &mut self.0 else { return Poll::Ready(None) };
+        let frame = ready!(Pin::new(body).poll_frame(context));
+        if !matches!(frame, Some(Ok(_))) {
+            self.0 = None;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.as_ref().is_none_or(http_body::Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.as_ref().map_or_else(|| SizeHint::with_exact(0), http_body::Body::size_hint)
+    }
+}
+
+impl Drop for Lingering {
+    fn drop(&mut self) {
+        if let Some(mut body) = self.0.take()
+            && !body.is_end_stream()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(timeout(LINGER, async move {
+                let mut left = LINGER_BYTES_MAX;
+                while let Some(Ok(frame)) = body.frame().await {
+                    let bytes = frame.data_ref().map_or(0, Bytes::len);
+                    let Some(less) = left.checked_sub(bytes.max(1)) else { return };
+                    left = less;
+                }
+            }));
+        }
     }
 }
 

@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 use std::pin::pin;
 
 use wasmtime::component::Resource;
-use wasmtime_wasi::p2::bindings::sockets::network::{IpAddressFamily, IpSocketAddress, Network};
+use wasmtime_wasi::p2::bindings::sockets::network::{ErrorCode, IpAddressFamily, IpSocketAddress, Network};
 use wasmtime_wasi::p2::bindings::sockets::tcp::{Host, HostTcpSocket, ShutdownType, TcpSocket};
+use wasmtime_wasi::p2::bindings::sockets::tcp_create_socket;
 use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, DynPollable, SocketResult};
 use wasmtime_wasi::runtime::poll_noop;
 
@@ -13,6 +14,15 @@ use super::{MeshView, source};
 use crate::Protocol;
 
 impl Host for MeshView<'_> {}
+
+impl tcp_create_socket::Host for MeshView<'_> {
+    fn create_tcp_socket(&mut self, family: IpAddressFamily) -> SocketResult<Resource<TcpSocket>> {
+        if !self.descriptors.take() {
+            return Err(ErrorCode::NewSocketLimit.into());
+        }
+        tcp_create_socket::Host::create_tcp_socket(&mut self.inner, family).inspect_err(|_| self.descriptors.give())
+    }
+}
 
 impl MeshView<'_> {
     /// Gives a socket that connects to a neighbour the pod's own address, so that the neighbour sees who it is.
@@ -85,7 +95,10 @@ impl HostTcpSocket for MeshView<'_> {
         &mut self,
         socket: Resource<TcpSocket>,
     ) -> SocketResult<(Resource<TcpSocket>, Resource<DynInputStream>, Resource<DynOutputStream>)> {
-        self.inner.accept(socket)
+        if !self.descriptors.take() {
+            return Err(ErrorCode::NewSocketLimit.into());
+        }
+        self.inner.accept(socket).inspect_err(|_| self.descriptors.give())
     }
 
     fn local_address(&mut self, socket: Resource<TcpSocket>) -> SocketResult<IpSocketAddress> {
@@ -175,6 +188,7 @@ impl HostTcpSocket for MeshView<'_> {
     }
 
     fn drop(&mut self, socket: Resource<TcpSocket>) -> wasmtime::Result<()> {
+        self.descriptors.give();
         HostTcpSocket::drop(&mut self.inner, socket)
     }
 }

@@ -6,12 +6,23 @@ use wasmtime_wasi::p2::bindings::sockets::udp::{
     Host, HostIncomingDatagramStream, HostOutgoingDatagramStream, HostUdpSocket, IncomingDatagram,
     IncomingDatagramStream, OutgoingDatagram, OutgoingDatagramStream, UdpSocket,
 };
+use wasmtime_wasi::p2::bindings::sockets::udp_create_socket;
 use wasmtime_wasi::p2::{DynPollable, SocketResult};
 
 use super::MeshView;
 use crate::Protocol;
 
 impl Host for MeshView<'_> {}
+
+impl udp_create_socket::Host for MeshView<'_> {
+    async fn create_udp_socket(&mut self, family: IpAddressFamily) -> SocketResult<Resource<UdpSocket>> {
+        if !self.descriptors.take() {
+            return Err(ErrorCode::NewSocketLimit.into());
+        }
+        let created = udp_create_socket::Host::create_udp_socket(&mut self.inner, family).await;
+        created.inspect_err(|_| self.descriptors.give())
+    }
+}
 
 impl MeshView<'_> {
     fn target(&self, address: IpSocketAddress) -> Result<IpSocketAddress, ErrorCode> {
@@ -86,6 +97,7 @@ impl HostUdpSocket for MeshView<'_> {
     }
 
     fn drop(&mut self, socket: Resource<UdpSocket>) -> wasmtime::Result<()> {
+        self.descriptors.give();
         HostUdpSocket::drop(&mut self.inner, socket)
     }
 }

@@ -11,8 +11,8 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use wasmtime_wasi_http::WasiBody;
 
-use super::RequestError;
 use super::flight::Flight;
+use super::{RequestError, edge};
 use crate::BoxError;
 
 /// A guest's body with its flight.
@@ -26,8 +26,10 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    pub(super) fn response(response: Response<WasiBody>, flight: Arc<Flight>) -> Response<crate::Body> {
+    pub(super) fn response(mut response: Response<WasiBody>, flight: Arc<Flight>) -> Response<crate::Body> {
+        edge::send(&mut response);
         let left = length(response.headers());
+        flight.handed(true);
         response.map(|body| Answer { body, flight, left, ended: false }.boxed_unsync())
     }
 
@@ -69,12 +71,17 @@ impl Body for Answer {
         if self.ended {
             return Poll::Ready(None);
         }
-        if let Poll::Ready(frame) = self.poll_body(context) {
-            return Poll::Ready(frame);
+        self.flight.handed(false);
+        let mut polled = self.poll_body(context);
+        if polled.is_pending() {
+            // A guest that has ended, or was ended, has let go of its end of the body: the body itself knows and wakes.
+            let _ = self.flight.drive(context);
+            polled = self.poll_body(context);
         }
-        // A guest that has ended, or was ended, has let go of its end of the body: the body itself knows and wakes.
-        let _ = self.flight.drive(context);
-        self.poll_body(context)
+        if matches!(polled, Poll::Ready(Some(_))) {
+            self.flight.handed(true);
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

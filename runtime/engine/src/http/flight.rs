@@ -1,26 +1,28 @@
 //! One request under way.
 
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use futures::task::AtomicWaker;
 use http::{Request, Response};
 use parking_lot::Mutex;
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::task::AbortHandle;
 use wasmtime_wasi_http::WasiBody;
 
 use super::RequestError;
+use super::admission::Permit;
 use super::run::run;
 use super::service::Service;
 use crate::Body;
-use crate::host::BodyEnd;
-use crate::meter::{Clock, Metered};
+use crate::exec::{self, Running};
+use crate::host::{BodyEnd, Chain};
+use crate::meter::Metered;
+use crate::slice::Clock;
 
-/// Time that a guest may use on the asker's task. Two slices of fuel; most requests need a tenth of one.
+/// Time that a guest may use on the gateway. Two slices; most requests need a tenth of one.
 pub(super) const INLINE_MAX: Duration = Duration::from_micros(200);
 
 /// How a flight ended.
@@ -29,15 +31,33 @@ type Outcome = Result<(), RequestError>;
 /// The head of the answer, on its way from the guest to the asker.
 pub(super) struct Head {
     response: Mutex<Option<Result<Response<WasiBody>, RequestError>>>,
+    /// Whether the guest gave an answer.
+    is_answered: AtomicBool,
     /// How the body ended.
     pub(super) end: Arc<BodyEnd>,
     waker: AtomicWaker,
+    /// The flight's place among those at work.
+    permit: Mutex<Option<Permit>>,
 }
 
 impl Head {
     pub(super) fn set(&self, response: Result<Response<WasiBody>, RequestError>) {
+        self.is_answered.store(response.is_ok(), Ordering::Relaxed);
         *self.response.lock() = Some(response);
         self.waker.wake();
+    }
+
+    /// Whether the guest gave an answer: one that gave none may be broken.
+    pub(super) fn is_answered(&self) -> bool {
+        self.is_answered.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn take_permit(&self) -> Option<Permit> {
+        self.permit.lock().take()
+    }
+
+    pub(super) fn has_permit(&self) -> bool {
+        self.permit.lock().is_some()
     }
 }
 
@@ -47,28 +67,51 @@ pub(super) struct Flight {
     /// Its place in the service's list.
     pub(super) key: AtomicUsize,
     pub(super) deadline: Instant,
+    /// Held for one poll at most; who ends a flight does not wait for it.
     guest: Mutex<State>,
-    head: Arc<Head>,
+    /// Why it was ended from outside.
+    ending: Mutex<Option<RequestError>>,
+    is_ended: AtomicBool,
+    /// When the reader of the answer was given something and has not asked for more since: milliseconds of the service's
+    /// life, plus one.
+    handed: AtomicU64,
+    pub(super) head: Arc<Head>,
 }
 
 enum State {
-    /// Polled by the asker and by the reader of the body.
+    /// Polled by the asker and by the reader of the body, on the gateway's threads.
     Inline(Metered<Outcome>),
     /// On the guests' threads.
-    Moved(AbortHandle),
+    Moved(Running),
     Done(Outcome),
 }
 
 impl Flight {
     /// Puts a request on its way; nothing runs before [`Flight::head`] is polled.
-    pub(super) fn launch(service: &Arc<Service>, request: Request<Body>, permit: OwnedSemaphorePermit) -> Arc<Flight> {
-        let head = Arc::new(Head { response: Mutex::new(None), end: Arc::default(), waker: AtomicWaker::new() });
-        let future = run(service.clone(), request, head.clone(), permit);
+    pub(super) fn launch(
+        service: &Arc<Service>,
+        request: Request<Body>,
+        permit: Permit,
+        chain: Chain,
+    ) -> Arc<Flight> {
+        let head = Arc::new(Head {
+            response: Mutex::new(None),
+            is_answered: AtomicBool::new(false),
+            end: Arc::default(),
+            waker: AtomicWaker::new(),
+            permit: Mutex::new(Some(permit)),
+        });
+        let future = run(service.clone(), request, head.clone(), chain);
+        let account = service.account.clone();
+        let clock = account.inline_clock();
         let flight = Arc::new(Flight {
             service: service.clone(),
             key: AtomicUsize::new(usize::MAX),
             deadline: deadline(service.options.request_timeout),
-            guest: Mutex::new(State::Inline(Metered::new(service.account.clone(), Clock::Wall, future))),
+            guest: Mutex::new(State::Inline(Metered::new(account, clock, future))),
+            ending: Mutex::new(None),
+            is_ended: AtomicBool::new(false),
+            handed: AtomicU64::new(0),
             head,
         });
         service.register(&flight);
@@ -77,7 +120,7 @@ impl Flight {
 
     /// Waits for the head of the answer.
     pub(super) async fn head(self: &Arc<Self>) -> Result<Response<WasiBody>, RequestError> {
-        if self.service.is_heavy.load(Ordering::Relaxed) {
+        if self.service.is_heavy.load(Ordering::Relaxed) || !exec::is_gateway() {
             self.relocate(&mut self.guest.lock());
         }
         poll_fn(|context| {
@@ -109,20 +152,29 @@ impl Flight {
             State::Moved(_) => return Poll::Pending,
             State::Done(outcome) => return Poll::Ready(outcome.clone()),
         };
-        match std::pin::Pin::new(&mut *metered).poll(context) {
+        if !exec::is_gateway() {
+            self.relocate(&mut state);
+            return Poll::Pending;
+        }
+        match Pin::new(&mut *metered).poll(context) {
             Poll::Ready(outcome) => {
                 let old = std::mem::replace(&mut *state, State::Done(outcome.clone()));
                 drop(state);
                 drop(old);
                 self.ended(&outcome);
-                Poll::Ready(outcome)
+                return Poll::Ready(outcome);
             }
             Poll::Pending if metered.used > INLINE_MAX => {
                 self.service.is_heavy.store(true, Ordering::Relaxed);
                 self.relocate(&mut state);
-                Poll::Pending
             }
-            Poll::Pending => Poll::Pending,
+            Poll::Pending => {}
+        }
+        drop(state);
+        // Who ended it meanwhile did not wait.
+        match self.finish_ending() {
+            Some(reason) => Poll::Ready(Err(reason)),
+            None => Poll::Pending,
         }
     }
 
@@ -133,6 +185,9 @@ impl Flight {
 
     /// How it ended, when it has.
     pub(super) fn outcome(&self) -> Option<Outcome> {
+        if let Some(reason) = &*self.ending.lock() {
+            return Some(Err(reason.clone()));
+        }
         match &*self.guest.lock() {
             State::Done(outcome) => Some(outcome.clone()),
             State::Inline(_) | State::Moved(_) => None,
@@ -141,11 +196,33 @@ impl Flight {
 
     /// Nobody polls it any more: what is left to do is done on the guests' threads, until the deadline.
     pub(super) fn detach(self: &Arc<Self>) {
+        self.handed(false);
         // Mostly there is next to nothing left: closing a stream, returning.
-        if tokio::runtime::Handle::try_current().is_ok() {
+        if exec::is_gateway() {
             let _ = self.drive(&mut Context::from_waker(Waker::noop()));
         }
         self.relocate(&mut self.guest.lock());
+    }
+
+    /// The reader has something to take, or asks for more.
+    pub(super) fn handed(&self, is_handed: bool) {
+        let at = if is_handed { self.service.age_millis() + 1 } else { 0 };
+        self.handed.store(at, Ordering::Relaxed);
+    }
+
+    /// How long the reader has not asked for more.
+    pub(super) fn stalled(&self) -> Duration {
+        match self.handed.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            at => Duration::from_millis(self.service.age_millis().saturating_sub(at - 1)),
+        }
+    }
+
+    /// The reader that would poll the guest does not: it goes on without it.
+    pub(super) fn leave_reader(self: &Arc<Self>) {
+        if let Some(mut state) = self.guest.try_lock() {
+            self.relocate(&mut state);
+        }
     }
 
     fn relocate(self: &Arc<Self>, state: &mut State) {
@@ -155,15 +232,20 @@ impl Flight {
         let State::Inline(mut metered) = std::mem::replace(state, State::Done(Err(RequestError::Stopped))) else {
             return;
         };
-        let flight = self.clone();
+        let mut settle = Settle(Some(self.clone()));
         // The task waits for this lock before it can say that it is done.
-        let task = self.service.engine.guests().spawn(async move {
+        let running = self.service.engine.executor.spawn(&self.service.account.lane, async move {
             metered.clock = Clock::Thread;
             let outcome = (&mut metered).await;
-            flight.service.is_heavy.store(metered.used > INLINE_MAX, Ordering::Relaxed);
-            flight.settle(outcome);
+            let is_heavy = metered.used > INLINE_MAX;
+            // With it goes the memory, before anybody hears that it is done.
+            drop(metered);
+            if let Some(flight) = settle.0.take() {
+                flight.service.is_heavy.store(is_heavy, Ordering::Relaxed);
+                flight.settle(outcome);
+            }
         });
-        *state = State::Moved(task.abort_handle());
+        *state = State::Moved(running);
     }
 
     /// The task of a guest that was moved has ended.
@@ -179,27 +261,54 @@ impl Flight {
         self.head.waker.wake();
     }
 
-    /// Ends it from outside.
+    /// Ends it from outside, without waiting for a poll that may be going on.
     pub(super) fn end(&self, reason: RequestError) {
-        let old = {
-            let mut state = self.guest.lock();
-            if matches!(*state, State::Done(_)) {
+        {
+            let mut ending = self.ending.lock();
+            if ending.is_some() || self.is_ended.load(Ordering::SeqCst) {
                 return;
             }
-            self.head.end.break_off();
-            std::mem::replace(&mut *state, State::Done(Err(reason.clone())))
-        };
-        match old {
-            State::Inline(metered) => drop(metered),
-            State::Moved(task) => task.abort(),
-            State::Done(_) => {}
+            *ending = Some(reason);
         }
-        self.ended(&Err(reason));
+        self.head.end.break_off();
+        let _ = self.finish_ending();
         self.head.waker.wake();
     }
 
+    /// Throws the guest away when it was ended from outside; says why. Does nothing while somebody polls it: that one
+    /// comes here after its poll.
+    fn finish_ending(&self) -> Option<RequestError> {
+        let reason = self.ending.lock().clone()?;
+        if let Some(mut state) = self.guest.try_lock()
+            && !matches!(*state, State::Done(_))
+        {
+            let old = std::mem::replace(&mut *state, State::Done(Err(reason.clone())));
+            drop(state);
+            if let State::Moved(running) = &old {
+                running.cancel();
+            }
+            drop(old);
+            self.ended(&Err(reason.clone()));
+        }
+        Some(reason)
+    }
+
     fn ended(&self, outcome: &Outcome) {
-        self.service.unregister(self.key.load(Ordering::Relaxed), outcome);
+        if !self.is_ended.swap(true, Ordering::SeqCst) {
+            self.service.unregister(self.key.load(Ordering::Relaxed), outcome);
+        }
+    }
+}
+
+/// Says that a flight has ended when its task goes without a word: the host panicked.
+struct Settle(Option<Arc<Flight>>);
+
+impl Drop for Settle {
+    fn drop(&mut self) {
+        if let Some(flight) = self.0.take() {
+            flight.head.end.break_off();
+            flight.settle(Err(RequestError::Trap("the host failed".to_owned())));
+        }
     }
 }
 

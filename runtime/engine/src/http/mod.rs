@@ -1,26 +1,30 @@
 //! HTTP services: instances that exist while they answer.
 //!
-//! A request is one *flight*: an instance, its future and its answer. The future runs on the task of whoever asked, so
-//! that a short request costs no hop between threads: the asker polls it until it has the head of the answer, then
-//! reading the body polls it on. A guest that computes for longer than [`flight::INLINE_MAX`] moves to the guests' own
-//! threads, and so does one that still has work when its answer has been read. The next requests of a service whose
-//! guests compute for long begin there.
+//! A request is one *flight*: an instance, its future and its answer. On the gateway's threads ([`crate::Engine::gateway`])
+//! the future runs on the task of whoever asked, so that a short request costs no hop between threads: the asker polls it
+//! until it has the head of the answer, then reading the body polls it on. A guest that computes for longer than
+//! [`flight::INLINE_MAX`] moves to the guests' own threads, and so does one that still has work when its answer has been
+//! read, or whose reader is slow. The next requests of a service whose guests compute for long begin there, and so does
+//! every request that is asked from any other thread: guests never run on the control plane's.
 //!
 //! ```text
-//!  handle ─► admit (permit, or a bounded queue) ─► Flight::launch ─► poll ─► head ─► Answer body ─► end
-//!                                                      │ too long                     │ dropped early
-//!                                                      └────────► guests' threads ◄───┘
+//!  handle ─► edge (headers) ─► admit (place, or a bounded queue) ─► Flight::launch ─► poll ─► head ─► Answer body ─► end
+//!                                                                      │ too long                     │ dropped early
+//!                                                                      └────────► guests' threads ◄───┘
 //! ```
 //!
-//! Deadlines and kills come from outside: the service knows its flights, and a janitor that lives only while
-//! there are any ends those whose time is over.
+//! Deadlines and kills come from outside and never wait for a poll: the service knows its flights, and a janitor that
+//! lives only while there are any ends those whose time is over or whose answer is not read.
 
+mod admission;
 mod answer;
+mod edge;
 mod flight;
 mod janitor;
 mod run;
 mod service;
 
+pub use self::admission::Probe;
 pub use self::service::{Counters, HttpOptions, HttpService};
 
 use http::StatusCode;
@@ -39,6 +43,18 @@ pub enum RequestError {
     /// It took longer than the service may.
     #[error("the guest did not answer in time")]
     Timeout,
+    /// The answer was not read in time.
+    #[error("the answer was not read in time")]
+    Stalled,
+    /// More headers than a guest is given.
+    #[error("the request's headers are too large")]
+    HeadersTooLarge,
+    /// WASI's HTTP has requests and answers only.
+    #[error("{0} is not possible: components answer requests, they cannot take over a connection")]
+    Upgrade(String),
+    /// Guests call each other in a circle.
+    #[error("too many calls stand behind this request")]
+    Loop,
     /// The guest trapped or panicked.
     #[error("the guest failed: {0}")]
     Trap(String),
@@ -67,7 +83,10 @@ impl RequestError {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::Overloaded | Self::Stopped | Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::Timeout | Self::Stalled => StatusCode::GATEWAY_TIMEOUT,
+            Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::Upgrade(_) => StatusCode::NOT_IMPLEMENTED,
+            Self::Loop => StatusCode::LOOP_DETECTED,
             Self::Trap(_) | Self::OutOfMemory | Self::FuelExhausted | Self::NoResponse => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::{Request, Response};
-use tokio::sync::OwnedSemaphorePermit;
 use wasmtime::Store;
 use wasmtime_wasi_http::p2::bindings::Proxy;
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
@@ -20,8 +19,8 @@ use crate::component::Pre;
 use crate::engine::start_error;
 use crate::error::line;
 use crate::guest::{self, Guest};
-use crate::host::Answering;
-use crate::{Body, Error, Exit, World, exit, host};
+use crate::host::{Answering, Chain};
+use crate::{Body, Error, Exit, exit, host};
 
 /// An instance that may serve more requests.
 pub(super) struct Warm {
@@ -47,8 +46,10 @@ pub(super) async fn run(
     service: Arc<Service>,
     request: Request<Body>,
     head: Arc<Head>,
-    permit: OwnedSemaphorePermit,
+    chain: Chain,
 ) -> Result<(), RequestError> {
+    // Given back when the memory is, however this ends.
+    let place = Place(&head);
     let mut warm = match service.warm() {
         Some(warm) => warm,
         None => instantiate(&service).await.map_err(|error| match error {
@@ -57,15 +58,16 @@ pub(super) async fn run(
         })?,
     };
     warm.store.data_mut().answering = Answering::new(head.end.clone());
+    warm.store.data_mut().hooks.chain = chain;
     let result = match &warm.exports {
-        Exports::P2(proxy) => serve_p2(&mut warm.store, proxy, request, head).await,
-        Exports::P3(exports) => serve_p3(&mut warm.store, exports, request, head).await,
+        Exports::P2(proxy) => serve_p2(&mut warm.store, proxy, request, head.clone()).await,
+        Exports::P3(exports) => serve_p3(&mut warm.store, exports, request, head.clone()).await,
     };
     service.account.burnt(guest::burnt(&warm.store));
     let memory_bytes = warm.memory_bytes();
     warm.served += 1;
-    // A store that trapped is thrown away.
-    if result.is_ok() && warm.served < service.options.reuse {
+    // A store that trapped is thrown away, and so is one that gave no answer: it would give none to the next one.
+    if result.is_ok() && head.is_answered() && warm.served < service.reuse {
         guest::refuel(&mut warm.store);
         warm.idle_since = Instant::now();
         service.keep(warm);
@@ -73,13 +75,22 @@ pub(super) async fn run(
         drop(warm);
     }
     // The next one may come when the memory is free.
-    service.learn(memory_bytes, Some(permit));
+    service.admission.learn(memory_bytes, place.0.take_permit());
     result
+}
+
+/// Gives a flight's place back.
+struct Place<'a>(&'a Head);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        drop(self.0.take_permit());
+    }
 }
 
 /// A fresh instance.
 pub(super) async fn instantiate(service: &Service) -> Result<Warm, Error> {
-    let mut store = service.engine.store(&service.spec, &service.account, World::Http)?;
+    let mut store = service.engine.store(&service.component, &service.spec, &service.account)?;
     let failed = |error: wasmtime::Error| start_error(&error, &service.account);
     let exports = match service.component.pre() {
         Pre::HttpP2(pre) => Exports::P2(pre.instantiate_async(&mut store).await.map_err(failed)?),

@@ -1,36 +1,42 @@
 //! A service: its bounds, its flights, its warm instances, its counters.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use http::{Request, Response};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
-use super::RequestError;
+use super::admission::{Admission, Asker, DEPTH_MAX, Permit, Probe};
 use super::answer::Answer;
 use super::flight::{Boarded, Flight};
 use super::run::{Warm, instantiate};
+use super::{RequestError, edge};
 use crate::component::Pre;
 use crate::engine::Inner;
 use crate::guest;
+use crate::host::Chain;
 use crate::limits::Account;
-use crate::meter::{Clock, Metered};
+use crate::meter::Metered;
+use crate::slice::Clock;
 use crate::{Body, Component, Engine, Error, Exit, Spec, Usage};
 
 /// How an HTTP service runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpOptions {
-    /// Instances at work at the same time.
+    /// Instances at work at the same time; fewer where the memory limit or the engine has no room for as many.
     pub concurrency: u32,
     /// Requests that wait for one of them; more are refused.
     pub queue: u32,
     /// From the request to the end of the guest's work on it.
     pub request_timeout: Duration,
     /// Requests that one instance serves, one after the other. 1 is a fresh instance for each request: nothing of one
-    /// request can be seen in another, and some languages' guests work no other way.
-    pub reuse: u32,
+    /// request can be seen in another, and some languages' guests work no other way. None: what is known to be safe for
+    /// the component ([`Component::reuse`]).
+    pub reuse: Option<u32>,
+    /// How long the reader of an answer may not read while the guest wants to go on writing.
+    pub read_stall: Duration,
     /// How long an instance waits for its next request.
     pub idle_timeout: Duration,
 }
@@ -41,7 +47,8 @@ impl Default for HttpOptions {
             concurrency: 256,
             queue: 1024,
             request_timeout: Duration::from_secs(300),
-            reuse: 1,
+            reuse: None,
+            read_stall: Duration::from_secs(45),
             idle_timeout: Duration::from_secs(10),
         }
     }
@@ -74,12 +81,10 @@ pub(super) struct Service {
     pub(super) spec: Arc<Spec>,
     pub(super) account: Arc<Account>,
     pub(super) options: HttpOptions,
-    permits: Arc<Semaphore>,
-    /// How many there are, free and taken.
-    permits_count: AtomicU32,
-    /// The most memory that one instance has had.
-    footprint: AtomicU64,
-    waiting: AtomicU32,
+    /// Requests that one instance serves.
+    pub(super) reuse: u32,
+    pub(super) admission: Admission,
+    began: Instant,
     state: AtomicU8,
     pub(super) flights: Mutex<Flights>,
     /// Told when the last flight has ended.
@@ -124,16 +129,17 @@ impl Engine {
             return Err(Error::WrongWorld { wanted: "service" });
         }
         guest::check_mounts(&spec)?;
+        let account = self.0.account(&spec);
+        let concurrency = options.concurrency.min(self.0.container_max(component));
         let service = Arc::new(Service {
             engine: self.0.clone(),
             component: component.clone(),
-            account: Account::new(&spec),
+            reuse: component.reuse_of(options.reuse),
+            admission: Admission::new(concurrency, options.queue, options.request_timeout, account.memory_max()),
+            account,
             spec: Arc::new(spec),
-            permits: Arc::new(Semaphore::new(options.concurrency.max(1) as usize)),
-            permits_count: AtomicU32::new(options.concurrency.max(1)),
-            footprint: AtomicU64::new(0),
+            began: Instant::now(),
             options,
-            waiting: AtomicU32::new(0),
             state: AtomicU8::new(OPEN),
             flights: Mutex::default(),
             landed: Notify::new(),
@@ -146,6 +152,13 @@ impl Engine {
             traps: AtomicU64::new(0),
             out_of_memory: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+        });
+        let weak = Arc::downgrade(&service);
+        service.account.on_kill(move || {
+            if let Some(service) = weak.upgrade() {
+                let gateway = service.engine.executor.gateway().clone();
+                gateway.spawn(async move { service.lose_memory() });
+            }
         });
         service.check().await?;
         Ok(HttpService(service))
@@ -160,9 +173,9 @@ impl Service {
         let made = Metered::new(self.account.clone(), Clock::Thread, async move {
             let made = instantiate(&service).await;
             if let Ok(warm) = &made {
-                service.learn(warm.memory_bytes(), None);
+                service.admission.learn(warm.memory_bytes(), None);
             }
-            if service.options.reuse > 1
+            if service.reuse > 1
                 && let Ok(warm) = made
             {
                 service.keep(warm);
@@ -171,10 +184,14 @@ impl Service {
             made.map(drop)
         });
         let patience = self.options.request_timeout;
-        self.engine.guests().spawn(async move {
+        let checking = self.engine.executor.spawn(&self.account.lane, async move {
             let _ = done.send(tokio::time::timeout(patience, made).await);
         });
-        match result.await {
+        // Who no longer waits for the start does not want the instance either.
+        let mut unwanted = Unwanted(Some(checking));
+        let result = result.await;
+        unwanted.0 = None;
+        match result {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(Error::Start(format!("took longer than {} s", patience.as_secs()))),
             Err(_) => Err(Error::Start("the engine ends".to_owned())),
@@ -182,44 +199,31 @@ impl Service {
     }
 
     /// Lets a request in, at once or in its turn.
-    async fn admit(&self) -> Result<OwnedSemaphorePermit, RequestError> {
+    async fn admit(&self, asker: Asker) -> Result<Permit, RequestError> {
         if self.state.load(Relaxed) != OPEN {
             return Err(RequestError::Stopped);
         }
-        if let Ok(permit) = self.permits.clone().try_acquire_owned() {
-            return Ok(permit);
-        }
-        if self.waiting.fetch_add(1, Relaxed) >= self.options.queue {
-            self.waiting.fetch_sub(1, Relaxed);
-            return Err(RequestError::Overloaded);
-        }
-        let _waiting = Waiting(&self.waiting);
-        let turn = self.permits.clone().acquire_owned();
-        match tokio::time::timeout(self.options.request_timeout, turn).await {
-            Ok(Ok(permit)) if self.state.load(Relaxed) == OPEN => Ok(permit),
-            Ok(_) => Err(RequestError::Stopped),
-            Err(_) => Err(RequestError::Overloaded),
-        }
+        let permit = self.admission.admit(asker).await?;
+        if self.state.load(Relaxed) == OPEN { Ok(permit) } else { Err(RequestError::Stopped) }
     }
 
-    /// An instance needs so much memory: no more of them at the same time than fit into the limit, so that many requests
-    /// wait for each other and do not end as out of memory. Takes back the permit of the request, or keeps it away.
-    pub(super) fn learn(&self, memory_bytes: u64, permit: Option<OwnedSemaphorePermit>) {
-        let known = self.footprint.fetch_max(memory_bytes, Relaxed).max(memory_bytes);
-        let fit = u32::try_from(self.account.memory_max() / known.max(1)).unwrap_or(u32::MAX).max(1);
-        let one_less = |count| (count > fit).then(|| count - 1);
-        if let Some(permit) = permit
-            && self.permits_count.fetch_update(Relaxed, Relaxed, one_less).is_ok()
-        {
-            permit.forget();
-        }
-        while self.permits_count.load(Relaxed) > fit
-            && let Ok(permit) = self.permits.try_acquire()
-        {
-            if self.permits_count.fetch_update(Relaxed, Relaxed, one_less).is_err() {
-                return;
-            }
-            permit.forget();
+    /// Milliseconds since it began.
+    pub(super) fn age_millis(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// The node wants its memory back.
+    fn lose_memory(&self) {
+        self.warm.lock().clear();
+        self.end_all(&RequestError::OutOfMemory);
+        self.failed.send_replace(Some(Exit::OutOfMemory));
+        self.account.revive();
+    }
+
+    fn end_all(&self, reason: &RequestError) {
+        let flights: Vec<_> = self.flights.lock().places.iter().flatten().cloned().collect();
+        for flight in flights {
+            flight.end(reason.clone());
         }
     }
 
@@ -266,33 +270,53 @@ impl Service {
 
     /// An instance that has served already.
     pub(super) fn warm(&self) -> Option<Warm> {
-        if self.options.reuse > 1 { self.warm.lock().pop() } else { None }
+        if self.reuse > 1 { self.warm.lock().pop() } else { None }
     }
 
     /// Keeps an instance for the next request.
     pub(super) fn keep(self: &Arc<Self>, instance: Warm) {
         if self.state.load(Relaxed) == OPEN {
-            self.warm.lock().push(instance);
+            let mut warm = self.warm.lock();
+            // More than can be at work would only hold memory.
+            if warm.len() < self.admission.count() as usize {
+                warm.push(instance);
+            }
+            drop(warm);
             self.look_after();
         }
     }
 
     fn close(&self) {
         self.state.store(DRAINING, Relaxed);
-        self.permits.close();
+        self.admission.close();
         self.warm.lock().clear();
     }
 }
 
 impl HttpService {
     /// Answers a request. Dropping this before the answer ends the guest; dropping the answer's body lets it finish.
-    pub async fn handle(&self, request: Request<Body>) -> Result<Response<Body>, RequestError> {
+    ///
+    /// A request with [`Probe`] among its extensions does not wait behind the others.
+    pub async fn handle(&self, mut request: Request<Body>) -> Result<Response<Body>, RequestError> {
         let service = &self.0;
         service.requests.fetch_add(1, Relaxed);
-        let permit = service.admit().await.inspect_err(|_| {
+        let refused = |_: &RequestError| {
             service.refused.fetch_add(1, Relaxed);
-        })?;
-        let flight = Flight::launch(service, request, permit);
+        };
+        edge::receive(&mut request).inspect_err(refused)?;
+        let chain = request.extensions().get::<Chain>().cloned().unwrap_or_default();
+        if chain.depth() > DEPTH_MAX {
+            return Err(RequestError::Loop).inspect_err(refused);
+        }
+        let asker = if request.extensions().get::<Probe>().is_some() {
+            Asker::Probe
+        } else if chain.has(&service.account) {
+            Asker::Itself
+        } else {
+            Asker::Client
+        };
+        let permit = service.admit(asker).await.inspect_err(refused)?;
+        let flight = Flight::launch(service, request, permit, chain);
         let mut boarded = Boarded(Some(flight.clone()));
         let head = flight.head().await;
         boarded.0 = None;
@@ -322,10 +346,7 @@ impl HttpService {
     /// Refuses new requests and ends those under way.
     pub fn kill(&self) {
         self.0.close();
-        let flights: Vec<_> = self.0.flights.lock().places.iter().flatten().cloned().collect();
-        for flight in flights {
-            flight.end(RequestError::Stopped);
-        }
+        self.0.end_all(&RequestError::Stopped);
     }
 
     /// What its instances have used so far.
@@ -362,11 +383,13 @@ impl std::fmt::Debug for HttpService {
     }
 }
 
-/// One request in the queue.
-struct Waiting<'a>(&'a AtomicU32);
+/// A task that ends with this.
+struct Unwanted(Option<crate::exec::Running>);
 
-impl Drop for Waiting<'_> {
+impl Drop for Unwanted {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
+        if let Some(running) = &self.0 {
+            running.cancel();
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 mod commands;
 mod components;
+mod hostile;
 mod services;
 mod sockets;
 

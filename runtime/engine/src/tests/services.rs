@@ -11,12 +11,12 @@ use super::{component, engine, get, ok, probe, rest, soon, spec};
 use crate::{Body, Exit, HttpOptions, Outbound, OutboundError, RequestError, Spec, empty, full};
 
 fn quick(millis: u64) -> HttpOptions {
-    HttpOptions { request_timeout: Duration::from_millis(millis), ..HttpOptions::default() }
+    HttpOptions { request_timeout: Duration::from_millis(millis), reuse: Some(1), ..HttpOptions::default() }
 }
 
 #[tokio::test]
 async fn hello_answers_from_a_fresh_instance_each_time() {
-    let service = engine().start_http(&component("hello").await, Spec::new("a"), HttpOptions::default()).await.unwrap();
+    let service = engine().start_http(&component("hello").await, Spec::new("a"), quick(300_000)).await.unwrap();
     for _ in 0..100 {
         assert_eq!(get(&service, "/").await, ok("hello\n"));
     }
@@ -126,7 +126,7 @@ async fn fuel_is_a_budget_of_each_request() {
 
 #[tokio::test]
 async fn instances_are_reused_when_the_service_says_so() {
-    let options = HttpOptions { reuse: 3, ..quick(30_000) };
+    let options = HttpOptions { reuse: Some(3), ..quick(30_000) };
     let service = probe(Spec::new("a"), options).await;
     let mut counts = Vec::new();
     for _ in 0..6 {
@@ -141,7 +141,7 @@ async fn instances_are_reused_when_the_service_says_so() {
 
 #[tokio::test]
 async fn idle_instances_are_dropped() {
-    let options = HttpOptions { reuse: 100, idle_timeout: Duration::from_millis(20), ..quick(30_000) };
+    let options = HttpOptions { reuse: Some(100), idle_timeout: Duration::from_millis(20), ..quick(30_000) };
     let service = probe(Spec::new("a"), options).await;
     get(&service, "/healthz").await.unwrap();
     rest(&service).await;
@@ -221,7 +221,7 @@ async fn outgoing_requests_go_through_the_node() {
 async fn services_of_wasi_0_3_answer_too() {
     for reuse in [1, 5] {
         let (spec, printed) = spec();
-        let options = HttpOptions { reuse, ..quick(30_000) };
+        let options = HttpOptions { reuse: Some(reuse), ..quick(30_000) };
         let service = engine().start_http(&component("hello-p3").await, spec, options).await.unwrap();
         for _ in 0..12 {
             assert_eq!(get(&service, "/").await, ok("hello\n"));

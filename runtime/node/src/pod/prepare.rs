@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_artifact::{Credential, PullPolicy};
-use coracle_engine::{Spec as EngineSpec, World};
+use coracle_engine::{Qos, Spec as EngineSpec, World};
 use k8s_openapi::api::core::v1::{Container as Spec, Pod};
 
 use super::core::{FAILED_MOUNT, Index, Kind, Run, StartFailure, human};
@@ -62,7 +62,7 @@ impl Pods {
             MountFailed::Config(message) => config_error(message),
         })?;
         let log = self.log(slot, spec, run, &mounts);
-        let spec = engine_spec(slot, spec, env, mounts, &log, &network, &wishes)?;
+        let spec = engine_spec(slot, pod, spec, env, mounts, &log, &network, &wishes)?;
         Ok(Ready { prepared, spec, wishes, log, network })
     }
 
@@ -196,8 +196,10 @@ impl Pods {
     }
 }
 
+#[allow(clippy::too_many_arguments, reason = "all that a container is made of; called once")]
 fn engine_spec(
     slot: &Slot,
+    pod: &Pod,
     spec: &Spec,
     env: Vec<(String, String)>,
     mounts: Mounts,
@@ -213,6 +215,15 @@ fn engine_spec(
         None => Ok(None),
     };
     let mut given = EngineSpec::new(format!("{}/{}/{}", slot.namespace, slot.name, spec.name));
+    let requests = spec.resources.as_ref().and_then(|resources| resources.requests.as_ref());
+    let request = |name: &str, read: fn(&_) -> Option<u64>| requests.and_then(|requests| read(requests.get(name)?));
+    given.qos = match pod.status.as_ref().and_then(|status| status.qos_class.as_deref()) {
+        Some("Guaranteed") => Qos::Guaranteed,
+        Some("BestEffort") => Qos::BestEffort,
+        _ => Qos::Burstable,
+    };
+    given.memory_bytes_request = request("memory", quantity::units);
+    given.cpu_millis_request = request("cpu", quantity::millis);
     given.memory_bytes_max = limit("memory", quantity::units)?;
     given.cpu_millis_max = limit("cpu", quantity::millis)?;
     given.fuel_max = wishes.fuel_max;

@@ -1,0 +1,423 @@
+//! Where guests compute: threads of their own, shared fairly between pods.
+//!
+//! ```text
+//!  gateway (tokio): accepts, speaks HTTP, timers; a short request's guest is polled right there, for a slice or two
+//!      │ takes longer, or was asked from elsewhere
+//!      ▼
+//!  guests' threads (low priority): one lane per container ─► the lane that has had least, by weight, gets the next slice
+//! ```
+//!
+//! A lane is charged the CPU time of its polls, divided by its weight (from `requests.cpu`). A lane that rested begins
+//! where the others are: nothing is saved up. A poll lasts one slice (see [`crate::slice`]), which is how long anybody
+//! waits for a turn. Cancelling a task never waits for its poll: a thread drops it as soon as the poll returns.
+
+use std::cell::Cell;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, Wake, Waker};
+
+use parking_lot::{Condvar, Mutex};
+use tokio::runtime::{Handle, Runtime};
+
+use crate::slice;
+
+/// Threads for what blocks on behalf of guests: files. Look-ups of names have threads of their own.
+const BLOCKING_THREADS_MAX: usize = 64;
+
+/// How much the guests' threads stand back, as for `nice`: gateway and control go first when the CPUs are taken.
+const NICE: i32 = 10;
+
+/// Weight of a lane that asked for nothing: as much as 100 thousandths of a CPU.
+const WEIGHT_DEFAULT: u64 = 100;
+/// Bounds of a weight, in thousandths of a CPU.
+const WEIGHT_RANGE: (u64, u64) = (10, 100_000);
+
+/// What a poll costs at least, so that many short ones are no free ride.
+const POLL_NANOS_MIN: u64 = 1_000;
+
+thread_local! {
+    /// Whether this thread belongs to the gateway of some engine.
+    static IS_GATEWAY: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether a guest may be polled right here: on a thread that serves nothing but guests' traffic.
+pub(crate) fn is_gateway() -> bool {
+    IS_GATEWAY.get()
+}
+
+/// The gateway's runtime and the guests' threads. Both end with it.
+pub(crate) struct Executor {
+    gateway: Option<Runtime>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    queue: Mutex<Queue>,
+    work: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    /// Lanes with work, by what they have had.
+    ready: BinaryHeap<Reverse<Turn>>,
+    /// What the lane that ran last had had: where newcomers begin.
+    floor: u64,
+    /// Breaks ties in order of arrival.
+    arrivals: u64,
+    idle: usize,
+    is_closed: bool,
+}
+
+struct Turn {
+    had: u64,
+    arrival: u64,
+    lane: Arc<Lane>,
+}
+
+impl PartialEq for Turn {
+    fn eq(&self, other: &Self) -> bool {
+        (self.had, self.arrival) == (other.had, other.arrival)
+    }
+}
+impl Eq for Turn {}
+impl PartialOrd for Turn {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Turn {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.had, self.arrival).cmp(&(other.had, other.arrival))
+    }
+}
+
+/// The queue of one container.
+pub(crate) struct Lane {
+    weight: u64,
+    /// Only looked at under the queue's lock.
+    state: Mutex<Waiting>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    tasks: VecDeque<Arc<Task>>,
+    /// Nanoseconds of CPU that its tasks have had, by weight.
+    had: u64,
+    /// Whether it has a turn in the queue.
+    is_queued: bool,
+}
+
+impl Lane {
+    /// A lane for a container that asked for so many thousandths of a CPU.
+    pub(crate) fn new(cpu_millis: Option<u64>) -> Arc<Lane> {
+        let weight = cpu_millis.unwrap_or(WEIGHT_DEFAULT).clamp(WEIGHT_RANGE.0, WEIGHT_RANGE.1);
+        Arc::new(Lane { weight, state: Mutex::default() })
+    }
+}
+
+impl std::fmt::Debug for Lane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lane").field("weight", &self.weight).finish()
+    }
+}
+
+impl Queue {
+    fn enter(&mut self, lane: &Arc<Lane>, waiting: &mut Waiting) {
+        if waiting.is_queued || waiting.tasks.is_empty() {
+            return;
+        }
+        waiting.is_queued = true;
+        waiting.had = waiting.had.max(self.floor);
+        self.arrivals += 1;
+        self.ready.push(Reverse(Turn { had: waiting.had, arrival: self.arrivals, lane: lane.clone() }));
+    }
+}
+
+impl Shared {
+    fn schedule(&self, task: Arc<Task>) {
+        let mut queue = self.queue.lock();
+        if queue.is_closed {
+            return;
+        }
+        let lane = task.lane.clone();
+        {
+            let mut waiting = lane.state.lock();
+            waiting.tasks.push_back(task);
+            queue.enter(&lane, &mut waiting);
+        }
+        let wake = queue.idle > 0;
+        drop(queue);
+        if wake {
+            self.work.notify_one();
+        }
+    }
+
+    /// The next task; none when the engine ends.
+    fn next(&self) -> Option<Arc<Task>> {
+        let mut queue = self.queue.lock();
+        loop {
+            if queue.is_closed {
+                return None;
+            }
+            if let Some(Reverse(turn)) = queue.ready.pop() {
+                queue.floor = queue.floor.max(turn.had);
+                let mut waiting = turn.lane.state.lock();
+                waiting.is_queued = false;
+                let task = waiting.tasks.pop_front();
+                // Its other tasks may run beside this one, on other threads, after those who have had less.
+                queue.enter(&turn.lane, &mut waiting);
+                drop(waiting);
+                if task.is_some() {
+                    return task;
+                }
+            } else {
+                queue.idle += 1;
+                self.work.wait(&mut queue);
+                queue.idle -= 1;
+            }
+        }
+    }
+
+    fn work(&self) {
+        while let Some(task) = self.next() {
+            slice::take_spent();
+            task.run();
+            let spent = u64::try_from(slice::take_spent().as_nanos()).unwrap_or(u64::MAX).max(POLL_NANOS_MIN);
+            let queue = self.queue.lock();
+            let mut waiting = task.lane.state.lock();
+            waiting.had = waiting.had.saturating_add(spent.saturating_mul(1000) / task.lane.weight);
+            drop(waiting);
+            drop(queue);
+        }
+    }
+}
+
+const IDLE: u8 = 0;
+const SCHEDULED: u8 = 1;
+const RUNNING: u8 = 2;
+/// Woken while it runs.
+const WOKEN: u8 = 3;
+const DONE: u8 = 4;
+
+type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+struct Task {
+    state: AtomicU8,
+    is_cancelled: AtomicBool,
+    /// None when it is done.
+    work: Mutex<Option<Work>>,
+    lane: Arc<Lane>,
+    shared: Weak<Shared>,
+}
+
+impl Task {
+    fn run(self: &Arc<Self>) {
+        self.state.store(RUNNING, Ordering::SeqCst);
+        let waker = Waker::from(self.clone());
+        let mut work = self.work.lock();
+        let mut is_done = self.is_cancelled.load(Ordering::SeqCst);
+        if let (false, Some(future)) = (is_done, &mut *work) {
+            let polled = std::panic::catch_unwind(AssertUnwindSafe(|| {
+                future.as_mut().poll(&mut Context::from_waker(&waker))
+            }));
+            is_done = match polled {
+                Ok(Poll::Pending) => self.is_cancelled.load(Ordering::SeqCst),
+                Ok(Poll::Ready(())) => true,
+                // The panic hook has told about it; whoever waits learns it from the future's own guards.
+                Err(_) => true,
+            };
+        }
+        if is_done {
+            self.state.store(DONE, Ordering::SeqCst);
+            let done = work.take();
+            drop(work);
+            // What is dropped may panic, too.
+            let _ = std::panic::catch_unwind(AssertUnwindSafe(|| drop(done)));
+            return;
+        }
+        drop(work);
+        if self.state.compare_exchange(RUNNING, IDLE, Ordering::SeqCst, Ordering::SeqCst).is_err() {
+            self.state.store(SCHEDULED, Ordering::SeqCst);
+            if let Some(shared) = self.shared.upgrade() {
+                shared.schedule(self.clone());
+            }
+        }
+    }
+}
+
+impl Wake for Task {
+    fn wake(self: Arc<Self>) {
+        let next = |state| match state {
+            IDLE => Some(SCHEDULED),
+            RUNNING => Some(WOKEN),
+            _ => None,
+        };
+        if self.state.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next) == Ok(IDLE)
+            && let Some(shared) = self.shared.upgrade()
+        {
+            shared.schedule(self);
+        }
+    }
+}
+
+/// A task on the guests' threads. It goes on when this is dropped.
+pub(crate) struct Running(Arc<Task>);
+
+impl Running {
+    /// Drops the task's future, soon: returns at once.
+    pub(crate) fn cancel(&self) {
+        self.0.is_cancelled.store(true, Ordering::SeqCst);
+        self.0.clone().wake();
+    }
+}
+
+impl Executor {
+    /// Starts the threads.
+    pub(crate) fn start(threads: usize) -> std::io::Result<Executor> {
+        let threads = threads.max(1);
+        let gateway = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(threads)
+            .max_blocking_threads(BLOCKING_THREADS_MAX)
+            .thread_name("gateway")
+            .on_thread_start(|| IS_GATEWAY.set(true))
+            .enable_all()
+            .build()?;
+        let shared = Arc::new(Shared { queue: Mutex::default(), work: Condvar::new() });
+        for number in 0..threads {
+            let (shared, handle) = (shared.clone(), gateway.handle().clone());
+            std::thread::Builder::new().name(format!("guest-{number}")).spawn(move || {
+                // On Linux this is the calling thread only.
+                let _ = rustix::process::setpriority_process(None, NICE);
+                // Sockets and timers of guests live with the gateway's.
+                let _context = handle.enter();
+                shared.work();
+            })?;
+        }
+        Ok(Executor { gateway: Some(gateway), shared })
+    }
+
+    /// The runtime that serves guests' traffic.
+    pub(crate) fn gateway(&self) -> &Handle {
+        self.gateway.as_ref().expect("it is taken when the engine is dropped only").handle()
+    }
+
+    /// Runs `work` on the guests' threads.
+    pub(crate) fn spawn(&self, lane: &Arc<Lane>, work: impl Future<Output = ()> + Send + 'static) -> Running {
+        let task = Arc::new(Task {
+            state: AtomicU8::new(SCHEDULED),
+            is_cancelled: AtomicBool::new(false),
+            work: Mutex::new(Some(Box::pin(work))),
+            lane: lane.clone(),
+            shared: Arc::downgrade(&self.shared),
+        });
+        self.shared.schedule(task.clone());
+        Running(task)
+    }
+}
+
+impl Drop for Executor {
+    fn drop(&mut self) {
+        let lanes: Vec<_> = {
+            let mut queue = self.shared.queue.lock();
+            queue.is_closed = true;
+            queue.ready.drain().collect()
+        };
+        self.shared.work.notify_all();
+        for Reverse(turn) in lanes {
+            let tasks = std::mem::take(&mut turn.lane.state.lock().tasks);
+            drop(tasks);
+        }
+        if let Some(gateway) = self.gateway.take() {
+            // This may be dropped on another runtime, which must not block.
+            gateway.shutdown_background();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU64;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// Burns CPU in slices and counts them.
+    async fn burn(count: Arc<AtomicU64>, stop: Arc<AtomicBool>) {
+        while !stop.load(Ordering::Relaxed) {
+            slice::measured(slice::Clock::Thread, || {
+                let begun = std::time::Instant::now();
+                while begun.elapsed() < Duration::from_micros(100) {
+                    std::hint::spin_loop();
+                }
+            });
+            count.fetch_add(1, Ordering::Relaxed);
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[test]
+    fn lanes_share_by_weight_and_a_newcomer_does_not_wait_for_the_crowd() {
+        let executor = Executor::start(1).unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let (light, heavy) = (Lane::new(Some(100)), Lane::new(Some(300)));
+        let (few, many) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        // The light lane has ten times as many tasks: that gives it nothing.
+        for _ in 0..20 {
+            executor.spawn(&light, burn(few.clone(), stop.clone()));
+        }
+        for _ in 0..2 {
+            executor.spawn(&heavy, burn(many.clone(), stop.clone()));
+        }
+        while few.load(Ordering::Relaxed) < 300 {
+            std::thread::yield_now();
+        }
+        let ratio = many.load(Ordering::Relaxed) as f64 / few.load(Ordering::Relaxed) as f64;
+        assert!((2.0..4.5).contains(&ratio), "300 to 100 thousandths, and got {ratio}");
+        let newcomer = Lane::new(None);
+        let (sender, receiver) = mpsc::channel();
+        let before = few.load(Ordering::Relaxed) + many.load(Ordering::Relaxed);
+        let (few, many) = (few.clone(), many.clone());
+        executor.spawn(&newcomer, async move {
+            let _ = sender.send(few.load(Ordering::Relaxed) + many.load(Ordering::Relaxed));
+        });
+        let waited = receiver.recv_timeout(PATIENCE).unwrap() - before;
+        assert!(waited <= 4, "{waited} slices of others went first");
+        stop.store(true, Ordering::Relaxed);
+    }
+
+    #[test]
+    fn a_cancelled_task_is_dropped_and_a_panic_stays_in_its_task() {
+        struct Told(mpsc::Sender<&'static str>, &'static str);
+        impl Drop for Told {
+            fn drop(&mut self) {
+                let _ = self.0.send(self.1);
+            }
+        }
+        let executor = Executor::start(1).unwrap();
+        let lane = Lane::new(None);
+        let (sender, receiver) = mpsc::channel();
+        let told = Told(sender.clone(), "cancelled");
+        let running = executor.spawn(&lane, async move {
+            let _told = told;
+            std::future::pending::<()>().await;
+        });
+        running.cancel();
+        assert_eq!(receiver.recv_timeout(PATIENCE).unwrap(), "cancelled");
+        let told = Told(sender.clone(), "panicked");
+        executor.spawn(&lane, async move {
+            let _told = told;
+            panic!("as the test wants");
+        });
+        assert_eq!(receiver.recv_timeout(PATIENCE).unwrap(), "panicked");
+        let told = Told(sender, "ran");
+        executor.spawn(&lane, async move { drop(told) });
+        assert_eq!(receiver.recv_timeout(PATIENCE).unwrap(), "ran");
+    }
+}

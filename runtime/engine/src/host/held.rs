@@ -1,0 +1,40 @@
+//! What the host holds for one handle of a guest.
+
+use std::any::Any;
+
+use http::HeaderMap;
+use wasmtime_wasi::p2::{DynInputStream, DynOutputStream};
+use wasmtime_wasi_http::FieldMap;
+use wasmtime_wasi_http::p2::body::HostOutgoingBody;
+use wasmtime_wasi_http::p2::types::{HostOutgoingRequest, HostOutgoingResponse};
+
+use super::outbound::CHUNK_BYTES_MAX;
+
+/// A handle itself: its entry, a small object.
+const HANDLE_BYTES: u64 = 512;
+/// What a stream may have in its buffers.
+const STREAM_BYTES: u64 = 16 << 10;
+/// A header beside its text.
+const HEADER_BYTES: u64 = 64;
+
+/// Bytes that the host holds for this entry of a table, as the most that is usual for its kind.
+pub(crate) fn bytes_of(entry: &mut (dyn Any + Send)) -> u64 {
+    let more = if let Some(fields) = entry.downcast_ref::<FieldMap>() {
+        headers(fields)
+    } else if let Some(response) = entry.downcast_ref::<HostOutgoingResponse>() {
+        headers(&response.headers)
+    } else if let Some(request) = entry.downcast_ref::<HostOutgoingRequest>() {
+        headers(&request.headers)
+    } else if entry.is::<HostOutgoingBody>() {
+        CHUNK_BYTES_MAX as u64
+    } else if entry.is::<DynOutputStream>() || entry.is::<DynInputStream>() {
+        STREAM_BYTES
+    } else {
+        0
+    };
+    HANDLE_BYTES + more
+}
+
+fn headers(map: &HeaderMap) -> u64 {
+    map.iter().map(|(name, value)| HEADER_BYTES + (name.as_str().len() + value.len()) as u64).sum()
+}

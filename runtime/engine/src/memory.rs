@@ -1,0 +1,160 @@
+//! The memory of all guests of a node: one ceiling, and who has to go when it is reached.
+//!
+//! Each container has a bound of its own (see [`crate::limits`]); this is the one above all of them. At the ceiling the
+//! guest that is furthest above what it asked for ends as out of memory, those that asked for nothing first, as the
+//! kernel's OOM killer would choose by `oom_score_adj`. The process itself is never the one that is killed.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+
+use crate::limits::Account;
+
+/// How far guests that asked for memory may go above the ceiling while others end for them: a sixteenth.
+const SLACK: u64 = 16;
+
+/// Kubernetes' classes of service, worst first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Qos {
+    /// Asked for nothing, limits nothing: has what the others leave.
+    BestEffort,
+    /// Asked for something.
+    #[default]
+    Burstable,
+    /// Asked for what it is limited to.
+    Guaranteed,
+}
+
+/// The memory of all guests.
+pub(crate) struct NodeMemory {
+    max: u64,
+    held: AtomicU64,
+    peak: AtomicU64,
+    /// Who has it.
+    accounts: Mutex<Vec<Weak<Account>>>,
+}
+
+/// What the guests of a node hold together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NodeUsage {
+    /// Bytes held now: memories, tables, and what the host holds for guests.
+    pub memory_bytes: u64,
+    /// The most there was at one time.
+    pub memory_bytes_peak: u64,
+    /// The ceiling.
+    pub memory_bytes_max: u64,
+}
+
+impl std::fmt::Debug for NodeMemory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NodeMemory").field("held", &self.held).field("max", &self.max).finish()
+    }
+}
+
+impl NodeMemory {
+    pub(crate) fn new(max: u64) -> Arc<NodeMemory> {
+        Arc::new(NodeMemory {
+            max: max.max(1),
+            held: AtomicU64::new(0),
+            peak: AtomicU64::new(0),
+            accounts: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn max(&self) -> u64 {
+        self.max
+    }
+
+    pub(crate) fn usage(&self) -> NodeUsage {
+        NodeUsage {
+            memory_bytes: self.held.load(Relaxed),
+            memory_bytes_peak: self.peak.load(Relaxed),
+            memory_bytes_max: self.max,
+        }
+    }
+
+    pub(crate) fn join(&self, account: &Arc<Account>) {
+        let mut accounts = self.accounts.lock();
+        // Those that are gone leave when there are as many of them as of the others.
+        if accounts.len() == accounts.capacity() {
+            accounts.retain(|account| account.strong_count() > 0);
+        }
+        accounts.push(Arc::downgrade(account));
+    }
+
+    /// Takes memory for `account`, which has it within its own bound already. False: the asker has to go.
+    pub(crate) fn take(&self, account: &Account, bytes: u64) -> bool {
+        if self.take_below(self.max, bytes) {
+            return true;
+        }
+        // The pressure ends when the one who goes has gone, which is soon; meanwhile there is the slack.
+        let Some(victim) = self.victim() else { return false };
+        let asker: *const Account = account;
+        if std::ptr::eq(Arc::as_ptr(&victim), asker) {
+            return false;
+        }
+        tracing::warn!(name = victim.name(), bytes = victim.usage().memory_bytes, "guests have taken the node's memory: ends");
+        victim.kill_for_memory();
+        account.qos() > Qos::BestEffort && self.take_below(self.max.saturating_add(self.max / SLACK), bytes)
+    }
+
+    fn take_below(&self, max: u64, bytes: u64) -> bool {
+        let fits = |held: u64| held.checked_add(bytes).filter(|sum| *sum <= max);
+        match self.held.fetch_update(Relaxed, Relaxed, fits) {
+            Ok(before) => {
+                self.peak.fetch_max(before + bytes, Relaxed);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    pub(crate) fn give(&self, bytes: u64) {
+        self.held.fetch_sub(bytes, Relaxed);
+    }
+
+    /// Who goes first: the lowest class, and within it the one that is furthest above what it asked for. None when all
+    /// have no more than they asked for.
+    fn victim(&self) -> Option<Arc<Account>> {
+        let accounts = self.accounts.lock();
+        let above = accounts.iter().filter_map(Weak::upgrade).filter_map(|account| {
+            let above = account.usage().memory_bytes.saturating_sub(account.memory_request());
+            (above > 0 && !account.is_killed()).then_some((account, above))
+        });
+        let (victim, _) = above.min_by_key(|(account, above)| (account.qos(), std::cmp::Reverse(*above)))?;
+        Some(victim)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Spec;
+
+    fn account(node: &Arc<NodeMemory>, qos: Qos, request: u64) -> Arc<Account> {
+        Account::new(&Spec { qos, memory_bytes_request: Some(request), ..Spec::new("a") }, node)
+    }
+
+    #[test]
+    fn at_the_ceiling_the_largest_of_the_lowest_class_goes_and_never_one_that_keeps_to_its_request() {
+        let node = NodeMemory::new(1000);
+        let guaranteed = account(&node, Qos::Guaranteed, 600);
+        let small = account(&node, Qos::BestEffort, 0);
+        let large = account(&node, Qos::BestEffort, 0);
+        guaranteed.take(500).unwrap();
+        small.take(100).unwrap();
+        large.take(390).unwrap();
+        assert!(small.take(50).is_err(), "another one goes, and the asker is of the class that has what is left");
+        assert!(large.is_killed() && !small.is_killed());
+        guaranteed.take(40).unwrap();
+        assert!(small.is_killed(), "the next one in line");
+        assert_eq!(node.usage().memory_bytes, 1030);
+        assert!(guaranteed.take(200).is_err(), "the slack is a bound, too");
+        large.give(390);
+        small.give(100);
+        guaranteed.take(60).unwrap();
+        assert!(!guaranteed.is_killed());
+        assert_eq!(node.usage(), NodeUsage { memory_bytes: 600, memory_bytes_peak: 1030, memory_bytes_max: 1000 });
+    }
+}
