@@ -75,7 +75,7 @@ impl wasip2::exports::http::incoming_handler::Guest for Service {
             }
             "/timers" => {
                 let timers: Vec<_> =
-                    (0..900).map(|number| monotonic_clock::subscribe_duration((3600 + number) * SECOND)).collect();
+                    (0..400).map(|number| monotonic_clock::subscribe_duration((3600 + number) * SECOND)).collect();
                 let timers: Vec<_> = timers.iter().collect();
                 wasip2::io::poll::poll(&timers);
             }
