@@ -18,8 +18,8 @@ use std::time::SystemTime;
 
 use tokio::sync::Semaphore;
 
-use crate::facts::Facts;
 use crate::compile::Bounds;
+use crate::facts::Facts;
 use crate::{Compiler, Config, Error, compile, functions};
 
 /// Directory of compiled functions that components share, with a bound of its own.

@@ -221,9 +221,8 @@ impl Task {
         let mut work = self.work.lock();
         let mut is_done = self.is_cancelled.load(Ordering::SeqCst);
         if let (false, Some(future)) = (is_done, &mut *work) {
-            let polled = std::panic::catch_unwind(AssertUnwindSafe(|| {
-                future.as_mut().poll(&mut Context::from_waker(&waker))
-            }));
+            let polled =
+                std::panic::catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(&mut Context::from_waker(&waker))));
             is_done = match polled {
                 Ok(Poll::Pending) => self.is_cancelled.load(Ordering::SeqCst),
                 Ok(Poll::Ready(())) => true,

@@ -8,11 +8,11 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use wasmtime::ResourceLimiter;
 
+use crate::Spec;
 use crate::exec::Lane;
 use crate::exit::OverLimit;
 use crate::memory::{NodeMemory, Qos};
 use crate::slice::Clock;
-use crate::Spec;
 
 /// What was used so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

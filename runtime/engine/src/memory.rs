@@ -94,7 +94,11 @@ impl NodeMemory {
         if std::ptr::eq(Arc::as_ptr(&victim), asker) {
             return false;
         }
-        tracing::warn!(name = victim.name(), bytes = victim.usage().memory_bytes, "guests have taken the node's memory: ends");
+        tracing::warn!(
+            name = victim.name(),
+            bytes = victim.usage().memory_bytes,
+            "guests have taken the node's memory: ends"
+        );
         victim.kill_for_memory();
         account.qos() > Qos::BestEffort && self.take_below(self.max.saturating_add(self.max / SLACK), bytes)
     }

@@ -6,10 +6,10 @@ use std::sync::{Arc, LazyLock};
 
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Linker, Resource, ResourceType};
+use wasmtime_wasi::filesystem::WasiFilesystemView;
 use wasmtime_wasi::p2::bindings::filesystem::types::{
     Descriptor, DescriptorFlags, ErrorCode, HostDescriptor, OpenFlags, PathFlags,
 };
-use wasmtime_wasi::filesystem::WasiFilesystemView;
 
 use crate::guest::Guest;
 use crate::limits::Account;
@@ -75,8 +75,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
                 if !guest.descriptors.take() {
                     return Ok((Err(ErrorCode::InsufficientMemory),));
                 }
-                let opened =
-                    HostDescriptor::open_at(&mut guest.filesystem(), dir, path_flags, path, open, flags).await;
+                let opened = HostDescriptor::open_at(&mut guest.filesystem(), dir, path_flags, path, open, flags).await;
                 let result: Result<Resource<Descriptor>, ErrorCode> = match opened {
                     Ok(file) => Ok(file),
                     Err(error) => {

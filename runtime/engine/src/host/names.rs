@@ -70,11 +70,7 @@ async fn ask_machine(container: Arc<Semaphore>, name: String) -> Result<Vec<IpAd
 }
 
 /// What a name stands for, whoever knows it.
-async fn resolve(
-    resolved: Resolved,
-    container: Arc<Semaphore>,
-    name: String,
-) -> Result<Vec<IpAddr>, Unresolved> {
+async fn resolve(resolved: Resolved, container: Arc<Semaphore>, name: String) -> Result<Vec<IpAddr>, Unresolved> {
     match resolved {
         Resolved::Addresses(addresses) => Ok(addresses),
         Resolved::System => ask_machine(container, name).await,

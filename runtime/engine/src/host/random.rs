@@ -28,10 +28,9 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
                 Ok((bytes(count),))
             },
         )?;
-        linker.instance(&format!("{interface}@0.3.0"))?.func_wrap(
-            name,
-            |_: StoreContextMut<'_, Guest>, (count,): (u64,)| Ok((bytes(count.min(BYTES_MAX)),)),
-        )?;
+        linker
+            .instance(&format!("{interface}@0.3.0"))?
+            .func_wrap(name, |_: StoreContextMut<'_, Guest>, (count,): (u64,)| Ok((bytes(count.min(BYTES_MAX)),)))?;
     }
     Ok(())
 }

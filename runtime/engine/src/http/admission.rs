@@ -120,7 +120,8 @@ impl Admission {
     /// many requests wait for each other and do not end as out of memory. Less is taken at once; more is given one
     /// place at a time, and a large request is forgotten after some smaller ones. Takes back the permit.
     pub(super) fn learn(&self, memory_bytes: u64, permit: Option<Permit>) {
-        let forget = |old: u64| Some(if memory_bytes >= old { memory_bytes } else { old - (old - memory_bytes).div_ceil(8) });
+        let forget =
+            |old: u64| Some(if memory_bytes >= old { memory_bytes } else { old - (old - memory_bytes).div_ceil(8) });
         let old = self.footprint.fetch_update(Relaxed, Relaxed, forget).unwrap_or_default();
         let footprint = forget(old).unwrap_or(memory_bytes).max(1);
         let fit = u32::try_from(self.memory_max / footprint).unwrap_or(u32::MAX);

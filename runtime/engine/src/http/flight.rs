@@ -88,12 +88,7 @@ enum State {
 
 impl Flight {
     /// Puts a request on its way; nothing runs before [`Flight::head`] is polled.
-    pub(super) fn launch(
-        service: &Arc<Service>,
-        request: Request<Body>,
-        permit: Permit,
-        chain: Chain,
-    ) -> Arc<Flight> {
+    pub(super) fn launch(service: &Arc<Service>, request: Request<Body>, permit: Permit, chain: Chain) -> Arc<Flight> {
         let head = Arc::new(Head {
             response: Mutex::new(None),
             is_answered: AtomicBool::new(false),

@@ -34,7 +34,8 @@ impl Service {
         for flight in slow {
             flight.leave_reader();
             let usage = self.account.usage();
-            let has_memory = usage.memory_bytes.saturating_add(2 * self.admission.footprint()) < self.account.memory_max();
+            let has_memory =
+                usage.memory_bytes.saturating_add(2 * self.admission.footprint()) < self.account.memory_max();
             if without < self.admission.count() as usize
                 && has_memory
                 && let Some(permit) = flight.head.take_permit()

@@ -12,8 +12,8 @@ use http_body_util::BodyExt;
 
 use super::{built, component, engine, get, ok, rest, soon, spec};
 use crate::{
-    Body, Command, Component, Config, Engine, Error, Exit, HttpOptions, HttpService, Mount, Outbound, OutboundError, Probe,
-    Qos, RequestError, Spec, empty, full,
+    Body, Command, Component, Config, Engine, Error, Exit, HttpOptions, HttpService, Mount, Outbound, OutboundError,
+    Probe, Qos, RequestError, Spec, empty, full,
 };
 
 /// An engine with a ceiling of its own.
@@ -38,7 +38,8 @@ async fn hostile(spec: Spec, options: HttpOptions) -> HttpService {
 
 /// The neighbour, and its requests until `until` is done: all are answered, each within `patience`.
 async fn beside<T>(until: impl Future<Output = T>, patience: Duration) -> T {
-    let neighbour = engine().start_http(&component("hello").await, Spec::new("neighbour"), options(60_000)).await.unwrap();
+    let neighbour =
+        engine().start_http(&component("hello").await, Spec::new("neighbour"), options(60_000)).await.unwrap();
     tokio::pin!(until);
     loop {
         let asked = async {
@@ -315,9 +316,7 @@ async fn calls_to_itself_cannot_stop_a_service() {
     // Each needs one place more than there are.
     let asked = [(); 4].map(|()| {
         let service = service.clone();
-        tokio::spawn(async move {
-            get(&service, "/call?http://a/call?http://a/call?http://a/call?http://a/").await
-        })
+        tokio::spawn(async move { get(&service, "/call?http://a/call?http://a/call?http://a/call?http://a/").await })
     });
     let circle = format!("/call?{}http://a/", "http://a/call?".repeat(40));
     for asked in asked {
