@@ -46,6 +46,7 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use coracle_api::status::Status;
 use coracle_keyspace::Keyspace;
+use http::{HeaderValue, header};
 
 pub use config::Config;
 pub use identity::Identity;
@@ -106,7 +107,14 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
 }
 
 async fn admit(State(shared): State<Arc<Shared>>, mut request: Request<Body>, next: Next) -> Response {
-    let refused = |status: Status| answer::respond::status(request::negotiate::Form::JSON, &status);
+    let refused = |status: Status| {
+        let mut response = answer::respond::status(request::negotiate::Form::JSON, &status);
+        // Tools ask without credentials first, and show what they have when they are told how.
+        let how = HeaderValue::from_static("Basic realm=\"coracle: any name, and a token as the password\"");
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, how);
+        response
+    };
+    authn::accept_basic(request.headers_mut());
     match authn::authenticate(&shared.cluster, &shared.tokens, &request) {
         Err(status) => refused(status),
         Ok(caller) if !caller.identity.is_authenticated() => refused(Status::unauthorized()),

@@ -10,8 +10,10 @@ use std::sync::Arc;
 use coracle_api::status::Status;
 use parking_lot::Mutex;
 
-/// Places of the cluster's own duties: a few controllers, a scheduler, node agents.
+/// Requests of the cluster's own duties at a time: a few controllers, a scheduler, node agents.
 const DUTIES_MAX: usize = 1_000;
+/// Their streams: a node agent follows each ConfigMap and Secret of its pods.
+const DUTY_STREAMS_MAX: usize = 100_000;
 
 /// Whose request it is, before anybody is impersonated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,13 +84,19 @@ impl Drop for Place {
 /// Counters of what is under way.
 pub(crate) struct Limits {
     duties: Arc<Pool>,
+    duty_streams: Arc<Pool>,
     requests: Arc<Pool>,
     streams: Arc<Pool>,
 }
 
 impl Limits {
     pub fn new(requests_max: usize, streams_max: usize) -> Limits {
-        Limits { duties: Pool::new(DUTIES_MAX), requests: Pool::new(requests_max), streams: Pool::new(streams_max) }
+        Limits {
+            duties: Pool::new(DUTIES_MAX),
+            duty_streams: Pool::new(DUTY_STREAMS_MAX),
+            requests: Pool::new(requests_max),
+            streams: Pool::new(streams_max),
+        }
     }
 
     /// A place for a request that ends by itself.
@@ -99,7 +107,7 @@ impl Limits {
 
     /// A place for a stream.
     pub fn stream(&self, flow: Flow<'_>) -> Result<Place, Status> {
-        let pool = if flow.duty { &self.duties } else { &self.streams };
+        let pool = if flow.duty { &self.duty_streams } else { &self.streams };
         pool.take(flow.name).ok_or_else(|| Status::too_many_requests("too many watches, please try again later", 1))
     }
 
@@ -108,7 +116,7 @@ impl Limits {
     }
 
     pub fn streams_now(&self) -> usize {
-        self.streams.now()
+        self.streams.now() + self.duty_streams.now()
     }
 }
 

@@ -24,6 +24,7 @@ use crate::authz::{self, Attributes};
 use crate::catalog::Resource;
 use crate::layers::deadline::{self, Deadline};
 use crate::layers::lanes::{HEAVY_BYTES, HEAVY_RECORDS};
+use crate::layers::websocket;
 use crate::request::call::{Call, Request};
 use crate::request::negotiate::{self, Form, Offer};
 use crate::request::path::{ResourcePath, Route};
@@ -249,7 +250,8 @@ async fn resource(
             }
             let place = server.limits.stream(caller.flow())?;
             let watch = verbs::watch::watch(&server.cluster, &call, resource, &server.stopping, place);
-            return watch.await.map(|response| with_warnings(&call, response));
+            let response = with_warnings(&call, watch.await?);
+            return Ok(websocket::upgraded(&call, upgrade, response, &server.tasks));
         }
     }
     let deadline = Deadline::new(call.query.get("timeout"), server.config.request_timeout)?;

@@ -7,7 +7,7 @@ pub(crate) mod tokens;
 use std::sync::Arc;
 
 use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use coracle_api::status::Status;
 use http::{HeaderMap, HeaderValue, Request, header};
 
@@ -81,8 +81,22 @@ fn bearer(headers: &HeaderMap) -> Result<Option<String>, Status> {
     token.map(Some).ok_or_else(Status::unauthorized)
 }
 
+/// Turns a name and a password into the token that the password is: tools of registries know no other way to log in.
+pub(crate) fn accept_basic(headers: &mut HeaderMap) {
+    let basic = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(|text| {
+        let (scheme, encoded) = text.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("basic").then(|| STANDARD.decode(encoded.trim()).ok()).flatten()
+    });
+    let password = basic
+        .and_then(|bytes| String::from_utf8(bytes).ok())
+        .and_then(|text| text.split_once(':').map(|(_, password)| password.to_owned()));
+    if let Some(bearer) = password.and_then(|token| HeaderValue::from_str(&format!("Bearer {token}")).ok()) {
+        headers.insert(header::AUTHORIZATION, bearer);
+    }
+}
+
 /// Whether the connection is to become a WebSocket.
-fn is_websocket(headers: &HeaderMap) -> bool {
+pub(crate) fn is_websocket(headers: &HeaderMap) -> bool {
     let has = |name, wanted: &str| {
         headers
             .get_all(name)
@@ -96,6 +110,11 @@ fn is_websocket(headers: &HeaderMap) -> bool {
 fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     let all = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
     all.flat_map(|text| text.split(',')).map(str::trim).filter(|protocol| !protocol.is_empty())
+}
+
+/// The subprotocol that a WebSocket speaks: the first that is no token.
+pub(crate) fn subprotocol(headers: &HeaderMap) -> Option<&str> {
+    protocols(headers).find(|protocol| !protocol.starts_with(SUBPROTOCOL))
 }
 
 /// Takes everything out of `headers` by which a caller proves who it is or says as whom it acts: that is for this server,

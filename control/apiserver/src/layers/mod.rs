@@ -4,3 +4,4 @@ pub(crate) mod bodies;
 pub(crate) mod deadline;
 pub(crate) mod lanes;
 pub(crate) mod metrics;
+pub(crate) mod websocket;

@@ -176,3 +176,25 @@ async fn a_token_that_is_bound_to_a_node_ends_with_it() {
     server.call("DELETE", "/api/v1/nodes/n", Value::Null).await;
     assert_eq!(get(&server, "/api", Some(&token)).await.0, 401);
 }
+
+#[tokio::test]
+async fn a_token_is_a_password_at_other_routes() {
+    use tower::ServiceExt;
+    let server = Server::start().await.with_account().await;
+    let path = "/api/v1/namespaces/default/serviceaccounts/default/token";
+    let token = server.make(path, json!({"spec": {}})).await["status"]["token"].as_str().unwrap().to_owned();
+    let registry = axum::Router::new().route("/v2/", axum::routing::get(|| async { "fine" }));
+    let router = server.api.authenticated(registry);
+    let basic = |password: &str| {
+        let text = format!("anyone:{password}");
+        format!("Basic {}", base64::Engine::encode(&base64::engine::general_purpose::STANDARD, text))
+    };
+    for (credentials, code) in [(None, 401), (Some(basic("rubbish")), 401), (Some(basic(&token)), 200)] {
+        let mut request = Request::get("/v2/");
+        if let Some(credentials) = credentials {
+            request = request.header("authorization", credentials);
+        }
+        let answer = router.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+        assert_eq!((answer.status().as_u16(), answer.headers().contains_key("www-authenticate")), (code, code == 401));
+    }
+}

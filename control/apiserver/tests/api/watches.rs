@@ -1,5 +1,7 @@
 //! Watches: what is there, what happens, where they begin and end.
 
+use std::future::IntoFuture;
+
 use http::Request;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
@@ -121,4 +123,28 @@ async fn watches_end_with_the_server() {
     let mut watch = Watch::open(&server, "labelSelector=none").await;
     server.api.shutdown();
     assert_eq!(watch.next().await, None);
+}
+
+#[tokio::test]
+async fn a_browser_watches_by_websocket() {
+    use futures::StreamExt;
+    use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+    let server = Server::start().await.with_account().await;
+    server.make(MAPS, config_map("a", json!({}))).await;
+    let path = "/api/v1/namespaces/default/serviceaccounts/default/token";
+    let token = server.make(path, json!({"spec": {}})).await["status"]["token"].as_str().unwrap().to_owned();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let serving = tokio::spawn(axum::serve(listener, server.api.router()).into_future());
+    let mut request = format!("ws://{address}{MAPS}?watch=1").into_client_request().unwrap();
+    let encoded = base64::Engine::encode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, token);
+    let protocols = format!("base64url.bearer.authorization.k8s.io.{encoded}, binary.k8s.io");
+    request.headers_mut().insert("sec-websocket-protocol", protocols.parse().unwrap());
+    let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let (mut socket, answer) = tokio_tungstenite::client_async(request, stream).await.unwrap();
+    assert_eq!(answer.headers()["sec-websocket-protocol"], "binary.k8s.io", "the token is not said again");
+    let said = tokio::time::timeout(std::time::Duration::from_secs(10), socket.next()).await.expect("an event");
+    let event: Value = serde_json::from_str(said.unwrap().unwrap().to_text().unwrap()).unwrap();
+    assert_eq!((&event["type"], &event["object"]["metadata"]["name"]), (&json!("ADDED"), &json!("a")));
+    serving.abort();
 }
