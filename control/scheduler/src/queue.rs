@@ -4,7 +4,7 @@
 //! Bounded by the number of pods.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -100,6 +100,8 @@ pub(crate) struct Queue {
     active: BTreeMap<Rank, Uid>,
     /// Those in the state `Waiting`.
     waiting: HashMap<Uid, Helps>,
+    /// Those of them that wait for other pods to come or go; of many that wait few do.
+    social: HashSet<Uid>,
     timed: BTreeSet<(Instant, u64, Uid)>,
     sequence: u64,
 }
@@ -135,6 +137,7 @@ impl Queue {
             State::Active => drop(self.active.remove(&rank(pending))),
             State::Backoff(at) | State::Waiting(at) => {
                 self.waiting.remove(uid);
+                self.social.remove(uid);
                 self.timed.remove(&(at, pending.sequence, Uid::from(uid)));
             }
             State::InFlight => {}
@@ -165,6 +168,9 @@ impl Queue {
         let at = now + LEFTOVER;
         pending.state = State::Waiting(at);
         self.waiting.insert(uid.clone(), helps);
+        if helps.meets(Helps::COMPANY.or(Helps::DISTANCE)) {
+            self.social.insert(uid.clone());
+        }
         self.timed.insert((at, pending.sequence, uid.clone()));
         news
     }
@@ -181,13 +187,21 @@ impl Queue {
 
     /// Something happened that helps with this.
     pub(crate) fn wake(&mut self, by: Helps, now: Instant) {
-        self.wake_those(by, now, |_| true);
+        let woken = self.waiting.iter().filter(|(_, helps)| helps.meets(by));
+        let woken: Vec<Uid> = woken.map(|(uid, _)| uid.clone()).collect();
+        for uid in woken {
+            self.activate(&uid, now);
+        }
     }
 
-    /// Something happened that helps with this, those classes that it concerns. It is about them, so that many attempts
-    /// before do not make them wait.
+    /// Something happened with a pod that helps with this, those classes that it concerns. It is about them, so that many
+    /// attempts before do not make them wait.
     pub(crate) fn wake_concerned(&mut self, by: Helps, now: Instant, concerns: impl Fn(&Class) -> bool) {
-        for uid in self.wake_those(by, now, concerns) {
+        let woken = self.social.iter().filter(|uid| self.waiting.get(*uid).is_some_and(|helps| helps.meets(by)));
+        let woken = woken.filter(|uid| self.pods.get(*uid).is_some_and(|pending| concerns(&pending.class)));
+        let woken: Vec<Uid> = woken.cloned().collect();
+        for uid in woken {
+            self.activate(&uid, now);
             if let Some(pending) = self.pods.get_mut(&uid)
                 && let State::Backoff(at) = pending.state
             {
@@ -197,16 +211,6 @@ impl Queue {
                 self.timed.insert((soon, pending.sequence, uid.clone()));
             }
         }
-    }
-
-    fn wake_those(&mut self, by: Helps, now: Instant, concerns: impl Fn(&Class) -> bool) -> Vec<Uid> {
-        let woken = self.waiting.iter().filter(|(_, helps)| helps.meets(by));
-        let woken = woken.filter(|(uid, _)| self.pods.get(*uid).is_some_and(|pending| concerns(&pending.class)));
-        let woken: Vec<Uid> = woken.map(|(uid, _)| uid.clone()).collect();
-        for uid in &woken {
-            self.activate(uid, now);
-        }
-        woken
     }
 
     /// One is decided about anew, if it waits.

@@ -10,24 +10,28 @@ mod template;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus, ReplicaSet, ReplicaSetSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use parking_lot::Mutex;
 use serde_json::json;
 
 use crate::client::{self, Client, DEPLOYMENTS, DeleteOptions, REPLICA_SETS};
 use crate::events::{Record, Recorder, Subject};
 use crate::informer::{Change, Index, Informer, Key, Object as _, Pod, Store, controller};
 use crate::queue::{Next, Queue};
-use crate::{Error, now_in_seconds, selector, workload};
+use crate::workload::{self, Settle};
+use crate::{Error, now_in_seconds, selector};
 
 use model::{REVISION, Set};
 use plan::{New, Observed};
 
 const COMPONENT: &str = "deployment-controller";
+/// New ReplicaSets that are remembered for the words of a status.
+const CREATED_MAX: usize = 4096;
 
 /// The controller of Deployments.
 pub(crate) struct Controller {
@@ -37,6 +41,9 @@ pub(crate) struct Controller {
     deployments: Arc<Store<Deployment>>,
     sets: Arc<Store<ReplicaSet>>,
     pods: Arc<Store<Pod>>,
+    settle: Settle,
+    /// ReplicaSets that were created and that no status has told of, by uid of the Deployment.
+    created: Mutex<HashMap<Arc<str>, String>>,
 }
 
 impl Controller {
@@ -89,7 +96,16 @@ impl Controller {
             }
         });
         let (deployments, sets, pods) = (deployments.store(), sets.store(), pods.store());
-        Arc::new(Self { client, recorder, queue, deployments, sets, pods })
+        Arc::new(Self {
+            client,
+            recorder,
+            queue,
+            deployments,
+            sets,
+            pods,
+            settle: Settle::default(),
+            created: Mutex::default(),
+        })
     }
 
     pub(crate) async fn reconcile(self: Arc<Self>, key: Key) -> Result<Next, Error> {
@@ -105,11 +121,17 @@ impl Controller {
             deployment: &deployment,
             others_run: &|current| self.others_run(&sets, current),
             sets: sets.clone(),
+            created: self.created.lock().get(deployment.uid()).cloned(),
             now: now_in_seconds(),
         });
 
         if let Some(new) = &plan.create {
             self.create(&key, &deployment, new).await?;
+            let mut created = self.created.lock();
+            if created.len() >= CREATED_MAX {
+                created.clear();
+            }
+            created.insert(deployment.uid().into(), new.name.clone());
         }
         for set in &plan.update {
             self.update(&deployment, set).await?;
@@ -122,6 +144,13 @@ impl Controller {
                 .map_err(Error::api("delete an old ReplicaSet"))?;
         }
         if plan.revision.is_some() || plan.status.is_some() {
+            if plan.is_underway
+                && let Some(wait) = self.settle.wait(deployment.uid())
+            {
+                return Ok(Next::After(wait));
+            }
+            self.settle.done(deployment.uid());
+            self.created.lock().remove(deployment.uid());
             self.write(&key, &deployment, plan.revision.as_deref(), plan.status.as_ref()).await?;
         }
         Ok(plan.check_after.map_or(Next::OnEvent, Next::After))

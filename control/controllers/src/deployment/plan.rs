@@ -18,6 +18,8 @@ pub(crate) struct Observed<'a> {
     pub sets: Vec<Arc<ReplicaSet>>,
     /// Whether pods of ReplicaSets other than this one (by uid) still run or end; asked for `Recreate` only.
     pub others_run: &'a dyn Fn(Option<&str>) -> bool,
+    /// Name of the ReplicaSet that was created and that the status does not tell of yet.
+    pub created: Option<String>,
     pub now: Timestamp,
 }
 
@@ -34,6 +36,8 @@ pub(crate) struct Plan {
     pub revision: Option<String>,
     /// The status as it shall be, if it is not.
     pub status: Option<DeploymentStatus>,
+    /// The status tells of the way only, of which more comes soon.
+    pub is_underway: bool,
     /// When progress is to be looked at again.
     pub check_after: Option<Duration>,
 }
@@ -78,7 +82,7 @@ pub(crate) fn plan(observed: &Observed<'_>) -> Plan {
             }
         }
     }
-    let (status, check_after) = status::status(&rollout.view(observed.now), progress);
+    let (status, check_after) = status::status(&rollout.view(observed.now, observed.created.as_deref()), progress);
     let revision = rollout.revision().filter(|revision| {
         let annotations = deployment.metadata.annotations.as_ref();
         annotations.and_then(|annotations| annotations.get(REVISION)) != Some(revision)
@@ -88,6 +92,7 @@ pub(crate) fn plan(observed: &Observed<'_>) -> Plan {
         revision,
         update: rollout.current.into_iter().chain(rollout.old).filter(Set::is_changed).collect(),
         delete: rollout.delete,
+        is_underway: progress == Progress::Rollout && status::is_underway(deployment, &wanted, &status),
         status: (!status::is_written(deployment, &status)).then_some(status),
         check_after,
     }
@@ -121,13 +126,14 @@ impl Rollout<'_> {
         }
     }
 
-    fn view(&self, now: Timestamp) -> status::View<'_> {
+    fn view<'a>(&'a self, now: Timestamp, created: Option<&'a str>) -> status::View<'a> {
         status::View {
             deployment: self.deployment,
             wanted: self.wanted,
             current: self.current.as_ref(),
             old: &self.old,
             new: self.new.as_ref(),
+            created,
             now,
         }
     }

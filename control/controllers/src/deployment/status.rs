@@ -27,6 +27,8 @@ pub(crate) struct View<'a> {
     pub current: Option<&'a Set>,
     pub old: &'a [Set],
     pub new: Option<&'a New>,
+    /// Name of the current one, if it was created since the last status.
+    pub created: Option<&'a str>,
     pub now: Timestamp,
 }
 
@@ -104,8 +106,12 @@ fn note_current(view: &View<'_>, conditions: &mut Vec<DeploymentCondition>) {
     } else if let Some(current) = view.current
         && find(conditions, PROGRESSING).is_none()
     {
-        let message = format!("Found new replica set {:?}", current.name());
-        set(conditions, condition(PROGRESSING, "True", "FoundNewReplicaSet", &message, view.now));
+        let (reason, message) = if view.created == Some(current.name()) {
+            ("NewReplicaSetCreated", format!("Created new replica set {:?}", current.name()))
+        } else {
+            ("FoundNewReplicaSet", format!("Found new replica set {:?}", current.name()))
+        };
+        set(conditions, condition(PROGRESSING, "True", reason, &message, view.now));
     }
 }
 
@@ -194,6 +200,21 @@ fn is_reached(deployment: &Deployment, wanted: &Wanted, status: &DeploymentStatu
         && all(status.replicas)
         && all(status.available_replicas)
         && status.observed_generation.unwrap_or(0) >= deployment.metadata.generation.unwrap_or(0)
+}
+
+/// Whether the status tells of the way only: nothing became available or ceased to be, and nothing has failed.
+pub(crate) fn is_underway(deployment: &Deployment, wanted: &Wanted, status: &DeploymentStatus) -> bool {
+    let before = deployment.status.clone().unwrap_or_default();
+    let count = |count: Option<i32>| count.unwrap_or(0);
+    let bad = |condition: &DeploymentCondition| {
+        let type_ = condition.type_.as_deref();
+        type_ == Some(REPLICA_FAILURE) || (type_ == Some(PROGRESSING) && condition.status.as_deref() == Some("False"))
+    };
+    wanted.replicas > 0
+        && !is_reached(deployment, wanted, status)
+        && count(before.available_replicas) == count(status.available_replicas)
+        && count(before.ready_replicas) == count(status.ready_replicas)
+        && !status.conditions.iter().flatten().any(bad)
 }
 
 fn has_progressed(before: &DeploymentStatus, after: &DeploymentStatus) -> bool {

@@ -65,7 +65,13 @@ impl World {
             let others = self.sets.iter().filter(|set| set.metadata.uid.as_deref() != current);
             self.recreate && others.into_iter().any(|set| set.status.as_ref().is_some_and(|status| status.replicas > 0))
         };
-        let plan = plan(&Observed { deployment: &self.deployment, sets, others_run: &others_run, now: self.now });
+        let plan = plan(&Observed {
+            deployment: &self.deployment,
+            sets,
+            others_run: &others_run,
+            created: None,
+            now: self.now,
+        });
         if let Some(new) = &plan.create {
             let mut set = replica_set(&self.deployment, new);
             set.metadata.uid = Some(format!("s{}", self.next));

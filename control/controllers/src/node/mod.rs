@@ -189,7 +189,11 @@ impl Controller {
             next = Next::OnEvent;
             let conditions = plan::silent(&node, now_in_seconds());
             if !conditions.is_empty() {
-                let patch = json!({"status": {"conditions": conditions}});
+                // In this version: a node that has just spoken is not to be overruled.
+                let version = &node.metadata.resource_version;
+                let patch = json!({
+                    "metadata": {"uid": node.uid(), "resourceVersion": version}, "status": {"conditions": conditions},
+                });
                 self.client
                     .merge_status(NODES, &key, &patch)
                     .await
@@ -204,7 +208,7 @@ impl Controller {
         if let Some(taints) = plan::taints(&node, drive, now_in_seconds()) {
             let taints = (!taints.is_empty()).then_some(taints);
             let patch = json!({
-                "metadata": {"resourceVersion": node.metadata.resource_version},
+                "metadata": {"uid": node.uid(), "resourceVersion": node.metadata.resource_version},
                 "spec": {"taints": taints},
             });
             self.client.patch(NODES, &key, &patch).await.map_err(Error::api("write taints of a node"))?;
@@ -255,13 +259,21 @@ impl Controller {
         if self.marked.lock().contains(&key.name) {
             return Ok(());
         }
+        let mut all = true;
         for pod in self.pods.by(Index::Node, &key.name).iter().filter(|pod| pod.ready && pod.is_active()) {
             let condition = json!({"type": "Ready", "status": "False", "lastTransitionTime": Time(now_in_seconds())});
-            let patch = json!({"metadata": {"uid": &*pod.uid}, "status": {"conditions": [condition]}});
+            let version = pod.version.to_string();
+            let patch = json!({
+                "metadata": {"uid": &*pod.uid, "resourceVersion": version}, "status": {"conditions": [condition]},
+            });
             match self.client.merge_status(PODS, &pod.key, &patch).await {
-                Err(error) if client::is_not_found(&error) || client::is_conflict(&error) => {}
+                Err(error) if client::is_not_found(&error) => {}
+                Err(error) if client::is_conflict(&error) => all = false,
                 other => other.map(drop).map_err(Error::api("make a pod not ready"))?,
             }
+        }
+        if !all {
+            return Err(Error::Stale("a pod changed meanwhile"));
         }
         self.marked.lock().insert(key.name.clone());
         Ok(())

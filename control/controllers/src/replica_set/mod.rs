@@ -25,7 +25,7 @@ use crate::client::{self, Client, DeleteOptions, PODS, REPLICA_SETS};
 use crate::events::{Record, Recorder, Subject};
 use crate::informer::{Change, Index, Informer, Key, Object as _, Pod, Store, controller};
 use crate::queue::{Next, Queue};
-use crate::workload::{self, Created, InFlight};
+use crate::workload::{self, Created, InFlight, Settle};
 use crate::{Error, now_in_seconds, selector};
 
 use template::Template;
@@ -45,6 +45,7 @@ pub(crate) struct Controller {
     sets: Arc<Store<ReplicaSet>>,
     pods: Arc<Store<Pod>>,
     in_flight: Arc<InFlight>,
+    settle: Settle,
 }
 
 impl Controller {
@@ -103,7 +104,7 @@ impl Controller {
             }
         });
         let (sets, pods) = (sets.store(), pods.store());
-        Arc::new(Self { client, recorder, queue, sets, pods, in_flight })
+        Arc::new(Self { client, recorder, queue, sets, pods, in_flight, settle: Settle::default() })
     }
 
     pub(crate) async fn reconcile(self: Arc<Self>, key: Key) -> Result<Next, Error> {
@@ -140,7 +141,16 @@ impl Controller {
         let message =
             failure.as_ref().filter(|error| !client::is_namespace_terminating(error)).map(ToString::to_string);
         plan::set_failure(&mut status, message, plan.missing, now_in_seconds());
-        self.write(&key, &set, &status).await?;
+        let grown = plan::is_growth(&set, &status);
+        match (failure.is_none() && grown).then(|| self.settle.wait(uid)).flatten() {
+            // More comes of it, or it is written then.
+            Some(wait) if !more => return Ok(Next::After(wait)),
+            Some(_) => {}
+            None => {
+                self.settle.done(uid);
+                self.write(&key, &set, &status).await?;
+            }
+        }
         match failure {
             // All further creations would fail as well; the namespace takes the ReplicaSet with it.
             Some(error) if client::is_namespace_terminating(&error) => Ok(Next::OnEvent),

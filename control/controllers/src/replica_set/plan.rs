@@ -169,3 +169,18 @@ pub(crate) fn is_written(set: &ReplicaSet, status: &ReplicaSetStatus) -> bool {
     };
     set.status.as_ref().is_some_and(|before| zero(before) == zero(status))
 }
+
+/// Whether the status says no more than that pods were made, of which nothing has come yet.
+pub(crate) fn is_growth(set: &ReplicaSet, status: &ReplicaSetStatus) -> bool {
+    let before = set.status.clone().unwrap_or_default();
+    let same = |a: Option<i32>, b: Option<i32>| a.unwrap_or(0) == b.unwrap_or(0);
+    let wanted = set.spec.replicas.unwrap_or(1);
+    wanted > 0
+        && status.replicas >= before.replicas
+        && status.replicas <= wanted
+        && status.ready_replicas.unwrap_or(0) < wanted
+        && same(before.ready_replicas, status.ready_replicas)
+        && same(before.available_replicas, status.available_replicas)
+        && same(before.terminating_replicas, status.terminating_replicas)
+        && before.conditions.unwrap_or_default() == status.conditions.clone().unwrap_or_default()
+}

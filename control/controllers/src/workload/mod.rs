@@ -2,6 +2,7 @@
 //! outcome may be unknown.
 
 mod in_flight;
+mod settle;
 
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use crate::client::{self, Client, Meta, Resource};
 use crate::informer::Key;
 
 pub(crate) use in_flight::{InFlight, OVERDUE};
+pub(crate) use settle::Settle;
 
 /// Requests with an unknown outcome are repeated this often at once.
 const ATTEMPTS: u32 = 3;
