@@ -33,6 +33,8 @@ pub struct Service {
     pub external_name: Option<String>,
     /// Its ports.
     pub ports: Vec<Port>,
+    /// Addresses of ready endpoints, sorted, each once: what the name of a headless Service stands for.
+    pub ready: Arc<[IpAddr]>,
     /// Addresses of endpoints with a host name of their own (`web-0.web.default`).
     pub hosts: HashMap<Arc<str>, IpAddr>,
 }
@@ -51,7 +53,7 @@ pub enum ServiceKind {
 }
 
 /// `protocol` of a port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Protocol {
     /// TCP.
     Tcp,
@@ -72,7 +74,8 @@ pub struct Port {
     pub node_port: Option<u16>,
     /// Its protocol.
     pub protocol: Protocol,
-    /// Ready endpoints, sorted, each once.
+    /// Who is to be asked, sorted, each once: ready endpoints, or, when there is none, those that still serve while they end
+    /// (`ProxyTerminatingEndpoints`).
     pub endpoints: Arc<[Endpoint]>,
 }
 
@@ -115,8 +118,11 @@ impl Snapshot {
     }
 
     /// What `host` means to a pod of `from_namespace`: `svc`, `svc.ns`, `svc.ns.svc`, `svc.ns.svc.cluster.local`, the
-    /// same with the host name of an endpoint in front, or `10-244-0-7.ns.pod`.
+    /// same with the host name of an endpoint in front, or `10-244-0-7.ns.pod`. Names are the same in any case (RFC 4343).
     pub fn resolve(&self, host: &str, from_namespace: &str) -> Option<Resolved> {
+        if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            return self.resolve(&host.to_ascii_lowercase(), from_namespace);
+        }
         match name::parse(host, from_namespace)? {
             name::Name::Pod(address) => Some(Resolved::Addresses(vec![address])),
             name::Name::Service { host, service, namespace } => {
@@ -125,7 +131,7 @@ impl Snapshot {
                     (Some(host), _, _) => service.hosts.get(host).map(|address| Resolved::Addresses(vec![*address])),
                     (None, Some(name), _) => Some(Resolved::External(name.clone())),
                     (None, None, Some(_)) => Some(Resolved::Service(service.clone())),
-                    (None, None, None) => Some(Resolved::Addresses(service.addresses())),
+                    (None, None, None) => Some(Resolved::Addresses(service.ready.to_vec())),
                 }
             }
         }
@@ -133,17 +139,13 @@ impl Snapshot {
 }
 
 impl Service {
-    /// The port of this number.
-    pub fn port(&self, port: u16) -> Option<&Port> {
-        self.ports.iter().find(|found| found.port == port)
+    /// The port of this number and protocol: one number may be served by several.
+    pub fn port(&self, number: u16, protocol: Protocol) -> Option<&Port> {
+        self.ports.get(self.position(number, protocol)?)
     }
 
-    /// Addresses of all ready endpoints, each once.
-    pub fn addresses(&self) -> Vec<IpAddr> {
-        let mut all: Vec<IpAddr> =
-            self.ports.iter().flat_map(|port| port.endpoints.iter().map(|e| e.address)).collect();
-        all.sort_unstable();
-        all.dedup();
-        all
+    /// Which of [`Service::ports`] that is.
+    pub fn position(&self, number: u16, protocol: Protocol) -> Option<usize> {
+        self.ports.iter().position(|port| port.port == number && port.protocol == protocol)
     }
 }

@@ -29,12 +29,14 @@ struct Slice {
     service: ServiceKey,
     /// Port name, port number.
     ports: Vec<(String, u16)>,
-    endpoints: Vec<Ready>,
+    endpoints: Vec<Serving>,
 }
 
-/// A ready address of a slice.
-struct Ready {
+/// An address of a slice that answers.
+struct Serving {
     address: IpAddr,
+    /// Not ready any more, since it ends.
+    is_leaving: bool,
     node: Option<Arc<str>>,
     host: Option<Arc<str>>,
 }
@@ -118,10 +120,14 @@ impl Table {
     pub fn snapshot(&mut self, before: &Snapshot) -> Snapshot {
         let mut services = before.services.clone();
         let mut addresses = before.addresses.clone();
-        for key in std::mem::take(&mut self.dirty) {
-            if let Some(address) = services.remove(&key).and_then(|old| old.cluster_ip) {
+        let dirty = std::mem::take(&mut self.dirty);
+        // All that was goes before anything comes: an address may pass from one Service to another.
+        for key in &dirty {
+            if let Some(address) = services.remove(key).and_then(|old| old.cluster_ip) {
                 addresses.remove(&address);
             }
+        }
+        for key in dirty {
             let Some(spec) = self.specs.get(&key) else { continue };
             let slices = self.by_service.get(&key).into_iter().flatten().filter_map(|slice| self.slices.get(slice));
             let service = Arc::new(service(&key, spec, slices));
@@ -146,13 +152,21 @@ fn read_slice(slice: &discovery::EndpointSlice) -> Option<Slice> {
     let mut endpoints = Vec::new();
     for endpoint in slice.endpoints.iter().flatten() {
         // No condition means ready (EndpointConditions).
-        if endpoint.conditions.as_ref().and_then(|conditions| conditions.ready) == Some(false) {
+        let conditions = endpoint.conditions.clone().unwrap_or_default();
+        let is_ready = conditions.ready.unwrap_or(true);
+        let is_leaving = !is_ready && conditions.serving == Some(true) && conditions.terminating == Some(true);
+        if !is_ready && !is_leaving {
             continue;
         }
         let node: Option<Arc<str>> = endpoint.node_name.as_deref().map(Arc::from);
         let host: Option<Arc<str>> = endpoint.hostname.as_deref().map(Arc::from);
         let addresses = endpoint.addresses.iter().filter_map(|address| address.parse().ok());
-        endpoints.extend(addresses.map(|address| Ready { address, node: node.clone(), host: host.clone() }));
+        endpoints.extend(addresses.map(|address| Serving {
+            address,
+            is_leaving,
+            node: node.clone(),
+            host: host.clone(),
+        }));
     }
     let namespace = Arc::from(slice.metadata.namespace.as_deref().unwrap_or_default());
     Some(Slice { service: (namespace, Arc::from(name.as_str())), ports: ports.collect(), endpoints })
@@ -163,16 +177,9 @@ fn service<'a>(key: &ServiceKey, object: &core::Service, slices: impl Iterator<I
     let slices: Vec<&Slice> = slices.collect();
     let ports = spec.ports.unwrap_or_default().into_iter().filter_map(|port| {
         let name = port.name.unwrap_or_default();
-        let mut endpoints = Vec::new();
-        for slice in &slices {
-            for (_, number) in slice.ports.iter().filter(|(found, _)| *found == name) {
-                let found = slice.endpoints.iter();
-                endpoints.extend(found.map(|ready| Endpoint {
-                    address: ready.address,
-                    port: *number,
-                    node: ready.node.clone(),
-                }));
-            }
+        let mut endpoints = answering(&slices, &name, false);
+        if endpoints.is_empty() {
+            endpoints = answering(&slices, &name, true);
         }
         endpoints.sort_unstable();
         endpoints.dedup();
@@ -188,7 +195,10 @@ fn service<'a>(key: &ServiceKey, object: &core::Service, slices: impl Iterator<I
             name,
         })
     });
-    let hosts = slices.iter().flat_map(|slice| &slice.endpoints);
+    let all_ready = || slices.iter().flat_map(|slice| &slice.endpoints).filter(|endpoint| !endpoint.is_leaving);
+    let mut ready: Vec<IpAddr> = all_ready().map(|endpoint| endpoint.address).collect();
+    ready.sort_unstable();
+    ready.dedup();
     Service {
         namespace: key.0.clone(),
         name: key.1.clone(),
@@ -201,8 +211,25 @@ fn service<'a>(key: &ServiceKey, object: &core::Service, slices: impl Iterator<I
         cluster_ip: spec.cluster_ip.and_then(|address| address.parse().ok()),
         external_name: spec.external_name.filter(|name| !name.is_empty()),
         ports: ports.collect(),
-        hosts: hosts.filter_map(|ready| Some((ready.host.clone()?, ready.address))).collect(),
+        ready: ready.into(),
+        hosts: all_ready().filter_map(|endpoint| Some((endpoint.host.clone()?, endpoint.address))).collect(),
     }
+}
+
+/// Endpoints of the port of this name: the ready ones, or those that leave.
+fn answering(slices: &[&Slice], name: &str, is_leaving: bool) -> Vec<Endpoint> {
+    let mut endpoints = Vec::new();
+    for slice in slices {
+        for (_, number) in slice.ports.iter().filter(|(found, _)| found == name) {
+            let found = slice.endpoints.iter().filter(|endpoint| endpoint.is_leaving == is_leaving);
+            endpoints.extend(found.map(|endpoint| Endpoint {
+                address: endpoint.address,
+                port: *number,
+                node: endpoint.node.clone(),
+            }));
+        }
+    }
+    endpoints
 }
 
 #[cfg(test)]
@@ -232,7 +259,7 @@ mod tests {
 
     fn ready(snapshot: &Snapshot, name: &str) -> Vec<String> {
         let service = snapshot.service("n", name).unwrap();
-        service.port(80).unwrap().endpoints.iter().map(|e| format!("{}:{}", e.address, e.port)).collect()
+        service.port(80, Protocol::Tcp).unwrap().endpoints.iter().map(|e| format!("{}:{}", e.address, e.port)).collect()
     }
 
     #[test]
@@ -251,7 +278,7 @@ mod tests {
         assert!(table.is_listed());
         let first = table.snapshot(&Snapshot::default());
         assert_eq!(ready(&first, "web"), ["10.244.0.2:8080", "10.244.0.3:8080"]);
-        assert!(first.service("n", "web").unwrap().port(53).unwrap().endpoints.is_empty());
+        assert!(first.service("n", "web").unwrap().port(53, Protocol::Udp).unwrap().endpoints.is_empty());
         let web = first.by_address("10.96.0.7".parse().unwrap()).unwrap().clone();
         assert_eq!(first.resolve("web", "n"), Some(Resolved::Service(web.clone())));
         assert_eq!(first.resolve("web", "m"), None);
@@ -274,5 +301,65 @@ mod tests {
             .for_each(|c| table.take(c));
         let fourth = table.snapshot(&third);
         assert!(fourth.service("n", "web").is_none() && fourth.by_address("10.96.0.7".parse().unwrap()).is_none());
+    }
+
+    fn listed(changes: impl IntoIterator<Item = Change>) -> (Table, Snapshot) {
+        let mut table = Table::default();
+        let lists = [Change::ServicesInit, Change::ServicesListed, Change::SlicesInit, Change::SlicesListed];
+        lists.into_iter().chain(changes).for_each(|change| table.take(change));
+        let snapshot = table.snapshot(&Snapshot::default());
+        (table, snapshot)
+    }
+
+    #[test]
+    fn an_address_passes_from_one_service_to_another_in_one_moment() {
+        let address: IpAddr = "10.96.0.7".parse().unwrap();
+        // The order in which changed Services are visited is random: some of these go one way, some the other.
+        for round in 0..32 {
+            let (old, new) = (format!("old{round}"), format!("new{round}"));
+            let (mut table, first) = listed([service(&old, "10.96.0.7")]);
+            let Change::Service(gone) = service(&old, "10.96.0.7") else { unreachable!() };
+            table.take(Change::ServiceGone(gone));
+            table.take(service(&new, "10.96.0.7"));
+            let second = table.snapshot(&first);
+            assert_eq!(second.by_address(address).map(|service| service.name.to_string()), Some(new));
+        }
+    }
+
+    #[test]
+    fn endpoints_that_end_are_asked_only_when_none_is_ready() {
+        let condition = |ready: bool, serving: bool, terminating: bool| json!({"ready": ready, "serving": serving, "terminating": terminating});
+        let slice = |conditions: &[serde_json::Value]| {
+            let endpoint = |(at, conditions)| json!({"addresses": [format!("10.244.0.{at}")], "conditions": conditions});
+            let endpoints: Vec<_> = conditions.iter().enumerate().map(endpoint).collect();
+            let slice = json!({"addressType": "IPv4", "endpoints": endpoints, "ports": [{"name": "http", "port": 80}],
+                "metadata": {"name": "s", "namespace": "n", "labels": {SERVICE_NAME: "web"}}});
+            Change::Slice(serde_json::from_value(slice).unwrap())
+        };
+        let (ready, leaving, dead) = (condition(true, true, false), condition(false, true, true), condition(false, false, true));
+        for (conditions, asked) in [
+            (vec![ready.clone(), leaving.clone()], vec!["10.244.0.0:80"]),
+            (vec![leaving.clone(), dead.clone(), leaving.clone()], vec!["10.244.0.0:80", "10.244.0.2:80"]),
+            (vec![dead, condition(false, true, false)], vec![]),
+            // Made ready by `publishNotReadyAddresses`, also when it ends.
+            (vec![condition(true, false, true), leaving], vec!["10.244.0.0:80"]),
+        ] {
+            let (_, snapshot) = listed([service("web", "None"), slice(&conditions)]);
+            assert_eq!(self::ready(&snapshot, "web"), asked, "{conditions:?}");
+            let named = snapshot.service("n", "web").unwrap().ready.len();
+            assert_eq!(named, conditions.iter().filter(|c| c["ready"] == json!(true)).count(), "a name stands for the ready");
+        }
+    }
+
+    #[test]
+    fn one_number_may_be_served_by_two_protocols_and_names_have_no_case() {
+        let both = json!({"metadata": {"name": "dns", "namespace": "n"}, "spec": {"clusterIP": "10.96.0.10", "ports": [
+            {"name": "tcp", "port": 53, "nodePort": 30053}, {"name": "udp", "port": 53, "nodePort": 30053, "protocol": "UDP"}]}});
+        let (_, snapshot) = listed([Change::Service(serde_json::from_value(both).unwrap())]);
+        let dns = snapshot.service("n", "dns").unwrap();
+        assert_eq!(dns.port(53, Protocol::Tcp).unwrap().name, "tcp");
+        assert_eq!(dns.port(53, Protocol::Udp).unwrap().name, "udp");
+        assert!(dns.port(53, Protocol::Sctp).is_none());
+        assert_eq!(snapshot.resolve("DNS.N.Svc.Cluster.Local", "x"), Some(Resolved::Service(dns.clone())));
     }
 }

@@ -1,20 +1,27 @@
 //! The data plane within a node: from a request or a connection to the endpoint that answers it.
 //!
 //! Requests come in at NodePort listeners ([`Proxy::run`]) and from guests ([`Proxy::call`]); a route is a Service's port, its
-//! [`Balancer`] picks an endpoint, and the node says how that is reached within the process ([`Local`]): a component's
+//! balancer picks an endpoint, and the node says how that is reached within the process ([`Local`]): a component's
 //! HTTP handler is called directly, without a socket; a guest that listens itself is reached at its loopback twin.
 //! Endpoints outside of the node's pods (a Service without selector) are reached over TCP.
 //!
 //! The node's table of pods and the engine stay behind [`LocalEndpoints`] and [`HttpService`].
 
 mod balance;
+mod dial;
+mod endpoint;
+mod flows;
 mod node_ports;
 mod outbound;
+mod retry;
 mod routes;
 mod serve;
+mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -23,7 +30,7 @@ use futures::future::BoxFuture;
 use http::{Request, Response};
 use tokio_util::sync::CancellationToken;
 
-pub use balance::{Balancer, Picked};
+pub use flows::Flows;
 pub use serve::serve_stream;
 
 /// Any error.
@@ -34,9 +41,19 @@ pub type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, BoxError>;
 
 /// Something on this node that answers HTTP without a socket: a wasi:http pod.
 pub trait HttpService: Send + Sync {
-    /// Answers a request. An error means that there is no answer: the endpoint counts as failed.
+    /// Answers a request. An error means that it was not taken, and nobody has seen it: it may be asked of another endpoint.
+    /// [`Busy`] says that there is too much to do; after any other error the endpoint is left out for a while.
     fn call(&self, request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, BoxError>>;
 }
+
+/// Too many requests are waiting: the error of a service that takes no more now, but will.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("too many requests are waiting")]
+pub struct Busy;
+
+/// When a request's answer is of no use any more. It travels in the request's extensions, to whoever it is passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Deadline(pub tokio::time::Instant);
 
 /// How a pod's port is reached within this process.
 #[derive(Clone)]
@@ -58,6 +75,14 @@ pub trait LocalEndpoints: Send + Sync {
     fn may_dial(&self, endpoint: SocketAddr) -> bool {
         let _ = endpoint;
         true
+    }
+    /// The address from which the mesh sends datagrams to this real address.
+    fn source(&self, to: IpAddr) -> IpAddr {
+        match to {
+            IpAddr::V4(to) if to.is_loopback() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        }
     }
     /// A port of a Service cannot be listened at: told once, to be shown where its owner looks.
     fn node_port_failed(&self, service: &Service, port: u16, error: &io::Error);
@@ -96,7 +121,22 @@ pub enum Error {
     /// A scheme that is not spoken here.
     #[error("scheme {0} is not supported")]
     Scheme(String),
-    /// The endpoint gave no answer.
+    /// The request is not one that can be passed on.
+    #[error("the request is malformed: {0}")]
+    Malformed(&'static str),
+    /// There was no answer before the request's [`Deadline`].
+    #[error("there was no answer in time")]
+    Late,
+    /// Nobody took the request.
+    #[error("{endpoint} takes no requests now")]
+    Unavailable {
+        /// Who was asked last.
+        endpoint: String,
+        /// Why.
+        #[source]
+        source: BoxError,
+    },
+    /// The endpoint took the request and gave no answer.
     #[error("{endpoint} did not answer")]
     Failed {
         /// Which one.
@@ -113,13 +153,13 @@ pub struct Proxy {
     discovery: Discovery,
     local: Arc<dyn LocalEndpoints>,
     routes: Arc<routes::Routes>,
-    client: outbound::Client,
+    dialer: dial::Dialer,
 }
 
 impl Proxy {
     /// Nothing listens until [`Proxy::run`]; [`Proxy::call`] works at once.
     pub fn new(discovery: Discovery, local: Arc<dyn LocalEndpoints>) -> Proxy {
-        Proxy { discovery, local, routes: Arc::default(), client: outbound::client() }
+        Proxy { discovery, local, routes: Arc::default(), dialer: dial::Dialer::new() }
     }
 
     /// Keeps balancers in step with discovery, and runs the listeners of NodePort services at the address `node_ports`

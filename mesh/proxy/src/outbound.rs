@@ -1,4 +1,10 @@
-//! From a request or an address to the endpoint that answers.
+//! From a request, a connection or a name to the endpoint that answers.
+//!
+//! A request goes down these steps; each is a function, and only [`Proxy::ask`] knows about trying again:
+//!
+//! ```text
+//! destination ─► route (a Service's port) ─► deadline ─► ask ⟲ pick ─► reach ─► Endpoint::call
+//! ```
 
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -7,37 +13,28 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use coracle_discovery::{Resolved, Service};
+use coracle_discovery::{Protocol, Resolved, Service};
 use http::uri::{Authority, Scheme};
-use http::{Request, Response, Uri};
+use http::{Request, Response};
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
-use hyper_util::client::legacy;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rand::seq::SliceRandom;
 
-use crate::{Balancer, Body, BoxError, Error, Local, Picked, Proxy};
+use crate::balance::{Picked, Tried};
+use crate::endpoint::{Endpoint, Failure};
+use crate::retry::{self, ATTEMPTS_MAX, Replay};
+use crate::routes::Route;
+use crate::{Body, BoxError, Deadline, Error, Proxy};
 
-/// Connections to endpoints that are not called, pooled.
-pub(crate) type Client = legacy::Client<HttpConnector, Body>;
+/// How long a request waits for discovery to say who answers, when all that it named have just gone.
+const RENEWAL_MAX: Duration = Duration::from_millis(500);
 
-/// How many endpoints are tried before there is no answer: one may have gone since discovery spoke.
-const TRIES: usize = 3;
-
-pub(crate) fn client() -> Client {
-    let mut connector = HttpConnector::new();
-    connector.set_nodelay(true);
-    connector.set_connect_timeout(Some(Duration::from_secs(5)));
-    legacy::Client::builder(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(Duration::from_secs(30))
-        .pool_max_idle_per_host(64)
-        .build(connector)
-}
+/// Endpoints that are found to be gone, for one request.
+const GONE_MAX: usize = 16;
 
 impl Proxy {
     /// A guest's outgoing HTTP request to a Service or pod of the cluster. [`Error::NotInCluster`] when the authority names
-    /// neither.
+    /// neither. A [`Deadline`] in its extensions is kept.
     pub async fn call(&self, from_namespace: &str, request: Request<Body>) -> Result<Response<Body>, Error> {
         let authority = authority(&request)?;
         let port = authority.port_u16().unwrap_or(match request.uri().scheme() {
@@ -45,24 +42,62 @@ impl Proxy {
             _ => 80,
         });
         match self.destination(authority.host(), from_namespace)? {
-            Destination::Service(service) => self.call_service(&service, port, request).await,
-            Destination::Pod(address) => self.call_endpoint(SocketAddr::new(address, port), request).await,
+            Destination::Service(service) => {
+                self.call_route(self.route(&service, port, Protocol::Tcp)?, request).await
+            }
+            Destination::Pod(address) => {
+                let to = SocketAddr::new(address, port);
+                let endpoint = Endpoint::find(&*self.local, to).ok_or(Error::NoPod(to))?;
+                in_time(deadline(&request), endpoint.call(&self.dialer, request)).await?.map_err(|failure| failure.error)
+            }
         }
     }
 
     /// The real address for a guest's connection to a Service or pod; `None` when the address is not the cluster's.
-    pub fn connect_address(&self, to: SocketAddr) -> Option<Result<SocketAddr, Error>> {
+    pub fn connect_address(&self, to: SocketAddr, protocol: Protocol) -> Option<Result<SocketAddr, Error>> {
         if let Some(service) = self.discovery.snapshot().by_address(to.ip()) {
-            return Some(self.connect_service(service, to.port()));
+            return Some(self.connect_service(service, to.port(), protocol));
         }
-        self.local.is_pod_address(to.ip()).then(|| self.socket_of(to))
+        self.local.is_pod_address(to.ip()).then(|| {
+            let endpoint = Endpoint::find(&*self.local, to);
+            endpoint.and_then(|endpoint| endpoint.socket()).ok_or(Error::NoPod(to))
+        })
     }
 
-    /// Addresses behind a name of the cluster, for a guest's resolver; `None` when it is not the cluster's.
+    /// Whether this is the address of a Service.
+    pub(crate) fn is_service(&self, address: IpAddr) -> bool {
+        self.discovery.snapshot().by_address(address).is_some()
+    }
+
+    /// Whether the Service at `to` still leads to this real address, for datagrams.
+    pub(crate) fn is_endpoint(&self, to: SocketAddr, real: SocketAddr) -> bool {
+        let snapshot = self.discovery.snapshot();
+        let port = snapshot.by_address(to.ip()).and_then(|service| service.port(to.port(), Protocol::Udp));
+        port.is_some_and(|port| {
+            let mut endpoints = port.endpoints.iter().map(|found| SocketAddr::new(found.address, found.port));
+            endpoints.any(|address| {
+                Endpoint::find(&*self.local, address).and_then(|endpoint| endpoint.socket()) == Some(real)
+            })
+        })
+    }
+
+    fn connect_service(&self, service: &Arc<Service>, port: u16, protocol: Protocol) -> Result<SocketAddr, Error> {
+        let route = self.route(service, port, protocol)?;
+        let (picked, endpoint) = self.pick(&route, &mut Tried::default()).ok_or_else(|| route.no_endpoints())?;
+        drop(picked);
+        // A component that is called has no socket of its own.
+        endpoint.socket().ok_or(Error::NoPod(endpoint.address))
+    }
+
+    /// Addresses behind a name of the cluster, for a guest's resolver; `None` when it is not the cluster's. Several come in a
+    /// new order each time, since most clients take the first.
     pub fn resolve(&self, host: &str, from_namespace: &str) -> Option<Vec<IpAddr>> {
         match self.discovery.snapshot().resolve(host, from_namespace)? {
             Resolved::Service(service) => service.cluster_ip.map(|address| vec![address]),
-            Resolved::Addresses(addresses) => Some(addresses),
+            Resolved::Addresses(mut addresses) => {
+                addresses.shuffle(&mut rand::rng());
+                Some(addresses)
+            }
             Resolved::External(_) => None,
         }
     }
@@ -74,7 +109,7 @@ impl Proxy {
             Some(scheme) if *scheme != Scheme::HTTP => return Err(Error::Scheme(scheme.to_string())),
             _ => {}
         }
-        self.dial(&authority, request).await
+        self.dialer.call_outside(&authority, request).await
     }
 
     fn destination(&self, host: &str, from_namespace: &str) -> Result<Destination, Error> {
@@ -99,113 +134,121 @@ impl Proxy {
         }
     }
 
-    /// Answers from one of the endpoints of a Service's port.
-    async fn call_service(
-        &self,
-        service: &Arc<Service>,
-        port: u16,
-        request: Request<Body>,
-    ) -> Result<Response<Body>, Error> {
+    fn route(&self, service: &Arc<Service>, port: u16, protocol: Protocol) -> Result<Route, Error> {
         let no_port = || Error::NoPort { namespace: service.namespace.clone(), name: service.name.clone(), port };
-        let at = service.ports.iter().position(|found| found.port == port).ok_or_else(no_port)?;
-        let balancer = self.routes.balancer(service, at).ok_or_else(no_port)?;
-        self.call_balanced(service, &balancer, request).await
+        let at = service.position(port, protocol).ok_or_else(no_port)?;
+        self.routes.find(service, at).ok_or_else(no_port)
     }
 
-    pub(crate) async fn call_balanced(
-        &self,
-        service: &Service,
-        balancer: &Balancer,
-        request: Request<Body>,
-    ) -> Result<Response<Body>, Error> {
-        let (picked, local) = self.pick(service, balancer)?;
-        let endpoint = SocketAddr::new(picked.endpoint().address, picked.endpoint().port);
-        let answer = match local {
-            Some(Local::Http(service)) => {
-                service.call(request).await.map_err(|source| Error::Failed { endpoint: endpoint.to_string(), source })
+    /// Answers from one of the endpoints of a Service's port, within the request's deadline.
+    pub(crate) async fn call_route(&self, route: Route, request: Request<Body>) -> Result<Response<Body>, Error> {
+        match deadline(&request) {
+            None => self.ask(route, request).await,
+            deadline => in_time(deadline, self.ask(route, request)).await?,
+        }
+    }
+
+    /// Asks endpoints in turn until one has answered. A request is repeated when nobody has seen it, or when it may be seen
+    /// twice; its body must have come back whole; and there is a budget for it.
+    async fn ask(&self, mut route: Route, request: Request<Body>) -> Result<Response<Body>, Error> {
+        route.balancer.budget.earn();
+        let (mut head, body) = request.into_parts();
+        let (mut body, replay) = Replay::of(body);
+        let mut tried = Tried::default();
+        let mut refused = None;
+        let mut attempts = 0;
+        // Discovery has named somebody who is gone, as when one pod has just taken another's place.
+        let (mut is_behind, mut is_renewed) = (false, false);
+        loop {
+            let known = tried.count();
+            let Some((mut picked, endpoint)) = self.pick(&route, &mut tried) else {
+                is_behind |= tried.count() > known;
+                if is_behind
+                    && !std::mem::replace(&mut is_renewed, true)
+                    && let Some(renewed) = self.renew(&route).await
+                {
+                    route = renewed;
+                    continue;
+                }
+                return Err(refused.unwrap_or_else(|| route.no_endpoints()));
+            };
+            let kept = head.clone();
+            match endpoint.call(&self.dialer, Request::from_parts(head, body)).await {
+                Ok(response) => {
+                    picked.answered();
+                    return Ok(response.map(|body| Counted { body, _picked: picked }.boxed_unsync()));
+                }
+                Err(Failure { error, is_unseen, is_busy }) => {
+                    attempts += 1;
+                    is_behind |= is_unseen && !is_busy && endpoint.socket().is_none();
+                    tried.add(&picked);
+                    match is_busy {
+                        true => picked.is_busy(),
+                        false => route.balancer.failed(picked),
+                    }
+                    let may_repeat = (is_unseen || retry::is_idempotent(&kept.method))
+                        && attempts < ATTEMPTS_MAX
+                        && route.balancer.budget.spend();
+                    match may_repeat.then(|| replay.again()).flatten() {
+                        Some(again) => (head, body) = (kept, again),
+                        None => return Err(error),
+                    }
+                    refused = Some(error);
+                }
             }
-            Some(Local::Tcp(address)) => self.dial(&authority_of(address), request).await,
-            None => self.dial(&authority_of(endpoint), request).await,
+        }
+    }
+
+    /// An endpoint that is there, and none that was tried.
+    pub(crate) fn pick(&self, route: &Route, tried: &mut Tried) -> Option<(Picked, Endpoint)> {
+        // Each may have gone since discovery spoke.
+        for _ in 0..GONE_MAX {
+            let picked = route.balancer.pick(tried)?;
+            let address = SocketAddr::new(picked.endpoint().address, picked.endpoint().port);
+            match Endpoint::find(&*self.local, address) {
+                Some(endpoint) => return Some((picked, endpoint)),
+                None => {
+                    tried.add(&picked);
+                    route.balancer.failed(picked);
+                }
+            }
+        }
+        None
+    }
+
+    /// The same route as discovery knows it a moment later, if it has changed by then.
+    pub(crate) async fn renew(&self, route: &Route) -> Option<Route> {
+        let mut generations = self.discovery.subscribe();
+        let renewed = async {
+            loop {
+                generations.borrow_and_update();
+                let snapshot = self.discovery.snapshot();
+                let service = snapshot.service(&route.service.namespace, &route.service.name)?;
+                if !Arc::ptr_eq(service, &route.service) {
+                    let port = &route.service.ports[route.at];
+                    return self.routes.find(service, service.position(port.port, port.protocol)?);
+                }
+                generations.changed().await.ok()?;
+            }
         };
-        match answer {
-            Ok(response) => {
-                picked.succeeded();
-                Ok(response.map(|body| Counted { body, _picked: picked }.boxed_unsync()))
-            }
-            Err(error) => {
-                picked.failed();
-                Err(error)
-            }
-        }
-    }
-
-    /// An endpoint that is there, and how it is reached: `None` over the network.
-    pub(crate) fn pick(&self, service: &Service, balancer: &Balancer) -> Result<(Picked, Option<Local>), Error> {
-        for _ in 0..TRIES {
-            let Some(picked) = balancer.pick() else { break };
-            let endpoint = picked.endpoint();
-            match self.local.lookup(endpoint.address, endpoint.port) {
-                Some(local) => return Ok((picked, Some(local))),
-                // The pod has just gone; discovery will say so in a moment.
-                None if self.local.is_pod_address(endpoint.address) => picked.failed(),
-                None if !self.local.may_dial(SocketAddr::new(endpoint.address, endpoint.port)) => picked.failed(),
-                None => return Ok((picked, None)),
-            }
-        }
-        Err(Error::NoEndpoints { namespace: service.namespace.clone(), name: service.name.clone() })
-    }
-
-    async fn call_endpoint(&self, endpoint: SocketAddr, request: Request<Body>) -> Result<Response<Body>, Error> {
-        match self.local.lookup(endpoint.ip(), endpoint.port()) {
-            Some(Local::Http(service)) => {
-                service.call(request).await.map_err(|source| Error::Failed { endpoint: endpoint.to_string(), source })
-            }
-            Some(Local::Tcp(address)) => self.dial(&authority_of(address), request).await,
-            None => Err(Error::NoPod(endpoint)),
-        }
-    }
-
-    fn connect_service(&self, service: &Arc<Service>, port: u16) -> Result<SocketAddr, Error> {
-        let no_port = || Error::NoPort { namespace: service.namespace.clone(), name: service.name.clone(), port };
-        let at = service.ports.iter().position(|found| found.port == port).ok_or_else(no_port)?;
-        let balancer = self.routes.balancer(service, at).ok_or_else(no_port)?;
-        let (picked, local) = self.pick(service, &balancer)?;
-        let endpoint = SocketAddr::new(picked.endpoint().address, picked.endpoint().port);
-        match local {
-            Some(Local::Tcp(address)) => Ok(address),
-            Some(Local::Http(_)) => Err(Error::NoPod(endpoint)),
-            None => Ok(endpoint),
-        }
-    }
-
-    /// The socket behind a pod's port. A component that is called has none.
-    fn socket_of(&self, endpoint: SocketAddr) -> Result<SocketAddr, Error> {
-        match self.local.lookup(endpoint.ip(), endpoint.port()) {
-            Some(Local::Tcp(address)) => Ok(address),
-            Some(Local::Http(_)) | None => Err(Error::NoPod(endpoint)),
-        }
-    }
-
-    /// Sends a request to `to`, whatever its URI names; the client keeps connections by where they lead.
-    async fn dial(&self, to: &Authority, mut request: Request<Body>) -> Result<Response<Body>, Error> {
-        if !request.headers().contains_key(http::header::HOST)
-            && let Some(host) = request.uri().authority().and_then(|authority| authority.as_str().parse().ok())
-        {
-            request.headers_mut().insert(http::header::HOST, host);
-        }
-        let path = request.uri().path_and_query().cloned().unwrap_or_else(|| http::uri::PathAndQuery::from_static("/"));
-        let uri = Uri::builder().scheme(Scheme::HTTP).authority(to.clone()).path_and_query(path).build();
-        *request.uri_mut() = uri.map_err(|_| Error::NoAuthority)?;
-        *request.version_mut() = http::Version::HTTP_11;
-        let failed = |source: legacy::Error| Error::Failed { endpoint: to.to_string(), source: source.into() };
-        let response = self.client.request(request).await.map_err(failed)?;
-        Ok(response.map(|body| body.map_err(BoxError::from).boxed_unsync()))
+        tokio::time::timeout(RENEWAL_MAX, renewed).await.ok().flatten()
     }
 }
 
 enum Destination {
     Service(Arc<Service>),
     Pod(IpAddr),
+}
+
+fn deadline(request: &Request<Body>) -> Option<Deadline> {
+    request.extensions().get::<Deadline>().copied()
+}
+
+async fn in_time<T>(deadline: Option<Deadline>, answer: impl Future<Output = T>) -> Result<T, Error> {
+    match deadline {
+        None => Ok(answer.await),
+        Some(Deadline(at)) => tokio::time::timeout_at(at, answer).await.map_err(|_| Error::Late),
+    }
 }
 
 /// Whom a request is for: its URI says, else its Host.
@@ -215,10 +258,6 @@ fn authority(request: &Request<Body>) -> Result<Authority, Error> {
     }
     let host = request.headers().get(http::header::HOST).ok_or(Error::NoAuthority)?;
     Authority::try_from(host.as_bytes()).map_err(|_| Error::NoAuthority)
-}
-
-fn authority_of(address: SocketAddr) -> Authority {
-    address.to_string().parse().expect("a socket address is an authority")
 }
 
 /// A response body that counts as under way until its end.

@@ -1,31 +1,47 @@
 //! HTTP on a byte stream, answered by something that is called.
 
 use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
-use http::{Request, Response, StatusCode};
+use http::header::HOST;
+use http::uri::Authority;
+use http::{Request, Response, StatusCode, Version};
+use http_body::Body as _;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
 
-use crate::{Body, BoxError, Error, HttpService};
+use crate::stream::{Limits, Patient};
+use crate::{Body, BoxError, Error, HttpService, retry};
 
 /// HTTP headers of a request may take this many bytes (design.md §6). hyper looks after each read, so that somewhat more may
 /// pass when it comes at once.
 const HEADER_BYTES_MAX: usize = 64 << 10;
+/// The next request of a connection comes, and its headers are there, within this time.
+const HEADER_READ_MAX: Duration = Duration::from_secs(60);
+/// A client of HTTP/2 that has been silent for so long is asked whether it is there,
+const PING_AFTER: Duration = Duration::from_secs(30);
+/// and answers within this time.
+const PONG_MAX: Duration = Duration::from_secs(15);
 
 static SERVER: LazyLock<auto::Builder<TokioExecutor>> = LazyLock::new(|| {
     let mut http = auto::Builder::new(TokioExecutor::new());
     http.http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(std::time::Duration::from_secs(60))
+        .header_read_timeout(HEADER_READ_MAX)
         .max_buf_size(HEADER_BYTES_MAX + 8192);
-    http.http2().timer(TokioTimer::new()).max_header_list_size(HEADER_BYTES_MAX as u32);
+    http.http2()
+        .timer(TokioTimer::new())
+        .max_header_list_size(HEADER_BYTES_MAX as u32)
+        .keep_alive_interval(PING_AFTER)
+        .keep_alive_timeout(PONG_MAX);
     http
 });
 
@@ -36,25 +52,56 @@ where
 {
     let call = move |request| {
         let answer = service.call(request);
-        async move { answer.await.map_err(|source| Error::Failed { endpoint: "the pod".to_owned(), source }) }
+        async move { answer.await.map_err(|source| Error::Unavailable { endpoint: "the pod".to_owned(), source }) }
     };
-    serve(stream, call).await
+    serve(stream, CancellationToken::new(), call).await
 }
 
-/// The same with an answer for each request; errors become a plain response.
-pub(crate) async fn serve<S, F, A>(stream: S, answer: F) -> Result<(), BoxError>
+/// The same with an answer for each request; errors become a plain response. When told to drain, what has begun is finished
+/// and nothing more is taken: HTTP/1.1 says `Connection: close`, HTTP/2 GOAWAY.
+pub(crate) async fn serve<S, F, A>(stream: S, drain: CancellationToken, answer: F) -> Result<(), BoxError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Fn(Request<Body>) -> A,
     A: Future<Output = Result<Response<Body>, Error>> + Send + 'static,
 {
     let service = service_fn(move |request: Request<Incoming>| {
-        let answer = answer(request.map(|body| body.map_err(BoxError::from).boxed_unsync()));
-        let response: BoxFuture<'static, Result<Response<Body>, Infallible>> =
-            Box::pin(async move { Ok(answer.await.unwrap_or_else(|error| refuse(&error))) });
-        response
+        let answer = is_for_one_host(&request).map(|()| answer(request.map(body)));
+        async move {
+            let answered = match answer {
+                Ok(answer) => answer.await,
+                Err(error) => Err(error),
+            };
+            Ok::<_, Infallible>(answered.unwrap_or_else(|error| refuse(&error)))
+        }
     });
-    SERVER.serve_connection(TokioIo::new(stream), service).await
+    let mut connection = pin!(SERVER.serve_connection(TokioIo::new(Patient::new(stream, Limits::default())), service));
+    tokio::select! {
+        ended = &mut connection => return ended,
+        () = drain.cancelled() => connection.as_mut().graceful_shutdown(),
+    }
+    connection.await
+}
+
+/// A body that is known to be empty costs no box.
+fn body(body: Incoming) -> Body {
+    match body.is_end_stream() {
+        true => retry::empty(),
+        false => body.map_err(BoxError::from).boxed_unsync(),
+    }
+}
+
+/// Two hosts, or none, are taken for two different requests by who stands behind (RFC 9112 §3.2).
+fn is_for_one_host<B>(request: &Request<B>) -> Result<(), Error> {
+    let mut hosts = request.headers().get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(_), Some(_)) => Err(Error::Malformed("it names several hosts")),
+        (Some(host), None) if !host.is_empty() && Authority::try_from(host.as_bytes()).is_err() => {
+            Err(Error::Malformed("its Host is no host"))
+        }
+        (None, _) if request.version() == Version::HTTP_11 => Err(Error::Malformed("it names no host")),
+        _ => Ok(()),
+    }
 }
 
 /// What a client is told when nothing answered it.
@@ -62,7 +109,12 @@ fn refuse(error: &Error) -> Response<Body> {
     let status = match error {
         Error::NoEndpoints { .. } | Error::NoPod(_) => StatusCode::SERVICE_UNAVAILABLE,
         Error::NotInCluster(_) | Error::NoPort { .. } => StatusCode::NOT_FOUND,
-        Error::NoAuthority | Error::Scheme(_) => StatusCode::BAD_REQUEST,
+        Error::NoAuthority | Error::Scheme(_) | Error::Malformed(_) => StatusCode::BAD_REQUEST,
+        Error::Late => StatusCode::GATEWAY_TIMEOUT,
+        Error::Unavailable { source, .. } => {
+            tracing::debug!(error = %error, cause = %source, "not taken");
+            StatusCode::SERVICE_UNAVAILABLE
+        }
         Error::Failed { source, .. } => {
             tracing::debug!(error = %error, cause = %source, "no answer");
             StatusCode::BAD_GATEWAY
@@ -78,6 +130,7 @@ fn refuse(error: &Error) -> Response<Body> {
 mod tests {
     use std::sync::Arc;
 
+    use futures::future::BoxFuture;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
@@ -116,9 +169,53 @@ mod tests {
         let two =
             ask("GET /one HTTP/1.1\r\nhost: a\r\n\r\nGET /two HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
         assert!(two.contains("/one") && two.ends_with("/two"), "{two:?}");
-        let none = ask("GET /broken HTTP/1.1\r\nconnection: close\r\n\r\n").await;
-        assert!(none.starts_with("HTTP/1.1 502") && none.contains("the pod did not answer"), "{none:?}");
-        let large = ask(&format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(400 << 10))).await;
+        let none = ask("GET /broken HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+        assert!(none.starts_with("HTTP/1.1 503") && none.contains("the pod takes no requests now"), "{none:?}");
+        let large = ask(&format!("GET / HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n", "y".repeat(400 << 10))).await;
         assert!(large.starts_with("HTTP/1.1 431"), "{large:?}");
+    }
+
+    #[tokio::test]
+    async fn a_request_is_for_one_host() {
+        for (hosts, status) in [
+            ("host: a\r\n", 200),
+            ("host: a.example:8080\r\n", 200),
+            ("host: [::1]:80\r\n", 200),
+            ("host:\r\n", 200),
+            ("", 400),
+            ("host: a\r\nhost: a\r\n", 400),
+            ("host: a\r\nhost: b\r\n", 400),
+            ("host: a b\r\n", 400),
+        ] {
+            let answer = ask(&format!("GET / HTTP/1.1\r\n{hosts}connection: close\r\n\r\n")).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{hosts:?}: {answer:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn draining_finishes_what_has_begun() {
+        let (mut client, server) = tokio::io::duplex(64 << 10);
+        let (drain, (begun, mut begins)) = (CancellationToken::new(), tokio::sync::mpsc::channel(1));
+        let (go, wait) = tokio::sync::oneshot::channel::<()>();
+        let wait = Arc::new(tokio::sync::Mutex::new(Some(wait)));
+        let answer = move |_: Request<Body>| {
+            let (begun, wait) = (begun.clone(), wait.clone());
+            async move {
+                begun.send(()).await.unwrap();
+                wait.lock().await.take().unwrap().await.unwrap();
+                Ok(Response::new(retry::empty()))
+            }
+        };
+        let serving = tokio::spawn(serve(server, drain.clone(), answer));
+        let two = b"GET / HTTP/1.1\r\nhost: a\r\n\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n";
+        client.write_all(two).await.unwrap();
+        begins.recv().await.unwrap();
+        drain.cancel();
+        go.send(()).unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(answer.matches("HTTP/1.1 200").count(), 1, "the second has not begun: {answer:?}");
+        assert!(answer.contains("connection: close"), "{answer:?}");
+        let _ = serving.await.unwrap();
     }
 }

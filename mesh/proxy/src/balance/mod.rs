@@ -1,0 +1,413 @@
+//! Choosing an endpoint: the less loaded of two random ones ([`load`]), leaving out those that fail ([`outlier`]).
+//!
+//! A choice costs the same however many endpoints there are. The clock and the dice are passed in; the shell around it
+//! ([`Balancer::pick`]) brings the real ones.
+
+mod load;
+mod outlier;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use coracle_discovery::Endpoint;
+use rand::Rng;
+
+use self::load::{Load, Nanos};
+use self::outlier::Outlier;
+use crate::retry::Budget;
+
+/// An endpoint that has not been picked for so long is asked once, whatever is believed of it.
+const PROBE_AFTER: Nanos = Duration::from_secs(5).as_nanos() as Nanos;
+/// Further draws when both of the first two are left out. At most half are, so that all are looked
+/// through once in 64 times.
+const DRAWS: usize = 6;
+
+/// What is known of an endpoint beyond discovery.
+#[derive(Debug)]
+struct State {
+    endpoint: Endpoint,
+    load: Load,
+    outlier: Outlier,
+    picked_at: AtomicU64,
+}
+
+impl State {
+    fn is_overdue(&self, now: Nanos) -> bool {
+        now.saturating_sub(self.picked_at.load(Relaxed)) >= PROBE_AFTER
+    }
+}
+
+/// The endpoints of one port of a Service.
+#[derive(Debug)]
+pub(crate) struct Balancer {
+    states: Vec<Arc<State>>,
+    epoch: Instant,
+    /// Retries that its callers may make.
+    pub budget: Arc<Budget>,
+}
+
+impl Balancer {
+    /// Takes over what `before` knows of endpoints that stay.
+    pub fn new(endpoints: &[Endpoint], before: Option<&Balancer>) -> Balancer {
+        Balancer::at(endpoints, before, Instant::now())
+    }
+
+    fn at(endpoints: &[Endpoint], before: Option<&Balancer>, now: Instant) -> Balancer {
+        let epoch = before.map_or(now, |before| before.epoch);
+        let now = since(epoch, now);
+        let known: HashMap<&Endpoint, &Arc<State>> =
+            before.iter().flat_map(|before| &before.states).map(|state| (&state.endpoint, state)).collect();
+        let stay = || endpoints.iter().filter_map(|endpoint| known.get(endpoint));
+        let usual = match stay().count() {
+            0 => None,
+            count => Some(stay().map(|state| state.load.latency_ns(now)).sum::<f64>() / count as f64),
+        };
+        let state = |endpoint: &Endpoint| match known.get(endpoint) {
+            Some(state) => Arc::clone(state),
+            None => Arc::new(State {
+                endpoint: endpoint.clone(),
+                load: Load::new(usual, now),
+                outlier: Outlier::default(),
+                picked_at: AtomicU64::new(now),
+            }),
+        };
+        let budget = before.map_or_else(|| Arc::new(Budget::new(epoch)), |before| before.budget.clone());
+        Balancer { states: endpoints.iter().map(state).collect(), epoch, budget }
+    }
+
+    /// An endpoint for one request or connection, none of those that were tried; `None` when there is no other.
+    pub fn pick(&self, tried: &Tried) -> Option<Picked> {
+        self.pick_at(tried, Instant::now(), &mut rand::rng())
+    }
+
+    fn pick_at(&self, tried: &Tried, now: Instant, random: &mut impl Rng) -> Option<Picked> {
+        let begun = since(self.epoch, now);
+        let state = match self.states.as_slice() {
+            [] => return None,
+            [only] => only,
+            states => self.better(states, begun, random),
+        };
+        let state = match tried.has(state) {
+            false => state,
+            // Seldom: a retry that met the same endpoint again.
+            true => self.least_of_others(tried, begun)?,
+        };
+        state.picked_at.store(begun, Relaxed);
+        state.load.begin(begun);
+        Some(Picked { state: state.clone(), begun, epoch: self.epoch, is_waiting: true })
+    }
+
+    fn better<'a>(&self, states: &'a [Arc<State>], now: Nanos, random: &mut impl Rng) -> &'a Arc<State> {
+        let first = random.random_range(0..states.len());
+        let second = (first + random.random_range(1..states.len())) % states.len();
+        let (first, second) = (&states[first], &states[second]);
+        match (first.outlier.is_out(now), second.outlier.is_out(now)) {
+            (false, true) => return first,
+            (true, false) => return second,
+            (true, true) => {
+                let draw = |_| &states[random.random_range(0..states.len())];
+                let drawn = (0..DRAWS).map(draw).find(|state| !state.outlier.is_out(now));
+                if let Some(found) = drawn.or_else(|| states.iter().find(|state| !state.outlier.is_out(now))) {
+                    return found;
+                }
+            }
+            (false, false) => {}
+        }
+        match (first.is_overdue(now), second.is_overdue(now)) {
+            (true, false) => first,
+            (false, true) => second,
+            _ if first.load.score(now) <= second.load.score(now) => first,
+            _ => second,
+        }
+    }
+
+    fn least_of_others(&self, tried: &Tried, now: Nanos) -> Option<&Arc<State>> {
+        let rank = |state: &Arc<State>| (state.outlier.is_out(now), state.load.score(now));
+        let others = self.states.iter().filter(|state| !tried.has(state));
+        others.min_by(|a, b| {
+            let ((a_out, a), (b_out, b)) = (rank(a), rank(b));
+            a_out.cmp(&b_out).then(a.total_cmp(&b))
+        })
+    }
+
+    /// The endpoint gave no answer: it is left out for a while, unless half of all are.
+    pub fn failed(&self, picked: Picked) {
+        self.failed_at(picked, Instant::now());
+    }
+
+    fn failed_at(&self, picked: Picked, now: Instant) {
+        let now = since(self.epoch, now);
+        let out = self.states.iter().filter(|state| state.outlier.is_out(now)).count();
+        let may_leave = picked.state.outlier.is_out(now) || (out + 1) * 2 <= self.states.len();
+        if let Some(until) = picked.state.outlier.failed(now, may_leave) {
+            picked.state.load.cool(until);
+        }
+    }
+}
+
+fn since(epoch: Instant, now: Instant) -> Nanos {
+    now.saturating_duration_since(epoch).as_nanos() as Nanos
+}
+
+/// Endpoints that one request has been to.
+#[derive(Default)]
+pub(crate) struct Tried(Vec<Arc<State>>);
+
+impl Tried {
+    /// It has been there.
+    pub fn add(&mut self, picked: &Picked) {
+        self.0.push(picked.state.clone());
+    }
+
+    /// To how many.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    fn has(&self, state: &Arc<State>) -> bool {
+        self.0.iter().any(|tried| Arc::ptr_eq(tried, state))
+    }
+}
+
+/// An endpoint in use. It counts as under way until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Picked {
+    state: Arc<State>,
+    begun: Nanos,
+    epoch: Instant,
+    is_waiting: bool,
+}
+
+impl Picked {
+    /// The endpoint.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.state.endpoint
+    }
+
+    /// It answered.
+    pub fn answered(&mut self) {
+        self.answered_at(Instant::now());
+    }
+
+    fn answered_at(&mut self, now: Instant) {
+        let now = since(self.epoch, now);
+        if std::mem::take(&mut self.is_waiting) {
+            self.state.load.answered(now.saturating_sub(self.begun), now);
+        }
+        self.state.outlier.answered();
+    }
+
+    /// It has too much to do: others are preferred for a moment.
+    pub fn is_busy(self) {
+        self.state.outlier.is_busy(since(self.epoch, Instant::now()));
+    }
+}
+
+impl Drop for Picked {
+    fn drop(&mut self) {
+        if self.is_waiting {
+            self.state.load.unanswered();
+        }
+        self.state.load.end();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+
+    use super::*;
+
+    /// Endpoints with a clock and dice of their own: each answers after its time in microseconds.
+    struct World {
+        balancer: Balancer,
+        now: Instant,
+        random: StdRng,
+    }
+
+    impl World {
+        fn new(count: u8) -> World {
+            let now = Instant::now();
+            World { balancer: Balancer::at(&endpoints(count), None, now), now, random: StdRng::seed_from_u64(7) }
+        }
+
+        fn pick(&mut self) -> Picked {
+            self.balancer.pick_at(&Tried::default(), self.now, &mut self.random).unwrap()
+        }
+
+        fn pass(&mut self, micros: u64) {
+            self.now += Duration::from_micros(micros);
+        }
+
+        /// Requests one after the other; how many each endpoint got.
+        fn ask(&mut self, count: usize, micros: impl Fn(usize) -> u64) -> Vec<usize> {
+            let mut got = vec![0; self.balancer.states.len()];
+            for _ in 0..count {
+                let mut picked = self.pick();
+                let at = self.at(&picked);
+                self.pass(micros(at));
+                picked.answered_at(self.now);
+                got[at] += 1;
+            }
+            got
+        }
+
+        fn at(&self, picked: &Picked) -> usize {
+            self.balancer.states.iter().position(|state| Arc::ptr_eq(state, &picked.state)).unwrap()
+        }
+
+        fn force(&mut self, at: usize) -> Picked {
+            loop {
+                let picked = self.pick();
+                if self.at(&picked) == at {
+                    return picked;
+                }
+            }
+        }
+
+        fn fail(&mut self, at: usize) {
+            let picked = self.force(at);
+            self.balancer.failed_at(picked, self.now);
+        }
+
+        fn is_used(&mut self, at: usize) -> bool {
+            (0..500).any(|_| {
+                let picked = self.pick();
+                self.at(&picked) == at
+            })
+        }
+    }
+
+    fn endpoints(count: u8) -> Vec<Endpoint> {
+        (0..count).map(|n| Endpoint { address: [10, 0, 0, n].into(), port: 80, node: None }).collect()
+    }
+
+    #[test]
+    fn one_slow_answer_does_not_cost_an_endpoint_its_place() {
+        for count in [2, 5] {
+            let mut world = World::new(count);
+            world.ask(1_000, |_| 300);
+            let mut slow = world.force(0);
+            // Its sleep of thirty seconds, while the others answer.
+            while world.now < slow_end(&slow) {
+                world.ask(100, |_| 300);
+            }
+            slow.answered_at(world.now);
+            drop(slow);
+            let got = world.ask(6_000, |_| 300);
+            let fair = 6_000 / usize::from(count);
+            assert!(got[0] > fair / 3, "{got:?}");
+        }
+    }
+
+    fn slow_end(picked: &Picked) -> Instant {
+        picked.epoch + Duration::from_nanos(picked.begun) + Duration::from_secs(30)
+    }
+
+    #[test]
+    fn a_slow_endpoint_gets_little_but_is_asked_again() {
+        let mut world = World::new(2);
+        let got = world.ask(10_000, |at| [100_000, 1_000][at]);
+        assert!((2..200).contains(&got[0]), "{got:?}");
+        // And the same as the other, once it has become quick.
+        let got = world.ask(10_000, |_| 1_000);
+        assert!(got[0] > 3_000, "{got:?}");
+    }
+
+    #[test]
+    fn who_takes_all_and_answers_none_gets_little() {
+        let mut world = World::new(2);
+        world.ask(1_000, |_| 1_000);
+        let mut lost = Vec::new();
+        for _ in 0..10_000 {
+            let mut picked = world.pick();
+            if world.at(&picked) == 0 {
+                lost.push(picked);
+            } else {
+                world.pass(1_000);
+                picked.answered_at(world.now);
+            }
+        }
+        assert!((1..20).contains(&lost.len()), "{} of 10,000 lost in ten seconds", lost.len());
+    }
+
+    #[test]
+    fn spreads_what_is_under_way_answered_or_not() {
+        for answered in [false, true] {
+            let mut world = World::new(4);
+            let mut held: Vec<Picked> = (0..400).map(|_| world.pick()).collect();
+            if answered {
+                let now = world.now;
+                held.iter_mut().for_each(|picked| picked.answered_at(now));
+                held.extend((0..400).map(|_| world.pick()));
+            }
+            for state in &world.balancer.states {
+                let (count, fair) = (state.load.under_way(), held.len() as u32 / 4);
+                assert!((fair / 2..fair * 3 / 2).contains(&count), "{count} of {} on one of four", held.len());
+            }
+            drop(held);
+            assert!(world.balancer.states.iter().all(|state| state.load.under_way() == 0));
+        }
+    }
+
+    #[test]
+    fn leaves_out_what_fails_at_most_half_and_takes_it_back() {
+        let mut world = World::new(4);
+        world.fail(0);
+        world.fail(1);
+        world.fail(2);
+        assert!(!world.is_used(0) && !world.is_used(1), "two that failed first are left out");
+        assert!(world.is_used(2) && world.is_used(3), "the third would have been more than half");
+        // A second out, two in which it is used less.
+        world.pass(3_100_000);
+        assert!((0..4).all(|at| world.is_used(at)), "after a while all are asked again");
+        // It fails again: for longer.
+        world.fail(0);
+        world.pass(1_900_000);
+        assert!(!world.is_used(0));
+        world.pass(2_200_000);
+        assert!(world.is_used(0));
+        // An answer makes good: the next failure counts as the first, not as the third.
+        let mut picked = world.force(0);
+        picked.answered_at(world.now);
+        drop(picked);
+        world.fail(0);
+        world.pass(3_100_000);
+        assert!(world.is_used(0));
+        // The only one is never left out.
+        let mut alone = World::new(1);
+        alone.fail(0);
+        assert!(alone.is_used(0));
+    }
+
+    #[test]
+    fn a_retry_goes_elsewhere() {
+        let mut world = World::new(3);
+        let mut tried = Tried::default();
+        let mut seen = Vec::new();
+        while let Some(picked) = world.balancer.pick_at(&tried, world.now, &mut world.random) {
+            tried.add(&picked);
+            seen.push(picked.endpoint().address);
+        }
+        seen.sort_unstable();
+        assert_eq!(seen, endpoints(3).iter().map(|endpoint| endpoint.address).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn newcomers_look_like_their_peers_and_who_stays_is_remembered() {
+        let mut world = World::new(2);
+        world.ask(2_000, |_| 20_000);
+        let after = Balancer::at(&endpoints(3), Some(&world.balancer), world.now);
+        assert!((0..2).all(|at| Arc::ptr_eq(&world.balancer.states[at], &after.states[at])));
+        let now = since(after.epoch, world.now);
+        let new = after.states[2].load.latency_ns(now);
+        assert!((15e6..25e6).contains(&new), "{new}");
+        world.balancer = after;
+        let got = world.ask(3_000, |_| 20_000);
+        assert!(got[2] > 700 && got[2] < 1_300, "{got:?}");
+        assert!(Balancer::new(&[], Some(&world.balancer)).pick(&Tried::default()).is_none());
+    }
+}

@@ -1,0 +1,93 @@
+//! How an endpoint is reached. The ways are told apart here and nowhere else.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use tokio::net::TcpStream;
+
+use crate::dial::Dialer;
+use crate::{Body, BoxError, Busy, Error, HttpService, Local, LocalEndpoints};
+
+/// A connection to an endpoint is made within this time, or not at all.
+pub(crate) const CONNECT_MAX: Duration = Duration::from_secs(5);
+
+/// An endpoint and the way to it.
+pub(crate) struct Endpoint {
+    /// What it is called: the pod's address, not where its sockets really are.
+    pub address: SocketAddr,
+    way: Way,
+}
+
+enum Way {
+    /// A component that is called.
+    Call(Arc<dyn HttpService>),
+    /// Something that listens.
+    Socket(SocketAddr),
+}
+
+/// What a connection to an endpoint is.
+pub(crate) enum Connected {
+    /// Bytes go there and come back.
+    Socket(TcpStream),
+    /// It only answers requests.
+    CallsOnly,
+}
+
+/// Why there is no answer.
+pub(crate) struct Failure {
+    pub error: Error,
+    /// Nobody has seen the request.
+    pub is_unseen: bool,
+    /// The endpoint has too much to do; else it fails.
+    pub is_busy: bool,
+}
+
+impl Failure {
+    pub fn unseen(endpoint: SocketAddr, source: BoxError) -> Failure {
+        let is_busy = source.downcast_ref::<Busy>().is_some();
+        Failure { error: Error::Unavailable { endpoint: endpoint.to_string(), source }, is_unseen: true, is_busy }
+    }
+
+    pub fn seen(endpoint: SocketAddr, source: BoxError) -> Failure {
+        Failure { error: Error::Failed { endpoint: endpoint.to_string(), source }, is_unseen: false, is_busy: false }
+    }
+}
+
+impl Endpoint {
+    /// The way to this address; `None` when nothing is there that may be reached.
+    pub fn find(local: &dyn LocalEndpoints, address: SocketAddr) -> Option<Endpoint> {
+        let way = match local.lookup(address.ip(), address.port()) {
+            Some(Local::Http(service)) => Way::Call(service),
+            Some(Local::Tcp(socket)) => Way::Socket(socket),
+            None if local.is_pod_address(address.ip()) || !local.may_dial(address) => return None,
+            None => Way::Socket(address),
+        };
+        Some(Endpoint { address, way })
+    }
+
+    /// Its socket; `None` when it has none, since it is called.
+    pub fn socket(&self) -> Option<SocketAddr> {
+        match self.way {
+            Way::Call(_) => None,
+            Way::Socket(socket) => Some(socket),
+        }
+    }
+
+    /// Answers a request.
+    pub async fn call(&self, dialer: &Dialer, request: Request<Body>) -> Result<Response<Body>, Failure> {
+        match &self.way {
+            Way::Call(service) => service.call(request).await.map_err(|source| Failure::unseen(self.address, source)),
+            Way::Socket(socket) => dialer.call(self.address, *socket, request).await,
+        }
+    }
+
+    /// Connects to it.
+    pub async fn connect(&self) -> Result<Connected, BoxError> {
+        let Some(socket) = self.socket() else { return Ok(Connected::CallsOnly) };
+        let stream = tokio::time::timeout(CONNECT_MAX, TcpStream::connect(socket)).await??;
+        stream.set_nodelay(true)?;
+        Ok(Connected::Socket(stream))
+    }
+}

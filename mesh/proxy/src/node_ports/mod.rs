@@ -1,0 +1,176 @@
+//! Listeners of NodePort services: each follows its Service, whatever answers there.
+//!
+//! A port is a number and a protocol: TCP ([`tcp`]) and UDP ([`udp`]) may share the number.
+
+mod tcp;
+mod udp;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use coracle_discovery::{Protocol, Service, Snapshot};
+use tokio::net::{TcpListener, UdpSocket};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::routes::Route;
+use crate::{Error, Proxy};
+
+/// Connections of all listeners of a node at a time; more wait in the kernel's queues.
+const CONNECTIONS_MAX: usize = 20_000;
+/// How long connections may finish what they began when the node goes down or the Service is gone.
+const DRAIN: Duration = Duration::from_secs(5);
+/// First wait until a port that is taken is tried again; doubles.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+/// Longest wait until a port that is taken is tried again.
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// A listener's number and protocol.
+type Key = (u16, Protocol);
+
+/// The Service that a port belongs to, and which of its ports it is.
+#[derive(Clone)]
+struct Target {
+    service: Arc<Service>,
+    at: usize,
+}
+
+/// What all that comes in at one port needs.
+#[derive(Clone)]
+struct Inbound {
+    proxy: Proxy,
+    target: Arc<ArcSwap<Target>>,
+    /// Nothing more is taken.
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    /// Places for connections, of the node.
+    places: Arc<Semaphore>,
+}
+
+impl Inbound {
+    /// The route as it is now.
+    fn route(&self) -> Result<Route, Error> {
+        let target = self.target.load();
+        let service = &target.service;
+        let no_endpoints =
+            || Error::NoEndpoints { namespace: service.namespace.clone(), name: service.name.clone() };
+        self.proxy.routes.find(service, target.at).ok_or_else(no_endpoints)
+    }
+}
+
+struct Listener {
+    target: Arc<ArcSwap<Target>>,
+    stop: CancellationToken,
+}
+
+struct Failure {
+    wait: Duration,
+    again: Instant,
+}
+
+/// All listeners of a node.
+pub(crate) struct Listeners {
+    proxy: Proxy,
+    bind: Option<IpAddr>,
+    listeners: HashMap<Key, Listener>,
+    failures: HashMap<Key, Failure>,
+    tasks: TaskTracker,
+    places: Arc<Semaphore>,
+    stop: CancellationToken,
+}
+
+impl Listeners {
+    pub fn new(proxy: Proxy, bind: Option<IpAddr>) -> Listeners {
+        Listeners {
+            proxy,
+            bind,
+            listeners: HashMap::new(),
+            failures: HashMap::new(),
+            tasks: TaskTracker::new(),
+            places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            stop: CancellationToken::new(),
+        }
+    }
+
+    /// Opens and closes listeners as the snapshot wants; says when a port that is taken should be tried again.
+    pub async fn update(&mut self, snapshot: &Snapshot) -> Option<Instant> {
+        let bind = self.bind?;
+        let mut wanted = HashMap::new();
+        for service in snapshot.services() {
+            for (at, port) in service.ports.iter().enumerate() {
+                if let Some(number) = port.node_port {
+                    wanted.insert((number, port.protocol), Target { service: service.clone(), at });
+                }
+            }
+        }
+        self.listeners.retain(|key, listener| {
+            let keep = wanted.contains_key(key);
+            if !keep {
+                listener.stop.cancel();
+            }
+            keep
+        });
+        self.failures.retain(|key, _| wanted.contains_key(key));
+        let now = Instant::now();
+        for (key, target) in wanted {
+            if let Some(listener) = self.listeners.get(&key) {
+                listener.target.store(Arc::new(target));
+            } else if self.failures.get(&key).is_none_or(|failure| failure.again <= now) {
+                self.open(key, SocketAddr::new(bind, key.0), target).await;
+            }
+        }
+        self.failures.values().map(|failure| failure.again).min()
+    }
+
+    async fn open(&mut self, key: Key, address: SocketAddr, target: Target) {
+        let inbound = Inbound {
+            proxy: self.proxy.clone(),
+            target: Arc::new(ArcSwap::from_pointee(target.clone())),
+            stop: self.stop.child_token(),
+            tasks: self.tasks.clone(),
+            places: self.places.clone(),
+        };
+        let opened = match key.1 {
+            Protocol::Tcp => TcpListener::bind(address).await.map(|listener| {
+                self.tasks.spawn(tcp::accept(inbound.clone(), listener));
+            }),
+            Protocol::Udp => UdpSocket::bind(address).await.map(|socket| {
+                self.tasks.spawn(udp::relay(inbound.clone(), socket));
+            }),
+            Protocol::Sctp => Err(io::Error::new(io::ErrorKind::Unsupported, "SCTP node ports are not served")),
+        };
+        match opened {
+            Ok(()) => {
+                self.failures.remove(&key);
+                self.listeners.insert(key, Listener { target: inbound.target, stop: inbound.stop });
+            }
+            Err(error) => self.failed(key, &target.service, &error),
+        }
+    }
+
+    fn failed(&mut self, key: Key, service: &Service, error: &io::Error) {
+        let wait = match self.failures.get(&key) {
+            Some(failure) => (failure.wait * 2).min(RETRY_MAX),
+            None => {
+                let (port, protocol) = key;
+                tracing::warn!(port, ?protocol, namespace = %service.namespace, service = %service.name, %error, "listen at a node port");
+                self.proxy.local.node_port_failed(service, port, error);
+                RETRY_FIRST
+            }
+        };
+        self.failures.insert(key, Failure { wait, again: Instant::now() + wait });
+    }
+
+    /// Closes all listeners and lets connections finish for a while.
+    pub async fn shutdown(self) {
+        self.stop.cancel();
+        self.tasks.close();
+        let _ = tokio::time::timeout(DRAIN, self.tasks.wait()).await;
+    }
+}

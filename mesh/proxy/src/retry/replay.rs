@@ -1,0 +1,181 @@
+//! A request's body that can be sent again when nobody has read much of it.
+//!
+//! It goes with the request as usual, without being read ahead. When whoever got it drops it, what was read of it (up to a
+//! bound) and what was not comes back to [`Replay`], and can be sent elsewhere. A body that is still held somewhere does
+//! not come back: then there is no second try.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::BodyExt;
+
+use crate::{Body, BoxError};
+
+/// Bytes of a body that may have been read and can still be sent again.
+const REPLAY_BYTES_MAX: usize = 64 << 10;
+/// Frames of it: the smallest ones would cost more than their bytes.
+const REPLAY_FRAMES_MAX: usize = 256;
+
+type Place = Arc<Mutex<Option<Parts>>>;
+
+/// Where the body comes back; nowhere, when there is none.
+pub(crate) struct Replay(Option<Place>);
+
+struct Parts {
+    /// Read before, to be read again.
+    again: VecDeque<Frame<Bytes>>,
+    rest: Body,
+}
+
+impl Replay {
+    /// The body to send, and where it comes back.
+    pub fn of(body: Body) -> (Body, Replay) {
+        if body.is_end_stream() {
+            return (body, Replay(None));
+        }
+        let place = Place::default();
+        (Replayed::new(Parts { again: VecDeque::new(), rest: body }, place.clone()), Replay(Some(place)))
+    }
+
+    /// The body once more, if it has come back whole.
+    pub fn again(&self) -> Option<Body> {
+        match &self.0 {
+            None => Some(empty()),
+            Some(place) => {
+                let parts = place.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+                Some(Replayed::new(parts, place.clone()))
+            }
+        }
+    }
+}
+
+/// A body of nothing.
+pub(crate) fn empty() -> Body {
+    http_body_util::Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
+struct Replayed {
+    parts: Option<Parts>,
+    /// What was read in this life; `None` when it was too much, or it cannot be repeated.
+    read: Option<VecDeque<Frame<Bytes>>>,
+    read_bytes: usize,
+    place: Place,
+}
+
+impl Replayed {
+    fn new(parts: Parts, place: Place) -> Body {
+        Replayed { parts: Some(parts), read: Some(VecDeque::new()), read_bytes: 0, place }.boxed_unsync()
+    }
+
+    fn remember(&mut self, frame: &Frame<Bytes>) {
+        let Some(read) = &mut self.read else { return };
+        let copy = match (frame.data_ref(), frame.trailers_ref()) {
+            (Some(data), _) => {
+                self.read_bytes += data.len();
+                Frame::data(data.clone())
+            }
+            (None, Some(trailers)) => {
+                self.read_bytes += trailers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
+                Frame::trailers(trailers.clone())
+            }
+            (None, None) => return self.read = None,
+        };
+        read.push_back(copy);
+        if self.read_bytes > REPLAY_BYTES_MAX || read.len() > REPLAY_FRAMES_MAX {
+            self.read = None;
+        }
+    }
+}
+
+impl http_body::Body for Replayed {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let Some(parts) = &mut self.parts else { return Poll::Ready(None) };
+        let polled = match parts.again.pop_front() {
+            Some(frame) => Poll::Ready(Some(Ok(frame))),
+            None => Pin::new(&mut parts.rest).poll_frame(cx),
+        };
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) => self.remember(frame),
+            // The client's own failure is not repeated.
+            Poll::Ready(Some(Err(_))) => self.read = None,
+            Poll::Ready(None) | Poll::Pending => {}
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.parts.as_ref().is_none_or(|parts| parts.again.is_empty() && parts.rest.is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let Some(parts) = &self.parts else { return SizeHint::with_exact(0) };
+        let again: u64 = parts.again.iter().filter_map(Frame::data_ref).map(|data| data.len() as u64).sum();
+        let rest = parts.rest.size_hint();
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower().saturating_add(again));
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper.saturating_add(again));
+        }
+        hint
+    }
+}
+
+impl Drop for Replayed {
+    fn drop(&mut self) {
+        let (Some(mut parts), Some(mut read)) = (self.parts.take(), self.read.take()) else { return };
+        read.append(&mut parts.again);
+        parts.again = read;
+        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = Some(parts);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::stream;
+    use http_body_util::StreamBody;
+
+    use super::*;
+
+    fn body(frames: &[&'static str]) -> Body {
+        let frames: Vec<_> = frames.iter().map(|text| Ok(Frame::data(Bytes::from(*text)))).collect();
+        StreamBody::new(stream::iter(frames)).boxed_unsync()
+    }
+
+    async fn all(body: Body) -> Bytes {
+        body.collect().await.unwrap().to_bytes()
+    }
+
+    #[tokio::test]
+    async fn what_was_read_and_dropped_comes_back_in_order() {
+        let (mut first, replay) = Replay::of(body(&["one ", "two ", "three"]));
+        assert!(replay.again().is_none(), "it is still held");
+        first.frame().await;
+        drop(first);
+        let mut second = replay.again().unwrap();
+        second.frame().await;
+        second.frame().await;
+        drop(second);
+        assert_eq!(all(replay.again().unwrap()).await, "one two three");
+        assert_eq!(all(replay.again().unwrap()).await, "one two three", "also when it was read to its end");
+    }
+
+    #[tokio::test]
+    async fn too_much_does_not_come_back_and_nothing_is_no_effort() {
+        let large: &'static str = Box::leak("x".repeat(REPLAY_BYTES_MAX).into_boxed_str());
+        let (mut first, replay) = Replay::of(body(&[large, "y"]));
+        first.frame().await;
+        first.frame().await;
+        drop(first);
+        assert!(replay.again().is_none());
+        let (nothing, replay) = Replay::of(empty());
+        drop(nothing);
+        assert_eq!(all(replay.again().unwrap()).await, "");
+    }
+}

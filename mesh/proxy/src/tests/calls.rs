@@ -1,0 +1,253 @@
+//! A guest's requests, connections and look-ups.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use http::{Request, Response};
+use http_body_util::BodyExt;
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::world::*;
+use crate::{Busy, Deadline, Error, Flows};
+
+#[tokio::test]
+async fn a_request_that_nobody_took_is_asked_elsewhere() {
+    let world = World::new().await;
+    // Reads some of the body before it refuses.
+    let (refusing, local) = called(|mut request| async move {
+        let _ = request.body_mut().frame().await;
+        Err("not today".into())
+    });
+    world.start(1, local);
+    world.start(2, closed().await);
+    world.start(3, echo().1);
+    world.web(&[1, 2, 3]).await;
+    for round in 0..60 {
+        let body = format!("body {round}");
+        assert_eq!(world.ask(["GET", "POST"][round % 2], &body).await, (200, body));
+    }
+    assert!(refusing.calls.load(Relaxed) > 0);
+}
+
+#[tokio::test]
+async fn a_request_that_may_have_been_acted_on_is_repeated_only_if_that_is_harmless() {
+    let world = World::new().await;
+    // Takes the request, and the connection ends.
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let heads = seen.clone();
+    let (local, _) = listening(move |mut stream| {
+        let heads = heads.clone();
+        async move {
+            let head = read_head(&mut stream).await;
+            heads.lock().unwrap().push(head);
+        }
+    })
+    .await;
+    world.start(1, local);
+    world.start(2, echo().1);
+    world.web(&[1, 2]).await;
+    let mut lost = 0;
+    for round in 0..200 {
+        match round % 2 {
+            0 => assert_eq!(world.ask("GET", "").await.0, 200),
+            _ => lost += usize::from(world.ask("POST", "pay").await.0 != 200),
+        }
+        if seen.lock().unwrap().iter().any(|head| head.starts_with("POST")) {
+            break;
+        }
+        // It is out for a second after each; the other one answers meanwhile.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let posts = seen.lock().unwrap().iter().filter(|head| head.starts_with("POST")).count();
+    assert_eq!(lost, posts, "a POST that was taken is not sent twice, and its client knows");
+}
+
+#[tokio::test]
+async fn overload_is_said_and_not_multiplied() {
+    let world = World::new().await;
+    let busy = |_| async { Err(Busy.into()) };
+    let (one, two) = (called(busy), called(busy));
+    world.start(1, one.1);
+    world.start(2, two.1);
+    world.web(&[1, 2]).await;
+    let begun = Instant::now();
+    for _ in 0..500 {
+        let request = Request::builder().uri("http://web/").body(text(String::new())).unwrap();
+        let error = world.proxy.call("n", request).await.unwrap_err();
+        assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+    }
+    let asked = one.0.calls.load(Relaxed) + two.0.calls.load(Relaxed);
+    // A fifth more, what is saved up, and ten a second.
+    let allowed = 500 + 100 + 100 + 10 * (begun.elapsed().as_secs() as usize + 2);
+    assert!(asked > 500 && asked <= allowed, "{asked} calls for 500 requests");
+}
+
+#[tokio::test]
+async fn a_request_waits_a_moment_for_discovery_when_all_it_knows_have_gone() {
+    let world = World::new().await;
+    world.web(&[1]).await;
+    world.start(2, echo().1);
+    let asking = world.ask("POST", "hello");
+    let telling = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        world.ready("web", &[2], json!([{"port": 8080}]));
+    };
+    assert_eq!(tokio::join!(asking, telling).0, (200, "hello".to_owned()));
+    // None at all is known at once.
+    world.ready("web", &[], json!([{"port": 8080}]));
+    world.known("web", 0).await;
+    let begun = Instant::now();
+    assert!(world.ask("GET", "").await.1.contains("NoEndpoints"));
+    assert!(begun.elapsed() < Duration::from_millis(400));
+}
+
+#[tokio::test]
+async fn no_request_is_lost_in_a_rolling_update() {
+    let world = Arc::new(World::new().await);
+    world.start(1, echo().1);
+    world.start(2, echo().1);
+    world.web(&[1, 2]).await;
+    let client = |number: usize| {
+        let world = world.clone();
+        tokio::spawn(async move {
+            for round in 0..400 {
+                let body = format!("{number} {round}");
+                assert_eq!(world.ask("POST", &body).await, (200, body));
+                tokio::task::yield_now().await;
+            }
+        })
+    };
+    let clients: Vec<_> = (0..4).map(client).collect();
+    for n in 3..40 {
+        world.start(n, echo().1);
+        // Discovery hears of the old one's end after it, or before.
+        if n % 2 == 0 {
+            world.end(n - 2);
+        }
+        world.ready("web", &[n - 1, n], json!([{"port": 8080}]));
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        world.end(n - 2);
+    }
+    for client in clients {
+        client.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn deadlines_travel_and_end_a_request() {
+    let world = World::new().await;
+    let seen = Arc::new(Mutex::new(None));
+    let sees = seen.clone();
+    let (_, local) = called(move |request| {
+        *sees.lock().unwrap() = request.extensions().get::<Deadline>().copied();
+        std::future::pending()
+    });
+    world.start(1, local);
+    world.web(&[1]).await;
+    for host in ["web", "10.9.0.1:8080"] {
+        let deadline = Deadline(Instant::now() + Duration::from_millis(50));
+        let mut request = Request::builder().uri(format!("http://{host}/")).body(text(String::new())).unwrap();
+        request.extensions_mut().insert(deadline);
+        let answer = tokio::time::timeout(SOON, world.proxy.call("n", request)).await.unwrap();
+        assert!(matches!(answer, Err(Error::Late)), "{host}");
+        assert_eq!(seen.lock().unwrap().take(), Some(deadline));
+    }
+}
+
+#[tokio::test]
+async fn what_is_for_one_connection_stays_on_it() {
+    let world = World::new().await;
+    let seen = Arc::new(Mutex::new(String::new()));
+    let head = seen.clone();
+    let (local, _) = listening(move |mut stream| {
+        let seen = head.clone();
+        async move {
+            *seen.lock().unwrap() = read_head(&mut stream).await;
+            let headers = "content-length: 2\r\nconnection: close, x-mine\r\nx-mine: 1\r\nkeep-alive: timeout=5\r\nx-kept: 2";
+            write(&mut stream, &format!("HTTP/1.1 200 OK\r\n{headers}\r\n\r\nok")).await;
+        }
+    })
+    .await;
+    world.start(1, local);
+    world.web(&[1]).await;
+    let request = Request::builder().uri("http://web/").header("connection", "x-mine").header("x-mine", "1");
+    let request = request.header("te", "trailers").header("upgrade", "h2c").header("x-kept", "2");
+    let response = world.proxy.call("n", request.body(text(String::new())).unwrap()).await.unwrap();
+    let names: HashSet<&str> = response.headers().keys().map(|name| name.as_str()).collect();
+    assert_eq!(names, HashSet::from(["content-length", "x-kept"]));
+    let head = seen.lock().unwrap().clone();
+    assert!(head.contains("x-kept: 2\r\n") && head.contains("host: web\r\n"), "{head:?}");
+    assert!(!["connection", "x-mine", "te:", "upgrade"].iter().any(|name| head.contains(name)), "{head:?}");
+}
+
+#[tokio::test]
+async fn connections_go_by_protocol_and_names_lead_everywhere_in_turn() {
+    let world = World::new().await;
+    let tcp = listening(|_| async {}).await;
+    world.start(1, tcp.0);
+    world.service("dns", "10.96.0.10", json!([{"name": "t", "port": 53}, {"name": "u", "port": 53, "protocol": "UDP"}]));
+    world.ready("dns", &[1], json!([{"name": "t", "port": 5353}]));
+    world.known("dns", 1).await;
+    let dns: SocketAddr = "10.96.0.10:53".parse().unwrap();
+    assert_eq!(world.proxy.connect_address(dns, TCP).unwrap().unwrap(), tcp.1);
+    assert!(matches!(world.proxy.connect_address(dns, UDP), Some(Err(Error::NoEndpoints { .. }))));
+    assert!(world.proxy.connect_address("192.0.2.1:53".parse().unwrap(), TCP).is_none());
+
+    world.service("db", "None", json!([{"port": 80}]));
+    world.ready("db", &[1, 2, 3], json!([{"port": 80}]));
+    world.known("db", 3).await;
+    let first = |_| world.proxy.resolve("DB.n", "m").unwrap()[0];
+    assert_eq!((0..200).map(first).collect::<HashSet<_>>(), HashSet::from([pod(1), pod(2), pod(3)]));
+}
+
+#[tokio::test]
+async fn a_pods_datagrams_to_a_service_stay_together_and_are_answered_by_it() {
+    let world = World::new().await;
+    let sockets: Vec<SocketAddr> = (1..=4).map(|n| SocketAddr::from(([127, 9, 0, n], 53))).collect();
+    for (n, socket) in (1..).zip(&sockets) {
+        world.start(n, crate::Local::Tcp(*socket));
+    }
+    world.service("dns", "10.96.0.10", json!([{"port": 53, "protocol": "UDP"}]));
+    world.ready("dns", &[1, 2, 3, 4], json!([{"port": 53}]));
+    world.known("dns", 4).await;
+    let dns: SocketAddr = "10.96.0.10:53".parse().unwrap();
+    let mut used = HashSet::new();
+    for _ in 0..50 {
+        let flows = Flows::default();
+        let real = flows.send(&world.proxy, dns).unwrap().unwrap();
+        assert!((0..20).all(|_| flows.send(&world.proxy, dns).unwrap().unwrap() == real));
+        assert_eq!(flows.shown(real), Some(dns));
+        used.insert(real);
+    }
+    assert_eq!(used, sockets.iter().copied().collect(), "pods are spread");
+    // An endpoint that has gone is replaced.
+    let flows = Flows::default();
+    let real = flows.send(&world.proxy, dns).unwrap().unwrap();
+    world.end(1 + sockets.iter().position(|socket| *socket == real).unwrap() as u8);
+    let other = flows.send(&world.proxy, dns).unwrap().unwrap();
+    assert_ne!(other, real);
+    assert_eq!((flows.shown(real), flows.shown(other)), (None, Some(dns)));
+    assert!(flows.send(&world.proxy, "192.0.2.1:53".parse().unwrap()).is_none());
+}
+
+#[tokio::test]
+async fn responses_count_as_under_way_until_they_are_read() {
+    let world = World::new().await;
+    // One pod's answers are never read to their end; the other's are.
+    let slow = |_| async { Ok(Response::new(text("x".to_owned()))) };
+    let (one, two) = (called(slow), called(slow));
+    world.start(1, one.1);
+    world.start(2, two.1);
+    world.web(&[1, 2]).await;
+    let mut held = Vec::new();
+    for _ in 0..100 {
+        let request = Request::builder().uri("http://web/").body(text(String::new())).unwrap();
+        held.push(world.proxy.call("n", request).await.unwrap());
+    }
+    let calls = (one.0.calls.load(Relaxed), two.0.calls.load(Relaxed));
+    assert!(calls.0 >= 25 && calls.1 >= 25, "{calls:?}");
+}

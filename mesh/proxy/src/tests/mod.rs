@@ -1,0 +1,5 @@
+//! The whole mesh of a node, with a scripted API server before it and scripted endpoints behind it.
+
+mod calls;
+mod node_ports;
+mod world;

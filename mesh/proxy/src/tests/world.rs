@@ -1,0 +1,310 @@
+//! A mesh between a scripted API server and scripted pods: what discovery is told and who answers is up to the test.
+
+use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use coracle_discovery::{Discovery, Protocol, Service, Snapshot};
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt, stream};
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full, StreamBody};
+use kube::client::Body as ApiBody;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::broadcast;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::{Body, BoxError, HttpService, Local, LocalEndpoints, Proxy};
+
+/// Longest wait for what must come.
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// Objects of one kind and who watches them.
+struct Kind {
+    objects: Mutex<(u64, BTreeMap<String, Value>)>,
+    events: broadcast::Sender<Bytes>,
+    list: Value,
+}
+
+impl Kind {
+    fn new(api_version: &str, list: &str) -> Kind {
+        let list = json!({"apiVersion": api_version, "kind": list});
+        Kind { objects: Mutex::default(), events: broadcast::Sender::new(1024), list }
+    }
+
+    fn put(&self, name: &str, mut object: Value) {
+        let mut objects = self.objects.lock().unwrap();
+        objects.0 += 1;
+        object["metadata"]["name"] = json!(name);
+        object["metadata"]["namespace"] = json!("n");
+        object["metadata"]["resourceVersion"] = json!(objects.0.to_string());
+        let was = objects.1.insert(name.to_owned(), object.clone());
+        self.tell(if was.is_some() { "MODIFIED" } else { "ADDED" }, &object);
+    }
+
+    fn delete(&self, name: &str) {
+        let mut objects = self.objects.lock().unwrap();
+        objects.0 += 1;
+        if let Some(mut object) = objects.1.remove(name) {
+            object["metadata"]["resourceVersion"] = json!(objects.0.to_string());
+            self.tell("DELETED", &object);
+        }
+    }
+
+    fn tell(&self, kind: &str, object: &Value) {
+        // Nobody may be watching yet.
+        let _ = self.events.send(format!("{}\n", json!({"type": kind, "object": object})).into());
+    }
+
+    fn answer(&self, is_watch: bool) -> Response<Body> {
+        let objects = self.objects.lock().unwrap();
+        let body = match is_watch {
+            false => {
+                let mut list = self.list.clone();
+                list["metadata"] = json!({"resourceVersion": objects.0.to_string()});
+                list["items"] = objects.1.values().cloned().collect();
+                text(list.to_string())
+            }
+            true => {
+                // All of it, as additions: what came between list and watch must not be missed.
+                let now: Vec<Bytes> = objects.1.values().map(|object| format!("{}\n", json!({"type": "ADDED", "object": object})).into()).collect();
+                let later = stream::unfold(self.events.subscribe(), |mut events| async {
+                    events.recv().await.ok().map(|event| (event, events))
+                });
+                let frames = stream::iter(now).chain(later).map(|line| Ok(http_body::Frame::data(line)));
+                StreamBody::new(frames.boxed()).boxed_unsync()
+            }
+        };
+        let mut response = Response::new(body);
+        response.headers_mut().insert("content-type", "application/json".parse().unwrap());
+        response
+    }
+}
+
+/// What answers at addresses of pods.
+#[derive(Default)]
+pub struct Pods {
+    at: Mutex<HashMap<IpAddr, Local>>,
+    pub port_failures: Mutex<Vec<(u16, String)>>,
+}
+
+impl LocalEndpoints for Pods {
+    fn lookup(&self, address: IpAddr, _: u16) -> Option<Local> {
+        self.at.lock().unwrap().get(&address).cloned()
+    }
+
+    fn is_pod_address(&self, address: IpAddr) -> bool {
+        matches!(address, IpAddr::V4(address) if address.octets()[0] == 10)
+    }
+
+    fn node_port_failed(&self, _: &Service, port: u16, error: &io::Error) {
+        self.port_failures.lock().unwrap().push((port, error.to_string()));
+    }
+}
+
+/// The mesh and all around it.
+pub struct World {
+    services: Arc<Kind>,
+    slices: Arc<Kind>,
+    pub discovery: Discovery,
+    pub pods: Arc<Pods>,
+    pub proxy: Proxy,
+    pub stop: CancellationToken,
+    pub running: JoinHandle<()>,
+}
+
+impl World {
+    pub async fn new() -> World {
+        let services = Arc::new(Kind::new("v1", "ServiceList"));
+        let slices = Arc::new(Kind::new("discovery.k8s.io/v1", "EndpointSliceList"));
+        let kinds = (services.clone(), slices.clone());
+        let api = tower::service_fn(move |request: Request<ApiBody>| {
+            let kind = if request.uri().path().ends_with("/services") { &kinds.0 } else { &kinds.1 };
+            let is_watch = request.uri().query().is_some_and(|query| query.contains("watch=true"));
+            let answer = kind.answer(is_watch);
+            async move { Ok::<_, Infallible>(answer) }
+        });
+        let discovery = Discovery::new(kube::Client::new(api, "default"));
+        let pods = Arc::new(Pods::default());
+        let proxy = Proxy::new(discovery.clone(), pods.clone());
+        let stop = CancellationToken::new();
+        tokio::spawn(discovery.clone().run(stop.clone()));
+        let running = tokio::spawn(proxy.clone().run(Some([127, 0, 0, 1].into()), stop.clone()));
+        discovery.synced().await;
+        World { services, slices, discovery, pods, proxy, stop, running }
+    }
+
+    /// A Service with these ports (`{"port": …, "nodePort": …}`).
+    pub fn service(&self, name: &str, cluster_ip: &str, ports: Value) {
+        self.services.put(name, json!({"spec": {"clusterIP": cluster_ip, "ports": ports}}));
+    }
+
+    pub fn delete_service(&self, name: &str) {
+        self.services.delete(name);
+    }
+
+    /// Ready endpoints of a Service, `10.9.0.N`, and its ports there.
+    pub fn ready(&self, service: &str, pods: &[u8], ports: Value) {
+        let endpoints: Vec<Value> =
+            pods.iter().map(|n| json!({"addresses": [pod(*n).to_string()], "conditions": {"ready": true}})).collect();
+        let labels = json!({"labels": {"kubernetes.io/service-name": service}});
+        self.slices.put(service, json!({"addressType": "IPv4", "metadata": labels, "endpoints": endpoints, "ports": ports}));
+    }
+
+    /// A Service `web` on port 80 with these pods, known to the mesh.
+    pub async fn web(&self, pods: &[u8]) {
+        self.service("web", "10.96.0.7", json!([{"port": 80}]));
+        self.ready("web", pods, json!([{"port": 8080}]));
+        self.known("web", pods.len()).await;
+    }
+
+    /// Waits until the mesh knows so many endpoints of the Service's first port.
+    pub async fn known(&self, service: &str, endpoints: usize) {
+        let is_known = |snapshot: &Snapshot| {
+            snapshot.service("n", service).is_some_and(|service| service.ports[0].endpoints.len() == endpoints)
+        };
+        let mut generations = self.discovery.subscribe();
+        let known = async {
+            while !is_known(&self.discovery.snapshot()) {
+                generations.changed().await.unwrap();
+            }
+        };
+        tokio::time::timeout(SOON, known).await.expect("discovery hears of it");
+    }
+
+    /// Something answers at this pod.
+    pub fn start(&self, n: u8, what: Local) {
+        self.pods.at.lock().unwrap().insert(pod(n), what);
+    }
+
+    pub fn end(&self, n: u8) {
+        self.pods.at.lock().unwrap().remove(&pod(n));
+    }
+
+    /// A guest's request to `http://web/`.
+    pub async fn ask(&self, method: &str, body: &str) -> (u16, String) {
+        let request = Request::builder().method(method).uri("http://web/").body(text(body.to_owned())).unwrap();
+        match self.proxy.call("n", request).await {
+            Ok(response) => (response.status().as_u16(), read(response).await),
+            Err(error) => (0, format!("{error:?}")),
+        }
+    }
+}
+
+pub fn pod(n: u8) -> IpAddr {
+    [10, 9, 0, n].into()
+}
+
+pub fn text(text: String) -> Body {
+    match text.is_empty() {
+        true => crate::retry::empty(),
+        false => Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed_unsync(),
+    }
+}
+
+pub async fn read(response: Response<Body>) -> String {
+    String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
+}
+
+/// A component that is called, and how often it was.
+pub struct Called {
+    pub calls: AtomicUsize,
+    script: Box<dyn Fn(Request<Body>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> + Send + Sync>,
+}
+
+impl HttpService for Called {
+    fn call(&self, request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
+        self.calls.fetch_add(1, Relaxed);
+        (self.script)(request)
+    }
+}
+
+/// A component that answers by a script.
+pub fn called<F, A>(script: F) -> (Arc<Called>, Local)
+where
+    F: Fn(Request<Body>) -> A + Send + Sync + 'static,
+    A: Future<Output = Result<Response<Body>, BoxError>> + Send + 'static,
+{
+    let called = Arc::new(Called { calls: AtomicUsize::new(0), script: Box::new(move |request| script(request).boxed()) });
+    (called.clone(), Local::Http(called))
+}
+
+/// Answers with what it was sent.
+pub fn echo() -> (Arc<Called>, Local) {
+    called(|request| async move {
+        let body = request.into_body().collect().await?.to_bytes();
+        Ok(Response::new(text(String::from_utf8(body.to_vec())?)))
+    })
+}
+
+/// A socket whose connections are handled by a script.
+pub async fn listening<F, A>(script: F) -> (Local, SocketAddr)
+where
+    F: Fn(TcpStream) -> A + Send + 'static,
+    A: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(script(stream));
+        }
+    });
+    (Local::Tcp(address), address)
+}
+
+/// A socket at which nobody listens.
+pub async fn closed() -> Local {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    Local::Tcp(listener.local_addr().unwrap())
+}
+
+/// A number that is free for TCP and UDP.
+pub async fn free_port() -> u16 {
+    loop {
+        let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+        if tokio::net::UdpSocket::bind(("127.0.0.1", port)).await.is_ok() {
+            return port;
+        }
+    }
+}
+
+/// A connection to a node's port, once somebody listens there.
+pub async fn connect(port: u16) -> TcpStream {
+    let connecting = async {
+        loop {
+            match TcpStream::connect(("127.0.0.1", port)).await {
+                Ok(stream) => return stream,
+                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+    };
+    tokio::time::timeout(SOON, connecting).await.expect("the node's port is listened at")
+}
+
+/// Reads a request's headers.
+pub async fn read_head(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        match stream.read_u8().await {
+            Ok(byte) => head.push(byte),
+            Err(_) => break,
+        }
+    }
+    String::from_utf8(head).unwrap()
+}
+
+pub async fn write(stream: &mut TcpStream, text: &str) {
+    stream.write_all(text.as_bytes()).await.unwrap();
+}
+
+pub const TCP: Protocol = Protocol::Tcp;
+pub const UDP: Protocol = Protocol::Udp;
