@@ -12,7 +12,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use crate::endpoint::{CONNECT_MAX, Failure};
-use crate::{Body, BoxError, Error};
+use crate::{Body, BoxError};
 
 /// Connections to one socket that are kept while nobody uses them,
 const IDLE_PER_SOCKET_MAX: usize = 64;
@@ -59,12 +59,6 @@ impl Dialer {
             true => Failure::unseen(endpoint, error.into()),
             false => Failure::seen(endpoint, error.into()),
         })
-    }
-
-    /// Sends a request to where its name leads.
-    pub async fn call_outside(&self, to: &Authority, request: Request<Body>) -> Result<Response<Body>, Error> {
-        let failed = |source: legacy::Error| Error::Failed { endpoint: to.to_string(), source: source.into() };
-        self.send(to, request).await.map_err(failed)
     }
 
     async fn send(&self, to: &Authority, mut request: Request<Body>) -> Result<Response<Body>, legacy::Error> {

@@ -36,11 +36,12 @@ impl Proxy {
     /// A guest's outgoing HTTP request to a Service or pod of the cluster. [`Error::NotInCluster`] when the authority names
     /// neither. A [`Deadline`] in its extensions is kept.
     pub async fn call(&self, from_namespace: &str, request: Request<Body>) -> Result<Response<Body>, Error> {
+        // What is meant to be secret must not go out in the open.
+        if let Some(scheme) = request.uri().scheme().filter(|scheme| **scheme != Scheme::HTTP) {
+            return Err(Error::Scheme(scheme.to_string()));
+        }
         let authority = authority(&request)?;
-        let port = authority.port_u16().unwrap_or(match request.uri().scheme() {
-            Some(scheme) if *scheme == Scheme::HTTPS => 443,
-            _ => 80,
-        });
+        let port = authority.port_u16().unwrap_or(80);
         match self.destination(authority.host(), from_namespace)? {
             Destination::Service(service) => {
                 self.call_route(self.route(&service, port, Protocol::Tcp)?, request).await
@@ -100,16 +101,6 @@ impl Proxy {
             }
             Resolved::External(_) => None,
         }
-    }
-
-    /// A request to somewhere outside of the cluster, over a pooled connection. Plain HTTP only.
-    pub async fn external(&self, request: Request<Body>) -> Result<Response<Body>, Error> {
-        let authority = authority(&request)?;
-        match request.uri().scheme() {
-            Some(scheme) if *scheme != Scheme::HTTP => return Err(Error::Scheme(scheme.to_string())),
-            _ => {}
-        }
-        self.dialer.call_outside(&authority, request).await
     }
 
     fn destination(&self, host: &str, from_namespace: &str) -> Result<Destination, Error> {

@@ -6,6 +6,8 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use http::header::HOST;
 use http::uri::Authority;
 use http::{Request, Response, StatusCode, Version};
@@ -76,11 +78,19 @@ where
         }
     });
     let mut connection = pin!(SERVER.serve_connection(TokioIo::new(Patient::new(stream, Limits::default())), service));
+    let mut drained = aside(drain.cancelled());
     tokio::select! {
+        // What is told first counts first: nothing begins afterwards.
+        biased;
+        _ = drained.next() => connection.as_mut().graceful_shutdown(),
         ended = &mut connection => return ended,
-        () = drain.cancelled() => connection.as_mut().graceful_shutdown(),
     }
     connection.await
+}
+
+/// A future that is looked at only when it has woken itself, however often its task is: what many wait for is behind a lock.
+pub(crate) fn aside<F: Future>(future: F) -> FuturesUnordered<F> {
+    std::iter::once(future).collect()
 }
 
 /// A body that is known to be empty costs no box.

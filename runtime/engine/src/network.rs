@@ -16,6 +16,11 @@ pub trait Network: Send + Sync + 'static {
         actual
     }
 
+    /// What the guest is told of where a datagram comes from: who it believes to speak to.
+    fn shown_datagram(&self, actual: SocketAddr) -> SocketAddr {
+        self.shown(actual)
+    }
+
     /// Looks up a host name.
     fn resolve(&self, name: &str) -> Resolved;
 

@@ -15,6 +15,9 @@ use crate::config::Cidr;
 /// Port of the listener that claims a block.
 const CLAIM_PORT: u16 = 20_249;
 
+/// Offset of the node's own address.
+const GATEWAY: u32 = 1;
+
 /// An address could not be given.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("no address is free in {0}: every one of its {1} belongs to a pod")]
@@ -108,7 +111,12 @@ impl Addresses {
         self.range.offset(address).is_some()
     }
 
-    /// The pod address whose twin this is.
+    /// The node's own address among its pods', the first of the range, which no pod has.
+    pub fn gateway(&self) -> PodAddress {
+        self.address(GATEWAY)
+    }
+
+    /// The pod address whose twin this is, or the node's own.
     pub fn of_loopback(&self, loopback: IpAddr) -> Option<IpAddr> {
         let IpAddr::V4(address) = loopback else { return None };
         let [first, block, high, low] = address.octets();
@@ -116,7 +124,7 @@ impl Addresses {
             return None;
         }
         let offset = u32::from(u16::from_be_bytes([high, low]));
-        self.state.lock().used.contains(&offset).then(|| self.range.at(offset).into())
+        (offset == GATEWAY || self.state.lock().used.contains(&offset)).then(|| self.range.at(offset).into())
     }
 
     fn address(&self, offset: u32) -> PodAddress {
@@ -137,6 +145,9 @@ mod tests {
         assert_eq!(all.iter().collect::<HashSet<_>>().len(), 5);
         assert!(addresses.allocate(None).unwrap_err().to_string().contains("10.1.0.0/29"));
         assert_eq!(addresses.of_loopback(all[3].loopback), Some(all[3].pod));
+        let gateway = addresses.gateway();
+        assert_eq!(addresses.of_loopback(gateway.loopback), Some("10.1.0.1".parse().unwrap()));
+        assert!(!all.contains(&gateway) && !addresses.contains(gateway.pod));
         addresses.release(all[3].pod);
         assert_eq!(addresses.of_loopback(all[3].loopback), None);
         assert_eq!(addresses.allocate(Some(all[3].pod)), Ok(all[3]));

@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::FutureExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
@@ -63,12 +63,17 @@ fn spawn(inbound: &Inbound, stream: TcpStream, places: impl Send + 'static) {
     let inbound = inbound.clone();
     inbound.tasks.clone().spawn(async move {
         let stop = inbound.stop.clone();
+        let over = async {
+            stop.cancelled().await;
+            tokio::time::sleep(DRAIN).await;
+        };
+        let mut over = serve::aside(over);
         tokio::select! {
             result = connection(inbound, stream) => if let Err(error) = result {
                 tracing::debug!(error, "connection");
             },
             // What is under way has had its time.
-            () = async { stop.cancelled().await; tokio::time::sleep(DRAIN).await } => {}
+            _ = over.next() => {}
         }
         drop(places);
     });

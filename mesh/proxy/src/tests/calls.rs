@@ -251,3 +251,14 @@ async fn responses_count_as_under_way_until_they_are_read() {
     let calls = (one.0.calls.load(Relaxed), two.0.calls.load(Relaxed));
     assert!(calls.0 >= 25 && calls.1 >= 25, "{calls:?}");
 }
+
+#[tokio::test]
+async fn what_is_meant_to_be_secret_does_not_go_out_in_the_open() {
+    let world = World::new().await;
+    let (web, local) = echo();
+    world.start(1, local);
+    world.web(&[1]).await;
+    let request = Request::builder().uri("https://web:80/").body(text("token".to_owned())).unwrap();
+    assert!(matches!(world.proxy.call("n", request).await, Err(Error::Scheme(_))));
+    assert_eq!(web.calls.load(Relaxed), 0);
+}

@@ -69,18 +69,23 @@ pub(crate) struct MeshView<'a> {
 
 /// The address from which a pod connects to a neighbour on this machine; none for targets elsewhere, which loopback
 /// does not reach.
-fn source(network: &dyn Network, target: SocketAddr) -> Option<SocketAddr> {
+fn source(network: &dyn Network, target: SocketAddr, protocol: Protocol) -> Option<SocketAddr> {
     let any = match target {
         SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
         SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
     };
-    if target.ip().is_loopback() { network.bind(any, Protocol::Tcp).ok() } else { None }
+    if target.ip().is_loopback() { network.bind(any, protocol).ok() } else { None }
 }
 
 impl MeshView<'_> {
     /// What the guest is told about a real address.
     fn shown(&self, actual: p2::sockets::network::IpSocketAddress) -> p2::sockets::network::IpSocketAddress {
         self.network.shown(SocketAddr::from(actual)).into()
+    }
+
+    /// The same for where a datagram comes from.
+    fn shown_datagram(&self, actual: p2::sockets::network::IpSocketAddress) -> p2::sockets::network::IpSocketAddress {
+        self.network.shown_datagram(SocketAddr::from(actual)).into()
     }
 }
 

@@ -96,7 +96,10 @@ fn udp(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
             Box::new(async move {
                 let guest = store.data_mut();
                 let result = match guest.spec.network.connect(address.into(), Protocol::Udp) {
-                    Ok(address) => answer(HostUdpSocket::connect(&mut guest.sockets(), socket, address.into()).await)?,
+                    Ok(address) => {
+                        bind_datagrams(guest, &socket, address);
+                        answer(HostUdpSocket::connect(&mut guest.sockets(), socket, address.into()).await)?
+                    }
                     Err(refused) => Err(refused.into()),
                 };
                 Ok((result,))
@@ -109,8 +112,12 @@ fn udp(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
          (socket, data, remote): (Resource<UdpSocket>, Vec<u8>, Option<IpSocketAddress>)| {
             Box::pin(async move {
                 let target = accessor.with(|mut store| {
-                    let network = &store.get().spec.network;
-                    remote.map(|remote| network.connect(remote.into(), Protocol::Udp)).transpose()
+                    let guest = store.get();
+                    let target = remote.map(|remote| guest.spec.network.connect(remote.into(), Protocol::Udp));
+                    if let Some(Ok(target)) = &target {
+                        bind_datagrams(guest, &socket, *target);
+                    }
+                    target.transpose()
                 });
                 let result = match target {
                     Ok(target) => {
@@ -138,7 +145,7 @@ fn udp(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
                 let sockets = accessor.with_getter::<WasiSockets>(Guest::sockets);
                 let received = answer(<WasiSockets as HostUdpSocketWithStore<Guest>>::receive(&sockets, socket).await)?;
                 let received = received.map(|(data, from)| {
-                    let shown = accessor.with(|mut store| store.get().spec.network.shown(SocketAddr::from(from)));
+                    let shown = accessor.with(|mut store| store.get().spec.network.shown_datagram(SocketAddr::from(from)));
                     (data, IpSocketAddress::from(shown))
                 });
                 Ok((received,))
@@ -156,7 +163,8 @@ fn udp(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
         "[method]udp-socket.get-remote-address",
         |mut store: Store<'_>, (socket,): (Resource<UdpSocket>,)| {
             let address = answer(HostUdpSocket::get_remote_address(&mut store.data_mut().sockets(), socket))?;
-            Ok((shown(&store, address),))
+            let shown = |actual| store.data().spec.network.shown_datagram(SocketAddr::from(actual));
+            Ok((address.map(|actual| IpSocketAddress::from(shown(actual))),))
         },
     )
 }
@@ -164,10 +172,20 @@ fn udp(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
 /// Gives a socket that connects to a neighbour the pod's own address, so that the neighbour sees who it is. A socket
 /// that the guest has bound itself stays as it is.
 fn bind_source(guest: &mut Guest, socket: &Resource<TcpSocket>, target: SocketAddr) {
-    if let Some(source) = source(&*guest.spec.network, target) {
+    if let Some(source) = source(&*guest.spec.network, target, Protocol::Tcp) {
         let mut sockets = guest.sockets();
         // Binding asks the gate, which answers at once, and the kernel.
         let _ = poll_noop(pin!(HostTcpSocket::bind(&mut sockets, Resource::new_borrow(socket.rep()), source.into())));
+    }
+}
+
+/// The same for datagrams: the kernel would send those of a socket that is not bound from an address of its own choice, from
+/// which a neighbour takes none.
+fn bind_datagrams(guest: &mut Guest, socket: &Resource<UdpSocket>, target: SocketAddr) {
+    if let Some(source) = source(&*guest.spec.network, target, Protocol::Udp) {
+        let mut sockets = guest.sockets();
+        // One that is bound already says so, and stays as it is.
+        let _ = poll_noop(pin!(HostUdpSocket::bind(&mut sockets, Resource::new_borrow(socket.rep()), source.into())));
     }
 }
 

@@ -27,7 +27,7 @@ impl tcp_create_socket::Host for MeshView<'_> {
 impl MeshView<'_> {
     /// Gives a socket that connects to a neighbour the pod's own address, so that the neighbour sees who it is.
     fn bind_source(&mut self, socket: u32, network: u32, target: SocketAddr) {
-        let Some(source) = source(self.network, target) else { return };
+        let Some(source) = source(self.network, target, Protocol::Tcp) else { return };
         let bound = {
             let binding = self.inner.start_bind(
                 Resource::new_borrow(socket),

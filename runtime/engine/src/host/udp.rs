@@ -61,7 +61,7 @@ impl HostUdpSocket for MeshView<'_> {
 
     fn remote_address(&mut self, socket: Resource<UdpSocket>) -> SocketResult<IpSocketAddress> {
         let address = HostUdpSocket::remote_address(&mut self.inner, socket)?;
-        Ok(self.shown(address))
+        Ok(self.shown_datagram(address))
     }
 
     fn address_family(&mut self, socket: Resource<UdpSocket>) -> wasmtime::Result<IpAddressFamily> {
@@ -110,7 +110,7 @@ impl HostIncomingDatagramStream for MeshView<'_> {
     ) -> SocketResult<Vec<IncomingDatagram>> {
         let mut datagrams = self.inner.receive(stream, results_max)?;
         for datagram in &mut datagrams {
-            datagram.remote_address = self.shown(datagram.remote_address);
+            datagram.remote_address = self.shown_datagram(datagram.remote_address);
         }
         Ok(datagrams)
     }

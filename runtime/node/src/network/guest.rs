@@ -39,6 +39,8 @@ pub struct GuestNetwork {
     pub denied: Denied,
     /// What was told.
     pub told: Mutex<HashSet<String>>,
+    /// Where its datagrams to Services go.
+    pub flows: coracle_proxy::Flows,
 }
 
 impl GuestNetwork {
@@ -118,20 +120,29 @@ impl coracle_engine::Network for GuestNetwork {
         Ok(self.own(wanted.port()))
     }
 
-    fn connect(&self, wanted: SocketAddr, _: Protocol) -> Result<SocketAddr, Refused> {
+    fn connect(&self, wanted: SocketAddr, protocol: Protocol) -> Result<SocketAddr, Refused> {
         let wanted = SocketAddr::new(wanted.ip().to_canonical(), wanted.port());
         if self.is_self(wanted.ip()) {
             let pod = SocketAddr::new(self.address.pod, wanted.port());
-            return Ok(self.network.socket(pod).unwrap_or_else(|| self.own(wanted.port())));
+            let socket = (protocol == Protocol::Tcp).then(|| self.network.socket(pod)).flatten();
+            return Ok(socket.unwrap_or_else(|| self.own(wanted.port())));
         }
-        match self.network.proxy.connect_address(wanted) {
+        let found = match protocol {
+            Protocol::Tcp => self.network.proxy.connect_address(wanted, coracle_discovery::Protocol::Tcp),
+            // The answer to a datagram that came in at a port of the node.
+            Protocol::Udp if wanted.ip() == self.network.table.gateway().pod => {
+                return Ok(SocketAddr::new(self.network.table.gateway().loopback, wanted.port()));
+            }
+            Protocol::Udp => self.flows.send(&self.network.proxy, wanted),
+        };
+        match found {
             Some(Ok(actual)) if self.is_within(actual) => Ok(actual),
             Some(Ok(_)) => {
                 self.deny(&wanted.to_string());
                 Err(Refused::Denied)
             }
             // It is there, but has no socket.
-            Some(Err(coracle_proxy::Error::NoPod(endpoint))) => {
+            Some(Err(coracle_proxy::Error::NoPod(endpoint))) if protocol == Protocol::Tcp => {
                 self.network.socket(endpoint).ok_or(Refused::NoEndpoint)
             }
             Some(Err(_)) => Err(Refused::NoEndpoint),
@@ -148,6 +159,10 @@ impl coracle_engine::Network for GuestNetwork {
             Some(pod) => SocketAddr::new(pod, self.network.table.guest_port(actual.port())),
             None => actual,
         }
+    }
+
+    fn shown_datagram(&self, actual: SocketAddr) -> SocketAddr {
+        self.flows.shown(actual).unwrap_or_else(|| self.shown(actual))
     }
 
     fn resolve(&self, name: &str) -> Resolved {
@@ -177,6 +192,8 @@ impl coracle_engine::Network for GuestNetwork {
             SocketUse::TcpBind | SocketUse::TcpListen | SocketUse::UdpBind => is_own,
             // Who comes in came through the mesh or from a twin; both are on loopback.
             SocketUse::TcpAccept => address.is_loopback(),
+            // Only datagrams come from the node itself, and are answered.
+            SocketUse::TcpConnect if address == self.network.table.gateway().loopback => false,
             SocketUse::TcpConnect | SocketUse::UdpSend | SocketUse::UdpReceive => {
                 is_own
                     || self.network.table.pod_of_twin(address).is_some()
@@ -284,7 +301,12 @@ fn classify(error: coracle_proxy::Error) -> OutboundError {
         Error::NotInCluster(name) => OutboundError::Name(name),
         Error::NoPort { .. } | Error::NoPod(_) => OutboundError::Refused,
         Error::NoEndpoints { .. } => OutboundError::Unavailable,
-        Error::NoAuthority | Error::Scheme(_) => OutboundError::Protocol(error.into()),
+        Error::NoAuthority | Error::Scheme(_) | Error::Malformed(_) => OutboundError::Protocol(error.into()),
+        Error::Late => OutboundError::Timeout,
+        Error::Unavailable { endpoint, source } => match no_answer(endpoint, source) {
+            OutboundError::Protocol(_) => OutboundError::Unavailable,
+            told => told,
+        },
         Error::Failed { endpoint, source } => no_answer(endpoint, source),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 
 use coracle_discovery::{Discovery, Service};
@@ -115,6 +115,11 @@ impl Table {
         self.entries.read().get(&address).map(|entry| entry.twin)
     }
 
+    /// The node's own address in its pods' network, from which the mesh sends datagrams to them.
+    pub fn gateway(&self) -> PodAddress {
+        self.addresses.gateway()
+    }
+
     /// The pod whose twin this is.
     pub fn pod_of_twin(&self, twin: IpAddr) -> Option<IpAddr> {
         self.addresses.of_loopback(twin)
@@ -166,6 +171,15 @@ impl LocalEndpoints for Table {
                     &*service.namespace == "default" && &*service.name == "kubernetes" && leads_to(service, actual)
                 })
             })
+    }
+
+    fn source(&self, to: IpAddr) -> IpAddr {
+        match to {
+            _ if self.pod_of_twin(to).is_some() => self.gateway().loopback,
+            IpAddr::V4(to) if to.is_loopback() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        }
     }
 
     fn node_port_failed(&self, service: &Service, port: u16, error: &io::Error) {

@@ -142,6 +142,7 @@ impl Pods {
             egress: Wishes::of(pod).is_ok_and(|wishes| wishes.egress),
             denied,
             told: Default::default(),
+            flows: Default::default(),
         }))
     }
 

@@ -60,10 +60,9 @@ impl coracle_proxy::HttpService for Called {
         Box::pin(async move {
             match service.handle(request).await {
                 Ok(response) => Ok(response),
-                // Somebody else may still answer these.
-                Err(error @ (RequestError::Overloaded | RequestError::Stopped | RequestError::Unavailable(_))) => {
-                    Err(error.into())
-                }
+                // Nobody has seen these: another pod may still answer.
+                Err(RequestError::Overloaded) => Err(coracle_proxy::Busy.into()),
+                Err(error @ (RequestError::Stopped | RequestError::Unavailable(_))) => Err(error.into()),
                 // These are the answer: the component was asked and failed.
                 Err(error) => {
                     let body = coracle_engine::full(format!("{error}\n"));
