@@ -330,13 +330,15 @@ mod tests {
     fn endpoints_that_end_are_asked_only_when_none_is_ready() {
         let condition = |ready: bool, serving: bool, terminating: bool| json!({"ready": ready, "serving": serving, "terminating": terminating});
         let slice = |conditions: &[serde_json::Value]| {
-            let endpoint = |(at, conditions)| json!({"addresses": [format!("10.244.0.{at}")], "conditions": conditions});
+            let endpoint =
+                |(at, conditions)| json!({"addresses": [format!("10.244.0.{at}")], "conditions": conditions});
             let endpoints: Vec<_> = conditions.iter().enumerate().map(endpoint).collect();
             let slice = json!({"addressType": "IPv4", "endpoints": endpoints, "ports": [{"name": "http", "port": 80}],
                 "metadata": {"name": "s", "namespace": "n", "labels": {SERVICE_NAME: "web"}}});
             Change::Slice(serde_json::from_value(slice).unwrap())
         };
-        let (ready, leaving, dead) = (condition(true, true, false), condition(false, true, true), condition(false, false, true));
+        let (ready, leaving, dead) =
+            (condition(true, true, false), condition(false, true, true), condition(false, false, true));
         for (conditions, asked) in [
             (vec![ready.clone(), leaving.clone()], vec!["10.244.0.0:80"]),
             (vec![leaving.clone(), dead.clone(), leaving.clone()], vec!["10.244.0.0:80", "10.244.0.2:80"]),
@@ -347,7 +349,11 @@ mod tests {
             let (_, snapshot) = listed([service("web", "None"), slice(&conditions)]);
             assert_eq!(self::ready(&snapshot, "web"), asked, "{conditions:?}");
             let named = snapshot.service("n", "web").unwrap().ready.len();
-            assert_eq!(named, conditions.iter().filter(|c| c["ready"] == json!(true)).count(), "a name stands for the ready");
+            assert_eq!(
+                named,
+                conditions.iter().filter(|c| c["ready"] == json!(true)).count(),
+                "a name stands for the ready"
+            );
         }
     }
 

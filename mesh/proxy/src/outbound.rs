@@ -43,13 +43,13 @@ impl Proxy {
         let authority = authority(&request)?;
         let port = authority.port_u16().unwrap_or(80);
         match self.destination(authority.host(), from_namespace)? {
-            Destination::Service(service) => {
-                self.call_route(self.route(&service, port, Protocol::Tcp)?, request).await
-            }
+            Destination::Service(service) => self.call_route(self.route(&service, port, Protocol::Tcp)?, request).await,
             Destination::Pod(address) => {
                 let to = SocketAddr::new(address, port);
                 let endpoint = Endpoint::find(&*self.local, to).ok_or(Error::NoPod(to))?;
-                in_time(deadline(&request), endpoint.call(&self.dialer, request)).await?.map_err(|failure| failure.error)
+                in_time(deadline(&request), endpoint.call(&self.dialer, request))
+                    .await?
+                    .map_err(|failure| failure.error)
             }
         }
     }

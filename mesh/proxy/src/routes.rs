@@ -44,10 +44,15 @@ impl Routes {
             let kept = before.get(&identity(service)).map(|(_, balancers)| balancers.clone());
             let balancers = kept.unwrap_or_else(|| {
                 let old = by_name.get(&(&*service.namespace, &*service.name));
-                service.ports.iter().map(|port| {
-                    let before = old.and_then(|(old, balancers)| balancers.get(old.position(port.port, port.protocol)?));
-                    Arc::new(Balancer::new(&port.endpoints, before.map(|before| &**before)))
-                }).collect()
+                service
+                    .ports
+                    .iter()
+                    .map(|port| {
+                        let before =
+                            old.and_then(|(old, balancers)| balancers.get(old.position(port.port, port.protocol)?));
+                        Arc::new(Balancer::new(&port.endpoints, before.map(|before| &**before)))
+                    })
+                    .collect()
             });
             next.insert(identity(service), (service.clone(), balancers));
         }

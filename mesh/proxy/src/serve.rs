@@ -35,10 +35,7 @@ const PONG_MAX: Duration = Duration::from_secs(15);
 
 static SERVER: LazyLock<auto::Builder<TokioExecutor>> = LazyLock::new(|| {
     let mut http = auto::Builder::new(TokioExecutor::new());
-    http.http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_READ_MAX)
-        .max_buf_size(HEADER_BYTES_MAX + 8192);
+    http.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_READ_MAX).max_buf_size(HEADER_BYTES_MAX + 8192);
     http.http2()
         .timer(TokioTimer::new())
         .max_header_list_size(HEADER_BYTES_MAX as u32)

@@ -58,8 +58,7 @@ impl Inbound {
     fn route(&self) -> Result<Route, Error> {
         let target = self.target.load();
         let service = &target.service;
-        let no_endpoints =
-            || Error::NoEndpoints { namespace: service.namespace.clone(), name: service.name.clone() };
+        let no_endpoints = || Error::NoEndpoints { namespace: service.namespace.clone(), name: service.name.clone() };
         self.proxy.routes.find(service, target.at).ok_or_else(no_endpoints)
     }
 }

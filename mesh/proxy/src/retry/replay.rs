@@ -79,7 +79,8 @@ impl Replayed {
                 Frame::data(data.clone())
             }
             (None, Some(trailers)) => {
-                self.read_bytes += trailers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
+                self.read_bytes +=
+                    trailers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
                 Frame::trailers(trailers.clone())
             }
             (None, None) => return self.read = None,

@@ -167,7 +167,8 @@ async fn what_is_for_one_connection_stays_on_it() {
         let seen = head.clone();
         async move {
             *seen.lock().unwrap() = read_head(&mut stream).await;
-            let headers = "content-length: 2\r\nconnection: close, x-mine\r\nx-mine: 1\r\nkeep-alive: timeout=5\r\nx-kept: 2";
+            let headers =
+                "content-length: 2\r\nconnection: close, x-mine\r\nx-mine: 1\r\nkeep-alive: timeout=5\r\nx-kept: 2";
             write(&mut stream, &format!("HTTP/1.1 200 OK\r\n{headers}\r\n\r\nok")).await;
         }
     })
@@ -189,7 +190,11 @@ async fn connections_go_by_protocol_and_names_lead_everywhere_in_turn() {
     let world = World::new().await;
     let tcp = listening(|_| async {}).await;
     world.start(1, tcp.0);
-    world.service("dns", "10.96.0.10", json!([{"name": "t", "port": 53}, {"name": "u", "port": 53, "protocol": "UDP"}]));
+    world.service(
+        "dns",
+        "10.96.0.10",
+        json!([{"name": "t", "port": 53}, {"name": "u", "port": 53, "protocol": "UDP"}]),
+    );
     world.ready("dns", &[1], json!([{"name": "t", "port": 5353}]));
     world.known("dns", 1).await;
     let dns: SocketAddr = "10.96.0.10:53".parse().unwrap();

@@ -36,7 +36,11 @@ async fn bytes_are_passed_to_sockets_as_they_are_and_to_another_when_one_refuses
     world.service("raw", "10.96.0.8", json!([{"port": 7, "nodePort": port}]));
     world.ready("raw", &[1, 2], json!([{"port": 7}]));
     world.known("raw", 2).await;
-    for said in ["PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0", "GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\nupgrade: websocket\r\n\r\n", "\u{1}\u{2}"] {
+    for said in [
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0",
+        "GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\nupgrade: websocket\r\n\r\n",
+        "\u{1}\u{2}",
+    ] {
         for _ in 0..8 {
             let mut stream = connect(port).await;
             write(&mut stream, said).await;
@@ -59,8 +63,10 @@ async fn one_number_serves_tcp_and_udp_whatever_comes_first() {
             }
         };
         world.start(1, Local::Tcp(tcp.local_addr().unwrap()));
-        let ports: Vec<_> =
-            order.iter().map(|(name, protocol)| json!({"name": name, "port": 53, "nodePort": port, "protocol": protocol})).collect();
+        let ports: Vec<_> = order
+            .iter()
+            .map(|(name, protocol)| json!({"name": name, "port": 53, "nodePort": port, "protocol": protocol}))
+            .collect();
         world.service("dns", "10.96.0.9", json!(ports));
         world.ready("dns", &[1], json!([{"name": "t", "port": 53}, {"name": "u", "port": 53, "protocol": "UDP"}]));
         world.known("dns", 1).await;

@@ -75,7 +75,11 @@ impl Kind {
             }
             true => {
                 // All of it, as additions: what came between list and watch must not be missed.
-                let now: Vec<Bytes> = objects.1.values().map(|object| format!("{}\n", json!({"type": "ADDED", "object": object})).into()).collect();
+                let now: Vec<Bytes> = objects
+                    .1
+                    .values()
+                    .map(|object| format!("{}\n", json!({"type": "ADDED", "object": object})).into())
+                    .collect();
                 let later = stream::unfold(self.events.subscribe(), |mut events| async {
                     events.recv().await.ok().map(|event| (event, events))
                 });
@@ -156,7 +160,8 @@ impl World {
         let endpoints: Vec<Value> =
             pods.iter().map(|n| json!({"addresses": [pod(*n).to_string()], "conditions": {"ready": true}})).collect();
         let labels = json!({"labels": {"kubernetes.io/service-name": service}});
-        self.slices.put(service, json!({"addressType": "IPv4", "metadata": labels, "endpoints": endpoints, "ports": ports}));
+        self.slices
+            .put(service, json!({"addressType": "IPv4", "metadata": labels, "endpoints": endpoints, "ports": ports}));
     }
 
     /// A Service `web` on port 80 with these pods, known to the mesh.
@@ -233,7 +238,8 @@ where
     F: Fn(Request<Body>) -> A + Send + Sync + 'static,
     A: Future<Output = Result<Response<Body>, BoxError>> + Send + 'static,
 {
-    let called = Arc::new(Called { calls: AtomicUsize::new(0), script: Box::new(move |request| script(request).boxed()) });
+    let called =
+        Arc::new(Called { calls: AtomicUsize::new(0), script: Box::new(move |request| script(request).boxed()) });
     (called.clone(), Local::Http(called))
 }
 

@@ -145,7 +145,8 @@ fn udp(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
                 let sockets = accessor.with_getter::<WasiSockets>(Guest::sockets);
                 let received = answer(<WasiSockets as HostUdpSocketWithStore<Guest>>::receive(&sockets, socket).await)?;
                 let received = received.map(|(data, from)| {
-                    let shown = accessor.with(|mut store| store.get().spec.network.shown_datagram(SocketAddr::from(from)));
+                    let shown =
+                        accessor.with(|mut store| store.get().spec.network.shown_datagram(SocketAddr::from(from)));
                     (data, IpSocketAddress::from(shown))
                 });
                 Ok((received,))
