@@ -47,27 +47,39 @@ pub fn guest(package: &str) -> PathBuf {
     runtime.block_on(coracle_sdk::component(&root().join("examples"), package)).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// kubectl, or `None` after one loud line; where `CORACLE_REQUIRE_KUBECTL` is set its absence is a failure.
-pub fn kubectl() -> Option<&'static Path> {
-    static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
-    PROGRAM
-        .get_or_init(|| {
-            let named = std::env::var_os("CORACLE_KUBECTL").map(PathBuf::from);
-            let built = root().join("target/tools/kubectl");
-            let found = named
-                .into_iter()
-                .chain([built])
-                .chain(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).map(|d| d.join("kubectl")))
-                .find(|path| path.is_file());
-            if found.is_none() {
-                let advice =
-                    "kubectl is missing: build it with `cd tests/kubectl && go build -o ../../target/tools/kubectl .`";
-                assert!(std::env::var_os("CORACLE_REQUIRE_KUBECTL").is_none(), "{advice}");
-                eprintln!("NOT TESTED: {advice}");
-            }
-            found
+/// A program of a Go module of ours, `tests/MODULE`, built into `target/tools` when it is not there yet or older than its module.
+///
+/// # Panics
+/// When it cannot be built: the message is the command to run.
+pub fn go_program(module: &str, name: &str, build: &[&str]) -> PathBuf {
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let program = root().join("target/tools").join(name);
+    let folder = root().join("tests").join(module);
+    let modified = |path: &Path| path.metadata().and_then(|m| m.modified()).ok();
+    if program.is_file() && modified(&program) >= modified(&folder.join("go.sum")) {
+        return program;
+    }
+    let mut go = Command::new("go");
+    go.args(build).arg("-o").arg(&program).current_dir(&folder).env("GOFLAGS", "-buildvcs=false -mod=readonly");
+    let command = format!("(cd tests/{module} && go {} -o ../../target/tools/{name} .)", build.join(" "));
+    match go.status() {
+        Ok(status) if status.success() => program,
+        Ok(status) => panic!("{name} does not build ({status}): {command}"),
+        Err(e) => panic!("{name} is needed and is built by Go 1.26, which does not run here ({e}); install it, then: {command}"),
+    }
+}
+
+/// kubectl: the one that `CORACLE_KUBECTL` names, or built from its Go module.
+pub fn kubectl() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        std::env::var_os("CORACLE_KUBECTL").map(PathBuf::from).unwrap_or_else(|| {
+            const VERSION: &str = "k8s.io/component-base/version";
+            let stamp = format!("-s -w -X {VERSION}.gitVersion=v1.37.0 -X {VERSION}.gitMajor=1 -X {VERSION}.gitMinor=37");
+            go_program("kubectl", "kubectl", &["build", "-ldflags", &stamp])
         })
-        .as_deref()
+    })
 }
 
 /// A running cluster. Dropping it kills the process and removes the directory.
@@ -100,6 +112,13 @@ impl Cluster {
     /// The administrator's kubeconfig.
     pub fn kubeconfig(&self) -> PathBuf {
         self.data_dir().join("kubeconfig")
+    }
+
+    /// Where its registry answers on this machine, as `HOST:PORT`.
+    pub fn registry(&self) -> String {
+        let output = self.coracle(&["status", "-o", "json"]);
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout).expect("status prints JSON");
+        status["registry"].as_str().expect("the registry's address").to_owned()
     }
 
     /// What it wrote to standard error.
@@ -147,12 +166,12 @@ impl Cluster {
     pub fn coracle<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Output {
         let mut command = Command::new(coracle());
         command.args(arguments).env("CORACLE_DATA_DIR", self.data_dir()).env_remove("KUBECONFIG");
-        command.output().expect("run coracle")
+        output(&mut command)
     }
 
     /// A kubectl command for this cluster; arguments are separated by spaces.
     pub fn kubectl_command(&self, arguments: &str) -> Command {
-        let mut command = Command::new(kubectl().expect("the test has asked for kubectl"));
+        let mut command = Command::new(kubectl());
         command.arg("--kubeconfig").arg(self.kubeconfig()).args(arguments.split_whitespace());
         // No cache that tests could share, no colours, no pager.
         command
@@ -165,7 +184,7 @@ impl Cluster {
 
     /// Runs kubectl and returns its standard output; it must succeed.
     pub fn kubectl(&self, arguments: &str) -> String {
-        let output = self.kubectl_command(arguments).output().expect("run kubectl");
+        let output = output(&mut self.kubectl_command(arguments));
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         assert!(
             output.status.success(),
@@ -180,7 +199,7 @@ impl Cluster {
 
     /// Runs kubectl, which must fail; returns its standard error.
     pub fn kubectl_fails(&self, arguments: &str) -> String {
-        let output = self.kubectl_command(arguments).output().expect("run kubectl");
+        let output = output(&mut self.kubectl_command(arguments));
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         assert!(!output.status.success(), "kubectl {arguments} should fail; it said {}", text(&output.stdout));
         text(&output.stderr)
@@ -188,12 +207,11 @@ impl Cluster {
 
     /// Runs `kubectl VERB -f -` with `manifest` as its input.
     pub fn kubectl_with(&self, arguments: &str, manifest: &str) -> Output {
-        use std::io::Write;
+        use std::io::{Seek, Write};
         let mut command = self.kubectl_command(arguments);
-        command.args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().expect("run kubectl");
-        child.stdin.take().expect("its input").write_all(manifest.as_bytes()).expect("write to kubectl");
-        child.wait_with_output().expect("wait for kubectl")
+        let mut file = tempfile::tempfile().expect("a temporary file");
+        file.write_all(manifest.as_bytes()).and_then(|()| file.rewind()).expect("write the manifest");
+        output(command.args(["-f", "-"]).stdin(file))
     }
 
     /// Applies `manifest`, which must succeed.
@@ -207,7 +225,7 @@ impl Cluster {
     pub fn eventually(&self, arguments: &str, holds: impl Fn(&str) -> bool) -> String {
         let begun = Instant::now();
         loop {
-            let output = self.kubectl_command(arguments).output().expect("run kubectl");
+            let output = output(&mut self.kubectl_command(arguments));
             let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
             if holds(&text) {
                 return text;
@@ -245,17 +263,67 @@ fn launch(dir: &Path, log: &Path, arguments: &[&str]) -> Result<Child, String> {
         .stderr(file)
         .spawn()
         .expect("run coracle");
-    let mut lines = BufReader::new(child.stdout.take().expect("its output")).lines();
-    if lines.by_ref().map_while(Result::ok).any(|line| line == "ready") {
-        return Ok(child);
+    let lines = lines_of(child.stdout.take().expect("its output"));
+    let begun = Instant::now();
+    while let Some(left) = DEADLINE.checked_sub(begun.elapsed()) {
+        match lines.recv_timeout(left) {
+            Ok(line) if line == "ready" => return Ok(child),
+            Ok(_) => {}
+            Err(_) => break,
+        }
     }
+    let _ = child.kill();
     let status = child.wait().expect("wait for our own child");
     Err(format!("{status}\n{}", std::fs::read_to_string(log).unwrap_or_default()))
 }
 
+/// The lines that a child prints, as they come. Nothing is read ahead of a thousand lines that nobody takes.
+fn lines_of(output: impl Read + Send + 'static) -> std::sync::mpsc::Receiver<String> {
+    let (send, lines) = std::sync::mpsc::sync_channel(1000);
+    std::thread::spawn(move || {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            // Nobody listens any more: go on reading, or the child would block or die on its next line.
+            let _ = send.send(line);
+        }
+    });
+    lines
+}
+
+/// Runs `command` to its end, which must come within [`DEADLINE`].
+pub fn output(command: &mut Command) -> Output {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let all = |mut from: Box<dyn Read + Send>| {
+        std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            from.read_to_end(&mut bytes).map(|_| bytes)
+        })
+    };
+    let stdout = all(Box::new(child.stdout.take().expect("piped")));
+    let stderr = all(Box::new(child.stderr.take().expect("piped")));
+    let begun = Instant::now();
+    let status = loop {
+        match child.try_wait().expect("wait for our own child") {
+            Some(status) => break Some(status),
+            None if begun.elapsed() > DEADLINE => break None,
+            None => std::thread::sleep(Duration::from_millis(5)),
+        }
+    };
+    if status.is_none() {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    let read = |thread: std::thread::JoinHandle<std::io::Result<Vec<u8>>>| thread.join().expect("read").expect("read its output");
+    let (stdout, stderr) = (read(stdout), read(stderr));
+    let status = status.unwrap_or_else(|| {
+        let text = String::from_utf8_lossy(&stdout).into_owned() + &String::from_utf8_lossy(&stderr);
+        panic!("{command:?} still runs after {DEADLINE:?}; it said:\n{text}")
+    });
+    Output { status, stdout, stderr }
+}
+
 /// Runs a command that must succeed; returns its output.
 pub fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let output = output(command);
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
@@ -290,15 +358,7 @@ impl Background {
     /// Starts `command`.
     pub fn start(mut command: Command) -> Background {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("run it");
-        let (send, lines) = std::sync::mpsc::sync_channel(1000);
-        let output: Box<dyn Read + Send> = Box::new(child.stdout.take().expect("its output"));
-        std::thread::spawn(move || {
-            for line in BufReader::new(output).lines().map_while(Result::ok) {
-                if send.send(line).is_err() {
-                    break;
-                }
-            }
-        });
+        let lines = lines_of(child.stdout.take().expect("its output"));
         Background { child, lines }
     }
 

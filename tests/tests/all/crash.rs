@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use coracle_sdk::Remote;
-use coracle_tests::{Cluster, eventually_answers, kubectl};
+use coracle_tests::{Cluster, eventually_answers};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use kube::api::{ListParams, PostParams};
@@ -79,9 +79,6 @@ async fn all(remote: &Remote) -> BTreeMap<String, String> {
 
 #[test]
 fn pods_run_again_after_a_kill_and_after_an_orderly_stop() {
-    if kubectl().is_none() {
-        return;
-    }
     let mut cluster = Cluster::start();
     cluster.push("standin", "standin");
     cluster.kubectl("create deployment web --image=standin --replicas=2 --port=8080");

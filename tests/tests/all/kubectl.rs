@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use coracle_tests::{Background, Cluster, eventually_answers, http_get, kubectl};
+use coracle_tests::{Background, Cluster, eventually_answers, http_get};
 
 const DEPLOYMENT: &str = "
 apiVersion: apps/v1
@@ -25,9 +25,6 @@ spec: {selector: {app: web}, ports: [{port: 80, targetPort: http}]}
 
 #[test]
 fn reads_writes_and_explains_objects() {
-    if kubectl().is_none() {
-        return;
-    }
     let cluster = Cluster::start();
     let version = cluster.kubectl("version");
     assert!(version.contains("Server Version: v1.37.0"), "{version}");
@@ -68,9 +65,6 @@ fn reads_writes_and_explains_objects() {
 
 #[test]
 fn mistakes_get_the_answers_that_people_know() {
-    if kubectl().is_none() {
-        return;
-    }
     let cluster = Cluster::start();
     let refuse = |manifest: &str| {
         let output = cluster.kubectl_with("apply", manifest);
@@ -118,9 +112,6 @@ fn mistakes_get_the_answers_that_people_know() {
 
 #[test]
 fn rolls_out_rolls_back_scales_and_forwards() {
-    if kubectl().is_none() {
-        return;
-    }
     let cluster = Cluster::start();
     for tag in ["v1", "v2"] {
         cluster.push("standin", &format!("standin:{tag}"));
@@ -172,9 +163,6 @@ fn rolls_out_rolls_back_scales_and_forwards() {
 
 #[test]
 fn watches_and_follows() {
-    if kubectl().is_none() {
-        return;
-    }
     let cluster = Cluster::start();
     cluster.push("probe-command", "probe-command");
     let watch = Background::start(cluster.kubectl_command("get pods -w"));

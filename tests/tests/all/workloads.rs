@@ -1,6 +1,6 @@
 //! What runs: services and commands as pods, how they end, and what a person is told when they cannot run.
 
-use coracle_tests::{Cluster, eventually_answers, http_get, kubectl, root};
+use coracle_tests::{Cluster, eventually_answers, http_get, root};
 
 /// A pod of the example command with these arguments.
 fn command(name: &str, restart: &str, arguments: &[&str], more: &str) -> String {
@@ -18,9 +18,6 @@ fn node_port(cluster: &Cluster, namespace: &str, service: &str) -> String {
 
 #[test]
 fn an_ordinary_manifest_runs_unchanged_and_heals_itself() {
-    if kubectl().is_none() {
-        return;
-    }
     let cluster = Cluster::start();
     cluster.push("standin", "myregistry/fastapi-app:latest");
     cluster.kubectl(&format!("apply -f {}", root().join("examples/manifests/fastapi-app.yaml").display()));
@@ -43,9 +40,6 @@ fn an_ordinary_manifest_runs_unchanged_and_heals_itself() {
 
 #[test]
 fn environment_comes_from_config_maps_secrets_and_the_pod_itself() {
-    if kubectl().is_none() {
-        return;
-    }
     let cluster = Cluster::start();
     cluster.push("greeter", "greeter");
     cluster.kubectl(&format!("apply -f {}", root().join("examples/manifests/demo.yaml").display()));
@@ -56,9 +50,6 @@ fn environment_comes_from_config_maps_secrets_and_the_pod_itself() {
 
 #[test]
 fn commands_end_as_their_restart_policy_says() {
-    if kubectl().is_none() {
-        return;
-    }
     let cluster = Cluster::start();
     cluster.push("probe-command", "probe-command");
     cluster.apply(&command("good", "Never", &["echo", "one", "warn", "two"], ""));
@@ -95,9 +86,6 @@ fn commands_end_as_their_restart_policy_says() {
 
 #[test]
 fn what_cannot_run_says_why_where_people_look() {
-    if kubectl().is_none() {
-        return;
-    }
     let cluster = Cluster::start();
     cluster.apply("apiVersion: v1\nkind: Pod\nmetadata: {name: nowhere}\nspec: {containers: [{name: c, image: \"nobody/nothing:v1\"}]}\n");
     let row =
@@ -122,9 +110,6 @@ fn what_cannot_run_says_why_where_people_look() {
 
 #[test]
 fn probes_decide_who_gets_traffic_and_who_is_restarted() {
-    if kubectl().is_none() {
-        return;
-    }
     let cluster = Cluster::start();
     cluster.push("probe-command", "probe-command");
     let listens = "    readinessProbe: {tcpSocket: {port: 8000}, periodSeconds: 1}\n";
