@@ -66,7 +66,9 @@ pub fn go_program(module: &str, name: &str, build: &[&str]) -> PathBuf {
     match go.status() {
         Ok(status) if status.success() => program,
         Ok(status) => panic!("{name} does not build ({status}): {command}"),
-        Err(e) => panic!("{name} is needed and is built by Go 1.26, which does not run here ({e}); install it, then: {command}"),
+        Err(e) => panic!(
+            "{name} is needed and is built by Go 1.26, which does not run here ({e}); install it, then: {command}"
+        ),
     }
 }
 
@@ -76,7 +78,8 @@ pub fn kubectl() -> &'static Path {
     PROGRAM.get_or_init(|| {
         std::env::var_os("CORACLE_KUBECTL").map(PathBuf::from).unwrap_or_else(|| {
             const VERSION: &str = "k8s.io/component-base/version";
-            let stamp = format!("-s -w -X {VERSION}.gitVersion=v1.37.0 -X {VERSION}.gitMajor=1 -X {VERSION}.gitMinor=37");
+            let stamp =
+                format!("-s -w -X {VERSION}.gitVersion=v1.37.0 -X {VERSION}.gitMajor=1 -X {VERSION}.gitMinor=37");
             go_program("kubectl", "kubectl", &["build", "-ldflags", &stamp])
         })
     })
@@ -291,7 +294,8 @@ fn lines_of(output: impl Read + Send + 'static) -> std::sync::mpsc::Receiver<Str
 
 /// Runs `command` to its end, which must come within [`DEADLINE`].
 pub fn output(command: &mut Command) -> Output {
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let mut child =
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
     let all = |mut from: Box<dyn Read + Send>| {
         std::thread::spawn(move || {
             let mut bytes = Vec::new();
@@ -312,7 +316,9 @@ pub fn output(command: &mut Command) -> Output {
         let _ = child.kill();
         let _ = child.wait();
     }
-    let read = |thread: std::thread::JoinHandle<std::io::Result<Vec<u8>>>| thread.join().expect("read").expect("read its output");
+    let read = |thread: std::thread::JoinHandle<std::io::Result<Vec<u8>>>| {
+        thread.join().expect("read").expect("read its output")
+    };
     let (stdout, stderr) = (read(stdout), read(stderr));
     let status = status.unwrap_or_else(|| {
         let text = String::from_utf8_lossy(&stdout).into_owned() + &String::from_utf8_lossy(&stderr);
