@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use coracle_tests::{Cluster, eventually_answers, http_get, kubectl, root};
+use coracle_tests::{Cluster, eventually_answers, http_get, root};
 
 /// Longer than a Lease is good for, and than the controllers wait before they give a node up.
 const STOPPED: Duration = Duration::from_secs(60);
@@ -10,9 +10,6 @@ const BACK_WITHIN: Duration = Duration::from_secs(10);
 
 #[test]
 fn a_cluster_that_was_stopped_for_a_minute_comes_back_by_itself() {
-    if kubectl().is_none() {
-        return;
-    }
     let cluster = Cluster::start();
     cluster.push("standin", "myregistry/fastapi-app:latest");
     cluster.kubectl(&format!("apply -f {}", root().join("examples/manifests/fastapi-app.yaml").display()));
