@@ -1,4 +1,4 @@
-//! The duty beside the requests: forgetting what is too old, writing checkpoints, cutting the log.
+//! The duty beside the requests: writing checkpoints, cutting the log.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,8 +10,6 @@ use crate::raft::Member;
 
 /// How often it looks when nothing calls it.
 const TICK: Duration = Duration::from_secs(5);
-/// How often old events are forgotten, whatever is written.
-const FORGET_EVERY: Duration = Duration::from_secs(5);
 /// Whatever changed is in a checkpoint after this time.
 const CHECKPOINT_AGE: Duration = Duration::from_secs(120);
 /// After a failure the next try waits. One that the disk refused has stopped Raft (`Keyspace::failed`); this is for a
@@ -22,7 +20,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(30);
 pub(crate) async fn run(member: Arc<Member>, mut stopped: watch::Receiver<bool>) {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut forgotten, mut checkpointed) = (Instant::now(), Instant::now());
+    let mut checkpointed = Instant::now();
     let mut retry_at = Instant::now();
     loop {
         tokio::select! {
@@ -32,10 +30,6 @@ pub(crate) async fn run(member: Arc<Member>, mut stopped: watch::Receiver<bool>)
             _ = stopped.wait_for(|stopped| *stopped) => return,
         }
         let now = Instant::now();
-        if now.duration_since(forgotten) >= FORGET_EVERY {
-            member.machine().state.write().forget(now);
-            forgotten = now;
-        }
         // What is in the log counts, whether it changed a record or not: entries that did nothing take room too.
         let due = member.is_log_large() || now.duration_since(checkpointed) >= CHECKPOINT_AGE;
         if due && now >= retry_at && member.has_news() {

@@ -14,6 +14,8 @@
 pub mod bench;
 mod checkpoint;
 mod dir;
+mod historian;
+mod history;
 mod keeper;
 mod raft;
 mod record;
@@ -46,6 +48,8 @@ use crate::state::State;
 const PROPOSAL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Reads that wait to be confirmed together; more wait in their callers.
 const BARRIERS_QUEUED: usize = 1024;
+/// Bytes of old records that are read back from disk for one snapshot of the past; beyond it that past counts as forgotten.
+const UNDO_BYTES_MAX: usize = 128 << 20;
 
 /// Bytes of records that a keyspace may hold unless its [`Config`] says otherwise (design.md §6).
 pub const STORED_MAX: u64 = 6 << 30;
@@ -67,12 +71,12 @@ pub struct Config {
 }
 
 impl Config {
-    /// The defaults: a member of its own, five minutes of events in at most 32 MiB.
+    /// The defaults: a member of its own; six minutes of events or more in at most 2 GiB on disk and 16 MiB of memory.
     pub fn new(dir: impl Into<PathBuf>) -> Config {
         Config {
             dir: dir.into(),
             member: 1,
-            retention: Retention { age: Duration::from_secs(300), bytes: 32 << 20 },
+            retention: Retention { age: Duration::from_secs(360), bytes: 2 << 30, memory: 16 << 20 },
             stored_max: STORED_MAX,
         }
     }
@@ -220,6 +224,8 @@ pub struct Status {
     pub log_bytes: usize,
     /// Bytes on disk.
     pub disk_bytes: u64,
+    /// Those of them that are the watch history.
+    pub history_bytes: u64,
     /// All records there are.
     pub records: usize,
 }
@@ -280,6 +286,7 @@ impl Keyspace {
         let (barriers, waiting) = mpsc::channel(BARRIERS_QUEUED);
         let tasks = vec![
             tokio::spawn(keeper::run(member.clone(), stopped.clone())),
+            tokio::spawn(historian::run(member.machine().clone(), stopped.clone())),
             tokio::spawn(confirm_reads(member.clone(), waiting, stopped)),
         ];
         Ok(Keyspace(Arc::new(Inner {
@@ -364,14 +371,31 @@ impl Keyspace {
 
     /// The records of `collection` as they were at `revision`. A revision that is not applied yet (see
     /// [`Keyspace::wait_for`]) gives the present one, and says so in the snapshot.
-    pub fn snapshot_at(&self, collection: &str, revision: Revision) -> Result<Snapshot, Compacted> {
+    pub async fn snapshot_at(&self, collection: &str, revision: Revision) -> Result<Snapshot, Compacted> {
         let present = self.snapshot(collection);
         if revision >= present.revision {
             return Ok(present);
         }
+        let machine = &self.0.machine;
         // Undoing the newer events happens outside the lock: the ring's are shared.
-        let undo =
-            self.0.machine.state.read().after(collection, revision).ok_or_else(|| Compacted(self.compacted()))?;
+        let undo = machine.state.read().after(collection, revision);
+        let mut undo = undo.ok_or_else(|| Compacted(self.compacted()))?;
+        if undo.on_disk {
+            let collection: Arc<str> = Arc::from(collection);
+            let (mut after, upto, mut kept) = (revision, undo.upto, 0);
+            while let Some(events) = machine.read_history(&collection, after).await.map_err(|_| Compacted(upto))? {
+                for event in events.iter().filter(|event| event.record.revision > after && event.record.revision <= upto) {
+                    kept += undo.add(event);
+                }
+                after = events.last().map_or(upto, |event| event.record.revision);
+                if kept > UNDO_BYTES_MAX {
+                    return Err(Compacted(upto));
+                }
+                if after >= upto {
+                    break;
+                }
+            }
+        }
         Ok(Snapshot { revision, records: undo.records() })
     }
 
@@ -396,9 +420,21 @@ impl Keyspace {
         self.0.machine.state.read().applied
     }
 
-    /// What lies before this revision is forgotten.
+    /// What lies before this revision is forgotten, of some collection or of all.
     pub fn compacted(&self) -> Revision {
-        self.0.machine.state.read().compacted
+        self.0.machine.state.read().compacted()
+    }
+
+    /// Moves what is remembered of the past to disk now, as happens by itself before long.
+    pub async fn flush_history(&self) {
+        let machine = self.0.machine.clone();
+        let written = tokio::task::spawn_blocking(move || {
+            machine.write_history();
+            machine.trim_history(std::time::Instant::now());
+        });
+        if let Err(error) = written.await {
+            tracing::error!(%error, "write the watch history");
+        }
     }
 
     /// Waits until `revision` is applied here. Without a deadline of its own: one may never come.
@@ -423,7 +459,7 @@ impl Keyspace {
         let standing = self.0.member.standing();
         let (revision, compacted, records) = {
             let state = self.0.machine.state.read();
-            (state.applied, state.compacted, state.collections().map(|(_, c)| c.records.len()).sum())
+            (state.applied, state.compacted(), state.collections().map(|(_, c)| c.records.len()).sum())
         };
         Status {
             member: self.0.id,
@@ -433,6 +469,7 @@ impl Keyspace {
             compacted,
             log_bytes: self.0.member.log_bytes(),
             disk_bytes: self.0.member.disk_bytes(),
+            history_bytes: self.0.machine.history.bytes(),
             records,
         }
     }

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -193,6 +194,12 @@ impl Record {
         Record { key, revision, bytes, revision_at, memo: Mutex::default() }
     }
 
+    /// The same record in memory of its own.
+    pub(crate) fn detached(&self) -> Record {
+        let bytes = Bytes::copy_from_slice(&self.bytes);
+        Record::restored(self.key.clone(), self.revision, bytes, self.revision_at.clone())
+    }
+
     /// Something computed from the content once and kept as long as the record is current and a little longer.
     ///
     /// All callers must ask for the same type; another type is computed anew and not kept. Computed under a lock: it must be
@@ -239,20 +246,26 @@ pub struct Event {
     /// The record before it.
     pub previous: Option<Arc<Record>>,
     frames: [Mutex<Option<Bytes>>; FRAME_SLOTS],
+    /// Encodings are no longer kept.
+    cold: AtomicBool,
 }
 
 impl Event {
     pub(crate) fn new(kind: EventKind, record: Arc<Record>, previous: Option<Arc<Record>>) -> Event {
-        Event { kind, record, previous, frames: Default::default() }
+        Event { kind, record, previous, frames: Default::default(), cold: AtomicBool::new(false) }
     }
 
-    /// The encoding in `slot` (below [`FRAME_SLOTS`]), made by the first who asks.
+    /// The encoding in `slot` (below [`FRAME_SLOTS`]), made by the first who asks; by each, of an event that is no longer new.
     pub fn frame(&self, slot: usize, encode: impl FnOnce() -> Bytes) -> Bytes {
+        if self.cold.load(Ordering::Relaxed) {
+            return encode();
+        }
         self.frames[slot].lock().get_or_insert_with(encode).clone()
     }
 
     /// Lets go of what can be computed again: most who watch have seen the event. The memo of a record that is still current stays.
     pub(crate) fn cool(&self) {
+        self.cold.store(true, Ordering::Relaxed);
         for frame in &self.frames {
             *frame.lock() = None;
         }

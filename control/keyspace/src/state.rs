@@ -1,7 +1,8 @@
 //! The state that the log builds: a pure machine, no clock, no disk, no randomness in `apply`.
 //!
 //! Each collection has its current records as a persistent map (a snapshot is a clone of the root) and a ring of its
-//! latest changes. The past is the present with changes undone, so nothing is kept twice.
+//! latest changes; what falls out of the ring is in the [history](crate::history) on disk. The past is the present with
+//! changes undone, so nothing is kept twice.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -18,10 +19,14 @@ pub type Records = OrdMap<Arc<str>, Arc<Record>>;
 /// How much of the past is kept.
 #[derive(Clone, Copy, Debug)]
 pub struct Retention {
-    /// Changes older than this are forgotten.
+    /// Changes are remembered for this long, and may be forgotten then. Time in which the process does not run, or the
+    /// machine sleeps, does not count.
     pub age: Duration,
-    /// Of more bytes than this the oldest are forgotten, however young.
-    pub bytes: usize,
+    /// Bytes of the history on disk. Beyond it the collection that takes most forgets its oldest, however young.
+    pub bytes: u64,
+    /// Bytes of the latest changes that stay in memory, too. Four times as much while they cannot be written to disk; what
+    /// is beyond that is forgotten.
+    pub memory: usize,
 }
 
 /// The condition of an operation did not hold; nothing of the transaction was done.
@@ -38,9 +43,14 @@ pub type Outcome = Result<Committed, GuardFailed>;
 
 pub(crate) struct Collection {
     pub records: Records,
-    /// Changes after `forgotten`, in order.
+    /// Changes after `ring_start`, in order.
     pub ring: VecDeque<Arc<Event>>,
     /// Everything up to here is no longer in the ring.
+    pub ring_start: Revision,
+    /// Everything up to here, and after `history_start`, is in the history.
+    pub written: Revision,
+    history_start: Revision,
+    /// Everything up to here is forgotten.
     pub forgotten: Revision,
     /// Says that something was appended to the ring.
     pub changed: watch::Sender<Revision>,
@@ -48,13 +58,56 @@ pub(crate) struct Collection {
 
 impl Collection {
     fn new(records: Records, forgotten: Revision) -> Collection {
-        Collection { records, ring: VecDeque::new(), forgotten, changed: watch::channel(forgotten).0 }
+        let changed = watch::channel(forgotten).0;
+        Collection {
+            records,
+            ring: VecDeque::new(),
+            ring_start: forgotten,
+            written: forgotten,
+            history_start: forgotten,
+            forgotten,
+            changed,
+        }
     }
+
+    /// What is forgotten as things are. Where the ring does not follow the history without a gap, what the history has is of
+    /// no use.
+    fn settle(&mut self) {
+        let follows = self.ring_start <= self.written;
+        let start = if follows { self.history_start.min(self.ring_start) } else { self.ring_start };
+        self.forgotten = self.forgotten.max(start);
+    }
+
+    /// Changes that are not in the history yet.
+    fn unwritten(&self) -> impl Iterator<Item = &Arc<Event>> {
+        let start = self.ring.partition_point(|event| event.record.revision <= self.written);
+        self.ring.range(start..)
+    }
+}
+
+/// Changes of a collection that the history lacks.
+pub(crate) struct Unwritten {
+    pub collection: Arc<str>,
+    /// They are all there are after this.
+    pub after: Revision,
+    /// Before `after` some are lost.
+    pub gap: bool,
+    pub events: Vec<Arc<Event>>,
+    /// They are all there are up to here.
+    pub upto: Revision,
 }
 
 /// Events whose encodings are kept. Whoever is further behind has them made again, which is rare; keeping them for as long as
 /// the events are remembered took twice the memory of the events themselves.
 const WARM_EVENTS: usize = 1024;
+/// The same in bytes of their contents; each form that somebody watches in takes about as much again.
+const WARM_BYTES: usize = 4 << 20;
+/// Changes that are in the history leave the memory after this time, however few they are.
+const MEMORY_AGE: Duration = Duration::from_secs(15);
+/// How much more than allowed is kept in memory while the history cannot be written.
+const MEMORY_FACTOR: usize = 4;
+/// How often it is noted which revision is the present, for [`State::forget`].
+const MARK_EVERY: Duration = Duration::from_secs(5);
 
 /// One entry of the order in which changes are forgotten.
 struct Remembered {
@@ -71,9 +124,18 @@ pub(crate) struct State {
     order_bytes: usize,
     /// The latest events, whose encodings are kept for those who watch.
     warm: VecDeque<Arc<Event>>,
+    warm_bytes: usize,
+    /// Those of them that came since the last tick.
+    warm_new: usize,
     retention: Retention,
-    /// Everything up to here is forgotten in every collection: from before this process, or by age or size.
-    pub compacted: Revision,
+    /// Everything up to here is forgotten in collections that are not there yet.
+    floor: Revision,
+    /// States before this are not read any more, whatever is remembered of the changes: they are too old.
+    aged: Revision,
+    /// Which revision was the present when, for the last [`Retention::age`].
+    marks: VecDeque<(Instant, Revision)>,
+    /// Bytes of changes that were applied since the history was last written.
+    pub unwritten_bytes: usize,
     /// What changed since the last checkpoint; `None` is a deletion.
     pub dirty: HashMap<Key, Option<Arc<Record>>>,
     /// Bytes of content applied since the last checkpoint.
@@ -90,8 +152,13 @@ impl State {
             order: VecDeque::new(),
             order_bytes: 0,
             warm: VecDeque::new(),
+            warm_bytes: 0,
+            warm_new: 0,
             retention,
-            compacted: Revision::default(),
+            floor: Revision::default(),
+            aged: Revision::default(),
+            marks: VecDeque::new(),
+            unwritten_bytes: 0,
             dirty: HashMap::new(),
             dirty_bytes: 0,
             stored_bytes: 0,
@@ -103,19 +170,35 @@ impl State {
         self.order.clear();
         self.order_bytes = 0;
         self.warm.clear();
+        (self.warm_bytes, self.warm_new, self.unwritten_bytes) = (0, 0, 0);
+        self.marks.clear();
         self.applied = applied;
-        self.compacted = applied;
+        (self.floor, self.aged) = (applied, applied);
         self.dirty.clear();
         self.dirty_bytes = 0;
         self.stored_bytes = records.values().flat_map(|records| records.values()).map(|record| record.size()).sum();
         for (name, collection) in &mut self.collections {
             collection.records = records.remove(name).unwrap_or_default();
             collection.ring.clear();
-            collection.forgotten = applied;
+            (collection.ring_start, collection.written) = (applied, applied);
+            (collection.history_start, collection.forgotten) = (applied, applied);
             collection.changed.send_replace(applied);
         }
         for (name, records) in records {
             self.collections.insert(name, Collection::new(records, applied));
+        }
+    }
+
+    /// Takes over, right after [`State::replace`], what the history has from before: everything after `floor`, of some
+    /// collections after another revision.
+    pub fn remember(&mut self, floor: Revision, forgotten: Vec<(Arc<str>, Revision)>) {
+        (self.floor, self.aged) = (floor, floor);
+        for collection in self.collections.values_mut() {
+            (collection.history_start, collection.forgotten) = (floor, floor);
+        }
+        for (name, forgotten) in forgotten {
+            let collection = self.collection_mut(&name);
+            (collection.history_start, collection.forgotten) = (forgotten, forgotten);
         }
     }
 
@@ -129,8 +212,18 @@ impl State {
 
     /// The collection `name`, made when it is not there yet.
     pub fn collection_mut(&mut self, name: &Arc<str>) -> &mut Collection {
-        let compacted = self.compacted;
-        self.collections.entry(name.clone()).or_insert_with(|| Collection::new(Records::new(), compacted))
+        let (floor, applied) = (self.floor, self.applied);
+        self.collections.entry(name.clone()).or_insert_with(|| {
+            // Nothing happened here since the floor.
+            let before = Revision::new(applied.get().saturating_sub(1)).max(floor);
+            Collection { ring_start: before, written: before, ..Collection::new(Records::new(), floor) }
+        })
+    }
+
+    /// What lies before this is forgotten somewhere.
+    pub fn compacted(&self) -> Revision {
+        let forgotten = self.collections.values().map(|collection| collection.forgotten);
+        forgotten.max().unwrap_or(self.floor).max(self.aged)
     }
 
     pub(crate) fn record(&self, key: &Key) -> Option<&Arc<Record>> {
@@ -174,7 +267,7 @@ impl State {
             let before = previous.as_ref().map_or(0, |previous| previous.size());
             let after = if kind == EventKind::Put { record.size() } else { 0 };
             self.stored_bytes = (self.stored_bytes + after).saturating_sub(before);
-            let size = record.bytes.len() + key.name.len() + 256;
+            let size = event_size(&record);
             let collection = self.collection_mut(&key.collection);
             match kind {
                 EventKind::Put => collection.records.insert(key.name.clone(), record.clone()),
@@ -183,11 +276,12 @@ impl State {
             let event = Arc::new(Event::new(kind, record.clone(), previous));
             collection.ring.push_back(event.clone());
             self.warm.push_back(event);
-            if self.warm.len() > WARM_EVENTS
-                && let Some(cold) = self.warm.pop_front()
-            {
-                cold.cool();
-            }
+            self.warm_new += 1;
+            self.warm_bytes += size;
+            self.cool(|state| {
+                state.warm.len() > WARM_EVENTS || (state.warm_bytes > WARM_BYTES && state.warm.len() > 1)
+            });
+            self.unwritten_bytes += size;
             self.order.push_back(Remembered { collection: key.collection.clone(), bytes: size, at: now });
             self.order_bytes += size;
             self.dirty.insert(key.clone(), (kind == EventKind::Put).then(|| record.clone()));
@@ -225,54 +319,177 @@ impl State {
         self.forget(now);
     }
 
-    /// Forgets what is older or larger than the retention allows.
+    /// Lets go of the encodings of the oldest warm events as long as `more` says so.
+    fn cool(&mut self, more: impl Fn(&State) -> bool) {
+        while more(self)
+            && let Some(cold) = self.warm.pop_front()
+        {
+            self.warm_bytes -= event_size(&cold.record).min(self.warm_bytes);
+            cold.cool();
+        }
+        self.warm_new = self.warm_new.min(self.warm.len());
+    }
+
+    /// Takes out of memory what is older or larger than the retention allows. What is not in the history by then is forgotten.
     pub fn forget(&mut self, now: Instant) {
         while let Some(oldest) = self.order.front() {
-            let too_old = now.saturating_duration_since(oldest.at) > self.retention.age;
-            if !too_old && self.order_bytes <= self.retention.bytes {
+            let too_much = self.order_bytes > self.retention.memory;
+            if !too_much && now.saturating_duration_since(oldest.at) <= MEMORY_AGE {
                 break;
             }
-            self.order_bytes -= oldest.bytes;
-            if let Some(collection) = self.collections.get_mut(&oldest.collection)
-                && let Some(event) = collection.ring.pop_front()
-            {
-                collection.forgotten = event.record.revision;
-                self.compacted = event.record.revision;
+            let Some(collection) = self.collections.get_mut(&oldest.collection) else { break };
+            let revision = collection.ring.front().map_or(collection.ring_start, |event| event.record.revision);
+            let is_written = revision <= collection.written;
+            if !is_written && self.order_bytes <= self.retention.memory.saturating_mul(MEMORY_FACTOR) {
+                break;
             }
+            collection.ring.pop_front();
+            collection.ring_start = revision;
+            collection.settle();
+            self.order_bytes -= oldest.bytes;
             self.order.pop_front();
+        }
+    }
+
+    /// What time brings, called now and then: what was not asked for lately goes from memory, and states become too old.
+    pub fn tick(&mut self, now: Instant) {
+        let new = self.warm_new;
+        self.cool(|state| state.warm.len() > new);
+        self.warm_new = 0;
+        self.forget(now);
+        if self.order.is_empty() {
+            self.order.shrink_to(64);
+            self.collections.values_mut().filter(|c| c.ring.is_empty()).for_each(|c| c.ring.shrink_to(0));
+        }
+        if self.marks.back().is_none_or(|(at, _)| now.saturating_duration_since(*at) >= MARK_EVERY) {
+            self.marks.push_back((now, self.applied));
+        }
+        while let Some((at, revision)) = self.marks.front()
+            && now.saturating_duration_since(*at) > self.retention.age
+        {
+            self.aged = self.aged.max(*revision);
+            self.marks.pop_front();
+        }
+    }
+
+    /// Changes up to `target` that the history lacks, about `limit` bytes of each collection, but for those in `without`. None
+    /// when it lacks nothing.
+    pub fn unwritten(&self, target: Revision, limit: usize, without: &[Arc<str>]) -> Vec<Unwritten> {
+        let mut all = Vec::new();
+        for (name, collection) in &self.collections {
+            let mut unwritten = collection.unwritten().peekable();
+            let due = unwritten.peek().is_some_and(|event| event.record.revision <= target);
+            if !due || without.contains(name) {
+                continue;
+            }
+            let gap = collection.ring_start > collection.written;
+            let after = collection.written.max(collection.ring_start);
+            let (mut events, mut bytes, mut upto) = (Vec::<Arc<Event>>::new(), 0, self.applied);
+            for event in unwritten {
+                // Those of one revision are never apart.
+                if let Some(last) = events.last().filter(|last| last.record.revision != event.record.revision)
+                    && bytes > limit
+                {
+                    upto = last.record.revision;
+                    break;
+                }
+                bytes += event_size(&event.record) + event.previous.as_deref().map_or(0, event_size);
+                events.push(event.clone());
+            }
+            all.push(Unwritten { collection: name.clone(), after, gap, events, upto });
+        }
+        all
+    }
+
+    /// Takes note of what is in the history now: of each collection up to where, and what is forgotten.
+    pub fn written(&mut self, done: &[(Arc<str>, Revision, Revision)]) {
+        for (name, upto, forgotten) in done {
+            if let Some(collection) = self.collections.get_mut(name) {
+                collection.written = collection.written.max(*upto);
+                collection.history_start = *forgotten;
+                collection.settle();
+            }
+        }
+        // Where nothing is missing, nothing is missing up to now.
+        for collection in self.collections.values_mut() {
+            if collection.unwritten().next().is_none() && collection.ring_start <= collection.written {
+                collection.written = self.applied;
+            }
+        }
+    }
+
+    /// Takes note of what the history no longer has.
+    pub fn history_forgot(&mut self, forgotten: &[(Arc<str>, Revision)]) {
+        for (name, forgotten) in forgotten {
+            if let Some(collection) = self.collections.get_mut(name) {
+                collection.history_start = *forgotten;
+                collection.settle();
+            }
         }
     }
 
     /// What it takes to know the records of `name` at `revision`; `None` when that is forgotten.
     pub fn after(&self, name: &str, revision: Revision) -> Option<Undo> {
-        let Some(collection) = self.collections.get(name) else {
-            return (revision >= self.compacted).then(Undo::default);
-        };
-        if revision < collection.forgotten || revision < self.compacted {
+        if revision < self.aged {
             return None;
         }
-        let newest_first = collection.ring.iter().rev();
-        let events = newest_first.take_while(|event| event.record.revision > revision).cloned().collect();
-        Some(Undo { records: collection.records.clone(), events })
+        let Some(collection) = self.collections.get(name) else {
+            return (revision >= self.floor).then(Undo::default);
+        };
+        if revision < collection.forgotten {
+            return None;
+        }
+        let start = collection.ring.partition_point(|event| event.record.revision <= revision);
+        Some(Undo {
+            records: collection.records.clone(),
+            before: HashMap::new(),
+            on_disk: revision < collection.ring_start,
+            upto: collection.ring_start,
+            events: collection.ring.range(start..).cloned().collect(),
+        })
     }
+}
+
+/// Bytes that a change with this record counts for, about.
+fn event_size(record: &Record) -> usize {
+    record.bytes.len() + record.key.name.len() + 256
 }
 
 /// The present records and the changes to undo, taken together under the lock so that the work is done outside it.
 #[derive(Default)]
 pub struct Undo {
     records: Records,
-    /// The newest first.
+    /// Records as they were before the first change that is undone.
+    before: HashMap<Arc<str>, Option<Arc<Record>>>,
+    /// Changes up to `upto` must be [added](Undo::add) from the history.
+    pub on_disk: bool,
+    pub upto: Revision,
+    /// Those in memory, in order.
     events: Vec<Arc<Event>>,
 }
 
 impl Undo {
+    /// Adds a change that is older than those in memory, and newer than those added before. Returns the bytes it keeps.
+    pub fn add(&mut self, event: &Event) -> usize {
+        let mut kept = 0;
+        self.before.entry(event.record.key.name.clone()).or_insert_with(|| {
+            kept = event.previous.as_deref().map_or(0, event_size);
+            // Its content is a slice of a block's, which it must not keep.
+            event.previous.as_deref().map(|previous| Arc::new(previous.detached()))
+        });
+        kept
+    }
+
     /// The records before the changes.
-    pub fn records(self) -> Records {
-        let mut records = self.records;
+    pub fn records(mut self) -> Records {
         for event in &self.events {
-            match &event.previous {
-                Some(previous) => records.insert(previous.key.name.clone(), previous.clone()),
-                None => records.remove(&event.record.key.name),
+            self.before.entry(event.record.key.name.clone()).or_insert_with(|| event.previous.clone());
+        }
+        let mut records = self.records;
+        for (name, before) in self.before {
+            match before {
+                Some(before) => records.insert(name, before),
+                None => records.remove(&name),
             };
         }
         records
@@ -286,7 +503,7 @@ mod tests {
     use bytes::Bytes;
     use proptest::prelude::*;
 
-    const KEEP: Retention = Retention { age: Duration::from_secs(300), bytes: usize::MAX };
+    const KEEP: Retention = Retention { age: Duration::from_secs(300), bytes: u64::MAX, memory: usize::MAX };
 
     fn put(name: &str, text: &str, guard: Guard) -> Op {
         Op::Put {
@@ -385,19 +602,46 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_old_or_too_much_is_forgotten() {
+    fn what_the_history_has_leaves_the_memory_and_the_rest_is_forgotten_late() {
         let now = Instant::now();
-        let mut state = State::new(Retention { age: Duration::from_secs(300), bytes: 600 });
-        for revision in 1..=3 {
-            state.apply(Revision::new(revision), &[put("a", "x", Guard::None)], now).unwrap();
-        }
+        let retention = Retention { age: Duration::from_secs(300), bytes: u64::MAX, memory: 600 };
+        let mut state = State::new(retention);
+        let mut revision = 0;
+        let mut write = |state: &mut State, count: u64| {
+            for _ in 0..count {
+                revision += 1;
+                state.apply(Revision::new(revision), &[put("a", "x", Guard::None)], now).unwrap();
+            }
+            state.forget(now);
+        };
+        let ring = |state: &State| {
+            let collection = state.collection("things").unwrap();
+            (collection.forgotten.get(), collection.ring_start.get(), collection.ring.len())
+        };
+        // Nothing is on disk: four times as much stays, and no more.
+        write(&mut state, 8);
+        assert_eq!(ring(&state), (0, 0, 8));
+        write(&mut state, 4);
+        assert_eq!(ring(&state), (3, 3, 9));
+        assert!(state.after("things", Revision::new(2)).is_none());
+        let unwritten = state.unwritten(Revision::new(12), usize::MAX, &[]);
+        let part = &unwritten[0];
+        assert_eq!((part.after.get(), part.gap, part.events.len(), part.upto.get()), (3, true, 9, 12));
+        // Now the disk has what is after 3.
+        state.written(&[(Arc::from("things"), part.upto, part.after)]);
         state.forget(now);
-        assert_eq!(state.compacted, Revision::new(1));
-        assert!(state.after("things", Revision::new(0)).is_none());
-        assert!(state.after("things", Revision::new(2)).is_some());
-        state.forget(now + Duration::from_secs(301));
-        assert_eq!(state.compacted, Revision::new(3));
-        assert!(state.after("things", Revision::new(3)).is_some());
+        assert_eq!(ring(&state), (3, 10, 2));
+        assert!(state.unwritten(Revision::new(12), usize::MAX, &[]).is_empty());
+        // By age everything goes that is on disk, and states become too old.
+        write(&mut state, 1);
+        state.tick(now);
+        state.tick(now + MEMORY_AGE + Duration::from_secs(1));
+        assert_eq!(ring(&state), (3, 12, 1));
+        assert!(state.after("things", Revision::new(3)).is_some_and(|undo| undo.on_disk && undo.upto.get() == 12));
+        state.tick(now + Duration::from_secs(301));
+        assert_eq!(state.aged.get(), 13);
+        assert!(state.after("things", Revision::new(12)).is_none());
+        assert_eq!(ring(&state), (3, 12, 1));
     }
 
     proptest! {

@@ -1,8 +1,9 @@
 //! Following the changes of one collection, in order, without a queue of one's own.
 //!
-//! A watcher is a position in the collection's ring of events. It takes what lies behind the position when it is asked,
-//! so a slow one costs no memory; one that is slower than the ring forgets ends with [`WatchEnded::Compacted`] and has
-//! to list again. Revisions handed out never run ahead of the events: both are read under one lock.
+//! A watcher is a position in the collection's ring of events, or behind it, in the history on disk. It takes what lies
+//! behind the position when it is asked, so a slow one costs no memory; one that is slower than the history forgets ends
+//! with [`WatchEnded::Compacted`] and has to list again. Revisions handed out never run ahead of the events: both are read
+//! under one lock.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,6 +15,8 @@ use crate::record::{Event, Revision};
 
 /// Most events in one batch, unless one transaction has more.
 const BATCH_EVENTS: usize = 1024;
+/// Most bytes of the records in one batch, with the same exception and the last record's.
+const BATCH_BYTES: usize = 1 << 20;
 
 /// What lies before this revision is forgotten.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -71,14 +74,11 @@ impl Watcher {
         let collection: Arc<str> = Arc::from(collection);
         let changed = {
             let mut state = machine.state.write();
-            let oldest = match state.collection(&collection) {
-                Some(found) => found.forgotten,
-                None => state.compacted,
-            };
-            if after < oldest {
-                return Err(Compacted(oldest));
+            let found = state.collection_mut(&collection);
+            if after < found.forgotten {
+                return Err(Compacted(found.forgotten));
             }
-            state.collection_mut(&collection).changed.subscribe()
+            found.changed.subscribe()
         };
         Ok(Watcher { machine, collection, after, changed, stopped })
     }
@@ -93,9 +93,16 @@ impl Watcher {
         loop {
             // Marked as seen before looking, so that what comes while looking wakes the wait below.
             self.changed.borrow_and_update();
-            let batch = self.pending()?;
+            let batch = match self.look()? {
+                Look::Memory(batch) => batch,
+                Look::Disk { ring_start } => self.from_history(ring_start).await?,
+            };
+            self.after = batch.revision;
             if !batch.events.is_empty() {
                 return Ok(batch);
+            }
+            if self.is_behind()? {
+                continue;
             }
             tokio::select! {
                 changed = self.changed.changed() => changed.map_err(|_| WatchEnded::Stopped)?,
@@ -107,33 +114,75 @@ impl Watcher {
         }
     }
 
-    /// What there is now, without waiting. A batch without events says how far the collection is known to be unchanged:
-    /// that is what a bookmark may say.
+    /// What there is in memory now, without waiting. A batch without events says how far the collection is known to be
+    /// unchanged: that is what a bookmark may say. Whoever is so far behind that the disk must be asked gets none, and no
+    /// progress.
     pub fn pending(&mut self) -> Result<Batch, WatchEnded> {
-        let batch = {
-            let state = self.machine.state.read();
-            let applied = state.applied;
-            let Some(collection) = state.collection(&self.collection) else {
-                return Ok(Batch { events: Vec::new(), revision: self.after });
-            };
-            if self.after < collection.forgotten {
-                return Err(Compacted(collection.forgotten).into());
-            }
-            let ring = &collection.ring;
-            let start = ring.partition_point(|event| event.record.revision <= self.after);
-            let mut end = ring.len().min(start + BATCH_EVENTS);
-            while end > start && end < ring.len() && ring[end].record.revision == ring[end - 1].record.revision {
-                end += 1;
-            }
-            let revision = match ring.get(end) {
-                Some(_) => ring[end - 1].record.revision,
-                None => applied.max(self.after),
-            };
-            Batch { events: ring.range(start..end).cloned().collect(), revision }
+        let batch = match self.look()? {
+            Look::Memory(batch) => batch,
+            Look::Disk { .. } => Batch { events: Vec::new(), revision: self.after },
         };
         self.after = batch.revision;
         Ok(batch)
     }
+
+    fn is_behind(&self) -> Result<bool, WatchEnded> {
+        Ok(matches!(self.look()?, Look::Disk { .. }))
+    }
+
+    fn look(&self) -> Result<Look, WatchEnded> {
+        let state = self.machine.state.read();
+        let Some(collection) = state.collection(&self.collection) else {
+            return Ok(Look::Memory(Batch { events: Vec::new(), revision: self.after }));
+        };
+        if self.after < collection.forgotten {
+            return Err(Compacted(collection.forgotten).into());
+        }
+        if self.after < collection.ring_start {
+            return Ok(Look::Disk { ring_start: collection.ring_start });
+        }
+        let ring = &collection.ring;
+        let start = ring.partition_point(|event| event.record.revision <= self.after);
+        let (mut end, mut bytes) = (start, 0);
+        while let Some(event) = ring.get(end) {
+            let together = end > start && event.record.revision == ring[end - 1].record.revision;
+            if !together && (end - start >= BATCH_EVENTS || bytes >= BATCH_BYTES) {
+                break;
+            }
+            bytes += event.record.bytes.len();
+            end += 1;
+        }
+        let revision = match ring.get(end) {
+            Some(_) => ring[end - 1].record.revision,
+            None => state.applied.max(self.after),
+        };
+        Ok(Look::Memory(Batch { events: ring.range(start..end).cloned().collect(), revision }))
+    }
+
+    /// What the history has after the position; `ring_start` when there is nothing before the ring.
+    async fn from_history(&self, ring_start: Revision) -> Result<Batch, WatchEnded> {
+        let read = self.machine.read_history(&self.collection, self.after).await;
+        let events = match read {
+            Ok(Some(events)) => events,
+            Ok(None) => return Ok(Batch { events: Vec::new(), revision: ring_start }),
+            Err(error) => {
+                tracing::debug!(%error, collection = %self.collection, "a watch is behind what can be read");
+                let state = self.machine.state.read();
+                let forgotten = state.collection(&self.collection).map_or(ring_start, |found| found.forgotten);
+                return Err(Compacted(forgotten.max(ring_start)).into());
+            }
+        };
+        let start = events.partition_point(|event| event.record.revision <= self.after);
+        let events = events[start..].to_vec();
+        let revision = events.last().map_or(ring_start, |event| event.record.revision);
+        Ok(Batch { events, revision })
+    }
+}
+
+enum Look {
+    Memory(Batch),
+    /// What comes next is in the history, or there is nothing before `ring_start`.
+    Disk { ring_start: Revision },
 }
 
 impl fmt::Debug for Watcher {

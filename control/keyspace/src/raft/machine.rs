@@ -5,6 +5,7 @@
 //! answer goes out after the lock is released and watchers are woken, so whoever got it finds what it did.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,17 +13,24 @@ use futures::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
 use openraft::{EntryPayload, OptionalSend, StoredMembership};
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::watch;
+use tokio::sync::{Notify, Semaphore, watch};
 
 use super::codec::{self, Head};
 use super::snapshot::SnapshotData;
 use super::types::{LogId, MemberId, Reply, SnapshotMeta, Stored, TypeConfig};
 use crate::checkpoint::Checkpoint;
+use crate::history::{Events, History};
 use crate::record::Revision;
-use crate::state::{Retention, State};
+use crate::state::{Retention, State, Unwritten};
 
 /// Entries applied under one hold of the lock.
 const ENTRIES_PER_LOCK: usize = 256;
+/// Bytes of changes that make it worth while to write them to the history at once.
+const HISTORY_DUE_BYTES: usize = 1 << 20;
+/// Bytes of changes of one collection that are written to the history in one go.
+const HISTORY_PIECE_BYTES: usize = 4 << 20;
+/// Most readers of the history at a time; each holds a block, and a thread while it reads.
+const HISTORY_READERS: usize = 4;
 
 type RaftSnapshot = Snapshot<super::types::LeaderId, MemberId, openraft::BasicNode, SnapshotData>;
 
@@ -38,22 +46,35 @@ pub struct Machine {
     checkpoint: Mutex<Option<Arc<Checkpoint>>>,
     /// Held while a checkpoint is written, so that they are written in the order of what is in them.
     writing: tokio::sync::Mutex<()>,
+    /// The changes that are no longer in the state.
+    pub history: Arc<History>,
+    /// Says that much was applied which the history does not have.
+    pub history_due: Notify,
+    /// Held by who writes to the history. Whether the last attempt failed, which is said once.
+    history_failed: Mutex<bool>,
+    history_readers: Arc<Semaphore>,
 }
 
 impl Machine {
     /// The machine as `checkpoint` left it.
-    pub fn load(checkpoint: Checkpoint, retention: Retention) -> Result<Arc<Machine>, io::Error> {
+    pub fn load(checkpoint: Checkpoint, retention: Retention, history: &Path) -> Result<Arc<Machine>, io::Error> {
         let loaded = checkpoint.load().map_err(io::Error::other)?;
         let head = codec::head(&loaded.meta)?;
         let revision = revision(head.applied.as_ref());
         let mut state = State::new(retention);
         state.replace(revision, loaded.records);
+        let history = Arc::new(History::open(history, revision, retention.age, retention.bytes));
+        state.remember(history.floor(), history.forgotten());
         Ok(Arc::new(Machine {
             state: RwLock::new(state),
             applied: watch::channel(revision).0,
             head: Mutex::new(head),
             checkpoint: Mutex::new(Some(Arc::new(checkpoint))),
             writing: tokio::sync::Mutex::new(()),
+            history,
+            history_due: Notify::new(),
+            history_failed: Mutex::new(false),
+            history_readers: Arc::new(Semaphore::new(HISTORY_READERS)),
         }))
     }
 
@@ -111,12 +132,80 @@ impl Machine {
                 replies.extend(responder.map(|responder| (responder, reply)));
             }
             state.publish(changed, now);
+            if state.unwritten_bytes >= HISTORY_DUE_BYTES {
+                self.history_due.notify_one();
+            }
             state.applied
         };
         self.applied.send_replace(applied);
         for (responder, reply) in replies {
             responder.send(Reply(reply));
         }
+    }
+
+    /// Writes to the history what is in memory only, and returns the collections for which that failed: their window ends where
+    /// the memory does. Blocks on the disk.
+    pub fn write_history(&self) -> Vec<Arc<str>> {
+        let mut failed = self.history_failed.lock();
+        let target = self.state.read().applied;
+        let mut broken = Vec::new();
+        loop {
+            let unwritten = self.state.read().unwritten(target, HISTORY_PIECE_BYTES, &broken);
+            let is_last = unwritten.is_empty();
+            let mut done = Vec::with_capacity(unwritten.len());
+            for Unwritten { collection, after, gap, events, upto } in unwritten {
+                match self.history.append(&collection, after, gap, &events) {
+                    Ok(forgotten) => done.push((collection, upto, forgotten)),
+                    Err(error) => {
+                        if !std::mem::replace(&mut *failed, true) {
+                            tracing::error!(%error, "write the watch history; until it succeeds clients that were away list again");
+                        }
+                        broken.push(collection);
+                    }
+                }
+            }
+            let mut state = self.state.write();
+            state.unwritten_bytes = 0;
+            state.written(&done);
+            state.forget(Instant::now());
+            if is_last {
+                break;
+            }
+        }
+        if broken.is_empty() && std::mem::replace(&mut *failed, false) {
+            tracing::info!("the watch history is written again");
+        }
+        broken
+    }
+
+    /// Lets go of what the history need not keep. Blocks on the disk.
+    pub fn trim_history(&self, now: Instant) {
+        let forgotten = self.history.trim(now);
+        self.state.write().history_forgot(&forgotten);
+    }
+
+    /// Events of `collection` after `after` from the history; none when there are no more. `Err` when they are lost.
+    pub async fn read_history(
+        self: &Arc<Machine>,
+        collection: &Arc<str>,
+        after: Revision,
+    ) -> Result<Option<Events>, io::Error> {
+        let place = self.history_readers.clone().acquire_owned().await.map_err(io::Error::other)?;
+        let (machine, collection) = (self.clone(), collection.clone());
+        blocking(move || {
+            let _place = place;
+            let read = machine.history.read(&collection, after);
+            if let Err(error) = &read
+                && matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
+            {
+                tracing::error!(%error, %collection, %after, "read the watch history; what is damaged is forgotten");
+                if let Some(forgotten) = machine.history.lose(&collection, after) {
+                    machine.state.write().history_forgot(&[(collection, forgotten)]);
+                }
+            }
+            read
+        })
+        .await
     }
 
     /// Writes what changed since the last checkpoint.
@@ -130,6 +219,11 @@ impl Machine {
                 state.dirty_bytes = 0;
                 (machine.head.lock().clone(), std::mem::take(&mut state.dirty))
             };
+            // First the history up to here: the log will not say it again. If that fails, the window begins anew.
+            let broken = machine.write_history();
+            if let Err(error) = machine.history.cover(revision(head.applied.as_ref()), &broken) {
+                tracing::error!(%error, "write the head of the watch history; it is forgotten at the next start");
+            }
             machine.checkpoint()?.write(&codec::encode_head(&head), &changes).map_err(io::Error::other)?;
             machine.snapshot()
         })
@@ -152,6 +246,8 @@ impl Machine {
             machine.checkpoint()?.replace(&codec::encode_head(&head), &records).map_err(io::Error::other)?;
             let revision = revision(head.applied.as_ref());
             {
+                let _no_history = machine.history_failed.lock();
+                machine.history.reset(revision);
                 let mut state = machine.state.write();
                 state.replace(revision, records);
                 *machine.head.lock() = head;

@@ -87,7 +87,7 @@ impl Member {
     /// Reads everything from `dir`; blocks on the disk.
     pub fn load(dir: Dir, id: MemberId, retention: Retention) -> io::Result<Loaded> {
         let checkpoint = Checkpoint::open(&dir.path().join("state.redb")).map_err(io::Error::other)?;
-        let machine = Machine::load(checkpoint, retention)?;
+        let machine = Machine::load(checkpoint, retention, &dir.path().join("history"))?;
         let log = Log::open(dir, id, machine.membership().membership())?;
         Ok(Loaded { log, machine })
     }

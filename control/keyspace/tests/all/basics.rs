@@ -58,25 +58,29 @@ async fn guards_and_limits_refuse_without_a_trace() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_past_can_be_read_until_it_is_forgotten() {
     let dir = tempfile::tempdir().unwrap();
-    let retention = Retention { age: Duration::from_secs(300), bytes: 2_000 };
+    let retention = Retention { age: Duration::from_secs(300), bytes: 2_000, memory: 2_000 };
     let keyspace = Keyspace::open(Config { retention, ..Config::new(dir.path()) }).await.unwrap();
     let before = keyspace.revision();
     let first = keyspace.transact(vec![put("a", "x", Guard::None)]).await.unwrap().revision;
     let second =
         keyspace.transact(vec![put("a", "y", Guard::None), put("b", "y", Guard::None)]).await.unwrap().revision;
-    let texts = |revision: Revision| {
-        let snapshot = keyspace.snapshot_at("things", revision).unwrap();
+    let texts = async |revision: Revision| {
+        let snapshot = keyspace.snapshot_at("things", revision).await.unwrap();
         snapshot.records.values().map(|r| String::from_utf8_lossy(&r.bytes).into_owned()).collect::<Vec<_>>()
     };
-    assert!(texts(before).is_empty());
-    assert_eq!(texts(first), [format!("x{first}")]);
-    assert_eq!(texts(second), [format!("y{second}"), format!("y{second}")]);
-    assert_eq!(texts(Revision::new(u64::MAX)).len(), 2);
-    for _ in 0..20 {
+    assert!(texts(before).await.is_empty());
+    assert_eq!(texts(first).await, [format!("x{first}")]);
+    assert_eq!(texts(second).await, [format!("y{second}"), format!("y{second}")]);
+    assert_eq!(texts(Revision::new(u64::MAX)).await.len(), 2);
+    // From disk it is the same.
+    keyspace.flush_history().await;
+    assert_eq!(texts(first).await, [format!("x{first}")]);
+    for _ in 0..40 {
         keyspace.transact(vec![put("c", "z", Guard::None)]).await.unwrap();
+        keyspace.flush_history().await;
     }
-    let oldest = keyspace.snapshot_at("things", first).unwrap_err().0;
-    assert!(oldest > first && keyspace.snapshot_at("things", oldest).is_ok());
+    let oldest = keyspace.snapshot_at("things", first).await.unwrap_err().0;
+    assert!(oldest > first && keyspace.snapshot_at("things", oldest).await.is_ok());
     keyspace.shutdown().await;
 }
 

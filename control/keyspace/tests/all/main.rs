@@ -3,6 +3,7 @@
 mod basics;
 mod crash;
 mod group;
+mod history;
 mod watch;
 
 use bytes::Bytes;

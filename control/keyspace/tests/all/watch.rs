@@ -111,19 +111,29 @@ async fn a_future_revision_gives_nothing_old() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watch_from_the_compacted_revision_misses_no_deletion() {
     let dir = tempfile::tempdir().unwrap();
-    let retention = Retention { age: Duration::from_secs(300), bytes: 1_500 };
+    let retention = Retention { age: Duration::from_secs(300), bytes: 4_000, memory: 1_500 };
     let keyspace = Keyspace::open(Config { retention, ..Config::new(dir.path()) }).await.unwrap();
     let start = keyspace.revision();
-    for at in 0..10 {
+    for at in 0..40 {
         keyspace.transact(vec![put("a", "x", Guard::None)]).await.unwrap();
         keyspace.transact(vec![delete("a")]).await.unwrap();
+        // Now the window ends on disk, and now in memory.
+        if at % 2 == 0 {
+            keyspace.flush_history().await;
+        }
         let compacted = keyspace.compacted();
         // Everything after the compacted revision is there, from the first event on.
         let mut watcher = keyspace.watch("things", compacted).unwrap();
-        let batch = watcher.pending().unwrap();
-        let expected = keyspace.revision().get() - compacted.get().max(start.get());
-        assert_eq!(batch.events.len() as u64, expected, "round {at}: {batch:?}");
-        assert_eq!(batch.events.last().unwrap().kind, EventKind::Delete);
+        let mut events = Vec::new();
+        while watcher.revision() < keyspace.revision() {
+            events.extend(names(&next(&mut watcher).await));
+        }
+        // A put and a deletion in turn, one a revision.
+        let expected = (compacted.max(start).get() + 1..=keyspace.revision().get()).map(|revision| {
+            let is_put = (revision - start.get()) % 2 == 1;
+            (if is_put { EventKind::Put } else { EventKind::Delete }, "a".to_owned(), revision)
+        });
+        assert_eq!(events, expected.collect::<Vec<_>>(), "round {at}");
         if compacted > start {
             let before = Revision::new(compacted.get() - 1);
             assert_eq!(keyspace.watch("things", before).unwrap_err().0, compacted);
@@ -136,12 +146,13 @@ async fn a_watch_from_the_compacted_revision_misses_no_deletion() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_watcher_is_told_and_not_skipped() {
     let dir = tempfile::tempdir().unwrap();
-    let retention = Retention { age: Duration::from_secs(300), bytes: 1_500 };
+    let retention = Retention { age: Duration::from_secs(300), bytes: 4_000, memory: 1_500 };
     let keyspace = Keyspace::open(Config { retention, ..Config::new(dir.path()) }).await.unwrap();
     let mut slow = keyspace.watch("things", keyspace.revision()).unwrap();
     let mut quiet = keyspace.watch("quiet", keyspace.revision()).unwrap();
-    for _ in 0..20 {
+    for _ in 0..100 {
         keyspace.transact(vec![put("a", "x", Guard::None)]).await.unwrap();
+        keyspace.flush_history().await;
     }
     assert!(matches!(slow.next().await, Err(WatchEnded::Compacted(_))));
     // Nothing happened here, so nothing was missed.
