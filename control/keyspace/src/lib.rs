@@ -281,12 +281,15 @@ impl Keyspace {
         };
         let start_failed = |source| OpenError::Start { path: path.clone(), source };
         let loaded = tokio::task::spawn_blocking(load).await.map_err(|e| start_failed(io::Error::other(e)))??;
-        let member = Arc::new(Member::start(id, loaded, transport, found).await.map_err(start_failed)?);
+        // Before the log is applied: what it says again goes to the history at once.
         let (stop, stopped) = watch::channel(false);
+        let historian = tokio::spawn(historian::run(loaded.machine().clone(), stopped.clone()));
+        let member = Arc::new(Member::start(id, loaded, transport, found).await.map_err(start_failed)?);
         let (barriers, waiting) = mpsc::channel(BARRIERS_QUEUED);
         let tasks = vec![
             tokio::spawn(keeper::run(member.clone(), stopped.clone())),
-            tokio::spawn(historian::run(member.machine().clone(), stopped.clone())),
+            historian,
+            tokio::spawn(watcher::pace(member.machine().clone(), stopped.clone())),
             tokio::spawn(confirm_reads(member.clone(), waiting, stopped)),
         ];
         Ok(Keyspace(Arc::new(Inner {
@@ -430,7 +433,9 @@ impl Keyspace {
         let machine = self.0.machine.clone();
         let written = tokio::task::spawn_blocking(move || {
             machine.write_history();
-            machine.trim_history(std::time::Instant::now());
+            let now = std::time::Instant::now();
+            machine.trim_history(now);
+            machine.state.write().evict(now);
         });
         if let Err(error) = written.await {
             tracing::error!(%error, "write the watch history");
@@ -482,7 +487,7 @@ impl Keyspace {
 
     /// Stops: watches end, proposals under way may be unknown, and the directory is free for the next.
     pub async fn shutdown(self) {
-        self.0.stop.send_replace(true);
+        self.0.stop();
         let tasks = std::mem::take(&mut *self.0.tasks.lock());
         for task in tasks {
             let _ = task.await;
@@ -494,7 +499,14 @@ impl Keyspace {
 impl Drop for Inner {
     fn drop(&mut self) {
         // Whoever forgets to shut down must not leave tasks behind.
+        self.stop();
+    }
+}
+
+impl Inner {
+    fn stop(&self) {
         self.stop.send_replace(true);
+        self.machine.state.read().wake_all();
     }
 }
 

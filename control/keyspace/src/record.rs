@@ -159,6 +159,8 @@ pub struct Record {
     /// Where in the content its revision stands.
     pub revision_at: Range<u32>,
     memo: Mutex<Option<Arc<dyn Any + Send + Sync>>>,
+    /// The memo was asked for since the last [`Record::rest`].
+    memo_used: AtomicBool,
 }
 
 impl Record {
@@ -191,7 +193,7 @@ impl Record {
 
     /// A record read back from disk.
     pub(crate) fn restored(key: Key, revision: Revision, bytes: Bytes, revision_at: Range<u32>) -> Record {
-        Record { key, revision, bytes, revision_at, memo: Mutex::default() }
+        Record { key, revision, bytes, revision_at, memo: Mutex::default(), memo_used: AtomicBool::new(false) }
     }
 
     /// The same record in memory of its own.
@@ -200,11 +202,24 @@ impl Record {
         Record::restored(self.key.clone(), self.revision, bytes, self.revision_at.clone())
     }
 
-    /// Something computed from the content once and kept as long as the record is current and a little longer.
+    /// Lets go of the memo unless somebody asked for it since the last call.
+    pub(crate) fn rest(&self) {
+        if !self.memo_used.swap(false, Ordering::Relaxed)
+            && let Some(mut memo) = self.memo.try_lock()
+        {
+            *memo = None;
+        }
+    }
+
+    /// Something computed from the content once and kept as long as the record is current and somebody asks for it now and
+    /// then.
     ///
     /// All callers must ask for the same type; another type is computed anew and not kept. Computed under a lock: it must be
     /// quick, or do its work later behind a cell of its own.
     pub fn memo<T: Send + Sync + 'static>(&self, compute: impl FnOnce(&Record) -> T) -> Arc<T> {
+        if !self.memo_used.load(Ordering::Relaxed) {
+            self.memo_used.store(true, Ordering::Relaxed);
+        }
         let mut memo = self.memo.lock();
         if let Some(kept) = &*memo {
             return kept.clone().downcast().unwrap_or_else(|_| Arc::new(compute(self)));
@@ -286,4 +301,43 @@ pub struct Committed {
     /// A record for each operation that changes one, in their order; of a deletion, the last content with the deletion's
     /// revision.
     pub records: Vec<Arc<Record>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_memo_stays_while_it_is_asked_for() {
+        let value = Value { bytes: Bytes::from_static(b"{}"), revision_at: 1 };
+        let record = Record::new(Key::new("things", "a"), &value, Revision::new(1));
+        let made = std::cell::Cell::new(0);
+        let ask = || {
+            record.memo(|_| made.set(made.get() + 1));
+            made.get()
+        };
+        assert_eq!((ask(), ask()), (1, 1));
+        record.rest();
+        assert_eq!(ask(), 1);
+        record.rest();
+        record.rest();
+        assert_eq!(ask(), 2);
+    }
+
+    #[test]
+    fn frames_are_kept_until_the_event_is_cold() {
+        let value = Value { bytes: Bytes::from_static(b"{}"), revision_at: 1 };
+        let record = Arc::new(Record::new(Key::new("things", "a"), &value, Revision::new(1)));
+        let event = Event::new(EventKind::Put, record, None);
+        let made = std::cell::Cell::new(0_u8);
+        let ask = || {
+            event.frame(0, || {
+                made.set(made.get() + 1);
+                Bytes::copy_from_slice(&[made.get()])
+            })[0]
+        };
+        assert_eq!((ask(), ask()), (1, 1));
+        event.cool();
+        assert_eq!((ask(), ask()), (2, 3));
+    }
 }

@@ -52,8 +52,12 @@ pub(crate) struct Collection {
     history_start: Revision,
     /// Everything up to here is forgotten.
     pub forgotten: Revision,
-    /// Says that something was appended to the ring.
+    /// Says up to where watchers may look: something was appended to the ring.
     pub changed: watch::Sender<Revision>,
+    /// When that was said last.
+    told: Option<Instant>,
+    /// Whether it is to be said again when the time has come.
+    is_waiting: bool,
 }
 
 impl Collection {
@@ -67,7 +71,25 @@ impl Collection {
             history_start: forgotten,
             forgotten,
             changed,
+            told: None,
+            is_waiting: false,
         }
+    }
+
+    /// Time between two wake-ups of all who watch.
+    fn pace(&self) -> Duration {
+        let pace = (PACE_PER_WATCHER * self.changed.receiver_count() as u32).min(PACE_MAX);
+        if pace < PACE_MIN { Duration::ZERO } else { pace }
+    }
+
+    /// When they may be woken.
+    fn due(&self) -> Option<Instant> {
+        Some(self.told? + self.pace())
+    }
+
+    fn tell(&mut self, applied: Revision, now: Instant) {
+        (self.told, self.is_waiting) = (Some(now), false);
+        self.changed.send_replace(applied);
     }
 
     /// What is forgotten as things are. Where the ring does not follow the history without a gap, what the history has is of
@@ -106,6 +128,13 @@ const WARM_BYTES: usize = 4 << 20;
 const MEMORY_AGE: Duration = Duration::from_secs(15);
 /// How much more than allowed is kept in memory while the history cannot be written.
 const MEMORY_FACTOR: usize = 4;
+/// Waking a watcher costs about this much of a processor, whether it hears one event or ten. Where many watch, events that
+/// come faster than all can be woken wait a little and come together.
+const PACE_PER_WATCHER: Duration = Duration::from_micros(20);
+/// Shorter pauses are not worth a timer.
+const PACE_MIN: Duration = Duration::from_millis(1);
+/// Nobody waits longer than this for an event that is there.
+const PACE_MAX: Duration = Duration::from_millis(25);
 /// How often it is noted which revision is the present, for [`State::forget`].
 const MARK_EVERY: Duration = Duration::from_secs(5);
 
@@ -134,6 +163,8 @@ pub(crate) struct State {
     aged: Revision,
     /// Which revision was the present when, for the last [`Retention::age`].
     marks: VecDeque<(Instant, Revision)>,
+    /// Collections whose watchers are to be woken when the time has come.
+    waiting: Vec<Arc<str>>,
     /// Bytes of changes that were applied since the history was last written.
     pub unwritten_bytes: usize,
     /// What changed since the last checkpoint; `None` is a deletion.
@@ -158,6 +189,7 @@ impl State {
             floor: Revision::default(),
             aged: Revision::default(),
             marks: VecDeque::new(),
+            waiting: Vec::new(),
             unwritten_bytes: 0,
             dirty: HashMap::new(),
             dirty_bytes: 0,
@@ -216,8 +248,16 @@ impl State {
         self.collections.entry(name.clone()).or_insert_with(|| {
             // Nothing happened here since the floor.
             let before = Revision::new(applied.get().saturating_sub(1)).max(floor);
-            Collection { ring_start: before, written: before, ..Collection::new(Records::new(), floor) }
+            let new = Collection { ring_start: before, written: before, ..Collection::new(Records::new(), floor) };
+            // Watchers look at what the history has.
+            new.changed.send_replace(applied);
+            new
         })
+    }
+
+    /// The records of every collection.
+    pub fn all(&self) -> Vec<Records> {
+        self.collections.values().map(|collection| collection.records.clone()).collect()
     }
 
     /// What lies before this is forgotten somewhere.
@@ -309,14 +349,48 @@ impl State {
         Ok(())
     }
 
-    /// Wakes who watches `collections` and forgets what is too old or too much. Called once for a batch of entries.
-    pub fn publish(&mut self, collections: impl IntoIterator<Item = Arc<str>>, now: Instant) {
+    /// Wakes who watches `collections`, now or by [`State::publish_waiting`], and forgets what is too old or too much. Called
+    /// once for a batch of entries. Says whether some are to be woken later.
+    pub fn publish(&mut self, collections: impl IntoIterator<Item = Arc<str>>, now: Instant) -> bool {
         for name in collections {
-            if let Some(collection) = self.collections.get(&name) {
-                collection.changed.send_replace(self.applied);
+            let Some(collection) = self.collections.get_mut(&name) else { continue };
+            if collection.due().is_none_or(|due| due <= now) {
+                collection.tell(self.applied, now);
+            } else if !std::mem::replace(&mut collection.is_waiting, true) {
+                self.waiting.push(name);
             }
         }
         self.forget(now);
+        !self.waiting.is_empty()
+    }
+
+    /// Wakes all who watch anything.
+    pub fn wake_all(&self) {
+        for collection in self.collections.values() {
+            collection.changed.send_modify(|_| ());
+        }
+    }
+
+    /// Wakes those whose time has come; says when the next one's does.
+    pub fn publish_waiting(&mut self, now: Instant) -> Option<Instant> {
+        let (applied, collections) = (self.applied, &mut self.collections);
+        let mut next = None;
+        self.waiting.retain(|name| {
+            let Some(collection) = collections.get_mut(name).filter(|collection| collection.is_waiting) else {
+                return false;
+            };
+            match collection.due().filter(|due| *due > now) {
+                Some(due) => {
+                    next = Some(next.map_or(due, |next: Instant| next.min(due)));
+                    true
+                }
+                None => {
+                    collection.tell(applied, now);
+                    false
+                }
+            }
+        });
+        next
     }
 
     /// Lets go of the encodings of the oldest warm events as long as `more` says so.
@@ -330,8 +404,19 @@ impl State {
         self.warm_new = self.warm_new.min(self.warm.len());
     }
 
+    /// Most bytes of changes in memory, while they cannot be written.
+    pub fn memory_max(&self) -> usize {
+        self.retention.memory.saturating_mul(MEMORY_FACTOR)
+    }
+
+    /// Takes everything out of memory that is in the history.
+    pub fn evict(&mut self, now: Instant) {
+        self.forget(now + MEMORY_AGE + Duration::from_secs(1));
+    }
+
     /// Takes out of memory what is older or larger than the retention allows. What is not in the history by then is forgotten.
     pub fn forget(&mut self, now: Instant) {
+        let memory_max = self.memory_max();
         while let Some(oldest) = self.order.front() {
             let too_much = self.order_bytes > self.retention.memory;
             if !too_much && now.saturating_duration_since(oldest.at) <= MEMORY_AGE {
@@ -340,7 +425,7 @@ impl State {
             let Some(collection) = self.collections.get_mut(&oldest.collection) else { break };
             let revision = collection.ring.front().map_or(collection.ring_start, |event| event.record.revision);
             let is_written = revision <= collection.written;
-            if !is_written && self.order_bytes <= self.retention.memory.saturating_mul(MEMORY_FACTOR) {
+            if !is_written && self.order_bytes <= memory_max {
                 break;
             }
             collection.ring.pop_front();
@@ -642,6 +727,37 @@ mod tests {
         assert_eq!(state.aged.get(), 13);
         assert!(state.after("things", Revision::new(12)).is_none());
         assert_eq!(ring(&state), (3, 12, 1));
+    }
+
+    #[test]
+    fn many_watchers_are_woken_together_and_none_waits_long() {
+        let now = Instant::now();
+        let at = |ms| now + Duration::from_millis(ms);
+        let mut state = State::new(KEEP);
+        let things: Arc<str> = Arc::from("things");
+        let mut first = state.collection_mut(&things).changed.subscribe();
+        let mut said = |state: &State| *state.collection("things").map(|_| first.borrow_and_update()).unwrap();
+        let mut revision = 0;
+        let mut write = |state: &mut State, when| {
+            revision += 1;
+            state.apply(Revision::new(revision), &[put("a", "x", Guard::None)], when).unwrap();
+            state.publish([things.clone()], when)
+        };
+        // Who watches alone hears everything at once.
+        assert!(!write(&mut state, now) && !write(&mut state, now));
+        assert_eq!(said(&state).get(), 2);
+        let others: Vec<_> = (0..999).map(|_| state.collection("things").unwrap().changed.subscribe()).collect();
+        assert!(!write(&mut state, at(100)));
+        assert!(write(&mut state, at(101)) && write(&mut state, at(102)));
+        assert_eq!((state.publish_waiting(at(119)), said(&state).get()), (Some(at(120)), 3));
+        assert_eq!((state.publish_waiting(at(120)), said(&state).get()), (None, 5));
+        // After a pause the first one is heard at once again.
+        assert!(!write(&mut state, at(141)));
+        assert_eq!(said(&state).get(), 6);
+        drop(others);
+        let _many: Vec<_> = (0..50_000).map(|_| state.collection("things").unwrap().changed.subscribe()).collect();
+        assert!(write(&mut state, at(142)));
+        assert_eq!(state.publish_waiting(at(142)), Some(at(141) + PACE_MAX));
     }
 
     proptest! {

@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::watch;
 
@@ -16,7 +17,7 @@ use crate::record::{Event, Revision};
 /// Most events in one batch, unless one transaction has more.
 const BATCH_EVENTS: usize = 1024;
 /// Most bytes of the records in one batch, with the same exception and the last record's.
-const BATCH_BYTES: usize = 1 << 20;
+const BATCH_BYTES: usize = 64 << 10;
 
 /// What lies before this revision is forgotten.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -88,11 +89,21 @@ impl Watcher {
         self.after
     }
 
+    /// Whether it begins after a revision that has not come yet, of which therefore nobody can say anything.
+    pub fn is_ahead(&self) -> bool {
+        self.after > self.machine.state.read().applied
+    }
+
     /// Waits for the next events. May be dropped and called again: nothing is lost.
     pub async fn next(&mut self) -> Result<Batch, WatchEnded> {
         loop {
             // Marked as seen before looking, so that what comes while looking wakes the wait below.
-            self.changed.borrow_and_update();
+            let told = *self.changed.borrow_and_update();
+            // What is there beyond is told before long, to all who watch together.
+            if told <= self.after {
+                self.wait().await?;
+                continue;
+            }
             let batch = match self.look()? {
                 Look::Memory(batch) => batch,
                 Look::Disk { ring_start } => self.from_history(ring_start).await?,
@@ -104,14 +115,18 @@ impl Watcher {
             if self.is_behind()? {
                 continue;
             }
-            tokio::select! {
-                changed = self.changed.changed() => changed.map_err(|_| WatchEnded::Stopped)?,
-                stopped = self.stopped.wait_for(|stopped| *stopped) => {
-                    let _ = stopped;
-                    return Err(WatchEnded::Stopped);
-                }
-            }
+            self.wait().await?;
         }
+    }
+
+    /// Waits until something is told.
+    async fn wait(&mut self) -> Result<(), WatchEnded> {
+        // Whoever stops the keyspace wakes everybody after saying so: one thing to wait for is enough.
+        if *self.stopped.borrow() {
+            return Err(WatchEnded::Stopped);
+        }
+        self.changed.changed().await.map_err(|_| WatchEnded::Stopped)?;
+        if *self.stopped.borrow() { Err(WatchEnded::Stopped) } else { Ok(()) }
     }
 
     /// What there is in memory now, without waiting. A batch without events says how far the collection is known to be
@@ -183,6 +198,19 @@ enum Look {
     Memory(Batch),
     /// What comes next is in the history, or there is nothing before `ring_start`.
     Disk { ring_start: Revision },
+}
+
+/// Wakes watchers who are to be woken later, until `stopped` says so.
+pub(crate) async fn pace(machine: Arc<Machine>, mut stopped: watch::Receiver<bool>) {
+    let mut next: Option<Instant> = None;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now).into()), if next.is_some() => {}
+            () = machine.paced.notified(), if next.is_none() => {}
+            _ = stopped.wait_for(|stopped| *stopped) => return,
+        }
+        next = machine.state.write().publish_waiting(Instant::now());
+    }
 }
 
 impl fmt::Debug for Watcher {

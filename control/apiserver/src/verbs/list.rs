@@ -89,7 +89,7 @@ async fn begun(cluster: &Cluster, resource: &Resource, options: &ListOptions) ->
     }
     let collection = resource.row.collection;
     if let (true, Some(revision)) = (exactly, asked) {
-        let snapshot = store.keyspace.snapshot_at(collection, revision).map_err(|_| {
+        let snapshot = store.keyspace.snapshot_at(collection, revision).await.map_err(|_| {
             Status::expired(format!("The resourceVersion for the provided list is too old: {revision}"))
         })?;
         return Ok((revision, snapshot.records));
@@ -115,7 +115,7 @@ async fn continued(
         return Ok((snapshot.revision, snapshot.records));
     };
     cluster.store.not_older_than(revision).await?;
-    let snapshot = cluster.store.keyspace.snapshot_at(collection, revision).map_err(|_| {
+    let snapshot = cluster.store.keyspace.snapshot_at(collection, revision).await.map_err(|_| {
         let fresh = Token { revision: None, after: token.after.clone() };
         Status::expired_continue(
             "The provided continue parameter is too old to display a consistent list result. You can start a new list \

@@ -12,6 +12,9 @@ use coracle_keyspace::Revision;
 use crate::catalog::Resource;
 use crate::request::call::Call;
 
+/// Longest life of a watch.
+const WATCH_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+
 /// How `resourceVersion` is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Match {
@@ -58,11 +61,11 @@ impl ListOptions {
             continue_token: query.text("continue").map(str::to_owned),
             bookmarks: query.flag("allowWatchBookmarks").unwrap_or(false),
             initial_events: query.flag("sendInitialEvents"),
+            // A negative time is over at once; 0 is none, and nobody needs more than a year.
             timeout: query
                 .integer("timeoutSeconds")?
-                // Less than nothing is over at once.
                 .filter(|seconds| *seconds != 0)
-                .map(|seconds| Duration::from_secs(u64::try_from(seconds).unwrap_or(0))),
+                .map(|seconds| Duration::from_secs(u64::try_from(seconds).unwrap_or(0)).min(WATCH_MAX)),
         };
         options.checked(query.text("resourceVersionMatch"), watch)
     }

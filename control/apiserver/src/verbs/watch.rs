@@ -14,7 +14,7 @@ use axum::body::Body;
 use axum::response::Response;
 use bytes::{Bytes, BytesMut};
 use coracle_api::status::Status;
-use coracle_keyspace::{Event, EventKind, Record, Revision, Watcher};
+use coracle_keyspace::{Event, EventKind, Record, Revision, WatchEnded, Watcher};
 use futures::stream;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -37,7 +37,7 @@ const BOOKMARK_BEFORE_END: Duration = Duration::from_secs(2);
 /// Shortest life of a watch whose client names none; it is drawn up to twice as long.
 const LIFE: Duration = Duration::from_secs(30 * 60);
 /// Frames that are sent as one piece.
-const PIECE_BYTES: usize = 256 << 10;
+const PIECE_BYTES: usize = 64 << 10;
 
 pub(crate) async fn watch(
     cluster: &Cluster,
@@ -104,8 +104,8 @@ async fn begin(
     };
     let watcher = match keyspace.watch(collection, after) {
         Ok(watcher) => watcher,
-        Err(_) => {
-            let message = format!("too old resource version: {} ({})", after, keyspace.compacted());
+        Err(compacted) => {
+            let message = format!("too old resource version: {} ({})", after, compacted.0);
             return Err((encoder, Status::expired(message)));
         }
     };
@@ -192,11 +192,31 @@ impl Watch {
                     }
                     let next = self.after_bookmark();
                     self.alarm.as_mut().reset(next);
-                    return Some(self.encoder.bookmark(self.seen, false));
+                    match self.bookmark() {
+                        Ok(piece) if piece.is_empty() => {}
+                        Ok(piece) => return Some(piece),
+                        Err(ended) => {
+                            self.ended = true;
+                            return Some(self.encoder.error(&Status::expired(ended.to_string())));
+                        }
+                    }
                 }
                 () = &mut self.stopping => return None,
             }
         }
+    }
+
+    /// How far the watch is, of a quiet kind as of a busy one, behind the events up to there. Nothing when that lies in the
+    /// future: nobody knows what will have happened by then.
+    fn bookmark(&mut self) -> Result<Bytes, WatchEnded> {
+        let batch = self.watcher.pending()?;
+        let events = self.events(&batch.events);
+        self.seen = self.seen.max(batch.revision);
+        if self.watcher.is_ahead() {
+            return Ok(events);
+        }
+        let bookmark = self.encoder.bookmark(self.seen, false);
+        Ok(if events.is_empty() { bookmark } else { [events, bookmark].concat().into() })
     }
 
     /// When the bookmark after this one is due; after the last one it is the end.

@@ -48,8 +48,21 @@ impl Server {
 
     /// A server that is not set up as usual.
     async fn start_with(change: impl FnOnce(&mut Config)) -> Server {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let keyspace = Keyspace::open(coracle_keyspace::Config::new(dir.path())).await.expect("a new keyspace");
+        Server::open(tempfile::tempdir().expect("a temporary directory"), change).await
+    }
+
+    /// The same data, read by a new server. What was remembered of the past is on disk by then.
+    async fn restart(self) -> Server {
+        let Server { api, keyspace, _dir: dir, .. } = self;
+        api.shutdown();
+        drop(api);
+        keyspace.flush_history().await;
+        keyspace.shutdown().await;
+        Server::open(dir, |_| ()).await
+    }
+
+    async fn open(dir: tempfile::TempDir, change: impl FnOnce(&mut Config)) -> Server {
+        let keyspace = Keyspace::open(coracle_keyspace::Config::new(dir.path())).await.expect("a keyspace");
         let mut config = Config {
             external_url: "https://127.0.0.1:6443".to_owned(),
             token_key: include_str!("../token.key").to_owned(),

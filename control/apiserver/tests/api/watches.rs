@@ -148,3 +148,51 @@ async fn a_browser_watches_by_websocket() {
     assert_eq!((&event["type"], &event["object"]["metadata"]["name"]), (&json!("ADDED"), &json!("a")));
     serving.abort();
 }
+
+#[tokio::test]
+async fn the_bookmark_of_a_quiet_kind_is_of_now_and_that_of_the_future_is_not_told() {
+    let server = Server::start().await;
+    server.make(MAPS, config_map("a", json!({}))).await;
+    let then = server.keyspace.revision();
+    let query = |revision: u64| format!("resourceVersion={revision}&timeoutSeconds=3&allowWatchBookmarks=true");
+    let mut quiet = Watch::open(&server, &query(then.get())).await;
+    let mut future = Watch::open(&server, &query(99_999_999)).await;
+    let secrets = "/api/v1/namespaces/default/secrets";
+    for name in ["x", "y", "z"] {
+        server.make(secrets, json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}})).await;
+    }
+    let (now, bookmark) = (server.keyspace.revision(), quiet.next().await.unwrap());
+    assert_eq!(bookmark["type"], "BOOKMARK");
+    let told = bookmark["object"]["metadata"]["resourceVersion"].as_str().unwrap().parse::<u64>().unwrap();
+    assert!(told >= now.get() && told <= server.keyspace.revision().get(), "{told} at {now}, begun at {then}");
+    assert_eq!((quiet.next().await, future.next().await), (None, None));
+}
+
+#[tokio::test]
+async fn odd_times_are_no_harm() {
+    let server = Server::start().await;
+    server.make(MAPS, config_map("a", json!({}))).await;
+    assert_eq!(Watch::open(&server, "timeoutSeconds=-1").await.next().await, None);
+    let mut long = Watch::open(&server, &format!("timeoutSeconds={}", i64::MAX)).await;
+    assert_eq!(long.heard().await, said("ADDED", "a"));
+}
+
+#[tokio::test]
+async fn a_watch_and_a_page_from_before_a_restart_go_on() {
+    let server = Server::start().await;
+    for name in ["a", "b", "c"] {
+        server.make(MAPS, config_map(name, json!({"k": "1"}))).await;
+    }
+    let (_, page) = server.get(&format!("{MAPS}?limit=2")).await;
+    let token = page["metadata"]["continue"].as_str().unwrap().to_owned();
+    let then = page["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    server.call("PATCH", &format!("{MAPS}/c"), json!({"data": {"k": "2"}})).await;
+    server.call("DELETE", &format!("{MAPS}/a"), Value::Null).await;
+    let server = server.restart().await;
+    let (code, rest) = server.get(&format!("{MAPS}?limit=2&continue={token}")).await;
+    assert_eq!((code, &rest["items"][0]["data"]), (200, &json!({"k": "1"})), "as it was then: {rest}");
+    let mut watch = Watch::open(&server, &format!("resourceVersion={then}")).await;
+    assert_eq!((watch.heard().await, watch.heard().await), (said("MODIFIED", "c"), said("DELETED", "a")));
+    let missed = Watch::open(&server, "resourceVersion=1&timeoutSeconds=2").await.next().await;
+    assert!(missed.is_none_or(|event| event["type"] == "ADDED"), "nothing is forgotten of a server that is young");
+}

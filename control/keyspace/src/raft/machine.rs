@@ -25,6 +25,8 @@ use crate::state::{Retention, State, Unwritten};
 
 /// Entries applied under one hold of the lock.
 const ENTRIES_PER_LOCK: usize = 256;
+/// The same in bytes, but for the last entry: contents are copied under it.
+const BYTES_PER_LOCK: usize = 1 << 20;
 /// Bytes of changes that make it worth while to write them to the history at once.
 const HISTORY_DUE_BYTES: usize = 1 << 20;
 /// Bytes of changes of one collection that are written to the history in one go.
@@ -48,6 +50,8 @@ pub struct Machine {
     writing: tokio::sync::Mutex<()>,
     /// The changes that are no longer in the state.
     pub history: Arc<History>,
+    /// Says that watchers are to be woken later.
+    pub paced: Notify,
     /// Says that much was applied which the history does not have.
     pub history_due: Notify,
     /// Held by who writes to the history. Whether the last attempt failed, which is said once.
@@ -73,6 +77,7 @@ impl Machine {
             writing: tokio::sync::Mutex::new(()),
             history,
             history_due: Notify::new(),
+            paced: Notify::new(),
             history_failed: Mutex::new(false),
             history_readers: Arc::new(Semaphore::new(HISTORY_READERS)),
         }))
@@ -99,11 +104,14 @@ impl Machine {
     }
 
     /// Applies what came, a bounded number of entries under one lock, and answers.
-    fn apply_some(&self, entries: &mut Vec<EntryResponder<TypeConfig>>) {
+    ///
+    /// Says whether the history is so far behind that it must be written before more is applied, so that nothing is lost of
+    /// what the log says at start.
+    fn apply_some(&self, entries: &mut Vec<EntryResponder<TypeConfig>>) -> bool {
         let now = Instant::now();
         let mut replies = Vec::with_capacity(entries.len());
         let mut changed: Vec<Arc<str>> = Vec::new();
-        let applied = {
+        let (applied, is_behind) = {
             let mut state = self.state.write();
             let mut head = self.head.lock();
             for (entry, responder) in entries.drain(..) {
@@ -131,16 +139,27 @@ impl Machine {
                 };
                 replies.extend(responder.map(|responder| (responder, reply)));
             }
-            state.publish(changed, now);
+            if state.publish(changed, now) {
+                self.paced.notify_one();
+            }
             if state.unwritten_bytes >= HISTORY_DUE_BYTES {
                 self.history_due.notify_one();
             }
-            state.applied
+            (state.applied, state.unwritten_bytes >= state.memory_max() / 2)
         };
         self.applied.send_replace(applied);
         for (responder, reply) in replies {
             responder.send(Reply(reply));
         }
+        is_behind
+    }
+
+    async fn apply_and_keep_up(self: &Arc<Machine>, entries: &mut Vec<EntryResponder<TypeConfig>>) -> io::Result<()> {
+        if self.apply_some(entries) {
+            let machine = self.clone();
+            blocking(move || Ok(drop(machine.write_history()))).await?;
+        }
+        Ok(())
     }
 
     /// Writes to the history what is in memory only, and returns the collections for which that failed: their window ends where
@@ -294,15 +313,20 @@ impl RaftStateMachine<TypeConfig> for Applier {
     where
         Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
     {
-        let mut some = Vec::new();
+        let (mut some, mut bytes) = (Vec::new(), 0);
         while let Some(entry) = entries.next().await {
-            some.push(entry?);
-            if some.len() == ENTRIES_PER_LOCK {
-                self.0.apply_some(&mut some);
+            let entry = entry?;
+            if let EntryPayload::Normal(transaction) = &entry.0.payload {
+                bytes += transaction.size();
+            }
+            some.push(entry);
+            if some.len() >= ENTRIES_PER_LOCK || bytes >= BYTES_PER_LOCK {
+                self.0.apply_and_keep_up(&mut some).await?;
+                bytes = 0;
             }
         }
         if !some.is_empty() {
-            self.0.apply_some(&mut some);
+            self.0.apply_and_keep_up(&mut some).await?;
         }
         Ok(())
     }

@@ -75,6 +75,13 @@ pub struct Loaded {
     machine: Arc<Machine>,
 }
 
+impl Loaded {
+    /// The state it builds.
+    pub fn machine(&self) -> &Arc<Machine> {
+        &self.machine
+    }
+}
+
 /// One member of the Raft group.
 pub struct Member {
     id: MemberId,

@@ -21,9 +21,9 @@ const WRITERS: usize = 8;
 /// Records as somebody who watches knows them.
 type Model = BTreeMap<String, (u64, Bytes)>;
 
-/// Next to nothing stays in memory.
+/// Less stays in memory than is written here.
 fn config(dir: &std::path::Path) -> Config {
-    let retention = Retention { age: Duration::from_secs(300), bytes: 1 << 30, memory: 2_000 };
+    let retention = Retention { age: Duration::from_secs(300), bytes: 1 << 30, memory: 1 << 20 };
     Config { retention, ..Config::new(dir) }
 }
 

@@ -111,7 +111,7 @@ async fn a_future_revision_gives_nothing_old() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watch_from_the_compacted_revision_misses_no_deletion() {
     let dir = tempfile::tempdir().unwrap();
-    let retention = Retention { age: Duration::from_secs(300), bytes: 4_000, memory: 1_500 };
+    let retention = Retention { age: Duration::from_secs(300), bytes: 2_000, memory: 1_500 };
     let keyspace = Keyspace::open(Config { retention, ..Config::new(dir.path()) }).await.unwrap();
     let start = keyspace.revision();
     for at in 0..40 {
