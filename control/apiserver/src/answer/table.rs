@@ -1,9 +1,5 @@
 //! Tables: what `kubectl get` prints (kubernetes-api §12.1). Cells are computed once per record, ages when shown.
 
-use std::io::Write;
-
-use coracle_api::kinds::Cell;
-use coracle_api::meta::time;
 use coracle_api::status::Status;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -12,7 +8,7 @@ use crate::answer::metadata;
 use crate::catalog::Resource;
 use crate::request::query::Query;
 use crate::store::object::write_json;
-use crate::store::{Seen, object};
+use crate::store::{Row, Seen, object};
 
 /// What of the object stands beside the cells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,46 +63,13 @@ pub(crate) const END: &[u8] = b"]}";
 
 /// Appends a row.
 pub(crate) fn row(out: &mut Vec<u8>, seen: &Seen<'_>, include: Include, beta: bool, now: Timestamp) {
-    let row = seen.row();
-    cells(out, &row.cells, row.conditions.as_deref(), now);
+    seen.row().write(out, now);
     match include {
         Include::Nothing => out.extend_from_slice(b"null"),
         Include::Metadata => metadata::write(out, &seen.metadata(), beta),
         Include::Object => out.extend_from_slice(&seen.json()),
     }
     out.push(b'}');
-}
-
-fn cells(out: &mut Vec<u8>, cells: &[Cell], conditions: Option<&str>, now: Timestamp) {
-    out.extend_from_slice(b"{\"cells\":[");
-    for (at, cell) in cells.iter().enumerate() {
-        if at > 0 {
-            out.push(b',');
-        }
-        write_cell(out, cell, now);
-    }
-    out.push(b']');
-    if let Some(conditions) = conditions {
-        out.extend_from_slice(b",\"conditions\":");
-        out.extend_from_slice(conditions.as_bytes());
-    }
-    out.extend_from_slice(b",\"object\":");
-}
-
-fn write_cell(out: &mut Vec<u8>, cell: &Cell, now: Timestamp) {
-    // Writing to memory cannot fail. Ages have no characters that JSON escapes.
-    let _ = match cell {
-        Cell::Value(value) => {
-            write_json(out, value);
-            Ok(())
-        }
-        Cell::Age(None) => out.write_all(b"\"<unknown>\""),
-        Cell::Age(Some(since)) => write!(out, "\"{}\"", time::age(*since, now)),
-        Cell::WithAge { before, since, after } => {
-            write_json(out, &format!("{before}{}{after}", time::age(*since, now)));
-            Ok(())
-        }
-    };
 }
 
 /// A table of one record.
@@ -141,9 +104,7 @@ pub(crate) fn of_value(
     begin(&mut out, columns.as_ref(), list_metadata.to_string().as_bytes(), beta);
     let mut stored = value.clone();
     resource.row.strategy.to_storage(&mut stored);
-    let conditions = resource.row.strategy.row_conditions(&stored);
-    let conditions = (!conditions.is_null()).then(|| conditions.to_string());
-    cells(&mut out, &resource.row.strategy.cells(&stored), conditions.as_deref(), Timestamp::now());
+    Row::of(resource, &stored).write(&mut out, Timestamp::now());
     match include {
         Include::Nothing => out.extend_from_slice(b"null"),
         Include::Metadata => metadata::write(&mut out, &value["metadata"].to_string().into(), beta),

@@ -8,7 +8,9 @@ use bytes::Bytes;
 use coracle_api::kinds::Cell;
 use coracle_api::meta;
 use coracle_api::meta::selector::{FieldSelector, LabelSelector};
+use coracle_api::meta::time;
 use coracle_keyspace::Record;
+use jiff::Timestamp;
 use serde_json::Value;
 
 use super::object;
@@ -43,11 +45,67 @@ pub(crate) struct Facts {
     fields: Vec<Option<String>>,
 }
 
-/// A row of a table.
+/// A row of a table up to its object, as JSON with gaps where the ages go: they change while the object does not.
 pub(crate) struct Row {
-    pub cells: Vec<Cell>,
-    /// JSON of the row's conditions, if there are any.
-    pub conditions: Option<String>,
+    text: Box<[u8]>,
+    /// Where, in order, and since when.
+    ages: Box<[(u32, Timestamp)]>,
+}
+
+impl Row {
+    /// The row of an object as it is stored.
+    pub fn of(resource: &Resource, stored: &Value) -> Row {
+        let strategy = resource.row.strategy;
+        let conditions = strategy.row_conditions(stored);
+        Row::new(&strategy.cells(stored), (!conditions.is_null()).then_some(&conditions))
+    }
+
+    fn new(cells: &[Cell], conditions: Option<&Value>) -> Row {
+        let (mut text, mut ages) = (Vec::with_capacity(128), Vec::new());
+        text.extend_from_slice(b"{\"cells\":[");
+        for (at, cell) in cells.iter().enumerate() {
+            if at > 0 {
+                text.push(b',');
+            }
+            match cell {
+                Cell::Value(value) => object::write_json(&mut text, value),
+                Cell::Age(None) => text.extend_from_slice(b"\"<unknown>\""),
+                Cell::Age(Some(since)) => {
+                    text.push(b'"');
+                    ages.push((text.len() as u32, *since));
+                    text.push(b'"');
+                }
+                Cell::WithAge { before, since, after } => {
+                    // Two texts that become one with the age between them: ages have nothing that JSON escapes.
+                    object::write_json(&mut text, before);
+                    text.pop();
+                    ages.push((text.len() as u32, *since));
+                    let from = text.len();
+                    object::write_json(&mut text, after);
+                    text.remove(from);
+                }
+            }
+        }
+        text.push(b']');
+        if let Some(conditions) = conditions {
+            text.extend_from_slice(b",\"conditions\":");
+            object::write_json(&mut text, conditions);
+        }
+        text.extend_from_slice(b",\"object\":");
+        Row { text: text.into(), ages: ages.into() }
+    }
+
+    /// Appends it as it is at `now`.
+    pub fn write(&self, out: &mut Vec<u8>, now: Timestamp) {
+        let mut done = 0;
+        for (at, since) in &self.ages {
+            let at = *at as usize;
+            out.extend_from_slice(&self.text[done..at]);
+            out.extend_from_slice(time::age(*since, now).as_bytes());
+            done = at;
+        }
+        out.extend_from_slice(&self.text[done..]);
+    }
 }
 
 /// A record as one row of the kinds sees it.
@@ -115,12 +173,7 @@ impl<'a> Seen<'a> {
 
     /// Its row in a table.
     pub fn row(&self) -> &Row {
-        self.view().row.get_or_init(|| {
-            let value = self.stored();
-            let strategy = self.resource.row.strategy;
-            let conditions = strategy.row_conditions(&value);
-            Row { cells: strategy.cells(&value), conditions: (!conditions.is_null()).then(|| conditions.to_string()) }
-        })
+        self.view().row.get_or_init(|| Row::of(self.resource, &self.stored()))
     }
 
     pub fn facts(&self) -> &Facts {
@@ -163,4 +216,31 @@ impl Facts {
 /// Namespace and name of a record; the namespace of a cluster-wide one is empty.
 pub(crate) fn split(record_name: &str) -> (&str, &str) {
     record_name.split_once('/').unwrap_or(("", record_name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_row_has_its_ages_where_they_belong() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let cells = [
+            Cell::Value(json!("a\"b")),
+            Cell::Age(Some(at(1_000))),
+            Cell::WithAge { before: "\"3\" (".into(), since: at(700), after: " ago)\n".into() },
+            Cell::Value(json!(7)),
+            Cell::Age(None),
+        ];
+        let row = Row::new(&cells, Some(&json!([{"type": "Completed"}])));
+        let mut text = Vec::new();
+        row.write(&mut text, at(1_060));
+        text.extend_from_slice(b"null}");
+        let expected = json!({
+            "cells": ["a\"b", "60s", "\"3\" (6m ago)\n", 7, "<unknown>"],
+            "conditions": [{"type": "Completed"}], "object": null,
+        });
+        assert_eq!(serde_json::from_slice::<Value>(&text).unwrap(), expected);
+    }
 }

@@ -14,7 +14,7 @@ use coracle_keyspace::{Committed, GuardFailed, Key, Keyspace, NoRoom, Op, Record
 use tokio::sync::{Mutex, MutexGuard};
 
 use crate::catalog::Resource;
-pub(crate) use memo::Seen;
+pub(crate) use memo::{Row, Seen};
 
 /// How long a read that wants a revision of the future waits for it (kubernetes-api §10.2).
 const FUTURE_WAIT: Duration = Duration::from_secs(3);
@@ -111,14 +111,50 @@ pub(crate) fn range<'a>(
     namespace: Option<&str>,
     after: Option<&str>,
 ) -> impl Iterator<Item = (&'a Arc<str>, &'a Arc<Record>)> + use<'a> {
-    let from = namespace.map(|namespace| format!("{namespace}/"));
-    let start: Bound<String> = match (after, &from) {
-        (Some(after), _) => Bound::Excluded(after.to_owned()),
-        (None, Some(from)) => Bound::Included(from.clone()),
+    // Both ends are looked up, so that nobody has to look at every name: `0` comes after `/`.
+    let first = namespace.map(|namespace| format!("{namespace}/"));
+    let end = namespace.map_or(Bound::Unbounded, |namespace| Bound::Excluded(format!("{namespace}0")));
+    let start = match (after.map(str::to_owned), first) {
+        // A place before the namespace would begin in another, one behind it has nothing after it.
+        (Some(after), Some(first)) if after < first => Bound::Included(first),
+        (Some(after), _) => match &end {
+            Bound::Excluded(end) if after >= *end => Bound::Included(end.clone()),
+            _ => Bound::Excluded(after),
+        },
+        (None, Some(first)) => Bound::Included(first),
         (None, None) => Bound::Unbounded,
     };
-    let start = start.map(Arc::<str>::from);
-    records
-        .range((start, Bound::Unbounded))
-        .take_while(move |(name, _)| from.as_ref().is_none_or(|prefix| name.starts_with(prefix.as_str())))
+    records.range((start.map(Arc::<str>::from), end.map(Arc::<str>::from)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_range_is_a_namespace_after_a_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let keyspace = Keyspace::open(coracle_keyspace::Config::new(dir.path())).await.unwrap();
+        for name in ["a/x", "a/y", "a-b/x", "a.b/x", "b/x", "b/y", "c"] {
+            let value = coracle_keyspace::Value { bytes: bytes::Bytes::new(), revision_at: 0 };
+            let op = Op::Put { key: Key::new("things", name), value, guard: coracle_keyspace::Guard::None };
+            keyspace.transact(vec![op]).await.unwrap();
+        }
+        let records = keyspace.snapshot("things").records;
+        for (namespace, after, expected) in [
+            (None, None, "a-b/x a.b/x a/x a/y b/x b/y c"),
+            (None, Some("a/x"), "a/y b/x b/y c"),
+            (Some("a"), None, "a/x a/y"),
+            (Some("a"), Some("a/x"), "a/y"),
+            (Some("a"), Some("a/y"), ""),
+            (Some("b"), Some("a/y"), "b/x b/y"),
+            (Some("a"), Some("b/x"), ""),
+            (Some("a"), Some("zzz"), ""),
+            (Some("none"), None, ""),
+        ] {
+            let found: Vec<&str> = range(&records, namespace, after).map(|(name, _)| &**name).collect();
+            assert_eq!(found.join(" "), expected, "{namespace:?} after {after:?}");
+        }
+        keyspace.shutdown().await;
+    }
 }

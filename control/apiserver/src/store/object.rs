@@ -15,7 +15,8 @@ use serde_json::{Map, Value};
 /// Largest object (etcd's limit, which clients know).
 pub(crate) const OBJECT_BYTES_MAX: usize = 1_572_864;
 
-const METADATA: &[u8] = b"\"metadata\":";
+/// What stands before the metadata.
+pub(crate) const METADATA: &[u8] = b"\"metadata\":";
 
 /// Lays out `object`.
 pub(crate) fn encode(object: &Value) -> Content {

@@ -36,6 +36,7 @@ pub(crate) async fn list(cluster: &Cluster, call: &Call, resource: &Arc<Resource
     }
     let include = Include::of(&call.query)?;
     let page = page(cluster, call, resource, &options).await?;
+    body::warm(form, resource, &page.records).await;
     Ok(encode(form, resource, page, include))
 }
 
@@ -68,7 +69,11 @@ pub(crate) async fn page(
         found.push(record.clone());
     }
     if next.is_some() && options.selects_all() {
-        remaining = Some(rest.count() + 1);
+        // Of everything that is known without counting.
+        remaining = Some(match (namespace, &token) {
+            (None, None) => records.len() - found.len(),
+            _ => rest.count() + 1,
+        });
     }
     Ok(Page { revision, records: found, next, remaining })
 }

@@ -565,4 +565,71 @@ mod tests {
         assert_eq!(forgotten, [("others".into(), 10), ("things".into(), 7), ("third".into(), 10)]);
         assert_eq!(read(&history, "things", 7).unwrap(), [8]);
     }
+
+    /// Files as the first version writes them, byte for byte: whoever changes the format raises [`HEAD_VERSION`] and says in
+    /// docs/history.md what becomes of these.
+    #[test]
+    fn the_files_of_version_1_are_read() {
+        const SEGMENT: &str = "434f5248495354310600000000000000060000007468696e6773977e654148424c4b88000000860000000300000007000000 \
+         000000000a00000000000000a59f281b2272984af07700070000000000000001000000610700000000000000010000000200 \
+         0000030000007b377d010900000000000000010000006107000000000000000100000002000000030000007b377d09000000 \
+         000000000100000002000000030000007b397d020a0000000000000001000000610900000000000000010000000200000003 \
+         0000007b397d";
+        const HEAD_1: &str = "010a0201067468696e6773060a6e811223";
+        let bytes = |hex: &str| {
+            let digits: Vec<u8> = hex.chars().filter_map(|c| c.to_digit(16)).map(|digit| digit as u8).collect();
+            digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect::<Vec<u8>>()
+        };
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("things@1"), bytes(SEGMENT)).unwrap();
+        std::fs::write(dir.path().join(HEAD), bytes(HEAD_1)).unwrap();
+        let history = open(&dir, 10, 1 << 20);
+        assert_eq!((history.floor().get(), history.forgotten()[0].1.get()), (2, 6));
+        let events = history.read(&Arc::from("things"), Revision::new(6)).unwrap().unwrap();
+        let said: Vec<String> = events.iter().map(|event| {
+            let before = event.previous.as_ref().map(|record| String::from_utf8_lossy(&record.bytes).into_owned());
+            format!("{:?} {:?} {:?} {before:?}", event.kind, event.record, event.record.bytes)
+        }).collect();
+        let expected = [
+            r#"Put Record { key: Key { collection: "things", name: "a" }, revision: Revision(7), bytes: 3, .. } b"{7}" None"#,
+            r#"Put Record { key: Key { collection: "things", name: "a" }, revision: Revision(9), bytes: 3, .. } b"{9}" Some("{7}")"#,
+            r#"Delete Record { key: Key { collection: "things", name: "a" }, revision: Revision(10), bytes: 4, .. } b"{10}" Some("{9}")"#,
+        ];
+        assert_eq!(said, expected);
+    }
+
+    /// What the default of 2 GiB must hold: five minutes of 5,000 updates a second of one kind, of pods as they are.
+    #[test]
+    fn five_minutes_of_writes_fit() {
+        const EVENTS: u64 = 3_000;
+        let pod = |at: u64, revision: u64| {
+            let uid = |n: u64| format!("{:032x}", u128::from(n).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835));
+            let condition = |kind: &str| {
+                let time = 1_700_000_000 + revision;
+                format!(r#"{{"type":"{kind}","status":"True","lastProbeTime":null,"lastTransitionTime":"{time}","observedGeneration":1}}"#)
+            };
+            let env: Vec<String> = (0..12).map(|n| format!(r#"{{"name":"VARIABLE_{n}","value":"{}"}}"#, uid(at * 100 + n))).collect();
+            let text = format!(
+                r#"{{"apiVersion":"v1","kind":"Pod","metadata":{{"name":"web-{at}","namespace":"default","uid":"{}","labels":{{"app":"web","pod-template-hash":"6d4cf56db6"}},"managedFields":[{{"manager":"node","operation":"Update","apiVersion":"v1","time":"{revision}","fieldsType":"FieldsV1","fieldsV1":{{"f:status":{{"f:conditions":{{".":{{}},"k:{{type}}":{{".":{{}},"f:status":{{}}}}}},"f:podIP":{{}},"f:phase":{{}}}}}}}}]}},"spec":{{"containers":[{{"name":"app","image":"web:v1","env":[{}],"resources":{{"requests":{{"cpu":"10m","memory":"16Mi"}}}},"terminationMessagePath":"/dev/termination-log","imagePullPolicy":"IfNotPresent"}}],"restartPolicy":"Always","serviceAccountName":"default","nodeName":"node-1"}},"status":{{"phase":"Running","podIP":"10.0.{}.{}","conditions":[{},{},{}]}}}}"#,
+                uid(at), env.join(","), at / 250, at % 250, condition("Ready"), condition("Initialized"), condition("ContainersReady"),
+            );
+            let value = Value { revision_at: text.len(), bytes: Bytes::from(text) };
+            Arc::new(Record::new(Key::new("pods", format!("default/web-{at}")), &value, Revision::new(revision)))
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let history = open(&dir, 0, 2 << 30);
+        let events: Vec<Arc<Event>> = (1..=EVENTS)
+            .map(|revision| {
+                let at = revision * 7 % 500;
+                Arc::new(Event::new(EventKind::Put, pod(at, revision), Some(pod(at, revision.saturating_sub(500)))))
+            })
+            .collect();
+        history.append(&Arc::from("pods"), Revision::new(0), false, &events).unwrap();
+        let each = history.bytes() as f64 / EVENTS as f64;
+        let content = events.iter().map(|event| event.record.bytes.len()).sum::<usize>() as f64 / EVENTS as f64;
+        assert!(content > 1_800.0 && each * 300.0 * 5_000.0 <= f64::from(2_u32 << 30), "{each} bytes for an event of {content}");
+        // The index in memory: a position for about 128 KiB of events.
+        let blocks: usize = history.index.lock().kinds.values().flat_map(|kind| &kind.segments).map(|s| s.blocks.len()).sum();
+        assert!(blocks as u64 <= 1 + EVENTS / 20, "{blocks} blocks");
+    }
 }

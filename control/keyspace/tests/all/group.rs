@@ -68,6 +68,7 @@ async fn what_one_writes_all_have_and_only_the_leader_takes_writes() {
 async fn a_leader_that_is_cut_off_confirms_nothing_and_is_replaced() {
     let group = Group::start().await;
     let before = group.members[0].transact(vec![put("a", "x", Guard::None)]).await.unwrap().revision;
+    let mut watchers: Vec<_> = group.members.iter().map(|member| member.watch("things", before).unwrap()).collect();
     group.hub.isolate(1, true);
     let lost = group.members[0].clone();
     let alone = tokio::spawn(async move { lost.transact(vec![put("lost", "x", Guard::None)]).await });
@@ -90,6 +91,19 @@ async fn a_leader_that_is_cut_off_confirms_nothing_and_is_replaced() {
         .unwrap();
     assert!(matches!(alone.await.unwrap(), Err(TransactError::Unknown | TransactError::Unavailable { .. })));
     assert!(group.members[0].get("things", "b").is_some() && group.members[0].get("things", "lost").is_none());
+    // Whoever watched, also where nobody led, heard the same, once and in order.
+    let mut heard = Vec::new();
+    for watcher in &mut watchers {
+        let mut events: Vec<(u64, String)> = Vec::new();
+        while watcher.revision().get() < after {
+            let batch = tokio::time::timeout(Duration::from_secs(20), watcher.next()).await.unwrap().unwrap();
+            events.extend(batch.events.iter().map(|e| (e.record.revision.get(), e.record.key.name.to_string())));
+        }
+        events.retain(|(revision, _)| *revision <= after);
+        assert!(events.is_sorted_by(|one, next| one.0 < next.0) && events.iter().all(|(_, name)| name == "b"), "{events:?}");
+        heard.push(events);
+    }
+    assert!(heard[0].iter().any(|(revision, _)| *revision == after) && heard.iter().all(|events| *events == heard[0]));
     group.shutdown().await;
 }
 

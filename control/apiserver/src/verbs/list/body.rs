@@ -38,7 +38,7 @@ pub(crate) fn encode(form: Form, resource: &Arc<Resource>, page: Page, include: 
         let list = Protobuf::new(form.shape, resource.clone(), &records, &list_metadata);
         return respond::bytes(200, negotiate::PROTOBUF, pieces(list, records));
     }
-    let list = Json::new(form.shape, resource.clone(), include, &list_metadata);
+    let list = Json::new(form.shape, resource.clone(), include, &list_metadata, records.first());
     if form.format == Format::Yaml || form.pretty {
         let whole: Vec<u8> = Pieces::new(list, records).flatten().collect();
         return respond::json_text(form, 200, whole);
@@ -46,10 +46,42 @@ pub(crate) fn encode(form: Form, resource: &Arc<Resource>, page: Page, include: 
     respond::bytes(200, negotiate::JSON, pieces(list, records))
 }
 
+/// Lists longer than this have what is not in their bytes computed aside, on several threads: tens of microseconds a record
+/// would hold up whoever else is served by this one.
+const WARM_RECORDS: usize = 256;
+
+/// Computes of long lists what their form needs and no list before needed. It stays with the records for a while.
+pub(crate) async fn warm(form: Form, resource: &Arc<Resource>, records: &[Arc<Record>]) {
+    let plain = form.format != Format::Protobuf && form.shape == Shape::Whole && !resource.is_view;
+    if plain || records.len() <= WARM_RECORDS {
+        return;
+    }
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4);
+    let parts = records.chunks(records.len().div_ceil(threads)).map(|part| {
+        let (part, resource) = (part.to_vec(), resource.clone());
+        tokio::task::spawn_blocking(move || {
+            for record in &part {
+                let seen = Seen::new(&resource, record);
+                match (form.format, form.shape) {
+                    (Format::Protobuf, Shape::Whole) => drop(seen.protobuf()),
+                    (Format::Protobuf, _) => drop(seen.metadata_protobuf()),
+                    (_, Shape::Table { .. }) => drop((seen.row(), seen.metadata_range())),
+                    (_, Shape::Whole) => drop(seen.json()),
+                    (_, Shape::Metadata { .. } | Shape::MetadataList { .. }) => drop(seen.metadata_range()),
+                }
+            }
+        })
+    });
+    // One that failed is made good for when the list is written.
+    for part in parts.collect::<Vec<_>>() {
+        let _ = part.await;
+    }
+}
+
 /// How the records of a list are written.
 trait List: Send + 'static {
     fn head(&self) -> &[u8];
-    fn row(&self, record: &Arc<Record>, first: bool, out: &mut Vec<u8>);
+    fn row(&self, at: usize, record: &Arc<Record>, out: &mut Vec<u8>);
     fn tail(&self) -> &'static [u8];
 }
 
@@ -96,7 +128,7 @@ impl<L: List> Iterator for Pieces<L> {
                 self.ended = true;
                 break;
             };
-            self.list.row(record, self.at == 0, &mut out);
+            self.list.row(self.at, record, &mut out);
             self.at += 1;
         }
         Some(Bytes::from(out))
@@ -108,11 +140,19 @@ struct Json {
     resource: Arc<Resource>,
     include: Include,
     head: Vec<u8>,
+    /// How the first record begins, up to and with the name of its metadata.
+    item_head: Bytes,
     now: Timestamp,
 }
 
 impl Json {
-    fn new(shape: Shape, resource: Arc<Resource>, include: Include, list_metadata: &Value) -> Json {
+    fn new(
+        shape: Shape,
+        resource: Arc<Resource>,
+        include: Include,
+        list_metadata: &Value,
+        first: Option<&Arc<Record>>,
+    ) -> Json {
         let mut head = Vec::with_capacity(1024);
         let list_metadata = list_metadata.to_string();
         let mut begin = |kind: &str, api_version: &str| {
@@ -130,7 +170,11 @@ impl Json {
                 table::begin(&mut head, Some(&table::columns(&resource)), list_metadata.as_bytes(), beta);
             }
         }
-        Json { shape, resource, include, head, now: Timestamp::now() }
+        let item_head = first.and_then(|first| {
+            let end = object::item_start(&first.bytes) + object::METADATA.len();
+            (end <= first.bytes.len()).then(|| first.bytes.slice(..end))
+        });
+        Json { shape, resource, include, head, item_head: item_head.unwrap_or_default(), now: Timestamp::now() }
     }
 }
 
@@ -139,14 +183,19 @@ impl List for Json {
         &self.head
     }
 
-    fn row(&self, record: &Arc<Record>, first: bool, out: &mut Vec<u8>) {
-        if !first {
+    fn row(&self, at: usize, record: &Arc<Record>, out: &mut Vec<u8>) {
+        if at > 0 {
             out.push(b',');
         }
-        // The commonest case looks at nothing but the bytes. Items say no kind: the list says it for all.
+        // The commonest case looks at nothing but the bytes. Items say no kind: the list says it for all. What is before the
+        // metadata is the same in all of them.
         if self.shape == Shape::Whole && !self.resource.is_view {
             out.push(b'{');
-            out.extend_from_slice(&record.bytes[object::item_start(&record.bytes)..]);
+            let start = match record.bytes.starts_with(&self.item_head) {
+                true if !self.item_head.is_empty() => self.item_head.len() - object::METADATA.len(),
+                _ => object::item_start(&record.bytes),
+            };
+            out.extend_from_slice(&record.bytes[start..]);
             return;
         }
         let seen = Seen::new(&self.resource, record);
@@ -169,9 +218,8 @@ impl List for Json {
 /// List metadata is field 1, items are field 2. The length of all comes first, so every message is made before the first
 /// byte is sent; they stay with their records.
 struct Protobuf {
-    partial: bool,
-    resource: Arc<Resource>,
     head: Vec<u8>,
+    messages: Vec<Bytes>,
 }
 
 impl Protobuf {
@@ -182,15 +230,13 @@ impl Protobuf {
             }
             _ => (resource.api_version.clone(), resource.list_kind.clone()),
         };
-        let mut list = Protobuf { partial: shape != Shape::Whole, resource, head: Vec::new() };
-        let size = records.iter().map(|record| codec::item_size(list.message(record).len())).sum();
-        list.head = codec::list_head(&api_version, &kind, list_metadata, size);
-        list
-    }
-
-    fn message(&self, record: &Arc<Record>) -> Bytes {
-        let seen = Seen::new(&self.resource, record);
-        if self.partial { seen.metadata_protobuf() } else { seen.protobuf() }
+        let message = |record| {
+            let seen = Seen::new(&resource, record);
+            if shape == Shape::Whole { seen.protobuf() } else { seen.metadata_protobuf() }
+        };
+        let messages: Vec<Bytes> = records.iter().map(message).collect();
+        let size = messages.iter().map(|message| codec::item_size(message.len())).sum();
+        Protobuf { head: codec::list_head(&api_version, &kind, list_metadata, size), messages }
     }
 }
 
@@ -199,8 +245,10 @@ impl List for Protobuf {
         &self.head
     }
 
-    fn row(&self, record: &Arc<Record>, _first: bool, out: &mut Vec<u8>) {
-        codec::list_item(out, &self.message(record));
+    fn row(&self, at: usize, _record: &Arc<Record>, out: &mut Vec<u8>) {
+        if let Some(message) = self.messages.get(at) {
+            codec::list_item(out, message);
+        }
     }
 
     fn tail(&self) -> &'static [u8] {
