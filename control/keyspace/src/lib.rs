@@ -387,7 +387,9 @@ impl Keyspace {
             let collection: Arc<str> = Arc::from(collection);
             let (mut after, upto, mut kept) = (revision, undo.upto, 0);
             while let Some(events) = machine.read_history(&collection, after).await.map_err(|_| Compacted(upto))? {
-                for event in events.iter().filter(|event| event.record.revision > after && event.record.revision <= upto) {
+                for event in
+                    events.iter().filter(|event| event.record.revision > after && event.record.revision <= upto)
+                {
                     kept += undo.add(event);
                 }
                 after = events.last().map_or(upto, |event| event.record.revision);

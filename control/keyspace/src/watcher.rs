@@ -197,7 +197,9 @@ impl Watcher {
 enum Look {
     Memory(Batch),
     /// What comes next is in the history, or there is nothing before `ring_start`.
-    Disk { ring_start: Revision },
+    Disk {
+        ring_start: Revision,
+    },
 }
 
 /// Wakes watchers who are to be woken later, until `stopped` says so.

@@ -172,7 +172,8 @@ impl History {
         let last = {
             let mut index = self.index.lock();
             let floor = index.floor;
-            let kind = index.kinds.entry(collection.clone()).or_insert_with(|| Kind { forgotten: floor, ..Kind::default() });
+            let kind =
+                index.kinds.entry(collection.clone()).or_insert_with(|| Kind { forgotten: floor, ..Kind::default() });
             if gap {
                 kind.restart(after.get());
             }
@@ -408,7 +409,10 @@ fn chain(
         match events {
             Ok(events) => {
                 let mut encoder = Encoder::default();
-                events.iter().filter(|event| event.record.revision.get() <= covered).for_each(|event| encoder.push(event));
+                events
+                    .iter()
+                    .filter(|event| event.record.revision.get() <= covered)
+                    .for_each(|event| encoder.push(event));
                 if let Some((head, block)) = encoder.finish() {
                     segment::write(&segment::writable(&segment.path)?, segment.bytes, &block)?;
                     segment.push(&head, block.len());
@@ -449,7 +453,9 @@ mod tests {
 
     fn append(history: &History, collection: &str, revisions: std::ops::RangeInclusive<u64>) {
         for revision in revisions {
-            history.append(&Arc::from(collection), Revision::new(revision - 1), false, &[event(revision, 100)]).unwrap();
+            history
+                .append(&Arc::from(collection), Revision::new(revision - 1), false, &[event(revision, 100)])
+                .unwrap();
         }
     }
 
@@ -475,7 +481,9 @@ mod tests {
     fn a_restart_keeps_what_the_checkpoint_covers_and_nothing_beyond() {
         let dir = tempfile::tempdir().unwrap();
         let history = open(&dir, 0, 1 << 20);
-        history.append(&Arc::from("things"), Revision::new(0), false, &(1..=9).map(|r| event(r, 100)).collect::<Vec<_>>()).unwrap();
+        history
+            .append(&Arc::from("things"), Revision::new(0), false, &(1..=9).map(|r| event(r, 100)).collect::<Vec<_>>())
+            .unwrap();
         append(&history, "things", 10..=12);
         history.cover(Revision::new(12), &[]).unwrap();
         append(&history, "things", 13..=14);
@@ -586,10 +594,13 @@ mod tests {
         let history = open(&dir, 10, 1 << 20);
         assert_eq!((history.floor().get(), history.forgotten()[0].1.get()), (2, 6));
         let events = history.read(&Arc::from("things"), Revision::new(6)).unwrap().unwrap();
-        let said: Vec<String> = events.iter().map(|event| {
-            let before = event.previous.as_ref().map(|record| String::from_utf8_lossy(&record.bytes).into_owned());
-            format!("{:?} {:?} {:?} {before:?}", event.kind, event.record, event.record.bytes)
-        }).collect();
+        let said: Vec<String> = events
+            .iter()
+            .map(|event| {
+                let before = event.previous.as_ref().map(|record| String::from_utf8_lossy(&record.bytes).into_owned());
+                format!("{:?} {:?} {:?} {before:?}", event.kind, event.record, event.record.bytes)
+            })
+            .collect();
         let expected = [
             r#"Put Record { key: Key { collection: "things", name: "a" }, revision: Revision(7), bytes: 3, .. } b"{7}" None"#,
             r#"Put Record { key: Key { collection: "things", name: "a" }, revision: Revision(9), bytes: 3, .. } b"{9}" Some("{7}")"#,
@@ -603,15 +614,25 @@ mod tests {
     fn five_minutes_of_writes_fit() {
         const EVENTS: u64 = 3_000;
         let pod = |at: u64, revision: u64| {
-            let uid = |n: u64| format!("{:032x}", u128::from(n).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835));
+            let uid =
+                |n: u64| format!("{:032x}", u128::from(n).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835));
             let condition = |kind: &str| {
                 let time = 1_700_000_000 + revision;
-                format!(r#"{{"type":"{kind}","status":"True","lastProbeTime":null,"lastTransitionTime":"{time}","observedGeneration":1}}"#)
+                format!(
+                    r#"{{"type":"{kind}","status":"True","lastProbeTime":null,"lastTransitionTime":"{time}","observedGeneration":1}}"#
+                )
             };
-            let env: Vec<String> = (0..12).map(|n| format!(r#"{{"name":"VARIABLE_{n}","value":"{}"}}"#, uid(at * 100 + n))).collect();
+            let env: Vec<String> =
+                (0..12).map(|n| format!(r#"{{"name":"VARIABLE_{n}","value":"{}"}}"#, uid(at * 100 + n))).collect();
             let text = format!(
                 r#"{{"apiVersion":"v1","kind":"Pod","metadata":{{"name":"web-{at}","namespace":"default","uid":"{}","labels":{{"app":"web","pod-template-hash":"6d4cf56db6"}},"managedFields":[{{"manager":"node","operation":"Update","apiVersion":"v1","time":"{revision}","fieldsType":"FieldsV1","fieldsV1":{{"f:status":{{"f:conditions":{{".":{{}},"k:{{type}}":{{".":{{}},"f:status":{{}}}}}},"f:podIP":{{}},"f:phase":{{}}}}}}}}]}},"spec":{{"containers":[{{"name":"app","image":"web:v1","env":[{}],"resources":{{"requests":{{"cpu":"10m","memory":"16Mi"}}}},"terminationMessagePath":"/dev/termination-log","imagePullPolicy":"IfNotPresent"}}],"restartPolicy":"Always","serviceAccountName":"default","nodeName":"node-1"}},"status":{{"phase":"Running","podIP":"10.0.{}.{}","conditions":[{},{},{}]}}}}"#,
-                uid(at), env.join(","), at / 250, at % 250, condition("Ready"), condition("Initialized"), condition("ContainersReady"),
+                uid(at),
+                env.join(","),
+                at / 250,
+                at % 250,
+                condition("Ready"),
+                condition("Initialized"),
+                condition("ContainersReady"),
             );
             let value = Value { revision_at: text.len(), bytes: Bytes::from(text) };
             Arc::new(Record::new(Key::new("pods", format!("default/web-{at}")), &value, Revision::new(revision)))
@@ -627,9 +648,13 @@ mod tests {
         history.append(&Arc::from("pods"), Revision::new(0), false, &events).unwrap();
         let each = history.bytes() as f64 / EVENTS as f64;
         let content = events.iter().map(|event| event.record.bytes.len()).sum::<usize>() as f64 / EVENTS as f64;
-        assert!(content > 1_800.0 && each * 300.0 * 5_000.0 <= f64::from(2_u32 << 30), "{each} bytes for an event of {content}");
+        assert!(
+            content > 1_800.0 && each * 300.0 * 5_000.0 <= f64::from(2_u32 << 30),
+            "{each} bytes for an event of {content}"
+        );
         // The index in memory: a position for about 128 KiB of events.
-        let blocks: usize = history.index.lock().kinds.values().flat_map(|kind| &kind.segments).map(|s| s.blocks.len()).sum();
+        let blocks: usize =
+            history.index.lock().kinds.values().flat_map(|kind| &kind.segments).map(|s| s.blocks.len()).sum();
         assert!(blocks as u64 <= 1 + EVENTS / 20, "{blocks} blocks");
     }
 }

@@ -100,7 +100,10 @@ async fn a_leader_that_is_cut_off_confirms_nothing_and_is_replaced() {
             events.extend(batch.events.iter().map(|e| (e.record.revision.get(), e.record.key.name.to_string())));
         }
         events.retain(|(revision, _)| *revision <= after);
-        assert!(events.is_sorted_by(|one, next| one.0 < next.0) && events.iter().all(|(_, name)| name == "b"), "{events:?}");
+        assert!(
+            events.is_sorted_by(|one, next| one.0 < next.0) && events.iter().all(|(_, name)| name == "b"),
+            "{events:?}"
+        );
         heard.push(events);
     }
     assert!(heard[0].iter().any(|(revision, _)| *revision == after) && heard.iter().all(|events| *events == heard[0]));

@@ -39,7 +39,8 @@ async fn follow(keyspace: &Keyspace, model: &mut Model, after: Revision) -> Vec<
     let mut all: Vec<(u64, String, Bytes)> = Vec::new();
     let end = keyspace.revision();
     while watcher.revision() < end {
-        let batch = tokio::time::timeout(Duration::from_secs(20), watcher.next()).await.expect("events in time").unwrap();
+        let batch =
+            tokio::time::timeout(Duration::from_secs(20), watcher.next()).await.expect("events in time").unwrap();
         for event in &batch.events {
             let (name, revision) = (event.record.key.name.to_string(), event.record.revision.get());
             assert!(all.last().is_none_or(|(last, ..)| *last <= revision) && revision > after.get());
