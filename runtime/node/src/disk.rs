@@ -29,6 +29,8 @@ const LOOK_MIN: Duration = Duration::from_millis(100);
 const LOOK_MAX: Duration = Duration::from_secs(2);
 /// Between two looks while no pod can write.
 const LOOK_IDLE: Duration = Duration::from_secs(10);
+/// After a pod was evicted, until its files have gone.
+const RELIEF_WAIT: Duration = Duration::from_millis(500);
 /// Pods are measured this often at most, and for a twentieth of the time at most.
 const MEASURE_EVERY: Duration = Duration::from_secs(2);
 const MEASURE_SHARE: u32 = 20;
@@ -91,11 +93,14 @@ pub async fn run(pods: Arc<Pods>, shutdown: CancellationToken) {
             false => Duration::from_secs_f64(above as f64 / WRITE_RATE).clamp(LOOK_MIN, LOOK_MAX),
         };
         let begun = Instant::now();
+        let mut wait = wait;
         if disk.is_low() {
-            relieve(&pods, &all).await;
+            wait = if relieve(&pods, &all).await { RELIEF_WAIT } else { LOOK_IDLE };
         } else if measure_at <= begun {
             for slot in all.iter().filter(|slot| slot.has_files()) {
-                check(&pods, slot).await;
+                if slot.has_own_files() || is_limited(&slot.pod()) {
+                    check(&pods, slot).await;
+                }
             }
             measure_at = begun + MEASURE_EVERY.max(begun.elapsed() * MEASURE_SHARE);
         }
@@ -107,8 +112,8 @@ pub async fn run(pods: Arc<Pods>, shutdown: CancellationToken) {
     }
 }
 
-/// Ends the pod that holds most.
-async fn relieve(pods: &Arc<Pods>, all: &[Arc<Slot>]) {
+/// Ends the pod that holds most; false when there is none whose end would help.
+async fn relieve(pods: &Arc<Pods>, all: &[Arc<Slot>]) -> bool {
     let mut most: Option<(u64, &Arc<Slot>)> = None;
     for slot in all.iter().filter(|slot| slot.has_files() && !slot.with_core(|core| core.is_ending())) {
         let used = held(pods, slot).await.bytes;
@@ -116,7 +121,7 @@ async fn relieve(pods: &Arc<Pods>, all: &[Arc<Slot>]) {
             most = Some((used, slot));
         }
     }
-    let Some((used, slot)) = most else { return };
+    let Some((used, slot)) = most else { return false };
     let free = machine::storage(&pods.context.disk.dir).map_or(0, |(_, free)| free);
     let message = format!(
         "The node was low on resource: ephemeral-storage. Threshold quantity: {}, available: {}Ki. The pod was using {}Ki. ",
@@ -126,6 +131,7 @@ async fn relieve(pods: &Arc<Pods>, all: &[Arc<Slot>]) {
     );
     tracing::warn!(namespace = %slot.namespace, pod = %slot.name, used, free, "pod is evicted: the disk is low");
     pods.input(slot, Input::Evict { message });
+    true
 }
 
 async fn held(pods: &Arc<Pods>, slot: &Slot) -> Usage {
@@ -146,6 +152,13 @@ async fn check(pods: &Arc<Pods>, slot: &Arc<Slot>) {
     if let Ok(Some(message)) = measured {
         pods.input(slot, Input::Evict { message });
     }
+}
+
+/// Whether a pod has bounds that are measured.
+fn is_limited(pod: &Pod) -> bool {
+    let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
+    volumes.iter().any(|volume| volume.empty_dir.as_ref().is_some_and(|source| source.size_limit.is_some()))
+        || specs(pod).any(|container| storage_limit(container.resources.as_ref()).is_some())
 }
 
 /// What of a pod is more than it may be, in the kubelet's words. Blocks on the disk.
@@ -212,7 +225,7 @@ fn storage_limit(resources: Option<&ResourceRequirements>) -> Option<u64> {
 /// As a quantity of binary units, when it is one.
 fn shown(bytes: u64) -> String {
     let units = [(1_u64 << 30, "Gi"), (1 << 20, "Mi"), (1 << 10, "Ki")];
-    match units.iter().find(|(unit, _)| bytes > 0 && bytes % unit == 0) {
+    match units.iter().find(|(unit, _)| bytes > 0 && bytes.is_multiple_of(*unit)) {
         Some((unit, suffix)) => format!("{}{suffix}", bytes / unit),
         None => bytes.to_string(),
     }

@@ -104,9 +104,12 @@ pub async fn any(
     let Some(index) = core::specs(&object).position(|spec| spec.name == container) else {
         return refusal(StatusCode::NOT_FOUND, format!("container not found ({container:?})"));
     };
-    let has_run = slot.with_core(|core| match core.containers().get(index).map(|found| &found.state) {
-        Some(ContainerState::Running { .. } | ContainerState::Stopping { .. } | ContainerState::Ended { .. }) => true,
-        _ => false,
+    let has_run = slot.with_core(|core| {
+        let state = core.containers().get(index).map(|found| &found.state);
+        matches!(
+            state,
+            Some(ContainerState::Running { .. } | ContainerState::Stopping { .. } | ContainerState::Ended { .. })
+        )
     });
     if !has_run {
         return refusal(StatusCode::BAD_REQUEST, format!("container {container} is not running"));

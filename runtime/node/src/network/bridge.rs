@@ -136,3 +136,50 @@ async fn accept(
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addresses::Addresses;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    struct Says(&'static str);
+
+    impl HttpService for Says {
+        fn call(&self, _: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
+            let text = self.0;
+            Box::pin(async move { Ok(Response::new(coracle_engine::full(text.to_owned()))) })
+        }
+    }
+
+    async fn ask(at: SocketAddr) -> String {
+        let mut stream = tokio::net::TcpStream::connect(at).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        text
+    }
+
+    #[tokio::test]
+    async fn leads_to_the_component_that_runs_now_and_has_bounds() {
+        let addresses = Addresses::new("10.1.0.0/24".parse().unwrap()).unwrap();
+        let table = Arc::new(Table::new(addresses, Box::new(|_, _, _| {})));
+        let pod = table.allocate(None).unwrap();
+        let bridges = Bridges::default();
+        let endpoint = |port| SocketAddr::new(pod.pod, port);
+        let open = |port: u16| bridges.open(endpoint(port), SocketAddr::new(pod.loopback, 20_000 + port), &table);
+        table.serve(pod.pod, 0, Box::new([80]), Arc::new(Says("first life")));
+        let at = open(80).unwrap();
+        assert!(ask(at).await.ends_with("first life"));
+        // The container was restarted: nobody opens anything anew.
+        table.stop(pod.pod, 0);
+        assert!(ask(at).await.starts_with("HTTP/1.1 50"));
+        table.serve(pod.pod, 0, Box::new([80]), Arc::new(Says("second life")));
+        assert!(ask(at).await.ends_with("second life"));
+        assert_eq!(open(80), Some(at));
+        let opened = (0..100).filter(|port| open(100 + port).is_some()).count();
+        assert_eq!(opened, BRIDGES_PER_POD_MAX - 1, "a guest that knocks at every port gets no listener for each");
+        bridges.close(pod.pod);
+        assert!(open(200).is_some());
+    }
+}

@@ -147,7 +147,12 @@ impl Pods {
             }
             Ok(made)
         };
-        blocking(work).await.map_err(MountFailed::Config)
+        let made = blocking(work).await.map_err(MountFailed::Config)?;
+        let files = self.context.pods_dir.join(&*slot.uid).join(FILES_DIR);
+        if made.message.is_some() || made.mounts.iter().any(|mount| mount.host.starts_with(&files)) {
+            slot.set_has_own_files();
+        }
+        Ok(made)
     }
 
     /// Brings what was written of a pod's volumes to what its sources say now.

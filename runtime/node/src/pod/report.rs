@@ -307,12 +307,12 @@ fn revision_in(body: &[u8]) -> Option<u64> {
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
-/// What of a status the node answers for, as a number: phase, address, its conditions, its containers. The same for what it writes
+/// What of a status the node answers for, as a number: phase, its conditions, its containers. The same for what it writes
 /// and for what it reads.
 fn print_of(status: &Value) -> u64 {
     let mut hasher = DefaultHasher::new();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    (text(&status["phase"]), text(&status["podIP"]), text(&status["reason"])).hash(&mut hasher);
+    (text(&status["phase"]), text(&status["reason"])).hash(&mut hasher);
     let conditions = status["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
     for name in OWNED_CONDITIONS {
         let found = conditions.iter().find(|condition| condition["type"] == name).unwrap_or(&Value::Null);

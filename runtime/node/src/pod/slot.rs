@@ -32,6 +32,8 @@ pub struct Slot {
     pub(super) written: tokio::sync::Mutex<Written>,
     /// Whether there is anything below the pod's directory.
     has_files: AtomicBool,
+    /// Whether a container has a writable directory beside its volumes.
+    has_own_files: AtomicBool,
 }
 
 /// What changes.
@@ -133,6 +135,7 @@ impl Slot {
             }),
             written: tokio::sync::Mutex::default(),
             has_files: AtomicBool::new(had_life),
+            has_own_files: AtomicBool::new(had_life),
         }
     }
 
@@ -170,6 +173,15 @@ impl Slot {
 
     pub(super) fn set_has_files(&self) {
         self.has_files.store(true, Ordering::Release);
+    }
+
+    pub(super) fn set_has_own_files(&self) {
+        self.has_own_files.store(true, Ordering::Release);
+    }
+
+    /// Whether a container has a writable directory beside its volumes.
+    pub fn has_own_files(&self) -> bool {
+        self.has_own_files.load(Ordering::Acquire)
     }
 
     /// Whether there is anything below the pod's directory.

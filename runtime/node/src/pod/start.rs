@@ -86,7 +86,7 @@ impl Pods {
             handle: handle.clone(),
             log,
             since: Instant::now(),
-            has_sockets: component.imports().iter().any(|import| import.starts_with("wasi:sockets/tcp")),
+            has_sockets: component.imports().iter().any(|import| import.starts_with("wasi:sockets/")),
             stopping: CancellationToken::new(),
             over: CancellationToken::new(),
         };

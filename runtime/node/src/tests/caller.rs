@@ -37,6 +37,11 @@ impl Certificates {
         (vec![certificate.der().clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
     }
 
+    /// The authority's own.
+    pub fn root(&self) -> CertificateDer<'static> {
+        self.root.clone()
+    }
+
     fn roots(&self) -> RootCertStore {
         let mut roots = RootCertStore::empty();
         roots.add(self.root.clone()).unwrap();

@@ -5,6 +5,7 @@ mod caller;
 mod kubelet;
 mod pods;
 mod registry;
+mod tls;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
