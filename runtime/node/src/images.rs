@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_artifact::{Artifact, Credential, PullError, PullPolicy, Store};
-use coracle_engine::{Component, Engine};
+use coracle_engine::{Component, Engine, Phase};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -27,8 +27,14 @@ pub struct Prepared {
     pub artifact: Artifact,
     /// The component.
     pub component: Component,
-    /// How long the pull took.
-    pub pulled_in: Duration,
+}
+
+/// What somebody who waits for an image is told.
+pub enum Progress<'a> {
+    /// It is on disk, after so much time.
+    Pulled(&'a Artifact, Duration),
+    /// What its code waits for.
+    Code(Phase),
 }
 
 /// Why an image cannot be started.
@@ -82,20 +88,22 @@ impl Images {
         self.store.is_accessible(image, credentials)
     }
 
-    /// The image, fetched as the policy says and compiled if that was never done.
+    /// The image, fetched as the policy says and compiled if that was never done, which is told.
     pub async fn prepare(
         &self,
         image: &str,
         policy: PullPolicy,
         credentials: &[Credential],
+        tell: &(dyn Fn(Progress<'_>) + Sync),
     ) -> Result<Prepared, ImageError> {
         let begun = Instant::now();
         let artifact = self.store.pull(image, policy, credentials).await?;
         let pulled_in = begun.elapsed();
+        tell(Progress::Pulled(&artifact, pulled_in));
         if let Some(component) = self.recent(&artifact.digest) {
-            return Ok(Prepared { artifact, component, pulled_in });
+            return Ok(Prepared { artifact, component });
         }
-        let component = self.engine.prepare(&artifact.digest, &artifact.path).await;
+        let component = self.engine.prepare_telling(&artifact.digest, &artifact.path, &|phase| tell(Progress::Code(phase))).await;
         let component =
             component.map_err(|source| ImageError::Prepare { image: artifact.reference.clone(), source })?;
         let mut recent = self.recent.lock();
@@ -108,7 +116,7 @@ impl Images {
             recent.pop_front();
         }
         drop(recent);
-        Ok(Prepared { artifact, component, pulled_in })
+        Ok(Prepared { artifact, component })
     }
 
     /// Lets go of components that no pod has asked for in a while, until shutdown.

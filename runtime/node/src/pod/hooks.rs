@@ -72,10 +72,6 @@ pub struct Answer {
     pub body: String,
 }
 
-/// Marks a request of the node's own, which does not wait behind those of others.
-#[derive(Debug, Clone, Copy)]
-pub struct Probing;
-
 /// Sends a request to a pod's port and returns the answer; redirects within the host are followed, as the kubelet does.
 pub async fn http_get(
     context: &Context,
@@ -243,7 +239,8 @@ fn target(context: &Context, network: &GuestNetwork, host: Option<&str>, port: u
 fn request(get: &HTTPGetAction, url: &Url, host: Option<&str>) -> Result<Request<Body>, http::Error> {
     let authority = host.map_or_else(|| url.authority(), str::to_owned);
     let mut request = Request::get(format!("http://{authority}{}", url.path));
-    request = request.header(header::USER_AGENT, USER_AGENT).header(header::ACCEPT, "*/*").extension(Probing);
+    // It does not wait behind the requests of others.
+    request = request.header(header::USER_AGENT, USER_AGENT).header(header::ACCEPT, "*/*").extension(coracle_engine::Probe);
     for given in get.http_headers.iter().flatten() {
         let name = HeaderName::try_from(&given.name)?;
         let value = HeaderValue::try_from(&given.value)?;

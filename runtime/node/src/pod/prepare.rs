@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_artifact::{Credential, PullPolicy};
-use coracle_engine::{Qos, Spec as EngineSpec, World};
+use coracle_engine::{Phase, Qos, Spec as EngineSpec, World};
 use k8s_openapi::api::core::v1::{Container as Spec, Pod};
 
 use super::core::{FAILED_MOUNT, Index, Kind, Run, StartFailure, human};
@@ -16,7 +16,7 @@ use super::table::Pods;
 use crate::annotations::Wishes;
 use crate::downward::Downward;
 use crate::env::{self, Contents, ServiceLink, expand};
-use crate::images::Prepared;
+use crate::images::{Prepared, Progress};
 use crate::network::GuestNetwork;
 use crate::objects::{Kind as ObjectKind, ObjectKey};
 use crate::{logs, quantity};
@@ -82,20 +82,28 @@ impl Pods {
         if !is_present && policy != PullPolicy::Never {
             self.event(slot, path.clone(), false, "Pulling", format!("Pulling image {image:?}"));
         }
-        match self.context.images.prepare(image, policy, &credentials).await {
-            Ok(prepared) => {
-                let message = if is_present {
-                    format!("Container image {image:?} already present on machine and can be accessed by the pod")
-                } else {
-                    let took = human(prepared.pulled_in);
-                    let size = prepared.artifact.size;
-                    format!(
+        let tell = |progress: Progress<'_>| {
+            let (reason, message) = match progress {
+                Progress::Pulled(..) if is_present => {
+                    let text = format!("Container image {image:?} already present on machine and can be accessed by the pod");
+                    ("Pulled", text)
+                }
+                Progress::Pulled(artifact, took) => {
+                    let (took, size) = (human(took), artifact.size);
+                    let text = format!(
                         "Successfully pulled image {image:?} in {took} ({took} including waiting). Image size: {size} bytes."
-                    )
-                };
-                self.event(slot, path, false, "Pulled", message);
-                Ok(prepared)
-            }
+                    );
+                    ("Pulled", text)
+                }
+                Progress::Code(Phase::Compiling) => ("Compiling", format!("Compiling image {image:?} for this machine")),
+                Progress::Code(Phase::Compiled(took)) => {
+                    ("Compiled", format!("Compiled image {image:?} in {}", human(took)))
+                }
+            };
+            self.event(slot, path.clone(), false, reason, message);
+        };
+        match self.context.images.prepare(image, policy, &credentials, &tell).await {
+            Ok(prepared) => Ok(prepared),
             Err(error) => {
                 let reason = error.reason();
                 let text = chain(&error);

@@ -10,6 +10,8 @@ use crate::machine;
 
 /// Memory below which the node says that it has none (kubelet's default eviction threshold).
 const MEMORY_FREE_MIN: u64 = 100 << 20;
+/// The same for what guests may have together: a twentieth of it.
+const GUESTS_FREE_SHARE: u64 = 20;
 /// Images named in the status (kubelet's `nodeStatusMaxImages`).
 const IMAGES_MAX: usize = 50;
 /// Version of Kubernetes whose API this node speaks, and our own.
@@ -139,7 +141,9 @@ pub fn leaving() -> Value {
 }
 
 fn conditions(context: &Context) -> [(&'static str, &'static str, &'static str, &'static str); 4] {
-    let memory = machine::meminfo("MemAvailable:").is_some_and(|free| free < MEMORY_FREE_MIN);
+    let guests = context.engine.memory();
+    let is_taken = guests.memory_bytes >= guests.memory_bytes_max.saturating_sub(guests.memory_bytes_max / GUESTS_FREE_SHARE);
+    let memory = is_taken || machine::meminfo("MemAvailable:").is_some_and(|free| free < MEMORY_FREE_MIN);
     let disk = context.disk.is_low();
     let memory = match memory {
         true => ("True", "KubeletHasInsufficientMemory", "kubelet has insufficient memory available"),

@@ -27,8 +27,8 @@ async fn a_pod_becomes_ready_in_one_write_and_goes_when_it_is_deleted() {
     world.api.delete("second", 30);
     world.api.gone("second").await;
     let mut reasons = world.api.reasons("first");
-    reasons.truncate(4);
-    assert_eq!(reasons, ["Pulling", "Pulled", "Created", "Started"]);
+    reasons.truncate(6);
+    assert_eq!(reasons, ["Pulling", "Pulled", "Compiling", "Compiled", "Created", "Started"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
