@@ -203,7 +203,7 @@ async fn channels(socket: WebSocket, output: &Output, wishes: Wishes) {
         () = printing => {}
         () = reading => {}
     }
-    let _ = sink.lock().await.close().await;
+    upgrade::close(&mut *sink.lock().await).await;
 }
 
 async fn send(sink: &Sink, channel: u8, bytes: &[u8]) {

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, ReadHalf, W
 use tokio::sync::Mutex;
 use tokio_tungstenite::tungstenite::Message;
 
-use super::upgrade::WebSocket;
+use super::upgrade::{self, WebSocket};
 
 /// The subprotocol.
 pub const PROTOCOL: &str = "v4.channel.k8s.io";
@@ -88,7 +88,7 @@ where
         () = reading => {}
         _ = working => {}
     }
-    let _ = sink.lock().await.close().await;
+    upgrade::close(&mut *sink.lock().await).await;
 }
 
 async fn outwards(sink: &Sink, channel: u8, mut from_user: ReadHalf<DuplexStream>) {

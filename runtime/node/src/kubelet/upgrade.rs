@@ -3,6 +3,7 @@
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
+use futures::stream::SplitSink;
 use futures::{SinkExt as _, StreamExt as _};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
@@ -10,7 +11,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 
 /// Largest message of a client.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
@@ -74,6 +76,13 @@ pub fn accept_spdy(request: &mut Request, protocol: &'static str) -> (Response, 
     (response, hyper::upgrade::on(request))
 }
 
+/// Ends a WebSocket in the way that clients take for its ordinary end.
+pub async fn close(sink: &mut SplitSink<WebSocket, Message>) {
+    let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+    let _ = sink.send(Message::Close(Some(frame))).await;
+    let _ = sink.close().await;
+}
+
 /// The server's side of a WebSocket on an upgraded connection.
 pub async fn websocket(upgraded: Upgraded) -> WebSocket {
     let config = WebSocketConfig::default().max_message_size(Some(MESSAGE_BYTES_MAX));
@@ -108,7 +117,7 @@ pub fn tunnel(socket: WebSocket) -> (DuplexStream, impl Future<Output = ()> + Se
                     return;
                 }
             }
-            let _ = sink.close().await;
+            close(&mut sink).await;
         };
         tokio::pin!(inwards, outwards);
         // The client's end does not end our answers; our end ends everything.

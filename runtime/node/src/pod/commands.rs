@@ -123,13 +123,19 @@ impl Pods {
                 hosts.extend(alias.hostnames.iter().flatten().map(|name| (name.clone(), ip)));
             }
         }
+        // What is wrong with the annotations is told when a container is started.
+        let egress = Wishes::of(pod).is_ok_and(|wishes| wishes.egress);
         let (pods, told) = (Arc::downgrade(self), Arc::downgrade(slot));
         let denied = Box::new(move |destination: &str| {
             if let (Some(pods), Some(slot)) = (pods.upgrade(), told.upgrade()) {
-                let message = format!(
-                    "A connection to {destination} was refused: it is outside of the cluster, and the pod has no annotation {}: \"true\"",
-                    crate::annotations::EGRESS
-                );
+                let why = match egress {
+                    true => "it leads to the node's own machine or near it, where no pod may go".to_owned(),
+                    false => {
+                        let annotation = crate::annotations::EGRESS;
+                        format!("it is outside of the cluster, and the pod has no annotation {annotation}: \"true\"")
+                    }
+                };
+                let message = format!("A connection to {destination} was refused: {why}");
                 pods.event(&slot, None, true, "EgressDenied", message);
             }
         });
@@ -138,8 +144,7 @@ impl Pods {
             address,
             namespace: slot.namespace.clone(),
             hosts,
-            // What is wrong with the annotations is told when a container is started.
-            egress: Wishes::of(pod).is_ok_and(|wishes| wishes.egress),
+            egress,
             denied,
             told: Default::default(),
             flows: Default::default(),

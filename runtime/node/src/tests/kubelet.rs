@@ -136,7 +136,11 @@ async fn attach_shows_everything_from_the_beginning_to_the_end() {
     let mut socket = websocket(&world, path, "v5.channel.k8s.io").await;
     socket.send(Message::Binary(b"\0typed".to_vec().into())).await.unwrap();
     let mut channels = [String::new(), String::new(), String::new(), String::new()];
+    let mut end = None;
     while let Some(Ok(message)) = socket.next().await {
+        if let Message::Close(frame) = &message {
+            end = frame.as_ref().map(|frame| u16::from(frame.code));
+        }
         if let Message::Binary(bytes) = message {
             channels[usize::from(bytes[0])].push_str(&String::from_utf8_lossy(&bytes[1..]));
         }
@@ -144,6 +148,7 @@ async fn attach_shows_everything_from_the_beginning_to_the_end() {
     assert_eq!(channels[1], "one\nthree\n");
     assert!(channels[2].contains("two\n") && channels[2].contains("no standard input"), "{}", channels[2]);
     assert!(channels[3].contains("\"Success\""), "{}", channels[3]);
+    assert_eq!(end, Some(1000), "kubectl takes anything else for a failure");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
