@@ -103,7 +103,8 @@ impl Images {
         if let Some(component) = self.recent(&artifact.digest) {
             return Ok(Prepared { artifact, component });
         }
-        let component = self.engine.prepare_telling(&artifact.digest, &artifact.path, &|phase| tell(Progress::Code(phase))).await;
+        let component =
+            self.engine.prepare_telling(&artifact.digest, &artifact.path, &|phase| tell(Progress::Code(phase))).await;
         let component =
             component.map_err(|source| ImageError::Prepare { image: artifact.reference.clone(), source })?;
         let mut recent = self.recent.lock();

@@ -240,7 +240,8 @@ fn request(get: &HTTPGetAction, url: &Url, host: Option<&str>) -> Result<Request
     let authority = host.map_or_else(|| url.authority(), str::to_owned);
     let mut request = Request::get(format!("http://{authority}{}", url.path));
     // It does not wait behind the requests of others.
-    request = request.header(header::USER_AGENT, USER_AGENT).header(header::ACCEPT, "*/*").extension(coracle_engine::Probe);
+    request =
+        request.header(header::USER_AGENT, USER_AGENT).header(header::ACCEPT, "*/*").extension(coracle_engine::Probe);
     for given in get.http_headers.iter().flatten() {
         let name = HeaderName::try_from(&given.name)?;
         let value = HeaderValue::try_from(&given.value)?;

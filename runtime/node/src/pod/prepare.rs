@@ -85,7 +85,8 @@ impl Pods {
         let tell = |progress: Progress<'_>| {
             let (reason, message) = match progress {
                 Progress::Pulled(..) if is_present => {
-                    let text = format!("Container image {image:?} already present on machine and can be accessed by the pod");
+                    let text =
+                        format!("Container image {image:?} already present on machine and can be accessed by the pod");
                     ("Pulled", text)
                 }
                 Progress::Pulled(artifact, took) => {
@@ -95,7 +96,9 @@ impl Pods {
                     );
                     ("Pulled", text)
                 }
-                Progress::Code(Phase::Compiling) => ("Compiling", format!("Compiling image {image:?} for this machine")),
+                Progress::Code(Phase::Compiling) => {
+                    ("Compiling", format!("Compiling image {image:?} for this machine"))
+                }
                 Progress::Code(Phase::Compiled(took)) => {
                     ("Compiled", format!("Compiled image {image:?} in {}", human(took)))
                 }

@@ -142,7 +142,8 @@ pub fn leaving() -> Value {
 
 fn conditions(context: &Context) -> [(&'static str, &'static str, &'static str, &'static str); 4] {
     let guests = context.engine.memory();
-    let is_taken = guests.memory_bytes >= guests.memory_bytes_max.saturating_sub(guests.memory_bytes_max / GUESTS_FREE_SHARE);
+    let is_taken =
+        guests.memory_bytes >= guests.memory_bytes_max.saturating_sub(guests.memory_bytes_max / GUESTS_FREE_SHARE);
     let memory = is_taken || machine::meminfo("MemAvailable:").is_some_and(|free| free < MEMORY_FREE_MIN);
     let disk = context.disk.is_low();
     let memory = match memory {
