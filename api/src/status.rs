@@ -11,7 +11,7 @@ use std::ops::{Deref, DerefMut};
 
 use serde::{Deserialize, Serialize};
 
-use crate::meta::field::{FieldError, aggregate};
+use crate::meta::field::{FieldError, FieldErrors, aggregate};
 use crate::meta::text::quote;
 
 /// A `Status`. The content is boxed, so that results that carry it stay small; it is reached by dereference.
@@ -308,10 +308,12 @@ impl Status {
     }
 
     /// 422: the object is wrong in these fields. Here `kind` is a kind, as `Deployment`.
-    pub fn invalid(group: &str, kind: &str, name: &str, mut errors: Vec<FieldError>) -> Self {
+    pub fn invalid(group: &str, kind: &str, name: &str, errors: impl Into<FieldErrors>) -> Self {
         // The same problem is told once, where it was found first.
         let mut seen = HashSet::new();
+        let mut errors = errors.into();
         errors.retain(|error| seen.insert((error.field.clone(), error.message.clone())));
+        let errors = errors.into_told();
         let mut message = format!("{} {} is invalid", qualified(group, kind), quote(name));
         if !errors.is_empty() {
             message.push_str(": ");

@@ -10,7 +10,51 @@ pub mod yaml;
 
 use serde_json::{Map, Value};
 
-use crate::schema::Object;
+use crate::schema::{self, Object, Type};
+
+/// Deepest nesting of lists and objects that anything here reads and keeps: JSON, YAML with its aliases unfolded,
+/// protobuf, what a patch makes, `fieldsV1`, stored bytes. One number, checked once on the way in, so that what was
+/// accepted can be read back, patched, compared, written and dropped: each of these uses the stack, and at this depth
+/// even a debug build needs less than a worker's 2 MiB for it (`tests/depth.rs`).
+///
+/// The reference takes 10,000. No object of its own kinds nests deeper than 30; beyond a few hundred there are only tests.
+pub const DEPTH_MAX: usize = 1_000;
+
+/// Deepest nesting of structures within structures, of the readers that know types: only the schemas of custom resources
+/// nest without end, and each level of them costs these readers several frames of the stack.
+pub const STRUCTURES_MAX: usize = 200;
+
+/// Where a reader that knows types stands.
+#[derive(Debug, Clone, Copy, Default)]
+struct Depth {
+    /// Lists and objects around.
+    levels: usize,
+    /// Structures around.
+    structures: usize,
+}
+
+impl Depth {
+    /// Within another list or map.
+    fn within(self) -> Option<Depth> {
+        (self.levels < DEPTH_MAX).then_some(Depth { levels: self.levels + 1, ..self })
+    }
+
+    /// Within another structure.
+    fn within_structure(self) -> Option<Depth> {
+        let depth = self.within()?;
+        (self.structures < STRUCTURES_MAX).then_some(Depth { structures: self.structures + 1, ..depth })
+    }
+}
+
+/// How deep a value nests: 0 for a scalar, 1 for a list or object of scalars. For values that are within [`DEPTH_MAX`].
+#[must_use]
+pub fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
+        Value::Object(fields) => 1 + fields.values().map(depth).max().unwrap_or(0),
+        _ => 0,
+    }
+}
 
 /// An object that was read.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,6 +97,14 @@ fn finish(map: &mut Map<String, Value>, object: &Object) {
         if !map.contains_key(name) {
             map.insert(name.clone(), object.fields[name].zero());
         }
+    }
+}
+
+/// What a null stands for within a list or map. Go's server stores bytes as protobuf, which has no nothing.
+fn zero_item(ty: &Type) -> Value {
+    match ty {
+        Type::Bytes => Value::String(String::new()),
+        other => schema::zero(other),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::FieldError;
+use super::{FieldError, FieldErrors};
 use super::value::Read;
 use crate::meta::field::{Path, Printed};
 use crate::meta::{Quantity, names, text};
@@ -12,38 +12,38 @@ pub(super) const NEGATIVE: &str = "must be greater than or equal to 0";
 const IMMUTABLE: &str = "field is immutable";
 
 /// Messages about one value, each an error.
-pub(super) fn invalid(path: &Path<'_>, value: &str, messages: Vec<String>, errors: &mut Vec<FieldError>) {
+pub(super) fn invalid(path: &Path<'_>, value: &str, messages: Vec<String>, errors: &mut FieldErrors) {
     errors.extend(messages.iter().map(|message| FieldError::invalid(path, value, message)));
 }
 
-pub(super) fn dns_label(path: &Path<'_>, value: &str, errors: &mut Vec<FieldError>) {
+pub(super) fn dns_label(path: &Path<'_>, value: &str, errors: &mut FieldErrors) {
     invalid(path, value, names::dns_label(value), errors);
 }
 
-pub(super) fn dns_subdomain(path: &Path<'_>, value: &str, errors: &mut Vec<FieldError>) {
+pub(super) fn dns_subdomain(path: &Path<'_>, value: &str, errors: &mut FieldErrors) {
     invalid(path, value, names::dns_subdomain(value), errors);
 }
 
-pub(super) fn qualified_name(path: &Path<'_>, value: &str, errors: &mut Vec<FieldError>) {
+pub(super) fn qualified_name(path: &Path<'_>, value: &str, errors: &mut FieldErrors) {
     invalid(path, value, names::qualified_name(value), errors);
 }
 
 /// A number that may not be below 0; absent counts as 0.
-pub(super) fn nonnegative(path: &Path<'_>, value: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn nonnegative(path: &Path<'_>, value: &Value, errors: &mut FieldErrors) {
     if value.int() < 0 {
         errors.push(FieldError::invalid(path, value.int(), NEGATIVE));
     }
 }
 
 /// A text of a set.
-pub(super) fn supported(path: &Path<'_>, value: &Value, all: &[&str], errors: &mut Vec<FieldError>) {
+pub(super) fn supported(path: &Path<'_>, value: &Value, all: &[&str], errors: &mut FieldErrors) {
     if !all.contains(&value.text()) {
         errors.push(FieldError::not_supported(path, value.text(), all));
     }
 }
 
 /// A text of a set that must be there.
-pub(super) fn required_of(path: &Path<'_>, value: &Value, all: &[&str], errors: &mut Vec<FieldError>) {
+pub(super) fn required_of(path: &Path<'_>, value: &Value, all: &[&str], errors: &mut FieldErrors) {
     if value.is_empty() {
         errors.push(FieldError::required(path, ""));
     } else {
@@ -52,38 +52,38 @@ pub(super) fn required_of(path: &Path<'_>, value: &Value, all: &[&str], errors: 
 }
 
 /// A text that must be there.
-pub(super) fn required(path: &Path<'_>, value: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn required(path: &Path<'_>, value: &Value, errors: &mut FieldErrors) {
     if value.is_empty() {
         errors.push(FieldError::required(path, ""));
     }
 }
 
-pub(super) fn port_number(path: &Path<'_>, value: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn port_number(path: &Path<'_>, value: &Value, errors: &mut FieldErrors) {
     let number = value.int();
     errors.extend(names::port_number(number).iter().map(|message| FieldError::invalid(path, number, message)));
 }
 
 /// The number of a port, or its name.
-pub(super) fn port(path: &Path<'_>, value: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn port(path: &Path<'_>, value: &Value, errors: &mut FieldErrors) {
     match value {
         Value::String(name) => invalid(path, name, names::port_name(name), errors),
         number => port_number(path, number, errors),
     }
 }
 
-pub(super) fn taint_effect(path: &Path<'_>, value: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn taint_effect(path: &Path<'_>, value: &Value, errors: &mut FieldErrors) {
     supported(path, value, &["NoSchedule", "PreferNoSchedule", "NoExecute"], errors);
 }
 
 /// `field is immutable` when two values differ; what is empty is as good as absent.
-pub(super) fn immutable(path: &Path<'_>, new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn immutable(path: &Path<'_>, new: &Value, old: &Value, errors: &mut FieldErrors) {
     if new != old && !(new.is_empty() && old.is_empty()) {
         errors.push(FieldError::invalid(path, new, IMMUTABLE));
     }
 }
 
 /// `field is immutable` of a label selector.
-pub(super) fn immutable_selector(path: &Path<'_>, new: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn immutable_selector(path: &Path<'_>, new: &Value, old: &Value, errors: &mut FieldErrors) {
     if new != old {
         errors.push(FieldError::invalid(path, Printed(&selector_text(new)), IMMUTABLE));
     }
@@ -132,7 +132,7 @@ const WHOLE: [&str; 9] = [
 ];
 
 /// A quantity that is not below 0, and whole when its resource is counted.
-pub(super) fn resource_quantity(path: &Path<'_>, resource: &str, value: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn resource_quantity(path: &Path<'_>, resource: &str, value: &Value, errors: &mut FieldErrors) {
     let Ok(quantity) = Quantity::from_json(value) else { return };
     if quantity.signum() < 0 {
         errors.push(FieldError::invalid(path, quantity.to_string(), NEGATIVE));
@@ -143,13 +143,13 @@ pub(super) fn resource_quantity(path: &Path<'_>, resource: &str, value: &Value, 
 }
 
 /// A finalizer in the `spec` of a namespace.
-pub(super) fn namespace_finalizer(path: &Path<'_>, name: &str, errors: &mut Vec<FieldError>) {
+pub(super) fn namespace_finalizer(path: &Path<'_>, name: &str, errors: &mut FieldErrors) {
     qualified_name(path, name, errors);
     known_finalizer(path, name, errors);
 }
 
 /// A finalizer that is Kubernetes' own, or of a domain.
-pub(super) fn known_finalizer(path: &Path<'_>, name: &str, errors: &mut Vec<FieldError>) {
+pub(super) fn known_finalizer(path: &Path<'_>, name: &str, errors: &mut FieldErrors) {
     if !name.contains('/') && !["kubernetes", "orphan", "foregroundDeletion"].contains(&name) {
         let detail = "name is neither a standard finalizer name nor is it fully qualified";
         errors.push(FieldError::invalid(path, name, detail));

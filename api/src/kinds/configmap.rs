@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::value::Read;
-use super::{AGE, Cell, FieldError, Kind, NAME, Strategy, VERBS, checks, column, table};
+use super::{AGE, Cell, FieldError, FieldErrors, Kind, NAME, Strategy, VERBS, checks, column, table};
 use crate::meta::field::Path;
 use crate::meta::names;
 
@@ -33,7 +33,7 @@ pub(super) const DATA_MAX: usize = 1024 * 1024;
 struct ConfigMap;
 
 impl Strategy for ConfigMap {
-    fn validate(&self, object: &Value, errors: &mut Vec<FieldError>) {
+    fn validate(&self, object: &Value, errors: &mut FieldErrors) {
         let (data, binary) = (Path::new("data"), Path::new("binaryData"));
         let mut bytes = 0;
         for (key, value) in object["data"].entries() {
@@ -52,7 +52,7 @@ impl Strategy for ConfigMap {
         }
     }
 
-    fn validate_update(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    fn validate_update(&self, object: &Value, old: &Value, errors: &mut FieldErrors) {
         immutable_data(object, old, &["data", "binaryData"], errors);
         self.validate(object, errors);
     }
@@ -69,7 +69,7 @@ pub(super) fn decoded_len(base64: &str) -> usize {
 }
 
 /// What is `immutable` stays so, with its data.
-pub(super) fn immutable_data(object: &Value, old: &Value, fields: &[&str], errors: &mut Vec<FieldError>) {
+pub(super) fn immutable_data(object: &Value, old: &Value, fields: &[&str], errors: &mut FieldErrors) {
     const DETAIL: &str = "field is immutable when `immutable` is set";
     if old["immutable"].flag() {
         if !object["immutable"].flag() {

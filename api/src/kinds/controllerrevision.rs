@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::value::{Read, default_to};
-use super::{AGE, Cell, FieldError, Kind, NAME, Strategy, VERBS, checks, column, table};
+use super::{AGE, Cell, FieldError, FieldErrors, Kind, NAME, Strategy, VERBS, checks, column, table};
 use crate::meta::field::Path;
 
 pub(super) static KIND: Kind = Kind {
@@ -33,7 +33,7 @@ impl Strategy for ControllerRevision {
         default_to(object, "revision", 0);
     }
 
-    fn validate(&self, object: &Value, errors: &mut Vec<FieldError>) {
+    fn validate(&self, object: &Value, errors: &mut FieldErrors) {
         revision(object, errors);
         match &object["data"] {
             Value::Object(_) => {}
@@ -42,7 +42,7 @@ impl Strategy for ControllerRevision {
         }
     }
 
-    fn validate_update(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    fn validate_update(&self, object: &Value, old: &Value, errors: &mut FieldErrors) {
         revision(object, errors);
         checks::immutable(&Path::new("data"), &object["data"], &old["data"], errors);
     }
@@ -64,6 +64,6 @@ impl Strategy for ControllerRevision {
     }
 }
 
-fn revision(object: &Value, errors: &mut Vec<FieldError>) {
+fn revision(object: &Value, errors: &mut FieldErrors) {
     checks::nonnegative(&Path::new("revision"), &object["revision"], errors);
 }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::value::{Read, child, default_to, default_when_zero, fields, keep};
-use super::{AGE, Cell, FieldError, Kind, NAME, Strategy, VERBS, checks, column, pod, podtemplate, table, wide};
+use super::{AGE, Cell, FieldError, FieldErrors, Kind, NAME, Strategy, VERBS, checks, column, pod, podtemplate, table, wide};
 use crate::meta::field::{Path, Printed};
 use crate::meta::{names, text};
 
@@ -71,17 +71,17 @@ impl Strategy for Deployment {
         keep(child(object, "metadata"), &old["metadata"], "labels");
     }
 
-    fn validate(&self, object: &Value, errors: &mut Vec<FieldError>) {
+    fn validate(&self, object: &Value, errors: &mut FieldErrors) {
         validate_spec(&object["spec"], None, errors);
     }
 
-    fn validate_update(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    fn validate_update(&self, object: &Value, old: &Value, errors: &mut FieldErrors) {
         let (spec, before) = (&object["spec"], &old["spec"]);
         validate_spec(spec, Some(before), errors);
         checks::immutable_selector(&Path::new("spec.selector"), &spec["selector"], &before["selector"], errors);
     }
 
-    fn validate_status_update(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    fn validate_status_update(&self, object: &Value, old: &Value, errors: &mut FieldErrors) {
         const COUNTS: [&str; 8] = [
             "observedGeneration",
             "replicas",
@@ -135,7 +135,7 @@ impl Strategy for Deployment {
     }
 }
 
-fn validate_spec(spec: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
+fn validate_spec(spec: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
     let path = Path::new("spec");
     checks::nonnegative(&path.child("replicas"), &spec["replicas"], errors);
     podtemplate::validate_of_owner(spec, old, errors);
@@ -151,7 +151,7 @@ fn validate_spec(spec: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>
     }
 }
 
-fn validate_strategy(strategy: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn validate_strategy(strategy: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     let (rolling, rolling_path) = (&strategy["rollingUpdate"], path.child("rollingUpdate"));
     match strategy["type"].text() {
         "Recreate" if rolling.is_set() => {
@@ -184,7 +184,7 @@ fn validate_strategy(strategy: &Value, path: &Path<'_>, errors: &mut Vec<FieldEr
 }
 
 /// A count that is not below 0, or a percentage.
-fn count_or_percent(path: &Path<'_>, value: &Value, errors: &mut Vec<FieldError>) {
+fn count_or_percent(path: &Path<'_>, value: &Value, errors: &mut FieldErrors) {
     match value {
         Value::String(text) => checks::invalid(path, text, names::percent(text), errors),
         number => checks::nonnegative(path, number, errors),

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::value::{Read, default_when_zero, items_mut};
-use super::{AGE, Cell, FieldError, Kind, NAME, Strategy, VERBS, checks, column, network, table};
+use super::{AGE, Cell, FieldError, FieldErrors, Kind, NAME, Strategy, VERBS, checks, column, network, table};
 use crate::meta::field::Path;
 
 pub(super) static KIND: Kind = Kind {
@@ -40,14 +40,14 @@ impl Strategy for Endpoints {
         }
     }
 
-    fn validate(&self, object: &Value, errors: &mut Vec<FieldError>) {
+    fn validate(&self, object: &Value, errors: &mut FieldErrors) {
         let subsets = Path::new("subsets");
         for (index, subset) in object["subsets"].items().iter().enumerate() {
             validate_subset(&subsets.index(index), subset, errors);
         }
     }
 
-    fn validate_update(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    fn validate_update(&self, object: &Value, old: &Value, errors: &mut FieldErrors) {
         if object["subsets"] != old["subsets"] {
             self.validate(object, errors);
         }
@@ -109,7 +109,7 @@ fn summary(endpoints: &Value) -> String {
     if count > shown.len() { format!("{text} + {} more...", count - SHOWN) } else { text }
 }
 
-fn validate_subset(path: &Path<'_>, subset: &Value, errors: &mut Vec<FieldError>) {
+fn validate_subset(path: &Path<'_>, subset: &Value, errors: &mut FieldErrors) {
     if subset["addresses"].is_empty() && subset["notReadyAddresses"].is_empty() {
         errors.push(FieldError::required(path, "must specify `addresses` or `notReadyAddresses`"));
     }
@@ -135,7 +135,7 @@ fn validate_subset(path: &Path<'_>, subset: &Value, errors: &mut Vec<FieldError>
     }
 }
 
-fn validate_address(path: &Path<'_>, address: &Value, errors: &mut Vec<FieldError>) {
+fn validate_address(path: &Path<'_>, address: &Value, errors: &mut FieldErrors) {
     let (ip_path, ip) = (path.child("ip"), address["ip"].text());
     network::validate_legacy_ip(&ip_path, ip, &[], errors);
     if !address["hostname"].is_empty() {

@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use super::value::{Read, child, default_to, items_mut, or, remove};
-use super::{AGE, Cell, FieldError, Kind, NAME, Strategy, VERBS, checks, column, network, table};
+use super::value::{Read, child, default_to, items_mut, or, remove, repeats};
+use super::{AGE, Cell, FieldError, FieldErrors, Kind, NAME, Strategy, VERBS, checks, column, network, table};
 use crate::meta::field::{Path, Printed};
 use crate::meta::{names, validate_labels};
 
@@ -54,12 +54,12 @@ impl Strategy for EndpointSlice {
         }
     }
 
-    fn validate(&self, object: &Value, errors: &mut Vec<FieldError>) {
+    fn validate(&self, object: &Value, errors: &mut FieldErrors) {
         validate_head(object, errors);
         validate_endpoints(object, errors);
     }
 
-    fn validate_update(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    fn validate_update(&self, object: &Value, old: &Value, errors: &mut FieldErrors) {
         validate_head(object, errors);
         if object["endpoints"] != old["endpoints"] {
             validate_endpoints(object, errors);
@@ -138,19 +138,20 @@ const ADDRESSES_MAX: usize = 100;
 const TOPOLOGY_MAX: usize = 16;
 const HINTS_MAX: usize = 8;
 
-fn validate_head(slice: &Value, errors: &mut Vec<FieldError>) {
+fn validate_head(slice: &Value, errors: &mut FieldErrors) {
     checks::required_of(&Path::new("addressType"), &slice["addressType"], &["FQDN", "IPv4", "IPv6"], errors);
     let (ports, path) = (slice["ports"].items(), Path::new("ports"));
     if ports.len() > PORTS_MAX {
         errors.push(FieldError::too_many(path, ports.len(), PORTS_MAX));
         return;
     }
+    let repeated = repeats(ports.iter().map(|port| port["name"].text()));
     for (index, port) in ports.iter().enumerate() {
         let (path, name) = (path.index(index), port["name"].text());
         if !name.is_empty() {
             checks::dns_label(&path.child("name"), name, errors);
         }
-        if ports[..index].iter().any(|before| before["name"].text() == name) {
+        if repeated[index] {
             errors.push(FieldError::duplicate(path.child("name"), name));
         }
         if port["protocol"].is_null() {
@@ -164,7 +165,7 @@ fn validate_head(slice: &Value, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn validate_endpoints(slice: &Value, errors: &mut Vec<FieldError>) {
+fn validate_endpoints(slice: &Value, errors: &mut FieldErrors) {
     let (endpoints, path) = (slice["endpoints"].items(), Path::new("endpoints"));
     if endpoints.len() > ENDPOINTS_MAX {
         errors.push(FieldError::too_many(path, endpoints.len(), ENDPOINTS_MAX));
@@ -193,7 +194,7 @@ fn validate_endpoints(slice: &Value, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn validate_addresses(path: &Path<'_>, kind: &str, endpoint: &Value, errors: &mut Vec<FieldError>) {
+fn validate_addresses(path: &Path<'_>, kind: &str, endpoint: &Value, errors: &mut FieldErrors) {
     let addresses = endpoint["addresses"].items();
     if addresses.is_empty() {
         errors.push(FieldError::required(path, ""));
@@ -218,7 +219,7 @@ fn validate_addresses(path: &Path<'_>, kind: &str, endpoint: &Value, errors: &mu
     }
 }
 
-fn validate_domain(path: &Path<'_>, name: &str, errors: &mut Vec<FieldError>) {
+fn validate_domain(path: &Path<'_>, name: &str, errors: &mut FieldErrors) {
     if name.is_empty() {
         errors.push(FieldError::required(path, ""));
         return;
@@ -240,16 +241,17 @@ fn validate_hints(
     path: &Path<'_>,
     hints: &Value,
     check: impl Fn(&str) -> Vec<String>,
-    errors: &mut Vec<FieldError>,
+    errors: &mut FieldErrors,
 ) -> bool {
     let hints = hints.items();
     if hints.len() > HINTS_MAX {
         errors.push(FieldError::too_many(path, hints.len(), HINTS_MAX));
         return false;
     }
+    let repeated = repeats(hints.iter().map(|hint| hint["name"].text()));
     for (index, hint) in hints.iter().enumerate() {
         let (item, name) = (path.index(index), hint["name"].text());
-        if hints[..index].iter().any(|before| before["name"].text() == name) {
+        if repeated[index] {
             errors.push(FieldError::duplicate(item.child("name"), name));
         }
         checks::invalid(&item.child("name"), name, check(name), errors);

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::value::{Read, child, fields};
-use super::{AGE, Cell, FieldError, Kind, NAME, Strategy, VERBS, column, table};
+use super::{AGE, Cell, FieldError, FieldErrors, Kind, NAME, Strategy, VERBS, column, table};
 use crate::meta::field::Path;
 
 pub(super) static KIND: Kind = Kind {
@@ -50,7 +50,7 @@ impl Strategy for Lease {
         }
     }
 
-    fn validate(&self, object: &Value, errors: &mut Vec<FieldError>) {
+    fn validate(&self, object: &Value, errors: &mut FieldErrors) {
         let (spec, path) = (&object["spec"], Path::new("spec"));
         if let Some(seconds) = spec["leaseDurationSeconds"].maybe_int().filter(|seconds| *seconds <= 0) {
             errors.push(FieldError::invalid(path.child("leaseDurationSeconds"), seconds, "must be greater than 0"));

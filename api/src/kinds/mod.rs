@@ -11,6 +11,7 @@ mod deployment;
 mod endpoints;
 mod endpointslice;
 mod event;
+mod fields;
 mod internal;
 mod lease;
 mod namespace;
@@ -33,7 +34,7 @@ use std::sync::LazyLock;
 use jiff::Timestamp;
 use serde_json::Value;
 
-pub use crate::meta::field::FieldError;
+pub use crate::meta::field::{FieldError, FieldErrors};
 use crate::meta::field::Path;
 use crate::meta::{names, validate_object_meta, validate_object_meta_update};
 use value::Read as _;
@@ -89,9 +90,16 @@ pub fn refusal(row: &Kind) -> Option<String> {
     }
 }
 
+pub use fields::refuse as refuse_fields;
+
 /// What the client is told about an object that it made or changed.
 pub fn warnings(row: &Kind, object: &Value, old: Option<&Value>) -> Vec<String> {
+    // A client is shown 4,096 characters of them at most, each once.
+    const MOST: usize = 1_000;
+    let mut seen = std::collections::HashSet::new();
     let mut warnings = row.strategy.warnings(object, old);
+    warnings.extend(fields::warnings(row, object, old));
+    warnings.retain(|warning| seen.len() < MOST && seen.insert(warning.clone()));
     if let Support::Inert(why) = row.strategy.support() {
         let slash = if row.group.is_empty() { "" } else { "/" };
         warnings.push(format!(
@@ -103,7 +111,7 @@ pub fn warnings(row: &Kind, object: &Value, old: Option<&Value>) -> Vec<String> 
 }
 
 /// Checks the metadata of a new object, whose name is known.
-pub fn validate_metadata(row: &Kind, object: &Value, errors: &mut Vec<FieldError>) {
+pub fn validate_metadata(row: &Kind, object: &Value, errors: &mut FieldErrors) {
     validate_object_meta(object, row.namespaced, |name, prefix| row.strategy.check_name(name, prefix), errors);
     if row.strategy.knows_finalizers() {
         validate_finalizers(object, errors);
@@ -111,7 +119,7 @@ pub fn validate_metadata(row: &Kind, object: &Value, errors: &mut Vec<FieldError
 }
 
 /// Checks the metadata of a changed object against the old one.
-pub fn validate_metadata_update(row: &Kind, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+pub fn validate_metadata_update(row: &Kind, object: &Value, old: &Value, errors: &mut FieldErrors) {
     validate_object_meta_update(object, old, errors);
     if row.strategy.knows_finalizers() {
         validate_finalizers(object, errors);
@@ -119,7 +127,7 @@ pub fn validate_metadata_update(row: &Kind, object: &Value, old: &Value, errors:
 }
 
 /// Finalizers have a domain, but for Kubernetes' own.
-fn validate_finalizers(object: &Value, errors: &mut Vec<FieldError>) {
+fn validate_finalizers(object: &Value, errors: &mut FieldErrors) {
     let list = Path::new("metadata.finalizers");
     for (index, name) in object["metadata"]["finalizers"].items().iter().enumerate() {
         checks::known_finalizer(&list.index(index), name.text(), errors);
@@ -265,20 +273,20 @@ pub trait Strategy: Sync + Send {
     /// After validation of a create or update, when the name is known.
     fn canonicalize(&self, _object: &mut Value) {}
     /// Checks a new object (metadata is checked by the generic path, names by [`Strategy::check_name`]).
-    fn validate(&self, _object: &Value, _errors: &mut Vec<FieldError>) {}
+    fn validate(&self, _object: &Value, _errors: &mut FieldErrors) {}
     /// Checks an update; validates the new object as well where the kind does.
-    fn validate_update(&self, object: &Value, _old: &Value, errors: &mut Vec<FieldError>) {
+    fn validate_update(&self, object: &Value, _old: &Value, errors: &mut FieldErrors) {
         self.validate(object, errors);
     }
     /// Checks an update of `status`.
-    fn validate_status_update(&self, _object: &Value, _old: &Value, _errors: &mut Vec<FieldError>) {}
+    fn validate_status_update(&self, _object: &Value, _old: &Value, _errors: &mut FieldErrors) {}
     /// Checks an update of another subresource, see [`Strategy::prepare_subresource_update`].
     fn validate_subresource_update(
         &self,
         _subresource: &str,
         _object: &Value,
         _old: &Value,
-        _errors: &mut Vec<FieldError>,
+        _errors: &mut FieldErrors,
     ) {
     }
     /// What is wrong with `name`; with `is_prefix` it is a `generateName`. Default: DNS subdomain.

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::value::{Read, child, default_when_zero, fields, keep};
-use super::{AGE, Cell, FieldError, Kind, NAME, Strategy, Subresource, checks, column, table};
+use super::{AGE, Cell, FieldError, FieldErrors, Kind, NAME, Strategy, Subresource, checks, column, table};
 use crate::meta::field::Path;
 use crate::meta::names;
 
@@ -73,13 +73,13 @@ impl Strategy for Namespace {
         }
     }
 
-    fn validate(&self, object: &Value, errors: &mut Vec<FieldError>) {
+    fn validate(&self, object: &Value, errors: &mut FieldErrors) {
         for name in object["spec"]["finalizers"].items() {
             checks::namespace_finalizer(&Path::new("spec.finalizers"), name.text(), errors);
         }
     }
 
-    fn validate_status_update(&self, object: &Value, _old: &Value, errors: &mut Vec<FieldError>) {
+    fn validate_status_update(&self, object: &Value, _old: &Value, errors: &mut FieldErrors) {
         let phase = object["status"]["phase"].text();
         let (allowed, state) = match object["metadata"]["deletionTimestamp"].is_set() {
             false => ("Active", "empty"),
@@ -91,7 +91,7 @@ impl Strategy for Namespace {
         }
     }
 
-    fn validate_subresource_update(&self, _name: &str, object: &Value, _old: &Value, errors: &mut Vec<FieldError>) {
+    fn validate_subresource_update(&self, _name: &str, object: &Value, _old: &Value, errors: &mut FieldErrors) {
         for (index, name) in object["spec"]["finalizers"].items().iter().enumerate() {
             checks::namespace_finalizer(&Path::new("spec.finalizers").index(index), name.text(), errors);
         }

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::meta::field::{FieldError, Path};
+use crate::meta::field::{FieldError, FieldErrors, Path};
 use crate::meta::text::quote;
 
 /// An address as the lenient parser reads it: leading zeros in IPv4 parts, and IPv4 in IPv6 becomes IPv4.
@@ -76,13 +76,13 @@ fn network(ip: IpAddr, bits: u8) -> IpAddr {
 }
 
 /// Checks an address of a field that once took sloppy forms; those of `old` may stay.
-pub(super) fn validate_legacy_ip(path: &Path<'_>, text: &str, old: &[&str], errors: &mut Vec<FieldError>) {
+pub(super) fn validate_legacy_ip(path: &Path<'_>, text: &str, old: &[&str], errors: &mut FieldErrors) {
     if !old.contains(&text) {
         validate_no_zeros(path, text, errors);
     }
 }
 
-fn validate_no_zeros(path: &Path<'_>, text: &str, errors: &mut Vec<FieldError>) -> Option<IpAddr> {
+fn validate_no_zeros(path: &Path<'_>, text: &str, errors: &mut FieldErrors) -> Option<IpAddr> {
     let Some(ip) = parse_ip(text) else {
         let detail = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
         errors.push(FieldError::invalid(path, text, detail));
@@ -99,7 +99,7 @@ fn validate_no_zeros(path: &Path<'_>, text: &str, errors: &mut Vec<FieldError>) 
 }
 
 /// Checks an address of a newer field, which must be written in the canonical form.
-pub(super) fn validate_ip(path: &Path<'_>, text: &str, errors: &mut Vec<FieldError>) {
+pub(super) fn validate_ip(path: &Path<'_>, text: &str, errors: &mut FieldErrors) {
     if let Some(ip) = validate_no_zeros(path, text, errors)
         && ip.to_string() != text
     {
@@ -109,7 +109,7 @@ pub(super) fn validate_ip(path: &Path<'_>, text: &str, errors: &mut Vec<FieldErr
 }
 
 /// Checks a range of a field that once took sloppy forms; those of `old` may stay.
-pub(super) fn validate_legacy_cidr(path: &Path<'_>, text: &str, old: &[&str], errors: &mut Vec<FieldError>) {
+pub(super) fn validate_legacy_cidr(path: &Path<'_>, text: &str, old: &[&str], errors: &mut FieldErrors) {
     if old.contains(&text) {
         return;
     }
@@ -130,7 +130,7 @@ pub(super) fn validate_legacy_cidr(path: &Path<'_>, text: &str, old: &[&str], er
 }
 
 /// Checks that traffic can be sent to an address.
-pub(super) fn validate_endpoint_ip(path: &Path<'_>, text: &str, errors: &mut Vec<FieldError>) {
+pub(super) fn validate_endpoint_ip(path: &Path<'_>, text: &str, errors: &mut FieldErrors) {
     let Some(ip) = parse_ip(text) else {
         errors.push(FieldError::invalid(path, text, "must be a valid IP address"));
         return;
@@ -206,7 +206,7 @@ mod tests {
             ("10.0.0", Some("must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)")),
             ("2001:DB8::1", Some("must be in canonical form (\"2001:db8::1\")")),
         ] {
-            let mut errors = Vec::new();
+            let mut errors = FieldErrors::new();
             validate_ip(&Path::new("ip"), text, &mut errors);
             let expected = expected.map(|detail| format!("Invalid value: {}: {detail}", quote(text)));
             assert_eq!(errors.first().map(|error| error.message.clone()), expected, "{text}");

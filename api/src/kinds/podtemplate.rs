@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::value::{Read, child};
-use super::{Cell, FieldError, Kind, NAME, Strategy, VERBS, checks, column, pod, table};
+use super::{Cell, FieldError, FieldErrors, Kind, NAME, Strategy, VERBS, checks, column, pod, table};
 use crate::meta::field::{Path, Printed};
 use crate::meta::selector::{LabelSelector, validate_label_selector};
 use crate::meta::{names, text};
@@ -43,11 +43,11 @@ impl Strategy for PodTemplate {
         pod::drop_disabled(child(child(object, "template"), "spec"), Some(&old["template"]["spec"]));
     }
 
-    fn validate(&self, object: &Value, errors: &mut Vec<FieldError>) {
+    fn validate(&self, object: &Value, errors: &mut FieldErrors) {
         pod::validate_template(&object["template"], None, &Path::new("template"), errors);
     }
 
-    fn validate_update(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    fn validate_update(&self, object: &Value, old: &Value, errors: &mut FieldErrors) {
         pod::validate_template(&object["template"], Some(&old["template"]), &Path::new("template"), errors);
     }
 
@@ -101,7 +101,7 @@ pub(super) fn warnings_of_owner(strategy: &dyn Strategy, object: &Value, old: Op
 }
 
 /// Checks selector and template of a kind that keeps a number of pods running.
-pub(super) fn validate_of_owner(spec: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
+pub(super) fn validate_of_owner(spec: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
     let path = Path::new("spec");
     let (selector, selector_path) = (&spec["selector"], path.child("selector"));
     let shown = || checks::selector_text(selector);
@@ -133,7 +133,7 @@ pub(super) fn validate_of_owner(spec: &Value, old: Option<&Value>, errors: &mut 
 }
 
 /// Checks counts of a status: none below 0, and `parts` not above `replicas`.
-pub(super) fn validate_counts(status: &Value, counts: &[&str], parts: &[&str], errors: &mut Vec<FieldError>) {
+pub(super) fn validate_counts(status: &Value, counts: &[&str], parts: &[&str], errors: &mut FieldErrors) {
     let path = Path::new("status");
     for count in counts {
         checks::nonnegative(&path.child(count), &status[*count], errors);

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::value::{Read, child, default_to, fields, keep};
-use super::{AGE, Cell, FieldError, Kind, NAME, Strategy, VERBS, checks, column, pod, podtemplate, table, wide};
+use super::{AGE, Cell, FieldErrors, Kind, NAME, Strategy, VERBS, checks, column, pod, podtemplate, table, wide};
 use crate::meta::field::Path;
 
 pub(super) static KIND: Kind = Kind {
@@ -60,17 +60,17 @@ impl Strategy for ReplicaSet {
         keep(object, old, "spec");
     }
 
-    fn validate(&self, object: &Value, errors: &mut Vec<FieldError>) {
+    fn validate(&self, object: &Value, errors: &mut FieldErrors) {
         validate_spec(&object["spec"], None, errors);
     }
 
-    fn validate_update(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    fn validate_update(&self, object: &Value, old: &Value, errors: &mut FieldErrors) {
         let (spec, before) = (&object["spec"], &old["spec"]);
         validate_spec(spec, Some(before), errors);
         checks::immutable_selector(&Path::new("spec.selector"), &spec["selector"], &before["selector"], errors);
     }
 
-    fn validate_status_update(&self, object: &Value, _old: &Value, errors: &mut Vec<FieldError>) {
+    fn validate_status_update(&self, object: &Value, _old: &Value, errors: &mut FieldErrors) {
         const COUNTS: [&str; 6] = [
             "replicas",
             "fullyLabeledReplicas",
@@ -111,7 +111,7 @@ impl Strategy for ReplicaSet {
     }
 }
 
-fn validate_spec(spec: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
+fn validate_spec(spec: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
     let path = Path::new("spec");
     checks::nonnegative(&path.child("replicas"), &spec["replicas"], errors);
     checks::nonnegative(&path.child("minReadySeconds"), &spec["minReadySeconds"], errors);

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::configmap::{DATA_MAX, decoded_len, immutable_data};
 use super::value::{Read, child, default_when_zero, fields, or};
-use super::{AGE, Cell, FieldError, Kind, NAME, Strategy, VERBS, checks, column, table};
+use super::{AGE, Cell, FieldError, FieldErrors, Kind, NAME, Strategy, VERBS, checks, column, table};
 use crate::codec::json::decode_any;
 use crate::meta::field::Path;
 use crate::meta::names;
@@ -69,7 +69,7 @@ impl Strategy for Secret {
         (path == "type").then(|| object["type"].text().to_owned())
     }
 
-    fn validate(&self, object: &Value, errors: &mut Vec<FieldError>) {
+    fn validate(&self, object: &Value, errors: &mut FieldErrors) {
         let (data, path) = (&object["data"], Path::new("data"));
         let mut bytes = 0;
         for (key, value) in data.entries() {
@@ -82,7 +82,7 @@ impl Strategy for Secret {
         content(object, errors);
     }
 
-    fn validate_update(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    fn validate_update(&self, object: &Value, old: &Value, errors: &mut FieldErrors) {
         checks::immutable(&Path::new("type"), &object["type"], &old["type"], errors);
         immutable_data(object, old, &["data"], errors);
         self.validate(object, errors);
@@ -95,7 +95,7 @@ impl Strategy for Secret {
 }
 
 /// Checks that a secret has what its type promises.
-fn content(secret: &Value, errors: &mut Vec<FieldError>) {
+fn content(secret: &Value, errors: &mut FieldErrors) {
     let (data, path) = (&secret["data"], Path::new("data"));
     let mut require = |keys: &[&str]| {
         errors.extend(keys.iter().map(|key| FieldError::required(path.key(key), "")));
@@ -122,7 +122,7 @@ fn content(secret: &Value, errors: &mut Vec<FieldError>) {
 }
 
 /// A registry's credentials: JSON.
-fn docker_config(data: &Value, key: &str, errors: &mut Vec<FieldError>) {
+fn docker_config(data: &Value, key: &str, errors: &mut FieldErrors) {
     let path = Path::new("data");
     let Some(encoded) = data.get(key) else {
         errors.push(FieldError::required(path.key(key), ""));

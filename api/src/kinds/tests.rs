@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::value::{child, default_to, fields};
-use super::{Cell, Kind, all, by_resource, validate_metadata, validate_metadata_update};
+use super::{Cell, FieldErrors, Kind, all, by_resource, validate_metadata, validate_metadata_update};
 use crate::codec::DecodeError;
 use crate::codec::json::decode_value;
 use crate::schema;
@@ -53,7 +53,7 @@ fn problems(row: &Kind, object: &Value) -> Vec<Value> {
         // Admission gives every pod an account.
         default_to(child(&mut object, "spec"), "serviceAccountName", "default");
     }
-    let mut errors = Vec::new();
+    let mut errors = FieldErrors::new();
     validate_metadata(row, &object, &mut errors);
     row.strategy.validate(&object, &mut errors);
     errors.iter().map(|error| json!([error.field, error.message])).collect()
@@ -223,7 +223,7 @@ fn allows_and_makes_the_changes_that_kubernetes_does() {
         let row = row(&case);
         let old = &case["old"];
         let object = changed(row, &case, old);
-        let mut errors = Vec::new();
+        let mut errors = FieldErrors::new();
         validate_metadata_update(row, &object, old, &mut errors);
         match case["subresource"].as_str() {
             None => row.strategy.validate_update(&object, old, &mut errors),

@@ -1,6 +1,9 @@
 //! Reading and filling JSON values without ceremony. Reading never fails: what is absent, null or of another type reads
 //! as empty, as Go's zero values do; indexing (`value["spec"]`) gives null for what is not there.
 
+use std::collections::HashSet;
+use std::hash::Hash;
+
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
@@ -139,6 +142,13 @@ pub(super) fn remove(object: &mut Value, field: &str) {
     if let Some(fields) = object.as_object_mut() {
         fields.remove(field);
     }
+}
+
+/// For each key whether it stood before. Asks each once, where comparing it with all before it would make the work grow
+/// with the square of the list.
+pub(super) fn repeats<K: Eq + Hash>(keys: impl IntoIterator<Item = K>) -> Vec<bool> {
+    let mut seen = HashSet::new();
+    keys.into_iter().map(|key| !seen.insert(key)).collect()
 }
 
 /// Names of a list joined by commas.

@@ -1,5 +1,6 @@
 //! What is wrong with which field: paths and errors as apimachinery's `field` package words them.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use serde_json::Value;
@@ -107,18 +108,169 @@ impl fmt::Display for FieldError {
     }
 }
 
+/// Most errors that are kept of one object. The reference tells all; people and clients read the first few, and each of
+/// 200,000 costs both sides memory and time.
+pub const ERRORS_MAX: usize = 1_000;
+/// Most bytes that the errors of one object have together: each stands in the answer twice.
+pub const ERROR_BYTES_MAX: usize = 256 << 10;
+
+/// The errors of one object, in the order in which they were found. What is beyond [`ERRORS_MAX`] or
+/// [`ERROR_BYTES_MAX`] is counted and not kept; the last error that is told says how many there were.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FieldErrors {
+    kept: Vec<FieldError>,
+    bytes: usize,
+    /// How many were found and not kept.
+    untold: usize,
+}
+
+impl FieldErrors {
+    /// None yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { kept: Vec::new(), bytes: 0, untold: 0 }
+    }
+
+    /// Adds one.
+    pub fn push(&mut self, mut error: FieldError) {
+        if self.is_full() {
+            self.untold += 1;
+            return;
+        }
+        let size = error.field.len() + error.message.len();
+        if self.bytes + size > ERROR_BYTES_MAX {
+            cut(&mut error.field, (ERROR_BYTES_MAX - self.bytes) / 2);
+            let left = ERROR_BYTES_MAX - self.bytes - error.field.len().min(ERROR_BYTES_MAX - self.bytes);
+            cut(&mut error.message, left);
+            self.bytes = ERROR_BYTES_MAX;
+        } else {
+            self.bytes += size;
+        }
+        self.kept.push(error);
+    }
+
+    /// Puts one before all others.
+    pub fn push_first(&mut self, error: FieldError) {
+        let others = std::mem::take(self);
+        self.push(error);
+        self.append(others);
+    }
+
+    /// Whether nothing more is kept: an error that is costly to word need not be worded.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.kept.len() >= ERRORS_MAX || self.bytes >= ERROR_BYTES_MAX
+    }
+
+    /// How many were found.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.kept.len() + self.untold
+    }
+
+    /// Whether none was found.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.kept.is_empty()
+    }
+
+    /// Those that are kept.
+    pub fn iter(&self) -> std::slice::Iter<'_, FieldError> {
+        self.kept.iter()
+    }
+
+    /// The first that was found.
+    #[must_use]
+    pub fn first(&self) -> Option<&FieldError> {
+        self.kept.first()
+    }
+
+    /// Forgets what was found after the first `count`.
+    pub fn truncate(&mut self, count: usize) {
+        if count >= self.kept.len() {
+            self.untold = self.untold.min(count - self.kept.len());
+            return;
+        }
+        self.kept.truncate(count);
+        self.untold = 0;
+        self.bytes = self.kept.iter().map(|error| error.field.len() + error.message.len()).sum();
+    }
+
+    /// Keeps those that `keep` wants; what was not kept for want of room stays counted.
+    pub fn retain(&mut self, keep: impl FnMut(&FieldError) -> bool) {
+        self.kept.retain(keep);
+        self.bytes = self.kept.iter().map(|error| error.field.len() + error.message.len()).sum();
+    }
+
+    /// Takes over those of another list.
+    pub fn append(&mut self, other: Self) {
+        let untold = other.untold;
+        self.extend(other.kept);
+        self.untold += untold;
+    }
+
+    /// All that is to be told: when some were not kept, the last says so.
+    #[must_use]
+    pub fn into_told(mut self) -> Vec<FieldError> {
+        if self.untold > 0 {
+            let message = format!("Too many: {}: only the first {} errors are told", self.len(), self.kept.len());
+            self.kept.push(FieldError { reason: "FieldValueTooMany", field: "object".to_owned(), message });
+        }
+        self.kept
+    }
+}
+
+impl Extend<FieldError> for FieldErrors {
+    fn extend<I: IntoIterator<Item = FieldError>>(&mut self, errors: I) {
+        errors.into_iter().for_each(|error| self.push(error));
+    }
+}
+
+impl FromIterator<FieldError> for FieldErrors {
+    fn from_iter<I: IntoIterator<Item = FieldError>>(errors: I) -> Self {
+        let mut all = Self::new();
+        all.extend(errors);
+        all
+    }
+}
+
+impl From<Vec<FieldError>> for FieldErrors {
+    fn from(errors: Vec<FieldError>) -> Self {
+        errors.into_iter().collect()
+    }
+}
+
+impl<'a> IntoIterator for &'a FieldErrors {
+    type Item = &'a FieldError;
+    type IntoIter = std::slice::Iter<'a, FieldError>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+/// Cuts a text to at most so many bytes, and shows that.
+fn cut(text: &mut String, most: usize) {
+    const MARK: &str = "…";
+    if text.len() <= most {
+        return;
+    }
+    let mut end = most.saturating_sub(MARK.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+    text.push_str(MARK);
+}
+
 fn count(words: &str, number: usize, unit: &str) -> String {
     format!("{words} {number} {unit}{}", if number == 1 { "" } else { "s" })
 }
 
 /// Several messages as one: alone as it is, else `[a, b]`, each once.
 pub fn aggregate(messages: impl IntoIterator<Item = String>) -> String {
-    let mut unique: Vec<String> = Vec::new();
-    for message in messages {
-        if !unique.contains(&message) {
-            unique.push(message);
-        }
-    }
+    let mut seen = HashSet::new();
+    let mut unique: Vec<String> = messages.into_iter().filter(|message| seen.insert(message.clone())).collect();
     match unique.len() {
         1 => unique.remove(0),
         _ => format!("[{}]", unique.join(", ")),
@@ -242,6 +394,25 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn errors_are_bounded_in_number_and_bytes_and_the_last_says_so() {
+        let mut errors: FieldErrors = (0..5_000).map(|n| FieldError::required(format!("f{n}"), "")).collect();
+        assert_eq!((errors.len(), errors.iter().count(), errors.is_full()), (5_000, ERRORS_MAX, true));
+        let told = errors.clone().into_told();
+        assert_eq!(told.len(), ERRORS_MAX + 1);
+        assert_eq!(told[ERRORS_MAX].to_string(), "object: Too many: 5000: only the first 1000 errors are told");
+        errors.truncate(3);
+        assert_eq!((errors.len(), errors.into_told().len()), (3, 3));
+
+        let long = "ü".repeat(100_000);
+        let errors: FieldErrors = (0..50).map(|_| FieldError::invalid("a", long.as_str(), "bad")).collect();
+        let bytes: usize = errors.iter().map(|error| error.field.len() + error.message.len()).sum();
+        assert!((ERROR_BYTES_MAX - 8..=ERROR_BYTES_MAX).contains(&bytes), "{bytes}");
+        assert_eq!(errors.len(), 50);
+        let few: FieldErrors = vec![FieldError::required("a", "")].into();
+        assert_eq!(few.into_told(), [FieldError::required("a", "")]);
+    }
 
     #[test]
     fn words_errors_as_apimachinery_does() {

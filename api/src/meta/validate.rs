@@ -1,8 +1,10 @@
 //! Validation of `metadata`, as apimachinery's `ValidateObjectMeta` and `ValidateObjectMetaUpdate` do it.
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value, json};
 
-use super::field::{FieldError, Path, Printed};
+use super::field::{FieldError, FieldErrors, Path, Printed};
 use super::{names, text};
 
 /// Most bytes of all annotations together.
@@ -17,7 +19,7 @@ pub fn validate_object_meta(
     object: &Value,
     namespaced: bool,
     check: impl Fn(&str, bool) -> Vec<String>,
-    errors: &mut Vec<FieldError>,
+    errors: &mut FieldErrors,
 ) {
     let prefix = string(object, "generateName");
     if !prefix.is_empty() {
@@ -51,10 +53,10 @@ pub fn validate_object_meta(
 }
 
 /// Checks the metadata of a changed object against the old one.
-pub fn validate_object_meta_update(object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+pub fn validate_object_meta_update(object: &Value, old: &Value, errors: &mut FieldErrors) {
     if super::is_deleting(old) {
-        let mut extra: Vec<&str> =
-            super::finalizers(object).filter(|new| !super::finalizers(old).any(|old| old == *new)).collect();
+        let known: HashSet<&str> = super::finalizers(old).collect();
+        let mut extra: Vec<&str> = super::finalizers(object).filter(|new| !known.contains(new)).collect();
         extra.sort_unstable();
         extra.dedup();
         if !extra.is_empty() {
@@ -90,7 +92,7 @@ pub fn validate_object_meta_update(object: &Value, old: &Value, errors: &mut Vec
 }
 
 /// `field is immutable` when the two differ; null and absent are the same.
-pub fn validate_immutable(new: &Value, old: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+pub fn validate_immutable(new: &Value, old: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     if new != old {
         errors.push(FieldError::invalid(path, new, "field is immutable"));
     }
@@ -100,7 +102,7 @@ fn string<'a>(object: &'a Value, field: &str) -> &'a str {
     super::metadata(object).and_then(|metadata| metadata.get(field)?.as_str()).unwrap_or_default()
 }
 
-fn validate_generation(object: &Value, errors: &mut Vec<FieldError>) {
+fn validate_generation(object: &Value, errors: &mut FieldErrors) {
     let generation = super::generation(object);
     if generation < 0 {
         let path = METADATA.child("generation");
@@ -109,7 +111,7 @@ fn validate_generation(object: &Value, errors: &mut Vec<FieldError>) {
 }
 
 /// Checks labels.
-pub fn validate_labels(labels: Option<&Map<String, Value>>, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+pub fn validate_labels(labels: Option<&Map<String, Value>>, path: &Path<'_>, errors: &mut FieldErrors) {
     for (key, value) in labels.into_iter().flatten() {
         errors.extend(names::qualified_name(key).iter().map(|m| FieldError::invalid(path, key, m)));
         let value = value.as_str().unwrap_or_default();
@@ -118,7 +120,7 @@ pub fn validate_labels(labels: Option<&Map<String, Value>>, path: &Path<'_>, err
 }
 
 /// Checks annotations: keys as of labels in any case, and the size of all.
-pub fn validate_annotations(annotations: Option<&Map<String, Value>>, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+pub fn validate_annotations(annotations: Option<&Map<String, Value>>, path: &Path<'_>, errors: &mut FieldErrors) {
     let mut bytes = 0;
     for (key, value) in annotations.into_iter().flatten() {
         let messages = names::qualified_name(&key.to_lowercase());
@@ -131,7 +133,7 @@ pub fn validate_annotations(annotations: Option<&Map<String, Value>>, path: &Pat
 }
 
 /// Checks finalizers.
-pub fn validate_finalizers(finalizers: &[Value], path: &Path<'_>, errors: &mut Vec<FieldError>) {
+pub fn validate_finalizers(finalizers: &[Value], path: &Path<'_>, errors: &mut FieldErrors) {
     for name in finalizers.iter().filter_map(Value::as_str) {
         errors.extend(names::qualified_name(name).iter().map(|m| FieldError::invalid(path, name, m)));
     }
@@ -144,7 +146,7 @@ pub fn validate_finalizers(finalizers: &[Value], path: &Path<'_>, errors: &mut V
 }
 
 /// Checks `metadata.ownerReferences`.
-pub fn validate_owner_references(object: &Value, errors: &mut Vec<FieldError>) {
+pub fn validate_owner_references(object: &Value, errors: &mut FieldErrors) {
     let path = METADATA.child("ownerReferences");
     let mut controller: Option<String> = None;
     for (index, owner) in super::owners(object).enumerate() {
@@ -174,6 +176,8 @@ pub fn validate_owner_references(object: &Value, errors: &mut Vec<FieldError>) {
         let this = format!("{}/{}", owner.kind, owner.name);
         match &controller {
             None => controller = Some(this),
+            // Each of these errors shows all owners; beyond the bound nobody would see it.
+            Some(_) if errors.is_full() => errors.push(FieldError::invalid(path, "", "")),
             Some(first) => {
                 let list: Vec<String> = super::owners(object)
                     .zip(super::owner_references(object))
@@ -209,7 +213,7 @@ fn print_owner(owner: &super::OwnerReference<'_>, raw: &Value) -> String {
 }
 
 /// Checks `metadata.managedFields`.
-pub fn validate_managed_fields(object: &Value, errors: &mut Vec<FieldError>) {
+pub fn validate_managed_fields(object: &Value, errors: &mut FieldErrors) {
     let entries = object.pointer("/metadata/managedFields").and_then(Value::as_array);
     let path = METADATA.child("managedFields");
     for (index, entry) in entries.into_iter().flatten().enumerate() {
@@ -231,11 +235,15 @@ pub fn validate_managed_fields(object: &Value, errors: &mut Vec<FieldError>) {
 }
 
 /// Checks the name of a field manager; empty is well.
-pub fn validate_field_manager(manager: &str, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+pub fn validate_field_manager(manager: &str, path: &Path<'_>, errors: &mut FieldErrors) {
     if manager.len() > MANAGER_MAX {
         errors.push(FieldError::too_long(path, MANAGER_MAX));
     }
+    // Each of these errors shows the whole name, however long it is.
     for (at, c) in manager.char_indices().filter(|(_, c)| !text::is_print(*c)) {
+        if errors.is_full() {
+            break;
+        }
         let words = format!("invalid character U+{:04X} (at position {at})", c as u32);
         errors.push(FieldError::invalid(path, manager, &words));
     }
@@ -245,7 +253,7 @@ pub fn validate_field_manager(manager: &str, path: &Path<'_>, errors: &mut Vec<F
 mod tests {
     use super::*;
 
-    fn shown(errors: &[FieldError]) -> Vec<String> {
+    fn shown(errors: &FieldErrors) -> Vec<String> {
         errors.iter().map(FieldError::to_string).collect()
     }
 
@@ -283,7 +291,7 @@ mod tests {
             ),
         ];
         for (metadata, expected) in table {
-            let mut errors = Vec::new();
+            let mut errors = FieldErrors::new();
             validate_object_meta(&json!({"metadata": metadata}), true, names::name_is_dns_subdomain, &mut errors);
             assert_eq!(shown(&errors), *expected, "{metadata}");
         }
@@ -295,7 +303,7 @@ mod tests {
             "finalizers": ["x/y"], "generation": 2}});
         let mut new = old.clone();
         let check = |new: &Value| {
-            let mut errors = Vec::new();
+            let mut errors = FieldErrors::new();
             validate_object_meta_update(new, &old, &mut errors);
             shown(&errors)
         };

@@ -3,12 +3,17 @@
 
 use serde_json::{Map, Value};
 
+use crate::codec::{DEPTH_MAX, depth};
 use crate::status::Status;
 
 /// Most operations of a patch.
 const OPERATIONS_MAX: usize = 10_000;
 /// Most bytes that `copy` may add in one patch; a few copies of copies would fill any memory.
 const COPIED_MAX: usize = 3 << 20;
+
+/// Most items of lists that a patch may push aside, and values that it may move: at the front of a long list each
+/// operation costs the whole list.
+const TOUCHED_MAX: usize = 20_000_000;
 
 /// Applies a patch. On an error the value is left half changed. What the reference says about an operation that fails is
 /// only that it was the client's fault.
@@ -20,9 +25,9 @@ pub fn json(value: &mut Value, patch: &Value) -> Result<(), Status> {
             operations.len()
         )));
     }
-    let mut copied = 0;
+    let mut work = Work::default();
     for operation in operations {
-        let done = operation.as_object().and_then(|operation| apply(value, operation, &mut copied));
+        let done = operation.as_object().and_then(|operation| apply(value, operation, &mut work));
         done.ok_or_else(|| Status::generic(422, ""))?;
     }
     Ok(())
@@ -82,13 +87,40 @@ pub(super) fn name(value: &Value) -> &'static str {
     }
 }
 
+/// What a patch has cost so far. Each operation is small, but what it does need not be.
+#[derive(Default)]
+struct Work {
+    /// Bytes that were copied.
+    copied: usize,
+    /// Items of lists that were moved aside, and values that were looked at.
+    touched: usize,
+}
+
+impl Work {
+    fn touch(&mut self, count: usize) -> Option<()> {
+        self.touched += count;
+        (self.touched <= TOUCHED_MAX).then_some(())
+    }
+
+    /// Whether a value may stand at a path: together they nest no deeper than anything else that is read.
+    fn may_stand(&mut self, path: &str, value: &Value) -> Option<()> {
+        let below = match value {
+            Value::Array(items) if !items.is_empty() => depth(value),
+            Value::Object(fields) if !fields.is_empty() => depth(value),
+            Value::Array(_) | Value::Object(_) => 1,
+            _ => 0,
+        };
+        (path.matches('/').count() + below <= DEPTH_MAX).then_some(())
+    }
+}
+
 /// One operation; `None` when it cannot be done.
-fn apply(document: &mut Value, operation: &Map<String, Value>, copied: &mut usize) -> Option<()> {
+fn apply(document: &mut Value, operation: &Map<String, Value>, work: &mut Work) -> Option<()> {
     let text = |field: &str| operation.get(field).and_then(Value::as_str);
     let value = || operation.get("value").cloned().unwrap_or(Value::Null);
     match text("op")? {
-        "add" => add(document, text("path")?, value()),
-        "remove" => remove(document, text("path")?).map(drop),
+        "add" => add(document, text("path")?, value(), work),
+        "remove" => remove(document, text("path")?, work).map(drop),
         "replace" => match text("path")? {
             "" => match value() {
                 value @ (Value::Object(_) | Value::Array(_)) => {
@@ -97,11 +129,13 @@ fn apply(document: &mut Value, operation: &Map<String, Value>, copied: &mut usiz
                 }
                 _ => None,
             },
-            path => replace(document, path, value()),
+            path => replace(document, path, value(), work),
         },
         "move" => {
-            let value = remove(document, text("from")?)?;
-            add(document, text("path")?, value)
+            let (from, path) = (text("from")?, text("path")?);
+            let value = remove(document, from, work)?;
+            work.touch(nodes(&value, TOUCHED_MAX))?;
+            add(document, path, value, work)
         }
         "test" => {
             let wanted = operation.get("value").unwrap_or(&Value::Null);
@@ -113,11 +147,11 @@ fn apply(document: &mut Value, operation: &Map<String, Value>, copied: &mut usiz
         }
         "copy" => {
             let value = get(document, text("from")?)?.clone();
-            *copied += value.to_string().len();
-            if *copied > COPIED_MAX {
+            work.copied += value.to_string().len();
+            if work.copied > COPIED_MAX {
                 return None;
             }
-            add(document, text("path")?, value)
+            add(document, text("path")?, value, work)
         }
         _ => None,
     }
@@ -163,7 +197,8 @@ fn get<'a>(document: &'a mut Value, path: &str) -> Option<&'a Value> {
     }
 }
 
-fn add(document: &mut Value, path: &str, value: Value) -> Option<()> {
+fn add(document: &mut Value, path: &str, value: Value, work: &mut Work) -> Option<()> {
+    work.may_stand(path, &value)?;
     match parent(document, path)? {
         (Value::Object(fields), part) => drop(fields.insert(part, value)),
         (Value::Array(items), part) if part == "-" => items.push(value),
@@ -171,6 +206,7 @@ fn add(document: &mut Value, path: &str, value: Value) -> Option<()> {
         (Value::Array(items), part) => {
             let length = items.len() + usize::from(part.starts_with('-'));
             let index = index(&part, length).filter(|index| *index <= items.len())?;
+            work.touch(items.len() - index)?;
             items.insert(index, value);
         }
         _ => return None,
@@ -178,7 +214,8 @@ fn add(document: &mut Value, path: &str, value: Value) -> Option<()> {
     Some(())
 }
 
-fn replace(document: &mut Value, path: &str, value: Value) -> Option<()> {
+fn replace(document: &mut Value, path: &str, value: Value, work: &mut Work) -> Option<()> {
+    work.may_stand(path, &value)?;
     match parent(document, path)? {
         (Value::Object(fields), part) => drop(fields.insert(part, value)),
         (Value::Array(items), part) => {
@@ -190,11 +227,22 @@ fn replace(document: &mut Value, path: &str, value: Value) -> Option<()> {
     Some(())
 }
 
-fn remove(document: &mut Value, path: &str) -> Option<Value> {
+fn nodes(value: &Value, most: usize) -> usize {
+    match value {
+        Value::Array(items) => items.iter().fold(1, |sum, item| if sum > most { sum } else { sum + nodes(item, most) }),
+        Value::Object(fields) => {
+            fields.values().fold(1, |sum, item| if sum > most { sum } else { sum + nodes(item, most) })
+        }
+        _ => 1,
+    }
+}
+
+fn remove(document: &mut Value, path: &str, work: &mut Work) -> Option<Value> {
     match parent(document, path)? {
         (Value::Object(fields), part) => fields.remove(&part),
         (Value::Array(items), part) => {
             let index = index(&part, items.len())?;
+            work.touch(items.len().checked_sub(index)?)?;
             (index < items.len()).then(|| items.remove(index))
         }
         _ => None,
@@ -251,6 +299,22 @@ mod tests {
         }
     }
 
+    /// Copies of a value into itself would double its depth with every operation.
+    #[test]
+    fn nothing_nests_deeper_than_it_may_be_read() {
+        let deep = |levels: usize| (0..levels).fold(v!(1), |inner, _| v!({ "a": inner }));
+        let path = |levels: usize| "/a".repeat(levels);
+        let copy = |levels: usize| v!([{"op": "copy", "from": "/a", "path": path(levels)}]);
+        assert!(json(&mut deep(400), &copy(400)).is_ok());
+        assert_eq!(json(&mut deep(600), &copy(600)).unwrap_err().code(), 422);
+        let add = v!([{"op": "add", "path": path(600), "value": deep(500)}]);
+        assert_eq!(json(&mut deep(600), &add).unwrap_err().code(), 422);
+        let replace = v!([{"op": "replace", "path": path(600), "value": deep(500)}]);
+        assert_eq!(json(&mut deep(600), &replace).unwrap_err().code(), 422);
+        let moved = v!([{"op": "add", "path": "/b", "value": deep(500)}, {"op": "move", "from": "/b", "path": path(600)}]);
+        assert_eq!(json(&mut deep(600), &moved).unwrap_err().code(), 422);
+    }
+
     #[test]
     fn refuses_what_is_no_patch() {
         for (patch, expected) in [
@@ -274,6 +338,9 @@ mod tests {
         let mut bomb = vec![v!({"op": "add", "path": "/a", "value": ["x".repeat(1000)]})];
         bomb.extend(vec![v!({"op": "copy", "from": "/a", "path": "/a/-"}); 100]);
         assert_eq!(json(&mut v!({}), &Value::Array(bomb)).unwrap_err().code(), 422);
+        let front = Value::Array(vec![v!({"op": "add", "path": "/a/0", "value": 1}); 2_000]);
+        assert_eq!(json(&mut v!({"a": vec![0; 60_000]}), &front).unwrap_err().code(), 422);
+        assert!(json(&mut v!({"a": vec![0; 1_000]}), &front).is_ok());
         assert_eq!(json_problems(&v!([{"op": "add"}, {"valeu": 1}])), ["json patch unknown field \"[1].valeu\""]);
     }
 }

@@ -6,6 +6,8 @@
 
 mod list;
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value};
 
 use list::{merge_list, merge_ordered};
@@ -97,7 +99,7 @@ impl Context<'_> {
     fn field(&self, name: &str) -> Result<Known, Error> {
         let object = match (self.object(), self) {
             (Some(object), _) => object,
-            (None, Self::Owned(Type::Any)) => {
+            (None, Self::Owned(Type::Any | Type::Deduced)) => {
                 return other(format!(
                     "unable to find api field in struct RawExtension for the json field {}",
                     quote(name)
@@ -214,7 +216,8 @@ fn field_of<'a>(key: &'a str, prefix: &str) -> Option<&'a str> {
 fn retain_keys(original: &mut Fields, patch: &mut Fields) -> Result<(), Error> {
     let Some(names) = patch.remove(RETAIN) else { return Ok(()) };
     let Value::Array(names) = names else { return Err(Error::Retain) };
-    let named = |name: &str| names.iter().any(|one| one == name);
+    let names: HashSet<&str> = names.iter().filter_map(Value::as_str).collect();
+    let named = |name: &str| names.contains(name);
     let is_named = |(name, value): (&String, &Value)| {
         value.is_null() || name.starts_with(DELETE_FROM) || name.starts_with(ORDER) || named(name)
     };

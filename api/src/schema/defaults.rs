@@ -1,5 +1,7 @@
 //! Defaults that a schema states, filled into a value.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 
 use super::{Object, Type};
@@ -8,7 +10,11 @@ use super::{Object, Type};
 /// below it, and a null takes the default of a field that may not be null.
 pub fn apply_defaults(value: &mut Value, object: &Object) {
     let Value::Object(fields) = value else { return };
-    for (name, field) in &object.fields {
+    if !has_defaults(object) {
+        return;
+    }
+    for name in &object.index().defaulted {
+        let field = &object.fields[name];
         if let Some(default) = &field.default
             && fields.get(name).is_none_or(|present| present.is_null() && !field.pointer)
         {
@@ -25,9 +31,9 @@ pub fn apply_defaults(value: &mut Value, object: &Object) {
 fn within(value: &mut Value, ty: &Type) {
     match ty {
         Type::Object(object) => apply_defaults(value, object),
-        Type::Named(name) => {
-            if let Some(object) = super::named(name) {
-                apply_defaults(value, &object);
+        Type::Named(named) => {
+            if let Some(object) = named.object() {
+                apply_defaults(value, object);
             }
         }
         Type::List(list) => value.as_array_mut().into_iter().flatten().for_each(|item| within(item, &list.items)),
@@ -36,6 +42,27 @@ fn within(value: &mut Value, ty: &Type) {
         }
         _ => {}
     }
+}
+
+/// Whether anything at or below a structure has a default: most have none, and their values need not be walked.
+fn has_defaults(object: &Object) -> bool {
+    *object.has_defaults.get_or_init(|| reaches(object, &mut HashSet::new()))
+}
+
+/// The same without asking what is known, since structures refer to themselves: each is looked at once.
+fn reaches(object: &Object, seen: &mut HashSet<*const Object>) -> bool {
+    let within = |ty: &Type, seen: &mut HashSet<*const Object>| {
+        let mut ty = ty;
+        loop {
+            ty = match ty {
+                Type::List(list) => &list.items,
+                Type::Map(map) => &map.values,
+                other => break other.object().is_some_and(|object| reaches(object, seen)),
+            };
+        }
+    };
+    seen.insert(std::ptr::from_ref(object))
+        && object.fields.iter().any(|(_, field)| field.default.is_some() || within(&field.ty, seen))
 }
 
 #[cfg(test)]

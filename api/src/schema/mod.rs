@@ -4,15 +4,16 @@
 //! (`data/`); the schema of a custom resource becomes the same [`Type`], so that every function on values works for both.
 
 mod defaults;
+mod fields;
 pub mod openapi;
 mod table;
 
-use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 use serde_json::Value;
 
 pub use defaults::apply_defaults;
+pub use fields::Fields;
 pub use table::{Kinds, kinds_of, named, names, of_kind};
 
 /// A type.
@@ -21,7 +22,7 @@ pub enum Type {
     /// A structure with named fields.
     Object(Arc<Object>),
     /// A structure of the built-in table by its name, looked up when it is needed (types refer to themselves).
-    Named(Arc<str>),
+    Named(Arc<Named>),
     /// String keys, values of one type.
     Map(Arc<Map>),
     /// A list.
@@ -46,9 +47,11 @@ pub enum Type {
     Float64,
     /// true or false.
     Bool,
-    /// Any JSON, kept as it is (RawExtension, JSON, FieldsV1).
+    /// Any JSON, kept as it is and one value to apply (RawExtension, JSON, FieldsV1).
     #[default]
     Any,
+    /// Any JSON whose fields apply tells apart by what they are: below `x-kubernetes-preserve-unknown-fields`.
+    Deduced,
 }
 
 impl Type {
@@ -56,17 +59,17 @@ impl Type {
     #[must_use]
     pub fn resolve(&self) -> Type {
         match self {
-            Type::Named(name) => named(name).map_or(Type::Any, Type::Object),
+            Type::Named(named) => named.ty().clone(),
             other => other.clone(),
         }
     }
 
     /// The structure, when it is one.
     #[must_use]
-    pub fn object(&self) -> Option<Arc<Object>> {
+    pub fn object(&self) -> Option<&Arc<Object>> {
         match self {
-            Type::Named(name) => named(name),
-            Type::Object(object) => Some(object.clone()),
+            Type::Named(named) => named.object(),
+            Type::Object(object) => Some(object),
             _ => None,
         }
     }
@@ -76,7 +79,7 @@ impl Type {
     pub fn go(&self) -> String {
         match self {
             Type::Object(object) => go_struct(&object.name),
-            Type::Named(name) => go_struct(name),
+            Type::Named(named) => go_struct(named.name()),
             Type::Map(map) => format!("map[string]{}", map.values.go()),
             Type::List(list) => format!("[]{}", list.items.go()),
             Type::String => "string".into(),
@@ -89,8 +92,50 @@ impl Type {
             Type::Int64 => "int64".into(),
             Type::Float64 => "float64".into(),
             Type::Bool => "bool".into(),
-            Type::Any => "interface {}".into(),
+            Type::Any | Type::Deduced => "interface {}".into(),
         }
+    }
+}
+
+/// The name of a structure of the built-in table. It is looked up once, when it is first needed.
+pub struct Named {
+    name: Arc<str>,
+    ty: OnceLock<Type>,
+}
+
+impl Named {
+    /// Of this OpenAPI name, `io.k8s.api.core.v1.Pod`.
+    #[must_use]
+    pub fn new(name: impl Into<Arc<str>>) -> Arc<Named> {
+        Arc::new(Named { name: name.into(), ty: OnceLock::new() })
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it stands for; an unknown name is anything.
+    #[must_use]
+    pub fn ty(&self) -> &Type {
+        self.ty.get_or_init(|| named(&self.name).map_or(Type::Any, Type::Object))
+    }
+
+    /// The structure, when the name is known.
+    #[must_use]
+    pub fn object(&self) -> Option<&Arc<Object>> {
+        match self.ty() {
+            Type::Object(object) => Some(object),
+            _ => None,
+        }
+    }
+}
+
+/// The name alone: structures refer to themselves.
+impl std::fmt::Debug for Named {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.name)
     }
 }
 
@@ -109,7 +154,7 @@ pub struct Object {
     /// `io.k8s.api.core.v1.Pod`; empty for one without a name.
     pub name: String,
     /// Fields by their JSON name.
-    pub fields: HashMap<String, Field>,
+    pub fields: Fields,
     /// Apply treats it as one value (`x-kubernetes-map-type: atomic`).
     pub atomic: bool,
     /// Unknown fields are kept (`x-kubernetes-preserve-unknown-fields`).
@@ -118,6 +163,8 @@ pub struct Object {
     pub description: String,
     /// What decoding needs of the fields in another order; made when it is first asked for.
     pub index: OnceLock<Index>,
+    /// Whether anything at or below it has a default; made when it is first asked for.
+    pub(crate) has_defaults: OnceLock<bool>,
 }
 
 /// The fields of a structure as the codecs want them.
@@ -127,6 +174,8 @@ pub struct Index {
     pub written: Vec<String>,
     /// Path of protobuf numbers to a field's name, in the order of the paths.
     pub numbers: Vec<(Box<[u32]>, String)>,
+    /// Names of fields that have a default.
+    pub defaulted: Vec<String>,
 }
 
 impl Field {
@@ -148,12 +197,12 @@ impl Field {
 pub fn zero(ty: &Type) -> Value {
     match ty {
         Type::Object(object) => zero_object(object),
-        Type::Named(name) => named(name).map_or(Value::Null, |object| zero_object(&object)),
+        Type::Named(named) => named.object().map_or(Value::Null, |object| zero_object(object)),
         Type::String => Value::String(String::new()),
         Type::Quantity => Value::String("0".into()),
         Type::IntOrString | Type::Int32 | Type::Int64 | Type::Float64 => Value::from(0),
         Type::Bool => Value::Bool(false),
-        Type::Map(_) | Type::List(_) | Type::Bytes | Type::Time | Type::MicroTime | Type::Any => Value::Null,
+        Type::Map(_) | Type::List(_) | Type::Bytes | Type::Time | Type::MicroTime | Type::Any | Type::Deduced => Value::Null,
     }
 }
 
@@ -165,8 +214,8 @@ fn zero_object(object: &Object) -> Value {
 impl Object {
     /// The structure of these fields.
     #[must_use]
-    pub fn new(name: impl Into<String>, fields: HashMap<String, Field>) -> Object {
-        Object { name: name.into(), fields, ..Object::default() }
+    pub fn new(name: impl Into<String>, fields: impl Into<Fields>) -> Object {
+        Object { name: name.into(), fields: fields.into(), ..Object::default() }
     }
 
     /// The fields in the order the codecs want.
@@ -177,6 +226,9 @@ impl Object {
                 if field.absent == Absent::Zero {
                     index.written.push(name.clone());
                 }
+                if field.default.is_some() {
+                    index.defaulted.push(name.clone());
+                }
                 if field.number != 0 {
                     let path = field.outer.iter().copied().chain([field.number]).collect();
                     index.numbers.push((path, name.clone()));
@@ -184,6 +236,7 @@ impl Object {
             }
             index.written.sort_unstable();
             index.numbers.sort_unstable();
+            index.defaulted.sort_unstable();
             index
         })
     }

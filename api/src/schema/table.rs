@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, OnceLock};
 
-use super::{Absent, Field, List, ListKind, Map, Object, Type};
+use super::{Absent, Field, Fields, List, ListKind, Map, Named, Object, Type};
 
 const TEXT: &str = include_str!("../../data/schema.txt");
 
@@ -119,12 +119,8 @@ pub(super) fn full_name(reference: &str, package: &str) -> String {
 
 impl Entry {
     fn parse(&self, name: &str) -> Object {
-        let mut fields = HashMap::new();
-        for line in self.lines.lines() {
-            if let Some((name, field)) = self.field(line) {
-                fields.insert(name.to_owned(), field);
-            }
-        }
+        let fields: Fields =
+            self.lines.lines().filter_map(|line| self.field(line)).map(|(name, field)| (name.to_owned(), field)).collect();
         let atomic = self.attributes.split(' ').any(|word| word == "atomic");
         Object { atomic, ..Object::new(name, fields) }
     }
@@ -178,7 +174,7 @@ impl Entry {
                 Type::List(Arc::new(List { items: self.ty(&code[1..], false, &ListKind::Atomic), kind: kind.clone() }))
             }
             Some(b'{') => Type::Map(Arc::new(Map { values: self.ty(&code[1..], false, &ListKind::Atomic), atomic })),
-            Some(b'@') => Type::Named(full_name(&code[1..], self.package).into()),
+            Some(b'@') => Type::Named(Named::new(full_name(&code[1..], self.package))),
             Some(b's') => Type::String,
             Some(b'B') => Type::Bytes,
             Some(b't') => Type::Time,
@@ -222,7 +218,7 @@ mod tests {
     fn every_type_of_the_table_can_be_read_and_refers_to_types_that_are_there() {
         fn check(ty: &Type, of: &str) {
             match ty {
-                Type::Named(name) => assert!(named(name).is_some(), "{of} refers to {name}"),
+                Type::Named(named) => assert!(named.object().is_some(), "{of} refers to {named:?}"),
                 Type::List(list) => check(&list.items, of),
                 Type::Map(map) => check(&map.values, of),
                 _ => {}

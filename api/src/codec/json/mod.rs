@@ -3,15 +3,19 @@
 //! Kubernetes decodes twice or thrice (syntax, kind, structure) and its answers show it: a syntax error anywhere wins over a
 //! wrong type before it, and of several wrong types the first is told. One pass that goes on after a wrong type answers alike.
 
+mod pretty;
 mod scan;
 #[cfg(test)]
 mod tests;
 mod typed;
+mod value;
 
 use serde_json::Value;
 
+pub use pretty::pretty;
+
 use self::scan::{Scanner, Silent, Step, Syntax, Twice};
-use super::{DecodeError, Decoded};
+use super::{DEPTH_MAX, DecodeError, Decoded, Depth};
 use crate::schema::Object;
 
 const PARSE_ERROR: &str = "couldn't get version/kind; json parse error: ";
@@ -23,6 +27,29 @@ impl From<Syntax> for DecodeError {
     fn from(syntax: Syntax) -> DecodeError {
         DecodeError::Unrecognized(format!("{PARSE_ERROR}{}", syntax.0))
     }
+}
+
+/// Why bytes are no JSON, in Go's words.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ParseError(String);
+
+/// Reads JSON of any shape as every decoder here does: with the same limit of nesting ([`DEPTH_MAX`]) and the same
+/// reading of numbers. For stored objects, patches and whatever else is looked at without a type; another parser would
+/// have another limit, and what one took the other would lose.
+///
+/// # Errors
+/// Bytes that are not JSON, or nest too deeply.
+pub fn parse(bytes: &[u8]) -> Result<Value, ParseError> {
+    parse_within(bytes, 0)
+}
+
+/// The same, of JSON that stands at this depth of something else.
+pub(super) fn parse_within(bytes: &[u8], depth: usize) -> Result<Value, ParseError> {
+    let mut scanner = Scanner::new(bytes);
+    scanner.depth = depth;
+    let value = raw(&mut scanner).and_then(|value| scanner.end().map(|()| value));
+    value.map_err(|Syntax(words)| ParseError(words))
 }
 
 /// Reads an object of this type. `apiVersion` and `kind` come as they are written; whoever calls compares them.
@@ -38,7 +65,9 @@ pub fn decode(bytes: &[u8], object: &Object) -> Result<Decoded, DecodeError> {
 /// # Errors
 /// Values of the wrong type.
 pub fn decode_value(value: &Value, object: &Object) -> Result<Decoded, DecodeError> {
-    // The server patches JSON text and decodes that, too; a second reader that is kept alike would save little.
+    if let Some(value) = self::value::object(value, object, Depth::default()) {
+        return Ok(Decoded { value, problems: Vec::new() });
+    }
     decode(&serde_json::to_vec(value).unwrap_or_default(), object)
 }
 
@@ -72,7 +101,7 @@ pub fn type_of(bytes: &[u8]) -> Result<(String, String), DecodeError> {
         scanner.end()?;
         return if bytes.trim_ascii() == b"null" { Ok((version, kind)) } else { Err(not_an_object(bytes)) };
     }
-    scanner.enter(scan::DEEPEST_KEPT)?;
+    scanner.enter(DEPTH_MAX)?;
     let mut first = true;
     while let Some(key) = scanner.key(first)? {
         first = false;

@@ -4,10 +4,10 @@ use std::borrow::Cow;
 
 use serde_json::{Map, Number, Value};
 
+use crate::codec::DEPTH_MAX;
+
 /// Deepest nesting that is read (Go's limit) where the value is skipped.
 const DEEPEST: usize = 10_000;
-/// Deepest nesting of values that are kept. Lower than Go's: whoever walks the value later uses the stack for it.
-pub(super) const DEEPEST_KEPT: usize = 1_000;
 
 /// A syntax error, as Go words it.
 #[derive(Debug)]
@@ -150,6 +150,7 @@ impl<'a> Scanner<'a> {
         let start = self.at + 1;
         let mut at = start;
         loop {
+            at += plain(&self.bytes[at..]);
             match self.bytes.get(at) {
                 Some(b'"') => {
                     self.at = at + 1;
@@ -328,7 +329,7 @@ impl<'a> Scanner<'a> {
     pub(super) fn any(&mut self, told: &mut impl Twice) -> Result<Value> {
         Ok(match self.peek()? {
             b'{' => {
-                self.enter(DEEPEST_KEPT)?;
+                self.enter(DEPTH_MAX)?;
                 let mut map = Map::new();
                 let mut first = true;
                 while let Some(key) = self.key(first)? {
@@ -344,7 +345,7 @@ impl<'a> Scanner<'a> {
                 Value::Object(map)
             }
             b'[' => {
-                self.enter(DEEPEST_KEPT)?;
+                self.enter(DEPTH_MAX)?;
                 let mut items = Vec::new();
                 while self.item(items.is_empty())? {
                     told.enter(Step::Index(items.len()));
@@ -370,6 +371,29 @@ impl<'a> Scanner<'a> {
             _ => number(self.number()?),
         })
     }
+}
+
+/// How many bytes at least stand before the next quote, backslash or control character: eight are looked at at once.
+#[inline]
+fn plain(bytes: &[u8]) -> usize {
+    const ONES: u64 = u64::MAX / 255;
+    const HIGHS: u64 = ONES << 7;
+    let mut length = 0;
+    for chunk in bytes.chunks_exact(8) {
+        let Ok(chunk) = <[u8; 8]>::try_from(chunk) else { break };
+        let word = u64::from_le_bytes(chunk);
+        let below_space = word.wrapping_sub(ONES * 0x20) & !word;
+        let is = |byte: u8| {
+            let differs = word ^ (ONES * u64::from(byte));
+            differs.wrapping_sub(ONES) & !differs
+        };
+        let found = (below_space | is(b'"') | is(b'\\')) & HIGHS;
+        if found != 0 {
+            return length + found.trailing_zeros() as usize / 8;
+        }
+        length += 8;
+    }
+    length
 }
 
 /// A number without a type: whole when it is written without fraction and fits, else a double; null beyond doubles.

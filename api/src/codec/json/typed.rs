@@ -1,11 +1,13 @@
 //! JSON against a type.
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Number, Value};
 
-use super::scan::{DEEPEST_KEPT, Scanner, Syntax};
+use super::scan::{Scanner, Syntax};
 use super::{DecodeError, Decoded, not_an_object, problem, raw, what};
 use crate::codec::scalar::{self, Precision};
-use crate::codec::{finish, is_zero};
+use crate::codec::{DEPTH_MAX, STRUCTURES_MAX, finish, is_zero, zero_item};
 use crate::schema::{self, Absent, Field, Object, Type};
 
 const SCHEMA_PROPS: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
@@ -32,11 +34,13 @@ struct Reader<'a> {
     refused: Option<String>,
     /// Inside what Go reads with another decoder: unknown fields are no problem there.
     lenient: bool,
+    /// Structures around.
+    structures: usize,
 }
 
 pub(super) fn decode(bytes: &[u8], object: &Object) -> Result<Decoded, DecodeError> {
     let scan = Scanner::new(bytes);
-    let mut reader = Reader { scan, problems: Vec::new(), mistyped: None, refused: None, lenient: false };
+    let mut reader = Reader { scan, problems: Vec::new(), mistyped: None, refused: None, lenient: false, structures: 0 };
     let root = Place { parent: None, step: Step::Root };
     let value = match reader.scan.peek()? {
         b'{' => reader.object(object, &root)?,
@@ -62,10 +66,14 @@ pub(super) fn decode(bytes: &[u8], object: &Object) -> Result<Decoded, DecodeErr
 impl<'a> Reader<'a> {
     /// The structure that starts here.
     fn object(&mut self, object: &Object, place: &Place<'_>) -> Result<Value, Syntax> {
-        self.scan.enter(DEEPEST_KEPT)?;
+        if self.structures >= STRUCTURES_MAX {
+            return self.scan.wrong("exceeded max depth");
+        }
+        self.scan.enter(DEPTH_MAX)?;
+        self.structures += 1;
         let mut map = Map::new();
         // Keys that were there and left nothing.
-        let mut gone: Vec<&str> = Vec::new();
+        let mut gone: HashSet<&str> = HashSet::new();
         let mut first = true;
         while let Some(key) = self.scan.key(first)? {
             first = false;
@@ -91,16 +99,16 @@ impl<'a> Reader<'a> {
                             merge(before, &mut map[name], &field.ty);
                             true
                         }
-                        None => gone.contains(&name.as_str()),
+                        None => gone.contains(name.as_str()),
                     }
                 }
                 dropped => {
                     // A null leaves what the key had before; a zero replaces it.
-                    let twice = gone.contains(&name.as_str()) || map.contains_key(name);
+                    let twice = gone.contains(name.as_str()) || map.contains_key(name);
                     if dropped.is_some() {
                         map.remove(name);
                     }
-                    gone.push(name);
+                    gone.insert(name);
                     twice
                 }
             };
@@ -108,6 +116,7 @@ impl<'a> Reader<'a> {
                 self.duplicate(&key, place, told);
             }
         }
+        self.structures -= 1;
         finish(&mut map, object);
         Ok(Value::Object(map))
     }
@@ -137,8 +146,8 @@ impl<'a> Reader<'a> {
                 }
                 return Ok(read);
             }
-            (Type::Named(name), b'{') => match schema::named(name) {
-                Some(object) => self.object(&object, place)?,
+            (Type::Named(named), b'{') => match named.object() {
+                Some(object) => self.object(object, place)?,
                 None => raw(&mut self.scan)?,
             },
             (Type::Object(object), b'{') => self.object(object, place)?,
@@ -168,7 +177,7 @@ impl<'a> Reader<'a> {
                 self.scan.skip()?;
                 return Ok(self.refuse(what(byte), "int32", place));
             }
-            (Type::Any, _) => self.any(byte, place)?,
+            (Type::Any | Type::Deduced, _) => self.any(byte, place)?,
             _ => {
                 self.scan.skip()?;
                 self.mistyped(what(byte), ty, place);
@@ -178,25 +187,25 @@ impl<'a> Reader<'a> {
     }
 
     fn list(&mut self, items: &Type, place: &Place<'_>) -> Result<Value, Syntax> {
-        self.scan.enter(DEEPEST_KEPT)?;
+        self.scan.enter(DEPTH_MAX)?;
         let mut list = Vec::new();
         while self.scan.item(list.is_empty())? {
             let here = Place { parent: Some(place), step: Step::Index(list.len()) };
             let item = self.value(items, &here)?;
-            list.push(item.unwrap_or_else(|| schema::zero(items)));
+            list.push(item.unwrap_or_else(|| zero_item(items)));
         }
         Ok(Value::Array(list))
     }
 
     fn map(&mut self, values: &Type, place: &Place<'_>) -> Result<Value, Syntax> {
-        self.scan.enter(DEEPEST_KEPT)?;
+        self.scan.enter(DEPTH_MAX)?;
         let mut map = Map::new();
         let mut first = true;
         while let Some(key) = self.scan.key(first)? {
             first = false;
             let here = Place { parent: Some(place), step: Step::Key(&key) };
             let told = self.problems.len();
-            let value = self.value(values, &here)?.unwrap_or_else(|| schema::zero(values));
+            let value = self.value(values, &here)?.unwrap_or_else(|| zero_item(values));
             if map.contains_key(&*key) {
                 self.duplicate(&key, place, told);
             }

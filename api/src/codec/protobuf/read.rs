@@ -7,13 +7,10 @@ use serde_json::{Map, Value};
 use super::wire::{Fields, Wire, WireError};
 use super::{Envelope, MAGIC, object_type, open};
 use crate::codec::scalar::{self, BASE64, Precision};
-use crate::codec::{finish, is_zero};
+use crate::codec::{Depth, finish, is_zero, json, zero_item};
 use crate::schema::{self, Absent, Field, Object, Type};
 
 type Result<T> = std::result::Result<T, WireError>;
-
-/// Deepest nesting of messages; schemas of custom resources alone nest without end.
-const DEEPEST: usize = 200;
 
 /// The message of the envelope.
 pub(super) fn envelope(message: &[u8]) -> Result<Envelope<'_>> {
@@ -42,13 +39,11 @@ pub(super) fn envelope(message: &[u8]) -> Result<Envelope<'_>> {
 
 /// The message of a structure.
 pub(super) fn object(message: &[u8], object: &Object) -> Result<Value> {
-    structure(message, object, 0)
+    structure(message, object, Depth::default())
 }
 
-fn structure(message: &[u8], object: &Object, depth: usize) -> Result<Value> {
-    if depth > DEEPEST {
-        return Err(WireError::Depth);
-    }
+fn structure(message: &[u8], object: &Object, depth: Depth) -> Result<Value> {
+    let depth = depth.within_structure().ok_or(WireError::Depth)?;
     let mut map = Map::new();
     fields(message, object, &mut Vec::new(), &mut map, depth)?;
     finish(&mut map, object);
@@ -61,7 +56,7 @@ fn fields(
     object: &Object,
     path: &mut Vec<u32>,
     map: &mut Map<String, Value>,
-    depth: usize,
+    depth: Depth,
 ) -> Result<()> {
     let numbers = &object.index().numbers;
     for entry in Fields(message) {
@@ -84,11 +79,11 @@ fn field(
     name: &str,
     field: &Field,
     map: &mut Map<String, Value>,
-    depth: usize,
+    depth: Depth,
 ) -> Result<()> {
     match &field.ty {
         Type::List(list) if field.go.as_deref() == Some("v1.Verbs") => {
-            map.insert(name.to_owned(), Value::Array(wrapped(wire, number, &list.items, depth)?));
+            map.insert(name.to_owned(), Value::Array(wrapped(wire, number, &list.items, depth.within().ok_or(WireError::Depth)?)?));
         }
         Type::List(list) => {
             let slot = map.entry(name).or_insert_with(|| Value::Array(Vec::new()));
@@ -98,14 +93,14 @@ fn field(
                 (Type::Int32 | Type::Int64 | Type::Bool, Wire::Bytes(packed)) => {
                     let mut packed = Fields(packed);
                     while !packed.0.is_empty() {
-                        items.push(value(Wire::Varint(packed.varint()?), number, &list.items, None, depth)?);
+                        items.push(value(Wire::Varint(packed.varint()?), number, &list.items, None, depth.within().ok_or(WireError::Depth)?)?);
                     }
                 }
-                _ => items.push(value(wire, number, &list.items, None, depth)?),
+                _ => items.push(value(wire, number, &list.items, None, depth.within().ok_or(WireError::Depth)?)?),
             }
         }
         Type::Map(of) => {
-            let (key, value) = entry(wire.bytes(number)?, &of.values, depth)?;
+            let (key, value) = entry(wire.bytes(number)?, &of.values, depth.within().ok_or(WireError::Depth)?)?;
             if let Value::Object(entries) = map.entry(name).or_insert_with(|| Value::Object(Map::new())) {
                 entries.insert(key, value);
             }
@@ -123,12 +118,12 @@ fn field(
 }
 
 /// An entry of a map: key = 1, value = 2. A list as a value is wrapped in a message of its own.
-fn entry(message: &[u8], values: &Type, depth: usize) -> Result<(String, Value)> {
-    let (mut key, mut found) = (String::new(), schema::zero(values));
+fn entry(message: &[u8], values: &Type, depth: Depth) -> Result<(String, Value)> {
+    let (mut key, mut found) = (String::new(), zero_item(values));
     for field in Fields(message) {
         match (field?, values) {
             ((1, wire), _) => key = text(wire.bytes(1)?),
-            ((2, wire), Type::List(list)) => found = Value::Array(wrapped(wire, 2, &list.items, depth)?),
+            ((2, wire), Type::List(list)) => found = Value::Array(wrapped(wire, 2, &list.items, depth.within().ok_or(WireError::Depth)?)?),
             ((2, wire), _) => found = value(wire, 2, values, None, depth)?,
             _ => {}
         }
@@ -137,7 +132,7 @@ fn entry(message: &[u8], values: &Type, depth: usize) -> Result<(String, Value)>
 }
 
 /// A list that is a message: items = 1.
-fn wrapped(wire: Wire<'_>, number: u32, items: &Type, depth: usize) -> Result<Vec<Value>> {
+fn wrapped(wire: Wire<'_>, number: u32, items: &Type, depth: Depth) -> Result<Vec<Value>> {
     let mut list = Vec::new();
     for field in Fields(wire.bytes(number)?) {
         if let (1, wire) = field? {
@@ -151,13 +146,13 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn value(wire: Wire<'_>, number: u32, ty: &Type, field: Option<&Field>, depth: usize) -> Result<Value> {
+fn value(wire: Wire<'_>, number: u32, ty: &Type, field: Option<&Field>, depth: Depth) -> Result<Value> {
     Ok(match ty {
-        Type::Named(name) => match schema::named(name) {
-            Some(object) => structure(wire.bytes(number)?, &object, depth + 1)?,
+        Type::Named(named) => match named.object() {
+            Some(object) => structure(wire.bytes(number)?, object, depth)?,
             None => Value::Null,
         },
-        Type::Object(object) => structure(wire.bytes(number)?, object, depth + 1)?,
+        Type::Object(object) => structure(wire.bytes(number)?, object, depth)?,
         Type::String => Value::String(text(wire.bytes(number)?)),
         Type::Bytes => Value::String(BASE64.encode(wire.bytes(number)?)),
         Type::Time => time(wire.bytes(number)?, Precision::Second)?,
@@ -172,7 +167,7 @@ fn value(wire: Wire<'_>, number: u32, ty: &Type, field: Option<&Field>, depth: u
             Wire::Fixed64(bits) => double(f64::from_bits(bits)),
             other => return Err(WireError::Type(other.number(), number)),
         },
-        Type::Any => any(wire.bytes(number)?, field.and_then(|field| field.go.as_deref()).unwrap_or(""), depth)?,
+        Type::Any | Type::Deduced => any(wire.bytes(number)?, field.and_then(|field| field.go.as_deref()).unwrap_or(""), depth)?,
         // Lists and maps are fields' and were read there.
         Type::List(_) | Type::Map(_) => Value::Null,
     })
@@ -230,16 +225,16 @@ fn int_or_string(message: &[u8]) -> Result<Value> {
 
 /// Any JSON is its text = 1; RawExtension may hold an object with an envelope there. Three types of schemas of custom
 /// resources are one thing or another.
-fn any(message: &[u8], go: &str, depth: usize) -> Result<Value> {
+fn any(message: &[u8], go: &str, depth: Depth) -> Result<Value> {
     let props = || schema::named(super::write::SCHEMA_PROPS).unwrap_or_default();
     let (mut flag, mut one, mut many, mut raw) = (None, None, Vec::new(), None);
     for field in Fields(message) {
         match (go, field?) {
             ("v1.JSONSchemaPropsOrBool", (1, wire)) => flag = Some(wire.varint(1)? != 0),
             ("v1.JSONSchemaPropsOrBool", (2, wire)) | ("v1.JSONSchemaPropsOrArray", (1, wire)) => {
-                one = Some(structure(wire.bytes(1)?, &props(), depth + 1)?);
+                one = Some(structure(wire.bytes(1)?, &props(), depth)?);
             }
-            ("v1.JSONSchemaPropsOrArray", (2, wire)) => many.push(structure(wire.bytes(2)?, &props(), depth + 1)?),
+            ("v1.JSONSchemaPropsOrArray", (2, wire)) => many.push(structure(wire.bytes(2)?, &props(), depth.within().ok_or(WireError::Depth)?)?),
             (_, (1, wire)) => raw = Some(wire.bytes(1)?),
             _ => {}
         }
@@ -255,18 +250,15 @@ fn any(message: &[u8], go: &str, depth: usize) -> Result<Value> {
     }
     let Some(raw) = raw.filter(|raw| !raw.is_empty()) else { return Ok(Value::Null) };
     if raw.starts_with(MAGIC) {
-        if depth > DEEPEST {
-            return Err(WireError::Depth);
-        }
         return embedded(raw, depth);
     }
-    Ok(serde_json::from_slice(raw).unwrap_or(Value::Null))
+    json::parse_within(raw, depth.levels).map_err(|_| WireError::Json)
 }
 
-fn embedded(bytes: &[u8], depth: usize) -> Result<Value> {
+fn embedded(bytes: &[u8], depth: Depth) -> Result<Value> {
     let envelope = open(bytes).map_err(|_| WireError::Truncated)?;
     let Some(object) = object_type(envelope.api_version, envelope.kind) else { return Ok(Value::Null) };
-    let mut value = structure(envelope.raw, &object, depth + 1)?;
+    let mut value = structure(envelope.raw, &object, depth)?;
     value["apiVersion"] = envelope.api_version.into();
     value["kind"] = envelope.kind.into();
     Ok(value)

@@ -13,6 +13,8 @@ pub(super) enum WireError {
     Type(u8, u32),
     #[error("proto: messages are nested too deeply")]
     Depth,
+    #[error("proto: a raw value is no JSON")]
+    Json,
     #[error("proto: a time is out of range")]
     Time,
     #[error("quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'")]

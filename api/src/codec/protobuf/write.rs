@@ -80,9 +80,9 @@ fn field(out: &mut Vec<u8>, number: u32, value: &Value, field: &Field) {
 /// that comes from elsewhere is written as nothing.
 fn one(out: &mut Vec<u8>, number: u32, value: &Value, ty: &Type, go: &str) {
     match (ty, value) {
-        (Type::Named(name), Value::Object(_)) => {
-            if let Some(object) = schema::named(name) {
-                wire::nested(out, number, |out| encode_raw_into(out, value, &object));
+        (Type::Named(named), Value::Object(_)) => {
+            if let Some(object) = named.object() {
+                wire::nested(out, number, |out| encode_raw_into(out, value, object));
             }
         }
         (Type::Object(object), Value::Object(_)) => {
@@ -110,7 +110,7 @@ fn one(out: &mut Vec<u8>, number: u32, value: &Value, ty: &Type, go: &str) {
         }
         (Type::Float64, Value::Number(amount)) => wire::double(out, number, amount.as_f64().unwrap_or_default()),
         (Type::Bool, Value::Bool(flag)) => wire::integer(out, number, i64::from(*flag)),
-        (Type::Any, _) => wire::nested(out, number, |out| any(out, value, go)),
+        (Type::Any | Type::Deduced, _) => wire::nested(out, number, |out| any(out, value, go)),
         // The item of a list takes its place even when it is nothing.
         (Type::Named(_) | Type::Object(_), Value::Null) => wire::nested(out, number, |_| {}),
         _ => {}

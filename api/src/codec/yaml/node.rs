@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use crate::codec::DEPTH_MAX;
 use libyaml_safer::{Error, ErrorKind, EventData, Parser, ScalarStyle};
 
-/// Deepest nesting that is read. Go's limit is ten times this; whoever walks the value later uses the stack for it.
-const DEEPEST: usize = 1_000;
+
+/// The words of Go, whose limit is ten times [`DEPTH_MAX`].
+const TOO_DEEP: &str = "exceeded max depth of 10000";
 
 /// A node of a document.
 #[derive(Debug)]
@@ -14,6 +16,8 @@ pub(super) struct Node {
     /// From 1.
     pub(super) line: u64,
     pub(super) content: Content,
+    /// How deep it nests, with what its aliases stand for.
+    height: usize,
 }
 
 #[derive(Debug)]
@@ -51,16 +55,17 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Option<Node>, String> {
                     Some(node) => node.clone(),
                     None => return Err(format!("unknown anchor '{anchor}' referenced")),
                 };
-                builder.add(Node { line, content: Content::Alias(anchor, target) }, None);
+                let height = target.as_ref().map_or(0, |target| target.height);
+                builder.add(Node { line, content: Content::Alias(anchor, target), height }, None)?;
             }
             EventData::Scalar { anchor, tag, value, plain_implicit, style, .. } => {
                 let plain = plain_implicit && style == ScalarStyle::Plain;
                 let content = Content::Scalar { text: value, tag: tag.unwrap_or_default(), plain };
-                builder.add(Node { line, content }, anchor);
+                builder.add(Node { line, content, height: 0 }, anchor)?;
             }
             EventData::SequenceStart { anchor, .. } => builder.open(line, anchor, false)?,
             EventData::MappingStart { anchor, .. } => builder.open(line, anchor, true)?,
-            EventData::SequenceEnd | EventData::MappingEnd => builder.close(),
+            EventData::SequenceEnd | EventData::MappingEnd => builder.close()?,
         }
     }
 }
@@ -83,8 +88,8 @@ struct Builder {
 
 impl Builder {
     fn open(&mut self, line: u64, anchor: Option<String>, is_map: bool) -> Result<(), String> {
-        if self.open.len() >= DEEPEST {
-            return Err("exceeded max depth of 10000".to_owned());
+        if self.open.len() >= DEPTH_MAX {
+            return Err(TOO_DEEP.to_owned());
         }
         if let Some(anchor) = &anchor {
             self.anchors.insert(anchor.clone(), None);
@@ -93,8 +98,9 @@ impl Builder {
         Ok(())
     }
 
-    fn close(&mut self) {
-        let Some(open) = self.open.pop() else { return };
+    fn close(&mut self) -> Result<(), String> {
+        let Some(open) = self.open.pop() else { return Ok(()) };
+        let height = 1 + open.children.iter().map(|child| child.height).max().unwrap_or(0);
         let content = if open.is_map {
             let mut pairs = Vec::with_capacity(open.children.len() / 2);
             let mut children = open.children.into_iter();
@@ -105,20 +111,25 @@ impl Builder {
         } else {
             Content::List(open.children)
         };
-        self.add(Node { line: open.line, content }, open.anchor);
+        self.add(Node { line: open.line, content, height }, open.anchor)
     }
 
-    fn add(&mut self, mut node: Node, anchor: Option<String>) {
+    fn add(&mut self, mut node: Node, anchor: Option<String>) -> Result<(), String> {
+        // Aliases of aliases nest deeper than the text does.
+        if self.open.len() + node.height > DEPTH_MAX {
+            return Err(TOO_DEEP.to_owned());
+        }
         if let Some(anchor) = anchor {
-            let line = node.line;
+            let (line, height) = (node.line, node.height);
             let shared = Rc::new(node);
             self.anchors.insert(anchor, Some(shared.clone()));
-            node = Node { line, content: Content::Anchored(shared) };
+            node = Node { line, content: Content::Anchored(shared), height };
         }
         match self.open.last_mut() {
             Some(open) => open.children.push(node),
             None => self.root = Some(node),
         }
+        Ok(())
     }
 }
 

@@ -11,6 +11,9 @@ use crate::codec::scalar::BASE64;
 const LONG: &str = "tag:yaml.org,2002:";
 const SHORT_TAGS: [&str; 6] = ["str", "bool", "int", "float", "null", "timestamp"];
 
+/// Most keys that stand twice that are told.
+const TWICE_MAX: usize = 100;
+
 /// Why a document is no JSON.
 #[derive(Debug)]
 pub(super) enum Failure {
@@ -140,7 +143,7 @@ impl Unfolding {
                 Value::Object(_) => return yaml(format!("invalid map key: map[interface {{}}]interface {{}}{shown}")),
             };
             let read = self.value(value)?;
-            if map.contains_key(&key) {
+            if map.contains_key(&key) && self.twice.len() < TWICE_MAX {
                 self.twice.push(format!("line {}: key {shown} already set in map", value.line));
             }
             map.insert(key, read);

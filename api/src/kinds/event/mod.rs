@@ -8,7 +8,7 @@ mod validation;
 use serde_json::{Value, json};
 
 use super::value::{Read, child, default_to, fields, or};
-use super::{Cell, Column, FieldError, Kind, NAME, Strategy, VERBS, column, table, wide};
+use super::{Cell, Column, FieldErrors, Kind, NAME, Strategy, VERBS, column, table, wide};
 use crate::meta::names;
 
 const COLUMNS: &[Column] = &[
@@ -153,11 +153,11 @@ impl Strategy for Event {
         }
     }
 
-    fn validate(&self, object: &Value, errors: &mut Vec<FieldError>) {
+    fn validate(&self, object: &Value, errors: &mut FieldErrors) {
         validation::create(object, self.view == View::Events, errors);
     }
 
-    fn validate_update(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    fn validate_update(&self, object: &Value, old: &Value, errors: &mut FieldErrors) {
         validation::update(object, old, self.view == View::Events, errors);
     }
 

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use crate::kinds::FieldError;
+use crate::kinds::{FieldError, FieldErrors};
 use crate::kinds::value::Read;
 use crate::meta::field::Path;
 use crate::meta::{names, validate_immutable};
@@ -14,7 +14,7 @@ const NAME_MAX: usize = 128;
 const NOTE_MAX: usize = 1024;
 
 /// Checks a new event.
-pub(super) fn create(event: &Value, strict: bool, errors: &mut Vec<FieldError>) {
+pub(super) fn create(event: &Value, strict: bool, errors: &mut FieldErrors) {
     common(event, strict, errors);
     if !strict {
         return;
@@ -40,7 +40,7 @@ pub(super) fn create(event: &Value, strict: bool, errors: &mut Vec<FieldError>) 
 }
 
 /// Checks a changed event.
-pub(super) fn update(event: &Value, old: &Value, strict: bool, errors: &mut Vec<FieldError>) {
+pub(super) fn update(event: &Value, old: &Value, strict: bool, errors: &mut FieldErrors) {
     common(event, strict, errors);
     if !strict {
         return;
@@ -69,7 +69,7 @@ pub(super) fn update(event: &Value, old: &Value, strict: bool, errors: &mut Vec<
     }
 }
 
-fn series(event: &Value, errors: &mut Vec<FieldError>) {
+fn series(event: &Value, errors: &mut FieldErrors) {
     let series = &event["series"];
     if series.is_set() {
         if series["count"].int() < 2 {
@@ -81,7 +81,7 @@ fn series(event: &Value, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn common(event: &Value, strict: bool, errors: &mut Vec<FieldError>) {
+fn common(event: &Value, strict: bool, errors: &mut FieldErrors) {
     let namespace = event["metadata"]["namespace"].text();
     let involved = event["involvedObject"]["namespace"].text();
     let is_new_style = event["eventTime"].is_set();

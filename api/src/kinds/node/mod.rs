@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use super::value::{Read, child, default_to, fields, keep, or, remove};
-use super::{AGE, Cell, FieldError, Kind, NAME, Strategy, Subresource, VERBS, column, network, table, wide};
+use super::{AGE, Cell, FieldErrors, Kind, NAME, Strategy, Subresource, VERBS, column, network, table, wide};
 use crate::meta::field::Path;
 
 pub(super) static KIND: Kind = Kind {
@@ -108,16 +108,16 @@ impl Strategy for Node {
         }
     }
 
-    fn validate(&self, object: &Value, errors: &mut Vec<FieldError>) {
+    fn validate(&self, object: &Value, errors: &mut FieldErrors) {
         validation::node(object, errors);
     }
 
-    fn validate_update(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    fn validate_update(&self, object: &Value, old: &Value, errors: &mut FieldErrors) {
         validation::node(object, errors);
         validation::update(object, old, errors);
     }
 
-    fn validate_status_update(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    fn validate_status_update(&self, object: &Value, old: &Value, errors: &mut FieldErrors) {
         validation::update(object, old, errors);
     }
 

@@ -2,13 +2,13 @@
 
 use serde_json::Value;
 
-use crate::kinds::value::Read;
-use crate::kinds::{FieldError, checks, internal, network};
+use crate::kinds::value::{Read, repeats};
+use crate::kinds::{FieldError, FieldErrors, checks, internal, network};
 use crate::meta::field::{Path, Printed};
 use crate::meta::{names, text};
 
 /// Checks a node by itself.
-pub(super) fn node(node: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn node(node: &Value, errors: &mut FieldErrors) {
     // The reference looks for them under metadata.
     taints(&Path::new("metadata.taints"), &node["spec"]["taints"], errors);
     resources(node, errors);
@@ -33,12 +33,13 @@ pub(super) fn node(node: &Value, errors: &mut Vec<FieldError>) {
 }
 
 /// Checks what of a node may change.
-pub(super) fn update(node: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn update(node: &Value, old: &Value, errors: &mut FieldErrors) {
     resources(node, errors);
     declared_features(node, errors);
     let (addresses, path) = (node["status"]["addresses"].items(), Path::new("status.addresses"));
+    let repeated = repeats(addresses);
     for (index, address) in addresses.iter().enumerate() {
-        if addresses[..index].contains(address) {
+        if repeated[index] {
             let shown = internal::text("NodeAddress", address);
             errors.push(FieldError::duplicate(path.index(index), Printed(&shown)));
         }
@@ -71,8 +72,9 @@ pub(super) fn update(node: &Value, old: &Value, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn taints(path: &Path<'_>, taints: &Value, errors: &mut Vec<FieldError>) {
+fn taints(path: &Path<'_>, taints: &Value, errors: &mut FieldErrors) {
     let taints = taints.items();
+    let repeated = repeats(taints.iter().map(|taint| (taint["key"].text(), taint["effect"].text())));
     for (index, taint) in taints.iter().enumerate() {
         let path = path.index(index);
         let (key, value) = (taint["key"].text(), taint["value"].text());
@@ -85,8 +87,7 @@ fn taints(path: &Path<'_>, taints: &Value, errors: &mut Vec<FieldError>) {
             "" => errors.push(FieldError::required(path.child("effect"), "")),
             _ => checks::taint_effect(&path.child("effect"), &taint["effect"], errors),
         }
-        let same = |before: &Value| before["key"].text() == key && before["effect"].text() == taint["effect"].text();
-        if taints[..index].iter().any(same) {
+        if repeated[index] {
             let shown = internal::text("Taint", taint);
             let mut error = FieldError::duplicate(path, Printed(&shown));
             error.message.push_str(": taints must be unique by key and effect pair");
@@ -95,7 +96,7 @@ fn taints(path: &Path<'_>, taints: &Value, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn resources(node: &Value, errors: &mut Vec<FieldError>) {
+fn resources(node: &Value, errors: &mut FieldErrors) {
     for list in ["capacity", "allocatable"] {
         let status = Path::new("status");
         let path = status.child(list);
@@ -105,7 +106,7 @@ fn resources(node: &Value, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn declared_features(node: &Value, errors: &mut Vec<FieldError>) {
+fn declared_features(node: &Value, errors: &mut FieldErrors) {
     let (features, path) = (node["status"]["declaredFeatures"].items(), Path::new("status.declaredFeatures"));
     for (index, feature) in features.iter().enumerate() {
         let name = feature.text();

@@ -10,7 +10,7 @@ mod warnings;
 use serde_json::{Value, json};
 
 use super::value::{Read, child, fields, keep};
-use super::{AGE, Cell, FieldError, Kind, NAME, Strategy, Subresource, VERBS, column, wide};
+use super::{AGE, Cell, FieldErrors, Kind, NAME, Strategy, Subresource, VERBS, column, wide};
 
 pub(super) use defaults::spec as default_spec;
 pub(super) use prepare::drop_disabled;
@@ -107,19 +107,19 @@ impl Strategy for Pod {
         }
     }
 
-    fn validate(&self, object: &Value, errors: &mut Vec<FieldError>) {
+    fn validate(&self, object: &Value, errors: &mut FieldErrors) {
         validation::create(object, errors);
     }
 
-    fn validate_update(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    fn validate_update(&self, object: &Value, old: &Value, errors: &mut FieldErrors) {
         validation::update::pod(object, old, errors);
     }
 
-    fn validate_status_update(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    fn validate_status_update(&self, object: &Value, old: &Value, errors: &mut FieldErrors) {
         validation::status::update(object, old, errors);
     }
 
-    fn validate_subresource_update(&self, name: &str, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    fn validate_subresource_update(&self, name: &str, object: &Value, old: &Value, errors: &mut FieldErrors) {
         match name {
             "ephemeralcontainers" => validation::update::ephemeral_containers(object, old, errors),
             "resize" => validation::update::resize(object, old, errors),

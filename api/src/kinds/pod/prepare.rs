@@ -1,5 +1,7 @@
 //! What clients may not set in a pod, and what the server writes into it before it is checked.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 
 use super::qos;
@@ -129,7 +131,7 @@ pub(super) fn pod_level_resources(pod: &mut Value) {
     };
     let supported = |resource: &str| matches!(resource, "cpu" | "memory") || resource.starts_with("hugepages-");
     let candidates: Vec<(String, Quantity)> =
-        limits.iter().filter(|(resource, _)| all_limited(resource)).cloned().collect();
+        limits.iter().filter(|(resource, _)| all_limited(resource)).map(|(k, v)| (k.clone(), v.clone())).collect();
     let whole = child(spec, "resources");
     for (resource, limit) in &limits {
         if resource.starts_with("hugepages-") && whole["requests"][resource.as_str()].is_null() {
@@ -159,12 +161,13 @@ pub(super) fn pod_level_resources(pod: &mut Value) {
     }
 }
 
+/// How much of each resource.
+type Amounts = BTreeMap<String, Quantity>;
+
 /// What all containers together ask for: regular ones and sidecars run at once, other init containers one by one
 /// beside the sidecars before them.
-pub(super) fn sum(spec: &Value, list: &str) -> Vec<(String, Quantity)> {
-    let mut total: Vec<(String, Quantity)> = Vec::new();
-    let mut sidecars: Vec<(String, Quantity)> = Vec::new();
-    let mut most: Vec<(String, Quantity)> = Vec::new();
+pub(super) fn sum(spec: &Value, list: &str) -> Amounts {
+    let (mut total, mut sidecars, mut most) = (Amounts::new(), Amounts::new(), Amounts::new());
     for container in spec["containers"].items() {
         add(&mut total, container["resources"][list].entries());
     }
@@ -173,34 +176,41 @@ pub(super) fn sum(spec: &Value, list: &str) -> Vec<(String, Quantity)> {
         if container["restartPolicy"] == "Always" {
             add(&mut total, wanted.clone());
             add(&mut sidecars, wanted);
-            raise(&mut most, &sidecars);
         } else {
-            let mut together = sidecars.clone();
-            add(&mut together, wanted);
-            raise(&mut most, &together);
+            for (resource, quantity) in wanted {
+                let mut together = qos::amount(quantity);
+                if let Some(beside) = sidecars.get(resource) {
+                    together += beside;
+                }
+                raise(&mut most, resource, &together);
+            }
         }
     }
-    raise(&mut total, &most);
+    // Sidecars only become more, so that what they ask for alone is most at the end.
+    for (resource, quantity) in &sidecars {
+        raise(&mut most, resource, quantity);
+    }
+    for (resource, quantity) in &most {
+        raise(&mut total, resource, quantity);
+    }
     total
 }
 
-fn add(sum: &mut Vec<(String, Quantity)>, list: serde_json::map::Iter<'_>) {
+fn add(sum: &mut Amounts, list: serde_json::map::Iter<'_>) {
     for (resource, quantity) in list {
         let quantity = qos::amount(quantity);
-        match sum.iter_mut().find(|(name, _)| name == resource) {
-            Some((_, before)) => *before += &quantity,
-            None => sum.push((resource.clone(), quantity)),
+        match sum.get_mut(resource) {
+            Some(before) => *before += &quantity,
+            None => drop(sum.insert(resource.clone(), quantity)),
         }
     }
 }
 
-fn raise(most: &mut Vec<(String, Quantity)>, list: &[(String, Quantity)]) {
-    for (resource, quantity) in list {
-        match most.iter_mut().find(|(name, _)| name == resource) {
-            Some((_, before)) if *before >= *quantity => {}
-            Some((_, before)) => *before = quantity.clone(),
-            None => most.push((resource.clone(), quantity.clone())),
-        }
+fn raise(most: &mut Amounts, resource: &str, quantity: &Quantity) {
+    match most.get_mut(resource) {
+        Some(before) if *before >= *quantity => {}
+        Some(before) => *before = quantity.clone(),
+        None => drop(most.insert(resource.to_owned(), quantity.clone())),
     }
 }
 

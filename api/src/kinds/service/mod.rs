@@ -6,7 +6,7 @@ mod validation;
 use serde_json::{Value, json};
 
 use super::value::{Read, child, default_to, default_when_zero, fields, items_mut, keep, or, remove};
-use super::{AGE, Cell, FieldError, Kind, NAME, Strategy, Subresource, VERBS, column, network, table, wide};
+use super::{AGE, Cell, FieldErrors, Kind, NAME, Strategy, Subresource, VERBS, column, network, table, wide};
 use crate::meta::field::Path;
 use crate::meta::names;
 
@@ -104,15 +104,15 @@ impl Strategy for Service {
         keep(object, old, "spec");
     }
 
-    fn validate(&self, object: &Value, errors: &mut Vec<FieldError>) {
+    fn validate(&self, object: &Value, errors: &mut FieldErrors) {
         validation::create(object, errors);
     }
 
-    fn validate_update(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    fn validate_update(&self, object: &Value, old: &Value, errors: &mut FieldErrors) {
         validation::update(object, old, errors);
     }
 
-    fn validate_status_update(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    fn validate_status_update(&self, object: &Value, old: &Value, errors: &mut FieldErrors) {
         validation::status_update(object, old, errors);
     }
 

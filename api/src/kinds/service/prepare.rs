@@ -1,5 +1,7 @@
 //! Fields of a service that depend on one another: what users mean when they change one of them.
 
+use std::collections::{HashMap, HashSet};
+
 use serde_json::{Value, json};
 
 use super::{is_externally_accessible, needs_cluster_ip, needs_health_check_port, needs_node_ports};
@@ -40,12 +42,16 @@ pub(super) fn keep_allocated(spec: &mut Value, old: &Value) {
         }
     }
     if needs_node_ports(old) && needs_node_ports(spec) {
-        let new = node_ports(spec);
-        let still_used: Vec<i64> = node_ports(old).into_iter().filter(|port| new.contains(port)).collect();
+        let new: HashSet<i64> = node_ports(spec).into_iter().collect();
+        // Ports are known by their name; later ones of the same name win.
+        let numbers: HashMap<String, i64> = old["ports"]
+            .items()
+            .iter()
+            .map(|port| (port["name"].text().to_owned(), port["nodePort"].int()))
+            .collect();
+        let still_used: HashSet<i64> = node_ports(old).into_iter().filter(|port| new.contains(port)).collect();
         for port in items_mut(spec, "ports") {
-            // Ports are known by their name; later ones of the same name win.
-            let before = old["ports"].items().iter().rfind(|before| before["name"].text() == port["name"].text());
-            let number = before.map_or(0, |before| before["nodePort"].int());
+            let number = numbers.get(port["name"].text()).copied().unwrap_or(0);
             if port["nodePort"].int() == 0 && number != 0 && !still_used.contains(&number) {
                 fields(port).insert("nodePort".to_owned(), number.into());
             }
@@ -71,7 +77,7 @@ pub(super) fn drop_type_dependent(service: &mut Value, old: &Value) {
         }
     }
     if needs_node_ports(old) && !needs_node_ports(spec) {
-        let before = node_ports(old);
+        let before: HashSet<i64> = node_ports(old).into_iter().collect();
         if node_ports(spec).iter().all(|port| before.contains(port)) {
             for port in items_mut(spec, "ports") {
                 remove(port, "nodePort");

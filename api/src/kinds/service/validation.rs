@@ -1,10 +1,12 @@
 //! Checks of services.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 
 use super::{is_externally_accessible, needs_health_check_port};
-use crate::kinds::value::Read;
-use crate::kinds::{FieldError, checks, internal, network};
+use crate::kinds::value::{Read, repeats};
+use crate::kinds::{FieldError, FieldErrors, checks, internal, network};
 use crate::meta::field::{Path, Printed};
 use crate::meta::{names, validate_labels};
 
@@ -18,12 +20,12 @@ const ONLY_FOR_BALANCERS: &str = "may only be used when `type` is 'LoadBalancer'
 const AFFINITY_MAX: i64 = 86_400;
 
 /// Checks a new service.
-pub(super) fn create(service: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn create(service: &Value, errors: &mut FieldErrors) {
     self::service(service, &Value::Null, errors);
 }
 
 /// Checks a changed service.
-pub(super) fn update(service: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn update(service: &Value, old: &Value, errors: &mut FieldErrors) {
     let (spec, before) = (&service["spec"], &old["spec"]);
     cluster_ips_change(spec, before, errors);
     families_change(spec, before, errors);
@@ -44,20 +46,20 @@ pub(super) fn update(service: &Value, old: &Value, errors: &mut Vec<FieldError>)
 }
 
 /// Checks an update of the status.
-pub(super) fn status_update(service: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+pub(super) fn status_update(service: &Value, old: &Value, errors: &mut FieldErrors) {
     let path = Path::new("status.loadBalancer.ingress");
     let ingress = service["status"]["loadBalancer"]["ingress"].items();
     if service["spec"]["type"] != "LoadBalancer" && !ingress.is_empty() {
         errors.push(FieldError::forbidden(path, "may only be used when `spec.type` is 'LoadBalancer'"));
         return;
     }
-    let before: Vec<&str> =
+    let before: HashSet<&str> =
         old["status"]["loadBalancer"]["ingress"].items().iter().map(|ingress| ingress["ip"].text()).collect();
     for (index, point) in ingress.iter().enumerate() {
         let (path, ip, mode) = (path.index(index), point["ip"].text(), &point["ipMode"]);
         let mode_path = path.child("ipMode");
-        if !ip.is_empty() {
-            network::validate_legacy_ip(&path.child("ip"), ip, &before, errors);
+        if !ip.is_empty() && !before.contains(ip) {
+            network::validate_legacy_ip(&path.child("ip"), ip, &[], errors);
         }
         match (mode.is_set(), ip.is_empty()) {
             (false, false) => errors.push(FieldError::required(mode_path, "must be specified when `ip` is set")),
@@ -81,7 +83,7 @@ fn is_headless(spec: &Value) -> bool {
     matches!(spec["clusterIPs"].items(), [only] if only == "None")
 }
 
-fn service(service: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+fn service(service: &Value, old: &Value, errors: &mut FieldErrors) {
     let (spec, annotations) = (&service["spec"], &service["metadata"]["annotations"]);
     let (hints, mode) = (annotations.get(TOPOLOGY_HINTS), annotations.get(TOPOLOGY_MODE));
     if let (Some(hints), Some(mode)) = (hints, mode)
@@ -109,11 +111,13 @@ fn service(service: &Value, old: &Value, errors: &mut Vec<FieldError>) {
     }
     session_affinity(spec, errors);
     cluster_ips(spec, &old["spec"], errors);
-    let external_before: Vec<&str> = old["spec"]["externalIPs"].items().iter().map(Read::text).collect();
+    let external_before: HashSet<&str> = old["spec"]["externalIPs"].items().iter().map(Read::text).collect();
     for (index, ip) in spec["externalIPs"].items().iter().enumerate() {
         let list = SPEC.child("externalIPs");
         let (path, before) = (list.index(index), errors.len());
-        network::validate_legacy_ip(&path, ip.text(), &external_before, errors);
+        if !external_before.contains(ip.text()) {
+            network::validate_legacy_ip(&path, ip.text(), &[], errors);
+        }
         if errors.len() == before {
             network::validate_endpoint_ip(&path, ip.text(), errors);
         }
@@ -132,7 +136,7 @@ fn service(service: &Value, old: &Value, errors: &mut Vec<FieldError>) {
     traffic(spec, errors);
 }
 
-fn external_name(spec: &Value, errors: &mut Vec<FieldError>) {
+fn external_name(spec: &Value, errors: &mut FieldErrors) {
     for field in ["clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
         if !spec[field].is_empty() {
             errors.push(FieldError::forbidden(SPEC.child(field), "may not be set for ExternalName services"));
@@ -145,13 +149,14 @@ fn external_name(spec: &Value, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn ports(spec: &Value, errors: &mut Vec<FieldError>) {
+fn ports(spec: &Value, errors: &mut FieldErrors) {
     let (ports, list) = (spec["ports"].items(), SPEC.child("ports"));
+    let repeated = repeats(ports.iter().map(|port| port["name"].text()));
     for (index, port) in ports.iter().enumerate() {
         let (path, name) = (list.index(index), port["name"].text());
         if !name.is_empty() {
             checks::dns_label(&path.child("name"), name, errors);
-            if ports[..index].iter().any(|before| before["name"] == name) {
+            if repeated[index] {
                 errors.push(FieldError::duplicate(path.child("name"), name));
             }
         } else if ports.len() > 1 {
@@ -167,25 +172,24 @@ fn ports(spec: &Value, errors: &mut Vec<FieldError>) {
 }
 
 /// Numbers that may not be there, or not twice.
-fn port_numbers(spec: &Value, errors: &mut Vec<FieldError>) {
+fn port_numbers(spec: &Value, errors: &mut FieldErrors) {
     let (ports, list) = (spec["ports"].items(), SPEC.child("ports"));
     let node_port = |port: &Value| port["nodePort"].int();
-    let is_same = |a: &Value, b: &Value, field: &str| {
-        a["protocol"].text() == b["protocol"].text() && a[field].int() == b[field].int()
-    };
     if spec["type"] == "ClusterIP" {
         for (index, _) in ports.iter().enumerate().filter(|(_, port)| node_port(port) != 0) {
             let detail = "may not be used when `type` is 'ClusterIP'";
             errors.push(FieldError::forbidden(list.index(index).child("nodePort"), detail));
         }
     }
-    for (index, port) in ports.iter().enumerate().filter(|(_, port)| node_port(port) != 0) {
-        if ports[..index].iter().any(|before| is_same(before, port, "nodePort")) {
-            errors.push(FieldError::duplicate(list.index(index).child("nodePort"), node_port(port)));
-        }
+    let numbers =
+        |field: &'static str| repeats(ports.iter().map(move |port| (port["protocol"].text(), port[field].int())));
+    let repeated = numbers("nodePort");
+    for (index, port) in ports.iter().enumerate().filter(|(index, port)| node_port(port) != 0 && repeated[*index]) {
+        errors.push(FieldError::duplicate(list.index(index).child("nodePort"), node_port(port)));
     }
+    let repeated = numbers("port");
     for (index, port) in ports.iter().enumerate() {
-        if ports[..index].iter().any(|before| is_same(before, port, "port")) {
+        if repeated[index] {
             let key = serde_json::json!({ "protocol": port["protocol"], "port": port["port"] });
             let shown = internal::text("ServicePort", &key);
             errors.push(FieldError::duplicate(list.index(index), Printed(&shown)));
@@ -193,7 +197,7 @@ fn port_numbers(spec: &Value, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn session_affinity(spec: &Value, errors: &mut Vec<FieldError>) {
+fn session_affinity(spec: &Value, errors: &mut FieldErrors) {
     let (affinity, config) = (&spec["sessionAffinity"], &spec["sessionAffinityConfig"]);
     let path = SPEC.child("sessionAffinityConfig");
     checks::required_of(&SPEC.child("sessionAffinity"), affinity, &["ClientIP", "None"], errors);
@@ -212,7 +216,7 @@ fn session_affinity(spec: &Value, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn cluster_ips(spec: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+fn cluster_ips(spec: &Value, old: &Value, errors: &mut FieldErrors) {
     if spec["type"] == "ExternalName" {
         return;
     }
@@ -228,9 +232,10 @@ fn cluster_ips(spec: &Value, old: &Value, errors: &mut Vec<FieldError>) {
         ip if ip != first => errors.push(FieldError::invalid(path, ips, "first value must match `clusterIP`")),
         _ => {}
     }
+    let repeated = repeats(families);
     for (index, family) in families.iter().enumerate() {
         checks::supported(&families_path.index(index), family, &["IPv4", "IPv6"], errors);
-        if families[..index].contains(family) {
+        if repeated[index] {
             errors.push(FieldError::duplicate(families_path.index(index), family));
         }
     }
@@ -238,7 +243,7 @@ fn cluster_ips(spec: &Value, old: &Value, errors: &mut Vec<FieldError>) {
         let all = ["PreferDualStack", "RequireDualStack", "SingleStack"];
         checks::supported(&SPEC.child("ipFamilyPolicy"), &spec["ipFamilyPolicy"], &all, errors);
     }
-    let before: Vec<&str> = old["clusterIPs"].items().iter().map(Read::text).collect();
+    let before: HashSet<&str> = old["clusterIPs"].items().iter().map(Read::text).collect();
     let all = ips.items();
     let so_far = errors.len();
     for (index, ip) in all.iter().enumerate() {
@@ -246,8 +251,8 @@ fn cluster_ips(spec: &Value, old: &Value, errors: &mut Vec<FieldError>) {
             if all.len() > 1 {
                 errors.push(FieldError::invalid(path, ips, "'None' must be the first and only value"));
             }
-        } else {
-            network::validate_legacy_ip(&path.index(index), ip.text(), &before, errors);
+        } else if !before.contains(ip.text()) {
+            network::validate_legacy_ip(&path.index(index), ip.text(), &[], errors);
         }
     }
     let are_valid = errors.len() == so_far;
@@ -272,7 +277,7 @@ fn cluster_ips(spec: &Value, old: &Value, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn source_ranges(service: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+fn source_ranges(service: &Value, old: &Value, errors: &mut FieldErrors) {
     let spec = &service["spec"];
     let is_balancer = spec["type"] == "LoadBalancer";
     let ranges = spec["loadBalancerSourceRanges"].items();
@@ -282,9 +287,11 @@ fn source_ranges(service: &Value, old: &Value, errors: &mut Vec<FieldError>) {
             errors.push(FieldError::forbidden(path, ONLY_FOR_BALANCERS));
         }
         let before = old["spec"]["loadBalancerSourceRanges"].items();
-        let before: Vec<&str> = before.iter().map(|range| range.text().trim()).collect();
+        let before: HashSet<&str> = before.iter().map(|range| range.text().trim()).collect();
         for (index, range) in ranges.iter().enumerate() {
-            network::validate_legacy_cidr(&path.index(index), range.text().trim(), &before, errors);
+            if !before.contains(range.text().trim()) {
+                network::validate_legacy_cidr(&path.index(index), range.text().trim(), &[], errors);
+            }
         }
     } else if let Some(annotation) = service["metadata"]["annotations"].get(SOURCE_RANGES) {
         let annotations = Path::new("metadata.annotations");
@@ -301,7 +308,7 @@ fn source_ranges(service: &Value, old: &Value, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn load_balancer_class(spec: &Value, errors: &mut Vec<FieldError>) {
+fn load_balancer_class(spec: &Value, errors: &mut FieldErrors) {
     let (class, path) = (&spec["loadBalancerClass"], SPEC.child("loadBalancerClass"));
     match (spec["type"] == "LoadBalancer", class.is_set()) {
         (true, true) => checks::qualified_name(&path, class.text(), errors),
@@ -310,7 +317,7 @@ fn load_balancer_class(spec: &Value, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn traffic(spec: &Value, errors: &mut Vec<FieldError>) {
+fn traffic(spec: &Value, errors: &mut FieldErrors) {
     let (external, path) = (&spec["externalTrafficPolicy"], SPEC.child("externalTrafficPolicy"));
     if is_externally_accessible(spec) {
         checks::required_of(&path, external, &["Cluster", "Local"], errors);
@@ -343,7 +350,7 @@ fn traffic(spec: &Value, errors: &mut Vec<FieldError>) {
 }
 
 /// Addresses stay, but a second one may come and go.
-fn cluster_ips_change(spec: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+fn cluster_ips_change(spec: &Value, old: &Value, errors: &mut FieldErrors) {
     if is_without_addresses(spec, old) || (is_headless(spec) && is_headless(old)) {
         return;
     }
@@ -373,7 +380,7 @@ fn cluster_ips_change(spec: &Value, old: &Value, errors: &mut Vec<FieldError>) {
 }
 
 /// Families likewise.
-fn families_change(spec: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+fn families_change(spec: &Value, old: &Value, errors: &mut FieldErrors) {
     if is_without_addresses(spec, old) || is_headless(spec) || is_headless(old) {
         return;
     }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use super::show::Show::{Age, Name, Number, Of, Text};
 use super::show::at;
 use super::{ALL, BLANK, Kind, Stored};
-use crate::kinds::value::{Read, child, default_to, fields, or};
+use crate::kinds::value::{Read, child, default_to, fields, or, remove};
 use crate::kinds::{AGE, Cell, Column, NAME, column};
 
 const COLUMNS: &[Column] = &[
@@ -222,6 +222,10 @@ fn to_v1(object: &mut Value) {
         let value = object.get_mut(place).and_then(Value::as_object_mut).and_then(|part| part.remove(field));
         notes.extend(value.filter(|value| !value.is_empty()).map(|value| (note, value)));
     }
+    // Version 1 always writes it, version 2 never when it is 0.
+    if object["status"].is_object() {
+        default_to(child(object, "status"), "currentReplicas", 0);
+    }
     for (note, value) in notes {
         let annotations = child(child(object, "metadata"), "annotations");
         fields(annotations).insert(note.to_owned(), value.to_string().into());
@@ -230,6 +234,9 @@ fn to_v1(object: &mut Value) {
 
 fn to_v2(object: &mut Value) {
     fields(object).insert("apiVersion".to_owned(), "autoscaling/v2".into());
+    if object["status"]["currentReplicas"] == 0 {
+        remove(child(object, "status"), "currentReplicas");
+    }
     let take = |object: &mut Value, note: &str| -> Option<Value> {
         let annotations = object.get_mut("metadata")?.get_mut("annotations")?.as_object_mut()?;
         let value = serde_json::from_str(annotations.get(note)?.as_str()?).ok()?;
@@ -326,7 +333,7 @@ mod tests {
         let mut old = stored.clone();
         to_v1(&mut old);
         assert_eq!(old["spec"]["targetCPUUtilizationPercentage"], 50);
-        assert_eq!(old["status"], json!({"currentCPUUtilizationPercentage": 20}));
+        assert_eq!(old["status"], json!({"currentCPUUtilizationPercentage": 20, "currentReplicas": 0}));
         assert_eq!(old["metadata"]["annotations"].count(), 2);
         to_v2(&mut old);
         assert_eq!(old, stored);

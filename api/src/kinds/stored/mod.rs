@@ -16,7 +16,7 @@ mod workloads;
 use serde_json::Value;
 
 use super::value::{Read, fields, keep, remove};
-use super::{Cell, FieldError, Kind, Strategy, Support, VERBS, checks};
+use super::{Cell, FieldErrors, Kind, Strategy, Support, VERBS, checks};
 use crate::meta::field::Path;
 use crate::meta::names;
 use crate::schema::{self, Absent};
@@ -42,7 +42,7 @@ pub(super) struct Stored {
     default: fn(&mut Value),
     /// What a new object gets, after its status was emptied.
     create: fn(&mut Value),
-    check: fn(&Value, &mut Vec<FieldError>),
+    check: fn(&Value, &mut FieldErrors),
     /// Paths of what must be there.
     required: &'static [&'static str],
     /// Fields of the object that never change.
@@ -94,7 +94,7 @@ impl Stored {
         Stored { create, ..self }
     }
 
-    const fn check_by(self, check: fn(&Value, &mut Vec<FieldError>)) -> Stored {
+    const fn check_by(self, check: fn(&Value, &mut FieldErrors)) -> Stored {
         Stored { check, ..self }
     }
 
@@ -205,14 +205,14 @@ impl Strategy for Stored {
         }
     }
 
-    fn validate(&self, object: &Value, errors: &mut Vec<FieldError>) {
+    fn validate(&self, object: &Value, errors: &mut FieldErrors) {
         for path in self.required {
             checks::required(&Path::new(path), show::at(object, path), errors);
         }
         (self.check)(object, errors);
     }
 
-    fn validate_update(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    fn validate_update(&self, object: &Value, old: &Value, errors: &mut FieldErrors) {
         self.validate(object, errors);
         for field in self.fixed {
             checks::immutable(&Path::new(field), show::at(object, field), show::at(old, field), errors);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::json;
 
-use crate::kinds::{Support, all, by_resource, refusal, warnings};
+use crate::kinds::{FieldErrors, Support, all, by_resource, refusal, warnings};
 use crate::schema;
 
 #[test]
@@ -40,7 +40,7 @@ fn an_empty_object_gets_its_defaults_twice_without_change() {
         let once = object.clone();
         row.strategy.default(&mut object);
         assert_eq!(object, once, "{}", row.kind);
-        row.strategy.validate(&object, &mut Vec::new());
+        row.strategy.validate(&object, &mut FieldErrors::new());
     }
 }
 

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::show::Show::{Age, Count, Flag, Images, Labels, Name, Names, Number, Of, Selector, Text};
 use super::{ALL, BLANK, Kind, Stored, condition, row};
 use crate::kinds::value::{Read, child, default_to, default_when_zero, fields};
-use crate::kinds::{AGE, Cell, Column, FieldError, NAME, column, pod, podtemplate, wide};
+use crate::kinds::{AGE, Cell, Column, FieldError, FieldErrors, NAME, column, pod, podtemplate, wide};
 use crate::meta::field::Path;
 use crate::meta::time;
 
@@ -114,11 +114,11 @@ pub(super) static ROWS: &[Kind] = &[
             .needs_version()),
 ];
 
-fn template(object: &Value, errors: &mut Vec<FieldError>) {
+fn template(object: &Value, errors: &mut FieldErrors) {
     pod::validate_template(&object["spec"]["template"], None, &Path::new("spec.template"), errors);
 }
 
-fn job_template(object: &Value, errors: &mut Vec<FieldError>) {
+fn job_template(object: &Value, errors: &mut FieldErrors) {
     let path = Path::new("spec.jobTemplate.spec.template");
     pod::validate_template(&object["spec"]["jobTemplate"]["spec"]["template"], None, &path, errors);
 }
@@ -232,7 +232,7 @@ fn cron_job(object: &mut Value) {
     podtemplate::default(child(child(child(spec, "jobTemplate"), "spec"), "template"));
 }
 
-fn budget(object: &Value, errors: &mut Vec<FieldError>) {
+fn budget(object: &Value, errors: &mut FieldErrors) {
     let spec = &object["spec"];
     if spec["minAvailable"].is_set() && spec["maxUnavailable"].is_set() {
         let detail = "minAvailable and maxUnavailable cannot be both set";
@@ -247,7 +247,7 @@ fn priority_class(object: &mut Value) {
 /// Highest priority that a user's class may stand for.
 const PRIORITY_MAX: i64 = 1_000_000_000;
 
-fn priority_class_check(object: &Value, errors: &mut Vec<FieldError>) {
+fn priority_class_check(object: &Value, errors: &mut FieldErrors) {
     let system = [("system-cluster-critical", 2_000_000_000), ("system-node-critical", 2_000_001_000)];
     let (name, value) = (object["metadata"]["name"].text(), object["value"].int());
     if name.starts_with("system-") {

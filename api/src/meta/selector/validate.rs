@@ -2,11 +2,11 @@
 
 use serde_json::Value;
 
-use crate::meta::field::{FieldError, Path};
+use crate::meta::field::{FieldError, FieldErrors, Path};
 use crate::meta::names;
 
 /// Checks a `LabelSelector` object, as `ValidateLabelSelector` does; null is well.
-pub fn validate_label_selector(selector: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+pub fn validate_label_selector(selector: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     let labels = selector.get("matchLabels").and_then(Value::as_object);
     crate::meta::validate_labels(labels, &path.child("matchLabels"), errors);
     let expressions = selector.get("matchExpressions").and_then(Value::as_array);

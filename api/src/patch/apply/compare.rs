@@ -79,7 +79,7 @@ fn walk(before: Option<&Value>, after: Option<&Value>, ty: &Type) -> Result<Delt
     let of = |value| walk_as(before, after, shape(ty, value));
     match (ty, before, after) {
         // A value of any type that turns into another kind of value loses its parts and gets new ones.
-        (Type::Any, Some(old), Some(new)) if old.is_object() != new.is_object() => {
+        (Type::Deduced, Some(old), Some(new)) if old.is_object() != new.is_object() => {
             let mut delta = of(before)?;
             let other = of(after)?;
             delta.is_changed |= other.is_changed;

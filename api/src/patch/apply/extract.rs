@@ -18,7 +18,7 @@ pub(super) fn fields(value: &Value, object: &Object) -> FieldSet {
 fn extract(value: &Value, ty: &Type) -> (bool, Map<String, Value>) {
     let ty = &*resolved(ty);
     match (shape(ty, Some(value)), value) {
-        (Shape::Leaf, Value::Null) if matches!(ty, Type::Any) => (false, Map::new()),
+        (Shape::Leaf, Value::Null) if matches!(ty, Type::Any | Type::Deduced) => (false, Map::new()),
         (Shape::Leaf, _) => (true, Map::new()),
         (Shape::Fields(fields), Value::Object(value)) => (false, fields_below(value, fields)),
         (Shape::Items(list), Value::Array(items)) => (false, items_below(items, list)),
@@ -55,9 +55,13 @@ fn items_below(items: &[Value], list: &List) -> Map<String, Value> {
     set
 }
 
+/// Most faults of a configuration that are told.
+const WRONG_MAX: usize = 100;
+
 /// Checks that a configuration fits its type and has no item of a list twice.
 pub(super) fn check(value: &Value, object: &Object) -> Vec<Wrong> {
     let mut wrong = Vec::new();
+    // What is told of it is bounded by [`WRONG_MAX`].
     match value {
         Value::Object(value) => check_fields(value, Fields::of_object(object), &mut wrong),
         other => wrong.push(expected("map", other)),
@@ -81,7 +85,7 @@ fn check_value(value: &Value, ty: &Type, wrong: &mut Vec<Wrong>) {
         (Type::Object(_) | Type::Map(_), other) => wrong.push(expected("map", other)),
         (Type::List(list), Value::Array(items)) => check_items(items, list, wrong),
         (Type::List(_), other) => wrong.push(expected("list", other)),
-        (Type::String | Type::Bytes, Value::String(_)) | (Type::Bool, Value::Bool(_)) | (Type::Any, _) => {}
+        (Type::String | Type::Bytes, Value::String(_)) | (Type::Bool, Value::Bool(_)) | (Type::Any | Type::Deduced, _) => {}
         (Type::String | Type::Bytes, other) => {
             wrong.push(Wrong::new(format!(
                 "expected string, got &value.valueUnstructured{{Value:{}}}",
@@ -123,6 +127,9 @@ fn go_syntax(value: &Value) -> String {
 
 fn check_fields(value: &Map<String, Value>, fields: Fields<'_>, wrong: &mut Vec<Wrong>) {
     for (name, value) in value {
+        if wrong.len() >= WRONG_MAX {
+            return;
+        }
         let step = element::field(name);
         let Some(ty) = fields.of(name) else {
             wrong.push(Wrong::new("field not declared in schema").within(&step));
@@ -137,6 +144,9 @@ fn check_fields(value: &Map<String, Value>, fields: Fields<'_>, wrong: &mut Vec<
 fn check_items(items: &[Value], list: &List, wrong: &mut Vec<Wrong>) {
     let mut seen = std::collections::HashSet::new();
     for (index, item) in items.iter().enumerate() {
+        if wrong.len() >= WRONG_MAX {
+            return;
+        }
         let step = match list.kind {
             ListKind::Atomic => format!("i:{index}"),
             _ => match step(list, item) {

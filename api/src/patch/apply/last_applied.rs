@@ -14,7 +14,7 @@ const ANNOTATIONS_MAX: usize = 256 << 10;
 
 /// The fields that the annotation has with the value that they still have: kubectl may take them over.
 pub(super) fn owned(live: &Value, target: &Target<'_>) -> Option<FieldSet> {
-    let last: Value = serde_json::from_str(annotation(live, ANNOTATION)?).ok()?;
+    let last = crate::codec::json::parse(annotation(live, ANNOTATION)?.as_bytes()).ok()?;
     let version = last.get("apiVersion").and_then(Value::as_str);
     if version != Some(target.api_version) || !check(&last, target.object).is_empty() {
         return None;

@@ -1,5 +1,8 @@
 //! The entries of `metadata.managedFields`.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry as Slot;
+
 use serde_json::{Map, Value};
 
 use super::fieldset::FieldSet;
@@ -71,6 +74,7 @@ pub(super) enum Origin {
 /// Reads the entries.
 pub(super) fn decode(list: Vec<Value>, origin: Origin) -> Result<Vec<Entry>, String> {
     let mut entries: Vec<Entry> = Vec::with_capacity(list.len() + 1);
+    let mut places: HashMap<String, usize> = HashMap::new();
     for (index, entry) in list.into_iter().enumerate() {
         let Value::Object(mut fields) = entry else { return Err("operation must be `Apply` or `Update`".to_owned()) };
         let mut text = |name: &str| match fields.remove(name) {
@@ -100,9 +104,12 @@ pub(super) fn decode(list: Vec<Value>, origin: Origin) -> Result<Vec<Entry>, Str
         };
         let time = Some(time).filter(|time| !time.is_empty());
         let entry = Entry { manager, operation, api_version, subresource, time, set };
-        match entries.iter_mut().find(|other| other.is_same(&entry)) {
-            Some(other) => *other = entry,
-            None => entries.push(entry),
+        match places.entry(entry.identity()) {
+            Slot::Occupied(at) => entries[*at.get()] = entry,
+            Slot::Vacant(free) => {
+                free.insert(entries.len());
+                entries.push(entry);
+            }
         }
     }
     Ok(entries)
@@ -152,25 +159,24 @@ pub(super) fn cap(entries: &mut Vec<Entry>) {
     updaters.sort_by_cached_key(|at| (entries[*at].time.clone(), entries[*at].identity()));
     let mut left = updaters.len();
     // Of each version the first that was seen: it becomes the bucket once there is a second.
-    let mut firsts: Vec<(String, usize)> = Vec::new();
+    let mut firsts: HashMap<String, usize> = HashMap::new();
+    // Buckets of earlier times, of each version the first.
+    let is_bucket = |e: &Entry| e.manager == ANCIENT && e.operation == Operation::Update && e.subresource.is_empty();
+    let mut buckets: HashMap<String, usize> = HashMap::new();
+    for (at, entry) in entries.iter().enumerate().filter(|(_, entry)| is_bucket(entry)) {
+        buckets.entry(entry.api_version.clone()).or_insert(at);
+    }
     let mut gone = vec![false; entries.len()];
     for at in updaters {
         if left <= UPDATERS_MAX {
             break;
         }
         let version = entries[at].api_version.clone();
-        let is_bucket = |e: &Entry| {
-            e.manager == ANCIENT
-                && e.operation == Operation::Update
-                && e.api_version == version
-                && e.subresource.is_empty()
-        };
-        let bucket = entries.iter().position(is_bucket);
-        let Some(&(_, first)) = firsts.iter().find(|(seen, _)| *seen == version) else {
-            firsts.push((version, at));
+        let Some(&first) = firsts.get(&version) else {
+            firsts.insert(version, at);
             continue;
         };
-        let into = bucket.unwrap_or(first);
+        let into = *buckets.entry(version).or_insert(first);
         if into == at {
             continue;
         }

@@ -393,7 +393,7 @@ fn a_write_that_moves_only_times_is_none() {
 
 /// The schema of the custom resource in `requests/apply.http`.
 fn gadget() -> Object {
-    use crate::schema::{Field, List, ListKind, Map, Type};
+    use crate::schema::{Field, List, ListKind, Map, Named, Type};
     use std::collections::HashMap;
     use std::sync::Arc;
     let list = |items, kind| Field::of(Type::List(Arc::new(List { items, kind })));
@@ -414,7 +414,7 @@ fn gadget() -> Object {
             ("any", Field::of(Type::Object(Arc::new(Object { preserves_unknown: true, ..Object::default() })))),
         ]),
     );
-    let metadata = Field::of(Type::Named("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta".into()));
+    let metadata = Field::of(Type::Named(Named::new("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta")));
     let text = || Field::of(Type::String);
     let spec = Field::of(Type::Object(Arc::new(spec)));
     Object::new("", fields(vec![("apiVersion", text()), ("kind", text()), ("metadata", metadata), ("spec", spec)]))

@@ -52,7 +52,7 @@ pub(super) fn shown(wrong: &[Wrong]) -> String {
 /// A type with names resolved.
 pub(super) fn resolved(ty: &Type) -> Cow<'_, Type> {
     match ty {
-        Type::Named(_) => Cow::Owned(ty.resolve()),
+        Type::Named(named) => Cow::Borrowed(named.ty()),
         other => Cow::Borrowed(other),
     }
 }
@@ -76,7 +76,7 @@ pub(super) struct Fields<'a> {
     pub others: Option<&'a Type>,
 }
 
-static ANY: Type = Type::Any;
+static ANY: Type = Type::Deduced;
 
 impl<'a> Fields<'a> {
     /// The type of a field; `None` when there is no such field.
@@ -102,7 +102,7 @@ pub(super) fn shape<'a>(ty: &'a Type, value: Option<&Value>) -> Shape<'a> {
         Type::Object(object) if !object.atomic => Shape::Fields(Fields::of_object(object)),
         Type::Map(map) if !map.atomic => Shape::Fields(Fields { object: None, others: Some(&map.values) }),
         Type::List(list) if list.kind != ListKind::Atomic => Shape::Items(list),
-        Type::Any => match value {
+        Type::Deduced => match value {
             Some(Value::Object(_)) => Shape::Fields(Fields { object: None, others: Some(&ANY) }),
             _ => Shape::Leaf,
         },
@@ -124,7 +124,7 @@ pub(super) fn stand_in(field: &Field) -> Option<&'static Value> {
         Type::Bool => &FALSE,
         Type::Quantity => &*QUANTITY,
         Type::IntOrString | Type::Int32 | Type::Int64 | Type::Float64 => &*ZERO,
-        Type::Map(_) | Type::List(_) | Type::Bytes | Type::Time | Type::MicroTime | Type::Any => &NULL,
+        Type::Map(_) | Type::List(_) | Type::Bytes | Type::Time | Type::MicroTime | Type::Any | Type::Deduced => &NULL,
     })
 }
 

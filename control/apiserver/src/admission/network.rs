@@ -3,7 +3,7 @@
 //! Who holds what is a record of its own, written in the transaction that stores the service and guarded by "nothing is
 //! there". So two servers that choose the same address at once cannot both succeed, and nothing leaks when a server dies.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -191,7 +191,9 @@ fn free_address(at: &Attributes<'_>) -> Option<Ipv4Addr> {
 fn ports(at: &Attributes<'_>, spec: &mut Value, before: &Held, errors: &mut Vec<FieldError>) {
     let mut taken: BTreeSet<u16> = BTreeSet::new();
     // One port may be served by two protocols under one number.
-    let mut shared: Vec<(i64, String, u16)> = Vec::new();
+    let mut shared: HashMap<i64, Vec<(String, u16)>> = HashMap::new();
+    let mut asked_for: HashSet<(u16, String)> = HashSet::new();
+    let mut is_full = false;
     let list = spec["ports"].as_array_mut().map(Vec::as_mut_slice).unwrap_or_default();
     for port in list.iter() {
         taken.extend(
@@ -204,26 +206,31 @@ fn ports(at: &Attributes<'_>, spec: &mut Value, before: &Held, errors: &mut Vec<
         let asked = port["nodePort"].as_u64().and_then(|number| u16::try_from(number).ok()).unwrap_or(0);
         let field = format!("spec.ports[{index}].nodePort");
         if asked == 0 {
-            let twin =
-                shared.iter().find(|(n, p, _)| *n == number && *p != protocol).map(|(_, _, node_port)| *node_port);
-            match twin.or_else(|| free_port(at, &taken)) {
+            let twins = shared.get(&number).into_iter().flatten();
+            let twin = twins.into_iter().find(|(p, _)| *p != protocol).map(|(_, node_port)| *node_port);
+            // The range is looked through once when it has nothing left.
+            match twin.or_else(|| if is_full { None } else { free_port(at, &taken) }) {
                 Some(chosen) => {
                     taken.insert(chosen);
-                    shared.push((number, protocol, chosen));
+                    shared.entry(number).or_default().push((protocol, chosen));
                     port["nodePort"] = chosen.into();
                 }
-                None => errors.push(FieldError::internal(field, "failed to allocate a nodePort: range is full")),
+                None => {
+                    is_full = true;
+                    errors.push(FieldError::internal(field, "failed to allocate a nodePort: range is full"));
+                }
             }
             continue;
         }
-        shared.push((number, protocol, asked));
+        let is_new = asked_for.insert((asked, protocol.clone()));
+        shared.entry(number).or_default().push((protocol, asked));
         if before.ports.contains(&asked) {
             continue;
         }
         if !(PORT_FIRST..PORT_FIRST + PORT_COUNT).contains(&asked) {
             let why = "provided port is not in the valid range. The range of valid ports is 30000-32767";
             errors.push(FieldError::invalid(field, i64::from(asked), why));
-        } else if at.cluster.store.keyspace.get(PORTS, &asked.to_string()).is_some() {
+        } else if !is_new || at.cluster.store.keyspace.get(PORTS, &asked.to_string()).is_some() {
             errors.push(FieldError::invalid(field, i64::from(asked), "provided port is already allocated"));
         }
     }

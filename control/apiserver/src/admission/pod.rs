@@ -25,8 +25,20 @@ pub(super) async fn create(at: &Attributes<'_>, pod: &mut Value) -> Result<(), S
     }
     account(at, pod).await?;
     priority(at, pod)?;
+    runtime_class(at, pod)?;
     tolerations(pod);
     Ok(())
+}
+
+/// A class that a pod names must exist, though it changes nothing here.
+fn runtime_class(at: &Attributes<'_>, pod: &Value) -> Result<(), Status> {
+    let Some(name) = pod["spec"]["runtimeClassName"].as_str() else { return Ok(()) };
+    let classes = at.cluster.catalog.named("node.k8s.io", "runtimeclasses");
+    if classes.is_some_and(|classes| at.cluster.store.get(classes, name).is_some()) {
+        return Ok(());
+    }
+    let why = format!("pod rejected: RuntimeClass {} not found", meta::text::quote(name));
+    Err(at.resource.forbidden(meta::name(pod), why))
 }
 
 pub(super) fn update(pod: &mut Value, _old: &Value) {

@@ -5,6 +5,7 @@ use std::io::Write;
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
+use coracle_api::codec::yaml;
 use coracle_api::schema;
 use coracle_api::status::Status;
 use flate2::Compression;
@@ -42,7 +43,7 @@ pub(crate) fn text(code: u16, text: impl Into<String>) -> Response {
 /// A stored object.
 pub(crate) fn record(form: Form, code: u16, seen: &Seen<'_>, include: table::Include) -> Result<Response, Status> {
     match (form.shape, form.format) {
-        (Shape::Whole, Format::Json) if !form.pretty => Ok(bytes(code, negotiate::JSON, seen.json())),
+        (Shape::Whole, Format::Json) => Ok(json_text(form, code, seen.json())),
         (Shape::Whole, Format::Protobuf) => {
             let resource = seen.resource;
             let body = codec::envelope(&resource.api_version, resource.row.kind, &seen.protobuf());
@@ -108,18 +109,20 @@ fn schema_of(api_version: &str, kind: &str) -> Option<std::sync::Arc<schema::Obj
 /// Bytes that are JSON, as the form wants them.
 pub(crate) fn json_text(form: Form, code: u16, json: impl Into<Bytes>) -> Response {
     let json = json.into();
-    let parse = || serde_json::from_slice::<Value>(&json).unwrap_or_default();
     match (form.format, form.pretty) {
-        (Format::Yaml, _) => {
-            let text = serde_yaml_ng::to_string(&parse()).unwrap_or_default();
-            bytes(code, negotiate::YAML, text)
-        }
-        (_, true) => {
-            let mut text = serde_json::to_vec_pretty(&parse()).unwrap_or_default();
+        (Format::Yaml, _) => match coracle_api::codec::json::parse(&json) {
+            Ok(value) => bytes(code, negotiate::YAML, yaml::from_json(&value)),
+            Err(error) => status(Form::JSON, &Status::internal_error(format_args!("a stored object: {error}"))),
+        },
+        (_, true) => bytes(code, negotiate::JSON, coracle_api::codec::json::pretty(&json)),
+        // The reference's encoder ends every answer with a line break, and clients compare text.
+        _ if json.ends_with(b"\n") => bytes(code, negotiate::JSON, json),
+        _ => {
+            let mut text = Vec::with_capacity(json.len() + 1);
+            text.extend_from_slice(&json);
             text.push(b'\n');
             bytes(code, negotiate::JSON, text)
         }
-        _ => bytes(code, negotiate::JSON, json),
     }
 }
 
@@ -127,10 +130,10 @@ pub(crate) fn json_text(form: Form, code: u16, json: impl Into<Bytes>) -> Respon
 pub(crate) fn status(form: Form, status: &Status) -> Response {
     let form = Form { shape: Shape::Whole, ..form };
     let code = status.code();
-    let json = serde_json::to_value(status).unwrap_or_default();
+    // Text, not a value: its fields are in the order of the type.
     let mut response = match form.format {
-        Format::Protobuf => value(form, code, &json),
-        _ => json_text(form, code, json.to_string()),
+        Format::Protobuf => value(form, code, &serde_json::to_value(status).unwrap_or_default()),
+        _ => json_text(form, code, serde_json::to_vec(status).unwrap_or_default()),
     };
     let retry_after = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
     if retry_after > 0 {

@@ -122,7 +122,7 @@ pub(crate) fn check(value: &Value, schema: &Object) -> Result<Decoded, DecodeErr
 /// Reads YAML or JSON of any shape, for patches.
 pub(crate) fn any_yaml(body: &[u8]) -> Result<(Value, Vec<String>), String> {
     let converted = yaml::to_json(body).map_err(|error| error.to_string())?;
-    let decoded: Value = serde_json::from_slice(&converted.bytes).map_err(|error| error.to_string())?;
+    let decoded = json::parse(&converted.bytes).map_err(|error| error.to_string())?;
     Ok((decoded, converted.problems))
 }
 

@@ -1,6 +1,6 @@
 //! The options of writes, from the query or the body.
 
-use coracle_api::kinds::FieldError;
+use coracle_api::kinds::{FieldError, FieldErrors};
 use coracle_api::meta::field::Path;
 use coracle_api::meta::validate_field_manager;
 use coracle_api::status::Status;
@@ -30,7 +30,7 @@ pub(crate) struct WriteOptions {
 
 /// `kind` is the name of the options in errors, as `CreateOptions`; `patch_type` is given for patches.
 pub(crate) fn write_options(call: &Call, kind: &str, patch_type: Option<&str>) -> Result<WriteOptions, Status> {
-    let mut errors = Vec::new();
+    let mut errors = FieldErrors::new();
     let apply = patch_type.is_some_and(|patch| patch.starts_with("application/apply-patch"));
     let force = call.query.flag("force");
     if patch_type.is_some() && !apply && force.is_some() {
@@ -58,7 +58,7 @@ pub(crate) fn write_options(call: &Call, kind: &str, patch_type: Option<&str>) -
     Ok(WriteOptions { dry_run, manager, validation, force: force.unwrap_or(false), own: false })
 }
 
-fn dry_run<'a>(values: impl Iterator<Item = &'a str>, errors: &mut Vec<FieldError>) -> bool {
+fn dry_run<'a>(values: impl Iterator<Item = &'a str>, errors: &mut FieldErrors) -> bool {
     let values: Vec<&str> = values.collect();
     if !values.is_empty() && values.iter().any(|value| *value != "All") {
         let shown: Value = values.iter().map(|value| Value::from(*value)).collect();
@@ -90,7 +90,7 @@ pub(crate) struct DeleteOptions {
 impl DeleteOptions {
     /// From the query, when there is no body.
     pub fn from_query(call: &Call) -> Result<DeleteOptions, Status> {
-        let mut errors = Vec::new();
+        let mut errors = FieldErrors::new();
         let query = &call.query;
         let options = DeleteOptions {
             grace: query.integer("gracePeriodSeconds")?,
@@ -104,7 +104,7 @@ impl DeleteOptions {
 
     /// From the body, which was read as a DeleteOptions object.
     pub fn from_body(body: &Value) -> Result<DeleteOptions, Status> {
-        let mut errors = Vec::new();
+        let mut errors = FieldErrors::new();
         let text = |value: &Value| value.as_str().map(str::to_owned);
         let dry = body["dryRun"].as_array().map(Vec::as_slice).unwrap_or_default();
         let options = DeleteOptions {
@@ -118,10 +118,9 @@ impl DeleteOptions {
         options.checked(errors)
     }
 
-    fn checked(self, mut errors: Vec<FieldError>) -> Result<DeleteOptions, Status> {
+    fn checked(self, mut errors: FieldErrors) -> Result<DeleteOptions, Status> {
         if self.propagation.is_some() && self.orphan_dependents.is_some() {
-            errors.insert(
-                0,
+            errors.push_first(
                 FieldError::invalid(
                     "propagationPolicy",
                     self.propagation.map_or("", Propagation::name),
@@ -143,7 +142,7 @@ impl Propagation {
     }
 }
 
-fn propagation(text: Option<&str>, errors: &mut Vec<FieldError>) -> Option<Propagation> {
+fn propagation(text: Option<&str>, errors: &mut FieldErrors) -> Option<Propagation> {
     Some(match text? {
         "Orphan" => Propagation::Orphan,
         "Background" => Propagation::Background,

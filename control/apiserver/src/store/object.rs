@@ -1,7 +1,7 @@
 //! The bytes of an object: how they are laid out, so that they can be spliced into answers without being read.
 //!
 //! ```text
-//! {"apiVersion":"v1","kind":"Pod","metadata":{"resourceVersion":"…",…},…}
+//! {"kind":"Pod","apiVersion":"v1","metadata":{"resourceVersion":"…",…},…}
 //!                                 ^ items of lists begin here           ^ keys in their order
 //! ```
 //! The revision is not known before the write is committed; the keyspace inserts it at the offset given with the bytes.
@@ -9,6 +9,7 @@
 use std::ops::Range;
 
 use bytes::Bytes;
+use coracle_api::codec::json;
 use coracle_keyspace::Value as Content;
 use serde_json::{Map, Value};
 
@@ -73,7 +74,7 @@ fn write_plain(out: &mut Vec<u8>, object: &Value) {
 
 fn head(out: &mut Vec<u8>, fields: &Map<String, Value>) {
     out.push(b'{');
-    for key in ["apiVersion", "kind"] {
+    for key in ["kind", "apiVersion"] {
         if let Some(value) = fields.get(key) {
             member(out, key, value);
             out.push(b',');
@@ -129,9 +130,9 @@ pub(crate) fn item_start(bytes: &[u8]) -> usize {
     bytes.windows(METADATA.len()).position(|window| window == METADATA).unwrap_or(0)
 }
 
-/// Reads an object that was laid out here.
-pub(crate) fn parse(bytes: &[u8]) -> Result<Value, serde_json::Error> {
-    serde_json::from_slice(bytes)
+/// Reads an object that was laid out here: with the parser that reads bodies, so that whatever was accepted is read back.
+pub(crate) fn parse(bytes: &[u8]) -> Result<Value, json::ParseError> {
+    json::parse(bytes)
 }
 
 #[cfg(test)]
@@ -154,6 +155,15 @@ mod tests {
         let range = metadata_range(&bytes);
         assert_eq!(parse(&bytes[range.clone()]).unwrap(), expected["metadata"]);
         assert!(bytes[item_start(&bytes)..].starts_with(b"\"metadata\":{"));
+        assert_eq!(parse(&encode_final(&object)).unwrap(), object);
+        assert!(bytes.starts_with(br#"{"kind":"ConfigMap","apiVersion":"v1","metadata":{"#));
+    }
+
+    /// As deep as a body may nest; another parser stops at 128.
+    #[test]
+    fn what_was_accepted_is_read_back() {
+        let deep = (0..coracle_api::codec::DEPTH_MAX - 2).fold(json!({}), |inner, _| json!({ "f:a": inner }));
+        let object = json!({"metadata": {"name": "x", "resourceVersion": "7"}, "data": deep});
         assert_eq!(parse(&encode_final(&object)).unwrap(), object);
     }
 }

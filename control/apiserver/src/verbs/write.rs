@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use axum::response::Response;
-use coracle_api::kinds::{self, FieldError};
+use coracle_api::kinds::{self, FieldErrors};
 use coracle_api::meta::{self, time};
 use coracle_api::schema;
 use coracle_api::status::Status;
@@ -170,16 +170,17 @@ impl Write<'_> {
     /// Checks a new object.
     pub fn validate_new(&self, object: &Value) -> Result<(), Status> {
         let strategy = self.resource.row.strategy;
-        let mut errors = Vec::new();
+        let mut errors = FieldErrors::new();
         kinds::validate_metadata(self.resource.row, object, &mut errors);
         strategy.validate(object, &mut errors);
+        kinds::refuse_fields(self.resource.row, object, None, &mut errors);
         self.refuse(object, errors)
     }
 
     /// Checks a changed object.
     pub fn validate_changed(&self, object: &Value, old: &Value) -> Result<(), Status> {
         let strategy = self.resource.row.strategy;
-        let mut errors = Vec::new();
+        let mut errors = FieldErrors::new();
         kinds::validate_metadata(self.resource.row, object, &mut errors);
         kinds::validate_metadata_update(self.resource.row, object, old, &mut errors);
         match self.subresource {
@@ -189,10 +190,11 @@ impl Write<'_> {
             "status" => strategy.validate_status_update(object, old, &mut errors),
             other => strategy.validate_subresource_update(other, object, old, &mut errors),
         }
+        kinds::refuse_fields(self.resource.row, object, Some(old), &mut errors);
         self.refuse(object, errors)
     }
 
-    fn refuse(&self, object: &Value, errors: Vec<FieldError>) -> Result<(), Status> {
+    fn refuse(&self, object: &Value, errors: FieldErrors) -> Result<(), Status> {
         if errors.is_empty() || self.options.own {
             return Ok(());
         }

@@ -1,10 +1,12 @@
 //! Where a pod may run: affinity and tolerations.
 
+use std::collections::{HashMap, HashSet};
+
 use serde_json::Value;
 
 use super::Ratchet;
-use crate::kinds::value::Read;
-use crate::kinds::{FieldError, checks};
+use crate::kinds::value::{Read, repeats};
+use crate::kinds::{FieldError, FieldErrors, checks};
 use crate::meta::field::Path;
 use crate::meta::names;
 use crate::meta::selector::validate_label_selector;
@@ -13,7 +15,7 @@ pub(super) const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecutio
 const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
 const SELECTOR: &str = "not a valid selector operator";
 
-pub(super) fn affinity(affinity: &Value, path: &Path<'_>, ratchet: Ratchet, errors: &mut Vec<FieldError>) {
+pub(super) fn affinity(affinity: &Value, path: &Path<'_>, ratchet: Ratchet, errors: &mut FieldErrors) {
     if affinity.is_null() {
         return;
     }
@@ -33,14 +35,14 @@ pub(super) fn affinity(affinity: &Value, path: &Path<'_>, ratchet: Ratchet, erro
     }
 }
 
-fn weight(term: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn weight(term: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     let weight = term["weight"].int();
     if !(1..=100).contains(&weight) {
         errors.push(FieldError::invalid(path.child("weight"), weight, "must be in the range 1-100"));
     }
 }
 
-fn node_affinity(rules: &Value, path: &Path<'_>, ratchet: Ratchet, errors: &mut Vec<FieldError>) {
+fn node_affinity(rules: &Value, path: &Path<'_>, ratchet: Ratchet, errors: &mut FieldErrors) {
     if rules[REQUIRED].is_set() {
         let path = path.child(REQUIRED);
         let (terms, list) = (rules[REQUIRED]["nodeSelectorTerms"].items(), path.child("nodeSelectorTerms"));
@@ -60,7 +62,7 @@ fn node_affinity(rules: &Value, path: &Path<'_>, ratchet: Ratchet, errors: &mut 
 }
 
 /// Checks what a node must be; wrong label values may pass, as they match nothing.
-fn node_term(term: &Value, any_values: bool, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn node_term(term: &Value, any_values: bool, path: &Path<'_>, errors: &mut FieldErrors) {
     let list = path.child("matchExpressions");
     for (index, requirement) in term["matchExpressions"].items().iter().enumerate() {
         let path = list.index(index);
@@ -108,7 +110,7 @@ fn node_term(term: &Value, any_values: bool, path: &Path<'_>, errors: &mut Vec<F
     }
 }
 
-fn pod_term(term: &Value, path: &Path<'_>, ratchet: Ratchet, errors: &mut Vec<FieldError>) {
+fn pod_term(term: &Value, path: &Path<'_>, ratchet: Ratchet, errors: &mut FieldErrors) {
     for field in ["labelSelector", "namespaceSelector"] {
         selector(&term[field], &path.child(field), ratchet.selector_values, errors);
     }
@@ -125,13 +127,13 @@ fn pod_term(term: &Value, path: &Path<'_>, ratchet: Ratchet, errors: &mut Vec<Fi
 }
 
 /// Checks a label selector, of which values may be anything that is not a label's value.
-fn selector(selector: &Value, path: &Path<'_>, any_values: bool, errors: &mut Vec<FieldError>) {
-    let mut found = Vec::new();
+fn selector(selector: &Value, path: &Path<'_>, any_values: bool, errors: &mut FieldErrors) {
+    let mut found = FieldErrors::new();
     validate_label_selector(selector, path, &mut found);
     if any_values {
         found.retain(|error| !error.field.contains(".values["));
     }
-    errors.append(&mut found);
+    errors.append(found);
 }
 
 /// Checks label keys whose values the pod itself gives, against the selector they are added to.
@@ -140,7 +142,7 @@ pub(super) fn label_keys(
     keys: &[Value],
     without: &[Value],
     selector: &Value,
-    errors: &mut Vec<FieldError>,
+    errors: &mut FieldErrors,
 ) {
     for (list, keys) in [("matchLabelKeys", keys), ("mismatchLabelKeys", without)] {
         let path = path.child(list);
@@ -157,23 +159,25 @@ pub(super) fn label_keys(
     }
     // A key that is once in the expressions may be there because the server put it there.
     let expressions = selector["matchExpressions"].items();
+    let repeated = repeats(expressions.iter().map(|expression| expression["key"].text()));
+    let places: HashMap<&str, usize> = keys.iter().enumerate().map(|(at, key)| (key.text(), at)).collect();
+    let without: HashSet<&str> = without.iter().map(Read::text).collect();
     for (index, expression) in expressions.iter().enumerate() {
         let key = expression["key"].text();
-        let is_before = expressions[..index].iter().any(|before| before["key"] == key);
-        if let Some(at) = keys.iter().rposition(|name| name == key)
-            && (selector["matchLabels"].get(key).is_some() || is_before)
+        if let Some(&at) = places.get(key)
+            && (selector["matchLabels"].get(key).is_some() || repeated[index])
         {
             errors.push(FieldError::invalid(path.index(at), key, "exists in both matchLabelKeys and labelSelector"));
         }
     }
-    for (index, key) in keys.iter().enumerate().filter(|(_, key)| without.contains(key)) {
+    for (index, key) in keys.iter().enumerate().filter(|(_, key)| without.contains(key.text())) {
         let detail = "exists in both matchLabelKeys and mismatchLabelKeys";
         errors.push(FieldError::invalid(path.child("matchLabelKeys").index(index), key, detail));
     }
 }
 
 /// Checks tolerations.
-pub(super) fn tolerations(tolerations: &Value, path: &Path<'_>, ratchet: Ratchet, errors: &mut Vec<FieldError>) {
+pub(super) fn tolerations(tolerations: &Value, path: &Path<'_>, ratchet: Ratchet, errors: &mut FieldErrors) {
     for (index, toleration) in tolerations.items().iter().enumerate() {
         let path = path.index(index);
         let (key, value) = (toleration["key"].text(), toleration["value"].text());

@@ -1,10 +1,12 @@
 //! Containers: regular ones, those that initialize, and those that are added to a running pod.
 
+use std::collections::{HashMap, HashSet};
+
 use serde_json::Value;
 
 use super::{Ratchet, env, probe, resources, security};
-use crate::kinds::value::Read;
-use crate::kinds::{FieldError, checks};
+use crate::kinds::value::{Read, repeats};
+use crate::kinds::{FieldError, FieldErrors, checks};
 use crate::meta::field::Path;
 use crate::meta::names;
 
@@ -16,38 +18,53 @@ pub(super) struct Scope<'a> {
     /// The pod's spec.
     pub(super) spec: &'a Value,
     /// Its valid volumes, by name.
-    pub(super) volumes: &'a [&'a Value],
+    volumes: HashMap<&'a str, &'a Value>,
     /// Names of its resource claims.
     pub(super) claims: &'a [&'a str],
     pub(super) ratchet: Ratchet,
 }
 
-impl Scope<'_> {
+impl<'a> Scope<'a> {
+    pub(super) fn new(spec: &'a Value, volumes: &[&'a Value], claims: &'a [&'a str], ratchet: Ratchet) -> Self {
+        // Of volumes of one name the first counts.
+        let volumes = volumes.iter().rev().map(|volume| (volume["name"].text(), *volume)).collect();
+        Self { spec, volumes, claims, ratchet }
+    }
+
     /// The valid volume of a name.
-    pub(super) fn volume(&self, name: &str) -> Option<&Value> {
-        self.volumes.iter().copied().find(|volume| volume["name"].text() == name)
+    pub(super) fn volume(&self, name: &str) -> Option<&'a Value> {
+        self.volumes.get(name).copied()
     }
 }
 
-pub(super) fn regular(scope: &Scope<'_>, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+/// The names of containers.
+fn names_of(containers: &[Value]) -> impl Iterator<Item = &str> {
+    containers.iter().map(|container| container["name"].text())
+}
+
+pub(super) fn regular(scope: &Scope<'_>, path: &Path<'_>, errors: &mut FieldErrors) {
     let containers = scope.spec["containers"].items();
     if containers.is_empty() {
         errors.push(FieldError::required(path, ""));
         return;
     }
+    let repeated = repeats(names_of(containers));
     for (index, container) in containers.iter().enumerate() {
         let path = path.index(index);
         common(container, scope, &path, errors);
-        unique_name(container, &containers[..index], &path, errors);
+        if repeated[index] {
+            errors.push(FieldError::duplicate(path.child("name"), container["name"].text()));
+        }
         probe::lifecycle_and_probes(container, scope.spec, &path, errors);
         restart_policy(container, &path, errors);
     }
     host_ports(containers, path, errors);
 }
 
-pub(super) fn init(scope: &Scope<'_>, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+pub(super) fn init(scope: &Scope<'_>, path: &Path<'_>, errors: &mut FieldErrors) {
     let containers = scope.spec["initContainers"].items();
-    let regular = scope.spec["containers"].items();
+    let regular: HashSet<&str> = names_of(scope.spec["containers"].items()).collect();
+    let repeated = repeats(names_of(containers));
     for (index, container) in containers.iter().enumerate() {
         let list = path;
         let path = list.index(index);
@@ -55,8 +72,7 @@ pub(super) fn init(scope: &Scope<'_>, path: &Path<'_>, errors: &mut Vec<FieldErr
         let policy = &container["restartPolicy"];
         restart_policy(container, &path, errors);
         let name = container["name"].text();
-        let is_taken = |others: &[Value]| others.iter().any(|other| other["name"].text() == name);
-        if is_taken(regular) || (!name.is_empty() && is_taken(&containers[..index])) {
+        if regular.contains(name) || (!name.is_empty() && repeated[index]) {
             errors.push(FieldError::duplicate(path.child("name"), name));
         }
         host_ports(std::slice::from_ref(container), list, errors);
@@ -83,19 +99,21 @@ pub(super) fn init(scope: &Scope<'_>, path: &Path<'_>, errors: &mut Vec<FieldErr
     }
 }
 
-pub(super) fn ephemeral(scope: &Scope<'_>, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+pub(super) fn ephemeral(scope: &Scope<'_>, path: &Path<'_>, errors: &mut FieldErrors) {
     let containers = scope.spec["ephemeralContainers"].items();
-    let others = || scope.spec["containers"].items().iter().chain(scope.spec["initContainers"].items());
+    let (regular, init) = (scope.spec["containers"].items(), scope.spec["initContainers"].items());
+    let others: HashSet<&str> = names_of(regular).chain(names_of(init)).collect();
+    let repeated = repeats(names_of(containers));
     for (index, container) in containers.iter().enumerate() {
         let path = path.index(index);
         common(container, scope, &path, errors);
         image_without_padding(container, &path, errors);
         let name = container["name"].text();
-        if others().chain(&containers[..index]).any(|other| other["name"].text() == name) {
+        if others.contains(name) || repeated[index] {
             errors.push(FieldError::duplicate(path.child("name"), name));
         }
         let target = container["targetContainerName"].text();
-        if !target.is_empty() && !others().any(|other| other["name"].text() == target) {
+        if !target.is_empty() && !others.contains(target) {
             errors.push(FieldError::not_found(path.child("targetContainerName"), target));
         }
         const FORBIDDEN: [&str; 9] = [
@@ -127,7 +145,7 @@ pub(super) fn ephemeral(scope: &Scope<'_>, path: &Path<'_>, errors: &mut Vec<Fie
     }
 }
 
-fn common(container: &Value, scope: &Scope<'_>, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn common(container: &Value, scope: &Scope<'_>, path: &Path<'_>, errors: &mut FieldErrors) {
     match container["name"].text() {
         "" => errors.push(FieldError::required(path.child("name"), "")),
         name => checks::dns_label(&path.child("name"), name, errors),
@@ -148,19 +166,12 @@ fn common(container: &Value, scope: &Scope<'_>, path: &Path<'_>, errors: &mut Ve
     security::container_context(context, scope, &path.child("securityContext"), errors);
 }
 
-pub(super) fn pull_policy(policy: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+pub(super) fn pull_policy(policy: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     checks::required_of(path, policy, &["Always", "IfNotPresent", "Never"], errors);
 }
 
-fn unique_name(container: &Value, before: &[Value], path: &Path<'_>, errors: &mut Vec<FieldError>) {
-    let name = container["name"].text();
-    if before.iter().any(|other| other["name"].text() == name) {
-        errors.push(FieldError::duplicate(path.child("name"), name));
-    }
-}
-
 /// An image reference has no spaces around it.
-pub(super) fn image_without_padding(container: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+pub(super) fn image_without_padding(container: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     let image = container["image"].text();
     if image.trim() != image {
         let detail = "must not have leading or trailing whitespace";
@@ -168,12 +179,13 @@ pub(super) fn image_without_padding(container: &Value, path: &Path<'_>, errors: 
     }
 }
 
-fn ports(ports: &[Value], path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn ports(ports: &[Value], path: &Path<'_>, errors: &mut FieldErrors) {
+    let repeated = repeats(ports.iter().map(|port| port["name"].text()));
     for (index, port) in ports.iter().enumerate() {
         let (path, name) = (path.index(index), port["name"].text());
         if !name.is_empty() {
             let wrong = names::port_name(name);
-            if wrong.is_empty() && ports[..index].iter().any(|before| before["name"].text() == name) {
+            if wrong.is_empty() && repeated[index] {
                 errors.push(FieldError::duplicate(path.child("name"), name));
             }
             checks::invalid(&path.child("name"), name, wrong, errors);
@@ -191,8 +203,8 @@ fn ports(ports: &[Value], path: &Path<'_>, errors: &mut Vec<FieldError>) {
 }
 
 /// A port of the host is taken once.
-fn host_ports(containers: &[Value], path: &Path<'_>, errors: &mut Vec<FieldError>) {
-    let mut taken: Vec<String> = Vec::new();
+fn host_ports(containers: &[Value], path: &Path<'_>, errors: &mut FieldErrors) {
+    let mut taken: HashSet<String> = HashSet::new();
     for (index, container) in containers.iter().enumerate() {
         let container_path = path.index(index);
         let list = container_path.child("ports");
@@ -203,14 +215,17 @@ fn host_ports(containers: &[Value], path: &Path<'_>, errors: &mut Vec<FieldError
             if taken.contains(&key) {
                 errors.push(FieldError::duplicate(list.index(index).child("hostPort"), &key));
             } else {
-                taken.push(key);
+                taken.insert(key);
             }
         }
     }
 }
 
-fn mounts(container: &Value, scope: &Scope<'_>, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn mounts(container: &Value, scope: &Scope<'_>, path: &Path<'_>, errors: &mut FieldErrors) {
     let (mounts, devices) = (container["volumeMounts"].items(), container["volumeDevices"].items());
+    let repeated = repeats(mounts.iter().map(|mount| mount["mountPath"].text()));
+    let device_names: HashSet<&str> = names_of(devices).collect();
+    let device_paths = paths_by_name(devices, "devicePath");
     for (index, mount) in mounts.iter().enumerate() {
         let item = path.index(index);
         let (name, target) = (mount["name"].text(), mount["mountPath"].text());
@@ -219,13 +234,13 @@ fn mounts(container: &Value, scope: &Scope<'_>, path: &Path<'_>, errors: &mut Ve
             errors.push(FieldError::not_found(item.child("name"), name));
         }
         checks::required(&item.child("mountPath"), &mount["mountPath"], errors);
-        if mounts[..index].iter().any(|before| before["mountPath"].text() == target) {
+        if repeated[index] {
             errors.push(FieldError::invalid(item.child("mountPath"), target, "must be unique"));
         }
-        if devices.iter().any(|device| device["name"].text() == name) {
+        if device_names.contains(name) {
             errors.push(FieldError::invalid(item.child("name"), name, "must not already exist in volumeDevices"));
         }
-        if paths_by_name(devices, "devicePath").any(|path| path == target) {
+        if device_paths.contains(target) {
             let detail = "must not already exist as a path in volumeDevices";
             errors.push(FieldError::invalid(item.child("mountPath"), target, detail));
         }
@@ -246,7 +261,7 @@ fn mounts(container: &Value, scope: &Scope<'_>, path: &Path<'_>, errors: &mut Ve
 }
 
 /// How mounts on one side show on the other, and whether all below is read-only.
-fn propagation(container: &Value, mount: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn propagation(container: &Value, mount: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     let (mode, mode_path) = (&mount["mountPropagation"], path.child("mountPropagation"));
     if mode.is_set() {
         checks::supported(&mode_path, mode, &["Bidirectional", "HostToContainer", "None"], errors);
@@ -270,12 +285,13 @@ fn propagation(container: &Value, mount: &Value, path: &Path<'_>, errors: &mut V
     }
 }
 
-fn bind_options(mount: &Value, scope: &Scope<'_>, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn bind_options(mount: &Value, scope: &Scope<'_>, path: &Path<'_>, errors: &mut FieldErrors) {
     let options = &mount["bindMountOptions"];
     let all = options.items();
+    let repeated = repeats(all);
     for (index, option) in all.iter().enumerate() {
         checks::supported(&path.index(index), option, &["nodev", "noexec", "nosuid"], errors);
-        if all[..index].contains(option) {
+        if repeated[index] {
             errors.push(FieldError::duplicate(path.index(index), option));
         }
     }
@@ -285,15 +301,19 @@ fn bind_options(mount: &Value, scope: &Scope<'_>, path: &Path<'_>, errors: &mut 
     }
 }
 
-fn devices(container: &Value, scope: &Scope<'_>, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn devices(container: &Value, scope: &Scope<'_>, path: &Path<'_>, errors: &mut FieldErrors) {
     let (devices, mounts) = (container["volumeDevices"].items(), container["volumeMounts"].items());
     let has_backsteps = |path: &str| path.split('/').any(|part| part == "..");
+    let repeated_names = repeats(names_of(devices));
+    let repeated_paths = repeats(devices.iter().map(|device| device["devicePath"].text()));
+    let mount_names: HashSet<&str> = names_of(mounts).collect();
+    let mount_paths = paths_by_name(mounts, "mountPath");
     for (index, device) in devices.iter().enumerate() {
-        let (path, before) = (path.index(index), &devices[..index]);
+        let path = path.index(index);
         let (name, target) = (device["name"].text(), device["devicePath"].text());
         let (name_path, target_path) = (path.child("name"), path.child("devicePath"));
         checks::required(&name_path, &device["name"], errors);
-        if !name.is_empty() && before.iter().any(|other| other["name"].text() == name) {
+        if !name.is_empty() && repeated_names[index] {
             errors.push(FieldError::invalid(name_path, name, "must be unique"));
         }
         match scope.volume(name) {
@@ -305,17 +325,16 @@ fn devices(container: &Value, scope: &Scope<'_>, path: &Path<'_>, errors: &mut V
             Some(_) => {}
         }
         checks::required(&target_path, &device["devicePath"], errors);
-        let is_same = |other: &Value| other["devicePath"].text() == target && !has_backsteps(target);
-        if before.iter().any(is_same) {
+        if repeated_paths[index] && !has_backsteps(target) {
             errors.push(FieldError::invalid(target_path, target, "must be unique"));
         }
         if has_backsteps(target) {
             errors.push(FieldError::invalid(target_path, target, "can not contain backsteps ('..')"));
         }
-        if mounts.iter().any(|mount| mount["name"].text() == name) {
+        if mount_names.contains(name) {
             errors.push(FieldError::invalid(name_path, name, "must not already exist in volumeMounts"));
         }
-        if paths_by_name(mounts, "mountPath").any(|path| path == target) {
+        if mount_paths.contains(target) {
             let detail = "must not already exist as a path in volumeMounts";
             errors.push(FieldError::invalid(target_path, target, detail));
         }
@@ -323,17 +342,17 @@ fn devices(container: &Value, scope: &Scope<'_>, path: &Path<'_>, errors: &mut V
 }
 
 /// The path of each volume in a container; of one that is there more than once, the last.
-fn paths_by_name<'a>(items: &'a [Value], field: &'a str) -> impl Iterator<Item = &'a str> {
-    let is_last =
-        |(index, item): &(usize, &Value)| !items[index + 1..].iter().any(|later| later["name"] == item["name"]);
-    items.iter().enumerate().filter(is_last).map(move |(_, item)| item[field].text())
+fn paths_by_name<'a>(items: &'a [Value], field: &str) -> HashSet<&'a str> {
+    let last: HashMap<&str, &str> = items.iter().map(|item| (item["name"].text(), item[field].text())).collect();
+    last.into_values().collect()
 }
 
-fn resize_policy(container: &Value, spec: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn resize_policy(container: &Value, spec: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     let policies = container["resizePolicy"].items();
+    let repeated = repeats(policies.iter().map(|policy| &policy["resourceName"]));
     for (index, policy) in policies.iter().enumerate() {
         let (resource, restart) = (&policy["resourceName"], &policy["restartPolicy"]);
-        if policies[..index].iter().any(|before| before["resourceName"] == *resource) {
+        if repeated[index] {
             errors.push(FieldError::duplicate(path.index(index), resource));
         }
         checks::required_of(path, resource, &["cpu", "memory"], errors);
@@ -346,7 +365,7 @@ fn resize_policy(container: &Value, spec: &Value, path: &Path<'_>, errors: &mut 
 }
 
 /// When a container is restarted, other than its pod says.
-fn restart_policy(container: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn restart_policy(container: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     let (policy, rules) = (&container["restartPolicy"], container["restartPolicyRules"].items());
     let policy_path = path.child("restartPolicy");
     if policy.is_set() {

@@ -15,6 +15,9 @@ use crate::kinds::internal;
 const CONTEXT: usize = 3;
 /// From this many lines on, those that make up more than a hundredth are popular.
 const POPULAR_FROM: usize = 200;
+/// Most comparisons of lines: the algorithm grows with the square of the text and worse. What is left when they are used
+/// up is shown as changed.
+const COMPARISONS_MAX: usize = 4_000_000;
 
 /// The difference of two structures.
 pub(super) fn of(structure: &str, old: &Value, new: &Value) -> String {
@@ -117,9 +120,10 @@ fn matching_blocks(old: &[&str], new: &[&str]) -> Vec<(usize, usize, usize)> {
         places.retain(|_, indexes| indexes.len() <= new.len() / 100 + 1);
     }
     let mut found = Vec::new();
+    let mut left = COMPARISONS_MAX;
     let mut open = vec![(0..old.len(), 0..new.len())];
     while let Some((in_old, in_new)) = open.pop() {
-        let (i, j, length) = longest_match(old, new, &places, &in_old, &in_new);
+        let (i, j, length) = longest_match(old, new, &places, (&in_old, &in_new), &mut left);
         if length > 0 {
             found.push((i, j, length));
             open.push((in_old.start..i, in_new.start..j));
@@ -141,15 +145,20 @@ fn longest_match(
     old: &[&str],
     new: &[&str],
     places: &HashMap<&str, Vec<usize>>,
-    in_old: &Range<usize>,
-    in_new: &Range<usize>,
+    (in_old, in_new): (&Range<usize>, &Range<usize>),
+    left: &mut usize,
 ) -> (usize, usize, usize) {
     let (mut best_i, mut best_j, mut best) = (in_old.start, in_new.start, 0);
     // How long the match is that ends with the line before in the old text and at this line of the new.
     let mut lengths: HashMap<usize, usize> = HashMap::new();
     for i in in_old.clone() {
         let mut next = HashMap::new();
-        for &j in places.get(old[i]).map(Vec::as_slice).unwrap_or_default() {
+        let candidates = places.get(old[i]).map(Vec::as_slice).unwrap_or_default();
+        *left = left.saturating_sub(1 + candidates.len());
+        if *left == 0 {
+            return (in_old.start, in_new.start, 0);
+        }
+        for &j in candidates {
             if in_new.contains(&j) {
                 let length = j.checked_sub(1).and_then(|before| lengths.get(&before)).copied().unwrap_or(0) + 1;
                 next.insert(j, length);
@@ -173,6 +182,22 @@ fn longest_match(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Would be 10^10 comparisons and more.
+    #[test]
+    fn a_long_text_without_likeness_ends_soon() {
+        let old: Vec<String> = (0..20_000).map(|n| format!("{}", n % 90)).collect();
+        let new: Vec<String> = (0..20_000).map(|n| format!("{}", (n * 7 + n / 90) % 89)).collect();
+        let lines = |list: &'static [String]| list.iter().map(String::as_str).collect::<Vec<_>>();
+        let (old, new) = (lines(old.leak()), lines(new.leak()));
+        let mut left = COMPARISONS_MAX;
+        let mut places: HashMap<&str, Vec<usize>> = HashMap::new();
+        new.iter().enumerate().for_each(|(index, line)| places.entry(line).or_default().push(index));
+        let whole = (&(0..old.len()), &(0..new.len()));
+        assert_eq!(longest_match(&old, &new, &places, whole, &mut left), (0, 0, 0));
+        assert_eq!(left, 0);
+        assert!(unified(&old, &new).starts_with("@@ -1,20000 +1,20000 @@\n"));
+    }
 
     #[test]
     fn shows_changes_with_three_lines_around() {

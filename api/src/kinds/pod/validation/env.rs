@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::metadata;
 use crate::kinds::value::Read;
-use crate::kinds::{FieldError, checks};
+use crate::kinds::{FieldError, FieldErrors, checks};
 use crate::meta::field::Path;
 use crate::meta::{Quantity, names};
 
@@ -50,7 +50,7 @@ const RESOURCES: [&str; 6] = [
 ];
 const SIZES: [&str; 13] = ["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"];
 
-pub(super) fn variables(variables: &[Value], path: &Path<'_>, errors: &mut Vec<FieldError>) {
+pub(super) fn variables(variables: &[Value], path: &Path<'_>, errors: &mut FieldErrors) {
     for (index, variable) in variables.iter().enumerate() {
         let path = path.index(index);
         match variable["name"].text() {
@@ -63,7 +63,7 @@ pub(super) fn variables(variables: &[Value], path: &Path<'_>, errors: &mut Vec<F
     }
 }
 
-fn source(variable: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn source(variable: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     let from = &variable["valueFrom"];
     let mut count = 0;
     let mut has = |field: &str| {
@@ -94,7 +94,7 @@ fn source(variable: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
 }
 
 /// Checks a reference to a field of the pod.
-pub(super) fn field_reference(reference: &Value, allowed: &[&str], path: &Path<'_>, errors: &mut Vec<FieldError>) {
+pub(super) fn field_reference(reference: &Value, allowed: &[&str], path: &Path<'_>, errors: &mut FieldErrors) {
     let field_path = path.child("fieldPath");
     let (version, field) = (reference["apiVersion"].text(), reference["fieldPath"].text());
     if version.is_empty() {
@@ -131,7 +131,7 @@ pub(super) fn field_reference(reference: &Value, allowed: &[&str], path: &Path<'
 }
 
 /// Checks a reference to a request or limit of a container; files name the container.
-pub(super) fn resource_reference(reference: &Value, is_file: bool, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+pub(super) fn resource_reference(reference: &Value, is_file: bool, path: &Path<'_>, errors: &mut FieldErrors) {
     let resource = reference["resource"].text();
     let is_huge = resource.starts_with("requests.hugepages-") || resource.starts_with("limits.hugepages-");
     if is_file && reference["containerName"].is_empty() {
@@ -161,7 +161,7 @@ pub(super) fn resource_reference(reference: &Value, is_file: bool, path: &Path<'
     }
 }
 
-fn key_reference(reference: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn key_reference(reference: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     checks::dns_subdomain(&path.child("name"), reference["name"].text(), errors);
     match reference["key"].text() {
         "" => errors.push(FieldError::required(path.child("key"), "")),
@@ -169,7 +169,7 @@ fn key_reference(reference: &Value, path: &Path<'_>, errors: &mut Vec<FieldError
     }
 }
 
-fn file_reference(reference: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn file_reference(reference: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     match reference["key"].text() {
         "" => errors.push(FieldError::required(path.child("key"), "")),
         key => checks::invalid(&path.child("key"), key, names::env_name(key), errors),
@@ -185,7 +185,7 @@ fn file_reference(reference: &Value, path: &Path<'_>, errors: &mut Vec<FieldErro
 }
 
 /// Checks `envFrom`.
-pub(super) fn sources(sources: &[Value], path: &Path<'_>, errors: &mut Vec<FieldError>) {
+pub(super) fn sources(sources: &[Value], path: &Path<'_>, errors: &mut FieldErrors) {
     for (index, source) in sources.iter().enumerate() {
         let item = path.index(index);
         let prefix = source["prefix"].text();

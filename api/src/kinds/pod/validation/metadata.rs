@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{Ratchet, each_container};
-use crate::kinds::FieldError;
+use crate::kinds::{FieldError, FieldErrors};
 use crate::kinds::value::Read;
 use crate::meta::field::Path;
 use crate::meta::text::quote;
@@ -20,7 +20,7 @@ pub(super) fn annotations(
     spec: &Value,
     path: &Path<'_>,
     ratchet: Ratchet,
-    errors: &mut Vec<FieldError>,
+    errors: &mut FieldErrors,
 ) {
     if annotations.is_empty() {
         return;
@@ -70,7 +70,7 @@ pub(super) fn annotation_updates(
     old: &Value,
     path: &Path<'_>,
     ratchet: Ratchet,
-    errors: &mut Vec<FieldError>,
+    errors: &mut FieldErrors,
 ) {
     let (new, before) = (&pod["metadata"]["annotations"], &old["metadata"]["annotations"]);
     for (key, _) in before.entries().filter(|(key, value)| new.get(key) != Some(value)) {
@@ -97,7 +97,7 @@ pub(super) fn is_mirror(pod: &Value) -> bool {
     pod["metadata"]["annotations"].get(MIRROR).is_some()
 }
 
-fn seccomp_profile(profile: &str, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn seccomp_profile(profile: &str, path: &Path<'_>, errors: &mut FieldErrors) {
     match profile {
         "runtime/default" | "docker/default" | "unconfined" => {}
         _ => match profile.strip_prefix("localhost/") {
@@ -108,7 +108,7 @@ fn seccomp_profile(profile: &str, path: &Path<'_>, errors: &mut Vec<FieldError>)
 }
 
 /// A path below some directory.
-pub(super) fn local_path(text: &str, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+pub(super) fn local_path(text: &str, path: &Path<'_>, errors: &mut FieldErrors) {
     if text.starts_with('/') {
         errors.push(FieldError::invalid(path, text, "must be a relative path"));
     }
@@ -116,7 +116,7 @@ pub(super) fn local_path(text: &str, path: &Path<'_>, errors: &mut Vec<FieldErro
 }
 
 /// A path below some directory, of which names that start with two dots are the system's.
-pub(super) fn local_free_path(text: &str, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+pub(super) fn local_free_path(text: &str, path: &Path<'_>, errors: &mut FieldErrors) {
     local_path(text, path, errors);
     if text.starts_with("..") && !text.starts_with("../") {
         errors.push(FieldError::invalid(path, text, "must not start with '..'"));
@@ -124,14 +124,14 @@ pub(super) fn local_free_path(text: &str, path: &Path<'_>, errors: &mut Vec<Fiel
 }
 
 /// A path that never goes up.
-pub(super) fn no_backsteps(text: &str, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+pub(super) fn no_backsteps(text: &str, path: &Path<'_>, errors: &mut FieldErrors) {
     if text.split('/').any(|part| part == "..") {
         errors.push(FieldError::invalid(path, text, "must not contain '..'"));
     }
 }
 
 /// Checks that annotations and fields say the same about seccomp.
-pub(super) fn match_seccomp_fields(metadata: &Value, spec: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+pub(super) fn match_seccomp_fields(metadata: &Value, spec: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     let annotations = &metadata["annotations"];
     if annotations.is_empty() {
         return;
@@ -164,7 +164,7 @@ pub(super) fn match_seccomp_fields(metadata: &Value, spec: &Value, path: &Path<'
 }
 
 /// Checks that annotations and fields say the same about AppArmor.
-pub(super) fn match_app_armor_fields(metadata: &Value, spec: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+pub(super) fn match_app_armor_fields(metadata: &Value, spec: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     let annotations = &metadata["annotations"];
     if annotations.is_empty() || spec["os"]["name"] == "windows" {
         return;

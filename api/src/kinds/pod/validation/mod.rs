@@ -20,7 +20,7 @@ mod windows;
 use serde_json::Value;
 
 use crate::kinds::value::Read;
-use crate::kinds::{FieldError, checks};
+use crate::kinds::{FieldError, FieldErrors, checks};
 use crate::meta::field::Path;
 use crate::meta::{validate_annotations, validate_labels};
 
@@ -70,20 +70,45 @@ impl Ratchet {
         sys_admin: false,
     };
 
+    /// A template's, with everything allowed.
+    const ALL: Self = Self {
+        is_pod: false,
+        deletion_cost: true,
+        selector_values: true,
+        node_affinity_values: true,
+        spread_selectors: true,
+        spread_label_keys: true,
+        huge_pages: true,
+        host_sysctls: true,
+        token_paths: true,
+        comparing_tolerations: true,
+        init_restarts: true,
+        user_namespace_devices: true,
+        user_namespace_host_network: true,
+        empty_image_volumes: true,
+        sys_admin: true,
+    };
+
     /// What the old object of an update has of these: each rule is run on it by itself.
     fn of_old(spec: &Value, annotations: &Value) -> Self {
         let all = Self::default();
-        let fails = |check: &dyn Fn(Self, &mut Vec<FieldError>), allowed: Self| {
-            let (mut strict, mut lenient) = (Vec::new(), Vec::new());
-            check(all, &mut strict);
-            check(allowed, &mut lenient);
-            strict.len() > lenient.len()
+        let count = |check: &dyn Fn(Self, &mut FieldErrors), allowed: Self| {
+            let mut errors = FieldErrors::new();
+            check(allowed, &mut errors);
+            errors.len()
         };
-        let of_spec = |allowed: Self| fails(&|ratchet, errors| spec::spec(spec, None, &SPEC, ratchet, errors), allowed);
+        let in_spec =
+            |allowed: Self| count(&|ratchet, errors| spec::spec(spec, None, &SPEC, ratchet, errors), allowed);
+        let in_annotations =
+            |allowed: Self| count(&|r, errors| metadata::annotations(annotations, spec, &SPEC, r, errors), allowed);
+        // What was well under every rule needs none of them relaxed; usually that is the case.
+        let (strict, strict_annotations) = (in_spec(all), in_annotations(all));
+        let any = strict > 0 && strict > in_spec(Self::ALL);
+        let of_spec = |allowed: Self| any && strict > in_spec(allowed);
         let cost = Self { deletion_cost: true, ..all };
         Self {
             is_pod: false,
-            deletion_cost: fails(&|r, errors| metadata::annotations(annotations, spec, &SPEC, r, errors), cost),
+            deletion_cost: strict_annotations > 0 && strict_annotations > in_annotations(cost),
             selector_values: of_spec(Self { selector_values: true, ..all }),
             node_affinity_values: of_spec(Self { node_affinity_values: true, ..all }),
             spread_selectors: of_spec(Self { spread_selectors: true, ..all }),
@@ -102,7 +127,7 @@ impl Ratchet {
 }
 
 /// Checks a pod template; `old` is the one before an update.
-pub(in crate::kinds) fn template(template: &Value, old: Option<&Value>, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+pub(in crate::kinds) fn template(template: &Value, old: Option<&Value>, path: &Path<'_>, errors: &mut FieldErrors) {
     ratcheted(
         errors,
         |ratchet, errors| template_with(template, path, ratchet, errors),
@@ -112,8 +137,8 @@ pub(in crate::kinds) fn template(template: &Value, old: Option<&Value>, path: &P
 
 /// Runs checks, and once more with what the old object may keep when there is something to complain about.
 fn ratcheted(
-    errors: &mut Vec<FieldError>,
-    check: impl Fn(Ratchet, &mut Vec<FieldError>),
+    errors: &mut FieldErrors,
+    check: impl Fn(Ratchet, &mut FieldErrors),
     old: impl FnOnce() -> Option<Ratchet>,
 ) {
     let before = errors.len();
@@ -126,7 +151,7 @@ fn ratcheted(
     }
 }
 
-fn template_with(template: &Value, path: &Path<'_>, ratchet: Ratchet, errors: &mut Vec<FieldError>) {
+fn template_with(template: &Value, path: &Path<'_>, ratchet: Ratchet, errors: &mut FieldErrors) {
     let (metadata, spec, spec_path) = (&template["metadata"], &template["spec"], path.child("spec"));
     let annotations_path = path.child("annotations");
     validate_labels(metadata["labels"].as_object(), &path.child("labels"), errors);
@@ -142,7 +167,7 @@ fn template_with(template: &Value, path: &Path<'_>, ratchet: Ratchet, errors: &m
 }
 
 /// Checks a new pod.
-pub(in crate::kinds::pod) fn create(pod: &Value, errors: &mut Vec<FieldError>) {
+pub(in crate::kinds::pod) fn create(pod: &Value, errors: &mut FieldErrors) {
     pod_with(pod, Ratchet::POD, errors);
     let spec = &pod["spec"];
     if !spec["ephemeralContainers"].is_empty() {
@@ -157,7 +182,7 @@ pub(in crate::kinds::pod) fn create(pod: &Value, errors: &mut Vec<FieldError>) {
 }
 
 /// Checks metadata and spec of a pod, new or changed.
-fn pod_with(pod: &Value, ratchet: Ratchet, errors: &mut Vec<FieldError>) {
+fn pod_with(pod: &Value, ratchet: Ratchet, errors: &mut FieldErrors) {
     let (metadata, spec) = (&pod["metadata"], &pod["spec"]);
     metadata::annotations(&metadata["annotations"], spec, &ANNOTATIONS, ratchet, errors);
     spec::spec(spec, Some(metadata), &SPEC, ratchet, errors);

@@ -3,12 +3,12 @@
 use serde_json::Value;
 
 use crate::kinds::value::Read;
-use crate::kinds::{FieldError, checks};
+use crate::kinds::{FieldError, FieldErrors, checks};
 use crate::meta::field::Path;
 use crate::meta::names;
 
 /// Checks what a container says about its life: hooks, then probes.
-pub(super) fn lifecycle_and_probes(container: &Value, spec: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+pub(super) fn lifecycle_and_probes(container: &Value, spec: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     let grace = spec["terminationGracePeriodSeconds"].maybe_int();
     let (lifecycle, lifecycle_path) = (&container["lifecycle"], path.child("lifecycle"));
     for hook in ["postStart", "preStop"] {
@@ -29,7 +29,7 @@ pub(super) fn lifecycle_and_probes(container: &Value, spec: &Value, path: &Path<
 const PROBES: [&str; 4] = ["exec", "httpGet", "tcpSocket", "grpc"];
 const HOOKS: [&str; 4] = ["exec", "httpGet", "tcpSocket", "sleep"];
 
-fn probe(probe: &Value, is_readiness: bool, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn probe(probe: &Value, is_readiness: bool, path: &Path<'_>, errors: &mut FieldErrors) {
     handler(probe, &PROBES, None, path, errors);
     for field in ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"] {
         checks::nonnegative(&path.child(field), &probe[field], errors);
@@ -52,7 +52,7 @@ fn probe(probe: &Value, is_readiness: bool, path: &Path<'_>, errors: &mut Vec<Fi
 }
 
 /// Exactly one way to ask or tell a container.
-fn handler(handler: &Value, kinds: &[&str], grace: Option<i64>, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn handler(handler: &Value, kinds: &[&str], grace: Option<i64>, path: &Path<'_>, errors: &mut FieldErrors) {
     let mut has_one = false;
     for kind in kinds.iter().copied().filter(|kind| handler[*kind].is_set()) {
         let (action, path) = (&handler[kind], path.child(kind));
@@ -85,7 +85,7 @@ fn handler(handler: &Value, kinds: &[&str], grace: Option<i64>, path: &Path<'_>,
     }
 }
 
-fn http_get(action: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn http_get(action: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     checks::required(&path.child("path"), &action["path"], errors);
     checks::port(&path.child("port"), &action["port"], errors);
     checks::supported(&path.child("scheme"), &action["scheme"], &["HTTP", "HTTPS"], errors);
@@ -107,7 +107,7 @@ fn http_get(action: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
 }
 
 /// Signals are off, but an old pod may have one.
-fn stop_signal(signal: &Value, os: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn stop_signal(signal: &Value, os: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     if os.is_null() {
         errors.push(FieldError::forbidden(path, "may not be set for containers with empty `spec.os.name`"));
     } else if os["name"] == "windows" {

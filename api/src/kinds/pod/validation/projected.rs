@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{Ratchet, metadata, security, volume};
 use crate::kinds::value::Read;
-use crate::kinds::{FieldError, checks, internal};
+use crate::kinds::{FieldError, FieldErrors, checks, internal};
 use crate::meta::field::{Path, Printed};
 use crate::meta::selector::validate_label_selector;
 use crate::meta::{names, text};
@@ -18,7 +18,7 @@ const KUBERNETES_CERTIFICATE_MAX: i64 = 86_400;
 const SOURCES: [&str; 6] =
     ["secret", "configMap", "downwardAPI", "serviceAccountToken", "clusterTrustBundle", "podCertificate"];
 
-pub(super) fn volume(source: &Value, path: &Path<'_>, ratchet: Ratchet, errors: &mut Vec<FieldError>) {
+pub(super) fn volume(source: &Value, path: &Path<'_>, ratchet: Ratchet, errors: &mut FieldErrors) {
     volume::mode(&source["defaultMode"], &path.child("defaultMode"), errors);
     security::id(&source["defaultUser"], &path.child("defaultUser"), errors);
     let mut files = Files { taken: BTreeSet::new(), path };
@@ -56,20 +56,20 @@ struct Files<'a> {
 }
 
 impl Files<'_> {
-    fn take(&mut self, file: &str, shown: &str, errors: &mut Vec<FieldError>) {
+    fn take(&mut self, file: &str, shown: &str, errors: &mut FieldErrors) {
         if !file.is_empty() && !self.taken.insert(file.to_owned()) {
             errors.push(FieldError::invalid(self.path, shown, "conflicting duplicate paths"));
         }
     }
 
-    fn take_even_empty(&mut self, file: &str, errors: &mut Vec<FieldError>) {
+    fn take_even_empty(&mut self, file: &str, errors: &mut FieldErrors) {
         if !self.taken.insert(file.to_owned()) {
             errors.push(FieldError::invalid(self.path, file, "conflicting duplicate paths"));
         }
     }
 }
 
-fn keyed(source: &Value, path: &Path<'_>, files: &mut Files<'_>, errors: &mut Vec<FieldError>) {
+fn keyed(source: &Value, path: &Path<'_>, files: &mut Files<'_>, errors: &mut FieldErrors) {
     checks::required(&path.child("name"), &source["name"], errors);
     let items = path.child("items");
     for (index, item) in source["items"].items().iter().enumerate() {
@@ -78,7 +78,7 @@ fn keyed(source: &Value, path: &Path<'_>, files: &mut Files<'_>, errors: &mut Ve
     }
 }
 
-fn token(source: &Value, path: &Path<'_>, files: &Files<'_>, ratchet: Ratchet, errors: &mut Vec<FieldError>) {
+fn token(source: &Value, path: &Path<'_>, files: &Files<'_>, ratchet: Ratchet, errors: &mut FieldErrors) {
     let seconds_path = path.child("expirationSeconds");
     match source["expirationSeconds"].maybe_int() {
         None => errors.push(FieldError::required(seconds_path, "")),
@@ -102,7 +102,7 @@ fn token(source: &Value, path: &Path<'_>, files: &Files<'_>, ratchet: Ratchet, e
     security::id(&source["user"], &path.child("user"), errors);
 }
 
-fn trust_bundle(source: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn trust_bundle(source: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     let (name, signer) = (&source["name"], &source["signerName"]);
     match (name.is_set(), signer.is_set()) {
         (true, true) => {
@@ -147,7 +147,7 @@ fn bundle_name(name: &str) -> Vec<String> {
 }
 
 /// `domain/path` of a signer.
-fn signer_name(name: &str, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn signer_name(name: &str, path: &Path<'_>, errors: &mut FieldErrors) {
     if name.is_empty() {
         errors.push(FieldError::required(path, ""));
         return;
@@ -174,7 +174,7 @@ fn signer_name(name: &str, path: &Path<'_>, errors: &mut Vec<FieldError>) {
 }
 
 /// Checks each label of a segment, up to the first that is wrong.
-fn labels(segment: &str, check: fn(&str) -> Vec<String>, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn labels(segment: &str, check: fn(&str) -> Vec<String>, path: &Path<'_>, errors: &mut FieldErrors) {
     let wrong = segment.split('.').map(|label| (label, check(label))).find(|(_, wrong)| !wrong.is_empty());
     if let Some((label, wrong)) = wrong {
         for words in wrong {
@@ -184,7 +184,7 @@ fn labels(segment: &str, check: fn(&str) -> Vec<String>, path: &Path<'_>, errors
     }
 }
 
-fn certificate(source: &Value, path: &Path<'_>, files: &mut Files<'_>, errors: &mut Vec<FieldError>) {
+fn certificate(source: &Value, path: &Path<'_>, files: &mut Files<'_>, errors: &mut FieldErrors) {
     let signer = source["signerName"].text();
     signer_name(signer, &path.child("signerName"), errors);
     security::id(&source["user"], &path.child("user"), errors);

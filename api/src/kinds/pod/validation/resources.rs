@@ -1,12 +1,14 @@
 //! Requests and limits, of containers and of the pod, and claims.
 
+use std::collections::{HashMap, HashSet};
+
 use serde_json::Value;
 
 use super::Ratchet;
 use super::container::Scope;
 use crate::kinds::pod::prepare;
-use crate::kinds::value::Read;
-use crate::kinds::{FieldError, checks, internal};
+use crate::kinds::value::{Read, repeats};
+use crate::kinds::{FieldError, FieldErrors, checks, internal};
 use crate::meta::field::{Path, Printed};
 use crate::meta::{Quantity, names};
 
@@ -36,13 +38,13 @@ const KNOWN: [&str; 20] = [
     "services.loadbalancers",
 ];
 
-pub(super) fn container(container: &Value, scope: &Scope<'_>, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+pub(super) fn container(container: &Value, scope: &Scope<'_>, path: &Path<'_>, errors: &mut FieldErrors) {
     requirements(&container["resources"], container_resource, scope.ratchet, path, errors);
     claims(&container["resources"]["claims"], scope.claims, &path.child("claims"), errors);
 }
 
 /// What a pod takes beside its containers.
-pub(super) fn overhead(overhead: &Value, path: &Path<'_>, ratchet: Ratchet, errors: &mut Vec<FieldError>) {
+pub(super) fn overhead(overhead: &Value, path: &Path<'_>, ratchet: Ratchet, errors: &mut FieldErrors) {
     if overhead.is_set() {
         let limits = serde_json::json!({ "limits": overhead });
         requirements(&limits, container_resource, ratchet, path, errors);
@@ -50,7 +52,7 @@ pub(super) fn overhead(overhead: &Value, path: &Path<'_>, ratchet: Ratchet, erro
 }
 
 /// What the pod as a whole may use.
-pub(super) fn pod_level(scope: &Scope<'_>, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+pub(super) fn pod_level(scope: &Scope<'_>, path: &Path<'_>, errors: &mut FieldErrors) {
     let whole = &scope.spec["resources"];
     if scope.spec["os"]["name"] == "windows" {
         errors.push(FieldError::forbidden(path, "may not be set for a windows pod"));
@@ -89,14 +91,14 @@ pub(super) fn pod_level(scope: &Scope<'_>, path: &Path<'_>, errors: &mut Vec<Fie
     }
 }
 
-type NameCheck = fn(&str, &Path<'_>, &mut Vec<FieldError>);
+type NameCheck = fn(&str, &Path<'_>, &mut FieldErrors);
 
 fn requirements(
     requirements: &Value,
     check_name: NameCheck,
     ratchet: Ratchet,
     path: &Path<'_>,
-    errors: &mut Vec<FieldError>,
+    errors: &mut FieldErrors,
 ) {
     let (limits, requests) = (&requirements["limits"], &requirements["requests"]);
     let (limits_path, requests_path) = (path.child("limits"), path.child("requests"));
@@ -141,7 +143,7 @@ fn requirements(
 }
 
 /// Huge pages come whole.
-fn huge_pages(resource: &str, quantity: &Value, ratchet: Ratchet, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn huge_pages(resource: &str, quantity: &Value, ratchet: Ratchet, path: &Path<'_>, errors: &mut FieldErrors) {
     let Some(size) = resource.strip_prefix("hugepages-") else { return };
     let Ok(quantity) = Quantity::from_json(quantity) else { return };
     if ratchet.huge_pages {
@@ -158,7 +160,7 @@ fn huge_pages(resource: &str, quantity: &Value, ratchet: Ratchet, path: &Path<'_
 }
 
 /// The name of a resource: qualified, and a known one when it has no prefix.
-fn resource_name(name: &str, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn resource_name(name: &str, path: &Path<'_>, errors: &mut FieldErrors) {
     let before = errors.len();
     checks::qualified_name(path, name, errors);
     let is_known = KNOWN.contains(&name) || checks::is_huge_pages(name) || name.starts_with("requests.hugepages-");
@@ -167,7 +169,7 @@ fn resource_name(name: &str, path: &Path<'_>, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn container_resource(name: &str, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn container_resource(name: &str, path: &Path<'_>, errors: &mut FieldErrors) {
     if STANDARD.contains(&name) {
         return;
     }
@@ -181,7 +183,7 @@ fn container_resource(name: &str, path: &Path<'_>, errors: &mut Vec<FieldError>)
     }
 }
 
-fn pod_resource(name: &str, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn pod_resource(name: &str, path: &Path<'_>, errors: &mut FieldErrors) {
     let before = errors.len();
     resource_name(name, path, errors);
     let is_supported = ["cpu", "memory"].contains(&name) || checks::is_huge_pages(name);
@@ -195,10 +197,11 @@ pub(super) fn pod_claims<'a>(
     claims: &'a [Value],
     metadata: Option<&Value>,
     path: &Path<'_>,
-    errors: &mut Vec<FieldError>,
+    errors: &mut FieldErrors,
 ) -> Vec<&'a str> {
     let is_mirror =
         metadata.is_some_and(|metadata| metadata["annotations"].get("kubernetes.io/config.mirror").is_some());
+    let repeated = repeats(claims.iter().map(|claim| claim["name"].text()));
     for (index, claim) in claims.iter().enumerate() {
         if is_mirror {
             errors.push(FieldError::forbidden("", "static pods do not support resource claims"));
@@ -207,7 +210,7 @@ pub(super) fn pod_claims<'a>(
         let path = path.index(index);
         match claim["name"].text() {
             "" => errors.push(FieldError::required(path.child("name"), "")),
-            name if claims[..index].iter().any(|before| before["name"] == name) => {
+            name if repeated[index] => {
                 errors.push(FieldError::duplicate(path.child("name"), name));
             }
             name => checks::dns_label(&path.child("name"), name, errors),
@@ -233,8 +236,11 @@ pub(super) fn pod_claims<'a>(
 }
 
 /// Checks claims of a container against those of the pod.
-fn claims(claims: &Value, of_pod: &[&str], path: &Path<'_>, errors: &mut Vec<FieldError>) {
-    let mut seen: Vec<String> = Vec::new();
+fn claims(claims: &Value, of_pod: &[&str], path: &Path<'_>, errors: &mut FieldErrors) {
+    let mut seen: HashSet<String> = HashSet::new();
+    // How many requests of a claim were seen that is not wanted as a whole.
+    let mut parts: HashMap<&str, usize> = HashMap::new();
+    let known: HashSet<&str> = of_pod.iter().copied().collect();
     for (index, claim) in claims.items().iter().enumerate() {
         let path = path.index(index);
         let (name, request) = (claim["name"].text(), claim["request"].text());
@@ -242,7 +248,7 @@ fn claims(claims: &Value, of_pod: &[&str], path: &Path<'_>, errors: &mut Vec<Fie
             errors.push(FieldError::required(path, ""));
             continue;
         }
-        if seen.iter().any(|key| key == name) {
+        if seen.contains(name) {
             errors.push(FieldError::duplicate(path, name));
         } else {
             let mut key = name.to_owned();
@@ -250,17 +256,25 @@ fn claims(claims: &Value, of_pod: &[&str], path: &Path<'_>, errors: &mut Vec<Fie
                 checks::dns_label(&path.child("request"), request, errors);
                 key = format!("{name}/{request}");
             }
-            let is_part = |other: &String| other.split_once('/').is_some_and(|(whole, _)| whole == name);
             if seen.contains(&key) {
                 errors.push(FieldError::duplicate(path, &key));
             } else if request.is_empty() {
-                for _ in seen.iter().filter(|other| is_part(other)) {
+                for _ in 0..parts.get(name).copied().unwrap_or(0) {
                     errors.push(FieldError::duplicate(path, name));
                 }
             }
-            seen.push(key);
+            let is_new = seen.insert(key);
+            if is_new && !request.is_empty() {
+                *parts.entry(name).or_default() += 1;
+            }
         }
-        if !of_pod.contains(&name) {
+        if known.contains(name) {
+            continue;
+        }
+        if errors.is_full() {
+            // Its words would be as long as the list of claims, and nobody would read them.
+            errors.push(FieldError::not_found(path, name));
+        } else {
             let mut sorted = of_pod.to_vec();
             sorted.sort_unstable();
             sorted.dedup();

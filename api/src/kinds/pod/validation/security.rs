@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use super::container::Scope;
 use super::{Ratchet, metadata, windows};
-use crate::kinds::value::Read;
-use crate::kinds::{FieldError, checks, internal};
+use crate::kinds::value::{Read, repeats};
+use crate::kinds::{FieldError, FieldErrors, checks, internal};
 use crate::meta::field::{Path, Printed};
 use crate::meta::names;
 
@@ -14,7 +14,7 @@ const PROFILES: [&str; 3] = ["Localhost", "RuntimeDefault", "Unconfined"];
 const PATH_MAX: usize = 4095;
 const SYSCTL_MAX: usize = 253;
 
-pub(super) fn pod_context(spec: &Value, path: &Path<'_>, ratchet: Ratchet, errors: &mut Vec<FieldError>) {
+pub(super) fn pod_context(spec: &Value, path: &Path<'_>, ratchet: Ratchet, errors: &mut FieldErrors) {
     let context = &spec["securityContext"];
     if context.is_empty() {
         return;
@@ -44,7 +44,7 @@ pub(super) fn pod_context(spec: &Value, path: &Path<'_>, ratchet: Ratchet, error
     policy("seLinuxChangePolicy", &["MountOption", "Recursive"]);
 }
 
-pub(super) fn container_context(context: &Value, scope: &Scope<'_>, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+pub(super) fn container_context(context: &Value, scope: &Scope<'_>, path: &Path<'_>, errors: &mut FieldErrors) {
     if context.is_empty() {
         return;
     }
@@ -80,14 +80,14 @@ pub(super) fn container_context(context: &Value, scope: &Scope<'_>, path: &Path<
 }
 
 /// The number of a user or group.
-pub(super) fn id(value: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+pub(super) fn id(value: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     if let Some(id) = value.maybe_int() {
         let wrong = names::in_range(id, 0, i64::from(i32::MAX));
         errors.extend(wrong.iter().map(|message| FieldError::invalid(path, id, message)));
     }
 }
 
-fn seccomp(profile: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn seccomp(profile: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     if profile.is_null() {
         return;
     }
@@ -111,7 +111,7 @@ fn seccomp(profile: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn app_armor(profile: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn app_armor(profile: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     if profile.is_null() {
         return;
     }
@@ -142,8 +142,9 @@ fn app_armor(profile: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn sysctls(context: &Value, spec: &Value, path: &Path<'_>, ratchet: Ratchet, errors: &mut Vec<FieldError>) {
+fn sysctls(context: &Value, spec: &Value, path: &Path<'_>, ratchet: Ratchet, errors: &mut FieldErrors) {
     let all = context["sysctls"].items();
+    let repeated = repeats(all.iter().map(|sysctl| sysctl["name"].text()));
     for (index, sysctl) in all.iter().enumerate() {
         let item = path.index(index);
         let (name, path) = (sysctl["name"].text(), item.child("name"));
@@ -155,7 +156,7 @@ fn sysctls(context: &Value, spec: &Value, path: &Path<'_>, ratchet: Ratchet, err
                  ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$"
             );
             errors.push(FieldError::invalid(path, name, &detail));
-        } else if all[..index].iter().any(|before| before["name"] == name) {
+        } else if repeated[index] {
             errors.push(FieldError::duplicate(path, name));
         }
         if !ratchet.host_sysctls {

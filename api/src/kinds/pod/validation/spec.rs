@@ -1,11 +1,13 @@
 //! The spec of a pod: what is not about its containers, volumes or placement alone.
 
+use std::collections::HashMap;
+
 use serde_json::Value;
 
 use super::container::{self, Scope};
 use super::{Ratchet, affinity, each_container, resources, security, spread, volume, windows};
-use crate::kinds::value::Read;
-use crate::kinds::{FieldError, checks, network};
+use crate::kinds::value::{Read, repeats};
+use crate::kinds::{FieldError, FieldErrors, checks, network};
 use crate::meta::field::Path;
 use crate::meta::{names, validate_labels};
 
@@ -19,14 +21,14 @@ pub(super) fn spec(
     metadata: Option<&Value>,
     path: &Path<'_>,
     ratchet: Ratchet,
-    errors: &mut Vec<FieldError>,
+    errors: &mut FieldErrors,
 ) {
     if spec["terminationGracePeriodSeconds"].is_null() {
         errors.push(FieldError::required(path.child("terminationGracePeriodSeconds"), ""));
     }
     let volumes = volume::volumes(spec["volumes"].items(), metadata, &path.child("volumes"), ratchet, errors);
     let claims = resources::pod_claims(spec["resourceClaims"].items(), metadata, &path.child("resourceClaims"), errors);
-    let scope = Scope { spec, volumes: &volumes, claims: &claims, ratchet };
+    let scope = Scope::new(spec, &volumes, &claims, ratchet);
     container::regular(&scope, &path.child("containers"), errors);
     container::init(&scope, &path.child("initContainers"), errors);
     container::ephemeral(&scope, &path.child("ephemeralContainers"), errors);
@@ -67,7 +69,7 @@ pub(super) fn spec(
 }
 
 /// With the host's network, ports of containers are the host's.
-fn host_network_ports(spec: &Value, path: &Path<'_>, ratchet: Ratchet, errors: &mut Vec<FieldError>) {
+fn host_network_ports(spec: &Value, path: &Path<'_>, ratchet: Ratchet, errors: &mut FieldErrors) {
     if !spec["hostNetwork"].flag() {
         return;
     }
@@ -85,7 +87,7 @@ fn host_network_ports(spec: &Value, path: &Path<'_>, ratchet: Ratchet, errors: &
     }
 }
 
-fn dns_config(spec: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn dns_config(spec: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     let config = &spec["dnsConfig"];
     let (servers, searches) = (&config["nameservers"], &config["searches"]);
     if spec["dnsPolicy"] == "None" {
@@ -145,23 +147,24 @@ fn search_domain(text: &str) -> Vec<String> {
     wrong
 }
 
-fn gates(spec: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn gates(spec: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     let list = path.child("readinessGates");
     for (index, gate) in spec["readinessGates"].items().iter().enumerate() {
         checks::qualified_name(&list.index(index).child("conditionType"), gate["conditionType"].text(), errors);
     }
     let (gates, list) = (spec["schedulingGates"].items(), path.child("schedulingGates"));
+    let repeated = repeats(gates.iter().map(|gate| gate["name"].text()));
     for (index, gate) in gates.iter().enumerate() {
         let name = gate["name"].text();
         checks::qualified_name(&list.index(index), name, errors);
-        if gates[..index].iter().any(|before| before["name"].text() == name) {
+        if repeated[index] {
             errors.push(FieldError::duplicate(list.index(index), name));
         }
     }
 }
 
 /// In a user namespace of its own, a pod has no part in the host's.
-fn host_users(spec: &Value, path: &Path<'_>, ratchet: Ratchet, errors: &mut Vec<FieldError>) {
+fn host_users(spec: &Value, path: &Path<'_>, ratchet: Ratchet, errors: &mut FieldErrors) {
     if spec["hostUsers"] != false {
         return;
     }
@@ -183,7 +186,7 @@ fn host_users(spec: &Value, path: &Path<'_>, ratchet: Ratchet, errors: &mut Vec<
     }
 }
 
-fn hostname_override(spec: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn hostname_override(spec: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     let (name, path) = (&spec["hostnameOverride"], path.child("hostnameOverride"));
     if name.is_null() {
         return;
@@ -200,7 +203,7 @@ fn hostname_override(spec: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>
 }
 
 /// Names of the pod's account, node and host, and its deadline.
-fn identity(spec: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn identity(spec: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     for field in ["serviceAccountName", "nodeName"] {
         if !spec[field].is_empty() {
             checks::dns_subdomain(&path.child(field), spec[field].text(), errors);
@@ -218,7 +221,7 @@ fn identity(spec: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn host_aliases(spec: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn host_aliases(spec: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     for (index, alias) in spec["hostAliases"].items().iter().enumerate() {
         let path = path.index(index);
         network::validate_legacy_ip(&path.child("ip"), alias["ip"].text(), &[], errors);
@@ -228,7 +231,7 @@ fn host_aliases(spec: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn classes(spec: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn classes(spec: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     if !spec["priorityClassName"].is_empty() {
         checks::dns_subdomain(&path.child("priorityClassName"), spec["priorityClassName"].text(), errors);
     }
@@ -242,7 +245,10 @@ fn classes(spec: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
 }
 
 /// Files of variables are in an `emptyDir`.
-fn file_key_volumes(spec: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn file_key_volumes(spec: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
+    // Of volumes of one name the last counts.
+    let volumes: HashMap<&str, &Value> =
+        spec["volumes"].items().iter().map(|volume| (volume["name"].text(), volume)).collect();
     each_container(spec, path, |container, path| {
         let env = path.child("env");
         for (index, variable) in container["env"].items().iter().enumerate() {
@@ -252,7 +258,7 @@ fn file_key_volumes(spec: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>)
             }
             let (name, path) = (file["volumeName"].text(), env.index(index));
             let path = path.child("valueFrom.fileKeyRef.volumeName");
-            match spec["volumes"].items().iter().rfind(|volume| volume["name"].text() == name) {
+            match volumes.get(name) {
                 None => errors.push(FieldError::not_found(path, name)),
                 Some(volume) if volume["emptyDir"].is_null() => {
                     errors.push(FieldError::invalid(path, name, "referenced volume must be of type emptyDir"));

@@ -1,14 +1,16 @@
 //! Topology spread constraints.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 
 use super::{Ratchet, affinity};
 use crate::kinds::value::Read;
-use crate::kinds::{FieldError, checks};
+use crate::kinds::{FieldError, FieldErrors, checks};
 use crate::meta::field::Path;
 use crate::meta::selector::validate_label_selector;
 
-pub(super) fn constraints(spec: &Value, path: &Path<'_>, ratchet: Ratchet, errors: &mut Vec<FieldError>) {
+pub(super) fn constraints(spec: &Value, path: &Path<'_>, ratchet: Ratchet, errors: &mut FieldErrors) {
     let constraints = spec["topologySpreadConstraints"].items();
     for (index, constraint) in constraints.iter().enumerate() {
         let path = path.index(index);
@@ -50,21 +52,20 @@ pub(super) fn constraints(spec: &Value, path: &Path<'_>, ratchet: Ratchet, error
     }
 }
 
-fn positive(value: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn positive(value: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     if value.int() <= 0 {
         errors.push(FieldError::invalid(path, value.int(), "must be greater than zero"));
     }
 }
 
 /// The rule of before the keys were merged into the selector.
-fn legacy_label_keys(path: &Path<'_>, keys: &[Value], selector: &Value, errors: &mut Vec<FieldError>) {
+fn legacy_label_keys(path: &Path<'_>, keys: &[Value], selector: &Value, errors: &mut FieldErrors) {
     if !keys.is_empty() && selector.is_null() {
         errors.push(FieldError::forbidden(path, "must not be specified when labelSelector is not set"));
     }
-    let selects = |key: &str| {
-        selector["matchLabels"].get(key).is_some()
-            || selector["matchExpressions"].items().iter().any(|expression| expression["key"] == key)
-    };
+    let expressions: HashSet<&str> =
+        selector["matchExpressions"].items().iter().map(|expression| expression["key"].text()).collect();
+    let selects = |key: &str| selector["matchLabels"].get(key).is_some() || expressions.contains(key);
     for (index, key) in keys.iter().enumerate() {
         checks::qualified_name(&path.index(index), key.text(), errors);
         if selects(key.text()) {

@@ -1,11 +1,13 @@
 //! Updates of a pod's status.
 
+use std::collections::{HashMap, HashSet};
+
 use serde_json::Value;
 
 use super::metadata::annotation_updates;
 use super::{ANNOTATIONS, Ratchet, ratcheted};
-use crate::kinds::value::Read;
-use crate::kinds::{FieldError, checks, internal, network};
+use crate::kinds::value::{Read, repeats};
+use crate::kinds::{FieldError, FieldErrors, checks, internal, network};
 use crate::meta::field::{Path, Printed};
 use crate::meta::names;
 
@@ -13,7 +15,7 @@ const STATUS: Path<'static> = Path::new("status");
 const NOT_NEGATIVE: &str = "must be a non-negative integer";
 
 /// Checks an update of the status.
-pub(in crate::kinds::pod) fn update(pod: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+pub(in crate::kinds::pod) fn update(pod: &Value, old: &Value, errors: &mut FieldErrors) {
     let (status, before) = (&pod["status"], &old["status"]);
     ratcheted(
         errors,
@@ -42,7 +44,7 @@ pub(in crate::kinds::pod) fn update(pod: &Value, old: &Value, errors: &mut Vec<F
     }
 }
 
-fn conditions(conditions: &[Value], path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn conditions(conditions: &[Value], path: &Path<'_>, errors: &mut FieldErrors) {
     for (index, condition) in conditions.iter().enumerate() {
         let path = path.index(index);
         let (kind, generation) = (condition["type"].text(), condition["observedGeneration"].int());
@@ -56,7 +58,7 @@ fn conditions(conditions: &[Value], path: &Path<'_>, errors: &mut Vec<FieldError
 }
 
 /// A pod is nominated for a node until it has one.
-fn nomination(status: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+fn nomination(status: &Value, old: &Value, errors: &mut FieldErrors) {
     let (name, path) = (status["nominatedNodeName"].text(), STATUS.child("nominatedNodeName"));
     if !name.is_empty() && name != old["status"]["nominatedNodeName"].text() {
         checks::dns_subdomain(&path, name, errors);
@@ -73,19 +75,27 @@ fn transitions(
     spec: &Value,
     containers: Option<&str>,
     path: &Path<'_>,
-    errors: &mut Vec<FieldError>,
+    errors: &mut FieldErrors,
 ) {
     if containers.is_some() && all_may_restart(spec) {
         return;
     }
+    let running: HashSet<&Value> = new
+        .items()
+        .iter()
+        .filter(|status| status["state"]["terminated"].is_null())
+        .map(|status| &status["name"])
+        .collect();
+    let listed = containers.map_or(&[][..], |list| spec[list].items());
+    // Of containers of one name the first counts.
+    let by_name: HashMap<&Value, &Value> =
+        listed.iter().rev().map(|container| (&container["name"], container)).collect();
     for (index, before) in old.items().iter().enumerate() {
         let terminated = &before["state"]["terminated"];
-        let is_same = |status: &&Value| status["name"] == before["name"];
-        let revived = |status: &&Value| is_same(status) && status["state"]["terminated"].is_null();
-        if terminated.is_null() || !new.items().iter().any(|status| revived(&status)) {
+        if terminated.is_null() || !running.contains(&before["name"]) {
             continue;
         }
-        let container = containers.and_then(|list| spec[list].items().iter().find(is_same));
+        let container = by_name.get(&before["name"]);
         let is_allowed =
             container.is_some_and(|container| should_restart(container, spec, terminated["exitCode"].int()));
         if !is_allowed {
@@ -127,15 +137,18 @@ fn should_restart(container: &Value, spec: &Value, code: i64) -> bool {
     by_policy(spec["restartPolicy"].text()).unwrap_or(true)
 }
 
-fn claim_statuses(pod: &Value, errors: &mut Vec<FieldError>) {
+fn claim_statuses(pod: &Value, errors: &mut FieldErrors) {
     let (statuses, path) = (pod["status"]["resourceClaimStatuses"].items(), STATUS.child("resourceClaimStatuses"));
+    let claims: HashSet<&str> =
+        pod["spec"]["resourceClaims"].items().iter().map(|claim| claim["name"].text()).collect();
+    let repeated = repeats(statuses.iter().map(|status| status["name"].text()));
     for (index, status) in statuses.iter().enumerate() {
         let (item, name) = (path.index(index), status["name"].text());
-        if !pod["spec"]["resourceClaims"].items().iter().any(|claim| claim["name"].text() == name) {
+        if !claims.contains(name) {
             let detail = "must match the name of an entry in `spec.resourceClaims`";
             errors.push(FieldError::invalid(item.child("name"), name, detail));
         }
-        if statuses[..index].iter().any(|before| before["name"].text() == name) {
+        if repeated[index] {
             errors.push(FieldError::duplicate(item.child("name"), name));
         }
         if status["resourceClaimName"].is_set() {
@@ -146,11 +159,13 @@ fn claim_statuses(pod: &Value, errors: &mut Vec<FieldError>) {
 }
 
 /// One address of each family at most; the first is also in the singular field.
-fn addresses(status: &Value, old: &Value, [one, all]: [&str; 2], errors: &mut Vec<FieldError>) {
+fn addresses(status: &Value, old: &Value, [one, all]: [&str; 2], errors: &mut FieldErrors) {
     let (list, path) = (status[all].items(), STATUS.child(all));
-    let before: Vec<&str> = old[all].items().iter().map(|item| item["ip"].text()).collect();
+    let before: HashSet<&str> = old[all].items().iter().map(|item| item["ip"].text()).collect();
     for (index, item) in list.iter().enumerate() {
-        network::validate_legacy_ip(&path.index(index), item["ip"].text(), &before, errors);
+        if !before.contains(item["ip"].text()) {
+            network::validate_legacy_ip(&path.index(index), item["ip"].text(), &[], errors);
+        }
     }
     let shown = || {
         let name = if all == "podIPs" { "PodIP" } else { "HostIP" };
@@ -180,7 +195,7 @@ fn addresses(status: &Value, old: &Value, [one, all]: [&str; 2], errors: &mut Ve
 }
 
 /// Who a container's process runs as.
-fn users(statuses: &Value, os: &str, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn users(statuses: &Value, os: &str, path: &Path<'_>, errors: &mut FieldErrors) {
     for (index, status) in statuses.items().iter().enumerate() {
         let linux = &status["user"]["linux"];
         if linux.is_null() {

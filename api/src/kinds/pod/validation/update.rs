@@ -1,6 +1,8 @@
 //! What of a pod may change: images, a few times, more tolerations, fewer gates; resources by `resize`, ephemeral
 //! containers by their own subresource.
 
+use std::collections::{HashMap, HashSet};
+
 use serde_json::{Value, json};
 
 use super::affinity::REQUIRED;
@@ -8,7 +10,7 @@ use super::metadata::{annotation_updates, is_mirror};
 use super::{ANNOTATIONS, Ratchet, SPEC, affinity, diff, pod_with, ratcheted};
 use crate::kinds::pod::qos;
 use crate::kinds::value::{Read, child, fields, items_mut, keep, remove};
-use crate::kinds::{FieldError, internal};
+use crate::kinds::{FieldError, FieldErrors, internal};
 use crate::meta::field::Printed;
 use crate::meta::{names, text};
 
@@ -17,7 +19,7 @@ const CHANGEABLE: &str = "`spec.containers[*].image`,`spec.initContainers[*].ima
                           `spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
 
 /// Checks the changed pod itself, with what the old one may keep.
-fn changed_pod(pod: &Value, old: &Value, with_annotations: bool, errors: &mut Vec<FieldError>) -> Ratchet {
+fn changed_pod(pod: &Value, old: &Value, with_annotations: bool, errors: &mut FieldErrors) -> Ratchet {
     let of_old = || Ratchet { is_pod: true, ..Ratchet::of_old(&old["spec"], &old["metadata"]["annotations"]) };
     let mut used = Ratchet::POD;
     ratcheted(
@@ -38,7 +40,7 @@ fn changed_pod(pod: &Value, old: &Value, with_annotations: bool, errors: &mut Ve
 }
 
 /// Checks an update of a pod.
-pub(in crate::kinds::pod) fn pod(pod: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+pub(in crate::kinds::pod) fn pod(pod: &Value, old: &Value, errors: &mut FieldErrors) {
     let ratchet = changed_pod(pod, old, true, errors);
     let (spec, before) = (&pod["spec"], &old["spec"]);
     for list in ["containers", "initContainers"] {
@@ -57,7 +59,7 @@ pub(in crate::kinds::pod) fn pod(pod: &Value, old: &Value, errors: &mut Vec<Fiel
 }
 
 /// Checks images; false when there are other containers than before.
-fn images(list: &str, spec: &Value, before: &Value, errors: &mut Vec<FieldError>) -> bool {
+fn images(list: &str, spec: &Value, before: &Value, errors: &mut FieldErrors) -> bool {
     let (containers, path) = (spec[list].items(), SPEC.child(list));
     if containers.len() != before[list].count() {
         errors.push(FieldError::forbidden(path, "pod updates may not add or remove containers"));
@@ -77,7 +79,7 @@ fn images(list: &str, spec: &Value, before: &Value, errors: &mut Vec<FieldError>
 }
 
 /// A deadline may come nearer; false when the rest need not be looked at.
-fn deadline(spec: &Value, before: &Value, errors: &mut Vec<FieldError>) -> bool {
+fn deadline(spec: &Value, before: &Value, errors: &mut FieldErrors) -> bool {
     let path = SPEC.child("activeDeadlineSeconds");
     match (spec["activeDeadlineSeconds"].maybe_int(), before["activeDeadlineSeconds"].maybe_int()) {
         (Some(new), old) => {
@@ -101,14 +103,14 @@ fn deadline(spec: &Value, before: &Value, errors: &mut Vec<FieldError>) -> bool 
 }
 
 /// Old tolerations stay, but for how long they hold.
-fn tolerations(spec: &Value, before: &Value, ratchet: Ratchet, errors: &mut Vec<FieldError>) {
+fn tolerations(spec: &Value, before: &Value, ratchet: Ratchet, errors: &mut FieldErrors) {
     let path = SPEC.child("tolerations");
     let bare = |toleration: &Value| {
         let mut toleration = toleration.clone();
         remove(&mut toleration, "tolerationSeconds");
         toleration
     };
-    let new: Vec<Value> = spec["tolerations"].items().iter().map(bare).collect();
+    let new: HashSet<Value> = spec["tolerations"].items().iter().map(bare).collect();
     if !before["tolerations"].items().iter().all(|old| new.contains(&bare(old))) {
         let detail = "existing toleration can not be modified except its tolerationSeconds";
         errors.push(FieldError::forbidden(path, detail));
@@ -117,13 +119,13 @@ fn tolerations(spec: &Value, before: &Value, ratchet: Ratchet, errors: &mut Vec<
     affinity::tolerations(&spec["tolerations"], &path, ratchet, errors);
 }
 
-fn gates(spec: &Value, before: &Value, errors: &mut Vec<FieldError>) {
+fn gates(spec: &Value, before: &Value, errors: &mut FieldErrors) {
     let path = SPEC.child("schedulingGates");
     let old = before["schedulingGates"].items();
-    let is_new = |name: &str| !old.iter().any(|gate| gate["name"].text() == name);
+    let known: HashSet<&str> = old.iter().map(|gate| gate["name"].text()).collect();
     for (index, gate) in spec["schedulingGates"].items().iter().enumerate() {
         let name = gate["name"].text();
-        if is_new(name) {
+        if !known.contains(name) {
             let detail = format!("only deletion is allowed, but found new scheduling gate '{name}'");
             errors.push(FieldError::forbidden(path.index(index).child("name"), &detail));
         }
@@ -131,7 +133,7 @@ fn gates(spec: &Value, before: &Value, errors: &mut Vec<FieldError>) {
 }
 
 /// Puts back what may change, and compares.
-fn rest(spec: &Value, before: &Value, errors: &mut Vec<FieldError>) {
+fn rest(spec: &Value, before: &Value, errors: &mut FieldErrors) {
     let mut munged = spec.clone();
     for list in ["containers", "initContainers"] {
         for (container, old) in items_mut(&mut munged, list).iter_mut().zip(before[list].items()) {
@@ -155,7 +157,7 @@ fn rest(spec: &Value, before: &Value, errors: &mut Vec<FieldError>) {
 }
 
 /// While it is held back, a pod may be told more narrowly where to go.
-fn placement_of_gated(spec: &mut Value, before: &Value, errors: &mut Vec<FieldError>) {
+fn placement_of_gated(spec: &mut Value, before: &Value, errors: &mut FieldErrors) {
     if spec["nodeSelector"] != before["nodeSelector"] {
         let (new, old) = (&spec["nodeSelector"], &before["nodeSelector"]);
         if old.entries().any(|(key, value)| new.get(key) != Some(value)) {
@@ -213,17 +215,22 @@ fn only_adds(term: &Value, old: &Value) -> bool {
 }
 
 /// Checks an update of the ephemeral containers.
-pub(in crate::kinds::pod) fn ephemeral_containers(pod: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+pub(in crate::kinds::pod) fn ephemeral_containers(pod: &Value, old: &Value, errors: &mut FieldErrors) {
     if is_mirror(old) {
         errors.push(FieldError::forbidden("", "static pods do not support ephemeral containers"));
         return;
     }
     changed_pod(pod, old, true, errors);
     let path = SPEC.child("ephemeralContainers");
-    let new = pod["spec"]["ephemeralContainers"].items();
+    // Of containers of one name the last counts.
+    let new: HashMap<&Value, &Value> = pod["spec"]["ephemeralContainers"]
+        .items()
+        .iter()
+        .map(|container| (&container["name"], container))
+        .collect();
     for container in old["spec"]["ephemeralContainers"].items() {
         let name = text::quote(container["name"].text());
-        match new.iter().rfind(|other| other["name"] == container["name"]) {
+        match new.get(&container["name"]).copied() {
             None => {
                 let detail = format!("existing ephemeral containers {name} may not be removed\n");
                 errors.push(FieldError::forbidden(path, &detail));
@@ -239,7 +246,7 @@ pub(in crate::kinds::pod) fn ephemeral_containers(pod: &Value, old: &Value, erro
 }
 
 /// Checks an update of resources.
-pub(in crate::kinds::pod) fn resize(pod: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+pub(in crate::kinds::pod) fn resize(pod: &Value, old: &Value, errors: &mut FieldErrors) {
     let refusal = match () {
         () if is_mirror(old) => "static pods cannot be resized",
         () if old["spec"]["os"]["name"] == "windows" => "windows pods cannot be resized",
@@ -297,7 +304,7 @@ pub(in crate::kinds::pod) fn resize(pod: &Value, old: &Value, errors: &mut Vec<F
 }
 
 /// Resources of the pod as a whole may change, but not go.
-fn pod_level(spec: &mut Value, before: &Value, errors: &mut Vec<FieldError>) {
+fn pod_level(spec: &mut Value, before: &Value, errors: &mut FieldErrors) {
     let (new, old) = (&spec["resources"], &before["resources"]);
     let has_any = |whole: &Value| !whole["requests"].is_empty() || !whole["limits"].is_empty();
     if !has_any(new) && !has_any(old) {
@@ -324,7 +331,7 @@ fn pod_level(spec: &mut Value, before: &Value, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn same_containers(spec: &Value, before: &Value, errors: &mut Vec<FieldError>) -> bool {
+fn same_containers(spec: &Value, before: &Value, errors: &mut FieldErrors) -> bool {
     let so_far = errors.len();
     for list in ["containers", "initContainers"] {
         let (new, old, path) = (spec[list].items(), before[list].items(), SPEC.child(list));
@@ -341,7 +348,7 @@ fn same_containers(spec: &Value, before: &Value, errors: &mut Vec<FieldError>) -
 }
 
 /// Puts cpu and memory back, and complains about what else differs.
-fn other_changes(list: &str, spec: &mut Value, before: &Value, errors: &mut Vec<FieldError>) {
+fn other_changes(list: &str, spec: &mut Value, before: &Value, errors: &mut FieldErrors) {
     let path = SPEC.child(list);
     for (index, (container, old)) in items_mut(spec, list).iter_mut().zip(before[list].items()).enumerate() {
         let was_modified = container != old;

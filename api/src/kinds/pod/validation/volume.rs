@@ -1,10 +1,12 @@
 //! Volumes of a pod.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 
 use super::{Ratchet, container, env, metadata, projected, security, volume_rare};
 use crate::kinds::value::Read;
-use crate::kinds::{FieldError, checks};
+use crate::kinds::{FieldError, FieldErrors, checks};
 use crate::meta::field::Path;
 use crate::meta::selector::validate_label_selector;
 use crate::meta::{Quantity, names, validate_annotations, validate_labels};
@@ -49,10 +51,16 @@ pub(super) fn volumes<'a>(
     metadata: Option<&Value>,
     path: &Path<'_>,
     ratchet: Ratchet,
-    errors: &mut Vec<FieldError>,
+    errors: &mut FieldErrors,
 ) -> Vec<&'a Value> {
     let pod = metadata.map_or("", |metadata| metadata["name"].text());
     let mut valid: Vec<&Value> = Vec::with_capacity(volumes.len());
+    let mut names_taken: HashSet<&str> = HashSet::new();
+    let ephemeral: HashSet<&str> = volumes
+        .iter()
+        .filter(|volume| volume["ephemeral"].is_set())
+        .filter_map(|volume| volume["name"].as_str())
+        .collect();
     for (index, volume) in volumes.iter().enumerate() {
         let (path, name, before) = (path.index(index), volume["name"].text(), errors.len());
         source(volume, pod, &path, ratchet, errors);
@@ -60,18 +68,17 @@ pub(super) fn volumes<'a>(
             "" => errors.push(FieldError::required(path.child("name"), "")),
             name => checks::dns_label(&path.child("name"), name, errors),
         }
-        if valid.iter().any(|other| other["name"].text() == name) {
+        if names_taken.contains(name) {
             errors.push(FieldError::duplicate(path.child("name"), name));
         }
         if errors.len() == before {
             valid.push(volume);
+            names_taken.insert(name);
         }
         let claim = volume["persistentVolumeClaim"]["claimName"].text();
-        let is_made = |other: &Value| {
-            other["ephemeral"].is_set()
-                && claim.strip_prefix(pod).and_then(|rest| rest.strip_prefix('-')) == other["name"].as_str()
-        };
-        if !pod.is_empty() && !claim.is_empty() && volumes.iter().any(is_made) {
+        let is_made =
+            claim.strip_prefix(pod).and_then(|rest| rest.strip_prefix('-')).is_some_and(|name| ephemeral.contains(name));
+        if !pod.is_empty() && !claim.is_empty() && is_made {
             let detail = "must not reference a PVC that gets created for an ephemeral volume";
             errors.push(FieldError::invalid(path.child("persistentVolumeClaim.claimName"), claim, detail));
         }
@@ -79,7 +86,7 @@ pub(super) fn volumes<'a>(
     valid
 }
 
-fn source(volume: &Value, pod: &str, path: &Path<'_>, ratchet: Ratchet, errors: &mut Vec<FieldError>) {
+fn source(volume: &Value, pod: &str, path: &Path<'_>, ratchet: Ratchet, errors: &mut FieldErrors) {
     let mut has_one = false;
     for kind in TYPES.into_iter().filter(|kind| volume[*kind].is_set()) {
         let source = &volume[kind];
@@ -119,7 +126,7 @@ fn source(volume: &Value, pod: &str, path: &Path<'_>, ratchet: Ratchet, errors: 
     }
 }
 
-fn empty_dir(source: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn empty_dir(source: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     if Quantity::from_json(&source["sizeLimit"]).is_ok_and(|size| size.signum() < 0) {
         let detail = "SizeLimit field must be a valid resource quantity";
         errors.push(FieldError::forbidden(path.child("sizeLimit"), detail));
@@ -130,7 +137,7 @@ fn empty_dir(source: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn host_path(source: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn host_path(source: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     const TYPES: [&str; 8] =
         ["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
     match source["path"].text() {
@@ -143,7 +150,7 @@ fn host_path(source: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
 }
 
 /// A file's mode.
-pub(super) fn mode(value: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+pub(super) fn mode(value: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     if let Some(mode) = value.maybe_int().filter(|mode| !(0..=0o777).contains(mode)) {
         let detail = "must be a number between 0 and 0777 (octal), both inclusive";
         errors.push(FieldError::invalid(path, mode, detail));
@@ -151,7 +158,7 @@ pub(super) fn mode(value: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>)
 }
 
 /// A secret or config map as files.
-fn keyed(name: &str, source: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn keyed(name: &str, source: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     checks::required(&path.child(name), &source[name], errors);
     mode(&source["defaultMode"], &path.child("defaultMode"), errors);
     security::id(&source["defaultUser"], &path.child("defaultUser"), errors);
@@ -162,7 +169,7 @@ fn keyed(name: &str, source: &Value, path: &Path<'_>, errors: &mut Vec<FieldErro
 }
 
 /// Which key becomes which file.
-pub(super) fn key_to_path(item: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+pub(super) fn key_to_path(item: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     checks::required(&path.child("key"), &item["key"], errors);
     checks::required(&path.child("path"), &item["path"], errors);
     metadata::local_free_path(item["path"].text(), &path.child("path"), errors);
@@ -170,7 +177,7 @@ pub(super) fn key_to_path(item: &Value, path: &Path<'_>, errors: &mut Vec<FieldE
     security::id(&item["user"], &path.child("user"), errors);
 }
 
-fn downward(source: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn downward(source: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     mode(&source["defaultMode"], &path.child("defaultMode"), errors);
     security::id(&source["defaultUser"], &path.child("defaultUser"), errors);
     for file in source["items"].items() {
@@ -180,7 +187,7 @@ fn downward(source: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
 }
 
 /// A file with a field of the pod.
-pub(super) fn downward_file(file: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+pub(super) fn downward_file(file: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     checks::required(&path.child("path"), &file["path"], errors);
     metadata::local_free_path(file["path"].text(), &path.child("path"), errors);
     let (field, resource) = (&file["fieldRef"], &file["resourceFieldRef"]);
@@ -199,7 +206,7 @@ pub(super) fn downward_file(file: &Value, path: &Path<'_>, errors: &mut Vec<Fiel
     security::id(&file["user"], &path.child("user"), errors);
 }
 
-fn csi(source: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn csi(source: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     let (driver, driver_path) = (source["driver"].text(), path.child("driver"));
     if driver.is_empty() {
         errors.push(FieldError::required(driver_path, ""));
@@ -219,7 +226,7 @@ fn csi(source: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
 }
 
 /// A claim that is made for the pod.
-fn ephemeral(volume: &Value, pod: &str, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn ephemeral(volume: &Value, pod: &str, path: &Path<'_>, errors: &mut FieldErrors) {
     let template = &volume["ephemeral"]["volumeClaimTemplate"];
     let source_path = path.child("ephemeral");
     let template_path = source_path.child("volumeClaimTemplate");
@@ -246,7 +253,7 @@ fn ephemeral(volume: &Value, pod: &str, path: &Path<'_>, errors: &mut Vec<FieldE
     }
 }
 
-fn claim_spec(spec: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn claim_spec(spec: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     const MODES: [&str; 4] = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
     let (modes, modes_path) = (spec["accessModes"].items(), path.child("accessModes"));
     if modes.is_empty() {

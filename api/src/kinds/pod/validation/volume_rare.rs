@@ -4,15 +4,15 @@ use serde_json::Value;
 
 use super::metadata;
 use crate::kinds::value::Read;
-use crate::kinds::{FieldError, checks};
+use crate::kinds::{FieldError, FieldErrors, checks};
 use crate::meta::field::Path;
 use crate::meta::names;
 
 /// Checks the source of a type; `path` is the volume's.
-pub(super) fn source(kind: &str, volume: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+pub(super) fn source(kind: &str, volume: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     let source = &volume[kind];
     let at = path.child(if kind == "gcePersistentDisk" { "persistentDisk" } else { kind });
-    let require = |fields: &[&str], errors: &mut Vec<FieldError>| {
+    let require = |fields: &[&str], errors: &mut FieldErrors| {
         for field in fields {
             checks::required(&at.child(field), &source[*field], errors);
         }
@@ -78,13 +78,13 @@ pub(super) fn source(kind: &str, volume: &Value, path: &Path<'_>, errors: &mut V
     }
 }
 
-fn secret_name(source: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn secret_name(source: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     if source["secretRef"].is_set() {
         checks::required(&path.child("secretRef.name"), &source["secretRef"]["name"], errors);
     }
 }
 
-fn iscsi(volume: &Value, volume_path: &Path<'_>, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn iscsi(volume: &Value, volume_path: &Path<'_>, path: &Path<'_>, errors: &mut FieldErrors) {
     let source = &volume["iscsi"];
     checks::required(&path.child("targetPortal"), &source["targetPortal"], errors);
     checks::required(&path.child("iqn"), &source["iqn"], errors);
@@ -141,7 +141,7 @@ fn is_hex_like(name: &str, length: usize) -> bool {
     name.len() == 4 + length && name.bytes().skip(4).all(|b| b.is_ascii_alphanumeric())
 }
 
-fn flocker(source: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn flocker(source: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     let name = source["datasetName"].text();
     match (name.is_empty(), source["datasetUUID"].is_empty()) {
         (true, true) => errors.push(FieldError::required(path, "one of datasetName and datasetUUID is required")),
@@ -156,7 +156,7 @@ fn flocker(source: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn quobyte(source: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn quobyte(source: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     const PAIRS: &str = "must be a host:port pair or multiple pairs separated by commas";
     let registry = source["registry"].text();
     if registry.is_empty() {
@@ -176,7 +176,7 @@ fn quobyte(source: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
     checks::required(&path.child("volume"), &source["volume"], errors);
 }
 
-fn fibre_channel(source: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn fibre_channel(source: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     let (targets, targets_path) = (&source["targetWWNs"], path.child("targetWWNs"));
     match (targets.is_empty(), source["wwids"].is_empty()) {
         (true, true) => {
@@ -200,7 +200,7 @@ fn fibre_channel(source: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) 
     }
 }
 
-fn azure_disk(source: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn azure_disk(source: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     const MANAGED: &str =
         "/subscriptions/{sub-id}/resourcegroups/{group-name}/providers/microsoft.compute/disks/{disk-id}";
     const BLOB: &str = "https://{account-name}.blob.core.windows.net/{container-name}/{disk-name}.vhd";

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::each_container;
 use crate::kinds::value::Read;
-use crate::kinds::{FieldError, checks};
+use crate::kinds::{FieldError, FieldErrors, checks};
 use crate::meta::field::Path;
 use crate::meta::names;
 
@@ -13,7 +13,7 @@ const DOMAIN_MAX: usize = 256;
 const USER_MAX: usize = 104;
 
 /// Checks `windowsOptions`.
-pub(super) fn options(options: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+pub(super) fn options(options: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     if options.is_null() {
         return;
     }
@@ -85,7 +85,7 @@ fn is_domain(domain: &str) -> bool {
 }
 
 /// Containers that are processes of the host are it all or none.
-pub(super) fn host_processes(spec: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+pub(super) fn host_processes(spec: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     let of = |context: &Value| context["windowsOptions"]["hostProcess"].as_bool();
     let of_pod = of(&spec["securityContext"]);
     let (mut count, mut host_processes) = (0, 0);
@@ -115,7 +115,7 @@ pub(super) fn host_processes(spec: &Value, path: &Path<'_>, errors: &mut Vec<Fie
 }
 
 /// Checks `os`, and that nothing is said that this system has not.
-pub(super) fn os(spec: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+pub(super) fn os(spec: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     if spec["os"].is_null() {
         return;
     }
@@ -127,7 +127,7 @@ pub(super) fn os(spec: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn linux(spec: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn linux(spec: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     let mut check = |holder: &Value, path: &Path<'_>| {
         if holder["securityContext"]["windowsOptions"].is_set() {
             let detail = "windows options cannot be set for a linux pod";
@@ -138,7 +138,7 @@ fn linux(spec: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
     each_container(spec, path, &mut check);
 }
 
-fn windows(spec: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn windows(spec: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     const OF_POD: [&str; 11] = [
         "appArmorProfile",
         "seLinuxOptions",

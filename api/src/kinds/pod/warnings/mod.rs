@@ -6,12 +6,14 @@ mod ports;
 use serde_json::Value;
 
 use crate::kinds::network;
-use crate::kinds::value::Read;
+use crate::kinds::value::{Read, repeats};
 use crate::meta::field::Path;
 use crate::meta::text::quote;
 use crate::meta::{Quantity, names};
 
 const NULL_SELECTOR: &str = "a null labelSelector results in matching no pod";
+/// Most warnings about pairs of ports or files, of which there can be as many as the square of the list.
+const WARNINGS_MAX: usize = 1_000;
 const FRACTIONAL: [&str; 2] = ["memory", "ephemeral-storage"];
 const SECCOMP_POD: &str = "seccomp.security.alpha.kubernetes.io/pod";
 const SECCOMP_CONTAINER: &str = "container.seccomp.security.alpha.kubernetes.io/";
@@ -112,7 +114,7 @@ fn of_spec(metadata: &Value, spec: &Value, template: Option<&Path<'_>>, warnings
     }
 }
 
-fn each_container(spec: &Value, path: &Path<'_>, mut visit: impl FnMut(&Value, &Path<'_>)) {
+fn each_container<'a>(spec: &'a Value, path: &Path<'_>, mut visit: impl FnMut(&'a Value, &Path<'_>)) {
     for list in ["initContainers", "containers", "ephemeralContainers"] {
         let path = path.child(list);
         for (index, container) in spec[list].items().iter().enumerate() {
@@ -208,9 +210,10 @@ fn repeated(spec: &Value, path: &Path<'_>, warnings: &mut Vec<String>) {
     for (list, field, what) in [("hostAliases", "ip", "ip"), ("imagePullSecrets", "name", "name")] {
         let items = spec[list].items();
         let list_path = path.child(list);
+        let repeated = repeats(items.iter().map(|item| item[field].text()));
         for (index, item) in items.iter().enumerate() {
             let text = item[field].text();
-            if items[..index].iter().any(|before| before[field].text() == text) {
+            if repeated[index] {
                 warnings.push(format!("{}: duplicate {what} {}", list_path.index(index).child(field), quote(text)));
             }
         }
@@ -259,9 +262,10 @@ fn app_armor(
 
 /// A variable that is given twice, the second time without the first.
 fn hidden_variables(variables: &[Value], path: &Path<'_>, warnings: &mut Vec<String>) {
+    let repeated = repeats(variables.iter().map(|variable| variable["name"].text()));
     for (index, variable) in variables.iter().enumerate() {
         let name = variable["name"].text();
-        if !variables[..index].iter().any(|before| before["name"].text() == name) {
+        if !repeated[index] {
             continue;
         }
         let (value, reference) = (variable["value"].text(), format!("$({name})"));

@@ -1,6 +1,10 @@
 //! Files in one volume whose paths overlap: one would hide the other, or be both file and directory.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
+
+use super::WARNINGS_MAX;
 
 use crate::kinds::value::Read;
 use crate::meta::text::quote;
@@ -14,14 +18,14 @@ pub(super) fn overlapping(volumes: &[Value], warnings: &mut Vec<String>) {
             ("downwardAPI", "DownwardAPI".to_owned()),
         ];
         for (kind, shown) in kinds.iter().filter(|(kind, _)| volume[*kind]["items"].is_set()) {
-            let mut files = Vec::new();
+            let mut files = Files::default();
             for item in volume[*kind]["items"].items() {
                 add(&mut files, item["path"].text(), "", |body| {
                     warnings.push(format!("volume {name} ({shown}): overlapping paths: {body}"));
                 });
             }
         }
-        let mut files = Vec::new();
+        let mut files = Files::default();
         for source in volume["projected"]["sources"].items() {
             if source.is_empty() {
                 warnings.push(format!("volume {name} (Projected) has no sources provided"));
@@ -66,18 +70,42 @@ fn paths(source: &Value) -> Vec<(&str, String)> {
     }
 }
 
-fn add(files: &mut Vec<(String, String)>, path: &str, origin: &str, mut warn: impl FnMut(String)) {
+/// The files of a volume so far.
+#[derive(Default)]
+struct Files {
+    /// Path and origin, in their order.
+    all: Vec<(String, String)>,
+    /// Where the files of a path stand. Every file below a directory is between `directory/` and `directory0`.
+    by_path: BTreeMap<String, Vec<usize>>,
+    told: usize,
+}
+
+impl Files {
+    /// The files that are this path, above it or below it, in their order.
+    fn overlapping(&self, path: &str, most: usize) -> Vec<usize> {
+        let above = path.match_indices('/').filter_map(|(at, _)| self.by_path.get(&path[..at]));
+        let same = self.by_path.get(path);
+        let below = self.by_path.range(format!("{path}/")..format!("{path}0")).map(|(_, list)| list);
+        let mut found: Vec<usize> = above.chain(same).chain(below).flatten().copied().take(most).collect();
+        found.sort_unstable();
+        found
+    }
+}
+
+fn add(files: &mut Files, path: &str, origin: &str, mut warn: impl FnMut(String)) {
     let path = path.trim_end_matches('/');
-    let is_below =
-        |path: &str, other: &str| path == other || path.strip_prefix(other).is_some_and(|rest| rest.starts_with('/'));
     let shown = |path: &str, origin: &str| match origin {
         "" => quote(path),
         origin => format!("{} ({origin})", quote(path)),
     };
-    for (other, its_origin) in files.iter() {
-        if !path.is_empty() && !other.is_empty() && (is_below(path, other) || is_below(other, path)) {
-            warn(format!("{} with {}", shown(path, origin), shown(other, its_origin)));
-        }
+    if path.is_empty() {
+        return;
     }
-    files.push((path.to_owned(), origin.to_owned()));
+    for other in files.overlapping(path, WARNINGS_MAX - files.told.min(WARNINGS_MAX)) {
+        let (other, its_origin) = &files.all[other];
+        warn(format!("{} with {}", shown(path, origin), shown(other, its_origin)));
+        files.told += 1;
+    }
+    files.by_path.entry(path.to_owned()).or_default().push(files.all.len());
+    files.all.push((path.to_owned(), origin.to_owned()));
 }
