@@ -1,5 +1,6 @@
 //! The API server over a real keyspace in a temporary directory, called through its router as a client would.
 
+mod answers;
 mod authentication;
 mod bounds;
 mod deletion;
@@ -37,7 +38,7 @@ struct Answer {
 impl Answer {
     /// The body as JSON.
     fn json(&self) -> Value {
-        serde_json::from_slice(&self.bytes).unwrap_or_else(|_| json!(String::from_utf8_lossy(&self.bytes)))
+        coracle_api::codec::json::parse(&self.bytes).unwrap_or_else(|_| json!(String::from_utf8_lossy(&self.bytes)))
     }
 }
 
