@@ -111,11 +111,13 @@ fn one_level_more_is_refused_by_every_reader() {
         }
         assert!(yaml::to_json(text.as_bytes()).is_err());
         // Raw JSON within a message, and messages within messages.
-        let mut deep = json!({"apiVersion": "apps/v1", "kind": "ControllerRevision", "metadata": {"name": "x"}, "revision": 1});
+        let mut deep =
+            json!({"apiVersion": "apps/v1", "kind": "ControllerRevision", "metadata": {"name": "x"}, "revision": 1});
         deep["data"] = json::parse(objects(DEPTH_MAX).as_bytes()).expect("alone it is not too deep");
         let bytes = protobuf::encode(&deep, &schema);
         assert!(protobuf::decode(&bytes, &schema).is_err());
-        let props = schema::named("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps").expect("a type");
+        let props =
+            schema::named("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps").expect("a type");
         let nested = |levels: usize| (0..levels).fold(json!({"type": "string"}), |inner, _| json!({ "not": inner }));
         let mut out = Vec::new();
         protobuf::encode_raw_into(&mut out, &nested(STRUCTURES_MAX - 1), &props);

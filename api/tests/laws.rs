@@ -205,7 +205,11 @@ fn selectors_and_scalars_are_read_back() {
             assert_eq!((again.cmp(&quantity), again.to_string()), (std::cmp::Ordering::Equal, shown), "{text}");
         }
         if let Some(moment) = time::parse(&text) {
-            assert_eq!(time::parse(&time::format_micro(moment)).map(|again| again.as_microsecond()), Some(moment.as_microsecond()), "{text}");
+            assert_eq!(
+                time::parse(&time::format_micro(moment)).map(|again| again.as_microsecond()),
+                Some(moment.as_microsecond()),
+                "{text}"
+            );
         }
         let _ = field::aggregate([text.into_owned()]);
     });
@@ -272,17 +276,20 @@ fn any_value() -> impl Strategy<Value = Value> {
     leaf.prop_recursive(4, 24, 4, |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..4).prop_map(Value::Array),
-            prop::collection::btree_map("[a-d~/]{1,2}", inner, 0..4).prop_map(|map| Value::Object(map.into_iter().collect())),
+            prop::collection::btree_map("[a-d~/]{1,2}", inner, 0..4)
+                .prop_map(|map| Value::Object(map.into_iter().collect())),
         ]
     })
 }
 
 fn any_object() -> impl Strategy<Value = Value> {
-    prop::collection::btree_map("[a-d~/]{1,2}", any_value(), 0..5).prop_map(|map| Value::Object(map.into_iter().collect()))
+    prop::collection::btree_map("[a-d~/]{1,2}", any_value(), 0..5)
+        .prop_map(|map| Value::Object(map.into_iter().collect()))
 }
 
 fn any_map() -> impl Strategy<Value = Map<String, Value>> {
-    prop::collection::btree_map("[a-f]", "[a-z]{0,3}".prop_map(Value::from), 0..6).prop_map(|map| map.into_iter().collect())
+    prop::collection::btree_map("[a-f]", "[a-z]{0,3}".prop_map(Value::from), 0..6)
+        .prop_map(|map| map.into_iter().collect())
 }
 
 proptest! {

@@ -87,19 +87,29 @@ type Make = fn(usize) -> Value;
 /// Objects whose lists are as long as asked: valid, all wrong, all the same.
 fn cases() -> Vec<(&'static str, &'static str, &'static str, Make)> {
     vec![
-        ("bad keys", "", "configmaps", |n| {
-            json!({"metadata": {"name": "x", "namespace": "n"}, "data": map(n, |n| format!("!{n}"), &json!("v"))})
-        }),
-        ("bad labels", "", "configmaps", |n| {
-            json!({"metadata": {"name": "x", "namespace": "n", "labels": map(n, |n| format!("!{n}"), &json!("!"))}})
-        }),
+        (
+            "bad keys",
+            "",
+            "configmaps",
+            |n| json!({"metadata": {"name": "x", "namespace": "n"}, "data": map(n, |n| format!("!{n}"), &json!("v"))}),
+        ),
+        (
+            "bad labels",
+            "",
+            "configmaps",
+            |n| json!({"metadata": {"name": "x", "namespace": "n", "labels": map(n, |n| format!("!{n}"), &json!("!"))}}),
+        ),
         ("owners", "", "configmaps", |n| {
-            let owner = |n| json!({"apiVersion": "v1", "kind": "A", "name": "a", "uid": format!("{n}"), "controller": true});
+            let owner =
+                |n| json!({"apiVersion": "v1", "kind": "A", "name": "a", "uid": format!("{n}"), "controller": true});
             json!({"metadata": {"name": "x", "namespace": "n", "ownerReferences": list(n, owner)}})
         }),
-        ("finalizers", "", "configmaps", |n| {
-            json!({"metadata": {"name": "x", "namespace": "n", "finalizers": list(n, |n| json!(format!("f{n}")))}})
-        }),
+        (
+            "finalizers",
+            "",
+            "configmaps",
+            |n| json!({"metadata": {"name": "x", "namespace": "n", "finalizers": list(n, |n| json!(format!("f{n}")))}}),
+        ),
         ("managers", "", "configmaps", |n| {
             let entry = |n| json!({"manager": format!("m\u{1}{n}"), "operation": "Update", "apiVersion": "v1", "fieldsType": "FieldsV1"});
             json!({"metadata": {"name": "x", "namespace": "n", "managedFields": list(n, entry)}})
@@ -118,7 +128,9 @@ fn cases() -> Vec<(&'static str, &'static str, &'static str, Make)> {
             pod
         }),
         ("claims of volumes", "", "pods", |n| {
-            pod(json!({"volumes": list(n, |n| json!({"name": format!("v{n}"), "persistentVolumeClaim": {"claimName": format!("x-{n}")}}))}))
+            pod(
+                json!({"volumes": list(n, |n| json!({"name": format!("v{n}"), "persistentVolumeClaim": {"claimName": format!("x-{n}")}}))}),
+            )
         }),
         ("equal volumes", "", "pods", |n| pod(json!({"volumes": list(n, |_| json!({"name": "v", "emptyDir": {}}))}))),
         ("containers", "", "pods", |n| pod(json!({"containers": list(n, |n| container(&format!("c{n}"), json!({})))}))),
@@ -127,16 +139,22 @@ fn cases() -> Vec<(&'static str, &'static str, &'static str, Make)> {
             pod(json!({"initContainers": list(n, |n| container(&format!("i{n}"), wants(n)))}))
         }),
         ("ephemeral containers", "", "pods", |n| {
-            pod(json!({"ephemeralContainers": list(n, |n| container(&format!("e{n}"), json!({"targetContainerName": "z"})))}))
+            pod(
+                json!({"ephemeralContainers": list(n, |n| container(&format!("e{n}"), json!({"targetContainerName": "z"})))}),
+            )
         }),
         ("container ports", "", "pods", |n| {
-            with_container(json!({"ports": list(n, |n| json!({"name": format!("p{n}"), "containerPort": 80, "protocol": "TCP", "hostPort": n + 1, "hostIP": format!("10.0.{}.{}", n / 250, n % 250)}))}))
+            with_container(
+                json!({"ports": list(n, |n| json!({"name": format!("p{n}"), "containerPort": 80, "protocol": "TCP", "hostPort": n + 1, "hostIP": format!("10.0.{}.{}", n / 250, n % 250)}))}),
+            )
         }),
         ("equal ports", "", "pods", |n| {
             with_container(json!({"ports": list(n, |_| json!({"name": "p", "containerPort": 80, "protocol": "TCP"}))}))
         }),
         ("one port at many addresses", "", "pods", |n| {
-            with_container(json!({"ports": list(n, |n| json!({"containerPort": 80, "protocol": "TCP", "hostPort": 80, "hostIP": format!("10.0.{}.{}", n / 250, n % 250)}))}))
+            with_container(
+                json!({"ports": list(n, |n| json!({"containerPort": 80, "protocol": "TCP", "hostPort": 80, "hostIP": format!("10.0.{}.{}", n / 250, n % 250)}))}),
+            )
         }),
         ("variables", "", "pods", |n| {
             with_container(json!({"env": list(n, |n| json!({"name": format!("V{}", n / 2), "value": "v"}))}))
@@ -148,22 +166,30 @@ fn cases() -> Vec<(&'static str, &'static str, &'static str, Make)> {
             pod
         }),
         ("claims", "", "pods", |n| {
-            let mut pod = with_container(json!({"resources": {"claims": list(n, |n| json!({"name": format!("z{n}"), "request": "r"}))}}));
+            let mut pod = with_container(
+                json!({"resources": {"claims": list(n, |n| json!({"name": format!("z{n}"), "request": "r"}))}}),
+            );
             pod["spec"]["resourceClaims"] = list(n, |n| json!({"name": format!("c{n}"), "resourceClaimName": "x"}));
             pod
         }),
         ("resize policies", "", "pods", |n| {
-            with_container(json!({"resizePolicy": list(n, |n| json!({"resourceName": format!("r{n}"), "restartPolicy": "NotRequired"}))}))
+            with_container(
+                json!({"resizePolicy": list(n, |n| json!({"resourceName": format!("r{n}"), "restartPolicy": "NotRequired"}))}),
+            )
         }),
         ("files in volumes", "", "pods", |n| {
             pod(json!({"volumes": [{"name": "v", "projected": {"sources": [
                 {"configMap": {"name": "m", "items": list(n, |n| json!({"key": format!("k{n}"), "path": format!("d{}/f{}", n / 50, n / 2)}))}},
             ]}}]}))
         }),
-        ("tolerations", "", "pods", |n| pod(json!({"tolerations": list(n, |n| json!({"key": format!("k{n}"), "operator": "Exists"}))}))),
+        ("tolerations", "", "pods", |n| {
+            pod(json!({"tolerations": list(n, |n| json!({"key": format!("k{n}"), "operator": "Exists"}))}))
+        }),
         ("gates", "", "pods", |n| pod(json!({"schedulingGates": list(n, |n| json!({"name": format!("g{}", n / 2)}))}))),
         ("sysctls", "", "pods", |n| {
-            pod(json!({"securityContext": {"sysctls": list(n, |n| json!({"name": format!("net.a{}", n / 2), "value": "1"}))}}))
+            pod(
+                json!({"securityContext": {"sysctls": list(n, |n| json!({"name": format!("net.a{}", n / 2), "value": "1"}))}}),
+            )
         }),
         ("label keys", "", "pods", |n| {
             pod(json!({"affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{
@@ -179,7 +205,9 @@ fn cases() -> Vec<(&'static str, &'static str, &'static str, Make)> {
             }]}))
         }),
         ("secrets and aliases", "", "pods", |n| {
-            pod(json!({"imagePullSecrets": list(n, |n| json!({"name": format!("s{n}")})), "hostAliases": list(n, |n| json!({"ip": format!("10.0.{}.{}", n / 250, n % 250), "hostnames": ["!"]}))}))
+            pod(
+                json!({"imagePullSecrets": list(n, |n| json!({"name": format!("s{n}")})), "hostAliases": list(n, |n| json!({"ip": format!("10.0.{}.{}", n / 250, n % 250), "hostnames": ["!"]}))}),
+            )
         }),
         ("service ports", "", "services", |n| {
             json!({"metadata": {"name": "x", "namespace": "n"}, "spec": {"type": "NodePort", "sessionAffinity": "None", "ports": list(n, |n| {
@@ -196,15 +224,20 @@ fn cases() -> Vec<(&'static str, &'static str, &'static str, Make)> {
                 "status": {"addresses": list(n, |n| json!({"type": "InternalIP", "address": format!("{n}")}))}})
         }),
         ("template of a deployment", "apps", "deployments", |n| {
-            let pod = with_container(json!({"volumeMounts": list(n, |n| json!({"name": format!("v{n}"), "mountPath": format!("/m{n}")}))}));
+            let pod = with_container(
+                json!({"volumeMounts": list(n, |n| json!({"name": format!("v{n}"), "mountPath": format!("/m{n}")}))}),
+            );
             json!({"metadata": {"name": "x", "namespace": "n"}, "spec": {
                 "replicas": 1, "selector": {"matchLabels": {"a": "b"}}, "strategy": {"type": "Recreate"},
                 "template": {"metadata": {"labels": {"a": "b"}}, "spec": pod["spec"]},
             }})
         }),
-        ("subsets", "", "endpoints", |n| {
-            json!({"metadata": {"name": "x", "namespace": "n"}, "subsets": list(n, |n| json!({"addresses": [{"ip": format!("z{n}")}], "ports": [{"port": 0, "protocol": "TCP"}]}))})
-        }),
+        (
+            "subsets",
+            "",
+            "endpoints",
+            |n| json!({"metadata": {"name": "x", "namespace": "n"}, "subsets": list(n, |n| json!({"addresses": [{"ip": format!("z{n}")}], "ports": [{"port": 0, "protocol": "TCP"}]}))}),
+        ),
     ]
 }
 

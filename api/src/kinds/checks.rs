@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use super::{FieldError, FieldErrors};
 use super::value::Read;
+use super::{FieldError, FieldErrors};
 use crate::meta::field::{Path, Printed};
 use crate::meta::{Quantity, names, text};
 

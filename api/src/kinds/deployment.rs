@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 
 use super::value::{Read, child, default_to, default_when_zero, fields, keep};
-use super::{AGE, Cell, FieldError, FieldErrors, Kind, NAME, Strategy, VERBS, checks, column, pod, podtemplate, table, wide};
+use super::{
+    AGE, Cell, FieldError, FieldErrors, Kind, NAME, Strategy, VERBS, checks, column, pod, podtemplate, table, wide,
+};
 use crate::meta::field::{Path, Printed};
 use crate::meta::{names, text};
 

@@ -34,8 +34,8 @@ use std::sync::LazyLock;
 use jiff::Timestamp;
 use serde_json::Value;
 
-pub use crate::meta::field::{FieldError, FieldErrors};
 use crate::meta::field::Path;
+pub use crate::meta::field::{FieldError, FieldErrors};
 use crate::meta::{names, validate_object_meta, validate_object_meta_update};
 use value::Read as _;
 

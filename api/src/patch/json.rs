@@ -311,7 +311,8 @@ mod tests {
         assert_eq!(json(&mut deep(600), &add).unwrap_err().code(), 422);
         let replace = v!([{"op": "replace", "path": path(600), "value": deep(500)}]);
         assert_eq!(json(&mut deep(600), &replace).unwrap_err().code(), 422);
-        let moved = v!([{"op": "add", "path": "/b", "value": deep(500)}, {"op": "move", "from": "/b", "path": path(600)}]);
+        let moved =
+            v!([{"op": "add", "path": "/b", "value": deep(500)}, {"op": "move", "from": "/b", "path": path(600)}]);
         assert_eq!(json(&mut deep(600), &moved).unwrap_err().code(), 422);
     }
 

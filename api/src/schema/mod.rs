@@ -202,7 +202,9 @@ pub fn zero(ty: &Type) -> Value {
         Type::Quantity => Value::String("0".into()),
         Type::IntOrString | Type::Int32 | Type::Int64 | Type::Float64 => Value::from(0),
         Type::Bool => Value::Bool(false),
-        Type::Map(_) | Type::List(_) | Type::Bytes | Type::Time | Type::MicroTime | Type::Any | Type::Deduced => Value::Null,
+        Type::Map(_) | Type::List(_) | Type::Bytes | Type::Time | Type::MicroTime | Type::Any | Type::Deduced => {
+            Value::Null
+        }
     }
 }
 

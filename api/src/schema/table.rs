@@ -119,8 +119,12 @@ pub(super) fn full_name(reference: &str, package: &str) -> String {
 
 impl Entry {
     fn parse(&self, name: &str) -> Object {
-        let fields: Fields =
-            self.lines.lines().filter_map(|line| self.field(line)).map(|(name, field)| (name.to_owned(), field)).collect();
+        let fields: Fields = self
+            .lines
+            .lines()
+            .filter_map(|line| self.field(line))
+            .map(|(name, field)| (name.to_owned(), field))
+            .collect();
         let atomic = self.attributes.split(' ').any(|word| word == "atomic");
         Object { atomic, ..Object::new(name, fields) }
     }

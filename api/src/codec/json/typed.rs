@@ -40,7 +40,8 @@ struct Reader<'a> {
 
 pub(super) fn decode(bytes: &[u8], object: &Object) -> Result<Decoded, DecodeError> {
     let scan = Scanner::new(bytes);
-    let mut reader = Reader { scan, problems: Vec::new(), mistyped: None, refused: None, lenient: false, structures: 0 };
+    let mut reader =
+        Reader { scan, problems: Vec::new(), mistyped: None, refused: None, lenient: false, structures: 0 };
     let root = Place { parent: None, step: Step::Root };
     let value = match reader.scan.peek()? {
         b'{' => reader.object(object, &root)?,

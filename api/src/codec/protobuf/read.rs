@@ -83,7 +83,10 @@ fn field(
 ) -> Result<()> {
     match &field.ty {
         Type::List(list) if field.go.as_deref() == Some("v1.Verbs") => {
-            map.insert(name.to_owned(), Value::Array(wrapped(wire, number, &list.items, depth.within().ok_or(WireError::Depth)?)?));
+            map.insert(
+                name.to_owned(),
+                Value::Array(wrapped(wire, number, &list.items, depth.within().ok_or(WireError::Depth)?)?),
+            );
         }
         Type::List(list) => {
             let slot = map.entry(name).or_insert_with(|| Value::Array(Vec::new()));
@@ -93,7 +96,13 @@ fn field(
                 (Type::Int32 | Type::Int64 | Type::Bool, Wire::Bytes(packed)) => {
                     let mut packed = Fields(packed);
                     while !packed.0.is_empty() {
-                        items.push(value(Wire::Varint(packed.varint()?), number, &list.items, None, depth.within().ok_or(WireError::Depth)?)?);
+                        items.push(value(
+                            Wire::Varint(packed.varint()?),
+                            number,
+                            &list.items,
+                            None,
+                            depth.within().ok_or(WireError::Depth)?,
+                        )?);
                     }
                 }
                 _ => items.push(value(wire, number, &list.items, None, depth.within().ok_or(WireError::Depth)?)?),
@@ -123,7 +132,9 @@ fn entry(message: &[u8], values: &Type, depth: Depth) -> Result<(String, Value)>
     for field in Fields(message) {
         match (field?, values) {
             ((1, wire), _) => key = text(wire.bytes(1)?),
-            ((2, wire), Type::List(list)) => found = Value::Array(wrapped(wire, 2, &list.items, depth.within().ok_or(WireError::Depth)?)?),
+            ((2, wire), Type::List(list)) => {
+                found = Value::Array(wrapped(wire, 2, &list.items, depth.within().ok_or(WireError::Depth)?)?)
+            }
             ((2, wire), _) => found = value(wire, 2, values, None, depth)?,
             _ => {}
         }
@@ -167,7 +178,9 @@ fn value(wire: Wire<'_>, number: u32, ty: &Type, field: Option<&Field>, depth: D
             Wire::Fixed64(bits) => double(f64::from_bits(bits)),
             other => return Err(WireError::Type(other.number(), number)),
         },
-        Type::Any | Type::Deduced => any(wire.bytes(number)?, field.and_then(|field| field.go.as_deref()).unwrap_or(""), depth)?,
+        Type::Any | Type::Deduced => {
+            any(wire.bytes(number)?, field.and_then(|field| field.go.as_deref()).unwrap_or(""), depth)?
+        }
         // Lists and maps are fields' and were read there.
         Type::List(_) | Type::Map(_) => Value::Null,
     })
@@ -234,7 +247,9 @@ fn any(message: &[u8], go: &str, depth: Depth) -> Result<Value> {
             ("v1.JSONSchemaPropsOrBool", (2, wire)) | ("v1.JSONSchemaPropsOrArray", (1, wire)) => {
                 one = Some(structure(wire.bytes(1)?, &props(), depth)?);
             }
-            ("v1.JSONSchemaPropsOrArray", (2, wire)) => many.push(structure(wire.bytes(2)?, &props(), depth.within().ok_or(WireError::Depth)?)?),
+            ("v1.JSONSchemaPropsOrArray", (2, wire)) => {
+                many.push(structure(wire.bytes(2)?, &props(), depth.within().ok_or(WireError::Depth)?)?)
+            }
             (_, (1, wire)) => raw = Some(wire.bytes(1)?),
             _ => {}
         }

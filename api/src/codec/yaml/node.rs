@@ -6,7 +6,6 @@ use std::rc::Rc;
 use crate::codec::DEPTH_MAX;
 use libyaml_safer::{Error, ErrorKind, EventData, Parser, ScalarStyle};
 
-
 /// The words of Go, whose limit is ten times [`DEPTH_MAX`].
 const TOO_DEEP: &str = "exceeded max depth of 10000";
 

@@ -3,8 +3,8 @@
 
 use serde_json::Value;
 
-use crate::kinds::{FieldError, FieldErrors};
 use crate::kinds::value::Read;
+use crate::kinds::{FieldError, FieldErrors};
 use crate::meta::field::Path;
 use crate::meta::{names, validate_immutable};
 

@@ -44,11 +44,8 @@ pub(super) fn keep_allocated(spec: &mut Value, old: &Value) {
     if needs_node_ports(old) && needs_node_ports(spec) {
         let new: HashSet<i64> = node_ports(spec).into_iter().collect();
         // Ports are known by their name; later ones of the same name win.
-        let numbers: HashMap<String, i64> = old["ports"]
-            .items()
-            .iter()
-            .map(|port| (port["name"].text().to_owned(), port["nodePort"].int()))
-            .collect();
+        let numbers: HashMap<String, i64> =
+            old["ports"].items().iter().map(|port| (port["name"].text().to_owned(), port["nodePort"].int())).collect();
         let still_used: HashSet<i64> = node_ports(old).into_iter().filter(|port| new.contains(port)).collect();
         for port in items_mut(spec, "ports") {
             let number = numbers.get(port["name"].text()).copied().unwrap_or(0);

@@ -85,7 +85,9 @@ fn check_value(value: &Value, ty: &Type, wrong: &mut Vec<Wrong>) {
         (Type::Object(_) | Type::Map(_), other) => wrong.push(expected("map", other)),
         (Type::List(list), Value::Array(items)) => check_items(items, list, wrong),
         (Type::List(_), other) => wrong.push(expected("list", other)),
-        (Type::String | Type::Bytes, Value::String(_)) | (Type::Bool, Value::Bool(_)) | (Type::Any | Type::Deduced, _) => {}
+        (Type::String | Type::Bytes, Value::String(_))
+        | (Type::Bool, Value::Bool(_))
+        | (Type::Any | Type::Deduced, _) => {}
         (Type::String | Type::Bytes, other) => {
             wrong.push(Wrong::new(format!(
                 "expected string, got &value.valueUnstructured{{Value:{}}}",

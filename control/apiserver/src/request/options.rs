@@ -120,13 +120,11 @@ impl DeleteOptions {
 
     fn checked(self, mut errors: FieldErrors) -> Result<DeleteOptions, Status> {
         if self.propagation.is_some() && self.orphan_dependents.is_some() {
-            errors.push_first(
-                FieldError::invalid(
-                    "propagationPolicy",
-                    self.propagation.map_or("", Propagation::name),
-                    "orphanDependents and deletionPropagation cannot be both set",
-                ),
-            );
+            errors.push_first(FieldError::invalid(
+                "propagationPolicy",
+                self.propagation.map_or("", Propagation::name),
+                "orphanDependents and deletionPropagation cannot be both set",
+            ));
         }
         if errors.is_empty() { Ok(self) } else { Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", errors)) }
     }

@@ -51,7 +51,8 @@ async fn what_nests_deeply_is_patched_and_keeps_its_finalizer() {
     let path = format!("{MAPS}/deep");
     let (code, patched) = server.call("PATCH", &path, json!({"data": {"a": "c"}})).await;
     assert_eq!((code, &patched["data"]["a"]), (200, &json!("c")), "{patched}");
-    let (code, patched) = server.call("PATCH", &path, json!({"metadata": {"managedFields": map["metadata"]["managedFields"]}})).await;
+    let (code, patched) =
+        server.call("PATCH", &path, json!({"metadata": {"managedFields": map["metadata"]["managedFields"]}})).await;
     assert_eq!(code, 200, "{patched}");
     let (code, going) = server.call("DELETE", &path, Value::Null).await;
     assert_eq!(code, 200, "{going}");
@@ -72,7 +73,8 @@ async fn one_request_with_very_many_faults_has_a_short_answer() {
     let one = json!({"name": "c", "image": "i",
         "volumeMounts": (0..3_000).map(|n| json!({"name": format!("v{n}"), "mountPath": format!("/m{n}")})).collect::<Vec<_>>(),
         "volumeDevices": (0..3_000).map(|n| json!({"name": format!("d{n}"), "devicePath": format!("/e{n}")})).collect::<Vec<_>>()});
-    let (code, refused) = server.call("POST", PODS, json!({"metadata": {"name": "x"}, "spec": {"containers": [one]}})).await;
+    let (code, refused) =
+        server.call("POST", PODS, json!({"metadata": {"name": "x"}, "spec": {"containers": [one]}})).await;
     assert_eq!(code, 422, "{}", refused["reason"]);
 }
 
@@ -123,7 +125,8 @@ async fn fields_without_effect_are_said_and_dangerous_ones_refused() {
     asked["spec"]["containers"][0]["tty"] = json!(true);
     let request = Request::builder().method("POST").uri(PODS).header("content-type", "application/json");
     let answer = server.send(Some(admin()), request.body(Body::from(asked.to_string())).expect("a request")).await;
-    let warnings: Vec<&str> = answer.headers.get_all("warning").iter().filter_map(|value| value.to_str().ok()).collect();
+    let warnings: Vec<&str> =
+        answer.headers.get_all("warning").iter().filter_map(|value| value.to_str().ok()).collect();
     let words = "this version of Coracle stores the field, but a component has no terminal";
     assert_eq!((answer.code, warnings), (201, vec![format!("299 - \"spec.containers[0].tty: {words}\"").as_str()]));
 

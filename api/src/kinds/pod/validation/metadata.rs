@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 use super::{Ratchet, each_container};
-use crate::kinds::{FieldError, FieldErrors};
 use crate::kinds::value::Read;
+use crate::kinds::{FieldError, FieldErrors};
 use crate::meta::field::Path;
 use crate::meta::text::quote;
 

@@ -97,8 +97,7 @@ impl Ratchet {
             check(allowed, &mut errors);
             errors.len()
         };
-        let in_spec =
-            |allowed: Self| count(&|ratchet, errors| spec::spec(spec, None, &SPEC, ratchet, errors), allowed);
+        let in_spec = |allowed: Self| count(&|ratchet, errors| spec::spec(spec, None, &SPEC, ratchet, errors), allowed);
         let in_annotations =
             |allowed: Self| count(&|r, errors| metadata::annotations(annotations, spec, &SPEC, r, errors), allowed);
         // What was well under every rule needs none of them relaxed; usually that is the case.

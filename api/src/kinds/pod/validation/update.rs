@@ -223,11 +223,8 @@ pub(in crate::kinds::pod) fn ephemeral_containers(pod: &Value, old: &Value, erro
     changed_pod(pod, old, true, errors);
     let path = SPEC.child("ephemeralContainers");
     // Of containers of one name the last counts.
-    let new: HashMap<&Value, &Value> = pod["spec"]["ephemeralContainers"]
-        .items()
-        .iter()
-        .map(|container| (&container["name"], container))
-        .collect();
+    let new: HashMap<&Value, &Value> =
+        pod["spec"]["ephemeralContainers"].items().iter().map(|container| (&container["name"], container)).collect();
     for container in old["spec"]["ephemeralContainers"].items() {
         let name = text::quote(container["name"].text());
         match new.get(&container["name"]).copied() {

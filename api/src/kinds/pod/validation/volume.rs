@@ -76,8 +76,10 @@ pub(super) fn volumes<'a>(
             names_taken.insert(name);
         }
         let claim = volume["persistentVolumeClaim"]["claimName"].text();
-        let is_made =
-            claim.strip_prefix(pod).and_then(|rest| rest.strip_prefix('-')).is_some_and(|name| ephemeral.contains(name));
+        let is_made = claim
+            .strip_prefix(pod)
+            .and_then(|rest| rest.strip_prefix('-'))
+            .is_some_and(|name| ephemeral.contains(name));
         if !pod.is_empty() && !claim.is_empty() && is_made {
             let detail = "must not reference a PVC that gets created for an ephemeral volume";
             errors.push(FieldError::invalid(path.child("persistentVolumeClaim.claimName"), claim, detail));
