@@ -11,8 +11,8 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-/// From this size of body and stored object a request is heavy: about a millisecond of work.
-pub(crate) const HEAVY_BYTES: usize = 64 << 10;
+/// From this size of body and stored object a request is heavy: a millisecond of work or so.
+pub(crate) const HEAVY_BYTES: usize = 16 << 10;
 /// From this many records a list that must look into them is heavy.
 pub(crate) const HEAVY_RECORDS: usize = 1_000;
 
