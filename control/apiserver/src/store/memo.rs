@@ -176,6 +176,11 @@ impl<'a> Seen<'a> {
         self.view().row.get_or_init(|| Row::of(self.resource, &self.stored()))
     }
 
+    /// Computes what selectors ask for, for later.
+    pub fn learn(&self) {
+        self.facts();
+    }
+
     pub fn facts(&self) -> &Facts {
         self.view().facts.get_or_init(|| Facts::of(self.resource, &self.stored()))
     }

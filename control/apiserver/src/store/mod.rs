@@ -2,6 +2,7 @@
 
 pub(crate) mod memo;
 pub(crate) mod object;
+mod warm;
 
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Bound;
@@ -15,6 +16,7 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use crate::catalog::Resource;
 pub(crate) use memo::{Row, Seen};
+pub(crate) use warm::warm;
 
 /// How long a read that wants a revision of the future waits for it (kubernetes-api §10.2).
 const FUTURE_WAIT: Duration = Duration::from_secs(3);

@@ -53,6 +53,12 @@ pub(crate) async fn page(
         None => begun(cluster, resource, options).await?,
     };
     let namespace = options.namespace(call, resource);
+    let records = options.candidates(namespace, resource, records);
+    if options.needs_facts() {
+        let after = token.as_ref().map(|token| token.after.as_str());
+        let asked: Vec<_> = store::range(&records, namespace, after).map(|(_, record)| record.clone()).collect();
+        store::warm(resource, &asked, |seen: &Seen<'_>| seen.learn()).await;
+    }
     let mut found = Vec::new();
     let mut rest = store::range(&records, namespace, token.as_ref().map(|token| token.after.as_str()));
     let mut next = None;

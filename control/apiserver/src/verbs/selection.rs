@@ -7,7 +7,7 @@ use coracle_api::meta::parse_resource_version;
 use coracle_api::meta::selector::{FieldSelector, LabelSelector};
 use coracle_api::meta::text::quote;
 use coracle_api::status::Status;
-use coracle_keyspace::Revision;
+use coracle_keyspace::{Records, Revision};
 
 use crate::catalog::Resource;
 use crate::request::call::Call;
@@ -142,6 +142,24 @@ impl ListOptions {
     pub fn namespace<'a>(&'a self, call: &'a Call, resource: &Resource) -> Option<&'a str> {
         let pinned = || self.fields.exact("metadata.namespace").filter(|namespace| !namespace.is_empty());
         call.namespace().or_else(pinned).filter(|_| resource.row.namespaced)
+    }
+
+    /// The records among which those that are selected must be: one, when it is named.
+    pub fn candidates(&self, namespace: Option<&str>, resource: &Resource, records: Records) -> Records {
+        let Some(name) = self.fields.exact("metadata.name") else { return records };
+        let name = match (namespace, resource.row.namespaced) {
+            (Some(namespace), true) => format!("{namespace}/{name}"),
+            (None, true) => return records,
+            (_, false) => name.to_owned(),
+        };
+        let found = records.get_key_value(name.as_str());
+        found.map(|(name, record)| Records::unit(name.clone(), record.clone())).unwrap_or_default()
+    }
+
+    /// Whether what is selected depends on more than the names.
+    pub fn needs_facts(&self) -> bool {
+        let is_name = |field: &str| matches!(field, "metadata.name" | "metadata.namespace");
+        !self.labels.is_everything() || self.fields.terms().iter().any(|term| !is_name(&term.field))
     }
 
     /// Whether everything is selected.

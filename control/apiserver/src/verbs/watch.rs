@@ -4,7 +4,6 @@
 
 mod frame;
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,7 +13,7 @@ use axum::body::Body;
 use axum::response::Response;
 use bytes::{Bytes, BytesMut};
 use coracle_api::status::Status;
-use coracle_keyspace::{Event, EventKind, Record, Revision, WatchEnded, Watcher};
+use coracle_keyspace::{Event, EventKind, Record, Records, Revision, WatchEnded, Watcher};
 use futures::stream;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -90,12 +89,16 @@ async fn begin(
         return Err((encoder, status));
     }
     let namespace = options.namespace(call, resource).map(str::to_owned);
-    let mut backlog = VecDeque::new();
+    let mut backlog = None;
     // The state is read before the watch begins at its revision, so nothing falls between them.
     let after = if initial {
         let snapshot = keyspace.snapshot(collection);
-        let chosen = store::range(&snapshot.records, namespace.as_deref(), None);
-        backlog.extend(chosen.map(|(_, record)| record.clone()));
+        let records = options.candidates(namespace.as_deref(), resource, snapshot.records);
+        if options.needs_facts() {
+            let asked: Vec<_> = store::range(&records, namespace.as_deref(), None).map(|(_, r)| r.clone()).collect();
+            store::warm(resource, &asked, |seen: &Seen<'_>| seen.learn()).await;
+        }
+        backlog = Some(Backlog { records, namespace: namespace.clone(), after: None });
         snapshot.revision
     } else if unset {
         keyspace.snapshot(collection).revision
@@ -139,8 +142,7 @@ struct Watch {
     resource: Arc<Resource>,
     options: ListOptions,
     prefix: Option<String>,
-    /// Records that were there when the watch began and are not sent yet.
-    backlog: VecDeque<Arc<Record>>,
+    backlog: Option<Backlog>,
     marks_end: bool,
     watcher: Watcher,
     /// Everything up to here was sent.
@@ -154,6 +156,13 @@ struct Watch {
     _place: Place,
 }
 
+/// Records that were there when the watch began and are not sent yet: a place in a snapshot, which is shared.
+struct Backlog {
+    records: Records,
+    namespace: Option<String>,
+    after: Option<Arc<str>>,
+}
+
 impl Watch {
     /// The next bytes; `None` when the watch is over.
     async fn next(&mut self) -> Option<Bytes> {
@@ -162,7 +171,7 @@ impl Watch {
             if self.ended || self.stop.is_cancelled() || Instant::now() >= self.end {
                 return None;
             }
-            if !self.backlog.is_empty() || self.marks_end {
+            if self.backlog.is_some() || self.marks_end {
                 let piece = self.initial();
                 if !piece.is_empty() {
                     return Some(piece);
@@ -229,12 +238,20 @@ impl Watch {
     /// Some of what was there at the beginning.
     fn initial(&mut self) -> Bytes {
         let mut out = BytesMut::new();
-        while let Some(record) = self.backlog.pop_front() {
-            let seen = Seen::new(&self.resource, &record);
-            if self.options.selects_all() || seen.matches(&self.options.labels, &self.options.fields) {
-                self.encoder.record(&mut out, Kind::Added, &seen);
+        if let Some(Backlog { records, namespace, after }) = self.backlog.take() {
+            let mut done = None;
+            for (name, record) in store::range(&records, namespace.as_deref(), after.as_deref()) {
+                let seen = Seen::new(&self.resource, record);
+                if self.options.selects_all() || seen.matches(&self.options.labels, &self.options.fields) {
+                    self.encoder.record(&mut out, Kind::Added, &seen);
+                }
+                if out.len() >= PIECE_BYTES {
+                    done = Some(name.clone());
+                    break;
+                }
             }
-            if out.len() >= PIECE_BYTES {
+            if done.is_some() {
+                self.backlog = Some(Backlog { records, namespace, after: done });
                 return out.freeze();
             }
         }

@@ -112,3 +112,63 @@ async fn a_collection_is_deleted_by_selector() {
     assert_eq!((code, names(&deleted)), (200, vec!["a", "c"]));
     assert_eq!(names(&server.get(MAPS).await.1), ["b"]);
 }
+
+#[tokio::test]
+async fn long_lists_are_the_same_in_every_form_and_selection() {
+    let server = Server::start().await;
+    // More than are computed on the way, in pages and over several pieces of a watch.
+    let ops = (0..700).map(|at| {
+        let labels = json!({"odd": (at % 2 == 1).to_string()});
+        let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"k": "x".repeat(300)},
+            "metadata": {"name": format!("m-{at:04}"), "namespace": "default", "labels": labels}});
+        server.make(MAPS, object)
+    });
+    futures::future::join_all(ops).await;
+    let names = |list: &Value| -> Vec<String> {
+        let items = list["items"].as_array().or(list["rows"].as_array()).unwrap().iter();
+        items
+            .map(|item| {
+                item.pointer("/object/metadata/name")
+                    .or(item.pointer("/metadata/name"))
+                    .unwrap()
+                    .as_str()
+                    .unwrap()
+                    .to_owned()
+            })
+            .collect()
+    };
+    let all: Vec<String> = (0..700).map(|at| format!("m-{at:04}")).collect();
+    let odd: Vec<String> = all.iter().skip(1).step_by(2).cloned().collect();
+    assert_eq!(names(&server.get(MAPS).await.1), all);
+    assert_eq!(names(&server.get(&format!("{MAPS}?labelSelector=odd%3Dtrue")).await.1), odd);
+    assert_eq!(names(&server.get(&format!("{MAPS}?fieldSelector=metadata.name%3Dm-0003")).await.1), ["m-0003"]);
+    assert_eq!(names(&server.get(&format!("{MAPS}?fieldSelector=metadata.name%3Dnone")).await.1), [""; 0]);
+    let table = Request::get(MAPS).header("accept", "application/json;as=Table;v=v1;g=meta.k8s.io");
+    let table = server.send(Some(admin()), table.body(axum::body::Body::empty()).unwrap()).await.json();
+    assert_eq!((names(&table), &table["rows"][0]["cells"][1]), (all.clone(), &json!(1)), "{}", table["rows"][0]);
+    let (mut paged, mut token, mut left) = (Vec::new(), String::new(), 700_usize);
+    loop {
+        let (_, page) = server.get(&format!("{MAPS}?limit=300&continue={token}")).await;
+        paged.extend(names(&page));
+        left = left.saturating_sub(300);
+        token = page["metadata"]["continue"].as_str().unwrap_or_default().to_owned();
+        if token.is_empty() {
+            break;
+        }
+        assert_eq!(page["metadata"]["remainingItemCount"], left);
+    }
+    assert_eq!(paged, all);
+    let watch = Request::get(format!("{MAPS}?watch=1&timeoutSeconds=2&labelSelector=odd%3Dtrue"));
+    let heard = server.send(Some(admin()), watch.body(axum::body::Body::empty()).unwrap()).await;
+    let heard: Vec<String> = heard
+        .bytes
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+        .map(|line| {
+            let event: Value = serde_json::from_slice(line).unwrap();
+            assert_eq!(event["type"], "ADDED");
+            event["object"]["metadata"]["name"].as_str().unwrap().to_owned()
+        })
+        .collect();
+    assert_eq!(heard, odd);
+}

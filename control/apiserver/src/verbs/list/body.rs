@@ -18,7 +18,7 @@ use crate::answer::table::{self, Include};
 use crate::catalog::Resource;
 use crate::request::codec;
 use crate::request::negotiate::{self, Form, Format, Shape};
-use crate::store::{Seen, object};
+use crate::store::{self, Seen, object};
 
 /// Bytes of an answer that are put together at a time: few enough that they are still in the processor's cache when TLS
 /// takes them, and that the allocator has the same memory ready for the next piece.
@@ -46,36 +46,32 @@ pub(crate) fn encode(form: Form, resource: &Arc<Resource>, page: Page, include: 
     respond::bytes(200, negotiate::JSON, pieces(list, records))
 }
 
-/// Lists longer than this have what is not in their bytes computed aside, on several threads: tens of microseconds a record
-/// would hold up whoever else is served by this one.
-const WARM_RECORDS: usize = 256;
-
-/// Computes of long lists what their form needs and no list before needed. It stays with the records for a while.
+/// Computes of long lists what their form needs and no list before needed.
 pub(crate) async fn warm(form: Form, resource: &Arc<Resource>, records: &[Arc<Record>]) {
-    let plain = form.format != Format::Protobuf && form.shape == Shape::Whole && !resource.is_view;
-    if plain || records.len() <= WARM_RECORDS {
+    if form.format != Format::Protobuf && form.shape == Shape::Whole && !resource.is_view {
         return;
     }
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4);
-    let parts = records.chunks(records.len().div_ceil(threads)).map(|part| {
-        let (part, resource) = (part.to_vec(), resource.clone());
-        tokio::task::spawn_blocking(move || {
-            for record in &part {
-                let seen = Seen::new(&resource, record);
-                match (form.format, form.shape) {
-                    (Format::Protobuf, Shape::Whole) => drop(seen.protobuf()),
-                    (Format::Protobuf, _) => drop(seen.metadata_protobuf()),
-                    (_, Shape::Table { .. }) => drop((seen.row(), seen.metadata_range())),
-                    (_, Shape::Whole) => drop(seen.json()),
-                    (_, Shape::Metadata { .. } | Shape::MetadataList { .. }) => drop(seen.metadata_range()),
-                }
+    let compute = move |seen: &Seen<'_>| {
+        match (form.format, form.shape) {
+            (Format::Protobuf, Shape::Whole) => {
+                seen.protobuf();
             }
-        })
-    });
-    // One that failed is made good for when the list is written.
-    for part in parts.collect::<Vec<_>>() {
-        let _ = part.await;
-    }
+            (Format::Protobuf, _) => {
+                seen.metadata_protobuf();
+            }
+            (_, Shape::Whole) => {
+                seen.json();
+            }
+            (_, Shape::Table { .. }) => {
+                seen.row();
+                seen.metadata_range();
+            }
+            (_, Shape::Metadata { .. } | Shape::MetadataList { .. }) => {
+                seen.metadata_range();
+            }
+        };
+    };
+    store::warm(resource, records, compute).await;
 }
 
 /// How the records of a list are written.
