@@ -12,10 +12,9 @@ use http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Deserialize;
 use serde_json::json;
-use sha2::{Digest as _, Sha256};
 
 use crate::error::Refusal;
-use crate::name::{Digest, Name, Reference};
+use crate::name::{Algorithm, Digest, Name, Reference};
 use crate::store::Deleted;
 use crate::{Registry, blob, manifest};
 
@@ -177,7 +176,11 @@ async fn put_manifest(
         Err(error) if error.is::<LengthLimitError>() => return Err(Refusal::too_large(max as u64)),
         Err(error) => return Err(Refusal::manifest_invalid(format!("the body ended too early: {error}"))),
     };
-    let digest = Digest::of(&Sha256::digest(&bytes));
+    let algorithm = match &reference {
+        Reference::Digest(said) => said.algorithm(),
+        Reference::Tag(_) => Algorithm::Sha256,
+    };
+    let digest = algorithm.digest(&bytes);
     let tag = match reference {
         Reference::Digest(said) if said != digest => return Err(Refusal::digest_differs(&digest.to_string())),
         Reference::Digest(_) => None,

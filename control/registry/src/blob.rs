@@ -105,8 +105,9 @@ pub async fn delete(registry: &Registry, name: Name, digest: Digest) -> Result<R
 
 /// Begins an upload; with a digest it is the whole of it, with a mount it may be none at all.
 pub async fn begin(registry: &Registry, name: Name, query: Query, body: Body) -> Result<Response, Refusal> {
-    if let (Some(mount), Some(from)) = (&query.mount, &query.from) {
-        let (digest, from) = (mount.parse::<Digest>()?, from.parse::<Name>()?);
+    // What cannot be mounted, for whatever reason, is uploaded (distribution specification, "Mounting a blob").
+    let parsed = |mount: &String, from: &String| Some((mount.parse::<Digest>().ok()?, from.parse::<Name>().ok()?));
+    if let Some((digest, from)) = query.mount.as_ref().zip(query.from.as_ref()).and_then(|(m, f)| parsed(m, f)) {
         let (to, mounted) = (name.clone(), digest.clone());
         if registry.blocking(move |inner| inner.store.mount(&to, &mounted, &from)).await? {
             return Ok(created(&name, &digest));
@@ -146,8 +147,7 @@ pub async fn append(
 ) -> Result<Response, Refusal> {
     let upload = registry.inner().uploads.find(&name, id).ok_or_else(Refusal::upload_unknown)?;
     let _busy = upload.busy.try_lock().map_err(|_| Refusal::upload_range(upload.offset()))?;
-    check_start(&upload, headers)?;
-    receive(registry, &upload, body).await?;
+    receive_range(registry, &upload, headers, body).await?;
     Ok(state(&name, &upload, StatusCode::ACCEPTED))
 }
 
@@ -163,8 +163,7 @@ pub async fn complete(
     let upload = registry.inner().uploads.find(&name, id).ok_or_else(Refusal::upload_unknown)?;
     let digest: Digest = query.digest.as_deref().ok_or_else(Refusal::digest_missing)?.parse()?;
     let _busy = upload.busy.try_lock().map_err(|_| Refusal::upload_range(upload.offset()))?;
-    check_start(&upload, headers)?;
-    receive(registry, &upload, body).await?;
+    receive_range(registry, &upload, headers, body).await?;
     registry.inner().uploads.forget(&upload);
     finish(registry, name, &upload, digest).await
 }
@@ -182,14 +181,46 @@ pub fn cancel(registry: &Registry, name: &Name, id: &str) -> Result<Response, Re
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-/// A chunk that says where it begins must begin where the last one ended.
-fn check_start(upload: &Upload, headers: &HeaderMap) -> Result<(), Refusal> {
-    let Some(range) = headers.get(header::CONTENT_RANGE) else { return Ok(()) };
+/// A chunk that says where it lies must begin where the last one ended, and be as long as it says. Gives where it ends.
+fn check_range(upload: &Upload, headers: &HeaderMap) -> Result<Option<u64>, Refusal> {
+    let Some(range) = headers.get(header::CONTENT_RANGE) else { return Ok(None) };
     let range = range.to_str().unwrap_or_default();
-    let range = range.strip_prefix("bytes ").unwrap_or(range);
-    let start = range.split_once('-').and_then(|(start, _)| start.trim().parse::<u64>().ok());
-    let start = start.ok_or_else(|| Refusal::upload_invalid(format!("Content-Range {range:?} is no range")))?;
-    if start == upload.offset() { Ok(()) } else { Err(Refusal::upload_range(upload.offset())) }
+    let bounds = range.strip_prefix("bytes ").unwrap_or(range).split('/').next().unwrap_or_default();
+    let number = |text: &str| text.trim().parse::<u64>().ok();
+    let parsed = bounds.split_once('-').and_then(|(start, last)| Some((number(start)?, number(last)?.checked_add(1)?)));
+    let (start, end) = parsed
+        .filter(|(start, end)| start < end)
+        .ok_or_else(|| Refusal::upload_invalid(format!("Content-Range {range:?} is no range")))?;
+    if start != upload.offset() {
+        return Err(Refusal::upload_range(upload.offset()));
+    }
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|length| number(length.to_str().ok()?));
+    match length {
+        Some(length) if length != end - start => Err(range_differs(range, length)),
+        _ => Ok(Some(end)),
+    }
+}
+
+fn range_differs(range: &str, length: u64) -> Refusal {
+    Refusal::upload_invalid(format!("Content-Range {range:?} is not the range of a body of {length} bytes"))
+}
+
+/// Takes a chunk that says where it lies; one of another length ends the upload, since what was taken cannot be given back.
+async fn receive_range(
+    registry: &Registry,
+    upload: &Arc<Upload>,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<(), Refusal> {
+    let (begun, end) = (upload.offset(), check_range(upload, headers)?);
+    receive(registry, upload, body).await?;
+    match end {
+        Some(end) if end != upload.offset() => {
+            registry.inner().uploads.forget(upload);
+            Err(range_differs(&format!("{begun}-{}", end - 1), upload.offset() - begun))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Takes all that comes. What came before an error stays.
@@ -238,7 +269,7 @@ async fn finish(registry: &Registry, name: Name, upload: &Arc<Upload>, digest: D
     let is = {
         let (upload, name, digest) = (upload.clone(), name.clone(), digest.clone());
         let work = move |inner: &crate::Inner| {
-            let is = upload.finish()?;
+            let is = upload.finish(digest.algorithm())?;
             if is == digest {
                 inner.store.add_blob(&name, &digest, upload.path())?;
             }

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use sha2::{Digest as _, Sha256, Sha512};
+
 /// Longest name of a repository (distribution specification, "Pulling manifests").
 const NAME_BYTES_MAX: usize = 255;
 /// Longest tag (same place).
@@ -18,7 +20,7 @@ pub enum NameError {
     #[error("a tag has at most 128 letters, digits, '_', '.' and '-', and begins with none of the last two")]
     Tag,
     /// Of a digest.
-    #[error("a digest is \"sha256:\" and 64 lower-case hexadecimal digits; no other algorithm is supported")]
+    #[error("a digest is \"sha256:\" with 64 or \"sha512:\" with 128 lower-case hexadecimal digits; no other algorithm is supported")]
     Digest,
 }
 
@@ -58,15 +60,42 @@ fn is_component(text: &str) -> bool {
     separators.into_iter().all(|s| matches!(s, "." | "_" | "__") || s.chars().all(|c| c == '-'))
 }
 
-/// A SHA-256 digest.
+/// The algorithms of digests (image specification, "Registered Algorithms").
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Algorithm {
+    /// 64 digits.
+    Sha256,
+    /// 128 digits.
+    Sha512,
+}
+
+impl Algorithm {
+    /// As it stands before the colon.
+    pub fn name(self) -> &'static str {
+        match self {
+            Algorithm::Sha256 => "sha256",
+            Algorithm::Sha512 => "sha512",
+        }
+    }
+
+    /// The digest of `bytes`.
+    pub fn digest(self, bytes: &[u8]) -> Digest {
+        match self {
+            Algorithm::Sha256 => Digest::of(&Sha256::digest(bytes)),
+            Algorithm::Sha512 => Digest::of(&Sha512::digest(bytes)),
+        }
+    }
+}
+
+/// A digest: its hexadecimal digits, whose number says the algorithm.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct Digest(String);
 
 impl Digest {
-    /// The digest that `hash` has computed.
+    /// The digest that a hash of 32 (SHA-256) or 64 (SHA-512) bytes is.
     pub fn of(hash: &[u8]) -> Digest {
         use fmt::Write;
-        let mut hex = String::with_capacity(64);
+        let mut hex = String::with_capacity(2 * hash.len());
         for byte in hash {
             let _ = write!(hex, "{byte:02x}");
         }
@@ -75,13 +104,18 @@ impl Digest {
 
     /// The one written as `hex`, if it is one.
     pub fn from_hex(hex: &str) -> Option<Digest> {
-        let good = hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        let good = matches!(hex.len(), 64 | 128) && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
         good.then(|| Digest(hex.to_owned()))
     }
 
-    /// Its 64 digits.
+    /// Its digits.
     pub fn hex(&self) -> &str {
         &self.0
+    }
+
+    /// By which it was computed.
+    pub fn algorithm(&self) -> Algorithm {
+        if self.0.len() == 64 { Algorithm::Sha256 } else { Algorithm::Sha512 }
     }
 }
 
@@ -89,13 +123,16 @@ impl FromStr for Digest {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Digest, NameError> {
-        text.strip_prefix("sha256:").and_then(Digest::from_hex).ok_or(NameError::Digest)
+        let digest = text.split_once(':').and_then(|(algorithm, hex)| {
+            Digest::from_hex(hex).filter(|digest| digest.algorithm().name() == algorithm)
+        });
+        digest.ok_or(NameError::Digest)
     }
 }
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "sha256:{}", self.0)
+        write!(f, "{}:{}", self.algorithm().name(), self.0)
     }
 }
 
@@ -145,6 +182,10 @@ mod tests {
         assert!(matches!(format!("sha256:{hex}").parse(), Ok(Reference::Digest(_))));
         for good in ["latest", "v1.2-rc", "_x", &"t".repeat(128)] {
             assert_eq!(good.parse(), Ok(Reference::Tag(good.to_owned())));
+        }
+        assert!(matches!(format!("sha512:{hex}{hex}").parse(), Ok(Reference::Digest(_))));
+        for bad in [format!("sha512:{hex}"), format!("sha256:{hex}{hex}"), format!("md5:{hex}")] {
+            assert!(bad.parse::<Reference>().is_err(), "{bad}");
         }
         let upper = format!("sha256:{}", hex.to_uppercase());
         for bad in ["", ".", "..", "-x", "a/b", "a b", "sha256:", "sha512:00", &upper, &"t".repeat(129)] {

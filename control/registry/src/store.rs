@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 
 use crate::Collected;
 use crate::manifest;
-use crate::name::{Digest, Name, Reference};
+use crate::name::{Algorithm, Digest, Name, Reference};
 
 /// Directories below a repository are not followed deeper than its longest name allows.
 const DEPTH_MAX: usize = 128;
@@ -48,7 +48,7 @@ pub enum Deleted {
 impl Store {
     /// Opens the files in `dir`, and makes the directories.
     pub fn open(dir: &Path) -> io::Result<Store> {
-        for part in ["blobs/sha256", "repositories"] {
+        for part in ["blobs/sha256", "blobs/sha512", "repositories"] {
             fs::create_dir_all(dir.join(part))?;
         }
         Ok(Store { dir: dir.into(), changes: Mutex::new(0) })
@@ -56,7 +56,11 @@ impl Store {
 
     /// Where the content of `digest` is, if it is there.
     pub fn blob_path(&self, digest: &Digest) -> PathBuf {
-        self.dir.join("blobs/sha256").join(&digest.hex()[..2]).join(digest.hex())
+        self.blobs(digest.algorithm()).join(&digest.hex()[..2]).join(digest.hex())
+    }
+
+    fn blobs(&self, algorithm: Algorithm) -> PathBuf {
+        self.dir.join("blobs").join(algorithm.name())
     }
 
     fn repository(&self, name: &Name) -> PathBuf {
@@ -289,9 +293,13 @@ impl Store {
             }
         }
         let mut collected = Collected::default();
-        let blobs = self.dir.join("blobs/sha256");
-        for start in list(&blobs)? {
-            for hex in list(&blobs.join(start))? {
+        let mut starts = Vec::new();
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let blobs = self.blobs(algorithm);
+            starts.extend(list(&blobs)?.iter().map(|start| blobs.join(start)));
+        }
+        for start in starts {
+            for hex in list(&start)? {
                 let Some(digest) = Digest::from_hex(&hex) else { continue };
                 let path = self.blob_path(&digest);
                 if !kept.contains(&digest) && is_older(&path, age) {

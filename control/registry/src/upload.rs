@@ -5,18 +5,19 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use sha2::{Digest as _, Sha256};
+use sha2::{Digest as _, Sha256, Sha512};
 use uuid::Uuid;
 
 use crate::Config;
-use crate::name::{Digest, Name};
+use crate::name::{Algorithm, Digest, Name};
 
 /// All uploads under way.
 pub struct Uploads {
@@ -100,7 +101,8 @@ impl Upload {
     pub fn append(&self, chunks: &[Bytes]) -> io::Result<()> {
         let mut state = self.state.lock();
         for chunk in chunks {
-            state.file.write_all(chunk)?;
+            // Where the last one that was taken whole has ended: what a failed write has left is written over.
+            state.file.write_all_at(chunk, state.offset)?;
             state.hash.update(chunk);
             state.offset += chunk.len() as u64;
         }
@@ -109,10 +111,20 @@ impl Upload {
     }
 
     /// Has everything on disk, and says what its digest is. Blocks on the disk.
-    pub fn finish(&self) -> io::Result<Digest> {
+    pub fn finish(&self, algorithm: Algorithm) -> io::Result<Digest> {
         let state = self.state.lock();
+        // A failed write may have left more than was taken.
+        state.file.set_len(state.offset)?;
         state.file.sync_all()?;
-        Ok(Digest::of(&state.hash.clone().finalize()))
+        match algorithm {
+            Algorithm::Sha256 => Ok(Digest::of(&state.hash.clone().finalize())),
+            // Nobody says at the beginning that it will be this one, and few do: it is read again.
+            Algorithm::Sha512 => {
+                let mut hash = Sha512::new();
+                io::copy(&mut File::open(&self.path)?, &mut hash)?;
+                Ok(Digest::of(&hash.finalize()))
+            }
+        }
     }
 
     /// The file.
@@ -125,5 +137,25 @@ impl Drop for Upload {
     fn drop(&mut self) {
         // Gone already when it became a blob.
         let _ = fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_failed_write_left_is_not_in_the_blob() {
+        let dir = tempfile::tempdir().unwrap();
+        let uploads = Uploads::open(dir.path().join("uploads"), &Config::new(dir.path())).unwrap();
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let upload = uploads.begin("a/b".parse().unwrap()).unwrap().unwrap();
+            upload.append(&[Bytes::from_static(b"first ")]).unwrap();
+            // As a disk does that fills up in the middle of a chunk: more lies there than was taken.
+            upload.state.lock().file.write_all_at(b"rubbish of a chunk", 6).unwrap();
+            upload.append(&[Bytes::from_static(b"second")]).unwrap();
+            assert_eq!(upload.finish(algorithm).unwrap(), algorithm.digest(b"first second"));
+            assert_eq!(fs::read(upload.path()).unwrap(), b"first second");
+        }
     }
 }

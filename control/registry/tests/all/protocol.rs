@@ -99,6 +99,59 @@ async fn chunks_must_follow_one_another() {
 }
 
 #[tokio::test]
+async fn a_chunk_is_as_long_as_its_range_says() {
+    let server = Server::start();
+    let begun = send(&server, Method::POST, "/v2/a/blobs/uploads/", &[], "").await;
+    let upload = begun.header("location").to_owned();
+    for (range, length) in [("0-49", Some("100")), ("0-149", Some("100")), ("0-49", None), ("49-0", Some("100"))] {
+        let begun = send(&server, Method::POST, "/v2/a/blobs/uploads/", &[], "").await;
+        let mut headers = vec![("content-range", range)];
+        headers.extend(length.map(|length| ("content-length", length)));
+        let answer = send(&server, Method::PATCH, begun.header("location"), &headers, vec![1; 100]).await;
+        assert_eq!((answer.status, answer.code()), (StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID".into()), "{range}");
+    }
+    let answer = send(&server, Method::PATCH, &upload, &[("content-range", "0-99")], vec![1; 100]).await;
+    assert_eq!((answer.status, answer.header("range")), (StatusCode::ACCEPTED, "0-99"));
+}
+
+#[tokio::test]
+async fn digests_may_be_of_sha512() {
+    use sha2::Digest;
+    let server = Server::start();
+    let digest = sha512(&sha2::Sha512::digest(b"blob"));
+    let path = format!("/v2/a/blobs/uploads/?digest={digest}");
+    assert_eq!(send(&server, Method::POST, &path, &[], "other").await.code(), "DIGEST_INVALID");
+    assert_eq!(send(&server, Method::POST, &path, &[], "blob").await.status, StatusCode::CREATED);
+    assert_eq!(&get(&server, &format!("/v2/a/blobs/{digest}")).await.body[..], b"blob");
+    let manifest = json!({"schemaVersion": 2, "mediaType": IMAGE, "layers": [],
+        "config": {"mediaType": "x/y", "digest": digest, "size": 4}})
+    .to_string();
+    let of_manifest = sha512(&sha2::Sha512::digest(manifest.as_bytes()));
+    let path = format!("/v2/a/manifests/{of_manifest}");
+    let put = send(&server, Method::PUT, &path, &[("content-type", IMAGE)], manifest.clone()).await;
+    assert_eq!((put.status, put.header("docker-content-digest")), (StatusCode::CREATED, of_manifest.as_str()));
+    assert_eq!(get(&server, &path).await.body, manifest);
+    // Named by a manifest, both stay.
+    assert_eq!(server.registry.collect_garbage(Duration::ZERO).await.unwrap().blobs, 0);
+    assert_eq!(&get(&server, &format!("/v2/a/blobs/{digest}")).await.body[..], b"blob");
+}
+
+fn sha512(hash: &[u8]) -> String {
+    format!("sha512:{}", hash.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+}
+
+#[tokio::test]
+async fn what_cannot_be_mounted_is_uploaded() {
+    let server = Server::start();
+    let digest = push_blob(&server, "from", b"blob").await;
+    for query in [format!("mount={digest}&from="), format!("mount={digest}&from=NO"), "mount=md5:0&from=from".into()] {
+        let answer = send(&server, Method::POST, &format!("/v2/to/blobs/uploads/?{query}"), &[], "").await;
+        assert_eq!(answer.status, StatusCode::ACCEPTED, "{query}");
+        assert!(!answer.header("location").is_empty());
+    }
+}
+
+#[tokio::test]
 async fn a_blob_is_what_its_digest_says_or_nothing() {
     let server = Server::start();
     let wrong = digest(b"something else");
