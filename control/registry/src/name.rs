@@ -20,7 +20,9 @@ pub enum NameError {
     #[error("a tag has at most 128 letters, digits, '_', '.' and '-', and begins with none of the last two")]
     Tag,
     /// Of a digest.
-    #[error("a digest is \"sha256:\" with 64 or \"sha512:\" with 128 lower-case hexadecimal digits; no other algorithm is supported")]
+    #[error(
+        "a digest is \"sha256:\" with 64 or \"sha512:\" with 128 lower-case hexadecimal digits; no other algorithm is supported"
+    )]
     Digest,
 }
 
@@ -104,7 +106,8 @@ impl Digest {
 
     /// The one written as `hex`, if it is one.
     pub fn from_hex(hex: &str) -> Option<Digest> {
-        let good = matches!(hex.len(), 64 | 128) && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        let good =
+            matches!(hex.len(), 64 | 128) && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
         good.then(|| Digest(hex.to_owned()))
     }
 
@@ -123,9 +126,9 @@ impl FromStr for Digest {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Digest, NameError> {
-        let digest = text.split_once(':').and_then(|(algorithm, hex)| {
-            Digest::from_hex(hex).filter(|digest| digest.algorithm().name() == algorithm)
-        });
+        let digest = text
+            .split_once(':')
+            .and_then(|(algorithm, hex)| Digest::from_hex(hex).filter(|digest| digest.algorithm().name() == algorithm));
         digest.ok_or(NameError::Digest)
     }
 }
