@@ -76,7 +76,7 @@ async fn account(at: &Attributes<'_>, pod: &mut Value) -> Result<(), Status> {
             return Err(at.resource.forbidden(meta::name(pod), message));
         }
     };
-    let account = Seen::new(&accounts, &record).stored();
+    let account = Seen::new(&accounts, &record).stored()?;
     let spec = &mut pod["spec"];
     if spec.get("imagePullSecrets").and_then(Value::as_array).is_none_or(Vec::is_empty)
         && let Some(secrets) = account["imagePullSecrets"].as_array().filter(|secrets| !secrets.is_empty())
@@ -140,8 +140,8 @@ fn volumes_of(spec: &Value) -> Vec<Value> {
 /// The number that the pod's class stands for, or the class for pods that name none.
 fn priority(at: &Attributes<'_>, pod: &mut Value) -> Result<(), Status> {
     let class = match pod["spec"]["priorityClassName"].as_str().unwrap_or_default() {
-        "" => default_class(at),
-        name => Some(stored_class(at, name).ok_or_else(|| {
+        "" => default_class(at)?,
+        name => Some(stored_class(at, name)?.ok_or_else(|| {
             let message = format!("no PriorityClass with name {name} was found");
             at.resource.forbidden(meta::name(pod), message)
         })?),
@@ -170,23 +170,24 @@ fn priority(at: &Attributes<'_>, pod: &mut Value) -> Result<(), Status> {
     Ok(())
 }
 
-fn stored_class(at: &Attributes<'_>, name: &str) -> Option<Value> {
-    let classes = at.cluster.catalog.named("scheduling.k8s.io", "priorityclasses")?;
-    Some(Seen::new(classes, &at.cluster.store.get(classes, name)?).stored())
+fn stored_class(at: &Attributes<'_>, name: &str) -> Result<Option<Value>, Status> {
+    let Some(classes) = at.cluster.catalog.named("scheduling.k8s.io", "priorityclasses") else { return Ok(None) };
+    at.cluster.store.get(classes, name).map(|record| Seen::new(classes, &record).stored()).transpose()
 }
 
 const MARK: &[u8] = b"\"globalDefault\":true";
 
 /// Of several classes that are the default the lowest counts.
-fn default_class(at: &Attributes<'_>) -> Option<Value> {
-    let classes = at.cluster.catalog.named("scheduling.k8s.io", "priorityclasses")?;
+fn default_class(at: &Attributes<'_>) -> Result<Option<Value>, Status> {
+    let Some(classes) = at.cluster.catalog.named("scheduling.k8s.io", "priorityclasses") else { return Ok(None) };
     let snapshot = at.cluster.store.keyspace.snapshot(classes.row.collection);
-    crate::store::range(&snapshot.records, None, None)
+    let marked: Result<Vec<Value>, Status> = crate::store::range(&snapshot.records, None, None)
         // Hardly ever is one the default: most need not be read.
         .filter(|(_, record)| record.bytes.windows(MARK.len()).any(|window| window == MARK))
         .map(|(_, record)| Seen::new(classes, record).stored())
-        .filter(|class| class["globalDefault"] == true)
-        .min_by_key(|class| class["value"].as_i64())
+        .collect();
+    let defaults = marked?.into_iter().filter(|class| class["globalDefault"] == true);
+    Ok(defaults.min_by_key(|class| class["value"].as_i64()))
 }
 
 /// A node that is not ready or not reachable for a while does not lose the pod at once.

@@ -49,7 +49,7 @@ pub(crate) fn record(form: Form, code: u16, seen: &Seen<'_>, include: table::Inc
             let body = codec::envelope(&resource.api_version, resource.row.kind, &seen.protobuf());
             Ok(bytes(code, negotiate::PROTOBUF, body))
         }
-        (Shape::Whole, _) => Ok(value(form, code, &seen.value())),
+        (Shape::Whole, _) => Ok(value(form, code, &seen.value()?)),
         (Shape::Table { beta }, _) => Ok(json_text(form, code, table::one(seen, include, beta))),
         (Shape::Metadata { beta }, Format::Protobuf) => {
             let body = codec::envelope(metadata::api_version(beta), metadata::KIND, &seen.metadata_protobuf());

@@ -88,7 +88,7 @@ fn own_pod(cluster: &Cluster, call: &Call, resource: &Resource, node: &str, name
     let Some(record) = cluster.store.get(resource, &resource.record_name(call.namespace(), name)) else {
         return Ok(());
     };
-    if Seen::new(resource, &record).stored()["spec"]["nodeName"] == node {
+    if Seen::new(resource, &record).stored()?["spec"]["nodeName"] == node {
         return Ok(());
     }
     let does = if matches!(call.method, Method::GET | Method::HEAD) { "read" } else { "update" };
@@ -103,7 +103,7 @@ fn any_pod(cluster: &Cluster, node: &str, namespace: &str, is_such: impl Fn(&Val
     let snapshot = cluster.store.keyspace.snapshot(pods.row.collection);
     store::range(&snapshot.records, Some(namespace), None).any(|(_, record)| {
         let seen = Seen::new(pods, record);
-        seen.matches(&LabelSelector::default(), &here) && is_such(&seen.stored())
+        seen.matches(&LabelSelector::default(), &here) && seen.stored().is_ok_and(|pod| is_such(&pod))
     })
 }
 

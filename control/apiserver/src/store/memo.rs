@@ -9,6 +9,7 @@ use coracle_api::kinds::Cell;
 use coracle_api::meta;
 use coracle_api::meta::selector::{FieldSelector, LabelSelector};
 use coracle_api::meta::time;
+use coracle_api::status::Status;
 use coracle_keyspace::Record;
 use jiff::Timestamp;
 use serde_json::Value;
@@ -127,19 +128,28 @@ impl<'a> Seen<'a> {
         if self.resource.is_view { memo.other.get_or_init(Box::default) } else { &memo.stored }
     }
 
-    /// The object as it is stored.
-    pub fn stored(&self) -> Value {
-        // What is stored was written by this code; bytes that cannot be read would be a damaged disk.
-        object::parse(&self.record.bytes).unwrap_or_default()
+    /// The object as it is stored. What was accepted can be read ([`object::parse`]), so bytes that cannot are damaged:
+    /// an error, since an object of nothing would have no finalizers, no owner and no uid.
+    pub fn stored(&self) -> Result<Value, Status> {
+        object::parse(&self.record.bytes).map_err(|error| {
+            let (collection, name) = (&self.record.key.collection, &self.record.key.name);
+            Status::internal_error(format_args!("the stored bytes of {collection} {name} cannot be read: {error}"))
+        })
     }
 
     /// The object as clients of this row see it.
-    pub fn value(&self) -> Value {
-        let mut value = self.stored();
+    pub fn value(&self) -> Result<Value, Status> {
+        let mut value = self.stored()?;
         if self.resource.is_view {
             self.resource.row.strategy.from_storage(&mut value);
         }
-        value
+        Ok(value)
+    }
+
+    /// The same for lists, watches and selectors, which go on when one of ten thousand objects is damaged: that one is
+    /// nothing there, and the log says so. Nothing is decided by it that changes an object.
+    pub fn value_or_nothing(&self) -> Value {
+        or_nothing(self.value())
     }
 
     /// Its JSON.
@@ -147,7 +157,7 @@ impl<'a> Seen<'a> {
         if !self.resource.is_view {
             return self.record.bytes.clone();
         }
-        self.view().json.get_or_init(|| object::encode_final(&self.value())).clone()
+        self.view().json.get_or_init(|| object::encode_final(&self.value_or_nothing())).clone()
     }
 
     /// Where its metadata stands in its JSON.
@@ -162,18 +172,18 @@ impl<'a> Seen<'a> {
 
     /// Its protobuf message, without the envelope.
     pub fn protobuf(&self) -> Bytes {
-        self.view().protobuf.get_or_init(|| codec::message(&self.value(), &self.resource.schema)).clone()
+        self.view().protobuf.get_or_init(|| codec::message(&self.value_or_nothing(), &self.resource.schema)).clone()
     }
 
     /// The protobuf message of its metadata as a PartialObjectMetadata.
     pub fn metadata_protobuf(&self) -> Bytes {
-        let make = || codec::partial_message(&serde_json::from_slice(&self.metadata()).unwrap_or_default());
+        let make = || codec::partial_message(&self.value_or_nothing()["metadata"]);
         self.view().metadata_protobuf.get_or_init(make).clone()
     }
 
     /// Its row in a table.
     pub fn row(&self) -> &Row {
-        self.view().row.get_or_init(|| Row::of(self.resource, &self.stored()))
+        self.view().row.get_or_init(|| Row::of(self.resource, &or_nothing(self.stored())))
     }
 
     /// Computes what selectors ask for, for later.
@@ -182,7 +192,7 @@ impl<'a> Seen<'a> {
     }
 
     pub fn facts(&self) -> &Facts {
-        self.view().facts.get_or_init(|| Facts::of(self.resource, &self.stored()))
+        self.view().facts.get_or_init(|| Facts::of(self.resource, &or_nothing(self.stored())))
     }
 
     /// Whether selectors select it.
@@ -216,6 +226,13 @@ impl Facts {
             fields: resource.row.selectable.iter().map(|path| strategy.field(object, path)).collect(),
         }
     }
+}
+
+fn or_nothing(read: Result<Value, Status>) -> Value {
+    read.unwrap_or_else(|status| {
+        tracing::error!("{}", status.message);
+        Value::Null
+    })
 }
 
 /// Namespace and name of a record; the namespace of a cluster-wide one is empty.

@@ -83,7 +83,8 @@ async fn attempt(
             continue;
         }
         let made = check_node(&binding.node).and_then(|()| {
-            bound(&pods, &Seen::new(&pods, &record).stored(), &binding.node, &binding.uid, &Value::Null)
+            let pod = Seen::new(&pods, &record).stored()?;
+            bound(&pods, &pod, &binding.node, &binding.uid, &Value::Null)
         });
         match made {
             Err(status) => results[at] = Some(status),

@@ -42,7 +42,7 @@ pub(super) async fn create(cluster: &Cluster, request: &Request, resource: &Arc<
             check_preconditions(resource, old, &delete)?;
             Ok(Changed { object: disrupted(old), owned: true, names_version: false })
         };
-        let marked = change(&write, step).await?.into_value(resource);
+        let marked = change(&write, step).await?.into_value(resource)?;
         // The version that the client meant was there when the condition was written; now it is this one.
         if delete.resource_version.is_some() {
             delete.resource_version = Some(meta::resource_version(&marked).to_owned());

@@ -70,7 +70,7 @@ pub(super) async fn to_pod(
 pub(super) async fn read_pod(cluster: &Cluster, call: &Call, resource: &Resource) -> Result<Value, Status> {
     let name = resource.record_name(call.namespace(), call.name());
     let record = cluster.store.read(resource, &name).await?.ok_or_else(|| resource.not_found(call.name()))?;
-    Ok(Seen::new(resource, &record).stored())
+    Seen::new(resource, &record).stored()
 }
 
 /// The container that is meant; it must be named when there are several.
@@ -218,7 +218,7 @@ fn endpoint_of_service(cluster: &Cluster, service: &Value, port: &str) -> Result
     let pods = cluster.catalog.named("", "pods").ok_or_else(unavailable)?;
     let snapshot = cluster.store.keyspace.snapshot(slices.row.collection);
     for (_, record) in crate::store::range(&snapshot.records, Some(&namespace), None) {
-        let slice = Seen::new(slices, record).stored();
+        let slice = Seen::new(slices, record).stored()?;
         if slice["metadata"]["labels"]["kubernetes.io/service-name"] != name.as_str() {
             continue;
         }
@@ -231,7 +231,7 @@ fn endpoint_of_service(cluster: &Cluster, service: &Value, port: &str) -> Result
                 continue;
             }
             if let Some(record) = cluster.store.get(pods, &pods.record_name(Some(&namespace), &pod)) {
-                return Ok((Seen::new(pods, &record).stored(), port.to_string()));
+                return Ok((Seen::new(pods, &record).stored()?, port.to_string()));
             }
         }
     }

@@ -91,7 +91,7 @@ where
 pub(crate) fn kubelet(cluster: &Cluster, node: &str) -> Result<Endpoint, Status> {
     let nodes = cluster.catalog.named("", "nodes").ok_or_else(Status::path_not_found)?;
     let record = cluster.store.get(nodes, node).ok_or_else(|| nodes.not_found(node))?;
-    let object = Seen::new(nodes, &record).stored();
+    let object = Seen::new(nodes, &record).stored()?;
     endpoint_of(&object).ok_or_else(|| {
         Status::service_unavailable(format!("node {node} does not say at which address and port it listens"))
     })

@@ -35,7 +35,7 @@ pub(super) async fn answer(
         .ok_or_else(|| Status::internal_error("the type Scale is not known"))?;
     if verb == "get" {
         let record = get::read(cluster, call, resource).await?;
-        return Ok(respond::value(form, 200, &scale_of(&Seen::new(resource, &record).stored())));
+        return Ok(respond::value(form, 200, &scale_of(&Seen::new(resource, &record).stored()?)));
     }
     let media_type = call.header(header::CONTENT_TYPE).unwrap_or_default();
     let (kind, patch_type) = if verb == "patch" { ("PatchOptions", Some(media_type)) } else { ("UpdateOptions", None) };
@@ -59,7 +59,7 @@ pub(super) async fn answer(
             Ok(Changed { object, owned: true, names_version: false })
         };
         let written = change(&write, step).await?;
-        return Ok(respond::value(form, 200, &scale_of(&written.into_value(resource))));
+        return Ok(respond::value(form, 200, &scale_of(&written.into_value(resource)?)));
     }
     let step = |old: &Value| {
         let shown = scale_of(old);
@@ -82,7 +82,7 @@ pub(super) async fn answer(
         Ok(Changed { object, owned: false, names_version: patch.is_none() })
     };
     let written = change(&write, step).await?;
-    Ok(respond::value(form, 200, &scale_of(&written.into_value(resource))))
+    Ok(respond::value(form, 200, &scale_of(&written.into_value(resource)?)))
 }
 
 /// What an applied scale says of the object itself: that is where ownership is kept.

@@ -47,7 +47,7 @@ pub(super) async fn create(
         .read(resource, &resource.record_name(Some(namespace), call.name()))
         .await?
         .ok_or_else(|| resource.not_found(call.name()))?;
-    let account = Seen::new(resource, &record).stored();
+    let account = Seen::new(resource, &record).stored()?;
     let seconds = asked["spec"]["expirationSeconds"].as_i64().unwrap_or(DEFAULT_SECONDS);
     let wrong = |message: &str| {
         let error = FieldError::invalid("spec.expirationSeconds", seconds, message);
@@ -134,7 +134,7 @@ fn bind(cluster: &Cluster, namespace: &str, reference: &Value, account: &str, bo
         .store
         .get(resource, &resource.record_name(Some(namespace), name))
         .ok_or_else(|| resource.not_found(name))?;
-    let object = Seen::new(resource, &record).stored();
+    let object = Seen::new(resource, &record).stored()?;
     let uid = meta::uid(&object).to_owned();
     if !text("uid").is_empty() && text("uid") != uid {
         let message = format!(
@@ -156,7 +156,7 @@ fn bind(cluster: &Cluster, namespace: &str, reference: &Value, account: &str, bo
                 let uid = cluster
                     .store
                     .get(nodes, node)
-                    .map(|record| meta::uid(&Seen::new(nodes, &record).stored()).to_owned());
+                    .map(|record| Seen::new(nodes, &record).facts().uid.clone());
                 bound.node = Some(Object { name: node.to_owned(), uid: uid.unwrap_or_default() });
             }
             bound.pod = Some(held);

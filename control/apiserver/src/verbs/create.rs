@@ -119,7 +119,7 @@ fn set_name(object: &mut Value, base: &str) {
 fn taken(write: &Write<'_>, existing: &Arc<coracle_keyspace::Record>, name: &str) -> Status {
     let row = write.resource.row;
     let mut status = Status::already_exists(row.group, row.resource, name);
-    if meta::is_deleting(&Seen::new(write.resource, existing).stored()) {
+    if Seen::new(write.resource, existing).facts().deleting {
         status.message = format!("object is being deleted: {}", status.message);
     }
     status

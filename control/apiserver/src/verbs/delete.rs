@@ -54,13 +54,13 @@ pub(crate) async fn delete(cluster: &Cluster, request: &Request, resource: &Arc<
         }
         Deleted::Gone(record) if row.group.is_empty() && RETURN_OBJECT.contains(&row.resource) => {
             let seen = Seen::new(resource, &record);
-            match last_seen(resource, seen.stored(), &options) {
+            match last_seen(resource, seen.stored()?, &options) {
                 Some(object) => respond::object(form, code, resource, &object, include),
                 None => respond::record(form, code, &seen, include),
             }
         }
         Deleted::Gone(record) => {
-            let stored = Seen::new(resource, &record).stored();
+            let stored = Seen::new(resource, &record).stored()?;
             let mut details = Details::of(row.group, row.resource, meta::name(&stored));
             details.uid = meta::uid(&stored).to_owned();
             Ok(respond::status(form, &Status::success(Some(details))))
@@ -135,7 +135,7 @@ pub(crate) async fn remove_record(
     options: &DeleteOptions,
 ) -> Result<Option<Deleted>, Status> {
     let seen = Seen::new(resource, record);
-    let old = seen.stored();
+    let old = seen.stored()?;
     check_preconditions(resource, &old, options)?;
     let step = plan(resource, &old, options, Timestamp::now());
     let key = Store::key(resource, &record.key.name);

@@ -113,8 +113,8 @@ async fn attempt(
     let (resource, call) = (write.resource, write.call);
     let row = resource.row;
     let seen = Seen::new(resource, record);
-    let old = seen.stored();
-    let shown = if resource.is_view { seen.value() } else { old.clone() };
+    let old = seen.stored()?;
+    let shown = if resource.is_view { seen.value()? } else { old.clone() };
     let Changed { mut object, owned, names_version } = step(&shown)?;
     drop(shown);
     row.strategy.to_storage(&mut object);

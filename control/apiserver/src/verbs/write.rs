@@ -61,10 +61,10 @@ impl Written {
     }
 
     /// The object as it is stored.
-    pub fn into_value(self, resource: &Resource) -> Value {
+    pub fn into_value(self, resource: &Resource) -> Result<Value, Status> {
         match self {
             Written::Record(record) => Seen::new(resource, &record).stored(),
-            Written::Value(value) => value,
+            Written::Value(value) => Ok(value),
         }
     }
 }

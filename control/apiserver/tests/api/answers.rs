@@ -141,3 +141,22 @@ async fn fields_without_effect_are_said_and_dangerous_ones_refused() {
     let message = r#"pods "y" is forbidden: pod rejected: RuntimeClass "gvisor" not found"#;
     assert_eq!((code, &refused["message"]), (403, &json!(message)));
 }
+
+/// Read as nothing it would have no finalizer, and a deletion would take it away.
+#[tokio::test]
+async fn a_damaged_object_is_an_error_and_stays() {
+    use coracle_keyspace::{Guard, Key, Op};
+    let server = Server::start().await;
+    let text = r#"{"kind":"ConfigMap","apiVersion":"v1","metadata":{"resourceVersion":"","finalizers":["x"]"#;
+    let revision_at = text.find("\",\"finalizers").expect("where the version goes");
+    let value = coracle_keyspace::Value { bytes: bytes::Bytes::from_static(text.as_bytes()), revision_at };
+    let key = Key::new("configmaps", std::sync::Arc::<str>::from("default/bad"));
+    server.keyspace.transact(vec![Op::Put { key, value, guard: Guard::Absent }]).await.expect("written");
+    let path = format!("{MAPS}/bad");
+    for (method, body) in [("DELETE", Value::Null), ("PATCH", json!({"data": {"a": "b"}})), ("PUT", config_map("bad", json!({})))] {
+        let (code, answer) = server.call(method, &path, body).await;
+        let message = answer["message"].as_str().unwrap_or_default();
+        assert!(code == 500 && message.contains("the stored bytes of configmaps default/bad cannot be read"), "{method}: {answer}");
+    }
+    assert!(server.keyspace.get("configmaps", "default/bad").is_some());
+}

@@ -111,7 +111,7 @@ impl Encoder {
 
     /// The object left the selection: its last selected content, at the revision of the change.
     pub fn left(&mut self, previous: &Seen<'_>, revision: Revision) -> Bytes {
-        let mut value = previous.value();
+        let mut value = previous.value_or_nothing();
         value["metadata"]["resourceVersion"] = revision.to_string().into();
         self.value(Kind::Deleted, &value)
     }
