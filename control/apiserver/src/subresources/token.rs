@@ -153,10 +153,7 @@ fn bind(cluster: &Cluster, namespace: &str, reference: &Value, account: &str, bo
             }
             if let Some(node) = object["spec"]["nodeName"].as_str().filter(|node| !node.is_empty()) {
                 let nodes = cluster.catalog.named("", "nodes").ok_or_else(Status::path_not_found)?;
-                let uid = cluster
-                    .store
-                    .get(nodes, node)
-                    .map(|record| Seen::new(nodes, &record).facts().uid.clone());
+                let uid = cluster.store.get(nodes, node).map(|record| Seen::new(nodes, &record).facts().uid.clone());
                 bound.node = Some(Object { name: node.to_owned(), uid: uid.unwrap_or_default() });
             }
             bound.pod = Some(held);

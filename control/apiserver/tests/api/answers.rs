@@ -153,10 +153,15 @@ async fn a_damaged_object_is_an_error_and_stays() {
     let key = Key::new("configmaps", std::sync::Arc::<str>::from("default/bad"));
     server.keyspace.transact(vec![Op::Put { key, value, guard: Guard::Absent }]).await.expect("written");
     let path = format!("{MAPS}/bad");
-    for (method, body) in [("DELETE", Value::Null), ("PATCH", json!({"data": {"a": "b"}})), ("PUT", config_map("bad", json!({})))] {
+    for (method, body) in
+        [("DELETE", Value::Null), ("PATCH", json!({"data": {"a": "b"}})), ("PUT", config_map("bad", json!({})))]
+    {
         let (code, answer) = server.call(method, &path, body).await;
         let message = answer["message"].as_str().unwrap_or_default();
-        assert!(code == 500 && message.contains("the stored bytes of configmaps default/bad cannot be read"), "{method}: {answer}");
+        assert!(
+            code == 500 && message.contains("the stored bytes of configmaps default/bad cannot be read"),
+            "{method}: {answer}"
+        );
     }
     assert!(server.keyspace.get("configmaps", "default/bad").is_some());
 }
