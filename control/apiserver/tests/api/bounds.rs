@@ -1,7 +1,7 @@
 //! No request stops the others, and what is refused costs nothing.
 
 use std::convert::Infallible;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -135,23 +135,19 @@ async fn a_client_says_how_long_it_waits() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_large_body_of_nonsense_leaves_the_reactor_to_others() {
     let server = std::sync::Arc::new(Server::start().await);
-    let data: String = (0..6_000).map(|at| format!("\"!{at}\":\"v\"")).collect::<Vec<_>>().join(",");
+    let data: String = (0..60_000).map(|at| format!("\"!{at}\":\"v\"")).collect::<Vec<_>>().join(",");
     let body = format!("{{\"metadata\":{{\"name\":\"x\"}},\"data\":{{{data}}}}}");
-    assert!(body.len() > 64 << 10);
     let request = Request::post(MAPS).header("content-type", "application/json").body(body.into()).unwrap();
     let other = server.clone();
-    let begun = Instant::now();
-    let nonsense = tokio::spawn(async move { (other.send(Some(admin()), request).await.code, begun.elapsed()) });
-    // With one thread for requests, one of these waits for all of the large one if that is worked on there.
-    let mut longest = Duration::ZERO;
+    let nonsense = tokio::spawn(async move { other.send(Some(admin()), request).await.code });
+    // With one thread for requests, one or two of these are answered if that thread works on the large one.
+    let mut answered = 0;
     while !nonsense.is_finished() {
-        let asked = Instant::now();
         let other = server.clone();
         let (code, _) = tokio::spawn(async move { other.get("/api/v1/namespaces/default").await }).await.unwrap();
         assert_eq!(code, 200);
-        longest = longest.max(asked.elapsed());
+        answered += 1;
     }
-    let (code, took) = nonsense.await.unwrap();
-    assert_eq!(code, 422);
-    assert!(longest < took.mul_f64(0.75).max(Duration::from_millis(20)), "{longest:?} beside {took:?}");
+    assert_eq!(nonsense.await.unwrap(), 422);
+    assert!(answered > 4, "{answered} were answered beside the large one");
 }
