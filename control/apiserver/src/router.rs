@@ -33,6 +33,9 @@ use crate::subresources::Passing;
 use crate::subresources::reviews::Review;
 use crate::{authn, discovery, health, openapi, subresources, verbs};
 
+/// Whose turn it is to make a document of the API: nobody's own.
+const DOCUMENTS: &str = "system:openapi";
+
 /// Answers a request. It never fails: what goes wrong is an answer, too.
 pub(crate) async fn handle(server: Arc<Shared>, request: http::Request<Body>) -> Response {
     let started = Instant::now();
@@ -151,17 +154,20 @@ async fn path(
         Route::Groups => discovery::groups(&server.discovery, &call),
         Route::Group(group) => discovery::group(&server.discovery, &call, &group),
         Route::Resources(group, version) => discovery::resources(&server.discovery, &call, &group, &version),
+        // A document is made once, aside; every client that asks for it meanwhile takes the same turn.
+        Route::OpenApiV2 if server.openapi.has_v2() => openapi::v2(&server.openapi, &server.discovery, &call),
         Route::OpenApiV2 => {
-            let server = server.clone();
-            let lanes = server.clone();
-            let made = move || async move { openapi::v2(&server.openapi, &server.discovery, &call) };
-            lanes.lanes.run(flow.name, made).await
+            let here = server.clone();
+            let make = move || async move { openapi::v2(&here.openapi, &here.discovery, &call) };
+            server.lanes.run(DOCUMENTS, make).await
+        }
+        Route::OpenApiV3(document) if server.openapi.has_v3(&document) => {
+            openapi::v3(&server.openapi, &server.discovery, &call, &document)
         }
         Route::OpenApiV3(document) => {
-            let server = server.clone();
-            let lanes = server.clone();
-            let made = move || async move { openapi::v3(&server.openapi, &server.discovery, &call, &document) };
-            lanes.lanes.run(flow.name, made).await
+            let here = server.clone();
+            let make = move || async move { openapi::v3(&here.openapi, &here.discovery, &call, &document) };
+            server.lanes.run(DOCUMENTS, make).await
         }
         Route::IssuerConfiguration => Ok(authn::oidc::configuration(&server.tokens, &server.config.external_url)),
         Route::IssuerKeys => Ok(authn::oidc::keys(&server.tokens)),

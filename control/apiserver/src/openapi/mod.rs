@@ -58,6 +58,21 @@ pub(crate) struct OpenApi {
     making: Mutex<()>,
 }
 
+impl OpenApi {
+    /// Whether `/openapi/v2` needs no making any more.
+    pub fn has_v2(&self) -> bool {
+        self.v2.get().is_some()
+    }
+
+    /// The same of a document below `/openapi/v3`, or of all of them, which the list needs.
+    pub fn has_v3(&self, name: &str) -> bool {
+        self.v3.get().is_some_and(|documents| match name {
+            "" => documents.values().all(|document| document.get().is_some()),
+            name => documents.get(name).is_none_or(|document| document.get().is_some()),
+        })
+    }
+}
+
 /// `/openapi/v2`, as JSON or as gnostic's protobuf.
 pub(crate) fn v2(openapi: &OpenApi, discovery: &Discovery, call: &Call) -> Result<Response, Status> {
     let accept = call.accept().unwrap_or_default();
