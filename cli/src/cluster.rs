@@ -20,9 +20,12 @@ pub struct Here {
     /// Port of the image registry; 0 takes a free one
     #[arg(long, value_name = "PORT", default_value_t = 5000)]
     registry_port: u16,
-    /// Address on which the API and the registry listen
+    /// Address on which the API listens (the registry stays on loopback: it asks nobody who they are)
     #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     bind: IpAddr,
+    /// Further name or address for the API's certificate; may be repeated
+    #[arg(long = "tls-san", value_name = "NAME|ADDRESS")]
+    tls_san: Vec<String>,
     /// Address on which NodePort services answer
     #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     node_port_bind: IpAddr,
@@ -31,12 +34,15 @@ pub struct Here {
 impl Here {
     /// Starts the cluster and waits until it is ready. `name` is the default directory's name.
     pub async fn start(self, name: &str) -> anyhow::Result<Cluster> {
+        // Whatever this process makes is for its owner alone.
+        coracle_sdk::close_new_files();
         let data_dir = match self.data_dir {
             Some(dir) => std::path::absolute(dir)?,
             None => default_dir(name)?,
         };
         let options = Options {
             bind: self.bind,
+            tls_san: self.tls_san,
             api_port: self.api_port,
             registry_port: self.registry_port,
             node_port_bind: self.node_port_bind,

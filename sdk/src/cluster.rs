@@ -17,8 +17,13 @@ pub use coracle_node::{Compiler, compile_worker};
 pub struct Options {
     /// Where everything is kept; made when missing.
     pub data_dir: PathBuf,
-    /// Address of the API and of the registry.
+    /// Address of the API. The registry asks nobody who they are and stays on loopback whatever this is; on the API's
+    /// address it is reached with TLS and credentials.
     pub bind: IpAddr,
+    /// Further names and addresses that the API is reached at; they go into its certificate.
+    pub tls_san: Vec<String>,
+    /// Bytes of objects beyond which nothing may be added; deletions are possible.
+    pub stored_max: u64,
     /// Port of the API; 0 takes a free one.
     pub api_port: u16,
     /// Port of the registry; 0 takes a free one.
@@ -38,6 +43,8 @@ impl Options {
         Options {
             data_dir: data_dir.into(),
             bind: loopback,
+            tls_san: Vec::new(),
+            stored_max: 6 << 30,
             api_port: 6443,
             registry_port: 5000,
             node_port_bind: loopback,
@@ -50,6 +57,12 @@ impl Options {
     pub fn free_ports(self) -> Options {
         Options { api_port: 0, registry_port: 0, ..self }
     }
+}
+
+/// Has every file that this process makes from now on be for its owner alone. For programs whose only purpose is a cluster;
+/// what is secret is closed without it.
+pub fn close_new_files() {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
 }
 
 /// Why a cluster could not start.
@@ -87,8 +100,12 @@ impl Cluster {
         let server = Server::start(coracle_server::Config {
             data_dir: options.data_dir.clone(),
             api: SocketAddr::new(options.bind, options.api_port),
-            registry: SocketAddr::new(options.bind, options.registry_port),
-            hosts: Vec::new(),
+            registry: SocketAddr::new(
+                if options.bind.is_loopback() { options.bind } else { IpAddr::V4(Ipv4Addr::LOCALHOST) },
+                options.registry_port,
+            ),
+            hosts: options.tls_san.clone(),
+            stored_max: options.stored_max,
         })
         .await?;
         match start_node(&server, &options).await {
@@ -164,6 +181,7 @@ async fn start_node(server: &Server, options: &Options) -> Result<Running, Start
     let config = coracle_node::Config {
         cluster_roots: vec![tls.root],
         registry: Some(server.registry_address().to_string()),
+        min_free_bytes: coracle_server::free_floor(&options.data_dir),
         node_port_bind: options.node_port_bind,
         compiler: options.compiler.clone(),
         ..coracle_node::Config::new(&name, options.data_dir.join("node"), address, tls.server)

@@ -26,7 +26,7 @@ pub mod bench;
 pub mod manifests;
 
 pub use build::{BuildError, component};
-pub use cluster::{Cluster, Compiler, Options, StartError, compile_worker};
+pub use cluster::{Cluster, Compiler, Options, StartError, close_new_files, compile_worker};
 pub use push::{Error as PushError, Pushed, push};
 pub use remote::{ConnectError, Remote, Status};
 

@@ -17,6 +17,8 @@ fn checks(cluster: &Cluster, stopping: bool, page: &str) -> Vec<(&'static str, b
     if page == "readyz" {
         checks.push(("etcd-readiness", data));
         checks.push(("informer-sync", true));
+        // Writes are refused, or will be soon; `coracle status` says why.
+        checks.push(("storage-space", cluster.store.keyspace.alarms().is_empty()));
     }
     checks.push(("poststarthook/start-system-namespaces-controller", true));
     if page == "readyz" {

@@ -1,30 +1,49 @@
 //! The state on disk: one redb file, written now and then with what changed, so that the log can be cut.
+//!
+//! Reading it at start changes nothing ([`Checkpoint::load`]): what redb would repair is repaired in memory, and only the
+//! first writing does it in the file. Each record has a checksum, and the number of records and the sum of their checksums
+//! stand beside them, so that neither a wrong bit nor a lost page goes unseen.
+//!
+//! A write that fails for lack of space leaves what was there, and can be tried again. When a *sync* fails, nothing is known
+//! ([`Checkpoint::is_broken`]): the process must end, because the log may not be cut by what only memory holds.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::io;
 use std::ops::Bound;
-use std::path::Path;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
+use parking_lot::Mutex;
+use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
 
+use crate::host::{self, DiskFile, Host, How};
 use crate::record::{Key, Record, Revision};
 use crate::state::Records;
 
 /// Collection and name.
 type Place = (&'static str, &'static str);
-/// Revision, offset of the revision in the content, its length, content.
-type Content = (u64, u32, u32, &'static [u8]);
+/// Revision, offset of the revision in the content, its length, checksum of all this, content.
+type Content = (u64, u32, u32, u32, &'static [u8]);
 
 const RECORDS: TableDefinition<Place, Content> = TableDefinition::new("records");
-/// What the adapter wants to know again: the last applied entry and the membership, encoded by it.
+/// What the adapter wants to know again (`raft`: the last applied entry and the membership, encoded by it), and `sums`.
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 /// redb's page cache; reads happen at start only.
 const CACHE_BYTES: usize = 4 << 20;
+/// redb's pages, and the blocks in which a repair is kept in memory.
+const BLOCK_BYTES: usize = 4096;
 
 /// The file.
 pub struct Checkpoint {
-    database: Database,
+    host: Host,
+    path: PathBuf,
+    /// Opened by the first who needs it, and again after a failure.
+    database: Mutex<Option<Arc<Database>>>,
+    broken: Arc<AtomicBool>,
 }
 
 /// Everything in a checkpoint.
@@ -35,75 +54,232 @@ pub struct Loaded {
     pub records: HashMap<Arc<str>, Records>,
 }
 
-impl Checkpoint {
-    /// Opens or makes the file.
-    pub fn open(path: &Path) -> Result<Checkpoint, redb::Error> {
-        let database = Database::builder().set_cache_size(CACHE_BYTES).create(path)?;
-        let write = database.begin_write()?;
+/// Number and sum of the records' checksums, and the checksum of what the adapter stored.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+struct Sums {
+    count: u64,
+    sum: u64,
+    meta: u32,
+}
+
+impl Sums {
+    fn add(&mut self, crc: u32) {
+        self.count += 1;
+        self.sum = self.sum.wrapping_add(u64::from(crc));
+    }
+
+    fn take(&mut self, crc: u32) {
+        self.count = self.count.wrapping_sub(1);
+        self.sum = self.sum.wrapping_sub(u64::from(crc));
+    }
+
+    fn encode(&self) -> [u8; 20] {
+        let mut bytes = [0; 20];
+        bytes[..8].copy_from_slice(&self.count.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.sum.to_le_bytes());
+        bytes[16..].copy_from_slice(&self.meta.to_le_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Sums> {
+        let (count, rest) = bytes.split_first_chunk()?;
+        let (sum, rest) = rest.split_first_chunk()?;
+        let meta = u32::from_le_bytes(rest.try_into().ok()?);
+        Some(Sums { count: u64::from_le_bytes(*count), sum: u64::from_le_bytes(*sum), meta })
+    }
+}
+
+/// Makes an empty file; blocks on the disk.
+pub fn create(host: &Host, path: &Path) -> io::Result<()> {
+    let file = host.disk.open(path, How::Create)?;
+    let broken = Arc::new(AtomicBool::new(false));
+    let database = build(Direct { file, broken }).map_err(io_error)?;
+    let write = database.begin_write().map_err(io_error)?;
+    let made = || -> Result<(), redb::Error> {
         write.open_table(RECORDS)?;
-        write.open_table(META)?;
-        write.commit()?;
-        Ok(Checkpoint { database })
-    }
+        let mut meta = write.open_table(META)?;
+        meta.insert("raft", &[][..])?;
+        meta.insert("sums", &Sums { meta: crc32fast::hash(&[]), ..Sums::default() }.encode()[..])?;
+        Ok(())
+    };
+    made().map_err(io_error)?;
+    write.commit().map_err(io_error)
+}
 
-    /// Reads everything.
-    pub fn load(&self) -> Result<Loaded, redb::Error> {
-        let read = self.database.begin_read()?;
-        let mut records: HashMap<Arc<str>, Records> = HashMap::new();
-        let mut collection: Arc<str> = Arc::from("");
-        for entry in read.open_table(RECORDS)?.iter()? {
-            let (key, value) = entry?;
-            let (in_collection, name) = key.value();
-            if *collection != *in_collection {
-                collection = Arc::from(in_collection);
+impl Checkpoint {
+    /// Reads everything in the file at `path`, and changes nothing; blocks on the disk.
+    pub fn load(host: &Host, path: &Path) -> io::Result<(Checkpoint, Loaded)> {
+        let file = match host.disk.open(path, How::Read) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(host::missing(path, "it holds everything that the log was cut by"));
             }
-            let (revision, at, length, bytes) = value.value();
-            let key = Key { collection: collection.clone(), name: Arc::from(name) };
-            let record =
-                Record::restored(key.clone(), Revision::new(revision), Bytes::copy_from_slice(bytes), at..at + length);
-            records.entry(collection.clone()).or_default().insert(key.name, Arc::new(record));
+            file => file?,
+        };
+        let length = file.len()?;
+        if length == 0 {
+            return Err(host::damaged(path, 0, "it is empty"));
         }
-        Ok(Loaded { meta: self.meta()?, records })
+        let overlay = Overlay { file, blocks: Mutex::new(BTreeMap::new()), length: Mutex::new(length) };
+        // redb believes its own pages: in what is damaged it may find what it never wrote.
+        let read = catch_unwind(AssertUnwindSafe(|| -> Result<_, redb::Error> {
+            let database = build(overlay)?;
+            load(&database.begin_read()?)
+        }));
+        let loaded = match read {
+            Ok(Ok(Ok(loaded))) => loaded,
+            Ok(Ok(Err(why))) => return Err(host::damaged(path, 0, why)),
+            Ok(Err(redb::Error::Io(error))) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(error),
+            Ok(Err(error)) => return Err(host::damaged(path, 0, error)),
+            Err(_) => return Err(host::damaged(path, 0, "its pages contradict each other")),
+        };
+        let broken = Arc::new(AtomicBool::new(false));
+        Ok((Checkpoint { host: host.clone(), path: path.into(), database: Mutex::new(None), broken }, loaded))
     }
 
-    /// What the adapter stored last; empty in a fresh file.
-    pub fn meta(&self) -> Result<Vec<u8>, redb::Error> {
-        self.reader()?.meta()
+    /// Whether a sync of it failed.
+    pub fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Acquire)
+    }
+
+    fn database(&self) -> io::Result<Arc<Database>> {
+        let mut database = self.database.lock();
+        if let Some(database) = &*database {
+            return Ok(database.clone());
+        }
+        let file = self.host.disk.open(&self.path, How::Write)?;
+        let opened = Arc::new(build(Direct { file, broken: self.broken.clone() }).map_err(io_error)?);
+        *database = Some(opened.clone());
+        Ok(opened)
     }
 
     /// A view of what is in the file now, whatever is written later.
-    pub fn reader(&self) -> Result<Reader, redb::Error> {
-        Ok(Reader { read: self.database.begin_read()?, after: None })
+    pub fn reader(&self) -> io::Result<Reader> {
+        Ok(Reader { read: self.database()?.begin_read().map_err(io_error)?, after: None })
     }
 
     /// Writes `changes` (`None` removes) and `meta` in one transaction that is on disk when this returns.
-    pub fn write(&self, meta: &[u8], changes: &HashMap<Key, Option<Arc<Record>>>) -> Result<(), redb::Error> {
-        let write = self.database.begin_write()?;
-        {
-            let mut table = write.open_table(RECORDS)?;
-            for (key, record) in changes {
-                put(&mut table, key, record.as_deref())?;
-            }
-            write.open_table(META)?.insert("raft", meta)?;
-        }
-        write.commit()?;
-        Ok(())
+    pub fn write(&self, meta: &[u8], changes: &HashMap<Key, Option<Arc<Record>>>) -> io::Result<()> {
+        self.transaction(meta, false, changes.iter().map(|(key, record)| (key, record.as_deref())))
     }
 
     /// Replaces everything.
-    pub fn replace(&self, meta: &[u8], records: &HashMap<Arc<str>, Records>) -> Result<(), redb::Error> {
-        let write = self.database.begin_write()?;
-        write.delete_table(RECORDS)?;
-        {
-            let mut table = write.open_table(RECORDS)?;
-            for record in records.values().flat_map(|collection| collection.values()) {
-                put(&mut table, &record.key, Some(record))?;
-            }
-            write.open_table(META)?.insert("raft", meta)?;
-        }
-        write.commit()?;
-        Ok(())
+    pub fn replace(&self, meta: &[u8], records: &HashMap<Arc<str>, Records>) -> io::Result<()> {
+        let records = records.values().flat_map(|collection| collection.values());
+        self.transaction(meta, true, records.map(|record| (&record.key, Some(&**record))))
     }
+
+    fn transaction<'a>(
+        &self,
+        meta: &[u8],
+        anew: bool,
+        changes: impl Iterator<Item = (&'a Key, Option<&'a Record>)>,
+    ) -> io::Result<()> {
+        let database = self.database()?;
+        // In the tree's order, which is quicker, and the same for the same changes.
+        let mut changes: Vec<_> = changes.collect();
+        changes.sort_unstable_by_key(|(key, _)| *key);
+        let done = || -> Result<(), redb::Error> {
+            let mut write = database.begin_write()?;
+            // What makes an open after a crash quick is written with each commit.
+            write.set_quick_repair(true);
+            if anew {
+                write.delete_table(RECORDS)?;
+            }
+            {
+                let mut table = write.open_table(RECORDS)?;
+                let mut metas = write.open_table(META)?;
+                let mut sums = Sums::default();
+                if !anew {
+                    let stored = metas.get("sums")?.and_then(|bytes| Sums::decode(bytes.value()));
+                    sums = stored.ok_or_else(|| redb::Error::Corrupted("the sums are missing".into()))?;
+                }
+                for (key, record) in &changes {
+                    put(&mut table, key, *record, &mut sums)?;
+                }
+                sums.meta = crc32fast::hash(meta);
+                metas.insert("raft", meta)?;
+                metas.insert("sums", &sums.encode()[..])?;
+            }
+            write.commit()?;
+            Ok(())
+        };
+        done().map_err(|error| {
+            // Whatever redb keeps of it in memory is not to be trusted; the file is whole.
+            self.database.lock().take();
+            io_error(error)
+        })
+    }
+
+    /// Closes the file, once nobody writes or reads it any more.
+    pub fn close(&self) {
+        self.database.lock().take();
+    }
+}
+
+fn build(backend: impl StorageBackend) -> Result<Database, redb::Error> {
+    Ok(Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(backend)?)
+}
+
+fn io_error(error: impl Into<redb::Error>) -> io::Error {
+    match error.into() {
+        redb::Error::Io(error) => error,
+        error => io::Error::other(error),
+    }
+}
+
+/// Everything in the file, or what is wrong with it.
+fn load(read: &ReadTransaction) -> Result<Result<Loaded, String>, redb::Error> {
+    let (meta, sums) = {
+        let metas = read.open_table(META)?;
+        let meta = metas.get("raft")?.map(|value| value.value().to_vec()).unwrap_or_default();
+        (meta, metas.get("sums")?.and_then(|value| Sums::decode(value.value())))
+    };
+    let mut found = Sums { meta: crc32fast::hash(&meta), ..Sums::default() };
+    let mut records: HashMap<Arc<str>, Records> = HashMap::new();
+    let mut collection: Arc<str> = Arc::from("");
+    for entry in read.open_table(RECORDS)?.iter()? {
+        let (key, value) = entry?;
+        let (in_collection, name) = key.value();
+        if *collection != *in_collection {
+            collection = Arc::from(in_collection);
+        }
+        let key = Key { collection: collection.clone(), name: Arc::from(name) };
+        match restore(key, value.value()) {
+            Ok((record, crc)) => {
+                found.add(crc);
+                records.entry(collection.clone()).or_default().insert(record.key.name.clone(), Arc::new(record));
+            }
+            Err(why) => return Ok(Err(why)),
+        }
+    }
+    if sums != Some(found) {
+        return Ok(Err(format!("it holds {} records and not those that were written", found.count)));
+    }
+    Ok(Ok(Loaded { meta, records }))
+}
+
+/// The record that is stored as `content`, and its checksum.
+fn restore(key: Key, content: (u64, u32, u32, u32, &[u8])) -> Result<(Record, u32), String> {
+    let (revision, at, length, crc, bytes) = content;
+    let end = at.checked_add(length).filter(|end| *end as usize <= bytes.len());
+    match end {
+        Some(end) if checksum(&key, revision, at, length, bytes) == crc => {
+            Ok((Record::restored(key, Revision::new(revision), Bytes::copy_from_slice(bytes), at..end), crc))
+        }
+        _ => Err(format!("the record {} of {} has a wrong checksum", key.name, key.collection)),
+    }
+}
+
+fn checksum(key: &Key, revision: u64, at: u32, length: u32, bytes: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    for part in [&(key.collection.len() as u64).to_le_bytes()[..], key.collection.as_bytes(), key.name.as_bytes()] {
+        hasher.update(part);
+    }
+    hasher.update(&revision.to_le_bytes());
+    hasher.update(&at.to_le_bytes());
+    hasher.update(&length.to_le_bytes());
+    hasher.update(bytes);
+    hasher.finalize()
 }
 
 /// Reads a checkpoint a part at a time.
@@ -114,27 +290,29 @@ pub struct Reader {
 
 impl Reader {
     /// What the adapter stored with it; empty in a fresh file.
-    pub fn meta(&self) -> Result<Vec<u8>, redb::Error> {
-        let meta = self.read.open_table(META)?.get("raft")?.map(|value| value.value().to_vec());
-        Ok(meta.unwrap_or_default())
+    pub fn meta(&self) -> io::Result<Vec<u8>> {
+        let meta = || -> Result<_, redb::Error> {
+            Ok(self.read.open_table(META)?.get("raft")?.map(|value| value.value().to_vec()))
+        };
+        Ok(meta().map_err(io_error)?.unwrap_or_default())
     }
 
     /// The next records, about `limit` bytes of them; none at the end.
-    pub fn next(&mut self, limit: usize) -> Result<Vec<Record>, redb::Error> {
-        let table = self.read.open_table(RECORDS)?;
+    pub fn next(&mut self, limit: usize) -> io::Result<Vec<Record>> {
+        let table = self.read.open_table(RECORDS).map_err(io_error)?;
         let from = match &self.after {
             Some((collection, name)) => Bound::Excluded((collection.as_str(), name.as_str())),
             None => Bound::Unbounded,
         };
         let mut records: Vec<Record> = Vec::new();
         let mut taken = 0;
-        for entry in table.range::<(&str, &str)>((from, Bound::Unbounded))? {
-            let (key, value) = entry?;
-            let ((collection, name), (revision, at, length, content)) = (key.value(), value.value());
-            taken += collection.len() + name.len() + content.len();
-            let key = Key::new(collection, name);
-            let content = Bytes::copy_from_slice(content);
-            records.push(Record::restored(key, Revision::new(revision), content, at..at + length));
+        for entry in table.range::<(&str, &str)>((from, Bound::Unbounded)).map_err(io_error)? {
+            let (key, value) = entry.map_err(io_error)?;
+            let ((collection, name), content) = (key.value(), value.value());
+            taken += collection.len() + name.len() + content.4.len();
+            let (record, _) = restore(Key::new(collection, name), content)
+                .map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why))?;
+            records.push(record);
             if taken >= limit {
                 break;
             }
@@ -148,16 +326,139 @@ impl Reader {
 
 type RecordsTable<'a> = redb::Table<'a, Place, Content>;
 
-fn put(table: &mut RecordsTable<'_>, key: &Key, record: Option<&Record>) -> Result<(), redb::Error> {
-    let at = (&*key.collection, &*key.name);
-    match record {
+fn put(
+    table: &mut RecordsTable<'_>,
+    key: &Key,
+    record: Option<&Record>,
+    sums: &mut Sums,
+) -> Result<(), redb::Error> {
+    let place = (&*key.collection, &*key.name);
+    let before = match record {
         Some(record) => {
-            let range = &record.revision_at;
-            table.insert(at, (record.revision.get(), range.start, range.end - range.start, &record.bytes[..]))?;
+            let (start, length) = (record.revision_at.start, record.revision_at.end - record.revision_at.start);
+            let revision = record.revision.get();
+            let crc = checksum(key, revision, start, length, &record.bytes);
+            sums.add(crc);
+            table.insert(place, (revision, start, length, crc, &record.bytes[..]))?
         }
-        None => {
-            table.remove(at)?;
-        }
+        None => table.remove(place)?,
+    };
+    if let Some(before) = before {
+        sums.take(before.value().3);
     }
     Ok(())
+}
+
+/// The file as redb writes it.
+struct Direct {
+    file: Arc<dyn DiskFile>,
+    broken: Arc<AtomicBool>,
+}
+
+impl fmt::Debug for Direct {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.file.fmt(f)
+    }
+}
+
+impl StorageBackend for Direct {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.file.read_at(out, offset)
+    }
+
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        let before = self.file.len()?;
+        if length <= before {
+            return self.file.set_len(length);
+        }
+        // All of the space, before anything is written to it.
+        self.file.reserve(before, length - before).inspect_err(|_| {
+            let _ = self.file.set_len(before);
+        })
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data().inspect_err(|_| self.broken.store(true, Ordering::Release))
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.file.write_at(data, offset)
+    }
+}
+
+/// The file with everything that is written kept in memory.
+struct Overlay {
+    file: Arc<dyn DiskFile>,
+    blocks: Mutex<BTreeMap<u64, Box<[u8; BLOCK_BYTES]>>>,
+    length: Mutex<u64>,
+}
+
+impl fmt::Debug for Overlay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.file.fmt(f)
+    }
+}
+
+impl Overlay {
+    /// Fills `out` from the file, with zeros behind its end.
+    fn below(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let there = self.file.len()?.saturating_sub(offset).min(out.len() as u64) as usize;
+        out[there..].fill(0);
+        self.file.read_at(&mut out[..there], offset)
+    }
+}
+
+impl StorageBackend for Overlay {
+    fn len(&self) -> io::Result<u64> {
+        Ok(*self.length.lock())
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        if offset.checked_add(out.len() as u64).is_none_or(|end| end > *self.length.lock()) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.below(offset, out)?;
+        let end = offset + out.len() as u64;
+        let block = BLOCK_BYTES as u64;
+        for (number, bytes) in self.blocks.lock().range(offset / block..end.div_ceil(block)) {
+            let (from, to) = ((number * block).max(offset), ((number + 1) * block).min(end));
+            let source = &bytes[(from - number * block) as usize..(to - number * block) as usize];
+            out[(from - offset) as usize..(to - offset) as usize].copy_from_slice(source);
+        }
+        Ok(())
+    }
+
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        *self.length.lock() = length;
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let block = BLOCK_BYTES as u64;
+        let end = offset + data.len() as u64;
+        let mut blocks = self.blocks.lock();
+        for number in offset / block..end.div_ceil(block) {
+            let start = number * block;
+            let bytes = match blocks.entry(number) {
+                std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
+                std::collections::btree_map::Entry::Vacant(entry) => {
+                    let mut bytes = Box::new([0; BLOCK_BYTES]);
+                    self.below(start, &mut bytes[..])?;
+                    entry.insert(bytes)
+                }
+            };
+            let (from, to) = (start.max(offset), (start + block).min(end));
+            bytes[(from - start) as usize..(to - start) as usize]
+                .copy_from_slice(&data[(from - offset) as usize..(to - offset) as usize]);
+        }
+        Ok(())
+    }
 }

@@ -16,9 +16,12 @@ mod checkpoint;
 mod dir;
 mod historian;
 mod history;
+mod host;
 mod keeper;
 mod raft;
 mod record;
+#[cfg(test)]
+mod simulation;
 mod state;
 mod wal;
 mod watcher;
@@ -41,6 +44,7 @@ pub use state::{GuardFailed, Records, Retention};
 pub use watcher::{Batch, Compacted, WatchEnded, Watcher};
 
 use crate::dir::Dir;
+use crate::host::Host;
 use crate::raft::{Machine, Member, NoPeers, ProposeError, Transport};
 use crate::state::State;
 
@@ -53,6 +57,8 @@ const UNDO_BYTES_MAX: usize = 128 << 20;
 
 /// Bytes of records that a keyspace may hold unless its [`Config`] says otherwise (design.md §6).
 pub const STORED_MAX: u64 = 6 << 30;
+/// Free bytes below which the log cannot have another file for sure, and an operator is told.
+const FREE_LOW: u64 = 24 << 20;
 /// By how much an update may enlarge a record when the bound on stored data is reached: what is being deleted in grace is
 /// written once more before it goes. Beyond the bound and a sixteenth of it nothing may grow at all.
 const GROWTH_AT_QUOTA: u64 = 4 << 10;
@@ -68,6 +74,8 @@ pub struct Config {
     pub retention: Retention,
     /// Bytes of records beyond which nothing may be added ([`NoRoom::Quota`]).
     pub stored_max: u64,
+    /// Whether a keyspace must be there already: what is missing is not made.
+    pub must_exist: bool,
 }
 
 impl Config {
@@ -78,6 +86,7 @@ impl Config {
             member: 1,
             retention: Retention { age: Duration::from_secs(360), bytes: 2 << 30, memory: 16 << 20 },
             stored_max: STORED_MAX,
+            must_exist: false,
         }
     }
 }
@@ -184,6 +193,14 @@ impl TransactError {
     }
 }
 
+/// Something that an operator should do something about.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Alarm {
+    /// New records are refused, or will be soon.
+    #[error(transparent)]
+    NoRoom(NoRoom),
+}
+
 /// Why a read cannot be confirmed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BarrierError {
@@ -222,12 +239,12 @@ pub struct Status {
     pub compacted: Revision,
     /// Bytes of log entries in memory.
     pub log_bytes: usize,
-    /// Bytes on disk.
-    pub disk_bytes: u64,
-    /// Those of them that are the watch history.
+    /// Bytes on disk that are the watch history.
     pub history_bytes: u64,
     /// All records there are.
     pub records: usize,
+    /// Bytes of them.
+    pub stored_bytes: u64,
 }
 
 /// The keyspace; clones are the same one.
@@ -238,6 +255,8 @@ struct Inner {
     member: Arc<Member>,
     machine: Arc<Machine>,
     id: MemberId,
+    host: Host,
+    dir: PathBuf,
     stored_max: u64,
     stop: watch::Sender<bool>,
     barriers: mpsc::Sender<oneshot::Sender<Result<Revision, BarrierError>>>,
@@ -271,12 +290,26 @@ impl Keyspace {
     }
 
     async fn open_with(config: Config, transport: Arc<dyn Transport>, found: bool) -> Result<Keyspace, OpenError> {
-        let (id, path, retention, stored_max) = (config.member, config.dir, config.retention, config.stored_max);
+        Keyspace::open_on(Host::real(), config, transport, found).await
+    }
+
+    async fn open_on(
+        host: Host,
+        config: Config,
+        transport: Arc<dyn Transport>,
+        found: bool,
+    ) -> Result<Keyspace, OpenError> {
+        let Config { dir: path, member: id, retention, stored_max, must_exist } = config;
         let load = {
-            let path = path.clone();
+            let (host, path) = (host.clone(), path.clone());
             move || -> Result<_, OpenError> {
-                let dir = Dir::open(&path, id)?;
-                Member::load(dir, id, retention).map_err(|source| OpenError::Load { path, source })
+                let mut dir = Dir::open(&host, &path, id, must_exist)?;
+                if dir.is_new() {
+                    raft::found(&host, &mut dir)?;
+                }
+                // Everything is read and checked before anything is written.
+                let read = Member::read(&host, dir, id, retention);
+                read.and_then(raft::Read::start).map_err(|source| OpenError::Load { path, source })
             }
         };
         let start_failed = |source| OpenError::Start { path: path.clone(), source };
@@ -296,6 +329,8 @@ impl Keyspace {
             machine: member.machine().clone(),
             member,
             id,
+            host,
+            dir: path,
             stored_max,
             stop,
             barriers,
@@ -321,6 +356,10 @@ impl Keyspace {
         // What will be refused is not proposed: it would fill the log for nothing.
         self.check(&ops).await?;
         match tokio::time::timeout(PROPOSAL_TIMEOUT, self.0.member.propose(ops)).await {
+            Ok(Err(ProposeError::NoSpace)) => {
+                Err(NoRoom::Disk { dir: self.0.dir.clone(), free: self.free() }.into())
+            }
+            Ok(Err(ProposeError::Slow)) => Err(NoRoom::Slow.into()),
             Ok(Ok(outcome)) => outcome.map_err(TransactError::Guard),
             Ok(Err(ProposeError::NotLeader(leader))) => Err(TransactError::Unavailable { leader }),
             Ok(Err(ProposeError::Unknown)) | Err(_) => Err(TransactError::Unknown),
@@ -461,12 +500,37 @@ impl Keyspace {
         Watcher::new(self.0.machine.clone(), collection, after, self.0.stop.subscribe())
     }
 
-    /// What this member says about itself. Looks at the sizes of its files.
+    /// Bytes of its files; blocks on the disk.
+    pub fn disk_bytes(&self) -> u64 {
+        self.0.member.dir().map_or(0, |dir| dir::bytes(&dir))
+    }
+
+    /// What an operator should know; nothing when all is well. Looks at the disk's free space, and does not wait.
+    pub fn alarms(&self) -> Vec<Alarm> {
+        let mut alarms = Vec::new();
+        let free = self.free();
+        if self.0.member.is_short_of_space() || free < FREE_LOW {
+            alarms.push(Alarm::NoRoom(NoRoom::Disk { dir: self.0.dir.clone(), free }));
+        }
+        let (stored, max) = (self.0.machine.state.read().stored_bytes, self.0.stored_max);
+        if stored >= max {
+            alarms.push(Alarm::NoRoom(NoRoom::Quota { stored, max }));
+        }
+        alarms
+    }
+
+    /// Bytes free on the disk, as far as it says.
+    fn free(&self) -> u64 {
+        self.0.host.disk.free(&self.0.dir).unwrap_or(u64::MAX)
+    }
+
+    /// What this member says about itself.
     pub fn status(&self) -> Status {
         let standing = self.0.member.standing();
-        let (revision, compacted, records) = {
+        let (revision, compacted, records, stored_bytes) = {
             let state = self.0.machine.state.read();
-            (state.applied, state.compacted(), state.collections().map(|(_, c)| c.records.len()).sum())
+            let records = state.collections().map(|(_, c)| c.records.len()).sum();
+            (state.applied, state.compacted(), records, state.stored_bytes)
         };
         Status {
             member: self.0.id,
@@ -475,9 +539,9 @@ impl Keyspace {
             revision,
             compacted,
             log_bytes: self.0.member.log_bytes(),
-            disk_bytes: self.0.member.disk_bytes(),
             history_bytes: self.0.machine.history.bytes(),
             records,
+            stored_bytes,
         }
     }
 
@@ -530,7 +594,7 @@ async fn confirm_reads(
         };
         let confirmed = confirmed.map_err(|error| match error {
             ProposeError::NotLeader(leader) => BarrierError::Unavailable { leader },
-            ProposeError::Unknown => BarrierError::Unavailable { leader: None },
+            _ => BarrierError::Unavailable { leader: None },
         });
         for waiter in together.drain(..) {
             let _ = waiter.send(confirmed);

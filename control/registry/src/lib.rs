@@ -48,6 +48,8 @@ pub struct Config {
     pub uploads_max: usize,
     /// An upload that nobody sends to for this long may be dropped.
     pub upload_idle_max: Duration,
+    /// Bytes that uploads leave free on the disk: they belong to the log of the control plane.
+    pub free_min: u64,
 }
 
 impl Config {
@@ -59,6 +61,7 @@ impl Config {
             manifest_bytes_max: 4 << 20,
             uploads_max: 64,
             upload_idle_max: Duration::from_secs(600),
+            free_min: 64 << 20,
         }
     }
 }

@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -49,7 +50,7 @@ impl Store {
     /// Opens the files in `dir`, and makes the directories.
     pub fn open(dir: &Path) -> io::Result<Store> {
         for part in ["blobs/sha256", "blobs/sha512", "repositories"] {
-            fs::create_dir_all(dir.join(part))?;
+            make_dirs(&dir.join(part))?;
         }
         Ok(Store { dir: dir.into(), changes: Mutex::new(0) })
     }
@@ -102,7 +103,7 @@ impl Store {
     fn rename_blob(&self, digest: &Digest, from: &Path) -> io::Result<()> {
         let to = self.blob_path(digest);
         let parent = to.parent().expect("a blob lies in a directory");
-        fs::create_dir_all(parent)?;
+        make_dirs(parent)?;
         fs::rename(from, &to)?;
         File::open(parent)?.sync_all()
     }
@@ -198,7 +199,7 @@ impl Store {
         let part = self.dir.join("uploads").join(format!("part-{number}"));
         write_synced(&part, content)?;
         let parent = path.parent().expect("a file lies in a directory");
-        fs::create_dir_all(parent)?;
+        make_dirs(parent)?;
         fs::rename(part, path)?;
         File::open(parent)?.sync_all()
     }
@@ -319,10 +320,25 @@ fn is_older(path: &Path, age: Duration) -> bool {
     modified.is_ok_and(|modified| SystemTime::now().duration_since(modified).is_ok_and(|passed| passed >= age))
 }
 
+/// Makes a directory and those above it, for their owner alone, and has each one's name on the disk: a file that was synced
+/// in a directory whose own name is lost is lost with it.
+fn make_dirs(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    make_dirs(parent)?;
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => (),
+    }
+    File::open(parent)?.sync_all()
+}
+
 /// Makes an empty file that is its own meaning; again if it is there, so that its time is of now.
 fn link(path: &Path) -> io::Result<()> {
     let parent = path.parent().expect("a link lies in a directory");
-    fs::create_dir_all(parent)?;
+    make_dirs(parent)?;
     let file = File::create(path)?;
     file.set_modified(SystemTime::now())?;
     file.sync_all()?;

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,6 +24,7 @@ pub struct Uploads {
     dir: PathBuf,
     max: usize,
     idle_max: Duration,
+    free_min: u64,
     open: Mutex<HashMap<Uuid, Arc<Upload>>>,
 }
 
@@ -33,6 +34,7 @@ pub struct Upload {
     pub id: Uuid,
     name: Name,
     path: PathBuf,
+    free_min: u64,
     /// One request at a time sends to it.
     pub busy: tokio::sync::Mutex<()>,
     state: Mutex<State>,
@@ -50,9 +52,10 @@ impl Uploads {
     pub fn open(dir: PathBuf, config: &Config) -> io::Result<Uploads> {
         match fs::remove_dir_all(&dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => fs::create_dir_all(&dir)?,
+            _ => fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?,
         }
-        Ok(Uploads { dir, max: config.uploads_max, idle_max: config.upload_idle_max, open: Mutex::new(HashMap::new()) })
+        let open = Mutex::new(HashMap::new());
+        Ok(Uploads { dir, max: config.uploads_max, idle_max: config.upload_idle_max, free_min: config.free_min, open })
     }
 
     /// Begins an upload to `name`; `None` when there are too many. Blocks on the disk.
@@ -71,6 +74,7 @@ impl Uploads {
             id,
             name,
             path,
+            free_min: self.free_min,
             busy: tokio::sync::Mutex::new(()),
             state: Mutex::new(state),
             touched: Mutex::new(Instant::now()),
@@ -100,6 +104,7 @@ impl Upload {
     /// Takes more bytes. Blocks on the disk.
     pub fn append(&self, chunks: &[Bytes]) -> io::Result<()> {
         let mut state = self.state.lock();
+        leave_free(&self.path, self.free_min, chunks.iter().map(|chunk| chunk.len() as u64).sum())?;
         for chunk in chunks {
             // Where the last one that was taken whole has ended: what a failed write has left is written over.
             state.file.write_all_at(chunk, state.offset)?;
@@ -133,6 +138,19 @@ impl Upload {
     }
 }
 
+/// Refuses to write `bytes` at `path` where less than `min` would be free on the disk then. Where the disk does not say how
+/// much it has, writing finds out.
+fn leave_free(path: &Path, min: u64, bytes: u64) -> io::Result<()> {
+    let dir = path.parent().unwrap_or(path);
+    let Ok(space) = rustix::fs::statvfs(dir) else { return Ok(()) };
+    let free = space.f_bavail.saturating_mul(space.f_frsize);
+    if free >= min.saturating_add(bytes) {
+        return Ok(());
+    }
+    let text = format!("{} MiB are free, and {} MiB are kept for the log", free >> 20, min >> 20);
+    Err(io::Error::new(io::ErrorKind::StorageFull, text))
+}
+
 impl Drop for Upload {
     fn drop(&mut self) {
         // Gone already when it became a blob.
@@ -156,6 +174,19 @@ mod tests {
             upload.append(&[Bytes::from_static(b"second")]).unwrap();
             assert_eq!(upload.finish(algorithm).unwrap(), algorithm.digest(b"first second"));
             assert_eq!(fs::read(upload.path()).unwrap(), b"first second");
+        }
+    }
+
+    #[test]
+    fn uploads_leave_what_is_kept_for_the_log() {
+        let dir = tempfile::tempdir().unwrap();
+        for (free_min, taken) in [(0, true), (u64::MAX, false)] {
+            let config = Config { free_min, ..Config::new(dir.path()) };
+            let uploads = Uploads::open(dir.path().join("uploads"), &config).unwrap();
+            let upload = uploads.begin("a/b".parse().unwrap()).unwrap().unwrap();
+            let result = upload.append(&[Bytes::from_static(b"blob")]);
+            assert_eq!(result.as_ref().map_err(io::Error::kind).err(), (!taken).then_some(io::ErrorKind::StorageFull));
+            assert_eq!(upload.offset(), if taken { 4 } else { 0 });
         }
     }
 }

@@ -5,7 +5,7 @@
 //! cluster which is restarted once in a while never sees one expire.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +15,8 @@ use rcgen::{
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::founding;
 
 /// How long the authority itself is valid.
 const AUTHORITY_DAYS: i64 = 3650;
@@ -32,6 +34,15 @@ pub enum Error {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// Something that cannot be made again is gone.
+    #[error(
+        "{path} is missing, although a cluster was founded here: a new one would disown everything that was issued. Restore \
+         it, with the whole data directory, from a backup; to begin anew, choose an empty directory"
+    )]
+    Missing {
+        /// The file.
+        path: PathBuf,
     },
     /// A key or certificate could not be made.
     #[error("issue certificate {name}")]
@@ -95,11 +106,15 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// Opens the authority in `dir`, making it when there is none.
-    pub fn open(dir: &Path) -> Result<Authority, Error> {
-        fs::create_dir_all(dir).map_err(|source| Error::File { path: dir.into(), source })?;
+    /// Opens the authority in `dir`; only while a cluster is being `founded` is what is missing made.
+    pub fn open(dir: &Path, founded: bool) -> Result<Authority, Error> {
         let (certificate_path, key_path) = (dir.join("ca.crt"), dir.join("ca.key"));
-        if !certificate_path.exists() || !key_path.exists() {
+        let token_path = dir.join("service-account.key");
+        let complete = Authority::check(dir);
+        if founded {
+            complete?;
+        } else if complete.is_err() {
+            founding::closed_dir(dir).map_err(|source| Error::File { path: dir.into(), source })?;
             let key = new_key("ca")?;
             let mut params = CertificateParams::default();
             params.distinguished_name.push(DnType::CommonName, "coracle-ca");
@@ -108,8 +123,9 @@ impl Authority {
                 vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
             validity(&mut params, AUTHORITY_DAYS);
             let certificate = params.self_signed(&key).map_err(|source| Error::Issue { name: "ca".into(), source })?;
-            write_secret(&key_path, key.serialize_pem().as_bytes())?;
-            write_public(&certificate_path, certificate.pem().as_bytes())?;
+            write(&token_path, new_key("service-account")?.serialize_pem().as_bytes())?;
+            write(&key_path, key.serialize_pem().as_bytes())?;
+            write(&certificate_path, certificate.pem().as_bytes())?;
         }
         let certificate = read(&certificate_path)?;
         let key =
@@ -117,6 +133,14 @@ impl Authority {
         let issuer = Issuer::from_ca_cert_pem(&certificate, key)
             .map_err(|e| Error::Pem { path: certificate_path, reason: e.to_string() })?;
         Ok(Authority { dir: dir.into(), certificate, issuer })
+    }
+
+    /// Whether everything that only founding makes is in `dir`; changes nothing.
+    pub fn check(dir: &Path) -> Result<(), Error> {
+        match ["ca.crt", "ca.key", "service-account.key"].iter().map(|name| dir.join(name)).find(|path| !path.exists()) {
+            Some(path) => Err(Error::Missing { path }),
+            None => Ok(()),
+        }
     }
 
     /// The authority's own certificate, as PEM.
@@ -158,18 +182,17 @@ impl Authority {
         validity(&mut params, LEAF_DAYS);
         let certificate = params.signed_by(&key, &self.issuer).map_err(failed)?;
         let pair = Pair { certificate: certificate.pem(), key: key.serialize_pem() };
-        write_secret(&key_path, pair.key.as_bytes())?;
-        write_public(&certificate_path, pair.certificate.as_bytes())?;
+        write(&key_path, pair.key.as_bytes())?;
+        write(&certificate_path, pair.certificate.as_bytes())?;
         Ok(pair)
     }
 
     /// The key that signs ServiceAccount tokens (ECDSA P-256, PKCS #8 PEM).
     pub fn token_key(&self) -> Result<String, Error> {
         let path = self.dir.join("service-account.key");
-        if !path.exists() {
-            write_secret(&path, new_key("service-account")?.serialize_pem().as_bytes())?;
-        }
-        read(&path)
+        let key = read(&path)?;
+        KeyPair::from_pem(&key).map_err(|e| Error::Pem { path, reason: e.to_string() })?;
+        Ok(key)
     }
 
     /// Whether a certificate on disk can be used for `subject` for some time to come.
@@ -220,23 +243,8 @@ fn read(path: &Path) -> Result<String, Error> {
     fs::read_to_string(path).map_err(|source| Error::File { path: path.into(), source })
 }
 
-/// Writes a file that its owner alone may read, in one step.
-pub(crate) fn write_secret(path: &Path, content: &[u8]) -> Result<(), Error> {
-    write(path, content, 0o600)
-}
-
-fn write_public(path: &Path, content: &[u8]) -> Result<(), Error> {
-    write(path, content, 0o644)
-}
-
-fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let fail = |source| Error::File { path: path.into(), source };
-    let part = path.with_extension("part");
-    let _ = fs::remove_file(&part);
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&part).map_err(fail)?;
-    file.write_all(content).and_then(|()| file.sync_all()).map_err(fail)?;
-    fs::rename(&part, path).map_err(fail)
+fn write(path: &Path, content: &[u8]) -> Result<(), Error> {
+    founding::write(path, content).map_err(|source| Error::File { path: path.into(), source })
 }
 
 #[cfg(test)]
@@ -256,9 +264,9 @@ mod tests {
     #[test]
     fn a_second_start_finds_the_same_authority_and_certificates() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Authority::open(dir.path()).unwrap();
+        let first = Authority::open(dir.path(), false).unwrap();
         let issued = first.issue(&server(&["localhost"])).unwrap();
-        let second = Authority::open(dir.path()).unwrap();
+        let second = Authority::open(dir.path(), true).unwrap();
         assert_eq!(first.certificate(), second.certificate());
         assert_eq!(issued.certificate, second.issue(&server(&["localhost"])).unwrap().certificate);
         assert_eq!(first.token_key().unwrap(), second.token_key().unwrap());
@@ -267,7 +275,7 @@ mod tests {
     #[test]
     fn a_certificate_that_lacks_a_host_is_issued_again() {
         let dir = tempfile::tempdir().unwrap();
-        let authority = Authority::open(dir.path()).unwrap();
+        let authority = Authority::open(dir.path(), false).unwrap();
         let before = authority.issue(&server(&["localhost"])).unwrap();
         let after = authority.issue(&server(&["localhost", "boat"])).unwrap();
         assert_ne!(before.certificate, after.certificate);
@@ -276,17 +284,31 @@ mod tests {
     #[test]
     fn a_certificate_of_another_authority_is_issued_again() {
         let dir = tempfile::tempdir().unwrap();
-        let before = Authority::open(dir.path()).unwrap().issue(&server(&["localhost"])).unwrap();
+        let before = Authority::open(dir.path(), false).unwrap().issue(&server(&["localhost"])).unwrap();
         fs::remove_file(dir.path().join("ca.crt")).unwrap();
-        let after = Authority::open(dir.path()).unwrap().issue(&server(&["localhost"])).unwrap();
+        let after = Authority::open(dir.path(), false).unwrap().issue(&server(&["localhost"])).unwrap();
         assert_ne!(before.certificate, after.certificate);
     }
 
     #[test]
-    fn keys_are_for_their_owner_alone() {
-        use std::os::unix::fs::PermissionsExt;
-        let dir = tempfile::tempdir().unwrap();
-        Authority::open(dir.path()).unwrap();
-        assert_eq!(fs::metadata(dir.path().join("ca.key")).unwrap().permissions().mode() & 0o777, 0o600);
+    fn what_is_missing_from_a_founded_cluster_is_named_and_nothing_is_made() {
+        for name in ["ca.crt", "ca.key", "service-account.key"] {
+            let dir = tempfile::tempdir().unwrap();
+            Authority::open(dir.path(), false).unwrap();
+            fs::remove_file(dir.path().join(name)).unwrap();
+            let files = || {
+                let mut files: Vec<_> = fs::read_dir(dir.path())
+                    .unwrap()
+                    .map(|entry| entry.unwrap().path())
+                    .map(|path| (path.clone(), fs::read(path).unwrap()))
+                    .collect();
+                files.sort();
+                files
+            };
+            let before = files();
+            let error = Authority::open(dir.path(), true).err().unwrap();
+            assert!(matches!(&error, Error::Missing { path } if path.ends_with(name)), "{error}");
+            assert_eq!(files(), before);
+        }
     }
 }

@@ -6,7 +6,9 @@
 //! Start: data (which locks the directory) → certificates → listeners → API → duties. Stop: duties, then listeners (open
 //! requests finish, watches end), then the data, so that nothing which was answered is lost.
 
+mod addresses;
 mod authority;
+mod founding;
 mod kubeconfig;
 mod listener;
 mod status;
@@ -48,6 +50,8 @@ pub struct Config {
     pub registry: SocketAddr,
     /// Further host names or addresses the API is reached at; they go into its certificate.
     pub hosts: Vec<String>,
+    /// Bytes of objects beyond which nothing may be added; deletions are possible.
+    pub stored_max: u64,
 }
 
 /// Why a server could not start.
@@ -85,6 +89,23 @@ pub enum Error {
     /// The API server's own objects.
     #[error("start the API server")]
     Api(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// There is data of a cluster, or must be, and what says so is gone.
+    #[error(
+        "{path} is missing, although there is data of a cluster. Restore the data directory from a backup; to begin anew \
+         without its data, choose an empty directory"
+    )]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The data directory was laid out by another version.
+    #[error("{path} says {found:?}, which this version does not know; use the version of coracle that wrote it")]
+    Layout {
+        /// The file.
+        path: PathBuf,
+        /// What it says.
+        found: String,
+    },
     /// A file.
     #[error("{path}")]
     File {
@@ -129,12 +150,27 @@ impl Server {
             let path = path.to_owned();
             move |source| Error::File { path, source }
         };
-        std::fs::create_dir_all(&dir).map_err(file(&dir))?;
+        let founded = founding::is_founded(&dir)?;
+        // Read before anything is written anywhere: a cluster that lacks its authority stays as it is.
+        if founded {
+            Authority::check(&dir.join("pki"))?;
+        }
         // First: this locks the directory, so that two servers cannot both go on.
-        let keyspace = Keyspace::open(coracle_keyspace::Config::new(dir.join("control")))
-            .await
-            .map_err(|source| Error::Data { dir: dir.clone(), source })?;
-        let authority = Authority::open(&dir.join("pki"))?;
+        let keyspace = coracle_keyspace::Config {
+            stored_max: config.stored_max,
+            must_exist: founded,
+            ..coracle_keyspace::Config::new(dir.join("control"))
+        };
+        let keyspace =
+            Keyspace::open(keyspace).await.map_err(|source| Error::Data { dir: dir.clone(), source })?;
+        let authority = Authority::open(&dir.join("pki"), founded)?;
+        if !founded {
+            founding::founded(&dir)?;
+        }
+        for own in ["registry", "node"] {
+            let own = dir.join(own);
+            founding::closed_dir(&own).map_err(file(&own))?;
+        }
 
         let api_listener = listener::bind(config.api, "the API").await?;
         let registry_listener = listener::bind(config.registry, "the registry").await?;
@@ -165,8 +201,9 @@ impl Server {
         .await
         .map_err(|e| Error::Api(e.into()))?;
 
-        let registry = Registry::open(coracle_registry::Config::new(dir.join("registry")))
-            .map_err(|e| Error::Registry(e.into()))?;
+        let registry =
+            coracle_registry::Config { free_min: free_floor(&dir), ..coracle_registry::Config::new(dir.join("registry")) };
+        let registry = Registry::open(registry).map_err(|e| Error::Registry(e.into()))?;
         let registry_router = coracle_registry::router(registry.clone());
 
         let (listeners, duties) = (CancellationToken::new(), CancellationToken::new());
@@ -196,7 +233,7 @@ impl Server {
             addresses: vec![],
         })?;
         let text = kubeconfig::render(&api_url, authority.certificate(), "coracle-admin", &admin);
-        authority::write_secret(&kubeconfig, text.as_bytes())?;
+        write_kubeconfig(&kubeconfig, &text)?;
 
         let server = Server {
             config,
@@ -326,6 +363,28 @@ async fn tidy(registry: Registry, stop: CancellationToken) {
     }
 }
 
+/// Bytes that images, uploads, logs and volumes leave free on the disk that holds `dir`, so that the log of the control
+/// plane has them: a twentieth of the disk, but no less and no more than stated here.
+pub fn free_floor(dir: &Path) -> u64 {
+    const FLOOR: (u64, u64) = (64 << 20, 1 << 30);
+    let total = rustix::fs::statvfs(dir).map_or(0, |space| space.f_blocks.saturating_mul(space.f_frsize));
+    (total / 20).clamp(FLOOR.0, FLOOR.1)
+}
+
+/// Writes the kubeconfig where it says something else. A full disk leaves the old one, and is no reason not to start.
+fn write_kubeconfig(path: &Path, text: &str) -> Result<(), Error> {
+    if std::fs::read_to_string(path).is_ok_and(|there| there == text) {
+        return Ok(());
+    }
+    match founding::write(path, text.as_bytes()) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+            tracing::error!(path = %path.display(), %error, "the kubeconfig stays as it was");
+            Ok(())
+        }
+        written => written.map_err(|source| Error::File { path: path.into(), source }),
+    }
+}
+
 /// The API's names: this machine's, and those by which pods know it.
 fn serving_subject(config: &Config) -> Subject<'static> {
     let mut hosts: Vec<String> = [
@@ -339,8 +398,10 @@ fn serving_subject(config: &Config) -> Subject<'static> {
     .to_vec();
     let mut addresses = vec![IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1))];
     hosts.extend(std::fs::read_to_string("/proc/sys/kernel/hostname").ok().map(|name| name.trim().to_owned()));
-    if !config.api.ip().is_unspecified() && !addresses.contains(&config.api.ip()) {
-        addresses.push(config.api.ip());
+    match config.api.ip() {
+        // Every address of this machine, those of the moment.
+        ip if ip.is_unspecified() => addresses.extend(addresses::of_this_machine()),
+        ip => addresses.push(ip),
     }
     for host in &config.hosts {
         match host.parse::<IpAddr>() {
@@ -349,6 +410,8 @@ fn serving_subject(config: &Config) -> Subject<'static> {
         }
     }
     hosts.retain(|host| !host.is_empty());
+    let mut seen = std::collections::HashSet::new();
+    addresses.retain(|address| seen.insert(*address));
     Subject { file: "apiserver", user: "kube-apiserver", groups: &[], hosts, addresses }
 }
 
@@ -392,4 +455,77 @@ fn roots(authority: &Authority) -> Result<RootCertStore, Error> {
     let mut roots = RootCertStore::empty();
     roots.add(authority.root()).map_err(|e| Error::Tls(e.into()))?;
     Ok(roots)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn config(dir: &Path) -> Config {
+        let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+        Config { data_dir: dir.to_owned(), api: any, registry: any, hosts: Vec::new(), stored_max: 6 << 30 }
+    }
+
+    /// Everything below `dir`: what is open to others, and contents.
+    fn below(dir: &Path) -> (Vec<String>, BTreeMap<PathBuf, Vec<u8>>) {
+        let (mut open, mut contents) = (Vec::new(), BTreeMap::new());
+        let mut left = vec![dir.to_owned()];
+        while let Some(path) = left.pop() {
+            let metadata = std::fs::metadata(&path).unwrap();
+            let mode = metadata.permissions().mode() & 0o777;
+            if mode & 0o077 != 0 {
+                open.push(format!("{mode:o} {}", path.display()));
+            }
+            if metadata.is_dir() {
+                left.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+            } else if !path.ends_with("LOCK") {
+                contents.insert(path.clone(), std::fs::read(path).unwrap());
+            }
+        }
+        (open, contents)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_kept_is_for_its_owner_alone_and_never_made_again() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("data");
+        let server = Server::start(config(&dir)).await.unwrap();
+        assert_eq!(below(&dir).0, Vec::<String>::new());
+        server.shutdown().await;
+        let away = temp.path().join("away");
+        for gone in ["CLUSTER", "control", "control/log", "control/state.redb", "control/FORMAT", "pki", "pki/ca.crt"] {
+            std::fs::rename(dir.join(gone), &away).unwrap();
+            let before = below(&dir).1;
+            let error = Server::start(config(&dir)).await.err().expect("it is refused");
+            let mut text = error.to_string();
+            let mut source = std::error::Error::source(&error);
+            while let Some(next) = source {
+                text = format!("{text}: {next}");
+                source = next.source();
+            }
+            assert!(text.contains("missing") && text.contains(gone), "without {gone}: {text}");
+            assert_eq!(below(&dir).1, before, "without {gone}");
+            std::fs::rename(&away, dir.join(gone)).unwrap();
+        }
+        Server::start(config(&dir)).await.unwrap().shutdown().await;
+    }
+
+    #[test]
+    fn a_certificate_names_where_the_api_is_reached() {
+        let bound = |ip: &str| Config {
+            api: SocketAddr::new(ip.parse().unwrap(), 0),
+            hosts: vec!["boat.example".into(), "192.0.2.9".into()],
+            ..config(Path::new("/"))
+        };
+        let subject = serving_subject(&bound("192.0.2.2"));
+        assert!(subject.hosts.contains(&"boat.example".to_owned()));
+        for address in ["192.0.2.2", "192.0.2.9", "127.0.0.1", "10.96.0.1"] {
+            assert!(subject.addresses.contains(&address.parse().unwrap()), "{address}");
+        }
+        let everywhere = serving_subject(&bound("0.0.0.0")).addresses;
+        assert!(addresses::of_this_machine().iter().all(|address| everywhere.contains(address)));
+    }
 }

@@ -29,6 +29,10 @@ pub fn router(facts: Facts) -> Router {
 
 async fn status(State(facts): State<Facts>) -> Json<Value> {
     let raft = facts.keyspace.status();
+    let alarms: Vec<String> = facts.keyspace.alarms().iter().map(ToString::to_string).collect();
+    let keyspace = facts.keyspace.clone();
+    // Walks the directory: not on a thread that serves requests.
+    let disk_bytes = tokio::task::spawn_blocking(move || keyspace.disk_bytes()).await.ok();
     Json(json!({
         "apiUrl": facts.api_url,
         "registry": facts.registry,
@@ -36,7 +40,9 @@ async fn status(State(facts): State<Facts>) -> Json<Value> {
         "version": env!("CARGO_PKG_VERSION"),
         "revision": facts.keyspace.revision().get(),
         "term": raft.term,
-        "diskBytes": raft.disk_bytes,
+        "storedBytes": raft.stored_bytes,
+        "diskBytes": disk_bytes,
+        "alarms": alarms,
         "memoryBytes": resident_bytes(),
         "processId": std::process::id(),
     }))

@@ -1,4 +1,5 @@
-//! Killed at any moment, started again: nothing that was acknowledged is lost, and what ran runs again.
+//! Killed at any moment, started again: nothing that was acknowledged is lost, and what ran runs again. A kill is no power cut:
+//! what the kernel has in memory survives it. Power cuts are simulated in the keyspace (`control/keyspace/src/simulation/`).
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +14,7 @@ use kube::api::{ListParams, PostParams};
 fn no_acknowledged_write_is_lost_when_it_is_killed() {
     let mut cluster = Cluster::start();
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let mut acknowledged: BTreeMap<String, String> = BTreeMap::new();
+    let mut acknowledged: BTreeMap<String, ConfigMap> = BTreeMap::new();
     for round in 0..3 {
         let remote = runtime.block_on(Remote::connect(&cluster.kubeconfig())).expect("connect");
         let stop = AtomicBool::new(false);
@@ -29,7 +30,7 @@ fn no_acknowledged_write_is_lost_when_it_is_killed() {
                             }
                             let name = format!("w{round}-{writer}-{at}");
                             match runtime.block_on(create(remote, &name)) {
-                                Ok(version) => done.push((name, version)),
+                                Ok(object) => done.push((name, object)),
                                 Err(_) => break,
                             }
                         }
@@ -49,18 +50,20 @@ fn no_acknowledged_write_is_lost_when_it_is_killed() {
         acknowledged.extend(written);
         let remote = runtime.block_on(Remote::connect(&cluster.kubeconfig())).expect("connect");
         let found = runtime.block_on(all(&remote));
-        for (name, version) in &acknowledged {
-            assert_eq!(found.get(name), Some(version), "{name} was acknowledged");
+        for (name, object) in &acknowledged {
+            assert_eq!(found.get(name), Some(object), "{name} was acknowledged");
         }
     }
 }
 
-async fn create(remote: &Remote, name: &str) -> Result<String, kube::Error> {
+async fn create(remote: &Remote, name: &str) -> Result<ConfigMap, kube::Error> {
     let api: Api<ConfigMap> = Api::default_namespaced(remote.client().clone());
-    let object = serde_json::from_value(serde_json::json!({"metadata": {"name": name, "labels": {"of": "crash"}}}))
-        .expect("a ConfigMap");
-    let created: ConfigMap = api.create(&PostParams::default(), &object).await?;
-    Ok(created.metadata.resource_version.unwrap_or_default())
+    let object = serde_json::from_value(serde_json::json!({
+        "metadata": {"name": name, "labels": {"of": "crash"}},
+        "data": {"content": name.repeat(40)},
+    }))
+    .expect("a ConfigMap");
+    api.create(&PostParams::default(), &object).await
 }
 
 async fn count(remote: &Remote) -> Result<usize, kube::Error> {
@@ -68,13 +71,10 @@ async fn count(remote: &Remote) -> Result<usize, kube::Error> {
     Ok(api.list(&ListParams::default().labels("of=crash")).await?.items.len())
 }
 
-async fn all(remote: &Remote) -> BTreeMap<String, String> {
+async fn all(remote: &Remote) -> BTreeMap<String, ConfigMap> {
     let api: Api<ConfigMap> = Api::default_namespaced(remote.client().clone());
     let list = api.list(&ListParams::default().labels("of=crash")).await.expect("list");
-    let pair = |object: ConfigMap| {
-        (object.metadata.name.unwrap_or_default(), object.metadata.resource_version.unwrap_or_default())
-    };
-    list.items.into_iter().map(pair).collect()
+    list.items.into_iter().map(|object| (object.metadata.name.clone().unwrap_or_default(), object)).collect()
 }
 
 #[test]

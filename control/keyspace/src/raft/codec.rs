@@ -26,6 +26,8 @@ pub enum Frame {
     Truncate(Option<LogId>),
     /// Entries up to this one are gone: a checkpoint has what they did.
     Purge(LogId),
+    /// Entries up to this one are on the disks of a majority.
+    Committed(LogId),
 }
 
 /// What a checkpoint remembers of the log.
@@ -76,6 +78,7 @@ enum WireFrame<'a> {
     },
     Truncate(Option<WireLogId>),
     Purge(WireLogId),
+    Committed(WireLogId),
 }
 
 #[derive(Clone, Copy, Serialize, Deserialize)]
@@ -179,6 +182,11 @@ pub fn purge(upto: &LogId) -> Vec<u8> {
     encode(&WireFrame::Purge(wire_id(upto)), 32)
 }
 
+/// The body that says that entries up to `upto` are committed.
+pub fn committed(upto: &LogId) -> Vec<u8> {
+    encode(&WireFrame::Committed(wire_id(upto)), 32)
+}
+
 /// What a body of the log says.
 pub fn frame(body: Vec<u8>) -> io::Result<Frame> {
     let body = Bytes::from(body);
@@ -188,6 +196,7 @@ pub fn frame(body: Vec<u8>) -> io::Result<Frame> {
         }
         WireFrame::Truncate(after) => Frame::Truncate(after.map(log_id)),
         WireFrame::Purge(upto) => Frame::Purge(log_id(upto)),
+        WireFrame::Committed(upto) => Frame::Committed(log_id(upto)),
         WireFrame::Entry { id, payload } => {
             let payload = match payload {
                 WirePayload::Blank => EntryPayload::Blank,
@@ -377,6 +386,57 @@ mod tests {
             assert_eq!(head(&encode_head(&head_before)).unwrap(), head_before);
         }
         assert_eq!(head(&[]).unwrap(), Head::default());
+    }
+
+    /// Bodies as version 2 of the format has them. When this fails, the format has changed: give it a new version (`FORMAT` in
+    /// dir.rs, docs/formats.md), or read the old one.
+    #[test]
+    fn the_bodies_are_those_of_version_2() {
+        let put = Op::Put {
+            key: Key::new("c", "n"),
+            value: Value { bytes: Bytes::from_static(b"v"), revision_at: 1 },
+            guard: Guard::Revision(Revision::new(300)),
+        };
+        let delete = Op::Delete { key: Key::new("c", "m"), guard: Guard::Present };
+        let check = Op::Check { key: Key::new("c", "k"), guard: Guard::Absent };
+        let members = Membership::new_with_defaults(vec![BTreeSet::from([1])], []);
+        let transaction = EntryPayload::Normal(Transaction::new(vec![put, delete, check]));
+        let head_of = Head { applied: Some(id(5)), membership: StoredMembership::new(Some(id(2)), members.clone()) };
+        let say = |payload| entry(&Entry { log_id: id(9), payload });
+        for (bytes, expected) in [
+            (vote(&Vote { leader_id: LeaderId { term: 3, node_id: 1 }, committed: true }), "00030101"),
+            (say(EntryPayload::Blank), "0103010900"),
+            (say(transaction), "01030109010300016301 6e03ac02010176010163016d020201630 16b01"),
+            (say(EntryPayload::Membership(members)), "01030109020101010101 096c6f63616c686f7374"),
+            (truncate(Some(&id(4))), "0201030104"),
+            (truncate(None), "0200"),
+            (purge(&id(4)), "03030104"),
+            (committed(&id(4)), "04030104"),
+            (encode_head(&head_of), "01030105010301020101010101 096c6f63616c686f7374"),
+        ] {
+            let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(hex, expected.replace(' ', ""));
+        }
+    }
+
+    proptest::proptest! {
+        /// Any bytes are a body or an error, and so is any body with a wrong byte.
+        #[test]
+        fn any_bytes_are_read_or_refused(
+            bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200),
+            at in proptest::prelude::any::<proptest::sample::Index>(),
+        ) {
+            let _ = (frame(bytes.clone()).is_ok(), head(&bytes).is_ok(), records(&bytes).is_ok());
+            let put = Op::Put {
+                key: Key::new("c", "n"),
+                value: Value { bytes: Bytes::from(bytes.clone()), revision_at: 0 },
+                guard: Guard::None,
+            };
+            let mut body = entry(&Entry { log_id: id(9), payload: EntryPayload::Normal(Transaction::new(vec![put])) });
+            let at = at.index(body.len());
+            body[at] ^= 0xff;
+            let _ = frame(body).is_ok();
+        }
     }
 
     #[test]

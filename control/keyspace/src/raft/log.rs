@@ -1,5 +1,9 @@
 //! The log as openraft wants it: on disk through the [write-ahead log](crate::wal), and in memory until it is purged.
 //!
+//! Opening reads first ([`Log::read`]), and writes only when everything that was read makes sense ([`Unstarted::start`]).
+//! Proposals are let in one after the other while there is room ([`Log::room`]): in memory, and in the files that the log
+//! has already, so that a full disk refuses writes before they are in the log, and never fails the log itself.
+//!
 //! Whatever changes it is one body of the write-ahead log, written in the order of the calls. A purge that frees enough
 //! begins a new segment which says again what is still needed (vote, purge mark, remaining entries) and deletes the old
 //! ones. Reading such a repetition twice, after a crash between the two, changes nothing: an entry that is there already
@@ -8,6 +12,7 @@
 use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::io;
+use std::path::PathBuf;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -20,15 +25,14 @@ use tokio::sync::{Notify, oneshot};
 
 use super::codec::{self, Frame};
 use super::types::{Entry, LogId, MemberId, TypeConfig, Vote};
-use crate::dir::{self, Dir};
-use crate::wal::{self, Done, Wal};
+use crate::dir::Dir;
+use crate::host::{Host, Sizes};
+use crate::wal::{self, Done, Found, Space, Wal};
 
-/// A purge begins a new segment once this much was written since the last one.
-const ROTATE_BYTES: usize = 12 << 20;
-/// Beyond this the log asks to be cut. Replaying it at the next start takes well under a second.
-const CUT_BYTES: usize = 16 << 20;
-/// Beyond this new proposals wait until it is cut: the disk is slower than those who write.
-const FULL_BYTES: usize = 64 << 20;
+/// Bytes of the log's files that are kept, while no more can be made, for writes that are small or free space...
+const KEPT_FOR_SMALL: u64 = 6 << 20;
+/// ... and for Raft itself: votes, and the first entry of a leader, at every start.
+const KEPT_FOR_RAFT: u64 = 2 << 20;
 /// Most bytes of entries sent to another member at once.
 const READ_BYTES_MAX: usize = 1 << 20;
 
@@ -39,14 +43,47 @@ pub struct Log(Arc<Shared>);
 struct Shared {
     member: MemberId,
     inner: Mutex<Inner>,
+    sizes: Sizes,
     sole: AtomicBool,
     /// Bytes of entries in memory, for those who look often.
     bytes: AtomicUsize,
-    /// Says that the log grew beyond [`CUT_BYTES`].
+    /// Bytes that were let in and may not be in the log yet.
+    promised: AtomicUsize,
+    /// Held by the first of those who wait for room: they are let in in the order in which they came.
+    turn: tokio::sync::Mutex<()>,
+    /// Whether checkpoints fail for lack of space, so that the log cannot be cut.
+    uncut: AtomicBool,
+    /// Says that the log grew beyond its bound.
     grown: Notify,
-    /// Says that it was purged.
+    /// Says that it was purged, or that it cannot be.
     cut: Notify,
 }
+
+/// What was read of a log, before anything is written.
+pub struct Unstarted {
+    found: Found,
+    dir: Dir,
+    member: MemberId,
+    sizes: Sizes,
+    inner: Inner,
+    sole: bool,
+}
+
+/// Room for a proposal, until this is dropped.
+pub struct Room {
+    log: Log,
+    bytes: usize,
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.log.0.promised.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// There is no room, and none to come before the disk has space again.
+#[derive(Debug)]
+pub struct NoSpace;
 
 #[derive(Default)]
 struct Inner {
@@ -66,38 +103,51 @@ struct Inner {
 }
 
 impl Log {
-    /// Opens the log of `member` in `dir`. `before` is the membership of the checkpoint.
-    pub fn open(dir: Dir, member: MemberId, before: &Membership<MemberId, openraft::BasicNode>) -> io::Result<Log> {
+    /// Reads the log of `member` in `dir`, which holds `covered` and its `membership` in the checkpoint, and changes nothing.
+    pub fn read(
+        host: &Host,
+        dir: Dir,
+        member: MemberId,
+        covered: Option<&LogId>,
+        membership: &Membership<MemberId, openraft::BasicNode>,
+    ) -> io::Result<Unstarted> {
         let path = dir.path().join("log");
-        std::fs::create_dir_all(&path)?;
-        let opened = wal::open(&path)?;
-        let mut inner = Inner { wal: Some(opened.wal), dir: Some(dir), ..Inner::default() };
-        let mut membership = before.clone();
-        for body in opened.bodies {
-            inner.written += body.len();
-            match codec::frame(body)? {
-                Frame::Vote(vote) => inner.vote = Some(vote),
-                Frame::Truncate(after) => inner.truncate(after.as_ref()),
-                Frame::Purge(upto) => inner.purge(upto),
-                Frame::Entry(entry) => inner.restore(entry)?,
-            }
+        let mut found = wal::read(host, &path)?;
+        let mut inner = Inner::default();
+        for mut body in std::mem::take(&mut found.bodies) {
+            inner.written += body.bytes.len();
+            let frame = codec::frame(std::mem::take(&mut body.bytes));
+            let taken = frame.and_then(|frame| match frame {
+                Frame::Vote(vote) => {
+                    inner.vote = Some(vote);
+                    Ok(())
+                }
+                Frame::Committed(upto) => {
+                    inner.committed = inner.committed.max(Some(upto));
+                    Ok(())
+                }
+                Frame::Truncate(after) => {
+                    inner.truncate(after.as_ref());
+                    Ok(())
+                }
+                Frame::Purge(upto) => {
+                    inner.purge(upto);
+                    Ok(())
+                }
+                Frame::Entry(entry) => inner.restore(entry),
+            });
+            taken.map_err(|why| Found::damaged(&path, &body, why))?;
         }
-        inner.check()?;
+        inner.check().map_err(|why| crate::host::damaged(&path, 0, why))?;
+        let mut membership = membership.clone();
         for entry in &inner.entries {
             if let EntryPayload::Membership(newer) = &entry.payload {
                 membership = newer.clone();
             }
         }
-        let sole = AtomicBool::new(is_sole(&membership, member));
-        let shared = Shared {
-            member,
-            bytes: AtomicUsize::new(inner.bytes),
-            inner: Mutex::new(inner),
-            sole,
-            grown: Notify::new(),
-            cut: Notify::new(),
-        };
-        Ok(Log(Arc::new(shared)))
+        let sole = is_sole(&membership, member);
+        inner.check_against(covered, sole).map_err(|why| crate::host::damaged(&path, 0, why))?;
+        Ok(Unstarted { found, dir, member, sizes: host.sizes, inner, sole })
     }
 
     /// Writes what is queued and gives the directory free; later writes fail. Blocks on the disk.
@@ -111,10 +161,25 @@ impl Log {
         drop(dir);
     }
 
-    /// Bytes on disk of everything in the directory.
-    pub fn disk_bytes(&self) -> u64 {
-        let path = self.0.inner.lock().dir.as_ref().map(|dir| dir.path().to_owned());
-        path.map_or(0, |path| dir::bytes(&path))
+    /// Where everything is, until it is closed.
+    pub fn dir(&self) -> Option<PathBuf> {
+        self.0.inner.lock().dir.as_ref().map(|dir| dir.path().to_owned())
+    }
+
+    /// What its files still take.
+    pub fn space(&self) -> Option<Space> {
+        self.0.inner.lock().wal.as_ref().map(Wal::space)
+    }
+
+    /// Whether writes are refused for lack of space, or will be soon.
+    pub fn is_short_of_space(&self) -> bool {
+        self.0.uncut.load(Ordering::Acquire) || self.space().is_some_and(|space| space.stuck)
+    }
+
+    /// Says whether checkpoints fail for lack of space.
+    pub fn set_uncut(&self, uncut: bool) {
+        self.0.uncut.store(uncut, Ordering::Release);
+        self.0.cut.notify_waiters();
     }
 
     /// Whether this member is the only voter there is, so that whatever it has written is committed.
@@ -129,7 +194,12 @@ impl Log {
 
     /// Whether it is time to cut it.
     pub fn is_large(&self) -> bool {
-        self.bytes() >= CUT_BYTES
+        self.bytes() >= self.0.sizes.cut
+    }
+
+    /// Bytes of applied entries that may be kept for other members, so that cutting still makes room.
+    pub fn keepable(&self) -> usize {
+        self.0.sizes.cut / 8
     }
 
     /// Waits until it may be time to cut it.
@@ -137,26 +207,48 @@ impl Log {
         self.0.grown.notified().await;
     }
 
-    /// Waits while there is no room for more.
-    pub async fn room(&self) {
-        while self.bytes() >= FULL_BYTES {
+    /// Waits for room for a proposal of `bytes`, in turn. What is `small` may use what is kept when the disk is full.
+    pub async fn room(&self, bytes: usize, small: bool) -> Result<Room, NoSpace> {
+        let _turn = self.0.turn.lock().await;
+        let is_full = || self.bytes() + self.0.promised.load(Ordering::Relaxed) >= self.0.sizes.full;
+        while is_full() {
             let cut = self.0.cut.notified();
             tokio::pin!(cut);
             // Listening comes before looking, so that no cut in between is missed.
             cut.as_mut().enable();
-            if self.bytes() >= FULL_BYTES {
-                cut.await;
+            if !is_full() {
+                break;
+            }
+            if self.0.uncut.load(Ordering::Acquire) {
+                return Err(NoSpace);
+            }
+            cut.await;
+        }
+        let kept = if small { KEPT_FOR_RAFT.min(self.0.sizes.segment / 8) } else { KEPT_FOR_SMALL.min(self.0.sizes.segment / 2) };
+        while let Some(space) = self.space().filter(|space| !space.ready) {
+            let promised = self.0.promised.load(Ordering::Relaxed);
+            if space.left >= (promised + bytes) as u64 + kept {
+                break;
+            }
+            if space.stuck {
+                return Err(NoSpace);
+            }
+            let known = self.0.inner.lock().wal.as_ref().map(Wal::hurry);
+            if let Some(known) = known {
+                known.await;
             }
         }
+        self.0.promised.fetch_add(bytes, Ordering::Relaxed);
+        Ok(Room { log: self.clone(), bytes })
     }
 
     /// Says how large the log is now, to whom it concerns.
     fn resized(&self, inner: &Inner) {
         self.0.bytes.store(inner.bytes, Ordering::Relaxed);
-        if inner.bytes >= CUT_BYTES {
+        if inner.bytes >= self.0.sizes.cut {
             self.0.grown.notify_one();
         }
-        if inner.bytes < FULL_BYTES {
+        if inner.bytes < self.0.sizes.full {
             self.0.cut.notify_waiters();
         }
     }
@@ -182,6 +274,28 @@ impl Log {
             inner.append(vec![body], Box::new(move |result| drop(send.send(result))));
         }
         receive.await.unwrap_or_else(|_| Err(io::Error::other("the log's writer has ended")))
+    }
+}
+
+impl Unstarted {
+    /// Has on the disk what was read, and goes on behind it.
+    pub fn start(self) -> io::Result<Log> {
+        let Unstarted { found, dir, member, sizes, mut inner, sole } = self;
+        inner.wal = Some(found.start()?);
+        inner.dir = Some(dir);
+        let shared = Shared {
+            member,
+            sizes,
+            bytes: AtomicUsize::new(inner.bytes),
+            inner: Mutex::new(inner),
+            sole: AtomicBool::new(sole),
+            promised: AtomicUsize::new(0),
+            turn: tokio::sync::Mutex::new(()),
+            uncut: AtomicBool::new(false),
+            grown: Notify::new(),
+            cut: Notify::new(),
+        };
+        Ok(Log(Arc::new(shared)))
     }
 }
 
@@ -249,8 +363,34 @@ impl Inner {
                 let why = format!("entry {} of the log follows {purged}", first.log_id);
                 Err(io::Error::new(io::ErrorKind::InvalidData, why))
             }
+            (None, Some(first)) if first.log_id.index > 0 => {
+                let why = format!("the log begins with entry {}", first.log_id);
+                Err(io::Error::new(io::ErrorKind::InvalidData, why))
+            }
             _ => Ok(()),
         }
+    }
+
+    /// Refuses a log that does not fit the checkpoint, which covers the entries up to `covered`.
+    fn check_against(&self, covered: Option<&LogId>, sole: bool) -> Result<(), String> {
+        let (covered, purged) = (covered.map(|id| id.index), self.purged.map(|id| id.index));
+        if purged > covered {
+            return Err(format!(
+                "it was cut up to entry {}, and state.redb has entries up to {} only: that file is older than the log",
+                purged.unwrap_or_default(),
+                covered.unwrap_or_default()
+            ));
+        }
+        let last = self.last().map(|id| id.index);
+        // Where there are other members, a snapshot from one of them may be ahead of the log.
+        if sole && last < covered {
+            return Err(format!(
+                "it ends with entry {}, and state.redb has entries up to {}: its newest part is missing",
+                last.unwrap_or_default(),
+                covered.unwrap_or_default()
+            ));
+        }
+        Ok(())
     }
 
     fn cut_from(&mut self, index: u64) {
@@ -290,7 +430,8 @@ impl Inner {
     }
 }
 
-fn size(entry: &Entry) -> usize {
+/// Bytes of an entry in memory, about.
+pub fn size(entry: &Entry) -> usize {
     let content = match &entry.payload {
         EntryPayload::Normal(transaction) => transaction.size(),
         EntryPayload::Blank | EntryPayload::Membership(_) => 64,
@@ -347,15 +488,23 @@ impl RaftLogStorage<TypeConfig> for Log {
         .await
     }
 
-    /// In memory only: a sole voter knows after a restart ([`Log::read_committed`]), others learn it from their leader.
+    /// Written without waiting for the disk: one that is lost is an older one. A sole voter needs none
+    /// ([`Log::read_committed`]).
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
-        self.0.inner.lock().committed = committed;
+        let mut inner = self.0.inner.lock();
+        if let Some(upto) = committed.filter(|upto| inner.committed < Some(*upto)) {
+            inner.committed = committed;
+            if !self.is_sole_voter() {
+                inner.append(vec![codec::committed(&upto)], Box::new(|_| ()));
+            }
+        }
         Ok(())
     }
 
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
         let inner = self.0.inner.lock();
-        Ok(if self.is_sole_voter() { inner.last() } else { inner.committed })
+        // One that was written may be of entries that were not yet on the disk then.
+        Ok(if self.is_sole_voter() { inner.last() } else { inner.committed.min(inner.last()) })
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>
@@ -363,8 +512,28 @@ impl RaftLogStorage<TypeConfig> for Log {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
+        self.append_entries(entries.into_iter().collect(), Box::new(move |result| callback.io_completed(result)));
+        Ok(())
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
+        self.write(|inner| {
+            inner.truncate(last.as_ref());
+            codec::truncate(last.as_ref())
+        })
+        .await
+    }
+
+    async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
+        self.purge_upto(upto);
+        Ok(())
+    }
+}
+
+impl Log {
+    /// Appends `entries`; `done` is called once they are on disk.
+    pub fn append_entries(&self, entries: Vec<Entry>, done: Done) {
         // Encoding comes before the lock: whoever applies reads under it.
-        let entries: Vec<Entry> = entries.into_iter().collect();
         let bodies: Vec<Vec<u8>> = entries.iter().map(codec::entry).collect();
         for entry in &entries {
             if entry.get_membership().is_some_and(|membership| !is_sole(&membership, self.0.member)) {
@@ -378,35 +547,39 @@ impl RaftLogStorage<TypeConfig> for Log {
             inner.push(entry);
         }
         self.resized(&inner);
-        inner.append(bodies, Box::new(move |result| callback.io_completed(result)));
-        Ok(())
+        inner.append(bodies, done);
     }
 
-    async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
-        self.write(|inner| {
-            inner.truncate(last.as_ref());
-            codec::truncate(last.as_ref())
-        })
-        .await
-    }
-
-    async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
+    fn purge_upto(&self, upto: LogId) {
         let mut inner = self.0.inner.lock();
         inner.purge(upto);
         self.resized(&inner);
         // Nobody waits: what a lost purge mark leaves is read again, and purged again.
-        if inner.written < ROTATE_BYTES {
+        if inner.written < self.0.sizes.rotate {
             inner.append(vec![codec::purge(&upto)], Box::new(|_| ()));
         } else {
             let mut bodies = vec![codec::purge(&upto)];
             bodies.extend(inner.vote.as_ref().map(codec::vote));
+            bodies.extend(inner.committed.as_ref().filter(|_| !self.is_sole_voter()).map(codec::committed));
             bodies.extend(inner.entries.iter().map(codec::entry));
             inner.written = bodies.iter().map(Vec::len).sum();
             if let Some(wal) = &inner.wal {
                 wal.rotate(bodies, Box::new(|_| ()));
             }
         }
-        Ok(())
+    }
+
+    /// What is read back: vote, purge mark and entries, for those who compare.
+    #[cfg(test)]
+    pub fn contents(&self) -> (Option<Vote>, Option<LogId>, Vec<Entry>) {
+        let inner = self.0.inner.lock();
+        (inner.vote, inner.purged, inner.entries.iter().cloned().collect())
+    }
+
+    /// What the log's writer does when nothing comes for some time.
+    #[cfg(test)]
+    pub fn settle(&self) -> io::Result<()> {
+        self.0.inner.lock().wal.as_ref().map_or(Ok(()), Wal::settle)
     }
 }
 

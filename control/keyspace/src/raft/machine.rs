@@ -18,8 +18,9 @@ use tokio::sync::{Notify, Semaphore, watch};
 use super::codec::{self, Head};
 use super::snapshot::SnapshotData;
 use super::types::{LogId, MemberId, Reply, SnapshotMeta, Stored, TypeConfig};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Loaded};
 use crate::history::{Events, History};
+use crate::host::{self, blocking};
 use crate::record::Revision;
 use crate::state::{Retention, State, Unwritten};
 
@@ -44,8 +45,9 @@ pub struct Machine {
     pub applied: watch::Sender<Revision>,
     /// Changed together with `state`, under its lock.
     head: Mutex<Head>,
-    /// `None` once it is closed.
-    checkpoint: Mutex<Option<Arc<Checkpoint>>>,
+    checkpoint: Checkpoint,
+    /// What the checkpoint holds.
+    covered: Mutex<Head>,
     /// Held while a checkpoint is written, so that they are written in the order of what is in them.
     writing: tokio::sync::Mutex<()>,
     /// The changes that are no longer in the state.
@@ -61,8 +63,12 @@ pub struct Machine {
 
 impl Machine {
     /// The machine as `checkpoint` left it.
-    pub fn load(checkpoint: Checkpoint, retention: Retention, history: &Path) -> Result<Arc<Machine>, io::Error> {
-        let loaded = checkpoint.load().map_err(io::Error::other)?;
+    pub fn new(
+        checkpoint: Checkpoint,
+        loaded: Loaded,
+        retention: Retention,
+        history: &Path,
+    ) -> Result<Arc<Machine>, io::Error> {
         let head = codec::head(&loaded.meta)?;
         let revision = revision(head.applied.as_ref());
         let mut state = State::new(retention);
@@ -72,8 +78,9 @@ impl Machine {
         Ok(Arc::new(Machine {
             state: RwLock::new(state),
             applied: watch::channel(revision).0,
+            covered: Mutex::new(head.clone()),
             head: Mutex::new(head),
-            checkpoint: Mutex::new(Some(Arc::new(checkpoint))),
+            checkpoint,
             writing: tokio::sync::Mutex::new(()),
             history,
             history_due: Notify::new(),
@@ -83,24 +90,25 @@ impl Machine {
         }))
     }
 
-    /// The membership as of the last applied entry.
-    pub fn membership(&self) -> Stored {
-        self.head.lock().membership.clone()
-    }
-
-    fn checkpoint(&self) -> io::Result<Arc<Checkpoint>> {
-        self.checkpoint.lock().clone().ok_or_else(|| io::Error::other("the checkpoint is closed"))
-    }
-
     /// Closes the checkpoint's file, once nobody writes or reads it any more.
     pub fn close(&self) {
-        self.checkpoint.lock().take();
+        self.checkpoint.close();
+    }
+
+    /// Whether the checkpoint's disk failed in a way that nothing can be known of it any more.
+    pub fn is_broken(&self) -> bool {
+        self.checkpoint.is_broken()
     }
 
     /// Index of the last entry in the checkpoint.
-    pub fn checkpointed(&self) -> Result<Option<u64>, io::Error> {
-        let head = codec::head(&self.checkpoint()?.meta().map_err(io::Error::other)?)?;
-        Ok(head.applied.map(|id| id.index))
+    pub fn checkpointed(&self) -> Option<u64> {
+        self.covered.lock().applied.map(|id| id.index)
+    }
+
+    /// The last entry in the checkpoint.
+    #[cfg(test)]
+    pub fn covered(&self) -> Option<LogId> {
+        self.covered.lock().applied
     }
 
     /// Applies what came, a bounded number of entries under one lock, and answers.
@@ -108,7 +116,7 @@ impl Machine {
     /// Says whether the history is so far behind that it must be written before more is applied, so that nothing is lost of
     /// what the log says at start.
     fn apply_some(&self, entries: &mut Vec<EntryResponder<TypeConfig>>) -> bool {
-        let now = Instant::now();
+        let now = host::now();
         let mut replies = Vec::with_capacity(entries.len());
         let mut changed: Vec<Arc<str>> = Vec::new();
         let (applied, is_behind) = {
@@ -186,7 +194,7 @@ impl Machine {
             let mut state = self.state.write();
             state.unwritten_bytes = 0;
             state.written(&done);
-            state.forget(Instant::now());
+            state.forget(host::now());
             if is_last {
                 break;
             }
@@ -227,34 +235,50 @@ impl Machine {
         .await
     }
 
-    /// Writes what changed since the last checkpoint.
-    async fn write_checkpoint(self: &Arc<Machine>) -> Result<RaftSnapshot, io::Error> {
+    /// Writes what changed since the last checkpoint. After an error everything is as before, and it can be tried again.
+    pub async fn write_checkpoint(self: &Arc<Machine>) -> Result<(), io::Error> {
         let _writing = self.writing.lock().await;
         let machine = self.clone();
-        // A failure here is fatal: openraft stops, and the log still has everything.
-        blocking(move || {
-            let (head, changes) = {
-                let mut state = machine.state.write();
-                state.dirty_bytes = 0;
-                (machine.head.lock().clone(), std::mem::take(&mut state.dirty))
-            };
-            // First the history up to here: the log will not say it again. If that fails, the window begins anew.
-            let broken = machine.write_history();
-            if let Err(error) = machine.history.cover(revision(head.applied.as_ref()), &broken) {
-                tracing::error!(%error, "write the head of the watch history; it is forgotten at the next start");
-            }
-            machine.checkpoint()?.write(&codec::encode_head(&head), &changes).map_err(io::Error::other)?;
-            machine.snapshot()
-        })
-        .await
+        blocking(move || machine.write_changes()).await
     }
 
-    /// The checkpoint as a snapshot.
-    fn snapshot(&self) -> Result<RaftSnapshot, io::Error> {
-        let reader = self.checkpoint()?.reader().map_err(io::Error::other)?;
-        let head = codec::head(&reader.meta().map_err(io::Error::other)?)?;
+    /// The same, in the caller's thread.
+    pub fn write_changes(&self) -> io::Result<()> {
+        let (head, changes, bytes) = {
+            let mut state = self.state.write();
+            let bytes = std::mem::take(&mut state.dirty_bytes);
+            (self.head.lock().clone(), std::mem::take(&mut state.dirty), bytes)
+        };
+        if head == *self.covered.lock() {
+            return Ok(());
+        }
+        // First the history up to here: the log will not say it again. If that fails, the window begins anew.
+        let broken = self.write_history();
+        if let Err(error) = self.history.cover(revision(head.applied.as_ref()), &broken) {
+            tracing::error!(%error, "write the head of the watch history; it is forgotten at the next start");
+        }
+        if let Err(error) = self.checkpoint.write(&codec::encode_head(&head), &changes) {
+            let mut state = self.state.write();
+            for (key, record) in changes {
+                // What was written since is newer.
+                state.dirty.entry(key).or_insert(record);
+            }
+            state.dirty_bytes += bytes;
+            return Err(error);
+        }
+        *self.covered.lock() = head;
+        Ok(())
+    }
+
+    /// The checkpoint as a snapshot. One that cannot be read now says so to whoever wants its content.
+    fn snapshot(&self) -> RaftSnapshot {
+        let read = self.checkpoint.reader().and_then(|reader| Ok((codec::head(&reader.meta()?)?, reader)));
+        let (head, data) = match read {
+            Ok((head, reader)) => (head, SnapshotData::Checkpoint(Box::new(reader))),
+            Err(error) => (self.covered.lock().clone(), SnapshotData::Unreadable(error)),
+        };
         let meta = SnapshotMeta { last_log_id: head.applied, last_membership: head.membership };
-        Ok(Snapshot { meta, snapshot: SnapshotData::Checkpoint(Box::new(reader)) })
+        Snapshot { meta, snapshot: data }
     }
 
     async fn install(self: &Arc<Machine>, head: Head, data: SnapshotData) -> Result<(), io::Error> {
@@ -262,7 +286,8 @@ impl Machine {
         let machine = self.clone();
         blocking(move || {
             let records = data.records()?;
-            machine.checkpoint()?.replace(&codec::encode_head(&head), &records).map_err(io::Error::other)?;
+            machine.checkpoint.replace(&codec::encode_head(&head), &records)?;
+            *machine.covered.lock() = head.clone();
             let revision = revision(head.applied.as_ref());
             {
                 let _no_history = machine.history_failed.lock();
@@ -282,21 +307,24 @@ fn revision(applied: Option<&LogId>) -> Revision {
     Revision::new(applied.map_or(0, |id| id.index))
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
-}
-
 /// openraft's handle on the machine.
 pub struct Applier(pub Arc<Machine>);
 
-/// Writes one checkpoint.
+/// Writes a checkpoint; where that fails it gives the last one: openraft ends when building fails, and a full disk is no
+/// reason for that.
 pub struct Builder(Arc<Machine>);
 
 impl RaftSnapshotBuilder<TypeConfig> for Builder {
     type SnapshotData = SnapshotData;
 
     async fn build_snapshot(&mut self) -> Result<RaftSnapshot, io::Error> {
-        self.0.write_checkpoint().await
+        if let Err(error) = self.0.write_checkpoint().await
+            && self.0.checkpointed().is_none()
+        {
+            return Err(error);
+        }
+        let machine = self.0.clone();
+        blocking(move || Ok(machine.snapshot())).await
     }
 }
 
@@ -342,6 +370,10 @@ impl RaftStateMachine<TypeConfig> for Applier {
 
     async fn get_current_snapshot(&mut self) -> Result<Option<RaftSnapshot>, io::Error> {
         // A file in which nothing was written yet is none.
-        self.0.snapshot().map(|snapshot| Some(snapshot).filter(|snapshot| snapshot.meta.last_log_id.is_some()))
+        if self.0.checkpointed().is_none() {
+            return Ok(None);
+        }
+        let machine = self.0.clone();
+        blocking(move || Ok(Some(machine.snapshot()))).await
     }
 }

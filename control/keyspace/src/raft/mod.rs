@@ -13,6 +13,14 @@ mod snapshot;
 mod tests;
 mod types;
 
+/// What simulations drive directly.
+#[cfg(test)]
+pub mod testing {
+    pub use super::log::Log;
+    pub use super::machine::Applier;
+    pub use super::types::{Entry, LeaderId, LogId, Transaction, Vote};
+}
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
@@ -21,18 +29,20 @@ use std::time::Duration;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
 use openraft::{BasicNode, ChangeMembers, Config, ReadPolicy, SnapshotPolicy};
+use tokio::sync::Notify;
 
 pub use hub::Hub;
 pub use machine::Machine;
 pub use network::{NoPeers, Transport};
 pub use types::MemberId;
 
-use self::log::Log;
+use self::log::{Log, NoSpace, Unstarted};
 use self::machine::Applier;
 use self::network::{Network, Raft};
 use self::types::Transaction;
-use crate::checkpoint::Checkpoint;
-use crate::dir::Dir;
+use crate::checkpoint::{self, Checkpoint};
+use crate::dir::{Dir, DirError};
+use crate::host::{self, Host};
 use crate::record::{Op, Revision};
 use crate::state::{Outcome, Retention};
 
@@ -52,9 +62,19 @@ const KEEP_BYTES: usize = 2 << 20;
 /// How long a sole voter may take to lead itself when it starts; a disk that hangs is what exceeds it.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// A write of at most so many bytes that adds no record may use the space that is kept when the disk is full: leases and
+/// states go on for some time, and what is being deleted in grace can go.
+const SMALL_BYTES: usize = 64 << 10;
+/// How long a proposal waits for room in the log.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Why a proposal has no outcome.
 #[derive(Debug)]
 pub enum ProposeError {
+    /// Nothing was proposed: the disk is full.
+    NoSpace,
+    /// Nothing was proposed: the log is cut more slowly than it grows.
+    Slow,
     /// Nothing was proposed: another member leads, or none.
     NotLeader(Option<MemberId>),
     /// It may or may not be carried out.
@@ -69,7 +89,17 @@ pub struct Standing {
     pub leader: Option<MemberId>,
 }
 
-/// What a member keeps on disk, read and ready.
+/// What a member keeps on disk, read and checked; nothing is written yet.
+pub struct Read {
+    log: Unstarted,
+    checkpoint: Checkpoint,
+    loaded: checkpoint::Loaded,
+    retention: Retention,
+    /// Where the watch history is.
+    history: std::path::PathBuf,
+}
+
+/// What a member keeps on disk, ready.
 pub struct Loaded {
     log: Log,
     machine: Arc<Machine>,
@@ -80,6 +110,19 @@ impl Loaded {
     pub fn machine(&self) -> &Arc<Machine> {
         &self.machine
     }
+
+    #[cfg(test)]
+    pub fn parts(self) -> (Log, Arc<Machine>) {
+        (self.log, self.machine)
+    }
+}
+
+impl Read {
+    /// Begins to write; blocks on the disk.
+    pub fn start(self) -> io::Result<Loaded> {
+        let machine = Machine::new(self.checkpoint, self.loaded, self.retention, &self.history)?;
+        Ok(Loaded { log: self.log.start()?, machine })
+    }
 }
 
 /// One member of the Raft group.
@@ -88,15 +131,27 @@ pub struct Member {
     raft: Raft,
     log: Log,
     machine: Arc<Machine>,
+    /// Says that the checkpoint's disk broke.
+    broken: Notify,
+}
+
+/// Makes the files of a member in `dir`, which is new; blocks on the disk.
+pub fn found(host: &Host, dir: &mut Dir) -> Result<(), DirError> {
+    let path = dir.path().to_owned();
+    let made = checkpoint::create(host, &path.join("state.redb")).and_then(|()| crate::wal::create(host, &path.join("log")));
+    made.map_err(|source| DirError::Io { path, source })?;
+    dir.founded(host)
 }
 
 impl Member {
-    /// Reads everything from `dir`; blocks on the disk.
-    pub fn load(dir: Dir, id: MemberId, retention: Retention) -> io::Result<Loaded> {
-        let checkpoint = Checkpoint::open(&dir.path().join("state.redb")).map_err(io::Error::other)?;
-        let machine = Machine::load(checkpoint, retention, &dir.path().join("history"))?;
-        let log = Log::open(dir, id, machine.membership().membership())?;
-        Ok(Loaded { log, machine })
+    /// Reads everything from `dir`, and changes nothing; blocks on the disk.
+    pub fn read(host: &Host, dir: Dir, id: MemberId, retention: Retention) -> io::Result<Read> {
+        let path = dir.path().join("state.redb");
+        let history = host.history(dir.path());
+        let (checkpoint, loaded) = Checkpoint::load(host, &path)?;
+        let head = codec::head(&loaded.meta).map_err(|error| host::damaged(&path, 0, error))?;
+        let log = Log::read(host, dir, id, head.applied.as_ref(), head.membership.membership())?;
+        Ok(Read { log, checkpoint, loaded, retention, history })
     }
 
     /// Starts the member. With `found`, one that has no group yet makes one of itself alone, and returns when it leads.
@@ -118,12 +173,15 @@ impl Member {
             // The keeper decides about both, by bytes.
             snapshot_policy: SnapshotPolicy::Never,
             max_in_snapshot_log_to_keep: u64::MAX,
+            // A leader that was killed may have sent entries that its own disk does not have: in a term of its own again, it
+            // would give their numbers to others.
+            enable_leader_restore: Some(false),
             ..Config::default()
         };
         let config = Arc::new(config.validate().map_err(io::Error::other)?);
         let applier = Applier(machine.clone());
         let raft = Raft::new(id, config, Network(transport), log.clone(), applier).await.map_err(io::Error::other)?;
-        let member = Member { id, raft, log, machine };
+        let member = Member { id, raft, log, machine, broken: Notify::new() };
         if found && !member.raft.is_initialized().await.map_err(io::Error::other)? {
             let alone = BTreeMap::from([(id, BasicNode::default())]);
             member.raft.initialize(alone).await.map_err(io::Error::other)?;
@@ -175,8 +233,18 @@ impl Member {
 
     /// Proposes `ops` and waits for what came of it. Dropping the future leaves it unknown.
     pub async fn propose(&self, ops: Vec<Op>) -> Result<Outcome, ProposeError> {
-        self.log.room().await;
-        match self.raft.client_write(Transaction::new(ops)).await {
+        let transaction = Transaction::new(ops);
+        let bytes = transaction.size();
+        let small = bytes <= SMALL_BYTES && {
+            let state = self.machine.state.read();
+            transaction.ops().iter().all(|op| state.record(op.key()).is_some())
+        };
+        let _room = match tokio::time::timeout(ROOM_TIMEOUT, self.log.room(bytes, small)).await {
+            Ok(Ok(room)) => room,
+            Ok(Err(NoSpace)) => return Err(ProposeError::NoSpace),
+            Err(_) => return Err(ProposeError::Slow),
+        };
+        match self.raft.client_write(transaction).await {
             Ok(response) => response.data.0.ok_or(ProposeError::Unknown),
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
                 Err(ProposeError::NotLeader(forward.leader_id))
@@ -211,9 +279,14 @@ impl Member {
         self.log.is_sole_voter()
     }
 
-    /// Bytes on disk of everything in the directory.
-    pub fn disk_bytes(&self) -> u64 {
-        self.log.disk_bytes()
+    /// Where everything is, until it is stopped.
+    pub fn dir(&self) -> Option<std::path::PathBuf> {
+        self.log.dir()
+    }
+
+    /// Whether writes are refused for lack of space, or will be soon.
+    pub fn is_short_of_space(&self) -> bool {
+        self.log.is_short_of_space()
     }
 
     /// Whether the log should be cut by a checkpoint.
@@ -234,19 +307,26 @@ impl Member {
     /// Whether something was applied since the last checkpoint.
     pub fn has_news(&self) -> bool {
         let applied = self.machine.state.read().applied.get();
-        self.machine.checkpointed().is_ok_and(|covered| applied > covered.unwrap_or(0))
+        applied > self.machine.checkpointed().unwrap_or(0)
     }
 
-    /// Writes a checkpoint and waits for it, then cuts the log up to it.
+    /// Writes a checkpoint, then cuts the log up to it. After an error it can be tried again, unless the disk broke
+    /// ([`Member::failed`]).
     pub async fn checkpoint(&self) -> io::Result<()> {
-        let before = self.machine.checkpointed()?;
+        let written = self.machine.write_checkpoint().await;
+        self.log.set_uncut(written.as_ref().is_err_and(host::is_no_space));
+        if self.machine.is_broken() {
+            self.broken.notify_one();
+        }
+        written?;
+        let covered = self.machine.checkpointed();
         self.raft.trigger().snapshot().await.map_err(io::Error::other)?;
-        let newer = move |metrics: &openraft::RaftMetrics<types::TypeConfig>| {
-            metrics.snapshot.as_ref().map(|id| id.index) > before
+        let known = move |metrics: &openraft::RaftMetrics<types::TypeConfig>| {
+            metrics.snapshot.as_ref().map(|id| id.index) >= covered
         };
-        self.raft.wait(Some(START_TIMEOUT)).metrics(newer, "a checkpoint").await.map_err(io::Error::other)?;
-        if let Some(covered) = self.machine.checkpointed()?
-            && let Some(upto) = self.log.purgeable(covered, KEEP_BYTES)
+        self.raft.wait(Some(START_TIMEOUT)).metrics(known, "a checkpoint").await.map_err(io::Error::other)?;
+        if let Some(covered) = covered
+            && let Some(upto) = self.log.purgeable(covered, KEEP_BYTES.min(self.log.keepable()))
         {
             self.raft.trigger().purge_log(upto).await.map_err(io::Error::other)?;
         }
@@ -268,11 +348,19 @@ impl Member {
     pub async fn failed(&self) -> String {
         let mut metrics = self.raft.metrics();
         loop {
+            if self.machine.is_broken() {
+                return "the disk failed to sync state.redb".into();
+            }
             if let Err(error) = &metrics.borrow_watched().running_state {
                 return error.to_string();
             }
-            if metrics.changed().await.is_err() {
-                return "Raft has ended".into();
+            tokio::select! {
+                changed = metrics.changed() => {
+                    if changed.is_err() {
+                        return "Raft has ended".into();
+                    }
+                }
+                () = self.broken.notified() => (),
             }
         }
     }

@@ -6,6 +6,7 @@
 use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -27,6 +28,12 @@ pub type Raft = openraft::Raft<TypeConfig, Applier>;
 
 /// Parts of a snapshot that wait between disk and transport.
 const PARTS_QUEUED: usize = 4;
+
+/// A link that carries less than this in a second is taken for broken: entries get that much longer than openraft's own
+/// deadline, which is made for heartbeats.
+const LINK_BYTES_PER_SECOND: u64 = 256 << 10;
+/// How long a snapshot may take to be sent. It pins the checkpoint's pages meanwhile.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Something one member asks another.
 pub enum Call {
@@ -157,8 +164,13 @@ pub struct Peer {
 
 impl Peer {
     async fn call(&self, call: Call, option: &RPCOption) -> Result<Answer, RPCError<TypeConfig>> {
+        let bytes = match &call {
+            Call::Append(request) => request.entries.iter().map(|entry| super::log::size(entry) as u64).sum(),
+            _ => 0,
+        };
+        let deadline = option.soft_ttl() + Duration::from_millis(bytes * 1000 / LINK_BYTES_PER_SECOND);
         let call = self.transport.call(self.to, &self.address, call);
-        match tokio::time::timeout(option.soft_ttl(), call).await {
+        match tokio::time::timeout(deadline, call).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error @ TransportError::Unreachable(_))) => Err(Unreachable::new(&error).into()),
             Ok(Err(error @ TransportError::Failed { .. })) => Err(NetworkError::new(&error).into()),
@@ -238,9 +250,11 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         });
         let call = Call::Snapshot { vote, meta: Box::new(snapshot.meta), parts };
         let call = self.transport.call(self.to, &self.address, call);
-        // No deadline: a large state takes its time, and openraft cancels when the leader is no longer leader.
         let answer = tokio::select! {
-            answer = call => answer,
+            answer = tokio::time::timeout(SNAPSHOT_TIMEOUT, call) => match answer {
+                Ok(answer) => answer,
+                Err(elapsed) => return Err(NetworkError::new(&elapsed).into()),
+            },
             closed = cancel => return Err(closed.into()),
         };
         match reading.await {

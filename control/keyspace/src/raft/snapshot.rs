@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -19,6 +20,8 @@ const PART_BYTES_MAX: u32 = 16 << 20;
 pub enum SnapshotData {
     /// In this member's checkpoint.
     Checkpoint(Box<Reader>),
+    /// Nowhere now: the checkpoint could not be read.
+    Unreadable(io::Error),
     /// In a file that came from another member.
     Received(File),
 }
@@ -28,12 +31,13 @@ impl SnapshotData {
     pub fn parts(self) -> Box<dyn Iterator<Item = io::Result<Vec<u8>>> + Send> {
         match self {
             SnapshotData::Checkpoint(mut reader) => {
-                Box::new(std::iter::from_fn(move || match reader.next(PART_BYTES).map_err(io::Error::other) {
+                Box::new(std::iter::from_fn(move || match reader.next(PART_BYTES) {
                     Ok(records) if records.is_empty() => None,
                     Ok(records) => Some(Ok(codec::encode_records(&records))),
                     Err(error) => Some(Err(error)),
                 }))
             }
+            SnapshotData::Unreadable(error) => Box::new(std::iter::once(Err(error))),
             SnapshotData::Received(file) => {
                 let mut file = BufReader::new(file);
                 Box::new(std::iter::from_fn(move || read_part(&mut file).transpose()))
@@ -82,7 +86,7 @@ impl Receiving {
     /// Begins; the file lies in `dir` and goes with this value.
     pub fn begin(dir: &Path) -> io::Result<Receiving> {
         let path = dir.join("snapshot.part");
-        let file = File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
+        let file = File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(&path)?;
         std::fs::remove_file(path)?;
         Ok(Receiving { file: BufWriter::new(file) })
     }

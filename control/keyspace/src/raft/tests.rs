@@ -10,14 +10,17 @@ use super::machine::Applier;
 use super::types::TypeConfig;
 use crate::Config;
 use crate::dir::Dir;
+use crate::host::Host;
 
 struct Builder;
 
 impl StoreBuilder<TypeConfig, Log, Applier, TempDir> for Builder {
     async fn build(&self) -> Result<(TempDir, Log, Applier), StorageError<TypeConfig>> {
         let temp = tempfile::tempdir().unwrap();
-        let dir = Dir::open(temp.path(), 99).unwrap();
-        let loaded = Member::load(dir, 99, Config::new("").retention).unwrap();
+        let host = Host::real();
+        let mut dir = Dir::open(&host, temp.path(), 99, false).unwrap();
+        super::found(&host, &mut dir).unwrap();
+        let loaded = Member::read(&host, dir, 99, Config::new("").retention).unwrap().start().unwrap();
         Ok((temp, loaded.log, Applier(loaded.machine)))
     }
 }

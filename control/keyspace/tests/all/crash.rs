@@ -1,7 +1,8 @@
-//! Killed at any moment, nothing that was answered is lost.
+//! Killed at any moment, nothing that was answered is lost. A kill is no power cut: what the kernel has in memory survives it;
+//! what a disk does is simulated in `src/simulation/`.
 //!
 //! This test runs its own binary again as the victim, which writes from several tasks and says on its output what it was
-//! answered. After each kill everything it said must be there, and the revision may not be lower.
+//! answered. After each kill everything it said must be there with its content, and the revision may not be lower.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
@@ -17,6 +18,12 @@ use crate::put;
 const VICTIM: &str = "CORACLE_KEYSPACE_VICTIM";
 const KILLS: usize = 8;
 const WRITERS: usize = 16;
+/// Lengths of what is written.
+const TEXTS: [usize; 2] = [5, 200 << 10];
+
+fn text(length: usize) -> String {
+    "x".repeat(length)
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn victim() {
@@ -26,12 +33,12 @@ async fn victim() {
         let keyspace = keyspace.clone();
         tokio::spawn(async move {
             // Large now and then, so that segments end and the log is cut while it is being killed.
-            let texts = ["small".to_owned(), "L".repeat(200 << 10)];
+            let texts = TEXTS.map(text);
             for at in 0_u64.. {
                 let text = &texts[usize::from(at % 16 == 15)];
                 let name = format!("{writer}-{}", at % 5);
                 let done = keyspace.transact(vec![put(&name, text, Guard::None)]).await.unwrap();
-                let line = format!("{name} {}\n", done.revision);
+                let line = format!("{name} {} {}\n", done.revision, text.len());
                 std::io::stdout().lock().write_all(line.as_bytes()).unwrap();
             }
         })
@@ -42,7 +49,7 @@ async fn victim() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_that_was_answered_is_lost_in_a_crash() {
     let dir = tempfile::tempdir().unwrap();
-    let mut answered: HashMap<String, u64> = HashMap::new();
+    let mut answered: HashMap<String, (u64, usize)> = HashMap::new();
     let mut revision = 0;
     for round in 0..KILLS {
         let mut child = Command::new(std::env::current_exe().unwrap())
@@ -69,18 +76,27 @@ async fn nothing_that_was_answered_is_lost_in_a_crash() {
         });
         for line in said.await.unwrap() {
             // The last line may be cut.
-            if let Some((name, revision)) = line.split_once(' ').and_then(|(n, r)| Some((n, r.parse::<u64>().ok()?))) {
+            let mut words = line.split(' ');
+            let said = (words.next(), words.next().and_then(|r| r.parse().ok()), words.next().and_then(|l| l.parse().ok()));
+            if let (Some(name), Some(revision), Some(length)) = said
+                && TEXTS.contains(&length)
+            {
                 let known = answered.entry(name.to_owned()).or_default();
-                *known = (*known).max(revision);
+                *known = (*known).max((revision, length));
             }
         }
         let keyspace = Keyspace::open(Config::new(dir.path())).await.unwrap();
         let now = keyspace.revision().get();
         assert!(now >= revision, "round {round}: the revision went from {revision} to {now}");
-        for (name, revision) in &answered {
-            let found = keyspace.get("things", name).map(|record| record.revision.get());
-            assert!(found >= Some(*revision), "round {round}: {name} was written at {revision}, and is at {found:?}");
-            assert!(found <= Some(now), "round {round}: {name} is at {found:?} and the keyspace at {now}");
+        for (name, (revision, length)) in &answered {
+            let record = keyspace.get("things", name).unwrap_or_else(|| panic!("round {round}: {name} is gone"));
+            let found = record.revision.get();
+            assert!(found >= *revision, "round {round}: {name} was written at {revision}, and is at {found}");
+            assert!(found <= now, "round {round}: {name} is at {found} and the keyspace at {now}");
+            // A later write may have been cut off before its answer: then its content is one of the two.
+            let lengths = TEXTS.iter().filter(|text| found > *revision || *text == length);
+            let mut right = lengths.map(|length| format!("{}{found}", text(*length)));
+            assert!(right.any(|right| record.bytes == right), "round {round}: {name} at {found} has another content");
         }
         revision = now;
         keyspace.shutdown().await;

@@ -1,0 +1,119 @@
+//! The log in real files.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::mpsc;
+
+use super::*;
+
+fn begin(dir: &Path) -> Wal {
+    create(&Host::real(), dir).unwrap();
+    read(&Host::real(), dir).unwrap().start().unwrap()
+}
+
+fn append(wal: &Wal, bodies: &[&[u8]]) {
+    let (send, receive) = mpsc::channel();
+    wal.append(bodies.iter().map(|b| b.to_vec()).collect(), Box::new(move |result| send.send(result).unwrap()));
+    receive.recv().unwrap().unwrap();
+}
+
+fn bodies(dir: &Path) -> Vec<Vec<u8>> {
+    read(&Host::real(), dir).unwrap().bodies.into_iter().map(|body| body.bytes).collect()
+}
+
+/// Sets bytes of a segment, as something that is not this program would.
+fn damage(dir: &Path, number: u64, at: u64, bytes: &[u8]) {
+    File::options().write(true).open(path(dir, number)).unwrap().write_all_at(bytes, at).unwrap();
+}
+
+#[test]
+fn what_was_never_answered_may_be_torn_and_is_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let wal = begin(dir.path());
+    append(&wal, &[b"one", b"two"]);
+    drop(wal);
+    // A frame of a write that was cut off: no mark follows it.
+    let end = HEAD_BYTES + 2 * (FRAME_HEAD as u64 + 3) + MARK_BYTES as u64;
+    damage(dir.path(), 1, end, b"\x05\0\0\0torn");
+    assert_eq!(bodies(dir.path()), [b"one", b"two"]);
+    let wal = read(&Host::real(), dir.path()).unwrap().start().unwrap();
+    append(&wal, &[b"three"]);
+    drop(wal);
+    assert_eq!(bodies(dir.path()), [&b"one"[..], b"two", b"three"]);
+}
+
+#[test]
+fn what_was_answered_is_refused_when_it_is_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let wal = begin(dir.path());
+    append(&wal, &[b"one"]);
+    append(&wal, &[b"two"]);
+    drop(wal);
+    // In the last frame of all.
+    let last = HEAD_BYTES + 2 * (FRAME_HEAD + 3) as u64 + MARK_BYTES as u64 - 1;
+    damage(dir.path(), 1, last, b"X");
+    let error = read(&Host::real(), dir.path()).err().expect("it is refused").to_string();
+    assert!(error.contains("00000000000000000001.log is damaged at byte 91"), "{error}");
+    assert!(error.contains("Restore the data directory"), "{error}");
+}
+
+#[test]
+fn segments_follow_one_another_and_old_ones_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let big = vec![7_u8; 6 << 20];
+    let wal = begin(dir.path());
+    for _ in 0..3 {
+        append(&wal, &[&big]);
+    }
+    drop(wal);
+    assert!(path(dir.path(), 2).exists());
+    assert_eq!(bodies(dir.path()), vec![big; 3]);
+    let wal = read(&Host::real(), dir.path()).unwrap().start().unwrap();
+    let (send, receive) = mpsc::channel();
+    wal.rotate(vec![b"head".to_vec()], Box::new(move |result| send.send(result).unwrap()));
+    receive.recv().unwrap().unwrap();
+    drop(wal);
+    let names: Vec<String> = Host::real().disk.list(dir.path()).unwrap();
+    let logs: Vec<&String> = names.iter().filter(|name| name.ends_with(".log")).collect();
+    assert_eq!(logs, ["00000000000000000003.log"]);
+    assert_eq!(bodies(dir.path()), [b"head"]);
+}
+
+#[test]
+fn files_are_for_their_owner_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("log");
+    let wal = begin(&dir);
+    append(&wal, &[b"secret"]);
+    drop(wal);
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&dir), 0o700);
+    for name in Host::real().disk.list(&dir).unwrap() {
+        assert_eq!(mode(&dir.join(&name)), 0o600, "{name}");
+    }
+}
+
+/// The bytes of a log as version 2 of the format has them. When this fails, the format has changed: give it a new version
+/// (`FORMAT` in dir.rs, docs/formats.md), or read the old one.
+#[test]
+fn the_format_is_that_of_version_2() {
+    let head = Head { number: 1, nonce: 0x0102_0304_0506_0708, end: 9, chain: 10, length: 64 + 12 + 16 };
+    let mut segment = head.encode().to_vec();
+    let chain = format::checksum(head.chain_begin(), b"body");
+    segment.extend_from_slice(b"\x04\0\0\0");
+    segment.extend_from_slice(&chain.to_le_bytes());
+    segment.extend_from_slice(b"body");
+    segment.extend_from_slice(&format::mark(76, chain, head.nonce));
+    let hex: String = segment.iter().map(|byte| format!("{byte:02x}")).collect();
+    let (slot, at) = Index { sequence: 3, first: 1, last: 2 }.encode();
+    let slot: String = slot.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!((hex.as_str(), slot.as_str(), at), (GOLDEN_SEGMENT, GOLDEN_SLOT, 512));
+    let read = format::parse(&segment, 1).unwrap();
+    assert_eq!((read.bodies[0].bytes.as_slice(), read.synced), (&b"body"[..], 76));
+}
+
+const GOLDEN_SEGMENT: &str = "\
+    434f52414c4f47320100000000000000080706050403020109000000000000000a0000005c00000000000000000000000000000000000000\
+    000000007683c384040000000d175f1b626f6479f553594e4c0000000d175f1b60c80297";
+const GOLDEN_SLOT: &str = "03000000000000000100000000000000020000000000000076d26ec0";
