@@ -326,12 +326,7 @@ impl Reader {
 
 type RecordsTable<'a> = redb::Table<'a, Place, Content>;
 
-fn put(
-    table: &mut RecordsTable<'_>,
-    key: &Key,
-    record: Option<&Record>,
-    sums: &mut Sums,
-) -> Result<(), redb::Error> {
+fn put(table: &mut RecordsTable<'_>, key: &Key, record: Option<&Record>, sums: &mut Sums) -> Result<(), redb::Error> {
     let place = (&*key.collection, &*key.name);
     let before = match record {
         Some(record) => {

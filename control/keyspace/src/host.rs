@@ -116,7 +116,13 @@ impl Host {
     pub fn real() -> Host {
         // Seeded by the system for each call.
         let random = || std::hash::RandomState::new().build_hasher().finish();
-        Host { disk: Arc::new(RealDisk), random: Arc::new(random), threads: true, sizes: Sizes::default(), simulated: false }
+        Host {
+            disk: Arc::new(RealDisk),
+            random: Arc::new(random),
+            threads: true,
+            sizes: Sizes::default(),
+            simulated: false,
+        }
     }
 
     /// A machine of a test.

@@ -356,9 +356,7 @@ impl Keyspace {
         // What will be refused is not proposed: it would fill the log for nothing.
         self.check(&ops).await?;
         match tokio::time::timeout(PROPOSAL_TIMEOUT, self.0.member.propose(ops)).await {
-            Ok(Err(ProposeError::NoSpace)) => {
-                Err(NoRoom::Disk { dir: self.0.dir.clone(), free: self.free() }.into())
-            }
+            Ok(Err(ProposeError::NoSpace)) => Err(NoRoom::Disk { dir: self.0.dir.clone(), free: self.free() }.into()),
             Ok(Err(ProposeError::Slow)) => Err(NoRoom::Slow.into()),
             Ok(Ok(outcome)) => outcome.map_err(TransactError::Guard),
             Ok(Err(ProposeError::NotLeader(leader))) => Err(TransactError::Unavailable { leader }),

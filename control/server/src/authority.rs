@@ -137,7 +137,8 @@ impl Authority {
 
     /// Whether everything that only founding makes is in `dir`; changes nothing.
     pub fn check(dir: &Path) -> Result<(), Error> {
-        match ["ca.crt", "ca.key", "service-account.key"].iter().map(|name| dir.join(name)).find(|path| !path.exists()) {
+        match ["ca.crt", "ca.key", "service-account.key"].iter().map(|name| dir.join(name)).find(|path| !path.exists())
+        {
             Some(path) => Err(Error::Missing { path }),
             None => Ok(()),
         }

@@ -161,8 +161,7 @@ impl Server {
             must_exist: founded,
             ..coracle_keyspace::Config::new(dir.join("control"))
         };
-        let keyspace =
-            Keyspace::open(keyspace).await.map_err(|source| Error::Data { dir: dir.clone(), source })?;
+        let keyspace = Keyspace::open(keyspace).await.map_err(|source| Error::Data { dir: dir.clone(), source })?;
         let authority = Authority::open(&dir.join("pki"), founded)?;
         if !founded {
             founding::founded(&dir)?;
@@ -201,8 +200,10 @@ impl Server {
         .await
         .map_err(|e| Error::Api(e.into()))?;
 
-        let registry =
-            coracle_registry::Config { free_min: free_floor(&dir), ..coracle_registry::Config::new(dir.join("registry")) };
+        let registry = coracle_registry::Config {
+            free_min: free_floor(&dir),
+            ..coracle_registry::Config::new(dir.join("registry"))
+        };
         let registry = Registry::open(registry).map_err(|e| Error::Registry(e.into()))?;
         let registry_router = coracle_registry::router(registry.clone());
 

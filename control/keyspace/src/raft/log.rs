@@ -12,8 +12,8 @@
 use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::io;
-use std::path::PathBuf;
 use std::ops::{Bound, RangeBounds};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -224,7 +224,11 @@ impl Log {
             }
             cut.await;
         }
-        let kept = if small { KEPT_FOR_RAFT.min(self.0.sizes.segment / 8) } else { KEPT_FOR_SMALL.min(self.0.sizes.segment / 2) };
+        let kept = if small {
+            KEPT_FOR_RAFT.min(self.0.sizes.segment / 8)
+        } else {
+            KEPT_FOR_SMALL.min(self.0.sizes.segment / 2)
+        };
         while let Some(space) = self.space().filter(|space| !space.ready) {
             let promised = self.0.promised.load(Ordering::Relaxed);
             if space.left >= (promised + bytes) as u64 + kept {

@@ -138,7 +138,8 @@ pub struct Member {
 /// Makes the files of a member in `dir`, which is new; blocks on the disk.
 pub fn found(host: &Host, dir: &mut Dir) -> Result<(), DirError> {
     let path = dir.path().to_owned();
-    let made = checkpoint::create(host, &path.join("state.redb")).and_then(|()| crate::wal::create(host, &path.join("log")));
+    let made =
+        checkpoint::create(host, &path.join("state.redb")).and_then(|()| crate::wal::create(host, &path.join("log")));
     made.map_err(|source| DirError::Io { path, source })?;
     dir.founded(host)
 }

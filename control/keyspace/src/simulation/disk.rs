@@ -49,7 +49,9 @@ enum Change {
 impl Change {
     fn dir(&self) -> &Path {
         match self {
-            Change::Name(path, _) | Change::Rename(_, path, _) | Change::Remove(path) | Change::Dir(path) => parent(path),
+            Change::Name(path, _) | Change::Rename(_, path, _) | Change::Remove(path) | Change::Dir(path) => {
+                parent(path)
+            }
         }
     }
 }

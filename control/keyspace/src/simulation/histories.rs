@@ -98,8 +98,7 @@ impl Model {
         let mut records = BTreeMap::new();
         for (id, transaction) in self.entries.iter().filter(|(id, _)| Some(id.index) <= self.applied) {
             let ops = transaction.as_ref().map(Transaction::ops).unwrap_or_default();
-            let deletes_nothing =
-                |op: &Op| matches!(op, Op::Delete { key, .. } if !records.contains_key(&*key.name));
+            let deletes_nothing = |op: &Op| matches!(op, Op::Delete { key, .. } if !records.contains_key(&*key.name));
             if ops.iter().any(deletes_nothing) {
                 continue;
             }

@@ -115,13 +115,19 @@ pub fn create(host: &Host, dir: &Path) -> io::Result<()> {
 pub fn read(host: &Host, dir: &Path) -> io::Result<Found> {
     let not_found = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
     let names = match host.disk.list(dir) {
-        Err(error) if not_found(&error) => return Err(host::missing(dir, "it is the log of everything that was written")),
+        Err(error) if not_found(&error) => {
+            return Err(host::missing(dir, "it is the log of everything that was written"));
+        }
         names => names?,
     };
     let index_path = index_path(dir);
     let index = match host::read(&*host.disk, &index_path) {
-        Err(error) if not_found(&error) => return Err(host::missing(&index_path, "it says which segments the log has")),
-        content => Index::decode(&content?).ok_or_else(|| host::damaged(&index_path, 0, "neither of its slots is whole"))?,
+        Err(error) if not_found(&error) => {
+            return Err(host::missing(&index_path, "it says which segments the log has"));
+        }
+        content => {
+            Index::decode(&content?).ok_or_else(|| host::damaged(&index_path, 0, "neither of its slots is whole"))?
+        }
     };
     let numbers: Vec<u64> = names.iter().filter_map(|name| name.strip_suffix(".log")?.parse().ok()).collect();
     // A crash after a segment was made and before the index says so.

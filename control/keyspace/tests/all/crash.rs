@@ -77,7 +77,8 @@ async fn nothing_that_was_answered_is_lost_in_a_crash() {
         for line in said.await.unwrap() {
             // The last line may be cut.
             let mut words = line.split(' ');
-            let said = (words.next(), words.next().and_then(|r| r.parse().ok()), words.next().and_then(|l| l.parse().ok()));
+            let said =
+                (words.next(), words.next().and_then(|r| r.parse().ok()), words.next().and_then(|l| l.parse().ok()));
             if let (Some(name), Some(revision), Some(length)) = said
                 && TEXTS.contains(&length)
             {
