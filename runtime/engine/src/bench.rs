@@ -90,8 +90,8 @@ async fn services(engine: &Engine, hello: &Path, report: &mut Report) -> Result<
     for (name, reuse) in [("request.fresh_instance", 1), ("request.warm_instance", 1000)] {
         let options = HttpOptions { reuse: Some(reuse), ..HttpOptions::default() };
         let service = engine.start_http(&component, Spec::new("bench"), options).await?;
-        // On a task, as requests are.
-        let mut times = tokio::spawn(async move { requests(&service).await }).await.map_err(failed)??;
+        // Where requests of clients are handled.
+        let mut times = engine.gateway().spawn(async move { requests(&service).await }).await.map_err(failed)??;
         let sum: Duration = times.iter().sum();
         report.add(&format!("{name}.rate"), ROUNDS as f64 / sum.as_secs_f64(), "requests/s");
         report.percentiles(name, &mut times);
@@ -156,6 +156,6 @@ fn resident_bytes() -> f64 {
     f64::from(pages) * rustix::param::page_size() as f64
 }
 
-fn failed(error: impl std::fmt::Display) -> Error {
+pub(crate) fn failed(error: impl std::fmt::Display) -> Error {
     Error::Start(error.to_string())
 }

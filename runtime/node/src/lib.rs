@@ -44,5 +44,5 @@ mod tokens;
 mod volumes;
 
 pub use config::{Capacity, Cidr, Config, NotACidr};
-pub use coracle_engine::{Compiler, bench as engine_bench, compile_worker};
+pub use coracle_engine::{Compiler, Figure, bench as engine_bench, compile_worker, neighbours as neighbours_bench};
 pub use node::{Error, Node};

@@ -30,6 +30,8 @@ use super::{Error, Figure};
 const WINDOW: Duration = Duration::from_secs(5);
 /// Rounds over all servers, so that a slow moment of the machine does not hit one alone.
 const ROUNDS: usize = 3;
+/// Requests that an instance serves where it is used again.
+const REUSE: &str = "1000000";
 /// A body a person wants to see is small.
 const BODY_BYTES_MAX: usize = 1 << 20;
 const START_DEADLINE: Duration = Duration::from_secs(30);
@@ -72,15 +74,20 @@ pub async fn http_get(url: &str) -> Result<Answer, Error> {
 /// Runs it.
 pub async fn run(program: &Path, report: &mut impl FnMut(Figure)) -> Result<(), Error> {
     let cluster = Process::start(program).await?;
-    let node_port = SocketAddr::from(([127, 0, 0, 1], expose(&cluster).await?));
-    let bare = bare_server().await?;
-    let mut servers = vec![("coracle", node_port), ("hyper", bare)];
-    let wasmtime = wasmtime_serve().await?;
-    match &wasmtime {
-        Some((_, address)) => servers.push(("wasmtime_serve", *address)),
-        None => {
-            eprintln!("wasmtime is not in PATH: its figures are left out (cargo install wasmtime-cli --version 48.0.8)")
+    let fresh = SocketAddr::from(([127, 0, 0, 1], expose(&cluster, "fresh", "1").await?));
+    let reused = SocketAddr::from(([127, 0, 0, 1], expose(&cluster, "reused", REUSE).await?));
+    let mut servers = vec![("coracle_fresh", fresh), ("coracle_reused", reused), ("hyper", bare_server().await?)];
+    // What each is compared with: another way to do the same.
+    let mut pairs = vec![(0, 2), (1, 2)];
+    let peers = [wasmtime_serve(&[]).await?, wasmtime_serve(&["--max-instance-reuse-count", REUSE]).await?];
+    for (at, (name, peer)) in ["wasmtime_fresh", "wasmtime_reused"].into_iter().zip(&peers).enumerate() {
+        if let Some((_, address)) = peer {
+            pairs.push((at, servers.len()));
+            servers.push((name, *address));
         }
+    }
+    if peers.iter().any(Option::is_none) {
+        eprintln!("wasmtime is not in PATH: its figures are left out (cargo install wasmtime-cli --version 48.0.8)");
     }
     for connections in [1, 64] {
         let mut best = vec![0.0_f64; servers.len()];
@@ -92,31 +99,28 @@ pub async fn run(program: &Path, report: &mut impl FnMut(Figure)) -> Result<(), 
         for (at, (name, _)) in servers.iter().enumerate() {
             report(Figure::new(format!("http.{connections}_connections.{name}"), best[at], "requests/s"));
         }
-        for (at, (name, _)) in servers.iter().enumerate().skip(1) {
-            report(Figure::new(
-                format!("http.{connections}_connections.coracle_of_{name}"),
-                best[0] / best[at],
-                "ratio",
-            ));
+        for (ours, theirs) in &pairs {
+            let name = format!("http.{connections}_connections.{}_of_{}", servers[*ours].0, servers[*theirs].0);
+            report(Figure::new(name, best[*ours] / best[*theirs], "ratio"));
         }
     }
     cluster.stop().await
 }
 
-/// Runs the hello component behind a NodePort; returns the port once it answers.
-async fn expose(cluster: &Process) -> Result<u16, Error> {
+/// Runs the hello component behind a NodePort, each instance for so many requests; returns the port once it answers.
+async fn expose(cluster: &Process, name: &str, reuse: &str) -> Result<u16, Error> {
     let client = cluster.remote.client().clone();
     let pods: Api<Pod> = Api::default_namespaced(client.clone());
     let pod: Pod = serde_json::from_value(json!({
-        "metadata": {"name": "hello", "labels": {"app": "hello"}},
+        "metadata": {"name": name, "labels": {"app": name}, "annotations": {"coracle.dev/http-reuse": reuse}},
         "spec": {"containers": [{"name": "hello", "image": "hello:latest", "ports": [{"containerPort": 8080}]}]},
     }))?;
     pods.create(&PostParams::default(), &pod).await?;
-    tokio::time::timeout(START_DEADLINE, await_condition(pods, "hello", is_pod_running())).await??;
+    tokio::time::timeout(START_DEADLINE, await_condition(pods, name, is_pod_running())).await??;
     let services: Api<Service> = Api::default_namespaced(client);
     let service: Service = serde_json::from_value(json!({
-        "metadata": {"name": "hello"},
-        "spec": {"type": "NodePort", "selector": {"app": "hello"}, "ports": [{"port": 80, "targetPort": 8080}]},
+        "metadata": {"name": name},
+        "spec": {"type": "NodePort", "selector": {"app": name}, "ports": [{"port": 80, "targetPort": 8080}]},
     }))?;
     let service = services.create(&PostParams::default(), &service).await?;
     let port = service.spec.and_then(|s| s.ports).and_then(|p| p.first()?.node_port).ok_or("no node port")?;
@@ -156,12 +160,14 @@ async fn bare_server() -> Result<SocketAddr, Error> {
 }
 
 /// `wasmtime serve` with the same component, when it is there.
-async fn wasmtime_serve() -> Result<Option<(tokio::process::Child, SocketAddr)>, Error> {
+async fn wasmtime_serve(options: &[&str]) -> Result<Option<(tokio::process::Child, SocketAddr)>, Error> {
     let hello = crate::component(&examples()?, "hello").await?;
     let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     let child = Command::new("wasmtime")
-        .args(["serve", "-Scli", "--addr"])
+        .args(["serve", "-Scli"])
+        .args(options)
+        .arg("--addr")
         .arg(address.to_string())
         .arg(hello)
         .stdin(Stdio::null())

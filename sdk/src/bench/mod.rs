@@ -14,7 +14,7 @@ use std::path::Path;
 pub use http::{Answer, http_get};
 
 /// The benchmarks' names, in the order in which all of them run.
-pub const NAMES: [&str; 5] = ["keyspace", "engine", "deploy", "rollout", "http"];
+pub const NAMES: [&str; 6] = ["keyspace", "engine", "neighbours", "deploy", "rollout", "http"];
 
 /// Whatever went wrong in a benchmark.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -59,6 +59,14 @@ pub async fn run(name: &str, program: &Path, mut report: impl FnMut(Figure)) -> 
             for figure in coracle_node::engine_bench(dir.path(), &hello).await? {
                 report(Figure::new(figure.name, figure.value, figure.unit));
             }
+        }
+        "neighbours" => {
+            let dir = tempfile::tempdir()?;
+            let examples = cluster::examples()?;
+            let hello = crate::component(&examples, "hello").await?;
+            let hostile = crate::component(&examples, "hostile").await?;
+            let report = |figure: coracle_node::Figure| report(Figure::new(figure.name, figure.value, figure.unit));
+            coracle_node::neighbours_bench(dir.path(), &hello, &hostile, report).await?;
         }
         "deploy" => deploy::run(program, &mut report).await?,
         "rollout" => rollout::run(program, &mut report).await?,

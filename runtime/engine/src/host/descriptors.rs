@@ -5,8 +5,8 @@ use std::os::fd::AsRawFd;
 use std::sync::{Arc, LazyLock};
 
 use wasmtime::StoreContextMut;
-use wasmtime::component::{Linker, Resource, ResourceType};
-use wasmtime_wasi::filesystem::WasiFilesystemView;
+use wasmtime::component::{Accessor, Linker, Resource, ResourceType};
+use wasmtime_wasi::filesystem::{WasiFilesystem, WasiFilesystemView};
 use wasmtime_wasi::p2::bindings::filesystem::types::{
     Descriptor, DescriptorFlags, ErrorCode, HostDescriptor, OpenFlags, PathFlags,
 };
@@ -61,6 +61,32 @@ impl Drop for Descriptors {
 pub(super) fn node_has_more() -> bool {
     File::open("/dev/null")
         .is_ok_and(|lowest| u32::try_from(lowest.as_raw_fd()).is_ok_and(|number| number < BOUNDS.number_max))
+}
+
+/// Where files are opened in 0.3; only the node's bound, since nothing tells here when one is closed. What an instance
+/// may have open is bounded by its handles.
+pub(super) fn add_p3_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    use wasmtime_wasi::p3::bindings::filesystem::types as p3;
+    type Open = (Resource<p3::Descriptor>, p3::PathFlags, String, p3::OpenFlags, p3::DescriptorFlags);
+    linker.instance("wasi:filesystem/types@0.3.0")?.func_wrap_concurrent(
+        "[method]descriptor.open-at",
+        |accessor: &Accessor<Guest>, (dir, path_flags, path, open, flags): Open| {
+            Box::pin(async move {
+                if !node_has_more() {
+                    return Ok((Err(p3::ErrorCode::InsufficientMemory),));
+                }
+                let files = accessor.with_getter::<WasiFilesystem>(Guest::filesystem);
+                let opened = <WasiFilesystem as p3::HostDescriptorWithStore<Guest>>::open_at(
+                    &files, dir, path_flags, path, open, flags,
+                );
+                let result: Result<Resource<p3::Descriptor>, p3::ErrorCode> = match opened.await {
+                    Ok(file) => Ok(file),
+                    Err(error) => Err(error.downcast()?),
+                };
+                Ok((result,))
+            })
+        },
+    )
 }
 
 /// Watches where files are opened and closed.

@@ -52,6 +52,7 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Guest
     sockets_p3::add_to_linker(&mut linker)?;
     names::add_to_linker(&mut linker)?;
     descriptors::add_to_linker(&mut linker)?;
+    descriptors::add_p3_to_linker(&mut linker)?;
     random::add_to_linker(&mut linker)?;
     Ok(linker)
 }

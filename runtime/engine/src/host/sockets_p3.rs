@@ -6,13 +6,14 @@ use std::pin::pin;
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Accessor, Linker, Resource};
 use wasmtime_wasi::p3::bindings::sockets::types::{
-    ErrorCode, HostTcpSocket, HostTcpSocketWithStore, HostUdpSocket, HostUdpSocketWithStore, IpSocketAddress,
-    TcpSocket, UdpSocket,
+    ErrorCode, HostTcpSocket, HostTcpSocketWithStore, HostUdpSocket, HostUdpSocketWithStore, IpAddressFamily,
+    IpSocketAddress, TcpSocket, UdpSocket,
 };
 use wasmtime_wasi::p3::sockets::SocketResult;
 use wasmtime_wasi::runtime::poll_noop;
 use wasmtime_wasi::sockets::{WasiSockets, WasiSocketsView};
 
+use super::descriptors::node_has_more;
 use super::source;
 use crate::guest::Guest;
 use crate::{Protocol, Refused};
@@ -29,6 +30,15 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
 
 fn tcp(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     let mut types = linker.instance(TYPES)?;
+    types.func_wrap(
+        "[static]tcp-socket.create",
+        |mut store: Store<'_>, (family,): (IpAddressFamily,)| {
+            if !node_has_more() {
+                return Ok((Err(ErrorCode::OutOfMemory),));
+            }
+            Ok((answer(HostTcpSocket::create(&mut store.data_mut().sockets(), family))?,))
+        },
+    )?;
     types.func_wrap_async(
         "[method]tcp-socket.bind",
         |mut store: Store<'_>, (socket, address): (Resource<TcpSocket>, IpSocketAddress)| {

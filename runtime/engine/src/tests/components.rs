@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::Arc;
 
 use super::{Printed, engine, soon, spec};
-use crate::{Compiler, Config, Engine, Error, Exit, World};
+use crate::{Compiler, Config, Engine, Error, Exit, Phase, World};
 
 /// What becomes of text as a component.
 async fn prepared(name: &str, text: &[u8]) -> Result<crate::Component, Error> {
@@ -70,6 +70,74 @@ async fn a_component_is_compiled_once_for_all_who_ask_and_for_the_next_start() {
 }
 
 #[tokio::test]
+async fn functions_are_compiled_once_for_all_components_that_have_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let wasm = tokio::task::spawn_blocking(|| super::built("hello")).await.unwrap();
+    let engine = Engine::new(Config { instances_max: 8, ..Config::new(dir.path()) }).unwrap();
+    let packs = || {
+        let key = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
+        let names = fs::read_dir(key.join("functions")).unwrap().map(|entry| entry.unwrap().file_name());
+        names.map(|name| name.into_string().unwrap()).collect::<Vec<_>>()
+    };
+    let phases = std::sync::Mutex::new(Vec::new());
+    let tell = |phase| phases.lock().unwrap().push(phase);
+    engine.prepare_telling("sha256:1", &wasm, &tell).await.unwrap();
+    assert!(matches!(phases.lock().unwrap()[..], [Phase::Compiling, Phase::Compiled(_)]), "{phases:?}");
+    let first = packs();
+    assert!(matches!(&first[..], [name] if name.ends_with(".pack")), "{first:?}");
+    // The same functions under another name: nothing is added, and what comes from the cache works.
+    let again = engine.prepare("sha256:2", &wasm).await.unwrap();
+    assert_eq!(packs(), first);
+    let service = engine.start_http(&again, crate::Spec::new("a"), crate::HttpOptions::default()).await.unwrap();
+    assert_eq!(super::get(&service, "/").await, super::ok("hello\n"));
+    phases.lock().unwrap().clear();
+    engine.prepare_telling("sha256:2", &wasm, &tell).await.unwrap();
+    assert!(phases.lock().unwrap().is_empty(), "it is there");
+}
+
+#[tokio::test]
+async fn a_component_that_cannot_run_is_compiled_once_for_a_thousand_replicas() {
+    let dir = tempfile::tempdir().unwrap();
+    let wasm = dir.path().join("a.wasm");
+    fs::write(&wasm, &wat::parse_str("(component)").unwrap()[..]).unwrap();
+    fs::write(&wasm, b"\0asm\x0d\0\x01\0\xff").unwrap();
+    let engine = Engine::new(Config { instances_max: 4, ..Config::new(dir.path().join("cache")) }).unwrap();
+    let first = engine.prepare("sha256:1", &wasm).await.unwrap_err();
+    // Without its file it could not be compiled again.
+    fs::remove_file(&wasm).unwrap();
+    for _ in 0..1_000 {
+        let again = engine.prepare("sha256:1", &wasm).await.unwrap_err();
+        assert_eq!(again.to_string(), first.to_string());
+    }
+    assert!(matches!(engine.prepare("sha256:2", &wasm).await, Err(Error::Read { .. })));
+}
+
+#[tokio::test]
+async fn a_compiler_that_takes_too_long_is_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let wasm = tokio::task::spawn_blocking(|| super::built("hello")).await.unwrap();
+    let program = dir.path().join("compiler");
+    let id = dir.path().join("id");
+    fs::write(&program, format!("#!/bin/sh\necho $$ > {}\nexec sleep 1000\n", id.display())).unwrap();
+    fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let config = Config {
+        instances_max: 4,
+        compiler: Compiler::Process(program),
+        compile_time_max: std::time::Duration::from_secs(2),
+        ..Config::new(dir.path().join("cache"))
+    };
+    let error = soon(Engine::new(config).unwrap().prepare("sha256:1", &wasm)).await.unwrap_err();
+    assert!(error.to_string().contains("longer than 2 s") && !error.is_permanent(), "{error}");
+    let process = format!("/proc/{}", fs::read_to_string(&id).unwrap().trim());
+    soon(async {
+        while fs::read_to_string(format!("{process}/stat")).is_ok_and(|stat| !stat.contains(") Z ")) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn the_cache_keeps_within_its_bound() {
     let dir = tempfile::tempdir().unwrap();
     let wasm = tokio::task::spawn_blocking(|| super::built("hello")).await.unwrap();
@@ -79,7 +147,12 @@ async fn the_cache_keeps_within_its_bound() {
         engine.prepare(&format!("sha256:{number}"), &wasm).await.unwrap();
     }
     let keys: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
-    let sum: u64 = fs::read_dir(&keys[0]).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
+    let sum: u64 = fs::read_dir(&keys[0])
+        .unwrap()
+        .map(|entry| entry.unwrap().metadata().unwrap())
+        .filter(std::fs::Metadata::is_file)
+        .map(|metadata| metadata.len())
+        .sum();
     assert!(sum > 0 && sum <= 300 << 10, "{sum}");
 }
 
