@@ -5,6 +5,8 @@
 //! nobody knows gets a fresh instance for each request. See `docs` of the annotation `coracle.dev/http-reuse` for what
 //! one request can leave for the next.
 
+use std::ops::Range;
+
 use wasmparser::{KnownCustom, Parser, Payload};
 
 /// Requests that one instance serves where using it again is known to be safe: enough that making it costs nothing,
@@ -14,11 +16,19 @@ pub(crate) const REUSE_DEFAULT: u32 = 1_000;
 /// The same for WASI 0.3, whose guests lose about one handle with each request, of the 1,024 that they may have.
 pub(crate) const REUSE_P3_MAX: u32 = 500;
 
-/// Runtimes that answer one request only; they are known by what they are, not by a section.
-const ONCE: [&[u8]; 3] = [b"StarlingMonkey", b"SpiderMonkey", b"QuickJS"];
+/// Runtimes that answer one request only; they are known by what they are, not by a section: JavaScript's engines, and
+/// the event that StarlingMonkey's programs answer.
+const ONCE: [&[u8]; 4] = [b"StarlingMonkey", b"SpiderMonkey", b"QuickJS", b"respondWith"];
 
 /// Languages and tools whose instances may be used again, as `producers` sections name them.
 const AGAIN: [&str; 4] = ["Rust", "Go", "TinyGo", "componentize-py"];
+
+/// What programs of these languages have in their data also when they are stripped: variables that their runtimes read,
+/// and a function of CPython. Adapters have none of it.
+const MARKS: [&[u8]; 3] = [b"RUST_BACKTRACE", b"GOMAXPROCS", b"PyEval_EvalCode"];
+
+/// Modules that are looked at.
+const MODULES_MAX: usize = 1_000;
 
 /// Producers that are looked at. A component has some dozens.
 const PRODUCERS_MAX: usize = 1_000;
@@ -33,10 +43,9 @@ pub(crate) struct Facts {
 impl Facts {
     /// Of the file of a component, or of a core module. What cannot be read says nothing.
     pub(crate) fn of(wasm: &[u8]) -> Facts {
-        let known = producers(wasm).iter().any(|name| AGAIN.contains(&name.as_str()));
-        let python = !known && contains(wasm, b"PyEval_EvalCode");
-        let once = || ONCE.iter().any(|name| contains(wasm, name));
-        Facts { is_reusable: (known || python) && !once() }
+        let says = producers(wasm).iter().any(|name| AGAIN.contains(&name.as_str()));
+        let has = |marks: &[&[u8]]| marks.iter().any(|mark| contains(wasm, mark));
+        Facts { is_reusable: (says || has(&MARKS)) && !has(&ONCE) }
     }
 
     /// One line of text.
@@ -50,23 +59,35 @@ impl Facts {
     }
 }
 
-/// The names in all `producers` sections, of modules within, too.
+/// The names in the `producers` sections of the largest core module: the program itself. Adapters and shims beside it
+/// are Rust whatever the program is.
 fn producers(wasm: &[u8]) -> Vec<String> {
-    let mut names = Vec::new();
+    let mut modules: Vec<(Range<usize>, Vec<String>)> = Vec::new();
+    if Parser::is_core_wasm(wasm) {
+        modules.push((0..wasm.len(), Vec::new()));
+    }
     for payload in Parser::new(0).parse_all(wasm) {
         let Ok(payload) = payload else { break };
-        let Payload::CustomSection(section) = payload else { continue };
-        let KnownCustom::Producers(fields) = section.as_known() else { continue };
-        for field in fields.into_iter().map_while(Result::ok) {
-            for value in field.values.into_iter().map_while(Result::ok) {
-                if names.len() >= PRODUCERS_MAX {
-                    return names;
-                }
-                names.push(value.name.to_owned());
+        match payload {
+            Payload::ModuleSection { unchecked_range, .. } if modules.len() < MODULES_MAX => {
+                modules.push((unchecked_range, Vec::new()));
             }
+            Payload::CustomSection(section) => {
+                let KnownCustom::Producers(fields) = section.as_known() else { continue };
+                let at = section.range().start;
+                let Some((_, names)) = modules.iter_mut().rev().find(|(range, _)| range.contains(&at)) else { continue };
+                for field in fields.into_iter().map_while(Result::ok) {
+                    for value in field.values.into_iter().map_while(Result::ok) {
+                        if names.len() < PRODUCERS_MAX {
+                            names.push(value.name.to_owned());
+                        }
+                    }
+                }
+            }
+            _ => {}
         }
     }
-    names
+    modules.into_iter().max_by_key(|(range, _)| range.len()).map(|(_, names)| names).unwrap_or_default()
 }
 
 fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
@@ -95,10 +116,17 @@ mod tests {
     #[test]
     fn what_is_known_to_be_safe_is_reused_and_nothing_else() {
         assert!(made_by("Rust", "").is_reusable && made_by("Go", "").is_reusable);
-        assert!(made_by("C11", "PyEval_EvalCode").is_reusable);
+        assert!(made_by("C11", "PyEval_EvalCode").is_reusable && made_by("", "RUST_BACKTRACE").is_reusable);
         assert!(!made_by("C11", "").is_reusable && !made_by("JavaScript", "").is_reusable);
         assert!(!made_by("Rust", "StarlingMonkey/0.1").is_reusable, "it has Rust within");
+        assert!(!made_by("Rust", "respondWith can't be called twice").is_reusable);
         assert!(!Facts::of(b"anything").is_reusable);
+        let adapted = format!(
+            "(component (core module (@producers (language \"C\" \"1\")) (memory 1) (data \"{}\"))
+             (core module (@producers (language \"Rust\" \"1\"))))",
+            "x".repeat(1_000)
+        );
+        assert!(!Facts::of(&wat::parse_str(adapted).unwrap()).is_reusable, "the program is C, its adapter is Rust");
         for facts in [made_by("Rust", ""), made_by("C", "")] {
             assert_eq!(Facts::from_text(facts.to_text()), Some(facts));
         }

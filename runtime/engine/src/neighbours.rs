@@ -59,6 +59,8 @@ pub async fn neighbours(
                         if let Err(crate::RequestError::Stopped) = service.handle(request).await {
                             return;
                         }
+                        // A client waits for its socket between two requests.
+                        tokio::task::yield_now().await;
                     }
                 })
             })

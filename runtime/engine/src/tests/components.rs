@@ -76,18 +76,19 @@ async fn functions_are_compiled_once_for_all_components_that_have_them() {
     let engine = Engine::new(Config { instances_max: 8, ..Config::new(dir.path()) }).unwrap();
     let packs = || {
         let key = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
-        let names = fs::read_dir(key.join("functions")).unwrap().map(|entry| entry.unwrap().file_name());
-        names.map(|name| name.into_string().unwrap()).collect::<Vec<_>>()
+        let files = fs::read_dir(key.join("functions")).unwrap().map(|entry| entry.unwrap().metadata().unwrap());
+        files.map(|metadata| metadata.len()).sum::<u64>()
     };
     let phases = std::sync::Mutex::new(Vec::new());
     let tell = |phase| phases.lock().unwrap().push(phase);
     engine.prepare_telling("sha256:1", &wasm, &tell).await.unwrap();
     assert!(matches!(phases.lock().unwrap()[..], [Phase::Compiling, Phase::Compiled(_)]), "{phases:?}");
     let first = packs();
-    assert!(matches!(&first[..], [name] if name.ends_with(".pack")), "{first:?}");
-    // The same functions under another name: nothing is added, and what comes from the cache works.
+    // The same functions under another name: next to nothing is added (what cranelift numbers anew each time), and what
+    // comes from the cache works.
     let again = engine.prepare("sha256:2", &wasm).await.unwrap();
-    assert_eq!(packs(), first);
+    assert!(first > 0 && packs() - first < first / 5, "{first} then {}", packs());
+    assert_eq!(again.reuse(), 1_000, "it is Rust, although it is stripped");
     let service = engine.start_http(&again, crate::Spec::new("a"), crate::HttpOptions::default()).await.unwrap();
     assert_eq!(super::get(&service, "/").await, super::ok("hello\n"));
     phases.lock().unwrap().clear();
