@@ -54,13 +54,9 @@ impl From<coracle_engine::Exit> for Stopped {
 pub(super) struct Called(pub HttpService);
 
 impl coracle_proxy::HttpService for Called {
-    fn call(&self, mut request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
+    fn call(&self, request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
         use coracle_engine::RequestError;
         let service = self.0.clone();
-        if request.extensions().get::<hooks::Probing>().is_some() {
-            // It does not wait behind what users ask.
-            request.extensions_mut().insert(coracle_engine::Probe);
-        }
         Box::pin(async move {
             match service.handle(request).await {
                 Ok(response) => Ok(response),
