@@ -75,7 +75,9 @@ fn producers(wasm: &[u8]) -> Vec<String> {
             Payload::CustomSection(section) => {
                 let KnownCustom::Producers(fields) = section.as_known() else { continue };
                 let at = section.range().start;
-                let Some((_, names)) = modules.iter_mut().rev().find(|(range, _)| range.contains(&at)) else { continue };
+                let Some((_, names)) = modules.iter_mut().rev().find(|(range, _)| range.contains(&at)) else {
+                    continue;
+                };
                 for field in fields.into_iter().map_while(Result::ok) {
                     for value in field.values.into_iter().map_while(Result::ok) {
                         if names.len() < PRODUCERS_MAX {

@@ -32,12 +32,7 @@ const HARM: [(&str, &str); 9] = [
 ];
 
 /// Measures in `dir`, with the components `hello` and `hostile`; calls `report` with each figure. Takes a minute.
-pub async fn neighbours(
-    dir: &Path,
-    hello: &Path,
-    hostile: &Path,
-    mut report: impl FnMut(Figure),
-) -> Result<(), Error> {
+pub async fn neighbours(dir: &Path, hello: &Path, hostile: &Path, mut report: impl FnMut(Figure)) -> Result<(), Error> {
     let engine = Engine::new(Config::new(dir.join("cache")))?;
     let fresh = HttpOptions { reuse: Some(1), ..HttpOptions::default() };
     let hello = engine.prepare("hello", hello).await?;

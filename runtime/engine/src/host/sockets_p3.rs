@@ -30,15 +30,12 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
 
 fn tcp(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     let mut types = linker.instance(TYPES)?;
-    types.func_wrap(
-        "[static]tcp-socket.create",
-        |mut store: Store<'_>, (family,): (IpAddressFamily,)| {
-            if !node_has_more() {
-                return Ok((Err(ErrorCode::OutOfMemory),));
-            }
-            Ok((answer(HostTcpSocket::create(&mut store.data_mut().sockets(), family))?,))
-        },
-    )?;
+    types.func_wrap("[static]tcp-socket.create", |mut store: Store<'_>, (family,): (IpAddressFamily,)| {
+        if !node_has_more() {
+            return Ok((Err(ErrorCode::OutOfMemory),));
+        }
+        Ok((answer(HostTcpSocket::create(&mut store.data_mut().sockets(), family))?,))
+    })?;
     types.func_wrap_async(
         "[method]tcp-socket.bind",
         |mut store: Store<'_>, (socket, address): (Resource<TcpSocket>, IpSocketAddress)| {
