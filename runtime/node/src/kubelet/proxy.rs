@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
-use axum::http::{StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderName, StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
 use coracle_proxy::{BoxError, Error};
 use http_body_util::BodyExt as _;
@@ -56,13 +56,37 @@ pub async fn any(
     {
         parts.headers.insert(header::HOST, host);
     }
-    for hop in [header::CONNECTION, header::TE, header::TRANSFER_ENCODING, header::UPGRADE] {
-        parts.headers.remove(hop);
-    }
+    strip_hop_headers(&mut parts.headers);
     let request = Request::from_parts(parts, body.map_err(BoxError::from).boxed_unsync());
     match pods.context.network.proxy.call(namespace, request).await {
-        Ok(response) => response.map(Body::new).into_response(),
+        Ok(mut response) => {
+            strip_hop_headers(response.headers_mut());
+            response.map(Body::new).into_response()
+        }
         Err(error) => unavailable(&error, &authority),
+    }
+}
+
+/// Takes away what is meant for one connection only: the known ones, and those that `Connection` names (RFC 9110 §7.6.1).
+fn strip_hop_headers(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    const KNOWN: [HeaderName; 7] = [
+        header::CONNECTION,
+        header::PROXY_AUTHENTICATE,
+        header::PROXY_AUTHORIZATION,
+        header::TE,
+        header::TRAILER,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+    ];
+    for name in KNOWN.into_iter().chain([HeaderName::from_static("keep-alive")]).chain(named) {
+        headers.remove(name);
     }
 }
 
@@ -85,4 +109,26 @@ fn unavailable(error: &Error, authority: &str) -> Response {
         other => other.to_string(),
     });
     refusal(StatusCode::SERVICE_UNAVAILABLE, format!("error trying to reach service: dial tcp {authority}: {why}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_for_one_connection_stays_there() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "keep-alive, X-Secret"),
+            ("keep-alive", "timeout=5"),
+            ("x-secret", "1"),
+            ("te", "trailers"),
+            ("proxy-authorization", "Basic x"),
+            ("accept", "*/*"),
+        ] {
+            headers.insert(name, value.parse().unwrap());
+        }
+        strip_hop_headers(&mut headers);
+        assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["accept"]);
+    }
 }

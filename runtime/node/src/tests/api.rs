@@ -71,9 +71,11 @@ impl Api {
         self.state.lock().objects.insert(format!("{kind}/{name}"), object);
     }
 
-    pub fn create(&self, name: &str, spec: Value) {
+    pub fn create(&self, name: &str, annotations: Value, spec: Value) {
         let mut state = self.state.lock();
-        let metadata = json!({"name": name, "namespace": "default", "uid": format!("uid-{name}"), "generation": 1});
+        let uid = format!("uid-{name}");
+        let metadata =
+            json!({"name": name, "namespace": "default", "uid": uid, "generation": 1, "annotations": annotations});
         let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec, "status": {}});
         state.created.insert(name.to_owned(), Instant::now());
         self.store(&mut state, "ADDED", name, pod);

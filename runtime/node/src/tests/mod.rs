@@ -62,9 +62,9 @@ struct Running {
 }
 
 impl World {
-    /// A Ready node; its registry has `hello` and `probe-command`.
+    /// A Ready node; its registry has `hello`, `probe` and `probe-command`.
     async fn start() -> Self {
-        let packages = ["hello", "probe-command"];
+        let packages = ["hello", "probe", "probe-command"];
         let images =
             tokio::task::spawn_blocking(move || packages.map(|name| (name, std::fs::read(built(name)).unwrap())));
         let registry = registry::serve(images.await.unwrap().into()).await;
@@ -110,7 +110,11 @@ impl World {
         self.run_spec(name, json!({"containers": [container]}));
     }
 
-    fn run_spec(&self, name: &str, mut spec: Value) {
+    fn run_spec(&self, name: &str, spec: Value) {
+        self.run_annotated(name, json!({}), spec);
+    }
+
+    fn run_annotated(&self, name: &str, annotations: Value, mut spec: Value) {
         spec["nodeName"] = json!("n1");
         for list in ["initContainers", "containers"] {
             for container in spec[list].as_array_mut().into_iter().flatten() {
@@ -120,7 +124,7 @@ impl World {
                 container["imagePullPolicy"] = json!("IfNotPresent");
             }
         }
-        self.api.create(name, spec);
+        self.api.create(name, annotations, spec);
     }
 
     async fn status(&self, name: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {

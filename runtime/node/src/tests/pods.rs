@@ -339,3 +339,31 @@ async fn a_missing_key_is_waited_for() {
     let status = world.status("waits", "told", |_| failed(world.api.reasons("waits"))).await;
     assert_eq!(waiting(&status), "ContainerCreating", "{status}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn probes_do_not_wait_behind_the_requests_of_others() {
+    use tokio::io::AsyncWriteExt as _;
+    let world = World::start().await;
+    let probe = json!({"httpGet": {"path": "/healthz", "port": 80}, "periodSeconds": 1, "timeoutSeconds": 1, "failureThreshold": 1});
+    let mut container = json!({"image": "probe:1", "ports": [{"containerPort": 80}]});
+    container["livenessProbe"] = probe.clone();
+    container["readinessProbe"] = probe;
+    world.run_annotated("busy", json!({"coracle.dev/http-concurrency": "1"}), json!({"containers": [container]}));
+    world.ready("busy").await;
+    // All that the service may do at once, and some that wait for it.
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        let mut stream = world.forward("busy", 80).await;
+        stream.write_all(b"GET /sleep?5000 HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        held.push(stream);
+    }
+    // Several periods pass; each would have ended the container.
+    let over = tokio::time::Instant::now() + std::time::Duration::from_secs(5);
+    while tokio::time::Instant::now() < over {
+        let status = world.status("busy", "there", |_| true).await;
+        assert!(super::is_ready(&status), "{status}");
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    let reasons = world.api.reasons("busy");
+    assert!(!reasons.iter().any(|reason| reason == "Unhealthy" || reason == "Killing"), "{reasons:?}");
+}
