@@ -142,7 +142,8 @@ impl Pods {
 
     fn compare(&self, state: &mut State) {
         let (report, pod) = (&mut state.report, state.core.pod());
-        let Some(print) = report.print.filter(|_| !report.is_dirty && !report.is_final) else { return };
+        // Whether something is to be written anyway does not matter: that may turn out to be what was written already.
+        let Some(print) = report.print.filter(|_| !report.is_final) else { return };
         let seen = pod.metadata.resource_version.as_deref().and_then(|text| text.parse::<u64>().ok());
         // What the object was before the last write is no answer to it.
         if let (Some(seen), Some(own)) = (seen, report.revision)
