@@ -55,7 +55,8 @@ async fn a_port_at_which_nobody_listens_is_unavailable_and_named_as_the_pods() {
     let world = World::start().await;
     world.run("quiet", command(&["sleep", "600000"]));
     let address = world.ready("quiet").await["podIP"].as_str().unwrap().to_owned();
-    let request = Request::get("/coracle/v1/proxy/default/quiet/81/").header("host", "x").header("accept", "application/json");
+    let request =
+        Request::get("/coracle/v1/proxy/default/quiet/81/").header("host", "x").header("accept", "application/json");
     let (code, text) = read(world.certificates.send(world.port(), API_SERVER, request.body(()).unwrap()).await).await;
     let status: serde_json::Value = serde_json::from_str(&text).unwrap();
     let message = format!("error trying to reach service: dial tcp {address}:81: connect: connection refused");
