@@ -2,7 +2,7 @@
 //!
 //! Each is a pure core that turns what is observed into a plan, and a thin shell that carries it out. They share
 //! informers (one watch and one decode per kind), a driver (one queue of keys each, per-key serialisation, back-off) and
-//! the recorder of events. Nothing polls; nothing is kept that the API does not have.
+//! the recorder of events; `kinds` has a row for each kind that is watched. Nothing polls; nothing is kept that the API does not have.
 
 mod client;
 mod deployment;
@@ -12,6 +12,7 @@ mod error;
 mod events;
 mod garbage;
 mod informer;
+mod kinds;
 mod namespace;
 mod node;
 mod pod_gc;
@@ -27,19 +28,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Service, ServiceAccount};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::runtime::watcher;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use client::Client;
 pub(crate) use error::Error;
-use garbage::shared_kind;
-use informer::{Informer, Object, Pod};
+use kinds::Informers;
 
 /// What controllers need to know.
 #[derive(Clone, Debug)]
@@ -61,24 +56,6 @@ impl Default for Config {
 fn now_in_seconds() -> Timestamp {
     let now = Timestamp::now();
     Timestamp::from_second(now.as_second()).unwrap_or(now)
-}
-
-/// The shared informers.
-#[derive(Default)]
-struct Informers {
-    pods: Informer<Pod>,
-    replica_sets: Informer<ReplicaSet>,
-    deployments: Informer<Deployment>,
-    services: Informer<Service>,
-    slices: Informer<EndpointSlice>,
-    endpoints: Informer<Endpoints>,
-    namespaces: Informer<Namespace>,
-    nodes: Informer<Node>,
-    leases: Informer<Lease>,
-    /// Those named `default`.
-    accounts: Informer<ServiceAccount>,
-    /// Those named `kube-root-ca.crt`.
-    root_cas: Informer<ConfigMap>,
 }
 
 /// Runs all controllers until `shutdown`; returns when their work in progress has ended.
@@ -136,7 +113,7 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
         let on_deletion = Box::new(move |namespace: &str| namespaces.on_deletion(namespace));
         garbage::Controller::new(api, recorder.clone(), discovery, on_deletion)
     };
-    listen(&garbage, &mut on);
+    on.tell(&garbage);
 
     let tasks = TaskTracker::new();
     let synced = on.run(&tasks, &client, &shutdown);
@@ -157,78 +134,19 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
         () = complete => {}
         () = shutdown.cancelled() => {}
     }
-    macro_rules! drive {
-        ($($name:literal $controller:ident $workers:literal;)*) => {$({
-            let (queue, shutdown) = ($controller.queue.clone(), shutdown.clone());
-            tasks.spawn(async move {
-                queue.drive($name, $workers, shutdown, move |key| $controller.clone().reconcile(key)).await;
-            });
-        })*};
-    }
-    drive! {
-        "replicaset" replica_sets 16;
-        "deployment" deployments 16;
-        "endpoints" endpoints 16;
-        "serviceaccount" accounts 8;
-        "namespace" namespaces 8;
-        "node" nodes 8;
-        "eviction" evictions 16;
-        "podgc" pod_gc 2;
-    }
+    tasks.spawn(queue::drive(replica_sets, shutdown.clone()));
+    tasks.spawn(queue::drive(deployments, shutdown.clone()));
+    tasks.spawn(queue::drive(endpoints, shutdown.clone()));
+    tasks.spawn(queue::drive(accounts, shutdown.clone()));
+    tasks.spawn(queue::drive(namespaces, shutdown.clone()));
+    tasks.spawn(queue::drive(nodes, shutdown.clone()));
+    tasks.spawn(queue::drive(evictions, shutdown.clone()));
+    tasks.spawn(queue::drive(pod_gc, shutdown.clone()));
     tokio::select! {
         () = others_synced.notified() => {}
         () = shutdown.cancelled() => {}
     }
-    drive! { "garbage" garbage 32; }
+    tasks.spawn(queue::drive(garbage, shutdown));
     tasks.close();
     tasks.wait().await;
-}
-
-/// The garbage collector hears of the kinds that are watched anyway.
-fn listen(garbage: &Arc<garbage::Controller>, on: &mut Informers) {
-    garbage.listen(&mut on.pods, shared_kind("", "v1", "Pod", "pods", true));
-    garbage.listen(&mut on.replica_sets, shared_kind("apps", "v1", "ReplicaSet", "replicasets", true));
-    garbage.listen(&mut on.deployments, shared_kind("apps", "v1", "Deployment", "deployments", true));
-    garbage.listen(&mut on.services, shared_kind("", "v1", "Service", "services", true));
-    garbage.listen(&mut on.slices, shared_kind("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices", true));
-    garbage.listen(&mut on.endpoints, shared_kind("", "v1", "Endpoints", "endpoints", true));
-    garbage.listen(&mut on.namespaces, shared_kind("", "v1", "Namespace", "namespaces", false));
-    garbage.listen(&mut on.nodes, shared_kind("", "v1", "Node", "nodes", false));
-    garbage.listen(&mut on.leases, shared_kind("coordination.k8s.io", "v1", "Lease", "leases", true));
-}
-
-impl Informers {
-    /// Starts to watch; the receivers say when each is complete.
-    fn run(
-        self,
-        tasks: &TaskTracker,
-        client: &kube::Client,
-        shutdown: &CancellationToken,
-    ) -> Vec<tokio::sync::watch::Receiver<bool>> {
-        fn start<K: Object>(
-            informer: Informer<K>,
-            config: watcher::Config,
-            (tasks, client, shutdown): (&TaskTracker, &kube::Client, &CancellationToken),
-        ) -> tokio::sync::watch::Receiver<bool> {
-            let synced = informer.synced();
-            tasks.spawn(informer.run(client.clone(), config, shutdown.clone()));
-            synced
-        }
-        let with = (tasks, client, shutdown);
-        let all = watcher::Config::default;
-        let named = |name: &str| watcher::Config::default().fields(&format!("metadata.name={name}"));
-        vec![
-            start(self.pods, all(), with),
-            start(self.replica_sets, all(), with),
-            start(self.deployments, all(), with),
-            start(self.services, all(), with),
-            start(self.slices, all(), with),
-            start(self.endpoints, all(), with),
-            start(self.namespaces, all(), with),
-            start(self.nodes, all(), with),
-            start(self.leases, all(), with),
-            start(self.accounts, named(service_account::ACCOUNT), with),
-            start(self.root_cas, named(service_account::ROOT_CA), with),
-        ]
-    }
 }

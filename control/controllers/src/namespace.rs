@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::client::{self, Client, DeleteOptions, Meta, NAMESPACES};
 use crate::discovery::{Discovery, Kind, Kinds};
 use crate::informer::{Informer, Key, Object as _, Store};
-use crate::queue::{Next, Queue};
+use crate::queue::{Next, Queue, Reconciler};
 use crate::{Error, now_in_seconds};
 
 /// The finalizer that is ours.
@@ -28,7 +28,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(15);
 pub(crate) struct Controller {
     client: Client,
     discovery: Discovery,
-    pub(crate) queue: Queue<Key>,
+    queue: Queue<Key>,
     namespaces: Arc<Store<Namespace>>,
 }
 
@@ -73,8 +73,18 @@ impl Controller {
             self.queue.add(&key);
         }
     }
+}
 
-    pub(crate) async fn reconcile(self: Arc<Self>, key: Key) -> Result<Next, Error> {
+impl Reconciler for Controller {
+    type Key = Key;
+    const NAME: &'static str = "namespace";
+    const WORKERS: usize = 8;
+
+    fn queue(&self) -> &Queue<Key> {
+        &self.queue
+    }
+
+    async fn reconcile(self: Arc<Self>, key: Key) -> Result<Next, Error> {
         let Some(namespace) = self.namespaces.get(&key) else { return Ok(Next::OnEvent) };
         let finalizers = namespace.spec.as_ref().and_then(|spec| spec.finalizers.clone()).unwrap_or_default();
         if namespace.metadata.deletion_timestamp.is_none() || !finalizers.iter().any(|name| name == FINALIZER) {
@@ -110,7 +120,9 @@ impl Controller {
             other => other.map(|_| Next::OnEvent).map_err(Error::api("remove the finalizer of a namespace")),
         }
     }
+}
 
+impl Controller {
     async fn delete_content(&self, namespace: &str, kinds: &Kinds) -> Remaining {
         let mut remaining = Remaining { discovery_failures: kinds.failures.clone(), ..Remaining::default() };
         let namespaced: Vec<&Kind> = kinds.kinds.iter().filter(|kind| kind.namespaced).collect();

@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::client::{self, Client, DeleteOptions, Meta, NODES, PODS};
 use crate::informer::{Change, Index, Informer, Key, Pod, Store};
 use crate::node::delete_disrupted;
-use crate::queue::{Next, Queue};
+use crate::queue::{Next, Queue, Reconciler};
 use crate::{Error, now_in_seconds};
 
 /// How long a node must be gone; it may be replaced by one of the same name.
@@ -33,7 +33,7 @@ pub(crate) enum Task {
 /// Cleans up pods.
 pub(crate) struct Controller {
     client: Client,
-    pub(crate) queue: Queue<Task>,
+    queue: Queue<Task>,
     nodes: Arc<Store<Node>>,
     pods: Arc<Store<Pod>>,
 }
@@ -74,8 +74,18 @@ impl Controller {
         });
         Arc::new(Self { client, queue, nodes: nodes.store(), pods: pods.store() })
     }
+}
 
-    pub(crate) async fn reconcile(self: Arc<Self>, task: Task) -> Result<Next, Error> {
+impl Reconciler for Controller {
+    type Key = Task;
+    const NAME: &'static str = "podgc";
+    const WORKERS: usize = 2;
+
+    fn queue(&self) -> &Queue<Task> {
+        &self.queue
+    }
+
+    async fn reconcile(self: Arc<Self>, task: Task) -> Result<Next, Error> {
         match task {
             Task::Node(name) => self.orphans(&name).await?,
             Task::Pod(key) => {
@@ -99,7 +109,9 @@ impl Controller {
         }
         Ok(Next::OnEvent)
     }
+}
 
+impl Controller {
     async fn orphans(&self, node: &str) -> Result<(), Error> {
         let key = Key::new("", node);
         if self.nodes.get(&key).is_some() {

@@ -9,6 +9,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::fmt;
 use std::future::Future;
 use std::hash::Hash;
 use std::sync::Arc;
@@ -31,6 +32,29 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// How long running work is waited for at shutdown.
 const DRAIN: Duration = Duration::from_secs(2);
+
+/// A controller: keys that are to be looked at, and what is done about one.
+pub(crate) trait Reconciler: Send + Sync + 'static {
+    /// What it looks at: an object by its name, mostly.
+    type Key: Clone + Eq + Hash + fmt::Debug + Send + 'static;
+    /// For logs.
+    const NAME: &'static str;
+    /// Keys that are looked at at a time.
+    const WORKERS: usize;
+
+    /// Where what happens puts keys.
+    fn queue(&self) -> &Queue<Self::Key>;
+
+    /// Makes of what is there what is wanted, as far as one key is concerned. It reads all that there is, and can be called
+    /// at any time.
+    fn reconcile(self: Arc<Self>, key: Self::Key) -> impl Future<Output = Result<Next, Error>> + Send;
+}
+
+/// Runs a controller until shutdown.
+pub(crate) async fn drive<C: Reconciler>(controller: Arc<C>, shutdown: CancellationToken) {
+    let queue = controller.queue().clone();
+    queue.drive(C::NAME, C::WORKERS, shutdown, move |key| controller.clone().reconcile(key)).await;
+}
 
 /// When a key that was reconciled is due again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -267,16 +291,11 @@ impl<K: Clone + Eq + Hash + Send + 'static> Queue<K> {
     }
 
     /// Reconciles keys with at most `workers` at a time until shutdown.
-    pub(crate) async fn drive<F, R>(
-        &self,
-        name: &'static str,
-        workers: usize,
-        shutdown: CancellationToken,
-        reconcile: F,
-    ) where
+    async fn drive<F, R>(&self, name: &'static str, workers: usize, shutdown: CancellationToken, reconcile: F)
+    where
         F: Fn(K) -> R,
         R: Future<Output = Result<Next, Error>> + Send + 'static,
-        K: std::fmt::Debug,
+        K: fmt::Debug,
     {
         let mut tasks: JoinSet<(K, Result<Next, Error>)> = JoinSet::new();
         let mut running: HashMap<tokio::task::Id, K> = HashMap::new();
@@ -314,7 +333,7 @@ impl<K: Clone + Eq + Hash + Send + 'static> Queue<K> {
     }
 }
 
-fn log<K: std::fmt::Debug>(controller: &str, key: &K, error: &Error) {
+fn log<K: fmt::Debug>(controller: &str, key: &K, error: &Error) {
     if error.is_expected() {
         tracing::debug!(controller, ?key, %error, "reconcile again");
     } else {

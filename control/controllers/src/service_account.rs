@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::Error;
 use crate::client::{self, CONFIG_MAPS, Client, SERVICE_ACCOUNTS};
 use crate::informer::{Informer, Key, Object as _, Store};
-use crate::queue::{Next, Queue};
+use crate::queue::{Next, Queue, Reconciler};
 
 /// The account of pods that name none.
 pub(crate) const ACCOUNT: &str = "default";
@@ -25,7 +25,7 @@ const DESCRIPTION_TEXT: &str = "Contains a CA bundle that can be used to verify 
 pub(crate) struct Controller {
     client: Client,
     root_ca: String,
-    pub(crate) queue: Queue<Key>,
+    queue: Queue<Key>,
     namespaces: Arc<Store<Namespace>>,
     accounts: Arc<Store<ServiceAccount>>,
     config_maps: Arc<Store<ConfigMap>>,
@@ -57,8 +57,18 @@ impl Controller {
         let (namespaces, accounts, config_maps) = (namespaces.store(), accounts.store(), config_maps.store());
         Arc::new(Self { client, root_ca, queue, namespaces, accounts, config_maps })
     }
+}
 
-    pub(crate) async fn reconcile(self: Arc<Self>, key: Key) -> Result<Next, Error> {
+impl Reconciler for Controller {
+    type Key = Key;
+    const NAME: &'static str = "serviceaccount";
+    const WORKERS: usize = 8;
+
+    fn queue(&self) -> &Queue<Key> {
+        &self.queue
+    }
+
+    async fn reconcile(self: Arc<Self>, key: Key) -> Result<Next, Error> {
         let Some(namespace) = self.namespaces.get(&key) else { return Ok(Next::OnEvent) };
         if namespace.metadata.deletion_timestamp.is_some() {
             return Ok(Next::OnEvent);
@@ -66,7 +76,9 @@ impl Controller {
         let (account, config_map) = tokio::join!(self.account(&key.name), self.config_map(&key.name));
         account.and(config_map).map(|()| Next::OnEvent)
     }
+}
 
+impl Controller {
     async fn account(&self, namespace: &str) -> Result<(), Error> {
         if self.accounts.get(&Key::new(namespace, ACCOUNT)).is_some() {
             return Ok(());

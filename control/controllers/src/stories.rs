@@ -194,7 +194,10 @@ async fn deployment_goes_on_beside_objects_that_nobody_understands() {
         api.put(&path, json!({"spec": {"containers": null}, "status": {"phase": "Weird"}}));
         api.merge(&path, &json!({"status": {"phase": "", "conditions": null}}));
     }
-    api.put("/apis/apps/v1/namespaces/w/deployments/odd2", json!({"metadata": {"labels": {"a": 1}}, "spec": 7}));
+    for index in 0..8 {
+        let odd = json!({"metadata": {"labels": {"a": 1}}, "spec": 7});
+        api.put(&format!("/apis/apps/v1/namespaces/w/deployments/odd{index}"), odd);
+    }
     let started = std::time::Instant::now();
     // A conflict on the way: the ReplicaSet is another by the time it is sized.
     api.next(Method::POST, "/replicasets", Answer::Refused(500, "InternalError"));

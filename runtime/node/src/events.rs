@@ -1,6 +1,7 @@
 //! Events, recorded as the kubelet records them: what repeats becomes a count, a flood is thinned out.
 //!
-//! Recording never waits: an event goes into a bounded queue that one task empties. Up to [`BURST`] events are sent at
+//! Recording never waits: an event goes into a bounded queue that one task empties, a little later ([`BEHIND`]): nobody
+//! waits for an event, but every write waits for those before it. At shutdown what is left is sent for [`LAST`]. Up to [`BURST`] events are sent at
 //! once and [`PER_SECOND`] afterwards (kubelet: `eventBurst`, `eventRecordQPS`); what does not fit is dropped,
 //! ordinary events well before warnings.
 
@@ -22,6 +23,10 @@ use tokio_util::sync::CancellationToken;
 const BURST: f64 = 100.0;
 /// Events per second afterwards (kubelet's `eventRecordQPS`).
 const PER_SECOND: f64 = 50.0;
+/// How long after it was recorded an event is sent.
+const BEHIND: Duration = Duration::from_millis(40);
+/// How long events are still sent at shutdown.
+const LAST: Duration = Duration::from_millis(200);
 /// Waiting events; beyond it new ones are dropped.
 const QUEUE_MAX: usize = 1000;
 /// Waiting events beyond which only warnings are taken.
@@ -76,7 +81,8 @@ impl std::fmt::Debug for KubeClient {
 
 #[derive(Debug)]
 struct Queue {
-    waiting: VecDeque<(Record, Timestamp)>,
+    /// With its time, and when it is sent.
+    waiting: VecDeque<(Record, Timestamp, Instant)>,
     tokens: f64,
     filled: Instant,
 }
@@ -115,23 +121,37 @@ impl Recorder {
             tracing::trace!(reason = record.reason, "event dropped");
             return;
         }
-        queue.waiting.push_back((record, Timestamp::now()));
+        queue.waiting.push_back((record, Timestamp::now(), Instant::now() + BEHIND));
         drop(queue);
         self.inner.added.notify_one();
     }
 
-    /// Sends what is recorded, until shutdown.
+    /// Sends what is recorded, until shutdown and a moment longer.
     pub async fn run(&self, shutdown: CancellationToken) {
+        let last = async {
+            shutdown.cancelled().await;
+            tokio::time::sleep(LAST).await;
+        };
+        tokio::select! {
+            () = self.send_all(&shutdown) => {}
+            () = last => {}
+        }
+    }
+
+    /// Returns when there is nothing more to send after shutdown.
+    async fn send_all(&self, shutdown: &CancellationToken) {
         let mut seen: HashMap<Record, Seen> = HashMap::new();
         loop {
             let next = self.inner.queue.lock().waiting.pop_front();
-            let Some((record, at)) = next else {
-                // Waiting is all that is cut here.
+            let Some((record, at, due)) = next else {
                 tokio::select! {
                     () = self.inner.added.notified() => continue,
                     () = shutdown.cancelled() => return,
                 }
             };
+            if !shutdown.is_cancelled() {
+                tokio::time::sleep_until(due).await;
+            }
             if let Err(error) = self.send(&mut seen, record, at).await {
                 tracing::debug!(%error, "event not recorded");
             }

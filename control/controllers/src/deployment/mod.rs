@@ -22,7 +22,7 @@ use serde_json::json;
 use crate::client::{self, Client, DEPLOYMENTS, DeleteOptions, REPLICA_SETS};
 use crate::events::{Record, Recorder, Subject};
 use crate::informer::{Change, Index, Informer, Key, Object as _, Pod, Store, controller};
-use crate::queue::{Next, Queue};
+use crate::queue::{Next, Queue, Reconciler};
 use crate::workload::{self, Settle};
 use crate::{Error, now_in_seconds, selector};
 
@@ -37,7 +37,7 @@ const CREATED_MAX: usize = 4096;
 pub(crate) struct Controller {
     client: Client,
     recorder: Recorder,
-    pub(crate) queue: Queue<Key>,
+    queue: Queue<Key>,
     deployments: Arc<Store<Deployment>>,
     sets: Arc<Store<ReplicaSet>>,
     pods: Arc<Store<Pod>>,
@@ -107,8 +107,18 @@ impl Controller {
             created: Mutex::default(),
         })
     }
+}
 
-    pub(crate) async fn reconcile(self: Arc<Self>, key: Key) -> Result<Next, Error> {
+impl Reconciler for Controller {
+    type Key = Key;
+    const NAME: &'static str = "deployment";
+    const WORKERS: usize = 16;
+
+    fn queue(&self) -> &Queue<Key> {
+        &self.queue
+    }
+
+    async fn reconcile(self: Arc<Self>, key: Key) -> Result<Next, Error> {
         let Some(deployment) = self.deployments.get(&key) else { return Ok(Next::OnEvent) };
         let spec = &deployment.spec;
         if selector::is_empty(&spec.selector) {
@@ -155,7 +165,9 @@ impl Controller {
         }
         Ok(plan.check_after.map_or(Next::OnEvent, Next::After))
     }
+}
 
+impl Controller {
     /// The ReplicaSets of the Deployment. `None` after taking some that match and belong to nobody: their events come.
     /// Those that no longer match are let go.
     async fn claim(&self, deployment: &Deployment) -> Result<Option<Vec<Arc<ReplicaSet>>>, Error> {

@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use crate::client::{self, Client, DeleteOptions, ENDPOINT_SLICES, ENDPOINTS, Meta};
 use crate::informer::{Change, Index, Informer, Key, Object as _, Pod, Store, version};
-use crate::queue::{Next, Queue};
+use crate::queue::{Next, Queue, Reconciler};
 use crate::replica_set::generated_name;
 use crate::workload::{self, Created};
 use crate::{Error, selector};
@@ -37,7 +37,7 @@ const ZONE: &str = "topology.kubernetes.io/zone";
 /// The controller of endpoints.
 pub(crate) struct Controller {
     client: Client,
-    pub(crate) queue: Queue<Key>,
+    queue: Queue<Key>,
     services: Arc<Store<Service>>,
     pods: Arc<Store<Pod>>,
     slices: Arc<Store<EndpointSlice>>,
@@ -163,8 +163,18 @@ impl Controller {
         let (endpoints, nodes) = (endpoints.store(), nodes.store());
         Arc::new(Self { client, queue, services, pods, slices, endpoints, nodes, written, mirrored })
     }
+}
 
-    pub(crate) async fn reconcile(self: Arc<Self>, key: Key) -> Result<Next, Error> {
+impl Reconciler for Controller {
+    type Key = Key;
+    const NAME: &'static str = "endpoints";
+    const WORKERS: usize = 16;
+
+    fn queue(&self) -> &Queue<Key> {
+        &self.queue
+    }
+
+    async fn reconcile(self: Arc<Self>, key: Key) -> Result<Next, Error> {
         let Some(service) = self.services.get(&key) else {
             self.written.lock().remove(&key);
             self.mirrored.lock().remove(&key);
@@ -201,7 +211,9 @@ impl Controller {
             other => other.map(|()| Next::OnEvent),
         }
     }
+}
 
+impl Controller {
     /// How long to wait at most until the cache shows what we wrote; its event comes back to the queue.
     fn behind(&self, key: &Key) -> Option<Duration> {
         let mut written = self.written.lock();

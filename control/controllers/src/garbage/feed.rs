@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 use super::Controller;
 use super::graph::{FOREGROUND, ORPHAN, Seen, Uid, Work};
 use crate::discovery::Kind;
-use crate::informer::{AnyObject, Change, Informer, Key, Object, Pod, Tolerant, version};
+use crate::informer::{AnyObject, Change, Informer, Key, Object, Tolerant, version};
 
 /// After a definition changed, others often do at once.
 const SETTLE: Duration = Duration::from_millis(300);
@@ -26,56 +26,6 @@ const SETTLE: Duration = Duration::from_millis(300);
 const RETRY: Duration = Duration::from_secs(2);
 /// How long the first lists of unshared kinds are waited for.
 const SYNC_MAX: Duration = Duration::from_secs(20);
-
-/// What an informer's object tells the graph.
-pub(crate) trait Traceable: Object {
-    fn finalizers(&self) -> &[String];
-    fn owners(&self) -> &[OwnerReference];
-    fn is_deleting(&self) -> bool;
-}
-
-impl Traceable for Pod {
-    fn finalizers(&self) -> &[String] {
-        &self.finalizers
-    }
-
-    fn owners(&self) -> &[OwnerReference] {
-        &self.owners
-    }
-
-    fn is_deleting(&self) -> bool {
-        self.deleting.is_some()
-    }
-}
-
-macro_rules! traceable {
-    ($($kind:ty),*) => {$(
-        impl Traceable for $kind {
-            fn finalizers(&self) -> &[String] {
-                self.metadata.finalizers.as_deref().unwrap_or_default()
-            }
-
-            fn owners(&self) -> &[OwnerReference] {
-                self.metadata.owner_references.as_deref().unwrap_or_default()
-            }
-
-            fn is_deleting(&self) -> bool {
-                self.metadata.deletion_timestamp.is_some()
-            }
-        }
-    )*};
-}
-
-traceable!(
-    k8s_openapi::api::apps::v1::Deployment,
-    k8s_openapi::api::apps::v1::ReplicaSet,
-    k8s_openapi::api::coordination::v1::Lease,
-    k8s_openapi::api::core::v1::Endpoints,
-    k8s_openapi::api::core::v1::Namespace,
-    k8s_openapi::api::core::v1::Node,
-    k8s_openapi::api::core::v1::Service,
-    k8s_openapi::api::discovery::v1::EndpointSlice
-);
 
 /// A kind that a shared informer watches.
 pub(crate) fn shared_kind(group: &str, version: &str, kind: &str, plural: &str, namespaced: bool) -> Kind {
@@ -91,7 +41,7 @@ pub(crate) fn shared_kind(group: &str, version: &str, kind: &str, plural: &str, 
 
 impl Controller {
     /// Feeds the graph from a shared informer.
-    pub(crate) fn listen<K: Traceable>(self: &Arc<Self>, informer: &mut Informer<K>, kind: Kind) {
+    pub(crate) fn listen<K: Object>(self: &Arc<Self>, informer: &mut Informer<K>, kind: Kind) {
         let kind = Arc::new(kind);
         self.shared.lock().insert((kind.group.clone(), kind.plural.clone()));
         let this = self.clone();

@@ -26,7 +26,7 @@ use crate::client::{self, Client, DeleteOptions, Meta};
 use crate::discovery::{Discovery, Kind};
 use crate::events::{Record, Recorder, Subject};
 use crate::informer::version;
-use crate::queue::{Next, Queue};
+use crate::queue::{Next, Queue, Reconciler};
 
 pub(crate) use feed::shared_kind;
 use graph::{FOREGROUND, Graph, ORPHAN, Owner, Seen, Uid};
@@ -70,7 +70,7 @@ type OnDeletion = Box<dyn Fn(&str) + Send + Sync>;
 pub(crate) struct Controller {
     client: Client,
     discovery: Discovery,
-    pub(crate) queue: Queue<Uid>,
+    queue: Queue<Uid>,
     graph: Mutex<Graph>,
     /// Kinds that shared informers watch, by group and plural.
     shared: Mutex<HashSet<(Arc<str>, Arc<str>)>>,
@@ -99,8 +99,18 @@ impl Controller {
             recorder,
         })
     }
+}
 
-    pub(crate) async fn reconcile(self: Arc<Self>, uid: Uid) -> Result<Next, Error> {
+impl Reconciler for Controller {
+    type Key = Uid;
+    const NAME: &'static str = "garbage";
+    const WORKERS: usize = 32;
+
+    fn queue(&self) -> &Queue<Uid> {
+        &self.queue
+    }
+
+    async fn reconcile(self: Arc<Self>, uid: Uid) -> Result<Next, Error> {
         let (seen, unseen) = {
             let graph = self.graph.lock();
             (graph.get(&uid).cloned(), graph.is_unseen(&uid))
@@ -120,7 +130,9 @@ impl Controller {
         }
         self.collect(&uid).await
     }
+}
 
+impl Controller {
     /// An owner nobody has seen: those that name one which does not exist are to be looked at.
     async fn look_for(&self, uid: &Uid) -> Result<Next, Error> {
         let references = self.graph.lock().references_to(uid);

@@ -72,6 +72,12 @@ pub(crate) trait Object: Send + Sync + Sized + 'static {
     fn controller(&self) -> Option<&str>;
     /// Orders versions of an object.
     fn version(&self) -> u64;
+    /// Its finalizers.
+    fn finalizers(&self) -> &[String];
+    /// All its owners.
+    fn owners(&self) -> &[OwnerReference];
+    /// Whether it is being deleted.
+    fn is_deleting(&self) -> bool;
     /// By what it is found besides its name.
     fn index(&self, add: &mut dyn FnMut(Index, &str)) {
         by_controller(self, add);
@@ -422,6 +428,18 @@ macro_rules! whole {
 
             fn version(&self) -> u64 {
                 version(self.metadata.resource_version.as_deref())
+            }
+
+            fn finalizers(&self) -> &[String] {
+                self.metadata.finalizers.as_deref().unwrap_or_default()
+            }
+
+            fn owners(&self) -> &[OwnerReference] {
+                self.metadata.owner_references.as_deref().unwrap_or_default()
+            }
+
+            fn is_deleting(&self) -> bool {
+                self.metadata.deletion_timestamp.is_some()
             }
 
             fn index(&self, add: &mut dyn FnMut(Index, &str)) {

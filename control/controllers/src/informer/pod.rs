@@ -175,6 +175,18 @@ impl Object for Pod {
         self.version
     }
 
+    fn finalizers(&self) -> &[String] {
+        &self.finalizers
+    }
+
+    fn owners(&self) -> &[OwnerReference] {
+        &self.owners
+    }
+
+    fn is_deleting(&self) -> bool {
+        self.deleting.is_some()
+    }
+
     fn index(&self, add: &mut dyn FnMut(Index, &str)) {
         by_controller(self, add);
         if let Some(node) = &self.node {

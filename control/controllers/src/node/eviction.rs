@@ -15,7 +15,7 @@ use super::watchful::Watchful;
 use crate::client::{self, Client, DeleteOptions, PODS};
 use crate::events::{Record, Recorder, Subject};
 use crate::informer::{Change, Index, Informer, Key, Object as _, Pod, Store};
-use crate::queue::{Next, Queue};
+use crate::queue::{Next, Queue, Reconciler};
 use crate::{Error, now_in_seconds};
 
 const COMPONENT: &str = "taint-eviction-controller";
@@ -24,7 +24,7 @@ const COMPONENT: &str = "taint-eviction-controller";
 pub(crate) struct Evictions {
     client: Client,
     recorder: Recorder,
-    pub(crate) queue: Queue<Key>,
+    queue: Queue<Key>,
     nodes: Arc<Store<Node>>,
     pods: Arc<Store<Pod>>,
     watch: Arc<Mutex<Watchful>>,
@@ -74,8 +74,18 @@ impl Evictions {
         });
         Arc::new(Self { client, recorder, queue, nodes: nodes.store(), pods: pods.store(), watch, grace })
     }
+}
 
-    pub(crate) async fn reconcile(self: Arc<Self>, key: Key) -> Result<Next, Error> {
+impl Reconciler for Evictions {
+    type Key = Key;
+    const NAME: &'static str = "eviction";
+    const WORKERS: usize = 16;
+
+    fn queue(&self) -> &Queue<Key> {
+        &self.queue
+    }
+
+    async fn reconcile(self: Arc<Self>, key: Key) -> Result<Next, Error> {
         let Some(pod) = self.pods.get(&key).filter(|pod| pod.deleting.is_none()) else { return Ok(Next::OnEvent) };
         let node = pod.node.as_deref().and_then(|node| self.nodes.get(&Key::new("", node)));
         let Some(node) = node else { return Ok(Next::OnEvent) };

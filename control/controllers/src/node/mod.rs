@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::client::{self, Client, NODES, PODS};
 use crate::events::{Record, Recorder, Subject};
 use crate::informer::{Change, Index, Informer, Key, Object as _, Pod, Store};
-use crate::queue::{Next, Queue};
+use crate::queue::{Next, Queue, Reconciler};
 use crate::{Error, now_in_seconds};
 
 pub(crate) use eviction::{Evictions, delete_disrupted};
@@ -47,7 +47,7 @@ pub(crate) struct Controller {
     recorder: Recorder,
     /// Without a sign of life for so long a node is not known to be ready.
     grace: Duration,
-    pub(crate) queue: Queue<Key>,
+    queue: Queue<Key>,
     nodes: Arc<Store<Node>>,
     pods: Arc<Store<Pod>>,
     signs: Arc<Mutex<Signs>>,
@@ -175,8 +175,18 @@ impl Controller {
     pub(crate) fn watch(&self) -> Arc<Mutex<Watchful>> {
         self.watch.clone()
     }
+}
 
-    pub(crate) async fn reconcile(self: Arc<Self>, key: Key) -> Result<Next, Error> {
+impl Reconciler for Controller {
+    type Key = Key;
+    const NAME: &'static str = "node";
+    const WORKERS: usize = 8;
+
+    fn queue(&self) -> &Queue<Key> {
+        &self.queue
+    }
+
+    async fn reconcile(self: Arc<Self>, key: Key) -> Result<Next, Error> {
         let Some(node) = self.nodes.get(&key) else { return Ok(Next::OnEvent) };
         let now = Instant::now();
         let since = self.watch.lock().observe(now, Timestamp::now());
@@ -219,7 +229,9 @@ impl Controller {
             (next, None) => next,
         })
     }
+}
 
+impl Controller {
     /// Whether pods may be driven out of the node now, and when to ask again if not.
     fn drive(&self, node: &Node) -> (Drive, Option<Duration>) {
         let failing = plan::readiness(node).is_some_and(|ready| ready != "True");

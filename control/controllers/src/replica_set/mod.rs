@@ -24,7 +24,7 @@ use serde_json::json;
 use crate::client::{self, Client, DeleteOptions, PODS, REPLICA_SETS};
 use crate::events::{Record, Recorder, Subject};
 use crate::informer::{Change, Index, Informer, Key, Object as _, Pod, Store, controller};
-use crate::queue::{Next, Queue};
+use crate::queue::{Next, Queue, Reconciler};
 use crate::workload::{self, Created, InFlight, Settle};
 use crate::{Error, now_in_seconds, selector};
 
@@ -41,7 +41,7 @@ const COMPONENT: &str = "replicaset-controller";
 pub(crate) struct Controller {
     client: Client,
     recorder: Recorder,
-    pub(crate) queue: Queue<Key>,
+    queue: Queue<Key>,
     sets: Arc<Store<ReplicaSet>>,
     pods: Arc<Store<Pod>>,
     in_flight: Arc<InFlight>,
@@ -106,8 +106,18 @@ impl Controller {
         let (sets, pods) = (sets.store(), pods.store());
         Arc::new(Self { client, recorder, queue, sets, pods, in_flight, settle: Settle::default() })
     }
+}
 
-    pub(crate) async fn reconcile(self: Arc<Self>, key: Key) -> Result<Next, Error> {
+impl Reconciler for Controller {
+    type Key = Key;
+    const NAME: &'static str = "replicaset";
+    const WORKERS: usize = 16;
+
+    fn queue(&self) -> &Queue<Key> {
+        &self.queue
+    }
+
+    async fn reconcile(self: Arc<Self>, key: Key) -> Result<Next, Error> {
         let Some(set) = self.sets.get(&key) else { return Ok(Next::OnEvent) };
         let uid = set.uid();
         // Before the store: what leaves it is in the store by then.
@@ -164,7 +174,9 @@ impl Controller {
             }
         }
     }
+}
 
+impl Controller {
     /// Decides what becomes of creations that nobody knows the outcome of: as many as there is room for are asked for again
     /// by the same name, which are returned; for the others the API is asked, as it is for those that nobody has seen.
     async fn settle(

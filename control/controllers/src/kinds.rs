@@ -1,0 +1,76 @@
+//! The kinds that shared informers watch, one row each: who keeps what of them, and what the garbage collector calls them.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Service, ServiceAccount};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::runtime::watcher;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::garbage::{self, shared_kind};
+use crate::informer::{Informer, Pod};
+use crate::service_account;
+
+macro_rules! kinds {
+    (
+        all { $($field:ident: $type:ty = $group:literal $version:literal $kind:literal $plural:literal $namespaced:literal;)* }
+        named { $($named:ident: $named_type:ty = $name:expr;)* }
+    ) => {
+        /// The shared informers.
+        #[derive(Default)]
+        pub(crate) struct Informers {
+            $(pub(crate) $field: Informer<$type>,)*
+            // Those of one name only; all of the kind are watched by the garbage collector, which keeps less of them.
+            $(pub(crate) $named: Informer<$named_type>,)*
+        }
+
+        impl Informers {
+            /// The garbage collector hears of the kinds that are watched anyway.
+            pub(crate) fn tell(&mut self, garbage: &Arc<garbage::Controller>) {
+                $(garbage.listen(&mut self.$field, shared_kind($group, $version, $kind, $plural, $namespaced));)*
+            }
+
+            /// Starts to watch; the receivers say when each is complete.
+            pub(crate) fn run(
+                self,
+                tasks: &TaskTracker,
+                client: &kube::Client,
+                shutdown: &CancellationToken,
+            ) -> Vec<watch::Receiver<bool>> {
+                let mut synced = Vec::new();
+                $(
+                    synced.push(self.$field.synced());
+                    tasks.spawn(self.$field.run(client.clone(), watcher::Config::default(), shutdown.clone()));
+                )*
+                $(
+                    synced.push(self.$named.synced());
+                    let config = watcher::Config::default().fields(&format!("metadata.name={}", $name));
+                    tasks.spawn(self.$named.run(client.clone(), config, shutdown.clone()));
+                )*
+                synced
+            }
+        }
+    };
+}
+
+kinds! {
+    all {
+    pods: Pod = "" "v1" "Pod" "pods" true;
+    replica_sets: ReplicaSet = "apps" "v1" "ReplicaSet" "replicasets" true;
+    deployments: Deployment = "apps" "v1" "Deployment" "deployments" true;
+    services: Service = "" "v1" "Service" "services" true;
+    slices: EndpointSlice = "discovery.k8s.io" "v1" "EndpointSlice" "endpointslices" true;
+    endpoints: Endpoints = "" "v1" "Endpoints" "endpoints" true;
+    namespaces: Namespace = "" "v1" "Namespace" "namespaces" false;
+    nodes: Node = "" "v1" "Node" "nodes" false;
+    leases: Lease = "coordination.k8s.io" "v1" "Lease" "leases" true;
+    }
+    named {
+    accounts: ServiceAccount = service_account::ACCOUNT;
+    root_cas: ConfigMap = service_account::ROOT_CA;
+    }
+}
