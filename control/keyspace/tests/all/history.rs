@@ -229,3 +229,46 @@ async fn damage_ends_a_watch_with_forgotten_and_is_remembered() {
     assert_eq!(heard, (oldest.get() + 1..=later.get()).map(Revision::new).collect::<Vec<_>>());
     keyspace.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_history_that_cannot_be_written_shortens_the_window_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let (history, aside) = (dir.path().join("history"), dir.path().join("aside"));
+    let retention = Retention { age: Duration::from_secs(300), bytes: 1 << 20, memory: 4_000 };
+    let keyspace = Keyspace::open(Config { retention, ..Config::new(dir.path()) }).await.unwrap();
+    let start = keyspace.revision();
+    let write = async |count: usize| {
+        for at in 0..count {
+            keyspace.transact(vec![put("a", &format!("{at}-"), Guard::None)]).await.unwrap();
+        }
+        keyspace.flush_history().await;
+    };
+    // Everything that can be followed, from the oldest revision that is not refused.
+    let window = async |keyspace: &Keyspace| {
+        let oldest = keyspace.watch("things", start).map_or_else(|compacted| compacted.0, |_| start);
+        let mut watcher = keyspace.watch("things", oldest).unwrap();
+        let mut heard = Vec::new();
+        while watcher.revision() < keyspace.revision() {
+            let batch = tokio::time::timeout(Duration::from_secs(10), watcher.next()).await.expect("in time").unwrap();
+            heard.extend(batch.events.iter().map(|event| event.record.revision.get()));
+        }
+        assert_eq!(heard, (oldest.get() + 1..=keyspace.revision().get()).collect::<Vec<_>>());
+        heard.len()
+    };
+    write(10).await;
+    assert_eq!(window(&keyspace).await, 10);
+    std::fs::rename(&history, &aside).unwrap();
+    write(200).await;
+    // What is in memory, four times what is usual.
+    let short = window(&keyspace).await;
+    assert!((40..=64).contains(&short), "{short}");
+    std::fs::rename(&aside, &history).unwrap();
+    write(0).await;
+    write(100).await;
+    let again = window(&keyspace).await;
+    assert_eq!(again, short + 100, "it is written again, and nothing more is lost");
+    keyspace.shutdown().await;
+    let keyspace = Keyspace::open(config(dir.path())).await.unwrap();
+    assert!(window(&keyspace).await >= again);
+    keyspace.shutdown().await;
+}
