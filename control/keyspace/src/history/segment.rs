@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -50,7 +50,7 @@ impl Segment {
         head.extend_from_slice(&(collection.len() as u32).to_le_bytes());
         head.extend_from_slice(collection.as_bytes());
         head.extend_from_slice(&crc32fast::hash(&head).to_le_bytes());
-        fs::write(&path, &head)?;
+        write_closed(&path, &head)?;
         Ok(Segment {
             path: path.into(),
             after,
@@ -161,14 +161,21 @@ pub fn remove(path: &Path) {
 
 /// Every file in `dir`, which is made when it is not there.
 pub fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
-    fs::create_dir_all(dir)?;
+    // What is remembered was once secret too: for its owner alone.
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect()
+}
+
+/// Makes the file at `path`, for its owner alone, with `bytes` in it.
+fn write_closed(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all_at(bytes, 0)
 }
 
 /// Puts `bytes` into the file `name` of `dir`, all of them or none, on disk when this returns.
 pub fn replace(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let part = dir.join(format!("{name}.part"));
-    fs::write(&part, bytes)?;
+    write_closed(&part, bytes)?;
     File::open(&part)?.sync_all()?;
     fs::rename(&part, dir.join(name))?;
     File::open(dir)?.sync_all()

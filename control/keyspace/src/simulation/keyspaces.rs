@@ -133,10 +133,13 @@ async fn a_failed_sync_ends_it_and_nothing_that_was_answered_is_lost() {
     assert!(why.await.unwrap().contains("failed to sync"));
     keyspace.shutdown().await;
     // First the process alone ends, and what it may have read in memory is written again; then the power goes too.
-    open(&disk).await.shutdown().await;
+    let keyspace = open(&disk).await;
+    let served = records(&keyspace);
+    keyspace.shutdown().await;
     disk.power_cut();
     let keyspace = open(&disk).await;
-    let mut found = records(&keyspace);
+    assert_eq!(records(&keyspace), served);
+    let mut found = served;
     found.remove("unknown");
     assert_eq!(found, answered);
     keyspace.shutdown().await;
