@@ -83,6 +83,8 @@ fn with_container(more: Value) -> Value {
 }
 
 type Make = fn(usize) -> Value;
+/// Text of so many parts.
+type Text = fn(usize) -> String;
 
 /// Objects whose lists are as long as asked: valid, all wrong, all the same.
 fn cases() -> Vec<(&'static str, &'static str, &'static str, Make)> {
@@ -291,7 +293,7 @@ fn defaults_are_linear() {
 #[test]
 fn decoders_are_linear() {
     let pods = schema::named("io.k8s.api.core.v1.Pod").expect("a type");
-    let texts: [(&str, fn(usize) -> String); 5] = [
+    let texts: [(&str, Text); 5] = [
         ("doubled keys", |n| format!("{{{}\"z\":1}}", "\"a\":1,".repeat(n))),
         ("unknown keys", |n| format!("{{{}\"z\":1}}", (0..n).map(|n| format!("\"k{n}\":1,")).collect::<String>())),
         ("doubled nulls", |n| format!("{{{}\"z\":1}}", "\"spec\":null,".repeat(n))),
@@ -308,7 +310,7 @@ fn decoders_are_linear() {
             let _ = json::type_of(text);
         });
     }
-    let texts: [(&str, fn(usize) -> String); 4] = [
+    let texts: [(&str, Text); 4] = [
         ("keys", |n| (0..n).map(|n| format!("k{n}: v\n")).collect()),
         ("doubled keys", |n| "k: v\n".repeat(n)),
         ("flow", |n| format!("[{}z]", "a, ".repeat(n))),

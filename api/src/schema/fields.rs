@@ -36,7 +36,6 @@ impl Fields {
     }
 
     /// All fields.
-    #[must_use]
     pub fn iter(&self) -> Iter<'_> {
         self.0.iter().map(|(name, field)| (name, field))
     }

@@ -78,7 +78,7 @@ impl<'a> Reader<'a> {
         let mut first = true;
         while let Some(key) = self.scan.key(first)? {
             first = false;
-            let Some((name, field)) = object.fields.get_key_value(&*key) else {
+            let Some((name, field)) = object.fields.get_key_value(&key) else {
                 if object.preserves_unknown {
                     let value = raw(&mut self.scan)?;
                     if map.insert(key.clone().into_owned(), value).is_some() {
