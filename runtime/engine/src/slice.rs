@@ -104,7 +104,7 @@ pub(crate) fn hook(mut context: StoreContextMut<'_, Guest>, hook: CallHook) -> w
     let slice = &mut context.data_mut().slice;
     slice.calls = slice.calls.wrapping_add(1);
     // A slice that is over ends within the guest's next check, which is a host call, too.
-    if !slice.is_over && slice.calls % CALLS_PER_LOOK != 0 {
+    if !slice.is_over && !slice.calls.is_multiple_of(CALLS_PER_LOOK) {
         return Ok(());
     }
     look(&mut context)

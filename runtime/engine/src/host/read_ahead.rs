@@ -83,7 +83,7 @@ impl http_body::Body for ReadAhead {
     }
 
     fn size_hint(&self) -> SizeHint {
-        if self.has_begun { SizeHint::default() } else { self.hint.clone() }
+        if self.has_begun { SizeHint::default() } else { self.hint }
     }
 }
 
