@@ -1,11 +1,11 @@
 //! Arguments that say which cluster, and how one is run until a signal.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use coracle_sdk::{Cluster, Compiler, Options, Remote};
+use coracle_sdk::{AskError, Cluster, Compiler, Options, Remote};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Where a cluster that runs here keeps everything and listens.
@@ -32,14 +32,19 @@ pub struct Here {
 }
 
 impl Here {
+    /// Where it keeps everything; `name` is the default directory's name.
+    pub fn data_dir(&self, name: &str) -> anyhow::Result<PathBuf> {
+        match &self.data_dir {
+            Some(dir) => Ok(std::path::absolute(dir)?),
+            None => default_dir(name),
+        }
+    }
+
     /// Starts the cluster and waits until it is ready. `name` is the default directory's name.
     pub async fn start(self, name: &str) -> anyhow::Result<Cluster> {
         // Whatever this process makes is for its owner alone.
         coracle_sdk::close_new_files();
-        let data_dir = match self.data_dir {
-            Some(dir) => std::path::absolute(dir)?,
-            None => default_dir(name)?,
-        };
+        let data_dir = self.data_dir(name)?;
         let options = Options {
             bind: self.bind,
             tls_san: self.tls_san,
@@ -72,29 +77,65 @@ pub struct Which {
 impl Which {
     /// Connects to it.
     pub async fn connect(&self) -> anyhow::Result<Remote> {
-        Ok(Remote::connect(&self.kubeconfig()?).await?)
+        Ok(Remote::connect_merged(&self.kubeconfigs()?).await?)
     }
 
-    fn kubeconfig(&self) -> anyhow::Result<PathBuf> {
+    /// The files that say which cluster it is, as kubectl finds them: what is named must be there.
+    pub fn kubeconfigs(&self) -> anyhow::Result<Vec<PathBuf>> {
         if let Some(file) = &self.kubeconfig {
-            return Ok(file.clone());
+            return Ok(vec![file.clone()]);
         }
         if let Some(dir) = &self.data_dir {
-            return Ok(dir.join("kubeconfig"));
+            return Ok(vec![dir.join("kubeconfig")]);
         }
-        // As kubectl reads it: a list of files; the first that exists says the cluster.
-        let files = std::env::var_os("KUBECONFIG").unwrap_or_default();
-        if let Some(file) = std::env::split_paths(&files).find(|file| file.is_file()) {
-            return Ok(file);
-        }
-        for name in ["coracle", "coracle-demo"] {
-            let file = default_dir(name)?.join("kubeconfig");
-            if file.exists() {
-                return Ok(file);
+        if let Some(list) = std::env::var_os("KUBECONFIG").filter(|list| !list.is_empty()) {
+            let files: Vec<PathBuf> = std::env::split_paths(&list).filter(|file| file.is_file()).collect();
+            if files.is_empty() {
+                bail!("KUBECONFIG names no file that exists: {}", list.to_string_lossy());
             }
+            return Ok(files);
         }
-        bail!("no cluster is known: start one with `coracle up`, or say which with --data-dir or --kubeconfig")
+        match default_dirs()?.into_iter().map(|dir| dir.join("kubeconfig")).find(|file| file.exists()) {
+            Some(file) => Ok(vec![file]),
+            None => bail!("no cluster is known: start one with `coracle up`, or say which with --data-dir or --kubeconfig"),
+        }
     }
+}
+
+/// A cluster on this machine, by its data directory.
+#[derive(Args)]
+pub struct Local {
+    /// Directory of its data [default: ~/.local/share/coracle, or the demo's]
+    #[arg(long, env = "CORACLE_DATA_DIR", value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+impl Local {
+    /// Its data directory, which must be there.
+    pub fn dir(&self) -> anyhow::Result<PathBuf> {
+        let candidates = match &self.data_dir {
+            Some(dir) => vec![std::path::absolute(dir)?],
+            None => default_dirs()?,
+        };
+        match candidates.iter().find(|dir| dir.join("control").is_dir()) {
+            Some(dir) => Ok(dir.clone()),
+            None => bail!("there is no cluster's data in {}", candidates[0].display()),
+        }
+    }
+
+    /// The process that runs it; none when nothing answers there.
+    pub async fn process(dir: &Path) -> anyhow::Result<Option<u32>> {
+        match Remote::connect(&dir.join("kubeconfig")).await?.process_id().await {
+            Ok(process) => Ok(Some(process)),
+            Err(AskError::Unreachable { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Where clusters are kept that nobody said a directory for.
+fn default_dirs() -> anyhow::Result<Vec<PathBuf>> {
+    Ok(vec![default_dir("coracle")?, default_dir("coracle-demo")?])
 }
 
 /// `$XDG_DATA_HOME/NAME`, or `~/.local/share/NAME` (XDG base directory specification).

@@ -4,12 +4,15 @@ mod bench;
 mod cluster;
 mod completion;
 mod demo;
+mod down;
+mod logs;
 mod memory;
 mod output;
 mod push;
 mod status;
 mod up;
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -23,6 +26,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Kubernetes without containers: a cluster that runs WebAssembly components as its pods.
 #[derive(Parser)]
 #[command(name = "coracle", version, propagate_version = true, arg_required_else_help = true)]
+#[command(after_help = "Exit codes: 0 done, 1 it failed, 2 the arguments are wrong, 3 no cluster answers.")]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -31,9 +35,12 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     Up(up::Arguments),
+    Down(down::Arguments),
     Demo(demo::Arguments),
     Push(push::Arguments),
     Status(status::Arguments),
+    Logs(logs::Arguments),
+    Reset(down::ResetArguments),
     Bench(bench::Arguments),
     Completion(completion::Arguments),
     /// Print the version
@@ -51,6 +58,9 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.command {
         Command::Up(arguments) => run(up::run(arguments)),
+        Command::Down(arguments) => run(down::run(arguments)),
+        Command::Logs(arguments) => run(logs::run(arguments)),
+        Command::Reset(arguments) => run(down::reset(arguments)),
         Command::Demo(arguments) => run(demo::run(arguments)),
         Command::Push(arguments) => run(push::run(arguments)),
         Command::Status(arguments) => run(status::run(arguments)),
@@ -67,15 +77,21 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", output::chain(&error));
-            ExitCode::FAILURE
+            let unreachable = error.chain().filter_map(|cause| cause.downcast_ref::<coracle_sdk::AskError>());
+            match unreachable.into_iter().any(|cause| matches!(cause, coracle_sdk::AskError::Unreachable { .. })) {
+                true => ExitCode::from(3),
+                false => ExitCode::FAILURE,
+            }
         }
     }
 }
 
 fn run(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_env("CORACLE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,openraft=error"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+        // What the client library logs is told again as the command's own error.
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,openraft=error,kube_client=off"));
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     runtime.enable_all().on_thread_park(memory::rest).build()?.block_on(command)
 }

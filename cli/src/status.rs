@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use crate::cluster::Which;
 use crate::output;
 
-/// Show the cluster's addresses, revision, nodes, pods and memory
+/// Show the cluster's addresses, revision, nodes, pods and memory, and what is not ready and why
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Form of the output
@@ -24,20 +24,33 @@ enum Form {
 
 /// Runs the command.
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let kubeconfigs = arguments.which.kubeconfigs()?;
     let remote = arguments.which.connect().await?;
-    let status = remote.status().await.context("ask the cluster: does it run?")?;
+    let status = remote.status().await.context("ask the cluster")?;
+    let kubeconfig = std::env::join_paths(&kubeconfigs).unwrap_or_default().to_string_lossy().into_owned();
     match arguments.output {
-        Form::Json => println!("{}", serde_json::to_string_pretty(&status)?),
+        Form::Json => {
+            let mut value = serde_json::to_value(&status)?;
+            value["kubeconfig"] = kubeconfig.into();
+            println!("{}", serde_json::to_string_pretty(&value)?);
+        }
         Form::Text => {
-            println!("api       {}", status.api_url);
-            println!("registry  {}", status.registry);
-            println!("data      {} ({})", status.data_dir.display(), output::bytes(status.disk_bytes));
-            println!("version   {}", status.version);
-            println!("revision  {} (term {})", status.revision, status.term);
-            println!("nodes     {}/{} ready", status.nodes.ready, status.nodes.total);
-            println!("pods      {}/{} ready", status.pods.ready, status.pods.total);
-            println!("memory    {}", status.memory_bytes.map_or_else(|| "unknown".to_owned(), output::bytes));
-            println!("process   {}", status.process_id);
+            println!("api         {}", status.api_url);
+            println!("registry    {}", status.registry);
+            println!("kubeconfig  {kubeconfig}");
+            println!("data        {} ({})", status.data_dir.display(), output::bytes(status.disk_bytes));
+            println!("version     {}", status.version);
+            println!("revision    {} (term {})", status.revision, status.term);
+            println!("nodes       {}/{} ready", status.nodes.ready, status.nodes.total);
+            println!("pods        {}/{} ready, {} finished", status.pods.ready, status.pods.total, status.finished);
+            println!("memory      {}", status.memory_bytes.map_or_else(|| "unknown".to_owned(), output::bytes));
+            println!("process     {}", status.process_id);
+            if !status.not_ready.is_empty() {
+                println!("\nnot ready:");
+            }
+            for not_ready in &status.not_ready {
+                println!("  {}  {}", not_ready.what, not_ready.why);
+            }
         }
     }
     Ok(())

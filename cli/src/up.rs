@@ -1,8 +1,12 @@
 //! `coracle up`: a cluster on this machine.
 
-use std::io::Write;
-use std::path::PathBuf;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
+use anyhow::Context;
 use coracle_sdk::{Cluster, manifests};
 
 use crate::cluster::{Here, Signals, drain};
@@ -19,12 +23,18 @@ pub struct Arguments {
     /// Manifests to apply: a file, or a directory of *.yaml, *.yml and *.json; may be repeated
     #[arg(short = 'f', long = "filename", value_name = "FILE|DIR")]
     files: Vec<PathBuf>,
+    /// Leave it running in the background once it is ready; `coracle down` stops it
+    #[arg(short, long)]
+    detach: bool,
 }
 
 /// Runs the command.
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     // Read first: a mistake in a file is told before anything starts.
     let objects = manifests::read(&arguments.files)?;
+    if arguments.detach {
+        return detach(&arguments.here.data_dir("coracle")?);
+    }
     let mut signals = Signals::take()?;
     let step = Step::begin("start the cluster");
     let cluster = tokio::select! {
@@ -32,7 +42,11 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         () = signals.received() => return Ok(()),
     };
     step.done();
-    if let Err(error) = apply(&cluster, &objects).await {
+    let applied = tokio::select! {
+        applied = apply(&cluster, &objects) => applied,
+        () = signals.received() => return drain(cluster, &mut signals).await,
+    };
+    if let Err(error) = applied {
         cluster.shutdown().await;
         return Err(error);
     }
@@ -46,12 +60,39 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
 }
 
+/// Starts the same command as a process of its own, without a terminal, and leaves when it is ready.
+fn detach(dir: &Path) -> anyhow::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).with_context(|| format!("make {}", dir.display()))?;
+    let log = dir.join("coracle.log");
+    let file = std::fs::File::options().create(true).append(true).mode(0o600).open(&log);
+    let file = file.with_context(|| format!("open {}", log.display()))?;
+    let mut command = Command::new(std::env::current_exe().context("find this program's own file")?);
+    // What asked for a background process is all that differs.
+    command.args(std::env::args_os().skip(1).filter(|argument| argument != "-d" && argument != "--detach"));
+    // A group of its own: Ctrl-C in this terminal is not for it.
+    command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file);
+    let mut child = command.spawn().context("start the cluster's process")?;
+    let output = child.stdout.take().context("the process has an output")?;
+    for line in BufReader::new(output).lines().map_while(Result::ok) {
+        println!("{line}");
+        if line == "ready" {
+            eprintln!("running in the background as process {}; its log is {}", child.id(), log.display());
+            return Ok(());
+        }
+    }
+    let status = child.wait().context("wait for the cluster's process")?;
+    anyhow::bail!("the cluster did not start ({status}); {} says why", log.display())
+}
+
 /// Applies `objects`, saying each.
 pub async fn apply(cluster: &Cluster, objects: &[manifests::Manifest]) -> anyhow::Result<()> {
     if objects.is_empty() {
         return Ok(());
     }
-    let step = Step::begin(format!("apply {} objects", objects.len()));
+    let step = Step::begin(match objects.len() {
+        1 => "apply 1 object".to_owned(),
+        many => format!("apply {many} objects"),
+    });
     manifests::apply(cluster.remote().client(), objects, |applied| step.detail(applied)).await?;
     step.done();
     Ok(())

@@ -6,7 +6,7 @@ use http::Request;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::ListParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Api, Client, Config};
+use kube::{Api, Client, Config, ResourceExt};
 use serde::{Deserialize, Serialize};
 
 /// Why a cluster cannot be reached.
@@ -30,6 +30,59 @@ pub enum ConnectError {
         #[source]
         source: Box<kube::Error>,
     },
+}
+
+/// Why a question to a cluster has no answer, in words for a person.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AskError {
+    /// Nobody answers there.
+    #[error("the cluster does not answer ({reason}); does it run? `coracle up` starts one, --kubeconfig names another")]
+    Unreachable {
+        /// What the network said.
+        reason: String,
+    },
+    /// It answered, and said no.
+    #[error("{message} (HTTP status {code})")]
+    Refused {
+        /// The status code.
+        code: u16,
+        /// The API's message.
+        message: String,
+    },
+    /// Anything else.
+    #[error("{0}")]
+    Other(String),
+}
+
+impl From<kube::Error> for AskError {
+    fn from(error: kube::Error) -> AskError {
+        if let kube::Error::Api(status) = &error {
+            return AskError::Refused { code: status.code, message: status.message.clone() };
+        }
+        // The innermost cause is what happened; the ones around it say which library was at work.
+        let mut cause: &(dyn std::error::Error + 'static) = &error;
+        let mut from_network = matches!(error, kube::Error::HyperError(_) | kube::Error::Service(_));
+        while let Some(inner) = cause.source() {
+            cause = inner;
+            from_network |= cause.is::<std::io::Error>();
+        }
+        let text = cause.to_string();
+        let reason = text.split(" (os error").next().unwrap_or(&text).to_owned();
+        if from_network { AskError::Unreachable { reason } } else { AskError::Other(reason) }
+    }
+}
+
+/// Most entries of [`Status::not_ready`].
+pub const NOT_READY_MAX: usize = 50;
+
+/// Something that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotReady {
+    /// `node/NAME` or `pod/NAMESPACE/NAME`.
+    pub what: String,
+    /// Why, in the cluster's words.
+    pub why: String,
 }
 
 /// A cluster reached through its API.
@@ -63,9 +116,15 @@ pub struct Status {
     /// Nodes.
     #[serde(default)]
     pub nodes: Count,
-    /// Pods.
+    /// Pods that should run: those that have ended well are in [`Status::finished`].
     #[serde(default)]
     pub pods: Count,
+    /// Pods that have ended well.
+    #[serde(default)]
+    pub finished: usize,
+    /// What is not ready and why; the first [`NOT_READY_MAX`].
+    #[serde(default)]
+    pub not_ready: Vec<NotReady>,
 }
 
 /// How many there are, and how many of them are ready.
@@ -84,14 +143,21 @@ impl Remote {
 
     /// Connects by the kubeconfig in `path` (its current context); nothing is sent yet.
     pub async fn connect(path: &Path) -> Result<Remote, ConnectError> {
-        let kubeconfig = |source: kube::config::KubeconfigError| ConnectError::Kubeconfig {
-            path: path.into(),
-            source: source.into(),
-        };
-        let read = Kubeconfig::read_from(path).map_err(kubeconfig)?;
-        let config = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await.map_err(kubeconfig)?;
+        Remote::connect_merged(&[path.to_owned()]).await
+    }
+
+    /// Connects by several kubeconfigs merged as kubectl merges those of `KUBECONFIG`: what an earlier file says holds.
+    pub async fn connect_merged(paths: &[PathBuf]) -> Result<Remote, ConnectError> {
+        let named = |path: Option<&PathBuf>| path.cloned().unwrap_or_default();
+        let mut merged = Kubeconfig::default();
+        let failed = |path: PathBuf| |source| ConnectError::Kubeconfig { path, source: Box::new(source) };
+        for path in paths {
+            merged = Kubeconfig::read_from(path).and_then(|read| merged.merge(read)).map_err(failed(path.clone()))?;
+        }
+        let config = Config::from_custom_kubeconfig(merged, &KubeConfigOptions::default()).await;
+        let config = config.map_err(failed(named(paths.first())))?;
         let client = Client::try_from(config)
-            .map_err(|source| ConnectError::Client { path: path.into(), source: source.into() })?;
+            .map_err(|source| ConnectError::Client { path: named(paths.first()), source: source.into() })?;
         Ok(Remote { client })
     }
 
@@ -100,46 +166,149 @@ impl Remote {
         &self.client
     }
 
-    /// Asks the cluster how it is.
-    pub async fn status(&self) -> Result<Status, kube::Error> {
+    /// The process of the server that answers.
+    pub async fn process_id(&self) -> Result<u32, AskError> {
+        Ok(self.server().await?.process_id)
+    }
+
+    /// What the server says of itself.
+    async fn server(&self) -> Result<Status, AskError> {
         let request = Request::get("/coracle/v1/status").body(Vec::new()).expect("a request of constants");
-        let mut status: Status = self.client.request(request).await?;
-        let nodes: Vec<Node> = Api::all(self.client.clone()).list(&ListParams::default()).await?.items;
-        let ready = |conditions: Option<Vec<(String, String)>>| {
-            conditions.is_some_and(|all| all.iter().any(|(type_, status)| type_ == "Ready" && status == "True"))
-        };
-        status.nodes = count(nodes.into_iter().map(|node| {
-            ready(
-                node.status
-                    .and_then(|s| s.conditions)
-                    .map(|all| all.into_iter().map(|c| (c.type_, c.status)).collect()),
-            )
-        }));
-        let mut pods = Count::default();
+        Ok(self.client.request(request).await?)
+    }
+
+    /// Asks the cluster how it is.
+    pub async fn status(&self) -> Result<Status, AskError> {
+        let mut status = self.server().await?;
+        for node in Api::<Node>::all(self.client.clone()).list(&ListParams::default()).await?.items {
+            let state = node_state(&node);
+            status.nodes.add(&state);
+            status.say(|| format!("node/{}", node.name_any()), state);
+        }
         let mut params = ListParams::default().limit(500);
         loop {
             let page = Api::<Pod>::all(self.client.clone()).list(&params).await?;
-            let more = page.metadata.continue_.clone().filter(|token| !token.is_empty());
-            let part =
-                count(page.items.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).map(|pod| {
-                    ready(
-                        pod.status
-                            .and_then(|s| s.conditions)
-                            .map(|all| all.into_iter().map(|c| (c.type_, c.status)).collect()),
-                    )
-                }));
-            pods.total += part.total;
-            pods.ready += part.ready;
-            match more {
+            for pod in page.items.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
+                match pod_state(pod) {
+                    State::Finished => status.finished += 1,
+                    state => {
+                        status.pods.add(&state);
+                        let what = || format!("pod/{}/{}", pod.namespace().unwrap_or_default(), pod.name_any());
+                        status.say(what, state);
+                    }
+                }
+            }
+            match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params.continue_token = Some(token),
-                None => break,
+                None => return Ok(status),
             }
         }
-        status.pods = pods;
-        Ok(status)
     }
 }
 
-fn count(all: impl Iterator<Item = bool>) -> Count {
-    all.fold(Count::default(), |count, ready| Count { total: count.total + 1, ready: count.ready + usize::from(ready) })
+/// How a node or a pod is.
+#[derive(Debug, PartialEq, Eq)]
+enum State {
+    Ready,
+    Finished,
+    NotReady(String),
+}
+
+impl Count {
+    fn add(&mut self, state: &State) {
+        self.total += 1;
+        self.ready += usize::from(*state == State::Ready);
+    }
+}
+
+impl Status {
+    fn say(&mut self, what: impl FnOnce() -> String, state: State) {
+        if let State::NotReady(why) = state
+            && self.not_ready.len() < NOT_READY_MAX
+        {
+            self.not_ready.push(NotReady { what: what(), why });
+        }
+    }
+}
+
+/// The first of these words that is there.
+fn first_of(words: [Option<&String>; 3], otherwise: &str) -> String {
+    words.into_iter().flatten().find(|word| !word.is_empty()).map_or_else(|| otherwise.to_owned(), Clone::clone)
+}
+
+fn node_state(node: &Node) -> State {
+    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    match conditions.into_iter().find(|condition| condition.type_ == "Ready") {
+        Some(ready) if ready.status == "True" => State::Ready,
+        Some(ready) => State::NotReady(first_of([ready.message.as_ref(), ready.reason.as_ref(), None], "not ready")),
+        None => State::NotReady("it has not reported yet".to_owned()),
+    }
+}
+
+fn pod_state(pod: &Pod) -> State {
+    let Some(status) = &pod.status else { return State::NotReady("nothing has looked at it yet".to_owned()) };
+    let phase = status.phase.as_deref().unwrap_or_default();
+    if phase == "Succeeded" {
+        return State::Finished;
+    }
+    let condition = |type_: &str| status.conditions.iter().flatten().find(|condition| condition.type_ == type_);
+    if condition("Ready").is_some_and(|ready| ready.status == "True") {
+        return State::Ready;
+    }
+    let containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+    for container in containers.filter(|container| !container.ready) {
+        let Some(state) = &container.state else { continue };
+        let said = match (&state.waiting, &state.terminated) {
+            (Some(waiting), _) => (waiting.reason.as_ref(), waiting.message.as_ref()),
+            // An init container that is done is not what the pod waits for.
+            (_, Some(ended)) if ended.exit_code != 0 => (ended.reason.as_ref(), ended.message.as_ref()),
+            _ => continue,
+        };
+        let why: Vec<&str> = [said.0, said.1].into_iter().flatten().map(String::as_str).filter(|s| !s.is_empty()).collect();
+        if !why.is_empty() {
+            return State::NotReady(format!("{}: {}", container.name, why.join(": ")));
+        }
+    }
+    let unscheduled = condition("PodScheduled").filter(|scheduled| scheduled.status != "True");
+    let unready = condition("Ready").and_then(|ready| ready.message.as_ref());
+    let said = [status.message.as_ref().or(status.reason.as_ref()), unscheduled.and_then(|c| c.message.as_ref()), unready];
+    State::NotReady(first_of(said, if phase.is_empty() { "Pending" } else { phase }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(status: serde_json::Value) -> State {
+        pod_state(&serde_json::from_value(serde_json::json!({"metadata": {"name": "p"}, "status": status})).unwrap())
+    }
+
+    #[test]
+    fn a_pod_says_why_it_is_not_ready() {
+        let not = |why: &str| State::NotReady(why.to_owned());
+        let waiting = serde_json::json!({"name": "c", "ready": false, "restartCount": 0, "image": "", "imageID": "",
+            "state": {"waiting": {"reason": "ErrImagePull", "message": "no such image"}}});
+        let unscheduled =
+            serde_json::json!({"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no node fits"});
+        for (status, expected) in [
+            (serde_json::json!({"phase": "Succeeded"}), State::Finished),
+            (serde_json::json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}), State::Ready),
+            (serde_json::json!({"phase": "Pending", "containerStatuses": [waiting]}), not("c: ErrImagePull: no such image")),
+            (serde_json::json!({"phase": "Pending", "conditions": [unscheduled]}), not("no node fits")),
+            (serde_json::json!({"phase": "Failed", "reason": "Evicted", "message": "the disk is full"}), not("the disk is full")),
+            (serde_json::json!({}), not("Pending")),
+        ] {
+            assert_eq!(pod(status.clone()), expected, "{status}");
+        }
+    }
+
+    #[test]
+    fn errors_are_told_in_the_words_of_their_cause() {
+        let refused = std::io::Error::from_raw_os_error(111);
+        let error = AskError::from(kube::Error::Service(Box::new(refused)));
+        assert!(error.to_string().contains("does not answer (Connection refused)"), "{error}");
+        let status = kube::core::Status::failure("Unauthorized", "Unauthorized").with_code(401);
+        let error = AskError::from(kube::Error::Api(Box::new(status)));
+        assert_eq!(error.to_string(), "Unauthorized (HTTP status 401)");
+    }
 }

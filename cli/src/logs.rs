@@ -1,0 +1,119 @@
+//! `coracle logs`: what the pods of a workload print.
+
+use anyhow::{Context, bail};
+use futures::{AsyncBufReadExt, StreamExt, stream};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{ListParams, LogParams};
+use kube::core::Selector;
+use kube::{Api, ResourceExt};
+
+use crate::cluster::Which;
+
+/// Most pods whose logs are shown side by side.
+const PODS_MAX: usize = 50;
+
+/// Show what a workload's pods print
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// A Deployment, a pod, or a value of the label `app`; all pods of the namespace when absent
+    workload: Option<String>,
+    /// Namespace of the workload
+    #[arg(short, long, default_value = "default")]
+    namespace: String,
+    /// Go on with what they print from now
+    #[arg(short, long)]
+    follow: bool,
+    /// Lines of each container to begin with
+    #[arg(long, value_name = "LINES")]
+    tail: Option<i64>,
+    #[command(flatten)]
+    which: Which,
+}
+
+/// Runs the command.
+pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let client = arguments.which.connect().await?.client().clone();
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &arguments.namespace);
+    let deployments: Api<Deployment> = Api::namespaced(client, &arguments.namespace);
+    let found = find(&pods, &deployments, arguments.workload.as_deref()).await?;
+    let containers: Vec<(String, String)> = found.iter().take(PODS_MAX).flat_map(containers).collect();
+    if found.len() > PODS_MAX {
+        eprintln!("showing {PODS_MAX} of {} pods", found.len());
+    }
+    let width = containers.iter().map(|(pod, container)| pod.len() + container.len() + 1).max().unwrap_or(0);
+    let alone = containers.len() == 1;
+    let follow = arguments.follow;
+    let lines = containers.into_iter().map(|(pod, container)| {
+        let (pods, tail) = (pods.clone(), arguments.tail);
+        let label = format!("{pod}/{container}");
+        async move {
+            let params =
+                LogParams { container: Some(container), follow, tail_lines: tail, ..LogParams::default() };
+            match pods.log_stream(&pod, &params).await {
+                Ok(log) => log.lines().map(move |line| (label.clone(), line)).left_stream(),
+                Err(error) => {
+                    let error = coracle_sdk::AskError::from(error);
+                    stream::iter([(label, Err(std::io::Error::other(error.to_string())))]).right_stream()
+                }
+            }
+        }
+    });
+    let all = stream::iter(lines).map(|log| stream::once(log).flatten().boxed());
+    if follow {
+        print(all.flatten_unordered(None), width, alone).await
+    } else {
+        print(all.flatten(), width, alone).await
+    }
+}
+
+async fn print(
+    mut lines: impl futures::Stream<Item = (String, std::io::Result<String>)> + Unpin,
+    width: usize,
+    alone: bool,
+) -> anyhow::Result<()> {
+    let mut failed = false;
+    while let Some((label, line)) = lines.next().await {
+        match line {
+            Ok(line) if alone => println!("{line}"),
+            Ok(line) => println!("{label:width$} | {line}"),
+            Err(error) => {
+                eprintln!("{label}: {error}");
+                failed = true;
+            }
+        }
+    }
+    if failed { bail!("not every log could be read") } else { Ok(()) }
+}
+
+/// Names of a pod's containers, each with the pod's.
+fn containers(pod: &Pod) -> Vec<(String, String)> {
+    let spec = pod.spec.iter().flat_map(|spec| &spec.containers);
+    spec.map(|container| (pod.name_any(), container.name.clone())).collect()
+}
+
+async fn find(pods: &Api<Pod>, deployments: &Api<Deployment>, name: Option<&str>) -> anyhow::Result<Vec<Pod>> {
+    let list = |labels: Option<String>| async move {
+        let params = labels.map_or_else(ListParams::default, |labels| ListParams::default().labels(&labels));
+        pods.list(&params).await.map(|list| list.items).map_err(coracle_sdk::AskError::from).context("list the pods")
+    };
+    let Some(name) = name else { return list(None).await };
+    let (kind, name) = name.split_once('/').unwrap_or(("", name));
+    let ask = coracle_sdk::AskError::from;
+    if matches!(kind, "" | "deployment" | "deployments" | "deploy")
+        && let Some(deployment) = deployments.get_opt(name).await.map_err(ask).context("find the Deployment")?
+    {
+        let selector = Selector::try_from(deployment.spec.selector).context("read the Deployment's selector")?;
+        return list(Some(selector.to_string())).await;
+    }
+    if matches!(kind, "" | "pod" | "pods" | "po")
+        && let Some(pod) = pods.get_opt(name).await.map_err(ask).context("find the pod")?
+    {
+        return Ok(vec![pod]);
+    }
+    let labelled = if kind.is_empty() { list(Some(format!("app={name}"))).await? } else { Vec::new() };
+    if labelled.is_empty() {
+        bail!("there is no Deployment, no pod and no label app of the name {name} in this namespace");
+    }
+    Ok(labelled)
+}
