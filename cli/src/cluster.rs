@@ -97,7 +97,9 @@ impl Which {
         }
         match default_dirs()?.into_iter().map(|dir| dir.join("kubeconfig")).find(|file| file.exists()) {
             Some(file) => Ok(vec![file]),
-            None => bail!("no cluster is known: start one with `coracle up`, or say which with --data-dir or --kubeconfig"),
+            None => {
+                bail!("no cluster is known: start one with `coracle up`, or say which with --data-dir or --kubeconfig")
+            }
         }
     }
 }

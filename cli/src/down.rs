@@ -65,7 +65,9 @@ pub async fn reset(arguments: ResetArguments) -> anyhow::Result<()> {
 fn remove(path: &Path) -> anyhow::Result<()> {
     let result = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
     match result {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context(format!("delete {}", path.display())),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).context(format!("delete {}", path.display()))
+        }
         _ => Ok(()),
     }
 }
@@ -84,7 +86,11 @@ async fn stop(dir: &Path) -> anyhow::Result<bool> {
         poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&deadline))
     });
     if ended.await?.context("wait for the server's process")? == 0 {
-        bail!("process {} of the cluster in {} still runs after {STOP_DEADLINE:?}", pid.as_raw_nonzero(), dir.display());
+        bail!(
+            "process {} of the cluster in {} still runs after {STOP_DEADLINE:?}",
+            pid.as_raw_nonzero(),
+            dir.display()
+        );
     }
     step.done();
     Ok(true)

@@ -48,8 +48,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         let (pods, tail) = (pods.clone(), arguments.tail);
         let label = format!("{pod}/{container}");
         async move {
-            let params =
-                LogParams { container: Some(container), follow, tail_lines: tail, ..LogParams::default() };
+            let params = LogParams { container: Some(container), follow, tail_lines: tail, ..LogParams::default() };
             match pods.log_stream(&pod, &params).await {
                 Ok(log) => log.lines().map(move |line| (label.clone(), line)).left_stream(),
                 Err(error) => {

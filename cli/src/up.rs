@@ -62,7 +62,11 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 
 /// Starts the same command as a process of its own, without a terminal, and leaves when it is ready.
 fn detach(dir: &Path) -> anyhow::Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).with_context(|| format!("make {}", dir.display()))?;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .with_context(|| format!("make {}", dir.display()))?;
     let log = dir.join("coracle.log");
     let file = std::fs::File::options().create(true).append(true).mode(0o600).open(&log);
     let file = file.with_context(|| format!("open {}", log.display()))?;

@@ -264,14 +264,16 @@ fn pod_state(pod: &Pod) -> State {
             (_, Some(ended)) if ended.exit_code != 0 => (ended.reason.as_ref(), ended.message.as_ref()),
             _ => continue,
         };
-        let why: Vec<&str> = [said.0, said.1].into_iter().flatten().map(String::as_str).filter(|s| !s.is_empty()).collect();
+        let why: Vec<&str> =
+            [said.0, said.1].into_iter().flatten().map(String::as_str).filter(|s| !s.is_empty()).collect();
         if !why.is_empty() {
             return State::NotReady(format!("{}: {}", container.name, why.join(": ")));
         }
     }
     let unscheduled = condition("PodScheduled").filter(|scheduled| scheduled.status != "True");
     let unready = condition("Ready").and_then(|ready| ready.message.as_ref());
-    let said = [status.message.as_ref().or(status.reason.as_ref()), unscheduled.and_then(|c| c.message.as_ref()), unready];
+    let said =
+        [status.message.as_ref().or(status.reason.as_ref()), unscheduled.and_then(|c| c.message.as_ref()), unready];
     State::NotReady(first_of(said, if phase.is_empty() { "Pending" } else { phase }))
 }
 
@@ -288,14 +290,22 @@ mod tests {
         let not = |why: &str| State::NotReady(why.to_owned());
         let waiting = serde_json::json!({"name": "c", "ready": false, "restartCount": 0, "image": "", "imageID": "",
             "state": {"waiting": {"reason": "ErrImagePull", "message": "no such image"}}});
-        let unscheduled =
-            serde_json::json!({"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no node fits"});
+        let unscheduled = serde_json::json!({"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no node fits"});
         for (status, expected) in [
             (serde_json::json!({"phase": "Succeeded"}), State::Finished),
-            (serde_json::json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}), State::Ready),
-            (serde_json::json!({"phase": "Pending", "containerStatuses": [waiting]}), not("c: ErrImagePull: no such image")),
+            (
+                serde_json::json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}),
+                State::Ready,
+            ),
+            (
+                serde_json::json!({"phase": "Pending", "containerStatuses": [waiting]}),
+                not("c: ErrImagePull: no such image"),
+            ),
             (serde_json::json!({"phase": "Pending", "conditions": [unscheduled]}), not("no node fits")),
-            (serde_json::json!({"phase": "Failed", "reason": "Evicted", "message": "the disk is full"}), not("the disk is full")),
+            (
+                serde_json::json!({"phase": "Failed", "reason": "Evicted", "message": "the disk is full"}),
+                not("the disk is full"),
+            ),
             (serde_json::json!({}), not("Pending")),
         ] {
             assert_eq!(pod(status.clone()), expected, "{status}");
