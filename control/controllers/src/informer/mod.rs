@@ -312,7 +312,9 @@ impl<K: Object> Informer<K> {
                     if let Some(absent) = &mut absent {
                         absent.remove(&object.as_ref().map_or_else(Key::clone, K::key));
                     }
-                    object.ok().map(|object| self.apply(object));
+                    if let Ok(object) = object {
+                        self.apply(object);
+                    }
                 }
                 Ok(Some(watcher::Event::InitDone)) => {
                     for key in absent.take().unwrap_or_default() {
@@ -321,7 +323,9 @@ impl<K: Object> Informer<K> {
                     self.synced.send_replace(true);
                 }
                 Ok(Some(watcher::Event::Apply(wire))) => {
-                    Self::keep(wire).ok().map(|object| self.apply(object));
+                    if let Ok(object) = Self::keep(wire) {
+                        self.apply(object);
+                    }
                 }
                 Ok(Some(watcher::Event::Delete(wire))) => match Self::keep(wire) {
                     // The last state is told: it may carry what only the deletion has set.

@@ -290,7 +290,7 @@ impl Controller {
             // Among thousands of pods the same name is drawn twice now and then; or it is our own of an earlier attempt.
             if let Created::Taken(error) = created {
                 created = match self.is_ours(set, &key).await {
-                    Ok(true) => Created::Made(client::Meta::default()),
+                    Ok(true) => Created::Made(Box::default()),
                     Ok(false) => Created::Taken(error),
                     Err(error) => Created::Unknown(error),
                 };

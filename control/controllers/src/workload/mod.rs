@@ -59,7 +59,7 @@ pub(crate) async fn may_adopt(client: &Client, resource: Resource, key: &Key, ui
 /// What became of a creation.
 pub(crate) enum Created {
     /// It is made.
-    Made(Meta),
+    Made(Box<Meta>),
     /// An object of that name is there. If the outcome was unknown before, it may be this one.
     Taken(kube::Error),
     /// Nobody knows.
@@ -78,7 +78,7 @@ pub(crate) async fn create_named<B: Serialize>(
     let mut attempt = 1;
     loop {
         return match client.create(resource, namespace, body).await {
-            Ok(made) => Created::Made(made),
+            Ok(made) => Created::Made(Box::new(made)),
             Err(error) if client::is_conflict(&error) => Created::Taken(error),
             Err(error) if !client::is_unknown(&error) => Created::Refused(error),
             Err(_) if attempt < ATTEMPTS => {
