@@ -106,7 +106,7 @@ impl Watcher {
             }
             let batch = match self.look()? {
                 Look::Memory(batch) => batch,
-                Look::Disk { ring_start } => self.from_history(ring_start).await?,
+                Look::Disk { ring_start } => self.read_back(ring_start).await?,
             };
             self.after = batch.revision;
             if !batch.events.is_empty() {
@@ -175,7 +175,7 @@ impl Watcher {
     }
 
     /// What the history has after the position; `ring_start` when there is nothing before the ring.
-    async fn from_history(&self, ring_start: Revision) -> Result<Batch, WatchEnded> {
+    async fn read_back(&self, ring_start: Revision) -> Result<Batch, WatchEnded> {
         let read = self.machine.read_history(&self.collection, self.after).await;
         let events = match read {
             Ok(Some(events)) => events,

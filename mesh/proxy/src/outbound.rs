@@ -174,7 +174,7 @@ impl Proxy {
                     is_behind |= is_unseen && !is_busy && endpoint.socket().is_none();
                     tried.add(&picked);
                     match is_busy {
-                        true => picked.is_busy(),
+                        true => picked.refused_busy(),
                         false => route.balancer.failed(picked),
                     }
                     let may_repeat = (is_unseen || retry::is_idempotent(&kept.method))

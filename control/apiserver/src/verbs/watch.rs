@@ -66,6 +66,7 @@ pub(crate) async fn watch(
     Ok(respond::bytes(200, content_type, body))
 }
 
+#[expect(clippy::too_many_arguments, reason = "what a watch is made of, each once")]
 async fn begin(
     cluster: &Cluster,
     call: &Call,

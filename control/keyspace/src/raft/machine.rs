@@ -165,7 +165,11 @@ impl Machine {
     async fn apply_and_keep_up(self: &Arc<Machine>, entries: &mut Vec<EntryResponder<TypeConfig>>) -> io::Result<()> {
         if self.apply_some(entries) {
             let machine = self.clone();
-            blocking(move || Ok(drop(machine.write_history()))).await?;
+            blocking(move || {
+                machine.write_history();
+                Ok(())
+            })
+            .await?;
         }
         Ok(())
     }

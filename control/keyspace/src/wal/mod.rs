@@ -80,7 +80,7 @@ enum Mode {
         thread: Option<JoinHandle<()>>,
     },
     /// In the caller's thread, for simulations.
-    Caller(Mutex<Writer>),
+    Caller(Box<Mutex<Writer>>),
 }
 
 /// What [`read`] found.
@@ -218,7 +218,7 @@ impl Found {
         writer.mark()?;
         writer.measure();
         if !writer.host.threads {
-            return Ok(Wal { spares, writer: Mode::Caller(Mutex::new(writer)), ahead: None });
+            return Ok(Wal { spares, writer: Mode::Caller(Box::new(Mutex::new(writer))), ahead: None });
         }
         let (requests, queue) = mpsc::sync_channel(QUEUE);
         spares.begin();

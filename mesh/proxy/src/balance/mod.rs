@@ -200,7 +200,7 @@ impl Picked {
     }
 
     /// It has too much to do: others are preferred for a moment.
-    pub fn is_busy(self) {
+    pub fn refused_busy(self) {
         self.state.outlier.is_busy(since(self.epoch, Instant::now()));
     }
 }

@@ -38,7 +38,7 @@ impl Replay {
             return (body, Replay(None));
         }
         let place = Place::default();
-        (Replayed::new(Parts { again: VecDeque::new(), rest: body }, place.clone()), Replay(Some(place)))
+        (Replayed::body(Parts { again: VecDeque::new(), rest: body }, place.clone()), Replay(Some(place)))
     }
 
     /// The body once more, if it has come back whole.
@@ -47,7 +47,7 @@ impl Replay {
             None => Some(empty()),
             Some(place) => {
                 let parts = place.lock().unwrap_or_else(PoisonError::into_inner).take()?;
-                Some(Replayed::new(parts, place.clone()))
+                Some(Replayed::body(parts, place.clone()))
             }
         }
     }
@@ -67,7 +67,7 @@ struct Replayed {
 }
 
 impl Replayed {
-    fn new(parts: Parts, place: Place) -> Body {
+    fn body(parts: Parts, place: Place) -> Body {
         Replayed { parts: Some(parts), read: Some(VecDeque::new()), read_bytes: 0, place }.boxed_unsync()
     }
 

@@ -219,10 +219,13 @@ pub async fn read(response: Response<Body>) -> String {
     String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
 }
 
+/// What a component answers.
+type Script = dyn Fn(Request<Body>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> + Send + Sync;
+
 /// A component that is called, and how often it was.
 pub struct Called {
     pub calls: AtomicUsize,
-    script: Box<dyn Fn(Request<Body>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> + Send + Sync>,
+    script: Box<Script>,
 }
 
 impl HttpService for Called {
