@@ -20,7 +20,7 @@ pub(crate) const FUEL: u64 = 1_000_000;
 /// The same in time.
 pub(crate) const TIME: Duration = Duration::from_micros(100);
 
-/// Host calls between two looks at the clock, which costs some 25 ns.
+/// Host calls between two looks at the clock, which costs some 25 ns. A power of two.
 const CALLS_PER_LOOK: u32 = 8;
 
 /// What a poll on the gateway can have used at most: it ends with its slice, and what its wall time has beyond is time
@@ -94,6 +94,13 @@ pub(crate) struct Slice {
     is_over: bool,
     /// Fuel at the last change of slices.
     fuel: u64,
+}
+
+impl Slice {
+    /// The host call that is under way takes long: the clock is looked at after it.
+    pub(crate) fn is_long(&mut self) {
+        self.calls |= CALLS_PER_LOOK - 1;
+    }
 }
 
 /// After each host call.

@@ -19,7 +19,8 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
     for (interface, name) in FUNCTIONS {
         linker.instance(&format!("{interface}@0.2.12"))?.func_wrap(
             name,
-            |_: StoreContextMut<'_, Guest>, (count,): (u64,)| {
+            |mut store: StoreContextMut<'_, Guest>, (count,): (u64,)| {
+                store.data_mut().slice.is_long();
                 if count > BYTES_MAX {
                     return Err(wasmtime::Error::msg(format!(
                         "{count} random bytes in one call, which may ask for {BYTES_MAX}"
