@@ -1,11 +1,11 @@
 //! Arguments that say which cluster, and how one is run until a signal.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use coracle_sdk::{AskError, Cluster, Compiler, Options, Remote};
+use coracle_sdk::{Cluster, Compiler, Options, Remote};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Where a cluster that runs here keeps everything and listens.
@@ -66,7 +66,7 @@ impl Here {
 /// Which cluster a command is for.
 #[derive(Args)]
 pub struct Which {
-    /// Kubeconfig of the cluster [default: $KUBECONFIG, then the one in the data directory]
+    /// Kubeconfig of the cluster [default: the data directory's, $KUBECONFIG, then ~/.local/share/coracle's]
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
     /// Data directory of a cluster on this machine
@@ -119,18 +119,10 @@ impl Local {
             Some(dir) => vec![std::path::absolute(dir)?],
             None => default_dirs()?,
         };
-        match candidates.iter().find(|dir| dir.join("control").is_dir()) {
+        let is_one = |dir: &&PathBuf| ["CLUSTER", "FOUNDING", "control"].iter().any(|part| dir.join(part).exists());
+        match candidates.iter().find(is_one) {
             Some(dir) => Ok(dir.clone()),
             None => bail!("there is no cluster's data in {}", candidates[0].display()),
-        }
-    }
-
-    /// The process that runs it; none when nothing answers there.
-    pub async fn process(dir: &Path) -> anyhow::Result<Option<u32>> {
-        match Remote::connect(&dir.join("kubeconfig")).await?.process_id().await {
-            Ok(process) => Ok(Some(process)),
-            Err(AskError::Unreachable { .. }) => Ok(None),
-            Err(error) => Err(error.into()),
         }
     }
 }

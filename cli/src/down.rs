@@ -1,6 +1,12 @@
 //! `coracle down` and `coracle reset`: a cluster on this machine ends, or is forgotten.
+//!
+//! Who runs a cluster is who holds the lock of its data: neither a port that somebody else may have, nor a number of a process
+//! that the cluster may have said in another namespace.
 
-use std::path::{Path, PathBuf};
+use std::fs::{File, TryLockError};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -12,6 +18,8 @@ use crate::output::Step;
 
 /// Longer than pods may take in grace when nobody asks for more.
 const STOP_DEADLINE: Duration = Duration::from_secs(120);
+/// What lies in a data directory, apart from the marks of its founding.
+const PARTS: [&str; 6] = ["control", "node", "registry", "pki", "kubeconfig", "coracle.log"];
 
 /// Stop the cluster that runs on this machine; its data stays
 #[derive(clap::Args)]
@@ -45,53 +53,127 @@ pub async fn reset(arguments: ResetArguments) -> anyhow::Result<()> {
     if !arguments.yes {
         eprint!("everything in {} will be deleted. Type yes to go on: ", dir.display());
         let mut line = String::new();
-        std::io::stdin().read_line(&mut line).context("read the answer; --yes needs none")?;
+        io::stdin().read_line(&mut line).context("read the answer; --yes needs none")?;
         if line.trim() != "yes" {
             bail!("nothing was deleted");
         }
     }
     stop(&dir).await?;
     let step = Step::begin(format!("delete {}", dir.display()));
-    // The parts that are ours, by name: nothing else that somebody keeps in the same directory goes.
-    for part in ["control", "node", "registry", "pki", "kubeconfig", "coracle.log"] {
-        remove(&dir.join(part))?;
-    }
-    // Stays when there is anything else in it.
-    let _ = std::fs::remove_dir(&dir);
+    forget(&dir)?;
     step.done();
     Ok(())
 }
 
-fn remove(path: &Path) -> anyhow::Result<()> {
-    let result = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
-    match result {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).context(format!("delete {}", path.display()))
+/// Deletes the data in `dir`, which nobody uses: the parts by name, so that what somebody else keeps there stays.
+///
+/// The marks come first and last: a directory that was forgotten in part is founded anew by the next start, or forgotten again.
+fn forget(dir: &Path) -> anyhow::Result<()> {
+    // Held until the end: no start comes between.
+    let _lock = match lock(dir)? {
+        Lock::Free(file) => file,
+        Lock::Held => bail!("a process uses {}: nothing was deleted", dir.display()),
+    };
+    let founding = dir.join("FOUNDING");
+    let marked = File::options().create(true).append(true).mode(0o600).open(&founding).and_then(|file| file.sync_all());
+    marked.with_context(|| format!("write {}", founding.display()))?;
+    for part in ["CLUSTER"].into_iter().chain(PARTS).chain(["FOUNDING"]) {
+        let path = dir.join(part);
+        let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        match removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).context(format!("delete {}", path.display()));
+            }
+            _ => {}
         }
-        _ => Ok(()),
     }
+    // Stays when there is anything else in it.
+    let _ = std::fs::remove_dir(dir);
+    Ok(())
+}
+
+/// Whether somebody uses a data directory.
+enum Lock {
+    /// Nobody, as long as the file is kept; there is none where nothing was ever kept.
+    Free(Option<File>),
+    /// Another process.
+    Held,
+}
+
+fn lock(dir: &Path) -> anyhow::Result<Lock> {
+    let path = dir.join("control/LOCK");
+    let file = match File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Lock::Free(None)),
+        file => file.with_context(|| format!("open {}", path.display()))?,
+    };
+    match file.try_lock() {
+        Ok(()) => Ok(Lock::Free(Some(file))),
+        Err(TryLockError::WouldBlock) => Ok(Lock::Held),
+        Err(TryLockError::Error(error)) => Err(error).context(format!("lock {}", path.display())),
+    }
+}
+
+/// The process that has the lock of `dir` open.
+fn holder(dir: &Path) -> anyhow::Result<Pid> {
+    let lock = std::fs::metadata(dir.join("control/LOCK")).context("find the lock of the data")?;
+    let is_lock = |path: &Path| {
+        std::fs::metadata(path).is_ok_and(|file| (file.dev(), file.ino()) == (lock.dev(), lock.ino()))
+    };
+    let own = std::process::id();
+    for process in std::fs::read_dir("/proc").context("look at the processes")?.flatten() {
+        let Some(id) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        // Those of others cannot be looked at.
+        let Ok(files) = std::fs::read_dir(process.path().join("fd")) else { continue };
+        if id != own && files.flatten().any(|file| is_lock(&file.path())) {
+            return i32::try_from(id).ok().and_then(Pid::from_raw).context("a process has a number");
+        }
+    }
+    bail!("a process uses {}, but none that can be seen from here: stop it where it was started", dir.display())
 }
 
 /// Asks the cluster's process to end and waits for it; false when none runs.
 async fn stop(dir: &Path) -> anyhow::Result<bool> {
-    let Some(process) = Local::process(dir).await? else { return Ok(false) };
-    let pid = i32::try_from(process).ok().and_then(Pid::from_raw).context("the server names no process")?;
-    let dir: PathBuf = dir.into();
+    if let Lock::Free(_) = lock(dir)? {
+        return Ok(false);
+    }
     let step = Step::begin("stop the cluster");
+    let pid = holder(dir)?;
     // By a descriptor: the number may be another process's by the time it is waited for.
     let process = pidfd_open(pid, PidfdFlags::empty()).context("find the server's process on this machine")?;
+    if holder(dir)? != pid {
+        bail!("the process that uses {} has changed; try again", dir.display());
+    }
     pidfd_send_signal(&process, Signal::TERM).context("ask the server's process to end")?;
     let ended = tokio::task::spawn_blocking(move || {
         let deadline = Timespec { tv_sec: STOP_DEADLINE.as_secs() as i64, tv_nsec: 0 };
         poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&deadline))
     });
     if ended.await?.context("wait for the server's process")? == 0 {
-        bail!(
-            "process {} of the cluster in {} still runs after {STOP_DEADLINE:?}",
-            pid.as_raw_nonzero(),
-            dir.display()
-        );
+        bail!("process {} of the cluster in {} still runs after {STOP_DEADLINE:?}", pid.as_raw_nonzero(), dir.display());
     }
     step.done();
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_ours_is_deleted_and_never_under_a_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path();
+        for file in ["CLUSTER", "control/LOCK", "control/state.redb", "pki/ca.key", "kubeconfig", "theirs"] {
+            std::fs::create_dir_all(data.join(file).parent().unwrap()).unwrap();
+            std::fs::write(data.join(file), "").unwrap();
+        }
+        let held = File::open(data.join("control/LOCK")).unwrap();
+        held.lock().unwrap();
+        assert!(forget(data).unwrap_err().to_string().contains("nothing was deleted"));
+        assert!(data.join("pki/ca.key").exists() && data.join("CLUSTER").exists());
+        drop(held);
+        forget(data).unwrap();
+        let left: Vec<_> = std::fs::read_dir(data).unwrap().flatten().map(|entry| entry.file_name()).collect();
+        assert_eq!(left, ["theirs"]);
+    }
 }

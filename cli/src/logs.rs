@@ -1,5 +1,7 @@
 //! `coracle logs`: what the pods of a workload print.
 
+use std::io::Write;
+
 use anyhow::{Context, bail};
 use futures::{AsyncBufReadExt, StreamExt, stream};
 use k8s_openapi::api::apps::v1::Deployment;
@@ -72,14 +74,21 @@ async fn print(
     alone: bool,
 ) -> anyhow::Result<()> {
     let mut failed = false;
+    let mut out = std::io::stdout();
     while let Some((label, line)) = lines.next().await {
-        match line {
-            Ok(line) if alone => println!("{line}"),
-            Ok(line) => println!("{label:width$} | {line}"),
+        let written = match line {
+            Ok(line) if alone => writeln!(out, "{line}"),
+            Ok(line) => writeln!(out, "{label:width$} | {line}"),
             Err(error) => {
                 eprintln!("{label}: {error}");
                 failed = true;
+                Ok(())
             }
+        };
+        match written {
+            // Who reads has seen enough.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
+            written => written.context("print a line")?,
         }
     }
     if failed { bail!("not every log could be read") } else { Ok(()) }

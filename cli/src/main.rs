@@ -77,8 +77,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", output::chain(&error));
-            let unreachable = error.chain().filter_map(|cause| cause.downcast_ref::<coracle_sdk::AskError>());
-            match unreachable.into_iter().any(|cause| matches!(cause, coracle_sdk::AskError::Unreachable { .. })) {
+            let mut asked = error.chain().filter_map(|cause| cause.downcast_ref::<coracle_sdk::AskError>());
+            match asked.any(|cause| matches!(cause, coracle_sdk::AskError::Unreachable { .. })) {
                 true => ExitCode::from(3),
                 false => ExitCode::FAILURE,
             }

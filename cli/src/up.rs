@@ -32,7 +32,8 @@ pub struct Arguments {
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     // Read first: a mistake in a file is told before anything starts.
     let objects = manifests::read(&arguments.files)?;
-    if arguments.detach {
+    // The process in the background is started with the same words.
+    if arguments.detach && std::env::var_os(IN_BACKGROUND).is_none() {
         return detach(&arguments.here.data_dir("coracle")?);
     }
     let mut signals = Signals::take()?;
@@ -60,6 +61,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
 }
 
+/// Set for the process that `--detach` starts.
+const IN_BACKGROUND: &str = "CORACLE_IN_BACKGROUND";
+
 /// Starts the same command as a process of its own, without a terminal, and leaves when it is ready.
 fn detach(dir: &Path) -> anyhow::Result<()> {
     std::fs::DirBuilder::new()
@@ -71,8 +75,7 @@ fn detach(dir: &Path) -> anyhow::Result<()> {
     let file = std::fs::File::options().create(true).append(true).mode(0o600).open(&log);
     let file = file.with_context(|| format!("open {}", log.display()))?;
     let mut command = Command::new(std::env::current_exe().context("find this program's own file")?);
-    // What asked for a background process is all that differs.
-    command.args(std::env::args_os().skip(1).filter(|argument| argument != "-d" && argument != "--detach"));
+    command.args(std::env::args_os().skip(1)).env(IN_BACKGROUND, "1");
     // A group of its own: Ctrl-C in this terminal is not for it.
     command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file);
     let mut child = command.spawn().context("start the cluster's process")?;

@@ -166,11 +166,6 @@ impl Remote {
         &self.client
     }
 
-    /// The process of the server that answers.
-    pub async fn process_id(&self) -> Result<u32, AskError> {
-        Ok(self.server().await?.process_id)
-    }
-
     /// What the server says of itself.
     async fn server(&self) -> Result<Status, AskError> {
         let request = Request::get("/coracle/v1/status").body(Vec::new()).expect("a request of constants");

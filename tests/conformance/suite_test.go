@@ -1,4 +1,5 @@
-// Package conformance links Kubernetes' own end-to-end specs, to be run against a Coracle cluster by ./run.
+// Package conformance links Kubernetes' own end-to-end specs, to be run against a Coracle cluster by
+// `cargo run --package coracle-tests --bin conformance`.
 package conformance
 
 import (

@@ -2,4 +2,4 @@
 
 package conformance
 
-import _ "github.com/onsi/ginkgo/v2/ginkgo" // ./run builds it.
+import _ "github.com/onsi/ginkgo/v2/ginkgo" // It runs the specs side by side.

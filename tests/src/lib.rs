@@ -25,7 +25,9 @@ pub fn coracle() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
         let test = std::env::current_exe().expect("this test's own file");
-        let profile = test.ancestors().nth(2).expect("target/PROFILE/deps/TEST");
+        // target/PROFILE/deps/TEST, or target/PROFILE/PROGRAM.
+        let folder = test.parent().expect("a program lies in a directory");
+        let profile = if folder.ends_with("deps") { folder.parent().expect("target/PROFILE") } else { folder };
         let mut build = Command::new(env!("CARGO"));
         build.args(["build", "--locked", "--quiet", "--package", "coracle-cli"]).current_dir(root());
         build.arg("--target-dir").arg(profile.parent().expect("target/PROFILE"));
@@ -47,7 +49,8 @@ pub fn guest(package: &str) -> PathBuf {
     runtime.block_on(coracle_sdk::component(&root().join("examples"), package)).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// A program of a Go module of ours, `tests/MODULE`, built into `target/tools` when it is not there yet or older than its module.
+/// A program of a Go module of ours, `tests/MODULE`, built into `target/tools` when it is not there yet or older than the module.
+/// `build` are the words after `go`; the last may name a package, which is the module's own otherwise.
 ///
 /// # Panics
 /// When it cannot be built: the message is the command to run.
@@ -57,12 +60,17 @@ pub fn go_program(module: &str, name: &str, build: &[&str]) -> PathBuf {
     let program = root().join("target/tools").join(name);
     let folder = root().join("tests").join(module);
     let modified = |path: &Path| path.metadata().and_then(|m| m.modified()).ok();
-    if program.is_file() && modified(&program) >= modified(&folder.join("go.sum")) {
+    let sources = std::fs::read_dir(&folder).expect("the module").filter_map(|entry| modified(&entry.ok()?.path()));
+    if program.is_file() && modified(&program) >= sources.max() {
         return program;
     }
     let mut go = Command::new("go");
-    go.args(build).arg("-o").arg(&program).current_dir(&folder).env("GOFLAGS", "-buildvcs=false -mod=readonly");
-    let command = format!("(cd tests/{module} && go {} -o ../../target/tools/{name} .)", build.join(" "));
+    let (options, package) = match build.split_last() {
+        Some((last, options)) if last.contains('/') => (options, *last),
+        _ => (build, "."),
+    };
+    go.args(options).arg("-o").arg(&program).arg(package).current_dir(&folder).env("GOFLAGS", "-buildvcs=false -mod=readonly");
+    let command = format!("(cd tests/{module} && go {} -o ../../target/tools/{name} {package})", options.join(" "));
     match go.status() {
         Ok(status) if status.success() => program,
         Ok(status) => panic!("{name} does not build ({status}): {command}"),
@@ -129,7 +137,7 @@ impl Cluster {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Kills it with SIGKILL, as a power cut would, and starts it again on the same directory.
+    /// Kills it with SIGKILL and starts it again on the same directory.
     pub fn kill_and_restart(&mut self) {
         self.child.kill().expect("kill our own child");
         self.child.wait().expect("wait for our own child");

@@ -86,7 +86,7 @@ fn main() -> ExitCode {
         }
     };
     let suite = go_program("conformance", "e2e.test", &["test", "-c", "-ldflags", "-s -w"]);
-    let ginkgo = ginkgo();
+    let ginkgo = go_program("conformance", "ginkgo", &["build", "-ldflags", "-s -w", "github.com/onsi/ginkgo/v2/ginkgo"]);
     let own = arguments.kubeconfig.is_none().then(Cluster::start);
     if let Some(cluster) = &own {
         for image in IMAGES {
@@ -124,22 +124,6 @@ fn main() -> ExitCode {
     command.stdin(Stdio::null()).stdout(log.try_clone().expect("the log")).stderr(log);
     command.status().expect("run ginkgo");
     report(work.path(), &wanted)
-}
-
-/// ginkgo, which runs the specs side by side.
-fn ginkgo() -> PathBuf {
-    let program = root().join("target/tools/ginkgo");
-    if !program.is_file() {
-        let built = Command::new("go")
-            .args(["build", "-ldflags", "-s -w", "-o"])
-            .arg(&program)
-            .arg("github.com/onsi/ginkgo/v2/ginkgo")
-            .env("GOFLAGS", "-buildvcs=false -mod=readonly")
-            .current_dir(root().join("tests/conformance"))
-            .status();
-        assert!(built.is_ok_and(|status| status.success()), "ginkgo does not build in tests/conformance");
-    }
-    program
 }
 
 /// Prints the result of every spec; a spec that was asked for and did not run has failed.

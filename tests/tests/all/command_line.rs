@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use coracle_tests::{Cluster, coracle, root};
+use coracle_tests::{Cluster, coracle, output, root};
 
 fn fails(arguments: &[&str]) -> String {
     let output = Command::new(coracle()).args(arguments).env_remove("KUBECONFIG").output().expect("run coracle");
@@ -14,8 +14,44 @@ fn fails(arguments: &[&str]) -> String {
 fn help_names_every_command() {
     let output = Command::new(coracle()).arg("--help").output().expect("run coracle");
     let help = String::from_utf8_lossy(&output.stdout).into_owned();
-    for command in ["up", "demo", "push", "status", "bench", "completion", "version"] {
-        assert!(help.contains(command), "{command} in\n{help}");
+    let commands = help.split("Commands:\n").nth(1).and_then(|rest| rest.split("\n\n").next()).expect("a list of commands");
+    let names: Vec<&str> = commands
+        .lines()
+        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    let expected =
+        ["up", "down", "demo", "push", "status", "logs", "reset", "bench", "completion", "version", "help"];
+    assert_eq!(names, expected, "{help}");
+}
+
+#[test]
+fn a_cluster_in_the_background_is_started_stopped_forgotten_and_founded_again() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let data = dir.path().join("data");
+    let coracle = |arguments: &[&str]| {
+        let mut command = Command::new(coracle());
+        command.args(arguments).env("CORACLE_DATA_DIR", &data).env_remove("KUBECONFIG");
+        output(&mut command)
+    };
+    let manifest = dir.path().join("app.yaml");
+    std::fs::write(&manifest, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: app}\n").expect("write a file");
+    // As people type it: the letters together.
+    let up = ["up", "--api-port", "0", "--registry-port", "0", "-df", manifest.to_str().expect("a path")];
+    for _ in 0..2 {
+        let started = coracle(&up);
+        assert!(started.status.success(), "{}", String::from_utf8_lossy(&started.stderr));
+        assert!(String::from_utf8_lossy(&started.stdout).ends_with("ready\n"));
+        assert!(coracle(&["status"]).status.success());
+        let stopped = coracle(&["down"]);
+        assert!(stopped.status.success(), "{}", String::from_utf8_lossy(&stopped.stderr));
+        let asked = coracle(&["status"]);
+        let said = String::from_utf8_lossy(&asked.stderr).into_owned();
+        assert_eq!((asked.status.code(), said.lines().count()), (Some(3), 1), "{said}");
+        assert!(said.contains("does not answer") && !said.contains('\u{1b}'), "{said}");
+        let forgotten = coracle(&["reset", "--yes"]);
+        assert!(forgotten.status.success(), "{}", String::from_utf8_lossy(&forgotten.stderr));
+        assert!(!data.exists(), "everything in it was the cluster's");
     }
 }
 
