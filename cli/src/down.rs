@@ -116,9 +116,8 @@ fn lock(dir: &Path) -> anyhow::Result<Lock> {
 /// The process that has the lock of `dir` open.
 fn holder(dir: &Path) -> anyhow::Result<Pid> {
     let lock = std::fs::metadata(dir.join("control/LOCK")).context("find the lock of the data")?;
-    let is_lock = |path: &Path| {
-        std::fs::metadata(path).is_ok_and(|file| (file.dev(), file.ino()) == (lock.dev(), lock.ino()))
-    };
+    let is_lock =
+        |path: &Path| std::fs::metadata(path).is_ok_and(|file| (file.dev(), file.ino()) == (lock.dev(), lock.ino()));
     let own = std::process::id();
     for process in std::fs::read_dir("/proc").context("look at the processes")?.flatten() {
         let Some(id) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
@@ -149,7 +148,11 @@ async fn stop(dir: &Path) -> anyhow::Result<bool> {
         poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&deadline))
     });
     if ended.await?.context("wait for the server's process")? == 0 {
-        bail!("process {} of the cluster in {} still runs after {STOP_DEADLINE:?}", pid.as_raw_nonzero(), dir.display());
+        bail!(
+            "process {} of the cluster in {} still runs after {STOP_DEADLINE:?}",
+            pid.as_raw_nonzero(),
+            dir.display()
+        );
     }
     step.done();
     Ok(true)

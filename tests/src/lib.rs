@@ -69,7 +69,12 @@ pub fn go_program(module: &str, name: &str, build: &[&str]) -> PathBuf {
         Some((last, options)) if last.contains('/') => (options, *last),
         _ => (build, "."),
     };
-    go.args(options).arg("-o").arg(&program).arg(package).current_dir(&folder).env("GOFLAGS", "-buildvcs=false -mod=readonly");
+    go.args(options)
+        .arg("-o")
+        .arg(&program)
+        .arg(package)
+        .current_dir(&folder)
+        .env("GOFLAGS", "-buildvcs=false -mod=readonly");
     let command = format!("(cd tests/{module} && go {} -o ../../target/tools/{name} {package})", options.join(" "));
     match go.status() {
         Ok(status) if status.success() => program,

@@ -86,7 +86,8 @@ fn main() -> ExitCode {
         }
     };
     let suite = go_program("conformance", "e2e.test", &["test", "-c", "-ldflags", "-s -w"]);
-    let ginkgo = go_program("conformance", "ginkgo", &["build", "-ldflags", "-s -w", "github.com/onsi/ginkgo/v2/ginkgo"]);
+    let ginkgo =
+        go_program("conformance", "ginkgo", &["build", "-ldflags", "-s -w", "github.com/onsi/ginkgo/v2/ginkgo"]);
     let own = arguments.kubeconfig.is_none().then(Cluster::start);
     if let Some(cluster) = &own {
         for image in IMAGES {

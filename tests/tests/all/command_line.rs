@@ -14,14 +14,14 @@ fn fails(arguments: &[&str]) -> String {
 fn help_names_every_command() {
     let output = Command::new(coracle()).arg("--help").output().expect("run coracle");
     let help = String::from_utf8_lossy(&output.stdout).into_owned();
-    let commands = help.split("Commands:\n").nth(1).and_then(|rest| rest.split("\n\n").next()).expect("a list of commands");
+    let commands =
+        help.split("Commands:\n").nth(1).and_then(|rest| rest.split("\n\n").next()).expect("a list of commands");
     let names: Vec<&str> = commands
         .lines()
         .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
         .filter_map(|line| line.split_whitespace().next())
         .collect();
-    let expected =
-        ["up", "down", "demo", "push", "status", "logs", "reset", "bench", "completion", "version", "help"];
+    let expected = ["up", "down", "demo", "push", "status", "logs", "reset", "bench", "completion", "version", "help"];
     assert_eq!(names, expected, "{help}");
 }
 
