@@ -10,7 +10,7 @@ use wasmtime_wasi::p3::bindings::Command as ExportsP3;
 
 use crate::component::Pre;
 use crate::engine::{Inner, start_error};
-use crate::guest::{self, Guest};
+use crate::guest::{self, Claim, Guest};
 use crate::limits::Account;
 use crate::meter::Metered;
 use crate::slice::Clock;
@@ -126,7 +126,7 @@ async fn live(
     account: &Arc<Account>,
     started: oneshot::Sender<Result<(), Error>>,
 ) -> Exit {
-    let mut store = match inner.store(component, spec, account) {
+    let mut store = match inner.store(component, spec, account, Claim::Command) {
         Ok(store) => store,
         Err(error) => {
             let _ = started.send(Err(error));

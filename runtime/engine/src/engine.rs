@@ -15,7 +15,7 @@ use crate::cache::Cache;
 use crate::component::Loaded;
 use crate::error::line;
 use crate::exec::Executor;
-use crate::guest::{Guest, Slots};
+use crate::guest::{Claim, Guest, Slots};
 use crate::limits::Account;
 use crate::memory::NodeMemory;
 use crate::{Component, Config, Error, NodeUsage, Spec, host, machine, settings};
@@ -228,10 +228,10 @@ impl Inner {
         component: &Component,
         spec: &Arc<Spec>,
         account: &Arc<Account>,
+        claim: Claim,
     ) -> Result<Store<Guest>, Error> {
-        let world = component.world();
-        let slot = self.slots.take(account, component.places(), world)?;
-        Guest::store(&self.wasm, spec, account, slot, world)
+        let slot = self.slots.take(account, component.places(), claim)?;
+        Guest::store(&self.wasm, spec, account, slot, component.world())
     }
 }
 

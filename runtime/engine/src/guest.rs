@@ -216,12 +216,22 @@ impl wasmtime::component::HasData for Mesh {
     type Data<'a> = MeshView<'a>;
 }
 
+/// What an instance is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Claim {
+    Command,
+    Request,
+    /// Asked by the node how the guest is: not refused because requests have taken all places, which would look as if
+    /// the guest were broken.
+    Probe,
+}
+
 /// What an instance takes of the engine's places, counted while it lives.
 pub(crate) struct Slot {
     slots: Arc<Slots>,
     account: Arc<Account>,
     weight: u32,
-    world: World,
+    claim: Claim,
 }
 
 /// How many instances live. An instance counts for as many as the memories that it has.
@@ -237,6 +247,13 @@ const COMMANDS_OF_EIGHT: u32 = 7;
 
 /// A container may take one of so many places.
 const CONTAINER_SHARE: u32 = 4;
+
+/// Instances that a container may have for probes beyond its share.
+pub(crate) const CONTAINER_PROBES_MAX: u32 = 2;
+
+/// One of so many places is for probes alone, and at most so many places are.
+const PROBES_SHARE: u32 = 16;
+const PROBES_KEPT_MAX: u32 = 64;
 
 impl Slots {
     pub(crate) fn new(max: u32) -> Arc<Slots> {
@@ -256,20 +273,24 @@ impl Slots {
         (self.max / CONTAINER_SHARE).max(1)
     }
 
-    pub(crate) fn take(self: &Arc<Self>, account: &Arc<Account>, weight: u32, world: World) -> Result<Slot, Error> {
+    pub(crate) fn take(self: &Arc<Self>, account: &Arc<Account>, weight: u32, claim: Claim) -> Result<Slot, Error> {
         let weight = weight.max(1);
-        let container_max = self.container_max();
+        let kept = (self.max / PROBES_SHARE).min(PROBES_KEPT_MAX);
+        let (container_max, max) = match claim {
+            Claim::Probe => (self.container_max() + CONTAINER_PROBES_MAX * weight, self.max),
+            Claim::Command | Claim::Request => (self.container_max(), self.max - kept),
+        };
         account.take_slots(weight, container_max).map_err(|live| {
             Error::Limits(format!("{live} of this container are alive, and one container may have {container_max}"))
         })?;
         // From here on, dropping it gives back what was taken.
-        let mut slot = Slot { slots: self.clone(), account: account.clone(), weight, world };
-        if add(&self.live, weight, self.max).is_err() {
+        let mut slot = Slot { slots: self.clone(), account: account.clone(), weight, claim };
+        if add(&self.live, weight, max).is_err() {
             slot.forget(false);
             return Err(Error::Limits(format!("{} are alive, which is the node's limit", self.live())));
         }
         let commands_max = (self.max / 8 * COMMANDS_OF_EIGHT).max(1);
-        if world == World::Command && add(&self.commands, weight, commands_max).is_err() {
+        if claim == Claim::Command && add(&self.commands, weight, commands_max).is_err() {
             slot.forget(true);
             return Err(Error::Limits(format!("commands have taken their {commands_max} places on the node")));
         }
@@ -299,7 +320,7 @@ impl Drop for Slot {
             return;
         }
         self.slots.live.fetch_sub(self.weight, Ordering::Relaxed);
-        if self.world == World::Command {
+        if self.claim == Claim::Command {
             self.slots.commands.fetch_sub(self.weight, Ordering::Relaxed);
         }
         self.account.give_slots(self.weight);
@@ -317,17 +338,19 @@ mod tests {
         let account = || Account::new(&Spec::new("a"), &node);
         let slots = Slots::new(16);
         let one = account();
-        let mut held: Vec<Slot> = (0..4).map(|_| slots.take(&one, 1, World::Http).unwrap()).collect();
-        assert!(slots.take(&one, 1, World::Http).is_err(), "a quarter is what one container may have");
-        assert!(slots.take(&account(), 5, World::Http).is_err(), "five memories are five places");
-        held.extend((0..10).map(|_| slots.take(&account(), 1, World::Command).unwrap()));
+        let mut held: Vec<Slot> = (0..4).map(|_| slots.take(&one, 1, Claim::Request).unwrap()).collect();
+        assert!(slots.take(&one, 1, Claim::Request).is_err(), "a quarter is what one container may have");
+        assert!(slots.take(&account(), 5, Claim::Request).is_err(), "five memories are five places");
+        held.extend((0..10).map(|_| slots.take(&account(), 1, Claim::Command).unwrap()));
         assert_eq!(slots.live(), 14);
-        held.extend((0..2).map(|_| slots.take(&account(), 1, World::Http).unwrap()));
-        assert!(slots.take(&account(), 1, World::Http).is_err());
+        held.push(slots.take(&account(), 1, Claim::Request).unwrap());
+        assert!(slots.take(&account(), 1, Claim::Request).is_err());
+        held.push(slots.take(&one, 1, Claim::Probe).expect("full, and beyond its share, it can still be probed"));
+        assert!(slots.take(&account(), 1, Claim::Probe).is_err());
         drop(held);
-        let commands: Vec<_> = (0..14).map(|_| slots.take(&account(), 1, World::Command).unwrap()).collect();
-        assert!(slots.take(&account(), 1, World::Command).is_err(), "two are left for requests");
-        assert!(slots.take(&account(), 1, World::Http).is_ok());
+        let commands: Vec<_> = (0..14).map(|_| slots.take(&account(), 1, Claim::Command).unwrap()).collect();
+        assert!(slots.take(&account(), 1, Claim::Command).is_err(), "two are left for requests");
+        assert!(slots.take(&account(), 1, Claim::Request).is_ok());
         drop(commands);
         assert_eq!((slots.live(), slots.commands.load(Ordering::Relaxed)), (0, 0));
     }

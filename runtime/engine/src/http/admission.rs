@@ -8,8 +8,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::RequestError;
 
-/// Probes at work at the same time; more are refused.
-const PROBES_MAX: usize = 2;
+/// Probes at work at the same time; more wait, see [`PROBES_WAITING_MAX`].
+const PROBES_MAX: usize = crate::guest::CONTAINER_PROBES_MAX as usize;
 
 /// Probes that wait for one of those.
 const PROBES_WAITING_MAX: u32 = 16;
@@ -29,6 +29,12 @@ pub struct Probe;
 pub(super) struct Permit {
     place: OwnedSemaphorePermit,
     is_request: bool,
+}
+
+impl Permit {
+    pub(super) fn is_probe(&self) -> bool {
+        !self.is_request
+    }
 }
 
 /// The places of one service.

@@ -56,6 +56,11 @@ impl Head {
         self.permit.lock().take()
     }
 
+    /// Whether it asks on behalf of the node how the guest is.
+    pub(super) fn is_probe(&self) -> bool {
+        self.permit.lock().as_ref().is_some_and(Permit::is_probe)
+    }
+
     pub(super) fn has_permit(&self) -> bool {
         self.permit.lock().is_some()
     }
@@ -67,7 +72,8 @@ pub(super) struct Flight {
     /// Its place in the service's list.
     pub(super) key: AtomicUsize,
     pub(super) deadline: Instant,
-    /// Held for one poll at most; who ends a flight does not wait for it.
+    /// Held for one poll at most; who ends a flight does not wait for it: whoever held it calls
+    /// [`Flight::finish_ending`] afterwards.
     guest: Mutex<State>,
     /// Why it was ended from outside.
     ending: Mutex<Option<RequestError>>,
@@ -88,7 +94,14 @@ enum State {
 
 impl Flight {
     /// Puts a request on its way; nothing runs before [`Flight::head`] is polled.
-    pub(super) fn launch(service: &Arc<Service>, request: Request<Body>, permit: Permit, chain: Chain) -> Arc<Flight> {
+    ///
+    /// Refused when the service was closed after the permit was given.
+    pub(super) fn launch(
+        service: &Arc<Service>,
+        request: Request<Body>,
+        permit: Permit,
+        chain: Chain,
+    ) -> Result<Arc<Flight>, RequestError> {
         let head = Arc::new(Head {
             response: Mutex::new(None),
             is_answered: AtomicBool::new(false),
@@ -109,14 +122,14 @@ impl Flight {
             handed: AtomicU64::new(0),
             head,
         });
-        service.register(&flight);
-        flight
+        service.register(&flight)?;
+        Ok(flight)
     }
 
     /// Waits for the head of the answer.
     pub(super) async fn head(self: &Arc<Self>) -> Result<Response<WasiBody>, RequestError> {
         if self.service.is_heavy.load(Ordering::Relaxed) || !exec::is_gateway() {
-            self.relocate(&mut self.guest.lock());
+            self.move_away();
         }
         poll_fn(|context| {
             let progress = self.drive(context);
@@ -141,6 +154,17 @@ impl Flight {
 
     /// Lets the guest go on, when it is here.
     pub(super) fn drive(self: &Arc<Self>, context: &mut Context<'_>) -> Poll<Outcome> {
+        if let Poll::Ready(outcome) = self.poll_guest(context) {
+            return Poll::Ready(outcome);
+        }
+        // Who ended it meanwhile did not wait.
+        match self.finish_ending() {
+            Some(reason) => Poll::Ready(Err(reason)),
+            None => Poll::Pending,
+        }
+    }
+
+    fn poll_guest(self: &Arc<Self>, context: &mut Context<'_>) -> Poll<Outcome> {
         let mut state = self.guest.lock();
         let metered = match &mut *state {
             State::Inline(metered) => metered,
@@ -165,12 +189,7 @@ impl Flight {
             }
             Poll::Pending => {}
         }
-        drop(state);
-        // Who ended it meanwhile did not wait.
-        match self.finish_ending() {
-            Some(reason) => Poll::Ready(Err(reason)),
-            None => Poll::Pending,
-        }
+        Poll::Pending
     }
 
     /// Whether the guest went away before it had finished its answer.
@@ -183,10 +202,11 @@ impl Flight {
         if let Some(reason) = &*self.ending.lock() {
             return Some(Err(reason.clone()));
         }
-        match &*self.guest.lock() {
-            State::Done(outcome) => Some(outcome.clone()),
-            State::Inline(_) | State::Moved(_) => None,
+        if let State::Done(outcome) = &*self.guest.lock() {
+            return Some(outcome.clone());
         }
+        // Who ended it meanwhile did not wait.
+        self.finish_ending().map(Err)
     }
 
     /// Nobody polls it any more: what is left to do is done on the guests' threads, until the deadline.
@@ -196,7 +216,7 @@ impl Flight {
         if exec::is_gateway() {
             let _ = self.drive(&mut Context::from_waker(Waker::noop()));
         }
-        self.relocate(&mut self.guest.lock());
+        self.move_away();
     }
 
     /// The reader has something to take, or asks for more.
@@ -218,8 +238,18 @@ impl Flight {
         if let Some(mut state) = self.guest.try_lock() {
             self.relocate(&mut state);
         }
+        // Who ended it meanwhile did not wait.
+        let _ = self.finish_ending();
     }
 
+    /// Hands the guest to the guests' threads, when it is here.
+    fn move_away(self: &Arc<Self>) {
+        self.relocate(&mut self.guest.lock());
+        // Who ended it meanwhile did not wait.
+        let _ = self.finish_ending();
+    }
+
+    /// Who calls this comes to [`Flight::finish_ending`] when it has let go of the lock.
     fn relocate(self: &Arc<Self>, state: &mut State) {
         if !matches!(state, State::Inline(_)) {
             return;
@@ -271,7 +301,7 @@ impl Flight {
     }
 
     /// Throws the guest away when it was ended from outside; says why. Does nothing while somebody polls it: that one
-    /// comes here after its poll.
+    /// comes here when it has let go of the guest.
     fn finish_ending(&self) -> Option<RequestError> {
         let reason = self.ending.lock().clone()?;
         if let Some(mut state) = self.guest.try_lock()
@@ -321,5 +351,53 @@ impl Drop for Boarded {
         if let Some(flight) = self.0.take() {
             flight.end(RequestError::Stopped);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+    use crate::http::admission::Asker;
+    use crate::tests::probe;
+    use crate::{HttpOptions, HttpService, Spec, empty};
+
+    async fn permitted(service: &HttpService) -> Permit {
+        service.0.admission.admit(Asker::Client).await.unwrap()
+    }
+
+    fn launch(service: &HttpService, permit: Permit) -> Result<Arc<Flight>, RequestError> {
+        let request = Request::get("http://probe/spin").body(empty()).unwrap();
+        Flight::launch(&service.0, request, permit, Chain::default())
+    }
+
+    #[tokio::test]
+    async fn an_ending_that_comes_while_the_guest_is_handed_over_is_not_lost() {
+        let service = probe(Spec::new("a"), HttpOptions::default()).await;
+        let ways: [(&str, fn(&Arc<Flight>)); 4] = [
+            ("head", |flight| drop(flight.head().now_or_never())),
+            ("drive", |flight| drop(flight.drive(&mut Context::from_waker(Waker::noop())))),
+            ("detach", Flight::detach),
+            ("leave_reader", Flight::leave_reader),
+        ];
+        for (way, hand_over) in ways {
+            let flight = launch(&service, permitted(&service).await).unwrap();
+            let held = flight.guest.lock();
+            flight.end(RequestError::Timeout);
+            drop(held);
+            hand_over(&flight);
+            assert!(matches!(&*flight.guest.lock(), State::Done(Err(RequestError::Timeout))), "{way}");
+            assert_eq!(service.counters().in_flight, 0, "{way}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_that_was_let_in_before_a_kill_does_not_begin_after_it() {
+        let service = probe(Spec::new("a"), HttpOptions::default()).await;
+        let permit = permitted(&service).await;
+        service.kill();
+        assert!(launch(&service, permit).is_err(), "nobody would end it");
+        assert_eq!(service.counters().in_flight, 0);
     }
 }

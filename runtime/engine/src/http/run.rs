@@ -18,7 +18,7 @@ use super::service::Service;
 use crate::component::Pre;
 use crate::engine::start_error;
 use crate::error::line;
-use crate::guest::{self, Guest};
+use crate::guest::{self, Claim, Guest};
 use crate::host::{Answering, Chain};
 use crate::{Body, Error, Exit, exit, host};
 
@@ -52,7 +52,7 @@ pub(super) async fn run(
     let place = Place(&head);
     let mut warm = match service.warm() {
         Some(warm) => warm,
-        None => instantiate(&service).await.map_err(|error| match error {
+        None => instantiate(&service, place.0.is_probe()).await.map_err(|error| match error {
             Error::OutOfMemory { .. } => RequestError::OutOfMemory,
             error => RequestError::Unavailable(error.to_string()),
         })?,
@@ -88,9 +88,10 @@ impl Drop for Place<'_> {
     }
 }
 
-/// A fresh instance.
-pub(super) async fn instantiate(service: &Service) -> Result<Warm, Error> {
-    let mut store = service.engine.store(&service.component, &service.spec, &service.account)?;
+/// A fresh instance. A probe's has places that no request takes.
+pub(super) async fn instantiate(service: &Service, is_probe: bool) -> Result<Warm, Error> {
+    let claim = if is_probe { Claim::Probe } else { Claim::Request };
+    let mut store = service.engine.store(&service.component, &service.spec, &service.account, claim)?;
     let failed = |error: wasmtime::Error| start_error(&error, &service.account);
     let exports = match service.component.pre() {
         Pre::HttpP2(pre) => Exports::P2(pre.instantiate_async(&mut store).await.map_err(failed)?),

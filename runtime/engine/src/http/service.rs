@@ -73,7 +73,7 @@ pub struct Counters {
 
 /// A service. Clones are the same service; nothing of it runs while it is not asked.
 #[derive(Clone)]
-pub struct HttpService(Arc<Service>);
+pub struct HttpService(pub(super) Arc<Service>);
 
 pub(super) struct Service {
     pub(super) engine: Arc<Inner>,
@@ -171,7 +171,7 @@ impl Service {
         let (done, result) = oneshot::channel();
         let service = self.clone();
         let made = Metered::new(self.account.clone(), Clock::Thread, async move {
-            let made = instantiate(&service).await;
+            let made = instantiate(&service, false).await;
             if let Ok(warm) = &made {
                 service.admission.learn(warm.memory_bytes(), None);
             }
@@ -227,8 +227,13 @@ impl Service {
         }
     }
 
-    pub(super) fn register(self: &Arc<Self>, flight: &Arc<Flight>) {
+    /// Lists a flight; refused when the service was closed: whoever closes it looks at the list afterwards, so each
+    /// flight is seen there or refused here.
+    pub(super) fn register(self: &Arc<Self>, flight: &Arc<Flight>) -> Result<(), RequestError> {
         let mut flights = self.flights.lock();
+        if self.state.load(Relaxed) != OPEN {
+            return Err(RequestError::Stopped);
+        }
         let key = match flights.free.pop() {
             Some(key) => key,
             None => {
@@ -240,6 +245,7 @@ impl Service {
         flights.places[key] = Some(flight.clone());
         drop(flights);
         self.look_after();
+        Ok(())
     }
 
     pub(super) fn unregister(&self, key: usize, outcome: &Result<(), RequestError>) {
@@ -275,8 +281,9 @@ impl Service {
 
     /// Keeps an instance for the next request.
     pub(super) fn keep(self: &Arc<Self>, instance: Warm) {
+        let mut warm = self.warm.lock();
+        // Under the lock: who closes the service clears the list afterwards.
         if self.state.load(Relaxed) == OPEN {
-            let mut warm = self.warm.lock();
             // More than can be at work would only hold memory.
             if warm.len() < self.admission.count() as usize {
                 warm.push(instance);
@@ -316,7 +323,7 @@ impl HttpService {
             Asker::Client
         };
         let permit = service.admit(asker).await.inspect_err(refused)?;
-        let flight = Flight::launch(service, request, permit, chain);
+        let flight = Flight::launch(service, request, permit, chain).inspect_err(refused)?;
         let mut boarded = Boarded(Some(flight.clone()));
         let head = flight.head().await;
         boarded.0 = None;

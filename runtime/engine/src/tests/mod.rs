@@ -79,7 +79,7 @@ fn spec() -> (Spec, Printed) {
 }
 
 /// The service `probe` with these options.
-async fn probe(spec: Spec, options: HttpOptions) -> HttpService {
+pub(crate) async fn probe(spec: Spec, options: HttpOptions) -> HttpService {
     engine().start_http(&component("probe").await, spec, options).await.unwrap()
 }
 
