@@ -1,8 +1,13 @@
 //! Requests to sockets: pooled HTTP/1.1 connections.
 
+use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use coracle_discovery::Protocol;
+use futures::future::BoxFuture;
 use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Request, Response, Uri};
@@ -10,9 +15,10 @@ use http_body_util::BodyExt;
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tower_service::Service;
 
 use crate::endpoint::{CONNECT_MAX, Failure};
-use crate::{Body, BoxError};
+use crate::{Body, BoxError, LocalEndpoints};
 
 /// Connections to one socket that are kept while nobody uses them,
 const IDLE_PER_SOCKET_MAX: usize = 64;
@@ -30,12 +36,38 @@ const OF_A_CONNECTION: [HeaderName; 7] = [
     UPGRADE,
 ];
 
+/// Connects to what a pod listens at, and to nothing else that happens to be there.
+#[derive(Clone)]
+struct Connector {
+    connector: HttpConnector,
+    local: Arc<dyn LocalEndpoints>,
+}
+
+impl Service<Uri> for Connector {
+    type Response = <HttpConnector as Service<Uri>>::Response;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<Self::Response, BoxError>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.connector.poll_ready(context).map_err(BoxError::from)
+    }
+
+    fn call(&mut self, to: Uri) -> Self::Future {
+        let socket = to.authority().and_then(|to| to.as_str().parse::<SocketAddr>().ok());
+        if socket.is_some_and(|socket| !self.local.is_reached(socket, Protocol::Tcp)) {
+            return Box::pin(async { Err(io::Error::from(io::ErrorKind::ConnectionRefused).into()) });
+        }
+        let connecting = self.connector.call(to);
+        Box::pin(async move { connecting.await.map_err(BoxError::from) })
+    }
+}
+
 /// Sends requests to sockets. Clones share the connections.
 #[derive(Clone)]
-pub(crate) struct Dialer(legacy::Client<HttpConnector, Body>);
+pub(crate) struct Dialer(legacy::Client<Connector, Body>);
 
 impl Dialer {
-    pub fn new() -> Dialer {
+    pub fn new(local: Arc<dyn LocalEndpoints>) -> Dialer {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(CONNECT_MAX));
@@ -43,7 +75,7 @@ impl Dialer {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_MAX)
             .pool_max_idle_per_host(IDLE_PER_SOCKET_MAX)
-            .build(connector);
+            .build(Connector { connector, local });
         Dialer(client)
     }
 

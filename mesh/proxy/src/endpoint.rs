@@ -1,14 +1,16 @@
 //! How an endpoint is reached. The ways are told apart here and nowhere else.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_discovery::Protocol;
 use http::{Request, Response};
 use tokio::net::TcpStream;
 
 use crate::dial::Dialer;
-use crate::{Body, BoxError, Busy, Error, HttpService, Local, LocalEndpoints};
+use crate::{Body, BoxError, Busy, Error, HttpService, Local, LocalEndpoints, Seen};
 
 /// A connection to an endpoint is made within this time, or not at all.
 pub(crate) const CONNECT_MAX: Duration = Duration::from_secs(5);
@@ -78,14 +80,20 @@ impl Endpoint {
     /// Answers a request.
     pub async fn call(&self, dialer: &Dialer, request: Request<Body>) -> Result<Response<Body>, Failure> {
         match &self.way {
-            Way::Call(service) => service.call(request).await.map_err(|source| Failure::unseen(self.address, source)),
+            Way::Call(service) => service.call(request).await.map_err(|source| match source.is::<Seen>() {
+                true => Failure::seen(self.address, source),
+                false => Failure::unseen(self.address, source),
+            }),
             Way::Socket(socket) => dialer.call(self.address, *socket, request).await,
         }
     }
 
     /// Connects to it.
-    pub async fn connect(&self) -> Result<Connected, BoxError> {
+    pub async fn connect(&self, local: &dyn LocalEndpoints) -> Result<Connected, BoxError> {
         let Some(socket) = self.socket() else { return Ok(Connected::CallsOnly) };
+        if !local.is_reached(socket, Protocol::Tcp) {
+            return Err(io::Error::from(io::ErrorKind::ConnectionRefused).into());
+        }
         let stream = tokio::time::timeout(CONNECT_MAX, TcpStream::connect(socket)).await??;
         stream.set_nodelay(true)?;
         Ok(Connected::Socket(stream))

@@ -25,7 +25,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use coracle_discovery::{Discovery, Service};
+use coracle_discovery::{Discovery, Protocol, Service};
 use futures::future::BoxFuture;
 use http::{Request, Response};
 use tokio_util::sync::CancellationToken;
@@ -42,7 +42,8 @@ pub type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, BoxError>;
 /// Something on this node that answers HTTP without a socket: a wasi:http pod.
 pub trait HttpService: Send + Sync {
     /// Answers a request. An error means that it was not taken, and nobody has seen it: it may be asked of another endpoint.
-    /// [`Busy`] says that there is too much to do; after any other error the endpoint is left out for a while.
+    /// Not so [`Seen`]: it was taken. [`Busy`] says that there is too much to do; after any other error the endpoint is left
+    /// out for a while.
     fn call(&self, request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, BoxError>>;
 }
 
@@ -50,6 +51,11 @@ pub trait HttpService: Send + Sync {
 #[derive(Debug, Clone, Copy, thiserror::Error)]
 #[error("too many requests are waiting")]
 pub struct Busy;
+
+/// The service took a request and was ended before it had answered: only what may be done twice is asked of another.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct Seen(pub BoxError);
 
 /// When a request's answer is of no use any more. It travels in the request's extensions, to whoever it is passed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -74,6 +80,12 @@ pub trait LocalEndpoints: Send + Sync {
     /// the machine itself.
     fn may_dial(&self, endpoint: SocketAddr) -> bool {
         let _ = endpoint;
+        true
+    }
+    /// Whether a connection or datagram to this real address reaches the pod whose twin it is. Where the pod does not listen,
+    /// the kernel would give it to whatever listens at every address of the machine.
+    fn is_reached(&self, actual: SocketAddr, protocol: Protocol) -> bool {
+        let _ = (actual, protocol);
         true
     }
     /// The address from which the mesh sends datagrams to this real address.
@@ -154,12 +166,19 @@ pub struct Proxy {
     local: Arc<dyn LocalEndpoints>,
     routes: Arc<routes::Routes>,
     dialer: dial::Dialer,
+    upstreams: Arc<node_ports::Upstreams>,
 }
 
 impl Proxy {
     /// Nothing listens until [`Proxy::run`]; [`Proxy::call`] works at once.
     pub fn new(discovery: Discovery, local: Arc<dyn LocalEndpoints>) -> Proxy {
-        Proxy { discovery, local, routes: Arc::default(), dialer: dial::Dialer::new() }
+        let dialer = dial::Dialer::new(local.clone());
+        Proxy { discovery, local, routes: Arc::default(), dialer, upstreams: Arc::default() }
+    }
+
+    /// Whether datagrams of a node port's client go to this real address from this port of the node, so that an answer goes there.
+    pub fn has_upstream(&self, to: IpAddr, port: u16) -> bool {
+        self.upstreams.has(to, port)
     }
 
     /// Keeps balancers in step with discovery, and runs the listeners of NodePort services at the address `node_ports`

@@ -5,6 +5,8 @@
 mod tcp;
 mod udp;
 
+pub(crate) use self::udp::Upstreams;
+
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -24,6 +26,8 @@ use crate::{Error, Proxy};
 
 /// Connections of all listeners of a node at a time; more wait in the kernel's queues.
 const CONNECTIONS_MAX: usize = 20_000;
+/// Clients of all UDP listeners of a node at a time, each with a descriptor; datagrams of more are dropped.
+const UDP_CLIENTS_MAX: usize = 8192;
 /// How long connections may finish what they began when the node goes down or the Service is gone.
 const DRAIN: Duration = Duration::from_secs(5);
 /// First wait until a port that is taken is tried again; doubles.
@@ -51,6 +55,8 @@ struct Inbound {
     tasks: TaskTracker,
     /// Places for connections, of the node.
     places: Arc<Semaphore>,
+    /// Places for clients that send datagrams, of the node.
+    udp_places: Arc<Semaphore>,
 }
 
 impl Inbound {
@@ -81,6 +87,7 @@ pub(crate) struct Listeners {
     failures: HashMap<Key, Failure>,
     tasks: TaskTracker,
     places: Arc<Semaphore>,
+    udp_places: Arc<Semaphore>,
     stop: CancellationToken,
 }
 
@@ -93,6 +100,7 @@ impl Listeners {
             failures: HashMap::new(),
             tasks: TaskTracker::new(),
             places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            udp_places: Arc::new(Semaphore::new(UDP_CLIENTS_MAX)),
             stop: CancellationToken::new(),
         }
     }
@@ -134,6 +142,7 @@ impl Listeners {
             stop: self.stop.child_token(),
             tasks: self.tasks.clone(),
             places: self.places.clone(),
+            udp_places: self.udp_places.clone(),
         };
         let opened = match key.1 {
             Protocol::Tcp => TcpListener::bind(address).await.map(|listener| {

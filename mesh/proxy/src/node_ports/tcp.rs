@@ -107,7 +107,7 @@ async fn connect(inbound: &Inbound) -> Result<Option<(TcpStream, Picked)>, BoxEr
             }
             break;
         };
-        match endpoint.connect().await {
+        match endpoint.connect(&*inbound.proxy.local).await {
             Ok(Connected::CallsOnly) => return Ok(None),
             Ok(Connected::Socket(there)) => {
                 picked.answered();

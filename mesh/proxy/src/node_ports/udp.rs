@@ -1,15 +1,16 @@
 //! UDP at a node's port. All datagrams of one client go to the same endpoint, from a socket of their own, and what comes back
 //! there goes to the client from the node's port.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use coracle_discovery::Protocol;
 use tokio::net::UdpSocket;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
 use super::Inbound;
@@ -26,13 +27,47 @@ const ERROR_WAIT: Duration = Duration::from_millis(5);
 
 /// What one client says, to whom.
 struct Flow {
+    /// Before the socket: its port may be another flow's as soon as it is closed.
+    _upstream: Known,
     upstream: UdpSocket,
     /// When something was said last, in milliseconds since `begun`.
     last_ms: AtomicU64,
     begun: Instant,
     /// It has rested, or its endpoint is gone.
     is_over: AtomicBool,
+    _place: OwnedSemaphorePermit,
     _picked: Picked,
+}
+
+/// Where the node's datagrams go to, and from which of its ports: the answers that a pod may send. As many as there are flows.
+#[derive(Debug, Default)]
+pub(crate) struct Upstreams(Mutex<HashSet<(IpAddr, u16)>>);
+
+impl Upstreams {
+    fn locked(&self) -> MutexGuard<'_, HashSet<(IpAddr, u16)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn has(&self, to: IpAddr, port: u16) -> bool {
+        self.locked().contains(&(to, port))
+    }
+
+    fn add(self: &Arc<Self>, to: IpAddr, port: u16) -> Known {
+        self.locked().insert((to, port));
+        Known { upstreams: self.clone(), key: (to, port) }
+    }
+}
+
+/// One of them, while its flow lives.
+struct Known {
+    upstreams: Arc<Upstreams>,
+    key: (IpAddr, u16),
+}
+
+impl Drop for Known {
+    fn drop(&mut self) {
+        self.upstreams.locked().remove(&self.key);
+    }
 }
 
 impl Flow {
@@ -109,15 +144,18 @@ pub(super) async fn relay(inbound: Inbound, socket: UdpSocket) {
 
 /// A socket that speaks to one of the endpoints, and to no other.
 async fn connect(inbound: &Inbound) -> Option<Flow> {
+    let place = inbound.udp_places.clone().try_acquire_owned().ok()?;
     let route = inbound.route().ok()?;
     let (mut picked, endpoint) = inbound.proxy.pick(&route, &mut Tried::default())?;
-    let to = endpoint.socket()?;
+    let to = endpoint.socket().filter(|to| inbound.proxy.local.is_reached(*to, Protocol::Udp))?;
     let upstream = UdpSocket::bind((inbound.proxy.local.source(to.ip()), 0)).await.ok()?;
     upstream.connect(to).await.ok()?;
     // Whether anybody is there shows later, if at all.
     picked.answered();
     let (last_ms, is_over) = Default::default();
-    Some(Flow { upstream, last_ms, begun: Instant::now(), is_over, _picked: picked })
+    let known = inbound.proxy.upstreams.add(to.ip(), upstream.local_addr().ok()?.port());
+    let begun = Instant::now();
+    Some(Flow { upstream, last_ms, begun, is_over, _upstream: known, _place: place, _picked: picked })
 }
 
 /// Passes back what the endpoint says, until the client rests or nobody is there.
@@ -142,5 +180,58 @@ async fn replies(flow: &Flow, socket: &UdpSocket, client: SocketAddr) -> io::Res
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Local;
+    use crate::tests::world::World;
+    use arc_swap::ArcSwap;
+    use serde_json::json;
+    use tokio::sync::Semaphore;
+    use tokio_util::sync::CancellationToken;
+    use tokio_util::task::TaskTracker;
+
+    #[tokio::test]
+    async fn clients_have_places_of_the_node_and_flows_are_known_while_they_live() {
+        let world = World::new().await;
+        let there = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        world.start(1, Local::Tcp(there.local_addr().unwrap()));
+        world.service("dns", "10.96.0.9", json!([{"port": 53, "protocol": "UDP"}]));
+        world.ready("dns", &[1], json!([{"port": 53, "protocol": "UDP"}]));
+        world.known("dns", 1).await;
+        let service = world.discovery.snapshot().service("n", "dns").unwrap().clone();
+        let stop = CancellationToken::new();
+        let inbound = Inbound {
+            proxy: world.proxy.clone(),
+            target: Arc::new(ArcSwap::from_pointee(super::super::Target { service, at: 0 })),
+            stop: stop.clone(),
+            tasks: TaskTracker::new(),
+            places: Arc::new(Semaphore::new(0)),
+            udp_places: Arc::new(Semaphore::new(1)),
+        };
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let at = socket.local_addr().unwrap();
+        let relaying = tokio::spawn(relay(inbound.clone(), socket));
+        let (first, second) = (UdpSocket::bind("127.0.0.1:0").await.unwrap(), UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        let mut buffer = [0; 16];
+        first.send_to(b"first", at).await.unwrap();
+        let (count, from) = there.recv_from(&mut buffer).await.unwrap();
+        assert_eq!(&buffer[..count], b"first");
+        // One after the other at one socket: what comes next shows that the second client's was dropped.
+        second.send_to(b"second", at).await.unwrap();
+        first.send_to(b"again", at).await.unwrap();
+        let (count, _) = there.recv_from(&mut buffer).await.unwrap();
+        assert_eq!(&buffer[..count], b"again");
+        let own = there.local_addr().unwrap().ip();
+        assert!(world.proxy.has_upstream(own, from.port()));
+        assert!(!world.proxy.has_upstream(own, at.port()), "a port that nothing came from");
+        stop.cancel();
+        relaying.await.unwrap();
+        inbound.tasks.close();
+        inbound.tasks.wait().await;
+        assert!(!world.proxy.has_upstream(own, from.port()));
     }
 }

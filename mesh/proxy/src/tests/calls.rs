@@ -67,6 +67,45 @@ async fn a_request_that_may_have_been_acted_on_is_repeated_only_if_that_is_harml
 }
 
 #[tokio::test]
+async fn a_request_that_a_component_was_ended_with_is_repeated_only_if_that_is_harmless() {
+    let world = World::new().await;
+    let (ended, local) = called(|_| async { Err(crate::Seen("ended".into()).into()) });
+    world.start(1, local);
+    world.web(&[1]).await;
+    let answer = world.ask("POST", "pay").await.1;
+    assert!(answer.starts_with("Failed"), "{answer}");
+    assert_eq!(ended.calls.load(Relaxed), 1, "a POST that was taken is not sent twice");
+    world.start(2, echo().1);
+    world.web(&[1, 2]).await;
+    for _ in 0..20 {
+        assert_eq!(world.ask("GET", "").await.0, 200);
+    }
+}
+
+#[tokio::test]
+async fn what_listens_in_the_place_of_a_pod_is_not_connected_to() {
+    let world = World::new().await;
+    let taken = Arc::new(Mutex::new(0));
+    let count = taken.clone();
+    let (local, socket) = listening(move |_| {
+        *count.lock().unwrap() += 1;
+        async {}
+    })
+    .await;
+    world.pods.foreign.lock().unwrap().push(socket);
+    world.start(1, local);
+    world.web(&[1]).await;
+    let answer = world.ask("GET", "").await.1;
+    assert!(answer.starts_with("Unavailable"), "{answer}");
+    world.start(2, echo().1);
+    world.web(&[1, 2]).await;
+    for _ in 0..20 {
+        assert_eq!(world.ask("POST", "x").await, (200, "x".to_owned()), "nobody saw it: it is asked elsewhere");
+    }
+    assert_eq!(*taken.lock().unwrap(), 0);
+}
+
+#[tokio::test]
 async fn overload_is_said_and_not_multiplied() {
     let world = World::new().await;
     let busy = |_| async { Err(Busy.into()) };

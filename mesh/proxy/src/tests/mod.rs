@@ -2,4 +2,4 @@
 
 mod calls;
 mod node_ports;
-mod world;
+pub(crate) mod world;

@@ -98,6 +98,8 @@ impl Kind {
 pub struct Pods {
     at: Mutex<HashMap<IpAddr, Local>>,
     pub port_failures: Mutex<Vec<(u16, String)>>,
+    /// Sockets that are somebody else's.
+    pub foreign: Mutex<Vec<SocketAddr>>,
 }
 
 impl LocalEndpoints for Pods {
@@ -107,6 +109,10 @@ impl LocalEndpoints for Pods {
 
     fn is_pod_address(&self, address: IpAddr) -> bool {
         matches!(address, IpAddr::V4(address) if address.octets()[0] == 10)
+    }
+
+    fn is_reached(&self, actual: SocketAddr, _: Protocol) -> bool {
+        !self.foreign.lock().unwrap().contains(&actual)
     }
 
     fn node_port_failed(&self, _: &Service, port: u16, error: &io::Error) {

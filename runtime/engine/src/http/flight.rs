@@ -254,7 +254,7 @@ impl Flight {
         if !matches!(state, State::Inline(_)) {
             return;
         }
-        let State::Inline(mut metered) = std::mem::replace(state, State::Done(Err(RequestError::Stopped))) else {
+        let State::Inline(mut metered) = std::mem::replace(state, State::Done(Err(RequestError::Killed))) else {
             return;
         };
         let mut settle = Settle(Some(self.clone()));
@@ -349,7 +349,7 @@ pub(super) struct Boarded(pub(super) Option<Arc<Flight>>);
 impl Drop for Boarded {
     fn drop(&mut self) {
         if let Some(flight) = self.0.take() {
-            flight.end(RequestError::Stopped);
+            flight.end(RequestError::Killed);
         }
     }
 }

@@ -37,9 +37,12 @@ pub enum RequestError {
     /// Everything is taken, and the queue is full.
     #[error("too many requests are waiting")]
     Overloaded,
-    /// The service is being stopped.
+    /// The service is being stopped: the request was refused at the door, and no guest has seen it.
     #[error("the service is being stopped")]
     Stopped,
+    /// The service was stopped while a guest had the request: what it has done by then is not known.
+    #[error("the service was stopped while it answered")]
+    Killed,
     /// It took longer than the service may.
     #[error("the guest did not answer in time")]
     Timeout,
@@ -90,7 +93,7 @@ impl RequestError {
             Self::Trap(_) | Self::OutOfMemory | Self::FuelExhausted | Self::NoResponse => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
-            Self::Guest(_) => StatusCode::BAD_GATEWAY,
+            Self::Guest(_) | Self::Killed => StatusCode::BAD_GATEWAY,
             Self::Invalid(_) => StatusCode::BAD_REQUEST,
         }
     }
@@ -103,7 +106,7 @@ impl From<Exit> for RequestError {
             Exit::FuelExhausted => Self::FuelExhausted,
             Exit::Trap(message) => Self::Trap(message),
             Exit::Code(code) => Self::Trap(format!("it exited with {code} in the middle of a request")),
-            Exit::Stopped | Exit::Killed => Self::Stopped,
+            Exit::Stopped | Exit::Killed => Self::Killed,
         }
     }
 }

@@ -353,7 +353,7 @@ impl HttpService {
     /// Refuses new requests and ends those under way.
     pub fn kill(&self) {
         self.0.close();
-        self.0.end_all(&RequestError::Stopped);
+        self.0.end_all(&RequestError::Killed);
     }
 
     /// What its instances have used so far.

@@ -110,7 +110,7 @@ async fn a_kill_does_not_wait_for_guests_that_never_rest() {
             tokio::task::yield_now().await;
         }
         service.kill();
-        assert_eq!(soon(hog).await.unwrap(), Err(RequestError::Stopped), "{path}");
+        assert_eq!(soon(hog).await.unwrap(), Err(RequestError::Killed), "{path}");
         rest(&service).await;
     }
     let command = hostile_command(&engine(), Spec::new("a"), &["random"]).await.unwrap();
@@ -161,7 +161,7 @@ async fn at_the_nodes_ceiling_guests_end_and_the_one_that_asked_for_memory_stays
     assert_eq!(get(&neighbour, "/").await, ok("hello\n"));
     assert_eq!(neighbour.counters().out_of_memory, 0);
     neighbour.kill();
-    assert_eq!(keeps.await.unwrap(), Err(RequestError::Stopped));
+    assert_eq!(keeps.await.unwrap(), Err(RequestError::Killed));
     soon(async {
         while engine.memory().memory_bytes > 0 {
             tokio::task::yield_now().await;
@@ -265,7 +265,7 @@ async fn a_probe_does_not_wait_behind_requests() {
     assert_eq!(answer.status(), 200);
     service.kill();
     for busy in busy {
-        assert_eq!(soon(busy).await.unwrap(), Err(RequestError::Stopped));
+        assert_eq!(soon(busy).await.unwrap(), Err(RequestError::Killed));
     }
 }
 

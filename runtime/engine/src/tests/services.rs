@@ -177,7 +177,8 @@ async fn killing_a_service_ends_what_is_under_way() {
             tokio::task::yield_now().await;
         }
         service.kill();
-        assert_eq!(soon(asked).await.unwrap(), Err(RequestError::Stopped), "{path}");
+        assert_eq!(soon(asked).await.unwrap(), Err(RequestError::Killed), "{path}: a guest had seen it");
+        assert_eq!(get(&service, path).await, Err(RequestError::Stopped), "{path}: no guest sees it");
         soon(service.drain()).await;
     }
 }

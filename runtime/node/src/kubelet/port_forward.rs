@@ -13,7 +13,6 @@ use coracle_proxy::Local;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, DuplexStream};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use super::upgrade::{self, Wanted};
@@ -164,7 +163,7 @@ where
             Ok(())
         }
         Some(Local::Tcp(at)) => {
-            let mut socket = match TcpStream::connect(at).await {
+            let mut socket = match pods.context.network.dial(at).await {
                 Ok(socket) => socket,
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
                     return failed(&format!("dial tcp {}:{port}: connect: connection refused", address.pod));

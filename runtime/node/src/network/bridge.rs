@@ -18,7 +18,8 @@ use super::Table;
 
 /// Listeners at the same time; beyond it one that nobody is connected to is closed, or a connection is refused.
 const BRIDGES_MAX: usize = 1024;
-/// Listeners of one pod: its only component answers at any port, and a guest may ask for all of them.
+/// Listeners of one pod at ports that it does not declare: its only component answers at any port, and a guest may ask for all
+/// of them. Beyond it one that nobody is connected to is closed. Ports that are declared always get theirs.
 const BRIDGES_PER_POD_MAX: usize = 16;
 /// Connections of one listener; more wait in the kernel.
 const CONNECTIONS_MAX: usize = 256;
@@ -53,8 +54,13 @@ impl Bridges {
         if let Some(bridge) = bridges.get(&endpoint) {
             return Some(bridge.at);
         }
-        if bridges.keys().filter(|other| other.ip() == endpoint.ip()).count() >= BRIDGES_PER_POD_MAX {
-            return None;
+        if !table.is_declared(endpoint) {
+            let undeclared = |other: &SocketAddr| other.ip() == endpoint.ip() && !table.is_declared(*other);
+            let own: Vec<_> = bridges.iter().filter(|(other, _)| undeclared(other)).collect();
+            if own.len() >= BRIDGES_PER_POD_MAX {
+                let idle = own.iter().find(|(_, bridge)| bridge.is_idle()).map(|(other, _)| **other)?;
+                bridges.remove(&idle);
+            }
         }
         if bridges.len() >= BRIDGES_MAX {
             let idle = bridges.iter().find(|(_, bridge)| bridge.is_idle()).map(|(endpoint, _)| *endpoint)?;
@@ -177,8 +183,16 @@ mod tests {
         table.serve(pod.pod, 0, Box::new([80]), Arc::new(Says("second life")));
         assert!(ask(at).await.ends_with("second life"));
         assert_eq!(open(80), Some(at));
-        let opened = (0..100).filter(|port| open(100 + port).is_some()).count();
-        assert_eq!(opened, BRIDGES_PER_POD_MAX - 1, "a guest that knocks at every port gets no listener for each");
+        assert!((0..100).all(|port| open(100 + port).is_some()), "idle ones make room");
+        let count = || bridges.0.lock().len();
+        assert_eq!(count(), BRIDGES_PER_POD_MAX + 1, "a guest that knocks at every port gets no listener for each");
+        // Somebody is connected to every one of them.
+        for bridge in bridges.0.lock().values() {
+            bridge.connections.clone().try_acquire_owned().unwrap().forget();
+        }
+        assert_eq!(open(300), None);
+        table.serve(pod.pod, 0, Box::new([80, 301]), Arc::new(Says("third life")));
+        assert!(open(301).is_some(), "a declared port gets its own");
         bridges.close(pod.pod);
         assert!(open(200).is_some());
     }

@@ -60,6 +60,45 @@ impl GuestNetwork {
         SocketAddr::new(self.address.loopback, self.network.table.twin_port(port))
     }
 
+    /// Where a connection or datagram goes, whoever may be there.
+    fn target(&self, wanted: SocketAddr, protocol: Protocol) -> Result<SocketAddr, Refused> {
+        let wanted = SocketAddr::new(wanted.ip().to_canonical(), wanted.port());
+        if self.is_self(wanted.ip()) {
+            let pod = SocketAddr::new(self.address.pod, wanted.port());
+            let socket = (protocol == Protocol::Tcp).then(|| self.network.socket(pod)).flatten();
+            return Ok(socket.unwrap_or_else(|| self.own(wanted.port())));
+        }
+        let found = match protocol {
+            Protocol::Tcp => self.network.proxy.connect_address(wanted, coracle_discovery::Protocol::Tcp),
+            // The answer to a datagram that came in at a port of the node.
+            Protocol::Udp if wanted.ip() == self.network.table.gateway().pod => {
+                if !self.network.proxy.has_upstream(self.address.loopback, wanted.port()) {
+                    self.deny(&wanted.to_string());
+                    return Err(Refused::Denied);
+                }
+                return Ok(SocketAddr::new(self.network.table.gateway().loopback, wanted.port()));
+            }
+            Protocol::Udp => self.flows.send(&self.network.proxy, wanted),
+        };
+        match found {
+            Some(Ok(actual)) if self.is_within(actual) => Ok(actual),
+            Some(Ok(_)) => {
+                self.deny(&wanted.to_string());
+                Err(Refused::Denied)
+            }
+            // It is there, but has no socket.
+            Some(Err(coracle_proxy::Error::NoPod(endpoint))) if protocol == Protocol::Tcp => {
+                self.network.socket(endpoint).ok_or(Refused::NoEndpoint)
+            }
+            Some(Err(_)) => Err(Refused::NoEndpoint),
+            None if self.egress && self.network.gate.permits(wanted.ip()) => Ok(wanted),
+            None => {
+                self.deny(&wanted.to_string());
+                Err(Refused::Denied)
+            }
+        }
+    }
+
     /// An address that the guest knows without asking anybody.
     fn known_host(&self, name: &str) -> Option<IpAddr> {
         if name.eq_ignore_ascii_case("localhost") {
@@ -121,36 +160,14 @@ impl coracle_engine::Network for GuestNetwork {
     }
 
     fn connect(&self, wanted: SocketAddr, protocol: Protocol) -> Result<SocketAddr, Refused> {
-        let wanted = SocketAddr::new(wanted.ip().to_canonical(), wanted.port());
-        if self.is_self(wanted.ip()) {
-            let pod = SocketAddr::new(self.address.pod, wanted.port());
-            let socket = (protocol == Protocol::Tcp).then(|| self.network.socket(pod)).flatten();
-            return Ok(socket.unwrap_or_else(|| self.own(wanted.port())));
-        }
-        let found = match protocol {
-            Protocol::Tcp => self.network.proxy.connect_address(wanted, coracle_discovery::Protocol::Tcp),
-            // The answer to a datagram that came in at a port of the node.
-            Protocol::Udp if wanted.ip() == self.network.table.gateway().pod => {
-                return Ok(SocketAddr::new(self.network.table.gateway().loopback, wanted.port()));
-            }
-            Protocol::Udp => self.flows.send(&self.network.proxy, wanted),
+        let actual = self.target(wanted, protocol)?;
+        let kind = match protocol {
+            Protocol::Tcp => coracle_discovery::Protocol::Tcp,
+            Protocol::Udp => coracle_discovery::Protocol::Udp,
         };
-        match found {
-            Some(Ok(actual)) if self.is_within(actual) => Ok(actual),
-            Some(Ok(_)) => {
-                self.deny(&wanted.to_string());
-                Err(Refused::Denied)
-            }
-            // It is there, but has no socket.
-            Some(Err(coracle_proxy::Error::NoPod(endpoint))) if protocol == Protocol::Tcp => {
-                self.network.socket(endpoint).ok_or(Refused::NoEndpoint)
-            }
-            Some(Err(_)) => Err(Refused::NoEndpoint),
-            None if self.egress && self.network.gate.permits(wanted.ip()) => Ok(wanted),
-            None => {
-                self.deny(&wanted.to_string());
-                Err(Refused::Denied)
-            }
+        match coracle_proxy::LocalEndpoints::is_reached(&*self.network.table, actual, kind) {
+            true => Ok(actual),
+            false => Err(Refused::NoEndpoint),
         }
     }
 

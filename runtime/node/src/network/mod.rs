@@ -9,15 +9,18 @@ mod bridge;
 mod connections;
 mod gate;
 mod guest;
+mod listening;
 mod outside;
 mod table;
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use coracle_discovery::{Discovery, Service};
 use coracle_proxy::{Local, LocalEndpoints as _, Proxy};
 use rustls_pki_types::CertificateDer;
+use tokio::net::TcpStream;
 
 pub use self::connections::{Connections, Patience};
 pub use self::gate::Gate;
@@ -69,6 +72,14 @@ impl Network {
                 let at = SocketAddr::new(self.table.twin(endpoint.ip())?, self.table.twin_port(endpoint.port()));
                 self.bridges.open(endpoint, at, &self.table)
             }
+        }
+    }
+
+    /// Connects to a pod's socket, and to nothing else that happens to be there.
+    pub async fn dial(&self, at: SocketAddr) -> io::Result<TcpStream> {
+        match self.table.is_reached(at, coracle_discovery::Protocol::Tcp) {
+            true => TcpStream::connect(at).await,
+            false => Err(io::ErrorKind::ConnectionRefused.into()),
         }
     }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 
-use coracle_discovery::{Discovery, Service};
+use coracle_discovery::{Discovery, Protocol, Service};
 use coracle_proxy::{HttpService, Local, LocalEndpoints};
 use parking_lot::{Mutex, RwLock};
 
@@ -110,6 +110,13 @@ impl Table {
         }
     }
 
+    /// Whether one of the pod's components declares this port.
+    pub fn is_declared(&self, endpoint: SocketAddr) -> bool {
+        let entries = self.entries.read();
+        let mut http = entries.get(&endpoint.ip()).into_iter().flat_map(|entry| entry.http.iter());
+        http.any(|http| http.ports.contains(&endpoint.port()))
+    }
+
     /// The loopback twin of a pod's address.
     pub fn twin(&self, address: IpAddr) -> Option<IpAddr> {
         self.entries.read().get(&address).map(|entry| entry.twin)
@@ -171,6 +178,10 @@ impl LocalEndpoints for Table {
                     &*service.namespace == "default" && &*service.name == "kubernetes" && leads_to(service, actual)
                 })
             })
+    }
+
+    fn is_reached(&self, actual: SocketAddr, protocol: Protocol) -> bool {
+        self.pod_of_twin(actual.ip()).is_none() || super::listening::is_reached(actual, protocol)
     }
 
     fn source(&self, to: IpAddr) -> IpAddr {

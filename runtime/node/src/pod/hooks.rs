@@ -282,7 +282,7 @@ async fn dial(
             )),
         };
     };
-    TcpStream::connect(local).await.map_err(|error| {
+    context.network.dial(local).await.map_err(|error| {
         let why = match error.kind() {
             std::io::ErrorKind::ConnectionRefused => "connect: connection refused".to_owned(),
             _ => error.to_string(),

@@ -59,6 +59,11 @@ impl Report {
         self.is_final = true;
         self.is_dirty = true;
     }
+
+    /// How long no write may follow yet.
+    fn held(&self, now: Duration) -> Option<Duration> {
+        self.hold_until?.checked_sub(now).filter(|wait| !wait.is_zero())
+    }
 }
 
 /// The line of pods to be written about.
@@ -116,8 +121,8 @@ impl Pods {
             return;
         }
         let now = self.context.started.elapsed();
-        if let Some(until) = state.report.hold_until.filter(|until| *until > now) {
-            self.timers.set((slot.uid.clone(), Alarm::Report), until - now);
+        if let Some(wait) = state.report.held(now) {
+            self.timers.set((slot.uid.clone(), Alarm::Report), wait);
             return;
         }
         state.report.is_under_way = true;
@@ -192,8 +197,15 @@ impl Pods {
             if let Some(body) = body {
                 answer = self.patch_status(slot, body).await;
             }
-            if is_final && matches!(answer, Answer::Done(_)) {
-                answer = self.delete(slot).await;
+            if is_final && let Answer::Refused(message) = &answer {
+                tracing::warn!(namespace = %slot.namespace, pod = %slot.name, message, "last status refused: the pod goes without it");
+            }
+            if is_final && matches!(answer, Answer::Done(_) | Answer::Refused(_)) {
+                answer = match self.delete(slot).await {
+                    // Nobody else would delete it.
+                    Answer::Refused(message) => Answer::Failed(message),
+                    answer => answer,
+                };
             }
             let mut state = slot.lock();
             let report = &mut state.report;
@@ -237,6 +249,12 @@ impl Pods {
         let mut state = slot.lock();
         if !state.report.is_dirty || state.core.is_forgotten() {
             state.report.is_under_way = false;
+            return None;
+        }
+        let now = self.context.started.elapsed();
+        if let Some(wait) = state.report.held(now) {
+            state.report.is_under_way = false;
+            self.timers.set((slot.uid.clone(), Alarm::Report), wait);
             return None;
         }
         state.report.is_dirty = false;
@@ -292,9 +310,8 @@ impl Pods {
             // A uid that is another one's is a conflict of that kind too.
             StatusCode::NOT_FOUND | StatusCode::GONE => Answer::Gone,
             StatusCode::CONFLICT if message.contains("Precondition failed") || message.contains("uid") => Answer::Gone,
-            StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY | StatusCode::FORBIDDEN => {
-                Answer::Refused(message)
-            }
+            // What is forbidden now may be allowed once somebody has mended a rule.
+            StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => Answer::Refused(message),
             _ => Answer::Failed(message),
         }
     }

@@ -63,6 +63,8 @@ impl coracle_proxy::HttpService for Called {
                 // Nobody has seen these: another pod may still answer.
                 Err(RequestError::Overloaded) => Err(coracle_proxy::Busy.into()),
                 Err(error @ (RequestError::Stopped | RequestError::Unavailable(_))) => Err(error.into()),
+                // A guest had it: only what may be done twice is asked of another pod.
+                Err(error @ RequestError::Killed) => Err(coracle_proxy::Seen(error.into()).into()),
                 // These are the answer: the component was asked and failed.
                 Err(error) => {
                     let body = coracle_engine::full(format!("{error}\n"));

@@ -37,6 +37,10 @@ struct State {
     writes: Vec<(String, Instant, Value)>,
     created: BTreeMap<String, Instant>,
     recorded: Vec<Value>,
+    /// Pods whose status is refused, and how often it was.
+    refused: BTreeMap<String, u32>,
+    /// A pod whose condition is set back after each write.
+    contradicted: Option<String>,
     objects: BTreeMap<String, Value>,
 }
 
@@ -96,6 +100,35 @@ impl Api {
         let mut pod = state.pods[name].clone();
         change(&mut pod);
         self.store(&mut state, "MODIFIED", name, pod);
+    }
+
+    /// Refuses a pod's status from now on: first as forbidden, then as invalid.
+    pub fn refuse_status(&self, name: &str) {
+        self.state.lock().refused.insert(name.to_owned(), 0);
+    }
+
+    /// Says from now on, right after each write, that a pod is not ready.
+    pub fn contradict(&self, name: &str) {
+        self.state.lock().contradicted = Some(name.to_owned());
+    }
+
+    /// Waits for so many status writes about a pod from now on; returns their moments.
+    pub async fn next_writes(&self, name: &str, count: usize) -> Vec<Instant> {
+        let of = |state: &State| -> Vec<Instant> {
+            state.writes.iter().filter(|(pod, ..)| pod == name).map(|(_, at, _)| *at).collect()
+        };
+        let before = of(&self.state.lock()).len();
+        let written = async {
+            loop {
+                let changed = self.changed.notified();
+                let writes = of(&self.state.lock());
+                if writes.len() >= before + count {
+                    return writes[before..before + count].to_vec();
+                }
+                changed.await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, written).await.expect("status writes")
     }
 
     /// Changes the node, as somebody else.
@@ -251,6 +284,11 @@ impl Api {
         let mut state = self.state.lock();
         let Some(mut pod) = state.pods.get(name).cloned() else { return answer(StatusCode::NOT_FOUND, &json!({})) };
         assert_eq!(patch["metadata"]["uid"], pod["metadata"]["uid"]);
+        if let Some(count) = state.refused.get_mut(name) {
+            *count += 1;
+            let code = if *count == 1 { StatusCode::FORBIDDEN } else { StatusCode::UNPROCESSABLE_ENTITY };
+            return answer(code, &json!({"message": "no"}));
+        }
         let mut status = patch["status"].clone();
         if let Some(addresses) = status["podIPs"].as_array_mut() {
             addresses.retain(|address| address.get("$patch").is_none());
@@ -258,8 +296,15 @@ impl Api {
         status.as_object_mut().unwrap().retain(|_, value| !value.is_null());
         pod["status"] = status.clone();
         state.writes.push((name.to_owned(), Instant::now(), status));
-        self.store(&mut state, "MODIFIED", name, pod);
-        answer(StatusCode::OK, &state.pods[name])
+        self.store(&mut state, "MODIFIED", name, pod.clone());
+        let written = answer(StatusCode::OK, &state.pods[name]);
+        if state.contradicted.as_deref() == Some(name) {
+            for condition in pod["status"]["conditions"].as_array_mut().unwrap() {
+                condition["status"] = json!("False");
+            }
+            self.store(&mut state, "MODIFIED", name, pod);
+        }
+        written
     }
 
     fn watch_pods(&self) -> Response<Body> {

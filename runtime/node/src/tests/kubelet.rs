@@ -55,12 +55,36 @@ async fn a_port_at_which_nobody_listens_is_unavailable_and_named_as_the_pods() {
     let world = World::start().await;
     world.run("quiet", command(&["sleep", "600000"]));
     let address = world.ready("quiet").await["podIP"].as_str().unwrap().to_owned();
-    let request =
-        Request::get("/coracle/v1/proxy/default/quiet/81/").header("host", "x").header("accept", "application/json");
-    let (code, text) = read(world.certificates.send(world.port(), API_SERVER, request.body(()).unwrap()).await).await;
-    let status: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let message = format!("error trying to reach service: dial tcp {address}:81: connect: connection refused");
-    assert_eq!((code, &status["reason"], &status["message"]), (503, &json!("ServiceUnavailable"), &json!(message)));
+    // A daemon of the host that listens at every address does not stand in for the pod.
+    let daemon = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+    daemon.set_nonblocking(true).unwrap();
+    let at = daemon.local_addr().unwrap().port();
+    for port in [81, at] {
+        let request = Request::get(format!("/coracle/v1/proxy/default/quiet/{port}/"));
+        let request = request.header("host", "x").header("accept", "application/json").body(()).unwrap();
+        let (code, text) = read(world.certificates.send(world.port(), API_SERVER, request).await).await;
+        let status: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let message = format!("error trying to reach service: dial tcp {address}:{port}: connect: connection refused");
+        assert_eq!((code, &status["reason"], &status["message"]), (503, &json!("ServiceUnavailable"), &json!(message)));
+        let path = format!("/portForward/default/quiet?ports={port}");
+        let mut socket = websocket(&world, &path, "v4.channel.k8s.io").await;
+        let mut text = String::new();
+        while let Some(Ok(message)) = socket.next().await {
+            if let Message::Binary(bytes) = message
+                && bytes[0] == 1
+            {
+                text.push_str(&String::from_utf8_lossy(&bytes[1..]));
+            }
+        }
+        assert!(text.ends_with("connect: connection refused"), "{text}");
+    }
+    // Nor for a probe.
+    let mut probed = command(&["sleep", "600000"]);
+    probed["livenessProbe"] =
+        json!({"tcpSocket": {"port": at}, "periodSeconds": 1, "failureThreshold": 1, "terminationGracePeriodSeconds": 1});
+    world.run("probed", probed);
+    world.status("probed", "restarted", |status| status["containerStatuses"][0]["restartCount"] == 1).await;
+    assert_eq!(daemon.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "the daemon was connected to");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

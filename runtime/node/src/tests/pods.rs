@@ -284,6 +284,32 @@ async fn a_condition_that_somebody_else_has_set_is_set_right() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_who_do_not_agree_go_slowly() {
+    let world = World::start().await;
+    world.run("web", json!({"image": "hello:1"}));
+    world.ready("web").await;
+    world.api.contradict("web");
+    world.api.modify("web", |pod| {
+        for condition in pod["status"]["conditions"].as_array_mut().unwrap() {
+            condition["status"] = json!("False");
+        }
+    });
+    let writes = world.api.next_writes("web", 4).await;
+    let apart = writes[3] - writes[1];
+    assert!(apart > std::time::Duration::from_millis(1500), "two writes later after {apart:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_goes_although_its_last_status_is_refused() {
+    let world = World::start().await;
+    world.run("web", json!({"image": "hello:1"}));
+    world.ready("web").await;
+    world.api.refuse_status("web");
+    world.api.delete("web", 1);
+    world.api.gone("web").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deletion_does_not_wait_for_a_post_start_hook() {
     let world = World::start().await;
     let mut container = command(&["sleep", "3600000"]);
