@@ -215,7 +215,8 @@ mod tests {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let at = socket.local_addr().unwrap();
         let relaying = tokio::spawn(relay(inbound.clone(), socket));
-        let (first, second) = (UdpSocket::bind("127.0.0.1:0").await.unwrap(), UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        let (first, second) =
+            (UdpSocket::bind("127.0.0.1:0").await.unwrap(), UdpSocket::bind("127.0.0.1:0").await.unwrap());
         let mut buffer = [0; 16];
         first.send_to(b"first", at).await.unwrap();
         let (count, from) = there.recv_from(&mut buffer).await.unwrap();

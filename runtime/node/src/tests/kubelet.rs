@@ -80,8 +80,7 @@ async fn a_port_at_which_nobody_listens_is_unavailable_and_named_as_the_pods() {
     }
     // Nor for a probe.
     let mut probed = command(&["sleep", "600000"]);
-    probed["livenessProbe"] =
-        json!({"tcpSocket": {"port": at}, "periodSeconds": 1, "failureThreshold": 1, "terminationGracePeriodSeconds": 1});
+    probed["livenessProbe"] = json!({"tcpSocket": {"port": at}, "periodSeconds": 1, "failureThreshold": 1, "terminationGracePeriodSeconds": 1});
     world.run("probed", probed);
     world.status("probed", "restarted", |status| status["containerStatuses"][0]["restartCount"] == 1).await;
     assert_eq!(daemon.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "the daemon was connected to");
