@@ -2,9 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use coracle_node::Node;
-use coracle_server::Server;
+use coracle_server::{Preparation, Registry, Server};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -92,6 +93,7 @@ pub struct Cluster {
     running: JoinHandle<Result<(), coracle_node::Error>>,
     stop: CancellationToken,
     ended: CancellationToken,
+    ahead: JoinHandle<()>,
 }
 
 impl Cluster {
@@ -109,7 +111,10 @@ impl Cluster {
         })
         .await?;
         match start_node(&server, &options).await {
-            Ok((node, running, stop, ended)) => Ok(Cluster { server, node, running, stop, ended }),
+            Ok((node, running, stop, ended)) => {
+                let ahead = tokio::spawn(prepare_ahead(server.registry().clone(), node.clone(), stop.clone()));
+                Ok(Cluster { server, node, running, stop, ended, ahead })
+            }
             Err(error) => {
                 server.shutdown().await;
                 Err(error)
@@ -160,6 +165,9 @@ impl Cluster {
     pub async fn shutdown(self) {
         self.server.stop_duties().await;
         self.stop.cancel();
+        if let Err(error) = self.ahead.await {
+            tracing::error!(%error, "the compilation of pushed images");
+        }
         match self.running.await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "the node ended"),
@@ -167,6 +175,42 @@ impl Cluster {
         }
         self.server.shutdown().await;
     }
+}
+
+/// Has the node compile what is pushed to the cluster's registry before a pod names it: one image at a time, so that a
+/// compiler stays free for pods that wait.
+async fn prepare_ahead(registry: Registry, node: Node, stop: CancellationToken) {
+    let forever = async {
+        loop {
+            let push = registry.next_push().await;
+            let begun = Instant::now();
+            let state = match node.prepare(&push.image).await {
+                Ok(()) => Preparation::ready(begun.elapsed()),
+                Err(error) => {
+                    let message = chain(&error);
+                    tracing::warn!(image = push.image, error = message, "a pushed image cannot be prepared");
+                    Preparation::Failed { message }
+                }
+            };
+            registry.tell(&push.manifest_digest, state);
+        }
+    };
+    // Dropped at any moment: a compiler ends, and what was not prepared is when a pod asks for it.
+    tokio::select! {
+        () = forever => {}
+        () = stop.cancelled() => {}
+    }
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    for cause in std::iter::successors(error.source(), |error| error.source()).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 type Running = (Node, JoinHandle<Result<(), coracle_node::Error>>, CancellationToken, CancellationToken);

@@ -27,7 +27,9 @@ pub mod manifests;
 
 pub use build::{BuildError, component};
 pub use cluster::{Cluster, Compiler, Options, StartError, close_new_files, compile_worker};
-pub use push::{Error as PushError, Pushed, push};
+pub use coracle_node::Unfit;
+pub use coracle_server::Preparation;
+pub use push::{Error as PushError, Pushed, compiled, push};
 pub use remote::{AskError, ConnectError, Count, NotReady, Remote, Status};
 
 /// The Kubernetes client this crate speaks through, so that a program needs no version of its own to match.

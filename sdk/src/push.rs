@@ -4,11 +4,14 @@
 //! cluster's API can be reached.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
 
+use coracle_node::{Checked, Unfit};
+use coracle_server::Preparation;
 use http::{Method, Request, StatusCode, header};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Limited};
 use kube::client::Body;
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 /// Media type of the artifact's configuration (CNCF TAG Runtime, Wasm OCI artifact layout).
@@ -18,6 +21,12 @@ const LAYER_TYPE: &str = "application/wasm";
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 /// Larger files are refused before they are read into memory.
 const FILE_BYTES_MAX: u64 = 512 << 20;
+/// How often the cluster is asked how far a compilation is.
+const ASK_EVERY: Duration = Duration::from_millis(100);
+/// How long a compilation is waited for; it goes on without.
+const COMPILED_MAX: Duration = Duration::from_secs(600);
+/// Bytes of one answer to that.
+const STATE_BYTES_MAX: usize = 64 << 10;
 
 /// Why a component could not be pushed.
 #[derive(Debug, thiserror::Error)]
@@ -31,11 +40,14 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
-    /// The file is no WebAssembly.
-    #[error(
-        "{0} is not WebAssembly: it does not begin with \"\\0asm\"; build a component, e.g. cargo build --release --target wasm32-wasip2"
-    )]
-    NotWasm(PathBuf),
+    /// The file is nothing that could run.
+    #[error("{path} cannot run: {why}")]
+    Unfit {
+        /// The file.
+        path: PathBuf,
+        /// Why, and what to do.
+        why: Unfit,
+    },
     /// The file is too large.
     #[error("{path} has {bytes} bytes; at most {FILE_BYTES_MAX} can be pushed")]
     TooLarge {
@@ -84,23 +96,17 @@ pub struct Pushed {
 /// Pushes the component in `file` under `image` (`NAME[:TAG]`, tag `latest` by default).
 pub async fn push(client: &kube::Client, file: &Path, image: &str) -> Result<Pushed, Error> {
     let read = |source| Error::Read { path: file.into(), source };
-    let bytes = tokio::fs::metadata(file).await.map_err(read)?.len();
+    let metadata = tokio::fs::metadata(file).await.map_err(read)?;
+    let bytes = metadata.len();
     if bytes > FILE_BYTES_MAX {
         return Err(Error::TooLarge { path: file.into(), bytes });
     }
     let wasm = tokio::fs::read(file).await.map_err(read)?;
-    if !wasm.starts_with(b"\0asm") {
-        return Err(Error::NotWasm(file.into()));
-    }
+    let checked = coracle_node::check(&wasm).map_err(|why| Error::Unfit { path: file.into(), why })?;
     let (name, tag) = split(image)?;
     let size = wasm.len();
     let layer = digest(&wasm);
-    let config = json!({
-        "created": null,
-        "architecture": "wasm",
-        "os": "wasip2",
-        "layerDigests": [layer],
-    });
+    let config = config(&checked, metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH), &layer);
     let config = serde_json::to_vec(&config).expect("JSON of strings");
     let manifest = json!({
         "schemaVersion": 2,
@@ -121,6 +127,55 @@ pub async fn push(client: &kube::Client, file: &Path, image: &str) -> Result<Pus
         .expect("a request of checked parts");
     send(client, request, "push the manifest").await?;
     Ok(Pushed { image: format!("{name}:{tag}"), digest: manifest_digest, bytes: size })
+}
+
+/// The configuration as the Wasm OCI artifact layout and its readers (`wkg`) want it. It is `created` when the file was: the
+/// same file pushed again is the same image.
+fn config(checked: &Checked, modified: SystemTime, layer: &str) -> Value {
+    let created = jiff::Timestamp::try_from(modified).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+    let mut config = json!({
+        "created": created.to_string(),
+        "architecture": "wasm",
+        "os": if checked.is_module { "wasip1" } else { "wasip2" },
+        "layerDigests": [layer],
+    });
+    if !checked.is_module {
+        config["component"] = json!({"exports": checked.exports, "imports": checked.imports, "target": null});
+    }
+    config
+}
+
+/// Waits until the cluster has compiled what was pushed, telling what it waits for. A cluster that does not say how far
+/// it is (another version, or a registry without node) is not waited for: `None`. Safe to drop.
+pub async fn compiled(
+    client: &kube::Client,
+    pushed: &Pushed,
+    tell: impl Fn(&Preparation),
+) -> Result<Option<Preparation>, Error> {
+    let step = "ask how far the compilation is";
+    let (begun, mut last) = (Instant::now(), None);
+    loop {
+        let request = Request::builder()
+            .uri(format!("/coracle/v1/preparations/{}", pushed.digest))
+            .body(Body::empty())
+            .expect("a request of checked parts");
+        let answer = client.send(request).await.map_err(|source| Error::Send { step, source: source.into() })?;
+        if !answer.status().is_success() {
+            return Ok(None);
+        }
+        let body = Limited::new(answer.into_body(), STATE_BYTES_MAX).collect().await.map(|body| body.to_bytes());
+        let Some(state) = body.ok().and_then(|body| serde_json::from_slice::<Preparation>(&body).ok()) else {
+            return Ok(None);
+        };
+        if last.as_ref() != Some(&state) {
+            tell(&state);
+        }
+        if matches!(state, Preparation::Ready { .. } | Preparation::Failed { .. }) || begun.elapsed() > COMPILED_MAX {
+            return Ok(Some(state));
+        }
+        last = Some(state);
+        tokio::time::sleep(ASK_EVERY).await;
+    }
 }
 
 /// Sends one blob unless the registry has it.
@@ -190,6 +245,17 @@ fn split(image: &str) -> Result<(String, String), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_configuration_is_what_readers_want() {
+        let checked = Checked { is_module: false, imports: vec!["i".into()], exports: vec!["e".into()] };
+        let modified = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        let expected = json!({"created": "2023-11-14T22:13:20Z", "architecture": "wasm", "os": "wasip2",
+            "layerDigests": ["sha256:x"], "component": {"exports": ["e"], "imports": ["i"], "target": null}});
+        assert_eq!(config(&checked, modified, "sha256:x"), expected);
+        let module = config(&Checked { is_module: true, ..checked }, modified, "sha256:x");
+        assert_eq!((&module["os"], &module["component"]), (&json!("wasip1"), &Value::Null));
+    }
 
     #[test]
     fn names_are_split_and_checked() {

@@ -189,6 +189,7 @@ async fn put_manifest(
     let checked = manifest::check(content_type, &bytes).map_err(Refusal::manifest_invalid)?;
     let subject = checked.subject.clone();
     let location = value(&format!("/v2/{name}/manifests/{digest}"));
+    let pushed = tag.as_ref().map(|_| format!("{name}@{digest}"));
     let added = {
         let digest = digest.clone();
         let add =
@@ -196,6 +197,10 @@ async fn put_manifest(
         registry.blocking(add).await?
     };
     added.map_err(|lacking| Refusal::manifest_blob_unknown(&lacking.to_string()))?;
+    // What has no tag yet is a part of something, or is asked for by nobody.
+    if let Some(image) = pushed {
+        registry.inner().pushes.add(image, digest.to_string());
+    }
     let headers = [(header::LOCATION, location), (CONTENT_DIGEST, value(&digest.to_string()))];
     let mut response = (StatusCode::CREATED, headers).into_response();
     if let Some(subject) = subject {

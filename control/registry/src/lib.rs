@@ -21,6 +21,7 @@ mod blob;
 mod error;
 mod manifest;
 mod name;
+mod pushes;
 mod store;
 mod upload;
 
@@ -30,8 +31,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use api::router;
+pub use pushes::{Push, State};
 
 use crate::name::{Digest, Name, Reference};
+use crate::pushes::Pushes;
 use crate::store::Store;
 use crate::upload::Uploads;
 
@@ -94,6 +97,7 @@ pub(crate) struct Inner {
     pub config: Config,
     pub store: Store,
     pub uploads: Uploads,
+    pub pushes: Pushes,
 }
 
 impl Registry {
@@ -102,7 +106,7 @@ impl Registry {
         let failed = |source| OpenError { path: config.dir.clone(), source };
         let store = Store::open(&config.dir).map_err(failed)?;
         let uploads = Uploads::open(config.dir.join("uploads"), &config).map_err(failed)?;
-        Ok(Registry(Arc::new(Inner { config, store, uploads })))
+        Ok(Registry(Arc::new(Inner { config, store, uploads, pushes: Pushes::default() })))
     }
 
     /// The digest that a tag of the repository `name` stands for, or `None` when there is no such manifest. A reference
@@ -111,6 +115,22 @@ impl Registry {
         let (Ok(name), Ok(reference)) = (name.parse::<Name>(), reference.parse::<Reference>()) else { return Ok(None) };
         let found = self.blocking(move |inner| inner.store.find_manifest(&name, &reference)).await?;
         Ok(found.map(|manifest| manifest.digest.to_string()))
+    }
+
+    /// Waits for the next image that was pushed under a tag. From the first call on they are remembered; before, and when
+    /// nobody asks, there is nothing to prepare. For one caller.
+    pub async fn next_push(&self) -> Push {
+        self.0.pushes.next().await
+    }
+
+    /// Remembers how far the preparation of a pushed image is.
+    pub fn tell(&self, manifest_digest: &str, state: State) {
+        self.0.pushes.tell(manifest_digest, state);
+    }
+
+    /// How far the preparation of a pushed image is; `None` for one that nobody prepares.
+    pub fn preparation(&self, manifest_digest: &str) -> Option<State> {
+        self.0.pushes.state(manifest_digest)
     }
 
     /// Removes blobs that no manifest names and that nobody touched for `age`: what a push sent that was never finished,

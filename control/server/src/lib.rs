@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use coracle_apiserver::{ApiServer, Identity};
 use coracle_keyspace::Keyspace;
-use coracle_registry::Registry;
+pub use coracle_registry::{Push, Registry, State as Preparation};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
@@ -127,6 +127,7 @@ pub struct Server {
     authority: Authority,
     api_address: SocketAddr,
     registry_address: SocketAddr,
+    registry: Registry,
     kubeconfig: PathBuf,
     listeners: CancellationToken,
     duties: CancellationToken,
@@ -211,6 +212,7 @@ impl Server {
         let (tasks, duty_tasks) = (TaskTracker::new(), TaskTracker::new());
         let extra = registry_router.clone().merge(status::router(status::Facts {
             keyspace: keyspace.clone(),
+            images: registry.clone(),
             registry: registry_address,
             api_url: api_url.clone(),
             data_dir: dir.clone(),
@@ -222,7 +224,7 @@ impl Server {
             router.clone(),
             listeners.clone(),
         ));
-        tasks.spawn(tidy(registry, listeners.clone()));
+        tasks.spawn(tidy(registry.clone(), listeners.clone()));
         tasks.spawn(listener::serve(registry_listener, None, registry_router, listeners.clone()));
 
         let kubeconfig = dir.join("kubeconfig");
@@ -244,6 +246,7 @@ impl Server {
             authority,
             api_address,
             registry_address,
+            registry,
             kubeconfig,
             listeners,
             duties,
@@ -314,6 +317,11 @@ impl Server {
     /// Where clients on this machine reach the registry, without TLS.
     pub fn registry_address(&self) -> SocketAddr {
         reachable(self.registry_address)
+    }
+
+    /// The registry, for whoever prepares what is pushed to it.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
     }
 
     /// The kubeconfig of the administrator.

@@ -1,12 +1,15 @@
-//! `GET /coracle/v1/status`: what the server says of itself beyond the Kubernetes API.
+//! `GET /coracle/v1/status`: what the server says of itself beyond the Kubernetes API, and
+//! `GET /coracle/v1/preparations/DIGEST`: how far a pushed image's compilation is (404 when nobody compiles it).
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use axum::extract::State;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
 use coracle_keyspace::Keyspace;
+use coracle_registry::Registry;
 use serde_json::{Value, json};
 
 /// What the answer is made of.
@@ -14,6 +17,8 @@ use serde_json::{Value, json};
 pub struct Facts {
     /// The data.
     pub keyspace: Keyspace,
+    /// The registry.
+    pub images: Registry,
     /// Where the registry listens.
     pub registry: SocketAddr,
     /// The API's URL.
@@ -24,7 +29,17 @@ pub struct Facts {
 
 /// The route; the caller puts authentication before it.
 pub fn router(facts: Facts) -> Router {
-    Router::new().route("/coracle/v1/status", get(status)).with_state(facts)
+    Router::new()
+        .route("/coracle/v1/status", get(status))
+        .route("/coracle/v1/preparations/{digest}", get(preparation))
+        .with_state(facts)
+}
+
+async fn preparation(
+    State(facts): State<Facts>,
+    Path(digest): Path<String>,
+) -> Result<Json<coracle_registry::State>, StatusCode> {
+    facts.images.preparation(&digest).map(Json).ok_or(StatusCode::NOT_FOUND)
 }
 
 async fn status(State(facts): State<Facts>) -> Json<Value> {

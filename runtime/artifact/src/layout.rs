@@ -73,8 +73,17 @@ pub enum Plan {
     },
 }
 
+/// Layers of a container image that are searched for its program.
+const LAYERS_MAX: usize = 128;
+
+/// Bytes of a manifest; registries, our own among them, take no larger ones.
+pub const MANIFEST_BYTES_MAX: usize = 4 << 20;
+
 /// Reads a manifest and says what to fetch; the error says what the image is instead.
 pub fn plan(manifest: &[u8]) -> Result<Plan, String> {
+    if manifest.len() > MANIFEST_BYTES_MAX {
+        return Err(format!("its manifest has {} bytes, more than {MANIFEST_BYTES_MAX}", manifest.len()));
+    }
     let manifest: Manifest =
         serde_json::from_slice(manifest).map_err(|error| format!("its manifest cannot be read: {error}"))?;
     if manifest.schema_version != 2 {
@@ -91,6 +100,9 @@ pub fn plan(manifest: &[u8]) -> Result<Plan, String> {
             return Err(format!("it holds {count} WebAssembly layers, a container runs exactly one"));
         }
         (None, _) => {}
+    }
+    if manifest.layers.len() > LAYERS_MAX {
+        return Err(format!("it has {} layers, more than {LAYERS_MAX}", manifest.layers.len()));
     }
     match manifest.config {
         Some(config) if !manifest.layers.is_empty() && manifest.layers.iter().all(is_tar) => {
@@ -123,24 +135,49 @@ fn is_tar(layer: &Descriptor) -> bool {
     )
 }
 
+impl IndexEntry {
+    fn is_index(&self) -> bool {
+        matches!(
+            self.descriptor.media_type.as_str(),
+            "application/vnd.oci.image.index.v1+json" | "application/vnd.docker.distribution.manifest.list.v2+json"
+        )
+    }
+
+    /// Platform and media type, for people.
+    fn describe(&self) -> String {
+        let platform = match &self.platform {
+            Some(platform) => format!("{}/{}", platform.os, platform.architecture),
+            None => "no platform".to_owned(),
+        };
+        format!("{platform} ({})", self.descriptor.media_type)
+    }
+}
+
+/// Entries of an index that an error names.
+const ENTRIES_TOLD_MAX: usize = 8;
+
 /// Picks the entry made for WebAssembly; an index of one entry without a platform is that entry.
 fn choose_platform(entries: Vec<IndexEntry>) -> Result<Descriptor, String> {
     let is_wasm = |platform: &Platform| {
         platform.architecture.starts_with("wasm") || platform.os.starts_with("wasi") || platform.os.starts_with("wasip")
     };
-    let platforms: Vec<String> = entries
-        .iter()
-        .filter_map(|entry| entry.platform.as_ref().map(|p| format!("{}/{}", p.os, p.architecture)))
-        .collect();
+    let mut others: Vec<String> = entries.iter().take(ENTRIES_TOLD_MAX).map(IndexEntry::describe).collect();
+    if entries.len() > ENTRIES_TOLD_MAX {
+        others.push(format!("{} more", entries.len() - ENTRIES_TOLD_MAX));
+    }
     let only = entries.len() == 1;
-    entries
-        .into_iter()
-        .find(|entry| match &entry.platform {
-            Some(platform) => is_wasm(platform),
-            None => only,
-        })
-        .map(|entry| entry.descriptor)
-        .ok_or_else(|| format!("it exists for the platforms {}", platforms.join(", ")))
+    let is_told = |entry: &&IndexEntry| entry.platform.as_ref().is_some_and(is_wasm);
+    let chosen = entries
+        .iter()
+        .find(is_told)
+        .or_else(|| entries.first().filter(|entry| only && entry.platform.is_none()))
+        // An index of indexes: nothing says which of them, the first may be the one.
+        .or_else(|| entries.iter().find(|entry| entry.platform.is_none() && entry.is_index()));
+    match chosen {
+        Some(entry) => Ok(entry.descriptor.clone()),
+        None if others.is_empty() => Err("it is an index without entries".to_owned()),
+        None => Err(format!("its index has no entry for wasi/wasm, only {}", others.join(", "))),
+    }
 }
 
 #[cfg(test)]
@@ -207,6 +244,51 @@ mod tests {
         }
     }
 
+    /// Mutations of real manifests, the same with every run: an answer or an error that says something, never a panic.
+    #[test]
+    fn damaged_manifests_are_errors() {
+        let index = json!({"schemaVersion": 2, "manifests": [{"mediaType": "m", "digest": "sha256:a", "size": 1,
+            "platform": {"os": "wasi", "architecture": "wasm"}, "annotations": {"a": "b"}}]});
+        let corpus = [
+            image("application/vnd.wasm.config.v0+json", &["application/wasm"]),
+            image("application/vnd.oci.image.config.v1+json", &["application/vnd.oci.image.layer.v1.tar+gzip"]),
+            index.to_string().into_bytes(),
+        ];
+        let mut random = 0x2545_f491_4f6c_dd1d_u64;
+        let mut next = |below: usize| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            (random % below as u64) as usize
+        };
+        let tokens: [&[u8]; 8] = [b"null", b"-1", b"1e999", b"[]", b"{}", b"\"\"", b"99999999999999999999", b"\xff"];
+        let mut readable = 0;
+        for round in 0..20_000 {
+            let mut bytes = corpus[round % corpus.len()].clone();
+            for _ in 0..=next(3) {
+                let at = next(bytes.len());
+                match next(4) {
+                    0 => bytes[at] ^= 1 << next(8),
+                    1 => bytes.truncate(at + 1),
+                    2 => drop(bytes.splice(at..at, tokens[next(tokens.len())].iter().copied())),
+                    _ => {
+                        let end = (at + next(40)).min(bytes.len());
+                        let part = bytes[at..end].to_vec();
+                        drop(bytes.splice(at..at, part));
+                    }
+                }
+            }
+            match plan(&bytes) {
+                Ok(_) => readable += 1,
+                Err(message) => assert!(!message.is_empty()),
+            }
+        }
+        assert!(readable > 100, "the mutations reach what is behind the reader: {readable}");
+        let deep = [vec![b'['; 100_000], vec![b']'; 100_000]].concat();
+        assert!(plan(&deep).is_err());
+        assert!(plan(&vec![b' '; MANIFEST_BYTES_MAX + 1]).unwrap_err().contains("bytes"));
+    }
+
     #[test]
     fn chooses_the_wasm_entry_of_an_index() {
         let entry = |digest: &str, os: &str, arch: &str| json!({"mediaType": "m", "digest": digest, "size": 1, "platform": {"os": os, "architecture": arch}});
@@ -214,6 +296,10 @@ mod tests {
         let both = index(json!([entry("a", "linux", "amd64"), entry("b", "wasi", "wasm")]));
         assert!(matches!(plan(both.as_bytes()).unwrap(), Plan::Index(d) if d.digest == "b"));
         let native = index(json!([entry("a", "linux", "amd64"), entry("b", "linux", "arm64")]));
-        assert_eq!(plan(native.as_bytes()).unwrap_err(), "it exists for the platforms linux/amd64, linux/arm64");
+        assert_eq!(
+            plan(native.as_bytes()).unwrap_err(),
+            "its index has no entry for wasi/wasm, only linux/amd64 (m), linux/arm64 (m)"
+        );
+        assert_eq!(plan(index(json!([])).as_bytes()).unwrap_err(), "it is an index without entries");
     }
 }

@@ -158,6 +158,43 @@ mod tests {
         }
     }
 
+    /// Mutations of names, the same with every run: what is taken is the same name when it is read again, and stays within its
+    /// registry.
+    #[test]
+    fn any_text_is_a_name_or_refused() {
+        let corpus = ["busybox", "a/b:v1", "registry.k8s.io/pause:3.10", "localhost:9/a/b@sha256:", "[::1]:5000/a:1"];
+        let alphabet: Vec<char> = "ab/:@.-_[]\0 %?#\\é0".chars().collect();
+        let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut next = |below: usize| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            (random % below as u64) as usize
+        };
+        let mut taken = 0;
+        for round in 0..20_000 {
+            let mut text: Vec<char> = corpus[round % corpus.len()].chars().collect();
+            for _ in 0..=next(3) {
+                let at = next(text.len() + 1);
+                match next(3) {
+                    0 if at < text.len() => drop(text.remove(at)),
+                    1 if at < text.len() => text[at] = alphabet[next(alphabet.len())],
+                    _ => text.insert(at, alphabet[next(alphabet.len())]),
+                }
+            }
+            let text: String = text.into_iter().collect();
+            let Ok(name) = ImageName::parse(&text) else { continue };
+            taken += 1;
+            let canonical = name.canonical();
+            let again = ImageName::parse(&canonical).unwrap_or_else(|error| panic!("{text:?} {canonical:?}: {error}"));
+            assert_eq!(again.canonical(), canonical, "{text:?}");
+            let repository = name.remote().repository().to_owned();
+            assert!(!repository.split('/').any(|part| part.is_empty() || part == "." || part == ".."), "{text:?}");
+        }
+        assert!(taken > 1_000, "{taken}");
+        assert!(ImageName::parse(&"a".repeat(1 << 20)).is_err());
+    }
+
     #[test]
     fn refuses_what_is_not_a_name() {
         for name in ["", " a", "Upper/Case:x", "a b", "a@sha256:12", "http://x/y", "a:"] {

@@ -37,6 +37,8 @@ const RESOLVED_FOR: Duration = Duration::from_millis(50);
 /// Shown to the embedded registry, which asks nobody who they are. Without one, oci-client would ask it before each request
 /// whether it wants to know.
 const EMBEDDED_TOKEN: &str = "node";
+/// Indexes on the way from a name to an image: tools write one, mirrors put another before it.
+const INDEX_DEPTH_MAX: usize = 4;
 /// A config larger than this is no image config.
 const CONFIG_BYTES_MAX: u64 = 4 << 20;
 
@@ -411,11 +413,10 @@ impl Inner {
 
     async fn download(&self, remote: &Remote, image: &str, manifest: &str) -> Result<(String, Blob), PullError> {
         let not_wasm = |message: String| PullError::NotWasm { image: image.to_owned(), message };
-        let bytes = remote.manifest(manifest).await?;
-        let mut plan = layout::plan(&bytes).map_err(not_wasm)?;
-        if let Plan::Index(entry) = &plan {
-            let bytes = remote.manifest(&entry.digest).await?;
-            plan = layout::plan(&bytes).map_err(not_wasm)?;
+        let mut plan = layout::plan(&self.manifest(remote, image, manifest).await?).map_err(not_wasm)?;
+        for _ in 0..INDEX_DEPTH_MAX {
+            let Plan::Index(entry) = &plan else { break };
+            plan = layout::plan(&self.manifest(remote, image, &entry.digest).await?).map_err(not_wasm)?;
         }
         match plan {
             Plan::Layer(layer) => {
@@ -437,8 +438,17 @@ impl Inner {
                 }
                 Err(not_wasm(format!("its entry point {wanted:?} is in none of its layers")))
             }
-            Plan::Index(_) => Err(not_wasm("its index leads to another index".to_owned())),
+            Plan::Index(_) => Err(not_wasm(format!("its index leads to more than {INDEX_DEPTH_MAX} others"))),
         }
+    }
+
+    /// A manifest, within its bounds of time and bytes.
+    async fn manifest(&self, remote: &Remote, image: &str, digest: &str) -> Result<bytes::Bytes, PullError> {
+        let read = tokio::time::timeout(DOWNLOAD_TIMEOUT, remote.manifest(digest)).await;
+        read.unwrap_or_else(|_| {
+            let message = format!("the manifest {digest} did not come within {} s", DOWNLOAD_TIMEOUT.as_secs());
+            Err(PullError::Unreachable { image: image.to_owned(), message })
+        })
     }
 
     async fn download_blob(
@@ -476,7 +486,7 @@ impl Inner {
         let mut out = self.blobs.temporary().map_err(|error| PullError::io(image, error))?;
         let limit = self.blobs.max_bytes();
         let unpacked = tokio::task::spawn_blocking(move || -> io::Result<_> {
-            if !unpack::extract(archive.path(), &wanted, &mut out, limit)? {
+            if !unpack::extract(archive.path(), &wanted, &mut out, limit, unpack::UNPACKED_BYTES_MAX)? {
                 return Ok(None);
             }
             let mut hasher = Sha256::new();

@@ -238,6 +238,37 @@ async fn uses_the_pull_secret_of_the_pod_and_of_nobody_else() {
 }
 
 #[tokio::test]
+async fn follows_an_index_to_an_index_and_no_circle() {
+    let registry = Arc::new(Registry::default());
+    let image = registry.push("app", "image", "application/wasm", WASM);
+    let index_type = "application/vnd.oci.image.index.v1+json";
+    let index = |entries: serde_json::Value| json!({"schemaVersion": 2, "mediaType": index_type, "manifests": entries});
+    let native =
+        json!({"mediaType": "m", "digest": image, "size": 1, "platform": {"os": "linux", "architecture": "amd64"}});
+    let wasm =
+        json!({"mediaType": "m", "digest": image, "size": 1, "platform": {"os": "wasi", "architecture": "wasm"}});
+    let mut digest = registry.put_manifest("app", "1", index(json!([native, wasm])).to_string().as_bytes());
+    for depth in 2..=6 {
+        let entry = json!({"mediaType": index_type, "digest": digest, "size": 1});
+        let bytes = index(json!([native, entry])).to_string();
+        digest = registry.put_manifest("app", &depth.to_string(), bytes.as_bytes());
+    }
+    let only = registry.put_manifest("app", "native", index(json!([native])).to_string().as_bytes());
+    assert!(only.starts_with("sha256:"));
+    let address = registry.clone().serve().await;
+    let dir = tempfile::tempdir().unwrap();
+    let images = store(&dir, &address);
+    for depth in 1..=4 {
+        let artifact = images.pull(&format!("app:{depth}"), PullPolicy::Always, &[]).await.unwrap();
+        assert_eq!(std::fs::read(&artifact.path).unwrap(), WASM, "{depth}");
+    }
+    let error = images.pull("app:5", PullPolicy::Always, &[]).await.unwrap_err().to_string();
+    assert!(error.contains("leads to more than 4"), "{error}");
+    let error = images.pull("app:native", PullPolicy::Always, &[]).await.unwrap_err().to_string();
+    assert!(error.contains("linux/amd64 (m)"), "{error}");
+}
+
+#[tokio::test]
 async fn takes_the_component_out_of_a_container_image() {
     let registry = Arc::new(Registry::default());
     let config = registry.put_blob("docker", br#"{"config":{"Entrypoint":["/app.wasm"]}}"#);

@@ -9,6 +9,8 @@ use flate2::read::GzDecoder;
 use serde::Deserialize;
 
 const BLOCK: usize = 512;
+/// Bytes of an archive that are unpacked on the way to what is wanted: a few megabytes of gzip can say terabytes of nothing.
+pub const UNPACKED_BYTES_MAX: u64 = 4 << 30;
 /// A long name may be this long; Linux allows 4096.
 const NAME_MAX: u64 = 64 * 1024;
 
@@ -39,14 +41,32 @@ pub fn entry_point(config: &[u8]) -> Result<String, String> {
 }
 
 /// Copies the file `wanted` out of a (possibly gzipped) tar archive; whether it was there.
-pub fn extract(archive: &Path, wanted: &str, out: &mut dyn Write, limit: u64) -> io::Result<bool> {
+///
+/// `limit` is for the file; `unpacked_max` for all that is read on the way to it.
+pub fn extract(archive: &Path, wanted: &str, out: &mut dyn Write, limit: u64, unpacked_max: u64) -> io::Result<bool> {
     let mut file = BufReader::new(std::fs::File::open(archive)?);
     let mut magic = [0; 2];
     let is_gzip = file.read_exact(&mut magic).is_ok() && magic == [0x1f, 0x8b];
     let file = BufReader::new(std::fs::File::open(archive)?);
     match is_gzip {
-        true => search(&mut GzDecoder::new(file), wanted, out, limit),
-        false => search(&mut { file }, wanted, out, limit),
+        true => search(&mut Bounded { inner: GzDecoder::new(file), left: unpacked_max }, wanted, out, limit),
+        false => search(&mut Bounded { inner: file, left: unpacked_max }, wanted, out, limit),
+    }
+}
+
+/// Reads at most so many bytes, and says when there were more.
+struct Bounded<R> {
+    inner: R,
+    left: u64,
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.left = self.left.checked_sub(read as u64).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::FileTooLarge, "it unpacks to more bytes than an image may have")
+        })?;
+        Ok(read)
     }
 }
 
@@ -63,11 +83,16 @@ fn search(tar: &mut dyn Read, wanted: &str, out: &mut dyn Write, limit: u64) -> 
         }
         let size =
             number(&header[124..136]).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "bad tar header"))?;
-        let padded = size.next_multiple_of(BLOCK as u64);
+        let padded = size
+            .checked_next_multiple_of(BLOCK as u64)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "bad tar header"))?;
         match header[156] {
             b'L' | b'x' => {
                 let mut text = Vec::new();
-                tar.take(padded.min(NAME_MAX)).read_to_end(&mut text)?;
+                if padded > NAME_MAX {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, "a name is too long"));
+                }
+                tar.take(padded).read_to_end(&mut text)?;
                 text.truncate(size as usize);
                 long_name = match header[156] {
                     b'L' => Some(text_of(&text).to_owned()),
@@ -163,10 +188,35 @@ mod tests {
             };
             std::fs::write(&path, bytes).unwrap();
             let mut out = Vec::new();
-            assert!(extract(&path, "bin/app.wasm", &mut out, 10).unwrap());
+            assert!(extract(&path, "bin/app.wasm", &mut out, 10, 4_096).unwrap());
             assert_eq!(out, b"\0asm");
-            assert!(!extract(&path, "other.wasm", &mut out, 10).unwrap());
-            assert!(extract(&path, "bin/app.wasm", &mut out, 3).is_err());
+            assert!(!extract(&path, "other.wasm", &mut out, 10, 4_096).unwrap());
+            assert!(extract(&path, "bin/app.wasm", &mut out, 3, 4_096).is_err());
+        }
+    }
+
+    #[test]
+    fn a_bomb_is_not_unpacked_and_damage_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("layer");
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(&tar_of("zeros", &vec![0; 8 << 20])).unwrap();
+        std::fs::write(&path, encoder.finish().unwrap()).unwrap();
+        let mut out = Vec::new();
+        let error = extract(&path, "app.wasm", &mut out, 10, 1 << 20).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+        assert!(!extract(&path, "app.wasm", &mut out, 10, 16 << 20).unwrap());
+        // Any one byte may be another: found, not found, or an error; never a panic, never more than the limit.
+        let tar = tar_of("app.wasm", b"\0asm");
+        for at in (0..BLOCK + 8).step_by(3) {
+            for value in [0, 0x80, 0xff, b'7', b'L', b'x'] {
+                let mut damaged = tar.clone();
+                damaged[at] = value;
+                std::fs::write(&path, damaged).unwrap();
+                let mut out = Vec::new();
+                let _ = extract(&path, "app.wasm", &mut out, 10, 1 << 20);
+                assert!(out.len() <= 10, "at {at}");
+            }
         }
     }
 }

@@ -18,6 +18,8 @@ const HTTP_P2: &str = "wasi:http/incoming-handler@0.2.";
 const HTTP_P3: &str = "wasi:http/handler@0.3.";
 const RUN_P2: &str = "wasi:cli/run@0.2.";
 const RUN_P3: &str = "wasi:cli/run@0.3.";
+/// A component that runs here exports one of these.
+pub(crate) const WORLDS: [&str; 4] = [HTTP_P2, HTTP_P3, RUN_P2, RUN_P3];
 
 /// A component that can be started. Clones share it; the code is unloaded with the last of them and of its instances.
 #[derive(Clone)]

@@ -19,6 +19,7 @@ mod adapt;
 mod bench;
 mod body;
 mod cache;
+mod check;
 mod command;
 mod compile;
 mod component;
@@ -46,6 +47,7 @@ mod tests;
 
 pub use self::bench::{Figure, bench};
 pub use self::body::{Body, BoxError, empty, full};
+pub use self::check::{Checked, Unfit, check};
 pub use self::command::Command;
 pub use self::compile::compile_worker;
 pub use self::component::{Component, World};

@@ -44,5 +44,8 @@ mod tokens;
 mod volumes;
 
 pub use config::{Capacity, Cidr, Config, NotACidr};
-pub use coracle_engine::{Compiler, Figure, bench as engine_bench, compile_worker, neighbours as neighbours_bench};
+pub use coracle_engine::{
+    Checked, Compiler, Figure, Unfit, bench as engine_bench, check, compile_worker, neighbours as neighbours_bench,
+};
+pub use images::ImageError;
 pub use node::{Error, Node};

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::Weak;
 
+use coracle_artifact::PullPolicy;
 use coracle_discovery::Discovery;
 use coracle_engine::Engine;
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -27,7 +28,7 @@ use crate::config::Config;
 use crate::context::Context;
 use crate::disk::{self, Disk};
 use crate::events::{Record, Recorder};
-use crate::images::Images;
+use crate::images::{ImageError, Images};
 use crate::kubelet;
 use crate::logs::OpenFiles;
 use crate::machine::Machine;
@@ -146,6 +147,12 @@ impl Node {
         let _ = synced.wait_for(|synced| *synced).await;
         let _ = registered.wait_for(|registered| *registered).await;
         self.inner.pods.context.network.discovery.synced().await;
+    }
+
+    /// Pulls and compiles an image before any pod names it; pods that come meanwhile wait for the same compilation, and find
+    /// the other compiler free when this is done for one image at a time. Its failure is told to those pods, too.
+    pub async fn prepare(&self, image: &str) -> Result<(), ImageError> {
+        self.inner.pods.context.images.prepare(image, PullPolicy::IfNotPresent, &[], &|_| {}).await.map(drop)
     }
 
     /// Runs pods until `shutdown`, then stops them and leaves their objects to the next start. Call it once.

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use coracle_tests::{Cluster, coracle, output, root};
+use coracle_tests::{Cluster, coracle, guest, output, root};
 
 fn fails(arguments: &[&str]) -> String {
     let output = Command::new(coracle()).args(arguments).env_remove("KUBECONFIG").output().expect("run coracle");
@@ -72,6 +72,36 @@ fn status_and_push_speak_of_the_cluster_that_is_meant() {
     assert!(!output.status.success() && said.contains("is not WebAssembly"), "{said}");
     let output = cluster.coracle(&["push", "/none.wasm", "x"]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("/none.wasm"));
+}
+
+#[test]
+fn what_is_pushed_is_compiled_before_a_pod_names_it() {
+    let cluster = Cluster::start();
+    let file = guest("hello");
+    let push = |arguments: &[&str]| {
+        let output = cluster.coracle(&[&["push", file.to_str().expect("a path")], arguments].concat());
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (is_well, said) = push(&["hello:v1"]);
+    assert!(is_well && said.contains("compile hello:v1"), "{said}");
+    cluster.kubectl("run hello --image=hello:v1");
+    cluster.eventually("get pod hello", |text| text.contains("1/1"));
+    let reasons = cluster.eventually("get events -o jsonpath={.items[*].reason}", |text| text.contains("Started"));
+    assert!(reasons.contains("Pulled") && !reasons.contains("Compiling"), "{reasons}");
+    let (is_well, said) = push(&["hello:v2", "--no-wait"]);
+    assert!(is_well && !said.contains("compile"), "{said}");
+
+    // It has the form of a component that runs here, and wants what nobody has: pushed, and told at once.
+    let text = "(component (import \"acme:robots/arm@1.0.0\" (instance (export \"lift\" (func))))
+        (instance $i) (export \"wasi:cli/run@0.2.0\" (instance $i)))";
+    let strange = cluster.data_dir().join("strange.wasm");
+    std::fs::write(&strange, wat::parse_str(text).expect("a component")).expect("write a file");
+    let output = cluster.coracle(&["push", strange.to_str().expect("a path"), "strange"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        !output.status.success() && said.contains("is pushed and cannot run") && said.contains("acme:robots"),
+        "{said}"
+    );
 }
 
 #[test]
