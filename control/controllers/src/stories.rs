@@ -257,6 +257,93 @@ async fn replica_set_that_shrinks_forgets_a_creation_that_never_was() {
 }
 
 #[tokio::test]
+async fn replica_set_makes_another_pod_for_one_that_is_never_seen() {
+    let world = world();
+    let api = &world.api;
+    api.hold("pods");
+    api.put("/apis/apps/v1/namespaces/n/replicasets/r", replica_set("a", 1));
+    let asked = |api: &Scripted| api.requests(&Method::POST, "/namespaces/n/pods");
+    api.until("a pod is asked for", |api| api.list("/api/v1/namespaces/n/pods").pop()).await;
+    let name = asked(api)[0].body["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    // It goes before the watch shows it, which hears of neither.
+    api.remove(&format!("/api/v1/namespaces/n/pods/{name}"));
+    api.until("another is asked for", |api| (asked(api).len() == 2).then_some(())).await;
+    assert_ne!(asked(api)[1].body["metadata"]["name"], *name);
+}
+
+#[tokio::test]
+async fn endpoints_without_an_answer_make_no_second_slice_and_a_late_cache_is_not_waited_for_for_ever() {
+    let world = world();
+    let api = &world.api;
+    api.put("/api/v1/nodes/one", node("True"));
+    api.hold("endpointslices");
+    api.hold("endpoints");
+    api.next(Method::POST, "/endpointslices", Answer::DoneButUnknown);
+    api.next(Method::POST, "/endpointslices", Answer::LostButUnknown);
+    api.next(Method::POST, "/endpointslices", Answer::LostButUnknown);
+    let service = json!({"spec": {"selector": {"app": "a"}, "clusterIP": "10.96.0.2", "ports": [{"port": 80}]}});
+    api.put("/api/v1/namespaces/n/services/s", service);
+    let posts = |api: &Scripted, plural: &str| {
+        let all = api.requests(&Method::POST, "/namespaces/n/").into_iter();
+        all.filter(|seen| seen.path.ends_with(plural)).collect::<Vec<_>>()
+    };
+    let slices = "/apis/discovery.k8s.io/v1/namespaces/n/endpointslices";
+    let asked = |api: &Scripted| Some(posts(api, "/endpointslices")).filter(|asked| asked.len() >= 4);
+    let asked = api.until("the slice is asked for once more", asked).await;
+    let names: std::collections::BTreeSet<_> =
+        asked.iter().map(|seen| seen.body["metadata"]["name"].to_string()).collect();
+    assert_eq!(names.len(), 1, "always by the same name: {names:?}");
+    api.release("endpointslices");
+    // The Endpoints object goes before the watch shows it, which hears of neither.
+    let endpoints = "/api/v1/namespaces/n/endpoints/s";
+    api.until("endpoints are written", |api| api.get(endpoints).map(drop)).await;
+    api.remove(endpoints);
+    api.put("/api/v1/namespaces/n/pods/p", ready_pod("a", "one", "10.0.0.1"));
+    let shown = |api: &Scripted| {
+        let slices = api.list(slices);
+        let addresses = slices.iter().flat_map(|slice| slice["endpoints"].as_array().into_iter().flatten());
+        (addresses.count() == 1).then_some(slices.len())
+    };
+    api.until("the pod is an endpoint", shown).await;
+    api.until("endpoints are written again", |api| api.get(endpoints).map(drop)).await;
+}
+
+#[tokio::test]
+async fn node_with_a_taint_without_a_time_keeps_no_pod_longer_than_it_tolerates() {
+    let world = world();
+    let mut tainted = node("True");
+    tainted["spec"]["taints"] = json!([{"key": "mine", "effect": "NoExecute"}]);
+    world.api.put("/api/v1/nodes/one", tainted);
+    let mut pod = ready_pod("a", "one", "10.0.0.1");
+    pod["spec"]["tolerations"] = json!([{"key": "mine", "operator": "Exists", "tolerationSeconds": 1}]);
+    world.api.put("/api/v1/namespaces/n/pods/p", pod);
+    let asked = |api: &Scripted| (!api.requests(&Method::DELETE, "/pods/p").is_empty()).then_some(());
+    world.api.until("it has to leave", asked).await;
+}
+
+#[tokio::test]
+async fn garbage_kinds_that_discovery_fails_to_tell_of_stay_watched_and_are_asked_for_again() {
+    let api = Scripted::new();
+    let refused = Answer::Refused(500, "InternalError");
+    api.next(Method::GET, "/apis/apiextensions.k8s.io/v1", refused);
+    let world = start(&api, 600_000);
+    let group = "/apis/scheduling.k8s.io/v1";
+    let classes = format!("{group}/priorityclasses");
+    let get = |path: &str| api.requests(&Method::GET, path).into_iter().filter(|seen| seen.path == path).count();
+    api.until("they are watched", |_| (get(&classes) > 0).then_some(())).await;
+    // One group did not answer, so all are asked again; now it is this one that does not.
+    api.next(Method::GET, group, refused);
+    api.until("discovery fails", |api| api.is_done().then_some(())).await;
+    let before = get(group);
+    api.until("it is asked again", |_| (get(group) > before).then_some(())).await;
+    let victim = format!("{classes}/victim");
+    api.put(&victim, owned(&json!({"kind": "Namespace", "name": "none", "uid": "none"})));
+    api.until("what has no owner goes", |api| api.get(&victim).is_none().then_some(())).await;
+    world.all_collected("s").await;
+    assert_eq!(get(&classes), 1, "it was watched all the time");
+}
+
+#[tokio::test]
 async fn endpoints_leave_the_slices_of_others_alone_and_follow_nodes() {
     let world = world();
     let api = &world.api;

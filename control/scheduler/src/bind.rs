@@ -73,7 +73,8 @@ pub(crate) async fn bind(client: kube::Client, batch: Vec<Binding>) -> Vec<(Bind
     }
 }
 
-fn unknown(batch: Vec<Binding>, why: &str) -> Vec<(Binding, Outcome)> {
+/// Nobody knows what became of them.
+pub(crate) fn unknown(batch: Vec<Binding>, why: &str) -> Vec<(Binding, Outcome)> {
     batch.into_iter().map(|binding| (binding, Outcome::Unknown(why.to_owned()))).collect()
 }
 

@@ -3,7 +3,7 @@
 //! Whatever is ready is taken in, then everything that can be decided is decided and sent off. Nothing waits for more to
 //! come; batches grow by themselves while requests are under way, of which there are at most [`REQUESTS_MAX`].
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use kube::api::Api;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, watcher};
 use serde_json::json;
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -57,6 +57,13 @@ enum Done {
     Evicted(Vec<Subject>),
 }
 
+/// What a task was sent with, should it not come back.
+enum Sent {
+    Bindings(Vec<Binding>),
+    Asking(Vec<Binding>),
+    Victims(Vec<Subject>),
+}
+
 /// The loop's state.
 struct Cycle {
     client: kube::Client,
@@ -66,6 +73,8 @@ struct Cycle {
     classes: Classes,
     decider: Decider,
     tasks: JoinSet<Done>,
+    /// What every one of `tasks` has in hand: a panic is our bug, and costs nobody its turn.
+    sent: HashMap<Id, Sent>,
     requests: usize,
     /// Bindings that nobody knows the outcome of; they go before new ones.
     unknown: Vec<Binding>,
@@ -89,21 +98,7 @@ struct Listed {
 /// Runs until shutdown.
 pub(crate) async fn run(client: kube::Client, reporter: Reporter, shutdown: CancellationToken) {
     let mut inputs = inputs(&client);
-    let mut cycle = Cycle {
-        client,
-        reporter,
-        view: ClusterView::default(),
-        queue: Queue::default(),
-        classes: Classes::default(),
-        decider: Decider::default(),
-        tasks: JoinSet::new(),
-        requests: 0,
-        unknown: vec![],
-        victims: VecDeque::new(),
-        doomed: HashSet::new(),
-        evicting: false,
-        listed: Listed::default(),
-    };
+    let mut cycle = Cycle::new(client, reporter);
     loop {
         cycle.queue.on_time(Instant::now());
         cycle.decide();
@@ -122,7 +117,7 @@ pub(crate) async fn run(client: kube::Client, reporter: Reporter, shutdown: Canc
                 Some(input) => cycle.take(input),
                 None => break,
             },
-            Some(done) = cycle.tasks.join_next(), if !cycle.tasks.is_empty() => cycle.finish(done),
+            Some(done) = cycle.tasks.join_next_with_id(), if !cycle.tasks.is_empty() => cycle.finish(done),
             () = wait => continue,
         }
         for _ in 0..INTAKE_MAX {
@@ -131,7 +126,7 @@ pub(crate) async fn run(client: kube::Client, reporter: Reporter, shutdown: Canc
                 _ => break,
             }
         }
-        while let Some(done) = cycle.tasks.try_join_next() {
+        while let Some(done) = cycle.tasks.try_join_next_with_id() {
             cycle.finish(done);
         }
     }
@@ -157,6 +152,30 @@ fn inputs(client: &kube::Client) -> Inputs {
 }
 
 impl Cycle {
+    fn new(client: kube::Client, reporter: Reporter) -> Self {
+        Self {
+            client,
+            reporter,
+            view: ClusterView::default(),
+            queue: Queue::default(),
+            classes: Classes::default(),
+            decider: Decider::default(),
+            tasks: JoinSet::new(),
+            sent: HashMap::new(),
+            requests: 0,
+            unknown: vec![],
+            victims: VecDeque::new(),
+            doomed: HashSet::new(),
+            evicting: false,
+            listed: Listed::default(),
+        }
+    }
+
+    fn spawn(&mut self, sent: Sent, work: impl Future<Output = Done> + Send + 'static) {
+        let task = self.tasks.spawn(work);
+        self.sent.insert(task.id(), sent);
+    }
+
     fn take(&mut self, input: Input) {
         match input {
             Input::Pod(event) => self.take_pod(*event),
@@ -177,17 +196,22 @@ impl Cycle {
                 }
             }
             watcher::Event::InitDone => {
-                for name in std::mem::take(&mut self.listed.absent_nodes) {
-                    self.view.remove_node(&name);
-                }
+                let absent = std::mem::take(&mut self.listed.absent_nodes);
+                self.remove_nodes(absent.iter().map(|name| &**name));
                 self.listed.nodes = true;
             }
             watcher::Event::Delete(node) => {
-                self.view.remove_node(node.meta().name.as_deref().unwrap_or_default());
-                // The total in messages changed, and the lost node may have been the obstacle (spread).
-                self.queue.wake_all(Instant::now());
+                self.remove_nodes(std::iter::once(node.meta().name.as_deref().unwrap_or_default()));
             }
         }
+    }
+
+    fn remove_nodes<'a>(&mut self, mut names: impl Iterator<Item = &'a str>) {
+        let Some(first) = names.next() else { return };
+        self.view.remove_node(first);
+        names.for_each(|name| self.view.remove_node(name));
+        // The total in messages changed, and the lost node may have been the obstacle (spread).
+        self.queue.wake_all(Instant::now());
     }
 
     fn take_pod(&mut self, event: watcher::Event<Tolerant<Pod>>) {
@@ -329,8 +353,9 @@ impl Cycle {
                 return;
             }
             self.requests += 1;
+            let sent = Sent::Bindings(batch.clone());
             let binding = bind::bind(self.client.clone(), batch);
-            self.tasks.spawn(async move { Done::Bound(binding.await) });
+            self.spawn(sent, async move { Done::Bound(binding.await) });
         }
     }
 
@@ -396,7 +421,8 @@ impl Cycle {
         }
         self.evicting = true;
         let (client, victims) = (self.client.clone(), std::mem::take(&mut self.victims));
-        self.tasks.spawn(async move {
+        let sent = Sent::Victims(victims.iter().cloned().collect());
+        self.spawn(sent, async move {
             let evictions = futures::stream::iter(victims).map(|victim| {
                 let client = client.clone();
                 async move {
@@ -427,22 +453,33 @@ impl Cycle {
     fn ask_again(&mut self, bindings: Vec<Binding>) {
         let Some(attempts) = bindings.iter().map(|binding| binding.attempts).max() else { return };
         let wait = ASK_AGAIN.0.saturating_mul(1_u32.checked_shl(attempts.min(16)).unwrap_or(u32::MAX)).min(ASK_AGAIN.1);
-        self.tasks.spawn(async move {
+        self.spawn(Sent::Asking(bindings.clone()), async move {
             tokio::time::sleep(wait).await;
             Done::Due(bindings)
         });
     }
 
-    fn finish(&mut self, done: Result<Done, tokio::task::JoinError>) {
-        let outcomes = match done {
-            Ok(Done::Bound(outcomes)) => outcomes,
-            Ok(Done::Due(bindings)) => return self.unknown.extend(bindings),
-            Ok(Done::Evicted(failed)) => return self.evicted(failed),
-            Err(error) => {
-                tracing::error!(%error, "binding panicked");
-                self.requests = self.requests.saturating_sub(1);
-                return;
+    fn finish(&mut self, done: Result<(Id, Done), JoinError>) {
+        let done = match done {
+            Ok((id, done)) => {
+                self.sent.remove(&id);
+                done
             }
+            Err(error) => {
+                tracing::error!(%error, "a task of the scheduler panicked");
+                match self.sent.remove(&error.id()) {
+                    // They may have gone out.
+                    Some(Sent::Bindings(batch)) => Done::Bound(bind::unknown(batch, "the task panicked")),
+                    Some(Sent::Asking(bindings)) => Done::Due(bindings),
+                    Some(Sent::Victims(victims)) => Done::Evicted(victims),
+                    None => return,
+                }
+            }
+        };
+        let outcomes = match done {
+            Done::Bound(outcomes) => outcomes,
+            Done::Due(bindings) => return self.unknown.extend(bindings),
+            Done::Evicted(failed) => return self.evicted(failed),
         };
         self.requests = self.requests.saturating_sub(1);
         let now = Instant::now();
@@ -510,5 +547,62 @@ async fn evict(client: &kube::Client, victim: &Subject) -> Result<(), kube::Erro
     match send(client, "DELETE", &path, "application/json", &options).await {
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use coracle_scripted::Scripted;
+
+    fn cycle() -> Cycle {
+        let mut cycle = Cycle::new(Scripted::new().client(), Reporter::default());
+        let node = json!({
+            "metadata": {"name": "one"}, "spec": {"unschedulable": true},
+            "status": {"allocatable": {"pods": "5"}, "conditions": [{"type": "Ready", "status": "True"}]},
+        });
+        cycle.take_node(watcher::Event::Apply(serde_json::from_value(node).unwrap()));
+        cycle.put_pod(&serde_json::from_value(json!({"metadata": {"uid": "u", "name": "p"}, "spec": {}})).unwrap());
+        (cycle.listed.nodes, cycle.listed.pods) = (true, true);
+        cycle
+    }
+
+    #[tokio::test]
+    async fn a_node_that_is_missing_in_a_new_list_is_heard_of_like_one_that_is_deleted() {
+        for relisted in [true, false] {
+            let mut cycle = cycle();
+            cycle.decide();
+            let far = Instant::now() + Duration::from_secs(100);
+            assert!(cycle.queue.next_deadline().is_some_and(|at| at > far), "nothing helps it for now");
+            if relisted {
+                cycle.take_node(watcher::Event::Init);
+                cycle.take_node(watcher::Event::InitDone);
+            } else {
+                let node = json!({"metadata": {"name": "one"}});
+                cycle.take_node(watcher::Event::Delete(serde_json::from_value(node).unwrap()));
+            }
+            assert!(cycle.view.named("one").is_none());
+            let next = cycle.queue.next_deadline();
+            assert!(next.is_none_or(|at| at < far), "it is decided about anew, relisted: {relisted}");
+        }
+    }
+
+    #[tokio::test]
+    async fn bindings_whose_task_panicked_are_asked_for_again() {
+        let mut cycle = cycle();
+        let (uid, class) = cycle.queue.pop().expect("a pod");
+        let binding = cycle.assume(&uid, class, "one".into()).expect("it is there");
+        cycle.requests = 1;
+        cycle.spawn(Sent::Bindings(vec![binding]), async { panic!("a bug") });
+        let panicked = cycle.tasks.join_next_with_id().await.expect("a task");
+        assert!(panicked.is_err());
+        cycle.finish(panicked);
+        assert_eq!(cycle.requests, 0);
+        assert!(cycle.view.placed("u").is_some(), "it keeps its place, for it may have it");
+        let due = cycle.tasks.join_next_with_id().await.expect("it is asked for again");
+        cycle.finish(due);
+        let again: Vec<_> = cycle.unknown.iter().map(|it| (&*it.subject.uid, &*it.node, it.attempts)).collect();
+        assert_eq!(again, [("u", "one", 1)]);
+        assert!(cycle.sent.is_empty());
     }
 }

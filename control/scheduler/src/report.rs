@@ -2,9 +2,10 @@
 //!
 //! Both wait in bounded queues that one task each empties. Of events what does not fit is dropped ([`EVENTS_MAX`], and
 //! [`PER_SECOND`] after a burst, as the reference's client does); of conditions only the latest per pod is kept, so
-//! their number is bounded by the pods.
+//! their number is bounded by the pods. A condition that could not be written is written later, unless there is a newer
+//! one: the queue does not tell the same twice.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,9 +30,13 @@ const BEHIND: Duration = Duration::from_millis(40);
 const LAST: Duration = Duration::from_millis(200);
 /// How often a condition is written again after somebody else changed the pod.
 const ATTEMPTS: u32 = 5;
+/// After this a condition that could not be written is put back; until then it counts among those in flight, so that an
+/// API server in trouble is not asked more often.
+const AGAIN: Duration = Duration::from_secs(1);
 /// Requests for conditions at a time.
 const CONDITIONS_IN_FLIGHT: usize = 16;
 const NAME: &str = "default-scheduler";
+const NOMINATED: &str = "nominatedNodeName";
 
 /// A pod that something is told about.
 #[derive(Debug, Clone)]
@@ -75,6 +80,43 @@ struct Inner {
     condition_added: Notify,
 }
 
+impl Inner {
+    /// A newer condition takes the place of one that is not written yet, whose nomination holds until another is told.
+    fn tell(&self, subject: Subject, mut status: Value) {
+        let mut conditions = self.conditions.lock();
+        if let Some((_, before)) = conditions.remove(&subject.uid) {
+            keep_nomination(&mut status, &before);
+        }
+        conditions.insert(subject.uid.clone(), (subject, status));
+        drop(conditions);
+        self.condition_added.notify_one();
+    }
+
+    /// The condition could not be written.
+    fn put_back(&self, subject: Subject, status: Value) {
+        let mut conditions = self.conditions.lock();
+        match conditions.get_mut(&subject.uid) {
+            Some((_, newer)) => keep_nomination(newer, &status),
+            None => drop(conditions.insert(subject.uid.clone(), (subject, status))),
+        }
+    }
+
+    /// One to be written, of a pod for which no other is under way: they go out in their order.
+    fn next(&self, busy: &HashSet<Uid>) -> Option<(Subject, Value)> {
+        let mut conditions = self.conditions.lock();
+        let uid = conditions.keys().find(|uid| !busy.contains(*uid))?.clone();
+        conditions.remove(&uid)
+    }
+}
+
+fn keep_nomination(newer: &mut Value, before: &Value) {
+    if newer.get(NOMINATED).is_none()
+        && let Some(node) = before.get(NOMINATED)
+    {
+        newer[NOMINATED] = node.clone();
+    }
+}
+
 /// Takes what is to be told. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Reporter {
@@ -101,12 +143,11 @@ impl Reporter {
         });
         let mut status = json!({ "conditions": [condition] });
         match nominated {
-            Nominated::Node(node) => status["nominatedNodeName"] = json!(node),
-            Nominated::Nowhere => status["nominatedNodeName"] = Value::Null,
+            Nominated::Node(node) => status[NOMINATED] = json!(node),
+            Nominated::Nowhere => status[NOMINATED] = Value::Null,
             Nominated::Unchanged => {}
         }
-        self.inner.conditions.lock().insert(subject.uid.clone(), (subject.clone(), status));
-        self.inner.condition_added.notify_one();
+        self.inner.tell(subject.clone(), status);
         self.event(subject, true, "FailedScheduling", "Scheduling", message.to_owned());
     }
 
@@ -176,17 +217,29 @@ impl Reporter {
     /// Writes conditions until shutdown.
     pub(crate) async fn write_conditions(self, client: kube::Client, shutdown: CancellationToken) {
         let mut running = FuturesUnordered::new();
+        let mut busy = HashSet::new();
         loop {
-            while running.len() < CONDITIONS_IN_FLIGHT {
-                let mut conditions = self.inner.conditions.lock();
-                let Some(uid) = conditions.keys().next().cloned() else { break };
-                let Some((subject, status)) = conditions.remove(&uid) else { break };
-                drop(conditions);
-                running.push(write(client.clone(), subject, status));
+            while running.len() < CONDITIONS_IN_FLIGHT
+                && let Some((subject, status)) = self.inner.next(&busy)
+            {
+                busy.insert(subject.uid.clone());
+                let client = client.clone();
+                running.push(async move {
+                    let written = write(&client, &subject, &status).await;
+                    if !written {
+                        tokio::time::sleep(AGAIN).await;
+                    }
+                    (subject, status, written)
+                });
             }
             // Requests that are cut at shutdown are those of a scheduler that is done for.
             tokio::select! {
-                Some(()) = running.next() => {}
+                Some((subject, status, written)) = running.next() => {
+                    busy.remove(&subject.uid);
+                    if !written {
+                        self.inner.put_back(subject, status);
+                    }
+                }
                 () = self.inner.condition_added.notified() => {}
                 () = shutdown.cancelled() => return,
             }
@@ -195,8 +248,8 @@ impl Reporter {
 }
 
 /// Writes a condition of a pod that has no node, in the version that was looked at: one that has got a node meanwhile hears
-/// nothing of it any more.
-async fn write(client: kube::Client, subject: Subject, status: Value) {
+/// nothing of it any more. Returns whether it is done with: written, or not to be written.
+async fn write(client: &kube::Client, subject: &Subject, status: &Value) -> bool {
     #[derive(serde::Deserialize)]
     struct Live {
         metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -213,23 +266,29 @@ async fn write(client: kube::Client, subject: Subject, status: Value) {
     for _ in 0..ATTEMPTS {
         let patch = json!({"metadata": {"uid": &*subject.uid, "resourceVersion": version}, "status": status});
         let at = format!("{path}/status?fieldManager=kube-scheduler");
-        match send(&client, "PATCH", &at, "application/strategic-merge-patch+json", &patch).await {
-            Ok(()) => return,
+        match send(client, "PATCH", &at, "application/strategic-merge-patch+json", &patch).await {
+            Ok(()) => return true,
             Err(kube::Error::Api(refused)) if refused.code == 409 => {}
-            Err(error) => {
-                // It may be gone; a next attempt tells anew.
-                tracing::debug!(%error, pod = %subject.name, "condition not written");
-                return;
-            }
+            Err(error) => return is_for_good(&error, subject),
         }
-        let Ok(request) = Request::get(&path).body(Vec::new()) else { return };
-        let Ok(live) = client.request::<Live>(request).await else { return };
+        let Ok(request) = Request::get(&path).body(Vec::new()) else { return true };
+        let live = match client.request::<Live>(request).await {
+            Ok(live) => live,
+            Err(error) => return is_for_good(&error, subject),
+        };
         let bound = live.spec.node_name.is_some_and(|node| !node.is_empty());
         if bound || live.metadata.uid.as_deref() != Some(&*subject.uid) {
-            return;
+            return true;
         }
         version = live.metadata.resource_version;
     }
+    false
+}
+
+/// Whether the same would be answered again: the pod is gone, or the condition is not what the server takes.
+fn is_for_good(error: &kube::Error, subject: &Subject) -> bool {
+    tracing::debug!(%error, pod = %subject.name, "condition not written");
+    matches!(error, kube::Error::Api(refused) if matches!(refused.code, 400 | 404 | 413 | 422))
 }
 
 /// One request whose answer does not matter but for success.
@@ -264,4 +323,34 @@ fn body(event: &Event) -> Value {
         "reportingComponent": NAME, "reportingInstance": NAME,
         "source": {},
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn subject() -> Subject {
+        Subject { namespace: "n".into(), name: "p".into(), uid: "u".into(), generation: None, version: None }
+    }
+
+    #[test]
+    fn a_newer_condition_keeps_the_nomination_that_was_not_written() {
+        let reporter = Reporter::default();
+        let none = HashSet::new();
+        let take = || reporter.inner.next(&none).expect("one is to be written");
+        let told = |status: &Value| (status["conditions"][0]["message"].clone(), status.get(NOMINATED).cloned());
+        reporter.unschedulable(subject(), "first", Nominated::Node("one"));
+        assert!(reporter.inner.next(&HashSet::from([Uid::from("u")])).is_none(), "one at a time");
+        reporter.unschedulable(subject(), "second", Nominated::Unchanged);
+        let (failed, status) = take();
+        assert_eq!(told(&status), (json!("second"), Some(json!("one"))));
+        reporter.unschedulable(subject(), "third", Nominated::Unchanged);
+        reporter.inner.put_back(failed.clone(), status.clone());
+        assert_eq!(told(&take().1), (json!("third"), Some(json!("one"))));
+        reporter.unschedulable(subject(), "fourth", Nominated::Nowhere);
+        reporter.inner.put_back(failed.clone(), status.clone());
+        assert_eq!(told(&take().1), (json!("fourth"), Some(Value::Null)), "what is newer counts");
+        reporter.inner.put_back(failed, status);
+        assert_eq!(told(&take().1), (json!("second"), Some(json!("one"))));
+    }
 }

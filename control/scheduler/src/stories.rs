@@ -172,3 +172,13 @@ async fn objects_that_nobody_understands_hold_nobody_up() {
     assert_eq!(bound(&api, "p").await, "one");
     assert!(begun.elapsed() < Duration::from_secs(3), "watches backed off: {:?}", begun.elapsed());
 }
+
+#[tokio::test]
+async fn a_condition_that_was_refused_is_written_later() {
+    let api = Scripted::new();
+    start(&api);
+    api.next(Method::PATCH, "/pods/p/status", Answer::Refused(500, "InternalError"));
+    api.put(&path("p"), pod("a", json!({})));
+    refused(&api, "p").await;
+    assert!(api.is_done());
+}

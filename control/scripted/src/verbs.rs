@@ -32,6 +32,7 @@ const KINDS: &[(&str, &str, &str, bool)] = &[
     ("apps/v1", "replicasets", "ReplicaSet", true),
     ("coordination.k8s.io/v1", "leases", "Lease", true),
     ("discovery.k8s.io/v1", "endpointslices", "EndpointSlice", true),
+    ("apiextensions.k8s.io/v1", "customresourcedefinitions", "CustomResourceDefinition", false),
     ("scheduling.k8s.io/v1", "priorityclasses", "PriorityClass", false),
 ];
 

@@ -1,8 +1,9 @@
 //! Endpoints of Services with a selector: EndpointSlices and the older Endpoints object (kubernetes-api §20.7).
 //!
 //! A pod that becomes ready is in its slice after one reconciliation: the first events of a Service are never held
-//! back, a storm is spaced out by the queue. What we wrote ourselves and the cache does not show yet is remembered, so a
-//! late cache makes neither a second slice nor a conflict.
+//! back, a storm is spaced out by the queue. What we wrote ourselves and the cache does not show yet is remembered for
+//! [`BEHIND_MAX`], so a late cache makes neither a second slice nor a conflict; a slice that nobody knows whether it was
+//! created is asked for again by its name.
 
 mod mirror;
 mod slices;
@@ -30,8 +31,8 @@ use crate::{Error, selector};
 
 /// Between reconciliations of one Service in a storm.
 const SPACING: Duration = Duration::from_millis(20);
-/// How long the cache may be behind our own write; then it is not waited for.
-const BEHIND_MAX: Duration = Duration::from_secs(5);
+/// How long the cache may be behind our own write; then it is not waited for (tests do not wait so long).
+const BEHIND_MAX: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 5 });
 const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// The controller of endpoints.
@@ -44,8 +45,11 @@ pub(crate) struct Controller {
     endpoints: Arc<Store<Endpoints>>,
     nodes: Arc<Store<Node>>,
     written: Arc<Mutex<HashMap<Key, Behind>>>,
-    /// Versions of Endpoints objects as we wrote them last, until the cache shows them.
-    mirrored: Arc<Mutex<HashMap<Key, u64>>>,
+    /// Versions of Endpoints objects as we wrote them last, until the cache shows them, for [`BEHIND_MAX`] at most.
+    mirrored: Arc<Mutex<HashMap<Key, (u64, Instant)>>>,
+    /// Names of slices with an unknown outcome, per Service: the next to be created get them. Bounded by the slices that
+    /// were wanted at a time, as new names are drawn only when these are used up.
+    unsure: Mutex<HashMap<Key, Vec<String>>>,
 }
 
 /// Writes of ours for a Service that the cache does not show yet.
@@ -146,7 +150,7 @@ impl Controller {
                 }
             }
         });
-        let mirrored: Arc<Mutex<HashMap<Key, u64>>> = Arc::default();
+        let mirrored: Arc<Mutex<HashMap<Key, (u64, Instant)>>> = Arc::default();
         endpoints.on_change({
             let (queue, services, mirrored) = (queue.clone(), services.store(), mirrored.clone());
             move |change| {
@@ -161,7 +165,8 @@ impl Controller {
         });
         let (services, pods, slices) = (services.store(), pods.store(), slices.store());
         let (endpoints, nodes) = (endpoints.store(), nodes.store());
-        Arc::new(Self { client, queue, services, pods, slices, endpoints, nodes, written, mirrored })
+        let unsure = Mutex::default();
+        Arc::new(Self { client, queue, services, pods, slices, endpoints, nodes, written, mirrored, unsure })
     }
 }
 
@@ -178,6 +183,7 @@ impl Reconciler for Controller {
         let Some(service) = self.services.get(&key) else {
             self.written.lock().remove(&key);
             self.mirrored.lock().remove(&key);
+            self.unsure.lock().remove(&key);
             // The slices go with their owner; the Endpoints object has none.
             if self.endpoints.get(&key).is_some_and(|endpoints| is_ours(&endpoints)) {
                 self.client
@@ -203,12 +209,15 @@ impl Reconciler for Controller {
             Some(slices::Place { zone: zone_of(&node).map(str::to_owned) })
         };
         let plan = slices::plan(&service, &pods, existing, &place);
-        let endpoints = self.mirror(&key, &service, &pods);
+        let (endpoints, next) = match self.unmirrored(&key) {
+            Some(wait) => (None, Next::After(wait)),
+            None => (mirror::plan(&service, &pods, self.endpoints.get(&key).as_deref()), Next::OnEvent),
+        };
         let (slices, endpoints) = tokio::join!(self.write_slices(&key, plan), self.write_endpoints(&key, endpoints));
         match slices.and(endpoints) {
             // Everything is going with the namespace.
             Err(Error::Api { source, .. }) if client::is_namespace_terminating(&source) => Ok(Next::OnEvent),
-            other => other.map(|()| Next::OnEvent),
+            other => other.map(|()| next),
         }
     }
 }
@@ -241,15 +250,17 @@ impl Controller {
         drop(updates);
         for mut slice in plan.create {
             let prefix = format!("{}-", key.name);
-            slice.metadata.name = Some(generated_name(&prefix));
+            let name = self.unsure_name(key).unwrap_or_else(|| generated_name(&prefix));
+            slice.metadata.name = Some(name.clone());
             slice.metadata.generate_name = Some(prefix);
             match workload::create_named(&self.client, ENDPOINT_SLICES, &key.namespace, &slice).await {
                 Created::Made(made) => self.wrote(key, &made),
-                // Ours, of an attempt with an unknown outcome; its event comes.
-                Created::Taken(_) => return Err(Error::Stale("a new EndpointSlice is not in the cache yet")),
-                Created::Unknown(source) | Created::Refused(source) => {
+                Created::Taken(_) => return self.taken(key, &slice).await,
+                Created::Unknown(source) => {
+                    self.unsure.lock().entry(key.clone()).or_default().push(name);
                     return Err(Error::Api { what: "create an EndpointSlice", source });
                 }
+                Created::Refused(source) => return Err(Error::Api { what: "create an EndpointSlice", source }),
             }
         }
         for slice in plan.delete {
@@ -260,6 +271,36 @@ impl Controller {
                 .map_err(Error::api("delete an EndpointSlice"))?;
         }
         Ok(())
+    }
+
+    /// A name whose creation has an unknown outcome and which the cache does not show.
+    fn unsure_name(&self, key: &Key) -> Option<String> {
+        let mut unsure = self.unsure.lock();
+        let names = unsure.get_mut(key)?;
+        names.retain(|name| self.slices.get(&Key::new(&key.namespace, name)).is_none());
+        let name = names.pop();
+        if names.is_empty() {
+            unsure.remove(key);
+        }
+        name
+    }
+
+    /// The name is taken: by ourselves in an attempt with an unknown outcome, which is waited for like any write of ours
+    /// (what is in it is seen to then); or by somebody else, and another name is drawn.
+    async fn taken(&self, key: &Key, slice: &EndpointSlice) -> Result<(), Error> {
+        let owner = |owners: &Option<Vec<OwnerReference>>| owners.iter().flatten().map(|it| it.uid.clone()).next();
+        match self.client.fetch::<Meta>(ENDPOINT_SLICES, &slice.key()).await {
+            Ok(found) if owner(&found.metadata.owner_references) == owner(&slice.metadata.owner_references) => {
+                self.wrote(key, &found);
+            }
+            Ok(_) => {}
+            Err(error) if client::is_not_found(&error) => {}
+            Err(source) => {
+                self.unsure.lock().entry(key.clone()).or_default().extend(slice.metadata.name.clone());
+                return Err(Error::Api { what: "look for an EndpointSlice", source });
+            }
+        }
+        Err(Error::Stale("a new EndpointSlice is not in the cache yet"))
     }
 
     async fn write_slice(&self, key: &Key, slice: &EndpointSlice) -> Result<(), Error> {
@@ -283,18 +324,17 @@ impl Controller {
         behind.writes.push(written);
     }
 
-    /// The Endpoints object to write; none while the cache is behind: its event comes back to the queue.
-    fn mirror(&self, key: &Key, service: &Service, pods: &[Arc<Pod>]) -> Option<Endpoints> {
-        let existing = self.endpoints.get(key);
+    /// How long to wait at most until the cache shows the Endpoints object that we wrote; its event comes back to the queue.
+    fn unmirrored(&self, key: &Key) -> Option<Duration> {
         let mut mirrored = self.mirrored.lock();
-        if let Some(version) = mirrored.get(key) {
-            if existing.as_ref().is_none_or(|existing| existing.version() < *version) {
-                return None;
-            }
+        let (version, at) = mirrored.get(key)?;
+        let shown = self.endpoints.get(key).is_some_and(|shown| shown.version() >= *version);
+        let wait = BEHIND_MAX.saturating_sub(at.elapsed());
+        if shown || wait.is_zero() {
             mirrored.remove(key);
+            return None;
         }
-        drop(mirrored);
-        mirror::plan(service, pods, existing.as_deref())
+        Some(wait)
     }
 
     async fn write_endpoints(&self, key: &Key, endpoints: Option<Endpoints>) -> Result<(), Error> {
@@ -305,7 +345,7 @@ impl Controller {
         };
         let version = version(written.map_err(Error::api("write Endpoints"))?.metadata.resource_version.as_deref());
         if self.endpoints.get(key).is_none_or(|shown| shown.version() < version) {
-            self.mirrored.lock().insert(key.clone(), version);
+            self.mirrored.lock().insert(key.clone(), (version, Instant::now()));
         }
         Ok(())
     }

@@ -22,7 +22,7 @@ use crate::informer::{AnyObject, Change, Informer, Key, Object, Tolerant, versio
 
 /// After a definition changed, others often do at once.
 const SETTLE: Duration = Duration::from_millis(300);
-/// Between attempts to discover kinds.
+/// Between attempts to discover kinds, and all kinds where some could not be asked for.
 const RETRY: Duration = Duration::from_secs(2);
 /// How long the first lists of unshared kinds are waited for.
 const SYNC_MAX: Duration = Duration::from_secs(20);
@@ -111,11 +111,17 @@ impl Controller {
         let mut first = true;
         while !shutdown.is_cancelled() {
             match self.discovery.refresh().await {
-                Ok(kinds) => {
+                Ok(found) => {
                     let kinds: HashSet<Arc<Kind>> =
-                        kinds.kinds.iter().filter(|kind| self.is_other(kind)).cloned().map(Arc::new).collect();
+                        found.kinds.iter().filter(|kind| self.is_other(kind)).cloned().map(Arc::new).collect();
+                    // Of a group that did not say everything nothing is known to be gone.
+                    let silent: HashSet<&str> = found
+                        .failures
+                        .iter()
+                        .map(|version| version.split_once('/').map_or("", |(group, _)| group))
+                        .collect();
                     watched.retain(|kind, token| {
-                        let stays = kinds.contains(kind);
+                        let stays = kinds.contains(kind) || silent.contains(&*kind.group);
                         if !stays {
                             token.cancel();
                             self.unserve(kind);
@@ -124,7 +130,9 @@ impl Controller {
                     });
                     let mut waiting = Vec::new();
                     for kind in kinds {
-                        if watched.contains_key(&kind) {
+                        // In another version, perhaps, where the preferred one did not answer.
+                        let there = |known: &Arc<Kind>| (&known.group, &known.plural) == (&kind.group, &kind.plural);
+                        if watched.keys().any(there) {
                             continue;
                         }
                         let token = shutdown.child_token();
@@ -142,8 +150,15 @@ impl Controller {
                         }
                         synced.notify_one();
                     }
+                    let retry = async {
+                        match found.failures.is_empty() {
+                            true => std::future::pending().await,
+                            false => tokio::time::sleep(RETRY).await,
+                        }
+                    };
                     // Waiting is all that is cut here.
                     tokio::select! {
+                        () = retry => {}
                         () = self.definitions_changed.notified() => tokio::time::sleep(SETTLE).await,
                         () = shutdown.cancelled() => {}
                     }

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 use tokio::time::Instant;
 
+use super::met::Met;
 use super::plan::{self, Leave};
 use super::watchful::Watchful;
 use crate::client::{self, Client, DeleteOptions, PODS};
@@ -28,6 +29,8 @@ pub(crate) struct Evictions {
     nodes: Arc<Store<Node>>,
     pods: Arc<Store<Pod>>,
     watch: Arc<Mutex<Watchful>>,
+    /// Held while it is decided from the stores what it says; they are never waited for the other way round.
+    met: Arc<Mutex<Met>>,
     /// How long we must have watched before a deadline counts that ended while we did not.
     grace: Duration,
 }
@@ -41,13 +44,22 @@ impl Evictions {
         pods: &mut Informer<Pod>,
     ) -> Arc<Self> {
         let queue: Queue<Key> = Queue::new(Duration::ZERO);
+        let met: Arc<Mutex<Met>> = Arc::default();
         nodes.on_change({
-            let (queue, pods) = (queue.clone(), pods.store());
+            let (queue, pods, met) = (queue.clone(), pods.store(), met.clone());
             move |change| {
-                if let Change::Deleted(_) = change {
+                let node = change.object();
+                let gone = matches!(change, Change::Deleted(_));
+                if gone || change.before().is_some_and(|before| !driving(before).eq(driving(node))) {
+                    let there: Vec<&Taint> = driving(node).filter(|_| !gone).collect();
+                    let mut met = met.lock();
+                    for pod in pods.by(Index::Node, node.metadata.name.as_deref().unwrap_or_default()) {
+                        met.retain(&pod.uid, &there);
+                    }
+                }
+                if gone {
                     return;
                 }
-                let node = change.object();
                 if change.before().is_some_and(|before| driving(before).eq(driving(node)))
                     || driving(node).next().is_none()
                 {
@@ -60,9 +72,13 @@ impl Evictions {
             }
         });
         pods.on_change({
-            let (queue, nodes) = (queue.clone(), nodes.store());
+            let (queue, nodes, met) = (queue.clone(), nodes.store(), met.clone());
             move |change| {
                 let pod = change.object();
+                if let Change::Deleted(_) = change {
+                    met.lock().forget(&pod.uid);
+                    return;
+                }
                 let moved = change
                     .before()
                     .is_none_or(|before| before.node != pod.node || before.tolerations != pod.tolerations);
@@ -72,7 +88,7 @@ impl Evictions {
                 }
             }
         });
-        Arc::new(Self { client, recorder, queue, nodes: nodes.store(), pods: pods.store(), watch, grace })
+        Arc::new(Self { client, recorder, queue, nodes: nodes.store(), pods: pods.store(), watch, met, grace })
     }
 }
 
@@ -86,11 +102,8 @@ impl Reconciler for Evictions {
     }
 
     async fn reconcile(self: Arc<Self>, key: Key) -> Result<Next, Error> {
-        let Some(pod) = self.pods.get(&key).filter(|pod| pod.deleting.is_none()) else { return Ok(Next::OnEvent) };
-        let node = pod.node.as_deref().and_then(|node| self.nodes.get(&Key::new("", node)));
-        let Some(node) = node else { return Ok(Next::OnEvent) };
         let now = Timestamp::now();
-        let taints: Vec<Taint> = driving(&node).cloned().collect();
+        let Some((pod, taints)) = self.driven(&key, now) else { return Ok(Next::OnEvent) };
         match plan::leave(&taints, &pod.tolerations, now) {
             Leave::Never => return Ok(Next::OnEvent),
             Leave::At(at) if at > now => {
@@ -116,6 +129,18 @@ impl Reconciler for Evictions {
             "lastTransitionTime": Time(now_in_seconds()),
         });
         delete_disrupted(&self.client, &pod, json!({"conditions": [condition]}), None).await.map(|()| Next::OnEvent)
+    }
+}
+
+impl Evictions {
+    /// A pod that is to stay or go, and the taints that decide it, each with its time.
+    fn driven(&self, key: &Key, now: Timestamp) -> Option<(Arc<Pod>, Vec<Taint>)> {
+        let mut met = self.met.lock();
+        let pod = self.pods.get(key).filter(|pod| pod.deleting.is_none())?;
+        let node = self.nodes.get(&Key::new("", pod.node.as_deref()?))?;
+        let mut taints: Vec<Taint> = driving(&node).cloned().collect();
+        met.date(&pod.uid, &mut taints, now);
+        Some((pod, taints))
     }
 }
 

@@ -5,6 +5,7 @@
 //! them, so clocks of nodes do not matter; and whoever slept ([`watchful`]) first watches for a whole period.
 
 mod eviction;
+mod met;
 pub(crate) mod plan;
 mod watchful;
 mod zones;

@@ -37,6 +37,14 @@ const WINDOW_MAX: usize = 64;
 const NAMES: u32 = 8;
 const COMPONENT: &str = "replicaset-controller";
 
+/// What became of creations that were in doubt.
+struct Settled {
+    /// Names to ask for again.
+    again: Vec<Arc<str>>,
+    /// Whether some turned out not to be there.
+    dropped: bool,
+}
+
 /// The controller of ReplicaSets.
 pub(crate) struct Controller {
     client: Client,
@@ -137,14 +145,16 @@ impl Reconciler for Controller {
 
         self.claim(&set, &plan).await?;
         let mut failure = None;
-        let mut more = false;
-        let again = self.settle(&set, &plan, flight.sent.len(), flight.unknown, &flight.overdue).await?;
+        let Settled { again, dropped } =
+            self.settle(&set, &plan, flight.sent.len(), flight.unknown, &flight.overdue).await?;
+        // The plan counted what turned out not to be there, and no event will tell of it.
+        let mut more = dropped;
         if plan.create > 0 || !again.is_empty() {
             let made = self.create(&set, again, plan.create).await;
-            more = made.is_ok() && plan.create == plan::BURST;
+            more |= made.is_ok() && plan.create == plan::BURST;
             failure = made.err();
         } else if !plan.delete.is_empty() {
-            more = plan.delete.len() == plan::BURST;
+            more |= plan.delete.len() == plan::BURST;
             failure = self.delete(&set, &plan.delete).await.err();
         }
         let mut status = plan.status;
@@ -178,7 +188,7 @@ impl Reconciler for Controller {
 
 impl Controller {
     /// Decides what becomes of creations that nobody knows the outcome of: as many as there is room for are asked for again
-    /// by the same name, which are returned; for the others the API is asked, as it is for those that nobody has seen.
+    /// by the same name; for the others the API is asked, as it is for those that nobody has seen.
     async fn settle(
         &self,
         set: &ReplicaSet,
@@ -186,23 +196,27 @@ impl Controller {
         sent: usize,
         mut unknown: Vec<Arc<str>>,
         overdue: &[Arc<str>],
-    ) -> Result<Vec<Arc<str>>, Error> {
+    ) -> Result<Settled, Error> {
         if unknown.is_empty() && overdue.is_empty() {
-            return Ok(unknown);
+            return Ok(Settled { again: unknown, dropped: false });
         }
         let room = match set.metadata.deletion_timestamp {
             None => usize::try_from(plan.missing).unwrap_or(0).saturating_sub(sent),
             Some(_) => 0,
         };
         let others = unknown.split_off(unknown.len().min(room));
+        let mut dropped = false;
         for name in others.iter().chain(overdue) {
             let key = Key { namespace: set.key().namespace, name: name.clone() };
             match self.is_ours(set, &key).await.map_err(Error::api("look for a pod that was asked for"))? {
                 true => self.in_flight.creating(set.uid(), name),
-                false => self.in_flight.created(set.uid(), name),
+                false => {
+                    self.in_flight.created(set.uid(), name);
+                    dropped = true;
+                }
             }
         }
-        Ok(unknown)
+        Ok(Settled { again: unknown, dropped })
     }
 
     /// Whether the API has a pod of this name that the ReplicaSet controls.

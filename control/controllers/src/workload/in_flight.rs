@@ -12,8 +12,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// After this a creation that was not seen is looked for, and a deletion is asked for again.
-pub(crate) const OVERDUE: Duration = Duration::from_secs(30);
+/// After this a creation that was not seen is looked for, and a deletion is asked for again (tests do not wait so long).
+pub(crate) const OVERDUE: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 30 });
 
 /// Requests in flight, per uid of the owner. Read it *before* the store. Bounded by what is wanted of each owner.
 #[derive(Debug, Default)]
