@@ -108,8 +108,12 @@ pub(crate) fn hook(mut context: StoreContextMut<'_, Guest>, hook: CallHook) -> w
     if !matches!(hook, CallHook::ReturningFromHost) {
         return Ok(());
     }
-    let slice = &mut context.data_mut().slice;
-    slice.calls = slice.calls.wrapping_add(1);
+    let guest = context.data_mut();
+    guest.slice.calls = guest.slice.calls.wrapping_add(1);
+    let calls = guest.slice.calls;
+    // Counted in calls and not in time: many short polls make as many handles as a long one.
+    guest.survey(calls)?;
+    let slice = &guest.slice;
     // A slice that is over ends within the guest's next check, which is a host call, too.
     if !slice.is_over && !slice.calls.is_multiple_of(CALLS_PER_LOOK) {
         return Ok(());
@@ -122,8 +126,6 @@ fn look(context: &mut StoreContextMut<'_, Guest>) -> wasmtime::Result<()> {
     let is_over = began.elapsed() >= TIME;
     let was_over = std::mem::replace(&mut context.data_mut().slice.is_over, is_over);
     if is_over {
-        let calls = context.data().slice.calls;
-        context.data_mut().survey(calls)?;
         let left = context.get_fuel()?;
         // The fuel that a compiled function keeps in a register may be older than this: charging a whole slice sees to
         // it that nothing is ever gained.
@@ -142,7 +144,37 @@ fn look(context: &mut StoreContextMut<'_, Guest>) -> wasmtime::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use http::HeaderMap;
+    use wasmtime::AsContextMut;
+    use wasmtime_wasi::WasiView;
+    use wasmtime_wasi_http::p2::types::HostIncomingResponse;
+    use wasmtime_wasi_http::{FieldMap, WasiHttpView};
+
     use super::*;
+    use crate::guest::{Claim, Slots};
+    use crate::limits::Account;
+    use crate::memory::NodeMemory;
+    use crate::{Spec, World};
+
+    #[test]
+    fn what_the_host_holds_is_counted_however_short_the_polls_are() {
+        let engine = wasmtime::Engine::new(wasmtime::Config::new().consume_fuel(true)).unwrap();
+        let spec = Arc::new(Spec::new("a"));
+        let account = Account::new(&spec, &NodeMemory::new(u64::MAX));
+        let slot = Slots::new(16).take(&account, 1, Claim::Request).unwrap();
+        let mut store = Guest::store(&engine, &spec, &account, slot, World::Http).unwrap();
+        let before = account.usage().memory_bytes;
+        let map = HeaderMap::from_iter([(http::header::COOKIE, "x".repeat(50_000).parse().unwrap())]);
+        let headers = FieldMap::new_immutable(store.data_mut().http().hooks, map);
+        let response = HostIncomingResponse { status: 200, headers, body: None };
+        store.data_mut().ctx().table.push(response).unwrap();
+        for _ in 0..16 {
+            hook(store.as_context_mut(), CallHook::ReturningFromHost).unwrap();
+        }
+        assert!(account.usage().memory_bytes > before + 50_000, "{account:?}");
+    }
 
     fn spin(time: Duration) {
         let begun = Instant::now();

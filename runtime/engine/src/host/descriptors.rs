@@ -57,6 +57,23 @@ impl Drop for Descriptors {
     }
 }
 
+/// One more descriptor of a container, given back when this is dropped.
+pub(super) struct Taken(Arc<Account>);
+
+impl Taken {
+    /// None at the bound of the container or of the node.
+    pub(super) fn take(account: &Arc<Account>) -> Option<Taken> {
+        let is_free = node_has_more() && account.take_descriptor(BOUNDS.container_max);
+        is_free.then(|| Taken(account.clone()))
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.0.give_descriptors(1);
+    }
+}
+
 /// Whether descriptors of this process are left for guests: the kernel gives the lowest number that is free.
 pub(super) fn node_has_more() -> bool {
     File::open("/dev/null")

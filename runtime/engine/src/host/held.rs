@@ -6,7 +6,8 @@ use http::HeaderMap;
 use wasmtime_wasi::p2::{DynInputStream, DynOutputStream};
 use wasmtime_wasi_http::FieldMap;
 use wasmtime_wasi_http::p2::body::HostOutgoingBody;
-use wasmtime_wasi_http::p2::types::{HostOutgoingRequest, HostOutgoingResponse};
+use wasmtime_wasi_http::p2::types::{HostIncomingResponse, HostOutgoingRequest, HostOutgoingResponse};
+use wasmtime_wasi_http::p3;
 
 use super::outbound::CHUNK_BYTES_MAX;
 
@@ -17,14 +18,22 @@ const STREAM_BYTES: u64 = 16 << 10;
 /// A header beside its text.
 const HEADER_BYTES: u64 = 64;
 
-/// Bytes that the host holds for this entry of a table, as the most that is usual for its kind.
+/// Bytes that the host holds for this entry of a table, as the most that is usual for its kind. The request that an
+/// instance of 0.2 serves shows nothing: it is one, and the edge bounds it.
 pub(crate) fn bytes_of(entry: &mut (dyn Any + Send)) -> u64 {
     let more = if let Some(fields) = entry.downcast_ref::<FieldMap>() {
         headers(fields)
     } else if let Some(response) = entry.downcast_ref::<HostOutgoingResponse>() {
         headers(&response.headers)
     } else if let Some(request) = entry.downcast_ref::<HostOutgoingRequest>() {
-        headers(&request.headers)
+        let text = |text: &Option<String>| text.as_ref().map_or(0, String::len) as u64;
+        headers(&request.headers) + text(&request.authority) + text(&request.path_with_query)
+    } else if let Some(response) = entry.downcast_ref::<HostIncomingResponse>() {
+        headers(&response.headers)
+    } else if let Some(response) = entry.downcast_ref::<p3::Response>() {
+        headers(&response.headers)
+    } else if let Some(request) = entry.downcast_ref::<p3::Request>() {
+        headers(&request.headers) + request.path_with_query.as_ref().map_or(0, |path| path.as_str().len()) as u64
     } else if entry.is::<HostOutgoingBody>() {
         CHUNK_BYTES_MAX as u64
     } else if entry.is::<DynOutputStream>() || entry.is::<DynInputStream>() {
@@ -35,6 +44,6 @@ pub(crate) fn bytes_of(entry: &mut (dyn Any + Send)) -> u64 {
     HANDLE_BYTES + more
 }
 
-fn headers(map: &HeaderMap) -> u64 {
+pub(super) fn headers(map: &HeaderMap) -> u64 {
     map.iter().map(|(name, value)| HEADER_BYTES + (name.as_str().len() + value.len()) as u64).sum()
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderName, Request, Response};
+use http::{HeaderName, Request, Response, Uri};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::time::{Instant, Sleep, sleep, timeout};
@@ -15,7 +15,9 @@ use wasmtime_wasi_http::{
     DEFAULT_FORBIDDEN_HEADERS, Error as WasiError, ForbiddenHeaderFilter, RequestOptions, WasiBody, WasiHttpHooks,
 };
 
-use super::read_ahead::read_ahead;
+use super::descriptors::Taken;
+use super::held;
+use super::read_ahead::{Held, read_ahead};
 use crate::limits::Account;
 use crate::{Body, BoxError, NoNetwork};
 
@@ -32,6 +34,12 @@ pub trait Outbound: Send + Sync + 'static {
     ///
     /// Dropped when the guest no longer wants the answer.
     async fn send(&self, request: Request<Body>) -> Result<Response<Body>, OutboundError>;
+
+    /// Whether a request to this address surely takes a socket of its own: one that stays in this process takes none.
+    /// The engine counts these among what a container has open.
+    fn needs_socket(&self, _uri: &Uri) -> bool {
+        false
+    }
 }
 
 /// What a guest asked for. The engine itself sees to `first_byte` and `between_bytes`.
@@ -196,9 +204,16 @@ impl WasiHttpHooks for Hooks {
             let sent = timeout(patience, async {
                 // The semaphore is never closed.
                 let _turn = account.outgoing.acquire().await;
-                outbound.send(request).await
+                let socket = match outbound.needs_socket(request.uri()) {
+                    true => Some(Taken::take(&account).ok_or(WasiError::ConnectionLimitReached)?),
+                    false => None,
+                };
+                Ok::<_, WasiError>((outbound.send(request).await?, socket))
             });
-            let response = sent.await.map_err(|_| WasiError::ConnectionReadTimeout)??;
+            let (response, socket) = sent.await.map_err(|_| WasiError::ConnectionReadTimeout)??;
+            // Before the guest has looked at it, nobody else knows what is held for it.
+            let head = Held::take(&account, held::headers(response.headers()))
+                .map_err(|over| WasiError::InternalError(Some(over.to_string())))?;
             let response = match timeouts.between_bytes {
                 Some(between_bytes) => response.map(|body| Paced::new(body, between_bytes).boxed_unsync()),
                 None => response,
@@ -207,6 +222,7 @@ impl WasiHttpHooks for Hooks {
                 true => response.map(|body| read_ahead(account, body)),
                 false => response,
             };
+            let response = response.map(|body| Counted { body, _head: head, _socket: socket }.boxed_unsync());
             Ok((response.map(to_wasi), Box::new(std::future::ready(Ok(()))) as _))
         })
     }
@@ -269,6 +285,31 @@ impl Drop for Lingering {
     }
 }
 
+/// The body of an answer, with what the container is charged for as long as it lives.
+struct Counted {
+    body: Body,
+    /// The answer's headers.
+    _head: Held,
+    _socket: Option<Taken>,
+}
+
+impl http_body::Body for Counted {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// A body that ends with an error when nothing comes for too long.
 struct Paced {
     body: Body,
@@ -302,5 +343,46 @@ impl http_body::Body for Paced {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::NodeMemory;
+    use crate::{Spec, empty, machine};
+
+    /// Answers with a large header, from elsewhere.
+    struct Elsewhere;
+
+    #[async_trait]
+    impl Outbound for Elsewhere {
+        async fn send(&self, _request: Request<Body>) -> Result<Response<Body>, OutboundError> {
+            Ok(Response::builder().header("x", "y".repeat(1_000)).body(empty()).unwrap())
+        }
+
+        fn needs_socket(&self, _uri: &Uri) -> bool {
+            true
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_from_elsewhere_holds_a_descriptor_and_its_headers_are_charged() {
+        let account = Account::new(&Spec::new("a"), &NodeMemory::new(u64::MAX));
+        let bound = machine::descriptors().container_max;
+        for _ in 1..bound {
+            assert!(account.take_descriptor(bound));
+        }
+        let mut hooks = Hooks::new(Arc::new(Elsewhere), account.clone());
+        let mut ask = || {
+            let request = Request::get("http://elsewhere/").body(to_wasi(empty())).unwrap();
+            Box::into_pin(hooks.send_request(request, None, Box::new(std::future::ready(Ok(())))))
+        };
+        let (held, _) = ask().await.unwrap();
+        assert!(account.usage().memory_bytes > 1_000, "{account:?}");
+        assert!(matches!(ask().await.map(drop), Err(WasiError::ConnectionLimitReached)), "that was the last one");
+        drop(held);
+        assert_eq!(account.usage().memory_bytes, 0);
+        assert!(ask().await.is_ok());
     }
 }

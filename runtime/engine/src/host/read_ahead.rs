@@ -23,10 +23,11 @@ const FRAME_BYTES_MIN: usize = 256;
 /// A frame with its room, and the memory of the container that it takes.
 type Read = (Result<Frame<Bytes>, BoxError>, OwnedSemaphorePermit, Option<Held>);
 
-struct Held(Arc<Account>, u64);
+/// Memory of a container that the host holds for it, given back when this is dropped.
+pub(super) struct Held(Arc<Account>, u64);
 
 impl Held {
-    fn take(account: &Arc<Account>, bytes: u64) -> Result<Held, OverLimit> {
+    pub(super) fn take(account: &Arc<Account>, bytes: u64) -> Result<Held, OverLimit> {
         account.take(bytes)?;
         Ok(Held(account.clone(), bytes))
     }

@@ -363,6 +363,8 @@ mod tests {
     use crate::tests::probe;
     use crate::{HttpOptions, HttpService, Spec, empty};
 
+    type Way = fn(&Arc<Flight>);
+
     async fn permitted(service: &HttpService) -> Permit {
         service.0.admission.admit(Asker::Client).await.unwrap()
     }
@@ -375,7 +377,7 @@ mod tests {
     #[tokio::test]
     async fn an_ending_that_comes_while_the_guest_is_handed_over_is_not_lost() {
         let service = probe(Spec::new("a"), HttpOptions::default()).await;
-        let ways: [(&str, fn(&Arc<Flight>)); 4] = [
+        let ways: [(&str, Way); 4] = [
             ("head", |flight| drop(flight.head().now_or_never())),
             ("drive", |flight| drop(flight.drive(&mut Context::from_waker(Waker::noop())))),
             ("detach", Flight::detach),

@@ -260,6 +260,16 @@ impl coracle_engine::Outbound for GuestNetwork {
             }
         }
     }
+
+    fn needs_socket(&self, uri: &Uri) -> bool {
+        let host = uri.host().unwrap_or_default().trim_end_matches('.').to_ascii_lowercase();
+        match self.destination(&host) {
+            Destination::Nowhere => false,
+            // Without TLS most stay in this process, and the others share the proxy's connections.
+            Destination::Cluster(_) => uri.scheme() == Some(&Scheme::HTTPS),
+            Destination::Outside(_) => self.egress,
+        }
+    }
 }
 
 impl GuestNetwork {
