@@ -15,6 +15,9 @@ const COPIED_MAX: usize = 3 << 20;
 /// operation costs the whole list.
 const TOUCHED_MAX: usize = 20_000_000;
 
+/// Most unknown fields that are told, as everywhere in strict decoding.
+const PROBLEMS_MAX: usize = 100;
+
 /// Applies a patch. On an error the value is left half changed. What the reference says about an operation that fails is
 /// only that it was the client's fault.
 pub fn json(value: &mut Value, patch: &Value) -> Result<(), Status> {
@@ -40,6 +43,9 @@ pub fn json_problems(patch: &Value) -> Vec<String> {
         for field in operation.as_object().into_iter().flat_map(Map::keys) {
             if !matches!(field.as_str(), "op" | "path" | "from" | "value") {
                 problems.push(format!("json patch unknown field \"[{index}].{field}\""));
+                if problems.len() == PROBLEMS_MAX {
+                    return problems;
+                }
             }
         }
     }
@@ -343,5 +349,6 @@ mod tests {
         assert_eq!(json(&mut v!({"a": vec![0; 60_000]}), &front).unwrap_err().code(), 422);
         assert!(json(&mut v!({"a": vec![0; 1_000]}), &front).is_ok());
         assert_eq!(json_problems(&v!([{"op": "add"}, {"valeu": 1}])), ["json patch unknown field \"[1].valeu\""]);
+        assert_eq!(json_problems(&Value::Array(vec![v!({"valeu": 1}); 1_000])).len(), 100);
     }
 }

@@ -215,6 +215,9 @@ async fn resource(
         return Err(authz::refusal(&call.identity, &asked));
     }
     let target = &call.target;
+    if target.watch && !matches!(call.method, Method::GET | Method::HEAD) {
+        return Err(Status::method_not_allowed());
+    }
     let handler = if let Some(review) = subresources::reviews::find(&target.group, &target.version, &target.resource) {
         seen.resource = "reviews";
         if call.method != Method::POST || target.name.is_some() {

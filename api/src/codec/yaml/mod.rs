@@ -114,6 +114,10 @@ mod tests {
         let bomb = "a: &a [x,x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b]\n\
                     d: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: [*d,*d,*d,*d,*d,*d,*d,*d,*d,*d]\n";
         let deep = "[".repeat(100_000);
+        let text = "x".repeat(100_000);
+        let wide = format!("a: &a {text}\nb: [{}]", ["*a"; 100].join(","));
+        let keys = format!("a: &a {text}\nb: [{}]", ["{*a : 1}"; 100].join(","));
+        let merged = format!("a: &a\n  ? {text}\n  : 1\nb: [{}]", ["{<<: *a}"; 100].join(","));
         let rows = [
             ("apiVersion: v1\nkind: [ConfigMap\n", "yaml: line 2: did not find expected ',' or ']'"),
             ("kind: ConfigMap\na:\n\tb: c\n", "yaml: line 3: found character that cannot start any token"),
@@ -126,6 +130,9 @@ mod tests {
             ("a: *b", "yaml: unknown anchor 'b' referenced"),
             ("a: &a [*a]", "yaml: anchor 'a' value contains itself"),
             (bomb, "yaml: document contains excessive aliasing"),
+            (&wide, "yaml: document contains excessive aliasing"),
+            (&keys, "yaml: document contains excessive aliasing"),
+            (&merged, "yaml: document contains excessive aliasing"),
             ("{<<: 1}", "yaml: map merge requires map or sequence of maps as the value"),
             ("a: .inf", "json: unsupported value: +Inf"),
             (&deep, "yaml: exceeded max depth of 10000"),

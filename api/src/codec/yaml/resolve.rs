@@ -11,6 +11,9 @@ use crate::codec::scalar::BASE64;
 const LONG: &str = "tag:yaml.org,2002:";
 const SHORT_TAGS: [&str; 6] = ["str", "bool", "int", "float", "null", "timestamp"];
 
+/// Most bytes of text that aliases may unfold into: twice the largest body of a request.
+const ALIASED_BYTES_MAX: usize = 2 * (3 << 20);
+
 /// Most keys that stand twice that are told.
 const TWICE_MAX: usize = 100;
 
@@ -59,6 +62,8 @@ impl Scalar {
 pub(super) struct Unfolding {
     decoded: u64,
     aliased: u64,
+    /// Bytes of text below aliases: keys, merged keys and binaries, too.
+    aliased_bytes: usize,
     depth: usize,
     aliases: Vec<*const Node>,
     /// Keys that stood twice.
@@ -74,7 +79,10 @@ impl Unfolding {
                 self.value(shared)
             }
             Content::Alias(name, target) => self.alias(name, target.as_ref(), |this, target| this.value(target)),
-            Content::Scalar { text, tag, plain } => scalar(text, tag, *plain),
+            Content::Scalar { text, tag, plain } => {
+                self.text(text)?;
+                scalar(text, tag, *plain)
+            }
             Content::List(items) => {
                 items.iter().map(|item| self.value(item)).collect::<Result<Vec<_>>>().map(Value::Array)
             }
@@ -97,6 +105,17 @@ impl Unfolding {
             count => 0.99 - 0.89 * ((count - 400_000) as f64 / 3_600_000.0),
         };
         if self.aliased > 100 && self.decoded > 1000 && self.aliased as f64 / self.decoded as f64 > allowed {
+            return yaml("document contains excessive aliasing");
+        }
+        Ok(())
+    }
+
+    /// Counts a text before it is copied.
+    fn text(&mut self, text: &str) -> Result<()> {
+        if self.depth > 0 {
+            self.aliased_bytes += text.len();
+        }
+        if self.aliased_bytes > ALIASED_BYTES_MAX {
             return yaml("document contains excessive aliasing");
         }
         Ok(())

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use coracle_api::status::Status;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 
 use crate::authz::{self, Attributes};
 use crate::identity::{ANONYMOUS, Identity, UNAUTHENTICATED};
@@ -18,17 +18,14 @@ pub(super) fn is_asked(headers: &HeaderMap) -> bool {
 
 /// Who the request is for: the caller, or whom the caller's headers name.
 pub(super) fn apply(caller: &Identity, headers: &HeaderMap) -> Result<Identity, Status> {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
-    let (user, uid) = (text("impersonate-user"), text("impersonate-uid"));
-    let groups: Vec<String> = headers
-        .get_all("impersonate-group")
-        .iter()
-        .filter_map(|value| value.to_str().ok().map(str::to_owned))
-        .collect();
+    let text = |name: &str| headers.get(name).map_or(Ok(String::new()), |value| read(name, value));
+    let (user, uid) = (text("impersonate-user")?, text("impersonate-uid")?);
+    let groups = headers.get_all("impersonate-group").iter().map(|value| read("impersonate-group", value));
+    let groups: Vec<String> = groups.collect::<Result<_, _>>()?;
     let mut extra: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (name, value) in headers {
-        if let (Some(key), Ok(value)) = (name.as_str().strip_prefix(EXTRA), value.to_str()) {
-            extra.entry(decode(key, false)).or_default().push(value.to_owned());
+        if let Some(key) = name.as_str().strip_prefix(EXTRA) {
+            extra.entry(decode(key, false)).or_default().push(read(name.as_str(), value)?);
         }
     }
     if user.is_empty() {
@@ -52,6 +49,12 @@ pub(super) fn apply(caller: &Identity, headers: &HeaderMap) -> Result<Identity, 
     Ok(identity)
 }
 
+/// A header as text. One that is no text is a fault: taken for none, the caller would act as itself.
+fn read(name: &str, value: &HeaderValue) -> Result<String, Status> {
+    let text = std::str::from_utf8(value.as_bytes());
+    text.map(str::to_owned).map_err(|_| Status::bad_request(format!("the header {name} is no UTF-8")))
+}
+
 impl Identity {
     /// Somebody by name, with the groups that come with the name when none are given.
     pub(crate) fn named(user: &str, mut groups: Vec<String>) -> Identity {
@@ -64,5 +67,25 @@ impl Identity {
             groups = vec!["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{namespace}")];
         }
         Identity::authenticated(user, groups)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_cannot_be_read_is_not_taken_for_none() {
+        let caller = Identity::authenticated("me", Vec::new());
+        let ask = |name: &'static str, value: &[u8]| {
+            let mut headers = HeaderMap::new();
+            headers.insert("impersonate-user", HeaderValue::from_static("other"));
+            headers.insert(name, HeaderValue::from_bytes(value).unwrap());
+            apply(&caller, &headers).map(|identity| identity.user).map_err(|status| status.code())
+        };
+        for name in ["impersonate-user", "impersonate-uid", "impersonate-group", "impersonate-extra-a"] {
+            assert_eq!(ask(name, b"\xff"), Err(400), "{name}");
+        }
+        assert_eq!(ask("impersonate-user", "zoë".as_bytes()).unwrap(), "zoë");
     }
 }

@@ -64,7 +64,8 @@ pub(crate) fn authenticate<B>(cluster: &Cluster, tokens: &Tokens, request: &Requ
 /// The token that a request shows.
 fn bearer(headers: &HeaderMap) -> Result<Option<String>, Status> {
     if let Some(value) = headers.get(header::AUTHORIZATION) {
-        let Some((scheme, token)) = value.to_str().ok().and_then(|text| text.split_once(' ')) else { return Ok(None) };
+        let text = value.to_str().map_err(|_| Status::unauthorized())?;
+        let Some((scheme, token)) = text.split_once(' ') else { return Ok(None) };
         return Ok(scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned()));
     }
     if !is_websocket(headers) {
@@ -165,6 +166,9 @@ mod tests {
         assert_eq!(ask(true, &format!("{TOKEN}, {TOKEN}, chat")), Err(401));
         assert_eq!(ask(true, "base64url.bearer.authorization.k8s.io.%, chat"), Err(401));
         assert_eq!(ask(true, "chat"), Ok(None));
+        let mut unreadable = HeaderMap::new();
+        unreadable.insert(header::AUTHORIZATION, HeaderValue::from_bytes(b"Bearer \xff").unwrap());
+        assert_eq!(bearer(&unreadable).map_err(|status| status.code()), Err(401));
     }
 
     #[test]

@@ -17,6 +17,10 @@ use crate::store::Seen;
 
 /// Tokens whose signature is known to be good; forgotten all at once when there are more.
 const KNOWN_MAX: usize = 4096;
+/// Longest token that is looked at; one of a pod's has about 1.3 KB.
+pub(crate) const TOKEN_BYTES_MAX: usize = 16 << 10;
+/// Longest token that is remembered: with its claims the 4,096 take 50 MB at most.
+const KNOWN_BYTES_MAX: usize = 4 << 10;
 /// Seconds by which clocks may differ.
 const LEEWAY_SECONDS: i64 = 10;
 /// DER of an uncompressed P-256 point within a key: bit string, 66 bytes, no unused bits, point form 4.
@@ -107,6 +111,9 @@ impl Tokens {
     /// What a token says, if this cluster signed it. Checking a signature takes long beside everything else a small
     /// request does, so that it was good is remembered.
     fn verify(&self, token: &str) -> Result<Arc<Known>, String> {
+        if token.len() > TOKEN_BYTES_MAX {
+            return Err("the token is too long".to_owned());
+        }
         let digest: [u8; 32] = Sha256::digest(token.as_bytes()).into();
         if let Some(known) = self.known.read().get(&digest) {
             return Ok(known.clone());
@@ -120,6 +127,9 @@ impl Tokens {
         let claims =
             jsonwebtoken::decode::<Claims>(token, &self.checking, &rules).map_err(|error| error.to_string())?.claims;
         let new = Arc::new(Known { identity: Arc::new(identity(&claims)), claims });
+        if token.len() > KNOWN_BYTES_MAX {
+            return Ok(new);
+        }
         let mut known = self.known.write();
         if known.len() >= KNOWN_MAX {
             known.clear();

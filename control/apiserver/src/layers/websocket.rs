@@ -10,12 +10,15 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::{Message, Role};
+use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
 use tokio_util::task::TaskTracker;
 
 use crate::authn;
 use crate::request::call::Call;
 use crate::request::negotiate::JSON;
+
+/// Most bytes of a message or frame of a client's: on a watch clients say nothing but pings and their leaving.
+const SAID_MAX: usize = 4 << 10;
 
 /// Sends `watch`, which is an answer, over the connection of the request when that asks for it.
 pub(crate) fn upgraded(call: &Call, upgrade: Option<OnUpgrade>, watch: Response, tasks: &TaskTracker) -> Response {
@@ -38,10 +41,17 @@ pub(crate) fn upgraded(call: &Call, upgrade: Option<OnUpgrade>, watch: Response,
     response
 }
 
+fn config() -> WebSocketConfig {
+    WebSocketConfig::default()
+        .max_message_size(Some(SAID_MAX))
+        .max_frame_size(Some(SAID_MAX))
+        .read_buffer_size(SAID_MAX)
+}
+
 /// Sends the events until the watch or the client ends.
 async fn send(upgrade: OnUpgrade, mut watch: Body, lines: bool) {
     let Ok(connection) = upgrade.await else { return };
-    let socket = WebSocketStream::from_raw_socket(TokioIo::new(connection), Role::Server, None).await;
+    let socket = WebSocketStream::from_raw_socket(TokioIo::new(connection), Role::Server, Some(config())).await;
     let (mut to_client, mut from_client) = socket.split();
     let mut rest = BytesMut::new();
     loop {
@@ -94,5 +104,17 @@ mod tests {
         assert_eq!(texts(messages(&mut rest, "{\"a\":1}\n{\"b\"".into(), true)), ["{\"a\":1}"]);
         assert_eq!(texts(messages(&mut rest, ":2}\n{}\n".into(), true)), ["{\"b\":2}", "{}"]);
         assert!(rest.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_a_client_says_is_bounded_and_what_it_hears_is_not() {
+        let (here, there) = tokio::io::duplex(1 << 20);
+        let mut server = WebSocketStream::from_raw_socket(here, Role::Server, Some(config())).await;
+        let mut client = WebSocketStream::from_raw_socket(there, Role::Client, None).await;
+        let long = "x".repeat(SAID_MAX + 1);
+        server.send(Message::text(long.clone())).await.unwrap();
+        assert_eq!(client.next().await.unwrap().unwrap().into_text().unwrap().as_str(), long);
+        client.send(Message::text(long)).await.unwrap();
+        assert!(server.next().await.unwrap().is_err());
     }
 }

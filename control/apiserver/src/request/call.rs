@@ -1,5 +1,6 @@
 //! One request, understood: who asks for what, and how the answer shall look.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -15,6 +16,38 @@ use crate::identity::Identity;
 /// Most characters of all warnings of one answer; beyond it each is cut short (kubernetes-api §1.5).
 const WARNINGS_MAX: usize = 4096;
 const WARNING_CUT: usize = 256;
+/// Most warnings that are kept, and most bytes of them: no more fits into an answer, however it is cut.
+const WARNINGS_KEPT: usize = 512;
+const WARNINGS_KEPT_BYTES: usize = 64 << 10;
+
+/// The warnings of an answer.
+#[derive(Default)]
+struct Warnings {
+    list: Vec<Arc<str>>,
+    known: HashSet<Arc<str>>,
+    /// Bytes of what is kept.
+    kept: usize,
+    /// Bytes of what was said, before anything was cut.
+    said: usize,
+}
+
+impl Warnings {
+    fn add(&mut self, message: &str) {
+        if message.is_empty() || self.list.len() >= WARNINGS_KEPT || self.kept >= WARNINGS_KEPT_BYTES {
+            return;
+        }
+        // One that is longer than all may be is cut in any case.
+        let text = &message[..message.floor_char_boundary(WARNINGS_MAX)];
+        if self.known.contains(text) {
+            return;
+        }
+        let text: Arc<str> = Arc::from(text);
+        self.said += message.len();
+        self.kept += text.len();
+        self.known.insert(text.clone());
+        self.list.push(text);
+    }
+}
 
 /// A request.
 pub(crate) struct Call {
@@ -24,7 +57,7 @@ pub(crate) struct Call {
     pub headers: HeaderMap,
     pub identity: Arc<Identity>,
     pub target: ResourcePath,
-    warnings: Mutex<Vec<String>>,
+    warnings: Mutex<Warnings>,
 }
 
 impl Call {
@@ -101,10 +134,7 @@ impl Call {
     /// Warns the client; each message once.
     pub fn warn(&self, message: impl Into<String>) {
         let message = message.into();
-        let mut warnings = self.warnings.lock();
-        if !message.is_empty() && !warnings.contains(&message) {
-            warnings.push(message);
-        }
+        self.warnings.lock().add(&message);
     }
 
     pub fn warn_all(&self, messages: impl IntoIterator<Item = String>) {
@@ -114,10 +144,10 @@ impl Call {
     /// The values of the `Warning` headers.
     pub fn warning_headers(&self) -> Vec<http::HeaderValue> {
         let warnings = self.warnings.lock();
-        let cut = warnings.iter().map(String::len).sum::<usize>() > WARNINGS_MAX;
+        let cut = warnings.said > WARNINGS_MAX;
         let mut left = WARNINGS_MAX;
-        let mut headers = Vec::with_capacity(warnings.len());
-        for text in warnings.iter() {
+        let mut headers = Vec::with_capacity(warnings.list.len());
+        for text in &warnings.list {
             let text: String = text.chars().take(if cut { WARNING_CUT } else { usize::MAX }).collect();
             if text.len() > left {
                 break;
@@ -135,4 +165,23 @@ impl Call {
 pub(crate) struct Request {
     pub call: Arc<Call>,
     pub body: Bytes,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warnings_are_kept_once_and_not_without_end() {
+        let mut warnings = Warnings::default();
+        for number in 0..100_000 {
+            warnings.add("again");
+            warnings.add(&format!("{number} {}", "x".repeat(100)));
+        }
+        assert_eq!(warnings.list.iter().filter(|text| &***text == "again").count(), 1);
+        assert!(warnings.list.len() <= WARNINGS_KEPT && warnings.kept <= WARNINGS_KEPT_BYTES + WARNINGS_MAX);
+        let mut long = Warnings::default();
+        long.add(&"é".repeat(1 << 20));
+        assert!(long.kept <= WARNINGS_MAX && long.said > WARNINGS_MAX);
+    }
 }

@@ -17,7 +17,7 @@ use crate::request::call::Request;
 use crate::request::negotiate::JSON;
 use crate::store::{Refused, Seen, Store, object};
 
-/// Content of one transaction at most; the keyspace's own limit is above it.
+/// What one round reads, and the content of its transaction, at most; the keyspace's own limit is above it.
 const BYTES_MAX: usize = 3 << 20;
 
 #[derive(Deserialize)]
@@ -45,10 +45,20 @@ pub(crate) async fn bind_all(cluster: &Cluster, request: &Request) -> Result<Res
         return Err(Status::request_too_large(format!("limit is {OPS_MAX} bindings")));
     }
     let mut results: Vec<Option<Status>> = bindings.iter().map(|_| None).collect();
-    let mut open: Vec<usize> = (0..bindings.len()).collect();
+    let mut named = std::collections::HashSet::new();
+    let mut open: Vec<usize> = Vec::with_capacity(bindings.len());
+    for (at, binding) in bindings.iter().enumerate() {
+        if named.insert((&binding.namespace, &binding.name)) {
+            open.push(at);
+        } else {
+            results[at] = Some(Status::bad_request("the bindings name this pod twice"));
+        }
+    }
     // Until all are done or the request's time is up.
     while !open.is_empty() {
         open = attempt(cluster, &bindings, &mut results, &open).await?;
+        // A round that had nothing to store has not waited for anything.
+        tokio::task::yield_now().await;
     }
     let results: Vec<Value> = results
         .into_iter()
@@ -68,8 +78,7 @@ async fn attempt(
     open: &[usize],
 ) -> Result<Vec<usize>, Status> {
     let pods = pods(cluster)?;
-    let (mut ops, mut members, mut later, mut size) = (Vec::new(), Vec::new(), Vec::new(), 0);
-    let mut named = std::collections::HashSet::new();
+    let (mut ops, mut members, mut later, mut size, mut read) = (Vec::new(), Vec::new(), Vec::new(), 0, 0);
     for &at in open {
         let binding = &bindings[at];
         let name = pods.record_name(Some(&binding.namespace), &binding.name);
@@ -77,11 +86,12 @@ async fn attempt(
             results[at] = Some(pods.not_found(&binding.name));
             continue;
         };
-        // A pod that is named twice waits for its second turn, and is bound by then.
-        if size + record.bytes.len() > BYTES_MAX && !ops.is_empty() || !named.insert(name.clone()) {
+        // What is read counts, too: a pod that cannot be bound costs as much as one that can.
+        if read > 0 && (read + record.bytes.len() > BYTES_MAX || size + record.bytes.len() > BYTES_MAX) {
             later.push(at);
             continue;
         }
+        read += record.bytes.len();
         let made = check_node(&binding.node).and_then(|()| {
             let pod = Seen::new(&pods, &record).stored()?;
             bound(&pods, &pod, &binding.node, &binding.uid, &Value::Null)
