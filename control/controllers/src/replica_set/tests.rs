@@ -8,8 +8,11 @@ use k8s_openapi::api::apps::v1::ReplicaSet;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use super::Controller;
 use super::plan::{Observed, Plan, is_written, plan, set_failure};
-use crate::informer::{Object as _, Pod};
+use crate::events::Recorder;
+use crate::informer::{Informer, Key, Object as _, Pod};
+use crate::queue::{Next, Reconciler as _};
 
 fn now() -> Timestamp {
     "2026-01-01T01:00:00Z".parse().unwrap()
@@ -232,4 +235,24 @@ proptest! {
         }
         prop_assert_eq!(live.len(), usize::try_from(wanted.spec.replicas.unwrap()).unwrap());
     }
+}
+
+#[tokio::test]
+async fn looks_again_at_once_when_what_it_counted_is_not_there() {
+    let api = coracle_scripted::Scripted::new();
+    api.put("/apis/apps/v1/namespaces/n/replicasets/r", serde_json::to_value(set(1)).unwrap());
+    let client = crate::client::Client(api.client());
+    let (mut sets, mut pods) = (Informer::<ReplicaSet>::default(), Informer::<Pod>::default());
+    let controller = Controller::new(client.clone(), Recorder::new(client), &mut sets, &mut pods);
+    let shutdown = tokio_util::sync::CancellationToken::new();
+    let mut synced = sets.synced();
+    tokio::spawn(sets.run(api.client(), kube::runtime::watcher::Config::default().streaming_lists(), shutdown));
+    synced.wait_for(|synced| *synced).await.unwrap();
+    controller.in_flight.creating("set", &"gone".into());
+    tokio::time::sleep(crate::workload::OVERDUE).await;
+    let key = Key::new("n", "r");
+    assert_eq!(controller.clone().reconcile(key.clone()).await.unwrap(), Next::Again);
+    assert!(api.writes().iter().all(|seen| !seen.path.ends_with("/pods")), "the plan counted it");
+    controller.reconcile(key).await.unwrap();
+    assert_eq!(api.list("/api/v1/namespaces/n/pods").len(), 1);
 }
