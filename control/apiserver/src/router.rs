@@ -291,6 +291,9 @@ async fn resource(
 /// Whether a request may keep a processor busy for more than a moment.
 fn is_heavy(server: &Shared, call: &Call, handler: &Handler, body: usize, verb: &str) -> bool {
     let Handler::Resource(resource) = handler else { return body >= HEAVY_BYTES };
+    if body >= HEAVY_BYTES {
+        return true;
+    }
     let store = &server.cluster.store;
     match verb {
         "list" | "deletecollection" => {

@@ -58,6 +58,10 @@ pub(crate) fn check(cluster: &Cluster, call: &Call, resource: &Resource, verb: &
     let reads = READS.contains(&verb);
     match (resource.row.group, resource.row.resource) {
         ("", "pods") => match call.target.name.as_deref() {
+            // A pod that is watched by name may come to be later, and anywhere.
+            Some(_) if verb == "watch" && selector.exact("spec.nodeName") != Some(node) => {
+                Err(refused("can only watch pods with the field selector spec.nodeName set to itself"))
+            }
             Some(name) => own_pod(cluster, call, resource, node, name),
             None if selector.exact("spec.nodeName") == Some(node) => Ok(()),
             None => Err(refused("can only list and watch pods with the field selector spec.nodeName set to itself")),

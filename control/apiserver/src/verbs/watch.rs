@@ -37,6 +37,8 @@ const BOOKMARK_BEFORE_END: Duration = Duration::from_secs(2);
 const LIFE: Duration = Duration::from_secs(30 * 60);
 /// Frames that are sent as one piece.
 const PIECE_BYTES: usize = 64 << 10;
+/// Records that are looked at between two turns of the others, when few of them are selected.
+const LOOKED_AT: usize = 1_000;
 
 pub(crate) async fn watch(
     cluster: &Cluster,
@@ -177,6 +179,7 @@ impl Watch {
                 if !piece.is_empty() {
                     return Some(piece);
                 }
+                tokio::task::yield_now().await;
                 continue;
             }
             // The alarm and the end of the server stay registered between events: a thousand watchers that register
@@ -241,12 +244,13 @@ impl Watch {
         let mut out = BytesMut::new();
         if let Some(Backlog { records, namespace, after }) = self.backlog.take() {
             let mut done = None;
-            for (name, record) in store::range(&records, namespace.as_deref(), after.as_deref()) {
+            let range = store::range(&records, namespace.as_deref(), after.as_deref());
+            for (looked_at, (name, record)) in range.enumerate() {
                 let seen = Seen::new(&self.resource, record);
                 if self.options.selects_all() || seen.matches(&self.options.labels, &self.options.fields) {
                     self.encoder.record(&mut out, Kind::Added, &seen);
                 }
-                if out.len() >= PIECE_BYTES {
+                if out.len() >= PIECE_BYTES || looked_at + 1 >= LOOKED_AT {
                     done = Some(name.clone());
                     break;
                 }

@@ -153,6 +153,9 @@ async fn a_node_reads_and_asks_only_for_what_its_pods_need() {
     ] {
         assert_eq!(as_node(&server, "mine", "GET", &format!("{core}{path}"), Value::Null).await, code, "{path}");
     }
+    let unborn = "/api/v1/watch/namespaces/default/pods/unborn";
+    assert_eq!(as_node(&server, "mine", "GET", unborn, Value::Null).await, 403, "it may run anywhere");
+    assert_eq!(as_node(&server, "mine", "POST", "/api/v1/watch/nodes", json!({})).await, 405);
     let bound = |name: &str| json!({"spec": {"boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": name}}});
     for (account, body, code) in [
         ("used", bound("p"), 201),
