@@ -5,6 +5,7 @@
 //! `RESOLVE_BENEATH` where the kernel has it); a path that leads out is an error. What was opened is used by its descriptor
 //! afterwards, so that nothing is resolved twice. Trees are walked without recursion and with few descriptors.
 
+use std::collections::HashSet;
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -189,8 +190,10 @@ fn entries(dir: &File) -> io::Result<Vec<CString>> {
 /// What a tree takes on the disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Bytes of its blocks.
+    /// Bytes of its blocks; a file that has several names in the tree is counted once.
     pub bytes: u64,
+    /// Those of files that were not seen before ([`Seen`]).
+    pub new_bytes: u64,
     /// Files and directories.
     pub entries: u64,
     /// There is more than was measured.
@@ -200,15 +203,22 @@ pub struct Usage {
 impl std::ops::AddAssign for Usage {
     fn add_assign(&mut self, other: Self) {
         self.bytes += other.bytes;
+        self.new_bytes += other.new_bytes;
         self.entries += other.entries;
         self.is_too_deep |= other.is_too_deep;
     }
 }
 
-/// Measures a tree while others may write in it. Links are counted and not followed; a file that has a second name elsewhere
-/// is counted where it was made ([`link`] makes such names).
-pub fn usage(path: &Path, counts_links: bool) -> io::Result<Usage> {
+/// Files with several names that were counted already, in whatever tree: device and number. At most [`ENTRIES_MAX`] for each tree.
+pub type Seen = HashSet<(u64, u64)>;
+
+/// Measures a tree while others may write in it. Symbolic links are counted and not followed; a file that has several names is
+/// counted once in the tree ([`Usage::bytes`]) and once in all trees that are measured with the same `seen`
+/// ([`Usage::new_bytes`]). An error is never
+/// "nothing": how much there is is not known then.
+pub fn usage(path: &Path, seen: &mut Seen) -> io::Result<Usage> {
     let mut usage = Usage::default();
+    let mut here = Seen::new();
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let open = |dir: &OwnedFd, name: &CStr| rustix::fs::openat(dir, name, flags, Mode::empty());
     let top = match rustix::fs::open(path, flags, Mode::empty()) {
@@ -229,12 +239,22 @@ pub fn usage(path: &Path, counts_links: bool) -> io::Result<Usage> {
         if name.to_bytes() == b"." || name.to_bytes() == b".." {
             continue;
         }
-        // What has just gone takes nothing.
-        let Ok(stat) = rustix::fs::statat(&*dir, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+        let stat = match rustix::fs::statat(&*dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            // What has just gone takes nothing.
+            Err(Errno::NOENT) => continue,
+            Err(error) => return Err(error.into()),
+        };
         usage.entries += 1;
         let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-        if is_directory || counts_links || stat.st_nlink == 1 {
-            usage.bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+        let bytes = u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+        // One with a single name may have had more a moment ago, when it was seen.
+        let (is_single, id) = (is_directory || stat.st_nlink == 1, (stat.st_dev, stat.st_ino));
+        if is_single || here.insert(id) {
+            usage.bytes += bytes;
+        }
+        if is_single || seen.insert(id) {
+            usage.new_bytes += bytes;
         }
         if usage.entries >= ENTRIES_MAX {
             usage.is_too_deep = true;
@@ -243,8 +263,13 @@ pub fn usage(path: &Path, counts_links: bool) -> io::Result<Usage> {
         if is_directory {
             if depth >= DEPTH_MAX {
                 usage.is_too_deep = true;
-            } else if let Ok(below) = open(dir, name) {
-                stack.push((rustix::fs::Dir::read_from(&below)?, below));
+            } else {
+                match open(dir, name) {
+                    Ok(below) => stack.push((rustix::fs::Dir::read_from(&below)?, below)),
+                    // It has gone, or something else has its name.
+                    Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                    Err(error) => return Err(error.into()),
+                }
             }
         }
     }
@@ -328,9 +353,9 @@ mod tests {
         deep(&top, 5_000);
         std::fs::create_dir_all(top.join("a/b")).unwrap();
         std::fs::write(top.join("a/b/c"), vec![1; 100_000]).unwrap();
-        let measured = usage(&top, true).unwrap();
+        let measured = usage(&top, &mut Seen::new()).unwrap();
         assert!(measured.is_too_deep && measured.bytes >= 100_000, "{measured:?}");
-        assert!(!usage(&top.join("a"), true).unwrap().is_too_deep);
+        assert!(!usage(&top.join("a"), &mut Seen::new()).unwrap().is_too_deep);
         remove_tree(&top).unwrap();
         assert!(!top.exists());
         remove_tree(&top).unwrap();

@@ -6,6 +6,7 @@
 //! directories, and for no more than a small share of the time.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +17,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::beneath::{self, Usage};
+use crate::beneath::{self, Seen, Usage};
 use crate::pod::core::{Input, specs};
 use crate::pod::files::{FILES_DIR, MESSAGES_DIR, VOLUMES_DIR};
 use crate::pod::{Pods, Slot};
@@ -81,10 +82,13 @@ impl Disk {
     }
 }
 
-/// Keeps the disk from filling up, until shutdown.
+/// Keeps the disk from filling up, until shutdown. Free space is looked at while pods are measured, however long that takes.
 pub async fn run(pods: Arc<Pods>, shutdown: CancellationToken) {
+    tokio::join!(watch_space(&pods, &shutdown), measure(&pods, &shutdown));
+}
+
+async fn watch_space(pods: &Arc<Pods>, shutdown: &CancellationToken) {
     let disk = &pods.context.disk;
-    let mut measure_at = Instant::now();
     loop {
         let above = disk.look();
         let all = pods.all();
@@ -92,21 +96,35 @@ pub async fn run(pods: Arc<Pods>, shutdown: CancellationToken) {
             true => LOOK_IDLE,
             false => Duration::from_secs_f64(above as f64 / WRITE_RATE).clamp(LOOK_MIN, LOOK_MAX),
         };
-        let begun = Instant::now();
-        let mut wait = wait;
-        if disk.is_low() {
-            wait = if relieve(&pods, &all).await { RELIEF_WAIT } else { LOOK_IDLE };
-        } else if measure_at <= begun {
-            for slot in all.iter().filter(|slot| slot.has_files()) {
-                if slot.has_own_files() || is_limited(&slot.pod()) {
-                    check(&pods, slot).await;
-                }
-            }
-            measure_at = begun + MEASURE_EVERY.max(begun.elapsed() * MEASURE_SHARE);
-        }
+        let wait = match disk.is_low() {
+            true if relieve(pods, &all).await => RELIEF_WAIT,
+            true => LOOK_IDLE,
+            false => wait,
+        };
         // Waiting is all that is cut here.
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// Measures the pods that have bounds, one after the other.
+async fn measure(pods: &Arc<Pods>, shutdown: &CancellationToken) {
+    loop {
+        let begun = Instant::now();
+        for slot in pods.all().iter().filter(|slot| slot.has_files()) {
+            // While the disk is low the pods are measured to find the one that holds most.
+            if pods.context.disk.is_low() || shutdown.is_cancelled() {
+                break;
+            }
+            if slot.has_own_files() || is_limited(&slot.pod()) {
+                check(pods, slot).await;
+            }
+        }
+        // Waiting is all that is cut here.
+        tokio::select! {
+            () = tokio::time::sleep_until(begun + MEASURE_EVERY.max(begun.elapsed() * MEASURE_SHARE)) => {}
             () = shutdown.cancelled() => return,
         }
     }
@@ -116,7 +134,7 @@ pub async fn run(pods: Arc<Pods>, shutdown: CancellationToken) {
 async fn relieve(pods: &Arc<Pods>, all: &[Arc<Slot>]) -> bool {
     let mut most: Option<(u64, &Arc<Slot>)> = None;
     for slot in all.iter().filter(|slot| slot.has_files() && !slot.with_core(|core| core.is_ending())) {
-        let used = held(pods, slot).await.bytes;
+        let used = held(pods, slot).await;
         if used >= EVICTED_BYTES_MIN && most.is_none_or(|(bytes, _)| used > bytes) {
             most = Some((used, slot));
         }
@@ -124,20 +142,35 @@ async fn relieve(pods: &Arc<Pods>, all: &[Arc<Slot>]) -> bool {
     let Some((used, slot)) = most else { return false };
     let free = machine::storage(&pods.context.disk.dir).map_or(0, |(_, free)| free);
     let message = format!(
-        "The node was low on resource: ephemeral-storage. Threshold quantity: {}, available: {}Ki. The pod was using {}Ki. ",
+        "The node was low on resource: ephemeral-storage. Threshold quantity: {}, available: {}Ki. The pod was using {}. ",
         pods.context.disk.min_free_bytes,
         free >> 10,
-        used >> 10,
+        if used == MOST { "more than can be measured".to_owned() } else { format!("{}Ki", used >> 10) },
     );
     tracing::warn!(namespace = %slot.namespace, pod = %slot.name, used, free, "pod is evicted: the disk is low");
     pods.input(slot, Input::Evict { message });
     true
 }
 
-async fn held(pods: &Arc<Pods>, slot: &Slot) -> Usage {
+/// What a pod holds whose tree was not measured to its end.
+const MOST: u64 = u64::MAX;
+
+async fn held(pods: &Arc<Pods>, slot: &Slot) -> u64 {
     let dir = pods.context.pods_dir.join(&*slot.uid);
-    let measured = tokio::task::spawn_blocking(move || beneath::usage(&dir, false)).await;
-    measured.ok().and_then(Result::ok).unwrap_or_default()
+    let measured = tokio::task::spawn_blocking(move || beneath::usage(&dir, &mut Seen::new())).await;
+    bytes_of(measured.map_err(io::Error::other).flatten())
+}
+
+/// A tree that is too deep or cannot be walked to its end holds more than any other: nobody else is evicted for it.
+fn bytes_of(measured: io::Result<Usage>) -> u64 {
+    match measured {
+        Ok(usage) if usage.is_too_deep => MOST,
+        Ok(usage) => usage.bytes,
+        Err(error) => {
+            tracing::warn!(%error, "what a pod holds on the disk is not known");
+            MOST
+        }
+    }
 }
 
 /// Evicts a pod that holds more than it may.
@@ -149,8 +182,13 @@ async fn check(pods: &Arc<Pods>, slot: &Arc<Slot>) {
     let own = pods.context.pods_dir.join(&*slot.uid);
     let logs = logs::pod_dir(&pods.context.logs_dir, &slot.namespace, &slot.name, &slot.uid);
     let measured = tokio::task::spawn_blocking(move || excess(&pod, &own, &logs)).await;
-    if let Ok(Some(message)) = measured {
-        pods.input(slot, Input::Evict { message });
+    match measured.map_err(io::Error::other).flatten() {
+        Ok(Some(message)) => pods.input(slot, Input::Evict { message }),
+        Ok(None) => {}
+        // It says nothing of the pod's bounds: as when there are no descriptors left. It is measured again soon.
+        Err(error) => {
+            tracing::warn!(namespace = %slot.namespace, pod = %slot.name, %error, "what the pod holds is not measured");
+        }
     }
 }
 
@@ -161,48 +199,49 @@ fn is_limited(pod: &Pod) -> bool {
         || specs(pod).any(|container| storage_limit(container.resources.as_ref()).is_some())
 }
 
-/// What of a pod is more than it may be, in the kubelet's words. Blocks on the disk.
-fn excess(pod: &Pod, own: &Path, logs: &Path) -> Option<String> {
-    let measure = |dir: PathBuf, counts_links| beneath::usage(&dir, counts_links).unwrap_or_default();
-    let is_over = |used: Usage, limit: u64| used.bytes > limit || used.is_too_deep;
-    let spec = pod.spec.as_ref()?;
+/// What of a pod is more than it may be, in the kubelet's words. Blocks on the disk; a file with several names is counted for
+/// the first place that has it: a volume before what a container has beside it.
+fn excess(pod: &Pod, own: &Path, logs: &Path) -> io::Result<Option<String>> {
+    let mut seen = Seen::new();
+    let mut measure = |dir: PathBuf| beneath::usage(&dir, &mut seen);
+    let is_over = |bytes: u64, used: Usage, limit: u64| bytes > limit || used.is_too_deep;
+    let Some(spec) = pod.spec.as_ref() else { return Ok(None) };
+    let found = |message: String| Ok(Some(message));
     let limits: BTreeMap<&str, u64> = specs(pod)
         .filter_map(|container| Some((container.name.as_str(), storage_limit(container.resources.as_ref())?)))
         .collect();
     let mut total = Usage::default();
     for volume in spec.volumes.iter().flatten() {
+        // The files of others have second names beside the volumes, which are not the containers' own.
+        let used = measure(own.join(VOLUMES_DIR).join(&volume.name))?;
         let Some(source) = &volume.empty_dir else { continue };
         let limit = source.size_limit.as_ref().and_then(quantity::units).filter(|limit| *limit > 0);
-        if limit.is_none() && limits.is_empty() {
-            continue;
-        }
-        let used = measure(own.join(VOLUMES_DIR).join(&volume.name), true);
         total += used;
         if let (Some(limit), Some(written)) = (limit, &source.size_limit)
-            && is_over(used, limit)
+            && is_over(used.bytes, used, limit)
         {
             let (name, shown) = (&volume.name, &written.0);
-            return Some(format!("Usage of EmptyDir volume {name:?} exceeds the limit {shown:?}. "));
+            return found(format!("Usage of EmptyDir volume {name:?} exceeds the limit {shown:?}. "));
         }
     }
     for container in specs(pod) {
         let name = &container.name;
-        let mut used = measure(own.join(FILES_DIR).join(name), false);
-        used += measure(own.join(MESSAGES_DIR).join(name), true);
-        if is_over(used, OWN_BYTES_MAX) {
-            return Some(format!(
+        let mut used = measure(own.join(FILES_DIR).join(name))?;
+        used += measure(own.join(MESSAGES_DIR).join(name))?;
+        if is_over(used.new_bytes, used, OWN_BYTES_MAX) {
+            return found(format!(
                 "Container {name} exceeded the limit \"10Mi\" of what it may hold outside of volumes. "
             ));
         }
         if limits.is_empty() {
             continue;
         }
-        used += measure(logs.join(name), true);
+        used += measure(logs.join(name))?;
         total += used;
         if let Some(limit) = limits.get(name.as_str())
-            && is_over(used, *limit)
+            && is_over(used.new_bytes, used, *limit)
         {
-            return Some(format!(
+            return found(format!(
                 "Container {name} exceeded its local ephemeral storage limit \"{}\". ",
                 shown(*limit)
             ));
@@ -210,11 +249,11 @@ fn excess(pod: &Pod, own: &Path, logs: &Path) -> Option<String> {
     }
     // As the kubelet: a pod is bounded when all of its containers are.
     let sum: u64 = limits.values().sum();
-    if !limits.is_empty() && limits.len() == specs(pod).count() && is_over(total, sum) {
+    if !limits.is_empty() && limits.len() == specs(pod).count() && is_over(total.new_bytes, total, sum) {
         let shown = shown(sum);
-        return Some(format!("Pod ephemeral local storage usage exceeds the total limit of containers {shown}. "));
+        return found(format!("Pod ephemeral local storage usage exceeds the total limit of containers {shown}. "));
     }
-    None
+    Ok(None)
 }
 
 fn storage_limit(resources: Option<&ResourceRequirements>) -> Option<u64> {
@@ -253,7 +292,7 @@ mod tests {
             let container = json!({"name": "c", "resources": {"limits": limit}});
             let spec = json!({"volumes": [{"name": "v", "emptyDir": volume}], "containers": [container]});
             let pod: Pod = serde_json::from_value(json!({"spec": spec})).unwrap();
-            super::excess(&pod, &own, &logs).unwrap_or_default()
+            super::excess(&pod, &own, &logs).unwrap().unwrap_or_default()
         };
         for (volume, limit, expected) in [
             (json!({}), json!({}), ""),
@@ -272,8 +311,27 @@ mod tests {
         ] {
             assert_eq!(excess(volume, limit), expected);
         }
+        // A second name hides nothing, and what is a volume's is the container's no second time.
+        let link = |from: &str, to: &str| {
+            std::fs::create_dir_all(own.join(to).parent().unwrap()).unwrap();
+            std::fs::hard_link(own.join(from), own.join(to)).unwrap();
+        };
+        put(own.join("volumes/v/shown"), 12 << 10);
+        link("volumes/v/shown", "files/c/1/shown");
+        link("volumes/v/shown", "volumes/v/twice");
+        assert_eq!(excess(json!({"sizeLimit": "13Mi"}), json!({})), "");
+        put(own.join("files/c/1/hidden"), 11 << 10);
+        link("files/c/1/hidden", "files/c/1/name");
+        let own_limit = "Container c exceeded the limit \"10Mi\"";
+        assert!(excess(json!({}), json!({})).starts_with(own_limit));
+        let held = beneath::usage(&own, &mut Seen::new());
+        let bytes = bytes_of(held);
+        assert!((23 << 20..24 << 20).contains(&bytes), "each file once: {bytes}");
+        assert_eq!(bytes_of(Err(io::ErrorKind::PermissionDenied.into())), MOST);
+        assert_eq!(bytes_of(Ok(Usage { is_too_deep: true, ..Usage::default() })), MOST);
+        std::fs::remove_dir_all(own.join("files")).unwrap();
         put(own.join("messages/c/1/other"), 11 << 10);
-        assert!(excess(json!({}), json!({})).starts_with("Container c exceeded the limit \"10Mi\""));
+        assert!(excess(json!({}), json!({})).starts_with(own_limit));
     }
 
     #[test]

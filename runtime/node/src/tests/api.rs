@@ -204,6 +204,22 @@ impl Api {
         of.map(|event| event["reason"].as_str().unwrap().to_owned()).collect()
     }
 
+    /// The first so many of them, once they are there.
+    pub async fn first_reasons(&self, name: &str, count: usize) -> Vec<String> {
+        let recorded = async {
+            loop {
+                let changed = self.changed.notified();
+                let mut reasons = self.reasons(name);
+                if reasons.len() >= count {
+                    reasons.truncate(count);
+                    return reasons;
+                }
+                changed.await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, recorded).await.expect("events")
+    }
+
     fn store(&self, state: &mut State, kind: &str, name: &str, mut pod: Value) {
         state.revision += 1;
         pod["metadata"]["resourceVersion"] = json!(state.revision.to_string());
