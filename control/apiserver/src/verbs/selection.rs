@@ -15,6 +15,9 @@ use crate::request::call::Call;
 /// Longest life of a watch.
 const WATCH_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 
+/// Most terms of a selector: each is looked at for each object.
+const TERMS_MAX: usize = 1_000;
+
 /// How `resourceVersion` is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Match {
@@ -44,6 +47,9 @@ impl ListOptions {
             .map_err(|error| Status::bad_request(error.to_string()))?;
         let mut fields = FieldSelector::parse(query.get("fieldSelector").unwrap_or_default())
             .map_err(|error| Status::bad_request(error.to_string()))?;
+        if labels.requirements().len().max(fields.terms().len()) > TERMS_MAX {
+            return Err(Status::bad_request(format!("a selector has at most {TERMS_MAX} terms")));
+        }
         check_fields(&mut fields, resource)?;
         if let Some(name) = call.target.name.as_deref() {
             // Only the old watch paths name an object here.
