@@ -4,8 +4,8 @@
 //! first writing does it in the file. Each record has a checksum, and the number of records and the sum of their checksums
 //! stand beside them, so that neither a wrong bit nor a lost page goes unseen.
 //!
-//! A write that fails for lack of space leaves what was there, and can be tried again. When a *sync* fails, nothing is known
-//! ([`Checkpoint::is_broken`]): the process must end, because the log may not be cut by what only memory holds.
+//! A write that fails for lack of space leaves what was there, and can be tried again. When a *sync* fails, or redb
+//! panics, nothing is known ([`Checkpoint::is_broken`]): the process must end, because the log may not be cut by what only memory holds.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -136,18 +136,30 @@ impl Checkpoint {
         Ok((Checkpoint { host: host.clone(), path: path.into(), database: Mutex::new(None), broken }, loaded))
     }
 
-    /// Whether a sync of it failed.
+    /// Whether a sync of it failed, or redb itself.
     pub fn is_broken(&self) -> bool {
         self.broken.load(Ordering::Acquire)
     }
 
+    fn broken(&self) -> io::Error {
+        io::Error::other(format!("writing {} failed before, so that nothing can be known of it", self.path.display()))
+    }
+
     fn database(&self) -> io::Result<Arc<Database>> {
         let mut database = self.database.lock();
+        if self.is_broken() {
+            return Err(self.broken());
+        }
         if let Some(database) = &*database {
             return Ok(database.clone());
         }
         let file = self.host.disk.open(&self.path, How::Write)?;
-        let opened = Arc::new(build(Direct { file, broken: self.broken.clone() }).map_err(io_error)?);
+        let direct = Direct { file, broken: self.broken.clone() };
+        let Ok(opened) = catch_unwind(AssertUnwindSafe(|| build(direct))) else {
+            self.broken.store(true, Ordering::Release);
+            return Err(self.broken());
+        };
+        let opened = Arc::new(opened.map_err(io_error)?);
         *database = Some(opened.clone());
         Ok(opened)
     }
@@ -203,11 +215,22 @@ impl Checkpoint {
             write.commit()?;
             Ok(())
         };
-        done().map_err(|error| {
-            // Whatever redb keeps of it in memory is not to be trusted; the file is whole.
-            self.database.lock().take();
-            io_error(error)
-        })
+        let Ok(done) = catch_unwind(AssertUnwindSafe(done)) else {
+            self.broken.store(true, Ordering::Release);
+            // Closing it would stumble as well; the process ends before long.
+            std::mem::forget((self.database.lock().take(), database));
+            return Err(self.broken());
+        };
+        match done {
+            // Whatever became of it: nothing may be cut by it.
+            Ok(()) if self.is_broken() => Err(self.broken()),
+            Ok(()) => Ok(()),
+            Err(error) => {
+                // Whatever redb keeps of it in memory is not to be trusted; the file is whole.
+                self.database.lock().take();
+                Err(io_error(error))
+            }
+        }
     }
 
     /// Closes the file, once nobody writes or reads it any more.

@@ -228,8 +228,11 @@ impl State {
         for collection in self.collections.values_mut() {
             (collection.history_start, collection.forgotten) = (floor, floor);
         }
+        let applied = self.applied;
         for (name, forgotten) in forgotten {
             let collection = self.collection_mut(&name);
+            // Also of one that has no record now: its last event is in the history, and not in the ring.
+            (collection.ring_start, collection.written) = (applied, applied);
             (collection.history_start, collection.forgotten) = (forgotten, forgotten);
         }
     }

@@ -104,15 +104,16 @@ impl Watcher {
                 self.wait().await?;
                 continue;
             }
-            let batch = match self.look()? {
-                Look::Memory(batch) => batch,
-                Look::Disk { ring_start } => self.read_back(ring_start).await?,
+            let (batch, from_disk) = match self.look()? {
+                Look::Memory(batch) => (batch, false),
+                Look::Disk { ring_start } => (self.read_back(ring_start).await?, true),
             };
             self.after = batch.revision;
             if !batch.events.is_empty() {
                 return Ok(batch);
             }
-            if self.is_behind()? {
+            // Nothing before the ring says nothing of the ring, and what is in it is told already.
+            if from_disk || self.is_behind()? {
                 continue;
             }
             self.wait().await?;
@@ -221,5 +222,31 @@ impl fmt::Debug for Watcher {
             .field("collection", &self.collection)
             .field("after", &self.after)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use crate::record::{EventKind, Guard, Key, Op, Value};
+    use crate::{Config, Keyspace};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_deletion_of_a_last_record_is_heard_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let keyspace = Keyspace::open(Config::new(dir.path())).await.unwrap();
+        let key = Key::new("things", "a");
+        let value = Value { bytes: bytes::Bytes::from_static(b"x"), revision_at: 0 };
+        let put = keyspace.transact(vec![Op::Put { key: key.clone(), value, guard: Guard::Absent }]).await.unwrap();
+        let gone = keyspace.transact(vec![Op::Delete { key, guard: Guard::Present }]).await.unwrap();
+        keyspace.0.member.checkpoint().await.unwrap();
+        keyspace.shutdown().await;
+        let keyspace = Keyspace::open(Config::new(dir.path())).await.unwrap();
+        let mut watcher = keyspace.watch("things", put.revision).unwrap();
+        let batch = tokio::time::timeout(Duration::from_secs(10), watcher.next()).await.expect("it is told").unwrap();
+        assert_eq!((batch.events.len(), batch.events[0].kind), (1, EventKind::Delete));
+        assert_eq!(batch.events[0].record.revision, gone.revision);
+        keyspace.shutdown().await;
     }
 }

@@ -231,10 +231,11 @@ impl History {
         let after = after.get();
         let (path, place) = {
             let index = self.index.lock();
-            let Some(kind) = index.kinds.get(collection) else { return Ok(None) };
-            if after < kind.forgotten {
+            let kind = index.kinds.get(collection);
+            if after < kind.map_or(index.floor, |kind| kind.forgotten) {
                 return Err(io::Error::new(io::ErrorKind::NotFound, "it is forgotten"));
             }
+            let Some(kind) = kind else { return Ok(None) };
             let at = kind.segments.partition_point(|segment| segment.last() <= after);
             let Some(segment) = kind.segments.get(at) else { return Ok(None) };
             let block = segment.blocks.partition_point(|place| place.last <= after);
@@ -555,6 +556,15 @@ mod tests {
         assert_eq!(read(&history, "quiet", 0).unwrap(), [1, 2, 3]);
         let now = history.forgotten().into_iter().find(|(name, _)| &**name == "noisy").unwrap().1;
         assert!(now > *upto && now.get() < 103);
+    }
+
+    #[test]
+    fn what_was_before_all_is_forgotten_of_whoever_was_never_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = open(&dir, 0, 1 << 20);
+        history.reset(Revision::new(9));
+        assert!(read(&history, "things", 8).is_err());
+        assert_eq!(read(&history, "things", 9).unwrap(), [0_u64; 0]);
     }
 
     #[test]

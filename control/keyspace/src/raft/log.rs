@@ -197,9 +197,10 @@ impl Log {
         self.bytes() >= self.0.sizes.cut
     }
 
-    /// Bytes of applied entries that may be kept for other members, so that cutting still makes room.
+    /// Bytes of applied entries that may be kept for other members, so that cutting still makes room. None while the next
+    /// file is not there: what is kept has to be said again in this one.
     pub fn keepable(&self) -> usize {
-        self.0.sizes.cut / 8
+        if self.space().is_some_and(|space| space.stuck) { 0 } else { self.0.sizes.cut / 8 }
     }
 
     /// Waits until it may be time to cut it.
@@ -559,7 +560,8 @@ impl Log {
         inner.purge(upto);
         self.resized(&inner);
         // Nobody waits: what a lost purge mark leaves is read again, and purged again.
-        if inner.written < self.0.sizes.rotate {
+        let is_owed = inner.wal.as_ref().is_some_and(Wal::is_rotation_owed);
+        if inner.written < self.0.sizes.rotate && !is_owed {
             inner.append(vec![codec::purge(&upto)], Box::new(|_| ()));
         } else {
             let mut bodies = vec![codec::purge(&upto)];

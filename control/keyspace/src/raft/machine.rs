@@ -4,6 +4,7 @@
 //! Who reads takes the state's lock only to clone a root; who applies holds it for a few hundred entries at most. An
 //! answer goes out after the lock is released and watchers are woken, so whoever got it finds what it did.
 
+use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use super::types::{LogId, MemberId, Reply, SnapshotMeta, Stored, TypeConfig};
 use crate::checkpoint::{Checkpoint, Loaded};
 use crate::history::{Events, History};
 use crate::host::{self, blocking};
-use crate::record::Revision;
+use crate::record::{Key, Record, Revision};
 use crate::state::{Retention, State, Unwritten};
 
 /// Entries applied under one hold of the lock.
@@ -248,10 +249,11 @@ impl Machine {
 
     /// The same, in the caller's thread.
     pub fn write_changes(&self) -> io::Result<()> {
-        let (head, changes, bytes) = {
+        let (head, mut taken) = {
             let mut state = self.state.write();
             let bytes = std::mem::take(&mut state.dirty_bytes);
-            (self.head.lock().clone(), std::mem::take(&mut state.dirty), bytes)
+            let changes = std::mem::take(&mut state.dirty);
+            (self.head.lock().clone(), Taken { machine: self, changes, bytes })
         };
         if head == *self.covered.lock() {
             return Ok(());
@@ -261,15 +263,8 @@ impl Machine {
         if let Err(error) = self.history.cover(revision(head.applied.as_ref()), &broken) {
             tracing::error!(%error, "write the head of the watch history; it is forgotten at the next start");
         }
-        if let Err(error) = self.checkpoint.write(&codec::encode_head(&head), &changes) {
-            let mut state = self.state.write();
-            for (key, record) in changes {
-                // What was written since is newer.
-                state.dirty.entry(key).or_insert(record);
-            }
-            state.dirty_bytes += bytes;
-            return Err(error);
-        }
+        self.checkpoint.write(&codec::encode_head(&head), &taken.changes)?;
+        (taken.changes, taken.bytes) = Default::default();
         *self.covered.lock() = head;
         Ok(())
     }
@@ -304,6 +299,28 @@ impl Machine {
             Ok(())
         })
         .await
+    }
+}
+
+/// Changes on their way to the checkpoint. Whatever ends that before they are there, a panic too, gives them back: the next
+/// one would lack them.
+struct Taken<'a> {
+    machine: &'a Machine,
+    changes: HashMap<Key, Option<Arc<Record>>>,
+    bytes: usize,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        if self.changes.is_empty() && self.bytes == 0 {
+            return;
+        }
+        let mut state = self.machine.state.write();
+        for (key, record) in std::mem::take(&mut self.changes) {
+            // What was written since is newer.
+            state.dirty.entry(key).or_insert(record);
+        }
+        state.dirty_bytes += self.bytes;
     }
 }
 

@@ -318,6 +318,8 @@ impl Member {
         self.log.set_uncut(written.as_ref().is_err_and(host::is_no_space));
         if self.machine.is_broken() {
             self.broken.notify_one();
+            // Nothing is cut by a checkpoint of which nothing is known.
+            return written.and(Err(io::Error::other("the disk of state.redb failed")));
         }
         written?;
         let covered = self.machine.checkpointed();

@@ -36,6 +36,7 @@ struct World {
     /// Files that were opened before the last power cut are gone.
     epoch: u64,
     failing_syncs: u32,
+    panics: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -81,6 +82,7 @@ impl SimDisk {
             off: false,
             epoch: 0,
             failing_syncs: 0,
+            panics: false,
         })))
     }
 
@@ -107,6 +109,11 @@ impl SimDisk {
     /// The next syncs of files fail, and forget what they should have written.
     pub fn fail_syncs(&self, count: u32) {
         self.0.lock().failing_syncs = count;
+    }
+
+    /// The next sync of a file panics, as a library above it might.
+    pub fn panic_once(&self) {
+        self.0.lock().panics = true;
     }
 
     /// Cuts the power, and gives it back: of what was not synced, any part is there.
@@ -364,6 +371,7 @@ impl DiskFile for SimFile {
     fn sync_data(&self) -> io::Result<()> {
         self.with(|world| {
             world.step()?;
+            assert!(!std::mem::take(&mut world.panics), "the test has this panic");
             let inode = world.files.get_mut(&self.id).unwrap();
             if world.failing_syncs > 0 {
                 world.failing_syncs -= 1;

@@ -129,6 +129,32 @@ fn print_entry(entry: &Entry) -> (LogId, String) {
     }
 }
 
+/// What a failed checkpoint did not write is in none: the log must not be cut by it, nor a later one be written without it.
+#[test]
+fn a_checkpoint_that_panics_loses_no_change_and_ends_them_all() {
+    let disk = SimDisk::new(5);
+    let store = Store::open(&disk).unwrap();
+    let value = Value { bytes: Bytes::from_static(b"x"), revision_at: 0 };
+    let op = Op::Put { key: Key::new("things", "a"), value, guard: Guard::None };
+    let payloads = [EntryPayload::Blank, EntryPayload::Normal(Transaction::new(vec![op]))];
+    let leader = LeaderId { term: 1, node_id: 1 };
+    let entries = payloads.into_iter().zip(0..).map(|(payload, at)| Entry::new(LogId::new(leader, at), payload));
+    store.log.append_entries(entries.collect(), Box::new(Result::unwrap));
+    store.apply(1);
+    disk.panic_once();
+    assert!(store.machine.write_changes().is_err() && store.machine.is_broken());
+    assert_eq!(store.machine.state.read().dirty.len(), 1);
+    // The disk is well again, and this process may not believe it.
+    assert!(store.machine.write_changes().is_err());
+    assert!(store.machine.covered().is_none());
+    store.close();
+    let store = Store::open(&disk).unwrap();
+    store.apply(1);
+    assert_eq!(store.records().keys().collect::<Vec<_>>(), ["a"]);
+    store.machine.write_changes().unwrap();
+    store.close();
+}
+
 /// One history.
 pub struct Play {
     pub random: StdRng,

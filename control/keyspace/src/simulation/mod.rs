@@ -11,7 +11,7 @@ pub use disk::SimDisk;
 use crate::host::Sizes;
 
 /// Bounds so small that a short history comes past all of them.
-const SIZES: Sizes = Sizes { segment: 32 << 10, rotate: 24 << 10, cut: 32 << 10, full: 96 << 10 };
+pub const SIZES: Sizes = Sizes { segment: 32 << 10, rotate: 24 << 10, cut: 32 << 10, full: 96 << 10 };
 
 /// Runs `history` for each seed, or for `CORACLE_SEED` alone.
 fn seeds(count: u64, test: &str, history: impl Fn(u64) -> Result<(), String>) {

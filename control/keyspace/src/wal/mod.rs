@@ -240,8 +240,16 @@ impl Wal {
 
     /// Begins a new segment with `bodies`, which say again what is still needed, and deletes all before it. A crash
     /// between the two leaves both: what the bodies say again must be harmless to read twice.
+    ///
+    /// On a full disk there is no new segment before old ones are gone: then the bodies are written in this one, if it has
+    /// room. Otherwise only the first is, nothing is deleted, and a rotation [is owed](Wal::is_rotation_owed).
     pub fn rotate(&self, bodies: Vec<Vec<u8>>, done: Done) {
         self.send(Request::Rotate { bodies, done });
+    }
+
+    /// Whether the last rotation found no room, and is to be asked for again.
+    pub fn is_rotation_owed(&self) -> bool {
+        self.spares.is_rotation_owed()
     }
 
     /// What can still be written.
@@ -358,9 +366,18 @@ impl Writer {
         while let Some(request) = next.take() {
             let (bodies, done) = match request {
                 Request::Append { bodies, done } => (bodies, done),
-                Request::Rotate { bodies, done } => {
-                    result = result.and_then(|()| self.next_segment());
-                    keep_from = Some(self.head.number);
+                Request::Rotate { mut bodies, done } => {
+                    let has_file = self.spares.await_next();
+                    let has_room = has_file || self.has_room(&bodies);
+                    if has_file {
+                        result = result.and_then(|()| self.next_segment());
+                    }
+                    if has_room {
+                        keep_from = Some(self.head.number);
+                    } else {
+                        bodies.truncate(1);
+                    }
+                    self.spares.owe_rotation(!has_room);
                     (bodies, done)
                 }
             };
@@ -368,7 +385,8 @@ impl Writer {
             for body in bodies {
                 result = result.and_then(|()| self.push(&body));
             }
-            if self.buffer.len() < BODY_BYTES_MAX {
+            // What a rotation frees may be what the next request needs.
+            if self.buffer.len() < BODY_BYTES_MAX && keep_from.is_none() {
                 next = more();
             }
         }
@@ -390,6 +408,13 @@ impl Writer {
             tracing::error!(%error, dir = %self.dir.display(), "write the log; no further write is accepted");
             self.broken = Some(again(error));
         }
+    }
+
+    /// Whether `bodies` fit in this segment.
+    fn has_room(&self, bodies: &[Vec<u8>]) -> bool {
+        let framed: usize = bodies.iter().map(|body| FRAME_HEAD + body.len()).sum();
+        let behind = MARK_BYTES + END.len();
+        self.offset + (self.buffer.len() + framed + behind) as u64 <= self.length
     }
 
     fn push(&mut self, body: &[u8]) -> io::Result<()> {

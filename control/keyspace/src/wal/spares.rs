@@ -7,7 +7,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
@@ -37,6 +37,8 @@ pub struct Spares {
     known: Arc<Notify>,
     /// Bytes that fit in the segment being written.
     left: AtomicU64,
+    /// Whether old segments are still there because there was no room to say again what is needed of them.
+    owed: AtomicBool,
 }
 
 #[derive(Default)]
@@ -58,7 +60,15 @@ impl Spares {
         let there = host.disk.open(&dir.join(SPARE), How::Read).and_then(|file| file.len());
         let ready = there.is_ok_and(|length| length == host.sizes.segment);
         let state = Mutex::new(State { ready, gone: true, ..State::default() });
-        Spares { host, dir: dir.into(), state, changed: Condvar::new(), known: Arc::default(), left: AtomicU64::new(0) }
+        Spares {
+            host,
+            dir: dir.into(),
+            state,
+            changed: Condvar::new(),
+            known: Arc::default(),
+            left: AtomicU64::new(0),
+            owed: AtomicBool::new(false),
+        }
     }
 
     /// What can be written in this segment and the next.
@@ -75,6 +85,27 @@ impl Spares {
     /// Says what fits in the segment being written.
     pub fn measured(&self, left: u64) {
         self.left.store(left, Ordering::Relaxed);
+    }
+
+    /// Says whether a rotation is owed.
+    pub fn owe_rotation(&self, owed: bool) {
+        self.owed.store(owed, Ordering::Relaxed);
+    }
+
+    /// Whether one is.
+    pub fn is_rotation_owed(&self) -> bool {
+        self.owed.load(Ordering::Relaxed)
+    }
+
+    /// Waits until a spare is there, or making one has failed; whether [`Spares::become_segment`] need not wait.
+    pub fn await_next(&self) -> bool {
+        let mut state = self.state.lock();
+        while !state.ready && !state.failed && !state.gone {
+            state.urgent = true;
+            self.changed.notify_all();
+            self.changed.wait(&mut state);
+        }
+        state.ready || state.gone
     }
 
     /// Says that a thread is about to call [`Spares::make_ahead`].

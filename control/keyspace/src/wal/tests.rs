@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::mpsc;
 
 use super::*;
+use crate::simulation::{SIZES, SimDisk};
 
 fn begin(dir: &Path) -> Wal {
     create(&Host::real(), dir).unwrap();
@@ -77,6 +78,43 @@ fn segments_follow_one_another_and_old_ones_go() {
     let logs: Vec<&String> = names.iter().filter(|name| name.ends_with(".log")).collect();
     assert_eq!(logs, ["00000000000000000003.log"]);
     assert_eq!(bodies(dir.path()), [b"head"]);
+}
+
+/// On a full disk there is no file for a new segment before an old one is gone.
+#[test]
+fn a_full_disk_gets_the_space_of_old_segments_back() {
+    const LIMIT: Duration = Duration::from_secs(30);
+    let disk = SimDisk::new(1);
+    let host = Host::simulated(Arc::new(disk.clone()), 7, true, SIZES);
+    let dir = Path::new("/log");
+    create(&host, dir).unwrap();
+    let wal = read(&host, dir).unwrap().start().unwrap();
+    let known = || futures::executor::block_on(wal.hurry());
+    let asked = |rotate: bool, bodies: Vec<Vec<u8>>| {
+        let (send, receive) = mpsc::channel();
+        let done: Done = Box::new(move |result| drop(send.send(result)));
+        if rotate { wal.rotate(bodies, done) } else { wal.append(bodies, done) }
+        receive.recv_timeout(LIMIT).expect("nothing waits for space that only this gives").unwrap();
+    };
+    known();
+    assert!(wal.space().ready);
+    disk.set_capacity(disk.used());
+    // The second goes to the next file, and there is no other.
+    let big = vec![7; SIZES.segment as usize * 2 / 3];
+    asked(false, vec![big.clone()]);
+    asked(false, vec![big.clone()]);
+    known();
+    assert!(wal.space().stuck);
+    // What does not fit is left for later, but for its beginning.
+    asked(true, vec![b"mark".to_vec(), big.clone()]);
+    assert!(wal.is_rotation_owed());
+    asked(true, vec![b"again".to_vec(), b"needed".to_vec()]);
+    assert!(!wal.is_rotation_owed());
+    // The space of the first is there for another, and writing goes on.
+    asked(false, vec![big.clone()]);
+    drop(wal);
+    let there: Vec<Vec<u8>> = read(&host, dir).unwrap().bodies.into_iter().map(|body| body.bytes).collect();
+    assert_eq!(there, [big.clone(), b"mark".to_vec(), b"again".to_vec(), b"needed".to_vec(), big]);
 }
 
 #[test]

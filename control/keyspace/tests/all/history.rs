@@ -252,7 +252,9 @@ async fn a_history_that_cannot_be_written_shortens_the_window_and_nothing_else()
             let batch = tokio::time::timeout(Duration::from_secs(10), watcher.next()).await.expect("in time").unwrap();
             heard.extend(batch.events.iter().map(|event| event.record.revision.get()));
         }
-        assert_eq!(heard, (oldest.get() + 1..=keyspace.revision().get()).collect::<Vec<_>>());
+        // After a start the present is an entry of the leader's own, which changes no record.
+        let last = keyspace.get("things", "a").unwrap().revision.get();
+        assert_eq!(heard, (oldest.get() + 1..=last).collect::<Vec<_>>());
         heard.len()
     };
     write(10).await;

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use coracle_keyspace::{Batch, Config, EventKind, Guard, Keyspace, Retention, Revision, WatchEnded, Watcher};
+use bytes::Bytes;
+use coracle_keyspace::{Batch, Config, EventKind, Guard, Key, Keyspace, Op, Retention, Revision, Value, WatchEnded, Watcher};
 use futures::FutureExt;
 
 use crate::{delete, open, put};
@@ -181,4 +182,20 @@ async fn a_restart_keeps_revisions_and_forgets_only_what_it_says() {
     let ended = tokio::spawn(async move { future.next().await.unwrap_err() });
     keyspace.shutdown().await;
     assert_eq!(ended.await.unwrap(), WatchEnded::Stopped);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_object_of_a_kind_is_heard_at_once_by_who_listed_it_empty() {
+    let dir = tempfile::tempdir().unwrap();
+    let keyspace = open(&dir).await;
+    let listed = keyspace.revision();
+    for at in 0..10 {
+        let value = Value { bytes: Bytes::from_static(b"x"), revision_at: 0 };
+        let key = Key::new("others", format!("{at}"));
+        keyspace.transact(vec![Op::Put { key, value, guard: Guard::Absent }]).await.unwrap();
+    }
+    let first = keyspace.transact(vec![put("first", "x", Guard::Absent)]).await.unwrap().revision;
+    let mut watcher = keyspace.watch("things", listed).unwrap();
+    assert_eq!(names(&next(&mut watcher).await), [(EventKind::Put, "first".into(), first.get())]);
+    keyspace.shutdown().await;
 }
