@@ -93,7 +93,11 @@ fn a_full_disk_gets_the_space_of_old_segments_back() {
     let asked = |rotate: bool, bodies: Vec<Vec<u8>>| {
         let (send, receive) = mpsc::channel();
         let done: Done = Box::new(move |result| drop(send.send(result)));
-        if rotate { wal.rotate(bodies, done) } else { wal.append(bodies, done) }
+        if rotate {
+            wal.rotate(bodies, done)
+        } else {
+            wal.append(bodies, done)
+        }
         receive.recv_timeout(LIMIT).expect("nothing waits for space that only this gives").unwrap();
     };
     known();

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use coracle_keyspace::{Batch, Config, EventKind, Guard, Key, Keyspace, Op, Retention, Revision, Value, WatchEnded, Watcher};
+use coracle_keyspace::{
+    Batch, Config, EventKind, Guard, Key, Keyspace, Op, Retention, Revision, Value, WatchEnded, Watcher,
+};
 use futures::FutureExt;
 
 use crate::{delete, open, put};
