@@ -50,11 +50,11 @@ pub fn guest(package: &str) -> PathBuf {
 }
 
 /// A program of a Go module of ours, `tests/MODULE`, built into `target/tools` when it is not there yet or older than the module.
-/// `build` are the words after `go`; the last may name a package, which is the module's own otherwise.
+/// `build` are the words after `go`, `package` is what is built.
 ///
 /// # Panics
 /// When it cannot be built: the message is the command to run.
-pub fn go_program(module: &str, name: &str, build: &[&str]) -> PathBuf {
+pub fn go_program(module: &str, name: &str, build: &[&str], package: &str) -> PathBuf {
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let program = root().join("target/tools").join(name);
@@ -65,17 +65,13 @@ pub fn go_program(module: &str, name: &str, build: &[&str]) -> PathBuf {
         return program;
     }
     let mut go = Command::new("go");
-    let (options, package) = match build.split_last() {
-        Some((last, options)) if last.contains('/') => (options, *last),
-        _ => (build, "."),
-    };
-    go.args(options)
+    go.args(build)
         .arg("-o")
         .arg(&program)
         .arg(package)
         .current_dir(&folder)
         .env("GOFLAGS", "-buildvcs=false -mod=readonly");
-    let command = format!("(cd tests/{module} && go {} -o ../../target/tools/{name} {package})", options.join(" "));
+    let command = format!("(cd tests/{module} && go {} -o ../../target/tools/{name} {package})", build.join(" "));
     match go.status() {
         Ok(status) if status.success() => program,
         Ok(status) => panic!("{name} does not build ({status}): {command}"),
@@ -93,7 +89,7 @@ pub fn kubectl() -> &'static Path {
             const VERSION: &str = "k8s.io/component-base/version";
             let stamp =
                 format!("-s -w -X {VERSION}.gitVersion=v1.37.0 -X {VERSION}.gitMajor=1 -X {VERSION}.gitMinor=37");
-            go_program("kubectl", "kubectl", &["build", "-ldflags", &stamp])
+            go_program("kubectl", "kubectl", &["build", "-ldflags", &stamp], ".")
         })
     })
 }

@@ -85,9 +85,9 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let suite = go_program("conformance", "e2e.test", &["test", "-c", "-ldflags", "-s -w"]);
+    let suite = go_program("conformance", "e2e.test", &["test", "-c", "-ldflags", "-s -w"], ".");
     let ginkgo =
-        go_program("conformance", "ginkgo", &["build", "-ldflags", "-s -w", "github.com/onsi/ginkgo/v2/ginkgo"]);
+        go_program("conformance", "ginkgo", &["build", "-ldflags", "-s -w"], "github.com/onsi/ginkgo/v2/ginkgo");
     let own = arguments.kubeconfig.is_none().then(Cluster::start);
     if let Some(cluster) = &own {
         for image in IMAGES {

@@ -110,7 +110,7 @@ impl Segment {
         self.blocks.last().map_or(self.after, |place| place.last)
     }
 
-    /// Takes note of a block that was [written](write) at the end.
+    /// Takes note of a block that was [written](fn@write) at the end.
     pub fn push(&mut self, head: &Head, bytes: usize) {
         self.blocks.push(Place { offset: self.bytes as u32, last: head.last });
         self.bytes += bytes as u64;

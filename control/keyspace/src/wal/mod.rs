@@ -1,5 +1,5 @@
 //! The log on disk: checksummed frames in preallocated segment files, written by one thread that syncs once for all
-//! who wait. [`format`] has the bytes.
+//! who wait. [`format`](mod@format) has the bytes.
 //!
 //! Files are preallocated, so that a sync has no file size to write: on a common disk this makes the difference between 200
 //! and more than 600 syncs a second, which is why the log is not kept in redb. A frame that does not fit begins a new

@@ -59,9 +59,8 @@ fn main() {
                 1
             }
             "disk" => {
-                let written = File::create(argument(1)).and_then(|mut file| {
-                    (0..count(2)).try_for_each(|_| file.write_all(&vec![b'x'; 1 << 20]))
-                });
+                let written = File::create(argument(1))
+                    .and_then(|mut file| (0..count(2)).try_for_each(|_| file.write_all(&vec![b'x'; 1 << 20])));
                 println!("{written:?}");
                 2
             }
