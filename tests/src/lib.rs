@@ -64,6 +64,7 @@ pub fn go_program(module: &str, name: &str, build: &[&str], package: &str) -> Pa
     if program.is_file() && modified(&program) >= sources.max() {
         return program;
     }
+    std::fs::create_dir_all(root().join("target/tools")).expect("make target/tools");
     let mut go = Command::new("go");
     go.args(build)
         .arg("-o")
