@@ -87,7 +87,7 @@ impl Store {
     /// Length of a blob of this repository.
     pub fn blob_size(&self, name: &Name, digest: &Digest) -> io::Result<Option<u64>> {
         // A manifest is a blob too.
-        if !self.layer(name, digest).exists() && !self.revision(name, digest).exists() {
+        if !self.layer(name, digest).try_exists()? && !self.revision(name, digest).try_exists()? {
             return Ok(None);
         }
         file_size(&self.blob_path(digest))
@@ -131,7 +131,7 @@ impl Store {
     /// Removes a content that no repository has any more.
     fn drop_content(&self, digest: &Digest) -> io::Result<()> {
         for name in self.repositories()? {
-            if self.layer(&name, digest).exists() || self.revision(&name, digest).exists() {
+            if self.layer(&name, digest).try_exists()? || self.revision(&name, digest).try_exists()? {
                 return Ok(());
             }
         }
@@ -177,7 +177,7 @@ impl Store {
             }
         }
         for needed in &manifest.manifests {
-            if !self.revision(name, needed).exists() {
+            if !self.revision(name, needed).try_exists()? {
                 return Ok(Err(needed.clone()));
             }
         }
@@ -214,7 +214,7 @@ impl Store {
             }
             Reference::Digest(digest) => digest,
         };
-        if !self.revision(name, digest).exists() {
+        if !self.revision(name, digest).try_exists()? {
             return Ok(Deleted::Absent);
         }
         for tag in self.tags(name)?.unwrap_or_default() {
@@ -257,7 +257,7 @@ impl Store {
                 }
                 let full = if name.is_empty() { part.clone() } else { format!("{name}/{part}") };
                 let dir = dir.join(&part);
-                if dir.join("_manifests").exists() || dir.join("_layers").exists() {
+                if is_there(&dir.join("_manifests"))? || is_there(&dir.join("_layers"))? {
                     names.extend(full.parse::<Name>().ok());
                 }
                 if depth < DEPTH_MAX {
@@ -277,8 +277,9 @@ impl Store {
             let mut named: HashSet<Digest> = HashSet::new();
             for hex in list(&self.repository(&name).join("_manifests/revisions"))? {
                 let Some(digest) = Digest::from_hex(&hex) else { continue };
-                // An unreadable manifest keeps nothing alive but itself.
-                if let Ok(bytes) = self.read_manifest(&digest) {
+                // Only one that is not there names nothing. Whatever else keeps it from being read ends the collection: what
+                // it names would be taken for garbage.
+                if let Some(bytes) = absent(self.read_manifest(&digest))? {
                     named.extend(manifest::names(&bytes));
                 }
                 kept.insert(digest);
@@ -374,6 +375,14 @@ fn absent<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
+/// Whether it is there; below a file nothing is.
+fn is_there(path: &Path) -> io::Result<bool> {
+    match path.try_exists() {
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(false),
+        known => known,
+    }
+}
+
 fn read(path: &Path) -> io::Result<Option<String>> {
     absent(fs::read_to_string(path))
 }
@@ -384,4 +393,29 @@ fn remove(path: &Path) -> io::Result<bool> {
 
 fn file_size(path: &Path) -> io::Result<Option<u64>> {
     absent(fs::metadata(path)).map(|metadata| metadata.map(|metadata| metadata.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manifest_that_cannot_be_read_ends_the_collection() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let name: Name = "app".parse().unwrap();
+        let digest = |letter: &str| Digest::from_hex(&letter.repeat(64)).unwrap();
+        let (manifest, layer) = (digest("a"), digest("b"));
+        let part = dir.path().join("part");
+        fs::write(&part, "layer").unwrap();
+        store.add_blob(&name, &layer, &part).unwrap();
+        link(&store.revision(&name, &manifest)).unwrap();
+        // A directory in its place: it is there, and cannot be read.
+        fs::create_dir_all(store.blob_path(&manifest)).unwrap();
+        assert!(store.collect_garbage(Duration::ZERO).is_err());
+        assert_eq!(store.blob_size(&name, &layer).unwrap(), Some(5));
+        // One that is not there names nothing.
+        fs::remove_dir(store.blob_path(&manifest)).unwrap();
+        assert_eq!(store.collect_garbage(Duration::ZERO).unwrap().blobs, 1);
+    }
 }
