@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::json;
@@ -16,6 +17,8 @@ use crate::{Error, now_in_seconds};
 
 /// How long a node must be gone; it may be replaced by one of the same name.
 const QUARANTINE: Duration = Duration::from_secs(40);
+/// Pods that are cleaned up at a time.
+const IN_FLIGHT: usize = 32;
 /// Finished pods that are kept (the reference's default).
 const FINISHED_MAX: usize = 12_500;
 
@@ -102,9 +105,10 @@ impl Reconciler for Controller {
                 finished.retain(|pod| pod.deleting.is_none());
                 finished.sort_by_key(|pod| pod.created);
                 let surplus = finished.len().saturating_sub(FINISHED_MAX);
-                for pod in &finished[..surplus] {
-                    self.delete(pod).await?;
-                }
+                finished.truncate(surplus);
+                let this = &*self;
+                let deleted = futures::stream::iter(finished).map(|pod| async move { this.delete(&pod).await });
+                deleted.buffer_unordered(IN_FLIGHT).try_collect::<()>().await?;
             }
         }
         Ok(Next::OnEvent)
@@ -122,19 +126,21 @@ impl Controller {
             Err(error) if client::is_not_found(&error) => {}
             Err(source) => return Err(Error::Api { what: "look for a node", source }),
         }
-        for pod in &self.pods.by(Index::Node, node) {
-            if pod.is_terminal() {
-                self.delete(pod).await?;
-                continue;
-            }
-            let condition = json!({
-                "type": "DisruptionTarget", "status": "True", "reason": "DeletionByPodGC",
-                "message": "PodGC: node no longer exists", "lastTransitionTime": Time(now_in_seconds()),
-            });
-            let status = json!({"phase": "Failed", "conditions": [condition]});
-            delete_disrupted(&self.client, pod, status, Some(0)).await?;
+        let pods = futures::stream::iter(self.pods.by(Index::Node, node));
+        pods.map(|pod| self.orphan(pod)).buffer_unordered(IN_FLIGHT).try_collect().await
+    }
+
+    /// The pod's node is gone.
+    async fn orphan(&self, pod: Arc<Pod>) -> Result<(), Error> {
+        if pod.is_terminal() {
+            return self.delete(&pod).await;
         }
-        Ok(())
+        let condition = json!({
+            "type": "DisruptionTarget", "status": "True", "reason": "DeletionByPodGC",
+            "message": "PodGC: node no longer exists", "lastTransitionTime": Time(now_in_seconds()),
+        });
+        let status = json!({"phase": "Failed", "conditions": [condition]});
+        delete_disrupted(&self.client, &pod, status, Some(0)).await
     }
 
     async fn delete(&self, pod: &Pod) -> Result<(), Error> {

@@ -217,6 +217,37 @@ async fn deployment_goes_on_beside_objects_that_nobody_understands() {
 }
 
 #[tokio::test]
+async fn deployment_that_is_ready_says_so_without_waiting_for_its_replica_set() {
+    let world = world();
+    let path = "/apis/apps/v1/namespaces/n/deployments/d";
+    world.api.put(
+        path,
+        json!({"metadata": {"generation": 1}, "spec": {
+        "replicas": 1, "selector": {"matchLabels": {"app": "a"}}, "template": pod_template("a")}}),
+    );
+    let pods = world
+        .api
+        .until("its pod is made", |api| Some(api.list("/api/v1/namespaces/n/pods")).filter(|it| it.len() == 1))
+        .await;
+    // The status of the ReplicaSet is not seen for now.
+    world.api.hold("replicasets");
+    let pod = format!("/api/v1/namespaces/n/pods/{}", pods[0]["metadata"]["name"].as_str().unwrap_or_default());
+    world.api.merge(
+        &pod,
+        &json!({"status": {"phase": "Running", "conditions": [
+        {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}}),
+    );
+    let ready = |api: &Scripted| api.get(path).filter(|it| it["status"]["readyReplicas"] == 1);
+    let status = world.api.until("it is ready", ready).await["status"].clone();
+    let counts = ["replicas", "updatedReplicas", "readyReplicas", "availableReplicas"].map(|name| status[name].clone());
+    assert_eq!(counts, [1, 1, 1, 1].map(Value::from));
+    assert_eq!(condition(&world.api.get(path).unwrap(), "Available"), "True");
+    world.api.release("replicasets");
+    world.all_collected("s").await;
+    assert_eq!(world.api.get(path).unwrap()["status"]["readyReplicas"], 1, "and it stays so");
+}
+
+#[tokio::test]
 async fn replica_set_makes_no_surplus_of_creations_without_an_answer() {
     let world = world();
     let api = &world.api;
@@ -410,6 +441,24 @@ async fn node_that_is_silent_is_unknown_and_back_at_once_when_it_speaks() {
     assert!(spoken.elapsed() < Duration::from_secs(2), "{:?}", spoken.elapsed());
     assert_eq!(condition(&api.get(pod).expect("the pod"), "Ready"), "True");
     assert_eq!(api.requests(&Method::DELETE, "/pods").len(), 0, "nobody was driven out");
+}
+
+#[tokio::test]
+async fn node_that_fails_has_all_its_pods_marked_at_the_same_time() {
+    let api = Scripted::new();
+    api.put("/api/v1/nodes/one", node("True"));
+    for index in 0..20 {
+        api.put(&format!("/api/v1/namespaces/n/pods/p{index}"), ready_pod("a", "one", "10.0.0.1"));
+    }
+    // The first answer never comes: the others do not wait for it.
+    api.next(Method::PATCH, "/pods/p", Answer::Silence);
+    let _world = start(&api, 600_000);
+    api.merge("/api/v1/nodes/one", &json!({"status": {"conditions": [{"type": "Ready", "status": "False"}]}}));
+    let marked = |api: &Scripted| {
+        let pods = api.list("/api/v1/namespaces/n/pods");
+        (pods.iter().filter(|pod| condition(pod, "Ready") == "False").count() == 19).then_some(())
+    };
+    api.until("all but the one without an answer are marked", marked).await;
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::resources::{Requests, requests};
+use crate::view::Namespaces;
 use crate::wire::{
     LabelSelector, Labels, NodeAffinity, Pod, PodAffinity, PodTerm, Requirement, SpreadConstraint, Toleration,
 };
@@ -15,8 +16,9 @@ pub(crate) struct Class {
     pub namespace: Arc<str>,
     /// Those by which somebody selects (see [`Classes`]); others would only make classes out of equals.
     pub labels: Labels,
-    /// Uid of the controller: its pods are spread.
-    pub controller: Option<Arc<str>>,
+    /// Uid of the ReplicaSet, StatefulSet or ReplicationController that it is of: their pods are spread without being asked to,
+    /// others' are not (as by the reference).
+    pub family: Option<Arc<str>>,
     pub affinity: BetweenPods,
     pub spread: Vec<SpreadConstraint>,
     pub shape: Arc<Shape>,
@@ -40,6 +42,14 @@ pub(crate) struct Shape {
     pub node_selector: Labels,
     pub node_affinity: NodeAffinity,
     pub tolerations: Vec<Toleration>,
+}
+
+impl BetweenPods {
+    /// Whether it asks for nothing.
+    pub(crate) fn is_empty(&self) -> bool {
+        let of = |affinity: &PodAffinity| affinity.required.is_empty() && affinity.preferred.is_empty();
+        of(&self.pod_affinity) && of(&self.pod_anti_affinity)
+    }
 }
 
 impl Deref for Class {
@@ -108,7 +118,11 @@ impl Class {
         };
         Self {
             namespace: pod.metadata.namespace.as_deref().unwrap_or_default().into(),
-            controller: owners.into_iter().find(|owner| owner.controller == Some(true)).map(|o| o.uid.as_str().into()),
+            family: owners
+                .into_iter()
+                .find(|owner| owner.controller == Some(true))
+                .filter(|owner| matches!(&*owner.kind, "ReplicaSet" | "StatefulSet" | "ReplicationController"))
+                .map(|owner| owner.uid.as_str().into()),
             affinity: BetweenPods {
                 pod_affinity: affinity.pod_affinity,
                 pod_anti_affinity: affinity.pod_anti_affinity,
@@ -138,14 +152,14 @@ impl Class {
     /// Whether it may matter to this waiting pod that a pod like `other` came.
     pub(crate) fn is_drawn_by(&self, other: &Class) -> bool {
         let near = &self.affinity.pod_affinity.required;
-        near.iter().any(|term| term.means(&self.namespace, &other.namespace, &other.labels)) || self.counts(other)
+        near.iter().any(|term| term.may_mean(&self.namespace, &other.namespace, &other.labels)) || self.counts(other)
     }
 
     /// Whether it may matter to this waiting pod that a pod like `other` left.
     pub(crate) fn is_kept_off_by(&self, other: &Class) -> bool {
         let (mine, its) = (&self.affinity.pod_anti_affinity.required, &other.affinity.pod_anti_affinity.required);
-        mine.iter().any(|term| term.means(&self.namespace, &other.namespace, &other.labels))
-            || its.iter().any(|term| term.means(&other.namespace, &self.namespace, &self.labels))
+        mine.iter().any(|term| term.may_mean(&self.namespace, &other.namespace, &other.labels))
+            || its.iter().any(|term| term.may_mean(&other.namespace, &self.namespace, &self.labels))
             || self.counts(other)
     }
 
@@ -156,11 +170,7 @@ impl Class {
 
     /// Whether where other pods are decides where it may go: then each placement changes the answer for every node.
     pub(crate) fn looks_at_pods(&self) -> bool {
-        !self.affinity.pod_affinity.required.is_empty()
-            || !self.affinity.pod_anti_affinity.required.is_empty()
-            || !self.affinity.pod_affinity.preferred.is_empty()
-            || !self.affinity.pod_anti_affinity.preferred.is_empty()
-            || !self.spread.is_empty()
+        !self.affinity.is_empty() || !self.spread.is_empty()
     }
 }
 
@@ -213,16 +223,23 @@ impl Requirement {
 
 impl PodTerm {
     /// Whether a pod with these labels in this namespace is meant by a term of a pod in `home`.
-    ///
-    /// A namespace selector is taken as all namespaces: labels of namespaces are not watched here. An empty selector
-    /// means all, which is its usual use.
-    pub(crate) fn means(&self, home: &str, namespace: &str, labels: &Labels) -> bool {
-        let here = match (&self.namespace_selector, self.namespaces.as_slice()) {
-            (Some(_), _) => true,
+    pub(crate) fn means(&self, home: &str, namespace: &str, labels: &Labels, known: &Namespaces) -> bool {
+        self.reaches(home, namespace, |selector| known.are_meant(selector, namespace))
+            && selects(self.label_selector.as_ref(), labels)
+    }
+
+    /// The same, where it does no harm to take a selector of namespaces for all of them.
+    fn may_mean(&self, home: &str, namespace: &str, labels: &Labels) -> bool {
+        self.reaches(home, namespace, |_| true) && selects(self.label_selector.as_ref(), labels)
+    }
+
+    fn reaches(&self, home: &str, namespace: &str, selected: impl Fn(&LabelSelector) -> bool) -> bool {
+        match (&self.namespace_selector, self.namespaces.as_slice()) {
             (None, []) => home == namespace,
-            (None, namespaces) => namespaces.iter().any(|name| name == namespace),
-        };
-        here && selects(self.label_selector.as_ref(), labels)
+            (selector, namespaces) => {
+                namespaces.iter().any(|name| name == namespace) || selector.as_ref().is_some_and(selected)
+            }
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_tolerant::Tolerant;
 use futures::{FutureExt as _, Stream, StreamExt as _};
 use jiff::Timestamp;
 use kube::Resource as _;
@@ -25,14 +26,15 @@ use crate::decide::{Decider, Decision, Diagnosis};
 use crate::preempt::Preemption;
 use crate::queue::{Helps, Queue};
 use crate::report::{Nominated, Reporter, Subject, send};
-use crate::tolerant::Tolerant;
-use crate::view::{ClusterView, Placed, Uid};
-use crate::wire::{Node, Pod};
+use crate::view::{self, ClusterView, Placed, Uid};
+use crate::wire::{Budget, Namespace, Node, Pod};
 
 /// Requests for bindings under way.
 const REQUESTS_MAX: usize = 4;
 /// Events taken in before the next decisions.
 const INTAKE_MAX: usize = 2048;
+/// Pods that are decided about before the next events: those that no node can take cost up to a millisecond each.
+const DECISIONS_MAX: usize = 1024;
 /// Victims that are deleted at a time; others wait, bounded by the pods.
 const EVICTIONS_IN_FLIGHT: usize = 16;
 /// Between attempts for bindings with an unknown outcome: the first, and the longest.
@@ -40,10 +42,12 @@ const ASK_AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::fr
 /// The scheduler that pods ask for.
 const NAME: &str = "default-scheduler";
 
-/// Where pods and nodes come from.
+/// What is heard.
 enum Input {
     Pod(Box<watcher::Event<Tolerant<Pod>>>),
     Node(Box<watcher::Event<Tolerant<Node>>>),
+    Namespace(Box<watcher::Event<Tolerant<Namespace>>>),
+    Budget(Box<watcher::Event<Tolerant<Budget>>>),
 }
 
 type Inputs = Pin<Box<dyn Stream<Item = Input> + Send>>;
@@ -93,6 +97,8 @@ struct Listed {
     nodes: bool,
     absent_pods: HashSet<Uid>,
     absent_nodes: HashSet<Arc<str>>,
+    absent_namespaces: HashSet<Arc<str>>,
+    absent_budgets: HashSet<(Arc<str>, Arc<str>)>,
 }
 
 /// Runs until shutdown.
@@ -101,11 +107,12 @@ pub(crate) async fn run(client: kube::Client, reporter: Reporter, shutdown: Canc
     let mut cycle = Cycle::new(client, reporter);
     loop {
         cycle.queue.on_time(Instant::now());
-        cycle.decide();
+        let more = cycle.decide();
         // Deciding sets deadlines, too.
         let deadline = cycle.queue.next_deadline();
         let wait = async {
             match deadline {
+                _ if more => tokio::task::yield_now().await,
                 Some(at) => tokio::time::sleep_until(at).await,
                 None => std::future::pending().await,
             }
@@ -118,7 +125,7 @@ pub(crate) async fn run(client: kube::Client, reporter: Reporter, shutdown: Canc
                 None => break,
             },
             Some(done) = cycle.tasks.join_next_with_id(), if !cycle.tasks.is_empty() => cycle.finish(done),
-            () = wait => continue,
+            () = wait => {}
         }
         for _ in 0..INTAKE_MAX {
             match inputs.next().now_or_never() {
@@ -136,19 +143,29 @@ pub(crate) async fn run(client: kube::Client, reporter: Reporter, shutdown: Canc
 }
 
 fn inputs(client: &kube::Client) -> Inputs {
-    let config = || watcher::Config::default().streaming_lists();
-    let pods = watcher(Api::<Tolerant<Pod>>::all(client.clone()), config()).default_backoff();
-    let nodes = watcher(Api::<Tolerant<Node>>::all(client.clone()), config()).default_backoff();
-    let good = |kind: &'static str| move |error: &watcher::Error| tracing::debug!(kind, %error, "watch again");
-    let pods = pods.filter_map(move |event| {
-        let event = event.inspect_err(good("pods")).ok();
-        std::future::ready(event.map(|event| Input::Pod(Box::new(event))))
-    });
-    let nodes = nodes.filter_map(move |event| {
-        let event = event.inspect_err(good("nodes")).ok();
-        std::future::ready(event.map(|event| Input::Node(Box::new(event))))
-    });
-    Box::pin(futures::stream::select(pods, nodes))
+    let nodes = listen(client, Input::Node);
+    let pods = listen(client, Input::Pod);
+    // Nobody waits for these two: an API server may not have them.
+    let namespaces = listen(client, Input::Namespace);
+    let budgets = listen(client, Input::Budget);
+    let others = futures::stream::select(namespaces, budgets);
+    Box::pin(futures::stream::select(futures::stream::select(pods, nodes), others))
+}
+
+/// The events of a kind; a watch that breaks is taken up again.
+fn listen<K>(
+    client: &kube::Client,
+    input: impl Fn(Box<watcher::Event<Tolerant<K>>>) -> Input + Send + 'static,
+) -> Inputs
+where
+    K: kube::Resource<DynamicType = ()> + serde::de::DeserializeOwned + Clone + std::fmt::Debug + Send + 'static,
+{
+    let config = watcher::Config::default().streaming_lists();
+    let events = watcher(Api::<Tolerant<K>>::all(client.clone()), config).default_backoff();
+    Box::pin(events.filter_map(move |event| {
+        let event = event.inspect_err(|error| tracing::debug!(kind = %K::plural(&()), %error, "watch again"));
+        std::future::ready(event.ok().map(|event| input(Box::new(event))))
+    }))
 }
 
 impl Cycle {
@@ -180,6 +197,68 @@ impl Cycle {
         match input {
             Input::Pod(event) => self.take_pod(*event),
             Input::Node(event) => self.take_node(*event),
+            Input::Namespace(event) => self.take_namespace(*event),
+            Input::Budget(event) => self.take_budget(*event),
+        }
+    }
+
+    fn take_namespace(&mut self, event: watcher::Event<Tolerant<Namespace>>) {
+        let name = |namespace: &Tolerant<Namespace>| -> Arc<str> {
+            namespace.meta().name.as_deref().unwrap_or_default().into()
+        };
+        let changed = match event {
+            watcher::Event::Init => {
+                self.listed.absent_namespaces = self.view.namespace_names().cloned().collect();
+                false
+            }
+            watcher::Event::InitApply(namespace) | watcher::Event::Apply(namespace) => {
+                let name = name(&namespace);
+                self.listed.absent_namespaces.remove(&name);
+                let Some(namespace) = good("namespace", namespace) else { return };
+                self.view.put_namespace(&name, Some(namespace.metadata.labels.unwrap_or_default()))
+            }
+            watcher::Event::InitDone => {
+                for name in std::mem::take(&mut self.listed.absent_namespaces) {
+                    self.view.put_namespace(&name, None);
+                }
+                self.view.namespaces_listed();
+                true
+            }
+            watcher::Event::Delete(namespace) => self.view.put_namespace(&name(&namespace), None),
+        };
+        if changed {
+            // Whom a term means may be others now.
+            self.queue.wake(Helps::COMPANY.or(Helps::DISTANCE), Instant::now());
+        }
+    }
+
+    fn take_budget(&mut self, event: watcher::Event<Tolerant<Budget>>) {
+        let key = |budget: &Tolerant<Budget>| -> (Arc<str>, Arc<str>) {
+            let meta = budget.meta();
+            (meta.namespace.as_deref().unwrap_or_default().into(), meta.name.as_deref().unwrap_or_default().into())
+        };
+        match event {
+            watcher::Event::Init => {
+                self.listed.absent_budgets = self.view.budgets().map(|(key, _)| key.clone()).collect();
+            }
+            watcher::Event::InitApply(budget) | watcher::Event::Apply(budget) => {
+                let key = key(&budget);
+                self.listed.absent_budgets.remove(&key);
+                let Some(Budget { spec, status, .. }) = good("poddisruptionbudget", budget) else { return };
+                let budget = spec.selector.map(|selector| view::Budget {
+                    namespace: key.0.clone(),
+                    selector,
+                    allowed: status.disruptions_allowed,
+                    disrupted: status.disrupted_pods.into_keys().collect(),
+                });
+                self.view.put_budget(key, budget);
+            }
+            watcher::Event::InitDone => {
+                for key in std::mem::take(&mut self.listed.absent_budgets) {
+                    self.view.put_budget(key, None);
+                }
+            }
+            watcher::Event::Delete(budget) => self.view.put_budget(key(&budget), None),
         }
     }
 
@@ -249,7 +328,8 @@ impl Cycle {
             self.reporter.settled(&uid);
             let node = self.view.named(node).map_or_else(|| node.into(), |known| known.name.clone());
             let leaving = leaving || self.doomed.contains(&uid);
-            self.place(&uid, Placed { name, node, class: interned.class, labels: interned.labels, leaving });
+            let Interned { class, labels, .. } = interned;
+            self.place(&uid, Placed { name, node, class, labels, leaving, started: started(pod) });
             return;
         }
         let ours = pod.spec.scheduler_name.as_deref().is_none_or(|name| name.is_empty() || name == NAME);
@@ -330,40 +410,44 @@ impl Cycle {
         self.displace(uid);
     }
 
-    /// Decides about everything that can be decided and sends it off.
-    fn decide(&mut self) {
+    /// Decides about what can be decided and sends it off; returns whether there is more.
+    fn decide(&mut self) -> bool {
         if !self.listed.pods || !self.listed.nodes {
             // A decision on half a view would be a guess.
-            return;
+            return false;
         }
+        let mut left = DECISIONS_MAX;
         while self.requests < REQUESTS_MAX {
             let mut batch = std::mem::take(&mut self.unknown);
             batch.retain(|binding| self.queue.get(&binding.subject.uid).is_some());
             let later = batch.split_off(batch.len().min(BATCH_MAX));
             self.unknown = later;
             while batch.len() < BATCH_MAX
+                && left > 0
                 && let Some((uid, class)) = self.queue.pop()
             {
+                left -= 1;
                 match self.decider.decide(&self.view, &uid, &class) {
                     Decision::Bind(node) => batch.extend(self.assume(&uid, class, node)),
                     Decision::Unschedulable(diagnosis) => self.give_up(&uid, &class, &diagnosis),
                 }
             }
             if batch.is_empty() {
-                return;
+                break;
             }
             self.requests += 1;
             let sent = Sent::Bindings(batch.clone());
             let binding = bind::bind(self.client.clone(), batch);
             self.spawn(sent, async move { Done::Bound(binding.await) });
         }
+        self.requests < REQUESTS_MAX && self.queue.has_active()
     }
 
     fn assume(&mut self, uid: &Uid, class: Arc<Class>, node: Arc<str>) -> Option<Binding> {
         let pending = self.queue.get(uid)?;
         let (subject, labels) = (pending.subject.clone(), pending.labels.clone());
-        let placed = Placed { name: subject.name.clone(), node: node.clone(), class, labels, leaving: false };
-        self.place(uid, placed);
+        let (name, started) = (subject.name.clone(), Timestamp::now().as_second());
+        self.place(uid, Placed { name, node: node.clone(), class, labels, leaving: false, started });
         Some(Binding { subject, node, attempts: 0 })
     }
 
@@ -517,6 +601,13 @@ impl Cycle {
     }
 }
 
+/// Since when the pod runs, in seconds.
+fn started(pod: &Pod) -> i64 {
+    let said = pod.status.start_time.as_deref().and_then(|text| text.parse::<Timestamp>().ok());
+    let created = || pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
+    said.or_else(created).map_or(i64::MAX, Timestamp::as_second)
+}
+
 /// The object, if it decoded; else it is passed over with a warning, and what is known of it stays.
 fn good<W: kube::Resource>(kind: &'static str, object: Tolerant<W>) -> Option<W> {
     match object {
@@ -585,6 +676,17 @@ mod tests {
             let next = cycle.queue.next_deadline();
             assert!(next.is_none_or(|at| at < far), "it is decided about anew, relisted: {relisted}");
         }
+    }
+
+    #[tokio::test]
+    async fn however_many_cannot_be_placed_events_are_heard_in_between() {
+        let mut cycle = cycle();
+        for index in 0..DECISIONS_MAX {
+            let pod = json!({"metadata": {"uid": format!("u{index}"), "name": format!("p{index}")}, "spec": {}});
+            cycle.put_pod(&serde_json::from_value(pod).unwrap());
+        }
+        assert!(cycle.decide(), "there is one more");
+        assert!(!cycle.decide());
     }
 
     #[tokio::test]

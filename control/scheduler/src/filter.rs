@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::class::{Class, Shape};
-use crate::topology::Topology;
+use crate::relations::Verdict;
 use crate::view::{Load, NodeState};
 use crate::wire::{Labels, NodeTerm, Taint, Toleration};
 
@@ -132,19 +132,50 @@ pub(crate) fn room(shape: &Shape, node: &NodeState, uid: Option<&str>) -> Result
     fits(shape, node, &node.load)
 }
 
+/// The same for a pod of the shape that is none of those that wait for the node, without the reasons.
+pub(crate) fn has_room(shape: &Shape, node: &NodeState) -> bool {
+    let mut short = false;
+    let mut note = |_: Shortage<'_>| short = true;
+    if reservations(shape, node, None).next().is_some() {
+        shortages(shape, node, &with_reservations(shape, node, None), &mut note);
+    } else {
+        shortages(shape, node, &node.load, &mut note);
+    }
+    !short
+}
+
 /// Whether a pod of this shape fits on the node when so much of it is taken.
 pub(crate) fn fits(class: &Shape, node: &NodeState, load: &Load) -> Result<(), Vec<Reason>> {
-    if class.ports.iter().any(|port| load.ports.iter().any(|taken| taken.conflicts(port))) {
-        return Err(vec![Reason::Ports]);
-    }
     let mut reasons = Vec::new();
+    shortages(class, node, load, &mut |shortage| {
+        reasons.push(match shortage {
+            Shortage::Ports => Reason::Ports,
+            Shortage::Pods => Reason::TooManyPods,
+            Shortage::Resource(name, always) => Reason::Insufficient(name.into(), always),
+        });
+    });
+    if reasons.is_empty() { Ok(()) } else { Err(reasons) }
+}
+
+/// What a node has too little of.
+enum Shortage<'a> {
+    Ports,
+    Pods,
+    /// Which, and whether an empty node would have too little as well.
+    Resource(&'a str, bool),
+}
+
+fn shortages(class: &Shape, node: &NodeState, load: &Load, note: &mut dyn FnMut(Shortage<'_>)) {
+    if class.ports.iter().any(|port| load.ports.iter().any(|taken| taken.conflicts(port))) {
+        return note(Shortage::Ports);
+    }
     if load.count >= node.pods_max {
-        reasons.push(Reason::TooManyPods);
+        note(Shortage::Pods);
     }
     let (wanted, all, used) = (&class.requests.exact, &node.allocatable, &load.used);
     let mut check = |name: &str, wanted: i64, all: i64, used: i64| {
         if wanted > 0 && wanted > all.saturating_sub(used) {
-            reasons.push(Reason::Insufficient(name.into(), wanted > all));
+            note(Shortage::Resource(name, wanted > all));
         }
     };
     check("cpu", wanted.cpu, all.cpu, used.cpu);
@@ -153,20 +184,19 @@ pub(crate) fn fits(class: &Shape, node: &NodeState, load: &Load) -> Result<(), V
     for (name, wanted) in &wanted.extended {
         check(name, *wanted, all.extended(name), used.extended(name));
     }
-    if reasons.is_empty() { Ok(()) } else { Err(reasons) }
 }
 
 /// Everything; the first thing that fails is what is reported.
 pub(crate) fn all(
     class: &Class,
-    node: &NodeState,
-    topology: Option<&Topology>,
+    (slot, node): (usize, &NodeState),
+    verdict: Option<&Verdict<'_>>,
     uid: Option<&str>,
 ) -> Result<(), Vec<Reason>> {
     fixed(class, node).map_err(|reason| vec![reason])?;
     room(class, node, uid)?;
-    match topology {
-        Some(topology) => topology.check(class, node).map_err(|reason| vec![reason]),
+    match verdict {
+        Some(verdict) => verdict.check(slot, None).map_err(|reason| vec![reason]),
         None => Ok(()),
     }
 }

@@ -1,16 +1,20 @@
 //! The scheduler: it finds a node for every pod that has none, as an ordinary client of the API (kubernetes-api §21).
 //!
 //! A pure core ([`decide`]) works on a view of the cluster that is kept event by event ([`view`]); pods that are alike
-//! are filtered and scored once ([`class`]). The loop ([`cycle`]) owns both, sends bindings in batches ([`bind`]) and
-//! lets pods that no node can take wait for what helps them ([`queue`]).
+//! are filtered and scored once ([`class`]), and what pods mean for each other is counted as they come and go
+//! ([`relations`]). The loop ([`cycle`]) owns both, sends bindings in batches ([`bind`]) and lets pods that no node can
+//! take wait for what helps them ([`queue`]). How fast the core is, [`bench`] says.
 
+pub mod bench;
 mod bind;
 mod class;
 mod cycle;
 mod decide;
+mod domains;
 mod filter;
 mod preempt;
 mod queue;
+mod relations;
 mod report;
 mod resources;
 mod score;
@@ -18,8 +22,6 @@ mod score;
 mod stories;
 #[cfg(test)]
 mod tests;
-mod tolerant;
-mod topology;
 mod view;
 mod wire;
 

@@ -1,18 +1,20 @@
 //! Preemption: which pods of lower priority make room for one of higher priority.
 //!
-//! As the reference does it, less PodDisruptionBudgets (evictions by preemption may violate them there, too, as a last
-//! resort): all pods of lower priority are removed in thought, then spared again, highest priority first, as long as the
-//! pod still fits. Those that leave already are no victims: their room comes without one. The node with the least
-//! valuable victims is chosen, among a bounded number that would do ([`enough`]).
+//! As the reference does it: all pods of lower priority are removed in thought, then spared again as long as the pod still
+//! fits and is still far or near enough: first those whose PodDisruptionBudget would be violated (a budget is kept where it
+//! can be, and violated where nothing else helps), each lot highest priority first. Those that leave already are no victims:
+//! their room comes without one. Among a bounded number of nodes that would do ([`enough`]) the one is chosen where the fewest
+//! budgets are violated, then with the least valuable victims.
 
 use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use crate::class::Class;
+use crate::class::{Class, selects};
 use crate::decide::available;
 use crate::filter::{self, Reason};
-use crate::topology::Topology;
-use crate::view::{ClusterView, NodeState, Uid};
+use crate::relations::Verdict;
+use crate::view::{Budget, ClusterView, Load, NodeState, Placed, Uid};
 
 /// How room is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +33,8 @@ pub(crate) enum Refusal {
     Cannot(String),
 }
 
+const NO_VICTIMS: &str = "No preemption victims found for incoming pod";
+
 /// How many nodes that would do are compared (the reference: a tenth of them, at least a hundred).
 fn enough(nodes: usize) -> usize {
     100.max(nodes / 10)
@@ -41,7 +45,7 @@ pub(crate) fn find(
     view: &ClusterView,
     uid: &Uid,
     class: &Class,
-    topology: Option<&Topology>,
+    verdict: Option<&Verdict<'_>>,
     failures: &[(usize, Vec<Reason>)],
 ) -> Result<Preemption, Refusal> {
     if class.never_preempts {
@@ -53,19 +57,27 @@ pub(crate) fn find(
     {
         return Err(Refusal::Waits("not eligible due to a terminating pod on the nominated node.".to_owned()));
     }
-    let mut refusals = Vec::new();
+    let mut refusals: BTreeMap<String, usize> = BTreeMap::new();
+    let mut refuse = |words: &str, count: usize| *refusals.entry(words.to_owned()).or_default() += count;
     let mut best: Option<(Cost, Preemption)> = None;
     let mut found = 0;
+    let (mut helpless, mut without) = (0, 0);
+    let anybody = view.has_lower(class.priority);
     for (slot, reasons) in failures {
         let Some(node) = view.node(*slot) else { continue };
         if !reasons.iter().all(Reason::is_resolvable) {
-            refusals.push("Preemption is not helpful for scheduling".to_owned());
+            helpless += 1;
             continue;
         }
-        match victims(view, node, uid, class, topology) {
+        if !anybody || !node.pods.values().any(|other| other.priority < class.priority) {
+            without += 1;
+            continue;
+        }
+        match victims(view, (*slot, node), uid, class, verdict) {
             Ok(victims) => {
-                let cost = cost(node, &victims);
+                let cost = cost(&victims);
                 if best.as_ref().is_none_or(|(least, _)| cost < *least) {
+                    let victims = victims.into_iter().map(|victim| victim.uid).collect();
                     best = Some((cost, Preemption { node: node.name.clone(), victims }));
                 }
                 found += 1;
@@ -73,10 +85,15 @@ pub(crate) fn find(
                     break;
                 }
             }
-            Err(reasons) => refusals.extend(reasons),
+            Err(reasons) => reasons.iter().for_each(|reason| refuse(&reason.to_string(), 1)),
         }
     }
-    best.map(|(_, preemption)| preemption).ok_or_else(|| Refusal::Cannot(available(view.len(), refusals.into_iter())))
+    for (words, count) in [("Preemption is not helpful for scheduling", helpless), (NO_VICTIMS, without)] {
+        if count > 0 {
+            refuse(words, count);
+        }
+    }
+    best.map(|(_, preemption)| preemption).ok_or_else(|| Refusal::Cannot(available(view.len(), &refusals)))
 }
 
 /// Pods of lower priority on the node that are being deleted.
@@ -85,48 +102,101 @@ fn leaving<'a>(view: &'a ClusterView, node: &'a NodeState, class: &'a Class) -> 
     lower.filter(|(uid, _)| view.placed(uid).is_some_and(|placed| placed.leaving)).map(|(_, class)| class)
 }
 
-/// Highest priority of a victim, sum of priorities, number.
-type Cost = (i32, i64, usize);
+/// A pod that would have to go.
+struct Victim {
+    uid: Uid,
+    priority: i32,
+    started: i64,
+    /// Against its budget.
+    violates: bool,
+}
 
-fn cost(node: &NodeState, victims: &[Uid]) -> Cost {
-    let priorities = || victims.iter().filter_map(|uid| node.pods.get(uid)).map(|class| class.priority);
+/// Violated budgets, highest priority of a victim, sum of priorities, number, and how long the most valuable have run.
+type Cost = (usize, i32, i64, usize, Reverse<i64>);
+
+fn cost(victims: &[Victim]) -> Cost {
+    let highest = victims.iter().map(|victim| victim.priority).max().unwrap_or(i32::MIN);
     // Moved up, so that many victims of negative priority do not look cheap (the reference does the same).
-    let sum = priorities().map(|priority| i64::from(priority) - i64::from(i32::MIN)).sum();
-    (priorities().max().unwrap_or(i32::MIN), sum, victims.len())
+    let sum = victims.iter().map(|victim| i64::from(victim.priority) - i64::from(i32::MIN)).sum();
+    let most_valuable = victims.iter().filter(|victim| victim.priority == highest);
+    let earliest = most_valuable.map(|victim| victim.started).min().unwrap_or(i64::MAX);
+    (victims.iter().filter(|victim| victim.violates).count(), highest, sum, victims.len(), Reverse(earliest))
+}
+
+/// Which of the pods, most important first, would go against their budgets if all of them went (the reference's
+/// `filterPodsWithPDBViolation`).
+fn violating(view: &ClusterView, pods: &[(&Uid, &Placed)]) -> Vec<bool> {
+    let mut left: HashMap<&(Arc<str>, Arc<str>), i64> = HashMap::new();
+    let means = |budget: &Budget, placed: &Placed| {
+        let selector = &budget.selector;
+        budget.namespace == placed.class.namespace
+            && !(selector.match_labels.is_empty() && selector.match_expressions.is_empty())
+            && selects(Some(selector), &placed.labels)
+            && !budget.disrupted.contains(&*placed.name)
+    };
+    let violates = |(_, placed): &(&Uid, &Placed)| {
+        let mut violates = false;
+        for (key, budget) in view.budgets().filter(|(_, budget)| means(budget, placed)) {
+            let left = left.entry(key).or_insert(budget.allowed);
+            *left -= 1;
+            violates |= *left < 0;
+        }
+        violates
+    };
+    pods.iter().map(violates).collect()
 }
 
 fn victims(
     view: &ClusterView,
-    node: &NodeState,
+    (slot, node): (usize, &NodeState),
     uid: &Uid,
     class: &Class,
-    topology: Option<&Topology>,
-) -> Result<Vec<Uid>, Vec<String>> {
-    if !node.pods.values().any(|other| other.priority < class.priority) {
-        return Err(vec!["No preemption victims found for incoming pod".to_owned()]);
-    }
+    verdict: Option<&Verdict<'_>>,
+) -> Result<Vec<Victim>, Vec<Reason>> {
     // Only sums are thought through, not pods moved about: a node has many.
     let mut rest = filter::with_reservations(class, node, Some(uid));
-    let mut lower: Vec<(&Uid, &Arc<Class>)> = Vec::new();
-    for (other_uid, other) in node.pods.iter().filter(|(_, other)| other.priority < class.priority) {
-        rest.subtract(other);
-        if view.placed(other_uid).is_none_or(|placed| !placed.leaving) {
-            lower.push((other_uid, other));
+    let mut without = verdict.map(Verdict::with_all);
+    let mut lower: Vec<(&Uid, &Placed)> = Vec::new();
+    let mut take = |placed: &Placed, rest: &mut Load, away: bool| {
+        if away {
+            rest.subtract(&placed.class)
+        } else {
+            rest.add(&placed.class)
+        }
+        if let (Some(verdict), Some(without)) = (verdict, &mut without) {
+            verdict.take(view, without, &placed.class, placed.leaving, away);
+        }
+        without.clone()
+    };
+    let fits = |rest: &Load, without: Option<&crate::relations::Without>| {
+        filter::fits(class, node, rest)?;
+        match verdict {
+            Some(verdict) => verdict.check(slot, without).map_err(|reason| vec![reason]),
+            None => Ok(()),
+        }
+    };
+    let mut thought = None;
+    for (other_uid, _) in node.pods.iter().filter(|(_, other)| other.priority < class.priority) {
+        let Some(placed) = view.placed(other_uid) else { continue };
+        thought = take(placed, &mut rest, true);
+        if !placed.leaving {
+            lower.push((other_uid, placed));
         }
     }
-    let words = |reasons: Vec<Reason>| reasons.iter().map(Reason::to_string).collect::<Vec<_>>();
-    filter::fits(class, node, &rest).map_err(words)?;
-    // Who is near whom is not thought through again: where that is the obstacle, no room is made.
-    if let Some(topology) = topology {
-        topology.check(class, node).map_err(|reason| words(vec![reason]))?;
-    }
-    lower.sort_by_key(|(uid, other)| (Reverse(other.priority), (*uid).clone()));
+    fits(&rest, thought.as_ref())?;
+    lower.sort_by_key(|(uid, placed)| (Reverse(placed.class.priority), placed.started, (*uid).clone()));
+    let against = violating(view, &lower);
+    let mut order: Vec<(bool, &Uid, &Placed)> =
+        lower.iter().zip(against).map(|((uid, placed), violates)| (violates, *uid, *placed)).collect();
+    // Stable: within each lot the most important stay first.
+    order.sort_by_key(|(violates, ..)| !violates);
     let mut victims = Vec::new();
-    for (uid, other) in lower {
-        rest.add(other);
-        if filter::fits(class, node, &rest).is_err() {
-            rest.subtract(other);
-            victims.push(uid.clone());
+    for (violates, uid, placed) in order {
+        let spared = take(placed, &mut rest, false);
+        if fits(&rest, spared.as_ref()).is_err() {
+            take(placed, &mut rest, true);
+            let (priority, started) = (placed.class.priority, placed.started);
+            victims.push(Victim { uid: uid.clone(), priority, started, violates });
         }
     }
     Ok(victims)

@@ -100,8 +100,9 @@ pub(crate) struct Queue {
     active: BTreeMap<Rank, Uid>,
     /// Those in the state `Waiting`.
     waiting: HashMap<Uid, Helps>,
-    /// Those of them that wait for other pods to come or go; of many that wait few do.
-    social: HashSet<Uid>,
+    /// Those of them that wait for other pods to come or go, by the address of their class, which is kept: of many that wait
+    /// few do, and those of one class are concerned by the same.
+    social: HashMap<usize, (Arc<Class>, HashSet<Uid>)>,
     timed: BTreeSet<(Instant, u64, Uid)>,
     sequence: u64,
 }
@@ -137,10 +138,20 @@ impl Queue {
             State::Active => drop(self.active.remove(&rank(pending))),
             State::Backoff(at) | State::Waiting(at) => {
                 self.waiting.remove(uid);
-                self.social.remove(uid);
+                self.leave_social(&pending.class, uid);
                 self.timed.remove(&(at, pending.sequence, Uid::from(uid)));
             }
             State::InFlight => {}
+        }
+    }
+
+    fn leave_social(&mut self, class: &Arc<Class>, uid: &str) {
+        let address = Arc::as_ptr(class).addr();
+        if let Some((_, uids)) = self.social.get_mut(&address) {
+            uids.remove(uid);
+            if uids.is_empty() {
+                self.social.remove(&address);
+            }
         }
     }
 
@@ -169,7 +180,9 @@ impl Queue {
         pending.state = State::Waiting(at);
         self.waiting.insert(uid.clone(), helps);
         if helps.meets(Helps::COMPANY.or(Helps::DISTANCE)) {
-            self.social.insert(uid.clone());
+            let class = pending.class.clone();
+            let alike = self.social.entry(Arc::as_ptr(&class).addr()).or_insert_with(|| (class, HashSet::new()));
+            alike.1.insert(uid.clone());
         }
         self.timed.insert((at, pending.sequence, uid.clone()));
         news
@@ -197,8 +210,8 @@ impl Queue {
     /// Something happened with a pod that helps with this, those classes that it concerns. It is about them, so that many
     /// attempts before do not make them wait.
     pub(crate) fn wake_concerned(&mut self, by: Helps, now: Instant, concerns: impl Fn(&Class) -> bool) {
-        let woken = self.social.iter().filter(|uid| self.waiting.get(*uid).is_some_and(|helps| helps.meets(by)));
-        let woken = woken.filter(|uid| self.pods.get(*uid).is_some_and(|pending| concerns(&pending.class)));
+        let concerned = self.social.values().filter(|(class, _)| concerns(class)).flat_map(|(_, uids)| uids);
+        let woken = concerned.filter(|uid| self.waiting.get(*uid).is_some_and(|helps| helps.meets(by)));
         let woken: Vec<Uid> = woken.cloned().collect();
         for uid in woken {
             self.activate(&uid, now);
@@ -222,8 +235,14 @@ impl Queue {
 
     /// Gives every pod the class that `class` says.
     pub(crate) fn reclassify(&mut self, mut class: impl FnMut(&Class, &Labels) -> Arc<Class>) {
-        for pending in self.pods.values_mut() {
+        self.social.clear();
+        for (uid, pending) in &mut self.pods {
             pending.class = class(&pending.class, &pending.labels);
+            if self.waiting.get(uid).is_some_and(|helps| helps.meets(Helps::COMPANY.or(Helps::DISTANCE))) {
+                let class = pending.class.clone();
+                let alike = self.social.entry(Arc::as_ptr(&class).addr()).or_insert_with(|| (class, HashSet::new()));
+                alike.1.insert(uid.clone());
+            }
         }
     }
 
@@ -270,6 +289,11 @@ impl Queue {
     /// Everything is decided about anew.
     pub(crate) fn wake_all(&mut self, now: Instant) {
         self.wake(Helps::ALL, now);
+    }
+
+    /// Whether something can be decided now.
+    pub(crate) fn has_active(&self) -> bool {
+        !self.active.is_empty()
     }
 
     /// Uids of all pods without a node.
@@ -334,6 +358,28 @@ mod tests {
         assert!(!queue.wait(&"room".into(), Helps::NODE, "full", now), "the same message is no news");
         queue.on_time(now + LEFTOVER);
         assert_eq!((pop(&mut queue), pop(&mut queue)), (Some("room".to_owned()), Some("label".to_owned())));
+    }
+
+    #[test]
+    fn whom_something_concerns_is_asked_once_a_class() {
+        let mut queue = Queue::default();
+        let now = Instant::now();
+        let class = Arc::new(Class::of(&serde_json::from_value(json!({"metadata": {}, "spec": {}})).unwrap()));
+        for index in 0..100 {
+            let uid: Uid = index.to_string().into();
+            let subject = Subject { namespace: "n".into(), name: uid.clone(), uid, generation: None, version: None };
+            queue.put(subject, class.clone(), Arc::default(), None);
+        }
+        while let Some((uid, _)) = queue.pop() {
+            queue.wait(&uid, Helps::with(&[Reason::Affinity]), "alone", now);
+        }
+        let asked = std::cell::Cell::new(0);
+        queue.wake_concerned(Helps::COMPANY, now, |_| {
+            asked.set(asked.get() + 1);
+            true
+        });
+        queue.on_time(now + BACKOFF_FIRST);
+        assert_eq!((asked.get(), queue.active.len(), queue.social.len()), (1, 100, 0));
     }
 
     #[test]

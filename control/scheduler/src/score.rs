@@ -1,14 +1,17 @@
 //! Which of the nodes that can take a pod is best. All in integers; each part is 0 to 100 times its weight, with the
 //! weights of the reference's plugins.
 
-use crate::class::{Class, Shape};
+use crate::class::Shape;
 use crate::filter::{matches_term, tolerated};
 use crate::view::NodeState;
 
 const MAX: i64 = 100;
 const TAINT_WEIGHT: i64 = 3;
 const AFFINITY_WEIGHT: i64 = 2;
-const SPREAD_WEIGHT: i64 = 2;
+/// Of `PodTopologySpread`.
+pub(crate) const SPREAD_WEIGHT: i64 = 2;
+/// Of `InterPodAffinity`.
+pub(crate) const COMPANY_WEIGHT: i64 = 2;
 
 /// Sum of the weights of preferred node affinity terms that hold.
 pub(crate) fn preferred(class: &Shape, node: &NodeState) -> i64 {
@@ -46,14 +49,4 @@ pub(crate) fn moving(shape: &Shape, node: &NodeState) -> i64 {
     // The standard deviation of two values is half their distance.
     let balanced = MAX - (cpu - memory).abs() / 2 / 100;
     least + balanced
-}
-
-/// Pods of the same controller on the node.
-pub(crate) fn family(class: &Class, node: &NodeState) -> u32 {
-    class.controller.as_ref().and_then(|controller| node.families.get(controller)).copied().unwrap_or(0)
-}
-
-/// The part that prefers few pods of the same controller.
-pub(crate) fn spread(family: u32) -> i64 {
-    SPREAD_WEIGHT * (MAX / (1 + i64::from(family)))
 }

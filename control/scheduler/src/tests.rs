@@ -16,6 +16,8 @@ struct World {
     classes: Classes,
     decider: Decider,
     next: usize,
+    /// Of the pod that was looked at last.
+    labels: Arc<crate::wire::Labels>,
 }
 
 impl World {
@@ -34,7 +36,13 @@ impl World {
 
     fn class(&mut self, pod: Value) -> Arc<Class> {
         let pod: Pod = serde_json::from_value(pod).unwrap();
-        self.classes.intern(Class::of(&pod)).class
+        let interned = self.classes.intern(Class::of(&pod));
+        if interned.widened {
+            let classes = &mut self.classes;
+            self.view.reclassify(|class, labels| classes.again(class, labels));
+        }
+        self.labels = interned.labels;
+        interned.class
     }
 
     fn decide(&mut self, pod: &Value) -> (Uid, Arc<Class>, Decision) {
@@ -51,8 +59,10 @@ impl World {
         match decision {
             Decision::Bind(node) => {
                 let name = uid.clone();
-                self.view
-                    .place(&uid, Placed { name, node: node.clone(), class, labels: Arc::default(), leaving: false });
+                self.view.place(
+                    &uid,
+                    Placed { name, node: node.clone(), class, labels: self.labels.clone(), leaving: false, started: 0 },
+                );
                 Ok(node.to_string())
             }
             Decision::Unschedulable(diagnosis) => Err(diagnosis.message.clone()),
@@ -414,6 +424,291 @@ fn room_that_is_made_is_seen_by_every_shape_and_the_best_still_wins() {
     assert_eq!(world.decider.built, 2);
 }
 
+fn zoned(name: &str, zone: &str) -> Value {
+    node(name, json!({"metadata": {"labels": {"topology.kubernetes.io/zone": zone}}}))
+}
+
+/// A pod of these labels with something about other pods.
+fn social(labels: Value, kind: &str, terms: Value) -> Value {
+    json!({
+        "metadata": {"name": "p", "namespace": "n", "labels": labels},
+        "spec": {"affinity": {kind: terms}, "containers": [{"resources": {"requests": {"cpu": "100m"}}}]},
+    })
+}
+
+fn term(labels: Value, key: &str) -> Value {
+    json!({"labelSelector": {"matchLabels": labels}, "topologyKey": key})
+}
+
+const HARD: &str = "requiredDuringSchedulingIgnoredDuringExecution";
+const SOFT: &str = "preferredDuringSchedulingIgnoredDuringExecution";
+const ZONE: &str = "topology.kubernetes.io/zone";
+const HOST: &str = "kubernetes.io/hostname";
+
+#[test]
+fn a_partner_is_who_matches_all_terms() {
+    let mut world = World::with(&[zoned("a", "1"), zoned("b", "2")]);
+    let plain = |labels: Value| social(labels, "podAffinity", json!({}));
+    world.schedule(&plain(json!({"app": "x"}))).unwrap();
+    world.schedule(&plain(json!({"tier": "y"}))).unwrap();
+    let both = social(
+        json!({}),
+        "podAffinity",
+        json!({HARD: [term(json!({"app": "x"}), ZONE), term(json!({"tier": "y"}), HOST)]}),
+    );
+    let refused = world.schedule(&both).unwrap_err();
+    assert!(refused.contains("2 node(s) didn't match pod affinity rules"), "{refused}");
+    let partner = world.schedule(&plain(json!({"app": "x", "tier": "y"}))).unwrap();
+    assert_eq!(world.schedule(&both), Ok(partner));
+}
+
+#[test]
+fn replicas_are_spread_over_zones_and_nodes_unless_they_say_something_themselves() {
+    let mut nodes: Vec<Value> = (0..9).map(|index| zoned(&format!("a{index}"), "a")).collect();
+    nodes.extend([zoned("b", "b"), zoned("c", "c")]);
+    let of = |kind: &str, change: Value| {
+        let mut pod = pod(json!({
+            "metadata": {"ownerReferences": [{"apiVersion": "apps/v1", "kind": kind, "name": "r", "uid": "r", "controller": true}]},
+            "spec": {"containers": [{"resources": {"requests": {"cpu": "1m", "memory": "1Mi"}}}]},
+        }));
+        merge(&mut pod, &change);
+        pod
+    };
+    let zones = |pod: &Value| {
+        let mut world = World::with(&nodes);
+        let mut zones: Vec<char> = (0..3).map(|_| world.schedule(pod).unwrap().chars().next().unwrap()).collect();
+        zones.sort_unstable();
+        zones
+    };
+    assert_eq!(zones(&of("ReplicaSet", json!({}))), ['a', 'b', 'c']);
+    assert_eq!(zones(&of("StatefulSet", json!({}))), ['a', 'b', 'c']);
+    // Nobody asked for it, and the first nodes are as good as the others.
+    assert_eq!(zones(&of("Job", json!({}))), ['a', 'a', 'a']);
+    let own = json!({"spec": {"topologySpreadConstraints": [{"maxSkew": 9, "topologyKey": HOST,
+        "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {"matchLabels": {"app": "a"}}}]}});
+    assert_eq!(zones(&of("ReplicaSet", own)), ['a', 'a', 'a']);
+}
+
+#[test]
+fn what_others_wish_for_counts_too() {
+    let weighed = |labels: Value| json!([{"weight": 50, "podAffinityTerm": term(labels, HOST)}]);
+    let red = social(json!({"color": "red"}), "podAffinity", json!({}));
+    for (kind, terms, together) in [
+        ("podAntiAffinity", json!({SOFT: weighed(json!({"color": "red"}))}), false),
+        ("podAffinity", json!({SOFT: weighed(json!({"color": "red"}))}), true),
+        ("podAffinity", json!({HARD: [term(json!({"color": "red"}), HOST)]}), true),
+    ] {
+        let mut world = World::with(&[zoned("a", "1"), zoned("b", "1")]);
+        let first = world.schedule(&social(json!({"color": "red"}), kind, terms.clone())).unwrap();
+        if !together {
+            // Without the wish the other node would be the worse one.
+            let class = world.class(pod(json!({"metadata": {"labels": {}}})));
+            let placed = Placed {
+                name: "f".into(),
+                node: "b".into(),
+                class,
+                labels: Arc::default(),
+                leaving: false,
+                started: 0,
+            };
+            world.view.place(&"f".into(), placed);
+        }
+        assert_eq!(world.schedule(&red).unwrap() == first, together, "{kind} {terms}");
+    }
+}
+
+#[test]
+fn a_selector_of_namespaces_means_those_that_it_selects() {
+    let mut world = World::with(&[zoned("a", "1")]);
+    let mut apart = term(json!({"app": "x"}), HOST);
+    apart["namespaceSelector"] = json!({"matchLabels": {"team": "t"}});
+    let pod = social(json!({"app": "y"}), "podAntiAffinity", json!({HARD: [apart]}));
+    let mut neighbour = social(json!({"app": "x"}), "podAffinity", json!({}));
+    neighbour["metadata"]["namespace"] = json!("other");
+    world.schedule(&neighbour).unwrap();
+    assert!(world.schedule(&pod).is_err(), "as long as namespaces are not known it keeps away");
+    world.view.put_namespace("other", Some([("team".to_owned(), "u".to_owned())].into()));
+    world.view.namespaces_listed();
+    assert!(world.schedule(&pod).is_ok());
+    world.view.put_namespace("other", Some([("team".to_owned(), "t".to_owned())].into()));
+    assert!(world.schedule(&pod).is_err());
+}
+
+#[test]
+fn who_is_in_the_way_of_anti_affinity_makes_room_too() {
+    let mut world = World::with(&[zoned("a", "1")]);
+    let low = social(json!({"app": "x"}), "podAffinity", json!({}));
+    world.schedule(&low).unwrap();
+    world.schedule(&social(json!({"app": "z"}), "podAffinity", json!({}))).unwrap();
+    let mut high = social(json!({"app": "y"}), "podAntiAffinity", json!({HARD: [term(json!({"app": "x"}), HOST)]}));
+    high["spec"]["priority"] = json!(10);
+    let (_, _, decision) = world.decide(&high);
+    let Decision::Unschedulable(diagnosis) = decision else { panic!("it may not be beside the other") };
+    let preemption = diagnosis.preemption.as_ref().expect("room can be made");
+    assert_eq!(preemption.victims, ["u1".into()], "and only by whom it is about");
+    // The same the other way round: the one that is there keeps others off.
+    let mut world = World::with(&[zoned("a", "1")]);
+    world
+        .schedule(&social(json!({"app": "x"}), "podAntiAffinity", json!({HARD: [term(json!({"app": "y"}), HOST)]})))
+        .unwrap();
+    let mut high = social(json!({"app": "y"}), "podAffinity", json!({}));
+    high["spec"]["priority"] = json!(10);
+    let (_, _, decision) = world.decide(&high);
+    assert!(
+        matches!(decision, Decision::Unschedulable(it) if it.preemption.as_ref().is_some_and(|it| it.victims.len() == 1))
+    );
+}
+
+#[test]
+fn a_budget_is_kept_where_it_can_be() {
+    use crate::view::Budget;
+    let of = |app: &str, priority: i32| {
+        json!({
+            "metadata": {"name": "p", "namespace": "n", "labels": {"app": app}},
+            "spec": {"priority": priority, "containers": [{"resources": {"requests": {"cpu": "2"}}}]},
+        })
+    };
+    let mut world = World::with(&[node("a", json!({})), node("b", json!({}))]);
+    for (app, priority) in [("kept", 1), ("free", 5)] {
+        let pod = of(app, priority);
+        let class = world.class(pod.clone());
+        let labels = Arc::new([("app".to_owned(), app.to_owned())].into());
+        let node = if app == "kept" { "a" } else { "b" };
+        let placed = Placed { name: app.into(), node: node.into(), class, labels, leaving: false, started: 0 };
+        world.view.place(&app.into(), placed);
+    }
+    let victims = |world: &mut World| {
+        let (_, _, decision) = world.decide(&of("new", 10));
+        let Decision::Unschedulable(diagnosis) = decision else { panic!("there is no room") };
+        diagnosis.preemption.as_ref().expect("room can be made").victims.clone()
+    };
+    assert_eq!(victims(&mut world), ["kept".into()], "the less important one");
+    let budget = |allowed: i64, disrupted: &[&str]| Budget {
+        namespace: "n".into(),
+        selector: serde_json::from_value(json!({"matchLabels": {"app": "kept"}})).unwrap(),
+        allowed,
+        disrupted: disrupted.iter().map(|name| (*name).to_owned()).collect(),
+    };
+    let key = || ("n".into(), "budget".into());
+    world.view.put_budget(key(), Some(budget(1, &[])));
+    assert_eq!(victims(&mut world), ["kept".into()], "one may go");
+    world.view.put_budget(key(), Some(budget(0, &[])));
+    assert_eq!(victims(&mut world), ["free".into()], "rather a more important one that has no budget");
+    world.view.put_budget(key(), Some(budget(0, &["kept"])));
+    assert_eq!(victims(&mut world), ["kept".into()], "its going is counted already");
+    world.view.put_budget(key(), Some(budget(0, &[])));
+    world.view.remove("free");
+    let full = world.class(of("full", 20));
+    let placed = Placed {
+        name: "full".into(),
+        node: "b".into(),
+        class: full,
+        labels: Arc::default(),
+        leaving: false,
+        started: 0,
+    };
+    world.view.place(&"full".into(), placed);
+    assert_eq!(victims(&mut world), ["kept".into()], "nothing else helps");
+}
+
+#[test]
+fn pods_are_counted_once_and_not_for_every_pod() {
+    let nodes: Vec<Value> = (0..30).map(|index| zoned(&format!("n{index}"), ["1", "2", "3"][index % 3])).collect();
+    let spread = json!({"spec": {"topologySpreadConstraints": [{
+        "maxSkew": 1, "topologyKey": ZONE, "whenUnsatisfiable": "DoNotSchedule",
+        "labelSelector": {"matchLabels": {"app": "a"}}}], "containers": [{"resources": {"requests": {"cpu": "1m", "memory": "1Mi"}}}]}});
+    let apart = social(json!({"app": "b"}), "podAntiAffinity", json!({HARD: [term(json!({"app": "b"}), HOST)]}));
+    let mut world = World::with(&nodes);
+    for _ in 0..30 {
+        world.schedule(&pod(spread.clone())).unwrap();
+        world.schedule(&apart).unwrap();
+    }
+    assert!(world.schedule(&apart).is_err());
+    assert_eq!((world.decider.counted, world.decider.built), (2, 2));
+}
+
+#[derive(Debug, Clone)]
+enum Social {
+    Pod(usize),
+    Remove(usize),
+    Leave(usize),
+    Node(usize, usize),
+    Drop(usize),
+}
+
+fn social_step() -> impl Strategy<Value = Social> {
+    prop_oneof![
+        8 => (0..7_usize).prop_map(Social::Pod),
+        2 => (0..20_usize).prop_map(Social::Remove),
+        1 => (0..20_usize).prop_map(Social::Leave),
+        1 => ((0..6_usize), (0..4_usize)).prop_map(|(node, zone)| Social::Node(node, zone)),
+        1 => (0..6_usize).prop_map(Social::Drop),
+    ]
+}
+
+proptest! {
+    /// What is counted step by step is what is counted anew: the same nodes, and the same words where there is none.
+    #[test]
+    fn counts_that_are_kept_are_those_that_are_made_anew(steps in prop::collection::vec(social_step(), 1..60)) {
+        let spread = |key: &str, when: &str| json!([{"maxSkew": 1, "topologyKey": key, "whenUnsatisfiable": when,
+            "labelSelector": {"matchLabels": {"app": "a"}}}]);
+        let mut hard = social(json!({"app": "a"}), "podAffinity", json!({}));
+        hard["spec"]["topologySpreadConstraints"] = spread(ZONE, "DoNotSchedule");
+        let mut soft = social(json!({"app": "a"}), "podAffinity", json!({}));
+        soft["spec"]["topologySpreadConstraints"] = spread(HOST, "ScheduleAnyway");
+        let mut family = social(json!({"app": "b"}), "podAffinity", json!({}));
+        family["metadata"]["ownerReferences"] = json!([
+            {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "r", "controller": true}]);
+        let pods = [
+            social(json!({"app": "c"}), "podAffinity", json!({})),
+            hard,
+            soft,
+            family,
+            social(json!({"app": "b"}), "podAffinity", json!({HARD: [term(json!({"app": "a"}), ZONE)]})),
+            social(json!({"app": "c"}), "podAntiAffinity", json!({HARD: [term(json!({"app": "c"}), HOST)]})),
+            social(json!({"app": "a"}), "podAntiAffinity", json!({SOFT: [{"weight": 7, "podAffinityTerm": term(json!({"app": "b"}), ZONE)}]})),
+        ];
+        let named = |index: usize, zone: usize| {
+            let labels = if zone == 3 { json!({}) } else { json!({ZONE: zone.to_string()}) };
+            node(&format!("n{index}"), json!({"metadata": {"labels": labels}}))
+        };
+        let mut world = World::with(&[named(0, 0), named(1, 1), named(2, 1)]);
+        let mut live: Vec<Uid> = vec![];
+        for step in steps {
+            match step {
+                Social::Pod(index) => {
+                    let class = world.class(pods[index].clone());
+                    world.next += 1;
+                    let uid: Uid = format!("u{}", world.next).into();
+                    let kept = world.decider.decide(&world.view, &uid, &class);
+                    let anew = Decider::default().decide(&world.view, &uid, &class);
+                    match (kept, anew) {
+                        (Decision::Bind(kept), Decision::Bind(anew)) => {
+                            prop_assert_eq!(&kept, &anew);
+                            world.view.place(&uid, Placed { name: uid.clone(), node: kept, class, labels: world.labels.clone(), leaving: false, started: 0 });
+                            live.push(uid);
+                        }
+                        (Decision::Unschedulable(kept), Decision::Unschedulable(anew)) => {
+                            prop_assert_eq!(&kept.reasons, &anew.reasons);
+                        }
+                        (kept, anew) => prop_assert!(false, "{kept:?} {anew:?}"),
+                    }
+                }
+                Social::Remove(index) if index < live.len() => {
+                    world.view.remove(&live.swap_remove(index));
+                }
+                Social::Leave(index) if index < live.len() => {
+                    let leaving = Placed { leaving: true, ..world.view.placed(&live[index]).unwrap().clone() };
+                    world.view.place(&live[index].clone(), leaving);
+                }
+                Social::Node(index, zone) => world.node(named(index, zone)),
+                Social::Drop(index) => world.view.remove_node(&format!("n{index}")),
+                Social::Remove(_) | Social::Leave(_) => {}
+            }
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     /// cpu in hundredths of a core, memory in MiB, of one of few classes.
@@ -453,11 +748,11 @@ proptest! {
                             prop_assert!(node.load.used.memory + class.requests.exact.memory <= node.allocatable.memory || class.requests.exact.memory == 0);
                             prop_assert!(i64::try_from(node.pods.len()).unwrap() < node.pods_max);
                             prop_assert!(!port || node.load.ports.is_empty());
-                            world.view.place(&uid, Placed { name: uid.clone(), node: name, class, labels: Arc::default(), leaving: false });
+                            world.view.place(&uid, Placed { name: uid.clone(), node: name, class, labels: Arc::default(), leaving: false, started: 0 });
                             live.push(uid);
                         }
                         Decision::Unschedulable(_) => {
-                            let room = world.view.nodes().any(|(_, node)| crate::filter::all(&class, node, None, None).is_ok());
+                            let room = world.view.nodes().any(|(slot, node)| crate::filter::all(&class, (slot, node), None, None).is_ok());
                             prop_assert!(!room, "there was room");
                         }
                     }

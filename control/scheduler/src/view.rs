@@ -1,23 +1,22 @@
 //! What the scheduler looks at: nodes with what is taken of them, kept up to date event by event.
 //!
-//! A pod counts from the moment it is assumed (decided, binding under way) until it is gone or finished. Decisions that
-//! were made before (see [`crate::decide`]) stay valid while what they rest on does: a node's `generation` moves with
-//! everything on it, the view's `epoch` with what nodes are, and [`ClusterView::freed_since`] names the nodes on which room
-//! was made.
+//! A pod counts from the moment it is assumed (decided, binding under way) until it is gone or finished. Who has looked at it
+//! before need not look at everything again: [`ClusterView::touched_since`] names the nodes on which anything changed, and
+//! [`ClusterView::moves_since`] the pods that came and went. Both remember [`LOG_MAX`]; whoever is further behind looks at all.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use crate::class::{Class, HostPort, Shape};
+use crate::class::{Class, HostPort, Shape, selects};
 use crate::resources::Amounts;
-use crate::wire::{Labels, Node, Taint};
+use crate::wire::{LabelSelector, Labels, Node, Taint};
 
 pub(crate) type Uid = Arc<str>;
 
 /// Pods a node takes if it does not say.
 const PODS_DEFAULT: i64 = 110;
-/// Nodes with new room that are remembered; whoever is further behind looks at all.
-const FREED_MAX: usize = 16_384;
+/// Changes that are remembered.
+const LOG_MAX: usize = 16_384;
 /// On a node that has not said whether it is ready.
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
 
@@ -64,11 +63,10 @@ pub(crate) struct NodeState {
     pub pods_max: i64,
     pub load: Load,
     pub pods: HashMap<Uid, Arc<Class>>,
-    /// Pods by controller.
-    pub families: HashMap<Arc<str>, u32>,
     /// Pods with preemption under way that will come here.
     pub nominated: Vec<(Uid, Arc<Class>)>,
-    pub generation: u64,
+    /// Which state of the node itself this is; no two are numbered alike, of whatever node.
+    pub revision: u64,
 }
 
 /// A pod that has a node.
@@ -81,6 +79,59 @@ pub(crate) struct Placed {
     pub labels: Arc<Labels>,
     /// It is being deleted.
     pub leaving: bool,
+    /// Since when it runs, in seconds; how long it was worth waiting for.
+    pub started: i64,
+}
+
+/// A pod came to a node (or its deletion began), or left.
+#[derive(Debug)]
+pub(crate) struct Move {
+    pub class: Arc<Class>,
+    pub slot: usize,
+    /// Pods more, or less.
+    pub all: i32,
+    /// Those of them that are being deleted.
+    pub leaving: i32,
+}
+
+/// A PodDisruptionBudget: how many of the pods that it means may go.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Budget {
+    pub namespace: Arc<str>,
+    pub selector: LabelSelector,
+    pub allowed: i64,
+    /// Names of pods whose eviction is counted already.
+    pub disrupted: HashSet<String>,
+}
+
+/// The latest of many things, numbered.
+#[derive(Debug)]
+struct Log<T> {
+    items: VecDeque<T>,
+    count: u64,
+}
+
+impl<T> Default for Log<T> {
+    fn default() -> Self {
+        Self { items: VecDeque::new(), count: 0 }
+    }
+}
+
+impl<T> Log<T> {
+    fn push(&mut self, item: T) {
+        if self.items.len() == LOG_MAX {
+            self.items.pop_front();
+        }
+        self.items.push_back(item);
+        self.count += 1;
+    }
+
+    /// Those since there were `count`; `None` if that is too long ago to tell.
+    fn since(&self, count: u64) -> Option<impl Iterator<Item = &T>> {
+        let behind = usize::try_from(self.count - count).unwrap_or(usize::MAX);
+        let skip = self.items.len().checked_sub(behind)?;
+        Some(self.items.iter().skip(skip))
+    }
 }
 
 /// Pods of a class on a node.
@@ -109,41 +160,51 @@ pub(crate) struct ClusterView {
     homeless: HashMap<Arc<str>, HashSet<Uid>>,
     /// By the address of the class, which is interned and lives as long as its group.
     groups: HashMap<usize, Group>,
-    /// Those groups whose pods have required anti-affinity: others must mind them.
-    averse: HashSet<usize>,
+    /// Those groups whose pods have terms about other pods: others must mind them.
+    social: HashSet<usize>,
+    /// How many pods there are of each priority.
+    priorities: BTreeMap<i32, u32>,
     nominations: HashMap<Uid, Arc<str>>,
+    budgets: HashMap<(Arc<str>, Arc<str>), Budget>,
+    namespaces: Namespaces,
     epoch: u64,
-    freed: VecDeque<usize>,
-    /// How many were ever noted in `freed`.
-    freed_count: u64,
+    places: u64,
+    touched: Log<usize>,
+    moves: Log<Move>,
+    /// How often room was made.
+    freed: u64,
+}
+
+/// Labels of namespaces, as far as they are known.
+#[derive(Debug, Default)]
+pub(crate) struct Namespaces {
+    labels: HashMap<Arc<str>, Labels>,
+    /// The first list is complete.
+    listed: bool,
+}
+
+impl Namespaces {
+    /// Whether the namespace is meant by a selector of namespaces. Before they are known all are: to keep away from too many
+    /// harms nobody.
+    pub(crate) fn are_meant(&self, selector: &LabelSelector, namespace: &str) -> bool {
+        let none = Labels::new();
+        !self.listed || selects(Some(selector), self.labels.get(namespace).unwrap_or(&none))
+    }
 }
 
 impl NodeState {
     /// The pod is here.
     fn take(&mut self, uid: &Uid, class: &Arc<Class>) {
-        if self.pods.insert(uid.clone(), class.clone()).is_some() {
-            return;
+        if self.pods.insert(uid.clone(), class.clone()).is_none() {
+            self.load.add(class);
         }
-        self.load.add(class);
-        if let Some(controller) = &class.controller {
-            *self.families.entry(controller.clone()).or_default() += 1;
-        }
-        self.generation += 1;
     }
 
     /// The pod is not here any more.
     fn release(&mut self, uid: &str) {
-        let Some(class) = self.pods.remove(uid) else { return };
-        self.load.subtract(&class);
-        if let Some(controller) = &class.controller
-            && let Some(count) = self.families.get_mut(controller)
-        {
-            *count -= 1;
-            if *count == 0 {
-                self.families.remove(controller);
-            }
+        if let Some(class) = self.pods.remove(uid) {
+            self.load.subtract(&class);
         }
-        self.generation += 1;
     }
 }
 
@@ -157,24 +218,107 @@ impl ClusterView {
         self.epoch
     }
 
-    /// Where [`ClusterView::freed_since`] stands.
-    pub(crate) fn freed_count(&self) -> u64 {
-        self.freed_count
+    /// Moves when nodes come, go, or change in labels or taints, and when labels of namespaces change.
+    pub(crate) fn places(&self) -> u64 {
+        self.places
     }
 
-    /// Slots of nodes on which room was made since then; `None` if that is too long ago to tell.
-    pub(crate) fn freed_since(&self, count: u64) -> Option<impl Iterator<Item = usize>> {
-        let behind = usize::try_from(self.freed_count - count).unwrap_or(usize::MAX);
-        let skip = self.freed.len().checked_sub(behind)?;
-        Some(self.freed.iter().skip(skip).copied())
+    /// How often room was made.
+    pub(crate) fn freed(&self) -> u64 {
+        self.freed
+    }
+
+    /// Moves with everything.
+    pub(crate) fn version(&self) -> u64 {
+        self.touched.count + self.epoch + self.places
+    }
+
+    /// Where [`ClusterView::touched_since`] stands.
+    pub(crate) fn touched(&self) -> u64 {
+        self.touched.count
+    }
+
+    /// Slots of nodes on which anything changed since then; `None` if that is too long ago to tell.
+    pub(crate) fn touched_since(&self, count: u64) -> Option<impl Iterator<Item = usize>> {
+        self.touched.since(count).map(Iterator::copied)
+    }
+
+    /// Where [`ClusterView::moves_since`] stands.
+    pub(crate) fn moved(&self) -> u64 {
+        self.moves.count
+    }
+
+    /// Pods that came and went since then; `None` if that is too long ago to tell.
+    pub(crate) fn moves_since(&self, count: u64) -> Option<impl Iterator<Item = &Move>> {
+        self.moves.since(count)
     }
 
     fn free(&mut self, slot: usize) {
-        if self.freed.len() == FREED_MAX {
-            self.freed.pop_front();
+        self.touched.push(slot);
+        self.freed += 1;
+    }
+
+    /// Slots in use or once used.
+    pub(crate) fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// The slot of a node.
+    pub(crate) fn slot(&self, name: &str) -> Option<usize> {
+        self.index.get(name).copied()
+    }
+
+    /// Labels of namespaces.
+    pub(crate) fn namespaces(&self) -> &Namespaces {
+        &self.namespaces
+    }
+
+    /// The namespace has these labels; `None` when it is gone. Returns whether that is news.
+    pub(crate) fn put_namespace(&mut self, name: &str, labels: Option<Labels>) -> bool {
+        let changed = match labels {
+            Some(labels) if self.namespaces.labels.get(name) == Some(&labels) => false,
+            Some(labels) => {
+                self.namespaces.labels.insert(name.into(), labels);
+                true
+            }
+            None => self.namespaces.labels.remove(name).is_some(),
+        };
+        self.places += u64::from(changed);
+        changed
+    }
+
+    /// Names of the namespaces that are known.
+    pub(crate) fn namespace_names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.namespaces.labels.keys()
+    }
+
+    /// All namespaces are known.
+    pub(crate) fn namespaces_listed(&mut self) {
+        self.namespaces.listed = true;
+        self.places += 1;
+    }
+
+    /// The budget is as told; `None` when it is gone.
+    pub(crate) fn put_budget(&mut self, key: (Arc<str>, Arc<str>), budget: Option<Budget>) {
+        match budget {
+            Some(budget) => drop(self.budgets.insert(key, budget)),
+            None => drop(self.budgets.remove(&key)),
         }
-        self.freed.push_back(slot);
-        self.freed_count += 1;
+    }
+
+    /// All budgets with their namespaces and names.
+    pub(crate) fn budgets(&self) -> impl Iterator<Item = (&(Arc<str>, Arc<str>), &Budget)> {
+        self.budgets.iter()
+    }
+
+    /// Whether any pod on a node is worth less than this.
+    pub(crate) fn has_lower(&self, priority: i32) -> bool {
+        self.priorities.first_key_value().is_some_and(|(lowest, _)| *lowest < priority)
+    }
+
+    /// Whether any pod on a node has terms about other pods.
+    pub(crate) fn has_social(&self) -> bool {
+        !self.social.is_empty()
     }
 
     /// Number of nodes.
@@ -215,11 +359,6 @@ impl ClusterView {
         self.groups.values()
     }
 
-    /// Those of them with required anti-affinity.
-    pub(crate) fn averse(&self) -> impl Iterator<Item = &Group> {
-        self.averse.iter().filter_map(|address| self.groups.get(address))
-    }
-
     /// A node is as told; returns whether something changed that scheduling looks at.
     pub(crate) fn put_node(&mut self, node: Node) -> bool {
         let name: Arc<str> = node.metadata.name.as_deref().unwrap_or_default().into();
@@ -235,7 +374,8 @@ impl ClusterView {
         if !said && !taints.iter().any(tainted) {
             taints.push(Taint { key: NOT_READY.to_owned(), value: String::new(), effect: "NoSchedule".to_owned() });
         }
-        if let Some((_, known)) = self.state(&name) {
+        let revision = self.epoch + 1;
+        if let Some((slot, known)) = self.state(&name) {
             let same = known.labels == labels
                 && known.taints == taints
                 && known.unschedulable == node.spec.unschedulable
@@ -244,13 +384,16 @@ impl ClusterView {
             if same {
                 return false;
             }
+            let moved = known.labels != labels || known.taints != taints;
             known.labels = labels;
             known.taints = taints;
             known.unschedulable = node.spec.unschedulable;
             known.allocatable = allocatable;
             known.pods_max = pods_max;
-            known.generation += 1;
+            known.revision = revision;
             self.epoch += 1;
+            self.places += u64::from(moved);
+            self.free(slot);
             return true;
         }
         let state = NodeState {
@@ -262,9 +405,8 @@ impl ClusterView {
             pods_max,
             load: Load::default(),
             pods: HashMap::new(),
-            families: HashMap::new(),
             nominated: vec![],
-            generation: 0,
+            revision,
         };
         let slot = match self.slots.iter().position(Option::is_none) {
             Some(slot) => slot,
@@ -276,6 +418,8 @@ impl ClusterView {
         self.slots[slot] = Some(state);
         self.index.insert(name.clone(), slot);
         self.epoch += 1;
+        self.places += 1;
+        self.free(slot);
         // Pods may have been seen before their node.
         for uid in self.homeless.remove(&name).into_iter().flatten() {
             self.settle(&uid);
@@ -300,6 +444,8 @@ impl ClusterView {
         self.index.remove(name);
         self.slots[slot] = None;
         self.epoch += 1;
+        self.places += 1;
+        self.touched.push(slot);
     }
 
     /// The pod has (or is about to have) this node.
@@ -324,6 +470,7 @@ impl ClusterView {
             Some((slot, node)) => {
                 node.take(uid, &placed.class);
                 self.count(slot, &placed, true);
+                self.touched.push(slot);
             }
             None => drop(self.homeless.entry(placed.node).or_default().insert(uid.clone())),
         }
@@ -331,17 +478,27 @@ impl ClusterView {
 
     fn count(&mut self, slot: usize, placed: &Placed, comes: bool) {
         let address = address(&placed.class);
+        let sign = if comes { 1 } else { -1 };
+        let leaving = u32::from(placed.leaving);
+        let class = placed.class.clone();
+        self.moves.push(Move { class, slot, all: sign, leaving: if placed.leaving { sign } else { 0 } });
         let group =
             self.groups.entry(address).or_insert_with(|| Group { class: placed.class.clone(), nodes: HashMap::new() });
         let members = group.nodes.entry(slot).or_default();
-        let leaving = u32::from(placed.leaving);
         if comes {
             members.all += 1;
             members.leaving += leaving;
-            if !placed.class.affinity.pod_anti_affinity.required.is_empty() {
-                self.averse.insert(address);
+            *self.priorities.entry(placed.class.priority).or_default() += 1;
+            if !placed.class.affinity.is_empty() {
+                self.social.insert(address);
             }
             return;
+        }
+        if let Some(count) = self.priorities.get_mut(&placed.class.priority) {
+            *count -= 1;
+            if *count == 0 {
+                self.priorities.remove(&placed.class.priority);
+            }
         }
         members.all -= 1;
         members.leaving -= leaving;
@@ -350,7 +507,7 @@ impl ClusterView {
         }
         if group.nodes.is_empty() {
             self.groups.remove(&address);
-            self.averse.remove(&address);
+            self.social.remove(&address);
         }
     }
 
@@ -389,9 +546,9 @@ impl ClusterView {
     /// The pod waits for room that preemption makes on this node.
     pub(crate) fn nominate(&mut self, uid: &Uid, node: &Arc<str>, class: &Arc<Class>) {
         self.withdraw(uid);
-        if let Some((_, state)) = self.state(node) {
+        if let Some((slot, state)) = self.state(node) {
             state.nominated.push((uid.clone(), class.clone()));
-            state.generation += 1;
+            self.touched.push(slot);
             self.nominations.insert(uid.clone(), node.clone());
         }
     }
@@ -401,7 +558,6 @@ impl ClusterView {
         let Some(node) = self.nominations.remove(uid) else { return false };
         if let Some((slot, state)) = self.state(&node) {
             state.nominated.retain(|(other, _)| &**other != uid);
-            state.generation += 1;
             self.free(slot);
         }
         true

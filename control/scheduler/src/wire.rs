@@ -6,10 +6,9 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use coracle_tolerant::nullable;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde::{Deserialize, Deserializer};
-
-use crate::tolerant::nullable;
 
 pub(crate) type Labels = BTreeMap<String, String>;
 
@@ -85,6 +84,7 @@ pub(crate) struct PodSpec {
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct PodStatus {
     pub phase: Option<String>,
+    pub start_time: Option<String>,
     pub nominated_node_name: Option<String>,
     #[serde(deserialize_with = "nullable")]
     pub conditions: Vec<Condition>,
@@ -303,8 +303,41 @@ pub(crate) struct NodeStatus {
     pub conditions: Vec<Condition>,
 }
 
+/// A namespace.
+#[derive(Deserialize, Clone, Debug)]
+pub(crate) struct Namespace {
+    #[serde(deserialize_with = "slim", default)]
+    pub metadata: ObjectMeta,
+}
+
+/// A PodDisruptionBudget.
+#[derive(Deserialize, Clone, Debug)]
+pub(crate) struct Budget {
+    #[serde(deserialize_with = "slim", default)]
+    pub metadata: ObjectMeta,
+    #[serde(default, deserialize_with = "nullable")]
+    pub spec: BudgetSpec,
+    #[serde(default, deserialize_with = "nullable")]
+    pub status: BudgetStatus,
+}
+
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(default)]
+pub(crate) struct BudgetSpec {
+    pub selector: Option<LabelSelector>,
+}
+
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct BudgetStatus {
+    #[serde(deserialize_with = "nullable")]
+    pub disruptions_allowed: i64,
+    #[serde(deserialize_with = "nullable")]
+    pub disrupted_pods: BTreeMap<String, serde::de::IgnoredAny>,
+}
+
 macro_rules! resource {
-    ($type:ty, $kind:literal, $plural:literal, $scope:ty) => {
+    ($type:ty, $group:literal, $kind:literal, $plural:literal, $scope:ty) => {
         impl kube::Resource for $type {
             type DynamicType = ();
             type Scope = $scope;
@@ -314,7 +347,7 @@ macro_rules! resource {
             }
 
             fn group((): &()) -> Cow<'_, str> {
-                "".into()
+                $group.into()
             }
 
             fn version((): &()) -> Cow<'_, str> {
@@ -336,5 +369,7 @@ macro_rules! resource {
     };
 }
 
-resource!(Pod, "Pod", "pods", k8s_openapi::NamespaceResourceScope);
-resource!(Node, "Node", "nodes", k8s_openapi::ClusterResourceScope);
+resource!(Pod, "", "Pod", "pods", k8s_openapi::NamespaceResourceScope);
+resource!(Node, "", "Node", "nodes", k8s_openapi::ClusterResourceScope);
+resource!(Namespace, "", "Namespace", "namespaces", k8s_openapi::ClusterResourceScope);
+resource!(Budget, "policy", "PodDisruptionBudget", "poddisruptionbudgets", k8s_openapi::NamespaceResourceScope);

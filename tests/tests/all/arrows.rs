@@ -11,8 +11,10 @@ const ARROWS: &[(&str, &str, &[&str])] = &[
     ("base2histogram", "control/keyspace/base2histogram", &[]),
     ("apiserver", "control/apiserver", &["api", "keyspace"]),
     ("registry", "control/registry", &[]),
-    ("scheduler", "control/scheduler", &["api", "scripted"]),
-    ("controllers", "control/controllers", &["api", "scripted"]),
+    ("scheduler", "control/scheduler", &["api", "scripted", "tolerant"]),
+    ("controllers", "control/controllers", &["api", "scripted", "tolerant"]),
+    // How the two above read what they watch.
+    ("tolerant", "control/tolerant", &[]),
     // An API server for tests of the two above; nothing but their tests may use it.
     ("scripted", "control/scripted", &[]),
     ("server", "control/server", &["api", "apiserver", "controllers", "keyspace", "registry", "scheduler"]),

@@ -14,7 +14,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus, ReplicaSet, ReplicaSetSpec};
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus, ReplicaSet, ReplicaSetSpec, ReplicaSetStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use parking_lot::Mutex;
 use serde_json::json;
@@ -24,12 +25,15 @@ use crate::events::{Record, Recorder, Subject};
 use crate::informer::{Change, Index, Informer, Key, Object as _, Pod, Store, controller};
 use crate::queue::{Next, Queue, Reconciler};
 use crate::workload::{self, Settle};
-use crate::{Error, now_in_seconds, selector};
+use crate::{Error, now_in_seconds, replica_set, selector};
 
 use model::{REVISION, Set};
 use plan::{New, Observed};
 
 const COMPONENT: &str = "deployment-controller";
+/// Pods of a ReplicaSet up to which they are counted for the Deployment's status without waiting for the ReplicaSet's; with more,
+/// one write is not what is waited for.
+const COUNTED_MAX: i32 = 64;
 /// New ReplicaSets that are remembered for the words of a status.
 const CREATED_MAX: usize = 4096;
 
@@ -79,18 +83,25 @@ impl Controller {
         pods.on_change({
             let (queue, deployments, sets) = (queue.clone(), deployments.store(), sets.store());
             move |change| {
-                // `Recreate` waits for the last pod to be gone; only then does a pod matter here.
-                let Change::Deleted(pod) = change else { return };
+                let (pod, gone) = (change.object(), matches!(change, Change::Deleted(_)));
+                let changed = change
+                    .before()
+                    .is_none_or(|before| before.ready != pod.ready || before.is_active() != pod.is_active());
+                if !changed {
+                    return;
+                }
                 let Some(owner) = controller(Some(&pod.owners)).filter(|owner| owner.kind == "ReplicaSet") else {
                     return;
                 };
                 let set = Key { namespace: pod.key.namespace.clone(), name: owner.name.as_str().into() };
-                let deployment = sets.get(&set).and_then(|set| deployment_of(&set));
-                if let Some(key) = deployment
-                    && deployments
-                        .get(&key)
-                        .is_some_and(|deployment| model::Wanted::of(&deployment).strategy == model::Strategy::Recreate)
-                {
+                let Some(set) = sets.get(&set) else { return };
+                let Some(key) = deployment_of(&set) else { return };
+                // `Recreate` waits for the last pod to be gone.
+                let is_recreated = || {
+                    let deployment = deployments.get(&key);
+                    deployment.is_some_and(|it| model::Wanted::of(&it).strategy == model::Strategy::Recreate)
+                };
+                if is_counted(&set) || (gone && is_recreated()) {
                     queue.add(&key);
                 }
             }
@@ -127,6 +138,7 @@ impl Reconciler for Controller {
             return Ok(Next::OnEvent);
         }
         let Some(sets) = self.claim(&deployment).await? else { return Ok(Next::OnEvent) };
+        let sets: Vec<Arc<ReplicaSet>> = sets.into_iter().map(|set| self.counted(set)).collect();
         let plan = plan::plan(&Observed {
             deployment: &deployment,
             others_run: &|current| self.others_run(&sets, current),
@@ -203,6 +215,26 @@ impl Controller {
         Ok((!adopted).then_some(owned))
     }
 
+    /// The ReplicaSet as its status will be in a moment, if it is a small one whose pods come up: both statuses are written at
+    /// the same time then, and who waits for the Deployment need not wait for two writes one after the other. What shrinks is
+    /// told by the ReplicaSet, which knows whom it has asked to go.
+    fn counted(&self, set: Arc<ReplicaSet>) -> Arc<ReplicaSet> {
+        if !is_counted(&set) {
+            return set;
+        }
+        let counted = replica_set::counted(&set, &self.pods.controlled_by(set.uid()), Timestamp::now());
+        let said = set.status.clone().unwrap_or_default();
+        let wanted = set.spec.replicas.unwrap_or(1);
+        let ends = |status: &ReplicaSetStatus| status.terminating_replicas.unwrap_or(0);
+        if counted.replicas < said.replicas || counted.replicas > wanted || ends(&counted) != ends(&said) {
+            return set;
+        }
+        let mut seen = (*set).clone();
+        let (observed_generation, conditions) = (said.observed_generation, said.conditions);
+        seen.status = Some(ReplicaSetStatus { observed_generation, conditions, ..counted });
+        Arc::new(seen)
+    }
+
     async fn set_owners(&self, set: &ReplicaSet, owners: &[OwnerReference], what: &'static str) -> Result<(), Error> {
         let version = set.metadata.resource_version.as_deref().unwrap_or_default();
         workload::set_owners(&self.client, REPLICA_SETS, (&set.key(), set.uid(), version), owners, what).await
@@ -215,7 +247,7 @@ impl Controller {
     }
 
     async fn create(&self, key: &Key, deployment: &Deployment, new: &New) -> Result<(), Error> {
-        let set = replica_set(deployment, new);
+        let set = new_replica_set(deployment, new);
         let source = match self.client.create(REPLICA_SETS, &key.namespace, &set).await {
             Ok(_) => {
                 if new.replicas > 0 {
@@ -329,6 +361,11 @@ impl Controller {
     }
 }
 
+/// Whether the ReplicaSet is so small that its pods are counted here, too.
+fn is_counted(set: &ReplicaSet) -> bool {
+    set.spec.replicas.unwrap_or(1) <= COUNTED_MAX
+}
+
 /// The Deployment that controls the ReplicaSet.
 fn deployment_of(set: &ReplicaSet) -> Option<Key> {
     let owners = set.metadata.owner_references.as_deref();
@@ -348,7 +385,7 @@ fn owner_reference(deployment: &Deployment) -> OwnerReference {
     workload::owner_reference("apps/v1", "Deployment", deployment.metadata.name.as_deref(), deployment.uid())
 }
 
-fn replica_set(deployment: &Deployment, new: &New) -> ReplicaSet {
+fn new_replica_set(deployment: &Deployment, new: &New) -> ReplicaSet {
     let spec = deployment.spec.clone();
     let hash = || (template::HASH_LABEL.to_owned(), new.hash.clone());
     let mut template = spec.template;

@@ -9,8 +9,8 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::model::Wanted;
+use super::new_replica_set;
 use super::plan::{Observed, Plan, plan};
-use super::replica_set;
 
 /// An API in memory: a Deployment, its ReplicaSets, and pods as numbers.
 struct World {
@@ -73,7 +73,7 @@ impl World {
             now: self.now,
         });
         if let Some(new) = &plan.create {
-            let mut set = replica_set(&self.deployment, new);
+            let mut set = new_replica_set(&self.deployment, new);
             set.metadata.uid = Some(format!("s{}", self.next));
             set.metadata.generation = Some(1);
             set.metadata.creation_timestamp = Some(Time(self.now + SignedDuration::from_secs(self.next)));

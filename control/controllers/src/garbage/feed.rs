@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_api::kinds;
+use coracle_tolerant::Tolerant;
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::Resource as _;
@@ -18,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use super::Controller;
 use super::graph::{FOREGROUND, ORPHAN, Seen, Uid, Work};
 use crate::discovery::Kind;
-use crate::informer::{AnyObject, Change, Informer, Key, Object, Tolerant, version};
+use crate::informer::{AnyObject, Change, Informer, Key, Object, version};
 
 /// After a definition changed, others often do at once.
 const SETTLE: Duration = Duration::from_millis(300);

@@ -17,6 +17,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::{StreamExt as _, TryStreamExt as _};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -40,6 +41,9 @@ const UNSERVED_AGAIN: Duration = Duration::from_secs(300);
 
 /// How often a change by somebody else is met before the object goes back into the queue.
 const ATTEMPTS: u32 = 5;
+
+/// Dependents of one owner that are written at a time.
+const SIDE_BY_SIDE: usize = 32;
 
 const COMPONENT: &str = "garbage-collector-controller";
 
@@ -189,28 +193,20 @@ impl Controller {
     /// Removes references to `uid` from everything that depends on it, then lets it go.
     async fn orphan(&self, uid: &Uid, seen: &Seen) -> Result<Next, Error> {
         let dependents = self.graph.lock().dependents(uid);
-        for (dependent, seen) in dependents {
-            self.forget(&dependent, seen, std::slice::from_ref(uid)).await?;
-        }
+        let forgotten = futures::stream::iter(dependents)
+            .map(|(dependent, seen)| async move { self.forget(&dependent, seen, std::slice::from_ref(uid)).await });
+        forgotten.buffer_unordered(SIDE_BY_SIDE).try_collect::<()>().await?;
         self.remove_finalizer(uid, seen, ORPHAN).await?;
         Ok(Next::OnEvent)
     }
 
-    /// Lets an owner go when nothing that holds it up is left.
+    /// Lets an owner go when nothing that holds it up is left. Its dependents were told when it began to wait, or are when they
+    /// are seen ([`Graph::put`]): to tell all again whenever one of ten thousand goes would be a hundred million times.
     async fn wait_for_dependents(&self, uid: &Uid, seen: &Seen) -> Result<(), Error> {
-        let (blocked, dependents) = {
-            let graph = self.graph.lock();
-            (graph.is_blocked(uid), graph.dependents(uid))
-        };
-        if !blocked {
-            return self.remove_finalizer(uid, seen, FOREGROUND).await;
+        if self.graph.lock().is_blocked(uid) {
+            return Ok(());
         }
-        for (dependent, seen) in dependents {
-            if !seen.deleting {
-                self.queue.add(&dependent);
-            }
-        }
-        Ok(())
+        self.remove_finalizer(uid, seen, FOREGROUND).await
     }
 
     /// Decides about an object with owners; if it is not as the graph has it, as the API has it.

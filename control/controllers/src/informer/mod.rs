@@ -7,12 +7,12 @@
 
 mod meta;
 mod pod;
-mod tolerant;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
+use coracle_tolerant::Tolerant;
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::Api;
@@ -24,7 +24,6 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use meta::{AnyObject, slim};
 pub(crate) use pod::{Phase, Pod};
-pub(crate) use tolerant::Tolerant;
 
 /// Names an object of some kind; the namespace of a cluster-scoped one is empty.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

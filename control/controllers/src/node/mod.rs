@@ -14,6 +14,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::{StreamExt as _, TryStreamExt as _};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;
@@ -39,6 +40,9 @@ const LEASES: &str = "kube-node-lease";
 const COMPONENT: &str = "node-controller";
 /// What a node that never said how it is has more time for (the reference's `--node-startup-grace-period`).
 const STARTUP_GRACE: Duration = Duration::from_secs(60);
+
+/// Pods of one node that are made not ready at a time.
+const MARKS_IN_FLIGHT: usize = 64;
 
 type Signs = HashMap<Arc<str>, Sign>;
 
@@ -272,24 +276,29 @@ impl Controller {
         if self.marked.lock().contains(&key.name) {
             return Ok(());
         }
-        let mut all = true;
-        for pod in self.pods.by(Index::Node, &key.name).iter().filter(|pod| pod.ready && pod.is_active()) {
-            let condition = json!({"type": "Ready", "status": "False", "lastTransitionTime": Time(now_in_seconds())});
-            let version = pod.version.to_string();
-            let patch = json!({
-                "metadata": {"uid": &*pod.uid, "resourceVersion": version}, "status": {"conditions": [condition]},
-            });
-            match self.client.merge_status(PODS, &pod.key, &patch).await {
-                Err(error) if client::is_not_found(&error) => {}
-                Err(error) if client::is_conflict(&error) => all = false,
-                other => other.map(drop).map_err(Error::api("make a pod not ready"))?,
-            }
-        }
-        if !all {
+        let mut pods = self.pods.by(Index::Node, &key.name);
+        pods.retain(|pod| pod.ready && pod.is_active());
+        // Side by side: of a thousand pods none shall be sent to for the time that a thousand writes take.
+        let marked = futures::stream::iter(pods).map(|pod| self.mark(pod)).buffer_unordered(MARKS_IN_FLIGHT);
+        if !marked.try_fold(true, |all, marked| std::future::ready(Ok(all && marked))).await? {
             return Err(Error::Stale("a pod changed meanwhile"));
         }
         self.marked.lock().insert(key.name.clone());
         Ok(())
+    }
+
+    /// Writes that the pod is not ready; false when it has changed meanwhile.
+    async fn mark(&self, pod: Arc<Pod>) -> Result<bool, Error> {
+        let condition = json!({"type": "Ready", "status": "False", "lastTransitionTime": Time(now_in_seconds())});
+        let version = pod.version.to_string();
+        let patch = json!({
+            "metadata": {"uid": &*pod.uid, "resourceVersion": version}, "status": {"conditions": [condition]},
+        });
+        match self.client.merge_status(PODS, &pod.key, &patch).await {
+            Err(error) if client::is_not_found(&error) => Ok(true),
+            Err(error) if client::is_conflict(&error) => Ok(false),
+            other => other.map(|_| true).map_err(Error::api("make a pod not ready")),
+        }
     }
 
     fn event(&self, node: &Node, reason: &'static str, message: String) {

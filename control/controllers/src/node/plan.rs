@@ -141,8 +141,12 @@ pub(crate) fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
     if (!effect.is_empty() && effect != taint.effect) || (!key.is_empty() && key != taint.key) {
         return false;
     }
+    let number = |text: Option<&str>| text.and_then(|text| text.parse::<i64>().ok());
+    let numbers = number(taint.value.as_deref()).zip(number(toleration.value.as_deref()));
     match toleration.operator.as_deref().unwrap_or_default() {
         "Exists" => true,
+        "Gt" => !key.is_empty() && numbers.is_some_and(|(has, than)| has > than),
+        "Lt" => !key.is_empty() && numbers.is_some_and(|(has, than)| has < than),
         "" | "Equal" => {
             !key.is_empty()
                 && toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default()

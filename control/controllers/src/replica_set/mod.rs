@@ -28,6 +28,7 @@ use crate::queue::{Next, Queue, Reconciler};
 use crate::workload::{self, Created, InFlight, Settle};
 use crate::{Error, now_in_seconds, selector};
 
+pub(crate) use plan::counted;
 use template::Template;
 pub(crate) use template::{NAME_CHARACTERS, generated_name};
 

@@ -93,6 +93,17 @@ pub(crate) fn plan(observed: &Observed<'_>) -> Plan {
     plan
 }
 
+/// The status of a ReplicaSet as these pods of it make it, before anything is done about them.
+pub(crate) fn counted(set: &ReplicaSet, owned: &[Arc<Pod>], now: Timestamp) -> ReplicaSetStatus {
+    let matching = owned.iter().filter(|pod| selector::matches(&set.spec.selector, &pod.labels));
+    let (active, others): (Vec<Arc<Pod>>, Vec<_>) = matching.cloned().partition(|pod| pod.is_active());
+    let terminating = others.iter().filter(|pod| !pod.is_terminal()).count();
+    let mut plan = Plan::default();
+    let min_ready = set.spec.min_ready_seconds.unwrap_or(0);
+    count(&mut plan, set, &active, i32::try_from(terminating).unwrap_or(i32::MAX), min_ready, now);
+    plan.status
+}
+
 fn count(plan: &mut Plan, set: &ReplicaSet, active: &[Arc<Pod>], terminating: i32, min_ready: i32, now: Timestamp) {
     let template = set.spec.template.as_ref();
     let template = template.and_then(|template| template.metadata.as_ref()?.labels.as_ref());

@@ -10,8 +10,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// How long such a status waits at most.
-const WAIT: Duration = Duration::from_millis(10);
+/// How long such a status waits at most: a pod of a compiled component is ready by then.
+const WAIT: Duration = Duration::from_millis(25);
 
 /// Entries of objects that went meanwhile are dropped beyond this many.
 const ENTRIES: usize = 4096;

@@ -1,4 +1,7 @@
 //! One odd object must not stop the watch of its kind: what does not decode is kept as what could be read of it.
+//!
+//! A watch whose event does not decode is an error to the kube runtime, which backs off; a handful of such objects would
+//! hold up everything else of the kind for minutes. Controllers and scheduler both read what they watch through this.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -10,11 +13,16 @@ use serde_json::value::RawValue;
 
 /// An object as it comes, whether it decodes or not.
 #[derive(Clone, Debug)]
-pub(crate) enum Tolerant<W> {
+pub enum Tolerant<W> {
     /// It decoded.
     Good(W),
-    /// It did not: its name, namespace, uid and version, and why.
-    Odd { meta: Box<ObjectMeta>, why: Arc<str> },
+    /// It did not: its name, namespace, uid, version and annotations, and why.
+    Odd {
+        /// What could be read.
+        meta: Box<ObjectMeta>,
+        /// The decoder's words.
+        why: Arc<str>,
+    },
 }
 
 impl<'de, W: DeserializeOwned> Deserialize<'de> for Tolerant<W> {
@@ -46,9 +54,7 @@ fn meta_of(json: &str) -> ObjectMeta {
 }
 
 /// For `#[serde(deserialize_with)]`: null is what is not there.
-pub(crate) fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
-    deserializer: D,
-) -> Result<T, D::Error> {
+pub fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
@@ -72,6 +78,10 @@ impl<W: kube::Resource> kube::Resource for Tolerant<W> {
         W::plural(dynamic)
     }
 
+    fn metadata_api() -> bool {
+        W::metadata_api()
+    }
+
     fn meta(&self) -> &ObjectMeta {
         match self {
             Self::Good(good) => good.meta(),
@@ -84,5 +94,22 @@ impl<W: kube::Resource> kube::Resource for Tolerant<W> {
             Self::Good(good) => good.meta_mut(),
             Self::Odd { meta, .. } => meta,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_decode_still_has_a_name() {
+        use k8s_openapi::api::core::v1::Service;
+        let odd = r#"{"metadata": {"name": "a", "namespace": "n", "uid": "u", "resourceVersion": "7", "labels": 3}}"#;
+        let Tolerant::Odd { meta, .. } = serde_json::from_str::<Tolerant<Service>>(odd).unwrap() else {
+            panic!("labels are no number");
+        };
+        assert_eq!((meta.name.as_deref(), meta.resource_version.as_deref()), (Some("a"), Some("7")));
+        let good = serde_json::from_str::<Tolerant<Service>>(r#"{"metadata": {"name": "a"}}"#).unwrap();
+        assert!(matches!(good, Tolerant::Good(_)));
     }
 }
