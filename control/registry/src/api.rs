@@ -171,10 +171,11 @@ async fn put_manifest(
     body: Body,
 ) -> Result<Response, Refusal> {
     let max = registry.inner().config.manifest_bytes_max;
-    let bytes = match Limited::new(body, max).collect().await {
-        Ok(collected) => collected.to_bytes(),
-        Err(error) if error.is::<LengthLimitError>() => return Err(Refusal::too_large(max as u64)),
-        Err(error) => return Err(Refusal::manifest_invalid(format!("the body ended too early: {error}"))),
+    let bytes = match tokio::time::timeout(blob::PACE_MAX, Limited::new(body, max).collect()).await {
+        Ok(Ok(collected)) => collected.to_bytes(),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(Refusal::too_large(max as u64)),
+        Ok(Err(error)) => return Err(Refusal::manifest_invalid(format!("the body ended too early: {error}"))),
+        Err(_) => return Err(Refusal::manifest_invalid("it did not come within a minute")),
     };
     let algorithm = match &reference {
         Reference::Digest(said) => said.algorithm(),
@@ -255,13 +256,14 @@ async fn referrers(registry: &Registry, name: Name, subject: Digest, query: &Que
         }
         Ok(descriptors)
     };
-    let mut descriptors = registry.blocking(find).await?;
+    let mut descriptors: Vec<serde_json::Value> = registry.blocking(find).await?;
     if let Some(wanted) = &wanted {
         descriptors.retain(|descriptor| descriptor["artifactType"] == wanted.as_str());
     }
     let digest = |descriptor: &serde_json::Value| descriptor["digest"].as_str().unwrap_or_default().to_owned();
     let page = page(descriptors.iter().map(digest).collect(), query);
-    descriptors.retain(|descriptor| page.entries.contains(&digest(descriptor)));
+    let shown: std::collections::HashSet<&String> = page.entries.iter().collect();
+    descriptors.retain(|descriptor| shown.contains(&digest(descriptor)));
     let index = json!({"schemaVersion": 2, "mediaType": manifest::INDEX, "manifests": descriptors});
     let mut response = page.respond(&path, |_| index);
     let headers = response.headers_mut();

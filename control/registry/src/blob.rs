@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use tokio::time::Instant;
 use tokio_util::io::ReaderStream;
 
 use crate::Registry;
@@ -20,8 +21,10 @@ use crate::upload::Upload;
 
 /// Bytes that are collected before they go to the disk together.
 const WRITE_BYTES: usize = 512 << 10;
-/// How long a client may send nothing.
-const IDLE_MAX: Duration = Duration::from_secs(60);
+/// How long a client may take for [`PACE_BYTES`]: whoever is slower holds a place that others wait for (tests do not wait so long).
+pub const PACE_MAX: Duration = if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(60) };
+/// What must come in each [`PACE_MAX`], unless it is the end.
+const PACE_BYTES: usize = 64 << 10;
 /// Bytes read at a time.
 const READ_BYTES: usize = 128 << 10;
 
@@ -227,18 +230,23 @@ async fn receive_range(
 async fn receive(registry: &Registry, upload: &Arc<Upload>, mut body: Body) -> Result<(), Refusal> {
     let max = registry.inner().config.blob_bytes_max;
     let mut left = max.saturating_sub(upload.offset());
+    let (mut due, mut paced) = (Instant::now() + PACE_MAX, 0);
     loop {
         let (mut chunks, mut bytes, mut ended) = (Vec::new(), 0, None);
         while bytes < WRITE_BYTES {
-            match tokio::time::timeout(IDLE_MAX, body.frame()).await {
+            match tokio::time::timeout_at(due, body.frame()).await {
                 Ok(Some(Ok(frame))) => {
                     let Ok(data) = frame.into_data() else { continue };
                     bytes += data.len();
+                    paced += data.len();
                     chunks.push(data);
+                    if paced >= PACE_BYTES {
+                        (due, paced) = (Instant::now() + PACE_MAX, 0);
+                    }
                 }
                 Ok(None) => ended = Some(Ok(())),
                 Ok(Some(Err(error))) => ended = Some(Err(Refusal::body(format!("the body ended too early: {error}")))),
-                Err(_) => ended = Some(Err(Refusal::body("nothing came for a minute"))),
+                Err(_) => ended = Some(Err(Refusal::body("less than 64 KiB came in a minute"))),
             }
             if ended.is_some() {
                 break;
@@ -303,6 +311,21 @@ fn state(name: &Name, upload: &Upload, status: StatusCode) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn who_sends_a_byte_now_and_then_does_not_hold_a_place_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Registry::open(crate::Config::new(dir.path())).unwrap();
+        let drops = futures::stream::unfold((), |()| async {
+            tokio::time::sleep(PACE_MAX / 10).await;
+            Some((Ok::<_, std::io::Error>(Bytes::from_static(b"x")), ()))
+        });
+        let upload = registry.inner().uploads.begin("a".parse().unwrap()).unwrap().unwrap();
+        let received = receive(&registry, &upload, Body::from_stream(drops));
+        let received = tokio::time::timeout(Duration::from_secs(30), received).await.expect("it ends");
+        assert!(format!("{received:?}").contains("less than 64 KiB"), "{received:?}");
+        assert!(upload.offset() > 0, "what came stays");
+    }
 
     #[test]
     fn ranges_are_read_as_http_says() {

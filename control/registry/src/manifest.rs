@@ -101,11 +101,11 @@ pub fn subject(bytes: &[u8]) -> Option<Digest> {
     serde_json::from_slice::<Manifest>(bytes).ok()?.subject?.digest.parse().ok()
 }
 
-/// Every digest a stored manifest names.
-pub fn names(bytes: &[u8]) -> Vec<Digest> {
-    let Ok(manifest) = serde_json::from_slice::<Manifest>(bytes) else { return Vec::new() };
+/// Every digest a stored manifest names; an error when it is damaged, for then nobody knows.
+pub fn names(bytes: &[u8]) -> Result<Vec<Digest>, serde_json::Error> {
+    let manifest = serde_json::from_slice::<Manifest>(bytes)?;
     let parts = manifest.config.iter().chain(&manifest.layers).chain(&manifest.manifests);
-    parts.filter_map(|descriptor| descriptor.digest.parse().ok()).collect()
+    Ok(parts.filter_map(|descriptor| descriptor.digest.parse().ok()).collect())
 }
 
 /// The descriptor of a stored manifest in a list of referrers (distribution specification, "Listing referrers").

@@ -275,19 +275,27 @@ impl Store {
         let mut kept: HashSet<Digest> = HashSet::new();
         for name in self.repositories()? {
             let mut named: HashSet<Digest> = HashSet::new();
+            let mut damaged = false;
             for hex in list(&self.repository(&name).join("_manifests/revisions"))? {
                 let Some(digest) = Digest::from_hex(&hex) else { continue };
                 // Only one that is not there names nothing. Whatever else keeps it from being read ends the collection: what
                 // it names would be taken for garbage.
                 if let Some(bytes) = absent(self.read_manifest(&digest))? {
-                    named.extend(manifest::names(&bytes));
+                    match manifest::names(&bytes) {
+                        Ok(all) => named.extend(all),
+                        Err(error) => {
+                            damaged = true;
+                            let path = self.blob_path(&digest);
+                            tracing::warn!(repository = %name, path = %path.display(), %error, "a manifest is damaged; nothing of its repository is collected");
+                        }
+                    }
                 }
                 kept.insert(digest);
             }
             for hex in list(&self.repository(&name).join("_layers"))? {
                 let Some(digest) = Digest::from_hex(&hex) else { continue };
                 let link = self.layer(&name, &digest);
-                if !named.contains(&digest) && is_older(&link, age) {
+                if !damaged && !named.contains(&digest) && is_older(&link, age) {
                     remove(&link)?;
                 } else {
                     kept.insert(digest);
@@ -414,8 +422,13 @@ mod tests {
         fs::create_dir_all(store.blob_path(&manifest)).unwrap();
         assert!(store.collect_garbage(Duration::ZERO).is_err());
         assert_eq!(store.blob_size(&name, &layer).unwrap(), Some(5));
-        // One that is not there names nothing.
+        // One that is damaged may name anything.
         fs::remove_dir(store.blob_path(&manifest)).unwrap();
+        fs::write(store.blob_path(&manifest), r#"{"schemaVersion": 2, "layers": [{"dig"#).unwrap();
+        assert_eq!(store.collect_garbage(Duration::ZERO).unwrap().blobs, 0);
+        assert_eq!(store.blob_size(&name, &layer).unwrap(), Some(5));
+        // One that is not there names nothing.
+        fs::remove_file(store.blob_path(&manifest)).unwrap();
         assert_eq!(store.collect_garbage(Duration::ZERO).unwrap().blobs, 1);
     }
 }

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, SystemTime};
@@ -37,6 +37,9 @@ pub enum InsertError {
         /// The bound.
         limit: u64,
     },
+    /// The digest is none that this store names a file by.
+    #[error("{0:?} is no digest of SHA-256 or SHA-512")]
+    Digest(String),
     /// The disk failed.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -81,10 +84,17 @@ impl Blobs {
             let (Some(hex), true) = (file.file_name().to_str().map(str::to_owned), metadata.is_file()) else {
                 continue;
             };
+            // Synced before it was named, so this does not happen by a power cut; a damaged one is fetched again.
+            if !begins_like_wasm(&file.path()) {
+                tracing::warn!(path = %file.path().display(), "an image is damaged and will be fetched again");
+                fs::remove_file(file.path())?;
+                continue;
+            }
             let used = metadata.modified()?;
             state.total += metadata.len();
             let entry = Entry { path: file.path().into(), size: metadata.len(), used, touched: used, pin: Weak::new() };
-            state.entries.insert(format!("sha256:{hex}"), entry);
+            let algorithm = if hex.len() == 128 { "sha512" } else { "sha256" };
+            state.entries.insert(format!("{algorithm}:{hex}"), entry);
         }
         Ok(Self { dir, temp, max_bytes, state: Mutex::new(state) })
     }
@@ -112,10 +122,11 @@ impl Blobs {
         NamedTempFile::new_in(&self.temp)
     }
 
-    /// Takes over a verified file as the content of `digest`, pinned.
+    /// Takes over a verified and synced file as the content of `digest`, pinned.
     pub fn insert(&self, digest: &str, file: NamedTempFile) -> Result<Blob, InsertError> {
         let size = file.as_file().metadata()?.len();
-        let hex = digest.rsplit(':').next().unwrap_or(digest);
+        // It comes from a manifest and becomes a path.
+        let Some(hex) = hex_of(digest) else { return Err(InsertError::Digest(digest.chars().take(100).collect())) };
         let path: Arc<Path> = self.dir.join(hex).into();
         let mut state = self.lock();
         if let Some(entry) = state.entries.get_mut(digest) {
@@ -147,6 +158,20 @@ impl Blobs {
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
+}
+
+/// The digits of a digest, by whose number a file says its algorithm.
+fn hex_of(digest: &str) -> Option<&str> {
+    let (algorithm, hex) = digest.split_once(':')?;
+    let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    let fits = matches!((algorithm, hex.len()), ("sha256", 64) | ("sha512", 128)) && hex.bytes().all(is_digit);
+    fits.then_some(hex)
+}
+
+/// Whether the file begins as every module and component does.
+pub(crate) fn begins_like_wasm(path: &Path) -> bool {
+    let mut magic = [0; 4];
+    fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && magic == *b"\0asm"
 }
 
 impl Entry {
@@ -181,9 +206,15 @@ mod tests {
     use super::*;
     use std::io::Write;
 
+    /// The digest that a letter stands for.
+    fn named(letter: &str) -> String {
+        format!("sha256:{}", letter.repeat(64))
+    }
+
     fn put(blobs: &Blobs, digest: &str, size: usize) -> Result<Blob, InsertError> {
         let mut file = blobs.temporary().unwrap();
-        file.write_all(&vec![7; size]).unwrap();
+        file.write_all(b"\0asm").unwrap();
+        file.write_all(&vec![7; size - 4]).unwrap();
         blobs.insert(digest, file)
     }
 
@@ -191,19 +222,35 @@ mod tests {
     fn evicts_the_least_recently_used_and_never_what_is_pinned() {
         let dir = tempfile::tempdir().unwrap();
         let blobs = Blobs::open(dir.path(), 100).unwrap();
-        let pinned = put(&blobs, "sha256:a", 40).unwrap();
-        drop(put(&blobs, "sha256:b", 20).unwrap());
-        drop(put(&blobs, "sha256:c", 20).unwrap());
-        drop(blobs.get("sha256:b").unwrap());
-        drop(put(&blobs, "sha256:d", 40).unwrap());
-        assert!(blobs.contains("sha256:a") && blobs.contains("sha256:b") && !blobs.contains("sha256:c"));
-        assert!(matches!(put(&blobs, "sha256:e", 70), Err(InsertError::Full { used: 40, limit: 100 })));
+        let pinned = put(&blobs, &named("a"), 40).unwrap();
+        drop(put(&blobs, &named("b"), 20).unwrap());
+        drop(put(&blobs, &named("c"), 20).unwrap());
+        drop(blobs.get(&named("b")).unwrap());
+        drop(put(&blobs, &named("d"), 40).unwrap());
+        assert!(blobs.contains(&named("a")) && blobs.contains(&named("b")) && !blobs.contains(&named("c")));
+        assert!(matches!(put(&blobs, &named("e"), 70), Err(InsertError::Full { used: 40, limit: 100 })));
         drop(pinned);
-        drop(put(&blobs, "sha256:e", 70).unwrap());
-        assert!(!blobs.contains("sha256:a"));
+        drop(put(&blobs, &named("e"), 70).unwrap());
+        assert!(!blobs.contains(&named("a")));
         assert_eq!(blobs.total_bytes(), 70);
         drop(blobs);
         let again = Blobs::open(dir.path(), 100).unwrap();
-        assert_eq!(again.get("sha256:e").unwrap().size, 70);
+        assert_eq!(again.get(&named("e")).unwrap().size, 70);
+    }
+
+    #[test]
+    fn a_file_is_named_by_a_digest_and_nothing_else_and_a_damaged_one_is_not_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(dir.path(), 100).unwrap();
+        for digest in ["sha256:../../etc/x", "sha256:", "sha512:00", &named("A"), &format!("{}/..", named("a"))] {
+            assert!(matches!(put(&blobs, digest, 8), Err(InsertError::Digest(_))), "{digest}");
+        }
+        let whole = put(&blobs, &named("a"), 8).unwrap();
+        let emptied = put(&blobs, &named("b"), 8).unwrap();
+        // As a disk leaves a file that was named and never synced.
+        fs::write(&emptied.path, "").unwrap();
+        let again = Blobs::open(dir.path(), 100).unwrap();
+        assert!(again.contains(&named("a")) && !again.contains(&named("b")));
+        assert!(whole.path.exists() && !emptied.path.exists());
     }
 }

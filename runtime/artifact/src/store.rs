@@ -1,7 +1,7 @@
 //! The door of the crate: [`Store::pull`].
 
 use std::collections::HashMap;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -356,6 +356,10 @@ impl Inner {
         if let Some(component) = component
             && let Some(blob) = self.blobs.get(&component)
         {
+            // That a registry names this digest is not to have the image: whoever was not given it yet has to be shown.
+            if !self.is_granted(&name, &manifest, credentials) {
+                self.manifest(&remote, &image, &manifest).await?;
+            }
             self.remember(&image, &manifest, &component, access).await;
             return Ok(artifact(&name, manifest, component, blob, Source::Resolved));
         }
@@ -424,7 +428,7 @@ impl Inner {
                     return Ok((layer.digest, blob));
                 }
                 let file = self.download_blob(remote, image, &layer, self.blobs.max_bytes()).await?;
-                self.insert(image, &layer.digest, file).map(|blob| (layer.digest.clone(), blob))
+                self.insert(image, &layer.digest, file).await.map(|blob| (layer.digest.clone(), blob))
             }
             Plan::Archive { config, layers } => {
                 let file = self.download_blob(remote, image, &config, CONFIG_BYTES_MAX).await?;
@@ -433,7 +437,7 @@ impl Inner {
                 for layer in layers.iter().rev() {
                     let archive = self.download_blob(remote, image, layer, self.blobs.max_bytes()).await?;
                     if let Some((digest, file)) = self.unpack(image, archive, wanted.clone()).await? {
-                        return self.insert(image, &digest, file).map(|blob| (digest, blob));
+                        return self.insert(image, &digest, file).await.map(|blob| (digest, blob));
                     }
                 }
                 Err(not_wasm(format!("its entry point {wanted:?} is in none of its layers")))
@@ -500,10 +504,16 @@ impl Inner {
         })
     }
 
-    fn insert(&self, image: &str, digest: &str, file: tempfile::NamedTempFile) -> Result<Blob, PullError> {
-        let mut magic = [0; 4];
-        let has_magic = file.reopen().and_then(|mut file| file.read_exact(&mut magic)).is_ok() && magic == *b"\0asm";
-        if !has_magic {
+    /// Makes a verified file the component `digest`. It is on disk before it has that name: what is there is whole, also after
+    /// a power cut.
+    async fn insert(&self, image: &str, digest: &str, file: tempfile::NamedTempFile) -> Result<Blob, PullError> {
+        let synced = tokio::task::spawn_blocking(move || {
+            file.as_file().sync_all()?;
+            Ok((crate::blobs::begins_like_wasm(file.path()), file))
+        });
+        let synced = synced.await.unwrap_or_else(|error| Err(io::Error::other(error.to_string())));
+        let (is_wasm, file) = synced.map_err(|error| PullError::io(image, error))?;
+        if !is_wasm {
             return Err(PullError::NotWasm {
                 image: image.to_owned(),
                 message: "its content does not begin like a WebAssembly binary".to_owned(),
@@ -511,6 +521,7 @@ impl Inner {
         }
         self.blobs.insert(digest, file).map_err(|error| match error {
             InsertError::Io(error) => PullError::io(image, error),
+            InsertError::Digest(_) => PullError::Corrupt { image: image.to_owned(), message: error.to_string() },
             full => PullError::io(image, io::Error::new(io::ErrorKind::StorageFull, full.to_string())),
         })
     }

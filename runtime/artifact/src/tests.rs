@@ -23,6 +23,8 @@ struct Registry {
     requests: AtomicUsize,
     blobs: AtomicUsize,
     password: Option<&'static str>,
+    /// The digest that every manifest is said to have, without being shown.
+    claims: Mutex<Option<String>>,
 }
 
 impl Registry {
@@ -89,6 +91,9 @@ async fn answer(
     registry.requests.fetch_add(1, SeqCst);
     if let Some(refused) = registry.challenge(&headers) {
         return refused;
+    }
+    if let Some(digest) = registry.claims.lock().unwrap().clone().filter(|_| method == Method::HEAD) {
+        return [("docker-content-digest", digest)].into_response();
     }
     if path.contains("/blobs/") {
         registry.blobs.fetch_add(1, SeqCst);
@@ -235,6 +240,29 @@ async fn uses_the_pull_secret_of_the_pod_and_of_nobody_else() {
         images.pull(&image, PullPolicy::IfNotPresent, &[credential("secret")]).await.unwrap();
         assert_eq!(registry.requests.load(SeqCst), asked, "who was given it is not asked again");
     }
+}
+
+#[tokio::test]
+async fn a_registry_that_only_names_an_image_does_not_give_it() {
+    let registry = Arc::new(Registry { password: Some("secret"), ..Registry::default() });
+    registry.push("private/app", "latest", "application/wasm", WASM);
+    let liar = Arc::new(Registry::default());
+    let (address, lies) = (registry.clone().serve().await, liar.clone().serve().await);
+    let embedded = Arc::new(Registry::default()).serve().await;
+    let dir = tempfile::tempdir().unwrap();
+    let images = store(&dir, &embedded);
+    let owner = Credential { registry: address.clone(), username: "u".to_owned(), password: "secret".to_owned() };
+    let pulled = images.pull(&format!("{address}/private/app"), PullPolicy::Always, &[owner]).await.unwrap();
+    *liar.claims.lock().unwrap() = Some(pulled.manifest_digest.to_string());
+    for image in [format!("{lies}/x"), format!("{lies}/x@{}", pulled.manifest_digest)] {
+        let got = images.pull(&image, PullPolicy::Always, &[]).await;
+        assert!(got.is_err(), "{image}: {got:?}");
+    }
+    // One that has it may give it.
+    *liar.claims.lock().unwrap() = None;
+    liar.push("x", "latest", "application/wasm", WASM);
+    let got = images.pull(&format!("{lies}/x"), PullPolicy::Always, &[]).await.unwrap();
+    assert_eq!((got.source, &got.path), (Source::Resolved, &pulled.path));
 }
 
 #[tokio::test]
