@@ -1,7 +1,7 @@
 //! Arguments that say which cluster, and how one is run until a signal.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -119,12 +119,17 @@ impl Local {
             Some(dir) => vec![std::path::absolute(dir)?],
             None => default_dirs()?,
         };
-        let is_one = |dir: &&PathBuf| ["CLUSTER", "FOUNDING", "control"].iter().any(|part| dir.join(part).exists());
-        match candidates.iter().find(is_one) {
+        match candidates.iter().find(|dir| is_cluster(dir)) {
             Some(dir) => Ok(dir.clone()),
             None => bail!("there is no cluster's data in {}", candidates[0].display()),
         }
     }
+}
+
+/// Whether a cluster's data is here: only what a founding leaves says so. A directory `control` alone may be anybody's, and
+/// `reset` deletes what it finds beside it.
+fn is_cluster(dir: &Path) -> bool {
+    ["CLUSTER", "FOUNDING", "control/FORMAT"].iter().any(|mark| dir.join(mark).is_file())
 }
 
 /// Where clusters are kept that nobody said a directory for.
@@ -171,5 +176,26 @@ pub async fn drain(cluster: Cluster, signals: &mut Signals) -> anyhow::Result<()
     tokio::select! {
         () = cluster.shutdown() => Ok(()),
         () = signals.received() => bail!("stopped before everything was drained; nothing acknowledged is lost"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_a_cluster_by_the_marks_of_its_founding_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let local = Local { data_dir: Some(dir.path().to_owned()) };
+        // As in a checkout of this project, or of many another.
+        for part in ["control", "node", "registry", "pki"] {
+            std::fs::create_dir(dir.path().join(part)).unwrap();
+        }
+        assert!(local.dir().unwrap_err().to_string().contains("no cluster's data"));
+        for mark in ["CLUSTER", "FOUNDING", "control/FORMAT"] {
+            std::fs::write(dir.path().join(mark), "").unwrap();
+            assert_eq!(local.dir().unwrap(), dir.path(), "{mark}");
+            std::fs::remove_file(dir.path().join(mark)).unwrap();
+        }
     }
 }

@@ -77,11 +77,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", output::chain(&error));
-            let mut asked = error.chain().filter_map(|cause| cause.downcast_ref::<coracle_sdk::AskError>());
-            match asked.any(|cause| matches!(cause, coracle_sdk::AskError::Unreachable { .. })) {
-                true => ExitCode::from(3),
-                false => ExitCode::FAILURE,
-            }
+            if output::is_unreachable(&error) { ExitCode::from(3) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -3,19 +3,45 @@
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
+use coracle_sdk::AskError;
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// The error and its causes, in one line; a cause that repeats its effect is left out.
+/// The error and its causes, in one line; a cause that repeats its effect is left out. What a library says for programmers is
+/// told in words for people.
 pub fn chain(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
-        let part = cause.to_string();
+        let asked = cause.downcast_ref::<coracle_sdk::kube::Error>().map(AskError::from);
+        let part = plain(asked.as_ref().map_or_else(|| cause.to_string(), ToString::to_string));
         if !text.contains(&part) {
             if !text.is_empty() {
                 text.push_str(": ");
             }
             text.push_str(&part);
         }
+        if asked.is_some() {
+            break;
+        }
+    }
+    text
+}
+
+/// Whether the error is that no cluster answers.
+pub fn is_unreachable(error: &anyhow::Error) -> bool {
+    let is = |asked: &AskError| matches!(asked, AskError::Unreachable { .. });
+    error.chain().any(|cause| {
+        cause.downcast_ref::<AskError>().is_some_and(is)
+            || cause.downcast_ref::<coracle_sdk::kube::Error>().is_some_and(|error| is(&AskError::from(error)))
+    })
+}
+
+/// Without the numbers of the system's errors, which their words say already.
+fn plain(mut text: String) -> String {
+    const NUMBER: &str = " (os error ";
+    while let Some(start) = text.find(NUMBER) {
+        let after = start + NUMBER.len();
+        let Some(length) = text[after..].find(')') else { break };
+        text.replace_range(start..=after + length, "");
     }
     text
 }
@@ -85,6 +111,21 @@ mod tests {
     fn a_chain_says_each_cause_once() {
         let error = anyhow::anyhow!("no such file").context("read x: no such file").context("start");
         assert_eq!(chain(&error), "start: read x: no such file");
+    }
+
+    #[test]
+    fn what_libraries_say_is_told_in_words_for_people() {
+        use coracle_sdk::kube::{self, core::Status};
+        let status = Status::failure("pods \"p\" is forbidden", "Forbidden").with_code(403);
+        let refused = anyhow::Error::from(kube::Error::Api(Box::new(status))).context("list the pods");
+        assert_eq!(chain(&refused), "list the pods: pods \"p\" is forbidden (HTTP status 403)");
+        assert!(!is_unreachable(&refused));
+        let dead = kube::Error::Service(Box::new(std::io::Error::from_raw_os_error(111)));
+        let dead = anyhow::Error::from(dead).context("push the component");
+        assert!(chain(&dead).starts_with("push the component: the cluster does not answer (Connection refused)"));
+        assert!(is_unreachable(&dead));
+        let taken = anyhow::Error::from(std::io::Error::from_raw_os_error(98)).context("listen on 127.0.0.1:1");
+        assert_eq!(chain(&taken), "listen on 127.0.0.1:1: Address already in use");
     }
 
     #[test]

@@ -10,6 +10,8 @@ use kube::{Api, Client};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::AskError;
+
 /// The field manager of what this module applies.
 const FIELD_MANAGER: &str = "coracle";
 /// Larger files are no manifests.
@@ -26,6 +28,7 @@ pub struct Manifest {
 
 /// Why manifests cannot be read.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ReadError {
     /// A file.
     #[error("read {path}")]
@@ -68,6 +71,7 @@ pub enum ReadError {
 
 /// Why a manifest could not be applied.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ApplyError {
     /// The cluster does not know the kind.
     #[error("{origin}: the cluster does not know {kind} of {api_version}; `kubectl api-resources` lists what it knows")]
@@ -80,7 +84,18 @@ pub enum ApplyError {
         kind: String,
         /// What discovery answered.
         #[source]
-        source: Box<kube::Error>,
+        source: AskError,
+    },
+    /// The cluster could not be asked for the kind.
+    #[error("{origin}: ask for the kind {kind}")]
+    Ask {
+        /// File and document.
+        origin: String,
+        /// `kind`.
+        kind: String,
+        /// Why.
+        #[source]
+        source: AskError,
     },
     /// The object was refused, or the cluster could not be asked.
     #[error("{origin}: apply {what}")]
@@ -91,7 +106,7 @@ pub enum ApplyError {
         what: String,
         /// Why.
         #[source]
-        source: Box<kube::Error>,
+        source: AskError,
     },
 }
 
@@ -177,13 +192,19 @@ pub async fn apply(client: &Client, manifests: &[Manifest], mut applied: impl Fn
             Some(known) => known.clone(),
             None => {
                 let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
-                let (resource, capabilities) = pinned_kind(client, &GroupVersionKind::gvk(group, version, &kind))
-                    .await
-                    .map_err(|source| ApplyError::Kind {
-                        origin: origin.clone(),
-                        api_version: api_version.clone(),
-                        kind: kind.clone(),
-                        source: source.into(),
+                let (resource, capabilities) =
+                    pinned_kind(client, &GroupVersionKind::gvk(group, version, &kind)).await.map_err(|error| {
+                        let (origin, api_version, kind) = (origin.clone(), api_version.clone(), kind.clone());
+                        let is_said = match &error {
+                            kube::Error::Discovery(_) => true,
+                            kube::Error::Api(status) => status.code == 404,
+                            _ => false,
+                        };
+                        let source = AskError::from(error);
+                        match is_said {
+                            true => ApplyError::Kind { origin, api_version, kind, source },
+                            false => ApplyError::Ask { origin, kind, source },
+                        }
                     })?;
                 let found = (resource, capabilities.scope == Scope::Namespaced);
                 kinds.insert((api_version, kind.clone()), found.clone());

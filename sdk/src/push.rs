@@ -14,6 +14,8 @@ use kube::client::Body;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::AskError;
+
 /// Media type of the artifact's configuration (CNCF TAG Runtime, Wasm OCI artifact layout).
 const CONFIG_TYPE: &str = "application/vnd.wasm.config.v0+json";
 /// Media type of the one layer: the component itself.
@@ -30,6 +32,7 @@ const STATE_BYTES_MAX: usize = 64 << 10;
 
 /// Why a component could not be pushed.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The file cannot be read.
     #[error("read {path}")]
@@ -68,7 +71,7 @@ pub enum Error {
         step: &'static str,
         /// Why.
         #[source]
-        source: Box<kube::Error>,
+        source: AskError,
     },
     /// The registry said no.
     #[error("{step}: the registry answered {status}: {body}")]

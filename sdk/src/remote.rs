@@ -57,11 +57,17 @@ pub enum AskError {
 
 impl From<kube::Error> for AskError {
     fn from(error: kube::Error) -> AskError {
-        if let kube::Error::Api(status) = &error {
+        AskError::from(&error)
+    }
+}
+
+impl From<&kube::Error> for AskError {
+    fn from(error: &kube::Error) -> AskError {
+        if let kube::Error::Api(status) = error {
             return AskError::Refused { code: status.code, message: status.message.clone() };
         }
         // The innermost cause is what happened; the ones around it say which library was at work.
-        let mut cause: &(dyn std::error::Error + 'static) = &error;
+        let mut cause: &(dyn std::error::Error + 'static) = error;
         let mut from_network = matches!(error, kube::Error::HyperError(_) | kube::Error::Service(_));
         while let Some(inner) = cause.source() {
             cause = inner;
