@@ -24,6 +24,12 @@ pub const DEPTH_MAX: usize = 1_000;
 /// nest without end, and each level of them costs these readers several frames of the stack.
 pub const STRUCTURES_MAX: usize = 200;
 
+/// Most objects that are not empty in one body. Each takes more than half a kilobyte of memory and may take three bytes of a
+/// body, so that three megabytes of nothing would become a gigabyte; what can be stored has far fewer.
+pub const OBJECTS_MAX: usize = 100_000;
+
+const TOO_MANY_OBJECTS: &str = "there are more than 100000 objects in it";
+
 /// Where a reader that knows types stands.
 #[derive(Debug, Clone, Copy, Default)]
 struct Depth {

@@ -15,7 +15,7 @@ use serde_json::Value;
 pub use pretty::pretty;
 
 use self::scan::{Scanner, Silent, Step, Syntax, Twice};
-use super::{DEPTH_MAX, DecodeError, Decoded, Depth};
+use super::{DEPTH_MAX, DecodeError, Decoded, Depth, OBJECTS_MAX};
 use crate::schema::Object;
 
 const PARSE_ERROR: &str = "couldn't get version/kind; json parse error: ";
@@ -41,15 +41,23 @@ pub struct ParseError(String);
 /// # Errors
 /// Bytes that are not JSON, or nest too deeply.
 pub fn parse(bytes: &[u8]) -> Result<Value, ParseError> {
-    parse_within(bytes, 0)
+    parse_within(bytes, 0, usize::MAX).map(|(value, _)| value)
 }
 
-/// The same, of JSON that stands at this depth of something else.
-pub(super) fn parse_within(bytes: &[u8], depth: usize) -> Result<Value, ParseError> {
-    let mut scanner = Scanner::new(bytes);
-    scanner.depth = depth;
+/// The same of what a client sends to be looked at without a type: with a bound on what may come of it ([`OBJECTS_MAX`]).
+///
+/// # Errors
+/// Bytes that are not JSON, nest too deeply or have too many objects.
+pub fn parse_body(bytes: &[u8]) -> Result<Value, ParseError> {
+    parse_within(bytes, 0, OBJECTS_MAX).map(|(value, _)| value)
+}
+
+/// The same, of JSON that stands at this depth of something else, of which so many objects may come; how many are left
+/// comes back.
+pub(super) fn parse_within(bytes: &[u8], depth: usize, objects_left: usize) -> Result<(Value, usize), ParseError> {
+    let mut scanner = Scanner { depth, objects_left, ..Scanner::new(bytes) };
     let value = raw(&mut scanner).and_then(|value| scanner.end().map(|()| value));
-    value.map_err(|Syntax(words)| ParseError(words))
+    value.map(|value| (value, scanner.objects_left)).map_err(|Syntax(words)| ParseError(words))
 }
 
 /// Reads an object of this type. `apiVersion` and `kind` come as they are written; whoever calls compares them.

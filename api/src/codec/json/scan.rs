@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde_json::{Map, Number, Value};
 
-use crate::codec::DEPTH_MAX;
+use crate::codec::{DEPTH_MAX, TOO_MANY_OBJECTS};
 
 /// Deepest nesting that is read (Go's limit) where the value is skipped.
 const DEEPEST: usize = 10_000;
@@ -20,6 +20,8 @@ pub(super) struct Scanner<'a> {
     pub(super) bytes: &'a [u8],
     pub(super) at: usize,
     pub(super) depth: usize,
+    /// Objects that may still come.
+    pub(super) objects_left: usize,
 }
 
 /// Told of keys that an untyped object has twice; the way to the object is kept by whoever listens.
@@ -46,7 +48,7 @@ impl Twice for Silent {
 
 impl<'a> Scanner<'a> {
     pub(super) fn new(bytes: &'a [u8]) -> Scanner<'a> {
-        Scanner { bytes, at: 0, depth: 0 }
+        Scanner { bytes, at: 0, depth: 0, objects_left: usize::MAX }
     }
 
     /// The next byte that is not space; it stays to be read.
@@ -115,12 +117,22 @@ impl<'a> Scanner<'a> {
             (_, true) => return self.wrong("looking for beginning of object key string"),
             (_, false) => return self.wrong("after object key:value pair"),
         }
+        if first {
+            self.count()?;
+        }
         let key = self.string()?;
         if self.peek()? != b':' {
             return self.wrong("after object key");
         }
         self.at += 1;
         Ok(Some(key))
+    }
+
+    /// Counts an object that is not empty.
+    pub(super) fn count(&mut self) -> Result<()> {
+        let left = self.objects_left.checked_sub(1);
+        self.objects_left = left.ok_or_else(|| Syntax(TOO_MANY_OBJECTS.into()))?;
+        Ok(())
     }
 
     /// Whether a list goes on with another item.
@@ -282,6 +294,14 @@ impl<'a> Scanner<'a> {
 
     /// Reads past a value. Uses no stack, so nesting is as deep as Go takes it.
     pub(super) fn skip(&mut self) -> Result<()> {
+        // Nothing of it is kept.
+        let left = std::mem::replace(&mut self.objects_left, usize::MAX);
+        let past = self.skip_past();
+        self.objects_left = left;
+        past
+    }
+
+    fn skip_past(&mut self) -> Result<()> {
         // The brackets that are open.
         let mut open: Vec<u8> = Vec::new();
         let mut first = true;

@@ -301,3 +301,33 @@ fn whatever_is_cut_off_or_changed_is_an_error_or_another_object() {
         }
     }
 }
+
+/// Whatever form they come in, and however they are hidden.
+#[test]
+fn a_body_has_a_bounded_number_of_objects() {
+    use crate::codec::{OBJECTS_MAX, protobuf};
+    let pods = schema::named("io.k8s.api.core.v1.Pod").unwrap();
+    let containers = |count: usize| format!("{{\"spec\":{{\"containers\":[{}{{}}]}}}}", "{},".repeat(count - 1));
+    // The pod and its spec are two.
+    assert!(decode(containers(OBJECTS_MAX - 3).as_bytes(), &pods).is_ok());
+    for count in [OBJECTS_MAX, 1_000_000] {
+        let failed = decode(containers(count).as_bytes(), &pods).unwrap_err();
+        assert!(failed.to_string().contains("more than 100000 objects"), "{failed}");
+    }
+    let raw = |count: usize| format!("[{}{{}}]", "{\"\":0},".repeat(count));
+    assert!(parse_body(raw(OBJECTS_MAX).as_bytes()).is_ok());
+    assert!(parse_body(raw(OBJECTS_MAX + 1).as_bytes()).is_err());
+    assert!(parse(raw(OBJECTS_MAX + 1).as_bytes()).is_ok(), "what is stored can be read");
+    // field 2 (spec), whose field 2 are containers of no bytes.
+    let items: Vec<u8> = [2 << 3 | 2, 0].repeat(OBJECTS_MAX);
+    let mut message = vec![2 << 3 | 2];
+    let mut length = items.len();
+    while length >= 0x80 {
+        message.push(length as u8 | 0x80);
+        length >>= 7;
+    }
+    message.push(length as u8);
+    message.extend_from_slice(&items);
+    let failed = protobuf::decode_raw(&message, &pods).unwrap_err();
+    assert!(failed.to_string().contains("more than 100000 objects"), "{failed}");
+}

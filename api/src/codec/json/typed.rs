@@ -5,9 +5,9 @@ use std::collections::HashSet;
 use serde_json::{Map, Number, Value};
 
 use super::scan::{Scanner, Syntax};
-use super::{DecodeError, Decoded, not_an_object, problem, raw, what};
+use super::{DecodeError, Decoded, MOST_PROBLEMS, not_an_object, problem, raw, what};
 use crate::codec::scalar::{self, Precision};
-use crate::codec::{DEPTH_MAX, STRUCTURES_MAX, finish, is_zero, zero_item};
+use crate::codec::{DEPTH_MAX, OBJECTS_MAX, STRUCTURES_MAX, finish, is_zero, zero_item};
 use crate::schema::{self, Absent, Field, Object, Type};
 
 const SCHEMA_PROPS: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
@@ -39,7 +39,7 @@ struct Reader<'a> {
 }
 
 pub(super) fn decode(bytes: &[u8], object: &Object) -> Result<Decoded, DecodeError> {
-    let scan = Scanner::new(bytes);
+    let scan = Scanner { objects_left: OBJECTS_MAX, ..Scanner::new(bytes) };
     let mut reader =
         Reader { scan, problems: Vec::new(), mistyped: None, refused: None, lenient: false, structures: 0 };
     let root = Place { parent: None, step: Step::Root };
@@ -119,6 +119,10 @@ impl<'a> Reader<'a> {
         }
         self.structures -= 1;
         finish(&mut map, object);
+        // One that was empty may not be any more.
+        if first && !map.is_empty() {
+            self.scan.count()?;
+        }
         Ok(Value::Object(map))
     }
 
@@ -295,7 +299,8 @@ impl<'a> Reader<'a> {
 
     #[cold]
     fn problem(&mut self, what: &str, key: &str, place: &Place<'_>, at: usize) {
-        if self.lenient {
+        // A way may be long, and there may be many.
+        if self.lenient || self.problems.len() >= MOST_PROBLEMS {
             return;
         }
         let mut path = String::new();

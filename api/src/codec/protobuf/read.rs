@@ -1,5 +1,7 @@
 //! Messages to values.
 
+use std::cell::Cell;
+
 use base64::Engine as _;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
@@ -7,7 +9,7 @@ use serde_json::{Map, Value};
 use super::wire::{Fields, Wire, WireError};
 use super::{Envelope, MAGIC, object_type, open};
 use crate::codec::scalar::{self, BASE64, Precision};
-use crate::codec::{Depth, finish, is_zero, json, zero_item};
+use crate::codec::{Depth, OBJECTS_MAX, finish, is_zero, json, zero_item};
 use crate::schema::{self, Absent, Field, Object, Type};
 
 type Result<T> = std::result::Result<T, WireError>;
@@ -37,16 +39,44 @@ pub(super) fn envelope(message: &[u8]) -> Result<Envelope<'_>> {
     Ok(envelope)
 }
 
-/// The message of a structure.
-pub(super) fn object(message: &[u8], object: &Object) -> Result<Value> {
-    structure(message, object, Depth::default())
+/// Where the reader stands, and how many objects may still come.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    depth: Depth,
+    objects_left: &'a Cell<usize>,
 }
 
-fn structure(message: &[u8], object: &Object, depth: Depth) -> Result<Value> {
-    let depth = depth.within_structure().ok_or(WireError::Depth)?;
+impl<'a> Place<'a> {
+    /// Within another list or map.
+    fn within(self) -> Result<Place<'a>> {
+        Ok(Place { depth: self.depth.within().ok_or(WireError::Depth)?, ..self })
+    }
+
+    /// Within another structure.
+    fn within_structure(self) -> Result<Place<'a>> {
+        Ok(Place { depth: self.depth.within_structure().ok_or(WireError::Depth)?, ..self })
+    }
+
+    /// Counts an object that was kept.
+    fn count(self, object: &Map<String, Value>) -> Result<()> {
+        let left = self.objects_left.get().checked_sub(usize::from(!object.is_empty()));
+        self.objects_left.set(left.ok_or(WireError::Objects)?);
+        Ok(())
+    }
+}
+
+/// The message of a structure.
+pub(super) fn object(message: &[u8], object: &Object) -> Result<Value> {
+    let objects_left = Cell::new(OBJECTS_MAX);
+    structure(message, object, Place { depth: Depth::default(), objects_left: &objects_left })
+}
+
+fn structure(message: &[u8], object: &Object, place: Place<'_>) -> Result<Value> {
+    let place = place.within_structure()?;
     let mut map = Map::new();
-    fields(message, object, &mut Vec::new(), &mut map, depth)?;
+    fields(message, object, &mut Vec::new(), &mut map, place)?;
     finish(&mut map, object);
+    place.count(&map)?;
     Ok(Value::Object(map))
 }
 
@@ -56,7 +86,7 @@ fn fields(
     object: &Object,
     path: &mut Vec<u32>,
     map: &mut Map<String, Value>,
-    depth: Depth,
+    place: Place<'_>,
 ) -> Result<()> {
     let numbers = &object.index().numbers;
     for entry in Fields(message) {
@@ -64,8 +94,8 @@ fn fields(
         path.push(number);
         let at = numbers.partition_point(|(known, _)| **known < **path);
         match numbers.get(at) {
-            Some((known, name)) if **known == **path => field(wire, number, name, &object.fields[name], map, depth)?,
-            Some((known, _)) if known.starts_with(path) => fields(wire.bytes(number)?, object, path, map, depth)?,
+            Some((known, name)) if **known == **path => field(wire, number, name, &object.fields[name], map, place)?,
+            Some((known, _)) if known.starts_with(path) => fields(wire.bytes(number)?, object, path, map, place)?,
             _ => {}
         }
         path.pop();
@@ -79,14 +109,11 @@ fn field(
     name: &str,
     field: &Field,
     map: &mut Map<String, Value>,
-    depth: Depth,
+    place: Place<'_>,
 ) -> Result<()> {
     match &field.ty {
         Type::List(list) if field.go.as_deref() == Some("v1.Verbs") => {
-            map.insert(
-                name.to_owned(),
-                Value::Array(wrapped(wire, number, &list.items, depth.within().ok_or(WireError::Depth)?)?),
-            );
+            map.insert(name.to_owned(), Value::Array(wrapped(wire, number, &list.items, place.within()?)?));
         }
         Type::List(list) => {
             let slot = map.entry(name).or_insert_with(|| Value::Array(Vec::new()));
@@ -96,26 +123,20 @@ fn field(
                 (Type::Int32 | Type::Int64 | Type::Bool, Wire::Bytes(packed)) => {
                     let mut packed = Fields(packed);
                     while !packed.0.is_empty() {
-                        items.push(value(
-                            Wire::Varint(packed.varint()?),
-                            number,
-                            &list.items,
-                            None,
-                            depth.within().ok_or(WireError::Depth)?,
-                        )?);
+                        items.push(value(Wire::Varint(packed.varint()?), number, &list.items, None, place.within()?)?);
                     }
                 }
-                _ => items.push(value(wire, number, &list.items, None, depth.within().ok_or(WireError::Depth)?)?),
+                _ => items.push(value(wire, number, &list.items, None, place.within()?)?),
             }
         }
         Type::Map(of) => {
-            let (key, value) = entry(wire.bytes(number)?, &of.values, depth.within().ok_or(WireError::Depth)?)?;
+            let (key, value) = entry(wire.bytes(number)?, &of.values, place.within()?)?;
             if let Value::Object(entries) = map.entry(name).or_insert_with(|| Value::Object(Map::new())) {
                 entries.insert(key, value);
             }
         }
         ty => {
-            let value = value(wire, number, ty, Some(field), depth)?;
+            let value = value(wire, number, ty, Some(field), place)?;
             if value.is_null() || field.absent == Absent::Dropped && is_zero(&value) {
                 map.remove(name);
             } else {
@@ -127,15 +148,13 @@ fn field(
 }
 
 /// An entry of a map: key = 1, value = 2. A list as a value is wrapped in a message of its own.
-fn entry(message: &[u8], values: &Type, depth: Depth) -> Result<(String, Value)> {
+fn entry(message: &[u8], values: &Type, place: Place<'_>) -> Result<(String, Value)> {
     let (mut key, mut found) = (String::new(), zero_item(values));
     for field in Fields(message) {
         match (field?, values) {
             ((1, wire), _) => key = text(wire.bytes(1)?),
-            ((2, wire), Type::List(list)) => {
-                found = Value::Array(wrapped(wire, 2, &list.items, depth.within().ok_or(WireError::Depth)?)?)
-            }
-            ((2, wire), _) => found = value(wire, 2, values, None, depth)?,
+            ((2, wire), Type::List(list)) => found = Value::Array(wrapped(wire, 2, &list.items, place.within()?)?),
+            ((2, wire), _) => found = value(wire, 2, values, None, place)?,
             _ => {}
         }
     }
@@ -143,11 +162,11 @@ fn entry(message: &[u8], values: &Type, depth: Depth) -> Result<(String, Value)>
 }
 
 /// A list that is a message: items = 1.
-fn wrapped(wire: Wire<'_>, number: u32, items: &Type, depth: Depth) -> Result<Vec<Value>> {
+fn wrapped(wire: Wire<'_>, number: u32, items: &Type, place: Place<'_>) -> Result<Vec<Value>> {
     let mut list = Vec::new();
     for field in Fields(wire.bytes(number)?) {
         if let (1, wire) = field? {
-            list.push(value(wire, 1, items, None, depth)?);
+            list.push(value(wire, 1, items, None, place)?);
         }
     }
     Ok(list)
@@ -157,13 +176,13 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn value(wire: Wire<'_>, number: u32, ty: &Type, field: Option<&Field>, depth: Depth) -> Result<Value> {
+fn value(wire: Wire<'_>, number: u32, ty: &Type, field: Option<&Field>, place: Place<'_>) -> Result<Value> {
     Ok(match ty {
         Type::Named(named) => match named.object() {
-            Some(object) => structure(wire.bytes(number)?, object, depth)?,
+            Some(object) => structure(wire.bytes(number)?, object, place)?,
             None => Value::Null,
         },
-        Type::Object(object) => structure(wire.bytes(number)?, object, depth)?,
+        Type::Object(object) => structure(wire.bytes(number)?, object, place)?,
         Type::String => Value::String(text(wire.bytes(number)?)),
         Type::Bytes => Value::String(BASE64.encode(wire.bytes(number)?)),
         Type::Time => time(wire.bytes(number)?, Precision::Second)?,
@@ -179,7 +198,7 @@ fn value(wire: Wire<'_>, number: u32, ty: &Type, field: Option<&Field>, depth: D
             other => return Err(WireError::Type(other.number(), number)),
         },
         Type::Any | Type::Deduced => {
-            any(wire.bytes(number)?, field.and_then(|field| field.go.as_deref()).unwrap_or(""), depth)?
+            any(wire.bytes(number)?, field.and_then(|field| field.go.as_deref()).unwrap_or(""), place)?
         }
         // Lists and maps are fields' and were read there.
         Type::List(_) | Type::Map(_) => Value::Null,
@@ -238,17 +257,17 @@ fn int_or_string(message: &[u8]) -> Result<Value> {
 
 /// Any JSON is its text = 1; RawExtension may hold an object with an envelope there. Three types of schemas of custom
 /// resources are one thing or another.
-fn any(message: &[u8], go: &str, depth: Depth) -> Result<Value> {
+fn any(message: &[u8], go: &str, place: Place<'_>) -> Result<Value> {
     let props = || schema::named(super::write::SCHEMA_PROPS).unwrap_or_default();
     let (mut flag, mut one, mut many, mut raw) = (None, None, Vec::new(), None);
     for field in Fields(message) {
         match (go, field?) {
             ("v1.JSONSchemaPropsOrBool", (1, wire)) => flag = Some(wire.varint(1)? != 0),
             ("v1.JSONSchemaPropsOrBool", (2, wire)) | ("v1.JSONSchemaPropsOrArray", (1, wire)) => {
-                one = Some(structure(wire.bytes(1)?, &props(), depth)?);
+                one = Some(structure(wire.bytes(1)?, &props(), place)?);
             }
             ("v1.JSONSchemaPropsOrArray", (2, wire)) => {
-                many.push(structure(wire.bytes(2)?, &props(), depth.within().ok_or(WireError::Depth)?)?)
+                many.push(structure(wire.bytes(2)?, &props(), place.within()?)?)
             }
             (_, (1, wire)) => raw = Some(wire.bytes(1)?),
             _ => {}
@@ -265,15 +284,18 @@ fn any(message: &[u8], go: &str, depth: Depth) -> Result<Value> {
     }
     let Some(raw) = raw.filter(|raw| !raw.is_empty()) else { return Ok(Value::Null) };
     if raw.starts_with(MAGIC) {
-        return embedded(raw, depth);
+        return embedded(raw, place);
     }
-    json::parse_within(raw, depth.levels).map_err(|_| WireError::Json)
+    let (value, left) =
+        json::parse_within(raw, place.depth.levels, place.objects_left.get()).map_err(|_| WireError::Json)?;
+    place.objects_left.set(left);
+    Ok(value)
 }
 
-fn embedded(bytes: &[u8], depth: Depth) -> Result<Value> {
+fn embedded(bytes: &[u8], place: Place<'_>) -> Result<Value> {
     let envelope = open(bytes).map_err(|_| WireError::Truncated)?;
     let Some(object) = object_type(envelope.api_version, envelope.kind) else { return Ok(Value::Null) };
-    let mut value = structure(envelope.raw, &object, depth)?;
+    let mut value = structure(envelope.raw, &object, place)?;
     value["apiVersion"] = envelope.api_version.into();
     value["kind"] = envelope.kind.into();
     Ok(value)

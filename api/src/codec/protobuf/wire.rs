@@ -13,6 +13,8 @@ pub(super) enum WireError {
     Type(u8, u32),
     #[error("proto: messages are nested too deeply")]
     Depth,
+    #[error("proto: there are more than 100000 objects in it")]
+    Objects,
     #[error("proto: a raw value is no JSON")]
     Json,
     #[error("proto: a time is out of range")]

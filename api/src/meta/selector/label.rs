@@ -296,7 +296,7 @@ impl Requirement {
     /// Whether it holds.
     pub fn matches(&self, labels: &(impl Labels + ?Sized)) -> bool {
         let value = labels.label(&self.key);
-        let among = |value: &str| self.values.iter().any(|one| one == value);
+        let among = |value: &str| self.values.binary_search_by(|one| one.as_str().cmp(value)).is_ok();
         match self.operator {
             Operator::Equals | Operator::DoubleEquals | Operator::In => value.is_some_and(among),
             Operator::NotEquals | Operator::NotIn => !value.is_some_and(among),
