@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 
 use crate::identity::Identity;
+use crate::limits::Here;
 use crate::router;
 use crate::server::Shared;
 
@@ -43,6 +44,7 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(self.identity.clone());
+        request.extensions_mut().insert(Here);
         let shared = self.shared.clone();
         Box::pin(async move { Ok(router::handle(shared, request).await) })
     }

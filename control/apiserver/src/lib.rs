@@ -75,6 +75,7 @@ impl ApiServer {
     pub async fn start(keyspace: Keyspace, config: Config) -> Result<ApiServer, StartError> {
         let shared = Shared::new(keyspace, config)?;
         bootstrap::run(&shared).await.map_err(StartError::Bootstrap)?;
+        shared.tasks.spawn(shared.stalls.keep(shared.stopping.clone()));
         shared.tasks.spawn(bootstrap::keep(Arc::downgrade(&shared), shared.stopping.clone()));
         Ok(ApiServer { shared })
     }

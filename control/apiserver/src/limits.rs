@@ -1,8 +1,10 @@
 //! How much goes on at a time, and whose turn it is.
 //!
-//! A caller is a *flow*. The cluster's own duties have places that users cannot take. A flow gets a place while it has fewer
-//! than are still free: one flow alone takes half of all, two a third each, so there is always room for one who comes
-//! later. Beyond that clients are told to come again: a queue would only make them time out.
+//! A caller is a *flow*. The cluster's own duties have places that users cannot take, and those in this process others than
+//! what comes over the network by a duty's name. A flow gets a place while it has fewer than are still free: one flow alone
+//! takes half of all, two a third each, so there is always room for one who comes later. Beyond that clients are told to
+//! come again: a queue would only make them time out. Bodies that are complete and not answered yet are counted the same
+//! way, in bytes.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,16 +12,33 @@ use std::sync::Arc;
 use coracle_api::status::Status;
 use parking_lot::Mutex;
 
-/// Requests of the cluster's own duties at a time: a few controllers, a scheduler, node agents.
+/// Requests of the cluster's own duties at a time: a few controllers and a scheduler here, node agents elsewhere.
 const DUTIES_MAX: usize = 1_000;
 /// Their streams: a node agent follows each ConfigMap and Secret of its pods.
 const DUTY_STREAMS_MAX: usize = 100_000;
+/// Bytes of bodies that are here and whose requests are not answered yet, of each class.
+const BODY_BYTES_MAX: usize = 128 << 20;
+/// Smaller ones are bounded by the number of requests.
+const BODY_BYTES_COUNTED: usize = 16 << 10;
+
+/// Marks a request that never left this process, in its extensions.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Here;
+
+/// Among whom a request takes its turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// A duty of the cluster that runs in this process.
+    Own,
+    /// One that comes over the network.
+    Duty,
+    User,
+}
 
 /// Whose request it is, before anybody is impersonated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Flow<'a> {
-    /// Whether it is a duty of the cluster itself.
-    pub duty: bool,
+    pub class: Class,
     /// The user.
     pub name: &'a str,
 }
@@ -42,18 +61,19 @@ impl Pool {
         Arc::new(Pool { most, taken: Mutex::default() })
     }
 
-    fn take(self: &Arc<Pool>, flow: &str) -> Option<Place> {
+    /// Takes `size` places at once.
+    fn take(self: &Arc<Pool>, flow: &str, size: usize) -> Option<Place> {
         let mut taken = self.taken.lock();
         let free = self.most.saturating_sub(taken.all);
         let flow = match taken.flows.get_key_value(flow) {
-            Some((_, mine)) if *mine >= free => return None,
-            None if free == 0 => return None,
+            Some((_, mine)) if *mine + size > free => return None,
+            None if size > free => return None,
             Some((name, _)) => name.clone(),
             None => Arc::from(flow),
         };
-        taken.all += 1;
-        *taken.flows.entry(flow.clone()).or_default() += 1;
-        Some(Place { pool: self.clone(), flow })
+        taken.all += size;
+        *taken.flows.entry(flow.clone()).or_default() += size;
+        Some(Place { pool: self.clone(), flow, size })
     }
 
     fn now(&self) -> usize {
@@ -66,14 +86,15 @@ impl Pool {
 pub(crate) struct Place {
     pool: Arc<Pool>,
     flow: Arc<str>,
+    size: usize,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut taken = self.pool.taken.lock();
-        taken.all -= 1;
+        taken.all -= self.size;
         if let Some(mine) = taken.flows.get_mut(&self.flow) {
-            *mine -= 1;
+            *mine -= self.size;
             if *mine == 0 {
                 taken.flows.remove(&self.flow);
             }
@@ -81,42 +102,73 @@ impl Drop for Place {
     }
 }
 
+/// What a request holds until it is answered.
+#[derive(Debug)]
+pub(crate) struct Held {
+    _request: Place,
+    _body: Option<Place>,
+}
+
+/// The places of a class.
+struct Pools {
+    requests: Arc<Pool>,
+    bytes: Arc<Pool>,
+    streams: Arc<Pool>,
+}
+
+impl Pools {
+    fn new(requests: usize, streams: usize) -> Pools {
+        Pools { requests: Pool::new(requests), bytes: Pool::new(BODY_BYTES_MAX), streams: Pool::new(streams) }
+    }
+}
+
 /// Counters of what is under way.
 pub(crate) struct Limits {
-    duties: Arc<Pool>,
-    duty_streams: Arc<Pool>,
-    requests: Arc<Pool>,
-    streams: Arc<Pool>,
+    own: Pools,
+    duties: Pools,
+    users: Pools,
 }
 
 impl Limits {
     pub fn new(requests_max: usize, streams_max: usize) -> Limits {
         Limits {
-            duties: Pool::new(DUTIES_MAX),
-            duty_streams: Pool::new(DUTY_STREAMS_MAX),
-            requests: Pool::new(requests_max),
-            streams: Pool::new(streams_max),
+            own: Pools::new(DUTIES_MAX, DUTY_STREAMS_MAX),
+            duties: Pools::new(DUTIES_MAX, DUTY_STREAMS_MAX),
+            users: Pools::new(requests_max, streams_max),
         }
     }
 
-    /// A place for a request that ends by itself.
-    pub fn request(&self, flow: Flow<'_>) -> Result<Place, Status> {
-        let pool = if flow.duty { &self.duties } else { &self.requests };
-        pool.take(flow.name).ok_or_else(|| Status::too_many_requests("too many requests, please try again later", 1))
+    fn of(&self, flow: Flow<'_>) -> &Pools {
+        match flow.class {
+            Class::Own => &self.own,
+            Class::Duty => &self.duties,
+            Class::User => &self.users,
+        }
+    }
+
+    /// A place for a request that ends by itself, with a body of `bytes`.
+    pub fn request(&self, flow: Flow<'_>, bytes: usize) -> Result<Held, Status> {
+        let pools = self.of(flow);
+        let later = |what| Status::too_many_requests(format!("too many {what}, please try again later"), 1);
+        let request = pools.requests.take(flow.name, 1).ok_or_else(|| later("requests"))?;
+        let body = (bytes >= BODY_BYTES_COUNTED)
+            .then(|| pools.bytes.take(flow.name, bytes).ok_or_else(|| later("bytes in requests")))
+            .transpose()?;
+        Ok(Held { _request: request, _body: body })
     }
 
     /// A place for a stream.
     pub fn stream(&self, flow: Flow<'_>) -> Result<Place, Status> {
-        let pool = if flow.duty { &self.duty_streams } else { &self.streams };
-        pool.take(flow.name).ok_or_else(|| Status::too_many_requests("too many watches, please try again later", 1))
+        let place = self.of(flow).streams.take(flow.name, 1);
+        place.ok_or_else(|| Status::too_many_requests("too many watches, please try again later", 1))
     }
 
     pub fn requests_now(&self) -> usize {
-        self.requests.now() + self.duties.now()
+        [&self.own, &self.duties, &self.users].iter().map(|pools| pools.requests.now()).sum()
     }
 
     pub fn streams_now(&self) -> usize {
-        self.streams.now() + self.duty_streams.now()
+        [&self.own, &self.duties, &self.users].iter().map(|pools| pools.streams.now()).sum()
     }
 }
 
@@ -125,30 +177,47 @@ mod tests {
     use super::*;
 
     fn user(name: &str) -> Flow<'_> {
-        Flow { duty: false, name }
+        Flow { class: Class::User, name }
     }
 
     #[test]
     fn a_place_is_free_again_when_it_is_dropped() {
         let limits = Limits::new(1, 1);
-        let first = limits.request(user("a")).ok();
+        let first = limits.request(user("a"), 0).ok();
         assert!(first.is_some());
-        assert_eq!(limits.request(user("b")).err().map(|status| status.code()), Some(429));
+        assert_eq!(limits.request(user("b"), 0).err().map(|status| status.code()), Some(429));
         drop(first);
-        assert!(limits.request(user("b")).is_ok());
+        assert!(limits.request(user("b"), 0).is_ok());
         assert_eq!(limits.requests_now(), 0);
     }
 
     #[test]
     fn a_greedy_flow_leaves_room_for_others_and_for_duties() {
         let limits = Limits::new(12, 1);
-        let all = |name| -> Vec<Place> { std::iter::from_fn(|| limits.request(user(name)).ok()).collect() };
+        let all = |name| -> Vec<Held> { std::iter::from_fn(|| limits.request(user(name), 0).ok()).collect() };
         let greedy = all("greedy");
         let second = all("second");
         assert_eq!((greedy.len(), second.len()), (6, 3));
-        assert!(limits.request(user("third")).is_ok(), "there is room for one who comes later");
-        let duty = Flow { duty: true, name: "system:kube-scheduler" };
-        let _all: Vec<Place> = ["c", "d", "e", "f", "g"].into_iter().flat_map(all).collect();
-        assert!(limits.request(duty).is_ok());
+        assert!(limits.request(user("third"), 0).is_ok(), "there is room for one who comes later");
+        let _all: Vec<Held> = ["c", "d", "e", "f", "g"].into_iter().flat_map(all).collect();
+        let nodes: Vec<String> = (0..20).map(|number| format!("system:node:{number}")).collect();
+        let remote = |name| Flow { class: Class::Duty, name };
+        let _nodes: Vec<Held> =
+            nodes.iter().flat_map(|name| std::iter::from_fn(|| limits.request(remote(name), 0).ok())).collect();
+        assert!(limits.request(remote("system:node:last"), 0).is_err(), "the agents took all that is theirs");
+        let own = Flow { class: Class::Own, name: "system:kube-scheduler" };
+        assert!(limits.request(own, 0).is_ok());
+    }
+
+    #[test]
+    fn bodies_that_wait_for_their_answers_are_bounded_in_bytes() {
+        let limits = Limits::new(10_000, 1);
+        let big = 3 << 20;
+        let held: Vec<Held> = std::iter::from_fn(|| limits.request(user("greedy"), big).ok()).collect();
+        assert_eq!(held.len(), BODY_BYTES_MAX / 2 / big);
+        assert!(limits.request(user("greedy"), 1).is_ok(), "small ones go on");
+        assert!(limits.request(user("other"), big).is_ok());
+        drop(held);
+        assert!(limits.request(user("greedy"), big).is_ok());
     }
 }

@@ -14,23 +14,28 @@ use std::time::Instant;
 
 use axum::body::Body;
 use axum::response::Response;
+use coracle_api::meta::selector::FieldSelector;
 use coracle_api::status::Status;
+use coracle_keyspace::Records;
 use futures::FutureExt;
 use http::{HeaderValue, Method, StatusCode, header};
 
-use crate::answer::{compress, respond};
+use crate::answer::{compress, pieces, respond};
 use crate::authn::Caller;
 use crate::authz::{self, Attributes};
 use crate::catalog::Resource;
-use crate::layers::deadline::{self, Deadline};
-use crate::layers::lanes::{HEAVY_BYTES, HEAVY_RECORDS};
+use crate::layers::deadline::Deadline;
+use crate::layers::lanes::{HEAVY_BYTES, HEAVY_RECORDS, HEAVY_RECORDS_BYTES, Lanes};
 use crate::layers::websocket;
+use crate::limits::{Class, Flow};
 use crate::request::call::{Call, Request};
 use crate::request::negotiate::{self, Form, Offer};
 use crate::request::path::{ResourcePath, Route};
 use crate::server::Shared;
 use crate::subresources::Passing;
+use crate::subresources::bindings::Bindings;
 use crate::subresources::reviews::Review;
+use crate::verbs::watch::Around;
 use crate::{authn, discovery, health, openapi, subresources, verbs};
 
 /// Whose turn it is to make a document of the API: nobody's own.
@@ -104,7 +109,18 @@ async fn route(server: &Arc<Shared>, request: http::Request<Body>, seen: &mut Ob
     let caller = authn::authenticate(&server.cluster, &server.tokens, &request)?;
     match Route::parse(request.uri().path()) {
         Route::Resource(target) => resource(server, request, caller, target, seen).await,
-        route => path(server, request, caller, route, seen).await,
+        route => {
+            let response = path(server, request, &caller, route, seen).await?;
+            held(server, caller.flow(), response)
+        }
+    }
+}
+
+/// The answer, bounded while it is sent. What is read in this process is read at once.
+fn held(server: &Shared, flow: Flow<'_>, response: Response) -> Result<Response, Status> {
+    match flow.class {
+        Class::Own => Ok(response),
+        _ => server.answers.hold(flow.name, response, server.config.request_timeout),
     }
 }
 
@@ -112,7 +128,7 @@ async fn route(server: &Arc<Shared>, request: http::Request<Body>, seen: &mut Ob
 async fn path(
     server: &Arc<Shared>,
     request: http::Request<Body>,
-    caller: Caller,
+    caller: &Caller,
     route: Route,
     seen: &mut Observed,
 ) -> Result<Response, Status> {
@@ -130,10 +146,13 @@ async fn path(
         Route::Bindings if call.method == Method::POST => {
             (seen.verb, seen.resource) = ("create", "bindings");
             let body = server.bodies.read(flow.name, body, deadline.at).await?;
-            let _place = server.limits.request(flow)?;
-            let request = Request { call, body };
-            let bound = subresources::bindings::bind_all(&server.cluster, &request);
-            return deadline.limit(true, bound).await;
+            let _place = server.limits.request(flow, body.len())?;
+            let bindings = Bindings::read(&Request { call, body })?;
+            let heavy = bindings.bytes(&server.cluster) >= HEAVY_BYTES;
+            let here = server.clone();
+            let bound = async move { bindings.bind_all(&here.cluster).await };
+            let work = async { if heavy { lanes(server, flow).run(flow.name, bound).await } else { bound.await } };
+            return deadline.limit(true, work).await;
         }
         _ if !matches!(call.method, Method::GET | Method::HEAD) => return Err(Status::method_not_allowed()),
         // How the server is must be told also when it is busy.
@@ -147,7 +166,7 @@ async fn path(
         }
         _ => {}
     }
-    let _place = server.limits.request(flow)?;
+    let _place = server.limits.request(flow, 0)?;
     match route {
         Route::Root => Ok(discovery::root(&server.discovery, &call)),
         Route::CoreVersions => discovery::core(&server.discovery, &server.config.external_url, &call),
@@ -158,7 +177,7 @@ async fn path(
         Route::OpenApiV2 if server.openapi.has_v2() => openapi::v2(&server.openapi, &server.discovery, &call),
         Route::OpenApiV2 => {
             let here = server.clone();
-            let make = move || async move { openapi::v2(&here.openapi, &here.discovery, &call) };
+            let make = async move { openapi::v2(&here.openapi, &here.discovery, &call) };
             server.lanes.run(DOCUMENTS, make).await
         }
         Route::OpenApiV3(document) if server.openapi.has_v3(&document) => {
@@ -166,7 +185,7 @@ async fn path(
         }
         Route::OpenApiV3(document) => {
             let here = server.clone();
-            let make = move || async move { openapi::v3(&here.openapi, &here.discovery, &call, &document) };
+            let make = async move { openapi::v3(&here.openapi, &here.discovery, &call, &document) };
             server.lanes.run(DOCUMENTS, make).await
         }
         Route::IssuerConfiguration => Ok(authn::oidc::configuration(&server.tokens, &server.config.external_url)),
@@ -258,34 +277,39 @@ async fn resource(
                 return Err(Status::method_not_allowed());
             }
             let place = server.limits.stream(caller.flow())?;
-            let watch = verbs::watch::watch(&server.cluster, &call, resource, &server.stopping, place);
-            let response = with_warnings(&call, watch.await?);
+            let around = Around { stopping: &server.stopping, tasks: &server.tasks };
+            let watch = verbs::watch::watch(&server.cluster, &call, resource, around, place);
+            let response = server.stalls.guard(with_warnings(&call, watch.await?));
             return Ok(websocket::upgraded(&call, upgrade, response, &server.tasks));
         }
     }
     let deadline = Deadline::new(call.query.get("timeout"), server.config.request_timeout)?;
     let body = server.bodies.read(caller.flow().name, body, deadline.at).await?;
-    let place = server.limits.request(caller.flow())?;
+    let place = server.limits.request(caller.flow(), body.len())?;
     let call = Arc::new(call);
-    let heavy = !caller.duty && is_heavy(server, &call, &handler, body.len(), verb);
+    let heavy = is_heavy(server, &call, &handler, body.len(), verb);
     let request = Request { call: call.clone(), body };
     let mutates = !matches!(verb, "get" | "list");
     let work = async {
         if !heavy {
             return answer(server, &request, &handler, verb).await;
         }
-        let server = server.clone();
-        let lanes = server.clone();
-        let work = move || async move { answer(&server, &request, &handler, verb).await };
-        lanes.lanes.run(caller.flow().name, work).await
+        let here = server.clone();
+        let work = async move { answer(&here, &request, &handler, verb).await };
+        lanes(server, caller.flow()).run(caller.flow().name, work).await
     };
     let response = match deadline.limit(mutates, work).await {
         Ok(response) => response,
         Err(status) => failure(call.headers.get(header::ACCEPT), &status),
     };
     drop(place);
-    let response = deadline::bounded(response, server.config.request_timeout);
-    Ok(compressed(&call, peer, with_warnings(&call, response)))
+    let response = compressed(&call, peer, with_warnings(&call, pieces::in_pieces(response)));
+    held(server, caller.flow(), response)
+}
+
+/// Where heavy work of a flow runs.
+fn lanes<'a>(server: &'a Shared, flow: Flow<'_>) -> &'a Lanes {
+    if flow.class == Class::User { &server.lanes } else { &server.duty_lanes }
 }
 
 /// Whether a request may keep a processor busy for more than a moment.
@@ -295,21 +319,40 @@ fn is_heavy(server: &Shared, call: &Call, handler: &Handler, body: usize, verb: 
         return true;
     }
     let store = &server.cluster.store;
+    let stored = || {
+        let name = resource.record_name(call.namespace(), call.target.name.as_deref()?);
+        store.get(resource, &name).map(|record| record.bytes.len())
+    };
+    let is_whole = call.subresource().is_empty() && !resource.is_view;
+    let is_plain = |offer| is_whole && call.form(offer).is_ok_and(|form| form == Form::JSON);
     match verb {
-        "list" | "deletecollection" => {
-            let plain = verb == "list"
-                && ["labelSelector", "fieldSelector", "pretty"].iter().all(|name| call.query.get(name).is_none())
-                && call.form(Offer::List).is_ok_and(|form| form == Form::JSON);
-            !plain && store.keyspace.snapshot(resource.row.collection).records.len() >= HEAVY_RECORDS
+        "deletecollection" => true,
+        "list" => {
+            let selects = ["labelSelector", "fieldSelector"].iter().any(|name| call.query.get(name).is_some());
+            let records = || store.keyspace.snapshot(resource.row.collection).records;
+            (selects || !is_plain(Offer::List)) && !names_one(call, resource) && is_long(&records())
         }
-        "get" => false,
-        _ => {
-            let stored = call.target.name.as_deref().and_then(|name| {
-                store.get(resource, &resource.record_name(call.namespace(), name)).map(|record| record.bytes.len())
-            });
-            body + stored.unwrap_or(0) >= HEAVY_BYTES
-        }
+        // The commonest answer is bytes as they are stored.
+        "get" => stored().is_some_and(|stored| stored >= HEAVY_BYTES) && !is_plain(Offer::Stored),
+        _ => body + stored().unwrap_or(0) >= HEAVY_BYTES,
     }
+}
+
+/// Whether a list looks at one record.
+fn names_one(call: &Call, resource: &Resource) -> bool {
+    let placed = call.namespace().is_some() || !resource.row.namespaced;
+    let selector = call.query.get("fieldSelector").filter(|_| placed).map(FieldSelector::parse);
+    selector.is_some_and(|selector| selector.is_ok_and(|selector| selector.exact("metadata.name").is_some()))
+}
+
+/// Whether looking into all of these takes long.
+fn is_long(records: &Records) -> bool {
+    let mut bytes = 0;
+    records.len() >= HEAVY_RECORDS
+        || records.values().any(|record| {
+            bytes += record.bytes.len();
+            bytes >= HEAVY_RECORDS_BYTES
+        })
 }
 
 fn with_warnings(call: &Call, mut response: Response) -> Response {

@@ -12,9 +12,11 @@ use crate::catalog::Catalog;
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::discovery::Discovery;
+use crate::layers::answers::Answers;
 use crate::layers::bodies::Bodies;
 use crate::layers::lanes::Lanes;
 use crate::layers::metrics::Metrics;
+use crate::layers::stalls::Stalls;
 use crate::limits::Limits;
 use crate::openapi::OpenApi;
 use crate::store::Store;
@@ -31,7 +33,12 @@ pub(crate) struct Shared {
     pub metrics: Metrics,
     pub limits: Limits,
     pub bodies: Bodies,
+    pub answers: Answers,
+    pub stalls: Stalls,
+    /// Users' heavy work.
     pub lanes: Lanes,
+    /// The same of the cluster's duties, which never wait behind users.
+    pub duty_lanes: Lanes,
     /// Cancelled when watches shall end.
     pub stopping: CancellationToken,
     /// What goes on without a request.
@@ -50,7 +57,10 @@ impl Shared {
             metrics: Metrics::default(),
             limits: Limits::new(config.requests_max, config.streams_max),
             bodies: Bodies::default(),
+            answers: Answers::default(),
+            stalls: Stalls::default(),
             lanes: Lanes::new(),
+            duty_lanes: Lanes::new(),
             stopping,
             tasks: TaskTracker::new(),
             tokens,

@@ -142,6 +142,16 @@ impl Watcher {
         Ok(batch)
     }
 
+    /// The next events that are there already, from wherever they are kept. A batch without events says how far there are none.
+    pub async fn there(&mut self) -> Result<Batch, WatchEnded> {
+        let batch = match self.look()? {
+            Look::Memory(batch) => batch,
+            Look::Disk { ring_start } => self.read_back(ring_start).await?,
+        };
+        self.after = batch.revision;
+        Ok(batch)
+    }
+
     fn is_behind(&self) -> Result<bool, WatchEnded> {
         Ok(matches!(self.look()?, Look::Disk { .. }))
     }

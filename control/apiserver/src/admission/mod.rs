@@ -9,14 +9,18 @@ use coracle_api::status::Status;
 use coracle_keyspace::Op;
 use serde_json::Value;
 
+use crate::authz;
 use crate::catalog::Resource;
 use crate::cluster::Cluster;
+use crate::identity::Identity;
 
 /// What is admitted: an object of a resource, at a place.
 #[derive(Clone, Copy)]
 pub(crate) struct Attributes<'a> {
     pub cluster: &'a Cluster,
     pub resource: &'a Resource,
+    /// Who writes.
+    pub caller: &'a Identity,
     /// Of the path.
     pub namespace: Option<&'a str>,
     /// Empty for the object itself.
@@ -27,6 +31,7 @@ pub(crate) use lifecycle::delete;
 
 /// Admits a new object, and completes it. Says whether anything was added, which may need defaults of its own.
 pub(crate) async fn create(at: &Attributes<'_>, object: &mut Value) -> Result<bool, Status> {
+    authz::node::creates(at.caller, at.resource, object)?;
     if is(at.resource, "", "nodes") {
         node::create(object);
     }
@@ -44,6 +49,7 @@ pub(crate) async fn place(at: &Attributes<'_>, object: &Value) -> Result<Option<
 
 /// Admits a change, and completes it.
 pub(crate) async fn update(at: &Attributes<'_>, object: &mut Value, old: &Value) -> Result<(), Status> {
+    authz::node::changes(at.caller, at.resource, object, old)?;
     if is(at.resource, "", "pods") && at.subresource.is_empty() {
         pod::update(object, old);
     }

@@ -8,11 +8,12 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use coracle_api::codec::json;
 use coracle_api::kinds::FieldError;
 use coracle_api::meta;
 use coracle_api::status::Status;
 use coracle_keyspace::{Guard, Key, Op, Value as Content};
-use serde_json::{Value, json};
+use serde_json::{Value, json as object};
 
 use super::Attributes;
 use crate::cluster::Cluster;
@@ -89,33 +90,43 @@ pub(super) fn allocate(at: &Attributes<'_>, service: &mut Value, old: Option<&Va
         return Err(Status::invalid("", "Service", meta::name(service), errors));
     }
     let after = Held::by(Some(service));
-    let owner = format!("{}/{}", meta::namespace(service), meta::name(service));
+    let owner = owner(service);
     let mut ops = Vec::new();
     ops.extend(after.addresses.difference(&before.addresses).map(|name| claim(ADDRESSES, name, &owner)));
     ops.extend(after.ports.difference(&before.ports).map(|port| claim(PORTS, &port.to_string(), &owner)));
     let (addresses, ports) = (before.addresses.difference(&after.addresses), before.ports.difference(&after.ports));
-    ops.extend(addresses.filter_map(|name| release(at.cluster, ADDRESSES, name)));
-    ops.extend(ports.filter_map(|port| release(at.cluster, PORTS, &port.to_string())));
+    ops.extend(addresses.filter_map(|name| release(at.cluster, ADDRESSES, name, &owner)));
+    ops.extend(ports.filter_map(|port| release(at.cluster, PORTS, &port.to_string(), &owner)));
     Ok(ops)
 }
 
 /// Gives everything back.
 pub(super) fn release_all(cluster: &Cluster, service: &Value) -> Vec<Op> {
     let held = Held::by(Some(service));
-    let addresses = held.addresses.iter().filter_map(|name| release(cluster, ADDRESSES, name));
-    let ports = held.ports.iter().filter_map(|port| release(cluster, PORTS, &port.to_string()));
+    let owner = owner(service);
+    let addresses = held.addresses.iter().filter_map(|name| release(cluster, ADDRESSES, name, &owner));
+    let ports = held.ports.iter().filter_map(|port| release(cluster, PORTS, &port.to_string(), &owner));
     addresses.chain(ports).collect()
 }
 
+fn owner(service: &Value) -> String {
+    format!("{}/{}", meta::namespace(service), meta::name(service))
+}
+
 fn claim(collection: &str, name: &str, owner: &str) -> Op {
-    let bytes = Bytes::from(json!({ "holder": owner }).to_string());
+    let bytes = Bytes::from(object!({ "holder": owner }).to_string());
     let revision_at = bytes.len();
     Op::Put { key: Key::new(collection, name), value: Content { bytes, revision_at }, guard: Guard::Absent }
 }
 
-fn release(cluster: &Cluster, collection: &str, name: &str) -> Option<Op> {
-    cluster.store.keyspace.get(collection, name)?;
-    Some(Op::Delete { key: Key::new(collection, name), guard: Guard::Present })
+/// Gives back what `owner` holds, and nothing that is another's.
+fn release(cluster: &Cluster, collection: &str, name: &str, owner: &str) -> Option<Op> {
+    let record = cluster.store.keyspace.get(collection, name)?;
+    // The revision stands behind the claim.
+    let end = record.bytes.iter().rposition(|byte| *byte == b'}')? + 1;
+    let claim = json::parse(&record.bytes[..end]).ok()?;
+    let guard = Guard::Revision(record.revision);
+    (claim["holder"] == owner).then(|| Op::Delete { key: Key::new(collection, name), guard })
 }
 
 /// There are IPv4 addresses only. A headless service without a selector may have both: whoever writes its endpoints knows.
@@ -128,18 +139,18 @@ fn family(spec: &mut Value) {
     }
     if spec["ipFamilies"].as_array().is_none_or(Vec::is_empty) {
         let both = open && spec["ipFamilyPolicy"] != "SingleStack";
-        spec["ipFamilies"] = if both { json!(["IPv4", "IPv6"]) } else { json!(["IPv4"]) };
+        spec["ipFamilies"] = if both { object!(["IPv4", "IPv6"]) } else { object!(["IPv4"]) };
     }
 }
 
 fn address(at: &Attributes<'_>, service: &mut Value, before: &Held, errors: &mut Vec<FieldError>) {
     let spec = &mut service["spec"];
     match spec["clusterIP"].as_str().unwrap_or_default() {
-        "None" => spec["clusterIPs"] = json!(["None"]),
+        "None" => spec["clusterIPs"] = object!(["None"]),
         "" => match free_address(at) {
             Some(address) => {
                 let address = address.to_string();
-                spec["clusterIPs"] = json!([address]);
+                spec["clusterIPs"] = object!([address]);
                 spec["clusterIP"] = address.into();
             }
             None => errors.push(FieldError::internal("spec.clusterIPs", "range is full")),
@@ -147,7 +158,7 @@ fn address(at: &Attributes<'_>, service: &mut Value, before: &Held, errors: &mut
         asked if before.addresses.contains(asked) => {}
         asked => {
             let asked = asked.to_owned();
-            let shown = json!([asked]);
+            let shown = object!([asked]);
             let mut refuse = |why: String| {
                 errors.push(FieldError::invalid(
                     "spec.clusterIPs",

@@ -175,19 +175,16 @@ fn stored_class(at: &Attributes<'_>, name: &str) -> Result<Option<Value>, Status
     at.cluster.store.get(classes, name).map(|record| Seen::new(classes, &record).stored()).transpose()
 }
 
-const MARK: &[u8] = b"\"globalDefault\":true";
-
 /// Of several classes that are the default the lowest counts.
 fn default_class(at: &Attributes<'_>) -> Result<Option<Value>, Status> {
     let Some(classes) = at.cluster.catalog.named("scheduling.k8s.io", "priorityclasses") else { return Ok(None) };
     let snapshot = at.cluster.store.keyspace.snapshot(classes.row.collection);
     let marked: Result<Vec<Value>, Status> = crate::store::range(&snapshot.records, None, None)
-        // Hardly ever is one the default: most need not be read.
-        .filter(|(_, record)| record.bytes.windows(MARK.len()).any(|window| window == MARK))
+        // Hardly ever is one the default: the others are not read again for each pod.
+        .filter(|(_, record)| Seen::new(classes, record).facts().is_default)
         .map(|(_, record)| Seen::new(classes, record).stored())
         .collect();
-    let defaults = marked?.into_iter().filter(|class| class["globalDefault"] == true);
-    Ok(defaults.min_by_key(|class| class["value"].as_i64()))
+    Ok(marked?.into_iter().min_by_key(|class| class["value"].as_i64()))
 }
 
 /// A node that is not ready or not reachable for a while does not lose the pod at once.

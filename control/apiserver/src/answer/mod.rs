@@ -3,5 +3,6 @@
 mod columns;
 pub(crate) mod compress;
 pub(crate) mod metadata;
+pub(crate) mod pieces;
 pub(crate) mod respond;
 pub(crate) mod table;

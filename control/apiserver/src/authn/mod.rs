@@ -14,7 +14,7 @@ use http::{HeaderMap, HeaderValue, Request, header};
 use self::tokens::Tokens;
 use crate::cluster::Cluster;
 use crate::identity::Identity;
-use crate::limits::Flow;
+use crate::limits::{Class, Flow, Here};
 
 /// WebSocket clients in browsers can send a token only as a subprotocol.
 const SUBPROTOCOL: &str = "base64url.bearer.authorization.k8s.io.";
@@ -24,7 +24,7 @@ pub(crate) struct Caller {
     /// For whom the request is made.
     pub identity: Arc<Identity>,
     /// Whether the caller is a part of the cluster itself. Nobody becomes one by impersonation.
-    pub duty: bool,
+    pub class: Class,
     /// Who really calls, when that is somebody else.
     name: Option<String>,
 }
@@ -32,7 +32,7 @@ pub(crate) struct Caller {
 impl Caller {
     /// Whose turn it takes.
     pub fn flow(&self) -> Flow<'_> {
-        Flow { duty: self.duty, name: self.name.as_deref().unwrap_or(&self.identity.user) }
+        Flow { class: self.class, name: self.name.as_deref().unwrap_or(&self.identity.user) }
     }
 }
 
@@ -52,13 +52,17 @@ pub(crate) fn authenticate<B>(cluster: &Cluster, tokens: &Tokens, request: &Requ
             None => Arc::new(Identity::anonymous()),
         },
     };
-    let duty = caller.is_duty();
+    let class = match (caller.is_duty(), request.extensions().get::<Here>()) {
+        (true, Some(Here)) => Class::Own,
+        (true, None) => Class::Duty,
+        (false, _) => Class::User,
+    };
     if !impersonate::is_asked(headers) {
-        return Ok(Caller { identity: caller, duty, name: None });
+        return Ok(Caller { identity: caller, class, name: None });
     }
     let name = caller.user.clone();
     let identity = impersonate::apply(&caller, headers)?;
-    Ok(Caller { identity: Arc::new(identity), duty, name: Some(name) })
+    Ok(Caller { identity: Arc::new(identity), class, name: Some(name) })
 }
 
 /// The token that a request shows.

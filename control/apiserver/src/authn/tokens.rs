@@ -1,6 +1,6 @@
 //! Tokens of ServiceAccounts: signed by this cluster (ES256), bound to objects that must still exist.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use base64::Engine;
@@ -21,6 +21,8 @@ const KNOWN_MAX: usize = 4096;
 pub(crate) const TOKEN_BYTES_MAX: usize = 16 << 10;
 /// Longest token that is remembered: with its claims the 4,096 take 50 MB at most.
 const KNOWN_BYTES_MAX: usize = 4 << 10;
+/// Most of what was asked for that an error shows.
+const SHOWN_BYTES_MAX: usize = 4 << 10;
 /// Seconds by which clocks may differ.
 const LEEWAY_SECONDS: i64 = 10;
 /// DER of an uncompressed P-256 point within a key: bit string, 66 bytes, no unused bits, point form 4.
@@ -157,9 +159,12 @@ pub(crate) fn authenticate(
     }
     let own = [tokens.issuer.clone()];
     let wanted = if wanted.is_empty() { &own[..] } else { wanted };
-    let audiences: Vec<String> = wanted.iter().filter(|audience| claims.aud.contains(audience)).cloned().collect();
+    let meant: HashSet<&str> = claims.aud.iter().map(String::as_str).collect();
+    let audiences: Vec<String> = wanted.iter().filter(|audience| meant.contains(audience.as_str())).cloned().collect();
     if audiences.is_empty() {
-        return Err(format!("token audiences {:?} is invalid for the target audiences {wanted:?}", claims.aud));
+        let mut shown = format!("{wanted:?}");
+        shown.truncate(shown.floor_char_boundary(SHOWN_BYTES_MAX));
+        return Err(format!("token audiences {:?} is invalid for the target audiences {shown}", claims.aud));
     }
     let bound = &claims.kubernetes;
     exists(cluster, "serviceaccounts", Some(&bound.namespace), &bound.serviceaccount)?;

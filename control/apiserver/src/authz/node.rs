@@ -1,16 +1,23 @@
 //! What a node agent may do: what its own pods need, and no more. A stolen node does not read the cluster's secrets, and
 //! gets no tokens but those of accounts that run on it.
 //!
-//! [`allows`] is a table of what may be asked for at all; [`check`] looks at the objects, and at the selectors of lists.
+//! [`allows`] is a table of what may be asked for at all; [`check`] looks at the selectors of lists; [`sees`], [`creates`] and
+//! [`changes`] (NodeRestriction, kubernetes-api §19) look at the objects themselves, and at no others than those that are
+//! answered or written.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use coracle_api::meta;
 use coracle_api::meta::selector::{FieldSelector, LabelSelector};
 use coracle_api::status::Status;
-use http::Method;
-use serde_json::Value;
+use coracle_keyspace::Record;
+use serde_json::{Map, Value};
 
 use super::Attributes;
 use crate::catalog::Resource;
 use crate::cluster::Cluster;
+use crate::identity::Identity;
 use crate::request::call::Call;
 use crate::store::{self, Seen};
 
@@ -31,21 +38,29 @@ pub(super) fn allows(node: &str, asked: &Attributes<'_>) -> bool {
         ("", "services" | "endpoints" | "persistentvolumes" | "serviceaccounts", "") if reads => true,
         ("discovery.k8s.io", "endpointslices", "") if reads => true,
         ("node.k8s.io", "runtimeclasses", "") if reads => true,
-        ("storage.k8s.io", "csidrivers" | "csinodes" | "volumeattachments", "") if reads => true,
-        ("", "nodes", "" | "status") => creates || asked.name == node,
+        ("storage.k8s.io", "csidrivers" | "volumeattachments", "") if reads => true,
+        ("", "nodes", "") if creates => true,
+        ("", "nodes", "" | "status") => matches!(asked.verb, "update" | "patch") && asked.name == node,
         ("coordination.k8s.io", "leases", "") => {
-            asked.namespace == "kube-node-lease" && (creates || asked.name == node)
+            asked.namespace == "kube-node-lease" && (creates || is_own(node, asked))
         }
+        ("storage.k8s.io", "csinodes", "") => creates || is_own(node, asked),
         ("" | "events.k8s.io", "events", "") => matches!(asked.verb, "create" | "patch" | "update"),
         ("", "pods", "status") => matches!(asked.verb, "patch" | "update"),
         ("", "pods", "") => asked.verb == "delete",
+        ("", "pods", "eviction") => creates,
         ("", "serviceaccounts", "token") => creates,
         ("authentication.k8s.io" | "authorization.k8s.io", _, _) => creates,
         _ => false,
     }
 }
 
-/// Refuses a node agent what is not its own.
+/// Whether it is about one object that has the node's name.
+fn is_own(node: &str, asked: &Attributes<'_>) -> bool {
+    matches!(asked.verb, "get" | "update" | "patch" | "delete") && asked.name == node
+}
+
+/// Refuses a node agent what is not its own, as far as the request itself says so.
 pub(crate) fn check(cluster: &Cluster, call: &Call, resource: &Resource, verb: &str) -> Result<(), Status> {
     let Some(node) = call.identity.node() else { return Ok(()) };
     let refused = |why: &str| {
@@ -62,7 +77,7 @@ pub(crate) fn check(cluster: &Cluster, call: &Call, resource: &Resource, verb: &
             Some(_) if verb == "watch" && selector.exact("spec.nodeName") != Some(node) => {
                 Err(refused("can only watch pods with the field selector spec.nodeName set to itself"))
             }
-            Some(name) => own_pod(cluster, call, resource, node, name),
+            Some(_) => Ok(()),
             None if selector.exact("spec.nodeName") == Some(node) => Ok(()),
             None => Err(refused("can only list and watch pods with the field selector spec.nodeName set to itself")),
         },
@@ -76,28 +91,124 @@ pub(crate) fn check(cluster: &Cluster, call: &Call, resource: &Resource, verb: &
             }
             _ => Err(refused("can only read one named object at a time")),
         },
-        ("", "serviceaccounts") if call.subresource() == "token" => {
-            let namespace = call.namespace().unwrap_or_default();
-            if any_pod(cluster, node, namespace, |pod| pod["spec"]["serviceAccountName"] == call.name()) {
-                return Ok(());
+        _ => Ok(()),
+    }
+}
+
+/// A pod that is bound elsewhere is none of a node agent's business: neither to read nor to change.
+pub(crate) fn sees(caller: &Identity, resource: &Resource, record: &Arc<Record>, does: &str) -> Result<(), Status> {
+    let Some(node) = caller.node().filter(|_| is(resource, "", "pods")) else { return Ok(()) };
+    let seen = Seen::new(resource, record);
+    if seen.field("spec.nodeName") == Some(node) {
+        return Ok(());
+    }
+    let message = format!("node {} can only {does} pods with spec.nodeName set to itself", meta::text::quote(node));
+    Err(resource.forbidden(store::memo::split(&record.key.name).1, message))
+}
+
+/// What a node agent makes has its name, and says nothing of it that only others may say.
+pub(crate) fn creates(caller: &Identity, resource: &Resource, object: &Value) -> Result<(), Status> {
+    let Some(node) = caller.node() else { return Ok(()) };
+    let quoted = meta::text::quote(node);
+    let refused = |why: String| Err(resource.forbidden(meta::name(object), why));
+    match (resource.row.group, resource.row.resource) {
+        ("", "nodes") => {
+            let forbidden = restricted(labels(object).keys());
+            if !forbidden.is_empty() {
+                return refused(format!("node {quoted} is not allowed to set the following labels: {forbidden}"));
             }
-            Err(refused(&format!("no relationship found between node '{node}' and this object")))
+            if !owners(object).is_empty() {
+                return refused(format!("node {quoted} is not allowed to set owner references"));
+            }
+            own_node(node, resource, object)
+        }
+        ("coordination.k8s.io", "leases") if meta::name(object) != node => {
+            refused("can only access node lease with the same name as the requesting node".to_owned())
+        }
+        ("storage.k8s.io", "csinodes") if meta::name(object) != node => {
+            refused("can only access CSINode with the same name as the requesting node".to_owned())
         }
         _ => Ok(()),
     }
 }
 
-/// A pod that is bound elsewhere is none of its business; one that is gone is a 404 for everyone.
-fn own_pod(cluster: &Cluster, call: &Call, resource: &Resource, node: &str, name: &str) -> Result<(), Status> {
-    let Some(record) = cluster.store.get(resource, &resource.record_name(call.namespace(), name)) else {
-        return Ok(());
-    };
-    if Seen::new(resource, &record).stored()?["spec"]["nodeName"] == node {
+/// What a node agent changes of its Node and of its pods is not what others rely on: taints, restricted labels, owners.
+pub(crate) fn changes(caller: &Identity, resource: &Resource, object: &Value, old: &Value) -> Result<(), Status> {
+    let Some(node) = caller.node() else { return Ok(()) };
+    let quoted = meta::text::quote(node);
+    let refused = |why: &str| Err(resource.forbidden(meta::name(old), format!("node {quoted} {why}")));
+    match (resource.row.group, resource.row.resource) {
+        ("", "nodes") => {
+            own_node(node, resource, old)?;
+            let list = |node: &Value| node["spec"]["taints"].as_array().cloned().unwrap_or_default();
+            if list(object) != list(old) {
+                return refused("is not allowed to modify taints");
+            }
+            let (new, before) = (labels(object), labels(old));
+            let changed = new.keys().chain(before.keys()).filter(|key| new.get(*key) != before.get(*key));
+            let forbidden = restricted(changed);
+            if !forbidden.is_empty() {
+                return refused(&format!("is not allowed to modify labels: {forbidden}"));
+            }
+            if owners(object) != owners(old) {
+                return refused("is not allowed to modify owner references");
+            }
+            Ok(())
+        }
+        ("", "pods") if labels(object) != labels(old) => refused("cannot update labels through pod status"),
+        _ => Ok(()),
+    }
+}
+
+fn own_node(node: &str, resource: &Resource, object: &Value) -> Result<(), Status> {
+    let name = meta::name(object);
+    if name == node {
         return Ok(());
     }
-    let does = if matches!(call.method, Method::GET | Method::HEAD) { "read" } else { "update" };
-    let message = format!("node {node} can only {does} pods with spec.nodeName set to itself");
-    Err(resource.forbidden(name, message))
+    let (node, other) = (meta::text::quote(node), meta::text::quote(name));
+    Err(resource.forbidden(name, format!("node {node} is not allowed to modify node {other}")))
+}
+
+fn labels(object: &Value) -> Map<String, Value> {
+    object["metadata"]["labels"].as_object().cloned().unwrap_or_default()
+}
+
+fn owners(object: &Value) -> &[Value] {
+    object["metadata"]["ownerReferences"].as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+/// Labels of Kubernetes' own that a node agent may set; others of theirs are for administrators.
+const AGENT_LABELS: [&str; 11] = [
+    "kubernetes.io/hostname",
+    "kubernetes.io/os",
+    "kubernetes.io/arch",
+    "kubernetes.io/instance-type",
+    "topology.kubernetes.io/zone",
+    "topology.kubernetes.io/region",
+    "failure-domain.beta.kubernetes.io/zone",
+    "failure-domain.beta.kubernetes.io/region",
+    "beta.kubernetes.io/instance-type",
+    "beta.kubernetes.io/os",
+    "beta.kubernetes.io/arch",
+];
+
+/// Those of `keys` that a node agent may not set, as text.
+fn restricted<'a>(keys: impl Iterator<Item = &'a String>) -> String {
+    let within = |namespace: &str, domain: &str| {
+        namespace.strip_suffix(domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    };
+    let forbidden = |key: &&String| {
+        let namespace = key.split_once('/').map_or("", |(namespace, _)| namespace);
+        let any = |domains: &[&str]| domains.iter().any(|domain| within(namespace, domain));
+        let agents = AGENT_LABELS.contains(&key.as_str()) || any(&["kubelet.kubernetes.io", "node.kubernetes.io"]);
+        any(&["node-restriction.kubernetes.io"]) || any(&["kubernetes.io", "k8s.io"]) && !agents
+    };
+    let keys: BTreeSet<&str> = keys.filter(forbidden).map(String::as_str).collect();
+    keys.into_iter().collect::<Vec<_>>().join(", ")
+}
+
+fn is(resource: &Resource, group: &str, name: &str) -> bool {
+    (resource.row.group, resource.row.resource) == (group, name)
 }
 
 /// Whether a pod of `namespace` on `node` is such a one.
@@ -156,7 +267,13 @@ mod tests {
         for (asked, expected) in [
             (ask("patch", "", "nodes", "status", "", "a"), true),
             (ask("patch", "", "nodes", "status", "", "b"), false),
+            (ask("delete", "", "nodes", "", "", "a"), false),
+            (ask("deletecollection", "", "nodes", "", "", ""), false),
             (ask("update", "coordination.k8s.io", "leases", "", "kube-node-lease", "a"), true),
+            (ask("update", "coordination.k8s.io", "leases", "", "kube-node-lease", "b"), false),
+            (ask("list", "coordination.k8s.io", "leases", "", "kube-node-lease", ""), false),
+            (ask("patch", "storage.k8s.io", "csinodes", "", "", "a"), true),
+            (ask("get", "storage.k8s.io", "csinodes", "", "", "b"), false),
             (ask("update", "coordination.k8s.io", "leases", "", "default", "a"), false),
             (ask("patch", "", "pods", "status", "default", "p"), true),
             (ask("create", "", "pods", "", "default", ""), false),
@@ -171,6 +288,24 @@ mod tests {
             (ask("impersonate", "", "users", "", "", "admin"), false),
         ] {
             assert_eq!(allows("a", &asked), expected, "{asked:?}");
+        }
+    }
+
+    #[test]
+    fn labels_that_others_rely_on_are_not_the_agents() {
+        for (key, expected) in [
+            ("own", ""),
+            ("example.com/x", ""),
+            ("notkubernetes.io/x", ""),
+            ("kubernetes.io/hostname", ""),
+            ("node.kubernetes.io/instance-type", ""),
+            ("sub.node.kubernetes.io/x", ""),
+            ("node-restriction.kubernetes.io/team", "node-restriction.kubernetes.io/team"),
+            ("a.node-restriction.kubernetes.io/team", "a.node-restriction.kubernetes.io/team"),
+            ("node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/control-plane"),
+            ("k8s.io/x", "k8s.io/x"),
+        ] {
+            assert_eq!(restricted([key.to_owned()].iter()), expected, "{key}");
         }
     }
 

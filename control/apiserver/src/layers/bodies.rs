@@ -57,13 +57,17 @@ struct Reader {
 }
 
 impl Arriving {
-    /// Gives up the oldest body of `flow`, or of whoever has most.
-    fn give_up(&mut self, flow: Option<&str>) {
-        let greediest = |this: &Arriving| {
-            this.flows.iter().max_by_key(|(_, share)| (share.bytes, share.readers)).map(|(name, _)| name.clone())
-        };
-        let Some(flow) = flow.map(Arc::from).or_else(|| greediest(self)) else { return };
-        let oldest = self.readers.iter().find(|(_, reader)| reader.flow == flow).map(|(number, _)| *number);
+    /// Gives up the oldest body of the caller who has most by this measure.
+    fn give_up_greediest(&mut self, measure: impl Fn(&Share) -> usize) {
+        let greediest = self.flows.iter().max_by_key(|(_, share)| measure(share)).map(|(name, _)| name.clone());
+        if let Some(flow) = greediest {
+            self.give_up(&flow);
+        }
+    }
+
+    /// Gives up the oldest body of `flow`.
+    fn give_up(&mut self, flow: &str) {
+        let oldest = self.readers.iter().find(|(_, reader)| &*reader.flow == flow).map(|(number, _)| *number);
         if let Some(number) = oldest {
             if let Some(reader) = self.readers.get(&number) {
                 reader.given_up.notify_one();
@@ -87,10 +91,14 @@ impl Arriving {
     /// Makes room until the bounds hold.
     fn bound(&mut self, flow: &str) {
         while self.flows.get(flow).is_some_and(|s| s.readers > PER_FLOW_MAX || s.bytes > PER_FLOW_BYTES_MAX) {
-            self.give_up(Some(flow));
+            self.give_up(flow);
         }
-        while self.readers.len() > ALL_MAX || self.bytes > ALL_BYTES_MAX {
-            self.give_up(None);
+        // Who has most of what there is too much of: a few large bodies do not make room for thousands of small ones.
+        while self.readers.len() > ALL_MAX {
+            self.give_up_greediest(|share| share.readers);
+        }
+        while self.bytes > ALL_BYTES_MAX {
+            self.give_up_greediest(|share| share.bytes);
         }
     }
 }
@@ -264,6 +272,24 @@ mod tests {
         assert!((&mut slow[1]).now_or_never().is_none() && (&mut other).now_or_never().is_none());
         let whole = bodies.read("slow", Body::from("{}"), soon()).now_or_never().expect("it is there already");
         assert_eq!(whole.unwrap(), "{}");
+    }
+
+    #[tokio::test]
+    async fn too_many_bodies_push_out_one_of_whoever_has_most_of_them() {
+        let bodies = Bodies::default();
+        let large = Arrival::new(&bodies, "one large");
+        large.grown(1 << 20);
+        let flows = ["a", "b", "c", "d", "e"];
+        let mut small: Vec<Arrival> = Vec::new();
+        for number in 0..=ALL_MAX {
+            let arrival = Arrival::new(&bodies, flows[number % flows.len()]);
+            arrival.grown(1);
+            small.push(arrival);
+        }
+        let arriving = bodies.arriving.lock();
+        assert!(arriving.readers.len() <= ALL_MAX);
+        assert!(arriving.readers.contains_key(&large.number), "the large one is not what there are too many of");
+        drop(arriving);
     }
 
     #[tokio::test]

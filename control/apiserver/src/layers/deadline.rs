@@ -2,18 +2,10 @@
 //! less. When time is up the work ends, not only the waiting.
 
 use std::future::Future;
-use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
-use axum::response::Response;
-use bytes::Bytes;
 use coracle_api::meta::text::quote;
 use coracle_api::status::Status;
-use futures::stream;
-use http_body::Body as _;
-use http_body_util::BodyExt;
-use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// The longest that a create, update, patch or delete may take (kubernetes-api §1.4).
@@ -99,51 +91,6 @@ fn parse(text: &str) -> Result<Option<Duration>, String> {
     Ok((!negative && seconds > 0.0).then(|| Duration::from_secs_f64(seconds)))
 }
 
-/// The same answer, whose body is let go of when time is up although nobody has read it: a client that stopped reading
-/// does not hold on to what a long list is made of.
-pub(crate) fn bounded(response: Response, longest: Duration) -> Response {
-    if response.body().size_hint().exact().is_some() {
-        return response;
-    }
-    let (parts, body) = response.into_parts();
-    let slot = Arc::new(Mutex::new(Some(body)));
-    let weak = Arc::downgrade(&slot);
-    let watchdog = tokio::spawn(async move {
-        tokio::time::sleep(longest).await;
-        // Dropping a long list takes a moment: not under the lock.
-        let late = weak.upgrade().and_then(|slot| slot.lock().take());
-        drop(late);
-    });
-    let state = (slot, AbortOnDrop(watchdog));
-    let body = stream::unfold(Some(state), |state| async move {
-        let (slot, watchdog) = state?;
-        let taken = slot.lock().take();
-        let Some(mut body) = taken else {
-            return Some((Err(std::io::Error::from(std::io::ErrorKind::TimedOut)), None));
-        };
-        let data = loop {
-            match body.frame().await? {
-                Ok(frame) => match frame.into_data() {
-                    Ok(data) => break Ok::<Bytes, std::io::Error>(data),
-                    Err(_) => continue,
-                },
-                Err(error) => return Some((Err(std::io::Error::other(error)), None)),
-            }
-        };
-        *slot.lock() = Some(body);
-        Some((data, Some((slot, watchdog))))
-    });
-    Response::from_parts(parts, Body::from_stream(body))
-}
-
-struct AbortOnDrop(tokio::task::JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,21 +138,5 @@ mod tests {
             assert!(begun.elapsed() + Duration::from_millis(1) >= Duration::from_millis(millis));
         }
         assert_eq!(Deadline::new(Some("abc"), Duration::from_secs(60)).unwrap_err().code(), 400);
-    }
-
-    #[tokio::test]
-    async fn a_body_that_nobody_reads_is_let_go_of() {
-        let held = Arc::new(());
-        let holds = held.clone();
-        let endless = stream::repeat_with(move || {
-            let _ = &holds;
-            Ok::<_, std::convert::Infallible>(Bytes::from_static(b"x"))
-        });
-        let mut response = bounded(Response::new(Body::from_stream(endless)), Duration::from_millis(20));
-        assert!(response.body_mut().frame().await.unwrap().is_ok());
-        while Arc::strong_count(&held) > 1 {
-            tokio::task::yield_now().await;
-        }
-        assert!(response.body_mut().frame().await.unwrap().is_err());
     }
 }

@@ -1,20 +1,21 @@
 //! Work that keeps a processor busy for long (large bodies, long lists, documents) runs on threads of its own, few at a time,
-//! so that whoever asks for little never waits behind it.
+//! so that whoever asks for little never waits behind it. A lane is held while its work computes, not while that waits (for
+//! a commit, for another writer, for an account that is being made).
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
 
 use coracle_api::status::Status;
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 /// From this size of body and stored object a request is heavy: a millisecond of work or so.
 pub(crate) const HEAVY_BYTES: usize = 16 << 10;
-/// From this many records a list that must look into them is heavy.
+/// From this many records, or bytes of them, a list that must look into them is heavy.
 pub(crate) const HEAVY_RECORDS: usize = 1_000;
+pub(crate) const HEAVY_RECORDS_BYTES: usize = 1 << 20;
 
 /// The threads for heavy work.
 pub(crate) struct Lanes {
@@ -31,31 +32,41 @@ impl Lanes {
         Lanes { lanes: Arc::new(Semaphore::new(most)), most, flows: Arc::default() }
     }
 
-    /// Runs the future that `work` makes. When the caller goes away it ends at its next wait; the lane is held until then.
-    pub async fn run<T, F>(&self, flow: &str, work: impl FnOnce() -> F + Send + 'static) -> Result<T, Status>
+    /// Carries out `work`. When the caller goes away it ends at its next wait; the lane is held until then.
+    pub async fn run<T, F>(&self, flow: &str, work: F) -> Result<T, Status>
     where
         T: Send + 'static,
-        F: Future<Output = Result<T, Status>>,
+        F: Future<Output = Result<T, Status>> + Send + 'static,
     {
-        let turn = Turn::take(self, flow).await?;
-        let cancelled = CancellationToken::new();
-        let gone = cancelled.clone();
-        let here = tokio::runtime::Handle::current();
-        let working = tokio::task::spawn_blocking(move || {
-            let _turn = turn;
-            here.block_on(async move {
-                let work = pin!(work());
-                tokio::select! {
-                    answer = work => answer,
-                    () = gone.cancelled() => Err(Status::internal_error("the client of a request has left")),
+        let mut work = Box::pin(work);
+        let woken = Arc::new(Woken(Notify::new()));
+        loop {
+            let turn = Turn::take(self, flow).await?;
+            let waker = Waker::from(woken.clone());
+            let step = tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                let polled = work.as_mut().poll(&mut Context::from_waker(&waker));
+                (work, polled)
+            });
+            match step.await {
+                Ok((_, Poll::Ready(answer))) => return answer,
+                Ok((waiting, Poll::Pending)) => work = waiting,
+                Err(error) => {
+                    tracing::error!(%error, "a request handler panicked");
+                    return Err(Status::internal_error("this request caused the server to fail; its log says why"));
                 }
-            })
-        });
-        let _cancels = cancelled.drop_guard();
-        working.await.unwrap_or_else(|error| {
-            tracing::error!(%error, "a request handler panicked");
-            Err(Status::internal_error("this request caused the server to fail; its log says why"))
-        })
+            }
+            woken.0.notified().await;
+        }
+    }
+}
+
+/// That work can go on is kept until somebody asks, so none is lost that comes while it is still at it.
+struct Woken(Notify);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Woken>) {
+        self.0.notify_one();
     }
 }
 
@@ -110,7 +121,7 @@ mod tests {
         let lanes = Lanes::new();
         let (began, begun) = tokio::sync::oneshot::channel();
         // On this test's only thread nothing else would happen if the work ran here.
-        let busy = lanes.run("a", move || async move {
+        let busy = lanes.run("a", async move {
             let _ = began.send(());
             let until = std::time::Instant::now() + std::time::Duration::from_millis(50);
             while std::time::Instant::now() < until {
@@ -127,7 +138,7 @@ mod tests {
     async fn work_ends_when_its_caller_leaves() {
         let lanes = Lanes::new();
         let (ended, end) = tokio::sync::oneshot::channel::<()>();
-        let endless = lanes.run("a", move || async move {
+        let endless = lanes.run("a", async move {
             let _ended = ended;
             std::future::pending::<Result<(), Status>>().await
         });
@@ -136,9 +147,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn work_that_waits_holds_no_lane() {
+        let lanes = Lanes::new();
+        let all_wait = Arc::new(tokio::sync::Barrier::new(2 * lanes.most));
+        // More than there are lanes, of one caller and of several, and none goes on before all have begun.
+        let waiting = (0..2 * lanes.most).map(|number| {
+            let all_wait = all_wait.clone();
+            let flow = if number % 2 == 0 { "a".to_owned() } else { number.to_string() };
+            let lanes = &lanes;
+            async move {
+                let work = async move {
+                    all_wait.wait().await;
+                    Ok(number)
+                };
+                lanes.run(&flow, work).await
+            }
+        });
+        let done = tokio::time::timeout(std::time::Duration::from_secs(10), futures::future::join_all(waiting)).await;
+        let done: Vec<usize> = done.expect("they meet").into_iter().filter_map(Result::ok).collect();
+        assert_eq!(done, (0..2 * lanes.most).collect::<Vec<_>>());
+        assert!(lanes.flows.lock().is_empty());
+    }
+
+    #[tokio::test]
     async fn a_panic_is_an_answer() {
         let lanes = Lanes::new();
-        let failed = lanes.run::<(), _>("a", || async { panic!("on purpose") }).await.unwrap_err();
+        let failed = lanes.run::<(), _>("a", async { panic!("on purpose") }).await.unwrap_err();
         assert_eq!(failed.code(), 500);
     }
 }

@@ -1,7 +1,10 @@
 //! What every request passes through on its way to a verb: time, turns, bytes, and being counted.
 
+pub(crate) mod answers;
 pub(crate) mod bodies;
 pub(crate) mod deadline;
 pub(crate) mod lanes;
 pub(crate) mod metrics;
+mod slot;
+pub(crate) mod stalls;
 pub(crate) mod websocket;

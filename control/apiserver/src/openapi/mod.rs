@@ -10,15 +10,17 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::{Arc, OnceLock};
 
+use axum::body::Body;
 use axum::response::Response;
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use coracle_api::status::Status;
-use flate2::read::GzDecoder;
+use flate2::bufread::GzDecoder;
 use http::{HeaderValue, header};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::answer::pieces::{self, Holds, PIECE_BYTES};
 use crate::answer::respond;
 use crate::discovery::Discovery;
 use crate::request::call::Call;
@@ -31,6 +33,8 @@ const V2_PROTOBUF_AT: &str = "application/com.github.proto-openapi.spec.v2@v1.0+
 #[derive(Clone)]
 struct Document {
     gzip: Bytes,
+    /// Bytes of the content.
+    size: usize,
     /// Of the content, in hexadecimal.
     hash: Arc<str>,
 }
@@ -38,14 +42,19 @@ struct Document {
 impl Document {
     fn new(content: &[u8]) -> Document {
         let hash: String = Sha256::digest(content).iter().map(|byte| format!("{byte:02X}")).collect();
-        Document { gzip: Bytes::from(respond::gzip(content)), hash: hash.into() }
+        Document { gzip: Bytes::from(respond::gzip(content)), size: content.len(), hash: hash.into() }
     }
 
-    fn content(&self) -> Vec<u8> {
-        let mut content = Vec::new();
-        // What was compressed here can be read back.
-        let _ = GzDecoder::new(&self.gzip[..]).read_to_end(&mut content);
-        content
+    /// The content, inflated while it is sent.
+    fn content(&self) -> Body {
+        let mut inflating = GzDecoder::new(self.gzip.clone().reader());
+        let piece = move || {
+            let mut piece = Vec::with_capacity(PIECE_BYTES);
+            // What was compressed here can be read back.
+            inflating.by_ref().take(PIECE_BYTES as u64).read_to_end(&mut piece).ok()?;
+            (!piece.is_empty()).then(|| Bytes::from(piece))
+        };
+        pieces::exact(std::iter::from_fn(piece), self.size)
     }
 }
 
@@ -156,8 +165,10 @@ fn send(call: &Call, document: &Document, content_type: &'static str) -> Respons
         return respond::bytes(304, content_type, Bytes::new());
     }
     let compressed = call.header(header::ACCEPT_ENCODING).is_some_and(|accepted| accepted.contains("gzip"));
-    let body = if compressed { document.gzip.clone() } else { Bytes::from(document.content()) };
+    let body = if compressed { Body::from(document.gzip.clone()) } else { document.content() };
     let mut response = respond::bytes(200, content_type, body);
+    // The document itself is everybody's.
+    response.extensions_mut().insert(Holds(2 * PIECE_BYTES));
     let headers = response.headers_mut();
     if compressed {
         headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));

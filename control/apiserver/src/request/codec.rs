@@ -36,9 +36,16 @@ pub(crate) fn read(format: Format, body: &Bytes, expected: &Expected<'_>) -> Res
     let unrecognized = |error: DecodeError| ReadError::Unrecognized(error.to_string());
     let (api_version, kind, decoded) = match format {
         Format::Json => {
-            let (api_version, kind) = json::type_of(body).map_err(unrecognized)?;
-            check_kind(&api_version, &kind, expected)?;
-            (api_version, kind, json::decode(body, expected.schema))
+            let decoded = json::decode(body, expected.schema);
+            // What is as it should be is read once. Only to say what else it is, its kind is looked for before its content.
+            match decoded.as_ref().ok().map(|decoded| type_as_written(&decoded.value)) {
+                Some((api_version, kind)) if is_expected(&api_version, &kind, expected) => (api_version, kind, decoded),
+                _ => {
+                    let (api_version, kind) = json::type_of(body).map_err(unrecognized)?;
+                    check_kind(&api_version, &kind, expected)?;
+                    (api_version, kind, decoded)
+                }
+            }
         }
         Format::Yaml => {
             let converted = yaml::to_json(body).map_err(unrecognized)?;
@@ -66,6 +73,17 @@ pub(crate) fn read(format: Format, body: &Bytes, expected: &Expected<'_>) -> Res
     value["apiVersion"] = expected.api_version.into();
     value["kind"] = expected.kind.into();
     Ok(Read { api_version, kind, value, problems })
+}
+
+/// Version and kind of what was read, empty when they were not there.
+fn type_as_written(value: &Value) -> (String, String) {
+    let text = |field: &str| value[field].as_str().unwrap_or_default().to_owned();
+    (text("apiVersion"), text("kind"))
+}
+
+fn is_expected(api_version: &str, kind: &str, expected: &Expected<'_>) -> bool {
+    let is = |given: &str, wanted: &str| given.is_empty() || given == wanted;
+    is(api_version, expected.api_version) && is(kind, expected.kind)
 }
 
 /// Another kind in the body is refused as the reference refuses it: by what it knows of that kind.
@@ -122,7 +140,7 @@ pub(crate) fn check(value: &Value, schema: &Object) -> Result<Decoded, DecodeErr
 /// Reads YAML or JSON of any shape, for patches.
 pub(crate) fn any_yaml(body: &[u8]) -> Result<(Value, Vec<String>), String> {
     let converted = yaml::to_json(body).map_err(|error| error.to_string())?;
-    let decoded = json::parse(&converted.bytes).map_err(|error| error.to_string())?;
+    let decoded = json::parse_body(&converted.bytes).map_err(|error| error.to_string())?;
     Ok((decoded, converted.problems))
 }
 
@@ -207,6 +225,41 @@ pub(crate) fn excerpt(body: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Whatever order they come in, and whichever of them is wrong.
+    #[test]
+    fn the_kind_is_told_before_the_content() {
+        let schema = schema::of_kind("", "v1", "ConfigMap").unwrap();
+        let expected = Expected { api_version: "v1", kind: "ConfigMap", schema: &schema };
+        let ask = |text: &str| match read(Format::Json, &Bytes::from(text.to_owned()), &expected) {
+            Ok(read) => format!("{} {} {}", read.api_version, read.kind, read.value["kind"]),
+            Err(ReadError::Unrecognized(why)) => why,
+            Err(ReadError::Kind { kind, why, .. }) => format!("{kind}: {why}"),
+        };
+        for (text, answer) in [
+            (r#"{"data":{"a":"b"}}"#, "v1 ConfigMap \"ConfigMap\""),
+            (r#"{"data":{"a":"b"},"kind":"ConfigMap","apiVersion":"v1"}"#, "v1 ConfigMap \"ConfigMap\""),
+            (r#"{"kind":"Secret","kind":"ConfigMap"}"#, "v1 ConfigMap \"ConfigMap\""),
+            (
+                r#"{"data":{"a":1},"kind":"Secret","apiVersion":"v1"}"#,
+                "Secret: converting (v1.Secret) to (core.ConfigMap): unknown conversion",
+            ),
+            (
+                r#"{"data":{},"kind":"Secret","apiVersion":"v1"}"#,
+                "Secret: converting (v1.Secret) to (core.ConfigMap): unknown conversion",
+            ),
+            (
+                r#"{"data":{},"kind":7}"#,
+                "couldn't get version/kind; json parse error: json: cannot unmarshal number into Go struct field .kind of type string",
+            ),
+            (
+                r#"{"data":{"a":1},"kind":"ConfigMap"}"#,
+                "ConfigMap: json: cannot unmarshal number into Go struct field ConfigMap.data of type string",
+            ),
+        ] {
+            assert_eq!(ask(text), answer, "{text}");
+        }
+    }
 
     #[test]
     fn a_list_in_pieces_is_the_list_in_one() {

@@ -41,6 +41,8 @@ pub(crate) struct Facts {
     pub uid: String,
     /// Whether its deletion was asked for.
     pub deleting: bool,
+    /// Of a class: whether it is that of whoever names none.
+    pub is_default: bool,
     labels: Vec<(String, String)>,
     /// In the order of the row's selectable fields.
     fields: Vec<Option<String>>,
@@ -195,6 +197,12 @@ impl<'a> Seen<'a> {
         self.view().facts.get_or_init(|| Facts::of(self.resource, &or_nothing(self.stored())))
     }
 
+    /// A field that selectors may ask for.
+    pub fn field(&self, path: &str) -> Option<&str> {
+        let at = self.resource.row.selectable.iter().position(|field| *field == path)?;
+        self.facts().fields.get(at)?.as_deref()
+    }
+
     /// Whether selectors select it.
     pub fn matches(&self, labels: &LabelSelector, fields: &FieldSelector) -> bool {
         if !fields.is_everything() {
@@ -202,10 +210,7 @@ impl<'a> Seen<'a> {
             let value = |path: &str| match path {
                 "metadata.name" => Some(Cow::Borrowed(name)),
                 "metadata.namespace" => Some(Cow::Borrowed(namespace)),
-                path => {
-                    let at = self.resource.row.selectable.iter().position(|field| *field == path)?;
-                    self.facts().fields.get(at)?.as_deref().map(Cow::Borrowed)
-                }
+                path => self.field(path).map(Cow::Borrowed),
             };
             if !fields.matches(value) {
                 return false;
@@ -222,6 +227,7 @@ impl Facts {
         Facts {
             uid: meta::uid(object).to_owned(),
             deleting: meta::is_deleting(object),
+            is_default: object["globalDefault"] == true,
             labels: labels.map(|(key, value)| (key.clone(), value.as_str().unwrap_or_default().to_owned())).collect(),
             fields: resource.row.selectable.iter().map(|path| strategy.field(object, path)).collect(),
         }

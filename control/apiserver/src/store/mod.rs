@@ -1,5 +1,6 @@
 //! Between objects and records.
 
+pub(crate) mod keyed;
 pub(crate) mod memo;
 pub(crate) mod object;
 mod warm;
@@ -15,6 +16,7 @@ use coracle_keyspace::{Committed, GuardFailed, Key, Keyspace, NoRoom, Op, Record
 use tokio::sync::{Mutex, MutexGuard};
 
 use crate::catalog::Resource;
+use keyed::Keyed;
 pub(crate) use memo::{Row, Seen};
 pub(crate) use warm::warm;
 
@@ -35,13 +37,19 @@ const TURNS: usize = 256;
 /// The keyspace as the verbs use it.
 pub(crate) struct Store {
     pub keyspace: Keyspace,
+    pub keyed: Keyed,
     turns: [Mutex<()>; TURNS],
     hashing: RandomState,
 }
 
 impl Store {
     pub fn new(keyspace: Keyspace) -> Store {
-        Store { keyspace, turns: [const { Mutex::const_new(()) }; TURNS], hashing: RandomState::new() }
+        Store {
+            keyspace,
+            keyed: Keyed::default(),
+            turns: [const { Mutex::const_new(()) }; TURNS],
+            hashing: RandomState::new(),
+        }
     }
 
     /// Waits for its turn at an object that somebody else has just changed. A hundred writers that meet would otherwise all

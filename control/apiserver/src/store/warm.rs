@@ -8,8 +8,9 @@ use coracle_keyspace::Record;
 use super::Seen;
 use crate::catalog::Resource;
 
-/// Fewer records than this are not worth a thread.
+/// Fewer records than this, of fewer bytes, are not worth a thread.
 const RECORDS_MIN: usize = 256;
+const BYTES_MIN: usize = 256 << 10;
 /// Most threads for one request.
 const THREADS_MAX: usize = 4;
 
@@ -19,7 +20,9 @@ pub(crate) async fn warm(
     records: &[Arc<Record>],
     compute: impl Fn(&Seen<'_>) + Clone + Send + 'static,
 ) {
-    if records.len() < RECORDS_MIN {
+    let small =
+        records.len() < RECORDS_MIN && records.iter().map(|record| record.bytes.len()).sum::<usize>() < BYTES_MIN;
+    if small || records.is_empty() {
         return;
     }
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);

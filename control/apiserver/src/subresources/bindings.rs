@@ -20,8 +20,9 @@ use crate::store::{Refused, Seen, Store, object};
 /// What one round reads, and the content of its transaction, at most; the keyspace's own limit is above it.
 const BYTES_MAX: usize = 3 << 20;
 
+/// What is asked for.
 #[derive(Deserialize)]
-struct Bindings {
+pub(crate) struct Bindings {
     bindings: Vec<Binding>,
 }
 
@@ -34,40 +35,59 @@ struct Binding {
     node: String,
 }
 
-pub(crate) async fn bind_all(cluster: &Cluster, request: &Request) -> Result<Response, Status> {
-    let asked = Attributes { verb: "create", resource: "pods", subresource: "binding", ..Attributes::default() };
-    if !authz::allows(&request.call.identity, &asked) {
-        return Err(authz::refusal(&request.call.identity, &asked));
-    }
-    let Bindings { bindings } = serde_json::from_slice(&request.body)
-        .map_err(|error| Status::bad_request(format!("the bindings cannot be read: {error}")))?;
-    if bindings.len() > OPS_MAX {
-        return Err(Status::request_too_large(format!("limit is {OPS_MAX} bindings")));
-    }
-    let mut results: Vec<Option<Status>> = bindings.iter().map(|_| None).collect();
-    let mut named = std::collections::HashSet::new();
-    let mut open: Vec<usize> = Vec::with_capacity(bindings.len());
-    for (at, binding) in bindings.iter().enumerate() {
-        if named.insert((&binding.namespace, &binding.name)) {
-            open.push(at);
-        } else {
-            results[at] = Some(Status::bad_request("the bindings name this pod twice"));
+impl Bindings {
+    /// Reads what the caller asks for, if it may.
+    pub fn read(request: &Request) -> Result<Bindings, Status> {
+        let asked = Attributes { verb: "create", resource: "pods", subresource: "binding", ..Attributes::default() };
+        if !authz::allows(&request.call.identity, &asked) {
+            return Err(authz::refusal(&request.call.identity, &asked));
         }
+        let read: Bindings = serde_json::from_slice(&request.body)
+            .map_err(|error| Status::bad_request(format!("the bindings cannot be read: {error}")))?;
+        if read.bindings.len() > OPS_MAX {
+            return Err(Status::request_too_large(format!("limit is {OPS_MAX} bindings")));
+        }
+        Ok(read)
     }
-    // Until all are done or the request's time is up.
-    while !open.is_empty() {
-        open = attempt(cluster, &bindings, &mut results, &open).await?;
-        // A round that had nothing to store has not waited for anything.
-        tokio::task::yield_now().await;
+
+    /// Bytes of the pods that a round reads.
+    pub fn bytes(&self, cluster: &Cluster) -> usize {
+        let Ok(pods) = pods(cluster) else { return 0 };
+        let record = |binding: &Binding| {
+            let name = pods.record_name(Some(&binding.namespace), &binding.name);
+            cluster.store.get(&pods, &name).map_or(0, |record| record.bytes.len())
+        };
+        self.bindings.iter().map(record).sum()
     }
-    let results: Vec<Value> = results
-        .into_iter()
-        .map(|failed| match failed {
-            Some(status) => serde_json::to_value(&status).unwrap_or_default(),
-            None => json!({"code": 201}),
-        })
-        .collect();
-    Ok(respond::bytes(200, JSON, json!({ "results": results }).to_string()))
+
+    /// Binds what can be bound.
+    pub async fn bind_all(self, cluster: &Cluster) -> Result<Response, Status> {
+        let bindings = self.bindings;
+        let mut results: Vec<Option<Status>> = bindings.iter().map(|_| None).collect();
+        let mut named = std::collections::HashSet::new();
+        let mut open: Vec<usize> = Vec::with_capacity(bindings.len());
+        for (at, binding) in bindings.iter().enumerate() {
+            if named.insert((&binding.namespace, &binding.name)) {
+                open.push(at);
+            } else {
+                results[at] = Some(Status::bad_request("the bindings name this pod twice"));
+            }
+        }
+        // Until all are done or the request's time is up.
+        while !open.is_empty() {
+            open = attempt(cluster, &bindings, &mut results, &open).await?;
+            // A round that had nothing to store has not waited for anything.
+            tokio::task::yield_now().await;
+        }
+        let results: Vec<Value> = results
+            .into_iter()
+            .map(|failed| match failed {
+                Some(status) => serde_json::to_value(&status).unwrap_or_default(),
+                None => json!({"code": 201}),
+            })
+            .collect();
+        Ok(respond::bytes(200, JSON, json!({ "results": results }).to_string()))
+    }
 }
 
 /// Binds what can be bound of `open`. What is left has to be tried again.

@@ -14,9 +14,10 @@ use crate::answer::respond;
 use crate::catalog::Resource;
 use crate::cluster::Cluster;
 use crate::request::body::{self, Expected};
-use crate::request::call::Request;
+use crate::request::call::{Call, Request};
 use crate::request::negotiate::Offer;
 use crate::request::options::{DeleteOptions, write_options};
+use crate::store::Seen;
 use crate::verbs::delete::{check_preconditions, remove};
 use crate::verbs::update::{Changed, change};
 use crate::verbs::write::Write;
@@ -36,22 +37,39 @@ pub(super) async fn create(cluster: &Cluster, request: &Request, resource: &Arc<
     }
     let mut delete = DeleteOptions::from_body(&eviction["deleteOptions"])?;
     delete.dry_run |= options.dry_run;
-    if !delete.dry_run {
+    if delete.dry_run {
+        remove(cluster, call, resource, call.name(), &delete).await?;
+    } else {
         let write = Write { cluster, call, resource, options: &options, subresource: "status" };
         let step = |old: &Value| {
             check_preconditions(resource, old, &delete)?;
             Ok(Changed { object: disrupted(old), owned: true, names_version: false })
         };
         let marked = change(&write, step).await?.into_value(resource)?;
-        // The version that the client meant was there when the condition was written; now it is this one.
-        if delete.resource_version.is_some() {
-            delete.resource_version = Some(meta::resource_version(&marked).to_owned());
-        }
+        remove_marked(cluster, call, resource, delete, &marked).await?;
     }
-    remove(cluster, call, resource, call.name(), &delete).await?;
     let mut done = Status::success(None);
     done.code = 201;
     Ok(respond::status(form, &done))
+}
+
+/// It is the pod that was marked that goes, and no other that has its name by then.
+async fn remove_marked(
+    cluster: &Cluster,
+    call: &Call,
+    resource: &Arc<Resource>,
+    mut delete: DeleteOptions,
+    marked: &Value,
+) -> Result<(), Status> {
+    // The version that the client meant was there when the condition was written; now it is this one.
+    if delete.resource_version.is_some() {
+        delete.resource_version = Some(meta::resource_version(marked).to_owned());
+    }
+    delete.uid = Some(meta::uid(marked).to_owned());
+    let Err(status) = remove(cluster, call, resource, call.name(), &delete).await else { return Ok(()) };
+    let record = cluster.store.get(resource, &resource.record_name(call.namespace(), call.name()));
+    let is_another = record.is_some_and(|record| Seen::new(resource, &record).facts().uid != meta::uid(marked));
+    Err(if is_another { resource.not_found(call.name()) } else { status })
 }
 
 /// Says in the pod's status why it goes.
@@ -72,4 +90,41 @@ fn disrupted(old: &Value) -> Value {
     }
     pod["status"]["conditions"] = conditions.into();
     pod
+}
+
+#[cfg(test)]
+mod tests {
+    use coracle_keyspace::{Guard, Keyspace, Op};
+
+    use super::*;
+    use crate::catalog::Catalog;
+    use crate::identity::Identity;
+    use crate::request::path::ResourcePath;
+    use crate::store::{Store, object as stored};
+
+    #[tokio::test]
+    async fn a_pod_that_has_the_name_by_then_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let keyspace = Keyspace::open(coracle_keyspace::Config::new(dir.path())).await.unwrap();
+        let cluster = Cluster { catalog: Catalog::new(), store: Store::new(keyspace) };
+        let pods = cluster.catalog.named("", "pods").unwrap().clone();
+        let pod =
+            |uid: &str| object!({"metadata": {"name": "p", "namespace": "ns", "uid": uid, "resourceVersion": "1"}});
+        let name = pods.record_name(Some("ns"), "p");
+        let op = Op::Put { key: Store::key(&pods, &name), value: stored::encode(&pod("new")), guard: Guard::Absent };
+        assert!(cluster.store.transact(vec![op]).await.is_ok());
+        let (parts, ()) = http::Request::new(()).into_parts();
+        let target = ResourcePath { namespace: Some("ns".into()), name: Some("p".into()), ..ResourcePath::default() };
+        let call = Call::new(parts, Arc::new(Identity::authenticated("a", Vec::new())), target);
+        let evict = |uid: &str| {
+            let marked = pod(uid);
+            let (cluster, call, pods) = (&cluster, &call, &pods);
+            async move { remove_marked(cluster, call, pods, DeleteOptions::default(), &marked).await }
+        };
+        assert_eq!(evict("old").await.unwrap_err().code(), 404);
+        assert!(cluster.store.get(&pods, &name).is_some());
+        evict("new").await.unwrap();
+        assert!(cluster.store.get(&pods, &name).is_none());
+        cluster.store.keyspace.shutdown().await;
+    }
 }

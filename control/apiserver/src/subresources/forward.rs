@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::response::Response;
+use coracle_api::meta::selector::{FieldSelector, LabelSelector};
+use coracle_api::meta::text::quote;
 use coracle_api::status::Status;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
 use http_body_util::BodyExt;
@@ -124,6 +126,10 @@ pub(super) async fn proxy(
         return Ok(response);
     }
     let (scheme, name, port) = split_target(call.name());
+    // It becomes a part of the path to the node.
+    if !port.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+        return Err(Status::bad_request(format!("invalid port in {}", quote(call.name()))));
+    }
     let rest = if call.target.rest.is_empty() { "/" } else { &call.target.rest };
     let below = call.uri.path().strip_suffix(call.target.rest.as_str()).unwrap_or(call.uri.path()).to_owned();
     let path = format!("{rest}{query}");
@@ -216,12 +222,14 @@ fn endpoint_of_service(cluster: &Cluster, service: &Value, port: &str) -> Result
     let port_name = text(&chosen.ok_or_else(unavailable)?["name"]);
     let slices = cluster.catalog.named("discovery.k8s.io", "endpointslices").ok_or_else(unavailable)?;
     let pods = cluster.catalog.named("", "pods").ok_or_else(unavailable)?;
+    let of_service = LabelSelector::from_pairs([("kubernetes.io/service-name", name.as_str())]);
     let snapshot = cluster.store.keyspace.snapshot(slices.row.collection);
     for (_, record) in crate::store::range(&snapshot.records, Some(&namespace), None) {
-        let slice = Seen::new(slices, record).stored()?;
-        if slice["metadata"]["labels"]["kubernetes.io/service-name"] != name.as_str() {
+        let seen = Seen::new(slices, record);
+        if !seen.matches(&of_service, &FieldSelector::everything()) {
             continue;
         }
+        let slice = seen.stored()?;
         let port = slice["ports"].as_array().into_iter().flatten().find(|port| text(&port["name"]) == port_name);
         let Some(port) = port.and_then(|port| port["port"].as_u64()) else { continue };
         for endpoint in slice["endpoints"].as_array().into_iter().flatten() {

@@ -27,6 +27,9 @@ const DEFAULT_SECONDS: i64 = 3600;
 /// What pods ask for; such tokens live longer than they say, because old clients do not read them anew in time.
 const POD_SECONDS: i64 = 3607;
 const EXTENDED_SECONDS: i64 = 365 * 24 * 3600;
+/// Audiences of one token: together with the rest it stays below [`TOKEN_BYTES_MAX`](crate::authn::tokens::TOKEN_BYTES_MAX).
+const AUDIENCES_MAX: usize = 64;
+const AUDIENCES_BYTES_MAX: usize = 8 << 10;
 
 pub(super) async fn create(
     cluster: &Cluster,
@@ -65,6 +68,9 @@ pub(super) async fn create(
         .flatten()
         .filter_map(|audience| audience.as_str().map(str::to_owned))
         .collect();
+    check_audiences(&audiences)?;
+    let asked_for = audiences.first().cloned().unwrap_or_default();
+    let several = audiences.len() > 1;
     let audiences = if audiences.is_empty() { vec![tokens.issuer.clone()] } else { audiences };
     ownership::track_answer(&schema, &expected, "token", &options.manager, &mut asked);
     let now = Timestamp::now();
@@ -76,12 +82,25 @@ pub(super) async fn create(
         warnafter: extended.then_some(at + seconds),
         ..Bound::default()
     };
-    bind(cluster, namespace, &asked["spec"]["boundObjectRef"], call.name(), &mut bound)?;
-    if let Some(node) = call.identity.node()
-        && (bound.pod.is_none() || bound.node.as_ref().is_none_or(|bound| bound.name != node))
-    {
-        let message = format!("node requested token not bound to a pod that is bound to node {node}");
-        return Err(resource.forbidden(call.name(), message));
+    let reference = &asked["spec"]["boundObjectRef"];
+    let pod = bind(cluster, namespace, reference, call.name(), &mut bound)?;
+    if let Some(node) = call.identity.node() {
+        let why = if bound.pod.is_none() {
+            "node requested token not bound to a pod".to_owned()
+        } else if reference["uid"].as_str().unwrap_or_default().is_empty() {
+            "node requested token with a pod binding without a uid".to_owned()
+        } else if bound.node.as_ref().is_none_or(|bound| bound.name != node) {
+            "node requested token bound to a pod scheduled on a different node".to_owned()
+        } else if several {
+            "node may only request 0 or 1 audiences".to_owned()
+        } else if !pod.is_some_and(|pod| mounts_audience(&pod, &asked_for)) {
+            format!("audience {} not found in pod spec volume", meta::text::quote(&asked_for))
+        } else {
+            String::new()
+        };
+        if !why.is_empty() {
+            return Err(resource.forbidden(call.name(), why));
+        }
     }
     let claims = Claims {
         iss: tokens.issuer.clone(),
@@ -111,10 +130,34 @@ fn group_version(api_version: &str) -> String {
     if api_version.contains('/') { api_version.to_owned() } else { format!("/{api_version}") }
 }
 
-/// The object to which the token is bound must exist, and a pod must run as this account.
-fn bind(cluster: &Cluster, namespace: &str, reference: &Value, account: &str, bound: &mut Bound) -> Result<(), Status> {
-    if !reference.is_object() {
+/// A token has a bounded length, or nobody would accept it.
+fn check_audiences(audiences: &[String]) -> Result<(), Status> {
+    if audiences.len() <= AUDIENCES_MAX && audiences.iter().map(String::len).sum::<usize>() <= AUDIENCES_BYTES_MAX {
         return Ok(());
+    }
+    let why = format!("may have at most {AUDIENCES_MAX} items, of {AUDIENCES_BYTES_MAX} bytes together");
+    let error = FieldError::invalid("spec.audiences", i64::try_from(audiences.len()).unwrap_or(i64::MAX), &why);
+    Err(Status::invalid("authentication.k8s.io", "TokenRequest", "", vec![error]))
+}
+
+/// Whether a pod has a token for this audience among its volumes.
+fn mounts_audience(pod: &Value, audience: &str) -> bool {
+    let volumes = pod["spec"]["volumes"].as_array().into_iter().flatten();
+    let sources = volumes.flat_map(|volume| volume["projected"]["sources"].as_array().into_iter().flatten());
+    let mut tokens = sources.filter_map(|source| source.get("serviceAccountToken")).filter(|token| token.is_object());
+    tokens.any(|token| token["audience"].as_str().unwrap_or_default() == audience)
+}
+
+/// The object to which the token is bound must exist, and a pod must run as this account. The pod comes back.
+fn bind(
+    cluster: &Cluster,
+    namespace: &str,
+    reference: &Value,
+    account: &str,
+    bound: &mut Bound,
+) -> Result<Option<Value>, Status> {
+    if !reference.is_object() {
+        return Ok(None);
     }
     let text = |field: &str| reference[field].as_str().unwrap_or_default();
     let (kind, name) = (text("kind"), text("name"));
@@ -157,9 +200,10 @@ fn bind(cluster: &Cluster, namespace: &str, reference: &Value, account: &str, bo
                 bound.node = Some(Object { name: node.to_owned(), uid: uid.unwrap_or_default() });
             }
             bound.pod = Some(held);
+            return Ok(Some(object));
         }
         "Secret" => bound.secret = Some(held),
         _ => bound.node = Some(held),
     }
-    Ok(())
+    Ok(None)
 }

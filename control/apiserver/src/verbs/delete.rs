@@ -13,8 +13,10 @@ use serde_json::{Value, json};
 use crate::admission;
 use crate::answer::respond;
 use crate::answer::table::Include;
+use crate::authz;
 use crate::catalog::Resource;
 use crate::cluster::Cluster;
+use crate::identity::Identity;
 use crate::request::call::{Call, Request};
 use crate::request::codec;
 use crate::request::negotiate::{self, Offer};
@@ -111,15 +113,30 @@ pub(crate) async fn remove(
 ) -> Result<Deleted, Status> {
     admission::delete(resource, name)?;
     let record_name = resource.record_name(call.namespace(), name);
-    let mut turn = None;
+    let (mut turn, mut confirmed) = (None, false);
     // Until it is done or the request's time is up.
     loop {
-        let record = match cluster.store.get(resource, &record_name) {
+        let known = cluster.store.get(resource, &record_name).filter(|_| !confirmed);
+        let record = match known {
             Some(record) => record,
-            None => cluster.store.read(resource, &record_name).await?.ok_or_else(|| resource.not_found(name))?,
+            None => {
+                confirmed = true;
+                cluster.store.read(resource, &record_name).await?.ok_or_else(|| resource.not_found(name))?
+            }
         };
-        if let Some(deleted) = remove_record(cluster, resource, &record, options).await? {
-            return Ok(deleted);
+        match remove_record(cluster, &call.identity, resource, &record, options).await {
+            Ok(Some(Deleted::Marked(marked))) if !confirmed && Arc::ptr_eq(&marked, &record) => {
+                confirmed = true;
+                continue;
+            }
+            // It was decided by a record that may be an old one here: it is asked for once more.
+            Err(status) if !confirmed && (400..500).contains(&status.code()) => {
+                confirmed = true;
+                continue;
+            }
+            Ok(Some(deleted)) => return Ok(deleted),
+            Ok(None) => {}
+            Err(status) => return Err(status),
         }
         if turn.is_none() {
             turn = Some(cluster.store.turn(resource, &record_name).await);
@@ -130,10 +147,12 @@ pub(crate) async fn remove(
 /// One try; `None` when the record has changed meanwhile.
 pub(crate) async fn remove_record(
     cluster: &Cluster,
+    caller: &Identity,
     resource: &Arc<Resource>,
     record: &Arc<Record>,
     options: &DeleteOptions,
 ) -> Result<Option<Deleted>, Status> {
+    authz::node::sees(caller, resource, record, "delete")?;
     let seen = Seen::new(resource, record);
     let old = seen.stored()?;
     check_preconditions(resource, &old, options)?;

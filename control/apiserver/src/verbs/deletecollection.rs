@@ -40,7 +40,7 @@ pub(crate) async fn deletecollection(
                 // The answer shows what was listed, not what became of it.
                 let (listed, mut record, mut turn) = (record.clone(), record, None);
                 loop {
-                    match delete::remove_record(cluster, resource, &record, &options).await? {
+                    match delete::remove_record(cluster, &call.identity, resource, &record, &options).await? {
                         Some(_) => return Ok(Some(listed)),
                         None if turn.is_none() => turn = Some(cluster.store.turn(resource, &name).await),
                         None => {}

@@ -9,6 +9,7 @@ use coracle_keyspace::{Record, Revision};
 
 use crate::answer::respond;
 use crate::answer::table::Include;
+use crate::authz;
 use crate::catalog::Resource;
 use crate::cluster::Cluster;
 use crate::request::call::Call;
@@ -35,5 +36,7 @@ pub(crate) async fn read(cluster: &Cluster, call: &Call, resource: &Arc<Resource
         0 => {}
         revision => cluster.store.not_older_than(Revision::new(revision)).await?,
     }
-    cluster.store.get(resource, &name).ok_or_else(|| resource.not_found(call.name()))
+    let record = cluster.store.get(resource, &name).ok_or_else(|| resource.not_found(call.name()))?;
+    authz::node::sees(&call.identity, resource, &record, "read")?;
+    Ok(record)
 }

@@ -67,7 +67,7 @@ impl Patch {
                 codec::any_yaml(body).map_err(|why| Status::bad_request(format!("error encoding patch: {why}")))?;
             return Ok(Patch { kind, value, problems });
         }
-        let value = json::parse(body).map_err(|_| Status::bad_request("invalid JSON patch"))?;
+        let value = json::parse_body(body).map_err(|_| Status::bad_request("invalid JSON patch"))?;
         let problems = if kind == Kind::Json { patch::json_problems(&value) } else { Vec::new() };
         Ok(Patch { kind, value, problems })
     }

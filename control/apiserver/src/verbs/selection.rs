@@ -11,6 +11,7 @@ use coracle_keyspace::{Records, Revision};
 
 use crate::catalog::Resource;
 use crate::request::call::Call;
+use crate::store::keyed::{Key, NODE};
 
 /// Longest life of a watch.
 const WATCH_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
@@ -162,10 +163,26 @@ impl ListOptions {
         found.map(|(name, record)| Records::unit(name.clone(), record.clone())).unwrap_or_default()
     }
 
+    /// The one name or node that all that is selected has, if there is one.
+    pub fn key(&self, namespace: Option<&str>, resource: &Resource) -> Option<Key> {
+        let placed = namespace.is_some() || !resource.row.namespaced;
+        if let Some(name) = self.fields.exact("metadata.name").filter(|_| placed) {
+            return Some(Key::Name(resource.record_name(namespace, name)));
+        }
+        let has_node = resource.row.selectable.contains(&NODE);
+        let node = self.fields.exact(NODE).filter(|node| has_node && !node.is_empty())?;
+        Some(Key::Node(node.into()))
+    }
+
     /// Whether what is selected depends on more than the names.
     pub fn needs_facts(&self) -> bool {
         let is_name = |field: &str| matches!(field, "metadata.name" | "metadata.namespace");
         !self.labels.is_everything() || self.fields.terms().iter().any(|term| !is_name(&term.field))
+    }
+
+    /// What is looked at of a record.
+    pub fn terms(&self) -> usize {
+        self.labels.requirements().len() + self.fields.terms().len()
     }
 
     /// Whether everything is selected.

@@ -14,6 +14,7 @@ use super::ownership;
 use super::write::{Write, Written};
 use crate::admission;
 use crate::answer::table::Include;
+use crate::authz;
 use crate::catalog::Resource;
 use crate::cluster::Cluster;
 use crate::request::body::{self, Expected};
@@ -90,12 +91,35 @@ pub(crate) async fn change(
             write.cluster.store.read(resource, &record_name).await?.ok_or_else(|| resource.not_found(call.name()))?
         }
     };
-    let mut turn = None;
+    let (mut turn, mut confirmed) = (None, false);
     // Until it is done or the request's time is up.
     loop {
-        if let Some(written) = attempt(write, &record, &step).await? {
-            return Ok(written);
+        let outcome = attempt(write, &record, &step).await;
+        // What was not put to the keyspace was decided by a record that may be an old one here: it is asked for once more.
+        let decided_here = match &outcome {
+            Err(status) => (400..500).contains(&status.code()),
+            Ok(Some(Written::Record(written))) => Arc::ptr_eq(written, &record),
+            Ok(Some(Written::Value(_))) => write.options.dry_run,
+            Ok(None) => false,
+        };
+        let newest = if decided_here && !confirmed {
+            write.cluster.store.read(resource, &record_name).await?
+        } else {
+            Some(record.clone())
+        };
+        match newest {
+            Some(newest) if newest.revision == record.revision => {
+                if let Some(written) = outcome? {
+                    return Ok(written);
+                }
+            }
+            Some(newest) => {
+                (record, confirmed) = (newest, true);
+                continue;
+            }
+            None => return Err(resource.not_found(call.name())),
         }
+        confirmed = true;
         if turn.is_none() {
             turn = Some(write.cluster.store.turn(resource, &record_name).await);
         }
@@ -112,6 +136,7 @@ async fn attempt(
 ) -> Result<Option<Written>, Status> {
     let (resource, call) = (write.resource, write.call);
     let row = resource.row;
+    authz::node::sees(&call.identity, resource, record, "update")?;
     let seen = Seen::new(resource, record);
     let old = seen.stored()?;
     let shown = if resource.is_view { seen.value()? } else { old.clone() };

@@ -13,10 +13,11 @@ use axum::body::Body;
 use axum::response::Response;
 use bytes::{Bytes, BytesMut};
 use coracle_api::status::Status;
-use coracle_keyspace::{Event, EventKind, Record, Records, Revision, WatchEnded, Watcher};
+use coracle_keyspace::{Batch, Event, EventKind, Record, Records, Revision, WatchEnded, Watcher};
 use futures::stream;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::task::TaskTracker;
 
 use self::frame::{Encoder, Kind};
 use super::selection::ListOptions;
@@ -27,6 +28,7 @@ use crate::cluster::Cluster;
 use crate::limits::Place;
 use crate::request::call::Call;
 use crate::request::negotiate::{Format, Offer};
+use crate::store::keyed::Subscription;
 use crate::store::{self, Seen};
 
 /// How often a quiet watch says how far it is.
@@ -37,14 +39,16 @@ const BOOKMARK_BEFORE_END: Duration = Duration::from_secs(2);
 const LIFE: Duration = Duration::from_secs(30 * 60);
 /// Frames that are sent as one piece.
 const PIECE_BYTES: usize = 64 << 10;
-/// Records that are looked at between two turns of the others, when few of them are selected.
-const LOOKED_AT: usize = 1_000;
+/// Terms of a selector that are looked at between two turns of the others, when few records are selected; of a selector of
+/// few terms that are a thousand records.
+const TERMS_LOOKED_AT: usize = 8_000;
+const TERMS_OF_FEW: usize = 8;
 
 pub(crate) async fn watch(
     cluster: &Cluster,
     call: &Call,
     resource: &Arc<Resource>,
-    stopping: &CancellationToken,
+    server: Around<'_>,
     place: Place,
 ) -> Result<Response, Status> {
     let form = call.form(Offer::Watch)?;
@@ -56,7 +60,7 @@ pub(crate) async fn watch(
         Format::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
         _ => "application/json",
     };
-    let start = begin(cluster, call, resource, &options, revision, encoder, stopping, place).await;
+    let start = begin(cluster, call, resource, &options, revision, encoder, server, place).await;
     let body = match start {
         Ok(watch) => Body::from_stream(stream::unfold(watch, |mut watch| async move {
             let piece = watch.next().await?;
@@ -76,7 +80,7 @@ async fn begin(
     options: &ListOptions,
     revision: Option<Revision>,
     encoder: Encoder,
-    stopping: &CancellationToken,
+    server: Around<'_>,
     place: Place,
 ) -> Result<Watch, (Encoder, Status)> {
     let keyspace = &cluster.store.keyspace;
@@ -108,8 +112,15 @@ async fn begin(
     } else {
         revision.unwrap_or_default()
     };
-    let watcher = match keyspace.watch(collection, after) {
-        Ok(watcher) => watcher,
+    let store = &cluster.store;
+    let source = match options.key(namespace.as_deref(), resource) {
+        Some(key) => {
+            store.keyed.subscribe(keyspace, resource, key, after, (server.tasks, server.stopping)).map(Source::Keyed)
+        }
+        None => keyspace.watch(collection, after).map(Source::All),
+    };
+    let source = match source {
+        Ok(source) => source,
         Err(compacted) => {
             let message = format!("too old resource version: {} ({})", after, compacted.0);
             return Err((encoder, Status::expired(message)));
@@ -125,7 +136,7 @@ async fn begin(
         backlog,
         // The end of the initial events is told when they were asked for by name.
         marks_end: initial && options.initial_events == Some(true) && options.bookmarks,
-        watcher,
+        source,
         seen: after,
         end: now + life,
         alarm: Box::pin(tokio::time::sleep_until(if options.bookmarks {
@@ -133,11 +144,49 @@ async fn begin(
         } else {
             now + life
         })),
-        stopping: Box::pin(stopping.clone().cancelled_owned()),
-        stop: stopping.clone(),
+        stopping: Box::pin(server.stopping.clone().cancelled_owned()),
+        stop: server.stopping.clone(),
         ended: false,
         _place: place,
     })
+}
+
+/// What a watch needs of the server beside its data.
+#[derive(Clone, Copy)]
+pub(crate) struct Around<'a> {
+    pub stopping: &'a CancellationToken,
+    pub tasks: &'a TaskTracker,
+}
+
+/// Where events come from.
+enum Source {
+    /// Everything of the collection.
+    All(Watcher),
+    /// What has to do with one name or node, and little else.
+    Keyed(Subscription),
+}
+
+impl Source {
+    async fn next(&mut self) -> Result<Batch, WatchEnded> {
+        match self {
+            Source::All(watcher) => watcher.next().await,
+            Source::Keyed(subscription) => subscription.next().await,
+        }
+    }
+
+    fn pending(&mut self) -> Result<Batch, WatchEnded> {
+        match self {
+            Source::All(watcher) => watcher.pending(),
+            Source::Keyed(subscription) => subscription.pending(),
+        }
+    }
+
+    fn is_ahead(&self) -> bool {
+        match self {
+            Source::All(watcher) => watcher.is_ahead(),
+            Source::Keyed(subscription) => subscription.is_ahead(),
+        }
+    }
 }
 
 struct Watch {
@@ -147,7 +196,7 @@ struct Watch {
     prefix: Option<String>,
     backlog: Option<Backlog>,
     marks_end: bool,
-    watcher: Watcher,
+    source: Source,
     /// Everything up to here was sent.
     seen: Revision,
     end: Instant,
@@ -186,7 +235,7 @@ impl Watch {
             // anew with each event would meet at their locks.
             tokio::select! {
                 biased;
-                batch = self.watcher.next() => match batch {
+                batch = self.source.next() => match batch {
                     Ok(batch) => {
                         let piece = self.events(&batch.events);
                         self.seen = self.seen.max(batch.revision);
@@ -222,10 +271,10 @@ impl Watch {
     /// How far the watch is, of a quiet kind as of a busy one, behind the events up to there. Nothing when that lies in the
     /// future: nobody knows what will have happened by then.
     fn bookmark(&mut self) -> Result<Bytes, WatchEnded> {
-        let batch = self.watcher.pending()?;
+        let batch = self.source.pending()?;
         let events = self.events(&batch.events);
         self.seen = self.seen.max(batch.revision);
-        if self.watcher.is_ahead() {
+        if self.source.is_ahead() {
             return Ok(events);
         }
         let bookmark = self.encoder.bookmark(self.seen, false);
@@ -244,13 +293,14 @@ impl Watch {
         let mut out = BytesMut::new();
         if let Some(Backlog { records, namespace, after }) = self.backlog.take() {
             let mut done = None;
+            let most = TERMS_LOOKED_AT / self.options.terms().max(TERMS_OF_FEW);
             let range = store::range(&records, namespace.as_deref(), after.as_deref());
             for (looked_at, (name, record)) in range.enumerate() {
                 let seen = Seen::new(&self.resource, record);
                 if self.options.selects_all() || seen.matches(&self.options.labels, &self.options.fields) {
                     self.encoder.record(&mut out, Kind::Added, &seen);
                 }
-                if out.len() >= PIECE_BYTES || looked_at + 1 >= LOOKED_AT {
+                if out.len() >= PIECE_BYTES || looked_at + 1 >= most {
                     done = Some(name.clone());
                     break;
                 }

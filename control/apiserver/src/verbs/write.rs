@@ -75,6 +75,7 @@ impl Write<'_> {
         admission::Attributes {
             cluster: self.cluster,
             resource: self.resource,
+            caller: &self.call.identity,
             namespace: self.call.namespace(),
             subresource: self.subresource,
         }

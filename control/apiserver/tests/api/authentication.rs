@@ -130,8 +130,8 @@ async fn a_node_reads_and_asks_only_for_what_its_pods_need() {
     let mut mine = pod("p");
     mine["spec"]["serviceAccountName"] = json!("used");
     mine["spec"]["volumes"] = json!([{"name": "v", "secret": {"secretName": "used"}}]);
-    server.make(&format!("{core}/pods"), mine).await;
-    server.make(&format!("{core}/pods"), pod("q")).await;
+    let mine = server.make(&format!("{core}/pods"), mine).await["metadata"]["uid"].clone();
+    let theirs = server.make(&format!("{core}/pods"), pod("q")).await["metadata"]["uid"].clone();
     let bindings = json!({"bindings": [{"namespace": "default", "name": "p", "node": "mine"},
         {"namespace": "default", "name": "q", "node": "theirs"}]});
     server.call("POST", "/coracle/v1/bindings", bindings).await;
@@ -156,11 +156,11 @@ async fn a_node_reads_and_asks_only_for_what_its_pods_need() {
     let unborn = "/api/v1/watch/namespaces/default/pods/unborn";
     assert_eq!(as_node(&server, "mine", "GET", unborn, Value::Null).await, 403, "it may run anywhere");
     assert_eq!(as_node(&server, "mine", "POST", "/api/v1/watch/nodes", json!({})).await, 405);
-    let bound = |name: &str| json!({"spec": {"boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": name}}});
+    let bound = |name: &str, uid: &Value| json!({"spec": {"boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid}}});
     for (account, body, code) in [
-        ("used", bound("p"), 201),
+        ("used", bound("p", &mine), 201),
         ("used", json!({"spec": {}}), 403),
-        ("default", bound("q"), 403),
+        ("default", bound("q", &theirs), 403),
         ("other", json!({"spec": {}}), 403),
     ] {
         let path = format!("{core}/serviceaccounts/{account}/token");

@@ -132,22 +132,67 @@ async fn a_client_says_how_long_it_waits() {
     assert_eq!((code, watched), (200, json!("")), "less than nothing is over at once");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_large_body_of_nonsense_leaves_the_reactor_to_others() {
-    let server = std::sync::Arc::new(Server::start().await);
-    let data: String = (0..60_000).map(|at| format!("\"!{at}\":\"v\"")).collect::<Vec<_>>().join(",");
-    let body = format!("{{\"metadata\":{{\"name\":\"x\"}},\"data\":{{{data}}}}}");
-    let request = Request::post(MAPS).header("content-type", "application/json").body(body.into()).unwrap();
+/// Sends small requests as long as `large` goes on, which on one thread is once or twice if that works on the large one.
+async fn answered_beside(server: &std::sync::Arc<Server>, large: Request<Body>) -> (u16, usize) {
     let other = server.clone();
-    let nonsense = tokio::spawn(async move { other.send(Some(admin()), request).await.code });
-    // With one thread for requests, one or two of these are answered if that thread works on the large one.
+    let large = tokio::spawn(async move { other.send(Some(admin()), large).await.code });
     let mut answered = 0;
-    while !nonsense.is_finished() {
+    while !large.is_finished() {
         let other = server.clone();
         let (code, _) = tokio::spawn(async move { other.get("/api/v1/namespaces/default").await }).await.unwrap();
         assert_eq!(code, 200);
         answered += 1;
     }
-    assert_eq!(nonsense.await.unwrap(), 422);
-    assert!(answered > 4, "{answered} were answered beside the large one");
+    (large.await.unwrap(), answered)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn large_bodies_and_objects_leave_the_reactor_to_others() {
+    let server = std::sync::Arc::new(Server::start().await);
+    let data =
+        |key: &str, count: usize| (0..count).map(|at| format!("\"{key}{at}\":\"v\"")).collect::<Vec<_>>().join(",");
+    let body = |data: String| Body::from(format!("{{\"metadata\":{{\"name\":\"x\"}},\"data\":{{{data}}}}}"));
+    let post = |data: String| Request::post(MAPS).header("content-type", "application/json").body(body(data)).unwrap();
+    let get = |accept: &str| Request::get(format!("{MAPS}/x")).header("accept", accept).body(Body::empty()).unwrap();
+    for (request, code) in
+        [(post(data("!", 60_000)), 422), (post(data("k", 12_000)), 201), (get("application/yaml"), 200)]
+    {
+        let what = format!("{request:?}");
+        let (answer, answered) = answered_beside(&server, request).await;
+        assert_eq!(answer, code);
+        assert!(answered > 4, "{answered} were answered beside {what}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_of_known_length_that_is_not_read_is_let_go_of() {
+    use tower::ServiceExt;
+    let server = Server::start_with(|config| config.request_timeout = Duration::from_millis(200)).await;
+    let large = (0..15).map(|at| (at.to_string(), json!("x".repeat(60_000)))).collect::<serde_json::Map<_, _>>();
+    server.make(MAPS, config_map("large", large.into())).await;
+    let mut request = Request::get(format!("{MAPS}/large")).body(Body::empty()).unwrap();
+    request.extensions_mut().insert(admin());
+    let mut body = server.api.router().oneshot(request).await.unwrap().into_body();
+    assert!(http_body::Body::size_hint(&body).exact().is_some_and(|size| size > 900_000));
+    let mut pieces = 0;
+    let ended = loop {
+        match http_body_util::BodyExt::frame(&mut body).await {
+            Some(Ok(_)) => pieces += 1,
+            ended => break ended,
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert!(ended.is_some_and(|ended| ended.is_err()) && pieces < 14, "{pieces} were taken");
+}
+
+#[tokio::test]
+async fn a_port_in_a_path_leads_nowhere_else() {
+    let server = Server::start().await.with_account().await;
+    let mut object = crate::pod("p");
+    object["spec"]["nodeName"] = json!("n");
+    server.make("/api/v1/namespaces/default/pods", object).await;
+    for port in ["80%2F..%2F..%2Fx", "80%3Fa", "..", "%00"] {
+        let (code, answer) = server.get(&format!("/api/v1/namespaces/default/pods/p:{port}/proxy/")).await;
+        assert_eq!(code, 400, "{answer}");
+    }
 }

@@ -6,6 +6,7 @@ mod bounds;
 mod deletion;
 mod kinds;
 mod lists;
+mod nodes;
 mod objects;
 mod scheduling;
 mod services;

@@ -47,6 +47,22 @@ async fn what_a_service_held_is_free_when_it_is_gone() {
 }
 
 #[tokio::test]
+async fn a_claim_that_is_another_s_is_not_given_back() {
+    use coracle_keyspace::{Guard, Key, Op, Value as Content};
+    let server = Server::start().await;
+    let mut asked = service("a", "NodePort");
+    asked["spec"]["ports"][0]["nodePort"] = json!(30081);
+    server.make(SERVICES, asked).await;
+    let key = Key::new("coracle.nodeports", "30081");
+    let bytes = bytes::Bytes::from_static(b"{\"holder\":\"default/other\"}");
+    let value = Content { revision_at: bytes.len(), bytes };
+    server.keyspace.transact(vec![Op::Put { key, value, guard: Guard::Present }]).await.unwrap();
+    let (code, answer) = server.call("DELETE", &format!("{SERVICES}/a"), Value::Null).await;
+    assert_eq!(code, 200, "{answer}");
+    assert!(server.keyspace.get("coracle.nodeports", "30081").is_some());
+}
+
+#[tokio::test]
 async fn the_api_has_a_service_of_its_own() {
     let server = Server::start().await;
     let (code, service) = server.get(&format!("{SERVICES}/kubernetes")).await;

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::Page;
 use crate::answer::metadata;
+use crate::answer::pieces::{Holds, PIECE_BYTES};
 use crate::answer::respond;
 use crate::answer::table::{self, Include};
 use crate::catalog::Resource;
@@ -20,9 +21,8 @@ use crate::request::codec;
 use crate::request::negotiate::{self, Form, Format, Shape};
 use crate::store::{self, Seen, object};
 
-/// Bytes of an answer that are put together at a time: few enough that they are still in the processor's cache when TLS
-/// takes them, and that the allocator has the same memory ready for the next piece.
-const PIECE_BYTES: usize = 64 << 10;
+/// References to a record and to its encoding.
+const RECORD_BYTES: usize = 40;
 
 /// The answer for a page.
 pub(crate) fn encode(form: Form, resource: &Arc<Resource>, page: Page, include: Include) -> Response {
@@ -34,16 +34,23 @@ pub(crate) fn encode(form: Form, resource: &Arc<Resource>, page: Page, include: 
         list_metadata["remainingItemCount"] = remaining.into();
     }
     let records = page.records;
+    let holds = Holds(records.len() * RECORD_BYTES + 2 * PIECE_BYTES);
     if form.format == Format::Protobuf {
         let list = Protobuf::new(form.shape, resource.clone(), &records, &list_metadata);
-        return respond::bytes(200, negotiate::PROTOBUF, pieces(list, records));
+        return holding(respond::bytes(200, negotiate::PROTOBUF, pieces(list, records)), holds);
     }
     let list = Json::new(form.shape, resource.clone(), include, &list_metadata, records.first());
     if form.format == Format::Yaml || form.pretty {
         let whole: Vec<u8> = Pieces::new(list, records).flatten().collect();
         return respond::json_text(form, 200, whole);
     }
-    respond::bytes(200, negotiate::JSON, pieces(list, records))
+    holding(respond::bytes(200, negotiate::JSON, pieces(list, records)), holds)
+}
+
+/// Says what an answer holds that is made while it is sent: references to records, which are the store's.
+fn holding(mut response: Response, holds: Holds) -> Response {
+    response.extensions_mut().insert(holds);
+    response
 }
 
 /// Computes of long lists what their form needs and no list before needed.

@@ -1,0 +1,123 @@
+//! What a node agent may write: its own, and of that nothing that others rely on (NodeRestriction).
+
+use axum::body::Body;
+use http::Request;
+use serde_json::{Value, json};
+
+use crate::{Server, node, pod};
+
+const PODS: &str = "/api/v1/namespaces/default/pods";
+const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
+const CSI: &str = "/apis/storage.k8s.io/v1/csinodes";
+
+/// Sends a request of the node `mine`.
+async fn ask(server: &Server, method: &str, path: &str, body: &Value) -> (u16, String) {
+    let media_type = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
+    let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
+    let request = Request::builder().method(method).uri(path).header("content-type", media_type).body(body).unwrap();
+    let answer = server.send(Some(node("mine")), request).await;
+    (answer.code, answer.json()["message"].as_str().unwrap_or_default().to_owned())
+}
+
+fn named(name: &str) -> Value {
+    json!({"metadata": {"name": name}})
+}
+
+#[tokio::test]
+async fn a_node_makes_nothing_in_another_s_name() {
+    let server = Server::start().await;
+    let labels = |labels: Value| json!({"metadata": {"name": "mine", "labels": labels}});
+    let csi = |name: &str| json!({"metadata": {"name": name}, "spec": {"drivers": []}});
+    let owned = json!({"metadata": {"name": "mine", "ownerReferences": [
+        {"apiVersion": "v1", "kind": "Node", "name": "x", "uid": "u"}]}});
+    for (path, body, code, message) in [
+        ("/api/v1/nodes", named("theirs"), 403, "is not allowed to modify node \"theirs\""),
+        ("/api/v1/nodes", json!({"metadata": {"generateName": "mine"}}), 403, "is not allowed to modify node"),
+        (
+            "/api/v1/nodes",
+            labels(json!({"node-restriction.kubernetes.io/a": "b", "node-role.kubernetes.io/x": ""})),
+            403,
+            "is not allowed to set the following labels: node-restriction.kubernetes.io/a, node-role.kubernetes.io/x",
+        ),
+        ("/api/v1/nodes", owned, 403, "is not allowed to set owner references"),
+        ("/api/v1/nodes", labels(json!({"kubernetes.io/hostname": "mine", "own": "x"})), 201, ""),
+        (LEASES, named("theirs"), 403, "can only access node lease with the same name as the requesting node"),
+        (LEASES, named("mine"), 201, ""),
+        (CSI, csi("theirs"), 403, "can only access CSINode with the same name as the requesting node"),
+        (CSI, csi("mine"), 201, ""),
+    ] {
+        let (answered, said) = ask(&server, "POST", path, &body).await;
+        assert_eq!(answered, code, "{body}: {said}");
+        assert!(said.contains(message), "{said}");
+    }
+    let apply = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "theirs"}});
+    assert_eq!(ask(&server, "PATCH", "/api/v1/nodes/theirs?fieldManager=x", &apply).await.0, 403);
+}
+
+#[tokio::test]
+async fn a_node_changes_of_its_own_only_what_nobody_else_relies_on() {
+    let server = Server::start().await.with_account().await;
+    server.make("/api/v1/nodes", named("mine")).await;
+    server.make("/api/v1/nodes", named("theirs")).await;
+    server.make(LEASES, named("theirs")).await;
+    for (name, at) in [("p", "mine"), ("q", "theirs")] {
+        let mut object = pod(name);
+        object["spec"]["nodeName"] = json!(at);
+        server.make(PODS, object).await;
+    }
+    let (pod_p, pod_q) = (format!("{PODS}/p"), format!("{PODS}/q"));
+    let running = json!({"status": {"phase": "Running"}});
+    let labels = |key: &str| json!({"metadata": {"labels": {key: "x"}}});
+    for (method, path, body, code, message) in [
+        ("PATCH", "/api/v1/nodes/mine", labels("own"), 200, ""),
+        ("PATCH", "/api/v1/nodes/mine", labels("k8s.io/a"), 403, "is not allowed to modify labels: k8s.io/a"),
+        ("PATCH", "/api/v1/nodes/mine/status", labels("k8s.io/a"), 403, "is not allowed to modify labels: k8s.io/a"),
+        ("PATCH", "/api/v1/nodes/mine", json!({"spec": {"taints": null}}), 403, "is not allowed to modify taints"),
+        ("PATCH", "/api/v1/nodes/mine/status", json!({"status": {"phase": "Running"}}), 200, ""),
+        ("PATCH", "/api/v1/nodes/theirs", labels("own"), 403, ""),
+        ("DELETE", "/api/v1/nodes/mine", Value::Null, 403, ""),
+        ("PATCH", &format!("{LEASES}/theirs"), labels("own"), 403, ""),
+        ("PATCH", &format!("{pod_p}/status"), running.clone(), 200, ""),
+        ("PATCH", &format!("{pod_p}/status"), labels("a"), 403, "cannot update labels through pod status"),
+        ("PATCH", &format!("{pod_q}/status"), running, 403, "can only update pods with spec.nodeName set to itself"),
+        ("GET", &pod_q, Value::Null, 403, "can only read pods with spec.nodeName set to itself"),
+        ("DELETE", &pod_q, Value::Null, 403, "can only delete pods with spec.nodeName set to itself"),
+        ("DELETE", &format!("{pod_p}?gracePeriodSeconds=0"), Value::Null, 200, ""),
+    ] {
+        let (answered, said) = ask(&server, method, path, &body).await;
+        assert_eq!(answered, code, "{method} {path} {body}: {said}");
+        assert!(said.contains(message), "{said}");
+    }
+    assert_eq!(server.get(&pod_q).await.0, 200);
+    assert_eq!(server.get(&pod_p).await.0, 404);
+}
+
+#[tokio::test]
+async fn a_node_gets_tokens_for_the_audiences_that_its_pod_names() {
+    let server = Server::start().await.with_account().await;
+    let mut object = pod("p");
+    object["spec"]["nodeName"] = json!("mine");
+    object["spec"]["volumes"] = json!([{"name": "t", "projected": {"sources": [
+        {"serviceAccountToken": {"path": "t", "audience": "vault"}}]}}]);
+    let uid = server.make(PODS, object).await["metadata"]["uid"].clone();
+    let path = "/api/v1/namespaces/default/serviceaccounts/default/token";
+    let bound = |uid: &Value, audiences: Value| {
+        let reference = json!({"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": uid});
+        json!({"spec": {"audiences": audiences, "boundObjectRef": reference}})
+    };
+    for (body, code, message) in [
+        (bound(&uid, json!([])), 201, ""),
+        (bound(&uid, json!(["vault"])), 201, ""),
+        (bound(&uid, json!(["other"])), 403, "audience \"other\" not found in pod spec volume"),
+        (bound(&uid, json!(["vault", "other"])), 403, "node may only request 0 or 1 audiences"),
+        (bound(&Value::Null, json!([])), 403, "node requested token with a pod binding without a uid"),
+        (json!({"spec": {}}), 403, "node requested token not bound to a pod"),
+    ] {
+        let (answered, said) = ask(&server, "POST", path, &body).await;
+        assert_eq!(answered, code, "{body}: {said}");
+        assert!(said.contains(message), "{said}");
+    }
+    let many: Vec<String> = (0..10_000).map(|number| format!("audience-{number}")).collect();
+    let (code, answer) = server.call("POST", path, json!({"spec": {"audiences": many}})).await;
+    assert_eq!(code, 422, "a token that nobody would accept is not signed: {answer}");
+}
