@@ -108,6 +108,8 @@ impl Cluster {
             ),
             hosts: options.tls_san.clone(),
             stored_max: options.stored_max,
+            peers: None,
+            joining: None,
         })
         .await?;
         match start_node(&server, &options).await {

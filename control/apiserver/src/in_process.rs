@@ -10,21 +10,30 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::{Request, Response};
 
+use coracle_keyspace::Lead;
+
 use crate::identity::Identity;
 use crate::limits::Here;
 use crate::router;
 use crate::server::Shared;
+use crate::store;
 
 /// Answers requests of one caller. Cheap to clone.
 #[derive(Clone)]
 pub struct InProcess {
     shared: Arc<Shared>,
     identity: Identity,
+    lead: Option<Lead>,
 }
 
 impl InProcess {
     pub(crate) fn new(shared: Arc<Shared>, identity: Identity) -> InProcess {
-        InProcess { shared, identity }
+        InProcess { shared, identity, lead: None }
+    }
+
+    /// The same for a duty that only a leader has: whatever it writes is written under `lead` or not at all.
+    pub fn under(self, lead: Lead) -> InProcess {
+        InProcess { lead: Some(lead), ..self }
     }
 }
 
@@ -46,6 +55,7 @@ where
         request.extensions_mut().insert(self.identity.clone());
         request.extensions_mut().insert(Here);
         let shared = self.shared.clone();
-        Box::pin(async move { Ok(router::handle(shared, request).await) })
+        let lead = self.lead;
+        Box::pin(async move { Ok(store::under(lead, router::handle(shared, request)).await) })
     }
 }

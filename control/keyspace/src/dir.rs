@@ -7,6 +7,7 @@ use std::any::Any;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::group::{Admission, Begin, ClusterId, Peer};
 use crate::host::{self, Host, How, Locked};
 use crate::raft::MemberId;
 
@@ -58,32 +59,98 @@ pub enum DirError {
     },
     /// It is another member's.
     #[error(
-        "data directory {path} belongs to member {found}, and this is member {wanted}; choose the directory of this one"
+        "data directory {path} belongs to member {found} of cluster {cluster}, and this one was admitted as member {wanted} \
+         of cluster {to}; choose an empty directory, or remove this one with `coracle reset`"
     )]
     Member {
         /// The directory.
         path: PathBuf,
         /// Whose it is.
-        found: String,
+        found: MemberId,
+        /// Of which cluster.
+        cluster: ClusterId,
         /// Who wants it.
         wanted: MemberId,
+        /// For which cluster.
+        to: ClusterId,
     },
+    /// Its file FORMAT does not say whose it is.
+    #[error("{path} does not say whose directory it is; nothing was changed. Restore the data directory from a backup")]
+    Nobody {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// Whose a directory is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Owner {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The member.
+    pub member: MemberId,
+    /// Whether it founded the cluster; the others were admitted.
+    pub founder: bool,
+    /// Whom it was told of when it was admitted.
+    pub peers: Vec<Peer>,
+}
+
+impl Owner {
+    fn founder(cluster: ClusterId) -> Owner {
+        Owner { cluster, member: 1, founder: true, peers: Vec::new() }
+    }
+
+    fn admitted(admission: &Admission) -> Owner {
+        let Admission { cluster, member, peers } = admission.clone();
+        Owner { cluster, member, founder: false, peers }
+    }
+
+    fn write(&self) -> String {
+        let origin = if self.founder { "founder" } else { "admitted" };
+        let mut text = format!("{FORMAT}\nmember {}\ncluster {}\norigin {origin}\n", self.member, self.cluster);
+        self.peers.iter().for_each(|peer| text += &format!("peer {} {}\n", peer.member, peer.address));
+        text
+    }
+
+    /// What `lines` say after the format; a directory from before clusters had ids gets `anew`.
+    fn read<'a>(lines: impl Iterator<Item = &'a str>, anew: ClusterId) -> Option<(Owner, bool)> {
+        let mut owner = Owner { member: 0, ..Owner::founder(anew) };
+        let mut named = false;
+        for line in lines.filter(|line| !line.is_empty()) {
+            match line.split_once(' ')? {
+                ("member", number) => owner.member = number.parse().ok()?,
+                ("cluster", id) => (owner.cluster, named) = (id.parse().ok()?, true),
+                ("origin", origin) => owner.founder = origin == "founder",
+                ("peer", peer) => {
+                    let (member, address) = peer.split_once(' ')?;
+                    owner.peers.push(Peer { member: member.parse().ok()?, address: address.to_owned() });
+                }
+                _ => return None,
+            }
+        }
+        (owner.member > 0).then_some((owner, named))
+    }
 }
 
 /// A data directory that this process alone uses, until this is dropped.
 pub struct Dir {
     path: PathBuf,
-    member: MemberId,
+    owner: Owner,
     is_new: bool,
+    /// FORMAT is to be written again: it lacks the cluster's id.
+    unnamed: bool,
+    /// FOUNDING is still there, although founding is done: a later loss of FORMAT would be taken for a new beginning.
+    leftover: bool,
     /// Holds the lock; the kernel releases it when the process ends, however it ends.
     _lock: Box<dyn Any + Send + Sync>,
 }
 
 impl Dir {
-    /// Locks the directory of `member` and checks its format; blocks on the disk. Where there is none, it is made, to be
-    /// founded ([`Dir::is_new`]), unless it `must_exist`.
-    pub fn open(host: &Host, path: &Path, member: MemberId, must_exist: bool) -> Result<Dir, DirError> {
+    /// Locks the directory at `path` and reads whose it is; blocks on the disk. Where there is none, it is made, to be
+    /// founded ([`Dir::is_new`]), if it is to `begin` at all.
+    pub fn open(host: &Host, path: &Path, begin: &Begin) -> Result<Dir, DirError> {
         let disk = &*host.disk;
+        let must_exist = *begin == Begin::Resume;
         let failed = |path: &Path| {
             let path = path.to_owned();
             move |source| DirError::Io { path, source }
@@ -102,24 +169,40 @@ impl Dir {
                 return Err(DirError::Locked { path: path.into(), holder });
             }
         };
-        let is_new = match host::read(disk, &format) {
+        let names = disk.list(path).map_err(failed(path))?;
+        let has = |name: &str| names.iter().any(|there| there == name);
+        let anew = ClusterId::new([host.random(), host.random()]);
+        match host::read(disk, &format) {
             Ok(found) => {
-                check(path, member, &String::from_utf8_lossy(&found))?;
-                false
+                let (owner, named) = check(path, &String::from_utf8_lossy(&found), anew)?;
+                if let Begin::Join(Admission { cluster, member, .. }) = begin
+                    && (owner.cluster, owner.member) != (*cluster, *member)
+                {
+                    return Err(DirError::Member {
+                        path: path.into(),
+                        found: owner.member,
+                        cluster: owner.cluster,
+                        wanted: *member,
+                        to: *cluster,
+                    });
+                }
+                let leftover = has("FOUNDING");
+                Ok(Dir { path: path.into(), owner, is_new: false, unnamed: !named, leftover, _lock: lock })
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let names = disk.list(path).map_err(failed(path))?;
-                let has = |name: &str| names.iter().any(|there| there == name);
                 // Data without either file is from no founding of ours, or lost its FORMAT.
-                if !has("FOUNDING") && (must_exist || has("state.redb") || has("log")) {
+                if must_exist || (!has("FOUNDING") && (has("state.redb") || has("log"))) {
                     return Err(DirError::Missing { path: format });
                 }
-                begin(host, path).map_err(failed(path))?;
-                true
+                self::begin(host, path).map_err(failed(path))?;
+                let owner = match begin {
+                    Begin::Join(admission) => Owner::admitted(admission),
+                    Begin::Found | Begin::Resume => Owner::founder(anew),
+                };
+                Ok(Dir { path: path.into(), owner, is_new: true, unnamed: false, leftover: false, _lock: lock })
             }
-            Err(error) => return Err(failed(&format)(error)),
-        };
-        Ok(Dir { path: path.into(), member, is_new, _lock: lock })
+            Err(error) => Err(failed(&format)(error)),
+        }
     }
 
     /// Whether it is still to be founded.
@@ -127,19 +210,35 @@ impl Dir {
         self.is_new
     }
 
+    /// Whose it is.
+    pub fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
     /// Says that everything is there from now on.
     pub fn founded(&mut self, host: &Host) -> Result<(), DirError> {
         let path = self.path.join("FORMAT");
-        let content = format!("{FORMAT}\nmember {}\n", self.member);
         let done = || -> io::Result<()> {
             host.disk.sync_dir(&self.path)?;
             host.disk.sync_dir(host::parent(&self.path))?;
-            host::replace(&*host.disk, &path, content.as_bytes())?;
+            host::replace(&*host.disk, &path, self.owner.write().as_bytes())?;
             host.disk.remove(&self.path.join("FOUNDING"))?;
             host.disk.sync_dir(&self.path)
         };
         done().map_err(|source| DirError::Io { path: path.clone(), source })?;
         self.is_new = false;
+        Ok(())
+    }
+
+    /// Sets right what an earlier version or a crash left, once everything was read and found good.
+    pub fn tidy(&mut self, host: &Host) -> io::Result<()> {
+        if std::mem::take(&mut self.leftover) {
+            host.disk.remove(&self.path.join("FOUNDING"))?;
+            host.disk.sync_dir(&self.path)?;
+        }
+        if std::mem::take(&mut self.unnamed) {
+            host::replace(&*host.disk, &self.path.join("FORMAT"), self.owner.write().as_bytes())?;
+        }
         Ok(())
     }
 
@@ -167,18 +266,13 @@ fn begin(host: &Host, path: &Path) -> io::Result<()> {
     }
 }
 
-fn check(path: &Path, member: MemberId, found: &str) -> Result<(), DirError> {
+fn check(path: &Path, found: &str, anew: ClusterId) -> Result<(Owner, bool), DirError> {
     let mut lines = found.lines().map(str::trim);
     let format = lines.next().unwrap_or_default();
     if format != FORMAT {
         return Err(DirError::Format { path: path.into(), found: format.chars().take(80).collect() });
     }
-    let owner = lines.next().and_then(|line| line.strip_prefix("member ")).unwrap_or_default();
-    if owner != member.to_string() {
-        let found = owner.chars().take(20).collect();
-        return Err(DirError::Member { path: path.into(), found, wanted: member });
-    }
-    Ok(())
+    Owner::read(lines, anew).ok_or_else(|| DirError::Nobody { path: path.join("FORMAT") })
 }
 
 /// Bytes of all files in `dir`, as far as they can be read; blocks on the disk.
@@ -198,59 +292,97 @@ mod tests {
 
     use super::*;
 
-    fn open(path: &Path, must_exist: bool) -> Result<Dir, DirError> {
-        Dir::open(&Host::real(), path, 1, must_exist)
+    fn open(path: &Path, begin: &Begin) -> Result<Dir, DirError> {
+        Dir::open(&Host::real(), path, begin)
     }
 
     fn found(path: &Path) {
-        let mut dir = open(path, false).unwrap();
+        let mut dir = open(path, &Begin::Found).unwrap();
         assert!(dir.is_new());
         dir.founded(&Host::real()).unwrap();
+    }
+
+    fn admission(member: MemberId) -> Admission {
+        let peers = vec![Peer { member: 1, address: "127.0.0.1:1".into() }];
+        Admission { cluster: ClusterId::new([1, 2]), member, peers }
     }
 
     #[test]
     fn a_directory_is_used_by_one_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
-        let first = open(dir.path(), false).unwrap();
-        let error = open(dir.path(), false).err().unwrap();
+        let first = open(dir.path(), &Begin::Found).unwrap();
+        let error = open(dir.path(), &Begin::Found).err().unwrap();
         let text = error.to_string();
         assert!(matches!(error, DirError::Locked { .. }) && text.contains(&std::process::id().to_string()), "{text}");
         drop(first);
-        open(dir.path(), false).unwrap();
+        open(dir.path(), &Begin::Found).unwrap();
     }
 
     #[test]
-    fn another_format_or_member_is_refused() {
+    fn another_format_is_refused_and_so_is_one_that_says_nothing() {
         let dir = tempfile::tempdir().unwrap();
         found(dir.path());
         for (text, expected) in [
             ("coracle keyspace 99\n", "coracle keyspace 99"),
             ("coracle keyspace 1\nmember 1\n", "coracle keyspace 1"),
-            ("coracle keyspace 2\nmember 7\n", "member 7"),
+            ("coracle keyspace 2\n", "does not say"),
+            ("coracle keyspace 2\nmember x\n", "does not say"),
         ] {
             fs::write(dir.path().join("FORMAT"), text).unwrap();
-            let error = open(dir.path(), false).err().unwrap();
-            assert!(matches!(&error, DirError::Format { .. } | DirError::Member { .. }), "{error}");
+            let error = open(dir.path(), &Begin::Found).err().unwrap();
             assert!(error.to_string().contains(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn a_member_is_the_one_it_was_admitted_as() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut first = open(dir.path(), &Begin::Join(admission(3))).unwrap();
+        first.founded(&Host::real()).unwrap();
+        let owner = first.owner().clone();
+        drop(first);
+        assert_eq!((owner.member, owner.founder, owner.peers.len()), (3, false, 1));
+        for again in [Begin::Resume, Begin::Join(admission(3))] {
+            assert_eq!(*open(dir.path(), &again).unwrap().owner(), owner);
+        }
+        let error = open(dir.path(), &Begin::Join(admission(4))).err().unwrap();
+        assert!(matches!(error, DirError::Member { found: 3, wanted: 4, .. }), "{error}");
+        let other = Admission { cluster: ClusterId::new([9, 9]), ..admission(3) };
+        assert!(matches!(open(dir.path(), &Begin::Join(other)), Err(DirError::Member { .. })));
+    }
+
+    #[test]
+    fn a_directory_from_before_clusters_had_ids_gets_one_and_keeps_it() {
+        let dir = tempfile::tempdir().unwrap();
+        found(dir.path());
+        fs::write(dir.path().join("FORMAT"), "coracle keyspace 2\nmember 1\n").unwrap();
+        let mut old = open(dir.path(), &Begin::Resume).unwrap();
+        old.tidy(&Host::real()).unwrap();
+        let owner = old.owner().clone();
+        drop(old);
+        assert_eq!(*open(dir.path(), &Begin::Resume).unwrap().owner(), owner);
     }
 
     #[test]
     fn only_founding_makes_and_it_may_be_begun_again() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("control");
-        assert!(matches!(open(&path, true), Err(DirError::Missing { .. })) && !path.exists());
-        // Cut off by a crash, it begins again.
-        drop(open(&path, false).unwrap());
+        assert!(matches!(open(&path, &Begin::Resume), Err(DirError::Missing { .. })) && !path.exists());
+        // Cut off by a crash, it begins again; but not for whoever knows that it was done.
+        drop(open(&path, &Begin::Found).unwrap());
         fs::write(path.join("state.redb"), "half").unwrap();
-        assert!(open(&path, false).unwrap().is_new());
+        assert!(matches!(open(&path, &Begin::Resume), Err(DirError::Missing { .. })));
+        assert!(open(&path, &Begin::Found).unwrap().is_new());
         assert!(!path.join("state.redb").exists());
         found(&path);
-        assert!(!open(&path, false).unwrap().is_new() && !path.join("FOUNDING").exists());
+        assert!(!open(&path, &Begin::Found).unwrap().is_new() && !path.join("FOUNDING").exists());
+        // A crash between the two left the mark of the founding: it goes, or the next loss would be taken for a beginning.
+        fs::write(path.join("FOUNDING"), "").unwrap();
+        open(&path, &Begin::Resume).unwrap().tidy(&Host::real()).unwrap();
         // The record of it gone, what is there is not taken for nothing.
         fs::write(path.join("state.redb"), "data").unwrap();
         fs::remove_file(path.join("FORMAT")).unwrap();
-        assert!(matches!(open(&path, false), Err(DirError::Missing { .. })));
+        assert!(matches!(open(&path, &Begin::Found), Err(DirError::Missing { .. })));
         assert_eq!(fs::read(path.join("state.redb")).unwrap(), b"data");
     }
 }

@@ -136,6 +136,11 @@ impl Host {
         if self.simulated { PathBuf::from("/dev/null/history") } else { dir.join("history") }
     }
 
+    /// Where parts of a snapshot for `dir` are kept: in files without names, which a simulated disk does not have.
+    pub fn parts_dir(&self, dir: &Path) -> PathBuf {
+        if self.simulated { std::env::temp_dir() } else { dir.to_owned() }
+    }
+
     /// A number that nobody guesses.
     pub fn random(&self) -> u64 {
         (self.random)()

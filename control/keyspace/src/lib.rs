@@ -14,10 +14,12 @@
 pub mod bench;
 mod checkpoint;
 mod dir;
+mod group;
 mod historian;
 mod history;
 mod host;
 mod keeper;
+mod leader;
 mod raft;
 mod record;
 #[cfg(test)]
@@ -32,11 +34,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 pub use dir::DirError;
-pub use raft::{Hub, MemberId};
+pub use group::{
+    Admission, Begin, ClusterId, GroupError, Lead, MemberStatus, NoClusterId, Peer, Role,
+};
+pub use raft::{Hub, MemberId, PeerTls};
 pub use record::{
     Committed, Event, EventKind, FRAME_SLOTS, Guard, Key, OPS_MAX, Op, Record, Revision, TRANSACTION_BYTES_MAX, Value,
 };
@@ -45,11 +51,13 @@ pub use watcher::{Batch, Compacted, WatchEnded, Watcher};
 
 use crate::dir::Dir;
 use crate::host::Host;
-use crate::raft::{Machine, Member, NoPeers, ProposeError, Transport};
-use crate::state::State;
+use crate::raft::{Ask, Links, Machine, Member, NoPeers, Refusal, Surroundings, Told, Transaction, Transport};
 
 /// How long a caller waits for a proposal; after that the outcome is unknown.
 const PROPOSAL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a member waits to have itself what another one, which leads, has done for its caller. The next read that is
+/// confirmed waits for it in any case.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Reads that wait to be confirmed together; more wait in their callers.
 const BARRIERS_QUEUED: usize = 1024;
 /// Bytes of old records that are read back from disk for one snapshot of the past; beyond it that past counts as forgotten.
@@ -59,34 +67,37 @@ const UNDO_BYTES_MAX: usize = 128 << 20;
 pub const STORED_MAX: u64 = 6 << 30;
 /// Free bytes below which the log cannot have another file for sure, and an operator is told.
 const FREE_LOW: u64 = 24 << 20;
-/// By how much an update may enlarge a record when the bound on stored data is reached: what is being deleted in grace is
-/// written once more before it goes. Beyond the bound and a sixteenth of it nothing may grow at all.
-const GROWTH_AT_QUOTA: u64 = 4 << 10;
-
 /// What a keyspace needs to know.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Where everything is kept; made when it is not there.
     pub dir: PathBuf,
-    /// This member's number.
-    pub member: MemberId,
+    /// What happens when nothing is there.
+    pub begin: Begin,
     /// How much of the past is remembered.
     pub retention: Retention,
     /// Bytes of records beyond which nothing may be added ([`NoRoom::Quota`]).
     pub stored_max: u64,
-    /// Whether a keyspace must be there already: what is missing is not made.
-    pub must_exist: bool,
+}
+
+/// How a member and the others of its group reach each other.
+pub struct Peers {
+    /// Where it takes their calls.
+    pub listener: TcpListener,
+    /// `HOST:PORT` at which they reach that.
+    pub address: String,
+    /// How both sides prove who they are.
+    pub tls: PeerTls,
 }
 
 impl Config {
-    /// The defaults: a member of its own; six minutes of events or more in at most 2 GiB on disk and 16 MiB of memory.
+    /// The defaults: the founder of a cluster; six minutes of events or more in at most 2 GiB on disk and 16 MiB of memory.
     pub fn new(dir: impl Into<PathBuf>) -> Config {
         Config {
             dir: dir.into(),
-            member: 1,
+            begin: Begin::Found,
             retention: Retention { age: Duration::from_secs(360), bytes: 2 << 30, memory: 16 << 20 },
             stored_max: STORED_MAX,
-            must_exist: false,
         }
     }
 }
@@ -143,8 +154,8 @@ pub enum TransactError {
     /// It may or may not be done, now or later.
     #[error("the outcome of the transaction is unknown")]
     Unknown,
-    /// Nothing was done: another member leads, or none does.
-    #[error("this member does not lead{}", leader.map(|member| format!("; member {member} does")).unwrap_or_default())]
+    /// Nothing was done: no leader can be reached.
+    #[error("no leader can be reached{}", leader.map(|member| format!("; the last one was member {member}")).unwrap_or_default())]
     Unavailable {
         /// Who leads, if known.
         leader: Option<MemberId>,
@@ -204,11 +215,17 @@ pub enum Alarm {
 /// Why a read cannot be confirmed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BarrierError {
-    /// This member is not the leader, or the leader without a majority.
-    #[error("this member cannot confirm reads{}", leader.map(|member| format!("; member {member} leads")).unwrap_or_default())]
+    /// Nobody confirms it: no leader with a majority can be reached.
+    #[error("no leader can be reached{}", leader.map(|member| format!("; the last one was member {member}")).unwrap_or_default())]
     Unavailable {
         /// Who leads, if known.
         leader: Option<MemberId>,
+    },
+    /// This member does not have what it would have to have seen, and does not get it.
+    #[error("this member is behind, and does not get revision {revision}")]
+    Behind {
+        /// What a read must have seen.
+        revision: Revision,
     },
     /// The keyspace was shut down.
     #[error("the keyspace was shut down")]
@@ -254,97 +271,137 @@ pub struct Keyspace(Arc<Inner>);
 struct Inner {
     member: Arc<Member>,
     machine: Arc<Machine>,
+    cluster: ClusterId,
     id: MemberId,
-    host: Host,
-    dir: PathBuf,
     stored_max: u64,
     stop: watch::Sender<bool>,
+    lead: watch::Sender<Option<Lead>>,
     barriers: mpsc::Sender<oneshot::Sender<Result<Revision, BarrierError>>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
-impl Keyspace {
-    /// Opens the keyspace in `config.dir`, and makes one when there is none. When this returns, everything that was ever
-    /// answered from there can be read.
-    pub async fn open(config: Config) -> Result<Keyspace, OpenError> {
-        Keyspace::open_with(config, Arc::new(NoPeers), true).await
+/// A keyspace whose directory is locked, read and found good, and that does nothing yet: who it is can be asked, to get the
+/// certificate that [`PeerTls`] needs.
+pub struct Prepared {
+    host: Host,
+    path: PathBuf,
+    stored_max: u64,
+    loaded: raft::Loaded,
+}
+
+impl Prepared {
+    /// The cluster.
+    pub fn cluster(&self) -> ClusterId {
+        self.loaded.owner().cluster
     }
 
-    /// Opens the member `config.member` of a group whose members are in this process and meet at `hub`. With `found` it
-    /// makes the group when there is none; others wait to be added to it ([`Keyspace::add_member`]).
-    pub async fn open_at(config: Config, hub: &Hub, found: bool) -> Result<Keyspace, OpenError> {
-        let (id, dir) = (config.member, config.dir.clone());
-        let keyspace = Keyspace::open_with(config, hub.transport(id), found).await?;
-        hub.attach(id, &dir, &keyspace.0.member);
+    /// This member's number.
+    pub fn member(&self) -> MemberId {
+        self.loaded.owner().member
+    }
+
+    /// Starts it. A founder that is alone leads when this returns; whoever was admitted has what the others have once it is
+    /// told ([`Keyspace::barrier`] waits for it). Without `peers` nobody can join it, and it reaches nobody.
+    pub async fn start(self, peers: Option<Peers>) -> Result<Keyspace, OpenError> {
+        let (cluster, member) = (self.cluster(), self.member());
+        let Some(Peers { listener, address, tls }) = peers else {
+            return self.start_with(Arc::new(NoPeers)).await;
+        };
+        let keyspace = self.start_with(Arc::new(Links::new(cluster, member, &tls))).await?;
+        let inner = &keyspace.0;
+        let called = Arc::downgrade(&inner.member);
+        let mut tasks = inner.tasks.lock();
+        tasks.push(tokio::spawn(raft::serve_peers(listener, tls, (cluster, member), called, inner.stop.subscribe())));
+        tasks.push(tokio::spawn(leader::announce(inner.member.clone(), address, inner.stop.subscribe())));
+        drop(tasks);
         Ok(keyspace)
     }
 
-    /// Makes `member` a voter of the group that this member leads, and waits until it has caught up.
-    pub async fn add_member(&self, member: MemberId) -> io::Result<()> {
-        self.0.member.add_voter(member, "").await
-    }
-
-    /// Asks `member` to lead in this member's place.
-    pub async fn hand_over(&self, member: MemberId) -> io::Result<()> {
-        self.0.member.hand_over(member).await
-    }
-
-    async fn open_with(config: Config, transport: Arc<dyn Transport>, found: bool) -> Result<Keyspace, OpenError> {
-        Keyspace::open_on(Host::real(), config, transport, found).await
-    }
-
-    async fn open_on(
-        host: Host,
-        config: Config,
-        transport: Arc<dyn Transport>,
-        found: bool,
-    ) -> Result<Keyspace, OpenError> {
-        let Config { dir: path, member: id, retention, stored_max, must_exist } = config;
-        let load = {
-            let (host, path) = (host.clone(), path.clone());
-            move || -> Result<_, OpenError> {
-                let mut dir = Dir::open(&host, &path, id, must_exist)?;
-                if dir.is_new() {
-                    raft::found(&host, &mut dir)?;
-                }
-                // Everything is read and checked before anything is written.
-                let read = Member::read(&host, dir, id, retention);
-                read.and_then(raft::Read::start).map_err(|source| OpenError::Load { path, source })
-            }
-        };
+    async fn start_with(self, transport: Arc<dyn Transport>) -> Result<Keyspace, OpenError> {
+        let Prepared { host, path, stored_max, loaded } = self;
         let start_failed = |source| OpenError::Start { path: path.clone(), source };
-        let loaded = tokio::task::spawn_blocking(load).await.map_err(|e| start_failed(io::Error::other(e)))??;
+        let (cluster, id) = (loaded.owner().cluster, loaded.owner().member);
         // Before the log is applied: what it says again goes to the history at once.
         let (stop, stopped) = watch::channel(false);
         let historian = tokio::spawn(historian::run(loaded.machine().clone(), stopped.clone()));
-        let member = Arc::new(Member::start(id, loaded, transport, found).await.map_err(start_failed)?);
+        let surroundings = Surroundings { host, transport, stored_max };
+        let member = Arc::new(Member::start(loaded, surroundings).await.map_err(start_failed)?);
+        // Whoever leads at once has said so when it is open.
+        let lead = watch::channel(member.take_lead().await).0;
         let (barriers, waiting) = mpsc::channel(BARRIERS_QUEUED);
         let tasks = vec![
             tokio::spawn(keeper::run(member.clone(), stopped.clone())),
             historian,
             tokio::spawn(watcher::pace(member.machine().clone(), stopped.clone())),
+            tokio::spawn(leader::run(member.clone(), lead.clone(), stopped.clone())),
             tokio::spawn(confirm_reads(member.clone(), waiting, stopped)),
         ];
         Ok(Keyspace(Arc::new(Inner {
             machine: member.machine().clone(),
             member,
+            cluster,
             id,
-            host,
-            dir: path,
             stored_max,
             stop,
+            lead,
             barriers,
             tasks: Mutex::new(tasks),
         })))
     }
+}
+
+impl Keyspace {
+    /// Opens the keyspace in `config.dir`, which has nobody to speak with. When this returns, everything that was ever
+    /// answered from there can be read.
+    pub async fn open(config: Config) -> Result<Keyspace, OpenError> {
+        Keyspace::prepare(config).await?.start(None).await
+    }
+
+    /// Opens a member of a group whose members are in this process and meet at `hub`.
+    pub async fn open_at(config: Config, hub: &Hub) -> Result<Keyspace, OpenError> {
+        let prepared = Keyspace::prepare(config).await?;
+        let id = prepared.member();
+        let keyspace = prepared.start_with(hub.transport(id)).await?;
+        hub.attach(id, &keyspace.0.member);
+        let announce = leader::announce(keyspace.0.member.clone(), format!("hub:{id}"), keyspace.0.stop.subscribe());
+        keyspace.0.tasks.lock().push(tokio::spawn(announce));
+        Ok(keyspace)
+    }
+
+    /// Locks and reads what is in `config.dir`, and makes it when nothing is there and `config.begin` says so.
+    pub async fn prepare(config: Config) -> Result<Prepared, OpenError> {
+        Keyspace::prepare_on(Host::real(), config).await
+    }
+
+    async fn prepare_on(host: Host, config: Config) -> Result<Prepared, OpenError> {
+        let Config { dir: path, begin, retention, stored_max } = config;
+        let failed = |source| OpenError::Start { path: path.clone(), source };
+        let load = {
+            let (host, path) = (host.clone(), path.clone());
+            move || -> Result<_, OpenError> {
+                let mut dir = Dir::open(&host, &path, &begin)?;
+                if dir.is_new() {
+                    raft::found(&host, &mut dir)?;
+                }
+                // Everything is read and checked before anything is written.
+                let read = Member::read(&host, dir, retention);
+                read.and_then(raft::Read::start).map_err(|source| OpenError::Load { path, source })
+            }
+        };
+        let loaded = tokio::task::spawn_blocking(load).await.map_err(|e| failed(io::Error::other(e)))??;
+        Ok(Prepared { host, path, stored_max, loaded })
+    }
 
     /// Carries out all of `ops` or none of them; they see the state before all of them. When this returns, the change is
-    /// on disk and in every later read here.
+    /// on the disks of a majority and in every later read here. Another member may lead: it is asked, and it is waited for a
+    /// while when nobody does.
     ///
     /// Dropping the future does not undo the proposal: its outcome is unknown then.
     pub async fn transact(&self, ops: Vec<Op>) -> Result<Committed, TransactError> {
         let bytes = ops.iter().map(Op::size).sum();
-        if ops.len() > OPS_MAX || bytes > TRANSACTION_BYTES_MAX {
+        // A fence comes on top of what was asked for.
+        let fences = ops.last().is_some_and(group::is_fence);
+        if ops.len() > OPS_MAX + usize::from(fences) || bytes > TRANSACTION_BYTES_MAX {
             return Err(TransactError::TooLarge { ops: ops.len(), bytes });
         }
         if let Some(op) = record::duplicate(&ops) {
@@ -353,48 +410,19 @@ impl Keyspace {
         if *self.0.stop.borrow() {
             return Err(TransactError::Stopped);
         }
-        // What will be refused is not proposed: it would fill the log for nothing.
-        self.check(&ops).await?;
-        match tokio::time::timeout(PROPOSAL_TIMEOUT, self.0.member.propose(ops)).await {
-            Ok(Err(ProposeError::NoSpace)) => Err(NoRoom::Disk { dir: self.0.dir.clone(), free: self.free() }.into()),
-            Ok(Err(ProposeError::Slow)) => Err(NoRoom::Slow.into()),
-            Ok(Ok(outcome)) => outcome.map_err(TransactError::Guard),
-            Ok(Err(ProposeError::NotLeader(leader))) => Err(TransactError::Unavailable { leader }),
-            Ok(Err(ProposeError::Unknown)) | Err(_) => Err(TransactError::Unknown),
-        }
-    }
-
-    /// Refuses what cannot be done as things are here.
-    async fn check(&self, ops: &[Op]) -> Result<(), TransactError> {
-        let check = || {
-            let state = self.0.machine.state.read();
-            state.check(ops).map_err(TransactError::Guard)?;
-            self.check_quota(&state, ops)
+        let transaction = Transaction::new(ops);
+        let asked = tokio::time::timeout(PROPOSAL_TIMEOUT, self.0.member.ask(Ask::Write(transaction))).await;
+        let (revision, outcome) = match asked {
+            Ok(Ok(Told::Written(revision, outcome))) => (revision, outcome),
+            Ok(Err(Refusal::NotLeader(leader))) => return Err(TransactError::Unavailable { leader }),
+            Ok(Err(Refusal::NoRoom(room))) => return Err(room.into()),
+            Ok(Ok(_) | Err(Refusal::Unknown | Refusal::Refused(_))) | Err(_) => return Err(TransactError::Unknown),
         };
-        match check() {
-            // Of several members this one may be behind: only a state that a majority confirms refuses anything. Where that
-            // cannot be had, the proposal finds out why.
-            Err(_) if !self.0.member.is_sole_voter() => match self.barrier().await {
-                Ok(_) => check(),
-                Err(_) => Ok(()),
-            },
-            checked => checked,
+        if self.revision() < revision {
+            // Another member leads: what it says is there is here before it is said.
+            let _ = tokio::time::timeout(CATCH_UP_TIMEOUT, self.wait_for(revision)).await;
         }
-    }
-
-    /// Refuses what enlarges a state that has reached its bound.
-    fn check_quota(&self, state: &State, ops: &[Op]) -> Result<(), TransactError> {
-        let (stored, max) = (state.stored_bytes, self.0.stored_max);
-        if stored < max {
-            return Ok(());
-        }
-        let allowed = if stored < max.saturating_add(max / 16) { GROWTH_AT_QUOTA } else { 0 };
-        let grows = |op: &Op| match (op, state.record(op.key())) {
-            (Op::Delete { .. } | Op::Check { .. }, _) => false,
-            (Op::Put { .. }, None) => true,
-            (Op::Put { .. }, Some(there)) => op.size() as u64 > there.size() + allowed,
-        };
-        if ops.iter().any(grows) { Err(NoRoom::Quota { stored, max }.into()) } else { Ok(()) }
+        outcome.map_err(TransactError::Guard)
     }
 
     /// The record `name` of `collection`, as applied here.
@@ -442,19 +470,23 @@ impl Keyspace {
     }
 
     /// Waits until this member has applied everything that was answered anywhere before the call: a read after it is
-    /// linearizable. Costs nothing on a sole voter; otherwise one round to a majority, shared by all who wait.
+    /// linearizable. One question to the leader, and one round from there to a majority, shared by all who wait; a sole voter
+    /// asks nobody.
     pub async fn barrier(&self) -> Result<Revision, BarrierError> {
         if *self.0.stop.borrow() {
             return Err(BarrierError::Stopped);
         }
-        if self.0.member.is_sole_voter() {
-            return Ok(self.revision());
+        if let Some(revision) = self.0.member.read_alone() {
+            return Ok(revision);
         }
         let (send, receive) = oneshot::channel();
         self.0.barriers.send(send).await.map_err(|_| BarrierError::Stopped)?;
         let revision = receive.await.map_err(|_| BarrierError::Stopped)??;
-        self.wait_for(revision).await.map_err(|_| BarrierError::Stopped)?;
-        Ok(revision)
+        let applied = tokio::time::timeout(CATCH_UP_TIMEOUT, self.wait_for(revision)).await;
+        match applied {
+            Ok(applied) => applied.map(|()| revision).map_err(|_| BarrierError::Stopped),
+            Err(_) => Err(BarrierError::Behind { revision }),
+        }
     }
 
     /// The last revision applied here.
@@ -506,20 +538,14 @@ impl Keyspace {
     /// What an operator should know; nothing when all is well. Looks at the disk's free space, and does not wait.
     pub fn alarms(&self) -> Vec<Alarm> {
         let mut alarms = Vec::new();
-        let free = self.free();
-        if self.0.member.is_short_of_space() || free < FREE_LOW {
-            alarms.push(Alarm::NoRoom(NoRoom::Disk { dir: self.0.dir.clone(), free }));
+        if self.0.member.is_short_of_space() || self.0.member.free() < FREE_LOW {
+            alarms.push(Alarm::NoRoom(self.0.member.no_space()));
         }
         let (stored, max) = (self.0.machine.state.read().stored_bytes, self.0.stored_max);
         if stored >= max {
             alarms.push(Alarm::NoRoom(NoRoom::Quota { stored, max }));
         }
         alarms
-    }
-
-    /// Bytes free on the disk, as far as it says.
-    fn free(&self) -> u64 {
-        self.0.host.disk.free(&self.0.dir).unwrap_or(u64::MAX)
     }
 
     /// What this member says about itself.
@@ -549,8 +575,10 @@ impl Keyspace {
         self.0.member.failed().await
     }
 
-    /// Stops: watches end, proposals under way may be unknown, and the directory is free for the next.
+    /// Stops: leadership goes to another, watches end, proposals under way may be unknown, and the directory is free for the
+    /// next.
     pub async fn shutdown(self) {
+        self.hand_over().await;
         self.0.stop();
         let tasks = std::mem::take(&mut *self.0.tasks.lock());
         for task in tasks {
@@ -584,16 +612,17 @@ async fn confirm_reads(
     loop {
         let confirmed = async {
             waiting.recv_many(&mut together, BARRIERS_QUEUED).await;
-            member.read_index().await
+            member.ask(Ask::ReadIndex).await
         };
         let confirmed = tokio::select! {
             confirmed = confirmed => confirmed,
             _ = stopped.wait_for(|stopped| *stopped) => return,
         };
-        let confirmed = confirmed.map_err(|error| match error {
-            ProposeError::NotLeader(leader) => BarrierError::Unavailable { leader },
-            _ => BarrierError::Unavailable { leader: None },
-        });
+        let confirmed = match confirmed {
+            Ok(Told::ReadIndex(revision)) => Ok(revision),
+            Err(Refusal::NotLeader(leader)) => Err(BarrierError::Unavailable { leader }),
+            _ => Err(BarrierError::Unavailable { leader: None }),
+        };
         for waiter in together.drain(..) {
             let _ = waiter.send(confirmed);
         }

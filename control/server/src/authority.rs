@@ -84,6 +84,17 @@ impl Pair {
     }
 }
 
+/// What every server of a cluster has: its authority with the key, and the key of ServiceAccount tokens, as PEM.
+#[derive(Clone)]
+pub struct SharedKeys {
+    /// The authority's certificate.
+    pub authority: String,
+    /// The authority's key.
+    pub authority_key: String,
+    /// The key that signs tokens.
+    pub token_key: String,
+}
+
 /// Who a certificate is for.
 pub struct Subject<'a> {
     /// File name under `pki/`, without extension.
@@ -135,6 +146,26 @@ impl Authority {
         Ok(Authority { dir: dir.into(), certificate, issuer })
     }
 
+    /// Takes over the authority of a cluster that admitted this server, where nothing is yet.
+    pub fn adopt(dir: &Path, keys: &SharedKeys) -> Result<(), Error> {
+        if Authority::check(dir).is_ok() {
+            return Ok(());
+        }
+        founding::closed_dir(dir).map_err(|source| Error::File { path: dir.into(), source })?;
+        write(&dir.join("service-account.key"), keys.token_key.as_bytes())?;
+        write(&dir.join("ca.key"), keys.authority_key.as_bytes())?;
+        write(&dir.join("ca.crt"), keys.authority.as_bytes())
+    }
+
+    /// What another server of the cluster needs.
+    pub fn shared(&self) -> Result<SharedKeys, Error> {
+        Ok(SharedKeys {
+            authority: self.certificate.clone(),
+            authority_key: read(&self.dir.join("ca.key"))?,
+            token_key: self.token_key()?,
+        })
+    }
+
     /// Whether everything that only founding makes is in `dir`; changes nothing.
     pub fn check(dir: &Path) -> Result<(), Error> {
         match ["ca.crt", "ca.key", "service-account.key"].iter().map(|name| dir.join(name)).find(|path| !path.exists())
@@ -183,8 +214,12 @@ impl Authority {
         validity(&mut params, LEAF_DAYS);
         let certificate = params.signed_by(&key, &self.issuer).map_err(failed)?;
         let pair = Pair { certificate: certificate.pem(), key: key.serialize_pem() };
-        write(&key_path, pair.key.as_bytes())?;
-        write(&certificate_path, pair.certificate.as_bytes())?;
+        // A full disk is no reason not to start: another one is issued the next time.
+        let kept = write(&key_path, pair.key.as_bytes())
+            .and_then(|()| write(&certificate_path, pair.certificate.as_bytes()));
+        if let Err(error) = kept {
+            tracing::error!(error = &error as &dyn std::error::Error, "a certificate that was issued is not kept");
+        }
         Ok(pair)
     }
 
@@ -280,6 +315,29 @@ mod tests {
         let before = authority.issue(&server(&["localhost"])).unwrap();
         let after = authority.issue(&server(&["localhost", "boat"])).unwrap();
         assert_ne!(before.certificate, after.certificate);
+    }
+
+    #[test]
+    fn a_certificate_that_cannot_be_kept_is_good_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::open(dir.path(), false).unwrap();
+        // Where the file is written before it has its name there is something that cannot be replaced.
+        fs::create_dir_all(dir.path().join("apiserver.key.part/full")).unwrap();
+        let issued = authority.issue(&server(&["localhost"])).unwrap();
+        assert!(authority.still_good(&issued.certificate, &server(&["localhost"])));
+        assert!(!dir.path().join("apiserver.crt").exists());
+    }
+
+    #[test]
+    fn a_server_that_joins_has_the_same_authority_and_keeps_what_it_has() {
+        let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let authority = Authority::open(first.path(), false).unwrap();
+        Authority::adopt(second.path(), &authority.shared().unwrap()).unwrap();
+        let joined = Authority::open(second.path(), true).unwrap();
+        assert_eq!((joined.certificate(), joined.token_key().unwrap()), (authority.certificate(), authority.token_key().unwrap()));
+        let other = Authority::open(tempfile::tempdir().unwrap().path(), false).unwrap();
+        Authority::adopt(second.path(), &SharedKeys { authority: other.certificate().into(), ..joined.shared().unwrap() }).unwrap();
+        assert_eq!(Authority::open(second.path(), true).unwrap().certificate(), authority.certificate());
     }
 
     #[test]

@@ -19,7 +19,13 @@ pub fn is_founded(dir: &Path) -> Result<bool, Error> {
     let (cluster, founding) = (dir.join("CLUSTER"), dir.join("FOUNDING"));
     let failed = |source| Error::File { path: cluster.clone(), source };
     match fs::read_to_string(&cluster) {
-        Ok(text) if text == LAYOUT => return Ok(true),
+        Ok(text) if text == LAYOUT => {
+            // A crash after the one and before the other: with it, a later loss would be taken for a beginning.
+            return match fs::remove_file(&founding) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
+                _ => Ok(true),
+            };
+        }
         Ok(text) => return Err(Error::Layout { path: cluster, found: text.chars().take(80).collect() }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => (),
         Err(error) => return Err(failed(error)),
@@ -33,6 +39,9 @@ pub fn is_founded(dir: &Path) -> Result<bool, Error> {
         }
         private_dir(dir).map_err(failed)?;
         write(&founding, b"").map_err(failed)?;
+    } else if !is_there("control/FORMAT")? && is_there("control")? {
+        // What a reset that was interrupted has left of the data is nobody's any more: the keyspace may begin anew there.
+        write(&dir.join("control/FOUNDING"), b"").map_err(failed)?;
     }
     Ok(false)
 }
@@ -82,6 +91,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_an_interrupted_reset_left_does_not_stand_in_the_way() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("data");
+        fs::create_dir_all(dir.join("control/log")).unwrap();
+        fs::write(dir.join("control/state.redb"), "half").unwrap();
+        fs::write(dir.join("FOUNDING"), "").unwrap();
+        assert!(!is_founded(&dir).unwrap() && dir.join("control/FOUNDING").exists());
+        // Without the mark of a reset, the same is a loss.
+        fs::remove_file(dir.join("FOUNDING")).unwrap();
+        assert!(matches!(is_founded(&dir), Err(Error::Missing { .. })));
+    }
+
+    #[test]
     fn founding_happens_once_and_may_be_begun_again() {
         let temp = tempfile::tempdir().unwrap();
         let dir = temp.path().join("data");
@@ -90,6 +112,9 @@ mod tests {
         fs::write(dir.join("pki/ca.key"), "half").unwrap();
         assert!(!is_founded(&dir).unwrap());
         founded(&dir).unwrap();
+        assert!(is_founded(&dir).unwrap() && !dir.join("FOUNDING").exists());
+        // A crash between the two leaves the mark, which must not make a later loss a beginning.
+        fs::write(dir.join("FOUNDING"), "").unwrap();
         assert!(is_founded(&dir).unwrap() && !dir.join("FOUNDING").exists());
         fs::remove_file(dir.join("CLUSTER")).unwrap();
         assert!(matches!(is_founded(&dir), Err(Error::Missing { .. })));

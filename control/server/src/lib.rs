@@ -9,6 +9,7 @@
 mod addresses;
 mod authority;
 mod founding;
+mod group;
 mod kubeconfig;
 mod listener;
 mod status;
@@ -20,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_apiserver::{ApiServer, Identity};
-use coracle_keyspace::Keyspace;
+use coracle_keyspace::{Begin, GroupError, Keyspace};
 pub use coracle_registry::{Push, Registry, State as Preparation};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -29,8 +30,10 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use authority::{Authority, Pair, Subject};
+pub use authority::{Authority, Pair, SharedKeys, Subject};
 pub use coracle_keyspace::bench as keyspace_bench;
+pub use coracle_keyspace::{Admission, MemberStatus, Role};
+pub use group::{Joining, Peering};
 
 /// Group that may do everything (kubernetes-api §23.6).
 const MASTERS: &str = "system:masters";
@@ -52,6 +55,10 @@ pub struct Config {
     pub hosts: Vec<String>,
     /// Bytes of objects beyond which nothing may be added; deletions are possible.
     pub stored_max: u64,
+    /// Where other servers reach this one; without, there can be none.
+    pub peers: Option<Peering>,
+    /// The cluster that admitted this server, where there is no data of it yet; without, one is founded then.
+    pub joining: Option<Joining>,
 }
 
 /// Why a server could not start.
@@ -106,6 +113,9 @@ pub enum Error {
         /// What it says.
         found: String,
     },
+    /// The group of servers stays as it is.
+    #[error(transparent)]
+    Group(#[from] GroupError),
     /// A file.
     #[error("{path}")]
     File {
@@ -159,14 +169,27 @@ impl Server {
         // First: this locks the directory, so that two servers cannot both go on.
         let keyspace = coracle_keyspace::Config {
             stored_max: config.stored_max,
-            must_exist: founded,
+            begin: match (&config.joining, founded) {
+                (Some(joining), _) => Begin::Join(joining.admission.clone()),
+                (None, true) => Begin::Resume,
+                (None, false) => Begin::Found,
+            },
             ..coracle_keyspace::Config::new(dir.join("control"))
         };
-        let keyspace = Keyspace::open(keyspace).await.map_err(|source| Error::Data { dir: dir.clone(), source })?;
-        let authority = Authority::open(&dir.join("pki"), founded)?;
+        let data_failed = |source| Error::Data { dir: dir.clone(), source };
+        let prepared = Keyspace::prepare(keyspace).await.map_err(data_failed)?;
+        if let (Some(joining), false) = (&config.joining, founded) {
+            Authority::adopt(&dir.join("pki"), &joining.keys)?;
+        }
+        let authority = Authority::open(&dir.join("pki"), founded || config.joining.is_some())?;
         if !founded {
             founding::founded(&dir)?;
         }
+        let peers = match &config.peers {
+            Some(peering) => Some(group::peers(peering, &authority, prepared.cluster(), prepared.member()).await?),
+            None => None,
+        };
+        let keyspace = prepared.start(peers).await.map_err(data_failed)?;
         for own in ["registry", "node"] {
             let own = dir.join(own);
             founding::closed_dir(&own).map_err(file(&own))?;
@@ -257,20 +280,21 @@ impl Server {
         Ok(server)
     }
 
-    /// Controllers and scheduler: ordinary clients of the API.
+    /// Controllers and scheduler: ordinary clients of the API, of the server that leads.
     fn start_duties(&self) {
-        let controllers = self.client("system:kube-controller-manager", &[MASTERS]);
-        let scheduler = self.client("system:kube-scheduler", &[MASTERS]);
-        let config = coracle_controllers::Config {
-            root_ca: self.authority.certificate().to_owned(),
-            ..coracle_controllers::Config::default()
-        };
-        self.duty_tasks.spawn(coracle_controllers::run(controllers, config, self.duties.clone()));
-        self.duty_tasks.spawn(coracle_scheduler::run(
-            scheduler,
-            coracle_scheduler::Config::default(),
-            self.duties.clone(),
-        ));
+        let root_ca = self.authority.certificate().to_owned();
+        self.duty_tasks.spawn(group::duties(self.api.clone(), root_ca, self.keyspace.lead(), self.duties.clone()));
+    }
+
+    /// Gives a new server called `name` a place in the cluster. The caller must have made sure that it may have one.
+    pub async fn admit(&self, name: &str) -> Result<Joining, Error> {
+        let admission = self.keyspace.admit(name).await?;
+        Ok(Joining { admission, keys: self.authority.shared()? })
+    }
+
+    /// The data and its members.
+    pub fn keyspace(&self) -> &Keyspace {
+        &self.keyspace
     }
 
     /// A client of this server's API within the process, acting as `user`.
@@ -349,6 +373,8 @@ impl Server {
     /// Stops in order; when this returns everything that was answered is on disk.
     pub async fn shutdown(self) {
         self.stop_duties().await;
+        // Another server leads before clients are turned away here.
+        self.keyspace.hand_over().await;
         self.api.shutdown();
         self.listeners.cancel();
         self.tasks.close();
@@ -475,7 +501,15 @@ mod tests {
 
     fn config(dir: &Path) -> Config {
         let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-        Config { data_dir: dir.to_owned(), api: any, registry: any, hosts: Vec::new(), stored_max: 6 << 30 }
+        Config {
+            data_dir: dir.to_owned(),
+            api: any,
+            registry: any,
+            hosts: Vec::new(),
+            stored_max: 6 << 30,
+            peers: None,
+            joining: None,
+        }
     }
 
     /// Everything below `dir`: what is open to others, and contents.

@@ -44,6 +44,7 @@ async fn preparation(
 
 async fn status(State(facts): State<Facts>) -> Json<Value> {
     let raft = facts.keyspace.status();
+    let members: Vec<Value> = facts.keyspace.members().iter().map(member).collect();
     let alarms: Vec<String> = facts.keyspace.alarms().iter().map(ToString::to_string).collect();
     let keyspace = facts.keyspace.clone();
     // Walks the directory: not on a thread that serves requests.
@@ -55,12 +56,29 @@ async fn status(State(facts): State<Facts>) -> Json<Value> {
         "version": env!("CARGO_PKG_VERSION"),
         "revision": facts.keyspace.revision().get(),
         "term": raft.term,
+        "cluster": facts.keyspace.cluster().to_string(),
+        "member": raft.member,
+        "leader": raft.leader,
+        "members": members,
         "storedBytes": raft.stored_bytes,
         "diskBytes": disk_bytes,
         "alarms": alarms,
         "memoryBytes": resident_bytes(),
         "processId": std::process::id(),
     }))
+}
+
+/// What is known of a member; what only the leader knows is missing where another one is asked.
+fn member(member: &coracle_keyspace::MemberStatus) -> Value {
+    json!({
+        "member": member.member,
+        "name": member.name,
+        "address": member.address,
+        "role": member.role,
+        "leads": member.leads,
+        "matched": member.matched.map(coracle_keyspace::Revision::get),
+        "heardMilliseconds": member.heard.map(|heard| heard.as_millis() as u64),
+    })
 }
 
 /// Resident memory of this process, from the kernel.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_api::status::Status;
-use coracle_keyspace::{Committed, GuardFailed, Key, Keyspace, NoRoom, Op, Record, Records, Revision, TransactError};
+use coracle_keyspace::{Committed, GuardFailed, Key, Keyspace, Lead, NoRoom, Op, Record, Records, Revision, TransactError};
 
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -40,6 +40,20 @@ pub(crate) struct Store {
     pub keyed: Keyed,
     turns: [Mutex<()>; TURNS],
     hashing: RandomState,
+}
+
+tokio::task_local! {
+    /// Under which lead the request is carried out. It belongs to the request as its caller does, and only
+    /// [`Store::transact`], through which every write goes, has to know of it: no verb can forget it.
+    static LEAD: Lead;
+}
+
+/// Does `work`, whose writes happen under `lead` or not at all. They must be done in it, and not in a task of its own.
+pub(crate) async fn under<T>(lead: Option<Lead>, work: impl Future<Output = T>) -> T {
+    match lead {
+        Some(lead) => LEAD.scope(lead, work).await,
+        None => work.await,
+    }
 }
 
 impl Store {
@@ -94,9 +108,16 @@ impl Store {
 
     /// Carries out `ops` if their conditions hold. What is seen to be refused is not proposed: it would cost its size in
     /// the log.
-    pub async fn transact(&self, ops: Vec<Op>) -> Result<Committed, Refused> {
+    pub async fn transact(&self, mut ops: Vec<Op>) -> Result<Committed, Refused> {
+        // Last, so that the places of the others stay what they are.
+        let fence = LEAD.try_with(Lead::fence).ok();
+        let fenced_at = fence.is_some().then_some(ops.len());
+        ops.extend(fence);
         match self.keyspace.transact(ops).await {
             Ok(committed) => Ok(committed),
+            Err(TransactError::Guard(failed)) if Some(failed.op) == fenced_at => {
+                Err(Refused::Final(Status::service_unavailable("another server leads now, and does this instead")))
+            }
             Err(TransactError::Guard(failed)) => Err(Refused::Guard(failed)),
             Err(error) => Err(Refused::Final(match error {
                 TransactError::TooLarge { .. } => {

@@ -40,7 +40,7 @@ pub struct Head {
 }
 
 /// Bytes that serde treats as bytes and not as a list of numbers.
-struct Blob<'a>(&'a [u8]);
+pub(super) struct Blob<'a>(pub(super) &'a [u8]);
 
 impl Serialize for Blob<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -82,7 +82,7 @@ enum WireFrame<'a> {
 }
 
 #[derive(Clone, Copy, Serialize, Deserialize)]
-struct WireLogId {
+pub(super) struct WireLogId {
     term: u64,
     member: MemberId,
     index: u64,
@@ -96,14 +96,14 @@ enum WirePayload<'a> {
 }
 
 #[derive(Serialize, Deserialize)]
-struct WireMembership<'a> {
+pub(super) struct WireMembership<'a> {
     voters: Vec<Vec<MemberId>>,
     #[serde(borrow)]
     members: Vec<(MemberId, &'a str)>,
 }
 
 #[derive(Serialize, Deserialize)]
-enum WireGuard {
+pub(super) enum WireGuard {
     None,
     Absent,
     Present,
@@ -111,7 +111,7 @@ enum WireGuard {
 }
 
 #[derive(Serialize, Deserialize)]
-enum WireOp<'a> {
+pub(super) enum WireOp<'a> {
     Put {
         collection: &'a str,
         name: &'a str,
@@ -188,8 +188,7 @@ pub fn committed(upto: &LogId) -> Vec<u8> {
 }
 
 /// What a body of the log says.
-pub fn frame(body: Vec<u8>) -> io::Result<Frame> {
-    let body = Bytes::from(body);
+pub fn frame(body: Bytes) -> io::Result<Frame> {
     Ok(match decode::<WireFrame<'_>>(&body)? {
         WireFrame::Vote { term, member, committed } => {
             Frame::Vote(Vote { leader_id: LeaderId { term, node_id: member }, committed })
@@ -231,10 +230,9 @@ pub fn head(bytes: &[u8]) -> io::Result<Head> {
 }
 
 /// A part of a snapshot on its way to another member.
-pub fn encode_records(records: &[Record]) -> Vec<u8> {
-    let size = records.iter().map(|r| r.bytes.len() + r.key.name.len() + r.key.collection.len() + 24).sum();
+pub fn encode_records<'a>(records: impl Iterator<Item = &'a Record> + Clone) -> Vec<u8> {
+    let size = records.clone().map(|r| r.bytes.len() + r.key.name.len() + r.key.collection.len() + 24).sum();
     let wire: Vec<WireRecord<'_>> = records
-        .iter()
         .map(|record| WireRecord {
             collection: &record.key.collection,
             name: &record.key.name,
@@ -262,31 +260,31 @@ pub fn records(bytes: &[u8]) -> io::Result<Vec<Record>> {
         .collect()
 }
 
-fn encode(value: &impl Serialize, size: usize) -> Vec<u8> {
+pub(super) fn encode(value: &impl Serialize, size: usize) -> Vec<u8> {
     postcard::to_extend(value, Vec::with_capacity(size))
         .expect("memory takes everything, and these types always encode")
 }
 
-fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> io::Result<T> {
+pub(super) fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> io::Result<T> {
     postcard::from_bytes(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
-fn wire_id(id: &LogId) -> WireLogId {
+pub(super) fn wire_id(id: &LogId) -> WireLogId {
     WireLogId { term: id.leader_id.term, member: id.leader_id.node_id, index: id.index }
 }
 
-fn log_id(wire: WireLogId) -> LogId {
+pub(super) fn log_id(wire: WireLogId) -> LogId {
     LogId::new(LeaderId { term: wire.term, node_id: wire.member }, wire.index)
 }
 
-fn wire_membership(membership: &Membership<MemberId, BasicNode>) -> WireMembership<'_> {
+pub(super) fn wire_membership(membership: &Membership<MemberId, BasicNode>) -> WireMembership<'_> {
     WireMembership {
         voters: membership.get_joint_config().iter().map(|voters| voters.iter().copied().collect()).collect(),
         members: membership.nodes().map(|(id, node)| (*id, node.addr.as_str())).collect(),
     }
 }
 
-fn membership(wire: WireMembership<'_>) -> io::Result<Membership<MemberId, BasicNode>> {
+pub(super) fn membership(wire: WireMembership<'_>) -> io::Result<Membership<MemberId, BasicNode>> {
     if wire.voters.is_empty() {
         return Ok(Membership::default());
     }
@@ -296,7 +294,7 @@ fn membership(wire: WireMembership<'_>) -> io::Result<Membership<MemberId, Basic
     Membership::new(voters, members).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))
 }
 
-fn wire_op(op: &Op) -> WireOp<'_> {
+pub(super) fn wire_op(op: &Op) -> WireOp<'_> {
     match op {
         Op::Put { key, value, guard } => WireOp::Put {
             collection: &key.collection,
@@ -314,7 +312,7 @@ fn wire_op(op: &Op) -> WireOp<'_> {
     }
 }
 
-fn op(body: &Bytes, wire: WireOp<'_>) -> Op {
+pub(super) fn op(body: &Bytes, wire: WireOp<'_>) -> Op {
     match wire {
         WireOp::Put { collection, name, guard: on, revision_at, bytes } => Op::Put {
             key: Key::new(collection, name),
@@ -372,7 +370,7 @@ mod tests {
             EntryPayload::Membership(members),
         ] {
             let before = Entry { log_id: id(9), payload };
-            let Frame::Entry(after) = frame(entry(&before)).unwrap() else { panic!("an entry") };
+            let Frame::Entry(after) = frame(entry(&before).into()).unwrap() else { panic!("an entry") };
             assert_eq!((before.log_id, format!("{before:?}")), (after.log_id, format!("{after:?}")));
         }
     }
@@ -426,7 +424,7 @@ mod tests {
             bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200),
             at in proptest::prelude::any::<proptest::sample::Index>(),
         ) {
-            let _ = (frame(bytes.clone()).is_ok(), head(&bytes).is_ok(), records(&bytes).is_ok());
+            let _ = (frame(bytes.clone().into()).is_ok(), head(&bytes).is_ok(), records(&bytes).is_ok());
             let put = Op::Put {
                 key: Key::new("c", "n"),
                 value: Value { bytes: Bytes::from(bytes.clone()), revision_at: 0 },
@@ -435,14 +433,14 @@ mod tests {
             let mut body = entry(&Entry { log_id: id(9), payload: EntryPayload::Normal(Transaction::new(vec![put])) });
             let at = at.index(body.len());
             body[at] ^= 0xff;
-            let _ = frame(body).is_ok();
+            let _ = frame(body.into()).is_ok();
         }
     }
 
     #[test]
     fn what_is_no_frame_is_an_error() {
         for body in [&b""[..], b"\xff", b"\x01\x01\x01\x01\x01\x01\x00\xff\xff\xff\xff\x0f"] {
-            assert!(frame(body.to_vec()).is_err(), "{body:?}");
+            assert!(frame(body.to_vec().into()).is_err(), "{body:?}");
         }
     }
 }

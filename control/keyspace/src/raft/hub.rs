@@ -2,7 +2,6 @@
 //! cut the connections.
 
 use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
 use futures::future::BoxFuture;
@@ -17,7 +16,7 @@ pub struct Hub(Arc<Mutex<Connections>>);
 
 #[derive(Default)]
 struct Connections {
-    members: HashMap<MemberId, (Weak<Member>, PathBuf)>,
+    members: HashMap<MemberId, Weak<Member>>,
     alone: HashSet<MemberId>,
 }
 
@@ -42,18 +41,17 @@ impl Hub {
         Arc::new(Link { from, hub: self.clone() })
     }
 
-    /// Lets the others reach `member`, whose directory is `dir`. It is forgotten when it is dropped.
-    pub(crate) fn attach(&self, id: MemberId, dir: &Path, member: &Arc<Member>) {
-        self.0.lock().members.insert(id, (Arc::downgrade(member), dir.into()));
+    /// Lets the others reach `member`. It is forgotten when it is dropped.
+    pub(crate) fn attach(&self, id: MemberId, member: &Arc<Member>) {
+        self.0.lock().members.insert(id, Arc::downgrade(member));
     }
 
-    fn find(&self, from: MemberId, to: MemberId) -> Option<(Arc<Member>, PathBuf)> {
+    fn find(&self, from: MemberId, to: MemberId) -> Option<Arc<Member>> {
         let connections = self.0.lock();
         if connections.alone.contains(&from) || connections.alone.contains(&to) {
             return None;
         }
-        let (member, dir) = connections.members.get(&to)?;
-        Some((member.upgrade()?, dir.clone()))
+        connections.members.get(&to)?.upgrade()
     }
 }
 
@@ -66,10 +64,11 @@ impl Transport for Link {
     fn call(&self, to: MemberId, _: &str, call: Call) -> BoxFuture<'static, Result<Answer, TransportError>> {
         let (from, hub) = (self.from, self.hub.clone());
         Box::pin(async move {
-            let (member, dir) = hub.find(from, to).ok_or(TransportError::Unreachable(to))?;
-            let answer = answer(member.raft(), &dir, call).await?;
+            let member = hub.find(from, to).ok_or(TransportError::Unreachable(to))?;
+            let answer = answer(&member, call).await?;
             // An answer is lost on a connection that was cut meanwhile.
-            hub.find(to, from).ok_or(TransportError::Unreachable(to))?;
+            let cut = || TransportError::Failed { member: to, reason: "the connection was cut".into() };
+            hub.find(to, from).ok_or_else(cut)?;
             Ok(answer)
         })
     }

@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
 use super::codec::{self, Frame};
-use super::types::{Entry, LogId, MemberId, TypeConfig, Vote};
+use super::types::{Entry, LogId, MemberId, Transaction, TypeConfig, Vote};
 use crate::dir::Dir;
 use crate::host::{Host, Sizes};
 use crate::wal::{self, Done, Found, Space, Wal};
@@ -116,7 +116,7 @@ impl Log {
         let mut inner = Inner::default();
         for mut body in std::mem::take(&mut found.bodies) {
             inner.written += body.bytes.len();
-            let frame = codec::frame(std::mem::take(&mut body.bytes));
+            let frame = codec::frame(std::mem::take(&mut body.bytes).into());
             let taken = frame.and_then(|frame| match frame {
                 Frame::Vote(vote) => {
                     inner.vote = Some(vote);
@@ -171,6 +171,12 @@ impl Log {
         self.0.inner.lock().wal.as_ref().map(Wal::space)
     }
 
+    /// Whether checkpoints fail for lack of space.
+    #[cfg(test)]
+    pub fn is_uncut(&self) -> bool {
+        self.0.uncut.load(Ordering::Acquire)
+    }
+
     /// Whether writes are refused for lack of space, or will be soon.
     pub fn is_short_of_space(&self) -> bool {
         self.0.uncut.load(Ordering::Acquire) || self.space().is_some_and(|space| space.stuck)
@@ -185,6 +191,11 @@ impl Log {
     /// Whether this member is the only voter there is, so that whatever it has written is committed.
     pub fn is_sole_voter(&self) -> bool {
         self.0.sole.load(Ordering::Acquire)
+    }
+
+    /// Whether nothing was ever appended.
+    pub fn is_empty(&self) -> bool {
+        self.0.inner.lock().last().is_none()
     }
 
     /// Bytes of entries in memory.
@@ -284,8 +295,9 @@ impl Log {
 
 impl Unstarted {
     /// Has on the disk what was read, and goes on behind it.
-    pub fn start(self) -> io::Result<Log> {
-        let Unstarted { found, dir, member, sizes, mut inner, sole } = self;
+    pub fn start(self, host: &Host) -> io::Result<Log> {
+        let Unstarted { found, mut dir, member, sizes, mut inner, sole } = self;
+        dir.tidy(host)?;
         inner.wal = Some(found.start()?);
         inner.dir = Some(dir);
         let shared = Shared {
@@ -538,6 +550,14 @@ impl RaftLogStorage<TypeConfig> for Log {
 impl Log {
     /// Appends `entries`; `done` is called once they are on disk.
     pub fn append_entries(&self, entries: Vec<Entry>, done: Done) {
+        let transactions: Vec<Transaction> = entries.iter().filter_map(|entry| match &entry.payload {
+            EntryPayload::Normal(transaction) => Some(transaction.clone()),
+            EntryPayload::Blank | EntryPayload::Membership(_) => None,
+        }).collect();
+        let done: Done = Box::new(move |result| {
+            transactions.iter().for_each(Transaction::written);
+            done(result);
+        });
         // Encoding comes before the lock: whoever applies reads under it.
         let bodies: Vec<Vec<u8>> = entries.iter().map(codec::entry).collect();
         for entry in &entries {
@@ -573,6 +593,12 @@ impl Log {
                 wal.rotate(bodies, Box::new(|_| ()));
             }
         }
+    }
+
+    /// Bytes that are promised and not written.
+    #[cfg(test)]
+    pub fn promised(&self) -> usize {
+        self.0.promised.load(Ordering::Relaxed)
     }
 
     /// What is read back: vote, purge mark and entries, for those who compare.

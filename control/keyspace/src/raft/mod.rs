@@ -3,15 +3,19 @@
 //! [`Member`] is one member of the Raft group: it proposes, confirms reads, cuts the log, and knows who leads. The log
 //! index of an entry is the revision of what it writes.
 
+mod ask;
 mod codec;
 mod hub;
+mod link;
 mod log;
 mod machine;
+mod members;
 mod network;
 mod snapshot;
 #[cfg(test)]
 mod tests;
 mod types;
+mod wire;
 
 /// What simulations drive directly.
 #[cfg(test)]
@@ -21,30 +25,31 @@ pub mod testing {
     pub use super::types::{Entry, LeaderId, LogId, Transaction, Vote};
 }
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
-use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
-use openraft::{BasicNode, ChangeMembers, Config, ReadPolicy, SnapshotPolicy};
+use openraft::{BasicNode, Config, SnapshotPolicy};
 use tokio::sync::Notify;
 
+pub use ask::{Ask, Change, Refusal, Told};
 pub use hub::Hub;
+pub use link::{Links, PeerTls, serve as serve_peers};
 pub use machine::Machine;
-pub use network::{NoPeers, Transport};
-pub use types::MemberId;
+pub use network::{Answer, Call, NoPeers, Transport};
+pub use types::{MemberId, Transaction};
 
-use self::log::{Log, NoSpace, Unstarted};
+use self::log::{Log, Unstarted};
 use self::machine::Applier;
 use self::network::{Network, Raft};
-use self::types::Transaction;
+use crate::NoRoom;
 use crate::checkpoint::{self, Checkpoint};
-use crate::dir::{Dir, DirError};
+use crate::dir::{Dir, DirError, Owner};
 use crate::host::{self, Host};
-use crate::record::{Op, Revision};
-use crate::state::{Outcome, Retention};
+use crate::state::Retention;
 
 /// How often a leader is heard of (design.md §4).
 const HEARTBEAT: Duration = Duration::from_millis(100);
@@ -68,18 +73,9 @@ const SMALL_BYTES: usize = 64 << 10;
 /// How long a proposal waits for room in the log.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why a proposal has no outcome.
-#[derive(Debug)]
-pub enum ProposeError {
-    /// Nothing was proposed: the disk is full.
-    NoSpace,
-    /// Nothing was proposed: the log is cut more slowly than it grows.
-    Slow,
-    /// Nothing was proposed: another member leads, or none.
-    NotLeader(Option<MemberId>),
-    /// It may or may not be carried out.
-    Unknown,
-}
+/// By how much an update may enlarge a record when the bound on stored data is reached: what is being deleted in grace is
+/// written once more before it goes. Beyond the bound and a sixteenth of it nothing may grow at all.
+const GROWTH_AT_QUOTA: u64 = 4 << 10;
 
 /// What a member knows about its group.
 pub struct Standing {
@@ -91,6 +87,8 @@ pub struct Standing {
 
 /// What a member keeps on disk, read and checked; nothing is written yet.
 pub struct Read {
+    host: Host,
+    owner: Owner,
     log: Unstarted,
     checkpoint: Checkpoint,
     loaded: checkpoint::Loaded,
@@ -101,11 +99,17 @@ pub struct Read {
 
 /// What a member keeps on disk, ready.
 pub struct Loaded {
+    owner: Owner,
     log: Log,
     machine: Arc<Machine>,
 }
 
 impl Loaded {
+    /// Whose it is.
+    pub fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
     /// The state it builds.
     pub fn machine(&self) -> &Arc<Machine> {
         &self.machine
@@ -121,18 +125,36 @@ impl Read {
     /// Begins to write; blocks on the disk.
     pub fn start(self) -> io::Result<Loaded> {
         let machine = Machine::new(self.checkpoint, self.loaded, self.retention, &self.history)?;
-        Ok(Loaded { log: self.log.start()?, machine })
+        Ok(Loaded { owner: self.owner, log: self.log.start(&self.host)?, machine })
     }
 }
 
 /// One member of the Raft group.
 pub struct Member {
-    id: MemberId,
+    owner: Owner,
     raft: Raft,
     log: Log,
     machine: Arc<Machine>,
+    transport: Arc<dyn Transport>,
+    host: Host,
+    /// Where everything is.
+    path: PathBuf,
+    /// Bytes of records beyond which nothing may be added.
+    stored_max: u64,
+    /// Held by whoever changes the group.
+    changing: tokio::sync::Mutex<()>,
     /// Says that the checkpoint's disk broke.
     broken: Notify,
+}
+
+/// What a member needs besides what it keeps.
+pub struct Surroundings {
+    /// The machine it runs on.
+    pub host: Host,
+    /// How it reaches others.
+    pub transport: Arc<dyn Transport>,
+    /// Bytes of records beyond which nothing may be added.
+    pub stored_max: u64,
 }
 
 /// Makes the files of a member in `dir`, which is new; blocks on the disk.
@@ -146,25 +168,28 @@ pub fn found(host: &Host, dir: &mut Dir) -> Result<(), DirError> {
 
 impl Member {
     /// Reads everything from `dir`, and changes nothing; blocks on the disk.
-    pub fn read(host: &Host, dir: Dir, id: MemberId, retention: Retention) -> io::Result<Read> {
+    pub fn read(host: &Host, dir: Dir, retention: Retention) -> io::Result<Read> {
+        let owner = dir.owner().clone();
         let path = dir.path().join("state.redb");
         let history = host.history(dir.path());
         let (checkpoint, loaded) = Checkpoint::load(host, &path)?;
         let head = codec::head(&loaded.meta).map_err(|error| host::damaged(&path, 0, error))?;
-        let log = Log::read(host, dir, id, head.applied.as_ref(), head.membership.membership())?;
-        Ok(Read { log, checkpoint, loaded, retention, history })
+        let log = Log::read(host, dir, owner.member, head.applied.as_ref(), head.membership.membership())?;
+        Ok(Read { host: host.clone(), owner, log, checkpoint, loaded, retention, history })
     }
 
-    /// Starts the member. With `found`, one that has no group yet makes one of itself alone, and returns when it leads.
+    /// Starts the member. One that founded its cluster and has no group yet makes one of itself alone; a sole voter leads
+    /// when this returns.
     pub async fn start(
-        id: MemberId,
-        Loaded { log, machine }: Loaded,
-        transport: Arc<dyn Transport>,
-        found: bool,
+        Loaded { owner, log, machine }: Loaded,
+        Surroundings { host, transport, stored_max }: Surroundings,
     ) -> io::Result<Member> {
-        let heartbeat = if found || log.is_sole_voter() { HEARTBEAT_ALONE } else { HEARTBEAT };
+        let id = owner.member;
+        let path = log.dir().ok_or_else(|| io::Error::other("the log is closed"))?;
+        let is_alone = log.is_sole_voter() || (owner.founder && log.is_empty());
+        let heartbeat = if is_alone { HEARTBEAT_ALONE } else { HEARTBEAT };
         let config = Config {
-            cluster_name: "coracle".into(),
+            cluster_name: owner.cluster.to_string(),
             heartbeat_interval: heartbeat.as_millis() as u64,
             election_timeout_min: ELECTION.0.as_millis() as u64,
             election_timeout_max: ELECTION.1.as_millis() as u64,
@@ -181,10 +206,24 @@ impl Member {
         };
         let config = Arc::new(config.validate().map_err(io::Error::other)?);
         let applier = Applier(machine.clone());
-        let raft = Raft::new(id, config, Network(transport), log.clone(), applier).await.map_err(io::Error::other)?;
-        let member = Member { id, raft, log, machine, broken: Notify::new() };
-        if found && !member.raft.is_initialized().await.map_err(io::Error::other)? {
-            let alone = BTreeMap::from([(id, BasicNode::default())]);
+        let network = Network(transport.clone());
+        let raft = Raft::new(id, config, network, log.clone(), applier).await.map_err(io::Error::other)?;
+        let founds = owner.founder;
+        let member = Member {
+            owner,
+            raft,
+            log,
+            machine,
+            transport,
+            host,
+            path,
+            stored_max,
+            changing: tokio::sync::Mutex::default(),
+            broken: Notify::new(),
+        };
+        if founds && !member.raft.is_initialized().await.map_err(io::Error::other)? {
+            // The address is announced once there is one.
+            let alone = BTreeMap::from([(id, BasicNode::new(""))]);
             member.raft.initialize(alone).await.map_err(io::Error::other)?;
         }
         if member.log.is_sole_voter() {
@@ -195,10 +234,10 @@ impl Member {
 
     /// A sole voter waits for nobody: it leads, and everything it ever wrote is applied.
     async fn lead_alone(&self) -> io::Result<()> {
-        if self.leader() != Some(self.id) {
+        if self.leader() != Some(self.id()) {
             self.raft.trigger().elect(false).await.map_err(io::Error::other)?;
         }
-        let id = self.id;
+        let id = self.id();
         let leads = move |metrics: &openraft::RaftMetrics<types::TypeConfig>| {
             metrics.current_leader == Some(id)
                 && metrics.last_log_index.is_some()
@@ -208,18 +247,14 @@ impl Member {
         Ok(())
     }
 
-    /// Makes a member that is reached at `address` a voter, once it has caught up. This member must lead.
-    pub async fn add_voter(&self, id: MemberId, address: &str) -> io::Result<()> {
-        let node = BasicNode::new(address);
-        self.raft.add_learner(id, node, true).await.map_err(io::Error::other)?;
-        let voters = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
-        self.raft.change_membership(voters, false).await.map_err(io::Error::other)?;
-        Ok(())
+    /// Whose data this is.
+    pub fn owner(&self) -> &Owner {
+        &self.owner
     }
 
-    /// Asks `id` to lead in this member's place.
-    pub async fn hand_over(&self, id: MemberId) -> io::Result<()> {
-        self.raft.trigger().transfer_leader(id).await.map_err(io::Error::other)
+    /// Its number.
+    pub fn id(&self) -> MemberId {
+        self.owner.member
     }
 
     /// The Raft that answers other members.
@@ -227,57 +262,57 @@ impl Member {
         &self.raft
     }
 
+    fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// How it reaches others.
+    pub fn transport(&self) -> &Arc<dyn Transport> {
+        &self.transport
+    }
+
+    fn changing(&self) -> &tokio::sync::Mutex<()> {
+        &self.changing
+    }
+
+    /// Bytes of records beyond which nothing may be added.
+    pub fn stored_max(&self) -> u64 {
+        self.stored_max
+    }
+
+    /// Where parts of a snapshot are kept until it is whole.
+    fn parts_dir(&self) -> PathBuf {
+        self.host.parts_dir(&self.path)
+    }
+
     /// The state it builds.
     pub fn machine(&self) -> &Arc<Machine> {
         &self.machine
     }
 
-    /// Proposes `ops` and waits for what came of it. Dropping the future leaves it unknown.
-    pub async fn propose(&self, ops: Vec<Op>) -> Result<Outcome, ProposeError> {
-        let transaction = Transaction::new(ops);
-        let bytes = transaction.size();
-        let small = bytes <= SMALL_BYTES && {
-            let state = self.machine.state.read();
-            transaction.ops().iter().all(|op| state.record(op.key()).is_some())
-        };
-        let _room = match tokio::time::timeout(ROOM_TIMEOUT, self.log.room(bytes, small)).await {
-            Ok(Ok(room)) => room,
-            Ok(Err(NoSpace)) => return Err(ProposeError::NoSpace),
-            Err(_) => return Err(ProposeError::Slow),
-        };
-        match self.raft.client_write(transaction).await {
-            Ok(response) => response.data.0.ok_or(ProposeError::Unknown),
-            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
-                Err(ProposeError::NotLeader(forward.leader_id))
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a proposal has no known outcome");
-                Err(ProposeError::Unknown)
-            }
+    /// Bytes free on its disk, as far as it says.
+    pub fn free(&self) -> u64 {
+        self.host.disk.free(&self.path).unwrap_or(u64::MAX)
+    }
+
+    /// That its disk has no space for more.
+    pub fn no_space(&self) -> NoRoom {
+        NoRoom::Disk { dir: self.path.clone(), free: self.free() }
+    }
+
+    /// Proposes `ops` without looking whether they can be done.
+    #[cfg(test)]
+    pub async fn propose_unchecked(&self, ops: Vec<crate::Op>) -> Result<crate::state::Outcome, Refusal> {
+        match self.propose(Transaction::new(ops)).await? {
+            Told::Written(_, outcome) => Ok(outcome),
+            _ => Err(Refusal::Unknown),
         }
     }
 
-    /// The revision that a linearizable read must have seen, confirmed by a majority now.
-    pub async fn read_index(&self) -> Result<Revision, ProposeError> {
-        // Everything a sole voter answered is applied here already.
-        if self.log.is_sole_voter() {
-            return Ok(*self.machine.applied.borrow());
-        }
-        match self.raft.get_read_log_id(ReadPolicy::ReadIndex).await {
-            Ok((read, _)) => Ok(Revision::new(read.index())),
-            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
-                Err(ProposeError::NotLeader(forward.leader_id))
-            }
-            Err(error) => {
-                tracing::debug!(%error, "a read could not be confirmed");
-                Err(ProposeError::NotLeader(None))
-            }
-        }
-    }
-
-    /// Whether [`Member::read_index`] needs nobody else.
-    pub fn is_sole_voter(&self) -> bool {
-        self.log.is_sole_voter()
+    /// Whether checkpoints fail for lack of space.
+    #[cfg(test)]
+    pub fn is_uncut(&self) -> bool {
+        self.log.is_uncut()
     }
 
     /// Where everything is, until it is stopped.
@@ -336,14 +371,15 @@ impl Member {
         Ok(())
     }
 
-    /// Who leads, as far as this member knows.
+    /// Its term, and who leads, as far as this member knows.
     pub fn standing(&self) -> Standing {
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
         Standing { term: metrics.vote.leader_id.term, leader: metrics.current_leader }
     }
 
-    fn leader(&self) -> Option<MemberId> {
+    /// Who leads, as far as this member knows.
+    pub fn leader(&self) -> Option<MemberId> {
         self.standing().leader
     }
 

@@ -19,8 +19,10 @@ use openraft::raft::{
 use openraft::{BasicNode, OptionalSend, RaftNetworkFactory, RaftNetworkV2, Snapshot};
 use tokio::sync::mpsc;
 
+use super::Member;
+use super::ask::{Ask, Refusal, Told};
 use super::machine::Applier;
-use super::snapshot::{Receiving, SnapshotData};
+use super::snapshot::{Parts, Receiving, SnapshotData};
 use super::types::{LeaderId, MemberId, SnapshotMeta, TypeConfig, Vote};
 
 /// This member's Raft.
@@ -45,6 +47,8 @@ pub enum Call {
     PreVote(VoteRequest<TypeConfig>),
     /// To become leader.
     Transfer(TransferLeaderRequest<TypeConfig>),
+    /// To do what only a leader can, for a client of the one who asks.
+    Ask(Ask),
     /// To replace its state.
     Snapshot {
         /// The leader.
@@ -61,10 +65,11 @@ pub enum Part {
     /// Records.
     Records(Bytes),
     /// All parts have come.
-    End,
+    End(Parts),
 }
 
 /// What the other member says.
+#[derive(Debug)]
 pub enum Answer {
     /// To [`Call::Append`].
     Append(AppendEntriesResponse<TypeConfig>),
@@ -72,18 +77,20 @@ pub enum Answer {
     Vote(VoteResponse<TypeConfig>),
     /// To [`Call::Transfer`].
     Transfer(TransferLeaderResponse<TypeConfig>),
+    /// To [`Call::Ask`].
+    Told(Result<Told, Refusal>),
     /// To [`Call::Snapshot`].
     Snapshot(SnapshotResponse<TypeConfig>),
 }
 
-/// Why there is no answer.
+/// Why a call has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
-    /// The member cannot be reached now.
+    /// Nothing was sent; trying at once is of no use.
     #[error("member {0} cannot be reached")]
     Unreachable(MemberId),
-    /// It was reached and did not answer as it should.
-    #[error("member {member}: {reason}")]
+    /// It was sent, or may have been: whether it was carried out is unknown.
+    #[error("member {member} gave no answer: {reason}")]
     Failed {
         /// Which member.
         member: MemberId,
@@ -107,10 +114,11 @@ impl Transport for NoPeers {
     }
 }
 
-/// Answers what another member asked; what arrives of a snapshot is kept in `dir` until it is whole.
-pub async fn answer(raft: &Raft, dir: &Path, call: Call) -> Result<Answer, TransportError> {
-    let member = *raft.node_id();
-    let failed = |reason: String| TransportError::Failed { member, reason };
+/// Answers what another member asked `member`; what arrives of a snapshot is kept in its directory until it is whole.
+pub async fn answer(member: &Member, call: Call) -> Result<Answer, TransportError> {
+    let raft = member.raft();
+    let id = *raft.node_id();
+    let failed = |reason: String| TransportError::Failed { member: id, reason };
     Ok(match call {
         Call::Append(request) => Answer::Append(raft.append_entries(request).await.map_err(|e| failed(e.to_string()))?),
         Call::Vote(request) => Answer::Vote(raft.vote(request).await.map_err(|e| failed(e.to_string()))?),
@@ -118,8 +126,9 @@ pub async fn answer(raft: &Raft, dir: &Path, call: Call) -> Result<Answer, Trans
         Call::Transfer(request) => {
             Answer::Transfer(raft.handle_transfer_leader(request).await.map_err(|e| failed(e.to_string()))?)
         }
+        Call::Ask(ask) => Answer::Told(member.serve(ask).await),
         Call::Snapshot { vote, meta, parts } => {
-            let dir = dir.to_owned();
+            let dir = member.parts_dir();
             let received = tokio::task::spawn_blocking(move || receive(&dir, parts)).await;
             let snapshot = match received {
                 Ok(Ok(Some(data))) => Snapshot { meta: *meta, snapshot: data },
@@ -138,7 +147,7 @@ fn receive(dir: &Path, mut parts: mpsc::Receiver<Part>) -> std::io::Result<Optio
     loop {
         match parts.blocking_recv() {
             Some(Part::Records(part)) => receiving.part(&part)?,
-            Some(Part::End) => return receiving.finish().map(Some),
+            Some(Part::End(sent)) => return receiving.finish(sent).map(Some),
             None => return Ok(None),
         }
     }
@@ -239,13 +248,16 @@ impl RaftNetworkV2<TypeConfig> for Peer {
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let (send, parts) = mpsc::channel(PARTS_QUEUED);
         let reading = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
+            let mut sent = Parts::default();
             for part in snapshot.snapshot.parts() {
+                let part = part?;
+                sent.add(&part);
                 // An error here means that nobody receives any more.
-                if send.blocking_send(Part::Records(Bytes::from(part?))).is_err() {
+                if send.blocking_send(Part::Records(Bytes::from(part))).is_err() {
                     return Ok(());
                 }
             }
-            let _ = send.blocking_send(Part::End);
+            let _ = send.blocking_send(Part::End(sent));
             Ok(())
         });
         let call = Call::Snapshot { vote, meta: Box::new(snapshot.meta), parts };

@@ -33,7 +33,7 @@ impl SnapshotData {
             SnapshotData::Checkpoint(mut reader) => {
                 Box::new(std::iter::from_fn(move || match reader.next(PART_BYTES) {
                     Ok(records) if records.is_empty() => None,
-                    Ok(records) => Some(Ok(codec::encode_records(&records))),
+                    Ok(records) => Some(Ok(codec::encode_records(records.iter()))),
                     Err(error) => Some(Err(error)),
                 }))
             }
@@ -77,9 +77,29 @@ fn read_part(file: &mut impl Read) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(part))
 }
 
+/// Number and sum of the parts of a snapshot, so that one that lacks a part, or has a wrong bit, is not installed.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Parts {
+    /// How many there are.
+    pub count: u64,
+    /// The sum of their checksums, each with its place.
+    pub sum: u64,
+}
+
+impl Parts {
+    /// Counts the next part.
+    pub fn add(&mut self, part: &[u8]) {
+        let mut hasher = crc32fast::Hasher::new_with_initial(self.count as u32);
+        hasher.update(part);
+        self.count += 1;
+        self.sum = self.sum.wrapping_add(u64::from(hasher.finalize()));
+    }
+}
+
 /// A snapshot that is being received.
 pub struct Receiving {
     file: BufWriter<File>,
+    parts: Parts,
 }
 
 impl Receiving {
@@ -88,21 +108,48 @@ impl Receiving {
         let path = dir.join("snapshot.part");
         let file = File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(&path)?;
         std::fs::remove_file(path)?;
-        Ok(Receiving { file: BufWriter::new(file) })
+        Ok(Receiving { file: BufWriter::new(file), parts: Parts::default() })
     }
 
     /// Takes the next part.
     pub fn part(&mut self, part: &[u8]) -> io::Result<()> {
         let length = u32::try_from(part.len()).ok().filter(|length| *length <= PART_BYTES_MAX);
         let length = length.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a part is too large"))?;
+        self.parts.add(part);
         self.file.write_all(&length.to_le_bytes())?;
         self.file.write_all(part)
     }
 
-    /// Ends; what came can be installed.
-    pub fn finish(self) -> io::Result<SnapshotData> {
+    /// Ends; what came can be installed if it is what was `sent`.
+    pub fn finish(self, sent: Parts) -> io::Result<SnapshotData> {
+        if self.parts != sent {
+            let why = format!("{} parts of a snapshot came, and {} were sent, or they differ", self.parts.count, sent.count);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
         let mut file = self.file.into_inner().map_err(io::IntoInnerError::into_error)?;
         file.seek(SeekFrom::Start(0))?;
         Ok(SnapshotData::Received(file))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_that_lost_or_changed_a_part_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let sent: [&[u8]; 3] = [b"one", b"two", b"three"];
+        let mut parts = Parts::default();
+        sent.iter().for_each(|part| parts.add(part));
+        let receive = |came: &[&[u8]]| {
+            let mut receiving = Receiving::begin(dir.path()).unwrap();
+            came.iter().for_each(|part| receiving.part(part).unwrap());
+            receiving.finish(parts).map(|data| data.parts().collect::<io::Result<Vec<_>>>().unwrap().concat())
+        };
+        assert_eq!(receive(&sent).unwrap(), b"onetwothree");
+        for came in [&sent[..2], &[b"one", b"three", b"two"], &[b"one", b"two", b"threE"], &[]] {
+            assert!(receive(came).is_err(), "{came:?}");
+        }
     }
 }

@@ -8,7 +8,7 @@ use super::Member;
 use super::log::Log;
 use super::machine::Applier;
 use super::types::TypeConfig;
-use crate::Config;
+use crate::{Begin, Config};
 use crate::dir::Dir;
 use crate::host::Host;
 
@@ -18,9 +18,9 @@ impl StoreBuilder<TypeConfig, Log, Applier, TempDir> for Builder {
     async fn build(&self) -> Result<(TempDir, Log, Applier), StorageError<TypeConfig>> {
         let temp = tempfile::tempdir().unwrap();
         let host = Host::real();
-        let mut dir = Dir::open(&host, temp.path(), 99, false).unwrap();
+        let mut dir = Dir::open(&host, temp.path(), &Begin::Found).unwrap();
         super::found(&host, &mut dir).unwrap();
-        let loaded = Member::read(&host, dir, 99, Config::new("").retention).unwrap().start().unwrap();
+        let loaded = Member::read(&host, dir, Config::new("").retention).unwrap().start().unwrap();
         Ok((temp, loaded.log, Applier(loaded.machine)))
     }
 }

@@ -3,6 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
+use super::log::Room;
 use crate::record::Op;
 use crate::state::Outcome;
 
@@ -11,22 +14,39 @@ pub type MemberId = u64;
 
 /// The operations of one log entry, shared by the log in memory and whoever reads it.
 #[derive(Clone)]
-pub struct Transaction(Arc<Vec<Op>>);
+pub struct Transaction(Arc<Content>);
+
+struct Content {
+    ops: Vec<Op>,
+    /// What the log has promised it, until it is written: whoever proposed it may go away before.
+    room: Mutex<Option<Room>>,
+}
 
 impl Transaction {
     /// The transaction of `ops`.
     pub fn new(ops: Vec<Op>) -> Transaction {
-        Transaction(Arc::new(ops))
+        Transaction(Arc::new(Content { ops, room: Mutex::default() }))
     }
 
     /// Its operations.
     pub fn ops(&self) -> &[Op] {
-        &self.0
+        &self.0.ops
+    }
+
+    /// Keeps `room` until [`Transaction::written`], or until nobody has this any more.
+    pub fn occupy(&self, room: Room) {
+        *self.0.room.lock() = Some(room);
+    }
+
+    /// Says that the log has it.
+    pub fn written(&self) {
+        let room = self.0.room.lock().take();
+        drop(room);
     }
 
     /// Bytes it takes in memory, about.
     pub fn size(&self) -> usize {
-        self.0.iter().map(|op| op.size() + 128).sum()
+        self.0.ops.iter().map(|op| op.size() + 128).sum()
     }
 }
 
@@ -34,7 +54,7 @@ impl fmt::Debug for Transaction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Contents may be secret, and openraft prints entries when it traces.
         f.debug_list()
-            .entries(self.0.iter().map(|op| match op {
+            .entries(self.0.ops.iter().map(|op| match op {
                 Op::Put { key, guard, value } => ("put", key, guard, value.bytes.len(), value.revision_at),
                 Op::Delete { key, guard } => ("delete", key, guard, 0, 0),
                 Op::Check { key, guard } => ("check", key, guard, 0, 0),
@@ -45,7 +65,7 @@ impl fmt::Debug for Transaction {
 
 impl fmt::Display for Transaction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} operations", self.0.len())
+        write!(f, "{} operations", self.0.ops.len())
     }
 }
 

@@ -20,7 +20,7 @@ use crate::host::Host;
 use crate::raft::testing::{Applier, Entry, LeaderId, Log, LogId, Transaction, Vote};
 use crate::raft::{self, Member};
 use crate::record::{Guard, Key, Op, Value};
-use crate::{Config, Machine};
+use crate::{Begin, Config, Machine};
 
 const STEPS: usize = 80;
 const NAMES: u8 = 12;
@@ -35,11 +35,11 @@ impl Store {
     /// Opens what is on `disk`, founding it when it is new.
     pub fn open(disk: &SimDisk) -> Result<Store, String> {
         let host = Host::simulated(Arc::new(disk.clone()), 7, false, SIZES);
-        let mut dir = Dir::open(&host, Path::new("/data"), 1, false).map_err(text)?;
+        let mut dir = Dir::open(&host, Path::new("/data"), &Begin::Found).map_err(text)?;
         if dir.is_new() {
             raft::found(&host, &mut dir).map_err(text)?;
         }
-        let read = Member::read(&host, dir, 1, Config::new("").retention).map_err(|error| error.to_string())?;
+        let read = Member::read(&host, dir, Config::new("").retention).map_err(|error| error.to_string())?;
         let (log, machine) = read.start().map_err(|error| error.to_string())?.parts();
         Ok(Store { log, machine })
     }
@@ -152,6 +152,21 @@ fn a_checkpoint_that_panics_loses_no_change_and_ends_them_all() {
     store.apply(1);
     assert_eq!(store.records().keys().collect::<Vec<_>>(), ["a"]);
     store.machine.write_changes().unwrap();
+    store.close();
+}
+
+/// Whoever proposed something may go away: what the log has promised it stays promised until it is written.
+#[test]
+fn room_is_kept_until_the_write_is_done() {
+    let store = Store::open(&SimDisk::new(6)).unwrap();
+    let room = block_on(store.log.room(500, false)).unwrap();
+    let transaction = Transaction::new(Vec::new());
+    transaction.occupy(room);
+    let id = LogId::new(LeaderId { term: 1, node_id: 1 }, 0);
+    let entry = Entry::new(id, EntryPayload::Normal(transaction));
+    assert_eq!(store.log.promised(), 500);
+    store.log.append_entries(vec![entry], Box::new(Result::unwrap));
+    assert_eq!((store.log.promised(), store.log.bytes() > 0), (0, true));
     store.close();
 }
 

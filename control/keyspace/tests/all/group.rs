@@ -1,11 +1,33 @@
-//! Three members in one process.
+//! Several members in one process: growing, writing through any of them, losing the leader, shrinking.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use coracle_keyspace::{BarrierError, Config, Guard, Hub, Keyspace, TransactError};
+use coracle_keyspace::{Begin, Config, GroupError, Guard, Hub, Keyspace, Revision, Role, TransactError};
 use tempfile::TempDir;
 
 use crate::put;
+
+/// How long anything may take that takes an election or two.
+pub const LIMIT: Duration = Duration::from_secs(30);
+
+/// Tries until `done` gives something.
+pub async fn until<T>(what: &str, mut done: impl AsyncFnMut() -> Option<T>) -> T {
+    let tries = async {
+        loop {
+            if let Some(done) = done().await {
+                return done;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, tries).await.unwrap_or_else(|_| panic!("{what}: not within {LIMIT:?}"))
+}
+
+/// The numbers of those who are voters, as `member` sees it.
+pub fn voters(member: &Keyspace) -> Vec<u64> {
+    member.members().iter().filter(|member| member.role == Role::Voter).map(|member| member.member).collect()
+}
 
 struct Group {
     dirs: Vec<TempDir>,
@@ -14,17 +36,39 @@ struct Group {
 }
 
 impl Group {
-    async fn start() -> Group {
-        let (hub, dirs) = (Hub::new(), (0..3).map(|_| tempfile::tempdir().unwrap()).collect::<Vec<_>>());
-        let mut members = Vec::new();
-        for (at, dir) in dirs.iter().enumerate() {
-            let config = Config { member: at as u64 + 1, ..Config::new(dir.path()) };
-            members.push(Keyspace::open_at(config, &hub, at == 0).await.unwrap());
-        }
-        for member in 2..=3 {
-            members[0].add_member(member).await.unwrap();
-        }
-        Group { dirs, hub, members }
+    /// One member, at a hub.
+    async fn found() -> Group {
+        let (hub, dir) = (Hub::new(), tempfile::tempdir().unwrap());
+        let first = Keyspace::open_at(Config::new(dir.path()), &hub).await.unwrap();
+        until("it is known where the first is", async || (!first.members()[0].address.is_empty()).then_some(())).await;
+        Group { dirs: vec![dir], hub, members: vec![first] }
+    }
+
+    async fn join(&mut self, name: &str) -> u64 {
+        let admission = self.members[0].admit(name).await.unwrap();
+        let (member, dir) = (admission.member, tempfile::tempdir().unwrap());
+        let config = Config { begin: Begin::Join(admission), ..Config::new(dir.path()) };
+        self.members.push(Keyspace::open_at(config, &self.hub).await.unwrap());
+        self.dirs.push(dir);
+        member
+    }
+
+    /// Three voters, the first of which leads.
+    async fn three() -> Group {
+        let mut group = Group::found().await;
+        group.join("second").await;
+        assert_eq!(voters(&group.members[0]), [1], "two are more fragile than one");
+        group.join("third").await;
+        until("three voters", async || (voters(&group.members[2]) == [1, 2, 3]).then_some(())).await;
+        group
+    }
+
+    /// Who leads of those that are not cut off.
+    async fn leader_among(&self, members: &[usize]) -> usize {
+        until("one leads", async || {
+            members.iter().copied().find(|at| self.members[*at].lead().borrow().is_some())
+        })
+        .await
     }
 
     async fn shutdown(self) {
@@ -35,104 +79,134 @@ impl Group {
     }
 }
 
-/// Tries until `member` leads and has written.
-async fn write_soon(member: &Keyspace, name: &str) -> u64 {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
-    loop {
-        match member.transact(vec![put(name, "x", Guard::None)]).await {
-            Ok(done) => return done.revision.get(),
-            Err(error) => assert!(tokio::time::Instant::now() < deadline, "{error}: {:?}", member.status()),
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_is_given_all_have_whoever_leads() {
+    let group = Group::three().await;
+    for (at, member) in group.members.iter().enumerate() {
+        let name = format!("k{at}");
+        let done = member.transact(vec![put(&name, "x", Guard::Absent)]).await.unwrap();
+        // At once where it was written, and everywhere after a barrier.
+        assert_eq!(member.get("things", &name).unwrap().revision, done.revision);
+        assert_eq!(done.records[0].bytes, member.get("things", &name).unwrap().bytes);
+        for other in &group.members {
+            assert!(other.barrier().await.unwrap() >= done.revision);
+            assert_eq!(other.get("things", &name).unwrap().revision, done.revision);
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        let again = member.transact(vec![put(&name, "y", Guard::Absent)]).await.unwrap_err();
+        assert!(matches!(&again, TransactError::Guard(failed) if failed.found.as_ref().unwrap().revision == done.revision));
+        let gone = member.transact(vec![crate::delete(&name)]).await.unwrap();
+        assert_eq!(gone.records[0].bytes, format!("x{}", gone.revision).as_bytes());
     }
+    group.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_one_writes_all_have_and_only_the_leader_takes_writes() {
-    let group = Group::start().await;
-    let done = group.members[0].transact(vec![put("a", "x", Guard::Absent)]).await.unwrap();
-    for member in &group.members {
-        tokio::time::timeout(Duration::from_secs(10), member.wait_for(done.revision)).await.unwrap().unwrap();
-        assert_eq!(member.get("things", "a").unwrap().revision, done.revision);
-    }
-    assert!(group.members[0].barrier().await.unwrap() >= done.revision);
-    let refused = group.members[1].transact(vec![put("b", "x", Guard::None)]).await.unwrap_err();
-    assert!(matches!(refused, TransactError::Unavailable { leader: Some(1) }), "{refused}");
-    assert_eq!(group.members[1].barrier().await, Err(BarrierError::Unavailable { leader: Some(1) }));
-    group.members[0].hand_over(2).await.unwrap();
-    assert!(write_soon(&group.members[1], "b").await > done.revision.get());
+async fn leadership_is_handed_over_and_a_deposed_leader_cannot_write_what_it_began() {
+    let group = Group::three().await;
+    let first = &group.members[0];
+    let lead = first.lead().borrow().expect("the founder leads");
+    first.transact(vec![lead.fence(), put("a", "x", Guard::None)]).await.unwrap();
+    assert!(first.hand_over().await);
+    let leader = group.leader_among(&[1, 2]).await;
+    assert!(first.lead().borrow().is_none());
+    // Forwarded to the new leader, as all writes are: the fence is what stops it.
+    let late = first.transact(vec![lead.fence(), put("b", "x", Guard::None)]).await.unwrap_err();
+    assert!(matches!(&late, TransactError::Guard(failed) if failed.op == 0), "{late}");
+    let lead = group.members[leader].lead().borrow().unwrap();
+    first.transact(vec![lead.fence(), put("b", "x", Guard::None)]).await.unwrap();
     group.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_is_cut_off_confirms_nothing_and_is_replaced() {
-    let group = Group::start().await;
+    let group = Group::three().await;
     let before = group.members[0].transact(vec![put("a", "x", Guard::None)]).await.unwrap().revision;
     let mut watchers: Vec<_> = group.members.iter().map(|member| member.watch("things", before).unwrap()).collect();
     group.hub.isolate(1, true);
     let lost = group.members[0].clone();
     let alone = tokio::spawn(async move { lost.transact(vec![put("lost", "x", Guard::None)]).await });
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
-    let leader = loop {
-        let leads = |member: &&Keyspace| member.status().leader == Some(member.status().member);
-        if let Some(leader) = group.members[1..].iter().find(leads) {
-            break leader;
-        }
-        assert!(tokio::time::Instant::now() < deadline, "nobody leads");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    };
-    let after = write_soon(leader, "b").await;
-    assert!(after > before.get());
+    let leader = group.leader_among(&[1, 2]).await;
+    let after = group.members[leader].transact(vec![put("b", "x", Guard::None)]).await.unwrap().revision;
+    assert!(after > before);
     assert!(group.members[0].barrier().await.is_err(), "a read was confirmed without a majority");
     group.hub.isolate(1, false);
-    tokio::time::timeout(Duration::from_secs(20), group.members[0].wait_for(coracle_keyspace::Revision::new(after)))
-        .await
-        .unwrap()
-        .unwrap();
-    assert!(matches!(alone.await.unwrap(), Err(TransactError::Unknown | TransactError::Unavailable { .. })));
+    tokio::time::timeout(LIMIT, group.members[0].wait_for(after)).await.unwrap().unwrap();
+    let lost = alone.await.unwrap();
+    assert!(matches!(lost, Err(TransactError::Unknown | TransactError::Unavailable { .. })), "{lost:?}");
     assert!(group.members[0].get("things", "b").is_some() && group.members[0].get("things", "lost").is_none());
     // Whoever watched, also where nobody led, heard the same, once and in order.
-    let mut heard = Vec::new();
     for watcher in &mut watchers {
-        let mut events: Vec<(u64, String)> = Vec::new();
-        while watcher.revision().get() < after {
-            let batch = tokio::time::timeout(Duration::from_secs(20), watcher.next()).await.unwrap().unwrap();
-            events.extend(batch.events.iter().map(|e| (e.record.revision.get(), e.record.key.name.to_string())));
+        let mut events: Vec<(Revision, String)> = Vec::new();
+        while watcher.revision() < after {
+            let batch = tokio::time::timeout(LIMIT, watcher.next()).await.unwrap().unwrap();
+            events.extend(batch.events.iter().map(|e| (e.record.revision, e.record.key.name.to_string())));
         }
-        events.retain(|(revision, _)| *revision <= after);
-        assert!(
-            events.is_sorted_by(|one, next| one.0 < next.0) && events.iter().all(|(_, name)| name == "b"),
-            "{events:?}"
-        );
-        heard.push(events);
+        assert_eq!(events, [(after, "b".to_owned())]);
     }
-    assert!(heard[0].iter().any(|(revision, _)| *revision == after) && heard.iter().all(|events| *events == heard[0]));
     group.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_member_that_is_far_behind_gets_a_snapshot() {
-    let (hub, dirs) = (Hub::new(), [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()]);
-    let first = Keyspace::open_at(Config::new(dirs[0].path()), &hub, true).await.unwrap();
+async fn members_go_and_come_and_no_number_is_used_again() {
+    let mut group = Group::three().await;
+    let remove = |members: &[u64]| members.iter().copied().collect::<BTreeSet<_>>();
+    group.hub.isolate(3, true);
+    let first = group.members[0].clone();
+    until("the third is missed", async || {
+        first.members()[2].heard.is_some_and(|heard| heard > Duration::from_secs(2)).then_some(())
+    })
+    .await;
+    // With the third cut off, the second is needed.
+    let refused = first.remove(remove(&[2])).await.unwrap_err();
+    assert!(matches!(&refused, GroupError::Refused(why) if why.contains("member 3 cannot be reached")), "{refused}");
+    assert!(matches!(first.remove(remove(&[9])).await, Err(GroupError::Refused(_))));
+    // Its replacement takes its place in the same change.
+    assert_eq!(group.join("fourth").await, 4);
+    until("the fourth has caught up", async || {
+        let members = first.members();
+        let fourth = members.iter().find(|member| member.member == 4)?;
+        (fourth.matched.is_some() && fourth.name == "fourth").then_some(())
+    })
+    .await;
+    // Asked of whoever does not lead.
+    group.members[1].remove(remove(&[3])).await.unwrap();
+    assert_eq!(voters(&first), [1, 2, 4]);
+    // Back in the network, it is told to go, and is not let in again.
+    group.hub.isolate(3, false);
+    first.transact(vec![put("a", "x", Guard::None)]).await.unwrap();
+    assert!(group.members[2].transact(vec![put("b", "x", Guard::None)]).await.is_err());
+    // Back to one, in one step; the leader itself may go.
+    first.remove(remove(&[1, 2])).await.unwrap();
+    let last = &group.members[3];
+    until("the fourth alone", async || (voters(last) == [4]).then_some(())).await;
+    last.transact(vec![put("c", "x", Guard::None)]).await.unwrap();
+    assert_eq!(last.admit("fifth").await.unwrap().member, 5);
+    assert!(last.get("things", "a").is_some());
+    group.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_is_far_behind_gets_a_snapshot_and_a_new_start_keeps_it() {
+    let mut group = Group::found().await;
+    let first = group.members[0].clone();
     let text = "x".repeat(256 << 10);
     for at in 0..120 {
         first.transact(vec![put(&format!("k{at}"), &text, Guard::None)]).await.unwrap();
     }
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
-    while first.status().log_bytes >= 16 << 20 {
-        assert!(tokio::time::Instant::now() < deadline, "the log is not cut: {:?}", first.status());
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    let config = Config { member: 2, ..Config::new(dirs[1].path()) };
-    let second = Keyspace::open_at(config.clone(), &hub, false).await.unwrap();
-    first.add_member(2).await.unwrap();
+    until("the log is cut", async || (first.status().log_bytes < 16 << 20).then_some(())).await;
+    group.join("second").await;
     let last = first.transact(vec![put("last", "", Guard::None)]).await.unwrap().revision;
-    tokio::time::timeout(Duration::from_secs(20), second.wait_for(last)).await.unwrap().unwrap();
-    assert_eq!(second.snapshot("things").records.len(), 121);
+    let second = group.members.pop().unwrap();
+    tokio::time::timeout(LIMIT, second.wait_for(last)).await.unwrap().unwrap();
+    let names = |keyspace: &Keyspace| keyspace.snapshot("things").records.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&second), names(&first));
+    // What was before the snapshot is forgotten here, and says so.
+    assert!(second.watch("things", Revision::new(3)).is_err());
     second.shutdown().await;
-    let second = Keyspace::open_at(config, &hub, false).await.unwrap();
-    tokio::time::timeout(Duration::from_secs(20), second.wait_for(last)).await.unwrap().unwrap();
-    assert_eq!(second.snapshot("things").records.len(), 121);
-    second.shutdown().await;
-    first.shutdown().await;
+    let config = Config { begin: Begin::Resume, ..Config::new(group.dirs[1].path()) };
+    let second = Keyspace::open_at(config, &group.hub).await.unwrap();
+    tokio::time::timeout(LIMIT, second.wait_for(last)).await.unwrap().unwrap();
+    assert_eq!(names(&second), names(&first));
+    group.members.push(second);
+    group.shutdown().await;
 }

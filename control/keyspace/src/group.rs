@@ -1,0 +1,374 @@
+//! The group: the members that keep the same data, and what changes who they are.
+//!
+//! ```text
+//! admit (on any member) ─► a number, allocated in the log ─► Admission ─► the new server opens with it (Begin::Join)
+//!   ─► it announces its address to the leader ─► learner ─► caught up ─► promoted, together with others: 1 → 3 → 5 voters
+//! remove (on any member) ─► the leader looks whether a majority is left ─► one joint change ─► the number is never used again
+//! ```
+//! Whoever is admitted gets a number that no other ever had or will have. A member speaks with another only when both
+//! belong to the same cluster, show a certificate for their number, and neither was removed.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::raft::{Ask, Change, MemberId, Refusal, Told};
+use crate::record::{Guard, Key, Op, Revision, Value};
+use crate::state::State;
+use crate::{Keyspace, NoRoom, TransactError};
+
+/// The collection in which a group keeps its own records. No kind of object has a name with a blank.
+const GROUP: &str = "coracle group";
+/// The record that says who leads; its revision is the fence of the leader's duties.
+const LEADER: &str = "leader";
+/// The record that says which number is the next member's.
+const NEXT: &str = "next";
+/// How often an admission that meets another is tried again.
+const ADMISSIONS_TRIED: usize = 16;
+/// Longest name of a member.
+const NAME_BYTES_MAX: usize = 253;
+
+/// What tells one cluster from all others: made when it is founded, kept on disk by every member, said on every link.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClusterId([u8; 16]);
+
+impl ClusterId {
+    /// The id made of two random numbers.
+    pub(crate) fn new(random: [u64; 2]) -> ClusterId {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&random[0].to_le_bytes());
+        bytes[8..].copy_from_slice(&random[1].to_le_bytes());
+        ClusterId(bytes)
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+
+    /// The name by which the certificate of the member `member` of this cluster says so. It has a `_`, which no name of a
+    /// node or host has: nobody else can be given a certificate for it.
+    pub fn certificate_name(&self, member: MemberId) -> String {
+        format!("member_{member}.{self}.coracle")
+    }
+}
+
+impl fmt::Display for ClusterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for ClusterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A text that is no [`ClusterId`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("a cluster's id has 32 hexadecimal digits")]
+pub struct NoClusterId;
+
+impl FromStr for ClusterId {
+    type Err = NoClusterId;
+
+    fn from_str(text: &str) -> Result<ClusterId, NoClusterId> {
+        let digits = text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let number = u128::from_str_radix(text, 16).ok().filter(|_| digits).ok_or(NoClusterId)?;
+        Ok(ClusterId(number.to_be_bytes()))
+    }
+}
+
+impl Serialize for ClusterId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ClusterId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Where a member is reached by the others.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its number.
+    pub member: MemberId,
+    /// `HOST:PORT` of its listener for other members.
+    pub address: String,
+}
+
+/// What a new member needs to know to be one ([`Keyspace::admit`], [`Begin::Join`]).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Admission {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The new member's number. It is used once: whoever asks again gets another.
+    pub member: MemberId,
+    /// Whom it can tell that it is there.
+    pub peers: Vec<Peer>,
+}
+
+/// What happens where no keyspace is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Begin {
+    /// A cluster is founded, of which this is the first member.
+    Found,
+    /// This becomes a member of the cluster that admitted it. Opening the same directory with the same admission again is
+    /// no error.
+    Join(Admission),
+    /// Nothing: one must be there, and what is missing is not made.
+    Resume,
+}
+
+/// What a member is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// It counts: what a majority of the voters has is never lost.
+    Voter,
+    /// It has the data, or gets it, and does not count yet.
+    Learner,
+}
+
+/// A member, as another sees it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MemberStatus {
+    /// Its number.
+    pub member: MemberId,
+    /// The name under which it was admitted; empty for the first.
+    pub name: String,
+    /// `HOST:PORT` of its listener for other members; empty while nobody can reach it.
+    pub address: String,
+    /// What it is.
+    pub role: Role,
+    /// Whether it leads, as far as the one who was asked knows.
+    pub leads: bool,
+    /// Up to where it has the log. Known to the leader only.
+    pub matched: Option<Revision>,
+    /// How long ago it was heard of. Known to the leader only.
+    pub heard: Option<Duration>,
+}
+
+/// Why the group is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum GroupError {
+    /// It would do harm, or makes no sense; nothing was done.
+    #[error("{0}")]
+    Refused(String),
+    /// Nothing was done: nobody leads, or the leader cannot be reached.
+    #[error("no member leads that can be reached from here; are too many servers down?")]
+    Unavailable,
+    /// There is no room for the record of it; nothing was done.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
+    /// It may or may not be done, now or later: look at the members before trying again.
+    #[error("the outcome of the change is unknown: look at the members before trying again")]
+    Unknown,
+    /// The keyspace was shut down.
+    #[error("the keyspace was shut down")]
+    Stopped,
+}
+
+impl From<TransactError> for GroupError {
+    fn from(error: TransactError) -> GroupError {
+        match error {
+            TransactError::NoRoom(room) => GroupError::NoRoom(room),
+            TransactError::Unknown => GroupError::Unknown,
+            TransactError::Stopped => GroupError::Stopped,
+            TransactError::Unavailable { .. } => GroupError::Unavailable,
+            error => GroupError::Refused(error.to_string()),
+        }
+    }
+}
+
+impl From<Refusal> for GroupError {
+    fn from(refusal: Refusal) -> GroupError {
+        match refusal {
+            Refusal::NotLeader(_) => GroupError::Unavailable,
+            Refusal::NoRoom(room) => GroupError::NoRoom(room),
+            Refusal::Unknown => GroupError::Unknown,
+            Refusal::Refused(why) => GroupError::Refused(why),
+        }
+    }
+}
+
+/// That this member leads, in one term. Duties that only a leader has begin with it and end with it, and every write of
+/// theirs carries its [`Lead::fence`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Lead {
+    /// The term.
+    pub term: u64,
+    revision: Revision,
+}
+
+impl Lead {
+    pub(crate) fn new(term: u64, revision: Revision) -> Lead {
+        Lead { term, revision }
+    }
+
+    /// The condition that nobody has begun to lead since: a transaction that has it among its operations happens under this
+    /// lead or not at all, however late it arrives and whoever proposes it.
+    pub fn fence(&self) -> Op {
+        Op::Check { key: key(LEADER), guard: Guard::Revision(self.revision) }
+    }
+}
+
+/// Whether `op` is the [fence](Lead::fence) of some lead.
+pub(crate) fn is_fence(op: &Op) -> bool {
+    matches!(op, Op::Check { key, .. } if &*key.collection == GROUP && &*key.name == LEADER)
+}
+
+fn key(name: &str) -> Key {
+    Key::new(GROUP, name)
+}
+
+fn member_key(member: MemberId) -> Key {
+    key(&format!("member {member}"))
+}
+
+/// A record of one line; its revision stands in the next.
+fn line(key: Key, text: &str, guard: Guard) -> Op {
+    let bytes = Bytes::from(format!("{text}\n"));
+    Op::Put { key, value: Value { revision_at: bytes.len(), bytes }, guard }
+}
+
+fn first_line(bytes: &[u8]) -> &str {
+    let text = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    std::str::from_utf8(text).unwrap_or_default()
+}
+
+/// What whoever begins to lead writes; the first of all writes the group's first records with it.
+pub(crate) fn take_lead(state: &State, member: MemberId, term: u64) -> Vec<Op> {
+    let mut ops = vec![line(key(LEADER), &format!("{member} {term}"), Guard::None)];
+    if state.record(&key(NEXT)).is_none() {
+        ops.push(line(key(NEXT), &(member + 1).to_string(), Guard::Absent));
+        ops.push(line(member_key(member), "", Guard::Absent));
+    }
+    ops
+}
+
+/// What is known of a number.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Number {
+    /// Somebody has it.
+    Taken,
+    /// Somebody had it.
+    Gone,
+    /// Nobody has it, as far as is known here.
+    Unknown,
+}
+
+/// What is known of `member` in `state`.
+pub(crate) fn number(state: &State, member: MemberId) -> Number {
+    if state.record(&member_key(member)).is_some() {
+        return Number::Taken;
+    }
+    let next = state.record(&key(NEXT)).and_then(|next| first_line(&next.bytes).parse::<MemberId>().ok());
+    if next.is_some_and(|next| member < next) { Number::Gone } else { Number::Unknown }
+}
+
+/// The name under which `member` was admitted.
+pub(crate) fn name(state: &State, member: MemberId) -> String {
+    state.record(&member_key(member)).map(|record| first_line(&record.bytes).to_owned()).unwrap_or_default()
+}
+
+/// What forgets those of `members` that are known.
+pub(crate) fn forget(state: &State, members: &BTreeSet<MemberId>) -> Vec<Op> {
+    let known = members.iter().map(|member| member_key(*member)).filter(|key| state.record(key).is_some());
+    known.map(|key| Op::Delete { key, guard: Guard::Present }).collect()
+}
+
+impl Keyspace {
+    /// The cluster.
+    pub fn cluster(&self) -> ClusterId {
+        self.0.cluster
+    }
+
+    /// This member's number.
+    pub fn member(&self) -> MemberId {
+        self.0.id
+    }
+
+    /// Allocates a number for a new member, which is called `name` when members are listed. Whoever asks must have proved
+    /// that it may: what is returned, with a certificate for it, is all that it takes to get every record.
+    pub async fn admit(&self, name: &str) -> Result<Admission, GroupError> {
+        if name.is_empty() || name.len() > NAME_BYTES_MAX || name.contains(char::is_control) {
+            let why = format!("a server's name has 1 to {NAME_BYTES_MAX} bytes and no control characters");
+            return Err(GroupError::Refused(why));
+        }
+        for _ in 0..ADMISSIONS_TRIED {
+            self.barrier().await.map_err(|_| GroupError::Unavailable)?;
+            let peers: Vec<Peer> = self.members().into_iter().filter(|member| !member.address.is_empty()).map(|member| {
+                Peer { member: member.member, address: member.address }
+            }).collect();
+            if peers.is_empty() {
+                let why = "no server here has an address at which other servers reach it; start it with one first";
+                return Err(GroupError::Refused(why.into()));
+            }
+            let next = self.get(GROUP, NEXT).ok_or(GroupError::Unavailable)?;
+            let Ok(member) = first_line(&next.bytes).parse::<MemberId>() else {
+                return Err(GroupError::Refused("the record of the next member's number cannot be read".into()));
+            };
+            let ops = vec![
+                line(key(NEXT), &(member + 1).to_string(), Guard::Revision(next.revision)),
+                line(member_key(member), name, Guard::Absent),
+            ];
+            match self.transact(ops).await {
+                Ok(_) => return Ok(Admission { cluster: self.0.cluster, member, peers }),
+                Err(TransactError::Guard(_)) => (),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(GroupError::Refused("too many servers ask to be admitted at the same time; try again".into()))
+    }
+
+    /// Removes `members` from the group, in one change; learners that have caught up take the places of voters. They are
+    /// told nothing: whoever removes a server that is up stops it then. Refused, with the reason, when what is left could not
+    /// go on by itself.
+    pub async fn remove(&self, members: BTreeSet<MemberId>) -> Result<(), GroupError> {
+        match self.0.member.ask(Ask::Change(Change::Remove(members))).await {
+            Ok(Told::Changed) => Ok(()),
+            Ok(_) => Err(GroupError::Unknown),
+            Err(refusal) => Err(refusal.into()),
+        }
+    }
+
+    /// The members, in the order of their numbers.
+    pub fn members(&self) -> Vec<MemberStatus> {
+        self.0.member.members()
+    }
+
+    /// Whether this member leads, and in which term; for the duties that only a leader has.
+    pub fn lead(&self) -> watch::Receiver<Option<Lead>> {
+        self.0.lead.subscribe()
+    }
+
+    /// Gives leadership to another voter, if this member has it and there is one that is up, and waits until that one leads.
+    /// Whether nobody waits for this member any more.
+    pub async fn hand_over(&self) -> bool {
+        self.0.member.hand_over().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_id_is_read_as_it_is_written_and_nothing_else_is() {
+        let id = ClusterId::new([7, u64::MAX]);
+        assert_eq!(id.to_string().parse(), Ok(id));
+        for wrong in ["", "7", "+0000000000000000000000000000000", &id.to_string().to_uppercase(), &format!("{id}0")] {
+            assert_eq!(wrong.parse::<ClusterId>(), Err(NoClusterId), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! The duties of membership: whoever leads says so in the log and promotes learners; whoever has an address tells the leader.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::group::{Lead, Peer};
+use crate::raft::{Answer, Ask, Call, Change, Member, Refusal, Told};
+
+/// How often a leader looks whether learners have caught up, and whether it still leads; a change of leader is seen at once.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long after it could not say that it leads a leader tries again.
+const SAY_AGAIN: Duration = Duration::from_millis(200);
+/// How often a member looks whether the others know its address.
+const ANNOUNCE_EVERY: Duration = Duration::from_secs(10);
+/// The same while they do not.
+const ANNOUNCE_AGAIN: Duration = Duration::from_millis(500);
+/// How long a peer may take to answer an announcement.
+const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Keeps `lead` true, until `stopped` says so.
+pub(crate) async fn run(member: Arc<Member>, lead: watch::Sender<Option<Lead>>, mut stopped: watch::Receiver<bool>) {
+    let work = async {
+        loop {
+            let term = member.leading();
+            let said = lead.borrow().map(|lead| lead.term);
+            let mut patience = LOOK_EVERY;
+            if term != said {
+                // Whoever has duties ends them first, also when this member leads again in another term.
+                lead.send_if_modified(|lead| lead.take().is_some());
+                if term.is_some() {
+                    match member.take_lead().await {
+                        Some(taken) => drop(lead.send_replace(Some(taken))),
+                        None => patience = SAY_AGAIN,
+                    }
+                }
+            } else if term.is_some() {
+                member.promote().await;
+            }
+            member.leader_changes(patience).await;
+        }
+    };
+    // What is cut is asked again by the next leader.
+    tokio::select! {
+        () = work => (),
+        _ = stopped.wait_for(|stopped| *stopped) => (),
+    }
+    lead.send_replace(None);
+}
+
+/// Has the others know that this member is reached at `address`, until `stopped` says so.
+pub(crate) async fn announce(member: Arc<Member>, address: String, mut stopped: watch::Receiver<bool>) {
+    let work = async {
+        let mut refused = None;
+        loop {
+            let known = member.address_of(member.id()).is_some_and(|known| known == address);
+            if !known {
+                match tell(&member, &address).await {
+                    Ok(_) => refused = None,
+                    Err(why) if refused.as_ref() == Some(&why) => (),
+                    Err(why) => {
+                        tracing::warn!(member = member.id(), why, "tell the others where this member is; it is tried again");
+                        refused = Some(why);
+                    }
+                }
+            }
+            let patience = if known { ANNOUNCE_EVERY } else { ANNOUNCE_AGAIN };
+            member.leader_changes(patience).await;
+        }
+    };
+    // What is cut is asked again at the next start.
+    tokio::select! {
+        () = work => (),
+        _ = stopped.wait_for(|stopped| *stopped) => (),
+    }
+}
+
+/// Tells the leader; who knows of none tells whom it was told of when it was admitted.
+async fn tell(member: &Member, address: &str) -> Result<(), String> {
+    let ask = Ask::Change(Change::Announce { member: member.id(), address: address.to_owned() });
+    if member.is_in_group().is_some() {
+        return match tokio::time::timeout(ANNOUNCE_TIMEOUT, member.ask(ask)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(Refusal::Refused(why))) => Err(why),
+            Ok(Err(_)) | Err(_) => Err("no leader can be reached".into()),
+        };
+    }
+    let mut why = "no other server can be reached".to_owned();
+    for Peer { member: peer, address } in &member.owner().peers {
+        let call = member.transport().call(*peer, address, Call::Ask(ask.clone()));
+        match tokio::time::timeout(ANNOUNCE_TIMEOUT, call).await {
+            Ok(Ok(Answer::Told(Ok(Told::Changed)))) => return Ok(()),
+            Ok(Ok(Answer::Told(Err(Refusal::Refused(refused))))) => why = refused,
+            Ok(_) | Err(_) => (),
+        }
+    }
+    Err(why)
+}

@@ -1,0 +1,243 @@
+//! What only a leader can do, for its own clients and for those of other members: write, say what a read must have seen,
+//! change the group.
+//!
+//! [`Member::serve`] does it here or says who leads; [`Member::ask`] has it done wherever the leader is, and follows it when
+//! it changes. A question is asked again only when it is certain that nothing was done: it was refused before it was
+//! proposed, or it never left. Everything else is *unknown*.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use openraft::ReadPolicy;
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
+use tokio::time::Instant;
+
+use super::log::NoSpace;
+use super::network::{Answer, Call, TransportError};
+use super::types::{MemberId, Transaction};
+use super::{GROWTH_AT_QUOTA, Member, ROOM_TIMEOUT, SMALL_BYTES};
+use crate::record::{Op, Revision};
+use crate::state::{GuardFailed, Outcome, State};
+use crate::NoRoom;
+
+/// How long it is waited for a leader: an election takes one to two seconds, and may have to be repeated once.
+const LEADER_WAIT: Duration = Duration::from_secs(6);
+/// How long a question waits at most before it is asked again; a change of leader asks at once.
+const RETRY: Duration = Duration::from_millis(100);
+/// How long another member may take to say what a read must have seen.
+const READ_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What is asked of a leader.
+#[derive(Clone, Debug)]
+pub enum Ask {
+    /// To carry out a transaction.
+    Write(Transaction),
+    /// Which revision a linearizable read must have seen.
+    ReadIndex,
+    /// To change the group.
+    Change(Change),
+}
+
+/// A change of the group.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// A member says where it is reached: it becomes a learner, or its address is noted.
+    Announce {
+        /// Who.
+        member: MemberId,
+        /// `HOST:PORT`.
+        address: String,
+    },
+    /// These go.
+    Remove(BTreeSet<MemberId>),
+}
+
+/// What a leader did.
+#[derive(Clone, Debug)]
+pub enum Told {
+    /// The transaction's outcome, which is in every state from this revision on.
+    Written(Revision, Outcome),
+    /// To [`Ask::ReadIndex`].
+    ReadIndex(Revision),
+    /// To [`Ask::Change`].
+    Changed,
+}
+
+/// Why a leader did not do it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// Nothing was done: another member leads, or none.
+    NotLeader(Option<MemberId>),
+    /// Nothing was done: there is no room.
+    NoRoom(NoRoom),
+    /// It may or may not be carried out.
+    Unknown,
+    /// Nothing was done, for a reason that a person should read.
+    Refused(String),
+}
+
+impl Member {
+    /// Has it done by whoever leads. Dropping the future leaves it unknown.
+    pub async fn ask(&self, ask: Ask) -> Result<Told, Refusal> {
+        let give_up = Instant::now() + LEADER_WAIT;
+        let mut metrics = self.raft().server_metrics();
+        loop {
+            let leader = match self.serve(ask.clone()).await {
+                Err(Refusal::NotLeader(leader)) => leader,
+                answer => return answer,
+            };
+            if let Some(leader) = leader.filter(|leader| *leader != self.id())
+                && let Some(address) = self.address_of(leader)
+            {
+                match self.forward(leader, &address, ask.clone()).await {
+                    Err(Refusal::NotLeader(_)) => (),
+                    answer => return answer,
+                }
+            }
+            if Instant::now() >= give_up {
+                return Err(Refusal::NotLeader(leader));
+            }
+            let _ = tokio::time::timeout(RETRY, metrics.changed()).await;
+        }
+    }
+
+    async fn forward(&self, leader: MemberId, address: &str, ask: Ask) -> Result<Told, Refusal> {
+        let reads = matches!(ask, Ask::ReadIndex);
+        let answer = self.transport().call(leader, address, Call::Ask(ask));
+        let answer = match reads {
+            // Asking twice does no harm.
+            true => match tokio::time::timeout(READ_TIMEOUT, answer).await {
+                Ok(Err(TransportError::Failed { .. })) | Err(_) => return Err(Refusal::NotLeader(None)),
+                Ok(answer) => answer,
+            },
+            false => answer.await,
+        };
+        match answer {
+            Ok(Answer::Told(told)) => told,
+            Err(TransportError::Unreachable(_)) => Err(Refusal::NotLeader(None)),
+            Ok(_) => Err(Refusal::Unknown),
+            Err(error @ TransportError::Failed { .. }) => {
+                tracing::warn!(%error, "what was forwarded to the leader has no known outcome");
+                Err(Refusal::Unknown)
+            }
+        }
+    }
+
+    /// Does it here, if this member leads.
+    pub async fn serve(&self, ask: Ask) -> Result<Told, Refusal> {
+        match ask {
+            Ask::Write(transaction) => self.write(transaction).await,
+            Ask::ReadIndex => self.read_index().await.map(Told::ReadIndex),
+            Ask::Change(change) => self.change(change).await.map(|()| Told::Changed),
+        }
+    }
+
+    /// What will be refused is not proposed: it would fill the log for nothing. Only a state that a majority confirms refuses
+    /// anything.
+    pub async fn write(&self, transaction: Transaction) -> Result<Told, Refusal> {
+        if self.check(transaction.ops()).is_err() {
+            let confirmed = self.read_index().await?;
+            self.wait_for(confirmed).await?;
+            let (checked, revision) = {
+                let state = self.machine().state.read();
+                (self.check_in(&state, transaction.ops()), state.applied)
+            };
+            match checked {
+                Ok(()) => (),
+                Err(NotNow::Guard(failed)) => return Ok(Told::Written(revision, Err(failed))),
+                Err(NotNow::NoRoom(room)) => return Err(Refusal::NoRoom(room)),
+            }
+        }
+        self.propose(transaction).await
+    }
+
+    /// Proposes `transaction` and waits for what came of it.
+    pub async fn propose(&self, transaction: Transaction) -> Result<Told, Refusal> {
+        let leader = self.leader();
+        if leader != Some(self.id()) {
+            return Err(Refusal::NotLeader(leader));
+        }
+        let bytes = transaction.size();
+        let small = bytes <= SMALL_BYTES && {
+            let state = self.machine().state.read();
+            transaction.ops().iter().all(|op| state.record(op.key()).is_some())
+        };
+        match tokio::time::timeout(ROOM_TIMEOUT, self.log().room(bytes, small)).await {
+            Ok(Ok(room)) => transaction.occupy(room),
+            Ok(Err(NoSpace)) => return Err(Refusal::NoRoom(self.no_space())),
+            Err(_) => return Err(Refusal::NoRoom(NoRoom::Slow)),
+        }
+        match self.raft().client_write(transaction).await {
+            Ok(response) => match response.data.0 {
+                Some(outcome) => Ok(Told::Written(Revision::new(response.log_id.index), outcome)),
+                None => Err(Refusal::Unknown),
+            },
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
+                Err(Refusal::NotLeader(forward.leader_id))
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a proposal has no known outcome");
+                Err(Refusal::Unknown)
+            }
+        }
+    }
+
+    /// The revision that a linearizable read must have seen, where nobody else has a say in it: everything that a sole voter
+    /// answered is applied here already.
+    pub fn read_alone(&self) -> Option<Revision> {
+        self.log().is_sole_voter().then(|| *self.machine().applied.borrow())
+    }
+
+    /// The revision that a linearizable read must have seen, confirmed by a majority now.
+    async fn read_index(&self) -> Result<Revision, Refusal> {
+        if let Some(revision) = self.read_alone() {
+            return Ok(revision);
+        }
+        match self.raft().get_read_log_id(ReadPolicy::ReadIndex).await {
+            Ok((read, _)) => Ok(Revision::new(read.index())),
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
+                Err(Refusal::NotLeader(forward.leader_id))
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a read could not be confirmed");
+                Err(Refusal::NotLeader(None))
+            }
+        }
+    }
+
+    async fn wait_for(&self, revision: Revision) -> Result<(), Refusal> {
+        let mut applied = self.machine().applied.subscribe();
+        applied.wait_for(|applied| *applied >= revision).await.map(drop).map_err(|_| Refusal::NotLeader(None))
+    }
+
+    fn check(&self, ops: &[Op]) -> Result<(), NotNow> {
+        self.check_in(&self.machine().state.read(), ops)
+    }
+
+    fn check_in(&self, state: &State, ops: &[Op]) -> Result<(), NotNow> {
+        state.check(ops).map_err(NotNow::Guard)?;
+        check_quota(state, self.stored_max(), ops).map_err(NotNow::NoRoom)
+    }
+}
+
+/// Why a transaction cannot be done as things are.
+enum NotNow {
+    Guard(GuardFailed),
+    NoRoom(NoRoom),
+}
+
+/// Refuses what enlarges a state that has reached its bound.
+fn check_quota(state: &State, max: u64, ops: &[Op]) -> Result<(), NoRoom> {
+    let stored = state.stored_bytes;
+    if stored < max {
+        return Ok(());
+    }
+    let allowed = if stored < max.saturating_add(max / 16) { GROWTH_AT_QUOTA } else { 0 };
+    let grows = |op: &Op| match (op, state.record(op.key())) {
+        (Op::Delete { .. } | Op::Check { .. }, _) => false,
+        (Op::Put { .. }, None) => true,
+        (Op::Put { .. }, Some(there)) => op.size() as u64 > there.size() + allowed,
+    };
+    if ops.iter().any(grows) { Err(NoRoom::Quota { stored, max }) } else { Ok(()) }
+}

@@ -1,0 +1,513 @@
+//! The links between members: long-lived connections with TLS on both sides, many calls on each.
+//!
+//! ```text
+//! Links ─► Link (member, class) ─► hello ─► frames: length, number, body ─► answer ─► frames: length, number, body
+//! ```
+//! A member has up to three connections to each other one, so that entries and forwarded writes, which are large, never stand
+//! before heartbeats and votes; a snapshot has a connection of its own. They are made when something is to be said, and made
+//! again after a failure, at growing intervals.
+//!
+//! Whoever calls checks that the other shows a certificate for the member it means, of this cluster; whoever is called checks
+//! the same of the caller, that both mean the same cluster and member, and that the caller was not removed. So the cluster's id
+//! and both numbers are bound to every message by the connection it came on.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ServerConfig};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, BufWriter};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use super::ask::Ask;
+use super::members;
+use super::network::{Answer, Call, Part, Transport, TransportError, answer};
+use super::types::{MemberId, Transaction};
+use super::wire::{self, Incoming, IncomingPart};
+use super::Member;
+use crate::group::{self, ClusterId, Number};
+
+/// What a connection begins with; the number is the version of all that follows.
+const MAGIC: &[u8; 16] = b"coracle members1";
+const HELLO_BYTES: usize = 16 + 16 + 8 + 8;
+/// How long it may take to have a connection, and to say hello on it.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long what was sent may stay unacknowledged before a connection is taken for dead.
+const UNACKNOWLEDGED_MS: u32 = 4_000;
+/// How long after a failed dial the next one comes, at first and at most.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// Largest frame: an append of 1 MiB of entries and one of 4 MiB more, or a record beyond a snapshot's part.
+const FRAME_BYTES_MAX: usize = 16 << 20;
+/// Calls that wait to be written to a connection; more wait in their callers.
+const CALLS_QUEUED: usize = 64;
+/// Calls of one connection that are being answered; the others wait in the sockets.
+const CALLS_ANSWERED: usize = 256;
+/// Connections from other members at a time: three each, a snapshot, and those that are about to end.
+const CONNECTIONS_MAX: usize = 128;
+/// How long a part of a snapshot may take on its way, on either side.
+const PART_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// TLS of the links: both sides show a certificate of the cluster's authority with the name that
+/// [`ClusterId::certificate_name`] gives for their number, and accept only such. [`PeerTls::server`] must ask for a client's
+/// certificate and refuse whoever has none.
+#[derive(Clone)]
+pub struct PeerTls {
+    /// For members that call.
+    pub server: Arc<ServerConfig>,
+    /// For calling members.
+    pub client: Arc<ClientConfig>,
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum Class {
+    /// Votes, heartbeats, hand-over: small, and they decide about who leads.
+    Control,
+    /// Entries.
+    Log,
+    /// What is asked for clients.
+    Clients,
+}
+
+/// A caller or a called one of this cluster.
+#[derive(Clone, Copy)]
+struct Own {
+    cluster: ClusterId,
+    member: MemberId,
+}
+
+/// The links to other members; clones are the same.
+#[derive(Clone)]
+pub struct Links(Arc<Shared>);
+
+struct Shared {
+    own: Own,
+    tls: TlsConnector,
+    links: Mutex<HashMap<(MemberId, Class), Arc<Link>>>,
+    /// The connections; they end with this.
+    tasks: Mutex<JoinSet<()>>,
+}
+
+impl Links {
+    /// Links of `member` of `cluster` to the others.
+    pub fn new(cluster: ClusterId, member: MemberId, tls: &PeerTls) -> Links {
+        Links(Arc::new(Shared {
+            own: Own { cluster, member },
+            tls: TlsConnector::from(tls.client.clone()),
+            links: Mutex::default(),
+            tasks: Mutex::default(),
+        }))
+    }
+
+    fn link(&self, to: MemberId, class: Class) -> Arc<Link> {
+        self.0.links.lock().entry((to, class)).or_default().clone()
+    }
+}
+
+impl Transport for Links {
+    fn call(&self, to: MemberId, address: &str, call: Call) -> BoxFuture<'static, Result<Answer, TransportError>> {
+        let (links, address) = (self.clone(), address.to_owned());
+        let class = match &call {
+            Call::Append(request) if !request.entries.is_empty() => Class::Log,
+            Call::Append(_) | Call::Vote(_) | Call::PreVote(_) | Call::Transfer(_) => Class::Control,
+            Call::Ask(_) => Class::Clients,
+            Call::Snapshot { .. } => return Box::pin(async move { links.0.send_snapshot(to, &address, call).await }),
+        };
+        let link = self.link(to, class);
+        Box::pin(async move {
+            let asked = asked(&call);
+            let frame = wire::call(&call);
+            drop(call);
+            let calls = link.open(&links.0, to, &address).await?;
+            let (reply, answer) = oneshot::channel();
+            // Nothing of it is written when this fails.
+            calls.send(Outgoing { frame, reply }).await.map_err(|_| TransportError::Unreachable(to))?;
+            let lost = |_| TransportError::Failed { member: to, reason: "the connection broke".into() };
+            wire::incoming_answer(&answer.await.map_err(lost)?, to, asked.as_ref())
+        })
+    }
+}
+
+/// The transaction that a call asks for.
+fn asked(call: &Call) -> Option<Transaction> {
+    match call {
+        Call::Ask(Ask::Write(transaction)) => Some(transaction.clone()),
+        _ => None,
+    }
+}
+
+/// A connection, or the memory of one.
+#[derive(Default)]
+struct Link(tokio::sync::Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    address: String,
+    calls: Option<mpsc::Sender<Outgoing>>,
+    failed: Option<Failed>,
+}
+
+/// The last dial failed.
+struct Failed {
+    retry_at: Instant,
+    back_off: Duration,
+}
+
+/// A call on its way out.
+struct Outgoing {
+    frame: Vec<u8>,
+    reply: oneshot::Sender<Bytes>,
+}
+
+impl Link {
+    /// Where calls to `to` go; a new connection if need be. Those who want one at the same time wait for the same.
+    async fn open(&self, shared: &Shared, to: MemberId, address: &str) -> Result<mpsc::Sender<Outgoing>, TransportError> {
+        let mut state = self.0.lock().await;
+        if state.address != address {
+            *state = State { address: address.to_owned(), ..State::default() };
+        }
+        if let Some(calls) = state.calls.as_ref().filter(|calls| !calls.is_closed()) {
+            return Ok(calls.clone());
+        }
+        if state.failed.as_ref().is_some_and(|failed| Instant::now() < failed.retry_at) {
+            return Err(TransportError::Unreachable(to));
+        }
+        match shared.dial(to, address).await {
+            Ok(stream) => {
+                let (calls, queue) = mpsc::channel(CALLS_QUEUED);
+                shared.spawn(async move {
+                    if let Err(error) = exchange(stream, queue).await {
+                        tracing::debug!(%error, member = to, "a link to another member ended");
+                    }
+                });
+                (state.failed, state.calls) = (None, Some(calls.clone()));
+                Ok(calls)
+            }
+            Err(error) => {
+                let before = state.failed.as_ref().map(|failed| failed.back_off);
+                if before.is_none() {
+                    tracing::warn!(%error, member = to, address, "reach another member; it is tried again");
+                }
+                let back_off = before.map_or(BACK_OFF.0, |before| (before * 2).min(BACK_OFF.1));
+                state.failed = Some(Failed { retry_at: Instant::now() + back_off, back_off });
+                Err(TransportError::Unreachable(to))
+            }
+        }
+    }
+}
+
+type ClientStream = tokio_rustls::client::TlsStream<TcpStream>;
+
+impl Shared {
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks.lock();
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(work);
+    }
+
+    /// A connection to the member `to` on which both have said hello.
+    async fn dial(&self, to: MemberId, address: &str) -> io::Result<ClientStream> {
+        let dial = async {
+            let stream = TcpStream::connect(address).await?;
+            prepare(&stream);
+            let name = ServerName::try_from(self.own.cluster.certificate_name(to)).map_err(io::Error::other)?;
+            let mut stream = self.tls.connect(name, stream).await?;
+            let mut hello = [0; HELLO_BYTES];
+            hello[..16].copy_from_slice(MAGIC);
+            hello[16..32].copy_from_slice(self.own.cluster.bytes());
+            hello[32..40].copy_from_slice(&self.own.member.to_le_bytes());
+            hello[40..].copy_from_slice(&to.to_le_bytes());
+            stream.write_all(&hello).await?;
+            stream.flush().await?;
+            let why = read_reply(&mut stream).await?;
+            if why.is_empty() { Ok(stream) } else { Err(io::Error::other(format!("it refuses: {why}"))) }
+        };
+        timeout(DIAL_TIMEOUT, dial).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    async fn send_snapshot(&self, to: MemberId, address: &str, call: Call) -> Result<Answer, TransportError> {
+        let stream = self.dial(to, address).await.map_err(|error| {
+            tracing::debug!(%error, member = to, "reach a member for a snapshot");
+            TransportError::Unreachable(to)
+        })?;
+        let head = wire::call(&call);
+        let Call::Snapshot { mut parts, .. } = call else { return Err(TransportError::Unreachable(to)) };
+        let send = async {
+            let (read, write) = tokio::io::split(stream);
+            let (mut read, mut write) = (BufReader::new(read), BufWriter::new(write));
+            write_frame(&mut write, 0, &head).await?;
+            let mut whole = false;
+            while let Some(part) = parts.recv().await {
+                let frame = match part {
+                    Part::Records(records) => wire::part(&records),
+                    Part::End(sent) => {
+                        whole = true;
+                        wire::end(sent)
+                    }
+                };
+                timed(write_frame(&mut write, 0, &frame)).await?;
+            }
+            if !whole {
+                return Err(io::Error::other("the snapshot could not be read"));
+            }
+            timed(write.flush()).await?;
+            // It is installed now, which may take long; whoever called has a deadline.
+            Ok(read_frame(&mut read).await?.1)
+        };
+        let answer = send.await.map_err(|error| TransportError::Failed { member: to, reason: error.to_string() })?;
+        wire::incoming_answer(&answer, to, None)
+    }
+}
+
+async fn timed<T>(step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    timeout(PART_TIMEOUT, step).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+fn prepare(stream: &TcpStream) {
+    let _ = stream.set_nodelay(true);
+    let _ = rustix::net::sockopt::set_tcp_user_timeout(stream, UNACKNOWLEDGED_MS);
+}
+
+/// Sends what comes, and hands out the answers, until either side ends. Whoever waits for an answer then finds out.
+async fn exchange(stream: ClientStream, mut queue: mpsc::Receiver<Outgoing>) -> io::Result<()> {
+    let (read, write) = tokio::io::split(stream);
+    let (mut read, mut write) = (BufReader::with_capacity(64 << 10, read), BufWriter::with_capacity(64 << 10, write));
+    let waiting: Mutex<HashMap<u64, oneshot::Sender<Bytes>>> = Mutex::default();
+    let writing = async {
+        let mut number = 0;
+        while let Some(Outgoing { frame, reply }) = queue.recv().await {
+            number += 1;
+            waiting.lock().insert(number, reply);
+            write_frame(&mut write, number, &frame).await?;
+            if queue.is_empty() {
+                write.flush().await?;
+            }
+        }
+        Ok(())
+    };
+    let reading = async {
+        loop {
+            let (number, answer) = read_frame(&mut read).await?;
+            let reply = waiting.lock().remove(&number);
+            if let Some(reply) = reply {
+                let _ = reply.send(answer);
+            }
+        }
+    };
+    // Neither is resumed: what is cut here is a connection that ends.
+    tokio::select! {
+        ended = writing => ended,
+        ended = reading => ended,
+    }
+}
+
+async fn write_frame(stream: &mut (impl AsyncWrite + Unpin), number: u64, body: &[u8]) -> io::Result<()> {
+    if body.len() > FRAME_BYTES_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a message for another member is too large"));
+    }
+    stream.write_all(&(body.len() as u32).to_le_bytes()).await?;
+    stream.write_all(&number.to_le_bytes()).await?;
+    stream.write_all(body).await
+}
+
+async fn read_frame(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(u64, Bytes)> {
+    let mut head = [0; 12];
+    stream.read_exact(&mut head).await?;
+    let (length, number) = head.split_at(4);
+    let length = u32::from_le_bytes(length.try_into().map_err(io::Error::other)?) as usize;
+    let number = u64::from_le_bytes(number.try_into().map_err(io::Error::other)?);
+    if length > FRAME_BYTES_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a message of another member is too large"));
+    }
+    // No more memory than has come.
+    let mut body = Vec::with_capacity(length.min(1 << 20));
+    let came = (&mut *stream).take(length as u64).read_to_end(&mut body).await?;
+    if came < length {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok((number, body.into()))
+}
+
+/// The reply to a hello: nothing, or why not.
+async fn read_reply(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<String> {
+    let length = stream.read_u16_le().await?;
+    let mut why = vec![0; usize::from(length)];
+    stream.read_exact(&mut why).await?;
+    Ok(String::from_utf8_lossy(&why).into_owned())
+}
+
+/// Takes the calls of other members to `member` at `listener`, until `stopped` says so.
+pub async fn serve(
+    listener: TcpListener,
+    tls: PeerTls,
+    own: (ClusterId, MemberId),
+    member: Weak<Member>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let own = Own { cluster: own.0, member: own.1 };
+    let acceptor = TlsAcceptor::from(tls.server);
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut tasks = JoinSet::new();
+    loop {
+        while tasks.try_join_next().is_some() {}
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stopped.wait_for(|stopped| *stopped) => break,
+        };
+        let (stream, from) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, perhaps: a pause lets some come back.
+                tracing::warn!(%error, "accept another member");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let Ok(place) = places.clone().try_acquire_owned() else { continue };
+        let (acceptor, member) = (acceptor.clone(), member.clone());
+        tasks.spawn(async move {
+            let _place = place;
+            if let Err(error) = connection(stream, from, acceptor, own, member).await {
+                tracing::debug!(%error, %from, "a link from another member ended");
+            }
+        });
+    }
+    // The set ends what is left in it.
+}
+
+async fn connection(
+    stream: TcpStream,
+    from: SocketAddr,
+    acceptor: TlsAcceptor,
+    own: Own,
+    member: Weak<Member>,
+) -> io::Result<()> {
+    prepare(&stream);
+    let greet = async {
+        let mut stream = acceptor.accept(stream).await?;
+        let mut hello = [0; HELLO_BYTES];
+        stream.read_exact(&mut hello).await?;
+        let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        let checked = check(&hello, certificate, own, &member);
+        let why = checked.as_ref().err().cloned().unwrap_or_default();
+        stream.write_u16_le(u16::try_from(why.len()).unwrap_or_default()).await?;
+        stream.write_all(why.as_bytes()).await?;
+        stream.flush().await?;
+        checked.map(|caller| (stream, caller)).map_err(io::Error::other)
+    };
+    let greeted = timeout(DIAL_TIMEOUT * 2, greet).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    let (stream, caller) = greeted.inspect_err(|error| tracing::warn!(%error, %from, "refuse another member"))?;
+    let (read, write) = tokio::io::split(stream);
+    let (mut read, mut write) = (BufReader::with_capacity(64 << 10, read), BufWriter::with_capacity(64 << 10, write));
+    let (answers, mut queue) = mpsc::channel::<(u64, Vec<u8>)>(CALLS_QUEUED);
+    let writing = async {
+        while let Some((number, answer)) = queue.recv().await {
+            write_frame(&mut write, number, &answer).await?;
+            if queue.is_empty() {
+                write.flush().await?;
+            }
+        }
+        Ok(())
+    };
+    let reading = async {
+        let places = Arc::new(Semaphore::new(CALLS_ANSWERED));
+        let mut tasks = JoinSet::new();
+        loop {
+            while tasks.try_join_next().is_some() {}
+            let (number, body) = read_frame(&mut read).await?;
+            let member = member.upgrade().ok_or_else(|| io::Error::other("the keyspace was shut down"))?;
+            // Whoever is removed while it is connected has nothing more to say.
+            if group::number(&member.machine().state.read(), caller) == Number::Gone {
+                return Err(io::Error::other(members::removed(caller)));
+            }
+            match wire::incoming(&body)? {
+                Incoming::Snapshot { vote, meta } => {
+                    let (parts, incoming) = mpsc::channel(1);
+                    let call = Call::Snapshot { vote, meta, parts: incoming };
+                    let (taken, answer) = tokio::join!(take_parts(&mut read, parts), answer(&member, call));
+                    taken?;
+                    answers.send((number, wire::answer(&answer))).await.map_err(io::Error::other)?;
+                }
+                Incoming::Call(call) => {
+                    let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
+                    let answers = answers.clone();
+                    tasks.spawn(async move {
+                        let asked = asked(&call);
+                        let mut answer = answer(&member, call).await;
+                        if let (Ok(answer), Some(asked)) = (&mut answer, &asked) {
+                            wire::spare(answer, asked);
+                        }
+                        let _ = answers.send((number, wire::answer(&answer))).await;
+                        drop(place);
+                    });
+                }
+            }
+        }
+    };
+    // Neither is resumed: what is cut here is a connection that ends.
+    tokio::select! {
+        ended = writing => ended,
+        ended = reading => ended,
+    }
+}
+
+/// Takes the parts of a snapshot to whoever receives it.
+async fn take_parts(read: &mut (impl AsyncRead + Unpin), parts: mpsc::Sender<Part>) -> io::Result<()> {
+    loop {
+        let (_, body) = timed(read_frame(read)).await?;
+        let (part, ends) = match wire::incoming_part(&body)? {
+            IncomingPart::Records(records) => (Part::Records(records), false),
+            IncomingPart::End(sent) => (Part::End(sent), true),
+        };
+        // Whoever receives may have failed already, and says so in its answer.
+        let goes_on = parts.send(part).await.is_ok();
+        if ends || !goes_on {
+            return Ok(());
+        }
+    }
+}
+
+/// Who calls, if it may.
+fn check(
+    hello: &[u8; HELLO_BYTES],
+    certificate: Option<&rustls::pki_types::CertificateDer<'_>>,
+    own: Own,
+    member: &Weak<Member>,
+) -> Result<MemberId, String> {
+    let number = |at: usize| hello[at..at + 8].iter().rev().fold(0, |number: u64, byte| number << 8 | u64::from(*byte));
+    let (caller, called) = (number(32), number(40));
+    if hello[..16] != *MAGIC {
+        return Err("this server speaks another version of the protocol between servers".into());
+    }
+    if hello[16..32] != *own.cluster.bytes() {
+        return Err(format!("this server belongs to cluster {}", own.cluster));
+    }
+    if called != own.member {
+        return Err(format!("this is member {}, not {called}", own.member));
+    }
+    let name = own.cluster.certificate_name(caller);
+    let valid = certificate.is_some_and(|certificate| {
+        let name = ServerName::try_from(name.as_str());
+        let certificate = rustls::server::ParsedCertificate::try_from(certificate);
+        matches!((certificate, name), (Ok(certificate), Ok(name))
+            if rustls::client::verify_server_name(&certificate, &name).is_ok())
+    });
+    if !valid {
+        return Err(format!("the certificate is not that of member {caller}"));
+    }
+    let member = member.upgrade().ok_or("this server is about to stop")?;
+    match group::number(&member.machine().state.read(), caller) {
+        Number::Gone => Err(members::removed(caller)),
+        Number::Taken | Number::Unknown => Ok(caller),
+    }
+}

@@ -1,0 +1,365 @@
+//! Who is in the group: learners are added, promoted together, and members removed, one change at a time.
+//!
+//! A group has an odd number of voters whenever it can: two are more fragile than one, four no better than three. So learners
+//! wait for each other and are promoted in one joint change (1 → 3 → 5). Whoever removes a voter gets a learner that has caught
+//! up in its place, in the same change; without one, a group may have to stay with an even number, and says so.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{ClientWriteError, RaftError};
+use openraft::{BasicNode, ChangeMembers, Instant, ServerState};
+
+use super::ask::{Change, Refusal, Told};
+use super::types::{MemberId, Transaction, TypeConfig};
+use super::{ELECTION, Member};
+use crate::group::{self, Lead, MemberStatus, Number, Role};
+use crate::record::Revision;
+
+/// Most voters: each further one makes every write wait for one more disk.
+const VOTERS_MAX: usize = 5;
+/// A learner that lacks no more entries than this has caught up.
+const BEHIND_MAX: u64 = 256;
+/// Who was heard of within this time is up.
+const UP_WITHIN: Duration = ELECTION.1;
+/// How long a leader waits for the one that it hands over to.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The group as its leader sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct View {
+    leader: MemberId,
+    voters: BTreeSet<MemberId>,
+    learners: BTreeSet<MemberId>,
+    /// Members that were heard of lately, the leader among them.
+    up: BTreeSet<MemberId>,
+    /// Members that lack little of the log.
+    caught_up: BTreeSet<MemberId>,
+}
+
+impl View {
+    /// Learners that can be made voters.
+    fn ready(&self) -> impl Iterator<Item = MemberId> {
+        self.learners.iter().copied().filter(|member| self.up.contains(member) && self.caught_up.contains(member))
+    }
+
+    /// The learners that are to be voters now, so that the number of voters is odd.
+    fn promotable(&self) -> BTreeSet<MemberId> {
+        let ready: Vec<MemberId> = self.ready().collect();
+        let most = (self.voters.len() + ready.len()).min(VOTERS_MAX);
+        let odd = if most % 2 == 1 { most } else { most - 1 };
+        let more = odd.saturating_sub(self.voters.len());
+        // Where there is an even number already, one more is better, whatever comes.
+        ready.into_iter().take(more).collect()
+    }
+
+    /// The voters without `gone`, or why that may not be.
+    fn without(&self, gone: &BTreeSet<MemberId>) -> Result<BTreeSet<MemberId>, String> {
+        let unknown: Vec<String> =
+            gone.iter().filter(|m| !self.voters.contains(m) && !self.learners.contains(m)).map(MemberId::to_string).collect();
+        if !unknown.is_empty() {
+            return Err(format!("there is no member {}; `coracle status` lists them", unknown.join(" and no member ")));
+        }
+        if self.voters.is_disjoint(gone) {
+            return Ok(self.voters.clone());
+        }
+        let mut left: BTreeSet<MemberId> = self.voters.difference(gone).copied().collect();
+        for member in self.ready().filter(|member| !gone.contains(member)) {
+            if left.len() < self.voters.len() {
+                left.insert(member);
+            }
+        }
+        if left.is_empty() {
+            return Err("that is all who have the data; to delete it, stop the server and run `coracle reset`".into());
+        }
+        let down: Vec<String> = left.difference(&self.up).map(MemberId::to_string).collect();
+        if (left.len() - down.len()) * 2 <= left.len() {
+            return Err(format!(
+                "of the {} voters that would be left, member {} cannot be reached, and they could not go on: bring it back, or \
+                 remove it first",
+                left.len(),
+                down.join(" and member ")
+            ));
+        }
+        Ok(left)
+    }
+
+    /// Who of the voters should lead in the leader's place: one that is up and lacks little.
+    fn successor(&self, not: &BTreeSet<MemberId>) -> Option<MemberId> {
+        let others = self.voters.iter().copied().filter(|member| *member != self.leader && !not.contains(member));
+        others.filter(|member| self.up.contains(member)).max_by_key(|member| (self.caught_up.contains(member), *member))
+    }
+}
+
+impl Member {
+    /// Where `member` is reached, as far as is known here.
+    pub fn address_of(&self, member: MemberId) -> Option<String> {
+        let metrics = self.raft().server_metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.membership().get_node(&member).map(|node| node.addr.clone())
+    }
+
+    /// Whether this member is in the group, as far as it knows; `None` when it knows of no group.
+    pub fn is_in_group(&self) -> Option<bool> {
+        let metrics = self.raft().server_metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        membership.nodes().next()?;
+        Some(membership.get_node(&self.id()).is_some())
+    }
+
+    /// The term in which this member leads.
+    pub fn leading(&self) -> Option<u64> {
+        let metrics = self.raft().server_metrics();
+        let metrics = metrics.borrow_watched();
+        (metrics.state == ServerState::Leader && metrics.current_leader == Some(self.id()))
+            .then_some(metrics.vote.leader_id.term)
+    }
+
+    /// Waits until there is another leader or term, and no longer than `patience`.
+    pub async fn leader_changes(&self, patience: Duration) {
+        let before = (self.leading(), self.leader());
+        let mut metrics = self.raft().server_metrics();
+        let changes = async {
+            while (self.leading(), self.leader()) == before {
+                if metrics.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(patience, changes).await;
+    }
+
+    /// What this member knows of all.
+    pub fn members(&self) -> Vec<MemberStatus> {
+        let metrics = self.raft().metrics();
+        let metrics = metrics.borrow_watched().clone();
+        let voters: BTreeSet<MemberId> = metrics.membership_config.voter_ids().collect();
+        let leads = metrics.state == ServerState::Leader;
+        let matched = |member: MemberId| match &metrics.replication {
+            _ if member == self.id() => metrics.last_log_index,
+            Some(replication) => replication.get(&member)?.map(|matched| matched.index),
+            None => None,
+        };
+        let heard = |member: MemberId| match &metrics.heartbeat {
+            _ if member == self.id() && leads => Some(Duration::ZERO),
+            Some(heartbeat) => heartbeat.get(&member)?.as_ref().map(|at| at.elapsed()),
+            None => None,
+        };
+        let state = self.machine().state.read();
+        let all = metrics.membership_config.membership().nodes();
+        all.map(|(member, node)| MemberStatus {
+            member: *member,
+            name: group::name(&state, *member),
+            address: node.addr.clone(),
+            role: if voters.contains(member) { Role::Voter } else { Role::Learner },
+            leads: metrics.current_leader == Some(*member),
+            matched: matched(*member).filter(|_| leads).map(Revision::new),
+            heard: heard(*member),
+        })
+        .collect()
+    }
+
+    fn view(&self) -> View {
+        let last = self.raft().metrics().borrow_watched().last_log_index.unwrap_or_default();
+        let mut view = View { leader: self.id(), ..View::default() };
+        for member in self.members() {
+            let set = if member.role == Role::Voter { &mut view.voters } else { &mut view.learners };
+            set.insert(member.member);
+            if member.heard.is_some_and(|heard| heard < UP_WITHIN) {
+                view.up.insert(member.member);
+            }
+            if member.matched.is_some_and(|matched| matched.get() + BEHIND_MAX >= last) {
+                view.caught_up.insert(member.member);
+            }
+        }
+        view
+    }
+
+    /// Carries out a change of the group, if this member leads.
+    pub async fn change(&self, change: Change) -> Result<(), Refusal> {
+        if self.leading().is_none() {
+            return Err(Refusal::NotLeader(self.leader()));
+        }
+        let _one = self.changing().lock().await;
+        match change {
+            Change::Announce { member, address } => self.announced(member, address).await,
+            Change::Remove(members) => self.remove(&members).await,
+        }
+    }
+
+    async fn announced(&self, member: MemberId, address: String) -> Result<(), Refusal> {
+        match self.address_of(member) {
+            Some(known) if known == address => Ok(()),
+            Some(_) => {
+                let node = BTreeMap::from([(member, BasicNode::new(address))]);
+                self.change_members(ChangeMembers::SetNodes(node)).await
+            }
+            None if group::number(&self.machine().state.read(), member) == Number::Taken => {
+                let node = BTreeMap::from([(member, BasicNode::new(address))]);
+                self.change_members(ChangeMembers::AddNodes(node)).await
+            }
+            None => Err(Refusal::Refused(removed(member))),
+        }
+    }
+
+    async fn remove(&self, gone: &BTreeSet<MemberId>) -> Result<(), Refusal> {
+        let view = self.view();
+        let left = view.without(gone).map_err(Refusal::Refused)?;
+        if gone.contains(&self.id()) {
+            // Whoever leads then carries it out.
+            let successor = view.successor(gone).ok_or(Refusal::NotLeader(None))?;
+            self.transfer(successor).await;
+            return Err(Refusal::NotLeader(Some(successor)));
+        }
+        if left != view.voters {
+            self.change_members(ChangeMembers::ReplaceAllVoters(left)).await?;
+        }
+        let nodes: BTreeSet<MemberId> = gone.iter().copied().filter(|member| self.address_of(*member).is_some()).collect();
+        if !nodes.is_empty() {
+            self.change_members(ChangeMembers::RemoveNodes(nodes)).await?;
+        }
+        let forgotten = group::forget(&self.machine().state.read(), gone);
+        if !forgotten.is_empty() {
+            self.write(Transaction::new(forgotten)).await?;
+        }
+        tracing::info!(members = ?gone, "removed from the group");
+        Ok(())
+    }
+
+    /// Makes voters of learners that are ready, if that gives an odd number.
+    pub async fn promote(&self) {
+        let _one = self.changing().lock().await;
+        let promotable = self.view().promotable();
+        if promotable.is_empty() {
+            return;
+        }
+        match self.change_members(ChangeMembers::AddVoterIds(promotable.clone())).await {
+            Ok(()) => tracing::info!(members = ?promotable, "they are voters now"),
+            Err(error) => tracing::warn!(?error, members = ?promotable, "make them voters; it is tried again"),
+        }
+    }
+
+    async fn change_members(&self, change: ChangeMembers<MemberId, BasicNode>) -> Result<(), Refusal> {
+        match self.raft().change_membership(change, false).await {
+            Ok(_) => Ok(()),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
+                Err(Refusal::NotLeader(forward.leader_id))
+            }
+            Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(error))) => {
+                Err(Refusal::Refused(error.to_string()))
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a change of the group has no known outcome");
+                Err(Refusal::Unknown)
+            }
+        }
+    }
+
+    /// Gives leadership to another voter that is up, if this member has it. Whether it has it no more.
+    pub async fn hand_over(&self) -> bool {
+        if self.leading().is_none() {
+            return true;
+        }
+        match self.view().successor(&BTreeSet::new()) {
+            Some(successor) => self.transfer(successor).await,
+            None => false,
+        }
+    }
+
+    /// Asks `successor` to lead, and waits until it does.
+    pub async fn transfer(&self, successor: MemberId) -> bool {
+        if self.raft().trigger().transfer_leader(successor).await.is_err() {
+            return false;
+        }
+        let id = self.id();
+        let led = move |metrics: &openraft::RaftMetrics<TypeConfig>| {
+            metrics.current_leader.is_some_and(|leader| leader != id)
+        };
+        let waited = self.raft().wait(Some(HAND_OVER_TIMEOUT)).metrics(led, "another leads").await;
+        waited.is_ok()
+    }
+
+    /// Says in the log that this member leads, if it does; what its duties' writes depend on. `None` when it does not, or
+    /// could not say so.
+    pub async fn take_lead(&self) -> Option<Lead> {
+        let term = self.leading()?;
+        let ops = group::take_lead(&self.machine().state.read(), self.id(), term);
+        let told = self.write(Transaction::new(ops)).await;
+        match told {
+            Ok(Told::Written(revision, Ok(_))) if self.leading() == Some(term) => Some(Lead::new(term, revision)),
+            Ok(_) => None,
+            Err(refusal) => {
+                tracing::debug!(?refusal, "say who leads");
+                None
+            }
+        }
+    }
+}
+
+/// What a member that was removed is told.
+pub fn removed(member: MemberId) -> String {
+    format!(
+        "member {member} was removed from this cluster, or never admitted: stop it, delete its data with `coracle reset`, and \
+         join again to get a new number"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view(voters: &[MemberId], learners: &[MemberId], down: &[MemberId]) -> View {
+        let all: BTreeSet<MemberId> = voters.iter().chain(learners).copied().collect();
+        let up: BTreeSet<MemberId> = all.difference(&down.iter().copied().collect()).copied().collect();
+        View {
+            leader: voters[0],
+            voters: voters.iter().copied().collect(),
+            learners: learners.iter().copied().collect(),
+            caught_up: up.clone(),
+            up,
+        }
+    }
+
+    #[test]
+    fn learners_are_promoted_together_and_voters_are_odd() {
+        for (voters, learners, down, expected) in [
+            (&[1][..], &[][..], &[][..], &[][..]),
+            (&[1], &[2], &[], &[]),
+            (&[1], &[2, 3], &[], &[2, 3]),
+            (&[1], &[2, 3], &[3], &[]),
+            (&[1], &[2, 3, 4], &[3], &[2, 4]),
+            (&[1, 2, 3], &[4], &[], &[]),
+            (&[1, 2, 3], &[4, 5, 6], &[], &[4, 5]),
+            (&[1, 2], &[7], &[], &[7]),
+            (&[1, 2, 3, 4, 5], &[6, 7], &[], &[]),
+        ] {
+            let found: Vec<MemberId> = view(voters, learners, down).promotable().into_iter().collect();
+            assert_eq!(found, expected, "{voters:?} {learners:?} {down:?}");
+        }
+    }
+
+    #[test]
+    fn a_removal_leaves_a_majority_that_is_up_or_is_refused() {
+        let gone = |members: &[MemberId]| members.iter().copied().collect::<BTreeSet<_>>();
+        for (voters, learners, down, members, expected) in [
+            (&[1, 2, 3][..], &[][..], &[3][..], &[3][..], Ok(vec![1, 2])),
+            (&[1, 2, 3], &[], &[3], &[2], Err("member 3 cannot be reached")),
+            (&[1, 2, 3], &[], &[], &[2, 3], Ok(vec![1])),
+            (&[1, 2, 3], &[4], &[3], &[3], Ok(vec![1, 2, 4])),
+            (&[1, 2, 3], &[4], &[3, 4], &[3], Ok(vec![1, 2])),
+            (&[1, 2, 3], &[4], &[], &[4], Ok(vec![1, 2, 3])),
+            (&[1, 2, 3], &[], &[2], &[9], Err("no member 9")),
+            (&[1], &[2], &[2], &[1], Err("all who have the data")),
+            (&[1], &[2], &[], &[1], Ok(vec![2])),
+        ] {
+            let found = view(voters, learners, down).without(&gone(members));
+            match (found, expected) {
+                (Ok(left), Ok(expected)) => assert_eq!(left.into_iter().collect::<Vec<_>>(), expected),
+                (Err(why), Err(part)) => assert!(why.contains(part), "{why}"),
+                (found, expected) => panic!("{voters:?} {learners:?} {down:?} {members:?}: {found:?}, not {expected:?}"),
+            }
+        }
+    }
+}
