@@ -56,6 +56,7 @@ where
         request.extensions_mut().insert(Here);
         let shared = self.shared.clone();
         let lead = self.lead;
-        Box::pin(async move { Ok(store::under(lead, router::handle(shared, request)).await) })
+        let answer: Pin<Box<dyn Future<Output = Response<Body>> + Send>> = Box::pin(router::handle(shared, request));
+        Box::pin(async move { Ok(store::under(lead, answer).await) })
     }
 }

@@ -12,7 +12,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, FlockOperation};
 
@@ -97,6 +97,28 @@ impl Default for Sizes {
     }
 }
 
+/// How long a group takes to notice things; a simulation is impatient.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// How often a leader is heard of (design.md §4).
+    pub heartbeat: Duration,
+    /// The same where there is nobody to hear it: openraft's clock ticks five times in a heartbeat, and an idle server
+    /// should be idle. Still short enough for members that are added later.
+    pub heartbeat_alone: Duration,
+    /// When a leader that is not heard of is replaced (design.md §4).
+    pub election: (Duration, Duration),
+}
+
+impl Default for Timing {
+    fn default() -> Timing {
+        Timing {
+            heartbeat: Duration::from_millis(100),
+            heartbeat_alone: Duration::from_millis(400),
+            election: (Duration::from_millis(1000), Duration::from_millis(2000)),
+        }
+    }
+}
+
 /// The machine.
 #[derive(Clone)]
 pub struct Host {
@@ -108,6 +130,8 @@ pub struct Host {
     pub threads: bool,
     /// Bounds.
     pub sizes: Sizes,
+    /// How patient its member is.
+    pub timing: Timing,
     simulated: bool,
 }
 
@@ -121,6 +145,7 @@ impl Host {
             random: Arc::new(random),
             threads: true,
             sizes: Sizes::default(),
+            timing: Timing::default(),
             simulated: false,
         }
     }
@@ -128,7 +153,8 @@ impl Host {
     /// A machine of a test.
     #[cfg(test)]
     pub fn simulated(disk: Arc<dyn Disk>, random: u64, threads: bool, sizes: Sizes) -> Host {
-        Host { disk, random: Arc::new(move || random), threads, sizes, simulated: true }
+        let timing = Timing::default();
+        Host { disk, random: Arc::new(move || random), threads, sizes, timing, simulated: true }
     }
 
     /// Where the watch history of `dir` is. It may be lost and reads its own files; a simulated machine keeps none.

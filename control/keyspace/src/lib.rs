@@ -411,12 +411,18 @@ impl Keyspace {
             return Err(TransactError::Stopped);
         }
         let transaction = Transaction::new(ops);
-        let asked = tokio::time::timeout(PROPOSAL_TIMEOUT, self.0.member.ask(Ask::Write(transaction))).await;
+        // Callers' own futures stay small.
+        let asked = Box::pin(self.0.member.ask(Ask::Write(transaction)));
+        let asked = tokio::time::timeout(PROPOSAL_TIMEOUT, asked).await;
         let (revision, outcome) = match asked {
             Ok(Ok(Told::Written(revision, outcome))) => (revision, outcome),
             Ok(Err(Refusal::NotLeader(leader))) => return Err(TransactError::Unavailable { leader }),
             Ok(Err(Refusal::NoRoom(room))) => return Err(room.into()),
-            Ok(Ok(_) | Err(Refusal::Unknown | Refusal::Refused(_))) | Err(_) => return Err(TransactError::Unknown),
+            Ok(Err(Refusal::Refused(why))) => {
+                tracing::warn!(why, "a transaction was refused by the leader");
+                return Err(TransactError::Unavailable { leader: None });
+            }
+            Ok(Ok(_) | Err(Refusal::Unknown)) | Err(_) => return Err(TransactError::Unknown),
         };
         if self.revision() < revision {
             // Another member leads: what it says is there is here before it is said.
@@ -579,6 +585,19 @@ impl Keyspace {
     /// next.
     pub async fn shutdown(self) {
         self.hand_over().await;
+        self.0.stop();
+        let tasks = std::mem::take(&mut *self.0.tasks.lock());
+        for task in tasks {
+            let _ = task.await;
+        }
+        self.0.member.stop().await;
+    }
+}
+
+#[cfg(test)]
+impl Keyspace {
+    /// Ends as a process does that is killed: nobody is told.
+    async fn abandon(self) {
         self.0.stop();
         let tasks = std::mem::take(&mut *self.0.tasks.lock());
         for task in tasks {

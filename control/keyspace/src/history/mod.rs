@@ -33,8 +33,11 @@ use crate::record::{Event, Revision};
 const SEGMENT_BYTES: u64 = 8 << 20;
 /// When less than this is free on the disk, the history gives back what is missing: the log is worth more.
 const FREE_BYTES: u64 = 512 << 20;
-/// Decoded blocks that are kept for others who come by; many informers come back at once and read the same.
+/// Decoded blocks that are kept for others who come by; many informers come back at once and read the same. The oldest
+/// goes first, and one that is larger than all may be is not kept.
 const BLOCKS_CACHED: usize = 16;
+/// The same in bytes of their events: a single transaction may be 4 MiB, with what was there before as much again.
+const CACHED_BYTES: usize = 16 << 20;
 /// The file that says what the others should have.
 const HEAD: &str = "HEAD";
 const HEAD_VERSION: u32 = 1;
@@ -57,6 +60,13 @@ struct Cached {
     collection: Arc<str>,
     after: u64,
     events: Events,
+    bytes: usize,
+}
+
+/// Bytes of `events`, about.
+fn size(events: &[Arc<Event>]) -> usize {
+    let record = |record: &crate::record::Record| record.size() as usize + 256;
+    events.iter().map(|event| record(&event.record) + event.previous.as_deref().map_or(0, record)).sum()
 }
 
 #[derive(Default)]
@@ -247,11 +257,16 @@ impl History {
             return Ok(Some(cached.events.clone()));
         }
         let events = Arc::new(segment::read(&path, place, collection)?);
+        let bytes = size(&events);
         let mut cached = self.cached.lock();
-        if cached.len() >= BLOCKS_CACHED {
-            cached.pop_front();
+        while cached.len() >= BLOCKS_CACHED
+            || cached.iter().map(|cached| cached.bytes).sum::<usize>() + bytes > CACHED_BYTES
+        {
+            if cached.pop_front().is_none() {
+                return Ok(Some(events));
+            }
         }
-        cached.push_back(Cached { collection: collection.clone(), after: place.last, events: events.clone() });
+        cached.push_back(Cached { collection: collection.clone(), after: place.last, events: events.clone(), bytes });
         Ok(Some(events))
     }
 
@@ -556,6 +571,25 @@ mod tests {
         assert_eq!(read(&history, "quiet", 0).unwrap(), [1, 2, 3]);
         let now = history.forgotten().into_iter().find(|(name, _)| &**name == "noisy").unwrap().1;
         assert!(now > *upto && now.get() < 103);
+    }
+
+    #[test]
+    fn blocks_that_were_read_are_kept_up_to_a_number_and_a_size() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = open(&dir, 0, 1 << 30);
+        let large = CACHED_BYTES / 3;
+        for revision in 1..=6 {
+            let events = [event(revision, if revision < 6 { large } else { CACHED_BYTES + 1 })];
+            history.append(&Arc::from("things"), Revision::new(revision - 1), false, &events).unwrap();
+        }
+        for after in 0..6 {
+            let events = history.read(&Arc::from("things"), Revision::new(after)).unwrap().unwrap();
+            assert_eq!(events.last().unwrap().record.revision.get(), after + 1);
+            let cached = history.cached.lock();
+            let bytes: usize = cached.iter().map(|cached| size(&cached.events)).sum();
+            assert!(bytes <= CACHED_BYTES && cached.len() <= BLOCKS_CACHED, "{bytes}");
+            assert_eq!(cached.is_empty(), after == 5);
+        }
     }
 
     #[test]

@@ -65,7 +65,7 @@ impl Transport for Link {
         let (from, hub) = (self.from, self.hub.clone());
         Box::pin(async move {
             let member = hub.find(from, to).ok_or(TransportError::Unreachable(to))?;
-            let answer = answer(&member, call).await?;
+            let answer = answer(&member, from, call).await?;
             // An answer is lost on a connection that was cut meanwhile.
             let cut = || TransportError::Failed { member: to, reason: "the connection was cut".into() };
             hub.find(to, from).ok_or_else(cut)?;

@@ -426,15 +426,11 @@ async fn connection(
             while tasks.try_join_next().is_some() {}
             let (number, body) = read_frame(&mut read).await?;
             let member = member.upgrade().ok_or_else(|| io::Error::other("the keyspace was shut down"))?;
-            // Whoever is removed while it is connected has nothing more to say.
-            if group::number(&member.machine().state.read(), caller) == Number::Gone {
-                return Err(io::Error::other(members::removed(caller)));
-            }
             match wire::incoming(&body)? {
                 Incoming::Snapshot { vote, meta } => {
                     let (parts, incoming) = mpsc::channel(1);
                     let call = Call::Snapshot { vote, meta, parts: incoming };
-                    let (taken, answer) = tokio::join!(take_parts(&mut read, parts), answer(&member, call));
+                    let (taken, answer) = tokio::join!(take_parts(&mut read, parts), answer(&member, caller, call));
                     taken?;
                     answers.send((number, wire::answer(&answer))).await.map_err(io::Error::other)?;
                 }
@@ -443,7 +439,7 @@ async fn connection(
                     let answers = answers.clone();
                     tasks.spawn(async move {
                         let asked = asked(&call);
-                        let mut answer = answer(&member, call).await;
+                        let mut answer = answer(&member, caller, call).await;
                         if let (Ok(answer), Some(asked)) = (&mut answer, &asked) {
                             wire::spare(answer, asked);
                         }
@@ -509,5 +505,128 @@ fn check(
     match group::number(&member.machine().state.read(), caller) {
         Number::Gone => Err(members::removed(caller)),
         Number::Taken | Number::Unknown => Ok(caller),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    use rustls::RootCertStore;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    use rustls::server::WebPkiClientVerifier;
+
+    use super::*;
+    use crate::raft::{Refusal, Told};
+    use crate::{Config, Keyspace, Peers};
+
+    /// An authority of a test.
+    struct Authority {
+        certificate: CertificateDer<'static>,
+        issuer: Issuer<'static, KeyPair>,
+    }
+
+    impl Authority {
+        fn new() -> Authority {
+            let key = KeyPair::generate().unwrap();
+            let mut params = CertificateParams::default();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            let certificate = params.self_signed(&key).unwrap();
+            Authority { certificate: certificate.der().clone(), issuer: Issuer::new(params, key) }
+        }
+
+        /// TLS for whoever has `name`.
+        fn tls(&self, name: &str) -> PeerTls {
+            let key = KeyPair::generate().unwrap();
+            let certificate = CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &self.issuer).unwrap();
+            let mut roots = RootCertStore::empty();
+            roots.add(self.certificate.clone()).unwrap();
+            let roots = Arc::new(roots);
+            let provider = Arc::new(rustls::crypto::ring::default_provider());
+            let chain = || vec![certificate.der().clone()];
+            let private = || PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone()).build().unwrap();
+            let server = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
+            let client = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+            PeerTls {
+                server: Arc::new(
+                    server.unwrap().with_client_cert_verifier(verifier).with_single_cert(chain(), private()).unwrap(),
+                ),
+                client: Arc::new(
+                    client.unwrap().with_root_certificates(roots).with_client_auth_cert(chain(), private()).unwrap(),
+                ),
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn only_members_of_the_cluster_with_their_own_certificate_are_heard() {
+        let dir = tempfile::tempdir().unwrap();
+        let prepared = Keyspace::prepare(Config::new(dir.path())).await.unwrap();
+        let (authority, stranger) = (Authority::new(), Authority::new());
+        let (own, other) = (prepared.cluster(), ClusterId::new([1, 2]));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let tls = authority.tls(&own.certificate_name(1));
+        let keyspace = prepared.start(Some(Peers { listener, address: address.clone(), tls })).await.unwrap();
+        let known = async {
+            while keyspace.members()[0].address != address {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), known).await.expect("its address is known");
+        let second = keyspace.admit("second").await.unwrap();
+        assert_eq!((second.member, second.cluster), (2, own));
+        let ask = async |says: ClusterId, member: MemberId, tls: PeerTls, to: MemberId| {
+            let links = Links::new(says, member, &tls);
+            let called = links.call(to, &address, Call::Ask(Ask::ReadIndex));
+            let answer = tokio::time::timeout(Duration::from_secs(10), called).await.expect("an answer or a refusal");
+            matches!(answer, Ok(Answer::Told(Ok(Told::ReadIndex(_)) | Err(Refusal::NotLeader(_)))))
+        };
+        let named = |authority: &Authority, member| authority.tls(&own.certificate_name(member));
+        assert!(ask(own, 2, named(&authority, 2), 1).await);
+        for (what, heard) in [
+            ("another's certificate", ask(own, 2, named(&authority, 3), 1).await),
+            ("a node's certificate", ask(own, 2, authority.tls("node-2"), 1).await),
+            ("another cluster's member", ask(other, 2, authority.tls(&other.certificate_name(2)), 1).await),
+            ("another authority", ask(own, 2, named(&stranger, 2), 1).await),
+            ("for another member", ask(own, 2, named(&authority, 2), 3).await),
+        ] {
+            assert!(!heard, "{what}");
+        }
+        // Of the same authority, with another cluster's id in its words alone.
+        let mut hello = [0; HELLO_BYTES];
+        hello[..16].copy_from_slice(MAGIC);
+        hello[16..32].copy_from_slice(other.bytes());
+        (hello[32], hello[40]) = (2, 1);
+        let weak = Arc::downgrade(&keyspace.0.member);
+        let words = |hello: &[u8; HELLO_BYTES]| check(hello, None, Own { cluster: own, member: 1 }, &weak).unwrap_err();
+        assert!(words(&hello).contains("belongs to cluster"));
+        hello[15] = b'2';
+        assert!(words(&hello).contains("another version"));
+        // Removed: it has nothing to say any more, on a connection that it has as on a new one.
+        let tls = named(&authority, 2);
+        let links = Links::new(own, 2, &tls);
+        let announce = crate::raft::Change::Announce { member: 2, address: "127.0.0.1:1".into() };
+        let told = links.call(1, &address, Call::Ask(Ask::Change(announce))).await.unwrap();
+        assert!(matches!(told, Answer::Told(Ok(Told::Changed))), "{told:?}");
+        keyspace.remove([2].into()).await.unwrap();
+        let told = links.call(1, &address, Call::Ask(Ask::ReadIndex)).await.unwrap();
+        assert!(matches!(&told, Answer::Told(Err(Refusal::Refused(why))) if why.contains("removed")), "{told:?}");
+        assert!(!ask(own, 2, tls, 1).await);
+        assert_eq!(keyspace.admit("third").await.unwrap().member, 3);
+        keyspace.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_frame_that_is_too_large_or_ends_early_is_an_error() {
+        for (bytes, whole) in [
+            (&b"\x02\0\0\0\x07\0\0\0\0\0\0\0ab"[..], true),
+            (b"\x03\0\0\0\x07\0\0\0\0\0\0\0ab", false),
+            (b"\x02\0\0\0\x07\0\0\0", false),
+            (b"\xff\xff\xff\xff\x07\0\0\0\0\0\0\0ab", false),
+        ] {
+            let read = read_frame(&mut &bytes[..]).await;
+            assert_eq!(read.ok(), whole.then(|| (7, Bytes::from_static(b"ab"))), "{bytes:?}");
+        }
     }
 }

@@ -13,7 +13,7 @@ use openraft::{BasicNode, ChangeMembers, Instant, ServerState};
 
 use super::ask::{Change, Refusal, Told};
 use super::types::{MemberId, Transaction, TypeConfig};
-use super::{ELECTION, Member};
+use super::Member;
 use crate::group::{self, Lead, MemberStatus, Number, Role};
 use crate::record::Revision;
 
@@ -21,8 +21,6 @@ use crate::record::Revision;
 const VOTERS_MAX: usize = 5;
 /// A learner that lacks no more entries than this has caught up.
 const BEHIND_MAX: u64 = 256;
-/// Who was heard of within this time is up.
-const UP_WITHIN: Duration = ELECTION.1;
 /// How long a leader waits for the one that it hands over to.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -167,7 +165,7 @@ impl Member {
         for member in self.members() {
             let set = if member.role == Role::Voter { &mut view.voters } else { &mut view.learners };
             set.insert(member.member);
-            if member.heard.is_some_and(|heard| heard < UP_WITHIN) {
+            if member.heard.is_some_and(|heard| heard < self.up_within()) {
                 view.up.insert(member.member);
             }
             if member.matched.is_some_and(|matched| matched.get() + BEHIND_MAX >= last) {

@@ -22,7 +22,17 @@ mod wire;
 pub mod testing {
     pub use super::log::Log;
     pub use super::machine::Applier;
+    pub use super::network::{TransportError, answer};
+    pub use super::wire::{answer as wire_answer, call as wire, incoming_answer, spare};
     pub use super::types::{Entry, LeaderId, LogId, Transaction, Vote};
+
+    /// The call that `bytes`, made by [`wire`], say; no snapshot.
+    pub fn incoming(bytes: &bytes::Bytes) -> super::Call {
+        match super::wire::incoming(bytes).unwrap() {
+            super::wire::Incoming::Call(call) => call,
+            super::wire::Incoming::Snapshot { .. } => panic!("a snapshot"),
+        }
+    }
 }
 
 use std::collections::BTreeMap;
@@ -51,13 +61,6 @@ use crate::dir::{Dir, DirError, Owner};
 use crate::host::{self, Host};
 use crate::state::Retention;
 
-/// How often a leader is heard of (design.md §4).
-const HEARTBEAT: Duration = Duration::from_millis(100);
-/// The same where there is nobody to hear it: openraft's clock ticks five times in a heartbeat, and an idle server
-/// should be idle. Still short enough for members that are added later.
-const HEARTBEAT_ALONE: Duration = Duration::from_millis(400);
-/// When a leader that is not heard of is replaced (design.md §4).
-const ELECTION: (Duration, Duration) = (Duration::from_millis(1000), Duration::from_millis(2000));
 /// Entries sent to another member at once; their bytes are bounded by the log's reader.
 const ENTRIES_PER_APPEND: u64 = 256;
 /// Proposals that wait for the Raft task; more wait in their callers.
@@ -187,12 +190,13 @@ impl Member {
         let id = owner.member;
         let path = log.dir().ok_or_else(|| io::Error::other("the log is closed"))?;
         let is_alone = log.is_sole_voter() || (owner.founder && log.is_empty());
-        let heartbeat = if is_alone { HEARTBEAT_ALONE } else { HEARTBEAT };
+        let timing = host.timing;
+        let heartbeat = if is_alone { timing.heartbeat_alone } else { timing.heartbeat };
         let config = Config {
             cluster_name: owner.cluster.to_string(),
             heartbeat_interval: heartbeat.as_millis() as u64,
-            election_timeout_min: ELECTION.0.as_millis() as u64,
-            election_timeout_max: ELECTION.1.as_millis() as u64,
+            election_timeout_min: timing.election.0.as_millis() as u64,
+            election_timeout_max: timing.election.1.as_millis() as u64,
             enable_pre_vote: Some(true),
             max_payload_entries: ENTRIES_PER_APPEND,
             api_channel_size: Some(PROPOSALS_QUEUED),
@@ -269,6 +273,11 @@ impl Member {
     /// How it reaches others.
     pub fn transport(&self) -> &Arc<dyn Transport> {
         &self.transport
+    }
+
+    /// Who was heard of within this time is up.
+    fn up_within(&self) -> Duration {
+        self.host.timing.election.1
     }
 
     fn changing(&self) -> &tokio::sync::Mutex<()> {

@@ -22,8 +22,10 @@ use tokio::sync::mpsc;
 use super::Member;
 use super::ask::{Ask, Refusal, Told};
 use super::machine::Applier;
+use super::members::removed;
 use super::snapshot::{Parts, Receiving, SnapshotData};
 use super::types::{LeaderId, MemberId, SnapshotMeta, TypeConfig, Vote};
+use crate::group::{self, Number};
 
 /// This member's Raft.
 pub type Raft = openraft::Raft<TypeConfig, Applier>;
@@ -114,11 +116,18 @@ impl Transport for NoPeers {
     }
 }
 
-/// Answers what another member asked `member`; what arrives of a snapshot is kept in its directory until it is whole.
-pub async fn answer(member: &Member, call: Call) -> Result<Answer, TransportError> {
+/// Answers what the member `from` asked `member`; what arrives of a snapshot is kept in its directory until it is whole.
+pub async fn answer(member: &Member, from: MemberId, call: Call) -> Result<Answer, TransportError> {
     let raft = member.raft();
     let id = *raft.node_id();
     let failed = |reason: String| TransportError::Failed { member: id, reason };
+    // Whoever was removed has nothing more to say, however it is connected.
+    if group::number(&member.machine().state.read(), from) == Number::Gone {
+        return match call {
+            Call::Ask(_) => Ok(Answer::Told(Err(Refusal::Refused(removed(from))))),
+            _ => Err(failed(removed(from))),
+        };
+    }
     Ok(match call {
         Call::Append(request) => Answer::Append(raft.append_entries(request).await.map_err(|e| failed(e.to_string()))?),
         Call::Vote(request) => Answer::Vote(raft.vote(request).await.map_err(|e| failed(e.to_string()))?),

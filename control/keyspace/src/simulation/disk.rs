@@ -37,6 +37,8 @@ struct World {
     epoch: u64,
     failing_syncs: u32,
     panics: bool,
+    /// A planted fault: it says that it has synced, and has not.
+    lies: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -83,6 +85,7 @@ impl SimDisk {
             epoch: 0,
             failing_syncs: 0,
             panics: false,
+            lies: false,
         })))
     }
 
@@ -114,6 +117,16 @@ impl SimDisk {
     /// The next sync of a file panics, as a library above it might.
     pub fn panic_once(&self) {
         self.0.lock().panics = true;
+    }
+
+    /// Takes the power away now; [`SimDisk::power_cut`] gives it back.
+    pub fn power_off(&self) {
+        self.0.lock().off = true;
+    }
+
+    /// Plants a fault: from now on a sync writes nothing.
+    pub fn lie(&self) {
+        self.0.lock().lies = true;
     }
 
     /// Cuts the power, and gives it back: of what was not synced, any part is there.
@@ -372,6 +385,9 @@ impl DiskFile for SimFile {
         self.with(|world| {
             world.step()?;
             assert!(!std::mem::take(&mut world.panics), "the test has this panic");
+            if world.lies {
+                return Ok(());
+            }
             let inode = world.files.get_mut(&self.id).unwrap();
             if world.failing_syncs > 0 {
                 world.failing_syncs -= 1;
