@@ -3,7 +3,6 @@
 
 mod damage;
 mod disk;
-mod group;
 mod histories;
 mod keyspaces;
 
