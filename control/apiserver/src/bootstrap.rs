@@ -1,6 +1,7 @@
 //! The objects that every cluster has from its first moment, and keeps: namespaces, the classes of critical pods, roles, and
 //! the service by which pods find the API.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -193,26 +194,44 @@ fn port(server: &Shared) -> u16 {
     endpoint(server).map_or(6443, |(_, port)| port)
 }
 
-/// Where the service leads. The port may be another at each start, so it is brought up to date.
+/// Where the service leads: to every server of the cluster, as each has said where it is. All servers see the same records,
+/// so all of them want the same. The port may be another at each start, so it is brought up to date.
 async fn endpoints(server: &Arc<Shared>) -> Result<(), Status> {
     let Some((address, port)) = endpoint(server) else { return Ok(()) };
+    let keyspace = &server.cluster.store.keyspace;
+    let own = std::net::SocketAddr::new(address, port);
+    keyspace.advertise(&own.to_string()).await.map_err(|error| Status::service_unavailable(error.to_string()))?;
+    let servers: Vec<std::net::SocketAddr> =
+        keyspace.members().iter().filter_map(|member| member.api.parse().ok()).collect();
+    let mut by_port: BTreeMap<u16, BTreeSet<IpAddr>> = BTreeMap::new();
+    servers.iter().for_each(|server| drop(by_port.entry(server.port()).or_default().insert(server.ip())));
+    let subsets: Vec<Value> = by_port
+        .iter()
+        .map(|(port, addresses)| {
+            let addresses: Vec<Value> = addresses.iter().map(|ip| json!({"ip": ip})).collect();
+            json!({"addresses": addresses, "ports": [{"name": "https", "port": port, "protocol": "TCP"}]})
+        })
+        .collect();
     let endpoints = json!({
         "apiVersion": "v1", "kind": "Endpoints",
         "metadata": {
             "name": "kubernetes", "namespace": "default",
             "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"},
         },
-        "subsets": [{"addresses": [{"ip": address}], "ports": [{"name": "https", "port": port, "protocol": "TCP"}]}],
+        "subsets": subsets,
     });
     replace(server, "", "endpoints", endpoints).await?;
+    // A slice has one port and one family: those of the first server.
+    let Some(first) = servers.first() else { return Ok(()) };
+    let alike = by_port[&first.port()].iter().filter(|ip| ip.is_ipv4() == first.is_ipv4());
     let slice = json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
         "metadata": {
             "name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"},
         },
-        "addressType": if address.is_ipv4() { "IPv4" } else { "IPv6" },
-        "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
-        "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
+        "addressType": if first.is_ipv4() { "IPv4" } else { "IPv6" },
+        "endpoints": alike.map(|ip| json!({"addresses": [ip], "conditions": {"ready": true}})).collect::<Vec<_>>(),
+        "ports": [{"name": "https", "port": first.port(), "protocol": "TCP"}],
     });
     replace(server, "discovery.k8s.io", "endpointslices", slice).await
 }

@@ -148,6 +148,8 @@ pub struct MemberStatus {
     pub name: String,
     /// `HOST:PORT` of its listener for other members; empty while nobody can reach it.
     pub address: String,
+    /// Where clients reach it ([`Keyspace::advertise`]); empty when it has not said so.
+    pub api: String,
     /// What it is.
     pub role: Role,
     /// Whether it leads, as far as the one who was asked knows.
@@ -235,6 +237,10 @@ fn member_key(member: MemberId) -> Key {
     key(&format!("member {member}"))
 }
 
+fn api_key(member: MemberId) -> Key {
+    key(&format!("api {member}"))
+}
+
 /// A record of one line; its revision stands in the next.
 fn line(key: Key, text: &str, guard: Guard) -> Op {
     let bytes = Bytes::from(format!("{text}\n"));
@@ -281,9 +287,15 @@ pub(crate) fn name(state: &State, member: MemberId) -> String {
     state.record(&member_key(member)).map(|record| first_line(&record.bytes).to_owned()).unwrap_or_default()
 }
 
+/// Where clients reach `member`.
+pub(crate) fn api(state: &State, member: MemberId) -> String {
+    state.record(&api_key(member)).map(|record| first_line(&record.bytes).to_owned()).unwrap_or_default()
+}
+
 /// What forgets those of `members` that are known.
 pub(crate) fn forget(state: &State, members: &BTreeSet<MemberId>) -> Vec<Op> {
-    let known = members.iter().map(|member| member_key(*member)).filter(|key| state.record(key).is_some());
+    let keys = members.iter().flat_map(|member| [member_key(*member), api_key(*member)]);
+    let known = keys.filter(|key| state.record(key).is_some());
     known.map(|key| Op::Delete { key, guard: Guard::Present }).collect()
 }
 
@@ -345,6 +357,18 @@ impl Keyspace {
     /// The members, in the order of their numbers.
     pub fn members(&self) -> Vec<MemberStatus> {
         self.0.member.members()
+    }
+
+    /// Has all members know where clients reach this one.
+    pub async fn advertise(&self, api: &str) -> Result<(), GroupError> {
+        let known = self::api(&self.0.machine.state.read(), self.0.id);
+        if known == api {
+            return Ok(());
+        }
+        // Only as long as it is a member: whoever was removed leaves nothing behind.
+        let is_member = Op::Check { key: member_key(self.0.id), guard: Guard::Present };
+        let ops = vec![is_member, line(api_key(self.0.id), api, Guard::None)];
+        self.transact(ops).await.map(drop).map_err(GroupError::from)
     }
 
     /// Whether this member leads, and in which term; for the duties that only a leader has.

@@ -3,9 +3,10 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use coracle_apiserver::{ApiServer, Identity};
-use coracle_keyspace::{Admission, ClusterId, Lead, MemberId, PeerTls, Peers};
+use coracle_keyspace::{Admission, ClusterId, Keyspace, Lead, MemberId, PeerTls, Peers};
 use rustls::ServerConfig;
 use rustls::server::WebPkiClientVerifier;
 use tokio::sync::watch;
@@ -38,6 +39,44 @@ impl std::fmt::Debug for Joining {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Joining").field("admission", &self.admission).finish_non_exhaustive()
     }
+}
+
+/// How long a server waits at its start for a majority of the servers.
+const MAJORITY_TIMEOUT: Duration = Duration::from_secs(120);
+/// How often it says that it still does.
+const SAY_EVERY: Duration = Duration::from_secs(10);
+
+/// Waits until this server has everything that was ever answered; a single one has.
+pub(crate) async fn caught_up(keyspace: &Keyspace) -> Result<(), Error> {
+    let began = Instant::now();
+    let mut say_at = began + SAY_EVERY;
+    loop {
+        let asked = Instant::now();
+        if keyspace.barrier().await.is_ok() {
+            return Ok(());
+        }
+        let members: Vec<String> = keyspace
+            .members()
+            .iter()
+            .filter(|member| member.member != keyspace.member())
+            .map(|member| format!("member {} {} at {}", member.member, member.name, member.address))
+            .collect();
+        let members = members.join(", ");
+        if began.elapsed() > MAJORITY_TIMEOUT {
+            return Err(Error::Alone { member: keyspace.member(), waited: MAJORITY_TIMEOUT, members });
+        }
+        if Instant::now() >= say_at {
+            tracing::warn!(members, "waiting for a majority of the servers");
+            say_at = Instant::now() + SAY_EVERY;
+        }
+        // It waits by itself while nobody leads; where it does not, this is no busy loop.
+        tokio::time::sleep_until((asked + Duration::from_millis(100)).into()).await;
+    }
+}
+
+/// A time for a person.
+pub(crate) fn humane(time: Duration) -> String {
+    format!("{} seconds", time.as_secs())
 }
 
 /// The listener for other servers, and this one's certificate towards them.
@@ -100,5 +139,115 @@ pub(crate) async fn duties(
         until.cancel();
         tasks.close();
         tasks.wait().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use coracle_keyspace::Role;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{Config, Server};
+
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    async fn until<T>(what: &str, mut done: impl AsyncFnMut() -> Option<T>) -> T {
+        let tries = async {
+            loop {
+                if let Some(done) = done().await {
+                    return done;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(LIMIT, tries).await.unwrap_or_else(|_| panic!("{what}: not within {LIMIT:?}"))
+    }
+
+    async fn start(dir: &Path, joining: Option<Joining>) -> Server {
+        let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+        let config = Config {
+            data_dir: dir.to_owned(),
+            api: any,
+            registry: any,
+            hosts: Vec::new(),
+            stored_max: 6 << 30,
+            peers: Some(Peering { listen: any, address: None }),
+            joining,
+        };
+        Server::start(config).await.unwrap()
+    }
+
+    async fn ask(server: &Server, method: &str, path: &str, body: Option<Value>) -> Result<Value, kube::Error> {
+        let body = body.map(|body| body.to_string().into_bytes()).unwrap_or_default();
+        let request = http::Request::builder().method(method).uri(path).header("content-type", "application/json");
+        server.client("tester", &[MASTERS]).request(request.body(body).unwrap()).await
+    }
+
+    const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
+    const REPLICA_SETS: &str = "/apis/apps/v1/namespaces/default/replicasets";
+
+    fn deployment(name: &str) -> Value {
+        json!({
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name},
+            "spec": {"replicas": 1, "selector": {"matchLabels": {"app": name}}, "template": {
+                "metadata": {"labels": {"app": name}}, "spec": {"containers": [{"name": "app", "image": "app:v1"}]},
+            }},
+        })
+    }
+
+    /// Waits until `server` has a ReplicaSet of the Deployment `name`.
+    async fn is_reconciled(server: &Server, name: &str) {
+        let path = format!("{REPLICA_SETS}?labelSelector=app%3D{name}");
+        until(&format!("a ReplicaSet of {name}"), async || {
+            let list = ask(server, "GET", &path, None).await.ok()?;
+            (list["items"].as_array()?.len() == 1).then_some(())
+        })
+        .await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn three_servers_are_one_cluster_and_duties_follow_the_leader() {
+        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let mut servers = vec![start(dirs[0].path(), None).await];
+        for (dir, name) in dirs[1..].iter().zip(["second", "third"]) {
+            let joining = until("it has an address", async || servers[0].admit(name).await.ok()).await;
+            servers.push(start(dir.path(), Some(joining)).await);
+        }
+        until("three voters", async || {
+            let members = servers[2].keyspace().members();
+            (members.iter().filter(|member| member.role == Role::Voter).count() == 3).then_some(())
+        })
+        .await;
+        // Written at one, done by the leader, read at another; tokens and certificates are the same everywhere.
+        ask(&servers[1], "POST", DEPLOYMENTS, Some(deployment("first"))).await.unwrap();
+        is_reconciled(&servers[2], "first").await;
+        let addresses: BTreeSet<u16> = until("the API's endpoints are all servers", async || {
+            let found = ask(&servers[2], "GET", "/api/v1/namespaces/default/endpoints/kubernetes", None).await.ok()?;
+            let ports = found["subsets"].as_array()?.iter().filter_map(|subset| subset["ports"][0]["port"].as_u64());
+            let ports: BTreeSet<u16> = ports.filter_map(|port| u16::try_from(port).ok()).collect();
+            (ports.len() == 3).then_some(ports)
+        })
+        .await;
+        assert_eq!(addresses, servers.iter().map(|server| server.api_address.port()).collect());
+        // The leader stops: another one leads, and does what it did. Whoever asks meanwhile waits, and is not refused.
+        let first = servers.remove(0);
+        let began = Instant::now();
+        let (created, ()) =
+            tokio::join!(ask(&servers[0], "POST", DEPLOYMENTS, Some(deployment("second"))), first.shutdown());
+        created.unwrap();
+        is_reconciled(&servers[1], "second").await;
+        println!("handed over, created and reconciled after {:?}", began.elapsed());
+        // It comes back as who it was.
+        let first = start(dirs[0].path(), None).await;
+        assert_eq!((first.keyspace().member(), first.keyspace().cluster()), (1, servers[0].keyspace().cluster()));
+        is_reconciled(&first, "second").await;
+        servers.push(first);
+        for server in servers {
+            server.shutdown().await;
+        }
     }
 }

@@ -113,6 +113,19 @@ pub enum Error {
         /// What it says.
         found: String,
     },
+    /// No majority of the servers can be reached.
+    #[error(
+        "member {member} has not reached a majority of the servers within {}: are they up, and reachable from here? {members}",
+        group::humane(*waited)
+    )]
+    Alone {
+        /// This server.
+        member: coracle_keyspace::MemberId,
+        /// How long it tried.
+        waited: Duration,
+        /// Who the others are.
+        members: String,
+    },
     /// The group of servers stays as it is.
     #[error(transparent)]
     Group(#[from] GroupError),
@@ -190,6 +203,7 @@ impl Server {
             None => None,
         };
         let keyspace = prepared.start(peers).await.map_err(data_failed)?;
+        group::caught_up(&keyspace).await?;
         for own in ["registry", "node"] {
             let own = dir.join(own);
             founding::closed_dir(&own).map_err(file(&own))?;

@@ -74,6 +74,7 @@ fn member(member: &coracle_keyspace::MemberStatus) -> Value {
         "member": member.member,
         "name": member.name,
         "address": member.address,
+        "api": member.api,
         "role": member.role,
         "leads": member.leads,
         "matched": member.matched.map(coracle_keyspace::Revision::get),

@@ -151,6 +151,7 @@ impl Member {
             member: *member,
             name: group::name(&state, *member),
             address: node.addr.clone(),
+            api: group::api(&state, *member),
             role: if voters.contains(member) { Role::Voter } else { Role::Learner },
             leads: metrics.current_leader == Some(*member),
             matched: matched(*member).filter(|_| leads).map(Revision::new),
