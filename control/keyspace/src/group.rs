@@ -319,9 +319,12 @@ impl Keyspace {
         }
         for _ in 0..ADMISSIONS_TRIED {
             self.barrier().await.map_err(|_| GroupError::Unavailable)?;
-            let peers: Vec<Peer> = self.members().into_iter().filter(|member| !member.address.is_empty()).map(|member| {
-                Peer { member: member.member, address: member.address }
-            }).collect();
+            let peers: Vec<Peer> = self
+                .members()
+                .into_iter()
+                .filter(|member| !member.address.is_empty())
+                .map(|member| Peer { member: member.member, address: member.address })
+                .collect();
             if peers.is_empty() {
                 let why = "no server here has an address at which other servers reach it; start it with one first";
                 return Err(GroupError::Refused(why.into()));

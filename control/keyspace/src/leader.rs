@@ -60,7 +60,11 @@ pub(crate) async fn announce(member: Arc<Member>, address: String, mut stopped: 
                     Ok(_) => refused = None,
                     Err(why) if refused.as_ref() == Some(&why) => (),
                     Err(why) => {
-                        tracing::warn!(member = member.id(), why, "tell the others where this member is; it is tried again");
+                        tracing::warn!(
+                            member = member.id(),
+                            why,
+                            "tell the others where this member is; it is tried again"
+                        );
                         refused = Some(why);
                     }
                 }

@@ -215,8 +215,8 @@ impl Authority {
         let certificate = params.signed_by(&key, &self.issuer).map_err(failed)?;
         let pair = Pair { certificate: certificate.pem(), key: key.serialize_pem() };
         // A full disk is no reason not to start: another one is issued the next time.
-        let kept = write(&key_path, pair.key.as_bytes())
-            .and_then(|()| write(&certificate_path, pair.certificate.as_bytes()));
+        let kept =
+            write(&key_path, pair.key.as_bytes()).and_then(|()| write(&certificate_path, pair.certificate.as_bytes()));
         if let Err(error) = kept {
             tracing::error!(error = &error as &dyn std::error::Error, "a certificate that was issued is not kept");
         }
@@ -334,9 +334,16 @@ mod tests {
         let authority = Authority::open(first.path(), false).unwrap();
         Authority::adopt(second.path(), &authority.shared().unwrap()).unwrap();
         let joined = Authority::open(second.path(), true).unwrap();
-        assert_eq!((joined.certificate(), joined.token_key().unwrap()), (authority.certificate(), authority.token_key().unwrap()));
+        assert_eq!(
+            (joined.certificate(), joined.token_key().unwrap()),
+            (authority.certificate(), authority.token_key().unwrap())
+        );
         let other = Authority::open(tempfile::tempdir().unwrap().path(), false).unwrap();
-        Authority::adopt(second.path(), &SharedKeys { authority: other.certificate().into(), ..joined.shared().unwrap() }).unwrap();
+        Authority::adopt(
+            second.path(),
+            &SharedKeys { authority: other.certificate().into(), ..joined.shared().unwrap() },
+        )
+        .unwrap();
         assert_eq!(Authority::open(second.path(), true).unwrap().certificate(), authority.certificate());
     }
 

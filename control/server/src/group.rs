@@ -102,7 +102,9 @@ pub(crate) async fn peers(
         .map_err(|e| Error::Tls(e.into()))?;
     let server = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
-        .and_then(|builder| builder.with_client_cert_verifier(callers).with_single_cert(pair.chain(), pair.private_key()))
+        .and_then(|builder| {
+            builder.with_client_cert_verifier(callers).with_single_cert(pair.chain(), pair.private_key())
+        })
         .map_err(|e| Error::Tls(e.into()))?;
     let tls = PeerTls { server: Arc::new(server), client: client_tls(authority, &pair)? };
     Ok(Peers { listener, address, tls })
@@ -127,8 +129,7 @@ pub(crate) async fn duties(
             let identity = Identity::authenticated(user, vec![MASTERS.to_owned()]);
             kube::Client::new(api.in_process(identity).under(mine), "default")
         };
-        let config =
-            coracle_controllers::Config { root_ca: root_ca.clone(), ..coracle_controllers::Config::default() };
+        let config = coracle_controllers::Config { root_ca: root_ca.clone(), ..coracle_controllers::Config::default() };
         tasks.spawn(coracle_controllers::run(client("system:kube-controller-manager"), config, until.clone()));
         let config = coracle_scheduler::Config::default();
         tasks.spawn(coracle_scheduler::run(client("system:kube-scheduler"), config, until.clone()));

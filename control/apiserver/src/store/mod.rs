@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_api::status::Status;
-use coracle_keyspace::{Committed, GuardFailed, Key, Keyspace, Lead, NoRoom, Op, Record, Records, Revision, TransactError};
+use coracle_keyspace::{
+    Committed, GuardFailed, Key, Keyspace, Lead, NoRoom, Op, Record, Records, Revision, TransactError,
+};
 
 use tokio::sync::{Mutex, MutexGuard};
 

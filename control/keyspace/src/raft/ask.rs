@@ -17,9 +17,9 @@ use super::log::NoSpace;
 use super::network::{Answer, Call, TransportError};
 use super::types::{MemberId, Transaction};
 use super::{GROWTH_AT_QUOTA, Member, ROOM_TIMEOUT, SMALL_BYTES};
+use crate::NoRoom;
 use crate::record::{Op, Revision};
 use crate::state::{GuardFailed, Outcome, State};
-use crate::NoRoom;
 
 /// How long it is waited for a leader: an election takes one to two seconds, and may have to be repeated once.
 const LEADER_WAIT: Duration = Duration::from_secs(6);

@@ -29,12 +29,12 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
+use super::Member;
 use super::ask::Ask;
 use super::members;
 use super::network::{Answer, Call, Part, Transport, TransportError, answer};
 use super::types::{MemberId, Transaction};
 use super::wire::{self, Incoming, IncomingPart};
-use super::Member;
 use crate::group::{self, ClusterId, Number};
 
 /// What a connection begins with; the number is the version of all that follows.
@@ -171,7 +171,12 @@ struct Outgoing {
 
 impl Link {
     /// Where calls to `to` go; a new connection if need be. Those who want one at the same time wait for the same.
-    async fn open(&self, shared: &Shared, to: MemberId, address: &str) -> Result<mpsc::Sender<Outgoing>, TransportError> {
+    async fn open(
+        &self,
+        shared: &Shared,
+        to: MemberId,
+        address: &str,
+    ) -> Result<mpsc::Sender<Outgoing>, TransportError> {
         let mut state = self.0.lock().await;
         if state.address != address {
             *state = State { address: address.to_owned(), ..State::default() };
@@ -537,14 +542,16 @@ mod tests {
         /// TLS for whoever has `name`.
         fn tls(&self, name: &str) -> PeerTls {
             let key = KeyPair::generate().unwrap();
-            let certificate = CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &self.issuer).unwrap();
+            let certificate =
+                CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &self.issuer).unwrap();
             let mut roots = RootCertStore::empty();
             roots.add(self.certificate.clone()).unwrap();
             let roots = Arc::new(roots);
             let provider = Arc::new(rustls::crypto::ring::default_provider());
             let chain = || vec![certificate.der().clone()];
             let private = || PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-            let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone()).build().unwrap();
+            let verifier =
+                WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone()).build().unwrap();
             let server = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
             let client = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
             PeerTls {

@@ -550,10 +550,13 @@ impl RaftLogStorage<TypeConfig> for Log {
 impl Log {
     /// Appends `entries`; `done` is called once they are on disk.
     pub fn append_entries(&self, entries: Vec<Entry>, done: Done) {
-        let transactions: Vec<Transaction> = entries.iter().filter_map(|entry| match &entry.payload {
-            EntryPayload::Normal(transaction) => Some(transaction.clone()),
-            EntryPayload::Blank | EntryPayload::Membership(_) => None,
-        }).collect();
+        let transactions: Vec<Transaction> = entries
+            .iter()
+            .filter_map(|entry| match &entry.payload {
+                EntryPayload::Normal(transaction) => Some(transaction.clone()),
+                EntryPayload::Blank | EntryPayload::Membership(_) => None,
+            })
+            .collect();
         let done: Done = Box::new(move |result| {
             transactions.iter().for_each(Transaction::written);
             done(result);

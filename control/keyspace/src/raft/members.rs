@@ -11,9 +11,9 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::{BasicNode, ChangeMembers, Instant, ServerState};
 
+use super::Member;
 use super::ask::{Change, Refusal, Told};
 use super::types::{MemberId, Transaction, TypeConfig};
-use super::Member;
 use crate::group::{self, Lead, MemberStatus, Number, Role};
 use crate::record::Revision;
 
@@ -54,8 +54,11 @@ impl View {
 
     /// The voters without `gone`, or why that may not be.
     fn without(&self, gone: &BTreeSet<MemberId>) -> Result<BTreeSet<MemberId>, String> {
-        let unknown: Vec<String> =
-            gone.iter().filter(|m| !self.voters.contains(m) && !self.learners.contains(m)).map(MemberId::to_string).collect();
+        let unknown: Vec<String> = gone
+            .iter()
+            .filter(|m| !self.voters.contains(m) && !self.learners.contains(m))
+            .map(MemberId::to_string)
+            .collect();
         if !unknown.is_empty() {
             return Err(format!("there is no member {}; `coracle status` lists them", unknown.join(" and no member ")));
         }
@@ -215,7 +218,8 @@ impl Member {
         if left != view.voters {
             self.change_members(ChangeMembers::ReplaceAllVoters(left)).await?;
         }
-        let nodes: BTreeSet<MemberId> = gone.iter().copied().filter(|member| self.address_of(*member).is_some()).collect();
+        let nodes: BTreeSet<MemberId> =
+            gone.iter().copied().filter(|member| self.address_of(*member).is_some()).collect();
         if !nodes.is_empty() {
             self.change_members(ChangeMembers::RemoveNodes(nodes)).await?;
         }
@@ -357,7 +361,9 @@ mod tests {
             match (found, expected) {
                 (Ok(left), Ok(expected)) => assert_eq!(left.into_iter().collect::<Vec<_>>(), expected),
                 (Err(why), Err(part)) => assert!(why.contains(part), "{why}"),
-                (found, expected) => panic!("{voters:?} {learners:?} {down:?} {members:?}: {found:?}, not {expected:?}"),
+                (found, expected) => {
+                    panic!("{voters:?} {learners:?} {down:?} {members:?}: {found:?}, not {expected:?}")
+                }
             }
         }
     }

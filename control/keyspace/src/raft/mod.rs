@@ -23,8 +23,8 @@ pub mod testing {
     pub use super::log::Log;
     pub use super::machine::Applier;
     pub use super::network::{TransportError, answer};
-    pub use super::wire::{answer as wire_answer, call as wire, incoming_answer, spare};
     pub use super::types::{Entry, LeaderId, LogId, Transaction, Vote};
+    pub use super::wire::{answer as wire_answer, call as wire, incoming_answer, spare};
 
     /// The call that `bytes`, made by [`wire`], say; no snapshot.
     pub fn incoming(bytes: &bytes::Bytes) -> super::Call {

@@ -123,7 +123,8 @@ impl Receiving {
     /// Ends; what came can be installed if it is what was `sent`.
     pub fn finish(self, sent: Parts) -> io::Result<SnapshotData> {
         if self.parts != sent {
-            let why = format!("{} parts of a snapshot came, and {} were sent, or they differ", self.parts.count, sent.count);
+            let why =
+                format!("{} parts of a snapshot came, and {} were sent, or they differ", self.parts.count, sent.count);
             return Err(io::Error::new(io::ErrorKind::InvalidData, why));
         }
         let mut file = self.file.into_inner().map_err(io::IntoInnerError::into_error)?;

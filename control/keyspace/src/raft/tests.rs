@@ -8,9 +8,9 @@ use super::Member;
 use super::log::Log;
 use super::machine::Applier;
 use super::types::TypeConfig;
-use crate::{Begin, Config};
 use crate::dir::Dir;
 use crate::host::Host;
+use crate::{Begin, Config};
 
 struct Builder;
 

@@ -178,7 +178,8 @@ pub fn call(call: &Call) -> Vec<u8> {
 pub fn incoming(bytes: &Bytes) -> io::Result<Incoming> {
     Ok(Incoming::Call(match decode::<WireCall<'_>>(bytes)? {
         WireCall::Append { vote: by, previous, committed, entries } => {
-            let entries: io::Result<Vec<Entry>> = entries.into_iter().map(|body| entry(bytes.slice_ref(body.0))).collect();
+            let entries: io::Result<Vec<Entry>> =
+                entries.into_iter().map(|body| entry(bytes.slice_ref(body.0))).collect();
             Call::Append(AppendEntriesRequest {
                 vote: vote(by),
                 prev_log_id: previous.map(log_id),
@@ -253,9 +254,10 @@ pub fn answer(answer: &Result<Answer, TransportError>) -> Vec<u8> {
             Err(TransferLeaderError::VoteChanged { expected, actual }) => {
                 WireAnswer::VoteChanged { expected: wire_vote(expected), actual: wire_vote(actual) }
             }
-            Err(TransferLeaderError::LogNotFlushed { expected, actual }) => {
-                WireAnswer::NotFlushed { expected: expected.as_ref().map(wire_id), actual: actual.as_ref().map(wire_id) }
-            }
+            Err(TransferLeaderError::LogNotFlushed { expected, actual }) => WireAnswer::NotFlushed {
+                expected: expected.as_ref().map(wire_id),
+                actual: actual.as_ref().map(wire_id),
+            },
         }),
         Ok(Answer::Snapshot(response)) => small(WireAnswer::Installed(wire_vote(&response.vote))),
         Ok(Answer::Told(Ok(told))) => match told {
@@ -306,10 +308,9 @@ pub fn incoming_answer(bytes: &[u8], member: MemberId, asked: Option<&Transactio
             Answer::Vote(VoteResponse { vote: vote(by), vote_granted: granted, last_log_id: last.map(log_id) })
         }
         WireAnswer::Transferred => Answer::Transfer(Ok(())),
-        WireAnswer::VoteChanged { expected, actual } => Answer::Transfer(Err(TransferLeaderError::VoteChanged {
-            expected: vote(expected),
-            actual: vote(actual),
-        })),
+        WireAnswer::VoteChanged { expected, actual } => {
+            Answer::Transfer(Err(TransferLeaderError::VoteChanged { expected: vote(expected), actual: vote(actual) }))
+        }
         WireAnswer::NotFlushed { expected, actual } => Answer::Transfer(Err(TransferLeaderError::LogNotFlushed {
             expected: expected.map(log_id),
             actual: actual.map(log_id),
@@ -337,11 +338,7 @@ pub fn incoming_answer(bytes: &[u8], member: MemberId, asked: Option<&Transactio
 }
 
 /// The records that `asked` made at `revision`: those it put are made again here, as every member makes them.
-fn written(
-    asked: Option<&Transaction>,
-    revision: Revision,
-    deleted: &[u8],
-) -> io::Result<Vec<std::sync::Arc<Record>>> {
+fn written(asked: Option<&Transaction>, revision: Revision, deleted: &[u8]) -> io::Result<Vec<std::sync::Arc<Record>>> {
     let lacks = || io::Error::new(io::ErrorKind::InvalidData, "a record is missing");
     let mut deleted = codec::records(deleted)?.into_iter();
     let mut records = Vec::new();

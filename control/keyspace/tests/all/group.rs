@@ -65,10 +65,8 @@ impl Group {
 
     /// Who leads of those that are not cut off.
     async fn leader_among(&self, members: &[usize]) -> usize {
-        until("one leads", async || {
-            members.iter().copied().find(|at| self.members[*at].lead().borrow().is_some())
-        })
-        .await
+        until("one leads", async || members.iter().copied().find(|at| self.members[*at].lead().borrow().is_some()))
+            .await
     }
 
     async fn shutdown(self) {
@@ -93,7 +91,9 @@ async fn what_one_is_given_all_have_whoever_leads() {
             assert_eq!(other.get("things", &name).unwrap().revision, done.revision);
         }
         let again = member.transact(vec![put(&name, "y", Guard::Absent)]).await.unwrap_err();
-        assert!(matches!(&again, TransactError::Guard(failed) if failed.found.as_ref().unwrap().revision == done.revision));
+        assert!(
+            matches!(&again, TransactError::Guard(failed) if failed.found.as_ref().unwrap().revision == done.revision)
+        );
         let gone = member.transact(vec![crate::delete(&name)]).await.unwrap();
         assert_eq!(gone.records[0].bytes, format!("x{}", gone.revision).as_bytes());
     }
