@@ -12,7 +12,7 @@ mod value;
 
 use serde_json::Value;
 
-pub use pretty::pretty;
+pub use pretty::{Indent, pretty};
 
 use self::scan::{Scanner, Silent, Step, Syntax, Twice};
 use super::{DEPTH_MAX, DecodeError, Decoded, Depth, OBJECTS_MAX};

@@ -5,57 +5,85 @@
 #[must_use]
 pub fn pretty(json: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(json.len() * 2);
-    let (mut depth, mut at) = (0_usize, 0);
-    let line = |out: &mut Vec<u8>, depth: usize| {
-        out.push(b'\n');
-        out.resize(out.len() + 2 * depth, b' ');
-    };
-    while let Some(&byte) = json.get(at) {
-        at += 1;
-        match byte {
-            b'"' => {
-                let start = at - 1;
-                while let Some(&byte) = json.get(at) {
-                    at += 1;
-                    match byte {
-                        b'\\' => at += 1,
-                        b'"' => break,
-                        _ => {}
-                    }
-                }
-                at = at.min(json.len());
-                out.extend_from_slice(&json[start..at]);
-            }
-            b' ' | b'\n' | b'\r' | b'\t' => {}
-            b'{' | b'[' => {
-                out.push(byte);
-                let next = json[at..].iter().position(|byte| !byte.is_ascii_whitespace()).map(|more| at + more);
-                match next.map(|next| (next, json[next])) {
-                    Some((next, end @ (b'}' | b']'))) => {
-                        out.push(end);
-                        at = next + 1;
-                    }
-                    _ => {
-                        depth += 1;
-                        line(&mut out, depth);
-                    }
-                }
-            }
-            b'}' | b']' => {
-                depth = depth.saturating_sub(1);
-                line(&mut out, depth);
-                out.push(byte);
-            }
-            b',' => {
-                out.push(byte);
-                line(&mut out, depth);
-            }
-            b':' => out.extend_from_slice(b": "),
-            other => out.push(other),
-        }
-    }
+    Indent::default().more(&mut &*json, &mut out, usize::MAX);
     out.push(b'\n');
     out
+}
+
+/// [`pretty`] of a text that comes in parts, and goes in parts: brackets of a deep object are a thousand times longer when
+/// they are indented.
+#[derive(Debug, Default)]
+pub struct Indent {
+    depth: usize,
+    in_string: bool,
+    escaped: bool,
+    /// A bracket was the last thing written: whether a line follows depends on what comes.
+    opened: bool,
+}
+
+impl Indent {
+    /// Takes from `json` until nothing is left of it or `out` has `limit` bytes; at most a line is written beyond.
+    pub fn more(&mut self, json: &mut &[u8], out: &mut Vec<u8>, limit: usize) {
+        while let (Some(&byte), true) = (json.first(), out.len() < limit) {
+            if self.in_string {
+                let room = json.len().min(limit - out.len());
+                let text = &json[..self.string(&json[..room])];
+                out.extend_from_slice(text);
+                *json = &json[text.len()..];
+                continue;
+            }
+            *json = &json[1..];
+            if byte.is_ascii_whitespace() {
+                continue;
+            }
+            if std::mem::take(&mut self.opened) {
+                if matches!(byte, b'}' | b']') {
+                    out.push(byte);
+                    continue;
+                }
+                self.depth += 1;
+                self.line(out);
+            }
+            match byte {
+                b'"' => self.in_string = true,
+                b'{' | b'[' => self.opened = true,
+                b'}' | b']' => {
+                    self.depth = self.depth.saturating_sub(1);
+                    self.line(out);
+                }
+                _ => {}
+            }
+            out.push(byte);
+            match byte {
+                b',' => self.line(out),
+                b':' => out.push(b' '),
+                _ => {}
+            }
+        }
+    }
+
+    fn line(&self, out: &mut Vec<u8>) {
+        out.push(b'\n');
+        out.resize(out.len() + 2 * self.depth, b' ');
+    }
+
+    /// How many bytes of `text`, which begins within a string, belong to it.
+    fn string(&mut self, text: &[u8]) -> usize {
+        for (at, byte) in text.iter().enumerate() {
+            if std::mem::take(&mut self.escaped) {
+                continue;
+            }
+            match byte {
+                b'\\' => self.escaped = true,
+                b'"' => {
+                    self.in_string = false;
+                    return at + 1;
+                }
+                _ => {}
+            }
+        }
+        text.len()
+    }
 }
 
 #[cfg(test)]
@@ -71,5 +99,23 @@ mod tests {
         assert_eq!(String::from_utf8(pretty(text)).expect("text"), expected);
         assert_eq!(pretty(&pretty(text)), pretty(text));
         assert_eq!(pretty(br#""open\"#), b"\"open\\\n");
+    }
+
+    #[test]
+    fn parts_of_any_size_say_the_same() {
+        let text = br#"{"a\\\"[":[{},[ ],{"b":"\u007b,","c":-1.5e3}],"d":{"e":null}}"#;
+        for (part, limit) in (1..9).flat_map(|part| (1..9).map(move |limit| (part, limit))) {
+            let (mut indent, mut whole) = (Indent::default(), Vec::new());
+            for mut part in text.chunks(part) {
+                while !part.is_empty() {
+                    let mut out = Vec::new();
+                    indent.more(&mut part, &mut out, limit);
+                    assert!(out.len() <= limit + 1 + 2 * 8, "{out:?}");
+                    whole.extend(out);
+                }
+            }
+            whole.push(b'\n');
+            assert_eq!(whole, pretty(text), "{part} {limit}");
+        }
     }
 }
