@@ -16,7 +16,7 @@ use axum::body::Body;
 use axum::response::Response;
 use coracle_api::meta::selector::FieldSelector;
 use coracle_api::status::Status;
-use coracle_keyspace::Records;
+use coracle_keyspace::Record;
 use futures::FutureExt;
 use http::{HeaderValue, Method, StatusCode, header};
 
@@ -324,13 +324,17 @@ fn is_heavy(server: &Shared, call: &Call, handler: &Handler, body: usize, verb: 
         store.get(resource, &name).map(|record| record.bytes.len())
     };
     let is_whole = call.subresource().is_empty() && !resource.is_view;
-    let is_plain = |offer| is_whole && call.form(offer).is_ok_and(|form| form == Form::JSON);
+    // What is sent as it is stored, or broken into lines, is made while it is sent.
+    let is_plain = |offer| is_whole && call.form(offer).is_ok_and(|form| Form { pretty: false, ..form } == Form::JSON);
     match verb {
         "deletecollection" => true,
         "list" => {
             let selects = ["labelSelector", "fieldSelector"].iter().any(|name| call.query.get(name).is_some());
-            let records = || store.keyspace.snapshot(resource.row.collection).records;
-            (selects || !is_plain(Offer::List)) && !names_one(call, resource) && is_long(&records())
+            let is_long = || {
+                let records = store.keyspace.snapshot(resource.row.collection).records;
+                is_long(crate::store::range(&records, call.namespace(), None).map(|(_, record)| record))
+            };
+            (selects || !is_plain(Offer::List)) && !names_one(call, resource) && is_long()
         }
         // The commonest answer is bytes as they are stored.
         "get" => stored().is_some_and(|stored| stored >= HEAVY_BYTES) && !is_plain(Offer::Stored),
@@ -346,13 +350,12 @@ fn names_one(call: &Call, resource: &Resource) -> bool {
 }
 
 /// Whether looking into all of these takes long.
-fn is_long(records: &Records) -> bool {
+fn is_long<'a>(records: impl Iterator<Item = &'a Arc<Record>>) -> bool {
     let mut bytes = 0;
-    records.len() >= HEAVY_RECORDS
-        || records.values().any(|record| {
-            bytes += record.bytes.len();
-            bytes >= HEAVY_RECORDS_BYTES
-        })
+    records.enumerate().any(|(at, record)| {
+        bytes += record.bytes.len();
+        at + 1 >= HEAVY_RECORDS || bytes >= HEAVY_RECORDS_BYTES
+    })
 }
 
 fn with_warnings(call: &Call, mut response: Response) -> Response {

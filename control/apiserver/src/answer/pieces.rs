@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use axum::body::Body;
 use axum::response::Response;
 use bytes::{Buf, Bytes};
+use coracle_api::codec::json::Indent;
 use futures::{FutureExt, StreamExt, stream};
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
@@ -80,6 +81,51 @@ pub(crate) fn in_pieces(response: Response) -> Response {
     Response::from_parts(parts, body)
 }
 
+struct Indented<I> {
+    pieces: I,
+    piece: Bytes,
+    indent: Indent,
+    ended: bool,
+}
+
+impl<I: Iterator<Item = Bytes>> Iterator for Indented<I> {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        let mut out = Vec::new();
+        while !self.ended && out.len() < PIECE_BYTES {
+            if self.piece.is_empty() {
+                match self.pieces.next() {
+                    Some(piece) => self.piece = piece,
+                    None => {
+                        out.push(b'\n');
+                        self.ended = true;
+                    }
+                }
+            }
+            let mut left = &self.piece[..];
+            self.indent.more(&mut left, &mut out, PIECE_BYTES);
+            let taken = self.piece.len() - left.len();
+            self.piece.advance(taken);
+        }
+        (!out.is_empty()).then(|| Bytes::from(out))
+    }
+}
+
+/// A JSON text with line breaks for people, made while it is sent.
+pub(crate) fn indented(pieces: impl Iterator<Item = Bytes> + Send + 'static) -> Body {
+    let mut pieces = Indented { pieces, piece: Bytes::new(), indent: Indent::default(), ended: false };
+    let first = pieces.next().unwrap_or_default();
+    match pieces.next() {
+        // A short answer has a length.
+        None => Body::from(first),
+        Some(second) => {
+            let pieces = [first, second].into_iter().chain(pieces);
+            Body::from_stream(stream::iter(pieces.map(Ok::<Bytes, Infallible>)))
+        }
+    }
+}
+
 fn whole_size(size: u64) -> usize {
     usize::try_from(size).unwrap_or(usize::MAX)
 }
@@ -102,5 +148,22 @@ mod tests {
             assert_eq!(body.size_hint().exact(), Some((whole.len() - read.len()) as u64));
         }
         assert!(read == whole && body.is_end_stream());
+    }
+
+    #[tokio::test]
+    async fn what_is_long_when_indented_is_made_in_pieces() {
+        let deep = format!("{}{}", "[".repeat(900), "]".repeat(900));
+        let texts = [deep, format!("{{\"a\":\"{}\"}}", "x".repeat(1 << 20)), "{}".to_owned()];
+        for text in texts {
+            let cut: Vec<_> = text.as_bytes().chunks(1000).map(Bytes::copy_from_slice).collect();
+            let mut body = indented(cut.into_iter());
+            let mut read = Vec::new();
+            while let Some(frame) = body.frame().await {
+                let data = frame.unwrap().into_data().unwrap();
+                assert!(data.len() <= PIECE_BYTES + 2 * 1000);
+                read.extend_from_slice(&data);
+            }
+            assert!(read == coracle_api::codec::json::pretty(text.as_bytes()));
+        }
     }
 }

@@ -13,7 +13,7 @@ use flate2::write::GzEncoder;
 use http::{HeaderValue, StatusCode, header};
 use serde_json::Value;
 
-use super::{metadata, table};
+use super::{metadata, pieces, table};
 use crate::request::codec;
 use crate::request::negotiate::{self, Form, Format, Shape};
 use crate::store::Seen;
@@ -114,7 +114,7 @@ pub(crate) fn json_text(form: Form, code: u16, json: impl Into<Bytes>) -> Respon
             Ok(value) => bytes(code, negotiate::YAML, yaml::from_json(&value)),
             Err(error) => status(Form::JSON, &Status::internal_error(format_args!("a stored object: {error}"))),
         },
-        (_, true) => bytes(code, negotiate::JSON, coracle_api::codec::json::pretty(&json)),
+        (_, true) => bytes(code, negotiate::JSON, pieces::indented(std::iter::once(json))),
         // The reference's encoder ends every answer with a line break, and clients compare text.
         _ if json.ends_with(b"\n") => bytes(code, negotiate::JSON, json),
         _ => {

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::Page;
 use crate::answer::metadata;
-use crate::answer::pieces::{Holds, PIECE_BYTES};
+use crate::answer::pieces::{Holds, PIECE_BYTES, indented};
 use crate::answer::respond;
 use crate::answer::table::{self, Include};
 use crate::catalog::Resource;
@@ -40,11 +40,12 @@ pub(crate) fn encode(form: Form, resource: &Arc<Resource>, page: Page, include: 
         return holding(respond::bytes(200, negotiate::PROTOBUF, pieces(list, records)), holds);
     }
     let list = Json::new(form.shape, resource.clone(), include, &list_metadata, records.first());
-    if form.format == Format::Yaml || form.pretty {
+    if form.format == Format::Yaml {
         let whole: Vec<u8> = Pieces::new(list, records).flatten().collect();
         return respond::json_text(form, 200, whole);
     }
-    holding(respond::bytes(200, negotiate::JSON, pieces(list, records)), holds)
+    let body = if form.pretty { indented(Pieces::new(list, records)) } else { pieces(list, records) };
+    holding(respond::bytes(200, negotiate::JSON, body), holds)
 }
 
 /// Says what an answer holds that is made while it is sent: references to records, which are the store's.
