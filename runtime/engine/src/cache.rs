@@ -13,6 +13,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
@@ -20,6 +21,7 @@ use tokio::sync::Semaphore;
 
 use crate::compile::Bounds;
 use crate::facts::Facts;
+use crate::memory::NodeMemory;
 use crate::{Compiler, Config, Error, compile, functions};
 
 /// Directory of compiled functions that components share, with a bound of its own.
@@ -77,14 +79,15 @@ impl Cache {
     }
 
     /// Compiles a component into its place. Dropping this stops the compiler.
-    pub(crate) async fn compile(&self, digest: &str, wasm: &Path) -> Result<(), Error> {
+    pub(crate) async fn compile(&self, digest: &str, wasm: &Path, memory: &Arc<NodeMemory>) -> Result<(), Error> {
         let Ok(_turn) = self.compilers.acquire().await else {
             return Err(Error::CompilerKilled("the engine ends".to_owned()));
         };
         let path = self.path(digest);
         let number = self.parts.fetch_add(1, Ordering::Relaxed);
         let part = Part(path.with_extension(format!("{}.{number}.part", std::process::id())));
-        compile::compile(&self.compiler, wasm, &part.0, &self.dir.join(FUNCTIONS), self.bounds).await?;
+        compile::compile(&self.compiler, wasm, &part.0, &self.dir.join(FUNCTIONS), self.bounds, memory.beside())
+            .await?;
         fs::rename(&part.0, &path).map_err(|source| Error::Cache { path: path.clone(), source })?;
         self.evict(&path);
         Ok(())

@@ -62,6 +62,12 @@ impl Command {
         self.0.end.cancel();
     }
 
+    /// Files and sockets that it has open, as far as they were counted.
+    #[cfg(test)]
+    pub(crate) fn descriptors(&self) -> u32 {
+        self.0.account.descriptors()
+    }
+
     /// What it has used so far; its fuel is known when it has ended.
     pub fn usage(&self) -> Usage {
         self.0.account.usage()

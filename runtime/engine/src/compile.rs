@@ -16,6 +16,7 @@ use tokio::process::Command;
 
 use crate::adapt::{self, Kind};
 use crate::functions::Functions;
+use crate::memory::Beside;
 use crate::{Compiler, Error, settings};
 
 /// CPU time of one compiler process. The largest component seen took 104 seconds.
@@ -23,6 +24,9 @@ const CPU_SECONDS_MAX: u64 = 1_200;
 
 /// Priority of a compiler process, as for `nice`.
 const NICE: i32 = 10;
+
+/// How often it is looked how much a compiler holds; it takes some 100 MB a second at most.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// What is kept of a compiler's message.
 const MESSAGE_BYTES_MAX: u64 = 16 << 10;
@@ -56,6 +60,7 @@ pub(crate) async fn compile(
     output: &Path,
     functions: &Path,
     bounds: Bounds,
+    memory: Beside,
 ) -> Result<(), Error> {
     match compiler {
         Compiler::InProcess => {
@@ -70,7 +75,7 @@ pub(crate) async fn compile(
         }
         Compiler::Process(program) => {
             // Dropping it kills the process.
-            let compiled = compile_there(program, wasm, output, functions, bounds.bytes_max);
+            let compiled = compile_there(program, wasm, output, functions, bounds.bytes_max, memory);
             let seconds = bounds.time_max.as_secs();
             tokio::time::timeout(bounds.time_max, compiled)
                 .await
@@ -110,6 +115,7 @@ async fn compile_there(
     output: &Path,
     functions: &Path,
     bytes_max: u64,
+    mut memory: Beside,
 ) -> Result<(), Error> {
     let failed = |source| Error::Compiler { path: program.to_owned(), source };
     let mut child = Command::new(program)
@@ -125,10 +131,31 @@ async fn compile_there(
         .spawn()
         .map_err(failed)?;
     let mut message = Vec::new();
-    if let Some(stderr) = child.stderr.take() {
-        stderr.take(MESSAGE_BYTES_MAX).read_to_end(&mut message).await.map_err(failed)?;
-    }
-    let status = child.wait().await.map_err(failed)?;
+    let (id, stderr) = (child.id(), child.stderr.take());
+    let ended = async {
+        if let Some(stderr) = stderr {
+            stderr.take(MESSAGE_BYTES_MAX).read_to_end(&mut message).await?;
+        }
+        child.wait().await
+    };
+    let too_much = async {
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        loop {
+            look.tick().await;
+            let bytes = id.and_then(held_by).unwrap_or(0);
+            if !memory.set(bytes) {
+                return bytes;
+            }
+        }
+    };
+    // Looking only waits; dropping the other kills the process.
+    let status = tokio::select! {
+        ended = ended => ended.map_err(failed)?,
+        bytes = too_much => {
+            let why = format!("it holds {bytes} bytes, and the node has no memory left for it");
+            return Err(Error::CompilerKilled(why));
+        }
+    };
     let message = String::from_utf8_lossy(&message).trim().to_owned();
     match (status.code(), status.signal()) {
         (Some(0), _) => Ok(()),
@@ -141,6 +168,14 @@ async fn compile_there(
             Err(Error::CompilerKilled(format!("{signal}: {why}")))
         }
     }
+}
+
+/// Bytes of memory that this process has for itself: without what it shares with files, as its own program.
+fn held_by(process: u32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{process}/statm")).ok()?;
+    let mut pages = text.split_ascii_whitespace().skip(1).map_while(|number| number.parse::<u64>().ok());
+    let (resident, shared) = (pages.next()?, pages.next()?);
+    Some(resident.saturating_sub(shared) * rustix::param::page_size() as u64)
 }
 
 /// What a compiler process does: `EXE compile WASM OUTPUT BYTES_MAX [FUNCTIONS]`. Needs no runtime and prints errors only.

@@ -196,7 +196,7 @@ impl Engine {
                 other => return other,
             }
         }
-        self.0.cache.compile(digest, wasm).await?;
+        self.0.cache.compile(digest, wasm, &self.0.memory).await?;
         self.map(digest, wasm, &path).await
     }
 

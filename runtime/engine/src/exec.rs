@@ -19,14 +19,20 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use tokio::runtime::{Handle, Runtime};
 
 use crate::slice;
 
-/// Threads for what blocks on behalf of guests: files. Look-ups of names have threads of their own.
+/// Threads for what blocks on behalf of guests: files, and look-ups of names, which have at most half of them. A container
+/// has few at work at a time (`Account::file_turns`), and all of them stand back as the guests' threads do: what they do is
+/// charged to nobody.
 const BLOCKING_THREADS_MAX: usize = 64;
+
+/// How long the gateway's threads may take to be there, at the start.
+const THREADS_WAIT: Duration = Duration::from_secs(30);
 
 /// How much the guests' threads stand back, as for `nice`: gateway and control go first when the CPUs are taken.
 const NICE: i32 = 10;
@@ -47,6 +53,12 @@ thread_local! {
 /// Whether a guest may be polled right here: on a thread that serves nothing but guests' traffic.
 pub(crate) fn is_gateway() -> bool {
     IS_GATEWAY.get()
+}
+
+/// Lets the gateway and control go first when the CPUs are taken.
+fn stand_back() {
+    // On Linux this is the calling thread only.
+    let _ = rustix::process::setpriority_process(None, NICE);
 }
 
 /// The gateway's runtime and the guests' threads. Both end with it.
@@ -278,19 +290,41 @@ impl Executor {
     /// Starts the threads.
     pub(crate) fn start(threads: usize) -> std::io::Result<Executor> {
         let threads = threads.max(1);
+        let workers = Arc::new((Mutex::new(0), Condvar::new()));
+        let started = workers.clone();
         let gateway = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(threads)
             .max_blocking_threads(BLOCKING_THREADS_MAX)
             .thread_name("gateway")
-            .on_thread_start(|| IS_GATEWAY.set(true))
+            .on_thread_start(move || {
+                let (count, changed) = &*started;
+                let mut count = count.lock();
+                if *count < threads {
+                    *count += 1;
+                    IS_GATEWAY.set(true);
+                    changed.notify_one();
+                } else {
+                    stand_back();
+                }
+            })
             .enable_all()
             .build()?;
+        // Those that start after these are for what blocks.
+        let (count, changed) = &*workers;
+        let mut count = count.lock();
+        let mut is_late = false;
+        while *count < threads && !is_late {
+            is_late = changed.wait_for(&mut count, THREADS_WAIT).timed_out();
+        }
+        drop(count);
+        if is_late {
+            return Err(std::io::Error::other("the gateway's threads do not start"));
+        }
         let shared = Arc::new(Shared { queue: Mutex::default(), work: Condvar::new() });
         for number in 0..threads {
             let (shared, handle) = (shared.clone(), gateway.handle().clone());
             std::thread::Builder::new().name(format!("guest-{number}")).spawn(move || {
-                // On Linux this is the calling thread only.
-                let _ = rustix::process::setpriority_process(None, NICE);
+                stand_back();
                 // Sockets and timers of guests live with the gateway's.
                 let _context = handle.enter();
                 shared.work();
@@ -389,6 +423,21 @@ mod tests {
         let waited = receiver.recv_timeout(PATIENCE).unwrap() - before;
         assert!(waited <= 4, "{waited} slices of others went first");
         stop.store(true, Ordering::Relaxed);
+    }
+
+    #[test]
+    fn what_blocks_for_guests_stands_back_and_the_gateway_does_not() {
+        let executor = Executor::start(2).unwrap();
+        let nice = || rustix::process::getpriority_process(None).unwrap();
+        let (sender, receiver) = mpsc::channel();
+        let own = nice();
+        executor.gateway().spawn({
+            let sender = sender.clone();
+            async move { sender.send((is_gateway(), nice())).unwrap() }
+        });
+        assert_eq!(receiver.recv_timeout(PATIENCE).unwrap(), (true, own));
+        executor.gateway().spawn_blocking(move || sender.send((is_gateway(), nice())).unwrap());
+        assert_eq!(receiver.recv_timeout(PATIENCE).unwrap(), (false, own.max(NICE)));
     }
 
     #[test]

@@ -35,6 +35,9 @@ const OUTGOING_MAX: usize = 512;
 /// Look-ups of one container that the machine's resolver works on at the same time; more wait.
 const LOOK_UPS_MAX: usize = 4;
 
+/// Files of one container that are worked on at the same time; more wait. All containers share the threads that may block.
+pub(crate) const FILE_TURNS_MAX: usize = 4;
+
 /// The account of one container, shared by its instances.
 pub(crate) struct Account {
     name: String,
@@ -53,6 +56,8 @@ pub(crate) struct Account {
     descriptors: AtomicU32,
     /// Look-ups of names that the machine's resolver works on.
     pub(crate) look_ups: Arc<Semaphore>,
+    /// Work on files, which takes a thread each.
+    pub(crate) file_turns: Arc<Semaphore>,
     /// Outgoing requests that wait for the head of their answer.
     pub(crate) outgoing: Semaphore,
     /// Time on the CPU, when it is limited.
@@ -82,6 +87,7 @@ impl Account {
             slots: AtomicU32::new(0),
             descriptors: AtomicU32::new(0),
             look_ups: Arc::new(Semaphore::new(LOOK_UPS_MAX)),
+            file_turns: Arc::new(Semaphore::new(FILE_TURNS_MAX)),
             outgoing: Semaphore::new(OUTGOING_MAX),
             quota: spec.cpu_millis_max.map(Quota::new),
             lane: Lane::new(spec.cpu_millis_request.or(spec.cpu_millis_max)),
@@ -195,6 +201,16 @@ impl Account {
 
     pub(crate) fn give_descriptors(&self, count: u32) {
         self.descriptors.fetch_sub(count, Relaxed);
+    }
+
+    /// Counts what is open although nobody asked.
+    pub(crate) fn add_descriptors(&self, count: u32) {
+        self.descriptors.fetch_add(count, Relaxed);
+    }
+
+    /// Files and sockets that are open.
+    pub(crate) fn descriptors(&self) -> u32 {
+        self.descriptors.load(Relaxed)
     }
 }
 

@@ -118,6 +118,11 @@ impl NodeMemory {
         self.held.fetch_sub(bytes, Relaxed);
     }
 
+    /// Memory beside that of guests, which counts under the same ceiling.
+    pub(crate) fn beside(self: &Arc<Self>) -> Beside {
+        Beside { node: self.clone(), held: 0 }
+    }
+
     /// Who goes first: the lowest class, and within it the one that is furthest above what it asked for. None when all
     /// have no more than they asked for.
     fn victim(&self) -> Option<Arc<Account>> {
@@ -128,6 +133,31 @@ impl NodeMemory {
         });
         let (victim, _) = above.min_by_key(|(account, above)| (account.qos(), std::cmp::Reverse(*above)))?;
         Some(victim)
+    }
+}
+
+/// What a compiler's process holds. At the ceiling it is the one that ends, and no guest does.
+pub(crate) struct Beside {
+    node: Arc<NodeMemory>,
+    held: u64,
+}
+
+impl Beside {
+    /// It holds so much now; false when the node has not as much.
+    pub(crate) fn set(&mut self, bytes: u64) -> bool {
+        let more = bytes.saturating_sub(self.held);
+        if more > 0 && !self.node.take_below(self.node.max, more) {
+            return false;
+        }
+        self.node.give(self.held.saturating_sub(bytes));
+        self.held = bytes;
+        true
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        self.node.give(self.held);
     }
 }
 
@@ -160,5 +190,18 @@ mod tests {
         guaranteed.take(60).unwrap();
         assert!(!guaranteed.is_killed());
         assert_eq!(node.usage(), NodeUsage { memory_bytes: 600, memory_bytes_peak: 1030, memory_bytes_max: 1000 });
+    }
+
+    #[test]
+    fn what_is_beside_guests_counts_and_ends_nobody() {
+        let node = NodeMemory::new(1000);
+        let guest = account(&node, Qos::BestEffort, 0);
+        guest.take(600).unwrap();
+        let mut compiler = node.beside();
+        assert!(compiler.set(300) && compiler.set(100) && compiler.set(400));
+        assert!(!compiler.set(401) && !guest.is_killed());
+        assert_eq!(node.usage().memory_bytes, 1000);
+        drop(compiler);
+        assert_eq!(node.usage().memory_bytes, 600);
     }
 }

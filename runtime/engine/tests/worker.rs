@@ -21,6 +21,7 @@ fn main() -> ExitCode {
     runtime.block_on(async {
         compiles_and_explains().await;
         stays_within_its_memory().await;
+        counts_as_memory_of_the_node().await;
     });
     println!("worker: ok");
     ExitCode::SUCCESS
@@ -54,4 +55,14 @@ async fn stays_within_its_memory() {
     let error = engine.prepare("command", &path).await.expect_err("16 MiB are not enough");
     assert!(matches!(&error, Error::CompilerKilled(_)), "{error}");
     assert!(!error.is_permanent());
+}
+
+async fn counts_as_memory_of_the_node() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let engine = Engine::new(Config { memory_bytes_max: 1 << 20, ..config(&dir) }).expect("an engine starts");
+    let path = dir.path().join("command");
+    std::fs::write(&path, COMMAND).expect("the file is written");
+    let error = engine.prepare("command", &path).await.expect_err("the node has 1 MiB for all");
+    assert!(error.to_string().contains("no memory left"), "{error}");
+    assert_eq!(engine.memory().memory_bytes, 0, "it is gone");
 }

@@ -9,6 +9,7 @@
 //! | `log LINES` | prints this many lines of 1 KiB; 0 is for ever |
 //! | `disk PATH MIB` | writes so much into a file |
 //! | `files DIR N` | opens N files and keeps them; prints how many it got |
+//! | `streams DIR N` | opens N files, keeps a stream of each and lets go of the rest; prints how many it got |
 //! | `sockets N` | makes N sockets and keeps them; prints how many it got |
 //! | `look-up NAME N` | looks up a name N times |
 //! | `link TARGET PATH` | makes a symbolic link; prints what came of it |
@@ -25,7 +26,7 @@ use std::time::Duration;
 
 fn main() {
     let steps: Vec<String> = std::env::args().skip(1).collect();
-    let (mut memory, mut files, mut sockets) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut memory, mut files, mut sockets, mut streams) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut at = 0;
     while at < steps.len() {
         let step = &steps[at];
@@ -73,6 +74,25 @@ fn main() {
                     }
                 }
                 println!("{}", files.len());
+                2
+            }
+            "streams" => {
+                use wasip2::filesystem::preopens::get_directories;
+                use wasip2::filesystem::types::{DescriptorFlags, OpenFlags, PathFlags};
+                let found = get_directories().into_iter().find(|(_, name)| name == argument(1));
+                let (dir, _) = found.expect("the directory is mounted");
+                for number in 0..count(2) {
+                    // Letting go of what was given anyway makes no room.
+                    drop(get_directories());
+                    let name = format!("{}", number % 10);
+                    let flags = DescriptorFlags::READ | DescriptorFlags::WRITE;
+                    let file = dir.open_at(PathFlags::empty(), &name, OpenFlags::CREATE, flags);
+                    match file.and_then(|file| file.append_via_stream()) {
+                        Ok(stream) => streams.push(stream),
+                        Err(_) => break,
+                    }
+                }
+                println!("{}", streams.len());
                 2
             }
             "sockets" => {

@@ -1,22 +1,15 @@
 //! Files and sockets that guests have open: bounded per container, and the last ones of the process are not for guests.
+//!
+//! What an instance opens is counted before it does ([`Descriptors::take`]), and what it really has whenever its table of
+//! handles is looked at ([`Descriptors::count`]): a connection that it was given counts, too, and closing what was never
+//! counted gives nothing back. A stream keeps its file open by itself, so it has a place of its own ([`Taken`]).
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, LazyLock};
 
-use wasmtime::StoreContextMut;
-use wasmtime::component::{Accessor, Linker, Resource, ResourceType};
-use wasmtime_wasi::filesystem::{WasiFilesystem, WasiFilesystemView};
-use wasmtime_wasi::p2::bindings::filesystem::types::{
-    Descriptor, DescriptorFlags, ErrorCode, HostDescriptor, OpenFlags, PathFlags,
-};
-
-use crate::guest::Guest;
 use crate::limits::Account;
 use crate::machine;
-
-/// The interface, at the version that wasmtime defines.
-const TYPES: &str = "wasi:filesystem/types@0.2.12";
 
 static BOUNDS: LazyLock<machine::Descriptors> = LazyLock::new(machine::descriptors);
 
@@ -24,11 +17,15 @@ static BOUNDS: LazyLock<machine::Descriptors> = LazyLock::new(machine::descripto
 pub(crate) struct Descriptors {
     account: Arc<Account>,
     open: u32,
+    /// Directories that it was given, which stay open as long as it lives.
+    mounts: u32,
 }
 
 impl Descriptors {
-    pub(crate) fn new(account: Arc<Account>) -> Descriptors {
-        Descriptors { account, open: 0 }
+    /// None when there is no room for the directories that an instance is given.
+    pub(crate) fn new(account: Arc<Account>, mounts: u32) -> Option<Descriptors> {
+        let mut descriptors = Descriptors { account, open: 0, mounts };
+        (0..mounts).all(|_| descriptors.take()).then_some(descriptors)
     }
 
     pub(crate) fn account(&self) -> &Arc<Account> {
@@ -42,12 +39,24 @@ impl Descriptors {
         is_free
     }
 
-    /// One was closed. Those that nobody counted are not given back.
+    /// One was closed, or not opened after all. What is wrong about it is set right by the next count.
     pub(crate) fn give(&mut self) {
-        if self.open > 0 {
+        if self.open > self.mounts {
             self.open -= 1;
             self.account.give_descriptors(1);
         }
+    }
+
+    /// So many are among its handles.
+    pub(crate) fn count(&mut self, handles: u32) {
+        // Handles of directories that it was given open nothing, and cannot be told from the others.
+        let open = handles.max(self.mounts);
+        if open > self.open {
+            self.account.add_descriptors(open - self.open);
+        } else {
+            self.account.give_descriptors(self.open - open);
+        }
+        self.open = open;
     }
 }
 
@@ -74,65 +83,41 @@ impl Drop for Taken {
     }
 }
 
+/// Whether a container could open one more.
+pub(crate) fn has_room(account: &Account) -> bool {
+    account.descriptors() < BOUNDS.container_max && node_has_more()
+}
+
 /// Whether descriptors of this process are left for guests: the kernel gives the lowest number that is free.
-pub(super) fn node_has_more() -> bool {
+fn node_has_more() -> bool {
     File::open("/dev/null")
         .is_ok_and(|lowest| u32::try_from(lowest.as_raw_fd()).is_ok_and(|number| number < BOUNDS.number_max))
 }
 
-/// Where files are opened in 0.3; only the node's bound, since nothing tells here when one is closed. What an instance
-/// may have open is bounded by its handles.
-pub(super) fn add_p3_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
-    use wasmtime_wasi::p3::bindings::filesystem::types as p3;
-    type Open = (Resource<p3::Descriptor>, p3::PathFlags, String, p3::OpenFlags, p3::DescriptorFlags);
-    linker.instance("wasi:filesystem/types@0.3.0")?.func_wrap_concurrent(
-        "[method]descriptor.open-at",
-        |accessor: &Accessor<Guest>, (dir, path_flags, path, open, flags): Open| {
-            Box::pin(async move {
-                if !node_has_more() {
-                    return Ok((Err(p3::ErrorCode::InsufficientMemory),));
-                }
-                let files = accessor.with_getter::<WasiFilesystem>(Guest::filesystem);
-                let opened = <WasiFilesystem as p3::HostDescriptorWithStore<Guest>>::open_at(
-                    &files, dir, path_flags, path, open, flags,
-                );
-                let result: Result<Resource<p3::Descriptor>, p3::ErrorCode> = match opened.await {
-                    Ok(file) => Ok(file),
-                    Err(error) => Err(error.downcast()?),
-                };
-                Ok((result,))
-            })
-        },
-    )
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Spec;
+    use crate::memory::NodeMemory;
 
-/// Watches where files are opened and closed.
-pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
-    type Open = (Resource<Descriptor>, PathFlags, String, OpenFlags, DescriptorFlags);
-    let mut types = linker.instance(TYPES)?;
-    types.func_wrap_async(
-        "[method]descriptor.open-at",
-        |mut store: StoreContextMut<'_, Guest>, (dir, path_flags, path, open, flags): Open| {
-            Box::new(async move {
-                let guest = store.data_mut();
-                if !guest.descriptors.take() {
-                    return Ok((Err(ErrorCode::InsufficientMemory),));
-                }
-                let opened = HostDescriptor::open_at(&mut guest.filesystem(), dir, path_flags, path, open, flags).await;
-                let result: Result<Resource<Descriptor>, ErrorCode> = match opened {
-                    Ok(file) => Ok(file),
-                    Err(error) => {
-                        guest.descriptors.give();
-                        Err(error.downcast()?)
-                    }
-                };
-                Ok((result,))
-            })
-        },
-    )?;
-    types.resource("descriptor", ResourceType::host::<Descriptor>(), |mut store, rep| {
-        let guest = store.data_mut();
-        guest.descriptors.give();
-        HostDescriptor::drop(&mut guest.filesystem(), Resource::new_own(rep))
-    })
+    #[test]
+    fn what_was_never_counted_gives_nothing_back_and_what_is_there_counts() {
+        let account = Account::new(&Spec::new("a"), &NodeMemory::new(u64::MAX));
+        let mut descriptors = Descriptors::new(account.clone(), 2).unwrap();
+        assert!(descriptors.take() && descriptors.take());
+        assert_eq!(account.descriptors(), 4);
+        // Handles of what it was given, closed again and again.
+        (0..100).for_each(|_| descriptors.give());
+        descriptors.count(4);
+        assert_eq!(account.descriptors(), 4, "two of its own, two that it was given");
+        descriptors.count(9);
+        assert_eq!(account.descriptors(), 9, "connections that came by themselves");
+        descriptors.count(0);
+        assert_eq!(account.descriptors(), 2);
+        let taken = Taken::take(&account).unwrap();
+        drop(descriptors);
+        assert_eq!(account.descriptors(), 1);
+        drop(taken);
+        assert_eq!(account.descriptors(), 0);
+    }
 }

@@ -3,7 +3,9 @@
 use std::any::Any;
 
 use http::HeaderMap;
-use wasmtime_wasi::p2::{DynInputStream, DynOutputStream};
+use wasmtime_wasi::filesystem::Descriptor;
+use wasmtime_wasi::p2::{self, DynInputStream, DynOutputStream};
+use wasmtime_wasi::p3::bindings::sockets::types as sockets;
 use wasmtime_wasi_http::FieldMap;
 use wasmtime_wasi_http::p2::body::HostOutgoingBody;
 use wasmtime_wasi_http::p2::types::{HostIncomingResponse, HostOutgoingRequest, HostOutgoingResponse};
@@ -42,6 +44,16 @@ pub(crate) fn bytes_of(entry: &mut (dyn Any + Send)) -> u64 {
         0
     };
     HANDLE_BYTES + more
+}
+
+/// Whether this entry of a table is a file or socket of this process, or may be one: a directory that was given to the guest
+/// is listed as often as it asked for it.
+pub(crate) fn is_open(entry: &mut (dyn Any + Send)) -> bool {
+    entry.is::<Descriptor>()
+        || entry.is::<p2::TcpSocket>()
+        || entry.is::<p2::UdpSocket>()
+        || entry.is::<sockets::TcpSocket>()
+        || entry.is::<sockets::UdpSocket>()
 }
 
 pub(super) fn headers(map: &HeaderMap) -> u64 {

@@ -3,6 +3,7 @@
 mod body_end;
 mod descriptors;
 mod environment;
+mod files;
 mod held;
 mod names;
 mod outbound;
@@ -22,9 +23,9 @@ use wasmtime_wasi::p3::bindings as p3;
 use wasmtime_wasi::sockets::WasiSocketsCtxView;
 
 pub(crate) use self::body_end::{Answering, BodyEnd};
-pub(crate) use self::descriptors::Descriptors;
+pub(crate) use self::descriptors::{Descriptors, has_room as has_descriptors};
 use self::environment::Environment;
-pub(crate) use self::held::bytes_of;
+pub(crate) use self::held::{bytes_of, is_open};
 pub(crate) use self::outbound::{Chain, Hooks, to_wasi};
 pub use self::outbound::{Outbound, OutboundError, Timeouts};
 pub(crate) use self::output::Output;
@@ -51,8 +52,8 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Guest
     p3::sockets::ip_name_lookup::add_to_linker::<_, Mesh>(&mut linker, Guest::mesh)?;
     sockets_p3::add_to_linker(&mut linker)?;
     names::add_to_linker(&mut linker)?;
-    descriptors::add_to_linker(&mut linker)?;
-    descriptors::add_p3_to_linker(&mut linker)?;
+    files::add_to_linker(&mut linker)?;
+    files::add_p3_to_linker(&mut linker)?;
     random::add_to_linker(&mut linker)?;
     Ok(linker)
 }

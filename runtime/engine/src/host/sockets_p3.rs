@@ -13,7 +13,6 @@ use wasmtime_wasi::p3::sockets::SocketResult;
 use wasmtime_wasi::runtime::poll_noop;
 use wasmtime_wasi::sockets::{WasiSockets, WasiSocketsView};
 
-use super::descriptors::node_has_more;
 use super::source;
 use crate::guest::Guest;
 use crate::{Protocol, Refused};
@@ -31,7 +30,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
 fn tcp(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     let mut types = linker.instance(TYPES)?;
     types.func_wrap("[static]tcp-socket.create", |mut store: Store<'_>, (family,): (IpAddressFamily,)| {
-        if !node_has_more() {
+        if !store.data_mut().take_descriptor() {
             return Ok((Err(ErrorCode::OutOfMemory),));
         }
         Ok((answer(HostTcpSocket::create(&mut store.data_mut().sockets(), family))?,))
@@ -84,6 +83,14 @@ fn tcp(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
 
 fn udp(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     let mut types = linker.instance(TYPES)?;
+    types.func_wrap_async("[static]udp-socket.create", |mut store: Store<'_>, (family,): (IpAddressFamily,)| {
+        Box::new(async move {
+            if !store.data_mut().take_descriptor() {
+                return Ok((Err(ErrorCode::OutOfMemory),));
+            }
+            Ok((answer(HostUdpSocket::create(&mut store.data_mut().sockets(), family).await)?,))
+        })
+    })?;
     types.func_wrap_async(
         "[method]udp-socket.bind",
         |mut store: Store<'_>, (socket, address): (Resource<UdpSocket>, IpSocketAddress)| {

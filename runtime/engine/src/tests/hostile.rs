@@ -183,6 +183,11 @@ async fn commands_cannot_take_files_sockets_and_threads_of_others() {
     let opened: u32 = printed.trim().parse().unwrap();
     let bound = crate::machine::descriptors().container_max;
     assert!(opened > 0 && opened < bound, "{opened} of {bound}");
+    // A stream keeps its file open, whatever becomes of the descriptor that it was made from.
+    let (exit, printed) = run(mounted, &["streams", "/data", "8000"]).await;
+    assert_eq!(exit, Exit::Code(0));
+    let opened: u32 = printed.trim().parse().unwrap();
+    assert!(opened > 0 && opened < bound, "{opened} of {bound}");
     let (exit, printed) = run(|spec| spec, &["log", "20000"]).await;
     assert_eq!((exit, printed.len()), (Exit::Code(0), 20_000 << 10));
     assert_eq!(run(|spec| spec, &["look-up", "name.invalid", "50"]).await.0, Exit::Code(0));

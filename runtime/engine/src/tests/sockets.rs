@@ -98,6 +98,7 @@ async fn programs_of_wasi_0_3_have_the_same_network() {
     })
     .await;
     assert_eq!(server_printed.text(), "probe serve 18124\nlistening on 10.244.0.2\n");
+    assert_eq!(server.descriptors(), 1, "its listener");
     let (client, printed) = start(3, &["connect", "server.default.svc", "18124"]).await;
     assert_eq!(soon(client.wait()).await, Exit::Code(0), "{}", printed.text());
     assert!(printed.text().ends_with("connected to 10.244.0.2\nhello 10.244.0.3\n"), "{}", printed.text());
