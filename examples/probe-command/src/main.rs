@@ -24,6 +24,7 @@
 //! | `fill PATH MIB` | writes a file of this length |
 //! | `listen PORT` | answers every TCP connection with the lines it sends, in capitals, for ever; prints its address |
 //! | `serve PORT` | answers every TCP connection with an HTTP response that greets, for ever |
+//! | `chat PORT` | agrees with every HTTP request to change the protocol, and goes on as `listen` does |
 //! | `send ADDRESS TEXT` | connects, sends a line, prints the one that comes back |
 //! | `resolve NAME` | prints the addresses of a host |
 
@@ -85,6 +86,7 @@ fn main() -> ExitCode {
             "fill" => fill(&next(), mib(&next())),
             "listen" => listen(&next(), capitals),
             "serve" => listen(&next(), http),
+            "chat" => listen(&next(), chat),
             "send" => send(&next(), &next()),
             "resolve" => {
                 (next().as_str(), 0).to_socket_addrs().map(|found| found.for_each(|found| println!("{}", found.ip())))
@@ -193,12 +195,23 @@ fn capitals(mut stream: TcpStream) -> std::io::Result<()> {
     }
 }
 
-fn http(mut stream: TcpStream) -> std::io::Result<()> {
+fn read_head(stream: &mut TcpStream) -> std::io::Result<()> {
     let mut head = Vec::new();
     let mut byte = [0];
     while !head.ends_with(b"\r\n\r\n") && head.len() < 16384 && stream.read(&mut byte)? == 1 {
         head.push(byte[0]);
     }
+    Ok(())
+}
+
+fn chat(mut stream: TcpStream) -> std::io::Result<()> {
+    read_head(&mut stream)?;
+    stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: chat\r\n\r\n")?;
+    capitals(stream)
+}
+
+fn http(mut stream: TcpStream) -> std::io::Result<()> {
+    read_head(&mut stream)?;
     let body = format!("hello from {}\n", var("HOSTNAME").unwrap_or_default());
     write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len())
 }

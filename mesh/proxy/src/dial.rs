@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use coracle_discovery::Protocol;
 use futures::future::BoxFuture;
-use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
+use http::header::{HOST, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Request, Response, Uri};
+use http::{Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt;
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -18,23 +18,12 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tower_service::Service;
 
 use crate::endpoint::{CONNECT_MAX, Failure};
-use crate::{Body, BoxError, LocalEndpoints};
+use crate::{Body, BoxError, LocalEndpoints, headers};
 
 /// Connections to one socket that are kept while nobody uses them,
 const IDLE_PER_SOCKET_MAX: usize = 64;
 /// and for how long.
 const IDLE_MAX: Duration = Duration::from_secs(30);
-
-/// Headers that are for one connection only (RFC 9110 §7.6.1), beside those that `Connection` names.
-const OF_A_CONNECTION: [HeaderName; 7] = [
-    CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    TE,
-    TRAILER,
-    TRANSFER_ENCODING,
-    UPGRADE,
-];
 
 /// Connects to what a pod listens at, and to nothing else that happens to be there.
 #[derive(Clone)]
@@ -79,7 +68,8 @@ impl Dialer {
         Dialer(client)
     }
 
-    /// Sends a request to the socket of `endpoint`, whatever its URI names.
+    /// Sends a request to the socket of `endpoint`, whatever its URI names. One that asks for another protocol is sent as such;
+    /// what follows an answer that agrees is in its extensions (`hyper::upgrade`).
     pub async fn call(
         &self,
         endpoint: SocketAddr,
@@ -87,14 +77,32 @@ impl Dialer {
         request: Request<Body>,
     ) -> Result<Response<Body>, Failure> {
         let to = socket.to_string().parse().expect("a socket address is an authority");
-        self.send(&to, request).await.map_err(|error| match error.is_connect() {
+        let upgrade = headers::upgrade(request.headers());
+        let is_upgrade = upgrade.is_some();
+        let mut response = self.send(&to, request, upgrade).await.map_err(|error| match error.is_connect() {
             true => Failure::unseen(endpoint, error.into()),
             false => Failure::seen(endpoint, error.into()),
-        })
+        })?;
+        match (response.status() == StatusCode::SWITCHING_PROTOCOLS, is_upgrade) {
+            (true, true) => {}
+            (true, false) => {
+                return Err(Failure::seen(endpoint, "it changes to a protocol that nobody asked for".into()));
+            }
+            (false, _) => headers::strip(response.headers_mut()),
+        }
+        Ok(response)
     }
 
-    async fn send(&self, to: &Authority, mut request: Request<Body>) -> Result<Response<Body>, legacy::Error> {
-        strip(request.headers_mut());
+    async fn send(
+        &self,
+        to: &Authority,
+        mut request: Request<Body>,
+        upgrade: Option<HeaderValue>,
+    ) -> Result<Response<Body>, legacy::Error> {
+        headers::strip(request.headers_mut());
+        if let Some(protocol) = upgrade {
+            headers::ask(request.headers_mut(), protocol);
+        }
         if !request.headers().contains_key(HOST)
             && let Some(host) = request.uri().authority().and_then(|authority| authority.as_str().parse().ok())
         {
@@ -107,23 +115,7 @@ impl Dialer {
             Some(request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/")));
         *request.uri_mut() = Uri::from_parts(parts).expect("a scheme, an authority and a path are a URI");
         *request.version_mut() = http::Version::HTTP_11;
-        let mut response = self.0.request(request).await?;
-        strip(response.headers_mut());
+        let response = self.0.request(request).await?;
         Ok(response.map(|body| body.map_err(BoxError::from).boxed_unsync()))
-    }
-}
-
-/// Takes away what is for one connection only.
-fn strip(headers: &mut HeaderMap) {
-    if headers.contains_key(CONNECTION) {
-        let named = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
-        let named: Vec<HeaderName> =
-            named.flat_map(|value| value.split(',')).filter_map(|name| name.trim().parse().ok()).collect();
-        for name in named {
-            headers.remove(name);
-        }
-    }
-    for name in &OF_A_CONNECTION {
-        headers.remove(name);
     }
 }

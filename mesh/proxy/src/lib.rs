@@ -11,14 +11,17 @@ mod balance;
 mod dial;
 mod endpoint;
 mod flows;
+mod headers;
 mod node_ports;
 mod outbound;
 mod retry;
 mod routes;
 mod serve;
+mod spare;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod upgrade;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -31,7 +34,9 @@ use http::{Request, Response};
 use tokio_util::sync::CancellationToken;
 
 pub use flows::Flows;
+pub use headers::{strip as strip_connection_headers, upgrade as wanted_upgrade};
 pub use serve::serve_stream;
+pub use upgrade::tunnel;
 
 /// Any error.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

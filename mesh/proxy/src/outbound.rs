@@ -32,6 +32,9 @@ const RENEWAL_MAX: Duration = Duration::from_millis(500);
 /// Endpoints that are found to be gone, for one request.
 const GONE_MAX: usize = 16;
 
+/// Endpoints of a Service that are looked at to see how it is reached; they are alike as a rule.
+const LOOKED_AT_MAX: usize = 8;
+
 impl Proxy {
     /// A guest's outgoing HTTP request to a Service or pod of the cluster. [`Error::NotInCluster`] when the authority names
     /// neither. A [`Deadline`] in its extensions is kept.
@@ -63,6 +66,19 @@ impl Proxy {
             let endpoint = Endpoint::find(&*self.local, to);
             endpoint.and_then(|endpoint| endpoint.socket()).ok_or(Error::NoPod(to))
         })
+    }
+
+    /// Whether a guest's request to this host takes a connection of this process, or may take one: a component is called.
+    pub fn is_dialled(&self, host: &str, port: u16, from_namespace: &str) -> bool {
+        let has_socket = |at| Endpoint::find(&*self.local, at).is_some_and(|endpoint| endpoint.socket().is_some());
+        match self.destination(host, from_namespace) {
+            Ok(Destination::Service(service)) => service.port(port, Protocol::Tcp).is_some_and(|port| {
+                let mut endpoints = port.endpoints.iter().take(LOOKED_AT_MAX);
+                endpoints.any(|endpoint| has_socket(SocketAddr::new(endpoint.address, endpoint.port)))
+            }),
+            Ok(Destination::Pod(address)) => has_socket(SocketAddr::new(address, port)),
+            Err(_) => false,
+        }
     }
 
     /// Whether this is the address of a Service.

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::pin::pin;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,13 +15,14 @@ use http_body::Body as _;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
 use crate::stream::{Limits, Patient};
-use crate::{Body, BoxError, Error, HttpService, retry};
+use crate::{Body, BoxError, Error, HttpService, headers, retry, upgrade};
 
 /// HTTP headers of a request may take this many bytes (design.md §6). hyper looks after each read, so that somewhat more may
 /// pass when it comes at once.
@@ -45,7 +46,7 @@ static SERVER: LazyLock<auto::Builder<TokioExecutor>> = LazyLock::new(|| {
 });
 
 /// Serves HTTP/1.1 and HTTP/2 (prior knowledge) on a byte stream, until its end.
-pub async fn serve_stream<S>(stream: S, service: std::sync::Arc<dyn HttpService>) -> Result<(), BoxError>
+pub async fn serve_stream<S>(stream: S, service: Arc<dyn HttpService>) -> Result<(), BoxError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -64,25 +65,47 @@ where
     F: Fn(Request<Body>) -> A,
     A: Future<Output = Result<Response<Body>, Error>> + Send + 'static,
 {
-    let service = service_fn(move |request: Request<Incoming>| {
-        let answer = is_for_one_host(&request).map(|()| answer(request.map(body)));
-        async move {
-            let answered = match answer {
-                Ok(answer) => answer.await,
-                Err(error) => Err(error),
-            };
-            Ok::<_, Infallible>(answered.unwrap_or_else(|error| refuse(&error)))
+    let changed: Arc<Mutex<Option<(OnUpgrade, OnUpgrade)>>> = Arc::default();
+    let service = service_fn({
+        let changed = changed.clone();
+        move |mut request: Request<Incoming>| {
+            let upgrade = headers::upgrade(request.headers()).map(|_| hyper::upgrade::on(&mut request));
+            let changed = upgrade.map(|upgrade| (upgrade, changed.clone()));
+            let answer = is_for_one_host(&request).map(|()| answer(request.map(body)));
+            async move {
+                let answered = match answer {
+                    Ok(answer) => answer.await,
+                    Err(error) => Err(error),
+                };
+                let mut response = answered.unwrap_or_else(|error| refuse(&error));
+                if let Some((client, changed)) = changed
+                    && response.status() == StatusCode::SWITCHING_PROTOCOLS
+                {
+                    let endpoint = hyper::upgrade::on(&mut response);
+                    *changed.lock().unwrap_or_else(PoisonError::into_inner) = Some((client, endpoint));
+                }
+                Ok::<_, Infallible>(response)
+            }
         }
     });
-    let mut connection = pin!(SERVER.serve_connection(TokioIo::new(Patient::new(stream, Limits::default())), service));
+    let io = TokioIo::new(Patient::new(stream, Limits::default()));
+    let mut connection = pin!(SERVER.serve_connection_with_upgrades(io, service));
     let mut drained = aside(drain.cancelled());
     tokio::select! {
         // What is told first counts first: nothing begins afterwards.
         biased;
-        _ = drained.next() => connection.as_mut().graceful_shutdown(),
-        ended = &mut connection => return ended,
+        _ = drained.next() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await?;
+        }
+        ended = &mut connection => ended?,
     }
-    connection.await
+    // A connection that has changed its protocol is no longer the server's.
+    let changed = changed.lock().unwrap_or_else(PoisonError::into_inner).take();
+    match changed {
+        Some((client, endpoint)) => upgrade::tunnel(client, endpoint).await.map_err(BoxError::from),
+        None => Ok(()),
+    }
 }
 
 /// A future that is looked at only when it has woken itself, however often its task is: what many wait for is behind a lock.
@@ -135,8 +158,6 @@ fn refuse(error: &Error) -> Response<Body> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use futures::future::BoxFuture;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 

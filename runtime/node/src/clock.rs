@@ -4,8 +4,11 @@
 //! node go by the clock on the wall. [`watch`] compares the clocks every [`TICK`], measured by the one clock that goes on
 //! (`CLOCK_BOOTTIME`), so that it looks right after a sleep, and tells when they do not agree.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio_util::sync::CancellationToken;
@@ -16,6 +19,24 @@ use rustix::time::{ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTim
 const TICK: Duration = Duration::from_secs(5);
 /// What counts as a jump. Less is the work of who keeps clocks in step, or of a machine with much to do.
 const JUMP_MIN: Duration = Duration::from_secs(3);
+
+/// The clock on the wall, as all that goes by it here reads it: a test moves this one.
+#[derive(Debug, Clone, Default)]
+pub struct Wall(Arc<AtomicI64>);
+
+impl Wall {
+    /// What it shows.
+    pub fn now(&self) -> Timestamp {
+        let ahead = SignedDuration::from_secs(self.0.load(Ordering::Relaxed));
+        Timestamp::now().checked_add(ahead).unwrap_or(Timestamp::MAX)
+    }
+
+    /// Somebody sets it.
+    #[cfg(test)]
+    pub fn advance(&self, seconds: i64) {
+        self.0.fetch_add(seconds, Ordering::Relaxed);
+    }
+}
 
 /// The clocks at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

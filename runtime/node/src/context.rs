@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
+use crate::clock::Wall;
 use crate::config::Config;
 use crate::disk::Disk;
 use crate::events::{Record, Recorder};
@@ -41,6 +41,8 @@ pub struct Context {
     pub allocatable: BTreeMap<&'static str, u64>,
     /// The disk that all of this is on.
     pub disk: Disk,
+    /// The clock on the wall.
+    pub wall: Wall,
     /// Counts jumps of time.
     pub jumps: watch::Sender<u64>,
     /// Open log files.
@@ -58,7 +60,7 @@ pub struct Context {
 impl Context {
     /// This moment.
     pub fn now(&self) -> Now {
-        Now { mono: self.started.elapsed(), wall: Timestamp::now() }
+        Now { mono: self.started.elapsed(), wall: self.wall.now() }
     }
 
     /// Records an event about the node itself. Kubelet uses the node's name as its uid.

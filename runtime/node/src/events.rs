@@ -27,6 +27,8 @@ const PER_SECOND: f64 = 50.0;
 const BEHIND: Duration = Duration::from_millis(40);
 /// How long events are still sent at shutdown.
 const LAST: Duration = Duration::from_millis(200);
+/// An event whose write is not answered by then is given up: the others wait behind it.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// Waiting events; beyond it new ones are dropped.
 const QUEUE_MAX: usize = 1000;
 /// Waiting events beyond which only warnings are taken.
@@ -152,8 +154,10 @@ impl Recorder {
             if !shutdown.is_cancelled() {
                 tokio::time::sleep_until(due).await;
             }
-            if let Err(error) = self.send(&mut seen, record, at).await {
-                tracing::debug!(%error, "event not recorded");
+            match tokio::time::timeout(ANSWER_MAX, self.send(&mut seen, record, at)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%error, "event not recorded"),
+                Err(_) => tracing::debug!("event not recorded: the API server has not answered in time"),
             }
         }
     }

@@ -118,6 +118,7 @@ impl Node {
                     ("ephemeral-storage", machine.storage_bytes),
                 ]),
                 disk: Disk::new(config.data_dir.clone(), config.min_free_bytes),
+                wall: clock::Wall::default(),
                 jumps: watch::Sender::new(0),
                 open_logs: OpenFiles::default(),
                 logs_dir: config.data_dir.join("logs"),
@@ -136,6 +137,12 @@ impl Node {
         let registration = Registration::new(pods.context.clone(), Facts::read(port));
         let synced = watch::Sender::new(false);
         Ok(Node { inner: Arc::new(Inner { pods, registration, listener, synced, stop_watching }) })
+    }
+
+    /// Its pods.
+    #[cfg(test)]
+    pub(crate) fn pods(&self) -> &Arc<Pods> {
+        &self.inner.pods
     }
 
     /// Waits until a pod that is bound to this node would start: its pods are known, the API server can reach it, and it has

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -19,7 +20,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// How long an object nobody uses is still watched: the next pod of a rollout comes soon.
-const LINGER: Duration = Duration::from_secs(120);
+const LINGER: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 120 });
 /// How long a read waits for the API server.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -126,6 +127,8 @@ pub type OnChange = Arc<dyn Fn(&str) + Send + Sync>;
 pub struct Objects {
     client: kube::Client,
     entries: Arc<Mutex<HashMap<ObjectKey, Entry>>>,
+    /// Whether somebody will look at what nobody uses.
+    is_swept: Arc<AtomicBool>,
     on_change: OnChange,
     shutdown: CancellationToken,
 }
@@ -133,7 +136,7 @@ pub struct Objects {
 impl Objects {
     /// No object is watched before somebody reads it.
     pub fn new(client: kube::Client, shutdown: CancellationToken, on_change: OnChange) -> Self {
-        Self { client, entries: Arc::default(), on_change, shutdown }
+        Self { client, entries: Arc::default(), is_swept: Arc::default(), on_change, shutdown }
     }
 
     /// The object as it is now, if it exists; from now on `user` is told about its changes.
@@ -154,17 +157,44 @@ impl Objects {
     /// The pod uses nothing any more.
     pub fn forget(&self, user: &str) {
         let now = Instant::now();
-        let mut entries = self.entries.lock();
-        entries.retain(|_, entry| {
+        let mut is_unused = false;
+        for entry in self.entries.lock().values_mut() {
             if entry.users.remove(user) && entry.users.is_empty() {
                 entry.unused_since = Some(now);
             }
-            let over = entry.unused_since.is_some_and(|since| now.duration_since(since) > LINGER);
-            if over {
-                entry.stop.cancel();
+            is_unused |= entry.unused_since.is_some();
+        }
+        if is_unused && !self.is_swept.swap(true, Ordering::SeqCst) {
+            let objects = self.clone();
+            tokio::spawn(async move {
+                // Only waits.
+                tokio::select! {
+                    () = objects.sweep() => {}
+                    () = objects.shutdown.cancelled() => {}
+                }
+            });
+        }
+    }
+
+    /// Lets go of what nobody has used for a while, until there is no such object left.
+    async fn sweep(&self) {
+        loop {
+            tokio::time::sleep(LINGER).await;
+            let now = Instant::now();
+            let mut entries = self.entries.lock();
+            entries.retain(|_, entry| {
+                let is_over = entry.unused_since.is_some_and(|since| now.duration_since(since) >= LINGER);
+                if is_over {
+                    entry.stop.cancel();
+                }
+                !is_over
+            });
+            if entries.values().all(|entry| entry.unused_since.is_none()) {
+                // Under the lock: who forgets next begins anew.
+                self.is_swept.store(false, Ordering::SeqCst);
+                return;
             }
-            !over
-        });
+        }
     }
 
     fn subscribe(&self, key: &ObjectKey, user: &Arc<str>) -> watch::Receiver<State> {
@@ -259,5 +289,25 @@ impl Observer {
         for user in users {
             (self.objects.on_change)(&user);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_last_pods_objects_go_when_it_has_gone() {
+        let api = crate::tests::api::Api::default();
+        api.put("secrets", "s", serde_json::json!({"k": "djE="}));
+        let objects = Objects::new(api.client(), CancellationToken::new(), Arc::new(|_| {}));
+        let key = ObjectKey { kind: Kind::Secret, namespace: "default".into(), name: "s".into() };
+        let user: Arc<str> = "uid".into();
+        assert!(objects.read(&key, &user).await.unwrap().is_some());
+        objects.forget(&user);
+        assert_eq!(objects.entries.lock().len(), 1, "the next pod of a rollout comes soon");
+        // Nobody forgets anything any more.
+        crate::tests::until("it is let go", || objects.entries.lock().is_empty()).await;
+        assert!(objects.read(&key, &user).await.unwrap().is_some(), "and is read again when it is wanted");
     }
 }

@@ -31,6 +31,8 @@ const LEASE_SECONDS: u32 = 40;
 const STATUS_EVERY: Duration = Duration::from_secs(300);
 /// How often the status is written at most, when somebody does not agree with it.
 const STATUS_EVERY_MIN: Duration = Duration::from_secs(1);
+/// An answer of the API server is waited for so long: the Lease must not wait for one that never comes (kubelet's client: 10 s).
+const ANSWER_MAX: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 /// First wait after a failure at the start; it doubles up to [`RENEW_EVERY`].
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 
@@ -45,6 +47,8 @@ pub struct Registration {
 enum Error {
     #[error("the API server cannot be reached")]
     Transport(#[source] kube::Error),
+    #[error("the API server has not answered in time")]
+    Late,
     #[error("the API server refused with {code}: {message}")]
     Refused { code: u16, message: String },
 }
@@ -53,7 +57,7 @@ impl Error {
     fn code(&self) -> u16 {
         match self {
             Self::Refused { code, .. } => *code,
-            Self::Transport(_) => 0,
+            Self::Transport(_) | Self::Late => 0,
         }
     }
 }
@@ -223,9 +227,12 @@ impl Registration {
             .header(header::USER_AGENT, "kubelet")
             .body(kube::client::Body::from(body))
             .map_err(|error| Error::Transport(kube::Error::HttpError(error)))?;
-        let response = self.context.client.send(request).await.map_err(Error::Transport)?;
-        let status = response.status();
-        let body = response.into_body().collect().await.map_err(Error::Transport)?.to_bytes();
+        let answered = async {
+            let response = self.context.client.send(request).await.map_err(Error::Transport)?;
+            let status = response.status();
+            Ok((status, response.into_body().collect().await.map_err(Error::Transport)?.to_bytes()))
+        };
+        let (status, body) = tokio::time::timeout(ANSWER_MAX, answered).await.unwrap_or(Err(Error::Late))?;
         let value: Value = serde_json::from_slice(&body).unwrap_or_default();
         if status.is_success() {
             return Ok(value);

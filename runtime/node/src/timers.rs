@@ -8,6 +8,10 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::time::{DelayQueue, delay_queue};
 
+/// Longest wait: who asked for more is woken then, and sees that it is early. The queue itself panics above two years, and a pod
+/// may say any number of seconds.
+const WAIT_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// Sets the moment at which a key is woken; the last word wins. Clones share one queue.
 #[derive(Debug, Clone)]
 pub struct Timers<K> {
@@ -48,9 +52,9 @@ impl<K: Clone + Eq + Hash + Send + 'static> Timers<K> {
         Self { sender }
     }
 
-    /// Wakes `key` after `delay`, instead of whenever it was to be woken before.
+    /// Wakes `key` after `delay`, or after a year, instead of whenever it was to be woken before.
     pub fn set(&self, key: K, delay: Duration) {
-        let _ = self.sender.send((key, Some(Instant::now() + delay)));
+        let _ = self.sender.send((key, Some(Instant::now() + delay.min(WAIT_MAX))));
     }
 
     /// Does not wake `key`.
@@ -69,6 +73,9 @@ mod tests {
         let timers = Timers::start(move |key| {
             let _ = sender.send(key);
         });
+        // Any number of seconds is one that a pod may say.
+        timers.set("never", Duration::from_secs(u64::MAX));
+        timers.set("late", Duration::from_secs(i32::MAX as u64));
         for (key, millis) in [("c", 30), ("a", 1), ("b", 20), ("a", 25), ("gone", 5)] {
             timers.set(key, Duration::from_millis(millis));
         }

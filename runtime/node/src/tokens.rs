@@ -13,6 +13,9 @@ const REFRESH_AT: f64 = 0.8;
 /// At the latest, however long it would live.
 const REFRESH_MAX: Duration = Duration::from_secs(24 * 3600);
 
+/// A token is waited for so long: the pod's other volumes wait behind it.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
+
 /// A token.
 #[derive(Clone)]
 pub struct Token {
@@ -28,13 +31,21 @@ pub enum TokenError {
     /// The API server refused, or could not be reached.
     #[error("failed to fetch token: {0}")]
     Refused(#[from] kube::Error),
+    /// There was no answer.
+    #[error("failed to fetch token: the API server has not answered in time")]
+    Late,
     /// The answer holds none.
     #[error("failed to fetch token: the answer holds none")]
     Empty,
 }
 
-/// Asks for a token of the pod's service account.
-pub async fn request(client: &kube::Client, pod: &Pod, wanted: &TokenRequest) -> Result<Token, TokenError> {
+/// Asks for a token of the pod's service account; `now` is on the wall's clock.
+pub async fn request(
+    client: &kube::Client,
+    pod: &Pod,
+    wanted: &TokenRequest,
+    now: Timestamp,
+) -> Result<Token, TokenError> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
     let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref());
     let account = account.filter(|name| !name.is_empty()).unwrap_or("default");
@@ -56,11 +67,12 @@ pub async fn request(client: &kube::Client, pod: &Pod, wanted: &TokenRequest) ->
         .header(http::header::CONTENT_TYPE, "application/json")
         .body(body.to_string().into_bytes())
         .map_err(kube::Error::HttpError)?;
-    let answer: Value = client.request(request).await?;
+    let answer = tokio::time::timeout(ANSWER_MAX, client.request::<Value>(request));
+    let answer = answer.await.map_err(|_| TokenError::Late)??;
     let text = answer.pointer("/status/token").and_then(Value::as_str).ok_or(TokenError::Empty)?;
     let expires = answer.pointer("/status/expirationTimestamp").and_then(Value::as_str);
     let expires: Option<Timestamp> = expires.and_then(|text| text.parse().ok());
-    let lives = expires.and_then(|at| Duration::try_from(at.duration_since(Timestamp::now())).ok());
+    let lives = expires.and_then(|at| Duration::try_from(at.duration_since(now)).ok());
     let lives = lives.unwrap_or(Duration::from_secs(wanted.expiration_seconds.max(600).unsigned_abs()));
     Ok(Token { text: text.to_owned(), refresh_in: lives.mul_f64(REFRESH_AT).min(REFRESH_MAX) })
 }

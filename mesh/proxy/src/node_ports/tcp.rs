@@ -14,7 +14,7 @@ use super::{DRAIN, Inbound};
 use crate::balance::{Picked, Tried};
 use crate::endpoint::Connected;
 use crate::retry::ATTEMPTS_MAX;
-use crate::{BoxError, serve};
+use crate::{BoxError, serve, spare};
 
 /// Connections of one listener at a time; more wait in the kernel's queue.
 const CONNECTIONS_PER_LISTENER_MAX: usize = 10_000;
@@ -38,9 +38,14 @@ pub(super) async fn accept(inbound: Inbound, listener: TcpListener) {
             next = next => next,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, _)) if spare::is_spare(&stream) => {
                 wait = ACCEPT_RETRY_FIRST;
                 spawn(&inbound, stream, places);
+            }
+            Ok((stream, _)) => {
+                tracing::debug!("a client of a node port is let go: the process has few descriptors left");
+                drop((stream, places));
+                tokio::time::sleep(ACCEPT_RETRY_FIRST).await;
             }
             Err(error) => {
                 // A pause lets connections end, instead of spinning on the error.
@@ -109,6 +114,9 @@ async fn connect(inbound: &Inbound) -> Result<Option<(TcpStream, Picked)>, BoxEr
         };
         match endpoint.connect(&*inbound.proxy.local).await {
             Ok(Connected::CallsOnly) => return Ok(None),
+            Ok(Connected::Socket(there)) if !spare::is_spare(&there) => {
+                return Err("the process has few descriptors left".into());
+            }
             Ok(Connected::Socket(there)) => {
                 picked.answered();
                 return Ok(Some((there, picked)));

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::Inbound;
 use crate::balance::{Picked, Tried};
+use crate::spare;
 
 /// Clients of one port at a time, each with a descriptor; datagrams of more are dropped until one of them rests.
 const CLIENTS_MAX: usize = 4096;
@@ -22,6 +23,11 @@ const CLIENTS_MAX: usize = 4096;
 const IDLE_MAX: Duration = Duration::from_secs(180);
 /// The largest datagram.
 const DATAGRAM_BYTES_MAX: usize = 65_535;
+/// A program may say that it runs before it has bound its socket, and no probe knows about datagrams: the first one of a client is
+/// sent again for so long while the kernel says that nobody is there,
+const BOUND_WITHIN: Duration = Duration::from_secs(2);
+/// this often.
+const AGAIN_AFTER: Duration = Duration::from_millis(20);
 /// Wait after an error of the socket that comes again and again.
 const ERROR_WAIT: Duration = Duration::from_millis(5);
 
@@ -79,6 +85,12 @@ impl Flow {
         self.begun + Duration::from_millis(self.last_ms.load(Relaxed)) + IDLE_MAX
     }
 
+    /// Whether the kernel has said that nobody has bound the port there: of this machine's own it says so at once.
+    fn is_refused(&self) -> bool {
+        let error = self.upstream.take_error().ok().flatten();
+        error.is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+    }
+
     async fn send(&self, datagram: &[u8]) -> io::Result<()> {
         if self.is_over.load(Relaxed) {
             return Err(io::ErrorKind::NotConnected.into());
@@ -126,13 +138,16 @@ pub(super) async fn relay(inbound: Inbound, socket: UdpSocket) {
         }
         let Some(flow) = connect(&inbound).await else { continue };
         let _ = flow.send(datagram).await;
+        // Only the first: what comes after it would be out of order, or too much.
+        let is_early = !flows.contains_key(&client) && flow.is_refused();
+        let first = is_early.then(|| datagram.to_vec());
         let flow = Arc::new(flow);
         flows.insert(client, flow.clone());
         let (socket, stop, over) = (socket.clone(), inbound.stop.clone(), over.clone());
         inbound.tasks.spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
-                result = replies(&flow, &socket, client) => if let Err(error) = result {
+                result = replies(&flow, &socket, client, first) => if let Err(error) = result {
                     tracing::debug!(%error, "datagram");
                 },
             }
@@ -149,7 +164,7 @@ async fn connect(inbound: &Inbound) -> Option<Flow> {
     let (mut picked, endpoint) = inbound.proxy.pick(&route, &mut Tried::default())?;
     let to = endpoint.socket().filter(|to| inbound.proxy.local.is_reached(*to, Protocol::Udp))?;
     let upstream = UdpSocket::bind((inbound.proxy.local.source(to.ip()), 0)).await.ok()?;
-    upstream.connect(to).await.ok()?;
+    upstream.connect(to).await.ok().filter(|()| spare::is_spare(&upstream))?;
     // Whether anybody is there shows later, if at all.
     picked.answered();
     let (last_ms, is_over) = Default::default();
@@ -158,14 +173,27 @@ async fn connect(inbound: &Inbound) -> Option<Flow> {
     Some(Flow { upstream, last_ms, begun, is_over, _upstream: known, _place: place, _picked: picked })
 }
 
-/// Passes back what the endpoint says, until the client rests or nobody is there.
-async fn replies(flow: &Flow, socket: &UdpSocket, client: SocketAddr) -> io::Result<()> {
+/// Passes back what the endpoint says, until the client rests or nobody is there; who was not there yet is sent the `first`
+/// datagram again.
+async fn replies(flow: &Flow, socket: &UdpSocket, client: SocketAddr, mut first: Option<Vec<u8>>) -> io::Result<()> {
     loop {
         let rests_at = flow.rests_at();
         tokio::select! {
             () = tokio::time::sleep_until(rests_at) => if flow.rests_at() <= Instant::now() {
                 return Ok(());
             },
+            () = tokio::time::sleep(AGAIN_AFTER), if first.is_some() => {
+                // It fails with what the client's next datagram has met.
+                let is_sent = match &first {
+                    Some(datagram) => flow.upstream.send(datagram).await.is_ok(),
+                    None => true,
+                };
+                if is_sent && !flow.is_refused() {
+                    first = None;
+                } else if flow.begun.elapsed() >= BOUND_WITHIN {
+                    return Err(io::ErrorKind::ConnectionRefused.into());
+                }
+            }
             ready = flow.upstream.readable() => {
                 ready?;
                 // Only while there is something to read: a buffer for each client would be too much.
@@ -234,5 +262,51 @@ mod tests {
         inbound.tasks.close();
         inbound.tasks.wait().await;
         assert!(!world.proxy.has_upstream(own, from.port()));
+    }
+
+    #[tokio::test]
+    async fn the_first_datagram_waits_for_a_program_that_binds_late() {
+        let world = World::new().await;
+        // An address that nobody else is given a port of.
+        let early = UdpSocket::bind("127.83.0.9:0").await.unwrap();
+        let to = early.local_addr().unwrap();
+        drop(early);
+        world.start(1, Local::Tcp(to));
+        world.service("dns", "10.96.0.9", json!([{"port": 53, "protocol": "UDP"}]));
+        world.ready("dns", &[1], json!([{"port": 53, "protocol": "UDP"}]));
+        world.known("dns", 1).await;
+        let service = world.discovery.snapshot().service("n", "dns").unwrap().clone();
+        let stop = CancellationToken::new();
+        let inbound = Inbound {
+            proxy: world.proxy.clone(),
+            target: Arc::new(ArcSwap::from_pointee(super::super::Target { service, at: 0 })),
+            stop: stop.clone(),
+            tasks: TaskTracker::new(),
+            places: Arc::new(Semaphore::new(0)),
+            udp_places: Arc::new(Semaphore::new(8)),
+        };
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let at = socket.local_addr().unwrap();
+        let relaying = tokio::spawn(relay(inbound, socket));
+        let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        client.send_to(b"first", at).await.unwrap();
+        // It was sent on, and refused, before the program is there.
+        let known = async {
+            while world.proxy.upstreams.locked().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(crate::tests::world::SOON, known).await.unwrap();
+        tokio::time::sleep(AGAIN_AFTER * 2).await;
+        let late = UdpSocket::bind(to).await.unwrap();
+        let mut buffer = [0; 16];
+        let received = tokio::time::timeout(BOUND_WITHIN, late.recv_from(&mut buffer)).await;
+        let (count, from) = received.expect("it is sent again").unwrap();
+        assert_eq!(&buffer[..count], b"first");
+        late.send_to(b"answer", from).await.unwrap();
+        let (count, _) = client.recv_from(&mut buffer).await.unwrap();
+        assert_eq!(&buffer[..count], b"answer");
+        stop.cancel();
+        relaying.await.unwrap();
     }
 }

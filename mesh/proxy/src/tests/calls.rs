@@ -306,3 +306,74 @@ async fn what_is_meant_to_be_secret_does_not_go_out_in_the_open() {
     assert!(matches!(world.proxy.call("n", request).await, Err(Error::Scheme(_))));
     assert_eq!(web.calls.load(Relaxed), 0);
 }
+
+/// A WebSocket or another protocol, by a connection that is served as HTTP and by an endpoint that listens itself.
+#[tokio::test]
+async fn a_connection_may_change_its_protocol() {
+    use futures::future::BoxFuture;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    struct Through(crate::Proxy);
+    impl crate::HttpService for Through {
+        fn call(
+            &self,
+            request: Request<crate::Body>,
+        ) -> BoxFuture<'static, Result<Response<crate::Body>, crate::BoxError>> {
+            let proxy = self.0.clone();
+            Box::pin(async move { proxy.call("n", request).await.map_err(Into::into) })
+        }
+    }
+
+    let world = World::new().await;
+    let heads = Arc::new(Mutex::new(Vec::new()));
+    let seen = heads.clone();
+    let (local, _) = listening(move |mut stream| {
+        let seen = seen.clone();
+        async move {
+            let head = read_head(&mut stream).await;
+            let agrees = head.contains("/chat");
+            seen.lock().unwrap().push(head.to_ascii_lowercase());
+            let answer = match agrees {
+                true => "HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: chat\r\n\r\n",
+                false => "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nno",
+            };
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            let mut said = [0; 5];
+            while stream.read_exact(&mut said).await.is_ok() {
+                said.make_ascii_uppercase();
+                stream.write_all(&said).await.unwrap();
+            }
+        }
+    })
+    .await;
+    world.start(1, local);
+    world.web(&[1]).await;
+    let ask = async |path: &str| {
+        let (mut client, server) = tokio::io::duplex(4 << 10);
+        let serving = tokio::spawn(crate::serve_stream(server, Arc::new(Through(world.proxy.clone()))));
+        let head =
+            format!("GET {path} HTTP/1.1\r\nhost: web\r\nconnection: keep-alive, Upgrade\r\nupgrade: chat\r\n\r\n");
+        client.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            answer.push(client.read_u8().await.unwrap());
+        }
+        (client, String::from_utf8(answer).unwrap().to_ascii_lowercase(), serving)
+    };
+    let (mut client, answer, serving) = ask("/chat").await;
+    assert!(answer.starts_with("http/1.1 101") && answer.contains("upgrade: chat"), "{answer}");
+    for _ in 0..3 {
+        let mut heard = [0; 5];
+        client.write_all(b"hello").await.unwrap();
+        client.read_exact(&mut heard).await.unwrap();
+        assert_eq!(&heard, b"HELLO");
+    }
+    drop(client);
+    // It ends with the client.
+    let _ = tokio::time::timeout(SOON, serving).await.expect("the tunnel ends").unwrap();
+    let (_, answer, _) = ask("/none").await;
+    assert!(answer.starts_with("http/1.1 200"), "{answer}");
+    for head in heads.lock().unwrap().iter() {
+        assert!(head.contains("connection: upgrade") && !head.contains("keep-alive"), "{head}");
+    }
+}

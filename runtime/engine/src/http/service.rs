@@ -303,14 +303,16 @@ impl Service {
 impl HttpService {
     /// Answers a request. Dropping this before the answer ends the guest; dropping the answer's body lets it finish.
     ///
+    /// What is for one connection only (`Connection` and what it names) is the caller's affair, both ways.
+    ///
     /// A request with [`Probe`] among its extensions does not wait behind the others.
-    pub async fn handle(&self, mut request: Request<Body>) -> Result<Response<Body>, RequestError> {
+    pub async fn handle(&self, request: Request<Body>) -> Result<Response<Body>, RequestError> {
         let service = &self.0;
         service.requests.fetch_add(1, Relaxed);
         let refused = |_: &RequestError| {
             service.refused.fetch_add(1, Relaxed);
         };
-        edge::receive(&mut request).inspect_err(refused)?;
+        edge::receive(&request).inspect_err(refused)?;
         let chain = request.extensions().get::<Chain>().cloned().unwrap_or_default();
         if chain.depth() > DEPTH_MAX {
             return Err(RequestError::Loop).inspect_err(refused);

@@ -35,6 +35,11 @@ use crate::pod::Pods;
 
 /// A client that has not finished its handshake by then is let go.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Who is no API server has so long in all: it may ask whether the node is well, and holds a place meanwhile.
+const STRANGER_MAX: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
+/// An API server that has been silent for so long on HTTP/2 is asked whether it is there, and answers within the second time.
+const PING_AFTER: Duration = Duration::from_secs(30);
+const PONG_MAX: Duration = Duration::from_secs(15);
 /// Connections at the same time; beyond it new ones wait in the kernel.
 const CONNECTIONS_MAX: usize = 1024;
 
@@ -89,14 +94,21 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, routers: &Routers)
         Err(_) => return,
     };
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    let router = match Peer::of(certificates) {
+    let peer = Peer::of(certificates);
+    let router = match peer {
         Peer::ApiServer => routers.full.clone(),
         Peer::Other => routers.closed.clone(),
         Peer::Anonymous => routers.anonymous.clone(),
     };
     let mut http = auto::Builder::new(TokioExecutor::new());
     http.http1().timer(TokioTimer::new());
-    let served = http.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(router)).await;
+    http.http2().timer(TokioTimer::new()).keep_alive_interval(PING_AFTER).keep_alive_timeout(PONG_MAX);
+    let served = http.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(router));
+    let served = match peer {
+        Peer::ApiServer => served.await,
+        // Cut, whatever it is about to say.
+        Peer::Other | Peer::Anonymous => tokio::time::timeout(STRANGER_MAX, served).await.unwrap_or(Ok(())),
+    };
     if let Err(error) = served {
         tracing::trace!(%error, "connection");
     }

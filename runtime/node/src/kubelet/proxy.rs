@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, HeaderName, StatusCode, Uri, header};
+use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
 use coracle_proxy::{BoxError, Error};
 use http_body_util::BodyExt as _;
@@ -27,11 +27,12 @@ fn port_of(pod: &Pod, port: &str) -> Option<u16> {
     port.parse().ok().or_else(named).filter(|port| *port > 0)
 }
 
-/// Passes the request on to the pod's port, without the prefix.
+/// Passes the request on to the pod's port, without the prefix. A connection that is to change its protocol is passed on as what
+/// it becomes (`WebSocket`), where the pod listens itself. Headers of one connection are the proxy's affair.
 pub async fn any(
     State(pods): State<Arc<Pods>>,
     Path(path): Path<HashMap<String, String>>,
-    request: Request,
+    mut request: Request,
 ) -> Response {
     let (namespace, name, port) = (&path["namespace"], &path["pod"], &path["port"]);
     let slot = pods.find(namespace, name);
@@ -49,6 +50,7 @@ pub async fn any(
         Ok(uri) => uri,
         Err(error) => return refusal(StatusCode::BAD_REQUEST, error.to_string()),
     };
+    let client = coracle_proxy::wanted_upgrade(request.headers()).map(|_| hyper::upgrade::on(&mut request));
     let (mut parts, body) = request.into_parts();
     parts.uri = uri;
     if !parts.headers.contains_key(header::HOST)
@@ -56,37 +58,21 @@ pub async fn any(
     {
         parts.headers.insert(header::HOST, host);
     }
-    strip_hop_headers(&mut parts.headers);
     let request = Request::from_parts(parts, body.map_err(BoxError::from).boxed_unsync());
     match pods.context.network.proxy.call(namespace, request).await {
         Ok(mut response) => {
-            strip_hop_headers(response.headers_mut());
+            if let (Some(client), StatusCode::SWITCHING_PROTOCOLS) = (client, response.status()) {
+                let pod = hyper::upgrade::on(&mut response);
+                // Ends with either side: the API server's connection, or the pod's.
+                tokio::spawn(async move {
+                    if let Err(error) = coracle_proxy::tunnel(client, pod).await {
+                        tracing::trace!(%error, "tunnel to a pod");
+                    }
+                });
+            }
             response.map(Body::new).into_response()
         }
         Err(error) => unavailable(&error, &authority),
-    }
-}
-
-/// Takes away what is meant for one connection only: the known ones, and those that `Connection` names (RFC 9110 §7.6.1).
-fn strip_hop_headers(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .collect();
-    const KNOWN: [HeaderName; 7] = [
-        header::CONNECTION,
-        header::PROXY_AUTHENTICATE,
-        header::PROXY_AUTHORIZATION,
-        header::TE,
-        header::TRAILER,
-        header::TRANSFER_ENCODING,
-        header::UPGRADE,
-    ];
-    for name in KNOWN.into_iter().chain([HeaderName::from_static("keep-alive")]).chain(named) {
-        headers.remove(name);
     }
 }
 
@@ -109,26 +95,4 @@ fn unavailable(error: &Error, authority: &str) -> Response {
         other => other.to_string(),
     });
     refusal(StatusCode::SERVICE_UNAVAILABLE, format!("error trying to reach service: dial tcp {authority}: {why}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_for_one_connection_stays_there() {
-        let mut headers = HeaderMap::new();
-        for (name, value) in [
-            ("connection", "keep-alive, X-Secret"),
-            ("keep-alive", "timeout=5"),
-            ("x-secret", "1"),
-            ("te", "trailers"),
-            ("proxy-authorization", "Basic x"),
-            ("accept", "*/*"),
-        ] {
-            headers.insert(name, value.parse().unwrap());
-        }
-        strip_hop_headers(&mut headers);
-        assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["accept"]);
-    }
 }

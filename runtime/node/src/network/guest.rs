@@ -265,8 +265,12 @@ impl coracle_engine::Outbound for GuestNetwork {
         let host = uri.host().unwrap_or_default().trim_end_matches('.').to_ascii_lowercase();
         match self.destination(&host) {
             Destination::Nowhere => false,
-            // Without TLS most stay in this process, and the others share the proxy's connections.
-            Destination::Cluster(_) => uri.scheme() == Some(&Scheme::HTTPS),
+            Destination::Cluster(_) if uri.scheme() == Some(&Scheme::HTTPS) => true,
+            // A component is called within this process; what listens itself, or runs on another node, is connected to.
+            Destination::Cluster(address) => {
+                let host = address.map_or(host, |address| address.to_string());
+                self.network.proxy.is_dialled(&host, uri.port_u16().unwrap_or(80), &self.namespace)
+            }
             Destination::Outside(_) => self.egress,
         }
     }

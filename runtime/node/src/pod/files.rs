@@ -224,7 +224,7 @@ impl Pods {
 
     /// Has a token that will still live for a while.
     async fn token(&self, slot: &Slot, pod: &Pod, wanted: TokenRequest, written: &mut Written) -> Result<(), String> {
-        let now = Timestamp::now();
+        let now = self.context.wall.now();
         if let Some((_, refresh_at)) = written.tokens.get(&wanted)
             && *refresh_at > now
         {
@@ -233,7 +233,7 @@ impl Pods {
             self.timers.set((slot.uid.clone(), Alarm::Tokens), left.max(Duration::from_secs(1)));
             return Ok(());
         }
-        let refresh_in = match tokens::request(&self.context.client, pod, &wanted).await {
+        let refresh_in = match tokens::request(&self.context.client, pod, &wanted, now).await {
             Ok(token) => {
                 let refresh_in = token.refresh_in;
                 written.tokens.insert(wanted, (token, now + refresh_in));

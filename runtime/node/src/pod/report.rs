@@ -25,6 +25,9 @@ const IN_FLIGHT_MAX: usize = 64;
 const SETTLE: Duration = Duration::from_millis(100);
 /// How often the API server is contradicted about one pod.
 const RECONCILE_EVERY: Duration = Duration::from_secs(1);
+/// An answer of the API server is waited for so long: one that never comes would end what is told about the pod, and take a place
+/// of the line. Everything that is sent may be sent twice.
+const ANSWER_MAX: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 });
 /// First wait after a write that failed; it doubles up to the second one.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(10);
@@ -296,12 +299,17 @@ impl Pods {
             Ok(request) => request,
             Err(error) => return Answer::Refused(error.to_string()),
         };
-        let response = match self.context.client.send(request).await {
-            Ok(response) => response,
-            Err(error) => return Answer::Failed(error.to_string()),
+        let answered = async {
+            let response = self.context.client.send(request).await.map_err(|error| error.to_string())?;
+            let status = response.status();
+            // What it is, the status says; the rest of an answer that broke off is not needed.
+            Ok((status, response.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default()))
         };
-        let status = response.status();
-        let body = response.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+        let late = || Err("the API server has not answered in time".to_owned());
+        let (status, body) = match tokio::time::timeout(ANSWER_MAX, answered).await.unwrap_or_else(|_| late()) {
+            Ok(answer) => answer,
+            Err(message) => return Answer::Failed(message),
+        };
         if status.is_success() {
             return Answer::Done(revision_in(&body));
         }

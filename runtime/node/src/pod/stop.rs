@@ -54,12 +54,19 @@ impl From<coracle_engine::Exit> for Stopped {
 pub(super) struct Called(pub HttpService);
 
 impl coracle_proxy::HttpService for Called {
-    fn call(&self, request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
+    fn call(&self, mut request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
         use coracle_engine::RequestError;
         let service = self.0.clone();
+        // A guest is given none of what is for one connection only; a request to change it is refused as what it is.
+        if coracle_proxy::wanted_upgrade(request.headers()).is_none() {
+            coracle_proxy::strip_connection_headers(request.headers_mut());
+        }
         Box::pin(async move {
             match service.handle(request).await {
-                Ok(response) => Ok(response),
+                Ok(mut response) => {
+                    coracle_proxy::strip_connection_headers(response.headers_mut());
+                    Ok(response)
+                }
                 // Nobody has seen these: another pod may still answer.
                 Err(RequestError::Overloaded) => Err(coracle_proxy::Busy.into()),
                 Err(error @ (RequestError::Stopped | RequestError::Unavailable(_))) => Err(error.into()),

@@ -42,6 +42,10 @@ struct State {
     /// A pod whose condition is set back after each write.
     contradicted: Option<String>,
     objects: BTreeMap<String, Value>,
+    /// Tokens that were asked for.
+    tokens: u32,
+    /// Requests with this in their path are not answered, this often.
+    silent: Option<(&'static str, u32)>,
 }
 
 impl Default for Api {
@@ -86,7 +90,7 @@ impl Api {
     }
 
     /// Asks for a pod's end, as a DELETE with grace does.
-    pub fn delete(&self, name: &str, grace: u32) {
+    pub fn delete(&self, name: &str, grace: i64) {
         let mut state = self.state.lock();
         let mut pod = state.pods[name].clone();
         pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
@@ -105,6 +109,31 @@ impl Api {
     /// Refuses a pod's status from now on: first as forbidden, then as invalid.
     pub fn refuse_status(&self, name: &str) {
         self.state.lock().refused.insert(name.to_owned(), 0);
+    }
+
+    /// Does not answer the next `count` writes whose path has `part` in it.
+    pub fn be_silent(&self, part: &'static str, count: u32) {
+        self.state.lock().silent = Some((part, count));
+    }
+
+    /// How many tokens were given.
+    pub fn tokens(&self) -> u32 {
+        self.state.lock().tokens
+    }
+
+    /// How often such a request is still to be left without an answer.
+    pub fn silence_left(&self) -> u32 {
+        self.state.lock().silent.map_or(0, |(_, left)| left)
+    }
+
+    fn is_silent(&self, method: &Method, path: &str) -> bool {
+        match &mut self.state.lock().silent {
+            Some((part, left)) if *left > 0 && *method != Method::GET && path.contains(*part) => {
+                *left -= 1;
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Says from now on, right after each write, that a pod is not ready.
@@ -239,6 +268,10 @@ impl Api {
         let query = parts.uri.query().unwrap_or_default().to_owned();
         let path: Vec<&str> = parts.uri.path().trim_matches('/').split('/').collect();
         let is_watch = query.contains("watch=true") || query.contains("watch=1");
+        if self.is_silent(&parts.method, parts.uri.path()) {
+            self.changed.notify_waiters();
+            return std::future::pending().await;
+        }
         match (&parts.method, &path[..]) {
             (&Method::GET, ["api", "v1", "pods"]) if is_watch => self.watch_pods(),
             (&Method::GET, ["api", "v1", "nodes"]) if is_watch => {
@@ -286,6 +319,13 @@ impl Api {
                 }
                 self.store_node(&mut state);
                 answer(StatusCode::OK, &json!({}))
+            }
+            (&Method::POST, ["api", "v1", "namespaces", _, "serviceaccounts", _, "token"]) => {
+                let mut state = self.state.lock();
+                state.tokens += 1;
+                let expires = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1);
+                let token = format!("token {}", state.tokens);
+                answer(StatusCode::CREATED, &json!({"status": {"token": token, "expirationTimestamp": expires}}))
             }
             (&Method::POST, ["api", "v1", "namespaces", _, "events"]) => {
                 self.state.lock().recorded.push(body.clone());

@@ -58,8 +58,8 @@ impl Certificates {
         Arc::new(config.with_client_cert_verifier(clients).with_single_cert(chain, key).unwrap())
     }
 
-    /// Sends a request to the node's endpoint as `name`, or as nobody.
-    pub async fn send(&self, port: u16, name: Option<&str>, request: Request<()>) -> Response<Incoming> {
+    /// A connection to the node's endpoint as `name`, or as nobody.
+    pub async fn connect(&self, port: u16, name: Option<&str>) -> tokio_rustls::client::TlsStream<TcpStream> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
         let config = config.with_root_certificates(self.roots());
@@ -69,7 +69,12 @@ impl Certificates {
         };
         let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         let server = ServerName::try_from("127.0.0.1").unwrap();
-        let stream = TlsConnector::from(Arc::new(config)).connect(server, stream).await.unwrap();
+        TlsConnector::from(Arc::new(config)).connect(server, stream).await.unwrap()
+    }
+
+    /// Sends a request to the node's endpoint as `name`, or as nobody.
+    pub async fn send(&self, port: u16, name: Option<&str>, request: Request<()>) -> Response<Incoming> {
+        let stream = self.connect(port, name).await;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection.with_upgrades());
         let request = request.map(|()| Full::new(bytes::Bytes::new()));

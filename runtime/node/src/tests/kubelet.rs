@@ -112,6 +112,53 @@ async fn only_api_servers_are_let_in() {
     }
 }
 
+/// As a browser's WebSocket through `pods/proxy`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_to_a_pod_may_change_its_protocol() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let world = World::start().await;
+    let mut chat = command(&["chat", "7"]);
+    chat["readinessProbe"] = json!({"tcpSocket": {"port": 7}});
+    world.run("chat", chat);
+    world.run("web", json!({"image": "hello:1"}));
+    world.ready("chat").await;
+    world.ready("web").await;
+    let ask = async |name: &str, port: u16, protocol: &str| {
+        let request = Request::get(format!("/coracle/v1/proxy/default/{name}/{port}/")).header("host", "x");
+        let request = request.header("connection", "Upgrade").header("upgrade", protocol).body(()).unwrap();
+        world.certificates.send(world.port(), API_SERVER, request).await
+    };
+    let response = ask("chat", 7, "chat").await;
+    assert_eq!((response.status().as_u16(), &response.headers()["upgrade"]), (101, &"chat".parse().unwrap()));
+    let mut stream = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+    for _ in 0..2 {
+        let mut heard = [0; 6];
+        stream.write_all(b"hello\n").await.unwrap();
+        stream.read_exact(&mut heard).await.unwrap();
+        assert_eq!(&heard, b"HELLO\n");
+    }
+    // A component answers requests and nothing else, and says so.
+    let (code, text) = read(ask("web", 80, "websocket").await).await;
+    assert!(code == 501 && text.contains("cannot take over a connection"), "{code} {text}");
+    assert_eq!(read(ask("web", 80, "h2c").await).await.0, 200, "an offer");
+}
+
+/// Who has no certificate and says nothing does not hold a place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_stranger_is_let_go() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let world = World::start().await;
+    // Nothing, the beginning of HTTP/2, and all of that.
+    for said in [&b""[..], b"PRI * HTTP/2.0\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"] {
+        let mut stream = world.certificates.connect(world.port(), None).await;
+        stream.write_all(said).await.unwrap();
+        let mut heard = Vec::new();
+        // However it ends.
+        let ended = tokio::time::timeout(super::PATIENCE, stream.read_to_end(&mut heard)).await;
+        assert!(ended.is_ok(), "{said:?}");
+    }
+}
+
 async fn websocket(world: &World, path: &str, protocol: &str) -> WebSocketStream<TokioIo<hyper::upgrade::Upgraded>> {
     let request = Request::get(path)
         .header("host", "127.0.0.1")

@@ -1,6 +1,6 @@
 //! A whole node against a scripted API server ([`api`]): pods really run, requests really go over TLS.
 
-mod api;
+pub(crate) mod api;
 mod caller;
 mod kubelet;
 mod pods;
@@ -53,10 +53,13 @@ struct World {
     certificates: Arc<Certificates>,
     registry: String,
     dir: tempfile::TempDir,
+    /// What the next node is told to leave free of the disk.
+    min_free_bytes: u64,
     node: Option<Running>,
 }
 
 struct Running {
+    node: Node,
     stop: CancellationToken,
     task: tokio::task::JoinHandle<Result<(), crate::Error>>,
 }
@@ -73,6 +76,7 @@ impl World {
             certificates: Arc::new(Certificates::new()),
             registry,
             dir: tempfile::tempdir().unwrap(),
+            min_free_bytes: 1 << 20,
             node: None,
         };
         world.start_node().await;
@@ -84,19 +88,25 @@ impl World {
             registry: Some(self.registry.clone()),
             capacity: Capacity { pods: Some(50), ..Capacity::default() },
             stop_grace: Duration::from_secs(5),
+            min_free_bytes: self.min_free_bytes,
             ..Config::new("n1", self.dir.path(), [127, 0, 0, 1].into(), self.certificates.node())
         };
         let node = Node::new(self.api.client(), config).await.unwrap();
         let stop = CancellationToken::new();
         let task = tokio::spawn(node.clone().run(stop.clone()));
         tokio::time::timeout(PATIENCE, node.ready()).await.expect("the node becomes ready");
-        self.node = Some(Running { stop, task });
+        self.node = Some(Running { node, stop, task });
     }
 
     async fn stop_node(&mut self) {
         let node = self.node.take().unwrap();
         node.stop.cancel();
         tokio::time::timeout(PATIENCE, node.task).await.expect("the node stops").unwrap().unwrap();
+    }
+
+    /// The pods of the running node, and what they share.
+    fn pods(&self) -> std::sync::Arc<crate::pod::Pods> {
+        self.node.as_ref().expect("a node runs").node.pods().clone()
     }
 
     /// The port of the node's endpoint, as its object says.
@@ -144,6 +154,16 @@ impl World {
 fn is_ready(status: &Value) -> bool {
     let conditions = status["conditions"].as_array().into_iter().flatten();
     conditions.clone().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+}
+
+/// Looks until it is so.
+pub(crate) async fn until(what: &str, mut is: impl FnMut() -> bool) {
+    let looked = async {
+        while !is() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, looked).await.unwrap_or_else(|_| panic!("{what}"));
 }
 
 /// A command that does these steps.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{World, command};
+use super::{World, command, until};
 
 fn waiting(status: &Value) -> &str {
     status["containerStatuses"][0]["state"]["waiting"]["reason"].as_str().unwrap_or_default()
@@ -392,4 +392,112 @@ async fn probes_do_not_wait_behind_the_requests_of_others() {
     }
     let reasons = world.api.reasons("busy");
     assert!(!reasons.iter().any(|reason| reason == "Unhealthy" || reason == "Killing"), "{reasons:?}");
+}
+
+/// What a pod may say of times are numbers up to 2^31 and 2^63: none of them stops a clock of the node or its watch.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_with_times_beyond_any_clock_harms_nobody() {
+    let world = World::start().await;
+    let mut container = command(&["listen", "7"]);
+    let probe =
+        |initial: i32| json!({"tcpSocket": {"port": 7}, "periodSeconds": i32::MAX, "initialDelaySeconds": initial});
+    container["readinessProbe"] = probe(0);
+    container["livenessProbe"] = probe(i32::MAX);
+    container["lifecycle"] = json!({"preStop": {"sleep": {"seconds": 1}}});
+    let spec = json!({
+        "terminationGracePeriodSeconds": i64::MAX, "activeDeadlineSeconds": i32::MAX, "containers": [container],
+    });
+    world.run_spec("eternal", spec);
+    world.ready("eternal").await;
+    world.api.delete("eternal", i64::MAX);
+    world.api.gone("eternal").await;
+    // One that needs the node's timers.
+    let mut container = command(&["listen", "7"]);
+    container["readinessProbe"] = json!({"tcpSocket": {"port": 7}, "initialDelaySeconds": 1});
+    world.run("after", container);
+    world.ready("after").await;
+}
+
+/// An answer that never comes holds up nothing for longer than its time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_api_server_that_does_not_answer_is_asked_again() {
+    let world = World::start().await;
+    world.api.be_silent("/pods/silent/status", 2);
+    world.run("silent", json!({"image": "hello:1"}));
+    world.ready("silent").await;
+    assert_eq!(world.api.silence_left(), 0);
+    // The node's own word.
+    world.api.be_silent("/nodes/n1/status", 2);
+    world.api.modify_node(|node| {
+        for condition in node["status"]["conditions"].as_array_mut().unwrap() {
+            condition["status"] = json!("Unknown");
+        }
+    });
+    let is_ready = |node: &Value| {
+        let conditions = node["status"]["conditions"].as_array().into_iter().flatten();
+        conditions.clone().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+    };
+    tokio::time::timeout(super::PATIENCE, world.api.node_is(is_ready)).await.expect("the node says that it is ready");
+    assert_eq!(world.api.silence_left(), 0);
+}
+
+/// Tokens run out by the clock on the wall: when that has gone on, as over a night, another one is written at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_is_renewed_when_the_clock_has_gone_on() {
+    let world = World::start().await;
+    let mut container = command(&["sleep", "600000"]);
+    container["volumeMounts"] = json!([{"name": "t", "mountPath": "/t"}]);
+    let source = json!({"serviceAccountToken": {"path": "token", "expirationSeconds": 3600}});
+    let volumes = json!([{"name": "t", "projected": {"sources": [source]}}]);
+    world.run_spec("holder", json!({"volumes": volumes, "containers": [container]}));
+    world.ready("holder").await;
+    let file = world.dir.path().join("pods/uid-holder/volumes/t/token");
+    let text = || std::fs::read_to_string(&file).unwrap_or_default();
+    assert_eq!(text(), "token 1");
+    let pods = world.pods();
+    for (seconds, tokens) in [(60, 1), (50 * 60, 2)] {
+        pods.context.wall.advance(seconds);
+        // As the node does when it sees that.
+        pods.time_jumped();
+        until("the token is the one of this time", || text() == format!("token {tokens}")).await;
+    }
+    assert_eq!(world.api.tokens(), 2, "one that is good is not asked for again");
+}
+
+/// Below its floor of free space the node ends who holds most, pulls nothing, and says so; who holds nothing stays.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_low_disk_ends_the_pod_that_holds_most_and_no_other() {
+    let mut world = World::start().await;
+    let writer = |mib: &str| {
+        let mut container = command(&["fill", "/e/x", mib, "echo", "written", "sleep", "600000"]);
+        container["volumeMounts"] = json!([{"name": "e", "mountPath": "/e"}]);
+        json!({"volumes": [{"name": "e", "emptyDir": {}}], "containers": [container]})
+    };
+    world.run_spec("large", writer("8"));
+    world.run_spec("small", writer("0"));
+    world.run("none", command(&["sleep", "600000"]));
+    for name in ["large", "small", "none"] {
+        world.ready(name).await;
+    }
+    let held = world.dir.path().join("pods/uid-large/volumes/e/x");
+    until("it is written", || std::fs::metadata(&held).is_ok_and(|file| file.len() == 8 << 20)).await;
+    world.stop_node().await;
+    world.min_free_bytes = u64::MAX;
+    world.start_node().await;
+    let status = world.status("large", "Failed", |status| status["phase"] == "Failed").await;
+    assert_eq!(status["reason"], "Evicted");
+    assert!(status["message"].as_str().unwrap().contains("low on resource: ephemeral-storage"), "{status}");
+    until("its files go", || !held.exists()).await;
+    let is_low = |node: &Value| {
+        let conditions = node["status"]["conditions"].as_array().into_iter().flatten();
+        conditions.clone().any(|condition| condition["type"] == "DiskPressure" && condition["status"] == "True")
+    };
+    tokio::time::timeout(super::PATIENCE, world.api.node_is(is_low)).await.expect("the node says so");
+    for name in ["small", "none"] {
+        world.ready(name).await;
+    }
+    world.run("pulls", json!({"image": "hello:1"}));
+    let refused = |status: &Value| ["ErrImagePull", "ImagePullBackOff"].contains(&waiting(status));
+    world.status("pulls", "refused", refused).await;
+    assert!(!world.api.reasons("small").iter().chain(&world.api.reasons("none")).any(|reason| reason == "Evicted"));
 }

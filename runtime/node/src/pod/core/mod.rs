@@ -404,8 +404,8 @@ impl Core {
         }
         self.deadline = deadline_of(&self.pod, self.start_time, now);
         if self.pod.metadata.deletion_timestamp.is_some() {
-            let seconds = self.pod.metadata.deletion_grace_period_seconds.unwrap_or(0).max(0);
-            self.end(Ending::Deleted, now, Duration::from_secs(seconds.unsigned_abs()), commands);
+            let grace = seconds(self.pod.metadata.deletion_grace_period_seconds.unwrap_or(0));
+            self.end(Ending::Deleted, now, grace, commands);
         }
     }
 
@@ -559,8 +559,10 @@ fn full_name(pod: &Pod) -> String {
     format!("{}_{}({})", text(&metadata.name), text(&metadata.namespace), text(&metadata.uid))
 }
 
+/// A grace period as somebody has written it. Clocks have an end: a year is for ever.
 fn seconds(value: i64) -> Duration {
-    Duration::from_secs(value.max(0).unsigned_abs())
+    const YEAR: i64 = 365 * 24 * 3600;
+    Duration::from_secs(value.clamp(0, YEAR).unsigned_abs())
 }
 
 fn deadline_of(pod: &Pod, start_time: Option<Timestamp>, now: Now) -> Option<Duration> {

@@ -1,0 +1,32 @@
+//! Descriptors that the clients of node ports leave alone: the API, the log and the node's own endpoint must go on, however many
+//! connect. Guests stop earlier (`machine.rs` of the engine).
+
+use std::os::fd::AsRawFd;
+use std::sync::LazyLock;
+
+use rustix::process::{Resource, getrlimit};
+
+/// Of eight descriptors, those that node ports leave.
+const LEFT_OF_EIGHT: u64 = 1;
+
+static BOUND: LazyLock<u64> = LazyLock::new(|| bound(getrlimit(Resource::Nofile).current.unwrap_or(1 << 20)));
+
+fn bound(limit: u64) -> u64 {
+    limit / 8 * (8 - LEFT_OF_EIGHT)
+}
+
+/// Whether this one is not among the last of the process: the kernel gives the lowest number that is free.
+pub(crate) fn is_spare(socket: &impl AsRawFd) -> bool {
+    u64::try_from(socket.as_raw_fd()).is_ok_and(|number| number < *BOUND)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_eighth_is_not_for_clients() {
+        assert_eq!([1024, 20_000].map(bound), [896, 17_500]);
+        assert!(is_spare(&std::net::TcpListener::bind("127.0.0.1:0").unwrap()));
+    }
+}
