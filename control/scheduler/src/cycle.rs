@@ -33,8 +33,8 @@ use crate::wire::{Budget, Namespace, Node, Pod};
 const REQUESTS_MAX: usize = 4;
 /// Events taken in before the next decisions.
 const INTAKE_MAX: usize = 2048;
-/// Pods that are decided about before the next events: those that no node can take cost up to a millisecond each.
-const DECISIONS_MAX: usize = 1024;
+/// Pods that no node can take which are decided about before the next events: they cost up to milliseconds each.
+const REFUSALS_MAX: usize = 128;
 /// Victims that are deleted at a time; others wait, bounded by the pods.
 const EVICTIONS_IN_FLIGHT: usize = 16;
 /// Between attempts for bindings with an unknown outcome: the first, and the longest.
@@ -416,7 +416,7 @@ impl Cycle {
             // A decision on half a view would be a guess.
             return false;
         }
-        let mut left = DECISIONS_MAX;
+        let mut left = REFUSALS_MAX;
         while self.requests < REQUESTS_MAX {
             let mut batch = std::mem::take(&mut self.unknown);
             batch.retain(|binding| self.queue.get(&binding.subject.uid).is_some());
@@ -426,10 +426,12 @@ impl Cycle {
                 && left > 0
                 && let Some((uid, class)) = self.queue.pop()
             {
-                left -= 1;
                 match self.decider.decide(&self.view, &uid, &class) {
                     Decision::Bind(node) => batch.extend(self.assume(&uid, class, node)),
-                    Decision::Unschedulable(diagnosis) => self.give_up(&uid, &class, &diagnosis),
+                    Decision::Unschedulable(diagnosis) => {
+                        left -= 1;
+                        self.give_up(&uid, &class, &diagnosis);
+                    }
                 }
             }
             if batch.is_empty() {
@@ -681,7 +683,7 @@ mod tests {
     #[tokio::test]
     async fn however_many_cannot_be_placed_events_are_heard_in_between() {
         let mut cycle = cycle();
-        for index in 0..DECISIONS_MAX {
+        for index in 0..REFUSALS_MAX {
             let pod = json!({"metadata": {"uid": format!("u{index}"), "name": format!("p{index}")}, "spec": {}});
             cycle.put_pod(&serde_json::from_value(pod).unwrap());
         }

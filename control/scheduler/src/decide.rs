@@ -24,7 +24,7 @@ const BASES_MAX: usize = 4096;
 /// Counts that are kept for all classes together (16 MB); beyond it the class that was not asked for longest is forgotten.
 const RELATION_CELLS_MAX: usize = 1 << 22;
 /// Classes whose relations are kept.
-const RELATIONS_MAX: usize = 4096;
+const RELATIONS_MAX: usize = 1024;
 /// The rank of a node that cannot take a pod.
 const UNFIT: i64 = i64::MIN;
 /// A rank is a score and, among equals, the fewest pods.

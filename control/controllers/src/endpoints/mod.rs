@@ -9,6 +9,7 @@ mod mirror;
 mod slices;
 #[cfg(test)]
 mod tests;
+mod topology;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -137,7 +138,13 @@ impl Controller {
             let (queue, services, pods) = (queue.clone(), services.store(), pods.store());
             move |change| {
                 let node = change.object();
-                let there = change.before().is_some();
+                let (there, gone) = (change.before().is_some(), matches!(change, Change::Deleted(_)));
+                if gone || change.before().and_then(|before| topology::part(before)) != topology::part(node) {
+                    // The shares of all zones are others now.
+                    for service in services.all().iter().filter(|service| topology::is_asked_for(service)) {
+                        queue.add(&service.key());
+                    }
+                }
                 if there && change.before().and_then(|before| zone_of(before)) == zone_of(node) {
                     return;
                 }
@@ -208,7 +215,11 @@ impl Reconciler for Controller {
             let node = self.nodes.get(&Key::new("", node))?;
             Some(slices::Place { zone: zone_of(&node).map(str::to_owned) })
         };
-        let plan = slices::plan(&service, &pods, existing, &place);
+        let shares = || {
+            let nodes = self.nodes.all();
+            topology::shares(nodes.iter().map(|node| &**node))
+        };
+        let plan = slices::plan(&service, &pods, existing, &place, &shares);
         let (endpoints, next) = match self.unmirrored(&key) {
             Some(wait) => (None, Next::After(wait)),
             None => (mirror::plan(&service, &pods, self.endpoints.get(&key).as_deref()), Next::OnEvent),

@@ -10,6 +10,7 @@ use k8s_openapi::api::discovery::v1::{
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use super::topology::{self, Shares};
 use crate::informer::{Object as _, Pod};
 
 /// Endpoints per slice (the reference's default).
@@ -116,7 +117,13 @@ pub(crate) struct Place {
 
 /// `None` for a pod whose node is not there: it is about to go, and its address may be another's (the reference leaves it
 /// out, too), unless the Service wants what is not ready.
-fn endpoint(pod: &Pod, service: &Service, address: &str, places: &dyn Fn(&str) -> Option<Place>) -> Option<Endpoint> {
+fn endpoint(
+    pod: &Pod,
+    service: &Service,
+    address: &str,
+    places: &dyn Fn(&str) -> Option<Place>,
+    by_zone: bool,
+) -> Option<Endpoint> {
     let publish = service.spec.as_ref().and_then(|spec| spec.publish_not_ready_addresses).unwrap_or(false);
     let zone = match pod.node.as_deref() {
         Some(node) => match places(node) {
@@ -135,7 +142,7 @@ fn endpoint(pod: &Pod, service: &Service, address: &str, places: &dyn Fn(&str) -
             serving: Some(pod.ready),
             terminating: Some(terminating),
         }),
-        hints: if ready { hints(service, zone.as_deref(), pod.node.as_deref()) } else { None },
+        hints: if ready && !by_zone { hints(service, zone.as_deref(), pod.node.as_deref()) } else { None },
         hostname: hostname(pod, service),
         node_name: pod.node.as_deref().map(str::to_owned),
         target_ref: Some(ObjectReference {
@@ -188,13 +195,16 @@ fn port_key(ports: Option<&[EndpointPort]>) -> Vec<(String, i32, String, String)
 
 type PortKey = Vec<(String, i32, String, String)>;
 
-/// Plans for a Service that selects `pods`, of which `existing` are the slices.
+/// Plans for a Service that selects `pods`, of which `existing` are the slices; `shares` of zones are asked for where hints by
+/// zone are.
 pub(crate) fn plan(
     service: &Service,
     pods: &[Arc<Pod>],
     existing: Vec<Arc<EndpointSlice>>,
     places: &dyn Fn(&str) -> Option<Place>,
+    shares: &dyn Fn() -> Option<Shares>,
 ) -> Plan {
+    let by_zone = topology::is_asked_for(service);
     let mut plan = Plan::default();
     let labels = labels(service);
     let families = families(service);
@@ -208,10 +218,14 @@ pub(crate) fn plan(
         let mut groups: BTreeMap<PortKey, (Vec<EndpointPort>, Vec<Endpoint>)> = BTreeMap::new();
         for pod in pods.iter().filter(|pod| counts(pod, true)) {
             let Some(address) = addresses(pod, family).next() else { continue };
-            let Some(endpoint) = endpoint(pod, service, address, places) else { continue };
+            let Some(endpoint) = endpoint(pod, service, address, places, by_zone) else { continue };
             let ports = ports(pod, service);
             let group = groups.entry(port_key(Some(&ports))).or_insert_with(|| (ports, vec![]));
             group.1.push(endpoint);
+        }
+        if by_zone {
+            let endpoints = groups.values_mut().flat_map(|(_, endpoints)| endpoints).collect();
+            topology::hint(endpoints, shares().as_ref());
         }
         let (mine, others): (Vec<_>, Vec<_>) = kept.into_iter().partition(|slice| slice.address_type == family);
         kept = others;

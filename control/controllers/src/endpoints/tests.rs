@@ -55,7 +55,7 @@ fn hints_are_given_only_where_traffic_distribution_asks_for_them() {
     let hints = |distribution: Value| {
         let service =
             service(json!({"clusterIP": "10.96.0.9", "trafficDistribution": distribution, "ports": [{"port": 80}]}));
-        let plan = slices::plan(&service, &[pod(1, true, false), pod(2, false, false)], vec![], &zone);
+        let plan = slices::plan(&service, &[pod(1, true, false), pod(2, false, false)], vec![], &zone, &|| None);
         let endpoints = plan.create[0].endpoints.clone().unwrap();
         endpoints.into_iter().map(|endpoint| serde_json::to_value(endpoint.hints).unwrap()).collect::<Vec<_>>()
     };
@@ -71,18 +71,18 @@ fn hints_are_given_only_where_traffic_distribution_asks_for_them() {
 #[test]
 fn a_pod_of_a_node_that_is_not_there_is_no_endpoint() {
     let nowhere = |_: &str| None;
-    let plan = slices::plan(&plain(), &[pod(1, true, false)], vec![], &nowhere);
+    let plan = slices::plan(&plain(), &[pod(1, true, false)], vec![], &nowhere, &|| None);
     assert_eq!(plan.create[0].endpoints.as_deref(), Some(&[][..]));
     let all = service(json!({"publishNotReadyAddresses": true, "ports": [{"port": 80}]}));
     assert_eq!(
-        slices::plan(&all, &[pod(1, true, false)], vec![], &nowhere).create[0].endpoints.as_ref().unwrap().len(),
+        slices::plan(&all, &[pod(1, true, false)], vec![], &nowhere, &|| None).create[0].endpoints.as_ref().unwrap().len(),
         1
     );
 }
 
 #[test]
 fn says_of_each_pod_what_clients_need() {
-    let plan = slices::plan(&plain(), &[pod(1, true, false), pod(2, true, true), pod(3, false, false)], vec![], &zone);
+    let plan = slices::plan(&plain(), &[pod(1, true, false), pod(2, true, true), pod(3, false, false)], vec![], &zone, &|| None);
     let [slice] = &plan.create[..] else { panic!("{plan:?}") };
     let labels = slice.metadata.labels.as_ref().unwrap();
     assert_eq!((labels["team"].as_str(), labels[slices::SERVICE_NAME].as_str(), labels.len()), ("x", "s", 3));
@@ -106,29 +106,29 @@ fn says_of_each_pod_what_clients_need() {
 
 #[test]
 fn keeps_an_empty_slice_for_nobody() {
-    let plan = slices::plan(&plain(), &[], vec![], &zone);
+    let plan = slices::plan(&plain(), &[], vec![], &zone, &|| None);
     assert_eq!(plan.create.len(), 1);
     let existing = named(plan.create);
-    let plan = slices::plan(&plain(), &[], existing.clone(), &zone);
+    let plan = slices::plan(&plain(), &[], existing.clone(), &zone, &|| None);
     assert!(plan.create.is_empty() && plan.update.is_empty() && plan.delete.is_empty(), "{plan:?}");
-    let plan = slices::plan(&plain(), &[pod(1, true, false)], existing, &zone);
+    let plan = slices::plan(&plain(), &[pod(1, true, false)], existing, &zone, &|| None);
     assert_eq!((plan.create.len(), plan.delete.len()), (1, 1), "other ports, another slice");
 }
 
 #[test]
 fn splits_at_a_hundred_and_changes_one_slice_for_one_pod() {
     let mut pods: Vec<_> = (0..250).map(|index| pod(index, true, false)).collect();
-    let existing = named(slices::plan(&plain(), &pods, vec![], &zone).create);
+    let existing = named(slices::plan(&plain(), &pods, vec![], &zone, &|| None).create);
     let sizes: Vec<_> = existing.iter().map(|slice| slice.endpoints.as_ref().unwrap().len()).collect();
     assert_eq!(sizes, [100, 100, 50]);
     pods[120] = pod(120, false, false);
-    let plan = slices::plan(&plain(), &pods, existing.clone(), &zone);
+    let plan = slices::plan(&plain(), &pods, existing.clone(), &zone, &|| None);
     assert_eq!((plan.create.len(), plan.update.len(), plan.delete.len()), (0, 1, 0));
     assert_eq!(plan.update[0].metadata.name.as_deref(), Some("s-1"));
     pods[120] = pod(400, true, false);
-    let plan = slices::plan(&plain(), &pods, existing.clone(), &zone);
+    let plan = slices::plan(&plain(), &pods, existing.clone(), &zone, &|| None);
     assert_eq!((plan.create.len(), plan.update.len()), (0, 1), "the new one goes where one has gone");
-    let plan = slices::plan(&plain(), &pods[..100], existing, &zone);
+    let plan = slices::plan(&plain(), &pods[..100], existing, &zone, &|| None);
     assert_eq!(plan.delete.len(), 2);
 }
 
@@ -151,4 +151,19 @@ fn mirrors_into_endpoints() {
     assert_eq!(endpoints.metadata.annotations.as_ref().unwrap()["endpoints.kubernetes.io/over-capacity"], "truncated");
     let headless = service(json!({"clusterIP": "None"}));
     assert_eq!(mirror::plan(&headless, &pods, None).unwrap().subsets.unwrap()[0].ports, None);
+}
+
+#[test]
+fn hints_by_zone_stand_before_those_by_distribution() {
+    let mut service = service(json!({"clusterIP": "10.96.0.9", "trafficDistribution": "PreferClose", "ports": [{"port": 80}]}));
+    service.metadata.annotations = Some([("service.kubernetes.io/topology-mode".to_owned(), "Auto".to_owned())].into());
+    let hints = |shares: Option<Vec<(&str, f64)>>| {
+        let shares = || shares.clone().map(|all| all.into_iter().map(|(zone, share)| (zone.to_owned(), share)).collect());
+        let plan = slices::plan(&service, &[pod(1, true, false), pod(2, true, false)], vec![], &zone, &shares);
+        let endpoints = plan.create[0].endpoints.clone().unwrap().into_iter();
+        endpoints.map(|it| Some(it.hints?.for_zones?.first()?.name.clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(hints(None), [None, None]);
+    let both = hints(Some(vec![("east", 0.5), ("west", 0.5)]));
+    assert_eq!(both, [Some("east".to_owned()), Some("west".to_owned())]);
 }
