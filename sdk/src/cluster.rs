@@ -86,8 +86,13 @@ pub enum StartError {
     Ended(String),
 }
 
-/// A running cluster.
+/// A running cluster. One that is dropped ends like one that is shut down, but nobody waits for it.
 pub struct Cluster {
+    /// There until it is stopped.
+    parts: Option<Parts>,
+}
+
+struct Parts {
     server: Server,
     node: Node,
     running: JoinHandle<Result<(), coracle_node::Error>>,
@@ -115,7 +120,7 @@ impl Cluster {
         match start_node(&server, &options).await {
             Ok((node, running, stop, ended)) => {
                 let ahead = tokio::spawn(prepare_ahead(server.registry().clone(), node.clone(), stop.clone()));
-                Ok(Cluster { server, node, running, stop, ended, ahead })
+                Ok(Cluster { parts: Some(Parts { server, node, running, stop, ended, ahead }) })
             }
             Err(error) => {
                 server.shutdown().await;
@@ -127,7 +132,7 @@ impl Cluster {
     /// Waits until a pod would start: the node is registered and Ready.
     pub async fn ready(&self) -> Result<(), StartError> {
         tokio::select! {
-            () = self.node.ready() => Ok(()),
+            () = self.parts().node.ready() => Ok(()),
             why = self.ended() => Err(StartError::Ended(why)),
         }
     }
@@ -136,35 +141,59 @@ impl Cluster {
     /// which.
     pub async fn ended(&self) -> String {
         tokio::select! {
-            () = self.ended.cancelled() => "the node ended by itself".to_owned(),
-            why = self.server.failed() => format!("the data can no longer be written: {why}"),
+            () = self.parts().ended.cancelled() => "the node ended by itself".to_owned(),
+            why = self.parts().server.failed() => format!("the data can no longer be written: {why}"),
         }
     }
 
     /// This cluster as a client sees it, with every right and without the network.
     pub fn remote(&self) -> Remote {
-        Remote::new(self.server.admin())
+        Remote::new(self.parts().server.admin())
     }
 
     /// `https://HOST:PORT` of the API.
     pub fn api_url(&self) -> String {
-        self.server.api_url()
+        self.parts().server.api_url()
     }
 
     /// Where clients on this machine reach the registry, without TLS.
     pub fn registry_address(&self) -> SocketAddr {
-        self.server.registry_address()
+        self.parts().server.registry_address()
     }
 
     /// The administrator's kubeconfig.
     pub fn kubeconfig(&self) -> &Path {
-        self.server.kubeconfig()
+        self.parts().server.kubeconfig()
+    }
+
+    fn parts(&self) -> &Parts {
+        self.parts.as_ref().expect("they are taken by who stops the cluster, which is its end")
     }
 
     /// Stops in order: no more scheduling, pods end in grace, then the API, then the data.
     ///
     /// Pods are stopped, not deleted: the next start runs them again.
-    pub async fn shutdown(self) {
+    pub async fn shutdown(mut self) {
+        if let Some(parts) = self.parts.take() {
+            parts.shutdown().await;
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let Some(parts) = self.parts.take() else { return };
+        match tokio::runtime::Handle::try_current() {
+            // Whoever would wait for it has gone.
+            Ok(runtime) => drop(runtime.spawn(parts.shutdown())),
+            // Its tasks are on another thread's runtime, or on none any more: the node is told, and nothing can be waited for.
+            Err(_) => parts.stop.cancel(),
+        }
+    }
+}
+
+impl Parts {
+    async fn shutdown(self) {
         self.server.stop_duties().await;
         self.stop.cancel();
         if let Err(error) = self.ahead.await {
@@ -259,5 +288,32 @@ fn machine_name() -> String {
     match name.trim_matches(['-', '.']) {
         "" => "node".to_owned(),
         name => name.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_cluster_that_is_dropped_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options::new(dir.path()).free_ports();
+        let first = Cluster::start(options.clone()).await.unwrap();
+        first.ready().await.unwrap();
+        assert!(matches!(Cluster::start(options.clone()).await, Err(StartError::Server(_))), "the data has one user");
+        drop(first);
+        let again = async {
+            loop {
+                match Cluster::start(options.clone()).await {
+                    Ok(cluster) => return cluster,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+                }
+            }
+        };
+        let again = tokio::time::timeout(Duration::from_secs(60), again).await.expect("the data is free");
+        again.shutdown().await;
     }
 }

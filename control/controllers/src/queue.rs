@@ -265,6 +265,12 @@ impl<K: Clone + Eq + Hash + Send + 'static> Queue<K> {
         self.inner.changed.notify_one();
     }
 
+    /// Keys that wait for nothing but their turn.
+    #[cfg(test)]
+    pub(crate) fn ready(&self) -> usize {
+        self.inner.state.lock().ready.len()
+    }
+
     /// The next key; cancel-safe: a key is taken only in the poll that returns it.
     async fn next(&self) -> K {
         loop {

@@ -4,10 +4,15 @@ use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
+use super::Controller;
 use super::graph::{Graph, Owner, Seen, Work};
 use super::plan::{Fate, OwnerState, fate};
 use super::shared_kind;
+use crate::client::Client;
+use crate::discovery::Discovery;
+use crate::events::Recorder;
 use crate::informer::Key;
+use crate::queue::{Next, Reconciler as _};
 
 fn seen(graph: &mut Graph, name: &str, owners: &[(&str, bool)]) -> Seen {
     let owners: Vec<OwnerReference> = owners
@@ -117,4 +122,21 @@ fn dependents_of_one_owner_share_its_reference() {
     let mut graph = Graph::default();
     let (a, b) = (seen(&mut graph, "a", &[("o", true)]), seen(&mut graph, "b", &[("o", true)]));
     assert!(Arc::ptr_eq(&a.owners, &b.owners));
+}
+
+#[tokio::test]
+async fn an_owner_that_waits_does_not_tell_all_dependents_again_whenever_one_goes() {
+    let client = Client(coracle_scripted::Scripted::new().client());
+    let recorder = Recorder::new(client.clone());
+    let controller = Controller::new(client.clone(), recorder, Discovery::new(client), Box::new(|_| ()));
+    {
+        let mut graph = controller.graph.lock();
+        for index in 0..100 {
+            put(&mut graph, &format!("d{index}"), &[("owner", true)], |_| {});
+        }
+        let work = put(&mut graph, "owner", &[], |owner| (owner.deleting, owner.foreground) = (true, true));
+        assert_eq!(now(&work).len(), 101, "they are told once, when it begins to wait");
+    }
+    let next = controller.clone().reconcile("owner".into()).await.unwrap();
+    assert_eq!((next, controller.queue().ready()), (Next::OnEvent, 0));
 }
