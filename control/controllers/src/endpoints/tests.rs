@@ -75,14 +75,24 @@ fn a_pod_of_a_node_that_is_not_there_is_no_endpoint() {
     assert_eq!(plan.create[0].endpoints.as_deref(), Some(&[][..]));
     let all = service(json!({"publishNotReadyAddresses": true, "ports": [{"port": 80}]}));
     assert_eq!(
-        slices::plan(&all, &[pod(1, true, false)], vec![], &nowhere, &|| None).create[0].endpoints.as_ref().unwrap().len(),
+        slices::plan(&all, &[pod(1, true, false)], vec![], &nowhere, &|| None).create[0]
+            .endpoints
+            .as_ref()
+            .unwrap()
+            .len(),
         1
     );
 }
 
 #[test]
 fn says_of_each_pod_what_clients_need() {
-    let plan = slices::plan(&plain(), &[pod(1, true, false), pod(2, true, true), pod(3, false, false)], vec![], &zone, &|| None);
+    let plan = slices::plan(
+        &plain(),
+        &[pod(1, true, false), pod(2, true, true), pod(3, false, false)],
+        vec![],
+        &zone,
+        &|| None,
+    );
     let [slice] = &plan.create[..] else { panic!("{plan:?}") };
     let labels = slice.metadata.labels.as_ref().unwrap();
     assert_eq!((labels["team"].as_str(), labels[slices::SERVICE_NAME].as_str(), labels.len()), ("x", "s", 3));
@@ -155,10 +165,12 @@ fn mirrors_into_endpoints() {
 
 #[test]
 fn hints_by_zone_stand_before_those_by_distribution() {
-    let mut service = service(json!({"clusterIP": "10.96.0.9", "trafficDistribution": "PreferClose", "ports": [{"port": 80}]}));
+    let mut service =
+        service(json!({"clusterIP": "10.96.0.9", "trafficDistribution": "PreferClose", "ports": [{"port": 80}]}));
     service.metadata.annotations = Some([("service.kubernetes.io/topology-mode".to_owned(), "Auto".to_owned())].into());
     let hints = |shares: Option<Vec<(&str, f64)>>| {
-        let shares = || shares.clone().map(|all| all.into_iter().map(|(zone, share)| (zone.to_owned(), share)).collect());
+        let shares =
+            || shares.clone().map(|all| all.into_iter().map(|(zone, share)| (zone.to_owned(), share)).collect());
         let plan = slices::plan(&service, &[pod(1, true, false), pod(2, true, false)], vec![], &zone, &shares);
         let endpoints = plan.create[0].endpoints.clone().unwrap().into_iter();
         endpoints.map(|it| Some(it.hints?.for_zones?.first()?.name.clone())).collect::<Vec<_>>()

@@ -72,8 +72,10 @@ pub(crate) fn hint(endpoints: Vec<&mut Endpoint>, shares: Option<&Shares>) {
         }
     }
     // Positive: so many too many.
-    let mut surplus: BTreeMap<&str, f64> =
-        here.iter().map(|(zone, have)| (*zone, have - least(&shares[*zone]).max(shares[*zone] * count as f64))).collect();
+    let mut surplus: BTreeMap<&str, f64> = here
+        .iter()
+        .map(|(zone, have)| (*zone, have - least(&shares[*zone]).max(shares[*zone] * count as f64)))
+        .collect();
     loop {
         let by_surplus = |a: &(&&str, &f64), b: &(&&str, &f64)| a.1.total_cmp(b.1);
         let most = surplus.iter().max_by(by_surplus).map(|(zone, much)| (*zone, *much));
@@ -124,7 +126,8 @@ mod tests {
             })
             .collect();
         hint(endpoints.iter_mut().collect(), shares);
-        let zone = |endpoint: &Endpoint| endpoint.hints.as_ref()?.for_zones.as_ref()?.first().map(|zone| zone.name.clone());
+        let zone =
+            |endpoint: &Endpoint| endpoint.hints.as_ref()?.for_zones.as_ref()?.first().map(|zone| zone.name.clone());
         endpoints.iter().map(|endpoint| zone(endpoint).unwrap_or_else(|| "-".to_owned())).collect()
     }
 
