@@ -120,6 +120,11 @@ impl Tokens {
         if let Some(known) = self.known.read().get(&digest) {
             return Ok(known.clone());
         }
+        // Strangers do not know the key's name, so what they make up costs no look at a signature.
+        let header = jsonwebtoken::decode_header(token).map_err(|error| error.to_string())?;
+        if header.kid.as_deref() != Some(self.key_id.as_str()) {
+            return Err("the token names another key".to_owned());
+        }
         let mut rules = Validation::new(Algorithm::ES256);
         // Times and audience depend on when and for whom: they are looked at each time.
         rules.validate_exp = false;
@@ -209,4 +214,27 @@ fn exists(cluster: &Cluster, resource: &'static str, namespace: Option<&str>, ob
     let resource = cluster.catalog.named("", resource).ok_or_else(gone)?;
     let record = cluster.store.get(resource, &resource.record_name(namespace, &object.name)).ok_or_else(gone)?;
     if Seen::new(resource, &record).facts().uid == object.uid { Ok(()) } else { Err(gone()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_names_the_key_that_signed_it() {
+        let tokens = Tokens::new(include_str!("../../tests/token.key"), "issuer").unwrap();
+        let claims = Claims {
+            iss: "issuer".to_owned(),
+            sub: "someone".to_owned(),
+            aud: Vec::new(),
+            exp: i64::MAX,
+            iat: 0,
+            nbf: 0,
+            jti: String::new(),
+            kubernetes: Bound::default(),
+        };
+        assert!(tokens.verify(&tokens.sign(&claims).unwrap()).is_ok());
+        let nameless = jsonwebtoken::encode(&Header::new(Algorithm::ES256), &claims, &tokens.signing).unwrap();
+        assert_eq!(tokens.verify(&nameless).err().as_deref(), Some("the token names another key"));
+    }
 }

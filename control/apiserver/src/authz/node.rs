@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use coracle_api::meta;
-use coracle_api::meta::selector::{FieldSelector, LabelSelector};
+use coracle_api::meta::selector::FieldSelector;
 use coracle_api::status::Status;
 use coracle_keyspace::Record;
 use serde_json::{Map, Value};
@@ -19,6 +19,7 @@ use crate::catalog::Resource;
 use crate::cluster::Cluster;
 use crate::identity::Identity;
 use crate::request::call::Call;
+use crate::store::keyed::NODE;
 use crate::store::{self, Seen};
 
 const READS: [&str; 3] = ["get", "list", "watch"];
@@ -65,7 +66,7 @@ pub(crate) fn check(cluster: &Cluster, call: &Call, resource: &Resource, verb: &
     let Some(node) = call.identity.node() else { return Ok(()) };
     let refused = |why: &str| {
         let mut status = super::refusal(&call.identity, &Attributes::of(call, verb));
-        status.message = format!("{}: {why}", status.message);
+        status.message = format!("{}: node: {why}", status.message);
         status
     };
     let selector = FieldSelector::parse(call.query.get("fieldSelector").unwrap_or_default()).unwrap_or_default();
@@ -75,19 +76,22 @@ pub(crate) fn check(cluster: &Cluster, call: &Call, resource: &Resource, verb: &
         ("", "pods") => match call.target.name.as_deref() {
             // A pod that is watched by name may come to be later, and anywhere.
             Some(_) if verb == "watch" && selector.exact("spec.nodeName") != Some(node) => {
-                Err(refused("can only watch pods with the field selector spec.nodeName set to itself"))
+                Err(refused("can only list/watch pods with spec.nodeName field selector"))
             }
             Some(_) => Ok(()),
             None if selector.exact("spec.nodeName") == Some(node) => Ok(()),
-            None => Err(refused("can only list and watch pods with the field selector spec.nodeName set to itself")),
+            None => Err(refused("can only list/watch pods with spec.nodeName field selector")),
         },
-        ("", "nodes") if reads && named != Some(node) => Err(refused("can only read its own Node object")),
+        ("", "nodes") if reads && named != Some(node) => {
+            let other = named.map(|name| format!(" '{name}'")).unwrap_or_default();
+            Err(refused(&format!("node '{node}' cannot read{other}, only its own Node object")))
+        }
         ("", kind @ ("secrets" | "configmaps" | "persistentvolumeclaims")) => match (call.namespace(), named) {
             (Some(namespace), Some(name)) => {
                 if any_pod(cluster, node, namespace, |pod| refers(&pod["spec"], kind, name)) {
                     return Ok(());
                 }
-                Err(refused(&format!("no relationship found between node '{node}' and this object")))
+                Err(refused(&unrelated(node)))
             }
             _ => Err(refused("can only read one named object at a time")),
         },
@@ -95,15 +99,32 @@ pub(crate) fn check(cluster: &Cluster, call: &Call, resource: &Resource, verb: &
     }
 }
 
+/// What a node agent does to a pod, in the reference's words.
+pub(crate) const READ: &str = "read";
+pub(crate) const UPDATE: &str = "update pod status for";
+pub(crate) const DELETE: &str = "delete";
+
+fn unrelated(node: &str) -> String {
+    format!("no relationship found between node '{node}' and this object")
+}
+
 /// A pod that is bound elsewhere is none of a node agent's business: neither to read nor to change.
 pub(crate) fn sees(caller: &Identity, resource: &Resource, record: &Arc<Record>, does: &str) -> Result<(), Status> {
     let Some(node) = caller.node().filter(|_| is(resource, "", "pods")) else { return Ok(()) };
     let seen = Seen::new(resource, record);
-    if seen.field("spec.nodeName") == Some(node) {
+    if seen.field(NODE) == Some(node) {
         return Ok(());
     }
+    let (namespace, name) = store::memo::split(&record.key.name);
+    if does == READ {
+        let asked =
+            Attributes { verb: "get", resource: resource.row.resource, namespace, name, ..Attributes::default() };
+        let mut status = super::refusal(caller, &asked);
+        status.message = format!("{}: node: {}", status.message, unrelated(node));
+        return Err(status);
+    }
     let message = format!("node {} can only {does} pods with spec.nodeName set to itself", meta::text::quote(node));
-    Err(resource.forbidden(store::memo::split(&record.key.name).1, message))
+    Err(resource.forbidden(name, message))
 }
 
 /// What a node agent makes has its name, and says nothing of it that only others may say.
@@ -136,26 +157,29 @@ pub(crate) fn creates(caller: &Identity, resource: &Resource, object: &Value) ->
 pub(crate) fn changes(caller: &Identity, resource: &Resource, object: &Value, old: &Value) -> Result<(), Status> {
     let Some(node) = caller.node() else { return Ok(()) };
     let quoted = meta::text::quote(node);
-    let refused = |why: &str| Err(resource.forbidden(meta::name(old), format!("node {quoted} {why}")));
+    let refused = |why: String| Err(resource.forbidden(meta::name(old), why));
     match (resource.row.group, resource.row.resource) {
         ("", "nodes") => {
             own_node(node, resource, old)?;
             let list = |node: &Value| node["spec"]["taints"].as_array().cloned().unwrap_or_default();
             if list(object) != list(old) {
-                return refused("is not allowed to modify taints");
+                return refused(format!("node {quoted} is not allowed to modify taints"));
             }
             let (new, before) = (labels(object), labels(old));
             let changed = new.keys().chain(before.keys()).filter(|key| new.get(*key) != before.get(*key));
             let forbidden = restricted(changed);
             if !forbidden.is_empty() {
-                return refused(&format!("is not allowed to modify labels: {forbidden}"));
+                return refused(format!("is not allowed to modify labels: {forbidden}"));
             }
+            // The reference lets it: it could have itself collected, and come back without its taints and labels.
             if owners(object) != owners(old) {
-                return refused("is not allowed to modify owner references");
+                return refused(format!("node {quoted} is not allowed to modify owner references"));
             }
             Ok(())
         }
-        ("", "pods") if labels(object) != labels(old) => refused("cannot update labels through pod status"),
+        ("", "pods") if labels(object) != labels(old) => {
+            refused(format!("node {quoted} cannot update labels through pod status"))
+        }
         _ => Ok(()),
     }
 }
@@ -214,11 +238,10 @@ fn is(resource: &Resource, group: &str, name: &str) -> bool {
 /// Whether a pod of `namespace` on `node` is such a one.
 fn any_pod(cluster: &Cluster, node: &str, namespace: &str, is_such: impl Fn(&Value) -> bool) -> bool {
     let Some(pods) = cluster.catalog.named("", "pods") else { return false };
-    let Ok(here) = FieldSelector::parse(&format!("spec.nodeName={node}")) else { return false };
     let snapshot = cluster.store.keyspace.snapshot(pods.row.collection);
     store::range(&snapshot.records, Some(namespace), None).any(|(_, record)| {
         let seen = Seen::new(pods, record);
-        seen.matches(&LabelSelector::default(), &here) && seen.stored().is_ok_and(|pod| is_such(&pod))
+        seen.field(NODE) == Some(node) && seen.stored().is_ok_and(|pod| is_such(&pod))
     })
 }
 

@@ -94,7 +94,8 @@ pub(super) async fn create(
         } else if several {
             "node may only request 0 or 1 audiences".to_owned()
         } else if !pod.is_some_and(|pod| mounts_audience(&pod, &asked_for)) {
-            format!("audience {} not found in pod spec volume", meta::text::quote(&asked_for))
+            let audience = meta::text::quote(&asked_for);
+            format!("{} is not authorized to request tokens for audience {audience}", call.identity.user)
         } else {
             String::new()
         };

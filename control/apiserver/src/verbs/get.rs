@@ -37,6 +37,6 @@ pub(crate) async fn read(cluster: &Cluster, call: &Call, resource: &Arc<Resource
         revision => cluster.store.not_older_than(Revision::new(revision)).await?,
     }
     let record = cluster.store.get(resource, &name).ok_or_else(|| resource.not_found(call.name()))?;
-    authz::node::sees(&call.identity, resource, &record, "read")?;
+    authz::node::sees(&call.identity, resource, &record, authz::node::READ)?;
     Ok(record)
 }

@@ -136,7 +136,7 @@ async fn attempt(
 ) -> Result<Option<Written>, Status> {
     let (resource, call) = (write.resource, write.call);
     let row = resource.row;
-    authz::node::sees(&call.identity, resource, record, "update")?;
+    authz::node::sees(&call.identity, resource, record, authz::node::UPDATE)?;
     let seen = Seen::new(resource, record);
     let old = seen.stored()?;
     let shown = if resource.is_view { seen.value()? } else { old.clone() };

@@ -70,8 +70,20 @@ async fn a_node_changes_of_its_own_only_what_nobody_else_relies_on() {
     let labels = |key: &str| json!({"metadata": {"labels": {key: "x"}}});
     for (method, path, body, code, message) in [
         ("PATCH", "/api/v1/nodes/mine", labels("own"), 200, ""),
-        ("PATCH", "/api/v1/nodes/mine", labels("k8s.io/a"), 403, "is not allowed to modify labels: k8s.io/a"),
-        ("PATCH", "/api/v1/nodes/mine/status", labels("k8s.io/a"), 403, "is not allowed to modify labels: k8s.io/a"),
+        (
+            "PATCH",
+            "/api/v1/nodes/mine",
+            labels("k8s.io/a"),
+            403,
+            "nodes \"mine\" is forbidden: is not allowed to modify labels: k8s.io/a",
+        ),
+        (
+            "PATCH",
+            "/api/v1/nodes/mine/status",
+            labels("k8s.io/a"),
+            403,
+            "nodes \"mine\" is forbidden: is not allowed to modify labels: k8s.io/a",
+        ),
         ("PATCH", "/api/v1/nodes/mine", json!({"spec": {"taints": null}}), 403, "is not allowed to modify taints"),
         ("PATCH", "/api/v1/nodes/mine/status", json!({"status": {"phase": "Running"}}), 200, ""),
         ("PATCH", "/api/v1/nodes/theirs", labels("own"), 403, ""),
@@ -79,9 +91,15 @@ async fn a_node_changes_of_its_own_only_what_nobody_else_relies_on() {
         ("PATCH", &format!("{LEASES}/theirs"), labels("own"), 403, ""),
         ("PATCH", &format!("{pod_p}/status"), running.clone(), 200, ""),
         ("PATCH", &format!("{pod_p}/status"), labels("a"), 403, "cannot update labels through pod status"),
-        ("PATCH", &format!("{pod_q}/status"), running, 403, "can only update pods with spec.nodeName set to itself"),
-        ("GET", &pod_q, Value::Null, 403, "can only read pods with spec.nodeName set to itself"),
-        ("DELETE", &pod_q, Value::Null, 403, "can only delete pods with spec.nodeName set to itself"),
+        (
+            "PATCH",
+            &format!("{pod_q}/status"),
+            running,
+            403,
+            "node \"mine\" can only update pod status for pods with spec.nodeName set to itself",
+        ),
+        ("GET", &pod_q, Value::Null, 403, "node: no relationship found between node 'mine' and this object"),
+        ("DELETE", &pod_q, Value::Null, 403, "node \"mine\" can only delete pods with spec.nodeName set to itself"),
         ("DELETE", &format!("{pod_p}?gracePeriodSeconds=0"), Value::Null, 200, ""),
     ] {
         let (answered, said) = ask(&server, method, path, &body).await;
@@ -108,7 +126,11 @@ async fn a_node_gets_tokens_for_the_audiences_that_its_pod_names() {
     for (body, code, message) in [
         (bound(&uid, json!([])), 201, ""),
         (bound(&uid, json!(["vault"])), 201, ""),
-        (bound(&uid, json!(["other"])), 403, "audience \"other\" not found in pod spec volume"),
+        (
+            bound(&uid, json!(["other"])),
+            403,
+            "system:node:mine is not authorized to request tokens for audience \"other\"",
+        ),
         (bound(&uid, json!(["vault", "other"])), 403, "node may only request 0 or 1 audiences"),
         (bound(&Value::Null, json!([])), 403, "node requested token with a pod binding without a uid"),
         (json!({"spec": {}}), 403, "node requested token not bound to a pod"),

@@ -19,7 +19,11 @@ struct Watch {
 
 impl Watch {
     async fn open(server: &Server, query: &str) -> Watch {
-        let mut request = Request::get(format!("{MAPS}?watch=true&{query}")).body(axum::body::Body::empty()).unwrap();
+        Watch::open_at(server, &format!("{MAPS}?watch=true&{query}")).await
+    }
+
+    async fn open_at(server: &Server, path: &str) -> Watch {
+        let mut request = Request::get(path).body(axum::body::Body::empty()).unwrap();
         request.extensions_mut().insert(admin());
         let response = server.api.router().oneshot(request).await.unwrap();
         assert_eq!(response.status(), 200);
@@ -66,6 +70,41 @@ async fn a_watch_tells_what_is_there_and_what_happens() {
     assert_eq!(deleted["type"], "DELETED");
     let revision = server.keyspace.revision().to_string();
     assert_eq!(deleted["object"]["metadata"]["resourceVersion"], revision, "the revision of the deletion");
+}
+
+#[tokio::test]
+async fn a_watch_of_one_name_or_of_one_node_hears_of_all_that_it_is_about() {
+    let server = Server::start().await.with_account().await;
+    let first = server.make(MAPS, config_map("a", json!({}))).await;
+    let mut by_name = Watch::open(&server, "fieldSelector=metadata.name%3Da").await;
+    let version = first["metadata"]["resourceVersion"].as_str().unwrap();
+    let from_there = format!("fieldSelector=metadata.name%3Da&resourceVersion={version}");
+    assert_eq!(by_name.heard().await, said("ADDED", "a"));
+    server.make(MAPS, config_map("b", json!({}))).await;
+    server.call("PATCH", &format!("{MAPS}/a"), json!({"data": {"k": "v"}})).await;
+    server.call("DELETE", &format!("{MAPS}/a"), Value::Null).await;
+    server.call("PATCH", &format!("{MAPS}/b"), json!({"data": {"k": "v"}})).await;
+    server.make(MAPS, config_map("a", json!({}))).await;
+    let mut again = Watch::open(&server, &from_there).await;
+    for watch in [&mut by_name, &mut again] {
+        for kind in ["MODIFIED", "DELETED", "ADDED"] {
+            assert_eq!(watch.heard().await, said(kind, "a"));
+        }
+    }
+    let pods = "/api/v1/namespaces/default/pods";
+    let mut by_node = Watch::open_at(&server, "/api/v1/pods?watch=1&fieldSelector=spec.nodeName%3Dn1").await;
+    for name in ["p", "q"] {
+        server.make(pods, crate::pod(name)).await;
+    }
+    let binding = |name: &str, node: &str| json!({"namespace": "default", "name": name, "node": node});
+    let bindings = json!({"bindings": [binding("q", "n2"), binding("p", "n1")]});
+    server.call("POST", "/coracle/v1/bindings", bindings).await;
+    for name in ["q", "p"] {
+        server.call("DELETE", &format!("{pods}/{name}?gracePeriodSeconds=0"), Value::Null).await;
+    }
+    for kind in ["ADDED", "DELETED"] {
+        assert_eq!(by_node.heard().await, said(kind, "p"));
+    }
 }
 
 #[tokio::test]
