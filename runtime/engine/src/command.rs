@@ -75,7 +75,8 @@ impl Command {
 }
 
 impl Engine {
-    /// Starts a command. Returns when its instance exists, so that what keeps it from existing is an error here.
+    /// Starts a command. Returns when its instance exists, so that what keeps it from existing is an error here. Dropping this
+    /// before ends it.
     pub async fn start_command(&self, component: &Component, spec: Spec) -> Result<Command, Error> {
         if !matches!(component.pre(), Pre::CommandP2(_) | Pre::CommandP3(_)) {
             return Err(Error::WrongWorld { wanted: "command" });
@@ -116,10 +117,25 @@ impl Engine {
             };
             ending.send_replace(Some(ended));
         });
+        let mut unwanted = Unwanted(Some(running.clone()));
         match starting.await {
-            Ok(Ok(())) => Ok(Command(running)),
+            Ok(Ok(())) => {
+                unwanted.0 = None;
+                Ok(Command(running))
+            }
             Ok(Err(error)) => Err(error),
             Err(_) => Err(Error::Start("the engine ends".to_owned())),
+        }
+    }
+}
+
+/// A command whose start nobody waits for any more: a component may compute for ever before it has begun.
+struct Unwanted(Option<Arc<Running>>);
+
+impl Drop for Unwanted {
+    fn drop(&mut self) {
+        if let Some(running) = self.0.take() {
+            Command(running).kill();
         }
     }
 }

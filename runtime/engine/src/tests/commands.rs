@@ -1,10 +1,11 @@
 //! Commands, good and hostile ones.
 
 use std::fs;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{component, engine, soon, spec};
-use crate::{Command, Error, Exit, Mount, Spec};
+use super::{Printed, component, engine, soon, spec};
+use crate::{Command, Error, Exit, Mount, Sink, Spec};
 
 async fn start(spec: Spec, steps: &[&str]) -> Result<Command, Error> {
     let args = std::iter::once("probe").chain(steps.iter().copied()).map(str::to_owned).collect();
@@ -124,4 +125,26 @@ async fn what_a_component_is_not_cannot_be_started() {
     let command = component("probe-command").await;
     let error = engine().start_http(&command, Spec::new("a"), crate::HttpOptions::default()).await.unwrap_err();
     assert_eq!(error.to_string(), "the component is not a service");
+}
+
+#[tokio::test]
+async fn a_start_that_nobody_waits_for_ends() {
+    let text =
+        "(module (memory (export \"memory\") 1) (func $spin (loop (br 0))) (start $spin) (func (export \"_start\")))";
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("spins.wasm");
+    fs::write(&path, wat::parse_str(text).unwrap()).unwrap();
+    let spins = engine().prepare("spins", &path).await.unwrap();
+    // Held by the instance and nobody else.
+    let sink: Arc<dyn Sink> = Arc::new(Printed::default());
+    let held = Arc::downgrade(&sink);
+    let engine = engine();
+    let starting = engine.start_command(&spins, Spec { stdout: sink, ..Spec::new("a") });
+    assert!(tokio::time::timeout(Duration::from_millis(100), starting).await.is_err(), "it never comes to run");
+    soon(async {
+        while held.strong_count() > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
 }

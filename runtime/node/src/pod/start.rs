@@ -35,7 +35,7 @@ impl Pods {
         };
         let started = match ready {
             Ok(_) if cancel.is_cancelled() => return self.gave_up(&slot, container, run),
-            Ok(ready) => self.run(&slot, container, run, spec, ready).await,
+            Ok(ready) => self.run(&slot, container, run, spec, ready, &cancel).await,
             Err(failure) => Err(failure),
         };
         if let Err(failure) = started {
@@ -70,16 +70,24 @@ impl Pods {
         run: Run,
         spec: &Spec,
         ready: Ready,
+        cancel: &CancellationToken,
     ) -> Result<(), StartFailure> {
         let Ready { prepared, spec: given, wishes, log, network } = ready;
         let component = &prepared.component;
-        let handle = match component.world() {
-            World::Command => self.context.engine.start_command(component, given).await.map(Handle::Command),
-            World::Http => self.context.engine.start_http(component, given, wishes.http).await.map(Handle::Http),
+        let starting = async {
+            match component.world() {
+                World::Command => self.context.engine.start_command(component, given).await.map(Handle::Command),
+                World::Http => self.context.engine.start_http(component, given, wishes.http).await.map(Handle::Http),
+            }
         };
-        let handle = handle.map_err(|error| {
+        // A component may compute for ever before it has begun; cut here, it ends.
+        let handle = tokio::select! {
+            handle = starting => handle.map_err(|error| chain(&error)),
+            () = cancel.cancelled() => Err("it was told to stop".to_owned()),
+        };
+        let handle = handle.map_err(|message| {
             log.finish();
-            StartFailure { reason: "RunContainerError", message: chain(&error) }
+            StartFailure { reason: "RunContainerError", message }
         })?;
         let life = Life {
             run,

@@ -47,6 +47,12 @@ fn built(package: &'static str) -> PathBuf {
     built.entry(package).or_insert_with(build).clone()
 }
 
+/// A command that computes for ever before it has begun:
+/// `(module (memory (export "memory") 1) (func $spin (loop (br 0))) (start $spin) (func (export "_start")))`.
+const SPINS: &[u8] = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x03\x02\0\0\x05\x03\x01\0\x01\
+    \x07\x13\x02\x06memory\x02\0\x06_start\0\x01\x08\x01\0\
+    \x0a\x0c\x02\x07\0\x03\x40\x0c\0\x0b\x0b\x02\0\x0b";
+
 /// A running node with its world.
 struct World {
     api: Api,
@@ -65,12 +71,14 @@ struct Running {
 }
 
 impl World {
-    /// A Ready node; its registry has `hello`, `probe` and `probe-command`.
+    /// A Ready node; its registry has `hello`, `probe`, `probe-command` and `spins`.
     async fn start() -> Self {
         let packages = ["hello", "probe", "probe-command"];
         let images =
             tokio::task::spawn_blocking(move || packages.map(|name| (name, std::fs::read(built(name)).unwrap())));
-        let registry = registry::serve(images.await.unwrap().into()).await;
+        let mut images: Vec<_> = images.await.unwrap().into();
+        images.push(("spins", SPINS.to_vec()));
+        let registry = registry::serve(images).await;
         let mut world = Self {
             api: Api::default(),
             certificates: Arc::new(Certificates::new()),

@@ -501,3 +501,16 @@ async fn a_low_disk_ends_the_pod_that_holds_most_and_no_other() {
     world.status("pulls", "refused", refused).await;
     assert!(!world.api.reasons("small").iter().chain(&world.api.reasons("none")).any(|reason| reason == "Evicted"));
 }
+
+/// There is no bound on how long a component may compute before it has begun; the end of its pod does not wait for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_never_comes_to_run_goes_when_it_is_deleted() {
+    let world = World::start().await;
+    world.run("spins", json!({"image": "spins:1"}));
+    let reasons = world.api.first_reasons("spins", 4).await;
+    assert_eq!(reasons, ["Pulling", "Pulled", "Compiling", "Compiled"]);
+    world.api.delete("spins", 600);
+    world.api.gone("spins").await;
+    let engine = &world.pods().context.engine;
+    until("its place is given back", || engine.instances() == 0).await;
+}
