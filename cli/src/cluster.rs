@@ -138,7 +138,7 @@ fn default_dirs() -> anyhow::Result<Vec<PathBuf>> {
 }
 
 /// `$XDG_DATA_HOME/NAME`, or `~/.local/share/NAME` (XDG base directory specification).
-fn default_dir(name: &str) -> anyhow::Result<PathBuf> {
+pub fn default_dir(name: &str) -> anyhow::Result<PathBuf> {
     let base = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     let base = match base {
         Some(base) => base,

@@ -7,9 +7,11 @@ mod demo;
 mod down;
 mod logs;
 mod memory;
+mod node;
 mod output;
 mod push;
 mod status;
+mod token;
 mod up;
 
 use std::io::IsTerminal;
@@ -37,6 +39,8 @@ enum Command {
     Up(up::Arguments),
     Down(down::Arguments),
     Demo(demo::Arguments),
+    Node(node::Arguments),
+    Token(token::Arguments),
     Push(push::Arguments),
     Status(status::Arguments),
     Logs(logs::Arguments),
@@ -62,6 +66,8 @@ fn main() -> ExitCode {
         Command::Logs(arguments) => run(logs::run(arguments)),
         Command::Reset(arguments) => run(down::reset(arguments)),
         Command::Demo(arguments) => run(demo::run(arguments)),
+        Command::Node(arguments) => run(node::run(arguments)),
+        Command::Token(arguments) => run(token::run(arguments)),
         Command::Push(arguments) => run(push::run(arguments)),
         Command::Status(arguments) => run(status::run(arguments)),
         Command::Bench(arguments) => run(bench::run(arguments)),

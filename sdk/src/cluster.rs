@@ -248,12 +248,11 @@ type Running = (Node, JoinHandle<Result<(), coracle_node::Error>>, CancellationT
 
 async fn start_node(server: &Server, options: &Options) -> Result<Running, StartError> {
     let name = options.node_name.clone().unwrap_or_else(machine_name);
-    let address = match options.bind {
-        ip if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        ip => ip,
-    };
+    // Where other nodes and servers reach this one.
+    let address = coracle_server::advertised(options.bind);
     let tls = server.node_tls(&name, address)?;
     let config = coracle_node::Config {
+        link: Some(tls.client),
         cluster_roots: vec![tls.root],
         registry: Some(server.registry_address().to_string()),
         min_free_bytes: coracle_server::free_floor(&options.data_dir),
@@ -276,7 +275,7 @@ async fn start_node(server: &Server, options: &Options) -> Result<Running, Start
 }
 
 /// The machine's name as a node can have it (RFC 1123: lower case, letters, digits, '-' and '.').
-fn machine_name() -> String {
+pub(crate) fn machine_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let name: String = name
         .trim()

@@ -1,4 +1,4 @@
-//! Coracle in a Rust program: start a cluster, deploy to it, stop it; or reach one that runs elsewhere.
+//! Coracle in a Rust program: start a cluster, deploy to it, stop it; reach one that runs elsewhere, or join it as a node.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -21,6 +21,8 @@ mod build;
 mod cluster;
 mod push;
 mod remote;
+mod tokens;
+mod worker;
 
 pub mod bench;
 pub mod manifests;
@@ -31,6 +33,8 @@ pub use coracle_node::Unfit;
 pub use coracle_server::Preparation;
 pub use push::{Error as PushError, Pushed, compiled, push};
 pub use remote::{AskError, ConnectError, Count, NotReady, Remote, Status};
+pub use tokens::{NotAToken, TOKEN_TTL_MAX, Token, TokenInfo};
+pub use worker::{IdentityError, Join, Worker, WorkerError, WorkerOptions};
 
 /// The Kubernetes client this crate speaks through, so that a program needs no version of its own to match.
 pub use kube;

@@ -103,6 +103,9 @@ pub struct Remote {
 pub struct Status {
     /// Where the API is.
     pub api_url: String,
+    /// URLs at which other machines may find the API, the likeliest first.
+    #[serde(default)]
+    pub join_urls: Vec<String>,
     /// Where the registry answers on the server's machine, without TLS.
     pub registry: String,
     /// Where the server keeps everything.

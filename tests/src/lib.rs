@@ -149,14 +149,7 @@ impl Cluster {
     /// Asks it to end with SIGTERM; returns its exit code.
     pub fn terminate(&mut self) -> Option<i32> {
         run(Command::new("kill").arg(self.child.id().to_string()));
-        let begun = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait().expect("wait for our own child") {
-                return status.code();
-            }
-            assert!(begun.elapsed() < DEADLINE, "it does not end:\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        wait_for_end(&mut self.child, &self.log)
     }
 
     /// Sends its process a signal, as `STOP`.
@@ -254,6 +247,92 @@ impl Cluster {
     }
 }
 
+/// A node in a process of its own that has joined a cluster. Dropping it kills the process and removes the directory.
+pub struct Worker {
+    child: Child,
+    dir: TempDir,
+    log: PathBuf,
+    node_port_address: String,
+}
+
+impl Cluster {
+    /// A second machine: a process that joins as the node `name`; returns when it has printed `ready`.
+    pub fn join(&self, name: &str) -> Worker {
+        let made = self.coracle(&["token", "create"]);
+        let line = String::from_utf8_lossy(&made.stdout).trim().to_owned();
+        let words: Vec<&str> = line.split(' ').collect();
+        assert_eq!(words.get(..2), Some(&["coracle", "node"][..]), "{}", String::from_utf8_lossy(&made.stderr));
+        // Two machines have two addresses: ports of Services are the same on both.
+        let number = std::process::id();
+        let node_port_address = format!("127.250.{}.{}", (number >> 8) & 0xff, (number & 0xff).max(1));
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let log = dir.path().join("log");
+        let arguments = [&words[2..], &["--name", name]].concat();
+        let child = launch_node(dir.path(), &log, &node_port_address, &arguments)
+            .unwrap_or_else(|log| panic!("the node did not start:\n{log}"));
+        Worker { child, dir, log, node_port_address }
+    }
+}
+
+impl Worker {
+    /// Where NodePort services answer on this machine.
+    pub fn node_port_address(&self) -> &str {
+        &self.node_port_address
+    }
+
+    /// What it wrote to standard error.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Kills it with SIGKILL.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("kill our own child");
+        self.child.wait().expect("wait for our own child");
+    }
+
+    /// Asks it to end with SIGTERM; returns its exit code.
+    pub fn terminate(&mut self) -> Option<i32> {
+        run(Command::new("kill").arg(self.child.id().to_string()));
+        wait_for_end(&mut self.child, &self.log)
+    }
+
+    /// Starts it again on the same directory.
+    pub fn start(&mut self, arguments: &[&str]) {
+        self.child = launch_node(self.dir.path(), &self.log, &self.node_port_address, arguments)
+            .unwrap_or_else(|log| panic!("no second start:\n{log}"));
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("log of the node:\n{}", self.log());
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn wait_for_end(child: &mut Child, log: &Path) -> Option<i32> {
+    let begun = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().expect("wait for our own child") {
+            return status.code();
+        }
+        let log = || std::fs::read_to_string(log).unwrap_or_default();
+        assert!(begun.elapsed() < DEADLINE, "it does not end:\n{}", log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Starts `coracle node` and waits for `ready`; the log when it ends before.
+fn launch_node(dir: &Path, log: &Path, node_ports: &str, arguments: &[&str]) -> Result<Child, String> {
+    let mut command = Command::new(coracle());
+    command.args(["node", "--port", "0", "--node-port-bind", node_ports, "--data-dir"]).arg(dir.join("data"));
+    until_ready(command.args(arguments), log)
+}
+
 impl Drop for Cluster {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -266,16 +345,15 @@ impl Drop for Cluster {
 
 /// Starts `coracle up` and waits for `ready`; the log when it ends before.
 fn launch(dir: &Path, log: &Path, arguments: &[&str]) -> Result<Child, String> {
+    let mut command = Command::new(coracle());
+    command.args(["up", "--api-port", "0", "--registry-port", "0", "--data-dir"]).arg(dir.join("data"));
+    until_ready(command.args(arguments), log)
+}
+
+/// Starts it and waits for `ready`; the log when it ends before.
+fn until_ready(command: &mut Command, log: &Path) -> Result<Child, String> {
     let file = std::fs::File::options().create(true).append(true).open(log).expect("open the log");
-    let mut child = Command::new(coracle())
-        .args(["up", "--api-port", "0", "--registry-port", "0", "--data-dir"])
-        .arg(dir.join("data"))
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(file)
-        .spawn()
-        .expect("run coracle");
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file).spawn().expect("run coracle");
     let lines = lines_of(child.stdout.take().expect("its output"));
     let begun = Instant::now();
     while let Some(left) = DEADLINE.checked_sub(begun.elapsed()) {

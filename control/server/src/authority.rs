@@ -10,8 +10,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -22,6 +22,8 @@ use crate::founding;
 const AUTHORITY_DAYS: i64 = 3650;
 /// How long what it issues is valid; renewed when a third of that is left.
 const LEAF_DAYS: i64 = 365;
+/// How long what a node gets is valid; it asks for another when a third of that is left.
+const NODE_DAYS: i64 = 90;
 
 /// What went wrong with the cluster's certificates.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +54,12 @@ pub enum Error {
         /// Why.
         #[source]
         source: rcgen::Error,
+    },
+    /// What a node has sent is no request for a certificate.
+    #[error("the certificate request is not usable: {reason}")]
+    Request {
+        /// Why.
+        reason: String,
     },
     /// A file holds no usable key or certificate.
     #[error("{path} holds no usable PEM: {reason}")]
@@ -223,6 +231,29 @@ impl Authority {
         Ok(pair)
     }
 
+    /// Whether a node agent of this very process has, or had, this name.
+    pub fn is_own_node(&self, name: &str) -> bool {
+        self.dir.join(format!("node-{name}.crt")).exists()
+    }
+
+    /// A certificate for the node agent `name`, for the key that signed `request` (PKCS #10, PEM). Whatever else the request
+    /// asks for is not looked at: neither names nor addresses nor uses.
+    pub fn sign_node(&self, name: &str, request: &str) -> Result<String, Error> {
+        let refused = |error: rcgen::Error| Error::Request { reason: error.to_string() };
+        let mut request = CertificateSigningRequestParams::from_pem(request).map_err(refused)?;
+        let mut params = CertificateParams::new(vec![name.to_owned()]).map_err(refused)?;
+        params.distinguished_name.push(DnType::CommonName, format!("system:node:{name}"));
+        params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        params.insert_extended_key_usage(ExtendedKeyUsagePurpose::ClientAuth);
+        params.insert_extended_key_usage(ExtendedKeyUsagePurpose::ServerAuth);
+        params.use_authority_key_identifier_extension = true;
+        validity(&mut params, NODE_DAYS);
+        request.params = params;
+        let signed = request.signed_by(&self.issuer);
+        signed.map(|certificate| certificate.pem()).map_err(|source| Error::Issue { name: name.into(), source })
+    }
+
     /// The key that signs ServiceAccount tokens (ECDSA P-256, PKCS #8 PEM).
     pub fn token_key(&self) -> Result<String, Error> {
         let path = self.dir.join("service-account.key");
@@ -286,6 +317,7 @@ fn write(path: &Path, content: &[u8]) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rcgen::PublicKeyData as _;
 
     fn server<'a>(hosts: &[&str]) -> Subject<'a> {
         Subject {
@@ -345,6 +377,33 @@ mod tests {
         )
         .unwrap();
         assert_eq!(Authority::open(second.path(), true).unwrap().certificate(), authority.certificate());
+    }
+
+    #[test]
+    fn a_node_gets_its_own_name_and_nothing_else_that_it_asks_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::open(dir.path(), false).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let mut asked =
+            CertificateParams::new(vec!["kubernetes.default.svc".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+        asked.distinguished_name.push(DnType::CommonName, "coracle-admin");
+        asked.distinguished_name.push(DnType::OrganizationName, "system:masters");
+        let request = asked.serialize_request(&key).unwrap().pem().unwrap();
+        let signed = authority.sign_node("worker", &request).unwrap();
+        let der = CertificateDer::from_pem_slice(signed.as_bytes()).unwrap();
+        let (_, certificate) = x509_parser::parse_x509_certificate(&der).unwrap();
+        assert_eq!(certificate.subject().to_string(), "CN=system:node:worker, O=system:nodes");
+        let names = certificate.subject_alternative_name().unwrap().unwrap().value;
+        assert_eq!(names.general_names.iter().map(general_name).collect::<Vec<_>>(), ["worker"]);
+        assert!(!certificate.is_ca());
+        assert_eq!(certificate.public_key().raw, key.subject_public_key_info());
+        // Somebody else's key cannot be asked for: the request is signed with it.
+        let mut forged = request.clone().into_bytes();
+        let middle = forged.len() / 2;
+        forged[middle] = if forged[middle] == b'x' { b'y' } else { b'x' };
+        let forged = String::from_utf8(forged).unwrap();
+        assert!(matches!(authority.sign_node("worker", &forged), Err(Error::Request { .. })));
+        assert!(matches!(authority.sign_node("worker", "rubbish"), Err(Error::Request { .. })));
     }
 
     #[test]

@@ -10,8 +10,10 @@ mod addresses;
 mod authority;
 mod founding;
 mod group;
+mod join;
 mod kubeconfig;
 mod listener;
+mod peers;
 mod status;
 
 use std::io;
@@ -34,6 +36,7 @@ pub use authority::{Authority, Pair, SharedKeys, Subject};
 pub use coracle_keyspace::bench as keyspace_bench;
 pub use coracle_keyspace::{Admission, MemberStatus, Role};
 pub use group::{Joining, Peering};
+pub use join::hash as join_token_hash;
 
 /// Group that may do everything (kubernetes-api §23.6).
 const MASTERS: &str = "system:masters";
@@ -147,7 +150,7 @@ pub struct Server {
     /// Everything that the API's listener serves.
     router: axum::Router,
     keyspace: Keyspace,
-    authority: Authority,
+    authority: Arc<Authority>,
     api_address: SocketAddr,
     registry_address: SocketAddr,
     registry: Registry,
@@ -162,6 +165,8 @@ pub struct Server {
 pub struct NodeTls {
     /// TLS of the node's listener: its certificate, and the cluster's authority for clients.
     pub server: Arc<ServerConfig>,
+    /// TLS towards other nodes, where it shows the same certificate.
+    pub client: Arc<ClientConfig>,
     /// The cluster's authority.
     pub root: CertificateDer<'static>,
 }
@@ -194,7 +199,7 @@ impl Server {
         if let (Some(joining), false) = (&config.joining, founded) {
             Authority::adopt(&dir.join("pki"), &joining.keys)?;
         }
-        let authority = Authority::open(&dir.join("pki"), founded || config.joining.is_some())?;
+        let authority = Arc::new(Authority::open(&dir.join("pki"), founded || config.joining.is_some())?);
         if !founded {
             founding::founded(&dir)?;
         }
@@ -215,7 +220,8 @@ impl Server {
         let (api_address, registry_address) = (local(&api_listener)?, local(&registry_listener)?);
         let api_url = format!("https://{}", reachable(api_address));
 
-        let serving = authority.issue(&serving_subject(&config))?;
+        let subject = serving_subject(&config);
+        let serving = authority.issue(&subject)?;
         let tls = server_tls(&authority, &serving)?;
         let node_client = authority.issue(&Subject {
             file: "apiserver-node-client",
@@ -247,14 +253,21 @@ impl Server {
 
         let (listeners, duties) = (CancellationToken::new(), CancellationToken::new());
         let (tasks, duty_tasks) = (TaskTracker::new(), TaskTracker::new());
-        let extra = registry_router.clone().merge(status::router(status::Facts {
+        let internal = Identity::authenticated("system:apiserver", vec![MASTERS.to_owned()]);
+        let internal = kube::Client::new(api.in_process(internal), "default");
+        let joining = join::Joining::new(authority.clone(), internal.clone(), subject.hosts);
+        let (peers, follow_peers) = peers::start(internal, listeners.clone());
+        tasks.spawn(follow_peers);
+        let images = registry_router.clone().layer(axum::middleware::from_fn(join::nodes_only_read));
+        let extra = images.merge(joining.authenticated()).merge(peers).merge(status::router(status::Facts {
             keyspace: keyspace.clone(),
             images: registry.clone(),
             registry: registry_address,
             api_url: api_url.clone(),
+            join_urls: join_urls(api_address),
             data_dir: dir.clone(),
         }));
-        let router = api.router().merge(api.authenticated(extra));
+        let router = api.router().merge(api.authenticated(extra)).merge(joining.open());
         tasks.spawn(listener::serve(
             api_listener,
             Some(TlsAcceptor::from(Arc::new(tls))),
@@ -317,10 +330,13 @@ impl Server {
         kube::Client::new(self.api.in_process(Identity::authenticated(user, groups)), "default")
     }
 
-    /// A client with every right, for the program that started the server. It reaches all that the API's listener does, the
-    /// registry and the server's status among it.
+    /// A client with every right, for the program that started the server.
     pub fn admin(&self) -> kube::Client {
-        let identity = Identity::authenticated("coracle-admin", vec![MASTERS.to_owned()]);
+        self.whole_client(Identity::authenticated("coracle-admin", vec![MASTERS.to_owned()]))
+    }
+
+    /// A client that reaches all that the API's listener does, the registry and the server's status among it.
+    fn whole_client(&self, identity: Identity) -> kube::Client {
         let router = self.router.clone();
         let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
             let mut request = request.map(axum::body::Body::new);
@@ -332,7 +348,7 @@ impl Server {
 
     /// A client for the node agent `node`.
     pub fn node_client(&self, node: &str) -> kube::Client {
-        self.client(&format!("system:node:{node}"), &["system:nodes"])
+        self.whole_client(Identity::authenticated(format!("system:node:{node}"), vec!["system:nodes".to_owned()]))
     }
 
     /// TLS for the listener of the node agent `node`, which only this server may call.
@@ -344,7 +360,11 @@ impl Server {
             hosts: vec![node.to_owned()],
             addresses: vec![address],
         })?;
-        Ok(NodeTls { server: Arc::new(server_tls(&self.authority, &pair)?), root: self.authority.root() })
+        Ok(NodeTls {
+            server: Arc::new(server_tls(&self.authority, &pair)?),
+            client: client_tls(&self.authority, &pair)?,
+            root: self.authority.root(),
+        })
     }
 
     /// `https://HOST:PORT` of the API.
@@ -470,6 +490,25 @@ fn reachable(address: SocketAddr) -> SocketAddr {
         ip if ip.is_unspecified() => SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), address.port()),
         _ => address,
     }
+}
+
+/// The address by which other machines reach what listens here: where that is every address of this machine, the first that
+/// is not loopback.
+pub fn advertised(address: IpAddr) -> IpAddr {
+    let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    match address.is_unspecified() {
+        true => addresses::of_this_machine().into_iter().find(|address| !address.is_loopback()).unwrap_or(loopback),
+        false => address,
+    }
+}
+
+/// URLs at which other machines may find the API, the likeliest first.
+fn join_urls(api: SocketAddr) -> Vec<String> {
+    let all = match api.ip().is_unspecified() {
+        true => addresses::of_this_machine().into_iter().filter(|address| !address.is_loopback()).collect(),
+        false => vec![api.ip()],
+    };
+    all.into_iter().map(|address| format!("https://{}", SocketAddr::new(address, api.port()))).collect()
 }
 
 /// TLS of a listener that knows its clients by certificates of the cluster's authority, if they show one.

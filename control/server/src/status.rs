@@ -23,6 +23,8 @@ pub struct Facts {
     pub registry: SocketAddr,
     /// The API's URL.
     pub api_url: String,
+    /// URLs at which other machines may find the API.
+    pub join_urls: Vec<String>,
     /// Where everything is kept.
     pub data_dir: PathBuf,
 }
@@ -51,6 +53,7 @@ async fn status(State(facts): State<Facts>) -> Json<Value> {
     let disk_bytes = tokio::task::spawn_blocking(move || keyspace.disk_bytes()).await.ok();
     Json(json!({
         "apiUrl": facts.api_url,
+        "joinUrls": facts.join_urls,
         "registry": facts.registry,
         "dataDir": facts.data_dir,
         "version": env!("CARGO_PKG_VERSION"),

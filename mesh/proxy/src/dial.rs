@@ -1,7 +1,8 @@
-//! Requests to sockets: pooled HTTP/1.1 connections.
+//! Requests to sockets, and to pods of other nodes: pooled HTTP/1.1 connections.
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -12,18 +13,85 @@ use http::header::{HOST, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt;
+use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::client::legacy::connect::{self, HttpConnector};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::TcpStream;
 use tower_service::Service;
 
 use crate::endpoint::{CONNECT_MAX, Failure};
-use crate::{Body, BoxError, LocalEndpoints, headers};
+use crate::{Body, BoxError, LocalEndpoints, Stream, headers};
 
 /// Connections to one socket that are kept while nobody uses them,
 const IDLE_PER_SOCKET_MAX: usize = 64;
 /// and for how long.
 const IDLE_MAX: Duration = Duration::from_secs(30);
+
+/// A connection to an endpoint.
+enum Connection {
+    Socket(TokioIo<TcpStream>),
+    Elsewhere(TokioIo<Box<dyn Stream>>),
+}
+
+impl connect::Connection for Connection {
+    fn connected(&self) -> connect::Connected {
+        match self {
+            Connection::Socket(socket) => socket.connected(),
+            Connection::Elsewhere(_) => connect::Connected::new(),
+        }
+    }
+}
+
+impl Read for Connection {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Connection::Socket(stream) => Pin::new(stream).poll_read(cx, buf),
+            Connection::Elsewhere(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl Write for Connection {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Connection::Socket(stream) => Pin::new(stream).poll_write(cx, buf),
+            Connection::Elsewhere(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Connection::Socket(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Connection::Elsewhere(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Connection::Socket(stream) => stream.is_write_vectored(),
+            Connection::Elsewhere(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Connection::Socket(stream) => Pin::new(stream).poll_flush(cx),
+            Connection::Elsewhere(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Connection::Socket(stream) => Pin::new(stream).poll_shutdown(cx),
+            Connection::Elsewhere(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
 
 /// Connects to what a pod listens at, and to nothing else that happens to be there.
 #[derive(Clone)]
@@ -33,7 +101,7 @@ struct Connector {
 }
 
 impl Service<Uri> for Connector {
-    type Response = <HttpConnector as Service<Uri>>::Response;
+    type Response = Connection;
     type Error = BoxError;
     type Future = BoxFuture<'static, Result<Self::Response, BoxError>>;
 
@@ -46,8 +114,12 @@ impl Service<Uri> for Connector {
         if socket.is_some_and(|socket| !self.local.is_reached(socket, Protocol::Tcp)) {
             return Box::pin(async { Err(io::Error::from(io::ErrorKind::ConnectionRefused).into()) });
         }
+        if let Some(endpoint) = socket.filter(|socket| self.local.is_elsewhere(socket.ip())) {
+            let connecting = tokio::time::timeout(CONNECT_MAX, self.local.connect_elsewhere(endpoint));
+            return Box::pin(async move { Ok(Connection::Elsewhere(TokioIo::new(connecting.await??))) });
+        }
         let connecting = self.connector.call(to);
-        Box::pin(async move { connecting.await.map_err(BoxError::from) })
+        Box::pin(async move { connecting.await.map(Connection::Socket).map_err(BoxError::from) })
     }
 }
 

@@ -10,7 +10,7 @@ use http::{Request, Response};
 use tokio::net::TcpStream;
 
 use crate::dial::Dialer;
-use crate::{Body, BoxError, Busy, Error, HttpService, Local, LocalEndpoints, Seen};
+use crate::{Body, BoxError, Busy, Error, HttpService, Local, LocalEndpoints, Seen, Stream};
 
 /// A connection to an endpoint is made within this time, or not at all.
 pub(crate) const CONNECT_MAX: Duration = Duration::from_secs(5);
@@ -27,12 +27,16 @@ enum Way {
     Call(Arc<dyn HttpService>),
     /// Something that listens.
     Socket(SocketAddr),
+    /// A pod of another node, which answers whatever it is.
+    Elsewhere,
 }
 
 /// What a connection to an endpoint is.
 pub(crate) enum Connected {
     /// Bytes go there and come back.
     Socket(TcpStream),
+    /// The same, through another node.
+    Elsewhere(Box<dyn Stream>),
     /// It only answers requests.
     CallsOnly,
 }
@@ -63,16 +67,22 @@ impl Endpoint {
         let way = match local.lookup(address.ip(), address.port()) {
             Some(Local::Http(service)) => Way::Call(service),
             Some(Local::Tcp(socket)) => Way::Socket(socket),
+            None if local.is_elsewhere(address.ip()) => Way::Elsewhere,
             None if local.is_pod_address(address.ip()) || !local.may_dial(address) => return None,
             None => Way::Socket(address),
         };
         Some(Endpoint { address, way })
     }
 
-    /// Its socket; `None` when it has none, since it is called.
+    /// Whether it is a pod of another node.
+    pub fn is_elsewhere(&self) -> bool {
+        matches!(self.way, Way::Elsewhere)
+    }
+
+    /// Its socket; `None` when it has none on this machine, since it is called or on another node.
     pub fn socket(&self) -> Option<SocketAddr> {
         match self.way {
-            Way::Call(_) => None,
+            Way::Call(_) | Way::Elsewhere => None,
             Way::Socket(socket) => Some(socket),
         }
     }
@@ -85,12 +95,20 @@ impl Endpoint {
                 false => Failure::unseen(self.address, source),
             }),
             Way::Socket(socket) => dialer.call(self.address, *socket, request).await,
+            Way::Elsewhere => dialer.call(self.address, self.address, request).await,
         }
     }
 
     /// Connects to it.
     pub async fn connect(&self, local: &dyn LocalEndpoints) -> Result<Connected, BoxError> {
-        let Some(socket) = self.socket() else { return Ok(Connected::CallsOnly) };
+        let socket = match self.way {
+            Way::Call(_) => return Ok(Connected::CallsOnly),
+            Way::Socket(socket) => socket,
+            Way::Elsewhere => {
+                let stream = tokio::time::timeout(CONNECT_MAX, local.connect_elsewhere(self.address)).await??;
+                return Ok(Connected::Elsewhere(stream));
+            }
+        };
         if !local.is_reached(socket, Protocol::Tcp) {
             return Err(io::Error::from(io::ErrorKind::ConnectionRefused).into());
         }

@@ -3,7 +3,8 @@
 //! Requests come in at NodePort listeners ([`Proxy::run`]) and from guests ([`Proxy::call`]); a route is a Service's port, its
 //! balancer picks an endpoint, and the node says how that is reached within the process ([`Local`]): a component's
 //! HTTP handler is called directly, without a socket; a guest that listens itself is reached at its loopback twin.
-//! Endpoints outside of the node's pods (a Service without selector) are reached over TCP.
+//! A pod of another node is reached through a byte stream that leads there ([`LocalEndpoints::connect_elsewhere`]), and endpoints
+//! outside of all nodes' pods (a Service without selector) over TCP.
 //!
 //! The node's table of pods and the engine stay behind [`LocalEndpoints`] and [`HttpService`].
 
@@ -31,6 +32,7 @@ use bytes::Bytes;
 use coracle_discovery::{Discovery, Protocol, Service};
 use futures::future::BoxFuture;
 use http::{Request, Response};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
 pub use flows::Flows;
@@ -75,12 +77,27 @@ pub enum Local {
     Tcp(SocketAddr),
 }
 
-/// The node's own table of pods. Its methods are called per request and must not block.
+/// A byte stream, whatever it goes through.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// The node's own table of pods, and the way to those of other nodes. Its methods are called per request and must not block.
 pub trait LocalEndpoints: Send + Sync {
     /// How the port of a pod of this node is reached; `None` when no such pod runs.
     fn lookup(&self, address: IpAddr, port: u16) -> Option<Local>;
     /// Whether pods have addresses of this kind, so that nothing is dialled in vain.
     fn is_pod_address(&self, address: IpAddr) -> bool;
+    /// Whether this is the address of a pod of another node, to which [`LocalEndpoints::connect_elsewhere`] leads.
+    fn is_elsewhere(&self, address: IpAddr) -> bool {
+        let _ = address;
+        false
+    }
+    /// A stream of bytes to a pod of another node. Once it is there, somebody listens at its end.
+    fn connect_elsewhere(&self, to: SocketAddr) -> BoxFuture<'static, io::Result<Box<dyn Stream>>> {
+        let _ = to;
+        Box::pin(async { Err(io::ErrorKind::HostUnreachable.into()) })
+    }
     /// Whether an endpoint that is no pod may be dialled: what somebody writes as a Service's endpoint must not lead to
     /// the machine itself.
     fn may_dial(&self, endpoint: SocketAddr) -> bool {

@@ -62,7 +62,7 @@ impl Proxy {
         if let Some(service) = self.discovery.snapshot().by_address(to.ip()) {
             return Some(self.connect_service(service, to.port(), protocol));
         }
-        self.local.is_pod_address(to.ip()).then(|| {
+        self.is_pod(to.ip()).then(|| {
             let endpoint = Endpoint::find(&*self.local, to);
             endpoint.and_then(|endpoint| endpoint.socket()).ok_or(Error::NoPod(to))
         })
@@ -79,6 +79,11 @@ impl Proxy {
             Ok(Destination::Pod(address)) => has_socket(SocketAddr::new(address, port)),
             Err(_) => false,
         }
+    }
+
+    /// Whether pods have addresses like this one, here or on another node.
+    fn is_pod(&self, address: IpAddr) -> bool {
+        self.local.is_pod_address(address) || self.local.is_elsewhere(address)
     }
 
     /// Whether this is the address of a Service.
@@ -126,7 +131,7 @@ impl Proxy {
         if let Ok(address) = address {
             return match snapshot.by_address(address) {
                 Some(service) => Ok(Destination::Service(service.clone())),
-                None if self.local.is_pod_address(address) => Ok(Destination::Pod(address)),
+                None if self.is_pod(address) => Ok(Destination::Pod(address)),
                 None => Err(not_ours()),
             };
         }
@@ -208,11 +213,14 @@ impl Proxy {
 
     /// An endpoint that is there, and none that was tried.
     pub(crate) fn pick(&self, route: &Route, tried: &mut Tried) -> Option<(Picked, Endpoint)> {
+        let is_datagram = route.service.ports[route.at].protocol == Protocol::Udp;
         // Each may have gone since discovery spoke.
         for _ in 0..GONE_MAX {
             let picked = route.balancer.pick(tried)?;
             let address = SocketAddr::new(picked.endpoint().address, picked.endpoint().port);
-            match Endpoint::find(&*self.local, address) {
+            // Datagrams do not go from node to node: an endpoint of this one has to do.
+            let can_reach = |endpoint: &Endpoint| !(is_datagram && endpoint.is_elsewhere());
+            match Endpoint::find(&*self.local, address).filter(can_reach) {
                 Some(endpoint) => return Some((picked, endpoint)),
                 None => {
                     tried.add(&picked);

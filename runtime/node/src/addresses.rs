@@ -116,6 +116,12 @@ impl Addresses {
         self.address(GATEWAY)
     }
 
+    /// Where this process listens for its pods' connections to other nodes: the twin of the range's own address, which
+    /// nobody has.
+    pub fn links(&self) -> IpAddr {
+        Ipv4Addr::new(127, self.block, 0, 0).into()
+    }
+
     /// The pod address whose twin this is, or the node's own.
     pub fn of_loopback(&self, loopback: IpAddr) -> Option<IpAddr> {
         let IpAddr::V4(address) = loopback else { return None };

@@ -24,10 +24,14 @@ pub struct Config {
     pub port: u16,
     /// Server certificate of that endpoint, and whose client certificates are verified.
     pub tls: Arc<rustls::ServerConfig>,
+    /// TLS towards other nodes, showing this node's certificate; without it their pods are not reached.
+    pub link: Option<Arc<rustls::ClientConfig>>,
     /// The cluster's own authorities, which guests' TLS to its Services trusts beside the machine's.
     pub cluster_roots: Vec<rustls_pki_types::CertificateDer<'static>>,
     /// Labels beside the well-known ones; these win.
     pub labels: BTreeMap<String, String>,
+    /// Annotations of the Node object.
+    pub annotations: BTreeMap<String, String>,
     /// `host:port` of the cluster's own registry, asked first.
     pub registry: Option<String>,
     /// How other registries are reached.
@@ -63,8 +67,10 @@ impl Config {
             node_ip: address,
             port: 0,
             tls,
+            link: None,
             cluster_roots: Vec::new(),
             labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
             registry: None,
             transport: coracle_artifact::registry::Transport::default(),
             image_bytes_max: 20 << 30,

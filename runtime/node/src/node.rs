@@ -32,7 +32,7 @@ use crate::images::{ImageError, Images};
 use crate::kubelet;
 use crate::logs::OpenFiles;
 use crate::machine::Machine;
-use crate::network::{Network, NodePortFailed, Table};
+use crate::network::{Network, NodePortFailed, Peers, Table};
 use crate::objects::{Objects, OnChange};
 use crate::pod::Pods;
 use crate::registration::{Facts, Registration};
@@ -76,6 +76,7 @@ struct Inner {
     pods: Arc<Pods>,
     registration: Registration,
     listener: TcpListener,
+    peers: Arc<Peers>,
     synced: watch::Sender<bool>,
     stop_watching: CancellationToken,
 }
@@ -104,6 +105,8 @@ impl Node {
         let recorder = Recorder::new(client.clone(), config.name.clone());
         let addresses = Addresses::new(config.pod_cidr).map_err(Error::Addresses)?;
         let table = Arc::new(Table::new(addresses, node_port_failed(recorder.clone())));
+        let peers = Arc::new(Peers::new(&config.name, config.link.clone()));
+        table.lead_elsewhere(&peers);
         let network = Arc::new(Network::new(table, Discovery::new(client.clone()), config.cluster_roots.clone()));
         let stop_watching = CancellationToken::new();
         let watching = stop_watching.clone();
@@ -136,7 +139,7 @@ impl Node {
         pods.context.open_logs.drop_while(pods.context.disk.low_flag());
         let registration = Registration::new(pods.context.clone(), Facts::read(port));
         let synced = watch::Sender::new(false);
-        Ok(Node { inner: Arc::new(Inner { pods, registration, listener, synced, stop_watching }) })
+        Ok(Node { inner: Arc::new(Inner { pods, registration, listener, peers, synced, stop_watching }) })
     }
 
     /// Its pods.
@@ -164,7 +167,7 @@ impl Node {
 
     /// Runs pods until `shutdown`, then stops them and leaves their objects to the next start. Call it once.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
-        let Inner { pods, registration, listener, synced, stop_watching } = &*self.inner;
+        let Inner { pods, registration, listener, peers, synced, stop_watching } = &*self.inner;
         let context = &pods.context;
         // What still works while pods are stopped.
         let background = CancellationToken::new();
@@ -175,6 +178,7 @@ impl Node {
         };
         let network = context.network.clone();
         context.tasks.spawn(network.discovery.clone().run(until("discovery")));
+        context.tasks.spawn(peers.clone().run(context.client.clone(), until("peers")));
         let node_ports = Some(context.config.node_port_bind);
         // Connections of clients are served where guests may run.
         context.tasks.spawn_on(network.proxy.clone().run(node_ports, until("proxy")), context.engine.gateway());

@@ -4,5 +4,6 @@ mod arrows;
 mod command_line;
 mod crash;
 mod kubectl;
+mod nodes;
 mod time;
 mod workloads;

@@ -4,6 +4,7 @@ mod lifecycle;
 pub(crate) mod network;
 mod node;
 mod pod;
+mod pod_range;
 
 use coracle_api::status::Status;
 use coracle_keyspace::Op;
@@ -58,20 +59,26 @@ pub(crate) async fn update(at: &Attributes<'_>, object: &mut Value, old: &Value)
 
 /// Whether objects of this resource hold something that is given out once in the cluster.
 pub(crate) fn allocates(resource: &Resource) -> bool {
-    is(resource, "", "services")
+    is(resource, "", "services") || is(resource, "", "nodes")
 }
 
 /// Gives an object what is given out once in the cluster; the operations go into the transaction that stores it.
 pub(crate) fn allocate(at: &Attributes<'_>, object: &mut Value, old: Option<&Value>) -> Result<Vec<Op>, Status> {
-    if allocates(at.resource) && matches!(at.subresource, "") {
-        return network::allocate(at, object, old);
+    match at.resource.row.resource {
+        _ if !allocates(at.resource) || !at.subresource.is_empty() => Ok(Vec::new()),
+        "nodes" if old.is_some() => Ok(Vec::new()),
+        "nodes" => pod_range::allocate(at.cluster, object),
+        _ => network::allocate(at, object, old),
     }
-    Ok(Vec::new())
 }
 
 /// What an object that goes gives back, in the transaction that removes it.
 pub(crate) fn release(cluster: &Cluster, resource: &Resource, old: &Value) -> Vec<Op> {
-    if allocates(resource) { network::release_all(cluster, old) } else { Vec::new() }
+    match resource.row.resource {
+        _ if !allocates(resource) => Vec::new(),
+        "nodes" => pod_range::release(cluster, old),
+        _ => network::release_all(cluster, old),
+    }
 }
 
 fn is(resource: &Resource, group: &str, name: &str) -> bool {

@@ -181,7 +181,7 @@ fn node_endpoint(kubelet: Endpoint, scheme: &str, port: &str) -> Result<Endpoint
     if inside {
         return Err(Status::bad_request("address not allowed"));
     }
-    Ok(Endpoint { port: number(port)?, tls: scheme == "https", ..kubelet })
+    Ok(Endpoint { port: number(port)?, tls: scheme == "https", name: None, ..kubelet })
 }
 
 /// `[scheme:]name[:port]`.
@@ -476,7 +476,7 @@ mod tests {
 
     #[test]
     fn a_node_s_ports_are_not_a_way_to_this_machine_s_own() {
-        let at = |host: &str| Endpoint { host: host.to_owned(), port: 10250, tls: true };
+        let at = |host: &str| Endpoint { host: host.to_owned(), port: 10250, tls: true, name: None };
         for (host, port, expected) in [
             ("127.0.0.1", "", Some(10250)),
             ("127.0.0.1", "10250", Some(10250)),

@@ -24,11 +24,16 @@ use crate::store::Seen;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where something listens, and how to speak to it.
+///
+/// A node's server proves that it is this node by the node's name in its certificate: addresses are what nodes say of
+/// themselves, and one that says another's gets no certificate for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Endpoint {
     pub host: String,
     pub port: u16,
     pub tls: bool,
+    /// The name that its certificate must have, where that is not the host.
+    pub name: Option<String>,
 }
 
 /// The client of the nodes' servers.
@@ -64,7 +69,8 @@ impl Nodes {
             return exchange(stream, request).await.map_err(|error| failed(&error));
         }
         let connector = self.tls.as_ref().ok_or_else(|| failed(&"this server has no certificate for nodes"))?;
-        let name = ServerName::try_from(to.host.trim_matches(['[', ']']).to_owned()).map_err(|error| failed(&error))?;
+        let name = to.name.as_deref().unwrap_or(to.host.trim_matches(['[', ']'])).to_owned();
+        let name = ServerName::try_from(name).map_err(|error| failed(&error))?;
         let stream = tokio::time::timeout(CONNECT_TIMEOUT, connector.connect(name, stream))
             .await
             .map_err(|_| failed(&"the TLS handshake timed out"))?
@@ -106,6 +112,7 @@ fn endpoint_of(node: &Value) -> Option<Endpoint> {
         host: address["address"].as_str()?.to_owned(),
         port: u16::try_from(port).ok().filter(|port| *port > 0)?,
         tls: true,
+        name: node["metadata"]["name"].as_str().map(str::to_owned),
     })
 }
 

@@ -201,3 +201,30 @@ async fn a_token_is_a_password_at_other_routes() {
         assert_eq!((answer.status().as_u16(), answer.headers().contains_key("www-authenticate")), (code, code == 401));
     }
 }
+
+#[tokio::test]
+async fn a_node_that_joins_speaks_for_itself_and_has_a_range_of_its_own() {
+    let server = Server::start().await;
+    let node = |name: &str, range: &str| {
+        let spec = if range.is_empty() { json!({}) } else { json!({"podCIDR": range}) };
+        json!({"metadata": {"name": name, "annotations": {"coracle.dev/pod-range": "joined"}}, "spec": spec})
+    };
+    for (name, code) in [("other", 403), ("a", 201)] {
+        assert_eq!(as_node(&server, "a", "POST", "/api/v1/nodes", node(name, "")).await, code, "{name}");
+    }
+    let leases = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
+    for (name, code) in [("other", 403), ("a", 201)] {
+        assert_eq!(as_node(&server, "a", "POST", leases, json!({"metadata": {"name": name}})).await, code, "{name}");
+    }
+    let first = server.get("/api/v1/nodes/a").await.1["spec"]["podCIDR"].as_str().unwrap().to_owned();
+    let second = server.make("/api/v1/nodes", node("b", "")).await["spec"].clone();
+    assert!(first.ends_with("/20") && second["podCIDR"] != first.as_str());
+    assert_eq!(second["podCIDRs"], json!([second["podCIDR"]]));
+    assert!(server.make("/api/v1/nodes", json!({"metadata": {"name": "by-hand"}})).await["spec"]["podCIDR"].is_null());
+    assert_eq!(as_node(&server, "a", "POST", "/api/v1/nodes", node("a", &first)).await, 409, "a second start");
+    // Held until its node is deleted, also by one that names it.
+    assert_eq!(server.call("POST", "/api/v1/nodes", node("c", &first)).await.0, 422);
+    assert_eq!(server.call("DELETE", "/api/v1/nodes/a", Value::Null).await.0, 200);
+    assert_eq!(server.make("/api/v1/nodes", node("a", &first)).await["spec"]["podCIDR"], first.as_str());
+    assert_eq!(server.call("POST", "/api/v1/nodes", node("c", &first)).await.0, 422);
+}

@@ -14,7 +14,7 @@ use super::{DRAIN, Inbound};
 use crate::balance::{Picked, Tried};
 use crate::endpoint::Connected;
 use crate::retry::ATTEMPTS_MAX;
-use crate::{BoxError, serve, spare};
+use crate::{BoxError, Stream, serve, spare};
 
 /// Connections of one listener at a time; more wait in the kernel's queue.
 const CONNECTIONS_PER_LISTENER_MAX: usize = 10_000;
@@ -94,7 +94,7 @@ async fn connection(inbound: Inbound, mut stream: TcpStream) -> Result<(), BoxEr
 
 /// A connection to an endpoint that listens itself; `None` when HTTP is to be spoken here: the endpoint is called, or there is
 /// none (a client that speaks HTTP learns why; any other sees the connection end).
-async fn connect(inbound: &Inbound) -> Result<Option<(TcpStream, Picked)>, BoxError> {
+async fn connect(inbound: &Inbound) -> Result<Option<(Box<dyn Stream>, Picked)>, BoxError> {
     let mut route = inbound.route()?;
     let mut tried = Tried::default();
     let mut failure = None;
@@ -119,6 +119,10 @@ async fn connect(inbound: &Inbound) -> Result<Option<(TcpStream, Picked)>, BoxEr
             }
             Ok(Connected::Socket(there)) => {
                 picked.answered();
+                return Ok(Some((Box::new(there), picked)));
+            }
+            Ok(Connected::Elsewhere(there)) => {
+                picked.answered();
                 return Ok(Some((there, picked)));
             }
             // Nothing was sent: another may be asked.
@@ -133,7 +137,7 @@ async fn connect(inbound: &Inbound) -> Result<Option<(TcpStream, Picked)>, BoxEr
 }
 
 /// Passes bytes both ways until both ends have said all.
-async fn pass(here: &mut TcpStream, there: &mut TcpStream) -> io::Result<()> {
+async fn pass(here: &mut TcpStream, there: &mut Box<dyn Stream>) -> io::Result<()> {
     tokio::io::copy_bidirectional(here, there).await.map(|_| ())
 }
 

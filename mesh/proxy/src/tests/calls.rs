@@ -34,6 +34,36 @@ async fn a_request_that_nobody_took_is_asked_elsewhere() {
 }
 
 #[tokio::test]
+async fn a_pod_of_another_node_answers_as_one_of_this() {
+    let world = World::new().await;
+    let (theirs, _) = echo();
+    let gone = (None, 0);
+    world.pods.elsewhere.lock().unwrap().extend([(pod(1), gone), (pod(2), (Some(theirs.clone() as _), 0))]);
+    let node_port = free_port().await;
+    world.service("web", "10.96.0.7", json!([{"port": 80, "nodePort": node_port}]));
+    world.ready("web", &[1, 2], json!([{"port": 8080}]));
+    world.known("web", 2).await;
+    // Requests, and one whose first choice is not there any more.
+    for round in 0..40 {
+        let body = format!("body {round}");
+        assert_eq!(world.ask(["GET", "POST"][round % 2], &body).await, (200, body));
+    }
+    // A connection at a port of this node.
+    let mut client = connect(node_port).await;
+    write(&mut client, "POST / HTTP/1.1\r\nhost: web\r\ncontent-length: 4\r\nconnection: close\r\n\r\nlink").await;
+    let mut answer = String::new();
+    tokio::io::AsyncReadExt::read_to_string(&mut client, &mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("link"), "{answer}");
+    let connections = |n| world.pods.elsewhere.lock().unwrap()[&pod(n)].1;
+    assert!(connections(1) > 0, "the one that is gone was asked first at some time");
+    assert!(connections(2) < 10, "connections are kept: {}", connections(2));
+    assert_eq!(theirs.calls.load(Relaxed), 41);
+    // A guest that dials is told that there is no socket here, and of whose pod it is.
+    let to = SocketAddr::new(pod(2), 8080);
+    assert!(matches!(world.proxy.connect_address(to, TCP), Some(Err(Error::NoPod(at))) if at == to));
+}
+
+#[tokio::test]
 async fn a_request_that_may_have_been_acted_on_is_repeated_only_if_that_is_harmless() {
     let world = World::new().await;
     // Takes the request, and the connection ends.

@@ -22,7 +22,7 @@ use tokio::sync::broadcast;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Body, BoxError, HttpService, Local, LocalEndpoints, Proxy};
+use crate::{Body, BoxError, HttpService, Local, LocalEndpoints, Proxy, Stream, serve_stream};
 
 /// Longest wait for what must come.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -97,6 +97,8 @@ impl Kind {
 #[derive(Default)]
 pub struct Pods {
     at: Mutex<HashMap<IpAddr, Local>>,
+    /// Pods of other nodes: a component, or nobody, and how often each was connected.
+    pub elsewhere: Mutex<HashMap<IpAddr, (Option<Arc<dyn HttpService>>, usize)>>,
     pub port_failures: Mutex<Vec<(u16, String)>>,
     /// Sockets that are somebody else's.
     pub foreign: Mutex<Vec<SocketAddr>>,
@@ -109,6 +111,23 @@ impl LocalEndpoints for Pods {
 
     fn is_pod_address(&self, address: IpAddr) -> bool {
         matches!(address, IpAddr::V4(address) if address.octets()[0] == 10)
+    }
+
+    fn is_elsewhere(&self, address: IpAddr) -> bool {
+        self.elsewhere.lock().unwrap().contains_key(&address)
+    }
+
+    fn connect_elsewhere(&self, to: SocketAddr) -> BoxFuture<'static, io::Result<Box<dyn Stream>>> {
+        let mut elsewhere = self.elsewhere.lock().unwrap();
+        let (service, connections) = elsewhere.get_mut(&to.ip()).unwrap();
+        *connections += 1;
+        let service = service.clone();
+        Box::pin(async move {
+            let service = service.ok_or(io::ErrorKind::ConnectionRefused)?;
+            let (here, there) = tokio::io::duplex(1 << 16);
+            tokio::spawn(serve_stream(there, service));
+            Ok(Box::new(here) as Box<dyn Stream>)
+        })
     }
 
     fn is_reached(&self, actual: SocketAddr, _: Protocol) -> bool {

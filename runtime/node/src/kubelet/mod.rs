@@ -1,11 +1,12 @@
-//! The node's HTTPS endpoint, for API servers only: logs, port-forward, figures, requests to pods.
+//! The node's HTTPS endpoint: logs, port-forward, figures, requests to pods for API servers, and links for other nodes.
 //!
 //! Paths and answers are the kubelet's (`pkg/kubelet/server/server.go`) where the kubelet has them. Who calls shows a certificate of
-//! the cluster's authority that names the API server; everybody else may ask whether the node is well and nothing more.
+//! the cluster's authority that names the API server or another node ([`link`]); everybody else may ask whether the node is well and nothing more.
 
 mod attach;
 mod channels;
 mod figures;
+mod link;
 mod logs;
 mod peer;
 mod port_forward;
@@ -47,9 +48,10 @@ const CONNECTIONS_MAX: usize = 1024;
 pub async fn serve(listener: &TcpListener, pods: Arc<Pods>, shutdown: CancellationToken) {
     let acceptor = TlsAcceptor::from(pods.context.config.tls.clone());
     let routers = Routers {
-        full: full(pods),
+        full: full(pods.clone()),
         closed: closed(StatusCode::FORBIDDEN),
         anonymous: closed(StatusCode::UNAUTHORIZED),
+        pods,
     };
     let routers = Arc::new(routers);
     let permits = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS_MAX));
@@ -72,7 +74,7 @@ pub async fn serve(listener: &TcpListener, pods: Arc<Pods>, shutdown: Cancellati
         let (acceptor, routers, shutdown) = (acceptor.clone(), routers.clone(), shutdown.clone());
         tokio::spawn(async move {
             tokio::select! {
-                () = connection(stream, acceptor, &routers) => {}
+                () = connection(stream, acceptor, &routers, &shutdown) => {}
                 () = shutdown.cancelled() => {}
             }
             drop(permit);
@@ -84,9 +86,10 @@ struct Routers {
     full: Router,
     closed: Router,
     anonymous: Router,
+    pods: Arc<Pods>,
 }
 
-async fn connection(stream: TcpStream, acceptor: TlsAcceptor, routers: &Routers) {
+async fn connection(stream: TcpStream, acceptor: TlsAcceptor, routers: &Routers, shutdown: &CancellationToken) {
     let _ = stream.set_nodelay(true);
     let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
@@ -97,6 +100,7 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, routers: &Routers)
     let peer = Peer::of(certificates);
     let router = match peer {
         Peer::ApiServer => routers.full.clone(),
+        Peer::Node => return link::serve(stream, routers.pods.clone(), shutdown.clone()).await,
         Peer::Other => routers.closed.clone(),
         Peer::Anonymous => routers.anonymous.clone(),
     };

@@ -5,6 +5,9 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 /// The name under which API servers call nodes.
 const API_SERVER: &str = "kube-apiserver-kubelet-client";
+/// What names of node agents begin with, and their group.
+const NODE: &str = "system:node:";
+const NODES: &str = "system:nodes";
 /// Who may do everything.
 const MASTERS: &str = "system:masters";
 
@@ -13,7 +16,9 @@ const MASTERS: &str = "system:masters";
 pub enum Peer {
     /// An API server.
     ApiServer,
-    /// Somebody whom the authority knows.
+    /// The agent of another node.
+    Node,
+    /// Somebody else whom the authority knows.
     Other,
     /// Somebody without a certificate.
     Anonymous,
@@ -31,6 +36,13 @@ impl Peer {
         let text = |value: &x509_parser::x509::AttributeTypeAndValue<'_>| value.as_str().ok().map(str::to_owned);
         let known = is(API_SERVER, Box::new(subject.iter_common_name().map(text)))
             || is(MASTERS, Box::new(subject.iter_organization().map(text)));
-        if known { Self::ApiServer } else { Self::Other }
+        let names: Vec<String> = subject.iter_common_name().filter_map(text).collect();
+        let is_node = matches!(names.as_slice(), [name] if name.starts_with(NODE))
+            && is(NODES, Box::new(subject.iter_organization().map(text)));
+        match known {
+            true => Self::ApiServer,
+            false if is_node => Self::Node,
+            false => Self::Other,
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Sockets for components that have none: a guest that speaks TCP to an HTTP component of another pod gets a listener
 //! at that pod's twin, made when it is first wanted and closed with the pod. Whoever comes is answered by the component that
-//! runs then: it may have been restarted since the listener was made.
+//! runs then: it may have been restarted since the listener was made. One that speaks to a pod of another node gets a listener,
+//! too, whose connections go through the link to that node.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -21,13 +22,24 @@ const BRIDGES_MAX: usize = 1024;
 /// Listeners of one pod at ports that it does not declare: its only component answers at any port, and a guest may ask for all
 /// of them. Beyond it one that nobody is connected to is closed. Ports that are declared always get theirs.
 const BRIDGES_PER_POD_MAX: usize = 16;
+/// Listeners that lead to pods of other nodes, and those that lead to one of them. Beyond it one that nobody is connected to is
+/// closed, or a connection is refused.
+const ELSEWHERE_MAX: usize = 4096;
+const ELSEWHERE_PER_POD_MAX: usize = 64;
 /// Connections of one listener; more wait in the kernel.
 const CONNECTIONS_MAX: usize = 256;
+/// A pod of another node is reached within this time.
+const LINK_MAX: Duration = Duration::from_secs(5);
 /// Wait after a connection could not be accepted, as when there are no more descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
 #[derive(Default)]
-pub(super) struct Bridges(Mutex<HashMap<SocketAddr, Bridge>>);
+pub(super) struct Bridges {
+    here: Mutex<HashMap<SocketAddr, Bridge>>,
+    elsewhere: Mutex<HashMap<SocketAddr, Bridge>>,
+    /// Pods of other nodes by the sockets that lead there.
+    leads: Mutex<HashMap<SocketAddr, SocketAddr>>,
+}
 
 struct Bridge {
     at: SocketAddr,
@@ -50,7 +62,7 @@ impl Drop for Bridge {
 impl Bridges {
     /// The socket at `at` that leads to the component of the pod's `endpoint`.
     pub fn open(&self, endpoint: SocketAddr, at: SocketAddr, table: &Arc<Table>) -> Option<SocketAddr> {
-        let mut bridges = self.0.lock();
+        let mut bridges = self.here.lock();
         if let Some(bridge) = bridges.get(&endpoint) {
             return Some(bridge.at);
         }
@@ -66,27 +78,86 @@ impl Bridges {
             let idle = bridges.iter().find(|(_, bridge)| bridge.is_idle()).map(|(endpoint, _)| *endpoint)?;
             bridges.remove(&idle);
         }
-        let listen = || -> std::io::Result<tokio::net::TcpListener> {
-            let listener = std::net::TcpListener::bind(at)?;
-            listener.set_nonblocking(true)?;
-            tokio::net::TcpListener::from_std(listener)
-        };
-        let listener = listen().inspect_err(|error| tracing::debug!(%at, %error, "bridge")).ok()?;
-        let stop = CancellationToken::new();
-        let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        let service = Arc::new(Present { table: table.clone(), endpoint });
-        tokio::spawn(accept(listener, service, connections.clone(), stop.clone()));
-        bridges.insert(endpoint, Bridge { at, stop, connections });
+        let bridge = Bridge::open(at, Leads::ToComponent(present(table, endpoint)))?;
+        bridges.insert(endpoint, bridge);
         Some(at)
+    }
+
+    /// A socket of this process that leads to a pod of another node.
+    pub fn open_elsewhere(&self, endpoint: SocketAddr, table: &Arc<Table>) -> Option<SocketAddr> {
+        let mut bridges = self.elsewhere.lock();
+        if let Some(bridge) = bridges.get(&endpoint) {
+            return Some(bridge.at);
+        }
+        let of_pod = bridges.keys().filter(|other| other.ip() == endpoint.ip()).count();
+        if bridges.len() >= ELSEWHERE_MAX || of_pod >= ELSEWHERE_PER_POD_MAX {
+            let may_go = |other: &SocketAddr| of_pod < ELSEWHERE_PER_POD_MAX || other.ip() == endpoint.ip();
+            let idle = bridges.iter().find(|(other, bridge)| may_go(other) && bridge.is_idle());
+            let idle = idle.map(|(other, _)| *other)?;
+            if let Some(bridge) = bridges.remove(&idle) {
+                self.leads.lock().remove(&bridge.at);
+            }
+        }
+        let bridge = Bridge::open(SocketAddr::new(table.links(), 0), Leads::Elsewhere(table.clone(), endpoint))?;
+        let at = bridge.at;
+        self.leads.lock().insert(at, endpoint);
+        bridges.insert(endpoint, bridge);
+        Some(at)
+    }
+
+    /// The pod of another node to which this socket leads.
+    pub fn elsewhere(&self, at: SocketAddr) -> Option<SocketAddr> {
+        self.leads.lock().get(&at).copied()
     }
 
     /// Closes those of a pod.
     pub fn close(&self, address: IpAddr) {
-        let mut bridges = self.0.lock();
+        let mut bridges = self.here.lock();
         if !bridges.is_empty() {
             bridges.retain(|endpoint, _| endpoint.ip() != address);
         }
     }
+}
+
+impl Bridge {
+    fn open(at: SocketAddr, leads: Leads) -> Option<Bridge> {
+        let listen = || -> std::io::Result<(tokio::net::TcpListener, SocketAddr)> {
+            let listener = std::net::TcpListener::bind(at)?;
+            listener.set_nonblocking(true)?;
+            let at = listener.local_addr()?;
+            Ok((tokio::net::TcpListener::from_std(listener)?, at))
+        };
+        let (listener, at) = listen().inspect_err(|error| tracing::debug!(%at, %error, "bridge")).ok()?;
+        let stop = CancellationToken::new();
+        let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        tokio::spawn(accept(listener, leads, connections.clone(), stop.clone()));
+        Some(Bridge { at, stop, connections })
+    }
+}
+
+/// Where a listener's connections go.
+#[derive(Clone)]
+enum Leads {
+    ToComponent(Arc<dyn HttpService>),
+    Elsewhere(Arc<Table>, SocketAddr),
+}
+
+impl Leads {
+    async fn pass(self, mut stream: tokio::net::TcpStream) -> Result<(), BoxError> {
+        match self {
+            Leads::ToComponent(service) => serve_stream(stream, service).await,
+            Leads::Elsewhere(table, endpoint) => {
+                let mut there = tokio::time::timeout(LINK_MAX, table.connect_elsewhere(endpoint)).await??;
+                tokio::io::copy_bidirectional(&mut stream, &mut there).await?;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Whoever answers at an endpoint of this node at present.
+pub(super) fn present(table: &Arc<Table>, endpoint: SocketAddr) -> Arc<dyn HttpService> {
+    Arc::new(Present { table: table.clone(), endpoint })
 }
 
 /// The component that answers at an endpoint at present.
@@ -107,12 +178,7 @@ impl HttpService for Present {
     }
 }
 
-async fn accept(
-    listener: tokio::net::TcpListener,
-    service: Arc<Present>,
-    connections: Arc<Semaphore>,
-    stop: CancellationToken,
-) {
+async fn accept(listener: tokio::net::TcpListener, leads: Leads, connections: Arc<Semaphore>, stop: CancellationToken) {
     loop {
         // Waiting is all that is cut here.
         let accepted = tokio::select! {
@@ -129,11 +195,11 @@ async fn accept(
             () = stop.cancelled() => return,
         };
         let _ = stream.set_nodelay(true);
-        let (service, stop) = (service.clone(), stop.clone());
+        let (leads, stop) = (leads.clone(), stop.clone());
         tokio::spawn(async move {
             // The connection ends with the pod.
             tokio::select! {
-                result = serve_stream(stream, service) => if let Err(error) = result {
+                result = leads.pass(stream) => if let Err(error) = result {
                     tracing::trace!(%error, "bridge connection");
                 },
                 () = stop.cancelled() => {}
@@ -184,10 +250,10 @@ mod tests {
         assert!(ask(at).await.ends_with("second life"));
         assert_eq!(open(80), Some(at));
         assert!((0..100).all(|port| open(100 + port).is_some()), "idle ones make room");
-        let count = || bridges.0.lock().len();
+        let count = || bridges.here.lock().len();
         assert_eq!(count(), BRIDGES_PER_POD_MAX + 1, "a guest that knocks at every port gets no listener for each");
         // Somebody is connected to every one of them.
-        for bridge in bridges.0.lock().values() {
+        for bridge in bridges.here.lock().values() {
             bridge.connections.clone().try_acquire_owned().unwrap().forget();
         }
         assert_eq!(open(300), None);

@@ -134,11 +134,14 @@ impl GuestNetwork {
 
     /// Whether a real address is a pod's, or one that a Service may lead to.
     fn is_within(&self, actual: SocketAddr) -> bool {
-        self.network.table.pod_of_twin(actual.ip()).is_some() || self.network.is_service_endpoint(actual)
+        self.network.table.pod_of_twin(actual.ip()).is_some()
+            || self.network.leads_elsewhere(actual).is_some()
+            || self.network.is_service_endpoint(actual)
     }
 
     fn is_cluster_pod(&self, address: IpAddr) -> bool {
-        coracle_proxy::LocalEndpoints::is_pod_address(&*self.network.table, address)
+        use coracle_proxy::LocalEndpoints as _;
+        self.network.table.is_pod_address(address) || self.network.table.is_elsewhere(address)
     }
 }
 
@@ -174,7 +177,7 @@ impl coracle_engine::Network for GuestNetwork {
     fn shown(&self, actual: SocketAddr) -> SocketAddr {
         match self.network.table.pod_of_twin(actual.ip()) {
             Some(pod) => SocketAddr::new(pod, self.network.table.guest_port(actual.port())),
-            None => actual,
+            None => self.network.leads_elsewhere(actual).unwrap_or(actual),
         }
     }
 
@@ -211,6 +214,7 @@ impl coracle_engine::Network for GuestNetwork {
             SocketUse::TcpAccept => address.is_loopback(),
             // Only datagrams come from the node itself, and are answered.
             SocketUse::TcpConnect if address == self.network.table.gateway().loopback => false,
+            SocketUse::TcpConnect if self.network.leads_elsewhere(actual).is_some() => true,
             SocketUse::TcpConnect | SocketUse::UdpSend | SocketUse::UdpReceive => {
                 is_own
                     || self.network.table.pod_of_twin(address).is_some()

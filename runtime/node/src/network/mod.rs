@@ -1,7 +1,7 @@
 //! A guest's view of the network, and the mesh's view of the guests.
 //!
 //! A pod has an address that the cluster sees and a loopback twin at which its sockets really are ([`crate::addresses`]). What a
-//! guest binds goes to its twin; what it connects to is a Service, a pod of this node, or outside of the cluster, which is a
+//! guest binds goes to its twin; what it connects to is a Service, a pod of this node or another ([`Peers`]), or outside of the cluster, which is a
 //! granted capability ([`crate::annotations::EGRESS`]). An HTTP component has no socket at all: the mesh calls it
 //! ([`Table`]), and for guests that insist on a socket a [`bridge`] makes one.
 
@@ -11,6 +11,7 @@ mod gate;
 mod guest;
 mod listening;
 mod outside;
+mod peers;
 mod table;
 
 use std::io;
@@ -18,7 +19,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use coracle_discovery::{Discovery, Service};
-use coracle_proxy::{Local, LocalEndpoints as _, Proxy};
+use coracle_proxy::{HttpService, Local, LocalEndpoints as _, Proxy};
 use rustls_pki_types::CertificateDer;
 use tokio::net::TcpStream;
 
@@ -26,6 +27,7 @@ pub use self::connections::{Connections, Patience};
 pub use self::gate::Gate;
 pub use self::guest::GuestNetwork;
 pub use self::outside::{Outside, over};
+pub use self::peers::{LINK_WINDOW_BYTES, Peers, STREAM_WINDOW_BYTES};
 pub use self::table::{NodePortFailed, Table};
 
 /// Ports below the kernel's unprivileged range live this far up at the twin, when the process may not bind them.
@@ -64,8 +66,16 @@ impl Network {
         self.table.lookup(address, port)
     }
 
-    /// A socket for a pod's port, made if the pod has none of its own.
+    /// Whoever answers HTTP at a pod's port when it is asked.
+    pub fn component(&self, endpoint: SocketAddr) -> Arc<dyn HttpService> {
+        bridge::present(&self.table, endpoint)
+    }
+
+    /// A socket for a pod's port, made if the pod has none of its own on this machine.
     fn socket(&self, endpoint: SocketAddr) -> Option<SocketAddr> {
+        if self.table.is_elsewhere(endpoint.ip()) {
+            return self.bridges.open_elsewhere(endpoint, &self.table);
+        }
         match self.local(endpoint.ip(), endpoint.port())? {
             Local::Tcp(address) => Some(address),
             Local::Http(_) => {
@@ -87,6 +97,11 @@ impl Network {
     fn is_service_endpoint(&self, actual: SocketAddr) -> bool {
         let snapshot = self.discovery.snapshot();
         snapshot.services().any(|service| leads_to(service, actual)) && self.table.may_dial(actual)
+    }
+
+    /// The other node's pod to which a socket of this process leads.
+    fn leads_elsewhere(&self, actual: SocketAddr) -> Option<SocketAddr> {
+        (actual.ip() == self.table.links()).then(|| self.bridges.elsewhere(actual)).flatten()
     }
 
     /// Closes what was made for the pod at this address.

@@ -6,10 +6,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 
 use coracle_discovery::{Discovery, Protocol, Service};
-use coracle_proxy::{HttpService, Local, LocalEndpoints};
+use coracle_proxy::{HttpService, Local, LocalEndpoints, Stream};
+use futures::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
 
-use super::{Gate, SHIFT, leads_to};
+use super::{Gate, Peers, SHIFT, leads_to};
 use crate::addresses::{Addresses, Exhausted, PodAddress};
 
 /// Called once for each NodePort that cannot be listened at.
@@ -42,6 +43,8 @@ pub struct Table {
     pub gate: Arc<Gate>,
     /// Where the API server is, which may be this machine.
     discovery: OnceLock<Discovery>,
+    /// The other nodes.
+    peers: OnceLock<Arc<Peers>>,
 }
 
 impl Table {
@@ -58,12 +61,23 @@ impl Table {
             node_port_failed,
             gate: Arc::default(),
             discovery: OnceLock::new(),
+            peers: OnceLock::new(),
         }
     }
 
     /// The Services that tell where the API server is.
     pub fn lead_to(&self, discovery: &Discovery) {
         let _ = self.discovery.set(discovery.clone());
+    }
+
+    /// The nodes that have the other pods.
+    pub fn lead_elsewhere(&self, peers: &Arc<Peers>) {
+        let _ = self.peers.set(peers.clone());
+    }
+
+    /// Where sockets are made that lead to other nodes.
+    pub fn links(&self) -> IpAddr {
+        self.addresses.links()
     }
 
     /// Addresses that pods had before the node was restarted are not given to others soon.
@@ -166,6 +180,17 @@ impl LocalEndpoints for Table {
 
     fn is_pod_address(&self, address: IpAddr) -> bool {
         self.addresses.contains(address)
+    }
+
+    fn is_elsewhere(&self, address: IpAddr) -> bool {
+        !self.addresses.contains(address) && self.peers.get().is_some_and(|peers| peers.has(address))
+    }
+
+    fn connect_elsewhere(&self, to: SocketAddr) -> BoxFuture<'static, io::Result<Box<dyn Stream>>> {
+        match self.peers.get().cloned() {
+            Some(peers) => Box::pin(peers.connect(to)),
+            None => Box::pin(async { Err(io::ErrorKind::HostUnreachable.into()) }),
+        }
     }
 
     /// An endpoint that somebody has written for a Service of theirs is no way to this machine; the API server's own are.

@@ -55,10 +55,14 @@ impl Facts {
             ("beta.kubernetes.io/arch", "wasm32"),
         ]);
         labels.extend(config.labels.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+        let mut metadata = json!({"name": config.name, "labels": labels});
+        if !config.annotations.is_empty() {
+            metadata["annotations"] = json!(config.annotations);
+        }
         json!({
             "apiVersion": "v1",
             "kind": "Node",
-            "metadata": {"name": config.name, "labels": labels},
+            "metadata": metadata,
             "spec": {"podCIDR": config.pod_cidr.to_string(), "podCIDRs": [config.pod_cidr.to_string()]},
             "status": self.status(context, &Value::Null),
         })

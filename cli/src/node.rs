@@ -1,0 +1,97 @@
+//! `coracle node`: this machine as a node of a cluster that runs elsewhere.
+
+use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail};
+use coracle_sdk::{Compiler, Join, Worker, WorkerOptions};
+
+use crate::cluster::{Signals, default_dir};
+use crate::output::Step;
+
+/// Join a cluster as a node, and run its pods here until Ctrl-C
+///
+/// `coracle token create` on the cluster's machine prints the whole command. A node that has joined needs neither --join nor
+/// --token again. `ready` is printed on standard output when pods can run here.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Address of the cluster's API
+    #[arg(long, value_name = "https://HOST:PORT", requires = "token")]
+    join: Option<String>,
+    /// Token that `coracle token create` printed
+    #[arg(long, env = "CORACLE_TOKEN", hide_env_values = true, value_name = "TOKEN", requires = "join")]
+    token: Option<String>,
+    /// Name of the node [default: the machine's]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Directory of all data; made when it has joined [default: ~/.local/share/coracle-node]
+    #[arg(long, env = "CORACLE_NODE_DIR", value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Address by which servers and other nodes reach this one [default: the one that leads to the server]
+    #[arg(long, value_name = "ADDRESS")]
+    address: Option<IpAddr>,
+    /// Port there; 0 takes a free one
+    #[arg(long, value_name = "PORT", default_value_t = 10_250)]
+    port: u16,
+    /// Address on which NodePort services answer
+    #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    node_port_bind: IpAddr,
+}
+
+/// Runs the command.
+pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    // Whatever this process makes is for its owner alone.
+    coracle_sdk::close_new_files();
+    let data_dir = match arguments.data_dir {
+        Some(dir) => std::path::absolute(dir)?,
+        None => default_dir("coracle-node")?,
+    };
+    let options = WorkerOptions {
+        join: arguments.join.zip(arguments.token).map(|(server, token)| Join { server, token }),
+        name: arguments.name,
+        address: arguments.address,
+        port: arguments.port,
+        node_port_bind: arguments.node_port_bind,
+        compiler: Compiler::Process(std::env::current_exe().context("find this program's own file")?),
+        ..WorkerOptions::new(data_dir)
+    };
+    let mut signals = Signals::take()?;
+    let step = Step::begin("join the cluster");
+    let worker = tokio::select! {
+        worker = Worker::start(options) => worker?,
+        () = signals.received() => return Ok(()),
+    };
+    let ready = tokio::select! {
+        ready = worker.ready() => ready,
+        () = signals.received() => return drain(worker, &mut signals).await,
+    };
+    if let Err(error) = ready {
+        worker.shutdown().await;
+        return Err(error.into());
+    }
+    step.done();
+    {
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "node       {}", worker.name())?;
+        writeln!(out, "server     {}", worker.server())?;
+        writeln!(out, "ready")?;
+        out.flush()?;
+    }
+    tokio::select! {
+        () = signals.received() => drain(worker, &mut signals).await,
+        () = worker.ended() => {
+            worker.shutdown().await;
+            bail!("the node ended by itself")
+        }
+    }
+}
+
+/// Drains and stops; a second signal ends it at once.
+async fn drain(worker: Worker, signals: &mut Signals) -> anyhow::Result<()> {
+    eprintln!("stopping: pods end in grace (once more to stop at once)");
+    tokio::select! {
+        () = worker.shutdown() => Ok(()),
+        () = signals.received() => bail!("stopped before every pod had ended"),
+    }
+}

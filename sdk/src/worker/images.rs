@@ -1,0 +1,103 @@
+//! The cluster's registry, as a joined node reaches it: a listener on loopback that passes what is read on to the API's
+//! address, where the node shows its certificate. What pulls images speaks to it as to the registry of its own machine.
+
+use std::convert::Infallible;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, header};
+use http_body_util::{Either, Empty};
+use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use kube::client::Body;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Connections at the same time; more wait in the kernel.
+const CONNECTIONS_MAX: usize = 64;
+/// Headers that a read of the registry needs, of the request.
+const PASSED: [HeaderName; 3] = [header::ACCEPT, header::RANGE, header::IF_NONE_MATCH];
+/// Wait after a connection could not be accepted.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
+/// Listens; [`serve`] answers.
+pub async fn listen() -> std::io::Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let address = listener.local_addr()?;
+    Ok((listener, address))
+}
+
+/// Passes on until `stop`.
+pub async fn serve(listener: TcpListener, client: kube::Client, stop: CancellationToken) {
+    let (tasks, places) = (TaskTracker::new(), std::sync::Arc::new(tokio::sync::Semaphore::new(CONNECTIONS_MAX)));
+    loop {
+        // Waiting is all that is cut here.
+        let accepted = tokio::select! {
+            accepted = async {
+                let place = places.clone().acquire_owned().await;
+                (listener.accept().await, place)
+            } => accepted,
+            () = stop.cancelled() => break,
+        };
+        let (Ok((stream, _)), Ok(place)) = accepted else {
+            tokio::time::sleep(ACCEPT_RETRY).await;
+            continue;
+        };
+        let (client, stop) = (client.clone(), stop.clone());
+        tasks.spawn(async move {
+            let service = service_fn(move |request| {
+                let client = client.clone();
+                async move { Ok::<_, Infallible>(pass(client, request).await) }
+            });
+            let mut http = http1::Builder::new();
+            http.timer(TokioTimer::new());
+            // A download that is cut is begun again by the next pull.
+            tokio::select! {
+                served = http.serve_connection(TokioIo::new(stream), service) => if let Err(error) = served {
+                    tracing::debug!(%error, "a connection for images");
+                },
+                () = stop.cancelled() => {}
+            }
+            drop(place);
+        });
+    }
+    tasks.close();
+    tasks.wait().await;
+}
+
+type Answer = Response<Either<Body, Empty<Bytes>>>;
+
+async fn pass(client: kube::Client, request: Request<Incoming>) -> Answer {
+    let plain = |code| {
+        let mut response = Response::new(Either::Right(Empty::new()));
+        *response.status_mut() = code;
+        response
+    };
+    let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+    let is_image = request.uri().path().starts_with("/v2/");
+    if !is_read || !is_image {
+        return plain(StatusCode::FORBIDDEN);
+    }
+    let path = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
+    let mut asked = match Request::builder().method(request.method()).uri(path).body(Body::from(Vec::new())) {
+        Ok(asked) => asked,
+        Err(_) => return plain(StatusCode::BAD_REQUEST),
+    };
+    let passed = request.headers().iter().filter(|(name, _)| PASSED.contains(name));
+    asked.headers_mut().extend(passed.map(|(name, value)| (name.clone(), value.clone())).collect::<HeaderMap>());
+    match client.send(asked).await {
+        Ok(mut response) => {
+            for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::WWW_AUTHENTICATE] {
+                response.headers_mut().remove(name);
+            }
+            response.map(Either::Left)
+        }
+        Err(error) => {
+            tracing::debug!(%error, "the cluster's registry");
+            plain(StatusCode::BAD_GATEWAY)
+        }
+    }
+}
