@@ -1,13 +1,26 @@
 //! The addresses of this machine, for the certificate of a listener that takes calls to all of them.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
 /// This machine's addresses by the kernel's routing tables; none where they cannot be read.
 pub fn of_this_machine() -> BTreeSet<IpAddr> {
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
     let v4 = local_v4(&read("/proc/net/fib_trie")).map(IpAddr::V4).collect::<BTreeSet<_>>();
     v4.into_iter().chain(local_v6(&read("/proc/net/if_inet6")).map(IpAddr::V6)).collect()
+}
+
+/// Those of them that other machines may reach, the one with the way out first.
+pub fn outward() -> Vec<IpAddr> {
+    // Nothing is sent: the kernel only chooses. The address is one for documentation (RFC 5737).
+    let chosen = || -> std::io::Result<IpAddr> {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
+        Ok(socket.local_addr()?.ip())
+    };
+    let first = chosen().ok().filter(|address| !address.is_loopback());
+    let others = of_this_machine().into_iter().filter(|address| !address.is_loopback() && Some(*address) != first);
+    first.into_iter().chain(others).collect()
 }
 
 /// Leaves `|-- ADDRESS` of the trie that are followed by `/32 host LOCAL`.
@@ -45,5 +58,7 @@ mod tests {
         let found: Vec<String> = local_v6(lines).map(|address| address.to_string()).collect();
         assert_eq!(found, ["::1", "2001:db8::7"]);
         assert!(of_this_machine().contains(&IpAddr::V4(Ipv4Addr::LOCALHOST)));
+        let outward = outward();
+        assert!(outward.iter().all(|address| !address.is_loopback() && of_this_machine().contains(address)));
     }
 }

@@ -492,12 +492,11 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     }
 }
 
-/// The address by which other machines reach what listens here: where that is every address of this machine, the first that
-/// is not loopback.
+/// The address by which other machines reach what listens here: where that is every address of this machine, the one that
+/// leads out of it.
 pub fn advertised(address: IpAddr) -> IpAddr {
-    let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
     match address.is_unspecified() {
-        true => addresses::of_this_machine().into_iter().find(|address| !address.is_loopback()).unwrap_or(loopback),
+        true => addresses::outward().into_iter().next().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
         false => address,
     }
 }
@@ -505,7 +504,7 @@ pub fn advertised(address: IpAddr) -> IpAddr {
 /// URLs at which other machines may find the API, the likeliest first.
 fn join_urls(api: SocketAddr) -> Vec<String> {
     let all = match api.ip().is_unspecified() {
-        true => addresses::of_this_machine().into_iter().filter(|address| !address.is_loopback()).collect(),
+        true => addresses::outward(),
         false => vec![api.ip()],
     };
     all.into_iter().map(|address| format!("https://{}", SocketAddr::new(address, api.port()))).collect()

@@ -106,15 +106,17 @@ fn a_second_machine_takes_its_share_and_is_reached_like_the_first() {
     cluster.push("probe", "probe");
     for (caller, at) in [("here", first.as_str()), ("there", "worker")] {
         cluster.apply(&format!(
-            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {caller}}}\nspec:\n  nodeName: {at}\n  containers:\n  - {{name: main, \
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {caller}, labels: {{app: {caller}}}}}\nspec:\n  nodeName: {at}\n  containers:\n  - {{name: main, \
              image: probe, ports: [{{containerPort: 8080}}]}}\n"
         ));
         cluster.kubectl(&format!("wait --for=condition=Ready pod/{caller} --timeout=60s"));
-        let ask = format!("get --raw /api/v1/namespaces/default/pods/{caller}:8080/proxy/get?http://web/hostname");
+        cluster.kubectl(&format!("expose pod {caller} --type=NodePort --port=8080"));
+        let own = cluster.kubectl(&format!("get service {caller} -o jsonpath={{.spec.ports[0].nodePort}}"));
+        let ask = format!("http://127.0.0.1:{own}/get?http://web/hostname");
         let (begun, mut seen) = (Instant::now(), BTreeSet::new());
         while seen != names {
             assert!(begun.elapsed() < DEADLINE, "{caller}: of {names:?} only {seen:?} have answered");
-            seen.insert(cluster.kubectl(&ask).trim().to_owned());
+            seen.extend(http_get(&ask).filter(|(code, _)| *code == 200).map(|(_, name)| name.trim().to_owned()));
         }
     }
 

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use http::{Request, Response};
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::{BodyExt as _, Empty, Full};
 use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
@@ -33,6 +34,9 @@ impl Certificates {
         let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, name);
+        if name.starts_with("system:node:") {
+            params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
+        }
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         (vec![certificate.der().clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
     }
@@ -79,6 +83,20 @@ impl Certificates {
         tokio::spawn(connection.with_upgrades());
         let request = request.map(|()| Full::new(bytes::Bytes::new()));
         sender.send_request(request).await.unwrap()
+    }
+
+    /// A connection of HTTP/2 to the node's endpoint as `name`.
+    pub async fn link(&self, port: u16, name: &str) -> http2::SendRequest<Empty<bytes::Bytes>> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let (chain, key) = self.issue(name);
+        let config = config.with_root_certificates(self.roots()).with_client_auth_cert(chain, key).unwrap();
+        let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        let server = ServerName::try_from("127.0.0.1").unwrap();
+        let stream = TlsConnector::from(Arc::new(config)).connect(server, stream).await.unwrap();
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        sender
     }
 
     /// Gets a path as an API server: code and body.

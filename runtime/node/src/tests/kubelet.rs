@@ -51,6 +51,47 @@ async fn logs_as_the_kubelet_gives_them() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_leads_to_pods_of_this_node_and_only_other_nodes_have_one() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let world = World::start().await;
+    world.run("listens", command(&["listen", "9000"]));
+    world.run("component", json!({"image": "hello:1"}));
+    let address = |status: serde_json::Value| status["podIP"].as_str().unwrap().to_owned();
+    let (listens, component) = (address(world.ready("listens").await), address(world.ready("component").await));
+    let daemon = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+    let at = daemon.local_addr().unwrap().port();
+    let own = world.port();
+    let connect = async |name: &str, to: &str| {
+        let mut link = world.certificates.link(own, name).await;
+        let request = Request::builder().method("CONNECT").uri(to).body(http_body_util::Empty::new()).unwrap();
+        let answer = link.send_request(request).await.unwrap();
+        match answer.status().as_u16() {
+            200 => Ok((TokioIo::new(hyper::upgrade::on(answer).await.unwrap()), link)),
+            code => Err(code),
+        }
+    };
+    let node = "system:node:n2";
+    for (to, said, expected) in [
+        (format!("{listens}:9000"), "over the link\n", "OVER THE LINK\n"),
+        (format!("{component}:80"), "GET / HTTP/1.1\r\nhost: x\r\n\r\n", "HTTP/1.1 200 OK\r\n"),
+    ] {
+        let (mut stream, _link) = connect(node, &to).await.unwrap();
+        stream.write_all(said.as_bytes()).await.unwrap();
+        let mut answer = vec![0; expected.len()];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(String::from_utf8_lossy(&answer), expected, "{to}");
+    }
+    // Nothing that is no pod of this node, and no port at which the pod does not listen.
+    let elsewhere = [format!("127.0.0.1:{own}"), format!("{listens}:{at}"), "10.240.0.2:80".to_owned()];
+    for to in elsewhere {
+        assert_eq!(connect(node, &to).await.map(drop).unwrap_err(), 503, "{to}");
+    }
+    for nobody in ["somebody", "system:node", "kube-apiserver-kubelet-client"] {
+        assert!(connect(nobody, &format!("{listens}:9000")).await.is_err(), "{nobody} is no node");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_port_at_which_nobody_listens_is_unavailable_and_named_as_the_pods() {
     let world = World::start().await;
     world.run("quiet", command(&["sleep", "600000"]));
