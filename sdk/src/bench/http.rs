@@ -52,7 +52,8 @@ pub async fn http_get(url: &str) -> Result<Answer, Error> {
     let stream = TcpStream::connect(&authority).await?;
     stream.set_nodelay(true)?;
     let (mut send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let request = Request::get(uri.path()).header("host", authority).body(Empty::<Bytes>::new())?;
+    let path = uri.path_and_query().map_or("/", |path| path.as_str());
+    let request = Request::get(path).header("host", authority).body(Empty::<Bytes>::new())?;
     let answer = async {
         let response = send.send_request(request).await?;
         let status = response.status().as_u16();
