@@ -111,7 +111,9 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, routers: &Routers,
     let served = match peer {
         Peer::ApiServer => served.await,
         // Cut, whatever it is about to say.
-        Peer::Other | Peer::Anonymous => tokio::time::timeout(STRANGER_MAX, served).await.unwrap_or(Ok(())),
+        Peer::Other | Peer::Anonymous | Peer::Node => {
+            tokio::time::timeout(STRANGER_MAX, served).await.unwrap_or(Ok(()))
+        }
     };
     if let Err(error) = served {
         tracing::trace!(%error, "connection");
