@@ -1,6 +1,6 @@
 //! Which nodes can take a pod, and why others cannot, in the reference's words.
 
-use std::sync::Arc;
+use std::borrow::Cow;
 
 use crate::class::{Class, Shape};
 use crate::relations::Verdict;
@@ -16,7 +16,7 @@ pub(crate) enum Reason {
     Ports,
     TooManyPods,
     /// The resource, and whether it would be too little on an empty node as well.
-    Insufficient(Arc<str>, bool),
+    Insufficient(Cow<'static, str>, bool),
     Spread,
     SpreadLabel,
     ExistingAntiAffinity,
@@ -59,12 +59,12 @@ impl Reason {
 
 /// What a node is: valid while it does not change, whatever runs on it.
 pub(crate) fn fixed(class: &Shape, node: &NodeState) -> Result<(), Reason> {
-    let unschedulable = Taint {
+    let unschedulable = || Taint {
         key: "node.kubernetes.io/unschedulable".to_owned(),
         value: String::new(),
         effect: "NoSchedule".to_owned(),
     };
-    if node.unschedulable && !tolerated(&class.tolerations, &unschedulable) {
+    if node.unschedulable && !tolerated(&class.tolerations, &unschedulable()) {
         return Err(Reason::Unschedulable);
     }
     let mut hard = node.taints.iter().filter(|taint| matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute"));
@@ -135,7 +135,7 @@ pub(crate) fn room(shape: &Shape, node: &NodeState, uid: Option<&str>) -> Result
 /// The same for a pod of the shape that is none of those that wait for the node, without the reasons.
 pub(crate) fn has_room(shape: &Shape, node: &NodeState) -> bool {
     let mut short = false;
-    let mut note = |_: Shortage<'_>| short = true;
+    let mut note = |_: Shortage| short = true;
     if reservations(shape, node, None).next().is_some() {
         shortages(shape, node, &with_reservations(shape, node, None), &mut note);
     } else {
@@ -151,21 +151,21 @@ pub(crate) fn fits(class: &Shape, node: &NodeState, load: &Load) -> Result<(), V
         reasons.push(match shortage {
             Shortage::Ports => Reason::Ports,
             Shortage::Pods => Reason::TooManyPods,
-            Shortage::Resource(name, always) => Reason::Insufficient(name.into(), always),
+            Shortage::Resource(name, always) => Reason::Insufficient(name, always),
         });
     });
     if reasons.is_empty() { Ok(()) } else { Err(reasons) }
 }
 
 /// What a node has too little of.
-enum Shortage<'a> {
+enum Shortage {
     Ports,
     Pods,
     /// Which, and whether an empty node would have too little as well.
-    Resource(&'a str, bool),
+    Resource(Cow<'static, str>, bool),
 }
 
-fn shortages(class: &Shape, node: &NodeState, load: &Load, note: &mut dyn FnMut(Shortage<'_>)) {
+fn shortages(class: &Shape, node: &NodeState, load: &Load, note: &mut dyn FnMut(Shortage)) {
     if class.ports.iter().any(|port| load.ports.iter().any(|taken| taken.conflicts(port))) {
         return note(Shortage::Ports);
     }
@@ -173,16 +173,16 @@ fn shortages(class: &Shape, node: &NodeState, load: &Load, note: &mut dyn FnMut(
         note(Shortage::Pods);
     }
     let (wanted, all, used) = (&class.requests.exact, &node.allocatable, &load.used);
-    let mut check = |name: &str, wanted: i64, all: i64, used: i64| {
+    let mut check = |name: &dyn Fn() -> Cow<'static, str>, wanted: i64, all: i64, used: i64| {
         if wanted > 0 && wanted > all.saturating_sub(used) {
-            note(Shortage::Resource(name, wanted > all));
+            note(Shortage::Resource(name(), wanted > all));
         }
     };
-    check("cpu", wanted.cpu, all.cpu, used.cpu);
-    check("memory", wanted.memory, all.memory, used.memory);
-    check("ephemeral-storage", wanted.ephemeral, all.ephemeral, used.ephemeral);
+    check(&|| "cpu".into(), wanted.cpu, all.cpu, used.cpu);
+    check(&|| "memory".into(), wanted.memory, all.memory, used.memory);
+    check(&|| "ephemeral-storage".into(), wanted.ephemeral, all.ephemeral, used.ephemeral);
     for (name, wanted) in &wanted.extended {
-        check(name, *wanted, all.extended(name), used.extended(name));
+        check(&|| name.to_string().into(), *wanted, all.extended(name), used.extended(name));
     }
 }
 
