@@ -204,7 +204,9 @@ async fn endpoints(server: &Arc<Shared>) -> Result<(), Status> {
     let servers: Vec<std::net::SocketAddr> =
         keyspace.members().iter().filter_map(|member| member.api.parse().ok()).collect();
     let mut by_port: BTreeMap<u16, BTreeSet<IpAddr>> = BTreeMap::new();
-    servers.iter().for_each(|server| drop(by_port.entry(server.port()).or_default().insert(server.ip())));
+    for server in &servers {
+        by_port.entry(server.port()).or_default().insert(server.ip());
+    }
     let subsets: Vec<Value> = by_port
         .iter()
         .map(|(port, addresses)| {

@@ -30,6 +30,8 @@ const LEADER: &str = "leader";
 const NEXT: &str = "next";
 /// How often an admission that meets another is tried again.
 const ADMISSIONS_TRIED: usize = 16;
+/// Who was not heard of for this long is down, for an operator; a restart takes less.
+const UNHEARD_AFTER: Duration = Duration::from_secs(10);
 /// Longest name of a member.
 const NAME_BYTES_MAX: usize = 253;
 
@@ -158,6 +160,45 @@ pub struct MemberStatus {
     pub matched: Option<Revision>,
     /// How long ago it was heard of. Known to the leader only.
     pub heard: Option<Duration>,
+}
+
+/// Something about the group that an operator should do something about.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum GroupAlarm {
+    /// No majority: nothing can be written, and no read is certain.
+    #[error(
+        "no leader: a majority of the {voters} voters is not up or not reachable from here. Start those that are down; the \
+         others are {others}"
+    )]
+    NoLeader {
+        /// How many voters there are.
+        voters: usize,
+        /// The others, in words.
+        others: String,
+    },
+    /// A member is down.
+    #[error(
+        "member {} {} at {} has not been heard of for {} s: start it, or replace it (let a new server join, then `coracle server \
+         remove {}`)", member.member, member.name, member.address, heard.as_secs(), member.member
+    )]
+    Unheard {
+        /// Who.
+        member: Box<MemberStatus>,
+        /// For how long.
+        heard: Duration,
+    },
+    /// One voter more than needed: a group of two stops when either does.
+    #[error("{voters} voters are no safer than {}: let another server join, or remove one", voters - 1)]
+    Even {
+        /// How many voters there are.
+        voters: usize,
+    },
+    /// This one is no member any more.
+    #[error("{}", crate::raft::removed(*member))]
+    Removed {
+        /// This member.
+        member: MemberId,
+    },
 }
 
 /// Why the group is as it was.
@@ -372,6 +413,30 @@ impl Keyspace {
         let is_member = Op::Check { key: member_key(self.0.id), guard: Guard::Present };
         let ops = vec![is_member, line(api_key(self.0.id), api, Guard::None)];
         self.transact(ops).await.map(drop).map_err(GroupError::from)
+    }
+
+    /// What an operator should know of the group; nothing when all is well. Only the leader knows who is down.
+    pub fn group_alarms(&self) -> Vec<GroupAlarm> {
+        let members = self.members();
+        let voters = members.iter().filter(|member| member.role == Role::Voter).count();
+        let mut alarms = Vec::new();
+        if voters > 0 && !members.iter().any(|member| member.member == self.0.id) {
+            return vec![GroupAlarm::Removed { member: self.0.id }];
+        }
+        if self.0.member.leader().is_none() {
+            let others = members.iter().filter(|member| member.member != self.0.id);
+            let others: Vec<String> = others.map(|m| format!("member {} {} at {}", m.member, m.name, m.address)).collect();
+            alarms.push(GroupAlarm::NoLeader { voters, others: others.join(", ") });
+        }
+        if voters > 0 && voters % 2 == 0 {
+            alarms.push(GroupAlarm::Even { voters });
+        }
+        for member in members {
+            if let Some(heard) = member.heard.filter(|heard| *heard >= UNHEARD_AFTER) {
+                alarms.push(GroupAlarm::Unheard { member: Box::new(member), heard });
+            }
+        }
+        alarms
     }
 
     /// Whether this member leads, and in which term; for the duties that only a leader has.

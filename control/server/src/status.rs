@@ -47,7 +47,8 @@ async fn preparation(
 async fn status(State(facts): State<Facts>) -> Json<Value> {
     let raft = facts.keyspace.status();
     let members: Vec<Value> = facts.keyspace.members().iter().map(member).collect();
-    let alarms: Vec<String> = facts.keyspace.alarms().iter().map(ToString::to_string).collect();
+    let mut alarms: Vec<String> = facts.keyspace.alarms().iter().map(ToString::to_string).collect();
+    alarms.extend(facts.keyspace.group_alarms().iter().map(ToString::to_string));
     let keyspace = facts.keyspace.clone();
     // Walks the directory: not on a thread that serves requests.
     let disk_bytes = tokio::task::spawn_blocking(move || keyspace.disk_bytes()).await.ok();

@@ -81,7 +81,7 @@ impl Member {
     /// Has it done by whoever leads. Dropping the future leaves it unknown.
     pub async fn ask(&self, ask: Ask) -> Result<Told, Refusal> {
         let give_up = Instant::now() + LEADER_WAIT;
-        let mut metrics = self.raft().server_metrics();
+        let mut metrics = None;
         loop {
             let leader = match self.serve(ask.clone()).await {
                 Err(Refusal::NotLeader(leader)) => leader,
@@ -98,6 +98,7 @@ impl Member {
             if Instant::now() >= give_up {
                 return Err(Refusal::NotLeader(leader));
             }
+            let metrics = metrics.get_or_insert_with(|| self.raft().server_metrics());
             let _ = tokio::time::timeout(RETRY, metrics.changed()).await;
         }
     }

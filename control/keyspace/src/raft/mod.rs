@@ -49,6 +49,7 @@ pub use ask::{Ask, Change, Refusal, Told};
 pub use hub::Hub;
 pub use link::{Links, PeerTls, serve as serve_peers};
 pub use machine::Machine;
+pub use members::removed;
 pub use network::{Answer, Call, NoPeers, Transport};
 pub use types::{MemberId, Transaction};
 

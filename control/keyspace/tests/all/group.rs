@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use coracle_keyspace::{Begin, Config, GroupError, Guard, Hub, Keyspace, Revision, Role, TransactError};
+use coracle_keyspace::{Begin, Config, GroupAlarm, GroupError, Guard, Hub, Keyspace, Revision, Role, TransactError};
 use tempfile::TempDir;
 
 use crate::put;
@@ -156,6 +156,11 @@ async fn members_go_and_come_and_no_number_is_used_again() {
         first.members()[2].heard.is_some_and(|heard| heard > Duration::from_secs(2)).then_some(())
     })
     .await;
+    let third = &group.members[2];
+    until("the third knows that it is alone", async || {
+        third.group_alarms().iter().any(|alarm| matches!(alarm, GroupAlarm::NoLeader { voters: 3, .. })).then_some(())
+    })
+    .await;
     // With the third cut off, the second is needed.
     let refused = first.remove(remove(&[2])).await.unwrap_err();
     assert!(matches!(&refused, GroupError::Refused(why) if why.contains("member 3 cannot be reached")), "{refused}");
@@ -171,10 +176,13 @@ async fn members_go_and_come_and_no_number_is_used_again() {
     // Asked of whoever does not lead.
     group.members[1].remove(remove(&[3])).await.unwrap();
     assert_eq!(voters(&first), [1, 2, 4]);
+    assert_eq!(first.group_alarms(), []);
     // Back in the network, it is told to go, and is not let in again.
     group.hub.isolate(3, false);
     first.transact(vec![put("a", "x", Guard::None)]).await.unwrap();
     assert!(group.members[2].transact(vec![put("b", "x", Guard::None)]).await.is_err());
+    let alarms = group.members[1].group_alarms();
+    assert_eq!(alarms, [], "{alarms:?}");
     // Back to one, in one step; the leader itself may go.
     first.remove(remove(&[1, 2])).await.unwrap();
     let last = &group.members[3];
