@@ -80,19 +80,21 @@ pub(crate) async fn announce(member: Arc<Member>, address: String, mut stopped: 
     }
 }
 
-/// Tells the leader; who knows of none tells whom it was told of when it was admitted.
+/// Tells the leader. Who knows of none tells everybody it knows: the leader may look for this member where it was before.
 async fn tell(member: &Member, address: &str) -> Result<(), String> {
     let ask = Ask::Change(Change::Announce { member: member.id(), address: address.to_owned() });
-    if member.is_in_group().is_some() {
+    if member.leader().is_some() {
         return match tokio::time::timeout(ANNOUNCE_TIMEOUT, member.ask(ask)).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(Refusal::Refused(why))) => Err(why),
             Ok(Err(_)) | Err(_) => Err("no leader can be reached".into()),
         };
     }
+    let members = member.members().into_iter().map(|known| Peer { member: known.member, address: known.address });
+    let others = members.chain(member.owner().peers.iter().cloned()).filter(|peer| peer.member != member.id());
     let mut why = "no other server can be reached".to_owned();
-    for Peer { member: peer, address } in &member.owner().peers {
-        let call = member.transport().call(*peer, address, Call::Ask(ask.clone()));
+    for Peer { member: peer, address } in others {
+        let call = member.transport().call(peer, &address, Call::Ask(ask.clone()));
         match tokio::time::timeout(ANNOUNCE_TIMEOUT, call).await {
             Ok(Ok(Answer::Told(Ok(Told::Changed)))) => return Ok(()),
             Ok(Ok(Answer::Told(Err(Refusal::Refused(refused))))) => why = refused,

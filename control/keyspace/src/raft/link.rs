@@ -521,8 +521,10 @@ mod tests {
     use rustls::server::WebPkiClientVerifier;
 
     use super::*;
+    use crate::host::Host;
     use crate::raft::{Refusal, Told};
-    use crate::{Config, Keyspace, Peers};
+    use crate::simulation::{SIZES, SimDisk};
+    use crate::{Begin, Config, Guard, Key, Keyspace, Op, Peers, Value};
 
     /// An authority of a test.
     struct Authority {
@@ -622,6 +624,62 @@ mod tests {
         assert!(!ask(own, 2, tls, 1).await);
         assert_eq!(keyspace.admit("third").await.unwrap().member, 3);
         keyspace.shutdown().await;
+    }
+
+    /// A member on a simulated disk, with small bounds, at a listener of its own.
+    async fn member(authority: &Authority, seed: u64, begin: Begin) -> Keyspace {
+        let host = Host::simulated(Arc::new(SimDisk::new(seed)), seed, true, SIZES);
+        let config = Config { begin, ..Config::new("/data") };
+        let prepared = Keyspace::prepare_on(host, config).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let tls = authority.tls(&prepared.cluster().certificate_name(prepared.member()));
+        prepared.start(Some(Peers { listener, address, tls })).await.unwrap()
+    }
+
+    async fn until<T>(what: &str, mut done: impl AsyncFnMut() -> Option<T>) -> T {
+        let tries = async {
+            loop {
+                if let Some(done) = done().await {
+                    return done;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), tries).await.unwrap_or_else(|_| panic!("{what}"))
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_snapshot_comes_over_a_link_and_writes_go_the_other_way() {
+        let authority = Authority::new();
+        let first = member(&authority, 1, Begin::Found).await;
+        let put = |name: String, length: usize| {
+            let value = Value { bytes: Bytes::from(vec![b'x'; length]), revision_at: length };
+            vec![Op::Put { key: Key::new("things", name), value, guard: Guard::None }]
+        };
+        for at in 0..120 {
+            first.transact(put(format!("k{at}"), 2_000)).await.unwrap();
+        }
+        until("the log is cut", async || (first.status().log_bytes < SIZES.cut / 2).then_some(())).await;
+        let admission = until("it has an address", async || first.admit("second").await.ok()).await;
+        let second = member(&authority, 2, Begin::Join(admission)).await;
+        // What was put is not sent back: it is made again here.
+        let done = until("it is in the group", async || second.transact(put("large".into(), 9_000)).await.ok()).await;
+        assert_eq!(done.records[0].bytes, first.get("things", "large").unwrap().bytes);
+        let gone = second.transact(vec![Op::Delete { key: Key::new("things", "k3"), guard: Guard::Present }]).await.unwrap();
+        assert_eq!(gone.records[0].bytes.len(), 2_000 + gone.revision.to_string().len());
+        assert!(second.barrier().await.unwrap() >= gone.revision);
+        let contents = |keyspace: &Keyspace| {
+            let records = keyspace.snapshot("things").records;
+            records.values().map(|r| (r.key.clone(), r.revision, r.bytes.clone())).collect::<Vec<_>>()
+        };
+        assert_eq!(contents(&second), contents(&first));
+        assert!(contents(&second).len() == 120);
+        // What was before the snapshot was not sent as entries.
+        assert!(second.watch("things", crate::Revision::new(3)).is_err());
+        for keyspace in [second, first] {
+            keyspace.shutdown().await;
+        }
     }
 
     #[tokio::test]
