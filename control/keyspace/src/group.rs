@@ -32,6 +32,8 @@ const NEXT: &str = "next";
 const ADMISSIONS_TRIED: usize = 16;
 /// Who was not heard of for this long is down, for an operator; a restart takes less.
 const UNHEARD_AFTER: Duration = Duration::from_secs(10);
+/// Who has been without a majority for this long is cut off, for an operator; an election takes less.
+const ALONE_AFTER: Duration = Duration::from_secs(5);
 /// Longest name of a member.
 const NAME_BYTES_MAX: usize = 253;
 
@@ -423,7 +425,7 @@ impl Keyspace {
         if voters > 0 && !members.iter().any(|member| member.member == self.0.id) {
             return vec![GroupAlarm::Removed { member: self.0.id }];
         }
-        if self.0.member.leader().is_none() {
+        if voters > 0 && self.0.member.alone_for() >= ALONE_AFTER {
             let others = members.iter().filter(|member| member.member != self.0.id);
             let others: Vec<String> = others.map(|m| format!("member {} {} at {}", m.member, m.name, m.address)).collect();
             alarms.push(GroupAlarm::NoLeader { voters, others: others.join(", ") });

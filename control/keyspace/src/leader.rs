@@ -80,15 +80,16 @@ pub(crate) async fn announce(member: Arc<Member>, address: String, mut stopped: 
     }
 }
 
-/// Tells the leader. Who knows of none tells everybody it knows: the leader may look for this member where it was before.
+/// Tells the leader. Who knows of none, or of one that does not answer, tells everybody it knows: the leader may look for
+/// this member where it was before.
 async fn tell(member: &Member, address: &str) -> Result<(), String> {
     let ask = Ask::Change(Change::Announce { member: member.id(), address: address.to_owned() });
     if member.leader().is_some() {
-        return match tokio::time::timeout(ANNOUNCE_TIMEOUT, member.ask(ask)).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(Refusal::Refused(why))) => Err(why),
-            Ok(Err(_)) | Err(_) => Err("no leader can be reached".into()),
-        };
+        match tokio::time::timeout(ANNOUNCE_TIMEOUT, member.ask(ask.clone())).await {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(Refusal::Refused(why))) => return Err(why),
+            Ok(Err(_)) | Err(_) => (),
+        }
     }
     let members = member.members().into_iter().map(|known| Peer { member: known.member, address: known.address });
     let others = members.chain(member.owner().peers.iter().cloned()).filter(|peer| peer.member != member.id());

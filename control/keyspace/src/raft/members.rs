@@ -101,15 +101,6 @@ impl Member {
         metrics.membership_config.membership().get_node(&member).map(|node| node.addr.clone())
     }
 
-    /// Whether this member is in the group, as far as it knows; `None` when it knows of no group.
-    pub fn is_in_group(&self) -> Option<bool> {
-        let metrics = self.raft().server_metrics();
-        let metrics = metrics.borrow_watched();
-        let membership = metrics.membership_config.membership();
-        membership.nodes().next()?;
-        Some(membership.get_node(&self.id()).is_some())
-    }
-
     /// The term in which this member leads.
     pub fn leading(&self) -> Option<u64> {
         let metrics = self.raft().server_metrics();

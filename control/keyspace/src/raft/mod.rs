@@ -39,10 +39,11 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use openraft::async_runtime::WatchReceiver;
 use openraft::{BasicNode, Config, SnapshotPolicy};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 pub use ask::{Ask, Change, Refusal, Told};
@@ -147,6 +148,8 @@ pub struct Member {
     stored_max: u64,
     /// Held by whoever changes the group.
     changing: tokio::sync::Mutex<()>,
+    /// When a leader was last heard of.
+    heard: Mutex<Instant>,
     /// Says that the checkpoint's disk broke.
     broken: Notify,
 }
@@ -224,6 +227,7 @@ impl Member {
             path,
             stored_max,
             changing: tokio::sync::Mutex::default(),
+            heard: Mutex::new(host::now()),
             broken: Notify::new(),
         };
         if founds && !member.raft.is_initialized().await.map_err(io::Error::other)? {
@@ -274,6 +278,24 @@ impl Member {
     /// How it reaches others.
     pub fn transport(&self) -> &Arc<dyn Transport> {
         &self.transport
+    }
+
+    /// Notes that a leader was heard of.
+    fn hear(&self) {
+        *self.heard.lock() = host::now();
+    }
+
+    /// How long this member has been without a majority: since it heard of a leader, or as leader of the others.
+    pub fn alone_for(&self) -> Duration {
+        if self.leading().is_none() {
+            return self.heard.lock().elapsed();
+        }
+        let metrics = self.raft.metrics();
+        let acknowledged = metrics.borrow_watched().last_quorum_acked;
+        match acknowledged {
+            Some(at) if self.read_alone().is_none() => openraft::Instant::elapsed(&*at),
+            _ => Duration::ZERO,
+        }
     }
 
     /// Who was heard of within this time is up.

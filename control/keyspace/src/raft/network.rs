@@ -129,7 +129,13 @@ pub async fn answer(member: &Member, from: MemberId, call: Call) -> Result<Answe
         };
     }
     Ok(match call {
-        Call::Append(request) => Answer::Append(raft.append_entries(request).await.map_err(|e| failed(e.to_string()))?),
+        Call::Append(request) => {
+            let response = raft.append_entries(request).await.map_err(|e| failed(e.to_string()))?;
+            if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
+                member.hear();
+            }
+            Answer::Append(response)
+        }
         Call::Vote(request) => Answer::Vote(raft.vote(request).await.map_err(|e| failed(e.to_string()))?),
         Call::PreVote(request) => Answer::Vote(raft.pre_vote(request).await.map_err(|e| failed(e.to_string()))?),
         Call::Transfer(request) => {
