@@ -660,7 +660,7 @@ mod tests {
         for at in 0..120 {
             first.transact(put(format!("k{at}"), 2_000)).await.unwrap();
         }
-        until("the log is cut", async || (first.status().log_bytes < SIZES.cut / 2).then_some(())).await;
+        until("the log is cut", async || (first.status().log_bytes < SIZES.cut).then_some(())).await;
         let admission = until("it has an address", async || first.admit("second").await.ok()).await;
         let second = member(&authority, 2, Begin::Join(admission)).await;
         // What was put is not sent back: it is made again here.
