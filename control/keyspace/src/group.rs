@@ -427,7 +427,8 @@ impl Keyspace {
         }
         if voters > 0 && self.0.member.alone_for() >= ALONE_AFTER {
             let others = members.iter().filter(|member| member.member != self.0.id);
-            let others: Vec<String> = others.map(|m| format!("member {} {} at {}", m.member, m.name, m.address)).collect();
+            let others: Vec<String> =
+                others.map(|m| format!("member {} {} at {}", m.member, m.name, m.address)).collect();
             alarms.push(GroupAlarm::NoLeader { voters, others: others.join(", ") });
         }
         if voters > 0 && voters % 2 == 0 {

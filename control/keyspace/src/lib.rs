@@ -39,9 +39,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 pub use dir::DirError;
-pub use group::{
-    Admission, Begin, ClusterId, GroupAlarm, GroupError, Lead, MemberStatus, NoClusterId, Peer, Role,
-};
+pub use group::{Admission, Begin, ClusterId, GroupAlarm, GroupError, Lead, MemberStatus, NoClusterId, Peer, Role};
 pub use raft::{Hub, MemberId, PeerTls};
 pub use record::{
     Committed, Event, EventKind, FRAME_SLOTS, Guard, Key, OPS_MAX, Op, Record, Revision, TRANSACTION_BYTES_MAX, Value,

@@ -666,7 +666,8 @@ mod tests {
         // What was put is not sent back: it is made again here.
         let done = until("it is in the group", async || second.transact(put("large".into(), 9_000)).await.ok()).await;
         assert_eq!(done.records[0].bytes, first.get("things", "large").unwrap().bytes);
-        let gone = second.transact(vec![Op::Delete { key: Key::new("things", "k3"), guard: Guard::Present }]).await.unwrap();
+        let gone =
+            second.transact(vec![Op::Delete { key: Key::new("things", "k3"), guard: Guard::Present }]).await.unwrap();
         assert_eq!(gone.records[0].bytes.len(), 2_000 + gone.revision.to_string().len());
         assert!(second.barrier().await.unwrap() >= gone.revision);
         let contents = |keyspace: &Keyspace| {

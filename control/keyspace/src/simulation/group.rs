@@ -97,7 +97,11 @@ impl Net {
     /// Cuts or mends one direction.
     fn cut(&self, from: MemberId, to: MemberId, is_cut: bool) {
         let mut wires = self.0.lock();
-        if is_cut { wires.cut.insert((from, to)) } else { wires.cut.remove(&(from, to)) };
+        if is_cut {
+            wires.cut.insert((from, to))
+        } else {
+            wires.cut.remove(&(from, to))
+        };
     }
 
     fn heal(&self) {
@@ -405,7 +409,8 @@ impl World {
                 }
                 Some(_) => (),
                 None => {
-                    if let Some((by, from, to)) = whole.iter().find(|(_, from, to)| *from < revision && revision <= *to) {
+                    if let Some((by, from, to)) = whole.iter().find(|(_, from, to)| *from < revision && revision <= *to)
+                    {
                         let what = format!("member {by} does not say {revision} ({event:?}), from {from} to {to}");
                         self.is_wrong(what);
                     }
@@ -659,7 +664,8 @@ async fn planted_faults_are_found() {
         let mut found = None;
         for some in 0..4_u64 {
             let played = play_all(some * 4..some * 4 + 4, plant).await;
-            let mut wrong = played.into_iter().flat_map(|(seed, wrong, _)| wrong.into_iter().map(move |what| (seed, what)));
+            let mut wrong =
+                played.into_iter().flat_map(|(seed, wrong, _)| wrong.into_iter().map(move |what| (seed, what)));
             found = wrong.find(|(_, what)| is_sign(what));
             if found.is_some() {
                 break;
