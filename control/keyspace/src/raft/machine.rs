@@ -101,6 +101,11 @@ impl Machine {
         self.checkpoint.is_broken()
     }
 
+    /// Where `member` is reached, by the membership that was applied last; `None` before it is in one.
+    pub fn address_of(&self, member: MemberId) -> Option<String> {
+        self.head.lock().membership.membership().get_node(&member).map(|node| node.addr.clone())
+    }
+
     /// Index of the last entry in the checkpoint.
     pub fn checkpointed(&self) -> Option<u64> {
         self.covered.lock().applied.map(|id| id.index)

@@ -214,7 +214,7 @@ impl Member {
         };
         let config = Arc::new(config.validate().map_err(io::Error::other)?);
         let applier = Applier(machine.clone());
-        let network = Network(transport.clone());
+        let network = Network(transport.clone(), machine.clone());
         let raft = Raft::new(id, config, network, log.clone(), applier).await.map_err(io::Error::other)?;
         let founds = owner.founder;
         let member = Member {

@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 
 use super::Member;
 use super::ask::{Ask, Refusal, Told};
-use super::machine::Applier;
+use super::machine::{Applier, Machine};
 use super::members::removed;
 use super::snapshot::{Parts, Receiving, SnapshotData};
 use super::types::{LeaderId, MemberId, SnapshotMeta, TypeConfig, Vote};
@@ -169,31 +169,38 @@ fn receive(dir: &Path, mut parts: mpsc::Receiver<Part>) -> std::io::Result<Optio
 }
 
 /// Makes a [`Peer`] for each other member.
-pub struct Network(pub Arc<dyn Transport>);
+pub struct Network(pub Arc<dyn Transport>, pub Arc<Machine>);
 
 impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Peer;
 
     async fn new_client(&mut self, target: MemberId, node: &BasicNode) -> Peer {
-        Peer { to: target, address: node.addr.clone(), transport: self.0.clone() }
+        Peer { to: target, address: node.addr.clone(), transport: self.0.clone(), machine: self.1.clone() }
     }
 }
 
 /// Another member.
 pub struct Peer {
     to: MemberId,
+    /// Where it was when this was made: openraft keeps it while the member moves.
     address: String,
     transport: Arc<dyn Transport>,
+    machine: Arc<Machine>,
 }
 
 impl Peer {
+    /// Where it is now, as far as is known.
+    fn address(&self) -> String {
+        self.machine.address_of(self.to).unwrap_or_else(|| self.address.clone())
+    }
+
     async fn call(&self, call: Call, option: &RPCOption) -> Result<Answer, RPCError<TypeConfig>> {
         let bytes = match &call {
             Call::Append(request) => request.entries.iter().map(|entry| super::log::size(entry) as u64).sum(),
             _ => 0,
         };
         let deadline = option.soft_ttl() + Duration::from_millis(bytes * 1000 / LINK_BYTES_PER_SECOND);
-        let call = self.transport.call(self.to, &self.address, call);
+        let call = self.transport.call(self.to, &self.address(), call);
         match tokio::time::timeout(deadline, call).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error @ TransportError::Unreachable(_))) => Err(Unreachable::new(&error).into()),
@@ -276,7 +283,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
             Ok(())
         });
         let call = Call::Snapshot { vote, meta: Box::new(snapshot.meta), parts };
-        let call = self.transport.call(self.to, &self.address, call);
+        let call = self.transport.call(self.to, &self.address(), call);
         let answer = tokio::select! {
             answer = tokio::time::timeout(SNAPSHOT_TIMEOUT, call) => match answer {
                 Ok(answer) => answer,
