@@ -31,6 +31,7 @@ mod layers;
 mod limits;
 mod openapi;
 mod request;
+mod roles;
 mod router;
 mod server;
 mod store;
@@ -51,6 +52,7 @@ use http::{HeaderValue, header};
 pub use config::Config;
 pub use identity::Identity;
 pub use in_process::InProcess;
+use authz::Attributes;
 use server::Shared;
 
 /// Why an API server cannot start.
@@ -120,6 +122,17 @@ async fn admit(State(shared): State<Arc<Shared>>, mut request: Request<Body>, ne
         Err(status) => refused(status),
         Ok(caller) if !caller.identity.is_authenticated() => refused(Status::unauthorized()),
         Ok(caller) => {
+            let method = request.method().as_str().to_ascii_lowercase();
+            let verb = if method == "head" { "get" } else { &method };
+            let asked = Attributes { verb, path: Some(request.uri().path()), ..Attributes::default() };
+            // What a node may ask for at these paths, they know themselves.
+            let allowed = match caller.identity.node() {
+                Some(_) => Ok(()),
+                None => authz::check(&shared.cluster, &caller.identity, &asked),
+            };
+            if let Err(status) = allowed {
+                return answer::respond::status(request::negotiate::Form::JSON, &status);
+            }
             request.extensions_mut().insert(Identity::clone(&caller.identity));
             next.run(request).await
         }

@@ -136,9 +136,7 @@ async fn path(
     let method = parts.method.as_str().to_ascii_lowercase();
     let verb = if method == "head" { "get" } else { &method };
     let asked = Attributes { verb, path: Some(parts.uri.path()), ..Attributes::default() };
-    if !authz::allows(&caller.identity, &asked) {
-        return Err(authz::refusal(&caller.identity, &asked));
-    }
+    authz::check(&server.cluster, &caller.identity, &asked)?;
     let call = Arc::new(Call::new(parts, caller.identity.clone(), ResourcePath::default()));
     let deadline = Deadline::new(call.query.get("timeout"), server.config.request_timeout)?;
     let flow = caller.flow();
@@ -147,7 +145,7 @@ async fn path(
             (seen.verb, seen.resource) = ("create", "bindings");
             let body = server.bodies.read(flow.name, body, deadline.at).await?;
             let _place = server.limits.request(flow, body.len())?;
-            let bindings = Bindings::read(&Request { call, body })?;
+            let bindings = Bindings::read(&server.cluster, &Request { call, body })?;
             let heavy = bindings.bytes(&server.cluster) >= HEAVY_BYTES;
             let here = server.clone();
             let bound = async move { bindings.bind_all(&here.cluster).await };
@@ -230,9 +228,7 @@ async fn resource(
     let verb = authz::verb(&call);
     seen.verb = verb;
     let asked = Attributes::of(&call, verb);
-    if !authz::allows(&call.identity, &asked) {
-        return Err(authz::refusal(&call.identity, &asked));
-    }
+    authz::check(&server.cluster, &call.identity, &asked)?;
     let target = &call.target;
     if target.watch && !matches!(call.method, Method::GET | Method::HEAD) {
         return Err(Status::method_not_allowed());

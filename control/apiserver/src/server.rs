@@ -8,7 +8,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::authn::tokens::Tokens;
-use crate::catalog::Catalog;
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::discovery::Discovery;
@@ -50,7 +49,7 @@ impl Shared {
         let tokens = Tokens::new(&config.token_key, &config.issuer).map_err(crate::StartError::TokenKey)?;
         let stopping = CancellationToken::new();
         Ok(Arc::new(Shared {
-            cluster: Cluster { catalog: Catalog::new(), store: Store::new(keyspace) },
+            cluster: Cluster::new(Store::new(keyspace)),
             discovery: Discovery::new(),
             openapi: OpenApi::default(),
             nodes: Nodes::new(config.node_client.clone(), stopping.clone()),

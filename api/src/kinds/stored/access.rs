@@ -7,7 +7,6 @@ use super::{BLANK, Kind, Stored, Support, condition, row};
 use crate::kinds::value::{Read, child, default_to, default_when_zero, items_mut, or};
 use crate::kinds::{AGE, Cell, Column, NAME, column, wide};
 
-const NOT_AUTHORIZED: &str = "authorization does not look at it yet";
 const NOT_LIMITED: &str = "requests are not limited by it yet";
 const MADE: Column = column("Created At", "date");
 const GROUP: &str = "rbac.authorization.k8s.io";
@@ -35,7 +34,7 @@ pub(super) static ROWS: &[Kind] = &[
         binding()),
     row!(cluster "rbac.authorization.k8s.io" "io.k8s.api.rbac.v1" "ClusterRole" "clusterroles" "clusterrole",
         [NAME => Name, MADE => Made],
-        Stored::inert(NOT_AUTHORIZED).named_as_path().made_by_update()),
+        Stored::new(Support::Honoured).named_as_path().made_by_update()),
     row!(namespaced "rbac.authorization.k8s.io" "io.k8s.api.rbac.v1" "RoleBinding" "rolebindings" "rolebinding",
         [
             NAME => Name,
@@ -48,7 +47,7 @@ pub(super) static ROWS: &[Kind] = &[
         binding()),
     row!(namespaced "rbac.authorization.k8s.io" "io.k8s.api.rbac.v1" "Role" "roles" "role",
         [NAME => Name, MADE => Made],
-        Stored::inert(NOT_AUTHORIZED).named_as_path().made_by_update()),
+        Stored::new(Support::Honoured).named_as_path().made_by_update()),
     row!(cluster "flowcontrol.apiserver.k8s.io" "io.k8s.api.flowcontrol.v1" "FlowSchema" "flowschemas" "flowschema",
         [
             NAME => Name,
@@ -92,7 +91,7 @@ pub(super) static ROWS: &[Kind] = &[
 ];
 
 const fn binding() -> Stored {
-    Stored::inert(NOT_AUTHORIZED)
+    Stored::new(Support::Honoured)
         .default_by(default_binding)
         .requires(&["roleRef.kind", "roleRef.name"])
         .fixes(&["roleRef"])

@@ -33,6 +33,7 @@ pub(crate) use lifecycle::delete;
 /// Admits a new object, and completes it. Says whether anything was added, which may need defaults of its own.
 pub(crate) async fn create(at: &Attributes<'_>, object: &mut Value) -> Result<bool, Status> {
     authz::node::creates(at.caller, at.resource, object)?;
+    authz::rbac::grants(at.cluster, at.caller, (at.resource, at.namespace), object, None)?;
     if is(at.resource, "", "nodes") {
         node::create(object);
     }
@@ -51,6 +52,7 @@ pub(crate) async fn place(at: &Attributes<'_>, object: &Value) -> Result<Option<
 /// Admits a change, and completes it.
 pub(crate) async fn update(at: &Attributes<'_>, object: &mut Value, old: &Value) -> Result<(), Status> {
     authz::node::changes(at.caller, at.resource, object, old)?;
+    authz::rbac::grants(at.cluster, at.caller, (at.resource, at.namespace), object, Some(old))?;
     if is(at.resource, "", "pods") && at.subresource.is_empty() {
         pod::update(object, old);
     }

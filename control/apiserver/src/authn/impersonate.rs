@@ -6,6 +6,7 @@ use coracle_api::status::Status;
 use http::{HeaderMap, HeaderValue};
 
 use crate::authz::{self, Attributes};
+use crate::cluster::Cluster;
 use crate::identity::{ANONYMOUS, Identity, UNAUTHENTICATED};
 use crate::request::query::decode;
 
@@ -17,7 +18,41 @@ pub(super) fn is_asked(headers: &HeaderMap) -> bool {
 }
 
 /// Who the request is for: the caller, or whom the caller's headers name.
-pub(super) fn apply(caller: &Identity, headers: &HeaderMap) -> Result<Identity, Status> {
+pub(super) fn apply(cluster: &Cluster, caller: &Identity, headers: &HeaderMap) -> Result<Identity, Status> {
+    let Some(claim) = claim(headers)? else { return Ok(caller.clone()) };
+    // Each part of what is claimed is asked for: a group may be worth more than the user.
+    let may = |asked: Attributes<'_>| authz::check(cluster, caller, &Attributes { verb: "impersonate", ..asked });
+    match account(&claim.user) {
+        Some((namespace, name)) => {
+            may(Attributes { resource: "serviceaccounts", namespace, name, ..Attributes::default() })?;
+        }
+        None => may(Attributes { resource: "users", name: &claim.user, ..Attributes::default() })?,
+    }
+    for group in &claim.groups {
+        may(Attributes { resource: "groups", name: group, ..Attributes::default() })?;
+    }
+    let group = "authentication.k8s.io";
+    if !claim.uid.is_empty() {
+        may(Attributes { group, resource: "uids", name: &claim.uid, ..Attributes::default() })?;
+    }
+    for (key, values) in &claim.extra {
+        for name in values {
+            may(Attributes { group, resource: "userextras", subresource: key, name, ..Attributes::default() })?;
+        }
+    }
+    let mut identity = Identity::named(&claim.user, claim.groups);
+    identity.uid = claim.uid;
+    identity.extra = claim.extra;
+    Ok(identity)
+}
+
+/// The namespace and the name of the account whose user this is.
+fn account(user: &str) -> Option<(&str, &str)> {
+    user.strip_prefix("system:serviceaccount:").and_then(|account| account.split_once(':'))
+}
+
+/// As whom a request wants to act; the groups are those that it names.
+fn claim(headers: &HeaderMap) -> Result<Option<Identity>, Status> {
     let text = |name: &str| headers.get(name).map_or(Ok(String::new()), |value| read(name, value));
     let (user, uid) = (text("impersonate-user")?, text("impersonate-uid")?);
     let groups = headers.get_all("impersonate-group").iter().map(|value| read("impersonate-group", value));
@@ -30,7 +65,7 @@ pub(super) fn apply(caller: &Identity, headers: &HeaderMap) -> Result<Identity, 
     }
     if user.is_empty() {
         if groups.is_empty() && uid.is_empty() && extra.is_empty() {
-            return Ok(caller.clone());
+            return Ok(None);
         }
         let list: Vec<String> = groups.iter().map(|group| format!("{group:?}")).collect();
         return Err(Status::bad_request(format!(
@@ -39,14 +74,7 @@ pub(super) fn apply(caller: &Identity, headers: &HeaderMap) -> Result<Identity, 
             list.join(", ")
         )));
     }
-    let asked = Attributes { verb: "impersonate", resource: "users", name: &user, ..Attributes::default() };
-    if !authz::allows(caller, &asked) {
-        return Err(authz::refusal(caller, &asked));
-    }
-    let mut identity = Identity::named(&user, groups);
-    identity.uid = uid;
-    identity.extra = extra;
-    Ok(identity)
+    Ok(Some(Identity { user, groups, uid, extra }))
 }
 
 /// A header as text. One that is no text is a fault: taken for none, the caller would act as itself.
@@ -62,8 +90,7 @@ impl Identity {
             groups.push(UNAUTHENTICATED.to_owned());
             return Identity { groups, ..Identity::anonymous() };
         }
-        let account = user.strip_prefix("system:serviceaccount:").and_then(|account| account.split_once(':'));
-        if let (Some((namespace, _)), true) = (account, groups.is_empty()) {
+        if let (Some((namespace, _)), true) = (account(user), groups.is_empty()) {
             groups = vec!["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{namespace}")];
         }
         Identity::authenticated(user, groups)
@@ -76,12 +103,11 @@ mod tests {
 
     #[test]
     fn a_name_that_cannot_be_read_is_not_taken_for_none() {
-        let caller = Identity::authenticated("me", Vec::new());
         let ask = |name: &'static str, value: &[u8]| {
             let mut headers = HeaderMap::new();
             headers.insert("impersonate-user", HeaderValue::from_static("other"));
             headers.insert(name, HeaderValue::from_bytes(value).unwrap());
-            apply(&caller, &headers).map(|identity| identity.user).map_err(|status| status.code())
+            claim(&headers).map(|claim| claim.unwrap().user).map_err(|status| status.code())
         };
         for name in ["impersonate-user", "impersonate-uid", "impersonate-group", "impersonate-extra-a"] {
             assert_eq!(ask(name, b"\xff"), Err(400), "{name}");

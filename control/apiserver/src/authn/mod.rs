@@ -61,7 +61,7 @@ pub(crate) fn authenticate<B>(cluster: &Cluster, tokens: &Tokens, request: &Requ
         return Ok(Caller { identity: caller, class, name: None });
     }
     let name = caller.user.clone();
-    let identity = impersonate::apply(&caller, headers)?;
+    let identity = impersonate::apply(cluster, &caller, headers)?;
     Ok(Caller { identity: Arc::new(identity), class, name: Some(name) })
 }
 

@@ -1,40 +1,15 @@
-//! What a caller may do. There are no roles yet: whoever proved who it is may do all, except that node agents see and write
-//! only what they need ([`node`]), and strangers see only health and version.
+//! What a caller may do: what a role says that is bound to it ([`rbac`]); node agents beside it what their pods need
+//! ([`node`]); strangers see health and version.
 
 pub(crate) mod node;
+pub(crate) mod rbac;
 
 use coracle_api::status::Status;
 
+use crate::cluster::Cluster;
 use crate::identity::Identity;
 use crate::request::call::Call;
-
-/// What is asked for.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Attributes<'a> {
-    pub verb: &'a str,
-    pub group: &'a str,
-    pub resource: &'a str,
-    pub subresource: &'a str,
-    pub namespace: &'a str,
-    pub name: &'a str,
-    /// Of what is no resource.
-    pub path: Option<&'a str>,
-}
-
-impl<'a> Attributes<'a> {
-    /// What a request for a resource asks for.
-    pub fn of(call: &'a Call, verb: &'a str) -> Attributes<'a> {
-        Attributes {
-            verb,
-            group: &call.target.group,
-            resource: &call.target.resource,
-            subresource: call.subresource(),
-            namespace: call.namespace().unwrap_or_default(),
-            name: call.name(),
-            path: None,
-        }
-    }
-}
+pub(crate) use crate::roles::Attributes;
 
 /// Paths that everybody may read.
 fn is_public(path: &str) -> bool {
@@ -42,19 +17,26 @@ fn is_public(path: &str) -> bool {
     ["/healthz", "/livez", "/readyz", "/version"].into_iter().any(health)
 }
 
+/// Whether `identity` may do everything, whatever the roles say: it could not be shut out by a mistake in them.
+fn is_master(identity: &Identity) -> bool {
+    identity.is_in("system:masters")
+}
+
 /// Whether `identity` may do this.
-pub(crate) fn allows(identity: &Identity, asked: &Attributes<'_>) -> bool {
-    if !identity.is_authenticated() {
-        return asked.verb == "get" && asked.path.is_some_and(is_public);
-    }
-    match identity.node() {
-        Some(node) => node::allows(node, asked),
-        None => true,
-    }
+pub(crate) fn allows(cluster: &Cluster, identity: &Identity, asked: &Attributes<'_>) -> bool {
+    is_master(identity)
+        || asked.verb == "get" && asked.path.is_some_and(is_public)
+        || identity.node().is_some_and(|node| node::allows(node, asked))
+        || rbac::allows(cluster, identity, asked)
+}
+
+/// Refuses what `identity` may not do.
+pub(crate) fn check(cluster: &Cluster, identity: &Identity, asked: &Attributes<'_>) -> Result<(), Status> {
+    if allows(cluster, identity, asked) { Ok(()) } else { Err(refusal(identity, asked)) }
 }
 
 /// The refusal, in the reference's words.
-pub(crate) fn refusal(identity: &Identity, asked: &Attributes<'_>) -> Status {
+fn refusal(identity: &Identity, asked: &Attributes<'_>) -> Status {
     let user = coracle_api::meta::text::quote(&identity.user);
     if let Some(path) = asked.path {
         let message = format!("User {user} cannot {} path {}", asked.verb, coracle_api::meta::text::quote(path));
@@ -94,13 +76,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn strangers_see_health_and_version() {
-        let stranger = Identity::anonymous();
+    fn everybody_sees_health_and_version() {
         for (path, expected) in
             [("/healthz", true), ("/readyz/etcd", true), ("/version", true), ("/versions", false), ("/api", false)]
         {
-            let asked = Attributes { verb: "get", path: Some(path), ..Attributes::default() };
-            assert_eq!(allows(&stranger, &asked), expected, "{path}");
+            assert_eq!(is_public(path), expected, "{path}");
         }
     }
 }

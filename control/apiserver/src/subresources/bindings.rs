@@ -37,11 +37,9 @@ struct Binding {
 
 impl Bindings {
     /// Reads what the caller asks for, if it may.
-    pub fn read(request: &Request) -> Result<Bindings, Status> {
+    pub fn read(cluster: &Cluster, request: &Request) -> Result<Bindings, Status> {
         let asked = Attributes { verb: "create", resource: "pods", subresource: "binding", ..Attributes::default() };
-        if !authz::allows(&request.call.identity, &asked) {
-            return Err(authz::refusal(&request.call.identity, &asked));
-        }
+        authz::check(cluster, &request.call.identity, &asked)?;
         let read: Bindings = serde_json::from_slice(&request.body)
             .map_err(|error| Status::bad_request(format!("the bindings cannot be read: {error}")))?;
         if read.bindings.len() > OPS_MAX {

@@ -97,7 +97,6 @@ mod tests {
     use coracle_keyspace::{Guard, Keyspace, Op};
 
     use super::*;
-    use crate::catalog::Catalog;
     use crate::identity::Identity;
     use crate::request::path::ResourcePath;
     use crate::store::{Store, object as stored};
@@ -106,7 +105,7 @@ mod tests {
     async fn a_pod_that_has_the_name_by_then_stays() {
         let dir = tempfile::tempdir().unwrap();
         let keyspace = Keyspace::open(coracle_keyspace::Config::new(dir.path())).await.unwrap();
-        let cluster = Cluster { catalog: Catalog::new(), store: Store::new(keyspace) };
+        let cluster = Cluster::new(Store::new(keyspace));
         let pods = cluster.catalog.named("", "pods").unwrap().clone();
         let pod =
             |uid: &str| object!({"metadata": {"name": "p", "namespace": "ns", "uid": uid, "resourceVersion": "1"}});

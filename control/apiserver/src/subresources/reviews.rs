@@ -107,10 +107,10 @@ pub(crate) fn answer(
             if namespace.is_empty() {
                 return Err(Status::bad_request("no namespace on request"));
             }
-            asked["status"] = rules(identity);
+            asked["status"] = rules(cluster, identity, namespace);
         }
         Review::Access | Review::LocalAccess | Review::SelfAccess => {
-            asked["status"] = access(identity, review, call.namespace(), &asked["spec"])?;
+            asked["status"] = access(cluster, identity, review, call.namespace(), &asked["spec"])?;
         }
     }
     Ok(respond::value(form, 201, &asked))
@@ -132,7 +132,13 @@ fn user_info(identity: &Identity) -> Value {
 }
 
 /// Whether somebody may do something.
-fn access(caller: &Identity, review: Review, namespace: Option<&str>, spec: &Value) -> Result<Value, Status> {
+fn access(
+    cluster: &Cluster,
+    caller: &Identity,
+    review: Review,
+    namespace: Option<&str>,
+    spec: &Value,
+) -> Result<Value, Status> {
     let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
     let mut errors = Vec::new();
     if resource.is_object() == path.is_object() {
@@ -177,23 +183,17 @@ fn access(caller: &Identity, review: Review, namespace: Option<&str>, spec: &Val
         name: &name,
         path: path.is_object().then_some(path_text.as_str()),
     };
-    let allowed = authz::allows(subject, &asked);
+    let allowed = authz::allows(cluster, subject, &asked);
     Ok(if allowed { json!({"allowed": true}) } else { json!({"allowed": false}) })
 }
 
-/// What the caller may do, as rules.
-fn rules(identity: &Identity) -> Value {
-    let everything = json!([{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}]);
-    let paths = json!([{"verbs": ["*"], "nonResourceURLs": ["*"]}]);
-    match identity.node() {
-        None => json!({"resourceRules": everything, "nonResourceRules": paths, "incomplete": false}),
-        // What a node may do depends on the object, beside this.
-        Some(_) => json!({
-            "resourceRules": [{
-                "verbs": ["get", "list", "watch"], "apiGroups": ["", "discovery.k8s.io"],
-                "resources": ["services", "endpoints", "endpointslices"],
-            }],
-            "nonResourceRules": [{"verbs": ["get"], "nonResourceURLs": ["*"]}], "incomplete": true, "evaluationError": "node rules depend on the object",
-        }),
+/// What the caller may do in a namespace, as rules.
+fn rules(cluster: &Cluster, identity: &Identity, namespace: &str) -> Value {
+    let (resources, paths) = authz::rbac::rules(cluster, identity, namespace);
+    let mut status = json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false});
+    if identity.node().is_some() {
+        status["incomplete"] = true.into();
+        status["evaluationError"] = "what a node may do beside this depends on its pods".into();
     }
+    status
 }

@@ -8,6 +8,7 @@ mod kinds;
 mod lists;
 mod nodes;
 mod objects;
+mod roles;
 mod scheduling;
 mod services;
 mod shape;
@@ -124,9 +125,13 @@ impl Server {
         answer
     }
 
-    /// The account that pods run as.
+    /// The account that pods run as; here it may do everything.
     async fn with_account(self) -> Server {
         self.make("/api/v1/namespaces/default/serviceaccounts", json!({"metadata": {"name": "default"}})).await;
+        let subject = json!({"kind": "ServiceAccount", "name": "default", "namespace": "default"});
+        let role = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"});
+        let binding = json!({"metadata": {"name": "tests"}, "subjects": [subject], "roleRef": role});
+        self.make("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", binding).await;
         self
     }
 }

@@ -8,6 +8,7 @@ const STAIRS: &[&[&str]] = &[
     &["request"],
     &["catalog"],
     &["store"],
+    &["roles"],
     &["cluster"],
     &["answer"],
     &["authz"],

@@ -1,0 +1,76 @@
+//! Authorization by roles (RBAC, kubernetes-api §19): a caller may do what a role says that is bound to it, and nothing else.
+
+use coracle_api::status::Status;
+use serde_json::Value;
+
+use crate::catalog::Resource;
+use crate::cluster::Cluster;
+use crate::identity::Identity;
+use crate::roles::{Attributes, Binding, GROUP, KINDS, Role, Rule};
+
+/// Whether a role that is bound to `identity` says that it may.
+pub(super) fn allows(cluster: &Cluster, identity: &Identity, asked: &Attributes<'_>) -> bool {
+    cluster.roles().allows(identity, asked)
+}
+
+/// What holds for `identity` in `namespace`, as rules about resources and rules about paths.
+pub(crate) fn rules(cluster: &Cluster, identity: &Identity, namespace: &str) -> (Vec<Value>, Vec<Value>) {
+    let index = cluster.roles();
+    let (paths, resources): (Vec<&Rule>, Vec<&Rule>) =
+        index.rules(identity, namespace).partition(|rule| !rule.non_resource_urls.is_empty());
+    (resources.into_iter().map(Rule::json).collect(), paths.into_iter().map(Rule::json).collect())
+}
+
+/// Nobody gives more than it has: a role whose rules the caller does not have itself is written by who may `escalate`, and
+/// bound by who may `bind` it.
+pub(crate) fn grants(
+    cluster: &Cluster,
+    caller: &Identity,
+    at: (&Resource, Option<&str>),
+    object: &Value,
+    old: Option<&Value>,
+) -> Result<(), Status> {
+    let (resource, namespace) = (at.0, at.1.unwrap_or_default());
+    let kind = resource.row.resource;
+    if resource.row.group != GROUP || !KINDS.contains(&kind) || super::is_master(caller) {
+        return Ok(());
+    }
+    let is_binding = kind.ends_with("bindings");
+    let said: &[&str] = if is_binding { &["roleRef", "subjects"] } else { &["rules", "aggregationRule"] };
+    if old.is_some_and(|old| said.iter().all(|field| old[field] == object[field])) {
+        return Ok(());
+    }
+    let index = cluster.roles();
+    let own_name = object["metadata"]["name"].as_str().unwrap_or_default();
+    let own = |asked: &Attributes<'_>| index.allows(caller, asked);
+    let may = |verb, resource, name| own(&Attributes { verb, group: GROUP, resource, namespace, name, ..Attributes::default() });
+    let given: Vec<Rule> = if is_binding {
+        let binding = Binding::read(object, namespace);
+        let (of, name, role) = binding.role();
+        if may("bind", of, name) {
+            return Ok(());
+        }
+        if !index.knows(&role) {
+            return Err(Status::not_found(GROUP, of, name));
+        }
+        index.of_role(&role).cloned().collect()
+    } else {
+        if may("escalate", kind, own_name) {
+            return Ok(());
+        }
+        Role::read(object).rules
+    };
+    let beyond = |rule: &&Rule| rule.permissions(namespace).is_none_or(|all| !all.iter().all(own));
+    let missing: Vec<String> = given.iter().filter(beyond).map(Rule::show).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let groups: Vec<_> = caller.groups.iter().map(|group| coracle_api::meta::text::quote(group).to_string()).collect();
+    let message = format!(
+        "user {} (groups=[{}]) is attempting to grant RBAC permissions not currently held:\n{}",
+        coracle_api::meta::text::quote(&caller.user),
+        groups.join(" "),
+        missing.join("\n")
+    );
+    Err(resource.forbidden(own_name, message))
+}

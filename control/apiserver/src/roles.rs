@@ -1,0 +1,404 @@
+//! The roles and bindings that are stored (RBAC, kubernetes-api §19), in the shape in which they are asked: read again only
+//! when one of them has changed, and then only that one.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use coracle_api::meta::selector::LabelSelector;
+use coracle_keyspace::{Record, Records};
+use parking_lot::Mutex;
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value, json};
+
+use crate::catalog::Catalog;
+use crate::identity::Identity;
+use crate::request::call::Call;
+use crate::store::Store;
+
+/// Where rules and bindings are.
+pub(crate) const GROUP: &str = "rbac.authorization.k8s.io";
+/// The kinds that say who may do what.
+pub(crate) const KINDS: [&str; 4] = ["clusterroles", "roles", "clusterrolebindings", "rolebindings"];
+/// Most single permissions that a role may be compared by; who may grant everything needs no comparison.
+const COMPARED_MAX: usize = 10_000;
+
+/// What is asked for.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Attributes<'a> {
+    pub verb: &'a str,
+    pub group: &'a str,
+    pub resource: &'a str,
+    pub subresource: &'a str,
+    pub namespace: &'a str,
+    pub name: &'a str,
+    /// Of what is no resource.
+    pub path: Option<&'a str>,
+}
+
+impl<'a> Attributes<'a> {
+    /// What a request for a resource asks for.
+    pub fn of(call: &'a Call, verb: &'a str) -> Attributes<'a> {
+        Attributes {
+            verb,
+            group: &call.target.group,
+            resource: &call.target.resource,
+            subresource: call.subresource(),
+            // A namespace is in itself.
+            namespace: match call.namespace() {
+                None if (call.target.group.as_str(), call.target.resource.as_str()) == ("", "namespaces") => call.name(),
+                namespace => namespace.unwrap_or_default(),
+            },
+            name: call.name(),
+            path: None,
+        }
+    }
+}
+
+/// What a role allows. `*` in a list is everything.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Rule {
+    #[serde(deserialize_with = "nullable")]
+    verbs: Vec<String>,
+    #[serde(deserialize_with = "nullable")]
+    api_groups: Vec<String>,
+    #[serde(deserialize_with = "nullable")]
+    resources: Vec<String>,
+    #[serde(deserialize_with = "nullable")]
+    resource_names: Vec<String>,
+    #[serde(rename = "nonResourceURLs", deserialize_with = "nullable")]
+    pub non_resource_urls: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Metadata {
+    namespace: String,
+    #[serde(deserialize_with = "nullable")]
+    labels: Map<String, Value>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Role {
+    metadata: Metadata,
+    #[serde(deserialize_with = "nullable")]
+    pub rules: Vec<Rule>,
+    #[serde(deserialize_with = "nullable")]
+    aggregation_rule: Aggregation,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Aggregation {
+    #[serde(deserialize_with = "nullable")]
+    cluster_role_selectors: Vec<Value>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Binding {
+    metadata: Metadata,
+    role_ref: RoleRef,
+    #[serde(deserialize_with = "nullable")]
+    subjects: Vec<Subject>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct RoleRef {
+    kind: String,
+    name: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Subject {
+    kind: String,
+    name: String,
+    namespace: String,
+}
+
+fn nullable<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(reader: D) -> Result<T, D::Error> {
+    Option::<T>::deserialize(reader).map(Option::unwrap_or_default)
+}
+
+fn has(list: &[String], wanted: &str) -> bool {
+    list.iter().any(|item| item == "*" || item == wanted)
+}
+
+impl Rule {
+    /// Whether it names what is asked for.
+    pub fn allows(&self, asked: &Attributes<'_>) -> bool {
+        if !has(&self.verbs, asked.verb) {
+            return false;
+        }
+        if let Some(path) = asked.path {
+            let covers = |url: &String| url == path || url.strip_suffix('*').is_some_and(|start| path.starts_with(start));
+            return self.non_resource_urls.iter().any(covers);
+        }
+        let is_named = |resource: &String| match asked.subresource {
+            _ if resource == "*" => true,
+            "" => resource == asked.resource,
+            subresource => resource
+                .split_once('/')
+                .is_some_and(|(of, part)| part == subresource && (of == "*" || of == asked.resource)),
+        };
+        has(&self.api_groups, asked.group)
+            && self.resources.iter().any(is_named)
+            && (self.resource_names.is_empty()
+                || !asked.name.is_empty() && self.resource_names.iter().any(|name| name == asked.name))
+    }
+
+    /// Each single thing that it allows, asked for in `namespace`; `None` when they are too many to look at.
+    pub fn permissions<'a>(&'a self, namespace: &'a str) -> Option<Vec<Attributes<'a>>> {
+        let names = self.resource_names.len().max(1);
+        let resources = [self.api_groups.len(), self.resources.len(), names];
+        let count = resources.into_iter().try_fold(1_usize, usize::checked_mul)?;
+        let count = count.checked_add(self.non_resource_urls.len())?.checked_mul(self.verbs.len())?;
+        if count > COMPARED_MAX {
+            return None;
+        }
+        let mut all = Vec::with_capacity(count);
+        for verb in &self.verbs {
+            all.extend(self.non_resource_urls.iter().map(|url| Attributes {
+                verb,
+                path: Some(url),
+                ..Attributes::default()
+            }));
+            for (group, resource) in self.api_groups.iter().flat_map(|group| self.resources.iter().map(move |r| (group, r))) {
+                let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
+                let asked = Attributes { verb, group, resource, subresource, namespace, ..Attributes::default() };
+                match self.resource_names.as_slice() {
+                    [] => all.push(asked),
+                    names => all.extend(names.iter().map(|name| Attributes { name, ..asked.clone() })),
+                }
+            }
+        }
+        Some(all)
+    }
+
+    /// In the reference's words.
+    pub fn show(&self) -> String {
+        let lists = [
+            ("APIGroups", &self.api_groups),
+            ("Resources", &self.resources),
+            ("ResourceNames", &self.resource_names),
+            ("NonResourceURLs", &self.non_resource_urls),
+            ("Verbs", &self.verbs),
+        ];
+        let shown = lists.into_iter().filter(|(_, list)| !list.is_empty()).map(|(name, list)| {
+            let items: Vec<_> = list.iter().map(|item| coracle_api::meta::text::quote(item).to_string()).collect();
+            format!("{name}:[{}]", items.join(", "))
+        });
+        format!("{{{}}}", shown.collect::<Vec<_>>().join(", "))
+    }
+
+    /// As reviews say it.
+    pub fn json(&self) -> Value {
+        let mut rule = json!({"verbs": self.verbs});
+        if !self.non_resource_urls.is_empty() {
+            rule["nonResourceURLs"] = json!(self.non_resource_urls);
+            return rule;
+        }
+        rule["apiGroups"] = json!(self.api_groups);
+        rule["resources"] = json!(self.resources);
+        if !self.resource_names.is_empty() {
+            rule["resourceNames"] = json!(self.resource_names);
+        }
+        rule
+    }
+}
+
+/// A role that is bound: by its record's name, everywhere or in one namespace.
+#[derive(Debug)]
+pub(crate) struct Grant {
+    role: String,
+    namespace: Option<String>,
+}
+
+impl Grant {
+    fn of(binding: &Binding) -> Grant {
+        let namespace = &binding.metadata.namespace;
+        let name = &binding.role_ref.name;
+        let role = if binding.role_ref.kind == "Role" { format!("{namespace}/{name}") } else { name.clone() };
+        Grant { role, namespace: (!namespace.is_empty()).then(|| namespace.clone()) }
+    }
+}
+
+/// Who is bound to which roles, and what these say. Roles go by their record's name, which has a namespace or none.
+#[derive(Debug, Default)]
+pub(crate) struct Index {
+    roles: HashMap<Arc<str>, Vec<Arc<Role>>>,
+    users: HashMap<String, Vec<Grant>>,
+    groups: HashMap<String, Vec<Grant>>,
+}
+
+impl Binding {
+    /// A binding that is about to be stored in `namespace`.
+    pub fn read(object: &Value, namespace: &str) -> Binding {
+        let binding = Binding::deserialize(object).unwrap_or_default();
+        Binding { metadata: Metadata { namespace: namespace.to_owned(), ..Metadata::default() }, ..binding }
+    }
+
+    /// The resource and the name of its role, and the name of that one's record.
+    pub fn role(&self) -> (&'static str, &str, String) {
+        let of = if self.role_ref.kind == "Role" { "roles" } else { "clusterroles" };
+        (of, &self.role_ref.name, Grant::of(self).role)
+    }
+}
+
+impl Role {
+    /// A role that is about to be stored. What an aggregated one will say is not known yet, so it counts as everything.
+    pub fn read(object: &Value) -> Role {
+        let mut role = Role::deserialize(object).unwrap_or_default();
+        if !role.aggregation_rule.cluster_role_selectors.is_empty() {
+            let all = || vec!["*".to_owned()];
+            role.rules.push(Rule { verbs: all(), api_groups: all(), resources: all(), ..Rule::default() });
+        }
+        role
+    }
+}
+
+impl Index {
+    /// Whether there is such a role.
+    pub fn knows(&self, role: &str) -> bool {
+        self.roles.contains_key(role)
+    }
+
+    fn grants(&self, identity: &Identity) -> impl Iterator<Item = &Grant> {
+        let groups = identity.groups.iter().filter_map(|group| self.groups.get(group));
+        self.users.get(&identity.user).into_iter().chain(groups).flatten()
+    }
+
+    /// What holds for `identity` in `namespace`, which is empty for the cluster.
+    pub fn rules(&self, identity: &Identity, namespace: &str) -> impl Iterator<Item = &Rule> {
+        let here = move |grant: &&Grant| grant.namespace.as_deref().is_none_or(|place| place == namespace);
+        self.grants(identity).filter(here).flat_map(|grant| self.of_role(&grant.role))
+    }
+
+    /// What a role says, by its record's name.
+    pub fn of_role(&self, role: &str) -> impl Iterator<Item = &Rule> {
+        self.roles.get(role).into_iter().flatten().flat_map(|role| &role.rules)
+    }
+
+    /// Whether a role that is bound to `identity` says that it may.
+    pub fn allows(&self, identity: &Identity, asked: &Attributes<'_>) -> bool {
+        self.rules(identity, asked.namespace).any(|rule| rule.allows(asked))
+    }
+}
+
+/// The roles as they are stored, read.
+#[derive(Default)]
+pub(crate) struct Roles(Mutex<Known>);
+
+#[derive(Default)]
+struct Known {
+    stored: [Records; 4],
+    roles: HashMap<Arc<str>, (Arc<Record>, Arc<Role>)>,
+    bindings: HashMap<Arc<str>, (Arc<Record>, Arc<Binding>)>,
+    index: Arc<Index>,
+}
+
+impl Known {
+    fn read(&mut self, stored: [Records; 4]) {
+        let [cluster_roles, roles, cluster_bindings, bindings] = &stored;
+        self.roles = read_again(&self.roles, cluster_roles.iter().chain(roles.iter()));
+        self.bindings = read_again(&self.bindings, cluster_bindings.iter().chain(bindings.iter()));
+        let mut index = Index::default();
+        for (name, (_, role)) in &self.roles {
+            let mut parts = vec![role.clone()];
+            for selector in &role.aggregation_rule.cluster_role_selectors {
+                let Ok(selector) = LabelSelector::from_object(selector) else { continue };
+                let others = cluster_roles.keys().filter_map(|name| self.roles.get(name));
+                parts.extend(others.filter(|(_, other)| selector.matches(&other.metadata.labels)).map(|(_, other)| other.clone()));
+            }
+            index.roles.insert(name.clone(), parts);
+        }
+        for (_, binding) in self.bindings.values() {
+            for subject in &binding.subjects {
+                let (map, name) = match subject.kind.as_str() {
+                    "User" => (&mut index.users, subject.name.clone()),
+                    "Group" => (&mut index.groups, subject.name.clone()),
+                    "ServiceAccount" => {
+                        let namespace = match subject.namespace.as_str() {
+                            "" => &binding.metadata.namespace,
+                            namespace => namespace,
+                        };
+                        (&mut index.users, format!("system:serviceaccount:{namespace}:{}", subject.name))
+                    }
+                    _ => continue,
+                };
+                map.entry(name).or_default().push(Grant::of(binding));
+            }
+        }
+        self.index = Arc::new(index);
+        self.stored = stored;
+    }
+}
+
+/// Reads the records that are not the same as before. What cannot be read allows nothing.
+fn read_again<'a, T: Default + for<'de> Deserialize<'de>>(
+    before: &HashMap<Arc<str>, (Arc<Record>, Arc<T>)>,
+    records: impl Iterator<Item = (&'a Arc<str>, &'a Arc<Record>)>,
+) -> HashMap<Arc<str>, (Arc<Record>, Arc<T>)> {
+    let read = |(name, record): (&Arc<str>, &Arc<Record>)| {
+        let same = before.get(name).filter(|(old, _)| Arc::ptr_eq(old, record));
+        let read = same.map_or_else(
+            || Arc::new(serde_json::from_slice(&record.bytes).unwrap_or_default()),
+            |(_, read)| read.clone(),
+        );
+        (name.clone(), (record.clone(), read))
+    };
+    records.map(read).collect()
+}
+
+impl Roles {
+    /// As they are now.
+    pub fn index(&self, catalog: &Catalog, store: &Store) -> Arc<Index> {
+        let stored = KINDS.map(|kind| {
+            let resource = catalog.named(GROUP, kind);
+            let collection = resource.map(|resource| resource.row.collection).unwrap_or_default();
+            store.keyspace.snapshot(collection).records
+        });
+        let mut known = self.0.lock();
+        if !known.stored.iter().zip(&stored).all(|(before, now)| before.ptr_eq(now)) {
+            known.read(stored);
+        }
+        known.index.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(rule: Value) -> Rule {
+        serde_json::from_value(rule).unwrap()
+    }
+
+    #[test]
+    fn a_rule_allows_what_it_names() {
+        let pods = rule(json!({"verbs": ["get"], "apiGroups": [""], "resources": ["pods", "*/scale"]}));
+        let named = rule(json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["secrets"], "resourceNames": ["a"]}));
+        let paths = rule(json!({"verbs": ["get"], "nonResourceURLs": ["/api/*", "/version"], "rules": null}));
+        let asked = |verb, resource, subresource, name| Attributes { verb, resource, subresource, name, ..Attributes::default() };
+        assert!(pods.allows(&asked("get", "pods", "", "x")) && pods.allows(&asked("get", "deployments", "scale", "x")));
+        for refused in [("list", "pods", "", ""), ("get", "pods", "log", "x"), ("get", "nodes", "", "x")] {
+            assert!(!pods.allows(&asked(refused.0, refused.1, refused.2, refused.3)), "{refused:?}");
+        }
+        assert!(named.allows(&asked("get", "secrets", "", "a")));
+        assert!(!named.allows(&asked("list", "secrets", "", "")) && !named.allows(&asked("get", "secrets", "", "b")));
+        let path = |verb, path| Attributes { verb, path: Some(path), ..Attributes::default() };
+        assert!(paths.allows(&path("get", "/api/v1")) && paths.allows(&path("get", "/version")));
+        assert!(!paths.allows(&path("get", "/metrics")) && !paths.allows(&path("post", "/version")));
+        assert!(!paths.allows(&asked("get", "pods", "", "x")));
+    }
+
+    #[test]
+    fn a_role_of_a_million_permissions_is_not_looked_at() {
+        let many: Vec<String> = (0..1000).map(|number| number.to_string()).collect();
+        let rule = rule(json!({"verbs": many, "apiGroups": many, "resources": ["a"]}));
+        assert!(rule.permissions("").is_none());
+    }
+}

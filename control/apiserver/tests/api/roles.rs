@@ -1,0 +1,128 @@
+//! Who may do what: roles, bindings, and that nobody gives more than it has.
+
+use super::*;
+
+const RBAC: &str = "/apis/rbac.authorization.k8s.io/v1";
+const HERE: &str = "/apis/rbac.authorization.k8s.io/v1/namespaces/default";
+
+/// Asks as the user `guest`, with further headers.
+async fn guest(server: &Server, method: &str, path: &str, body: Value, headers: &[(&str, &str)]) -> (u16, Value) {
+    let mut request = Request::builder().method(method).uri(path).header("content-type", "application/json");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
+    let identity = Identity::authenticated("guest", Vec::new());
+    let answer = server.send(Some(identity), request.body(body).expect("a request")).await;
+    (answer.code, answer.json())
+}
+
+async fn get(server: &Server, path: &str) -> u16 {
+    guest(server, "GET", path, Value::Null, &[]).await.0
+}
+
+fn role(name: &str, rules: Value) -> Value {
+    json!({"metadata": {"name": name}, "rules": rules})
+}
+
+fn binding(name: &str, kind: &str, role: &str) -> Value {
+    json!({
+        "metadata": {"name": name},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "guest"}],
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": role},
+    })
+}
+
+#[tokio::test]
+async fn nobody_may_do_more_than_its_roles_say() {
+    let server = Server::start().await;
+    let (maps, others) = ("/api/v1/namespaces/default/configmaps", "/api/v1/namespaces/kube-system/configmaps");
+    assert_eq!((get(&server, "/api").await, get(&server, "/apis/apps/v1").await), (200, 200), "what there is, all see");
+    for path in [maps, "/api/v1/nodes", "/metrics", "/api/v1/namespaces/default"] {
+        assert_eq!(get(&server, path).await, 403, "{path}");
+    }
+    let (code, refused) = guest(&server, "GET", "/api/v1/namespaces/default/secrets/s", Value::Null, &[]).await;
+    let message = "secrets \"s\" is forbidden: User \"guest\" cannot get resource \"secrets\" in API group \"\" in the \
+                   namespace \"default\"";
+    assert_eq!((code, refused["message"].as_str()), (403, Some(message)));
+
+    server.make(&format!("{HERE}/rolebindings"), binding("b", "ClusterRole", "view")).await;
+    assert_eq!((get(&server, maps).await, get(&server, others).await), (200, 403), "a binding is for its namespace");
+    assert_eq!(get(&server, "/api/v1/namespaces/default").await, 200, "a namespace is in itself");
+    assert_eq!(get(&server, "/api/v1/namespaces/default/secrets").await, 403);
+    let ask = json!({"spec": {"namespace": "default"}});
+    let path = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews";
+    let (_, said) = guest(&server, "POST", path, ask, &[]).await;
+    let rules = said["status"]["resourceRules"].as_array().expect("rules");
+    assert!(rules.iter().any(|rule| rule["resources"].as_array().unwrap().contains(&json!("configmaps"))), "{said}");
+    server.call("DELETE", &format!("{HERE}/rolebindings/b"), Value::Null).await;
+    assert_eq!(get(&server, maps).await, 403, "what is not bound any more is over at once");
+}
+
+#[tokio::test]
+async fn nobody_grants_what_it_does_not_have() {
+    let server = Server::start().await;
+    let own = json!([
+        {"apiGroups": ["rbac.authorization.k8s.io"], "resources": ["roles", "rolebindings"], "verbs": ["create", "update"]},
+        {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list"]},
+    ]);
+    server.make(&format!("{HERE}/roles"), role("own", own)).await;
+    server.make(&format!("{HERE}/rolebindings"), binding("own", "Role", "own")).await;
+    let rules = |resource: &str, verb: &str| json!([{"apiGroups": [""], "resources": [resource], "verbs": [verb]}]);
+    let (roles, bindings) = (format!("{HERE}/roles"), format!("{HERE}/rolebindings"));
+    for (path, object, code) in [
+        (&roles, role("a", rules("configmaps", "get")), 201),
+        (&roles, role("b", rules("secrets", "get")), 403),
+        (&roles, role("c", rules("configmaps", "*")), 403),
+        (&roles, role("d", rules("*", "get")), 403),
+        (&bindings, binding("a", "Role", "a"), 201),
+        (&bindings, binding("b", "ClusterRole", "cluster-admin"), 403),
+        (&bindings, binding("c", "Role", "missing"), 404),
+    ] {
+        let (given, answer) = guest(&server, "POST", path, object.clone(), &[]).await;
+        assert_eq!(given, code, "{object}: {answer}");
+    }
+    let (_, mut mine) = server.get(&format!("{roles}/a")).await;
+    mine["rules"] = rules("secrets", "get");
+    assert_eq!(guest(&server, "PUT", &format!("{roles}/a"), mine, &[]).await.0, 403, "nor by a change");
+
+    let verbs = ["bind", "escalate"].map(|verb| {
+        json!({"apiGroups": ["rbac.authorization.k8s.io"], "resources": ["roles", "clusterroles"], "verbs": [verb]})
+    });
+    server.make(&format!("{RBAC}/clusterroles"), role("grants", json!(verbs))).await;
+    server.make(&format!("{RBAC}/clusterrolebindings"), binding("grants", "ClusterRole", "grants")).await;
+    assert_eq!(guest(&server, "POST", &roles, role("b", rules("secrets", "get")), &[]).await.0, 201);
+    assert_eq!(guest(&server, "POST", &bindings, binding("b", "ClusterRole", "cluster-admin"), &[]).await.0, 201);
+}
+
+#[tokio::test]
+async fn each_part_of_whom_one_acts_as_is_asked_for() {
+    let server = Server::start().await;
+    let rules = json!([{"apiGroups": [""], "resources": ["users"], "verbs": ["impersonate"]}]);
+    server.make(&format!("{RBAC}/clusterroles"), role("as", rules)).await;
+    server.make(&format!("{RBAC}/clusterrolebindings"), binding("as", "ClusterRole", "as")).await;
+    let path = "/api";
+    for (headers, code) in [
+        (vec![("impersonate-user", "other")], 200),
+        (vec![("impersonate-user", "other"), ("impersonate-group", "system:masters")], 403),
+        (vec![("impersonate-user", "other"), ("impersonate-uid", "1")], 403),
+        (vec![("impersonate-user", "other"), ("impersonate-extra-scopes", "all")], 403),
+        (vec![("impersonate-user", "system:serviceaccount:default:default")], 403),
+    ] {
+        assert_eq!(guest(&server, "GET", path, Value::Null, &headers).await.0, code, "{headers:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_role_of_roles_says_what_they_say() {
+    let server = Server::start().await;
+    let of = json!({"metadata": {"name": "of"}, "rules": [],
+        "aggregationRule": {"clusterRoleSelectors": [{"matchLabels": {"into": "of"}}]}});
+    server.make(&format!("{RBAC}/clusterroles"), of).await;
+    server.make(&format!("{RBAC}/clusterrolebindings"), binding("of", "ClusterRole", "of")).await;
+    assert_eq!(get(&server, "/api/v1/nodes").await, 403);
+    let mut part = role("part", json!([{"apiGroups": [""], "resources": ["nodes"], "verbs": ["list"]}]));
+    part["metadata"]["labels"] = json!({"into": "of"});
+    server.make(&format!("{RBAC}/clusterroles"), part).await;
+    assert_eq!(get(&server, "/api/v1/nodes").await, 200);
+}
