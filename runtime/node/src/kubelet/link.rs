@@ -13,9 +13,9 @@ use coracle_proxy::{Local, serve_stream};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Empty;
 use hyper::body::Incoming;
-use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
@@ -36,8 +36,10 @@ pub async fn serve<S>(stream: S, pods: Arc<Pods>, shutdown: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let mut http = http2::Builder::new(TokioExecutor::new());
-    http.timer(TokioTimer::new())
+    let mut http = auto::Builder::new(TokioExecutor::new());
+    http.http1().timer(TokioTimer::new());
+    http.http2()
+        .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(LINK_WINDOW_BYTES)
@@ -47,7 +49,7 @@ where
         let (pods, shutdown) = (pods.clone(), shutdown.clone());
         async move { Ok::<_, Infallible>(answer(&pods, request, shutdown).await) }
     });
-    if let Err(error) = http.serve_connection(TokioIo::new(stream), answer).await {
+    if let Err(error) = http.serve_connection_with_upgrades(TokioIo::new(stream), answer).await {
         tracing::debug!(%error, "a link from a node ended");
     }
 }
@@ -64,8 +66,11 @@ async fn answer(pods: &Arc<Pods>, request: Request<Incoming>, shutdown: Cancella
 
 /// Begins to pass bytes, or says why not.
 async fn connect(pods: &Arc<Pods>, request: Request<Incoming>, shutdown: CancellationToken) -> Result<(), StatusCode> {
-    if request.method() != Method::CONNECT {
-        return Err(StatusCode::FORBIDDEN);
+    match (request.method(), request.uri().path()) {
+        (&Method::CONNECT, _) => {}
+        // What everybody may ask.
+        (&Method::GET, "/healthz") => return Ok(()),
+        _ => return Err(StatusCode::FORBIDDEN),
     }
     let authority = request.uri().authority().map(http::uri::Authority::as_str).unwrap_or_default();
     let to: SocketAddr = authority.parse().map_err(|_| StatusCode::BAD_REQUEST)?;
