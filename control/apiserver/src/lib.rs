@@ -49,10 +49,10 @@ use coracle_api::status::Status;
 use coracle_keyspace::Keyspace;
 use http::{HeaderValue, header};
 
+use authz::Attributes;
 pub use config::Config;
 pub use identity::Identity;
 pub use in_process::InProcess;
-use authz::Attributes;
 use server::Shared;
 
 /// Why an API server cannot start.

@@ -45,7 +45,9 @@ impl<'a> Attributes<'a> {
             subresource: call.subresource(),
             // A namespace is in itself.
             namespace: match call.namespace() {
-                None if (call.target.group.as_str(), call.target.resource.as_str()) == ("", "namespaces") => call.name(),
+                None if (call.target.group.as_str(), call.target.resource.as_str()) == ("", "namespaces") => {
+                    call.name()
+                }
                 namespace => namespace.unwrap_or_default(),
             },
             name: call.name(),
@@ -134,7 +136,8 @@ impl Rule {
             return false;
         }
         if let Some(path) = asked.path {
-            let covers = |url: &String| url == path || url.strip_suffix('*').is_some_and(|start| path.starts_with(start));
+            let covers =
+                |url: &String| url == path || url.strip_suffix('*').is_some_and(|start| path.starts_with(start));
             return self.non_resource_urls.iter().any(covers);
         }
         let is_named = |resource: &String| match asked.subresource {
@@ -166,7 +169,9 @@ impl Rule {
                 path: Some(url),
                 ..Attributes::default()
             }));
-            for (group, resource) in self.api_groups.iter().flat_map(|group| self.resources.iter().map(move |r| (group, r))) {
+            for (group, resource) in
+                self.api_groups.iter().flat_map(|group| self.resources.iter().map(move |r| (group, r)))
+            {
                 let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
                 let asked = Attributes { verb, group, resource, subresource, namespace, ..Attributes::default() };
                 match self.resource_names.as_slice() {
@@ -311,7 +316,11 @@ impl Known {
             for selector in &role.aggregation_rule.cluster_role_selectors {
                 let Ok(selector) = LabelSelector::from_object(selector) else { continue };
                 let others = cluster_roles.keys().filter_map(|name| self.roles.get(name));
-                parts.extend(others.filter(|(_, other)| selector.matches(&other.metadata.labels)).map(|(_, other)| other.clone()));
+                parts.extend(
+                    others
+                        .filter(|(_, other)| selector.matches(&other.metadata.labels))
+                        .map(|(_, other)| other.clone()),
+                );
             }
             index.roles.insert(name.clone(), parts);
         }
@@ -382,7 +391,13 @@ mod tests {
         let pods = rule(json!({"verbs": ["get"], "apiGroups": [""], "resources": ["pods", "*/scale"]}));
         let named = rule(json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["secrets"], "resourceNames": ["a"]}));
         let paths = rule(json!({"verbs": ["get"], "nonResourceURLs": ["/api/*", "/version"], "rules": null}));
-        let asked = |verb, resource, subresource, name| Attributes { verb, resource, subresource, name, ..Attributes::default() };
+        let asked = |verb, resource, subresource, name| Attributes {
+            verb,
+            resource,
+            subresource,
+            name,
+            ..Attributes::default()
+        };
         assert!(pods.allows(&asked("get", "pods", "", "x")) && pods.allows(&asked("get", "deployments", "scale", "x")));
         for refused in [("list", "pods", "", ""), ("get", "pods", "log", "x"), ("get", "nodes", "", "x")] {
             assert!(!pods.allows(&asked(refused.0, refused.1, refused.2, refused.3)), "{refused:?}");

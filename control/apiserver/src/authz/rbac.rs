@@ -43,7 +43,9 @@ pub(crate) fn grants(
     let index = cluster.roles();
     let own_name = object["metadata"]["name"].as_str().unwrap_or_default();
     let own = |asked: &Attributes<'_>| index.allows(caller, asked);
-    let may = |verb, resource, name| own(&Attributes { verb, group: GROUP, resource, namespace, name, ..Attributes::default() });
+    let may = |verb, resource, name| {
+        own(&Attributes { verb, group: GROUP, resource, namespace, name, ..Attributes::default() })
+    };
     let given: Vec<Rule> = if is_binding {
         let binding = Binding::read(object, namespace);
         let (of, name, role) = binding.role();
