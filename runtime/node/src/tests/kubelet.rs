@@ -54,7 +54,9 @@ async fn logs_as_the_kubelet_gives_them() {
 async fn a_link_leads_to_pods_of_this_node_and_only_other_nodes_have_one() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let world = World::start().await;
-    world.run("listens", command(&["listen", "9000"]));
+    let mut listens = command(&["listen", "9000"]);
+    listens["readinessProbe"] = json!({"tcpSocket": {"port": 9000}});
+    world.run("listens", listens);
     world.run("component", json!({"image": "hello:1"}));
     let address = |status: serde_json::Value| status["podIP"].as_str().unwrap().to_owned();
     let (listens, component) = (address(world.ready("listens").await), address(world.ready("component").await));
