@@ -17,24 +17,6 @@ mod tests;
 mod types;
 mod wire;
 
-/// What simulations drive directly.
-#[cfg(test)]
-pub mod testing {
-    pub use super::log::Log;
-    pub use super::machine::Applier;
-    pub use super::network::{TransportError, answer};
-    pub use super::types::{Entry, LeaderId, LogId, Transaction, Vote};
-    pub use super::wire::{answer as wire_answer, call as wire, incoming_answer, spare};
-
-    /// The call that `bytes`, made by [`wire`], say; no snapshot.
-    pub fn incoming(bytes: &bytes::Bytes) -> super::Call {
-        match super::wire::incoming(bytes).unwrap() {
-            super::wire::Incoming::Call(call) => call,
-            super::wire::Incoming::Snapshot { .. } => panic!("a snapshot"),
-        }
-    }
-}
-
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
@@ -448,6 +430,24 @@ impl Member {
         });
         if let Err(error) = closed.await {
             tracing::error!(%error, "close the keyspace's files");
+        }
+    }
+}
+
+/// What simulations drive directly.
+#[cfg(test)]
+pub mod testing {
+    pub use super::log::Log;
+    pub use super::machine::Applier;
+    pub use super::network::{TransportError, answer};
+    pub use super::types::{Entry, LeaderId, LogId, Transaction, Vote};
+    pub use super::wire::{answer as wire_answer, call as wire, incoming_answer, spare};
+
+    /// The call that `bytes`, made by [`wire`], say; no snapshot.
+    pub fn incoming(bytes: &bytes::Bytes) -> super::Call {
+        match super::wire::incoming(bytes).unwrap() {
+            super::wire::Incoming::Call(call) => call,
+            super::wire::Incoming::Snapshot { .. } => panic!("a snapshot"),
         }
     }
 }

@@ -93,12 +93,15 @@ impl Kind {
     }
 }
 
+/// A pod of another node: a component, or nobody, and how often it was connected.
+type Elsewhere = (Option<Arc<dyn HttpService>>, usize);
+
 /// What answers at addresses of pods.
 #[derive(Default)]
 pub struct Pods {
     at: Mutex<HashMap<IpAddr, Local>>,
-    /// Pods of other nodes: a component, or nobody, and how often each was connected.
-    pub elsewhere: Mutex<HashMap<IpAddr, (Option<Arc<dyn HttpService>>, usize)>>,
+    /// Pods of other nodes.
+    pub elsewhere: Mutex<HashMap<IpAddr, Elsewhere>>,
     pub port_failures: Mutex<Vec<(u16, String)>>,
     /// Sockets that are somebody else's.
     pub foreign: Mutex<Vec<SocketAddr>>,
