@@ -19,6 +19,10 @@ use crate::record::Revision;
 
 /// Most voters: each further one makes every write wait for one more disk.
 const VOTERS_MAX: usize = 5;
+
+/// How long Raft may take to show a change that it has made.
+const SHOWN_WITHIN: Duration = Duration::from_secs(5);
+
 /// A learner that lacks no more entries than this has caught up.
 const BEHIND_MAX: u64 = 256;
 /// How long a leader waits for the one that it hands over to.
@@ -237,7 +241,19 @@ impl Member {
 
     async fn change_members(&self, change: ChangeMembers<MemberId, BasicNode>) -> Result<(), Refusal> {
         match self.raft().change_membership(change, false).await {
-            Ok(_) => Ok(()),
+            Ok(done) => {
+                // The answer may come before Raft shows the change to those who look at its members.
+                let at = done.log_id.index;
+                let shown = self.raft().wait(Some(SHOWN_WITHIN));
+                let shows = shown.metrics(
+                    |raft| raft.membership_config.log_id().as_ref().is_some_and(|log| log.index >= at),
+                    "shown",
+                );
+                if let Err(error) = shows.await {
+                    tracing::warn!(%error, "a change of the group is not shown");
+                }
+                Ok(())
+            }
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
                 Err(Refusal::NotLeader(forward.leader_id))
             }
