@@ -242,7 +242,9 @@ fn split(image: &str) -> Result<(String, String), Error> {
     if name.is_empty() || name.len() > 255 || !name.split('/').all(part_fits) || !tag_fits {
         return Err(bad());
     }
-    Ok((name.to_owned(), tag.to_owned()))
+    // Pods find it under the short name, whichever of them they say.
+    let short = name.strip_prefix("docker.io/").map(|short| short.strip_prefix("library/").unwrap_or(short));
+    Ok((short.filter(|short| !short.is_empty()).unwrap_or(name).to_owned(), tag.to_owned()))
 }
 
 #[cfg(test)]
@@ -266,6 +268,9 @@ mod tests {
             ("hello", Some(("hello", "latest"))),
             ("myregistry/fastapi-app:latest", Some(("myregistry/fastapi-app", "latest"))),
             ("a/b/c:v1.2", Some(("a/b/c", "v1.2"))),
+            ("docker.io/library/hello:v1", Some(("hello", "v1"))),
+            ("docker.io/a/b", Some(("a/b", "latest"))),
+            ("ghcr.io/library/a", Some(("ghcr.io/library/a", "latest"))),
             ("Hello", None),
             ("hello:", None),
             ("", None),

@@ -21,7 +21,21 @@ fn help_names_every_command() {
         .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
         .filter_map(|line| line.split_whitespace().next())
         .collect();
-    let expected = ["up", "down", "demo", "push", "status", "logs", "reset", "bench", "completion", "version", "help"];
+    let expected = [
+        "up",
+        "down",
+        "demo",
+        "node",
+        "token",
+        "push",
+        "status",
+        "logs",
+        "reset",
+        "bench",
+        "completion",
+        "version",
+        "help",
+    ];
     assert_eq!(names, expected, "{help}");
 }
 
