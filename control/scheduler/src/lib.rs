@@ -3,7 +3,7 @@
 //! A pure core ([`decide`]) works on a view of the cluster that is kept event by event ([`view`]); pods that are alike
 //! are filtered and scored once ([`class`]), and what pods mean for each other is counted as they come and go
 //! ([`relations`]). The loop ([`cycle`]) owns both, sends bindings in batches ([`bind`]) and lets pods that no node can
-//! take wait for what helps them ([`queue`]). How fast the core is, [`bench`] says.
+//! take wait for what helps them ([`queue`]). How fast the core is, [`mod@bench`] says.
 
 pub mod bench;
 mod bind;
