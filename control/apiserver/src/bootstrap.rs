@@ -41,8 +41,8 @@ const CLASSES: [(&str, i64, &str); 2] = [
 /// Address of the API within the cluster: the first of the service range.
 const API_ADDRESS: &str = "10.96.0.1";
 
-/// Roles and bindings that every cluster has (facts asked of Kubernetes 1.37), one a line; `bootstrap.py` made it. They
-/// decide nothing here yet, but clients read them.
+/// Roles and bindings that every cluster has (facts asked of Kubernetes 1.37), one a line; `bootstrap.py` made it. Made
+/// when missing; what somebody changes or deletes stays so until the next start.
 const ROLES: &str = include_str!("../data/bootstrap.ndjson");
 const GROUP: &str = "rbac.authorization.k8s.io";
 /// What old clients ask the health of. All of them are parts of the process that answers.
@@ -128,11 +128,14 @@ async fn components(server: &Arc<Shared>) -> Result<(), Status> {
 
 /// Keeps what must be there: looks when one of the objects changes or goes, and now and then.
 pub(crate) async fn keep(server: Weak<Shared>, stopping: CancellationToken) {
+    let mut has_roles = false;
     loop {
         let Some(alive) = server.upgrade() else { return };
         let changed = Changed::after_now(&alive);
         let mut wait = LOOK_EVERY;
-        for kept in [namespaces(&alive).await, api(&alive).await] {
+        let rest = if has_roles { Ok(()) } else { roles(&alive).await };
+        has_roles = rest.is_ok();
+        for kept in [namespaces(&alive).await, api(&alive).await, rest] {
             if let Err(error) = kept {
                 tracing::warn!(%error, "an object that every cluster has cannot be kept; it is tried again");
                 wait = AGAIN_AFTER;

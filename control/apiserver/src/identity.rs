@@ -64,7 +64,7 @@ impl Identity {
     }
 
     /// The node's name, when it is a node agent.
-    pub(crate) fn node(&self) -> Option<&str> {
+    pub fn node(&self) -> Option<&str> {
         self.user.strip_prefix("system:node:").filter(|_| self.is_in("system:nodes"))
     }
 }

@@ -1,5 +1,5 @@
-//! The roles and bindings that are stored (RBAC, kubernetes-api §19), in the shape in which they are asked: read again only
-//! when one of them has changed, and then only that one.
+//! The roles and bindings that are stored (RBAC, kubernetes-api §19), in the shape in which they are asked: decoded
+//! again only when one of them has changed, and then only that one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -241,9 +241,9 @@ pub(crate) struct Index {
 
 impl Binding {
     /// A binding that is about to be stored in `namespace`.
-    pub fn read(object: &Value, namespace: &str) -> Binding {
-        let binding = Binding::deserialize(object).unwrap_or_default();
-        Binding { metadata: Metadata { namespace: namespace.to_owned(), ..Metadata::default() }, ..binding }
+    pub fn read(object: &Value, namespace: &str) -> Result<Binding, serde_json::Error> {
+        let binding = Binding::deserialize(object)?;
+        Ok(Binding { metadata: Metadata { namespace: namespace.to_owned(), ..Metadata::default() }, ..binding })
     }
 
     /// The resource and the name of its role, and the name of that one's record.
@@ -255,13 +255,13 @@ impl Binding {
 
 impl Role {
     /// A role that is about to be stored. What an aggregated one will say is not known yet, so it counts as everything.
-    pub fn read(object: &Value) -> Role {
-        let mut role = Role::deserialize(object).unwrap_or_default();
+    pub fn read(object: &Value) -> Result<Role, serde_json::Error> {
+        let mut role = Role::deserialize(object)?;
         if !role.aggregation_rule.cluster_role_selectors.is_empty() {
             let all = || vec!["*".to_owned()];
             role.rules.push(Rule { verbs: all(), api_groups: all(), resources: all(), ..Rule::default() });
         }
-        role
+        Ok(role)
     }
 }
 
@@ -353,10 +353,13 @@ fn read_again<'a, T: Default + for<'de> Deserialize<'de>>(
 ) -> HashMap<Arc<str>, (Arc<Record>, Arc<T>)> {
     let read = |(name, record): (&Arc<str>, &Arc<Record>)| {
         let same = before.get(name).filter(|(old, _)| Arc::ptr_eq(old, record));
-        let read = same.map_or_else(
-            || Arc::new(serde_json::from_slice(&record.bytes).unwrap_or_default()),
-            |(_, read)| read.clone(),
-        );
+        let read_now = || {
+            serde_json::from_slice(&record.bytes).unwrap_or_else(|error| {
+                tracing::error!(%name, %error, "a role or a binding cannot be read: it allows nothing");
+                T::default()
+            })
+        };
+        let read = same.map_or_else(|| Arc::new(read_now()), |(_, read)| read.clone());
         (name.clone(), (record.clone(), read))
     };
     records.map(read).collect()
@@ -365,12 +368,13 @@ fn read_again<'a, T: Default + for<'de> Deserialize<'de>>(
 impl Roles {
     /// As they are now.
     pub fn index(&self, catalog: &Catalog, store: &Store) -> Arc<Index> {
+        // The snapshots are taken under the lock, so that nobody puts an older index in the place of a newer one.
+        let mut known = self.0.lock();
         let stored = KINDS.map(|kind| {
             let resource = catalog.named(GROUP, kind);
             let collection = resource.map(|resource| resource.row.collection).unwrap_or_default();
             store.keyspace.snapshot(collection).records
         });
-        let mut known = self.0.lock();
         if !known.stored.iter().zip(&stored).all(|(before, now)| before.ptr_eq(now)) {
             known.read(stored);
         }

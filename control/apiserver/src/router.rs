@@ -14,7 +14,6 @@ use std::time::Instant;
 
 use axum::body::Body;
 use axum::response::Response;
-use coracle_api::meta::selector::FieldSelector;
 use coracle_api::status::Status;
 use coracle_keyspace::Record;
 use futures::FutureExt;
@@ -227,7 +226,12 @@ async fn resource(
     let call = Call::new(parts, caller.identity.clone(), target);
     let verb = authz::verb(&call);
     seen.verb = verb;
-    let asked = Attributes::of(&call, verb);
+    // A list or a watch of one name is allowed to who may read that one.
+    let selected = if call.target.name.is_none() { call.selected_name() } else { None };
+    let mut asked = Attributes::of(&call, verb);
+    if let (Some(name), "list" | "watch" | "deletecollection") = (&selected, verb) {
+        asked.name = name;
+    }
     authz::check(&server.cluster, &call.identity, &asked)?;
     let target = &call.target;
     if target.watch && !matches!(call.method, Method::GET | Method::HEAD) {
@@ -254,6 +258,11 @@ async fn resource(
         }
         authz::node::check(&server.cluster, &call, &resource, verb)?;
         if subresources::is_stream(&call, &resource) {
+            // A WebSocket begins with a GET; but whoever may only read runs nothing, and speaks to nobody.
+            let enters = matches!(call.subresource(), "exec" | "attach" | "portforward");
+            if enters && verb != "create" {
+                authz::check(&server.cluster, &call.identity, &Attributes::of(&call, "create"))?;
+            }
             let place = server.limits.stream(caller.flow())?;
             let passing = Passing { call, body, upgrade, peer, place };
             return subresources::stream(&server.cluster, &server.nodes, passing, &resource).await;
@@ -341,8 +350,7 @@ fn is_heavy(server: &Shared, call: &Call, handler: &Handler, body: usize, verb: 
 /// Whether a list looks at one record.
 fn names_one(call: &Call, resource: &Resource) -> bool {
     let placed = call.namespace().is_some() || !resource.row.namespaced;
-    let selector = call.query.get("fieldSelector").filter(|_| placed).map(FieldSelector::parse);
-    selector.is_some_and(|selector| selector.is_ok_and(|selector| selector.exact("metadata.name").is_some()))
+    placed && call.selected_name().is_some()
 }
 
 /// Whether looking into all of these takes long.

@@ -298,6 +298,11 @@ impl Prepared {
         self.loaded.owner().member
     }
 
+    /// Whether it made the cluster, and was not admitted to one.
+    pub fn founds(&self) -> bool {
+        self.loaded.owner().founder
+    }
+
     /// Starts it. A founder that is alone leads when this returns; whoever was admitted has what the others have once it is
     /// told ([`Keyspace::barrier`] waits for it). Without `peers` nobody can join it, and it reaches nobody.
     pub async fn start(self, peers: Option<Peers>) -> Result<Keyspace, OpenError> {

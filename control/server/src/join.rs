@@ -185,7 +185,7 @@ async fn join(State(joining): State<Arc<Joining>>, request: Request) -> Response
 async fn renew(State(joining): State<Arc<Joining>>, request: Request) -> Response {
     let renewed = async {
         let _place = joining.places.try_acquire().map_err(|_| Refusal::Busy)?;
-        let node = request.extensions().get::<Identity>().and_then(node_of).map(str::to_owned);
+        let node = request.extensions().get::<Identity>().and_then(Identity::node).map(str::to_owned);
         let node = node.ok_or_else(|| Refusal::Request("only a node may ask for its next certificate".to_owned()))?;
         // Whom somebody has removed from the cluster does not stay in it for longer than its certificate.
         if joining.read(&format!("/api/v1/nodes/{node}")).await?.is_none() {
@@ -197,19 +197,19 @@ async fn renew(State(joining): State<Arc<Joining>>, request: Request) -> Respons
     renewed.await.unwrap_or_else(|refusal| refuse(&refusal))
 }
 
-/// Nodes take images from the registry and put none there.
-pub async fn nodes_only_read(request: Request, next: Next) -> Response {
-    let is_node = request.extensions().get::<Identity>().and_then(node_of).is_some();
-    match is_node && !matches!(*request.method(), Method::GET | Method::HEAD) {
-        true => (StatusCode::FORBIDDEN, "a node only reads images").into_response(),
+/// What a node may ask for beside the API itself: images, which it only reads, the other nodes, and its next certificate.
+pub async fn nodes_only(request: Request, next: Next) -> Response {
+    let is_node = request.extensions().get::<Identity>().and_then(Identity::node).is_some();
+    let path = request.uri().path();
+    let allowed = match *request.method() {
+        Method::GET | Method::HEAD => path == "/coracle/v1/peers" || path == "/v2" || path.starts_with("/v2/"),
+        _ => path == "/coracle/v1/renew",
+    };
+    match is_node && !allowed {
+        true => (StatusCode::FORBIDDEN, "a node reads images here, and asks for its next certificate; nothing else")
+            .into_response(),
         false => next.run(request).await,
     }
-}
-
-/// The name of a node agent.
-fn node_of(identity: &Identity) -> Option<&str> {
-    let is_node = identity.groups.iter().any(|group| group == "system:nodes");
-    identity.user.strip_prefix("system:node:").filter(|_| is_node)
 }
 
 async fn body(body: Body) -> Result<Value, Refusal> {

@@ -199,7 +199,7 @@ impl Server {
         if let (Some(joining), false) = (&config.joining, founded) {
             Authority::adopt(&dir.join("pki"), &joining.keys)?;
         }
-        let authority = Arc::new(Authority::open(&dir.join("pki"), founded || config.joining.is_some())?);
+        let authority = Arc::new(Authority::open(&dir.join("pki"), founded || !prepared.founds())?);
         if !founded {
             founding::founded(&dir)?;
         }
@@ -258,15 +258,16 @@ impl Server {
         let joining = join::Joining::new(authority.clone(), internal.clone(), subject.hosts);
         let (peers, follow_peers) = peers::start(internal, listeners.clone());
         tasks.spawn(follow_peers);
-        let images = registry_router.clone().layer(axum::middleware::from_fn(join::nodes_only_read));
-        let extra = images.merge(joining.authenticated()).merge(peers).merge(status::router(status::Facts {
-            keyspace: keyspace.clone(),
-            images: registry.clone(),
-            registry: registry_address,
-            api_url: api_url.clone(),
-            join_urls: join_urls(api_address),
-            data_dir: dir.clone(),
-        }));
+        let extra =
+            registry_router.clone().merge(joining.authenticated()).merge(peers).merge(status::router(status::Facts {
+                keyspace: keyspace.clone(),
+                images: registry.clone(),
+                registry: registry_address,
+                api_url: api_url.clone(),
+                join_urls: join_urls(api_address),
+                data_dir: dir.clone(),
+            }));
+        let extra = extra.layer(axum::middleware::from_fn(join::nodes_only));
         let router = api.router().merge(api.authenticated(extra)).merge(joining.open());
         tasks.spawn(listener::serve(
             api_listener,

@@ -68,7 +68,7 @@ pub(crate) fn allocates(resource: &Resource) -> bool {
 pub(crate) fn allocate(at: &Attributes<'_>, object: &mut Value, old: Option<&Value>) -> Result<Vec<Op>, Status> {
     match at.resource.row.resource {
         _ if !allocates(at.resource) || !at.subresource.is_empty() => Ok(Vec::new()),
-        "nodes" if old.is_some() => Ok(Vec::new()),
+        "nodes" if old.is_some() => pod_range::check(at.cluster, object).map(|()| Vec::new()),
         "nodes" => pod_range::allocate(at.cluster, object),
         _ => network::allocate(at, object, old),
     }

@@ -27,8 +27,22 @@ const COUNT: u32 = 1 << (PREFIX - 12);
 /// 10.244.0.0/16, which the node has that was founded with the cluster.
 const FOUNDER: std::ops::Range<u32> = 4 << 4..5 << 4;
 
+/// Refuses a node the range that another holds.
+pub(super) fn check(cluster: &Cluster, node: &Value) -> Result<(), Status> {
+    let range = node["spec"]["podCIDR"].as_str().unwrap_or_default();
+    match cluster.store.keyspace.get(RANGES, range) {
+        Some(record) if !is_held_by(&record, meta::name(node)) => {
+            let why = format!("{range} belongs to another node by now");
+            let error = FieldError::invalid("spec.podCIDR", &node["spec"]["podCIDR"], &why);
+            Err(Status::invalid("", "Node", meta::name(node), vec![error]))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Gives a new node its range.
 pub(super) fn allocate(cluster: &Cluster, node: &mut Value) -> Result<Vec<Op>, Status> {
+    check(cluster, node)?;
     if node["metadata"]["annotations"][ASKS].is_null() {
         return Ok(Vec::new());
     }
@@ -48,7 +62,6 @@ pub(super) fn allocate(cluster: &Cluster, node: &mut Value) -> Result<Vec<Op>, S
         "" => free(rand::random_range(0..COUNT), is_free)
             .ok_or_else(|| refuse("every range of addresses for pods belongs to a node".to_owned()))?,
         asked if number(asked).is_none() => return Err(refuse(format!("{asked} is none of the cluster's ranges"))),
-        asked if !is_free(asked) => return Err(refuse(format!("{asked} belongs to another node by now"))),
         asked => asked.to_owned(),
     };
     if !node["spec"].is_object() {

@@ -165,6 +165,9 @@ pub(crate) fn changes(caller: &Identity, resource: &Resource, object: &Value, ol
             if list(object) != list(old) {
                 return refused(format!("node {quoted} is not allowed to modify taints"));
             }
+            if object["spec"]["podCIDRs"] != old["spec"]["podCIDRs"] {
+                return refused(format!("node {quoted} is not allowed to modify its range of addresses"));
+            }
             let (new, before) = (labels(object), labels(old));
             let changed = new.keys().chain(before.keys()).filter(|key| new.get(*key) != before.get(*key));
             let forbidden = restricted(changed);

@@ -40,6 +40,7 @@ pub(crate) fn grants(
     if old.is_some_and(|old| said.iter().all(|field| old[field] == object[field])) {
         return Ok(());
     }
+    let unread = |error: serde_json::Error| Status::bad_request(format!("what it grants cannot be read: {error}"));
     let index = cluster.roles();
     let own_name = object["metadata"]["name"].as_str().unwrap_or_default();
     let own = |asked: &Attributes<'_>| index.allows(caller, asked);
@@ -47,7 +48,7 @@ pub(crate) fn grants(
         own(&Attributes { verb, group: GROUP, resource, namespace, name, ..Attributes::default() })
     };
     let given: Vec<Rule> = if is_binding {
-        let binding = Binding::read(object, namespace);
+        let binding = Binding::read(object, namespace).map_err(unread)?;
         let (of, name, role) = binding.role();
         if may("bind", of, name) {
             return Ok(());
@@ -60,7 +61,7 @@ pub(crate) fn grants(
         if may("escalate", kind, own_name) {
             return Ok(());
         }
-        Role::read(object).rules
+        Role::read(object).map_err(unread)?.rules
     };
     let beyond = |rule: &&Rule| rule.permissions(namespace).is_none_or(|all| !all.iter().all(own));
     let missing: Vec<String> = given.iter().filter(beyond).map(Rule::show).collect();

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use coracle_api::meta::selector::FieldSelector;
 use coracle_api::status::Status;
 use http::{HeaderMap, Method, Uri, header};
 use parking_lot::Mutex;
@@ -117,6 +118,12 @@ impl Call {
     /// The object's name; paths without one are never given to the verbs that ask.
     pub fn name(&self) -> &str {
         self.target.name.as_deref().unwrap_or_default()
+    }
+
+    /// The one name that the field selector of a list or a watch lets through.
+    pub fn selected_name(&self) -> Option<String> {
+        let selector = FieldSelector::parse(self.query.get("fieldSelector")?).ok()?;
+        selector.exact("metadata.name").map(str::to_owned)
     }
 
     pub fn subresource(&self) -> &str {

@@ -116,7 +116,10 @@ impl Keyed {
         (tasks, stopping): (&TaskTracker, &CancellationToken),
     ) -> Result<Arc<Follower>, Compacted> {
         let mut followers = self.followers.lock();
-        if let Some(follower) = followers.get(resource.row.collection) {
+        // One that has fallen behind for good is replaced: the next watch is not to blame.
+        let goes_on =
+            |follower: &&Arc<Follower>| !matches!(follower.inner.lock().ended, Some(WatchEnded::Compacted(_)));
+        if let Some(follower) = followers.get(resource.row.collection).filter(goes_on) {
             return Ok(follower.clone());
         }
         let position = keyspace.revision();

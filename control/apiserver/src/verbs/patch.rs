@@ -158,6 +158,7 @@ pub(crate) async fn run(write: &Write<'_>, body: &[u8]) -> Result<(u16, Written)
         Err(status) if status.reason == "NotFound" && write.subresource.is_empty() => {}
         written => return Ok((200, written?)),
     }
+    write.may_create()?;
     let mut object = ownership::apply(write, None, &applied)?;
     let metadata = meta::metadata_mut(&mut object);
     metadata.remove("resourceVersion");

@@ -40,6 +40,7 @@ pub(crate) async fn update(
     let creates = subresource.is_empty() && resource.row.strategy.allows_create_on_update();
     let found = write.cluster.store.get(resource, &resource.record_name(call.namespace(), call.name()));
     if found.is_none() && creates && meta::resource_version(&object).is_empty() {
+        write.may_create()?;
         match insert(&write, object.clone(), false).await {
             Err(status) if status.reason == "AlreadyExists" => {}
             written => return written?.respond(form, 201, resource, include),

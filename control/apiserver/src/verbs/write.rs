@@ -16,6 +16,7 @@ use super::ownership;
 use crate::admission;
 use crate::answer::respond;
 use crate::answer::table::Include;
+use crate::authz;
 use crate::catalog::Resource;
 use crate::cluster::Cluster;
 use crate::identity::new_uuid;
@@ -32,6 +33,13 @@ pub(crate) struct Write<'a> {
     pub options: &'a WriteOptions,
     /// Empty for the object itself.
     pub subresource: &'a str,
+}
+
+impl Write<'_> {
+    /// A change that makes its object is a creation, too, and asks for the right to it.
+    pub fn may_create(&self) -> Result<(), Status> {
+        authz::check(self.cluster, &self.call.identity, &authz::Attributes::of(self.call, "create"))
+    }
 }
 
 /// What a write left.

@@ -221,6 +221,11 @@ async fn a_node_that_joins_speaks_for_itself_and_has_a_range_of_its_own() {
     assert!(first.ends_with("/20") && second["podCIDR"] != first.as_str());
     assert_eq!(second["podCIDRs"], json!([second["podCIDR"]]));
     assert!(server.make("/api/v1/nodes", json!({"metadata": {"name": "by-hand"}})).await["spec"]["podCIDR"].is_null());
+    // Not asking is no way to another's range: neither at once nor by a change.
+    let thief = json!({"metadata": {"name": "thief"}, "spec": {"podCIDR": first}});
+    assert_eq!(server.call("POST", "/api/v1/nodes", thief).await.0, 422);
+    let change = json!({"spec": {"podCIDR": first, "podCIDRs": [first]}});
+    assert_eq!(server.call("PATCH", "/api/v1/nodes/by-hand", change).await.0, 422);
     assert_eq!(as_node(&server, "a", "POST", "/api/v1/nodes", node("a", &first)).await, 409, "a second start");
     // Held until its node is deleted, also by one that names it.
     assert_eq!(server.call("POST", "/api/v1/nodes", node("c", &first)).await.0, 422);

@@ -126,3 +126,35 @@ async fn a_role_of_roles_says_what_they_say() {
     server.make(&format!("{RBAC}/clusterroles"), part).await;
     assert_eq!(get(&server, "/api/v1/nodes").await, 200);
 }
+
+#[tokio::test]
+async fn who_may_only_change_or_read_makes_and_runs_nothing() {
+    let server = Server::start().await.with_account().await;
+    let maps = "/api/v1/namespaces/default/configmaps";
+    server.make(maps, config_map("there", json!({}))).await;
+    server.make("/api/v1/namespaces/default/pods", pod("p")).await;
+    let rules = json!([
+        {"apiGroups": [""], "resources": ["*"], "verbs": ["get", "update", "patch"]},
+        {"apiGroups": [""], "resources": ["secrets"], "verbs": ["list", "watch"], "resourceNames": ["one"]},
+    ]);
+    server.make(&format!("{HERE}/roles"), role("changes", rules)).await;
+    server.make(&format!("{HERE}/rolebindings"), binding("changes", "Role", "changes")).await;
+    for (name, code) in [("there", 200), ("new", 403)] {
+        let path = format!("{maps}/{name}?fieldManager=guest");
+        let request = Request::patch(&path).header("content-type", "application/apply-patch+yaml");
+        let request = request.body(Body::from(config_map(name, json!({"a": "b"})).to_string())).expect("a request");
+        let identity = Identity::authenticated("guest", Vec::new());
+        assert_eq!(server.send(Some(identity), request).await.code, code, "apply {name}");
+    }
+    // A kind that the reference makes by an update, too.
+    let object = json!({"metadata": {"name": "new"}, "spec": {"ports": [{"port": 80}]}});
+    let service = "/api/v1/namespaces/default/services/new";
+    assert_eq!(guest(&server, "PUT", service, object, &[]).await.0, 403);
+    for stream in ["exec?command=a&stdout=1", "attach?stdout=1", "portforward"] {
+        assert_eq!(get(&server, &format!("/api/v1/namespaces/default/pods/p/{stream}")).await, 403, "{stream}");
+    }
+    let secrets = "/api/v1/namespaces/default/secrets";
+    assert_eq!(get(&server, secrets).await, 403);
+    assert_eq!(get(&server, &format!("{secrets}?fieldSelector=metadata.name%3Done")).await, 200);
+    assert_eq!(get(&server, &format!("{secrets}?fieldSelector=metadata.name%3Dtwo")).await, 403);
+}
