@@ -180,8 +180,8 @@ pub enum GroupAlarm {
     },
     /// A member is down.
     #[error(
-        "member {} {} at {} has not been heard of for {} s: start it, or replace it (let a new server join, then `coracle server \
-         remove {}`)", member.member, member.name, member.address, heard.as_secs(), member.member
+        "member {} {} at {} has not been heard of for {} s: start it, or let a new server join in its place and remove it",
+        member.member, member.name, member.address, heard.as_secs()
     )]
     Unheard {
         /// Who.

@@ -98,7 +98,7 @@ pub(crate) fn matches_term(term: &NodeTerm, labels: &Labels, name: &str) -> bool
 /// Whether one of the tolerations matches the taint.
 pub(crate) fn tolerated(tolerations: &[Toleration], taint: &Taint) -> bool {
     tolerations.iter().any(|toleration| {
-        let number = |text: &str| text.parse::<i64>().ok();
+        let number = |text: &str| text.parse::<i64>().ok().filter(|_| !toleration.key.is_empty());
         (toleration.effect.is_empty() || toleration.effect == taint.effect)
             && (toleration.key.is_empty() || toleration.key == taint.key)
             && match toleration.operator.as_str() {

@@ -288,7 +288,7 @@ async fn write(client: &kube::Client, subject: &Subject, status: &Value) -> bool
 /// Whether the same would be answered again: the pod is gone, or the condition is not what the server takes.
 fn is_for_good(error: &kube::Error, subject: &Subject) -> bool {
     tracing::debug!(%error, pod = %subject.name, "condition not written");
-    matches!(error, kube::Error::Api(refused) if matches!(refused.code, 400 | 404 | 413 | 422))
+    matches!(error, kube::Error::Api(refused) if matches!(refused.code, 400 | 403 | 404 | 413 | 422))
 }
 
 /// One request whose answer does not matter but for success.

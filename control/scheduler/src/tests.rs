@@ -560,6 +560,19 @@ fn who_is_in_the_way_of_anti_affinity_makes_room_too() {
 }
 
 #[test]
+fn a_label_that_nobody_selected_when_it_changed_counts_as_it_is() {
+    let mut world = World::with(&[zoned("a", "1")]);
+    world.schedule(&social(json!({"tier": "a"}), "podAffinity", json!({}))).unwrap();
+    // The same pod, as its next event shows it.
+    let class = world.class(social(json!({"tier": "b"}), "podAffinity", json!({})));
+    let (uid, labels): (Uid, _) = ("u1".into(), world.labels.clone());
+    world.view.place(&uid, Placed { name: uid.clone(), node: "a".into(), class, labels, leaving: false, started: 0 });
+    let keeps_off = |tier: &str| json!({HARD: [term(json!({"tier": tier}), HOST)]});
+    assert!(world.schedule(&social(json!({"app": "x"}), "podAntiAffinity", keeps_off("b"))).is_err());
+    assert_eq!(world.schedule(&social(json!({"app": "x"}), "podAntiAffinity", keeps_off("a"))).as_deref(), Ok("a"));
+}
+
+#[test]
 fn a_budget_is_kept_where_it_can_be() {
     use crate::view::Budget;
     let of = |app: &str, priority: i32| {

@@ -451,11 +451,13 @@ impl ClusterView {
     /// The pod has (or is about to have) this node.
     pub(crate) fn place(&mut self, uid: &Uid, placed: Placed) {
         self.withdraw(uid);
-        if let Some(before) = self.placed.get(uid)
+        if let Some(before) = self.placed.get_mut(uid)
             && before.node == placed.node
             && Arc::ptr_eq(&before.class, &placed.class)
             && before.leaving == placed.leaving
         {
+            // Nothing that is counted has changed; labels that nobody selects yet may have.
+            *before = placed;
             return;
         }
         self.remove(uid);

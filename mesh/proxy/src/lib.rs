@@ -38,6 +38,7 @@ use tokio_util::sync::CancellationToken;
 pub use flows::Flows;
 pub use headers::{strip as strip_connection_headers, upgrade as wanted_upgrade};
 pub use serve::serve_stream;
+pub use spare::is_spare;
 pub use upgrade::tunnel;
 
 /// Any error.

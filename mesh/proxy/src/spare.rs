@@ -1,4 +1,4 @@
-//! Descriptors that the clients of node ports leave alone: the API, the log and the node's own endpoint must go on, however many
+//! Descriptors that clients of node ports and other nodes leave alone: the API, the log and the node's own endpoint must go on, however many
 //! connect. Guests stop earlier (`machine.rs` of the engine).
 
 use std::os::fd::AsRawFd;
@@ -16,7 +16,7 @@ fn bound(limit: u64) -> u64 {
 }
 
 /// Whether this one is not among the last of the process: the kernel gives the lowest number that is free.
-pub(crate) fn is_spare(socket: &impl AsRawFd) -> bool {
+pub fn is_spare(socket: &impl AsRawFd) -> bool {
     u64::try_from(socket.as_raw_fd()).is_ok_and(|number| number < *BOUND)
 }
 

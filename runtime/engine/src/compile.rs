@@ -27,6 +27,8 @@ const NICE: i32 = 10;
 
 /// How often it is looked how much a compiler holds; it takes some 100 MB a second at most.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Bytes that any compiler holds.
+const HELD_MIN: u64 = 8 << 20;
 
 /// What is kept of a compiler's message.
 const MESSAGE_BYTES_MAX: u64 = 16 << 10;
@@ -142,7 +144,8 @@ async fn compile_there(
         let mut look = tokio::time::interval(LOOK_EVERY);
         loop {
             look.tick().await;
-            let bytes = id.and_then(held_by).unwrap_or(0);
+            // Before the first look has seen what it takes, and for one that is over sooner, it counts as a small one.
+            let bytes = id.and_then(held_by).unwrap_or(0).max(HELD_MIN);
             if !memory.set(bytes) {
                 return bytes;
             }

@@ -523,7 +523,7 @@ mod tests {
     use super::*;
     use crate::host::Host;
     use crate::raft::{Refusal, Told};
-    use crate::simulation::{SIZES, SimDisk};
+    use crate::simulation::{SIZES, SimDisk, until};
     use crate::{Begin, Config, Guard, Key, Keyspace, Op, Peers, Value};
 
     /// An authority of a test.
@@ -577,12 +577,8 @@ mod tests {
         let address = listener.local_addr().unwrap().to_string();
         let tls = authority.tls(&own.certificate_name(1));
         let keyspace = prepared.start(Some(Peers { listener, address: address.clone(), tls })).await.unwrap();
-        let known = async {
-            while keyspace.members()[0].address != address {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(10), known).await.expect("its address is known");
+        let own_address = || keyspace.members()[0].address.clone();
+        until("its address is known", async || (own_address() == address).then_some(())).await;
         let second = keyspace.admit("second").await.unwrap();
         assert_eq!((second.member, second.cluster), (2, own));
         let ask = async |says: ClusterId, member: MemberId, tls: PeerTls, to: MemberId| {
@@ -635,18 +631,6 @@ mod tests {
         let address = listener.local_addr().unwrap().to_string();
         let tls = authority.tls(&prepared.cluster().certificate_name(prepared.member()));
         prepared.start(Some(Peers { listener, address, tls })).await.unwrap()
-    }
-
-    async fn until<T>(what: &str, mut done: impl AsyncFnMut() -> Option<T>) -> T {
-        let tries = async {
-            loop {
-                if let Some(done) = done().await {
-                    return done;
-                }
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(30), tries).await.unwrap_or_else(|_| panic!("{what}"))
     }
 
     #[tokio::test(flavor = "multi_thread")]

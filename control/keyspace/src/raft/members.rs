@@ -64,7 +64,12 @@ impl View {
             .map(MemberId::to_string)
             .collect();
         if !unknown.is_empty() {
-            return Err(format!("there is no member {}; `coracle status` lists them", unknown.join(" and no member ")));
+            let known: Vec<String> = self.voters.iter().chain(&self.learners).map(MemberId::to_string).collect();
+            return Err(format!(
+                "there is no member {}; there are {}",
+                unknown.join(" and no member "),
+                known.join(", ")
+            ));
         }
         if self.voters.is_disjoint(gone) {
             return Ok(self.voters.clone());

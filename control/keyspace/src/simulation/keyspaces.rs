@@ -2,15 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{SIZES, SimDisk};
+use super::{LIMIT, SIZES, SimDisk, until};
 use crate::host::Host;
 use crate::{Alarm, Config, Guard, Key, Keyspace, NoRoom, Op, TransactError, Value};
-
-const LIMIT: Duration = Duration::from_secs(30);
 
 async fn open(disk: &SimDisk) -> Keyspace {
     let host = Host::simulated(Arc::new(disk.clone()), 7, true, SIZES);
@@ -25,19 +22,6 @@ fn put(name: &str, length: usize, guard: Guard) -> Op {
 fn records(keyspace: &Keyspace) -> BTreeMap<String, Bytes> {
     let records = keyspace.snapshot("things").records;
     records.values().map(|record| (record.key.name.to_string(), record.bytes.clone())).collect()
-}
-
-/// Tries until `done` gives something, which it must before the limit.
-async fn until<T>(what: &str, mut done: impl AsyncFnMut() -> Option<T>) -> T {
-    let tries = async {
-        loop {
-            if let Some(done) = done().await {
-                return done;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(LIMIT, tries).await.unwrap_or_else(|_| panic!("{what}: not within {LIMIT:?}"))
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,7 +9,12 @@ mod keyspaces;
 
 pub use disk::SimDisk;
 
+use std::time::Duration;
+
 use crate::host::Sizes;
+
+/// How long anything may take that comes by itself.
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// Bounds so small that a short history comes past all of them.
 pub const SIZES: Sizes = Sizes { segment: 32 << 10, rotate: 24 << 10, cut: 32 << 10, full: 96 << 10 };
@@ -23,4 +28,17 @@ fn seeds(count: u64, test: &str, history: impl Fn(u64) -> Result<(), String>) {
             panic!("{why}\nagain: CORACLE_SEED={seed} cargo test -p coracle-keyspace --lib {test} -- --nocapture");
         }
     }
+}
+
+/// Tries until `done` gives something, which it must within [`LIMIT`].
+pub async fn until<T>(what: &str, mut done: impl AsyncFnMut() -> Option<T>) -> T {
+    let tries = async {
+        loop {
+            if let Some(done) = done().await {
+                return done;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, tries).await.unwrap_or_else(|_| panic!("{what}: not within {LIMIT:?}"))
 }

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use coracle_discovery::Protocol;
 use tokio::net::UdpSocket;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::Inbound;
 use crate::balance::{Picked, Tried};
@@ -39,8 +40,10 @@ struct Flow {
     /// When something was said last, in milliseconds since `begun`.
     last_ms: AtomicU64,
     begun: Instant,
-    /// It has rested, or its endpoint is gone.
-    is_over: AtomicBool,
+    /// It has rested, its endpoint is gone, or another has taken its place.
+    over: CancellationToken,
+    /// Its endpoint had not bound its socket yet when it began.
+    is_early: bool,
     _place: OwnedSemaphorePermit,
     _picked: Picked,
 }
@@ -85,6 +88,11 @@ impl Flow {
         self.begun + Duration::from_millis(self.last_ms.load(Relaxed)) + IDLE_MAX
     }
 
+    /// Whether it waits for its endpoint to bind its socket.
+    fn is_waiting(&self) -> bool {
+        self.is_early && self.begun.elapsed() < BOUND_WITHIN
+    }
+
     /// Whether the kernel has said that nobody has bound the port there: of this machine's own it says so at once.
     fn is_refused(&self) -> bool {
         let error = self.upstream.take_error().ok().flatten();
@@ -92,7 +100,7 @@ impl Flow {
     }
 
     async fn send(&self, datagram: &[u8]) -> io::Result<()> {
-        if self.is_over.load(Relaxed) {
+        if self.over.is_cancelled() {
             return Err(io::ErrorKind::NotConnected.into());
         }
         self.used();
@@ -112,7 +120,7 @@ pub(super) async fn relay(inbound: Inbound, socket: UdpSocket) {
             () = inbound.stop.cancelled() => return,
             Some(client) = overs.recv() => {
                 // It may have come again in between.
-                if flows.get(&client).is_some_and(|flow| flow.is_over.load(Relaxed)) {
+                if flows.get(&client).is_some_and(|flow| flow.over.is_cancelled()) {
                     flows.remove(&client);
                 }
                 continue;
@@ -127,31 +135,35 @@ pub(super) async fn relay(inbound: Inbound, socket: UdpSocket) {
                 continue;
             }
         };
-        if let Some(flow) = flows.get(&client)
-            && flow.send(datagram).await.is_ok()
-        {
-            continue;
+        if let Some(flow) = flows.get(&client) {
+            match flow.send(datagram).await {
+                Ok(()) => continue,
+                // Its first datagram is sent again until the program comes.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && flow.is_waiting() => continue,
+                // Its task gives its place back: nobody else ends it.
+                Err(_) => flow.over.cancel(),
+            }
         }
         // New, or its endpoint has gone: another is found.
         if flows.len() >= CLIENTS_MAX && !flows.contains_key(&client) {
             continue;
         }
-        let Some(flow) = connect(&inbound).await else { continue };
+        let Some(mut flow) = connect(&inbound).await else { continue };
         let _ = flow.send(datagram).await;
         // Only the first: what comes after it would be out of order, or too much.
-        let is_early = !flows.contains_key(&client) && flow.is_refused();
-        let first = is_early.then(|| datagram.to_vec());
+        flow.is_early = !flows.contains_key(&client) && flow.is_refused();
+        let first = flow.is_early.then(|| datagram.to_vec());
         let flow = Arc::new(flow);
         flows.insert(client, flow.clone());
-        let (socket, stop, over) = (socket.clone(), inbound.stop.clone(), over.clone());
+        let (socket, over) = (socket.clone(), over.clone());
         inbound.tasks.spawn(async move {
             tokio::select! {
-                () = stop.cancelled() => {}
+                () = flow.over.cancelled() => {}
                 result = replies(&flow, &socket, client, first) => if let Err(error) = result {
                     tracing::debug!(%error, "datagram");
                 },
             }
-            flow.is_over.store(true, Relaxed);
+            flow.over.cancel();
             let _ = over.send(client).await;
         });
     }
@@ -167,10 +179,10 @@ async fn connect(inbound: &Inbound) -> Option<Flow> {
     upstream.connect(to).await.ok().filter(|()| spare::is_spare(&upstream))?;
     // Whether anybody is there shows later, if at all.
     picked.answered();
-    let (last_ms, is_over) = Default::default();
+    let (last_ms, over) = (AtomicU64::default(), inbound.stop.child_token());
     let known = inbound.proxy.upstreams.add(to.ip(), upstream.local_addr().ok()?.port());
     let begun = Instant::now();
-    Some(Flow { upstream, last_ms, begun, is_over, _upstream: known, _place: place, _picked: picked })
+    Some(Flow { upstream, last_ms, begun, over, is_early: false, _upstream: known, _place: place, _picked: picked })
 }
 
 /// Passes back what the endpoint says, until the client rests or nobody is there; who was not there yet is sent the `first`
@@ -190,7 +202,7 @@ async fn replies(flow: &Flow, socket: &UdpSocket, client: SocketAddr, mut first:
                 };
                 if is_sent && !flow.is_refused() {
                     first = None;
-                } else if flow.begun.elapsed() >= BOUND_WITHIN {
+                } else if !flow.is_waiting() {
                     return Err(io::ErrorKind::ConnectionRefused.into());
                 }
             }
@@ -219,27 +231,31 @@ mod tests {
     use arc_swap::ArcSwap;
     use serde_json::json;
     use tokio::sync::Semaphore;
-    use tokio_util::sync::CancellationToken;
     use tokio_util::task::TaskTracker;
+
+    /// A Service for UDP before the pod 1, with so many places for flows.
+    async fn dns(world: &World, places: usize) -> Inbound {
+        let ports = json!([{"port": 53, "protocol": "UDP"}]);
+        world.service("dns", "10.96.0.9", ports.clone());
+        world.ready("dns", &[1], ports);
+        world.known("dns", 1).await;
+        let service = world.discovery.snapshot().service("n", "dns").unwrap().clone();
+        Inbound {
+            proxy: world.proxy.clone(),
+            target: Arc::new(ArcSwap::from_pointee(super::super::Target { service, at: 0 })),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            places: Arc::new(Semaphore::new(0)),
+            udp_places: Arc::new(Semaphore::new(places)),
+        }
+    }
 
     #[tokio::test]
     async fn clients_have_places_of_the_node_and_flows_are_known_while_they_live() {
         let world = World::new().await;
         let there = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         world.start(1, Local::Tcp(there.local_addr().unwrap()));
-        world.service("dns", "10.96.0.9", json!([{"port": 53, "protocol": "UDP"}]));
-        world.ready("dns", &[1], json!([{"port": 53, "protocol": "UDP"}]));
-        world.known("dns", 1).await;
-        let service = world.discovery.snapshot().service("n", "dns").unwrap().clone();
-        let stop = CancellationToken::new();
-        let inbound = Inbound {
-            proxy: world.proxy.clone(),
-            target: Arc::new(ArcSwap::from_pointee(super::super::Target { service, at: 0 })),
-            stop: stop.clone(),
-            tasks: TaskTracker::new(),
-            places: Arc::new(Semaphore::new(0)),
-            udp_places: Arc::new(Semaphore::new(1)),
-        };
+        let inbound = dns(&world, 1).await;
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let at = socket.local_addr().unwrap();
         let relaying = tokio::spawn(relay(inbound.clone(), socket));
@@ -257,7 +273,7 @@ mod tests {
         let own = there.local_addr().unwrap().ip();
         assert!(world.proxy.has_upstream(own, from.port()));
         assert!(!world.proxy.has_upstream(own, at.port()), "a port that nothing came from");
-        stop.cancel();
+        inbound.stop.cancel();
         relaying.await.unwrap();
         inbound.tasks.close();
         inbound.tasks.wait().await;
@@ -272,22 +288,10 @@ mod tests {
         let to = early.local_addr().unwrap();
         drop(early);
         world.start(1, Local::Tcp(to));
-        world.service("dns", "10.96.0.9", json!([{"port": 53, "protocol": "UDP"}]));
-        world.ready("dns", &[1], json!([{"port": 53, "protocol": "UDP"}]));
-        world.known("dns", 1).await;
-        let service = world.discovery.snapshot().service("n", "dns").unwrap().clone();
-        let stop = CancellationToken::new();
-        let inbound = Inbound {
-            proxy: world.proxy.clone(),
-            target: Arc::new(ArcSwap::from_pointee(super::super::Target { service, at: 0 })),
-            stop: stop.clone(),
-            tasks: TaskTracker::new(),
-            places: Arc::new(Semaphore::new(0)),
-            udp_places: Arc::new(Semaphore::new(8)),
-        };
+        let inbound = dns(&world, 8).await;
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let at = socket.local_addr().unwrap();
-        let relaying = tokio::spawn(relay(inbound, socket));
+        let relaying = tokio::spawn(relay(inbound.clone(), socket));
         let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         client.send_to(b"first", at).await.unwrap();
         // It was sent on, and refused, before the program is there.
@@ -297,7 +301,6 @@ mod tests {
             }
         };
         tokio::time::timeout(crate::tests::world::SOON, known).await.unwrap();
-        tokio::time::sleep(AGAIN_AFTER * 2).await;
         let late = UdpSocket::bind(to).await.unwrap();
         let mut buffer = [0; 16];
         let received = tokio::time::timeout(BOUND_WITHIN, late.recv_from(&mut buffer)).await;
@@ -306,7 +309,40 @@ mod tests {
         late.send_to(b"answer", from).await.unwrap();
         let (count, _) = client.recv_from(&mut buffer).await.unwrap();
         assert_eq!(&buffer[..count], b"answer");
-        stop.cancel();
+        inbound.stop.cancel();
+        relaying.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn datagrams_to_nobody_hold_one_place() {
+        let world = World::new().await;
+        let nobody = UdpSocket::bind("127.83.0.10:0").await.unwrap();
+        world.start(1, Local::Tcp(nobody.local_addr().unwrap()));
+        drop(nobody);
+        let inbound = dns(&world, 4).await;
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let at = socket.local_addr().unwrap();
+        let relaying = tokio::spawn(relay(inbound.clone(), socket));
+        let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        for _ in 0..50 {
+            client.send_to(b"x", at).await.unwrap();
+        }
+        // All have come through when the flow that waits is over, and none is left then.
+        let began = async {
+            while world.proxy.upstreams.locked().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(crate::tests::world::SOON, began).await.unwrap();
+        let over = async {
+            while !world.proxy.upstreams.locked().is_empty() {
+                assert!(world.proxy.upstreams.locked().len() <= 2);
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(BOUND_WITHIN + crate::tests::world::SOON, over).await.unwrap();
+        assert_eq!(inbound.udp_places.available_permits(), 4);
+        inbound.stop.cancel();
         relaying.await.unwrap();
     }
 }

@@ -123,6 +123,9 @@ impl Bridge {
     fn open(at: SocketAddr, leads: Leads) -> Option<Bridge> {
         let listen = || -> std::io::Result<(tokio::net::TcpListener, SocketAddr)> {
             let listener = std::net::TcpListener::bind(at)?;
+            if !coracle_proxy::is_spare(&listener) {
+                return Err(std::io::ErrorKind::QuotaExceeded.into());
+            }
             listener.set_nonblocking(true)?;
             let at = listener.local_addr()?;
             Ok((tokio::net::TcpListener::from_std(listener)?, at))

@@ -88,7 +88,10 @@ impl Network {
     /// Connects to a pod's socket, and to nothing else that happens to be there.
     pub async fn dial(&self, at: SocketAddr) -> io::Result<TcpStream> {
         match self.table.is_reached(at, coracle_discovery::Protocol::Tcp) {
-            true => TcpStream::connect(at).await,
+            true => match TcpStream::connect(at).await {
+                Ok(socket) if !coracle_proxy::is_spare(&socket) => Err(io::ErrorKind::QuotaExceeded.into()),
+                connected => connected,
+            },
             false => Err(io::ErrorKind::ConnectionRefused.into()),
         }
     }
