@@ -489,8 +489,9 @@ impl State {
         all
     }
 
-    /// Takes note of what is in the history now: of each collection up to where, and what is forgotten.
-    pub fn written(&mut self, done: &[(Arc<str>, Revision, Revision)]) {
+    /// Takes note of what is in the history now: of each collection up to where, and what is forgotten. What was applied while
+    /// that was written counts as unwritten, but for the collections in `failed`, which nothing waits for.
+    pub fn written(&mut self, done: &[(Arc<str>, Revision, Revision)], failed: &[Arc<str>]) {
         for (name, upto, forgotten) in done {
             if let Some(collection) = self.collections.get_mut(name) {
                 collection.written = collection.written.max(*upto);
@@ -504,6 +505,9 @@ impl State {
                 collection.written = self.applied;
             }
         }
+        let waits = self.collections.iter().filter(|(name, _)| !failed.contains(name));
+        let events = waits.flat_map(|(_, collection)| collection.unwritten());
+        self.unwritten_bytes = events.map(|event| event_size(&event.record)).sum();
     }
 
     /// Takes note of what the history no longer has.
@@ -690,6 +694,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_applied_while_the_history_is_written_still_lacks() {
+        let now = Instant::now();
+        let mut state = State::new(Retention { age: Duration::from_secs(300), bytes: u64::MAX, memory: 1 << 20 });
+        let mut apply = |state: &mut State, revision: u64| {
+            state.apply(Revision::new(revision), &[put("a", "x", Guard::None)], now).unwrap();
+        };
+        apply(&mut state, 1);
+        let one = state.unwritten_bytes;
+        let part = state.unwritten(Revision::new(1), usize::MAX, &[]).remove(0);
+        apply(&mut state, 2);
+        apply(&mut state, 3);
+        let done = [(part.collection, part.upto, part.after)];
+        state.written(&done, &[]);
+        assert_eq!((one > 0, state.unwritten_bytes), (true, 2 * one), "else nobody waits before they are forgotten");
+        state.written(&[], &[Arc::from("things")]);
+        assert_eq!(state.unwritten_bytes, 0, "nobody waits for what cannot be written");
+    }
+
+    #[test]
     fn what_the_history_has_leaves_the_memory_and_the_rest_is_forgotten_late() {
         let now = Instant::now();
         let retention = Retention { age: Duration::from_secs(300), bytes: u64::MAX, memory: 600 };
@@ -716,7 +739,7 @@ mod tests {
         let part = &unwritten[0];
         assert_eq!((part.after.get(), part.gap, part.events.len(), part.upto.get()), (3, true, 9, 12));
         // Now the disk has what is after 3.
-        state.written(&[(Arc::from("things"), part.upto, part.after)]);
+        state.written(&[(Arc::from("things"), part.upto, part.after)], &[]);
         state.forget(now);
         assert_eq!(ring(&state), (3, 10, 2));
         assert!(state.unwritten(Revision::new(12), usize::MAX, &[]).is_empty());

@@ -202,8 +202,7 @@ impl Machine {
                 }
             }
             let mut state = self.state.write();
-            state.unwritten_bytes = 0;
-            state.written(&done);
+            state.written(&done, &broken);
             state.forget(host::now());
             if is_last {
                 break;
