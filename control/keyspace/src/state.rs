@@ -697,7 +697,7 @@ mod tests {
     fn what_is_applied_while_the_history_is_written_still_lacks() {
         let now = Instant::now();
         let mut state = State::new(Retention { age: Duration::from_secs(300), bytes: u64::MAX, memory: 1 << 20 });
-        let mut apply = |state: &mut State, revision: u64| {
+        let apply = |state: &mut State, revision: u64| {
             state.apply(Revision::new(revision), &[put("a", "x", Guard::None)], now).unwrap();
         };
         apply(&mut state, 1);
