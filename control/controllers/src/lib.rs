@@ -13,6 +13,7 @@ mod events;
 mod garbage;
 mod informer;
 mod kinds;
+mod mirroring;
 mod namespace;
 mod node;
 mod pod_gc;
@@ -84,6 +85,8 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
             nodes: &mut on.nodes,
         },
     );
+    let mirroring =
+        mirroring::Controller::new(api.clone(), recorder.clone(), &mut on.services, &mut on.endpoints, &mut on.slices);
     let accounts = service_account::Controller::new(
         api.clone(),
         config.root_ca,
@@ -137,6 +140,7 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     tasks.spawn(queue::drive(replica_sets, shutdown.clone()));
     tasks.spawn(queue::drive(deployments, shutdown.clone()));
     tasks.spawn(queue::drive(endpoints, shutdown.clone()));
+    tasks.spawn(queue::drive(mirroring, shutdown.clone()));
     tasks.spawn(queue::drive(accounts, shutdown.clone()));
     tasks.spawn(queue::drive(namespaces, shutdown.clone()));
     tasks.spawn(queue::drive(nodes, shutdown.clone()));

@@ -410,6 +410,60 @@ async fn endpoints_leave_the_slices_of_others_alone_and_follow_nodes() {
 }
 
 #[tokio::test]
+async fn mirroring_shows_endpoints_that_somebody_made_by_hand() {
+    let world = world();
+    let api = &world.api;
+    let service = "/api/v1/namespaces/n/services/s";
+    api.put(service, json!({"spec": {"clusterIP": "10.96.0.2", "ports": [{"port": 80}]}}));
+    let endpoints = "/api/v1/namespaces/n/endpoints/s";
+    let subset = |ips: &[&str]| {
+        let addresses: Vec<Value> = ips.iter().map(|ip| json!({"ip": ip})).collect();
+        json!([{"addresses": addresses, "ports": [{"port": 8080, "protocol": "TCP"}]}])
+    };
+    let slices = "/apis/discovery.k8s.io/v1/namespaces/n/endpointslices";
+    // The answer to the first slice is lost; there must not be two.
+    api.next(Method::POST, "/endpointslices", Answer::DoneButUnknown);
+    api.put(endpoints, json!({"subsets": subset(&["192.0.2.1", "nowhere"])}));
+    let shown = |api: &Scripted, ips: &[&str]| {
+        let all: Vec<Value> =
+            api.list(slices).iter().flat_map(|it| it["endpoints"].as_array().cloned().unwrap()).collect();
+        let found: Vec<_> = all.iter().map(|it| it["addresses"][0].as_str().unwrap().to_owned()).collect();
+        (found == ips).then_some(())
+    };
+    api.until("they are shown", |api| shown(api, &["192.0.2.1"])).await;
+    assert_eq!(api.list(slices)[0]["metadata"]["labels"]["kubernetes.io/service-name"], "s");
+    let told = |_: &Scripted| world.events("InvalidIPAddress").pop();
+    let told = api.until("what is no address is told of", told).await;
+    assert!(told.ends_with("Skipped 1 invalid IP addresses when mirroring to EndpointSlices"), "{told}");
+    api.merge(endpoints, &json!({"subsets": subset(&["192.0.2.2", "192.0.2.3"])}));
+    api.until("they follow", |api| shown(api, &["192.0.2.2", "192.0.2.3"])).await;
+    // With a selector the Service's endpoints are its pods.
+    api.merge(service, &json!({"spec": {"selector": {"app": "a"}}}));
+    let managers = |api: &Scripted| {
+        let managers: Vec<_> = api
+            .list(slices)
+            .iter()
+            .map(|it| it["metadata"]["labels"]["endpointslice.kubernetes.io/managed-by"].clone())
+            .collect();
+        (managers == ["endpointslice-controller.k8s.io"]).then_some(())
+    };
+    api.until("they are those of pods", managers).await;
+    api.merge(service, &json!({"spec": {"selector": null}}));
+    api.merge(endpoints, &json!({"subsets": subset(&["192.0.2.4"])}));
+    let found = |api: &Scripted| {
+        let mut ours = api.list(slices);
+        ours.retain(|it| it["endpoints"][0]["addresses"][0] == "192.0.2.4");
+        (ours.len() == 1).then_some(())
+    };
+    api.until("they are shown again", found).await;
+    api.remove(endpoints);
+    api.until("they are gone", |api| {
+        api.list(slices).iter().all(|it| it["endpoints"][0]["addresses"].is_null()).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn node_that_is_silent_is_unknown_and_back_at_once_when_it_speaks() {
     let api = Scripted::new();
     api.put("/api/v1/nodes/one", node("True"));

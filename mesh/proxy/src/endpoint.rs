@@ -74,6 +74,12 @@ impl Endpoint {
         Some(Endpoint { address, way })
     }
 
+    /// Whether something is meant by this address that nobody may reach.
+    pub fn is_forbidden(local: &dyn LocalEndpoints, address: SocketAddr) -> bool {
+        let is_pod = local.is_pod_address(address.ip()) || local.is_elsewhere(address.ip());
+        !is_pod && local.lookup(address.ip(), address.port()).is_none() && !local.may_dial(address)
+    }
+
     /// Whether it is a pod of another node.
     pub fn is_elsewhere(&self) -> bool {
         matches!(self.way, Way::Elsewhere)

@@ -22,6 +22,7 @@ mod spare;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod turns;
 mod upgrade;
 
 use std::io;
@@ -119,8 +120,17 @@ pub trait LocalEndpoints: Send + Sync {
             IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         }
     }
-    /// A port of a Service cannot be listened at: told once, to be shown where its owner looks.
-    fn node_port_failed(&self, service: &Service, port: u16, error: &io::Error);
+    /// What is wrong with a Service, to be shown where its owner looks. It may be said again and again.
+    fn service_failed(&self, service: &Service, failure: ServiceFailure<'_>);
+}
+
+/// What can be wrong with a Service.
+#[derive(Debug, Clone, Copy)]
+pub enum ServiceFailure<'a> {
+    /// A port cannot be listened at.
+    NodePort(u16, &'a io::Error),
+    /// An endpoint leads to where nothing of the cluster goes ([`LocalEndpoints::may_dial`]).
+    Endpoint(SocketAddr),
 }
 
 /// Why a request was not answered.
@@ -146,6 +156,18 @@ pub enum Error {
         namespace: Arc<str>,
         /// Its name.
         name: Arc<str>,
+    },
+    /// All that the Service leads to is out of reach.
+    #[error(
+        "service {namespace}/{name} leads to {endpoint}, an address of this machine or near it, where no Service may lead"
+    )]
+    Forbidden {
+        /// Namespace of the Service.
+        namespace: Arc<str>,
+        /// Its name.
+        name: Arc<str>,
+        /// One of its endpoints.
+        endpoint: SocketAddr,
     },
     /// The endpoint is no pod of this node, and not outside of the cluster either.
     #[error("no pod answers at {0}")]

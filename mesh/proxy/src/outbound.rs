@@ -24,7 +24,7 @@ use crate::balance::{Picked, Tried};
 use crate::endpoint::{Endpoint, Failure};
 use crate::retry::{self, ATTEMPTS_MAX, Replay};
 use crate::routes::Route;
-use crate::{Body, BoxError, Deadline, Error, Proxy};
+use crate::{Body, BoxError, Deadline, Error, Proxy, ServiceFailure};
 
 /// How long a request waits for discovery to say who answers, when all that it named have just gone.
 const RENEWAL_MAX: Duration = Duration::from_millis(500);
@@ -105,7 +105,7 @@ impl Proxy {
 
     fn connect_service(&self, service: &Arc<Service>, port: u16, protocol: Protocol) -> Result<SocketAddr, Error> {
         let route = self.route(service, port, protocol)?;
-        let (picked, endpoint) = self.pick(&route, &mut Tried::default()).ok_or_else(|| route.no_endpoints())?;
+        let (picked, endpoint) = self.pick(&route, &mut Tried::default()).ok_or_else(|| self.nobody(&route))?;
         drop(picked);
         // A component that is called has no socket of its own.
         endpoint.socket().ok_or(Error::NoPod(endpoint.address))
@@ -182,7 +182,7 @@ impl Proxy {
                     route = renewed;
                     continue;
                 }
-                return Err(refused.unwrap_or_else(|| route.no_endpoints()));
+                return Err(refused.unwrap_or_else(|| self.nobody(&route)));
             };
             let kept = head.clone();
             match endpoint.call(&self.dialer, Request::from_parts(head, body)).await {
@@ -223,12 +223,26 @@ impl Proxy {
             match Endpoint::find(&*self.local, address).filter(can_reach) {
                 Some(endpoint) => return Some((picked, endpoint)),
                 None => {
+                    if Endpoint::is_forbidden(&*self.local, address) {
+                        self.local.service_failed(&route.service, ServiceFailure::Endpoint(address));
+                    }
                     tried.add(&picked);
                     route.balancer.failed(picked);
                 }
             }
         }
         None
+    }
+
+    /// Why nobody was picked.
+    fn nobody(&self, route: &Route) -> Error {
+        let endpoints = route.service.ports[route.at].endpoints.iter().take(LOOKED_AT_MAX);
+        let mut addresses = endpoints.map(|found| SocketAddr::new(found.address, found.port));
+        let Some(endpoint) = addresses.find(|address| Endpoint::is_forbidden(&*self.local, *address)) else {
+            return route.no_endpoints();
+        };
+        let Service { namespace, name, .. } = &*route.service;
+        Error::Forbidden { namespace: namespace.clone(), name: name.clone(), endpoint }
     }
 
     /// The same route as discovery knows it a moment later, if it has changed by then.

@@ -1,6 +1,5 @@
 //! HTTP on a byte stream, answered by something that is called.
 
-use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,13 +21,14 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
 use crate::stream::{Limits, Patient};
+use crate::turns::{Answer, Turn, Turns};
 use crate::{Body, BoxError, Error, HttpService, headers, retry, upgrade};
 
 /// HTTP headers of a request may take this many bytes (design.md §6). hyper looks after each read, so that somewhat more may
 /// pass when it comes at once.
 const HEADER_BYTES_MAX: usize = 64 << 10;
-/// The next request of a connection comes, and its headers are there, within this time.
-const HEADER_READ_MAX: Duration = Duration::from_secs(60);
+/// The next request of a connection comes within this time. Once it begins, [`Limits`] are shorter.
+const IDLE_MAX: Duration = Duration::from_secs(60);
 /// A client of HTTP/2 that has been silent for so long is asked whether it is there,
 const PING_AFTER: Duration = Duration::from_secs(30);
 /// and answers within this time.
@@ -36,7 +36,7 @@ const PONG_MAX: Duration = Duration::from_secs(15);
 
 static SERVER: LazyLock<auto::Builder<TokioExecutor>> = LazyLock::new(|| {
     let mut http = auto::Builder::new(TokioExecutor::new());
-    http.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_READ_MAX).max_buf_size(HEADER_BYTES_MAX + 8192);
+    http.http1().timer(TokioTimer::new()).header_read_timeout(IDLE_MAX).max_buf_size(HEADER_BYTES_MAX + 8192);
     http.http2()
         .timer(TokioTimer::new())
         .max_header_list_size(HEADER_BYTES_MAX as u32)
@@ -44,6 +44,18 @@ static SERVER: LazyLock<auto::Builder<TokioExecutor>> = LazyLock::new(|| {
         .keep_alive_timeout(PONG_MAX);
     http
 });
+
+/// A connection that speaks another protocol from now on, with who answers it. As long as it does, it is under way.
+struct Changed {
+    client: OnUpgrade,
+    endpoint: OnUpgrade,
+    turn: Turn,
+}
+
+/// The connection's place was needed for another.
+#[derive(Debug, thiserror::Error)]
+#[error("the connection gave way to another")]
+struct GaveWay;
 
 /// Serves HTTP/1.1 and HTTP/2 (prior knowledge) on a byte stream, until its end.
 pub async fn serve_stream<S>(stream: S, service: Arc<dyn HttpService>) -> Result<(), BoxError>
@@ -54,25 +66,32 @@ where
         let answer = service.call(request);
         async move { answer.await.map_err(|source| Error::Unavailable { endpoint: "the pod".to_owned(), source }) }
     };
-    serve(stream, CancellationToken::new(), call).await
+    serve(stream, Arc::default(), CancellationToken::new(), call).await
 }
 
-/// The same with an answer for each request; errors become a plain response. When told to drain, what has begun is finished
-/// and nothing more is taken: HTTP/1.1 says `Connection: close`, HTTP/2 GOAWAY.
-pub(crate) async fn serve<S, F, A>(stream: S, drain: CancellationToken, answer: F) -> Result<(), BoxError>
+/// The same with an answer for each request; errors become a plain response, and `turns` know when one is under way. When told
+/// to drain, what has begun is finished and nothing more is taken: HTTP/1.1 says `Connection: close`, HTTP/2 GOAWAY.
+pub(crate) async fn serve<S, F, A>(
+    stream: S,
+    turns: Arc<Turns>,
+    drain: CancellationToken,
+    answer: F,
+) -> Result<(), BoxError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Fn(Request<Body>) -> A,
     A: Future<Output = Result<Response<Body>, Error>> + Send + 'static,
 {
-    let changed: Arc<Mutex<Option<(OnUpgrade, OnUpgrade)>>> = Arc::default();
+    let changed: Arc<Mutex<Option<Changed>>> = Arc::default();
     let service = service_fn({
-        let changed = changed.clone();
+        let (changed, turns) = (changed.clone(), turns.clone());
         move |mut request: Request<Incoming>| {
             let upgrade = headers::upgrade(request.headers()).map(|_| hyper::upgrade::on(&mut request));
             let changed = upgrade.map(|upgrade| (upgrade, changed.clone()));
-            let answer = is_for_one_host(&request).map(|()| answer(request.map(body)));
+            let turn = turns.begin();
+            let answer = turn.is_some().then(|| is_for_one_host(&request).map(|()| answer(request.map(body))));
             async move {
+                let (Some(turn), Some(answer)) = (turn, answer) else { return Err(GaveWay) };
                 let answered = match answer {
                     Ok(answer) => answer.await,
                     Err(error) => Err(error),
@@ -82,13 +101,14 @@ where
                     && response.status() == StatusCode::SWITCHING_PROTOCOLS
                 {
                     let endpoint = hyper::upgrade::on(&mut response);
-                    *changed.lock().unwrap_or_else(PoisonError::into_inner) = Some((client, endpoint));
+                    let tunnel = turn.again().map(|turn| Changed { client, endpoint, turn });
+                    *changed.lock().unwrap_or_else(PoisonError::into_inner) = tunnel;
                 }
-                Ok::<_, Infallible>(response)
+                Ok(response.map(|body| Answer { body, _turn: turn }))
             }
         }
     });
-    let io = TokioIo::new(Patient::new(stream, Limits::default()));
+    let io = TokioIo::new(Patient::new(stream, Limits::default(), turns));
     let mut connection = pin!(SERVER.serve_connection_with_upgrades(io, service));
     let mut drained = aside(drain.cancelled());
     tokio::select! {
@@ -103,7 +123,9 @@ where
     // A connection that has changed its protocol is no longer the server's.
     let changed = changed.lock().unwrap_or_else(PoisonError::into_inner).take();
     match changed {
-        Some((client, endpoint)) => upgrade::tunnel(client, endpoint).await.map_err(BoxError::from),
+        Some(Changed { client, endpoint, turn: _turn }) => {
+            upgrade::tunnel(client, endpoint).await.map_err(BoxError::from)
+        }
         None => Ok(()),
     }
 }
@@ -137,7 +159,7 @@ fn is_for_one_host<B>(request: &Request<B>) -> Result<(), Error> {
 /// What a client is told when nothing answered it.
 fn refuse(error: &Error) -> Response<Body> {
     let status = match error {
-        Error::NoEndpoints { .. } | Error::NoPod(_) => StatusCode::SERVICE_UNAVAILABLE,
+        Error::NoEndpoints { .. } | Error::Forbidden { .. } | Error::NoPod(_) => StatusCode::SERVICE_UNAVAILABLE,
         Error::NotInCluster(_) | Error::NoPort { .. } => StatusCode::NOT_FOUND,
         Error::NoAuthority | Error::Scheme(_) | Error::Malformed(_) => StatusCode::BAD_REQUEST,
         Error::Late => StatusCode::GATEWAY_TIMEOUT,
@@ -234,7 +256,7 @@ mod tests {
                 Ok(Response::new(retry::empty()))
             }
         };
-        let serving = tokio::spawn(serve(server, drain.clone(), answer));
+        let serving = tokio::spawn(serve(server, Arc::default(), drain.clone(), answer));
         let two = b"GET / HTTP/1.1\r\nhost: a\r\n\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n";
         client.write_all(two).await.unwrap();
         begins.recv().await.unwrap();

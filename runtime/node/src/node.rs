@@ -12,6 +12,7 @@ use std::sync::Weak;
 use coracle_artifact::PullPolicy;
 use coracle_discovery::Discovery;
 use coracle_engine::Engine;
+use coracle_proxy::ServiceFailure;
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
@@ -32,7 +33,7 @@ use crate::images::{ImageError, Images};
 use crate::kubelet;
 use crate::logs::OpenFiles;
 use crate::machine::Machine;
-use crate::network::{Network, NodePortFailed, Peers, Table};
+use crate::network::{Network, Peers, ServiceFailed, Table};
 use crate::objects::{Objects, OnChange};
 use crate::pod::Pods;
 use crate::registration::{Facts, Registration};
@@ -104,7 +105,7 @@ impl Node {
         let store = store.map_err(|source| Error::Directory { path: config.data_dir.join("images"), source })?;
         let recorder = Recorder::new(client.clone(), config.name.clone());
         let addresses = Addresses::new(config.pod_cidr).map_err(Error::Addresses)?;
-        let table = Arc::new(Table::new(addresses, node_port_failed(recorder.clone())));
+        let table = Arc::new(Table::new(addresses, service_failed(recorder.clone())));
         let peers = Arc::new(Peers::new(&config.name, config.link.clone()));
         table.lead_elsewhere(&peers);
         let network = Arc::new(Network::new(table, Discovery::new(client.clone()), config.cluster_roots.clone()));
@@ -251,9 +252,20 @@ fn on_change(pods: Weak<Pods>) -> OnChange {
     })
 }
 
-/// A NodePort that cannot be listened at is told on its Service.
-fn node_port_failed(recorder: Recorder) -> NodePortFailed {
-    Box::new(move |service, port, error| {
+/// What is wrong with a Service is told on it.
+fn service_failed(recorder: Recorder) -> ServiceFailed {
+    Box::new(move |service, failure| {
+        let (reason, message) = match failure {
+            ServiceFailure::NodePort(port, error) => {
+                ("PortUnavailable", format!("can't open port {port} for the Service on this node: {error}"))
+            }
+            ServiceFailure::Endpoint(at) => (
+                "EndpointForbidden",
+                format!(
+                    "{at} is an address of this node's machine, or near it, where no Service may lead: it is left out"
+                ),
+            ),
+        };
         recorder.record(Record {
             kind: "Service",
             namespace: service.namespace.clone(),
@@ -261,8 +273,8 @@ fn node_port_failed(recorder: Recorder) -> NodePortFailed {
             uid: "".into(),
             field_path: None,
             warning: true,
-            reason: "PortUnavailable",
-            message: format!("can't open port {port} for the Service on this node: {error}"),
+            reason,
+            message,
         });
     })
 }

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 
-use crate::replica_set::NAME_CHARACTERS;
+use crate::workload;
 
 /// Label that tells the pods of one ReplicaSet of a Deployment from the others'.
 pub(crate) const HASH_LABEL: &str = "pod-template-hash";
@@ -22,15 +22,11 @@ pub(crate) fn normal(template: &PodTemplateSpec) -> PodTemplateSpec {
     template
 }
 
-/// A stable hash of the template (FNV-1a of its JSON) in characters that are allowed in names. Collisions are told apart
-/// by their count.
+/// A stable hash of the template's JSON. Collisions are told apart by their count.
 pub(crate) fn hash(template: &PodTemplateSpec, collisions: Option<i32>) -> String {
     let json = serde_json::to_vec(&normal(template)).unwrap_or_default();
     let count = collisions.map(i32::to_le_bytes);
-    let bytes = json.iter().chain(count.iter().flatten());
-    let hash = bytes.fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
-    let safe = |byte: u8| char::from(NAME_CHARACTERS[usize::from(byte) % NAME_CHARACTERS.len()]);
-    hash.to_string().bytes().map(safe).collect()
+    workload::hash(json.iter().chain(count.iter().flatten()))
 }
 
 #[cfg(test)]

@@ -26,8 +26,7 @@ use tokio::time::Instant;
 use crate::client::{self, Client, DeleteOptions, ENDPOINT_SLICES, ENDPOINTS, Meta};
 use crate::informer::{Change, Index, Informer, Key, Object as _, Pod, Store, version};
 use crate::queue::{Next, Queue, Reconciler};
-use crate::replica_set::generated_name;
-use crate::workload::{self, Created};
+use crate::workload::{self, Created, generated_name};
 use crate::{Error, selector};
 
 /// Between reconciliations of one Service in a storm.

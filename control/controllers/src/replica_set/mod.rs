@@ -30,7 +30,6 @@ use crate::{Error, now_in_seconds, selector};
 
 pub(crate) use plan::counted;
 use template::Template;
-pub(crate) use template::{NAME_CHARACTERS, generated_name};
 
 /// Creations and deletions in flight per ReplicaSet.
 const WINDOW_MAX: usize = 64;

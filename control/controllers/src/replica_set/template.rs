@@ -4,22 +4,10 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use rand::Rng as _;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-/// Characters of generated names (no vowels, nothing that looks like another).
-pub(crate) const NAME_CHARACTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-/// Longest prefix of a generated name.
-const PREFIX_MAX: usize = 58;
-
-/// A name as the API server would generate one.
-pub(crate) fn generated_name(prefix: &str) -> String {
-    let mut name = prefix[..prefix.floor_char_boundary(PREFIX_MAX)].to_owned();
-    let mut random = rand::rng();
-    name.extend((0..5).map(|_| char::from(NAME_CHARACTERS[random.random_range(0..NAME_CHARACTERS.len())])));
-    name
-}
+use crate::workload::generated_name;
 
 /// What the pods of a ReplicaSet have in common, with the specification encoded once.
 pub(super) struct Template<'a> {

@@ -2,6 +2,7 @@
 //! outcome may be unknown.
 
 mod in_flight;
+mod names;
 mod settle;
 
 use std::time::Duration;
@@ -15,6 +16,7 @@ use crate::client::{self, Client, Meta, Resource};
 use crate::informer::Key;
 
 pub(crate) use in_flight::{InFlight, OVERDUE};
+pub(crate) use names::{generated_name, hash, hashed_name};
 pub(crate) use settle::Settle;
 
 /// Requests with an unknown outcome are repeated this often at once.

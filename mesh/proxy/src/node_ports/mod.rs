@@ -2,6 +2,7 @@
 //!
 //! A port is a number and a protocol: TCP ([`tcp`]) and UDP ([`udp`]) may share the number.
 
+mod places;
 mod tcp;
 mod udp;
 
@@ -16,18 +17,20 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use coracle_discovery::{Protocol, Service, Snapshot};
 use tokio::net::{TcpListener, UdpSocket};
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::places::{Bounds, Places};
 use crate::routes::Route;
-use crate::{Error, Proxy};
+use crate::{Error, Proxy, ServiceFailure};
 
-/// Connections of all listeners of a node at a time; more wait in the kernel's queues.
-const CONNECTIONS_MAX: usize = 20_000;
-/// Clients of all UDP listeners of a node at a time, each with a descriptor; datagrams of more are dropped.
-const UDP_CLIENTS_MAX: usize = 8192;
+/// Connections at a time. Of more, those for which nothing is under way give way; while there are none, more wait in the
+/// kernel's queues.
+const CONNECTIONS_MAX: Bounds = Bounds { node: 20_000, port: 10_000 };
+/// Clients that send datagrams at a time, each with a descriptor. Of more, those give way that got no answer yet, then those
+/// that have rested longest.
+const UDP_CLIENTS_MAX: Bounds = Bounds { node: 8192, port: 4096 };
 /// How long connections may finish what they began when the node goes down or the Service is gone.
 const DRAIN: Duration = Duration::from_secs(5);
 /// First wait until a port that is taken is tried again; doubles.
@@ -49,14 +52,13 @@ struct Target {
 #[derive(Clone)]
 struct Inbound {
     proxy: Proxy,
+    key: Key,
     target: Arc<ArcSwap<Target>>,
     /// Nothing more is taken.
     stop: CancellationToken,
     tasks: TaskTracker,
-    /// Places for connections, of the node.
-    places: Arc<Semaphore>,
-    /// Places for clients that send datagrams, of the node.
-    udp_places: Arc<Semaphore>,
+    /// Those of this protocol.
+    places: Arc<Places>,
 }
 
 impl Inbound {
@@ -86,8 +88,8 @@ pub(crate) struct Listeners {
     listeners: HashMap<Key, Listener>,
     failures: HashMap<Key, Failure>,
     tasks: TaskTracker,
-    places: Arc<Semaphore>,
-    udp_places: Arc<Semaphore>,
+    places: Arc<Places>,
+    udp_places: Arc<Places>,
     stop: CancellationToken,
 }
 
@@ -99,8 +101,8 @@ impl Listeners {
             listeners: HashMap::new(),
             failures: HashMap::new(),
             tasks: TaskTracker::new(),
-            places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
-            udp_places: Arc::new(Semaphore::new(UDP_CLIENTS_MAX)),
+            places: Places::new(CONNECTIONS_MAX),
+            udp_places: Places::new(UDP_CLIENTS_MAX),
             stop: CancellationToken::new(),
         }
     }
@@ -138,11 +140,14 @@ impl Listeners {
     async fn open(&mut self, key: Key, address: SocketAddr, target: Target) {
         let inbound = Inbound {
             proxy: self.proxy.clone(),
+            key,
             target: Arc::new(ArcSwap::from_pointee(target.clone())),
             stop: self.stop.child_token(),
             tasks: self.tasks.clone(),
-            places: self.places.clone(),
-            udp_places: self.udp_places.clone(),
+            places: match key.1 {
+                Protocol::Udp => self.udp_places.clone(),
+                Protocol::Tcp | Protocol::Sctp => self.places.clone(),
+            },
         };
         let opened = match key.1 {
             Protocol::Tcp => TcpListener::bind(address).await.map(|listener| {
@@ -168,7 +173,7 @@ impl Listeners {
             None => {
                 let (port, protocol) = key;
                 tracing::warn!(port, ?protocol, namespace = %service.namespace, service = %service.name, %error, "listen at a node port");
-                self.proxy.local.node_port_failed(service, port, error);
+                self.proxy.local.service_failed(service, ServiceFailure::NodePort(port, error));
                 RETRY_FIRST
             }
         };

@@ -8,16 +8,16 @@ use std::time::Duration;
 
 use futures::{FutureExt as _, StreamExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
+use super::places::Place;
 use super::{DRAIN, Inbound};
 use crate::balance::{Picked, Tried};
 use crate::endpoint::Connected;
 use crate::retry::ATTEMPTS_MAX;
+use crate::turns::Turns;
 use crate::{BoxError, Stream, serve, spare};
 
-/// Connections of one listener at a time; more wait in the kernel's queue.
-const CONNECTIONS_PER_LISTENER_MAX: usize = 10_000;
 /// First wait after a connection could not be accepted, as when there are no more descriptors; doubles.
 const ACCEPT_RETRY_FIRST: Duration = Duration::from_millis(5);
 /// Longest wait until connections are accepted again.
@@ -25,32 +25,33 @@ const ACCEPT_RETRY_MAX: Duration = Duration::from_secs(1);
 
 /// Accepts until told to stop.
 pub(super) async fn accept(inbound: Inbound, listener: TcpListener) {
-    let own = Arc::new(Semaphore::new(CONNECTIONS_PER_LISTENER_MAX));
     let mut wait = ACCEPT_RETRY_FIRST;
     loop {
-        // Waiting is all that is cut here.
-        let next = async {
-            let places = (own.clone().acquire_owned().await, inbound.places.clone().acquire_owned().await);
-            (places, listener.accept().await)
-        };
-        let (places, accepted) = tokio::select! {
+        // Waiting is all that is cut here: who is connected by then is one of those at the end.
+        let accepted = tokio::select! {
             () = inbound.stop.cancelled() => break,
-            next = next => next,
+            accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) if spare::is_spare(&stream) => {
+            // One that was among the last is served for others that leave.
+            Ok((stream, _)) if spare::is_spare(&stream) || inbound.places.make_way() => {
                 wait = ACCEPT_RETRY_FIRST;
-                spawn(&inbound, stream, places);
+                let over = CancellationToken::new();
+                let place = tokio::select! {
+                    () = inbound.stop.cancelled() => None,
+                    place = inbound.places.enter(inbound.key, &over) => Some(place),
+                };
+                spawn(&inbound, stream, over, place);
             }
             Ok((stream, _)) => {
                 tracing::debug!("a client of a node port is let go: the process has few descriptors left");
-                drop((stream, places));
+                drop(stream);
                 tokio::time::sleep(ACCEPT_RETRY_FIRST).await;
             }
             Err(error) => {
                 // A pause lets connections end, instead of spinning on the error.
                 tracing::debug!(%error, "accept");
-                drop(places);
+                inbound.places.make_way();
                 tokio::select! {
                     () = inbound.stop.cancelled() => break,
                     () = tokio::time::sleep(wait) => wait = (wait * 2).min(ACCEPT_RETRY_MAX),
@@ -60,11 +61,11 @@ pub(super) async fn accept(inbound: Inbound, listener: TcpListener) {
     }
     // Who is connected as far as it knows is answered, not reset: bounded by the kernel's queue.
     while let Some(Ok((stream, _))) = listener.accept().now_or_never() {
-        spawn(&inbound, stream, ());
+        spawn(&inbound, stream, CancellationToken::new(), None);
     }
 }
 
-fn spawn(inbound: &Inbound, stream: TcpStream, places: impl Send + 'static) {
+fn spawn(inbound: &Inbound, stream: TcpStream, gave_way: CancellationToken, place: Option<Place>) {
     let inbound = inbound.clone();
     inbound.tasks.clone().spawn(async move {
         let stop = inbound.stop.clone();
@@ -72,23 +73,29 @@ fn spawn(inbound: &Inbound, stream: TcpStream, places: impl Send + 'static) {
             stop.cancelled().await;
             tokio::time::sleep(DRAIN).await;
         };
-        let mut over = serve::aside(over);
+        let (mut over, mut gave_way) = (serve::aside(over), serve::aside(gave_way.cancelled()));
+        let turns = place.as_ref().map(|place| place.turns.clone()).unwrap_or_default();
         tokio::select! {
-            result = connection(inbound, stream) => if let Err(error) = result {
+            result = connection(inbound, stream, turns) => if let Err(error) = result {
                 tracing::debug!(error, "connection");
             },
             // What is under way has had its time.
             _ = over.next() => {}
+            _ = gave_way.next() => tracing::debug!("a client that waits gives way to others"),
         }
-        drop(places);
+        drop(place);
     });
 }
 
-async fn connection(inbound: Inbound, mut stream: TcpStream) -> Result<(), BoxError> {
+async fn connection(inbound: Inbound, mut stream: TcpStream, turns: Arc<Turns>) -> Result<(), BoxError> {
     stream.set_nodelay(true)?;
     match connect(&inbound).await? {
-        Some((mut there, _picked)) => pass(&mut stream, &mut there).await.map_err(BoxError::from),
-        None => http(inbound, stream).await,
+        Some((mut there, _picked)) => {
+            // Whether a client of a socket waits for it or it for the client, nobody can tell.
+            let _turn = turns.begin();
+            pass(&mut stream, &mut there).await.map_err(BoxError::from)
+        }
+        None => http(inbound, stream, turns).await,
     }
 }
 
@@ -142,12 +149,85 @@ async fn pass(here: &mut TcpStream, there: &mut Box<dyn Stream>) -> io::Result<(
 }
 
 /// Serves a connection as HTTP: each request takes the route as it is then.
-async fn http(inbound: Inbound, stream: TcpStream) -> Result<(), BoxError> {
+async fn http(inbound: Inbound, stream: TcpStream, turns: Arc<Turns>) -> Result<(), BoxError> {
     let drain = inbound.stop.clone();
     let answer = move |request| {
         let route = inbound.route();
         let proxy = inbound.proxy.clone();
         async move { proxy.call_route(route?, request).await }
     };
-    serve::serve(stream, drain, answer).await
+    serve::serve(stream, turns, drain, answer).await
+}
+
+#[cfg(test)]
+mod tests {
+    use arc_swap::ArcSwap;
+    use coracle_discovery::Protocol;
+    use tokio::io::AsyncReadExt;
+    use tokio_util::task::TaskTracker;
+
+    use super::super::places::{Bounds, Places};
+    use super::super::{Key, Target};
+    use super::*;
+    use crate::tests::world::{SOON, World, echo, read_head, write};
+
+    const KEY: Key = (80, Protocol::Tcp);
+    const WHOLE: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+
+    /// A listener before a component, with so few places.
+    async fn web(world: &World, places: usize) -> (Inbound, std::net::SocketAddr) {
+        world.start(1, echo().1);
+        world.web(&[1]).await;
+        let service = world.discovery.snapshot().service("n", "web").unwrap().clone();
+        let inbound = Inbound {
+            proxy: world.proxy.clone(),
+            key: KEY,
+            target: Arc::new(ArcSwap::from_pointee(Target { service, at: 0 })),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            places: Places::new(Bounds { node: places, port: places }),
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        inbound.tasks.spawn(accept(inbound.clone(), listener));
+        (inbound, address)
+    }
+
+    async fn ask(client: &mut TcpStream) {
+        write(client, WHOLE).await;
+        let head = tokio::time::timeout(SOON, read_head(client)).await.expect("an answer");
+        assert!(head.starts_with("HTTP/1.1 200"), "{head:?}");
+    }
+
+    #[tokio::test]
+    async fn any_number_of_requests_that_are_half_sent_keep_nobody_out() {
+        let world = World::new().await;
+        let (inbound, address) = web(&world, 4).await;
+        let mut resting = TcpStream::connect(address).await.unwrap();
+        ask(&mut resting).await;
+        let mut half = Vec::new();
+        for _ in 0..40 {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            write(&mut client, &WHOLE[..10]).await;
+            half.push(client);
+        }
+        let mut late = TcpStream::connect(address).await.unwrap();
+        ask(&mut late).await;
+        ask(&mut resting).await;
+        let ended = tokio::time::timeout(SOON, half[0].read(&mut [0; 1])).await.expect("the first has given way");
+        assert!(matches!(ended, Ok(0) | Err(_)));
+        // Those that rest give way, too, when there is nobody else.
+        let mut more = vec![resting, late];
+        for _ in 0..8 {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            ask(&mut client).await;
+            more.push(client);
+        }
+        let ended = tokio::time::timeout(SOON, more[0].read(&mut [0; 1])).await.expect("it has rested longest");
+        assert!(matches!(ended, Ok(0) | Err(_)));
+        inbound.stop.cancel();
+        inbound.tasks.close();
+        inbound.tasks.wait().await;
+        assert_eq!(inbound.places.taken(), 0);
+    }
 }

@@ -4,22 +4,20 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use coracle_discovery::Protocol;
 use tokio::net::UdpSocket;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Inbound;
+use super::places::Place;
+use super::{Inbound, UDP_CLIENTS_MAX};
 use crate::balance::{Picked, Tried};
 use crate::spare;
 
-/// Clients of one port at a time, each with a descriptor; datagrams of more are dropped until one of them rests.
-const CLIENTS_MAX: usize = 4096;
 /// A client that neither sends nor gets anything for so long is forgotten (the kernel's own time for a stream of datagrams).
 const IDLE_MAX: Duration = Duration::from_secs(180);
 /// The largest datagram.
@@ -37,14 +35,12 @@ struct Flow {
     /// Before the socket: its port may be another flow's as soon as it is closed.
     _upstream: Known,
     upstream: UdpSocket,
-    /// When something was said last, in milliseconds since `begun`.
-    last_ms: AtomicU64,
     begun: Instant,
-    /// It has rested, its endpoint is gone, or another has taken its place.
+    /// It has rested or given way, its endpoint is gone, or another has taken its place.
     over: CancellationToken,
     /// Its endpoint had not bound its socket yet when it began.
     is_early: bool,
-    _place: OwnedSemaphorePermit,
+    place: Place,
     _picked: Picked,
 }
 
@@ -80,12 +76,8 @@ impl Drop for Known {
 }
 
 impl Flow {
-    fn used(&self) {
-        self.last_ms.store(self.begun.elapsed().as_millis() as u64, Relaxed);
-    }
-
     fn rests_at(&self) -> Instant {
-        self.begun + Duration::from_millis(self.last_ms.load(Relaxed)) + IDLE_MAX
+        self.place.turns.patience().map_or(self.begun, |(_, since)| since + IDLE_MAX)
     }
 
     /// Whether it waits for its endpoint to bind its socket.
@@ -103,7 +95,7 @@ impl Flow {
         if self.over.is_cancelled() {
             return Err(io::ErrorKind::NotConnected.into());
         }
-        self.used();
+        self.place.turns.used(false);
         self.upstream.send(datagram).await.map(|_| ())
     }
 }
@@ -112,7 +104,7 @@ impl Flow {
 pub(super) async fn relay(inbound: Inbound, socket: UdpSocket) {
     let socket = Arc::new(socket);
     let mut flows: HashMap<SocketAddr, Arc<Flow>> = HashMap::new();
-    let (over, mut overs) = mpsc::channel::<SocketAddr>(CLIENTS_MAX);
+    let (over, mut overs) = mpsc::channel::<SocketAddr>(UDP_CLIENTS_MAX.port);
     let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
     loop {
         // Waiting is all that is cut here.
@@ -145,9 +137,6 @@ pub(super) async fn relay(inbound: Inbound, socket: UdpSocket) {
             }
         }
         // New, or its endpoint has gone: another is found.
-        if flows.len() >= CLIENTS_MAX && !flows.contains_key(&client) {
-            continue;
-        }
         let Some(mut flow) = connect(&inbound).await else { continue };
         let _ = flow.send(datagram).await;
         // Only the first: what comes after it would be out of order, or too much.
@@ -171,7 +160,8 @@ pub(super) async fn relay(inbound: Inbound, socket: UdpSocket) {
 
 /// A socket that speaks to one of the endpoints, and to no other.
 async fn connect(inbound: &Inbound) -> Option<Flow> {
-    let place = inbound.udp_places.clone().try_acquire_owned().ok()?;
+    let over = inbound.stop.child_token();
+    let place = inbound.places.try_enter(inbound.key, &over)?;
     let route = inbound.route().ok()?;
     let (mut picked, endpoint) = inbound.proxy.pick(&route, &mut Tried::default())?;
     let to = endpoint.socket().filter(|to| inbound.proxy.local.is_reached(*to, Protocol::Udp))?;
@@ -179,10 +169,9 @@ async fn connect(inbound: &Inbound) -> Option<Flow> {
     upstream.connect(to).await.ok().filter(|()| spare::is_spare(&upstream))?;
     // Whether anybody is there shows later, if at all.
     picked.answered();
-    let (last_ms, over) = (AtomicU64::default(), inbound.stop.child_token());
     let known = inbound.proxy.upstreams.add(to.ip(), upstream.local_addr().ok()?.port());
     let begun = Instant::now();
-    Some(Flow { upstream, last_ms, begun, over, is_early: false, _upstream: known, _place: place, _picked: picked })
+    Some(Flow { upstream, begun, over, is_early: false, _upstream: known, place, _picked: picked })
 }
 
 /// Passes back what the endpoint says, until the client rests or nobody is there; who was not there yet is sent the `first`
@@ -212,7 +201,7 @@ async fn replies(flow: &Flow, socket: &UdpSocket, client: SocketAddr, mut first:
                 let mut buffer = Vec::with_capacity(DATAGRAM_BYTES_MAX);
                 match flow.upstream.try_recv_buf(&mut buffer) {
                     Ok(_) => {
-                        flow.used();
+                        flow.place.turns.used(true);
                         socket.send_to(&buffer, client).await?;
                     }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -225,12 +214,12 @@ async fn replies(flow: &Flow, socket: &UdpSocket, client: SocketAddr, mut first:
 
 #[cfg(test)]
 mod tests {
+    use super::super::places::{Bounds, Places};
     use super::*;
     use crate::Local;
     use crate::tests::world::World;
     use arc_swap::ArcSwap;
     use serde_json::json;
-    use tokio::sync::Semaphore;
     use tokio_util::task::TaskTracker;
 
     /// A Service for UDP before the pod 1, with so many places for flows.
@@ -242,42 +231,60 @@ mod tests {
         let service = world.discovery.snapshot().service("n", "dns").unwrap().clone();
         Inbound {
             proxy: world.proxy.clone(),
+            key: (53, Protocol::Udp),
             target: Arc::new(ArcSwap::from_pointee(super::super::Target { service, at: 0 })),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
-            places: Arc::new(Semaphore::new(0)),
-            udp_places: Arc::new(Semaphore::new(places)),
+            places: Places::new(Bounds { node: places, port: places }),
         }
     }
 
     #[tokio::test]
-    async fn clients_have_places_of_the_node_and_flows_are_known_while_they_live() {
+    async fn who_got_no_answer_gives_way_and_flows_are_known_while_they_live() {
         let world = World::new().await;
         let there = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         world.start(1, Local::Tcp(there.local_addr().unwrap()));
-        let inbound = dns(&world, 1).await;
+        let inbound = dns(&world, 2).await;
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let at = socket.local_addr().unwrap();
         let relaying = tokio::spawn(relay(inbound.clone(), socket));
-        let (first, second) =
-            (UdpSocket::bind("127.0.0.1:0").await.unwrap(), UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        let mut clients = Vec::new();
+        for _ in 0..3 {
+            clients.push(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        }
         let mut buffer = [0; 16];
-        first.send_to(b"first", at).await.unwrap();
-        let (count, from) = there.recv_from(&mut buffer).await.unwrap();
-        assert_eq!(&buffer[..count], b"first");
-        // One after the other at one socket: what comes next shows that the second client's was dropped.
-        second.send_to(b"second", at).await.unwrap();
-        first.send_to(b"again", at).await.unwrap();
-        let (count, _) = there.recv_from(&mut buffer).await.unwrap();
-        assert_eq!(&buffer[..count], b"again");
+        let mut sources = Vec::new();
+        for (client, said) in clients.iter().zip([&b"first"[..], b"second"]) {
+            client.send_to(said, at).await.unwrap();
+            let (count, from) = there.recv_from(&mut buffer).await.unwrap();
+            assert_eq!(&buffer[..count], said);
+            sources.push(from);
+        }
+        there.send_to(b"answer", sources[0]).await.unwrap();
+        clients[0].recv_from(&mut buffer).await.unwrap();
         let own = there.local_addr().unwrap().ip();
-        assert!(world.proxy.has_upstream(own, from.port()));
+        assert!(sources.iter().all(|from| world.proxy.has_upstream(own, from.port())));
         assert!(!world.proxy.has_upstream(own, at.port()), "a port that nothing came from");
+        // What the third says is dropped, and the second gives way: the first has its answer, though it has rested longer.
+        clients[2].send_to(b"third", at).await.unwrap();
+        let gave_way = async {
+            while world.proxy.has_upstream(own, sources[1].port()) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(crate::tests::world::SOON, gave_way).await.unwrap();
+        for (client, said) in [(&clients[2], &b"third again"[..]), (&clients[0], b"first again")] {
+            client.send_to(said, at).await.unwrap();
+            let (count, from) = there.recv_from(&mut buffer).await.unwrap();
+            assert_eq!(&buffer[..count], said);
+            sources.push(from);
+        }
+        assert_eq!(sources[0], sources[3]);
         inbound.stop.cancel();
         relaying.await.unwrap();
         inbound.tasks.close();
         inbound.tasks.wait().await;
-        assert!(!world.proxy.has_upstream(own, from.port()));
+        assert!(!world.proxy.has_upstream(own, sources[0].port()));
     }
 
     #[tokio::test]
@@ -341,7 +348,7 @@ mod tests {
             }
         };
         tokio::time::timeout(BOUND_WITHIN + crate::tests::world::SOON, over).await.unwrap();
-        assert_eq!(inbound.udp_places.available_permits(), 4);
+        assert_eq!(inbound.places.taken(), 0);
         inbound.stop.cancel();
         relaying.await.unwrap();
     }

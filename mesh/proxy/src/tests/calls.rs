@@ -34,6 +34,38 @@ async fn a_request_that_nobody_took_is_asked_elsewhere() {
 }
 
 #[tokio::test]
+async fn a_service_leads_outside_and_says_where_it_may_not() {
+    let world = World::new().await;
+    let node_port = free_port().await;
+    let script = |mut stream: tokio::net::TcpStream| async move {
+        while read_head(&mut stream).await.ends_with("\r\n\r\n") {
+            write(&mut stream, "HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\noutside").await;
+        }
+    };
+    let (_, outside) = listening(script).await;
+    world.service("web", "10.96.0.7", json!([{"port": 80, "nodePort": node_port}]));
+    world.leads_to("web", &[outside.ip()], json!([{"port": outside.port()}]));
+    world.known("web", 1).await;
+    let words =
+        format!("service n/web leads to {outside}, an address of this machine or near it, where no Service may lead");
+    let request = || Request::get("http://web/").body(text(String::new())).unwrap();
+    let refused = world.proxy.call("n", request()).await.unwrap_err();
+    assert_eq!(refused.to_string(), words);
+    let mut client = connect(node_port).await;
+    write(&mut client, "GET / HTTP/1.1\r\nhost: web\r\nconnection: close\r\n\r\n").await;
+    let mut answer = String::new();
+    tokio::io::AsyncReadExt::read_to_string(&mut client, &mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains(&words), "{answer}");
+    assert_eq!(world.pods.failures.lock().unwrap()[0], format!("web: Endpoint({outside})"));
+    // As it is where it may.
+    world.pods.may_dial_near.store(true, Relaxed);
+    assert_eq!(world.ask("GET", "").await, (200, "outside".to_owned()));
+    let mut client = connect(node_port).await;
+    write(&mut client, "GET / HTTP/1.1\r\nhost: web\r\n\r\n").await;
+    assert!(read_head(&mut client).await.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
 async fn a_pod_of_another_node_answers_as_one_of_this() {
     let world = World::new().await;
     let (theirs, _) = echo();

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use tokio::sync::broadcast;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Body, BoxError, HttpService, Local, LocalEndpoints, Proxy, Stream, serve_stream};
+use crate::{Body, BoxError, HttpService, Local, LocalEndpoints, Proxy, ServiceFailure, Stream, serve_stream};
 
 /// Longest wait for what must come.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -102,7 +102,9 @@ pub struct Pods {
     at: Mutex<HashMap<IpAddr, Local>>,
     /// Pods of other nodes.
     pub elsewhere: Mutex<HashMap<IpAddr, Elsewhere>>,
-    pub port_failures: Mutex<Vec<(u16, String)>>,
+    pub failures: Mutex<Vec<String>>,
+    /// Whether endpoints may lead to this machine's loopback.
+    pub may_dial_near: AtomicBool,
     /// Sockets that are somebody else's.
     pub foreign: Mutex<Vec<SocketAddr>>,
 }
@@ -137,8 +139,12 @@ impl LocalEndpoints for Pods {
         !self.foreign.lock().unwrap().contains(&actual)
     }
 
-    fn node_port_failed(&self, _: &Service, port: u16, error: &io::Error) {
-        self.port_failures.lock().unwrap().push((port, error.to_string()));
+    fn may_dial(&self, endpoint: SocketAddr) -> bool {
+        !endpoint.ip().is_loopback() || self.may_dial_near.load(Relaxed)
+    }
+
+    fn service_failed(&self, service: &Service, failure: ServiceFailure<'_>) {
+        self.failures.lock().unwrap().push(format!("{}: {failure:?}", service.name));
     }
 }
 
@@ -185,8 +191,14 @@ impl World {
 
     /// Ready endpoints of a Service, `10.9.0.N`, and its ports there.
     pub fn ready(&self, service: &str, pods: &[u8], ports: Value) {
-        let endpoints: Vec<Value> =
-            pods.iter().map(|n| json!({"addresses": [pod(*n).to_string()], "conditions": {"ready": true}})).collect();
+        let pods: Vec<IpAddr> = pods.iter().map(|n| pod(*n)).collect();
+        self.leads_to(service, &pods, ports);
+    }
+
+    /// Ready endpoints of a Service, wherever they are.
+    pub fn leads_to(&self, service: &str, addresses: &[IpAddr], ports: Value) {
+        let ready = |address| json!({"addresses": [address], "conditions": {"ready": true}});
+        let endpoints: Vec<Value> = addresses.iter().map(ready).collect();
         let labels = json!({"labels": {"kubernetes.io/service-name": service}});
         self.slices
             .put(service, json!({"addressType": "IPv4", "metadata": labels, "endpoints": endpoints, "ports": ports}));

@@ -238,7 +238,7 @@ mod tests {
     #[tokio::test]
     async fn leads_to_the_component_that_runs_now_and_has_bounds() {
         let addresses = Addresses::new("10.1.0.0/24".parse().unwrap()).unwrap();
-        let table = Arc::new(Table::new(addresses, Box::new(|_, _, _| {})));
+        let table = Arc::new(Table::new(addresses, Box::new(|_, _| {})));
         let pod = table.allocate(None).unwrap();
         let bridges = Bridges::default();
         let endpoint = |port| SocketAddr::new(pod.pod, port);

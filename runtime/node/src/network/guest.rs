@@ -336,6 +336,7 @@ fn classify(error: coracle_proxy::Error) -> OutboundError {
         Error::NotInCluster(name) => OutboundError::Name(name),
         Error::NoPort { .. } | Error::NoPod(_) => OutboundError::Refused,
         Error::NoEndpoints { .. } => OutboundError::Unavailable,
+        Error::Forbidden { .. } => OutboundError::Denied,
         Error::NoAuthority | Error::Scheme(_) | Error::Malformed(_) => OutboundError::Protocol(error.into()),
         Error::Late => OutboundError::Timeout,
         Error::Unavailable { endpoint, source } => match no_answer(endpoint, source) {

@@ -28,7 +28,7 @@ pub use self::gate::Gate;
 pub use self::guest::GuestNetwork;
 pub use self::outside::{Outside, over};
 pub use self::peers::{LINK_WINDOW_BYTES, Peers, STREAM_WINDOW_BYTES};
-pub use self::table::{NodePortFailed, Table};
+pub use self::table::{ServiceFailed, Table};
 
 /// Ports below the kernel's unprivileged range live this far up at the twin, when the process may not bind them.
 const SHIFT: u16 = 64_512;

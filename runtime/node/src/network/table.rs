@@ -6,15 +6,18 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 
 use coracle_discovery::{Discovery, Protocol, Service};
-use coracle_proxy::{HttpService, Local, LocalEndpoints, Stream};
+use coracle_proxy::{HttpService, Local, LocalEndpoints, ServiceFailure, Stream};
 use futures::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
 
 use super::{Gate, Peers, SHIFT, leads_to};
 use crate::addresses::{Addresses, Exhausted, PodAddress};
 
-/// Called once for each NodePort that cannot be listened at.
-pub type NodePortFailed = Box<dyn Fn(&Service, u16, &io::Error) + Send + Sync>;
+/// Called once for each port or endpoint of a Service with which something is wrong.
+pub type ServiceFailed = Box<dyn Fn(&Service, ServiceFailure<'_>) + Send + Sync>;
+
+/// Failures that are remembered as told; beyond it they are told anew.
+const TOLD_MAX: usize = 1024;
 
 /// A running HTTP component.
 struct HttpPort {
@@ -31,14 +34,21 @@ struct Entry {
     sockets: Vec<usize>,
 }
 
+/// A failure, so that it is told once.
+#[derive(PartialEq, Eq, Hash)]
+enum Told {
+    NodePort(u16),
+    Endpoint(Arc<str>, Arc<str>, SocketAddr),
+}
+
 /// Pods by their addresses.
 pub struct Table {
     addresses: Addresses,
     /// Ports below this are shifted by [`SHIFT`] at the twin.
     shifted_below: u16,
     entries: RwLock<HashMap<IpAddr, Entry>>,
-    told: Mutex<HashSet<u16>>,
-    node_port_failed: NodePortFailed,
+    told: Mutex<HashSet<Told>>,
+    service_failed: ServiceFailed,
     /// What no pod may reach, and nothing that pods can say.
     pub gate: Arc<Gate>,
     /// Where the API server is, which may be this machine.
@@ -49,7 +59,7 @@ pub struct Table {
 
 impl Table {
     /// An empty table.
-    pub fn new(addresses: Addresses, node_port_failed: NodePortFailed) -> Self {
+    pub fn new(addresses: Addresses, service_failed: ServiceFailed) -> Self {
         let is_root = rustix::process::geteuid().is_root();
         let start = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").ok();
         let start = start.and_then(|text| text.trim().parse().ok()).unwrap_or(1024);
@@ -58,7 +68,7 @@ impl Table {
             shifted_below: if is_root { 0 } else { start.min(1024) },
             entries: RwLock::default(),
             told: Mutex::default(),
-            node_port_failed,
+            service_failed,
             gate: Arc::default(),
             discovery: OnceLock::new(),
             peers: OnceLock::new(),
@@ -218,9 +228,19 @@ impl LocalEndpoints for Table {
         }
     }
 
-    fn node_port_failed(&self, service: &Service, port: u16, error: &io::Error) {
-        if self.told.lock().insert(port) {
-            (self.node_port_failed)(service, port, error);
+    fn service_failed(&self, service: &Service, failure: ServiceFailure<'_>) {
+        let what = match failure {
+            ServiceFailure::NodePort(port, _) => Told::NodePort(port),
+            ServiceFailure::Endpoint(at) => Told::Endpoint(service.namespace.clone(), service.name.clone(), at),
+        };
+        let mut told = self.told.lock();
+        if told.len() >= TOLD_MAX {
+            told.clear();
+        }
+        let is_new = told.insert(what);
+        drop(told);
+        if is_new {
+            (self.service_failed)(service, failure);
         }
     }
 }
@@ -243,7 +263,7 @@ mod tests {
     #[test]
     fn finds_components_by_port_and_sockets_for_the_rest() {
         let addresses = Addresses::new("10.1.0.0/24".parse().unwrap()).unwrap();
-        let table = Table::new(addresses, Box::new(|_, _, _| {}));
+        let table = Table::new(addresses, Box::new(|_, _| {}));
         let pod = table.allocate(None).unwrap();
         let kind = |port| match table.lookup(pod.pod, port) {
             None => "none",

@@ -1,0 +1,206 @@
+//! Whose turn it is on a connection. While a request is answered, it is ours; else the client's, who may take its time until
+//! its place is wanted for another: then who has waited longest, before all others who never sent a whole request, gives way.
+
+use std::pin::Pin;
+use std::sync::atomic::{
+    AtomicU64, AtomicUsize,
+    Ordering::{Relaxed, SeqCst},
+};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::{Body, BoxError};
+
+/// Who gives way first: the smallest.
+pub(crate) type Patience = (IsKnown, Instant);
+
+/// Whether something of the client's was answered once.
+type IsKnown = bool;
+
+#[derive(Debug, Clone, Copy)]
+enum State {
+    /// Nothing of the client's is under way.
+    Waiting(Patience),
+    /// So many requests are.
+    Busy(usize),
+    /// It has given way and is about to end.
+    GivenUp,
+}
+
+/// The turns of one connection.
+#[derive(Debug)]
+pub(crate) struct Turns {
+    state: Mutex<State>,
+    begun: AtomicU64,
+    over: CancellationToken,
+    wanted: Arc<Wanted>,
+}
+
+impl Default for Turns {
+    /// Those of a connection whose place nobody else wants.
+    fn default() -> Turns {
+        Turns::new(CancellationToken::new(), Arc::default())
+    }
+}
+
+impl Turns {
+    /// `over` is cancelled when the connection gives way; `wanted` hears when it could.
+    pub fn new(over: CancellationToken, wanted: Arc<Wanted>) -> Turns {
+        let state = Mutex::new(State::Waiting((false, Instant::now())));
+        Turns { state, begun: AtomicU64::default(), over, wanted }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A request begins; `None` when the connection has given way.
+    pub fn begin(self: &Arc<Self>) -> Option<Turn> {
+        let mut state = self.state();
+        *state = match *state {
+            State::Waiting(_) => State::Busy(1),
+            State::Busy(count) => State::Busy(count + 1),
+            State::GivenUp => return None,
+        };
+        self.begun.fetch_add(1, Relaxed);
+        Some(Turn(self.clone()))
+    }
+
+    /// Something was said that is no request: the client has not waited since.
+    pub fn used(&self, is_answer: bool) {
+        if let State::Waiting((is_known, since)) = &mut *self.state() {
+            (*is_known, *since) = (*is_known || is_answer, Instant::now());
+        }
+    }
+
+    /// How many requests have begun.
+    pub fn begun(&self) -> u64 {
+        self.begun.load(Relaxed)
+    }
+
+    pub fn is_busy(&self) -> bool {
+        matches!(*self.state(), State::Busy(_))
+    }
+
+    /// Since when, and after whom it gives way; `None` when it cannot.
+    pub fn patience(&self) -> Option<Patience> {
+        match *self.state() {
+            State::Waiting(patience) => Some(patience),
+            State::Busy(_) | State::GivenUp => None,
+        }
+    }
+
+    /// Ends the connection, if nothing is under way; says whether it does.
+    pub fn give_way(&self) -> bool {
+        let mut state = self.state();
+        let gives_way = matches!(*state, State::Waiting(_));
+        if gives_way {
+            *state = State::GivenUp;
+            self.over.cancel();
+        }
+        gives_way
+    }
+
+    pub fn has_given_way(&self) -> bool {
+        matches!(*self.state(), State::GivenUp)
+    }
+}
+
+/// A request under way.
+#[derive(Debug)]
+pub(crate) struct Turn(Arc<Turns>);
+
+impl Turn {
+    /// Another one of the same connection.
+    pub fn again(&self) -> Option<Turn> {
+        self.0.begin()
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        *state = match *state {
+            State::Busy(1) => State::Waiting((true, Instant::now())),
+            State::Busy(count) => State::Busy(count - 1),
+            other => other,
+        };
+        let is_over = matches!(*state, State::Waiting(_));
+        drop(state);
+        if is_over {
+            self.0.wanted.changed();
+        }
+    }
+}
+
+/// Whether somebody waits for a place.
+#[derive(Debug, Default)]
+pub(crate) struct Wanted {
+    by: AtomicUsize,
+    changed: Arc<Notify>,
+}
+
+impl Wanted {
+    /// Whoever waits looks again. Costs nothing while nobody does.
+    pub fn changed(&self) {
+        if self.by.load(SeqCst) > 0 {
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// Hears of all that changes from now on.
+    pub fn listen(self: &Arc<Self>) -> Listening {
+        self.by.fetch_add(1, SeqCst);
+        let mut changed = Box::pin(self.changed.clone().notified_owned());
+        changed.as_mut().enable();
+        Listening { wanted: self.clone(), changed }
+    }
+}
+
+/// Waits for one change.
+pub(crate) struct Listening {
+    wanted: Arc<Wanted>,
+    changed: Pin<Box<OwnedNotified>>,
+}
+
+impl Listening {
+    pub async fn changed(mut self) {
+        self.changed.as_mut().await;
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.wanted.by.fetch_sub(1, SeqCst);
+    }
+}
+
+/// The body of an answer: until it is sent, the request is under way.
+pub(crate) struct Answer {
+    pub body: Body,
+    pub _turn: Turn,
+}
+
+impl http_body::Body for Answer {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
