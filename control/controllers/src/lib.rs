@@ -42,8 +42,8 @@ use kinds::Informers;
 pub struct Config {
     /// The cluster's certificate authority in PEM, published in every namespace.
     pub root_ca: String,
-    /// Without a sign of life for so long a node is not known to be ready (kube-controller-manager's
-    /// `--node-monitor-grace-period`).
+    /// Without a sign of life for so long a node is not known to be ready, whatever its lease promises
+    /// (kube-controller-manager's `--node-monitor-grace-period`).
     pub node_monitor_grace: Duration,
 }
 
@@ -103,13 +103,7 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
         &mut on.leases,
         on.pods.store(),
     );
-    let evictions = node::Evictions::new(
-        api.clone(),
-        recorder.clone(),
-        (nodes.watch(), config.node_monitor_grace),
-        &mut on.nodes,
-        &mut on.pods,
-    );
+    let evictions = node::Evictions::new(api.clone(), recorder.clone(), nodes.watch(), &mut on.nodes, &mut on.pods);
     let pod_gc = pod_gc::Controller::new(api.clone(), &mut on.nodes, &mut on.pods);
     let garbage = {
         let namespaces = namespaces.clone();

@@ -29,6 +29,7 @@ pub(crate) async fn run(member: Arc<Member>, lead: watch::Sender<Option<Lead>>, 
             if term != said {
                 // Whoever has duties ends them first, also when this member leads again in another term.
                 lead.send_if_modified(|lead| lead.take().is_some());
+                member.machine().renewals.forget();
                 if term.is_some() {
                     match member.take_lead().await {
                         Some(taken) => drop(lead.send_replace(Some(taken))),

@@ -22,6 +22,7 @@ mod keeper;
 mod leader;
 mod raft;
 mod record;
+mod renewals;
 #[cfg(test)]
 mod simulation;
 mod state;
@@ -44,6 +45,7 @@ pub use raft::{Hub, MemberId, PeerTls};
 pub use record::{
     Committed, Event, EventKind, FRAME_SLOTS, Guard, Key, OPS_MAX, Op, Record, Revision, TRANSACTION_BYTES_MAX, Value,
 };
+pub use renewals::Renewal;
 pub use state::{GuardFailed, Records, Retention};
 pub use watcher::{Batch, Compacted, WatchEnded, Watcher};
 

@@ -171,9 +171,14 @@ impl Record {
     }
 
     /// The same content with another revision in its place.
-    pub(crate) fn at_revision(&self, revision: Revision) -> Record {
+    pub fn at_revision(&self, revision: Revision) -> Record {
         let (start, end) = (self.revision_at.start as usize, self.revision_at.end as usize);
         Record::spliced(self.key.clone(), &self.bytes[..start], revision, &self.bytes[end..])
+    }
+
+    /// The same record with another content.
+    pub fn renewed(&self, value: &Value) -> Record {
+        Record::new(self.key.clone(), value, self.revision)
     }
 
     fn spliced(key: Key, before: &[u8], revision: Revision, after: &[u8]) -> Record {

@@ -138,7 +138,7 @@ impl Node {
             })
         });
         pods.context.open_logs.drop_while(pods.context.disk.low_flag());
-        let registration = Registration::new(pods.context.clone(), Facts::read(port));
+        let registration = Registration::new(pods.clone(), Facts::read(port));
         let synced = watch::Sender::new(false);
         Ok(Node { inner: Arc::new(Inner { pods, registration, listener, peers, synced, stop_watching }) })
     }

@@ -1,8 +1,9 @@
 //! The Node object, its conditions, and the Lease that says that the node lives.
 //!
-//! The Lease is renewed every ten seconds. The node follows its own object: as soon as that does not say what is true (a condition has
-//! changed here, or a controller that has not heard of the node in a while has marked it as gone), the status is written, and every
-//! five minutes if nothing changes (kubelet: `nodeStatusReportFrequency`). After a jump of time both are done at once.
+//! The Lease is renewed every second, whatever else is under way, and at once after a jump of time. The node follows its own
+//! object: as soon as that does not say what is true (a condition has changed here, or a controller that has not heard of the
+//! node in a while has marked it as gone), the status is written, and every five minutes if nothing changes (kubelet:
+//! `nodeStatusReportFrequency`). A node that was taken for gone first ends the pods that were replaced.
 
 mod object;
 
@@ -17,27 +18,33 @@ use kube::Api;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 pub use self::object::Facts;
 use crate::context::Context;
+use crate::pod::Pods;
 
-/// How often the Lease is renewed and the machine looked at.
-const RENEW_EVERY: Duration = Duration::from_secs(10);
-/// How long a Lease is good.
-const LEASE_SECONDS: u32 = 40;
+/// How often the Lease is renewed.
+const RENEW_EVERY: Duration = Duration::from_secs(1);
+/// How long a Lease is good: of a node that is silent for longer it is not known whether it lives.
+const LEASE_SECONDS: u32 = 4;
+/// How long the answer to a renewal is waited for: two more come before the Lease is over.
+const RENEWED_WITHIN: Duration = Duration::from_millis(1500);
+/// How often the machine is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// How often an unchanged status is written.
 const STATUS_EVERY: Duration = Duration::from_secs(300);
 /// How often the status is written at most, when somebody does not agree with it.
 const STATUS_EVERY_MIN: Duration = Duration::from_secs(1);
-/// An answer of the API server is waited for so long: the Lease must not wait for one that never comes (kubelet's client: 10 s).
+/// An answer of the API server is waited for so long (kubelet's client: 10 s).
 const ANSWER_MAX: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
-/// First wait after a failure at the start; it doubles up to [`RENEW_EVERY`].
-const RETRY_FIRST: Duration = Duration::from_millis(50);
+/// First wait after a failure at the start, and the longest; it doubles.
+const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
 
 /// Keeps the API server's picture of this node up to date.
 pub struct Registration {
+    pods: Arc<Pods>,
     context: Arc<Context>,
     facts: Facts,
     registered: watch::Sender<bool>,
@@ -64,8 +71,8 @@ impl Error {
 
 impl Registration {
     /// Nothing is told before [`Registration::run`].
-    pub fn new(context: Arc<Context>, facts: Facts) -> Self {
-        Self { context, facts, registered: watch::Sender::new(false) }
+    pub fn new(pods: Arc<Pods>, facts: Facts) -> Self {
+        Self { context: pods.context.clone(), pods, facts, registered: watch::Sender::new(false) }
     }
 
     /// Whether the node has been registered as Ready.
@@ -75,7 +82,7 @@ impl Registration {
 
     /// Registers the node and keeps it registered, until shutdown.
     pub async fn run(&self, shutdown: CancellationToken) {
-        let mut wait = RETRY_FIRST;
+        let mut wait = RETRY.0;
         while let Err(error) = self.register().await {
             tracing::debug!(%error, cause = ?std::error::Error::source(&error), "node is not registered yet");
             // Waiting is all that is cut here.
@@ -83,7 +90,7 @@ impl Registration {
                 () = tokio::time::sleep(wait) => {}
                 () = shutdown.cancelled() => return,
             }
-            wait = (wait * 2).min(RENEW_EVERY);
+            wait = (wait * 2).min(RETRY.1);
         }
         self.registered.send_replace(true);
         self.context.node_event(
@@ -94,25 +101,38 @@ impl Registration {
         let seen = watch::Sender::new(None);
         tokio::select! {
             () = self.keep(&seen) => {}
+            () = self.live() => {}
             () = self.follow(&seen) => {}
             () = shutdown.cancelled() => {}
         }
     }
 
-    /// Renews the Lease, and writes the status when it is not what `seen` says.
+    /// Renews the Lease. What fails is tried again when the next renewal is due.
+    async fn live(&self) {
+        let mut jumps = self.context.jumps.subscribe();
+        let mut beats = tokio::time::interval(RENEW_EVERY);
+        // After a pause the next one counts, and not those that were missed.
+        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            // Everything here only waits.
+            tokio::select! {
+                _ = beats.tick() => {}
+                Ok(()) = jumps.changed() => beats.reset(),
+            }
+            match tokio::time::timeout(RENEWED_WITHIN, self.renew()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%error, "lease is not renewed"),
+                Err(_) => tracing::debug!("a renewal of the lease has no answer"),
+            }
+        }
+    }
+
+    /// Writes the status when it is not what `seen` says.
     async fn keep(&self, seen: &watch::Sender<Option<Value>>) {
         let mut changes = seen.subscribe();
-        let mut jumps = self.context.jumps.subscribe();
         let mut disk = self.context.disk.changed();
         let mut written: Option<Instant> = None;
-        let mut renew_at = Instant::now();
         loop {
-            if renew_at <= Instant::now() {
-                if let Err(error) = self.renew().await {
-                    tracing::debug!(%error, "lease is not renewed");
-                }
-                renew_at = Instant::now() + RENEW_EVERY;
-            }
             let is_due =
                 written.is_none_or(|at| at.elapsed() >= STATUS_EVERY) || !self.agrees(&changes.borrow_and_update());
             if is_due {
@@ -125,9 +145,8 @@ impl Registration {
             }
             // Everything here only waits.
             tokio::select! {
-                () = tokio::time::sleep_until(renew_at) => {}
+                () = tokio::time::sleep(LOOK_EVERY) => {}
                 Ok(()) = changes.changed() => tokio::time::sleep(if is_due { STATUS_EVERY_MIN } else { Duration::ZERO }).await,
-                Ok(()) = jumps.changed() => renew_at = Instant::now(),
                 Ok(()) = disk.changed() => {}
             }
         }
@@ -187,6 +206,11 @@ impl Registration {
     async fn write_status(&self) -> Result<(), Error> {
         let path = format!("/api/v1/nodes/{}", self.context.config.name);
         let old = self.send(Method::GET, &path, "application/json", &Value::Null).await?;
+        if object::is_given_up(&old["status"]) {
+            // What was replaced meanwhile does not serve beside its replacement: only then this node is ready again.
+            let ended = tokio::time::timeout(ANSWER_MAX, self.pods.end_replaced()).await;
+            ended.map_err(|_| Error::Late)?.map_err(Error::Transport)?;
+        }
         let patch = json!({"status": self.facts.status(&self.context, &old["status"])});
         let path = format!("{path}/status");
         self.send(Method::PATCH, &path, "application/strategic-merge-patch+json", &patch).await.map(drop)

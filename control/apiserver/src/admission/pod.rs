@@ -14,8 +14,12 @@ const TOKEN_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const TOKEN_SECONDS: i64 = 3607;
 /// How long a pod waits for the account `default` of a namespace that was just made: its controller makes it.
 const ACCOUNT_WAIT: Duration = Duration::from_secs(1);
-/// How long a pod stays on a node that is not ready or not reachable.
-const AWAY_SECONDS: i64 = 300;
+/// How long a pod that says nothing of it stays on a node that says that it is not ready (the reference's
+/// `--default-not-ready-toleration-seconds`).
+const NOT_READY_SECONDS: i64 = 300;
+/// The same where nothing is heard of the node (`--default-unreachable-toleration-seconds`, which is 300 there): with the
+/// silence before, its replacement begins after 16 seconds.
+const UNREACHABLE_SECONDS: i64 = 12;
 /// What a class without a policy of its own says.
 const PREEMPTS: &str = "PreemptLowerPriority";
 
@@ -192,14 +196,16 @@ fn tolerations(pod: &mut Value) {
     let spec = &mut pod["spec"];
     let mut tolerations = spec["tolerations"].as_array().cloned().unwrap_or_default();
     let before = tolerations.len();
-    for taint in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
+    for (taint, seconds) in
+        [("node.kubernetes.io/not-ready", NOT_READY_SECONDS), ("node.kubernetes.io/unreachable", UNREACHABLE_SECONDS)]
+    {
         let tolerates = |toleration: &Value| {
             let text = |field: &str| toleration[field].as_str().unwrap_or_default().to_owned();
             (text("key") == taint || text("key").is_empty()) && matches!(text("effect").as_str(), "" | "NoExecute")
         };
         if !tolerations[..before].iter().any(tolerates) {
             tolerations.push(json!({
-                "key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": AWAY_SECONDS,
+                "key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds,
             }));
         }
     }

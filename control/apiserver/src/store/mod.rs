@@ -1,6 +1,7 @@
 //! Between objects and records.
 
 pub(crate) mod keyed;
+pub(crate) mod leases;
 pub(crate) mod memo;
 pub(crate) mod object;
 mod warm;
@@ -121,21 +122,24 @@ impl Store {
                 Err(Refused::Final(Status::service_unavailable("another server leads now, and does this instead")))
             }
             Err(TransactError::Guard(failed)) => Err(Refused::Guard(failed)),
-            Err(error) => Err(Refused::Final(match error {
-                TransactError::TooLarge { .. } => {
-                    Status::request_too_large(format!("limit is {}", object::OBJECT_BYTES_MAX))
-                }
-                TransactError::Unknown => Status::timeout(
-                    "the write was not confirmed in time and may still take effect; read the object before trying again",
-                    1,
-                ),
-                TransactError::NoRoom(NoRoom::Disk { .. } | NoRoom::Quota { .. }) => {
-                    Status::insufficient_storage(error.to_string())
-                }
-                error => Status::service_unavailable(error.to_string()).with_retry_after(1),
-            })),
+            Err(error) => Err(refused(error)),
         }
     }
+}
+
+/// Why something was not written, for the client.
+fn refused(error: TransactError) -> Refused {
+    Refused::Final(match error {
+        TransactError::TooLarge { .. } => Status::request_too_large(format!("limit is {}", object::OBJECT_BYTES_MAX)),
+        TransactError::Unknown => Status::timeout(
+            "the write was not confirmed in time and may still take effect; read the object before trying again",
+            1,
+        ),
+        TransactError::NoRoom(NoRoom::Disk { .. } | NoRoom::Quota { .. }) => {
+            Status::insufficient_storage(error.to_string())
+        }
+        error => Status::service_unavailable(error.to_string()).with_retry_after(1),
+    })
 }
 
 /// The records of `records` that are in `namespace` (all when there is none), after `after`.

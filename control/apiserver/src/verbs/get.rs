@@ -37,6 +37,7 @@ pub(crate) async fn read(cluster: &Cluster, call: &Call, resource: &Arc<Resource
         revision => cluster.store.not_older_than(Revision::new(revision)).await?,
     }
     let record = cluster.store.get(resource, &name).ok_or_else(|| resource.not_found(call.name()))?;
+    let record = cluster.store.renewed(resource, record).await;
     authz::node::sees(&call.identity, resource, &record, authz::node::READ)?;
     Ok(record)
 }

@@ -53,6 +53,7 @@ pub(crate) async fn page(
         None => begun(cluster, resource, options).await?,
     };
     let namespace = options.namespace(call, resource);
+    let records = cluster.store.all_renewed(resource, namespace, records).await;
     let records = options.candidates(namespace, resource, records);
     if options.needs_facts() {
         let after = token.as_ref().map(|token| token.after.as_str());

@@ -21,7 +21,7 @@ use crate::request::body::{self, Expected};
 use crate::request::call::Request;
 use crate::request::negotiate::Offer;
 use crate::request::options::write_options;
-use crate::store::{Refused, Seen, Store};
+use crate::store::{Refused, Seen, Store, leases};
 
 pub(crate) async fn update(
     cluster: &Cluster,
@@ -170,6 +170,13 @@ async fn attempt(
     };
     if write.options.dry_run {
         return Ok(Some(Written::Value(object)));
+    }
+    if !gone && leases::is_renewed(resource, &object, &old) {
+        return match write.cluster.store.renew(record, write.encode(&object)?).await {
+            Ok(renewed) => Ok(Some(Written::Record(renewed))),
+            Err(Refused::Final(status)) => Err(status),
+            Err(Refused::Guard(_)) => Ok(None),
+        };
     }
     if !gone {
         ops.extend(allocated);

@@ -29,6 +29,7 @@ use crate::limits::Place;
 use crate::request::call::Call;
 use crate::request::negotiate::{Format, Offer};
 use crate::store::keyed::Subscription;
+use crate::store::leases::{self, Renewals};
 use crate::store::{self, Seen};
 
 /// How often a quiet watch says how far it is.
@@ -100,7 +101,8 @@ async fn begin(
     // The state is read before the watch begins at its revision, so nothing falls between them.
     let after = if initial {
         let snapshot = keyspace.snapshot(collection);
-        let records = options.candidates(namespace.as_deref(), resource, snapshot.records);
+        let records = cluster.store.all_renewed(resource, namespace.as_deref(), snapshot.records).await;
+        let records = options.candidates(namespace.as_deref(), resource, records);
         if options.needs_facts() {
             let asked: Vec<_> = store::range(&records, namespace.as_deref(), None).map(|(_, r)| r.clone()).collect();
             store::warm(resource, &asked, |seen: &Seen<'_>| seen.learn()).await;
@@ -132,9 +134,10 @@ async fn begin(
         encoder,
         resource: resource.clone(),
         options: options.clone(),
-        prefix: namespace.map(|namespace| format!("{namespace}/")),
+        prefix: namespace.as_ref().map(|namespace| format!("{namespace}/")),
         backlog,
         // The end of the initial events is told when they were asked for by name.
+        renewals: store.renewals(resource, namespace.as_deref()),
         marks_end: initial && options.initial_events == Some(true) && options.bookmarks,
         source,
         seen: after,
@@ -197,6 +200,7 @@ struct Watch {
     backlog: Option<Backlog>,
     marks_end: bool,
     source: Source,
+    renewals: Option<Renewals>,
     /// Everything up to here was sent.
     seen: Revision,
     end: Instant,
@@ -263,6 +267,14 @@ impl Watch {
                         }
                     }
                 }
+                renewed = leases::next(&mut self.renewals) => match self.renewed(renewed) {
+                    Ok(piece) if piece.is_empty() => {}
+                    Ok(piece) => return Some(piece),
+                    Err(ended) => {
+                        self.ended = true;
+                        return Some(self.encoder.error(&Status::expired(ended.to_string())));
+                    }
+                },
                 () = &mut self.stopping => return None,
             }
         }
@@ -279,6 +291,29 @@ impl Watch {
         }
         let bookmark = self.encoder.bookmark(self.seen, false);
         Ok(if events.is_empty() { bookmark } else { [events, bookmark].concat().into() })
+    }
+
+    /// What was renewed, this and more, behind the events up to now: as of there, so that a client that goes on from it
+    /// misses nothing. What has not come yet, or has changed meanwhile, is told as an event.
+    fn renewed(&mut self, first: Arc<Record>) -> Result<Bytes, WatchEnded> {
+        let batch = self.source.pending()?;
+        let mut out = BytesMut::from(self.events(&batch.events));
+        self.seen = self.seen.max(batch.revision);
+        let mut next = Some(first);
+        while let Some(renewed) = next {
+            let valid = |renewals: &Renewals| renewals.is_valid(&renewed) && renewed.revision <= self.seen;
+            if self.renewals.as_ref().is_some_and(valid) && !self.source.is_ahead() {
+                let as_of_now = Arc::new(renewed.at_revision(self.seen));
+                let seen = Seen::new(&self.resource, &as_of_now);
+                let asked = self.prefix.as_ref().is_none_or(|prefix| renewed.key.name.starts_with(prefix.as_str()));
+                if asked && (self.options.selects_all() || seen.matches(&self.options.labels, &self.options.fields)) {
+                    self.encoder.record(&mut out, Kind::Modified, &seen);
+                }
+            }
+            let more = self.renewals.as_mut().filter(|_| out.len() < PIECE_BYTES);
+            next = more.and_then(Renewals::try_next);
+        }
+        Ok(out.freeze())
     }
 
     /// When the bookmark after this one is due; after the last one it is the end.

@@ -235,3 +235,68 @@ async fn a_watch_and_a_page_from_before_a_restart_go_on() {
     let missed = Watch::open(&server, "resourceVersion=1&timeoutSeconds=2").await.next().await;
     assert!(missed.is_none_or(|event| event["type"] == "ADDED"), "nothing is forgotten of a server that is young");
 }
+
+#[tokio::test]
+async fn a_node_s_lease_is_renewed_without_the_log_and_all_who_look_see_it() {
+    let server = Server::start().await;
+    let leases = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
+    let time = |second: u32| format!("2026-01-01T00:00:{second:02}.000000Z");
+    let lease = |second: u32| json!({"metadata": {"name": "one"}, "spec": {"holderIdentity": "one", "renewTime": time(second)}});
+    let made = server.make(leases, lease(1)).await;
+    let version = made["metadata"]["resourceVersion"].clone();
+    let path = format!("{leases}/one");
+    let mut watch = Watch::open_at(&server, &format!("{leases}?watch=true")).await;
+    let mut all = Watch::open_at(&server, "/apis/coordination.k8s.io/v1/leases?watch=true").await;
+    let by_name = format!("{leases}?watch=true&fieldSelector=metadata.name%3Done");
+    let mut named = Watch::open_at(&server, &by_name).await;
+    let elsewhere = "/apis/coordination.k8s.io/v1/namespaces/default/leases?watch=true";
+    let mut elsewhere = Watch::open_at(&server, elsewhere).await;
+    for watch in [&mut watch, &mut all, &mut named] {
+        assert_eq!(watch.heard().await, said("ADDED", "one"));
+    }
+
+    // As our nodes do it, and as kubelets do.
+    let other = server.make(MAPS, config_map("a", json!({}))).await;
+    let position = &other["metadata"]["resourceVersion"];
+    let revision = server.keyspace.revision();
+    let renewal = json!({"spec": {"renewTime": time(2)}});
+    let mut whole = made.clone();
+    whole["spec"]["renewTime"] = time(3).into();
+    for (method, body, second) in [("PATCH", renewal, 2), ("PUT", whole.clone(), 3)] {
+        let (code, renewed) = server.call(method, &path, body).await;
+        assert_eq!((code, &renewed["spec"]["renewTime"]), (200, &json!(time(second))));
+        assert_eq!(renewed["metadata"]["resourceVersion"], version);
+        assert_eq!(server.get(&path).await.1, renewed);
+        assert_eq!(server.get(leases).await.1["items"][0]["spec"], renewed["spec"]);
+        // Told as of where the watch is: whoever goes on from there misses nothing.
+        for watch in [&mut watch, &mut all, &mut named] {
+            let event = watch.next().await.unwrap();
+            assert_eq!((&event["type"], &event["object"]["spec"]), (&json!("MODIFIED"), &renewed["spec"]));
+            assert_eq!(event["object"]["metadata"]["resourceVersion"], *position);
+        }
+        let mut begun = Watch::open_at(&server, &by_name).await;
+        assert_eq!(begun.next().await.unwrap()["object"]["spec"], renewed["spec"]);
+    }
+    assert_eq!(server.keyspace.revision(), revision, "nothing was written");
+
+    // Whatever else changes is a change like any other, and ends what was renewed before.
+    whole["spec"]["holderIdentity"] = "two".into();
+    let (code, changed) = server.call("PUT", &path, whole.clone()).await;
+    assert_eq!((code, server.keyspace.revision().get()), (200, revision.get() + 1));
+    assert_ne!(changed["metadata"]["resourceVersion"], version);
+    assert_eq!(server.get(&path).await.1, changed);
+    assert_eq!(server.call("PUT", &path, whole).await.0, 409, "its version is over");
+    server.call("DELETE", &path, Value::Null).await;
+    assert_eq!(server.call("PATCH", &path, json!({"spec": {"renewTime": time(4)}})).await.0, 404);
+    for watch in [&mut watch, &mut all, &mut named] {
+        assert_eq!(watch.heard().await, said("MODIFIED", "one"));
+        assert_eq!(watch.heard().await, said("DELETED", "one"));
+    }
+
+    // Elsewhere a lease is what elections are decided by: every change of it is written.
+    let default = "/apis/coordination.k8s.io/v1/namespaces/default/leases";
+    let made = server.make(default, lease(1)).await;
+    let patched = server.call("PATCH", &format!("{default}/one"), json!({"spec": {"renewTime": time(2)}})).await.1;
+    assert_ne!(patched["metadata"]["resourceVersion"], made["metadata"]["resourceVersion"]);
+    assert_eq!(elsewhere.heard().await, said("ADDED", "one"), "it heard of no other");
+}

@@ -71,6 +71,10 @@ pub(crate) trait Object: Send + Sync + Sized + 'static {
     fn controller(&self) -> Option<&str>;
     /// Orders versions of an object.
     fn version(&self) -> u64;
+    /// Whether it is as it was `before`. Its version says so, unless it can be renewed without one.
+    fn is_same(&self, before: &Self) -> bool {
+        self.version() == before.version()
+    }
     /// Its finalizers.
     fn finalizers(&self) -> &[String];
     /// All its owners.
@@ -367,7 +371,7 @@ impl<K: Object> Informer<K> {
                 self.tell(&Change::Deleted(&before));
                 self.tell(&Change::Added(&object));
             }
-            Some(before) if before.version() == object.version() => {}
+            Some(before) if object.is_same(&before) => {}
             Some(before) => self.tell(&Change::Updated(&before, &object)),
             None => self.tell(&Change::Added(&object)),
         }
@@ -431,6 +435,11 @@ macro_rules! whole {
 
             fn version(&self) -> u64 {
                 version(self.metadata.resource_version.as_deref())
+            }
+
+            // A node's lease is renewed without another version.
+            fn is_same(&self, before: &Self) -> bool {
+                self.version() == before.version() && self == before
             }
 
             fn finalizers(&self) -> &[String] {

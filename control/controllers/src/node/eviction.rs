@@ -20,6 +20,8 @@ use crate::queue::{Next, Queue, Reconciler};
 use crate::{Error, now_in_seconds};
 
 const COMPONENT: &str = "taint-eviction-controller";
+/// How long we must have watched before a deadline counts that ended while we did not: nodes speak several times in it.
+const AFTER_PAUSE: Duration = Duration::from_secs(15);
 
 /// Drives pods out. Its queue holds pods of nodes with such taints only.
 pub(crate) struct Evictions {
@@ -31,15 +33,13 @@ pub(crate) struct Evictions {
     watch: Arc<Mutex<Watchful>>,
     /// Held while it is decided from the stores what it says; they are never waited for the other way round.
     met: Arc<Mutex<Met>>,
-    /// How long we must have watched before a deadline counts that ended while we did not.
-    grace: Duration,
 }
 
 impl Evictions {
     pub(crate) fn new(
         client: Client,
         recorder: Recorder,
-        (watch, grace): (Arc<Mutex<Watchful>>, Duration),
+        watch: Arc<Mutex<Watchful>>,
         nodes: &mut Informer<Node>,
         pods: &mut Informer<Pod>,
     ) -> Arc<Self> {
@@ -88,7 +88,7 @@ impl Evictions {
                 }
             }
         });
-        Arc::new(Self { client, recorder, queue, nodes: nodes.store(), pods: pods.store(), watch, met, grace })
+        Arc::new(Self { client, recorder, queue, nodes: nodes.store(), pods: pods.store(), watch, met })
     }
 }
 
@@ -114,10 +114,10 @@ impl Reconciler for Evictions {
         // After a pause the node's own word is to come first: such taints may be gone in a moment.
         let of_silence = |taint: &Taint| taint.key == plan::NOT_READY || taint.key == plan::UNREACHABLE;
         if let Some(since) = self.watch.lock().observe(Instant::now(), now)
-            && since.elapsed() < self.grace
+            && since.elapsed() < AFTER_PAUSE
             && taints.iter().all(of_silence)
         {
-            return Ok(Next::After(self.grace.saturating_sub(since.elapsed()) + Duration::from_millis(10)));
+            return Ok(Next::After(AFTER_PAUSE.saturating_sub(since.elapsed()) + Duration::from_millis(10)));
         }
         let subject = Subject { api_version: "v1".into(), kind: "Pod".into(), key: key.clone(), uid: pod.uid.clone() };
         let message = format!("Marking for deletion Pod {key}");

@@ -3,10 +3,16 @@
 //!
 //! Nothing is polled: each sign of life sets the deadline of its node anew. Signs are dated by our own clock when we see
 //! them, so clocks of nodes do not matter; and whoever slept ([`watchful`]) first watches for a whole period.
+//!
+//! A node that dies is left at three speeds. Who calls it leaves out endpoints that do not answer, at once (the mesh). When
+//! it is silent for longer than its lease promises ([`signs`]), it is not known to be ready, and its pods leave their
+//! Services. When its pods no longer tolerate that (by default after some seconds more, which admission writes into them), they
+//! are replaced; and no faster than [`zones`] allows, for when many nodes fail the rest must not be buried.
 
 mod eviction;
 mod met;
 pub(crate) mod plan;
+mod signs;
 mod watchful;
 mod zones;
 
@@ -32,6 +38,7 @@ use crate::{Error, now_in_seconds};
 
 pub(crate) use eviction::{Evictions, delete_disrupted};
 use plan::Drive;
+use signs::{Signs, Silence};
 use watchful::Watchful;
 use zones::{Pace, Zones};
 
@@ -44,14 +51,10 @@ const STARTUP_GRACE: Duration = Duration::from_secs(60);
 /// Pods of one node that are made not ready at a time.
 const MARKS_IN_FLIGHT: usize = 64;
 
-type Signs = HashMap<Arc<str>, Sign>;
-
 /// The controller of nodes.
 pub(crate) struct Controller {
     client: Client,
     recorder: Recorder,
-    /// Without a sign of life for so long a node is not known to be ready.
-    grace: Duration,
     queue: Queue<Key>,
     nodes: Arc<Store<Node>>,
     pods: Arc<Store<Pod>>,
@@ -64,14 +67,6 @@ pub(crate) struct Controller {
     marked: Mutex<HashSet<Arc<str>>>,
 }
 
-/// The last sign of life of a node.
-#[derive(Debug, Clone)]
-struct Sign {
-    at: Instant,
-    lease: u64,
-    heartbeat: Option<Time>,
-}
-
 impl Controller {
     pub(crate) fn new(
         client: Client,
@@ -82,7 +77,7 @@ impl Controller {
         pods: Arc<Store<Pod>>,
     ) -> Arc<Self> {
         let queue: Queue<Key> = Queue::new(Duration::from_millis(100));
-        let signs: Arc<Mutex<Signs>> = Arc::default();
+        let signs = Arc::new(Mutex::new(Signs::new(grace)));
         let zones: Arc<Mutex<Zones>> = Arc::default();
         nodes.on_change({
             let (queue, signs, zones, nodes) = (queue.clone(), signs.clone(), zones.clone(), nodes.store());
@@ -104,56 +99,37 @@ impl Controller {
                 }
                 if was_down && !is_down {
                     // Whom we could not hear all the while has a whole period to be heard.
-                    let now = Instant::now();
-                    signs.lock().values_mut().for_each(|sign| sign.at = now);
+                    signs.lock().hear_all(Instant::now());
                 }
                 if gone {
-                    signs.lock().remove(&key.name);
+                    signs.lock().forget(&key.name);
                     return;
                 }
-                let heartbeat = heartbeat(node);
-                let mut signs = signs.lock();
-                let sign = signs.entry(key.name.clone()).or_insert_with(|| Sign {
-                    at: Instant::now(),
-                    lease: 0,
-                    heartbeat: heartbeat.clone(),
-                });
-                if sign.heartbeat != heartbeat {
-                    sign.at = Instant::now();
-                    sign.heartbeat = heartbeat;
-                }
-                drop(signs);
+                signs.lock().node(&key.name, heartbeat(node), Instant::now());
                 queue.add(&key);
             }
         });
         leases.on_change({
-            let (queue, signs, nodes) = (queue.clone(), signs.clone(), nodes.store());
+            let (queue, signs) = (queue.clone(), signs.clone());
             move |change| {
                 let lease = change.object();
                 if lease.metadata.namespace.as_deref() != Some(LEASES) || matches!(change, Change::Deleted(_)) {
                     return;
                 }
                 let key = Key::new("", lease.metadata.name.as_deref().unwrap_or_default());
-                let Some(node) = nodes.get(&key) else { return };
-                let mut signs = signs.lock();
-                let sign = signs.entry(key.name.clone()).or_insert_with(|| Sign {
-                    at: Instant::now(),
-                    lease: 0,
-                    heartbeat: heartbeat(&node),
-                });
-                if sign.lease != lease.version() {
-                    sign.lease = lease.version();
-                    sign.at = Instant::now();
+                let spec = lease.spec.as_ref();
+                let promise = spec.and_then(|spec| u64::try_from(spec.lease_duration_seconds?).ok());
+                let renewed = spec.and_then(|spec| spec.renew_time.clone());
+                let due = signs.lock().lease(&key.name, renewed, promise.map(Duration::from_secs), Instant::now());
+                if let Some(due) = due {
+                    // A deadline that is set already asks for the last sign when it comes.
+                    queue.add_after(&key, due);
                 }
-                drop(signs);
-                // A deadline that is set already asks for the last sign when it comes.
-                queue.add_after(&key, grace);
             }
         });
         Arc::new(Self {
             client,
             recorder,
-            grace,
             queue,
             nodes: nodes.store(),
             pods,
@@ -195,13 +171,13 @@ impl Reconciler for Controller {
         let Some(node) = self.nodes.get(&key) else { return Ok(Next::OnEvent) };
         let now = Instant::now();
         let since = self.watch.lock().observe(now, Timestamp::now());
-        let sign = self.signs.lock().get(&key.name).map(|sign| sign.at);
-        let heard = sign.max(since).unwrap_or(now);
-        let silent_for = now.duration_since(heard);
-        let grace = if plan::readiness(&node).is_none() { self.grace.max(STARTUP_GRACE) } else { self.grace };
-        let mut next = Next::After(grace.saturating_sub(silent_for) + Duration::from_millis(50));
-        if silent_for >= grace {
-            next = Next::OnEvent;
+        let startup = plan::readiness(&node).is_none().then_some(STARTUP_GRACE);
+        let silence = self.signs.lock().silence(&key.name, since, startup, now);
+        let next = match silence {
+            Silence::Fine(left) => Next::After(left + Duration::from_millis(50)),
+            Silence::Unknown => Next::OnEvent,
+        };
+        if silence == Silence::Unknown {
             let conditions = plan::silent(&node, now_in_seconds());
             if !conditions.is_empty() {
                 // In this version: a node that has just spoken is not to be overruled.

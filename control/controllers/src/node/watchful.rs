@@ -10,9 +10,10 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 /// How often the clocks are looked at.
-pub(crate) const BEAT: Duration = Duration::from_secs(2);
-/// A longer gap between two looks, or a larger difference between the two clocks, means that we were not awake.
-const GAP: Duration = Duration::from_secs(8);
+pub(crate) const BEAT: Duration = Duration::from_millis(500);
+/// A longer gap between two looks, or a larger difference between the two clocks, means that we were not awake. Shorter than
+/// the silence by which a node is suspected.
+const GAP: Duration = Duration::from_secs(2);
 
 /// Since when we watch without a gap.
 #[derive(Debug, Clone, Copy)]
@@ -51,8 +52,8 @@ mod tests {
             (begun + Duration::from_secs(steady), wall + jiff::SignedDuration::from_secs(wall_seconds))
         };
         for (why, (now, wall_now), gap) in [
-            ("awake", at(2, 2), false),
-            ("busy", at(7, 7), false),
+            ("awake", at(1, 1), false),
+            ("busy", at(2, 2), false),
             ("stopped", at(60, 60), true),
             ("asleep: the steady clock stands still", at(2, 3600), true),
             ("set back", at(2, -3600), true),

@@ -6,6 +6,7 @@
 //! proposed, or it never left. Everything else is *unknown*.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::ReadPolicy;
@@ -18,7 +19,8 @@ use super::network::{Answer, Call, TransportError};
 use super::types::{MemberId, Transaction};
 use super::{GROWTH_AT_QUOTA, Member, ROOM_TIMEOUT, SMALL_BYTES};
 use crate::NoRoom;
-use crate::record::{Op, Revision};
+use crate::record::{Op, Record, Revision};
+use crate::renewals::Renewal;
 use crate::state::{GuardFailed, Outcome, State};
 
 /// How long it is waited for a leader: an election takes one to two seconds, and may have to be repeated once.
@@ -37,6 +39,15 @@ pub enum Ask {
     ReadIndex,
     /// To change the group.
     Change(Change),
+    /// To know of a newer content of a record.
+    Renew(Renewal),
+    /// Which newer contents it knows of.
+    Renewed {
+        /// In this collection.
+        collection: Arc<str>,
+        /// Of this name, or of all.
+        name: Option<Arc<str>>,
+    },
 }
 
 /// A change of the group.
@@ -62,6 +73,8 @@ pub enum Told {
     ReadIndex(Revision),
     /// To [`Ask::Change`].
     Changed,
+    /// To [`Ask::Renewed`], and without any to [`Ask::Renew`].
+    Renewed(Vec<Arc<Record>>),
 }
 
 /// Why a leader did not do it.
@@ -104,9 +117,9 @@ impl Member {
     }
 
     async fn forward(&self, leader: MemberId, address: &str, ask: Ask) -> Result<Told, Refusal> {
-        let reads = matches!(ask, Ask::ReadIndex);
+        let repeatable = matches!(ask, Ask::ReadIndex | Ask::Renew(_) | Ask::Renewed { .. });
         let answer = self.transport().call(leader, address, Call::Ask(ask));
-        let answer = match reads {
+        let answer = match repeatable {
             // Asking twice does no harm.
             true => match tokio::time::timeout(READ_TIMEOUT, answer).await {
                 Ok(Err(TransportError::Failed { .. })) | Err(_) => return Err(Refusal::NotLeader(None)),
@@ -131,6 +144,8 @@ impl Member {
             Ask::Write(transaction) => self.write(transaction).await,
             Ask::ReadIndex => self.read_index().await.map(Told::ReadIndex),
             Ask::Change(change) => self.change(change).await.map(|()| Told::Changed),
+            Ask::Renew(renewal) => self.renew(&renewal),
+            Ask::Renewed { collection, name } => self.renewed(&collection, name.as_deref()),
         }
     }
 

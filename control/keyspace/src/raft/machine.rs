@@ -23,6 +23,7 @@ use crate::checkpoint::{Checkpoint, Loaded};
 use crate::history::{Events, History};
 use crate::host::{self, blocking};
 use crate::record::{Key, Record, Revision};
+use crate::renewals::Renewals;
 use crate::state::{Retention, State, Unwritten};
 
 /// Entries applied under one hold of the lock.
@@ -53,6 +54,8 @@ pub struct Machine {
     writing: tokio::sync::Mutex<()>,
     /// The changes that are no longer in the state.
     pub history: Arc<History>,
+    /// What is newer than the state, while this member leads.
+    pub(crate) renewals: Renewals,
     /// Says that watchers are to be woken later.
     pub paced: Notify,
     /// Says that much was applied which the history does not have.
@@ -84,6 +87,7 @@ impl Machine {
             checkpoint,
             writing: tokio::sync::Mutex::new(()),
             history,
+            renewals: Renewals::default(),
             history_due: Notify::new(),
             paced: Notify::new(),
             history_failed: Mutex::new(false),

@@ -19,7 +19,8 @@ use super::network::{Answer, Call, TransportError};
 use super::snapshot::Parts;
 use super::types::{Entry, LeaderId, MemberId, SnapshotMeta, Transaction, Vote};
 use crate::NoRoom;
-use crate::record::{Committed, Op, Record, Revision};
+use crate::record::{Committed, Guard, Op, Record, Revision};
+use crate::renewals::Renewal;
 use crate::state::GuardFailed;
 
 #[derive(Clone, Copy, Serialize, Deserialize)]
@@ -64,6 +65,15 @@ enum WireCall<'a> {
         vote: WireVote,
         #[serde(borrow)]
         head: Blob<'a>,
+    },
+    Renew {
+        revision: u64,
+        #[serde(borrow)]
+        put: WireOp<'a>,
+    },
+    Renewed {
+        collection: &'a str,
+        name: Option<&'a str>,
     },
 }
 
@@ -122,6 +132,7 @@ enum WireAnswer<'a> {
     Refused(&'a str),
     /// It was not carried out, or nobody knows.
     Failed(&'a str),
+    Renewed(#[serde(borrow)] Blob<'a>),
 }
 
 /// A call that came, a snapshot's without its parts.
@@ -165,6 +176,14 @@ pub fn call(call: &Call) -> Vec<u8> {
             (WireCall::Announce { member: *member, address }, address.len() + 16)
         }
         Call::Ask(Ask::Change(Change::Remove(members))) => (WireCall::Remove(members.iter().copied().collect()), 64),
+        Call::Ask(Ask::Renew(renewal)) => {
+            let Renewal { key, revision, value } = renewal.clone();
+            let put = Op::Put { key, value, guard: Guard::None };
+            return encode(&WireCall::Renew { revision: revision.get(), put: wire_op(&put) }, put.size() + 64);
+        }
+        Call::Ask(Ask::Renewed { collection, name }) => {
+            (WireCall::Renewed { collection, name: name.as_deref() }, collection.len() + 64)
+        }
         Call::Snapshot { vote, meta, .. } => {
             let head = codec::Head { applied: meta.last_log_id, membership: meta.last_membership.clone() };
             let head = codec::encode_head(&head);
@@ -199,6 +218,15 @@ pub fn incoming(bytes: &Bytes) -> io::Result<Incoming> {
         WireCall::ReadIndex => Call::Ask(Ask::ReadIndex),
         WireCall::Announce { member, address } => {
             Call::Ask(Ask::Change(Change::Announce { member, address: address.to_owned() }))
+        }
+        WireCall::Renew { revision, put } => match codec::op(bytes, put) {
+            Op::Put { key, value, .. } => {
+                Call::Ask(Ask::Renew(Renewal { key, revision: Revision::new(revision), value }))
+            }
+            _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "something else in the place of a renewal")),
+        },
+        WireCall::Renewed { collection, name } => {
+            Call::Ask(Ask::Renewed { collection: collection.into(), name: name.map(Into::into) })
         }
         WireCall::Remove(members) => Call::Ask(Ask::Change(Change::Remove(BTreeSet::from_iter(members)))),
         WireCall::Snapshot { vote: by, head } => {
@@ -274,6 +302,10 @@ pub fn answer(answer: &Result<Answer, TransportError>) -> Vec<u8> {
             }
             Told::ReadIndex(revision) => small(WireAnswer::ReadIndex(revision.get())),
             Told::Changed => small(WireAnswer::Changed),
+            Told::Renewed(records) => {
+                let records = codec::encode_records(records.iter().map(|record| &**record));
+                encode(&WireAnswer::Renewed(Blob(&records)), records.len() + 16)
+            }
         },
         Ok(Answer::Told(Err(refusal))) => match refusal {
             Refusal::NotLeader(leader) => small(WireAnswer::NotLeader(*leader)),
@@ -327,6 +359,10 @@ pub fn incoming_answer(bytes: &[u8], member: MemberId, asked: Option<&Transactio
         }
         WireAnswer::ReadIndex(revision) => told(Told::ReadIndex(Revision::new(revision))),
         WireAnswer::Changed => told(Told::Changed),
+        WireAnswer::Renewed(records) => {
+            let records = codec::records(records.0).map_err(wrong)?;
+            told(Told::Renewed(records.into_iter().map(std::sync::Arc::new).collect()))
+        }
         WireAnswer::NotLeader(leader) => refused(Refusal::NotLeader(leader)),
         WireAnswer::NoSpace { dir, free } => refused(Refusal::NoRoom(NoRoom::Disk { dir: dir.into(), free })),
         WireAnswer::Quota { stored, max } => refused(Refusal::NoRoom(NoRoom::Quota { stored, max })),
@@ -386,7 +422,7 @@ mod tests {
 
     use super::*;
     use crate::raft::types::LogId;
-    use crate::record::{Guard, Key, Value};
+    use crate::record::{Key, Value};
 
     fn id(index: u64) -> LogId {
         LogId::new(LeaderId { term: 3, node_id: 1 }, index)
@@ -421,6 +457,13 @@ mod tests {
             Call::Ask(Ask::ReadIndex),
             Call::Ask(Ask::Change(Change::Announce { member: 4, address: "h:1".into() })),
             Call::Ask(Ask::Change(Change::Remove(BTreeSet::from([2, 3])))),
+            Call::Ask(Ask::Renew(Renewal {
+                key: Key::new("things", "a"),
+                revision: Revision::new(9),
+                value: Value { bytes: Bytes::from_static(b"{}"), revision_at: 1 },
+            })),
+            Call::Ask(Ask::Renewed { collection: "things".into(), name: Some("a".into()) }),
+            Call::Ask(Ask::Renewed { collection: "things".into(), name: None }),
         ]
     }
 
@@ -459,6 +502,7 @@ mod tests {
             Answer::Told(Ok(Told::Written(revision, Err(GuardFailed { op: 2, found: Some(record("b", "[]")) })))),
             Answer::Told(Err(Refusal::NoRoom(NoRoom::Disk { dir: "/data".into(), free: 7 }))),
             Answer::Told(Err(Refusal::Refused("no".into()))),
+            Answer::Told(Ok(Told::Renewed(vec![record("a", "{}")]))),
         ];
         let contents = |answer: &Answer| match answer {
             Answer::Told(Ok(Told::Written(_, Ok(committed)))) => {
@@ -480,7 +524,7 @@ mod tests {
         fn any_bytes_are_read_or_refused(
             bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200),
             at in proptest::prelude::any::<proptest::sample::Index>(),
-            which in 0..8_usize,
+            which in 0..11_usize,
         ) {
             let asked = transaction();
             let bytes = Bytes::from(bytes);

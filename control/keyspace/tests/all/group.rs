@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use coracle_keyspace::{Begin, Config, GroupAlarm, GroupError, Guard, Hub, Keyspace, Revision, Role, TransactError};
+use coracle_keyspace::{
+    Begin, Config, GroupAlarm, GroupError, Guard, Hub, Key, Keyspace, Renewal, Revision, Role, TransactError, Value,
+};
 use tempfile::TempDir;
 
 use crate::put;
@@ -97,6 +99,53 @@ async fn what_one_is_given_all_have_whoever_leads() {
         let gone = member.transact(vec![crate::delete(&name)]).await.unwrap();
         assert_eq!(gone.records[0].bytes, format!("x{}", gone.revision).as_bytes());
     }
+    group.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewal_is_known_to_whoever_leads_until_the_record_changes_or_another_leads() {
+    let group = Group::three().await;
+    let first = &group.members[0];
+    let done = first.transact(vec![put("a", "old", Guard::Absent)]).await.unwrap();
+    first.transact(vec![put("b", "old", Guard::Absent)]).await.unwrap();
+    let renewal = |text: &'static str, revision: Revision| Renewal {
+        key: Key::new("things", "a"),
+        revision,
+        value: Value { bytes: text.into(), revision_at: 0 },
+    };
+    let texts = async |member: &Keyspace, name: Option<&str>| {
+        let renewed = member.renewed("things", name).await;
+        renewed.iter().map(|record| String::from_utf8_lossy(&record.bytes).into_owned()).collect::<Vec<_>>()
+    };
+    let mut told = first.renewals();
+    let revision = done.revision;
+    // From any member; it writes nothing, and the record is what it was.
+    for (member, text) in group.members.iter().zip(["one", "two", "three"]) {
+        member.renew(renewal(text, revision)).await.unwrap();
+        assert_eq!(told.recv().await.unwrap().bytes, format!("{revision}{text}").as_bytes());
+        for other in &group.members {
+            assert_eq!(texts(other, None).await, [format!("{revision}{text}")]);
+            assert_eq!(texts(other, Some("a")).await, [format!("{revision}{text}")]);
+            assert!(texts(other, Some("b")).await.is_empty());
+        }
+    }
+    let again = first.transact(vec![put("c", "x", Guard::Absent)]).await.unwrap();
+    assert_eq!(again.revision.get(), revision.get() + 2, "no entry of the log");
+    assert_eq!(first.get("things", "a").unwrap().bytes, done.records[0].bytes);
+    // Of a record that has changed a renewal says nothing.
+    let changed = group.members[1].transact(vec![put("a", "new", Guard::Revision(revision))]).await.unwrap();
+    assert!(texts(first, None).await.is_empty());
+    let late = group.members[2].renew(renewal("late", revision)).await.unwrap_err();
+    assert!(
+        matches!(&late, TransactError::Guard(failed) if failed.found.as_ref().unwrap().revision == changed.revision),
+        "{late}"
+    );
+    first.renew(renewal("four", changed.revision)).await.unwrap();
+    assert!(first.hand_over().await);
+    let leader = group.leader_among(&[1, 2]).await;
+    assert!(texts(&group.members[leader], None).await.is_empty(), "whoever leads next is told anew");
+    first.renew(renewal("five", changed.revision)).await.unwrap();
+    assert_eq!(texts(&group.members[leader], None).await, [format!("{}five", changed.revision)]);
     group.shutdown().await;
 }
 

@@ -5,6 +5,8 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::api::ListParams;
 use parking_lot::RwLock;
 use tokio::sync::Notify;
 
@@ -98,6 +100,27 @@ impl Pods {
         for uid in gone {
             self.remove(&uid);
         }
+    }
+
+    /// Ends the pods of this node that went while it was not heard of. The watch would tell of them, too, but nobody knows
+    /// when; this is asked before the node says that it is back. Pods that are new here meanwhile are the watch's.
+    pub async fn end_replaced(self: &Arc<Self>) -> Result<(), kube::Error> {
+        let here = self.all();
+        let api: Api<Pod> = Api::all(self.context.client.clone());
+        let of_this_node = ListParams::default().fields(&format!("spec.nodeName={}", self.context.config.name));
+        let listed = api.list(&of_this_node).await?;
+        let mut there: HashMap<String, Pod> =
+            listed.items.into_iter().filter_map(|pod| Some((pod.metadata.uid.clone()?, pod))).collect();
+        for slot in here {
+            match there.remove(&*slot.uid) {
+                None => self.input(&slot, Input::Removed),
+                Some(pod) if pod.metadata.deletion_timestamp.is_some() && !slot.with_core(|core| core.is_ending()) => {
+                    self.observe(pod);
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(())
     }
 
     /// A ConfigMap or Secret that the pod uses has changed.

@@ -136,6 +136,12 @@ fn is_empty(value: &Value) -> bool {
     value.is_null() || value.as_array().is_some_and(Vec::is_empty)
 }
 
+/// Whether a status says that nobody has heard of its node.
+pub fn is_given_up(status: &Value) -> bool {
+    let conditions = status["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    conditions.iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "Unknown")
+}
+
 /// The condition of a node that is going away.
 pub fn leaving() -> Value {
     json!({

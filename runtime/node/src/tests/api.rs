@@ -98,6 +98,11 @@ impl Api {
         self.store(&mut state, "MODIFIED", name, pod);
     }
 
+    /// Loses a pod without telling anybody who watches.
+    pub fn lose(&self, name: &str) {
+        self.state.lock().pods.remove(name);
+    }
+
     /// Changes a pod, as somebody else.
     pub fn modify(&self, name: &str, change: impl FnOnce(&mut Value)) {
         let mut state = self.state.lock();
@@ -274,6 +279,12 @@ impl Api {
         }
         match (&parts.method, &path[..]) {
             (&Method::GET, ["api", "v1", "pods"]) if is_watch => self.watch_pods(),
+            (&Method::GET, ["api", "v1", "pods"]) => {
+                let state = self.state.lock();
+                let items: Vec<&Value> = state.pods.values().collect();
+                let metadata = json!({"resourceVersion": state.revision.to_string()});
+                answer(StatusCode::OK, &json!({"metadata": metadata, "items": items}))
+            }
             (&Method::GET, ["api", "v1", "nodes"]) if is_watch => {
                 let events = tokio_stream::wrappers::BroadcastStream::new(self.node_events.subscribe());
                 streamed(events.filter_map(|event| async { event.ok() }))

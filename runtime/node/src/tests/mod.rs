@@ -154,6 +154,18 @@ impl World {
         kubelet::forward(self, name, port).await
     }
 
+    /// The control plane takes the node for gone; returns when the node has said that it is not.
+    async fn give_up(&self) {
+        self.api.modify_node(|node| {
+            for condition in node["status"]["conditions"].as_array_mut().unwrap() {
+                condition["status"] = json!("Unknown");
+                condition["reason"] = json!("NodeStatusUnknown");
+            }
+        });
+        let back = self.api.node_is(|node| is_ready(&node["status"]));
+        tokio::time::timeout(PATIENCE, back).await.expect("the node says that it is ready");
+    }
+
     async fn ready(&self, name: &str) -> Value {
         self.status(name, "Ready", is_ready).await
     }

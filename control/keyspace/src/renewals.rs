@@ -1,0 +1,137 @@
+//! What whoever leads knows and the log does not: newer contents of records, in memory only.
+//!
+//! That a node lives is true for a moment, and said again in the next. It is worth no entry of the log and no sync: a
+//! renewal replaces the content of a record in the leader's memory, and nothing else. The record's revision stays, so
+//! guards, other members and the state know nothing of it. It is void when the record changes, and when another member
+//! leads: that one is told anew before long.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::broadcast;
+
+use crate::raft::{Ask, Member, Refusal, Told};
+use crate::record::{Key, Record, Revision, Value};
+use crate::state::{GuardFailed, State};
+use crate::{Keyspace, TransactError};
+
+/// Renewals that wait for one who follows them; whoever is slower misses some.
+const TOLD_QUEUED: usize = 4096;
+
+/// A newer content of a record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Renewal {
+    /// Which record.
+    pub key: Key,
+    /// Its revision: of another one this says nothing.
+    pub revision: Revision,
+    /// What it contains now.
+    pub value: Value,
+}
+
+type ByName = HashMap<Arc<str>, Arc<Record>>;
+
+/// Renewals by what they renew; no more of a collection than it has records.
+pub(crate) struct Renewals {
+    collections: Mutex<HashMap<Arc<str>, ByName>>,
+    told: broadcast::Sender<Arc<Record>>,
+}
+
+impl Default for Renewals {
+    fn default() -> Self {
+        Renewals { collections: Mutex::default(), told: broadcast::channel(TOLD_QUEUED).0 }
+    }
+}
+
+impl Renewals {
+    /// Takes a renewal of what `state` has.
+    fn put(&self, state: &State, renewal: &Renewal) -> Result<(), GuardFailed> {
+        let found = state.record(&renewal.key);
+        let Some(found) = found.filter(|found| found.revision == renewal.revision) else {
+            return Err(GuardFailed { op: 0, found: found.cloned() });
+        };
+        let record = Arc::new(found.renewed(&renewal.value));
+        let mut collections = self.collections.lock();
+        let renewed = collections.entry(found.key.collection.clone()).or_default();
+        renewed.insert(found.key.name.clone(), record.clone());
+        if state.collection(&found.key.collection).is_none_or(|there| renewed.len() > there.records.len()) {
+            renewed.retain(|_, renewed| is_valid(state, renewed));
+        }
+        drop(collections);
+        // Nobody has to listen.
+        let _ = self.told.send(record);
+        Ok(())
+    }
+
+    /// Those of `collection`, or of one name in it, that are valid in `state`.
+    fn of(&self, state: &State, collection: &str, name: Option<&str>) -> Vec<Arc<Record>> {
+        let collections = self.collections.lock();
+        let Some(renewed) = collections.get(collection) else { return Vec::new() };
+        let valid = |renewed: &&Arc<Record>| is_valid(state, renewed);
+        match name {
+            Some(name) => renewed.get(name).filter(valid).cloned().into_iter().collect(),
+            None => renewed.values().filter(valid).cloned().collect(),
+        }
+    }
+
+    /// Another member leads.
+    pub fn forget(&self) {
+        self.collections.lock().clear();
+    }
+}
+
+fn is_valid(state: &State, renewed: &Record) -> bool {
+    state.record(&renewed.key).is_some_and(|record| record.revision == renewed.revision)
+}
+
+impl Member {
+    fn leads(&self) -> Result<(), Refusal> {
+        let leader = self.leader();
+        if leader == Some(self.id()) { Ok(()) } else { Err(Refusal::NotLeader(leader)) }
+    }
+
+    /// Takes a renewal, if this member leads.
+    pub(crate) fn renew(&self, renewal: &Renewal) -> Result<Told, Refusal> {
+        self.leads()?;
+        let state = self.machine().state.read();
+        match self.machine().renewals.put(&state, renewal) {
+            Ok(()) => Ok(Told::Renewed(Vec::new())),
+            Err(failed) => Ok(Told::Written(state.applied, Err(failed))),
+        }
+    }
+
+    /// Says what was renewed, if this member leads.
+    pub(crate) fn renewed(&self, collection: &str, name: Option<&str>) -> Result<Told, Refusal> {
+        self.leads()?;
+        let state = self.machine().state.read();
+        Ok(Told::Renewed(self.machine().renewals.of(&state, collection, name)))
+    }
+}
+
+impl Keyspace {
+    /// Has whoever leads know of `renewal`. When this returns, everybody who asks for it is told ([`Keyspace::renewed`]), until
+    /// the record changes or another member leads.
+    pub async fn renew(&self, renewal: Renewal) -> Result<(), TransactError> {
+        match self.0.member.ask(Ask::Renew(renewal)).await {
+            Ok(Told::Written(_, Err(failed))) => Err(TransactError::Guard(failed)),
+            Ok(_) => Ok(()),
+            Err(Refusal::NotLeader(leader)) => Err(TransactError::Unavailable { leader }),
+            Err(_) => Err(TransactError::Unknown),
+        }
+    }
+
+    /// What whoever leads knows of newer contents in `collection`, or of one name there. Nothing when nobody can be asked.
+    pub async fn renewed(&self, collection: &str, name: Option<&str>) -> Vec<Arc<Record>> {
+        let ask = Ask::Renewed { collection: collection.into(), name: name.map(Arc::from) };
+        match self.0.member.ask(ask).await {
+            Ok(Told::Renewed(records)) => records,
+            _ => Vec::new(),
+        }
+    }
+
+    /// Follows the renewals that this member is told of while it leads.
+    pub fn renewals(&self) -> broadcast::Receiver<Arc<Record>> {
+        self.0.machine.renewals.told.subscribe()
+    }
+}
