@@ -50,6 +50,10 @@ impl Pods {
                 None
             }
             Command::Release => self.release(slot, state),
+            Command::Leave => {
+                self.leave(slot, state);
+                Some(Input::Released)
+            }
             Command::Finalize => {
                 state.report.finalize();
                 None
@@ -151,7 +155,7 @@ impl Pods {
         }))
     }
 
-    fn release(self: &Arc<Self>, slot: &Arc<Slot>, state: &mut State) -> Option<Input> {
+    fn leave(&self, slot: &Slot, state: &mut State) {
         if let Some(network) = state.network.take() {
             self.context.network.forget(network.address.pod);
             self.context.network.table.release(network.address.pod);
@@ -159,6 +163,10 @@ impl Pods {
         for probe in state.probes.drain(..) {
             self.timers.cancel((slot.uid.clone(), Alarm::Probe(probe.container, probe.kind)));
         }
+    }
+
+    fn release(self: &Arc<Self>, slot: &Arc<Slot>, state: &mut State) -> Option<Input> {
+        self.leave(slot, state);
         if !slot.has_files() {
             return Some(Input::Released);
         }

@@ -107,21 +107,31 @@ async fn commands_are_given_what_the_pod_says_and_end_as_they_do() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pods_are_found_again_after_a_restart() {
     let mut world = World::start().await;
-    world.run("tick", command(&["tick", "1000"]));
+    let mut tick = command(&["write", "/e/x", "y", "tick", "1000"]);
+    tick["volumeMounts"] = json!([{"name": "e", "mountPath": "/e"}]);
+    world.run_spec("tick", json!({"containers": [tick], "volumes": [{"name": "e", "emptyDir": {}}]}));
     world.run("never", json!({"image": "hello:1"}));
     let before = world.ready("tick").await;
+    let uid = world.pods().find("default", "tick").unwrap().uid.clone();
+    let files = world.pods().context.pods_dir.join(&*uid);
+    // What only the first life has written.
+    let volume = files.join("volumes/e");
+    std::fs::write(volume.join("kept"), "").unwrap();
     world.stop_node().await;
+    assert!(volume.join("x").exists(), "an emptyDir lives as long as its pod");
     let stopped = world.status("tick", "stopped", |status| !super::is_ready(status)).await;
     assert_eq!(stopped["containerStatuses"][0]["state"]["terminated"]["exitCode"], 143);
     world.start_node().await;
     let after = world.ready("tick").await;
     assert_eq!(after["containerStatuses"][0]["restartCount"], 1);
     assert_eq!(after["podIP"], before["podIP"]);
+    assert!(volume.join("kept").exists());
     // One that is deleted while the node is away goes when it is back.
     world.stop_node().await;
     world.api.delete("tick", 30);
     world.start_node().await;
     world.api.gone("tick").await;
+    assert!(!files.exists());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -241,7 +241,8 @@ impl Core {
         let holds = matches!(self.setup, SetupState::Done | SetupState::Failed { .. } | SetupState::UnderWay);
         if holds && !self.releasing && self.is_stopped() {
             self.releasing = true;
-            commands.push(Command::Release);
+            let goes_on = self.terminal.is_none() && matches!(self.ending, Some(Ending::NodeStopping));
+            commands.push(if goes_on { Command::Leave } else { Command::Release });
         }
     }
 

@@ -147,7 +147,7 @@ pub enum Input {
         /// Time for guests to end.
         grace: Duration,
     },
-    /// What [`Command::Release`] asked for is done.
+    /// What [`Command::Release`] or [`Command::Leave`] asked for is done.
     Released,
 }
 
@@ -208,6 +208,8 @@ pub enum Command {
     },
     /// Give back address, volumes and mounts; logs stay. Answered by [`Input::Released`].
     Release,
+    /// Give back the address: the pod goes on with its volumes in the node's next life. Answered by [`Input::Released`].
+    Leave,
     /// Write the last status, then delete the API object with grace period 0 and its uid as precondition.
     Finalize,
     /// Forget the pod and delete its logs.

@@ -68,6 +68,7 @@ impl World {
             Command::Hurry { container, run, grace } => format!("hurry {}#{run} {}", name(container), grace.as_secs()),
             Command::Event { reason, .. } => format!("!{reason}"),
             Command::Release => "release".to_owned(),
+            Command::Leave => "leave".to_owned(),
             Command::Finalize => "finalize".to_owned(),
             Command::Forget => "forget".to_owned(),
         }
@@ -419,7 +420,7 @@ fn a_node_that_stops_leaves_the_object() {
     let mut world = World::running(one("Always"), &["a"]);
     let stopping = Input::NodeStopping { grace: Duration::from_secs(10) };
     assert_eq!(world.step(stopping), ["!Killing", "stop a#1 10"]);
-    assert_eq!(world.exited("a", 143), ["release"]);
+    assert_eq!(world.exited("a", 143), ["leave"]);
     assert_eq!(world.step(Input::Released), QUIET);
     assert!(world.core.is_stopped() && !world.core.is_forgotten());
 }
