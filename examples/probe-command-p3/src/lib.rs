@@ -1,7 +1,10 @@
 //! A command of WASI 0.3 that prints its arguments, then uses its network: `serve` listens on a port and greets who
-//! connects, `connect` reaches a port of a host by name. Fails when any of it fails, or when told to `fail`.
+//! connects, `connect` reaches a port of a host by name, `files` writes, reads and lists in a directory. Fails when any of it
+//! fails, or when told to `fail`.
 
 use wasip3::cli::{environment, stdout};
+use wasip3::filesystem::preopens::get_directories;
+use wasip3::filesystem::types::{DescriptorFlags, OpenFlags, PathFlags};
 use wasip3::sockets::ip_name_lookup::resolve_addresses;
 use wasip3::sockets::types::{IpAddress, IpAddressFamily, IpSocketAddress, Ipv4SocketAddress, TcpSocket};
 use wasip3::wit_stream;
@@ -18,6 +21,7 @@ impl wasip3::exports::cli::run::Guest for Probe {
             ["fail"] => Err("as told".to_owned()),
             ["serve", port] => serve(number(port)).await,
             ["connect", host, port] => connect(host, number(port)).await,
+            ["files", dir] => files(dir).await,
             _ => Ok(()),
         };
         if let Err(error) = &done {
@@ -58,6 +62,36 @@ async fn connect(host: &str, port: u16) -> Result<(), String> {
     let (received, _ended) = socket.receive();
     let text = received.collect().await;
     print(String::from_utf8_lossy(&text).into_owned()).await;
+    Ok(())
+}
+
+async fn files(dir: &str) -> Result<(), String> {
+    let found = get_directories().into_iter().find(|(_, name)| name == dir);
+    let (dir, _) = found.ok_or("there is no such directory")?;
+    // More than the host has threads for files. Nobody reads them.
+    let unread: Vec<_> = (0..100).map(|_| dir.read_directory()).collect();
+    let flags = DescriptorFlags::READ | DescriptorFlags::WRITE;
+    let file = dir.open_at(PathFlags::empty(), "made".to_owned(), OpenFlags::CREATE, flags).await.map_err(said)?;
+    for (at, bytes) in [(Some(0), 100_000), (None, 10)] {
+        let (mut sender, receiver) = wit_stream::new();
+        let written = match at {
+            Some(offset) => file.write_via_stream(receiver, offset),
+            None => file.append_via_stream(receiver),
+        };
+        let write = async {
+            sender.write_all(vec![b'x'; bytes]).await;
+            drop(sender);
+        };
+        futures::join!(written.into_future(), write).0.map_err(|error| format!("write: {error:?}"))?;
+    }
+    let (read, read_ended) = file.read_via_stream(0);
+    let bytes = read.collect().await;
+    read_ended.await.map_err(|error| format!("read: {error:?}"))?;
+    let (entries, entries_ended) = dir.read_directory();
+    let entries = entries.collect().await;
+    entries_ended.await.map_err(|error| format!("list: {error:?}"))?;
+    print(format!("{} bytes, {} entries\n", bytes.len(), entries.len())).await;
+    drop(unread);
     Ok(())
 }
 

@@ -22,6 +22,9 @@ use crate::layout::Descriptor;
 /// Clients kept, one per set of credentials and transport.
 const CLIENTS_MAX: usize = 32;
 
+/// Bytes of a message that are passed on.
+const MESSAGE_BYTES_MAX: usize = 1 << 10;
+
 const MANIFEST_TYPES: &[&str] = &[
     "application/vnd.oci.image.manifest.v1+json",
     "application/vnd.oci.image.index.v1+json",
@@ -200,7 +203,14 @@ pub(crate) fn is_loopback(registry: &str) -> bool {
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
+/// The error with its causes: what a registry says of itself may be long, and goes into events and statuses.
 fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = whole_chain(error);
+    text.truncate(text.floor_char_boundary(MESSAGE_BYTES_MAX));
+    text
+}
+
+fn whole_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

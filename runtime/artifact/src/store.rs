@@ -230,7 +230,7 @@ impl Store {
         let canonical = name.canonical();
         if (policy != PullPolicy::Always || name.digest().is_some())
             && let Some(artifact) = self.inner.present(&name)
-            && self.inner.is_granted(&name, &artifact.manifest_digest, credentials)
+            && self.inner.is_granted(&name, credentials, |known| *known.manifest == *artifact.manifest_digest)
         {
             return Ok(artifact);
         }
@@ -250,7 +250,9 @@ impl Store {
     pub fn is_accessible(&self, image: &str, credentials: &[Credential]) -> bool {
         ImageName::parse(image).is_ok_and(|name| {
             let found = self.inner.present(&name);
-            found.is_some_and(|artifact| self.inner.is_granted(&name, &artifact.manifest_digest, credentials))
+            found.is_some_and(|artifact| {
+                self.inner.is_granted(&name, credentials, |known| *known.manifest == *artifact.manifest_digest)
+            })
         })
     }
 
@@ -320,9 +322,9 @@ impl Inner {
     }
 
     /// Whether what is here was given to somebody with one of these credentials.
-    fn is_granted(&self, name: &ImageName, manifest: &str, credentials: &[Credential]) -> bool {
+    fn is_granted(&self, name: &ImageName, credentials: &[Credential], is_it: impl Fn(&Known) -> bool) -> bool {
         let state = self.lock();
-        let mut known = state.known.values().filter(|known| known.manifest == manifest).peekable();
+        let mut known = state.known.values().filter(|known| is_it(known)).peekable();
         if known.peek().is_none() {
             return false;
         }
@@ -353,20 +355,19 @@ impl Inner {
             let state = self.lock();
             state.known.values().find(|known| known.manifest == manifest).map(|known| known.component.clone())
         };
+        // That a registry names a digest is not to have the image: whoever was not given it yet has to be shown all of it.
+        let is_given = |digest: &str| self.is_granted(&name, credentials, |known| known.component == digest);
         if let Some(component) = component
+            && is_given(&component)
             && let Some(blob) = self.blobs.get(&component)
         {
-            // That a registry names this digest is not to have the image: whoever was not given it yet has to be shown.
-            if !self.is_granted(&name, &manifest, credentials) {
-                self.manifest(&remote, &image, &manifest).await?;
-            }
             self.remember(&image, &manifest, &component, access).await;
             return Ok(artifact(&name, manifest, component, blob, Source::Resolved));
         }
         let turns = self.turn(&remote.place());
         let _turn = turns.acquire().await.expect("the semaphore is never closed");
         let _permit = self.downloads.acquire().await.expect("the semaphore is never closed");
-        let (component, blob) = self.download(&remote, &image, &manifest).await?;
+        let (component, blob) = self.download(&remote, &image, &manifest, is_given).await?;
         self.remember(&image, &manifest, &component, access).await;
         Ok(artifact(&name, manifest, component, blob, Source::Downloaded))
     }
@@ -374,6 +375,8 @@ impl Inner {
     /// Asks the embedded registry, then the one the name says, with each credential that is for it.
     async fn resolve(&self, name: &ImageName, credentials: &[Credential]) -> Result<(Remote, String), PullError> {
         let image = name.canonical();
+        // What is pinned is asked for itself, whatever a registry calls it: only that is verified against the name.
+        let pinned = |digest: String| name.digest().map_or(digest, str::to_owned);
         let mut asked = Vec::new();
         let embedded = self.config.embedded.as_deref().and_then(|address| name.embedded(address));
         let is_embedded_only = embedded.as_ref().is_some_and(|e| e.registry() == name.remote().registry());
@@ -381,12 +384,12 @@ impl Inner {
             let auth = RegistryAuth::Bearer(EMBEDDED_TOKEN.to_owned());
             let remote = self.registries.remote(reference, auth, &image)?;
             match remote.resolve().await {
-                Ok(digest) => return Ok((remote, digest)),
-                Err(error) if is_embedded_only => return Err(error),
-                Err(PullError::NotFound { .. }) => {
-                    asked.push(format!("not in the embedded registry {}", remote.place()))
+                Ok(digest) => return Ok((remote, pinned(digest))),
+                Err(PullError::NotFound { .. }) if !is_embedded_only => {
+                    asked.push(format!("not in the embedded registry {}", remote.place()));
                 }
-                Err(error) => asked.push(error.to_string()),
+                // One that cannot be asked may have it: what somebody else calls so is another image.
+                Err(error) => return Err(error),
             }
         }
         let reference = name.remote();
@@ -394,7 +397,7 @@ impl Inner {
         for auth in Credential::for_image(credentials, &reference) {
             let remote = self.registries.remote(reference.clone(), auth, &image)?;
             match remote.resolve().await {
-                Ok(digest) => return Ok((remote, digest)),
+                Ok(digest) => return Ok((remote, pinned(digest))),
                 Err(error) => last = Some(error),
             }
         }
@@ -415,7 +418,14 @@ impl Inner {
         })
     }
 
-    async fn download(&self, remote: &Remote, image: &str, manifest: &str) -> Result<(String, Blob), PullError> {
+    /// The component of a manifest. One that is here is not downloaded again for whoever `is_given` it.
+    async fn download(
+        &self,
+        remote: &Remote,
+        image: &str,
+        manifest: &str,
+        is_given: impl Fn(&str) -> bool,
+    ) -> Result<(String, Blob), PullError> {
         let not_wasm = |message: String| PullError::NotWasm { image: image.to_owned(), message };
         let mut plan = layout::plan(&self.manifest(remote, image, manifest).await?).map_err(not_wasm)?;
         for _ in 0..INDEX_DEPTH_MAX {
@@ -424,7 +434,9 @@ impl Inner {
         }
         match plan {
             Plan::Layer(layer) => {
-                if let Some(blob) = self.blobs.get(&layer.digest) {
+                if is_given(&layer.digest)
+                    && let Some(blob) = self.blobs.get(&layer.digest)
+                {
                     return Ok((layer.digest, blob));
                 }
                 let file = self.download_blob(remote, image, &layer, self.blobs.max_bytes()).await?;

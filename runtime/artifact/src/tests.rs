@@ -262,7 +262,63 @@ async fn a_registry_that_only_names_an_image_does_not_give_it() {
     *liar.claims.lock().unwrap() = None;
     liar.push("x", "latest", "application/wasm", WASM);
     let got = images.pull(&format!("{lies}/x"), PullPolicy::Always, &[]).await.unwrap();
-    assert_eq!((got.source, &got.path), (Source::Resolved, &pulled.path));
+    assert_eq!((got.source, &got.path), (Source::Downloaded, &pulled.path));
+}
+
+#[tokio::test]
+async fn a_digest_is_kept_to_whatever_a_registry_calls_it() {
+    let registry = Arc::new(Registry::default());
+    registry.push("app", "1", "application/wasm", WASM);
+    let address = registry.clone().serve().await;
+    // Another manifest, under a digest of another algorithm.
+    let other = format!("sha512:{}", "b".repeat(128));
+    let good = registry.content.lock().unwrap()["app/manifests/1"].clone();
+    registry.put(&format!("app/manifests/{other}"), &good);
+    *registry.claims.lock().unwrap() = Some(other);
+    let dir = tempfile::tempdir().unwrap();
+    let images = store(&dir, &address);
+    let pinned = format!("app@sha256:{}", "a".repeat(64));
+    let refused = images.pull(&pinned, PullPolicy::Always, &[]).await.unwrap_err();
+    assert!(matches!(refused, PullError::NotFound { .. }), "{refused:?}");
+}
+
+#[tokio::test]
+async fn what_the_embedded_registry_may_have_is_not_looked_for_elsewhere() {
+    // It does not answer as one that has not the image.
+    let failing = Router::new().fallback(|| async { StatusCode::BAD_GATEWAY });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move { axum::serve(listener, failing).await });
+    let outside = Arc::new(Registry::default());
+    outside.push("team/app", "1", "application/wasm", WASM);
+    let name = format!("{}/team/app:1", outside.clone().serve().await.replace("127.0.0.1", "localhost"));
+    let dir = tempfile::tempdir().unwrap();
+    let refused = store(&dir, &address).pull("team/app:1", PullPolicy::Always, &[]).await.unwrap_err();
+    let PullError::Unreachable { message, .. } = &refused else { panic!("{refused:?}") };
+    assert!(message.starts_with(&address) && !message.contains("docker"), "{message}");
+    // A host with a port is no name of the embedded one.
+    let dir = tempfile::tempdir().unwrap();
+    store(&dir, &address).pull(&name, PullPolicy::Always, &[]).await.unwrap();
+}
+
+#[tokio::test]
+async fn naming_a_layer_does_not_give_a_component_that_somebody_else_brought() {
+    let private = Arc::new(Registry { password: Some("p"), ..Registry::default() });
+    private.push("app", "1", "application/wasm", WASM);
+    let there = private.clone().serve().await;
+    let dir = tempfile::tempdir().unwrap();
+    let images = store(&dir, "127.0.0.1:1");
+    let credential = Credential { registry: there.clone(), username: "u".to_owned(), password: "p".to_owned() };
+    images.pull(&format!("{there}/app:1"), PullPolicy::Always, &[credential]).await.unwrap();
+    // A manifest of somebody else's with the same layer, which is not there.
+    let thief = Arc::new(Registry::default());
+    thief.push("mine", "1", "application/wasm", WASM);
+    thief.content.lock().unwrap().retain(|path, _| !path.contains("/blobs/"));
+    let theirs = thief.clone().serve().await;
+    images.pull(&format!("{theirs}/mine:1"), PullPolicy::Always, &[]).await.unwrap_err();
+    // Who brings it has it.
+    thief.put_blob("mine", WASM);
+    images.pull(&format!("{theirs}/mine:1"), PullPolicy::Always, &[]).await.unwrap();
 }
 
 #[tokio::test]

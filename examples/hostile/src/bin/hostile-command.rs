@@ -10,6 +10,8 @@
 //! | `disk PATH MIB` | writes so much into a file |
 //! | `files DIR N` | opens N files and keeps them; prints how many it got |
 //! | `streams DIR N` | opens N files, keeps a stream of each and lets go of the rest; prints how many it got |
+//! | `idle-files DIR N` | makes N files, writes to each and keeps them; prints how long the first is |
+//! | `list DIR` | prints how many entries a directory has |
 //! | `sockets N` | makes N sockets and keeps them; prints how many it got |
 //! | `look-up NAME N` | looks up a name N times |
 //! | `link TARGET PATH` | makes a symbolic link; prints what came of it |
@@ -94,6 +96,19 @@ fn main() {
                 }
                 println!("{}", streams.len());
                 2
+            }
+            "idle-files" => {
+                let path = |number| format!("{}/idle-{number}", argument(1));
+                let mut idle: Vec<File> = (0..count(2)).map(|number| File::create(path(number)).unwrap()).collect();
+                idle.iter_mut().for_each(|file| file.write_all(b"x").unwrap());
+                println!("{}", std::fs::metadata(path(0)).unwrap().len());
+                files.extend(idle);
+                2
+            }
+            "list" => {
+                let entries: Result<Vec<_>, _> = std::fs::read_dir(argument(1)).and_then(|all| all.collect());
+                println!("{}", entries.unwrap().len());
+                1
             }
             "sockets" => {
                 for _ in 0..count(1) {

@@ -172,6 +172,27 @@ async fn at_the_nodes_ceiling_guests_end_and_the_one_that_asked_for_memory_stays
 }
 
 #[tokio::test]
+async fn files_that_rest_hold_nobody_up_and_directories_are_read_in_parts() {
+    let dir = tempfile::tempdir().unwrap();
+    (0..1000).for_each(|number| std::fs::write(dir.path().join(number.to_string()), "").unwrap());
+    let mounted = |spec: Spec| Spec {
+        mounts: vec![Mount { host: dir.path().to_owned(), guest: "/data".to_owned(), read_only: false }],
+        ..spec
+    };
+    // More files than a container may work on at the same time.
+    let steps = ["idle-files", "/data", "8", "list", "/data", "list", "/data"];
+    let (exit, printed) = soon(run(mounted, &steps)).await;
+    assert_eq!((exit, printed.as_str()), (Exit::Code(0), "1\n1008\n1008\n"));
+    // The same of WASI 0.3, beside directories that nobody reads on.
+    let (spec, printed) = spec();
+    let spec = Spec { args: ["p", "files", "/data"].map(str::to_owned).to_vec(), ..mounted(spec) };
+    let command = engine().start_command(&component("probe-command-p3").await, spec).await.unwrap();
+    let exit = soon(command.wait()).await;
+    assert_eq!((exit, printed.text().as_str()), (Exit::Code(0), "p files /data\n100010 bytes, 1009 entries\n"));
+    assert_eq!(command.descriptors(), 0);
+}
+
+#[tokio::test]
 async fn commands_cannot_take_files_sockets_and_threads_of_others() {
     let dir = tempfile::tempdir().unwrap();
     let mounted = |spec: Spec| Spec {
