@@ -9,15 +9,11 @@ use std::time::Duration;
 use coracle_api::meta;
 use coracle_api::status::Status;
 use coracle_keyspace::{Guard, Op, Watcher};
-use http::Method;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::network;
-use crate::identity::Identity;
-use crate::request::call::Call;
-use crate::request::options::{Validation, WriteOptions};
-use crate::request::path::ResourcePath;
+use crate::request::own::own_call;
 use crate::server::Shared;
 use crate::store::Refused;
 use crate::verbs;
@@ -292,24 +288,4 @@ async fn replace(
         Write { cluster: &server.cluster, call: &call, resource: &resource, options: &options, subresource: "" };
     let step = |_: &Value| Ok(verbs::update::Changed { object: object.clone(), owned: false, names_version: false });
     verbs::update::change(&write, step).await.map(drop)
-}
-
-/// The server's own hand.
-fn own_call(namespace: Option<&str>, name: &str) -> (Call, WriteOptions) {
-    let (parts, ()) =
-        http::Request::builder().method(Method::POST).body(()).expect("a request without headers").into_parts();
-    let target = ResourcePath {
-        namespace: namespace.map(str::to_owned),
-        name: Some(name.to_owned()),
-        ..ResourcePath::default()
-    };
-    let identity = Identity::authenticated("system:apiserver", vec!["system:masters".to_owned()]);
-    let options = WriteOptions {
-        dry_run: false,
-        manager: "coracle".to_owned(),
-        validation: Validation::Ignore,
-        force: false,
-        own: true,
-    };
-    (Call::new(parts, Arc::new(identity), target), options)
 }

@@ -7,6 +7,7 @@
 mod client;
 mod deployment;
 mod discovery;
+mod disruption;
 mod endpoints;
 mod error;
 mod events;
@@ -87,6 +88,14 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     );
     let mirroring =
         mirroring::Controller::new(api.clone(), recorder.clone(), &mut on.services, &mut on.endpoints, &mut on.slices);
+    let budgets = disruption::Controller::new(
+        api.clone(),
+        recorder.clone(),
+        &mut on.budgets,
+        &mut on.pods,
+        &mut on.replica_sets,
+        &mut on.deployments,
+    );
     let accounts = service_account::Controller::new(
         api.clone(),
         config.root_ca,
@@ -135,6 +144,7 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     tasks.spawn(queue::drive(deployments, shutdown.clone()));
     tasks.spawn(queue::drive(endpoints, shutdown.clone()));
     tasks.spawn(queue::drive(mirroring, shutdown.clone()));
+    tasks.spawn(queue::drive(budgets, shutdown.clone()));
     tasks.spawn(queue::drive(accounts, shutdown.clone()));
     tasks.spawn(queue::drive(namespaces, shutdown.clone()));
     tasks.spawn(queue::drive(nodes, shutdown.clone()));

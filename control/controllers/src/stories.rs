@@ -464,6 +464,51 @@ async fn mirroring_shows_endpoints_that_somebody_made_by_hand() {
 }
 
 #[tokio::test]
+async fn disruption_says_how_many_may_go_and_waits_for_those_who_do() {
+    let world = world();
+    let api = &world.api;
+    let budget = "/apis/policy/v1/namespaces/n/poddisruptionbudgets/b";
+    let selector = json!({"matchLabels": {"app": "a"}});
+    api.put(budget, json!({"metadata": {"generation": 1}, "spec": {"maxUnavailable": 1, "selector": selector}}));
+    let said = |api: &Scripted, counts: [i64; 4]| {
+        let status = &api.get(budget)?["status"];
+        let names = ["currentHealthy", "desiredHealthy", "expectedPods", "disruptionsAllowed"];
+        (names.map(|name| status[name].as_i64().unwrap_or(-1)) == counts).then(|| status.clone())
+    };
+    api.until("nobody is there", |api| said(api, [0, 0, 0, 0])).await;
+    // The number is the Deployment's, not the set's.
+    let deployment = "/apis/apps/v1/namespaces/n/deployments/d";
+    api.put(deployment, json!({"spec": {"paused": true, "replicas": 3, "selector": {"matchLabels": {"app": "a"}}, "template": pod_template("a")}}));
+    let owner = json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": "d", "uid": world.uid(deployment), "controller": true});
+    let set = "/apis/apps/v1/namespaces/n/replicasets/d-1";
+    let mut object = replica_set("a", 2);
+    object["metadata"] = json!({"ownerReferences": [owner], "labels": {"app": "a"}});
+    api.put(set, object);
+    let owner = json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "d-1", "uid": world.uid(set), "controller": true});
+    for name in ["p1", "p2"] {
+        let mut pod = ready_pod("a", "one", "10.0.0.1");
+        pod["metadata"]["ownerReferences"] = json!([owner]);
+        api.put(&format!("/api/v1/namespaces/n/pods/{name}"), pod);
+    }
+    let status = api.until("two of three are there", |api| said(api, [2, 2, 3, 0])).await;
+    assert_eq!(condition(&json!({"status": status}), "DisruptionAllowed"), "False");
+    assert_eq!(status["observedGeneration"], 1);
+    api.merge(deployment, &json!({"spec": {"replicas": 2}}));
+    let status = api.until("two of two are there", |api| said(api, [2, 1, 2, 1])).await;
+    assert_eq!(condition(&json!({"status": status}), "DisruptionAllowed"), "True");
+    // An eviction was granted; its pod is not gone yet, and does not count.
+    let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    api.merge(budget, &json!({"status": {"disruptedPods": {"p1": now}, "disruptionsAllowed": 0}}));
+    api.merge("/api/v1/namespaces/n/pods/p2", &json!({"metadata": {"labels": {"x": "y"}}}));
+    let status = api.until("one counts", |api| said(api, [1, 1, 2, 0])).await;
+    assert_eq!(status["disruptedPods"], json!({"p1": now}));
+    api.remove("/api/v1/namespaces/n/pods/p1");
+    let status =
+        api.until("it has gone", |api| said(api, [1, 1, 2, 0]).filter(|it| it["disruptedPods"].is_null())).await;
+    assert_eq!(status["disruptionsAllowed"], 0);
+}
+
+#[tokio::test]
 async fn node_that_is_silent_is_unknown_and_back_at_once_when_it_speaks() {
     let api = Scripted::new();
     api.put("/api/v1/nodes/one", node("True"));

@@ -197,7 +197,11 @@ impl Engine {
             }
         }
         self.0.cache.compile(digest, wasm, &self.0.memory).await?;
-        self.map(digest, wasm, &path).await
+        self.map(digest, wasm, &path).await.map_err(|error| match error {
+            // It has just been written: there is no room for what it wants, and compiling it again makes none.
+            Error::Start(text) if path.exists() => Error::Invalid(text),
+            other => other,
+        })
     }
 
     async fn map(&self, digest: &str, wasm: &Path, path: &Path) -> Result<Component, Error> {

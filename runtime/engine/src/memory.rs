@@ -88,18 +88,20 @@ impl NodeMemory {
         if self.take_below(self.max, bytes) {
             return true;
         }
-        // The pressure ends when the one who goes has gone, which is soon; meanwhile there is the slack.
-        let Some(victim) = self.victim() else { return false };
-        let asker: *const Account = account;
-        if std::ptr::eq(Arc::as_ptr(&victim), asker) {
-            return false;
+        // The pressure ends when those who go have gone, which is soon; meanwhile there is the slack.
+        if self.held.load(Relaxed).saturating_sub(self.owed()).saturating_add(bytes) > self.max {
+            let Some(victim) = self.victim() else { return false };
+            let asker: *const Account = account;
+            if std::ptr::eq(Arc::as_ptr(&victim), asker) {
+                return false;
+            }
+            tracing::warn!(
+                name = victim.name(),
+                bytes = victim.usage().memory_bytes,
+                "guests have taken the node's memory: ends"
+            );
+            victim.kill_for_memory();
         }
-        tracing::warn!(
-            name = victim.name(),
-            bytes = victim.usage().memory_bytes,
-            "guests have taken the node's memory: ends"
-        );
-        victim.kill_for_memory();
         account.qos() > Qos::BestEffort && self.take_below(self.max.saturating_add(self.max / SLACK), bytes)
     }
 
@@ -121,6 +123,13 @@ impl NodeMemory {
     /// Memory beside that of guests, which counts under the same ceiling.
     pub(crate) fn beside(self: &Arc<Self>) -> Beside {
         Beside { node: self.clone(), held: 0 }
+    }
+
+    /// What those who are about to go will give back.
+    fn owed(&self) -> u64 {
+        let accounts = self.accounts.lock();
+        let going = accounts.iter().filter_map(Weak::upgrade).filter(|account| account.is_killed());
+        going.map(|account| account.usage().memory_bytes).sum()
     }
 
     /// Who goes first: the lowest class, and within it the one that is furthest above what it asked for. None when all
@@ -182,14 +191,17 @@ mod tests {
         assert!(small.take(50).is_err(), "another one goes, and the asker is of the class that has what is left");
         assert!(large.is_killed() && !small.is_killed());
         guaranteed.take(40).unwrap();
-        assert!(small.is_killed(), "the next one in line");
+        assert!(!small.is_killed(), "what the large one gives back is enough");
         assert_eq!(node.usage().memory_bytes, 1030);
         assert!(guaranteed.take(200).is_err(), "the slack is a bound, too");
         large.give(390);
+        assert_eq!(large.usage().memory_bytes, 0);
+        guaranteed.take(370).unwrap();
+        assert!(small.is_killed() && !guaranteed.is_killed(), "the next one in line, when it was not");
         small.give(100);
         guaranteed.take(60).unwrap();
         assert!(!guaranteed.is_killed());
-        assert_eq!(node.usage(), NodeUsage { memory_bytes: 600, memory_bytes_peak: 1030, memory_bytes_max: 1000 });
+        assert_eq!(node.usage(), NodeUsage { memory_bytes: 970, memory_bytes_peak: 1030, memory_bytes_max: 1000 });
     }
 
     #[test]

@@ -95,7 +95,7 @@ pub(super) static ROWS: &[Kind] = &[
             column("Allowed Disruptions", "integer") => Number("status.disruptionsAllowed"),
             AGE => Age,
         ],
-        Stored::inert("evictions do not look at it yet").counted().needs_version().check_by(budget),
+        Stored::new(super::Support::Honoured).counted().needs_version().check_by(budget),
         short_names: &["pdb"], has_status: true),
     row!(cluster "scheduling.k8s.io" "io.k8s.api.scheduling.v1" "PriorityClass" "priorityclasses" "priorityclass",
         [

@@ -5,5 +5,6 @@ pub(crate) mod call;
 pub(crate) mod codec;
 pub(crate) mod negotiate;
 pub(crate) mod options;
+pub(crate) mod own;
 pub(crate) mod path;
 pub(crate) mod query;

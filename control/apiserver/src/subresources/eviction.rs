@@ -1,4 +1,4 @@
-//! Eviction: a deletion that asks first whether the pod can be spared (policy/v1). There are no budgets yet, so it can.
+//! Eviction: a deletion that asks the pod's [budget] first whether the pod can be spared (policy/v1).
 
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use coracle_api::status::Status;
 use jiff::Timestamp;
 use serde_json::{Value, json as object};
 
+use super::budget::{self, Grant, is_ready};
 use crate::answer::respond;
 use crate::catalog::Resource;
 use crate::cluster::Cluster;
@@ -37,12 +38,20 @@ pub(super) async fn create(cluster: &Cluster, request: &Request, resource: &Arc<
     }
     let mut delete = DeleteOptions::from_body(&eviction["deleteOptions"])?;
     delete.dry_run |= options.dry_run;
+    let name = resource.record_name(call.namespace(), call.name());
+    let found = cluster.store.read(resource, &name).await?.ok_or_else(|| resource.not_found(call.name()))?;
+    let pod = Seen::new(resource, &found).value()?;
+    check_preconditions(resource, &pod, &delete)?;
+    let grant = budget::ask(cluster, &pod, delete.dry_run).await?;
     if delete.dry_run {
         remove(cluster, call, resource, call.name(), &delete).await?;
     } else {
         let write = Write { cluster, call, resource, options: &options, subresource: "status" };
         let step = |old: &Value| {
             check_preconditions(resource, old, &delete)?;
+            if grant == Grant::Unready && is_ready(old) {
+                return Err(resource.stale(call.name()));
+            }
             Ok(Changed { object: disrupted(old), owned: true, names_version: false })
         };
         let marked = change(&write, step).await?.into_value(resource)?;

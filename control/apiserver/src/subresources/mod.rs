@@ -2,6 +2,7 @@
 
 pub(crate) mod binding;
 pub(crate) mod bindings;
+mod budget;
 mod eviction;
 mod forward;
 mod log;

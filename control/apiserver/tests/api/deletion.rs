@@ -30,6 +30,88 @@ async fn an_eviction_keeps_its_preconditions_and_marks_only_what_it_evicts() {
 }
 
 #[tokio::test]
+async fn an_eviction_asks_the_budget_and_is_taken_from_it() {
+    const MERGE: &str = "application/merge-patch+json";
+    const BUDGETS: &str = "/apis/policy/v1/namespaces/default/poddisruptionbudgets";
+    let server = Server::start().await.with_account().await;
+    let status = |phase: &str, ready: &str| json!({"status": {"phase": phase, "conditions": [{"type": "Ready", "status": ready}]}});
+    let make = |name: &'static str, phase: &'static str, ready: &'static str| {
+        let server = &server;
+        async move {
+            let mut object = pod(name);
+            object["metadata"]["labels"] = json!({"app": "a"});
+            server.make(PODS, object).await;
+            let answer = server.call_as("PATCH", &format!("{PODS}/{name}/status"), MERGE, &status(phase, ready)).await;
+            assert_eq!(answer.0, 200, "{answer:?}");
+        }
+    };
+    let evict = |name: &'static str, query: &'static str| {
+        let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}});
+        let server = &server;
+        async move { server.call("POST", &format!("{PODS}/{name}/eviction{query}"), eviction).await }
+    };
+    for (name, phase, ready) in [
+        ("p1", "Running", "True"),
+        ("p2", "Running", "True"),
+        ("sick", "Running", "False"),
+        ("waits", "Pending", "False"),
+    ] {
+        make(name, phase, ready).await;
+    }
+    let budget =
+        json!({"metadata": {"name": "b"}, "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "a"}}}});
+    let made = server.make(BUDGETS, budget.clone()).await;
+    let cause = |answer: &Value| answer["details"]["causes"][0].clone();
+    // Nobody has counted yet.
+    let (code, answer) = evict("p1", "").await;
+    assert_eq!((code, &answer["reason"]), (429, &json!("TooManyRequests")));
+    assert_eq!(answer["message"], "Cannot evict pod as it would violate the pod's disruption budget.");
+    assert_eq!(answer["details"]["retryAfterSeconds"], 10);
+    assert_eq!(
+        cause(&answer),
+        json!({"reason": "DisruptionBudget", "message": "The disruption budget b is still being processed by the server."})
+    );
+    assert_eq!(evict("waits", "").await.0, 201, "whoever does not run is nobody's loss");
+    let counted = json!({"status": {
+        "observedGeneration": made["metadata"]["generation"], "currentHealthy": 2, "desiredHealthy": 1, "expectedPods": 3,
+        "disruptionsAllowed": 1, "conditions": [{"type": "DisruptionAllowed", "status": "True", "reason": "SufficientPods",
+            "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
+    assert_eq!(server.call_as("PATCH", &format!("{BUDGETS}/b/status"), MERGE, &counted).await.0, 200);
+    assert_eq!(evict("p1", "?dryRun=All").await.0, 201);
+    assert_eq!(
+        server.get(&format!("{BUDGETS}/b")).await.1["status"]["disruptionsAllowed"],
+        1,
+        "a dry run takes nothing"
+    );
+    assert_eq!(evict("sick", "").await.0, 201, "it is not among the healthy, and enough are");
+    assert_eq!(server.get(&format!("{BUDGETS}/b")).await.1["status"]["disruptionsAllowed"], 1);
+    assert_eq!(evict("p1", "").await.0, 201);
+    let status = server.get(&format!("{BUDGETS}/b")).await.1["status"].clone();
+    assert_eq!((&status["disruptionsAllowed"], status["disruptedPods"]["p1"].is_string()), (&json!(0), true));
+    assert_eq!(
+        (&status["conditions"][0]["status"], &status["conditions"][0]["reason"]),
+        (&json!("False"), &json!("InsufficientPods"))
+    );
+    let (code, answer) = evict("p2", "").await;
+    assert_eq!((code, &answer["details"]["retryAfterSeconds"]), (429, &Value::Null));
+    assert_eq!(cause(&answer)["message"], "The disruption budget b needs 1 healthy pods and has 2 currently");
+    assert_eq!(
+        server.get(&format!("{PODS}/p2")).await.1["status"]["conditions"].as_array().unwrap().len(),
+        1,
+        "it is not marked"
+    );
+    let mut second = budget;
+    second["metadata"]["name"] = json!("c");
+    server.make(BUDGETS, second).await;
+    let (code, answer) = evict("p2", "").await;
+    assert_eq!((code, answer["reason"].as_str()), (500, None));
+    assert_eq!(
+        answer["message"],
+        "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support."
+    );
+}
+
+#[tokio::test]
 async fn a_second_deletion_changes_what_becomes_of_dependents() {
     let server = Server::start().await;
     let delete = |name: &'static str, policy: &'static str| {

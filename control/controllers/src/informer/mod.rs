@@ -474,7 +474,8 @@ whole!(
     k8s_openapi::api::core::v1::Node,
     k8s_openapi::api::core::v1::Service,
     k8s_openapi::api::core::v1::ServiceAccount,
-    k8s_openapi::api::discovery::v1::EndpointSlice
+    k8s_openapi::api::discovery::v1::EndpointSlice,
+    k8s_openapi::api::policy::v1::PodDisruptionBudget
 );
 
 #[cfg(test)]

@@ -18,8 +18,10 @@ use super::{Inbound, UDP_CLIENTS_MAX};
 use crate::balance::{Picked, Tried};
 use crate::spare;
 
-/// A client that neither sends nor gets anything for so long is forgotten (the kernel's own time for a stream of datagrams).
+/// A client that neither sends nor gets anything for so long is forgotten (the kernel's own times, for a stream of datagrams
+/// and for those that nobody has answered).
 const IDLE_MAX: Duration = Duration::from_secs(180);
+const IDLE_UNANSWERED_MAX: Duration = Duration::from_secs(30);
 /// The largest datagram.
 const DATAGRAM_BYTES_MAX: usize = 65_535;
 /// A program may say that it runs before it has bound its socket, and no probe knows about datagrams: the first one of a client is
@@ -77,7 +79,8 @@ impl Drop for Known {
 
 impl Flow {
     fn rests_at(&self) -> Instant {
-        self.place.turns.patience().map_or(self.begun, |(_, since)| since + IDLE_MAX)
+        let rests = |(is_answered, since)| since + if is_answered { IDLE_MAX } else { IDLE_UNANSWERED_MAX };
+        self.place.turns.patience().map_or(self.begun, rests)
     }
 
     /// Whether it waits for its endpoint to bind its socket.

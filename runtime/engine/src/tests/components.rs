@@ -114,6 +114,20 @@ async fn a_component_that_cannot_run_is_compiled_once_for_a_thousand_replicas() 
 }
 
 #[tokio::test]
+async fn a_component_for_which_no_instance_has_room_is_compiled_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let wasm = dir.path().join("a.wasm");
+    let large = "(component (core module $m (table 1000000 funcref)) (core instance (instantiate $m)))";
+    fs::write(&wasm, wat::parse_str(large).unwrap()).unwrap();
+    let engine = Engine::new(Config { instances_max: 4, ..Config::new(dir.path().join("cache")) }).unwrap();
+    let first = engine.prepare("sha256:1", &wasm).await.unwrap_err();
+    assert!(matches!(&first, Error::Invalid(_)) && first.is_permanent(), "{first:?}");
+    // Without its file it could not be compiled again.
+    fs::remove_file(&wasm).unwrap();
+    assert_eq!(engine.prepare("sha256:1", &wasm).await.unwrap_err().to_string(), first.to_string());
+}
+
+#[tokio::test]
 async fn a_compiler_that_takes_too_long_is_killed() {
     let dir = tempfile::tempdir().unwrap();
     let wasm = tokio::task::spawn_blocking(|| super::built("hello")).await.unwrap();

@@ -12,6 +12,7 @@ mod peer;
 mod port_forward;
 mod proxy;
 mod spdy;
+mod strangers;
 mod upgrade;
 
 use std::sync::Arc;
@@ -28,10 +29,12 @@ use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use self::peer::Peer;
+use self::strangers::{Stranger, Strangers};
 use crate::pod::Pods;
 
 /// A client that has not finished its handshake by then is let go.
@@ -41,7 +44,8 @@ const STRANGER_MAX: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10
 /// An API server that has been silent for so long on HTTP/2 is asked whether it is there, and answers within the second time.
 const PING_AFTER: Duration = Duration::from_secs(30);
 const PONG_MAX: Duration = Duration::from_secs(15);
-/// Connections at the same time; beyond it new ones wait in the kernel.
+/// Connections at the same time of API servers and other nodes; beyond it more are closed. Others have places of their own
+/// ([`Strangers`]).
 const CONNECTIONS_MAX: usize = 1024;
 
 /// Serves until shutdown; requests under way are cut then.
@@ -52,32 +56,31 @@ pub async fn serve(listener: &TcpListener, pods: Arc<Pods>, shutdown: Cancellati
         closed: closed(StatusCode::FORBIDDEN),
         anonymous: closed(StatusCode::UNAUTHORIZED),
         pods,
+        places: Semaphore::new(CONNECTIONS_MAX),
     };
     let routers = Arc::new(routers);
-    let permits = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS_MAX));
+    let strangers: Arc<Strangers> = Arc::default();
     loop {
         // Waiting is all that is cut here.
-        let (stream, permit) = tokio::select! {
-            accepted = async {
-                let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
-                (listener.accept().await, permit)
-            } => match accepted {
-                (Ok((stream, _)), permit) => (stream, permit),
-                (Err(error), _) => {
-                    tracing::debug!(%error, "accept");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    continue;
-                }
-            },
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
             () = shutdown.cancelled() => return,
         };
-        let (acceptor, routers, shutdown) = (acceptor.clone(), routers.clone(), shutdown.clone());
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::debug!(%error, "accept");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let (acceptor, routers, shutdown, stranger) =
+            (acceptor.clone(), routers.clone(), shutdown.clone(), strangers.enter());
         tokio::spawn(async move {
             tokio::select! {
-                () = connection(stream, acceptor, &routers, &shutdown) => {}
+                () = connection(stream, stranger, acceptor, &routers, &shutdown) => {}
                 () = shutdown.cancelled() => {}
             }
-            drop(permit);
         });
     }
 }
@@ -87,17 +90,34 @@ struct Routers {
     closed: Router,
     anonymous: Router,
     pods: Arc<Pods>,
+    /// Of those who are known.
+    places: Semaphore,
 }
 
-async fn connection(stream: TcpStream, acceptor: TlsAcceptor, routers: &Routers, shutdown: &CancellationToken) {
+async fn connection(
+    stream: TcpStream,
+    stranger: Stranger,
+    acceptor: TlsAcceptor,
+    routers: &Routers,
+    shutdown: &CancellationToken,
+) {
     let _ = stream.set_nodelay(true);
-    let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake"),
-        Err(_) => return,
+    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream));
+    let stream = match stranger.over.run_until_cancelled(handshake).await {
+        Some(Ok(Ok(stream))) => stream,
+        Some(Ok(Err(error))) => return tracing::debug!(%error, "TLS handshake"),
+        Some(Err(_)) | None => return,
     };
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let peer = Peer::of(certificates);
+    // Whoever is known leaves its place to the next stranger.
+    let (stranger, place) = match peer {
+        Peer::ApiServer | Peer::Node => (None, routers.places.try_acquire().ok()),
+        Peer::Other | Peer::Anonymous => (Some(stranger), None),
+    };
+    if stranger.is_none() && place.is_none() {
+        return tracing::warn!("an API server or node is turned away: the node's endpoint has too many connections");
+    }
     let router = match peer {
         Peer::ApiServer => routers.full.clone(),
         Peer::Node => return link::serve(stream, routers.pods.clone(), shutdown.clone()).await,
@@ -108,11 +128,12 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, routers: &Routers,
     http.http1().timer(TokioTimer::new());
     http.http2().timer(TokioTimer::new()).keep_alive_interval(PING_AFTER).keep_alive_timeout(PONG_MAX);
     let served = http.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(router));
-    let served = match peer {
-        Peer::ApiServer => served.await,
+    let served = match stranger {
+        None => served.await,
         // Cut, whatever it is about to say.
-        Peer::Other | Peer::Anonymous | Peer::Node => {
-            tokio::time::timeout(STRANGER_MAX, served).await.unwrap_or(Ok(()))
+        Some(stranger) => {
+            let served = tokio::time::timeout(STRANGER_MAX, served);
+            stranger.over.run_until_cancelled(served).await.and_then(Result::ok).unwrap_or(Ok(()))
         }
     };
     if let Err(error) = served {

@@ -228,27 +228,40 @@ impl Pods {
         if let Some((_, refresh_at)) = written.tokens.get(&wanted)
             && *refresh_at > now
         {
-            // The timer may have been early by that clock.
-            let left = Duration::try_from(refresh_at.duration_since(now)).unwrap_or_default();
-            self.timers.set((slot.uid.clone(), Alarm::Tokens), left.max(Duration::from_secs(1)));
+            // The timer may have been early by that clock, or another token's.
+            self.wake_for_tokens(slot, written, now);
             return Ok(());
         }
-        let refresh_in = match tokens::request(&self.context.client, pod, &wanted, now).await {
+        match tokens::request(&self.context.client, pod, &wanted, now).await {
             Ok(token) => {
-                let refresh_in = token.refresh_in;
-                written.tokens.insert(wanted, (token, now + refresh_in));
-                refresh_in
+                let refresh_at = now + token.refresh_in;
+                written.tokens.insert(wanted, (token, refresh_at));
             }
-            // The old one is good for a fifth of its life.
-            Err(error) if written.tokens.contains_key(&wanted) => {
-                tracing::debug!(pod = %slot.name, %error, "token is not refreshed");
-                TOKEN_RETRY
-            }
-            Err(error) => return Err(error.to_string()),
-        };
-        self.timers.set((slot.uid.clone(), Alarm::Tokens), refresh_in);
+            Err(error) => match written.tokens.get_mut(&wanted) {
+                // The old one is good for a fifth of its life.
+                Some((_, refresh_at)) => {
+                    tracing::debug!(pod = %slot.name, %error, "token is not refreshed");
+                    *refresh_at = now + TOKEN_RETRY;
+                }
+                None => return Err(error.to_string()),
+            },
+        }
+        self.wake_for_tokens(slot, written, now);
         Ok(())
     }
+
+    /// A pod has one timer for all its tokens.
+    fn wake_for_tokens(&self, slot: &Slot, written: &Written, now: Timestamp) {
+        if let Some(left) = until_first(written.tokens.values().map(|(_, refresh_at)| *refresh_at), now) {
+            self.timers.set((slot.uid.clone(), Alarm::Tokens), left);
+        }
+    }
+}
+
+/// How long until the first of these, a second at least.
+fn until_first(moments: impl Iterator<Item = Timestamp>, now: Timestamp) -> Option<Duration> {
+    let left = Duration::try_from(moments.min()?.duration_since(now)).unwrap_or_default();
+    Some(left.max(Duration::from_secs(1)))
 }
 
 /// The volumes that some container mounts; the others are not made, as under the kubelet.
@@ -313,4 +326,21 @@ fn set_up_failed(volume: &str, reason: &str) -> String {
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_token_that_is_due_first_wakes_its_pod() {
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let moments = |seconds: &[i64]| {
+            let moments = seconds.iter().map(|seconds| now + jiff::SignedDuration::from_secs(*seconds));
+            until_first(moments, now).map(|left| left.as_secs())
+        };
+        assert_eq!(moments(&[480, 2885]), Some(480));
+        assert_eq!(moments(&[2885, 480, 700]), Some(480));
+        assert_eq!((moments(&[-5, 480]), moments(&[])), (Some(1), None));
+    }
 }

@@ -313,7 +313,9 @@ fn add_p3_streams(instance: &mut LinkerInstance<'_, Guest>) -> wasmtime::Result<
             let (mut outcome, ending) = Outcome::new();
             let ending = FutureReader::new(&mut store, ending)?;
             let stream: StreamReader<u8> = match file_p3(store.data_mut(), &file, types::ErrorCode::IsDirectory)? {
-                Ok((file, _, open)) => StreamReader::new(&mut store, Reader { file, offset, outcome, open, task: None })?,
+                Ok((file, _, open)) => {
+                    StreamReader::new(&mut store, Reader { file, offset, outcome, open, task: None })?
+                }
                 Err(error) => {
                     outcome.end(Err(error));
                     StreamReader::new(&mut store, std::iter::empty())?
@@ -346,7 +348,9 @@ fn add_p3_streams(instance: &mut LinkerInstance<'_, Guest>) -> wasmtime::Result<
             };
             let open = Opened::new(guest.account(), entries::BYTES)?.ok_or(types::ErrorCode::InsufficientMemory);
             let stream: StreamReader<types::DirectoryEntry> = match dir.and_then(|dir| Ok((dir, open?))) {
-                Ok((dir, open)) => StreamReader::new(&mut store, Listing { entries: Entries::new(dir, open), outcome })?,
+                Ok((dir, open)) => {
+                    StreamReader::new(&mut store, Listing { entries: Entries::new(dir, open), outcome })?
+                }
                 Err(error) => {
                     outcome.end(Err(error));
                     StreamReader::new(&mut store, std::iter::empty())?
@@ -357,12 +361,15 @@ fn add_p3_streams(instance: &mut LinkerInstance<'_, Guest>) -> wasmtime::Result<
     )
 }
 
-/// A file that was opened, whether it may be written, and what a stream of it has; `other` for a directory.
+/// A file that was opened, whether it may be written, and what a stream of it has.
+type FileOfStream = (Arc<Handle>, bool, Opened);
+
+/// The file behind a handle; `other` for a directory.
 fn file_p3(
     guest: &mut Guest,
     file: &FileP3,
     other: types::ErrorCode,
-) -> wasmtime::Result<Result<(Arc<Handle>, bool, Opened), types::ErrorCode>> {
+) -> wasmtime::Result<Result<FileOfStream, types::ErrorCode>> {
     let Descriptor::File(file) = guest.ctx().table.get(file)? else { return Ok(Err(other)) };
     let (file, may_write) = (file.file.clone(), !file.perms.write_not_permitted());
     let open = Opened::new(guest.account(), p3::CHUNK as u64)?;

@@ -1,0 +1,233 @@
+//! PodDisruptionBudgets: how many of their pods may be evicted now (the reference's disruption controller). The eviction
+//! subresource of the API takes from that number and notes who goes; this controller makes it right again.
+
+mod plan;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetStatus};
+use serde_json::json;
+
+use crate::client::{Client, POD_DISRUPTION_BUDGETS};
+use crate::events::{Record, Recorder, Subject};
+use crate::informer::{Change, Informer, Key, Object as _, Pod, Store, controller};
+use crate::queue::{Next, Queue, Reconciler};
+use crate::{Error, now_in_seconds, selector};
+
+/// Between reconciliations of one budget in a storm.
+const SPACING: Duration = Duration::from_millis(100);
+const COMPONENT: &str = "controllermanager";
+
+/// The controller of budgets.
+pub(crate) struct Controller {
+    client: Client,
+    recorder: Recorder,
+    queue: Queue<Key>,
+    budgets: Arc<Store<PodDisruptionBudget>>,
+    pods: Arc<Store<Pod>>,
+    replica_sets: Arc<Store<ReplicaSet>>,
+    deployments: Arc<Store<Deployment>>,
+}
+
+/// How many pods the controllers of some want.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Wanted {
+    pods: i32,
+    /// Pods that nobody controls.
+    unmanaged: usize,
+}
+
+impl Controller {
+    pub(crate) fn new(
+        client: Client,
+        recorder: Recorder,
+        budgets: &mut Informer<PodDisruptionBudget>,
+        pods: &mut Informer<Pod>,
+        replica_sets: &mut Informer<ReplicaSet>,
+        deployments: &mut Informer<Deployment>,
+    ) -> Arc<Self> {
+        let queue: Queue<Key> = Queue::new(SPACING);
+        budgets.on_change({
+            let queue = queue.clone();
+            move |change| queue.add(&change.object().key())
+        });
+        pods.on_change({
+            let (queue, budgets) = (queue.clone(), budgets.store());
+            move |change| {
+                let pod = change.object();
+                let before = change.before();
+                let same = |before: &Arc<Pod>| {
+                    before.ready == pod.ready && before.deleting == pod.deleting && before.labels == pod.labels
+                };
+                if before.is_some_and(same) {
+                    return;
+                }
+                for budget in budgets.select(&pod.key.namespace, |budget| {
+                    selects(budget, pod) || before.is_some_and(|before| selects(budget, before))
+                }) {
+                    queue.add(&budget.key());
+                }
+            }
+        });
+        // How many pods are wanted: budgets are few, and their pods are in the same namespace.
+        let all_of = |queue: &Queue<Key>, budgets: &Arc<Store<PodDisruptionBudget>>| {
+            let (queue, budgets) = (queue.clone(), budgets.clone());
+            move |namespace: &str| {
+                for budget in budgets.select(namespace, plan::asks_controllers) {
+                    queue.add(&budget.key());
+                }
+            }
+        };
+        let replicas_changed = all_of(&queue, &budgets.store());
+        replica_sets.on_change(move |change| {
+            let wanted = |set: &Arc<ReplicaSet>| set.spec.replicas;
+            if is_new_number(change, wanted) {
+                replicas_changed(&change.object().key().namespace);
+            }
+        });
+        let replicas_changed = all_of(&queue, &budgets.store());
+        deployments.on_change(move |change| {
+            let wanted = |deployment: &Arc<Deployment>| deployment.spec.replicas;
+            if is_new_number(change, wanted) {
+                replicas_changed(&change.object().key().namespace);
+            }
+        });
+        Arc::new(Self {
+            client,
+            recorder,
+            queue,
+            budgets: budgets.store(),
+            pods: pods.store(),
+            replica_sets: replica_sets.store(),
+            deployments: deployments.store(),
+        })
+    }
+}
+
+fn is_new_number<K>(change: &Change<'_, K>, wanted: impl Fn(&Arc<K>) -> Option<i32>) -> bool {
+    change.before().is_none_or(|before| wanted(before) != wanted(change.object()))
+}
+
+/// Whether the budget is about the pod. One without a selector is about none, an empty selector means all.
+fn selects(budget: &PodDisruptionBudget, pod: &Pod) -> bool {
+    let selector = budget.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+    selector.is_some_and(|selector| selector::matches(selector, &pod.labels))
+}
+
+impl Reconciler for Controller {
+    type Key = Key;
+    const NAME: &'static str = "disruption";
+    const WORKERS: usize = 4;
+
+    fn queue(&self) -> &Queue<Key> {
+        &self.queue
+    }
+
+    async fn reconcile(self: Arc<Self>, key: Key) -> Result<Next, Error> {
+        let Some(budget) = self.budgets.get(&key) else { return Ok(Next::OnEvent) };
+        let pods = self.pods.select(&key.namespace, |pod| selects(&budget, pod));
+        let pods: Vec<&Pod> = pods.iter().map(|pod| &**pod).collect();
+        if pods.is_empty() {
+            self.tell(&budget, false, "NoPods", "No matching pods found".to_owned());
+        }
+        let wanted = match plan::asks_controllers(&budget) {
+            true => self.wanted(&pods),
+            false => Ok(Wanted::default()),
+        };
+        let (status, again) = match wanted {
+            Ok(wanted) => {
+                if wanted.unmanaged > 0 {
+                    self.tell(&budget, true, "UnmanagedPods", unmanaged(&budget));
+                }
+                plan::status(&budget, &pods, wanted.pods, now_in_seconds())
+            }
+            Err(why) => {
+                let message = format!("Failed to calculate the number of expected pods: {why}");
+                self.tell(&budget, true, "CalculateExpectedPodCountFailed", message);
+                (plan::failed(&budget, &why, now_in_seconds()), None)
+            }
+        };
+        self.write(&budget, status).await?;
+        Ok(again.map_or(Next::OnEvent, Next::After))
+    }
+}
+
+impl Controller {
+    /// What the controllers of the pods want, each counted once: a ReplicaSet's Deployment, or the ReplicaSet.
+    fn wanted(&self, pods: &[&Pod]) -> Result<Wanted, String> {
+        let mut scales: HashMap<String, i32> = HashMap::new();
+        let mut unmanaged = 0;
+        for pod in pods {
+            let Some(owner) = controller(Some(&pod.owners)) else {
+                unmanaged += 1;
+                continue;
+            };
+            if scales.contains_key(&owner.uid) {
+                continue;
+            }
+            let namespace = &pod.key.namespace;
+            let set = self.replica_sets.get(&Key::new(namespace, &owner.name));
+            let set = set.filter(|set| owner.kind == "ReplicaSet" && set.uid() == owner.uid);
+            let set = set.ok_or_else(|| format!("found no controllers for pod {:?}", pod.key.name))?;
+            let above = controller(set.metadata.owner_references.as_deref()).filter(|owner| owner.kind == "Deployment");
+            let scale = match above {
+                // It is asked about by its own name: sets of one Deployment share its number.
+                Some(above) => {
+                    let deployment = self.deployments.get(&Key::new(namespace, &above.name));
+                    let deployment = deployment.filter(|deployment| deployment.uid() == above.uid);
+                    let replicas = deployment.map(|it| it.spec.replicas.unwrap_or(1));
+                    replicas.map(|replicas| (above.uid.clone(), replicas))
+                }
+                None => {
+                    let replicas = set.spec.replicas.unwrap_or(1);
+                    Some((owner.uid.clone(), replicas))
+                }
+            };
+            let (uid, replicas) = scale.ok_or_else(|| format!("found no controllers for pod {:?}", pod.key.name))?;
+            scales.insert(uid, replicas);
+        }
+        let pods = scales.into_values().fold(0, i32::saturating_add);
+        Ok(Wanted { pods, unmanaged })
+    }
+
+    async fn write(&self, budget: &PodDisruptionBudget, status: PodDisruptionBudgetStatus) -> Result<(), Error> {
+        if budget.status.as_ref() == Some(&status) {
+            return Ok(());
+        }
+        // An eviction that was granted meanwhile is not forgotten: the version decides.
+        let mut wanted = json!({"metadata": {
+            "uid": budget.metadata.uid, "resourceVersion": budget.metadata.resource_version,
+        }, "status": status});
+        if status.disrupted_pods.is_none() {
+            wanted["status"]["disruptedPods"] = serde_json::Value::Null;
+        } else if let Some(before) = budget.status.as_ref().and_then(|status| status.disrupted_pods.as_ref()) {
+            // A merge patch takes away what is null only.
+            for name in
+                before.keys().filter(|name| !status.disrupted_pods.as_ref().is_some_and(|now| now.contains_key(*name)))
+            {
+                wanted["status"]["disruptedPods"][name] = serde_json::Value::Null;
+            }
+        }
+        let written = self.client.patch_through_status(POD_DISRUPTION_BUDGETS, &budget.key(), &wanted).await;
+        written.map(drop).map_err(Error::api("write the status of a PodDisruptionBudget"))
+    }
+
+    fn tell(&self, budget: &PodDisruptionBudget, warning: bool, reason: &'static str, message: String) {
+        let (key, uid) = (budget.key(), budget.uid().into());
+        let subject = Subject { api_version: "policy/v1".into(), kind: "PodDisruptionBudget".into(), key, uid };
+        self.recorder.record(Record { subject, component: COMPONENT, warning, reason, message });
+    }
+}
+
+fn unmanaged(budget: &PodDisruptionBudget) -> String {
+    let selector = budget.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+    let labels = selector.and_then(|selector| selector.match_labels.clone()).unwrap_or_default();
+    format!(
+        "Pods selected by this PodDisruptionBudget (selector: {labels:?}) were found to be unmanaged. As a result, the status of the \
+         PDB cannot be calculated correctly, which may result in undefined behavior. To account for these pods please set \
+         \".spec.minAvailable\" field of the PDB to an integer value."
+    )
+}
