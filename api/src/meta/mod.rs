@@ -7,6 +7,7 @@ pub mod names;
 mod object;
 mod quantity;
 pub mod selector;
+pub mod taint;
 pub mod text;
 pub mod time;
 mod validate;

@@ -239,14 +239,13 @@ impl Cycle {
         };
         match event {
             watcher::Event::Init => {
-                self.listed.absent_budgets = self.view.budgets().map(|(key, _)| key.clone()).collect();
+                self.listed.absent_budgets = self.view.budget_keys().collect();
             }
             watcher::Event::InitApply(budget) | watcher::Event::Apply(budget) => {
                 let key = key(&budget);
                 self.listed.absent_budgets.remove(&key);
                 let Some(Budget { spec, status, .. }) = good("poddisruptionbudget", budget) else { return };
                 let budget = spec.selector.map(|selector| view::Budget {
-                    namespace: key.0.clone(),
                     selector,
                     allowed: status.disruptions_allowed,
                     disrupted: status.disrupted_pods.into_keys().collect(),

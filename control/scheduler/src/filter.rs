@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use coracle_api::meta::taint;
+
 use crate::class::{Class, Shape};
 use crate::relations::Verdict;
 use crate::view::{Load, NodeState};
@@ -97,17 +99,9 @@ pub(crate) fn matches_term(term: &NodeTerm, labels: &Labels, name: &str) -> bool
 
 /// Whether one of the tolerations matches the taint.
 pub(crate) fn tolerated(tolerations: &[Toleration], taint: &Taint) -> bool {
-    tolerations.iter().any(|toleration| {
-        let number = |text: &str| text.parse::<i64>().ok().filter(|_| !toleration.key.is_empty());
-        (toleration.effect.is_empty() || toleration.effect == taint.effect)
-            && (toleration.key.is_empty() || toleration.key == taint.key)
-            && match toleration.operator.as_str() {
-                "Exists" => true,
-                "" | "Equal" => !toleration.key.is_empty() && toleration.value == taint.value,
-                "Gt" => number(&taint.value).zip(number(&toleration.value)).is_some_and(|(has, than)| has > than),
-                "Lt" => number(&taint.value).zip(number(&toleration.value)).is_some_and(|(has, than)| has < than),
-                _ => false,
-            }
+    let taint = taint::Taint { key: &taint.key, value: &taint.value, effect: &taint.effect };
+    tolerations.iter().any(|Toleration { key, operator, value, effect }| {
+        taint::Toleration { key, operator, value, effect }.tolerates(taint)
     })
 }
 

@@ -126,18 +126,18 @@ fn cost(victims: &[Victim]) -> Cost {
 /// Which of the pods, most important first, would go against their budgets if all of them went (the reference's
 /// `filterPodsWithPDBViolation`).
 fn violating(view: &ClusterView, pods: &[(&Uid, &Placed)]) -> Vec<bool> {
-    let mut left: HashMap<&(Arc<str>, Arc<str>), i64> = HashMap::new();
+    // By the address of the budget: the view stands still meanwhile.
+    let mut left: HashMap<*const Budget, i64> = HashMap::new();
     let means = |budget: &Budget, placed: &Placed| {
         let selector = &budget.selector;
-        budget.namespace == placed.class.namespace
-            && !(selector.match_labels.is_empty() && selector.match_expressions.is_empty())
+        !(selector.match_labels.is_empty() && selector.match_expressions.is_empty())
             && selects(Some(selector), &placed.labels)
             && !budget.disrupted.contains(&*placed.name)
     };
     let violates = |(_, placed): &(&Uid, &Placed)| {
         let mut violates = false;
-        for (key, budget) in view.budgets().filter(|(_, budget)| means(budget, placed)) {
-            let left = left.entry(key).or_insert(budget.allowed);
+        for budget in view.budgets_in(&placed.class.namespace).filter(|budget| means(budget, placed)) {
+            let left = left.entry(std::ptr::from_ref(budget)).or_insert(budget.allowed);
             *left -= 1;
             violates |= *left < 0;
         }

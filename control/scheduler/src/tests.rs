@@ -597,12 +597,13 @@ fn a_budget_is_kept_where_it_can_be() {
     };
     assert_eq!(victims(&mut world), ["kept".into()], "the less important one");
     let budget = |allowed: i64, disrupted: &[&str]| Budget {
-        namespace: "n".into(),
         selector: serde_json::from_value(json!({"matchLabels": {"app": "kept"}})).unwrap(),
         allowed,
         disrupted: disrupted.iter().map(|name| (*name).to_owned()).collect(),
     };
     let key = || ("n".into(), "budget".into());
+    world.view.put_budget(("other".into(), "budget".into()), Some(budget(0, &[])));
+    assert_eq!(victims(&mut world), ["kept".into()], "a budget is about pods of its namespace");
     world.view.put_budget(key(), Some(budget(1, &[])));
     assert_eq!(victims(&mut world), ["kept".into()], "one may go");
     world.view.put_budget(key(), Some(budget(0, &[])));

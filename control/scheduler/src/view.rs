@@ -94,10 +94,9 @@ pub(crate) struct Move {
     pub leaving: i32,
 }
 
-/// A PodDisruptionBudget: how many of the pods that it means may go.
+/// A PodDisruptionBudget: how many of the pods of its namespace that it means may go.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Budget {
-    pub namespace: Arc<str>,
     pub selector: LabelSelector,
     pub allowed: i64,
     /// Names of pods whose eviction is counted already.
@@ -165,7 +164,8 @@ pub(crate) struct ClusterView {
     /// How many pods there are of each priority.
     priorities: BTreeMap<i32, u32>,
     nominations: HashMap<Uid, Arc<str>>,
-    budgets: HashMap<(Arc<str>, Arc<str>), Budget>,
+    /// By namespace and name.
+    budgets: HashMap<Arc<str>, HashMap<Arc<str>, Budget>>,
     namespaces: Namespaces,
     epoch: u64,
     places: u64,
@@ -301,14 +301,29 @@ impl ClusterView {
     /// The budget is as told; `None` when it is gone.
     pub(crate) fn put_budget(&mut self, key: (Arc<str>, Arc<str>), budget: Option<Budget>) {
         match budget {
-            Some(budget) => drop(self.budgets.insert(key, budget)),
-            None => drop(self.budgets.remove(&key)),
+            Some(budget) => drop(self.budgets.entry(key.0).or_default().insert(key.1, budget)),
+            None => {
+                if let Some(of_namespace) = self.budgets.get_mut(&key.0) {
+                    of_namespace.remove(&key.1);
+                    if of_namespace.is_empty() {
+                        self.budgets.remove(&key.0);
+                    }
+                }
+            }
         }
     }
 
-    /// All budgets with their namespaces and names.
-    pub(crate) fn budgets(&self) -> impl Iterator<Item = (&(Arc<str>, Arc<str>), &Budget)> {
-        self.budgets.iter()
+    /// Namespaces and names of all budgets.
+    pub(crate) fn budget_keys(&self) -> impl Iterator<Item = (Arc<str>, Arc<str>)> {
+        let names = |(namespace, budgets): (&Arc<str>, &HashMap<Arc<str>, Budget>)| {
+            budgets.keys().map(|name| (namespace.clone(), name.clone())).collect::<Vec<_>>()
+        };
+        self.budgets.iter().flat_map(names)
+    }
+
+    /// The budgets of a namespace.
+    pub(crate) fn budgets_in(&self, namespace: &str) -> impl Iterator<Item = &Budget> {
+        self.budgets.get(namespace).into_iter().flat_map(HashMap::values)
     }
 
     /// Whether any pod on a node is worth less than this.

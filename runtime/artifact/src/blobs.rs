@@ -4,7 +4,7 @@
 //! unpinned ones are deleted; when even that is not enough, the new one is refused. Files appear by rename, so a
 //! file under its digest is always whole and was verified.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -132,7 +132,7 @@ impl Blobs {
         if let Some(entry) = state.entries.get_mut(digest) {
             return Ok(entry.pinned());
         }
-        state.evict(self.max_bytes.saturating_sub(size));
+        state.evict(self.max_bytes.saturating_sub(size), &HashSet::new());
         if state.total + size > self.max_bytes {
             return Err(InsertError::Full { used: state.total, limit: self.max_bytes });
         }
@@ -148,6 +148,20 @@ impl Blobs {
     /// Bytes on disk.
     pub fn total_bytes(&self) -> u64 {
         self.lock().total
+    }
+
+    /// Its size, if it is here; that is no use of it.
+    pub fn size(&self, digest: &str) -> Option<u64> {
+        self.lock().entries.get(digest).map(|entry| entry.size)
+    }
+
+    /// Deletes so many bytes of what nobody holds, the least recently used first and none of `kept`, as far as there are as
+    /// many; returns how many.
+    pub fn free(&self, bytes: u64, kept: &HashSet<String>) -> u64 {
+        let mut state = self.lock();
+        let before = state.total;
+        state.evict(before.saturating_sub(bytes), kept);
+        before - state.total
     }
 
     /// Whether the digest is here, without pinning it.
@@ -183,13 +197,13 @@ impl Entry {
 }
 
 impl State {
-    /// Deletes least recently used, unpinned blobs until at most `target` bytes are left.
-    fn evict(&mut self, target: u64) {
+    /// Deletes least recently used, unpinned blobs, but none of `kept`, until at most `target` bytes are left.
+    fn evict(&mut self, target: u64, kept: &HashSet<String>) {
         while self.total > target {
             let oldest = self
                 .entries
                 .iter()
-                .filter(|(_, entry)| entry.pin.strong_count() == 0)
+                .filter(|(digest, entry)| entry.pin.strong_count() == 0 && !kept.contains(*digest))
                 .min_by_key(|(_, entry)| entry.used)
                 .map(|(digest, _)| digest.clone());
             let Some(entry) = oldest.and_then(|digest| self.entries.remove(&digest)) else { return };
@@ -228,6 +242,13 @@ mod tests {
         drop(blobs.get(&named("b")).unwrap());
         drop(put(&blobs, &named("d"), 40).unwrap());
         assert!(blobs.contains(&named("a")) && blobs.contains(&named("b")) && !blobs.contains(&named("c")));
+        // What is asked for its size is not used.
+        assert_eq!(blobs.size(&named("b")), Some(20));
+        let (all, kept) = (HashSet::new(), HashSet::from([named("d")]));
+        assert_eq!((blobs.free(1000, &kept), blobs.contains(&named("d")), blobs.total_bytes()), (20, true, 80));
+        assert_eq!((blobs.free(1000, &all), blobs.contains(&named("a"))), (40, true), "it is held");
+        drop(put(&blobs, &named("b"), 20).unwrap());
+        drop(put(&blobs, &named("d"), 40).unwrap());
         assert!(matches!(put(&blobs, &named("e"), 70), Err(InsertError::Full { used: 40, limit: 100 })));
         drop(pinned);
         drop(put(&blobs, &named("e"), 70).unwrap());

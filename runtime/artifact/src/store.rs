@@ -1,8 +1,9 @@
 //! The door of the crate: [`Store::pull`].
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -113,8 +114,19 @@ struct Inner {
     downloads: Semaphore,
     /// The same for each registry that something is downloaded from.
     registries_busy: Mutex<HashMap<String, Arc<Semaphore>>>,
+    /// Bytes that downloads under way are about to take.
+    promised: AtomicU64,
     names: PathBuf,
     state: Mutex<State>,
+}
+
+/// Room on the disk, until it is dropped: what was downloaded takes it by then.
+struct Promised<'a>(&'a AtomicU64, u64);
+
+impl Drop for Promised<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(self.1, Relaxed);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -208,6 +220,7 @@ impl Store {
             registries: Registries::new(config.transport.clone()),
             downloads: Semaphore::new(DOWNLOADS_MAX),
             registries_busy: Mutex::default(),
+            promised: AtomicU64::default(),
             state: Mutex::new(State { known, flights: HashMap::new() }),
             config,
             blobs,
@@ -259,8 +272,19 @@ impl Store {
     /// Images known by name: canonical name, manifest digest, size in bytes.
     pub fn images(&self) -> Vec<(String, String, u64)> {
         let known: Vec<Known> = self.inner.lock().known.values().cloned().collect();
-        let size = |known: &Known| self.inner.blobs.get(&known.component).map(|blob| blob.size);
+        let size = |known: &Known| self.inner.blobs.size(&known.component);
         known.into_iter().filter_map(|known| size(&known).map(|size| (known.name, known.manifest, size))).collect()
+    }
+
+    /// Deletes so many bytes of images that nobody runs and that have none of these names, as far as there are as many;
+    /// returns how many.
+    pub fn free<'a>(&self, bytes: u64, kept: impl Iterator<Item = &'a str>) -> u64 {
+        let names = kept.filter_map(|name| ImageName::parse(name).ok());
+        let kept: HashSet<String> = {
+            let state = self.inner.lock();
+            names.filter_map(|name| state.known.get(&name.canonical()).map(|known| known.component.clone())).collect()
+        };
+        self.inner.blobs.free(bytes, &kept)
     }
 
     /// Bytes of all images on disk.
@@ -474,11 +498,7 @@ impl Inner {
         blob: &layout::Descriptor,
         limit: u64,
     ) -> Result<tempfile::NamedTempFile, PullError> {
-        let free = free_bytes(&self.config.dir).saturating_sub(self.config.min_free_bytes);
-        if blob.size > free {
-            let message = format!("{} bytes are wanted, and the disk has {free} above its floor", blob.size);
-            return Err(PullError::io(image, io::Error::new(io::ErrorKind::StorageFull, message)));
-        }
+        let (free, _promised) = self.promise(image, blob.size)?;
         let file = self.blobs.temporary().map_err(|error| PullError::io(image, error))?;
         let out = file.reopen().map_err(|error| PullError::io(image, error))?;
         let steps = u32::try_from(blob.size / DOWNLOAD_BYTES_MIN).unwrap_or(u32::MAX).saturating_add(1);
@@ -492,6 +512,26 @@ impl Inner {
         Ok(file)
     }
 
+    /// Bytes above the disk's floor that nobody else is about to take.
+    fn free(&self) -> u64 {
+        let taken = self.config.min_free_bytes.saturating_add(self.promised.load(Relaxed));
+        free_bytes(&self.config.dir).saturating_sub(taken)
+    }
+
+    /// Room on the disk for so many bytes, where no image that nobody runs keeps them; with it what is free now.
+    fn promise(&self, image: &str, bytes: u64) -> Result<(u64, Promised<'_>), PullError> {
+        if bytes > self.free() {
+            self.blobs.free(bytes - self.free().min(bytes), &HashSet::new());
+        }
+        let free = self.free();
+        if bytes > free {
+            let message = format!("{bytes} bytes are wanted, and the disk has {free} above its floor");
+            return Err(PullError::io(image, io::Error::new(io::ErrorKind::StorageFull, message)));
+        }
+        self.promised.fetch_add(bytes, Relaxed);
+        Ok((free, Promised(&self.promised, bytes)))
+    }
+
     /// Takes the component out of a layer's archive and hashes it, on a thread that may block.
     async fn unpack(
         &self,
@@ -500,7 +540,7 @@ impl Inner {
         wanted: String,
     ) -> Result<Option<(String, tempfile::NamedTempFile)>, PullError> {
         let mut out = self.blobs.temporary().map_err(|error| PullError::io(image, error))?;
-        let limit = self.blobs.max_bytes();
+        let limit = self.blobs.max_bytes().min(self.free());
         let unpacked = tokio::task::spawn_blocking(move || -> io::Result<_> {
             if !unpack::extract(archive.path(), &wanted, &mut out, limit, unpack::UNPACKED_BYTES_MAX)? {
                 return Ok(None);

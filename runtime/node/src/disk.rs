@@ -1,7 +1,8 @@
 //! The disk that pods, images and logs share, with the API's log among others: what is kept free of it, and what pods may take.
 //!
 //! Space is looked at as often as it could run out: the less there is above the floor ([`crate::Config::min_free_bytes`]), the
-//! sooner again. Below the floor the node says `DiskPressure`, drops logs, refuses pulls, and evicts the pod that holds most. What
+//! sooner again. Below the floor the node says `DiskPressure`, drops logs, refuses pulls, deletes images that no pod names, and evicts
+//! the pod that holds most, one at a time: whoever is going is waited for. Files have a floor as bytes have. What
 //! single pods may hold (`emptyDir.sizeLimit`, `limits.ephemeral-storage`) is measured as the kubelet does, by walking their
 //! directories, and for no more than a small share of the time.
 
@@ -30,8 +31,12 @@ const LOOK_MIN: Duration = Duration::from_millis(100);
 const LOOK_MAX: Duration = Duration::from_secs(2);
 /// Between two looks while no pod can write.
 const LOOK_IDLE: Duration = Duration::from_secs(10);
-/// After a pod was evicted, until its files have gone.
+/// After something was let go, until its files have gone.
 const RELIEF_WAIT: Duration = Duration::from_millis(500);
+/// How long pods that are going and hold enough are waited for; then another one is evicted.
+const GOING_MAX: Duration = Duration::from_secs(60);
+/// Of so many files that the file system can have, one stays free: the log and the API need new ones.
+const FILES_LEFT: u64 = 20;
 /// Pods are measured this often at most, and for a twentieth of the time at most.
 const MEASURE_EVERY: Duration = Duration::from_secs(2);
 const MEASURE_SHARE: u32 = 20;
@@ -39,6 +44,8 @@ const MEASURE_SHARE: u32 = 20;
 const OWN_BYTES_MAX: u64 = 10 << 20;
 /// A pod that holds less is not evicted for want of space: its end would not help.
 const EVICTED_BYTES_MIN: u64 = 1 << 20;
+/// The same for want of files.
+const EVICTED_FILES_MIN: u64 = 100;
 
 /// Whether the disk is low.
 #[derive(Debug)]
@@ -75,31 +82,77 @@ impl Disk {
     /// Looks at the free space; returns what is above the floor. A disk that does not answer is not low.
     fn look(&self) -> u64 {
         let above = machine::storage(&self.dir).map_or(u64::MAX, |(_, free)| free.saturating_sub(self.min_free_bytes));
-        let is_low = above == 0;
+        let is_low = above == 0 || self.lacks().is_some_and(|lack| lack.files > 0);
         self.is_low.store(is_low, Ordering::Relaxed);
         self.changed.send_if_modified(|old| std::mem::replace(old, is_low) != is_low);
         above
     }
 }
 
-/// Keeps the disk from filling up, until shutdown. Free space is looked at while pods are measured, however long that takes.
-pub async fn run(pods: Arc<Pods>, shutdown: CancellationToken) {
-    tokio::join!(watch_space(&pods, &shutdown), measure(&pods, &shutdown));
+impl Disk {
+    /// What is missing to the floor; `None` when nothing is.
+    fn lacks(&self) -> Option<Lack> {
+        let bytes = machine::storage(&self.dir)
+            .map_or(0, |(_, free)| self.min_free_bytes.saturating_add(1).saturating_sub(free));
+        let files = machine::inodes(&self.dir).map_or(0, |(all, free)| (all / FILES_LEFT).saturating_sub(free));
+        (bytes > 0 || files > 0).then_some(Lack { bytes, files })
+    }
 }
 
-async fn watch_space(pods: &Arc<Pods>, shutdown: &CancellationToken) {
+/// What is missing to a disk's floor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Lack {
+    bytes: u64,
+    files: u64,
+}
+
+impl Lack {
+    /// How much of what is missing somebody holds: files, while files are missing.
+    fn held(&self, usage: Usage) -> u64 {
+        match () {
+            () if usage.is_too_deep => MOST,
+            () if self.files > 0 => usage.entries,
+            () => usage.bytes,
+        }
+    }
+
+    /// Whether the end of somebody who holds so much would help.
+    fn is_helped_by(&self, held: u64) -> bool {
+        held >= if self.files > 0 { EVICTED_FILES_MIN } else { EVICTED_BYTES_MIN }
+    }
+
+    /// Whether those who are going anyway are waited for.
+    fn waits(&self, going: u64, waited: Duration) -> bool {
+        going >= self.bytes.max(self.files) && waited < GOING_MAX
+    }
+}
+
+/// Keeps the disk from filling up, until shutdown. Free space is looked at while pods are measured, however long that takes.
+/// Until all pods are known (`synced`), nobody knows which images are wanted.
+pub async fn run(pods: Arc<Pods>, synced: watch::Receiver<bool>, shutdown: CancellationToken) {
+    tokio::join!(watch_space(&pods, &synced, &shutdown), measure(&pods, &shutdown));
+}
+
+async fn watch_space(pods: &Arc<Pods>, synced: &watch::Receiver<bool>, shutdown: &CancellationToken) {
     let disk = &pods.context.disk;
+    let mut low_since = None;
     loop {
         let above = disk.look();
         let all = pods.all();
+        let is_synced = *synced.borrow();
         let wait = match all.is_empty() {
             true => LOOK_IDLE,
             false => Duration::from_secs_f64(above as f64 / WRITE_RATE).clamp(LOOK_MIN, LOOK_MAX),
         };
         let wait = match disk.is_low() {
-            true if relieve(pods, &all).await => RELIEF_WAIT,
-            true => LOOK_IDLE,
-            false => wait,
+            true => match relieve(pods, &all, is_synced, &mut low_since).await {
+                true => RELIEF_WAIT,
+                false => LOOK_IDLE,
+            },
+            false => {
+                low_since = None;
+                wait
+            }
         };
         // Waiting is all that is cut here.
         tokio::select! {
@@ -130,42 +183,71 @@ async fn measure(pods: &Arc<Pods>, shutdown: &CancellationToken) {
     }
 }
 
-/// Ends the pod that holds most; false when there is none whose end would help.
-async fn relieve(pods: &Arc<Pods>, all: &[Arc<Slot>]) -> bool {
-    let mut most: Option<(u64, &Arc<Slot>)> = None;
-    for slot in all.iter().filter(|slot| slot.has_files() && !slot.with_core(|core| core.is_ending())) {
-        let used = held(pods, slot).await;
-        if used >= EVICTED_BYTES_MIN && most.is_none_or(|(bytes, _)| used > bytes) {
-            most = Some((used, slot));
+/// Lets go of images that nobody runs, waits for pods that are going, or ends the one that holds most; false when there is
+/// nothing that would help. `since` is since when somebody is waited for.
+async fn relieve(pods: &Arc<Pods>, all: &[Arc<Slot>], is_synced: bool, since: &mut Option<Instant>) -> bool {
+    let Some(lack) = pods.context.disk.lacks() else { return true };
+    if is_synced && free_images(pods, all, lack).await {
+        return true;
+    }
+    let (mut most, mut going): (Option<(u64, &Arc<Slot>)>, u64) = (None, 0);
+    for slot in all.iter().filter(|slot| slot.has_files()) {
+        let held = held(pods, slot, lack).await;
+        if slot.with_core(|core| core.is_ending()) {
+            going = going.saturating_add(held);
+        } else if lack.is_helped_by(held) && most.is_none_or(|(most, _)| held > most) {
+            most = Some((held, slot));
         }
     }
+    if lack.waits(going, since.get_or_insert_with(Instant::now).elapsed()) {
+        return true;
+    }
     let Some((used, slot)) = most else { return false };
-    let free = machine::storage(&pods.context.disk.dir).map_or(0, |(_, free)| free);
-    let message = format!(
-        "The node was low on resource: ephemeral-storage. Threshold quantity: {}, available: {}Ki. The pod was using {}. ",
-        pods.context.disk.min_free_bytes,
-        free >> 10,
-        if used == MOST { "more than can be measured".to_owned() } else { format!("{}Ki", used >> 10) },
-    );
-    tracing::warn!(namespace = %slot.namespace, pod = %slot.name, used, free, "pod is evicted: the disk is low");
-    pods.input(slot, Input::Evict { message });
+    *since = Some(Instant::now());
+    tracing::warn!(namespace = %slot.namespace, pod = %slot.name, used, ?lack, "pod is evicted: the disk is low");
+    pods.input(slot, Input::Evict { message: evicted(&pods.context.disk, lack, used) });
     true
+}
+
+/// Deletes images that no pod names; whether there were any.
+async fn free_images(pods: &Arc<Pods>, all: &[Arc<Slot>], lack: Lack) -> bool {
+    let (images, wanted) = (pods.clone(), lack.bytes.max(lack.files.min(1)));
+    let objects: Vec<Arc<Pod>> = all.iter().map(|slot| slot.pod()).collect();
+    let freed = tokio::task::spawn_blocking(move || {
+        let named = objects.iter().flat_map(|pod| specs(pod)).filter_map(|container| container.image.as_deref());
+        images.context.images.free(wanted, named)
+    });
+    freed.await.is_ok_and(|bytes| bytes > 0)
+}
+
+fn evicted(disk: &Disk, lack: Lack, used: u64) -> String {
+    let (resource, unit) = if lack.files > 0 { ("inodes", "") } else { ("ephemeral-storage", "Ki") };
+    let shown = |number: u64| format!("{}{unit}", if lack.files > 0 { number } else { number >> 10 });
+    let free = match lack.files {
+        0 => machine::storage(&disk.dir).map_or(0, |(_, free)| free),
+        _ => machine::inodes(&disk.dir).map_or(0, |(_, free)| free),
+    };
+    let floor = if lack.files > 0 { free + lack.files } else { disk.min_free_bytes };
+    let used = if used == MOST { "more than can be measured".to_owned() } else { shown(used) };
+    format!(
+        "The node was low on resource: {resource}. Threshold quantity: {floor}, available: {}. The pod was using {used}. ",
+        shown(free)
+    )
 }
 
 /// What a pod holds whose tree was not measured to its end.
 const MOST: u64 = u64::MAX;
 
-async fn held(pods: &Arc<Pods>, slot: &Slot) -> u64 {
+async fn held(pods: &Arc<Pods>, slot: &Slot, lack: Lack) -> u64 {
     let dir = pods.context.pods_dir.join(&*slot.uid);
     let measured = tokio::task::spawn_blocking(move || beneath::usage(&dir, &mut Seen::new())).await;
-    bytes_of(measured.map_err(io::Error::other).flatten())
+    held_of(measured.map_err(io::Error::other).flatten(), lack)
 }
 
 /// A tree that is too deep or cannot be walked to its end holds more than any other: nobody else is evicted for it.
-fn bytes_of(measured: io::Result<Usage>) -> u64 {
+fn held_of(measured: io::Result<Usage>, lack: Lack) -> u64 {
     match measured {
-        Ok(usage) if usage.is_too_deep => MOST,
-        Ok(usage) => usage.bytes,
+        Ok(usage) => lack.held(usage),
         Err(error) => {
             tracing::warn!(%error, "what a pod holds on the disk is not known");
             MOST
@@ -325,13 +407,28 @@ mod tests {
         let own_limit = "Container c exceeded the limit \"10Mi\"";
         assert!(excess(json!({}), json!({})).starts_with(own_limit));
         let held = beneath::usage(&own, &mut Seen::new());
-        let bytes = bytes_of(held);
+        let of = |files| Lack { bytes: 1, files };
+        assert_eq!(held_of(Ok(held.as_ref().copied().unwrap()), of(1)), held.as_ref().unwrap().entries);
+        let bytes = held_of(held, of(0));
         assert!((23 << 20..24 << 20).contains(&bytes), "each file once: {bytes}");
-        assert_eq!(bytes_of(Err(io::ErrorKind::PermissionDenied.into())), MOST);
-        assert_eq!(bytes_of(Ok(Usage { is_too_deep: true, ..Usage::default() })), MOST);
+        assert_eq!(held_of(Err(io::ErrorKind::PermissionDenied.into()), of(0)), MOST);
+        assert_eq!(held_of(Ok(Usage { is_too_deep: true, ..Usage::default() }), of(0)), MOST);
         std::fs::remove_dir_all(own.join("files")).unwrap();
         put(own.join("messages/c/1/other"), 11 << 10);
         assert!(excess(json!({}), json!({})).starts_with(own_limit));
+    }
+
+    #[test]
+    fn whoever_goes_and_holds_enough_is_waited_for() {
+        let (moment, long) = (Duration::from_secs(1), GOING_MAX);
+        let bytes = Lack { bytes: 5 << 20, files: 0 };
+        assert!(bytes.waits(5 << 20, moment) && bytes.waits(MOST, moment));
+        assert!(!bytes.waits(4 << 20, moment), "it would not be enough");
+        assert!(!bytes.waits(MOST, long), "it does not go");
+        assert!(bytes.is_helped_by(1 << 20) && !bytes.is_helped_by(1 << 19));
+        let files = Lack { bytes: 0, files: 1000 };
+        assert!(files.waits(1000, moment) && !files.waits(999, moment));
+        assert!(files.is_helped_by(100) && !files.is_helped_by(99));
     }
 
     #[test]

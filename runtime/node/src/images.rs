@@ -147,6 +147,12 @@ impl Images {
         self.store.images()
     }
 
+    /// Deletes so many bytes of images that no pod holds and that have none of these names, as far as there are as many;
+    /// returns how many.
+    pub fn free<'a>(&self, bytes: u64, kept: impl Iterator<Item = &'a str>) -> u64 {
+        self.store.free(bytes, kept)
+    }
+
     /// Bytes of all images.
     pub fn total_bytes(&self) -> u64 {
         self.store.total_bytes()

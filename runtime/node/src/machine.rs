@@ -79,6 +79,12 @@ pub fn storage(path: &Path) -> Option<(u64, u64)> {
     Some((stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize))
 }
 
+/// Total and available files of the file system that holds `path`; `None` where it does not count them.
+pub fn inodes(path: &Path) -> Option<(u64, u64)> {
+    let stat = rustix::fs::statvfs(path).ok()?;
+    (stat.f_files > 0).then_some((stat.f_files, stat.f_favail))
+}
+
 /// Resident memory of this process in bytes.
 pub fn resident_bytes() -> Option<u64> {
     let text = fs::read_to_string("/proc/self/statm").ok()?;

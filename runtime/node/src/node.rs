@@ -183,7 +183,7 @@ impl Node {
         let node_ports = Some(context.config.node_port_bind);
         // Connections of clients are served where guests may run.
         context.tasks.spawn_on(network.proxy.clone().run(node_ports, until("proxy")), context.engine.gateway());
-        context.tasks.spawn(disk::run(pods.clone(), until("disk")));
+        context.tasks.spawn(disk::run(pods.clone(), synced.subscribe(), until("disk")));
         let jumped = pods.clone();
         context.tasks.spawn(clock::watch(move |_| jumped.time_jumped(), until("clock")));
         context.tasks.spawn(context.images.clone().forget_unused(until("images")));

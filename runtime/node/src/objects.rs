@@ -176,6 +176,11 @@ impl Objects {
         }
     }
 
+    #[cfg(test)]
+    pub fn is_used_by(&self, user: &str) -> bool {
+        self.entries.lock().values().any(|entry| entry.users.contains(user))
+    }
+
     /// Lets go of what nobody has used for a while, until there is no such object left.
     async fn sweep(&self) {
         loop {

@@ -1,5 +1,6 @@
 //! The cores of the node lifecycle: conditions, taints and evictions from what is known. No I/O, no clock.
 
+use coracle_api::meta::taint;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Taint, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -136,23 +137,14 @@ pub(crate) fn leave(taints: &[Taint], tolerations: &[Toleration], now: Timestamp
 
 /// Whether the toleration matches the taint.
 pub(crate) fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let key = toleration.key.as_deref().unwrap_or_default();
-    let effect = toleration.effect.as_deref().unwrap_or_default();
-    if (!effect.is_empty() && effect != taint.effect) || (!key.is_empty() && key != taint.key) {
-        return false;
+    fn text(text: &Option<String>) -> &str {
+        text.as_deref().unwrap_or_default()
     }
-    let number = |text: Option<&str>| text.and_then(|text| text.parse::<i64>().ok());
-    let numbers = number(taint.value.as_deref()).zip(number(toleration.value.as_deref()));
-    match toleration.operator.as_deref().unwrap_or_default() {
-        "Exists" => true,
-        "Gt" => !key.is_empty() && numbers.is_some_and(|(has, than)| has > than),
-        "Lt" => !key.is_empty() && numbers.is_some_and(|(has, than)| has < than),
-        "" | "Equal" => {
-            !key.is_empty()
-                && toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default()
-        }
-        _ => false,
-    }
+    let taint = taint::Taint { key: &taint.key, value: text(&taint.value), effect: &taint.effect };
+    let Toleration { key, operator, value, effect, .. } = toleration;
+    let toleration =
+        taint::Toleration { key: text(key), operator: text(operator), value: text(value), effect: text(effect) };
+    toleration.tolerates(taint)
 }
 
 #[cfg(test)]

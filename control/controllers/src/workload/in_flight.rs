@@ -123,6 +123,17 @@ impl InFlight {
         });
     }
 
+    /// As if all that the owner has asked for had been asked for so much earlier.
+    #[cfg(test)]
+    pub(crate) fn age(&self, owner: &str, by: Duration) {
+        let mut owners = self.owners.lock();
+        let Some(entry) = owners.get_mut(owner) else { return };
+        let since = entry.creating.values_mut().map(|creation| &mut creation.since);
+        for since in since.chain(entry.deleting.values_mut()) {
+            *since = since.checked_sub(by).expect("the machine runs for longer");
+        }
+    }
+
     fn end(&self, owner: &str, change: impl FnOnce(&mut Entry)) {
         let mut owners = self.owners.lock();
         let Some(entry) = owners.get_mut(owner) else { return };

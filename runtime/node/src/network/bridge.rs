@@ -1,12 +1,12 @@
 //! Sockets for components that have none: a guest that speaks TCP to an HTTP component of another pod gets a listener
 //! at that pod's twin, made when it is first wanted and closed with the pod. Whoever comes is answered by the component that
 //! runs then: it may have been restarted since the listener was made. One that speaks to a pod of another node gets a listener,
-//! too, whose connections go through the link to that node.
+//! too, whose connections go through the link to that node; it closes when nobody has wanted it for a while.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use coracle_proxy::{Body, BoxError, HttpService, Local, LocalEndpoints as _, serve_stream};
 use futures::future::BoxFuture;
@@ -26,6 +26,8 @@ const BRIDGES_PER_POD_MAX: usize = 16;
 /// closed, or a connection is refused.
 const ELSEWHERE_MAX: usize = 4096;
 const ELSEWHERE_PER_POD_MAX: usize = 64;
+/// A listener that leads to another node's pod is closed when nobody was connected to it, or asked for it, for so long.
+const ELSEWHERE_IDLE_MAX: Duration = Duration::from_secs(60);
 /// Connections of one listener; more wait in the kernel.
 const CONNECTIONS_MAX: usize = 256;
 /// A pod of another node is reached within this time.
@@ -45,6 +47,8 @@ struct Bridge {
     at: SocketAddr,
     stop: CancellationToken,
     connections: Arc<Semaphore>,
+    /// When somebody asked for it last.
+    asked: Instant,
 }
 
 impl Bridge {
@@ -84,9 +88,10 @@ impl Bridges {
     }
 
     /// A socket of this process that leads to a pod of another node.
-    pub fn open_elsewhere(&self, endpoint: SocketAddr, table: &Arc<Table>) -> Option<SocketAddr> {
+    pub fn open_elsewhere(self: &Arc<Self>, endpoint: SocketAddr, table: &Arc<Table>) -> Option<SocketAddr> {
         let mut bridges = self.elsewhere.lock();
-        if let Some(bridge) = bridges.get(&endpoint) {
+        if let Some(bridge) = bridges.get_mut(&endpoint) {
+            bridge.asked = Instant::now();
             return Some(bridge.at);
         }
         let of_pod = bridges.keys().filter(|other| other.ip() == endpoint.ip()).count();
@@ -98,7 +103,10 @@ impl Bridges {
                 self.leads.lock().remove(&bridge.at);
             }
         }
-        let bridge = Bridge::open(SocketAddr::new(table.links(), 0), Leads::Elsewhere(table.clone(), endpoint))?;
+        let bridge = Bridge::open(
+            SocketAddr::new(table.links(), 0),
+            Leads::Elsewhere(Arc::downgrade(self), table.clone(), endpoint),
+        )?;
         let at = bridge.at;
         self.leads.lock().insert(at, endpoint);
         bridges.insert(endpoint, bridge);
@@ -108,6 +116,18 @@ impl Bridges {
     /// The pod of another node to which this socket leads.
     pub fn elsewhere(&self, at: SocketAddr) -> Option<SocketAddr> {
         self.leads.lock().get(&at).copied()
+    }
+
+    /// Closes the one that leads to this pod of another node, if nobody has wanted it for long; says whether it is closed.
+    fn close_idle(&self, endpoint: SocketAddr, now: Instant) -> bool {
+        let mut bridges = self.elsewhere.lock();
+        let Some(bridge) = bridges.get(&endpoint) else { return true };
+        let is_over = bridge.is_idle() && now.duration_since(bridge.asked) >= ELSEWHERE_IDLE_MAX;
+        if is_over {
+            self.leads.lock().remove(&bridge.at);
+            bridges.remove(&endpoint);
+        }
+        is_over
     }
 
     /// Closes those of a pod.
@@ -134,7 +154,7 @@ impl Bridge {
         let stop = CancellationToken::new();
         let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         tokio::spawn(accept(listener, leads, connections.clone(), stop.clone()));
-        Some(Bridge { at, stop, connections })
+        Some(Bridge { at, stop, connections, asked: Instant::now() })
     }
 }
 
@@ -142,19 +162,28 @@ impl Bridge {
 #[derive(Clone)]
 enum Leads {
     ToComponent(Arc<dyn HttpService>),
-    Elsewhere(Arc<Table>, SocketAddr),
+    Elsewhere(Weak<Bridges>, Arc<Table>, SocketAddr),
 }
 
 impl Leads {
     async fn pass(self, mut stream: tokio::net::TcpStream) -> Result<(), BoxError> {
         match self {
             Leads::ToComponent(service) => serve_stream(stream, service).await,
-            Leads::Elsewhere(table, endpoint) => {
+            Leads::Elsewhere(_, table, endpoint) => {
                 let mut there = tokio::time::timeout(LINK_MAX, table.connect_elsewhere(endpoint)).await??;
                 tokio::io::copy_bidirectional(&mut stream, &mut there).await?;
                 Ok(())
             }
         }
+    }
+}
+
+impl Leads {
+    /// Waits, and says whether the listener is closed because nobody wants it any more.
+    async fn rests(&self) -> bool {
+        let Leads::Elsewhere(bridges, _, endpoint) = self else { return std::future::pending().await };
+        tokio::time::sleep(ELSEWHERE_IDLE_MAX).await;
+        bridges.upgrade().is_none_or(|bridges| bridges.close_idle(*endpoint, Instant::now()))
     }
 }
 
@@ -187,6 +216,10 @@ async fn accept(listener: tokio::net::TcpListener, leads: Leads, connections: Ar
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = stop.cancelled() => return,
+            is_over = leads.rests() => match is_over {
+                true => return,
+                false => continue,
+            },
         };
         let Ok((stream, _)) = accepted else {
             tokio::time::sleep(ACCEPT_RETRY).await;
@@ -264,5 +297,24 @@ mod tests {
         assert!(open(301).is_some(), "a declared port gets its own");
         bridges.close(pod.pod);
         assert!(open(200).is_some());
+    }
+
+    #[tokio::test]
+    async fn one_to_another_node_closes_when_nobody_has_wanted_it_for_long() {
+        let addresses = Addresses::new("10.1.0.0/24".parse().unwrap()).unwrap();
+        let table = Arc::new(Table::new(addresses, Box::new(|_, _| {})));
+        let bridges: Arc<Bridges> = Arc::default();
+        let (one, two) = (SocketAddr::from(([10, 2, 0, 1], 80)), SocketAddr::from(([10, 2, 0, 2], 80)));
+        let at = bridges.open_elsewhere(one, &table).unwrap();
+        bridges.open_elsewhere(two, &table).unwrap();
+        let place = bridges.elsewhere.lock()[&two].connections.clone().try_acquire_owned().unwrap();
+        let now = Instant::now();
+        assert!(!bridges.close_idle(one, now), "it was asked for a moment ago");
+        let later = now + ELSEWHERE_IDLE_MAX;
+        assert!(!bridges.close_idle(two, later), "somebody is connected");
+        assert!(bridges.close_idle(one, later));
+        assert_eq!((bridges.elsewhere(at), bridges.leads.lock().len()), (None, 1));
+        drop(place);
+        assert!(bridges.close_idle(two, later) && bridges.elsewhere.lock().is_empty());
     }
 }

@@ -47,7 +47,7 @@ pub struct Network {
     pub outside: Outside,
     /// Which connections of the pods are in use.
     pub connections: Connections,
-    bridges: bridge::Bridges,
+    bridges: Arc<bridge::Bridges>,
 }
 
 impl Network {
@@ -56,7 +56,7 @@ impl Network {
         let proxy = Proxy::new(discovery.clone(), table.clone());
         let gate = table.gate.clone();
         let outside = Outside::new(gate.clone(), cluster_roots);
-        let (connections, bridges) = Default::default();
+        let (connections, bridges) = <(Connections, Arc<bridge::Bridges>)>::default();
         table.lead_to(&discovery);
         Self { table, discovery, proxy, gate, outside, connections, bridges }
     }

@@ -20,6 +20,7 @@ use super::table::{Alarm, Pods};
 use crate::beneath;
 use crate::downward::Downward;
 use crate::env::{Contents, expand};
+use crate::objects::{Content, ObjectKey, ReadError};
 use crate::tokens::{self, Token};
 use crate::volumes::{self, Sources, TokenRequest};
 
@@ -68,13 +69,23 @@ impl Pods {
         mounted(pod).any(|volume| !is_credentials(volume) && !volumes::references(volume, &namespace).is_empty())
     }
 
+    /// An object for a pod, which is told about its changes from now on.
+    pub(crate) async fn object(&self, key: &ObjectKey, slot: &Slot) -> Result<Option<Arc<Content>>, ReadError> {
+        let read = self.context.objects.read(key, &slot.uid).await;
+        // The pod may have been forgotten meanwhile, and all that it used before this.
+        if slot.with_core(|core| core.is_forgotten()) {
+            self.context.objects.forget(&slot.uid);
+        }
+        read
+    }
+
     /// Waits for the objects that the pod's volumes are made of; the error says which is missing, or which of its keys.
     pub(super) async fn check_volumes(&self, slot: &Slot, pod: &Pod) -> Result<(), String> {
         for volume in mounted(pod).filter(|volume| !is_credentials(volume)) {
             let failed = |reason: String| set_up_failed(&volume.name, &reason);
             let mut contents = Contents::new();
             for (key, is_optional) in volumes::references(volume, &slot.namespace) {
-                match self.context.objects.read(&key, &slot.uid).await {
+                match self.object(&key, slot).await {
                     Ok(None) if !is_optional => return Err(failed(format!("{key} not found"))),
                     Ok(content) => drop(contents.insert(key, content)),
                     Err(error) => return Err(failed(error.to_string())),
@@ -189,7 +200,7 @@ impl Pods {
     async fn write_volume(&self, slot: &Slot, pod: &Pod, volume: &Volume, written: &mut Written) -> Result<(), String> {
         let mut contents = Contents::new();
         for (key, _) in volumes::references(volume, &slot.namespace) {
-            let content = self.context.objects.read(&key, &slot.uid).await.map_err(|error| error.to_string())?;
+            let content = self.object(&key, slot).await.map_err(|error| error.to_string())?;
             contents.insert(key, content);
         }
         for wanted in volumes::tokens(volume) {

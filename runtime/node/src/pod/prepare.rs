@@ -129,7 +129,7 @@ impl Pods {
                 namespace: slot.namespace.clone(),
                 name: secret.name.as_str().into(),
             };
-            let Ok(Some(content)) = self.context.objects.read(&key, &slot.uid).await else {
+            let Ok(Some(content)) = self.object(&key, slot).await else {
                 let message = format!(
                     "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
                     secret.name
@@ -157,7 +157,7 @@ impl Pods {
     ) -> Result<Vec<(String, String)>, StartFailure> {
         let mut contents = Contents::new();
         for key in env::references(spec, &slot.namespace) {
-            let content = self.context.objects.read(&key, &slot.uid).await;
+            let content = self.object(&key, slot).await;
             let content = content.map_err(|error| config_error(error.to_string()))?;
             contents.insert(key, content);
         }

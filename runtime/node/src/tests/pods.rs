@@ -107,18 +107,17 @@ async fn commands_are_given_what_the_pod_says_and_end_as_they_do() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pods_are_found_again_after_a_restart() {
     let mut world = World::start().await;
-    let mut tick = command(&["write", "/e/x", "y", "tick", "1000"]);
+    let mut tick = command(&["tick", "1000"]);
     tick["volumeMounts"] = json!([{"name": "e", "mountPath": "/e"}]);
     world.run_spec("tick", json!({"containers": [tick], "volumes": [{"name": "e", "emptyDir": {}}]}));
     world.run("never", json!({"image": "hello:1"}));
     let before = world.ready("tick").await;
     let uid = world.pods().find("default", "tick").unwrap().uid.clone();
     let files = world.pods().context.pods_dir.join(&*uid);
-    // What only the first life has written.
     let volume = files.join("volumes/e");
     std::fs::write(volume.join("kept"), "").unwrap();
     world.stop_node().await;
-    assert!(volume.join("x").exists(), "an emptyDir lives as long as its pod");
+    assert!(volume.join("kept").exists(), "an emptyDir lives as long as its pod");
     let stopped = world.status("tick", "stopped", |status| !super::is_ready(status)).await;
     assert_eq!(stopped["containerStatuses"][0]["state"]["terminated"]["exitCode"], 143);
     world.start_node().await;
@@ -137,6 +136,26 @@ async fn pods_are_found_again_after_a_restart() {
         }
     };
     tokio::time::timeout(super::PATIENCE, removed).await.expect("its files go with it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_has_gone_uses_nothing_any_more() {
+    use crate::objects::{Kind, ObjectKey};
+    let world = World::start().await;
+    world.api.put("configmaps", "cm", json!({"k": "v"}));
+    world.run("tick", command(&["tick", "1000"]));
+    world.ready("tick").await;
+    let pods = world.pods();
+    let slot = pods.find("default", "tick").unwrap();
+    let key = ObjectKey { kind: Kind::ConfigMap, namespace: "default".into(), name: "cm".into() };
+    pods.object(&key, &slot).await.unwrap().unwrap();
+    assert!(pods.context.objects.is_used_by(&slot.uid));
+    world.api.delete("tick", 0);
+    world.api.gone("tick").await;
+    super::until("it is forgotten", || slot.with_core(|core| core.is_forgotten())).await;
+    // What began before comes to its end.
+    pods.object(&key, &slot).await.unwrap().unwrap();
+    assert!(!pods.context.objects.is_used_by(&slot.uid));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
