@@ -17,6 +17,7 @@
 //!
 //! This crate is the only one with a stability promise; what the others offer may change with every version.
 
+mod backup;
 mod build;
 mod cluster;
 mod push;
@@ -27,10 +28,12 @@ mod worker;
 pub mod bench;
 pub mod manifests;
 
+pub use backup::{BackupError, restore};
 pub use build::{BuildError, component};
 pub use cluster::{Cluster, Compiler, Options, StartError, close_new_files, compile_worker};
 pub use coracle_node::Unfit;
 pub use coracle_server::Preparation;
+pub use coracle_server::backup::{Contents, RestoreError, Restored};
 pub use push::{Error as PushError, Pushed, compiled, push};
 pub use remote::{AskError, ConnectError, Count, NotReady, Remote, Status};
 pub use tokens::{NotAToken, TOKEN_TTL_MAX, Token, TokenInfo};

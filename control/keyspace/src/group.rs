@@ -23,7 +23,7 @@ use crate::state::State;
 use crate::{Keyspace, NoRoom, TransactError};
 
 /// The collection in which a group keeps its own records. No kind of object has a name with a blank.
-const GROUP: &str = "coracle group";
+pub(crate) const GROUP: &str = "coracle group";
 /// The record that says who leads; its revision is the fence of the leader's duties.
 const LEADER: &str = "leader";
 /// The record that says which number is the next member's.

@@ -11,6 +11,7 @@
 //! the disks of a majority. A reader that got an answer finds what the answer says. Applying reads no clock, no disk and
 //! no randomness; only what is *remembered* of the past depends on time, and that is not part of the state.
 
+mod backup;
 pub mod bench;
 mod checkpoint;
 mod dir;
@@ -39,6 +40,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+pub use backup::{Restoring, Whole};
 pub use dir::DirError;
 pub use group::{Admission, Begin, ClusterId, GroupAlarm, GroupError, Lead, MemberStatus, NoClusterId, Peer, Role};
 pub use raft::{Hub, MemberId, PeerTls};

@@ -8,6 +8,7 @@
 
 mod addresses;
 mod authority;
+pub mod backup;
 mod founding;
 mod group;
 mod join;
@@ -267,6 +268,11 @@ impl Server {
                 join_urls: join_urls(api_address),
                 data_dir: dir.clone(),
             }));
+        let extra = extra.merge(backup::router(backup::Sources {
+            keyspace: keyspace.clone(),
+            authority: authority.clone(),
+            registry: dir.join("registry"),
+        }));
         let extra = extra.layer(axum::middleware::from_fn(join::nodes_only));
         let router = api.router().merge(api.authenticated(extra)).merge(joining.open());
         tasks.spawn(listener::serve(

@@ -14,6 +14,7 @@
 
 mod block;
 mod segment;
+pub mod window;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::File;

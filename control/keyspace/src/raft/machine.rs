@@ -17,14 +17,15 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, Semaphore, watch};
 
 use super::codec::{self, Head};
-use super::snapshot::SnapshotData;
+use super::snapshot::{Content, SnapshotData};
 use super::types::{LogId, MemberId, Reply, SnapshotMeta, Stored, TypeConfig};
 use crate::checkpoint::{Checkpoint, Loaded};
+use crate::history::window::Window;
 use crate::history::{Events, History};
 use crate::host::{self, blocking};
 use crate::record::{Key, Record, Revision};
 use crate::renewals::Renewals;
-use crate::state::{Retention, State, Unwritten};
+use crate::state::{Collection, Records, Retention, State, Unwritten};
 
 /// Entries applied under one hold of the lock.
 const ENTRIES_PER_LOCK: usize = 256;
@@ -277,33 +278,63 @@ impl Machine {
         Ok(())
     }
 
+    /// Has these records as if they had been applied up to `head`, with nothing before; on disk only. Blocks on the disk.
+    pub fn begin_with(&self, head: &Head, records: &HashMap<Arc<str>, Records>) -> io::Result<()> {
+        self.checkpoint.replace(&codec::encode_head(head), records)?;
+        let revision = revision(head.applied.as_ref());
+        self.history.reset(revision);
+        self.history.cover(revision, &[])
+    }
+
     /// The checkpoint as a snapshot. One that cannot be read now says so to whoever wants its content.
     fn snapshot(&self) -> RaftSnapshot {
         let read = self.checkpoint.reader().and_then(|reader| Ok((codec::head(&reader.meta()?)?, reader)));
         let (head, data) = match read {
-            Ok((head, reader)) => (head, SnapshotData::Checkpoint(Box::new(reader))),
+            Ok((head, reader)) => {
+                let window = self.window(revision(head.applied.as_ref()));
+                (head, SnapshotData::Checkpoint(Box::new((reader, window))))
+            }
             Err(error) => (self.covered.lock().clone(), SnapshotData::Unreadable(error)),
         };
         let meta = SnapshotMeta { last_log_id: head.applied, last_membership: head.membership };
         Snapshot { meta, snapshot: data }
     }
 
+    /// What is remembered of the past up to `upto`.
+    fn window(&self, upto: Revision) -> Window {
+        let forgotten: Vec<_> = {
+            let state = self.state.read();
+            let unwritten = state.unwritten(upto, 0, &[]);
+            let lacks = |name: &Arc<str>| unwritten.iter().any(|unwritten| unwritten.collection == *name);
+            let one = |(name, found): (&Arc<str>, &Collection)| {
+                (name.clone(), if lacks(name) { upto } else { found.forgotten })
+            };
+            state.collections().map(one).collect()
+        };
+        Window::new(self.history.clone(), upto, &forgotten)
+    }
+
     async fn install(self: &Arc<Machine>, head: Head, data: SnapshotData) -> Result<(), io::Error> {
         let _writing = self.writing.lock().await;
         let machine = self.clone();
         blocking(move || {
-            let records = data.records()?;
+            let Content { records, past } = data.content()?;
             machine.checkpoint.replace(&codec::encode_head(&head), &records)?;
             *machine.covered.lock() = head.clone();
             let revision = revision(head.applied.as_ref());
             {
                 let _no_history = machine.history_failed.lock();
                 machine.history.reset(revision);
-                let mut state = machine.state.write();
-                state.replace(revision, records);
-                *machine.head.lock() = head;
+                {
+                    let mut state = machine.state.write();
+                    state.replace(revision, records);
+                    *machine.head.lock() = head;
+                }
+                machine.applied.send_replace(revision);
+                // Until it is whole, nothing of it is read: the state says that it is forgotten.
+                machine.history.take_over(revision, past);
+                machine.state.write().remember(machine.history.floor(), machine.history.forgotten());
             }
-            machine.applied.send_replace(revision);
             Ok(())
         })
         .await

@@ -11,6 +11,7 @@ mod log;
 mod machine;
 mod members;
 mod network;
+mod restore;
 mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -29,11 +30,13 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 pub use ask::{Ask, Change, Refusal, Told};
+pub use codec::{encode_records, records};
 pub use hub::Hub;
 pub use link::{Links, PeerTls, serve as serve_peers};
 pub use machine::Machine;
 pub use members::removed;
 pub use network::{Answer, Call, NoPeers, Transport};
+pub use restore::restore;
 pub use types::{MemberId, Transaction};
 
 use self::log::{Log, Unstarted};

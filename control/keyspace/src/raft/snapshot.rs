@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::codec;
 use crate::checkpoint::Reader;
+use crate::history::window::{self, Past, Window};
 use crate::state::Records;
 
 /// Bytes of records in one part, about; a single record may be larger.
@@ -18,24 +19,34 @@ const PART_BYTES_MAX: u32 = 16 << 20;
 
 /// Where a snapshot's content is.
 pub enum SnapshotData {
-    /// In this member's checkpoint.
-    Checkpoint(Box<Reader>),
+    /// In this member's checkpoint and history.
+    Checkpoint(Box<(Reader, Window)>),
     /// Nowhere now: the checkpoint could not be read.
     Unreadable(io::Error),
     /// In a file that came from another member.
     Received(File),
 }
 
+/// What a snapshot says.
+pub struct Content {
+    /// The records.
+    pub records: HashMap<Arc<str>, Records>,
+    /// What was before; blocks on the disk.
+    pub past: Box<dyn Iterator<Item = io::Result<Past>>>,
+}
+
 impl SnapshotData {
     /// Every part in order; blocks on the disk.
     pub fn parts(self) -> Box<dyn Iterator<Item = io::Result<Vec<u8>>> + Send> {
         match self {
-            SnapshotData::Checkpoint(mut reader) => {
-                Box::new(std::iter::from_fn(move || match reader.next(PART_BYTES) {
+            SnapshotData::Checkpoint(content) => {
+                let (mut reader, window) = *content;
+                let records = std::iter::from_fn(move || match reader.next(PART_BYTES) {
                     Ok(records) if records.is_empty() => None,
                     Ok(records) => Some(Ok(codec::encode_records(records.iter()))),
                     Err(error) => Some(Err(error)),
-                }))
+                });
+                Box::new(records.chain(window.map(Ok)))
             }
             SnapshotData::Unreadable(error) => Box::new(std::iter::once(Err(error))),
             SnapshotData::Received(file) => {
@@ -45,11 +56,19 @@ impl SnapshotData {
         }
     }
 
-    /// All records; blocks on the disk.
-    pub fn records(self) -> io::Result<HashMap<Arc<str>, Records>> {
+    /// All records, and the parts that say what was before; blocks on the disk.
+    pub fn content(self) -> io::Result<Content> {
         let mut collections: HashMap<Arc<str>, Records> = HashMap::new();
-        for part in self.parts() {
-            for mut record in codec::records(&part?)? {
+        let mut parts = self.parts();
+        let mut past = None;
+        for part in parts.by_ref() {
+            let part = part?;
+            past = window::decode(&part)?.map(Ok);
+            // The past comes last.
+            if past.is_some() {
+                break;
+            }
+            for mut record in codec::records(&part)? {
                 // One name for all records of a collection.
                 if let Some((name, _)) = collections.get_key_value(&record.key.collection) {
                     record.key.collection = name.clone();
@@ -58,7 +77,8 @@ impl SnapshotData {
                 records.insert(record.key.name.clone(), Arc::new(record));
             }
         }
-        Ok(collections)
+        let more = parts.filter_map(|part| part.and_then(|part| window::decode(&part)).transpose());
+        Ok(Content { records: collections, past: Box::new(past.into_iter().chain(more)) })
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use coracle_keyspace::{
-    Begin, Config, GroupAlarm, GroupError, Guard, Hub, Key, Keyspace, Renewal, Revision, Role, TransactError, Value,
+    Begin, Config, GroupAlarm, GroupError, Guard, Hub, Key, Keyspace, Op, Renewal, Revision, Role, TransactError, Value,
 };
 use tempfile::TempDir;
 
@@ -240,10 +240,35 @@ async fn members_go_and_come_and_no_number_is_used_again() {
     group.shutdown().await;
 }
 
+/// What a watch of each kind hears after `after`, up to `last`.
+async fn heard(keyspace: &Keyspace, after: Revision, last: Revision) -> [Vec<String>; 2] {
+    let mut all = [Vec::new(), Vec::new()];
+    for (collection, told) in ["quiet", "things"].iter().zip(&mut all) {
+        let mut watcher = keyspace.watch(collection, after).expect("it is remembered");
+        while watcher.revision() < last {
+            for event in watcher.there().await.expect("it is remembered").events {
+                let previous = event.previous.as_ref().map(|previous| (previous.revision, previous.bytes.len()));
+                let record = &event.record;
+                told.push(format!("{:?} {:?} {} {previous:?}", event.kind, record, record.bytes.len()));
+            }
+        }
+    }
+    all
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_member_that_is_far_behind_gets_a_snapshot_and_a_new_start_keeps_it() {
+async fn a_member_that_is_far_behind_gets_a_snapshot_with_its_past_and_a_new_start_keeps_both() {
     let mut group = Group::found().await;
     let first = group.members[0].clone();
+    // A kind of which something is heard at the beginning, and never again.
+    let quiet = |text: &'static str| Op::Put {
+        key: Key::new("quiet", "q"),
+        value: Value { bytes: text.into(), revision_at: 0 },
+        guard: Guard::None,
+    };
+    let begun = first.transact(vec![quiet("a")]).await.unwrap().revision;
+    first.transact(vec![quiet("b"), put("gone", "x", Guard::None)]).await.unwrap();
+    first.transact(vec![crate::delete("gone")]).await.unwrap();
     let text = "x".repeat(256 << 10);
     for at in 0..120 {
         first.transact(vec![put(&format!("k{at}"), &text, Guard::None)]).await.unwrap();
@@ -255,13 +280,18 @@ async fn a_member_that_is_far_behind_gets_a_snapshot_and_a_new_start_keeps_it() 
     tokio::time::timeout(LIMIT, second.wait_for(last)).await.unwrap().unwrap();
     let names = |keyspace: &Keyspace| keyspace.snapshot("things").records.keys().cloned().collect::<Vec<_>>();
     assert_eq!(names(&second), names(&first));
-    // What was before the snapshot is forgotten here, and says so.
-    assert!(second.watch("things", Revision::new(3)).is_err());
+    // Who watched elsewhere goes on here, from before the snapshot.
+    let told = heard(&first, begun, last).await;
+    assert_eq!((told[0].len(), told[1].len()), (1, 120 + 3));
+    assert_eq!(heard(&second, begun, last).await, told);
+    let past = second.snapshot_at("things", begun).await.unwrap();
+    assert_eq!((past.revision, past.records.len()), (begun, 0));
     second.shutdown().await;
     let config = Config { begin: Begin::Resume, ..Config::new(group.dirs[1].path()) };
     let second = Keyspace::open_at(config, &group.hub).await.unwrap();
     tokio::time::timeout(LIMIT, second.wait_for(last)).await.unwrap().unwrap();
     assert_eq!(names(&second), names(&first));
+    assert_eq!(heard(&second, begun, last).await, told);
     group.members.push(second);
     group.shutdown().await;
 }

@@ -1,5 +1,6 @@
 //! The keyspace from outside: what callers were promised, also over crashes and with several members.
 
+mod backup;
 mod basics;
 mod crash;
 mod group;

@@ -1,0 +1,119 @@
+//! Everything there is at one moment, in parts; and a new cluster that begins with it.
+//!
+//! What the group keeps about itself stays behind: the new cluster has an id and members of its own. Records keep their
+//! contents and revisions; the log begins far ahead of the last one, so that a client that knows revisions of the old
+//! cluster, also those after the backup, is told that they are over and lists again.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::dir::Dir;
+use crate::group::{Begin, ClusterId, GROUP};
+use crate::host::Host;
+use crate::raft;
+use crate::record::{Record, Revision};
+use crate::state::Records;
+use crate::{Keyspace, OpenError};
+
+/// How far a restored cluster's log begins after the backup's revision: more than the old one can have gone on.
+const REVISIONS_AHEAD: u64 = 1_000_000_000;
+/// Bytes of records in one part, about; a single record may be larger.
+const PART_BYTES: usize = 512 << 10;
+
+/// Every record at one moment; shared with the state, and not copied.
+pub struct Whole {
+    revision: Revision,
+    collections: Vec<Records>,
+}
+
+impl Keyspace {
+    /// Every record as applied here. Costs a few pointers a collection; what is written later is not in it.
+    pub fn whole(&self) -> Whole {
+        let state = self.0.machine.state.read();
+        let collections = state.collections().filter(|(name, _)| &***name != GROUP);
+        Whole { revision: state.applied, collections: collections.map(|(_, found)| found.records.clone()).collect() }
+    }
+}
+
+impl Whole {
+    /// Everything up to here is in it.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// How many records there are.
+    pub fn len(&self) -> usize {
+        self.collections.iter().map(Records::len).sum()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All of them, a part at a time.
+    pub fn parts(&self) -> impl Iterator<Item = Vec<u8>> {
+        let mut records = self.collections.iter().flat_map(|collection| collection.values());
+        std::iter::from_fn(move || {
+            let (mut part, mut bytes) = (Vec::<&Record>::new(), 0);
+            while bytes < PART_BYTES
+                && let Some(record) = records.next()
+            {
+                bytes += record.bytes.len() + record.key.name.len();
+                part.push(record);
+            }
+            (!part.is_empty()).then(|| raft::encode_records(part.iter().copied()))
+        })
+    }
+}
+
+/// A cluster that is being made of the parts of a backup.
+#[derive(Default)]
+pub struct Restoring {
+    records: HashMap<Arc<str>, Records>,
+    count: usize,
+}
+
+impl Restoring {
+    /// Nothing yet.
+    pub fn new() -> Restoring {
+        Restoring::default()
+    }
+
+    /// Takes the next part.
+    pub fn part(&mut self, part: &[u8]) -> io::Result<()> {
+        for mut record in raft::records(part)? {
+            // One name for all records of a collection.
+            if let Some((name, _)) = self.records.get_key_value(&record.key.collection) {
+                record.key.collection = name.clone();
+            }
+            let records = self.records.entry(record.key.collection.clone()).or_default();
+            records.insert(record.key.name.clone(), Arc::new(record));
+            self.count += 1;
+        }
+        Ok(())
+    }
+
+    /// How many records came.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether none came.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Makes the data directory `path`, where there is none, of a cluster that had all of this at `revision`. It can be opened
+    /// when this returns.
+    pub async fn finish(self, path: &Path, revision: Revision) -> Result<ClusterId, OpenError> {
+        let host = Host::real();
+        let begin = Revision::new(revision.get().saturating_add(REVISIONS_AHEAD));
+        let dir = Dir::open(&host, path, &Begin::Found)?;
+        let cluster = dir.owner().cluster;
+        let made = raft::restore(&host, dir, begin, self.records).await;
+        made.map_err(|source| OpenError::Load { path: path.into(), source }).map(|()| cluster)
+    }
+}
