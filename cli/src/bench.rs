@@ -25,3 +25,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// Runs the hidden command.
+pub async fn peer() -> anyhow::Result<()> {
+    bench::peer(|address| println!("{address}")).await.map_err(anyhow::Error::from_boxed)
+}

@@ -49,6 +49,9 @@ enum Command {
     Completion(completion::Arguments),
     /// Print the version
     Version,
+    /// Serve a constant with bare hyper; `bench http` compares with this process
+    #[command(hide = true)]
+    BenchPeer,
     /// Compile one component; the server runs this as a process of its own
     #[command(hide = true)]
     Compile {
@@ -59,6 +62,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // With RUST_BACKTRACE set wasmtime would take a backtrace for each instance that ends: 10 µs. Panics go on having theirs.
+    // SAFETY: no other thread runs yet.
+    unsafe { std::env::set_var("RUST_LIB_BACKTRACE", "0") };
     let arguments = Arguments::parse();
     let result = match arguments.command {
         Command::Up(arguments) => run(up::run(arguments)),
@@ -71,6 +77,7 @@ fn main() -> ExitCode {
         Command::Push(arguments) => run(push::run(arguments)),
         Command::Status(arguments) => run(status::run(arguments)),
         Command::Bench(arguments) => run(bench::run(arguments)),
+        Command::BenchPeer => run(bench::peer()),
         Command::Completion(arguments) => completion::run(&arguments),
         Command::Version => {
             println!("coracle {}", env!("CARGO_PKG_VERSION"));

@@ -100,8 +100,9 @@ impl Endpoint {
                 true => Failure::seen(self.address, source),
                 false => Failure::unseen(self.address, source),
             }),
-            Way::Socket(socket) => dialer.call(self.address, *socket, request).await,
-            Way::Elsewhere => dialer.call(self.address, self.address, request).await,
+            // In boxes, lest each request that is called has a place for an HTTP client in its future, which is copied.
+            Way::Socket(socket) => Box::pin(dialer.call(self.address, *socket, request)).await,
+            Way::Elsewhere => Box::pin(dialer.call(self.address, self.address, request)).await,
         }
     }
 

@@ -177,7 +177,7 @@ impl Proxy {
                 is_behind |= tried.count() > known;
                 if is_behind
                     && !std::mem::replace(&mut is_renewed, true)
-                    && let Some(renewed) = self.renew(&route).await
+                    && let Some(renewed) = Box::pin(self.renew(&route)).await
                 {
                     route = renewed;
                     continue;

@@ -19,8 +19,9 @@ use kube::api::PostParams;
 use kube::runtime::conditions::is_pod_running;
 use kube::runtime::wait::await_condition;
 use serde_json::json;
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 
 use super::cluster::{Process, examples};
@@ -77,7 +78,8 @@ pub async fn run(program: &Path, report: &mut impl FnMut(Figure)) -> Result<(), 
     let cluster = Process::start(program).await?;
     let fresh = SocketAddr::from(([127, 0, 0, 1], expose(&cluster, "fresh", "1").await?));
     let reused = SocketAddr::from(([127, 0, 0, 1], expose(&cluster, "reused", REUSE).await?));
-    let mut servers = vec![("coracle_fresh", fresh), ("coracle_reused", reused), ("hyper", bare_server().await?)];
+    let (_bare, hyper) = bare_server(program).await?;
+    let mut servers = vec![("coracle_fresh", fresh), ("coracle_reused", reused), ("hyper", hyper)];
     // What each is compared with: another way to do the same.
     let mut pairs = vec![(0, 2), (1, 2)];
     let peers = [wasmtime_serve(&[]).await?, wasmtime_serve(&["--max-instance-reuse-count", REUSE]).await?];
@@ -142,26 +144,37 @@ async fn answers(address: SocketAddr) -> Result<(), Error> {
     }
 }
 
-/// What HTTP alone costs here: hyper answering a constant.
-async fn bare_server() -> Result<SocketAddr, Error> {
+/// What HTTP alone costs here: hyper answering a constant, until this process ends. Calls `tell` with its address.
+pub async fn peer(tell: impl FnOnce(SocketAddr)) -> Result<(), Error> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let address = listener.local_addr()?;
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let _ = stream.set_nodelay(true);
-            tokio::spawn(async move {
-                let answer = service_fn(|_: Request<hyper::body::Incoming>| async {
-                    Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("hello\n")))
-                });
-                let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
+    tell(listener.local_addr()?);
+    loop {
+        let (stream, _) = listener.accept().await?;
+        let _ = stream.set_nodelay(true);
+        tokio::spawn(async move {
+            let answer = service_fn(|_: Request<hyper::body::Incoming>| async {
+                Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("hello\n")))
             });
-        }
-    });
-    Ok(address)
+            let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
+        });
+    }
+}
+
+/// The same in a process of its own, as all that it is compared with: in the client's process a request wakes nobody.
+async fn bare_server(program: &Path) -> Result<(Child, SocketAddr), Error> {
+    let mut child = Command::new(program)
+        .arg("bench-peer")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let mut lines = BufReader::new(child.stdout.take().ok_or("no standard output")?).lines();
+    let line = tokio::time::timeout(START_DEADLINE, lines.next_line()).await??;
+    Ok((child, line.ok_or("the bare server ended")?.parse()?))
 }
 
 /// `wasmtime serve` with the same component, when it is there.
-async fn wasmtime_serve(options: &[&str]) -> Result<Option<(tokio::process::Child, SocketAddr)>, Error> {
+async fn wasmtime_serve(options: &[&str]) -> Result<Option<(Child, SocketAddr)>, Error> {
     let hello = crate::component(&examples()?, "hello").await?;
     let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let address = SocketAddr::from(([127, 0, 0, 1], port));

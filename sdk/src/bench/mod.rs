@@ -1,7 +1,7 @@
 //! Benchmarks that print figures; they judge nothing.
 //!
 //! Those of a whole cluster start the real executable in a temporary directory on free ports and measure it from
-//! outside. Peers that do the same work run in the same process and moment, since machines differ and are noisy.
+//! outside. Peers that do the same work run in the same minute, each in a process of its own, since machines differ and are noisy.
 
 mod cluster;
 mod deploy;
@@ -11,7 +11,7 @@ mod rollout;
 use std::fmt;
 use std::path::Path;
 
-pub use http::{Answer, http_get};
+pub use http::{Answer, http_get, peer};
 
 /// The benchmarks' names, in the order in which all of them run.
 pub const NAMES: [&str; 6] = ["keyspace", "engine", "neighbours", "deploy", "rollout", "http"];

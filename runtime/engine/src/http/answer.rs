@@ -72,12 +72,16 @@ impl Body for Answer {
             return Poll::Ready(None);
         }
         self.flight.handed(false);
-        let mut polled = self.poll_body(context);
-        if polled.is_pending() {
+        let flight = self.flight.clone();
+        let polled = flight.head.polled(context, |context| {
+            let polled = self.poll_body(context);
+            if polled.is_ready() {
+                return polled;
+            }
             // A guest that has ended, or was ended, has let go of its end of the body: the body itself knows and wakes.
             let _ = self.flight.drive(context);
-            polled = self.poll_body(context);
-        }
+            self.poll_body(context)
+        });
         if matches!(polled, Poll::Ready(Some(_))) {
             self.flight.handed(true);
         }

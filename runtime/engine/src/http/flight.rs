@@ -3,8 +3,8 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use futures::task::AtomicWaker;
@@ -35,16 +35,62 @@ pub(super) struct Head {
     is_answered: AtomicBool,
     /// How the body ended.
     pub(super) end: Arc<BodyEnd>,
+    /// Of whoever waits for the head, then of the body's reader.
     waker: AtomicWaker,
+    /// Whether that one is polling: [`RESTS`], [`POLLED`] or [`WOKEN`].
+    turn: AtomicU8,
     /// The flight's place among those at work.
     permit: Mutex<Option<Permit>>,
 }
 
+const RESTS: u8 = 0;
+const POLLED: u8 = 1;
+/// Woken while it was polled.
+const WOKEN: u8 = 2;
+
 impl Head {
+    fn new(permit: Option<Permit>) -> Arc<Head> {
+        Arc::new(Head {
+            response: Mutex::new(None),
+            is_answered: AtomicBool::new(false),
+            end: Arc::default(),
+            waker: AtomicWaker::new(),
+            turn: AtomicU8::new(RESTS),
+            permit: Mutex::new(permit),
+        })
+    }
+
     pub(super) fn set(&self, response: Result<Response<WasiBody>, RequestError>) {
         self.is_answered.store(response.is_ok(), Ordering::Relaxed);
         *self.response.lock() = Some(response);
-        self.waker.wake();
+        self.rouse();
+    }
+
+    /// Polls for the one who waits. Guest and body, polled in turn by one task, wake each other all the time: who is polling
+    /// sees that by itself, and is woken only when it is about to wait. Waking it each time has tokio poll the connection
+    /// once more for nothing, and rouse another thread to do it.
+    pub(super) fn polled<T>(
+        self: &Arc<Self>,
+        context: &Context<'_>,
+        poll: impl FnOnce(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
+        self.waker.register(context.waker());
+        self.turn.store(POLLED, Ordering::SeqCst);
+        let waker = Waker::from(self.clone());
+        let polled = poll(&mut Context::from_waker(&waker));
+        // Whoever got something asks again before it waits.
+        if self.turn.swap(RESTS, Ordering::SeqCst) == WOKEN && polled.is_pending() {
+            context.waker().wake_by_ref();
+        }
+        polled
+    }
+
+    /// Wakes whoever waits.
+    fn rouse(&self) {
+        let while_polled = |turn| (turn == POLLED).then_some(WOKEN);
+        if self.turn.fetch_update(Ordering::SeqCst, Ordering::SeqCst, while_polled) == Err(RESTS) {
+            self.waker.wake();
+        }
     }
 
     /// Whether the guest gave an answer: one that gave none may be broken.
@@ -63,6 +109,16 @@ impl Head {
 
     pub(super) fn has_permit(&self) -> bool {
         self.permit.lock().is_some()
+    }
+}
+
+impl Wake for Head {
+    fn wake(self: Arc<Self>) {
+        self.rouse();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.rouse();
     }
 }
 
@@ -102,13 +158,7 @@ impl Flight {
         permit: Permit,
         chain: Chain,
     ) -> Result<Arc<Flight>, RequestError> {
-        let head = Arc::new(Head {
-            response: Mutex::new(None),
-            is_answered: AtomicBool::new(false),
-            end: Arc::default(),
-            waker: AtomicWaker::new(),
-            permit: Mutex::new(Some(permit)),
-        });
+        let head = Head::new(Some(permit));
         let future = run(service.clone(), request, head.clone(), chain);
         let account = service.account.clone();
         let clock = account.inline_clock();
@@ -131,25 +181,23 @@ impl Flight {
         if self.service.is_heavy.load(Ordering::Relaxed) || !exec::is_gateway() {
             self.move_away();
         }
-        poll_fn(|context| {
-            let progress = self.drive(context);
-            if let Some(response) = self.head.response.lock().take() {
-                return Poll::Ready(response);
-            }
-            if let Poll::Ready(outcome) = progress {
-                return Poll::Ready(Err(outcome.err().unwrap_or(RequestError::NoResponse)));
-            }
-            self.head.waker.register(context.waker());
-            // It may have come, or ended, from another thread since.
-            if let Some(response) = self.head.response.lock().take() {
-                return Poll::Ready(response);
-            }
-            match self.outcome() {
-                Some(outcome) => Poll::Ready(Err(outcome.err().unwrap_or(RequestError::NoResponse))),
-                None => Poll::Pending,
-            }
-        })
-        .await
+        poll_fn(|context| self.head.polled(context, |context| self.poll_head(context))).await
+    }
+
+    fn poll_head(self: &Arc<Self>, context: &mut Context<'_>) -> Poll<Result<Response<WasiBody>, RequestError>> {
+        let progress = self.drive(context);
+        if let Some(response) = self.head.response.lock().take() {
+            return Poll::Ready(response);
+        }
+        let ended = match progress {
+            Poll::Ready(outcome) => Some(outcome),
+            // It may have ended, or been moved, meanwhile.
+            Poll::Pending => self.outcome(),
+        };
+        let Some(outcome) = ended else { return Poll::Pending };
+        // It may have answered from another thread just before it ended.
+        let response = self.head.response.lock().take();
+        Poll::Ready(response.unwrap_or_else(|| Err(outcome.err().unwrap_or(RequestError::NoResponse))))
     }
 
     /// Lets the guest go on, when it is here.
@@ -283,7 +331,7 @@ impl Flight {
             *state = State::Done(outcome.clone());
         }
         self.ended(&outcome);
-        self.head.waker.wake();
+        self.head.rouse();
     }
 
     /// Ends it from outside, without waiting for a poll that may be going on.
@@ -297,7 +345,7 @@ impl Flight {
         }
         self.head.end.break_off();
         let _ = self.finish_ending();
-        self.head.waker.wake();
+        self.head.rouse();
     }
 
     /// Throws the guest away when it was ended from outside; says why. Does nothing while somebody polls it: that one
@@ -372,6 +420,41 @@ mod tests {
     fn launch(service: &HttpService, permit: Permit) -> Result<Arc<Flight>, RequestError> {
         let request = Request::get("http://probe/spin").body(empty()).unwrap();
         Flight::launch(&service.0, request, permit, Chain::default())
+    }
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn who_polls_is_woken_when_it_would_wait_and_not_before() {
+        let (head, count) = (Head::new(None), Arc::new(Count::default()));
+        let waker = Waker::from(count.clone());
+        let context = Context::from_waker(&waker);
+        let mut kept = None;
+        let mut poll = |polled: Poll<()>| {
+            let wakes = |context: &mut Context<'_>| {
+                kept = Some(context.waker().clone());
+                context.waker().wake_by_ref();
+                head.rouse();
+                polled
+            };
+            let _ = head.polled(&context, wakes);
+            count.0.swap(0, Ordering::SeqCst)
+        };
+        assert_eq!((poll(Poll::Ready(())), poll(Poll::Pending)), (0, 1));
+        // From then on, whoever wakes it does.
+        kept.unwrap().wake();
+        head.set(Err(RequestError::Killed));
+        assert_eq!(count.0.load(Ordering::SeqCst), 1, "AtomicWaker gives a waker once for each poll");
+        assert!(head.polled(&context, |_| Poll::<()>::Pending).is_pending());
+        head.set(Err(RequestError::Killed));
+        assert_eq!(count.0.load(Ordering::SeqCst), 2);
     }
 
     #[tokio::test]
