@@ -242,6 +242,7 @@ impl From<Refusal> for GroupError {
             Refusal::NoRoom(room) => GroupError::NoRoom(room),
             Refusal::Unknown => GroupError::Unknown,
             Refusal::Refused(why) => GroupError::Refused(why),
+            Refusal::Removed(member) => GroupError::Refused(crate::raft::removed(member)),
         }
     }
 }
@@ -282,6 +283,10 @@ fn member_key(member: MemberId) -> Key {
 
 fn api_key(member: MemberId) -> Key {
     key(&format!("api {member}"))
+}
+
+fn names_key(member: MemberId) -> Key {
+    key(&format!("names {member}"))
 }
 
 /// A record of one line; its revision stands in the next.
@@ -337,7 +342,7 @@ pub(crate) fn api(state: &State, member: MemberId) -> String {
 
 /// What forgets those of `members` that are known.
 pub(crate) fn forget(state: &State, members: &BTreeSet<MemberId>) -> Vec<Op> {
-    let keys = members.iter().flat_map(|member| [member_key(*member), api_key(*member)]);
+    let keys = members.iter().flat_map(|member| [member_key(*member), api_key(*member), names_key(*member)]);
     let known = keys.filter(|key| state.record(key).is_some());
     known.map(|key| Op::Delete { key, guard: Guard::Present }).collect()
 }
@@ -415,6 +420,52 @@ impl Keyspace {
         let is_member = Op::Check { key: member_key(self.0.id), guard: Guard::Present };
         let ops = vec![is_member, line(api_key(self.0.id), api, Guard::None)];
         self.transact(ops).await.map(drop).map_err(GroupError::from)
+    }
+
+    /// Has all members know what this one is called, where it was admitted under no name, and by which names its API is
+    /// reached: nobody else may get a certificate for them ([`Keyspace::api_names`]).
+    pub async fn introduce(&self, name: &str, api_names: &[String]) -> Result<(), GroupError> {
+        let id = self.0.id;
+        let names = api_names.join(" ");
+        let mut ops = Vec::new();
+        {
+            let state = self.0.machine.state.read();
+            match state.record(&member_key(id)) {
+                Some(known) if first_line(&known.bytes).is_empty() => {
+                    ops.push(line(member_key(id), name, Guard::Revision(known.revision)));
+                }
+                _ => ops.push(Op::Check { key: member_key(id), guard: Guard::Present }),
+            }
+            if state.record(&names_key(id)).is_none_or(|known| first_line(&known.bytes) != names) {
+                ops.push(line(names_key(id), &names, Guard::None));
+            }
+        }
+        if matches!(ops.as_slice(), [Op::Check { .. }]) {
+            return Ok(());
+        }
+        self.transact(ops).await.map(drop).map_err(GroupError::from)
+    }
+
+    /// The names by which the members' APIs are reached.
+    pub fn api_names(&self) -> BTreeSet<String> {
+        let members = self.members();
+        let state = self.0.machine.state.read();
+        let records = members.iter().filter_map(|member| state.record(&names_key(member.member)));
+        records.flat_map(|record| first_line(&record.bytes).split(' ').map(str::to_owned).collect::<Vec<_>>()).collect()
+    }
+
+    /// Follows the records of the group: who its members are called, and where their APIs are.
+    pub fn watch_group(&self) -> Option<crate::Watcher> {
+        self.watch(GROUP, self.revision()).ok()
+    }
+
+    /// Waits until another member says that this one was removed; for ever, as a rule.
+    pub async fn removed(&self) -> GroupAlarm {
+        let mut removed = self.0.member.removed();
+        if removed.wait_for(|removed| *removed).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        GroupAlarm::Removed { member: self.0.id }
     }
 
     /// What an operator should know of the group; nothing when all is well. Only the leader knows who is down.

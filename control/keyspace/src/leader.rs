@@ -16,6 +16,8 @@ const SAY_AGAIN: Duration = Duration::from_millis(200);
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(10);
 /// The same while they do not.
 const ANNOUNCE_AGAIN: Duration = Duration::from_millis(500);
+/// Who has heard of no leader for this long asks the others; an election takes less.
+const ALONE_AFTER: Duration = Duration::from_secs(3);
 /// How long a peer may take to answer an announcement.
 const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -56,7 +58,9 @@ pub(crate) async fn announce(member: Arc<Member>, address: String, mut stopped: 
         let mut refused = None;
         loop {
             let known = member.address_of(member.id()).is_some_and(|known| known == address);
-            if !known {
+            // Whoever hears of no leader may have been removed: the others say so.
+            let is_alone = member.leader().is_none() && member.alone_for() >= ALONE_AFTER;
+            if !known || is_alone {
                 match tell(&member, &address).await {
                     Ok(_) => refused = None,
                     Err(why) if refused.as_ref() == Some(&why) => (),
@@ -70,7 +74,7 @@ pub(crate) async fn announce(member: Arc<Member>, address: String, mut stopped: 
                     }
                 }
             }
-            let patience = if known { ANNOUNCE_EVERY } else { ANNOUNCE_AGAIN };
+            let patience = if known && member.leader().is_some() { ANNOUNCE_EVERY } else { ANNOUNCE_AGAIN };
             member.leader_changes(patience).await;
         }
     };
@@ -89,6 +93,7 @@ async fn tell(member: &Member, address: &str) -> Result<(), String> {
         match tokio::time::timeout(ANNOUNCE_TIMEOUT, member.ask(ask.clone())).await {
             Ok(Ok(_)) => return Ok(()),
             Ok(Err(Refusal::Refused(why))) => return Err(why),
+            Ok(Err(Refusal::Removed(removed))) => return Err(crate::raft::removed(removed)),
             Ok(Err(_)) | Err(_) => (),
         }
     }
@@ -99,6 +104,10 @@ async fn tell(member: &Member, address: &str) -> Result<(), String> {
         let call = member.transport().call(peer, &address, Call::Ask(ask.clone()));
         match tokio::time::timeout(ANNOUNCE_TIMEOUT, call).await {
             Ok(Ok(Answer::Told(Ok(Told::Changed)))) => return Ok(()),
+            Ok(Ok(Answer::Told(Err(Refusal::Removed(removed))))) => {
+                member.note_removed();
+                return Err(crate::raft::removed(removed));
+            }
             Ok(Ok(Answer::Told(Err(Refusal::Refused(refused))))) => why = refused,
             Ok(_) | Err(_) => (),
         }

@@ -55,10 +55,10 @@ use crate::dir::Dir;
 use crate::host::Host;
 use crate::raft::{Ask, Links, Machine, Member, NoPeers, Refusal, Surroundings, Told, Transaction, Transport};
 
-/// How long a caller waits for a proposal; after that the outcome is unknown.
+/// How long a caller waits for a proposal, and to have here what another member, which leads, has done for it; after that
+/// the outcome is unknown.
 const PROPOSAL_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a member waits to have itself what another one, which leads, has done for its caller. The next read that is
-/// confirmed waits for it in any case.
+/// How long a read waits for what it must have seen.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Reads that wait to be confirmed together; more wait in their callers.
 const BARRIERS_QUEUED: usize = 1024;
@@ -418,9 +418,10 @@ impl Keyspace {
             return Err(TransactError::Stopped);
         }
         let transaction = Transaction::new(ops);
+        let give_up = tokio::time::Instant::now() + PROPOSAL_TIMEOUT;
         // Callers' own futures stay small.
         let asked = Box::pin(self.0.member.ask(Ask::Write(transaction)));
-        let asked = tokio::time::timeout(PROPOSAL_TIMEOUT, asked).await;
+        let asked = tokio::time::timeout_at(give_up, asked).await;
         let (revision, outcome) = match asked {
             Ok(Ok(Told::Written(revision, outcome))) => (revision, outcome),
             Ok(Err(Refusal::NotLeader(leader))) => return Err(TransactError::Unavailable { leader }),
@@ -429,13 +430,17 @@ impl Keyspace {
                 tracing::warn!(why, "a transaction was refused by the leader");
                 return Err(TransactError::Unavailable { leader: None });
             }
+            Ok(Err(Refusal::Removed(_))) => return Err(TransactError::Unavailable { leader: None }),
             Ok(Ok(_) | Err(Refusal::Unknown)) | Err(_) => return Err(TransactError::Unknown),
         };
-        if self.revision() < revision {
-            // Another member leads: what it says is there is here before it is said.
-            let _ = tokio::time::timeout(CATCH_UP_TIMEOUT, self.wait_for(revision)).await;
+        let committed = outcome.map_err(TransactError::Guard)?;
+        // Another member leads: what it says is there is here before it is said, or nothing is.
+        if self.revision() < revision
+            && !matches!(tokio::time::timeout_at(give_up, self.wait_for(revision)).await, Ok(Ok(())))
+        {
+            return Err(TransactError::Unknown);
         }
-        outcome.map_err(TransactError::Guard)
+        Ok(committed)
     }
 
     /// The record `name` of `collection`, as applied here.

@@ -1,13 +1,14 @@
 //! The cluster's certificate authority and what it has issued.
 //!
 //! Everything lives as PEM under `DIR/pki`, keys readable by their owner only. A certificate that is missing, was issued
-//! by another authority, names other hosts or has less than a third of its life left is issued again at start, so that a
-//! cluster which is restarted once in a while never sees one expire.
+//! by another authority, names other hosts or has less than a third of its life left is issued again, at start and while the
+//! server runs ([`crate::tls`]).
 
 use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
@@ -104,13 +105,14 @@ pub struct SharedKeys {
 }
 
 /// Who a certificate is for.
-pub struct Subject<'a> {
+#[derive(Clone, Debug)]
+pub struct Subject {
     /// File name under `pki/`, without extension.
-    pub file: &'a str,
+    pub file: String,
     /// Common name: the user name of a client.
-    pub user: &'a str,
+    pub user: String,
     /// Organizations: the groups of a client.
-    pub groups: &'a [&'a str],
+    pub groups: Vec<String>,
     /// Names a server answers to; none for a client.
     pub hosts: Vec<String>,
     /// Addresses a server answers at.
@@ -140,7 +142,7 @@ impl Authority {
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
             params.key_usages =
                 vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
-            validity(&mut params, AUTHORITY_DAYS);
+            validity(&mut params, SystemTime::now(), AUTHORITY_DAYS);
             let certificate = params.self_signed(&key).map_err(|source| Error::Issue { name: "ca".into(), source })?;
             write(&token_path, new_key("service-account")?.serialize_pem().as_bytes())?;
             write(&key_path, key.serialize_pem().as_bytes())?;
@@ -192,23 +194,23 @@ impl Authority {
             .expect("a certificate that was parsed when it was loaded")
     }
 
-    /// The certificate for `subject`, issued anew where there is none that will do.
-    pub fn issue(&self, subject: &Subject<'_>) -> Result<Pair, Error> {
+    /// The certificate for `subject`, issued anew where there is none that will do for some time from `now` on.
+    pub fn issue(&self, subject: &Subject, now: SystemTime) -> Result<Pair, Error> {
         let certificate_path = self.dir.join(format!("{}.crt", subject.file));
         let key_path = self.dir.join(format!("{}.key", subject.file));
         if let (Ok(certificate), Ok(key)) = (fs::read_to_string(&certificate_path), fs::read_to_string(&key_path))
-            && self.still_good(&certificate, subject)
+            && self.still_good(&certificate, subject, now)
             && KeyPair::from_pem(&key).is_ok()
         {
             return Ok(Pair { certificate, key });
         }
-        let failed = |source| Error::Issue { name: subject.file.into(), source };
-        let key = new_key(subject.file)?;
+        let failed = |source| Error::Issue { name: subject.file.clone(), source };
+        let key = new_key(&subject.file)?;
         let mut params = CertificateParams::new(subject.hosts.clone()).map_err(failed)?;
         params.subject_alt_names.extend(subject.addresses.iter().map(|a| SanType::IpAddress(*a)));
-        params.distinguished_name.push(DnType::CommonName, subject.user);
-        for group in subject.groups {
-            params.distinguished_name.push(DnType::OrganizationName, *group);
+        params.distinguished_name.push(DnType::CommonName, subject.user.as_str());
+        for group in &subject.groups {
+            params.distinguished_name.push(DnType::OrganizationName, group.as_str());
         }
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         let serves = !subject.hosts.is_empty() || !subject.addresses.is_empty();
@@ -217,7 +219,7 @@ impl Authority {
             params.insert_extended_key_usage(ExtendedKeyUsagePurpose::ServerAuth);
         }
         params.use_authority_key_identifier_extension = true;
-        validity(&mut params, LEAF_DAYS);
+        validity(&mut params, now, LEAF_DAYS);
         let certificate = params.signed_by(&key, &self.issuer).map_err(failed)?;
         let pair = Pair { certificate: certificate.pem(), key: key.serialize_pem() };
         // A full disk is no reason not to start: another one is issued the next time.
@@ -246,7 +248,7 @@ impl Authority {
         params.insert_extended_key_usage(ExtendedKeyUsagePurpose::ClientAuth);
         params.insert_extended_key_usage(ExtendedKeyUsagePurpose::ServerAuth);
         params.use_authority_key_identifier_extension = true;
-        validity(&mut params, NODE_DAYS);
+        validity(&mut params, SystemTime::now(), NODE_DAYS);
         request.params = params;
         let signed = request.signed_by(&self.issuer);
         signed.map(|certificate| certificate.pem()).map_err(|source| Error::Issue { name: name.into(), source })
@@ -260,13 +262,29 @@ impl Authority {
         Ok(key)
     }
 
-    /// Whether a certificate on disk can be used for `subject` for some time to come.
-    fn still_good(&self, pem: &str, subject: &Subject<'_>) -> bool {
+    /// The certificates that are kept here, by the names of their files, and when each ends (Unix time in seconds).
+    pub fn ends(&self) -> Vec<(String, i64)> {
+        let files = fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|entry| entry.path());
+        let mut ends: Vec<(String, i64)> = files
+            .filter(|path| path.extension().is_some_and(|extension| extension == "crt"))
+            .filter_map(|path| {
+                let der = CertificateDer::from_pem_slice(&fs::read(&path).ok()?).ok()?;
+                let (_, certificate) = x509_parser::parse_x509_certificate(&der).ok()?;
+                let name = path.file_stem()?.to_str()?.to_owned();
+                Some((name, certificate.validity().not_after.timestamp()))
+            })
+            .collect();
+        ends.sort();
+        ends
+    }
+
+    /// Whether a certificate on disk can be used for `subject` for some time from `now` on.
+    fn still_good(&self, pem: &str, subject: &Subject, now: SystemTime) -> bool {
         let Ok(der) = CertificateDer::from_pem_slice(pem.as_bytes()) else { return false };
         let Ok((_, certificate)) = x509_parser::parse_x509_certificate(&der) else { return false };
         let Ok(ca_der) = CertificateDer::from_pem_slice(self.certificate.as_bytes()) else { return false };
         let Ok((_, ca)) = x509_parser::parse_x509_certificate(&ca_der) else { return false };
-        let Some(left) = certificate.validity().time_to_expiration() else { return false };
+        let left_days = (certificate.validity().not_after.timestamp() - unix(now)) / 86_400;
         let same_issuer = certificate.issuer().as_raw() == ca.subject().as_raw()
             && certificate.verify_signature(Some(ca.public_key())).is_ok();
         let named: Vec<String> = certificate
@@ -276,7 +294,7 @@ impl Authority {
             .map(|names| names.value.general_names.iter().map(general_name).collect())
             .unwrap_or_default();
         let wanted = subject.hosts.iter().cloned().chain(subject.addresses.iter().map(ToString::to_string));
-        same_issuer && left.whole_days() > LEAF_DAYS / 3 && wanted.into_iter().all(|name| named.contains(&name))
+        same_issuer && left_days > LEAF_DAYS / 3 && wanted.into_iter().all(|name| named.contains(&name))
     }
 }
 
@@ -297,11 +315,15 @@ fn new_key(name: &str) -> Result<KeyPair, Error> {
     KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(|source| Error::Issue { name: name.into(), source })
 }
 
-/// Valid from an hour ago, for clocks that differ, for `days`.
-fn validity(params: &mut CertificateParams, days: i64) {
-    let now = std::time::SystemTime::now();
-    params.not_before = (now - std::time::Duration::from_secs(3600)).into();
-    params.not_after = (now + std::time::Duration::from_secs(days as u64 * 86_400)).into();
+/// Valid from an hour before `now`, for clocks that differ, for `days`.
+fn validity(params: &mut CertificateParams, now: SystemTime, days: i64) {
+    params.not_before = (now - Duration::from_secs(3600)).into();
+    params.not_after = (now + Duration::from_secs(days as u64 * 86_400)).into();
+}
+
+fn unix(time: SystemTime) -> i64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
 fn read(path: &Path) -> Result<String, Error> {
@@ -317,11 +339,11 @@ mod tests {
     use super::*;
     use rcgen::PublicKeyData as _;
 
-    fn server<'a>(hosts: &[&str]) -> Subject<'a> {
+    fn server(hosts: &[&str]) -> Subject {
         Subject {
-            file: "apiserver",
-            user: "kube-apiserver",
-            groups: &[],
+            file: "apiserver".into(),
+            user: "kube-apiserver".into(),
+            groups: vec![],
             hosts: hosts.iter().map(ToString::to_string).collect(),
             addresses: vec!["127.0.0.1".parse().unwrap()],
         }
@@ -331,10 +353,10 @@ mod tests {
     fn a_second_start_finds_the_same_authority_and_certificates() {
         let dir = tempfile::tempdir().unwrap();
         let first = Authority::open(dir.path(), false).unwrap();
-        let issued = first.issue(&server(&["localhost"])).unwrap();
+        let issued = first.issue(&server(&["localhost"]), SystemTime::now()).unwrap();
         let second = Authority::open(dir.path(), true).unwrap();
         assert_eq!(first.certificate(), second.certificate());
-        assert_eq!(issued.certificate, second.issue(&server(&["localhost"])).unwrap().certificate);
+        assert_eq!(issued.certificate, second.issue(&server(&["localhost"]), SystemTime::now()).unwrap().certificate);
         assert_eq!(first.token_key().unwrap(), second.token_key().unwrap());
     }
 
@@ -342,8 +364,8 @@ mod tests {
     fn a_certificate_that_lacks_a_host_is_issued_again() {
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::open(dir.path(), false).unwrap();
-        let before = authority.issue(&server(&["localhost"])).unwrap();
-        let after = authority.issue(&server(&["localhost", "boat"])).unwrap();
+        let before = authority.issue(&server(&["localhost"]), SystemTime::now()).unwrap();
+        let after = authority.issue(&server(&["localhost", "boat"]), SystemTime::now()).unwrap();
         assert_ne!(before.certificate, after.certificate);
     }
 
@@ -353,8 +375,8 @@ mod tests {
         let authority = Authority::open(dir.path(), false).unwrap();
         // Where the file is written before it has its name there is something that cannot be replaced.
         fs::create_dir_all(dir.path().join("apiserver.key.part/full")).unwrap();
-        let issued = authority.issue(&server(&["localhost"])).unwrap();
-        assert!(authority.still_good(&issued.certificate, &server(&["localhost"])));
+        let issued = authority.issue(&server(&["localhost"]), SystemTime::now()).unwrap();
+        assert!(authority.still_good(&issued.certificate, &server(&["localhost"]), SystemTime::now()));
         assert!(!dir.path().join("apiserver.crt").exists());
     }
 
@@ -401,9 +423,11 @@ mod tests {
     #[test]
     fn a_certificate_of_another_authority_is_issued_again() {
         let dir = tempfile::tempdir().unwrap();
-        let before = Authority::open(dir.path(), false).unwrap().issue(&server(&["localhost"])).unwrap();
+        let before =
+            Authority::open(dir.path(), false).unwrap().issue(&server(&["localhost"]), SystemTime::now()).unwrap();
         fs::remove_file(dir.path().join("ca.crt")).unwrap();
-        let after = Authority::open(dir.path(), false).unwrap().issue(&server(&["localhost"])).unwrap();
+        let after =
+            Authority::open(dir.path(), false).unwrap().issue(&server(&["localhost"]), SystemTime::now()).unwrap();
         assert_ne!(before.certificate, after.certificate);
     }
 

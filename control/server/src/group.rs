@@ -7,22 +7,52 @@ use std::time::{Duration, Instant};
 
 use coracle_apiserver::{ApiServer, Identity};
 use coracle_keyspace::{Admission, ClusterId, Keyspace, Lead, MemberId, PeerTls, Peers};
-use rustls::ServerConfig;
-use rustls::server::WebPkiClientVerifier;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::authority::{Authority, SharedKeys, Subject};
-use crate::{Error, MASTERS, client_tls, listener, roots};
+use crate::tls::Certificates;
+use crate::{Error, MASTERS, listener};
 
 /// Where other servers reach this one.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Peering {
-    /// Where it listens for them.
-    pub listen: SocketAddr,
-    /// `HOST:PORT` at which they reach that, where it is not the address that is listened at.
-    pub address: Option<String>,
+    listener: TcpListener,
+    address: String,
+}
+
+impl Peering {
+    /// Listens for other servers at `listen`. They reach that at `address`, `HOST` or `HOST:PORT`: where there is none, at
+    /// the address that is listened at, or the one that leads out of this machine.
+    pub async fn listen(listen: SocketAddr, address: Option<&str>) -> Result<Peering, Error> {
+        let listener = listener::bind(listen, "other servers").await?;
+        let bound = listener.local_addr();
+        let bound = bound.map_err(|source| Error::File { path: Path::new("listener").into(), source })?;
+        let address = match address {
+            None => SocketAddr::new(crate::advertised(bound.ip()), bound.port()).to_string(),
+            Some(address) => with_port(address, bound.port()),
+        };
+        Ok(Peering { listener, address })
+    }
+
+    /// `HOST:PORT` at which others reach it.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+}
+
+/// `HOST` or `HOST:PORT` with a port.
+fn with_port(address: &str, port: u16) -> String {
+    if let Ok(ip) = address.parse() {
+        return SocketAddr::new(ip, port).to_string();
+    }
+    match address.rsplit_once(':') {
+        Some((_, digits)) if digits.parse::<u16>().is_ok() => address.to_owned(),
+        _ => format!("{address}:{port}"),
+    }
 }
 
 /// All that a new server needs to be one of a cluster's ([`Server::admit`](crate::Server::admit)). It is as secret as the
@@ -33,6 +63,28 @@ pub struct Joining {
     pub admission: Admission,
     /// What all servers of the cluster have in common.
     pub keys: SharedKeys,
+}
+
+impl Joining {
+    /// As it is sent.
+    pub fn to_json(&self) -> Value {
+        json!({"admission": self.admission, "keys": {
+            "authority": self.keys.authority, "authorityKey": self.keys.authority_key, "tokenKey": self.keys.token_key,
+        }})
+    }
+
+    /// What was sent; `None` when it is something else.
+    pub fn from_json(value: &Value) -> Option<Joining> {
+        let key = |name: &str| value["keys"][name].as_str().map(str::to_owned);
+        Some(Joining {
+            admission: serde_json::from_value(value["admission"].clone()).ok()?,
+            keys: SharedKeys {
+                authority: key("authority")?,
+                authority_key: key("authorityKey")?,
+                token_key: key("tokenKey")?,
+            },
+        })
+    }
 }
 
 impl std::fmt::Debug for Joining {
@@ -52,8 +104,11 @@ pub(crate) async fn caught_up(keyspace: &Keyspace) -> Result<(), Error> {
     let mut say_at = began + SAY_EVERY;
     loop {
         let asked = Instant::now();
-        if keyspace.barrier().await.is_ok() {
-            return Ok(());
+        tokio::select! {
+            confirmed = keyspace.barrier() => if confirmed.is_ok() {
+                return Ok(());
+            },
+            alarm = keyspace.removed() => return Err(Error::Removed(alarm.to_string())),
         }
         let members: Vec<String> = keyspace
             .members()
@@ -80,33 +135,24 @@ pub(crate) fn humane(time: Duration) -> String {
 }
 
 /// The listener for other servers, and this one's certificate towards them.
-pub(crate) async fn peers(
-    peering: &Peering,
+pub(crate) fn peers(
+    Peering { listener, address }: Peering,
     authority: &Authority,
+    certificates: &Certificates,
     cluster: ClusterId,
     member: MemberId,
 ) -> Result<Peers, Error> {
-    let listener = listener::bind(peering.listen, "other servers").await?;
-    let bound = listener.local_addr().map_err(|source| Error::File { path: Path::new("listener").into(), source })?;
-    let address = peering.address.clone().unwrap_or_else(|| bound.to_string());
-    let pair = authority.issue(&Subject {
-        file: "member",
-        user: &format!("coracle:member:{member}"),
-        groups: &["coracle:members"],
-        hosts: vec![cluster.certificate_name(member)],
-        addresses: vec![],
-    })?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let callers = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(authority)?), provider.clone())
-        .build()
-        .map_err(|e| Error::Tls(e.into()))?;
-    let server = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .and_then(|builder| {
-            builder.with_client_cert_verifier(callers).with_single_cert(pair.chain(), pair.private_key())
-        })
-        .map_err(|e| Error::Tls(e.into()))?;
-    let tls = PeerTls { server: Arc::new(server), client: client_tls(authority, &pair)? };
+    let shown = certificates.issue(
+        authority,
+        Subject {
+            file: "member".into(),
+            user: format!("coracle:member:{member}"),
+            groups: vec!["coracle:members".into()],
+            hosts: vec![cluster.certificate_name(member)],
+            addresses: vec![],
+        },
+    )?;
+    let tls = PeerTls { server: Arc::new(shown.peers(authority)?), client: shown.client(authority)? };
     Ok(Peers { listener, address, tls })
 }
 
@@ -176,7 +222,9 @@ mod tests {
             registry: any,
             hosts: Vec::new(),
             stored_max: 6 << 30,
-            peers: Some(Peering { listen: any, address: None }),
+            name: dir.file_name().unwrap().to_string_lossy().into_owned(),
+            node: None,
+            peers: Some(Peering::listen(any, None).await.unwrap()),
             joining,
         };
         Server::start(config).await.unwrap()
@@ -208,6 +256,20 @@ mod tests {
             (list["items"].as_array()?.len() == 1).then_some(())
         })
         .await;
+    }
+
+    #[test]
+    fn an_address_for_others_has_a_port() {
+        for (given, expected) in [
+            ("192.0.2.1", "192.0.2.1:7"),
+            ("192.0.2.1:9", "192.0.2.1:9"),
+            ("boat.example", "boat.example:7"),
+            ("boat.example:9", "boat.example:9"),
+            ("2001:db8::1", "[2001:db8::1]:7"),
+            ("[2001:db8::1]:9", "[2001:db8::1]:9"),
+        ] {
+            assert_eq!(with_port(given, 7), expected);
+        }
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -1,14 +1,17 @@
-//! How a node joins: it shows a token, and gets a certificate for its name.
+//! How nodes and servers join: they show a token. A node gets a certificate for its name, a server its place among the members
+//! and the cluster's keys.
 //!
 //! | route | who | what |
 //! | --- | --- | --- |
 //! | `GET /coracle/v1/authority` | everybody | the cluster's authority, which whoever joins compares with the hash in its token |
-//! | `POST /coracle/v1/join` | who has a token | signs a node's key |
-//! | `POST /coracle/v1/renew` | the node itself | the same again, before its certificate ends |
+//! | `POST /coracle/v1/join` | who has a node's token | signs a node's key |
+//! | `POST /coracle/v1/join-server` | who has a server's token | admits a server ([`Joining`](crate::Joining)) |
+//! | `POST /coracle/v1/renew` | the node itself | signs again, before its certificate ends |
 //!
-//! A token is a Secret of `kube-system` that holds the hash of its secret half and when it ends; until then it may be used
-//! again. A name that a node of this process has, or that the API is reached by, is nobody else's; nor is that of a node that
-//! is Ready.
+//! A token is a Secret of `kube-system` that holds the hash of its secret half, whom it is for, and when it ends; until then it
+//! may be used again. A name by which a server's API is reached, or that the node in its process has, is no other node's; nor
+//! is that of a node that is Ready, or was given a moment ago: the join itself makes the Node, so that two machines that ask
+//! at once do not both get it.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -21,7 +24,8 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use coracle_apiserver::Identity;
-use http::{Method, StatusCode, header};
+use coracle_keyspace::{GroupError, Keyspace};
+use http::{HeaderMap, Method, StatusCode, header};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
@@ -39,14 +43,38 @@ const NAME_CHARS_MAX: usize = 63;
 const SECRETS: &str = "/api/v1/namespaces/kube-system/secrets";
 const PREFIX: &str = "coracle-join-";
 
+/// The annotation of a Node that says when its name was given, and to which key.
+const GIVEN: &str = "coracle.dev/joined";
+/// By this a node asks for a range of addresses for its pods.
+const RANGE: &str = "coracle.dev/pod-range";
+/// A name that was given is no other machine's for this long, in seconds; by then its node is Ready, or gone.
+const GIVEN_FOR: u64 = 60;
+/// How long it may take to reach a new server.
+const REACH_MAX: Duration = Duration::from_secs(3);
+
 /// What the routes need.
 pub struct Joining {
     pub authority: Arc<Authority>,
     /// With every right.
     pub client: kube::Client,
-    /// Names that the API is reached by.
-    pub reserved: Vec<String>,
+    pub keyspace: Keyspace,
     places: Semaphore,
+}
+
+/// Whom a token is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum For {
+    Node,
+    Server,
+}
+
+impl For {
+    fn word(self) -> &'static str {
+        match self {
+            For::Node => "node",
+            For::Server => "server",
+        }
+    }
 }
 
 /// Why nobody joins. The words are for the person who called.
@@ -56,11 +84,17 @@ enum Refusal {
     Token,
     #[error("the token ended at {0}: `coracle token create` makes another")]
     Ended(String),
+    #[error(
+        "this token is for a server, which joins with `coracle server --join`: `coracle token create` makes one for nodes"
+    )]
+    ForServer,
+    #[error("this token is for nodes: `coracle token create --server` makes one for servers")]
+    ForNode,
     #[error("{0}")]
     Request(String),
     #[error("{0}")]
     Name(String),
-    #[error("too many nodes join at once: come again in a moment")]
+    #[error("too many machines join at once: come again in a moment")]
     Busy,
     #[error("this cannot be looked up now: {0}")]
     Unavailable(String),
@@ -70,6 +104,7 @@ impl Refusal {
     fn code(&self) -> StatusCode {
         match self {
             Refusal::Token | Refusal::Ended(_) => StatusCode::UNAUTHORIZED,
+            Refusal::ForServer | Refusal::ForNode => StatusCode::FORBIDDEN,
             Refusal::Request(_) => StatusCode::BAD_REQUEST,
             Refusal::Name(_) => StatusCode::CONFLICT,
             Refusal::Busy => StatusCode::TOO_MANY_REQUESTS,
@@ -79,17 +114,30 @@ impl Refusal {
 }
 
 fn refuse(refusal: &Refusal) -> Response {
-    let code = refusal.code();
+    status(refusal.code(), &refusal.to_string())
+}
+
+/// An answer that says why something was not done, in the API's form.
+pub fn status(code: StatusCode, message: &str) -> Response {
     let status = json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-        "code": code.as_u16(), "reason": code.canonical_reason(), "message": refusal.to_string(),
+        "code": code.as_u16(), "reason": code.canonical_reason(), "message": message,
     });
     (code, Json(status)).into_response()
 }
 
+impl From<GroupError> for Refusal {
+    fn from(error: GroupError) -> Refusal {
+        match error {
+            GroupError::Refused(why) => Refusal::Name(why),
+            error => Refusal::Unavailable(error.to_string()),
+        }
+    }
+}
+
 impl Joining {
-    pub fn new(authority: Arc<Authority>, client: kube::Client, reserved: Vec<String>) -> Arc<Joining> {
-        Arc::new(Joining { authority, client, reserved, places: Semaphore::new(AT_WORK_MAX) })
+    pub fn new(authority: Arc<Authority>, client: kube::Client, keyspace: Keyspace) -> Arc<Joining> {
+        Arc::new(Joining { authority, client, keyspace, places: Semaphore::new(AT_WORK_MAX) })
     }
 
     /// Routes that nobody authenticates before: whoever joins has nothing but a token.
@@ -98,6 +146,7 @@ impl Joining {
         Router::new()
             .route("/coracle/v1/authority", get(|| async { authority }))
             .route("/coracle/v1/join", post(join))
+            .route("/coracle/v1/join-server", post(join_server))
             .with_state(self.clone())
     }
 
@@ -116,8 +165,22 @@ impl Joining {
         }
     }
 
-    /// Whether the token that was shown is one.
-    async fn admit(&self, shown: Option<&str>) -> Result<(), Refusal> {
+    /// Writes `body` to `path`; false when somebody else did.
+    async fn write(&self, method: Method, path: &str, body: &Value) -> Result<bool, Refusal> {
+        let form = if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
+        let request = http::Request::builder().method(method).uri(path).header("content-type", form);
+        let request = request.body(body.to_string().into_bytes()).map_err(|e| Refusal::Request(e.to_string()))?;
+        match self.client.request::<Value>(request).await {
+            Ok(_) => Ok(true),
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+            Err(error) => Err(Refusal::Unavailable(error.to_string())),
+        }
+    }
+
+    /// Whether the token that the request shows is one for `whom`.
+    async fn admit(&self, headers: &HeaderMap, whom: For) -> Result<(), Refusal> {
+        let shown = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let shown = shown.and_then(|text| text.strip_prefix("Bearer "));
         let (id, secret) = shown.and_then(|token| token.split_once('.')).ok_or(Refusal::Token)?;
         let is_plain = |text: &str| text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
         if !is_plain(id) || !is_plain(secret) || id.is_empty() {
@@ -133,6 +196,14 @@ impl Joining {
         if text("hash") != hash(secret) {
             return Err(Refusal::Token);
         }
+        // Tokens from before there were others are nodes'.
+        let is_for = match text("for").as_str() {
+            "" | "node" => Some(For::Node),
+            word => [For::Server].into_iter().find(|role| role.word() == word),
+        };
+        if is_for != Some(whom) {
+            return Err(if whom == For::Node { Refusal::ForServer } else { Refusal::ForNode });
+        }
         let (ends, now) = (text("ends"), seconds_now());
         match ends.parse::<u64>() {
             Ok(ends) if now < ends => Ok(()),
@@ -142,44 +213,119 @@ impl Joining {
         }
     }
 
-    /// Whether a node may come by this name.
-    async fn admit_name(&self, name: &str) -> Result<(), Refusal> {
+    /// Gives the node's name to whoever sent `request`, if it may have it.
+    async fn give_name(&self, name: &str, request: &str) -> Result<(), Refusal> {
         check_name(name).map_err(Refusal::Request)?;
-        if self.authority.is_own_node(name) || self.reserved.iter().any(|reserved| reserved.eq_ignore_ascii_case(name))
-        {
-            let message = format!("the name {name} belongs to the server itself: choose another with --name");
+        let is_server = self.keyspace.api_names().iter().any(|reserved| reserved.eq_ignore_ascii_case(name));
+        if self.authority.is_own_node(name) || is_server {
+            let message = format!("the name {name} belongs to a server itself: choose another with --name");
             return Err(Refusal::Name(message));
         }
-        let Some(node) = self.read(&format!("/api/v1/nodes/{name}")).await? else { return Ok(()) };
-        let mut conditions = node["status"]["conditions"].as_array().into_iter().flatten();
-        match conditions.any(|condition| condition["type"] == "Ready" && condition["status"] == "True") {
-            false => Ok(()),
-            true => Err(Refusal::Name(format!(
-                "there is a node {name} that is alive: choose another name with --name; if it is gone for good, wait a minute \
-                 until the cluster knows it, or `kubectl delete node {name}`"
-            ))),
+        let path = format!("/api/v1/nodes/{name}");
+        let given = json!({RANGE: "joined", GIVEN: format!("{} {}", seconds_now(), hash(request))});
+        let is_mine = match self.read(&path).await? {
+            None => {
+                let node =
+                    json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "annotations": given}});
+                self.write(Method::POST, "/api/v1/nodes", &node).await?
+            }
+            Some(node) => {
+                may_be_given(name, &node, &hash(request), seconds_now())?;
+                // Only if nobody else was given it meanwhile.
+                let seen = &node["metadata"]["resourceVersion"];
+                let patch = json!({"metadata": {"resourceVersion": seen, "annotations": {GIVEN: given[GIVEN]}}});
+                self.write(Method::PATCH, &path, &patch).await?
+            }
+        };
+        match is_mine {
+            true => Ok(()),
+            false => Err(Refusal::Name(format!("another machine joins as {name} at this moment: choose another name"))),
         }
+    }
+
+    /// Whether a server may come by this name and address.
+    async fn admit_server(&self, name: &str, address: &str) -> Result<crate::Joining, Refusal> {
+        check_name(name).map_err(Refusal::Request)?;
+        let members = self.keyspace.members();
+        if let Some(other) = members.iter().find(|member| member.name == name) {
+            return Err(Refusal::Name(format!(
+                "there is a server {name} already, member {}: choose another name with --name; if this one is to take its \
+                 place, `coracle member remove {}` first",
+                other.member, other.member
+            )));
+        }
+        if let Some(other) = members.iter().find(|member| member.address == address) {
+            return Err(Refusal::Name(format!(
+                "{address} is where member {} {} is reached: say with --peer-address where this one is",
+                other.member, other.name
+            )));
+        }
+        let reach = tokio::time::timeout(REACH_MAX, tokio::net::TcpStream::connect(address)).await;
+        if let Err(why) = reach.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
+            let why = why.to_string();
+            let why = why.split(" (os error").next().unwrap_or_default().to_owned();
+            return Err(Refusal::Name(format!(
+                "this server cannot reach the new one at {address} ({why}): servers call each other there. Open the port, or say \
+                 with --peer-address and --peer-port where it is reached"
+            )));
+        }
+        let admission = self.keyspace.admit(name).await?;
+        let keys = self.authority.shared().map_err(|error| Refusal::Unavailable(error.to_string()))?;
+        tracing::info!(member = admission.member, name, address, "a server is admitted");
+        Ok(crate::Joining { admission, keys })
     }
 
     fn sign(&self, name: &str, request: &str) -> Result<Response, Refusal> {
         let certificate = self.authority.sign_node(name, request).map_err(|e| Refusal::Request(e.to_string()))?;
-        tracing::info!(node = name, "a certificate is issued");
         Ok(Json(json!({"certificate": certificate, "authority": self.authority.certificate()})).into_response())
     }
 }
 
-async fn join(State(joining): State<Arc<Joining>>, request: Request) -> Response {
+async fn join(State(joining): State<Arc<Joining>>, headers: HeaderMap, sent: Body) -> Response {
     let joined = async {
         let _place = joining.places.try_acquire().map_err(|_| Refusal::Busy)?;
-        let shown = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let shown = shown.and_then(|text| text.strip_prefix("Bearer ")).map(str::to_owned);
-        joining.admit(shown.as_deref()).await?;
-        let body = body(request.into_body()).await?;
+        joining.admit(&headers, For::Node).await?;
+        let body = body(sent).await?;
         let (name, request) = (body["name"].as_str().unwrap_or_default(), body["request"].as_str().unwrap_or_default());
-        joining.admit_name(name).await?;
-        joining.sign(name, request)
+        // What cannot be signed takes no name.
+        let signed = check_name(name).map_err(Refusal::Request).and_then(|()| joining.sign(name, request))?;
+        joining.give_name(name, request).await?;
+        tracing::info!(node = name, "a certificate is issued");
+        Ok(signed)
     };
     joined.await.unwrap_or_else(|refusal| refuse(&refusal))
+}
+
+async fn join_server(State(joining): State<Arc<Joining>>, headers: HeaderMap, sent: Body) -> Response {
+    let joined = async {
+        let _place = joining.places.try_acquire().map_err(|_| Refusal::Busy)?;
+        joining.admit(&headers, For::Server).await?;
+        let body = body(sent).await?;
+        let text = |field: &str| body[field].as_str().unwrap_or_default();
+        let admitted = joining.admit_server(text("name"), text("address")).await?;
+        Ok(Json(admitted.to_json()).into_response())
+    };
+    joined.await.unwrap_or_else(|refusal| refuse(&refusal))
+}
+
+/// Whether the name of this node, which there is, may be given to the key that `hash` is of.
+fn may_be_given(name: &str, node: &Value, hash: &str, now: u64) -> Result<(), Refusal> {
+    let mut conditions = node["status"]["conditions"].as_array().into_iter().flatten();
+    if conditions.any(|condition| condition["type"] == "Ready" && condition["status"] == "True") {
+        return Err(Refusal::Name(format!(
+            "there is a node {name} that is alive: choose another name with --name; if it is gone for good, wait a minute \
+             until the cluster knows it, or `kubectl delete node {name}`"
+        )));
+    }
+    let given = node["metadata"]["annotations"][GIVEN].as_str().and_then(|given| given.split_once(' '));
+    let given = given.and_then(|(at, to)| Some((at.parse::<u64>().ok()?, to)));
+    match given {
+        Some((at, to)) if to != hash && now.saturating_sub(at) < GIVEN_FOR => Err(Refusal::Name(format!(
+            "another machine has joined as {name} a moment ago: choose another name with --name; if that was this one, wait a \
+             minute"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 async fn renew(State(joining): State<Arc<Joining>>, request: Request) -> Response {
@@ -197,12 +343,15 @@ async fn renew(State(joining): State<Arc<Joining>>, request: Request) -> Respons
     renewed.await.unwrap_or_else(|refusal| refuse(&refusal))
 }
 
-/// What a node may ask for beside the API itself: images, which it only reads, the other nodes, and its next certificate.
+/// What a node may ask for beside the API itself: images, which it only reads, the other nodes, the servers, and its next
+/// certificate.
 pub async fn nodes_only(request: Request, next: Next) -> Response {
     let is_node = request.extensions().get::<Identity>().and_then(Identity::node).is_some();
     let path = request.uri().path();
     let allowed = match *request.method() {
-        Method::GET | Method::HEAD => path == "/coracle/v1/peers" || path == "/v2" || path.starts_with("/v2/"),
+        Method::GET | Method::HEAD => {
+            matches!(path, "/coracle/v1/peers" | "/coracle/v1/servers" | "/v2") || path.starts_with("/v2/")
+        }
         _ => path == "/coracle/v1/renew",
     };
     match is_node && !allowed {
@@ -219,7 +368,7 @@ async fn body(body: Body) -> Result<Value, Refusal> {
     serde_json::from_slice(&bytes).map_err(|error| Refusal::Request(format!("the request is not JSON: {error}")))
 }
 
-/// A name of a machine (RFC 1123), and no address: a certificate would be one for that address.
+/// A name of a machine (RFC 1123) in lower case, and no address: a certificate would be one for that address.
 fn check_name(name: &str) -> Result<(), String> {
     let label = |label: &str| {
         let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
@@ -231,7 +380,7 @@ fn check_name(name: &str) -> Result<(), String> {
     match is_name {
         true => Ok(()),
         false => Err(format!(
-            "{name:?} is no name for a node: lower case letters, digits, '-' and '.', at most {NAME_CHARS_MAX}, and no address"
+            "{name:?} is no name for a machine: lower case letters, digits, '-' and '.', at most {NAME_CHARS_MAX}, and no address"
         )),
     }
 }
@@ -250,6 +399,26 @@ fn seconds_now() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_is_given_once_in_a_while_and_never_while_its_node_is_ready() {
+        let node = |given: &str, ready: &str| {
+            json!({
+                "metadata": {"annotations": {GIVEN: given}},
+                "status": {"conditions": [{"type": "Ready", "status": ready}]},
+            })
+        };
+        for (given, ready, expected) in [
+            ("1000 mine", "Unknown", true),
+            ("1000 other", "Unknown", false),
+            ("900 other", "Unknown", true),
+            ("nonsense", "False", true),
+            ("900 mine", "True", false),
+        ] {
+            let may = may_be_given("boat", &node(given, ready), "mine", 1030);
+            assert_eq!(may.is_ok(), expected, "{given} {ready}");
+        }
+    }
 
     #[test]
     fn names_of_nodes_are_names_of_machines() {

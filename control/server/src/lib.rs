@@ -14,8 +14,10 @@ mod group;
 mod join;
 mod kubeconfig;
 mod listener;
+mod members;
 mod peers;
 mod status;
+mod tls;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -26,12 +28,13 @@ use std::time::Duration;
 use coracle_apiserver::{ApiServer, Identity};
 use coracle_keyspace::{Begin, GroupError, Keyspace};
 pub use coracle_registry::{Push, Registry, State as Preparation};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::pki_types::CertificateDer;
+use rustls::{ClientConfig, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+use tls::Certificates;
 
 pub use authority::{Authority, Pair, SharedKeys, Subject};
 pub use coracle_keyspace::bench as keyspace_bench;
@@ -47,7 +50,7 @@ const TIDY_EVERY: Duration = Duration::from_secs(24 * 3600);
 const TIDY_AGE: Duration = Duration::from_secs(3600);
 
 /// What a server needs to know. Ports of 0 take a free one.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Config {
     /// Where everything is kept.
     pub data_dir: PathBuf,
@@ -59,6 +62,10 @@ pub struct Config {
     pub hosts: Vec<String>,
     /// Bytes of objects beyond which nothing may be added; deletions are possible.
     pub stored_max: u64,
+    /// What it is called among the servers, where it founds the cluster; the others are called as they were admitted.
+    pub name: String,
+    /// The node in the same process, whose name no other may have.
+    pub node: Option<String>,
     /// Where other servers reach this one; without, there can be none.
     pub peers: Option<Peering>,
     /// The cluster that admitted this server, where there is no data of it yet; without, one is founded then.
@@ -130,6 +137,9 @@ pub enum Error {
         /// Who the others are.
         members: String,
     },
+    /// It is no server of the cluster any more.
+    #[error("{0}")]
+    Removed(String),
     /// The group of servers stays as it is.
     #[error(transparent)]
     Group(#[from] GroupError),
@@ -151,7 +161,9 @@ pub struct Server {
     /// Everything that the API's listener serves.
     router: axum::Router,
     keyspace: Keyspace,
+    founder: bool,
     authority: Arc<Authority>,
+    certificates: Arc<Certificates>,
     api_address: SocketAddr,
     registry_address: SocketAddr,
     registry: Registry,
@@ -174,7 +186,7 @@ pub struct NodeTls {
 
 impl Server {
     /// Starts a server; when this returns the API answers and the kubeconfig is complete.
-    pub async fn start(config: Config) -> Result<Server, Error> {
+    pub async fn start(mut config: Config) -> Result<Server, Error> {
         let dir = config.data_dir.clone();
         let file = |path: &Path| {
             let path = path.to_owned();
@@ -200,14 +212,15 @@ impl Server {
         if let (Some(joining), false) = (&config.joining, founded) {
             Authority::adopt(&dir.join("pki"), &joining.keys)?;
         }
+        let founder = prepared.founds();
         let authority = Arc::new(Authority::open(&dir.join("pki"), founded || !prepared.founds())?);
         if !founded {
             founding::founded(&dir)?;
         }
-        let peers = match &config.peers {
-            Some(peering) => Some(group::peers(peering, &authority, prepared.cluster(), prepared.member()).await?),
-            None => None,
-        };
+        let certificates = Arc::new(Certificates::default());
+        let (cluster, member) = (prepared.cluster(), prepared.member());
+        let peers = config.peers.take().map(|peers| group::peers(peers, &authority, &certificates, cluster, member));
+        let peers = peers.transpose()?;
         let keyspace = prepared.start(peers).await.map_err(data_failed)?;
         group::caught_up(&keyspace).await?;
         for own in ["registry", "node"] {
@@ -220,25 +233,31 @@ impl Server {
         let local = |listener: &tokio::net::TcpListener| listener.local_addr().map_err(file(Path::new("listener")));
         let (api_address, registry_address) = (local(&api_listener)?, local(&registry_listener)?);
         let api_url = format!("https://{}", reachable(api_address));
+        // As others reach it.
+        let external = SocketAddr::new(advertised(api_address.ip()), api_address.port());
 
         let subject = serving_subject(&config);
-        let serving = authority.issue(&subject)?;
-        let tls = server_tls(&authority, &serving)?;
-        let node_client = authority.issue(&Subject {
-            file: "apiserver-node-client",
-            user: "kube-apiserver-kubelet-client",
-            groups: &[MASTERS],
-            hosts: vec![],
-            addresses: vec![],
-        })?;
+        let names: Vec<String> = subject.hosts.iter().chain(&config.node).cloned().collect();
+        keyspace.introduce(&config.name, &names).await?;
+        let tls = certificates.issue(&authority, subject)?.server(&authority)?;
+        let node_client = certificates.issue(
+            &authority,
+            Subject {
+                file: "apiserver-node-client".into(),
+                user: "kube-apiserver-kubelet-client".into(),
+                groups: vec![MASTERS.into()],
+                hosts: vec![],
+                addresses: vec![],
+            },
+        )?;
 
         let api = ApiServer::start(
             keyspace.clone(),
             coracle_apiserver::Config {
-                external_url: api_url.clone(),
+                external_url: format!("https://{external}"),
                 authority: authority.certificate().to_owned(),
                 token_key: authority.token_key()?,
-                node_client: Some(client_tls(&authority, &node_client)?),
+                node_client: Some(node_client.client(&authority)?),
                 ..coracle_apiserver::Config::default()
             },
         )
@@ -256,11 +275,12 @@ impl Server {
         let (tasks, duty_tasks) = (TaskTracker::new(), TaskTracker::new());
         let internal = Identity::authenticated("system:apiserver", vec![MASTERS.to_owned()]);
         let internal = kube::Client::new(api.in_process(internal), "default");
-        let joining = join::Joining::new(authority.clone(), internal.clone(), subject.hosts);
+        let joining = join::Joining::new(authority.clone(), internal.clone(), keyspace.clone());
         let (peers, follow_peers) = peers::start(internal, listeners.clone());
         tasks.spawn(follow_peers);
         let extra =
             registry_router.clone().merge(joining.authenticated()).merge(peers).merge(status::router(status::Facts {
+                authority: authority.clone(),
                 keyspace: keyspace.clone(),
                 images: registry.clone(),
                 registry: registry_address,
@@ -273,6 +293,7 @@ impl Server {
             authority: authority.clone(),
             registry: dir.join("registry"),
         }));
+        let extra = extra.merge(members::router(keyspace.clone(), listeners.clone()));
         let extra = extra.layer(axum::middleware::from_fn(join::nodes_only));
         let router = api.router().merge(api.authenticated(extra)).merge(joining.open());
         tasks.spawn(listener::serve(
@@ -285,22 +306,24 @@ impl Server {
         tasks.spawn(listener::serve(registry_listener, None, registry_router, listeners.clone()));
 
         let kubeconfig = dir.join("kubeconfig");
-        let admin = authority.issue(&Subject {
-            file: "admin",
-            user: "coracle-admin",
-            groups: &[MASTERS],
-            hosts: vec![],
-            addresses: vec![],
-        })?;
-        let text = kubeconfig::render(&api_url, authority.certificate(), "coracle-admin", &admin);
-        write_kubeconfig(&kubeconfig, &text)?;
+        let written = kubeconfig::Kubeconfig {
+            path: kubeconfig.clone(),
+            api_url: api_url.clone(),
+            authority: authority.clone(),
+            keyspace: keyspace.clone(),
+        };
+        written.write()?;
+        tasks.spawn(written.follow(listeners.clone()));
+        tasks.spawn(certificates.clone().keep(authority.clone(), listeners.clone()));
 
         let server = Server {
             config,
             api,
             router,
             keyspace,
+            founder,
             authority,
+            certificates,
             api_address,
             registry_address,
             registry,
@@ -324,6 +347,11 @@ impl Server {
     pub async fn admit(&self, name: &str) -> Result<Joining, Error> {
         let admission = self.keyspace.admit(name).await?;
         Ok(Joining { admission, keys: self.authority.shared()? })
+    }
+
+    /// Whether it founded the cluster: its node has the first range of addresses for pods, and those of others ask for one.
+    pub fn is_founder(&self) -> bool {
+        self.founder
     }
 
     /// The data and its members.
@@ -360,16 +388,19 @@ impl Server {
 
     /// TLS for the listener of the node agent `node`, which only this server may call.
     pub fn node_tls(&self, node: &str, address: IpAddr) -> Result<NodeTls, Error> {
-        let pair = self.authority.issue(&Subject {
-            file: &format!("node-{node}"),
-            user: &format!("system:node:{node}"),
-            groups: &["system:nodes"],
-            hosts: vec![node.to_owned()],
-            addresses: vec![address],
-        })?;
+        let shown = self.certificates.issue(
+            &self.authority,
+            Subject {
+                file: format!("node-{node}"),
+                user: format!("system:node:{node}"),
+                groups: vec!["system:nodes".into()],
+                hosts: vec![node.to_owned()],
+                addresses: vec![address],
+            },
+        )?;
         Ok(NodeTls {
-            server: Arc::new(server_tls(&self.authority, &pair)?),
-            client: client_tls(&self.authority, &pair)?,
+            server: Arc::new(shown.server(&self.authority)?),
+            client: shown.client(&self.authority)?,
             root: self.authority.root(),
         })
     }
@@ -399,23 +430,27 @@ impl Server {
         &self.config.data_dir
     }
 
-    /// Waits until the data can no longer be written; says why. Whoever runs the server stops it then.
+    /// Waits until the data can no longer be written, or this is no server of the cluster any more; says why. Whoever runs
+    /// the server stops it then.
     pub async fn failed(&self) -> String {
-        self.keyspace.failed().await
+        tokio::select! {
+            why = self.keyspace.failed() => format!("the data can no longer be written: {why}"),
+            alarm = self.keyspace.removed() => alarm.to_string(),
+        }
     }
 
-    /// Ends what controllers and scheduler do; the API still answers.
+    /// Ends what controllers and scheduler do here, and has another server lead, if there is one; the API still answers.
     pub async fn stop_duties(&self) {
         self.duties.cancel();
         self.duty_tasks.close();
         self.duty_tasks.wait().await;
+        self.keyspace.hand_over().await;
     }
 
     /// Stops in order; when this returns everything that was answered is on disk.
     pub async fn shutdown(self) {
-        self.stop_duties().await;
         // Another server leads before clients are turned away here.
-        self.keyspace.hand_over().await;
+        self.stop_duties().await;
         self.api.shutdown();
         self.listeners.cancel();
         self.tasks.close();
@@ -462,7 +497,7 @@ fn write_kubeconfig(path: &Path, text: &str) -> Result<(), Error> {
 }
 
 /// The API's names: this machine's, and those by which pods know it.
-fn serving_subject(config: &Config) -> Subject<'static> {
+fn serving_subject(config: &Config) -> Subject {
     let mut hosts: Vec<String> = [
         "localhost",
         "kubernetes",
@@ -488,7 +523,7 @@ fn serving_subject(config: &Config) -> Subject<'static> {
     hosts.retain(|host| !host.is_empty());
     let mut seen = std::collections::HashSet::new();
     addresses.retain(|address| seen.insert(*address));
-    Subject { file: "apiserver", user: "kube-apiserver", groups: &[], hosts, addresses }
+    Subject { file: "apiserver".into(), user: "kube-apiserver".into(), groups: vec![], hosts, addresses }
 }
 
 /// An address to call for one to listen at: every address is reached at loopback.
@@ -517,40 +552,6 @@ fn join_urls(api: SocketAddr) -> Vec<String> {
     all.into_iter().map(|address| format!("https://{}", SocketAddr::new(address, api.port()))).collect()
 }
 
-/// TLS of a listener that knows its clients by certificates of the cluster's authority, if they show one.
-fn server_tls(authority: &Authority, pair: &Pair) -> Result<ServerConfig, Error> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(authority)?), provider.clone())
-        .allow_unauthenticated()
-        .build()
-        .map_err(|e| Error::Tls(e.into()))?;
-    let (chain, key): (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) = (pair.chain(), pair.private_key());
-    let mut tls = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .and_then(|builder| builder.with_client_cert_verifier(clients).with_single_cert(chain, key))
-        .map_err(|e| Error::Tls(e.into()))?;
-    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(tls)
-}
-
-/// TLS of a client that shows `pair` and trusts the cluster's authority.
-fn client_tls(authority: &Authority, pair: &Pair) -> Result<Arc<ClientConfig>, Error> {
-    let roots = roots(authority)?;
-    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .and_then(|builder| {
-            builder.with_root_certificates(roots).with_client_auth_cert(pair.chain(), pair.private_key())
-        })
-        .map_err(|e| Error::Tls(e.into()))?;
-    Ok(Arc::new(config))
-}
-
-fn roots(authority: &Authority) -> Result<RootCertStore, Error> {
-    let mut roots = RootCertStore::empty();
-    roots.add(authority.root()).map_err(|e| Error::Tls(e.into()))?;
-    Ok(roots)
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -566,6 +567,8 @@ mod tests {
             registry: any,
             hosts: Vec::new(),
             stored_max: 6 << 30,
+            name: "boat".into(),
+            node: None,
             peers: None,
             joining: None,
         }

@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -12,9 +13,14 @@ use coracle_keyspace::Keyspace;
 use coracle_registry::Registry;
 use serde_json::{Value, json};
 
+use crate::authority::Authority;
+use crate::members;
+
 /// What the answer is made of.
 #[derive(Clone)]
 pub struct Facts {
+    /// The certificates.
+    pub authority: Arc<Authority>,
     /// The data.
     pub keyspace: Keyspace,
     /// The registry.
@@ -46,12 +52,14 @@ async fn preparation(
 
 async fn status(State(facts): State<Facts>) -> Json<Value> {
     let raft = facts.keyspace.status();
-    let members: Vec<Value> = facts.keyspace.members().iter().map(member).collect();
     let mut alarms: Vec<String> = facts.keyspace.alarms().iter().map(ToString::to_string).collect();
     alarms.extend(facts.keyspace.group_alarms().iter().map(ToString::to_string));
-    let keyspace = facts.keyspace.clone();
-    // Walks the directory: not on a thread that serves requests.
-    let disk_bytes = tokio::task::spawn_blocking(move || keyspace.disk_bytes()).await.ok();
+    let (keyspace, authority) = (facts.keyspace.clone(), facts.authority.clone());
+    // Walks directories: not on a thread that serves requests.
+    let looked = tokio::task::spawn_blocking(move || (keyspace.disk_bytes(), authority.ends())).await.ok();
+    let (disk_bytes, ends) = looked.unzip();
+    let certificates: Vec<Value> =
+        ends.into_iter().flatten().map(|(name, ends)| json!({"name": name, "ends": ends})).collect();
     Json(json!({
         "apiUrl": facts.api_url,
         "joinUrls": facts.join_urls,
@@ -63,27 +71,14 @@ async fn status(State(facts): State<Facts>) -> Json<Value> {
         "cluster": facts.keyspace.cluster().to_string(),
         "member": raft.member,
         "leader": raft.leader,
-        "members": members,
+        "members": members::all(&facts.keyspace),
+        "certificates": certificates,
         "storedBytes": raft.stored_bytes,
         "diskBytes": disk_bytes,
         "alarms": alarms,
         "memoryBytes": resident_bytes(),
         "processId": std::process::id(),
     }))
-}
-
-/// What is known of a member; what only the leader knows is missing where another one is asked.
-fn member(member: &coracle_keyspace::MemberStatus) -> Value {
-    json!({
-        "member": member.member,
-        "name": member.name,
-        "address": member.address,
-        "api": member.api,
-        "role": member.role,
-        "leads": member.leads,
-        "matched": member.matched.map(coracle_keyspace::Revision::get),
-        "heardMilliseconds": member.heard.map(|heard| heard.as_millis() as u64),
-    })
 }
 
 /// Resident memory of this process, from the kernel.

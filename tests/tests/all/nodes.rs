@@ -225,10 +225,10 @@ fn who_does_not_belong_does_not_join_and_leaves_nothing_behind() {
         (&deleted, "worker", "not one of this cluster's"),
         (&short, "worker", "the token ended at 20"),
         (&foreign, "worker", "not of the cluster that the token was made for"),
-        (&token, first.as_str(), "belongs to the server itself"),
-        (&token, "kubernetes.default.svc", "belongs to the server itself"),
-        (&token, "10.96.0.1", "no name for a node"),
-        (&token, "No_Name", "no name for a node"),
+        (&token, first.as_str(), "belongs to a server itself"),
+        (&token, "kubernetes.default.svc", "belongs to a server itself"),
+        (&token, "10.96.0.1", "no name for a machine"),
+        (&token, "No_Name", "no name for a machine"),
     ] {
         let (code, text) = join(token, name);
         assert_eq!(code, Some(1), "{text}");

@@ -88,6 +88,8 @@ pub enum Refusal {
     Unknown,
     /// Nothing was done, for a reason that a person should read.
     Refused(String),
+    /// Nothing was done: whoever asks was removed from the group.
+    Removed(MemberId),
 }
 
 impl Member {
@@ -128,7 +130,12 @@ impl Member {
             false => answer.await,
         };
         match answer {
-            Ok(Answer::Told(told)) => told,
+            Ok(Answer::Told(told)) => {
+                if matches!(told, Err(Refusal::Removed(_))) {
+                    self.note_removed();
+                }
+                told
+            }
             Err(TransportError::Unreachable(_)) => Err(Refusal::NotLeader(None)),
             Ok(_) => Err(Refusal::Unknown),
             Err(error @ TransportError::Failed { .. }) => {

@@ -5,15 +5,20 @@
 //! ```
 //! A member has up to three connections to each other one, so that entries and forwarded writes, which are large, never stand
 //! before heartbeats and votes; a snapshot has a connection of its own. They are made when something is to be said, and made
-//! again after a failure, at growing intervals.
+//! again after a failure, at growing intervals. A dial belongs to its link: those who wait for it give up at their own
+//! deadlines, which may be shorter than the way there and back, and it goes on.
 //!
 //! Whoever calls checks that the other shows a certificate for the member it means, of this cluster; whoever is called checks
-//! the same of the caller, that both mean the same cluster and member, and that the caller was not removed. So the cluster's id
-//! and both numbers are bound to every message by the connection it came on.
+//! the same of the caller, and that both mean the same cluster and member. So the cluster's id and both numbers are bound to
+//! every message by the connection it came on. Whoever was removed may call, and is told so whatever it asks
+//! ([`answer`]).
+//!
+//! Strangers are bounded apart from members: whoever has not said hello yet has a place among its own kind, by address, and
+//! a deadline.
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -31,11 +36,11 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::Member;
 use super::ask::Ask;
-use super::members;
 use super::network::{Answer, Call, Part, Transport, TransportError, answer};
+use super::places::{Place, Places};
 use super::types::{MemberId, Transaction};
 use super::wire::{self, Incoming, IncomingPart};
-use crate::group::{self, ClusterId, Number};
+use crate::group::ClusterId;
 
 /// What a connection begins with; the number is the version of all that follows.
 const MAGIC: &[u8; 16] = b"coracle members1";
@@ -50,10 +55,13 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::fro
 const FRAME_BYTES_MAX: usize = 16 << 20;
 /// Calls that wait to be written to a connection; more wait in their callers.
 const CALLS_QUEUED: usize = 64;
-/// Calls of one connection that are being answered; the others wait in the sockets.
+/// Calls of one connection that are being answered, and their bytes; the others wait in the sockets.
 const CALLS_ANSWERED: usize = 256;
-/// Connections from other members at a time: three each, a snapshot, and those that are about to end.
-const CONNECTIONS_MAX: usize = 128;
+const CALLS_BYTES: usize = 2 * FRAME_BYTES_MAX;
+/// Connections from other members at a time, of all and of one: three each, a snapshot, and those that are about to end.
+const CONNECTIONS_MAX: (usize, usize) = (128, 16);
+/// Connections on which nobody has said hello yet, of all addresses and of one. Servers may share an address.
+const GREETINGS_MAX: (usize, usize) = (256, 32);
 /// How long a part of a snapshot may take on its way, on either side.
 const PART_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -91,8 +99,7 @@ struct Own {
 pub struct Links(Arc<Shared>);
 
 struct Shared {
-    own: Own,
-    tls: TlsConnector,
+    dialer: Dialer,
     links: Mutex<HashMap<(MemberId, Class), Arc<Link>>>,
     /// The connections; they end with this.
     tasks: Mutex<JoinSet<()>>,
@@ -102,8 +109,7 @@ impl Links {
     /// Links of `member` of `cluster` to the others.
     pub fn new(cluster: ClusterId, member: MemberId, tls: &PeerTls) -> Links {
         Links(Arc::new(Shared {
-            own: Own { cluster, member },
-            tls: TlsConnector::from(tls.client.clone()),
+            dialer: Dialer { own: Own { cluster, member }, tls: TlsConnector::from(tls.client.clone()) },
             links: Mutex::default(),
             tasks: Mutex::default(),
         }))
@@ -121,7 +127,9 @@ impl Transport for Links {
             Call::Append(request) if !request.entries.is_empty() => Class::Log,
             Call::Append(_) | Call::Vote(_) | Call::PreVote(_) | Call::Transfer(_) => Class::Control,
             Call::Ask(_) => Class::Clients,
-            Call::Snapshot { .. } => return Box::pin(async move { links.0.send_snapshot(to, &address, call).await }),
+            Call::Snapshot { .. } => {
+                return Box::pin(async move { links.0.dialer.send_snapshot(to, &address, call).await });
+            }
         };
         let link = self.link(to, class);
         Box::pin(async move {
@@ -148,13 +156,24 @@ fn asked(call: &Call) -> Option<Transaction> {
 
 /// A connection, or the memory of one.
 #[derive(Default)]
-struct Link(tokio::sync::Mutex<State>);
+struct Link(Mutex<State>);
 
 #[derive(Default)]
 struct State {
     address: String,
-    calls: Option<mpsc::Sender<Outgoing>>,
+    phase: Phase,
     failed: Option<Failed>,
+    /// Of the dial whose outcome counts.
+    dial: u64,
+}
+
+#[derive(Default)]
+enum Phase {
+    #[default]
+    Closed,
+    /// Ends with the dial.
+    Dialing(watch::Receiver<()>),
+    Open(mpsc::Sender<Outgoing>),
 }
 
 /// The last dial failed.
@@ -172,40 +191,86 @@ struct Outgoing {
 impl Link {
     /// Where calls to `to` go; a new connection if need be. Those who want one at the same time wait for the same.
     async fn open(
-        &self,
+        self: &Arc<Link>,
         shared: &Shared,
         to: MemberId,
         address: &str,
     ) -> Result<mpsc::Sender<Outgoing>, TransportError> {
-        let mut state = self.0.lock().await;
-        if state.address != address {
-            *state = State { address: address.to_owned(), ..State::default() };
+        loop {
+            let mut dialing = match self.look(shared, to, address) {
+                Ok(calls) => return Ok(calls),
+                Err(None) => return Err(TransportError::Unreachable(to)),
+                Err(Some(dialing)) => dialing,
+            };
+            // It says nothing but that it has ended.
+            let _ = dialing.changed().await;
         }
-        if let Some(calls) = state.calls.as_ref().filter(|calls| !calls.is_closed()) {
-            return Ok(calls.clone());
+    }
+
+    /// The connection, or what ends when there may be one; nothing while it is too early to try again.
+    fn look(
+        self: &Arc<Link>,
+        shared: &Shared,
+        to: MemberId,
+        address: &str,
+    ) -> Result<mpsc::Sender<Outgoing>, Option<watch::Receiver<()>>> {
+        let mut state = self.0.lock();
+        if state.address != address {
+            // Numbers of dials go on: one that is under way has another address in mind.
+            *state = State { address: address.to_owned(), dial: state.dial, ..State::default() };
+        }
+        match &state.phase {
+            Phase::Open(calls) if !calls.is_closed() => return Ok(calls.clone()),
+            Phase::Dialing(dialing) if dialing.has_changed().is_ok() => return Err(Some(dialing.clone())),
+            Phase::Open(_) | Phase::Dialing(_) | Phase::Closed => (),
         }
         if state.failed.as_ref().is_some_and(|failed| Instant::now() < failed.retry_at) {
-            return Err(TransportError::Unreachable(to));
+            return Err(None);
         }
-        match shared.dial(to, address).await {
+        state.dial += 1;
+        let (ended, dialing) = watch::channel(());
+        state.phase = Phase::Dialing(dialing.clone());
+        let (link, dialer, address, dial) = (self.clone(), shared.dialer.clone(), address.to_owned(), state.dial);
+        drop(state);
+        shared.spawn(async move {
+            let dialed = dialer.dial(to, &address).await;
+            let opened = link.dialed(dial, to, dialed);
+            drop(ended);
+            if let Some((stream, queue)) = opened
+                && let Err(error) = exchange(stream, queue).await
+            {
+                tracing::debug!(%error, member = to, "a link to another member ended");
+            }
+        });
+        Err(Some(dialing))
+    }
+
+    /// Notes what came of the dial number `dial`: the connection, and the calls for it.
+    fn dialed(
+        &self,
+        dial: u64,
+        to: MemberId,
+        dialed: io::Result<ClientStream>,
+    ) -> Option<(ClientStream, mpsc::Receiver<Outgoing>)> {
+        let mut state = self.0.lock();
+        if state.dial != dial {
+            return None;
+        }
+        match dialed {
             Ok(stream) => {
                 let (calls, queue) = mpsc::channel(CALLS_QUEUED);
-                shared.spawn(async move {
-                    if let Err(error) = exchange(stream, queue).await {
-                        tracing::debug!(%error, member = to, "a link to another member ended");
-                    }
-                });
-                (state.failed, state.calls) = (None, Some(calls.clone()));
-                Ok(calls)
+                (state.failed, state.phase) = (None, Phase::Open(calls));
+                Some((stream, queue))
             }
             Err(error) => {
                 let before = state.failed.as_ref().map(|failed| failed.back_off);
                 if before.is_none() {
-                    tracing::warn!(%error, member = to, address, "reach another member; it is tried again");
+                    tracing::warn!(%error, member = to, state.address, "reach another member; it is tried again");
                 }
                 let back_off = before.map_or(BACK_OFF.0, |before| (before * 2).min(BACK_OFF.1));
                 state.failed = Some(Failed { retry_at: Instant::now() + back_off, back_off });
-                Err(TransportError::Unreachable(to))
+                state.phase = Phase::Closed;
+                None
             }
         }
     }
@@ -219,7 +284,16 @@ impl Shared {
         while tasks.try_join_next().is_some() {}
         tasks.spawn(work);
     }
+}
 
+/// Makes connections to other members.
+#[derive(Clone)]
+struct Dialer {
+    own: Own,
+    tls: TlsConnector,
+}
+
+impl Dialer {
     /// A connection to the member `to` on which both have said hello.
     async fn dial(&self, to: MemberId, address: &str) -> io::Result<ClientStream> {
         let dial = async {
@@ -246,32 +320,41 @@ impl Shared {
             TransportError::Unreachable(to)
         })?;
         let head = wire::call(&call);
-        let Call::Snapshot { mut parts, .. } = call else { return Err(TransportError::Unreachable(to)) };
-        let send = async {
-            let (read, write) = tokio::io::split(stream);
-            let (mut read, mut write) = (BufReader::new(read), BufWriter::new(write));
-            write_frame(&mut write, 0, &head).await?;
-            let mut whole = false;
-            while let Some(part) = parts.recv().await {
-                let frame = match part {
-                    Part::Records(records) => wire::part(&records),
-                    Part::End(sent) => {
-                        whole = true;
-                        wire::end(sent)
-                    }
-                };
-                timed(write_frame(&mut write, 0, &frame)).await?;
-            }
-            if !whole {
-                return Err(io::Error::other("the snapshot could not be read"));
-            }
-            timed(write.flush()).await?;
+        let Call::Snapshot { parts, .. } = call else { return Err(TransportError::Unreachable(to)) };
+        let (read, write) = tokio::io::split(stream);
+        let (mut read, mut write) = (BufReader::new(read), BufWriter::new(write));
+        let mut answer = std::pin::pin!(read_frame(&mut read));
+        // An answer to less than the whole is a refusal: the rest is not sent.
+        let answered = tokio::select! {
+            early = &mut answer => early,
             // It is installed now, which may take long; whoever called has a deadline.
-            Ok(read_frame(&mut read).await?.1)
+            sent = send_parts(&mut write, &head, parts) => match sent {
+                Ok(()) => answer.await,
+                Err(error) => Err(error),
+            },
         };
-        let answer = send.await.map_err(|error| TransportError::Failed { member: to, reason: error.to_string() })?;
-        wire::incoming_answer(&answer, to, None)
+        let failed = |error: io::Error| TransportError::Failed { member: to, reason: error.to_string() };
+        wire::incoming_answer(&answered.map_err(failed)?.1, to, None)
     }
+}
+
+async fn send_parts(
+    write: &mut (impl AsyncWrite + Unpin),
+    head: &[u8],
+    mut parts: mpsc::Receiver<Part>,
+) -> io::Result<()> {
+    timed(write_frame(write, 0, head)).await?;
+    while let Some(part) = parts.recv().await {
+        let (frame, ends) = match part {
+            Part::Records(records) => (wire::part(&records), false),
+            Part::End(sent) => (wire::end(sent), true),
+        };
+        timed(write_frame(write, 0, &frame)).await?;
+        if ends {
+            return timed(write.flush()).await;
+        }
+    }
+    Err(io::Error::other("the snapshot could not be read"))
 }
 
 async fn timed<T>(step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
@@ -326,21 +409,27 @@ async fn write_frame(stream: &mut (impl AsyncWrite + Unpin), number: u64, body: 
 }
 
 async fn read_frame(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(u64, Bytes)> {
-    let mut head = [0; 12];
-    stream.read_exact(&mut head).await?;
-    let (length, number) = head.split_at(4);
-    let length = u32::from_le_bytes(length.try_into().map_err(io::Error::other)?) as usize;
-    let number = u64::from_le_bytes(number.try_into().map_err(io::Error::other)?);
-    if length > FRAME_BYTES_MAX {
+    let (length, number) = read_head(stream).await?;
+    Ok((number, read_body(stream, length).await?))
+}
+
+/// How long a frame's body is, and its number.
+async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(u32, u64)> {
+    let (length, number) = (stream.read_u32_le().await?, stream.read_u64_le().await?);
+    if length as usize > FRAME_BYTES_MAX {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "a message of another member is too large"));
     }
+    Ok((length, number))
+}
+
+async fn read_body(stream: &mut (impl AsyncRead + Unpin), length: u32) -> io::Result<Bytes> {
     // No more memory than has come.
-    let mut body = Vec::with_capacity(length.min(1 << 20));
-    let came = (&mut *stream).take(length as u64).read_to_end(&mut body).await?;
-    if came < length {
+    let mut body = Vec::with_capacity(length.min(1 << 20) as usize);
+    let came = (&mut *stream).take(u64::from(length)).read_to_end(&mut body).await?;
+    if came < length as usize {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    Ok((number, body.into()))
+    Ok(body.into())
 }
 
 /// The reply to a hello: nothing, or why not.
@@ -361,7 +450,7 @@ pub async fn serve(
 ) {
     let own = Own { cluster: own.0, member: own.1 };
     let acceptor = TlsAcceptor::from(tls.server);
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let (strangers, members) = (Places::new(GREETINGS_MAX), Places::new(CONNECTIONS_MAX));
     let mut tasks = JoinSet::new();
     loop {
         while tasks.try_join_next().is_some() {}
@@ -378,11 +467,19 @@ pub async fn serve(
                 continue;
             }
         };
-        let Ok(place) = places.clone().try_acquire_owned() else { continue };
-        let (acceptor, member) = (acceptor.clone(), member.clone());
+        let Some(place) = strangers.take(from.ip()) else { continue };
+        let (acceptor, members, member) = (acceptor.clone(), members.clone(), member.clone());
         tasks.spawn(async move {
-            let _place = place;
-            if let Err(error) = connection(stream, from, acceptor, own, member).await {
+            let greeted = match greet(stream, acceptor, own, place, members).await {
+                Ok(greeted) => greeted,
+                // Somebody looked whether anybody listens here.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return,
+                Err(error) => {
+                    tracing::warn!(%error, %from, "refuse another member");
+                    return;
+                }
+            };
+            if let Err(error) = answer_calls(greeted, member).await {
                 tracing::debug!(%error, %from, "a link from another member ended");
             }
         });
@@ -390,28 +487,46 @@ pub async fn serve(
     // The set ends what is left in it.
 }
 
-async fn connection(
+type ServerStream = tokio_rustls::server::TlsStream<TcpStream>;
+
+/// A connection of a member.
+struct Greeted {
+    stream: ServerStream,
+    caller: MemberId,
+    _place: Place<MemberId>,
+}
+
+/// Says hello; the stranger's place is free again when it is a member.
+async fn greet(
     stream: TcpStream,
-    from: SocketAddr,
     acceptor: TlsAcceptor,
     own: Own,
-    member: Weak<Member>,
-) -> io::Result<()> {
+    _stranger: Place<IpAddr>,
+    members: Arc<Places<MemberId>>,
+) -> io::Result<Greeted> {
     prepare(&stream);
     let greet = async {
         let mut stream = acceptor.accept(stream).await?;
         let mut hello = [0; HELLO_BYTES];
         stream.read_exact(&mut hello).await?;
         let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-        let checked = check(&hello, certificate, own, &member);
+        let checked = check(&hello, certificate, own).and_then(|caller| match members.take(caller) {
+            Some(place) => Ok((caller, place)),
+            None => Err(format!("member {caller} has too many connections to this server")),
+        });
         let why = checked.as_ref().err().cloned().unwrap_or_default();
         stream.write_u16_le(u16::try_from(why.len()).unwrap_or_default()).await?;
         stream.write_all(why.as_bytes()).await?;
         stream.flush().await?;
-        checked.map(|caller| (stream, caller)).map_err(io::Error::other)
+        let (caller, place) = checked.map_err(io::Error::other)?;
+        Ok(Greeted { stream, caller, _place: place })
     };
-    let greeted = timeout(DIAL_TIMEOUT * 2, greet).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-    let (stream, caller) = greeted.inspect_err(|error| tracing::warn!(%error, %from, "refuse another member"))?;
+    timeout(DIAL_TIMEOUT * 2, greet).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// Answers what a member asks, until either side ends.
+async fn answer_calls(greeted: Greeted, member: Weak<Member>) -> io::Result<()> {
+    let Greeted { stream, caller, _place } = greeted;
     let (read, write) = tokio::io::split(stream);
     let (mut read, mut write) = (BufReader::with_capacity(64 << 10, read), BufWriter::with_capacity(64 << 10, write));
     let (answers, mut queue) = mpsc::channel::<(u64, Vec<u8>)>(CALLS_QUEUED);
@@ -425,19 +540,24 @@ async fn connection(
         Ok(())
     };
     let reading = async {
-        let places = Arc::new(Semaphore::new(CALLS_ANSWERED));
+        let (places, bytes) = (Arc::new(Semaphore::new(CALLS_ANSWERED)), Arc::new(Semaphore::new(CALLS_BYTES)));
         let mut tasks = JoinSet::new();
         loop {
             while tasks.try_join_next().is_some() {}
-            let (number, body) = read_frame(&mut read).await?;
+            let (length, number) = read_head(&mut read).await?;
+            let room = bytes.clone().acquire_many_owned(length).await.map_err(io::Error::other)?;
+            let body = read_body(&mut read, length).await?;
             let member = member.upgrade().ok_or_else(|| io::Error::other("the keyspace was shut down"))?;
             match wire::incoming(&body)? {
                 Incoming::Snapshot { vote, meta } => {
                     let (parts, incoming) = mpsc::channel(1);
                     let call = Call::Snapshot { vote, meta, parts: incoming };
-                    let (taken, answer) = tokio::join!(take_parts(&mut read, parts), answer(&member, caller, call));
-                    taken?;
-                    answers.send((number, wire::answer(&answer))).await.map_err(io::Error::other)?;
+                    let answering = async {
+                        let answer = answer(&member, caller, call).await;
+                        answers.send((number, wire::answer(&answer))).await.map_err(io::Error::other)
+                    };
+                    let (taken, answered) = tokio::join!(take_parts(&mut read, parts), answering);
+                    taken.and(answered)?;
                 }
                 Incoming::Call(call) => {
                     let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
@@ -449,7 +569,7 @@ async fn connection(
                             wire::spare(answer, asked);
                         }
                         let _ = answers.send((number, wire::answer(&answer))).await;
-                        drop(place);
+                        drop((place, room));
                     });
                 }
             }
@@ -462,7 +582,8 @@ async fn connection(
     }
 }
 
-/// Takes the parts of a snapshot to whoever receives it.
+/// Takes the parts of a snapshot to whoever receives it. One who has failed has said so: the rest is read and dropped, since a
+/// connection that is closed with unread bytes loses what was answered on it.
 async fn take_parts(read: &mut (impl AsyncRead + Unpin), parts: mpsc::Sender<Part>) -> io::Result<()> {
     loop {
         let (_, body) = timed(read_frame(read)).await?;
@@ -470,9 +591,8 @@ async fn take_parts(read: &mut (impl AsyncRead + Unpin), parts: mpsc::Sender<Par
             IncomingPart::Records(records) => (Part::Records(records), false),
             IncomingPart::End(sent) => (Part::End(sent), true),
         };
-        // Whoever receives may have failed already, and says so in its answer.
-        let goes_on = parts.send(part).await.is_ok();
-        if ends || !goes_on {
+        let _ = parts.send(part).await;
+        if ends {
             return Ok(());
         }
     }
@@ -483,7 +603,6 @@ fn check(
     hello: &[u8; HELLO_BYTES],
     certificate: Option<&rustls::pki_types::CertificateDer<'_>>,
     own: Own,
-    member: &Weak<Member>,
 ) -> Result<MemberId, String> {
     let number = |at: usize| hello[at..at + 8].iter().rev().fold(0, |number: u64, byte| number << 8 | u64::from(*byte));
     let (caller, called) = (number(32), number(40));
@@ -503,14 +622,7 @@ fn check(
         matches!((certificate, name), (Ok(certificate), Ok(name))
             if rustls::client::verify_server_name(&certificate, &name).is_ok())
     });
-    if !valid {
-        return Err(format!("the certificate is not that of member {caller}"));
-    }
-    let member = member.upgrade().ok_or("this server is about to stop")?;
-    match group::number(&member.machine().state.read(), caller) {
-        Number::Gone => Err(members::removed(caller)),
-        Number::Taken | Number::Unknown => Ok(caller),
-    }
+    if valid { Ok(caller) } else { Err(format!("the certificate is not that of member {caller}")) }
 }
 
 #[cfg(test)]
@@ -603,8 +715,7 @@ mod tests {
         hello[..16].copy_from_slice(MAGIC);
         hello[16..32].copy_from_slice(other.bytes());
         (hello[32], hello[40]) = (2, 1);
-        let weak = Arc::downgrade(&keyspace.0.member);
-        let words = |hello: &[u8; HELLO_BYTES]| check(hello, None, Own { cluster: own, member: 1 }, &weak).unwrap_err();
+        let words = |hello: &[u8; HELLO_BYTES]| check(hello, None, Own { cluster: own, member: 1 }).unwrap_err();
         assert!(words(&hello).contains("belongs to cluster"));
         hello[15] = b'2';
         assert!(words(&hello).contains("another version"));
@@ -615,9 +726,20 @@ mod tests {
         let told = links.call(1, &address, Call::Ask(Ask::Change(announce))).await.unwrap();
         assert!(matches!(told, Answer::Told(Ok(Told::Changed))), "{told:?}");
         keyspace.remove([2].into()).await.unwrap();
-        let told = links.call(1, &address, Call::Ask(Ask::ReadIndex)).await.unwrap();
-        assert!(matches!(&told, Answer::Told(Err(Refusal::Refused(why))) if why.contains("removed")), "{told:?}");
-        assert!(!ask(own, 2, tls, 1).await);
+        for links in [&links, &Links::new(own, 2, &tls)] {
+            let told = links.call(1, &address, Call::Ask(Ask::ReadIndex)).await.unwrap();
+            assert!(matches!(told, Answer::Told(Err(Refusal::Removed(2)))), "{told:?}");
+        }
+        // A snapshot of it is refused before it is there, and it hears so.
+        let (parts, incoming) = mpsc::channel(1);
+        let send =
+            tokio::spawn(
+                async move { while parts.send(Part::Records(Bytes::from(vec![0; 1 << 20]))).await.is_ok() {} },
+            );
+        let by = crate::raft::testing::Vote::default();
+        let told = links.call(1, &address, Call::Snapshot { vote: by, meta: Box::default(), parts: incoming }).await;
+        assert!(matches!(&told, Err(TransportError::Failed { reason, .. }) if reason.contains("removed")), "{told:?}");
+        send.await.unwrap();
         assert_eq!(keyspace.admit("third").await.unwrap().member, 3);
         keyspace.shutdown().await;
     }
@@ -665,6 +787,39 @@ mod tests {
         for keyspace in [second, first] {
             keyspace.shutdown().await;
         }
+    }
+
+    #[tokio::test]
+    async fn a_dial_outlives_those_who_gave_it_up() {
+        let (authority, cluster) = (Authority::new(), ClusterId::new([1, 2]));
+        let tls = |member| authority.tls(&cluster.certificate_name(member));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let links = Links::new(cluster, 2, &tls(2));
+        let call = || links.call(1, &address, Call::Ask(Ask::ReadIndex));
+        // Nobody says hello within the deadlines of heartbeats.
+        for _ in 0..3 {
+            assert!(timeout(Duration::from_millis(1), call()).await.is_err());
+        }
+        let (stream, _) = listener.accept().await.unwrap();
+        let (strangers, members) = (Places::new(GREETINGS_MAX), Places::new(CONNECTIONS_MAX));
+        let place = strangers.take(IpAddr::from([127, 0, 0, 1])).unwrap();
+        let own = Own { cluster, member: 1 };
+        let greeted = greet(stream, TlsAcceptor::from(tls(1).server), own, place, members);
+        let answers = async {
+            let Greeted { stream, caller, .. } = greeted.await.unwrap();
+            let (mut read, mut write) = tokio::io::split(stream);
+            let (number, _) = read_frame(&mut read).await.unwrap();
+            let answer = wire::answer(&Ok(Answer::Told(Ok(Told::ReadIndex(crate::Revision::new(caller))))));
+            write_frame(&mut write, number, &answer).await.unwrap();
+            write.flush().await.unwrap();
+            read_frame(&mut read).await.err()
+        };
+        let answers = tokio::spawn(answers);
+        assert!(matches!(call().await, Ok(Answer::Told(Ok(Told::ReadIndex(revision)))) if revision.get() == 2));
+        drop(links);
+        answers.await.unwrap();
+        assert!(futures::FutureExt::now_or_never(listener.accept()).is_none(), "there was one dial for all");
     }
 
     #[tokio::test]

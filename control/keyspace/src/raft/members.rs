@@ -192,17 +192,22 @@ impl Member {
     }
 
     async fn announced(&self, member: MemberId, address: String) -> Result<(), Refusal> {
+        let number = group::number(&self.machine().state.read(), member);
         match self.address_of(member) {
             Some(known) if known == address => Ok(()),
             Some(_) => {
                 let node = BTreeMap::from([(member, BasicNode::new(address))]);
                 self.change_members(ChangeMembers::SetNodes(node)).await
             }
-            None if group::number(&self.machine().state.read(), member) == Number::Taken => {
-                let node = BTreeMap::from([(member, BasicNode::new(address))]);
-                self.change_members(ChangeMembers::AddNodes(node)).await
-            }
-            None => Err(Refusal::Refused(removed(member))),
+            None => match number {
+                Number::Taken => {
+                    let node = BTreeMap::from([(member, BasicNode::new(address))]);
+                    self.change_members(ChangeMembers::AddNodes(node)).await
+                }
+                Number::Gone => Err(Refusal::Removed(member)),
+                // What admitted it is not applied here yet.
+                Number::Unknown => Err(Refusal::NotLeader(None)),
+            },
         }
     }
 

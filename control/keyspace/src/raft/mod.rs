@@ -11,6 +11,7 @@ mod log;
 mod machine;
 mod members;
 mod network;
+mod places;
 mod restore;
 mod snapshot;
 #[cfg(test)]
@@ -27,7 +28,7 @@ use std::time::{Duration, Instant};
 use openraft::async_runtime::WatchReceiver;
 use openraft::{BasicNode, Config, SnapshotPolicy};
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 pub use ask::{Ask, Change, Refusal, Told};
 pub use codec::{encode_records, records};
@@ -135,6 +136,8 @@ pub struct Member {
     changing: tokio::sync::Mutex<()>,
     /// When a leader was last heard of.
     heard: Mutex<Instant>,
+    /// Whether another member has said that this one was removed.
+    removed: watch::Sender<bool>,
     /// Says that the checkpoint's disk broke.
     broken: Notify,
 }
@@ -213,6 +216,7 @@ impl Member {
             stored_max,
             changing: tokio::sync::Mutex::default(),
             heard: Mutex::new(host::now()),
+            removed: watch::Sender::new(false),
             broken: Notify::new(),
         };
         if founds && !member.raft.is_initialized().await.map_err(io::Error::other)? {
@@ -268,6 +272,16 @@ impl Member {
     /// Notes that a leader was heard of.
     fn hear(&self) {
         *self.heard.lock() = host::now();
+    }
+
+    /// Notes that another member has said that this one was removed.
+    pub fn note_removed(&self) {
+        self.removed.send_replace(true);
+    }
+
+    /// Whether one has.
+    pub fn removed(&self) -> watch::Receiver<bool> {
+        self.removed.subscribe()
     }
 
     /// How long this member has been without a majority: since it heard of a leader, or as leader of the others.

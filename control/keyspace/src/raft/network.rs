@@ -124,7 +124,7 @@ pub async fn answer(member: &Member, from: MemberId, call: Call) -> Result<Answe
     // Whoever was removed has nothing more to say, however it is connected.
     if group::number(&member.machine().state.read(), from) == Number::Gone {
         return match call {
-            Call::Ask(_) => Ok(Answer::Told(Err(Refusal::Refused(removed(from))))),
+            Call::Ask(_) => Ok(Answer::Told(Err(Refusal::Removed(from)))),
             _ => Err(failed(removed(from))),
         };
     }

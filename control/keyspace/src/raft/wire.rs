@@ -14,7 +14,7 @@ use openraft::raft::{
 use serde::{Deserialize, Serialize};
 
 use super::ask::{Ask, Change, Refusal, Told};
-use super::codec::{self, Blob, Frame, WireLogId, WireOp, decode, encode, log_id, wire_id, wire_op};
+use super::codec::{self, Blob, Frame, WireLogId, WireOp, encode, log_id, wire_id, wire_op};
 use super::network::{Answer, Call, TransportError};
 use super::snapshot::Parts;
 use super::types::{Entry, LeaderId, MemberId, SnapshotMeta, Transaction, Vote};
@@ -133,6 +133,7 @@ enum WireAnswer<'a> {
     /// It was not carried out, or nobody knows.
     Failed(&'a str),
     Renewed(#[serde(borrow)] Blob<'a>),
+    Removed(MemberId),
 }
 
 /// A call that came, a snapshot's without its parts.
@@ -195,7 +196,7 @@ pub fn call(call: &Call) -> Vec<u8> {
 
 /// The call that `bytes` say.
 pub fn incoming(bytes: &Bytes) -> io::Result<Incoming> {
-    Ok(Incoming::Call(match decode::<WireCall<'_>>(bytes)? {
+    Ok(Incoming::Call(match whole::<WireCall<'_>>(bytes)? {
         WireCall::Append { vote: by, previous, committed, entries } => {
             let entries: io::Result<Vec<Entry>> =
                 entries.into_iter().map(|body| entry(bytes.slice_ref(body.0))).collect();
@@ -237,6 +238,15 @@ pub fn incoming(bytes: &Bytes) -> io::Result<Incoming> {
     }))
 }
 
+/// What `bytes` say, all of them: what follows is of a version that means more than is understood here.
+fn whole<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> io::Result<T> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((value, [])) => Ok(value),
+        Ok(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "more than a message")),
+        Err(error) => Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+    }
+}
+
 fn entry(body: Bytes) -> io::Result<Entry> {
     match codec::frame(body)? {
         Frame::Entry(entry) => Ok(entry),
@@ -256,7 +266,7 @@ pub fn end(parts: Parts) -> Vec<u8> {
 
 /// The part that `bytes` say.
 pub fn incoming_part(bytes: &Bytes) -> io::Result<IncomingPart> {
-    Ok(match decode::<WirePart<'_>>(bytes)? {
+    Ok(match whole::<WirePart<'_>>(bytes)? {
         WirePart::Records(records) => IncomingPart::Records(bytes.slice_ref(records.0)),
         WirePart::End { count, sum } => IncomingPart::End(Parts { count, sum }),
     })
@@ -316,6 +326,7 @@ pub fn answer(answer: &Result<Answer, TransportError>) -> Vec<u8> {
             Refusal::NoRoom(NoRoom::Slow) => small(WireAnswer::Slow),
             Refusal::Unknown => small(WireAnswer::Unknown),
             Refusal::Refused(why) => encode(&WireAnswer::Refused(why), why.len() + 16),
+            Refusal::Removed(member) => small(WireAnswer::Removed(*member)),
         },
         Err(error) => {
             let why = error.to_string();
@@ -328,7 +339,7 @@ pub fn answer(answer: &Result<Answer, TransportError>) -> Vec<u8> {
 pub fn incoming_answer(bytes: &[u8], member: MemberId, asked: Option<&Transaction>) -> Result<Answer, TransportError> {
     let failed = |reason: String| TransportError::Failed { member, reason };
     let wrong = |error: io::Error| failed(format!("it answered what cannot be read: {error}"));
-    let wire = decode::<WireAnswer<'_>>(bytes).map_err(wrong)?;
+    let wire = whole::<WireAnswer<'_>>(bytes).map_err(wrong)?;
     let told = |told| Answer::Told(Ok(told));
     let refused = |refusal| Answer::Told(Err(refusal));
     Ok(match wire {
@@ -370,6 +381,7 @@ pub fn incoming_answer(bytes: &[u8], member: MemberId, asked: Option<&Transactio
         WireAnswer::Unknown => refused(Refusal::Unknown),
         WireAnswer::Refused(why) => refused(Refusal::Refused(why.to_owned())),
         WireAnswer::Failed(why) => return Err(failed(why.to_owned())),
+        WireAnswer::Removed(member) => refused(Refusal::Removed(member)),
     })
 }
 
@@ -483,6 +495,7 @@ mod tests {
         for before in calls() {
             let Incoming::Call(after) = incoming(&call(&before).into()).unwrap() else { panic!("no snapshot") };
             assert_eq!(print(&before), print(&after));
+            assert!(incoming(&[call(&before), vec![0]].concat().into()).is_err(), "and something after it");
         }
     }
 
@@ -503,6 +516,7 @@ mod tests {
             Answer::Told(Err(Refusal::NoRoom(NoRoom::Disk { dir: "/data".into(), free: 7 }))),
             Answer::Told(Err(Refusal::Refused("no".into()))),
             Answer::Told(Ok(Told::Renewed(vec![record("a", "{}")]))),
+            Answer::Told(Err(Refusal::Removed(4))),
         ];
         let contents = |answer: &Answer| match answer {
             Answer::Told(Ok(Told::Written(_, Ok(committed)))) => {
