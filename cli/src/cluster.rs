@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use coracle_sdk::{Cluster, Compiler, Options, Remote};
+use coracle_sdk::{Cluster, Compiler, Join, Options, Remote};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Where a cluster that runs here keeps everything and listens.
@@ -29,6 +29,45 @@ pub struct Here {
     /// Address on which NodePort services answer
     #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     node_port_bind: IpAddr,
+    #[command(flatten)]
+    peers: Peers,
+}
+
+/// This server among others.
+#[derive(Args, Clone)]
+pub struct Peers {
+    /// Join a cluster as one more of its servers: the address of its API
+    #[arg(long, value_name = "https://HOST:PORT", requires = "token")]
+    pub join: Option<String>,
+    /// Token that `coracle token create --server` printed
+    #[arg(long, env = "CORACLE_TOKEN", hide_env_values = true, value_name = "TOKEN", requires = "join")]
+    pub token: Option<String>,
+    /// Name of this machine in the cluster [default: the machine's]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Port at which other servers reach this one [default: 6442, or a free one while it listens on loopback only]
+    #[arg(long, value_name = "PORT")]
+    pub peer_port: Option<u16>,
+    /// Address by which they do [default: the one it listens at, or the one that leads out of this machine]
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub peer_address: Option<String>,
+}
+
+/// Where servers reach each other, beside the API's 6443.
+const PEER_PORT: u16 = 6442;
+
+impl Peers {
+    /// Sets what it says in `options`.
+    pub fn apply(self, options: Options) -> Options {
+        let usual = if options.bind.is_loopback() { 0 } else { PEER_PORT };
+        Options {
+            join: self.join.zip(self.token).map(|(server, token)| Join { server, token }),
+            name: self.name,
+            peer_port: self.peer_port.unwrap_or(usual),
+            peer_address: self.peer_address,
+            ..options
+        }
+    }
 }
 
 impl Here {
@@ -42,8 +81,6 @@ impl Here {
 
     /// Starts the cluster and waits until it is ready. `name` is the default directory's name.
     pub async fn start(self, name: &str) -> anyhow::Result<Cluster> {
-        // Whatever this process makes is for its owner alone.
-        coracle_sdk::close_new_files();
         let data_dir = self.data_dir(name)?;
         let options = Options {
             bind: self.bind,
@@ -54,13 +91,20 @@ impl Here {
             compiler: Compiler::Process(std::env::current_exe().context("find this program's own file")?),
             ..Options::new(data_dir)
         };
-        let cluster = Cluster::start(options).await?;
-        if let Err(error) = cluster.ready().await {
-            cluster.shutdown().await;
-            return Err(error.into());
-        }
-        Ok(cluster)
+        start(self.peers.apply(options)).await
     }
+}
+
+/// Starts a cluster's server, and its node if there is one, and waits until it is ready.
+pub async fn start(options: Options) -> anyhow::Result<Cluster> {
+    // Whatever this process makes is for its owner alone.
+    coracle_sdk::close_new_files();
+    let cluster = Cluster::start(options).await?;
+    if let Err(error) = cluster.ready().await {
+        cluster.shutdown().await;
+        return Err(error.into());
+    }
+    Ok(cluster)
 }
 
 /// Which cluster a command is for.

@@ -6,10 +6,12 @@ mod completion;
 mod demo;
 mod down;
 mod logs;
+mod member;
 mod memory;
 mod node;
 mod output;
 mod push;
+mod server;
 mod status;
 mod token;
 mod up;
@@ -39,7 +41,9 @@ enum Command {
     Up(up::Arguments),
     Down(down::Arguments),
     Demo(demo::Arguments),
+    Server(server::Arguments),
     Node(node::Arguments),
+    Member(member::Arguments),
     Token(token::Arguments),
     Push(push::Arguments),
     Status(status::Arguments),
@@ -72,7 +76,9 @@ fn main() -> ExitCode {
         Command::Logs(arguments) => run(logs::run(arguments)),
         Command::Reset(arguments) => run(down::reset(arguments)),
         Command::Demo(arguments) => run(demo::run(arguments)),
+        Command::Server(arguments) => run(server::run(arguments)),
         Command::Node(arguments) => run(node::run(arguments)),
+        Command::Member(arguments) => run(member::run(arguments)),
         Command::Token(arguments) => run(token::run(arguments)),
         Command::Push(arguments) => run(push::run(arguments)),
         Command::Status(arguments) => run(status::run(arguments)),

@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use crate::cluster::Which;
 use crate::output;
 
-/// Show the cluster's addresses, revision, nodes, pods and memory, and what is not ready and why
+/// Show the cluster's addresses, servers, revision, nodes, pods and memory, and what is wrong and what to do
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Form of the output
@@ -45,6 +45,24 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
             println!("pods        {}/{} ready, {} finished", status.pods.ready, status.pods.total, status.finished);
             println!("memory      {}", status.memory_bytes.map_or_else(|| "unknown".to_owned(), output::bytes));
             println!("process     {}", status.process_id);
+            let day = status.certificates.iter().map(coracle_sdk::Certificate::days_left).min();
+            println!(
+                "certificates  the first ends in {} days",
+                day.map_or_else(|| "?".to_owned(), |day| day.to_string())
+            );
+            if status.members.len() > 1 {
+                println!();
+                crate::member::print(&status.members);
+            }
+            let mut wrong = coracle_sdk::in_words(&status.members);
+            wrong.extend(coracle_sdk::certificates_in_words(&status.certificates));
+            wrong.extend(
+                status.alarms.iter().filter(|alarm| alarm.contains("disk") || alarm.contains("stored")).cloned(),
+            );
+            if !wrong.is_empty() {
+                println!("\nto do:");
+            }
+            wrong.iter().for_each(|wrong| println!("  {wrong}"));
             if !status.not_ready.is_empty() {
                 println!("\nnot ready:");
             }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
-use coracle_sdk::TOKEN_TTL_MAX;
+use coracle_sdk::{TOKEN_TTL_MAX, TokenRole};
 
 use crate::cluster::Which;
 
@@ -24,6 +24,9 @@ enum Command {
         /// How long it is good, as 30m, 2h or 1d; 7 days at most
         #[arg(long, value_name = "TIME", default_value = "1h", value_parser = time)]
         ttl: Duration,
+        /// For servers, not for nodes: whoever has it gets all data and all keys of the cluster
+        #[arg(long)]
+        server: bool,
         #[command(flatten)]
         which: Which,
     },
@@ -61,12 +64,13 @@ fn time(text: &str) -> Result<Duration, String> {
 /// Runs the command.
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.command {
-        Command::Create { ttl, which } => {
+        Command::Create { ttl, server: is_server, which } => {
             let remote = which.connect().await?;
             let status = remote.status().await.context("ask the cluster")?;
             let server = status.join_urls.first().unwrap_or(&status.api_url);
-            let token = remote.create_token(ttl).await.context("make a token")?;
-            println!("coracle node --join {server} --token {token}");
+            let role = if is_server { TokenRole::Server } else { TokenRole::Node };
+            let token = remote.create_token(role, ttl).await.context("make a token")?;
+            println!("coracle {} --join {server} --token {token}", role.word());
             if server.contains("//127.") || server.contains("//[::1]") {
                 eprintln!(
                     "note: the API listens on this machine only; for others, start it with --bind ADDRESS of this machine, or \
@@ -81,9 +85,15 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
         Command::List { which } => {
             let tokens = which.connect().await?.tokens().await.context("list tokens")?;
-            println!("{:<10}  ENDS", "ID");
+            println!("{:<10}  {:<6}  ENDS", "ID", "FOR");
             for token in tokens {
-                println!("{:<10}  {}{}", token.id, token.ends, if token.is_over { " (over)" } else { "" });
+                println!(
+                    "{:<10}  {:<6}  {}{}",
+                    token.id,
+                    token.role,
+                    token.ends,
+                    if token.is_over { " (over)" } else { "" }
+                );
             }
         }
         Command::Delete { id, which } => {

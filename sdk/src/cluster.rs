@@ -1,15 +1,16 @@
-//! A whole cluster in this process: one server and one node.
+//! A cluster in this process: one server, the first or one more, and one node or none.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use coracle_node::Node;
-use coracle_server::{Preparation, Registry, Server};
+use coracle_server::{Joining, Peering, Preparation, Registry, Server};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::Remote;
+use crate::worker::{self, WorkerError};
+use crate::{Join, Remote};
 
 pub use coracle_node::{Compiler, compile_worker};
 
@@ -31,8 +32,16 @@ pub struct Options {
     pub registry_port: u16,
     /// Address of the listeners of NodePort services.
     pub node_port_bind: IpAddr,
-    /// Name of the node; the machine's when absent.
-    pub node_name: Option<String>,
+    /// Name of the server and of its node; the machine's when absent.
+    pub name: Option<String>,
+    /// Whether pods run here; without, it is a server only.
+    pub with_node: bool,
+    /// Port at which other servers reach this one, on the API's address; 0 takes a free one.
+    pub peer_port: u16,
+    /// `HOST` or `HOST:PORT` by which they do, where it is another than they would think.
+    pub peer_address: Option<String>,
+    /// How to join a cluster as one more server; not needed where it has joined before.
+    pub join: Option<Join>,
     /// Where components are compiled.
     pub compiler: Compiler,
 }
@@ -49,7 +58,11 @@ impl Options {
             api_port: 6443,
             registry_port: 5000,
             node_port_bind: loopback,
-            node_name: None,
+            name: None,
+            with_node: true,
+            peer_port: 0,
+            peer_address: None,
+            join: None,
             compiler: Compiler::InProcess,
         }
     }
@@ -81,6 +94,9 @@ pub enum StartError {
         #[source]
         source: coracle_node::Error,
     },
+    /// It did not join the cluster that it was to join.
+    #[error(transparent)]
+    Join(Box<WorkerError>),
     /// It ended before it was ready.
     #[error("the cluster ended before it was ready: {0}")]
     Ended(String),
@@ -94,6 +110,10 @@ pub struct Cluster {
 
 struct Parts {
     server: Server,
+    node: Option<NodeParts>,
+}
+
+struct NodeParts {
     node: Node,
     running: JoinHandle<Result<(), coracle_node::Error>>,
     stop: CancellationToken,
@@ -104,6 +124,16 @@ struct Parts {
 impl Cluster {
     /// Starts a cluster. When this returns the API answers and the kubeconfig is complete; see [`Cluster::ready`].
     pub async fn start(options: Options) -> Result<Cluster, StartError> {
+        let name = options.name.clone().unwrap_or_else(machine_name);
+        // Whoever joins is called there before it is let in.
+        let peers =
+            Peering::listen(SocketAddr::new(options.bind, options.peer_port), options.peer_address.as_deref()).await?;
+        let joining = match &options.join {
+            Some(join) => joining(&options, join, &name, peers.address())
+                .await
+                .map_err(|error| StartError::Join(Box::new(error)))?,
+            None => None,
+        };
         let server = Server::start(coracle_server::Config {
             data_dir: options.data_dir.clone(),
             api: SocketAddr::new(options.bind, options.api_port),
@@ -113,15 +143,17 @@ impl Cluster {
             ),
             hosts: options.tls_san.clone(),
             stored_max: options.stored_max,
-            peers: None,
-            joining: None,
+            node: options.with_node.then(|| name.clone()),
+            name: name.clone(),
+            peers: Some(peers),
+            joining,
         })
         .await?;
-        match start_node(&server, &options).await {
-            Ok((node, running, stop, ended)) => {
-                let ahead = tokio::spawn(prepare_ahead(server.registry().clone(), node.clone(), stop.clone()));
-                Ok(Cluster { parts: Some(Parts { server, node, running, stop, ended, ahead }) })
-            }
+        if !options.with_node {
+            return Ok(Cluster { parts: Some(Parts { server, node: None }) });
+        }
+        match start_node(&server, &options, &name).await {
+            Ok(node) => Ok(Cluster { parts: Some(Parts { server, node: Some(node) }) }),
             Err(error) => {
                 server.shutdown().await;
                 Err(error)
@@ -129,20 +161,27 @@ impl Cluster {
         }
     }
 
-    /// Waits until a pod would start: the node is registered and Ready.
+    /// Waits until a pod would start: the node, if there is one, is registered and Ready.
     pub async fn ready(&self) -> Result<(), StartError> {
+        let Some(node) = &self.parts().node else { return Ok(()) };
         tokio::select! {
-            () = self.parts().node.ready() => Ok(()),
+            () = node.node.ready() => Ok(()),
             why = self.ended() => Err(StartError::Ended(why)),
         }
     }
 
-    /// Waits until the node has ended, or the data can no longer be written, although nobody stopped the cluster; says
-    /// which.
+    /// Waits until the node has ended, or the data can no longer be written, or the server was removed from the cluster,
+    /// although nobody stopped it; says which.
     pub async fn ended(&self) -> String {
+        let node_ended = async {
+            match &self.parts().node {
+                Some(node) => node.ended.cancelled().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            () = self.parts().ended.cancelled() => "the node ended by itself".to_owned(),
-            why = self.parts().server.failed() => format!("the data can no longer be written: {why}"),
+            () = node_ended => "the node ended by itself".to_owned(),
+            why = self.parts().server.failed() => why,
         }
     }
 
@@ -170,7 +209,7 @@ impl Cluster {
         self.parts.as_ref().expect("they are taken by who stops the cluster, which is its end")
     }
 
-    /// Stops in order: no more scheduling, pods end in grace, then the API, then the data.
+    /// Stops in order: no more scheduling, another server leads, pods end in grace, then the API, then the data.
     ///
     /// Pods are stopped, not deleted: the next start runs them again.
     pub async fn shutdown(mut self) {
@@ -187,7 +226,7 @@ impl Drop for Cluster {
             // Whoever would wait for it has gone.
             Ok(runtime) => drop(runtime.spawn(parts.shutdown())),
             // Its tasks are on another thread's runtime, or on none any more: the node is told, and nothing can be waited for.
-            Err(_) => parts.stop.cancel(),
+            Err(_) => drop(parts.node.map(|node| node.stop.cancel())),
         }
     }
 }
@@ -195,6 +234,15 @@ impl Drop for Cluster {
 impl Parts {
     async fn shutdown(self) {
         self.server.stop_duties().await;
+        if let Some(node) = self.node {
+            node.shutdown().await;
+        }
+        self.server.shutdown().await;
+    }
+}
+
+impl NodeParts {
+    async fn shutdown(self) {
         self.stop.cancel();
         if let Err(error) = self.ahead.await {
             tracing::error!(%error, "the compilation of pushed images");
@@ -204,7 +252,26 @@ impl Parts {
             Ok(Err(error)) => tracing::warn!(%error, "the node ended"),
             Err(error) => tracing::error!(%error, "the node's task"),
         }
-        self.server.shutdown().await;
+    }
+}
+
+/// What the cluster gives a server that joins; nothing where it has joined before.
+async fn joining(options: &Options, join: &Join, name: &str, address: &str) -> Result<Option<Joining>, WorkerError> {
+    let dir = &options.data_dir;
+    let (server, token) = join.parse()?;
+    let taken = |why: &str| WorkerError::Directory { dir: dir.clone(), why: why.to_owned() };
+    if dir.join("identity.json").exists() {
+        return Err(taken("belongs to a node: choose another directory for a server"));
+    }
+    if !dir.join("CLUSTER").exists() {
+        return worker::join_server(&server, &token, name, address).await.map(Some);
+    }
+    match std::fs::read_to_string(dir.join("pki/ca.crt")) {
+        // What is missing is told at the start.
+        Ok(authority) if !token.is_of(&authority) => {
+            Err(taken("belongs to another cluster: choose another directory, or remove this one with `coracle reset`"))
+        }
+        _ => Ok(None),
     }
 }
 
@@ -244,24 +311,28 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-type Running = (Node, JoinHandle<Result<(), coracle_node::Error>>, CancellationToken, CancellationToken);
-
-async fn start_node(server: &Server, options: &Options) -> Result<Running, StartError> {
-    let name = options.node_name.clone().unwrap_or_else(machine_name);
+async fn start_node(server: &Server, options: &Options, name: &str) -> Result<NodeParts, StartError> {
     // Where other nodes and servers reach this one.
     let address = coracle_server::advertised(options.bind);
-    let tls = server.node_tls(&name, address)?;
-    let config = coracle_node::Config {
+    let tls = server.node_tls(name, address)?;
+    let client = server.node_client(name);
+    let mut config = coracle_node::Config {
         link: Some(tls.client),
         cluster_roots: vec![tls.root],
         registry: Some(server.registry_address().to_string()),
         min_free_bytes: coracle_server::free_floor(&options.data_dir),
         node_port_bind: options.node_port_bind,
         compiler: options.compiler.clone(),
-        ..coracle_node::Config::new(&name, options.data_dir.join("node"), address, tls.server)
+        ..coracle_node::Config::new(name, options.data_dir.join("node"), address, tls.server)
     };
-    let failed = |source| StartError::Node { name: name.clone(), source };
-    let node = Node::new(server.node_client(&name), config).await.map_err(failed)?;
+    // The first has a range of addresses for its pods; those of others get one as nodes do that join.
+    if !server.is_founder() {
+        let range = worker::register(&client, name, &server.api_url()).await;
+        config.pod_cidr = range.map_err(|error| StartError::Join(Box::new(error)))?;
+        config.annotations.insert(worker::RANGE.to_owned(), "joined".to_owned());
+    }
+    let failed = |source| StartError::Node { name: name.to_owned(), source };
+    let node = Node::new(client, config).await.map_err(failed)?;
     let stop = CancellationToken::new();
     let ended = CancellationToken::new();
     let run = node.clone().run(stop.clone());
@@ -271,7 +342,8 @@ async fn start_node(server: &Server, options: &Options) -> Result<Running, Start
         let _when_over = when_over;
         run.await
     });
-    Ok((node, running, stop, ended))
+    let ahead = tokio::spawn(prepare_ahead(server.registry().clone(), node.clone(), stop.clone()));
+    Ok(NodeParts { node, running, stop, ended, ahead })
 }
 
 /// The machine's name as a node can have it (RFC 1123: lower case, letters, digits, '-' and '.').

@@ -20,6 +20,7 @@
 mod backup;
 mod build;
 mod cluster;
+mod members;
 mod push;
 mod remote;
 mod tokens;
@@ -34,9 +35,10 @@ pub use cluster::{Cluster, Compiler, Options, StartError, close_new_files, compi
 pub use coracle_node::Unfit;
 pub use coracle_server::Preparation;
 pub use coracle_server::backup::{Contents, RestoreError, Restored};
+pub use members::{Certificate, Member, certificates_in_words, in_words};
 pub use push::{Error as PushError, Pushed, compiled, push};
 pub use remote::{AskError, ConnectError, Count, NotReady, Remote, Status};
-pub use tokens::{NotAToken, TOKEN_TTL_MAX, Token, TokenInfo};
+pub use tokens::{NotAToken, TOKEN_TTL_MAX, Token, TokenInfo, TokenRole};
 pub use worker::{IdentityError, Join, Worker, WorkerError, WorkerOptions};
 
 /// The Kubernetes client this crate speaks through, so that a program needs no version of its own to match.

@@ -116,6 +116,18 @@ pub struct Status {
     pub revision: u64,
     /// Term of the Raft leader.
     pub term: u64,
+    /// The servers, as the one that was asked sees them.
+    #[serde(default)]
+    pub members: Vec<crate::Member>,
+    /// This server's number.
+    #[serde(default)]
+    pub member: u64,
+    /// Certificates of the server that was asked, and the cluster's authority (`ca`).
+    #[serde(default)]
+    pub certificates: Vec<crate::Certificate>,
+    /// What is wrong with the data, in the server's words.
+    #[serde(default)]
+    pub alarms: Vec<String>,
     /// Size of the data on disk.
     pub disk_bytes: u64,
     /// Resident memory of the server's process.

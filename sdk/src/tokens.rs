@@ -18,6 +18,7 @@ const VERSION: &str = "c1";
 const SECRETS: &str = "/api/v1/namespaces/kube-system/secrets";
 const LABEL: &str = "coracle.dev/join-token";
 const ENDS: &str = "coracle.dev/ends";
+const FOR: &str = "coracle.dev/for";
 
 /// Longest life of a token.
 pub const TOKEN_TTL_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -80,11 +81,32 @@ impl Token {
     }
 }
 
+/// Whom a token lets in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenRole {
+    /// Nodes.
+    Node,
+    /// Servers: they get every record and every key of the cluster.
+    Server,
+}
+
+impl TokenRole {
+    /// In one word.
+    pub fn word(self) -> &'static str {
+        match self {
+            TokenRole::Node => "node",
+            TokenRole::Server => "server",
+        }
+    }
+}
+
 /// A token that the cluster knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenInfo {
     /// Its id.
     pub id: String,
+    /// Whom it lets in: `node` or `server`.
+    pub role: String,
     /// When it ends, RFC 3339.
     pub ends: String,
     /// Whether it has ended.
@@ -108,9 +130,9 @@ fn request(method: &str, path: &str, body: &Value) -> http::Request<Vec<u8>> {
 }
 
 impl Remote {
-    /// Makes a token that is good for `ttl` ([`TOKEN_TTL_MAX`] at most). It is told here and never again. Those that have ended
+    /// Makes a token for machines of this `role` that is good for `ttl` ([`TOKEN_TTL_MAX`] at most). It is told here and never again. Those that have ended
     /// are removed.
-    pub async fn create_token(&self, ttl: Duration) -> Result<Token, AskError> {
+    pub async fn create_token(&self, role: TokenRole, ttl: Duration) -> Result<Token, AskError> {
         let authority = self.client().request_text(request("GET", "/coracle/v1/authority", &Value::Null)).await?;
         let token = Token {
             id: hex(&rand::random::<[u8; 4]>()),
@@ -123,9 +145,11 @@ impl Remote {
             "apiVersion": "v1", "kind": "Secret", "type": LABEL,
             "metadata": {
                 "name": format!("coracle-join-{}", token.id),
-                "labels": {LABEL: "true"}, "annotations": {ENDS: shown},
+                "labels": {LABEL: "true"}, "annotations": {ENDS: shown, FOR: role.word()},
             },
-            "stringData": {"hash": coracle_server::join_token_hash(&token.secret), "ends": ends.to_string()},
+            "stringData": {
+                "hash": coracle_server::join_token_hash(&token.secret), "ends": ends.to_string(), "for": role.word(),
+            },
         });
         self.client().request::<Value>(request("POST", SECRETS, &secret)).await?;
         for over in self.tokens().await?.into_iter().filter(|token| token.is_over) {
@@ -144,8 +168,9 @@ impl Remote {
             .filter_map(|secret| {
                 let id = secret["metadata"]["name"].as_str()?.strip_prefix("coracle-join-")?.to_owned();
                 let ends = secret["metadata"]["annotations"][ENDS].as_str().unwrap_or_default().to_owned();
+                let role = secret["metadata"]["annotations"][FOR].as_str().unwrap_or(TokenRole::Node.word()).to_owned();
                 let is_over = ends.parse::<Timestamp>().is_ok_and(|ends| ends <= now);
-                Some(TokenInfo { id, ends, is_over })
+                Some(TokenInfo { id, role, ends, is_over })
             })
             .collect())
     }

@@ -100,6 +100,8 @@ pub struct Cluster {
     child: Child,
     dir: TempDir,
     log: PathBuf,
+    /// What it is started with.
+    words: Vec<String>,
 }
 
 impl Cluster {
@@ -110,11 +112,56 @@ impl Cluster {
 
     /// The same with further arguments to `coracle up`.
     pub fn start_with(arguments: &[&str]) -> Cluster {
+        Cluster::launched(&[&["up"], arguments].concat())
+            .unwrap_or_else(|log| panic!("the cluster did not start:\n{log}"))
+    }
+
+    /// A server without a node, called `name`, that founds a cluster.
+    pub fn server(name: &str) -> Cluster {
+        let words = ["server", "--bind", "127.0.0.1", "--name", name];
+        Cluster::launched(&words).unwrap_or_else(|log| panic!("the server did not start:\n{log}"))
+    }
+
+    /// One more server of this cluster, in a process of its own.
+    pub fn join_server(&self, name: &str) -> Cluster {
+        let (url, token) = self.token(&["--server"]);
+        let words = ["server", "--bind", "127.0.0.1", "--name", name, "--join", &url, "--token", &token];
+        Cluster::launched(&words).unwrap_or_else(|log| panic!("the server did not start:\n{log}"))
+    }
+
+    /// The same with any words; its log when it does not start.
+    pub fn launched(words: &[&str]) -> Result<Cluster, String> {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let log = dir.path().join("log");
-        let child =
-            launch(dir.path(), &log, arguments).unwrap_or_else(|log| panic!("the cluster did not start:\n{log}"));
-        Cluster { child, dir, log }
+        let words: Vec<String> = words.iter().map(ToString::to_string).collect();
+        let child = launch(dir.path(), &log, &words)?;
+        Ok(Cluster { child, dir, log, words })
+    }
+
+    /// A new token: the server that it names, and the token.
+    pub fn token(&self, arguments: &[&str]) -> (String, String) {
+        let made = self.coracle(&[&["token", "create"], arguments].concat());
+        let line = String::from_utf8_lossy(&made.stdout).trim().to_owned();
+        match line.split(' ').collect::<Vec<_>>().as_slice() {
+            ["coracle", _, "--join", url, "--token", token] => ((*url).to_owned(), (*token).to_owned()),
+            _ => panic!("{line}{}", String::from_utf8_lossy(&made.stderr)),
+        }
+    }
+
+    /// Kills it with SIGKILL.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("kill our own child");
+        self.child.wait().expect("wait for our own child");
+    }
+
+    /// Waits until it has ended by itself; its exit code.
+    pub fn ended(&mut self) -> Option<i32> {
+        wait_for_end(&mut self.child, &self.log)
+    }
+
+    /// Starts it again, which must fail; what it says.
+    pub fn restart_fails(&mut self) -> String {
+        launch(self.dir.path(), &self.log, &self.words).err().expect("it should not start")
     }
 
     /// Where it keeps everything.
@@ -141,9 +188,9 @@ impl Cluster {
 
     /// Kills it with SIGKILL and starts it again on the same directory.
     pub fn kill_and_restart(&mut self) {
-        self.child.kill().expect("kill our own child");
-        self.child.wait().expect("wait for our own child");
-        self.child = launch(self.dir.path(), &self.log, &[]).unwrap_or_else(|log| panic!("no second start:\n{log}"));
+        self.kill();
+        self.child =
+            launch(self.dir.path(), &self.log, &self.words).unwrap_or_else(|log| panic!("no second start:\n{log}"));
     }
 
     /// Asks it to end with SIGTERM; returns its exit code.
@@ -159,7 +206,8 @@ impl Cluster {
 
     /// Starts it again after [`Cluster::terminate`].
     pub fn restart(&mut self) {
-        self.child = launch(self.dir.path(), &self.log, &[]).unwrap_or_else(|log| panic!("no second start:\n{log}"));
+        self.child =
+            launch(self.dir.path(), &self.log, &self.words).unwrap_or_else(|log| panic!("no second start:\n{log}"));
     }
 
     /// Pushes the example `package` as `image`.
@@ -343,11 +391,11 @@ impl Drop for Cluster {
     }
 }
 
-/// Starts `coracle up` and waits for `ready`; the log when it ends before.
-fn launch(dir: &Path, log: &Path, arguments: &[&str]) -> Result<Child, String> {
+/// Starts `coracle` with `words` and free ports and waits for `ready`; the log when it ends before.
+fn launch(dir: &Path, log: &Path, words: &[String]) -> Result<Child, String> {
     let mut command = Command::new(coracle());
-    command.args(["up", "--api-port", "0", "--registry-port", "0", "--data-dir"]).arg(dir.join("data"));
-    until_ready(command.args(arguments), log)
+    command.args(words).args(["--api-port", "0", "--registry-port", "0", "--data-dir"]).arg(dir.join("data"));
+    until_ready(&mut command, log)
 }
 
 /// Starts it and waits for `ready`; the log when it ends before.

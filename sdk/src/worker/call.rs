@@ -107,21 +107,37 @@ pub fn client(server: &Server, identity: &Identity, current: &Arc<Current>) -> R
     Ok(kube::Client::new(service, "default"))
 }
 
-/// Joins: fetches the cluster's authority, compares it with the token's hash, and only then shows the token.
-pub async fn join(server: &Server, token: &Token, name: &str) -> Result<Identity, WorkerError> {
+/// Fetches the cluster's authority, compares it with the token's hash, and only then shows the token; returns the authority and
+/// what was answered.
+async fn prove(server: &Server, token: &Token, path: &str, body: &Value) -> Result<(String, Value), WorkerError> {
     let authority = fetch_authority(server).await?;
     if !token.is_of(&authority) {
         return Err(WorkerError::OtherCluster { server: server.to_string() });
     }
-    let (key, request) = request()?;
     let https = https(trusting(&authority)?);
-    let answer = send(
-        &https,
-        server,
-        Request::post("/coracle/v1/join").header("authorization", format!("Bearer {}", token.shown())),
-        json!({"name": name, "request": request}).to_string(),
-    );
-    let answer: Value = serde_json::from_slice(&answer.await?).map_err(|error| strange(server, error))?;
+    let request = Request::post(path).header("authorization", format!("Bearer {}", token.shown()));
+    let answer = send(&https, server, request, body.to_string()).await?;
+    Ok((authority, serde_json::from_slice(&answer).map_err(|error| strange(server, error))?))
+}
+
+/// Joins as a server that others reach at `address`.
+pub async fn join_server(
+    server: &Server,
+    token: &Token,
+    name: &str,
+    address: &str,
+) -> Result<coracle_server::Joining, WorkerError> {
+    let body = json!({"name": name, "address": address});
+    let (authority, answer) = prove(server, token, "/coracle/v1/join-server", &body).await?;
+    let joining = coracle_server::Joining::from_json(&answer).filter(|joining| joining.keys.authority == authority);
+    joining.ok_or_else(|| strange(server, "what it gives is no place in a cluster"))
+}
+
+/// Joins as a node.
+pub async fn join(server: &Server, token: &Token, name: &str) -> Result<Identity, WorkerError> {
+    let (key, request) = request()?;
+    let body = json!({"name": name, "request": request});
+    let (authority, answer) = prove(server, token, "/coracle/v1/join", &body).await?;
     let text = |field: &str| answer[field].as_str().unwrap_or_default().to_owned();
     Ok(Identity::new(name, &server.to_string(), authority, text("certificate"), key)?)
 }

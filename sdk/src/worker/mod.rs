@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::call::Server;
+pub(crate) use self::call::join_server;
 pub use self::identity::IdentityError;
 use self::identity::{Current, Identity};
 use crate::tokens::{NotAToken, Token};
@@ -34,15 +35,21 @@ const RENEWED_AT: f64 = 1.0 / 3.0;
 /// How often a server that does not answer is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// By this a node asks for a range of addresses for its pods.
-const RANGE: &str = "coracle.dev/pod-range";
+pub(crate) const RANGE: &str = "coracle.dev/pod-range";
 
-/// How a node joins.
+/// How a node or a server joins.
 #[derive(Clone, Debug)]
 pub struct Join {
     /// `https://HOST:PORT` of the API.
     pub server: String,
     /// What `coracle token create` printed.
     pub token: String,
+}
+
+impl Join {
+    pub(crate) fn parse(&self) -> Result<(Server, Token), WorkerError> {
+        Ok((self.server.parse()?, self.token.parse()?))
+    }
 }
 
 /// How a node is started.
@@ -160,7 +167,7 @@ impl Worker {
         let server: Server = identity.server.parse()?;
         let current = Current::new(&identity)?;
         let client = call::client(&server, &identity, &current)?;
-        let range = register(&client, &identity.name, &server).await?;
+        let range = register(&client, &identity.name, &identity.server).await?;
         let address = match options.address {
             Some(address) => address,
             None => address_towards(&server).await?,
@@ -244,7 +251,7 @@ async fn identity(options: &WorkerOptions) -> Result<(Identity, File), WorkerErr
         return Err(taken("holds a cluster of its own: choose another directory for a node".to_owned()));
     }
     let join = match &options.join {
-        Some(join) => Some((join.server.parse::<Server>()?, join.token.parse::<Token>()?)),
+        Some(join) => Some(join.parse()?),
         None => None,
     };
     let kept = Identity::load(dir)?;
@@ -300,7 +307,7 @@ fn lock(dir: &Path) -> std::io::Result<File> {
 
 /// Makes the Node object where there is none, and says which range of addresses its pods have. Waits for a server that does
 /// not answer.
-async fn register(client: &kube::Client, name: &str, server: &Server) -> Result<Cidr, WorkerError> {
+pub(crate) async fn register(client: &kube::Client, name: &str, server: &str) -> Result<Cidr, WorkerError> {
     let path = format!("/api/v1/nodes/{name}");
     let object =
         json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "annotations": {RANGE: "joined"}}});
@@ -334,7 +341,7 @@ async fn register(client: &kube::Client, name: &str, server: &Server) -> Result<
             }
             Err(error) => {
                 if !std::mem::replace(&mut is_told, true) {
-                    tracing::warn!(%server, %error, "the server does not answer; asking again until it does");
+                    tracing::warn!(server, %error, "the server does not answer; asking again until it does");
                 }
             }
         }

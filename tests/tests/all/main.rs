@@ -5,5 +5,6 @@ mod command_line;
 mod crash;
 mod kubectl;
 mod nodes;
+mod servers;
 mod time;
 mod workloads;

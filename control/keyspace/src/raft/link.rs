@@ -736,7 +736,7 @@ mod tests {
             tokio::spawn(
                 async move { while parts.send(Part::Records(Bytes::from(vec![0; 1 << 20]))).await.is_ok() {} },
             );
-        let by = crate::raft::testing::Vote::default();
+        let by = crate::raft::testing::Vote::new(1, 2);
         let told = links.call(1, &address, Call::Snapshot { vote: by, meta: Box::default(), parts: incoming }).await;
         assert!(matches!(&told, Err(TransportError::Failed { reason, .. }) if reason.contains("removed")), "{told:?}");
         send.await.unwrap();
