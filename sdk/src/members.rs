@@ -50,10 +50,6 @@ impl Certificate {
 }
 
 impl Member {
-    fn is_missing(&self) -> bool {
-        self.heard_milliseconds.is_some_and(|heard| heard >= MISSING_AFTER_MS)
-    }
-
     /// Its number and name.
     pub fn title(&self) -> String {
         format!("{} ({})", self.name, self.member)
@@ -70,7 +66,10 @@ pub fn in_words(members: &[Member]) -> Vec<String> {
             voters.len()
         ));
     }
-    for member in members.iter().filter(|member| member.is_missing()) {
+    // Only the leader knows; one of whom it never heard has been away since it began to lead.
+    let is_leader_asked = members.iter().any(|member| member.leads && member.heard_milliseconds.is_some());
+    let is_missing = |member: &Member| member.heard_milliseconds.is_none_or(|heard| heard >= MISSING_AFTER_MS);
+    for member in members.iter().filter(|member| is_leader_asked && is_missing(member)) {
         words.push(format!(
             "server {} at {} is missing: start it; if it is gone for good, `coracle member remove {}` and let another join",
             member.title(),
@@ -149,6 +148,7 @@ mod tests {
             (vec![leader.clone()], None),
             (vec![leader.clone(), well(2), well(3)], None),
             (vec![leader.clone(), well(2), gone], Some("coracle member remove 3")),
+            (vec![leader.clone(), well(2), member(3, "voter", false, None)], Some("coracle member remove 3")),
             (vec![leader.clone(), well(2)], Some("2 voters are no safer than 1")),
             (vec![leader, learner], Some("1 of the servers do not count yet")),
             (vec![well(2), well(3), well(5)], Some("no server leads: of 3 voters")),
