@@ -58,8 +58,8 @@ pub(crate) async fn announce(member: Arc<Member>, address: String, mut stopped: 
         let mut refused = None;
         loop {
             let known = member.address_of(member.id()).is_some_and(|known| known == address);
-            // Whoever hears of no leader may have been removed: the others say so.
-            let is_alone = member.leader().is_none() && member.alone_for() >= ALONE_AFTER;
+            // Whoever does not hear of its leader may have been removed: that one says so, or the others do.
+            let is_alone = member.alone_for() >= ALONE_AFTER;
             if !known || is_alone {
                 match tell(&member, &address).await {
                     Ok(_) => refused = None,
@@ -74,7 +74,7 @@ pub(crate) async fn announce(member: Arc<Member>, address: String, mut stopped: 
                     }
                 }
             }
-            let patience = if known && member.leader().is_some() { ANNOUNCE_EVERY } else { ANNOUNCE_AGAIN };
+            let patience = if known && !is_alone { ANNOUNCE_EVERY } else { ANNOUNCE_AGAIN };
             member.leader_changes(patience).await;
         }
     };
