@@ -1,7 +1,8 @@
 //! `GET /coracle/v1/backup`: everything of the cluster as it is at one moment, as a stream; and a new cluster made of it.
 //!
 //! Objects are shared with the state and encoded while they are sent, files of the registry are read while they are sent:
-//! nobody who writes waits, and nothing is in memory whole. A backup holds the cluster's keys, so it is for `system:masters`
+//! nobody who writes waits, and nothing is in memory whole. What was replaced since stays in memory until the backup is done, so
+//! there are few at a time, and a client that does not read is given up. A backup holds the cluster's keys, so it is for `system:masters`
 //! alone, whatever roles say.
 
 mod format;
@@ -11,7 +12,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
 use axum::extract::{Query, State};
@@ -24,7 +25,9 @@ use coracle_apiserver::Identity;
 use coracle_keyspace::{Keyspace, Whole};
 use futures::stream;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::error::SendTimeoutError;
+use tokio::sync::{Semaphore, mpsc};
 
 use self::format::Writer;
 pub use self::format::{Error, Frame, Reader};
@@ -36,6 +39,10 @@ const CONTENT_BYTES: usize = 256 << 10;
 /// Bytes that are sent as one piece, and pieces that wait for a slow client.
 const PIECE_BYTES: usize = 64 << 10;
 const PIECES_QUEUED: usize = 8;
+/// How long a piece waits for a client that does not read.
+const PIECE_WAITS: Duration = Duration::from_secs(60);
+/// Backups at a time; more are told to come again.
+const BACKUPS_MAX: usize = 2;
 /// What of the registry's directory is kept; what refers to blobs comes before them, so that none of those is missing.
 const REGISTRY: [&str; 2] = ["repositories", "blobs"];
 
@@ -49,9 +56,20 @@ pub struct Sources {
     pub registry: PathBuf,
 }
 
+/// What the route is made of.
+struct Shared {
+    sources: Sources,
+    places: Arc<Semaphore>,
+}
+
 /// The route; the caller puts authentication before it.
 pub fn router(sources: Sources) -> Router {
-    Router::new().route("/coracle/v1/backup", get(backup)).with_state(Arc::new(sources))
+    routed(sources, BACKUPS_MAX)
+}
+
+fn routed(sources: Sources, most: usize) -> Router {
+    let shared = Shared { sources, places: Arc::new(Semaphore::new(most)) };
+    Router::new().route("/coracle/v1/backup", get(backup)).with_state(Arc::new(shared))
 }
 
 #[derive(serde::Deserialize)]
@@ -65,7 +83,7 @@ fn yes() -> bool {
 }
 
 async fn backup(
-    State(sources): State<Arc<Sources>>,
+    State(shared): State<Arc<Shared>>,
     Extension(caller): Extension<Identity>,
     Query(asked): Query<Asked>,
 ) -> Response {
@@ -74,29 +92,44 @@ async fn backup(
         let why = format!("a backup holds the keys of the cluster: only members of {} get one", crate::MASTERS);
         return refused(StatusCode::FORBIDDEN, why);
     }
+    let Ok(place) = shared.places.clone().try_acquire_owned() else {
+        return refused(StatusCode::TOO_MANY_REQUESTS, format!("{BACKUPS_MAX} backups are under way: try again later"));
+    };
     // Everything that was answered before is in it.
-    if let Err(error) = sources.keyspace.barrier().await {
+    if let Err(error) = shared.sources.keyspace.barrier().await {
         return refused(StatusCode::SERVICE_UNAVAILABLE, format!("no backup is possible now: {error}"));
     }
     let (send, pieces) = mpsc::channel(PIECES_QUEUED);
     tokio::task::spawn_blocking(move || {
+        let _place = place;
         let mut to = Pieces { buffer: Vec::with_capacity(PIECE_BYTES), send };
-        if let Err(error) = write(&sources, asked.images, &mut to)
+        if let Err(error) = write(&shared.sources, asked.images, &mut to)
             && error.kind() != io::ErrorKind::BrokenPipe
         {
             tracing::error!(%error, "a backup is not complete");
             // The stream breaks off: whoever reads it does not take it for whole.
-            let _ = to.send.blocking_send(Err(error));
+            let _ = to.pass(Err(error));
         }
     });
     let body = stream::unfold(pieces, |mut pieces| async move { pieces.recv().await.map(|piece| (piece, pieces)) });
     ([(header::CONTENT_TYPE, "application/vnd.coracle.backup")], Body::from_stream(body)).into_response()
 }
 
-/// Passes what is written on to the answer; waits for a client that is slow, and fails when there is none any more.
+/// Passes what is written on to the answer; waits for a client that is slow, and fails when there is none any more. Within a
+/// runtime, on a thread that may block.
 struct Pieces {
     buffer: Vec<u8>,
     send: mpsc::Sender<io::Result<Bytes>>,
+}
+
+impl Pieces {
+    fn pass(&self, piece: io::Result<Bytes>) -> io::Result<()> {
+        let sent = Handle::current().block_on(self.send.send_timeout(piece, PIECE_WAITS));
+        sent.map_err(|error| match error {
+            SendTimeoutError::Timeout(_) => io::Error::new(io::ErrorKind::TimedOut, "the client does not read"),
+            SendTimeoutError::Closed(_) => io::ErrorKind::BrokenPipe.into(),
+        })
+    }
 }
 
 impl Write for Pieces {
@@ -113,7 +146,7 @@ impl Write for Pieces {
             return Ok(());
         }
         let piece = std::mem::replace(&mut self.buffer, Vec::with_capacity(PIECE_BYTES));
-        self.send.blocking_send(Ok(piece.into())).map_err(|_| io::ErrorKind::BrokenPipe.into())
+        self.pass(Ok(piece.into()))
     }
 }
 
@@ -215,4 +248,66 @@ pub fn verify(from: impl Read) -> Result<Contents, Error> {
     let number = |value: &Value| value.as_u64().unwrap_or_default();
     let revision = number(&head.unwrap_or_default()["revision"]);
     Ok(Contents { revision, records: number(&end["records"]), files: number(&end["files"]), bytes: reader.at() })
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt as _;
+    use tower::ServiceExt as _;
+
+    use super::*;
+    use crate::founding;
+
+    async fn ask(router: &Router, groups: &[&str], query: &str) -> (u16, Bytes) {
+        let groups = groups.iter().map(ToString::to_string).collect();
+        let mut request = axum::http::Request::get(format!("/coracle/v1/backup{query}")).body(Body::empty()).unwrap();
+        request.extensions_mut().insert(Identity::authenticated("somebody", groups));
+        let answer = router.clone().oneshot(request).await.unwrap();
+        (answer.status().as_u16(), answer.into_body().collect().await.unwrap().to_bytes())
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_backup_is_for_masters_and_becomes_a_directory_once() {
+        let temp = tempfile::tempdir().unwrap();
+        let keyspace = coracle_keyspace::Config::new(temp.path().join("control"));
+        let keyspace = Keyspace::open(keyspace).await.unwrap();
+        let registry = temp.path().join("registry");
+        let blob = vec![7; 3 * CONTENT_BYTES + 1];
+        for (place, content) in
+            [("blobs/sha256/ab/abc", &blob[..]), ("repositories/a/_layers/abc", b""), ("uploads/u", b"x")]
+        {
+            founding::private_dir(registry.join(place).parent().unwrap()).unwrap();
+            fs::write(registry.join(place), content).unwrap();
+        }
+        let sources = || Sources {
+            keyspace: keyspace.clone(),
+            authority: Arc::new(Authority::open(&temp.path().join("pki"), false).unwrap()),
+            registry: registry.clone(),
+        };
+        let router = routed(sources(), 1);
+        assert_eq!(ask(&router, &["system:nodes"], "").await.0, 403);
+        assert_eq!(ask(&routed(sources(), 0), &[crate::MASTERS], "").await.0, 429);
+        assert_eq!(ask(&router, &[crate::MASTERS], "?images=maybe").await.0, 400);
+        let (_, small) = ask(&router, &[crate::MASTERS], "?images=false").await;
+        let (code, whole) = ask(&router, &[crate::MASTERS], "").await;
+        let contents = verify(&whole[..]).unwrap();
+        assert_eq!((code, contents.files, contents.bytes), (200, 2, whole.len() as u64));
+        assert_eq!(verify(&small[..]).unwrap().files, 0);
+
+        let dir = temp.path().join("restored");
+        let (target, bytes) = (dir.clone(), whole.clone());
+        let made = tokio::task::spawn_blocking(move || {
+            let cut = restore(&bytes[..bytes.len() - 3], &target);
+            assert!(matches!(cut, Err(RestoreError::Backup(Error::Cut { .. }))) && !target.exists());
+            let made = restore(&bytes[..], &target).unwrap();
+            assert!(matches!(restore(&bytes[..], &target), Err(RestoreError::NotEmpty { .. })));
+            made
+        });
+        assert_eq!(made.await.unwrap().files, 2);
+        assert_eq!(fs::read(dir.join("registry/blobs/sha256/ab/abc")).unwrap(), blob);
+        assert_eq!(fs::read(dir.join("pki/ca.key")).unwrap(), fs::read(temp.path().join("pki/ca.key")).unwrap());
+        assert!(dir.join("CLUSTER").exists() && !dir.join("registry/uploads").exists());
+        assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 4, "nothing is left beside it");
+        keyspace.shutdown().await;
+    }
 }
