@@ -1,5 +1,6 @@
 //! `coracle`: Kubernetes without containers, in one executable.
 
+mod backup;
 mod bench;
 mod cluster;
 mod completion;
@@ -49,6 +50,8 @@ enum Command {
     Status(status::Arguments),
     Logs(logs::Arguments),
     Reset(down::ResetArguments),
+    Backup(backup::Arguments),
+    Restore(backup::RestoreArguments),
     Bench(bench::Arguments),
     Completion(completion::Arguments),
     /// Print the version
@@ -75,6 +78,8 @@ fn main() -> ExitCode {
         Command::Down(arguments) => run(down::run(arguments)),
         Command::Logs(arguments) => run(logs::run(arguments)),
         Command::Reset(arguments) => run(down::reset(arguments)),
+        Command::Backup(arguments) => run(backup::run(arguments)),
+        Command::Restore(arguments) => run(backup::restore(arguments)),
         Command::Demo(arguments) => run(demo::run(arguments)),
         Command::Server(arguments) => run(server::run(arguments)),
         Command::Node(arguments) => run(node::run(arguments)),

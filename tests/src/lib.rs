@@ -129,9 +129,19 @@ impl Cluster {
         Cluster::launched(&words).unwrap_or_else(|log| panic!("the server did not start:\n{log}"))
     }
 
-    /// The same with any words; its log when it does not start.
-    pub fn launched(words: &[&str]) -> Result<Cluster, String> {
+    /// A cluster that is restored from a backup.
+    pub fn start_restored(backup: &Path) -> Cluster {
         let dir = tempfile::tempdir().expect("a temporary directory");
+        run(Command::new(coracle()).arg("restore").arg(backup).arg("--data-dir").arg(dir.path().join("data")));
+        Cluster::launched_in(dir, &["up"]).unwrap_or_else(|log| panic!("the cluster did not start:\n{log}"))
+    }
+
+    /// The same with any words to `coracle`; its log when it does not start.
+    pub fn launched(words: &[&str]) -> Result<Cluster, String> {
+        Cluster::launched_in(tempfile::tempdir().expect("a temporary directory"), words)
+    }
+
+    fn launched_in(dir: TempDir, words: &[&str]) -> Result<Cluster, String> {
         let log = dir.path().join("log");
         let words: Vec<String> = words.iter().map(ToString::to_string).collect();
         let child = launch(dir.path(), &log, &words)?;

@@ -33,6 +33,8 @@ fn help_names_every_command() {
         "status",
         "logs",
         "reset",
+        "backup",
+        "restore",
         "bench",
         "completion",
         "version",

@@ -1,0 +1,160 @@
+//! A cluster in a file, taken while others write, and another cluster made of it.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use coracle_sdk::Remote;
+use coracle_tests::{Cluster, coracle, eventually_answers, output};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::Api;
+use kube::api::PostParams;
+use serde_json::Value;
+
+const WEB: &str = "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      containers:
+      - {name: main, image: standin, ports: [{containerPort: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  type: NodePort
+  selector: {app: web}
+  ports: [{port: 80, targetPort: 8080}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: everything}
+rules: [{nonResourceURLs: ['*'], verbs: ['*']}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: everything}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: everything}
+subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: somebody}]
+";
+
+/// What is listed at `path`, by name: each object as it is.
+fn listed(cluster: &Cluster, path: &str) -> BTreeMap<String, Value> {
+    let list: Value = serde_json::from_str(&cluster.kubectl(&format!("get --raw {path}"))).expect("a list");
+    let items = list["items"].as_array().cloned().unwrap_or_default();
+    let named = |item: Value| {
+        (format!("{}/{}", item["metadata"]["namespace"], item["metadata"]["name"]).replace('"', ""), item)
+    };
+    items.into_iter().map(named).collect()
+}
+
+/// Runs `coracle restore`; its exit code and what it said.
+fn restore(file: &Path, dir: &Path) -> (Option<i32>, String) {
+    let mut command = std::process::Command::new(coracle());
+    let output = output(command.arg("restore").arg(file).arg("--data-dir").arg(dir));
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn a_backup_under_load_becomes_a_cluster_that_goes_on() {
+    let mut cluster = Cluster::start();
+    cluster.push("standin", "standin");
+    cluster.apply(WEB);
+    cluster.kubectl("rollout status deployment/web --timeout=120s");
+    let temp = tempfile::tempdir().expect("a temporary directory");
+    let file = temp.path().join("cluster.backup");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let remote = runtime.block_on(Remote::connect(&cluster.kubeconfig())).expect("connect");
+    let (stop, written) = (AtomicBool::new(false), AtomicUsize::new(0));
+    // One object after the other: what is in the backup must be the first so many of them.
+    let (before, said) = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let api: Api<ConfigMap> = Api::default_namespaced(remote.client().clone());
+            while !stop.load(Ordering::Relaxed) {
+                let mut object = ConfigMap::default();
+                object.metadata.name = Some(format!("w{:05}", written.load(Ordering::Relaxed)));
+                runtime.block_on(api.create(&PostParams::default(), &object)).expect("nobody who writes is refused");
+                written.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        while written.load(Ordering::Relaxed) < 50 {
+            std::thread::yield_now();
+        }
+        let before = written.load(Ordering::Relaxed);
+        let made = cluster.coracle(&["backup".as_ref(), file.as_os_str()]);
+        let after = written.load(Ordering::Relaxed);
+        stop.store(true, Ordering::Relaxed);
+        let said = String::from_utf8_lossy(&made.stderr).into_owned();
+        assert!(made.status.success() && after > before, "{said}");
+        (before, said)
+    });
+    let revision: u64 = said
+        .split("revision ")
+        .nth(1)
+        .and_then(|rest| rest.split(':').next())
+        .and_then(|number| number.parse().ok())
+        .unwrap_or_else(|| panic!("no revision: {said}"));
+    assert_eq!(std::fs::metadata(&file).expect("the backup").permissions().mode() & 0o777, 0o600);
+    assert_eq!(std::fs::read_dir(temp.path()).expect("list").count(), 1, "nothing is left beside it");
+    let again = cluster.coracle(&["backup".as_ref(), file.as_os_str()]);
+    assert!(!again.status.success(), "a backup that is there is not overwritten");
+    let standard = cluster.coracle(&["backup", "--no-images", "-"]);
+    assert!(standard.status.success() && standard.stdout.starts_with(b"coracle backup 1\n"));
+    let refused = cluster.kubectl_fails("get --raw /coracle/v1/backup --as=somebody");
+    assert!(refused.contains("system:masters"), "{refused}");
+
+    // What the old cluster says of the revision of the backup.
+    let kinds = ["/api/v1/configmaps", "/api/v1/secrets", "/api/v1/serviceaccounts", "/api/v1/namespaces"];
+    let exactly = |path: &str| format!("{path}?resourceVersion={revision}&resourceVersionMatch=Exact");
+    let expected: Vec<_> = kinds.iter().map(|path| listed(&cluster, &exactly(path))).collect();
+    let configs = expected[0].keys().filter(|name| name.starts_with("default/w")).count();
+    assert!(configs >= before, "{configs} of at least {before}");
+    assert!(expected[0].contains_key(&format!("default/w{:05}", configs - 1)), "the first {configs}, without a gap");
+    assert_eq!(cluster.terminate(), Some(0));
+
+    // What is no whole backup is refused, and leaves nothing.
+    let whole = std::fs::read(&file).expect("the backup");
+    let dir = temp.path().join("restored");
+    let mut wrong = whole.clone();
+    wrong[whole.len() / 2] ^= 1;
+    for (name, bytes, expected) in [
+        ("damaged", wrong, "damaged at byte"),
+        ("cut", whole[..whole.len() - 1].to_vec(), "before its end"),
+        ("foreign", b"PK\x03\x04".to_vec(), "no backup of coracle"),
+        ("next", b"coracle backup 2\n".to_vec(), "version"),
+    ] {
+        let path = temp.path().join(name);
+        std::fs::write(&path, bytes).expect("write it");
+        let (code, said) = restore(&path, &dir);
+        assert!(code == Some(1) && said.contains(expected), "{name}: {said}");
+        std::fs::remove_file(path).expect("remove it");
+        assert_eq!(std::fs::read_dir(temp.path()).expect("list").count(), 1, "{name} left something");
+    }
+    std::fs::create_dir(&dir).and_then(|()| std::fs::write(dir.join("mine"), "x")).expect("a directory");
+    let (code, said) = restore(&file, &dir);
+    assert!(code == Some(1) && said.contains("not empty") && dir.join("mine").exists(), "{said}");
+
+    let restored = Cluster::start_restored(&file);
+    for (path, expected) in kinds.iter().zip(&expected) {
+        let mut found = listed(&restored, path);
+        found.retain(|name, _| expected.contains_key(name));
+        assert_eq!(&found, expected, "{path}");
+    }
+    let watched = restored.kubectl(&format!(
+        "get --raw /api/v1/namespaces/default/configmaps?watch=true&timeoutSeconds=5&resourceVersion={revision}"
+    ));
+    assert!(watched.contains("\"code\":410"), "who watched the old cluster lists again: {watched}");
+    restored.kubectl("rollout status deployment/web --timeout=120s");
+    let port = restored.kubectl("get service web -o jsonpath={.spec.ports[0].nodePort}");
+    eventually_answers(&format!("http://127.0.0.1:{port}/"));
+    // Another pod of the image: it is in the registry of the restored cluster.
+    restored.kubectl("scale deployment/web --replicas=3");
+    restored.kubectl("rollout status deployment/web --timeout=120s");
+}
