@@ -372,7 +372,11 @@ impl Inner {
 
     async fn fetch(&self, name: ImageName, credentials: &[Credential]) -> Result<Artifact, PullError> {
         let image = name.canonical();
-        let (remote, manifest) = self.resolve(&name, credentials).await?;
+        let resolved = tokio::time::timeout(DOWNLOAD_TIMEOUT, self.resolve(&name, credentials)).await;
+        let (remote, manifest) = resolved.unwrap_or_else(|_| {
+            let message = format!("no registry has said what it is within {} s", DOWNLOAD_TIMEOUT.as_secs());
+            Err(PullError::Unreachable { image: image.clone(), message })
+        })?;
         let (auth, registry) = remote.auth();
         let access = Access::of(auth, registry);
         let component = {

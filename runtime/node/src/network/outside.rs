@@ -4,9 +4,10 @@
 
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -14,9 +15,10 @@ use coracle_engine::{Body, BoxError, OutboundError};
 use http::uri::{Scheme, Uri};
 use http::{Request, Response, header};
 use http_body_util::BodyExt as _;
-use hyper::rt::{Read, Write};
+use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
@@ -31,6 +33,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Look-ups at the same time, each of which may hold a thread; more wait.
 const RESOLVING_MAX: usize = 32;
+/// Connections to outside, of all pods together, up to which those that nobody uses are kept for the next request.
+const KEPT_MAX: usize = 512;
 /// Addresses of a name that are tried.
 const ADDRESSES_MAX: usize = 4;
 
@@ -55,24 +59,91 @@ type Client = legacy::Client<HttpsConnector<Dialer>, Body>;
 struct Dialer {
     gate: Arc<Gate>,
     resolving: Arc<Semaphore>,
+    /// Connections that are open.
+    open: Arc<AtomicUsize>,
 }
 
 impl tower::Service<Uri> for Dialer {
-    type Response = TokioIo<TcpStream>;
+    type Response = Counted;
     type Error = ConnectError;
-    type Future = Pin<Box<dyn Future<Output = Result<TokioIo<TcpStream>, ConnectError>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Counted, ConnectError>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let Dialer { gate, resolving } = self.clone();
+        let Dialer { gate, resolving, open } = self.clone();
         Box::pin(async move {
             let host = uri.host().unwrap_or_default();
             let port = uri.port_u16().unwrap_or(if uri.scheme() == Some(&Scheme::HTTPS) { 443 } else { 80 });
-            connect(&gate, &resolving, host, port).await.map(TokioIo::new)
+            connect(&gate, &resolving, host, port).await.map(|stream| Counted::new(stream, open))
         })
+    }
+}
+
+/// A connection for a pool. While there are few it is kept when its request is over; nobody counts it as his then.
+struct Counted {
+    inner: TokioIo<TcpStream>,
+    open: Arc<AtomicUsize>,
+}
+
+impl Counted {
+    fn new(stream: TcpStream, open: Arc<AtomicUsize>) -> Counted {
+        open.fetch_add(1, Relaxed);
+        Counted { inner: TokioIo::new(stream), open }
+    }
+
+    fn may_be_kept(&self) -> bool {
+        self.open.load(Relaxed) <= KEPT_MAX
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.open.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Connection for Counted {
+    fn connected(&self) -> Connected {
+        let connected = self.inner.connected();
+        if !self.may_be_kept() {
+            connected.poison();
+        }
+        connected
+    }
+}
+
+impl Read for Counted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(cx, buf)
+    }
+}
+
+impl Write for Counted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
     }
 }
 
@@ -140,7 +211,7 @@ impl Outside {
     }
 
     async fn connect_client(&self) -> Result<Client, OutboundError> {
-        let dialer = Dialer { gate: self.gate.clone(), resolving: self.resolving.clone() };
+        let dialer = Dialer { gate: self.gate.clone(), resolving: self.resolving.clone(), open: Arc::default() };
         let connector = hyper_rustls::HttpsConnectorBuilder::new()
             .with_tls_config(tls(Vec::new()).await?)
             .https_or_http()
@@ -173,16 +244,26 @@ async fn tls(more: Vec<CertificateDer<'static>>) -> Result<rustls::ClientConfig,
     Ok(tls.with_root_certificates(roots).with_no_client_auth())
 }
 
+/// Asks the machine's resolver. A turn is over when its thread is, however long anybody waits for it.
+async fn resolve(resolving: &Arc<Semaphore>, host: &str, port: u16) -> Option<Vec<SocketAddr>> {
+    let turn = resolving.clone().acquire_owned().await.ok()?;
+    let host = host.to_owned();
+    let looked_up = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        (host.as_str(), port).to_socket_addrs().map(Iterator::collect)
+    });
+    looked_up.await.ok()?.ok()
+}
+
 /// Resolves, asks the gate, connects.
-async fn connect(gate: &Gate, resolving: &Semaphore, host: &str, port: u16) -> Result<TcpStream, ConnectError> {
+async fn connect(gate: &Gate, resolving: &Arc<Semaphore>, host: &str, port: u16) -> Result<TcpStream, ConnectError> {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let addresses: Vec<SocketAddr> = match host.parse::<IpAddr>() {
         Ok(address) => vec![SocketAddr::new(address, port)],
         Err(_) => {
             let unknown = || ConnectError::Name(host.to_owned());
-            let _turn = resolving.acquire().await.map_err(|_| unknown())?;
-            let found = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host((host, port))).await;
-            found.map_err(|_| unknown())?.map_err(|_| unknown())?.collect()
+            let resolved = tokio::time::timeout(RESOLVE_TIMEOUT, resolve(resolving, host, port)).await;
+            resolved.map_err(|_| unknown())?.ok_or_else(unknown)?
         }
     };
     if addresses.is_empty() {
@@ -299,5 +380,31 @@ mod tests {
         }
         let accepted = tokio::time::timeout(Duration::from_millis(50), listener.accept()).await;
         assert!(accepted.is_err(), "nobody came");
+    }
+
+    #[tokio::test]
+    async fn connections_are_kept_while_there_are_few() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let open: Arc<AtomicUsize> = Arc::default();
+        let one = Counted::new(stream, open.clone());
+        assert_eq!((one.may_be_kept(), open.load(Relaxed)), (true, 1));
+        open.store(KEPT_MAX + 1, Relaxed);
+        assert!(!one.may_be_kept());
+        drop(one);
+        assert_eq!(open.load(Relaxed), KEPT_MAX);
+    }
+
+    #[tokio::test]
+    async fn a_look_up_has_its_turn_until_its_thread_is_done() {
+        let resolving = Arc::new(Semaphore::new(1));
+        let found = resolve(&resolving, "localhost", 80).await.unwrap();
+        assert!(!found.is_empty() && found.iter().all(|address| address.ip().is_loopback()));
+        assert_eq!(resolving.available_permits(), 1);
+        // All turns are taken: whoever waits does so within its own time.
+        let turn = resolving.clone().acquire_owned().await.unwrap();
+        let waiting = resolve(&resolving, "localhost", 80);
+        assert!(futures::FutureExt::now_or_never(waiting).is_none());
+        drop(turn);
     }
 }
