@@ -34,6 +34,10 @@ pub(super) static KIND: Kind = Kind {
 /// How every PEM block begins.
 const PEM: &[u8] = b"-----BEGIN ";
 
+const ACCOUNT_TOKEN: &str = "kubernetes.io/service-account-token";
+const NOT_FILLED: &str = "type: no controller fills a secret of type kubernetes.io/service-account-token; ask for a token with \
+                          `kubectl create token`, which can be bound to it";
+
 struct Secret;
 
 impl Strategy for Secret {
@@ -53,8 +57,10 @@ impl Strategy for Secret {
     }
 
     fn warnings(&self, object: &Value, _old: Option<&Value>) -> Vec<String> {
-        if object["type"] != "kubernetes.io/tls" {
-            return Vec::new();
+        match object["type"].text() {
+            "kubernetes.io/tls" => {}
+            ACCOUNT_TOKEN if object["data"]["token"].is_empty() => return vec![NOT_FILLED.to_owned()],
+            _ => return Vec::new(),
         }
         // Whether key and certificate fit together is not looked at.
         let has_pem = |key: &str| {
@@ -101,7 +107,7 @@ fn content(secret: &Value, errors: &mut FieldErrors) {
         errors.extend(keys.iter().map(|key| FieldError::required(path.key(key), "")));
     };
     match secret["type"].text() {
-        "kubernetes.io/service-account-token" => {
+        ACCOUNT_TOKEN => {
             let key = "kubernetes.io/service-account.name";
             if secret["metadata"]["annotations"][key].is_empty() {
                 errors.push(FieldError::required(Path::new("metadata.annotations").key(key), ""));

@@ -1,7 +1,7 @@
 //! The roles and bindings that are stored (RBAC, kubernetes-api §19), in the shape in which they are asked: decoded
 //! again only when one of them has changed, and then only that one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use coracle_api::meta::selector::LabelSelector;
@@ -130,6 +130,15 @@ fn has(list: &[String], wanted: &str) -> bool {
 }
 
 impl Rule {
+    /// Everything: of resources, and of paths.
+    pub fn all() -> [Rule; 2] {
+        let all = || vec!["*".to_owned()];
+        [
+            Rule { verbs: all(), api_groups: all(), resources: all(), ..Rule::default() },
+            Rule { verbs: all(), non_resource_urls: all(), ..Rule::default() },
+        ]
+    }
+
     /// Whether it names what is asked for.
     pub fn allows(&self, asked: &Attributes<'_>) -> bool {
         if !has(&self.verbs, asked.verb) {
@@ -226,7 +235,12 @@ impl Grant {
     fn of(binding: &Binding) -> Grant {
         let namespace = &binding.metadata.namespace;
         let name = &binding.role_ref.name;
-        let role = if binding.role_ref.kind == "Role" { format!("{namespace}/{name}") } else { name.clone() };
+        let role = match binding.role_ref.kind.as_str() {
+            "Role" => format!("{namespace}/{name}"),
+            "ClusterRole" => name.clone(),
+            // Validation refuses it; one that was stored before there was any is of no role.
+            _ => String::new(),
+        };
         Grant { role, namespace: (!namespace.is_empty()).then(|| namespace.clone()) }
     }
 }
@@ -254,14 +268,9 @@ impl Binding {
 }
 
 impl Role {
-    /// A role that is about to be stored. What an aggregated one will say is not known yet, so it counts as everything.
+    /// A role that is about to be stored.
     pub fn read(object: &Value) -> Result<Role, serde_json::Error> {
-        let mut role = Role::deserialize(object)?;
-        if !role.aggregation_rule.cluster_role_selectors.is_empty() {
-            let all = || vec!["*".to_owned()];
-            role.rules.push(Rule { verbs: all(), api_groups: all(), resources: all(), ..Rule::default() });
-        }
-        Ok(role)
+        Role::deserialize(object)
     }
 }
 
@@ -311,18 +320,10 @@ impl Known {
         self.roles = read_again(&self.roles, cluster_roles.iter().chain(roles.iter()));
         self.bindings = read_again(&self.bindings, cluster_bindings.iter().chain(bindings.iter()));
         let mut index = Index::default();
+        let all: Vec<Arc<Role>> =
+            cluster_roles.keys().filter_map(|name| self.roles.get(name)).map(|(_, role)| role.clone()).collect();
         for (name, (_, role)) in &self.roles {
-            let mut parts = vec![role.clone()];
-            for selector in &role.aggregation_rule.cluster_role_selectors {
-                let Ok(selector) = LabelSelector::from_object(selector) else { continue };
-                let others = cluster_roles.keys().filter_map(|name| self.roles.get(name));
-                parts.extend(
-                    others
-                        .filter(|(_, other)| selector.matches(&other.metadata.labels))
-                        .map(|(_, other)| other.clone()),
-                );
-            }
-            index.roles.insert(name.clone(), parts);
+            index.roles.insert(name.clone(), parts(role, &all));
         }
         for (_, binding) in self.bindings.values() {
             for subject in &binding.subjects {
@@ -344,6 +345,23 @@ impl Known {
         self.index = Arc::new(index);
         self.stored = stored;
     }
+}
+
+/// The roles whose rules `role` has. One that is made of others has theirs and none of its own, as in the reference, where
+/// what it has is written over; and these may be made of others again.
+fn parts(role: &Arc<Role>, all: &[Arc<Role>]) -> Vec<Arc<Role>> {
+    let (mut parts, mut seen, mut open) = (Vec::new(), HashSet::from([Arc::as_ptr(role)]), vec![role.clone()]);
+    while let Some(role) = open.pop() {
+        let selectors = &role.aggregation_rule.cluster_role_selectors;
+        for selector in selectors.iter().filter_map(|selector| LabelSelector::from_object(selector).ok()) {
+            let selected = all.iter().filter(|other| selector.matches(&other.metadata.labels));
+            open.extend(selected.filter(|other| seen.insert(Arc::as_ptr(other))).cloned());
+        }
+        if selectors.is_empty() {
+            parts.push(role);
+        }
+    }
+    parts
 }
 
 /// Reads the records that are not the same as before. What cannot be read allows nothing.

@@ -24,7 +24,7 @@ use crate::authn::Caller;
 use crate::authz::{self, Attributes};
 use crate::catalog::Resource;
 use crate::layers::deadline::Deadline;
-use crate::layers::lanes::{HEAVY_BYTES, HEAVY_RECORDS, HEAVY_RECORDS_BYTES, Lanes};
+use crate::layers::lanes::{HEAVY_BYTES, HEAVY_RECORDS, HEAVY_RECORDS_BYTES};
 use crate::layers::websocket;
 use crate::limits::{Class, Flow};
 use crate::request::call::{Call, Request};
@@ -35,7 +35,7 @@ use crate::subresources::Passing;
 use crate::subresources::bindings::Bindings;
 use crate::subresources::reviews::Review;
 use crate::verbs::watch::Around;
-use crate::{authn, discovery, health, openapi, subresources, verbs};
+use crate::{authn, discovery, health, openapi, store, subresources, verbs};
 
 /// Whose turn it is to make a document of the API: nobody's own.
 const DOCUMENTS: &str = "system:openapi";
@@ -109,17 +109,21 @@ async fn route(server: &Arc<Shared>, request: http::Request<Body>, seen: &mut Ob
     match Route::parse(request.uri().path()) {
         Route::Resource(target) => resource(server, request, caller, target, seen).await,
         route => {
+            let mutates = !matches!(*request.method(), Method::GET | Method::HEAD);
             let response = path(server, request, &caller, route, seen).await?;
-            held(server, caller.flow(), response)
+            held(server, caller.flow(), response, mutates)
         }
     }
 }
 
-/// The answer, bounded while it is sent. What is read in this process is read at once.
-fn held(server: &Shared, flow: Flow<'_>, response: Response) -> Result<Response, Status> {
+/// The answer, bounded while it is sent. What is read in this process is read at once; and what was done is said, however
+/// much there is to be sent: whoever is told to come again would do it twice.
+fn held(server: &Shared, flow: Flow<'_>, response: Response, mutates: bool) -> Result<Response, Status> {
+    let longest = server.config.request_timeout;
     match flow.class {
         Class::Own => Ok(response),
-        _ => server.answers.hold(flow.name, response, server.config.request_timeout),
+        _ if mutates => Ok(server.answers.hold_done(flow.name, response, longest)),
+        _ => server.answers.hold(flow.name, response, longest),
     }
 }
 
@@ -148,7 +152,7 @@ async fn path(
             let heavy = bindings.bytes(&server.cluster) >= HEAVY_BYTES;
             let here = server.clone();
             let bound = async move { bindings.bind_all(&here.cluster).await };
-            let work = async { if heavy { lanes(server, flow).run(flow.name, bound).await } else { bound.await } };
+            let work = async { if heavy { aside(server, flow, bound).await } else { bound.await } };
             return deadline.limit(true, work).await;
         }
         _ if !matches!(call.method, Method::GET | Method::HEAD) => return Err(Status::method_not_allowed()),
@@ -301,7 +305,7 @@ async fn resource(
         }
         let here = server.clone();
         let work = async move { answer(&here, &request, &handler, verb).await };
-        lanes(server, caller.flow()).run(caller.flow().name, work).await
+        aside(server, caller.flow(), work).await
     };
     let response = match deadline.limit(mutates, work).await {
         Ok(response) => response,
@@ -309,12 +313,17 @@ async fn resource(
     };
     drop(place);
     let response = compressed(&call, peer, with_warnings(&call, pieces::in_pieces(response)));
-    held(server, caller.flow(), response)
+    held(server, caller.flow(), response, mutates)
 }
 
-/// Where heavy work of a flow runs.
-fn lanes<'a>(server: &'a Shared, flow: Flow<'_>) -> &'a Lanes {
-    if flow.class == Class::User { &server.lanes } else { &server.duty_lanes }
+/// Does heavy work of a flow in its lanes, under the lead of the request: other threads know nothing of that.
+async fn aside<T, F>(server: &Shared, flow: Flow<'_>, work: F) -> Result<T, Status>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, Status>> + Send + 'static,
+{
+    let lanes = if flow.class == Class::User { &server.lanes } else { &server.duty_lanes };
+    lanes.run(flow.name, store::under(store::lead(), work)).await
 }
 
 /// Whether a request may keep a processor busy for more than a moment.

@@ -5,7 +5,9 @@ use serde_json::Value;
 use super::show::Show::{Age, Any, Made, Name, Number, Of, Text};
 use super::{BLANK, Kind, Stored, Support, condition, row};
 use crate::kinds::value::{Read, child, default_to, default_when_zero, items_mut, or};
-use crate::kinds::{AGE, Cell, Column, NAME, column, wide};
+use crate::kinds::{AGE, Cell, Column, FieldError, FieldErrors, NAME, checks, column, wide};
+use crate::meta::field::Path;
+use crate::meta::selector::validate_label_selector;
 
 const NOT_LIMITED: &str = "requests are not limited by it yet";
 const MADE: Column = column("Created At", "date");
@@ -31,10 +33,10 @@ pub(super) static ROWS: &[Kind] = &[
             wide("Groups", "string") => Of(groups),
             wide("ServiceAccounts", "string") => Of(accounts),
         ],
-        binding()),
+        binding().check_by(cluster_role_binding)),
     row!(cluster "rbac.authorization.k8s.io" "io.k8s.api.rbac.v1" "ClusterRole" "clusterroles" "clusterrole",
         [NAME => Name, MADE => Made],
-        Stored::new(Support::Honoured).named_as_path().made_by_update()),
+        Stored::new(Support::Honoured).named_as_path().made_by_update().check_by(cluster_role)),
     row!(namespaced "rbac.authorization.k8s.io" "io.k8s.api.rbac.v1" "RoleBinding" "rolebindings" "rolebinding",
         [
             NAME => Name,
@@ -44,10 +46,10 @@ pub(super) static ROWS: &[Kind] = &[
             wide("Groups", "string") => Of(groups),
             wide("ServiceAccounts", "string") => Of(accounts),
         ],
-        binding()),
+        binding().check_by(role_binding)),
     row!(namespaced "rbac.authorization.k8s.io" "io.k8s.api.rbac.v1" "Role" "roles" "role",
         [NAME => Name, MADE => Made],
-        Stored::new(Support::Honoured).named_as_path().made_by_update()),
+        Stored::new(Support::Honoured).named_as_path().made_by_update().check_by(role_in_namespace)),
     row!(cluster "flowcontrol.apiserver.k8s.io" "io.k8s.api.flowcontrol.v1" "FlowSchema" "flowschemas" "flowschema",
         [
             NAME => Name,
@@ -104,6 +106,105 @@ fn default_binding(object: &mut Value) {
     for subject in items_mut(object, "subjects") {
         if matches!(subject["kind"].text(), "User" | "Group") {
             default_when_zero(subject, "apiGroup", GROUP);
+        }
+    }
+}
+
+fn cluster_role(role: &Value, errors: &mut FieldErrors) {
+    rules(role, true, errors);
+    let (selectors, path) = (&role["aggregationRule"]["clusterRoleSelectors"], "aggregationRule.clusterRoleSelectors");
+    if !role["aggregationRule"].is_object() {
+        return;
+    }
+    if selectors.items().is_empty() {
+        errors.push(FieldError::required(
+            path,
+            "at least one clusterRoleSelector required if aggregationRule is non-nil",
+        ));
+    }
+    for (index, selector) in selectors.items().iter().enumerate() {
+        validate_label_selector(selector, &Path::new(path).index(index), errors);
+    }
+}
+
+fn role_in_namespace(role: &Value, errors: &mut FieldErrors) {
+    rules(role, false, errors);
+}
+
+/// A rule that lacks a part would allow nothing in silence (`ValidatePolicyRule`).
+fn rules(role: &Value, is_cluster: bool, errors: &mut FieldErrors) {
+    for (index, rule) in role["rules"].items().iter().enumerate() {
+        let list = Path::new("rules");
+        let path = list.index(index);
+        let lacks = |field: &str| rule[field].items().is_empty();
+        if lacks("verbs") {
+            errors.push(FieldError::required(path.child("verbs"), "verbs must contain at least one value"));
+        }
+        if !lacks("nonResourceURLs") {
+            let urls = &rule["nonResourceURLs"];
+            if !is_cluster {
+                let why = "namespaced rules cannot apply to non-resource URLs";
+                errors.push(FieldError::invalid(path.child("nonResourceURLs"), urls, why));
+            }
+            if !(lacks("apiGroups") && lacks("resources") && lacks("resourceNames")) {
+                let why = "rules cannot apply to both regular resources and non-resource URLs";
+                errors.push(FieldError::invalid(path.child("nonResourceURLs"), urls, why));
+            }
+            continue;
+        }
+        for (field, what) in [("apiGroups", "api group"), ("resources", "resource")] {
+            if lacks(field) {
+                let why = format!("resource rules must supply at least one {what}");
+                errors.push(FieldError::required(path.child(field), &why));
+            }
+        }
+    }
+}
+
+fn role_binding(binding: &Value, errors: &mut FieldErrors) {
+    whom(binding, &["Role", "ClusterRole"], errors);
+}
+
+fn cluster_role_binding(binding: &Value, errors: &mut FieldErrors) {
+    whom(binding, &["ClusterRole"], errors);
+}
+
+/// What is bound, and to whom (`ValidateRoleBindingSubject`).
+fn whom(binding: &Value, kinds: &[&str], errors: &mut FieldErrors) {
+    let (role, path) = (&binding["roleRef"], Path::new("roleRef"));
+    if role["apiGroup"] != GROUP {
+        errors.push(FieldError::not_supported(path.child("apiGroup"), role["apiGroup"].text(), &[GROUP]));
+    }
+    // That there is none is said already.
+    if !role["kind"].is_empty() && !kinds.contains(&role["kind"].text()) {
+        errors.push(FieldError::not_supported(path.child("kind"), role["kind"].text(), kinds));
+    }
+    let is_namespaced = kinds.contains(&"Role");
+    for (index, subject) in binding["subjects"].items().iter().enumerate() {
+        let list = Path::new("subjects");
+        let path = list.index(index);
+        if subject["name"].is_empty() {
+            errors.push(FieldError::required(path.child("name"), ""));
+        }
+        let group = match subject["kind"].text() {
+            "ServiceAccount" => {
+                if !subject["name"].is_empty() {
+                    checks::dns_subdomain(&path.child("name"), subject["name"].text(), errors);
+                }
+                if subject["namespace"].is_empty() && !is_namespaced {
+                    errors.push(FieldError::required(path.child("namespace"), ""));
+                }
+                ""
+            }
+            "User" | "Group" => GROUP,
+            other => {
+                let all = ["Group", "ServiceAccount", "User"];
+                errors.push(FieldError::not_supported(path.child("kind"), other, &all));
+                continue;
+            }
+        };
+        if subject["apiGroup"].text() != group {
+            errors.push(FieldError::not_supported(path.child("apiGroup"), subject["apiGroup"].text(), &[group]));
         }
     }
 }

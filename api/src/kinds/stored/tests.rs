@@ -50,6 +50,10 @@ fn what_is_not_done_is_said() {
     let told = warnings(row("batch", "jobs"), &json!({}), None);
     assert_eq!(told, ["batch/v1 Job: this version of Coracle stores the object, but no controller acts on it yet"]);
     assert!(warnings(row("", "configmaps"), &json!({}), None).is_empty());
+    let mut secret = json!({"type": "kubernetes.io/service-account-token"});
+    assert!(warnings(row("", "secrets"), &secret, None)[0].contains("no controller fills a secret of type"));
+    secret["data"] = json!({"token": "eA=="});
+    assert!(warnings(row("", "secrets"), &secret, None).is_empty());
     assert!(refusal(row("", "pods")).is_none() && refusal(row("batch", "jobs")).is_none());
     assert_eq!(
         refusal(row("networking.k8s.io", "networkpolicies")).expect("it is refused"),

@@ -22,6 +22,8 @@ pub(crate) struct Attributes<'a> {
     pub resource: &'a Resource,
     /// Who writes.
     pub caller: &'a Identity,
+    /// Whether that one is in this process.
+    pub is_here: bool,
     /// Of the path.
     pub namespace: Option<&'a str>,
     /// Empty for the object itself.
@@ -69,7 +71,7 @@ pub(crate) fn allocate(at: &Attributes<'_>, object: &mut Value, old: Option<&Val
     match at.resource.row.resource {
         _ if !allocates(at.resource) || !at.subresource.is_empty() => Ok(Vec::new()),
         "nodes" if old.is_some() => pod_range::check(at.cluster, object).map(|()| Vec::new()),
-        "nodes" => pod_range::allocate(at.cluster, object),
+        "nodes" => pod_range::allocate(at, object),
         _ => network::allocate(at, object, old),
     }
 }

@@ -32,6 +32,9 @@ const PORT_FIRST: u16 = 30_000;
 const PORT_COUNT: u16 = 2_768;
 /// Ports at the beginning that are given out by number only, while others are left.
 const PORTS_RESERVED: u16 = 86;
+/// What says which families of addresses a service has.
+const FAMILIES: [&str; 2] = ["ipFamilyPolicy", "ipFamilies"];
+const ALLOCATED: &str = "provided port is already allocated";
 /// Random choices before all are looked at in turn.
 const GUESSES: usize = 64;
 
@@ -69,7 +72,11 @@ pub(super) fn allocate(at: &Attributes<'_>, service: &mut Value, old: Option<&Va
     let kind = service["spec"]["type"].as_str().unwrap_or_default().to_owned();
     let mut errors = Vec::new();
     if matches!(kind.as_str(), "ClusterIP" | "NodePort" | "LoadBalancer") {
-        family(&mut service["spec"]);
+        let spec = &mut service["spec"];
+        family(spec);
+        if old.is_none_or(|old| FAMILIES.iter().any(|field| old["spec"][field] != spec[field])) {
+            single_stack(spec, &mut errors);
+        }
         address(at, service, &before, &mut errors);
     }
     let balanced = kind == "LoadBalancer" && service["spec"]["allocateLoadBalancerNodePorts"] != false;
@@ -77,14 +84,7 @@ pub(super) fn allocate(at: &Attributes<'_>, service: &mut Value, old: Option<&Va
         ports(at, &mut service["spec"], &before, &mut errors);
     }
     if kind == "LoadBalancer" && service["spec"]["externalTrafficPolicy"] == "Local" {
-        let asked = service["spec"]["healthCheckNodePort"].as_u64().unwrap_or(0);
-        if asked == 0 {
-            let taken = Held::by(Some(service)).ports;
-            match free_port(at, &taken) {
-                Some(port) => service["spec"]["healthCheckNodePort"] = port.into(),
-                None => errors.push(FieldError::internal("spec.healthCheckNodePort", "range is full")),
-            }
-        }
+        health_port(at, &mut service["spec"], &before, &mut errors);
     }
     if !errors.is_empty() {
         return Err(Status::invalid("", "Service", meta::name(service), errors));
@@ -131,15 +131,35 @@ fn release(cluster: &Cluster, collection: &str, name: &str, owner: &str) -> Opti
 
 /// There are IPv4 addresses only. A headless service without a selector may have both: whoever writes its endpoints knows.
 fn family(spec: &mut Value) {
-    let headless = spec["clusterIP"] == "None";
-    let selects = spec["selector"].as_object().is_some_and(|selector| !selector.is_empty());
-    let open = headless && !selects;
+    let open = is_open(spec);
     if spec["ipFamilyPolicy"].as_str().unwrap_or_default().is_empty() {
         spec["ipFamilyPolicy"] = if open { "RequireDualStack" } else { "SingleStack" }.into();
     }
     if spec["ipFamilies"].as_array().is_none_or(Vec::is_empty) {
         let both = open && spec["ipFamilyPolicy"] != "SingleStack";
         spec["ipFamilies"] = if both { object!(["IPv4", "IPv6"]) } else { object!(["IPv4"]) };
+    }
+}
+
+fn is_open(spec: &Value) -> bool {
+    let selects = spec["selector"].as_object().is_some_and(|selector| !selector.is_empty());
+    spec["clusterIP"] == "None" && !selects
+}
+
+/// Refuses what would have addresses of both families.
+fn single_stack(spec: &Value, errors: &mut Vec<FieldError>) {
+    if is_open(spec) {
+        return;
+    }
+    if spec["ipFamilyPolicy"] == "RequireDualStack" {
+        let why = "this cluster is not configured for dual-stack services";
+        errors.push(FieldError::invalid("spec.ipFamilyPolicy", &spec["ipFamilyPolicy"], why));
+    }
+    for (index, family) in spec["ipFamilies"].as_array().into_iter().flatten().enumerate() {
+        if family == "IPv6" {
+            let path = format!("spec.ipFamilies[{index}]");
+            errors.push(FieldError::invalid(path, family, "not configured on this cluster"));
+        }
     }
 }
 
@@ -203,7 +223,7 @@ fn ports(at: &Attributes<'_>, spec: &mut Value, before: &Held, errors: &mut Vec<
     let mut taken: BTreeSet<u16> = BTreeSet::new();
     // One port may be served by two protocols under one number.
     let mut shared: HashMap<i64, Vec<(String, u16)>> = HashMap::new();
-    let mut asked_for: HashSet<(u16, String)> = HashSet::new();
+    let mut asked_for: HashSet<(i64, String)> = HashSet::new();
     let mut is_full = false;
     let list = spec["ports"].as_array_mut().map(Vec::as_mut_slice).unwrap_or_default();
     for port in list.iter() {
@@ -214,7 +234,7 @@ fn ports(at: &Attributes<'_>, spec: &mut Value, before: &Held, errors: &mut Vec<
     for (index, port) in list.iter_mut().enumerate() {
         let protocol = port["protocol"].as_str().unwrap_or("TCP").to_owned();
         let number = port["port"].as_i64().unwrap_or(0);
-        let asked = port["nodePort"].as_u64().and_then(|number| u16::try_from(number).ok()).unwrap_or(0);
+        let asked = port["nodePort"].as_i64().unwrap_or(0);
         let field = format!("spec.ports[{index}].nodePort");
         if asked == 0 {
             let twins = shared.get(&number).into_iter().flatten();
@@ -234,17 +254,50 @@ fn ports(at: &Attributes<'_>, spec: &mut Value, before: &Held, errors: &mut Vec<
             continue;
         }
         let is_new = asked_for.insert((asked, protocol.clone()));
-        shared.entry(number).or_default().push((protocol, asked));
-        if before.ports.contains(&asked) {
-            continue;
-        }
-        if !(PORT_FIRST..PORT_FIRST + PORT_COUNT).contains(&asked) {
-            let why = "provided port is not in the valid range. The range of valid ports is 30000-32767";
-            errors.push(FieldError::invalid(field, i64::from(asked), why));
-        } else if !is_new || at.cluster.store.keyspace.get(PORTS, &asked.to_string()).is_some() {
-            errors.push(FieldError::invalid(field, i64::from(asked), "provided port is already allocated"));
+        let refused = match refused_port(at, before, asked) {
+            None if !is_new && !is_held(before, asked) => Some(ALLOCATED),
+            refused => refused,
+        };
+        errors.extend(refused.map(|why| FieldError::invalid(field, asked, why)));
+        if let Ok(asked) = u16::try_from(asked) {
+            shared.entry(number).or_default().push((protocol, asked));
         }
     }
+}
+
+/// The port at which balancers outside ask whether a node has endpoints: one more node port.
+fn health_port(at: &Attributes<'_>, spec: &mut Value, before: &Held, errors: &mut Vec<FieldError>) {
+    const FIELD: &str = "spec.healthCheckNodePort";
+    let ports = spec["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let own: BTreeSet<u16> =
+        ports.iter().filter_map(|port| port["nodePort"].as_u64()).filter_map(|port| u16::try_from(port).ok()).collect();
+    let asked = spec["healthCheckNodePort"].as_i64().unwrap_or(0);
+    if asked == 0 {
+        match free_port(at, &own) {
+            Some(port) => spec["healthCheckNodePort"] = port.into(),
+            None => errors.push(FieldError::internal(FIELD, "range is full")),
+        }
+        return;
+    }
+    let is_own = u16::try_from(asked).is_ok_and(|asked| own.contains(&asked));
+    let refused = if is_own { Some(ALLOCATED) } else { refused_port(at, before, asked) };
+    errors.extend(refused.map(|why| FieldError::invalid(FIELD, asked, why)));
+}
+
+/// Whether the service has had this port already.
+fn is_held(before: &Held, asked: i64) -> bool {
+    u16::try_from(asked).is_ok_and(|asked| before.ports.contains(&asked))
+}
+
+/// Why a port that is asked for by number cannot be had.
+fn refused_port(at: &Attributes<'_>, before: &Held, asked: i64) -> Option<&'static str> {
+    if is_held(before, asked) {
+        return None;
+    }
+    if !(i64::from(PORT_FIRST)..i64::from(PORT_FIRST + PORT_COUNT)).contains(&asked) {
+        return Some("provided port is not in the valid range. The range of valid ports is 30000-32767");
+    }
+    at.cluster.store.keyspace.get(PORTS, &asked.to_string()).map(|_| ALLOCATED)
 }
 
 fn free_port(at: &Attributes<'_>, taken: &BTreeSet<u16>) -> Option<u16> {

@@ -2,8 +2,9 @@
 //!
 //! A node that asks (by the annotation [`ASKS`]) and names no range is given one when it is made; one that comes again and
 //! names the range it had keeps it, unless somebody else has it by then. Who holds what is a record of its own, as it is for
-//! the addresses of Services. Nodes that do not ask are left alone: the cluster's first, whose range is [`FOUNDER`], and
-//! those that people make by hand.
+//! the addresses of Services. Nodes that do not ask are left alone: the cluster's first, whose range is [`FOUNDER`] and
+//! whose agent is in this process, and those that people make by hand. A node agent elsewhere that names a range asks for
+//! it: it has none but those that are given out.
 
 use std::net::Ipv4Addr;
 
@@ -14,6 +15,7 @@ use coracle_api::status::Status;
 use coracle_keyspace::{Guard, Key, Op, Record, Value as Content};
 use serde_json::{Value, json};
 
+use super::Attributes;
 use crate::cluster::Cluster;
 
 /// The annotation of a node that wants a range; its value does not matter.
@@ -41,9 +43,12 @@ pub(super) fn check(cluster: &Cluster, node: &Value) -> Result<(), Status> {
 }
 
 /// Gives a new node its range.
-pub(super) fn allocate(cluster: &Cluster, node: &mut Value) -> Result<Vec<Op>, Status> {
+pub(super) fn allocate(at: &Attributes<'_>, node: &mut Value) -> Result<Vec<Op>, Status> {
+    let cluster = at.cluster;
     check(cluster, node)?;
-    if node["metadata"]["annotations"][ASKS].is_null() {
+    let names_one = !node["spec"]["podCIDR"].as_str().unwrap_or_default().is_empty();
+    let chooses = names_one && at.caller.node().is_some() && !at.is_here;
+    if node["metadata"]["annotations"][ASKS].is_null() && !chooses {
         return Ok(Vec::new());
     }
     let name = meta::name(node).to_owned();

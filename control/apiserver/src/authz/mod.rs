@@ -55,7 +55,7 @@ fn refusal(identity: &Identity, asked: &Attributes<'_>) -> Status {
     Status::forbidden(asked.group, asked.resource, asked.name, message)
 }
 
-/// The verb of a request for a resource.
+/// The verb of a request for a resource. Methods that mean nothing here have none: only who may do everything sends them on.
 pub(crate) fn verb(call: &Call) -> &'static str {
     let named = call.target.name.is_some();
     match call.method.as_str() {
@@ -64,10 +64,11 @@ pub(crate) fn verb(call: &Call) -> &'static str {
         "PATCH" => "patch",
         "DELETE" if named => "delete",
         "DELETE" => "deletecollection",
-        _ if call.target.watch => "watch",
-        _ if named => "get",
-        _ if call.query.flag("watch") == Some(true) => "watch",
-        _ => "list",
+        "GET" | "HEAD" if call.target.watch => "watch",
+        "GET" | "HEAD" if named => "get",
+        "GET" | "HEAD" if call.query.flag("watch") == Some(true) => "watch",
+        "GET" | "HEAD" => "list",
+        _ => "",
     }
 }
 

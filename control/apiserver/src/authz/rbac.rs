@@ -1,5 +1,6 @@
 //! Authorization by roles (RBAC, kubernetes-api §19): a caller may do what a role says that is bound to it, and nothing else.
 
+use coracle_api::meta;
 use coracle_api::status::Status;
 use serde_json::Value;
 
@@ -21,6 +22,21 @@ pub(crate) fn rules(cluster: &Cluster, identity: &Identity, namespace: &str) -> 
     (resources.into_iter().map(Rule::json).collect(), paths.into_iter().map(Rule::json).collect())
 }
 
+/// What of a role or binding others may rely on: its labels, too, by which roles are made parts of others. The rest is for
+/// those who collect garbage.
+fn meaning(object: &Value) -> Value {
+    let mut meaning = object.clone();
+    let metadata = meta::metadata_mut(&mut meaning);
+    for field in ["finalizers", "ownerReferences", "managedFields", "resourceVersion"] {
+        metadata.remove(field);
+    }
+    meaning
+}
+
+fn is_aggregated(role: &Value) -> bool {
+    role["aggregationRule"]["clusterRoleSelectors"].as_array().is_some_and(|selectors| !selectors.is_empty())
+}
+
 /// Nobody gives more than it has: a role whose rules the caller does not have itself is written by who may `escalate`, and
 /// bound by who may `bind` it.
 pub(crate) fn grants(
@@ -36,8 +52,7 @@ pub(crate) fn grants(
         return Ok(());
     }
     let is_binding = kind.ends_with("bindings");
-    let said: &[&str] = if is_binding { &["roleRef", "subjects"] } else { &["rules", "aggregationRule"] };
-    if old.is_some_and(|old| said.iter().all(|field| old[field] == object[field])) {
+    if old.is_some_and(|old| meaning(old) == meaning(object)) {
         return Ok(());
     }
     let unread = |error: serde_json::Error| Status::bad_request(format!("what it grants cannot be read: {error}"));
@@ -61,17 +76,22 @@ pub(crate) fn grants(
         if may("escalate", kind, own_name) {
             return Ok(());
         }
-        Role::read(object).map_err(unread)?.rules
+        let mut rules = Role::read(object).map_err(unread)?.rules;
+        // What an aggregated role will say is not known yet, nor is what one said that is one no more: it counts as everything.
+        if [Some(object), old].into_iter().flatten().any(is_aggregated) {
+            rules.extend(Rule::all());
+        }
+        rules
     };
     let beyond = |rule: &&Rule| rule.permissions(namespace).is_none_or(|all| !all.iter().all(own));
     let missing: Vec<String> = given.iter().filter(beyond).map(Rule::show).collect();
     if missing.is_empty() {
         return Ok(());
     }
-    let groups: Vec<_> = caller.groups.iter().map(|group| coracle_api::meta::text::quote(group).to_string()).collect();
+    let groups: Vec<_> = caller.groups.iter().map(|group| meta::text::quote(group).to_string()).collect();
     let message = format!(
         "user {} (groups=[{}]) is attempting to grant RBAC permissions not currently held:\n{}",
-        coracle_api::meta::text::quote(&caller.user),
+        meta::text::quote(&caller.user),
         groups.join(" "),
         missing.join("\n")
     );

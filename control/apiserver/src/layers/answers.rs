@@ -95,29 +95,40 @@ impl Sending {
         full.then(greediest).flatten()
     }
 
-    /// Makes room for `bytes` of `flow`; what is given up for it comes back.
-    fn make_room(&mut self, flow: &str, bytes: usize, still: Duration) -> Result<Vec<Reader>, Status> {
+    /// Makes room for `bytes` of `flow`; says whether there is enough now, and what was given up for it.
+    fn make_room(&mut self, flow: &str, bytes: usize, still: Duration) -> (bool, Vec<Reader>) {
         let mut gone = Vec::new();
         while let Some(flow) = self.too_much(flow, bytes) {
             let stillest = self.readers.iter().find(|(_, reader)| reader.flow == flow);
             let stood = stillest.filter(|(_, reader)| reader.since.elapsed() >= still).map(|(number, _)| *number);
             match stood.and_then(|number| self.remove(number)) {
                 Some(reader) => gone.push(reader),
-                None => return Err(Status::too_many_requests("too many bytes in answers, please try again later", 1)),
+                None => return (false, gone),
             }
         }
-        Ok(gone)
+        (true, gone)
     }
 }
 
 impl Answers {
     /// The same answer, counted for `flow` while it is sent, and let go of when it was not read after `longest`.
     pub fn hold(&self, flow: &str, response: Response, longest: Duration) -> Result<Response, Status> {
+        let full = || Status::too_many_requests("too many bytes in answers, please try again later", 1);
+        self.count(flow, response, longest, true).ok_or_else(full)
+    }
+
+    /// The same for the answer to what was done already: it is counted, and never refused.
+    pub fn hold_done(&self, flow: &str, response: Response, longest: Duration) -> Response {
+        self.count(flow, response, longest, false).expect("only what is bounded is refused")
+    }
+
+    /// `None` when it is `bounded`, and there is no room for it.
+    fn count(&self, flow: &str, response: Response, longest: Duration, bounded: bool) -> Option<Response> {
         use http_body::Body as _;
         let hint = response.body().size_hint();
         let exact = hint.exact().map(|size| usize::try_from(size).unwrap_or(usize::MAX));
         if exact.is_some_and(|size| size < COUNTED) {
-            return Ok(response);
+            return Some(response);
         }
         let holds = response.extensions().get::<Holds>().map(|holds| holds.0);
         let bytes = holds.or(exact).unwrap_or(UNKNOWN);
@@ -125,12 +136,14 @@ impl Answers {
         let slot = Arc::new(Slot::new(body));
         let (number, gone) = {
             let mut sending = self.sending.lock();
-            let gone = sending.make_room(flow, bytes, self.still)?;
+            let (has_room, gone) = sending.make_room(flow, bytes, self.still);
             let known = sending.flows.get_key_value(flow).map(|(name, _)| name.clone());
             let flow = known.unwrap_or_else(|| Arc::from(flow));
-            (sending.add(flow, bytes, Arc::downgrade(&slot)), gone)
+            let is_taken = has_room || !bounded;
+            (is_taken.then(|| sending.add(flow, bytes, Arc::downgrade(&slot))), gone)
         };
         gone.iter().filter_map(|reader| reader.slot.upgrade()).for_each(|slot| slot.give_up());
+        let number = number?;
         let weak = Arc::downgrade(&slot);
         let watchdog = tokio::spawn(async move {
             tokio::time::sleep(longest).await;
@@ -142,7 +155,7 @@ impl Answers {
         let shrinks = holds.is_none() && exact.is_some();
         let sending = self.sending.clone();
         let body = Counted { slot, hint, sending, number, shrinks, watchdog };
-        Ok(Response::from_parts(parts, Body::new(body)))
+        Some(Response::from_parts(parts, Body::new(body)))
     }
 }
 
@@ -222,6 +235,8 @@ mod tests {
         let mut idle: Vec<Body> =
             (0..7).map(|_| answers.hold("a", answer(size), MINUTE).unwrap().into_body()).collect();
         assert_eq!(answers.hold("a", answer(size), MINUTE).unwrap_err().code(), 429, "nobody stands still yet");
+        let done = answers.hold_done("a", answer(size), MINUTE).into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(done.len(), size, "what was done is said");
         answers.still = Duration::ZERO;
         assert!(reads.frame().await.unwrap().is_ok());
         let mut newest = answers.hold("a", answer(size), MINUTE).unwrap().into_body();

@@ -13,6 +13,7 @@ use super::negotiate::{self, Form, Offer};
 use super::path::ResourcePath;
 use super::query::Query;
 use crate::identity::Identity;
+use crate::limits::Here;
 
 /// Most characters of all warnings of one answer; beyond it each is cut short (kubernetes-api §1.5).
 const WARNINGS_MAX: usize = 4096;
@@ -58,6 +59,8 @@ pub(crate) struct Call {
     pub headers: HeaderMap,
     pub identity: Arc<Identity>,
     pub target: ResourcePath,
+    /// Whether it was made in this process, and did not come over the network.
+    pub is_here: bool,
     warnings: Mutex<Warnings>,
 }
 
@@ -65,6 +68,7 @@ impl Call {
     pub fn new(parts: http::request::Parts, identity: Arc<Identity>, target: ResourcePath) -> Call {
         Call {
             query: Query::parse(parts.uri.query().unwrap_or_default()),
+            is_here: parts.extensions.get::<Here>().is_some(),
             method: parts.method,
             uri: parts.uri,
             headers: parts.headers,
@@ -83,6 +87,7 @@ impl Call {
             headers: call.headers.clone(),
             identity: call.identity.clone(),
             target,
+            is_here: call.is_here,
             warnings: Mutex::default(),
         }
     }

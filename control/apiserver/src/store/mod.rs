@@ -34,6 +34,33 @@ pub(crate) enum Refused {
     Final(Status),
 }
 
+impl From<Status> for Refused {
+    fn from(status: Status) -> Refused {
+        Refused::Final(status)
+    }
+}
+
+/// How often the same record may be in the way of one request.
+const IN_THE_WAY_MAX: usize = 8;
+
+/// Tells whom somebody was quicker than from whom the same record refuses again and again: that is no race, but something
+/// that was not looked at before, and trying for ever would only hold up others.
+#[derive(Default)]
+pub(crate) struct Race {
+    last: Option<(usize, Option<Revision>)>,
+    times: usize,
+}
+
+impl Race {
+    /// Whether to try again after this.
+    pub fn goes_on(&mut self, failed: &GuardFailed) -> bool {
+        let now = Some((failed.op, failed.found.as_ref().map(|record| record.revision)));
+        self.times = if self.last == now { self.times + 1 } else { 1 };
+        self.last = now;
+        self.times < IN_THE_WAY_MAX
+    }
+}
+
 /// Writers that met at an object take turns; this many objects at a time, by the hash of their names.
 const TURNS: usize = 256;
 
@@ -51,12 +78,18 @@ tokio::task_local! {
     static LEAD: Lead;
 }
 
-/// Does `work`, whose writes happen under `lead` or not at all. They must be done in it, and not in a task of its own.
+/// Does `work`, whose writes happen under `lead` or not at all. They must be done in it: another task or thread that polls a
+/// part of it is given [`lead`] anew.
 pub(crate) async fn under<T>(lead: Option<Lead>, work: impl Future<Output = T>) -> T {
     match lead {
         Some(lead) => LEAD.scope(lead, work).await,
         None => work.await,
     }
+}
+
+/// The lead that the request is carried out under, for work of it that goes on in another place.
+pub(crate) fn lead() -> Option<Lead> {
+    LEAD.try_with(|lead| *lead).ok()
 }
 
 impl Store {
@@ -113,7 +146,7 @@ impl Store {
     /// the log.
     pub async fn transact(&self, mut ops: Vec<Op>) -> Result<Committed, Refused> {
         // Last, so that the places of the others stay what they are.
-        let fence = LEAD.try_with(Lead::fence).ok();
+        let fence = lead().map(|lead| lead.fence());
         let fenced_at = fence.is_some().then_some(ops.len());
         ops.extend(fence);
         match self.keyspace.transact(ops).await {
@@ -167,6 +200,14 @@ pub(crate) fn range<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_record_that_stays_in_the_way_is_no_race() {
+        let failed = |op| GuardFailed { op, found: None };
+        let mut race = Race::default();
+        assert!((0..100).all(|at| race.goes_on(&failed(at % 2))), "others");
+        assert_eq!((0..100).take_while(|_| race.goes_on(&failed(2))).count(), IN_THE_WAY_MAX - 1);
+    }
 
     #[tokio::test]
     async fn a_range_is_a_namespace_after_a_place() {

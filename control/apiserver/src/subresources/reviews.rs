@@ -161,8 +161,10 @@ fn access(
     if !errors.is_empty() {
         return Err(Status::invalid(AUTHORIZATION, "", "", errors));
     }
-    // Whoever is asked about would be known by the time of asking for it.
-    let other = Identity::named(user, groups);
+    // As the question says it: whoever is asked about may be somebody whom nobody knows.
+    let extra = spec["extra"].as_object().into_iter().flatten().map(|(key, values)| (key.clone(), texts(values)));
+    let uid = spec["uid"].as_str().unwrap_or_default().to_owned();
+    let other = Identity { user: user.to_owned(), groups, uid, extra: extra.collect() };
     let subject = if of_others { &other } else { caller };
     let text = |value: &'_ Value| value.as_str().unwrap_or_default().to_owned();
     let (verb, group, plural, subresource, namespace, name, path_text) = (

@@ -75,15 +75,15 @@ pub(super) async fn create(
     ownership::track_answer(&schema, &expected, "token", &options.manager, &mut asked);
     let now = Timestamp::now();
     let at = now.as_second();
-    let extended = seconds == POD_SECONDS && audiences == [tokens.issuer.clone()];
     let mut bound = Bound {
         namespace: namespace.to_owned(),
         serviceaccount: Object { name: call.name().to_owned(), uid: meta::uid(&account).to_owned() },
-        warnafter: extended.then_some(at + seconds),
         ..Bound::default()
     };
     let reference = &asked["spec"]["boundObjectRef"];
     let pod = bind(cluster, namespace, reference, call.name(), &mut bound)?;
+    let extended = pod.is_some() && seconds == POD_SECONDS && audiences == [tokens.issuer.clone()];
+    bound.warnafter = extended.then_some(at + seconds);
     if let Some(node) = call.identity.node() {
         let why = if bound.pod.is_none() {
             "node requested token not bound to a pod".to_owned()

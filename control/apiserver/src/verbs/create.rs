@@ -18,7 +18,7 @@ use crate::request::body::{self, Expected};
 use crate::request::call::Request;
 use crate::request::negotiate::Offer;
 use crate::request::options::write_options;
-use crate::store::{Refused, Seen, Store};
+use crate::store::{Race, Refused, Seen, Store};
 
 /// How often a generated name that is taken is replaced by another.
 const NAMES_TRIED: usize = 8;
@@ -58,7 +58,7 @@ pub(crate) async fn insert(write: &Write<'_>, mut object: Value, owned: bool) ->
     let mut lives = admission::place(&write.attributes(), &object).await?;
     write.ready_new(&mut object, owned).await?;
     let store = &write.cluster.store;
-    let mut names = 1;
+    let (mut names, mut race) = (1, Race::default());
     // Until it is done or the request's time is up.
     loop {
         // What is allocated is given back when the write is tried again.
@@ -87,6 +87,11 @@ pub(crate) async fn insert(write: &Write<'_>, mut object: Value, owned: bool) ->
                 Err(Refused::Final(status)) => return Err(status),
                 // The namespace has changed, or what was chosen for the object was taken meanwhile.
                 Err(Refused::Guard(failed)) if failed.op > 0 => {
+                    if !race.goes_on(&failed) {
+                        return Err(Status::server_timeout(row.group, row.resource, "create", 1));
+                    }
+                    store.barrier().await?;
+                    tokio::task::yield_now().await;
                     lives = admission::place(&write.attributes(), &object).await?;
                     object = before.unwrap_or(object);
                     continue;

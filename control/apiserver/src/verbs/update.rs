@@ -21,7 +21,7 @@ use crate::request::body::{self, Expected};
 use crate::request::call::Request;
 use crate::request::negotiate::Offer;
 use crate::request::options::write_options;
-use crate::store::{Refused, Seen, Store, leases};
+use crate::store::{Race, Refused, Seen, Store, leases};
 
 pub(crate) async fn update(
     cluster: &Cluster,
@@ -92,16 +92,16 @@ pub(crate) async fn change(
             write.cluster.store.read(resource, &record_name).await?.ok_or_else(|| resource.not_found(call.name()))?
         }
     };
-    let (mut turn, mut confirmed) = (None, false);
+    let (mut turn, mut confirmed, mut race) = (None, false, Race::default());
     // Until it is done or the request's time is up.
     loop {
         let outcome = attempt(write, &record, &step).await;
         // What was not put to the keyspace was decided by a record that may be an old one here: it is asked for once more.
         let decided_here = match &outcome {
-            Err(status) => (400..500).contains(&status.code()),
-            Ok(Some(Written::Record(written))) => Arc::ptr_eq(written, &record),
-            Ok(Some(Written::Value(_))) => write.options.dry_run,
-            Ok(None) => false,
+            Err(Refused::Final(status)) => (400..500).contains(&status.code()),
+            Ok(Written::Record(written)) => Arc::ptr_eq(written, &record),
+            Ok(Written::Value(_)) => write.options.dry_run,
+            Err(Refused::Guard(_)) => false,
         };
         let newest = if decided_here && !confirmed {
             write.cluster.store.read(resource, &record_name).await?
@@ -109,11 +109,15 @@ pub(crate) async fn change(
             Some(record.clone())
         };
         match newest {
-            Some(newest) if newest.revision == record.revision => {
-                if let Some(written) = outcome? {
-                    return Ok(written);
+            Some(newest) if newest.revision == record.revision => match outcome {
+                Ok(written) => return Ok(written),
+                Err(Refused::Final(status)) => return Err(status),
+                Err(Refused::Guard(failed)) if !race.goes_on(&failed) => {
+                    let row = resource.row;
+                    return Err(Status::server_timeout(row.group, row.resource, write.call.method.as_str(), 1));
                 }
-            }
+                Err(Refused::Guard(_)) => tokio::task::yield_now().await,
+            },
             Some(newest) => {
                 (record, confirmed) = (newest, true);
                 continue;
@@ -129,12 +133,12 @@ pub(crate) async fn change(
     }
 }
 
-/// One try; `None` when the state has changed since the record was read.
+/// One try.
 async fn attempt(
     write: &Write<'_>,
     record: &Arc<Record>,
     step: &impl Fn(&Value) -> Result<Changed, Status>,
-) -> Result<Option<Written>, Status> {
+) -> Result<Written, Refused> {
     let (resource, call) = (write.resource, write.call);
     let row = resource.row;
     authz::node::sees(&call.identity, resource, record, authz::node::UPDATE)?;
@@ -155,7 +159,7 @@ async fn attempt(
     call.warn_all(kinds::warnings(row, &object, Some(&old)));
     row.strategy.canonicalize(&mut object);
     if ownership::is_unchanged(&object, &old) {
-        return Ok(Some(Written::Record(record.clone())));
+        return Ok(Written::Record(record.clone()));
     }
     let key = Store::key(resource, &record.key.name);
     let guard = Guard::Revision(record.revision);
@@ -169,14 +173,10 @@ async fn attempt(
         vec![Op::Put { key, value, guard }]
     };
     if write.options.dry_run {
-        return Ok(Some(Written::Value(object)));
+        return Ok(Written::Value(object));
     }
     if !gone && leases::is_renewed(resource, &object, &old) {
-        return match write.cluster.store.renew(record, write.encode(&object)?).await {
-            Ok(renewed) => Ok(Some(Written::Record(renewed))),
-            Err(Refused::Final(status)) => Err(status),
-            Err(Refused::Guard(_)) => Ok(None),
-        };
+        return write.cluster.store.renew(record, write.encode(&object)?).await.map(Written::Record);
     }
     if !gone {
         ops.extend(allocated);
@@ -184,12 +184,11 @@ async fn attempt(
     match write.cluster.store.transact(ops).await {
         Ok(committed) if gone => {
             meta::set_resource_version(&mut object, committed.revision.get());
-            Ok(Some(Written::Value(object)))
+            Ok(Written::Value(object))
         }
-        Ok(committed) => Ok(Some(Written::Record(committed.records[0].clone()))),
-        Err(Refused::Final(status)) => Err(status),
-        Err(Refused::Guard(failed)) if failed.op == 0 && named => Err(resource.stale(call.name())),
-        Err(Refused::Guard(_)) => Ok(None),
+        Ok(committed) => Ok(Written::Record(committed.records[0].clone())),
+        Err(Refused::Guard(failed)) if failed.op == 0 && named => Err(resource.stale(call.name()).into()),
+        Err(refused) => Err(refused),
     }
 }
 

@@ -233,3 +233,23 @@ async fn a_node_that_joins_speaks_for_itself_and_has_a_range_of_its_own() {
     assert_eq!(server.make("/api/v1/nodes", node("a", &first)).await["spec"]["podCIDR"], first.as_str());
     assert_eq!(server.call("POST", "/api/v1/nodes", node("c", &first)).await.0, 422);
 }
+
+#[tokio::test]
+async fn only_the_token_of_a_pod_lives_longer_than_it_says() {
+    use base64::Engine;
+    let server = Server::start().await.with_account().await;
+    server.make("/api/v1/namespaces/default/pods", pod("p")).await;
+    let path = "/api/v1/namespaces/default/serviceaccounts/default/token";
+    let reference = json!({"apiVersion": "v1", "kind": "Pod", "name": "p"});
+    for (bound, seconds, lives) in
+        [(Value::Null, 3607, 3607), (reference.clone(), 3607, 365 * 24 * 3600), (reference, 3600, 3600)]
+    {
+        let spec = json!({"spec": {"expirationSeconds": seconds, "boundObjectRef": bound}});
+        let token = server.make(path, spec).await["status"]["token"].as_str().unwrap().to_owned();
+        let claims = token.split('.').nth(1).unwrap();
+        let claims = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(claims).unwrap();
+        let claims: Value = serde_json::from_slice(&claims).unwrap();
+        assert_eq!(claims["exp"].as_i64().unwrap() - claims["iat"].as_i64().unwrap(), lives, "{claims}");
+        assert_eq!(claims["kubernetes.io"]["warnafter"].is_number(), lives > seconds, "{claims}");
+    }
+}

@@ -196,3 +196,31 @@ async fn a_port_in_a_path_leads_nowhere_else() {
         assert_eq!(code, 400, "{answer}");
     }
 }
+
+#[tokio::test]
+async fn what_is_heavy_is_written_under_its_lead_or_not_at_all() {
+    use tower::ServiceExt;
+    let server = Server::start().await;
+    let lead = *server.keyspace.lead().wait_for(Option::is_some).await.expect("a keyspace that runs");
+    for name in ["a", "b"] {
+        server.make(MAPS, config_map(name, json!({}))).await;
+    }
+    // Whoever leads now began after it.
+    let server = server.restart().await;
+    let now = *server.keyspace.lead().wait_for(Option::is_some).await.expect("a keyspace that runs");
+    let large = config_map("a", json!({"k": "x".repeat(50_000)}));
+    let small = config_map("a", json!({"k": "x"}));
+    for (lead, method, path, body, code) in [
+        (lead, "PUT", format!("{MAPS}/a"), &small, 503),
+        (lead, "PUT", format!("{MAPS}/a"), &large, 503),
+        (now, "PUT", format!("{MAPS}/a"), &large, 200),
+        (lead, "DELETE", MAPS.to_owned(), &Value::Null, 503),
+        (now, "DELETE", MAPS.to_owned(), &Value::Null, 200),
+    ] {
+        let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
+        let request = Request::builder().method(method).uri(&path).header("content-type", "application/json");
+        let api = server.api.in_process(admin()).under(lead.expect("somebody leads"));
+        let answer = api.oneshot(request.body(body).unwrap()).await.unwrap();
+        assert_eq!(answer.status().as_u16(), code, "{method} {path}");
+    }
+}

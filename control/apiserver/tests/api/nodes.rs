@@ -143,3 +143,26 @@ async fn a_node_gets_tokens_for_the_audiences_that_its_pod_names() {
     let (code, answer) = server.call("POST", path, json!({"spec": {"audiences": many}})).await;
     assert_eq!(code, 422, "a token that nobody would accept is not signed: {answer}");
 }
+
+#[tokio::test]
+async fn a_node_agent_elsewhere_has_no_range_but_one_that_is_given_out() {
+    use tower::ServiceExt;
+    let server = Server::start().await;
+    let ranged = |range: &str| json!({"metadata": {"name": "mine"}, "spec": {"podCIDR": range}});
+    for range in ["10.244.0.8/29", "10.244.0.0/16", "10.240.0.0/12", "10.240.16.8/29"] {
+        let (code, said) = ask(&server, "POST", "/api/v1/nodes", &ranged(range)).await;
+        assert_eq!(code, 422, "{range}: {said}");
+    }
+    let several = json!({"metadata": {"name": "mine"}, "spec": {"podCIDRs": ["10.244.0.8/29"]}});
+    assert_eq!(ask(&server, "POST", "/api/v1/nodes", &several).await.0, 422);
+    assert_eq!(ask(&server, "POST", "/api/v1/nodes", &ranged("10.240.16.0/20")).await.0, 201);
+    let mut thief = ranged("10.240.16.0/20");
+    thief["metadata"]["name"] = json!("thief");
+    assert_eq!(server.call("POST", "/api/v1/nodes", thief).await.0, 422, "it is claimed");
+    // The first node's agent is in the server's process.
+    let founder = json!({"metadata": {"name": "first"}, "spec": {"podCIDR": "10.244.0.0/16"}});
+    let request = Request::post("/api/v1/nodes").header("content-type", "application/json");
+    let request = request.body(Body::from(founder.to_string())).unwrap();
+    let answer = server.api.in_process(node("first")).oneshot(request).await.unwrap();
+    assert_eq!(answer.status().as_u16(), 201);
+}

@@ -184,3 +184,31 @@ async fn both_groups_see_the_same_events() {
     let (_, none) = server.get("/apis/events.k8s.io/v1/events?fieldSelector=regarding.name%3Dq").await;
     assert_eq!(none["items"], json!([]));
 }
+
+#[tokio::test]
+async fn who_scales_writes_nothing_but_how_many() {
+    let server = Server::start().await;
+    let deployments = "/apis/apps/v1/namespaces/default/deployments";
+    let template =
+        json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "hello"}]}});
+    let spec = json!({"replicas": 2, "selector": {"matchLabels": {"a": "b"}}, "template": template});
+    server.make(deployments, json!({"metadata": {"name": "w"}, "spec": spec})).await;
+    let owner = json!({"apiVersion": "v1", "kind": "ConfigMap", "name": "none", "uid": "none"});
+    let scale = json!({
+        "apiVersion": "autoscaling/v1", "kind": "Scale", "spec": {"replicas": 1},
+        "metadata": {"name": "w", "ownerReferences": [owner], "annotations": {"a": "b"}, "labels": {"a": "b"},
+            "finalizers": ["x.y/z"]},
+    });
+    let path = format!("{deployments}/w/scale");
+    for (query, media_type) in
+        [("?fieldManager=x&force=true", "application/apply-patch+yaml"), ("", "application/merge-patch+json")]
+    {
+        let (code, answer) = server.call_as("PATCH", &format!("{path}{query}"), media_type, &scale).await;
+        assert_eq!(code, 200, "{answer}");
+        let (_, after) = server.get(&format!("{deployments}/w")).await;
+        assert_eq!(after["spec"]["replicas"], 1);
+        for field in ["ownerReferences", "annotations", "labels", "finalizers"] {
+            assert!(after["metadata"].get(field).is_none(), "{media_type} wrote {field}: {after}");
+        }
+    }
+}

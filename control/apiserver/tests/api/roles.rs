@@ -158,3 +158,134 @@ async fn who_may_only_change_or_read_makes_and_runs_nothing() {
     assert_eq!(get(&server, &format!("{secrets}?fieldSelector=metadata.name%3Done")).await, 200);
     assert_eq!(get(&server, &format!("{secrets}?fieldSelector=metadata.name%3Dtwo")).await, 403);
 }
+
+#[tokio::test]
+async fn a_label_makes_nobody_a_part_of_what_it_may_not_grant() {
+    let server = Server::start().await;
+    let rules = json!([
+        {"apiGroups": ["rbac.authorization.k8s.io"], "resources": ["clusterroles"], "verbs": ["get", "patch"]},
+        {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get"]},
+    ]);
+    server.make(&format!("{RBAC}/clusterroles"), role("labels", rules)).await;
+    server.make(&format!("{RBAC}/clusterrolebindings"), binding("labels", "ClusterRole", "labels")).await;
+    server.make(&format!("{RBAC}/clusterrolebindings"), binding("view", "ClusterRole", "view")).await;
+    let small = json!([{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get"]}]);
+    server.make(&format!("{RBAC}/clusterroles"), role("small", small)).await;
+    let labels = json!({"metadata": {"labels": {"rbac.authorization.k8s.io/aggregate-to-view": "true"}}});
+    let finalizers = json!({"metadata": {"finalizers": ["example.com/x"]}});
+    for (name, change, code) in [
+        ("cluster-admin", &labels, 403),
+        ("small", &labels, 200),
+        // Whoever collects garbage has to be able to.
+        ("cluster-admin", &finalizers, 200),
+        // What it said is not known: it was made of others.
+        ("view", &json!({"aggregationRule": null, "rules": []}), 403),
+    ] {
+        let request = Request::patch(format!("{RBAC}/clusterroles/{name}"))
+            .header("content-type", "application/merge-patch+json");
+        let request = request.body(Body::from(change.to_string())).expect("a request");
+        let answer = server.send(Some(Identity::authenticated("guest", Vec::new())), request).await;
+        assert_eq!(answer.code, code, "{name} {change}: {}", answer.json());
+    }
+}
+
+/// Whether somebody may do something, as a review says it.
+async fn may(server: &Server, spec: Value) -> Value {
+    let path = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
+    server.make(path, json!({ "spec": spec })).await["status"]["allowed"].clone()
+}
+
+#[tokio::test]
+async fn a_role_has_what_its_parts_are_made_of_and_nothing_of_its_own() {
+    let server = Server::start().await;
+    let rules = |resource: &str| json!([{"apiGroups": ["example.com"], "resources": [resource], "verbs": ["get"]}]);
+    let mut part = role("widgets", rules("widgets"));
+    part["metadata"]["labels"] = json!({"rbac.authorization.k8s.io/aggregate-to-view": "true"});
+    server.make(&format!("{RBAC}/clusterroles"), part).await;
+    let mut round = role("round", rules("own"));
+    round["metadata"]["labels"] = json!({"into": "round", "rbac.authorization.k8s.io/aggregate-to-admin": "true"});
+    round["aggregationRule"] = json!({"clusterRoleSelectors": [{"matchLabels": {"into": "round"}}]});
+    server.make(&format!("{RBAC}/clusterroles"), round).await;
+    server.make(&format!("{HERE}/rolebindings"), binding("b", "ClusterRole", "admin")).await;
+    for (group, resource, allowed) in
+        [("example.com", "widgets", true), ("", "pods", true), ("", "secrets", true), ("example.com", "own", false)]
+    {
+        let asked = json!({"group": group, "resource": resource, "verb": "get", "namespace": "default"});
+        let spec = json!({"user": "guest", "resourceAttributes": asked});
+        assert_eq!(may(&server, spec).await, allowed, "{resource}");
+    }
+}
+
+#[tokio::test]
+async fn a_review_asks_for_exactly_whom_it_names() {
+    let server = Server::start().await;
+    let path = json!({"path": "/api", "verb": "get"});
+    for (groups, allowed) in
+        [(json!([]), false), (json!(["system:unauthenticated"]), false), (json!(["system:authenticated"]), true)]
+    {
+        let spec = json!({"user": "x", "groups": groups, "nonResourceAttributes": path});
+        assert_eq!(may(&server, spec).await, allowed, "{groups}");
+    }
+}
+
+#[tokio::test]
+async fn a_method_that_means_nothing_is_not_a_read() {
+    let server = Server::start().await;
+    let rules = json!([{"apiGroups": [""], "resources": ["services/proxy", "pods"], "verbs": ["get", "list"]}]);
+    server.make(&format!("{HERE}/roles"), role("reads", rules)).await;
+    server.make(&format!("{HERE}/rolebindings"), binding("reads", "Role", "reads")).await;
+    let (pods, proxy) = ("/api/v1/namespaces/default/pods", "/api/v1/namespaces/default/services/s/proxy/x");
+    for method in ["OPTIONS", "PROPFIND", "PURGE"] {
+        for path in [pods, proxy] {
+            assert_eq!(guest(&server, method, path, json!({}), &[]).await.0, 403, "{method} {path}");
+        }
+        assert_eq!(server.call(method, pods, Value::Null).await.0, 405, "{method}");
+    }
+    assert_eq!((get(&server, pods).await, get(&server, proxy).await), (200, 404));
+}
+
+#[tokio::test]
+async fn roles_and_bindings_that_mean_nothing_are_refused() {
+    let server = Server::start().await;
+    let (roles, bindings) = (format!("{HERE}/roles"), format!("{HERE}/rolebindings"));
+    let (cluster_roles, cluster_bindings) = (format!("{RBAC}/clusterroles"), format!("{RBAC}/clusterrolebindings"));
+    let refers = |field: &str, text: &str| {
+        let mut binding = binding("x", "ClusterRole", "view");
+        binding["roleRef"][field] = text.into();
+        binding
+    };
+    let subject = |subject: Value| {
+        let mut binding = binding("x", "ClusterRole", "view");
+        binding["subjects"] = json!([subject]);
+        binding
+    };
+    let group = "rbac.authorization.k8s.io";
+    let mut aggregated = role("x", json!([]));
+    aggregated["aggregationRule"] = json!({});
+    for (path, object, field) in [
+        (&roles, role("x", json!([{"resources": ["pods"], "verbs": ["get"]}])), "rules[0].apiGroups"),
+        (&roles, role("x", json!([{"apiGroups": [""], "verbs": ["get"]}])), "rules[0].resources"),
+        (&cluster_roles, role("x", json!([{"apiGroups": [""], "resources": ["pods"], "verbs": []}])), "rules[0].verbs"),
+        (&roles, role("x", json!([{"nonResourceURLs": ["/x"], "verbs": ["get"]}])), "rules[0].nonResourceURLs"),
+        (
+            &cluster_roles,
+            role("x", json!([{"nonResourceURLs": ["/x"], "resources": ["pods"], "verbs": ["get"]}])),
+            "rules[0].nonResourceURLs",
+        ),
+        (&cluster_roles, aggregated, "aggregationRule.clusterRoleSelectors"),
+        (&bindings, refers("kind", "Foo"), "roleRef.kind"),
+        (&bindings, refers("apiGroup", "x"), "roleRef.apiGroup"),
+        (&cluster_bindings, refers("kind", "Role"), "roleRef.kind"),
+        (&bindings, subject(json!({"kind": "Foo", "name": "a"})), "subjects[0].kind"),
+        (&bindings, subject(json!({"kind": "User", "name": "a", "apiGroup": "x"})), "subjects[0].apiGroup"),
+        (&bindings, subject(json!({"kind": "Group", "apiGroup": group})), "subjects[0].name"),
+        (&bindings, subject(json!({"kind": "ServiceAccount", "name": "a", "apiGroup": group})), "subjects[0].apiGroup"),
+        (&cluster_bindings, subject(json!({"kind": "ServiceAccount", "name": "a"})), "subjects[0].namespace"),
+    ] {
+        let (code, answer) = server.call("POST", path, object.clone()).await;
+        assert_eq!((code, &answer["details"]["causes"][0]["field"]), (422, &json!(field)), "{object}: {answer}");
+    }
+    let urls = json!([{"nonResourceURLs": ["/x"], "verbs": ["get"]}]);
+    server.make(&cluster_roles, role("x", urls)).await;
+    server.make(&bindings, subject(json!({"kind": "ServiceAccount", "name": "a"}))).await;
+}

@@ -102,3 +102,63 @@ async fn what_clients_expect_in_every_cluster_is_there() {
         assert_eq!((code, &component["conditions"][0]["type"]), (200, &json!("Healthy")), "{name}");
     }
 }
+
+#[tokio::test]
+async fn a_port_that_is_asked_for_by_number_is_free_and_of_the_range() {
+    let server = Server::start().await;
+    let mut holds = service("holds", "NodePort");
+    holds["spec"]["ports"][0]["nodePort"] = json!(30090);
+    server.make(SERVICES, holds).await;
+    let health = |port: i64| {
+        let mut asked = service("a", "LoadBalancer");
+        asked["spec"]["externalTrafficPolicy"] = json!("Local");
+        asked["spec"]["ports"][0]["nodePort"] = json!(30091);
+        asked["spec"]["healthCheckNodePort"] = json!(port);
+        asked
+    };
+    let node_port = |port: i64| {
+        let mut asked = service("a", "NodePort");
+        asked["spec"]["ports"][0]["nodePort"] = json!(port);
+        asked
+    };
+    let (allocated, range) = ("provided port is already allocated", "provided port is not in the valid range");
+    for (asked, why) in [
+        (health(30090), allocated),
+        (health(30091), allocated),
+        (health(443), range),
+        (node_port(30090), allocated),
+        (node_port(443), range),
+        (node_port(70_000), range),
+        (node_port(-1), range),
+    ] {
+        let (code, answer) = server.call("POST", SERVICES, asked.clone()).await;
+        assert_eq!(code, 422, "{asked}: {answer}");
+        assert!(answer["message"].as_str().unwrap().contains(why), "{asked}: {answer}");
+    }
+    server.make(SERVICES, health(30092)).await;
+    let change = json!({"spec": {"healthCheckNodePort": 30092, "ports": [{"port": 80, "nodePort": 30093}]}});
+    assert_eq!(server.call("PATCH", &format!("{SERVICES}/a"), change).await.0, 200, "it has it");
+}
+
+#[tokio::test]
+async fn a_service_of_two_families_is_refused() {
+    let server = Server::start().await;
+    for (policy, families, field) in [
+        (json!("RequireDualStack"), Value::Null, "spec.ipFamilyPolicy"),
+        (json!("SingleStack"), json!(["IPv6"]), "spec.ipFamilies[0]"),
+        (Value::Null, json!(["IPv4", "IPv6"]), "spec.ipFamilies[1]"),
+    ] {
+        let mut asked = service("a", "ClusterIP");
+        asked["spec"]["ipFamilyPolicy"] = policy;
+        asked["spec"]["ipFamilies"] = families;
+        let (code, answer) = server.call("POST", SERVICES, asked.clone()).await;
+        assert_eq!(code, 422, "{asked}: {answer}");
+        let causes = answer["details"]["causes"].as_array().unwrap();
+        assert!(causes.iter().any(|cause| cause["field"] == field), "{asked}: {answer}");
+    }
+    let mut prefers = service("a", "ClusterIP");
+    prefers["spec"]["ipFamilyPolicy"] = json!("PreferDualStack");
+    assert_eq!(server.make(SERVICES, prefers).await["spec"]["ipFamilies"], json!(["IPv4"]));
+    let headless = json!({"metadata": {"name": "b"}, "spec": {"clusterIP": "None", "ports": [{"port": 80}]}});
+    assert_eq!(server.make(SERVICES, headless).await["spec"]["ipFamilyPolicy"], "RequireDualStack");
+}
