@@ -3,6 +3,7 @@
 //! Who runs a cluster is who holds the lock of its data: neither a port that somebody else may have, nor a number of a process
 //! that the cluster may have said in another namespace.
 
+use std::ffi::OsStr;
 use std::fs::{File, TryLockError};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -19,7 +20,7 @@ use crate::output::Step;
 /// Longer than pods may take in grace when nobody asks for more.
 const STOP_DEADLINE: Duration = Duration::from_secs(120);
 /// What lies in a data directory, apart from the marks of its founding.
-const PARTS: [&str; 6] = ["control", "node", "registry", "pki", "kubeconfig", "coracle.log"];
+const PARTS: [&str; 7] = ["control", "node", "registry", "pki", "kubeconfig", "coracle.log", "coracle.log.1"];
 
 /// Stop the cluster that runs on this machine; its data stays
 #[derive(clap::Args)]
@@ -113,7 +114,7 @@ fn lock(dir: &Path) -> anyhow::Result<Lock> {
     }
 }
 
-/// The process that has the lock of `dir` open.
+/// The process that holds the lock of `dir`; who only reads the file (a backup) does not.
 fn holder(dir: &Path) -> anyhow::Result<Pid> {
     let lock = std::fs::metadata(dir.join("control/LOCK")).context("find the lock of the data")?;
     let is_lock =
@@ -123,18 +124,29 @@ fn holder(dir: &Path) -> anyhow::Result<Pid> {
         let Some(id) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
         // Those of others cannot be looked at.
         let Ok(files) = std::fs::read_dir(process.path().join("fd")) else { continue };
-        if id != own && files.flatten().any(|file| is_lock(&file.path())) {
+        let holds = |name: &OsStr| {
+            let told = std::fs::read_to_string(process.path().join("fdinfo").join(name)).unwrap_or_default();
+            told.lines().any(|line| line.starts_with("lock:"))
+        };
+        if id != own && files.flatten().any(|file| is_lock(&file.path()) && holds(&file.file_name())) {
             return i32::try_from(id).ok().and_then(Pid::from_raw).context("a process has a number");
         }
     }
     bail!("a process uses {}, but none that can be seen from here: stop it where it was started", dir.display())
 }
 
-/// Asks the cluster's process to end and waits for it; false when none runs.
+/// Ends the cluster in `dir`; false when none runs.
 async fn stop(dir: &Path) -> anyhow::Result<bool> {
-    if let Lock::Free(_) = lock(dir)? {
-        return Ok(false);
+    let mut stopped = false;
+    while let Lock::Held = lock(dir)? {
+        end(dir).await?;
+        stopped = true;
     }
+    Ok(stopped)
+}
+
+/// Asks the cluster's process to end and waits for it.
+async fn end(dir: &Path) -> anyhow::Result<()> {
     let step = Step::begin("stop the cluster");
     let pid = holder(dir)?;
     // By a descriptor: the number may be another process's by the time it is waited for.
@@ -155,7 +167,7 @@ async fn stop(dir: &Path) -> anyhow::Result<bool> {
         );
     }
     step.done();
-    Ok(true)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -178,5 +190,29 @@ mod tests {
         forget(data).unwrap();
         let left: Vec<_> = std::fs::read_dir(data).unwrap().flatten().map(|entry| entry.file_name()).collect();
         assert_eq!(left, ["theirs"]);
+    }
+
+    #[test]
+    fn who_only_reads_the_lock_does_not_hold_it() {
+        use std::process::{Command, Stdio};
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("control")).unwrap();
+        let path = dir.path().join("control/LOCK");
+        std::fs::write(&path, "").unwrap();
+        // A child has its standard input open, and with it whatever lock is on that; it ends when its test does.
+        let child =
+            |lock: File| Command::new("tail").args(["-f", "/dev/null"]).stdin(lock).stdout(Stdio::null()).spawn();
+        let mut reads = child(File::open(&path).unwrap()).unwrap();
+        let held = File::open(&path).unwrap();
+        held.lock().unwrap();
+        let mut holds = child(held).unwrap();
+        let mut reads_too = child(File::open(&path).unwrap()).unwrap();
+        let found = holder(dir.path());
+        for child in [&mut reads, &mut holds, &mut reads_too] {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        assert_eq!(found.unwrap().as_raw_nonzero().get(), i32::try_from(holds.id()).unwrap());
+        assert!(matches!(lock(dir.path()).unwrap(), Lock::Free(_)));
     }
 }

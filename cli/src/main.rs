@@ -11,6 +11,7 @@ mod member;
 mod memory;
 mod node;
 mod output;
+mod own_log;
 mod push;
 mod server;
 mod status;

@@ -80,9 +80,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     tokio::select! {
         () = signals.received() => drain(worker, &mut signals).await,
-        () = worker.ended() => {
+        why = worker.ended() => {
             worker.shutdown().await;
-            bail!("the node ended by itself")
+            Err(why.into())
         }
     }
 }

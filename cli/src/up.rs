@@ -11,6 +11,7 @@ use coracle_sdk::{Cluster, manifests};
 
 use crate::cluster::{Here, Signals, drain};
 use crate::output::Step;
+use crate::own_log;
 
 /// Start a cluster on this machine and run it until Ctrl-C
 ///
@@ -35,6 +36,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     // The process in the background is started with the same words.
     if arguments.detach && std::env::var_os(IN_BACKGROUND).is_none() {
         return detach(&arguments.here.data_dir("coracle")?);
+    }
+    if std::env::var_os(IN_BACKGROUND).is_some() {
+        tokio::spawn(own_log::keep(arguments.here.data_dir("coracle")?.join(own_log::NAME)));
     }
     let mut signals = Signals::take()?;
     let step = Step::begin("start the cluster");
@@ -71,7 +75,7 @@ fn detach(dir: &Path) -> anyhow::Result<()> {
         .mode(0o700)
         .create(dir)
         .with_context(|| format!("make {}", dir.display()))?;
-    let log = dir.join("coracle.log");
+    let log = dir.join(own_log::NAME);
     let file = std::fs::File::options().create(true).append(true).mode(0o600).open(&log);
     let file = file.with_context(|| format!("open {}", log.display()))?;
     let mut command = Command::new(std::env::current_exe().context("find this program's own file")?);

@@ -146,9 +146,9 @@ impl Cluster {
     /// Decides about a pod and places it; makes room where that is needed.
     fn schedule(&mut self, pod: &Pod) -> bool {
         let Interned { class, labels, widened } = self.classes.intern(Class::of(pod));
-        if widened {
+        if !widened.is_empty() {
             let classes = &mut self.classes;
-            self.view.reclassify(|class, labels| classes.again(class, labels));
+            self.view.reclassify(&widened, |class, labels| classes.again(class, labels));
         }
         self.pods += 1;
         let uid: Uid = self.pods.to_string().into();

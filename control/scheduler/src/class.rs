@@ -22,6 +22,9 @@ pub(crate) struct Class {
     pub affinity: BetweenPods,
     pub spread: Vec<SpreadConstraint>,
     pub shape: Arc<Shape>,
+    /// How much it is to remember: its names, values and requirements, with those of its shape. Each takes some tens of
+    /// bytes, a few hundred at most.
+    pub weight: usize,
 }
 
 /// What a pod wants to be near to, and apart from.
@@ -42,6 +45,31 @@ pub(crate) struct Shape {
     pub node_selector: Labels,
     pub node_affinity: NodeAffinity,
     pub tolerations: Vec<Toleration>,
+    /// As that of a [`Class`].
+    pub weight: usize,
+}
+
+fn weight_of(requirements: &[Requirement]) -> usize {
+    requirements.iter().map(|requirement| 1 + requirement.values.len()).sum()
+}
+
+fn selector_weight(selector: Option<&LabelSelector>) -> usize {
+    selector.map_or(0, |selector| selector.match_labels.len() + weight_of(&selector.match_expressions))
+}
+
+impl Shape {
+    fn weigh(mut self) -> Self {
+        let terms = self.node_affinity.required.iter().flat_map(|required| &required.node_selector_terms);
+        let terms = terms.chain(self.node_affinity.preferred.iter().map(|term| &term.preference));
+        let terms = terms.map(|term| 1 + weight_of(&term.match_expressions) + weight_of(&term.match_fields));
+        self.weight = 1
+            + terms.sum::<usize>()
+            + self.requests.exact.extended.len()
+            + self.ports.len()
+            + self.node_selector.len()
+            + self.tolerations.len();
+        self
+    }
 }
 
 impl BetweenPods {
@@ -115,8 +143,9 @@ impl Class {
             node_selector: spec.node_selector.clone(),
             node_affinity: affinity.node_affinity,
             tolerations: spec.tolerations.clone(),
+            weight: 0,
         };
-        Self {
+        let this = Self {
             namespace: pod.metadata.namespace.as_deref().unwrap_or_default().into(),
             family: owners
                 .into_iter()
@@ -128,9 +157,21 @@ impl Class {
                 pod_anti_affinity: affinity.pod_anti_affinity,
             },
             spread,
-            shape: shape.into(),
+            shape: shape.weigh().into(),
             labels,
-        }
+            weight: 0,
+        };
+        this.weigh()
+    }
+
+    fn weigh(mut self) -> Self {
+        let of = |term: &PodTerm| {
+            let selectors = [&term.label_selector, &term.namespace_selector];
+            1 + term.namespaces.len() + selectors.iter().map(|it| selector_weight(it.as_ref())).sum::<usize>()
+        };
+        let spread = self.spread.iter().map(|constraint| 1 + selector_weight(constraint.label_selector.as_ref()));
+        self.weight = 1 + self.shape.weight + self.terms().map(of).sum::<usize>() + spread.sum::<usize>();
+        self
     }
 
     /// Terms of affinity and anti-affinity.
@@ -243,7 +284,7 @@ impl PodTerm {
     }
 }
 
-/// Classes in use, each once, and the keys of labels by which any of them ever selected.
+/// Classes in use, each once, and the keys of labels by which any of them selects.
 ///
 /// Other labels are left out of classes. Pods of a StatefulSet, each with a label of its own, are one class that way.
 #[derive(Debug, Default)]
@@ -251,9 +292,13 @@ pub(crate) struct Classes {
     known: HashSet<Arc<Class>>,
     shapes: HashSet<Arc<Shape>>,
     labels: HashSet<Arc<Labels>>,
-    /// Grows only; bounded by what selectors in the cluster say.
+    /// Keys of `labels`, and perhaps of some that are no more.
+    worn: HashSet<String>,
+    /// Keys by which `known` select, and perhaps some that are no more: a label too many in a class is never wrong.
     keys: HashSet<String>,
-    /// When unused ones are dropped.
+    /// Of `known` and `labels`.
+    weight: usize,
+    /// At which weight unused ones are dropped.
     clean_at: usize,
 }
 
@@ -263,19 +308,30 @@ pub(crate) struct Interned {
     pub class: Arc<Class>,
     /// All labels of the pod.
     pub labels: Arc<Labels>,
-    /// It selects by keys that nobody selected by before: all classes are to be made anew ([`Classes::again`]).
-    pub widened: bool,
+    /// Keys of other pods' labels by which nobody selected before: their classes are to be made anew ([`Classes::again`]).
+    pub widened: HashSet<String>,
 }
+
+/// Below this weight nothing is dropped.
+const CLEAN_FROM: usize = 1 << 13;
 
 impl Classes {
     /// The class that is equal; `class` has all labels of its pod.
     pub(crate) fn intern(&mut self, mut class: Class) -> Interned {
-        let known = self.keys.len();
         let new: Vec<String> = class.selected_keys().filter(|key| !self.keys.contains(*key)).cloned().collect();
+        let widened = new.iter().filter(|key| self.worn.contains(*key)).cloned().collect();
         self.keys.extend(new);
-        let labels = once(&mut self.labels, std::mem::take(&mut class.labels));
+        let labels = std::mem::take(&mut class.labels);
+        let labels = match self.labels.get(&labels) {
+            Some(known) => known.clone(),
+            None => {
+                self.worn.extend(labels.keys().cloned());
+                self.weight += 1 + labels.len();
+                once(&mut self.labels, labels)
+            }
+        };
         let class = self.narrow(class, &labels);
-        Interned { class, labels, widened: self.keys.len() > known }
+        Interned { class, labels, widened }
     }
 
     /// The class of a pod that had this one before.
@@ -286,6 +342,9 @@ impl Classes {
     fn narrow(&mut self, mut class: Class, labels: &Labels) -> Arc<Class> {
         let kept = labels.iter().filter(|(key, _)| self.keys.contains(*key));
         class.labels = kept.map(|(key, value)| (key.clone(), value.clone())).collect();
+        if let Some(known) = self.known.get(&class) {
+            return known.clone();
+        }
         class.shape = match self.shapes.get(&class.shape) {
             Some(shape) => shape.clone(),
             None => {
@@ -293,13 +352,37 @@ impl Classes {
                 class.shape
             }
         };
-        if self.known.len() + self.labels.len() >= self.clean_at {
-            self.known.retain(|class| Arc::strong_count(class) > 1);
-            self.shapes.retain(|shape| Arc::strong_count(shape) > 1);
-            self.labels.retain(|labels| Arc::strong_count(labels) > 1);
-            self.clean_at = 256.max(2 * (self.known.len() + self.labels.len()));
+        self.weight += class.weight + class.labels.len();
+        let class = once(&mut self.known, class);
+        if self.weight >= self.clean_at.max(CLEAN_FROM) {
+            self.clean();
         }
-        once(&mut self.known, class)
+        class
+    }
+
+    /// Drops what nobody has any more.
+    fn clean(&mut self) {
+        self.known.retain(|class| Arc::strong_count(class) > 1);
+        self.shapes.retain(|shape| Arc::strong_count(shape) > 1);
+        self.labels.retain(|labels| Arc::strong_count(labels) > 1);
+        self.worn = self.labels.iter().flat_map(|labels| labels.keys().cloned()).collect();
+        let selected: HashSet<&String> = self.known.iter().flat_map(|class| class.selected_keys()).collect();
+        self.keys.retain(|key| selected.contains(key));
+        let classes = self.known.iter().map(|class| class.weight + class.labels.len());
+        self.weight = classes.sum::<usize>() + self.labels.iter().map(|labels| 1 + labels.len()).sum::<usize>();
+        self.clean_at = 2 * self.weight;
+    }
+
+    /// How many keys are remembered.
+    #[cfg(test)]
+    pub(crate) fn remembered(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Whether the key is remembered.
+    #[cfg(test)]
+    pub(crate) fn selects_by(&self, key: &str) -> bool {
+        self.keys.contains(key)
     }
 }
 

@@ -358,13 +358,13 @@ impl Cycle {
         self.queue.put(subject, class, labels, told);
     }
 
-    /// The pod's class; when it selects by new labels, those of all others are made anew.
+    /// The pod's class; when it selects by new labels, those of the pods that have them are made anew.
     fn intern(&mut self, pod: &Pod) -> Interned {
         let interned = self.classes.intern(Class::of(pod));
-        if interned.widened {
-            let classes = &mut self.classes;
-            self.view.reclassify(|class, labels| classes.again(class, labels));
-            self.queue.reclassify(|class, labels| classes.again(class, labels));
+        if !interned.widened.is_empty() {
+            let (classes, keys) = (&mut self.classes, &interned.widened);
+            self.view.reclassify(keys, |class, labels| classes.again(class, labels));
+            self.queue.reclassify(keys, |class, labels| classes.again(class, labels));
         }
         interned
     }

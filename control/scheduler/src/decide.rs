@@ -16,8 +16,8 @@ use crate::relations::{Relations, Verdict};
 use crate::score;
 use crate::view::{ClusterView, Uid};
 
-/// Nodes that are kept for all shapes together (about 30 MB); beyond it the shape that was not asked for longest is
-/// forgotten.
+/// Nodes that are kept for all shapes together (about 30 MB), with what the shapes weigh; beyond it the shape that was not
+/// asked for longest is forgotten.
 const BASE_CELLS_MAX: usize = 1 << 20;
 /// Shapes that are kept.
 const BASES_MAX: usize = 4096;
@@ -158,12 +158,12 @@ impl Decider {
             Base { touched: 0, used: self.clock, ranks: vec![], admitted: vec![], wishes: vec![], diagnosis: None };
         base.look_at_all(view, shape);
         self.built += 1;
-        self.base_cells += base.ranks.len();
+        self.base_cells += base.ranks.len() + shape.weight;
         self.bases.insert(shape.clone(), base);
         while self.bases.len() > BASES_MAX || (self.base_cells > BASE_CELLS_MAX && self.bases.len() > 1) {
             let oldest = self.bases.iter().min_by_key(|(_, base)| base.used).map(|(shape, _)| shape.clone());
-            let Some(base) = oldest.and_then(|oldest| self.bases.remove(&oldest)) else { return };
-            self.base_cells -= base.ranks.len();
+            let Some((shape, base)) = oldest.and_then(|oldest| self.bases.remove_entry(&oldest)) else { return };
+            self.base_cells -= base.ranks.len() + shape.weight;
         }
     }
 

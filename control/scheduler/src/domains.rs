@@ -14,7 +14,7 @@ const NONE: u32 = u32::MAX;
 const KEYS_MAX: usize = 256;
 
 /// The domains of one key.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Domains {
     of_slot: Vec<u32>,
     count: usize,
@@ -49,6 +49,8 @@ impl Domains {
 pub(crate) struct Topologies {
     places: u64,
     by_key: HashMap<String, Arc<Domains>>,
+    /// Of a key that no node has.
+    none: Arc<Domains>,
 }
 
 impl Topologies {
@@ -66,6 +68,9 @@ impl Topologies {
     pub(crate) fn of(&mut self, view: &ClusterView, key: &str) -> Arc<Domains> {
         if let Some(known) = self.by_key.get(key) {
             return known.clone();
+        }
+        if !view.has_label(key) {
+            return self.none.clone();
         }
         if self.by_key.len() >= KEYS_MAX {
             self.by_key.clear();

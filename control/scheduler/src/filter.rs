@@ -6,6 +6,7 @@ use coracle_api::meta::taint;
 
 use crate::class::{Class, Shape};
 use crate::relations::Verdict;
+use crate::resources::Amount;
 use crate::view::{Load, NodeState};
 use crate::wire::{Labels, NodeTerm, Taint, Toleration};
 
@@ -167,8 +168,8 @@ fn shortages(class: &Shape, node: &NodeState, load: &Load, note: &mut dyn FnMut(
         note(Shortage::Pods);
     }
     let (wanted, all, used) = (&class.requests.exact, &node.allocatable, &load.used);
-    let mut check = |name: &dyn Fn() -> Cow<'static, str>, wanted: i64, all: i64, used: i64| {
-        if wanted > 0 && wanted > all.saturating_sub(used) {
+    let mut check = |name: &dyn Fn() -> Cow<'static, str>, wanted: Amount, all: Amount, used: Amount| {
+        if wanted > 0 && wanted > all - used {
             note(Shortage::Resource(name(), wanted > all));
         }
     };

@@ -145,6 +145,11 @@ impl Queue {
         }
     }
 
+    fn join_social(&mut self, class: Arc<Class>, uid: Uid) {
+        let alike = self.social.entry(Arc::as_ptr(&class).addr()).or_insert_with(|| (class, HashSet::new()));
+        alike.1.insert(uid);
+    }
+
     fn leave_social(&mut self, class: &Arc<Class>, uid: &str) {
         let address = Arc::as_ptr(class).addr();
         if let Some((_, uids)) = self.social.get_mut(&address) {
@@ -181,9 +186,9 @@ impl Queue {
         self.waiting.insert(uid.clone(), helps);
         if helps.meets(Helps::COMPANY.or(Helps::DISTANCE)) {
             let class = pending.class.clone();
-            let alike = self.social.entry(Arc::as_ptr(&class).addr()).or_insert_with(|| (class, HashSet::new()));
-            alike.1.insert(uid.clone());
+            self.join_social(class, uid.clone());
         }
+        let Some(pending) = self.pods.get(uid) else { return news };
         self.timed.insert((at, pending.sequence, uid.clone()));
         news
     }
@@ -233,15 +238,17 @@ impl Queue {
         }
     }
 
-    /// Gives every pod the class that `class` says.
-    pub(crate) fn reclassify(&mut self, mut class: impl FnMut(&Class, &Labels) -> Arc<Class>) {
-        self.social.clear();
-        for (uid, pending) in &mut self.pods {
-            pending.class = class(&pending.class, &pending.labels);
-            if self.waiting.get(uid).is_some_and(|helps| helps.meets(Helps::COMPANY.or(Helps::DISTANCE))) {
-                let class = pending.class.clone();
-                let alike = self.social.entry(Arc::as_ptr(&class).addr()).or_insert_with(|| (class, HashSet::new()));
-                alike.1.insert(uid.clone());
+    /// Gives the pods that have a label of one of the keys the class that `class` says.
+    pub(crate) fn reclassify(&mut self, keys: &HashSet<String>, mut class: impl FnMut(&Class, &Labels) -> Arc<Class>) {
+        let concerned = self.pods.iter().filter(|(_, pending)| pending.labels.keys().any(|key| keys.contains(key)));
+        let concerned: Vec<Uid> = concerned.map(|(uid, _)| uid.clone()).collect();
+        for uid in concerned {
+            let Some(pending) = self.pods.get_mut(&uid) else { continue };
+            let next = class(&pending.class, &pending.labels);
+            let before = std::mem::replace(&mut pending.class, next.clone());
+            self.leave_social(&before, &uid);
+            if self.waiting.get(&uid).is_some_and(|helps| helps.meets(Helps::COMPANY.or(Helps::DISTANCE))) {
+                self.join_social(next, uid);
             }
         }
     }

@@ -7,6 +7,7 @@
 //! The rules are those of the reference's plugins `PodTopologySpread` (with its system defaults: hostname and zone, for pods
 //! of ReplicaSets, StatefulSets and ReplicationControllers that say nothing themselves) and `InterPodAffinity`.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::class::{Class, selects};
@@ -22,10 +23,15 @@ const DEFAULTS: [(&str, i64); 2] = [(HOSTNAME, 3), (ZONE, 5)];
 /// What a required affinity term of an existing pod is worth when its partner is placed (`hardPodAffinityWeight`).
 const HARD_AFFINITY_WEIGHT: i32 = 1;
 
+/// What a tally costs beside its counts, in their size.
+const TALLY_CELLS: usize = size_of::<Tally>() / size_of::<i32>();
+
+/// What a class that is kept costs for each part of its weight, in the size of a count.
+const WEIGHT_CELLS: usize = 16;
+
 /// Pods (or their weights) by domain.
 #[derive(Debug)]
 struct Tally {
-    key: Arc<str>,
     domains: Arc<Domains>,
     counts: Vec<i32>,
     /// Nodes whose pods count; all when absent.
@@ -41,7 +47,8 @@ impl Tally {
         if self.counts_on(slot)
             && let Some(domain) = self.domains.of(slot)
         {
-            self.counts[domain] += count;
+            // What was added is taken away again, however much it was.
+            self.counts[domain] = self.counts[domain].wrapping_add(count);
         }
     }
 
@@ -105,10 +112,10 @@ pub(crate) struct Relations {
     spread: Vec<Spread>,
     /// The constraints are not the pod's own.
     is_default: bool,
-    /// Per key: pods whose required anti-affinity means this class.
-    refused: Vec<usize>,
-    /// Per key: weights of the pods whose terms wish for this class, or wish it away.
-    drawn: Vec<usize>,
+    /// By key: pods whose required anti-affinity means this class.
+    refused: HashMap<String, usize>,
+    /// By key: weights of the pods whose terms wish for this class, or wish it away.
+    drawn: HashMap<String, usize>,
     /// It is one of those that its own affinity looks for.
     means_itself: bool,
     /// Why no node can take it, at a version of the view.
@@ -138,14 +145,14 @@ impl Relations {
             preferred: vec![],
             spread: vec![],
             is_default: class.spread.is_empty(),
-            refused: vec![],
-            drawn: vec![],
+            refused: HashMap::new(),
+            drawn: HashMap::new(),
             means_itself,
             diagnosis: None,
         };
         let mut tally = |key: &str, mask: Option<Vec<bool>>| {
             let domains = topologies.of(view, key);
-            this.tallies.push(Tally { key: key.into(), counts: vec![0; domains.len()], domains, mask });
+            this.tallies.push(Tally { counts: vec![0; domains.len()], domains, mask });
             this.tallies.len() - 1
         };
         this.affinity.extend(near.required.iter().map(|term| tally(&term.topology_key, None)));
@@ -219,24 +226,27 @@ impl Relations {
         self.tallies.is_empty()
     }
 
-    /// Numbers that it keeps.
+    /// What it keeps, in numbers.
     pub(crate) fn cells(&self) -> usize {
-        self.tallies.iter().map(|tally| tally.counts.len() + tally.mask.as_ref().map_or(0, Vec::len) / 4).sum()
+        let cells = |tally: &Tally| TALLY_CELLS + tally.counts.len() + tally.mask.as_ref().map_or(0, Vec::len) / 4;
+        self.class.weight * WEIGHT_CELLS + self.tallies.iter().map(cells).sum::<usize>()
     }
 
-    /// Terms of other pods make tallies as they are met.
+    /// Terms of other pods make tallies as they are met, one for each key that any node has.
     fn make_room_for(&mut self, view: &ClusterView, other: &Class, topologies: &mut Topologies) {
         if other.affinity.is_empty() {
             return;
         }
         let (class, tallies) = (&self.class, &mut self.tallies);
-        let mut make = |term: &crate::wire::PodTerm, of: &mut Vec<usize>| {
-            let means = term.means(&other.namespace, &class.namespace, &class.labels, view.namespaces());
-            if means && !of.iter().any(|tally| *tallies[*tally].key == *term.topology_key) {
-                let domains = topologies.of(view, &term.topology_key);
-                let (key, counts) = (term.topology_key.as_str().into(), vec![0; domains.len()]);
-                tallies.push(Tally { key, domains, counts, mask: None });
-                of.push(tallies.len() - 1);
+        let mut make = |term: &crate::wire::PodTerm, of: &mut HashMap<String, usize>| {
+            let key = &term.topology_key;
+            if view.has_label(key)
+                && !of.contains_key(key)
+                && term.means(&other.namespace, &class.namespace, &class.labels, view.namespaces())
+            {
+                let domains = topologies.of(view, key);
+                tallies.push(Tally { counts: vec![0; domains.len()], domains, mask: None });
+                of.insert(key.clone(), tallies.len() - 1);
             }
         };
         let (near, apart) = (&other.affinity.pod_affinity, &other.affinity.pod_anti_affinity);
@@ -274,9 +284,9 @@ impl Relations {
         if other.affinity.is_empty() {
             return shares;
         }
-        let mut theirs = |term: &crate::wire::PodTerm, of: &[usize], weight: i32| {
-            if term.means(&other.namespace, &class.namespace, &class.labels, namespaces)
-                && let Some(tally) = of.iter().find(|tally| *self.tallies[**tally].key == *term.topology_key)
+        let mut theirs = |term: &crate::wire::PodTerm, of: &HashMap<String, usize>, weight: i32| {
+            if let Some(tally) = of.get(&term.topology_key)
+                && term.means(&other.namespace, &class.namespace, &class.labels, namespaces)
             {
                 shares.push(Share { tally: *tally, weight, live: false });
             }
@@ -293,7 +303,7 @@ impl Relations {
         for share in shares {
             let count = if share.live { all - leaving } else { all };
             if count != 0 {
-                self.tallies[share.tally].add(slot, count * share.weight);
+                self.tallies[share.tally].add(slot, count.wrapping_mul(share.weight));
             }
         }
     }
@@ -357,7 +367,8 @@ impl Verdict<'_> {
     /// Thinks a pod of a node away, or back.
     pub(crate) fn take(&self, view: &ClusterView, without: &mut Without, class: &Class, leaving: bool, away: bool) {
         for share in self.relations.shares(view, class).iter().filter(|share| !(share.live && leaving)) {
-            without.0[share.tally] += if away { share.weight } else { -share.weight };
+            let weight = if away { share.weight } else { -share.weight };
+            without.0[share.tally] = without.0[share.tally].wrapping_add(weight);
         }
     }
 
@@ -367,7 +378,7 @@ impl Verdict<'_> {
         let count = |tally: usize| {
             let counted = tallies[tally].at(slot)?;
             let away = without.filter(|_| tallies[tally].counts_on(slot)).map_or(0, |without| without.0[tally]);
-            Some(counted - away)
+            Some(counted.wrapping_sub(away))
         };
         for (spread, least) in &self.hard {
             let Some(pods) = count(spread.tally).map(i64::from) else { return Err(Reason::SpreadLabel) };
@@ -386,7 +397,7 @@ impl Verdict<'_> {
         if anti_affinity.iter().any(|tally| count(*tally).is_some_and(|pods| pods > 0)) {
             return Err(Reason::AntiAffinity);
         }
-        if refused.iter().any(|tally| count(*tally).is_some_and(|pods| pods > 0)) {
+        if refused.values().any(|tally| count(*tally).is_some_and(|pods| pods > 0)) {
             return Err(Reason::ExistingAntiAffinity);
         }
         Ok(())
@@ -398,7 +409,7 @@ impl Verdict<'_> {
         let count = |tally: usize| i64::from(tallies[tally].at(slot).unwrap_or(0));
         // Own terms carry their weight in the count, too.
         preferred.iter().map(|(_, tally)| count(*tally)).sum::<i64>()
-            + drawn.iter().map(|tally| count(*tally)).sum::<i64>()
+            + drawn.values().map(|tally| count(*tally)).sum::<i64>()
     }
 
     /// 0 to 100 for each of the nodes that can take the pod, by how evenly it would be spread; `None` where nothing is asked.

@@ -1,24 +1,31 @@
 //! Amounts of resources, as integers: cpu in thousandths, all else in units.
+//!
+//! A pod may ask for as much as fits 64 bits, whether any node has it or not. A sum of such is exact: what is taken away when
+//! the pod goes is what was added when it came.
 
 use std::collections::BTreeMap;
+use std::ops::{Add as _, Sub as _};
 use std::sync::Arc;
 
 use coracle_api::meta::Quantity;
 
 use crate::wire::{Container, PodSpec};
 
+/// An amount, or a sum of many.
+pub(crate) type Amount = i128;
+
 /// What scoring assumes of a container without requests, so that such pods are spread as well (the reference's values).
-const CPU_ASSUMED: i64 = 100;
-const MEMORY_ASSUMED: i64 = 200 * 1024 * 1024;
+const CPU_ASSUMED: Amount = 100;
+const MEMORY_ASSUMED: Amount = 200 * 1024 * 1024;
 
 /// Amounts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Amounts {
-    pub cpu: i64,
-    pub memory: i64,
-    pub ephemeral: i64,
+    pub cpu: Amount,
+    pub memory: Amount,
+    pub ephemeral: Amount,
     /// By name, in order of it; no zeros.
-    pub extended: Vec<(Arc<str>, i64)>,
+    pub extended: Vec<(Arc<str>, Amount)>,
 }
 
 /// What a pod asks for.
@@ -26,7 +33,7 @@ pub(crate) struct Amounts {
 pub(crate) struct Requests {
     pub exact: Amounts,
     /// cpu and memory as scoring sees them.
-    pub assumed: (i64, i64),
+    pub assumed: (Amount, Amount),
 }
 
 impl Amounts {
@@ -36,17 +43,17 @@ impl Amounts {
         for (name, text) in list {
             let Ok(quantity) = Quantity::parse(text) else { continue };
             match name.as_str() {
-                "cpu" => amounts.cpu = quantity.milli_value(),
-                "memory" => amounts.memory = quantity.value(),
-                "ephemeral-storage" => amounts.ephemeral = quantity.value(),
+                "cpu" => amounts.cpu = quantity.milli_value().into(),
+                "memory" => amounts.memory = quantity.value().into(),
+                "ephemeral-storage" => amounts.ephemeral = quantity.value().into(),
                 "pods" => {}
-                _ => amounts.set(name, quantity.value()),
+                _ => amounts.set(name, quantity.value().into()),
             }
         }
         amounts
     }
 
-    fn set(&mut self, name: &str, amount: i64) {
+    fn set(&mut self, name: &str, amount: Amount) {
         match self.extended.binary_search_by(|(known, _)| (**known).cmp(name)) {
             Ok(index) if amount == 0 => drop(self.extended.remove(index)),
             Ok(index) => self.extended[index].1 = amount,
@@ -56,11 +63,11 @@ impl Amounts {
     }
 
     /// The amount of an extended resource.
-    pub(crate) fn extended(&self, name: &str) -> i64 {
+    pub(crate) fn extended(&self, name: &str) -> Amount {
         self.extended.binary_search_by(|(known, _)| (**known).cmp(name)).map_or(0, |index| self.extended[index].1)
     }
 
-    fn combine(&mut self, other: &Self, with: impl Fn(i64, i64) -> i64) {
+    fn combine(&mut self, other: &Self, with: impl Fn(Amount, Amount) -> Amount) {
         self.cpu = with(self.cpu, other.cpu);
         self.memory = with(self.memory, other.memory);
         self.ephemeral = with(self.ephemeral, other.ephemeral);
@@ -71,15 +78,15 @@ impl Amounts {
     }
 
     pub(crate) fn add(&mut self, other: &Self) {
-        self.combine(other, i64::saturating_add);
+        self.combine(other, Amount::add);
     }
 
     pub(crate) fn subtract(&mut self, other: &Self) {
-        self.combine(other, i64::saturating_sub);
+        self.combine(other, Amount::sub);
     }
 
     fn raise(&mut self, other: &Self) {
-        self.combine(other, i64::max);
+        self.combine(other, Amount::max);
     }
 
     fn plus(&self, other: &Self) -> Self {

@@ -3,6 +3,7 @@
 
 use crate::class::Shape;
 use crate::filter::{matches_term, tolerated};
+use crate::resources::Amount;
 use crate::view::NodeState;
 
 const MAX: i64 = 100;
@@ -39,8 +40,9 @@ pub(crate) fn fixed(preferred: i64, preferred_max: i64, disliked: i64, disliked_
 
 /// The part that changes with what runs and is the same for all pods of a shape: least allocated, and balanced.
 pub(crate) fn moving(shape: &Shape, node: &NodeState) -> i64 {
-    let share = |all: i64, used: i64, wanted: i64| {
-        if all <= 0 { 0 } else { ((all - used - wanted).max(0)) * 10_000 / all }
+    let share = |all: Amount, used: Amount, wanted: Amount| -> i64 {
+        let left = (all - used - wanted).clamp(0, all.max(0));
+        (left * 10_000).checked_div(all).and_then(|share| share.try_into().ok()).unwrap_or(0)
     };
     let (assumed, used) = (shape.requests.assumed, node.load.used_assumed);
     let cpu = share(node.allocatable.cpu, used.0, assumed.0);

@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 
 use crate::class::{Class, Classes};
 use crate::decide::{Decider, Decision};
+use crate::domains::Topologies;
+use crate::relations::Relations;
 use crate::view::{ClusterView, Placed, Uid};
 use crate::wire::{Node, Pod};
 
@@ -37,9 +39,9 @@ impl World {
     fn class(&mut self, pod: Value) -> Arc<Class> {
         let pod: Pod = serde_json::from_value(pod).unwrap();
         let interned = self.classes.intern(Class::of(&pod));
-        if interned.widened {
+        if !interned.widened.is_empty() {
             let classes = &mut self.classes;
-            self.view.reclassify(|class, labels| classes.again(class, labels));
+            self.view.reclassify(&interned.widened, |class, labels| classes.again(class, labels));
         }
         self.labels = interned.labels;
         interned.class
@@ -403,7 +405,7 @@ fn many_classes_and_deletions_do_not_make_anybody_look_at_all_nodes() {
         pod(json!({"spec": {"affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
         {"labelSelector": {"matchLabels": {"pod": "p1"}}, "topologyKey": "kubernetes.io/hostname"}]}}}}));
     let selecting: Pod = serde_json::from_value(selecting).unwrap();
-    assert!(world.classes.intern(Class::of(&selecting)).widened);
+    assert!(!world.classes.intern(Class::of(&selecting)).widened.is_empty());
     assert!(!Arc::ptr_eq(&world.class(of(1, 1)), &world.class(of(1, 2))));
 }
 
@@ -444,6 +446,91 @@ const HARD: &str = "requiredDuringSchedulingIgnoredDuringExecution";
 const SOFT: &str = "preferredDuringSchedulingIgnoredDuringExecution";
 const ZONE: &str = "topology.kubernetes.io/zone";
 const HOST: &str = "kubernetes.io/hostname";
+
+#[test]
+fn a_pod_that_asks_for_more_than_any_node_has_leaves_what_others_take() {
+    let ask =
+        json!({"cpu": i64::MAX.to_string(), "memory": i64::MAX.to_string(), "example.com/a": i64::MAX.to_string()});
+    let huge =
+        pod(json!({"spec": {"containers": [{"resources": {"requests": ask}}, {"resources": {"requests": ask}}]}}));
+    let mut world = World::with(&[node("one", json!({}))]);
+    world.schedule(&pod(json!({}))).unwrap();
+    let before = world.view.named("one").unwrap().load.clone();
+    let class = world.class(huge);
+    // They name their node themselves: nobody asks whether they fit.
+    for uid in ["huge", "huger"] {
+        let (name, labels) = (uid.into(), world.labels.clone());
+        let placed = Placed { name, node: "one".into(), class: class.clone(), labels, leaving: false, started: 0 };
+        world.view.place(&uid.into(), placed);
+    }
+    assert!(world.schedule(&pod(json!({}))).is_err());
+    world.view.remove("huge");
+    world.view.remove("huger");
+    let after = &world.view.named("one").unwrap().load;
+    assert_eq!((&after.used, after.used_assumed), (&before.used, before.used_assumed));
+}
+
+#[test]
+fn keys_that_no_node_has_cost_nobody_anything_until_one_has_them() {
+    let apart = |key: &str| json!({"topologyKey": key, "labelSelector": {}, "namespaceSelector": {}});
+    let terms: Vec<Value> = (0..1000).map(|index| apart(&format!("k{index}"))).collect();
+    let mut world = World::with(&[node("one", json!({}))]);
+    let crowd = social(json!({"app": "crowd"}), "podAntiAffinity", json!({HARD: terms}));
+    assert_eq!(world.schedule(&crowd), Ok("one".to_owned()));
+    let other = pod(json!({"metadata": {"labels": {"app": "b"}}}));
+    let class = world.class(other.clone());
+    let relations = Relations::new(&world.view, &class, &mut Topologies::default());
+    assert!(relations.is_idle(), "nothing is counted for those keys");
+    let class = world.class(crowd);
+    let relations = Relations::new(&world.view, &class, &mut Topologies::default());
+    assert!(relations.cells() >= 1000, "a term of its own is counted, however few nodes it means");
+    // Each key is counted once, whoever comes and goes.
+    world.node(node("one", json!({"metadata": {"labels": {"k7": "x"}}})));
+    let refused = world.schedule(&other).unwrap_err();
+    assert!(refused.contains("existing pods anti-affinity"), "{refused}");
+    world.node(node("two", json!({"metadata": {"labels": {"k7": "y"}}})));
+    assert_eq!(world.schedule(&other), Ok("two".to_owned()));
+    world.view.remove_node("two");
+    assert!(world.view.has_label("k7"));
+    world.node(node("one", json!({})));
+    assert!(!world.view.has_label("k7"));
+    assert_eq!(world.schedule(&other), Ok("one".to_owned()));
+}
+
+#[test]
+fn only_pods_that_have_a_label_are_looked_at_when_somebody_selects_by_it_first() {
+    let mut world = World::with(&[node("one", json!({}))]);
+    let class = |world: &mut World, app: &str| {
+        let labels = json!({"app": app, "rack": app});
+        world.class(json!({"metadata": {"name": "p", "namespace": "n", "labels": labels}, "spec": {}}))
+    };
+    let before = class(&mut world, "a");
+    let select = |key: &str| social(json!({}), "podAffinity", json!({HARD: [term(json!({key: "x"}), HOST)]}));
+    let pod: Pod = serde_json::from_value(select("nobody")).unwrap();
+    assert!(world.classes.intern(Class::of(&pod)).widened.is_empty(), "no pod has it");
+    let pod: Pod = serde_json::from_value(select("rack")).unwrap();
+    let widened = world.classes.intern(Class::of(&pod)).widened;
+    assert_eq!(widened.into_iter().collect::<Vec<_>>(), ["rack"]);
+    let after = class(&mut world, "a");
+    assert!(before.labels.is_empty());
+    assert!(after.labels.keys().eq(["rack"]));
+}
+
+#[test]
+fn what_selected_once_is_forgotten() {
+    let mut world = World::with(&[]);
+    let mut kept = Vec::new();
+    for round in 0..2000 {
+        let terms: Vec<Value> = (0..20).map(|index| term(json!({format!("key-{round}-{index}"): "x"}), HOST)).collect();
+        let class = world.class(social(json!({}), "podAntiAffinity", json!({HARD: terms})));
+        if round < 3 {
+            kept.push(class);
+        }
+    }
+    let remembered = world.classes.remembered();
+    assert!(remembered < 2000 * 20 / 2, "{remembered} keys are remembered");
+    assert!(world.classes.selects_by("key-2-19") && !world.classes.selects_by("key-3-0"));
+}
 
 #[test]
 fn a_partner_is_who_matches_all_terms() {
@@ -783,7 +870,7 @@ proptest! {
                 Step::Drop(index) => world.view.remove_node(&format!("n{index}")),
             }
             for (_, node) in world.view.nodes() {
-                let sum: i64 = node.pods.values().map(|class| class.requests.exact.cpu).sum();
+                let sum: i128 = node.pods.values().map(|class| class.requests.exact.cpu).sum();
                 prop_assert_eq!(sum, node.load.used.cpu, "what is taken adds up");
                 prop_assert_eq!(node.load.count, i64::try_from(node.pods.len()).unwrap());
             }

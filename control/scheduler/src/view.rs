@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use crate::class::{Class, HostPort, Shape, selects};
-use crate::resources::Amounts;
+use crate::resources::{Amount, Amounts};
 use crate::wire::{LabelSelector, Labels, Node, Taint};
 
 pub(crate) type Uid = Arc<str>;
@@ -17,6 +17,8 @@ pub(crate) type Uid = Arc<str>;
 const PODS_DEFAULT: i64 = 110;
 /// Changes that are remembered.
 const LOG_MAX: usize = 16_384;
+/// Weight of the classes that they keep from being forgotten.
+const LOG_WEIGHT_MAX: usize = 1 << 19;
 /// On a node that has not said whether it is ready.
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
 
@@ -25,7 +27,7 @@ const NOT_READY: &str = "node.kubernetes.io/not-ready";
 pub(crate) struct Load {
     pub used: Amounts,
     /// cpu and memory as scoring sees them.
-    pub used_assumed: (i64, i64),
+    pub used_assumed: (Amount, Amount),
     pub count: i64,
     pub ports: Vec<HostPort>,
 }
@@ -106,22 +108,26 @@ pub(crate) struct Budget {
 /// The latest of many things, numbered.
 #[derive(Debug)]
 struct Log<T> {
-    items: VecDeque<T>,
+    /// With their weights.
+    items: VecDeque<(T, usize)>,
+    weight: usize,
     count: u64,
 }
 
 impl<T> Default for Log<T> {
     fn default() -> Self {
-        Self { items: VecDeque::new(), count: 0 }
+        Self { items: VecDeque::new(), weight: 0, count: 0 }
     }
 }
 
 impl<T> Log<T> {
-    fn push(&mut self, item: T) {
-        if self.items.len() == LOG_MAX {
-            self.items.pop_front();
+    fn push(&mut self, item: T, weight: usize) {
+        self.items.push_back((item, weight));
+        self.weight += weight;
+        while self.items.len() > LOG_MAX || self.weight > LOG_WEIGHT_MAX {
+            let Some((_, weight)) = self.items.pop_front() else { break };
+            self.weight -= weight;
         }
-        self.items.push_back(item);
         self.count += 1;
     }
 
@@ -129,7 +135,7 @@ impl<T> Log<T> {
     fn since(&self, count: u64) -> Option<impl Iterator<Item = &T>> {
         let behind = usize::try_from(self.count - count).unwrap_or(usize::MAX);
         let skip = self.items.len().checked_sub(behind)?;
-        Some(self.items.iter().skip(skip))
+        Some(self.items.iter().skip(skip).map(|(item, _)| item))
     }
 }
 
@@ -167,6 +173,8 @@ pub(crate) struct ClusterView {
     /// By namespace and name.
     budgets: HashMap<Arc<str>, HashMap<Arc<str>, Budget>>,
     namespaces: Namespaces,
+    /// How many nodes have a label of this key.
+    label_keys: HashMap<String, usize>,
     epoch: u64,
     places: u64,
     touched: Log<usize>,
@@ -254,7 +262,7 @@ impl ClusterView {
     }
 
     fn free(&mut self, slot: usize) {
-        self.touched.push(slot);
+        self.touched.push(slot, 1);
         self.freed += 1;
     }
 
@@ -400,17 +408,23 @@ impl ClusterView {
                 return false;
             }
             let moved = known.labels != labels || known.taints != taints;
-            known.labels = labels;
+            let added: Vec<String> = labels.keys().cloned().collect();
+            let before = std::mem::replace(&mut known.labels, labels);
             known.taints = taints;
             known.unschedulable = node.spec.unschedulable;
             known.allocatable = allocatable;
             known.pods_max = pods_max;
             known.revision = revision;
+            if moved {
+                added.into_iter().for_each(|key| self.count_label(key));
+                before.keys().for_each(|key| self.discount_label(key));
+            }
             self.epoch += 1;
             self.places += u64::from(moved);
             self.free(slot);
             return true;
         }
+        labels.keys().for_each(|key| self.count_label(key.clone()));
         let state = NodeState {
             name: name.clone(),
             labels,
@@ -457,10 +471,29 @@ impl ClusterView {
         self.homeless.entry(name.into()).or_default().extend(pods.into_keys());
         self.homeless.retain(|_, pods| !pods.is_empty());
         self.index.remove(name);
-        self.slots[slot] = None;
+        let gone = self.slots[slot].take();
+        gone.iter().flat_map(|node| node.labels.keys()).for_each(|key| self.discount_label(key));
         self.epoch += 1;
         self.places += 1;
-        self.touched.push(slot);
+        self.touched.push(slot, 1);
+    }
+
+    /// Whether any node has a label of this key.
+    pub(crate) fn has_label(&self, key: &str) -> bool {
+        self.label_keys.contains_key(key)
+    }
+
+    fn count_label(&mut self, key: String) {
+        *self.label_keys.entry(key).or_default() += 1;
+    }
+
+    fn discount_label(&mut self, key: &str) {
+        if let Some(count) = self.label_keys.get_mut(key) {
+            *count -= 1;
+            if *count == 0 {
+                self.label_keys.remove(key);
+            }
+        }
     }
 
     /// The pod has (or is about to have) this node.
@@ -487,7 +520,7 @@ impl ClusterView {
             Some((slot, node)) => {
                 node.take(uid, &placed.class);
                 self.count(slot, &placed, true);
-                self.touched.push(slot);
+                self.touched.push(slot, 1);
             }
             None => drop(self.homeless.entry(placed.node).or_default().insert(uid.clone())),
         }
@@ -498,7 +531,8 @@ impl ClusterView {
         let sign = if comes { 1 } else { -1 };
         let leaving = u32::from(placed.leaving);
         let class = placed.class.clone();
-        self.moves.push(Move { class, slot, all: sign, leaving: if placed.leaving { sign } else { 0 } });
+        let weight = class.weight;
+        self.moves.push(Move { class, slot, all: sign, leaving: if placed.leaving { sign } else { 0 } }, weight);
         let group =
             self.groups.entry(address).or_insert_with(|| Group { class: placed.class.clone(), nodes: HashMap::new() });
         let members = group.nodes.entry(slot).or_default();
@@ -550,11 +584,15 @@ impl ClusterView {
         Some(placed)
     }
 
-    /// Gives every placed pod the class that `class` says, for the labels that matter are others now.
-    pub(crate) fn reclassify(&mut self, mut class: impl FnMut(&Arc<Class>, &Labels) -> Arc<Class>) {
-        let placed: Vec<(Uid, Placed)> =
-            self.placed.iter().map(|(uid, placed)| (uid.clone(), placed.clone())).collect();
-        for (uid, mut placed) in placed {
+    /// Gives the placed pods that have a label of one of the keys the class that `class` says, for these matter now.
+    pub(crate) fn reclassify(
+        &mut self,
+        keys: &HashSet<String>,
+        mut class: impl FnMut(&Arc<Class>, &Labels) -> Arc<Class>,
+    ) {
+        let concerned = self.placed.iter().filter(|(_, placed)| placed.labels.keys().any(|key| keys.contains(key)));
+        let concerned: Vec<(Uid, Placed)> = concerned.map(|(uid, placed)| (uid.clone(), placed.clone())).collect();
+        for (uid, mut placed) in concerned {
             placed.class = class(&placed.class, &placed.labels);
             self.place(&uid, placed);
         }
@@ -565,7 +603,7 @@ impl ClusterView {
         self.withdraw(uid);
         if let Some((slot, state)) = self.state(node) {
             state.nominated.push((uid.clone(), class.clone()));
-            self.touched.push(slot);
+            self.touched.push(slot, 1);
             self.nominations.insert(uid.clone(), node.clone());
         }
     }

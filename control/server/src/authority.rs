@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SanType,
+    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _, SanType,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -200,7 +200,7 @@ impl Authority {
         let key_path = self.dir.join(format!("{}.key", subject.file));
         if let (Ok(certificate), Ok(key)) = (fs::read_to_string(&certificate_path), fs::read_to_string(&key_path))
             && self.still_good(&certificate, subject, now)
-            && KeyPair::from_pem(&key).is_ok()
+            && is_pair(&certificate, &key)
         {
             return Ok(Pair { certificate, key });
         }
@@ -298,6 +298,13 @@ impl Authority {
     }
 }
 
+/// Whether the key is the certificate's: between the two writes of an issue a process may end.
+fn is_pair(certificate: &str, key: &str) -> bool {
+    let Ok(der) = CertificateDer::from_pem_slice(certificate.as_bytes()) else { return false };
+    let Ok((_, certificate)) = x509_parser::parse_x509_certificate(&der) else { return false };
+    KeyPair::from_pem(key).is_ok_and(|key| key.subject_public_key_info() == certificate.public_key().raw)
+}
+
 fn general_name(name: &x509_parser::extensions::GeneralName<'_>) -> String {
     use x509_parser::extensions::GeneralName;
     match name {
@@ -337,7 +344,6 @@ fn write(path: &Path, content: &[u8]) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rcgen::PublicKeyData as _;
 
     fn server(hosts: &[&str]) -> Subject {
         Subject {
@@ -367,6 +373,18 @@ mod tests {
         let before = authority.issue(&server(&["localhost"]), SystemTime::now()).unwrap();
         let after = authority.issue(&server(&["localhost", "boat"]), SystemTime::now()).unwrap();
         assert_ne!(before.certificate, after.certificate);
+    }
+
+    #[test]
+    fn a_key_of_another_issue_than_the_certificate_is_no_pair_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::open(dir.path(), false).unwrap();
+        let before = authority.issue(&server(&["localhost"])).unwrap();
+        // As after a stop between the two writes, and a start with the names of before.
+        fs::write(dir.path().join("apiserver.key"), new_key("apiserver").unwrap().serialize_pem()).unwrap();
+        let after = authority.issue(&server(&["localhost"])).unwrap();
+        assert_ne!(before.certificate, after.certificate);
+        assert!(is_pair(&after.certificate, &after.key));
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub enum Tolerant<W> {
     Odd {
         /// What could be read.
         meta: Box<ObjectMeta>,
-        /// The decoder's words.
+        /// The decoder's words; they quote what they mean, of which a part will do.
         why: Arc<str>,
     },
 }
@@ -30,9 +30,16 @@ impl<'de, W: DeserializeOwned> Deserialize<'de> for Tolerant<W> {
         let raw = Box::<RawValue>::deserialize(deserializer)?;
         Ok(match serde_json::from_str(raw.get()) {
             Ok(good) => Self::Good(good),
-            Err(error) => Self::Odd { meta: Box::new(meta_of(raw.get())), why: error.to_string().into() },
+            Err(error) => Self::Odd { meta: Box::new(meta_of(raw.get())), why: cut(&error.to_string()).into() },
         })
     }
+}
+
+/// So much of a reason is told: it is logged at each change of the object.
+const WHY_BYTES_MAX: usize = 512;
+
+fn cut(why: &str) -> &str {
+    &why[..why.floor_char_boundary(WHY_BYTES_MAX)]
 }
 
 /// What can be read of metadata, each field for itself.
@@ -109,6 +116,11 @@ mod tests {
             panic!("labels are no number");
         };
         assert_eq!((meta.name.as_deref(), meta.resource_version.as_deref()), (Some("a"), Some("7")));
+        let long = format!(r#"{{"metadata": {{"name": "a", "labels": "{}"}}}}"#, "ä".repeat(1000));
+        let Tolerant::Odd { why, .. } = serde_json::from_str::<Tolerant<Service>>(&long).unwrap() else {
+            panic!("labels are no text");
+        };
+        assert!(why.len() <= WHY_BYTES_MAX && why.contains("invalid type"), "{why}");
         let good = serde_json::from_str::<Tolerant<Service>>(r#"{"metadata": {"name": "a"}}"#).unwrap();
         assert!(matches!(good, Tolerant::Good(_)));
     }

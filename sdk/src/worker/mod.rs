@@ -156,6 +156,7 @@ pub struct Worker {
     running: JoinHandle<Result<(), coracle_node::Error>>,
     stop: CancellationToken,
     ended: CancellationToken,
+    expired: CancellationToken,
     tasks: TaskTracker,
     _lock: File,
 }
@@ -193,10 +194,11 @@ impl Worker {
         let failed = |source| StartError::Node { name: identity.name.clone(), source };
         let node = Node::new(client.clone(), config).await.map_err(failed)?;
         let (stop, ended, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
-        let background = CancellationToken::new();
+        let (background, expired) = (CancellationToken::new(), CancellationToken::new());
         tasks.spawn(images::serve(listener, client, background.clone()));
         let name = identity.name.clone();
-        tasks.spawn(renew(server.clone(), identity, current, options.data_dir.clone(), background.clone()));
+        let (dir, over) = (options.data_dir.clone(), expired.clone());
+        tasks.spawn(renew(server.clone(), identity, current, dir, over, background.clone()));
         let run = node.clone().run(stop.clone());
         // Cancelled also when the node panics.
         let (when_over, when_over_too) = (ended.clone().drop_guard(), background.drop_guard());
@@ -205,7 +207,7 @@ impl Worker {
             run.await
         });
         tasks.close();
-        Ok(Worker { name, server, node, running, stop, ended, tasks, _lock: lock })
+        Ok(Worker { name, server, node, running, stop, ended, expired, tasks, _lock: lock })
     }
 
     /// Its name in the cluster.
@@ -222,13 +224,16 @@ impl Worker {
     pub async fn ready(&self) -> Result<(), WorkerError> {
         tokio::select! {
             () = self.node.ready() => Ok(()),
-            () = self.ended() => Err(StartError::Ended("the node ended by itself".to_owned()).into()),
+            why = self.ended() => Err(why),
         }
     }
 
-    /// Waits until the node has ended although nobody stopped it.
-    pub async fn ended(&self) {
-        self.ended.cancelled().await;
+    /// Waits until the node has ended although nobody stopped it, or is none of the cluster any more; says why.
+    pub async fn ended(&self) -> WorkerError {
+        tokio::select! {
+            () = self.expired.cancelled() => WorkerError::Expired(self.name.clone()),
+            () = self.ended.cancelled() => StartError::Ended("the node ended by itself".to_owned()).into(),
+        }
     }
 
     /// Pods end in grace; then the node does. It is still a node of the cluster, and runs its pods again at the next start.
@@ -361,12 +366,22 @@ async fn address_towards(server: &Server) -> Result<IpAddr, WorkerError> {
     found.map_err(|error| WorkerError::Unreachable { server: server.to_string(), why: error.to_string() })
 }
 
-/// Renews the certificate in time, until `stop`.
-async fn renew(server: Server, mut identity: Identity, current: Arc<Current>, dir: PathBuf, stop: CancellationToken) {
+/// Renews the certificate in time, until `stop`. `expired` is told when it is over: nobody renews one that has ended (its machine
+/// slept, say), and the node could go on for ever without anybody hearing of its pods.
+async fn renew(
+    server: Server,
+    mut identity: Identity,
+    current: Arc<Current>,
+    dir: PathBuf,
+    expired: CancellationToken,
+    stop: CancellationToken,
+) {
     loop {
-        if identity.left().is_ok_and(|left| left < RENEWED_AT) {
+        let left = identity.left().unwrap_or(1.0);
+        if left < RENEWED_AT {
             match renewed(&server, &identity, &current, &dir).await {
                 Ok(next) => identity = next,
+                Err(_) if left <= 0.0 => return expired.cancel(),
                 Err(error) => {
                     tracing::warn!(%error, node = identity.name, "the certificate is not renewed; trying again")
                 }
@@ -396,6 +411,24 @@ async fn renewed(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_certificate_that_has_ended_is_said_and_not_tried_for_ever() {
+        let mut params = rcgen::CertificateParams::new(vec!["worker".to_owned()]).unwrap();
+        params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2020, 4, 1);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let pem = params.self_signed(&key).unwrap().pem();
+        let temp = tempfile::tempdir().unwrap();
+        // A port that is free refuses at once.
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let server = format!("https://{free}");
+        let identity = Identity::new("worker", &server, pem.clone(), pem, key.serialize_pem()).unwrap();
+        let current = Current::new(&identity).unwrap();
+        let (expired, stop) = (CancellationToken::new(), CancellationToken::new());
+        renew(server.parse().unwrap(), identity, current, temp.path().into(), expired.clone(), stop).await;
+        assert!(expired.is_cancelled());
+    }
 
     #[tokio::test]
     async fn what_cannot_join_leaves_nothing_behind() {

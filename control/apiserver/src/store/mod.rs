@@ -6,11 +6,13 @@ pub(crate) mod memo;
 pub(crate) mod object;
 mod warm;
 
+use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_api::kinds;
 use coracle_api::status::Status;
 use coracle_keyspace::{
     Committed, GuardFailed, Key, Keyspace, Lead, NoRoom, Op, Record, Records, Revision, TransactError,
@@ -145,6 +147,7 @@ impl Store {
     /// Carries out `ops` if their conditions hold. What is seen to be refused is not proposed: it would cost its size in
     /// the log.
     pub async fn transact(&self, mut ops: Vec<Op>) -> Result<Committed, Refused> {
+        debug_assert!(tells_once(&ops), "a revision belongs to one event of a kind: {ops:?}");
         // Last, so that the places of the others stay what they are.
         let fence = lead().map(|lead| lead.fence());
         let fenced_at = fence.is_some().then_some(ops.len());
@@ -158,6 +161,14 @@ impl Store {
             Err(error) => Err(refused(error)),
         }
     }
+}
+
+/// Whether no two operations make events of one kind. A client whose watch breaks goes on after the revision of the event that
+/// it was told last: what shares that would be lost to it. Claims are of no kind, and nobody watches them.
+fn tells_once(ops: &[Op]) -> bool {
+    let written = ops.iter().filter(|op| !matches!(op, Op::Check { .. })).map(|op| &*op.key().collection);
+    let mut told = HashSet::new();
+    written.filter(|name| kinds::all().iter().any(|row| row.collection == *name)).all(|name| told.insert(name))
 }
 
 /// Why something was not written, for the client.

@@ -1,11 +1,14 @@
-//! The scheduler's door: many bindings in one transaction (`POST /coracle/v1/bindings`).
+//! The scheduler's door: many bindings in one request (`POST /coracle/v1/bindings`).
 //!
-//! It is the binding subresource many times over, with one proposal to the keyspace instead of one for each. A pod that
-//! cannot be bound gets its own answer and does not hold up the others.
+//! It is the binding subresource many times over. The transactions are proposed side by side, so that the log syncs once for
+//! many of them; but each pod has its own, for a revision belongs to one event of a collection: a client whose watch breaks
+//! goes on after the revision of the event it was told last, and would never hear of another event that shares it. A pod
+//! that cannot be bound gets its own answer and does not hold up the others.
 
 use axum::response::Response;
 use coracle_api::status::Status;
-use coracle_keyspace::{Guard, OPS_MAX, Op};
+use coracle_keyspace::{Guard, Op};
+use futures::future::join_all;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -17,7 +20,9 @@ use crate::request::call::Request;
 use crate::request::negotiate::JSON;
 use crate::store::{Refused, Seen, Store, object};
 
-/// What one round reads, and the content of its transaction, at most; the keyspace's own limit is above it.
+/// Bindings of one request.
+const BINDINGS_MAX: usize = 512;
+/// What one round reads, and what it writes, at most, unless a single pod is larger.
 const BYTES_MAX: usize = 3 << 20;
 
 /// What is asked for.
@@ -42,8 +47,8 @@ impl Bindings {
         authz::check(cluster, &request.call.identity, &asked)?;
         let read: Bindings = serde_json::from_slice(&request.body)
             .map_err(|error| Status::bad_request(format!("the bindings cannot be read: {error}")))?;
-        if read.bindings.len() > OPS_MAX {
-            return Err(Status::request_too_large(format!("limit is {OPS_MAX} bindings")));
+        if read.bindings.len() > BINDINGS_MAX {
+            return Err(Status::request_too_large(format!("limit is {BINDINGS_MAX} bindings")));
         }
         Ok(read)
     }
@@ -96,7 +101,7 @@ async fn attempt(
     open: &[usize],
 ) -> Result<Vec<usize>, Status> {
     let pods = pods(cluster)?;
-    let (mut ops, mut members, mut later, mut size, mut read) = (Vec::new(), Vec::new(), Vec::new(), 0, 0);
+    let (mut writes, mut later, mut size, mut read) = (Vec::new(), Vec::new(), 0, 0);
     for &at in open {
         let binding = &bindings[at];
         let name = pods.record_name(Some(&binding.namespace), &binding.name);
@@ -119,19 +124,18 @@ async fn attempt(
             Ok(pod) => {
                 let value = object::encode(&pod);
                 size += value.bytes.len();
-                ops.push(Op::Put { key: Store::key(&pods, &name), value, guard: Guard::Revision(record.revision) });
-                members.push(at);
+                let op = Op::Put { key: Store::key(&pods, &name), value, guard: Guard::Revision(record.revision) };
+                writes.push(async move { (at, cluster.store.transact(vec![op]).await) });
             }
         }
     }
-    if ops.is_empty() {
-        return Ok(later);
-    }
-    match cluster.store.transact(ops).await {
-        Ok(_) => {}
-        // One pod has changed: the others are tried again with its newer content.
-        Err(Refused::Guard(_)) => later.extend(members),
-        Err(Refused::Final(status)) => members.iter().for_each(|at| results[*at] = Some(status.clone())),
+    for (at, written) in join_all(writes).await {
+        match written {
+            Ok(_) => {}
+            // The pod has changed: it is tried again with its newer content.
+            Err(Refused::Guard(_)) => later.push(at),
+            Err(Refused::Final(status)) => results[at] = Some(status),
+        }
     }
     later.sort_unstable();
     Ok(later)

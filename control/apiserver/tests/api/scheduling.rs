@@ -35,8 +35,10 @@ async fn many_pods_are_bound_at_once_and_each_has_its_answer() {
     let codes: Vec<i64> =
         answer["results"].as_array().unwrap().iter().map(|one| one["code"].as_i64().unwrap()).collect();
     assert_eq!((code, codes), (200, vec![201, 404, 201]));
-    assert_eq!(server.keyspace.revision().get(), before + 1, "in one proposal");
+    assert_eq!(server.keyspace.revision().get(), before + 2, "a revision for each");
     let (_, bound) = server.get(&format!("{PODS}/a")).await;
+    let (_, other) = server.get(&format!("{PODS}/b")).await;
+    assert_ne!(bound["metadata"]["resourceVersion"], other["metadata"]["resourceVersion"]);
     assert_eq!(bound["spec"]["nodeName"], "n1");
     let condition = bound["status"]["conditions"].as_array().unwrap().iter().find(|one| one["type"] == "PodScheduled");
     assert_eq!(condition.unwrap()["status"], "True");

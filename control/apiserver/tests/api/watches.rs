@@ -108,6 +108,30 @@ async fn a_watch_of_one_name_or_of_one_node_hears_of_all_that_it_is_about() {
 }
 
 #[tokio::test]
+async fn a_watch_that_breaks_between_pods_that_were_bound_at_once_misses_none() {
+    let server = Server::start().await.with_account().await;
+    let pods = "/api/v1/namespaces/default/pods";
+    for name in ["p", "q", "r"] {
+        server.make(pods, crate::pod(name)).await;
+    }
+    let from = server.keyspace.revision();
+    let binding = |name: &str| json!({"namespace": "default", "name": name, "node": "n"});
+    let bindings = json!({"bindings": [binding("p"), binding("q"), binding("r")]});
+    server.call("POST", "/coracle/v1/bindings", bindings).await;
+    let (mut heard, mut revision) = (Vec::new(), from.to_string());
+    for _ in 0..3 {
+        // One event, and the connection is gone: the next goes on after it, as every client does.
+        let path = format!("/api/v1/pods?watch=1&fieldSelector=spec.nodeName%3Dn&resourceVersion={revision}");
+        let event = Watch::open_at(&server, &path).await.next().await.unwrap();
+        let meta = &event["object"]["metadata"];
+        heard.push(meta["name"].as_str().unwrap().to_owned());
+        revision = meta["resourceVersion"].as_str().unwrap().to_owned();
+    }
+    heard.sort();
+    assert_eq!(heard, ["p", "q", "r"]);
+}
+
+#[tokio::test]
 async fn objects_enter_and_leave_a_selection() {
     let server = Server::start().await;
     let mut watch = Watch::open(&server, "labelSelector=app%3Dx").await;

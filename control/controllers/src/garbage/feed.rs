@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Controller;
-use super::graph::{FOREGROUND, ORPHAN, Seen, Uid, Work};
+use super::graph::{FOREGROUND, ORPHAN, OWNERS_MAX, Seen, Uid, Work};
 use crate::discovery::Kind;
 use crate::informer::{AnyObject, Change, Informer, Key, Object, version};
 
@@ -76,6 +76,9 @@ impl Controller {
     ) {
         let has = |name: &str| finalizers.iter().any(|finalizer| finalizer == name);
         let (foreground, orphan) = (has(FOREGROUND), has(ORPHAN));
+        if owners.len() > OWNERS_MAX {
+            self.report_crowd(uid, kind, &key, owners.len());
+        }
         let mut graph = self.graph.lock();
         let owners = graph.share(owners);
         let seen = Seen { kind: kind.clone(), key, version, owners, deleting, foreground, orphan };

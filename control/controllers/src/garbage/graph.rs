@@ -16,6 +16,9 @@ pub(crate) const FOREGROUND: &str = "foregroundDeletion";
 /// Finalizer of an owner that leaves its dependents behind.
 pub(crate) const ORPHAN: &str = "orphan";
 
+/// Owners of one object. What has more is nobody's dependent: to look for each of them would cost everybody else.
+pub(crate) const OWNERS_MAX: usize = 1024;
+
 pub(crate) type Uid = Arc<str>;
 
 /// What the graph knows of an object.
@@ -46,7 +49,7 @@ impl Seen {
 }
 
 /// A reference to an owner.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Owner {
     pub uid: Uid,
     pub api_version: Arc<str>,
@@ -131,8 +134,11 @@ impl Graph {
         nodes.map(|(uid, _)| uid.clone()).collect()
     }
 
-    /// One list of references for all that have the same.
+    /// One list of references for all that have the same; none where there are too many ([`OWNERS_MAX`]).
     pub(crate) fn share(&mut self, owners: &[OwnerReference]) -> Arc<[Owner]> {
+        if owners.len() > OWNERS_MAX {
+            return Arc::new([]);
+        }
         let make = || {
             let owner = |owner: &OwnerReference| Owner {
                 uid: owner.uid.as_str().into(),
@@ -184,10 +190,9 @@ impl Graph {
         if Arc::ptr_eq(&old, &seen.owners) || old == seen.owners {
             return work;
         }
-        for owner in
-            old.iter().filter(|old| !seen.owners.iter().any(|new| new.uid == old.uid && new.block == old.block))
-        {
-            if !seen.owners.iter().any(|new| new.uid == owner.uid) {
+        let kept: HashSet<(&Uid, bool)> = seen.owners.iter().map(|new| (&new.uid, new.block)).collect();
+        for owner in old.iter().filter(|old| !kept.contains(&(&old.uid, old.block))) {
+            if !kept.contains(&(&owner.uid, !owner.block)) {
                 self.unlink(&owner.uid, uid);
             }
             // It may have waited for this dependent.
@@ -195,8 +200,9 @@ impl Graph {
                 work.now.push(owner.uid.clone());
             }
         }
+        let known: HashSet<&Owner> = old.iter().collect();
         for reference in seen.owners.iter() {
-            let is_new = !old.iter().any(|old| old == reference);
+            let is_new = !known.contains(reference);
             let node = self.nodes.entry(reference.uid.clone()).or_default();
             node.dependents.insert(uid.clone());
             match &node.seen {

@@ -26,11 +26,11 @@ use crate::Error;
 use crate::client::{self, Client, DeleteOptions, Meta};
 use crate::discovery::{Discovery, Kind};
 use crate::events::{Record, Recorder, Subject};
-use crate::informer::version;
+use crate::informer::{Key, version};
 use crate::queue::{Next, Queue, Reconciler};
 
 pub(crate) use feed::shared_kind;
-use graph::{FOREGROUND, Graph, ORPHAN, Owner, Seen, Uid};
+use graph::{FOREGROUND, Graph, ORPHAN, OWNERS_MAX, Owner, Seen, Uid};
 use plan::{Fate, OwnerState};
 
 /// An owner that is referred to is usually seen a moment later; only then is it asked for.
@@ -183,10 +183,19 @@ impl Controller {
             "ownerRef [{api_version}/{kind}, namespace: {namespace}, name: {name}, uid: {owner}] does not exist in \
              namespace {namespace:?}"
         );
-        let api_version = seen.kind.api_version().into();
-        let subject =
-            Subject { api_version, kind: seen.kind.kind.to_string().into(), key: seen.key.clone(), uid: uid.clone() };
-        let reason = "OwnerRefInvalidNamespace";
+        self.warn(uid, &seen.kind, &seen.key, "OwnerRefInvalidNamespace", message);
+    }
+
+    /// Tells of an object with more owners than are looked at.
+    fn report_crowd(&self, uid: &str, kind: &Kind, key: &Key, owners: usize) {
+        let message =
+            format!("it has {owners} owners: with more than {OWNERS_MAX} it neither goes with them nor holds them up");
+        self.warn(uid, kind, key, "TooManyOwners", message);
+    }
+
+    fn warn(&self, uid: &str, kind: &Kind, key: &Key, reason: &'static str, message: String) {
+        let (api_version, name) = (kind.api_version().into(), kind.kind.to_string().into());
+        let subject = Subject { api_version, kind: name, key: key.clone(), uid: uid.into() };
         self.recorder.record(Record { subject, component: COMPONENT, warning: true, reason, message });
     }
 

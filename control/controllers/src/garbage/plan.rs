@@ -1,5 +1,6 @@
 //! The core of the garbage collector: what becomes of an object, given its owners. No I/O.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::graph::{Owner, Seen, Uid};
@@ -62,5 +63,6 @@ pub(crate) fn fate(object: &Seen, owners: &[(Owner, OwnerState)], dependents: &[
 
 /// The references that stay when those to `gone` are dropped.
 pub(crate) fn without(owners: &Arc<[Owner]>, gone: &[Uid]) -> Vec<Owner> {
+    let gone: HashSet<&Uid> = gone.iter().collect();
     owners.iter().filter(|owner| !gone.contains(&owner.uid)).cloned().collect()
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
 use super::Controller;
-use super::graph::{Graph, Owner, Seen, Work};
+use super::graph::{Graph, OWNERS_MAX, Owner, Seen, Work};
 use super::plan::{Fate, OwnerState, fate};
 use super::shared_kind;
 use crate::client::Client;
@@ -122,6 +122,33 @@ fn dependents_of_one_owner_share_its_reference() {
     let mut graph = Graph::default();
     let (a, b) = (seen(&mut graph, "a", &[("o", true)]), seen(&mut graph, "b", &[("o", true)]));
     assert!(Arc::ptr_eq(&a.owners, &b.owners));
+}
+
+#[test]
+fn owners_that_change_are_told_from_those_that_stay() {
+    let mut graph = Graph::default();
+    let wait = |owner: &mut Seen| (owner.deleting, owner.foreground) = (true, true);
+    for owner in ["stays", "goes", "lets"] {
+        put(&mut graph, owner, &[], wait);
+    }
+    put(&mut graph, "o", &[("stays", true), ("goes", true), ("lets", true)], |_| {});
+    let work = put(&mut graph, "o", &[("stays", true), ("lets", false), ("comes", true)], |_| {});
+    assert_eq!((now(&work), &*work.unseen), (vec!["goes", "lets", "o"], &["comes".into()][..]));
+    for (owner, dependents) in [("stays", 1), ("goes", 0), ("lets", 1), ("comes", 1)] {
+        assert_eq!(graph.dependents(owner).len(), dependents, "{owner}");
+    }
+}
+
+#[test]
+fn what_has_more_owners_than_anybody_looks_at_is_nobodys_dependent() {
+    let mut graph = Graph::default();
+    let uids: Vec<String> = (0..=OWNERS_MAX).map(|index| format!("owner{index}")).collect();
+    let owners: Vec<(&str, bool)> = uids.iter().map(|uid| (uid.as_str(), true)).collect();
+    let work = put(&mut graph, "o", &owners[1..], |_| {});
+    assert_eq!(work.unseen.len(), OWNERS_MAX);
+    assert!(graph.is_blocked("owner1"));
+    assert!(put(&mut graph, "o", &owners, |_| {}).unseen.is_empty());
+    assert!(!graph.is_blocked("owner1") && !graph.is_unseen("owner1"), "it holds nobody up");
 }
 
 #[tokio::test]

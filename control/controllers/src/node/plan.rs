@@ -128,7 +128,9 @@ pub(crate) fn leave(taints: &[Taint], tolerations: &[Toleration], now: Timestamp
             let Some(seconds) = tolerated.filter_map(|toleration| toleration.toleration_seconds).min() else {
                 continue;
             };
-            since.checked_add(SignedDuration::from_secs(seconds.max(0))).unwrap_or(now)
+            // Past the end of the calendar is never (the reference: the largest number is no limit).
+            let Ok(until) = since.checked_add(SignedDuration::from_secs(seconds.max(0))) else { continue };
+            until
         };
         at = Some(at.map_or(until, |at| at.min(until)));
     }
@@ -224,6 +226,8 @@ mod tests {
             (json!([]), Leave::At(now())),
             (exists(Value::Null), Leave::Never),
             (exists(json!(300)), Leave::At("2026-01-01T00:14:00Z".parse().unwrap())),
+            (exists(json!(i64::MAX)), Leave::Never),
+            (exists(json!(i64::MIN)), Leave::At("2026-01-01T00:09:00Z".parse().unwrap())),
             (json!([{"operator": "Exists"}]), Leave::Never),
             (json!([{"key": UNREACHABLE, "operator": "Exists", "effect": "NoSchedule"}]), Leave::At(now())),
         ] {
