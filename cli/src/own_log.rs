@@ -17,7 +17,7 @@ pub async fn keep(log: PathBuf) {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         if let Err(error) = bound(&log, BYTES_MAX) {
-            tracing::warn!(%error, log = %log.display(), "the log begins anew, and what it held is not kept whole");
+            eprintln!("{} begins anew, and what it held is not kept whole: {error}", log.display());
         }
     }
 }

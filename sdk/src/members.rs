@@ -77,7 +77,7 @@ pub fn in_words(members: &[Member]) -> Vec<String> {
             member.member
         ));
     }
-    if voters.len() > 1 && voters.len() % 2 == 0 {
+    if voters.len() > 1 && voters.len().is_multiple_of(2) {
         words.push(format!("{} voters are no safer than {}: let one more server join", voters.len(), voters.len() - 1));
     }
     let learners = members.len() - voters.len();

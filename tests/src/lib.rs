@@ -171,7 +171,7 @@ impl Cluster {
 
     /// Starts it again, which must fail; what it says.
     pub fn restart_fails(&mut self) -> String {
-        launch(self.dir.path(), &self.log, &self.words).err().expect("it should not start")
+        launch(self.dir.path(), &self.log, &self.words).expect_err("it should not start")
     }
 
     /// Where it keeps everything.

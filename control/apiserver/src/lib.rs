@@ -47,7 +47,7 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use coracle_api::status::Status;
 use coracle_keyspace::Keyspace;
-use http::{HeaderValue, header};
+use http::{HeaderValue, Uri, header};
 
 use authz::Attributes;
 pub use config::Config;
@@ -109,6 +109,13 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
     router::handle(shared, request).await
 }
 
+/// The path of the blob that a request would take from another repository.
+fn mounted(uri: &Uri) -> Option<String> {
+    let query = request::query::Query::parse(uri.query()?);
+    let from = query.get("from")?;
+    Some(format!("/v2/{from}/blobs/{}", query.get("mount").unwrap_or_default()))
+}
+
 async fn admit(State(shared): State<Arc<Shared>>, mut request: Request<Body>, next: Next) -> Response {
     let refused = |status: Status| {
         let mut response = answer::respond::status(request::negotiate::Form::JSON, &status);
@@ -132,6 +139,15 @@ async fn admit(State(shared): State<Arc<Shared>>, mut request: Request<Body>, ne
             };
             if let Err(status) = allowed {
                 return answer::respond::status(request::negotiate::Form::JSON, &status);
+            }
+            // A blob is mounted by who may read it where it is; others upload it (OCI distribution specification 1.1).
+            let may_read = |path: &String| {
+                let asked = Attributes { verb: "get", path: Some(path), ..Attributes::default() };
+                caller.identity.node().is_some() || authz::allows(&shared.cluster, &caller.identity, &asked)
+            };
+            if mounted(request.uri()).is_some_and(|path| !may_read(&path)) {
+                let path = Uri::try_from(request.uri().path()).unwrap_or_default();
+                *request.uri_mut() = path;
             }
             request.extensions_mut().insert(Identity::clone(&caller.identity));
             next.run(request).await

@@ -296,7 +296,7 @@ async fn resource(
     let body = server.bodies.read(caller.flow().name, body, deadline.at).await?;
     let place = server.limits.request(caller.flow(), body.len())?;
     let call = Arc::new(call);
-    let heavy = is_heavy(server, &call, &handler, body.len(), verb);
+    let heavy = unfolds(&call, &body) || is_heavy(server, &call, &handler, body.len(), verb);
     let request = Request { call: call.clone(), body };
     let mutates = !matches!(verb, "get" | "list");
     let work = async {
@@ -324,6 +324,12 @@ where
 {
     let lanes = if flow.class == Class::User { &server.lanes } else { &server.duty_lanes };
     lanes.run(flow.name, store::under(store::lead(), work)).await
+}
+
+/// Whether a body may become much more than it is: YAML that names parts of itself.
+fn unfolds(call: &Call, body: &[u8]) -> bool {
+    let is_yaml = call.header(header::CONTENT_TYPE).is_some_and(|media_type| media_type.contains("yaml"));
+    is_yaml && body.contains(&b'&') && body.contains(&b'*')
 }
 
 /// Whether a request may keep a processor busy for more than a moment.

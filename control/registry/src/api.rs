@@ -8,10 +8,12 @@ use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Deserialize;
 use serde_json::json;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::error::Refusal;
 use crate::name::{Algorithm, Digest, Name, Reference};
@@ -22,6 +24,8 @@ use crate::{Registry, blob, manifest};
 pub const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 /// Most entries on one page of a list.
 const PAGE_MAX: usize = 1000;
+/// A page of manifests that refer to another ends after so many bytes of what they say of themselves.
+const REFERRERS_BYTES_MAX: usize = 4 << 20;
 
 /// The registry under `/v2/`.
 pub fn router(registry: Registry) -> Router {
@@ -50,6 +54,13 @@ pub struct Query {
     last: Option<String>,
     #[serde(rename = "artifactType")]
     artifact_type: Option<String>,
+}
+
+impl Query {
+    /// Most entries that are wanted on a page.
+    fn limit(&self) -> usize {
+        self.n.unwrap_or(PAGE_MAX).min(PAGE_MAX)
+    }
 }
 
 async fn serve(State(registry): State<Registry>, Path(path): Path<String>, request: Request) -> Response {
@@ -163,6 +174,29 @@ async fn get_manifest(
     Ok((headers, body).into_response())
 }
 
+/// A manifest, whole. All that are being received are bounded together, by what has come of them.
+async fn collect(registry: &Registry, body: Body) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Refusal> {
+    let max = registry.inner().config.manifest_bytes_max;
+    let mut body = Limited::new(body, max);
+    let (mut bytes, mut held) = (BytesMut::new(), None::<OwnedSemaphorePermit>);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| match error.is::<LengthLimitError>() {
+            true => Refusal::too_large(max as u64),
+            false => Refusal::manifest_invalid(format!("the body ended too early: {error}")),
+        })?;
+        let Ok(data) = frame.into_data() else { continue };
+        let room = u32::try_from(data.len()).ok();
+        let room = room.and_then(|room| registry.inner().manifests.clone().try_acquire_many_owned(room).ok());
+        let room = room.ok_or_else(Refusal::too_many_manifests)?;
+        match &mut held {
+            Some(held) => held.merge(room),
+            None => held = Some(room),
+        }
+        bytes.extend_from_slice(&data);
+    }
+    Ok((bytes.freeze(), held))
+}
+
 async fn put_manifest(
     registry: &Registry,
     name: Name,
@@ -170,11 +204,8 @@ async fn put_manifest(
     content_type: Option<&str>,
     body: Body,
 ) -> Result<Response, Refusal> {
-    let max = registry.inner().config.manifest_bytes_max;
-    let bytes = match tokio::time::timeout(blob::PACE_MAX, Limited::new(body, max).collect()).await {
-        Ok(Ok(collected)) => collected.to_bytes(),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(Refusal::too_large(max as u64)),
-        Ok(Err(error)) => return Err(Refusal::manifest_invalid(format!("the body ended too early: {error}"))),
+    let (bytes, held) = match tokio::time::timeout(blob::PACE_MAX, collect(registry, body)).await {
+        Ok(collected) => collected?,
         Err(_) => return Err(Refusal::manifest_invalid("it did not come within a minute")),
     };
     let algorithm = match &reference {
@@ -195,8 +226,9 @@ async fn put_manifest(
         let digest = digest.clone();
         let add =
             move |inner: &crate::Inner| inner.store.add_manifest(&name, tag.as_deref(), &digest, &checked, &bytes);
-        registry.blocking(add).await?
+        registry.changing(add).await?
     };
+    drop(held);
     added.map_err(|lacking| Refusal::manifest_blob_unknown(&lacking.to_string()))?;
     // What has no tag yet is a part of something, or is asked for by nobody.
     if let Some(image) = pushed {
@@ -216,7 +248,7 @@ async fn delete_manifest(
     reference: Reference,
     text: &str,
 ) -> Result<Response, Refusal> {
-    match registry.blocking(move |inner| inner.store.delete_manifest(&name, &reference)).await? {
+    match registry.changing(move |inner| inner.store.delete_manifest(&name, &reference)).await? {
         Deleted::Yes => Ok(StatusCode::ACCEPTED.into_response()),
         Deleted::Absent => Err(Refusal::manifest_unknown(text)),
     }
@@ -246,24 +278,29 @@ async fn referrers(registry: &Registry, name: Name, subject: Digest, query: &Que
         let escaped = url_escaped(wanted);
         path.push_str(&format!("?artifactType={escaped}"));
     }
+    let (type_wanted, last, limit) = (wanted.clone(), query.last.clone(), query.limit());
+    // One at a time: each may have megabytes of annotations.
     let find = move |inner: &crate::Inner| {
-        let mut descriptors = Vec::new();
-        for digest in inner.store.referrers(&name, &subject)? {
-            let reference = Reference::Digest(digest.clone());
-            let Some(found) = inner.store.find_manifest(&name, &reference)? else { continue };
-            let bytes = inner.store.read_manifest(&digest)?;
-            descriptors.extend(manifest::describe(&digest, &found.media_type, &bytes));
+        let mut digests: Vec<String> = inner.store.referrers(&name, &subject)?.iter().map(Digest::to_string).collect();
+        digests.sort_unstable();
+        let (mut descriptors, mut entries, mut bytes) = (Vec::new(), Vec::new(), 0);
+        for digest in digests.into_iter().filter(|digest| last.as_ref().is_none_or(|last| digest > last)) {
+            if entries.len() >= limit || bytes >= REFERRERS_BYTES_MAX {
+                return Ok((descriptors, Page { entries, limit, more: limit > 0 }));
+            }
+            let Ok(parsed) = digest.parse::<Digest>() else { continue };
+            let Some(found) = inner.store.find_manifest(&name, &Reference::Digest(parsed.clone()))? else { continue };
+            let content = inner.store.read_manifest(&parsed)?;
+            let Some(descriptor) = manifest::describe(&parsed, &found.media_type, &content) else { continue };
+            if type_wanted.as_ref().is_none_or(|wanted| descriptor["artifactType"] == wanted.as_str()) {
+                bytes += descriptor.to_string().len();
+                descriptors.push(descriptor);
+                entries.push(digest);
+            }
         }
-        Ok(descriptors)
+        Ok((descriptors, Page { entries, limit, more: false }))
     };
-    let mut descriptors: Vec<serde_json::Value> = registry.blocking(find).await?;
-    if let Some(wanted) = &wanted {
-        descriptors.retain(|descriptor| descriptor["artifactType"] == wanted.as_str());
-    }
-    let digest = |descriptor: &serde_json::Value| descriptor["digest"].as_str().unwrap_or_default().to_owned();
-    let page = page(descriptors.iter().map(digest).collect(), query);
-    let shown: std::collections::HashSet<&String> = page.entries.iter().collect();
-    descriptors.retain(|descriptor| shown.contains(&digest(descriptor)));
+    let (descriptors, page): (Vec<serde_json::Value>, Page) = registry.blocking(find).await?;
     let index = json!({"schemaVersion": 2, "mediaType": manifest::INDEX, "manifests": descriptors});
     let mut response = page.respond(&path, |_| index);
     let headers = response.headers_mut();
@@ -286,7 +323,7 @@ fn page(mut entries: Vec<String>, query: &Query) -> Page {
     if let Some(last) = &query.last {
         entries.retain(|entry| entry > last);
     }
-    let limit = query.n.unwrap_or(PAGE_MAX).min(PAGE_MAX);
+    let limit = query.limit();
     let more = entries.len() > limit && limit > 0;
     entries.truncate(limit);
     Page { entries, limit, more }

@@ -100,7 +100,7 @@ fn range(text: &str, size: u64) -> Range {
 /// Removes a blob from a repository.
 pub async fn delete(registry: &Registry, name: Name, digest: Digest) -> Result<Response, Refusal> {
     let unknown = Refusal::blob_unknown(&digest.to_string());
-    match registry.blocking(move |inner| inner.store.delete_blob(&name, &digest)).await? {
+    match registry.changing(move |inner| inner.store.delete_blob(&name, &digest)).await? {
         Deleted::Yes => Ok(StatusCode::ACCEPTED.into_response()),
         Deleted::Absent => Err(unknown),
     }
@@ -112,7 +112,7 @@ pub async fn begin(registry: &Registry, name: Name, query: Query, body: Body) ->
     let parsed = |mount: &String, from: &String| Some((mount.parse::<Digest>().ok()?, from.parse::<Name>().ok()?));
     if let Some((digest, from)) = query.mount.as_ref().zip(query.from.as_ref()).and_then(|(m, f)| parsed(m, f)) {
         let (to, mounted) = (name.clone(), digest.clone());
-        if registry.blocking(move |inner| inner.store.mount(&to, &mounted, &from)).await? {
+        if registry.changing(move |inner| inner.store.mount(&to, &mounted, &from)).await? {
             return Ok(created(&name, &digest));
         }
     }
@@ -283,7 +283,7 @@ async fn finish(registry: &Registry, name: Name, upload: &Arc<Upload>, digest: D
             }
             Ok(is)
         };
-        registry.blocking(work).await?
+        registry.changing(work).await?
     };
     if is != digest {
         return Err(Refusal::digest_differs(&is.to_string()));

@@ -114,6 +114,12 @@ impl Refusal {
         Refusal::new(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", message)
     }
 
+    /// Too many manifests.
+    pub fn too_many_manifests() -> Refusal {
+        let message = "too many manifests are being received; try again when one of them is done";
+        Refusal::new(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", message)
+    }
+
     /// The client sent nothing for too long, or ended too early.
     pub fn body(message: impl Into<String>) -> Refusal {
         Refusal::new(StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID", message)

@@ -30,6 +30,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
+
 pub use api::router;
 pub use pushes::{Push, State};
 
@@ -51,7 +53,7 @@ pub struct Config {
     pub uploads_max: usize,
     /// An upload that nobody sends to for this long may be dropped.
     pub upload_idle_max: Duration,
-    /// Bytes that uploads leave free on the disk: they belong to the log of the control plane.
+    /// Bytes that uploads and manifests leave free on the disk: they belong to the log of the control plane.
     pub free_min: u64,
 }
 
@@ -93,7 +95,14 @@ pub struct Collected {
 #[derive(Clone)]
 pub struct Registry(Arc<Inner>);
 
+/// Bytes of manifests that are received or written down at a time.
+const MANIFESTS_BYTES_MAX: usize = 64 << 20;
+/// Changes that wait for their turn on threads that block; more wait without one. One at a time goes on.
+const CHANGES_MAX: usize = 2;
+
 pub(crate) struct Inner {
+    pub manifests: Arc<Semaphore>,
+    changes: Arc<Semaphore>,
     pub config: Config,
     pub store: Store,
     pub uploads: Uploads,
@@ -104,9 +113,11 @@ impl Registry {
     /// Opens the registry in `config.dir`; uploads that were under way are gone.
     pub fn open(config: Config) -> Result<Registry, OpenError> {
         let failed = |source| OpenError { path: config.dir.clone(), source };
-        let store = Store::open(&config.dir).map_err(failed)?;
+        let store = Store::open(&config.dir, config.free_min).map_err(failed)?;
         let uploads = Uploads::open(config.dir.join("uploads"), &config).map_err(failed)?;
-        Ok(Registry(Arc::new(Inner { config, store, uploads, pushes: Pushes::default() })))
+        let (manifests, changes) = (Semaphore::new(MANIFESTS_BYTES_MAX), Semaphore::new(CHANGES_MAX));
+        let (manifests, changes) = (Arc::new(manifests), Arc::new(changes));
+        Ok(Registry(Arc::new(Inner { manifests, changes, config, store, uploads, pushes: Pushes::default() })))
     }
 
     /// The digest that a tag of the repository `name` stands for, or `None` when there is no such manifest. A reference
@@ -134,9 +145,13 @@ impl Registry {
     }
 
     /// Removes blobs that no manifest names and that nobody touched for `age`: what a push sent that was never finished,
-    /// and what deleted manifests left.
+    /// and what deleted manifests left. Uploads that nobody goes on with go, too.
     pub async fn collect_garbage(&self, age: Duration) -> io::Result<Collected> {
-        self.blocking(move |inner| inner.store.collect_garbage(age)).await
+        let collect = move |inner: &Inner| {
+            inner.uploads.drop_idle();
+            inner.store.collect_garbage(age)
+        };
+        self.changing(collect).await
     }
 
     /// Does `work` on a thread that may block on the disk.
@@ -146,6 +161,19 @@ impl Registry {
     ) -> io::Result<T> {
         let inner = self.0.clone();
         tokio::task::spawn_blocking(move || work(&inner)).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+    }
+
+    /// The same for work that takes its turn with others.
+    pub(crate) async fn changing<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let turn = self.0.changes.clone().acquire_owned().await.map_err(io::Error::other)?;
+        self.blocking(move |inner| {
+            let _turn = turn;
+            work(inner)
+        })
+        .await
     }
 
     pub(crate) fn inner(&self) -> &Inner {

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use crate::Collected;
 use crate::manifest;
 use crate::name::{Algorithm, Digest, Name, Reference};
+use crate::upload::leave_free;
 
 /// Directories below a repository are not followed deeper than its longest name allows.
 const DEPTH_MAX: usize = 128;
@@ -23,6 +24,7 @@ const DEPTH_MAX: usize = 128;
 /// The files of a registry.
 pub struct Store {
     dir: PathBuf,
+    free_min: u64,
     /// Held while more than one file is changed.
     changes: Mutex<u64>,
 }
@@ -48,11 +50,11 @@ pub enum Deleted {
 
 impl Store {
     /// Opens the files in `dir`, and makes the directories.
-    pub fn open(dir: &Path) -> io::Result<Store> {
+    pub fn open(dir: &Path, free_min: u64) -> io::Result<Store> {
         for part in ["blobs/sha256", "blobs/sha512", "repositories"] {
             make_dirs(&dir.join(part))?;
         }
-        Ok(Store { dir: dir.into(), changes: Mutex::new(0) })
+        Ok(Store { dir: dir.into(), free_min, changes: Mutex::new(0) })
     }
 
     /// Where the content of `digest` is, if it is there.
@@ -93,6 +95,12 @@ impl Store {
         file_size(&self.blob_path(digest))
     }
 
+    /// Refuses what is not to be had on a disk that is nearly full: content, and a block for each file that names it.
+    fn leave_free(&self, bytes: usize) -> io::Result<()> {
+        const NAMES: u64 = 4 * 4096;
+        leave_free(&self.dir.join("blobs"), self.free_min, bytes as u64 + NAMES)
+    }
+
     /// Makes the synced file `from` the blob `digest` of `name`.
     pub fn add_blob(&self, name: &Name, digest: &Digest, from: &Path) -> io::Result<()> {
         let _changing = self.changes.lock();
@@ -114,6 +122,7 @@ impl Store {
         if self.blob_size(from, digest)?.is_none() {
             return Ok(false);
         }
+        self.leave_free(0)?;
         link(&self.layer(name, digest))?;
         Ok(true)
     }
@@ -181,6 +190,7 @@ impl Store {
                 return Ok(Err(needed.clone()));
             }
         }
+        self.leave_free(bytes.len())?;
         *changing += 1;
         let part = self.dir.join("uploads").join(format!("manifest-{}", *changing));
         write_synced(&part, bytes)?;
@@ -410,7 +420,7 @@ mod tests {
     #[test]
     fn a_manifest_that_cannot_be_read_ends_the_collection() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
+        let store = Store::open(dir.path(), 0).unwrap();
         let name: Name = "app".parse().unwrap();
         let digest = |letter: &str| Digest::from_hex(&letter.repeat(64)).unwrap();
         let (manifest, layer) = (digest("a"), digest("b"));

@@ -64,7 +64,7 @@ impl Uploads {
         let path = self.dir.join(id.to_string());
         let mut open = self.open.lock();
         if open.len() >= self.max {
-            open.retain(|_, upload| upload.touched.lock().elapsed() < self.idle_max || upload.busy.try_lock().is_err());
+            self.keep_used(&mut open);
             if open.len() >= self.max {
                 return Ok(None);
             }
@@ -81,6 +81,15 @@ impl Uploads {
         });
         open.insert(id, upload.clone());
         Ok(Some(upload))
+    }
+
+    /// Forgets the uploads that nobody has sent to for long.
+    pub fn drop_idle(&self) {
+        self.keep_used(&mut self.open.lock());
+    }
+
+    fn keep_used(&self, open: &mut HashMap<Uuid, Arc<Upload>>) {
+        open.retain(|_, upload| upload.touched.lock().elapsed() < self.idle_max || upload.busy.try_lock().is_err());
     }
 
     /// The upload `id` to `name`.
@@ -140,7 +149,7 @@ impl Upload {
 
 /// Refuses to write `bytes` at `path` where less than `min` would be free on the disk then. Where the disk does not say how
 /// much it has, writing finds out.
-fn leave_free(path: &Path, min: u64, bytes: u64) -> io::Result<()> {
+pub(crate) fn leave_free(path: &Path, min: u64, bytes: u64) -> io::Result<()> {
     let dir = path.parent().unwrap_or(path);
     let Ok(space) = rustix::fs::statvfs(dir) else { return Ok(()) };
     let free = space.f_bavail.saturating_mul(space.f_frsize);

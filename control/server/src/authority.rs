@@ -379,10 +379,10 @@ mod tests {
     fn a_key_of_another_issue_than_the_certificate_is_no_pair_with_it() {
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::open(dir.path(), false).unwrap();
-        let before = authority.issue(&server(&["localhost"])).unwrap();
+        let before = authority.issue(&server(&["localhost"]), SystemTime::now()).unwrap();
         // As after a stop between the two writes, and a start with the names of before.
         fs::write(dir.path().join("apiserver.key"), new_key("apiserver").unwrap().serialize_pem()).unwrap();
-        let after = authority.issue(&server(&["localhost"])).unwrap();
+        let after = authority.issue(&server(&["localhost"]), SystemTime::now()).unwrap();
         assert_ne!(before.certificate, after.certificate);
         assert!(is_pair(&after.certificate, &after.key));
     }

@@ -79,8 +79,7 @@ pub(super) fn allocate(at: &Attributes<'_>, service: &mut Value, old: Option<&Va
         }
         address(at, service, &before, &mut errors);
     }
-    let balanced = kind == "LoadBalancer" && service["spec"]["allocateLoadBalancerNodePorts"] != false;
-    if kind == "NodePort" || balanced {
+    if matches!(kind.as_str(), "NodePort" | "LoadBalancer") {
         ports(at, &mut service["spec"], &before, &mut errors);
     }
     if kind == "LoadBalancer" && service["spec"]["externalTrafficPolicy"] == "Local" {
@@ -225,6 +224,8 @@ fn ports(at: &Attributes<'_>, spec: &mut Value, before: &Held, errors: &mut Vec<
     let mut shared: HashMap<i64, Vec<(String, u16)>> = HashMap::new();
     let mut asked_for: HashSet<(i64, String)> = HashSet::new();
     let mut is_full = false;
+    // Whoever wants none to be given may still ask for some by number.
+    let gives = spec["type"] == "NodePort" || spec["allocateLoadBalancerNodePorts"] != false;
     let list = spec["ports"].as_array_mut().map(Vec::as_mut_slice).unwrap_or_default();
     for port in list.iter() {
         taken.extend(
@@ -236,6 +237,9 @@ fn ports(at: &Attributes<'_>, spec: &mut Value, before: &Held, errors: &mut Vec<
         let number = port["port"].as_i64().unwrap_or(0);
         let asked = port["nodePort"].as_i64().unwrap_or(0);
         let field = format!("spec.ports[{index}].nodePort");
+        if asked == 0 && !gives {
+            continue;
+        }
         if asked == 0 {
             let twins = shared.get(&number).into_iter().flatten();
             let twin = twins.into_iter().find(|(p, _)| *p != protocol).map(|(_, node_port)| *node_port);

@@ -289,3 +289,27 @@ async fn roles_and_bindings_that_mean_nothing_are_refused() {
     server.make(&cluster_roles, role("x", urls)).await;
     server.make(&bindings, subject(json!({"kind": "ServiceAccount", "name": "a"}))).await;
 }
+
+#[tokio::test]
+async fn a_blob_is_mounted_by_who_may_read_it() {
+    use tower::ServiceExt;
+    let server = Server::start().await;
+    let rules = json!([{"nonResourceURLs": ["/v2/mine/*", "/v2/shared/*"], "verbs": ["get", "post"]}]);
+    server.make(&format!("{RBAC}/clusterroles"), role("pushes", rules)).await;
+    server.make(&format!("{RBAC}/clusterrolebindings"), binding("pushes", "ClusterRole", "pushes")).await;
+    let registry = axum::Router::new().fallback(|request: Request<Body>| async move { request.uri().to_string() });
+    let router = server.api.authenticated(registry);
+    let uploads = "/v2/mine/app/blobs/uploads/";
+    for (query, seen) in [
+        ("mount=sha256:0&from=shared/app", format!("{uploads}?mount=sha256:0&from=shared/app")),
+        ("mount=sha256:0&from=secret/app", uploads.to_owned()),
+        ("%6dount=sha256:0&%66rom=secret%2Fapp", uploads.to_owned()),
+        ("digest=sha256:0", format!("{uploads}?digest=sha256:0")),
+    ] {
+        let mut request = Request::post(format!("{uploads}?{query}")).body(Body::empty()).unwrap();
+        request.extensions_mut().insert(Identity::authenticated("guest", Vec::new()));
+        let answer = router.clone().oneshot(request).await.unwrap();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(body, seen.as_bytes(), "{query}");
+    }
+}

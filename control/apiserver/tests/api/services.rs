@@ -121,6 +121,9 @@ async fn a_port_that_is_asked_for_by_number_is_free_and_of_the_range() {
         asked["spec"]["ports"][0]["nodePort"] = json!(port);
         asked
     };
+    let mut not_given = node_port(30090);
+    not_given["spec"]["type"] = json!("LoadBalancer");
+    not_given["spec"]["allocateLoadBalancerNodePorts"] = json!(false);
     let (allocated, range) = ("provided port is already allocated", "provided port is not in the valid range");
     for (asked, why) in [
         (health(30090), allocated),
@@ -128,6 +131,7 @@ async fn a_port_that_is_asked_for_by_number_is_free_and_of_the_range() {
         (health(443), range),
         (node_port(30090), allocated),
         (node_port(443), range),
+        (not_given, allocated),
         (node_port(70_000), range),
         (node_port(-1), range),
     ] {

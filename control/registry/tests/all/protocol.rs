@@ -329,3 +329,70 @@ async fn what_is_no_name_or_path_is_refused() {
         assert!(answer.headers.contains_key(header::CONTENT_TYPE));
     }
 }
+
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+/// Pushes a manifest of nothing that refers to `subject`, with a note.
+async fn push_referrer(server: &Server, subject: &str, note: &str) -> Answer {
+    let subject = json!({"mediaType": IMAGE, "digest": subject, "size": 1});
+    let manifest = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [], "subject": subject,
+        "annotations": {"note": note}});
+    let bytes = manifest.to_string();
+    let path = format!("/v2/a/manifests/{}", digest(bytes.as_bytes()));
+    send(server, Method::PUT, &path, &[("content-type", INDEX)], bytes).await
+}
+
+#[tokio::test]
+async fn a_page_of_referrers_ends_by_bytes_too_and_none_is_left_out() {
+    let server = Server::start();
+    let subject = digest(b"subject");
+    for note in ["x", "y", "z"] {
+        let pushed = push_referrer(&server, &subject, &note.repeat(3 << 20)).await;
+        assert_eq!(pushed.status, StatusCode::CREATED, "{}", pushed.code());
+    }
+    let (mut path, mut pages, mut met) = (format!("/v2/a/referrers/{subject}"), 0, std::collections::BTreeSet::new());
+    loop {
+        let page = get(&server, &path).await;
+        assert!(page.body.len() < 7 << 20, "{}", page.body.len());
+        pages += 1;
+        met.extend(page.json()["manifests"].as_array().unwrap().iter().map(|found| found["digest"].to_string()));
+        let Some(next) = page.header("link").strip_prefix('<').and_then(|link| link.split_once('>')) else { break };
+        path = next.0.to_owned();
+    }
+    assert_eq!((pages, met.len()), (2, 3));
+}
+
+#[tokio::test]
+async fn manifests_leave_the_disk_what_it_needs() {
+    let server = Server::with(|config| config.free_min = u64::MAX / 2);
+    let pushed = push_referrer(&server, &digest(b"subject"), "x").await;
+    assert_eq!(pushed.status, StatusCode::INSUFFICIENT_STORAGE, "{}", pushed.code());
+}
+
+#[tokio::test]
+async fn manifests_on_their_way_are_bounded_together() {
+    use futures::{FutureExt, StreamExt};
+    let server = Server::start();
+    let slow = || {
+        let begun = futures::stream::once(async { Ok::<_, std::io::Error>(Bytes::from(vec![b' '; 4 << 20])) });
+        Body::from_stream(begun.chain(futures::stream::pending()))
+    };
+    let mut waiting = Vec::new();
+    for _ in 0..16 {
+        let mut answer = Box::pin(send(&server, Method::PUT, "/v2/a/manifests/x", &[], slow()));
+        assert!((&mut answer).now_or_never().is_none());
+        waiting.push(answer);
+    }
+    let refused = push_referrer(&server, &digest(b"subject"), "x").await;
+    assert_eq!((refused.status, refused.code().as_str()), (StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS"));
+    waiting.clear();
+    assert_eq!(push_referrer(&server, &digest(b"subject"), "x").await.status, StatusCode::CREATED);
+}
+
+#[tokio::test]
+async fn uploads_that_nobody_goes_on_with_go_with_the_garbage() {
+    let server = Server::with(|config| config.upload_idle_max = Duration::ZERO);
+    assert_eq!(send(&server, Method::POST, "/v2/a/blobs/uploads/", &[], "").await.status, StatusCode::ACCEPTED);
+    server.registry.collect_garbage(Duration::from_secs(3600)).await.unwrap();
+    assert_eq!(std::fs::read_dir(server.dir.path().join("uploads")).unwrap().count(), 0);
+}
