@@ -63,7 +63,7 @@ const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Reads that wait to be confirmed together; more wait in their callers.
 const BARRIERS_QUEUED: usize = 1024;
 /// Bytes of old records that are read back from disk for one snapshot of the past; beyond it that past counts as forgotten.
-const UNDO_BYTES_MAX: usize = 128 << 20;
+pub const UNDO_BYTES_MAX: usize = 128 << 20;
 
 /// Bytes of records that a keyspace may hold unless its [`Config`] says otherwise (design.md §6).
 pub const STORED_MAX: u64 = 6 << 30;

@@ -15,10 +15,10 @@ use std::time::Duration;
 use coracle_api::kinds;
 use coracle_api::status::Status;
 use coracle_keyspace::{
-    Committed, GuardFailed, Key, Keyspace, Lead, NoRoom, Op, Record, Records, Revision, TransactError,
+    Committed, Compacted, GuardFailed, Key, Keyspace, Lead, NoRoom, Op, Record, Records, Revision, TransactError,
 };
 
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Mutex, MutexGuard, Semaphore, SemaphorePermit};
 
 use crate::catalog::Resource;
 use keyed::Keyed;
@@ -63,6 +63,9 @@ impl Race {
     }
 }
 
+/// The past is made of what is on the disk, up to 128 MiB for each who asks; so many at a time.
+const PASTS_MAX: usize = 2;
+
 /// Writers that met at an object take turns; this many objects at a time, by the hash of their names.
 const TURNS: usize = 256;
 
@@ -71,6 +74,7 @@ pub(crate) struct Store {
     pub keyspace: Keyspace,
     pub keyed: Keyed,
     turns: [Mutex<()>; TURNS],
+    pasts: Semaphore,
     hashing: RandomState,
 }
 
@@ -100,6 +104,7 @@ impl Store {
             keyspace,
             keyed: Keyed::default(),
             turns: [const { Mutex::const_new(()) }; TURNS],
+            pasts: Semaphore::new(PASTS_MAX),
             hashing: RandomState::new(),
         }
     }
@@ -142,6 +147,20 @@ impl Store {
             return Err(Status::too_large_resource_version(revision.get(), self.keyspace.revision().get(), 1));
         }
         Ok(())
+    }
+
+    /// A collection as it was. The place, when there is one, is to be held until only what is answered is left of it.
+    pub async fn past(
+        &self,
+        collection: &str,
+        revision: Revision,
+    ) -> Result<(Records, Option<SemaphorePermit<'_>>), Compacted> {
+        let present = self.keyspace.snapshot(collection);
+        if revision >= present.revision {
+            return Ok((present.records, None));
+        }
+        let place = self.pasts.acquire().await.expect("nobody closes it");
+        Ok((self.keyspace.snapshot_at(collection, revision).await?.records, Some(place)))
     }
 
     /// Carries out `ops` if their conditions hold. What is seen to be refused is not proposed: it would cost its size in
@@ -218,6 +237,30 @@ mod tests {
         let mut race = Race::default();
         assert!((0..100).all(|at| race.goes_on(&failed(at % 2))), "others");
         assert_eq!((0..100).take_while(|_| race.goes_on(&failed(2))).count(), IN_THE_WAY_MAX - 1);
+    }
+
+    #[tokio::test]
+    async fn the_past_is_made_for_few_at_a_time() {
+        use futures::FutureExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let keyspace = Keyspace::open(coracle_keyspace::Config::new(dir.path())).await.unwrap();
+        let mut first = None;
+        for _ in 0..2 {
+            let value = coracle_keyspace::Value { bytes: bytes::Bytes::new(), revision_at: 0 };
+            let op = Op::Put { key: Key::new("things", "a"), value, guard: coracle_keyspace::Guard::None };
+            first.get_or_insert(keyspace.transact(vec![op]).await.unwrap().revision);
+        }
+        let (store, first) = (Store::new(keyspace.clone()), first.unwrap());
+        let mut held = Vec::new();
+        for _ in 0..PASTS_MAX {
+            held.push(store.past("things", first).await.unwrap());
+        }
+        let mut waits = Box::pin(store.past("things", first));
+        assert!((&mut waits).now_or_never().is_none());
+        assert!(store.past("things", keyspace.revision()).now_or_never().is_some(), "the present waits for nobody");
+        held.pop();
+        assert_eq!(waits.await.unwrap().0.iter().next().unwrap().1.revision, first);
+        keyspace.shutdown().await;
     }
 
     #[tokio::test]

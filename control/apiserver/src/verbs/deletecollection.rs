@@ -30,7 +30,7 @@ pub(crate) async fn deletecollection(
     let include = Include::of(&call.query)?;
     let options = delete::options(request)?;
     let selection = ListOptions::of(call, resource, false)?;
-    let Page { revision, records, next, remaining } = list::page(cluster, call, resource, &selection).await?;
+    let Page { revision, records, next, remaining, held } = list::page(cluster, call, resource, &selection).await?;
     let outcomes: Vec<Result<Option<_>, Status>> = stream::iter(records)
         .map(|record| {
             let options = options.clone();
@@ -59,5 +59,5 @@ pub(crate) async fn deletecollection(
     for outcome in outcomes {
         records.extend(outcome?);
     }
-    Ok(list::encode(form, resource, Page { revision, records, next, remaining }, include))
+    Ok(list::encode(form, resource, Page { revision, records, next, remaining, held }, include))
 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use axum::response::Response;
 use coracle_api::status::Status;
-use coracle_keyspace::{Record, Records, Revision};
+use coracle_keyspace::{Record, Records, Revision, UNDO_BYTES_MAX};
+use tokio::sync::SemaphorePermit;
 
 use super::selection::{ListOptions, Match};
 use super::token::Token;
@@ -24,6 +25,8 @@ pub(crate) struct Page {
     pub records: Vec<Arc<Record>>,
     pub next: Option<Token>,
     pub remaining: Option<usize>,
+    /// Bytes that it may hold alone: of records that are no more.
+    pub held: usize,
 }
 
 pub(crate) async fn list(cluster: &Cluster, call: &Call, resource: &Arc<Resource>) -> Result<Response, Status> {
@@ -48,7 +51,8 @@ pub(crate) async fn page(
     options: &ListOptions,
 ) -> Result<Page, Status> {
     let token = options.continue_token.as_deref().map(Token::decode).transpose()?;
-    let (revision, records) = match &token {
+    // Held until only the page is left of what was.
+    let (revision, records, past) = match &token {
         Some(token) => continued(cluster, resource, options, token).await?,
         None => begun(cluster, resource, options).await?,
     };
@@ -82,11 +86,17 @@ pub(crate) async fn page(
             _ => rest.count() + 1,
         });
     }
-    Ok(Page { revision, records: found, next, remaining })
+    // What there was is beside what there is; more than this it cannot be.
+    let bytes = || found.iter().map(|record| record.bytes.len()).sum::<usize>().min(UNDO_BYTES_MAX);
+    let held = if past.is_some() { bytes() } else { 0 };
+    Ok(Page { revision, records: found, next, remaining, held })
 }
 
+/// Which records, at which revision; with a place when they were undone.
+type State<'a> = (Revision, Records, Option<SemaphorePermit<'a>>);
+
 /// The state for the first page (kubernetes-api §10.2).
-async fn begun(cluster: &Cluster, resource: &Resource, options: &ListOptions) -> Result<(Revision, Records), Status> {
+async fn begun<'a>(cluster: &'a Cluster, resource: &Resource, options: &ListOptions) -> Result<State<'a>, Status> {
     let store = &cluster.store;
     let asked =
         options.revision().map_err(|error| Status::bad_request(format!("invalid resource version: {error}")))?;
@@ -101,22 +111,22 @@ async fn begun(cluster: &Cluster, resource: &Resource, options: &ListOptions) ->
     }
     let collection = resource.row.collection;
     if let (true, Some(revision)) = (exactly, asked) {
-        let snapshot = store.keyspace.snapshot_at(collection, revision).await.map_err(|_| {
+        let (records, past) = store.past(collection, revision).await.map_err(|_| {
             Status::expired(format!("The resourceVersion for the provided list is too old: {revision}"))
         })?;
-        return Ok((revision, snapshot.records));
+        return Ok((revision, records, past));
     }
     let snapshot = store.keyspace.snapshot(collection);
-    Ok((snapshot.revision, snapshot.records))
+    Ok((snapshot.revision, snapshot.records, None))
 }
 
 /// The state for a later page.
-async fn continued(
-    cluster: &Cluster,
+async fn continued<'a>(
+    cluster: &'a Cluster,
     resource: &Resource,
     options: &ListOptions,
     token: &Token,
-) -> Result<(Revision, Records), Status> {
+) -> Result<State<'a>, Status> {
     if options.resource_version.as_deref().is_some_and(|version| version != "0") {
         return Err(Status::bad_request("specifying resource version is not allowed when using continue"));
     }
@@ -124,10 +134,10 @@ async fn continued(
     let Some(revision) = token.revision else {
         cluster.store.barrier().await?;
         let snapshot = cluster.store.keyspace.snapshot(collection);
-        return Ok((snapshot.revision, snapshot.records));
+        return Ok((snapshot.revision, snapshot.records, None));
     };
     cluster.store.not_older_than(revision).await?;
-    let snapshot = cluster.store.keyspace.snapshot_at(collection, revision).await.map_err(|_| {
+    let (records, past) = cluster.store.past(collection, revision).await.map_err(|_| {
         let fresh = Token { revision: None, after: token.after.clone() };
         Status::expired_continue(
             "The provided continue parameter is too old to display a consistent list result. You can start a new list \
@@ -138,5 +148,5 @@ async fn continued(
             fresh.encode(),
         )
     })?;
-    Ok((revision, snapshot.records))
+    Ok((revision, records, past))
 }

@@ -172,3 +172,35 @@ async fn long_lists_are_the_same_in_every_form_and_selection() {
         .collect();
     assert_eq!(heard, odd);
 }
+
+#[tokio::test]
+async fn a_list_as_yaml_is_sent_while_it_is_made_and_says_the_same() {
+    use coracle_api::codec::yaml;
+    let server = Server::start().await;
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let all = async |accept: &str| {
+        let request = Request::get(maps).header("accept", accept).body(axum::body::Body::empty()).unwrap();
+        server.send(Some(admin()), request).await
+    };
+    let metadata = "as=PartialObjectMetadataList;v=v1;g=meta.k8s.io";
+    for count in [0, 3] {
+        for at in 0..count {
+            let text = format!("a\n\n  b: {}\n- c # d\n", "long ".repeat(40 * at));
+            server.make(maps, config_map(&format!("m{at}"), json!({"k": text, "items": "\nitems: []\n"}))).await;
+        }
+        for kind in ["", metadata] {
+            let json = all(&format!("application/json;{kind}")).await;
+            let listed = all(&format!("application/yaml;{kind}")).await;
+            let text = String::from_utf8(listed.bytes).unwrap();
+            if count > 0 {
+                let mut request =
+                    Request::get(maps).header("accept", "application/yaml").body(axum::body::Body::empty()).unwrap();
+                request.extensions_mut().insert(admin());
+                let answer = tower::ServiceExt::oneshot(server.api.router(), request).await.unwrap();
+                let size = http_body::Body::size_hint(answer.body()).exact();
+                assert_eq!(size, None, "nobody knows how long it will be");
+            }
+            assert_eq!(text, yaml::from_json(&coracle_api::codec::json::parse(&json.bytes).unwrap()), "{kind}");
+        }
+    }
+}

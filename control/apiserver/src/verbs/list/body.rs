@@ -1,11 +1,13 @@
 //! The body of a list: bytes of its records, copied between a head and a tail while it is sent, a piece at a time.
 
 use std::convert::Infallible;
+use std::io;
 use std::sync::Arc;
 
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
+use coracle_api::codec::{json, yaml};
 use coracle_keyspace::Record;
 use futures::stream;
 use jiff::Timestamp;
@@ -34,15 +36,18 @@ pub(crate) fn encode(form: Form, resource: &Arc<Resource>, page: Page, include: 
         list_metadata["remainingItemCount"] = remaining.into();
     }
     let records = page.records;
-    let holds = Holds(records.len() * RECORD_BYTES + 2 * PIECE_BYTES);
+    let holds = Holds(records.len() * RECORD_BYTES + 2 * PIECE_BYTES + page.held);
     if form.format == Format::Protobuf {
         let list = Protobuf::new(form.shape, resource.clone(), &records, &list_metadata);
         return holding(respond::bytes(200, negotiate::PROTOBUF, pieces(list, records)), holds);
     }
     let list = Json::new(form.shape, resource.clone(), include, &list_metadata, records.first());
+    // One that is empty says so, and is nothing to send in pieces.
+    if form.format == Format::Yaml && records.is_empty() {
+        return respond::json_text(form, 200, [list.head(), list.tail()].concat());
+    }
     if form.format == Format::Yaml {
-        let whole: Vec<u8> = Pieces::new(list, records).flatten().collect();
-        return respond::json_text(form, 200, whole);
+        return holding(respond::bytes(200, negotiate::YAML, aside(Yaml::new(list), records)), holds);
     }
     let body = if form.pretty { indented(Pieces::new(list, records)) } else { pieces(list, records) };
     holding(respond::bytes(200, negotiate::JSON, body), holds)
@@ -86,7 +91,7 @@ pub(crate) async fn warm(form: Form, resource: &Arc<Resource>, records: &[Arc<Re
 trait List: Send + 'static {
     fn head(&self) -> &[u8];
     fn row(&self, at: usize, record: &Arc<Record>, out: &mut Vec<u8>);
-    fn tail(&self) -> &'static [u8];
+    fn tail(&self) -> &[u8];
 }
 
 fn pieces(list: impl List, records: Vec<Arc<Record>>) -> Body {
@@ -97,6 +102,21 @@ fn pieces(list: impl List, records: Vec<Arc<Record>>) -> Body {
         return Body::from(first);
     }
     Body::from_stream(stream::iter(std::iter::once(first).chain(pieces).map(Ok::<Bytes, Infallible>)))
+}
+
+/// The same of what takes long to write: each piece is made where nobody waits behind it.
+fn aside(list: impl List, records: Vec<Arc<Record>>) -> Body {
+    let pieces = Pieces::new(list, records);
+    let next = |pieces: Option<Pieces<_>>| async move {
+        let mut pieces = pieces?;
+        let made = tokio::task::spawn_blocking(move || pieces.next().map(|piece| (piece, pieces))).await;
+        match made {
+            Ok(made) => made.map(|(piece, pieces)| (Ok(piece), Some(pieces))),
+            // The answer ends here, as one that was cut off.
+            Err(error) => Some((Err(io::Error::other(error)), None)),
+        }
+    };
+    Body::from_stream(stream::unfold(Some(pieces), next))
 }
 
 struct Pieces<L> {
@@ -214,8 +234,42 @@ impl List for Json {
         }
     }
 
-    fn tail(&self) -> &'static [u8] {
+    fn tail(&self) -> &[u8] {
         if matches!(self.shape, Shape::Table { .. }) { table::END } else { b"]}\n" }
+    }
+}
+
+/// The same as YAML, which sorts the fields: a record at a time, as the item of a list that it alone is in.
+struct Yaml {
+    json: Json,
+    head: String,
+    tail: String,
+}
+
+impl Yaml {
+    fn new(json: Json) -> Yaml {
+        let empty = json::parse(&[json.head(), json.tail()].concat()).unwrap_or_default();
+        let whole = yaml::from_json(&empty);
+        let name = if empty.get("rows").is_some() { "rows" } else { "items" };
+        let (before, after) = whole.split_once(&format!("\n{name}: []\n")).unwrap_or((&whole, ""));
+        Yaml { head: format!("{before}\n{name}:\n"), tail: after.to_owned(), json }
+    }
+}
+
+impl List for Yaml {
+    fn head(&self) -> &[u8] {
+        self.head.as_bytes()
+    }
+
+    fn row(&self, _at: usize, record: &Arc<Record>, out: &mut Vec<u8>) {
+        let mut item = Vec::with_capacity(record.bytes.len() + 64);
+        self.json.row(0, record, &mut item);
+        let item = json::parse(&item).expect("an object was stored as JSON");
+        out.extend_from_slice(yaml::from_json(&Value::Array(vec![item])).as_bytes());
+    }
+
+    fn tail(&self) -> &[u8] {
+        self.tail.as_bytes()
     }
 }
 
@@ -255,7 +309,7 @@ impl List for Protobuf {
         }
     }
 
-    fn tail(&self) -> &'static [u8] {
+    fn tail(&self) -> &[u8] {
         codec::LIST_TAIL
     }
 }
