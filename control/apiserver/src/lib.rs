@@ -53,6 +53,7 @@ use authz::Attributes;
 pub use config::Config;
 pub use identity::Identity;
 pub use in_process::InProcess;
+pub use limits::Here;
 use server::Shared;
 
 /// Why an API server cannot start.

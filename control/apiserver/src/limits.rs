@@ -23,7 +23,7 @@ const BODY_BYTES_COUNTED: usize = 16 << 10;
 
 /// Marks a request that never left this process, in its extensions.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Here;
+pub struct Here;
 
 /// Among whom a request takes its turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -159,12 +159,7 @@ async fn get_manifest(
 ) -> Result<Response, Refusal> {
     let found = registry.blocking(move |inner| inner.store.find_manifest(&name, &reference)).await?;
     let found = found.ok_or_else(|| Refusal::manifest_unknown(text))?;
-    let body = if head_only {
-        Body::empty()
-    } else {
-        let digest = found.digest.clone();
-        Body::from(registry.blocking(move |inner| inner.store.read_manifest(&digest)).await?)
-    };
+    let body = if head_only { Body::empty() } else { blob::content(registry, &found.digest, 0, found.size).await? };
     let headers = [
         (header::CONTENT_TYPE, value(&found.media_type)),
         (header::CONTENT_LENGTH, found.size.into()),

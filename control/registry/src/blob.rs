@@ -48,13 +48,7 @@ pub async fn get(
         Range::Part(start, length) => (StatusCode::PARTIAL_CONTENT, start, length),
         Range::Beyond => return Err(Refusal::blob_range()),
     };
-    let body = if head_only {
-        Body::empty()
-    } else {
-        let mut file = tokio::fs::File::open(registry.store_of(&digest)).await?;
-        file.seek(std::io::SeekFrom::Start(start)).await?;
-        Body::from_stream(ReaderStream::with_capacity(file.take(length), READ_BYTES))
-    };
+    let body = if head_only { Body::empty() } else { content(registry, &digest, start, length).await? };
     let mut response = (status, body).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_LENGTH, length.into());
@@ -67,6 +61,13 @@ pub async fn get(
         headers.insert(header::CONTENT_RANGE, value(&format!("bytes {start}-{}/{size}", start + length - 1)));
     }
     Ok(response)
+}
+
+/// A part of a content, read while it is sent.
+pub async fn content(registry: &Registry, digest: &Digest, start: u64, length: u64) -> Result<Body, Refusal> {
+    let mut file = tokio::fs::File::open(registry.store_of(digest)).await?;
+    file.seek(std::io::SeekFrom::Start(start)).await?;
+    Ok(Body::from_stream(ReaderStream::with_capacity(file.take(length), READ_BYTES)))
 }
 
 #[derive(Debug, PartialEq, Eq)]

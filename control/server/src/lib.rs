@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_apiserver::{ApiServer, Identity};
+use coracle_apiserver::{ApiServer, Here, Identity};
 use coracle_keyspace::{Begin, GroupError, Keyspace};
 pub use coracle_registry::{Push, Registry, State as Preparation};
 use rustls::pki_types::CertificateDer;
@@ -238,7 +238,11 @@ impl Server {
 
         let subject = serving_subject(&config);
         let names: Vec<String> = subject.hosts.iter().chain(&config.node).cloned().collect();
-        keyspace.introduce(&config.name, &names).await?;
+        match keyspace.introduce(&config.name, &names).await {
+            // A full disk is no reason not to start.
+            Err(error @ GroupError::NoRoom(_)) => tracing::error!(%error, "what this server is called is not told"),
+            introduced => introduced?,
+        }
         let tls = certificates.issue(&authority, subject)?.server(&authority)?;
         let node_client = certificates.issue(
             &authority,
@@ -367,23 +371,27 @@ impl Server {
 
     /// A client with every right, for the program that started the server.
     pub fn admin(&self) -> kube::Client {
-        self.whole_client(Identity::authenticated("coracle-admin", vec![MASTERS.to_owned()]))
+        self.whole_client(Identity::authenticated("coracle-admin", vec![MASTERS.to_owned()]), None)
     }
 
     /// A client that reaches all that the API's listener does, the registry and the server's status among it.
-    fn whole_client(&self, identity: Identity) -> kube::Client {
+    fn whole_client(&self, identity: Identity, here: Option<Here>) -> kube::Client {
         let router = self.router.clone();
         let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
             let mut request = request.map(axum::body::Body::new);
             request.extensions_mut().insert(identity.clone());
+            if let Some(here) = here {
+                request.extensions_mut().insert(here);
+            }
             tower::ServiceExt::oneshot(router.clone(), request)
         });
         kube::Client::new(service, "default")
     }
 
-    /// A client for the node agent `node`.
+    /// A client for the node agent `node`, which is in this process and may name its own range of addresses.
     pub fn node_client(&self, node: &str) -> kube::Client {
-        self.whole_client(Identity::authenticated(format!("system:node:{node}"), vec!["system:nodes".to_owned()]))
+        let identity = Identity::authenticated(format!("system:node:{node}"), vec!["system:nodes".to_owned()]);
+        self.whole_client(identity, Some(Here))
     }
 
     /// TLS for the listener of the node agent `node`, which only this server may call.

@@ -396,3 +396,19 @@ async fn uploads_that_nobody_goes_on_with_go_with_the_garbage() {
     server.registry.collect_garbage(Duration::from_secs(3600)).await.unwrap();
     assert_eq!(std::fs::read_dir(server.dir.path().join("uploads")).unwrap().count(), 0);
 }
+
+#[tokio::test]
+async fn a_manifest_is_read_while_it_is_sent() {
+    let server = Server::start();
+    let pushed = push_referrer(&server, &digest(b"subject"), &"x".repeat(3 << 20)).await;
+    let path = format!("/v2/a/manifests/{}", pushed.header("docker-content-digest"));
+    let request = Request::get(&path).body(Body::empty()).unwrap();
+    let mut body = server.router.clone().oneshot(request).await.unwrap().into_body();
+    let mut whole = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let data = frame.unwrap().into_data().unwrap();
+        assert!(data.len() <= 128 << 10, "{} bytes are held for a client that may not read them", data.len());
+        whole.extend_from_slice(&data);
+    }
+    assert_eq!(digest(&whole), pushed.header("docker-content-digest"));
+}
