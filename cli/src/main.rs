@@ -71,8 +71,11 @@ enum Command {
 
 fn main() -> ExitCode {
     // With RUST_BACKTRACE set wasmtime would take a backtrace for each instance that ends: 10 µs. Panics go on having theirs.
-    // SAFETY: no other thread runs yet.
-    unsafe { std::env::set_var("RUST_LIB_BACKTRACE", "0") };
+    // Who asks for them expressly has them.
+    if std::env::var_os("RUST_LIB_BACKTRACE").is_none() {
+        // SAFETY: no other thread runs yet.
+        unsafe { std::env::set_var("RUST_LIB_BACKTRACE", "0") };
+    }
     let arguments = Arguments::parse();
     let result = match arguments.command {
         Command::Up(arguments) => run(up::run(arguments)),

@@ -95,6 +95,29 @@ pub fn kubectl() -> &'static Path {
     })
 }
 
+/// A Deployment of two that says nothing about nodes that are gone, and its NodePort Service.
+pub const WEB: &str = "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      containers:
+      - {name: main, image: standin, ports: [{containerPort: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  type: NodePort
+  selector: {app: web}
+  ports: [{port: 80, targetPort: 8080}]
+";
+
 /// A running cluster. Dropping it kills the process and removes the directory.
 pub struct Cluster {
     child: Child,

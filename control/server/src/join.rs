@@ -199,7 +199,8 @@ impl Joining {
         // Tokens from before there were others are nodes'.
         let is_for = match text("for").as_str() {
             "" | "node" => Some(For::Node),
-            word => [For::Server].into_iter().find(|role| role.word() == word),
+            "server" => Some(For::Server),
+            _ => None,
         };
         if is_for != Some(whom) {
             return Err(if whom == For::Node { Refusal::ForServer } else { Refusal::ForNode });
@@ -343,15 +344,13 @@ async fn renew(State(joining): State<Arc<Joining>>, request: Request) -> Respons
     renewed.await.unwrap_or_else(|refusal| refuse(&refusal))
 }
 
-/// What a node may ask for beside the API itself: images, which it only reads, the other nodes, the servers, and its next
+/// What a node may ask for beside the API itself: images, which it only reads, the other nodes, and its next
 /// certificate.
 pub async fn nodes_only(request: Request, next: Next) -> Response {
     let is_node = request.extensions().get::<Identity>().and_then(Identity::node).is_some();
     let path = request.uri().path();
     let allowed = match *request.method() {
-        Method::GET | Method::HEAD => {
-            matches!(path, "/coracle/v1/peers" | "/coracle/v1/servers" | "/v2") || path.starts_with("/v2/")
-        }
+        Method::GET | Method::HEAD => matches!(path, "/coracle/v1/peers" | "/v2") || path.starts_with("/v2/"),
         _ => path == "/coracle/v1/renew",
     };
     match is_node && !allowed {

@@ -297,7 +297,7 @@ impl Server {
             authority: authority.clone(),
             registry: dir.join("registry"),
         }));
-        let extra = extra.merge(members::router(keyspace.clone(), listeners.clone()));
+        let extra = extra.merge(members::router(keyspace.clone()));
         let extra = extra.layer(axum::middleware::from_fn(join::nodes_only));
         let router = api.router().merge(api.authenticated(extra)).merge(joining.open());
         tasks.spawn(listener::serve(

@@ -13,6 +13,7 @@ mod dial;
 mod endpoint;
 mod flows;
 mod headers;
+mod held;
 mod node_ports;
 mod outbound;
 mod retry;

@@ -7,24 +7,21 @@
 //! ```
 
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
 use coracle_discovery::{Protocol, Resolved, Service};
 use http::uri::{Authority, Scheme};
 use http::{Request, Response};
-use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use rand::seq::SliceRandom;
 
 use crate::balance::{Picked, Tried};
 use crate::endpoint::{Endpoint, Failure};
+use crate::held::Held;
 use crate::retry::{self, ATTEMPTS_MAX, Replay};
 use crate::routes::Route;
-use crate::{Body, BoxError, Deadline, Error, Proxy, ServiceFailure};
+use crate::{Body, Deadline, Error, Proxy, ServiceFailure};
 
 /// How long a request waits for discovery to say who answers, when all that it named have just gone.
 const RENEWAL_MAX: Duration = Duration::from_millis(500);
@@ -188,7 +185,7 @@ impl Proxy {
             match endpoint.call(&self.dialer, Request::from_parts(head, body)).await {
                 Ok(response) => {
                     picked.answered();
-                    return Ok(response.map(|body| Counted { body, _picked: picked }.boxed_unsync()));
+                    return Ok(response.map(|body| Held { body, _by: picked }.boxed_unsync()));
                 }
                 Err(Failure { error, is_unseen, is_busy }) => {
                     attempts += 1;
@@ -287,27 +284,4 @@ fn authority(request: &Request<Body>) -> Result<Authority, Error> {
     }
     let host = request.headers().get(http::header::HOST).ok_or(Error::NoAuthority)?;
     Authority::try_from(host.as_bytes()).map_err(|_| Error::NoAuthority)
-}
-
-/// A response body that counts as under way until its end.
-struct Counted {
-    body: Body,
-    _picked: Picked,
-}
-
-impl http_body::Body for Counted {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }

@@ -20,8 +20,9 @@ use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
+use crate::held::Held;
 use crate::stream::{Limits, Patient};
-use crate::turns::{Answer, Turn, Turns};
+use crate::turns::{Turn, Turns};
 use crate::{Body, BoxError, Error, HttpService, headers, retry, upgrade};
 
 /// HTTP headers of a request may take this many bytes (design.md §6). hyper looks after each read, so that somewhat more may
@@ -104,7 +105,7 @@ where
                     let tunnel = turn.again().map(|turn| Changed { client, endpoint, turn });
                     *changed.lock().unwrap_or_else(PoisonError::into_inner) = tunnel;
                 }
-                Ok(response.map(|body| Answer { body, _turn: turn }))
+                Ok(response.map(|body| Held { body, _by: turn }))
             }
         }
     });

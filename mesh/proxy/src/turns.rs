@@ -7,16 +7,11 @@ use std::sync::atomic::{
     Ordering::{Relaxed, SeqCst},
 };
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 
-use bytes::Bytes;
-use http_body::{Frame, SizeHint};
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-
-use crate::{Body, BoxError};
 
 /// Who gives way first: the smallest.
 pub(crate) type Patience = (IsKnown, Instant);
@@ -179,28 +174,5 @@ impl Listening {
 impl Drop for Listening {
     fn drop(&mut self) {
         self.wanted.by.fetch_sub(1, SeqCst);
-    }
-}
-
-/// The body of an answer: until it is sent, the request is under way.
-pub(crate) struct Answer {
-    pub body: Body,
-    pub _turn: Turn,
-}
-
-impl http_body::Body for Answer {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

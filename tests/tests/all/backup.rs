@@ -6,33 +6,14 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use coracle_sdk::Remote;
-use coracle_tests::{Cluster, coracle, eventually_answers, output};
+use coracle_tests::{Cluster, WEB, coracle, eventually_answers, output};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use kube::api::PostParams;
 use serde_json::Value;
 
-const WEB: &str = "
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web}
-spec:
-  replicas: 2
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      containers:
-      - {name: main, image: standin, ports: [{containerPort: 8080}]}
----
-apiVersion: v1
-kind: Service
-metadata: {name: web}
-spec:
-  type: NodePort
-  selector: {app: web}
-  ports: [{port: 80, targetPort: 8080}]
----
+/// Who may ask for everything that is no resource.
+const SOMEBODY: &str = "
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
 metadata: {name: everything}
@@ -67,6 +48,7 @@ fn a_backup_under_load_becomes_a_cluster_that_goes_on() {
     let mut cluster = Cluster::start();
     cluster.push("standin", "standin");
     cluster.apply(WEB);
+    cluster.apply(SOMEBODY);
     cluster.kubectl("rollout status deployment/web --timeout=120s");
     let temp = tempfile::tempdir().expect("a temporary directory");
     let file = temp.path().join("cluster.backup");

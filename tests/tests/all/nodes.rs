@@ -4,30 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use coracle_tests::{Background, Cluster, DEADLINE, eventually_answers, http_get, output};
-
-/// A Deployment of four that says nothing about nodes that are gone, and its NodePort Service.
-const WEB: &str = "
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web}
-spec:
-  replicas: 4
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      containers:
-      - {name: main, image: standin, ports: [{containerPort: 8080}]}
----
-apiVersion: v1
-kind: Service
-metadata: {name: web}
-spec:
-  type: NodePort
-  selector: {app: web}
-  ports: [{port: 80, targetPort: 8080}]
-";
+use coracle_tests::{Background, Cluster, DEADLINE, WEB, eventually_answers, http_get, output};
 
 /// A command of the example `probe-command` on a node.
 fn command(name: &str, node: &str, restart: &str, arguments: &[&str]) -> String {
@@ -69,7 +46,7 @@ fn a_second_machine_takes_its_share_and_is_reached_like_the_first() {
     cluster.kubectl("wait --for=condition=Ready node/worker --timeout=60s");
     cluster.push("standin", "standin");
     cluster.push("probe-command", "probe-command");
-    cluster.apply(WEB);
+    cluster.apply(&WEB.replace("replicas: 2", "replicas: 4"));
     cluster.kubectl("rollout status deployment/web --timeout=120s");
     let pods = placed(&cluster);
     let on = |node: &str| pods.iter().filter(|(_, at)| at == node).count();
