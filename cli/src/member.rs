@@ -49,11 +49,17 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 
 /// The one whose number or name this is.
 fn find(members: &[Member], word: &str) -> anyhow::Result<u64> {
-    if let Ok(number) = word.parse() {
-        // Whether there is one is the leader's to say.
-        return Ok(number);
-    }
     let named: Vec<u64> = members.iter().filter(|member| member.name == word).map(|member| member.member).collect();
+    if let Ok(number) = word.parse::<u64>() {
+        // Whether there is one is the leader's to say.
+        match named.iter().find(|named| **named != number) {
+            None => return Ok(number),
+            Some(_) if !members.iter().any(|member| member.member == number) => {}
+            Some(named) => {
+                bail!("{word} is the number of one server and the name of server {named}: say {named} for that one")
+            }
+        }
+    }
     match named.as_slice() {
         [number] => Ok(*number),
         [] => bail!("there is no server {word}: `coracle member list` shows them"),

@@ -56,9 +56,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
             }
             let mut wrong = coracle_sdk::in_words(&status.members);
             wrong.extend(coracle_sdk::certificates_in_words(&status.certificates));
-            wrong.extend(
-                status.alarms.iter().filter(|alarm| alarm.contains("disk") || alarm.contains("stored")).cloned(),
-            );
+            wrong.extend(status.alarms.iter().cloned());
             if !wrong.is_empty() {
                 println!("\nto do:");
             }

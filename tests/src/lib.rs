@@ -156,7 +156,8 @@ impl Cluster {
     pub fn start_restored(backup: &Path) -> Cluster {
         let dir = tempfile::tempdir().expect("a temporary directory");
         run(Command::new(coracle()).arg("restore").arg(backup).arg("--data-dir").arg(dir.path().join("data")));
-        Cluster::launched_in(dir, &["up"]).unwrap_or_else(|log| panic!("the cluster did not start:\n{log}"))
+        Cluster::launched_in(dir, &["up", "--name", "other"])
+            .unwrap_or_else(|log| panic!("the cluster did not start:\n{log}"))
     }
 
     /// The same with any words to `coracle`; its log when it does not start.

@@ -186,14 +186,14 @@ fn validate_strategy(strategy: &Value, path: &Path<'_>, errors: &mut FieldErrors
 }
 
 /// A count that is not below 0, or a percentage.
-fn count_or_percent(path: &Path<'_>, value: &Value, errors: &mut FieldErrors) {
+pub(super) fn count_or_percent(path: &Path<'_>, value: &Value, errors: &mut FieldErrors) {
     match value {
         Value::String(text) => checks::invalid(path, text, names::percent(text), errors),
         number => checks::nonnegative(path, number, errors),
     }
 }
 
-fn percent_of(value: &Value) -> Option<i64> {
+pub(super) fn percent_of(value: &Value) -> Option<i64> {
     let digits = value.as_str()?.strip_suffix('%')?;
     names::percent(value.text()).is_empty().then(|| digits.parse().unwrap_or(i64::MAX))
 }

@@ -313,7 +313,9 @@ async fn resource(
     };
     drop(place);
     let response = compressed(&call, peer, with_warnings(&call, pieces::in_pieces(response)));
-    held(server, caller.flow(), response, mutates)
+    // A dry run did nothing that would be done twice.
+    let did = mutates && call.query.get("dryRun").is_none();
+    held(server, caller.flow(), response, did)
 }
 
 /// Does heavy work of a flow in its lanes, under the lead of the request: other threads know nothing of that.

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::dir::Dir;
-use crate::group::{Begin, ClusterId, GROUP};
+use crate::group::{Admission, Begin, ClusterId, GROUP};
 use crate::host::Host;
 use crate::raft;
 use crate::record::{Record, Revision};
@@ -111,8 +111,10 @@ impl Restoring {
     pub async fn finish(self, path: &Path, revision: Revision) -> Result<ClusterId, OpenError> {
         let host = Host::real();
         let begin = Revision::new(revision.get().saturating_add(REVISIONS_AHEAD));
-        let dir = Dir::open(&host, path, &Begin::Found)?;
-        let cluster = dir.owner().cluster;
+        // Nobody's node has the founder's range because of this: its records say who has which.
+        let cluster = ClusterId::new([host.random(), host.random()]);
+        let origin = Begin::Join(Admission { cluster, member: 1, peers: Vec::new() });
+        let dir = Dir::open(&host, path, &origin)?;
         let made = raft::restore(&host, dir, begin, self.records).await;
         made.map_err(|source| OpenError::Load { path: path.into(), source }).map(|()| cluster)
     }

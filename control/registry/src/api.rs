@@ -276,21 +276,21 @@ async fn referrers(registry: &Registry, name: Name, subject: Digest, query: &Que
     let (type_wanted, last, limit) = (wanted.clone(), query.last.clone(), query.limit());
     // One at a time: each may have megabytes of annotations.
     let find = move |inner: &crate::Inner| {
-        let mut digests: Vec<String> = inner.store.referrers(&name, &subject)?.iter().map(Digest::to_string).collect();
+        let found = inner.store.referrers(&name, &subject)?;
+        let mut digests: Vec<(String, Digest)> = found.into_iter().map(|digest| (digest.to_string(), digest)).collect();
         digests.sort_unstable();
         let (mut descriptors, mut entries, mut bytes) = (Vec::new(), Vec::new(), 0);
-        for digest in digests.into_iter().filter(|digest| last.as_ref().is_none_or(|last| digest > last)) {
+        for (text, digest) in digests.into_iter().filter(|(text, _)| last.as_ref().is_none_or(|last| text > last)) {
             if entries.len() >= limit || bytes >= REFERRERS_BYTES_MAX {
                 return Ok((descriptors, Page { entries, limit, more: limit > 0 }));
             }
-            let Ok(parsed) = digest.parse::<Digest>() else { continue };
-            let Some(found) = inner.store.find_manifest(&name, &Reference::Digest(parsed.clone()))? else { continue };
-            let content = inner.store.read_manifest(&parsed)?;
-            let Some(descriptor) = manifest::describe(&parsed, &found.media_type, &content) else { continue };
+            let Some(found) = inner.store.find_manifest(&name, &Reference::Digest(digest.clone()))? else { continue };
+            let content = inner.store.read_manifest(&digest)?;
+            let Some(descriptor) = manifest::describe(&digest, &found.media_type, &content) else { continue };
             if type_wanted.as_ref().is_none_or(|wanted| descriptor["artifactType"] == wanted.as_str()) {
                 bytes += descriptor.to_string().len();
                 descriptors.push(descriptor);
-                entries.push(digest);
+                entries.push(text);
             }
         }
         Ok((descriptors, Page { entries, limit, more: false }))

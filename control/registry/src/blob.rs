@@ -276,18 +276,16 @@ async fn write(registry: &Registry, upload: &Arc<Upload>, chunks: Vec<Bytes>) ->
 /// Makes the upload a blob, if it is what `digest` says.
 async fn finish(registry: &Registry, name: Name, upload: &Arc<Upload>, digest: Digest) -> Result<Response, Refusal> {
     let is = {
-        let (upload, name, digest) = (upload.clone(), name.clone(), digest.clone());
-        let work = move |inner: &crate::Inner| {
-            let is = upload.finish(digest.algorithm())?;
-            if is == digest {
-                inner.store.add_blob(&name, &digest, upload.path())?;
-            }
-            Ok(is)
-        };
-        registry.changing(work).await?
+        let (upload, algorithm) = (upload.clone(), digest.algorithm());
+        // Beside others: of a large one it takes long, and touches nothing that they share.
+        registry.blocking(move |_| upload.finish(algorithm)).await?
     };
     if is != digest {
         return Err(Refusal::digest_differs(&is.to_string()));
+    }
+    {
+        let (upload, name, digest) = (upload.clone(), name.clone(), digest.clone());
+        registry.changing(move |inner| inner.store.add_blob(&name, &digest, upload.path())).await?;
     }
     Ok(created(&name, &digest))
 }

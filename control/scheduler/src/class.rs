@@ -342,18 +342,21 @@ impl Classes {
     fn narrow(&mut self, mut class: Class, labels: &Labels) -> Arc<Class> {
         let kept = labels.iter().filter(|(key, _)| self.keys.contains(*key));
         class.labels = kept.map(|(key, value)| (key.clone(), value.clone())).collect();
-        if let Some(known) = self.known.get(&class) {
-            return known.clone();
-        }
-        class.shape = match self.shapes.get(&class.shape) {
-            Some(shape) => shape.clone(),
+        let class = match self.known.get(&class) {
+            Some(known) => known.clone(),
             None => {
-                self.shapes.insert(class.shape.clone());
-                class.shape
+                class.shape = match self.shapes.get(&class.shape) {
+                    Some(shape) => shape.clone(),
+                    None => {
+                        self.shapes.insert(class.shape.clone());
+                        class.shape
+                    }
+                };
+                self.weight += class.weight + class.labels.len();
+                once(&mut self.known, class)
             }
         };
-        self.weight += class.weight + class.labels.len();
-        let class = once(&mut self.known, class);
+        // Known or not: its pod's labels may be new.
         if self.weight >= self.clean_at.max(CLEAN_FROM) {
             self.clean();
         }
@@ -371,6 +374,12 @@ impl Classes {
         let classes = self.known.iter().map(|class| class.weight + class.labels.len());
         self.weight = classes.sum::<usize>() + self.labels.iter().map(|labels| 1 + labels.len()).sum::<usize>();
         self.clean_at = 2 * self.weight;
+    }
+
+    /// How many sets of labels are remembered.
+    #[cfg(test)]
+    pub(crate) fn remembered_labels(&self) -> usize {
+        self.labels.len()
     }
 
     /// How many keys are remembered.

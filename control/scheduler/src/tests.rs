@@ -530,6 +530,12 @@ fn what_selected_once_is_forgotten() {
     let remembered = world.classes.remembered();
     assert!(remembered < 2000 * 20 / 2, "{remembered} keys are remembered");
     assert!(world.classes.selects_by("key-2-19") && !world.classes.selects_by("key-3-0"));
+    // Labels by which nobody selects make no new class, and are forgotten all the same.
+    for index in 0..20_000 {
+        world.class(pod(json!({"metadata": {"labels": {"run": format!("r{index}")}}})));
+    }
+    let remembered = world.classes.remembered_labels();
+    assert!(remembered < 10_000, "{remembered} sets of labels are remembered");
 }
 
 #[test]

@@ -262,20 +262,12 @@ impl Authority {
         Ok(key)
     }
 
-    /// The certificates that are kept here, by the names of their files, and when each ends (Unix time in seconds).
-    pub fn ends(&self) -> Vec<(String, i64)> {
-        let files = fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|entry| entry.path());
-        let mut ends: Vec<(String, i64)> = files
-            .filter(|path| path.extension().is_some_and(|extension| extension == "crt"))
-            .filter_map(|path| {
-                let der = CertificateDer::from_pem_slice(&fs::read(&path).ok()?).ok()?;
-                let (_, certificate) = x509_parser::parse_x509_certificate(&der).ok()?;
-                let name = path.file_stem()?.to_str()?.to_owned();
-                Some((name, certificate.validity().not_after.timestamp()))
-            })
-            .collect();
-        ends.sort();
-        ends
+    /// When the certificate that is kept in `file` ends (Unix time in seconds).
+    pub fn end(&self, file: &str) -> Option<i64> {
+        let pem = fs::read(self.dir.join(format!("{file}.crt"))).ok()?;
+        let der = CertificateDer::from_pem_slice(&pem).ok()?;
+        let (_, certificate) = x509_parser::parse_x509_certificate(&der).ok()?;
+        Some(certificate.validity().not_after.timestamp())
     }
 
     /// Whether a certificate on disk can be used for `subject` for some time from `now` on.

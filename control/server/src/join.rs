@@ -68,15 +68,6 @@ enum For {
     Server,
 }
 
-impl For {
-    fn word(self) -> &'static str {
-        match self {
-            For::Node => "node",
-            For::Server => "server",
-        }
-    }
-}
-
 /// Why nobody joins. The words are for the person who called.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
@@ -260,6 +251,10 @@ impl Joining {
                 "{address} is where member {} {} is reached: say with --peer-address where this one is",
                 other.member, other.name
             )));
+        }
+        // The node beside it is called the same.
+        if let Some(node) = self.read(&format!("/api/v1/nodes/{name}")).await? {
+            may_be_given(name, &node, "", seconds_now())?;
         }
         let reach = tokio::time::timeout(REACH_MAX, tokio::net::TcpStream::connect(address)).await;
         if let Err(why) = reach.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {

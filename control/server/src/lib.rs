@@ -285,6 +285,7 @@ impl Server {
         let extra =
             registry_router.clone().merge(joining.authenticated()).merge(peers).merge(status::router(status::Facts {
                 authority: authority.clone(),
+                certificates: certificates.clone(),
                 keyspace: keyspace.clone(),
                 images: registry.clone(),
                 registry: registry_address,

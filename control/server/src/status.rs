@@ -15,12 +15,15 @@ use serde_json::{Value, json};
 
 use crate::authority::Authority;
 use crate::members;
+use crate::tls::Certificates;
 
 /// What the answer is made of.
 #[derive(Clone)]
 pub struct Facts {
-    /// The certificates.
+    /// Who signs the certificates.
     pub authority: Arc<Authority>,
+    /// Those that are shown.
+    pub certificates: Arc<Certificates>,
     /// The data.
     pub keyspace: Keyspace,
     /// The registry.
@@ -52,11 +55,11 @@ async fn preparation(
 
 async fn status(State(facts): State<Facts>) -> Json<Value> {
     let raft = facts.keyspace.status();
-    let mut alarms: Vec<String> = facts.keyspace.alarms().iter().map(ToString::to_string).collect();
-    alarms.extend(facts.keyspace.group_alarms().iter().map(ToString::to_string));
-    let (keyspace, authority) = (facts.keyspace.clone(), facts.authority.clone());
+    // What is wrong with the members is seen in `members`.
+    let alarms: Vec<String> = facts.keyspace.alarms().iter().map(ToString::to_string).collect();
+    let (keyspace, authority, shown) = (facts.keyspace.clone(), facts.authority.clone(), facts.certificates.clone());
     // Walks directories: not on a thread that serves requests.
-    let looked = tokio::task::spawn_blocking(move || (keyspace.disk_bytes(), authority.ends())).await.ok();
+    let looked = tokio::task::spawn_blocking(move || (keyspace.disk_bytes(), shown.ends(&authority))).await.ok();
     let (disk_bytes, ends) = looked.unzip();
     let certificates: Vec<Value> =
         ends.into_iter().flatten().map(|(name, ends)| json!({"name": name, "ends": ends})).collect();

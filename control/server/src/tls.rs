@@ -106,6 +106,13 @@ impl Certificates {
         Ok(shown)
     }
 
+    /// When those that are shown end, and the administrator's and the authority's own (Unix time in seconds).
+    pub fn ends(&self, authority: &Authority) -> Vec<(String, i64)> {
+        let shown = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let files = shown.iter().map(|shown| shown.subject.file.as_str()).chain(["admin", "ca"]);
+        files.filter_map(|file| Some((file.to_owned(), authority.end(file)?))).collect()
+    }
+
     /// Looks now and then, until `stop`.
     pub async fn keep(self: Arc<Certificates>, authority: Arc<Authority>, stop: CancellationToken) {
         loop {

@@ -135,13 +135,19 @@ impl Remote {
     }
 
     /// Downloads a blob into `out`, at most `limit` bytes, verified against its digest.
-    pub async fn blob(&self, blob: &Descriptor, out: tokio::fs::File, limit: u64) -> Result<(), PullError> {
+    pub async fn blob(
+        &self,
+        blob: &Descriptor,
+        out: tokio::fs::File,
+        limit: u64,
+        written: &mut (dyn FnMut(u64) + Send),
+    ) -> Result<(), PullError> {
         let too_large = |size| PullError::TooLarge { image: self.image.clone(), size, limit };
         if blob.size > limit {
             return Err(too_large(blob.size));
         }
         self.client.store_auth_if_needed(self.reference.resolve_registry(), &self.auth).await;
-        let mut out = Bounded { inner: out, left: limit };
+        let mut out = Bounded { inner: out, left: limit, written };
         match self.client.pull_blob(&self.reference, blob.digest.as_str(), &mut out).await {
             Ok(()) => Ok(()),
             Err(OciDistributionError::IoError(error)) if error.kind() == std::io::ErrorKind::FileTooLarge => {
@@ -225,18 +231,21 @@ fn whole_chain(error: &dyn std::error::Error) -> String {
 }
 
 /// Stops a download that is longer than it may be.
-struct Bounded {
+struct Bounded<'a> {
     inner: tokio::fs::File,
     left: u64,
+    /// Told of what is written.
+    written: &'a mut (dyn FnMut(u64) + Send),
 }
 
-impl AsyncWrite for Bounded {
+impl AsyncWrite for Bounded<'_> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
         if bytes.len() as u64 > self.left {
             return Poll::Ready(Err(std::io::ErrorKind::FileTooLarge.into()));
         }
         let written = std::task::ready!(Pin::new(&mut self.inner).poll_write(cx, bytes))?;
         self.left -= written as u64;
+        (self.written)(written as u64);
         Poll::Ready(Ok(written))
     }
 

@@ -120,12 +120,24 @@ struct Inner {
     state: Mutex<State>,
 }
 
-/// Room on the disk, until it is dropped: what was downloaded takes it by then.
-struct Promised<'a>(&'a AtomicU64, u64);
+/// Room on the disk for what a download has still to write.
+struct Promised<'a> {
+    all: &'a AtomicU64,
+    left: u64,
+}
+
+impl Promised<'_> {
+    /// So much is written: the disk itself says that it is taken.
+    fn kept(&mut self, bytes: u64) {
+        let bytes = bytes.min(self.left);
+        self.left -= bytes;
+        self.all.fetch_sub(bytes, Relaxed);
+    }
+}
 
 impl Drop for Promised<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(self.1, Relaxed);
+        self.all.fetch_sub(self.left, Relaxed);
     }
 }
 
@@ -502,12 +514,18 @@ impl Inner {
         blob: &layout::Descriptor,
         limit: u64,
     ) -> Result<tempfile::NamedTempFile, PullError> {
-        let (free, _promised) = self.promise(image, blob.size)?;
+        // Before anything gives way to it.
+        if blob.size > limit {
+            return Err(PullError::TooLarge { image: image.to_owned(), size: blob.size, limit });
+        }
+        let (free, mut promised) = self.promise(image, blob.size)?;
         let file = self.blobs.temporary().map_err(|error| PullError::io(image, error))?;
         let out = file.reopen().map_err(|error| PullError::io(image, error))?;
         let steps = u32::try_from(blob.size / DOWNLOAD_BYTES_MIN).unwrap_or(u32::MAX).saturating_add(1);
         let patience = DOWNLOAD_TIMEOUT.saturating_mul(steps).min(PULL_TIMEOUT);
-        let loaded = tokio::time::timeout(patience, remote.blob(blob, tokio::fs::File::from_std(out), limit.min(free)));
+        let mut written = |bytes: u64| promised.kept(bytes);
+        let out = tokio::fs::File::from_std(out);
+        let loaded = tokio::time::timeout(patience, remote.blob(blob, out, limit.min(free), &mut written));
         loaded.await.unwrap_or_else(|_| {
             let message =
                 format!("the download has stalled: {} bytes did not come within {} s", blob.size, patience.as_secs());
@@ -524,8 +542,10 @@ impl Inner {
 
     /// Room on the disk for so many bytes, where no image that nobody runs keeps them; with it what is free now.
     fn promise(&self, image: &str, bytes: u64) -> Result<(u64, Promised<'_>), PullError> {
-        if bytes > self.free() {
-            self.blobs.free(bytes - self.free().min(bytes), &HashSet::new());
+        let missing = bytes.saturating_sub(self.free());
+        // Nothing goes for what would not fit even then.
+        if missing > 0 && missing <= self.blobs.total_bytes() {
+            self.blobs.free(missing, &HashSet::new());
         }
         let free = self.free();
         if bytes > free {
@@ -533,7 +553,7 @@ impl Inner {
             return Err(PullError::io(image, io::Error::new(io::ErrorKind::StorageFull, message)));
         }
         self.promised.fetch_add(bytes, Relaxed);
-        Ok((free, Promised(&self.promised, bytes)))
+        Ok((free, Promised { all: &self.promised, left: bytes }))
     }
 
     /// Takes the component out of a layer's archive and hashes it, on a thread that may block.
@@ -544,7 +564,8 @@ impl Inner {
         wanted: String,
     ) -> Result<Option<(String, tempfile::NamedTempFile)>, PullError> {
         let mut out = self.blobs.temporary().map_err(|error| PullError::io(image, error))?;
-        let limit = self.blobs.max_bytes().min(self.free());
+        let (max, free) = (self.blobs.max_bytes(), self.free());
+        let limit = max.min(free);
         let unpacked = tokio::task::spawn_blocking(move || -> io::Result<_> {
             if !unpack::extract(archive.path(), &wanted, &mut out, limit, unpack::UNPACKED_BYTES_MAX)? {
                 return Ok(None);
@@ -554,9 +575,16 @@ impl Inner {
             Ok(Some((format!("sha256:{:x}", hasher.finalize()), out)))
         });
         let unpacked = unpacked.await.unwrap_or_else(|error| Err(io::Error::other(error.to_string())));
-        unpacked.map_err(|error| PullError::NotWasm {
-            image: image.to_owned(),
-            message: format!("its layer cannot be unpacked: {error}"),
+        unpacked.map_err(|error| match error.kind() {
+            io::ErrorKind::StorageFull => PullError::io(image, error),
+            io::ErrorKind::FileTooLarge if free < max => {
+                let message = format!("its layer does not fit: the disk has {free} bytes above its floor");
+                PullError::io(image, io::Error::new(io::ErrorKind::StorageFull, message))
+            }
+            _ => {
+                let message = format!("its layer cannot be unpacked: {error}");
+                PullError::NotWasm { image: image.to_owned(), message }
+            }
         })
     }
 

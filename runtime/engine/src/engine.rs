@@ -207,11 +207,17 @@ impl Engine {
     async fn map(&self, digest: &str, wasm: &Path, path: &Path) -> Result<Component, Error> {
         let (inner, digest, wasm, path) = (self.0.clone(), digest.to_owned(), wasm.to_owned(), path.to_owned());
         let mapped = tokio::task::spawn_blocking(move || {
-            let component = settings::load(&inner.wasm, &path).map_err(|error| Error::Start(line(&error)))?;
+            let component = settings::load(&inner.wasm, &path).map_err(|error| {
+                // The machine's (no descriptor, no mapping left), not the component's: it may be better the next moment.
+                match error.is::<std::io::Error>() || error.is::<rustix::io::Errno>() {
+                    true => Error::Read { path: path.clone(), source: std::io::Error::other(line(&error)) },
+                    false => Error::Start(line(&error)),
+                }
+            })?;
             Cache::touch(&path);
             Component::link(&digest, &component, &inner.linker, Cache::facts(&path, &wasm))
         });
-        mapped.await.map_err(|panic| Error::Start(panic.to_string()))?
+        mapped.await.map_err(|panic| Error::Engine(panic.to_string()))?
     }
 }
 

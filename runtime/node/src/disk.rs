@@ -82,14 +82,12 @@ impl Disk {
     /// Looks at the free space; returns what is above the floor. A disk that does not answer is not low.
     fn look(&self) -> u64 {
         let above = machine::storage(&self.dir).map_or(u64::MAX, |(_, free)| free.saturating_sub(self.min_free_bytes));
-        let is_low = above == 0 || self.lacks().is_some_and(|lack| lack.files > 0);
+        let is_low = self.lacks().is_some();
         self.is_low.store(is_low, Ordering::Relaxed);
         self.changed.send_if_modified(|old| std::mem::replace(old, is_low) != is_low);
         above
     }
-}
 
-impl Disk {
     /// What is missing to the floor; `None` when nothing is.
     fn lacks(&self) -> Option<Lack> {
         let bytes = machine::storage(&self.dir)
@@ -123,7 +121,8 @@ impl Lack {
 
     /// Whether those who are going anyway are waited for.
     fn waits(&self, going: u64, waited: Duration) -> bool {
-        going >= self.bytes.max(self.files) && waited < GOING_MAX
+        let missing = if self.files > 0 { self.files } else { self.bytes };
+        going >= missing && waited < GOING_MAX
     }
 }
 
@@ -211,7 +210,8 @@ async fn relieve(pods: &Arc<Pods>, all: &[Arc<Slot>], is_synced: bool, since: &m
 
 /// Deletes images that no pod names; whether there were any.
 async fn free_images(pods: &Arc<Pods>, all: &[Arc<Slot>], lack: Lack) -> bool {
-    let (images, wanted) = (pods.clone(), lack.bytes.max(lack.files.min(1)));
+    // An image is one file: where files are missing, all go at once, and pods are next.
+    let (images, wanted) = (pods.clone(), if lack.files > 0 { u64::MAX } else { lack.bytes });
     let objects: Vec<Arc<Pod>> = all.iter().map(|slot| slot.pod()).collect();
     let freed = tokio::task::spawn_blocking(move || {
         let named = objects.iter().flat_map(|pod| specs(pod)).filter_map(|container| container.image.as_deref());
@@ -429,6 +429,8 @@ mod tests {
         let files = Lack { bytes: 0, files: 1000 };
         assert!(files.waits(1000, moment) && !files.waits(999, moment));
         assert!(files.is_helped_by(100) && !files.is_helped_by(99));
+        let both = Lack { bytes: 5 << 20, files: 1000 };
+        assert!(both.waits(1000, moment), "in files, while files are missing");
     }
 
     #[test]

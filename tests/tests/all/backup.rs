@@ -129,6 +129,10 @@ fn a_backup_under_load_becomes_a_cluster_that_goes_on() {
         found.retain(|name, _| expected.contains_key(name));
         assert_eq!(&found, expected, "{path}");
     }
+    // The old node's range is its own, gone or not.
+    let ranges = restored.kubectl("get nodes -o jsonpath={.items[*].spec.podCIDR}");
+    let ranges: Vec<&str> = ranges.split_whitespace().collect();
+    assert!(ranges.len() == 2 && ranges[0] != ranges[1], "{ranges:?}");
     let watched = restored.kubectl(&format!(
         "get --raw /api/v1/namespaces/default/configmaps?watch=true&timeoutSeconds=5&resourceVersion={revision}"
     ));

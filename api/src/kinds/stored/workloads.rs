@@ -4,9 +4,11 @@ use serde_json::{Value, json};
 
 use super::show::Show::{Age, Count, Flag, Images, Labels, Name, Names, Number, Of, Selector, Text};
 use super::{ALL, BLANK, Kind, Stored, condition, row};
+use crate::kinds::deployment::{count_or_percent, percent_of};
 use crate::kinds::value::{Read, child, default_to, default_when_zero, fields};
 use crate::kinds::{AGE, Cell, Column, FieldError, FieldErrors, NAME, column, pod, podtemplate, wide};
 use crate::meta::field::Path;
+use crate::meta::selector::validate_label_selector;
 use crate::meta::time;
 
 const NO_CONTROLLER: &str = "no controller acts on it yet";
@@ -238,6 +240,18 @@ fn budget(object: &Value, errors: &mut FieldErrors) {
         let detail = "minAvailable and maxUnavailable cannot be both set";
         errors.push(FieldError::invalid("spec", spec, detail));
     }
+    for (at, value) in [("spec.minAvailable", &spec["minAvailable"]), ("spec.maxUnavailable", &spec["maxUnavailable"])]
+    {
+        if !value.is_set() {
+            continue;
+        }
+        let path = Path::new(at);
+        count_or_percent(&path, value, errors);
+        if percent_of(value).is_some_and(|percent| percent > 100) {
+            errors.push(FieldError::invalid(path, value, "must not be greater than 100%"));
+        }
+    }
+    validate_label_selector(&spec["selector"], &Path::new("spec.selector"), errors);
 }
 
 fn priority_class(object: &mut Value) {

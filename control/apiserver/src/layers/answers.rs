@@ -1,7 +1,7 @@
 //! Answers while clients read them. Who asks for much and does not read holds memory: it is bounded in bytes and in time.
 //!
 //! At a bound the answer that has not gone on for longest, of the caller who has most, is given up; who reads is never cut
-//! off for others: when nobody stands still the newcomer is told to come again.
+//! off for others: when nobody stands still the newcomer is told to come again, unless it is told what was done.
 
 use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;

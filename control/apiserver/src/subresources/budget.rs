@@ -49,6 +49,10 @@ pub(super) async fn ask(cluster: &Cluster, pod: &Value, dry_run: bool) -> Result
             return Err(Status::failure(500, "", message));
         }
     };
+    // It disrupts nothing while it waits; it may have begun to serve by the time it is marked.
+    if pod["status"]["phase"] == "Pending" {
+        return Ok(Grant::Unready);
+    }
     if !is_ready(pod) && lets_unready_go(budget) {
         return Ok(Grant::Unready);
     }
@@ -60,9 +64,9 @@ pub(super) async fn ask(cluster: &Cluster, pod: &Value, dry_run: bool) -> Result
     change(&write, step).await.map(|_| Grant::Free)
 }
 
-/// Whether it disrupts nothing when the pod goes: it does not run, or goes anyway.
+/// Whether it disrupts nothing when the pod goes: it has ended, or goes anyway.
 fn is_nobodys_loss(pod: &Value) -> bool {
-    matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed" | "Pending"))
+    matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"))
         || pod["metadata"]["deletionTimestamp"].is_string()
 }
 

@@ -114,7 +114,7 @@ pub(crate) async fn change(
                 Err(Refused::Final(status)) => return Err(status),
                 Err(Refused::Guard(failed)) if !race.goes_on(&failed) => {
                     let row = resource.row;
-                    return Err(Status::server_timeout(row.group, row.resource, write.call.method.as_str(), 1));
+                    return Err(Status::server_timeout(row.group, row.resource, authz::verb(write.call), 1));
                 }
                 Err(Refused::Guard(_)) => tokio::task::yield_now().await,
             },
@@ -161,9 +161,12 @@ async fn attempt(
     if ownership::is_unchanged(&object, &old) {
         return Ok(Written::Record(record.clone()));
     }
+    let gone = is_finished(resource, &object, &old);
+    if !gone && !write.options.dry_run && leases::is_renewed(resource, &object, &old) {
+        return write.cluster.store.renew(record, write.encode(&object)?).await.map(Written::Record);
+    }
     let key = Store::key(resource, &record.key.name);
     let guard = Guard::Revision(record.revision);
-    let gone = is_finished(resource, &object, &old);
     let mut ops = if gone {
         let mut ops = vec![Op::Delete { key, guard }];
         ops.extend(admission::release(write.cluster, resource, &old));
@@ -174,9 +177,6 @@ async fn attempt(
     };
     if write.options.dry_run {
         return Ok(Written::Value(object));
-    }
-    if !gone && leases::is_renewed(resource, &object, &old) {
-        return write.cluster.store.renew(record, write.encode(&object)?).await.map(Written::Record);
     }
     if !gone {
         ops.extend(allocated);

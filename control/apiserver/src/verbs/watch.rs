@@ -136,8 +136,8 @@ async fn begin(
         options: options.clone(),
         prefix: namespace.as_ref().map(|namespace| format!("{namespace}/")),
         backlog,
-        // The end of the initial events is told when they were asked for by name.
         renewals: store.renewals(resource, namespace.as_deref()),
+        // The end of the initial events is told when they were asked for by name.
         marks_end: initial && options.initial_events == Some(true) && options.bookmarks,
         source,
         seen: after,

@@ -28,6 +28,7 @@ use crate::workload::{self, Settle};
 use crate::{Error, now_in_seconds, replica_set, selector};
 
 use model::{REVISION, Set};
+pub(crate) use model::{Round, scaled};
 use plan::{New, Observed};
 
 const COMPONENT: &str = "deployment-controller";

@@ -82,12 +82,12 @@ impl Wanted {
     }
 }
 
-enum Round {
+pub(crate) enum Round {
     Up,
     Down,
 }
 
-fn scaled(value: Option<&IntOrString>, of: i32, round: Round) -> i32 {
+pub(crate) fn scaled(value: Option<&IntOrString>, of: i32, round: Round) -> i32 {
     match value {
         None => 0,
         Some(IntOrString::Int(count)) => (*count).max(0),

@@ -60,7 +60,10 @@ impl Controller {
                 let pod = change.object();
                 let before = change.before();
                 let same = |before: &Arc<Pod>| {
-                    before.ready == pod.ready && before.deleting == pod.deleting && before.labels == pod.labels
+                    before.ready == pod.ready
+                        && before.deleting == pod.deleting
+                        && before.labels == pod.labels
+                        && before.owners == pod.owners
                 };
                 if before.is_some_and(same) {
                     return;

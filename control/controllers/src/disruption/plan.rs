@@ -8,6 +8,7 @@ use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetStatu
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use crate::deployment::{Round, scaled};
 use crate::informer::Pod;
 
 /// How long a pod whose eviction was granted is believed to be about to go (the reference's `DeletionTimeout`).
@@ -59,18 +60,11 @@ pub(super) fn failed(budget: &PodDisruptionBudget, message: &str, now: Timestamp
 fn numbers(budget: &PodDisruptionBudget, pods: usize, wanted: i32) -> (i32, i32) {
     let Some(spec) = &budget.spec else { return (0, 0) };
     match (&spec.max_unavailable, &spec.min_available) {
-        (Some(IntOrString::Int(most)), _) => (wanted, wanted.saturating_sub(*most).max(0)),
-        (Some(IntOrString::String(share)), _) => (wanted, (wanted - part(share, wanted)).max(0)),
-        (None, Some(IntOrString::Int(least))) => (count(pods), *least),
-        (None, Some(IntOrString::String(share))) => (wanted, part(share, wanted)),
+        (Some(most), _) => (wanted, wanted.saturating_sub(scaled(Some(most), wanted, Round::Up)).max(0)),
+        (None, Some(IntOrString::Int(least))) => (count(pods), (*least).max(0)),
+        (None, Some(share)) => (wanted, scaled(Some(share), wanted, Round::Up)),
         (None, None) => (0, 0),
     }
-}
-
-/// So many per cent of all; the API takes nothing else.
-fn part(share: &str, all: i32) -> i32 {
-    let percent: i64 = share.strip_suffix('%').and_then(|number| number.parse().ok()).unwrap_or(0);
-    i32::try_from((i64::from(all) * percent + 99).div_euclid(100)).unwrap_or(i32::MAX)
 }
 
 fn count(pods: usize) -> i32 {

@@ -50,6 +50,8 @@ impl Controller {
             let object = change.object();
             match change {
                 Change::Deleted(_) => this.gone(object.uid(), &object.key()),
+                // Renewed without another version (a node's lease): what the graph knows of it is as it was.
+                Change::Updated(before, _) if before.version() == object.version() => {}
                 _ => this.seen(
                     &kind,
                     object.uid(),

@@ -24,7 +24,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio::time::Instant;
@@ -80,7 +80,8 @@ impl Controller {
         let signs = Arc::new(Mutex::new(Signs::new(grace)));
         let zones: Arc<Mutex<Zones>> = Arc::default();
         nodes.on_change({
-            let (queue, signs, zones, nodes) = (queue.clone(), signs.clone(), zones.clone(), nodes.store());
+            let (queue, signs, zones, nodes, leases) =
+                (queue.clone(), signs.clone(), zones.clone(), nodes.store(), leases.store());
             move |change| {
                 let node = change.object();
                 let key = node.key();
@@ -105,7 +106,17 @@ impl Controller {
                     signs.lock().forget(&key.name);
                     return;
                 }
-                signs.lock().node(&key.name, heartbeat(node), Instant::now());
+                let now = Instant::now();
+                let mut signs = signs.lock();
+                signs.node(&key.name, heartbeat(node), now);
+                // Its lease may have come first, when nobody knew the node. Read under the lock: an older one never follows a newer.
+                if matches!(change, Change::Added(_))
+                    && let Some(lease) = leases.get(&Key::new(LEASES, &key.name))
+                {
+                    let (renewed, promise) = said(&lease);
+                    signs.lease(&key.name, renewed, promise, now);
+                }
+                drop(signs);
                 queue.add(&key);
             }
         });
@@ -117,10 +128,8 @@ impl Controller {
                     return;
                 }
                 let key = Key::new("", lease.metadata.name.as_deref().unwrap_or_default());
-                let spec = lease.spec.as_ref();
-                let promise = spec.and_then(|spec| u64::try_from(spec.lease_duration_seconds?).ok());
-                let renewed = spec.and_then(|spec| spec.renew_time.clone());
-                let due = signs.lock().lease(&key.name, renewed, promise.map(Duration::from_secs), Instant::now());
+                let (renewed, promise) = said(lease);
+                let due = signs.lock().lease(&key.name, renewed, promise, Instant::now());
                 if let Some(due) = due {
                     // A deadline that is set already asks for the last sign when it comes.
                     queue.add_after(&key, due);
@@ -287,4 +296,11 @@ impl Controller {
 fn heartbeat(node: &Node) -> Option<Time> {
     let conditions = node.status.as_ref()?.conditions.as_ref()?;
     conditions.iter().find(|condition| condition.type_ == "Ready")?.last_heartbeat_time.clone()
+}
+
+/// When the lease was renewed, and for how long its node promises to be heard of.
+fn said(lease: &Lease) -> (Option<MicroTime>, Option<Duration>) {
+    let spec = lease.spec.as_ref();
+    let promise = spec.and_then(|spec| u64::try_from(spec.lease_duration_seconds?).ok());
+    (spec.and_then(|spec| spec.renew_time.clone()), promise.map(Duration::from_secs))
 }

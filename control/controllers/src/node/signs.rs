@@ -89,8 +89,8 @@ impl Signs {
         self.nodes.values_mut().for_each(|sign| sign.at = now);
     }
 
-    /// What it means that `name` was not heard since its last sign, or since we were last awake for sure. A node that is
-    /// `new` has `startup` at least.
+    /// What it means that `name` was not heard since its last sign, or since we were last awake for sure. It has
+    /// `startup` at least.
     pub(crate) fn silence(
         &self,
         name: &str,
@@ -106,7 +106,8 @@ impl Signs {
             return Silence::Fine(own - silent);
         }
         let whole = self.grace.max(own);
-        if silent >= whole || self.has_witness(name, own, now) {
+        // Half of it: who was heard just after `name` and not since has fallen silent with it.
+        if silent >= whole || self.has_witness(name, own / 2, now) {
             return Silence::Unknown;
         }
         Silence::Fine(LOOK_AGAIN.min(whole - silent))
@@ -176,8 +177,9 @@ mod tests {
     fn where_nobody_is_heard_it_is_rather_us() {
         let mut world = World::new(&["a", "b"]);
         world.renew("a", 1, 4);
-        world.renew("b", 1, 4);
-        for (second, expected) in [(6, false), (40, false), (51, true)] {
+        // Just after the other, and not since: no witness.
+        world.renew("b", 2, 4);
+        for (second, expected) in [(5, false), (6, false), (40, false), (51, true)] {
             assert_eq!(world.unknown("a", second), expected, "{second}");
         }
         world.renew("b", 40, 4);
@@ -203,7 +205,7 @@ mod tests {
         let mut world = World::new(&["a", "b"]);
         world.renew("a", 1, 4);
         world.renew("b", 1, 4);
-        world.renew("b", 30, 4);
+        world.renew("b", 31, 4);
         let awake = Some(world.at(28));
         let silence = |startup: Option<u64>, second| {
             world.signs.silence("a", awake, startup.map(Duration::from_secs), world.at(second))

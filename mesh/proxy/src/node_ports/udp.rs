@@ -163,15 +163,16 @@ pub(super) async fn relay(inbound: Inbound, socket: UdpSocket) {
 
 /// A socket that speaks to one of the endpoints, and to no other.
 async fn connect(inbound: &Inbound) -> Option<Flow> {
-    let over = inbound.stop.child_token();
-    let place = inbound.places.try_enter(inbound.key, &over)?;
     let route = inbound.route().ok()?;
     let (mut picked, endpoint) = inbound.proxy.pick(&route, &mut Tried::default())?;
     let to = endpoint.socket().filter(|to| inbound.proxy.local.is_reached(*to, Protocol::Udp))?;
-    let upstream = UdpSocket::bind((inbound.proxy.local.source(to.ip()), 0)).await.ok()?;
-    upstream.connect(to).await.ok().filter(|()| spare::is_spare(&upstream))?;
     // Whether anybody is there shows later, if at all.
     picked.answered();
+    // Only now: others may give way for it.
+    let over = inbound.stop.child_token();
+    let place = inbound.places.try_enter(inbound.key, &over)?;
+    let upstream = UdpSocket::bind((inbound.proxy.local.source(to.ip()), 0)).await.ok()?;
+    upstream.connect(to).await.ok().filter(|()| spare::is_spare(&upstream))?;
     let known = inbound.proxy.upstreams.add(to.ip(), upstream.local_addr().ok()?.port());
     let begun = Instant::now();
     Some(Flow { upstream, begun, over, is_early: false, _upstream: known, place, _picked: picked })

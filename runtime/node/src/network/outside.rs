@@ -244,15 +244,20 @@ async fn tls(more: Vec<CertificateDer<'static>>) -> Result<rustls::ClientConfig,
     Ok(tls.with_root_certificates(roots).with_no_client_auth())
 }
 
-/// Asks the machine's resolver. A turn is over when its thread is, however long anybody waits for it.
-async fn resolve(resolving: &Arc<Semaphore>, host: &str, port: u16) -> Option<Vec<SocketAddr>> {
-    let turn = resolving.clone().acquire_owned().await.ok()?;
-    let host = host.to_owned();
-    let looked_up = tokio::task::spawn_blocking(move || {
+/// Does what may block. A turn is over when its thread is, however long anybody waits for it.
+async fn in_turn<T: Send + 'static>(turns: &Arc<Semaphore>, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let turn = turns.clone().acquire_owned().await.ok()?;
+    let done = tokio::task::spawn_blocking(move || {
         let _turn = turn;
-        (host.as_str(), port).to_socket_addrs().map(Iterator::collect)
+        work()
     });
-    looked_up.await.ok()?.ok()
+    done.await.ok()
+}
+
+/// Asks the machine's resolver.
+async fn resolve(resolving: &Arc<Semaphore>, host: &str, port: u16) -> Option<Vec<SocketAddr>> {
+    let host = host.to_owned();
+    in_turn(resolving, move || (host.as_str(), port).to_socket_addrs().map(Iterator::collect)).await?.ok()
 }
 
 /// Resolves, asks the gate, connects.
@@ -401,10 +406,12 @@ mod tests {
         let found = resolve(&resolving, "localhost", 80).await.unwrap();
         assert!(!found.is_empty() && found.iter().all(|address| address.ip().is_loopback()));
         assert_eq!(resolving.available_permits(), 1);
-        // All turns are taken: whoever waits does so within its own time.
-        let turn = resolving.clone().acquire_owned().await.unwrap();
-        let waiting = resolve(&resolving, "localhost", 80);
-        assert!(futures::FutureExt::now_or_never(waiting).is_none());
-        drop(turn);
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let mut under_way = Box::pin(in_turn(&resolving, move || ended.recv()));
+        assert!(futures::FutureExt::now_or_never(under_way.as_mut()).is_none());
+        drop(under_way);
+        assert_eq!(resolving.available_permits(), 0, "nobody waits for it, and its thread is not done");
+        drop(end);
+        let _turn = resolving.acquire().await.unwrap();
     }
 }

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use axum::body::Body;
 use axum::response::Response;
@@ -12,6 +12,7 @@ use coracle_keyspace::Record;
 use futures::stream;
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use super::Page;
 use crate::answer::metadata;
@@ -25,6 +26,10 @@ use crate::store::{self, Seen, object};
 
 /// References to a record and to its encoding.
 const RECORD_BYTES: usize = 40;
+
+/// Pieces that are made aside at a time: half of the processors, as for other heavy work (`layers/lanes.rs`).
+static ASIDE: LazyLock<Semaphore> =
+    LazyLock::new(|| Semaphore::new(std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2))));
 
 /// The answer for a page.
 pub(crate) fn encode(form: Form, resource: &Arc<Resource>, page: Page, include: Include) -> Response {
@@ -109,7 +114,13 @@ fn aside(list: impl List, records: Vec<Arc<Record>>) -> Body {
     let pieces = Pieces::new(list, records);
     let next = |pieces: Option<Pieces<_>>| async move {
         let mut pieces = pieces?;
-        let made = tokio::task::spawn_blocking(move || pieces.next().map(|piece| (piece, pieces))).await;
+        let turn = ASIDE.acquire().await.expect("nobody closes it");
+        let work = move || {
+            // Held until it is made, also when the client has gone.
+            let _turn = turn;
+            pieces.next().map(|piece| (piece, pieces))
+        };
+        let made = tokio::task::spawn_blocking(work).await;
         match made {
             Ok(made) => made.map(|(piece, pieces)| (Ok(piece), Some(pieces))),
             // The answer ends here, as one that was cut off.
