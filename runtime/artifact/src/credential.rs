@@ -3,9 +3,19 @@
 use std::collections::BTreeMap;
 
 use base64::Engine as _;
-use oci_client::Reference;
-use oci_client::secrets::RegistryAuth;
+use oci_spec::distribution::Reference;
 use serde::Deserialize;
+
+/// How one shows oneself to a registry.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Auth {
+    /// Not at all.
+    Anonymous,
+    /// User name and password, which the registry may want to be turned into a token.
+    Basic(String, String),
+    /// A token that is shown as it is.
+    Bearer(String),
+}
 
 /// User name and password for one registry or a part of it.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -91,15 +101,15 @@ impl Credential {
     }
 
     /// The credentials to try for an image, the most specific first, at last none.
-    pub(crate) fn for_image(all: &[Self], image: &Reference) -> Vec<RegistryAuth> {
+    pub(crate) fn for_image(all: &[Self], image: &Reference) -> Vec<Auth> {
         let mut matching: Vec<&Self> = all.iter().filter(|credential| credential.matches(image)).collect();
         matching.sort_by_key(|credential| std::cmp::Reverse(credential.registry.len()));
-        let mut auths: Vec<RegistryAuth> = matching
+        let mut auths: Vec<Auth> = matching
             .into_iter()
-            .map(|credential| RegistryAuth::Basic(credential.username.clone(), credential.password.clone()))
+            .map(|credential| Auth::Basic(credential.username.clone(), credential.password.clone()))
             .collect();
         if auths.is_empty() {
-            auths.push(RegistryAuth::Anonymous);
+            auths.push(Auth::Anonymous);
         }
         auths
     }
@@ -137,7 +147,7 @@ mod tests {
             let chosen: Vec<String> = Credential::for_image(&all, &image.parse().unwrap())
                 .into_iter()
                 .filter_map(|auth| match auth {
-                    RegistryAuth::Basic(user, _) => Some(user),
+                    Auth::Basic(user, _) => Some(user),
                     _ => None,
                 })
                 .collect();

@@ -11,7 +11,7 @@
 //! | [`layout`] | which layer of a manifest is the component (CNCF, oras, Spin, wasmCloud, runwasi, docker) |
 //! | [`credential`] | pull secrets, and which of them belong to a registry |
 //! | [`blobs`] | the content-addressed store and its eviction |
-//! | [`registry`] | one registry spoken to with `oci-client` |
+//! | [`registry`] | registries, spoken to within bounds |
 //! | [`store`] | the door: [`Store::pull`] |
 
 pub mod blobs;

@@ -1,6 +1,6 @@
 //! Image names as Kubernetes users write them: `[registry/]repository[:tag][@digest]`.
 
-use oci_client::Reference;
+use oci_spec::distribution::{ParseError, Reference};
 
 use crate::PullError;
 
@@ -22,8 +22,8 @@ impl ImageName {
         if name.trim() != name || name.is_empty() {
             return Err(invalid("invalid reference format"));
         }
-        let reference: Reference = name.parse().map_err(|error: oci_client::ParseError| invalid(&error.to_string()))?;
-        // oci-client fills in docker.io and "library/"; whether the user wrote a host is seen in the text.
+        let reference: Reference = name.parse().map_err(|error: ParseError| invalid(&error.to_string()))?;
+        // oci-spec fills in docker.io and "library/"; whether the user wrote a host is seen in the text.
         let head = name.split('/').next().filter(|_| name.contains('/'));
         let registry =
             head.filter(|host| host.contains('.') || host.contains(':') || *host == "localhost").map(str::to_owned);

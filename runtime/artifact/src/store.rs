@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
-use oci_client::secrets::RegistryAuth;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 
 use crate::blobs::{Blob, Blobs, InsertError};
+use crate::credential::Auth;
 use crate::layout::{self, Plan};
 use crate::name::ImageName;
 use crate::registry::{Registries, Remote, Transport};
@@ -187,7 +187,7 @@ enum Access {
 }
 
 impl Access {
-    fn of(auth: &RegistryAuth, registry: &str) -> Self {
+    fn of(auth: &Auth, registry: &str) -> Self {
         match grant(auth, registry) {
             Some(grant) => Self::Granted(vec![grant]),
             None => Self::Anyone,
@@ -208,8 +208,8 @@ impl Access {
 }
 
 /// A credential that a registry has accepted, without saying it. `None` for one that is none.
-fn grant(auth: &RegistryAuth, registry: &str) -> Option<String> {
-    let RegistryAuth::Basic(user, password) = auth else { return None };
+fn grant(auth: &Auth, registry: &str) -> Option<String> {
+    let Auth::Basic(user, password) = auth else { return None };
     Some(format!("{:x}", Sha256::digest(format!("{registry}\0{user}\0{password}"))))
 }
 
@@ -421,7 +421,7 @@ impl Inner {
         let embedded = self.config.embedded.as_deref().and_then(|address| name.embedded(address));
         let is_embedded_only = embedded.as_ref().is_some_and(|e| e.registry() == name.remote().registry());
         if let Some(reference) = embedded {
-            let auth = RegistryAuth::Bearer(EMBEDDED_TOKEN.to_owned());
+            let auth = Auth::Bearer(EMBEDDED_TOKEN.to_owned());
             let remote = self.registries.remote(reference, auth, &image)?;
             match remote.resolve().await {
                 Ok(digest) => return Ok((remote, pinned(digest))),

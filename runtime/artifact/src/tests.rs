@@ -107,6 +107,112 @@ async fn answer(
     ([("docker-content-digest", digest)], body).into_response()
 }
 
+/// A registry that wants a token of its own service for everything.
+struct Guarded {
+    /// What the service answers.
+    token: Box<dyn Fn(&str) -> axum::body::Body + Send + Sync>,
+    /// The address of the service, where it is another than the registry's.
+    realm: Option<&'static str>,
+    asked: AtomicUsize,
+    registry: Registry,
+}
+
+impl Guarded {
+    async fn serve(self: Arc<Self>) -> String {
+        async fn tokens(State(all): State<Arc<Guarded>>, request: axum::extract::Request) -> axum::body::Body {
+            all.asked.fetch_add(1, SeqCst);
+            (all.token)(request.uri().query().unwrap_or_default())
+        }
+        async fn content(State(all): State<Arc<Guarded>>, request: axum::extract::Request) -> Response {
+            if request.headers().get("authorization").is_none_or(|have| have != "Bearer t1") {
+                let host = request.headers()["host"].to_str().unwrap();
+                let realm = all.realm.map_or(format!("http://{host}/token"), str::to_owned);
+                let wanted = format!("Bearer realm=\"{realm}\",service=\"here\"");
+                return (StatusCode::UNAUTHORIZED, [("www-authenticate", wanted)]).into_response();
+            }
+            let path = request.uri().path().trim_start_matches("/v2/");
+            match all.registry.content.lock().unwrap().get(path).cloned() {
+                Some(bytes) => bytes.into_response(),
+                None => StatusCode::NOT_FOUND.into_response(),
+            }
+        }
+        let router = Router::new()
+            .route("/token", axum::routing::get(tokens))
+            .route("/v2/{*path}", axum::routing::any(content))
+            .with_state(self);
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        address.to_string()
+    }
+}
+
+/// Bytes without end; `pulled` counts them.
+fn endless(pulled: Arc<AtomicUsize>) -> axum::body::Body {
+    axum::body::Body::from_stream(futures::stream::repeat_with(move || {
+        pulled.fetch_add(64 << 10, SeqCst);
+        Ok::<_, std::io::Error>(bytes::Bytes::from_static(&[b' '; 64 << 10]))
+    }))
+}
+
+#[tokio::test]
+async fn a_token_is_asked_for_once_and_shown() {
+    let token = |query: &str| {
+        assert_eq!(query, "service=here&scope=repository%3Ateam%2Fapp%3Apull");
+        axum::body::Body::from(r#"{"access_token":"t1","expires_in":300}"#)
+    };
+    let guarded =
+        Guarded { token: Box::new(token), realm: None, asked: AtomicUsize::new(0), registry: Registry::default() };
+    guarded.registry.push("team/app", "1", "application/wasm", WASM);
+    let guarded = Arc::new(guarded);
+    let address = guarded.clone().serve().await;
+    let dir = tempfile::tempdir().unwrap();
+    let image = format!("{address}/team/app:1");
+    let pulled = store(&dir, "127.0.0.1:1").pull(&image, PullPolicy::Always, &[]).await.unwrap();
+    assert_eq!(std::fs::read(&pulled.path).unwrap(), WASM);
+    assert_eq!(guarded.asked.load(SeqCst), 1);
+}
+
+#[tokio::test]
+async fn what_a_token_service_says_is_bounded() {
+    let count = Arc::new(AtomicUsize::new(0));
+    let pulled = count.clone();
+    let guarded = Guarded {
+        token: Box::new(move |_| endless(pulled.clone())),
+        realm: None,
+        asked: AtomicUsize::new(0),
+        registry: Registry::default(),
+    };
+    let address = Arc::new(guarded).serve().await;
+    let dir = tempfile::tempdir().unwrap();
+    let image = format!("{address}/team/app:1");
+    let error = store(&dir, "127.0.0.1:1").pull(&image, PullPolicy::Always, &[]).await.unwrap_err();
+    assert!(error.to_string().contains("more than 65536 bytes"), "{error}");
+    assert!(count.load(SeqCst) < 64 << 20, "{} bytes were taken", count.load(SeqCst));
+}
+
+#[tokio::test]
+async fn manifests_and_refusals_are_bounded() {
+    async fn flood(State((status, pulled)): State<(StatusCode, Arc<AtomicUsize>)>) -> Response {
+        (status, endless(pulled)).into_response()
+    }
+    for status in [StatusCode::OK, StatusCode::INTERNAL_SERVER_ERROR] {
+        let count = Arc::new(AtomicUsize::new(0));
+        let router = Router::new()
+            .route("/v2/{*path}", axum::routing::get(flood).head(async || StatusCode::OK))
+            .with_state((status, count.clone()));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        let dir = tempfile::tempdir().unwrap();
+        let name = format!("{address}/team/app:1");
+        let error = store(&dir, "127.0.0.1:1").pull(&name, PullPolicy::Always, &[]).await.unwrap_err();
+        let wanted = if status == StatusCode::OK { "more than 4194304 bytes" } else { "500" };
+        assert!(error.to_string().contains(wanted), "{error}");
+        assert!(count.load(SeqCst) < 64 << 20, "{} bytes were taken", count.load(SeqCst));
+    }
+}
+
 fn store(dir: &tempfile::TempDir, embedded: &str) -> Store {
     let config = Config {
         dir: dir.path().to_owned(),
@@ -355,12 +461,13 @@ async fn follows_an_index_to_an_index_and_no_circle() {
 #[tokio::test]
 async fn takes_the_component_out_of_a_container_image() {
     let registry = Arc::new(Registry::default());
-    let config = registry.put_blob("docker", br#"{"config":{"Entrypoint":["/app.wasm"]}}"#);
-    let layer = registry.put_blob("docker", &crate::unpack::tar_of("app.wasm", WASM));
+    let (config, layer) = (&br#"{"config":{"Entrypoint":["/app.wasm"]}}"#[..], crate::unpack::tar_of("app.wasm", WASM));
+    let (config_size, layer_size) = (config.len(), layer.len());
+    let (config, layer) = (registry.put_blob("docker", config), registry.put_blob("docker", &layer));
     let manifest = json!({
         "schemaVersion": 2,
-        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": config, "size": 10},
-        "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": layer, "size": 2048}]
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": config, "size": config_size},
+        "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": layer, "size": layer_size}]
     });
     registry.put_manifest("docker", "latest", manifest.to_string().as_bytes());
     let address = registry.clone().serve().await;
