@@ -16,7 +16,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
@@ -291,20 +291,24 @@ impl Executor {
     pub(crate) fn start(threads: usize) -> std::io::Result<Executor> {
         let threads = threads.max(1);
         let workers = Arc::new((Mutex::new(0), Condvar::new()));
-        let started = workers.clone();
+        let rested = workers.clone();
+        let threads_started = AtomicUsize::new(0);
         let gateway = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(threads)
             .max_blocking_threads(BLOCKING_THREADS_MAX)
             .thread_name("gateway")
+            // The first threads are the workers': nothing else is asked for until each of them has come to rest as one.
             .on_thread_start(move || {
-                let (count, changed) = &*started;
-                let mut count = count.lock();
-                if *count < threads {
-                    *count += 1;
-                    IS_GATEWAY.set(true);
-                    changed.notify_one();
-                } else {
+                if threads_started.fetch_add(1, Ordering::Relaxed) >= threads {
                     stand_back();
+                }
+            })
+            // Only workers rest. A thread that has merely started may still be given another's work.
+            .on_thread_park(move || {
+                if !IS_GATEWAY.replace(true) {
+                    let (count, changed) = &*rested;
+                    *count.lock() += 1;
+                    changed.notify_one();
                 }
             })
             .enable_all()

@@ -11,6 +11,7 @@
 
 pub mod core;
 
+mod admission;
 mod commands;
 pub(crate) mod files;
 mod hooks;

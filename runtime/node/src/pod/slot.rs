@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::admission::{self, Amounts};
 use super::core::{Core, Index, Run};
 use super::files::Written;
 use super::probe::ProbeState;
@@ -30,6 +31,10 @@ pub struct Slot {
     state: Mutex<State>,
     /// Which volumes were written. Held while they are.
     pub(super) written: tokio::sync::Mutex<Written>,
+    /// What it asks for of the node.
+    pub(super) requested: Amounts,
+    /// Whether it was promised that.
+    pub(super) has_room: AtomicBool,
     /// Whether there is anything below the pod's directory.
     has_files: AtomicBool,
     /// Whether a container has a writable directory beside its volumes.
@@ -134,6 +139,8 @@ impl Slot {
                 wake: None,
             }),
             written: tokio::sync::Mutex::default(),
+            requested: admission::requested(pod),
+            has_room: AtomicBool::new(false),
             has_files: AtomicBool::new(had_life),
             has_own_files: AtomicBool::new(had_life),
         }

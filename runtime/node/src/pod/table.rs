@@ -1,6 +1,7 @@
 //! The pods of the node, and how inputs reach them.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use kube::api::ListParams;
 use parking_lot::RwLock;
 use tokio::sync::Notify;
 
+use super::admission::Room;
 use super::core::{Core, Input, ProbeKind};
 use super::report::Reports;
 use super::slot::{Slot, State};
@@ -38,6 +40,7 @@ pub struct Pods {
     pub(super) slots: RwLock<HashMap<Arc<str>, Arc<Slot>>>,
     pub(super) timers: Timers<(Arc<str>, Alarm)>,
     pub(super) reports: Reports,
+    room: Room,
     /// Rings when a pod has stopped or gone.
     settled: Notify,
 }
@@ -52,8 +55,10 @@ impl Pods {
                     pods.ring(&uid, alarm);
                 }
             });
+            let context = context(this.clone());
             Pods {
-                context: context(this.clone()),
+                room: Room::of(&context.machine),
+                context,
                 slots: RwLock::default(),
                 timers,
                 reports: Reports::default(),
@@ -80,10 +85,30 @@ impl Pods {
                 let core = Core::new(pod.clone(), self.context.config.node_ip, self.context.now());
                 let slot = Arc::new(Slot::new(uid.clone(), &pod, core));
                 self.slots.write().insert(uid, slot.clone());
+                self.admit(&slot);
                 slot
             }
         };
         self.input(&slot, Input::Observed(pod));
+    }
+
+    /// Promises a pod what it asks for, or refuses it. What ran here before goes on.
+    fn admit(self: &Arc<Self>, slot: &Arc<Slot>) {
+        let (is_over, had_life) = slot.with_core(|core| (core.is_over(), core.had_life()));
+        if is_over {
+            return;
+        }
+        let answer = match had_life {
+            true => {
+                self.room.take_up(&slot.requested);
+                Ok(())
+            }
+            false => self.room.take(&slot.requested),
+        };
+        match answer {
+            Ok(()) => slot.has_room.store(true, Ordering::Release),
+            Err(refusal) => self.input(slot, Input::Refused(refusal)),
+        }
     }
 
     /// The API object is gone.
@@ -208,7 +233,12 @@ impl Pods {
         self.set_wake(slot, &mut state);
         self.report(slot, &mut state);
         let (is_stopped, is_forgotten) = (state.core.is_stopped(), state.core.is_forgotten());
+        // From here on the API server's others count without it.
+        let is_over = is_forgotten || state.core.is_over();
         drop(state);
+        if is_over && slot.has_room.swap(false, Ordering::AcqRel) {
+            self.room.give_back(&slot.requested);
+        }
         if is_forgotten {
             self.slots.write().remove(&slot.uid);
         }

@@ -159,6 +159,29 @@ async fn a_pod_that_has_gone_uses_nothing_any_more() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_node_has_not_is_refused_and_comes_back_with_the_pod_that_had_it() {
+    let world = World::start().await;
+    let wants = |cpu: &str| json!({"image": "probe-command:1", "args": ["tick", "1000"], "resources": {"requests": {"cpu": cpu}}});
+    world.run("first", wants(&format!("{}m", world.pods().context.machine.cpu_millis)));
+    world.ready("first").await;
+    world.run("second", wants("1m"));
+    let refused = world.status("second", "Failed", |status| status["phase"] == "Failed").await;
+    assert_eq!(refused["reason"], "OutOfcpu");
+    let message = refused["message"].as_str().unwrap();
+    assert!(
+        message.starts_with("Pod was rejected: Node didn't have enough resource: cpu, requested: 1, "),
+        "{message}"
+    );
+    // It has taken nothing: one that asks for nothing runs.
+    world.run("third", command(&["tick", "1000"]));
+    world.ready("third").await;
+    world.api.delete("first", 0);
+    world.api.gone("first").await;
+    world.run("fourth", wants("1m"));
+    world.ready("fourth").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guest_reaches_pods_by_address_and_nothing_outside() {
     let world = World::start().await;
     let probe = json!({"tcpSocket": {"port": 7}});

@@ -28,6 +28,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::admission::{self, Refusal};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
@@ -46,6 +47,12 @@ pub struct Now {
 
 /// Reason of a pod that the node has ended because of what it used.
 pub(super) const EVICTED: &str = "Evicted";
+
+/// Reasons that a pod which failed as a whole goes on giving.
+pub(super) const REASONS: [&str; 6] = {
+    let [cpu, memory, storage, pods] = admission::REASONS;
+    ["DeadlineExceeded", EVICTED, cpu, memory, storage, pods]
+};
 
 /// Index of a container: init containers first, in the order of the spec, then the others.
 pub type Index = usize;
@@ -89,6 +96,8 @@ pub struct StartFailure {
 pub enum Input {
     /// The API object is new or changed.
     Observed(Arc<Pod>),
+    /// The node has not what the pod asks for.
+    Refused(Refusal),
     /// The API object is gone.
     Removed,
     /// Address and volumes are there, or not yet.
@@ -325,6 +334,16 @@ impl Core {
         matches!(self.ending, Some(Ending::NodeStopping))
     }
 
+    /// Whether it ran on this node in an earlier life of it.
+    pub fn had_life(&self) -> bool {
+        self.start_time.is_some()
+    }
+
+    /// Whether the pod's object is gone or in its last phase: it has no claim on the node any more.
+    pub fn is_over(&self) -> bool {
+        self.terminal.is_some() || matches!(self.ending, Some(Ending::Gone))
+    }
+
     /// Whether the shell may forget the pod.
     pub fn is_forgotten(&self) -> bool {
         self.forgotten
@@ -338,6 +357,10 @@ impl Core {
     fn take(&mut self, now: Now, input: Input, commands: &mut Vec<Command>) {
         match input {
             Input::Observed(pod) => self.observe(now, pod, commands),
+            Input::Refused(Refusal { reason, message }) => {
+                commands.push(Command::Event { container: None, warning: true, reason, message: message.clone() });
+                self.end(Ending::Failed { reason, message }, now, Duration::ZERO, commands);
+            }
             Input::Removed => self.end(Ending::Gone, now, Duration::ZERO, commands),
             Input::NodeStopping { grace } => self.end(Ending::NodeStopping, now, grace, commands),
             Input::SetUp(result) => self.set_up(now, result, commands),

@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod,
 
 use super::container::{Container, State, Terminated};
 use super::status::OWNED_CONDITIONS;
-use super::{Condition, Core, EVICTED, Now, SetupState, deadline_of};
+use super::{Condition, Core, Now, REASONS, SetupState, deadline_of};
 
 /// Exit code of a container whose end nobody saw.
 const LOST: i32 = 255;
@@ -26,13 +26,9 @@ pub(super) fn restore(pod: Arc<Pod>, host_address: IpAddr, now: Now) -> Core {
         Some("Failed") => Some("Failed"),
         _ => None,
     };
-    let reason = match (terminal, status.reason.as_deref()) {
-        (Some("Failed"), Some("DeadlineExceeded")) => {
-            Some(("DeadlineExceeded", status.message.clone().unwrap_or_default()))
-        }
-        (Some("Failed"), Some(EVICTED)) => Some((EVICTED, status.message.clone().unwrap_or_default())),
-        _ => None,
-    };
+    let failure = status.reason.as_deref().filter(|_| terminal == Some("Failed"));
+    let failure = failure.and_then(|given| REASONS.into_iter().find(|reason| *reason == given));
+    let failure = failure.map(|reason| (reason, status.message.clone().unwrap_or_default()));
     let host_network = pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false);
     Core {
         initialized: containers.iter().any(|c| !c.container_id.is_empty()) && is_initialized(&status),
@@ -43,7 +39,7 @@ pub(super) fn restore(pod: Arc<Pod>, host_address: IpAddr, now: Now) -> Core {
         host_address,
         start_time,
         terminal,
-        failure: reason,
+        failure,
         conditions: conditions(&status, now),
         says_scheduled: !status.conditions.iter().flatten().any(|condition| condition.type_ == "PodScheduled"),
         pod,

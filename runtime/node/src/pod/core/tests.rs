@@ -532,6 +532,23 @@ fn a_pod_that_takes_too_much_is_evicted_at_once() {
 }
 
 #[test]
+fn a_pod_that_is_refused_never_begins() {
+    let mut world = World::new(one("Always"));
+    let (reason, message) = (admission::REASONS[0], "Pod was rejected: no".to_owned());
+    let refused = world.step(Input::Refused(Refusal { reason, message: message.clone() }));
+    assert_eq!(refused, ["!OutOfcpu"]);
+    world.observe();
+    assert!(world.core.is_over());
+    let status = world.core.status(now(world.mono));
+    assert_eq!((&status["phase"], &status["reason"]), (&json!("Failed"), &json!("OutOfcpu")));
+    // A node that is started again shows the same.
+    world.object["status"] = status;
+    let mut restored = World::new(world.object.clone());
+    assert!(restored.observe().is_empty());
+    assert_eq!(restored.core.status(now(world.mono))["message"], message);
+}
+
+#[test]
 fn a_volume_that_is_not_there_is_told_by_an_event() {
     let mut world = World::new(one("Always"));
     world.observe();
