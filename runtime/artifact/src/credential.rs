@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use base64::Engine as _;
-use oci_spec::distribution::Reference;
+use oci_client::Reference;
 use serde::Deserialize;
 
 /// How one shows oneself to a registry.

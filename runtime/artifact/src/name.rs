@@ -1,6 +1,6 @@
 //! Image names as Kubernetes users write them: `[registry/]repository[:tag][@digest]`.
 
-use oci_spec::distribution::{ParseError, Reference};
+use oci_client::{ParseError, Reference};
 
 use crate::PullError;
 
@@ -23,7 +23,7 @@ impl ImageName {
             return Err(invalid("invalid reference format"));
         }
         let reference: Reference = name.parse().map_err(|error: ParseError| invalid(&error.to_string()))?;
-        // oci-spec fills in docker.io and "library/"; whether the user wrote a host is seen in the text.
+        // oci-client fills in docker.io and "library/"; whether the user wrote a host is seen in the text.
         let head = name.split('/').next().filter(|_| name.contains('/'));
         let registry =
             head.filter(|host| host.contains('.') || host.contains(':') || *host == "localhost").map(str::to_owned);

@@ -130,7 +130,8 @@ async fn a_renewal_is_known_to_whoever_leads_until_the_record_changes_or_another
         }
     }
     let again = first.transact(vec![put("c", "x", Guard::Absent)]).await.unwrap();
-    assert_eq!(again.revision.get(), revision.get() + 2, "no entry of the log");
+    // One for "b", one for "c", and perhaps one of a leader that was elected meanwhile: three renewals would be more.
+    assert!(again.revision.get() < revision.get() + 4, "{} to {}: no entry of the log", revision, again.revision);
     assert_eq!(first.get("things", "a").unwrap().bytes, done.records[0].bytes);
     // Of a record that has changed a renewal says nothing.
     let changed = group.members[1].transact(vec![put("a", "new", Guard::Revision(revision))]).await.unwrap();

@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use oci_spec::distribution::Reference;
+use oci_client::Reference;
 use reqwest::{Method, Response, StatusCode, Url, header};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
