@@ -51,7 +51,11 @@ impl Remote {
             match (tee.failed, verified) {
                 (Some(error), _) => Err(BackupError::Write(error)),
                 (None, Err(error)) => Err(BackupError::NotWhole(error)),
-                (None, Ok(contents)) => Ok((contents, tee.to)),
+                // What the writer keeps back may be what finds no room.
+                (None, Ok(contents)) => {
+                    tee.to.flush().map_err(BackupError::Write)?;
+                    Ok((contents, tee.to))
+                }
             }
         });
         while let Some(frame) = body.frame().await {

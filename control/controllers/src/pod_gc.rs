@@ -1,5 +1,5 @@
-//! Pods that nobody else cleans up (kubernetes-api §20.8): those of nodes that vanished, those that end without ever
-//! having had a node, and finished ones beyond what is worth keeping.
+//! Pods that nobody else cleans up (kubernetes-api §20.8): those of nodes that vanished, those that end on a node which somebody
+//! has said is out of service, those that end without ever having had a node, and finished ones beyond what is worth keeping.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use serde_json::json;
 use crate::client::{self, Client, DeleteOptions, Meta, NODES, PODS};
 use crate::informer::{Change, Index, Informer, Key, Pod, Store};
 use crate::node::delete_disrupted;
+use crate::node::plan::readiness;
 use crate::queue::{Next, Queue, Reconciler};
 use crate::{Error, now_in_seconds};
 
@@ -22,15 +23,26 @@ const IN_FLIGHT: usize = 32;
 /// Finished pods that are kept (the reference's default).
 const FINISHED_MAX: usize = 12_500;
 
+/// The key of the taint that says so.
+const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
+
 /// What there is to look at.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum Task {
-    /// Pods of a node that is not there.
+    /// Pods of a node that is not there, or out of service.
     Node(Arc<str>),
     /// A pod that ends and has no node.
     Pod(Key),
     /// Whether too many have finished.
     Finished,
+}
+
+/// Whether somebody has said of a node that fails that it is off, so that nothing of it runs any more
+/// (kubernetes.io, "Non-graceful node shutdown").
+fn is_out_of_service(node: &Node) -> bool {
+    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    let is_said = taints.into_iter().any(|taint| taint.key == OUT_OF_SERVICE);
+    is_said && readiness(node) != Some("True")
 }
 
 /// Cleans up pods.
@@ -47,9 +59,12 @@ impl Controller {
         nodes.on_change({
             let queue = queue.clone();
             move |change| {
-                if let Change::Deleted(node) = change {
-                    let name = node.metadata.name.as_deref().unwrap_or_default();
-                    queue.add_after(&Task::Node(name.into()), QUARANTINE);
+                let node = change.object();
+                let task = Task::Node(node.metadata.name.as_deref().unwrap_or_default().into());
+                match change {
+                    Change::Deleted(_) => queue.add_after(&task, QUARANTINE),
+                    _ if is_out_of_service(node) => queue.add(&task),
+                    _ => {}
                 }
             }
         });
@@ -63,12 +78,13 @@ impl Controller {
                 if pod.is_terminal() && change.before().is_none_or(|before| !before.is_terminal()) {
                     queue.add(&Task::Finished);
                 }
+                let on = pod.node.as_ref().and_then(|node| nodes.get(&Key::new("", node)));
                 match &pod.node {
                     None if pod.deleting.is_some() => queue.add(&Task::Pod(pod.key.clone())),
-                    Some(node)
-                        if change.before().is_none_or(|before| before.node != pod.node)
-                            && nodes.get(&Key::new("", node)).is_none() =>
-                    {
+                    Some(node) if pod.deleting.is_some() && on.as_deref().is_some_and(is_out_of_service) => {
+                        queue.add(&Task::Node(node.clone()));
+                    }
+                    Some(node) if on.is_none() && change.before().is_none_or(|before| before.node != pod.node) => {
                         queue.add_after(&Task::Node(node.clone()), QUARANTINE);
                     }
                     _ => {}
@@ -118,8 +134,11 @@ impl Reconciler for Controller {
 impl Controller {
     async fn orphans(&self, node: &str) -> Result<(), Error> {
         let key = Key::new("", node);
-        if self.nodes.get(&key).is_some() {
-            return Ok(());
+        if let Some(node) = self.nodes.get(&key) {
+            let mut ending = self.pods.by(Index::Node, &key.name);
+            ending.retain(|pod| pod.deleting.is_some() && is_out_of_service(&node));
+            let ending = futures::stream::iter(ending).map(|pod| self.lost(pod));
+            return ending.buffer_unordered(IN_FLIGHT).try_collect().await;
         }
         match self.client.fetch::<Meta>(NODES, &key).await {
             Ok(_) => return Ok(()),
@@ -141,6 +160,14 @@ impl Controller {
         });
         let status = json!({"phase": "Failed", "conditions": [condition]});
         delete_disrupted(&self.client, &pod, status, Some(0)).await
+    }
+
+    /// The pod ends on a node that will not say that it has.
+    async fn lost(&self, pod: Arc<Pod>) -> Result<(), Error> {
+        if pod.is_terminal() {
+            return self.delete(&pod).await;
+        }
+        delete_disrupted(&self.client, &pod, json!({"phase": "Failed"}), Some(0)).await
     }
 
     async fn delete(&self, pod: &Pod) -> Result<(), Error> {

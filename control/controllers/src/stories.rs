@@ -601,6 +601,59 @@ async fn pod_gc_removes_what_ends_without_a_node() {
 }
 
 #[tokio::test]
+async fn pod_gc_ends_what_a_node_out_of_service_will_not_confirm() {
+    let api = Scripted::new();
+    api.put("/api/v1/nodes/one", node("False"));
+    api.put("/api/v1/nodes/two", node("True"));
+    for (name, on) in [("ends", "one"), ("stays", "one"), ("other", "two")] {
+        api.put(&format!("/api/v1/namespaces/n/pods/{name}"), ready_pod("a", on, "10.0.0.1"));
+    }
+    let world = start(&api, 600_000);
+    let ending = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}});
+    for name in ["ends", "other"] {
+        api.merge(&format!("/api/v1/namespaces/n/pods/{name}"), &ending);
+    }
+    let out = json!({"spec": {"taints": [
+        {"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoSchedule"}]}});
+    for name in ["one", "two"] {
+        api.merge(&format!("/api/v1/nodes/{name}"), &out);
+    }
+    let path = "/api/v1/namespaces/n/pods/ends";
+    api.until("who ends there is gone", |api| api.get(path).is_none().then_some(())).await;
+    world.all_collected("s").await;
+    // Of the one that is ready it is not believed; who does not end there is evicted as ever.
+    for name in ["stays", "other"] {
+        assert!(api.get(&format!("/api/v1/namespaces/n/pods/{name}")).is_some(), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn node_that_fails_is_tainted_whatever_one_of_its_pods_does_and_no_turn_is_lost() {
+    let api = Scripted::new();
+    for name in ["one", "two", "three"] {
+        api.put(&format!("/api/v1/nodes/{name}"), node("True"));
+    }
+    for name in ["p", "q"] {
+        api.put(&format!("/api/v1/namespaces/n/pods/{name}"), ready_pod("a", "one", "10.0.0.1"));
+    }
+    for _ in 0..20 {
+        api.next(Method::PATCH, "/pods/p/status", Answer::Refused(409, "Conflict"));
+    }
+    api.next(Method::PATCH, "/nodes/one", Answer::Refused(409, "Conflict"));
+    let _world = start(&api, 600_000);
+    let failed = std::time::Instant::now();
+    api.merge("/api/v1/nodes/one", &json!({"status": {"conditions": [{"type": "Ready", "status": "False"}]}}));
+    let driven = |api: &Scripted| {
+        let taints = api.get("/api/v1/nodes/one")?["spec"]["taints"].as_array().cloned()?;
+        taints.iter().any(|taint| taint["effect"] == "NoExecute").then_some(())
+    };
+    api.until("its pods are driven out", driven).await;
+    assert!(failed.elapsed() < Duration::from_secs(5), "the zone's next turn comes after ten: {:?}", failed.elapsed());
+    let other = "/api/v1/namespaces/n/pods/q";
+    api.until("the other is marked", |api| (condition(&api.get(other)?, "Ready") == "False").then_some(())).await;
+}
+
+#[tokio::test]
 async fn shutdown_does_not_wait_for_events() {
     let world = world();
     world.api.next(Method::POST, "/events", Answer::Silence);

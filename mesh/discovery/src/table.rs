@@ -56,7 +56,8 @@ pub(crate) struct Table {
 
 impl Table {
     pub fn is_listed(&self) -> bool {
-        self.services_listed && self.slices_listed && self.relisted_services.is_none() && self.relisted_slices.is_none()
+        // While a list is read again all that was known stays, until what is missing in it goes at its end.
+        self.services_listed && self.slices_listed
     }
 
     pub fn take(&mut self, change: Change) {
@@ -199,17 +200,20 @@ fn service<'a>(key: &ServiceKey, object: &core::Service, slices: impl Iterator<I
     let mut ready: Vec<IpAddr> = all_ready().map(|endpoint| endpoint.address).collect();
     ready.sort_unstable();
     ready.dedup();
+    let kind = match spec.type_.as_deref() {
+        Some("NodePort") => ServiceKind::NodePort,
+        Some("LoadBalancer") => ServiceKind::LoadBalancer,
+        Some("ExternalName") => ServiceKind::ExternalName,
+        _ => ServiceKind::ClusterIp,
+    };
+    // One that was an ExternalName once may have the field still, as in Kubernetes: it means nothing then.
+    let external_name = spec.external_name.filter(|name| kind == ServiceKind::ExternalName && !name.is_empty());
     Service {
         namespace: key.0.clone(),
         name: key.1.clone(),
-        kind: match spec.type_.as_deref() {
-            Some("NodePort") => ServiceKind::NodePort,
-            Some("LoadBalancer") => ServiceKind::LoadBalancer,
-            Some("ExternalName") => ServiceKind::ExternalName,
-            _ => ServiceKind::ClusterIp,
-        },
+        kind,
         cluster_ip: spec.cluster_ip.and_then(|address| address.parse().ok()),
-        external_name: spec.external_name.filter(|name| !name.is_empty()),
+        external_name,
         ports: ports.collect(),
         ready: ready.into(),
         hosts: all_ready().filter_map(|endpoint| Some((endpoint.host.clone()?, endpoint.address))).collect(),
@@ -309,6 +313,30 @@ mod tests {
         lists.into_iter().chain(changes).for_each(|change| table.take(change));
         let snapshot = table.snapshot(&Snapshot::default());
         (table, snapshot)
+    }
+
+    #[test]
+    fn while_a_list_is_read_again_what_the_other_tells_counts() {
+        let (mut table, first) =
+            listed([service("web", "10.96.0.7"), Change::Slice(slice("s", "web", &[("10.244.0.2", true)]))]);
+        table.take(Change::ServicesInit);
+        table.take(Change::Slice(slice("s", "web", &[("10.244.0.3", true)])));
+        assert!(table.is_listed());
+        let second = table.snapshot(&first);
+        assert_eq!(ready(&second, "web"), ["10.244.0.3:8080"]);
+        table.take(Change::ServicesListed);
+        assert!(table.snapshot(&second).service("n", "web").is_none());
+    }
+
+    #[test]
+    fn an_external_name_counts_for_that_kind_only() {
+        for (kind, is_external) in [("ExternalName", true), ("ClusterIP", false)] {
+            let spec = json!({"type": kind, "clusterIP": "10.96.0.7", "externalName": "db.example"});
+            let object = json!({"metadata": {"name": "db", "namespace": "n"}, "spec": spec});
+            let (_, snapshot) = listed([Change::Service(serde_json::from_value(object).unwrap())]);
+            let resolved = snapshot.resolve("db", "n").unwrap();
+            assert_eq!(matches!(resolved, Resolved::External(_)), is_external, "{kind}: {resolved:?}");
+        }
     }
 
     #[test]

@@ -121,6 +121,7 @@ impl Endpoint {
         }
         let stream = tokio::time::timeout(CONNECT_MAX, TcpStream::connect(socket)).await??;
         stream.set_nodelay(true)?;
+        spare::keep_alive(&stream)?;
         Ok(Connected::Socket(stream))
     }
 }

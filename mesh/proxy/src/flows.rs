@@ -37,7 +37,10 @@ impl Table {
     fn endpoint(&mut self, service: SocketAddr, now: Instant) -> Option<SocketAddr> {
         let flow = self.to.get_mut(&service).filter(|flow| now.duration_since(flow.used) < IDLE_MAX)?;
         flow.used = now;
-        Some(flow.endpoint)
+        // Whom the pod asked last, it hears last: by another of the endpoint's addresses it may have asked meanwhile.
+        let endpoint = flow.endpoint;
+        self.from.insert(endpoint, service);
+        Some(endpoint)
     }
 
     fn insert(&mut self, service: SocketAddr, endpoint: SocketAddr, now: Instant) {
@@ -122,6 +125,11 @@ mod tests {
         assert_eq!(table.from.get(&endpoint(2)), Some(&service(1)));
         table.direct(endpoint(2));
         assert_eq!(table.from.get(&endpoint(2)), None);
+        table.endpoint(service(1), begun);
+        assert_eq!(table.from.get(&endpoint(2)), Some(&service(1)), "it is asked by the Service again");
+        table.insert(service(2), endpoint(2), begun);
+        table.endpoint(service(1), begun);
+        assert_eq!(table.from.get(&endpoint(2)), Some(&service(1)), "of two Services it is the one asked last");
     }
 
     #[test]

@@ -6,20 +6,40 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 
+use crate::balance::Picked;
+use crate::turns::Turn;
 use crate::{Body, BoxError};
+
+/// What is held while an answer is sent.
+pub(crate) trait Holder: Unpin {
+    /// Something was taken of it.
+    fn moved(&self) {}
+}
+
+impl Holder for Turn {
+    fn moved(&self) {
+        Turn::moved(self);
+    }
+}
+
+impl Holder for Picked {}
 
 /// A body, and what is let go of with it.
 pub(crate) struct Held<T> {
     pub body: Body,
-    pub _by: T,
+    pub by: T,
 }
 
-impl<T: Unpin> http_body::Body for Held<T> {
+impl<T: Holder> http_body::Body for Held<T> {
     type Data = Bytes;
     type Error = BoxError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if polled.is_ready() {
+            self.by.moved();
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

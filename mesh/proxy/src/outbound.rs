@@ -185,7 +185,7 @@ impl Proxy {
             match endpoint.call(&self.dialer, Request::from_parts(head, body)).await {
                 Ok(response) => {
                     picked.answered();
-                    return Ok(response.map(|body| Held { body, _by: picked }.boxed_unsync()));
+                    return Ok(response.map(|body| Held { body, by: picked }.boxed_unsync()));
                 }
                 Err(Failure { error, is_unseen, is_busy }) => {
                     attempts += 1;

@@ -92,7 +92,7 @@ where
             let turn = turns.begin();
             let answer = turn.is_some().then(|| is_for_one_host(&request).map(|()| answer(request.map(body))));
             async move {
-                let (Some(turn), Some(answer)) = (turn, answer) else { return Err(GaveWay) };
+                let (Some(mut turn), Some(answer)) = (turn, answer) else { return Err(GaveWay) };
                 let answered = match answer {
                     Ok(answer) => answer.await,
                     Err(error) => Err(error),
@@ -105,7 +105,9 @@ where
                     let tunnel = turn.again().map(|turn| Changed { client, endpoint, turn });
                     *changed.lock().unwrap_or_else(PoisonError::into_inner) = tunnel;
                 }
-                Ok(response.map(|body| Held { body, _by: turn }))
+                // From here on it may be the client who does not take it.
+                turn.passes();
+                Ok(response.map(|body| Held { body, by: turn }))
             }
         }
     });
@@ -124,8 +126,8 @@ where
     // A connection that has changed its protocol is no longer the server's.
     let changed = changed.lock().unwrap_or_else(PoisonError::into_inner).take();
     match changed {
-        Some(Changed { client, endpoint, turn: _turn }) => {
-            upgrade::tunnel(client, endpoint).await.map_err(BoxError::from)
+        Some(Changed { client, endpoint, turn }) => {
+            upgrade::tunnel_in(client, endpoint, Some(turn)).await.map_err(BoxError::from)
         }
         None => Ok(()),
     }

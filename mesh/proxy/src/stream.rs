@@ -187,7 +187,7 @@ mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn who_does_not_say_what_it_has_to_say_is_let_go() {
         for (said, is_let_go) in [
             (&b""[..], true),
@@ -212,7 +212,7 @@ mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_body_and_the_rest_between_requests_have_no_such_bound() {
         let (mut client, server) = tokio::io::duplex(1 << 10);
         let turns: Arc<Turns> = Arc::default();
@@ -231,7 +231,7 @@ mod tests {
         assert!(is_cut(&mut server).await, "the next head has");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn who_does_not_read_is_let_go_and_who_reads_slowly_is_not() {
         let (mut client, server) = tokio::io::duplex(16);
         let mut server = Patient::new(server, SHORT, Arc::default());

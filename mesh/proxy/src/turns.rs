@@ -1,5 +1,6 @@
 //! Whose turn it is on a connection. While a request is answered, it is ours; else the client's, who may take its time until
 //! its place is wanted for another: then who has waited longest, before all others who never sent a whole request, gives way.
+//! Where bytes are passed on, the client's or an answer's, it is nobody's: who lets nothing move for long gives way, too.
 
 use std::pin::Pin;
 use std::sync::atomic::{
@@ -7,11 +8,15 @@ use std::sync::atomic::{
     Ordering::{Relaxed, SeqCst},
 };
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+/// A client for whom bytes are passed on, and none has moved for so long, gives way to others.
+pub(crate) const PASSING_REST: Duration = Duration::from_secs(60);
 
 /// Who gives way first: the smallest.
 pub(crate) type Patience = (IsKnown, Instant);
@@ -23,8 +28,8 @@ type IsKnown = bool;
 enum State {
     /// Nothing of the client's is under way.
     Waiting(Patience),
-    /// So many requests are.
-    Busy(usize),
+    /// So many requests are, and for so many of them bytes are passed on.
+    Busy { turns: usize, passing: usize },
     /// It has given way and is about to end.
     GivenUp,
 }
@@ -34,6 +39,9 @@ enum State {
 pub(crate) struct Turns {
     state: Mutex<State>,
     begun: AtomicU64,
+    /// When the connection was made, and milliseconds from then until a byte moved last.
+    since: Instant,
+    moved: AtomicU64,
     over: CancellationToken,
     wanted: Arc<Wanted>,
 }
@@ -49,7 +57,7 @@ impl Turns {
     /// `over` is cancelled when the connection gives way; `wanted` hears when it could.
     pub fn new(over: CancellationToken, wanted: Arc<Wanted>) -> Turns {
         let state = Mutex::new(State::Waiting((false, Instant::now())));
-        Turns { state, begun: AtomicU64::default(), over, wanted }
+        Turns { state, begun: AtomicU64::default(), since: Instant::now(), moved: AtomicU64::default(), over, wanted }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -60,12 +68,12 @@ impl Turns {
     pub fn begin(self: &Arc<Self>) -> Option<Turn> {
         let mut state = self.state();
         *state = match *state {
-            State::Waiting(_) => State::Busy(1),
-            State::Busy(count) => State::Busy(count + 1),
+            State::Waiting(_) => State::Busy { turns: 1, passing: 0 },
+            State::Busy { turns, passing } => State::Busy { turns: turns + 1, passing },
             State::GivenUp => return None,
         };
         self.begun.fetch_add(1, Relaxed);
-        Some(Turn(self.clone()))
+        Some(Turn { of: self.clone(), is_passing: false })
     }
 
     /// Something was said that is no request: the client has not waited since.
@@ -81,21 +89,29 @@ impl Turns {
     }
 
     pub fn is_busy(&self) -> bool {
-        matches!(*self.state(), State::Busy(_))
+        matches!(*self.state(), State::Busy { .. })
     }
 
     /// Since when, and after whom it gives way; `None` when it cannot.
     pub fn patience(&self) -> Option<Patience> {
-        match *self.state() {
+        self.patience_in(&self.state())
+    }
+
+    fn patience_in(&self, state: &State) -> Option<Patience> {
+        match *state {
             State::Waiting(patience) => Some(patience),
-            State::Busy(_) | State::GivenUp => None,
+            State::Busy { turns, passing } if turns == passing => {
+                let moved = self.since + Duration::from_millis(self.moved.load(Relaxed));
+                (moved.elapsed() >= PASSING_REST).then_some((true, moved))
+            }
+            State::Busy { .. } | State::GivenUp => None,
         }
     }
 
-    /// Ends the connection, if nothing is under way; says whether it does.
+    /// Ends the connection, if it can give way; says whether it does.
     pub fn give_way(&self) -> bool {
         let mut state = self.state();
-        let gives_way = matches!(*state, State::Waiting(_));
+        let gives_way = self.patience_in(&state).is_some();
         if gives_way {
             *state = State::GivenUp;
             self.over.cancel();
@@ -110,27 +126,47 @@ impl Turns {
 
 /// A request under way.
 #[derive(Debug)]
-pub(crate) struct Turn(Arc<Turns>);
+pub(crate) struct Turn {
+    of: Arc<Turns>,
+    is_passing: bool,
+}
 
 impl Turn {
     /// Another one of the same connection.
     pub fn again(&self) -> Option<Turn> {
-        self.0.begin()
+        self.of.begin()
+    }
+
+    /// From now on bytes are passed on.
+    pub fn passes(&mut self) {
+        self.moved();
+        if !std::mem::replace(&mut self.is_passing, true)
+            && let State::Busy { passing, .. } = &mut *self.of.state()
+        {
+            *passing += 1;
+        }
+    }
+
+    /// A byte has moved.
+    pub fn moved(&self) {
+        self.of.moved.store(self.of.since.elapsed().as_millis() as u64, Relaxed);
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let mut state = self.0.state();
+        let mut state = self.of.state();
         *state = match *state {
-            State::Busy(1) => State::Waiting((true, Instant::now())),
-            State::Busy(count) => State::Busy(count - 1),
+            State::Busy { turns: 1, .. } => State::Waiting((true, Instant::now())),
+            State::Busy { turns, passing } => {
+                State::Busy { turns: turns - 1, passing: passing - usize::from(self.is_passing) }
+            }
             other => other,
         };
         let is_over = matches!(*state, State::Waiting(_));
         drop(state);
         if is_over {
-            self.0.wanted.changed();
+            self.of.wanted.changed();
         }
     }
 }

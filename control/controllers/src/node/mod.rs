@@ -203,16 +203,23 @@ impl Reconciler for Controller {
                 return Ok(next);
             }
         }
-        self.mark_pods(&key, &node).await?;
-        let (drive, wait) = self.drive(&node);
+        // What fails for one pod keeps no other pod of the node from being replaced.
+        let marked = self.mark_pods(&key, &node).await;
+        let Driven { drive, wait, turn } = self.drive(&node);
         if let Some(taints) = plan::taints(&node, drive, now_in_seconds()) {
             let taints = (!taints.is_empty()).then_some(taints);
             let patch = json!({
                 "metadata": {"uid": node.uid(), "resourceVersion": node.metadata.resource_version},
                 "spec": {"taints": taints},
             });
-            self.client.patch(NODES, &key, &patch).await.map_err(Error::api("write taints of a node"))?;
+            let written = self.client.patch(NODES, &key, &patch).await;
+            if let (Err(_), Some(zone)) = (&written, turn) {
+                // The turn was not used.
+                self.next_eviction.lock().remove(&zone);
+            }
+            written.map_err(Error::api("write taints of a node"))?;
         }
+        marked?;
         Ok(match (next, wait) {
             (Next::After(next), Some(wait)) => Next::After(next.min(wait)),
             (_, Some(wait)) => Next::After(wait),
@@ -221,34 +228,44 @@ impl Reconciler for Controller {
     }
 }
 
+/// Whether pods are driven out of a node.
+struct Driven {
+    drive: Drive,
+    /// When to ask again.
+    wait: Option<Duration>,
+    /// The zone whose turn this is.
+    turn: Option<Arc<str>>,
+}
+
 impl Controller {
     /// Whether pods may be driven out of the node now, and when to ask again if not.
-    fn drive(&self, node: &Node) -> (Drive, Option<Duration>) {
+    fn drive(&self, node: &Node) -> Driven {
+        let by = |drive| Driven { drive, wait: None, turn: None };
         let failing = plan::readiness(node).is_some_and(|ready| ready != "True");
         if !failing {
-            return (Drive::Hold, None);
+            return by(Drive::Hold);
         }
         let zone = zones::zone_of(node);
         let seconds = match self.zones.lock().pace(&zone) {
             // A change of the pace brings every node back.
-            Pace::Lift => return (Drive::Lift, None),
-            Pace::Never => return (Drive::Hold, None),
+            Pace::Lift => return by(Drive::Lift),
+            Pace::Never => return by(Drive::Hold),
             Pace::Every(seconds) => seconds,
         };
         let driven = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten()).any(|taint| {
             taint.effect == "NoExecute" && (taint.key == plan::NOT_READY || taint.key == plan::UNREACHABLE)
         });
         if driven {
-            return (Drive::Out, None);
+            return by(Drive::Out);
         }
         let mut next = self.next_eviction.lock();
         let now = Instant::now();
-        let due = next.entry(zone).or_insert(now);
+        let due = next.entry(zone.clone()).or_insert(now);
         if *due > now {
-            return (Drive::Hold, Some(*due - now));
+            return Driven { wait: Some(*due - now), ..by(Drive::Hold) };
         }
         *due = now + Duration::from_secs(seconds);
-        (Drive::Out, None)
+        Driven { turn: Some(zone), ..by(Drive::Out) }
     }
 
     /// When a node ceases to be ready, so do its pods: Services stop sending to them. Once, for when it comes back it says
@@ -265,7 +282,9 @@ impl Controller {
         pods.retain(|pod| pod.ready && pod.is_active());
         // Side by side: of a thousand pods none shall be sent to for the time that a thousand writes take.
         let marked = futures::stream::iter(pods).map(|pod| self.mark(pod)).buffer_unordered(MARKS_IN_FLIGHT);
-        if !marked.try_fold(true, |all, marked| std::future::ready(Ok(all && marked))).await? {
+        // Each is tried, whatever comes of the others.
+        let marked: Vec<Result<bool, Error>> = marked.collect().await;
+        if !marked.into_iter().try_fold(true, |all, marked| Ok::<_, Error>(marked? && all))? {
             return Err(Error::Stale("a pod changed meanwhile"));
         }
         self.marked.lock().insert(key.name.clone());

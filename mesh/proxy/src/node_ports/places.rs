@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio_util::sync::CancellationToken;
 
 use super::Key;
-use crate::turns::{Turns, Wanted};
+use crate::turns::{PASSING_REST, Turns, Wanted};
 
 /// One in so many gives way at a time, so that not each new client costs a look at all.
 const SHARE: usize = 64;
@@ -110,7 +110,8 @@ impl Places {
             if let Some(place) = self.try_enter(port, over) {
                 return place;
             }
-            listening.changed().await;
+            // That nothing moves for somebody any more is told by nobody.
+            let _ = tokio::time::timeout(PASSING_REST / 8, listening.changed()).await;
         }
     }
 

@@ -2,7 +2,6 @@
 //! it is a component that is called; when that listens itself, bytes are passed on as they are, whatever they mean: HTTP/2,
 //! gRPC, WebSocket or no HTTP at all.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ use crate::balance::{Picked, Tried};
 use crate::endpoint::Connected;
 use crate::retry::ATTEMPTS_MAX;
 use crate::turns::Turns;
-use crate::{BoxError, Stream, serve, spare};
+use crate::{BoxError, Stream, serve, spare, upgrade};
 
 /// First wait after a connection could not be accepted, as when there are no more descriptors; doubles.
 const ACCEPT_RETRY_FIRST: Duration = Duration::from_millis(5);
@@ -87,14 +86,11 @@ fn spawn(inbound: &Inbound, stream: TcpStream, gave_way: CancellationToken, plac
     });
 }
 
-async fn connection(inbound: Inbound, mut stream: TcpStream, turns: Arc<Turns>) -> Result<(), BoxError> {
+async fn connection(inbound: Inbound, stream: TcpStream, turns: Arc<Turns>) -> Result<(), BoxError> {
     stream.set_nodelay(true)?;
+    spare::keep_alive(&stream)?;
     match connect(&inbound).await? {
-        Some((mut there, _picked)) => {
-            // Whether a client of a socket waits for it or it for the client, nobody can tell.
-            let _turn = turns.begin();
-            pass(&mut stream, &mut there).await.map_err(BoxError::from)
-        }
+        Some((there, _picked)) => upgrade::pass(stream, there, turns.begin()).await.map_err(BoxError::from),
         None => http(inbound, stream, turns).await,
     }
 }
@@ -141,11 +137,6 @@ async fn connect(inbound: &Inbound) -> Result<Option<(Box<dyn Stream>, Picked)>,
         }
     }
     failure.map_or(Ok(None), Err)
-}
-
-/// Passes bytes both ways until both ends have said all.
-async fn pass(here: &mut TcpStream, there: &mut Box<dyn Stream>) -> io::Result<()> {
-    tokio::io::copy_bidirectional(here, there).await.map(|_| ())
 }
 
 /// Serves a connection as HTTP: each request takes the route as it is then.
