@@ -119,9 +119,9 @@ pub struct Which {
 }
 
 impl Which {
-    /// Connects to it.
+    /// Connects to it; a server that does not answer is left for another of the kubeconfig, and the person is told.
     pub async fn connect(&self) -> anyhow::Result<Remote> {
-        Ok(Remote::connect_merged(&self.kubeconfigs()?).await?)
+        Ok(Remote::connect_merged(&self.kubeconfigs()?, |moved| eprintln!("note: {moved}")).await?)
     }
 
     /// The files that say which cluster it is, as kubectl finds them: what is named must be there.

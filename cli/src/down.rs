@@ -20,7 +20,17 @@ use crate::output::Step;
 /// Longer than pods may take in grace when nobody asks for more.
 const STOP_DEADLINE: Duration = Duration::from_secs(120);
 /// What lies in a data directory, apart from the marks of its founding.
-const PARTS: [&str; 7] = ["control", "node", "registry", "pki", "kubeconfig", "coracle.log", "coracle.log.1"];
+const PARTS: [&str; 9] = [
+    "control",
+    "control.before-recovery",
+    "control.recovering",
+    "node",
+    "registry",
+    "pki",
+    "kubeconfig",
+    "coracle.log",
+    "coracle.log.1",
+];
 
 /// Stop the cluster that runs on this machine; its data stays
 #[derive(clap::Args)]
@@ -52,10 +62,7 @@ pub struct ResetArguments {
 pub async fn reset(arguments: ResetArguments) -> anyhow::Result<()> {
     let dir = arguments.local.dir()?;
     if !arguments.yes {
-        eprint!("everything in {} will be deleted. Type yes to go on: ", dir.display());
-        let mut line = String::new();
-        io::stdin().read_line(&mut line).context("read the answer; --yes needs none")?;
-        if line.trim() != "yes" {
+        if !agrees(&format!("everything in {} will be deleted", dir.display()))? {
             bail!("nothing was deleted");
         }
     }
@@ -64,6 +71,14 @@ pub async fn reset(arguments: ResetArguments) -> anyhow::Result<()> {
     forget(&dir)?;
     step.done();
     Ok(())
+}
+
+/// Whether the person at the terminal says yes to `what`.
+pub fn agrees(what: &str) -> anyhow::Result<bool> {
+    eprint!("{what}. Type yes to go on: ");
+    let mut line = String::new();
+    io::stdin().read_line(&mut line).context("read the answer; --yes needs none")?;
+    Ok(line.trim() == "yes")
 }
 
 /// Deletes the data in `dir`, which nobody uses: the parts by name, so that what somebody else keeps there stays.

@@ -13,6 +13,7 @@ mod node;
 mod output;
 mod own_log;
 mod push;
+mod recover;
 mod server;
 mod status;
 mod token;
@@ -53,6 +54,7 @@ enum Command {
     Reset(down::ResetArguments),
     Backup(backup::Arguments),
     Restore(backup::RestoreArguments),
+    Recover(recover::Arguments),
     Bench(bench::Arguments),
     Completion(completion::Arguments),
     /// Print the version
@@ -84,6 +86,7 @@ fn main() -> ExitCode {
         Command::Reset(arguments) => run(down::reset(arguments)),
         Command::Backup(arguments) => run(backup::run(arguments)),
         Command::Restore(arguments) => run(backup::restore(arguments)),
+        Command::Recover(arguments) => run(recover::run(arguments)),
         Command::Demo(arguments) => run(demo::run(arguments)),
         Command::Server(arguments) => run(server::run(arguments)),
         Command::Node(arguments) => run(node::run(arguments)),

@@ -41,8 +41,13 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
             println!("data        {} ({})", status.data_dir.display(), output::bytes(status.disk_bytes));
             println!("version     {}", status.version);
             println!("revision    {} (term {})", status.revision, status.term);
-            println!("nodes       {}/{} ready", status.nodes.ready, status.nodes.total);
-            println!("pods        {}/{} ready, {} finished", status.pods.ready, status.pods.total, status.finished);
+            if status.alone_milliseconds.is_none() {
+                println!("nodes       {}/{} ready", status.nodes.ready, status.nodes.total);
+                println!("pods        {}/{} ready, {} finished", status.pods.ready, status.pods.total, status.finished);
+            } else {
+                println!("nodes       unknown without a majority of the servers");
+                println!("pods        unknown without a majority of the servers");
+            }
             println!("memory      {}", status.memory_bytes.map_or_else(|| "unknown".to_owned(), output::bytes));
             println!("process     {}", status.process_id);
             let day = status.certificates.iter().map(coracle_sdk::Certificate::days_left).min();
@@ -54,9 +59,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
                 println!();
                 crate::member::print(&status.members);
             }
-            let mut wrong = coracle_sdk::in_words(&status.members);
-            wrong.extend(coracle_sdk::certificates_in_words(&status.certificates));
-            wrong.extend(status.alarms.iter().cloned());
+            let wrong = status.in_words();
             if !wrong.is_empty() {
                 println!("\nto do:");
             }

@@ -20,8 +20,10 @@
 mod backup;
 mod build;
 mod cluster;
+mod failover;
 mod members;
 mod push;
+mod recover;
 mod remote;
 mod tokens;
 mod worker;
@@ -35,8 +37,10 @@ pub use cluster::{Cluster, Compiler, Options, StartError, close_new_files, compi
 pub use coracle_node::Unfit;
 pub use coracle_server::Preparation;
 pub use coracle_server::backup::{Contents, RestoreError, Restored};
-pub use members::{Certificate, Member, certificates_in_words, in_words};
+pub use failover::Moved;
+pub use members::{Certificate, Member};
 pub use push::{Error as PushError, Pushed, compiled, push};
+pub use recover::{Lost, RecoverError, Recovery};
 pub use remote::{AskError, ConnectError, Count, NotReady, Remote, Status};
 pub use tokens::{NotAToken, TOKEN_TTL_MAX, Token, TokenInfo, TokenRole};
 pub use worker::{IdentityError, Join, Worker, WorkerError, WorkerOptions};

@@ -4,7 +4,7 @@ use http::Request;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{AskError, Remote};
+use crate::{AskError, Remote, Status};
 
 /// Who was not heard of for this long is called missing.
 const MISSING_AFTER_MS: u64 = 5_000;
@@ -29,7 +29,7 @@ pub struct Member {
     pub leads: bool,
     /// Up to which revision it has the log; known to the leader.
     pub matched: Option<u64>,
-    /// How long ago it was heard of; known to the leader.
+    /// How long ago it was heard of; known to the leader, and to a server that has no majority.
     pub heard_milliseconds: Option<u64>,
 }
 
@@ -56,15 +56,66 @@ impl Member {
     }
 }
 
-/// What is wrong with the servers and what to do, in words; nothing when all is well.
-pub fn in_words(members: &[Member]) -> Vec<String> {
+impl Status {
+    /// What is wrong and what to do, in words; nothing when all is well.
+    pub fn in_words(&self) -> Vec<String> {
+        let mut words = match self.alone_milliseconds {
+            Some(alone) => vec![without_majority(self, alone)],
+            None => servers_in_words(&self.members),
+        };
+        words.extend(certificates_in_words(&self.certificates));
+        words.extend(self.alarms.iter().cloned());
+        words
+    }
+}
+
+/// That no majority is up, who is missing, and what to do.
+fn without_majority(status: &Status, alone: u64) -> String {
+    let voters = status.members.iter().filter(|member| member.role == "voter");
+    let (mut count, mut missing) = (0, Vec::new());
+    for voter in voters {
+        count += 1;
+        // Whom this server never heard of is missing for as long as nobody leads, or longer.
+        let silent = voter.heard_milliseconds.unwrap_or(alone);
+        if voter.member != status.member && silent >= MISSING_AFTER_MS {
+            missing.push(format!("{} at {} for {}", voter.title(), or_unknown(&voter.address), time(silent)));
+        }
+    }
+    let dir = status.data_dir.display();
+    if missing.len() * 2 < count {
+        return format!(
+            "no server leads since {}, although a majority of the {count} servers is heard: they elect one within seconds, or their \
+             logs say why not",
+            time(alone)
+        );
+    }
+    format!(
+        "a majority of the {count} servers is missing, so that nothing can be written and no read is certain; pods run on. Missing: {}. \
+         Start them. Only if they are lost for good: stop this server, run `coracle recover --data-dir {dir}` on its machine, and start \
+         it again; it goes on alone then, with what it has",
+        missing.join(", ")
+    )
+}
+
+fn or_unknown(text: &str) -> &str {
+    if text.is_empty() { "an unknown address" } else { text }
+}
+
+fn time(milliseconds: u64) -> String {
+    let seconds = milliseconds / 1000;
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        _ => format!("{} h", seconds / 3600),
+    }
+}
+
+/// What is wrong with servers of which one leads.
+fn servers_in_words(members: &[Member]) -> Vec<String> {
     let voters: Vec<&Member> = members.iter().filter(|member| member.role == "voter").collect();
     let mut words = Vec::new();
     if !members.is_empty() && !members.iter().any(|member| member.leads) {
-        words.push(format!(
-            "no server leads: of {} voters a majority must be up and reach each other; start those that are down",
-            voters.len()
-        ));
+        words.push("no server leads at this moment: an election takes a second or two".to_owned());
     }
     // Only the leader knows; one of whom it never heard has been away since it began to lead.
     let is_leader_asked = members.iter().any(|member| member.leads && member.heard_milliseconds.is_some());
@@ -90,7 +141,7 @@ pub fn in_words(members: &[Member]) -> Vec<String> {
 }
 
 /// The certificates that should have been issued again, in words.
-pub fn certificates_in_words(certificates: &[Certificate]) -> Vec<String> {
+fn certificates_in_words(certificates: &[Certificate]) -> Vec<String> {
     let soon = certificates.iter().filter(|certificate| certificate.days_left() < ENDS_SOON_DAYS);
     soon.map(|certificate| {
         format!(
@@ -140,6 +191,27 @@ mod tests {
     }
 
     #[test]
+    fn without_a_majority_it_is_said_who_is_missing_since_when_and_what_to_do() {
+        let mut status: Status = serde_json::from_value(serde_json::json!({
+            "apiUrl": "", "registry": "", "dataDir": "/data", "version": "", "revision": 1, "term": 1, "member": 1,
+            "diskBytes": 0, "memoryBytes": null, "processId": 1, "aloneMilliseconds": 90_000,
+        }))
+        .unwrap();
+        let voter = |number: u64, heard: Option<u64>| member(number, "voter", false, heard);
+        status.members =
+            vec![voter(1, Some(0)), voter(2, Some(7_500_000)), voter(3, None), member(4, "learner", false, None)];
+        let words = status.in_words();
+        assert_eq!(words.len(), 1, "{words:?}");
+        for part in ["s2 (2) at h2:1 for 2 h, s3 (3) at h3:1 for 90 s.", "`coracle recover --data-dir /data`"] {
+            assert!(words[0].contains(part), "{part}: {}", words[0]);
+        }
+        assert!(!words[0].contains("s1") && !words[0].contains("s4"), "{}", words[0]);
+        // With two of three there is nothing to recover.
+        status.members[1] = voter(2, Some(100));
+        assert!(!status.in_words()[0].contains("coracle recover"));
+    }
+
+    #[test]
     fn what_is_wrong_is_said_with_what_to_do() {
         let (leader, well) = (member(1, "voter", true, Some(0)), |number| member(number, "voter", false, Some(20)));
         let gone = member(3, "voter", false, Some(60_000));
@@ -151,9 +223,9 @@ mod tests {
             (vec![leader.clone(), well(2), member(3, "voter", false, None)], Some("coracle member remove 3")),
             (vec![leader.clone(), well(2)], Some("2 voters are no safer than 1")),
             (vec![leader, learner], Some("1 of the servers do not count yet")),
-            (vec![well(2), well(3), well(5)], Some("no server leads: of 3 voters")),
+            (vec![well(2), well(3), well(5)], Some("no server leads at this moment")),
         ] {
-            let words = in_words(&members);
+            let words = servers_in_words(&members);
             match expected {
                 None => assert_eq!(words, Vec::<String>::new()),
                 Some(part) => assert!(words.len() == 1 && words[0].contains(part), "{words:?}"),

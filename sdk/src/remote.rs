@@ -1,13 +1,19 @@
 //! A cluster as a client sees it: by its kubeconfig, from this process or from afar.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use http::Request;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::ListParams;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{Context, KubeConfigOptions, Kubeconfig, NamedContext};
 use kube::{Api, Client, Config, ResourceExt};
 use serde::{Deserialize, Serialize};
+
+use crate::failover::{Moved, Servers};
+
+/// A server is connected within this time, or another is asked.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
 
 /// Why a cluster cannot be reached.
 #[derive(Debug, thiserror::Error)]
@@ -125,6 +131,9 @@ pub struct Status {
     /// Certificates of the server that was asked, and the cluster's authority (`ca`).
     #[serde(default)]
     pub certificates: Vec<crate::Certificate>,
+    /// How long the server has been without a majority of the servers: nothing can be written, and nodes and pods are not known.
+    #[serde(default)]
+    pub alone_milliseconds: Option<u64>,
     /// What is wrong with the data, in the server's words.
     #[serde(default)]
     pub alarms: Vec<String>,
@@ -157,6 +166,25 @@ pub struct Count {
     pub ready: usize,
 }
 
+/// The current context (`None`), and others by which the same cluster is reached with the same credentials: their authority is the
+/// same one, and is no other's.
+fn contexts(config: &Kubeconfig) -> Vec<Option<String>> {
+    let context = |name: &str| config.contexts.iter().find(|context| context.name == name)?.context.as_ref();
+    let authority = |context: &Context| {
+        let cluster = config.clusters.iter().find(|cluster| cluster.name == context.cluster)?.cluster.as_ref()?;
+        let authority = (cluster.certificate_authority_data.clone(), cluster.certificate_authority.clone());
+        (authority != (None, None)).then_some(authority)
+    };
+    let current = config.current_context.as_deref().and_then(context);
+    let known = current.and_then(|current| Some((current.user.clone(), authority(current)?)));
+    let is_same = |named: &&NamedContext| {
+        let other = named.context.as_ref().and_then(|other| Some((other.user.clone(), authority(other)?)));
+        known.is_some() && other == known && config.current_context.as_deref() != Some(named.name.as_str())
+    };
+    let others = config.contexts.iter().filter(is_same).map(|context| Some(context.name.clone()));
+    [None].into_iter().chain(others).collect()
+}
+
 impl Remote {
     pub(crate) fn new(client: Client) -> Remote {
         Remote { client }
@@ -164,21 +192,44 @@ impl Remote {
 
     /// Connects by the kubeconfig in `path` (its current context); nothing is sent yet.
     pub async fn connect(path: &Path) -> Result<Remote, ConnectError> {
-        Remote::connect_merged(&[path.to_owned()]).await
+        Remote::connect_merged(&[path.to_owned()], |moved| tracing::warn!("{moved}")).await
     }
 
-    /// Connects by several kubeconfigs merged as kubectl merges those of `KUBECONFIG`: what an earlier file says holds.
-    pub async fn connect_merged(paths: &[PathBuf]) -> Result<Remote, ConnectError> {
+    /// Connects by several kubeconfigs merged as kubectl merges those of `KUBECONFIG`: what an earlier file says holds. When the server
+    /// of the current context does not answer, those of other contexts are asked that are of the same cluster, with the same
+    /// credentials; `told` hears of it.
+    pub async fn connect_merged(
+        paths: &[PathBuf],
+        told: impl Fn(&Moved) + Send + Sync + 'static,
+    ) -> Result<Remote, ConnectError> {
         let named = |path: Option<&PathBuf>| path.cloned().unwrap_or_default();
         let mut merged = Kubeconfig::default();
         let failed = |path: PathBuf| |source| ConnectError::Kubeconfig { path, source: Box::new(source) };
         for path in paths {
             merged = Kubeconfig::read_from(path).and_then(|read| merged.merge(read)).map_err(failed(path.clone()))?;
         }
-        let config = Config::from_custom_kubeconfig(merged, &KubeConfigOptions::default()).await;
-        let config = config.map_err(failed(named(paths.first())))?;
-        let client = Client::try_from(config)
-            .map_err(|source| ConnectError::Client { path: named(paths.first()), source: source.into() })?;
+        let mut servers: Vec<(String, Client)> = Vec::new();
+        let mut namespace = String::new();
+        for context in contexts(&merged) {
+            let options = KubeConfigOptions { context, ..KubeConfigOptions::default() };
+            let config = Config::from_custom_kubeconfig(merged.clone(), &options).await;
+            let mut config = config.map_err(failed(named(paths.first())))?;
+            let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
+            if servers.iter().any(|(known, _)| *known == server) {
+                continue;
+            }
+            if servers.is_empty() {
+                namespace.clone_from(&config.default_namespace);
+            }
+            config.connect_timeout = Some(CONNECT_MAX);
+            let client = Client::try_from(config)
+                .map_err(|source| ConnectError::Client { path: named(paths.first()), source: source.into() })?;
+            servers.push((server, client));
+        }
+        let client = match <[_; 1]>::try_from(servers) {
+            Ok([(_, client)]) => client,
+            Err(servers) => Servers::new(servers, told).client(&namespace),
+        };
         Ok(Remote { client })
     }
 
@@ -193,9 +244,12 @@ impl Remote {
         Ok(self.client.request(request).await?)
     }
 
-    /// Asks the cluster how it is.
+    /// Asks the cluster how it is. A server without a majority of the servers says what it knows.
     pub async fn status(&self) -> Result<Status, AskError> {
         let mut status = self.server().await?;
+        if status.alone_milliseconds.is_some() {
+            return Ok(status);
+        }
         for node in Api::<Node>::all(self.client.clone()).list(&ListParams::default()).await?.items {
             let state = node_state(&node);
             status.nodes.add(&state);
@@ -325,6 +379,30 @@ mod tests {
             (serde_json::json!({}), not("Pending")),
         ] {
             assert_eq!(pod(status.clone()), expected, "{status}");
+        }
+    }
+
+    #[test]
+    fn other_contexts_are_used_when_they_are_of_the_same_cluster_and_user() {
+        let cluster = |name: &str, authority: Option<&str>| {
+            serde_json::json!({"name": name, "cluster": {
+                "server": format!("https://{name}:6443"), "certificate-authority-data": authority,
+            }})
+        };
+        let context = |name: &str, user: &str| serde_json::json!({"name": name, "context": {"cluster": name.trim_end_matches('2'), "user": user}});
+        let config = |current: &str| -> Kubeconfig {
+            serde_json::from_value(serde_json::json!({
+                "clusters": [cluster("a", Some("QQ==")), cluster("b", Some("QQ==")), cluster("x", Some("WA==")), cluster("n", None)],
+                "contexts": [context("b", "me"), context("a", "me"), context("x", "me"), context("a2", "you"), context("n", "me")],
+                "current-context": current,
+            }))
+            .unwrap()
+        };
+        let named = |name: &str| Some(name.to_owned());
+        assert_eq!(contexts(&config("a")), [None, named("b")]);
+        assert_eq!(contexts(&config("b")), [None, named("a")]);
+        for alone in ["x", "a2", "n", "nothing"] {
+            assert_eq!(contexts(&config(alone)), [None], "{alone}");
         }
     }
 

@@ -17,8 +17,9 @@ use crate::record::{Record, Revision};
 use crate::state::Records;
 use crate::{Keyspace, OpenError};
 
-/// How far a restored cluster's log begins after the backup's revision: more than the old one can have gone on.
-const REVISIONS_AHEAD: u64 = 1_000_000_000;
+/// How far a restored or recovered cluster's log begins after the last revision that is known: more than the old one can have
+/// gone on.
+pub(crate) const REVISIONS_AHEAD: u64 = 1_000_000_000;
 /// Bytes of records in one part, about; a single record may be larger.
 const PART_BYTES: usize = 512 << 10;
 
@@ -115,7 +116,7 @@ impl Restoring {
         let cluster = ClusterId::new([host.random(), host.random()]);
         let origin = Begin::Join(Admission { cluster, member: 1, peers: Vec::new() });
         let dir = Dir::open(&host, path, &origin)?;
-        let made = raft::restore(&host, dir, begin, self.records).await;
+        let made = raft::restore(&host, dir, (1, begin), self.records).await;
         made.map_err(|source| OpenError::Load { path: path.into(), source }).map(|()| cluster)
     }
 }

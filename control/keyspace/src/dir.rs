@@ -205,6 +205,13 @@ impl Dir {
         }
     }
 
+    /// A new directory at `path` for the same `owner`, who is told of nobody; it is to be founded.
+    pub fn make(host: &Host, path: &Path, owner: &Owner) -> Result<Dir, DirError> {
+        let admission = Admission { cluster: owner.cluster, member: owner.member, peers: Vec::new() };
+        let dir = Dir::open(host, path, &Begin::Join(admission))?;
+        Ok(Dir { owner: Owner { peers: Vec::new(), ..owner.clone() }, ..dir })
+    }
+
     /// Whether it is still to be founded.
     pub fn is_new(&self) -> bool {
         self.is_new

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::raft::{Ask, Change, MemberId, Refusal, Told};
+use crate::raft::{ALONE_AFTER, Ask, Change, MemberId, Refusal, Told};
 use crate::record::{Guard, Key, Op, Revision, Value};
 use crate::state::State;
 use crate::{Keyspace, NoRoom, TransactError};
@@ -32,8 +32,8 @@ const NEXT: &str = "next";
 const ADMISSIONS_TRIED: usize = 16;
 /// Who was not heard of for this long is down, for an operator; a restart takes less.
 const UNHEARD_AFTER: Duration = Duration::from_secs(10);
-/// Who has been without a majority for this long is cut off, for an operator; an election takes less.
-const ALONE_AFTER: Duration = Duration::from_secs(5);
+/// How many numbers a member that goes on alone leaves out: more than the others can have given since it heard of them.
+const NUMBERS_AHEAD: MemberId = 100;
 /// Longest name of a member.
 const NAME_BYTES_MAX: usize = 253;
 
@@ -160,7 +160,7 @@ pub struct MemberStatus {
     pub leads: bool,
     /// Up to where it has the log. Known to the leader only.
     pub matched: Option<Revision>,
-    /// How long ago it was heard of. Known to the leader only.
+    /// How long ago it was heard of. Known to the leader, and to everybody that has none.
     pub heard: Option<Duration>,
 }
 
@@ -347,6 +347,22 @@ pub(crate) fn forget(state: &State, members: &BTreeSet<MemberId>) -> Vec<Op> {
     known.map(|key| Op::Delete { key, guard: Guard::Present }).collect()
 }
 
+/// What makes `lost` strangers, and every number that they may have given to others meanwhile. `None` when `state` lacks the
+/// record of the next number, so that it is no group's.
+pub(crate) fn go_on_without(state: &State, lost: &BTreeSet<MemberId>) -> Option<Vec<Op>> {
+    let next = state.record(&key(NEXT))?;
+    let number = first_line(&next.bytes).parse::<MemberId>().ok()?;
+    let mut ops = forget(state, lost);
+    ops.push(line(key(NEXT), &number.saturating_add(NUMBERS_AHEAD).to_string(), Guard::Present));
+    Some(ops)
+}
+
+/// The numbers of all that were admitted.
+pub(crate) fn admitted(state: &State) -> BTreeSet<MemberId> {
+    let records = state.collection(GROUP).map(|group| group.records.clone()).unwrap_or_default();
+    records.keys().filter_map(|name| name.strip_prefix("member ")?.parse().ok()).collect()
+}
+
 impl Keyspace {
     /// The cluster.
     pub fn cluster(&self) -> ClusterId {
@@ -468,6 +484,12 @@ impl Keyspace {
         GroupAlarm::Removed { member: self.0.id }
     }
 
+    /// How long this member has been without a majority, since its start at the longest; `None` while it has one, or may be about
+    /// to have one.
+    pub fn alone_for(&self) -> Option<Duration> {
+        Some(self.0.member.alone_for()).filter(|alone| *alone >= ALONE_AFTER)
+    }
+
     /// What an operator should know of the group; nothing when all is well. Only the leader knows who is down.
     pub fn group_alarms(&self) -> Vec<GroupAlarm> {
         let members = self.members();
@@ -476,7 +498,7 @@ impl Keyspace {
         if voters > 0 && !members.iter().any(|member| member.member == self.0.id) {
             return vec![GroupAlarm::Removed { member: self.0.id }];
         }
-        if voters > 0 && self.0.member.alone_for() >= ALONE_AFTER {
+        if voters > 0 && self.alone_for().is_some() {
             let others = members.iter().filter(|member| member.member != self.0.id);
             let others: Vec<String> =
                 others.map(|m| format!("member {} {} at {}", m.member, m.name, m.address)).collect();
@@ -485,7 +507,7 @@ impl Keyspace {
         if voters > 0 && voters % 2 == 0 {
             alarms.push(GroupAlarm::Even { voters });
         }
-        for member in members {
+        for member in members.into_iter().filter(|_| self.alone_for().is_none()) {
             if let Some(heard) = member.heard.filter(|heard| *heard >= UNHEARD_AFTER) {
                 alarms.push(GroupAlarm::Unheard { member: Box::new(member), heard });
             }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::group::{Lead, Peer};
+use crate::group::{Lead, MemberStatus, Peer};
 use crate::raft::{Answer, Ask, Call, Change, Member, Refusal, Told};
 
 /// How often a leader looks whether learners have caught up, and whether it still leads; a change of leader is seen at once.
@@ -60,6 +60,9 @@ pub(crate) async fn announce(member: Arc<Member>, address: String, mut stopped: 
             let known = member.address_of(member.id()).is_some_and(|known| known == address);
             // Whoever does not hear of its leader may have been removed: that one says so, or the others do.
             let is_alone = member.alone_for() >= ALONE_AFTER;
+            if known && !is_alone && member.leading().is_some() {
+                ask_missing(&member, &address).await;
+            }
             if !known || is_alone {
                 match tell(&member, &address).await {
                     Ok(_) => refused = None,
@@ -82,6 +85,19 @@ pub(crate) async fn announce(member: Arc<Member>, address: String, mut stopped: 
     tokio::select! {
         () = work => (),
         _ = stopped.wait_for(|stopped| *stopped) => (),
+    }
+}
+
+/// Who leads tells members that take no entries where it is: one of them may have gone on without it ([`crate::Survivor`]), and says
+/// that it is no member any more.
+async fn ask_missing(member: &Member, address: &str) {
+    let ask = Ask::Change(Change::Announce { member: member.id(), address: address.to_owned() });
+    let is_missing = |known: &MemberStatus| known.heard.is_none_or(|heard| heard >= ANNOUNCE_EVERY);
+    for missing in member.members().into_iter().filter(is_missing) {
+        let call = member.transport().call(missing.member, &missing.address, Call::Ask(ask.clone()));
+        if let Ok(Ok(Answer::Told(Err(Refusal::Removed(_))))) = tokio::time::timeout(ANNOUNCE_TIMEOUT, call).await {
+            member.note_removed();
+        }
     }
 }
 

@@ -23,6 +23,7 @@ mod keeper;
 mod leader;
 mod raft;
 mod record;
+mod recover;
 mod renewals;
 #[cfg(test)]
 mod simulation;
@@ -47,6 +48,7 @@ pub use raft::{Hub, MemberId, PeerTls};
 pub use record::{
     Committed, Event, EventKind, FRAME_SLOTS, Guard, Key, OPS_MAX, Op, Record, Revision, TRANSACTION_BYTES_MAX, Value,
 };
+pub use recover::{Lost, RecoverError, Survivor};
 pub use renewals::Renewal;
 pub use state::{GuardFailed, Records, Retention};
 pub use watcher::{Batch, Compacted, WatchEnded, Watcher};

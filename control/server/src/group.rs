@@ -93,15 +93,13 @@ impl std::fmt::Debug for Joining {
     }
 }
 
-/// How long a server waits at its start for a majority of the servers.
-const MAJORITY_TIMEOUT: Duration = Duration::from_secs(120);
-/// How often it says that it still does.
+/// How often a server that waits for a majority of the servers says so.
 const SAY_EVERY: Duration = Duration::from_secs(10);
 
-/// Waits until this server has everything that was ever answered; a single one has.
+/// Waits until this server has everything that was ever answered; a single one has. It waits for as long as the others take: how it
+/// is, and what to do when they are lost, is told meanwhile ([`crate::door`]).
 pub(crate) async fn caught_up(keyspace: &Keyspace) -> Result<(), Error> {
-    let began = Instant::now();
-    let mut say_at = began + SAY_EVERY;
+    let mut say_at = Instant::now() + SAY_EVERY;
     loop {
         let asked = Instant::now();
         tokio::select! {
@@ -110,18 +108,9 @@ pub(crate) async fn caught_up(keyspace: &Keyspace) -> Result<(), Error> {
             },
             alarm = keyspace.removed() => return Err(Error::Removed(alarm.to_string())),
         }
-        let members: Vec<String> = keyspace
-            .members()
-            .iter()
-            .filter(|member| member.member != keyspace.member())
-            .map(|member| format!("member {} {} at {}", member.member, member.name, member.address))
-            .collect();
-        let members = members.join(", ");
-        if began.elapsed() > MAJORITY_TIMEOUT {
-            return Err(Error::Alone { member: keyspace.member(), waited: MAJORITY_TIMEOUT, members });
-        }
         if Instant::now() >= say_at {
-            tracing::warn!(members, "waiting for a majority of the servers");
+            let others = others(keyspace);
+            tracing::warn!(others, "waiting for a majority of the servers; `coracle status` says what to do");
             say_at = Instant::now() + SAY_EVERY;
         }
         // It waits by itself while nobody leads; where it does not, this is no busy loop.
@@ -129,9 +118,12 @@ pub(crate) async fn caught_up(keyspace: &Keyspace) -> Result<(), Error> {
     }
 }
 
-/// A time for a person.
-pub(crate) fn humane(time: Duration) -> String {
-    format!("{} seconds", time.as_secs())
+/// All but this server, in words.
+pub(crate) fn others(keyspace: &Keyspace) -> String {
+    let others = keyspace.members().into_iter().filter(|member| member.member != keyspace.member());
+    let others: Vec<String> =
+        others.map(|member| format!("member {} {} at {}", member.member, member.name, member.address)).collect();
+    others.join(", ")
 }
 
 /// The listener for other servers, and this one's certificate towards them.

@@ -3,12 +3,14 @@
 //! It opens the data, makes the certificates, listens, and runs the duties that only the Raft leader has (controllers,
 //! scheduler). What each part does is the part's own affair; the order in which they start and stop is decided here.
 //!
-//! Start: data (which locks the directory) → certificates → listeners → API → duties. Stop: duties, then listeners (open
+//! Start: data (which locks the directory) → certificates → listeners, which say that the server waits → a majority of the servers →
+//! API → duties. Stop: duties, then listeners (open
 //! requests finish, watches end), then the data, so that nothing which was answered is lost.
 
 mod addresses;
 mod authority;
 pub mod backup;
+mod door;
 mod founding;
 mod group;
 mod join;
@@ -16,6 +18,7 @@ mod kubeconfig;
 mod listener;
 mod members;
 mod peers;
+pub mod recover;
 mod status;
 mod tls;
 
@@ -34,6 +37,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use door::Door;
 use tls::Certificates;
 
 pub use authority::{Authority, Pair, SharedKeys, Subject};
@@ -124,19 +128,6 @@ pub enum Error {
         /// What it says.
         found: String,
     },
-    /// No majority of the servers can be reached.
-    #[error(
-        "member {member} has not reached a majority of the servers within {}: are they up, and reachable from here? {members}",
-        group::humane(*waited)
-    )]
-    Alone {
-        /// This server.
-        member: coracle_keyspace::MemberId,
-        /// How long it tried.
-        waited: Duration,
-        /// Who the others are.
-        members: String,
-    },
     /// It is no server of the cluster any more.
     #[error("{0}")]
     Removed(String),
@@ -222,7 +213,6 @@ impl Server {
         let peers = config.peers.take().map(|peers| group::peers(peers, &authority, &certificates, cluster, member));
         let peers = peers.transpose()?;
         let keyspace = prepared.start(peers).await.map_err(data_failed)?;
-        group::caught_up(&keyspace).await?;
         for own in ["registry", "node"] {
             let own = dir.join(own);
             founding::closed_dir(&own).map_err(file(&own))?;
@@ -238,11 +228,6 @@ impl Server {
 
         let subject = serving_subject(&config);
         let names: Vec<String> = subject.hosts.iter().chain(&config.node).cloned().collect();
-        match keyspace.introduce(&config.name, &names).await {
-            // A full disk is no reason not to start.
-            Err(error @ GroupError::NoRoom(_)) => tracing::error!(%error, "what this server is called is not told"),
-            introduced => introduced?,
-        }
         let tls = certificates.issue(&authority, subject)?.server(&authority)?;
         let node_client = certificates.issue(
             &authority,
@@ -254,7 +239,45 @@ impl Server {
                 addresses: vec![],
             },
         )?;
+        let registry = coracle_registry::Config {
+            free_min: free_floor(&dir),
+            ..coracle_registry::Config::new(dir.join("registry"))
+        };
+        let registry = Registry::open(registry).map_err(|e| Error::Registry(e.into()))?;
 
+        let (listeners, duties) = (CancellationToken::new(), CancellationToken::new());
+        let (tasks, duty_tasks) = (TaskTracker::new(), TaskTracker::new());
+        // A start that fails, or that nobody waits for any more, leaves no listener behind.
+        let unfinished = listeners.clone().drop_guard();
+        let own_facts = status::router(status::Facts {
+            authority: authority.clone(),
+            certificates: certificates.clone(),
+            keyspace: keyspace.clone(),
+            images: registry.clone(),
+            registry: registry_address,
+            api_url: api_url.clone(),
+            join_urls: join_urls(api_address),
+            data_dir: dir.clone(),
+        });
+        let own_facts = own_facts.merge(members::router(keyspace.clone()));
+        let door = Door::new(keyspace.clone(), own_facts.clone());
+        let accept = Some(TlsAcceptor::from(Arc::new(tls)));
+        tasks.spawn(listener::serve(api_listener, accept, door.router(), listeners.clone()));
+
+        let kubeconfig = dir.join("kubeconfig");
+        let written = kubeconfig::Kubeconfig {
+            path: kubeconfig.clone(),
+            api_url: api_url.clone(),
+            authority: authority.clone(),
+            keyspace: keyspace.clone(),
+        };
+        written.write()?;
+        group::caught_up(&keyspace).await?;
+        match keyspace.introduce(&config.name, &names).await {
+            // A full disk is no reason not to start.
+            Err(error @ GroupError::NoRoom(_)) => tracing::error!(%error, "what this server is called is not told"),
+            introduced => introduced?,
+        }
         let api = ApiServer::start(
             keyspace.clone(),
             coracle_apiserver::Config {
@@ -268,58 +291,28 @@ impl Server {
         .await
         .map_err(|e| Error::Api(e.into()))?;
 
-        let registry = coracle_registry::Config {
-            free_min: free_floor(&dir),
-            ..coracle_registry::Config::new(dir.join("registry"))
-        };
-        let registry = Registry::open(registry).map_err(|e| Error::Registry(e.into()))?;
         let registry_router = coracle_registry::router(registry.clone());
-
-        let (listeners, duties) = (CancellationToken::new(), CancellationToken::new());
-        let (tasks, duty_tasks) = (TaskTracker::new(), TaskTracker::new());
         let internal = Identity::authenticated("system:apiserver", vec![MASTERS.to_owned()]);
         let internal = kube::Client::new(api.in_process(internal), "default");
         let joining = join::Joining::new(authority.clone(), internal.clone(), keyspace.clone());
         let (peers, follow_peers) = peers::start(internal, listeners.clone());
         tasks.spawn(follow_peers);
-        let extra =
-            registry_router.clone().merge(joining.authenticated()).merge(peers).merge(status::router(status::Facts {
-                authority: authority.clone(),
-                certificates: certificates.clone(),
-                keyspace: keyspace.clone(),
-                images: registry.clone(),
-                registry: registry_address,
-                api_url: api_url.clone(),
-                join_urls: join_urls(api_address),
-                data_dir: dir.clone(),
-            }));
+        let extra = registry_router.clone().merge(joining.authenticated()).merge(peers).merge(own_facts);
         let extra = extra.merge(backup::router(backup::Sources {
             keyspace: keyspace.clone(),
             authority: authority.clone(),
             registry: dir.join("registry"),
         }));
-        let extra = extra.merge(members::router(keyspace.clone()));
         let extra = extra.layer(axum::middleware::from_fn(join::nodes_only));
         let router = api.router().merge(api.authenticated(extra)).merge(joining.open());
-        tasks.spawn(listener::serve(
-            api_listener,
-            Some(TlsAcceptor::from(Arc::new(tls))),
-            router.clone(),
-            listeners.clone(),
-        ));
+        door.open(router.clone());
         tasks.spawn(tidy(registry.clone(), listeners.clone()));
         tasks.spawn(listener::serve(registry_listener, None, registry_router, listeners.clone()));
-
-        let kubeconfig = dir.join("kubeconfig");
-        let written = kubeconfig::Kubeconfig {
-            path: kubeconfig.clone(),
-            api_url: api_url.clone(),
-            authority: authority.clone(),
-            keyspace: keyspace.clone(),
-        };
+        // Now with what the others have told.
         written.write()?;
         tasks.spawn(written.follow(listeners.clone()));
         tasks.spawn(certificates.clone().keep(authority.clone(), listeners.clone()));
+        unfinished.disarm();
 
         let server = Server {
             config,

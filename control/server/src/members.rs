@@ -5,6 +5,8 @@
 //! | `GET /coracle/v1/members` | who may | all members, as this one sees them |
 //! | `DELETE /coracle/v1/members/NUMBER` | who may | removes a member |
 
+use std::time::Duration;
+
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
@@ -42,8 +44,13 @@ fn member(member: &MemberStatus) -> Value {
         "role": member.role,
         "leads": member.leads,
         "matched": member.matched.map(Revision::get),
-        "heardMilliseconds": member.heard.map(|heard| u64::try_from(heard.as_millis()).unwrap_or(u64::MAX)),
+        "heardMilliseconds": member.heard.map(milliseconds),
     })
+}
+
+/// As it is told.
+pub fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 async fn remove(State(keyspace): State<Keyspace>, Path(member): Path<MemberId>) -> Response {

@@ -75,6 +75,7 @@ async fn status(State(facts): State<Facts>) -> Json<Value> {
         "member": raft.member,
         "leader": raft.leader,
         "members": members::all(&facts.keyspace),
+        "aloneMilliseconds": facts.keyspace.alone_for().map(members::milliseconds),
         "certificates": certificates,
         "storedBytes": raft.stored_bytes,
         "diskBytes": disk_bytes,

@@ -24,9 +24,9 @@ use crate::tokens::Token;
 /// A server is connected within this time, or not at all.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// A server that has been silent for so long is asked whether it is there,
-const PING_AFTER: Duration = Duration::from_secs(10);
-/// and answers within this time, or is connected anew.
-const PONG_MAX: Duration = Duration::from_secs(10);
+const PING_AFTER: Duration = Duration::from_secs(2);
+/// and answers within this time, or another is asked.
+const PONG_MAX: Duration = Duration::from_secs(3);
 /// The whole of an answer while a node joins.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
 /// Its size.
@@ -143,12 +143,19 @@ pub async fn join(server: &Server, token: &Token, name: &str) -> Result<Identity
 }
 
 /// The next certificate, with a new key.
-pub async fn renew(server: &Server, identity: &Identity, current: &Arc<Current>) -> Result<Identity, WorkerError> {
+pub async fn renew(client: &kube::Client, identity: &Identity) -> Result<Identity, WorkerError> {
     let (key, request) = request()?;
-    let body = json!({"request": request}).to_string();
-    let https = https(current.client(identity)?);
-    let answer = send(&https, server, Request::post("/coracle/v1/renew"), body).await?;
-    let answer: Value = serde_json::from_slice(&answer).map_err(|error| strange(server, error))?;
+    let body = json!({"request": request}).to_string().into_bytes();
+    let request = Request::post("/coracle/v1/renew").header("content-type", "application/json").body(body);
+    let request = request.expect("a request of constants");
+    let answer = tokio::time::timeout(ANSWER_MAX, client.request::<Value>(request)).await;
+    let server = || identity.server.clone();
+    let answer = match answer {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(kube::Error::Api(status))) => return Err(WorkerError::Refused(status.message.clone())),
+        Ok(Err(error)) => return Err(WorkerError::Unreachable { server: server(), why: crate::failover::why(&error) }),
+        Err(_) => return Err(WorkerError::Unreachable { server: server(), why: "no answer in time".to_owned() }),
+    };
     let certificate = answer["certificate"].as_str().unwrap_or_default().to_owned();
     Ok(Identity::new(&identity.name, &identity.server, identity.authority.clone(), certificate, key)?)
 }

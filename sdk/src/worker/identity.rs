@@ -74,6 +74,18 @@ pub fn request() -> Result<(String, String), IdentityError> {
     Ok((key.serialize_pem(), request.map_err(failed)?))
 }
 
+/// Keeps the file `name` in `dir`, which is made when it is missing: whole or not at all, and for its owner alone.
+pub fn write(dir: &Path, name: &str, content: &[u8]) -> io::Result<()> {
+    let (path, part) = (dir.join(name), dir.join(format!("{name}.part")));
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    let _ = fs::remove_file(&part);
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&part, &path)?;
+    fs::File::open(dir)?.sync_all()
+}
+
 impl Identity {
     /// One that was just given; it is looked at before it is kept.
     pub fn new(
@@ -107,17 +119,8 @@ impl Identity {
 
     /// Keeps it in `dir`, which is made when it is missing: whole or not at all.
     pub fn store(&self, dir: &Path) -> Result<(), IdentityError> {
-        let (path, part) = (dir.join(FILE), dir.join(format!("{FILE}.part")));
-        let write = || -> io::Result<()> {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-            let _ = fs::remove_file(&part);
-            let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part)?;
-            file.write_all(&serde_json::to_vec_pretty(self).map_err(io::Error::other)?)?;
-            file.sync_all()?;
-            fs::rename(&part, &path)?;
-            fs::File::open(dir)?.sync_all()
-        };
-        write().map_err(|source| IdentityError::File { path: path.clone(), source })
+        let text = serde_json::to_vec_pretty(self).expect("JSON of strings and a number");
+        write(dir, FILE, &text).map_err(|source| IdentityError::File { path: dir.join(FILE), source })
     }
 
     /// The cluster's authority.

@@ -16,10 +16,14 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::failover::Servers;
+
 /// Connections at the same time; more wait in the kernel.
 const CONNECTIONS_MAX: usize = 64;
 /// Headers that a read of the registry needs, of the request.
 const PASSED: [HeaderName; 3] = [header::ACCEPT, header::RANGE, header::IF_NONE_MATCH];
+/// How long a server may take to say whether it has an image that another one lacks.
+const OTHER_MAX: Duration = Duration::from_secs(3);
 /// Wait after a connection could not be accepted.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
@@ -31,7 +35,7 @@ pub async fn listen() -> std::io::Result<(TcpListener, SocketAddr)> {
 }
 
 /// Passes on until `stop`.
-pub async fn serve(listener: TcpListener, client: kube::Client, stop: CancellationToken) {
+pub async fn serve(listener: TcpListener, servers: Servers, stop: CancellationToken) {
     let (tasks, places) = (TaskTracker::new(), std::sync::Arc::new(tokio::sync::Semaphore::new(CONNECTIONS_MAX)));
     loop {
         // Waiting is all that is cut here.
@@ -46,11 +50,11 @@ pub async fn serve(listener: TcpListener, client: kube::Client, stop: Cancellati
             tokio::time::sleep(ACCEPT_RETRY).await;
             continue;
         };
-        let (client, stop) = (client.clone(), stop.clone());
+        let (servers, stop) = (servers.clone(), stop.clone());
         tasks.spawn(async move {
             let service = service_fn(move |request| {
-                let client = client.clone();
-                async move { Ok::<_, Infallible>(pass(client, request).await) }
+                let servers = servers.clone();
+                async move { Ok::<_, Infallible>(pass(&servers, request).await) }
             });
             let mut http = http1::Builder::new();
             http.timer(TokioTimer::new());
@@ -70,7 +74,7 @@ pub async fn serve(listener: TcpListener, client: kube::Client, stop: Cancellati
 
 type Answer = Response<Either<Body, Empty<Bytes>>>;
 
-async fn pass(client: kube::Client, request: Request<Incoming>) -> Answer {
+async fn pass(servers: &Servers, request: Request<Incoming>) -> Answer {
     let plain = |code| {
         let mut response = Response::new(Either::Right(Empty::new()));
         *response.status_mut() = code;
@@ -82,13 +86,28 @@ async fn pass(client: kube::Client, request: Request<Incoming>) -> Answer {
         return plain(StatusCode::FORBIDDEN);
     }
     let path = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
-    let mut asked = match Request::builder().method(request.method()).uri(path).body(Body::from(Vec::new())) {
-        Ok(asked) => asked,
-        Err(_) => return plain(StatusCode::BAD_REQUEST),
-    };
     let passed = request.headers().iter().filter(|(name, _)| PASSED.contains(name));
-    asked.headers_mut().extend(passed.map(|(name, value)| (name.clone(), value.clone())).collect::<HeaderMap>());
-    match client.send(asked).await {
+    let passed: HeaderMap = passed.map(|(name, value)| (name.clone(), value.clone())).collect();
+    let asked = || {
+        let mut asked = Request::builder().method(request.method()).uri(&path).body(Body::empty()).ok()?;
+        asked.headers_mut().extend(passed.clone());
+        Some(asked)
+    };
+    let Some(first) = asked() else { return plain(StatusCode::BAD_REQUEST) };
+    let mut answer = servers.ask(first).await;
+    // An image is on the server that it was pushed to.
+    for other in servers.clients() {
+        if !answer.as_ref().is_ok_and(|answer| answer.status() == StatusCode::NOT_FOUND) {
+            break;
+        }
+        if let Some(asked) = asked()
+            && let Ok(Ok(found)) = tokio::time::timeout(OTHER_MAX, other.send(asked)).await
+            && found.status().is_success()
+        {
+            answer = Ok(found);
+        }
+    }
+    match answer {
         Ok(mut response) => {
             for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::WWW_AUTHENTICATE] {
                 response.headers_mut().remove(name);

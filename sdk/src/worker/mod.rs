@@ -1,11 +1,13 @@
 //! A node of a cluster that runs elsewhere: joins with a token, keeps what it was given, and runs pods.
 //!
-//! In the data directory are `identity.json` (name, key, certificate, the cluster's authority and address) and `node/`. With
-//! an identity no token is needed any more; the certificate is renewed while the node runs.
+//! In the data directory are `identity.json` (name, key, certificate, the cluster's authority and address), `servers.json` (where all
+//! its servers are) and `node/`. With an identity no token is needed any more; the certificate is renewed while the node runs. It
+//! speaks with one server, and goes to another when that one is gone.
 
 mod call;
 mod identity;
 mod images;
+mod servers;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -25,6 +27,7 @@ use self::call::Server;
 pub(crate) use self::call::join_server;
 pub use self::identity::IdentityError;
 use self::identity::{Current, Identity};
+use crate::failover::Servers;
 use crate::tokens::{NotAToken, Token};
 use crate::{Compiler, StartError};
 
@@ -167,11 +170,19 @@ impl Worker {
         let (identity, lock) = identity(&options).await?;
         let server: Server = identity.server.parse()?;
         let current = Current::new(&identity)?;
-        let client = call::client(&server, &identity, &current)?;
+        let connect = {
+            let (identity, current) = (identity.clone(), current.clone());
+            move |server: &str| call::client(&server.parse()?, &identity, &current)
+        };
+        let names = servers::kept(&options.data_dir, &identity.server);
+        let clients: Result<Vec<_>, WorkerError> =
+            names.iter().map(|name| Ok((name.clone(), connect(name)?))).collect();
+        let servers = Servers::new(clients?, |moved| tracing::warn!("{moved}"));
+        let client = servers.client("default");
         let range = register(&client, &identity.name, &identity.server).await?;
         let address = match options.address {
             Some(address) => address,
-            None => address_towards(&server).await?,
+            None => address_towards(&names).await?,
         };
         let (listener, registry) = images::listen().await.map_err(WorkerError::Listen)?;
         let config = coracle_node::Config {
@@ -195,10 +206,10 @@ impl Worker {
         let node = Node::new(client.clone(), config).await.map_err(failed)?;
         let (stop, ended, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
         let (background, expired) = (CancellationToken::new(), CancellationToken::new());
-        tasks.spawn(images::serve(listener, client, background.clone()));
-        let name = identity.name.clone();
-        let (dir, over) = (options.data_dir.clone(), expired.clone());
-        tasks.spawn(renew(server.clone(), identity, current, dir, over, background.clone()));
+        tasks.spawn(images::serve(listener, servers.clone(), background.clone()));
+        let (name, joined, dir) = (identity.name.clone(), identity.server.clone(), options.data_dir.clone());
+        tasks.spawn(servers::follow(servers, joined, dir.clone(), connect, background.clone()));
+        tasks.spawn(renew(client, identity, current, dir, expired.clone(), background.clone()));
         let run = node.clone().run(stop.clone());
         // Cancelled also when the node panics.
         let (when_over, when_over_too) = (ended.clone().drop_guard(), background.drop_guard());
@@ -354,22 +365,29 @@ pub(crate) async fn register(client: &kube::Client, name: &str, server: &str) ->
     }
 }
 
-/// The address of this machine that leads to the server. Nothing is sent.
-async fn address_towards(server: &Server) -> Result<IpAddr, WorkerError> {
-    let find = async {
-        let any = if server.address().0.parse::<std::net::Ipv6Addr>().is_ok() { "[::]:0" } else { "0.0.0.0:0" };
-        let socket = tokio::net::UdpSocket::bind(any).await?;
-        socket.connect(server.address()).await?;
-        socket.local_addr()
-    };
-    let found = find.await.map(|address| address.ip());
-    found.map_err(|error| WorkerError::Unreachable { server: server.to_string(), why: error.to_string() })
+/// The address of this machine that leads to the servers, the first of them that has a known address. Nothing is sent.
+async fn address_towards(servers: &[String]) -> Result<IpAddr, WorkerError> {
+    let mut last = None;
+    for name in servers {
+        let server: Server = name.parse()?;
+        let find = async {
+            let any = if server.address().0.parse::<std::net::Ipv6Addr>().is_ok() { "[::]:0" } else { "0.0.0.0:0" };
+            let socket = tokio::net::UdpSocket::bind(any).await?;
+            socket.connect(server.address()).await?;
+            socket.local_addr()
+        };
+        match find.await {
+            Ok(address) => return Ok(address.ip()),
+            Err(error) => last = Some(WorkerError::Unreachable { server: name.clone(), why: error.to_string() }),
+        }
+    }
+    Err(last.unwrap_or_else(|| WorkerError::Server(String::new())))
 }
 
 /// Renews the certificate in time, until `stop`. `expired` is told when it is over: nobody renews one that has ended (its machine
 /// slept, say), and the node could go on for ever without anybody hearing of its pods.
 async fn renew(
-    server: Server,
+    client: kube::Client,
     mut identity: Identity,
     current: Arc<Current>,
     dir: PathBuf,
@@ -379,7 +397,7 @@ async fn renew(
     loop {
         let left = identity.left().unwrap_or(1.0);
         if left < RENEWED_AT {
-            match renewed(&server, &identity, &current, &dir).await {
+            match renewed(&client, &identity, &current, &dir).await {
                 Ok(next) => identity = next,
                 Err(_) if left <= 0.0 => return expired.cancel(),
                 Err(error) => {
@@ -396,12 +414,12 @@ async fn renew(
 }
 
 async fn renewed(
-    server: &Server,
+    client: &kube::Client,
     identity: &Identity,
     current: &Arc<Current>,
     dir: &Path,
 ) -> Result<Identity, WorkerError> {
-    let next = call::renew(server, identity, current).await?;
+    let next = call::renew(client, identity).await?;
     // On disk first: what is shown from now on must be there after a kill.
     next.store(dir)?;
     current.replace(&next)?;
@@ -426,7 +444,8 @@ mod tests {
         let identity = Identity::new("worker", &server, pem.clone(), pem, key.serialize_pem()).unwrap();
         let current = Current::new(&identity).unwrap();
         let (expired, stop) = (CancellationToken::new(), CancellationToken::new());
-        renew(server.parse().unwrap(), identity, current, temp.path().into(), expired.clone(), stop).await;
+        let client = call::client(&server.parse().unwrap(), &identity, &current).unwrap();
+        renew(client, identity, current, temp.path().into(), expired.clone(), stop).await;
         assert!(expired.is_cancelled());
     }
 

@@ -69,6 +69,18 @@ pub struct Unstarted {
     sole: bool,
 }
 
+/// What a log holds, for a member that goes on without it.
+pub struct Held {
+    /// The directory; it stays locked as long as this lives.
+    pub dir: Dir,
+    /// The newest vote.
+    pub vote: Option<Vote>,
+    /// Up to where it was cut.
+    pub purged: Option<LogId>,
+    /// What follows.
+    pub entries: VecDeque<Entry>,
+}
+
 /// Room for a proposal, until this is dropped.
 pub struct Room {
     log: Log,
@@ -294,6 +306,12 @@ impl Log {
 }
 
 impl Unstarted {
+    /// What was read, without writing anything.
+    pub fn held(self) -> Held {
+        let Inner { vote, purged, entries, .. } = self.inner;
+        Held { dir: self.dir, vote, purged, entries }
+    }
+
     /// Has on the disk what was read, and goes on behind it.
     pub fn start(self, host: &Host) -> io::Result<Log> {
         let Unstarted { found, mut dir, member, sizes, mut inner, sole } = self;

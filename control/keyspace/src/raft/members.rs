@@ -23,6 +23,9 @@ const VOTERS_MAX: usize = 5;
 /// How long Raft may take to show a change that it has made.
 const SHOWN_WITHIN: Duration = Duration::from_secs(5);
 
+/// Who has been without a majority for this long is cut off, for an operator; an election takes less.
+pub const ALONE_AFTER: Duration = Duration::from_secs(5);
+
 /// A learner that lacks no more entries than this has caught up.
 const BEHIND_MAX: u64 = 256;
 /// How long a leader waits for the one that it hands over to.
@@ -138,13 +141,16 @@ impl Member {
         let metrics = metrics.borrow_watched().clone();
         let voters: BTreeSet<MemberId> = metrics.membership_config.voter_ids().collect();
         let leads = metrics.state == ServerState::Leader;
+        // Raft remembers the last leader until there is another.
+        let is_lost = !leads && self.alone_for() >= ALONE_AFTER;
         let matched = |member: MemberId| match &metrics.replication {
             _ if member == self.id() => metrics.last_log_index,
             Some(replication) => replication.get(&member)?.map(|matched| matched.index),
             None => None,
         };
         let heard = |member: MemberId| match &metrics.heartbeat {
-            _ if member == self.id() && leads => Some(Duration::ZERO),
+            _ if member == self.id() && (leads || is_lost) => Some(Duration::ZERO),
+            _ if is_lost => self.called_ago(member),
             Some(heartbeat) => heartbeat.get(&member)?.as_ref().map(|at| at.elapsed()),
             None => None,
         };
@@ -156,7 +162,7 @@ impl Member {
             address: node.addr.clone(),
             api: group::api(&state, *member),
             role: if voters.contains(member) { Role::Voter } else { Role::Learner },
-            leads: metrics.current_leader == Some(*member),
+            leads: metrics.current_leader == Some(*member) && !is_lost,
             matched: matched(*member).filter(|_| leads).map(Revision::new),
             heard: heard(*member),
         })

@@ -35,9 +35,9 @@ pub use codec::{encode_records, records};
 pub use hub::Hub;
 pub use link::{Links, PeerTls, serve as serve_peers};
 pub use machine::Machine;
-pub use members::removed;
+pub use members::{ALONE_AFTER, removed};
 pub use network::{Answer, Call, NoPeers, Transport};
-pub use restore::restore;
+pub use restore::{Whole, restore};
 pub use types::{MemberId, Transaction};
 
 use self::log::{Log, Unstarted};
@@ -136,6 +136,8 @@ pub struct Member {
     changing: tokio::sync::Mutex<()>,
     /// When a leader was last heard of.
     heard: Mutex<Instant>,
+    /// When each other member last called.
+    called: Mutex<BTreeMap<MemberId, Instant>>,
     /// Whether another member has said that this one was removed.
     removed: watch::Sender<bool>,
     /// Says that the checkpoint's disk broke.
@@ -216,6 +218,7 @@ impl Member {
             stored_max,
             changing: tokio::sync::Mutex::default(),
             heard: Mutex::new(host::now()),
+            called: Mutex::default(),
             removed: watch::Sender::new(false),
             broken: Notify::new(),
         };
@@ -272,6 +275,16 @@ impl Member {
     /// Notes that a leader was heard of.
     fn hear(&self) {
         *self.heard.lock() = host::now();
+    }
+
+    /// Notes that another member has called.
+    fn hear_from(&self, member: MemberId) {
+        self.called.lock().insert(member, host::now());
+    }
+
+    /// How long ago `member` last called. Only while nobody leads do all call all.
+    fn called_ago(&self, member: MemberId) -> Option<Duration> {
+        self.called.lock().get(&member).map(Instant::elapsed)
     }
 
     /// Notes that another member has said that this one was removed.

@@ -128,6 +128,7 @@ pub async fn answer(member: &Member, from: MemberId, call: Call) -> Result<Answe
             _ => Err(failed(removed(from))),
         };
     }
+    member.hear_from(from);
     Ok(match call {
         Call::Append(request) => {
             let response = raft.append_entries(request).await.map_err(|e| failed(e.to_string()))?;

@@ -1,4 +1,5 @@
-//! A member that begins with a state instead of a log: the first of a cluster that is made of a backup.
+//! A member that begins with a state instead of a log: the first of a cluster that is made of a backup, or the one that is left of
+//! a group and goes on alone.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -6,25 +7,81 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::storage::RaftLogStorage;
-use openraft::{BasicNode, Membership, StoredMembership};
+use openraft::{BasicNode, EntryPayload, Membership, StoredMembership};
 
-use super::codec::Head;
-use super::types::{LeaderId, LogId, Vote};
-use super::{Loaded, Member, found};
-use crate::dir::Dir;
-use crate::host::Host;
+use super::codec::{self, Head};
+use super::log::Held;
+use super::types::{LeaderId, LogId, MemberId, Vote};
+use super::{Loaded, Member, Read, found};
+use crate::dir::{Dir, Owner};
+use crate::host::{self, Host};
 use crate::record::Revision;
-use crate::state::{Records, Retention};
+use crate::state::{Records, Retention, State};
 
-/// Makes the files of the founder of a cluster in `dir`, which is new: its state is `records`, and its log begins after `begin`.
+/// What a member has on its disk, its whole log applied.
+pub struct Whole {
+    /// Locked as long as this lives.
+    _dir: Dir,
+    /// Whose it is.
+    pub owner: Owner,
+    /// The records.
+    pub state: State,
+    /// The newest term that it has seen.
+    pub term: u64,
+    /// Where the others are, and itself.
+    pub members: BTreeMap<MemberId, String>,
+    /// Those that count.
+    pub voters: BTreeSet<MemberId>,
+}
+
+impl Read {
+    /// Applies all of the log, also what nobody has said is committed: whoever could say so is lost, and what was acknowledged
+    /// may be among it.
+    pub fn whole(self) -> io::Result<Whole> {
+        let head = codec::head(&self.loaded.meta)?;
+        let Held { dir, vote, purged, entries } = self.log.held();
+        let mut last = head.applied.max(purged);
+        let mut membership = head.membership.membership().clone();
+        let mut state = State::new(self.retention);
+        state.replace(Revision::new(head.applied.map_or(0, |applied| applied.index)), self.loaded.records);
+        let covered = head.applied.map(|applied| applied.index);
+        for entry in entries {
+            if Some(entry.log_id.index) <= covered {
+                continue;
+            }
+            last = last.max(Some(entry.log_id));
+            let revision = Revision::new(entry.log_id.index);
+            match entry.payload {
+                EntryPayload::Normal(transaction) => drop(state.apply(revision, transaction.ops(), host::now())),
+                EntryPayload::Blank => state.skip(revision),
+                EntryPayload::Membership(newer) => {
+                    membership = newer;
+                    state.skip(revision);
+                }
+            }
+        }
+        let seen = [vote.map(|vote| vote.leader_id.term), last.map(|last| last.leader_id.term)];
+        Ok(Whole {
+            _dir: dir,
+            owner: self.owner,
+            state,
+            term: seen.into_iter().flatten().max().unwrap_or_default(),
+            members: membership.nodes().map(|(member, node)| (*member, node.addr.clone())).collect(),
+            voters: membership.voter_ids().collect(),
+        })
+    }
+}
+
+/// Makes the files of `dir`'s member, which is new and alone: its state is `records`, and its log begins after `begin`, which was
+/// written in `term`.
 pub async fn restore(
     host: &Host,
     mut dir: Dir,
-    begin: Revision,
+    (term, begin): (u64, Revision),
     records: HashMap<Arc<str>, Records>,
 ) -> io::Result<()> {
     let member = dir.owner().member;
-    let leader = LeaderId { term: 1, node_id: member };
+    let leader = LeaderId { term, node_id: member };
     let begins_after = LogId::new(leader, begin.get());
     let alone = BTreeMap::from([(member, BasicNode::new(""))]);
     let membership = Membership::new(vec![BTreeSet::from([member])], alone).map_err(io::Error::other)?;
