@@ -167,8 +167,18 @@ impl Remote {
         Remote::connect_merged(&[path.to_owned()]).await
     }
 
+    /// The same, with a client that sends everything once. Others send again what was answered with 429, 503 or 504, as the
+    /// client library does: a write whose outcome is unknown (504) may then be told to be in its own way.
+    pub async fn connect_once(path: &Path) -> Result<Remote, ConnectError> {
+        Remote::connect_as(&[path.to_owned()], false).await
+    }
+
     /// Connects by several kubeconfigs merged as kubectl merges those of `KUBECONFIG`: what an earlier file says holds.
     pub async fn connect_merged(paths: &[PathBuf]) -> Result<Remote, ConnectError> {
+        Remote::connect_as(paths, true).await
+    }
+
+    async fn connect_as(paths: &[PathBuf], sends_again: bool) -> Result<Remote, ConnectError> {
         let named = |path: Option<&PathBuf>| path.cloned().unwrap_or_default();
         let mut merged = Kubeconfig::default();
         let failed = |path: PathBuf| |source| ConnectError::Kubeconfig { path, source: Box::new(source) };
@@ -176,7 +186,8 @@ impl Remote {
             merged = Kubeconfig::read_from(path).and_then(|read| merged.merge(read)).map_err(failed(path.clone()))?;
         }
         let config = Config::from_custom_kubeconfig(merged, &KubeConfigOptions::default()).await;
-        let config = config.map_err(failed(named(paths.first())))?;
+        let mut config = config.map_err(failed(named(paths.first())))?;
+        config.default_retry = sends_again;
         let client = Client::try_from(config)
             .map_err(|source| ConnectError::Client { path: named(paths.first()), source: source.into() })?;
         Ok(Remote { client })

@@ -118,7 +118,7 @@ impl Server {
             Err::<(), Error>(format!("the server {name} ended before it was ready").into())
         };
         tokio::time::timeout(START_DEADLINE, ready).await??;
-        let remote = Remote::connect(&dir.join("kubeconfig")).await?;
+        let remote = Remote::connect_once(&dir.join("kubeconfig")).await?;
         Ok(Server { child, dir, remote })
     }
 

@@ -105,7 +105,7 @@ impl Servers {
         loop {
             let kubeconfig = self.data_dir(server).join("kubeconfig");
             if kubeconfig.is_file()
-                && let Ok(remote) = Remote::connect(&kubeconfig).await
+                && let Ok(remote) = Remote::connect_once(&kubeconfig).await
                 && remote.members().await.is_ok()
             {
                 self.remotes.push(remote);
@@ -117,9 +117,9 @@ impl Servers {
         }
     }
 
-    /// A new client of a server.
+    /// A new client of a server, which sends everything once.
     pub async fn remote(&self, server: usize) -> Remote {
-        Remote::connect(&self.data_dir(server).join("kubeconfig")).await.expect("its kubeconfig is complete")
+        Remote::connect_once(&self.data_dir(server).join("kubeconfig")).await.expect("its kubeconfig is complete")
     }
 
     /// Starts a server again.
@@ -164,11 +164,6 @@ impl Servers {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-    }
-
-    /// Whether a server's process is there.
-    pub fn runs(&self, server: usize) -> bool {
-        self.processes.lock()[server].is_some()
     }
 
     /// Whether all that were started and not ended by us are there; which one is not.
