@@ -87,7 +87,8 @@ impl Client {
         let mut random = StdRng::seed_from_u64(seed ^ (self.number as u64 + 1) << 32);
         let mut server = self.number % self.remotes.len();
         while !over.load(Ordering::Relaxed) {
-            if random.random_bool(0.2) {
+            // The first stay, so that a server that stands still does not make all of them wait.
+            if self.number >= self.remotes.len() && random.random_bool(0.2) {
                 server = random.random_range(0..self.remotes.len());
             }
             let turn = self.history.now() / USED.as_nanos() as u64;

@@ -8,6 +8,7 @@ use rand::Rng as _;
 use rand::rngs::StdRng;
 
 use super::SERVERS;
+use super::history::History;
 use super::servers::{NAMES, Servers};
 
 /// A sort of fault.
@@ -63,6 +64,7 @@ impl FromStr for Fault {
 /// ways are open and all servers were started.
 pub async fn disturb(
     servers: &Servers,
+    history: &History,
     faults: &[Fault],
     random: &mut StdRng,
     time: Duration,
@@ -82,10 +84,16 @@ pub async fn disturb(
         let within = (random.random_bool(0.25) && fault != Fault::KillAll && fault != Fault::Terminate)
             .then(|| (1 + random.random_range(0..SERVERS - 1) + server) % SERVERS);
         let and = within.map(|other| format!("; meanwhile {} is killed", NAMES[other])).unwrap_or_default();
-        say(format!("{fault} {} ({role}) for {:.1} s{and}", NAMES[server], lasts.as_secs_f64()));
+        let since = history.now();
         one(servers, fault, (server, within), lasts, random).await?;
         servers.all_run()?;
         tokio::time::sleep(Duration::from_millis(random.random_range(100..2_500))).await;
+        say(format!(
+            "{fault} {} ({role}) for {:.1} s{and}: no write for {:.2} s",
+            NAMES[server],
+            lasts.as_secs_f64(),
+            history.longest_gap(since).as_secs_f64()
+        ));
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::linearizability::{Kind, Operation, Outcome, Value, Verdict, check};
 
@@ -70,6 +70,17 @@ impl History {
             self.longest.fetch_max((returned - called) / 1_000_000, Ordering::Relaxed);
         }
         self.records.lock().expect("nobody panics with it").push(record);
+    }
+
+    /// The longest time without an accepted write since `since`.
+    pub fn longest_gap(&self, since: u64) -> Duration {
+        let records = self.records.lock().expect("nobody panics with it");
+        let done = records.iter().filter(|record| record.operation.outcome == Outcome::Done);
+        let mut times: Vec<u64> = done.map(|record| record.operation.returned).filter(|returned| *returned > since).collect();
+        drop(records);
+        times.extend([since, self.now()]);
+        times.sort_unstable();
+        Duration::from_nanos(times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0))
     }
 
     /// Whatever cannot be; nothing when all is well.

@@ -78,7 +78,7 @@ async fn prove(options: &Options) -> Vec<String> {
     }
     let mut wrong = Vec::new();
     let mut random = StdRng::seed_from_u64(options.seed);
-    wrong.extend(faults::disturb(&servers, &options.faults, &mut random, options.time, &say).await.err());
+    wrong.extend(faults::disturb(&servers, &history, &options.faults, &mut random, options.time, &say).await.err());
     say("no more faults".to_owned());
     match servers.converge(CONVERGES).await {
         Ok(took) => say(format!("one cluster again after {:.1} s", took.as_secs_f64())),

@@ -18,6 +18,8 @@ use crate::linearizability::{Kind, Outcome, Value};
 
 /// How long a watch may be silent before it goes on at another server: writes come all the time.
 const SILENCE: Duration = Duration::from_millis(2_500);
+/// How long a watch lasts, in seconds: before its end comes a bookmark, and it goes on elsewhere.
+const LASTS: u32 = 6;
 /// How long a server may take to begin a watch or to answer a list.
 const PATIENCE: Duration = Duration::from_secs(4);
 
@@ -119,7 +121,7 @@ impl Watcher {
 
     /// One watch, from where the last one ended; an error when it can never go on.
     async fn follow(&self, heard: &mut Heard) -> Result<(), String> {
-        let (api, params) = (self.api(), WatchParams::default().labels(LABEL));
+        let (api, params) = (self.api(), WatchParams::default().labels(LABEL).timeout(LASTS));
         let since = heard.upto.to_string();
         let began = tokio::time::timeout(PATIENCE, api.watch(&params, &since)).await;
         let Ok(Ok(stream)) = began else {
