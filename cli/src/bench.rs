@@ -1,7 +1,12 @@
 //! `coracle bench`: the benchmarks, one figure a line.
 
+use std::num::NonZeroUsize;
+
 use anyhow::Context;
+use clap::ValueEnum;
 use coracle_sdk::bench;
+
+use crate::output::Step;
 
 /// Run the benchmarks and print one figure a line: name, value, unit
 ///
@@ -11,6 +16,18 @@ pub struct Arguments {
     /// Which one; all when absent
     #[arg(value_parser = clap::builder::PossibleValuesParser::new(bench::NAMES))]
     name: Option<String>,
+    /// How often `failover` kills the leader, and has it hand over
+    #[arg(long, value_name = "COUNT", default_value_t = NonZeroUsize::new(bench::ROUNDS).expect("a constant"))]
+    rounds: NonZeroUsize,
+    /// Form of the output; as JSON each figure is an object on a line of its own
+    #[arg(short, long, value_enum, default_value_t = Form::Text)]
+    output: Form,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Form {
+    Text,
+    Json,
 }
 
 /// Runs the command.
@@ -18,10 +35,18 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let program = std::env::current_exe().context("find this program's own file")?;
     let names = bench::NAMES.into_iter().filter(|name| arguments.name.as_deref().is_none_or(|only| only == *name));
     for name in names {
-        bench::run(name, &program, |figure| println!("{figure}"))
+        let step = Step::begin(format!("benchmark {name}"));
+        let print = |figure: bench::Figure| {
+            step.print(&match arguments.output {
+                Form::Text => figure.to_string(),
+                Form::Json => serde_json::to_string(&figure).expect("text and a number"),
+            });
+        };
+        bench::run(name, &program, arguments.rounds.get(), print, |doing| step.detail(&doing))
             .await
             .map_err(anyhow::Error::from_boxed)
             .with_context(|| format!("benchmark {name}"))?;
+        step.done();
     }
     Ok(())
 }

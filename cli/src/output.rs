@@ -74,6 +74,11 @@ impl Step {
         self.bar.set_message(format!("{}: {detail}", self.what));
     }
 
+    /// Prints a line of the result while the step lasts.
+    pub fn print(&self, line: &str) {
+        self.bar.suspend(|| println!("{line}"));
+    }
+
     /// Ends the step well.
     pub fn done(self) {
         self.bar.finish_and_clear();

@@ -195,6 +195,18 @@ impl Remote {
         Remote::connect_merged(&[path.to_owned()], |moved| tracing::warn!("{moved}")).await
     }
 
+    /// The same, asking that server alone, and with everything sent once. Others send again what was answered with 429, 503 or
+    /// 504, as the client library does: a write whose outcome is unknown (504) may then be told to be in its own way.
+    pub async fn connect_once(path: &Path) -> Result<Remote, ConnectError> {
+        let failed = |source| ConnectError::Kubeconfig { path: path.to_owned(), source: Box::new(source) };
+        let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
+        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
+        let config = Config { default_retry: false, ..config.map_err(failed)? };
+        let client = Client::try_from(config);
+        let client = client.map_err(|source| ConnectError::Client { path: path.to_owned(), source: source.into() })?;
+        Ok(Remote { client })
+    }
+
     /// Connects by several kubeconfigs merged as kubectl merges those of `KUBECONFIG`: what an earlier file says holds. When the server
     /// of the current context does not answer, those of other contexts are asked that are of the same cluster, with the same
     /// credentials; `told` hears of it.

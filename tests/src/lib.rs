@@ -3,6 +3,9 @@
 //! A test reads like what a person does: start, push, kubectl, look, stop or kill. Whatever a test waits for is a
 //! condition with a deadline; the message of a deadline shows the last thing seen.
 
+pub mod linearizability;
+pub mod proof;
+
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};

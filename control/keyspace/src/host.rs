@@ -97,25 +97,35 @@ impl Default for Sizes {
     }
 }
 
-/// How long a group takes to notice things; a simulation is impatient.
+/// How often a leader is heard of (design.md §4). Longer than the way there and back with a sync on it: openraft gives up a
+/// heartbeat that is not answered within this time.
+const HEARTBEAT: Duration = Duration::from_millis(100);
+
+/// How long a group takes to notice things, all of it in heartbeats; a simulation is impatient.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
-    /// How often a leader is heard of (design.md §4).
+    /// How often a leader is heard of.
     pub heartbeat: Duration,
-    /// The same where there is nobody to hear it: openraft's clock ticks five times in a heartbeat, and an idle server
-    /// should be idle. Still short enough for members that are added later.
-    pub heartbeat_alone: Duration,
-    /// When a leader that is not heard of is replaced (design.md §4).
+    /// openraft's bounds of an election's timeout, a number between which is drawn for each. It counts *after* the leader's
+    /// lease, which is the upper bound: a leader that is not heard of is replaced after a lease and a timeout, eleven to
+    /// twelve heartbeats. So many may be late on a busy machine, or wait behind a sync. The lower bound is also how long a
+    /// vote may take, which is synced; so they are close to each other. Two who stand at the same moment do not stand in each
+    /// other's way: in one term the vote for the higher number counts more (openraft's `leader_id_adv`).
     pub election: (Duration, Duration),
+    /// Who was not heard of for this long is down: two elections' time.
+    pub down: Duration,
+}
+
+impl Timing {
+    /// The one that goes with this heartbeat.
+    pub fn of(heartbeat: Duration) -> Timing {
+        Timing { heartbeat, election: (heartbeat * 5, heartbeat * 6), down: heartbeat * 24 }
+    }
 }
 
 impl Default for Timing {
     fn default() -> Timing {
-        Timing {
-            heartbeat: Duration::from_millis(100),
-            heartbeat_alone: Duration::from_millis(400),
-            election: (Duration::from_millis(1000), Duration::from_millis(2000)),
-        }
+        Timing::of(HEARTBEAT)
     }
 }
 

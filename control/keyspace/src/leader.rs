@@ -25,6 +25,7 @@ const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) async fn run(member: Arc<Member>, lead: watch::Sender<Option<Lead>>, mut stopped: watch::Receiver<bool>) {
     let work = async {
         loop {
+            member.tick_for_others();
             let term = member.leading();
             let said = lead.borrow().map(|lead| lead.term);
             let mut patience = LOOK_EVERY;

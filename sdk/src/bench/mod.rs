@@ -5,22 +5,28 @@
 
 mod cluster;
 mod deploy;
+mod failover;
 mod http;
 mod rollout;
 
 use std::fmt;
 use std::path::Path;
 
+use serde::Serialize;
+
 pub use http::{Answer, http_get, peer};
 
 /// The benchmarks' names, in the order in which all of them run.
-pub const NAMES: [&str; 6] = ["keyspace", "engine", "neighbours", "deploy", "rollout", "http"];
+pub const NAMES: [&str; 7] = ["keyspace", "engine", "neighbours", "deploy", "rollout", "http", "failover"];
+
+/// How often `failover` kills the leader, and has it hand over, unless somebody says otherwise.
+pub const ROUNDS: usize = 30;
 
 /// Whatever went wrong in a benchmark.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// One measured figure.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Figure {
     /// What was measured.
     pub name: String,
@@ -44,8 +50,14 @@ impl fmt::Display for Figure {
 }
 
 /// Runs the benchmark `name` (one of [`NAMES`]); `program` is the coracle executable. Calls `report` with each figure
-/// as soon as it is known.
-pub async fn run(name: &str, program: &Path, mut report: impl FnMut(Figure)) -> Result<(), Error> {
+/// as soon as it is known, and `doing` with what it does meanwhile, where that takes long. `rounds` is for `failover`.
+pub async fn run(
+    name: &str,
+    program: &Path,
+    rounds: usize,
+    mut report: impl FnMut(Figure),
+    mut doing: impl FnMut(String),
+) -> Result<(), Error> {
     match name {
         "keyspace" => {
             let dir = tempfile::tempdir()?;
@@ -71,6 +83,7 @@ pub async fn run(name: &str, program: &Path, mut report: impl FnMut(Figure)) -> 
         "deploy" => deploy::run(program, &mut report).await?,
         "rollout" => rollout::run(program, &mut report).await?,
         "http" => http::run(program, &mut report).await?,
+        "failover" => failover::run(program, rounds, &mut report, &mut doing).await?,
         other => return Err(format!("no benchmark is called {other:?}; there are {}", NAMES.join(", ")).into()),
     }
     Ok(())

@@ -194,9 +194,11 @@ fn tells_once(ops: &[Op]) -> bool {
 fn refused(error: TransactError) -> Refused {
     Refused::Final(match error {
         TransactError::TooLarge { .. } => Status::request_too_large(format!("limit is {}", object::OBJECT_BYTES_MAX)),
+        // Without a time to come back after: client-go sends whatever has one again by itself, and would tell whoever made an
+        // object that it exists already.
         TransactError::Unknown => Status::timeout(
             "the write was not confirmed in time and may still take effect; read the object before trying again",
-            1,
+            0,
         ),
         TransactError::NoRoom(NoRoom::Disk { .. } | NoRoom::Quota { .. }) => {
             Status::insufficient_storage(error.to_string())
@@ -230,6 +232,16 @@ pub(crate) fn range<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clients_send_again_by_themselves_only_what_was_not_done() {
+        let retry_after = |error| match refused(error) {
+            Refused::Final(status) => (status.code(), status.details.map_or(0, |details| details.retry_after_seconds)),
+            Refused::Guard(_) => panic!("a guard"),
+        };
+        assert_eq!(retry_after(TransactError::Unknown), (504, 0));
+        assert_eq!(retry_after(TransactError::Unavailable { leader: None }), (503, 1));
+    }
 
     #[test]
     fn a_record_that_stays_in_the_way_is_no_race() {

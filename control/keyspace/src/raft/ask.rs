@@ -23,10 +23,14 @@ use crate::record::{Op, Record, Revision};
 use crate::renewals::Renewal;
 use crate::state::{GuardFailed, Outcome, State};
 
-/// How long it is waited for a leader: an election takes one to two seconds, and may have to be repeated once.
+/// How long it is waited for a leader: an election begins a second and a little after the last one was heard of, and may have to
+/// be repeated.
 const LEADER_WAIT: Duration = Duration::from_secs(6);
 /// How long a question waits at most before it is asked again; a change of leader asks at once.
 const RETRY: Duration = Duration::from_millis(100);
+/// How long a leader that another one has replaced may take to say what came of something: it answers while it hands over, and
+/// never when it is cut off or stands still.
+const REPLACED: Duration = Duration::from_secs(1);
 /// How long another member may take to say what a read must have seen.
 const READ_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -127,7 +131,13 @@ impl Member {
                 Ok(Err(TransportError::Failed { .. })) | Err(_) => return Err(Refusal::NotLeader(None)),
                 Ok(answer) => answer,
             },
-            false => answer.await,
+            false => tokio::select! {
+                answer = answer => answer,
+                () = self.replaced(leader) => {
+                    let reason = "another one leads meanwhile".to_owned();
+                    Err(TransportError::Failed { member: leader, reason })
+                }
+            },
         };
         match answer {
             Ok(Answer::Told(told)) => {
@@ -143,6 +153,17 @@ impl Member {
                 Err(Refusal::Unknown)
             }
         }
+    }
+
+    /// Waits until another one than `leader` has led for a while.
+    async fn replaced(&self, leader: MemberId) {
+        let mut metrics = self.raft().server_metrics();
+        while self.leader().is_none_or(|now| now == leader) {
+            if metrics.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+        tokio::time::sleep(REPLACED).await;
     }
 
     /// Does it here, if this member leads.

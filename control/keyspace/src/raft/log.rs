@@ -205,11 +205,6 @@ impl Log {
         self.0.sole.load(Ordering::Acquire)
     }
 
-    /// Whether nothing was ever appended.
-    pub fn is_empty(&self) -> bool {
-        self.0.inner.lock().last().is_none()
-    }
-
     /// Bytes of entries in memory.
     pub fn bytes(&self) -> usize {
         self.0.bytes.load(Ordering::Relaxed)

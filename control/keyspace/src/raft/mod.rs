@@ -183,12 +183,10 @@ impl Member {
     ) -> io::Result<Member> {
         let id = owner.member;
         let path = log.dir().ok_or_else(|| io::Error::other("the log is closed"))?;
-        let is_alone = log.is_sole_voter() || (owner.founder && log.is_empty());
         let timing = host.timing;
-        let heartbeat = if is_alone { timing.heartbeat_alone } else { timing.heartbeat };
         let config = Config {
             cluster_name: owner.cluster.to_string(),
-            heartbeat_interval: heartbeat.as_millis() as u64,
+            heartbeat_interval: timing.heartbeat.as_millis() as u64,
             election_timeout_min: timing.election.0.as_millis() as u64,
             election_timeout_max: timing.election.1.as_millis() as u64,
             enable_pre_vote: Some(true),
@@ -229,6 +227,7 @@ impl Member {
         }
         if member.log.is_sole_voter() {
             member.lead_alone().await?;
+            member.tick_for_others();
         }
         Ok(member)
     }
@@ -246,6 +245,13 @@ impl Member {
         };
         self.raft.wait(Some(START_TIMEOUT)).metrics(leads, "a sole voter leads").await.map_err(io::Error::other)?;
         Ok(())
+    }
+
+    /// Has openraft's clock, which ticks five times in a heartbeat, stand still while there is nobody to hear a heartbeat: an
+    /// idle server should be idle. It goes again as soon as there is somebody.
+    pub fn tick_for_others(&self) {
+        let alone = self.leading().is_some() && self.members().len() == 1;
+        self.raft.runtime_config().tick(!alone);
     }
 
     /// Whose data this is.
@@ -312,7 +318,7 @@ impl Member {
 
     /// Who was heard of within this time is up.
     fn up_within(&self) -> Duration {
-        self.host.timing.election.1
+        self.host.timing.down
     }
 
     fn changing(&self) -> &tokio::sync::Mutex<()> {

@@ -212,9 +212,7 @@ struct World {
 impl World {
     fn host(&self, member: MemberId, disk: &SimDisk) -> Host {
         let mut host = Host::simulated(Arc::new(disk.clone()), self.seed ^ member, false, SIZES);
-        let heartbeat = Duration::from_millis(60);
-        let election = (Duration::from_millis(300), Duration::from_millis(600));
-        host.timing = Timing { heartbeat, heartbeat_alone: heartbeat, election };
+        host.timing = Timing::of(Duration::from_millis(60));
         host
     }
 
