@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::fs::{File, TryLockError};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -19,9 +19,8 @@ use crate::output::Step;
 
 /// Longer than pods may take in grace when nobody asks for more.
 const STOP_DEADLINE: Duration = Duration::from_secs(120);
-/// What lies in a data directory, apart from the marks of its founding.
-const PARTS: [&str; 9] = [
-    "control",
+/// What lies in a data directory, apart from the marks of its founding and `control`, where the lock is.
+const PARTS: [&str; 8] = [
     "control.before-recovery",
     "control.recovering",
     "node",
@@ -93,8 +92,7 @@ fn forget(dir: &Path) -> anyhow::Result<()> {
     let founding = dir.join("FOUNDING");
     let marked = File::options().create(true).append(true).mode(0o600).open(&founding).and_then(|file| file.sync_all());
     marked.with_context(|| format!("write {}", founding.display()))?;
-    for part in ["CLUSTER"].into_iter().chain(PARTS).chain(["FOUNDING"]) {
-        let path = dir.join(part);
+    for path in doomed(dir) {
         let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
         match removed {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -106,6 +104,16 @@ fn forget(dir: &Path) -> anyhow::Result<()> {
     // Stays when there is anything else in it.
     let _ = std::fs::remove_dir(dir);
     Ok(())
+}
+
+/// What is deleted, in order. The lock is the last that goes: a start that comes before finds it held, one that comes later
+/// finds nothing.
+fn doomed(dir: &Path) -> Vec<PathBuf> {
+    let control = dir.join("control");
+    let kept = std::fs::read_dir(&control).into_iter().flatten().flatten();
+    let kept = kept.filter(|entry| entry.file_name() != "LOCK").map(|entry| entry.path());
+    let parts = ["CLUSTER"].into_iter().chain(PARTS).map(|part| dir.join(part));
+    parts.chain(kept).chain([dir.join("FOUNDING"), control.clone()]).collect()
 }
 
 /// Whether somebody uses a data directory.
@@ -202,6 +210,9 @@ mod tests {
         assert!(forget(data).unwrap_err().to_string().contains("nothing was deleted"));
         assert!(data.join("pki/ca.key").exists() && data.join("CLUSTER").exists());
         drop(held);
+        let order: Vec<_> = doomed(data).into_iter().filter(|path| path.exists()).collect();
+        let names = ["CLUSTER", "pki", "kubeconfig", "control/state.redb", "control"].map(|name| data.join(name));
+        assert_eq!(order, names, "the mark first, the lock last");
         forget(data).unwrap();
         let left: Vec<_> = std::fs::read_dir(data).unwrap().flatten().map(|entry| entry.file_name()).collect();
         assert_eq!(left, ["theirs"]);

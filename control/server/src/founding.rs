@@ -19,13 +19,7 @@ pub fn is_founded(dir: &Path) -> Result<bool, Error> {
     let (cluster, founding) = (dir.join("CLUSTER"), dir.join("FOUNDING"));
     let failed = |source| Error::File { path: cluster.clone(), source };
     match fs::read_to_string(&cluster) {
-        Ok(text) if text == LAYOUT => {
-            // A crash after the one and before the other: with it, a later loss would be taken for a beginning.
-            return match fs::remove_file(&founding) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
-                _ => Ok(true),
-            };
-        }
+        Ok(text) if text == LAYOUT => return Ok(true),
         Ok(text) => return Err(Error::Layout { path: cluster, found: text.chars().take(80).collect() }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => (),
         Err(error) => return Err(failed(error)),
@@ -44,6 +38,16 @@ pub fn is_founded(dir: &Path) -> Result<bool, Error> {
         write(&dir.join("control/FOUNDING"), b"").map_err(failed)?;
     }
     Ok(false)
+}
+
+/// Forgets that founding was under way, after a crash between its two marks: with both, a later loss would be taken for a
+/// beginning. By who holds the lock of the data: one that deletes them has written the mark just now.
+pub fn settled(dir: &Path) -> Result<(), Error> {
+    let founding = dir.join("FOUNDING");
+    match fs::remove_file(&founding) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::File { path: founding, source: error }),
+        _ => Ok(()),
+    }
 }
 
 /// Says that everything is there from now on.
@@ -115,6 +119,8 @@ mod tests {
         assert!(is_founded(&dir).unwrap() && !dir.join("FOUNDING").exists());
         // A crash between the two leaves the mark, which must not make a later loss a beginning.
         fs::write(dir.join("FOUNDING"), "").unwrap();
+        assert!(is_founded(&dir).unwrap() && dir.join("FOUNDING").exists(), "who has no lock changes nothing");
+        settled(&dir).unwrap();
         assert!(is_founded(&dir).unwrap() && !dir.join("FOUNDING").exists());
         fs::remove_file(dir.join("CLUSTER")).unwrap();
         assert!(matches!(is_founded(&dir), Err(Error::Missing { .. })));

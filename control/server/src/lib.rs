@@ -205,8 +205,9 @@ impl Server {
         }
         let founder = prepared.founds();
         let authority = Arc::new(Authority::open(&dir.join("pki"), founded || !prepared.founds())?);
-        if !founded {
-            founding::founded(&dir)?;
+        match founded {
+            true => founding::settled(&dir)?,
+            false => founding::founded(&dir)?,
         }
         let certificates = Arc::new(Certificates::default());
         let (cluster, member) = (prepared.cluster(), prepared.member());

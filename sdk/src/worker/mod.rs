@@ -20,7 +20,7 @@ use coracle_node::{Cidr, Node};
 use http::Request;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use self::call::Server;
@@ -157,11 +157,10 @@ pub struct Worker {
     server: Server,
     node: Node,
     running: JoinHandle<Result<(), coracle_node::Error>>,
-    stop: CancellationToken,
+    /// The node is told to stop also when nobody waits for it.
+    stop: DropGuard,
     ended: CancellationToken,
     expired: CancellationToken,
-    tasks: TaskTracker,
-    _lock: File,
 }
 
 impl Worker {
@@ -212,13 +211,21 @@ impl Worker {
         tasks.spawn(renew(client, identity, current, dir, expired.clone(), background.clone()));
         let run = node.clone().run(stop.clone());
         // Cancelled also when the node panics.
-        let (when_over, when_over_too) = (ended.clone().drop_guard(), background.drop_guard());
-        let running = tokio::spawn(async move {
-            let _when_over = (when_over, when_over_too);
-            run.await
-        });
+        let (when_over, background) = (ended.clone().drop_guard(), background.drop_guard());
         tasks.close();
-        Ok(Worker { name, server, node, running, stop, ended, expired, tasks, _lock: lock })
+        let running = tokio::spawn(async move {
+            let _when_over = when_over;
+            // The directory is this node's until nothing of it runs any more, whoever still knows of it.
+            let _lock = lock;
+            let ended = async {
+                let _background = background;
+                run.await
+            };
+            let ended = ended.await;
+            tasks.wait().await;
+            ended
+        });
+        Ok(Worker { name, server, node, running, stop: stop.drop_guard(), ended, expired })
     }
 
     /// Its name in the cluster.
@@ -249,13 +256,12 @@ impl Worker {
 
     /// Pods end in grace; then the node does. It is still a node of the cluster, and runs its pods again at the next start.
     pub async fn shutdown(self) {
-        self.stop.cancel();
+        drop(self.stop);
         match self.running.await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "the node ended"),
             Err(error) => tracing::error!(%error, "the node's task"),
         }
-        self.tasks.wait().await;
     }
 }
 
