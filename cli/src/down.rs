@@ -60,10 +60,8 @@ pub struct ResetArguments {
 /// Runs `coracle reset`.
 pub async fn reset(arguments: ResetArguments) -> anyhow::Result<()> {
     let dir = arguments.local.dir()?;
-    if !arguments.yes {
-        if !agrees(&format!("everything in {} will be deleted", dir.display()))? {
-            bail!("nothing was deleted");
-        }
+    if !arguments.yes && !agrees(&format!("everything in {} will be deleted", dir.display()))? {
+        bail!("nothing was deleted");
     }
     stop(&dir).await?;
     let step = Step::begin(format!("delete {}", dir.display()));

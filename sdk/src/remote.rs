@@ -201,7 +201,8 @@ impl Remote {
         let failed = |source| ConnectError::Kubeconfig { path: path.to_owned(), source: Box::new(source) };
         let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
-        let config = Config { default_retry: false, ..config.map_err(failed)? };
+        let mut config = config.map_err(failed)?;
+        config.default_retry = false;
         let client = Client::try_from(config);
         let client = client.map_err(|source| ConnectError::Client { path: path.to_owned(), source: source.into() })?;
         Ok(Remote { client })

@@ -10,7 +10,7 @@ use http::{Request, Response};
 use tokio::net::TcpStream;
 
 use crate::dial::Dialer;
-use crate::{Body, BoxError, Busy, Error, HttpService, Local, LocalEndpoints, Seen, Stream};
+use crate::{Body, BoxError, Busy, Error, HttpService, Local, LocalEndpoints, Seen, Stream, spare};
 
 /// A connection to an endpoint is made within this time, or not at all.
 pub(crate) const CONNECT_MAX: Duration = Duration::from_secs(5);
