@@ -22,11 +22,14 @@ use tokio::time::Instant;
 
 /// How long a server that failed is left alone, at first and at most; up to a quarter comes on top. The longest is shorter than
 /// what a renewal of a node's lease waits.
-const LEFT_FOR: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(1000));
+const LEFT_FOR: (Duration, Duration) = match cfg!(test) {
+    false => (Duration::from_millis(100), Duration::from_millis(1000)),
+    true => (Duration::from_millis(5), Duration::from_millis(50)),
+};
 /// A server that was not heard of yet says that it is there within this time.
-const FIRST_WORD: Duration = Duration::from_secs(3);
+const FIRST_WORD: Duration = Duration::from_millis(if cfg!(test) { 300 } else { 3000 });
 /// Who gives up a write after so long has found a server that hangs.
-const HANGS_AFTER: Duration = Duration::from_secs(1);
+const HANGS_AFTER: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 1000 });
 
 /// That requests go to another server from now on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -388,7 +391,7 @@ mod tests {
         Request::builder().method(method).uri("/api").body(Body::from(b"text".to_vec())).unwrap()
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn what_was_not_done_goes_to_the_next_server_and_nothing_is_done_twice() {
         use Does::{Answers, Breaks, Hangs, Refuses, Says503};
         for (first, second, method, expected, asked) in [
@@ -411,14 +414,14 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn the_next_server_is_kept_and_told_of_once() {
         let world = Arc::new(World::default());
         let servers = world.servers(&[("a", &[Does::Refuses]), ("b", &[Does::Answers]), ("c", &[Does::Answers])]);
         let client = servers.client("default");
         for _ in 0..5 {
             client.send(request("POST")).await.unwrap();
-            tokio::time::sleep(Duration::from_secs(5)).await;
+            tokio::time::sleep(2 * LEFT_FOR.0).await;
         }
         world.does("a", &[Does::Answers]);
         client.send(request("POST")).await.unwrap();
@@ -432,7 +435,7 @@ mod tests {
         assert_eq!(servers.names(), ["c", "a"]);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn nobody_spins_while_all_are_gone_and_who_comes_back_is_found() {
         let world = Arc::new(World::default());
         let servers = world.servers(&[("a", &[Does::Breaks]), ("b", &[Does::Breaks])]);
@@ -442,8 +445,8 @@ mod tests {
             client.send(request("GET")).await.unwrap_err();
         }
         let elapsed = begun.elapsed();
-        // The longest wait is a second and a quarter of one; the first ones are shorter.
-        assert!(elapsed > Duration::from_secs(12) && elapsed < Duration::from_secs(45), "{elapsed:?}");
+        // The first waits are shorter than the longest, and each round waits for the sooner of two.
+        assert!(elapsed > 12 * LEFT_FOR.1, "{elapsed:?}");
         world.does("b", &[Does::Answers]);
         let begun = Instant::now();
         while client.send(request("GET")).await.is_err() {
@@ -451,13 +454,13 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_server_that_hangs_in_the_middle_is_left_by_who_gives_up() {
         let world = Arc::new(World::default());
         let servers = world.servers(&[("a", &[Does::Answers, Does::Hangs]), ("b", &[Does::Answers])]);
         let client = servers.client("default");
         client.send(request("PATCH")).await.unwrap();
-        let lease = tokio::time::timeout(Duration::from_millis(1500), client.send(request("PATCH"))).await;
+        let lease = tokio::time::timeout(2 * HANGS_AFTER, client.send(request("PATCH"))).await;
         assert!(lease.is_err());
         // A `kube::Client` works in a task of its own, which hears of it later.
         tokio::time::sleep(Duration::from_millis(10)).await;

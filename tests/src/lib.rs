@@ -152,15 +152,25 @@ impl Cluster {
 
     /// A server without a node, called `name`, that founds a cluster.
     pub fn server(name: &str) -> Cluster {
+        Cluster::server_with(name, &[])
+    }
+
+    /// The same with further arguments to `coracle server`.
+    pub fn server_with(name: &str, arguments: &[&str]) -> Cluster {
         let words = ["server", "--bind", "127.0.0.1", "--name", name];
-        Cluster::launched(&words).unwrap_or_else(|log| panic!("the server did not start:\n{log}"))
+        Cluster::launched(&[&words, arguments].concat())
+            .unwrap_or_else(|log| panic!("the server did not start:\n{log}"))
     }
 
     /// One more server of this cluster, in a process of its own.
     pub fn join_server(&self, name: &str) -> Cluster {
+        self.join_server_with(name, &[])
+    }
+
+    /// The same with further arguments to `coracle server`.
+    pub fn join_server_with(&self, name: &str, arguments: &[&str]) -> Cluster {
         let (url, token) = self.token(&["--server"]);
-        let words = ["server", "--bind", "127.0.0.1", "--name", name, "--join", &url, "--token", &token];
-        Cluster::launched(&words).unwrap_or_else(|log| panic!("the server did not start:\n{log}"))
+        Cluster::server_with(name, &[&["--join", &url, "--token", &token], arguments].concat())
     }
 
     /// A cluster that is restored from a backup.
@@ -253,6 +263,13 @@ impl Cluster {
     pub fn restart(&mut self) {
         self.child =
             launch(self.dir.path(), &self.log, &self.words).unwrap_or_else(|log| panic!("no second start:\n{log}"));
+    }
+
+    /// Starts it again, and does not wait until it is ready.
+    pub fn begin_restart(&mut self) {
+        let log = std::fs::File::options().create(true).append(true).open(&self.log).expect("open the log");
+        let mut command = command(self.dir.path(), &self.words);
+        self.child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("run coracle");
     }
 
     /// Pushes the example `package` as `image`.
@@ -368,6 +385,11 @@ impl Cluster {
 }
 
 impl Worker {
+    /// Where it keeps everything.
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
     /// Where NodePort services answer on this machine.
     pub fn node_port_address(&self) -> &str {
         &self.node_port_address
@@ -438,9 +460,23 @@ impl Drop for Cluster {
 
 /// Starts `coracle` with `words` and free ports and waits for `ready`; the log when it ends before.
 fn launch(dir: &Path, log: &Path, words: &[String]) -> Result<Child, String> {
+    until_ready(&mut command(dir, words), log)
+}
+
+/// `coracle` with `words`, and free ports where they say none.
+fn command(dir: &Path, words: &[String]) -> Command {
     let mut command = Command::new(coracle());
-    command.args(words).args(["--api-port", "0", "--registry-port", "0", "--data-dir"]).arg(dir.join("data"));
-    until_ready(&mut command, log)
+    command.args(words).args(["--registry-port", "0", "--data-dir"]).arg(dir.join("data"));
+    if !words.iter().any(|word| word == "--api-port") {
+        command.args(["--api-port", "0"]);
+    }
+    command
+}
+
+/// A port of loopback that was free a moment ago, for who has to come back at the same one.
+pub fn free_port() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("its address").port().to_string()
 }
 
 /// Starts it and waits for `ready`; the log when it ends before.

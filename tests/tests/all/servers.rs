@@ -10,11 +10,11 @@ use kube::Api;
 use kube::api::PostParams;
 
 /// Waits until this server sees so many voters.
-fn voters(server: &Cluster, count: usize) {
+pub fn voters(server: &Cluster, count: usize) {
     server.eventually("get --raw /coracle/v1/members", |text| text.matches("\"role\":\"voter\"").count() == count);
 }
 
-async fn create(server: &Remote, name: &str) -> Result<(), kube::Error> {
+pub async fn create(server: &Remote, name: &str) -> Result<(), kube::Error> {
     let api: Api<ConfigMap> = Api::default_namespaced(server.client().clone());
     let object = serde_json::json!({"metadata": {"name": name, "labels": {"of": "servers"}}, "data": {"name": name}});
     let object = serde_json::from_value(object).expect("a ConfigMap");
@@ -22,7 +22,7 @@ async fn create(server: &Remote, name: &str) -> Result<(), kube::Error> {
 }
 
 /// The objects that were created, as this server lists them.
-fn created(server: &Cluster) -> BTreeSet<String> {
+pub fn created(server: &Cluster) -> BTreeSet<String> {
     let listed = server.kubectl("get configmaps -l of=servers -o name");
     listed.lines().filter_map(|line| line.strip_prefix("configmap/")).map(str::to_owned).collect()
 }

@@ -31,10 +31,10 @@ pub fn voters(member: &Keyspace) -> Vec<u64> {
     member.members().iter().filter(|member| member.role == Role::Voter).map(|member| member.member).collect()
 }
 
-struct Group {
-    dirs: Vec<TempDir>,
-    hub: Hub,
-    members: Vec<Keyspace>,
+pub struct Group {
+    pub dirs: Vec<TempDir>,
+    pub hub: Hub,
+    pub members: Vec<Keyspace>,
 }
 
 impl Group {
@@ -56,7 +56,7 @@ impl Group {
     }
 
     /// Three voters, the first of which leads.
-    async fn three() -> Group {
+    pub async fn three() -> Group {
         let mut group = Group::found().await;
         group.join("second").await;
         assert_eq!(voters(&group.members[0]), [1], "two are more fragile than one");
@@ -71,7 +71,7 @@ impl Group {
             .await
     }
 
-    async fn shutdown(self) {
+    pub async fn shutdown(self) {
         for member in self.members {
             member.shutdown().await;
         }

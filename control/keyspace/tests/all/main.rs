@@ -5,6 +5,7 @@ mod basics;
 mod crash;
 mod group;
 mod history;
+mod recover;
 mod watch;
 
 use bytes::Bytes;
