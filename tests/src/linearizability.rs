@@ -217,36 +217,61 @@ mod tests {
             ("nothing", true, vec![]),
             ("one after the other", true, vec![(Create(1), 0, 1, Done), (Get, 2, 3, Found(1)), (Delete, 4, 5, Done)]),
             ("a stale read", false, vec![(Create(1), 0, 1, Done), (Patch(2), 2, 3, Done), (Get, 4, 5, Found(1))]),
-            ("a read beside a write", true, vec![(Create(1), 0, 1, Done), (Patch(2), 2, 6, Done), (Get, 3, 5, Found(1))]),
-            ("a read that goes back", false, vec![
-                (Create(1), 0, 1, Done), (Patch(2), 2, 9, Done), (Get, 3, 4, Found(2)), (Get, 5, 6, Found(1)),
-            ]),
+            (
+                "a read beside a write",
+                true,
+                vec![(Create(1), 0, 1, Done), (Patch(2), 2, 6, Done), (Get, 3, 5, Found(1))],
+            ),
+            (
+                "a read that goes back",
+                false,
+                vec![(Create(1), 0, 1, Done), (Patch(2), 2, 9, Done), (Get, 3, 4, Found(2)), (Get, 5, 6, Found(1))],
+            ),
             ("a lost write", false, vec![(Create(1), 0, 1, Done), (Get, 2, 3, Missing)]),
-            ("two that compare with the same", false, vec![
-                (Create(1), 0, 1, Done), (update(1, 2), 2, 5, Done), (update(1, 3), 3, 6, Done),
-            ]),
+            (
+                "two that compare with the same",
+                false,
+                vec![(Create(1), 0, 1, Done), (update(1, 2), 2, 5, Done), (update(1, 3), 3, 6, Done)],
+            ),
             ("a conflict with nothing", false, vec![(Create(1), 0, 1, Done), (update(1, 2), 2, 3, Conflict)]),
             ("two that create", false, vec![(Create(1), 0, 3, Done), (Create(2), 1, 4, Done)]),
-            ("two that create, and one between that deletes", true, vec![
-                (Create(1), 0, 3, Done), (Create(2), 1, 4, Done), (Delete, 2, 5, Done),
-            ]),
-            ("an unknown write that came late", true, vec![
-                (Create(1), 0, 1, Done), (Patch(2), 2, 0, Unknown), (Get, 3, 4, Found(1)), (Get, 5, 6, Found(2)),
-            ]),
-            ("an unknown write that came twice", false, vec![
-                (Create(1), 0, 1, Done), (Patch(2), 2, 0, Unknown), (Get, 3, 4, Found(2)), (Patch(3), 5, 6, Done),
-                (Get, 7, 8, Found(2)),
-            ]),
-            ("an unknown write that came before it was asked for", false, vec![
-                (Create(1), 0, 1, Done), (Get, 2, 3, Found(2)), (Patch(2), 4, 0, Unknown),
-            ]),
-            ("an unknown delete that explains what is missing", true, vec![
-                (Create(1), 0, 1, Done), (Delete, 2, 0, Unknown), (Patch(2), 3, 4, Missing),
-            ]),
+            (
+                "two that create, and one between that deletes",
+                true,
+                vec![(Create(1), 0, 3, Done), (Create(2), 1, 4, Done), (Delete, 2, 5, Done)],
+            ),
+            (
+                "an unknown write that came late",
+                true,
+                vec![(Create(1), 0, 1, Done), (Patch(2), 2, 0, Unknown), (Get, 3, 4, Found(1)), (Get, 5, 6, Found(2))],
+            ),
+            (
+                "an unknown write that came twice",
+                false,
+                vec![
+                    (Create(1), 0, 1, Done),
+                    (Patch(2), 2, 0, Unknown),
+                    (Get, 3, 4, Found(2)),
+                    (Patch(3), 5, 6, Done),
+                    (Get, 7, 8, Found(2)),
+                ],
+            ),
+            (
+                "an unknown write that came before it was asked for",
+                false,
+                vec![(Create(1), 0, 1, Done), (Get, 2, 3, Found(2)), (Patch(2), 4, 0, Unknown)],
+            ),
+            (
+                "an unknown delete that explains what is missing",
+                true,
+                vec![(Create(1), 0, 1, Done), (Delete, 2, 0, Unknown), (Patch(2), 3, 4, Missing)],
+            ),
             ("a write that failed and was seen", false, vec![(Create(1), 0, 1, Done), (Get, 2, 3, Found(2))]),
         ] {
-            let history: Vec<Operation> =
-                history.into_iter().map(|(kind, called, returned, outcome)| operation(kind, called, returned, outcome)).collect();
+            let history: Vec<Operation> = history
+                .into_iter()
+                .map(|(kind, called, returned, outcome)| operation(kind, called, returned, outcome))
+                .collect();
             assert_eq!(check(&history) == Verdict::Linearizable, is_possible, "{what}: {:?}", check(&history));
         }
     }

@@ -237,7 +237,8 @@ impl Servers {
         }
         accepted.sort();
         let after = accepted.windows(2).filter(|pair| pair[1] > asked);
-        let gap = after.map(|pair| pair[1] - pair[0]).max().ok_or("nothing was written after the leader was asked to end")?;
+        let gap =
+            after.map(|pair| pair[1] - pair[0]).max().ok_or("nothing was written after the leader was asked to end")?;
         self.restart(leader).await?;
         Ok(Seen { gap, failed })
     }
@@ -266,6 +267,7 @@ fn is_whole(members: &[Member]) -> bool {
 }
 
 fn terminate(child: &Child) -> Result<(), Error> {
-    let id = child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed())).ok_or("it has ended already")?;
+    let id =
+        child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed())).ok_or("it has ended already")?;
     Ok(rustix::process::kill_process(id, rustix::process::Signal::TERM)?)
 }

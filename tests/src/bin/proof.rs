@@ -55,7 +55,9 @@ fn options() -> Result<Options, String> {
             "--clients" => options.clients = usize::try_from(number(value()?)?).map_err(|error| error.to_string())?,
             "--faults" => options.faults = value()?.split(',').map(str::parse).collect::<Result<_, _>>()?,
             _ => {
-                return Err(format!("{word:?} is not known; there are --seconds N, --seed N, --clients N, --faults A,B,…"));
+                return Err(format!(
+                    "{word:?} is not known; there are --seconds N, --seed N, --clients N, --faults A,B,…"
+                ));
             }
         }
     }

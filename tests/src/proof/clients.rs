@@ -100,7 +100,8 @@ impl Client {
                 50..75 => {
                     // Others may come between.
                     if let Some((expected, revision)) = self.get(server, &name).await {
-                        let other = if random.random_bool(0.3) { random.random_range(0..self.remotes.len()) } else { server };
+                        let other =
+                            if random.random_bool(0.3) { random.random_range(0..self.remotes.len()) } else { server };
                         let kind = Kind::Update { expected, value: value() };
                         self.write(other, &name, kind, Some(revision)).await;
                     }

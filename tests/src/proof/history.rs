@@ -76,7 +76,8 @@ impl History {
     pub fn longest_gap(&self, since: u64) -> Duration {
         let records = self.records.lock().expect("nobody panics with it");
         let done = records.iter().filter(|record| record.operation.outcome == Outcome::Done);
-        let mut times: Vec<u64> = done.map(|record| record.operation.returned).filter(|returned| *returned > since).collect();
+        let mut times: Vec<u64> =
+            done.map(|record| record.operation.returned).filter(|returned| *returned > since).collect();
         drop(records);
         times.extend([since, self.now()]);
         times.sort_unstable();
@@ -95,7 +96,10 @@ impl History {
             if let Outcome::Found(value) = record.operation.outcome
                 && let Some(said) = refused.get(&value)
             {
-                wrong.push(format!("{}: {} was read, of which was said that nothing was done: {said}", record.key, value));
+                wrong.push(format!(
+                    "{}: {} was read, of which was said that nothing was done: {said}",
+                    record.key, value
+                ));
             }
         }
         wrong
@@ -158,7 +162,8 @@ fn revisions_that_go_back(records: &[Record], lists: &[(u64, u64)]) -> Vec<Strin
         .filter_map(|record| Some((record, record.revision?)))
         .collect();
     // By time: what was called, and what had returned.
-    let mut returned: Vec<(u64, u64)> = writes.iter().map(|(record, revision)| (record.operation.returned, *revision)).collect();
+    let mut returned: Vec<(u64, u64)> =
+        writes.iter().map(|(record, revision)| (record.operation.returned, *revision)).collect();
     returned.sort_unstable();
     let mut highest = 0;
     for (_, revision) in &mut returned {
@@ -173,7 +178,10 @@ fn revisions_that_go_back(records: &[Record], lists: &[(u64, u64)]) -> Vec<Strin
     for (record, revision) in &writes {
         let before = before(record.operation.called);
         if *revision <= before {
-            wrong.push(format!("{}: {} got revision {revision}, when {before} was told already", record.key, record.operation));
+            wrong.push(format!(
+                "{}: {} got revision {revision}, when {before} was told already",
+                record.key, record.operation
+            ));
         }
     }
     for (called, revision) in lists {

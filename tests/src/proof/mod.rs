@@ -56,7 +56,8 @@ pub struct Options {
 
 /// Runs it, and prints what happens; whatever was wrong, nothing when all is well.
 pub fn run(options: &Options) -> Vec<String> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     runtime.block_on(prove(options))
 }
 
@@ -65,7 +66,8 @@ async fn prove(options: &Options) -> Vec<String> {
     let say = move |what: String| println!("{:7.1} s  {what}", begun.elapsed().as_secs_f64());
     let servers = Servers::start().await;
     say(format!("three servers, {} clients, seed {}", options.clients, options.seed));
-    let (history, over, end) = (Arc::new(History::new()), Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(u64::MAX)));
+    let (history, over, end) =
+        (Arc::new(History::new()), Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(u64::MAX)));
     let mut watching = Vec::new();
     for server in 0..SERVERS {
         let watcher = Watcher { server, remotes: remotes(&servers).await, end: end.clone() };
@@ -162,7 +164,14 @@ fn summary(history: &History, heard: &[Heard]) -> String {
     let counts: Vec<String> = counts.into_iter().map(|(what, count)| format!("{count} {what}")).collect();
     let watched: Vec<String> = heard
         .iter()
-        .map(|heard| format!("{} events, {} bookmarks, went on {} times", heard.events.len(), heard.bookmarks.len(), heard.resumed))
+        .map(|heard| {
+            format!(
+                "{} events, {} bookmarks, went on {} times",
+                heard.events.len(),
+                heard.bookmarks.len(),
+                heard.resumed
+            )
+        })
         .collect();
     format!(
         "{}, {} refused; longest answer {} ms; watchers: {}",

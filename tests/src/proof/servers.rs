@@ -55,7 +55,10 @@ impl Servers {
         servers.launch(0, &[]);
         servers.connect(0).await;
         let mut token = Command::new(coracle());
-        token.args(["token", "create", "--server"]).env("CORACLE_DATA_DIR", servers.data_dir(0)).env_remove("KUBECONFIG");
+        token
+            .args(["token", "create", "--server"])
+            .env("CORACLE_DATA_DIR", servers.data_dir(0))
+            .env_remove("KUBECONFIG");
         let line = run(&mut token);
         let words: Vec<&str> = line.split_whitespace().skip(2).collect();
         for server in 1..SERVERS {
@@ -199,7 +202,8 @@ impl Servers {
             let Some(why) = wrong(&seen) else { return Ok(begun.elapsed()) };
             self.all_run()?;
             if begun.elapsed() > limit {
-                let said: Vec<String> = (0..SERVERS).map(|server| format!("{}:\n{}", NAMES[server], self.said(server))).collect();
+                let said: Vec<String> =
+                    (0..SERVERS).map(|server| format!("{}:\n{}", NAMES[server], self.said(server))).collect();
                 return Err(format!("not within {limit:?}: {why}\n{}", said.join("\n")));
             }
             tokio::time::sleep(Duration::from_millis(50)).await;

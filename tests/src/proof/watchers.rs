@@ -87,7 +87,9 @@ impl Watcher {
                 return heard;
             }
             if end < u64::MAX && known_at.get_or_insert_with(Instant::now).elapsed() > limit {
-                heard.odd.insert(format!("revision {end} is not heard of within {limit:?}; the last was {}", heard.upto));
+                heard
+                    .odd
+                    .insert(format!("revision {end} is not heard of within {limit:?}; the last was {}", heard.upto));
                 return heard;
             }
             if let Err(why) = self.follow(&mut heard).await {
@@ -127,7 +129,9 @@ impl Watcher {
         let Ok(Ok(stream)) = began else {
             tokio::time::sleep(Duration::from_millis(50)).await;
             return match began {
-                Ok(Err(kube::Error::Api(status))) if status.code == 410 => Err(format!("revision {since} is forgotten: {status}")),
+                Ok(Err(kube::Error::Api(status))) if status.code == 410 => {
+                    Err(format!("revision {since} is forgotten: {status}"))
+                }
                 _ => Ok(()),
             };
         };
@@ -143,7 +147,11 @@ impl Watcher {
                             heard.bookmarks.push((heard.events.len(), revision));
                             heard.upto = heard.upto.max(revision);
                         }
-                        Err(_) => drop(heard.odd.insert(format!("a bookmark of revision {:?}", bookmark.metadata.resource_version))),
+                        Err(_) => drop(
+                            heard
+                                .odd
+                                .insert(format!("a bookmark of revision {:?}", bookmark.metadata.resource_version)),
+                        ),
                     }
                     continue;
                 }
@@ -226,7 +234,8 @@ fn incomplete(all: &[Heard]) -> Vec<String> {
     let mut wrong = Vec::new();
     for (number, heard) in all.iter().enumerate() {
         let own: BTreeSet<&Event> = heard.events.iter().collect();
-        let missing = union.difference(&own).filter(|event| event.revision > heard.from && event.revision <= heard.upto);
+        let missing =
+            union.difference(&own).filter(|event| event.revision > heard.from && event.revision <= heard.upto);
         wrong.extend(missing.map(|event| format!("watcher {number} did not hear of {event:?}")));
     }
     wrong
@@ -237,10 +246,8 @@ fn untrue(all: &[Heard], records: &[Record], refused: &BTreeMap<Value, String>) 
     let mut wrong = Vec::new();
     let events: BTreeMap<u64, &Event> =
         all.iter().flat_map(|heard| heard.events.iter().map(|event| (event.revision, event))).collect();
-    let (from, upto) = (
-        all.iter().map(|heard| heard.from).max().unwrap_or(0),
-        all.iter().map(|heard| heard.upto).min().unwrap_or(0),
-    );
+    let (from, upto) =
+        (all.iter().map(|heard| heard.from).max().unwrap_or(0), all.iter().map(|heard| heard.upto).min().unwrap_or(0));
     let mut possible: BTreeMap<Value, (&Record, bool)> = BTreeMap::new();
     let mut deletions: BTreeMap<&str, usize> = BTreeMap::new();
     for record in records {
@@ -272,13 +279,20 @@ fn untrue(all: &[Heard], records: &[Record], refused: &BTreeMap<Value, String>) 
         }
         *times.entry(event.value).or_default() += 1;
         match (possible.get(&event.value), refused.get(&event.value)) {
-            (_, Some(said)) => wrong.push(format!("{event:?} was heard, of which was said that nothing was done: {said}")),
+            (_, Some(said)) => {
+                wrong.push(format!("{event:?} was heard, of which was said that nothing was done: {said}"))
+            }
             (Some((record, true)), None) if record.key == event.name => {}
             (Some((record, _)), None) => wrong.push(format!("{event:?} was heard, but: {}", record.operation)),
             (None, None) => wrong.push(format!("{event:?} was heard, and nobody wrote it")),
         }
     }
-    wrong.extend(times.iter().filter(|(_, times)| **times > 1).map(|(value, times)| format!("{value} was written {times} times")));
+    wrong.extend(
+        times
+            .iter()
+            .filter(|(_, times)| **times > 1)
+            .map(|(value, times)| format!("{value} was written {times} times")),
+    );
     wrong
 }
 
@@ -312,7 +326,8 @@ mod tests {
             record(Kind::Patch(4), Conflict, 0),
         ];
         let none = BTreeMap::new();
-        let first_wrong = |all: &[Heard], records: &[Record], refused: &BTreeMap<_, _>| wrong(all, records, refused).join("\n");
+        let first_wrong =
+            |all: &[Heard], records: &[Record], refused: &BTreeMap<_, _>| wrong(all, records, refused).join("\n");
         assert_eq!(first_wrong(&[heard(&whole), heard(&whole)], &records, &none), "");
         let [added, modified, deleted] = whole.clone();
         let bookmarked = |before, revision| Heard { bookmarks: vec![(before, revision)], ..heard(&whole) };
@@ -322,11 +337,15 @@ mod tests {
             ("came after revision 6", vec![bookmarked(1, 6)], &records),
             ("a bookmark of revision 4 came after revision 5", vec![bookmarked(2, 4)], &records),
             ("came when None was there", vec![heard(&[modified.clone(), deleted.clone()])], &records),
-            ("was acknowledged, and heard was None", vec![heard(&[added.clone()])], &records),
+            ("was acknowledged, and heard was None", vec![heard(&whole[..1])], &records),
             ("nobody deleted it", vec![heard(&whole)], &records[..2]),
             ("nobody wrote it", vec![heard(&[event(3, Added, 8)])], &records),
             ("but: client 0 Patch(4)", vec![heard(&[added, event(5, Modified, 4)])], &records),
-            ("2 was written 2 times", vec![heard(&[&whole[..2], &[event(6, Modified, 1), event(8, Modified, 2)]].concat())], &records),
+            (
+                "2 was written 2 times",
+                vec![heard(&[&whole[..2], &[event(6, Modified, 1), event(8, Modified, 2)]].concat())],
+                &records,
+            ),
         ] {
             let said = first_wrong(&all, records, &none);
             assert!(said.contains(expected), "{expected}: {said}");
