@@ -65,6 +65,8 @@ impl Group {
         assert_eq!(voters(&group.members[0]), [1], "two are more fragile than one");
         group.join("third").await;
         until("three voters", async || (voters(&group.members[2]) == [1, 2, 3]).then_some(())).await;
+        // Changes happen one after the other: this one is refused when the last entry of that promotion is in the log.
+        assert!(group.members[0].remove(BTreeSet::from([9])).await.is_err());
         group
     }
 
