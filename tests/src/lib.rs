@@ -23,10 +23,16 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the root")
 }
 
-/// The `coracle` executable of this build, built when it is not there yet.
+/// Names the `coracle` executable to a program that is not to build one.
+pub(crate) const PROGRAM: &str = "CORACLE_PROGRAM";
+
+/// The `coracle` executable: the one that `CORACLE_PROGRAM` names, or of this build, built when it is not there yet.
 pub fn coracle() -> &'static Path {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        if let Some(program) = std::env::var_os(PROGRAM) {
+            return PathBuf::from(program);
+        }
         let test = std::env::current_exe().expect("this test's own file");
         // target/PROFILE/deps/TEST, or target/PROFILE/PROGRAM.
         let folder = test.parent().expect("a program lies in a directory");

@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use coracle_api::kinds::{self, Kind};
 use coracle_api::schema::{self, Object};
 use coracle_api::status::Status;
+use coracle_keyspace::GuardFailed;
 
 /// A resource that is stored.
 pub(crate) struct Resource {
@@ -62,6 +63,11 @@ impl Resource {
         Status::stale(self.row.group, self.row.resource, name)
     }
 
+    /// What is told to whoever named a version when somebody was quicker: 409, and 404 when the object is gone meanwhile.
+    pub fn outrun(&self, name: &str, failed: &GuardFailed) -> Status {
+        if failed.found.is_some() { self.stale(name) } else { self.not_found(name) }
+    }
+
     /// 403 by admission.
     pub fn forbidden(&self, name: &str, message: impl std::fmt::Display) -> Status {
         Status::forbidden(self.row.group, self.row.resource, name, message)
@@ -110,6 +116,13 @@ impl Catalog {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_is_outrun_by_a_deletion_is_told_that_it_is_gone() {
+        let catalog = Catalog::new();
+        let pods = catalog.get("", "v1", "pods").expect("pods");
+        assert_eq!(pods.outrun("a", &GuardFailed { op: 0, found: None }).code(), 404);
+    }
 
     #[test]
     fn every_row_is_a_resource() {

@@ -22,8 +22,6 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    // Built out here, where a network is.
-    coracle_tests::coracle();
     proof::within(|| {
         let wrong = proof::run(&options);
         for what in &wrong {

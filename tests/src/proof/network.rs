@@ -15,7 +15,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
 
 use super::SERVERS;
-use crate::run;
+use crate::{PROGRAM, coracle, run};
 
 /// Says to the program that the namespaces around it are its own.
 const INSIDE: &str = "CORACLE_PROOF_INSIDE";
@@ -59,7 +59,10 @@ pub fn within(inside: impl FnOnce() -> ExitCode) -> ExitCode {
         }
     };
     let program = std::env::current_exe().expect("this program's own file");
-    let error = unshare(words).arg(program).args(std::env::args_os().skip(1)).env(INSIDE, "1").exec();
+    // Built out here, where a network is.
+    let mut inner = unshare(words);
+    inner.arg(program).args(std::env::args_os().skip(1)).env(INSIDE, "1").env(PROGRAM, coracle());
+    let error = inner.exec();
     eprintln!("proof: unshare does not run: {error}");
     ExitCode::from(2)
 }

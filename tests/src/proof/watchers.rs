@@ -337,7 +337,7 @@ mod tests {
             ("came after revision 6", vec![bookmarked(1, 6)], &records),
             ("a bookmark of revision 4 came after revision 5", vec![bookmarked(2, 4)], &records),
             ("came when None was there", vec![heard(&[modified.clone(), deleted.clone()])], &records),
-            ("was acknowledged, and heard was None", vec![heard(&[added.clone()])], &records),
+            ("was acknowledged, and heard was None", vec![heard(&whole[..1])], &records),
             ("nobody deleted it", vec![heard(&whole)], &records[..2]),
             ("nobody wrote it", vec![heard(&[event(3, Added, 8)])], &records),
             ("but: client 0 Patch(4)", vec![heard(&[added, event(5, Modified, 4)])], &records),

@@ -2,11 +2,8 @@
 
 use std::process::Command;
 
-use coracle_tests::coracle;
-
 #[test]
 fn three_servers_under_faults_keep_what_they_promise() {
-    coracle();
     // In namespaces of its own: it makes a network.
     let mut proof = Command::new(env!("CARGO_BIN_EXE_proof"));
     let output = proof.args(["--seconds", "20", "--seed", "8"]).output().expect("run the proof");

@@ -187,7 +187,7 @@ async fn attempt(
             Ok(Written::Value(object))
         }
         Ok(committed) => Ok(Written::Record(committed.records[0].clone())),
-        Err(Refused::Guard(failed)) if failed.op == 0 && named => Err(resource.stale(call.name()).into()),
+        Err(Refused::Guard(failed)) if failed.op == 0 && named => Err(resource.outrun(call.name(), &failed).into()),
         Err(refused) => Err(refused),
     }
 }

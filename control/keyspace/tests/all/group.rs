@@ -1,10 +1,13 @@
 //! Several members in one process: growing, writing through any of them, losing the leader, shrinking.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use coracle_keyspace::{
-    Begin, Config, GroupAlarm, GroupError, Guard, Hub, Key, Keyspace, Op, Renewal, Revision, Role, TransactError, Value,
+    Begin, Config, GroupAlarm, GroupError, Guard, Hub, Key, Keyspace, MemberStatus, Op, Renewal, Revision, Role,
+    TransactError, Value,
 };
 use tempfile::TempDir;
 
@@ -62,6 +65,8 @@ impl Group {
         assert_eq!(voters(&group.members[0]), [1], "two are more fragile than one");
         group.join("third").await;
         until("three voters", async || (voters(&group.members[2]) == [1, 2, 3]).then_some(())).await;
+        // Changes happen one after the other: this one is refused when the last entry of that promotion is in the log.
+        assert!(group.members[0].remove(BTreeSet::from([9])).await.is_err());
         group
     }
 
@@ -193,6 +198,68 @@ async fn a_leader_that_is_cut_off_confirms_nothing_and_is_replaced() {
         }
         assert_eq!(events, [(after, "b".to_owned())]);
     }
+    group.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_asked_of_a_leader_that_was_replaced_is_given_up_before_its_time() {
+    let group = Group::three().await;
+    let (written, over) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let writers: Vec<_> = (0..32)
+        .map(|writer| {
+            let (member, written, over) = (group.members[1].clone(), written.clone(), over.clone());
+            tokio::spawn(async move {
+                while !over.load(Ordering::Relaxed) {
+                    match member.transact(vec![put(&format!("w{writer}"), "x", Guard::None)]).await {
+                        Ok(_) => written.store(true, Ordering::Relaxed),
+                        Err(error) => return Some(error),
+                    }
+                }
+                None
+            })
+        })
+        .collect();
+    until("something is written", async || written.load(Ordering::Relaxed).then_some(())).await;
+    // Most of what is under way is at the leader, which cannot finish it, and from which nothing comes back.
+    group.hub.isolate(1, true);
+    let isolated = Instant::now();
+    group.leader_among(&[1, 2]).await;
+    over.store(true, Ordering::Relaxed);
+    let mut unknown = 0;
+    for writer in writers {
+        match writer.await.unwrap() {
+            Some(TransactError::Unknown) => unknown += 1,
+            Some(error) => panic!("{error}"),
+            None => (),
+        }
+    }
+    assert!(unknown > 0, "nothing was under way");
+    assert!(isolated.elapsed() < LIMIT / 2, "only the end of its time ended it");
+    group.hub.isolate(1, false);
+    group.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_founder_is_heard_of_as_soon_as_there_is_somebody_to_hear() {
+    let mut group = Group::found().await;
+    let first = group.members[0].clone();
+    // While it is alone its clock stands still.
+    let lead = first.lead().borrow().expect("the founder leads");
+    group.join("second").await;
+    group.join("third").await;
+    until("three voters", async || (voters(&group.members[2]) == [1, 2, 3]).then_some(())).await;
+    // Nothing is written, so that heartbeats are all that is heard: for longer than anybody waits for one.
+    let mut times = 0;
+    let mut last = Instant::now();
+    until("heartbeats are answered all the time", async || {
+        let is_heard = |member: &MemberStatus| member.heard.is_some_and(|heard| heard < Duration::from_millis(500));
+        if last.elapsed() > Duration::from_millis(600) && first.members().iter().all(is_heard) {
+            (times, last) = (times + 1, Instant::now());
+        }
+        (times >= 4).then_some(())
+    })
+    .await;
+    assert_eq!(*first.lead().borrow(), Some(lead));
     group.shutdown().await;
 }
 
