@@ -230,7 +230,8 @@ async fn receive_range(
 /// Takes all that comes. What came before an error stays.
 async fn receive(registry: &Registry, upload: &Arc<Upload>, mut body: Body) -> Result<(), Refusal> {
     let max = registry.inner().config.blob_bytes_max;
-    let mut left = max.saturating_sub(upload.offset());
+    let mut at = upload.offset();
+    let mut left = max.saturating_sub(at);
     let (mut due, mut paced) = (Instant::now() + PACE_MAX, 0);
     loop {
         let (mut chunks, mut bytes, mut ended) = (Vec::new(), 0, None);
@@ -258,19 +259,18 @@ async fn receive(registry: &Registry, upload: &Arc<Upload>, mut body: Body) -> R
             return Err(Refusal::too_large(max));
         }
         left -= bytes as u64;
-        write(registry, upload, chunks).await?;
+        write(registry, upload, at, chunks).await?;
+        at += bytes as u64;
         if let Some(end) = ended {
             return end;
         }
     }
 }
 
-async fn write(registry: &Registry, upload: &Arc<Upload>, chunks: Vec<Bytes>) -> Result<(), Refusal> {
-    if !chunks.is_empty() {
-        let upload = upload.clone();
-        registry.blocking(move |_| upload.append(&chunks)).await?;
-    }
-    Ok(())
+async fn write(registry: &Registry, upload: &Arc<Upload>, at: u64, chunks: Vec<Bytes>) -> Result<(), Refusal> {
+    let here = upload.clone();
+    let taken = chunks.is_empty() || registry.blocking(move |_| here.append(at, &chunks)).await?;
+    if taken { Ok(()) } else { Err(Refusal::upload_range(upload.offset())) }
 }
 
 /// Makes the upload a blob, if it is what `digest` says.

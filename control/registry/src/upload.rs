@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -38,13 +39,16 @@ pub struct Upload {
     /// One request at a time sends to it.
     pub busy: tokio::sync::Mutex<()>,
     state: Mutex<State>,
+    /// Bytes that have come; written under the lock of the state, which is held for as long as a disk takes.
+    offset: AtomicU64,
     touched: Mutex<Instant>,
 }
 
 struct State {
     file: File,
     hash: Sha256,
-    offset: u64,
+    /// The file is that of a blob, or of nobody: nothing is written to it any more.
+    finished: bool,
 }
 
 impl Uploads {
@@ -69,7 +73,7 @@ impl Uploads {
                 return Ok(None);
             }
         }
-        let state = State { file: File::create_new(&path)?, hash: Sha256::new(), offset: 0 };
+        let state = State { file: File::create_new(&path)?, hash: Sha256::new(), finished: false };
         let upload = Arc::new(Upload {
             id,
             name,
@@ -77,6 +81,7 @@ impl Uploads {
             free_min: self.free_min,
             busy: tokio::sync::Mutex::new(()),
             state: Mutex::new(state),
+            offset: AtomicU64::new(0),
             touched: Mutex::new(Instant::now()),
         });
         open.insert(id, upload.clone());
@@ -107,28 +112,35 @@ impl Uploads {
 impl Upload {
     /// Bytes that have come.
     pub fn offset(&self) -> u64 {
-        self.state.lock().offset
+        self.offset.load(Ordering::Acquire)
     }
 
-    /// Takes more bytes. Blocks on the disk.
-    pub fn append(&self, chunks: &[Bytes]) -> io::Result<()> {
+    /// Takes the bytes from `at` on, unless the upload is elsewhere by now, or finished: a request whose client has gone comes
+    /// late, when another one has gone on, and changes nothing. Says whether they were taken. Blocks on the disk.
+    pub fn append(&self, at: u64, chunks: &[Bytes]) -> io::Result<bool> {
         let mut state = self.state.lock();
+        if state.finished || self.offset() != at {
+            return Ok(false);
+        }
+        let mut offset = at;
         leave_free(&self.path, self.free_min, chunks.iter().map(|chunk| chunk.len() as u64).sum())?;
         for chunk in chunks {
             // Where the last one that was taken whole has ended: what a failed write has left is written over.
-            state.file.write_all_at(chunk, state.offset)?;
+            state.file.write_all_at(chunk, offset)?;
             state.hash.update(chunk);
-            state.offset += chunk.len() as u64;
+            offset += chunk.len() as u64;
+            self.offset.store(offset, Ordering::Release);
         }
         *self.touched.lock() = Instant::now();
-        Ok(())
+        Ok(true)
     }
 
-    /// Has everything on disk, and says what its digest is. Blocks on the disk.
+    /// Has everything on disk, and says what its digest is. From then on nothing is taken. Blocks on the disk.
     pub fn finish(&self, algorithm: Algorithm) -> io::Result<Digest> {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
+        state.finished = true;
         // A failed write may have left more than was taken.
-        state.file.set_len(state.offset)?;
+        state.file.set_len(self.offset())?;
         state.file.sync_all()?;
         match algorithm {
             Algorithm::Sha256 => Ok(Digest::of(&state.hash.clone().finalize())),
@@ -177,13 +189,26 @@ mod tests {
         let uploads = Uploads::open(dir.path().join("uploads"), &Config::new(dir.path())).unwrap();
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
             let upload = uploads.begin("a/b".parse().unwrap()).unwrap().unwrap();
-            upload.append(&[Bytes::from_static(b"first ")]).unwrap();
+            assert!(upload.append(0, &[Bytes::from_static(b"first ")]).unwrap());
             // As a disk does that fills up in the middle of a chunk: more lies there than was taken.
             upload.state.lock().file.write_all_at(b"rubbish of a chunk", 6).unwrap();
-            upload.append(&[Bytes::from_static(b"second")]).unwrap();
+            assert!(upload.append(6, &[Bytes::from_static(b"second")]).unwrap());
             assert_eq!(upload.finish(algorithm).unwrap(), algorithm.digest(b"first second"));
             assert_eq!(fs::read(upload.path()).unwrap(), b"first second");
         }
+    }
+
+    #[test]
+    fn a_request_whose_client_has_gone_writes_nothing_where_another_has_gone_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let uploads = Uploads::open(dir.path().join("uploads"), &Config::new(dir.path())).unwrap();
+        let upload = uploads.begin("a/b".parse().unwrap()).unwrap().unwrap();
+        assert!(upload.append(0, &[Bytes::from_static(b"first ")]).unwrap());
+        assert!(!upload.append(0, &[Bytes::from_static(b"first ")]).unwrap(), "it is taken already");
+        assert!(upload.append(6, &[Bytes::from_static(b"second")]).unwrap());
+        assert_eq!(upload.finish(Algorithm::Sha256).unwrap(), Algorithm::Sha256.digest(b"first second"));
+        assert!(!upload.append(12, &[Bytes::from_static(b"third")]).unwrap(), "it is a blob by now");
+        assert_eq!(fs::read(upload.path()).unwrap(), b"first second");
     }
 
     #[test]
@@ -193,7 +218,7 @@ mod tests {
             let config = Config { free_min, ..Config::new(dir.path()) };
             let uploads = Uploads::open(dir.path().join("uploads"), &config).unwrap();
             let upload = uploads.begin("a/b".parse().unwrap()).unwrap().unwrap();
-            let result = upload.append(&[Bytes::from_static(b"blob")]);
+            let result = upload.append(0, &[Bytes::from_static(b"blob")]);
             assert_eq!(result.as_ref().map_err(io::Error::kind).err(), (!taken).then_some(io::ErrorKind::StorageFull));
             assert_eq!(upload.offset(), if taken { 4 } else { 0 });
         }
