@@ -125,6 +125,7 @@ pub async fn begin(registry: &Registry, name: Name, query: Query, body: Body) ->
     let Some(digest) = digest else { return Ok(state(&name, &upload, StatusCode::ACCEPTED)) };
     // Whatever happens, also when the client goes away: it has no other way to this upload.
     let _forget = Forget { registry, upload: &upload };
+    let _busy = upload.busy.lock().await;
     receive(registry, &upload, body).await?;
     finish(registry, name, &upload, digest).await
 }

@@ -49,7 +49,8 @@ pub struct Config {
     pub blob_bytes_max: u64,
     /// Larger manifests are refused.
     pub manifest_bytes_max: usize,
-    /// Uploads at a time; more are refused until one is done or expires.
+    /// Uploads at a time, at most half of them to repositories with one first part of their names; more are refused until one is
+    /// done, or nobody has sent to one for half a minute.
     pub uploads_max: usize,
     /// An upload that nobody sends to for this long may be dropped.
     pub upload_idle_max: Duration,

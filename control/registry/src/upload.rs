@@ -20,6 +20,9 @@ use uuid::Uuid;
 use crate::Config;
 use crate::name::{Algorithm, Digest, Name};
 
+/// An upload that nobody has sent to for so long gives its place to another one when there is none: its client begins again.
+const YIELDS_AFTER: Duration = Duration::from_secs(30);
+
 /// All uploads under way.
 pub struct Uploads {
     dir: PathBuf,
@@ -62,16 +65,17 @@ impl Uploads {
         Ok(Uploads { dir, max: config.uploads_max, idle_max: config.upload_idle_max, free_min: config.free_min, open })
     }
 
-    /// Begins an upload to `name`; `None` when there are too many. Blocks on the disk.
+    /// Begins an upload to `name`; `None` when there are too many: of all, or more than half of the places for what belongs
+    /// together with `name`. Blocks on the disk.
     pub fn begin(&self, name: Name) -> io::Result<Option<Arc<Upload>>> {
         let id = Uuid::new_v4();
         let path = self.dir.join(id.to_string());
         let mut open = self.open.lock();
-        if open.len() >= self.max {
-            self.keep_used(&mut open);
-            if open.len() >= self.max {
-                return Ok(None);
-            }
+        let is_own = |upload: &Upload| upload.name.owner() == name.owner();
+        let has_its_half = open.values().filter(|upload| is_own(upload)).count() >= self.max.div_ceil(2);
+        let is_full = has_its_half || open.len() >= self.max;
+        if is_full && !self.make_room(&mut open, |upload| !has_its_half || is_own(upload)) {
+            return Ok(None);
         }
         let state = State { file: File::create_new(&path)?, hash: Sha256::new(), finished: false };
         let upload = Arc::new(Upload {
@@ -88,13 +92,17 @@ impl Uploads {
         Ok(Some(upload))
     }
 
-    /// Forgets the uploads that nobody has sent to for long.
-    pub fn drop_idle(&self) {
-        self.keep_used(&mut self.open.lock());
+    /// Forgets the upload that nobody has sent to for longest, of those that may go and if that is long.
+    fn make_room(&self, open: &mut HashMap<Uuid, Arc<Upload>>, may_go: impl Fn(&Upload) -> bool) -> bool {
+        let idle = open.values().filter(|upload| may_go(upload) && !upload.is_busy());
+        let longest = idle.map(|upload| (upload.touched.lock().elapsed(), upload.id)).max();
+        let longest = longest.filter(|(idle, _)| *idle >= YIELDS_AFTER.min(self.idle_max));
+        longest.is_some_and(|(_, id)| open.remove(&id).is_some())
     }
 
-    fn keep_used(&self, open: &mut HashMap<Uuid, Arc<Upload>>) {
-        open.retain(|_, upload| upload.touched.lock().elapsed() < self.idle_max || upload.busy.try_lock().is_err());
+    /// Forgets the uploads that nobody has sent to for long.
+    pub fn drop_idle(&self) {
+        self.open.lock().retain(|_, upload| upload.touched.lock().elapsed() < self.idle_max || upload.is_busy());
     }
 
     /// The upload `id` to `name`.
@@ -110,6 +118,11 @@ impl Uploads {
 }
 
 impl Upload {
+    /// Whether a request sends to it.
+    fn is_busy(&self) -> bool {
+        self.busy.try_lock().is_err()
+    }
+
     /// Bytes that have come.
     pub fn offset(&self) -> u64 {
         self.offset.load(Ordering::Acquire)
