@@ -387,6 +387,24 @@ async fn a_page_of_referrers_ends_by_bytes_too_and_none_is_left_out() {
 }
 
 #[tokio::test]
+async fn manifests_that_are_read_in_vain_end_a_page_too() {
+    let server = Server::start();
+    let subject = digest(b"subject");
+    for note in ["x", "y", "z"] {
+        push_referrer(&server, &subject, &note.repeat(3 << 20)).await;
+    }
+    let mut path = format!("/v2/a/referrers/{subject}?artifactType=none");
+    let mut pages = Vec::new();
+    loop {
+        let page = get(&server, &path).await;
+        pages.push(page.json()["manifests"].as_array().unwrap().len());
+        let Some(next) = page.header("link").strip_prefix('<').and_then(|link| link.split_once('>')) else { break };
+        path = next.0.to_owned();
+    }
+    assert_eq!(pages, [0, 0]);
+}
+
+#[tokio::test]
 async fn manifests_leave_the_disk_what_it_needs() {
     let server = Server::with(|config| config.free_min = u64::MAX / 2);
     let pushed = push_referrer(&server, &digest(b"subject"), "x").await;
