@@ -382,3 +382,22 @@ async fn what_a_role_grants_is_compared_within_bounds() {
     let message = answer["message"].as_str().unwrap_or_default();
     assert_eq!((code, message.len() < 5_000, message.contains("\"s0\"")), (403, true, true), "{message}");
 }
+
+#[tokio::test]
+async fn who_may_watch_runs_and_calls_nothing_by_the_old_path() {
+    let server = Server::start().await.with_account().await;
+    server.make("/api/v1/namespaces/default/pods", pod("p")).await;
+    let rules = json!([{"apiGroups": [""], "resources": ["*"], "verbs": ["list", "watch"]}]);
+    server.make(&format!("{RBAC}/clusterroles"), role("watches", rules)).await;
+    server.make(&format!("{RBAC}/clusterrolebindings"), binding("watches", "ClusterRole", "watches")).await;
+    for path in [
+        "nodes/n/proxy/exec/default/p/c?command=a",
+        "namespaces/default/pods/p/log",
+        "namespaces/default/pods/p/exec?command=a&stdout=1",
+        "namespaces/default/services/s/proxy/x",
+    ] {
+        let (code, answer) = guest(&server, "GET", &format!("/api/v1/watch/{path}"), Value::Null, &[]).await;
+        let message = "the server could not find the requested resource";
+        assert_eq!((code, answer["message"].as_str()), (404, Some(message)), "{path}: {answer}");
+    }
+}
