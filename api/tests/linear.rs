@@ -206,6 +206,22 @@ fn cases() -> Vec<(&'static str, &'static str, &'static str, Make)> {
                 "matchLabelKeys": list(n, |n| json!(format!("k{n}"))),
             }]}))
         }),
+        ("spread over many keys", "", "pods", |n| {
+            let constraint = |n: usize| json!({"maxSkew": 1, "topologyKey": format!("k{}", n / 2 * 2), "whenUnsatisfiable": "DoNotSchedule"});
+            pod(json!({"topologySpreadConstraints": list(n, constraint)}))
+        }),
+        ("conditions and gates", "", "pods", |n| {
+            let mut pod = pod(json!({
+                "readinessGates": list(n, |n| json!({"conditionType": format!("t{n}")})),
+                "initContainers": list(n, |n| container(&format!("i{n}"), json!({"restartPolicy": "Always"}))),
+            }));
+            let ended = json!({"terminated": {"exitCode": 0}});
+            pod["status"] = json!({
+                "conditions": list(n, |n| json!({"type": format!("t{n}"), "status": "True", "observedGeneration": n})),
+                "initContainerStatuses": list(n, |n| json!({"name": format!("i{n}"), "state": ended})),
+            });
+            pod
+        }),
         ("secrets and aliases", "", "pods", |n| {
             pod(
                 json!({"imagePullSecrets": list(n, |n| json!({"name": format!("s{n}")})), "hostAliases": list(n, |n| json!({"ip": format!("10.0.{}.{}", n / 250, n % 250), "hostnames": ["!"]}))}),
@@ -268,6 +284,12 @@ fn checks_are_linear() {
             row.strategy.prepare_update(&mut changed, object);
             row.strategy.validate_update(&changed, object, &mut errors);
             row.strategy.validate_status_update(object, object, &mut errors);
+            // As one that tells its conditions in another order.
+            if let Some(conditions) = changed["status"]["conditions"].as_array_mut() {
+                conditions.reverse();
+            }
+            row.strategy.prepare_status_update(&mut changed, object);
+            row.strategy.cells(&changed);
             for part in ["ephemeralcontainers", "resize"] {
                 row.strategy.validate_subresource_update(part, object, object, &mut errors);
             }

@@ -1,7 +1,8 @@
 //! The roles and bindings that are stored (RBAC, kubernetes-api §19), in the shape in which they are asked: decoded
 //! again only when one of them has changed, and then only that one.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::Hash;
 use std::sync::Arc;
 
 use coracle_api::meta::selector::LabelSelector;
@@ -19,8 +20,6 @@ use crate::store::Store;
 pub(crate) const GROUP: &str = "rbac.authorization.k8s.io";
 /// The kinds that say who may do what.
 pub(crate) const KINDS: [&str; 4] = ["clusterroles", "roles", "clusterrolebindings", "rolebindings"];
-/// Most single permissions that a role may be compared by; who may grant everything needs no comparison.
-const COMPARED_MAX: usize = 10_000;
 
 /// What is asked for.
 #[derive(Debug, Clone, Default)]
@@ -57,18 +56,18 @@ impl<'a> Attributes<'a> {
 }
 
 /// What a role allows. `*` in a list is everything.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Rule {
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "distinct")]
     verbs: Vec<String>,
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "distinct")]
     api_groups: Vec<String>,
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "distinct")]
     resources: Vec<String>,
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "distinct")]
     resource_names: Vec<String>,
-    #[serde(rename = "nonResourceURLs", deserialize_with = "nullable")]
+    #[serde(rename = "nonResourceURLs", deserialize_with = "distinct")]
     pub non_resource_urls: Vec<String>,
 }
 
@@ -84,7 +83,7 @@ pub(crate) struct Metadata {
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Role {
     metadata: Metadata,
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "distinct")]
     pub rules: Vec<Rule>,
     #[serde(deserialize_with = "nullable")]
     aggregation_rule: Aggregation,
@@ -125,6 +124,14 @@ fn nullable<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(reader: D)
     Option::<T>::deserialize(reader).map(Option::unwrap_or_default)
 }
 
+/// A list without what it says again: whoever goes through it pays for what it means, and not for how often it is said.
+fn distinct<'de, D: Deserializer<'de>, T: Clone + Eq + Hash + Deserialize<'de>>(reader: D) -> Result<Vec<T>, D::Error> {
+    let mut list: Vec<T> = nullable(reader)?;
+    let mut said = HashSet::new();
+    list.retain(|item| said.insert(item.clone()));
+    Ok(list)
+}
+
 fn has(list: &[String], wanted: &str) -> bool {
     list.iter().any(|item| item == "*" || item == wanted)
 }
@@ -162,46 +169,55 @@ impl Rule {
                 || !asked.name.is_empty() && self.resource_names.iter().any(|name| name == asked.name))
     }
 
-    /// Each single thing that it allows, asked for in `namespace`; `None` when they are too many to look at.
-    pub fn permissions<'a>(&'a self, namespace: &'a str) -> Option<Vec<Attributes<'a>>> {
-        let names = self.resource_names.len().max(1);
-        let resources = [self.api_groups.len(), self.resources.len(), names];
-        let count = resources.into_iter().try_fold(1_usize, usize::checked_mul)?;
-        let count = count.checked_add(self.non_resource_urls.len())?.checked_mul(self.verbs.len())?;
-        if count > COMPARED_MAX {
-            return None;
-        }
-        let mut all = Vec::with_capacity(count);
-        for verb in &self.verbs {
-            all.extend(self.non_resource_urls.iter().map(|url| Attributes {
-                verb,
-                path: Some(url),
-                ..Attributes::default()
-            }));
-            for (group, resource) in
-                self.api_groups.iter().flat_map(|group| self.resources.iter().map(move |r| (group, r)))
-            {
-                let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
-                let asked = Attributes { verb, group, resource, subresource, namespace, ..Attributes::default() };
-                match self.resource_names.as_slice() {
-                    [] => all.push(asked),
-                    names => all.extend(names.iter().map(|name| Attributes { name, ..asked.clone() })),
-                }
-            }
-        }
-        Some(all)
-    }
-
-    /// In the reference's words.
-    pub fn show(&self) -> String {
-        let lists = [
+    fn lists(&self) -> [(&'static str, &[String]); 5] {
+        [
             ("APIGroups", &self.api_groups),
             ("Resources", &self.resources),
             ("ResourceNames", &self.resource_names),
             ("NonResourceURLs", &self.non_resource_urls),
             ("Verbs", &self.verbs),
-        ];
-        let shown = lists.into_iter().filter(|(_, list)| !list.is_empty()).map(|(name, list)| {
+        ]
+    }
+
+    /// How many texts it is made of: what looking at it costs at most. Never zero.
+    pub fn texts(&self) -> usize {
+        1 + self.lists().iter().map(|(_, list)| list.len()).sum::<usize>()
+    }
+
+    /// How long it is, about.
+    pub fn bytes(&self) -> usize {
+        let texts = self.lists().into_iter().flat_map(|(_, list)| list);
+        size_of::<Rule>() + texts.map(|text| size_of::<String>() + text.len()).sum::<usize>()
+    }
+
+    /// Each single thing that it allows, asked for in `namespace`. They may be very many.
+    pub fn permissions<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = Attributes<'a>> {
+        let any_name = self.resource_names.is_empty().then_some("");
+        let names = move || self.resource_names.iter().map(String::as_str).chain(any_name);
+        self.verbs.iter().flat_map(move |verb| {
+            let path = move |url| Attributes { verb, path: Some(url), ..Attributes::default() };
+            let of_group = move |group| {
+                self.resources.iter().flat_map(move |resource| {
+                    let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
+                    names().map(move |name| Attributes {
+                        verb,
+                        group,
+                        resource,
+                        subresource,
+                        namespace,
+                        name,
+                        path: None,
+                    })
+                })
+            };
+            let paths = self.non_resource_urls.iter().map(move |url| path(url));
+            paths.chain(self.api_groups.iter().flat_map(move |group| of_group(group)))
+        })
+    }
+
+    /// In the reference's words.
+    pub fn show(&self) -> String {
+        let shown = self.lists().into_iter().filter(|(_, list)| !list.is_empty()).map(|(name, list)| {
             let items: Vec<_> = list.iter().map(|item| coracle_api::meta::text::quote(item).to_string()).collect();
             format!("{name}:[{}]", items.join(", "))
         });
@@ -225,7 +241,7 @@ impl Rule {
 }
 
 /// A role that is bound: by its record's name, everywhere or in one namespace.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Grant {
     role: String,
     namespace: Option<String>,
@@ -237,7 +253,8 @@ impl Grant {
         let name = &binding.role_ref.name;
         let role = match binding.role_ref.kind.as_str() {
             "Role" => format!("{namespace}/{name}"),
-            "ClusterRole" => name.clone(),
+            // With a slash it would be the name of a role in a namespace.
+            "ClusterRole" if !name.contains('/') => name.clone(),
             // Validation refuses it; one that was stored before there was any is of no role.
             _ => String::new(),
         };
@@ -249,8 +266,9 @@ impl Grant {
 #[derive(Debug, Default)]
 pub(crate) struct Index {
     roles: HashMap<Arc<str>, Vec<Arc<Role>>>,
-    users: HashMap<String, Vec<Grant>>,
-    groups: HashMap<String, Vec<Grant>>,
+    /// However often it is said that somebody has a role: it is gone through with each request.
+    users: HashMap<String, BTreeSet<Grant>>,
+    groups: HashMap<String, BTreeSet<Grant>>,
 }
 
 impl Binding {
@@ -339,7 +357,7 @@ impl Known {
                     }
                     _ => continue,
                 };
-                map.entry(name).or_default().push(Grant::of(binding));
+                map.entry(name).or_default().insert(Grant::of(binding));
             }
         }
         self.index = Arc::new(index);
@@ -433,9 +451,24 @@ mod tests {
     }
 
     #[test]
-    fn a_role_of_a_million_permissions_is_not_looked_at() {
-        let many: Vec<String> = (0..1000).map(|number| number.to_string()).collect();
-        let rule = rule(json!({"verbs": many, "apiGroups": many, "resources": ["a"]}));
-        assert!(rule.permissions("").is_none());
+    fn what_is_said_again_means_nothing_more() {
+        let again = |text: &str| vec![text.to_owned(); 100];
+        let doubled = json!({"verbs": again("get"), "apiGroups": again(""), "resources": again("pods")});
+        let role: Role = serde_json::from_value(json!({"rules": vec![doubled; 100]})).unwrap();
+        assert_eq!(role.rules, [rule(json!({"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]}))]);
+    }
+
+    #[test]
+    fn a_rule_is_each_of_its_permissions() {
+        let rule =
+            rule(json!({"verbs": ["get", "list"], "apiGroups": ["", "apps"], "resources": ["pods/log", "nodes"],
+            "resourceNames": ["a", "b"], "nonResourceURLs": ["/x"]}));
+        let all: Vec<Attributes<'_>> = rule.permissions("ns").collect();
+        assert_eq!(all.len(), 2 * (2 * 2 * 2 + 1));
+        let last = all.last().unwrap();
+        let shown = (last.verb, last.group, last.resource, last.subresource, last.namespace, last.name, last.path);
+        assert_eq!(shown, ("list", "apps", "nodes", "", "ns", "b", None));
+        assert!(all.iter().any(|asked| (asked.resource, asked.subresource) == ("pods", "log")));
+        assert!(all.iter().all(|asked| rule.allows(asked)));
     }
 }

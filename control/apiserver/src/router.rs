@@ -241,6 +241,10 @@ async fn resource(
     if target.watch && !matches!(call.method, Method::GET | Method::HEAD) {
         return Err(Status::method_not_allowed());
     }
+    // The old path is of resources alone: nobody runs, reads or calls something as who may watch it.
+    if target.watch && target.subresource.is_some() {
+        return not_found(server, call.uri.path());
+    }
     let handler = if let Some(review) = subresources::reviews::find(&target.group, &target.version, &target.resource) {
         seen.resource = "reviews";
         if call.method != Method::POST || target.name.is_some() {

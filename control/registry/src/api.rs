@@ -24,8 +24,10 @@ use crate::{Registry, blob, manifest};
 pub const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 /// Most entries on one page of a list.
 const PAGE_MAX: usize = 1000;
-/// A page of manifests that refer to another ends after so many bytes of what they say of themselves.
+/// A page of manifests that refer to another ends after so many bytes of them were read, also of those that were not asked for.
 const REFERRERS_BYTES_MAX: usize = 4 << 20;
+/// What reading a manifest costs at least.
+const MANIFEST_BYTES_MIN: usize = 4 << 10;
 
 /// The registry under `/v2/`.
 pub fn router(registry: Registry) -> Router {
@@ -279,23 +281,28 @@ async fn referrers(registry: &Registry, name: Name, subject: Digest, query: &Que
         let found = inner.store.referrers(&name, &subject)?;
         let mut digests: Vec<(String, Digest)> = found.into_iter().map(|digest| (digest.to_string(), digest)).collect();
         digests.sort_unstable();
-        let (mut descriptors, mut entries, mut bytes) = (Vec::new(), Vec::new(), 0);
+        let (mut descriptors, mut read) = (Vec::new(), 0);
+        let mut page = Page { entries: Vec::new(), limit, after: None };
+        let mut looked_at = None;
         for (text, digest) in digests.into_iter().filter(|(text, _)| last.as_ref().is_none_or(|last| text > last)) {
-            if entries.len() >= limit || bytes >= REFERRERS_BYTES_MAX {
-                return Ok((descriptors, Page { entries, limit, more: limit > 0 }));
+            if page.entries.len() >= limit || read >= REFERRERS_BYTES_MAX {
+                page.after = looked_at;
+                break;
             }
+            looked_at = Some(text.clone());
+            read += MANIFEST_BYTES_MIN;
             let Some(found) = inner.store.find_manifest(&name, &Reference::Digest(digest.clone()))? else { continue };
             let content = inner.store.read_manifest(&digest)?;
+            read += content.len();
             let Some(descriptor) = manifest::describe(&digest, &found.media_type, &content) else { continue };
             if type_wanted.as_ref().is_none_or(|wanted| descriptor["artifactType"] == wanted.as_str()) {
-                bytes += descriptor.to_string().len();
                 descriptors.push(descriptor);
-                entries.push(text);
+                page.entries.push(text);
             }
         }
-        Ok((descriptors, Page { entries, limit, more: false }))
+        Ok((descriptors, page))
     };
-    let (descriptors, page): (Vec<serde_json::Value>, Page) = registry.blocking(find).await?;
+    let (descriptors, page): (Vec<serde_json::Value>, Page) = registry.searching(find).await?;
     let index = json!({"schemaVersion": 2, "mediaType": manifest::INDEX, "manifests": descriptors});
     let mut response = page.respond(&path, |_| index);
     let headers = response.headers_mut();
@@ -306,11 +313,12 @@ async fn referrers(registry: &Registry, name: Name, subject: Digest, query: &Que
     Ok(response)
 }
 
-/// A part of a list, and whether more follows.
+/// A part of a list.
 struct Page {
     entries: Vec<String>,
     limit: usize,
-    more: bool,
+    /// After which one more follow.
+    after: Option<String>,
 }
 
 /// The entries after `last`, at most `n` of them. `entries` are in order.
@@ -319,15 +327,15 @@ fn page(mut entries: Vec<String>, query: &Query) -> Page {
         entries.retain(|entry| entry > last);
     }
     let limit = query.limit();
-    let more = entries.len() > limit && limit > 0;
+    let more = entries.len() > limit;
     entries.truncate(limit);
-    Page { entries, limit, more }
+    Page { after: entries.last().filter(|_| more).cloned(), entries, limit }
 }
 
 impl Page {
     fn respond(&self, path: &str, body: impl FnOnce(&[String]) -> serde_json::Value) -> Response {
         let mut response = axum::Json(body(&self.entries)).into_response();
-        if let (true, Some(last)) = (self.more, self.entries.last()) {
+        if let Some(last) = &self.after {
             // Names, tags and digests have no character that a URL would read otherwise.
             let joint = if path.contains('?') { '&' } else { '?' };
             let link = value(&format!("<{path}{joint}n={}&last={last}>; rel=\"next\"", self.limit));
@@ -378,7 +386,7 @@ mod tests {
         let all: Vec<String> = ["a", "b", "c"].map(str::to_owned).to_vec();
         let at = |n, last: Option<&str>| {
             let page = page(all.clone(), &Query { n, last: last.map(str::to_owned), ..Query::default() });
-            (page.entries.join(""), page.more)
+            (page.entries.join(""), page.after.is_some())
         };
         assert_eq!(at(None, None), ("abc".into(), false));
         assert_eq!(at(Some(2), None), ("ab".into(), true));

@@ -125,6 +125,7 @@ pub async fn begin(registry: &Registry, name: Name, query: Query, body: Body) ->
     let Some(digest) = digest else { return Ok(state(&name, &upload, StatusCode::ACCEPTED)) };
     // Whatever happens, also when the client goes away: it has no other way to this upload.
     let _forget = Forget { registry, upload: &upload };
+    let _busy = upload.busy.lock().await;
     receive(registry, &upload, body).await?;
     finish(registry, name, &upload, digest).await
 }
@@ -230,7 +231,8 @@ async fn receive_range(
 /// Takes all that comes. What came before an error stays.
 async fn receive(registry: &Registry, upload: &Arc<Upload>, mut body: Body) -> Result<(), Refusal> {
     let max = registry.inner().config.blob_bytes_max;
-    let mut left = max.saturating_sub(upload.offset());
+    let mut at = upload.offset();
+    let mut left = max.saturating_sub(at);
     let (mut due, mut paced) = (Instant::now() + PACE_MAX, 0);
     loop {
         let (mut chunks, mut bytes, mut ended) = (Vec::new(), 0, None);
@@ -258,19 +260,18 @@ async fn receive(registry: &Registry, upload: &Arc<Upload>, mut body: Body) -> R
             return Err(Refusal::too_large(max));
         }
         left -= bytes as u64;
-        write(registry, upload, chunks).await?;
+        write(registry, upload, at, chunks).await?;
+        at += bytes as u64;
         if let Some(end) = ended {
             return end;
         }
     }
 }
 
-async fn write(registry: &Registry, upload: &Arc<Upload>, chunks: Vec<Bytes>) -> Result<(), Refusal> {
-    if !chunks.is_empty() {
-        let upload = upload.clone();
-        registry.blocking(move |_| upload.append(&chunks)).await?;
-    }
-    Ok(())
+async fn write(registry: &Registry, upload: &Arc<Upload>, at: u64, chunks: Vec<Bytes>) -> Result<(), Refusal> {
+    let here = upload.clone();
+    let taken = chunks.is_empty() || registry.blocking(move |_| here.append(at, &chunks)).await?;
+    if taken { Ok(()) } else { Err(Refusal::upload_range(upload.offset())) }
 }
 
 /// Makes the upload a blob, if it is what `digest` says.
@@ -324,6 +325,21 @@ mod tests {
         let received = tokio::time::timeout(Duration::from_secs(30), received).await.expect("it ends");
         assert!(format!("{received:?}").contains("less than 64 KiB"), "{received:?}");
         assert!(upload.offset() > 0, "what came stays");
+    }
+
+    #[tokio::test]
+    async fn what_a_cut_request_still_wrote_is_nobody_elses() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Registry::open(crate::Config::new(dir.path())).unwrap();
+        let upload = registry.inner().uploads.begin("a".parse().unwrap()).unwrap().unwrap();
+        let late = upload.clone();
+        let sent = futures::stream::once(async move {
+            assert!(late.append(0, &[Bytes::from_static(b"late")])?);
+            Ok::<_, std::io::Error>(Bytes::from_static(b"mine"))
+        });
+        let refused = receive(&registry, &upload, Body::from_stream(sent)).await.unwrap_err().into_response();
+        assert_eq!(refused.status(), StatusCode::RANGE_NOT_SATISFIABLE);
+        assert_eq!(refused.headers()[header::RANGE], "0-3", "the client goes on from there");
     }
 
     #[test]

@@ -49,7 +49,8 @@ pub struct Config {
     pub blob_bytes_max: u64,
     /// Larger manifests are refused.
     pub manifest_bytes_max: usize,
-    /// Uploads at a time; more are refused until one is done or expires.
+    /// Uploads at a time, at most half of them to repositories with one first part of their names; more are refused until one is
+    /// done, or nobody has sent to one for half a minute.
     pub uploads_max: usize,
     /// An upload that nobody sends to for this long may be dropped.
     pub upload_idle_max: Duration,
@@ -99,10 +100,13 @@ pub struct Registry(Arc<Inner>);
 const MANIFESTS_BYTES_MAX: usize = 64 << 20;
 /// Changes that wait for their turn on threads that block; more wait without one. One at a time goes on.
 const CHANGES_MAX: usize = 2;
+/// Searches through manifests at a time, on threads that others need as well; more wait without one.
+const SEARCHES_MAX: usize = 2;
 
 pub(crate) struct Inner {
     pub manifests: Arc<Semaphore>,
     changes: Arc<Semaphore>,
+    searches: Arc<Semaphore>,
     pub config: Config,
     pub store: Store,
     pub uploads: Uploads,
@@ -115,9 +119,10 @@ impl Registry {
         let failed = |source| OpenError { path: config.dir.clone(), source };
         let store = Store::open(&config.dir, config.free_min).map_err(failed)?;
         let uploads = Uploads::open(config.dir.join("uploads"), &config).map_err(failed)?;
-        let (manifests, changes) = (Semaphore::new(MANIFESTS_BYTES_MAX), Semaphore::new(CHANGES_MAX));
-        let (manifests, changes) = (Arc::new(manifests), Arc::new(changes));
-        Ok(Registry(Arc::new(Inner { manifests, changes, config, store, uploads, pushes: Pushes::default() })))
+        let [manifests, changes, searches] =
+            [MANIFESTS_BYTES_MAX, CHANGES_MAX, SEARCHES_MAX].map(|places| Arc::new(Semaphore::new(places)));
+        let pushes = Pushes::default();
+        Ok(Registry(Arc::new(Inner { manifests, changes, searches, config, store, uploads, pushes })))
     }
 
     /// The digest that a tag of the repository `name` stands for, or `None` when there is no such manifest. A reference
@@ -168,7 +173,23 @@ impl Registry {
         &self,
         work: impl FnOnce(&Inner) -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
-        let turn = self.0.changes.clone().acquire_owned().await.map_err(io::Error::other)?;
+        self.in_turn(&self.0.changes, work).await
+    }
+
+    /// The same for work that reads much and changes nothing.
+    pub(crate) async fn searching<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        self.in_turn(&self.0.searches, work).await
+    }
+
+    async fn in_turn<T: Send + 'static>(
+        &self,
+        turns: &Arc<Semaphore>,
+        work: impl FnOnce(&Inner) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let turn = turns.clone().acquire_owned().await.map_err(io::Error::other)?;
         self.blocking(move |inner| {
             let _turn = turn;
             work(inner)

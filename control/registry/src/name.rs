@@ -35,6 +35,11 @@ impl Name {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Its first part: repositories that have it in common belong together.
+    pub fn owner(&self) -> &str {
+        self.0.split('/').next().unwrap_or_default()
+    }
 }
 
 impl FromStr for Name {

@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -18,6 +19,9 @@ use uuid::Uuid;
 
 use crate::Config;
 use crate::name::{Algorithm, Digest, Name};
+
+/// An upload that nobody has sent to for so long gives its place to another one when there is none: its client begins again.
+const YIELDS_AFTER: Duration = Duration::from_secs(30);
 
 /// All uploads under way.
 pub struct Uploads {
@@ -38,13 +42,16 @@ pub struct Upload {
     /// One request at a time sends to it.
     pub busy: tokio::sync::Mutex<()>,
     state: Mutex<State>,
+    /// Bytes that have come; written under the lock of the state, which is held for as long as a disk takes.
+    offset: AtomicU64,
     touched: Mutex<Instant>,
 }
 
 struct State {
     file: File,
     hash: Sha256,
-    offset: u64,
+    /// The file is that of a blob, or of nobody: nothing is written to it any more.
+    finished: bool,
 }
 
 impl Uploads {
@@ -58,18 +65,19 @@ impl Uploads {
         Ok(Uploads { dir, max: config.uploads_max, idle_max: config.upload_idle_max, free_min: config.free_min, open })
     }
 
-    /// Begins an upload to `name`; `None` when there are too many. Blocks on the disk.
+    /// Begins an upload to `name`; `None` when there are too many: of all, or more than half of the places for what belongs
+    /// together with `name`. Blocks on the disk.
     pub fn begin(&self, name: Name) -> io::Result<Option<Arc<Upload>>> {
         let id = Uuid::new_v4();
         let path = self.dir.join(id.to_string());
         let mut open = self.open.lock();
-        if open.len() >= self.max {
-            self.keep_used(&mut open);
-            if open.len() >= self.max {
-                return Ok(None);
-            }
+        let is_own = |upload: &Upload| upload.name.owner() == name.owner();
+        let has_its_half = open.values().filter(|upload| is_own(upload)).count() >= self.max.div_ceil(2);
+        let is_full = has_its_half || open.len() >= self.max;
+        if is_full && !self.make_room(&mut open, |upload| !has_its_half || is_own(upload)) {
+            return Ok(None);
         }
-        let state = State { file: File::create_new(&path)?, hash: Sha256::new(), offset: 0 };
+        let state = State { file: File::create_new(&path)?, hash: Sha256::new(), finished: false };
         let upload = Arc::new(Upload {
             id,
             name,
@@ -77,19 +85,24 @@ impl Uploads {
             free_min: self.free_min,
             busy: tokio::sync::Mutex::new(()),
             state: Mutex::new(state),
+            offset: AtomicU64::new(0),
             touched: Mutex::new(Instant::now()),
         });
         open.insert(id, upload.clone());
         Ok(Some(upload))
     }
 
-    /// Forgets the uploads that nobody has sent to for long.
-    pub fn drop_idle(&self) {
-        self.keep_used(&mut self.open.lock());
+    /// Forgets the upload that nobody has sent to for longest, of those that may go and if that is long.
+    fn make_room(&self, open: &mut HashMap<Uuid, Arc<Upload>>, may_go: impl Fn(&Upload) -> bool) -> bool {
+        let idle = open.values().filter(|upload| may_go(upload) && !upload.is_busy());
+        let longest = idle.map(|upload| (upload.touched.lock().elapsed(), upload.id)).max();
+        let longest = longest.filter(|(idle, _)| *idle >= YIELDS_AFTER.min(self.idle_max));
+        longest.is_some_and(|(_, id)| open.remove(&id).is_some())
     }
 
-    fn keep_used(&self, open: &mut HashMap<Uuid, Arc<Upload>>) {
-        open.retain(|_, upload| upload.touched.lock().elapsed() < self.idle_max || upload.busy.try_lock().is_err());
+    /// Forgets the uploads that nobody has sent to for long.
+    pub fn drop_idle(&self) {
+        self.open.lock().retain(|_, upload| upload.touched.lock().elapsed() < self.idle_max || upload.is_busy());
     }
 
     /// The upload `id` to `name`.
@@ -105,30 +118,42 @@ impl Uploads {
 }
 
 impl Upload {
-    /// Bytes that have come.
-    pub fn offset(&self) -> u64 {
-        self.state.lock().offset
+    /// Whether a request sends to it.
+    fn is_busy(&self) -> bool {
+        self.busy.try_lock().is_err()
     }
 
-    /// Takes more bytes. Blocks on the disk.
-    pub fn append(&self, chunks: &[Bytes]) -> io::Result<()> {
+    /// Bytes that have come.
+    pub fn offset(&self) -> u64 {
+        self.offset.load(Ordering::Acquire)
+    }
+
+    /// Takes the bytes from `at` on, unless the upload is elsewhere by now, or finished: a request whose client has gone comes
+    /// late, when another one has gone on, and changes nothing. Says whether they were taken. Blocks on the disk.
+    pub fn append(&self, at: u64, chunks: &[Bytes]) -> io::Result<bool> {
         let mut state = self.state.lock();
+        if state.finished || self.offset() != at {
+            return Ok(false);
+        }
+        let mut offset = at;
         leave_free(&self.path, self.free_min, chunks.iter().map(|chunk| chunk.len() as u64).sum())?;
         for chunk in chunks {
             // Where the last one that was taken whole has ended: what a failed write has left is written over.
-            state.file.write_all_at(chunk, state.offset)?;
+            state.file.write_all_at(chunk, offset)?;
             state.hash.update(chunk);
-            state.offset += chunk.len() as u64;
+            offset += chunk.len() as u64;
+            self.offset.store(offset, Ordering::Release);
         }
         *self.touched.lock() = Instant::now();
-        Ok(())
+        Ok(true)
     }
 
-    /// Has everything on disk, and says what its digest is. Blocks on the disk.
+    /// Has everything on disk, and says what its digest is. From then on nothing is taken. Blocks on the disk.
     pub fn finish(&self, algorithm: Algorithm) -> io::Result<Digest> {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
+        state.finished = true;
         // A failed write may have left more than was taken.
-        state.file.set_len(state.offset)?;
+        state.file.set_len(self.offset())?;
         state.file.sync_all()?;
         match algorithm {
             Algorithm::Sha256 => Ok(Digest::of(&state.hash.clone().finalize())),
@@ -177,13 +202,26 @@ mod tests {
         let uploads = Uploads::open(dir.path().join("uploads"), &Config::new(dir.path())).unwrap();
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
             let upload = uploads.begin("a/b".parse().unwrap()).unwrap().unwrap();
-            upload.append(&[Bytes::from_static(b"first ")]).unwrap();
+            assert!(upload.append(0, &[Bytes::from_static(b"first ")]).unwrap());
             // As a disk does that fills up in the middle of a chunk: more lies there than was taken.
             upload.state.lock().file.write_all_at(b"rubbish of a chunk", 6).unwrap();
-            upload.append(&[Bytes::from_static(b"second")]).unwrap();
+            assert!(upload.append(6, &[Bytes::from_static(b"second")]).unwrap());
             assert_eq!(upload.finish(algorithm).unwrap(), algorithm.digest(b"first second"));
             assert_eq!(fs::read(upload.path()).unwrap(), b"first second");
         }
+    }
+
+    #[test]
+    fn a_request_whose_client_has_gone_writes_nothing_where_another_has_gone_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let uploads = Uploads::open(dir.path().join("uploads"), &Config::new(dir.path())).unwrap();
+        let upload = uploads.begin("a/b".parse().unwrap()).unwrap().unwrap();
+        assert!(upload.append(0, &[Bytes::from_static(b"first ")]).unwrap());
+        assert!(!upload.append(0, &[Bytes::from_static(b"first ")]).unwrap(), "it is taken already");
+        assert!(upload.append(6, &[Bytes::from_static(b"second")]).unwrap());
+        assert_eq!(upload.finish(Algorithm::Sha256).unwrap(), Algorithm::Sha256.digest(b"first second"));
+        assert!(!upload.append(12, &[Bytes::from_static(b"third")]).unwrap(), "it is a blob by now");
+        assert_eq!(fs::read(upload.path()).unwrap(), b"first second");
     }
 
     #[test]
@@ -193,7 +231,7 @@ mod tests {
             let config = Config { free_min, ..Config::new(dir.path()) };
             let uploads = Uploads::open(dir.path().join("uploads"), &config).unwrap();
             let upload = uploads.begin("a/b".parse().unwrap()).unwrap().unwrap();
-            let result = upload.append(&[Bytes::from_static(b"blob")]);
+            let result = upload.append(0, &[Bytes::from_static(b"blob")]);
             assert_eq!(result.as_ref().map_err(io::Error::kind).err(), (!taken).then_some(io::ErrorKind::StorageFull));
             assert_eq!(upload.offset(), if taken { 4 } else { 0 });
         }

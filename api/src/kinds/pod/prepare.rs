@@ -1,6 +1,6 @@
 //! What clients may not set in a pod, and what the server writes into it before it is checked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use serde_json::{Map, Value, json};
 
@@ -240,14 +240,14 @@ pub(super) fn status(pod: &mut Value, old: &Value) {
             keep(status, &old["status"], field);
         }
     }
-    let mut generations: Vec<(&str, &Value)> = old["status"]["conditions"]
-        .items()
-        .iter()
-        .map(|condition| (condition["type"].text(), &condition["observedGeneration"]))
-        .collect();
+    // Of several of a type each has its own, in order.
+    let mut generations: HashMap<&str, VecDeque<&Value>> = HashMap::new();
+    for condition in old["status"]["conditions"].items() {
+        generations.entry(condition["type"].text()).or_default().push_back(&condition["observedGeneration"]);
+    }
     for condition in items_mut(status, "conditions") {
-        let before = generations.iter().position(|(kind, _)| condition["type"] == *kind);
-        if let Some((_, generation)) = before.map(|index| generations.remove(index))
+        let before = generations.get_mut(condition["type"].text()).and_then(VecDeque::pop_front);
+        if let Some(generation) = before
             && condition["observedGeneration"].is_null()
             && generation.is_set()
         {

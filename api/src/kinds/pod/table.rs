@@ -1,5 +1,7 @@
 //! Row of a pod in a table.
 
+use std::collections::{HashMap, HashSet};
+
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -31,7 +33,11 @@ fn readiness_gates(pod: &Value) -> String {
     if gates.is_empty() {
         return "<none>".to_owned();
     }
-    let open = gates.iter().filter(|gate| has_condition(pod, gate["conditionType"].text())).count();
+    // The first condition of a type counts.
+    let conditions = pod["status"]["conditions"].items().iter().rev();
+    let known: HashMap<&str, &Value> = conditions.map(|known| (known["type"].text(), &known["status"])).collect();
+    let is_open = |gate: &&Value| known.get(gate["conditionType"].text()).is_some_and(|status| *status == "True");
+    let open = gates.iter().filter(is_open).count();
     format!("{open}/{}", gates.len())
 }
 
@@ -53,14 +59,12 @@ impl Summary {
     fn of(pod: &Value) -> Self {
         let (spec, status) = (&pod["spec"], &pod["status"]);
         let init = spec["initContainers"].items();
-        let is_restartable = |name: &str| {
-            init.iter().any(|container| container["name"] == name && container["restartPolicy"] == "Always")
-        };
+        let always = |container: &&Value| container["restartPolicy"] == "Always";
+        let sidecars: HashSet<&str> = init.iter().filter(always).map(|container| container["name"].text()).collect();
         let mut summary = Self {
             word: or(status["reason"].text(), status["phase"].text()).to_owned(),
             ready: 0,
-            total: spec["containers"].items().len()
-                + init.iter().filter(|container| container["restartPolicy"] == "Always").count(),
+            total: spec["containers"].items().len() + init.iter().filter(always).count(),
             restarts: 0,
             last_restart: None,
         };
@@ -68,7 +72,7 @@ impl Summary {
         {
             summary.word = "SchedulingGated".to_owned();
         }
-        let sidecars = summary.add_init_containers(status, init.len(), is_restartable);
+        let sidecars = summary.add_init_containers(status, init.len(), &sidecars);
         if sidecars.initialized || has_condition(pod, "Initialized") {
             summary.restarts = sidecars.restarts;
             summary.last_restart = sidecars.last_restart;
@@ -85,10 +89,10 @@ impl Summary {
     }
 
     /// Counts init containers until the first that is not done; tells about those that keep running.
-    fn add_init_containers(&mut self, status: &Value, total: usize, is_restartable: impl Fn(&str) -> bool) -> Sidecars {
+    fn add_init_containers(&mut self, status: &Value, total: usize, restartable: &HashSet<&str>) -> Sidecars {
         let mut sidecars = Sidecars { initialized: true, restarts: 0, last_restart: None };
         for (index, container) in status["initContainerStatuses"].items().iter().enumerate() {
-            let is_sidecar = is_restartable(container["name"].text());
+            let is_sidecar = restartable.contains(container["name"].text());
             let finished = container["lastState"]["terminated"]["finishedAt"].time();
             self.restarts += container["restartCount"].int();
             self.last_restart = self.last_restart.max(finished);

@@ -7,6 +7,7 @@ use super::{BLANK, Kind, Stored, Support, condition, row};
 use crate::kinds::value::{Read, child, default_to, default_when_zero, items_mut, or};
 use crate::kinds::{AGE, Cell, Column, FieldError, FieldErrors, NAME, checks, column, wide};
 use crate::meta::field::Path;
+use crate::meta::names;
 use crate::meta::selector::validate_label_selector;
 
 const NOT_LIMITED: &str = "requests are not limited by it yet";
@@ -179,6 +180,8 @@ fn whom(binding: &Value, kinds: &[&str], errors: &mut FieldErrors) {
     if !role["kind"].is_empty() && !kinds.contains(&role["kind"].text()) {
         errors.push(FieldError::not_supported(path.child("kind"), role["kind"].text(), kinds));
     }
+    let name = role["name"].text();
+    checks::invalid(&path.child("name"), name, names::path_segment(name), errors);
     let is_namespaced = kinds.contains(&"Role");
     for (index, subject) in binding["subjects"].items().iter().enumerate() {
         let list = Path::new("subjects");

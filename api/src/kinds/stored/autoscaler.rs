@@ -6,8 +6,10 @@ use serde_json::{Map, Value, json};
 use super::show::Show::{Age, Name, Number, Of, Text};
 use super::show::at;
 use super::{ALL, BLANK, Kind, Stored};
+use crate::codec;
 use crate::kinds::value::{Read, child, default_to, fields, or, remove};
 use crate::kinds::{AGE, Cell, Column, NAME, column};
+use crate::schema;
 
 const COLUMNS: &[Column] = &[
     NAME,
@@ -232,6 +234,15 @@ fn to_v1(object: &mut Value) {
     }
 }
 
+/// What an annotation says of a field, if version 2 can hold it. As in the reference, everything else is dropped: what is
+/// stored has to be read by clients that know its types.
+fn typed(place: &str, field: &str, said: &Value) -> Option<Value> {
+    let part = if place == "spec" { "Spec" } else { "Status" };
+    let schema = schema::named(&format!("io.k8s.api.autoscaling.v2.HorizontalPodAutoscaler{part}"))?;
+    let mut read = codec::json::decode_value(&json!({field: said}), &schema).ok()?.value;
+    Some(read.get_mut(field)?.take()).filter(|value| !value.is_empty())
+}
+
 fn to_v2(object: &mut Value) {
     fields(object).insert("apiVersion".to_owned(), "autoscaling/v2".into());
     if object["status"]["currentReplicas"] == 0 {
@@ -239,14 +250,13 @@ fn to_v2(object: &mut Value) {
     }
     let take = |object: &mut Value, note: &str| -> Option<Value> {
         let annotations = object.get_mut("metadata")?.get_mut("annotations")?.as_object_mut()?;
-        let value = serde_json::from_str(annotations.get(note)?.as_str()?).ok()?;
-        annotations.remove(note);
-        Some(value)
+        serde_json::from_str(annotations.remove(note)?.as_str()?).ok()
     };
     for (place, list, word, note, field) in LISTS {
         let mut metrics: Vec<Value> = Vec::new();
         if let Some(others) = take(object, note) {
-            metrics.extend(others.items().iter().map(|metric| metric_to_v2(metric, word)));
+            let others: Value = others.items().iter().map(|metric| metric_to_v2(metric, word)).collect();
+            metrics.extend(typed(place, list, &others).iter().flat_map(|others| others.items()).cloned());
         }
         let percent = object.get_mut(place).and_then(Value::as_object_mut).and_then(|part| part.remove(field));
         if let Some(percent) = percent.filter(Value::is_number) {
@@ -261,7 +271,7 @@ fn to_v2(object: &mut Value) {
         }
     }
     for (place, field, note) in WHOLE {
-        if let Some(value) = take(object, note) {
+        if let Some(value) = take(object, note).and_then(|said| typed(place, field, &said)) {
             fields(child(object, place)).insert(field.to_owned(), value);
         }
     }
@@ -339,5 +349,31 @@ mod tests {
         assert_eq!(old, stored);
         let expected: Cell = "cpu: 20%/50%, <unknown>/5 + 1 more...".into();
         assert_eq!(targets(&stored), expected);
+    }
+
+    #[test]
+    fn an_annotation_that_version_2_cannot_hold_is_dropped() {
+        for (note, said) in [
+            ("behavior", "7"),
+            ("behavior", "[]"),
+            ("behavior", r#"{"scaleDown": {"policies": 7}}"#),
+            ("behavior", "no JSON"),
+            ("metrics", "[7]"),
+            ("metrics", r#"[{"type": "Pods", "pods": {"metricName": 7}}]"#),
+            ("metrics", "7"),
+            ("current-metrics", r#"[{"type": 7}]"#),
+            ("conditions", r#"{"type": "x"}"#),
+            ("conditions", "[7]"),
+        ] {
+            let spec = json!({"scaleTargetRef": {"kind": "Deployment", "name": "a"}, "maxReplicas": 3});
+            let annotations = json!({format!("autoscaling.alpha.kubernetes.io/{note}"): said});
+            let mut object = json!({"metadata": {"name": "a", "annotations": annotations}, "spec": spec.clone()});
+            to_v2(&mut object);
+            assert_eq!(
+                object,
+                json!({"apiVersion": "autoscaling/v2", "metadata": {"name": "a"}, "spec": spec}),
+                "{said}"
+            );
+        }
     }
 }

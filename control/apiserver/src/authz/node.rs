@@ -103,6 +103,7 @@ pub(crate) fn check(cluster: &Cluster, call: &Call, resource: &Resource, verb: &
 pub(crate) const READ: &str = "read";
 pub(crate) const UPDATE: &str = "update pod status for";
 pub(crate) const DELETE: &str = "delete";
+pub(crate) const EVICT: &str = "evict";
 
 fn unrelated(node: &str) -> String {
     format!("no relationship found between node '{node}' and this object")

@@ -14,12 +14,32 @@ pub(super) fn allows(cluster: &Cluster, identity: &Identity, asked: &Attributes<
     cluster.roles().allows(identity, asked)
 }
 
+/// Most bytes of rules that a review tells, about: more than anybody reads, and little to make.
+const TOLD_BYTES_MAX: usize = 1 << 20;
+
+/// What holds for `identity` in `namespace`.
+pub(crate) struct Told {
+    pub resources: Vec<Value>,
+    pub paths: Vec<Value>,
+    /// More holds than is told.
+    pub incomplete: bool,
+}
+
 /// What holds for `identity` in `namespace`, as rules about resources and rules about paths.
-pub(crate) fn rules(cluster: &Cluster, identity: &Identity, namespace: &str) -> (Vec<Value>, Vec<Value>) {
+pub(crate) fn rules(cluster: &Cluster, identity: &Identity, namespace: &str) -> Told {
     let index = cluster.roles();
-    let (paths, resources): (Vec<&Rule>, Vec<&Rule>) =
-        index.rules(identity, namespace).partition(|rule| !rule.non_resource_urls.is_empty());
-    (resources.into_iter().map(Rule::json).collect(), paths.into_iter().map(Rule::json).collect())
+    let mut told = Told { resources: Vec::new(), paths: Vec::new(), incomplete: false };
+    let mut left = TOLD_BYTES_MAX;
+    for rule in index.rules(identity, namespace) {
+        let Some(rest) = left.checked_sub(rule.bytes()) else {
+            told.incomplete = true;
+            break;
+        };
+        left = rest;
+        let list = if rule.non_resource_urls.is_empty() { &mut told.resources } else { &mut told.paths };
+        list.push(rule.json());
+    }
+    told
 }
 
 /// What of a role or binding others may rely on: its labels, too, by which roles are made parts of others. The rest is for
@@ -36,6 +56,12 @@ fn meaning(object: &Value) -> Value {
 fn is_aggregated(role: &Value) -> bool {
     role["aggregationRule"]["clusterRoleSelectors"].as_array().is_some_and(|selectors| !selectors.is_empty())
 }
+
+/// Most texts that are looked at to find out whether somebody has what a role grants, all its rules together: some tenths of a
+/// second, and ten times what the largest roles of a usual cluster need.
+const COMPARED_MAX: usize = 10_000_000;
+/// Most bytes of rules that a refusal shows.
+const SHOWN_BYTES_MAX: usize = 4 << 10;
 
 /// Nobody gives more than it has: a role whose rules the caller does not have itself is written by who may `escalate`, and
 /// bound by who may `bind` it.
@@ -83,17 +109,43 @@ pub(crate) fn grants(
         }
         rules
     };
-    let beyond = |rule: &&Rule| rule.permissions(namespace).is_none_or(|all| !all.iter().all(own));
-    let missing: Vec<String> = given.iter().filter(beyond).map(Rule::show).collect();
+    let held: Vec<&Rule> = index.rules(caller, namespace).collect();
+    let mut left = COMPARED_MAX;
+    let mut is_held = |asked: &Attributes<'_>| {
+        left > 0
+            && held.iter().any(|rule| {
+                left = left.saturating_sub(rule.texts());
+                rule.allows(asked)
+            })
+    };
+    let mut missing = String::new();
+    for rule in &given {
+        if missing.len() >= SHOWN_BYTES_MAX {
+            break;
+        }
+        if !rule.permissions(namespace).all(|asked| is_held(&asked)) {
+            missing.push('\n');
+            missing.push_str(&rule.show());
+        }
+    }
     if missing.is_empty() {
         return Ok(());
     }
+    if missing.len() > SHOWN_BYTES_MAX {
+        missing.truncate(missing.floor_char_boundary(SHOWN_BYTES_MAX));
+        missing.push('…');
+    }
+    if left == 0 {
+        let verb = if is_binding { "bind" } else { "escalate" };
+        missing
+            .push_str("\nit is too much to be compared with what is held: make it of smaller roles, or have somebody ");
+        missing.push_str(&format!("do it who may `{verb}`"));
+    }
     let groups: Vec<_> = caller.groups.iter().map(|group| meta::text::quote(group).to_string()).collect();
     let message = format!(
-        "user {} (groups=[{}]) is attempting to grant RBAC permissions not currently held:\n{}",
+        "user {} (groups=[{}]) is attempting to grant RBAC permissions not currently held:{missing}",
         meta::text::quote(&caller.user),
         groups.join(" "),
-        missing.join("\n")
     );
     Err(resource.forbidden(own_name, message))
 }

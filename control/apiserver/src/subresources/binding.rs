@@ -87,13 +87,16 @@ pub(super) fn pods(cluster: &Cluster) -> Result<Arc<Resource>, Status> {
 pub(super) fn bound(pods: &Resource, old: &Value, node: &str, uid: &str, binding: &Value) -> Result<Value, Status> {
     let name = meta::name(old);
     let conflict = |message: String| Status::conflict("", "pods/binding", name, message);
-    if !uid.is_empty() && uid != meta::uid(old) {
-        return Err(Status::conflict(
-            "",
-            pods.row.resource,
-            name,
-            format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", meta::uid(old)),
-        ));
+    let preconditions = [
+        ("UID", uid, meta::uid(old)),
+        ("ResourceVersion", meta::resource_version(binding), meta::resource_version(old)),
+    ];
+    for (what, given, known) in preconditions {
+        if !given.is_empty() && given != known {
+            let message =
+                format!("Precondition failed: {what} in precondition: {given}, {what} in object meta: {known}");
+            return Err(Status::conflict("", pods.row.resource, name, message));
+        }
     }
     if meta::is_deleting(old) {
         return Err(conflict(format!("pod {name} is being deleted, cannot be assigned to a host")));

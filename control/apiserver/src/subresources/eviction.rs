@@ -12,6 +12,7 @@ use serde_json::{Value, json as object};
 
 use super::budget::{self, Grant, is_ready};
 use crate::answer::respond;
+use crate::authz;
 use crate::catalog::Resource;
 use crate::cluster::Cluster;
 use crate::request::body::{self, Expected};
@@ -40,6 +41,8 @@ pub(super) async fn create(cluster: &Cluster, request: &Request, resource: &Arc<
     delete.dry_run |= options.dry_run;
     let name = resource.record_name(call.namespace(), call.name());
     let found = cluster.store.read(resource, &name).await?.ok_or_else(|| resource.not_found(call.name()))?;
+    // Before anything of the pod is told, or taken from its budget.
+    authz::node::sees(&call.identity, resource, &found, authz::node::EVICT)?;
     let pod = Seen::new(resource, &found).value()?;
     check_preconditions(resource, &pod, &delete)?;
     let grant = budget::ask(cluster, &pod, delete.dry_run).await?;

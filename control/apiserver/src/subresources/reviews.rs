@@ -191,11 +191,14 @@ fn access(
 
 /// What the caller may do in a namespace, as rules.
 fn rules(cluster: &Cluster, identity: &Identity, namespace: &str) -> Value {
-    let (resources, paths) = authz::rbac::rules(cluster, identity, namespace);
-    let mut status = json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false});
-    if identity.node().is_some() {
+    let told = authz::rbac::rules(cluster, identity, namespace);
+    let mut status = json!({"resourceRules": told.resources, "nonResourceRules": told.paths, "incomplete": false});
+    let of_node = identity.node().map(|_| "what a node may do beside this depends on its pods");
+    let too_many = told.incomplete.then_some("there are more rules than are told");
+    let why: Vec<&str> = of_node.into_iter().chain(too_many).collect();
+    if !why.is_empty() {
         status["incomplete"] = true.into();
-        status["evaluationError"] = "what a node may do beside this depends on its pods".into();
+        status["evaluationError"] = why.join("; ").into();
     }
     status
 }

@@ -17,7 +17,7 @@ use crate::cluster::Cluster;
 use crate::request::call::Call;
 use crate::request::negotiate::{Offer, Shape};
 use crate::store::{self, Seen};
-pub(crate) use body::encode;
+pub(crate) use body::{encode, is_plain, warm};
 
 /// A list before it is encoded.
 pub(crate) struct Page {
@@ -39,7 +39,7 @@ pub(crate) async fn list(cluster: &Cluster, call: &Call, resource: &Arc<Resource
     }
     let include = Include::of(&call.query)?;
     let page = page(cluster, call, resource, &options).await?;
-    body::warm(form, resource, &page.records).await;
+    warm(form, resource, &page.records).await;
     Ok(encode(form, resource, page, include))
 }
 

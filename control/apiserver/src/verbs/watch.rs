@@ -20,6 +20,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 
 use self::frame::{Encoder, Kind};
+use super::list;
 use super::selection::ListOptions;
 use crate::answer::respond;
 use crate::answer::table::Include;
@@ -40,6 +41,8 @@ const BOOKMARK_BEFORE_END: Duration = Duration::from_secs(2);
 const LIFE: Duration = Duration::from_secs(30 * 60);
 /// Frames that are sent as one piece.
 const PIECE_BYTES: usize = 64 << 10;
+/// Records that are looked into for one piece, where a form needs that: so many are looked into aside.
+const PIECE_BYTES_READ: usize = 256 << 10;
 /// Terms of a selector that are looked at between two turns of the others, when few records are selected; of a selector of
 /// few terms that are a thousand records.
 const TERMS_LOOKED_AT: usize = 8_000;
@@ -228,7 +231,7 @@ impl Watch {
                 return None;
             }
             if self.backlog.is_some() || self.marks_end {
-                let piece = self.initial();
+                let piece = self.initial().await;
                 if !piece.is_empty() {
                     return Some(piece);
                 }
@@ -324,24 +327,33 @@ impl Watch {
     }
 
     /// Some of what was there at the beginning.
-    fn initial(&mut self) -> Bytes {
+    async fn initial(&mut self) -> Bytes {
         let mut out = BytesMut::new();
         if let Some(Backlog { records, namespace, after }) = self.backlog.take() {
-            let mut done = None;
             let most = TERMS_LOOKED_AT / self.options.terms().max(TERMS_OF_FEW);
-            let range = store::range(&records, namespace.as_deref(), after.as_deref());
-            for (looked_at, (name, record)) in range.enumerate() {
-                let seen = Seen::new(&self.resource, record);
-                if self.options.selects_all() || seen.matches(&self.options.labels, &self.options.fields) {
-                    self.encoder.record(&mut out, Kind::Added, &seen);
-                }
-                if out.len() >= PIECE_BYTES || looked_at + 1 >= most {
-                    done = Some(name.clone());
+            let form = self.encoder.form();
+            let read_max = if list::is_plain(form, &self.resource) { PIECE_BYTES } else { PIECE_BYTES_READ };
+            let (mut next, mut read) = (Vec::new(), 0);
+            for (_, record) in store::range(&records, namespace.as_deref(), after.as_deref()).take(most) {
+                next.push(record.clone());
+                read += record.bytes.len();
+                if read >= read_max {
                     break;
                 }
             }
-            if done.is_some() {
-                self.backlog = Some(Backlog { records, namespace, after: done });
+            let after = next.last().filter(|_| read >= read_max || next.len() == most);
+            let after = after.map(|last| last.key.name.clone());
+            let selected = |record: &Arc<Record>| {
+                self.options.selects_all()
+                    || Seen::new(&self.resource, record).matches(&self.options.labels, &self.options.fields)
+            };
+            next.retain(selected);
+            list::warm(form, &self.resource, &next).await;
+            for record in &next {
+                self.encoder.record(&mut out, Kind::Added, &Seen::new(&self.resource, record));
+            }
+            if after.is_some() {
+                self.backlog = Some(Backlog { records, namespace, after });
                 return out.freeze();
             }
         }

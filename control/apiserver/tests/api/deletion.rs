@@ -3,7 +3,7 @@
 use http::Request;
 use serde_json::{Value, json};
 
-use crate::{Server, admin, config_map, pod};
+use crate::{Server, admin, config_map, node, pod};
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const PODS: &str = "/api/v1/namespaces/default/pods";
@@ -100,6 +100,18 @@ async fn an_eviction_asks_the_budget_and_is_taken_from_it() {
         1,
         "it is not marked"
     );
+    let rests = json!({"status": {"disruptionsAllowed": 1, "disruptedPods": {}}});
+    server.call_as("PATCH", &format!("{BUDGETS}/b/status"), MERGE, &rests).await;
+    let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "p2"}}).to_string();
+    for query in ["", "?dryRun=All"] {
+        let request = Request::post(format!("{PODS}/p2/eviction{query}")).header("content-type", "application/json");
+        let refused = server.send(Some(node("other")), request.body(eviction.clone().into()).unwrap()).await;
+        let message = refused.json()["message"].to_string();
+        assert_eq!(refused.code, 403, "{message}");
+        assert!(message.contains("can only evict pods with spec.nodeName set to itself"), "{message}");
+    }
+    let left = server.get(&format!("{BUDGETS}/b")).await.1["status"].clone();
+    assert_eq!(left["disruptionsAllowed"], 1, "who may not evict takes nothing from the budget: {left}");
     let mut second = budget;
     second["metadata"]["name"] = json!("c");
     server.make(BUDGETS, second).await;

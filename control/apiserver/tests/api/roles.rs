@@ -78,6 +78,8 @@ async fn nobody_grants_what_it_does_not_have() {
         (&bindings, binding("a", "Role", "a"), 201),
         (&bindings, binding("b", "ClusterRole", "cluster-admin"), 403),
         (&bindings, binding("c", "Role", "missing"), 404),
+        // What it says, its owner may change.
+        (&bindings, binding("d", "ClusterRole", "default/a"), 404),
     ] {
         let (given, answer) = guest(&server, "POST", path, object.clone(), &[]).await;
         assert_eq!(given, code, "{object}: {answer}");
@@ -276,6 +278,8 @@ async fn roles_and_bindings_that_mean_nothing_are_refused() {
         (&bindings, refers("kind", "Foo"), "roleRef.kind"),
         (&bindings, refers("apiGroup", "x"), "roleRef.apiGroup"),
         (&cluster_bindings, refers("kind", "Role"), "roleRef.kind"),
+        (&bindings, refers("name", "default/x"), "roleRef.name"),
+        (&cluster_bindings, refers("name", ".."), "roleRef.name"),
         (&bindings, subject(json!({"kind": "Foo", "name": "a"})), "subjects[0].kind"),
         (&bindings, subject(json!({"kind": "User", "name": "a", "apiGroup": "x"})), "subjects[0].apiGroup"),
         (&bindings, subject(json!({"kind": "Group", "apiGroup": group})), "subjects[0].name"),
@@ -311,5 +315,89 @@ async fn a_blob_is_mounted_by_who_may_read_it() {
         let answer = router.clone().oneshot(request).await.unwrap();
         let body = answer.into_body().collect().await.unwrap().to_bytes();
         assert_eq!(body, seen.as_bytes(), "{query}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_said_a_thousand_times_is_told_once_and_more_than_can_be_told_says_so() {
+    let server = Server::start().await;
+    let pods = json!({"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]});
+    server.make(&format!("{HERE}/roles"), role("doubled", json!(vec![pods.clone(); 1000]))).await;
+    for name in ["first", "second"] {
+        let mut doubled = binding(name, "Role", "doubled");
+        doubled["subjects"] = json!(vec![doubled["subjects"][0].clone(); 1000]);
+        server.make(&format!("{HERE}/rolebindings"), doubled).await;
+    }
+    let review = || async {
+        let ask = json!({"spec": {"namespace": "default"}});
+        guest(&server, "POST", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", ask, &[]).await.1["status"]
+            .take()
+    };
+    let told = review().await;
+    let rules = told["resourceRules"].as_array().unwrap();
+    assert_eq!(rules.iter().filter(|rule| **rule == pods).count(), 1, "{told}");
+    assert_eq!(told["incomplete"], false);
+
+    let many: Vec<Value> =
+        (0..10_000).map(|n| json!({"apiGroups": [""], "resources": [format!("r{n}")], "verbs": ["get"]})).collect();
+    server.make(&format!("{HERE}/roles"), role("many", json!(many))).await;
+    server.make(&format!("{HERE}/rolebindings"), binding("many", "Role", "many")).await;
+    let told = review().await;
+    assert!(told["resourceRules"].as_array().unwrap().len() < 10_000);
+    assert_eq!((&told["incomplete"], told["evaluationError"].is_string()), (&json!(true), true));
+}
+
+#[tokio::test]
+async fn what_a_role_grants_is_compared_within_bounds() {
+    let server = Server::start().await;
+    let held: Vec<Value> =
+        (0..100).map(|n| json!({"apiGroups": [""], "resources": [format!("r{n}")], "verbs": ["get"]})).collect();
+    let mut own = held.clone();
+    own.push(json!({"apiGroups": ["rbac.authorization.k8s.io"], "resources": ["roles"], "verbs": ["create"]}));
+    server.make(&format!("{HERE}/roles"), role("own", json!(own))).await;
+    server.make(&format!("{HERE}/rolebindings"), binding("own", "Role", "own")).await;
+    let roles = format!("{HERE}/roles");
+    // Said very often, it is not more.
+    let again = |text: &str| vec![text.to_owned(); 100];
+    let rule = |n: usize| json!({"apiGroups": again(""), "resources": again("r99"), "verbs": ["get"], "resourceNames": [format!("n{n}")]});
+    let doubled: Vec<Value> = (0..300).map(rule).collect();
+    let (code, answer) = guest(&server, "POST", &roles, role("doubled", json!(doubled)), &[]).await;
+    assert_eq!(code, 201, "{answer}");
+    // All held, and nobody looks at a hundred million of them.
+    let names: Vec<String> = (0..1000).map(|n| format!("n{n}")).collect();
+    let resources: Vec<String> = (0..100).map(|n| format!("r{n}")).collect();
+    let rule = |n: usize| {
+        let names = [&names[..], &[format!("x{n}")]].concat();
+        json!({"apiGroups": [""], "resources": resources, "verbs": ["get"], "resourceNames": names})
+    };
+    let vast: Vec<Value> = (0..100).map(rule).collect();
+    let (code, answer) = guest(&server, "POST", &roles, role("vast", json!(vast)), &[]).await;
+    let message = answer["message"].as_str().unwrap_or_default();
+    assert_eq!(code, 403, "{message}");
+    assert!(message.contains("too much to be compared") && message.contains("`escalate`"), "{message}");
+    // Nor does a refusal tell megabytes.
+    let missing: Vec<Value> =
+        (0..10_000).map(|n| json!({"apiGroups": [""], "resources": [format!("s{n}")], "verbs": ["get"]})).collect();
+    let (code, answer) = guest(&server, "POST", &roles, role("missing", json!(missing)), &[]).await;
+    let message = answer["message"].as_str().unwrap_or_default();
+    assert_eq!((code, message.len() < 5_000, message.contains("\"s0\"")), (403, true, true), "{message}");
+}
+
+#[tokio::test]
+async fn who_may_watch_runs_and_calls_nothing_by_the_old_path() {
+    let server = Server::start().await.with_account().await;
+    server.make("/api/v1/namespaces/default/pods", pod("p")).await;
+    let rules = json!([{"apiGroups": [""], "resources": ["*"], "verbs": ["list", "watch"]}]);
+    server.make(&format!("{RBAC}/clusterroles"), role("watches", rules)).await;
+    server.make(&format!("{RBAC}/clusterrolebindings"), binding("watches", "ClusterRole", "watches")).await;
+    for path in [
+        "nodes/n/proxy/exec/default/p/c?command=a",
+        "namespaces/default/pods/p/log",
+        "namespaces/default/pods/p/exec?command=a&stdout=1",
+        "namespaces/default/services/s/proxy/x",
+    ] {
+        let (code, answer) = guest(&server, "GET", &format!("/api/v1/watch/{path}"), Value::Null, &[]).await;
+        let message = "the server could not find the requested resource";
+        assert_eq!((code, answer["message"].as_str()), (404, Some(message)), "{path}: {answer}");
     }
 }

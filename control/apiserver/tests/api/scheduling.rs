@@ -45,7 +45,17 @@ async fn many_pods_are_bound_at_once_and_each_has_its_answer() {
     let (_, again) = server.call("POST", "/coracle/v1/bindings", json!({"bindings": [bind("a", "n2")]})).await;
     assert_eq!(again["results"][0]["code"], 409);
 
-    let binding = json!({"metadata": {"name": "c"}, "target": {"kind": "Node", "name": "n3"}});
+    let mut binding = json!({"metadata": {"name": "c"}, "target": {"kind": "Node", "name": "n3"}});
+    let version = server.get(&format!("{PODS}/c")).await.1["metadata"]["resourceVersion"].clone();
+    for (field, wrong, what) in [("uid", "other", "UID"), ("resourceVersion", "1", "ResourceVersion")] {
+        let mut stale = binding.clone();
+        stale["metadata"][field] = wrong.into();
+        let (code, refused) = server.call("POST", &format!("{PODS}/c/binding"), stale).await;
+        let message = refused["message"].as_str().unwrap_or_default();
+        assert_eq!(code, 409, "{refused}");
+        assert!(message.contains(&format!("Precondition failed: {what} in precondition: {wrong}, ")), "{message}");
+    }
+    binding["metadata"]["resourceVersion"] = version;
     let (code, _) = server.call("POST", &format!("{PODS}/c/binding"), binding).await;
     assert_eq!(code, 201);
     let (_, listed) = server.get("/api/v1/pods?fieldSelector=spec.nodeName%3Dn3").await;

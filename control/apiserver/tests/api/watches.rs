@@ -324,3 +324,50 @@ async fn a_node_s_lease_is_renewed_without_the_log_and_all_who_look_see_it() {
     assert_ne!(patched["metadata"]["resourceVersion"], made["metadata"]["resourceVersion"]);
     assert_eq!(elsewhere.heard().await, said("ADDED", "one"), "it heard of no other");
 }
+
+/// Time that this thread was on a processor; `None` where the system does not tell.
+fn worked() -> Option<std::time::Duration> {
+    let told = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    told.split(' ').next()?.parse().ok().map(std::time::Duration::from_nanos)
+}
+
+#[tokio::test]
+async fn what_is_looked_into_at_the_beginning_of_a_watch_is_looked_into_aside() {
+    let server = Server::start().await;
+    let data: serde_json::Map<_, _> = (0..20_000).map(|n| (format!("k{n}"), json!("a value"))).collect();
+    let mut bytes = Vec::new();
+    for n in 0..8 {
+        let made = server.make(MAPS, config_map(&format!("m{n}"), data.clone().into())).await;
+        bytes.push(made.to_string());
+    }
+    let start = worked();
+    for text in &bytes {
+        coracle_api::codec::json::parse(text.as_bytes()).unwrap();
+    }
+    let parsing = worked().zip(start).map(|(end, start)| end - start);
+    for accept in [
+        "application/json;as=Table;v=v1;g=meta.k8s.io",
+        "application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;v=v1;g=meta.k8s.io",
+    ] {
+        let mut request = Request::get(format!("{MAPS}?watch=true")).header("accept", accept);
+        request.extensions_mut().unwrap().insert(admin());
+        let request = request.body(axum::body::Body::empty()).unwrap();
+        let start = worked();
+        let mut body = server.api.router().oneshot(request).await.unwrap().into_body();
+        // Each of them is more than is looked into for one piece.
+        let mut pieces = Vec::new();
+        while pieces.len() < bytes.len() {
+            let frame = tokio::time::timeout(std::time::Duration::from_secs(10), body.frame()).await;
+            pieces.push(frame.expect("a piece in time").expect("more of the watch").unwrap().into_data().unwrap());
+        }
+        let working = worked().zip(start).map(|(end, start)| end - start);
+        assert!(
+            working.zip(parsing).is_none_or(|(working, parsing)| working < parsing / 2),
+            "{working:?}, {parsing:?}"
+        );
+        for (n, piece) in pieces.iter().enumerate() {
+            let told = String::from_utf8_lossy(piece).contains(&format!("m{n}"));
+            assert!(told, "{accept}: m{n} is not in its piece");
+        }
+    }
+}

@@ -171,7 +171,7 @@ async fn limits_hold() {
     let server = Server::with(|config| {
         config.blob_bytes_max = 10;
         config.manifest_bytes_max = 100;
-        config.uploads_max = 2;
+        config.uploads_max = 4;
     });
     let (small, large) = (digest(b"0123456789"), digest(b"0123456789a"));
     let push = |digest: String, content: &'static str| {
@@ -183,10 +183,34 @@ async fn limits_hold() {
     assert_eq!((refused.status, &*refused.code()), (StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID"));
     let refused = send(&server, Method::PUT, "/v2/a/manifests/x", &[], "x".repeat(101)).await;
     assert_eq!((refused.status, &*refused.code()), (StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID"));
-    for expected in [StatusCode::ACCEPTED, StatusCode::ACCEPTED, StatusCode::TOO_MANY_REQUESTS] {
-        let begun = send(&server, Method::POST, "/v2/a/blobs/uploads/", &[], "").await;
-        assert_eq!(begun.status, expected);
+    // Nobody has more than half of the places.
+    let (accepted, refused) = (StatusCode::ACCEPTED, StatusCode::TOO_MANY_REQUESTS);
+    for (name, expected) in
+        [("a", accepted), ("a/b", accepted), ("a/c", refused), ("d", accepted), ("e", accepted), ("f", refused)]
+    {
+        let begun = send(&server, Method::POST, &format!("/v2/{name}/blobs/uploads/"), &[], "").await;
+        assert_eq!(begun.status, expected, "{name}");
     }
+}
+
+#[tokio::test]
+async fn an_upload_that_is_left_gives_its_place_to_one_that_begins_and_one_that_is_sent_to_does_not() {
+    use futures::{FutureExt, StreamExt};
+    let server = Server::with(|config| {
+        config.uploads_max = 2;
+        config.upload_idle_max = Duration::ZERO;
+    });
+    let begin = |name: &'static str| send(&server, Method::POST, name, &[], "");
+    let sent_to = begin("/v2/a/blobs/uploads/").await;
+    let left = begin("/v2/b/blobs/uploads/").await;
+    let begun = futures::stream::once(async { Ok::<_, std::io::Error>(Bytes::from_static(b"x")) });
+    let slow = Body::from_stream(begun.chain(futures::stream::pending()));
+    let mut sends = Box::pin(send(&server, Method::PATCH, sent_to.header("location"), &[], slow));
+    assert!((&mut sends).now_or_never().is_none());
+    assert_eq!(begin("/v2/c/blobs/uploads/").await.status, StatusCode::ACCEPTED);
+    assert_eq!(get(&server, left.header("location")).await.code(), "BLOB_UPLOAD_UNKNOWN");
+    assert_eq!(get(&server, sent_to.header("location")).await.status, StatusCode::NO_CONTENT);
+    assert_eq!(begin("/v2/a/blobs/uploads/").await.status, StatusCode::TOO_MANY_REQUESTS, "its half is taken");
 }
 
 #[tokio::test]
@@ -360,6 +384,24 @@ async fn a_page_of_referrers_ends_by_bytes_too_and_none_is_left_out() {
         path = next.0.to_owned();
     }
     assert_eq!((pages, met.len()), (2, 3));
+}
+
+#[tokio::test]
+async fn manifests_that_are_read_in_vain_end_a_page_too() {
+    let server = Server::start();
+    let subject = digest(b"subject");
+    for note in ["x", "y", "z"] {
+        push_referrer(&server, &subject, &note.repeat(3 << 20)).await;
+    }
+    let mut path = format!("/v2/a/referrers/{subject}?artifactType=none");
+    let mut pages = Vec::new();
+    loop {
+        let page = get(&server, &path).await;
+        pages.push(page.json()["manifests"].as_array().unwrap().len());
+        let Some(next) = page.header("link").strip_prefix('<').and_then(|link| link.split_once('>')) else { break };
+        path = next.0.to_owned();
+    }
+    assert_eq!(pages, [0, 0]);
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Topology spread constraints.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
@@ -12,6 +12,11 @@ use crate::meta::selector::validate_label_selector;
 
 pub(super) fn constraints(spec: &Value, path: &Path<'_>, ratchet: Ratchet, errors: &mut FieldErrors) {
     let constraints = spec["topologySpreadConstraints"].items();
+    // How many of a pair are still to come.
+    let mut left: HashMap<(&str, &str), usize> = HashMap::new();
+    for constraint in constraints {
+        *left.entry((constraint["topologyKey"].text(), constraint["whenUnsatisfiable"].text())).or_default() += 1;
+    }
     for (index, constraint) in constraints.iter().enumerate() {
         let path = path.index(index);
         let (topology, action) = (constraint["topologyKey"].text(), constraint["whenUnsatisfiable"].text());
@@ -21,9 +26,9 @@ pub(super) fn constraints(spec: &Value, path: &Path<'_>, ratchet: Ratchet, error
         }
         let actions = ["DoNotSchedule", "ScheduleAnyway"];
         checks::supported(&path.child("whenUnsatisfiable"), &constraint["whenUnsatisfiable"], &actions, errors);
-        let is_same =
-            |other: &Value| other["topologyKey"].text() == topology && other["whenUnsatisfiable"].text() == action;
-        if constraints[index + 1..].iter().any(is_same) {
+        let same = left.entry((topology, action)).or_default();
+        *same = same.saturating_sub(1);
+        if *same > 0 {
             let path = path.child("{topologyKey, whenUnsatisfiable}");
             errors.push(FieldError::duplicate(path, format!("{{{topology}, {action}}}")));
         }

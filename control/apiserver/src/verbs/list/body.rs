@@ -64,9 +64,14 @@ fn holding(mut response: Response, holds: Holds) -> Response {
     response
 }
 
+/// Whether records are written as they are stored.
+pub(crate) fn is_plain(form: Form, resource: &Resource) -> bool {
+    form.format != Format::Protobuf && form.shape == Shape::Whole && !resource.is_view
+}
+
 /// Computes of long lists what their form needs and no list before needed.
 pub(crate) async fn warm(form: Form, resource: &Arc<Resource>, records: &[Arc<Record>]) {
-    if form.format != Format::Protobuf && form.shape == Shape::Whole && !resource.is_view {
+    if is_plain(form, resource) {
         return;
     }
     let compute = move |seen: &Seen<'_>| {

@@ -59,6 +59,11 @@ impl Encoder {
         Encoder { form, resource, include, columns_sent: false }
     }
 
+    /// The form that the client asked for.
+    pub fn form(&self) -> Form {
+        self.form
+    }
+
     /// The slot in which frames of this form are shared; rarer forms are encoded for each watcher.
     fn slot(&self) -> Option<usize> {
         if self.resource.is_view {
