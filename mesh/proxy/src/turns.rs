@@ -39,6 +39,8 @@ enum State {
 pub(crate) struct Turns {
     state: Mutex<State>,
     begun: AtomicU64,
+    /// [`PASSING_REST`], but for tests.
+    rest: Duration,
     /// When the connection was made, and milliseconds from then until a byte moved last.
     since: Instant,
     moved: AtomicU64,
@@ -57,7 +59,13 @@ impl Turns {
     /// `over` is cancelled when the connection gives way; `wanted` hears when it could.
     pub fn new(over: CancellationToken, wanted: Arc<Wanted>) -> Turns {
         let state = Mutex::new(State::Waiting((false, Instant::now())));
-        Turns { state, begun: AtomicU64::default(), since: Instant::now(), moved: AtomicU64::default(), over, wanted }
+        let (begun, moved) = (AtomicU64::default(), AtomicU64::default());
+        Turns { state, begun, rest: PASSING_REST, since: Instant::now(), moved, over, wanted }
+    }
+
+    #[cfg(test)]
+    pub fn resting_after(rest: Duration) -> Turns {
+        Turns { rest, ..Turns::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -102,7 +110,7 @@ impl Turns {
             State::Waiting(patience) => Some(patience),
             State::Busy { turns, passing } if turns == passing => {
                 let moved = self.since + Duration::from_millis(self.moved.load(Relaxed));
-                (moved.elapsed() >= PASSING_REST).then_some((true, moved))
+                (moved.elapsed() >= self.rest).then_some((true, moved))
             }
             State::Busy { .. } | State::GivenUp => None,
         }

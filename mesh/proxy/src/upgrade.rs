@@ -35,6 +35,14 @@ where
     C: AsyncRead + AsyncWrite + Unpin,
     E: AsyncRead + AsyncWrite + Unpin,
 {
+    pass_within(HALF_CLOSED_MAX, client, endpoint, turn).await
+}
+
+async fn pass_within<C, E>(half_closed_max: Duration, client: C, endpoint: E, turn: Option<Turn>) -> io::Result<()>
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    E: AsyncRead + AsyncWrite + Unpin,
+{
     // A connection that has given way is about to be dropped.
     let Some(mut turn) = turn else { return Ok(()) };
     turn.passes();
@@ -56,7 +64,7 @@ where
         }
         down = &mut down => {
             down?;
-            tokio::time::timeout(HALF_CLOSED_MAX, up).await.unwrap_or(Ok(()))
+            tokio::time::timeout(half_closed_max, up).await.unwrap_or(Ok(()))
         }
     }
 }
@@ -105,16 +113,18 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, DuplexStream, duplex};
 
     use super::*;
-    use crate::turns::PASSING_REST;
+
+    const SHORT: Duration = Duration::from_millis(200);
+    const PATIENCE: Duration = Duration::from_secs(20);
 
     /// A client and an endpoint with what passes between them.
     fn passing(turns: &Arc<Turns>) -> (DuplexStream, DuplexStream, tokio::task::JoinHandle<io::Result<()>>) {
         let ((client, here), (there, endpoint)) = (duplex(64), duplex(64));
         let turn = turns.begin();
-        (client, endpoint, tokio::spawn(pass(here, there, turn)))
+        (client, endpoint, tokio::spawn(pass_within(SHORT, here, there, turn)))
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn who_half_closes_is_answered_and_who_never_ends_is_not_waited_for() {
         let turns = Arc::default();
         let (mut client, mut endpoint, passed) = passing(&turns);
@@ -122,7 +132,8 @@ mod tests {
         client.shutdown().await.unwrap();
         let mut asked = String::new();
         endpoint.read_to_string(&mut asked).await.unwrap();
-        tokio::time::sleep(HALF_CLOSED_MAX * 5).await;
+        // It takes its time.
+        tokio::time::sleep(SHORT * 3).await;
         endpoint.write_all(b"answer").await.unwrap();
         drop(endpoint);
         let mut answer = String::new();
@@ -132,28 +143,30 @@ mod tests {
 
         let (_client, endpoint, passed) = passing(&turns);
         drop(endpoint);
-        tokio::time::timeout(HALF_CLOSED_MAX * 2, passed)
-            .await
-            .expect("the client is not waited for")
-            .unwrap()
-            .unwrap();
+        tokio::time::timeout(PATIENCE, passed).await.expect("the client is not waited for").unwrap().unwrap();
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn nothing_that_moves_gives_way() {
-        let turns: Arc<Turns> = Arc::default();
+    #[tokio::test]
+    async fn who_lets_nothing_move_gives_way_and_nobody_else() {
+        let patient = Arc::new(Turns::resting_after(PATIENCE));
+        let (mut client, mut endpoint, _passed) = passing(&patient);
+        client.write_all(b"x").await.unwrap();
+        endpoint.read_u8().await.unwrap();
+        assert!(patient.patience().is_none() && !patient.give_way());
+
+        let turns = Arc::new(Turns::resting_after(SHORT));
         let (mut client, mut endpoint, _passed) = passing(&turns);
-        for _ in 0..4 {
-            client.write_all(b"x").await.unwrap();
-            endpoint.read_u8().await.unwrap();
-            tokio::time::sleep(PASSING_REST * 3 / 4).await;
-            assert_eq!(turns.patience(), None);
-            endpoint.write_all(b"y").await.unwrap();
-            client.read_u8().await.unwrap();
-            tokio::time::sleep(PASSING_REST * 3 / 4).await;
-            assert!(turns.patience().is_none() && !turns.give_way());
-        }
-        tokio::time::sleep(PASSING_REST).await;
-        assert!(turns.patience().is_some() && turns.give_way());
+        client.write_all(b"x").await.unwrap();
+        endpoint.read_u8().await.unwrap();
+        tokio::time::sleep(SHORT * 2).await;
+        assert!(turns.patience().is_some_and(|(is_known, _)| is_known));
+        endpoint.write_all(b"y").await.unwrap();
+        client.read_u8().await.unwrap();
+        tokio::time::sleep(SHORT * 2).await;
+        // A request that has no answer yet is ours.
+        let asked = turns.begin();
+        assert!(turns.patience().is_none() && !turns.give_way());
+        drop(asked);
+        assert!(turns.give_way() && turns.begin().is_none());
     }
 }
