@@ -284,16 +284,20 @@ fn checks_are_linear() {
             row.strategy.prepare_update(&mut changed, object);
             row.strategy.validate_update(&changed, object, &mut errors);
             row.strategy.validate_status_update(object, object, &mut errors);
-            // As one that tells its conditions in another order.
-            if let Some(conditions) = changed["status"]["conditions"].as_array_mut() {
-                conditions.reverse();
-            }
-            row.strategy.prepare_status_update(&mut changed, object);
-            row.strategy.cells(&changed);
             for part in ["ephemeralcontainers", "resize"] {
                 row.strategy.validate_subresource_update(part, object, object, &mut errors);
             }
         });
+        // Of a status that tells its conditions in another order.
+        let reversed = objects.clone().map(|mut object| {
+            object["status"]["conditions"].as_array_mut().into_iter().for_each(|list| list.reverse());
+            object
+        });
+        assert_linear(&format!("{resource}: {name}, status"), |count| {
+            let mut changed = reversed[usize::from(count > FEW)].clone();
+            row.strategy.prepare_status_update(&mut changed, of(count));
+        });
+        assert_linear(&format!("{resource}: {name}, shown"), |count| drop(row.strategy.cells(of(count))));
     }
 }
 
