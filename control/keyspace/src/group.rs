@@ -215,7 +215,7 @@ pub enum GroupError {
     /// It would do harm, or makes no sense; nothing was done.
     #[error("{0}")]
     Refused(String),
-    /// Nothing was done: nobody leads, or the leader cannot be reached.
+    /// Nobody leads, or the leader cannot be reached: nothing was done, or what was begun is finished by whoever leads next.
     #[error("no member leads that can be reached from here; are too many servers down?")]
     Unavailable,
     /// There is no room for the record of it; nothing was done.
