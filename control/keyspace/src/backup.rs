@@ -2,24 +2,28 @@
 //!
 //! What the group keeps about itself stays behind: the new cluster has an id and members of its own. Records keep their
 //! contents and revisions; the log begins far ahead of the last one, so that a client that knows revisions of the old
-//! cluster, also those after the backup, is told that they are over and lists again.
+//! cluster, also those after the backup, or of one that was restored before, is told that they are over and lists again.
 
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::dir::Dir;
 use crate::group::{Admission, Begin, ClusterId, GROUP};
-use crate::host::Host;
+use crate::host::{self, Host};
 use crate::raft;
 use crate::record::{Record, Revision};
 use crate::state::Records;
 use crate::{Keyspace, OpenError};
 
-/// How far a restored or recovered cluster's log begins after the last revision that is known: more than the old one can have
-/// gone on.
-pub(crate) const REVISIONS_AHEAD: u64 = 1_000_000_000;
+/// How far a restored or recovered cluster's log begins after the last revision that is known, where the clock is of no use:
+/// more than the old one can have gone on.
+const REVISIONS_AHEAD: u64 = 1_000_000_000;
+/// A clock that says less (it is the year 2001) is not set, and no cluster has written so much: who has such revisions was
+/// restored.
+const CLOCK_MIN: u64 = 1_000_000_000_000_000;
 /// Bytes of records in one part, about; a single record may be larger.
 const PART_BYTES: usize = 512 << 10;
 
@@ -70,6 +74,16 @@ impl Whole {
     }
 }
 
+/// Where the log of a cluster begins that is made `now` of what was there at `revision`: behind everything that the old one wrote,
+/// or another one that was restored before, be it from the same backup.
+///
+/// They are told apart by the clock: a revision for each microsecond since 1970, which no cluster ever writes in.
+pub(crate) fn begin_after(revision: Revision, now: Duration) -> Revision {
+    let now = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
+    let ahead = revision.get().saturating_add(REVISIONS_AHEAD);
+    Revision::new(if now >= CLOCK_MIN && now > revision.get() { now } else { ahead })
+}
+
 /// A cluster that is being made of the parts of a backup.
 #[derive(Default)]
 pub struct Restoring {
@@ -111,12 +125,34 @@ impl Restoring {
     /// when this returns.
     pub async fn finish(self, path: &Path, revision: Revision) -> Result<ClusterId, OpenError> {
         let host = Host::real();
-        let begin = Revision::new(revision.get().saturating_add(REVISIONS_AHEAD));
+        let begin = begin_after(revision, host::since_1970());
         // Nobody's node has the founder's range because of this: its records say who has which.
         let cluster = ClusterId::new([host.random(), host.random()]);
         let origin = Begin::Join(Admission { cluster, member: 1, peers: Vec::new() });
         let dir = Dir::open(&host, path, &origin)?;
         let made = raft::restore(&host, dir, (1, begin), self.records).await;
         made.map_err(|source| OpenError::Load { path: path.into(), source }).map(|()| cluster)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_restoration_begins_behind_all_that_were_before_it() {
+        let at = |micros: u64| Duration::from_micros(micros);
+        let (then, later) = (1_800_000_000_000_000, 1_800_000_060_000_000);
+        for (revision, now, expected) in [
+            (5_000, at(then), then),
+            // A minute later from the same backup, and from one of what was restored before.
+            (5_000, at(later), later),
+            (then + 7, at(later), later),
+            // A clock that is not set, or was set back.
+            (5_000, at(40_000_000), 1_000_005_000),
+            (later, at(then), later + 1_000_000_000),
+        ] {
+            assert_eq!(begin_after(Revision::new(revision), now).get(), expected, "{revision} at {now:?}");
+        }
     }
 }

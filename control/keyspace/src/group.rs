@@ -3,7 +3,8 @@
 //! ```text
 //! admit (on any member) ─► a number, allocated in the log ─► Admission ─► the new server opens with it (Begin::Join)
 //!   ─► it announces its address to the leader ─► learner ─► caught up ─► promoted, together with others: 1 → 3 → 5 voters
-//! remove (on any member) ─► the leader looks whether a majority is left ─► one joint change ─► the number is never used again
+//! remove (on any member) ─► the leader looks whether a majority is left ─► marks it ─► one joint change ─► the number is never
+//!   used again; whoever leads finishes what is marked
 //! ```
 //! Whoever is admitted gets a number that no other ever had or will have. A member speaks with another only when both
 //! belong to the same cluster, show a certificate for their number, and neither was removed.
@@ -11,6 +12,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::raft::{ALONE_AFTER, Ask, Change, MemberId, Refusal, Told};
-use crate::record::{Guard, Key, Op, Revision, Value};
+use crate::record::{Guard, Key, Op, Record, Revision, Value};
 use crate::state::State;
 use crate::{Keyspace, NoRoom, TransactError};
 
@@ -28,6 +30,10 @@ pub(crate) const GROUP: &str = "coracle group";
 const LEADER: &str = "leader";
 /// The record that says which number is the next member's.
 const NEXT: &str = "next";
+/// How the names of the members' records begin.
+const MEMBER: &str = "member ";
+/// The second line of the record of a member that is being removed.
+const LEAVING: &str = "leaving";
 /// How often an admission that meets another is tried again.
 const ADMISSIONS_TRIED: usize = 16;
 /// Who was not heard of for this long is down, for an operator; a restart takes less.
@@ -209,7 +215,7 @@ pub enum GroupError {
     /// It would do harm, or makes no sense; nothing was done.
     #[error("{0}")]
     Refused(String),
-    /// Nothing was done: nobody leads, or the leader cannot be reached.
+    /// Nobody leads, or the leader cannot be reached: nothing was done, or what was begun is finished by whoever leads next.
     #[error("no member leads that can be reached from here; are too many servers down?")]
     Unavailable,
     /// There is no room for the record of it; nothing was done.
@@ -278,7 +284,7 @@ fn key(name: &str) -> Key {
 }
 
 fn member_key(member: MemberId) -> Key {
-    key(&format!("member {member}"))
+    key(&format!("{MEMBER}{member}"))
 }
 
 fn api_key(member: MemberId) -> Key {
@@ -289,7 +295,7 @@ fn names_key(member: MemberId) -> Key {
     key(&format!("names {member}"))
 }
 
-/// A record of one line; its revision stands in the next.
+/// A record of a line, or of several; its revision stands in the next.
 fn line(key: Key, text: &str, guard: Guard) -> Op {
     let bytes = Bytes::from(format!("{text}\n"));
     Op::Put { key, value: Value { revision_at: bytes.len(), bytes }, guard }
@@ -338,6 +344,29 @@ pub(crate) fn name(state: &State, member: MemberId) -> String {
 /// Where clients reach `member`.
 pub(crate) fn api(state: &State, member: MemberId) -> String {
     state.record(&api_key(member)).map(|record| first_line(&record.bytes).to_owned()).unwrap_or_default()
+}
+
+/// Whether the record of a member has the mark that it is being removed: a second line of its own.
+fn is_leaving(record: &Record) -> bool {
+    record.bytes.split(|byte| *byte == b'\n').nth(1) == Some(LEAVING.as_bytes())
+}
+
+/// Those who have the mark. It means nothing as long as they are members.
+pub(crate) fn leaving(state: &State) -> BTreeSet<MemberId> {
+    let records = state.collection(GROUP).into_iter().flat_map(|group| group.records.values());
+    let leaving = records.filter(|record| is_leaving(record));
+    leaving.filter_map(|record| record.key.name.strip_prefix(MEMBER)?.parse().ok()).collect()
+}
+
+/// What marks those of `members` that are known and have no mark. Their records are there: it fits where nothing new does.
+pub(crate) fn mark_leaving(state: &State, members: &BTreeSet<MemberId>) -> Vec<Op> {
+    let records = members.iter().filter_map(|member| state.record(&member_key(*member)));
+    let unmarked = records.filter(|record| !is_leaving(record));
+    let mark = |record: &Arc<Record>| {
+        let text = format!("{}\n{LEAVING}", first_line(&record.bytes));
+        line(record.key.clone(), &text, Guard::Revision(record.revision))
+    };
+    unmarked.map(mark).collect()
 }
 
 /// What forgets those of `members` that are known.
@@ -411,8 +440,8 @@ impl Keyspace {
     }
 
     /// Removes `members` from the group, in one change; learners that have caught up take the places of voters. They are
-    /// told nothing: whoever removes a server that is up stops it then. Refused, with the reason, when what is left could not
-    /// go on by itself.
+    /// told nothing: whoever removes a server that is up stops it then. A number that was admitted and never came is revoked the
+    /// same way. Refused, with the reason, when what is left could not go on by itself.
     pub async fn remove(&self, members: BTreeSet<MemberId>) -> Result<(), GroupError> {
         match self.0.member.ask(Ask::Change(Change::Remove(members))).await {
             Ok(Told::Changed) => Ok(()),
@@ -447,7 +476,7 @@ impl Keyspace {
         {
             let state = self.0.machine.state.read();
             match state.record(&member_key(id)) {
-                Some(known) if first_line(&known.bytes).is_empty() => {
+                Some(known) if first_line(&known.bytes).is_empty() && !is_leaving(known) => {
                     ops.push(line(member_key(id), name, Guard::Revision(known.revision)));
                 }
                 _ => ops.push(Op::Check { key: member_key(id), guard: Guard::Present }),

@@ -12,7 +12,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{FallocateFlags, FlockOperation};
 
@@ -186,6 +186,11 @@ impl Host {
 /// What time it is.
 pub fn now() -> Instant {
     Instant::now()
+}
+
+/// What the wall's clock says, for whoever founds something. Nothing that is replicated may depend on it.
+pub fn since_1970() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
 /// Begins a thread.

@@ -1,4 +1,4 @@
-//! The duties of membership: whoever leads says so in the log and promotes learners; whoever has an address tells the leader.
+//! The duties of membership: whoever leads says so in the log, finishes changes that were cut and promotes learners; whoever has an address tells the leader.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,7 +40,7 @@ pub(crate) async fn run(member: Arc<Member>, lead: watch::Sender<Option<Lead>>, 
                     }
                 }
             } else if term.is_some() {
-                member.promote().await;
+                member.tend();
             }
             member.leader_changes(patience).await;
         }
@@ -104,7 +104,7 @@ async fn ask_missing(member: &Member, address: &str) {
 
 /// Tells the leader. Who knows of none, or of one that does not answer, tells everybody it knows: the leader may look for
 /// this member where it was before.
-async fn tell(member: &Member, address: &str) -> Result<(), String> {
+async fn tell(member: &Arc<Member>, address: &str) -> Result<(), String> {
     let ask = Ask::Change(Change::Announce { member: member.id(), address: address.to_owned() });
     if member.leader().is_some() {
         match tokio::time::timeout(ANNOUNCE_TIMEOUT, member.ask(ask.clone())).await {

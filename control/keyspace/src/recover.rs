@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::backup::REVISIONS_AHEAD;
+use crate::backup;
 use crate::dir::{Dir, DirError};
 use crate::group::{self, Begin, ClusterId};
 use crate::host::{self, Host};
@@ -92,7 +92,7 @@ impl Survivor {
         if whole.voters == BTreeSet::from([member]) {
             return Err(RecoverError::Alone(member));
         }
-        let begin = Revision::new(whole.state.applied.get().saturating_add(REVISIONS_AHEAD));
+        let begin = backup::begin_after(whole.state.applied, host::since_1970());
         Ok(Survivor { host, whole, begin })
     }
 

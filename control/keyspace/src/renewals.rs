@@ -5,19 +5,23 @@
 //! guards, other members and the state know nothing of it. It is void when the record changes, and when another member
 //! leads: that one is told anew before long.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
-use crate::raft::{Ask, Member, Refusal, Told};
-use crate::record::{Key, Record, Revision, Value};
+use crate::raft::{Ask, Member, Refusal, Renewed, Told};
+use crate::record::{Key, Record, Revision, TRANSACTION_BYTES_MAX, Value};
 use crate::state::{GuardFailed, State};
 use crate::{Keyspace, TransactError};
 
 /// Renewals that wait for one who follows them; whoever is slower misses some.
 const TOLD_QUEUED: usize = 4096;
+/// Bytes of renewals in one answer, and at most one renewal more. Whoever gets as many asks for the rest: all members must
+/// mean the same by it.
+const ANSWER_BYTES: usize = 4 << 20;
 
 /// A newer content of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +34,7 @@ pub struct Renewal {
     pub value: Value,
 }
 
-type ByName = HashMap<Arc<str>, Arc<Record>>;
+type ByName = BTreeMap<Arc<str>, Arc<Record>>;
 
 /// Renewals by what they renew; no more of a collection than it has records.
 pub(crate) struct Renewals {
@@ -64,15 +68,24 @@ impl Renewals {
         Ok(())
     }
 
-    /// Those of `collection`, or of one name in it, that are valid in `state`.
-    fn of(&self, state: &State, collection: &str, name: Option<&str>) -> Vec<Arc<Record>> {
+    /// Those `of` a `collection` that are valid in `state`, as many as fit in an answer.
+    fn of(&self, state: &State, collection: &str, of: &Renewed) -> Vec<Arc<Record>> {
         let collections = self.collections.lock();
         let Some(renewed) = collections.get(collection) else { return Vec::new() };
         let valid = |renewed: &&Arc<Record>| is_valid(state, renewed);
-        match name {
-            Some(name) => renewed.get(name).filter(valid).cloned().into_iter().collect(),
-            None => renewed.values().filter(valid).cloned().collect(),
-        }
+        let from = match of {
+            Renewed::Named(name) => return renewed.get(name).filter(valid).cloned().into_iter().collect(),
+            Renewed::All => Bound::Unbounded,
+            Renewed::After(name) => Bound::Excluded(name.clone()),
+        };
+        let mut bytes = 0;
+        let page = renewed.range((from, Bound::Unbounded)).map(|(_, renewed)| renewed).filter(valid);
+        let page = page.take_while(|renewed| {
+            let fits = bytes < ANSWER_BYTES;
+            bytes += renewed.size() as usize;
+            fits
+        });
+        page.cloned().collect()
     }
 
     /// Another member leads.
@@ -102,10 +115,10 @@ impl Member {
     }
 
     /// Says what was renewed, if this member leads.
-    pub(crate) fn renewed(&self, collection: &str, name: Option<&str>) -> Result<Told, Refusal> {
+    pub(crate) fn renewed(&self, collection: &str, of: &Renewed) -> Result<Told, Refusal> {
         self.leads()?;
         let state = self.machine().state.read();
-        Ok(Told::Renewed(self.machine().renewals.of(&state, collection, name)))
+        Ok(Told::Renewed(self.machine().renewals.of(&state, collection, of)))
     }
 }
 
@@ -113,6 +126,10 @@ impl Keyspace {
     /// Has whoever leads know of `renewal`. When this returns, everybody who asks for it is told ([`Keyspace::renewed`]), until
     /// the record changes or another member leads.
     pub async fn renew(&self, renewal: Renewal) -> Result<(), TransactError> {
+        let bytes = renewal.key.collection.len() + renewal.key.name.len() + renewal.value.bytes.len();
+        if bytes > TRANSACTION_BYTES_MAX {
+            return Err(TransactError::TooLarge { ops: 1, bytes });
+        }
         match self.0.member.ask(Ask::Renew(renewal)).await {
             Ok(Told::Written(_, Err(failed))) => Err(TransactError::Guard(failed)),
             Ok(_) => Ok(()),
@@ -123,10 +140,19 @@ impl Keyspace {
 
     /// What whoever leads knows of newer contents in `collection`, or of one name there. Nothing when nobody can be asked.
     pub async fn renewed(&self, collection: &str, name: Option<&str>) -> Vec<Arc<Record>> {
-        let ask = Ask::Renewed { collection: collection.into(), name: name.map(Arc::from) };
-        match self.0.member.ask(ask).await {
-            Ok(Told::Renewed(records)) => records,
-            _ => Vec::new(),
+        let collection: Arc<str> = collection.into();
+        let mut of = name.map_or(Renewed::All, |name| Renewed::Named(name.into()));
+        let mut all = Vec::new();
+        loop {
+            let asked = self.0.member.ask(Ask::Renewed { collection: collection.clone(), of }).await;
+            let Ok(Told::Renewed(page)) = asked else { return all };
+            let bytes: u64 = page.iter().map(|record| record.size()).sum();
+            let last = page.last().map(|record| record.key.name.clone());
+            all.extend(page);
+            match last {
+                Some(last) if name.is_none() && bytes >= ANSWER_BYTES as u64 => of = Renewed::After(last),
+                _ => return all,
+            }
         }
     }
 

@@ -49,9 +49,20 @@ pub enum Ask {
     Renewed {
         /// In this collection.
         collection: Arc<str>,
-        /// Of this name, or of all.
-        name: Option<Arc<str>>,
+        /// Of which records.
+        of: Renewed,
     },
+}
+
+/// Of which records newer contents are asked for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Renewed {
+    /// Of the one with this name.
+    Named(Arc<str>),
+    /// Of all, in the order of their names, as many as fit in an answer.
+    All,
+    /// Of those that follow this name, likewise.
+    After(Arc<str>),
 }
 
 /// A change of the group.
@@ -98,7 +109,7 @@ pub enum Refusal {
 
 impl Member {
     /// Has it done by whoever leads. Dropping the future leaves it unknown.
-    pub async fn ask(&self, ask: Ask) -> Result<Told, Refusal> {
+    pub async fn ask(self: &Arc<Self>, ask: Ask) -> Result<Told, Refusal> {
         let give_up = Instant::now() + LEADER_WAIT;
         let mut metrics = None;
         loop {
@@ -167,13 +178,13 @@ impl Member {
     }
 
     /// Does it here, if this member leads.
-    pub async fn serve(&self, ask: Ask) -> Result<Told, Refusal> {
+    pub async fn serve(self: &Arc<Self>, ask: Ask) -> Result<Told, Refusal> {
         match ask {
             Ask::Write(transaction) => self.write(transaction).await,
             Ask::ReadIndex => self.read_index().await.map(Told::ReadIndex),
             Ask::Change(change) => self.change(change).await.map(|()| Told::Changed),
             Ask::Renew(renewal) => self.renew(&renewal),
-            Ask::Renewed { collection, name } => self.renewed(&collection, name.as_deref()),
+            Ask::Renewed { collection, of } => self.renewed(&collection, &of),
         }
     }
 
@@ -234,7 +245,7 @@ impl Member {
     }
 
     /// The revision that a linearizable read must have seen, confirmed by a majority now.
-    async fn read_index(&self) -> Result<Revision, Refusal> {
+    pub(super) async fn read_index(&self) -> Result<Revision, Refusal> {
         if let Some(revision) = self.read_alone() {
             return Ok(revision);
         }
@@ -250,7 +261,7 @@ impl Member {
         }
     }
 
-    async fn wait_for(&self, revision: Revision) -> Result<(), Refusal> {
+    pub(super) async fn wait_for(&self, revision: Revision) -> Result<(), Refusal> {
         let mut applied = self.machine().applied.subscribe();
         applied.wait_for(|applied| *applied >= revision).await.map(drop).map_err(|_| Refusal::NotLeader(None))
     }

@@ -3,8 +3,8 @@
 //! ```text
 //! Links ─► Link (member, class) ─► hello ─► frames: length, number, body ─► answer ─► frames: length, number, body
 //! ```
-//! A member has up to three connections to each other one, so that entries and forwarded writes, which are large, never stand
-//! before heartbeats and votes; a snapshot has a connection of its own. They are made when something is to be said, and made
+//! A member has up to four connections to each other one, so that entries and forwarded writes, which are large, never stand
+//! before heartbeats and votes, nor before what other clients' reads and nodes' leases wait for; a snapshot has a connection of its own. They are made when something is to be said, and made
 //! again after a failure, at growing intervals. A dial belongs to its link: those who wait for it give up at their own
 //! deadlines, which may be shorter than the way there and back, and it goes on.
 //!
@@ -58,7 +58,7 @@ const CALLS_QUEUED: usize = 64;
 /// Calls of one connection that are being answered, and their bytes; the others wait in the sockets.
 const CALLS_ANSWERED: usize = 256;
 const CALLS_BYTES: usize = 2 * FRAME_BYTES_MAX;
-/// Connections from other members at a time, of all and of one: three each, a snapshot, and those that are about to end.
+/// Connections from other members at a time, of all and of one: four each, a snapshot, and those that are about to end.
 const CONNECTIONS_MAX: (usize, usize) = (128, 16);
 /// Connections on which nobody has said hello yet, of all addresses and of one. Servers may share an address.
 const GREETINGS_MAX: (usize, usize) = (256, 32);
@@ -83,8 +83,10 @@ enum Class {
     Control,
     /// Entries.
     Log,
-    /// What is asked for clients.
-    Clients,
+    /// What clients write: large, and it may have to wait for room.
+    Writes,
+    /// Whatever else is asked of a leader: small, and answered at once or rare. Everybody's reads and nodes' leases wait for it.
+    Questions,
 }
 
 /// A caller or a called one of this cluster.
@@ -126,7 +128,8 @@ impl Transport for Links {
         let class = match &call {
             Call::Append(request) if !request.entries.is_empty() => Class::Log,
             Call::Append(_) | Call::Vote(_) | Call::PreVote(_) | Call::Transfer(_) => Class::Control,
-            Call::Ask(_) => Class::Clients,
+            Call::Ask(Ask::Write(_)) => Class::Writes,
+            Call::Ask(Ask::ReadIndex | Ask::Renew(_) | Ask::Renewed { .. } | Ask::Change(_)) => Class::Questions,
             Call::Snapshot { .. } => {
                 return Box::pin(async move { links.0.dialer.send_snapshot(to, &address, call).await });
             }
@@ -136,6 +139,9 @@ impl Transport for Links {
             let asked = asked(&call);
             let frame = wire::call(&call);
             drop(call);
+            if frame.len() > FRAME_BYTES_MAX {
+                return Err(TransportError::Failed { member: to, reason: too_large(&frame) });
+            }
             let calls = link.open(&links.0, to, &address).await?;
             let (reply, answer) = oneshot::channel();
             // Nothing of it is written when this fails.
@@ -401,11 +407,24 @@ async fn exchange(stream: ClientStream, mut queue: mpsc::Receiver<Outgoing>) -> 
 
 async fn write_frame(stream: &mut (impl AsyncWrite + Unpin), number: u64, body: &[u8]) -> io::Result<()> {
     if body.len() > FRAME_BYTES_MAX {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a message for another member is too large"));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, too_large(body)));
     }
     stream.write_all(&(body.len() as u32).to_le_bytes()).await?;
     stream.write_all(&number.to_le_bytes()).await?;
     stream.write_all(body).await
+}
+
+fn too_large(body: &[u8]) -> String {
+    format!("a message of {} bytes is too large for another member", body.len())
+}
+
+/// The bytes of an answer; of one that does not fit, that it does not. The others of the connection come nevertheless.
+fn fitting(answer: &Result<Answer, TransportError>, by: MemberId) -> Vec<u8> {
+    let bytes = wire::answer(answer);
+    if bytes.len() <= FRAME_BYTES_MAX {
+        return bytes;
+    }
+    wire::answer(&Err(TransportError::Failed { member: by, reason: too_large(&bytes) }))
 }
 
 async fn read_frame(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(u64, Bytes)> {
@@ -568,7 +587,7 @@ async fn answer_calls(greeted: Greeted, member: Weak<Member>) -> io::Result<()> 
                         if let (Ok(answer), Some(asked)) = (&mut answer, &asked) {
                             wire::spare(answer, asked);
                         }
-                        let _ = answers.send((number, wire::answer(&answer))).await;
+                        let _ = answers.send((number, fitting(&answer, member.id()))).await;
                         drop((place, room));
                     });
                 }
@@ -820,6 +839,123 @@ mod tests {
         drop(links);
         answers.await.unwrap();
         assert!(futures::FutureExt::now_or_never(listener.accept()).is_none(), "there was one dial for all");
+    }
+
+    /// A leader that does not take more writes, because those that it has wait for room.
+    #[tokio::test]
+    async fn reads_and_renewals_do_not_wait_behind_writes() {
+        let (authority, cluster) = (Authority::new(), ClusterId::new([1, 2]));
+        let tls = |member| authority.tls(&cluster.certificate_name(member));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let links = Links::new(cluster, 2, &tls(2));
+        let (full, mut filled) = mpsc::channel(1);
+        let acceptor = TlsAcceptor::from(tls(1).server);
+        let leader = tokio::spawn(async move {
+            let (strangers, members) = (Places::new(GREETINGS_MAX), Places::new(CONNECTIONS_MAX));
+            let mut connections = JoinSet::new();
+            loop {
+                let (stream, from) = listener.accept().await.unwrap();
+                let place = strangers.take(from.ip()).unwrap();
+                let own = Own { cluster, member: 1 };
+                let (acceptor, members, full) = (acceptor.clone(), members.clone(), full.clone());
+                connections.spawn(async move {
+                    let greeted = greet(stream, acceptor, own, place, members).await.unwrap();
+                    let (mut read, mut write) = tokio::io::split(greeted.stream);
+                    while let Ok((number, body)) = read_frame(&mut read).await {
+                        let Ok(Incoming::Call(Call::Ask(ask))) = wire::incoming(&body) else { return };
+                        let told = match ask {
+                            Ask::Write(_) => {
+                                let _ = full.send(()).await;
+                                return std::future::pending().await;
+                            }
+                            Ask::ReadIndex => Told::ReadIndex(crate::Revision::new(7)),
+                            Ask::Change(_) => Told::Changed,
+                            Ask::Renew(_) | Ask::Renewed { .. } => Told::Renewed(Vec::new()),
+                        };
+                        let answer = wire::answer(&Ok(Answer::Told(Ok(told))));
+                        write_frame(&mut write, number, &answer).await.unwrap();
+                        write.flush().await.unwrap();
+                    }
+                });
+            }
+        });
+        let value = Value { bytes: vec![b'x'; 1 << 20].into(), revision_at: 0 };
+        let key = Key::new("things", "large");
+        let write = Op::Put { key: key.clone(), value, guard: Guard::None };
+        let mut writes = JoinSet::new();
+        for _ in 0..CALLS_BYTES >> 20 {
+            writes.spawn(links.call(1, &address, Call::Ask(Ask::Write(Transaction::new(vec![write.clone()])))));
+        }
+        timeout(Duration::from_secs(30), filled.recv()).await.unwrap().unwrap();
+        let value = Value { bytes: "x".into(), revision_at: 0 };
+        let of = crate::raft::Renewed::All;
+        for ask in [
+            Ask::ReadIndex,
+            Ask::Renew(crate::Renewal { key, revision: crate::Revision::new(7), value }),
+            Ask::Renewed { collection: "things".into(), of },
+            Ask::Change(crate::raft::Change::Announce { member: 2, address: "127.0.0.1:1".into() }),
+        ] {
+            let asked = links.call(1, &address, Call::Ask(ask.clone()));
+            let told = timeout(Duration::from_secs(30), asked).await.unwrap_or_else(|_| panic!("{ask:?} waits"));
+            assert!(matches!(told, Ok(Answer::Told(Ok(_)))), "{ask:?}: {told:?}");
+        }
+        assert!(writes.try_join_next().is_none());
+        leader.abort();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn renewals_that_do_not_fit_in_a_frame_come_one_after_the_other() {
+        let authority = Authority::new();
+        let first = member(&authority, 1, Begin::Found).await;
+        let admission = until("it has an address", async || first.admit("second").await.ok()).await;
+        let second = member(&authority, 2, Begin::Join(admission)).await;
+        let large = vec![b'x'; 1_400_000];
+        let mut expected = Vec::new();
+        for at in 0..12 {
+            let key = Key::new("things", format!("k{at:02}"));
+            let value = Value { bytes: "x".into(), revision_at: 0 };
+            let put = vec![Op::Put { key: key.clone(), value, guard: Guard::None }];
+            let done = until("it is in the group", async || second.transact(put.clone()).await.ok()).await;
+            let value = Value { bytes: large.clone().into(), revision_at: 0 };
+            second.renew(crate::Renewal { key: key.clone(), revision: done.revision, value }).await.unwrap();
+            expected.push((key.name, large.len() + done.revision.to_string().len()));
+        }
+        assert!(expected.iter().map(|(_, bytes)| bytes).sum::<usize>() > FRAME_BYTES_MAX);
+        let renewed = second.renewed("things", None).await;
+        let found: Vec<_> = renewed.iter().map(|record| (record.key.name.clone(), record.bytes.len())).collect();
+        assert_eq!(found, expected);
+        assert_eq!(second.renewed("things", Some("k05")).await.len(), 1);
+        let value = Value { bytes: vec![b'x'; crate::TRANSACTION_BYTES_MAX].into(), revision_at: 0 };
+        let revision = renewed[0].revision;
+        let refused = second.renew(crate::Renewal { key: Key::new("things", "k00"), revision, value }).await;
+        assert!(matches!(refused, Err(crate::TransactError::TooLarge { ops: 1, .. })), "{refused:?}");
+        for keyspace in [second, first] {
+            keyspace.shutdown().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_call_or_an_answer_that_is_too_large_ends_nothing_but_itself() {
+        let value = Value { bytes: vec![b'x'; FRAME_BYTES_MAX].into(), revision_at: 0 };
+        let key = Key::new("things", "large");
+        let record = Arc::new(crate::Record::new(key.clone(), &value, crate::Revision::new(7)));
+        let frame = fitting(&Ok(Answer::Told(Ok(Told::Renewed(vec![record])))), 1);
+        write_frame(&mut Vec::new(), 1, &frame).await.unwrap();
+        let told = wire::incoming_answer(&Bytes::from(frame), 1, None);
+        assert!(
+            matches!(&told, Err(TransportError::Failed { reason, .. }) if reason.contains("too large")),
+            "{told:?}"
+        );
+        let (authority, cluster) = (Authority::new(), ClusterId::new([1, 2]));
+        let links = Links::new(cluster, 2, &authority.tls(&cluster.certificate_name(2)));
+        let transaction = Transaction::new(vec![Op::Put { key, value, guard: Guard::None }]);
+        // It is not even dialled.
+        let told = links.call(1, "127.0.0.1:1", Call::Ask(Ask::Write(transaction))).await;
+        assert!(
+            matches!(&told, Err(TransportError::Failed { reason, .. }) if reason.contains("too large")),
+            "{told:?}"
+        );
     }
 
     #[tokio::test]

@@ -339,6 +339,14 @@ impl Inner {
         }
     }
 
+    /// Has `body` written with what comes next.
+    fn note(&mut self, body: Vec<u8>) {
+        self.written += body.len();
+        if let Some(wal) = &self.wal {
+            wal.note(body);
+        }
+    }
+
     fn last(&self) -> Option<LogId> {
         self.entries.back().map(|entry| entry.log_id).or(self.purged)
     }
@@ -518,14 +526,14 @@ impl RaftLogStorage<TypeConfig> for Log {
         .await
     }
 
-    /// Written without waiting for the disk: one that is lost is an older one. A sole voter needs none
-    /// ([`Log::read_committed`]).
+    /// Written with the next entries, so that it costs no sync which they would have to wait for: one that is lost is an older
+    /// one. A sole voter needs none ([`Log::read_committed`]).
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
         let mut inner = self.0.inner.lock();
         if let Some(upto) = committed.filter(|upto| inner.committed < Some(*upto)) {
             inner.committed = committed;
             if !self.is_sole_voter() {
-                inner.append(vec![codec::committed(&upto)], Box::new(|_| ()));
+                inner.note(codec::committed(&upto));
             }
         }
         Ok(())
@@ -633,8 +641,12 @@ impl Log {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::super::types::LeaderId;
     use super::*;
+    use crate::Begin;
+    use crate::simulation::{SIZES, SimDisk};
 
     fn id(index: u64) -> LogId {
         LogId::new(LeaderId { term: 1, node_id: 1 }, index)
@@ -651,6 +663,32 @@ mod tests {
         }
         inner.check()?;
         Ok(inner.entries.iter().map(|entry| entry.log_id.index).collect())
+    }
+
+    #[tokio::test]
+    async fn what_is_committed_is_said_without_a_sync() {
+        let disk = SimDisk::new(1);
+        let host = Host::simulated(Arc::new(disk.clone()), 7, false, SIZES);
+        let mut dir = Dir::open(&host, Path::new("/data"), &Begin::Found).unwrap();
+        crate::raft::found(&host, &mut dir).unwrap();
+        let read = |dir| crate::raft::Member::read(&host, dir, crate::Config::new("").retention).unwrap();
+        let (mut log, machine) = read(dir).start().unwrap().parts();
+        assert!(!log.is_sole_voter());
+        let append = |log: &Log, index| {
+            let done = Box::new(|result: io::Result<()>| result.unwrap());
+            log.append_entries(vec![Entry::new(id(index), EntryPayload::Blank)], done);
+        };
+        append(&log, 0);
+        let before = disk.syncs();
+        log.save_committed(Some(id(0))).await.unwrap();
+        assert_eq!(disk.syncs(), before);
+        append(&log, 1);
+        assert_eq!(disk.syncs(), before + 1);
+        log.close();
+        machine.close();
+        let dir = Dir::open(&host, Path::new("/data"), &Begin::Resume).unwrap();
+        let (mut log, _) = read(dir).start().unwrap().parts();
+        assert_eq!(log.read_committed().await.unwrap(), Some(id(0)));
     }
 
     #[test]

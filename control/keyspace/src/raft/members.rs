@@ -3,8 +3,13 @@
 //! A group has an odd number of voters whenever it can: two are more fragile than one, four no better than three. So learners
 //! wait for each other and are promoted in one joint change (1 → 3 → 5). Whoever removes a voter gets a learner that has caught
 //! up in its place, in the same change; without one, a group may have to stay with an even number, and says so.
+//!
+//! A change has several steps, and whoever leads may be another one after each. So it leaves in the log what is to be done still:
+//! a joint membership, which counts two majorities and survives less than either, or the mark of a removal. Whoever leads
+//! finishes what it finds ([`Member::tend`]), and before anything else is changed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
@@ -185,19 +190,62 @@ impl Member {
         view
     }
 
-    /// Carries out a change of the group, if this member leads.
-    pub async fn change(&self, change: Change) -> Result<(), Refusal> {
+    /// Carries out a change of the group, if this member leads. It goes on when the future is dropped: whoever asked may
+    /// go away, and a change that is cut leaves a group which is neither what it was nor what it is to be.
+    pub async fn change(self: &Arc<Self>, change: Change) -> Result<(), Refusal> {
         if self.leading().is_none() {
             return Err(Refusal::NotLeader(self.leader()));
         }
-        let _one = self.changing().lock().await;
-        match change {
-            Change::Announce { member, address } => self.announced(member, address).await,
-            Change::Remove(members) => self.remove(&members).await,
+        let member = self.clone();
+        let changing = tokio::spawn(async move {
+            let _one = member.changing().lock().await;
+            // What is decided here depends on records: they are those that a majority has, and this member leads still.
+            let confirmed = member.read_index().await?;
+            member.wait_for(confirmed).await?;
+            member.finish().await?;
+            match change {
+                Change::Announce { member: announced, address } => member.announced(announced, address).await,
+                Change::Remove(members) => member.remove(&members).await,
+            }
+        });
+        changing.await.unwrap_or(Err(Refusal::Unknown))
+    }
+
+    /// Whether the membership counts two majorities: a change of it has begun and not ended.
+    pub fn is_joint(&self) -> bool {
+        let metrics = self.raft().server_metrics();
+        metrics.borrow_watched().membership_config.membership().get_joint_config().len() > 1
+    }
+
+    /// Those who are no members any more and whose removal is to be finished.
+    fn half_removed(&self) -> BTreeSet<MemberId> {
+        let mut leaving = group::leaving(&self.machine().state.read());
+        leaving.retain(|member| self.address_of(*member).is_none());
+        leaving
+    }
+
+    /// Finishes what was begun and cut.
+    async fn finish(&self) -> Result<(), Refusal> {
+        if self.is_joint() {
+            // Nobody is added: this is openraft's own second step.
+            self.change_members(ChangeMembers::AddVoterIds(BTreeSet::new())).await?;
+            tracing::info!("finished a change of the group");
         }
+        self.forget(&self.half_removed()).await
+    }
+
+    /// Has `gone`, who are no members, forgotten.
+    async fn forget(&self, gone: &BTreeSet<MemberId>) -> Result<(), Refusal> {
+        let forgotten = group::forget(&self.machine().state.read(), gone);
+        if !forgotten.is_empty() {
+            self.write(Transaction::new(forgotten)).await?;
+            tracing::info!(members = ?gone, "removed from the group");
+        }
+        Ok(())
     }
 
     async fn announced(&self, member: MemberId, address: String) -> Result<(), Refusal> {
+        // Whoever was being removed when that was cut is forgotten by now.
         let number = group::number(&self.machine().state.read(), member);
         match self.address_of(member) {
             Some(known) if known == address => Ok(()),
@@ -217,34 +265,74 @@ impl Member {
         }
     }
 
+    /// Removes members, and numbers that were admitted and did not come.
     async fn remove(&self, gone: &BTreeSet<MemberId>) -> Result<(), Refusal> {
+        self.hear_all().await;
         let view = self.view();
-        let left = view.without(gone).map_err(Refusal::Refused)?;
+        let (absent, members): (BTreeSet<MemberId>, BTreeSet<MemberId>) = {
+            let state = self.machine().state.read();
+            let is_member = |member: &MemberId| view.voters.contains(member) || view.learners.contains(member);
+            let is_absent = |member: &MemberId| !is_member(member) && group::number(&state, *member) == Number::Taken;
+            gone.iter().copied().partition(is_absent)
+        };
+        let left = view.without(&members).map_err(Refusal::Refused)?;
         if gone.contains(&self.id()) {
             // Whoever leads then carries it out.
             let successor = view.successor(gone).ok_or(Refusal::NotLeader(None))?;
             self.transfer(successor).await;
             return Err(Refusal::NotLeader(Some(successor)));
         }
+        // From here on whoever leads finishes it. It is also what a full disk refuses.
+        let marks = group::mark_leaving(&self.machine().state.read(), &members);
+        if !marks.is_empty()
+            && let Told::Written(_, Err(_)) = self.write(Transaction::new(marks)).await?
+        {
+            // One of them was introduced meanwhile; nothing is done, and it is asked again.
+            return Err(Refusal::NotLeader(None));
+        }
         if left != view.voters {
             self.change_members(ChangeMembers::ReplaceAllVoters(left)).await?;
         }
         let nodes: BTreeSet<MemberId> =
-            gone.iter().copied().filter(|member| self.address_of(*member).is_some()).collect();
+            members.iter().copied().filter(|member| self.address_of(*member).is_some()).collect();
         if !nodes.is_empty() {
             self.change_members(ChangeMembers::RemoveNodes(nodes)).await?;
         }
-        let forgotten = group::forget(&self.machine().state.read(), gone);
-        if !forgotten.is_empty() {
-            self.write(Transaction::new(forgotten)).await?;
+        self.forget(&absent.union(&members).copied().collect()).await
+    }
+
+    /// Waits until everybody was heard of in this term, and no longer than after which those who were not are down: whoever has
+    /// just begun to lead has heard of nobody.
+    async fn hear_all(&self) {
+        let id = self.id();
+        let heard = move |metrics: &openraft::RaftMetrics<TypeConfig>| match &metrics.heartbeat {
+            Some(heartbeat) => heartbeat.iter().all(|(member, heard)| *member == id || heard.is_some()),
+            None => true,
+        };
+        // Those who are not heard of are down.
+        let _ = self.raft().wait(Some(self.up_within())).metrics(heard, "all are heard of").await;
+    }
+
+    /// Finishes what was cut, and makes voters of learners that are ready; nothing while the group is being changed. In a task
+    /// of its own: a change waits for a majority, and whoever leads has to see meanwhile whether it still does.
+    pub fn tend(self: &Arc<Self>) {
+        let Ok(one) = self.changing().clone().try_lock_owned() else { return };
+        let is_unfinished = self.is_joint() || !self.half_removed().is_empty();
+        if !is_unfinished && self.view().promotable().is_empty() {
+            return;
         }
-        tracing::info!(members = ?gone, "removed from the group");
-        Ok(())
+        let member = self.clone();
+        tokio::spawn(async move {
+            let _one = one;
+            match member.finish().await {
+                Ok(()) => member.promote().await,
+                Err(error) => tracing::warn!(?error, "finish a change of the group; it is tried again"),
+            }
+        });
     }
 
     /// Makes voters of learners that are ready, if that gives an odd number.
-    pub async fn promote(&self) {
-        let _one = self.changing().lock().await;
+    async fn promote(&self) {
         let promotable = self.view().promotable();
         if promotable.is_empty() {
             return;
@@ -283,11 +371,23 @@ impl Member {
         }
     }
 
+    /// Makes `voters` the voters, and the others learners.
+    #[cfg(test)]
+    pub async fn replace_voters(&self, voters: BTreeSet<MemberId>) -> bool {
+        self.raft().change_membership(ChangeMembers::ReplaceAllVoters(voters), true).await.is_ok()
+    }
+
     /// Gives leadership to another voter that is up, if this member has it. Whether it has it no more.
     pub async fn hand_over(&self) -> bool {
         if self.leading().is_none() {
             return true;
         }
+        // The next leader may need this one's vote to finish what is begun, and this one may be about to stop.
+        let finished = tokio::time::timeout(HAND_OVER_TIMEOUT, async {
+            let one = self.changing().lock().await;
+            self.finish().await.map(|()| one)
+        });
+        let _one = finished.await;
         match self.view().successor(&BTreeSet::new()) {
             Some(successor) => self.transfer(successor).await,
             None => false,
@@ -331,6 +431,9 @@ pub fn removed(member: MemberId) -> String {
          join again to get a new number"
     )
 }
+
+#[cfg(test)]
+mod cut;
 
 #[cfg(test)]
 mod tests {

@@ -30,7 +30,7 @@ use openraft::{BasicNode, Config, SnapshotPolicy};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-pub use ask::{Ask, Change, Refusal, Told};
+pub use ask::{Ask, Change, Refusal, Renewed, Told};
 pub use codec::{encode_records, records};
 pub use hub::Hub;
 pub use link::{Links, PeerTls, serve as serve_peers};
@@ -133,7 +133,7 @@ pub struct Member {
     /// Bytes of records beyond which nothing may be added.
     stored_max: u64,
     /// Held by whoever changes the group.
-    changing: tokio::sync::Mutex<()>,
+    changing: Arc<tokio::sync::Mutex<()>>,
     /// When a leader was last heard of.
     heard: Mutex<Instant>,
     /// When each other member last called.
@@ -214,7 +214,7 @@ impl Member {
             host,
             path,
             stored_max,
-            changing: tokio::sync::Mutex::default(),
+            changing: Arc::default(),
             heard: Mutex::new(host::now()),
             called: Mutex::default(),
             removed: watch::Sender::new(false),
@@ -321,7 +321,7 @@ impl Member {
         self.host.timing.down
     }
 
-    fn changing(&self) -> &tokio::sync::Mutex<()> {
+    fn changing(&self) -> &Arc<tokio::sync::Mutex<()>> {
         &self.changing
     }
 

@@ -117,7 +117,7 @@ impl Transport for NoPeers {
 }
 
 /// Answers what the member `from` asked `member`; what arrives of a snapshot is kept in its directory until it is whole.
-pub async fn answer(member: &Member, from: MemberId, call: Call) -> Result<Answer, TransportError> {
+pub async fn answer(member: &Arc<Member>, from: MemberId, call: Call) -> Result<Answer, TransportError> {
     let raft = member.raft();
     let id = *raft.node_id();
     let failed = |reason: String| TransportError::Failed { member: id, reason };

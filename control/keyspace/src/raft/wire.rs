@@ -13,7 +13,7 @@ use openraft::raft::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::ask::{Ask, Change, Refusal, Told};
+use super::ask::{Ask, Change, Refusal, Renewed, Told};
 use super::codec::{self, Blob, Frame, WireLogId, WireOp, encode, log_id, wire_id, wire_op};
 use super::network::{Answer, Call, TransportError};
 use super::snapshot::Parts;
@@ -74,6 +74,10 @@ enum WireCall<'a> {
     Renewed {
         collection: &'a str,
         name: Option<&'a str>,
+    },
+    RenewedAfter {
+        collection: &'a str,
+        name: &'a str,
     },
 }
 
@@ -182,8 +186,13 @@ pub fn call(call: &Call) -> Vec<u8> {
             let put = Op::Put { key, value, guard: Guard::None };
             return encode(&WireCall::Renew { revision: revision.get(), put: wire_op(&put) }, put.size() + 64);
         }
-        Call::Ask(Ask::Renewed { collection, name }) => {
-            (WireCall::Renewed { collection, name: name.as_deref() }, collection.len() + 64)
+        Call::Ask(Ask::Renewed { collection, of }) => {
+            let wire = match of {
+                Renewed::Named(name) => WireCall::Renewed { collection, name: Some(name) },
+                Renewed::All => WireCall::Renewed { collection, name: None },
+                Renewed::After(name) => WireCall::RenewedAfter { collection, name },
+            };
+            (wire, collection.len() + 64)
         }
         Call::Snapshot { vote, meta, .. } => {
             let head = codec::Head { applied: meta.last_log_id, membership: meta.last_membership.clone() };
@@ -227,7 +236,11 @@ pub fn incoming(bytes: &Bytes) -> io::Result<Incoming> {
             _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "something else in the place of a renewal")),
         },
         WireCall::Renewed { collection, name } => {
-            Call::Ask(Ask::Renewed { collection: collection.into(), name: name.map(Into::into) })
+            let of = name.map_or(Renewed::All, |name| Renewed::Named(name.into()));
+            Call::Ask(Ask::Renewed { collection: collection.into(), of })
+        }
+        WireCall::RenewedAfter { collection, name } => {
+            Call::Ask(Ask::Renewed { collection: collection.into(), of: Renewed::After(name.into()) })
         }
         WireCall::Remove(members) => Call::Ask(Ask::Change(Change::Remove(BTreeSet::from_iter(members)))),
         WireCall::Snapshot { vote: by, head } => {
@@ -474,8 +487,9 @@ mod tests {
                 revision: Revision::new(9),
                 value: Value { bytes: Bytes::from_static(b"{}"), revision_at: 1 },
             })),
-            Call::Ask(Ask::Renewed { collection: "things".into(), name: Some("a".into()) }),
-            Call::Ask(Ask::Renewed { collection: "things".into(), name: None }),
+            Call::Ask(Ask::Renewed { collection: "things".into(), of: Renewed::Named("a".into()) }),
+            Call::Ask(Ask::Renewed { collection: "things".into(), of: Renewed::All }),
+            Call::Ask(Ask::Renewed { collection: "things".into(), of: Renewed::After("a".into()) }),
         ]
     }
 
@@ -538,7 +552,7 @@ mod tests {
         fn any_bytes_are_read_or_refused(
             bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200),
             at in proptest::prelude::any::<proptest::sample::Index>(),
-            which in 0..11_usize,
+            which in 0..12_usize,
         ) {
             let asked = transaction();
             let bytes = Bytes::from(bytes);

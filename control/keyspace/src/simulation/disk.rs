@@ -36,6 +36,8 @@ struct World {
     /// Files that were opened before the last power cut are gone.
     epoch: u64,
     failing_syncs: u32,
+    /// Syncs of files so far.
+    syncs: u64,
     panics: bool,
     /// A planted fault: it says that it has synced, and has not.
     lies: bool,
@@ -84,6 +86,7 @@ impl SimDisk {
             off: false,
             epoch: 0,
             failing_syncs: 0,
+            syncs: 0,
             panics: false,
             lies: false,
         })))
@@ -107,6 +110,11 @@ impl SimDisk {
     /// Bytes that are used.
     pub fn used(&self) -> u64 {
         self.0.lock().used()
+    }
+
+    /// How often a file was synced.
+    pub fn syncs(&self) -> u64 {
+        self.0.lock().syncs
     }
 
     /// The next syncs of files fail, and forget what they should have written.
@@ -384,6 +392,7 @@ impl DiskFile for SimFile {
     fn sync_data(&self) -> io::Result<()> {
         self.with(|world| {
             world.step()?;
+            world.syncs += 1;
             assert!(!std::mem::take(&mut world.panics), "the test has this panic");
             if world.lies {
                 return Ok(());

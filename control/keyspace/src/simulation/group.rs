@@ -1,5 +1,5 @@
 //! A group of three on simulated disks and a network that loses, delays, repeats and cuts off; members are killed with their
-//! power and start again, leadership is handed over. Clients write and read through any member, and an oracle knows what each was
+//! power and start again, leadership is handed over, voters become learners and voters again. Clients write and read through any member, and an oracle knows what each was
 //! promised: what was acknowledged is never lost, what failed never happened, what is unknown may be either.
 //!
 //! A seed chooses the faults, the clients' steps and what the disks keep; threads and elections run in real time, so a seed
@@ -10,7 +10,7 @@
 //!   none that failed (linearizability of a register with one writer and any readers);
 //! * a counter that all increment with a guard: it counts every acknowledged step once, and no step twice;
 //! * watches on every member: in order, the same everywhere, none missing between the first and the last;
-//! * at the end, without faults: all members have the same records, and all acknowledged values are there.
+//! * at the end, without faults: all members are voters and have the same records, and all acknowledged values are there.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
@@ -427,7 +427,7 @@ impl World {
         while tokio::time::Instant::now() < end {
             let member = MEMBERS[random.random_range(0..MEMBERS.len())];
             let other = MEMBERS[random.random_range(0..MEMBERS.len())];
-            match random.random_range(0..8) {
+            match random.random_range(0..9) {
                 0..=1 if crashes.is_empty() => {
                     let (world, down) = (self.clone(), Duration::from_millis(random.random_range(20..400)));
                     crashes.spawn(async move { world.crash(member, down).await });
@@ -454,6 +454,15 @@ impl World {
                     }
                 }
                 6 => self.net.0.lock().unreliable = random.random_range(0..30),
+                7 => {
+                    // The other is a learner for a while; whoever does it may be gone between the steps, or not lead at all.
+                    let keyspace = self.members.read().await[&member].keyspace.clone();
+                    if let Some(keyspace) = keyspace.filter(|_| member != other) {
+                        let voters = MEMBERS.into_iter().filter(|voter| *voter != other).collect();
+                        let patience = Duration::from_millis(random.random_range(0..40));
+                        let _ = tokio::time::timeout(patience, keyspace.0.member.replace_voters(voters)).await;
+                    }
+                }
                 _ => self.net.0.lock().cut.clear(),
             }
             tokio::time::sleep(Duration::from_millis(random.random_range(30..350))).await;
@@ -484,6 +493,8 @@ impl World {
                     if let Some(why) = futures::FutureExt::now_or_never(keyspace.failed()) {
                         return self.is_wrong(format!("member {} ended: {why}", keyspace.member()));
                     }
+                    let voters = keyspace.members().iter().filter(|member| member.role == crate::Role::Voter).count();
+                    all_well &= voters == MEMBERS.len() && !keyspace.0.member.is_joint();
                     all_well &= confirmed(keyspace).await;
                 }
                 if all_well {

@@ -5,6 +5,8 @@
 //! and more than 600 syncs a second, which is why the log is not kept in redb. A frame that does not fit begins a new
 //! segment, whose file is made ahead by a thread of its own ([`spares`]).
 //!
+//! What is only noted ([`Wal::note`]) waits for the next sync, and makes none.
+//!
 //! What was synced is known. After each sync a mark is written, which reaches the disk with the next sync, or with one of
 //! its own once nothing has come for [`SETTLE`]. Reading changes nothing ([`read`]): damage before the last mark, or a missing
 //! segment, is an error that says where. What follows the last mark was answered to nobody before a power cut, but it may
@@ -53,6 +55,10 @@ enum Request {
     Rotate {
         bodies: Vec<Vec<u8>>,
         done: Done,
+    },
+    /// Goes with the next of the others, or when nothing has come for [`SETTLE`].
+    Note {
+        body: Vec<u8>,
     },
 }
 
@@ -238,6 +244,12 @@ impl Wal {
         self.send(Request::Append { bodies, done });
     }
 
+    /// Has `body` written with what is appended next, or a little later: it costs no sync of its own, and is lost with the
+    /// process.
+    pub fn note(&self, body: Vec<u8>) {
+        self.send(Request::Note { body });
+    }
+
     /// Begins a new segment with `bodies`, which say again what is still needed, and deletes all before it. A crash
     /// between the two leaves both: what the bodies say again must be harmless to read twice.
     ///
@@ -302,7 +314,7 @@ impl Drop for Wal {
 /// Serves requests until nobody can send any more.
 fn run(mut writer: Writer, queue: &mpsc::Receiver<Request>) {
     loop {
-        let first = if writer.unsynced_mark && writer.broken.is_none() {
+        let first = if writer.is_unsettled() {
             match queue.recv_timeout(SETTLE) {
                 Ok(first) => first,
                 Err(mpsc::RecvTimeoutError::Timeout) => {
@@ -321,7 +333,7 @@ fn run(mut writer: Writer, queue: &mpsc::Receiver<Request>) {
         };
         writer.serve(first, &mut || queue.try_recv().ok());
     }
-    if writer.unsynced_mark && writer.broken.is_none() {
+    if writer.is_unsettled() {
         let _ = writer.settle();
     }
 }
@@ -363,9 +375,12 @@ impl Writer {
         let mut next = Some(first);
         let mut result = self.broken.as_ref().map_or(Ok(()), |error| Err(again(error)));
         let mut keep_from = None;
+        let mut syncs = false;
         while let Some(request) = next.take() {
+            syncs |= !matches!(request, Request::Note { .. });
             let (bodies, done) = match request {
-                Request::Append { bodies, done } => (bodies, done),
+                Request::Append { bodies, done } => (bodies, Some(done)),
+                Request::Note { body } => (vec![body], None),
                 Request::Rotate { mut bodies, done } => {
                     let has_file = self.spares.await_next();
                     let has_room = has_file || self.has_room(&bodies);
@@ -378,10 +393,10 @@ impl Writer {
                         bodies.truncate(1);
                     }
                     self.spares.owe_rotation(!has_room);
-                    (bodies, done)
+                    (bodies, Some(done))
                 }
             };
-            waiting.push(done);
+            waiting.extend(done);
             for body in bodies {
                 result = result.and_then(|()| self.push(&body));
             }
@@ -390,7 +405,9 @@ impl Writer {
                 next = more();
             }
         }
-        result = result.and_then(|()| self.commit());
+        if syncs || self.buffer.len() >= BODY_BYTES_MAX {
+            result = result.and_then(|()| self.commit());
+        }
         if let (Ok(()), Some(keep_from)) = (&result, keep_from) {
             result = self.forget_before(keep_from);
         }
@@ -479,8 +496,14 @@ impl Writer {
         Ok(())
     }
 
-    /// Has the last mark on the disk.
+    /// Whether something waits for [`Writer::settle`].
+    fn is_unsettled(&self) -> bool {
+        (self.unsynced_mark || !self.buffer.is_empty()) && self.broken.is_none()
+    }
+
+    /// Has the last mark on the disk, and what was noted behind it.
     fn settle(&mut self) -> io::Result<()> {
+        self.flush()?;
         self.file.sync_data()?;
         self.unsynced_mark = false;
         Ok(())
@@ -522,7 +545,7 @@ impl Writer {
     /// Tells how much can still be written.
     fn measure(&self) {
         let behind = (MARK_BYTES + END.len()) as u64;
-        self.spares.measured(self.length.saturating_sub(self.offset + behind));
+        self.spares.measured(self.length.saturating_sub(self.offset + self.buffer.len() as u64 + behind));
     }
 }
 

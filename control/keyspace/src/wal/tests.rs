@@ -121,6 +121,40 @@ fn a_full_disk_gets_the_space_of_old_segments_back() {
     assert_eq!(there, [big.clone(), b"mark".to_vec(), b"again".to_vec(), b"needed".to_vec(), big]);
 }
 
+/// A sync is what whoever appends next would wait for.
+#[test]
+fn what_is_noted_costs_no_sync_and_is_written_with_what_follows_it() {
+    let (disk, dir) = (SimDisk::new(1), Path::new("/log"));
+    let there =
+        |host: &Host| -> Vec<Vec<u8>> { read(host, dir).unwrap().bodies.into_iter().map(|body| body.bytes).collect() };
+    let host = Host::simulated(Arc::new(disk.clone()), 7, false, SIZES);
+    create(&host, dir).unwrap();
+    let wal = read(&host, dir).unwrap().start().unwrap();
+    append(&wal, &[b"one"]);
+    let before = disk.syncs();
+    wal.note(b"noted".to_vec());
+    assert_eq!((disk.syncs(), there(&host)), (before, vec![b"one".to_vec()]));
+    append(&wal, &[b"two"]);
+    assert_eq!(disk.syncs(), before + 1);
+    wal.note(b"late".to_vec());
+    wal.settle().unwrap();
+    drop(wal);
+    disk.power_cut();
+    assert_eq!(there(&host), [&b"one"[..], b"noted", b"two", b"late"]);
+    // Where nothing follows, it is there before long all the same, and at the end.
+    let host = Host::simulated(Arc::new(disk), 7, true, SIZES);
+    let wal = read(&host, dir).unwrap().start().unwrap();
+    wal.note(b"alone".to_vec());
+    let began = std::time::Instant::now();
+    while there(&host).len() < 5 {
+        assert!(began.elapsed() < Duration::from_secs(30), "a note is not written");
+        std::thread::yield_now();
+    }
+    wal.note(b"last".to_vec());
+    drop(wal);
+    assert_eq!(there(&host)[4..], [&b"alone"[..], b"last"]);
+}
+
 #[test]
 fn files_are_for_their_owner_alone() {
     use std::os::unix::fs::PermissionsExt;

@@ -7,6 +7,34 @@ use coracle_keyspace::{Begin, Compacted, Config, Guard, Hub, Keyspace, Restoring
 use crate::group::{until, voters};
 use crate::{delete, put};
 
+/// A wrong backup is restored, used, and deleted; then another one is restored in its place. Clients know revisions of the first.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_restored_again_begins_behind_what_was_restored_before() {
+    let (old, new) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let first = Keyspace::open(Config::new(old.path())).await.unwrap();
+    first.transact(vec![put("a", "x", Guard::Absent)]).await.unwrap();
+    let whole = first.whole();
+    let parts: Vec<Vec<u8>> = whole.parts().collect();
+    let mut known = Vec::new();
+    for again in 0..3 {
+        let dir = new.path().join(format!("control {again}"));
+        let mut restoring = Restoring::new();
+        parts.iter().for_each(|part| restoring.part(part).unwrap());
+        restoring.finish(&dir, whole.revision()).await.unwrap();
+        let config = Config { begin: Begin::Resume, ..Config::new(&dir) };
+        let restored = Keyspace::open(config).await.unwrap();
+        for before in &known {
+            assert!(*before < restored.compacted());
+            assert!(matches!(restored.watch("things", *before), Err(Compacted(_))), "{before}");
+        }
+        for _ in 0..20 {
+            known.push(restored.transact(vec![put("a", "y", Guard::Present)]).await.unwrap().revision);
+        }
+        restored.shutdown().await;
+    }
+    first.shutdown().await;
+}
+
 /// Names, revisions and contents of a collection.
 fn contents(keyspace: &Keyspace) -> BTreeMap<String, (Revision, Vec<u8>)> {
     let records = keyspace.snapshot("things").records;
