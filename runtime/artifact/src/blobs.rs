@@ -38,7 +38,7 @@ pub enum InsertError {
         limit: u64,
     },
     /// The digest is none that this store names a file by.
-    #[error("{0:?} is no digest of SHA-256 or SHA-512")]
+    #[error("{0:?} is no digest of SHA-256, SHA-384 or SHA-512")]
     Digest(String),
     /// The disk failed.
     #[error(transparent)]
@@ -93,7 +93,11 @@ impl Blobs {
             let used = metadata.modified()?;
             state.total += metadata.len();
             let entry = Entry { path: file.path().into(), size: metadata.len(), used, touched: used, pin: Weak::new() };
-            let algorithm = if hex.len() == 128 { "sha512" } else { "sha256" };
+            let algorithm = match hex.len() {
+                96 => "sha384",
+                128 => "sha512",
+                _ => "sha256",
+            };
             state.entries.insert(format!("{algorithm}:{hex}"), entry);
         }
         Ok(Self { dir, temp, max_bytes, state: Mutex::new(state) })
@@ -178,7 +182,8 @@ impl Blobs {
 fn hex_of(digest: &str) -> Option<&str> {
     let (algorithm, hex) = digest.split_once(':')?;
     let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-    let fits = matches!((algorithm, hex.len()), ("sha256", 64) | ("sha512", 128)) && hex.bytes().all(is_digit);
+    let fits = matches!((algorithm, hex.len()), ("sha256", 64) | ("sha384", 96) | ("sha512", 128))
+        && hex.bytes().all(is_digit);
     fits.then_some(hex)
 }
 
@@ -263,6 +268,12 @@ mod tests {
     fn a_file_is_named_by_a_digest_and_nothing_else_and_a_damaged_one_is_not_kept() {
         let dir = tempfile::tempdir().unwrap();
         let blobs = Blobs::open(dir.path(), 100).unwrap();
+        // What a registry's content may be called, a file may.
+        for (algorithm, digits) in [("sha256", 64), ("sha384", 96), ("sha512", 128)] {
+            let digest = format!("{algorithm}:{}", "c".repeat(digits));
+            drop(put(&blobs, &digest, 8).unwrap());
+            assert!(Blobs::open(dir.path(), 100).unwrap().contains(&digest), "{digest}");
+        }
         for digest in ["sha256:../../etc/x", "sha256:", "sha512:00", &named("A"), &format!("{}/..", named("a"))] {
             assert!(matches!(put(&blobs, digest, 8), Err(InsertError::Digest(_))), "{digest}");
         }

@@ -1,7 +1,7 @@
 //! The door of the crate: [`Store::pull`].
 
 use std::collections::{HashMap, HashSet};
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -117,6 +117,8 @@ struct Inner {
     /// Bytes that downloads under way are about to take.
     promised: AtomicU64,
     names: PathBuf,
+    /// Held while what is known of a name is written, so that the files are as new as what is known.
+    writing: Arc<tokio::sync::Mutex<()>>,
     state: Mutex<State>,
 }
 
@@ -237,6 +239,7 @@ impl Store {
             config,
             blobs,
             names,
+            writing: Arc::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -612,6 +615,7 @@ impl Inner {
 
     /// Keeps what a name was resolved to, on disk only when it changed.
     async fn remember(&self, image: &str, manifest: &str, component: &str, access: Access) {
+        let writing = self.writing.clone().lock_owned().await;
         let known = {
             let mut state = self.lock();
             // Another image under this name begins anew.
@@ -639,13 +643,16 @@ impl Inner {
         };
         let path = self.name_file(image);
         let bytes = serde_json::to_vec(&known).expect("strings serialise");
-        // By rename: a crash leaves the old file or the new one.
-        let temporary = path.with_extension("new");
-        let written = match tokio::fs::write(&temporary, bytes).await {
-            Ok(()) => tokio::fs::rename(&temporary, &path).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = written {
+        let file = self.blobs.temporary();
+        let written = tokio::task::spawn_blocking(move || {
+            // Also when nobody waits for it any more.
+            let _writing = writing;
+            // By rename: a crash leaves the old file or the new one.
+            let mut file = file?;
+            file.write_all(&bytes)?;
+            file.persist(&path).map(drop).map_err(io::Error::from)
+        });
+        if let Err(error) = written.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
             tracing::warn!(%image, %error, "image will have to be resolved again after a restart");
         }
     }

@@ -57,9 +57,11 @@ impl Registry {
     /// The refusal of whoever does not bring the password.
     fn challenge(&self, headers: &HeaderMap) -> Option<Response> {
         use base64::Engine as _;
-        let wanted = format!("u:{}", self.password?);
-        let wanted = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(wanted));
-        if headers.get("authorization").is_some_and(|have| have == wanted.as_str()) {
+        let password = self.password?;
+        let shown = headers.get("authorization").and_then(|have| have.to_str().ok()?.strip_prefix("Basic "));
+        let shown = shown.and_then(|shown| base64::engine::general_purpose::STANDARD.decode(shown).ok());
+        // Whoever it is.
+        if shown.is_some_and(|shown| shown.ends_with(format!(":{password}").as_bytes())) {
             return None;
         }
         Some((StatusCode::UNAUTHORIZED, [("www-authenticate", "Basic realm=\"r\"")]).into_response())
@@ -308,6 +310,61 @@ async fn says_why_an_image_cannot_be_had() {
     let error = images.pull("text", PullPolicy::Never, &[]).await.unwrap_err();
     assert!(matches!(error, PullError::NotPresent { .. }));
     assert_eq!(images.total_bytes(), 0);
+}
+
+/// The variables of a process are all its threads': the test runs itself again with them.
+#[tokio::test]
+async fn a_proxy_is_not_asked_for_registries_of_this_machine() {
+    const NAME: &str = "tests::a_proxy_is_not_asked_for_registries_of_this_machine";
+    if std::env::var_os("CORACLE_TEST_PROXY").is_none() {
+        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+        again.args(["--exact", NAME]).env("CORACLE_TEST_PROXY", "1");
+        // Nobody listens there.
+        for name in ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"] {
+            again.env(name, "http://127.0.0.1:1");
+        }
+        let done = again.env_remove("NO_PROXY").env_remove("no_proxy").output().unwrap();
+        let said = String::from_utf8_lossy(&done.stdout);
+        assert!(done.status.success() && said.contains("1 passed"), "{said}");
+        return;
+    }
+    let registry = Arc::new(Registry::default());
+    registry.push("app", "latest", "application/wasm", WASM);
+    let address = registry.serve().await;
+    let dir = tempfile::tempdir().unwrap();
+    store(&dir, &address).pull("app", PullPolicy::Always, &[]).await.unwrap();
+}
+
+/// Pods with secrets of their own, at the same time: each that was given the image has it after a restart, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_who_were_given_an_image_at_once_are_remembered() {
+    let registry = Arc::new(Registry { password: Some("secret"), ..Registry::default() });
+    let other = Arc::new(Registry::default()).serve().await;
+    let address = registry.clone().serve().await;
+    let dir = tempfile::tempdir().unwrap();
+    let images = store(&dir, &other);
+    let credentials = |user: usize| {
+        let (registry, username, password) = (address.clone(), format!("u{user}"), "secret".to_owned());
+        [Credential { registry, username, password }]
+    };
+    let names: Vec<_> = (0..10).map(|number| format!("{address}/private/app{number}")).collect();
+    for (number, image) in names.iter().enumerate() {
+        registry.push(&format!("private/app{number}"), "latest", "application/wasm", WASM);
+        let pulls = (0..12).map(|user| {
+            let (images, image, credentials) = (images.clone(), image.clone(), credentials(user));
+            tokio::spawn(async move { images.pull(&image, PullPolicy::Always, &credentials).await.map(drop) })
+        });
+        for pulled in futures::future::join_all(pulls).await {
+            pulled.unwrap().unwrap();
+        }
+    }
+    drop(images);
+    let images = store(&dir, &other);
+    for image in &names {
+        for user in 0..12 {
+            assert!(images.is_accessible(image, &credentials(user)), "{image} of u{user}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::Api;
@@ -55,23 +56,28 @@ impl std::fmt::Display for ObjectKey {
     }
 }
 
-/// What an object holds.
+/// What an object holds; what is made of it shares its bytes.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Content {
     /// `data`.
-    pub data: BTreeMap<String, Vec<u8>>,
+    pub data: BTreeMap<String, Bytes>,
     /// `binaryData` of a ConfigMap.
-    pub binary: BTreeMap<String, Vec<u8>>,
+    pub binary: BTreeMap<String, Bytes>,
     /// `type` of a Secret.
     pub secret_type: String,
 }
 
 impl From<ConfigMap> for Content {
     fn from(object: ConfigMap) -> Self {
-        let bytes = |(name, text): (String, String)| (name, text.into_bytes());
+        let bytes = |(name, text): (String, String)| (name, Bytes::from(text));
         Self {
             data: object.data.unwrap_or_default().into_iter().map(bytes).collect(),
-            binary: object.binary_data.unwrap_or_default().into_iter().map(|(name, bytes)| (name, bytes.0)).collect(),
+            binary: object
+                .binary_data
+                .unwrap_or_default()
+                .into_iter()
+                .map(|(name, bytes)| (name, bytes.0.into()))
+                .collect(),
             secret_type: String::new(),
         }
     }
@@ -80,7 +86,7 @@ impl From<ConfigMap> for Content {
 impl From<Secret> for Content {
     fn from(object: Secret) -> Self {
         Self {
-            data: object.data.unwrap_or_default().into_iter().map(|(name, bytes)| (name, bytes.0)).collect(),
+            data: object.data.unwrap_or_default().into_iter().map(|(name, bytes)| (name, bytes.0.into())).collect(),
             binary: BTreeMap::new(),
             secret_type: object.type_.unwrap_or_default(),
         }

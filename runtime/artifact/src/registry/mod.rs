@@ -56,6 +56,17 @@ impl std::fmt::Debug for Registries {
     }
 }
 
+/// How a registry is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// On this machine: plain http, and through no proxy.
+    Own,
+    /// Plain http.
+    Plain,
+    /// https.
+    Tls,
+}
+
 /// Connections and tokens of one set of credentials.
 struct Client {
     http: reqwest::Client,
@@ -95,12 +106,15 @@ impl Registries {
 
     /// A reference to speak about, as `auth`; `image` is the name that error messages carry.
     pub fn remote(&self, reference: Reference, auth: Auth, image: &str) -> Result<Remote, PullError> {
-        let is_plain =
-            is_loopback(reference.registry()) || self.transport.plain_http.iter().any(|r| r == reference.registry());
+        let way = match reference.registry() {
+            registry if is_loopback(registry) => Way::Own,
+            registry if self.transport.plain_http.iter().any(|plain| plain == registry) => Way::Plain,
+            _ => Way::Tls,
+        };
         let key: [u8; 32] = Sha256::digest(match &auth {
-            Auth::Anonymous => format!("{is_plain}"),
-            Auth::Basic(user, password) => format!("{is_plain}\0basic\0{user}\0{password}"),
-            Auth::Bearer(token) => format!("{is_plain}\0bearer\0{token}"),
+            Auth::Anonymous => format!("{way:?}"),
+            Auth::Basic(user, password) => format!("{way:?}\0basic\0{user}\0{password}"),
+            Auth::Bearer(token) => format!("{way:?}\0bearer\0{token}"),
         })
         .into();
         let mut clients = self.clients.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -108,7 +122,7 @@ impl Registries {
             Some((_, client)) => client.clone(),
             None => {
                 let http = self
-                    .connect(is_plain)
+                    .connect(way)
                     .map_err(|error| PullError::Unreachable { image: image.to_owned(), message: chain(&error) })?;
                 let client = Arc::new(Client { http, tokens: Tokens::default() });
                 if clients.len() == CLIENTS_MAX {
@@ -118,17 +132,20 @@ impl Registries {
                 client
             }
         };
-        Ok(Remote { client, reference, auth, is_plain, image: image.to_owned() })
+        Ok(Remote { client, reference, auth, is_plain: way != Way::Tls, image: image.to_owned() })
     }
 
-    fn connect(&self, is_plain: bool) -> reqwest::Result<reqwest::Client> {
+    fn connect(&self, way: Way) -> reqwest::Result<reqwest::Client> {
         let client = reqwest::Client::builder()
             .connect_timeout(Duration::from_secs(10))
             .read_timeout(Duration::from_secs(60))
             .user_agent(concat!("coracle/", env!("CARGO_PKG_VERSION")));
-        if is_plain {
-            // It never verifies anything: it must not pay for loading the system's roots.
-            return client.danger_accept_invalid_certs(true).build();
+        // What never verifies anything must not pay for loading the system's roots.
+        match way {
+            // A proxy's own loopback has no such registry.
+            Way::Own => return client.no_proxy().danger_accept_invalid_certs(true).build(),
+            Way::Plain => return client.danger_accept_invalid_certs(true).build(),
+            Way::Tls => {}
         }
         let mut roots = Vec::new();
         for bundle in &self.transport.extra_roots {

@@ -260,8 +260,9 @@ impl Flight {
     /// Nobody polls it any more: what is left to do is done on the guests' threads, until the deadline.
     pub(super) fn detach(self: &Arc<Self>) {
         self.handed(false);
-        // Mostly there is next to nothing left: closing a stream, returning.
-        if exec::is_gateway() {
+        // Mostly there is next to nothing left: closing a stream, returning. What has panicked under its reader, who is dropped
+        // because of it, would panic again, and that ends the process: it is moved, where a panic harms its own request only.
+        if exec::is_gateway() && !std::thread::panicking() {
             let _ = self.drive(&mut Context::from_waker(Waker::noop()));
         }
         self.move_away();
@@ -475,6 +476,35 @@ mod tests {
             assert!(matches!(&*flight.guest.lock(), State::Done(Err(RequestError::Timeout))), "{way}");
             assert_eq!(service.counters().in_flight, 0, "{way}");
         }
+    }
+
+    /// As a connection that is dropped because what it polled has panicked drops its answer.
+    #[tokio::test]
+    async fn a_panic_of_the_host_under_a_reader_harms_its_own_request_only() {
+        struct Reader(Arc<Flight>);
+        impl Drop for Reader {
+            fn drop(&mut self) {
+                self.0.detach();
+            }
+        }
+        let service = probe(Spec::new("a"), HttpOptions::default()).await;
+        let flight = launch(&service, permitted(&service).await).unwrap();
+        let account = service.0.account.clone();
+        let clock = account.inline_clock();
+        *flight.guest.lock() = State::Inline(Metered::new(account, clock, async { panic!("the host fails") }));
+        let reader = Reader(flight.clone());
+        let reading = service.0.engine.executor.gateway().spawn(async move {
+            let _ = reader.0.drive(&mut Context::from_waker(Waker::noop()));
+        });
+        assert!(reading.await.unwrap_err().is_panic());
+        let ended = async {
+            while flight.outcome().is_none() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), ended).await.expect("it is moved, and ends");
+        assert!(matches!(flight.outcome(), Some(Err(RequestError::Trap(_)))));
+        assert_eq!(service.counters().in_flight, 0);
     }
 
     #[tokio::test]

@@ -4,30 +4,24 @@
 //! component is called with. It leads to nothing else of this machine. Who calls is a node, by its certificate.
 
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use coracle_proxy::{Local, serve_stream};
+use coracle_proxy::{BoxError, Local, serve_stream};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Empty;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
-use crate::network::{LINK_WINDOW_BYTES, STREAM_WINDOW_BYTES};
+use crate::network::{called, pass};
 use crate::pod::Pods;
 
-/// Connections in one link at the same time; the other node waits with more.
-const STREAMS_MAX: u32 = 4096;
-/// A node that has been silent for so long is asked whether it is there,
-const PING_AFTER: Duration = Duration::from_secs(10);
-/// and answers within this time.
-const PONG_MAX: Duration = Duration::from_secs(10);
 /// A guest's socket is connected within this time.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 
@@ -36,20 +30,11 @@ pub async fn serve<S>(stream: S, pods: Arc<Pods>, shutdown: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let mut http = auto::Builder::new(TokioExecutor::new());
-    http.http1().timer(TokioTimer::new());
-    http.http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS_MAX)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(LINK_WINDOW_BYTES)
-        .keep_alive_interval(PING_AFTER)
-        .keep_alive_timeout(PONG_MAX);
     let answer = service_fn(move |request| {
         let (pods, shutdown) = (pods.clone(), shutdown.clone());
         async move { Ok::<_, Infallible>(answer(&pods, request, shutdown).await) }
     });
-    if let Err(error) = http.serve_connection_with_upgrades(TokioIo::new(stream), answer).await {
+    if let Err(error) = called().serve_connection_with_upgrades(TokioIo::new(stream), answer).await {
         tracing::debug!(%error, "a link from a node ended");
     }
 }
@@ -87,22 +72,20 @@ async fn connect(pods: &Arc<Pods>, request: Request<Incoming>, shutdown: Cancell
     };
     let service = context.network.component(to);
     let upgrade = hyper::upgrade::on(request);
-    let pass = async move {
-        let Ok(upgraded) = upgrade.await else { return };
-        let mut stream = TokioIo::new(upgraded);
+    let passing = async move {
+        // Until the stream is there the socket is cut off, too, by whatever ends this.
+        let stream = async { upgrade.await.map(TokioIo::new).map_err(io::Error::other) };
         match socket {
-            Some(mut socket) => drop(tokio::io::copy_bidirectional(&mut stream, &mut socket).await),
-            None => {
-                if let Err(error) = serve_stream(stream, service).await {
-                    tracing::trace!(%error, "a connection from another node");
-                }
-            }
+            Some(socket) => pass(socket, stream).await.map_err(BoxError::from),
+            None => serve_stream(stream.await?, service).await,
         }
     };
     // Where guests may run, as every connection that calls them.
     let until = async move {
         tokio::select! {
-            () = pass => {}
+            passed = passing => if let Err(error) = passed {
+                tracing::trace!(%error, "a connection from another node");
+            },
             () = shutdown.cancelled() => {}
         }
     };

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 
 use super::upgrade::{self, Wanted};
 use super::{channels, refusal, spdy};
+use crate::network::pass;
 use crate::pod::{Pods, Slot};
 
 /// SPDY in a WebSocket.
@@ -124,7 +125,14 @@ async fn streams<S: AsyncRead + AsyncWrite + Send + 'static>(pods: Arc<Pods>, sl
             _ => continue,
         };
         let (pods, slot) = (pods.clone(), slot.clone());
-        tokio::spawn(async move { pair(&pods, &slot, data, error.io).await });
+        let gone = data.gone.clone();
+        tokio::spawn(async move {
+            // The client may be gone while the pod says nothing, and will not.
+            tokio::select! {
+                () = pair(&pods, &slot, data, error.io) => {}
+                () = gone.cancelled() => {}
+            }
+        });
     }
     if let Ok(Err(error)) = serving.await {
         tracing::debug!(%error, "port-forward");
@@ -144,7 +152,7 @@ async fn pair(pods: &Pods, slot: &Slot, data: spdy::Stream, mut errors: DuplexSt
 }
 
 /// Connects a stream with a port of a pod until either ends.
-async fn forward<S>(pods: &Pods, slot: &Slot, port: u16, mut stream: S) -> Result<(), String>
+async fn forward<S>(pods: &Pods, slot: &Slot, port: u16, stream: S) -> Result<(), String>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -163,7 +171,7 @@ where
             Ok(())
         }
         Some(Local::Tcp(at)) => {
-            let mut socket = match pods.context.network.dial(at).await {
+            let socket = match pods.context.network.dial(at).await {
                 Ok(socket) => socket,
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
                     return failed(&format!("dial tcp {}:{port}: connect: connection refused", address.pod));
@@ -171,7 +179,7 @@ where
                 Err(error) => return failed(&error.to_string()),
             };
             let _ = socket.set_nodelay(true);
-            if let Err(error) = tokio::io::copy_bidirectional(&mut stream, &mut socket).await {
+            if let Err(error) = pass(socket, async { Ok(stream) }).await {
                 tracing::trace!(%error, "port-forward");
             }
             Ok(())

@@ -13,9 +13,11 @@ use miniz_oxide::inflate::TINFLStatus;
 use miniz_oxide::inflate::core::{DecompressorOxide, decompress, inflate_flags};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
-/// Streams open at the same time on one connection; more are refused.
-const STREAMS_MAX: usize = 1000;
+/// Streams open at the same time on one connection, two for each that is forwarded; more are refused.
+const STREAMS_MAX: usize = 2000;
 /// Bytes in each direction between a stream and its user.
 const STREAM_BUFFER: usize = 64 << 10;
 /// Largest control frame that is read.
@@ -47,6 +49,9 @@ pub struct Stream {
     pub headers: HashMap<String, String>,
     /// Its bytes. Shutting the writing side down ends our half; dropping it ends the stream.
     pub io: DuplexStream,
+    /// Cancelled when the client has given the stream up, or is gone. What it had sent may be had from `io` nevertheless; nobody
+    /// hears an answer.
+    pub gone: CancellationToken,
 }
 
 /// Serves one connection until the client or an error ends it. Streams go to `streams`.
@@ -59,7 +64,7 @@ where
     let writing = tokio::spawn(write_frames(writer, frames));
     let mut connection = Connection { out, streams, inflater: Inflater::new(), open: HashMap::new() };
     let result = connection.run(reader).await;
-    // Dropping what it holds ends the streams, and the writer after the last of them.
+    // What it holds are its streams, and the writer ends after the last of them.
     drop(connection);
     let _ = writing.await;
     result
@@ -78,8 +83,31 @@ struct Connection {
     out: mpsc::Sender<Bytes>,
     streams: mpsc::Sender<Stream>,
     inflater: Inflater,
-    /// Towards the users of the streams that the client has not finished.
-    open: HashMap<u32, WriteHalf<DuplexStream>>,
+    open: HashMap<u32, Open>,
+}
+
+/// A stream that one of its ends has not finished. Dropped, it is over for its user as well.
+struct Open {
+    /// Towards its user, while the client has not finished.
+    to_user: Option<WriteHalf<DuplexStream>>,
+    /// From its user to the client.
+    sending: AbortOnDropHandle<()>,
+    gone: CancellationToken,
+}
+
+impl Open {
+    fn is_over(&self) -> bool {
+        self.to_user.is_none() && self.sending.is_finished()
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        // Who has all is not disturbed while he works on it.
+        if !self.is_over() {
+            self.gone.cancel();
+        }
+    }
 }
 
 impl Connection {
@@ -121,11 +149,12 @@ impl Connection {
             let size = left.min(chunk.len());
             reader.read_exact(&mut chunk[..size]).await?;
             left -= size;
-            if let Some(user) = self.open.get_mut(&stream)
+            if let Some(open) = self.open.get_mut(&stream)
+                && let Some(user) = &mut open.to_user
                 && user.write_all(&chunk[..size]).await.is_err()
             {
                 // Its user is gone; what still comes is thrown away.
-                self.open.remove(&stream);
+                open.to_user = None;
             }
         }
         if flags & FIN != 0 {
@@ -135,7 +164,7 @@ impl Connection {
     }
 
     async fn finish(&mut self, stream: u32) {
-        if let Some(mut user) = self.open.remove(&stream) {
+        if let Some(mut user) = self.open.get_mut(&stream).and_then(|open| open.to_user.take()) {
             let _ = user.shutdown().await;
         }
     }
@@ -174,6 +203,7 @@ impl Connection {
 
     async fn open(&mut self, stream: u32, flags: u8, headers: HashMap<String, String>) -> io::Result<()> {
         let (ours, users) = tokio::io::duplex(STREAM_BUFFER);
+        self.open.retain(|_, open| !open.is_over());
         if self.open.len() >= STREAMS_MAX || self.streams.is_closed() {
             let body = [stream.to_be_bytes(), REFUSED_STREAM.to_be_bytes()].concat();
             return self.send(control_frame(RST_STREAM, 0, &body)).await;
@@ -183,13 +213,15 @@ impl Connection {
         reply.put(&*self.inflater.empty_headers());
         self.send(control_frame(SYN_REPLY, 0, &reply)).await?;
         let (from_user, mut to_user) = tokio::io::split(ours);
-        tokio::spawn(send_stream(stream, from_user, self.out.clone()));
-        if flags & FIN != 0 {
+        let sending = AbortOnDropHandle::new(tokio::spawn(send_stream(stream, from_user, self.out.clone())));
+        let is_finished = flags & FIN != 0;
+        if is_finished {
             let _ = to_user.shutdown().await;
-        } else {
-            self.open.insert(stream, to_user);
         }
-        let _ = self.streams.send(Stream { headers, io: users }).await;
+        let gone = CancellationToken::new();
+        let to_user = (!is_finished).then_some(to_user);
+        self.open.insert(stream, Open { to_user, sending, gone: gone.clone() });
+        let _ = self.streams.send(Stream { headers, io: users, gone }).await;
         Ok(())
     }
 
@@ -370,6 +402,71 @@ mod tests {
         assert!(seen.iter().any(|(first, stream, _, payload)| *first == 0 && *stream == 3 && payload == b"world"));
         client.write_all(&control_frame(GOAWAY, 0, &[0; 8])).await.unwrap();
         serving.await.unwrap().unwrap();
+    }
+
+    /// Its user has said nothing and reads nothing; a client that forgets it, or that goes, leaves nothing behind.
+    #[tokio::test]
+    async fn a_stream_ends_for_its_user_when_the_client_goes() {
+        let reset = |stream: u32| control_frame(RST_STREAM, 0, &[stream.to_be_bytes(), 5_u32.to_be_bytes()].concat());
+        let fin = Bytes::from_static(&[0, 0, 0, 1, FIN, 0, 0, 0]);
+        for (how, frames) in [
+            ("resets", vec![reset(1)]),
+            ("has said all and resets", vec![fin, reset(1)]),
+            ("says goodbye", vec![control_frame(GOAWAY, 0, &[0; 8])]),
+            ("goes", Vec::new()),
+        ] {
+            let (mut client, server) = tokio::io::duplex(1 << 16);
+            let (sender, mut streams) = mpsc::channel(4);
+            let serving = tokio::spawn(serve(server, sender));
+            client.write_all(&syn_stream(1, true, &[("streamtype", "data")], 0)).await.unwrap();
+            client.write_all(&syn_stream(3, false, &[("streamtype", "data")], 0)).await.unwrap();
+            let (mut stream, other) = (streams.recv().await.unwrap(), streams.recv().await.unwrap());
+            for frame in &frames {
+                client.write_all(frame).await.unwrap();
+            }
+            let ended = async {
+                if frames.is_empty() {
+                    drop(client);
+                }
+                stream.gone.cancelled().await;
+                assert_eq!(stream.io.read(&mut [0; 8]).await.unwrap(), 0);
+                if how.contains("resets") {
+                    assert!(!other.gone.is_cancelled(), "another stream goes on");
+                } else {
+                    // Although its users have not let go of them.
+                    serving.await.unwrap().unwrap();
+                    assert!(other.gone.is_cancelled());
+                }
+            };
+            let ended = tokio::time::timeout(std::time::Duration::from_secs(30), ended).await;
+            assert!(ended.is_ok(), "a client that {how} holds the stream");
+        }
+    }
+
+    /// Streams that both ends have finished are forgotten.
+    #[tokio::test]
+    async fn a_connection_carries_any_number_of_streams_one_after_another() {
+        let (client, server) = tokio::io::duplex(1 << 16);
+        let (sender, mut streams) = mpsc::channel(4);
+        tokio::spawn(serve(server, sender));
+        let (mut heard, mut says) = tokio::io::split(client);
+        let all = async {
+            for number in 0..STREAMS_MAX as u32 + 10 {
+                says.write_all(&syn_stream(2 * number + 1, number == 0, &[("streamtype", "data")], FIN)).await.unwrap();
+                drop(streams.recv().await.expect("it is not refused"));
+                // Its reply, and its end.
+                let mut kinds = Vec::new();
+                for _ in 0..2 {
+                    let mut header = [0; 8];
+                    heard.read_exact(&mut header).await.unwrap();
+                    let length = u32::from_be_bytes([0, header[5], header[6], header[7]]) as usize;
+                    heard.read_exact(&mut vec![0; length]).await.unwrap();
+                    kinds.push((header[0], header[4]));
+                }
+                assert_eq!(kinds, [(0x80, 0), (0, FIN)], "stream {number}");
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(60), all).await.expect("streams are opened");
     }
 
     /// Whatever comes, the decoder ends with an error or with the connection, holds no more than its bounds, and never panics. Seeds

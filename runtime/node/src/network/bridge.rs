@@ -12,10 +12,9 @@ use coracle_proxy::{Body, BoxError, HttpService, Local, LocalEndpoints as _, ser
 use futures::future::BoxFuture;
 use http::{Request, Response};
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::Table;
+use super::{Table, pass};
 
 /// Listeners at the same time; beyond it one that nobody is connected to is closed, or a connection is refused.
 const BRIDGES_MAX: usize = 1024;
@@ -28,8 +27,10 @@ const ELSEWHERE_MAX: usize = 4096;
 const ELSEWHERE_PER_POD_MAX: usize = 64;
 /// A listener that leads to another node's pod is closed when nobody was connected to it, or asked for it, for so long.
 const ELSEWHERE_IDLE_MAX: Duration = Duration::from_secs(60);
-/// Connections of one listener; more wait in the kernel.
-const CONNECTIONS_MAX: usize = 256;
+/// Connections of one listener, and those of one pod among them. More are reset: whoever connects hears of it at once, and one
+/// pod takes no other's place.
+const CONNECTIONS_MAX: usize = 4096;
+const CONNECTIONS_PER_POD_MAX: usize = if cfg!(test) { 8 } else { 256 };
 /// A pod of another node is reached within this time.
 const LINK_MAX: Duration = Duration::from_secs(5);
 /// Wait after a connection could not be accepted, as when there are no more descriptors.
@@ -46,14 +47,54 @@ pub(super) struct Bridges {
 struct Bridge {
     at: SocketAddr,
     stop: CancellationToken,
-    connections: Arc<Semaphore>,
+    places: Arc<Places>,
     /// When somebody asked for it last.
     asked: Instant,
 }
 
 impl Bridge {
     fn is_idle(&self) -> bool {
-        self.connections.available_permits() == CONNECTIONS_MAX
+        self.places.taken.lock().is_empty()
+    }
+}
+
+/// Who is connected to a listener: pods by their addresses.
+#[derive(Default)]
+struct Places {
+    taken: Mutex<HashMap<IpAddr, usize>>,
+}
+
+/// The place of a connection, given back with it.
+struct Place {
+    places: Arc<Places>,
+    pod: IpAddr,
+}
+
+impl Places {
+    fn take(self: &Arc<Self>, pod: IpAddr) -> Option<Place> {
+        let mut taken = self.taken.lock();
+        let all: usize = taken.values().sum();
+        let own = taken.entry(pod).or_default();
+        if all >= CONNECTIONS_MAX || *own >= CONNECTIONS_PER_POD_MAX {
+            if *own == 0 {
+                taken.remove(&pod);
+            }
+            return None;
+        }
+        *own += 1;
+        Some(Place { places: self.clone(), pod })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.places.taken.lock();
+        if let Some(own) = taken.get_mut(&self.pod) {
+            *own -= 1;
+            if *own == 0 {
+                taken.remove(&self.pod);
+            }
+        }
     }
 }
 
@@ -152,9 +193,9 @@ impl Bridge {
         };
         let (listener, at) = listen().inspect_err(|error| tracing::debug!(%at, %error, "bridge")).ok()?;
         let stop = CancellationToken::new();
-        let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        tokio::spawn(accept(listener, leads, connections.clone(), stop.clone()));
-        Some(Bridge { at, stop, connections, asked: Instant::now() })
+        let places = Arc::<Places>::default();
+        tokio::spawn(accept(listener, leads, places.clone(), stop.clone()));
+        Some(Bridge { at, stop, places, asked: Instant::now() })
     }
 }
 
@@ -166,13 +207,13 @@ enum Leads {
 }
 
 impl Leads {
-    async fn pass(self, mut stream: tokio::net::TcpStream) -> Result<(), BoxError> {
+    async fn pass(self, stream: tokio::net::TcpStream) -> Result<(), BoxError> {
         match self {
             Leads::ToComponent(service) => serve_stream(stream, service).await,
             Leads::Elsewhere(_, table, endpoint) => {
-                let mut there = tokio::time::timeout(LINK_MAX, table.connect_elsewhere(endpoint)).await??;
-                tokio::io::copy_bidirectional(&mut stream, &mut there).await?;
-                Ok(())
+                let there = tokio::time::timeout(LINK_MAX, table.connect_elsewhere(endpoint));
+                // A pod that does not answer is a reset, too: nothing else can be told to who is connected already.
+                Ok(pass(stream, async { there.await? }).await?)
             }
         }
     }
@@ -210,7 +251,7 @@ impl HttpService for Present {
     }
 }
 
-async fn accept(listener: tokio::net::TcpListener, leads: Leads, connections: Arc<Semaphore>, stop: CancellationToken) {
+async fn accept(listener: tokio::net::TcpListener, leads: Leads, places: Arc<Places>, stop: CancellationToken) {
     loop {
         // Waiting is all that is cut here.
         let accepted = tokio::select! {
@@ -221,14 +262,14 @@ async fn accept(listener: tokio::net::TcpListener, leads: Leads, connections: Ar
                 false => continue,
             },
         };
-        let Ok((stream, _)) = accepted else {
+        let Ok((stream, from)) = accepted else {
             tokio::time::sleep(ACCEPT_RETRY).await;
             continue;
         };
-        // At the bound the next one is accepted and waits here; those after it wait in the kernel.
-        let permit = tokio::select! {
-            permit = connections.clone().acquire_owned() => permit,
-            () = stop.cancelled() => return,
+        let place = places.take(from.ip()).filter(|_| coracle_proxy::is_spare(&stream));
+        let Some(place) = place else {
+            let _ = stream.set_zero_linger();
+            continue;
         };
         let _ = stream.set_nodelay(true);
         let (leads, stop) = (leads.clone(), stop.clone());
@@ -240,7 +281,7 @@ async fn accept(listener: tokio::net::TcpListener, leads: Leads, connections: Ar
                 },
                 () = stop.cancelled() => {}
             }
-            drop(permit);
+            drop(place);
         });
     }
 }
@@ -290,7 +331,7 @@ mod tests {
         assert_eq!(count(), BRIDGES_PER_POD_MAX + 1, "a guest that knocks at every port gets no listener for each");
         // Somebody is connected to every one of them.
         for bridge in bridges.here.lock().values() {
-            bridge.connections.clone().try_acquire_owned().unwrap().forget();
+            std::mem::forget(bridge.places.take(pod.loopback).unwrap());
         }
         assert_eq!(open(300), None);
         table.serve(pod.pod, 0, Box::new([80, 301]), Arc::new(Says("third life")));
@@ -307,7 +348,7 @@ mod tests {
         let (one, two) = (SocketAddr::from(([10, 2, 0, 1], 80)), SocketAddr::from(([10, 2, 0, 2], 80)));
         let at = bridges.open_elsewhere(one, &table).unwrap();
         bridges.open_elsewhere(two, &table).unwrap();
-        let place = bridges.elsewhere.lock()[&two].connections.clone().try_acquire_owned().unwrap();
+        let place = bridges.elsewhere.lock()[&two].places.take(one.ip()).unwrap();
         let now = Instant::now();
         assert!(!bridges.close_idle(one, now), "it was asked for a moment ago");
         let later = now + ELSEWHERE_IDLE_MAX;
@@ -316,5 +357,55 @@ mod tests {
         assert_eq!((bridges.elsewhere(at), bridges.leads.lock().len()), (None, 1));
         drop(place);
         assert!(bridges.close_idle(two, later) && bridges.elsewhere.lock().is_empty());
+    }
+
+    /// A connection from this address that was answered and stays.
+    async fn kept(at: SocketAddr, from: [u8; 4]) -> std::io::Result<tokio::net::TcpStream> {
+        let socket = tokio::net::TcpSocket::new_v4()?;
+        socket.bind(SocketAddr::from((from, 0)))?;
+        let mut stream = socket.connect(at).await?;
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await?;
+        stream.read_u8().await.map(|_| stream)
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_has_its_share_of_a_listener_is_told_and_others_have_theirs() {
+        let addresses = Addresses::new("10.1.0.0/24".parse().unwrap()).unwrap();
+        let table = Arc::new(Table::new(addresses, Box::new(|_, _| {})));
+        let pod = table.allocate(None).unwrap();
+        let bridges = Bridges::default();
+        table.serve(pod.pod, 0, Box::new([80]), Arc::new(Says("it")));
+        let at = bridges.open(SocketAddr::new(pod.pod, 80), SocketAddr::new(pod.loopback, 20_081), &table).unwrap();
+        let asked = async {
+            let (one, other) = ([127, 0, 0, 1], [127, 0, 0, 2]);
+            let mut all = Vec::new();
+            for _ in 0..CONNECTIONS_PER_POD_MAX {
+                all.push(kept(at, one).await.unwrap());
+            }
+            assert!(kept(at, one).await.is_err(), "it has more than its share");
+            assert!(kept(at, other).await.is_ok(), "another pod waits for nobody");
+            all.pop();
+            // Its place is free when the listener has seen that it went.
+            while kept(at, one).await.is_err() {}
+        };
+        tokio::time::timeout(Duration::from_secs(60), asked).await.expect("nobody is left waiting");
+        let (full, pods): (_, Vec<IpAddr>) =
+            (Arc::<Places>::default(), (0..CONNECTIONS_MAX).map(|n| IpAddr::from((n as u32).to_be_bytes())).collect());
+        let places: Vec<_> = pods.iter().map(|pod| full.take(*pod).unwrap()).collect();
+        assert!(full.take([127, 0, 0, 1].into()).is_none(), "the bound of all");
+        drop(places);
+        assert!(full.taken.lock().is_empty());
+    }
+
+    /// Nobody answers there: an orderly end would be an empty answer.
+    #[tokio::test]
+    async fn one_to_a_pod_that_is_not_reached_is_reset() {
+        let addresses = Addresses::new("10.1.0.0/24".parse().unwrap()).unwrap();
+        let table = Arc::new(Table::new(addresses, Box::new(|_, _| {})));
+        let bridges = Arc::<Bridges>::default();
+        let at = bridges.open_elsewhere(SocketAddr::from(([10, 2, 0, 1], 80)), &table).unwrap();
+        let read = async { tokio::net::TcpStream::connect(at).await?.read_u8().await };
+        let read = tokio::time::timeout(Duration::from_secs(30), read).await.expect("it ends");
+        assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
     }
 }

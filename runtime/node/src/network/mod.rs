@@ -7,10 +7,12 @@
 
 mod bridge;
 mod connections;
+mod framing;
 mod gate;
 mod guest;
 mod listening;
 mod outside;
+mod pass;
 mod peers;
 mod table;
 
@@ -24,10 +26,12 @@ use rustls_pki_types::CertificateDer;
 use tokio::net::TcpStream;
 
 pub use self::connections::{Connections, Patience};
+pub use self::framing::called;
 pub use self::gate::Gate;
 pub use self::guest::GuestNetwork;
 pub use self::outside::{Outside, over};
-pub use self::peers::{LINK_WINDOW_BYTES, Peers, STREAM_WINDOW_BYTES};
+pub use self::pass::pass;
+pub use self::peers::Peers;
 pub use self::table::{ServiceFailed, Table};
 
 /// Ports below the kernel's unprivileged range live this far up at the twin, when the process may not bind them.

@@ -212,11 +212,7 @@ impl Outside {
 
     async fn connect_client(&self) -> Result<Client, OutboundError> {
         let dialer = Dialer { gate: self.gate.clone(), resolving: self.resolving.clone(), open: Arc::default() };
-        let connector = hyper_rustls::HttpsConnectorBuilder::new()
-            .with_tls_config(tls(Vec::new()).await?)
-            .https_or_http()
-            .enable_all_versions()
-            .wrap_connector(dialer);
+        let connector = https(tls(Vec::new()).await?, dialer);
         Ok(legacy::Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_secs(30))
@@ -229,6 +225,17 @@ impl Outside {
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(TlsConnector::from(Arc::new(config)))
     }
+}
+
+/// Connects with TLS where that is asked for. HTTP/1.1 is all that is offered: a connection of its own for each request, which the
+/// kernel holds back while its guest does not read. One of HTTP/2 would be shared by all pods, its window used up by those that do
+/// not read, and what it had taken would be nobody's memory.
+fn https<D>(tls: rustls::ClientConfig, dialer: D) -> HttpsConnector<D> {
+    hyper_rustls::HttpsConnectorBuilder::new()
+        .with_tls_config(tls)
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(dialer)
 }
 
 /// Trust in the machine's authorities, and in these.
@@ -385,6 +392,35 @@ mod tests {
         }
         let accepted = tokio::time::timeout(Duration::from_millis(50), listener.accept()).await;
         assert!(accepted.is_err(), "nobody came");
+    }
+
+    /// A server that would rather speak HTTP/2, as most do.
+    #[tokio::test]
+    async fn no_connection_to_outside_is_shared_by_requests() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let own = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let server =
+            rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let secret = rustls_pki_types::PrivateKeyDer::Pkcs8(key.serialize_der().into());
+        let mut server = server.with_no_client_auth().with_single_cert(vec![own.der().clone()], secret).unwrap();
+        server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(server));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let serving = tokio::spawn(async move {
+            let stream = acceptor.accept(listener.accept().await.unwrap().0).await.unwrap();
+            stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec)
+        });
+        let dialer = tower::service_fn(move |_: Uri| async move {
+            TcpStream::connect(at).await.map(|stream| Counted::new(stream, Arc::default()))
+        });
+        let mut connector = https(tls(vec![own.der().clone()]).await.unwrap(), dialer);
+        let uri = format!("https://localhost:{}/", at.port()).parse().unwrap();
+        let stream = tower::Service::call(&mut connector, uri).await.unwrap();
+        assert!(!stream.connected().is_negotiated_h2());
+        let agreed = serving.await.unwrap();
+        assert!(agreed.is_none_or(|agreed| agreed == b"http/1.1"));
     }
 
     #[tokio::test]

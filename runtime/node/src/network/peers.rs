@@ -16,7 +16,7 @@ use coracle_proxy::Stream;
 use http::{Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use parking_lot::RwLock;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
@@ -25,18 +25,11 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
+use super::framing;
 use crate::config::Cidr;
 
 /// A node is connected within this time, or not at all.
 const CONNECT_MAX: Duration = Duration::from_secs(4);
-/// A node that has been silent for so long is asked whether it is there,
-const PING_AFTER: Duration = Duration::from_secs(5);
-/// and answers within this time, or the link is made anew.
-const PONG_MAX: Duration = Duration::from_secs(5);
-/// Bytes on their way in one pod's connection,
-pub const STREAM_WINDOW_BYTES: u32 = 1 << 20;
-/// and in all of one link together: what a node holds for another that does not read.
-pub const LINK_WINDOW_BYTES: u32 = 16 << 20;
 /// Largest list of nodes: about 100,000 of them.
 const LIST_BYTES_MAX: usize = 16 << 20;
 /// How long the API server may take: it waits half a minute for news.
@@ -199,14 +192,7 @@ impl Peer {
         stream.set_nodelay(true)?;
         let name = ServerName::try_from(self.said.name.clone()).map_err(io::Error::other)?;
         let stream = tls.connect(name, stream).await?;
-        let mut http = http2::Builder::new(TokioExecutor::new());
-        http.timer(TokioTimer::new())
-            .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(LINK_WINDOW_BYTES)
-            .keep_alive_interval(PING_AFTER)
-            .keep_alive_timeout(PONG_MAX)
-            .keep_alive_while_idle(true);
-        let (sender, connection) = http.handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        let (sender, connection) = framing::calling().handshake(TokioIo::new(stream)).await.map_err(broken)?;
         let name = self.said.name.clone();
         // Ends with the last sender, when the peer is forgotten, or with the connection.
         tokio::spawn(async move {

@@ -33,6 +33,8 @@ pub(crate) const FILES_DIR: &str = "files";
 pub(crate) const MESSAGES_DIR: &str = "messages";
 /// The volumes.
 pub(crate) const VOLUMES_DIR: &str = "volumes";
+/// Longest path that `subPathExpr` may mean: Linux has no longer one (`PATH_MAX`).
+const SUB_PATH_BYTES_MAX: usize = 4096;
 /// After a failed refresh of a token.
 const TOKEN_RETRY: Duration = Duration::from_secs(30);
 
@@ -142,15 +144,11 @@ impl Pods {
         let env = env.to_vec();
         let run = container.1;
         let work = move || {
-            let lookup = |name: &str| env.iter().find(|(have, _)| have == name).map(|(_, value)| value.clone());
-            let sub_path = |mount: &VolumeMount| match &mount.sub_path_expr {
-                Some(expression) if !expression.is_empty() => Some(expand(expression, lookup)),
-                _ => mount.sub_path.clone(),
-            };
+            let known: HashMap<&str, &str> = env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
             let files = own.join(FILES_DIR).join(&spec.name);
             // What an earlier life has left there was its own.
             beneath::remove_tree(&files).map_err(|error| format!("{}: {error}", files.display()))?;
-            let made = volumes::make(&spec, &places, sub_path, &files.join(run.to_string()));
+            let made = volumes::make(&spec, &places, |mount| sub_path(mount, &known), &files.join(run.to_string()));
             let volumes::Made { mounts, held } = made.map_err(|error| error.to_string())?;
             let mut made = Mounts { mounts, held, message: None };
             if let Some(message) = message {
@@ -283,6 +281,16 @@ fn mounted(pod: &Pod) -> impl Iterator<Item = &Volume> {
     })
 }
 
+/// A mount's sub path, if it has one; nothing when it would be too long.
+fn sub_path(mount: &VolumeMount, env: &HashMap<&str, &str>) -> Option<Option<String>> {
+    match &mount.sub_path_expr {
+        Some(expression) if !expression.is_empty() => {
+            expand(expression, |name| env.get(name).copied(), SUB_PATH_BYTES_MAX).map(Some)
+        }
+        _ => Some(mount.sub_path.clone()),
+    }
+}
+
 fn is_credentials(volume: &Volume) -> bool {
     volume.name.starts_with(CREDENTIALS_PREFIX) && !volumes::tokens(volume).is_empty()
 }
@@ -342,6 +350,17 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sub_path_is_no_longer_than_a_path() {
+        let value = "x".repeat(SUB_PATH_BYTES_MAX / 2);
+        let env = HashMap::from([("A", value.as_str())]);
+        let mount =
+            |expression: &str| VolumeMount { sub_path_expr: Some(expression.to_owned()), ..VolumeMount::default() };
+        assert_eq!(sub_path(&mount("$(A)$(A)"), &env), Some(Some(value.repeat(2))));
+        assert_eq!(sub_path(&mount("$(A)$(A)/"), &env), None);
+        assert_eq!(sub_path(&VolumeMount::default(), &env), Some(None));
+    }
 
     #[test]
     fn the_token_that_is_due_first_wakes_its_pod() {

@@ -1,5 +1,6 @@
 //! Everything that a container is started with: component, environment, directories, log, network, limits.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use super::supported;
 use super::table::Pods;
 use crate::annotations::Wishes;
 use crate::downward::Downward;
-use crate::env::{self, Contents, ServiceLink, expand};
+use crate::env::{self, Contents, EnvError, Room, ServiceLink, expand};
 use crate::images::{Prepared, Progress};
 use crate::network::GuestNetwork;
 use crate::objects::{Kind as ObjectKind, ObjectKey};
@@ -238,7 +239,7 @@ fn engine_spec(
     given.memory_bytes_max = limit("memory", quantity::units)?;
     given.cpu_millis_max = limit("cpu", quantity::millis)?;
     given.fuel_max = wishes.fuel_max;
-    given.args = arguments(spec, &env);
+    given.args = arguments(spec, &env).map_err(|error| config_error(error.to_string()))?;
     given.env = env;
     given.working_dir = spec.working_dir.clone().filter(|dir| !dir.is_empty());
     given.mounts = mounts.mounts;
@@ -253,15 +254,27 @@ fn engine_spec(
 
 /// `command` stands for the program's name and first arguments, `args` for the rest; a component without a command is
 /// called by its image's name, as an image's entry point is: programs that are several in one go by it.
-fn arguments(spec: &Spec, env: &[(String, String)]) -> Vec<String> {
-    let lookup = |name: &str| env.iter().find(|(have, _)| have == name).map(|(_, value)| value.clone());
-    let command = spec.command.iter().flatten().map(|text| expand(text, lookup));
-    let mut all: Vec<String> = command.collect();
+fn arguments(spec: &Spec, env: &[(String, String)]) -> Result<Vec<String>, EnvError> {
+    let known: HashMap<&str, &str> = env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let mut room = Room::beside(env);
+    let mut expanded = |list: &Option<Vec<String>>, all: &mut Vec<String>| -> Result<(), EnvError> {
+        for text in list.iter().flatten() {
+            let number = all.len();
+            let what = || format!("argument {number} of container {}", spec.name);
+            let text = expand(text, |name| known.get(name).copied(), env::STRING_BYTES_MAX);
+            let text = text.ok_or_else(|| EnvError::TooLong(what()))?;
+            room.take(text.len(), what)?;
+            all.push(text);
+        }
+        Ok(())
+    };
+    let mut all = Vec::new();
+    expanded(&spec.command, &mut all)?;
     if all.is_empty() {
         all.push(program(spec.image.as_deref().unwrap_or_default()).unwrap_or(&spec.name).to_owned());
     }
-    all.extend(spec.args.iter().flatten().map(|text| expand(text, lookup)));
-    all
+    expanded(&spec.args, &mut all)?;
+    Ok(all)
 }
 
 /// The last part of an image's name.
@@ -302,8 +315,23 @@ mod tests {
             (json!({"name": "c", "command": ["/p", "1"], "args": ["2"]}), vec!["/p", "1", "2"]),
         ] {
             let spec = serde_json::from_value(spec).unwrap();
-            assert_eq!(arguments(&spec, &[("X".to_owned(), "x".to_owned())]), expected);
+            assert_eq!(arguments(&spec, &[("X".to_owned(), "x".to_owned())]).unwrap(), expected);
         }
+    }
+
+    #[test]
+    fn arguments_have_a_bound_of_bytes_with_the_environment() {
+        let env = [("BIG".to_owned(), "x".repeat(100 << 10))];
+        let spec = |arg: &str, count: usize| -> Spec {
+            serde_json::from_value(json!({"name": "c", "command": ["p"], "args": vec![arg; count]})).unwrap()
+        };
+        let failed =
+            |arg: &str, count, env: &[_]| arguments(&spec(arg, count), env).err().map(|error| error.to_string());
+        assert_eq!(failed("$(BIG)", 19, &env), None);
+        assert_eq!(failed("$(BIG)", 20, &env), Some(EnvError::TooMuch.to_string()), "the environment counts, too");
+        let named = "argument 1 of container c".to_owned();
+        assert_eq!(failed("$(BIG)$(BIG)", 1, &env), Some(EnvError::TooLong(named).to_string()));
+        assert_eq!(failed("", 500_000, &[]), Some(EnvError::TooMuch.to_string()), "an empty one costs, too");
     }
 
     #[test]

@@ -13,11 +13,13 @@ use std::io;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, symlink};
 use std::path::{Component, Path};
 
+use bytes::Bytes;
+
 /// A file of a volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct File {
     /// Its bytes.
-    pub content: Vec<u8>,
+    pub content: Bytes,
     /// Its permission bits.
     pub mode: u32,
 }
@@ -120,7 +122,7 @@ mod tests {
     use super::*;
 
     fn payload(files: &[(&str, &str)]) -> Payload {
-        let file = |content: &str| File { content: content.as_bytes().to_vec(), mode: 0o444 };
+        let file = |content: &str| File { content: content.as_bytes().to_vec().into(), mode: 0o444 };
         files.iter().map(|(path, content)| ((*path).to_owned(), file(content))).collect()
     }
 

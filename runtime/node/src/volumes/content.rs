@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use k8s_openapi::api::core::v1::{
     ConfigMapProjection, DownwardAPIVolumeFile, KeyToPath, Pod, SecretProjection, ServiceAccountTokenProjection, Volume,
 };
@@ -14,6 +15,10 @@ use crate::objects::{Content, Kind, ObjectKey};
 const MODE_DEFAULT: i32 = 0o644;
 /// Sources that a projection may have and this node has not.
 const PROJECTED_UNKNOWN: &str = "projected (clusterTrustBundle or podCertificate)";
+/// Bytes of the files of one volume, names included: 64 of the largest ConfigMaps.
+const PAYLOAD_BYTES_MAX: usize = 64 << 20;
+/// What a file costs beside them, with its place in a directory.
+const FILE_BYTES: usize = 256;
 /// Lifetime of a token that says none.
 const TOKEN_SECONDS_DEFAULT: i64 = 3600;
 
@@ -40,6 +45,9 @@ pub enum VolumeError {
     /// No token was given.
     #[error("no token for the service account")]
     NoToken,
+    /// It would have too much in it.
+    #[error("its files have more than {PAYLOAD_BYTES_MAX} bytes together; use several volumes, or fewer items")]
+    TooLarge,
 }
 
 /// A token that a volume wants.
@@ -153,7 +161,7 @@ pub fn payload(pod: &Pod, volume: &Volume, sources: &Sources<'_>) -> Result<Opti
     }
     let namespace: Arc<str> = pod.metadata.namespace.as_deref().unwrap_or("default").into();
     let mut files = Payload::new();
-    let mut into = Files { namespace: &namespace, sources, files: &mut files };
+    let mut into = Files { namespace: &namespace, sources, files: &mut files, left: PAYLOAD_BYTES_MAX };
     if let Some(source) = &volume.config_map {
         let mode = source.default_mode.unwrap_or(MODE_DEFAULT);
         into.object(Kind::ConfigMap, &source.name, source.items.as_deref(), source.optional, mode)?;
@@ -175,7 +183,7 @@ pub fn payload(pod: &Pod, volume: &Volume, sources: &Sources<'_>) -> Result<Opti
             } else if let Some(token) = &source.service_account_token {
                 let content = (sources.tokens)(&token_request(token)).ok_or(VolumeError::NoToken)?;
                 // Whoever may write the mode, a token is for its owner alone (kubelet: 0600).
-                into.put(&token.path, content.into_bytes(), 0o600);
+                into.put(&token.path, content, 0o600)?;
             } else {
                 return Err(VolumeError::Unsupported(PROJECTED_UNKNOWN));
             }
@@ -190,12 +198,17 @@ struct Files<'a> {
     namespace: &'a Arc<str>,
     sources: &'a Sources<'a>,
     files: &'a mut Payload,
+    /// Bytes that may still come; what is put twice counts twice.
+    left: usize,
 }
 
 impl Files<'_> {
-    fn put(&mut self, path: &str, content: Vec<u8>, mode: i32) {
-        let mode = u32::try_from(mode).unwrap_or(0o644);
+    fn put(&mut self, path: &str, content: impl Into<Bytes>, mode: i32) -> Result<(), VolumeError> {
+        let (content, mode) = (content.into(), u32::try_from(mode).unwrap_or(0o644));
+        let bytes = path.len() + content.len() + FILE_BYTES;
+        self.left = self.left.checked_sub(bytes).ok_or(VolumeError::TooLarge)?;
         self.files.insert(path.to_owned(), File { content, mode });
+        Ok(())
     }
 
     fn object(
@@ -217,13 +230,13 @@ impl Files<'_> {
         match items {
             None | Some([]) => {
                 for (name, bytes) in content.data.iter().chain(&content.binary) {
-                    self.put(name, bytes.clone(), mode);
+                    self.put(name, bytes.clone(), mode)?;
                 }
             }
             Some(items) => {
                 for item in items {
                     match content.data.get(&item.key).or_else(|| content.binary.get(&item.key)) {
-                        Some(bytes) => self.put(&item.path, bytes.clone(), item.mode.unwrap_or(mode)),
+                        Some(bytes) => self.put(&item.path, bytes.clone(), item.mode.unwrap_or(mode))?,
                         None if optional => {}
                         None => {
                             let kind = if kind == Kind::Secret { "secret" } else { "config" };
@@ -244,7 +257,7 @@ impl Files<'_> {
                 (None, Some(resource)) => downward.resource(resource, None)?,
                 (None, None) => continue,
             };
-            self.put(&item.path, value.into_bytes(), item.mode.unwrap_or(mode));
+            self.put(&item.path, value, item.mode.unwrap_or(mode))?;
         }
         Ok(())
     }
@@ -295,12 +308,13 @@ mod tests {
         }))
         .unwrap();
         let content = |pairs: &[(&str, &str)]| {
-            let data = pairs.iter().map(|(k, v)| ((*k).to_owned(), v.as_bytes().to_vec())).collect();
+            let data = pairs.iter().map(|(k, v)| ((*k).to_owned(), v.as_bytes().to_vec().into())).collect();
             Some(Arc::new(Content { data, ..Content::default() }))
         };
         let key = |kind, name: &str| ObjectKey { kind, namespace: "n".into(), name: name.into() };
         let contents = Contents::from([
             (key(Kind::ConfigMap, "cm"), content(&[("k1", "v1"), ("k2", "v2")])),
+            (key(Kind::ConfigMap, "large"), content(&[("k", &"x".repeat(1 << 20))])),
             (key(Kind::Secret, "sec"), content(&[("pw", "x")])),
         ]);
         let allocatable = BTreeMap::new();
@@ -355,6 +369,20 @@ mod tests {
             let shown = volume.to_string();
             let expected = expected.map(|lines| lines.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>());
             assert_eq!(files(volume), expected.map_err(str::to_owned), "{shown}");
+        }
+    }
+
+    /// A key that has a hundred names, and an object that is projected as often.
+    #[test]
+    fn a_volume_has_a_bound_of_bytes_whatever_it_repeats() {
+        let items = |count: usize| (0..count).map(|n| json!({"key": "k", "path": format!("{n}")})).collect::<Vec<_>>();
+        let named = |count| json!({"configMap": {"name": "large", "items": items(count)}});
+        let projected = |count| json!({"projected": {"sources": vec![json!({"configMap": {"name": "large"}}); count]}});
+        let too_large = || Err(VolumeError::TooLarge.to_string());
+        for (volume, expected) in
+            [(named(63), Ok(63)), (named(64), too_large()), (projected(63), Ok(1)), (projected(64), too_large())]
+        {
+            assert_eq!(files(volume).map(|lines| lines.len()), expected);
         }
     }
 }

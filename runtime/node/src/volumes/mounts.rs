@@ -34,6 +34,9 @@ pub enum MountError {
         #[source]
         source: std::io::Error,
     },
+    /// The path is too long.
+    #[error("failed to prepare subPath for volumeMount {0:?}: subPathExpr is too long when its variables are replaced")]
+    TooLong(String),
     /// The volume is not there.
     #[error("volume {0:?} is not a volume of this pod")]
     NoVolume(String),
@@ -63,12 +66,12 @@ pub struct Made {
     pub held: Vec<Arc<OwnedFd>>,
 }
 
-/// Makes the mounts of a container. `sub_path` gives a mount's sub path with its variables replaced; `files` is a directory
-/// of this life of the container's own, which does not exist yet. Blocks on the disk.
+/// Makes the mounts of a container. `sub_path` gives a mount's sub path with its variables replaced, and nothing at all when that
+/// is too long; `files` is a directory of this life of the container's own, which does not exist yet. Blocks on the disk.
 pub fn make(
     container: &Container,
     volumes: &Places,
-    sub_path: impl Fn(&VolumeMount) -> Option<String>,
+    sub_path: impl Fn(&VolumeMount) -> Option<Option<String>>,
     files: &Path,
 ) -> Result<Made, MountError> {
     let mut made = Made::default();
@@ -76,7 +79,8 @@ pub fn make(
         let (dir, is_fixed) = volumes.get(&mount.name).ok_or_else(|| MountError::NoVolume(mount.name.clone()))?;
         let read_only = *is_fixed || mount.read_only == Some(true);
         let guest = clean(&mount.mount_path);
-        let Some(sub_path) = sub_path(mount).filter(|path| !path.is_empty()) else {
+        let sub_path = sub_path(mount).ok_or_else(|| MountError::TooLong(mount.name.clone()))?;
+        let Some(sub_path) = sub_path.filter(|path| !path.is_empty()) else {
             made.mounts.push(Mount { host: dir.clone(), guest, read_only });
             continue;
         };
@@ -140,7 +144,7 @@ mod tests {
     fn plan(volume: &Path, is_fixed: bool, files: &Path, mounts: Value) -> Result<Made, MountError> {
         let volumes = Places::from([("v".to_owned(), (volume.to_owned(), is_fixed))]);
         let container = serde_json::from_value(json!({"name": "c", "volumeMounts": mounts})).unwrap();
-        make(&container, &volumes, |mount| mount.sub_path.clone(), files)
+        make(&container, &volumes, |mount| Some(mount.sub_path.clone()), files)
     }
 
     #[test]
@@ -203,7 +207,7 @@ mod tests {
     fn a_file_of_a_fixed_volume_is_a_copy_behind_its_links() {
         let dir = tempfile::tempdir().unwrap();
         let (volume, files) = (dir.path().join("v"), dir.path().join("files"));
-        let file = crate::volumes::File { content: b"old".to_vec(), mode: 0o444 };
+        let file = crate::volumes::File { content: b"old".to_vec().into(), mode: 0o444 };
         crate::volumes::write(&volume, &BTreeMap::from([("app.conf".to_owned(), file)])).unwrap();
         let mounts = json!([{"name": "v", "mountPath": "/app.conf", "subPath": "app.conf"}]);
         let made = plan(&volume, true, &files, mounts).unwrap();
