@@ -238,7 +238,10 @@ impl Member {
     async fn forget(&self, gone: &BTreeSet<MemberId>) -> Result<(), Refusal> {
         let forgotten = group::forget(&self.machine().state.read(), gone);
         if !forgotten.is_empty() {
-            self.write(Transaction::new(forgotten)).await?;
+            if let Told::Written(_, Err(_)) = self.write(Transaction::new(forgotten)).await? {
+                // A record of theirs went or came meanwhile; it is asked again.
+                return Err(Refusal::NotLeader(None));
+            }
             tracing::info!(members = ?gone, "removed from the group");
         }
         Ok(())
