@@ -12,6 +12,7 @@ use super::codec::Head;
 use super::types::{LeaderId, LogId, Vote};
 use super::{Loaded, Member, found};
 use crate::dir::Dir;
+use crate::formats::Formats;
 use crate::host::Host;
 use crate::record::Revision;
 use crate::state::{Records, Retention};
@@ -34,7 +35,7 @@ pub async fn restore(
         found(&host, &mut dir).map_err(io::Error::other)?;
         // Nothing is remembered: a watch from before is told so.
         let retention = Retention { age: Duration::ZERO, bytes: 0, memory: 0 };
-        let loaded = Member::read(&host, dir, retention)?.start()?;
+        let loaded = Member::read(&host, dir, retention, Formats::OWN)?.start()?;
         loaded.machine.begin_with(&head, &records)?;
         Ok(loaded)
     };
