@@ -78,7 +78,7 @@ pub enum Only {
 pub enum To {
     /// It has this text.
     Text(String),
-    /// It is not there.
+    /// It is not there any more.
     Gone,
     /// It stays: only its condition counts.
     Same,
@@ -399,7 +399,9 @@ impl Names {
                     return Ok((None, changes));
                 }
                 if let Some(subject) = parse_manifest(&key, &entry.text)?.subject {
-                    changes.push(gone(format!("referrer {name} {subject} {digest}"), Only::Always));
+                    let referrer = format!("referrer {name} {subject} {digest}");
+                    let entry = names.0.get(&referrer);
+                    changes.extend(entry.map(|entry| gone(referrer, Only::Version(entry.version))));
                 }
                 changes.push(gone(key, Only::Version(entry.version)));
                 Ok((Some(true), changes))
@@ -414,7 +416,7 @@ impl Names {
     pub async fn drop_loose(&self, age: Duration) -> Result<()> {
         self.current().await?;
         for name in self.repositories() {
-            let Ok(name) = name.parse::<Name>() else { return Err(CatalogError::Damaged(repository(&name))) };
+            let Ok(name) = name.parse::<Name>() else { return Err(CatalogError::Damaged(name)) };
             // Those that meet another change are left to the next time.
             loop {
                 let mut changes = vec![self.touched(&name)];

@@ -10,7 +10,6 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -53,7 +52,7 @@ const WHY_BYTES_MAX: usize = 4 << 10;
 pub trait Replicas: Send + Sync + 'static {
     /// The servers of the group, this one among them.
     fn members(&self) -> Vec<Replica>;
-    /// Takes a request to [`peers_router`] of another one, which learns by [`From`] who asks.
+    /// Takes a request to [`peers_router`] of another one, which learns by [`Caller`] who asks.
     fn call(&self, to: u64, request: Request<Body>) -> BoxFuture<'static, io::Result<Response<Body>>>;
 }
 
@@ -70,7 +69,7 @@ pub struct Replica {
 
 /// Which server asks; whoever serves [`peers_router`] has made sure of it, and puts it into the request's extensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct From(pub u64);
+pub struct Caller(pub u64);
 
 /// Why a content is not here.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -115,15 +114,15 @@ impl Registry {
     /// Has a majority of the voters hold the content `digest`, which this server has; by itself where it is the only one.
     pub(crate) async fn replicate(&self, digest: &Digest, size: u64) -> Result<(), Refusal> {
         let members = self.inner().replicas.members();
-        let voters = members.iter().filter(|member| member.votes);
-        let (mut have, mut needed) = (0, 1);
+        let voters: Vec<Replica> = members.into_iter().filter(|member| member.votes).collect();
+        let (mut have, needed) = (0, voters.len() / 2 + 1);
         let mut asked = FuturesUnordered::new();
-        let voters: Vec<_> = voters.copied().collect();
-        needed = needed.max(voters.len() / 2 + 1);
         for voter in voters {
             match voter.own {
                 true => have += 1,
-                false => asked.push(self.ask_to_hold(voter.member, digest, size).map_err(move |why| (voter.member, why))),
+                false => {
+                    asked.push(self.ask_to_hold(voter.member, digest, size).map_err(move |why| (voter.member, why)))
+                }
             }
         }
         let mut failed = Vec::new();
@@ -158,6 +157,13 @@ impl Registry {
 
     /// Whether the content of `digest` is here, or was got from another server now.
     pub(crate) async fn is_here(&self, digest: &Digest, size: u64) -> Result<bool, Refusal> {
+        let here = {
+            let digest = digest.clone();
+            self.blocking(move |inner| inner.store.size(&digest)).await?
+        };
+        if here.is_some() {
+            return Ok(true);
+        }
         match self.obtain(digest, size, None).await {
             Ok(()) => Ok(true),
             Err(NotHere::Nowhere) => Ok(false),
@@ -193,14 +199,13 @@ impl Registry {
     fn begin_fetch(&self, digest: Digest, size: u64, first: Option<u64>) -> Fetch {
         let (registry, stop) = (self.clone(), self.inner().stop.clone());
         let fetch = async move {
+            let _forget = Forget(&registry, &digest);
             let fetched = tokio::select! {
                 fetched = timeout_at(due(size), registry.fetch(&digest, size, first)) => fetched,
                 // What has come of it goes with its file.
                 () = stop.cancelled() => Ok(Err(NotHere::Unreached("this server is stopping".into()))),
             };
-            let late = || NotHere::Unreached("no server gave it in time".into());
-            registry.inner().fetches.under_way.lock().remove(&digest);
-            fetched.unwrap_or_else(|_| Err(late()))
+            fetched.unwrap_or_else(|_| Err(NotHere::Unreached("no server gave it in time".into())))
         };
         let ended = |_| Err(NotHere::Unreached("the fetch of it ended".into()));
         self.inner().tasks.spawn(fetch).unwrap_or_else(ended).boxed().shared()
@@ -306,6 +311,15 @@ impl Registry {
     }
 }
 
+/// Forgets a fetch when it has ended, however.
+struct Forget<'a>(&'a Registry, &'a Digest);
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.0.inner().fetches.under_way.lock().remove(self.1);
+    }
+}
+
 /// Why another server does not hold a content.
 #[derive(Debug)]
 pub enum NotHeld {
@@ -322,7 +336,7 @@ pub enum NotHeld {
 /// | `GET /blobs/DIGEST` | the content, whatever repository has it |
 /// | `POST /blobs/DIGEST?size=BYTES` | 204 once it is on disk here; fetched from whoever asks, if need be. 507: no space |
 ///
-/// The caller serves it to members of the group alone, and says with [`From`] who asks.
+/// The caller serves it to members of the group alone, and says with [`Caller`] who asks.
 pub fn peers_router(registry: Registry) -> Router {
     Router::new().route("/blobs/{digest}", get(give).post(hold)).with_state(registry)
 }
@@ -349,7 +363,7 @@ async fn hold(
     State(registry): State<Registry>,
     Path(digest): Path<String>,
     Query(Held { size }): Query<Held>,
-    Extension(From(caller)): Extension<From>,
+    Extension(Caller(caller)): Extension<Caller>,
 ) -> Response {
     let Ok(digest) = digest.parse::<Digest>() else { return StatusCode::BAD_REQUEST.into_response() };
     if size > registry.inner().config.blob_bytes_max {
@@ -370,4 +384,3 @@ impl Registry {
         self.inner().tasks.wait().await;
     }
 }
-

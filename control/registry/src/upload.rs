@@ -32,7 +32,8 @@ pub struct Uploads {
 pub struct Upload {
     /// Which.
     pub id: Uuid,
-    name: Name,
+    /// Nobody but who began it sends to one without.
+    name: Option<Name>,
     path: PathBuf,
     free_min: u64,
     /// One request at a time sends to it.
@@ -60,8 +61,6 @@ impl Uploads {
 
     /// Begins an upload to `name`; `None` when there are too many. Blocks on the disk.
     pub fn begin(&self, name: Name) -> io::Result<Option<Arc<Upload>>> {
-        let id = Uuid::new_v4();
-        let path = self.dir.join(id.to_string());
         let mut open = self.open.lock();
         if open.len() >= self.max {
             self.keep_used(&mut open);
@@ -69,8 +68,21 @@ impl Uploads {
                 return Ok(None);
             }
         }
+        let upload = self.make(Some(name))?;
+        open.insert(upload.id, upload.clone());
+        Ok(Some(upload))
+    }
+
+    /// Begins one that no client knows of: of what comes from another server. Blocks on the disk.
+    pub fn unlisted(&self) -> io::Result<Arc<Upload>> {
+        self.make(None)
+    }
+
+    fn make(&self, name: Option<Name>) -> io::Result<Arc<Upload>> {
+        let id = Uuid::new_v4();
+        let path = self.dir.join(id.to_string());
         let state = State { file: File::create_new(&path)?, hash: Sha256::new(), offset: 0 };
-        let upload = Arc::new(Upload {
+        Ok(Arc::new(Upload {
             id,
             name,
             path,
@@ -78,9 +90,7 @@ impl Uploads {
             busy: tokio::sync::Mutex::new(()),
             state: Mutex::new(state),
             touched: Mutex::new(Instant::now()),
-        });
-        open.insert(id, upload.clone());
-        Ok(Some(upload))
+        }))
     }
 
     /// Forgets the uploads that nobody has sent to for long.
@@ -95,7 +105,7 @@ impl Uploads {
     /// The upload `id` to `name`.
     pub fn find(&self, name: &Name, id: &str) -> Option<Arc<Upload>> {
         let upload = self.open.lock().get(&id.parse().ok()?)?.clone();
-        (upload.name == *name).then_some(upload)
+        (upload.name.as_ref() == Some(name)).then_some(upload)
     }
 
     /// Forgets an upload; its file goes with the last who holds it.

@@ -40,6 +40,7 @@ fn member(member: &MemberStatus) -> Value {
         "address": member.address,
         "api": member.api,
         "role": member.role,
+        "formats": member.formats,
         "leads": member.leads,
         "matched": member.matched.map(Revision::get),
         "heardMilliseconds": member.heard.map(|heard| u64::try_from(heard.as_millis()).unwrap_or(u64::MAX)),

@@ -4,6 +4,7 @@ mod arrows;
 mod backup;
 mod command_line;
 mod crash;
+mod images;
 mod kubectl;
 mod nodes;
 mod servers;

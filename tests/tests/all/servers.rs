@@ -10,7 +10,7 @@ use kube::Api;
 use kube::api::PostParams;
 
 /// Waits until this server sees so many voters.
-fn voters(server: &Cluster, count: usize) {
+pub fn voters(server: &Cluster, count: usize) {
     server.eventually("get --raw /coracle/v1/members", |text| text.matches("\"role\":\"voter\"").count() == count);
 }
 

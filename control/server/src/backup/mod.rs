@@ -43,8 +43,9 @@ const PIECES_QUEUED: usize = 8;
 const PIECE_WAITS: Duration = Duration::from_secs(60);
 /// Backups at a time; more are told to come again.
 const BACKUPS_MAX: usize = 2;
-/// What of the registry's directory is kept; what refers to blobs comes before them, so that none of those is missing.
-const REGISTRY: [&str; 2] = ["repositories", "blobs"];
+/// What of the registry's directory is kept. What names blobs is among the records, which come before them: so none of those that
+/// are here is missing.
+const REGISTRY: &str = "blobs";
 
 /// What a backup is made of.
 pub struct Sources {
@@ -169,8 +170,8 @@ fn write(sources: &Sources, images: bool, to: impl Write) -> io::Result<()> {
         writer.frame(&Frame::Records(part))?;
     }
     let mut files = 0_u64;
-    for part in REGISTRY.iter().filter(|_| images) {
-        files += tree(&mut writer, &sources.registry, Path::new(part))?;
+    if images {
+        files += tree(&mut writer, &sources.registry, Path::new(REGISTRY))?;
     }
     writer.frame(&Frame::End(json!({"records": whole.len(), "files": files})))?;
     writer.finish()?.flush()
@@ -279,8 +280,7 @@ mod tests {
         let keyspace = Keyspace::open(keyspace).await.unwrap();
         let registry = temp.path().join("registry");
         let blob = vec![7; 3 * CONTENT_BYTES + 1];
-        for (place, content) in
-            [("blobs/sha256/ab/abc", &blob[..]), ("repositories/a/_layers/abc", b""), ("uploads/u", b"x")]
+        for (place, content) in [("blobs/sha256/ab/abc", &blob[..]), ("blobs/sha512/ab/abd", b""), ("uploads/u", b"x")]
         {
             founding::private_dir(registry.join(place).parent().unwrap()).unwrap();
             fs::write(registry.join(place), content).unwrap();
