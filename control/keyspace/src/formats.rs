@@ -40,11 +40,13 @@ impl Formats {
         if (self.oldest..=self.newest).contains(&in_use) {
             return Ok(());
         }
-        let which =
-            if self.newest < in_use { "a newer version" } else { "an older version, or the cluster's others first" };
-        Err(format!(
-            "the cluster writes its log in format {in_use}, and this server's version of coracle knows {self}: use {which} of coracle"
-        ))
+        let what_to_do = match self.newest < in_use {
+            true => "use a newer version of coracle for it",
+            false => {
+                "use an older version of coracle for it, and a newer one when all servers of the cluster know that"
+            }
+        };
+        Err(format!("the cluster writes its log in format {in_use}, and this server knows {self}: {what_to_do}"))
     }
 }
 

@@ -260,14 +260,8 @@ impl Registry {
         let work = async {
             let mut told = None;
             loop {
-                match self.missing().await {
-                    Ok(missing) => {
-                        let fetched = futures::stream::iter(missing).map(|(digest, size)| {
-                            let registry = self.clone();
-                            async move { registry.obtain(&digest, size, None).await.err() }
-                        });
-                        let failed: Vec<NotHere> =
-                            fetched.buffer_unordered(CATCHING_UP_MAX).filter_map(std::future::ready).collect().await;
+                match self.fetch_missing().await {
+                    Ok(failed) => {
                         // Not again and again.
                         let why = failed.first().map(|why| (failed.len(), why.clone()));
                         if why != told
@@ -288,6 +282,24 @@ impl Registry {
             () = work => (),
             () = stop.cancelled() => (),
         }
+    }
+
+    /// Has everything here that is named and that any server has; an error says what is not to be had now.
+    pub async fn complete(&self) -> Result<(), String> {
+        self.inner().names.current().await.map_err(|error| error.to_string())?;
+        let failed = self.fetch_missing().await.map_err(|error| error.to_string())?;
+        // What is nowhere is lost, whoever looks.
+        failed.into_iter().find(|why| *why != NotHere::Nowhere).map_or(Ok(()), |why| Err(why.to_string()))
+    }
+
+    /// Fetches what is named and not here; gives why some of it is not.
+    async fn fetch_missing(&self) -> io::Result<Vec<NotHere>> {
+        let missing = self.missing().await?;
+        let fetched = futures::stream::iter(missing).map(|(digest, size)| {
+            let registry = self.clone();
+            async move { registry.obtain(&digest, size, None).await.err() }
+        });
+        Ok(fetched.buffer_unordered(CATCHING_UP_MAX).filter_map(std::future::ready).collect().await)
     }
 
     /// The contents that are named and not here; nothing where there is nobody to have them from.

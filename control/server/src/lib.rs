@@ -305,7 +305,8 @@ impl Server {
         let extra = extra.merge(backup::router(backup::Sources {
             keyspace: keyspace.clone(),
             authority: authority.clone(),
-            registry: dir.join("registry"),
+            registry: registry.clone(),
+            dir: dir.join("registry"),
         }));
         let extra = extra.merge(members::router(keyspace.clone()));
         let extra = extra.layer(axum::middleware::from_fn(join::nodes_only));

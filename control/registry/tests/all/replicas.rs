@@ -315,6 +315,17 @@ async fn what_is_not_what_its_digest_says_is_neither_served_nor_kept() {
     group.net.set(2, Fault::Down);
     assert_eq!(group.push(1, content(8)).await.0, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(group.holders(&digest(&content(8))), [1]);
+    // Who needs everything is told when it is not to be had, and has it when it can be had.
+    group.net.set(1, None);
+    group.net.set(2, None);
+    let blob = group.push_without_third(13).await;
+    group.net.set(1, Fault::Down);
+    group.net.set(2, Fault::Down);
+    let why = group.server(3).registry.complete().await.unwrap_err();
+    assert!(why.contains("server 2 is down"), "{why}");
+    group.net.set(2, None);
+    assert_eq!(group.server(3).registry.complete().await, Ok(()));
+    assert_eq!(group.holders(&blob), [1, 2, 3]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -351,6 +362,7 @@ async fn what_is_named_comes_by_itself_and_what_was_collected_does_not_come_back
     until("the third has what is named", || group.holders(&kept) == [1, 2, 3]).await;
     assert_eq!(group.holders(&loose), [2], "nobody fetches what nobody names");
     assert_eq!(group.server(2).registry.collect_garbage(Duration::ZERO).await.unwrap().blobs, 1);
+    assert_eq!(group.server(3).registry.complete().await, Ok(()));
     // And what is named later comes without being asked for.
     let later = group.push_without_third(12).await;
     until("the third has it, too", || group.holders(&later) == [1, 2, 3]).await;
