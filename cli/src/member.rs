@@ -69,14 +69,18 @@ fn find(members: &[Member], word: &str) -> anyhow::Result<u64> {
 
 /// A line for each.
 pub fn print(members: &[Member]) {
-    println!("{:<6}  {:<20}  {:<8}  {:<22}  {:<22}  LAG", "NUMBER", "NAME", "ROLE", "ADDRESS", "API");
+    println!("{:<6}  {:<20}  {:<8}  {:<7}  {:<22}  {:<22}  LAG", "NUMBER", "NAME", "ROLE", "FORMATS", "ADDRESS", "API");
     let last = members.iter().filter_map(|member| member.matched).max();
     for member in members {
         let role = if member.leads { "leader" } else { &member.role };
         let lag =
             last.zip(member.matched).map_or_else(|| "-".to_owned(), |(last, matched)| (last - matched).to_string());
         let [name, address, api] = [&member.name, &member.address, &member.api].map(|text| or_dash(text));
-        println!("{:<6}  {name:<20}  {role:<8}  {address:<22}  {api:<22}  {lag}", member.member);
+        let formats = match (member.formats.oldest, member.formats.newest) {
+            (oldest, newest) if oldest == newest => newest.to_string(),
+            (oldest, newest) => format!("{oldest}-{newest}"),
+        };
+        println!("{:<6}  {name:<20}  {role:<8}  {formats:<7}  {address:<22}  {api:<22}  {lag}", member.member);
     }
 }
 

@@ -39,7 +39,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
             println!("registry    {}", status.registry);
             println!("kubeconfig  {kubeconfig}");
             println!("data        {} ({})", status.data_dir.display(), output::bytes(status.disk_bytes));
-            println!("version     {}", status.version);
+            println!("version     {} (log in format {})", status.version, status.format);
             println!("revision    {} (term {})", status.revision, status.term);
             if status.alone_milliseconds.is_none() {
                 println!("nodes       {}/{} ready", status.nodes.ready, status.nodes.total);

@@ -1,5 +1,6 @@
 //! The servers of a cluster, as one of them sees them.
 
+use coracle_server::Formats;
 use http::Request;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -25,12 +26,20 @@ pub struct Member {
     pub api: String,
     /// `voter`, or `learner` as long as it does not count.
     pub role: String,
+    /// Which formats of the log it knows.
+    #[serde(default = "first")]
+    pub formats: Formats,
     /// Whether it leads.
     pub leads: bool,
     /// Up to which revision it has the log; known to the leader.
     pub matched: Option<u64>,
     /// How long ago it was heard of; known to the leader, and to a server that has no majority.
     pub heard_milliseconds: Option<u64>,
+}
+
+/// What a server knows that says nothing of it.
+fn first() -> Formats {
+    Formats::FIRST
 }
 
 /// A certificate of the server that was asked.
@@ -184,6 +193,7 @@ mod tests {
             address: format!("h{number}:1"),
             api: String::new(),
             role: role.into(),
+            formats: Formats::OWN,
             leads,
             matched: None,
             heard_milliseconds: heard,

@@ -118,6 +118,9 @@ pub struct Status {
     pub data_dir: PathBuf,
     /// Version of the server.
     pub version: String,
+    /// The format in which the log is written: the newest that all servers know.
+    #[serde(default)]
+    pub format: u32,
     /// Revision of the data: the position in the replicated log.
     pub revision: u64,
     /// Term of the Raft leader.

@@ -19,6 +19,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::formats::{self, Formats};
 use crate::raft::{ALONE_AFTER, Ask, Change, MemberId, Refusal, Told};
 use crate::record::{Guard, Key, Op, Record, Revision, Value};
 use crate::state::State;
@@ -29,7 +30,7 @@ pub(crate) const GROUP: &str = "coracle group";
 /// The record that says who leads; its revision is the fence of the leader's duties.
 const LEADER: &str = "leader";
 /// The record that says which number is the next member's.
-const NEXT: &str = "next";
+pub(crate) const NEXT: &str = "next";
 /// How the names of the members' records begin.
 const MEMBER: &str = "member ";
 /// The second line of the record of a member that is being removed.
@@ -162,6 +163,8 @@ pub struct MemberStatus {
     pub api: String,
     /// What it is.
     pub role: Role,
+    /// Which versions of the log's entries it understands.
+    pub formats: Formats,
     /// Whether it leads, as far as the one who was asked knows.
     pub leads: bool,
     /// Up to where it has the log. Known to the leader only.
@@ -279,7 +282,7 @@ pub(crate) fn is_fence(op: &Op) -> bool {
     matches!(op, Op::Check { key, .. } if &*key.collection == GROUP && &*key.name == LEADER)
 }
 
-fn key(name: &str) -> Key {
+pub(crate) fn key(name: &str) -> Key {
     Key::new(GROUP, name)
 }
 
@@ -296,12 +299,12 @@ fn names_key(member: MemberId) -> Key {
 }
 
 /// A record of a line, or of several; its revision stands in the next.
-fn line(key: Key, text: &str, guard: Guard) -> Op {
+pub(crate) fn line(key: Key, text: &str, guard: Guard) -> Op {
     let bytes = Bytes::from(format!("{text}\n"));
     Op::Put { key, value: Value { revision_at: bytes.len(), bytes }, guard }
 }
 
-fn first_line(bytes: &[u8]) -> &str {
+pub(crate) fn first_line(bytes: &[u8]) -> &str {
     let text = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
     std::str::from_utf8(text).unwrap_or_default()
 }
@@ -371,7 +374,8 @@ pub(crate) fn mark_leaving(state: &State, members: &BTreeSet<MemberId>) -> Vec<O
 
 /// What forgets those of `members` that are known.
 pub(crate) fn forget(state: &State, members: &BTreeSet<MemberId>) -> Vec<Op> {
-    let keys = members.iter().flat_map(|member| [member_key(*member), api_key(*member), names_key(*member)]);
+    let of = |member| [member_key(member), api_key(member), names_key(member), formats::forgotten(member)];
+    let keys = members.iter().flat_map(|member| of(*member));
     let known = keys.filter(|key| state.record(key).is_some());
     known.map(|key| Op::Delete { key, guard: Guard::Present }).collect()
 }
@@ -404,8 +408,9 @@ impl Keyspace {
     }
 
     /// Allocates a number for a new member, which is called `name` when members are listed. Whoever asks must have proved
-    /// that it may: what is returned, with a certificate for it, is all that it takes to get every record.
-    pub async fn admit(&self, name: &str) -> Result<Admission, GroupError> {
+    /// that it may: what is returned, with a certificate for it, is all that it takes to get every record. A member that does
+    /// not understand what is written is refused.
+    pub async fn admit(&self, name: &str, formats: Formats) -> Result<Admission, GroupError> {
         if name.is_empty() || name.len() > NAME_BYTES_MAX || name.contains(char::is_control) {
             let why = format!("a server's name has 1 to {NAME_BYTES_MAX} bytes and no control characters");
             return Err(GroupError::Refused(why));
@@ -426,10 +431,10 @@ impl Keyspace {
             let Ok(member) = first_line(&next.bytes).parse::<MemberId>() else {
                 return Err(GroupError::Refused("the record of the next member's number cannot be read".into()));
             };
-            let ops = vec![
-                line(key(NEXT), &(member + 1).to_string(), Guard::Revision(next.revision)),
-                line(member_key(member), name, Guard::Absent),
-            ];
+            let told = formats::tell(&self.0.machine.state.read(), member, formats);
+            let mut ops = told.map_err(GroupError::Refused)?;
+            ops.push(line(key(NEXT), &(member + 1).to_string(), Guard::Revision(next.revision)));
+            ops.push(line(member_key(member), name, Guard::Absent));
             match self.transact(ops).await {
                 Ok(_) => return Ok(Admission { cluster: self.0.cluster, member, peers }),
                 Err(TransactError::Guard(_)) => (),
@@ -467,14 +472,21 @@ impl Keyspace {
         self.transact(ops).await.map(drop).map_err(GroupError::from)
     }
 
+    /// The version of the log's entries that is in use: the highest that all members understand.
+    pub fn format(&self) -> u32 {
+        formats::in_use(&self.0.machine.state.read())
+    }
+
     /// Has all members know what this one is called, where it was admitted under no name, and by which names its API is
-    /// reached: nobody else may get a certificate for them ([`Keyspace::api_names`]).
+    /// reached: nobody else may get a certificate for them ([`Keyspace::api_names`]); and which versions of the log's entries it
+    /// understands. Where the one in use is not among them it is refused.
     pub async fn introduce(&self, name: &str, api_names: &[String]) -> Result<(), GroupError> {
         let id = self.0.id;
         let names = api_names.join(" ");
-        let mut ops = Vec::new();
+        let mut ops;
         {
             let state = self.0.machine.state.read();
+            ops = formats::tell(&state, id, self.0.formats).map_err(GroupError::Refused)?;
             match state.record(&member_key(id)) {
                 Some(known) if first_line(&known.bytes).is_empty() && !is_leaving(known) => {
                     ops.push(line(member_key(id), name, Guard::Revision(known.revision)));
@@ -485,7 +497,7 @@ impl Keyspace {
                 ops.push(line(names_key(id), &names, Guard::None));
             }
         }
-        if matches!(ops.as_slice(), [Op::Check { .. }]) {
+        if ops.iter().all(|op| matches!(op, Op::Check { .. })) {
             return Ok(());
         }
         self.transact(ops).await.map(drop).map_err(GroupError::from)

@@ -15,6 +15,7 @@ mod backup;
 pub mod bench;
 mod checkpoint;
 mod dir;
+mod formats;
 mod group;
 mod historian;
 mod history;
@@ -43,8 +44,9 @@ use tokio::task::JoinHandle;
 
 pub use backup::{Restoring, Whole};
 pub use dir::DirError;
+pub use formats::Formats;
 pub use group::{Admission, Begin, ClusterId, GroupAlarm, GroupError, Lead, MemberStatus, NoClusterId, Peer, Role};
-pub use raft::{Hub, MemberId, PeerTls};
+pub use raft::{Called, Hub, MemberId, PeerStream, PeerTls, Stream};
 pub use record::{
     Committed, Event, EventKind, FRAME_SLOTS, Guard, Key, OPS_MAX, Op, Record, Revision, TRANSACTION_BYTES_MAX, Value,
 };
@@ -82,6 +84,8 @@ pub struct Config {
     pub retention: Retention,
     /// Bytes of records beyond which nothing may be added ([`NoRoom::Quota`]).
     pub stored_max: u64,
+    /// Which versions of the log's entries this member understands; others than this build's are for tests.
+    pub formats: Formats,
 }
 
 /// How a member and the others of its group reach each other.
@@ -92,6 +96,8 @@ pub struct Peers {
     pub address: String,
     /// How both sides prove who they are.
     pub tls: PeerTls,
+    /// Where the streams go that they ask for ([`Keyspace::stream`]); without anybody there, they end.
+    pub streams: mpsc::Sender<Called>,
 }
 
 impl Config {
@@ -102,6 +108,7 @@ impl Config {
             begin: Begin::Found,
             retention: Retention { age: Duration::from_secs(360), bytes: 2 << 30, memory: 16 << 20 },
             stored_max: STORED_MAX,
+            formats: Formats::OWN,
         }
     }
 }
@@ -278,6 +285,7 @@ struct Inner {
     cluster: ClusterId,
     id: MemberId,
     stored_max: u64,
+    formats: Formats,
     stop: watch::Sender<bool>,
     lead: watch::Sender<Option<Lead>>,
     barriers: mpsc::Sender<oneshot::Sender<Result<Revision, BarrierError>>>,
@@ -290,6 +298,7 @@ pub struct Prepared {
     host: Host,
     path: PathBuf,
     stored_max: u64,
+    formats: Formats,
     loaded: raft::Loaded,
 }
 
@@ -313,21 +322,22 @@ impl Prepared {
     /// told ([`Keyspace::barrier`] waits for it). Without `peers` nobody can join it, and it reaches nobody.
     pub async fn start(self, peers: Option<Peers>) -> Result<Keyspace, OpenError> {
         let (cluster, member) = (self.cluster(), self.member());
-        let Some(Peers { listener, address, tls }) = peers else {
+        let Some(Peers { listener, address, tls, streams }) = peers else {
             return self.start_with(Arc::new(NoPeers)).await;
         };
         let keyspace = self.start_with(Arc::new(Links::new(cluster, member, &tls))).await?;
         let inner = &keyspace.0;
         let called = Arc::downgrade(&inner.member);
         let mut tasks = inner.tasks.lock();
-        tasks.push(tokio::spawn(raft::serve_peers(listener, tls, (cluster, member), called, inner.stop.subscribe())));
+        let stopped = inner.stop.subscribe();
+        tasks.push(tokio::spawn(raft::serve_peers(listener, tls, (cluster, member), called, streams, stopped)));
         tasks.push(tokio::spawn(leader::announce(inner.member.clone(), address, inner.stop.subscribe())));
         drop(tasks);
         Ok(keyspace)
     }
 
     async fn start_with(self, transport: Arc<dyn Transport>) -> Result<Keyspace, OpenError> {
-        let Prepared { host, path, stored_max, loaded } = self;
+        let Prepared { host, path, stored_max, formats, loaded } = self;
         let start_failed = |source| OpenError::Start { path: path.clone(), source };
         let (cluster, id) = (loaded.owner().cluster, loaded.owner().member);
         // Before the log is applied: what it says again goes to the history at once.
@@ -351,6 +361,7 @@ impl Prepared {
             cluster,
             id,
             stored_max,
+            formats,
             stop,
             lead,
             barriers,
@@ -383,7 +394,7 @@ impl Keyspace {
     }
 
     async fn prepare_on(host: Host, config: Config) -> Result<Prepared, OpenError> {
-        let Config { dir: path, begin, retention, stored_max } = config;
+        let Config { dir: path, begin, retention, stored_max, formats } = config;
         let failed = |source| OpenError::Start { path: path.clone(), source };
         let load = {
             let (host, path) = (host.clone(), path.clone());
@@ -393,12 +404,12 @@ impl Keyspace {
                     raft::found(&host, &mut dir)?;
                 }
                 // Everything is read and checked before anything is written.
-                let read = Member::read(&host, dir, retention);
+                let read = Member::read(&host, dir, retention, formats);
                 read.and_then(raft::Read::start).map_err(|source| OpenError::Load { path, source })
             }
         };
         let loaded = tokio::task::spawn_blocking(load).await.map_err(|e| failed(io::Error::other(e)))??;
-        Ok(Prepared { host, path, stored_max, loaded })
+        Ok(Prepared { host, path, stored_max, formats, loaded })
     }
 
     /// Carries out all of `ops` or none of them; they see the state before all of them. When this returns, the change is
@@ -548,6 +559,14 @@ impl Keyspace {
     /// Follows the changes of `collection` after the revision `after`.
     pub fn watch(&self, collection: &str, after: Revision) -> Result<Watcher, Compacted> {
         Watcher::new(self.0.machine.clone(), collection, after, self.0.stop.subscribe())
+    }
+
+    /// Opens a stream to another member, for what the programs that run the two have to say to each other: both have proved who
+    /// they are, and that neither was removed. It ends when either side drops it.
+    pub async fn stream(&self, to: MemberId) -> io::Result<PeerStream> {
+        let unknown = || io::Error::new(io::ErrorKind::NotFound, format!("nobody knows where member {to} is"));
+        let address = self.0.member.address_of(to).filter(|address| !address.is_empty()).ok_or_else(unknown)?;
+        self.0.member.transport().stream(to, &address).await
     }
 
     /// Bytes of its files; blocks on the disk.

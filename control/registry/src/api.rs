@@ -15,9 +15,9 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::catalog::Added;
 use crate::error::Refusal;
 use crate::name::{Algorithm, Digest, Name, Reference};
-use crate::store::Deleted;
 use crate::{Registry, blob, manifest};
 
 /// Says what a content is.
@@ -159,14 +159,26 @@ async fn get_manifest(
     text: &str,
     head_only: bool,
 ) -> Result<Response, Refusal> {
-    let found = registry.blocking(move |inner| inner.store.find_manifest(&name, &reference)).await?;
-    let found = found.ok_or_else(|| Refusal::manifest_unknown(text))?;
-    let body = if head_only { Body::empty() } else { blob::content(registry, &found.digest, 0, found.size).await? };
+    let names = &registry.inner().names;
+    let unknown = || Refusal::manifest_unknown(text);
+    let digest = match reference {
+        Reference::Digest(digest) => digest,
+        Reference::Tag(tag) => {
+            // It may stand for something else since.
+            names.current().await?;
+            names.tag(&name, &tag)?.ok_or_else(unknown)?
+        }
+    };
+    let found = names.find(|names| names.manifest(&name, &digest)).await?.ok_or_else(unknown)?;
+    if !registry.is_here(&digest, found.size).await? {
+        return Err(unknown());
+    }
+    let body = if head_only { Body::empty() } else { blob::content(registry, &digest, 0, found.size).await? };
     let headers = [
         (header::CONTENT_TYPE, value(&found.media_type)),
         (header::CONTENT_LENGTH, found.size.into()),
-        (header::ETAG, value(&format!("\"{}\"", found.digest))),
-        (CONTENT_DIGEST, value(&found.digest.to_string())),
+        (header::ETAG, value(&format!("\"{digest}\""))),
+        (CONTENT_DIGEST, value(&digest.to_string())),
     ];
     Ok((headers, body).into_response())
 }
@@ -219,14 +231,22 @@ async fn put_manifest(
     let subject = checked.subject.clone();
     let location = value(&format!("/v2/{name}/manifests/{digest}"));
     let pushed = tag.as_ref().map(|_| format!("{name}@{digest}"));
-    let added = {
+    let names = &registry.inner().names;
+    let lacks = |lacking: Digest| Refusal::manifest_blob_unknown(&lacking.to_string());
+    // What is refused anyway is written nowhere.
+    if let Added::Lacks(lacking) = names.is_complete(&name, &checked).await? {
+        return Err(lacks(lacking));
+    }
+    let size = bytes.len() as u64;
+    {
         let digest = digest.clone();
-        let add =
-            move |inner: &crate::Inner| inner.store.add_manifest(&name, tag.as_deref(), &digest, &checked, &bytes);
-        registry.changing(add).await?
-    };
+        registry.changing(move |inner| inner.store.write(&digest, &bytes)).await?;
+    }
     drop(held);
-    added.map_err(|lacking| Refusal::manifest_blob_unknown(&lacking.to_string()))?;
+    registry.replicate(&digest, size).await?;
+    if let Added::Lacks(lacking) = names.add_manifest(&name, tag.as_deref(), &digest, &checked, size).await? {
+        return Err(lacks(lacking));
+    }
     // What has no tag yet is a part of something, or is asked for by nobody.
     if let Some(image) = pushed {
         registry.inner().pushes.add(image, digest.to_string());
@@ -245,25 +265,23 @@ async fn delete_manifest(
     reference: Reference,
     text: &str,
 ) -> Result<Response, Refusal> {
-    match registry.changing(move |inner| inner.store.delete_manifest(&name, &reference)).await? {
-        Deleted::Yes => Ok(StatusCode::ACCEPTED.into_response()),
-        Deleted::Absent => Err(Refusal::manifest_unknown(text)),
-    }
+    let names = &registry.inner().names;
+    let deleted = match &reference {
+        Reference::Tag(tag) => names.delete_tag(&name, tag).await?,
+        Reference::Digest(digest) => names.delete_manifest(&name, digest).await?,
+    };
+    if deleted { Ok(StatusCode::ACCEPTED.into_response()) } else { Err(Refusal::manifest_unknown(text)) }
 }
 
 async fn catalog(registry: &Registry, query: &Query) -> Result<Response, Refusal> {
-    let names = registry.blocking(|inner| inner.store.repositories()).await?;
-    let names: Vec<String> = names.iter().map(Name::to_string).collect();
-    let page = page(names, query);
+    registry.inner().names.current().await?;
+    let page = page(registry.inner().names.repositories(), query);
     Ok(page.respond("/v2/_catalog", |names| json!({"repositories": names})))
 }
 
 async fn tags(registry: &Registry, name: Name, query: &Query) -> Result<Response, Refusal> {
-    let tags = {
-        let name = name.clone();
-        registry.blocking(move |inner| inner.store.tags(&name)).await?
-    };
-    let tags = tags.ok_or_else(|| Refusal::name_unknown(name.as_str()))?;
+    registry.inner().names.current().await?;
+    let tags = registry.inner().names.tags(&name).ok_or_else(|| Refusal::name_unknown(name.as_str()))?;
     let page = page(tags, query);
     Ok(page.respond(&format!("/v2/{name}/tags/list"), |tags| json!({"name": name.as_str(), "tags": tags})))
 }
@@ -275,34 +293,41 @@ async fn referrers(registry: &Registry, name: Name, subject: Digest, query: &Que
         let escaped = url_escaped(wanted);
         path.push_str(&format!("?artifactType={escaped}"));
     }
-    let (type_wanted, last, limit) = (wanted.clone(), query.last.clone(), query.limit());
+    let (last, limit) = (query.last.as_ref(), query.limit());
+    let names = &registry.inner().names;
+    names.current().await?;
+    let mut found: Vec<(String, Digest)> =
+        names.referrers(&name, &subject)?.into_iter().map(|digest| (digest.to_string(), digest)).collect();
+    found.sort_unstable();
+    found.retain(|(text, _)| last.is_none_or(|last| text > last));
+    let (mut descriptors, mut read) = (Vec::new(), 0);
+    let mut page = Page { entries: Vec::new(), limit, after: None };
+    let mut looked_at = None;
     // One at a time: each may have megabytes of annotations.
-    let find = move |inner: &crate::Inner| {
-        let found = inner.store.referrers(&name, &subject)?;
-        let mut digests: Vec<(String, Digest)> = found.into_iter().map(|digest| (digest.to_string(), digest)).collect();
-        digests.sort_unstable();
-        let (mut descriptors, mut read) = (Vec::new(), 0);
-        let mut page = Page { entries: Vec::new(), limit, after: None };
-        let mut looked_at = None;
-        for (text, digest) in digests.into_iter().filter(|(text, _)| last.as_ref().is_none_or(|last| text > last)) {
-            if page.entries.len() >= limit || read >= REFERRERS_BYTES_MAX {
-                page.after = looked_at;
-                break;
-            }
-            looked_at = Some(text.clone());
-            read += MANIFEST_BYTES_MIN;
-            let Some(found) = inner.store.find_manifest(&name, &Reference::Digest(digest.clone()))? else { continue };
-            let content = inner.store.read_manifest(&digest)?;
-            read += content.len();
-            let Some(descriptor) = manifest::describe(&digest, &found.media_type, &content) else { continue };
-            if type_wanted.as_ref().is_none_or(|wanted| descriptor["artifactType"] == wanted.as_str()) {
-                descriptors.push(descriptor);
-                page.entries.push(text);
-            }
+    for (text, digest) in found {
+        if page.entries.len() >= limit || read >= REFERRERS_BYTES_MAX {
+            page.after = looked_at;
+            break;
         }
-        Ok((descriptors, page))
-    };
-    let (descriptors, page): (Vec<serde_json::Value>, Page) = registry.searching(find).await?;
+        looked_at = Some(text.clone());
+        read += MANIFEST_BYTES_MIN;
+        let Some(found) = names.manifest(&name, &digest)? else { continue };
+        if !registry.is_here(&digest, found.size).await? {
+            continue;
+        }
+        read += usize::try_from(found.size).unwrap_or(usize::MAX);
+        let wanted = wanted.clone();
+        let descriptor = registry.searching(move |inner| {
+            let descriptor = manifest::describe(&digest, &found.media_type, &inner.store.read(&digest)?);
+            let fits =
+                |d: &serde_json::Value| wanted.as_ref().is_none_or(|wanted| d["artifactType"] == wanted.as_str());
+            Ok(descriptor.filter(fits))
+        });
+        if let Some(descriptor) = descriptor.await? {
+            descriptors.push(descriptor);
+            page.entries.push(text);
+        }
+    }
     let index = json!({"schemaVersion": 2, "mediaType": manifest::INDEX, "manifests": descriptors});
     let mut response = page.respond(&path, |_| index);
     let headers = response.headers_mut();

@@ -16,7 +16,6 @@ use crate::Registry;
 use crate::api::{CONTENT_DIGEST, Query, value};
 use crate::error::{Refusal, range_until};
 use crate::name::{Digest, Name};
-use crate::store::Deleted;
 use crate::upload::Upload;
 
 /// Bytes that are collected before they go to the disk together.
@@ -36,11 +35,12 @@ pub async fn get(
     headers: &HeaderMap,
     head_only: bool,
 ) -> Result<Response, Refusal> {
-    let size = {
-        let digest = digest.clone();
-        registry.blocking(move |inner| inner.store.blob_size(&name, &digest)).await?
-    };
-    let size = size.ok_or_else(|| Refusal::blob_unknown(&digest.to_string()))?;
+    let unknown = || Refusal::blob_unknown(&digest.to_string());
+    let size = registry.inner().names.find(|names| names.blob(&name, &digest)).await?.ok_or_else(unknown)?;
+    // Also for its head: who pushes takes what it hears of for what is here.
+    if !registry.is_here(&digest, size).await? {
+        return Err(unknown());
+    }
     let range =
         headers.get(header::RANGE).and_then(|range| range.to_str().ok()).map_or(Range::Whole, |r| range(r, size));
     let (status, start, length) = match range {
@@ -98,12 +98,11 @@ fn range(text: &str, size: u64) -> Range {
     if start >= end { Range::Beyond } else { Range::Part(start, end - start) }
 }
 
-/// Removes a blob from a repository.
+/// Removes a blob from a repository. Its content goes with the garbage, on every server.
 pub async fn delete(registry: &Registry, name: Name, digest: Digest) -> Result<Response, Refusal> {
-    let unknown = Refusal::blob_unknown(&digest.to_string());
-    match registry.changing(move |inner| inner.store.delete_blob(&name, &digest)).await? {
-        Deleted::Yes => Ok(StatusCode::ACCEPTED.into_response()),
-        Deleted::Absent => Err(unknown),
+    match registry.inner().names.delete_layer(&name, &digest).await? {
+        true => Ok(StatusCode::ACCEPTED.into_response()),
+        false => Err(Refusal::blob_unknown(&digest.to_string())),
     }
 }
 
@@ -112,8 +111,7 @@ pub async fn begin(registry: &Registry, name: Name, query: Query, body: Body) ->
     // What cannot be mounted, for whatever reason, is uploaded (distribution specification, "Mounting a blob").
     let parsed = |mount: &String, from: &String| Some((mount.parse::<Digest>().ok()?, from.parse::<Name>().ok()?));
     if let Some((digest, from)) = query.mount.as_ref().zip(query.from.as_ref()).and_then(|(m, f)| parsed(m, f)) {
-        let (to, mounted) = (name.clone(), digest.clone());
-        if registry.changing(move |inner| inner.store.mount(&to, &mounted, &from)).await? {
+        if registry.inner().names.mount(&name, &digest, &from).await? {
             return Ok(created(&name, &digest));
         }
     }
@@ -126,7 +124,7 @@ pub async fn begin(registry: &Registry, name: Name, query: Query, body: Body) ->
     // Whatever happens, also when the client goes away: it has no other way to this upload.
     let _forget = Forget { registry, upload: &upload };
     let _busy = upload.busy.lock().await;
-    receive(registry, &upload, body).await?;
+    receive(registry, &upload, body, registry.inner().config.blob_bytes_max).await?;
     finish(registry, name, &upload, digest).await
 }
 
@@ -218,7 +216,7 @@ async fn receive_range(
     body: Body,
 ) -> Result<(), Refusal> {
     let (begun, end) = (upload.offset(), check_range(upload, headers)?);
-    receive(registry, upload, body).await?;
+    receive(registry, upload, body, registry.inner().config.blob_bytes_max).await?;
     match end {
         Some(end) if end != upload.offset() => {
             registry.inner().uploads.forget(upload);
@@ -228,9 +226,8 @@ async fn receive_range(
     }
 }
 
-/// Takes all that comes. What came before an error stays.
-async fn receive(registry: &Registry, upload: &Arc<Upload>, mut body: Body) -> Result<(), Refusal> {
-    let max = registry.inner().config.blob_bytes_max;
+/// Takes all that comes, `max` bytes at most. What came before an error stays.
+pub async fn receive(registry: &Registry, upload: &Arc<Upload>, mut body: Body, max: u64) -> Result<(), Refusal> {
     let mut at = upload.offset();
     let mut left = max.saturating_sub(at);
     let (mut due, mut paced) = (Instant::now() + PACE_MAX, 0);
@@ -274,21 +271,26 @@ async fn write(registry: &Registry, upload: &Arc<Upload>, at: u64, chunks: Vec<B
     if taken { Ok(()) } else { Err(Refusal::upload_range(upload.offset())) }
 }
 
-/// Makes the upload a blob, if it is what `digest` says.
+/// Makes the upload a blob, if it is what `digest` says and a majority of the servers holds it.
 async fn finish(registry: &Registry, name: Name, upload: &Arc<Upload>, digest: Digest) -> Result<Response, Refusal> {
+    keep(registry, upload, &digest).await?;
+    registry.replicate(&digest, upload.offset()).await?;
+    registry.inner().names.add_layer(&name, &digest, upload.offset()).await?;
+    Ok(created(&name, &digest))
+}
+
+/// Makes the upload a content of this server, if it is what `digest` says.
+pub async fn keep(registry: &Registry, upload: &Arc<Upload>, digest: &Digest) -> Result<(), Refusal> {
     let is = {
         let (upload, algorithm) = (upload.clone(), digest.algorithm());
         // Beside others: of a large one it takes long, and touches nothing that they share.
         registry.blocking(move |_| upload.finish(algorithm)).await?
     };
-    if is != digest {
+    if is != *digest {
         return Err(Refusal::digest_differs(&is.to_string()));
     }
-    {
-        let (upload, name, digest) = (upload.clone(), name.clone(), digest.clone());
-        registry.changing(move |inner| inner.store.add_blob(&name, &digest, upload.path())).await?;
-    }
-    Ok(created(&name, &digest))
+    let (upload, digest) = (upload.clone(), digest.clone());
+    Ok(registry.changing(move |inner| inner.store.add(&digest, upload.path())).await?)
 }
 
 fn created(name: &Name, digest: &Digest) -> Response {
@@ -315,13 +317,13 @@ mod tests {
     #[tokio::test]
     async fn who_sends_a_byte_now_and_then_does_not_hold_a_place_for_ever() {
         let dir = tempfile::tempdir().unwrap();
-        let registry = Registry::open(crate::Config::new(dir.path())).unwrap();
+        let registry = crate::memory::alone(crate::Config::new(dir.path()));
         let drops = futures::stream::unfold((), |()| async {
             tokio::time::sleep(PACE_MAX / 10).await;
             Some((Ok::<_, std::io::Error>(Bytes::from_static(b"x")), ()))
         });
         let upload = registry.inner().uploads.begin("a".parse().unwrap()).unwrap().unwrap();
-        let received = receive(&registry, &upload, Body::from_stream(drops));
+        let received = receive(&registry, &upload, Body::from_stream(drops), 1 << 30);
         let received = tokio::time::timeout(Duration::from_secs(30), received).await.expect("it ends");
         assert!(format!("{received:?}").contains("less than 64 KiB"), "{received:?}");
         assert!(upload.offset() > 0, "what came stays");

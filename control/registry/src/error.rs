@@ -6,7 +6,9 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
+use crate::catalog::CatalogError;
 use crate::name::NameError;
+use crate::replicas::NotHeld;
 
 /// A refusal.
 #[derive(Debug)]
@@ -120,6 +122,40 @@ impl Refusal {
         Refusal::new(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", message)
     }
 
+    /// The disk is full.
+    pub fn full() -> Refusal {
+        Refusal::new(StatusCode::INSUFFICIENT_STORAGE, "UNKNOWN", "the registry's disk is full")
+    }
+
+    /// Whether it is because the disk is full.
+    pub fn is_full(&self) -> bool {
+        self.status == StatusCode::INSUFFICIENT_STORAGE
+    }
+
+    /// Others are needed that cannot be reached now.
+    pub fn unavailable(message: impl Into<String>) -> Refusal {
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "UNKNOWN", message)
+    }
+
+    /// Too few servers hold what was pushed.
+    pub fn not_held(have: usize, needed: usize, failed: &[(u64, NotHeld)]) -> Refusal {
+        let is_full = failed.iter().any(|(_, why)| matches!(why, NotHeld::Full(_)));
+        let each =
+            failed.iter().map(|(member, NotHeld::Full(why) | NotHeld::Other(why))| format!("server {member}: {why}"));
+        let each: Vec<String> = each.collect();
+        let message = format!(
+            "what was pushed is on the disk of {have} of {needed} servers that are needed ({}): push again when they can take it",
+            each.join("; ")
+        );
+        let status = if is_full { StatusCode::INSUFFICIENT_STORAGE } else { StatusCode::SERVICE_UNAVAILABLE };
+        Refusal::new(status, "UNKNOWN", message)
+    }
+
+    /// What it says to people.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// The client sent nothing for too long, or ended too early.
     pub fn body(message: impl Into<String>) -> Refusal {
         Refusal::new(StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID", message)
@@ -137,13 +173,24 @@ impl From<NameError> for Refusal {
     }
 }
 
+impl From<CatalogError> for Refusal {
+    fn from(error: CatalogError) -> Refusal {
+        let (status, code) = match &error {
+            CatalogError::Condition | CatalogError::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "UNKNOWN"),
+            CatalogError::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID"),
+            CatalogError::NoRoom(_) => (StatusCode::INSUFFICIENT_STORAGE, "UNKNOWN"),
+            CatalogError::Unknown => (StatusCode::GATEWAY_TIMEOUT, "UNKNOWN"),
+            CatalogError::Damaged(_) => (StatusCode::INTERNAL_SERVER_ERROR, "UNKNOWN"),
+        };
+        Refusal::new(status, code, error.to_string())
+    }
+}
+
 impl From<io::Error> for Refusal {
     fn from(error: io::Error) -> Refusal {
         tracing::error!(%error, "the registry's disk");
         match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                Refusal::new(StatusCode::INSUFFICIENT_STORAGE, "UNKNOWN", "the registry's disk is full")
-            }
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Refusal::full(),
             _ => Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "UNKNOWN", "the registry cannot use its disk"),
         }
     }
@@ -156,7 +203,7 @@ impl IntoResponse for Refusal {
         if let Some(offset) = self.range {
             response.headers_mut().insert(header::RANGE, range_until(offset));
         }
-        if self.status == StatusCode::TOO_MANY_REQUESTS {
+        if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
         }
         response

@@ -1,27 +1,30 @@
 //! The cluster's own OCI registry: what `coracle push`, oras, wkg and docker push to, and nodes pull from.
 //!
-//! It speaks the OCI distribution specification 1.1 and keeps everything as files, so that a backup is a copy. A blob is
-//! received into a file of its own while it is hashed, and becomes a blob by being renamed after its digest was found
-//! right and it is on disk: what is there is whole. Contents stream; only manifests are ever in memory.
+//! It speaks the OCI distribution specification 1.1. A blob is received into a file of its own while it is hashed, and becomes a
+//! blob by being renamed after its digest was found right and it is on disk: what is there is whole. Contents stream; only
+//! manifests are ever in memory.
 //!
 //! ```text
-//! uploads/UUID                                       being received; emptied at start
-//! blobs/sha256/ab/abcd…                              contents, manifests among them, by digest
-//! repositories/NAME/_layers/HEX                      the blob belongs to this repository
-//! repositories/NAME/_manifests/revisions/HEX         the manifest does; holds its media type
-//! repositories/NAME/_manifests/tags/TAG              holds a digest
-//! repositories/NAME/_referrers/SUBJECT/HEX           the manifest HEX refers to SUBJECT
+//! uploads/UUID                 being received; emptied at start
+//! blobs/sha256/ab/abcd…        contents, manifests among them, by digest
 //! ```
 //!
-//! No part of a repository's name begins with `_`, so nothing collides. Who may push and pull is not decided here: the
-//! caller puts the router behind its own authentication.
+//! Which repository has what, and what a tag stands for, is in a [`Catalog`] that all servers of a group share; contents are on each
+//! one's disk, and a push is answered when a majority of the [`Replicas`] holds it. Both are lent by whoever runs the registry. Who may
+//! push and pull is not decided here either: the caller puts the router behind its own authentication. An upload goes on where
+//! it was begun.
 
 mod api;
 mod blob;
+mod catalog;
 mod error;
 mod manifest;
+#[cfg(test)]
+#[path = "../tests/all/memory.rs"]
+mod memory;
 mod name;
 mod pushes;
+mod replicas;
 mod store;
 mod upload;
 
@@ -31,12 +34,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 pub use api::router;
+pub use catalog::{Catalog, CatalogError, Change, Entry, Only, To};
 pub use pushes::{Push, State};
+pub use replicas::{Caller, Replica, Replicas, peers_router};
 
-use crate::name::{Digest, Name, Reference};
+use crate::catalog::Names;
+use crate::name::Digest;
 use crate::pushes::Pushes;
+use crate::replicas::{Fetches, Places};
 use crate::store::Store;
 use crate::upload::Uploads;
 
@@ -108,29 +117,47 @@ pub(crate) struct Inner {
     changes: Arc<Semaphore>,
     searches: Arc<Semaphore>,
     pub config: Config,
+    pub names: Names,
+    pub replicas: Arc<dyn Replicas>,
     pub store: Store,
     pub uploads: Uploads,
     pub pushes: Pushes,
+    pub fetches: Fetches,
+    pub places: Places,
+    /// Fetches, which outlive those who wait for them, and what ends them.
+    pub tasks: TaskTracker,
+    pub stop: CancellationToken,
 }
 
 impl Registry {
-    /// Opens the registry in `config.dir`; uploads that were under way are gone.
-    pub fn open(config: Config) -> Result<Registry, OpenError> {
+    /// Opens the registry in `config.dir`, whose names are in `catalog` and whose contents are on others, too; uploads that were under
+    /// way are gone.
+    pub fn open(config: Config, catalog: Arc<dyn Catalog>, replicas: Arc<dyn Replicas>) -> Result<Registry, OpenError> {
         let failed = |source| OpenError { path: config.dir.clone(), source };
         let store = Store::open(&config.dir, config.free_min).map_err(failed)?;
+        let names = config.dir.join("repositories");
+        if names.exists() {
+            let path = names.display();
+            tracing::warn!(%path, "an earlier build kept the names of images here, which are read no more: push those images again, and delete it");
+        }
         let uploads = Uploads::open(config.dir.join("uploads"), &config).map_err(failed)?;
         let [manifests, changes, searches] =
             [MANIFESTS_BYTES_MAX, CHANGES_MAX, SEARCHES_MAX].map(|places| Arc::new(Semaphore::new(places)));
-        let pushes = Pushes::default();
-        Ok(Registry(Arc::new(Inner { manifests, changes, searches, config, store, uploads, pushes })))
-    }
-
-    /// The digest that a tag of the repository `name` stands for, or `None` when there is no such manifest. A reference
-    /// that is a digest already is answered with itself if it is there.
-    pub async fn resolve(&self, name: &str, reference: &str) -> io::Result<Option<String>> {
-        let (Ok(name), Ok(reference)) = (name.parse::<Name>(), reference.parse::<Reference>()) else { return Ok(None) };
-        let found = self.blocking(move |inner| inner.store.find_manifest(&name, &reference)).await?;
-        Ok(found.map(|manifest| manifest.digest.to_string()))
+        Ok(Registry(Arc::new(Inner {
+            manifests,
+            changes,
+            searches,
+            config,
+            names: Names::new(catalog),
+            replicas,
+            store,
+            uploads,
+            pushes: Pushes::default(),
+            fetches: Fetches::default(),
+            places: Places::default(),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        })))
     }
 
     /// Waits for the next image that was pushed under a tag. From the first call on they are remembered; before, and when
@@ -149,12 +176,16 @@ impl Registry {
         self.0.pushes.state(manifest_digest)
     }
 
-    /// Removes blobs that no manifest names and that nobody touched for `age`: what a push sent that was never finished,
-    /// and what deleted manifests left. Uploads that nobody goes on with go, too.
+    /// Takes blobs that no manifest names and that nobody touched for `age` out of the catalog, and removes what nothing names
+    /// from this disk: what a push sent that was never finished, and what deleted manifests left. Every server does so, and none
+    /// brings back what another one has removed, for only what is named is fetched. Without everything that was ever named nothing
+    /// is removed. Uploads that nobody goes on with go, too.
     pub async fn collect_garbage(&self, age: Duration) -> io::Result<Collected> {
+        self.0.uploads.drop_idle();
+        self.0.names.drop_loose(age).await.map_err(io::Error::other)?;
         let collect = move |inner: &Inner| {
-            inner.uploads.drop_idle();
-            inner.store.collect_garbage(age)
+            let named = inner.names.contents().map_err(io::Error::other)?;
+            inner.store.collect_garbage(&named.into_iter().map(|(digest, _)| digest).collect(), age)
         };
         self.changing(collect).await
     }
@@ -202,6 +233,6 @@ impl Registry {
     }
 
     pub(crate) fn store_of(&self, digest: &Digest) -> PathBuf {
-        self.0.store.blob_path(digest)
+        self.0.store.path(digest)
     }
 }

@@ -96,18 +96,6 @@ pub fn check(content_type: Option<&str>, bytes: &[u8]) -> Result<Checked, String
     })
 }
 
-/// What a stored manifest refers to.
-pub fn subject(bytes: &[u8]) -> Option<Digest> {
-    serde_json::from_slice::<Manifest>(bytes).ok()?.subject?.digest.parse().ok()
-}
-
-/// Every digest a stored manifest names; an error when it is damaged, for then nobody knows.
-pub fn names(bytes: &[u8]) -> Result<Vec<Digest>, serde_json::Error> {
-    let manifest = serde_json::from_slice::<Manifest>(bytes)?;
-    let parts = manifest.config.iter().chain(&manifest.layers).chain(&manifest.manifests);
-    Ok(parts.filter_map(|descriptor| descriptor.digest.parse().ok()).collect())
-}
-
 /// The descriptor of a stored manifest in a list of referrers (distribution specification, "Listing referrers").
 pub fn describe(digest: &Digest, media_type: &str, bytes: &[u8]) -> Option<Value> {
     let manifest: Manifest = serde_json::from_slice(bytes).ok()?;

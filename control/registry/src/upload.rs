@@ -36,7 +36,8 @@ pub struct Uploads {
 pub struct Upload {
     /// Which.
     pub id: Uuid,
-    name: Name,
+    /// Nobody but who began it sends to one without.
+    name: Option<Name>,
     path: PathBuf,
     free_min: u64,
     /// One request at a time sends to it.
@@ -68,17 +69,29 @@ impl Uploads {
     /// Begins an upload to `name`; `None` when there are too many: of all, or more than half of the places for what belongs
     /// together with `name`. Blocks on the disk.
     pub fn begin(&self, name: Name) -> io::Result<Option<Arc<Upload>>> {
-        let id = Uuid::new_v4();
-        let path = self.dir.join(id.to_string());
         let mut open = self.open.lock();
-        let is_own = |upload: &Upload| upload.name.owner() == name.owner();
+        let owner = name.owner().to_owned();
+        let is_own = |upload: &Upload| upload.name.as_ref().is_some_and(|name| name.owner() == owner);
         let has_its_half = open.values().filter(|upload| is_own(upload)).count() >= self.max.div_ceil(2);
         let is_full = has_its_half || open.len() >= self.max;
         if is_full && !self.make_room(&mut open, |upload| !has_its_half || is_own(upload)) {
             return Ok(None);
         }
+        let upload = self.make(Some(name))?;
+        open.insert(upload.id, upload.clone());
+        Ok(Some(upload))
+    }
+
+    /// Begins one that no client knows of: of what comes from another server. Blocks on the disk.
+    pub fn unlisted(&self) -> io::Result<Arc<Upload>> {
+        self.make(None)
+    }
+
+    fn make(&self, name: Option<Name>) -> io::Result<Arc<Upload>> {
+        let id = Uuid::new_v4();
+        let path = self.dir.join(id.to_string());
         let state = State { file: File::create_new(&path)?, hash: Sha256::new(), finished: false };
-        let upload = Arc::new(Upload {
+        Ok(Arc::new(Upload {
             id,
             name,
             path,
@@ -87,9 +100,7 @@ impl Uploads {
             state: Mutex::new(state),
             offset: AtomicU64::new(0),
             touched: Mutex::new(Instant::now()),
-        });
-        open.insert(id, upload.clone());
-        Ok(Some(upload))
+        }))
     }
 
     /// Forgets the upload that nobody has sent to for longest, of those that may go and if that is long.
@@ -108,7 +119,7 @@ impl Uploads {
     /// The upload `id` to `name`.
     pub fn find(&self, name: &Name, id: &str) -> Option<Arc<Upload>> {
         let upload = self.open.lock().get(&id.parse().ok()?)?.clone();
-        (upload.name == *name).then_some(upload)
+        (upload.name.as_ref() == Some(name)).then_some(upload)
     }
 
     /// Forgets an upload; its file goes with the last who holds it.

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use coracle_apiserver::{ApiServer, Identity};
-use coracle_keyspace::{Admission, ClusterId, Keyspace, Lead, MemberId, PeerTls, Peers};
+use coracle_keyspace::{Admission, Called, ClusterId, Keyspace, Lead, MemberId, PeerTls, Peers};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -131,8 +131,8 @@ pub(crate) fn peers(
     Peering { listener, address }: Peering,
     authority: &Authority,
     certificates: &Certificates,
-    cluster: ClusterId,
-    member: MemberId,
+    (cluster, member): (ClusterId, MemberId),
+    streams: mpsc::Sender<Called>,
 ) -> Result<Peers, Error> {
     let shown = certificates.issue(
         authority,
@@ -145,7 +145,7 @@ pub(crate) fn peers(
         },
     )?;
     let tls = PeerTls { server: Arc::new(shown.peers(authority)?), client: shown.client(authority)? };
-    Ok(Peers { listener, address, tls })
+    Ok(Peers { listener, address, tls, streams })
 }
 
 /// Runs controllers and scheduler for as long as this server leads, and again whenever it does, until `stop`.
@@ -186,7 +186,7 @@ mod tests {
     use std::collections::BTreeSet;
     use std::net::{IpAddr, Ipv4Addr};
 
-    use coracle_keyspace::Role;
+    use coracle_keyspace::{Formats, Role};
     use serde_json::{Value, json};
 
     use super::*;
@@ -269,7 +269,7 @@ mod tests {
         let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
         let mut servers = vec![start(dirs[0].path(), None).await];
         for (dir, name) in dirs[1..].iter().zip(["second", "third"]) {
-            let joining = until("it has an address", async || servers[0].admit(name).await.ok()).await;
+            let joining = until("it has an address", async || servers[0].admit(name, Formats::OWN).await.ok()).await;
             servers.push(start(dir.path(), Some(joining)).await);
         }
         until("three voters", async || {

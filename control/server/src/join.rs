@@ -24,8 +24,9 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use coracle_apiserver::Identity;
-use coracle_keyspace::{GroupError, Keyspace};
+use coracle_keyspace::{Formats, GroupError, Keyspace};
 use http::{HeaderMap, Method, StatusCode, header};
+use serde::Deserialize as _;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
@@ -236,7 +237,7 @@ impl Joining {
     }
 
     /// Whether a server may come by this name and address.
-    async fn admit_server(&self, name: &str, address: &str) -> Result<crate::Joining, Refusal> {
+    async fn admit_server(&self, name: &str, address: &str, formats: Formats) -> Result<crate::Joining, Refusal> {
         check_name(name).map_err(Refusal::Request)?;
         let members = self.keyspace.members();
         if let Some(other) = members.iter().find(|member| member.name == name) {
@@ -265,7 +266,7 @@ impl Joining {
                  with --peer-address and --peer-port where it is reached"
             )));
         }
-        let admission = self.keyspace.admit(name).await?;
+        let admission = self.keyspace.admit(name, formats).await?;
         let keys = self.authority.shared().map_err(|error| Refusal::Unavailable(error.to_string()))?;
         tracing::info!(member = admission.member, name, address, "a server is admitted");
         Ok(crate::Joining { admission, keys })
@@ -298,7 +299,12 @@ async fn join_server(State(joining): State<Arc<Joining>>, headers: HeaderMap, se
         joining.admit(&headers, For::Server).await?;
         let body = body(sent).await?;
         let text = |field: &str| body[field].as_str().unwrap_or_default();
-        let admitted = joining.admit_server(text("name"), text("address")).await?;
+        let formats = match body.get("formats") {
+            None => Formats::FIRST,
+            Some(told) => Formats::deserialize(told)
+                .map_err(|error| Refusal::Request(format!("formats is not what a server says: {error}")))?,
+        };
+        let admitted = joining.admit_server(text("name"), text("address"), formats).await?;
         Ok(Json(admitted.to_json()).into_response())
     };
     joined.await.unwrap_or_else(|refusal| refuse(&refusal))

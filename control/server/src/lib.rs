@@ -13,6 +13,7 @@ pub mod backup;
 mod door;
 mod founding;
 mod group;
+mod images;
 mod join;
 mod kubeconfig;
 mod listener;
@@ -33,6 +34,7 @@ use coracle_keyspace::{Begin, GroupError, Keyspace};
 pub use coracle_registry::{Push, Registry, State as Preparation};
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, ServerConfig};
+use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -42,14 +44,16 @@ use tls::Certificates;
 
 pub use authority::{Authority, Pair, SharedKeys, Subject};
 pub use coracle_keyspace::bench as keyspace_bench;
-pub use coracle_keyspace::{Admission, MemberStatus, Role};
+pub use coracle_keyspace::{Admission, Formats, MemberStatus, Role};
 pub use group::{Joining, Peering};
 pub use join::hash as join_token_hash;
 
 /// Group that may do everything (kubernetes-api §23.6).
 const MASTERS: &str = "system:masters";
+/// Streams from other servers that wait to be served; more wait unread.
+const STREAMS_QUEUED: usize = 16;
 /// How often the registry is tidied up.
-const TIDY_EVERY: Duration = Duration::from_secs(24 * 3600);
+const TIDY_EVERY: Duration = Duration::from_secs(3600);
 /// How long a blob may lie without a manifest.
 const TIDY_AGE: Duration = Duration::from_secs(3600);
 
@@ -211,7 +215,9 @@ impl Server {
         }
         let certificates = Arc::new(Certificates::default());
         let (cluster, member) = (prepared.cluster(), prepared.member());
-        let peers = config.peers.take().map(|peers| group::peers(peers, &authority, &certificates, cluster, member));
+        let (streams, called) = mpsc::channel(STREAMS_QUEUED);
+        let peers = config.peers.take();
+        let peers = peers.map(|peers| group::peers(peers, &authority, &certificates, (cluster, member), streams));
         let peers = peers.transpose()?;
         let keyspace = prepared.start(peers).await.map_err(data_failed)?;
         for own in ["registry", "node"] {
@@ -244,10 +250,11 @@ impl Server {
             free_min: free_floor(&dir),
             ..coracle_registry::Config::new(dir.join("registry"))
         };
-        let registry = Registry::open(registry).map_err(|e| Error::Registry(e.into()))?;
-
         let (listeners, duties) = (CancellationToken::new(), CancellationToken::new());
         let (tasks, duty_tasks) = (TaskTracker::new(), TaskTracker::new());
+        let images = images::Images::new(keyspace.clone(), tasks.clone());
+        let registry = Registry::open(registry, images.clone(), images).map_err(|e| Error::Registry(e.into()))?;
+
         // A start that fails, or that nobody waits for any more, leaves no listener behind.
         let unfinished = listeners.clone().drop_guard();
         let own_facts = status::router(status::Facts {
@@ -293,6 +300,9 @@ impl Server {
         .map_err(|e| Error::Api(e.into()))?;
 
         let registry_router = coracle_registry::router(registry.clone());
+        let peers_router = coracle_registry::peers_router(registry.clone());
+        tasks.spawn(images::serve(called, peers_router, listeners.clone()));
+        tasks.spawn(registry.clone().catch_up(listeners.clone()));
         let internal = Identity::authenticated("system:apiserver", vec![MASTERS.to_owned()]);
         let internal = kube::Client::new(api.in_process(internal), "default");
         let joining = join::Joining::new(authority.clone(), internal.clone(), keyspace.clone());
@@ -302,7 +312,8 @@ impl Server {
         let extra = extra.merge(backup::router(backup::Sources {
             keyspace: keyspace.clone(),
             authority: authority.clone(),
-            registry: dir.join("registry"),
+            registry: registry.clone(),
+            dir: dir.join("registry"),
         }));
         let extra = extra.layer(axum::middleware::from_fn(join::nodes_only));
         let router = api.router().merge(api.authenticated(extra)).merge(joining.open());
@@ -342,9 +353,10 @@ impl Server {
         self.duty_tasks.spawn(group::duties(self.api.clone(), root_ca, self.keyspace.lead(), self.duties.clone()));
     }
 
-    /// Gives a new server called `name` a place in the cluster. The caller must have made sure that it may have one.
-    pub async fn admit(&self, name: &str) -> Result<Joining, Error> {
-        let admission = self.keyspace.admit(name).await?;
+    /// Gives a new server called `name`, which understands `formats` of the log, a place in the cluster. The caller must have made
+    /// sure that it may have one.
+    pub async fn admit(&self, name: &str, formats: Formats) -> Result<Joining, Error> {
+        let admission = self.keyspace.admit(name, formats).await?;
         Ok(Joining { admission, keys: self.authority.shared()? })
     }
 
@@ -456,19 +468,20 @@ impl Server {
         self.stop_duties().await;
         self.api.shutdown();
         self.listeners.cancel();
+        self.registry.shutdown().await;
         self.tasks.close();
         self.tasks.wait().await;
         self.keyspace.shutdown().await;
     }
 }
 
-/// Once a day, what pushes left that were never finished.
+/// Now and then, what pushes left that were never finished, and what nothing names any more.
 async fn tidy(registry: Registry, stop: CancellationToken) {
-    let mut days = tokio::time::interval(TIDY_EVERY);
+    let mut turns = tokio::time::interval(TIDY_EVERY);
     loop {
         // Waiting is all that is cut here.
         tokio::select! {
-            _ = days.tick() => {}
+            _ = turns.tick() => {}
             () = stop.cancelled() => return,
         }
         if let Err(error) = registry.collect_garbage(TIDY_AGE).await {

@@ -42,6 +42,7 @@ fn member(member: &MemberStatus) -> Value {
         "address": member.address,
         "api": member.api,
         "role": member.role,
+        "formats": member.formats,
         "leads": member.leads,
         "matched": member.matched.map(Revision::get),
         "heardMilliseconds": member.heard.map(milliseconds),

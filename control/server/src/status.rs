@@ -69,6 +69,7 @@ async fn status(State(facts): State<Facts>) -> Json<Value> {
         "registry": facts.registry,
         "dataDir": facts.data_dir,
         "version": env!("CARGO_PKG_VERSION"),
+        "format": facts.keyspace.format(),
         "revision": facts.keyspace.revision().get(),
         "term": raft.term,
         "cluster": facts.keyspace.cluster().to_string(),

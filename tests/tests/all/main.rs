@@ -5,6 +5,7 @@ mod backup;
 mod command_line;
 mod crash;
 mod failover;
+mod images;
 mod kubectl;
 mod linearizability;
 mod nodes;

@@ -13,6 +13,9 @@
 //! every message by the connection it came on. Whoever was removed may call, and is told so whatever it asks
 //! ([`answer`]).
 //!
+//! Another hello asks for a [stream](PeerStream) instead: bytes both ways for whatever the program that runs the member has to
+//! say to the one that runs the other. What that is, is not known here; it has connections and places of its own.
+//!
 //! Strangers are bounded apart from members: whoever has not said hello yet has a place among its own kind, by address, and
 //! a deadline.
 
@@ -36,14 +39,17 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::Member;
 use super::ask::Ask;
+use super::members::removed;
 use super::network::{Answer, Call, Part, Transport, TransportError, answer};
 use super::places::{Place, Places};
 use super::types::{MemberId, Transaction};
 use super::wire::{self, Incoming, IncomingPart};
-use crate::group::ClusterId;
+use crate::group::{self, ClusterId, Number};
 
 /// What a connection begins with; the number is the version of all that follows.
 const MAGIC: &[u8; 16] = b"coracle members1";
+/// The same where a stream is asked for.
+const STREAM_MAGIC: &[u8; 16] = b"coracle streams1";
 const HELLO_BYTES: usize = 16 + 16 + 8 + 8;
 /// How long it may take to have a connection, and to say hello on it.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -60,6 +66,8 @@ const CALLS_ANSWERED: usize = 256;
 const CALLS_BYTES: usize = 2 * FRAME_BYTES_MAX;
 /// Connections from other members at a time, of all and of one: four each, a snapshot, and those that are about to end.
 const CONNECTIONS_MAX: (usize, usize) = (128, 16);
+/// Streams from other members at a time, of all and of one. They take no connection from the log.
+const STREAMS_MAX: (usize, usize) = (128, 32);
 /// Connections on which nobody has said hello yet, of all addresses and of one. Servers may share an address.
 const GREETINGS_MAX: (usize, usize) = (256, 32);
 /// How long a part of a snapshot may take on its way, on either side.
@@ -87,6 +95,24 @@ enum Class {
     Writes,
     /// Whatever else is asked of a leader: small, and answered at once or rare. Everybody's reads and nodes' leases wait for it.
     Questions,
+}
+
+/// Bytes to and from another member.
+pub type PeerStream = Box<dyn Stream>;
+
+/// What a [`PeerStream`] is.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// A stream that another member has asked for.
+pub struct Called {
+    /// Who.
+    pub from: MemberId,
+    /// What it says, and where it is answered.
+    pub stream: PeerStream,
+    /// As long as this is kept, so is its place among the streams.
+    _place: Place<MemberId>,
 }
 
 /// A caller or a called one of this cluster.
@@ -148,6 +174,14 @@ impl Transport for Links {
             calls.send(Outgoing { frame, reply }).await.map_err(|_| TransportError::Unreachable(to))?;
             let lost = |_| TransportError::Failed { member: to, reason: "the connection broke".into() };
             wire::incoming_answer(&answer.await.map_err(lost)?, to, asked.as_ref())
+        })
+    }
+
+    fn stream(&self, to: MemberId, address: &str) -> BoxFuture<'static, io::Result<PeerStream>> {
+        let (links, address) = (self.clone(), address.to_owned());
+        Box::pin(async move {
+            let stream = links.0.dialer.dial(STREAM_MAGIC, to, &address).await?;
+            Ok(Box::new(stream) as PeerStream)
         })
     }
 }
@@ -239,7 +273,7 @@ impl Link {
         let (link, dialer, address, dial) = (self.clone(), shared.dialer.clone(), address.to_owned(), state.dial);
         drop(state);
         shared.spawn(async move {
-            let dialed = dialer.dial(to, &address).await;
+            let dialed = dialer.dial(MAGIC, to, &address).await;
             let opened = link.dialed(dial, to, dialed);
             drop(ended);
             if let Some((stream, queue)) = opened
@@ -301,14 +335,14 @@ struct Dialer {
 
 impl Dialer {
     /// A connection to the member `to` on which both have said hello.
-    async fn dial(&self, to: MemberId, address: &str) -> io::Result<ClientStream> {
+    async fn dial(&self, magic: &[u8; 16], to: MemberId, address: &str) -> io::Result<ClientStream> {
         let dial = async {
             let stream = TcpStream::connect(address).await?;
             prepare(&stream);
             let name = ServerName::try_from(self.own.cluster.certificate_name(to)).map_err(io::Error::other)?;
             let mut stream = self.tls.connect(name, stream).await?;
             let mut hello = [0; HELLO_BYTES];
-            hello[..16].copy_from_slice(MAGIC);
+            hello[..16].copy_from_slice(magic);
             hello[16..32].copy_from_slice(self.own.cluster.bytes());
             hello[32..40].copy_from_slice(&self.own.member.to_le_bytes());
             hello[40..].copy_from_slice(&to.to_le_bytes());
@@ -321,7 +355,7 @@ impl Dialer {
     }
 
     async fn send_snapshot(&self, to: MemberId, address: &str, call: Call) -> Result<Answer, TransportError> {
-        let stream = self.dial(to, address).await.map_err(|error| {
+        let stream = self.dial(MAGIC, to, address).await.map_err(|error| {
             tracing::debug!(%error, member = to, "reach a member for a snapshot");
             TransportError::Unreachable(to)
         })?;
@@ -459,17 +493,19 @@ async fn read_reply(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<String>
     Ok(String::from_utf8_lossy(&why).into_owned())
 }
 
-/// Takes the calls of other members to `member` at `listener`, until `stopped` says so.
+/// Takes the calls of other members to `member` at `listener`, until `stopped` says so; their streams go to `streams`.
 pub async fn serve(
     listener: TcpListener,
     tls: PeerTls,
     own: (ClusterId, MemberId),
     member: Weak<Member>,
+    streams: mpsc::Sender<Called>,
     mut stopped: watch::Receiver<bool>,
 ) {
     let own = Own { cluster: own.0, member: own.1 };
     let acceptor = TlsAcceptor::from(tls.server);
-    let (strangers, members) = (Places::new(GREETINGS_MAX), Places::new(CONNECTIONS_MAX));
+    let strangers = Places::new(GREETINGS_MAX);
+    let members = Rooms { calls: Places::new(CONNECTIONS_MAX), streams: Places::new(STREAMS_MAX) };
     let mut tasks = JoinSet::new();
     loop {
         while tasks.try_join_next().is_some() {}
@@ -487,7 +523,7 @@ pub async fn serve(
             }
         };
         let Some(place) = strangers.take(from.ip()) else { continue };
-        let (acceptor, members, member) = (acceptor.clone(), members.clone(), member.clone());
+        let (acceptor, members, member, streams) = (acceptor.clone(), members.clone(), member.clone(), streams.clone());
         tasks.spawn(async move {
             let greeted = match greet(stream, acceptor, own, place, members).await {
                 Ok(greeted) => greeted,
@@ -498,7 +534,11 @@ pub async fn serve(
                     return;
                 }
             };
-            if let Err(error) = answer_calls(greeted, member).await {
+            let ended = match greeted.purpose {
+                Purpose::Calls => answer_calls(greeted, member).await,
+                Purpose::Stream => pass_on(greeted, member, streams).await,
+            };
+            if let Err(error) = ended {
                 tracing::debug!(%error, %from, "a link from another member ended");
             }
         });
@@ -508,11 +548,39 @@ pub async fn serve(
 
 type ServerStream = tokio_rustls::server::TlsStream<TcpStream>;
 
+/// Places for members' connections.
+#[derive(Clone)]
+struct Rooms {
+    calls: Arc<Places<MemberId>>,
+    streams: Arc<Places<MemberId>>,
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Purpose {
+    Calls,
+    Stream,
+}
+
 /// A connection of a member.
 struct Greeted {
     stream: ServerStream,
     caller: MemberId,
-    _place: Place<MemberId>,
+    purpose: Purpose,
+    place: Place<MemberId>,
+}
+
+/// Hands a stream to whoever serves them. Whoever was removed gets none.
+async fn pass_on(greeted: Greeted, member: Weak<Member>, streams: mpsc::Sender<Called>) -> io::Result<()> {
+    let Greeted { stream, caller, place, .. } = greeted;
+    let ended = || io::Error::other("the keyspace was shut down");
+    let member = member.upgrade().ok_or_else(ended)?;
+    if group::number(&member.machine().state.read(), caller) == Number::Gone {
+        return Err(io::Error::other(removed(caller)));
+    }
+    drop(member);
+    let called = Called { from: caller, stream: Box::new(stream), _place: place };
+    streams.send(called).await.map_err(|_| io::Error::other("nobody serves streams here"))
 }
 
 /// Says hello; the stranger's place is free again when it is a member.
@@ -521,7 +589,7 @@ async fn greet(
     acceptor: TlsAcceptor,
     own: Own,
     _stranger: Place<IpAddr>,
-    members: Arc<Places<MemberId>>,
+    members: Rooms,
 ) -> io::Result<Greeted> {
     prepare(&stream);
     let greet = async {
@@ -529,23 +597,25 @@ async fn greet(
         let mut hello = [0; HELLO_BYTES];
         stream.read_exact(&mut hello).await?;
         let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-        let checked = check(&hello, certificate, own).and_then(|caller| match members.take(caller) {
-            Some(place) => Ok((caller, place)),
-            None => Err(format!("member {caller} has too many connections to this server")),
+        let checked = check(&hello, certificate, own).and_then(|(caller, purpose)| {
+            let room = if purpose == Purpose::Calls { &members.calls } else { &members.streams };
+            let place = room.take(caller);
+            let place = place.ok_or_else(|| format!("member {caller} has too many connections to this server"))?;
+            Ok((caller, purpose, place))
         });
         let why = checked.as_ref().err().cloned().unwrap_or_default();
         stream.write_u16_le(u16::try_from(why.len()).unwrap_or_default()).await?;
         stream.write_all(why.as_bytes()).await?;
         stream.flush().await?;
-        let (caller, place) = checked.map_err(io::Error::other)?;
-        Ok(Greeted { stream, caller, _place: place })
+        let (caller, purpose, place) = checked.map_err(io::Error::other)?;
+        Ok(Greeted { stream, caller, purpose, place })
     };
     timeout(DIAL_TIMEOUT * 2, greet).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 /// Answers what a member asks, until either side ends.
 async fn answer_calls(greeted: Greeted, member: Weak<Member>) -> io::Result<()> {
-    let Greeted { stream, caller, _place } = greeted;
+    let Greeted { stream, caller, place: _place, .. } = greeted;
     let (read, write) = tokio::io::split(stream);
     let (mut read, mut write) = (BufReader::with_capacity(64 << 10, read), BufWriter::with_capacity(64 << 10, write));
     let (answers, mut queue) = mpsc::channel::<(u64, Vec<u8>)>(CALLS_QUEUED);
@@ -617,17 +687,19 @@ async fn take_parts(read: &mut (impl AsyncRead + Unpin), parts: mpsc::Sender<Par
     }
 }
 
-/// Who calls, if it may.
+/// Who calls and for what, if it may.
 fn check(
     hello: &[u8; HELLO_BYTES],
     certificate: Option<&rustls::pki_types::CertificateDer<'_>>,
     own: Own,
-) -> Result<MemberId, String> {
+) -> Result<(MemberId, Purpose), String> {
     let number = |at: usize| hello[at..at + 8].iter().rev().fold(0, |number: u64, byte| number << 8 | u64::from(*byte));
     let (caller, called) = (number(32), number(40));
-    if hello[..16] != *MAGIC {
-        return Err("this server speaks another version of the protocol between servers".into());
-    }
+    let purpose = match &hello[..16] {
+        magic if magic == MAGIC => Purpose::Calls,
+        magic if magic == STREAM_MAGIC => Purpose::Stream,
+        _ => return Err("this server speaks another version of the protocol between servers".into()),
+    };
     if hello[16..32] != *own.cluster.bytes() {
         return Err(format!("this server belongs to cluster {}", own.cluster));
     }
@@ -641,7 +713,7 @@ fn check(
         matches!((certificate, name), (Ok(certificate), Ok(name))
             if rustls::client::verify_server_name(&certificate, &name).is_ok())
     });
-    if valid { Ok(caller) } else { Err(format!("the certificate is not that of member {caller}")) }
+    if valid { Ok((caller, purpose)) } else { Err(format!("the certificate is not that of member {caller}")) }
 }
 
 #[cfg(test)]
@@ -655,7 +727,7 @@ mod tests {
     use crate::host::Host;
     use crate::raft::{Refusal, Told};
     use crate::simulation::{SIZES, SimDisk, until};
-    use crate::{Begin, Config, Guard, Key, Keyspace, Op, Peers, Value};
+    use crate::{Begin, Config, Formats, Guard, Key, Keyspace, Op, Peers, Value};
 
     /// An authority of a test.
     struct Authority {
@@ -707,10 +779,12 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let tls = authority.tls(&own.certificate_name(1));
-        let keyspace = prepared.start(Some(Peers { listener, address: address.clone(), tls })).await.unwrap();
+        let (streams, mut called) = mpsc::channel(1);
+        let peers = Peers { listener, address: address.clone(), tls, streams };
+        let keyspace = prepared.start(Some(peers)).await.unwrap();
         let own_address = || keyspace.members()[0].address.clone();
         until("its address is known", async || (own_address() == address).then_some(())).await;
-        let second = keyspace.admit("second").await.unwrap();
+        let second = keyspace.admit("second", Formats::OWN).await.unwrap();
         assert_eq!((second.member, second.cluster), (2, own));
         let ask = async |says: ClusterId, member: MemberId, tls: PeerTls, to: MemberId| {
             let links = Links::new(says, member, &tls);
@@ -729,6 +803,19 @@ mod tests {
         ] {
             assert!(!heard, "{what}");
         }
+        // Streams are as particular, and come with who asked for them.
+        let mut stream = async |member: MemberId, tls: PeerTls| {
+            let opened = Links::new(own, member, &tls).stream(1, &address).await?;
+            let Called { from, stream, .. } = called.recv().await.expect("it is passed on");
+            let (mut here, mut there) = (opened, stream);
+            here.write_all(b"ping").await?;
+            here.flush().await?;
+            let mut came = [0; 4];
+            there.read_exact(&mut came).await?;
+            io::Result::Ok((from, came))
+        };
+        assert_eq!(stream(2, named(&authority, 2)).await.unwrap(), (2, *b"ping"));
+        assert!(stream(2, named(&authority, 3)).await.unwrap_err().to_string().contains("not that of member 2"));
         // Of the same authority, with another cluster's id in its words alone.
         let mut hello = [0; HELLO_BYTES];
         hello[..16].copy_from_slice(MAGIC);
@@ -749,6 +836,9 @@ mod tests {
             let told = links.call(1, &address, Call::Ask(Ask::ReadIndex)).await.unwrap();
             assert!(matches!(told, Answer::Told(Err(Refusal::Removed(2)))), "{told:?}");
         }
+        let mut opened = Links::new(own, 2, &tls).stream(1, &address).await.unwrap();
+        let ended = timeout(Duration::from_secs(10), opened.read_u8()).await.expect("it is closed");
+        assert!(ended.is_err() && called.try_recv().is_err());
         // A snapshot of it is refused before it is there, and it hears so.
         let (parts, incoming) = mpsc::channel(1);
         let send =
@@ -759,7 +849,7 @@ mod tests {
         let told = links.call(1, &address, Call::Snapshot { vote: by, meta: Box::default(), parts: incoming }).await;
         assert!(matches!(&told, Err(TransportError::Failed { reason, .. }) if reason.contains("removed")), "{told:?}");
         send.await.unwrap();
-        assert_eq!(keyspace.admit("third").await.unwrap().member, 3);
+        assert_eq!(keyspace.admit("third", Formats::OWN).await.unwrap().member, 3);
         keyspace.shutdown().await;
     }
 
@@ -771,7 +861,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let tls = authority.tls(&prepared.cluster().certificate_name(prepared.member()));
-        prepared.start(Some(Peers { listener, address, tls })).await.unwrap()
+        let streams = mpsc::channel(1).0;
+        prepared.start(Some(Peers { listener, address, tls, streams })).await.unwrap()
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -786,7 +877,7 @@ mod tests {
             first.transact(put(format!("k{at}"), 2_000)).await.unwrap();
         }
         until("the log is cut", async || (first.status().log_bytes < SIZES.cut).then_some(())).await;
-        let admission = until("it has an address", async || first.admit("second").await.ok()).await;
+        let admission = until("it has an address", async || first.admit("second", Formats::OWN).await.ok()).await;
         let second = member(&authority, 2, Begin::Join(admission)).await;
         // What was put is not sent back: it is made again here.
         let done = until("it is in the group", async || second.transact(put("large".into(), 9_000)).await.ok()).await;
@@ -821,7 +912,8 @@ mod tests {
             assert!(timeout(Duration::from_millis(1), call()).await.is_err());
         }
         let (stream, _) = listener.accept().await.unwrap();
-        let (strangers, members) = (Places::new(GREETINGS_MAX), Places::new(CONNECTIONS_MAX));
+        let strangers = Places::new(GREETINGS_MAX);
+        let members = Rooms { calls: Places::new(CONNECTIONS_MAX), streams: Places::new(STREAMS_MAX) };
         let place = strangers.take(IpAddr::from([127, 0, 0, 1])).unwrap();
         let own = Own { cluster, member: 1 };
         let greeted = greet(stream, TlsAcceptor::from(tls(1).server), own, place, members);

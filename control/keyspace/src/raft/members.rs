@@ -19,6 +19,7 @@ use openraft::{BasicNode, ChangeMembers, Instant, ServerState};
 use super::Member;
 use super::ask::{Change, Refusal, Told};
 use super::types::{MemberId, Transaction, TypeConfig};
+use crate::formats;
 use crate::group::{self, Lead, MemberStatus, Number, Role};
 use crate::record::Revision;
 
@@ -167,6 +168,7 @@ impl Member {
             address: node.addr.clone(),
             api: group::api(&state, *member),
             role: if voters.contains(member) { Role::Voter } else { Role::Learner },
+            formats: formats::of(&state, *member),
             leads: metrics.current_leader == Some(*member) && !is_lost,
             matched: matched(*member).filter(|_| leads).map(Revision::new),
             heard: heard(*member),
@@ -343,6 +345,23 @@ impl Member {
         match self.change_members(ChangeMembers::AddVoterIds(promotable.clone())).await {
             Ok(()) => tracing::info!(members = ?promotable, "they are voters now"),
             Err(error) => tracing::warn!(?error, members = ?promotable, "make them voters; it is tried again"),
+        }
+    }
+
+    /// Raises the version of the entries that is in use to what all members understand.
+    pub async fn raise_format(&self) {
+        let raise = {
+            let state = self.machine().state.read();
+            formats::raise(&state, &group::admitted(&state))
+        };
+        if raise.is_empty() {
+            return;
+        }
+        match self.write(Transaction::new(raise)).await {
+            Ok(Told::Written(_, Ok(_))) => {
+                tracing::info!("all servers know a newer format of the log: it is in use now")
+            }
+            told => tracing::debug!(?told, "raise the format of the log; it is tried again"),
         }
     }
 

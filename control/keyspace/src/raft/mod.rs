@@ -33,7 +33,7 @@ use tokio::sync::{Notify, watch};
 pub use ask::{Ask, Change, Refusal, Renewed, Told};
 pub use codec::{encode_records, records};
 pub use hub::Hub;
-pub use link::{Links, PeerTls, serve as serve_peers};
+pub use link::{Called, Links, PeerStream, PeerTls, Stream, serve as serve_peers};
 pub use machine::Machine;
 pub use members::{ALONE_AFTER, removed};
 pub use network::{Answer, Call, NoPeers, Transport};
@@ -46,6 +46,8 @@ use self::network::{Network, Raft};
 use crate::NoRoom;
 use crate::checkpoint::{self, Checkpoint};
 use crate::dir::{Dir, DirError, Owner};
+use crate::formats::{self, Formats};
+use crate::group::GROUP;
 use crate::host::{self, Host};
 use crate::state::Retention;
 
@@ -165,11 +167,13 @@ pub fn found(host: &Host, dir: &mut Dir) -> Result<(), DirError> {
 
 impl Member {
     /// Reads everything from `dir`, and changes nothing; blocks on the disk.
-    pub fn read(host: &Host, dir: Dir, retention: Retention) -> io::Result<Read> {
+    pub fn read(host: &Host, dir: Dir, retention: Retention, formats: Formats) -> io::Result<Read> {
         let owner = dir.owner().clone();
         let path = dir.path().join("state.redb");
         let history = host.history(dir.path());
         let (checkpoint, loaded) = Checkpoint::load(host, &path)?;
+        // Before the log: what it says in another version would be taken for damage.
+        formats.check(formats::in_use_of(loaded.records.get(GROUP))).map_err(io::Error::other)?;
         let head = codec::head(&loaded.meta).map_err(|error| host::damaged(&path, 0, error))?;
         let log = Log::read(host, dir, owner.member, head.applied.as_ref(), head.membership.membership())?;
         Ok(Read { host: host.clone(), owner, log, checkpoint, loaded, retention, history })

@@ -4,6 +4,7 @@
 //! member's Raft. A cluster of one has the transport that reaches nobody.
 
 use std::future::Future;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +22,7 @@ use tokio::sync::mpsc;
 
 use super::Member;
 use super::ask::{Ask, Refusal, Told};
+use super::link::PeerStream;
 use super::machine::{Applier, Machine};
 use super::members::removed;
 use super::snapshot::{Parts, Receiving, SnapshotData};
@@ -105,6 +107,13 @@ pub enum TransportError {
 pub trait Transport: Send + Sync + 'static {
     /// Asks the member `to`, known at `address`. The caller may drop the future at any time.
     fn call(&self, to: MemberId, address: &str, call: Call) -> BoxFuture<'static, Result<Answer, TransportError>>;
+
+    /// Opens a stream to the member `to`, where this transport has them.
+    fn stream(&self, to: MemberId, address: &str) -> BoxFuture<'static, io::Result<PeerStream>> {
+        let error =
+            io::Error::new(io::ErrorKind::Unsupported, format!("there are no streams to member {to} at {address:?}"));
+        Box::pin(std::future::ready(Err(error)))
+    }
 }
 
 /// The transport of a cluster of one.

@@ -14,6 +14,7 @@ use super::log::Held;
 use super::types::{LeaderId, LogId, MemberId, Vote};
 use super::{Loaded, Member, Read, found};
 use crate::dir::{Dir, Owner};
+use crate::formats::Formats;
 use crate::host::{self, Host};
 use crate::record::Revision;
 use crate::state::{Records, Retention, State};
@@ -91,7 +92,7 @@ pub async fn restore(
         found(&host, &mut dir).map_err(io::Error::other)?;
         // Nothing is remembered: a watch from before is told so.
         let retention = Retention { age: Duration::ZERO, bytes: 0, memory: 0 };
-        let loaded = Member::read(&host, dir, retention)?.start()?;
+        let loaded = Member::read(&host, dir, retention, Formats::OWN)?.start()?;
         loaded.machine.begin_with(&head, &records)?;
         Ok(loaded)
     };

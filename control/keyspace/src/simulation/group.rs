@@ -584,7 +584,7 @@ async fn play(seed: u64, plant: Plant) -> (Vec<String>, u64) {
             let first = world.members.read().await[&1].keyspace.clone().expect("it is up");
             let admission = async {
                 loop {
-                    match first.admit("another").await {
+                    match first.admit("another", crate::Formats::OWN).await {
                         Ok(admission) => return admission,
                         Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
                     }

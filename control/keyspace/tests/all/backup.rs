@@ -87,7 +87,7 @@ async fn another_cluster_begins_with_what_was_there_far_ahead_of_it() {
     until("it is known where it is", async || (!restored.members()[0].address.is_empty()).then_some(())).await;
     let (mut dirs, mut others) = (Vec::new(), Vec::new());
     for name in ["second", "third"] {
-        let admission = restored.admit(name).await.unwrap();
+        let admission = restored.admit(name, coracle_keyspace::Formats::OWN).await.unwrap();
         let dir = tempfile::tempdir().unwrap();
         let config = Config { begin: Begin::Join(admission), ..Config::new(dir.path()) };
         others.push(Keyspace::open_at(config, &hub).await.unwrap());

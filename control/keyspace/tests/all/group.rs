@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use coracle_keyspace::{
-    Begin, Config, GroupAlarm, GroupError, Guard, Hub, Key, Keyspace, MemberStatus, Op, Renewal, Revision, Role,
-    TransactError, Value,
+    Begin, Config, Formats, GroupAlarm, GroupError, Guard, Hub, Key, Keyspace, MemberStatus, Op, Renewal, Revision,
+    Role, TransactError, Value,
 };
 use tempfile::TempDir;
 
@@ -50,9 +50,13 @@ impl Group {
     }
 
     async fn join(&mut self, name: &str) -> u64 {
-        let admission = self.members[0].admit(name).await.unwrap();
+        self.join_with(name, Formats::OWN).await
+    }
+
+    async fn join_with(&mut self, name: &str, formats: Formats) -> u64 {
+        let admission = self.members[0].admit(name, formats).await.unwrap();
         let (member, dir) = (admission.member, tempfile::tempdir().unwrap());
-        let config = Config { begin: Begin::Join(admission), ..Config::new(dir.path()) };
+        let config = Config { begin: Begin::Join(admission), formats, ..Config::new(dir.path()) };
         self.members.push(Keyspace::open_at(config, &self.hub).await.unwrap());
         self.dirs.push(dir);
         member
@@ -303,8 +307,52 @@ async fn members_go_and_come_and_no_number_is_used_again() {
     let last = &group.members[3];
     until("the fourth alone", async || (voters(last) == [4]).then_some(())).await;
     last.transact(vec![put("c", "x", Guard::None)]).await.unwrap();
-    assert_eq!(last.admit("fifth").await.unwrap().member, 5);
+    assert_eq!(last.admit("fifth", Formats::OWN).await.unwrap().member, 5);
     assert!(last.get("things", "a").is_some());
+    group.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_of_two_versions_live_together_and_the_log_is_written_in_what_all_understand() {
+    let (old, both) = (Formats { oldest: 2, newest: 2 }, Formats { oldest: 2, newest: 3 });
+    let mut group = Group::found().await;
+    group.join_with("second", old).await;
+    group.join_with("third", both).await;
+    until("three voters", async || (voters(&group.members[2]) == [1, 2, 3]).then_some(())).await;
+    let formats = |member: &Keyspace| member.members().iter().map(|m| m.formats.newest).collect::<Vec<_>>();
+    assert_eq!((formats(&group.members[0]), group.members[0].format()), (vec![2, 2, 3], 2));
+    let newer = group.members[0].admit("fourth", Formats { oldest: 3, newest: 4 }).await.unwrap_err();
+    assert!(newer.to_string().contains("in format 2") && newer.to_string().contains("older version"), "{newer}");
+    // One after the other is started with the next version.
+    for at in 0..2 {
+        let config = Config { begin: Begin::Resume, formats: both, ..Config::new(group.dirs[at].path()) };
+        group.members.remove(at).shutdown().await;
+        let next = Keyspace::open_at(config, &group.hub).await.unwrap();
+        until("it has caught up", async || next.barrier().await.ok()).await;
+        assert_eq!(next.format(), 2, "not all understand more");
+        until("it is introduced", async || next.introduce("x", &[]).await.ok()).await;
+        group.members.insert(at, next);
+    }
+    for member in &group.members {
+        until("the next version is in use", async || (member.format() == 3).then_some(())).await;
+    }
+    // From now on nobody who does not know it is let in, or comes back.
+    let older = group.members[1].admit("fourth", old).await.unwrap_err();
+    assert!(older.to_string().contains("in format 3") && older.to_string().contains("newer version"), "{older}");
+    group.join_with("fourth", both).await;
+    let config = || Config { begin: Begin::Resume, formats: old, ..Config::new(group.dirs[1].path()) };
+    let last = group.members.remove(1);
+    last.shutdown().await;
+    // Its own checkpoint says so, or the others do.
+    match Keyspace::open_at(config(), &group.hub).await {
+        Err(error) => assert!(format!("{error:?}").contains("in format 3"), "{error:?}"),
+        Ok(open) => {
+            until("it has caught up", async || open.barrier().await.ok()).await;
+            let refused = open.introduce("x", &[]).await.unwrap_err();
+            assert!(refused.to_string().contains("in format 3"), "{refused}");
+            open.shutdown().await;
+        }
+    }
     group.shutdown().await;
 }
 

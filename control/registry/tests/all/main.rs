@@ -1,12 +1,14 @@
 //! The registry as its clients see it.
 
 mod clients;
+mod memory;
 mod protocol;
+mod replicas;
 
 use std::sync::Once;
 
 use axum::Router;
-use coracle_registry::{Config, Registry};
+use coracle_registry::{Catalog, CatalogError, Change, Config, Entry, Only, Registry, Replica, Replicas, To};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
@@ -26,7 +28,7 @@ impl Server {
         let dir = tempfile::tempdir().unwrap();
         let mut config = Config::new(dir.path());
         change(&mut config);
-        let registry = Registry::open(config).unwrap();
+        let registry = memory::alone(config);
         let router = coracle_registry::router(registry.clone());
         Server { dir, registry, router }
     }

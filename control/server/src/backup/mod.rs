@@ -23,6 +23,7 @@ use axum::{Extension, Router};
 use bytes::Bytes;
 use coracle_apiserver::Identity;
 use coracle_keyspace::{Keyspace, Whole};
+use coracle_registry::Registry;
 use futures::stream;
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
@@ -43,8 +44,9 @@ const PIECES_QUEUED: usize = 8;
 const PIECE_WAITS: Duration = Duration::from_secs(60);
 /// Backups at a time; more are told to come again.
 const BACKUPS_MAX: usize = 2;
-/// What of the registry's directory is kept; what refers to blobs comes before them, so that none of those is missing.
-const REGISTRY: [&str; 2] = ["repositories", "blobs"];
+/// What of the registry's directory is kept. What names blobs is among the records, which come before them: so none of those that
+/// are here is missing.
+const REGISTRY: &str = "blobs";
 
 /// What a backup is made of.
 pub struct Sources {
@@ -52,8 +54,10 @@ pub struct Sources {
     pub keyspace: Keyspace,
     /// The keys.
     pub authority: Arc<Authority>,
-    /// Where the registry keeps everything.
-    pub registry: PathBuf,
+    /// The images.
+    pub registry: Registry,
+    /// Where they are kept.
+    pub dir: PathBuf,
 }
 
 /// What the route is made of.
@@ -98,6 +102,14 @@ async fn backup(
     // Everything that was answered before is in it.
     if let Err(error) = shared.sources.keyspace.barrier().await {
         return refused(StatusCode::SERVICE_UNAVAILABLE, format!("no backup is possible now: {error}"));
+    }
+    if asked.images
+        && let Err(why) = shared.sources.registry.complete().await
+    {
+        let why = format!(
+            "this server has not all images yet, and does not get them now: {why}; try again, or leave images out"
+        );
+        return refused(StatusCode::SERVICE_UNAVAILABLE, why);
     }
     let (send, pieces) = mpsc::channel(PIECES_QUEUED);
     tokio::task::spawn_blocking(move || {
@@ -169,8 +181,8 @@ fn write(sources: &Sources, images: bool, to: impl Write) -> io::Result<()> {
         writer.frame(&Frame::Records(part))?;
     }
     let mut files = 0_u64;
-    for part in REGISTRY.iter().filter(|_| images) {
-        files += tree(&mut writer, &sources.registry, Path::new(part))?;
+    if images {
+        files += tree(&mut writer, &sources.dir, Path::new(REGISTRY))?;
     }
     writer.frame(&Frame::End(json!({"records": whole.len(), "files": files})))?;
     writer.finish()?.flush()
@@ -279,16 +291,18 @@ mod tests {
         let keyspace = Keyspace::open(keyspace).await.unwrap();
         let registry = temp.path().join("registry");
         let blob = vec![7; 3 * CONTENT_BYTES + 1];
-        for (place, content) in
-            [("blobs/sha256/ab/abc", &blob[..]), ("repositories/a/_layers/abc", b""), ("uploads/u", b"x")]
+        for (place, content) in [("blobs/sha256/ab/abc", &blob[..]), ("blobs/sha512/ab/abd", b""), ("uploads/u", b"x")]
         {
             founding::private_dir(registry.join(place).parent().unwrap()).unwrap();
             fs::write(registry.join(place), content).unwrap();
         }
+        let images = crate::images::Images::new(keyspace.clone(), tokio_util::task::TaskTracker::new());
+        let images = Registry::open(coracle_registry::Config::new(&registry), images.clone(), images).unwrap();
         let sources = || Sources {
             keyspace: keyspace.clone(),
             authority: Arc::new(Authority::open(&temp.path().join("pki"), false).unwrap()),
-            registry: registry.clone(),
+            registry: images.clone(),
+            dir: registry.clone(),
         };
         // One more than are asked for at a time: a place is given back just after the last byte.
         let router = routed(sources(), 2);

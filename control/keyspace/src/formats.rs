@@ -1,0 +1,132 @@
+//! Which versions of the log's entries the members of a group understand, and which one is in use: the highest that all of them,
+//! learners and those who are just being admitted among them, read and write. So servers of two versions can live together.
+//!
+//! Each member has a record of its range, made in the transaction that gives it its number and replaced by itself at its start. The
+//! version in use is a record, too: entries of it are in logs from then on, so it only grows. Whoever leads raises it
+//! under the condition that nobody was admitted and no range was replaced since it looked; whoever is admitted or replaces its
+//! range does so under the condition that it was not raised. A member that does not understand it is refused.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::group::{self, GROUP};
+use crate::raft::MemberId;
+use crate::record::{Guard, Key, Op};
+use crate::state::{Records, State};
+
+/// The version in use while no record says otherwise, and all that a member understands that has told none.
+const FIRST: u32 = 2;
+/// The record that says which version is in use.
+const IN_USE: &str = "format";
+
+/// Versions of the log's entries that a member reads and writes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Formats {
+    /// The oldest.
+    pub oldest: u32,
+    /// The newest.
+    pub newest: u32,
+}
+
+impl Formats {
+    /// Those of this build. The second version was the first that clusters were kept in (docs/formats.md).
+    pub const OWN: Formats = Formats { oldest: FIRST, newest: FIRST };
+    /// Those of a member that says nothing of them.
+    pub const FIRST: Formats = Formats { oldest: FIRST, newest: FIRST };
+
+    /// Refuses a server that does not understand the version `in_use`.
+    pub(crate) fn check(self, in_use: u32) -> Result<(), String> {
+        if (self.oldest..=self.newest).contains(&in_use) {
+            return Ok(());
+        }
+        let what_to_do = match self.newest < in_use {
+            true => "use a newer version of coracle for it",
+            false => {
+                "use an older version of coracle for it, and a newer one when all servers of the cluster know that"
+            }
+        };
+        Err(format!("the cluster writes its log in format {in_use}, and this server knows {self}: {what_to_do}"))
+    }
+}
+
+impl fmt::Display for Formats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.oldest == self.newest {
+            return write!(f, "format {}", self.newest);
+        }
+        write!(f, "formats {} to {}", self.oldest, self.newest)
+    }
+}
+
+fn key_of(member: MemberId) -> Key {
+    group::key(&format!("formats {member}"))
+}
+
+/// The version in use as these records of the group say.
+pub(crate) fn in_use_of(group: Option<&Records>) -> u32 {
+    let record = group.and_then(|records| records.get(IN_USE));
+    record.and_then(|record| group::first_line(&record.bytes).parse().ok()).unwrap_or(FIRST)
+}
+
+/// The version that entries are written in.
+pub(crate) fn in_use(state: &State) -> u32 {
+    in_use_of(state.collection(GROUP).map(|group| &group.records))
+}
+
+/// What `member` has said that it understands.
+pub(crate) fn of(state: &State, member: MemberId) -> Formats {
+    let record = state.record(&key_of(member));
+    let told = record.and_then(|record| {
+        let (oldest, newest) = group::first_line(&record.bytes).split_once(' ')?;
+        Some(Formats { oldest: oldest.parse().ok()?, newest: newest.parse().ok()? })
+    });
+    told.unwrap_or(Formats::FIRST)
+}
+
+/// The condition that what is known of `key` is as it is.
+fn unchanged(state: &State, key: Key) -> Op {
+    let guard = state.record(&key).map_or(Guard::Absent, |record| Guard::Revision(record.revision));
+    Op::Check { key, guard }
+}
+
+/// What has all know that `member` understands `formats`; nothing where they do. An error where that is not enough.
+pub(crate) fn tell(state: &State, member: MemberId, formats: Formats) -> Result<Vec<Op>, String> {
+    formats.check(in_use(state))?;
+    if of(state, member) == formats {
+        return Ok(Vec::new());
+    }
+    let text = format!("{} {}", formats.oldest, formats.newest);
+    Ok(vec![unchanged(state, group::key(IN_USE)), group::line(key_of(member), &text, Guard::None)])
+}
+
+/// What forgets the range of `member`.
+pub(crate) fn forgotten(member: MemberId) -> Key {
+    key_of(member)
+}
+
+/// What raises the version in use to what all `members` understand; nothing where it is that.
+pub(crate) fn raise(state: &State, members: &BTreeSet<MemberId>) -> Vec<Op> {
+    let highest = members.iter().map(|member| of(state, *member).newest).min();
+    let Some(highest) = highest.filter(|highest| *highest > in_use(state)) else { return Vec::new() };
+    let in_use = group::key(IN_USE);
+    let guard = state.record(&in_use).map_or(Guard::Absent, |record| Guard::Revision(record.revision));
+    let mut ops = vec![group::line(in_use, &highest.to_string(), guard), unchanged(state, group::key(group::NEXT))];
+    ops.extend(members.iter().map(|member| unchanged(state, key_of(*member))));
+    ops
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_does_not_understand_what_is_written_is_told_what_to_do() {
+        let formats = |oldest, newest| Formats { oldest, newest };
+        assert_eq!(formats(2, 4).check(2).and(formats(2, 4).check(4)), Ok(()));
+        let old = formats(2, 2).check(3).unwrap_err();
+        assert!(old.contains("in format 3") && old.contains("knows format 2: use a newer version"), "{old}");
+        let new = formats(4, 5).check(3).unwrap_err();
+        assert!(new.contains("knows formats 4 to 5: use an older version"), "{new}");
+    }
+}

@@ -1,0 +1,460 @@
+//! What is named: which blobs, manifests and tags a repository has. It is not kept here: whoever runs the registry has a place for
+//! small texts that is the same on every server, and lends it as a [`Catalog`].
+//!
+//! ```text
+//! repository NAME                          nothing; its version changes with everything below that names or takes away
+//! layer NAME DIGEST                        the blob belongs to this repository: its size, and when it was pushed
+//! manifest NAME DIGEST                     the manifest does: type, size, what it names and what it refers to, as JSON
+//! tag NAME TAG                             a digest
+//! referrer NAME SUBJECT DIGEST             the manifest DIGEST refers to SUBJECT
+//! ```
+//! Names, tags and digests have no blanks. What is added because something else is there, and what is taken away because nothing
+//! needs it, both carry the repository's version as their condition and change it: so neither happens behind the other's back,
+//! on whichever server.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+
+use crate::manifest::Checked;
+use crate::name::{Digest, Name};
+
+/// How often a change that meets another one is tried again.
+const TRIES_MAX: usize = 32;
+/// Changes that go in one transaction.
+const CHANGES_MAX: usize = 256;
+
+/// A place for small texts under names, in their order; the same one on every server of a group. Clients of any server see
+/// what was changed through any other once they have waited for [`Catalog::current`].
+pub trait Catalog: Send + Sync + 'static {
+    /// Waits until what is read here is at least what was there when this was called.
+    fn current(&self) -> BoxFuture<'_, Result<(), CatalogError>>;
+    /// The entry of this name.
+    fn get(&self, key: &str) -> Option<Entry>;
+    /// All entries whose names begin so, in order.
+    fn list(&self, prefix: &str) -> Vec<(String, Entry)>;
+    /// Does all of `changes`, or none: they are durable when this returns, and seen by [`Catalog::get`] here.
+    fn change(&self, changes: Vec<Change>) -> BoxFuture<'_, Result<(), CatalogError>>;
+    /// Waits until something may have changed since the last call of this, by one caller, returned.
+    fn changed(&self) -> BoxFuture<'_, ()>;
+}
+
+/// A text in a catalog.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The text, one line.
+    pub text: String,
+    /// Never the same after a change.
+    pub version: u64,
+}
+
+/// A change of one entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Its name.
+    pub key: String,
+    /// Under which condition all is done.
+    pub only: Only,
+    /// What becomes of it.
+    pub to: To,
+}
+
+/// A condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Only {
+    /// None.
+    Always,
+    /// It is not there.
+    Absent,
+    /// It is there in this version.
+    Version(u64),
+}
+
+/// What becomes of an entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum To {
+    /// It has this text.
+    Text(String),
+    /// It is not there any more.
+    Gone,
+    /// It stays: only its condition counts.
+    Same,
+}
+
+/// Why a catalog does not do something.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CatalogError {
+    /// A condition does not hold; nothing was done.
+    #[error("others change the same repository at the same time: try again")]
+    Condition,
+    /// It is more than goes in at once; nothing was done.
+    #[error("it names more than can be kept")]
+    TooLarge,
+    /// There is no room for it; nothing was done.
+    #[error("{0}")]
+    NoRoom(String),
+    /// Nothing was done.
+    #[error("{0}")]
+    Unavailable(String),
+    /// It may be done, now or later.
+    #[error("it is not known whether this was done: look, or do it again")]
+    Unknown,
+    /// An entry does not say what it should.
+    #[error("the entry {0:?} of the registry's catalog cannot be read")]
+    Damaged(String),
+}
+
+type Result<T, E = CatalogError> = std::result::Result<T, E>;
+
+/// A manifest as it is named.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Manifest {
+    /// What its author called it.
+    pub media_type: String,
+    /// Its length.
+    pub size: u64,
+    /// What it needs.
+    names: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subject: Option<String>,
+}
+
+/// What became of a manifest that was to be added.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Added {
+    /// It is there.
+    Yes,
+    /// It needs this, which the repository lacks.
+    Lacks(Digest),
+}
+
+/// The entries of a catalog, in the registry's words. Reads are of what is known here; whoever needs more waits for
+/// [`Names::current`] before.
+#[derive(Clone)]
+pub struct Names(Arc<dyn Catalog>);
+
+fn repository(name: &Name) -> String {
+    format!("repository {name}")
+}
+
+fn layer(name: &Name, digest: &Digest) -> String {
+    format!("layer {name} {digest}")
+}
+
+fn manifest(name: &Name, digest: &Digest) -> String {
+    format!("manifest {name} {digest}")
+}
+
+fn tag(name: &Name, tag: &str) -> String {
+    format!("tag {name} {tag}")
+}
+
+fn put(key: String, only: Only, text: String) -> Change {
+    Change { key, only, to: To::Text(text) }
+}
+
+fn gone(key: String, only: Only) -> Change {
+    Change { key, only, to: To::Gone }
+}
+
+fn seconds_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// The size and time that an entry of a layer says.
+fn parse_layer(key: &str, text: &str) -> Result<(u64, u64)> {
+    let parts = text.split_once(' ').and_then(|(size, at)| Some((size.parse().ok()?, at.parse().ok()?)));
+    parts.ok_or_else(|| CatalogError::Damaged(key.to_owned()))
+}
+
+fn parse_manifest(key: &str, text: &str) -> Result<Manifest> {
+    serde_json::from_str(text).map_err(|_| CatalogError::Damaged(key.to_owned()))
+}
+
+fn parse_digest(key: &str, text: &str) -> Result<Digest> {
+    text.parse().map_err(|_| CatalogError::Damaged(key.to_owned()))
+}
+
+impl Names {
+    pub fn new(catalog: Arc<dyn Catalog>) -> Names {
+        Names(catalog)
+    }
+
+    pub async fn current(&self) -> Result<()> {
+        self.0.current().await
+    }
+
+    pub async fn changed(&self) {
+        self.0.changed().await;
+    }
+
+    /// What `look` finds; where it finds nothing here, what it finds once everything is known here.
+    pub async fn find<T>(&self, look: impl Fn(&Names) -> Result<Option<T>>) -> Result<Option<T>> {
+        match look(self)? {
+            None => {
+                self.current().await?;
+                look(self)
+            }
+            found => Ok(found),
+        }
+    }
+
+    /// The length of a blob of this repository; a manifest is one, too.
+    pub fn blob(&self, name: &Name, digest: &Digest) -> Result<Option<u64>> {
+        let key = layer(name, digest);
+        match self.0.get(&key) {
+            Some(entry) => Ok(Some(parse_layer(&key, &entry.text)?.0)),
+            None => Ok(self.manifest(name, digest)?.map(|manifest| manifest.size)),
+        }
+    }
+
+    pub fn manifest(&self, name: &Name, digest: &Digest) -> Result<Option<Manifest>> {
+        let key = manifest(name, digest);
+        self.0.get(&key).map(|entry| parse_manifest(&key, &entry.text)).transpose()
+    }
+
+    /// What a tag stands for.
+    pub fn tag(&self, name: &Name, word: &str) -> Result<Option<Digest>> {
+        let key = tag(name, word);
+        self.0.get(&key).map(|entry| parse_digest(&key, &entry.text)).transpose()
+    }
+
+    /// All tags in order; `None` when there is no such repository.
+    pub fn tags(&self, name: &Name) -> Option<Vec<String>> {
+        self.0.get(&repository(name))?;
+        let prefix = tag(name, "");
+        Some(self.0.list(&prefix).into_iter().map(|(key, _)| key[prefix.len()..].to_owned()).collect())
+    }
+
+    /// The manifests that refer to `subject`, in the order of their digests.
+    pub fn referrers(&self, name: &Name, subject: &Digest) -> Result<Vec<Digest>> {
+        let prefix = format!("referrer {name} {subject} ");
+        self.0.list(&prefix).iter().map(|(key, _)| parse_digest(key, &key[prefix.len()..])).collect()
+    }
+
+    /// All repositories in order.
+    pub fn repositories(&self) -> Vec<String> {
+        let all = self.0.list("repository ");
+        all.iter().filter_map(|(key, _)| key.strip_prefix("repository ")).map(str::to_owned).collect()
+    }
+
+    /// The change that goes with every one that adds or takes away, and the repository's version before it.
+    fn touched(&self, name: &Name) -> Change {
+        let key = repository(name);
+        let only = self.0.get(&key).map_or(Only::Absent, |entry| Only::Version(entry.version));
+        put(key, only, String::new())
+    }
+
+    /// Does what `look` says until no other change comes between; nothing when it says `None`, with what it found.
+    async fn settle<T>(&self, look: impl Fn(&Names) -> Result<(T, Vec<Change>)>) -> Result<T> {
+        for _ in 0..TRIES_MAX {
+            let (found, changes) = look(self)?;
+            if changes.is_empty() {
+                return Ok(found);
+            }
+            match self.0.change(changes).await {
+                Ok(()) => return Ok(found),
+                // Somebody else was faster, here or elsewhere.
+                Err(CatalogError::Condition) => self.current().await?,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(CatalogError::Condition)
+    }
+
+    /// Names a blob that a majority holds.
+    pub async fn add_layer(&self, name: &Name, digest: &Digest, size: u64) -> Result<()> {
+        self.settle(|names| {
+            let mut changes = vec![put(layer(name, digest), Only::Always, format!("{size} {}", seconds_now()))];
+            if names.0.get(&repository(name)).is_none() {
+                changes.push(names.touched(name));
+            }
+            Ok(((), changes))
+        })
+        .await
+    }
+
+    /// Makes a blob of `from` one of `name` too, if it is there.
+    pub async fn mount(&self, name: &Name, digest: &Digest, from: &Name) -> Result<bool> {
+        self.current().await?;
+        self.settle(|names| {
+            let keys = [layer(from, digest), manifest(from, digest)];
+            let found = keys.into_iter().find_map(|key| names.0.get(&key).map(|entry| (key, entry.version)));
+            let (Some(size), Some((key, version))) = (names.blob(from, digest)?, found) else {
+                return Ok((false, Vec::new()));
+            };
+            let mut changes = vec![put(layer(name, digest), Only::Always, format!("{size} {}", seconds_now()))];
+            if from != name {
+                changes.push(Change { key, only: Only::Version(version), to: To::Same });
+            }
+            if names.0.get(&repository(name)).is_none() {
+                changes.push(names.touched(name));
+            }
+            Ok((true, changes))
+        })
+        .await
+    }
+
+    /// Takes a blob away from `name`; whether it was there.
+    pub async fn delete_layer(&self, name: &Name, digest: &Digest) -> Result<bool> {
+        self.current().await?;
+        self.settle(|names| {
+            let key = layer(name, digest);
+            Ok(match names.0.get(&key) {
+                Some(entry) => (true, vec![names.touched(name), gone(key, Only::Version(entry.version))]),
+                None => (false, Vec::new()),
+            })
+        })
+        .await
+    }
+
+    /// What of `checked` the repository lacks.
+    fn lacks(&self, name: &Name, checked: &Checked) -> Result<Option<Digest>> {
+        for needed in &checked.blobs {
+            if self.blob(name, needed)?.is_none() {
+                return Ok(Some(needed.clone()));
+            }
+        }
+        for needed in &checked.manifests {
+            if self.manifest(name, needed)?.is_none() {
+                return Ok(Some(needed.clone()));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Looks whether everything is there that a manifest needs, before anything is done for it.
+    pub async fn is_complete(&self, name: &Name, checked: &Checked) -> Result<Added> {
+        let lacks = self.lacks(name, checked)?;
+        if lacks.is_none() {
+            return Ok(Added::Yes);
+        }
+        self.current().await?;
+        Ok(self.lacks(name, checked)?.map_or(Added::Yes, Added::Lacks))
+    }
+
+    /// Names a manifest that a majority holds, and the tag that now stands for it.
+    pub async fn add_manifest(
+        &self,
+        name: &Name,
+        word: Option<&str>,
+        digest: &Digest,
+        checked: &Checked,
+        size: u64,
+    ) -> Result<Added> {
+        let entry = Manifest {
+            media_type: checked.media_type.clone(),
+            size,
+            names: checked.blobs.iter().chain(&checked.manifests).map(Digest::to_string).collect(),
+            subject: checked.subject.as_ref().map(Digest::to_string),
+        };
+        let entry = serde_json::to_string(&entry).map_err(|_| CatalogError::TooLarge)?;
+        self.settle(|names| {
+            // Its version first: what is looked for below is there as long as it stays.
+            let mut changes = vec![names.touched(name)];
+            if let Some(lacking) = names.lacks(name, checked)? {
+                return Ok((Added::Lacks(lacking), Vec::new()));
+            }
+            changes.push(put(manifest(name, digest), Only::Always, entry.clone()));
+            if let Some(subject) = &checked.subject {
+                changes.push(put(format!("referrer {name} {subject} {digest}"), Only::Always, String::new()));
+            }
+            if let Some(word) = word {
+                changes.push(put(tag(name, word), Only::Always, digest.to_string()));
+            }
+            Ok((Added::Yes, changes))
+        })
+        .await
+    }
+
+    /// Takes a tag away; whether it was there.
+    pub async fn delete_tag(&self, name: &Name, word: &str) -> Result<bool> {
+        self.current().await?;
+        self.settle(|names| {
+            let key = tag(name, word);
+            Ok(match names.0.get(&key) {
+                Some(entry) => (true, vec![gone(key, Only::Version(entry.version))]),
+                None => (false, Vec::new()),
+            })
+        })
+        .await
+    }
+
+    /// Takes a manifest away, and all tags that stand for it; whether it was there.
+    pub async fn delete_manifest(&self, name: &Name, digest: &Digest) -> Result<bool> {
+        self.current().await?;
+        loop {
+            let text = digest.to_string();
+            let done = self.settle(|names| {
+                let key = manifest(name, digest);
+                let Some(entry) = names.0.get(&key) else { return Ok((Some(false), Vec::new())) };
+                let mut changes = vec![names.touched(name)];
+                let tags = names.0.list(&tag(name, "")).into_iter().filter(|(_, entry)| entry.text == text);
+                changes.extend(tags.take(CHANGES_MAX).map(|(key, entry)| gone(key, Only::Version(entry.version))));
+                if changes.len() > CHANGES_MAX {
+                    return Ok((None, changes));
+                }
+                if let Some(subject) = parse_manifest(&key, &entry.text)?.subject {
+                    let referrer = format!("referrer {name} {subject} {digest}");
+                    let entry = names.0.get(&referrer);
+                    changes.extend(entry.map(|entry| gone(referrer, Only::Version(entry.version))));
+                }
+                changes.push(gone(key, Only::Version(entry.version)));
+                Ok((Some(true), changes))
+            });
+            if let Some(was_there) = done.await? {
+                return Ok(was_there);
+            }
+        }
+    }
+
+    /// Takes away the blobs that no manifest of their repository names and that were pushed before `age`.
+    pub async fn drop_loose(&self, age: Duration) -> Result<()> {
+        self.current().await?;
+        for name in self.repositories() {
+            let Ok(name) = name.parse::<Name>() else { return Err(CatalogError::Damaged(name)) };
+            // Those that meet another change are left to the next time.
+            loop {
+                let mut changes = vec![self.touched(&name)];
+                let mut named = HashSet::new();
+                for (key, entry) in self.0.list(&format!("manifest {name} ")) {
+                    named.extend(parse_manifest(&key, &entry.text)?.names);
+                }
+                let prefix = format!("layer {name} ");
+                let before = seconds_now().saturating_sub(age.as_secs());
+                for (key, entry) in self.0.list(&prefix) {
+                    let is_old = parse_layer(&key, &entry.text)?.1 <= before;
+                    if is_old && !named.contains(&key[prefix.len()..]) && changes.len() < CHANGES_MAX {
+                        changes.push(gone(key, Only::Version(entry.version)));
+                    }
+                }
+                let (any, all) = (changes.len() > 1, changes.len() < CHANGES_MAX);
+                match if any { self.0.change(changes).await } else { Ok(()) } {
+                    Ok(()) if all => break,
+                    Ok(()) => (),
+                    Err(CatalogError::Condition) => break,
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The contents that are named, by any repository, and how long they are.
+    pub fn contents(&self) -> Result<Vec<(Digest, u64)>> {
+        let mut contents = std::collections::HashMap::new();
+        for (key, entry) in self.0.list("layer ") {
+            let digest = parse_digest(&key, key.rsplit(' ').next().unwrap_or_default())?;
+            contents.insert(digest, parse_layer(&key, &entry.text)?.0);
+        }
+        for (key, entry) in self.0.list("manifest ") {
+            let digest = parse_digest(&key, key.rsplit(' ').next().unwrap_or_default())?;
+            contents.insert(digest, parse_manifest(&key, &entry.text)?.size);
+        }
+        Ok(contents.into_iter().collect())
+    }
+}

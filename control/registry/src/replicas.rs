@@ -1,0 +1,398 @@
+//! Contents on several servers. A content is what its digest says, so there is nothing to agree on but who has it.
+//!
+//! ```text
+//! push: on disk here ─► the other voters are asked to hold it ─► each fetches it from here ─► a majority holds it ─► it is named
+//! pull, at a server that lacks it: fetched from another, into a file of its own, hashed while it comes ─► kept ─► read from there
+//! what is named and not here: fetched in the background, a few at a time
+//! ```
+//! There is one way by which a content moves: whoever lacks it fetches it ([`Registry::obtain`]), once for all who wait, and goes on
+//! when they have gone. What is not what its digest says is dropped. Everything has a bound and a deadline by size.
+
+use std::collections::HashMap;
+use std::io;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Extension, Router};
+use futures::future::{BoxFuture, Shared};
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use futures::{FutureExt as _, TryFutureExt as _};
+use http::{HeaderMap, Request, StatusCode, header};
+use http_body_util::{BodyExt as _, Limited};
+use parking_lot::Mutex;
+use serde::Deserialize;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use crate::Registry;
+use crate::blob;
+use crate::error::Refusal;
+use crate::name::Digest;
+
+/// Contents that are fetched at a time, and those of them that nobody waits for.
+const FETCHES_MAX: usize = 8;
+const CATCHING_UP_MAX: usize = 2;
+/// Servers that are asked at a time to hold something.
+const HOLDS_MAX: usize = 16;
+/// How long anything may take, and how many bytes a second come at least beyond that.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
+const BYTES_PER_SECOND: u64 = 1 << 20;
+/// How often it is looked for what is missing here when nothing says that something is.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// Changes that come together are looked at together.
+const TOGETHER: Duration = Duration::from_secs(1);
+/// Bytes of what a server says about itself that are kept.
+const WHY_BYTES_MAX: usize = 4 << 10;
+
+/// The other servers, and how they are reached.
+pub trait Replicas: Send + Sync + 'static {
+    /// The servers of the group, this one among them.
+    fn members(&self) -> Vec<Replica>;
+    /// Takes a request to [`peers_router`] of another one, which learns by [`Caller`] who asks.
+    fn call(&self, to: u64, request: Request<Body>) -> BoxFuture<'static, io::Result<Response<Body>>>;
+}
+
+/// A server of the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Replica {
+    /// Its number.
+    pub member: u64,
+    /// Whether it counts for a majority.
+    pub votes: bool,
+    /// Whether it is this one.
+    pub own: bool,
+}
+
+/// Which server asks; whoever serves [`peers_router`] has made sure of it, and puts it into the request's extensions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller(pub u64);
+
+/// Why a content is not here.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotHere {
+    /// Nobody has it who was asked, and everybody was.
+    #[error("no server has it")]
+    Nowhere,
+    /// Those that can be reached do not have it.
+    #[error("{0}")]
+    Unreached(String),
+    /// The disk of this server is full.
+    #[error("the disk of this server is full")]
+    Full,
+}
+
+type Fetch = Shared<BoxFuture<'static, Result<(), NotHere>>>;
+
+/// The contents that are being fetched.
+#[derive(Default)]
+pub struct Fetches {
+    under_way: Mutex<HashMap<Digest, Fetch>>,
+}
+
+/// Bounds on what is asked of others.
+pub struct Places {
+    fetches: Semaphore,
+    holds: Semaphore,
+}
+
+impl Default for Places {
+    fn default() -> Places {
+        Places { fetches: Semaphore::new(FETCHES_MAX), holds: Semaphore::new(HOLDS_MAX) }
+    }
+}
+
+/// When something that moves `size` bytes must be done.
+fn due(size: u64) -> Instant {
+    Instant::now() + ANSWER_MAX + Duration::from_secs(size / BYTES_PER_SECOND)
+}
+
+impl Registry {
+    /// Has a majority of the voters hold the content `digest`, which this server has; by itself where it is the only one.
+    pub(crate) async fn replicate(&self, digest: &Digest, size: u64) -> Result<(), Refusal> {
+        let members = self.inner().replicas.members();
+        let voters: Vec<Replica> = members.into_iter().filter(|member| member.votes).collect();
+        let (mut have, needed) = (0, voters.len() / 2 + 1);
+        let mut asked = FuturesUnordered::new();
+        for voter in voters {
+            match voter.own {
+                true => have += 1,
+                false => {
+                    asked.push(self.ask_to_hold(voter.member, digest, size).map_err(move |why| (voter.member, why)))
+                }
+            }
+        }
+        let mut failed = Vec::new();
+        while have < needed {
+            match asked.next().await {
+                Some(Ok(())) => have += 1,
+                Some(Err(why)) => failed.push(why),
+                None => return Err(Refusal::not_held(have, needed, &failed)),
+            }
+        }
+        // The others go on with what they have begun.
+        Ok(())
+    }
+
+    async fn ask_to_hold(&self, member: u64, digest: &Digest, size: u64) -> Result<(), NotHeld> {
+        let unreached = |error: String| NotHeld::Other(error);
+        let asked = async {
+            let _place = self.inner().places.holds.acquire().await.map_err(|e| unreached(e.to_string()))?;
+            let request = Request::post(format!("/blobs/{digest}?size={size}")).body(Body::empty());
+            let request = request.map_err(|error| unreached(error.to_string()))?;
+            let answer = self.inner().replicas.call(member, request).await.map_err(|e| unreached(e.to_string()))?;
+            let (head, body) = answer.into_parts();
+            if head.status.is_success() {
+                return Ok(());
+            }
+            let why = Limited::new(body, WHY_BYTES_MAX).collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+            let why = String::from_utf8_lossy(&why).into_owned();
+            Err(if head.status == StatusCode::INSUFFICIENT_STORAGE { NotHeld::Full(why) } else { NotHeld::Other(why) })
+        };
+        timeout_at(due(size), asked).await.unwrap_or_else(|_| Err(unreached("it did not answer in time".into())))
+    }
+
+    /// Whether the content of `digest` is here, or was got from another server now.
+    pub(crate) async fn is_here(&self, digest: &Digest, size: u64) -> Result<bool, Refusal> {
+        let here = {
+            let digest = digest.clone();
+            self.blocking(move |inner| inner.store.size(&digest)).await?
+        };
+        if here.is_some() {
+            return Ok(true);
+        }
+        match self.obtain(digest, size, None).await {
+            Ok(()) => Ok(true),
+            Err(NotHere::Nowhere) => Ok(false),
+            Err(NotHere::Full) => Err(Refusal::full()),
+            Err(error @ NotHere::Unreached(_)) => Err(Refusal::unavailable(error.to_string())),
+        }
+    }
+
+    /// Has the content of `digest` here, from `first` or any other server. One fetch serves all who want it, and goes on when
+    /// they do not wait any more.
+    pub(crate) async fn obtain(&self, digest: &Digest, size: u64, first: Option<u64>) -> Result<(), NotHere> {
+        let held = {
+            let digest = digest.clone();
+            self.blocking(move |inner| inner.store.hold(&digest)).await
+        };
+        if held.map_err(|error| NotHere::Unreached(format!("the registry cannot use its disk: {error}")))? {
+            return Ok(());
+        }
+        let fetch = {
+            let mut under_way = self.inner().fetches.under_way.lock();
+            match under_way.get(digest) {
+                Some(fetch) => fetch.clone(),
+                None => {
+                    let fetch = self.begin_fetch(digest.clone(), size, first);
+                    under_way.insert(digest.clone(), fetch.clone());
+                    fetch
+                }
+            }
+        };
+        fetch.await
+    }
+
+    fn begin_fetch(&self, digest: Digest, size: u64, first: Option<u64>) -> Fetch {
+        let (registry, stop) = (self.clone(), self.inner().stop.clone());
+        let fetch = async move {
+            let _forget = Forget(&registry, &digest);
+            let fetched = tokio::select! {
+                fetched = timeout_at(due(size), registry.fetch(&digest, size, first)) => fetched,
+                // What has come of it goes with its file.
+                () = stop.cancelled() => Ok(Err(NotHere::Unreached("this server is stopping".into()))),
+            };
+            fetched.unwrap_or_else(|_| Err(NotHere::Unreached("no server gave it in time".into())))
+        };
+        let ended = |_| Err(NotHere::Unreached("the fetch of it ended".into()));
+        self.inner().tasks.spawn(fetch).unwrap_or_else(ended).boxed().shared()
+    }
+
+    async fn fetch(&self, digest: &Digest, size: u64, first: Option<u64>) -> Result<(), NotHere> {
+        let _place = self.inner().places.fetches.acquire().await.map_err(|e| NotHere::Unreached(e.to_string()))?;
+        let others = self.inner().replicas.members().into_iter().filter(|member| !member.own);
+        let mut others: Vec<u64> = others.map(|member| member.member).collect();
+        // Not everybody asks the same one.
+        let turn = digest.hex().as_bytes().iter().fold(0_usize, |sum, byte| sum + usize::from(*byte));
+        let turn = turn.checked_rem(others.len()).unwrap_or_default();
+        others.rotate_left(turn);
+        others.sort_by_key(|member| Some(*member) != first);
+        let mut failed = Vec::new();
+        for member in others {
+            match self.fetch_from(member, digest, size).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => (),
+                Err(refusal) if refusal.is_full() => return Err(NotHere::Full),
+                Err(refusal) => {
+                    tracing::warn!(member, %digest, why = refusal.message(), "fetch a content from another server");
+                    failed.push(format!("server {member}: {}", refusal.message()));
+                }
+            }
+        }
+        if failed.is_empty() { Err(NotHere::Nowhere) } else { Err(NotHere::Unreached(failed.join("; "))) }
+    }
+
+    /// Gets the content from `member`; false when that one does not have it. Nothing of it stays when it is not whole.
+    async fn fetch_from(&self, member: u64, digest: &Digest, size: u64) -> Result<bool, Refusal> {
+        let request = Request::get(format!("/blobs/{digest}")).body(Body::empty());
+        let request = request.map_err(|error| Refusal::unavailable(error.to_string()))?;
+        let answer = timeout_at(due(0), self.inner().replicas.call(member, request));
+        let answer = answer.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        let (head, body) = answer.map_err(|error| Refusal::unavailable(error.to_string()))?.into_parts();
+        match head.status {
+            StatusCode::OK => (),
+            StatusCode::NOT_FOUND => return Ok(false),
+            status => return Err(Refusal::unavailable(format!("it answers {status}"))),
+        }
+        let upload = self.blocking(|inner| inner.uploads.unlisted()).await?;
+        // Not a byte more than there should be.
+        blob::receive(self, &upload, body, size).await?;
+        blob::keep(self, &upload, digest).await?;
+        Ok(true)
+    }
+
+    /// Fetches what is named and not here, whenever that may be so, until `stop`: a server that joined later, or was away, has
+    /// everything before it is asked.
+    pub async fn catch_up(self, stop: CancellationToken) {
+        let work = async {
+            let mut told = None;
+            loop {
+                match self.fetch_missing().await {
+                    Ok(failed) => {
+                        // Not again and again.
+                        let why = failed.first().map(|why| (failed.len(), why.clone()));
+                        if why != told
+                            && let Some((count, why)) = &why
+                        {
+                            tracing::warn!(count, %why, "contents of images are missing here; it is tried again");
+                        }
+                        told = why;
+                    }
+                    Err(error) => tracing::warn!(%error, "look which contents of images are missing here"),
+                }
+                let _ = tokio::time::timeout(LOOK_EVERY, self.inner().names.changed()).await;
+                tokio::time::sleep(TOGETHER).await;
+            }
+        };
+        // Fetches that are under way end with the registry.
+        tokio::select! {
+            () = work => (),
+            () = stop.cancelled() => (),
+        }
+    }
+
+    /// Has everything here that is named and that any server has; an error says what is not to be had now.
+    pub async fn complete(&self) -> Result<(), String> {
+        self.inner().names.current().await.map_err(|error| error.to_string())?;
+        let failed = self.fetch_missing().await.map_err(|error| error.to_string())?;
+        // What is nowhere is lost, whoever looks.
+        failed.into_iter().find(|why| *why != NotHere::Nowhere).map_or(Ok(()), |why| Err(why.to_string()))
+    }
+
+    /// Fetches what is named and not here; gives why some of it is not.
+    async fn fetch_missing(&self) -> io::Result<Vec<NotHere>> {
+        let missing = self.missing().await?;
+        let fetched = futures::stream::iter(missing).map(|(digest, size)| {
+            let registry = self.clone();
+            async move { registry.obtain(&digest, size, None).await.err() }
+        });
+        Ok(fetched.buffer_unordered(CATCHING_UP_MAX).filter_map(std::future::ready).collect().await)
+    }
+
+    /// The contents that are named and not here; nothing where there is nobody to have them from.
+    async fn missing(&self) -> io::Result<Vec<(Digest, u64)>> {
+        if self.inner().replicas.members().iter().all(|member| member.own) {
+            return Ok(Vec::new());
+        }
+        self.blocking(|inner| {
+            let mut missing = inner.names.contents().map_err(io::Error::other)?;
+            let mut failed = None;
+            missing.retain(|(digest, _)| match inner.store.size(digest) {
+                Ok(size) => size.is_none(),
+                Err(error) => {
+                    failed = Some(error);
+                    false
+                }
+            });
+            failed.map_or(Ok(missing), Err)
+        })
+        .await
+    }
+}
+
+/// Forgets a fetch when it has ended, however.
+struct Forget<'a>(&'a Registry, &'a Digest);
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.0.inner().fetches.under_way.lock().remove(self.1);
+    }
+}
+
+/// Why another server does not hold a content.
+#[derive(Debug)]
+pub enum NotHeld {
+    /// Its disk is full.
+    Full(String),
+    /// Something else.
+    Other(String),
+}
+
+/// What servers ask each other:
+///
+/// | request | answer |
+/// | --- | --- |
+/// | `GET /blobs/DIGEST` | the content, whatever repository has it |
+/// | `POST /blobs/DIGEST?size=BYTES` | 204 once it is on disk here; fetched from whoever asks, if need be. 507: no space |
+///
+/// The caller serves it to members of the group alone, and says with [`Caller`] who asks.
+pub fn peers_router(registry: Registry) -> Router {
+    Router::new().route("/blobs/{digest}", get(give).post(hold)).with_state(registry)
+}
+
+async fn give(State(registry): State<Registry>, Path(digest): Path<String>) -> Result<Response, StatusCode> {
+    let digest: Digest = digest.parse().map_err(|_| StatusCode::BAD_REQUEST)?;
+    let size = {
+        let digest = digest.clone();
+        registry.blocking(move |inner| inner.store.size(&digest)).await
+    };
+    let size = size.map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?.ok_or(StatusCode::NOT_FOUND)?;
+    let content = blob::content(&registry, &digest, 0, size).await.map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
+    let mut headers = HeaderMap::new();
+    headers.insert(header::CONTENT_LENGTH, size.into());
+    Ok((headers, content).into_response())
+}
+
+#[derive(Deserialize)]
+struct Held {
+    size: u64,
+}
+
+async fn hold(
+    State(registry): State<Registry>,
+    Path(digest): Path<String>,
+    Query(Held { size }): Query<Held>,
+    Extension(Caller(caller)): Extension<Caller>,
+) -> Response {
+    let Ok(digest) = digest.parse::<Digest>() else { return StatusCode::BAD_REQUEST.into_response() };
+    if size > registry.inner().config.blob_bytes_max {
+        return (StatusCode::PAYLOAD_TOO_LARGE, "it is larger than what is taken here").into_response();
+    }
+    match registry.obtain(&digest, size, Some(caller)).await {
+        Ok(()) => StatusCode::NO_CONTENT.into_response(),
+        Err(error @ NotHere::Full) => (StatusCode::INSUFFICIENT_STORAGE, error.to_string()).into_response(),
+        Err(error) => (StatusCode::BAD_GATEWAY, error.to_string()).into_response(),
+    }
+}
+
+impl Registry {
+    /// Ends what is being fetched, and waits until it has ended.
+    pub async fn shutdown(&self) {
+        self.inner().stop.cancel();
+        self.inner().tasks.close();
+        self.inner().tasks.wait().await;
+    }
+}

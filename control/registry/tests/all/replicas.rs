@@ -1,0 +1,374 @@
+//! Three registries that share a catalog: what one is given all serve, with one of them dead, full, lying or late.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use bytes::Bytes;
+use coracle_registry::{Caller, Config, Registry, Replica, Replicas, peers_router};
+use futures::future::{BoxFuture, FutureExt as _};
+use futures::stream::{self, StreamExt as _};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::BodyExt as _;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
+
+use crate::digest;
+use crate::memory::Memory;
+
+const LIMIT: Duration = Duration::from_secs(30);
+/// Longer than what is written at a time.
+const LENGTH: usize = 3 << 20;
+
+/// How a server answers others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Fault {
+    /// Not at all.
+    Down,
+    /// With a wrong byte.
+    Flipped,
+    /// With more than there is.
+    Longer,
+    /// With half of it.
+    Cut,
+    /// With half of it, and then nothing more.
+    Stalled,
+}
+
+#[derive(Default)]
+struct Net {
+    routers: Mutex<HashMap<u64, Router>>,
+    faults: Mutex<HashMap<u64, Fault>>,
+    learners: Mutex<HashSet<u64>>,
+}
+
+impl Net {
+    fn fault(&self, member: u64) -> Option<Fault> {
+        self.faults.lock().unwrap().get(&member).copied()
+    }
+
+    fn set(&self, member: u64, fault: impl Into<Option<Fault>>) {
+        let mut faults = self.faults.lock().unwrap();
+        match fault.into() {
+            Some(fault) => drop(faults.insert(member, fault)),
+            None => drop(faults.remove(&member)),
+        }
+    }
+}
+
+struct Port {
+    net: Arc<Net>,
+    own: u64,
+}
+
+impl Replicas for Port {
+    fn members(&self) -> Vec<Replica> {
+        let learners = self.net.learners.lock().unwrap();
+        (1..=3).map(|member| Replica { member, votes: !learners.contains(&member), own: member == self.own }).collect()
+    }
+
+    fn call(&self, to: u64, mut request: Request<Body>) -> BoxFuture<'static, io::Result<Response<Body>>> {
+        let (net, own) = (self.net.clone(), self.own);
+        async move {
+            if [to, own].iter().any(|member| net.fault(*member) == Some(Fault::Down)) {
+                return Err(io::Error::other(format!("server {to} is down")));
+            }
+            request.extensions_mut().insert(Caller(own));
+            let router = net.routers.lock().unwrap()[&to].clone();
+            let gives = request.method() == Method::GET;
+            let answer = router.oneshot(request).await.unwrap();
+            match net.fault(to) {
+                Some(fault) if gives && answer.status() == StatusCode::OK => Ok(spoiled(answer, fault).await),
+                _ => Ok(answer),
+            }
+        }
+        .boxed()
+    }
+}
+
+async fn spoiled(answer: Response<Body>, fault: Fault) -> Response<Body> {
+    let (head, body) = answer.into_parts();
+    let mut content = body.collect().await.unwrap().to_bytes().to_vec();
+    let half = Bytes::copy_from_slice(&content[..content.len() / 2]);
+    let half = stream::iter([io::Result::Ok(half)]);
+    let body = match fault {
+        Fault::Flipped => {
+            content[7] ^= 1;
+            Body::from(content)
+        }
+        Fault::Longer => {
+            content.push(0);
+            Body::from(content)
+        }
+        Fault::Cut => Body::from_stream(half.chain(stream::iter([Err(io::Error::other("cut"))]))),
+        _ => Body::from_stream(half.chain(stream::pending())),
+    };
+    Response::from_parts(head, body)
+}
+
+/// A server.
+struct Server {
+    dir: TempDir,
+    registry: Registry,
+    router: Router,
+}
+
+struct Group {
+    net: Arc<Net>,
+    servers: Vec<Server>,
+}
+
+impl Group {
+    fn new() -> Group {
+        Group::with(|_, _| ())
+    }
+
+    fn with(change: impl Fn(u64, &mut Config)) -> Group {
+        let (net, catalog) = (Arc::<Net>::default(), Arc::<Memory>::default());
+        let servers = (1..=3).map(|own| {
+            let dir = tempfile::tempdir().unwrap();
+            let mut config = Config::new(dir.path());
+            change(own, &mut config);
+            let port = Port { net: net.clone(), own };
+            let registry = Registry::open(config, catalog.clone(), Arc::new(port)).unwrap();
+            net.routers.lock().unwrap().insert(own, peers_router(registry.clone()));
+            let router = coracle_registry::router(registry.clone());
+            Server { dir, registry, router }
+        });
+        let servers = servers.collect();
+        Group { net, servers }
+    }
+
+    fn server(&self, member: u64) -> &Server {
+        &self.servers[member as usize - 1]
+    }
+
+    /// The servers that have a content on disk.
+    fn holders(&self, digest: &str) -> Vec<u64> {
+        (1..=3).filter(|member| self.server(*member).path(digest).exists()).collect()
+    }
+
+    async fn push(&self, member: u64, content: Vec<u8>) -> (StatusCode, String) {
+        let path = format!("/v2/app/blobs/uploads/?digest={}", digest(&content));
+        let (status, body) = self.server(member).send(Method::POST, &path, content).await;
+        (status, String::from_utf8_lossy(&body).into_owned())
+    }
+
+    /// What another server gives when it is asked for a blob.
+    async fn pull(&self, member: u64, digest: &str) -> (StatusCode, Bytes) {
+        self.server(member).send(Method::GET, &format!("/v2/app/blobs/{digest}"), Vec::new()).await
+    }
+
+    /// Pushes a blob that the third server lacks.
+    async fn push_without_third(&self, seed: u8) -> String {
+        self.net.set(3, Fault::Down);
+        let (status, why) = self.push(1, content(seed)).await;
+        assert_eq!(status, StatusCode::CREATED, "{why}");
+        self.net.set(3, None);
+        let digest = digest(&content(seed));
+        assert_eq!(self.holders(&digest), [1, 2]);
+        digest
+    }
+}
+
+impl Server {
+    async fn send(&self, method: Method, path: &str, body: Vec<u8>) -> (StatusCode, Bytes) {
+        let request = Request::builder().method(method).uri(path).body(Body::from(body)).unwrap();
+        let answer =
+            tokio::time::timeout(LIMIT, self.router.clone().oneshot(request)).await.expect("an answer").unwrap();
+        (answer.status(), answer.into_body().collect().await.unwrap().to_bytes())
+    }
+
+    fn path(&self, digest: &str) -> PathBuf {
+        let hex = digest.strip_prefix("sha256:").unwrap();
+        self.dir.path().join("blobs/sha256").join(&hex[..2]).join(hex)
+    }
+
+    fn has_halves(&self) -> bool {
+        std::fs::read_dir(self.dir.path().join("uploads")).unwrap().count() > 0
+    }
+}
+
+fn content(seed: u8) -> Vec<u8> {
+    (0..LENGTH).map(|at| (at % 251) as u8 ^ seed).collect()
+}
+
+async fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let tries = async {
+        while !done() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, tries).await.unwrap_or_else(|_| panic!("{what}: not within {LIMIT:?}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_pushed_at_one_is_pulled_at_any_and_held_by_a_majority_before_it_is_acknowledged() {
+    let group = Group::new();
+    let layer = content(1);
+    let (status, why) = group.push(1, layer.clone()).await;
+    assert_eq!(status, StatusCode::CREATED, "{why}");
+    let layer_digest = digest(&layer);
+    assert!(group.holders(&layer_digest).len() >= 2);
+    // The manifest comes through another server.
+    let manifest = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {"digest": layer_digest}, "layers": []})
+    .to_string();
+    let (status, _) = group.server(2).send(Method::PUT, "/v2/app/manifests/v1", manifest.clone().into_bytes()).await;
+    assert_eq!(status, StatusCode::CREATED);
+    assert!(group.holders(&digest(manifest.as_bytes())).len() >= 2);
+    for member in 1..=3 {
+        let (status, pulled) = group.server(member).send(Method::GET, "/v2/app/manifests/v1", Vec::new()).await;
+        assert_eq!((status, pulled), (StatusCode::OK, manifest.clone().into()), "{member}");
+        let (status, pulled) = group.pull(member, &layer_digest).await;
+        assert!(status == StatusCode::OK && pulled == layer, "{member}: {status}");
+        let tags: Value =
+            serde_json::from_slice(&group.server(member).send(Method::GET, "/v2/app/tags/list", vec![]).await.1)
+                .unwrap();
+        assert_eq!(tags["tags"], json!(["v1"]));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_was_away_gets_what_it_is_asked_for_and_keeps_it() {
+    let group = Group::new();
+    let digest = group.push_without_third(2).await;
+    // It is there for who asks for its head, too: a client that hears so does not push it.
+    let path = format!("/v2/app/blobs/{digest}");
+    assert_eq!(group.server(3).send(Method::HEAD, &path, Vec::new()).await.0, StatusCode::OK);
+    assert_eq!(group.holders(&digest), [1, 2, 3]);
+    for dead in [1, 2] {
+        group.net.set(dead, Fault::Down);
+    }
+    let (status, pulled) = group.pull(3, &digest).await;
+    assert!(status == StatusCode::OK && pulled == content(2), "{status}");
+    // What is named, and lost everywhere, is not there: who pushes it again heals that.
+    for member in 1..=3 {
+        group.net.set(member, None);
+        std::fs::remove_file(group.server(member).path(&digest)).unwrap();
+    }
+    assert_eq!(group.pull(3, &digest).await.0, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_majority_a_push_is_refused_and_the_next_one_succeeds() {
+    let group = Group::new();
+    group.net.set(2, Fault::Down);
+    group.net.set(3, Fault::Down);
+    let (status, why) = group.push(1, content(3)).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(why.contains("1 of 2 servers") && why.contains("server 3 is down"), "{why}");
+    let digest = digest(&content(3));
+    assert_eq!(group.pull(1, &digest).await.0, StatusCode::NOT_FOUND, "it was not acknowledged");
+    group.net.set(2, None);
+    assert_eq!(group.push(1, content(3)).await.0, StatusCode::CREATED);
+    // Who does not count is not counted.
+    group.net.set(3, None);
+    group.net.learners.lock().unwrap().insert(3);
+    group.net.set(2, Fault::Down);
+    let (status, why) = group.push(1, content(4)).await;
+    assert!(status == StatusCode::SERVICE_UNAVAILABLE && !why.contains("server 3"), "{why}");
+    assert_eq!(group.push(3, content(4)).await.0, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_of_one_is_no_reason_and_of_a_majority_is_said() {
+    let group = Group::with(|member, config| {
+        if member == 3 {
+            config.free_min = u64::MAX / 2;
+        }
+    });
+    let (status, why) = group.push(1, content(5)).await;
+    assert_eq!(status, StatusCode::CREATED, "{why}");
+    group.net.set(2, Fault::Down);
+    let (status, why) = group.push(1, content(6)).await;
+    assert_eq!(status, StatusCode::INSUFFICIENT_STORAGE);
+    assert!(why.contains("server 3: the disk of this server is full"), "{why}");
+    let (status, why) = group.pull(3, &digest(&content(5))).await;
+    assert_eq!(status, StatusCode::INSUFFICIENT_STORAGE, "{why:?}");
+    assert!(!group.server(3).has_halves());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_what_its_digest_says_is_neither_served_nor_kept() {
+    let group = Group::new();
+    let blob = group.push_without_third(7).await;
+    for fault in [Fault::Flipped, Fault::Longer, Fault::Cut] {
+        group.net.set(1, fault);
+        group.net.set(2, fault);
+        let (status, why) = group.pull(3, &blob).await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{fault:?}: {why:?}");
+        assert!(group.holders(&blob) == [1, 2] && !group.server(3).has_halves(), "{fault:?}");
+    }
+    // One that tells the truth is enough.
+    group.net.set(2, None);
+    let (status, pulled) = group.pull(3, &blob).await;
+    assert!(status == StatusCode::OK && pulled == content(7), "{status}");
+    // Nor does a liar's word make a majority.
+    group.net.set(1, Fault::Flipped);
+    group.net.set(2, Fault::Down);
+    assert_eq!(group.push(1, content(8)).await.0, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(group.holders(&digest(&content(8))), [1]);
+    // Who needs everything is told when it is not to be had, and has it when it can be had.
+    group.net.set(1, None);
+    group.net.set(2, None);
+    let blob = group.push_without_third(13).await;
+    group.net.set(1, Fault::Down);
+    group.net.set(2, Fault::Down);
+    let why = group.server(3).registry.complete().await.unwrap_err();
+    assert!(why.contains("server 2 is down"), "{why}");
+    group.net.set(2, None);
+    assert_eq!(group.server(3).registry.complete().await, Ok(()));
+    assert_eq!(group.holders(&blob), [1, 2, 3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fetch_outlives_who_wanted_it_and_leaves_nothing_when_it_is_ended() {
+    let group = Group::new();
+    let blob = group.push_without_third(9).await;
+    group.net.set(1, Fault::Stalled);
+    group.net.set(2, Fault::Stalled);
+    let mut pulls: Vec<_> = (0..3).map(|_| Box::pin(group.pull(3, &blob))).collect();
+    for pull in &mut pulls {
+        assert!(tokio::time::timeout(Duration::from_millis(20), pull).await.is_err());
+    }
+    let third = group.server(3);
+    until("a half of it is there", || third.has_halves()).await;
+    drop(pulls);
+    let halves = std::fs::read_dir(third.dir.path().join("uploads")).unwrap().count();
+    assert_eq!(halves, 1, "one fetch serves all, and goes on");
+    tokio::time::timeout(LIMIT, third.registry.shutdown()).await.expect("it ends");
+    assert!(!third.has_halves() && group.holders(&blob) == [1, 2]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_named_comes_by_itself_and_what_was_collected_does_not_come_back() {
+    let group = Group::new();
+    let (kept, loose) = (group.push_without_third(10).await, group.push_without_third(11).await);
+    let manifest = json!({"schemaVersion": 2, "config": {"digest": kept}, "layers": []}).to_string();
+    let (status, _) = group.server(1).send(Method::PUT, "/v2/app/manifests/v1", manifest.into_bytes()).await;
+    assert_eq!(status, StatusCode::CREATED);
+    // One collects, and so it is named by nobody.
+    assert_eq!(group.server(1).registry.collect_garbage(Duration::ZERO).await.unwrap().blobs, 1);
+    let stop = CancellationToken::new();
+    let catching_up: Vec<_> =
+        group.servers.iter().map(|server| tokio::spawn(server.registry.clone().catch_up(stop.clone()))).collect();
+    until("the third has what is named", || group.holders(&kept) == [1, 2, 3]).await;
+    assert_eq!(group.holders(&loose), [2], "nobody fetches what nobody names");
+    assert_eq!(group.server(2).registry.collect_garbage(Duration::ZERO).await.unwrap().blobs, 1);
+    assert_eq!(group.server(3).registry.complete().await, Ok(()));
+    // And what is named later comes without being asked for.
+    let later = group.push_without_third(12).await;
+    until("the third has it, too", || group.holders(&later) == [1, 2, 3]).await;
+    assert!(group.holders(&loose).is_empty());
+    stop.cancel();
+    for task in catching_up {
+        task.await.unwrap();
+    }
+}

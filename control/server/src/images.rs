@@ -1,0 +1,180 @@
+//! The registry among several servers: its catalog is a collection of the keyspace, and its contents go over streams between
+//! members, as HTTP.
+//!
+//! The registry knows neither: it is lent [`Catalog`] and [`Replicas`]. One connection carries one request, so nothing large stands
+//! before anything else, and whoever gives up closes it.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use bytes::Bytes;
+use coracle_keyspace::{Called, Guard, Key, Keyspace, Op, Record, Role, TransactError, Value, WatchEnded, Watcher};
+use coracle_registry::{Caller, Catalog, CatalogError, Change, Entry, Only, Replica, Replicas, To};
+use futures::future::{BoxFuture, FutureExt as _};
+use http::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::{Mutex, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt as _;
+
+/// The collection that holds the catalog. No kind of object has a name with a blank.
+const IMAGES: &str = "coracle images";
+/// How long a request from another server may take in all: more than any content needs.
+const REQUEST_MAX: Duration = Duration::from_secs(3_600);
+/// How long a server may take to say what it wants.
+const HEAD_MAX: Duration = Duration::from_secs(10);
+
+/// What the registry is lent.
+pub struct Images {
+    keyspace: Keyspace,
+    tasks: TaskTracker,
+    watcher: Mutex<Option<Watcher>>,
+}
+
+impl Images {
+    pub fn new(keyspace: Keyspace, tasks: TaskTracker) -> Arc<Images> {
+        Arc::new(Images { keyspace, tasks, watcher: Mutex::default() })
+    }
+}
+
+/// A record's text is its first line; its revision stands in the next.
+fn entry(record: &Record) -> Entry {
+    let text = record.bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    Entry { text: String::from_utf8_lossy(text).into_owned(), version: record.revision.get() }
+}
+
+fn op(Change { key, only, to }: Change) -> Op {
+    let key = Key::new(IMAGES, key);
+    let guard = match only {
+        Only::Always => Guard::None,
+        Only::Absent => Guard::Absent,
+        Only::Version(version) => Guard::Revision(coracle_keyspace::Revision::new(version)),
+    };
+    match to {
+        To::Text(text) => {
+            let bytes = Bytes::from(format!("{text}\n"));
+            Op::Put { key, value: Value { revision_at: bytes.len(), bytes }, guard }
+        }
+        To::Gone => Op::Delete { key, guard },
+        To::Same => Op::Check { key, guard },
+    }
+}
+
+impl Catalog for Images {
+    fn current(&self) -> BoxFuture<'_, Result<(), CatalogError>> {
+        let barrier = self.keyspace.barrier();
+        barrier.map(|done| done.map(drop).map_err(|error| CatalogError::Unavailable(error.to_string()))).boxed()
+    }
+
+    fn get(&self, key: &str) -> Option<Entry> {
+        self.keyspace.get(IMAGES, key).map(|record| entry(&record))
+    }
+
+    fn list(&self, prefix: &str) -> Vec<(String, Entry)> {
+        let records = self.keyspace.snapshot(IMAGES).records;
+        let from = Arc::<str>::from(prefix);
+        let all = records.range(from..).take_while(|(key, _)| key.starts_with(prefix));
+        all.map(|(key, record)| (key.to_string(), entry(record))).collect()
+    }
+
+    fn change(&self, changes: Vec<Change>) -> BoxFuture<'_, Result<(), CatalogError>> {
+        let done = self.keyspace.transact(changes.into_iter().map(op).collect());
+        let refused = |error| match error {
+            TransactError::Guard(_) => CatalogError::Condition,
+            TransactError::TooLarge { .. } => CatalogError::TooLarge,
+            TransactError::NoRoom(room) => CatalogError::NoRoom(room.to_string()),
+            TransactError::Unknown => CatalogError::Unknown,
+            error => CatalogError::Unavailable(error.to_string()),
+        };
+        done.map(move |done| done.map(drop).map_err(refused)).boxed()
+    }
+
+    fn changed(&self) -> BoxFuture<'_, ()> {
+        async {
+            let mut watcher = self.watcher.lock().await;
+            let Some(watching) = watcher.as_mut() else {
+                // What came before was not seen: that counts as a change.
+                *watcher = self.keyspace.watch(IMAGES, self.keyspace.revision()).ok();
+                return;
+            };
+            match watching.next().await {
+                Ok(_) => (),
+                Err(WatchEnded::Compacted(_)) => *watcher = None,
+                // Nothing changes any more.
+                Err(WatchEnded::Stopped) => std::future::pending().await,
+            }
+        }
+        .boxed()
+    }
+}
+
+impl Replicas for Images {
+    fn members(&self) -> Vec<Replica> {
+        let own = self.keyspace.member();
+        let members = self.keyspace.members().into_iter();
+        members
+            .map(|member| Replica {
+                member: member.member,
+                votes: member.role == Role::Voter,
+                own: member.member == own,
+            })
+            .collect()
+    }
+
+    fn call(&self, to: u64, mut request: Request<Body>) -> BoxFuture<'static, io::Result<Response<Body>>> {
+        let (keyspace, tasks) = (self.keyspace.clone(), self.tasks.clone());
+        async move {
+            let stream = keyspace.stream(to).await?;
+            let (mut sender, connection) =
+                hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+            // It ends with the answer, or with whoever wanted it.
+            tasks.spawn(connection);
+            let host = http::HeaderValue::from_static("coracle");
+            request.headers_mut().insert(http::header::HOST, host);
+            let answer = sender.send_request(request).await.map_err(io::Error::other)?;
+            Ok(answer.map(Body::new))
+        }
+        .boxed()
+    }
+}
+
+/// Serves what other servers ask with `router`, until `stop`.
+pub async fn serve(mut called: mpsc::Receiver<Called>, router: Router, stop: CancellationToken) {
+    let tasks = TaskTracker::new();
+    loop {
+        let called = tokio::select! {
+            called = called.recv() => called,
+            () = stop.cancelled() => None,
+        };
+        let Some(called) = called else { break };
+        let (router, stop) = (router.clone(), stop.clone());
+        tasks.spawn(async move {
+            let from = called.from;
+            // What is cut here is asked for again.
+            let served = tokio::select! {
+                served = tokio::time::timeout(REQUEST_MAX, answer(called, router)) => served,
+                () = stop.cancelled() => return,
+            };
+            if let Ok(Err(error)) = served {
+                tracing::debug!(%error, from, "a request of another server ended");
+            }
+        });
+    }
+    tasks.close();
+    tasks.wait().await;
+}
+
+async fn answer(called: Called, router: Router) -> hyper::Result<()> {
+    let Called { from, stream, .. } = called;
+    let service = hyper::service::service_fn(move |mut request: Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(Caller(from));
+        router.clone().oneshot(request)
+    });
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_MAX).keep_alive(false);
+    http.serve_connection(TokioIo::new(stream), service).await
+}
