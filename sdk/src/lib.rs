@@ -38,7 +38,7 @@ pub use coracle_node::Unfit;
 pub use coracle_server::backup::{Contents, RestoreError, Restored};
 pub use coracle_server::{Formats, Preparation};
 pub use failover::Moved;
-pub use members::{Certificate, Member, certificates_in_words, in_words};
+pub use members::{Certificate, Member};
 pub use push::{Error as PushError, Pushed, compiled, push};
 pub use recover::{Lost, RecoverError, Recovery};
 pub use remote::{AskError, ConnectError, Count, NotReady, Remote, Status};

@@ -6,6 +6,7 @@
 //! under the condition that nobody was admitted and no range was replaced since it looked; whoever is admitted or replaces its
 //! range does so under the condition that it was not raised. A member that does not understand it is refused.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};

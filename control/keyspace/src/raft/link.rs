@@ -944,7 +944,8 @@ mod tests {
         let (full, mut filled) = mpsc::channel(1);
         let acceptor = TlsAcceptor::from(tls(1).server);
         let leader = tokio::spawn(async move {
-            let (strangers, members) = (Places::new(GREETINGS_MAX), Places::new(CONNECTIONS_MAX));
+            let strangers = Places::new(GREETINGS_MAX);
+            let members = Rooms { calls: Places::new(CONNECTIONS_MAX), streams: Places::new(STREAMS_MAX) };
             let mut connections = JoinSet::new();
             loop {
                 let (stream, from) = listener.accept().await.unwrap();
@@ -1000,7 +1001,7 @@ mod tests {
     async fn renewals_that_do_not_fit_in_a_frame_come_one_after_the_other() {
         let authority = Authority::new();
         let first = member(&authority, 1, Begin::Found).await;
-        let admission = until("it has an address", async || first.admit("second").await.ok()).await;
+        let admission = until("it has an address", async || first.admit("second", crate::Formats::OWN).await.ok()).await;
         let second = member(&authority, 2, Begin::Join(admission)).await;
         let large = vec![b'x'; 1_400_000];
         let mut expected = Vec::new();

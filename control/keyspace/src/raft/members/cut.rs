@@ -41,7 +41,7 @@ impl Group {
 
     /// Another one, which has caught up.
     async fn join(&mut self) -> MemberId {
-        let admission = self.all[0].admit("another").await.unwrap();
+        let admission = self.all[0].admit("another", crate::Formats::OWN).await.unwrap();
         let id = admission.member;
         self.open(Begin::Join(admission)).await;
         let first = self.all[0].clone();
@@ -181,7 +181,7 @@ async fn whoever_left_the_group_does_not_come_back_wherever_its_removal_was_cut(
 async fn a_number_that_is_nobody_is_forgotten_when_it_is_removed() {
     let group = Group::of(1).await;
     let first = group.member(0);
-    let id = group.all[0].admit("never came").await.unwrap().member;
+    let id = group.all[0].admit("never came", crate::Formats::OWN).await.unwrap().member;
     group.all[0].remove(ids(&[id])).await.unwrap();
     assert_eq!(first.change(announce(id)).await, Err(Refusal::Removed(id)));
     let again = group.all[0].remove(ids(&[id])).await;
