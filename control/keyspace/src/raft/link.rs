@@ -36,6 +36,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::Member;
 use super::ask::Ask;
@@ -70,6 +72,8 @@ const CONNECTIONS_MAX: (usize, usize) = (128, 16);
 const STREAMS_MAX: (usize, usize) = (128, 32);
 /// Connections on which nobody has said hello yet, of all addresses and of one. Servers may share an address.
 const GREETINGS_MAX: (usize, usize) = (256, 32);
+/// How long whoever stops waits for the answers to what others asked of it.
+const ANSWERS_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a part of a snapshot may take on its way, on either side.
 const PART_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -162,7 +166,7 @@ impl Transport for Links {
         };
         let link = self.link(to, class);
         Box::pin(async move {
-            let asked = asked(&call);
+            let asked = transaction(&call);
             let frame = wire::call(&call);
             drop(call);
             if frame.len() > FRAME_BYTES_MAX {
@@ -187,7 +191,7 @@ impl Transport for Links {
 }
 
 /// The transaction that a call asks for.
-fn asked(call: &Call) -> Option<Transaction> {
+fn transaction(call: &Call) -> Option<Transaction> {
     match call {
         Call::Ask(Ask::Write(transaction)) => Some(transaction.clone()),
         _ => None,
@@ -506,6 +510,7 @@ pub async fn serve(
     let acceptor = TlsAcceptor::from(tls.server);
     let strangers = Places::new(GREETINGS_MAX);
     let members = Rooms { calls: Places::new(CONNECTIONS_MAX), streams: Places::new(STREAMS_MAX) };
+    let asked = TaskTracker::new();
     let mut tasks = JoinSet::new();
     loop {
         while tasks.try_join_next().is_some() {}
@@ -523,7 +528,8 @@ pub async fn serve(
             }
         };
         let Some(place) = strangers.take(from.ip()) else { continue };
-        let (acceptor, members, member, streams) = (acceptor.clone(), members.clone(), member.clone(), streams.clone());
+        let (acceptor, members, member) = (acceptor.clone(), members.clone(), member.clone());
+        let (streams, asked) = (streams.clone(), asked.clone());
         tasks.spawn(async move {
             let greeted = match greet(stream, acceptor, own, place, members).await {
                 Ok(greeted) => greeted,
@@ -535,13 +541,18 @@ pub async fn serve(
                 }
             };
             let ended = match greeted.purpose {
-                Purpose::Calls => answer_calls(greeted, member).await,
+                Purpose::Calls => answer_calls(greeted, member, asked).await,
                 Purpose::Stream => pass_on(greeted, member, streams).await,
             };
             if let Err(error) = ended {
                 tracing::debug!(%error, %from, "a link from another member ended");
             }
         });
+    }
+    // What it accepted as leader its successor carries out: clients of others would otherwise be told that nobody knows.
+    asked.close();
+    if timeout(ANSWERS_TIMEOUT, asked.wait()).await.is_err() {
+        tracing::warn!(calls = asked.len(), "what other members asked is left without an answer");
     }
     // The set ends what is left in it.
 }
@@ -613,17 +624,20 @@ async fn greet(
     timeout(DIAL_TIMEOUT * 2, greet).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// Answers what a member asks, until either side ends.
-async fn answer_calls(greeted: Greeted, member: Weak<Member>) -> io::Result<()> {
+/// Answers what a member asks, until either side ends; what is asked for clients is among `asked` until its answer is sent.
+async fn answer_calls(greeted: Greeted, member: Weak<Member>, asked: TaskTracker) -> io::Result<()> {
     let Greeted { stream, caller, place: _place, .. } = greeted;
     let (read, write) = tokio::io::split(stream);
     let (mut read, mut write) = (BufReader::with_capacity(64 << 10, read), BufWriter::with_capacity(64 << 10, write));
-    let (answers, mut queue) = mpsc::channel::<(u64, Vec<u8>)>(CALLS_QUEUED);
+    let (answers, mut queue) = mpsc::channel::<(u64, Vec<u8>, Option<TaskTrackerToken>)>(CALLS_QUEUED);
     let writing = async {
-        while let Some((number, answer)) = queue.recv().await {
+        let mut unsent = Vec::new();
+        while let Some((number, answer, token)) = queue.recv().await {
             write_frame(&mut write, number, &answer).await?;
+            unsent.extend(token);
             if queue.is_empty() {
                 write.flush().await?;
+                unsent.clear();
             }
         }
         Ok(())
@@ -643,7 +657,7 @@ async fn answer_calls(greeted: Greeted, member: Weak<Member>) -> io::Result<()> 
                     let call = Call::Snapshot { vote, meta, parts: incoming };
                     let answering = async {
                         let answer = answer(&member, caller, call).await;
-                        answers.send((number, wire::answer(&answer))).await.map_err(io::Error::other)
+                        answers.send((number, wire::answer(&answer), None)).await.map_err(io::Error::other)
                     };
                     let (taken, answered) = tokio::join!(take_parts(&mut read, parts), answering);
                     taken.and(answered)?;
@@ -651,13 +665,14 @@ async fn answer_calls(greeted: Greeted, member: Weak<Member>) -> io::Result<()> 
                 Incoming::Call(call) => {
                     let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
                     let answers = answers.clone();
+                    let token = matches!(call, Call::Ask(_)).then(|| asked.token());
                     tasks.spawn(async move {
-                        let asked = asked(&call);
+                        let transaction = transaction(&call);
                         let mut answer = answer(&member, caller, call).await;
-                        if let (Ok(answer), Some(asked)) = (&mut answer, &asked) {
-                            wire::spare(answer, asked);
+                        if let (Ok(answer), Some(transaction)) = (&mut answer, &transaction) {
+                            wire::spare(answer, transaction);
                         }
-                        let _ = answers.send((number, fitting(&answer, member.id()))).await;
+                        let _ = answers.send((number, fitting(&answer, member.id()), token)).await;
                         drop((place, room));
                     });
                 }
@@ -718,6 +733,8 @@ fn check(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
     use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
     use rustls::RootCertStore;
     use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -727,7 +744,7 @@ mod tests {
     use crate::host::Host;
     use crate::raft::{Refusal, Told};
     use crate::simulation::{SIZES, SimDisk, until};
-    use crate::{Begin, Config, Formats, Guard, Key, Keyspace, Op, Peers, Value};
+    use crate::{Begin, Config, Formats, Guard, Key, Keyspace, MemberStatus, Op, Peers, Role, Value};
 
     /// An authority of a test.
     struct Authority {
@@ -899,6 +916,49 @@ mod tests {
         }
     }
 
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_hands_over_and_ends_answers_what_was_forwarded_to_it() {
+        let authority = Authority::new();
+        let first = member(&authority, 1, Begin::Found).await;
+        let mut others = Vec::new();
+        for (seed, name) in [(2, "second"), (3, "third")] {
+            let admission = until("it has an address", async || first.admit(name).await.ok()).await;
+            others.push(member(&authority, seed, Begin::Join(admission)).await);
+        }
+        let voters = |members: &[MemberStatus]| members.iter().filter(|member| member.role == Role::Voter).count();
+        until("three voters", async || (voters(&others[1].members()) == 3).then_some(())).await;
+        let (written, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let writers: Vec<_> = (0..32)
+            .map(|writer| {
+                let (member, written, over) = (others[writer % 2].clone(), written.clone(), over.clone());
+                tokio::spawn(async move {
+                    while !over.load(Ordering::Relaxed) {
+                        let value = Value { bytes: Bytes::from_static(b"x"), revision_at: 1 };
+                        let key = Key::new("things", format!("w{writer}"));
+                        let ops = vec![Op::Put { key, value, guard: Guard::None }];
+                        member.transact(ops).await.map_err(|error| error.to_string())?;
+                        written.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Ok::<(), String>(())
+                })
+            })
+            .collect();
+        let more = async |count: u64| {
+            let before = written.load(Ordering::Relaxed);
+            until("there are writes", async || (written.load(Ordering::Relaxed) >= before + count).then_some(())).await;
+        };
+        more(200).await;
+        first.shutdown().await;
+        more(200).await;
+        over.store(true, Ordering::Relaxed);
+        for writer in writers {
+            assert_eq!(writer.await.unwrap(), Ok(()));
+        }
+        for keyspace in others {
+            keyspace.shutdown().await;
+        }
+    }
+
     #[tokio::test]
     async fn a_dial_outlives_those_who_gave_it_up() {
         let (authority, cluster) = (Authority::new(), ClusterId::new([1, 2]));
@@ -1001,7 +1061,8 @@ mod tests {
     async fn renewals_that_do_not_fit_in_a_frame_come_one_after_the_other() {
         let authority = Authority::new();
         let first = member(&authority, 1, Begin::Found).await;
-        let admission = until("it has an address", async || first.admit("second", crate::Formats::OWN).await.ok()).await;
+        let admission =
+            until("it has an address", async || first.admit("second", crate::Formats::OWN).await.ok()).await;
         let second = member(&authority, 2, Begin::Join(admission)).await;
         let large = vec![b'x'; 1_400_000];
         let mut expected = Vec::new();
