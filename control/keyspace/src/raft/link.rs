@@ -922,7 +922,7 @@ mod tests {
         let first = member(&authority, 1, Begin::Found).await;
         let mut others = Vec::new();
         for (seed, name) in [(2, "second"), (3, "third")] {
-            let admission = until("it has an address", async || first.admit(name).await.ok()).await;
+            let admission = until("it has an address", async || first.admit(name, Formats::OWN).await.ok()).await;
             others.push(member(&authority, seed, Begin::Join(admission)).await);
         }
         let voters = |members: &[MemberStatus]| members.iter().filter(|member| member.role == Role::Voter).count();
