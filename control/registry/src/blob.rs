@@ -333,14 +333,14 @@ mod tests {
     #[tokio::test]
     async fn what_a_cut_request_still_wrote_is_nobody_elses() {
         let dir = tempfile::tempdir().unwrap();
-        let registry = Registry::open(crate::Config::new(dir.path())).unwrap();
+        let registry = crate::memory::alone(crate::Config::new(dir.path()));
         let upload = registry.inner().uploads.begin("a".parse().unwrap()).unwrap().unwrap();
         let late = upload.clone();
         let sent = futures::stream::once(async move {
             assert!(late.append(0, &[Bytes::from_static(b"late")])?);
             Ok::<_, std::io::Error>(Bytes::from_static(b"mine"))
         });
-        let refused = receive(&registry, &upload, Body::from_stream(sent)).await.unwrap_err().into_response();
+        let refused = receive(&registry, &upload, Body::from_stream(sent), 1 << 30).await.unwrap_err().into_response();
         assert_eq!(refused.status(), StatusCode::RANGE_NOT_SATISFIABLE);
         assert_eq!(refused.headers()[header::RANGE], "0-3", "the client goes on from there");
     }

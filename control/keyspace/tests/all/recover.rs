@@ -48,7 +48,11 @@ async fn one_that_is_left_has_everything_and_the_others_are_told_to_go() {
     assert!(matches!(third.watch("things", last), Err(Compacted(_))));
     third.transact(vec![put("new", "x", Guard::Absent)]).await.unwrap();
     until("it is known where it is", async || (!third.members()[0].address.is_empty()).then_some(())).await;
-    assert_eq!(third.admit("fourth").await.unwrap().member, 104, "numbers that the lost may have given are left out");
+    assert_eq!(
+        third.admit("fourth", coracle_keyspace::Formats::OWN).await.unwrap().member,
+        104,
+        "numbers that the lost may have given are left out"
+    );
 
     // Both come back, with a majority of their own: the one that leads is told, and then the other.
     let mut back = Vec::new();
@@ -69,7 +73,7 @@ async fn one_that_is_left_has_everything_and_the_others_are_told_to_go() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_has_nothing_does_not_go_on_alone() {
     let group = Group::three().await;
-    let admission = group.members[0].admit("fourth").await.unwrap();
+    let admission = group.members[0].admit("fourth", coracle_keyspace::Formats::OWN).await.unwrap();
     let dir = tempfile::tempdir().unwrap();
     let nobody = Hub::new();
     let config = Config { begin: Begin::Join(admission), ..Config::new(dir.path()) };
