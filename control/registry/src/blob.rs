@@ -110,10 +110,10 @@ pub async fn delete(registry: &Registry, name: Name, digest: Digest) -> Result<R
 pub async fn begin(registry: &Registry, name: Name, query: Query, body: Body) -> Result<Response, Refusal> {
     // What cannot be mounted, for whatever reason, is uploaded (distribution specification, "Mounting a blob").
     let parsed = |mount: &String, from: &String| Some((mount.parse::<Digest>().ok()?, from.parse::<Name>().ok()?));
-    if let Some((digest, from)) = query.mount.as_ref().zip(query.from.as_ref()).and_then(|(m, f)| parsed(m, f)) {
-        if registry.inner().names.mount(&name, &digest, &from).await? {
-            return Ok(created(&name, &digest));
-        }
+    if let Some((digest, from)) = query.mount.as_ref().zip(query.from.as_ref()).and_then(|(m, f)| parsed(m, f))
+        && registry.inner().names.mount(&name, &digest, &from).await?
+    {
+        return Ok(created(&name, &digest));
     }
     let digest = query.digest.as_deref().map(str::parse::<Digest>).transpose()?;
     let upload = {
