@@ -187,7 +187,9 @@ mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
     use coracle_keyspace::{Formats, Role};
+    use http_body_util::BodyExt as _;
     use serde_json::{Value, json};
+    use sha2::Digest as _;
 
     use super::*;
     use crate::{Config, Server};
@@ -226,6 +228,13 @@ mod tests {
         let body = body.map(|body| body.to_string().into_bytes()).unwrap_or_default();
         let request = http::Request::builder().method(method).uri(path).header("content-type", "application/json");
         server.client("tester", &[MASTERS]).request(request.body(body).unwrap()).await
+    }
+
+    async fn registry(server: &Server, method: http::Method, path: &str, body: Vec<u8>) -> (u16, bytes::Bytes) {
+        let request = http::Request::builder().method(method).uri(path).body(axum::body::Body::from(body)).unwrap();
+        let router = coracle_registry::router(server.registry().clone());
+        let answer = tower::ServiceExt::oneshot(router, request).await.unwrap();
+        (answer.status().as_u16(), answer.into_body().collect().await.unwrap().to_bytes())
     }
 
     const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
@@ -277,6 +286,17 @@ mod tests {
             (members.iter().filter(|member| member.role == Role::Voter).count() == 3).then_some(())
         })
         .await;
+        // An image is pushed at one, and is at all; it comes over their own listeners, at which nobody else is heard.
+        let blob = vec![b'x'; 1 << 20];
+        let hex: String = sha2::Sha256::digest(&blob).iter().map(|byte| format!("{byte:02x}")).collect();
+        let path = format!("/v2/app/blobs/uploads/?digest=sha256:{hex}");
+        let (status, why) = registry(&servers[1], http::Method::POST, &path, blob.clone()).await;
+        assert_eq!(status, 201, "{why:?}");
+        for server in &servers {
+            let path = format!("/v2/app/blobs/sha256:{hex}");
+            let (status, pulled) = registry(server, http::Method::GET, &path, Vec::new()).await;
+            assert!(status == 200 && pulled == blob, "{status}");
+        }
         // Written at one, done by the leader, read at another; tokens and certificates are the same everywhere.
         ask(&servers[1], "POST", DEPLOYMENTS, Some(deployment("first"))).await.unwrap();
         is_reconciled(&servers[2], "first").await;

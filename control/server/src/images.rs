@@ -178,3 +178,39 @@ async fn answer(called: Called, router: Router) -> hyper::Result<()> {
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_MAX).keep_alive(false);
     http.serve_connection(TokioIo::new(stream), service).await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_catalog_is_a_collection_of_the_keyspace() {
+        let dir = tempfile::tempdir().unwrap();
+        let keyspace = Keyspace::open(coracle_keyspace::Config::new(dir.path())).await.unwrap();
+        let images = Images::new(keyspace.clone(), TaskTracker::new());
+        images.changed().await;
+        let change = |key: &str, only, to| Change { key: key.into(), only, to };
+        let text = |text: &str| To::Text(text.into());
+        let first = vec![change("tag a x", Only::Absent, text("one")), change("tag ab x", Only::Always, text(""))];
+        images.change(first).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(10), images.changed()).await.expect("it is told");
+        let found = images.get("tag a x").unwrap();
+        assert_eq!(found.text, "one");
+        assert_eq!(images.list("tag a "), [("tag a x".to_owned(), found.clone())]);
+        assert_eq!(images.list("tag").len(), 2);
+        // All or nothing, and only under the conditions.
+        for condition in [Only::Absent, Only::Version(found.version + 1)] {
+            let both = vec![change("other", Only::Always, text("x")), change("tag a x", condition, To::Same)];
+            assert_eq!(images.change(both).await, Err(CatalogError::Condition));
+        }
+        assert_eq!(images.get("other"), None);
+        let gone =
+            vec![change("tag ab x", Only::Always, To::Gone), change("tag a x", Only::Version(found.version), To::Same)];
+        images.change(gone).await.unwrap();
+        assert_eq!((images.get("tag ab x"), images.get("tag a x")), (None, Some(found)));
+        images.current().await.unwrap();
+        let large = vec![change("large", Only::Always, To::Text("x".repeat(5 << 20)))];
+        assert_eq!(images.change(large).await, Err(CatalogError::TooLarge));
+        keyspace.shutdown().await;
+    }
+}
