@@ -306,7 +306,9 @@ fn was_not_sent(error: &kube::Error) -> bool {
 /// In the words of the innermost cause.
 pub fn why(error: &kube::Error) -> String {
     let text = causes(error).last().map(ToString::to_string).unwrap_or_default();
-    text.split(" (os error").next().unwrap_or_default().to_owned()
+    // Without the system's number, and the address of a library's documentation.
+    let text = text.split(" (os error").next().unwrap_or_default();
+    text.split(": https://").next().unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]

@@ -226,7 +226,9 @@ impl Remote {
         }
         let mut servers: Vec<(String, Client)> = Vec::new();
         let mut namespace = String::new();
-        for context in contexts(&merged) {
+        let contexts = contexts(&merged);
+        let is_only = contexts.len() == 1;
+        for context in contexts {
             let options = KubeConfigOptions { context, ..KubeConfigOptions::default() };
             let config = Config::from_custom_kubeconfig(merged.clone(), &options).await;
             let mut config = config.map_err(failed(named(paths.first())))?;
@@ -238,6 +240,8 @@ impl Remote {
                 namespace.clone_from(&config.default_namespace);
             }
             config.connect_timeout = Some(CONNECT_MAX);
+            // The library would ask one that says 503 again and again, for minutes, before another is asked.
+            config.default_retry &= is_only;
             let client = Client::try_from(config)
                 .map_err(|source| ConnectError::Client { path: named(paths.first()), source: source.into() })?;
             servers.push((server, client));

@@ -152,6 +152,7 @@ fn the_server_that_is_left_of_three_says_so_and_goes_on_alone_when_told() {
         "--server",
         &url,
         "--insecure-skip-tls-verify",
+        "--token=nobody",
         "get",
         "--raw",
         "/coracle/v1/status",
