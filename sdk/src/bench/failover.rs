@@ -58,7 +58,10 @@ pub async fn run(
         doing(format!("the leader hands over, {round} of {rounds}"));
         let seen = servers.end_leader().await?;
         gaps.record(micros(seen.gap)?)?;
-        failed += seen.failed;
+        for error in &seen.failed {
+            eprintln!("a write failed while the leader handed over: {error}");
+        }
+        failed += seen.failed.len();
     }
     for (name, quantile) in [("p50", 0.5), ("p99", 0.99), ("max", 1.0)] {
         let value = gaps.value_at_quantile(quantile) as f64 / 1000.0;
@@ -76,8 +79,8 @@ fn micros(time: Duration) -> Result<u64, Error> {
 struct Seen {
     /// The longest time without an accepted write.
     gap: Duration,
-    /// Writes that were not accepted.
-    failed: usize,
+    /// Why writes were not accepted.
+    failed: Vec<String>,
 }
 
 /// One server's process.
@@ -229,11 +232,11 @@ impl Servers {
         }
         tokio::time::sleep(AROUND).await;
         over.store(true, Ordering::Relaxed);
-        let (mut accepted, mut failed) = (Vec::new(), 0);
+        let (mut accepted, mut failed) = (Vec::new(), Vec::new());
         while let Some(writer) = writers.join_next().await {
             let (answers, errors) = writer?;
             accepted.extend(answers);
-            failed += errors.len();
+            failed.extend(errors);
         }
         accepted.sort();
         let after = accepted.windows(2).filter(|pair| pair[1] > asked);
