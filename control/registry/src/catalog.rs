@@ -458,3 +458,81 @@ impl Names {
         Ok(contents.into_iter().collect())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::memory::Memory;
+    use crate::name::Algorithm;
+
+    type Other = Box<dyn FnOnce(&Names) + Send>;
+
+    /// A catalog that another server changes just before the first change that is asked of it here.
+    struct Between {
+        catalog: Arc<Memory>,
+        other: Mutex<Option<Other>>,
+    }
+
+    impl Catalog for Between {
+        fn current(&self) -> BoxFuture<'_, Result<()>> {
+            self.catalog.current()
+        }
+
+        fn get(&self, key: &str) -> Option<Entry> {
+            self.catalog.get(key)
+        }
+
+        fn list(&self, prefix: &str) -> Vec<(String, Entry)> {
+            self.catalog.list(prefix)
+        }
+
+        fn change(&self, changes: Vec<Change>) -> BoxFuture<'_, Result<()>> {
+            let other = self.other.lock().take();
+            if let Some(other) = other {
+                other(&Names::new(self.catalog.clone()));
+            }
+            self.catalog.change(changes)
+        }
+
+        fn changed(&self) -> BoxFuture<'_, ()> {
+            self.catalog.changed()
+        }
+    }
+
+    #[test]
+    fn a_push_and_a_collection_on_two_servers_exclude_each_other() {
+        let name: Name = "app".parse().unwrap();
+        let [layer, image] = [b"layer", b"image"].map(|content| Algorithm::Sha256.digest(content));
+        let checked = Checked {
+            media_type: crate::manifest::IMAGE.into(),
+            blobs: vec![layer.clone()],
+            manifests: vec![],
+            subject: None,
+        };
+        let push = |names: &Names| names.add_manifest(&name, Some("v1"), &image, &checked, 1).now_or_never().unwrap();
+        let collect = |names: &Names| names.drop_loose(Duration::ZERO).now_or_never().unwrap();
+        let meeting = |other: Other| {
+            let catalog = Arc::<Memory>::default();
+            let names = Names::new(catalog.clone());
+            names.add_layer(&name, &layer, 1).now_or_never().unwrap().unwrap();
+            let between = Between { catalog, other: Mutex::new(Some(other)) };
+            (names, Names::new(Arc::new(between)))
+        };
+        // It was loose when it was looked at, and is needed when it would go.
+        let (to, of, what) = (name.clone(), image.clone(), checked.clone());
+        let pushed = move |names: &Names| {
+            let added = names.add_manifest(&to, Some("v1"), &of, &what, 1).now_or_never().unwrap();
+            assert_eq!(added, Ok(Added::Yes));
+        };
+        let (names, met) = meeting(Box::new(pushed));
+        assert_eq!(collect(&met), Ok(()));
+        assert_eq!(names.blob(&name, &layer), Ok(Some(1)));
+        // It was there when it was looked at, and is gone when it would be named.
+        let (names, met) = meeting(Box::new(|names| names.drop_loose(Duration::ZERO).now_or_never().unwrap().unwrap()));
+        assert_eq!(push(&met), Ok(Added::Lacks(layer.clone())));
+        assert_eq!((names.tag(&name, "v1"), names.contents()), (Ok(None), Ok(Vec::new())));
+    }
+}

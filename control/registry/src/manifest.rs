@@ -16,7 +16,7 @@ const INDEXES: [&str; 2] = [INDEX, "application/vnd.docker.distribution.manifest
 const MEDIA_TYPE_BYTES_MAX: usize = 255;
 
 /// A manifest that is one.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checked {
     /// What it is.
     pub media_type: String,
