@@ -6,6 +6,7 @@
 //!
 //! Routes, balancing and connections are the proxy's affair.
 
+mod again;
 mod name;
 mod snapshot;
 mod table;
@@ -22,6 +23,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub use again::Again;
 pub use snapshot::{Endpoint, Port, Protocol, Resolved, Service, ServiceKind, Snapshot};
 use table::{Change, Table};
 
@@ -99,7 +101,7 @@ impl Discovery {
 }
 
 fn services(client: kube::Client) -> impl Stream<Item = Change> + Send {
-    let events = watcher(Api::<core::Service>::all(client), watcher::Config::default()).default_backoff();
+    let events = watcher(Api::<core::Service>::all(client), watcher::Config::default()).backoff(Again::new());
     events.filter_map(|event| async {
         match event {
             Ok(watcher::Event::Init) => Some(Change::ServicesInit),
@@ -117,7 +119,7 @@ fn services(client: kube::Client) -> impl Stream<Item = Change> + Send {
 }
 
 fn slices(client: kube::Client) -> impl Stream<Item = Change> + Send {
-    let events = watcher(Api::<EndpointSlice>::all(client), watcher::Config::default()).default_backoff();
+    let events = watcher(Api::<EndpointSlice>::all(client), watcher::Config::default()).backoff(Again::new());
     events.filter_map(|event| async {
         match event {
             Ok(watcher::Event::Init) => Some(Change::SlicesInit),

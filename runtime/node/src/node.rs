@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::Weak;
 
 use coracle_artifact::PullPolicy;
+use coracle_discovery::Again;
 use coracle_discovery::Discovery;
 use coracle_engine::Engine;
 use coracle_proxy::ServiceFailure;
@@ -285,7 +286,7 @@ async fn watch_pods(pods: Arc<Pods>, synced: &watch::Sender<bool>) {
     let api: Api<Pod> = Api::all(context.client.clone());
     let fields = format!("spec.nodeName={}", context.config.name);
     let config = watcher::Config::default().streaming_lists().fields(&fields);
-    let mut events = watcher(api, config).default_backoff().boxed();
+    let mut events = watcher(api, config).backoff(Again::new()).boxed();
     let mut listed: Option<Vec<Pod>> = None;
     loop {
         match events.try_next().await {

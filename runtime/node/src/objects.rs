@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use coracle_discovery::Again;
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::Api;
@@ -259,7 +260,7 @@ impl Observer {
     {
         let api: Api<K> = Api::namespaced(self.objects.client.clone(), &self.key.namespace);
         let config = watcher::Config::default().fields(&format!("metadata.name={}", self.key.name));
-        let mut events = watcher(api, config).default_backoff().boxed();
+        let mut events = watcher(api, config).backoff(Again::new()).boxed();
         let mut listed = State::Absent;
         loop {
             match events.try_next().await {

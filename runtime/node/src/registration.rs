@@ -10,6 +10,7 @@ mod object;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_discovery::Again;
 use futures::{StreamExt as _, TryStreamExt as _};
 use http::{Method, Request, header};
 use http_body_util::BodyExt as _;
@@ -161,7 +162,7 @@ impl Registration {
     async fn follow(&self, seen: &watch::Sender<Option<Value>>) {
         let api: Api<Node> = Api::all(self.context.client.clone());
         let config = watcher::Config::default().fields(&format!("metadata.name={}", self.context.config.name));
-        let mut events = watcher(api, config).default_backoff().boxed();
+        let mut events = watcher(api, config).backoff(Again::new()).boxed();
         loop {
             let node = match events.try_next().await {
                 Ok(Some(watcher::Event::Apply(node) | watcher::Event::InitApply(node))) => node,
