@@ -236,7 +236,9 @@ mod tests {
     #[test]
     fn clients_send_again_by_themselves_only_what_was_not_done() {
         let retry_after = |error| match refused(error) {
-            Refused::Final(status) => (status.code(), status.details.map_or(0, |details| details.retry_after_seconds)),
+            Refused::Final(status) => {
+                (status.code(), status.details.as_ref().map_or(0, |details| details.retry_after_seconds))
+            }
             Refused::Guard(_) => panic!("a guard"),
         };
         assert_eq!(retry_after(TransactError::Unknown), (504, 0));
