@@ -35,6 +35,7 @@ fn help_names_every_command() {
         "reset",
         "backup",
         "restore",
+        "recover",
         "bench",
         "completion",
         "version",
