@@ -79,7 +79,8 @@ fn nodes_and_commands_go_to_another_server_when_theirs_is_killed() {
         assert_eq!(after.get(pod), Some(since), "{pod} was ready all the time, and is");
     }
     let said = worker.log();
-    assert!(said.contains("does not answer (Connection refused); asking"), "{said}");
+    // Its watch broke off, or what it asked next was refused, whichever came first.
+    assert!(said.contains("does not answer (") && said.contains("); asking https://"), "{said}");
 
     // A command that knows the dead server first says whom it asks instead, once.
     let asked = first.coracle(&["status"]);
