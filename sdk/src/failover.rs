@@ -15,6 +15,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use http::header::RETRY_AFTER;
 use http::{Method, Request, Response, StatusCode};
 use hyper_util::client::legacy;
 use kube::client::Body;
@@ -30,6 +31,9 @@ const LEFT_FOR: (Duration, Duration) = match cfg!(test) {
 const FIRST_WORD: Duration = Duration::from_millis(if cfg!(test) { 300 } else { 3000 });
 /// Who gives up a write after so long has found a server that hangs.
 const HANGS_AFTER: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 1000 });
+/// The only server that there is is asked again so often, and after so long, when it refuses for the moment.
+const WAITS_MAX: u32 = 8;
+const WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// That requests go to another server from now on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,7 +149,7 @@ impl Servers {
     pub async fn ask(&self, request: Request<Body>) -> Result<Response<Body>, kube::Error> {
         let (parts, body) = request.into_parts();
         let is_read = matches!(parts.method, Method::GET | Method::HEAD);
-        let (mut body, mut asked, mut last) = (Some(body), Vec::new(), None);
+        let (mut body, mut asked, mut last, mut waits) = (Some(body), Vec::new(), None, 0);
         loop {
             let next = self.known().next(&asked);
             let (name, client, is_heard) = match next {
@@ -168,8 +172,23 @@ impl Servers {
             let given_up = GivenUp { servers: self, name: &name, since: (!is_read).then(Instant::now) };
             let answer = client.send(Request::from_parts(parts.clone(), mine)).await;
             given_up.answered();
+            if let Ok(response) = &answer
+                && waits < WAITS_MAX
+                && let Some(wait) = self.told_to_wait(parts.uri.path(), response)
+                && body.is_some()
+            {
+                waits += 1;
+                asked.clear();
+                tokio::time::sleep(wait).await;
+                continue;
+            }
             let again = match &answer {
-                Ok(response) if response.status() == StatusCode::SERVICE_UNAVAILABLE => {
+                // What a pod or a node says is the answer, and may have been done.
+                Ok(response)
+                    if response.status() == StatusCode::SERVICE_UNAVAILABLE
+                        && (!is_passed_on(parts.uri.path())
+                            || is_read && response.headers().contains_key(RETRY_AFTER)) =>
+                {
                     self.failed(&name, "it says 503: Service Unavailable");
                     true
                 }
@@ -187,6 +206,16 @@ impl Servers {
             }
             last = Some(answer);
         }
+    }
+
+    /// How long to wait for the only server that there is, when it says so: what it refuses so was not done.
+    fn told_to_wait(&self, path: &str, response: &Response<Body>) -> Option<Duration> {
+        let refuses = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS].contains(&response.status());
+        if !refuses || is_passed_on(path) || self.known().servers.len() > 1 {
+            return None;
+        }
+        let seconds = response.headers().get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
+        Some(Duration::from_secs(seconds).min(WAIT_MAX))
     }
 
     fn answered(&self, name: &str) {
@@ -292,15 +321,37 @@ fn causes(error: &kube::Error) -> impl Iterator<Item = &(dyn std::error::Error +
     std::iter::successors(Some(error as &(dyn std::error::Error + 'static)), |error| error.source())
 }
 
+/// Whether a pod or a node may answer in the server's place.
+fn is_passed_on(path: &str) -> bool {
+    matches!(
+        path.split('/').collect::<Vec<_>>().as_slice(),
+        [
+            "",
+            "api",
+            "v1",
+            "namespaces",
+            _,
+            "pods" | "services",
+            _,
+            "proxy" | "log" | "exec" | "attach" | "portforward",
+            ..
+        ] | ["", "api", "v1", "nodes", _, "proxy", ..]
+    )
+}
+
 /// Whether it is certain that the server knows nothing of the request.
 fn was_not_sent(error: &kube::Error) -> bool {
     use std::io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable};
-    causes(error).any(|cause| {
-        cause.downcast_ref::<legacy::Error>().is_some_and(legacy::Error::is_connect)
-            || cause
-                .downcast_ref::<std::io::Error>()
-                .is_some_and(|error| matches!(error.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable))
-    })
+    if let Some(error) = causes(error).find_map(|cause| cause.downcast_ref::<legacy::Error>()) {
+        // A connection that was there may break with the same words, after all was sent.
+        return error.is_connect();
+    }
+    let is_of_a_connection = causes(error).any(|cause| cause.is::<hyper::Error>());
+    let is_of_dialling = |cause: &(dyn std::error::Error + 'static)| {
+        let error = cause.downcast_ref::<std::io::Error>();
+        error.is_some_and(|error| matches!(error.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable))
+    };
+    !is_of_a_connection && causes(error).any(is_of_dialling)
 }
 
 /// In the words of the innermost cause.

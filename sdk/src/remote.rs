@@ -198,8 +198,8 @@ impl Remote {
         Remote::connect_merged(&[path.to_owned()], |moved| tracing::warn!("{moved}")).await
     }
 
-    /// The same, asking that server alone, and with everything sent once. Others send again what was answered with 429, 503 or
-    /// 504, as the client library does: a write whose outcome is unknown (504) may then be told to be in its own way.
+    /// The same, asking that server alone, and with everything sent once. Others send again what a server refuses for the moment
+    /// (429, 503).
     pub async fn connect_once(path: &Path) -> Result<Remote, ConnectError> {
         let failed = |source| ConnectError::Kubeconfig { path: path.to_owned(), source: Box::new(source) };
         let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
@@ -226,9 +226,7 @@ impl Remote {
         }
         let mut servers: Vec<(String, Client)> = Vec::new();
         let mut namespace = String::new();
-        let contexts = contexts(&merged);
-        let is_only = contexts.len() == 1;
-        for context in contexts {
+        for context in contexts(&merged) {
             let options = KubeConfigOptions { context, ..KubeConfigOptions::default() };
             let config = Config::from_custom_kubeconfig(merged.clone(), &options).await;
             let mut config = config.map_err(failed(named(paths.first())))?;
@@ -240,17 +238,14 @@ impl Remote {
                 namespace.clone_from(&config.default_namespace);
             }
             config.connect_timeout = Some(CONNECT_MAX);
-            // The library would ask one that says 503 again and again, for minutes, before another is asked.
-            config.default_retry &= is_only;
+            // The library would ask one that says 503 again and again, for minutes, before another is asked; and it would send a
+            // write again whose outcome is unknown (504).
+            config.default_retry = false;
             let client = Client::try_from(config)
                 .map_err(|source| ConnectError::Client { path: named(paths.first()), source: source.into() })?;
             servers.push((server, client));
         }
-        let client = match <[_; 1]>::try_from(servers) {
-            Ok([(_, client)]) => client,
-            Err(servers) => Servers::new(servers, told).client(&namespace),
-        };
-        Ok(Remote { client })
+        Ok(Remote { client: Servers::new(servers, told).client(&namespace) })
     }
 
     /// The Kubernetes client.

@@ -101,6 +101,11 @@ pub(crate) fn tell(state: &State, member: MemberId, formats: Formats) -> Result<
     Ok(vec![unchanged(state, group::key(IN_USE)), group::line(key_of(member), &text, Guard::None)])
 }
 
+/// The condition that the version in use is what it is.
+pub(crate) fn not_raised(state: &State) -> Op {
+    unchanged(state, group::key(IN_USE))
+}
+
 /// What forgets the range of `member`.
 pub(crate) fn forgotten(member: MemberId) -> Key {
     key_of(member)

@@ -431,8 +431,15 @@ impl Keyspace {
             let Ok(member) = first_line(&next.bytes).parse::<MemberId>() else {
                 return Err(GroupError::Refused("the record of the next member's number cannot be read".into()));
             };
-            let told = formats::tell(&self.0.machine.state.read(), member, formats);
-            let mut ops = told.map_err(GroupError::Refused)?;
+            let mut ops = {
+                let state = self.0.machine.state.read();
+                let mut ops = formats::tell(&state, member, formats).map_err(GroupError::Refused)?;
+                // What tells a range has the condition already; who is of the first format tells none.
+                if ops.is_empty() {
+                    ops.push(formats::not_raised(&state));
+                }
+                ops
+            };
             ops.push(line(key(NEXT), &(member + 1).to_string(), Guard::Revision(next.revision)));
             ops.push(line(member_key(member), name, Guard::Absent));
             match self.transact(ops).await {
@@ -448,9 +455,19 @@ impl Keyspace {
     /// told nothing: whoever removes a server that is up stops it then. A number that was admitted and never came is revoked the
     /// same way. Refused, with the reason, when what is left could not go on by itself.
     pub async fn remove(&self, members: BTreeSet<MemberId>) -> Result<(), GroupError> {
-        match self.0.member.ask(Ask::Change(Change::Remove(members))).await {
+        let number = |member: &MemberId| self::number(&self.0.machine.state.read(), *member);
+        let were_there = members.iter().all(|member| number(member) == Number::Taken);
+        match self.0.member.ask(Ask::Change(Change::Remove(members.clone()))).await {
             Ok(Told::Changed) => Ok(()),
             Ok(_) => Err(GroupError::Unknown),
+            // Another leader has finished it before it was asked again.
+            Err(Refusal::Refused(_))
+                if were_there
+                    && self.barrier().await.is_ok()
+                    && members.iter().all(|member| number(member) == Number::Gone) =>
+            {
+                Ok(())
+            }
             Err(refusal) => Err(refusal.into()),
         }
     }

@@ -287,8 +287,11 @@ impl Names {
             let (Some(size), Some((key, version))) = (names.blob(from, digest)?, found) else {
                 return Ok((false, Vec::new()));
             };
-            let mut changes = vec![put(layer(name, digest), Only::Always, format!("{size} {}", seconds_now()))];
-            if from != name {
+            let own = layer(name, digest);
+            // What it comes from is there still, be it itself.
+            let only = if key == own { Only::Version(version) } else { Only::Always };
+            let mut changes = vec![put(own.clone(), only, format!("{size} {}", seconds_now()))];
+            if key != own {
                 changes.push(Change { key, only: Only::Version(version), to: To::Same });
             }
             if names.0.get(&repository(name)).is_none() {
@@ -447,13 +450,14 @@ impl Names {
     /// The contents that are named, by any repository, and how long they are.
     pub fn contents(&self) -> Result<Vec<(Digest, u64)>> {
         let mut contents = std::collections::HashMap::new();
-        for (key, entry) in self.0.list("layer ") {
-            let digest = parse_digest(&key, key.rsplit(' ').next().unwrap_or_default())?;
-            contents.insert(digest, parse_layer(&key, &entry.text)?.0);
-        }
+        // In this order: a layer may be mounted from a manifest that goes between the two looks, never the other way round.
         for (key, entry) in self.0.list("manifest ") {
             let digest = parse_digest(&key, key.rsplit(' ').next().unwrap_or_default())?;
             contents.insert(digest, parse_manifest(&key, &entry.text)?.size);
+        }
+        for (key, entry) in self.0.list("layer ") {
+            let digest = parse_digest(&key, key.rsplit(' ').next().unwrap_or_default())?;
+            contents.insert(digest, parse_layer(&key, &entry.text)?.0);
         }
         Ok(contents.into_iter().collect())
     }

@@ -32,6 +32,7 @@ use crate::Registry;
 use crate::blob;
 use crate::error::Refusal;
 use crate::name::Digest;
+use crate::upload::leave_free;
 
 /// Contents that are fetched at a time, and those of them that nobody waits for.
 const FETCHES_MAX: usize = 8;
@@ -227,7 +228,7 @@ impl Registry {
                 Ok(false) => (),
                 Err(refusal) if refusal.is_full() => return Err(NotHere::Full),
                 Err(refusal) => {
-                    tracing::warn!(member, %digest, why = refusal.message(), "fetch a content from another server");
+                    tracing::debug!(member, %digest, why = refusal.message(), "fetch a content from another server");
                     failed.push(format!("server {member}: {}", refusal.message()));
                 }
             }
@@ -237,6 +238,18 @@ impl Registry {
 
     /// Gets the content from `member`; false when that one does not have it. Nothing of it stays when it is not whole.
     async fn fetch_from(&self, member: u64, digest: &Digest, size: u64) -> Result<bool, Refusal> {
+        // What has no room here is not fetched in vain, with others' room meanwhile.
+        let has_room = self.blocking(move |inner| {
+            leave_free(&inner.config.dir.join("uploads/next"), inner.config.free_min, size).map(|()| true).or_else(
+                |error| match error.kind() {
+                    io::ErrorKind::StorageFull => Ok(false),
+                    _ => Err(error),
+                },
+            )
+        });
+        if !has_room.await? {
+            return Err(Refusal::full());
+        }
         let request = Request::get(format!("/blobs/{digest}")).body(Body::empty());
         let request = request.map_err(|error| Refusal::unavailable(error.to_string()))?;
         let answer = timeout_at(due(0), self.inner().replicas.call(member, request));

@@ -105,9 +105,10 @@ impl Uploads {
 
     /// Forgets the upload that nobody has sent to for longest, of those that may go and if that is long.
     fn make_room(&self, open: &mut HashMap<Uuid, Arc<Upload>>, may_go: impl Fn(&Upload) -> bool) -> bool {
-        let idle = open.values().filter(|upload| may_go(upload) && !upload.is_busy());
-        let longest = idle.map(|upload| (upload.touched.lock().elapsed(), upload.id)).max();
-        let longest = longest.filter(|(idle, _)| *idle >= YIELDS_AFTER.min(self.idle_max));
+        let idle = open.values().map(|upload| (upload.touched.lock().elapsed(), upload));
+        let idle = idle.filter(|(idle, upload)| *idle >= YIELDS_AFTER.min(self.idle_max) && may_go(upload));
+        // Last: whoever looks is in the way of a request for a moment.
+        let longest = idle.filter(|(_, upload)| !upload.is_busy()).map(|(idle, upload)| (idle, upload.id)).max();
         longest.is_some_and(|(_, id)| open.remove(&id).is_some())
     }
 

@@ -127,6 +127,11 @@ impl Turns {
         gives_way
     }
 
+    /// How long after the connection was made a byte moved last, in milliseconds.
+    pub fn last_moved(&self) -> u64 {
+        self.moved.load(Relaxed)
+    }
+
     pub fn has_given_way(&self) -> bool {
         matches!(*self.state(), State::GivenUp)
     }
@@ -153,6 +158,11 @@ impl Turn {
         {
             *passing += 1;
         }
+    }
+
+    /// Whose it is.
+    pub fn turns(&self) -> Arc<Turns> {
+        self.of.clone()
     }
 
     /// A byte has moved.

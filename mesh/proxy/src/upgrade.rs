@@ -12,8 +12,8 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
 use crate::turns::{Turn, Turns};
 
-/// A client that goes on speaking to an endpoint which has said all is listened to for so long: a kernel forgets the connection
-/// of a socket that was closed after as long (`tcp_fin_timeout`).
+/// A client that says nothing to an endpoint which has said all is waited for so long: a kernel forgets the connection of a
+/// socket that was closed after as long (`tcp_fin_timeout`).
 const HALF_CLOSED_MAX: Duration = Duration::from_secs(60);
 
 /// Passes bytes between a client and an endpoint as soon as both connections have changed, until both have said all.
@@ -46,6 +46,7 @@ where
     // A connection that has given way is about to be dropped.
     let Some(mut turn) = turn else { return Ok(()) };
     turn.passes();
+    let turns = turn.turns();
     let (mut from_client, mut to_client) = tokio::io::split(Noted { inner: client, turn });
     let (mut from_endpoint, mut to_endpoint) = tokio::io::split(endpoint);
     let up = async {
@@ -64,7 +65,15 @@ where
         }
         down = &mut down => {
             down?;
-            tokio::time::timeout(half_closed_max, up).await.unwrap_or(Ok(()))
+            loop {
+                let before = turns.last_moved();
+                match tokio::time::timeout(half_closed_max, &mut up).await {
+                    Ok(up) => return up,
+                    // Whoever still says something is heard.
+                    Err(_) if turns.last_moved() != before => {}
+                    Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+                }
+            }
         }
     }
 }
@@ -143,7 +152,21 @@ mod tests {
 
         let (_client, endpoint, passed) = passing(&turns);
         drop(endpoint);
-        tokio::time::timeout(PATIENCE, passed).await.expect("the client is not waited for").unwrap().unwrap();
+        let passed = tokio::time::timeout(PATIENCE, passed).await.expect("the client is not waited for").unwrap();
+        assert_eq!(passed.unwrap_err().kind(), io::ErrorKind::TimedOut);
+
+        // One that goes on speaking is heard to its end.
+        let (mut client, mut endpoint, passed) = passing(&turns);
+        endpoint.shutdown().await.unwrap();
+        for _ in 0..6 {
+            tokio::time::sleep(SHORT / 2).await;
+            client.write_all(b"more").await.unwrap();
+        }
+        client.shutdown().await.unwrap();
+        let mut said = String::new();
+        endpoint.read_to_string(&mut said).await.unwrap();
+        passed.await.unwrap().unwrap();
+        assert_eq!(said, "more".repeat(6));
     }
 
     #[tokio::test]

@@ -308,12 +308,17 @@ async fn watch_pods(pods: Arc<Pods>, synced: &watch::Sender<bool>) {
 }
 
 /// All pods of the node at one moment.
-async fn take_list(pods: &Arc<Pods>, list: Vec<Pod>) {
+async fn take_list(pods: &Arc<Pods>, mut list: Vec<Pod>) {
     let uids: HashSet<String> = list.iter().filter_map(|pod| pod.metadata.uid.clone()).collect();
     let addresses = list.iter().filter_map(|pod| pod.status.as_ref()?.pod_ip.as_ref()?.parse().ok());
     pods.context.network.table.reserve_order(addresses);
     remove_orphans(pods, uids.clone()).await;
     pods.retain(&uids);
+    // Who ran here before has its room before who came later, as with the kubelet.
+    list.sort_by_cached_key(|pod| {
+        let started = pod.status.as_ref().is_some_and(|status| status.start_time.is_some());
+        (!started, pod.metadata.creation_timestamp.as_ref().map(|created| created.0))
+    });
     for pod in list {
         pods.observe(pod);
     }

@@ -103,19 +103,29 @@ async fn backup(
     if let Err(error) = shared.sources.keyspace.barrier().await {
         return refused(StatusCode::SERVICE_UNAVAILABLE, format!("no backup is possible now: {error}"));
     }
-    if asked.images
-        && let Err(why) = shared.sources.registry.complete().await
-    {
+    let complete = async || match asked.images {
+        true => shared.sources.registry.complete().await,
+        false => Ok(()),
+    };
+    let lacks = |why: String| {
         let why = format!(
             "this server has not all images yet, and does not get them now: {why}; try again, or leave images out"
         );
-        return refused(StatusCode::SERVICE_UNAVAILABLE, why);
+        refused(StatusCode::SERVICE_UNAVAILABLE, why)
+    };
+    // Most of it before the moment that is kept; and then what was pushed until then.
+    if let Err(why) = complete().await {
+        return lacks(why.to_string());
+    }
+    let whole = shared.sources.keyspace.whole();
+    if let Err(why) = complete().await {
+        return lacks(why.to_string());
     }
     let (send, pieces) = mpsc::channel(PIECES_QUEUED);
     tokio::task::spawn_blocking(move || {
         let _place = place;
         let mut to = Pieces { buffer: Vec::with_capacity(PIECE_BYTES), send };
-        if let Err(error) = write(&shared.sources, asked.images, &mut to)
+        if let Err(error) = write(&shared.sources, whole, asked.images, &mut to)
             && error.kind() != io::ErrorKind::BrokenPipe
         {
             tracing::error!(%error, "a backup is not complete");
@@ -162,8 +172,7 @@ impl Write for Pieces {
     }
 }
 
-fn write(sources: &Sources, images: bool, to: impl Write) -> io::Result<()> {
-    let whole: Whole = sources.keyspace.whole();
+fn write(sources: &Sources, whole: Whole, images: bool, to: impl Write) -> io::Result<()> {
     let keys = sources.authority.shared().map_err(io::Error::other)?;
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let mut writer = Writer::begin(to)?;

@@ -31,17 +31,28 @@ const ELSEWHERE_IDLE_MAX: Duration = Duration::from_secs(60);
 /// pod takes no other's place.
 const CONNECTIONS_MAX: usize = 4096;
 const CONNECTIONS_PER_POD_MAX: usize = if cfg!(test) { 8 } else { 256 };
+/// The same of all listeners that lead to other nodes: a link has room for few pods that take all they get (`framing`).
+const LINKED_MAX: usize = 16_384;
+const LINKED_PER_POD_MAX: usize = 512;
 /// A pod of another node is reached within this time.
 const LINK_MAX: Duration = Duration::from_secs(5);
 /// Wait after a connection could not be accepted, as when there are no more descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
-#[derive(Default)]
 pub(super) struct Bridges {
     here: Mutex<HashMap<SocketAddr, Bridge>>,
     elsewhere: Mutex<HashMap<SocketAddr, Bridge>>,
     /// Pods of other nodes by the sockets that lead there.
     leads: Mutex<HashMap<SocketAddr, SocketAddr>>,
+    /// Who is connected to other nodes.
+    linked: Arc<Places>,
+}
+
+impl Default for Bridges {
+    fn default() -> Bridges {
+        let (here, elsewhere, leads) = Default::default();
+        Bridges { here, elsewhere, leads, linked: Arc::new(Places::new(LINKED_MAX, LINKED_PER_POD_MAX)) }
+    }
 }
 
 struct Bridge {
@@ -58,10 +69,18 @@ impl Bridge {
     }
 }
 
-/// Who is connected to a listener: pods by their addresses.
-#[derive(Default)]
+/// Who is connected: pods by their addresses.
 struct Places {
     taken: Mutex<HashMap<IpAddr, usize>>,
+    max: usize,
+    pod_max: usize,
+}
+
+impl Default for Places {
+    /// Those of a listener.
+    fn default() -> Places {
+        Places::new(CONNECTIONS_MAX, CONNECTIONS_PER_POD_MAX)
+    }
 }
 
 /// The place of a connection, given back with it.
@@ -71,11 +90,15 @@ struct Place {
 }
 
 impl Places {
+    fn new(max: usize, pod_max: usize) -> Places {
+        Places { taken: Mutex::default(), max, pod_max }
+    }
+
     fn take(self: &Arc<Self>, pod: IpAddr) -> Option<Place> {
         let mut taken = self.taken.lock();
         let all: usize = taken.values().sum();
         let own = taken.entry(pod).or_default();
-        if all >= CONNECTIONS_MAX || *own >= CONNECTIONS_PER_POD_MAX {
+        if all >= self.max || *own >= self.pod_max {
             if *own == 0 {
                 taken.remove(&pod);
             }
@@ -267,7 +290,11 @@ async fn accept(listener: tokio::net::TcpListener, leads: Leads, places: Arc<Pla
             continue;
         };
         let place = places.take(from.ip()).filter(|_| coracle_proxy::is_spare(&stream));
-        let Some(place) = place else {
+        let linked = match &leads {
+            Leads::Elsewhere(bridges, ..) => bridges.upgrade().map(|bridges| bridges.linked.take(from.ip())),
+            Leads::ToComponent(_) => None,
+        };
+        let (Some(place), None | Some(Some(_))) = (place, &linked) else {
             let _ = stream.set_zero_linger();
             continue;
         };
@@ -281,7 +308,7 @@ async fn accept(listener: tokio::net::TcpListener, leads: Leads, places: Arc<Pla
                 },
                 () = stop.cancelled() => {}
             }
-            drop(place);
+            drop((place, linked));
         });
     }
 }
