@@ -129,7 +129,10 @@ impl Member {
                 return Err(Refusal::NotLeader(leader));
             }
             let metrics = metrics.get_or_insert_with(|| self.raft().server_metrics());
-            let _ = tokio::time::timeout(RETRY, metrics.changed()).await;
+            if let Ok(Err(_)) = tokio::time::timeout(RETRY, metrics.changed()).await {
+                // Raft has ended here: there is nothing to wait for, and waiting would not wait.
+                return Err(Refusal::NotLeader(leader));
+            }
         }
     }
 

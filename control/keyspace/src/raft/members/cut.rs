@@ -162,9 +162,8 @@ async fn whoever_left_the_group_does_not_come_back_wherever_its_removal_was_cut(
         // Once more, it is done, or was.
         match keyspace.remove(ids(&[id])).await {
             Ok(()) => assert!(is_member || is_known),
-            Err(GroupError::Refused(why)) => {
-                assert!(!is_member && !is_known && why.contains("there is no member"), "{why}");
-            }
+            // Whoever leads may have finished it meanwhile.
+            Err(GroupError::Refused(why)) => assert!(!is_member && why.contains("there is no member"), "{why}"),
             Err(error) => panic!("{error}"),
         }
         assert_eq!(first.change(announce(id)).await, Err(Refusal::Removed(id)));
