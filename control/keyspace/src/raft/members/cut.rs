@@ -99,11 +99,15 @@ async fn a_membership_that_was_left_joint_is_made_uniform_whoever_leads() {
         assert_eq!(group.join().await, 4);
         let first = group.member(0);
         let one = first.changing().clone().lock_owned().await;
-        let change = first.raft().change_membership(ChangeMembers::ReplaceAllVoters(ids(&[1, 2, 4])), false);
-        assert!(cut(change, 1).await.is_none());
-        for at in [0, 1] {
-            until("it has begun", async || group.member(at).is_joint().then_some(())).await;
-        }
+        until("it has begun", async || {
+            // The step that is taken may be one that only waits for its turn.
+            if !first.is_joint() {
+                let change = first.raft().change_membership(ChangeMembers::ReplaceAllVoters(ids(&[1, 2, 4])), false);
+                assert!(cut(change, 1).await.is_none());
+            }
+            [0, 1].iter().all(|at| group.member(*at).is_joint()).then_some(())
+        })
+        .await;
         match how {
             "another leads" => {
                 assert!(first.transfer(2).await);
