@@ -516,7 +516,12 @@ mod tests {
         let lease = tokio::time::timeout(2 * HANGS_AFTER, client.send(request("PATCH"))).await;
         assert!(lease.is_err());
         // A `kube::Client` works in a task of its own, which hears of it later.
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        let is_left = async {
+            while world.moved.lock().unwrap().is_empty() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(5), is_left).await.expect("it is left");
         client.send(request("PATCH")).await.unwrap();
         assert_eq!(*world.asked.lock().unwrap(), ["a PATCH", "a PATCH", "b PATCH"]);
     }

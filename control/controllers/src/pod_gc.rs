@@ -137,8 +137,9 @@ impl Controller {
         if let Some(node) = self.nodes.get(&key) {
             let mut ending = self.pods.by(Index::Node, &key.name);
             ending.retain(|pod| pod.deleting.is_some() && is_out_of_service(&node));
-            let ending = futures::stream::iter(ending).map(|pod| self.lost(pod));
-            return ending.buffer_unordered(IN_FLIGHT).try_collect().await;
+            let ending = futures::stream::iter(ending).map(|pod| self.lost(pod)).buffer_unordered(IN_FLIGHT);
+            // Each is tried, whatever comes of the others.
+            return ending.collect::<Vec<Result<(), Error>>>().await.into_iter().collect();
         }
         match self.client.fetch::<Meta>(NODES, &key).await {
             Ok(_) => return Ok(()),
@@ -146,7 +147,8 @@ impl Controller {
             Err(source) => return Err(Error::Api { what: "look for a node", source }),
         }
         let pods = futures::stream::iter(self.pods.by(Index::Node, node));
-        pods.map(|pod| self.orphan(pod)).buffer_unordered(IN_FLIGHT).try_collect().await
+        let tried = pods.map(|pod| self.orphan(pod)).buffer_unordered(IN_FLIGHT).collect::<Vec<Result<(), Error>>>();
+        tried.await.into_iter().collect()
     }
 
     /// The pod's node is gone.

@@ -60,7 +60,8 @@ impl fmt::Display for Formats {
     }
 }
 
-fn key_of(member: MemberId) -> Key {
+/// The record of the range of a member.
+pub(crate) fn key_of(member: MemberId) -> Key {
     group::key(&format!("formats {member}"))
 }
 
@@ -85,10 +86,14 @@ pub(crate) fn of(state: &State, member: MemberId) -> Formats {
     told.unwrap_or(Formats::FIRST)
 }
 
+/// What is known of `key` as it is, as a condition.
+fn as_it_is(state: &State, key: &Key) -> Guard {
+    state.record(key).map_or(Guard::Absent, |record| Guard::Revision(record.revision))
+}
+
 /// The condition that what is known of `key` is as it is.
 fn unchanged(state: &State, key: Key) -> Op {
-    let guard = state.record(&key).map_or(Guard::Absent, |record| Guard::Revision(record.revision));
-    Op::Check { key, guard }
+    Op::Check { guard: as_it_is(state, &key), key }
 }
 
 /// What has all know that `member` understands `formats`; nothing where they do. An error where that is not enough.
@@ -98,7 +103,7 @@ pub(crate) fn tell(state: &State, member: MemberId, formats: Formats) -> Result<
         return Ok(Vec::new());
     }
     let text = format!("{} {}", formats.oldest, formats.newest);
-    Ok(vec![unchanged(state, group::key(IN_USE)), group::line(key_of(member), &text, Guard::None)])
+    Ok(vec![not_raised(state), group::line(key_of(member), &text, Guard::None)])
 }
 
 /// The condition that the version in use is what it is.
@@ -106,17 +111,12 @@ pub(crate) fn not_raised(state: &State) -> Op {
     unchanged(state, group::key(IN_USE))
 }
 
-/// What forgets the range of `member`.
-pub(crate) fn forgotten(member: MemberId) -> Key {
-    key_of(member)
-}
-
 /// What raises the version in use to what all `members` understand; nothing where it is that.
 pub(crate) fn raise(state: &State, members: &BTreeSet<MemberId>) -> Vec<Op> {
     let highest = members.iter().map(|member| of(state, *member).newest).min();
     let Some(highest) = highest.filter(|highest| *highest > in_use(state)) else { return Vec::new() };
     let in_use = group::key(IN_USE);
-    let guard = state.record(&in_use).map_or(Guard::Absent, |record| Guard::Revision(record.revision));
+    let guard = as_it_is(state, &in_use);
     let mut ops = vec![group::line(in_use, &highest.to_string(), guard), unchanged(state, group::key(group::NEXT))];
     ops.extend(members.iter().map(|member| unchanged(state, key_of(*member))));
     ops

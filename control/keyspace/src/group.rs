@@ -37,8 +37,6 @@ const MEMBER: &str = "member ";
 const LEAVING: &str = "leaving";
 /// How often an admission that meets another is tried again.
 const ADMISSIONS_TRIED: usize = 16;
-/// Who was not heard of for this long is down, for an operator; a restart takes less.
-const UNHEARD_AFTER: Duration = Duration::from_secs(10);
 /// How many numbers a member that goes on alone leaves out: more than the others can have given since it heard of them.
 const NUMBERS_AHEAD: MemberId = 100;
 /// Longest name of a member.
@@ -176,34 +174,6 @@ pub struct MemberStatus {
 /// Something about the group that an operator should do something about.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum GroupAlarm {
-    /// No majority: nothing can be written, and no read is certain.
-    #[error(
-        "no leader: a majority of the {voters} voters is not up or not reachable from here. Start those that are down; the \
-         others are {others}"
-    )]
-    NoLeader {
-        /// How many voters there are.
-        voters: usize,
-        /// The others, in words.
-        others: String,
-    },
-    /// A member is down.
-    #[error(
-        "member {} {} at {} has not been heard of for {} s: start it, or let a new server join in its place and remove it",
-        member.member, member.name, member.address, heard.as_secs()
-    )]
-    Unheard {
-        /// Who.
-        member: Box<MemberStatus>,
-        /// For how long.
-        heard: Duration,
-    },
-    /// One voter more than needed: a group of two stops when either does.
-    #[error("{voters} voters are no safer than {}: let another server join, or remove one", voters - 1)]
-    Even {
-        /// How many voters there are.
-        voters: usize,
-    },
     /// This one is no member any more.
     #[error("{}", crate::raft::removed(*member))]
     Removed {
@@ -374,7 +344,7 @@ pub(crate) fn mark_leaving(state: &State, members: &BTreeSet<MemberId>) -> Vec<O
 
 /// What forgets those of `members` that are known.
 pub(crate) fn forget(state: &State, members: &BTreeSet<MemberId>) -> Vec<Op> {
-    let of = |member| [member_key(member), api_key(member), names_key(member), formats::forgotten(member)];
+    let of = |member| [member_key(member), api_key(member), names_key(member), formats::key_of(member)];
     let keys = members.iter().flat_map(|member| of(*member));
     let known = keys.filter(|key| state.record(key).is_some());
     known.map(|key| Op::Delete { key, guard: Guard::Present }).collect()
@@ -392,8 +362,8 @@ pub(crate) fn go_on_without(state: &State, lost: &BTreeSet<MemberId>) -> Option<
 
 /// The numbers of all that were admitted.
 pub(crate) fn admitted(state: &State) -> BTreeSet<MemberId> {
-    let records = state.collection(GROUP).map(|group| group.records.clone()).unwrap_or_default();
-    records.keys().filter_map(|name| name.strip_prefix("member ")?.parse().ok()).collect()
+    let records = state.collection(GROUP).into_iter().flat_map(|group| group.records.keys());
+    records.filter_map(|name| name.strip_prefix(MEMBER)?.parse().ok()).collect()
 }
 
 impl Keyspace {
@@ -546,31 +516,6 @@ impl Keyspace {
     /// to have one.
     pub fn alone_for(&self) -> Option<Duration> {
         Some(self.0.member.alone_for()).filter(|alone| *alone >= ALONE_AFTER)
-    }
-
-    /// What an operator should know of the group; nothing when all is well. Only the leader knows who is down.
-    pub fn group_alarms(&self) -> Vec<GroupAlarm> {
-        let members = self.members();
-        let voters = members.iter().filter(|member| member.role == Role::Voter).count();
-        let mut alarms = Vec::new();
-        if voters > 0 && !members.iter().any(|member| member.member == self.0.id) {
-            return vec![GroupAlarm::Removed { member: self.0.id }];
-        }
-        if voters > 0 && self.alone_for().is_some() {
-            let others = members.iter().filter(|member| member.member != self.0.id);
-            let others: Vec<String> =
-                others.map(|m| format!("member {} {} at {}", m.member, m.name, m.address)).collect();
-            alarms.push(GroupAlarm::NoLeader { voters, others: others.join(", ") });
-        }
-        if voters > 0 && voters % 2 == 0 {
-            alarms.push(GroupAlarm::Even { voters });
-        }
-        for member in members.into_iter().filter(|_| self.alone_for().is_none()) {
-            if let Some(heard) = member.heard.filter(|heard| *heard >= UNHEARD_AFTER) {
-                alarms.push(GroupAlarm::Unheard { member: Box::new(member), heard });
-            }
-        }
-        alarms
     }
 
     /// Whether this member leads, and in which term; for the duties that only a leader has.

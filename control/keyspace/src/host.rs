@@ -311,8 +311,13 @@ impl Disk for RealDisk {
             Err(error) => return Err(error.into()),
         }
         // Whoever had it meanwhile may have deleted the file: then the lock of that name is another one.
-        let (own, named) = (rustix::fs::fstat(&file)?, rustix::fs::stat(path));
-        if named.is_ok_and(|named| (named.st_dev, named.st_ino) != (own.st_dev, own.st_ino)) || named.is_err() {
+        let own = rustix::fs::fstat(&file)?;
+        let is_named = match rustix::fs::stat(path) {
+            Ok(named) => (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino),
+            Err(rustix::io::Errno::NOENT) => false,
+            Err(error) => return Err(error.into()),
+        };
+        if !is_named {
             return Ok(Locked::Theirs("one that deletes the data".to_owned()));
         }
         // A full disk has no room for the word either; the lock holds without it.

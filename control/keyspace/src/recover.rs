@@ -24,7 +24,7 @@ pub enum RecoverError {
     /// The directory cannot be used.
     #[error(transparent)]
     Dir(#[from] DirError),
-    /// Its content cannot be read, or the new one cannot be written.
+    /// Its content cannot be read.
     #[error("read the data in {path}")]
     Read {
         /// The directory.

@@ -228,7 +228,6 @@ async fn put_manifest(
         Reference::Tag(tag) => Some(tag),
     };
     let checked = manifest::check(content_type, &bytes).map_err(Refusal::manifest_invalid)?;
-    let subject = checked.subject.clone();
     let location = value(&format!("/v2/{name}/manifests/{digest}"));
     let pushed = tag.as_ref().map(|_| format!("{name}@{digest}"));
     let names = &registry.inner().names;
@@ -253,7 +252,7 @@ async fn put_manifest(
     }
     let headers = [(header::LOCATION, location), (CONTENT_DIGEST, value(&digest.to_string()))];
     let mut response = (StatusCode::CREATED, headers).into_response();
-    if let Some(subject) = subject {
+    if let Some(subject) = &checked.subject {
         response.headers_mut().insert(HeaderName::from_static("oci-subject"), value(&subject.to_string()));
     }
     Ok(response)
@@ -298,7 +297,6 @@ async fn referrers(registry: &Registry, name: Name, subject: Digest, query: &Que
     names.current().await?;
     let mut found: Vec<(String, Digest)> =
         names.referrers(&name, &subject)?.into_iter().map(|digest| (digest.to_string(), digest)).collect();
-    found.sort_unstable();
     found.retain(|(text, _)| last.is_none_or(|last| text > last));
     let (mut descriptors, mut read) = (Vec::new(), 0);
     let mut page = Page { entries: Vec::new(), limit, after: None };

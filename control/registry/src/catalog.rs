@@ -249,6 +249,11 @@ impl Names {
         put(key, only, String::new())
     }
 
+    /// The change with which a repository begins, if it is not there.
+    fn begun(&self, name: &Name) -> Option<Change> {
+        Some(self.touched(name)).filter(|change| change.only == Only::Absent)
+    }
+
     /// Does what `look` says until no other change comes between; nothing when it says `None`, with what it found.
     async fn settle<T>(&self, look: impl Fn(&Names) -> Result<(T, Vec<Change>)>) -> Result<T> {
         for _ in 0..TRIES_MAX {
@@ -270,9 +275,7 @@ impl Names {
     pub async fn add_layer(&self, name: &Name, digest: &Digest, size: u64) -> Result<()> {
         self.settle(|names| {
             let mut changes = vec![put(layer(name, digest), Only::Always, format!("{size} {}", seconds_now()))];
-            if names.0.get(&repository(name)).is_none() {
-                changes.push(names.touched(name));
-            }
+            changes.extend(names.begun(name));
             Ok(((), changes))
         })
         .await
@@ -294,25 +297,26 @@ impl Names {
             if key != own {
                 changes.push(Change { key, only: Only::Version(version), to: To::Same });
             }
-            if names.0.get(&repository(name)).is_none() {
-                changes.push(names.touched(name));
-            }
+            changes.extend(names.begun(name));
             Ok((true, changes))
+        })
+        .await
+    }
+
+    /// Takes an entry away, and does with it what `more` says; whether it was there.
+    async fn delete(&self, key: String, more: impl Fn(&Names) -> Option<Change> + Send + Sync) -> Result<bool> {
+        self.current().await?;
+        self.settle(|names| {
+            let Some(entry) = names.0.get(&key) else { return Ok((false, Vec::new())) };
+            let gone = gone(key.clone(), Only::Version(entry.version));
+            Ok((true, more(names).into_iter().chain([gone]).collect()))
         })
         .await
     }
 
     /// Takes a blob away from `name`; whether it was there.
     pub async fn delete_layer(&self, name: &Name, digest: &Digest) -> Result<bool> {
-        self.current().await?;
-        self.settle(|names| {
-            let key = layer(name, digest);
-            Ok(match names.0.get(&key) {
-                Some(entry) => (true, vec![names.touched(name), gone(key, Only::Version(entry.version))]),
-                None => (false, Vec::new()),
-            })
-        })
-        .await
+        self.delete(layer(name, digest), |names| Some(names.touched(name))).await
     }
 
     /// What of `checked` the repository lacks.
@@ -376,15 +380,7 @@ impl Names {
 
     /// Takes a tag away; whether it was there.
     pub async fn delete_tag(&self, name: &Name, word: &str) -> Result<bool> {
-        self.current().await?;
-        self.settle(|names| {
-            let key = tag(name, word);
-            Ok(match names.0.get(&key) {
-                Some(entry) => (true, vec![gone(key, Only::Version(entry.version))]),
-                None => (false, Vec::new()),
-            })
-        })
-        .await
+        self.delete(tag(name, word), |_| None).await
     }
 
     /// Takes a manifest away, and all tags that stand for it; whether it was there.

@@ -239,17 +239,9 @@ impl Registry {
     /// Gets the content from `member`; false when that one does not have it. Nothing of it stays when it is not whole.
     async fn fetch_from(&self, member: u64, digest: &Digest, size: u64) -> Result<bool, Refusal> {
         // What has no room here is not fetched in vain, with others' room meanwhile.
-        let has_room = self.blocking(move |inner| {
-            leave_free(&inner.config.dir.join("uploads/next"), inner.config.free_min, size).map(|()| true).or_else(
-                |error| match error.kind() {
-                    io::ErrorKind::StorageFull => Ok(false),
-                    _ => Err(error),
-                },
-            )
-        });
-        if !has_room.await? {
-            return Err(Refusal::full());
-        }
+        let room = self
+            .blocking(move |inner| Ok(leave_free(&inner.config.dir.join("uploads/next"), inner.config.free_min, size)));
+        room.await?.map_err(|_| Refusal::full())?;
         let request = Request::get(format!("/blobs/{digest}")).body(Body::empty());
         let request = request.map_err(|error| Refusal::unavailable(error.to_string()))?;
         let answer = timeout_at(due(0), self.inner().replicas.call(member, request));

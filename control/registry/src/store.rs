@@ -76,10 +76,16 @@ impl Store {
         leave_free(&self.dir.join("blobs"), self.free_min, bytes.len() as u64 + NAMES)?;
         *changing += 1;
         let part = self.dir.join("uploads").join(format!("manifest-{}", *changing));
-        let mut file = File::create(&part)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        self.rename(digest, &part)
+        let written = File::create(&part).and_then(|mut file| {
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            self.rename(digest, &part)
+        });
+        if written.is_err() {
+            // Nobody else knows of it.
+            let _ = fs::remove_file(&part);
+        }
+        written
     }
 
     fn rename(&self, digest: &Digest, from: &Path) -> io::Result<()> {

@@ -90,15 +90,14 @@ impl Recovery {
         let changed = made.and_then(|()| {
             let exchange = || -> io::Result<()> {
                 rustix::fs::syncfs(File::open(&work)?)?;
-                Ok(renameat_with(CWD, &work, CWD, &control, RenameFlags::EXCHANGE)?)
+                // First where the old data are kept: once they have changed places nothing deletes them, whenever this is cut off.
+                fs::rename(&work, &before)?;
+                let exchanged = renameat_with(CWD, &before, CWD, &control, RenameFlags::EXCHANGE);
+                Ok(exchanged.inspect_err(|_| drop(fs::remove_dir_all(&before)))?)
             };
             exchange().map_err(failed(&control))
         });
         changed.inspect_err(|_| drop(fs::remove_dir_all(&work)))?;
-        let keep = || -> io::Result<()> {
-            fs::rename(&work, &before)?;
-            File::open(&self.dir)?.sync_all()
-        };
-        keep().map_err(failed(&before))
+        File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(failed(&self.dir))
     }
 }

@@ -24,6 +24,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 mod turns;
+mod uncertain;
 mod upgrade;
 
 use std::io;
@@ -41,6 +42,7 @@ pub use flows::Flows;
 pub use headers::{strip as strip_connection_headers, upgrade as wanted_upgrade};
 pub use serve::serve_stream;
 pub use spare::is_spare;
+pub use uncertain::Uncertain;
 pub use upgrade::tunnel;
 
 /// Any error.

@@ -158,15 +158,15 @@ mod tests {
         // One that goes on speaking is heard to its end.
         let (mut client, mut endpoint, passed) = passing(&turns);
         endpoint.shutdown().await.unwrap();
-        for _ in 0..6 {
-            tokio::time::sleep(SHORT / 2).await;
+        for _ in 0..16 {
+            tokio::time::sleep(SHORT / 8).await;
             client.write_all(b"more").await.unwrap();
         }
         client.shutdown().await.unwrap();
         let mut said = String::new();
         endpoint.read_to_string(&mut said).await.unwrap();
         passed.await.unwrap().unwrap();
-        assert_eq!(said, "more".repeat(6));
+        assert_eq!(said, "more".repeat(16));
     }
 
     #[tokio::test]

@@ -179,7 +179,7 @@ impl Blobs {
 }
 
 /// The digits of a digest, by whose number a file says its algorithm.
-fn hex_of(digest: &str) -> Option<&str> {
+pub(crate) fn hex_of(digest: &str) -> Option<&str> {
     let (algorithm, hex) = digest.split_once(':')?;
     let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
     let fits = matches!((algorithm, hex.len()), ("sha256", 64) | ("sha384", 96) | ("sha512", 128))

@@ -22,6 +22,20 @@ pub struct Process {
     pub remote: Remote,
 }
 
+/// Waits until a program that was started says on its standard output, which is piped, that it is ready.
+pub async fn ready(child: &mut Child, what: &str) -> Result<(), Error> {
+    let mut lines = BufReader::new(child.stdout.take().ok_or("no standard output")?).lines();
+    let ready = async {
+        while let Some(line) = lines.next_line().await? {
+            if line == "ready" {
+                return Ok(());
+            }
+        }
+        Err(format!("{what} ended before it was ready").into())
+    };
+    tokio::time::timeout(START_DEADLINE, ready).await?
+}
+
 impl Process {
     /// Starts it and pushes the hello component as `hello:latest`.
     pub async fn start(program: &Path) -> Result<Process, Error> {
@@ -33,16 +47,7 @@ impl Process {
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()?;
-        let mut lines = BufReader::new(child.stdout.take().ok_or("no standard output")?).lines();
-        let ready = async {
-            while let Some(line) = lines.next_line().await? {
-                if line == "ready" {
-                    return Ok(());
-                }
-            }
-            Err::<(), Error>("the cluster ended before it was ready".into())
-        };
-        tokio::time::timeout(START_DEADLINE, ready).await??;
+        ready(&mut child, "the cluster").await?;
         let remote = Remote::connect(&dir.path().join("kubeconfig")).await?;
         let hello = crate::component(&examples()?, "hello").await?;
         crate::push(remote.client(), &hello, "hello:latest").await?;

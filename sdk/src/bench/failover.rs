@@ -16,7 +16,6 @@ use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 
@@ -111,16 +110,7 @@ impl Server {
             .stderr(Stdio::null())
             .kill_on_drop(true)
             .spawn()?;
-        let mut lines = BufReader::new(child.stdout.take().ok_or("no standard output")?).lines();
-        let ready = async {
-            while let Some(line) = lines.next_line().await? {
-                if line == "ready" {
-                    return Ok(());
-                }
-            }
-            Err::<(), Error>(format!("the server {name} ended before it was ready").into())
-        };
-        tokio::time::timeout(START_DEADLINE, ready).await??;
+        super::cluster::ready(&mut child, &format!("the server {name}")).await?;
         let remote = Remote::connect_once(&dir.join("kubeconfig")).await?;
         Ok(Server { child, dir, remote })
     }

@@ -95,7 +95,7 @@ async fn pass(servers: &Servers, request: Request<Incoming>) -> Answer {
     };
     let Some(first) = asked() else { return plain(StatusCode::BAD_REQUEST) };
     let mut answer = servers.ask(first).await;
-    // An image is on the server that it was pushed to.
+    // Its server may lack an image and reach none that has it.
     for other in servers.clients() {
         if !answer.as_ref().is_ok_and(|answer| answer.status() == StatusCode::NOT_FOUND) {
             break;

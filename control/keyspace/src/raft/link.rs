@@ -508,8 +508,7 @@ pub async fn serve(
 ) {
     let own = Own { cluster: own.0, member: own.1 };
     let acceptor = TlsAcceptor::from(tls.server);
-    let strangers = Places::new(GREETINGS_MAX);
-    let members = Rooms { calls: Places::new(CONNECTIONS_MAX), streams: Places::new(STREAMS_MAX) };
+    let (strangers, members) = (Places::new(GREETINGS_MAX), Rooms::new());
     let asked = TaskTracker::new();
     let mut tasks = JoinSet::new();
     loop {
@@ -564,6 +563,12 @@ type ServerStream = tokio_rustls::server::TlsStream<TcpStream>;
 struct Rooms {
     calls: Arc<Places<MemberId>>,
     streams: Arc<Places<MemberId>>,
+}
+
+impl Rooms {
+    fn new() -> Rooms {
+        Rooms { calls: Places::new(CONNECTIONS_MAX), streams: Places::new(STREAMS_MAX) }
+    }
 }
 
 /// What a connection is for.
@@ -973,7 +978,7 @@ mod tests {
         }
         let (stream, _) = listener.accept().await.unwrap();
         let strangers = Places::new(GREETINGS_MAX);
-        let members = Rooms { calls: Places::new(CONNECTIONS_MAX), streams: Places::new(STREAMS_MAX) };
+        let members = Rooms::new();
         let place = strangers.take(IpAddr::from([127, 0, 0, 1])).unwrap();
         let own = Own { cluster, member: 1 };
         let greeted = greet(stream, TlsAcceptor::from(tls(1).server), own, place, members);
@@ -1005,7 +1010,7 @@ mod tests {
         let acceptor = TlsAcceptor::from(tls(1).server);
         let leader = tokio::spawn(async move {
             let strangers = Places::new(GREETINGS_MAX);
-            let members = Rooms { calls: Places::new(CONNECTIONS_MAX), streams: Places::new(STREAMS_MAX) };
+            let members = Rooms::new();
             let mut connections = JoinSet::new();
             loop {
                 let (stream, from) = listener.accept().await.unwrap();

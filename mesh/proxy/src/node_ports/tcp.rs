@@ -15,7 +15,7 @@ use crate::balance::{Picked, Tried};
 use crate::endpoint::Connected;
 use crate::retry::ATTEMPTS_MAX;
 use crate::turns::Turns;
-use crate::{BoxError, Stream, serve, spare, upgrade};
+use crate::{BoxError, Stream, Uncertain, serve, spare, upgrade};
 
 /// First wait after a connection could not be accepted, as when there are no more descriptors; doubles.
 const ACCEPT_RETRY_FIRST: Duration = Duration::from_millis(5);
@@ -90,7 +90,12 @@ async fn connection(inbound: Inbound, stream: TcpStream, turns: Arc<Turns>) -> R
     stream.set_nodelay(true)?;
     spare::keep_alive(&stream)?;
     match connect(&inbound).await? {
-        Some((there, _picked)) => upgrade::pass(stream, there, turns.begin()).await.map_err(BoxError::from),
+        Some((there, _picked)) => {
+            let mut client = Uncertain::new(stream);
+            upgrade::pass(&mut client.socket, there, turns.begin()).await?;
+            client.whole();
+            Ok(())
+        }
         None => http(inbound, stream, turns).await,
     }
 }

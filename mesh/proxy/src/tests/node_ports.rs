@@ -51,6 +51,28 @@ async fn bytes_are_passed_to_sockets_as_they_are_and_to_another_when_one_refuses
 }
 
 #[tokio::test]
+async fn what_a_socket_cuts_off_does_not_end_as_if_it_were_whole() {
+    let world = World::new().await;
+    let port = free_port().await;
+    let half = |mut stream: tokio::net::TcpStream| async move {
+        stream.write_all(b"half").await.unwrap();
+        // Until the client has it.
+        let _ = stream.read_u8().await;
+        stream.set_zero_linger().unwrap();
+    };
+    world.start(1, listening(half).await.0);
+    world.service("raw", "10.96.0.8", json!([{"port": 7, "nodePort": port}]));
+    world.ready("raw", &[1], json!([{"port": 7}]));
+    world.known("raw", 1).await;
+    let mut stream = connect(port).await;
+    let mut read = [0; 4];
+    stream.read_exact(&mut read).await.unwrap();
+    write(&mut stream, "x").await;
+    let ended = tokio::time::timeout(SOON, stream.read_u8()).await.expect("an end").unwrap_err();
+    assert_eq!(ended.kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
 async fn one_number_serves_tcp_and_udp_whatever_comes_first() {
     for order in [[("t", "TCP"), ("u", "UDP")], [("u", "UDP"), ("t", "TCP")]] {
         let world = World::new().await;

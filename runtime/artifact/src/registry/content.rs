@@ -4,6 +4,8 @@ use bytes::{Bytes, BytesMut};
 use sha2::digest::DynDigest;
 use sha2::{Sha256, Sha384, Sha512};
 
+use crate::blobs::hex_of;
+
 /// Reads all of an answer, if it has at most `limit` bytes.
 pub async fn whole(response: &mut reqwest::Response, limit: usize) -> reqwest::Result<Option<Bytes>> {
     let mut bytes = BytesMut::new();
@@ -25,15 +27,14 @@ pub struct Check {
 impl Check {
     /// For `algorithm:hex`; nothing for what is no digest, or of an algorithm that nobody registered (OCI image, "Digests").
     pub fn of(digest: &str) -> Option<Self> {
-        let (algorithm, hex) = digest.split_once(':')?;
-        let hash: Box<dyn DynDigest + Send + Sync> = match algorithm {
+        hex_of(digest)?;
+        let hash: Box<dyn DynDigest + Send + Sync> = match digest.split(':').next()? {
             "sha256" => Box::<Sha256>::default(),
             "sha384" => Box::<Sha384>::default(),
             "sha512" => Box::<Sha512>::default(),
             _ => return None,
         };
-        let is_hex = hex.len() == hash.output_size() * 2 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-        is_hex.then(|| Self { hash, wanted: digest.to_owned() })
+        Some(Self { hash, wanted: digest.to_owned() })
     }
 
     /// More of it.

@@ -2,22 +2,9 @@
 
 use std::io;
 
+use coracle_proxy::Uncertain;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-
-/// A socket that is reset when it is dropped before it was said that all has been passed.
-struct Uncertain {
-    socket: TcpStream,
-    is_whole: bool,
-}
-
-impl Drop for Uncertain {
-    fn drop(&mut self) {
-        if !self.is_whole {
-            let _ = self.socket.set_zero_linger();
-        }
-    }
-}
 
 /// Passes bytes between a socket and what the other end is, when it is there, until both have ended. When either breaks, or
 /// nobody waits for this any more, the socket is reset: an orderly end would tell who reads there that this was all.
@@ -25,10 +12,10 @@ pub async fn pass<S>(socket: TcpStream, stream: impl Future<Output = io::Result<
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut uncertain = Uncertain { socket, is_whole: false };
+    let mut uncertain = Uncertain::new(socket);
     let mut stream = stream.await?;
     tokio::io::copy_bidirectional(&mut uncertain.socket, &mut stream).await?;
-    uncertain.is_whole = true;
+    uncertain.whole();
     Ok(())
 }
 
