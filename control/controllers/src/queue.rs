@@ -2,8 +2,8 @@
 //!
 //! A key is in the queue at most once and reconciled by one task at a time; what is added while it runs makes it run
 //! once more afterwards. A failure comes back with growing, jittered delay. A key that is added again and again is
-//! spaced out after a burst ([`BURST`]), so that a storm of events about one object costs a bounded number of writes,
-//! while a single event is never held back.
+//! spaced out after a burst ([`BURST`]) by what its runs take ([`SHARE`]), so that a storm of events about one object costs
+//! a bounded share of the time, while a single event is never held back.
 //!
 //! Bounded by the number of keys, thus of objects.
 
@@ -26,6 +26,8 @@ use crate::Error;
 
 /// Runs of one key without spacing: a Deployment of one needs about ten until it is ready, and none of them may wait.
 const BURST: u32 = 32;
+/// A key whose burst is used up runs for one part in so many of the time; it is not held back longer than its queue's spacing.
+const SHARE: u32 = 2;
 /// First delay after a failure.
 const BACKOFF_FIRST: Duration = Duration::from_millis(10);
 /// Longest delay after failures.
@@ -83,7 +85,7 @@ impl<K> Clone for Queue<K> {
 struct Inner<K> {
     state: Mutex<State<K>>,
     changed: Notify,
-    /// Between two runs of a key, once its burst is used up.
+    /// Between two runs of a key, once its burst is used up: at most.
     spacing: Duration,
 }
 
@@ -98,7 +100,8 @@ struct State<K> {
 #[derive(Debug)]
 struct Entry {
     queued: bool,
-    running: bool,
+    /// Since when it runs.
+    running: Option<Instant>,
     again: bool,
     failures: u32,
     /// The latest deadline that counts; older ones in the heap are void.
@@ -138,7 +141,7 @@ impl<K: Clone + Eq + Hash> State<K> {
     fn entry(&mut self, key: &K, now: Instant) -> &mut Entry {
         self.entries.entry(key.clone()).or_insert(Entry {
             queued: false,
-            running: false,
+            running: None,
             again: false,
             failures: 0,
             due: None,
@@ -148,7 +151,7 @@ impl<K: Clone + Eq + Hash> State<K> {
 
     fn add(&mut self, key: &K, now: Instant) {
         let entry = self.entry(key, now);
-        if entry.running {
+        if entry.running.is_some() {
             entry.again = true;
         } else if !entry.queued {
             entry.queued = true;
@@ -193,16 +196,16 @@ impl<K: Clone + Eq + Hash> State<K> {
                 self.add_at(&key, spaced - spacing * BURST, now);
                 continue;
             }
-            entry.spaced = spaced + spacing;
-            entry.running = true;
+            entry.running = Some(now);
             return Some(key);
         }
         None
     }
 
-    fn done(&mut self, key: &K, outcome: &Result<Next, Error>, now: Instant) {
+    fn done(&mut self, key: &K, outcome: &Result<Next, Error>, spacing: Duration, now: Instant) {
         let Some(entry) = self.entries.get_mut(key) else { return };
-        entry.running = false;
+        let took = entry.running.take().map(|since| now.duration_since(since)).unwrap_or_default();
+        entry.spaced = entry.spaced.max(now) + spacing.min(took * SHARE);
         let mut again = std::mem::take(&mut entry.again);
         let mut after = None;
         match outcome {
@@ -235,7 +238,7 @@ impl<K: Clone + Eq + Hash> State<K> {
         {
             self.entries.remove(key);
         } else if self.entries.len() > 4096 && self.entries.len() > 4 * (self.ready.len() + self.delayed.len()) {
-            self.entries.retain(|_, e| e.queued || e.running || e.due.is_some() || e.failures > 0 || e.spaced > now);
+            self.entries.retain(|_, e| e.queued || e.running.is_some() || e.due.is_some() || e.failures > 0 || e.spaced > now);
         }
     }
 }
@@ -245,8 +248,14 @@ fn backoff(failures: u32) -> Duration {
     base.mul_f64(rand::rng().random_range(0.75..1.25))
 }
 
+impl<K: Clone + Eq + Hash> Inner<K> {
+    fn done(&self, key: &K, outcome: &Result<Next, Error>) {
+        self.state.lock().done(key, outcome, self.spacing, Instant::now());
+    }
+}
+
 impl<K: Clone + Eq + Hash + Send + 'static> Queue<K> {
-    /// An empty queue; keys that keep coming are spaced by `spacing`.
+    /// An empty queue; keys that keep coming are spaced by `spacing` at most.
     pub(crate) fn new(spacing: Duration) -> Self {
         let state = State { ready: VecDeque::new(), entries: HashMap::new(), delayed: BinaryHeap::new(), sequence: 0 };
         Self { inner: Arc::new(Inner { state: Mutex::new(state), changed: Notify::new(), spacing }) }
@@ -315,13 +324,13 @@ impl<K: Clone + Eq + Hash + Send + 'static> Queue<K> {
                         if let Err(error) = &outcome {
                             log(name, &key, error);
                         }
-                        self.inner.state.lock().done(&key, &outcome, Instant::now());
+                        self.inner.done(&key, &outcome);
                     }
                     Err(error) => {
                         // A panic is our bug; the key comes back like any failure.
                         tracing::error!(controller = name, %error, "reconcile panicked");
                         if let Some(key) = running.remove(&error.id()) {
-                            self.inner.state.lock().done(&key, &Err(Error::Panicked), Instant::now());
+                            self.inner.done(&key, &Err(Error::Panicked));
                         }
                     }
                 },
@@ -364,11 +373,11 @@ mod tests {
         let mut take = || state.take(now, Duration::ZERO);
         assert_eq!([take(), take(), take()], [Some("a"), Some("b"), None]);
         state.add(&"a", now);
-        state.done(&"b", &Ok(Next::OnEvent), now);
+        state.done(&"b", &Ok(Next::OnEvent), Duration::ZERO, now);
         assert_eq!(state.take(now, Duration::ZERO), None, "a runs");
-        state.done(&"a", &Ok(Next::OnEvent), now);
+        state.done(&"a", &Ok(Next::OnEvent), Duration::ZERO, now);
         assert_eq!(state.take(now, Duration::ZERO), Some("a"));
-        state.done(&"a", &Ok(Next::OnEvent), now);
+        state.done(&"a", &Ok(Next::OnEvent), Duration::ZERO, now);
         assert!(state.entries.is_empty(), "nothing is kept of what is done");
     }
 
@@ -384,7 +393,7 @@ mod tests {
         assert_eq!(state.take(now, Duration::ZERO), Some("a"));
         let mut delays = vec![];
         for _ in 0..5 {
-            state.done(&"a", &Err(Error::Panicked), now);
+            state.done(&"a", &Err(Error::Panicked), Duration::ZERO, now);
             let due = state.entries["a"].due.unwrap();
             delays.push(due - now);
             now = due;
@@ -393,17 +402,16 @@ mod tests {
         }
         assert!(delays[4] > delays[0] * 4, "{delays:?}");
         now += Duration::from_secs(60);
-        state.done(&"a", &Ok(Next::OnEvent), now);
+        state.done(&"a", &Ok(Next::OnEvent), Duration::ZERO, now);
         state.wake(now);
         assert_eq!(state.take(now, Duration::ZERO), None, "deadlines that were replaced are void");
     }
 
-    #[test]
-    fn spaces_out_a_storm_but_not_a_burst() {
-        let spacing = Duration::from_millis(20);
+    /// Runs `a` so often in a storm, each for `run`; when each began.
+    fn storm(runs: u32, run: Duration, spacing: Duration) -> Vec<Duration> {
         let (mut state, begun) = (state(), Instant::now());
-        let mut now = begun;
-        for run in 0..BURST + 22 {
+        let (mut now, mut at) = (begun, vec![]);
+        for _ in 0..runs {
             state.add(&"a", now);
             let key = state.take(now, spacing).or_else(|| {
                 now = state.entries["a"].due?;
@@ -411,9 +419,21 @@ mod tests {
                 state.take(now, spacing)
             });
             assert_eq!(key, Some("a"));
-            state.done(&"a", &Ok(Next::OnEvent), now);
-            assert!(run >= BURST || now == begun, "held back at {run}");
+            at.push(now - begun);
+            now += run;
+            state.done(&"a", &Ok(Next::OnEvent), spacing, now);
         }
-        assert!(now - begun >= spacing * 20, "{:?}", now - begun);
+        at
+    }
+
+    #[test]
+    fn spaces_out_a_storm_but_not_a_burst() {
+        let spacing = Duration::from_millis(20);
+        for (run, period) in [(40, 40), (15, 20), (1, 2)] {
+            let run = Duration::from_millis(run);
+            let at = storm(40 * BURST, run, spacing);
+            assert!((1..BURST).all(|n| at[n as usize] == run * n), "a burst is not held back: {at:?}");
+            assert_eq!(at[at.len() - 1] - at[at.len() - 11], Duration::from_millis(10 * period), "runs of {run:?}");
+        }
     }
 }
