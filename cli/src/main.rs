@@ -72,6 +72,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    memory::begin();
     // With RUST_BACKTRACE set wasmtime would take a backtrace for each instance that ends: 10 µs. Panics go on having theirs.
     // Who asks for them expressly has them.
     if std::env::var_os("RUST_LIB_BACKTRACE").is_none() {

@@ -1,13 +1,15 @@
 //! `coracle up`: a cluster on this machine.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::Context;
 use coracle_sdk::{Cluster, manifests};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Command;
 
 use crate::cluster::{Here, Signals, drain};
 use crate::output::Step;
@@ -35,7 +37,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let objects = manifests::read(&arguments.files)?;
     // The process in the background is started with the same words.
     if arguments.detach && std::env::var_os(IN_BACKGROUND).is_none() {
-        return detach(&arguments.here.data_dir("coracle")?);
+        return detach(&arguments.here.data_dir("coracle")?).await;
     }
     if std::env::var_os(IN_BACKGROUND).is_some() {
         tokio::spawn(own_log::keep(arguments.here.data_dir("coracle")?.join(own_log::NAME)));
@@ -68,8 +70,10 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 /// Set for the process that `--detach` starts.
 const IN_BACKGROUND: &str = "CORACLE_IN_BACKGROUND";
 
-/// Starts the same command as a process of its own, without a terminal, and leaves when it is ready.
-fn detach(dir: &Path) -> anyhow::Result<()> {
+/// Starts the same command as a process of its own, without a terminal, and leaves when it is ready. Who interrupts it before
+/// ends what it has started.
+async fn detach(dir: &Path) -> anyhow::Result<()> {
+    let mut signals = Signals::take()?;
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -84,14 +88,34 @@ fn detach(dir: &Path) -> anyhow::Result<()> {
     command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file);
     let mut child = command.spawn().context("start the cluster's process")?;
     let output = child.stdout.take().context("the process has an output")?;
-    for line in BufReader::new(output).lines().map_while(Result::ok) {
-        println!("{line}");
-        if line == "ready" {
-            eprintln!("running in the background as process {}; its log is {}", child.id(), log.display());
-            return Ok(());
+    let mut lines = BufReader::new(output).lines();
+    let told = async {
+        while let Ok(Some(line)) = lines.next_line().await {
+            println!("{line}");
+            if line == "ready" {
+                return true;
+            }
         }
+        false
+    };
+    let is_interrupted = tokio::select! {
+        is_ready = told => {
+            if is_ready {
+                let process = child.id().unwrap_or_default();
+                eprintln!("running in the background as process {process}; its log is {}", log.display());
+                return Ok(());
+            }
+            false
+        }
+        () = signals.received() => true,
+    };
+    if is_interrupted && let Some(process) = child.id().and_then(|id| Pid::from_raw(id.cast_signed())) {
+        kill_process(process, Signal::TERM).context("end the cluster's process")?;
     }
-    let status = child.wait().context("wait for the cluster's process")?;
+    let status = child.wait().await.context("wait for the cluster's process")?;
+    if is_interrupted {
+        anyhow::bail!("interrupted before the cluster was ready; what was started has ended ({status})")
+    }
     anyhow::bail!("the cluster did not start ({status}); {} says why", log.display())
 }
 

@@ -179,11 +179,11 @@ impl Cluster {
         Cluster::server_with(name, &[&["--join", &url, "--token", &token], arguments].concat())
     }
 
-    /// A cluster that is restored from a backup.
-    pub fn start_restored(backup: &Path) -> Cluster {
+    /// A cluster that is restored from a backup, with these words to `coracle up`.
+    pub fn start_restored(backup: &Path, arguments: &[&str]) -> Cluster {
         let dir = tempfile::tempdir().expect("a temporary directory");
         run(Command::new(coracle()).arg("restore").arg(backup).arg("--data-dir").arg(dir.path().join("data")));
-        Cluster::launched_in(dir, &["up", "--name", "other"])
+        Cluster::launched_in(dir, &[&["up"], arguments].concat())
             .unwrap_or_else(|log| panic!("the cluster did not start:\n{log}"))
     }
 

@@ -17,6 +17,7 @@ use http_body_util::BodyExt as _;
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use kube::runtime::{WatchStreamExt as _, watcher};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -49,6 +50,8 @@ pub struct Registration {
     context: Arc<Context>,
     facts: Facts,
     registered: watch::Sender<bool>,
+    /// Why the servers refused it last, as far as it was told.
+    refused: Mutex<String>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +76,13 @@ impl Error {
 impl Registration {
     /// Nothing is told before [`Registration::run`].
     pub fn new(pods: Arc<Pods>, facts: Facts) -> Self {
-        Self { context: pods.context.clone(), pods, facts, registered: watch::Sender::new(false) }
+        Self {
+            context: pods.context.clone(),
+            pods,
+            facts,
+            registered: watch::Sender::new(false),
+            refused: Mutex::default(),
+        }
     }
 
     /// Whether the node has been registered as Ready.
@@ -85,7 +94,7 @@ impl Registration {
     pub async fn run(&self, shutdown: CancellationToken) {
         let mut wait = RETRY.0;
         while let Err(error) = self.register().await {
-            tracing::debug!(%error, cause = ?std::error::Error::source(&error), "node is not registered yet");
+            self.tell(&error);
             // Waiting is all that is cut here.
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
@@ -140,7 +149,11 @@ impl Registration {
                 match self.write_status().await {
                     Ok(()) => written = Some(Instant::now()),
                     // Somebody has deleted it.
-                    Err(error) if error.code() == 404 => drop(self.register().await),
+                    Err(error) if error.code() == 404 => {
+                        if let Err(error) = self.register().await {
+                            self.tell(&error);
+                        }
+                    }
                     Err(error) => tracing::debug!(%error, "node status is not written"),
                 }
             }
@@ -176,6 +189,19 @@ impl Registration {
                 }
             };
             seen.send_replace(serde_json::to_value(node).ok());
+        }
+    }
+
+    /// Says why the node is not registered: aloud, when the servers refuse it, and once for each reason.
+    fn tell(&self, error: &Error) {
+        let Error::Refused { code: 400..=499, message } = error else {
+            tracing::debug!(%error, cause = ?std::error::Error::source(error), "node is not registered yet");
+            return;
+        };
+        let mut refused = self.refused.lock();
+        if *refused != *message {
+            tracing::warn!(node = self.context.config.name, "the cluster refuses this node: {message}");
+            refused.clone_from(message);
         }
     }
 

@@ -1,6 +1,7 @@
 //! The executable as a person meets it: help, errors that say what to do, status, push.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use coracle_tests::{Cluster, coracle, guest, output, root};
 
@@ -72,6 +73,31 @@ fn a_cluster_in_the_background_is_started_stopped_forgotten_and_founded_again() 
         assert!(forgotten.status.success(), "{}", String::from_utf8_lossy(&forgotten.stderr));
         assert!(!data.exists(), "everything in it was the cluster's");
     }
+}
+
+#[test]
+fn who_interrupts_a_start_in_the_background_ends_what_it_started() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let data = dir.path().join("data");
+    let mut command = Command::new(coracle());
+    command.args(["up", "--api-port", "0", "--registry-port", "0", "-d"]).env("CORACLE_DATA_DIR", &data);
+    let mut starting = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start it");
+    // It has begun when there is a log.
+    let begun = Instant::now();
+    while !data.join("coracle.log").exists() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "there is no log");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let sent = Command::new("kill").args(["-INT", &starting.id().to_string()]).status().expect("run kill");
+    assert!(sent.success());
+    let is_ready = starting.wait().expect("it ends").success();
+    let coracle =
+        |word: &str| output(Command::new(coracle()).arg(word).env("CORACLE_DATA_DIR", &data).env_remove("KUBECONFIG"));
+    if is_ready {
+        // It was, just before.
+        assert!(coracle("down").status.success());
+    }
+    assert_eq!(coracle("status").status.code(), Some(3), "something runs");
 }
 
 #[test]

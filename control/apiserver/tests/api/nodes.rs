@@ -160,9 +160,12 @@ async fn a_node_agent_elsewhere_has_no_range_but_one_that_is_given_out() {
     thief["metadata"]["name"] = json!("thief");
     assert_eq!(server.call("POST", "/api/v1/nodes", thief).await.0, 422, "it is claimed");
     // The first node's agent is in the server's process.
-    let founder = json!({"metadata": {"name": "first"}, "spec": {"podCIDR": "10.244.0.0/16"}});
+    let server = Server::start().await;
+    let founder = ranged("10.244.0.0/16");
     let request = Request::post("/api/v1/nodes").header("content-type", "application/json");
     let request = request.body(Body::from(founder.to_string())).unwrap();
-    let answer = server.api.in_process(node("first")).oneshot(request).await.unwrap();
+    let answer = server.api.in_process(node("mine")).oneshot(request).await.unwrap();
     assert_eq!(answer.status().as_u16(), 201);
+    // Its machine comes back as another kind of member, restored or joined again: the object is there, with its range.
+    assert_eq!(ask(&server, "POST", "/api/v1/nodes", &founder).await.0, 409);
 }
