@@ -49,10 +49,7 @@ pub enum DirError {
         found: String,
     },
     /// There is data, or there must be, and the file that says so is gone.
-    #[error(
-        "{path} is missing, although a cluster was founded here; nothing was changed. Restore the data directory from a \
-         backup; to begin anew without its data, choose an empty directory"
-    )]
+    #[error("{path} is missing, although there was a server's data here; nothing was changed. {}", host::LOST_DATA)]
     Missing {
         /// What is missing.
         path: PathBuf,
@@ -75,7 +72,7 @@ pub enum DirError {
         to: ClusterId,
     },
     /// Its file FORMAT does not say whose it is.
-    #[error("{path} does not say whose directory it is; nothing was changed. Restore the data directory from a backup")]
+    #[error("{path} does not say whose directory it is; nothing was changed. {}", host::LOST_DATA)]
     Nobody {
         /// The file.
         path: PathBuf,
@@ -120,7 +117,8 @@ impl Owner {
             match line.split_once(' ')? {
                 ("member", number) => owner.member = number.parse().ok()?,
                 ("cluster", id) => (owner.cluster, named) = (id.parse().ok()?, true),
-                ("origin", origin) => owner.founder = origin == "founder",
+                ("origin", "founder") => owner.founder = true,
+                ("origin", "admitted") => owner.founder = false,
                 ("peer", peer) => {
                     let (member, address) = peer.split_once(' ')?;
                     owner.peers.push(Peer { member: member.parse().ok()?, address: address.to_owned() });
@@ -334,6 +332,8 @@ mod tests {
             ("coracle keyspace 1\nmember 1\n", "coracle keyspace 1"),
             ("coracle keyspace 2\n", "does not say"),
             ("coracle keyspace 2\nmember x\n", "does not say"),
+            ("coracle keyspace 2\nmember 1\norigin elsewhere\n", "does not say"),
+            ("coracle keyspace 2\n", "If there are others, put no old copy back"),
         ] {
             fs::write(dir.path().join("FORMAT"), text).unwrap();
             let error = open(dir.path(), &Begin::Found).err().unwrap();

@@ -35,6 +35,8 @@ impl Formats {
     pub const OWN: Formats = Formats { oldest: FIRST, newest: FIRST };
     /// Those of a member that says nothing of them.
     pub const FIRST: Formats = Formats { oldest: FIRST, newest: FIRST };
+    /// None: of a member whose record of them cannot be read. It says them again at its next start.
+    const NONE: Formats = Formats { oldest: 0, newest: 0 };
 
     /// Refuses a server that does not understand the version `in_use`.
     pub(crate) fn check(self, in_use: u32) -> Result<(), String> {
@@ -65,25 +67,27 @@ pub(crate) fn key_of(member: MemberId) -> Key {
     group::key(&format!("formats {member}"))
 }
 
-/// The version in use as these records of the group say.
-pub(crate) fn in_use_of(group: Option<&Records>) -> u32 {
-    let record = group.and_then(|records| records.get(IN_USE));
-    record.and_then(|record| group::first_line(&record.bytes).parse().ok()).unwrap_or(FIRST)
+/// The version in use as these records of the group say. A record that cannot be read is an error: what is not understood here
+/// would be taken for what is.
+pub(crate) fn in_use_of(group: Option<&Records>) -> Result<u32, String> {
+    let Some(record) = group.and_then(|records| records.get(IN_USE)) else { return Ok(FIRST) };
+    let text = group::first_line(&record.bytes);
+    text.parse().map_err(|_| format!("the record of the format in which the cluster writes its log says {text:?}"))
 }
 
 /// The version that entries are written in.
-pub(crate) fn in_use(state: &State) -> u32 {
+pub(crate) fn in_use(state: &State) -> Result<u32, String> {
     in_use_of(state.collection(GROUP).map(|group| &group.records))
 }
 
-/// What `member` has said that it understands.
+/// What `member` has said that it understands; nothing where that cannot be read.
 pub(crate) fn of(state: &State, member: MemberId) -> Formats {
-    let record = state.record(&key_of(member));
-    let told = record.and_then(|record| {
-        let (oldest, newest) = group::first_line(&record.bytes).split_once(' ')?;
-        Some(Formats { oldest: oldest.parse().ok()?, newest: newest.parse().ok()? })
-    });
-    told.unwrap_or(Formats::FIRST)
+    let Some(record) = state.record(&key_of(member)) else { return Formats::FIRST };
+    let text = group::first_line(&record.bytes);
+    let told = text
+        .split_once(' ')
+        .and_then(|(oldest, newest)| Some(Formats { oldest: oldest.parse().ok()?, newest: newest.parse().ok()? }));
+    told.unwrap_or(Formats::NONE)
 }
 
 /// What is known of `key` as it is, as a condition.
@@ -98,7 +102,7 @@ fn unchanged(state: &State, key: Key) -> Op {
 
 /// What has all know that `member` understands `formats`; nothing where they do. An error where that is not enough.
 pub(crate) fn tell(state: &State, member: MemberId, formats: Formats) -> Result<Vec<Op>, String> {
-    formats.check(in_use(state))?;
+    formats.check(in_use(state)?)?;
     if of(state, member) == formats {
         return Ok(Vec::new());
     }
@@ -114,7 +118,8 @@ pub(crate) fn not_raised(state: &State) -> Op {
 /// What raises the version in use to what all `members` understand; nothing where it is that.
 pub(crate) fn raise(state: &State, members: &BTreeSet<MemberId>) -> Vec<Op> {
     let highest = members.iter().map(|member| of(state, *member).newest).min();
-    let Some(highest) = highest.filter(|highest| *highest > in_use(state)) else { return Vec::new() };
+    let Ok(known) = in_use(state) else { return Vec::new() };
+    let Some(highest) = highest.filter(|highest| *highest > known) else { return Vec::new() };
     let in_use = group::key(IN_USE);
     let guard = as_it_is(state, &in_use);
     let mut ops = vec![group::line(in_use, &highest.to_string(), guard), unchanged(state, group::key(group::NEXT))];
@@ -125,6 +130,28 @@ pub(crate) fn raise(state: &State, members: &BTreeSet<MemberId>) -> Vec<Op> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_record_that_cannot_be_read_is_not_the_first_format() {
+        let mut state = State::new(crate::Config::new("").retention);
+        let record = |key, text: &str| group::line(key, text, Guard::None);
+        let mut at = 0;
+        let mut put = |state: &mut State, key, text| {
+            at += 1;
+            state.apply(crate::Revision::new(at), &[record(key, text)], crate::host::now()).unwrap();
+        };
+        let all = BTreeSet::from([1, 2]);
+        put(&mut state, key_of(1), "2 4");
+        put(&mut state, key_of(2), "2 3");
+        assert_eq!((in_use(&state), raise(&state, &all).is_empty()), (Ok(2), false));
+        put(&mut state, key_of(2), "two to three");
+        assert!(raise(&state, &all).is_empty(), "nobody knows what the second understands");
+        assert!(!tell(&state, 2, Formats::FIRST).unwrap().is_empty(), "it says so again");
+        put(&mut state, key_of(2), "2 3");
+        put(&mut state, group::key(IN_USE), "three");
+        assert!(in_use(&state).unwrap_err().contains("three"));
+        assert!(tell(&state, 2, Formats { oldest: 2, newest: 9 }).is_err() && raise(&state, &all).is_empty());
+    }
 
     #[test]
     fn who_does_not_understand_what_is_written_is_told_what_to_do() {

@@ -3,12 +3,13 @@
 //! ```text
 //! admit (on any member) ─► a number, allocated in the log ─► Admission ─► the new server opens with it (Begin::Join)
 //!   ─► it announces its address to the leader ─► learner ─► caught up ─► promoted, together with others: 1 → 3 → 5 voters
-//! remove (on any member) ─► the leader looks whether a majority is left ─► marks it ─► one joint change ─► the number is never
-//!   used again; whoever leads finishes what is marked
+//! remove (on any member) ─► the leader looks whether a majority is left ─► marks it ─► one joint change, which whoever leads
+//!   finishes, once it has begun ─► the number is never used again: whoever leads forgets who is marked and no member
 //! ```
 //! Whoever is admitted gets a number that no other ever had or will have. A member speaks with another only when both
 //! belong to the same cluster, show a certificate for their number, and neither was removed.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
@@ -274,9 +275,13 @@ pub(crate) fn line(key: Key, text: &str, guard: Guard) -> Op {
     Op::Put { key, value: Value { revision_at: bytes.len(), bytes }, guard }
 }
 
-pub(crate) fn first_line(bytes: &[u8]) -> &str {
-    let text = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    std::str::from_utf8(text).unwrap_or_default()
+fn first_line_bytes(bytes: &[u8]) -> &[u8] {
+    bytes.split(|byte| *byte == b'\n').next().unwrap_or_default()
+}
+
+/// The first line of a record. One that is no text is neither empty nor anything that is expected.
+pub(crate) fn first_line(bytes: &[u8]) -> Cow<'_, str> {
+    String::from_utf8_lossy(first_line_bytes(bytes))
 }
 
 /// What whoever begins to lead writes; the first of all writes the group's first records with it.
@@ -311,12 +316,12 @@ pub(crate) fn number(state: &State, member: MemberId) -> Number {
 
 /// The name under which `member` was admitted.
 pub(crate) fn name(state: &State, member: MemberId) -> String {
-    state.record(&member_key(member)).map(|record| first_line(&record.bytes).to_owned()).unwrap_or_default()
+    state.record(&member_key(member)).map(|record| first_line(&record.bytes).into_owned()).unwrap_or_default()
 }
 
 /// Where clients reach `member`.
 pub(crate) fn api(state: &State, member: MemberId) -> String {
-    state.record(&api_key(member)).map(|record| first_line(&record.bytes).to_owned()).unwrap_or_default()
+    state.record(&api_key(member)).map(|record| first_line(&record.bytes).into_owned()).unwrap_or_default()
 }
 
 /// Whether the record of a member has the mark that it is being removed: a second line of its own.
@@ -336,8 +341,9 @@ pub(crate) fn mark_leaving(state: &State, members: &BTreeSet<MemberId>) -> Vec<O
     let records = members.iter().filter_map(|member| state.record(&member_key(*member)));
     let unmarked = records.filter(|record| !is_leaving(record));
     let mark = |record: &Arc<Record>| {
-        let text = format!("{}\n{LEAVING}", first_line(&record.bytes));
-        line(record.key.clone(), &text, Guard::Revision(record.revision))
+        let bytes = [first_line_bytes(&record.bytes), b"\n", LEAVING.as_bytes(), b"\n"].concat();
+        let value = Value { revision_at: bytes.len(), bytes: bytes.into() };
+        Op::Put { key: record.key.clone(), value, guard: Guard::Revision(record.revision) }
     };
     unmarked.map(mark).collect()
 }
@@ -460,8 +466,9 @@ impl Keyspace {
     }
 
     /// The version of the log's entries that is in use: the highest that all members understand.
-    pub fn format(&self) -> u32 {
-        formats::in_use(&self.0.machine.state.read())
+    /// `None` where the record of it cannot be read.
+    pub fn format(&self) -> Option<u32> {
+        formats::in_use(&self.0.machine.state.read()).ok()
     }
 
     /// Has all members know what this one is called, where it was admitted under no name, and by which names its API is

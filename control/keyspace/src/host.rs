@@ -208,23 +208,21 @@ pub fn is_no_space(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge)
 }
 
+/// What to do about data that is lost. An old copy of one of several members lacks what it has acknowledged: with it back, a majority
+/// may be one that knows nothing of a write that was answered.
+pub const LOST_DATA: &str = "Restore the data directory from a backup if this is the only server. If there are others, put no old copy \
+     back, which may lack what this server has acknowledged: `coracle member remove` it at another one, `coracle reset` here, and join \
+     again. To begin anew without its data, choose an empty directory";
+
 /// What a start says that finds `path` damaged at `offset`.
 pub fn damaged(path: &Path, offset: u64, why: impl fmt::Display) -> io::Error {
-    let text = format!(
-        "{} is damaged at byte {offset}: {why}. Nothing was changed. Restore the data directory from a backup; to begin anew \
-         without its data, choose an empty directory",
-        path.display()
-    );
+    let text = format!("{} is damaged at byte {offset}: {why}. Nothing was changed. {LOST_DATA}", path.display());
     io::Error::new(io::ErrorKind::InvalidData, text)
 }
 
 /// What a start says that does not find `path`.
 pub fn missing(path: &Path, why: impl fmt::Display) -> io::Error {
-    let text = format!(
-        "{} is missing: {why}. Nothing was changed. Restore it, with the whole data directory, from a backup; to begin anew \
-         without its data, choose an empty directory",
-        path.display()
-    );
+    let text = format!("{} is missing: {why}. Nothing was changed. {LOST_DATA}", path.display());
     io::Error::new(io::ErrorKind::InvalidData, text)
 }
 

@@ -95,9 +95,13 @@ pub(crate) async fn announce(member: Arc<Member>, address: String, mut stopped: 
 async fn ask_missing(member: &Member, address: &str) {
     let ask = Ask::Change(Change::Announce { member: member.id(), address: address.to_owned() });
     let is_missing = |known: &MemberStatus| known.heard.is_none_or(|heard| heard >= ANNOUNCE_EVERY);
-    for missing in member.members().into_iter().filter(is_missing) {
+    let asked = member.members().into_iter().filter(is_missing).map(|missing| {
         let call = member.transport().call(missing.member, &missing.address, Call::Ask(ask.clone()));
-        if let Ok(Ok(Answer::Told(Err(Refusal::Removed(_))))) = tokio::time::timeout(ANNOUNCE_TIMEOUT, call).await {
+        tokio::time::timeout(ANNOUNCE_TIMEOUT, call)
+    });
+    // At the same time: each may be one that lets it wait.
+    for told in futures::future::join_all(asked).await {
+        if let Ok(Ok(Answer::Told(Err(Refusal::Removed(_))))) = told {
             member.note_removed();
         }
     }

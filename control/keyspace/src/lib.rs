@@ -46,6 +46,7 @@ pub use backup::{Restoring, Whole};
 pub use dir::DirError;
 pub use formats::Formats;
 pub use group::{Admission, Begin, ClusterId, GroupAlarm, GroupError, Lead, MemberStatus, NoClusterId, Peer, Role};
+pub use host::LOST_DATA;
 pub use raft::{Called, Hub, MemberId, PeerStream, PeerTls, Stream};
 pub use record::{
     Committed, Event, EventKind, FRAME_SLOTS, Guard, Key, OPS_MAX, Op, Record, Revision, TRANSACTION_BYTES_MAX, Value,
@@ -619,6 +620,7 @@ impl Keyspace {
     pub async fn shutdown(self) {
         self.hand_over().await;
         self.0.stop();
+        self.0.member.give_up_waiting();
         let tasks = std::mem::take(&mut *self.0.tasks.lock());
         for task in tasks {
             let _ = task.await;

@@ -149,3 +149,29 @@ impl Survivor {
         raft::restore(&self.host, dir, (*term + 1, self.begin), records).await.map_err(failed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dir::Owner;
+    use crate::state::State;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_was_removed_does_not_go_on_alone() {
+        let temp = tempfile::tempdir().unwrap();
+        let (host, cluster) = (Host::real(), ClusterId::new([1, 2]));
+        let mut state = State::new(Retention { age: Duration::ZERO, bytes: 0, memory: 0 });
+        // A group of the first alone, which has the number 2 behind it.
+        let ops = group::take_lead(&state, 1, 1);
+        state.apply(Revision::new(1), &ops, host::now()).unwrap();
+        for (member, expected) in [(1, "only voter"), (2, "was removed")] {
+            let path = temp.path().join(member.to_string());
+            let owner = Owner { cluster, member, founder: false, peers: Vec::new() };
+            let dir = Dir::make(&host, &path, &owner).unwrap();
+            let records = state.collections().map(|(name, found)| (name.clone(), found.records.clone())).collect();
+            raft::restore(&host, dir, (1, Revision::new(5)), records).await.unwrap();
+            let refused = Survivor::read(&path).err().unwrap();
+            assert!(refused.to_string().contains(expected), "{refused}");
+        }
+    }
+}

@@ -492,7 +492,7 @@ mod tests {
         fn change(&self, changes: Vec<Change>) -> BoxFuture<'_, Result<()>> {
             let other = self.other.lock().take();
             if let Some(other) = other {
-                other(&Names::new(self.catalog.clone()));
+                other(&Names::new(Arc::new(self.catalog.beside())));
             }
             self.catalog.change(changes)
         }

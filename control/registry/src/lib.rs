@@ -105,6 +105,15 @@ pub struct Collected {
 #[derive(Clone)]
 pub struct Registry(Arc<Inner>);
 
+/// As long as this lives no content goes ([`Registry::keep_contents`]).
+pub struct Kept(Registry);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.0.0.store.let_go();
+    }
+}
+
 /// Bytes of manifests that are received or written down at a time.
 const MANIFESTS_BYTES_MAX: usize = 64 << 20;
 /// Changes that wait for their turn on threads that block; more wait without one. One at a time goes on.
@@ -188,6 +197,17 @@ impl Registry {
             inner.store.collect_garbage(&named.into_iter().map(|(digest, _)| digest).collect(), age)
         };
         self.changing(collect).await
+    }
+
+    /// Has every content that is on this disk stay there until what this gives is dropped, for whoever reads all that was named at
+    /// one moment.
+    pub async fn keep_contents(&self) -> io::Result<Kept> {
+        let registry = self.clone();
+        let keep = move |inner: &Inner| {
+            inner.store.keep();
+            Ok(Kept(registry))
+        };
+        self.blocking(keep).await
     }
 
     /// Does `work` on a thread that may block on the disk.

@@ -153,7 +153,13 @@ impl Registry {
             let why = String::from_utf8_lossy(&why).into_owned();
             Err(if head.status == StatusCode::INSUFFICIENT_STORAGE { NotHeld::Full(why) } else { NotHeld::Other(why) })
         };
-        timeout_at(due(size), asked).await.unwrap_or_else(|_| Err(unreached("it did not answer in time".into())))
+        tokio::select! {
+            held = timeout_at(due(size), asked) => {
+                held.unwrap_or_else(|_| Err(unreached("it did not answer in time".into())))
+            }
+            // It goes on with what it has begun; nobody here says that it has it.
+            () = self.inner().stop.cancelled() => Err(unreached("this server is stopping".into())),
+        }
     }
 
     /// Whether the content of `digest` is here, or was got from another server now.

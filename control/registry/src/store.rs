@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
@@ -23,6 +24,8 @@ pub struct Store {
     free_min: u64,
     /// Held while files appear and go; counts those that were written.
     changes: Mutex<u64>,
+    /// How many want that no file goes. Becomes more under `changes` only.
+    kept: AtomicUsize,
 }
 
 impl Store {
@@ -31,7 +34,7 @@ impl Store {
         for part in ["blobs/sha256", "blobs/sha512"] {
             make_dirs(&dir.join(part))?;
         }
-        Ok(Store { dir: dir.into(), free_min, changes: Mutex::new(0) })
+        Ok(Store { dir: dir.into(), free_min, changes: Mutex::new(0), kept: AtomicUsize::new(0) })
     }
 
     /// Where the content of `digest` is, if it is there.
@@ -96,6 +99,17 @@ impl Store {
         File::open(parent)?.sync_all()
     }
 
+    /// From here on no file goes, until this was [let go](Store::let_go) as often.
+    pub fn keep(&self) {
+        let _changing = self.changes.lock();
+        self.kept.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Ends what [`Store::keep`] began.
+    pub fn let_go(&self) {
+        self.kept.fetch_sub(1, Ordering::SeqCst);
+    }
+
     /// Removes the contents that are not in `named` and that nobody touched for `age`.
     pub fn collect_garbage(&self, named: &HashSet<Digest>, age: Duration) -> io::Result<Collected> {
         let mut collected = Collected::default();
@@ -108,6 +122,9 @@ impl Store {
                         continue;
                     }
                     let _changing = self.changes.lock();
+                    if self.kept.load(Ordering::SeqCst) > 0 {
+                        return Ok(collected);
+                    }
                     let path = self.path(&digest);
                     let size = if is_older(&path, age) { self.size(&digest)? } else { None };
                     if let Some(size) = size

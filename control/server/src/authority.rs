@@ -40,8 +40,8 @@ pub enum Error {
     },
     /// Something that cannot be made again is gone.
     #[error(
-        "{path} is missing, although a cluster was founded here: a new one would disown everything that was issued. Restore \
-         it, with the whole data directory, from a backup; to begin anew, choose an empty directory"
+        "{path} is missing, although there is data of a cluster: a new one would disown everything that was issued. {}",
+        coracle_keyspace::LOST_DATA
     )]
     Missing {
         /// The file.

@@ -206,11 +206,31 @@ impl Joining {
         }
     }
 
+    /// Whether a server's API, or the node in its process, is reached by this name: whoever had a certificate for it could be that.
+    fn is_servers(&self, name: &str) -> bool {
+        self.keyspace.api_names().iter().any(|reserved| reserved.eq_ignore_ascii_case(name))
+    }
+
+    /// Says which of this server's `names` are names of nodes that joined before: their certificates are good for these names until
+    /// they end, and they get no others.
+    pub async fn warn_of_nodes(&self, names: &[String]) {
+        for name in names.iter().map(|name| name.to_ascii_lowercase()).filter(|name| check_name(name).is_ok()) {
+            match self.read(&format!("/api/v1/nodes/{name}")).await {
+                Ok(Some(node)) if node["metadata"]["annotations"][GIVEN].is_string() => tracing::warn!(
+                    name,
+                    "this server is reached by the name of a node that joined: that node gets no other certificate for it and ends with \
+                     the one that it has; have it join again with another --name"
+                ),
+                Ok(_) => (),
+                Err(error) => tracing::warn!(%error, name, "look whether a node has the name of this server"),
+            }
+        }
+    }
+
     /// Gives the node's name to whoever sent `request`, if it may have it.
     async fn give_name(&self, name: &str, request: &str) -> Result<(), Refusal> {
         check_name(name).map_err(Refusal::Request)?;
-        let is_server = self.keyspace.api_names().iter().any(|reserved| reserved.eq_ignore_ascii_case(name));
-        if self.authority.is_own_node(name) || is_server {
+        if self.authority.is_own_node(name) || self.is_servers(name) {
             let message = format!("the name {name} belongs to a server itself: choose another with --name");
             return Err(Refusal::Name(message));
         }
@@ -339,6 +359,12 @@ async fn renew(State(joining): State<Arc<Joining>>, request: Request) -> Respons
         if joining.read(&format!("/api/v1/nodes/{node}")).await?.is_none() {
             return Err(Refusal::Name(format!("there is no node {node} any more: it may join again with a token")));
         }
+        // A server that came later is reached by it.
+        if joining.is_servers(&node) {
+            let message =
+                format!("the name {node} belongs to a server itself: let this node join again with another --name");
+            return Err(Refusal::Name(message));
+        }
         let body = body(request.into_body()).await?;
         joining.sign(&node, body["request"].as_str().unwrap_or_default())
     };
@@ -418,6 +444,38 @@ mod tests {
             let may = may_be_given("boat", &node(given, ready), "mine", 1030);
             assert_eq!(may.is_ok(), expected, "{given} {ready}");
         }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_node_gets_no_further_certificate_for_a_name_by_which_a_server_is_reached() {
+        let dir = tempfile::tempdir().unwrap();
+        let any = std::net::SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+        let config = crate::Config {
+            data_dir: dir.path().to_owned(),
+            api: any,
+            registry: any,
+            hosts: Vec::new(),
+            stored_max: 6 << 30,
+            name: "boat".into(),
+            node: None,
+            peers: None,
+            joining: None,
+        };
+        let server = crate::Server::start(config).await.unwrap();
+        let post = |client: kube::Client, path: &'static str, body: Value| async move {
+            let request = http::Request::post(path).header("content-type", "application/json");
+            client.request::<Value>(request.body(body.to_string().into_bytes()).unwrap()).await
+        };
+        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "laptop"}});
+        post(server.admin(), "/api/v1/nodes", node).await.unwrap();
+        let params = rcgen::CertificateParams::new(vec!["laptop".to_owned()]).unwrap();
+        let request = params.serialize_request(&rcgen::KeyPair::generate().unwrap()).unwrap().pem().unwrap();
+        let renew = || post(server.node_client("laptop"), "/coracle/v1/renew", json!({"request": request}));
+        assert!(renew().await.unwrap()["certificate"].is_string());
+        server.keyspace().introduce("boat", &["laptop".to_owned()]).await.unwrap();
+        let refused = renew().await.unwrap_err();
+        assert!(refused.to_string().contains("belongs to a server itself"), "{refused}");
+        server.shutdown().await;
     }
 
     #[test]

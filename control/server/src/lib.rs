@@ -116,10 +116,7 @@ pub enum Error {
     #[error("start the API server")]
     Api(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// There is data of a cluster, or must be, and what says so is gone.
-    #[error(
-        "{path} is missing, although there is data of a cluster. Restore the data directory from a backup; to begin anew \
-         without its data, choose an empty directory"
-    )]
+    #[error("{path} is missing, although there is data of a cluster. {}", coracle_keyspace::LOST_DATA)]
     Missing {
         /// The file.
         path: PathBuf,
@@ -306,6 +303,18 @@ impl Server {
         let internal = Identity::authenticated("system:apiserver", vec![MASTERS.to_owned()]);
         let internal = kube::Client::new(api.in_process(internal), "default");
         let joining = join::Joining::new(authority.clone(), internal.clone(), keyspace.clone());
+        tasks.spawn({
+            // The node in this process has its certificate from here, whether it joined once or not.
+            let names: Vec<String> = names.iter().filter(|name| Some(*name) != config.node.as_ref()).cloned().collect();
+            let (joining, stop) = (joining.clone(), listeners.clone());
+            async move {
+                // It only reads.
+                tokio::select! {
+                    () = joining.warn_of_nodes(&names) => {}
+                    () = stop.cancelled() => {}
+                }
+            }
+        });
         let (peers, follow_peers) = peers::start(internal, listeners.clone());
         tasks.spawn(follow_peers);
         let extra = registry_router.clone().merge(joining.authenticated()).merge(peers).merge(own_facts);

@@ -69,7 +69,8 @@ async fn status(State(facts): State<Facts>) -> Json<Value> {
         "registry": facts.registry,
         "dataDir": facts.data_dir,
         "version": env!("CARGO_PKG_VERSION"),
-        "format": facts.keyspace.format(),
+        // There is no format 0: the record of it cannot be read.
+        "format": facts.keyspace.format().unwrap_or_default(),
         "revision": facts.keyspace.revision().get(),
         "term": raft.term,
         "cluster": facts.keyspace.cluster().to_string(),

@@ -16,12 +16,13 @@
 //! Another hello asks for a [stream](PeerStream) instead: bytes both ways for whatever the program that runs the member has to
 //! say to the one that runs the other. What that is, is not known here; it has connections and places of its own.
 //!
-//! Strangers are bounded apart from members: whoever has not said hello yet has a place among its own kind, by address, and
-//! a deadline.
+//! Strangers are bounded apart from members: whoever has not said hello yet has a place among its own kind ([`greetings`]), and a
+//! deadline.
+//!
+//! [`greetings`]: super::greetings
 
 use std::collections::HashMap;
 use std::io;
-use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -41,6 +42,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::Member;
 use super::ask::Ask;
+use super::greetings::{Bounds, Greeting, Greetings};
 use super::members::removed;
 use super::network::{Answer, Call, Part, Transport, TransportError, answer};
 use super::places::{Place, Places};
@@ -70,8 +72,8 @@ const CALLS_BYTES: usize = 2 * FRAME_BYTES_MAX;
 const CONNECTIONS_MAX: (usize, usize) = (128, 16);
 /// Streams from other members at a time, of all and of one. They take no connection from the log.
 const STREAMS_MAX: (usize, usize) = (128, 32);
-/// Connections on which nobody has said hello yet, of all addresses and of one. Servers may share an address.
-const GREETINGS_MAX: (usize, usize) = (256, 32);
+/// Connections on which nobody has said hello yet. Servers may share an address.
+const GREETINGS: Bounds = Bounds { strangers: 256, known: 64, one: 32 };
 /// How long whoever stops waits for the answers to what others asked of it.
 const ANSWERS_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a part of a snapshot may take on its way, on either side.
@@ -508,7 +510,7 @@ pub async fn serve(
 ) {
     let own = Own { cluster: own.0, member: own.1 };
     let acceptor = TlsAcceptor::from(tls.server);
-    let (strangers, members) = (Places::new(GREETINGS_MAX), Rooms::new());
+    let (greetings, members) = (Greetings::new(GREETINGS), Rooms::new());
     let asked = TaskTracker::new();
     let mut tasks = JoinSet::new();
     loop {
@@ -526,14 +528,19 @@ pub async fn serve(
                 continue;
             }
         };
-        let Some(place) = strangers.take(from.ip()) else { continue };
+        let is_known = member.upgrade().is_some_and(|member| member.is_at(from.ip()));
+        let place = greetings.add(from.ip(), is_known);
         let (acceptor, members, member) = (acceptor.clone(), members.clone(), member.clone());
         let (streams, asked) = (streams.clone(), asked.clone());
         tasks.spawn(async move {
             let greeted = match greet(stream, acceptor, own, place, members).await {
                 Ok(greeted) => greeted,
-                // Somebody looked whether anybody listens here.
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return,
+                // Somebody looked whether anybody listens here, or others needed its place.
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionAborted) =>
+                {
+                    return;
+                }
                 Err(error) => {
                     tracing::warn!(%error, %from, "refuse another member");
                     return;
@@ -599,12 +606,12 @@ async fn pass_on(greeted: Greeted, member: Weak<Member>, streams: mpsc::Sender<C
     streams.send(called).await.map_err(|_| io::Error::other("nobody serves streams here"))
 }
 
-/// Says hello; the stranger's place is free again when it is a member.
+/// Says hello; the stranger's place is free again when it is a member, and others may need it before.
 async fn greet(
     stream: TcpStream,
     acceptor: TlsAcceptor,
     own: Own,
-    _stranger: Place<IpAddr>,
+    stranger: Greeting,
     members: Rooms,
 ) -> io::Result<Greeted> {
     prepare(&stream);
@@ -626,7 +633,11 @@ async fn greet(
         let (caller, purpose, place) = checked.map_err(io::Error::other)?;
         Ok(Greeted { stream, caller, purpose, place })
     };
-    timeout(DIAL_TIMEOUT * 2, greet).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    tokio::select! {
+        greeted = timeout(DIAL_TIMEOUT * 2, greet) => greeted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
+        // It did not say hello.
+        () = stranger.pushed_out() => Err(io::ErrorKind::ConnectionAborted.into()),
+    }
 }
 
 /// Answers what a member asks, until either side ends; what is asked for clients is among `asked` until its answer is sent.
@@ -656,7 +667,17 @@ async fn answer_calls(greeted: Greeted, member: Weak<Member>, asked: TaskTracker
             let room = bytes.clone().acquire_many_owned(length).await.map_err(io::Error::other)?;
             let body = read_body(&mut read, length).await?;
             let member = member.upgrade().ok_or_else(|| io::Error::other("the keyspace was shut down"))?;
-            match wire::incoming(&body)? {
+            let incoming = match wire::incoming(&body) {
+                // Numbers begin with 1: what has none belongs to a snapshot, and what follows may, too.
+                Err(error) if number > 0 => {
+                    // From a newer version, perhaps: that is no reason to leave the others without an answer.
+                    let failed = TransportError::Failed { member: member.id(), reason: error.to_string() };
+                    answers.send((number, wire::answer(&Err(failed)), None)).await.map_err(io::Error::other)?;
+                    continue;
+                }
+                incoming => incoming?,
+            };
+            match incoming {
                 Incoming::Snapshot { vote, meta } => {
                     let (parts, incoming) = mpsc::channel(1);
                     let call = Call::Snapshot { vote, meta, parts: incoming };
@@ -875,11 +896,52 @@ mod tests {
         keyspace.shutdown().await;
     }
 
+    /// Strangers that take all places do not keep a member out, nor does what is not understood end what is.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_says_nothing_or_nonsense_is_in_nobodys_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let prepared = Keyspace::prepare(Config::new(dir.path())).await.unwrap();
+        let (authority, own) = (Authority::new(), prepared.cluster());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let tls = authority.tls(&own.certificate_name(1));
+        let peers = Peers { listener, address: address.clone(), tls, streams: mpsc::channel(1).0 };
+        let keyspace = prepared.start(Some(peers)).await.unwrap();
+        let mut silent = Vec::new();
+        for _ in 0..2 * GREETINGS.one {
+            silent.push(TcpStream::connect(&address).await.unwrap());
+        }
+        let links = Links::new(own, 2, &authority.tls(&own.certificate_name(2)));
+        let mut stream = links.0.dialer.dial(MAGIC, 1, &address).await.expect("it is heard while strangers wait");
+        let asked = wire::call(&Call::Ask(Ask::ReadIndex));
+        for (number, frame) in [(1, &[0xff; 40][..]), (2, &asked[..])] {
+            write_frame(&mut stream, number, frame).await.unwrap();
+        }
+        stream.flush().await.unwrap();
+        let mut told = HashMap::new();
+        for _ in 0..2 {
+            let (number, answer) = timeout(Duration::from_secs(30), read_frame(&mut stream)).await.unwrap().unwrap();
+            told.insert(number, wire::incoming_answer(&answer, 1, None));
+        }
+        assert!(matches!(&told[&1], Err(TransportError::Failed { .. })), "{told:?}");
+        assert!(matches!(&told[&2], Ok(Answer::Told(Ok(Told::ReadIndex(_))))), "{told:?}");
+        drop(silent);
+        keyspace.shutdown().await;
+    }
+
     /// A member on a simulated disk, with small bounds, at a listener of its own.
     async fn member(authority: &Authority, seed: u64, begin: Begin) -> Keyspace {
-        let host = Host::simulated(Arc::new(SimDisk::new(seed)), seed, true, SIZES);
+        member_on(authority, seed, begin, &SimDisk::new(seed), None).await
+    }
+
+    /// The same on this disk, which has no more than this `free` once its directory is made.
+    async fn member_on(authority: &Authority, seed: u64, begin: Begin, disk: &SimDisk, free: Option<u64>) -> Keyspace {
+        let host = Host::simulated(Arc::new(disk.clone()), seed, true, SIZES);
         let config = Config { begin, ..Config::new("/data") };
         let prepared = Keyspace::prepare_on(host, config).await.unwrap();
+        if let Some(free) = free {
+            disk.set_capacity(disk.used() + free);
+        }
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let tls = authority.tls(&prepared.cluster().certificate_name(prepared.member()));
@@ -918,6 +980,70 @@ mod tests {
         assert!(second.watch("things", crate::Revision::new(3)).is_err());
         for keyspace in [second, first] {
             keyspace.shutdown().await;
+        }
+    }
+
+    /// A transaction that puts so many bytes.
+    fn put(name: String, length: usize) -> Vec<Op> {
+        let value = Value { bytes: Bytes::from(vec![b'x'; length]), revision_at: length };
+        vec![Op::Put { key: Key::new("things", name), value, guard: Guard::None }]
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_snapshot_without_room_for_it_is_refused_until_there_is() {
+        let authority = Authority::new();
+        let first = member(&authority, 1, Begin::Found).await;
+        for at in 0..120 {
+            first.transact(put(format!("k{at}"), 2_000)).await.unwrap();
+        }
+        until("the log is cut", async || (first.status().log_bytes < SIZES.cut).then_some(())).await;
+        let admission = until("it has an address", async || first.admit("second", Formats::OWN).await.ok()).await;
+        let disk = SimDisk::new(2);
+        // The parts themselves are elsewhere here: room for the next file of the log, and nothing for the records.
+        let free = Some(3 * SIZES.segment);
+        let second = member_on(&authority, 2, Begin::Join(admission), &disk, free).await;
+        // Twice for each: before, and to say how much there is.
+        let asked = disk.asked();
+        until("it is refused, and tried again", async || (disk.asked() >= asked + 4).then_some(())).await;
+        assert_eq!(second.snapshot("things").records.len(), 0);
+        disk.set_capacity(u64::MAX);
+        until("it has everything", async || (second.snapshot("things").records.len() == 120).then_some(())).await;
+        assert!(second.barrier().await.is_ok(), "it has not ended");
+        for keyspace in [second, first] {
+            keyspace.shutdown().await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_member_with_a_full_disk_takes_no_entries_and_votes_nevertheless() {
+        let authority = Authority::new();
+        let first = member(&authority, 1, Begin::Found).await;
+        let mut others = Vec::new();
+        let disk = SimDisk::new(3);
+        for (seed, disk) in [(2, &SimDisk::new(2)), (3, &disk)] {
+            let admission = until("it has an address", async || first.admit("another", Formats::OWN).await.ok()).await;
+            others.push(member_on(&authority, seed, Begin::Join(admission), disk, None).await);
+        }
+        let [second, third] = [&others[0], &others[1]];
+        let voters = |members: &[MemberStatus]| members.iter().filter(|member| member.role == Role::Voter).count();
+        until("three voters", async || (voters(&third.members()) == 3).then_some(())).await;
+        let space = || third.0.member.log().space().unwrap();
+        until("it has the next file", async || space().ready.then_some(())).await;
+        disk.set_capacity(disk.used());
+        for at in 0..200 {
+            first.transact(put(format!("k{at}"), 900)).await.unwrap();
+            if space().stuck && third.revision().get() + 10 < first.revision().get() {
+                break;
+            }
+        }
+        assert!(space().stuck, "its disk is full");
+        assert!(first.0.member.transfer(2).await);
+        until("the third knows who leads", async || (third.status().leader == Some(2)).then_some(())).await;
+        let done = until("writes go on", async || second.transact(put("after".into(), 900)).await.ok()).await;
+        disk.set_capacity(u64::MAX);
+        until("it has everything", async || (third.revision() >= done.revision).then_some(())).await;
+        for keyspace in others.into_iter().chain([first]) {
+            timeout(Duration::from_secs(30), keyspace.shutdown()).await.expect("it ends");
         }
     }
 
@@ -964,6 +1090,39 @@ mod tests {
         }
     }
 
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_was_asked_is_answered_before_the_links_end() {
+        let authority = Authority::new();
+        let keyspace = member(&authority, 1, Begin::Found).await;
+        let (own, at) = (keyspace.cluster(), keyspace.0.member.clone());
+        let admission = until("it has an address", async || keyspace.admit("second", Formats::OWN).await.ok()).await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (stop, stopped) = watch::channel(false);
+        let tls = authority.tls(&own.certificate_name(1));
+        let streams = mpsc::channel(1).0;
+        let mut serving = tokio::spawn(serve(listener, tls, (own, 1), Arc::downgrade(&at), streams, stopped));
+        // What is asked waits for its turn.
+        let one = at.changing().lock().await;
+        let links = Links::new(own, admission.member, &authority.tls(&own.certificate_name(admission.member)));
+        let change = crate::raft::Change::Announce { member: admission.member, address: "127.0.0.1:1".into() };
+        let mut stream = links.0.dialer.dial(MAGIC, 1, &address).await.unwrap();
+        for (number, ask) in [(1, Ask::Change(change)), (2, Ask::ReadIndex)] {
+            write_frame(&mut stream, number, &wire::call(&Call::Ask(ask))).await.unwrap();
+        }
+        stream.flush().await.unwrap();
+        let mut answered = async || timeout(Duration::from_secs(30), read_frame(&mut stream)).await.unwrap().unwrap();
+        assert_eq!(answered().await.0, 2, "the first was taken before");
+        stop.send(true).unwrap();
+        assert!(timeout(Duration::from_millis(500), &mut serving).await.is_err(), "it waits for its answer");
+        drop(one);
+        let (number, told) = answered().await;
+        let told = wire::incoming_answer(&told, 1, None);
+        assert!(number == 1 && matches!(told, Ok(Answer::Told(Ok(Told::Changed)))), "{told:?}");
+        timeout(Duration::from_secs(30), serving).await.expect("it ends").unwrap();
+        keyspace.shutdown().await;
+    }
+
     #[tokio::test]
     async fn a_dial_outlives_those_who_gave_it_up() {
         let (authority, cluster) = (Authority::new(), ClusterId::new([1, 2]));
@@ -977,9 +1136,8 @@ mod tests {
             assert!(timeout(Duration::from_millis(1), call()).await.is_err());
         }
         let (stream, _) = listener.accept().await.unwrap();
-        let strangers = Places::new(GREETINGS_MAX);
         let members = Rooms::new();
-        let place = strangers.take(IpAddr::from([127, 0, 0, 1])).unwrap();
+        let place = Greetings::new(GREETINGS).add([127, 0, 0, 1].into(), false);
         let own = Own { cluster, member: 1 };
         let greeted = greet(stream, TlsAcceptor::from(tls(1).server), own, place, members);
         let answers = async {
@@ -1009,12 +1167,12 @@ mod tests {
         let (full, mut filled) = mpsc::channel(1);
         let acceptor = TlsAcceptor::from(tls(1).server);
         let leader = tokio::spawn(async move {
-            let strangers = Places::new(GREETINGS_MAX);
+            let greetings = Greetings::new(GREETINGS);
             let members = Rooms::new();
             let mut connections = JoinSet::new();
             loop {
                 let (stream, from) = listener.accept().await.unwrap();
-                let place = strangers.take(from.ip()).unwrap();
+                let place = greetings.add(from.ip(), false);
                 let own = Own { cluster, member: 1 };
                 let (acceptor, members, full) = (acceptor.clone(), members.clone(), full.clone());
                 connections.spawn(async move {

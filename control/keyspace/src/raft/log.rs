@@ -173,6 +173,13 @@ impl Log {
         drop(dir);
     }
 
+    /// Ends all waiting for space, for those who stop: what waits for it has failed then.
+    pub fn give_up_waiting(&self) {
+        if let Some(wal) = &self.0.inner.lock().wal {
+            wal.give_up_waiting();
+        }
+    }
+
     /// Where everything is, until it is closed.
     pub fn dir(&self) -> Option<PathBuf> {
         self.0.inner.lock().dir.as_ref().map(|dir| dir.path().to_owned())
@@ -243,11 +250,22 @@ impl Log {
             }
             cut.await;
         }
-        let kept = if small {
-            KEPT_FOR_RAFT.min(self.0.sizes.segment / 8)
-        } else {
-            KEPT_FOR_SMALL.min(self.0.sizes.segment / 2)
-        };
+        let kept = if small { self.kept_for_raft() } else { KEPT_FOR_SMALL.min(self.0.sizes.segment / 2) };
+        self.room_in_files(bytes, kept).await
+    }
+
+    /// Waits for room for `bytes` of entries that a leader has sent. What Raft itself needs, a vote for the next leader, is kept: a
+    /// log that waits for space has all of Raft wait.
+    pub async fn room_for_entries(&self, bytes: usize) -> Result<Room, NoSpace> {
+        self.room_in_files(bytes, self.kept_for_raft()).await
+    }
+
+    fn kept_for_raft(&self) -> u64 {
+        KEPT_FOR_RAFT.min(self.0.sizes.segment / 8)
+    }
+
+    /// Waits until `bytes` fit in the files that are there and `kept` are left, or the next file is there.
+    async fn room_in_files(&self, bytes: usize, kept: u64) -> Result<Room, NoSpace> {
         while let Some(space) = self.space().filter(|space| !space.ready) {
             let promised = self.0.promised.load(Ordering::Relaxed);
             if space.left >= (promised + bytes) as u64 + kept {

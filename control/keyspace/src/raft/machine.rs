@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
@@ -38,6 +38,9 @@ const HISTORY_PIECE_BYTES: usize = 4 << 20;
 /// Most readers of the history at a time; each holds a block, and a thread while it reads.
 const HISTORY_READERS: usize = 4;
 
+/// How long after a snapshot found no space it is tried again.
+const INSTALL_AGAIN: Duration = Duration::from_secs(1);
+
 type RaftSnapshot = Snapshot<super::types::LeaderId, MemberId, openraft::BasicNode, SnapshotData>;
 
 /// What the machine shares with those who read.
@@ -53,6 +56,8 @@ pub struct Machine {
     covered: Mutex<Head>,
     /// Held while a checkpoint is written, so that they are written in the order of what is in them.
     writing: tokio::sync::Mutex<()>,
+    /// Whether nobody waits for space any more.
+    given_up: watch::Sender<bool>,
     /// The changes that are no longer in the state.
     pub history: Arc<History>,
     /// What is newer than the state, while this member leads.
@@ -87,6 +92,7 @@ impl Machine {
             head: Mutex::new(head),
             checkpoint,
             writing: tokio::sync::Mutex::new(()),
+            given_up: watch::Sender::new(false),
             history,
             renewals: Renewals::default(),
             history_due: Notify::new(),
@@ -314,30 +320,71 @@ impl Machine {
         Window::new(self.history.clone(), upto, &forgotten)
     }
 
+    /// Has what a snapshot says in the place of everything, and waits for space for it: openraft ends when installing fails, and a
+    /// full disk is no reason for that.
     async fn install(self: &Arc<Machine>, head: Head, data: SnapshotData) -> Result<(), io::Error> {
-        let _writing = self.writing.lock().await;
         let machine = self.clone();
-        blocking(move || {
-            let Content { records, past } = data.content()?;
-            machine.checkpoint.replace(&codec::encode_head(&head), &records)?;
-            *machine.covered.lock() = head.clone();
-            let revision = revision(head.applied.as_ref());
-            {
-                let _no_history = machine.history_failed.lock();
-                machine.history.reset(revision);
-                {
-                    let mut state = machine.state.write();
-                    state.replace(revision, records);
-                    *machine.head.lock() = head;
+        let content = blocking(move || {
+            // A revision is written once: what has it is what the snapshot has.
+            data.content(|record| {
+                let state = machine.state.read();
+                let known = state.record(&record.key).filter(|known| known.revision == record.revision);
+                known.filter(|known| known.bytes == record.bytes).cloned()
+            })
+        });
+        let mut content = content.await?;
+        let mut given_up = self.given_up.subscribe();
+        let mut is_said = false;
+        loop {
+            let (machine, head) = (self.clone(), head.clone());
+            let writing = self.writing.lock().await;
+            let installed = blocking(move || {
+                let installed = machine.checkpoint.replace(&codec::encode_head(&head), &content.records);
+                match installed {
+                    Ok(()) => {
+                        machine.have(head, content);
+                        Ok(None)
+                    }
+                    Err(error) if host::is_no_space(&error) && !machine.is_broken() => Ok(Some((content, error))),
+                    Err(error) => Err(error),
                 }
-                machine.applied.send_replace(revision);
-                // Until it is whole, nothing of it is read: the state says that it is forgotten.
-                machine.history.take_over(revision, past);
-                machine.state.write().remember(machine.history.floor(), machine.history.forgotten());
+            });
+            let error;
+            (content, error) = match installed.await? {
+                None => return Ok(()),
+                Some(again) => again,
+            };
+            drop(writing);
+            if !std::mem::replace(&mut is_said, true) {
+                tracing::error!(%error, "write what another server has sent; it is tried again");
             }
-            Ok(())
-        })
-        .await
+            tokio::select! {
+                () = tokio::time::sleep(INSTALL_AGAIN) => (),
+                _ = given_up.wait_for(|given_up| *given_up) => return Err(error),
+            }
+        }
+    }
+
+    /// Has in memory what the checkpoint has now; blocks on the disk.
+    fn have(&self, head: Head, Content { records, past }: Content) {
+        *self.covered.lock() = head.clone();
+        let revision = revision(head.applied.as_ref());
+        let _no_history = self.history_failed.lock();
+        self.history.reset(revision);
+        {
+            let mut state = self.state.write();
+            state.replace(revision, records);
+            *self.head.lock() = head;
+        }
+        self.applied.send_replace(revision);
+        // Until it is whole, nothing of it is read: the state says that it is forgotten.
+        self.history.take_over(revision, past);
+        self.state.write().remember(self.history.floor(), self.history.forgotten());
+    }
+
+    /// Ends waiting for space.
+    pub fn give_up_waiting(&self) {
+        self.given_up.send_replace(true);
     }
 }
 
@@ -435,5 +482,88 @@ impl RaftStateMachine<TypeConfig> for Applier {
         }
         let machine = self.0.clone();
         blocking(move || Ok(Some(machine.snapshot()))).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::task::JoinHandle;
+
+    use super::super::Member;
+    use super::super::log::Log;
+    use super::super::snapshot::{Parts, Receiving};
+    use super::super::types::LeaderId;
+    use super::*;
+    use crate::dir::Dir;
+    use crate::host::Host;
+    use crate::record::Value;
+    use crate::simulation::{SIZES, SimDisk, until};
+    use crate::{Begin, Config, Formats};
+
+    fn open(disk: &SimDisk) -> (Log, Arc<Machine>) {
+        let host = Host::simulated(Arc::new(disk.clone()), 7, false, SIZES);
+        let mut dir = Dir::open(&host, Path::new("/data"), &Begin::Found).unwrap();
+        super::super::found(&host, &mut dir).unwrap();
+        Member::read(&host, dir, Config::new("").retention, Formats::OWN).unwrap().start().unwrap().parts()
+    }
+
+    /// A snapshot of a hundred records up to `index`, as it was received.
+    fn snapshot(index: u64) -> (SnapshotMeta, SnapshotData) {
+        let value = Value { bytes: bytes::Bytes::from(vec![b'x'; 40_000]), revision_at: 40_000 };
+        let records: Vec<Record> = (0..100)
+            .map(|at| Record::new(Key::new("things", format!("k{at:03}")), &value, Revision::new(at + 1)))
+            .collect();
+        let part = codec::encode_records(records.iter());
+        let dir = tempfile::tempdir().unwrap();
+        let mut receiving = Receiving::begin(dir.path()).unwrap();
+        receiving.part(&part).unwrap();
+        let mut sent = Parts::default();
+        sent.add(&part);
+        let last_log_id = Some(LogId::new(LeaderId { term: 1, node_id: 1 }, index));
+        (SnapshotMeta { last_log_id, ..SnapshotMeta::default() }, receiving.finish(sent).unwrap())
+    }
+
+    /// A machine that installs a snapshot for which its disk has no space.
+    async fn without_space(disk: &SimDisk) -> (Log, Arc<Machine>, JoinHandle<io::Result<()>>) {
+        let (log, machine) = open(disk);
+        disk.set_capacity(disk.used() + (64 << 10));
+        let refused = disk.refused();
+        let mut applier = Applier(machine.clone());
+        let installing = tokio::spawn(async move {
+            let (meta, data) = snapshot(200);
+            applier.install_snapshot(&meta, data).await
+        });
+        until("there is no space for it", async || (disk.refused() > refused).then_some(())).await;
+        (log, machine, installing)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_snapshot_that_finds_no_space_is_installed_when_there_is_some() {
+        let disk = SimDisk::new(1);
+        let (log, machine, installing) = without_space(&disk).await;
+        disk.set_capacity(u64::MAX);
+        installing.await.unwrap().unwrap();
+        let there = |machine: &Machine| -> Vec<Arc<Record>> {
+            machine.state.read().collection("things").unwrap().records.values().cloned().collect()
+        };
+        let first = there(&machine);
+        assert_eq!((first.len(), machine.checkpointed()), (100, Some(200)));
+        // What is known already is not there twice.
+        let (meta, data) = snapshot(300);
+        Applier(machine.clone()).install_snapshot(&meta, data).await.unwrap();
+        assert_eq!(machine.checkpointed(), Some(300));
+        assert!(first.iter().zip(&there(&machine)).all(|(first, again)| Arc::ptr_eq(first, again)));
+        log.close();
+        machine.close();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_stops_does_not_wait_for_space_for_a_snapshot() {
+        let (log, machine, installing) = without_space(&SimDisk::new(1)).await;
+        machine.give_up_waiting();
+        let ended = tokio::time::timeout(Duration::from_secs(30), installing).await.expect("it ends").unwrap();
+        assert!(ended.is_err_and(|error| host::is_no_space(&error)));
+        log.close();
+        machine.close();
     }
 }

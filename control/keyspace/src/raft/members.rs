@@ -5,10 +5,13 @@
 //! up in its place, in the same change; without one, a group may have to stay with an even number, and says so.
 //!
 //! A change has several steps, and whoever leads may be another one after each. So it leaves in the log what is to be done still:
-//! a joint membership, which counts two majorities and survives less than either, or the mark of a removal. Whoever leads
-//! finishes what it finds ([`Member::tend`]), and before anything else is changed.
+//! a joint membership, which counts two majorities and survives less than either, or the mark of a removal, which says that whoever
+//! is no member any more is to be forgotten. Whoever leads finishes what it finds ([`Member::tend`]), and before anything else is
+//! changed. A mark alone begins nothing: what is cut between it and the first change of the membership is not done, and whoever asked
+//! is told that it is unknown; whether it may be done is looked at again then.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,7 +64,7 @@ impl View {
         let most = (self.voters.len() + ready.len()).min(VOTERS_MAX);
         let odd = if most % 2 == 1 { most } else { most - 1 };
         let more = odd.saturating_sub(self.voters.len());
-        // Where there is an even number already, one more is better, whatever comes.
+        // Those who were admitted first come first.
         ready.into_iter().take(more).collect()
     }
 
@@ -117,6 +120,14 @@ impl Member {
         let metrics = self.raft().server_metrics();
         let metrics = metrics.borrow_watched();
         metrics.membership_config.membership().get_node(&member).map(|node| node.addr.clone())
+    }
+
+    /// Whether a member is known to be at `address`; not where its name has to be looked up.
+    pub fn is_at(&self, address: IpAddr) -> bool {
+        let metrics = self.raft().server_metrics();
+        let metrics = metrics.borrow_watched();
+        let mut nodes = metrics.membership_config.membership().nodes();
+        nodes.any(|(_, node)| node.addr.parse::<SocketAddr>().is_ok_and(|known| known.ip() == address.to_canonical()))
     }
 
     /// The term in which this member leads.
@@ -282,12 +293,21 @@ impl Member {
         };
         let left = view.without(&members).map_err(Refusal::Refused)?;
         if gone.contains(&self.id()) {
-            // Whoever leads then carries it out.
-            let successor = view.successor(gone).ok_or(Refusal::NotLeader(None))?;
+            // Whoever leads then carries it out. Where no voter is left that could, those who are to be left count before.
+            let successor = match view.successor(gone) {
+                Some(successor) => successor,
+                None => {
+                    let learners: BTreeSet<MemberId> = left.difference(&view.voters).copied().collect();
+                    let none = || Refusal::Refused("no member that is left can lead now: try again in a moment".into());
+                    let successor = learners.last().copied().ok_or_else(none)?;
+                    self.change_members(ChangeMembers::AddVoterIds(learners)).await?;
+                    successor
+                }
+            };
             self.transfer(successor).await;
             return Err(Refusal::NotLeader(Some(successor)));
         }
-        // From here on whoever leads finishes it. It is also what a full disk refuses.
+        // From the next step on whoever leads finishes it. It is also what a full disk refuses.
         let marks = group::mark_leaving(&self.machine().state.read(), &members);
         if !marks.is_empty()
             && let Told::Written(_, Err(_)) = self.write(Transaction::new(marks)).await?

@@ -5,6 +5,7 @@
 
 mod ask;
 mod codec;
+mod greetings;
 mod hub;
 mod link;
 mod log;
@@ -173,7 +174,8 @@ impl Member {
         let history = host.history(dir.path());
         let (checkpoint, loaded) = Checkpoint::load(host, &path)?;
         // Before the log: what it says in another version would be taken for damage.
-        formats.check(formats::in_use_of(loaded.records.get(GROUP))).map_err(io::Error::other)?;
+        let in_use = formats::in_use_of(loaded.records.get(GROUP)).map_err(|why| host::damaged(&path, 0, why))?;
+        formats.check(in_use).map_err(io::Error::other)?;
         let head = codec::head(&loaded.meta).map_err(|error| host::damaged(&path, 0, error))?;
         let log = Log::read(host, dir, owner.member, head.applied.as_ref(), head.membership.membership())?;
         Ok(Read { host: host.clone(), owner, log, checkpoint, loaded, retention, history })
@@ -349,6 +351,19 @@ impl Member {
         self.host.disk.free(&self.path).unwrap_or(u64::MAX)
     }
 
+    /// Whether there is room to install a snapshot of which `bytes` have come: they are in a file then, and once more in the
+    /// checkpoint, whose tree takes half as much again at the most; and the log keeps what its next file takes.
+    fn has_room_for_snapshot(&self, bytes: u64) -> bool {
+        let segment = self.host.sizes.segment;
+        self.free() >= bytes + bytes / 2 + segment + segment / 2
+    }
+
+    /// Ends all waiting for space, for those who stop: on a full disk nothing would end otherwise.
+    pub fn give_up_waiting(&self) {
+        self.machine.give_up_waiting();
+        self.log.give_up_waiting();
+    }
+
     /// That its disk has no space for more.
     pub fn no_space(&self) -> NoRoom {
         NoRoom::Disk { dir: self.path.clone(), free: self.free() }
@@ -460,6 +475,7 @@ impl Member {
 
     /// Stops and closes all files; what was answered is on disk.
     pub async fn stop(&self) {
+        self.give_up_waiting();
         if let Err(error) = self.raft.shutdown().await {
             tracing::error!(%error, "stop Raft");
         }

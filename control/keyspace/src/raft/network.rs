@@ -140,6 +140,14 @@ pub async fn answer(member: &Arc<Member>, from: MemberId, call: Call) -> Result<
     member.hear_from(from);
     Ok(match call {
         Call::Append(request) => {
+            // Whoever takes entries that its log has no space for waits for space, and is heard of no more. Heartbeats take none.
+            let bytes = request.entries.iter().map(super::log::size).sum();
+            let _room = match request.entries.is_empty() {
+                true => None,
+                false => Some(
+                    member.log().room_for_entries(bytes).await.map_err(|_| failed(member.no_space().to_string()))?,
+                ),
+            };
             let response = raft.append_entries(request).await.map_err(|e| failed(e.to_string()))?;
             if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
                 member.hear();
@@ -153,8 +161,12 @@ pub async fn answer(member: &Arc<Member>, from: MemberId, call: Call) -> Result<
         }
         Call::Ask(ask) => Answer::Told(member.serve(ask).await),
         Call::Snapshot { vote, meta, parts } => {
-            let dir = member.parts_dir();
-            let received = tokio::task::spawn_blocking(move || receive(&dir, parts)).await;
+            let (dir, of) = (member.parts_dir(), member.clone());
+            let has_room = move |bytes| match of.has_room_for_snapshot(bytes) {
+                true => Ok(()),
+                false => Err(io::Error::new(io::ErrorKind::StorageFull, of.no_space().to_string())),
+            };
+            let received = tokio::task::spawn_blocking(move || receive(&dir, parts, has_room)).await;
             let snapshot = match received {
                 Ok(Ok(Some(data))) => Snapshot { meta: *meta, snapshot: data },
                 Ok(Ok(None)) => return Err(failed("a snapshot ended before it was whole".into())),
@@ -167,11 +179,21 @@ pub async fn answer(member: &Arc<Member>, from: MemberId, call: Call) -> Result<
     })
 }
 
-fn receive(dir: &Path, mut parts: mpsc::Receiver<Part>) -> std::io::Result<Option<SnapshotData>> {
+/// Receives a snapshot into a file in `dir`, as long as it `has_room` for what has come.
+fn receive(
+    dir: &Path,
+    mut parts: mpsc::Receiver<Part>,
+    has_room: impl Fn(u64) -> io::Result<()>,
+) -> io::Result<Option<SnapshotData>> {
     let mut receiving = Receiving::begin(dir)?;
+    let mut came = 0;
     loop {
         match parts.blocking_recv() {
-            Some(Part::Records(part)) => receiving.part(&part)?,
+            Some(Part::Records(part)) => {
+                came += part.len() as u64;
+                has_room(came)?;
+                receiving.part(&part)?;
+            }
             Some(Part::End(sent)) => return receiving.finish(sent).map(Some),
             None => return Ok(None),
         }

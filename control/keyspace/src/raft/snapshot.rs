@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::codec;
 use crate::checkpoint::Reader;
 use crate::history::window::{self, Past, Window};
+use crate::record::Record;
 use crate::state::Records;
 
 /// Bytes of records in one part, about; a single record may be larger.
@@ -32,7 +33,7 @@ pub struct Content {
     /// The records.
     pub records: HashMap<Arc<str>, Records>,
     /// What was before; blocks on the disk.
-    pub past: Box<dyn Iterator<Item = io::Result<Past>>>,
+    pub past: Box<dyn Iterator<Item = io::Result<Past>> + Send>,
 }
 
 impl SnapshotData {
@@ -56,8 +57,9 @@ impl SnapshotData {
         }
     }
 
-    /// All records, and the parts that say what was before; blocks on the disk.
-    pub fn content(self) -> io::Result<Content> {
+    /// All records, and the parts that say what was before; blocks on the disk. A record that is `known` is not there twice: most of
+    /// a snapshot for a member that was away is what it has already.
+    pub fn content(self, known: impl Fn(&Record) -> Option<Arc<Record>>) -> io::Result<Content> {
         let mut collections: HashMap<Arc<str>, Records> = HashMap::new();
         let mut parts = self.parts();
         let mut past = None;
@@ -69,6 +71,11 @@ impl SnapshotData {
                 break;
             }
             for mut record in codec::records(&part)? {
+                if let Some(known) = known(&record) {
+                    let records = collections.entry(known.key.collection.clone()).or_default();
+                    records.insert(known.key.name.clone(), known);
+                    continue;
+                }
                 // One name for all records of a collection.
                 if let Some((name, _)) = collections.get_key_value(&record.key.collection) {
                     record.key.collection = name.clone();

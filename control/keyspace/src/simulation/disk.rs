@@ -30,6 +30,9 @@ struct World {
     changes: Vec<Change>,
     next: u64,
     capacity: u64,
+    /// How often there was no space, and how often it was asked for what is free.
+    refused: u64,
+    asked: u64,
     /// Steps until the power goes.
     power_for: Option<u64>,
     off: bool,
@@ -82,6 +85,8 @@ impl SimDisk {
             changes: Vec::new(),
             next: 0,
             capacity: u64::MAX,
+            refused: 0,
+            asked: 0,
             power_for: None,
             off: false,
             epoch: 0,
@@ -110,6 +115,16 @@ impl SimDisk {
     /// Bytes that are used.
     pub fn used(&self) -> u64 {
         self.0.lock().used()
+    }
+
+    /// How often there was no space for something.
+    pub fn refused(&self) -> u64 {
+        self.0.lock().refused
+    }
+
+    /// How often somebody looked how much is free.
+    pub fn asked(&self) -> u64 {
+        self.0.lock().asked
     }
 
     /// How often a file was synced.
@@ -241,6 +256,7 @@ impl World {
         let there = self.files[&id].content.len() as u64;
         if length > there {
             if self.used().saturating_add(length - there) > self.capacity {
+                self.refused += 1;
                 return Err(io::Error::new(io::ErrorKind::StorageFull, "no space left on the simulated disk"));
             }
             self.files.get_mut(&id).unwrap().content.resize(length as usize, 0);
@@ -342,7 +358,8 @@ impl Disk for SimDisk {
     }
 
     fn free(&self, _: &Path) -> io::Result<u64> {
-        let world = self.0.lock();
+        let mut world = self.0.lock();
+        world.asked += 1;
         Ok(world.capacity.saturating_sub(world.used()))
     }
 }

@@ -67,7 +67,7 @@ enum Request {
 pub struct Space {
     /// Bytes in files that are there.
     pub left: u64,
-    /// Whether the next file is there.
+    /// Whether the next file is there, or made by whoever needs it: nobody has to wait for it.
     pub ready: bool,
     /// Whether making it failed and is being tried again.
     pub stuck: bool,
@@ -272,6 +272,11 @@ impl Wal {
     /// Has the next file made now; the future ends when something is known of it.
     pub fn hurry(&self) -> impl Future<Output = ()> + Send + use<> {
         self.spares.hurry()
+    }
+
+    /// Ends all waiting for space: what has none fails from now on, and the log with it. For those who stop.
+    pub fn give_up_waiting(&self) {
+        self.spares.stop();
     }
 
     fn send(&self, request: Request) {

@@ -45,6 +45,8 @@ pub struct Spares {
 struct State {
     /// A spare is there.
     ready: bool,
+    /// The writer makes a segment of the spare that was there: until that has its own name, another one would take its place.
+    taken: bool,
     /// The writer waits for one.
     urgent: bool,
     /// The last try failed.
@@ -77,7 +79,7 @@ impl Spares {
         let ready = if state.ready { self.host.sizes.segment } else { 0 };
         super::Space {
             left: self.left.load(Ordering::Relaxed) + ready,
-            ready: state.ready,
+            ready: state.ready || state.gone,
             stuck: !state.ready && state.failed,
         }
     }
@@ -150,10 +152,10 @@ impl Spares {
             self.changed.wait_for(&mut state, FIRST_AFTER);
         }
         loop {
-            while state.ready && !state.stop {
+            while (state.ready || state.taken) && !state.stop {
                 self.changed.wait(&mut state);
             }
-            if state.ready || (state.stop && (!state.urgent || state.failed)) {
+            if state.ready || state.taken || (state.stop && (!state.urgent || state.failed)) {
                 break;
             }
             let made = parking_lot::MutexGuard::unlocked(&mut state, || self.make());
@@ -193,15 +195,23 @@ impl Spares {
                 self.changed.notify_all();
                 self.changed.wait(&mut state);
             }
-            state.ready = false;
+            (state.ready, state.taken) = (false, true);
         }
+        let file = self.name_segment(head);
+        // Also after an error: then nothing is written any more, whatever becomes of the spare.
+        self.state.lock().taken = false;
+        self.changed.notify_all();
+        file
+    }
+
+    /// Makes a segment of the spare that was taken.
+    fn name_segment(&self, head: &Head) -> io::Result<Arc<dyn DiskFile>> {
         let (spare, path) = (self.dir.join(SPARE), path(&self.dir, head.number));
         let file = self.host.disk.open(&spare, How::Write)?;
         file.write_at(&head.encode(), 0)?;
         file.sync_data()?;
         self.host.disk.rename(&spare, &path)?;
         self.host.disk.sync_dir(&self.dir)?;
-        self.changed.notify_all();
         Ok(file)
     }
 

@@ -2,9 +2,13 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 
+use parking_lot::Condvar;
+
 use super::*;
+use crate::host::{Disk, Locked};
 use crate::simulation::{SIZES, SimDisk};
 
 fn begin(dir: &Path) -> Wal {
@@ -119,6 +123,144 @@ fn a_full_disk_gets_the_space_of_old_segments_back() {
     drop(wal);
     let there: Vec<Vec<u8>> = read(&host, dir).unwrap().bodies.into_iter().map(|body| body.bytes).collect();
     assert_eq!(there, [big.clone(), b"mark".to_vec(), b"again".to_vec(), b"needed".to_vec(), big]);
+}
+
+/// Who stops does not wait for space that may never come.
+#[test]
+fn who_waits_for_space_is_told_when_the_log_gives_up() {
+    let disk = SimDisk::new(1);
+    let host = Host::simulated(Arc::new(disk.clone()), 7, true, SIZES);
+    let dir = Path::new("/log");
+    create(&host, dir).unwrap();
+    let wal = read(&host, dir).unwrap().start().unwrap();
+    futures::executor::block_on(wal.hurry());
+    disk.set_capacity(disk.used());
+    let big = vec![7; SIZES.segment as usize * 2 / 3];
+    append(&wal, &[&big]);
+    append(&wal, &[&big]);
+    let (send, receive) = mpsc::channel();
+    wal.append(vec![big.clone()], Box::new(move |result| send.send(result).unwrap()));
+    wal.give_up_waiting();
+    let told = receive.recv_timeout(Duration::from_secs(30)).expect("it is told");
+    assert!(told.is_err_and(|error| host::is_no_space(&error)));
+    drop(wal);
+    assert_eq!(read(&host, dir).unwrap().bodies.len(), 2);
+}
+
+/// A disk that takes its time over the sync of a spare that becomes a segment: until another spare has taken its place, or a while.
+struct Slow {
+    disk: SimDisk,
+    slow: Arc<AtomicBool>,
+    /// How many spares there were.
+    spares: Arc<(Mutex<u32>, Condvar)>,
+}
+
+#[derive(Debug)]
+struct SlowFile {
+    file: Arc<dyn DiskFile>,
+    slow: Arc<AtomicBool>,
+    spares: Arc<(Mutex<u32>, Condvar)>,
+}
+
+impl Disk for Slow {
+    fn open(&self, path: &Path, how: How) -> io::Result<Arc<dyn DiskFile>> {
+        let file = self.disk.open(path, how)?;
+        if how != How::Write || !path.ends_with("spare") {
+            return Ok(file);
+        }
+        Ok(Arc::new(SlowFile { file, slow: self.slow.clone(), spares: self.spares.clone() }))
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        self.disk.create_dir(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.disk.rename(from, to)?;
+        if to.ends_with("spare") {
+            *self.spares.0.lock() += 1;
+            self.spares.1.notify_all();
+        }
+        Ok(())
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.disk.remove(path)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        self.disk.list(dir)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.disk.sync_dir(dir)
+    }
+
+    fn lock(&self, path: &Path, word: &str) -> io::Result<Locked> {
+        self.disk.lock(path, word)
+    }
+
+    fn free(&self, dir: &Path) -> io::Result<u64> {
+        self.disk.free(dir)
+    }
+}
+
+impl DiskFile for SlowFile {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_at(into, offset)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_at(bytes, offset)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        if self.slow.swap(false, Ordering::SeqCst) {
+            let (spares, more) = &*self.spares;
+            let mut spares = spares.lock();
+            let before = *spares;
+            more.wait_while_for(&mut spares, |spares| *spares == before, Duration::from_millis(500));
+        }
+        self.file.sync_data()
+    }
+
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        self.file.set_len(length)
+    }
+
+    fn reserve(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.file.reserve(offset, length)
+    }
+}
+
+/// Whoever proposes while a spare becomes a segment has the next one made at once.
+#[test]
+fn the_next_file_does_not_take_the_place_of_the_one_that_becomes_a_segment() {
+    let (slow, spares) = (Arc::new(AtomicBool::new(false)), Arc::default());
+    let disk = Slow { disk: SimDisk::new(1), slow: slow.clone(), spares };
+    let host = Host::simulated(Arc::new(disk), 7, true, SIZES);
+    let dir = Path::new("/log");
+    create(&host, dir).unwrap();
+    let wal = read(&host, dir).unwrap().start().unwrap();
+    futures::executor::block_on(wal.hurry());
+    let big = vec![7; SIZES.segment as usize * 2 / 3];
+    append(&wal, &[&big]);
+    slow.store(true, Ordering::SeqCst);
+    let (send, receive) = mpsc::channel();
+    wal.append(vec![big.clone()], Box::new(move |result| send.send(result).unwrap()));
+    while wal.space().ready {
+        std::thread::yield_now();
+    }
+    futures::executor::block_on(wal.hurry());
+    receive.recv_timeout(Duration::from_secs(30)).expect("it is written").unwrap();
+    append(&wal, &[b"more"]);
+    drop(wal);
+    let there: Vec<Vec<u8>> = read(&host, dir).unwrap().bodies.into_iter().map(|body| body.bytes).collect();
+    assert!(there == [big.clone(), big, b"more".to_vec()], "what was acknowledged is there");
 }
 
 /// A sync is what whoever appends next would wait for.

@@ -11,30 +11,53 @@ use tokio::sync::Notify;
 
 use super::{Catalog, CatalogError, Change, Config, Entry, Only, Registry, Replica, Replicas, To};
 
-/// Keeps everything in memory, for as long as it is there.
+type Entries = (u64, BTreeMap<String, Entry>);
+
+/// Keeps everything in memory, for as long as it is there. What is changed [beside](Memory::beside) it is not seen before somebody
+/// waits for what is current, or is told that something changed: who forgets to wait for it is wrong then.
 #[derive(Default)]
 pub struct Memory {
-    entries: Mutex<(u64, BTreeMap<String, Entry>)>,
+    shared: Arc<Shared>,
+    seen: Mutex<Entries>,
+}
+
+#[derive(Default)]
+struct Shared {
+    entries: Mutex<Entries>,
     changed: Notify,
+}
+
+impl Memory {
+    /// The same catalog, on another server.
+    pub fn beside(&self) -> Memory {
+        let seen = self.shared.entries.lock().unwrap().clone();
+        Memory { shared: self.shared.clone(), seen: Mutex::new(seen) }
+    }
+
+    fn see(&self) {
+        let entries = self.shared.entries.lock().unwrap().clone();
+        *self.seen.lock().unwrap() = entries;
+    }
 }
 
 impl Catalog for Memory {
     fn current(&self) -> BoxFuture<'_, Result<(), CatalogError>> {
+        self.see();
         std::future::ready(Ok(())).boxed()
     }
 
     fn get(&self, key: &str) -> Option<Entry> {
-        self.entries.lock().unwrap().1.get(key).cloned()
+        self.seen.lock().unwrap().1.get(key).cloned()
     }
 
     fn list(&self, prefix: &str) -> Vec<(String, Entry)> {
-        let entries = self.entries.lock().unwrap();
+        let entries = self.seen.lock().unwrap();
         let all = entries.1.iter().filter(|(key, _)| key.starts_with(prefix));
         all.map(|(key, entry)| (key.clone(), entry.clone())).collect()
     }
 
     fn change(&self, changes: Vec<Change>) -> BoxFuture<'_, Result<(), CatalogError>> {
-        let mut entries = self.entries.lock().unwrap();
+        let mut entries = self.shared.entries.lock().unwrap();
         let version = |entries: &BTreeMap<String, Entry>, key: &str| entries.get(key).map(|entry| entry.version);
         let holds = changes.iter().all(|change| match change.only {
             Only::Always => true,
@@ -53,12 +76,22 @@ impl Catalog for Memory {
                 To::Same => (),
             }
         }
-        self.changed.notify_waiters();
+        drop(entries);
+        self.see();
+        self.shared.changed.notify_waiters();
         std::future::ready(Ok(())).boxed()
     }
 
     fn changed(&self) -> BoxFuture<'_, ()> {
-        self.changed.notified().boxed()
+        let changed = self.shared.changed.notified();
+        let has_changed = self.seen.lock().unwrap().0 != self.shared.entries.lock().unwrap().0;
+        async move {
+            if !has_changed {
+                changed.await;
+            }
+            self.see();
+        }
+        .boxed()
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -39,6 +40,8 @@ enum Fault {
     Cut,
     /// With half of it, and then nothing more.
     Stalled,
+    /// It takes what it is asked, and says nothing.
+    Mute,
 }
 
 #[derive(Default)]
@@ -46,6 +49,7 @@ struct Net {
     routers: Mutex<HashMap<u64, Router>>,
     faults: Mutex<HashMap<u64, Fault>>,
     learners: Mutex<HashSet<u64>>,
+    unanswered: AtomicUsize,
 }
 
 impl Net {
@@ -78,6 +82,10 @@ impl Replicas for Port {
         async move {
             if [to, own].iter().any(|member| net.fault(*member) == Some(Fault::Down)) {
                 return Err(io::Error::other(format!("server {to} is down")));
+            }
+            if net.fault(to) == Some(Fault::Mute) {
+                net.unanswered.fetch_add(1, Ordering::Relaxed);
+                std::future::pending::<()>().await;
             }
             request.extensions_mut().insert(Caller(own));
             let router = net.routers.lock().unwrap()[&to].clone();
@@ -130,13 +138,13 @@ impl Group {
     }
 
     fn with(change: impl Fn(u64, &mut Config)) -> Group {
-        let (net, catalog) = (Arc::<Net>::default(), Arc::<Memory>::default());
+        let (net, catalog) = (Arc::<Net>::default(), Memory::default());
         let servers = (1..=3).map(|own| {
             let dir = tempfile::tempdir().unwrap();
             let mut config = Config::new(dir.path());
             change(own, &mut config);
             let port = Port { net: net.clone(), own };
-            let registry = Registry::open(config, catalog.clone(), Arc::new(port)).unwrap();
+            let registry = Registry::open(config, Arc::new(catalog.beside()), Arc::new(port)).unwrap();
             net.routers.lock().unwrap().insert(own, peers_router(registry.clone()));
             let router = coracle_registry::router(registry.clone());
             Server { dir, registry, router }
@@ -235,6 +243,33 @@ async fn what_is_pushed_at_one_is_pulled_at_any_and_held_by_a_majority_before_it
     }
 }
 
+/// What another server knows by itself may be older.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_was_given_any_other_mounts_and_deletes_at_once() {
+    let group = Group::new();
+    let layer = content(16);
+    let manifest =
+        json!({"schemaVersion": 2, "config": {"digest": digest(&layer)}, "layers": []}).to_string().into_bytes();
+    let layer_path = format!("/v2/app/blobs/{}", digest(&layer));
+    let manifest_path = format!("/v2/app/manifests/{}", digest(&manifest));
+    let tag_path = "/v2/app/manifests/v1";
+    for (member, method, path) in [
+        (2, Method::POST, format!("/v2/other/blobs/uploads/?mount={}&from=app", digest(&layer))),
+        (2, Method::DELETE, tag_path.to_owned()),
+        (3, Method::DELETE, manifest_path),
+        (2, Method::DELETE, layer_path),
+    ] {
+        // The one that is asked has not heard of it.
+        let (status, why) = group.push(1, layer.clone()).await;
+        assert_eq!(status, StatusCode::CREATED, "{why}");
+        let (status, _) = group.server(1).send(Method::PUT, tag_path, manifest.clone()).await;
+        assert_eq!(status, StatusCode::CREATED);
+        let (status, why) = group.server(member).send(method.clone(), &path, Vec::new()).await;
+        let expected = if method == Method::POST { StatusCode::CREATED } else { StatusCode::ACCEPTED };
+        assert_eq!(status, expected, "{method} {path}: {why:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_was_away_gets_what_it_is_asked_for_and_keeps_it() {
     let group = Group::new();
@@ -328,6 +363,35 @@ async fn what_is_not_what_its_digest_says_is_neither_served_nor_kept() {
     assert_eq!(group.holders(&blob), [1, 2, 3]);
 }
 
+/// A push may wait for minutes for another server to have what is large; who stops does not.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_stops_does_not_wait_for_what_it_has_asked_of_others() {
+    let group = Group::new();
+    group.net.set(2, Fault::Mute);
+    group.net.set(3, Fault::Mute);
+    let ended = async {
+        until("both are asked", || group.net.unanswered.load(Ordering::Relaxed) == 2).await;
+        group.server(1).registry.shutdown().await;
+    };
+    let both = futures::future::join(group.push(1, content(14)), ended);
+    let ((status, why), ()) = tokio::time::timeout(LIMIT / 2, both).await.expect("the push ends");
+    assert!(status == StatusCode::SERVICE_UNAVAILABLE && why.contains("is stopping"), "{status} {why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_somebody_reads_is_not_collected() {
+    let group = Group::new();
+    let (status, why) = group.push(1, content(15)).await;
+    assert_eq!(status, StatusCode::CREATED, "{why}");
+    let registry = &group.server(1).registry;
+    let kept = [registry.keep_contents().await.unwrap(), registry.keep_contents().await.unwrap()];
+    for kept in kept {
+        assert_eq!(registry.collect_garbage(Duration::ZERO).await.unwrap().blobs, 0);
+        drop(kept);
+    }
+    assert_eq!(registry.collect_garbage(Duration::ZERO).await.unwrap().blobs, 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fetch_outlives_who_wanted_it_and_leaves_nothing_when_it_is_ended() {
     let group = Group::new();
@@ -344,7 +408,9 @@ async fn a_fetch_outlives_who_wanted_it_and_leaves_nothing_when_it_is_ended() {
     let halves = std::fs::read_dir(third.dir.path().join("uploads")).unwrap().count();
     assert_eq!(halves, 1, "one fetch serves all, and goes on");
     tokio::time::timeout(LIMIT, third.registry.shutdown()).await.expect("it ends");
-    assert!(!third.has_halves() && group.holders(&blob) == [1, 2]);
+    // What was being written when it was ended goes when that is done.
+    until("nothing is left", || !third.has_halves()).await;
+    assert_eq!(group.holders(&blob), [1, 2]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -44,8 +44,8 @@ const PIECES_QUEUED: usize = 8;
 const PIECE_WAITS: Duration = Duration::from_secs(60);
 /// Backups at a time; more are told to come again.
 const BACKUPS_MAX: usize = 2;
-/// What of the registry's directory is kept. What names blobs is among the records, which come before them: so none of those that
-/// are here is missing.
+/// What of the registry's directory is kept. What names blobs is among the records, which come before them, and none goes meanwhile:
+/// so none of those that are here is missing.
 const REGISTRY: &str = "blobs";
 
 /// What a backup is made of.
@@ -117,13 +117,21 @@ async fn backup(
     if let Err(why) = complete().await {
         return lacks(why.to_string());
     }
+    // What is named then stays until it was read, also where somebody deletes the names.
+    let kept = match asked.images {
+        true => match shared.sources.registry.keep_contents().await {
+            Ok(kept) => Some(kept),
+            Err(error) => return lacks(error.to_string()),
+        },
+        false => None,
+    };
     let whole = shared.sources.keyspace.whole();
     if let Err(why) = complete().await {
         return lacks(why.to_string());
     }
     let (send, pieces) = mpsc::channel(PIECES_QUEUED);
     tokio::task::spawn_blocking(move || {
-        let _place = place;
+        let (_place, _kept) = (place, kept);
         let mut to = Pieces { buffer: Vec::with_capacity(PIECE_BYTES), send };
         if let Err(error) = write(&shared.sources, whole, asked.images, &mut to)
             && error.kind() != io::ErrorKind::BrokenPipe
@@ -197,8 +205,7 @@ fn write(sources: &Sources, whole: Whole, images: bool, to: impl Write) -> io::R
     writer.finish()?.flush()
 }
 
-/// Writes all files below `place` in `root`; returns how many there were. One that goes meanwhile was deleted: so it is in
-/// the backup.
+/// Writes all files below `place` in `root`; returns how many there were.
 fn tree<W: Write>(writer: &mut Writer<W>, root: &Path, place: &Path) -> io::Result<u64> {
     let entries = match fs::read_dir(root.join(place)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
@@ -212,13 +219,8 @@ fn tree<W: Write>(writer: &mut Writer<W>, root: &Path, place: &Path) -> io::Resu
             files += tree(writer, root, &place)?;
             continue;
         }
-        match fs::File::open(entry.path()) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            opened => {
-                file(writer, &place, opened?)?;
-                files += 1;
-            }
-        }
+        file(writer, &place, fs::File::open(entry.path())?)?;
+        files += 1;
     }
     Ok(files)
 }
@@ -299,9 +301,10 @@ mod tests {
         let keyspace = coracle_keyspace::Config::new(temp.path().join("control"));
         let keyspace = Keyspace::open(keyspace).await.unwrap();
         let registry = temp.path().join("registry");
-        let blob = vec![7; 3 * CONTENT_BYTES + 1];
-        for (place, content) in [("blobs/sha256/ab/abc", &blob[..]), ("blobs/sha512/ab/abd", b""), ("uploads/u", b"x")]
-        {
+        // More than waits for a client that does not read.
+        let blob = vec![7; (PIECES_QUEUED + 4) * CONTENT_BYTES + 1];
+        let places = [&"ab".repeat(32), &"ac".repeat(32)].map(|hex| format!("blobs/sha256/{}/{hex}", &hex[..2]));
+        for (place, content) in [(&*places[0], &blob[..]), (&*places[1], &blob[..]), ("uploads/u", b"x")] {
             founding::private_dir(registry.join(place).parent().unwrap()).unwrap();
             fs::write(registry.join(place), content).unwrap();
         }
@@ -324,6 +327,16 @@ mod tests {
         assert_eq!((code, contents.files, contents.bytes), (200, 2, whole.len() as u64));
         assert_eq!(verify(&small[..]).unwrap().files, 0);
 
+        // What nothing names any more, since the moment that is kept, goes after it was read.
+        let mut request = axum::http::Request::get("/coracle/v1/backup").body(Body::empty()).unwrap();
+        request.extensions_mut().insert(Identity::authenticated("somebody", vec![crate::MASTERS.to_owned()]));
+        let mut reading = router.clone().oneshot(request).await.unwrap().into_body();
+        let begun = reading.frame().await.unwrap().unwrap().into_data().unwrap();
+        let age = Duration::ZERO;
+        assert_eq!(images.collect_garbage(age).await.unwrap().blobs, 0);
+        let read = [begun, reading.collect().await.unwrap().to_bytes()].concat();
+        assert_eq!(verify(&read[..]).unwrap().files, 2);
+
         let dir = temp.path().join("restored");
         let (target, bytes) = (dir.clone(), whole.clone());
         let made = tokio::task::spawn_blocking(move || {
@@ -334,7 +347,7 @@ mod tests {
             made
         });
         assert_eq!(made.await.unwrap().files, 2);
-        assert_eq!(fs::read(dir.join("registry/blobs/sha256/ab/abc")).unwrap(), blob);
+        assert_eq!(fs::read(dir.join("registry").join(&places[0])).unwrap(), blob);
         assert_eq!(fs::read(dir.join("pki/ca.key")).unwrap(), fs::read(temp.path().join("pki/ca.key")).unwrap());
         assert!(dir.join("CLUSTER").exists() && !dir.join("registry/uploads").exists());
         assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 4, "nothing is left beside it");
