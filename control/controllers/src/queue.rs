@@ -238,7 +238,8 @@ impl<K: Clone + Eq + Hash> State<K> {
         {
             self.entries.remove(key);
         } else if self.entries.len() > 4096 && self.entries.len() > 4 * (self.ready.len() + self.delayed.len()) {
-            self.entries.retain(|_, e| e.queued || e.running.is_some() || e.due.is_some() || e.failures > 0 || e.spaced > now);
+            self.entries
+                .retain(|_, e| e.queued || e.running.is_some() || e.due.is_some() || e.failures > 0 || e.spaced > now);
         }
     }
 }
