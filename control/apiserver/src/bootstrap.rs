@@ -1,6 +1,8 @@
 //! The objects that every cluster has from its first moment, and keeps: namespaces, the classes of critical pods, roles, and
 //! the service by which pods find the API.
 
+mod defaults;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Weak};
@@ -14,8 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::network;
 use crate::request::own::own_call;
+use crate::roles::GROUP;
 use crate::server::Shared;
-use crate::store::Refused;
+use crate::store::{Refused, Seen};
 use crate::verbs;
 use crate::verbs::create::insert;
 use crate::verbs::write::Write;
@@ -37,10 +40,6 @@ const CLASSES: [(&str, i64, &str); 2] = [
 /// Address of the API within the cluster: the first of the service range.
 const API_ADDRESS: &str = "10.96.0.1";
 
-/// Roles and bindings that every cluster has (facts asked of Kubernetes 1.37), one a line; `bootstrap.py` made it. Made
-/// when missing; what somebody changes or deletes stays so until the next start.
-const ROLES: &str = include_str!("../data/bootstrap.ndjson");
-const GROUP: &str = "rbac.authorization.k8s.io";
 /// What old clients ask the health of. All of them are parts of the process that answers.
 const COMPONENTS: [&str; 3] = ["controller-manager", "scheduler", "etcd-0"];
 /// How often what must be there is looked at without a reason.
@@ -48,8 +47,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// How long after a failure it is tried again.
 const AGAIN_AFTER: Duration = Duration::from_secs(5);
 
-/// Makes what is missing. Only what nothing works without must be there for the server to start.
-pub(crate) async fn run(server: &Arc<Shared>) -> Result<(), Status> {
+/// Makes what is missing. Only what nothing works without must be there for the server to start. Says whether the roles are
+/// as they are to be.
+pub(crate) async fn run(server: &Arc<Shared>) -> Result<bool, Status> {
     namespaces(server).await?;
     let classes = CLASSES.map(|(name, value, description)| async move {
         let object = json!({
@@ -59,12 +59,14 @@ pub(crate) async fn run(server: &Arc<Shared>) -> Result<(), Status> {
         make(server, "scheduling.k8s.io", "priorityclasses", None, name, object).await
     });
     futures::future::try_join_all(classes).await?;
-    for made in [api(server).await, roles(server).await, components(server).await] {
+    let roles = roles(server).await;
+    let has_roles = roles.is_ok();
+    for made in [api(server).await, roles, components(server).await] {
         if let Err(error) = made {
             tracing::warn!(%error, "an object that every cluster has cannot be made; it is tried again");
         }
     }
-    Ok(())
+    Ok(has_roles)
 }
 
 async fn namespaces(server: &Arc<Shared>) -> Result<(), Status> {
@@ -92,23 +94,46 @@ async fn api(server: &Arc<Shared>) -> Result<(), Status> {
     endpoints(server).await
 }
 
+/// Roles and bindings, made or completed; what somebody takes out of them or deletes stays so until the next start.
 async fn roles(server: &Arc<Shared>) -> Result<(), Status> {
-    let all = ROLES.lines().map(|line| async move {
-        let mut object: Value = serde_json::from_str(line).map_err(Status::internal_error)?;
-        object["apiVersion"] = format!("{GROUP}/v1").into();
-        object["metadata"]["annotations"] = json!({"rbac.authorization.kubernetes.io/autoupdate": "true"});
-        object["metadata"]["labels"]["kubernetes.io/bootstrapping"] = "rbac-defaults".into();
-        let resource = match object["kind"].as_str().unwrap_or_default() {
-            "ClusterRole" => "clusterroles",
-            "ClusterRoleBinding" => "clusterrolebindings",
-            "Role" => "roles",
-            _ => "rolebindings",
-        };
-        let (name, namespace) = (meta::name(&object).to_owned(), meta::namespace(&object).to_owned());
-        let namespace = (!namespace.is_empty()).then_some(namespace.as_str());
-        make(server, GROUP, resource, namespace, &name, object).await
+    let all = defaults::all().map(|found| async move {
+        let (resource, wanted) = found.map_err(Status::internal_error)?;
+        role(server, resource, wanted).await
     });
     futures::future::try_join_all(all).await.map(drop)
+}
+
+async fn role(server: &Arc<Shared>, resource: &'static str, wanted: Value) -> Result<(), Status> {
+    let (name, namespace) = (meta::name(&wanted).to_owned(), meta::namespace(&wanted).to_owned());
+    let namespace = (!namespace.is_empty()).then_some(namespace.as_str());
+    make(server, GROUP, resource, namespace, &name, wanted.clone()).await?;
+    let Some(resource) = server.cluster.catalog.named(GROUP, resource).cloned() else { return Ok(()) };
+    let store = &server.cluster.store;
+    let Some(record) = store.get(&resource, &resource.record_name(namespace, &name)) else { return Ok(()) };
+    let old = Seen::new(&resource, &record).stored()?;
+    if !defaults::may_change(&old) {
+        return Ok(());
+    }
+    if defaults::is_of_another(&old, &wanted) {
+        let (key, guard) = (record.key.clone(), Guard::Revision(record.revision));
+        match store.transact(vec![Op::Delete { key, guard }]).await {
+            Ok(_) => return make(server, GROUP, resource.row.resource, namespace, &name, wanted).await,
+            Err(Refused::Final(status)) => return Err(status),
+            // Somebody has just changed it, another server as this one perhaps.
+            Err(Refused::Guard(_)) => return Ok(()),
+        }
+    }
+    if defaults::completed(&old, &wanted) == old {
+        return Ok(());
+    }
+    let (call, options) = own_call(namespace, &name);
+    let write =
+        Write { cluster: &server.cluster, call: &call, resource: &resource, options: &options, subresource: "" };
+    let step = |old: &Value| {
+        let object = if defaults::may_change(old) { defaults::completed(old, &wanted) } else { old.clone() };
+        Ok(verbs::update::Changed { object, owned: false, names_version: false })
+    };
+    verbs::update::change(&write, step).await.map(drop)
 }
 
 async fn components(server: &Arc<Shared>) -> Result<(), Status> {
@@ -123,8 +148,7 @@ async fn components(server: &Arc<Shared>) -> Result<(), Status> {
 }
 
 /// Keeps what must be there: looks when one of the objects changes or goes, and now and then.
-pub(crate) async fn keep(server: Weak<Shared>, stopping: CancellationToken) {
-    let mut has_roles = false;
+pub(crate) async fn keep(server: Weak<Shared>, mut has_roles: bool, stopping: CancellationToken) {
     loop {
         let Some(alive) = server.upgrade() else { return };
         let changed = Changed::after_now(&alive);

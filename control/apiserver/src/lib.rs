@@ -53,7 +53,7 @@ use authz::Attributes;
 pub use config::Config;
 pub use identity::Identity;
 pub use in_process::InProcess;
-pub use limits::Here;
+pub use limits::{Connection, Here};
 use server::Shared;
 
 /// Why an API server cannot start.
@@ -77,9 +77,9 @@ impl ApiServer {
     /// Starts an API server over `keyspace`; when this returns, the objects that every cluster has are there.
     pub async fn start(keyspace: Keyspace, config: Config) -> Result<ApiServer, StartError> {
         let shared = Shared::new(keyspace, config)?;
-        bootstrap::run(&shared).await.map_err(StartError::Bootstrap)?;
+        let has_roles = bootstrap::run(&shared).await.map_err(StartError::Bootstrap)?;
         shared.tasks.spawn(shared.stalls.keep(shared.stopping.clone()));
-        shared.tasks.spawn(bootstrap::keep(Arc::downgrade(&shared), shared.stopping.clone()));
+        shared.tasks.spawn(bootstrap::keep(Arc::downgrade(&shared), has_roles, shared.stopping.clone()));
         Ok(ApiServer { shared })
     }
 

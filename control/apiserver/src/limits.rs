@@ -4,13 +4,23 @@
 //! what comes over the network by a duty's name. A flow gets a place while it has fewer than are still free: one flow alone
 //! takes half of all, two a third each, so there is always room for one who comes later. Beyond that clients are told to
 //! come again: a queue would only make them time out. Bodies that are complete and not answered yet are counted the same
-//! way, in bytes.
+//! way, in bytes, and streams from nodes once more by node: a node's own server has fewer places than this one.
+//!
+//! The accounts of one namespace are one flow. Whoever may make accounts there would otherwise make flows, and each new one
+//! would get a half of what is left.
 
+mod gate;
+
+use std::any::Any;
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 
 use coracle_api::status::Status;
 use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use gate::{Gate, Turn};
 
 /// Requests of the cluster's own duties at a time: a few controllers and a scheduler here, node agents elsewhere.
 const DUTIES_MAX: usize = 1_000;
@@ -21,9 +31,46 @@ const BODY_BYTES_MAX: usize = 128 << 20;
 /// Smaller ones are bounded by the number of requests.
 const BODY_BYTES_COUNTED: usize = 16 << 10;
 
+/// Streams to one node at a time: a node's own server has 1,024 places, for all servers of the cluster.
+const NODE_STREAMS_MAX: usize = 256;
+/// Users of this name are ServiceAccounts, `NAMESPACE:NAME`.
+const ACCOUNTS: &str = "system:serviceaccount:";
+
 /// Marks a request that never left this process, in its extensions.
 #[derive(Debug, Clone, Copy)]
 pub struct Here;
+
+/// The connection that a request came over, in the request's extensions. It is cut when what was sent over it is not read:
+/// what lies in its buffers goes with nothing less.
+#[derive(Clone, Default)]
+pub struct Connection {
+    cut: CancellationToken,
+    _held: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+impl Connection {
+    /// A connection that is to end when `cut` is cancelled. `held` is dropped when the request is over, also where that has
+    /// become a stream of bytes which HTTP knows nothing of.
+    pub fn new(cut: CancellationToken, held: Arc<dyn Any + Send + Sync>) -> Connection {
+        Connection { cut, _held: Some(held) }
+    }
+
+    /// Ends it.
+    pub fn cut(&self) {
+        self.cut.cancel();
+    }
+
+    /// Waits until it is to end.
+    pub(crate) async fn is_cut(&self) {
+        self.cut.cancelled().await;
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("cut", &self.cut.is_cancelled()).finish_non_exhaustive()
+    }
+}
 
 /// Among whom a request takes its turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,8 +86,17 @@ pub(crate) enum Class {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Flow<'a> {
     pub class: Class,
-    /// The user.
+    /// The user, or the namespace whose account it is.
     pub name: &'a str,
+}
+
+impl Flow<'_> {
+    /// The flow of a user.
+    pub fn of(class: Class, user: &str) -> Flow<'_> {
+        let of_account = user.strip_prefix(ACCOUNTS).and_then(|account| account.split_once(':'));
+        let name = of_account.map_or(user, |(namespace, _)| &user[..ACCOUNTS.len() + namespace.len()]);
+        Flow { class, name }
+    }
 }
 
 /// Places, counted by flow.
@@ -119,6 +175,30 @@ struct Pools {
 impl Pools {
     fn new(requests: usize, streams: usize) -> Pools {
         Pools { requests: Pool::new(requests), bytes: Pool::new(BODY_BYTES_MAX), streams: Pool::new(streams) }
+    }
+}
+
+/// Streams from nodes, counted by node and by flow: who follows the logs of one node's pods a thousand times leaves room
+/// there for others, and for who looks after the node.
+#[derive(Debug, Default)]
+pub(crate) struct NodeStreams(Mutex<HashMap<String, Arc<Pool>>>);
+
+impl NodeStreams {
+    /// A place for a stream from `node`.
+    pub fn take(&self, node: &str, flow: Flow<'_>) -> Result<Place, Status> {
+        let pool = {
+            let mut nodes = self.0.lock();
+            match nodes.get(node) {
+                Some(pool) => pool.clone(),
+                None => {
+                    // Only the map itself has them: there is no stream from there.
+                    nodes.retain(|_, pool| Arc::strong_count(pool) > 1);
+                    nodes.entry(node.to_owned()).or_insert_with(|| Pool::new(NODE_STREAMS_MAX)).clone()
+                }
+            }
+        };
+        let message = format!("too many streams from node {node}, please try again later");
+        pool.take(flow.name, 1).ok_or_else(|| Status::too_many_requests(message, 1))
     }
 }
 
@@ -207,6 +287,34 @@ mod tests {
         assert!(limits.request(remote("system:node:last"), 0).is_err(), "the agents took all that is theirs");
         let own = Flow { class: Class::Own, name: "system:kube-scheduler" };
         assert!(limits.request(own, 0).is_ok());
+    }
+
+    #[test]
+    fn accounts_of_one_namespace_are_one_flow() {
+        for (user, expected) in [
+            ("system:serviceaccount:team:a", "system:serviceaccount:team"),
+            ("system:serviceaccount:team:b", "system:serviceaccount:team"),
+            ("system:serviceaccount:teams:a", "system:serviceaccount:teams"),
+            ("system:serviceaccount:odd", "system:serviceaccount:odd"),
+            ("system:node:a:b", "system:node:a:b"),
+            ("alice", "alice"),
+        ] {
+            assert_eq!(Flow::of(Class::User, user).name, expected, "{user}");
+        }
+    }
+
+    #[test]
+    fn one_caller_s_streams_leave_a_node_room_for_others() {
+        let streams = NodeStreams::default();
+        let all = |node, name| -> Vec<Place> { std::iter::from_fn(|| streams.take(node, user(name)).ok()).collect() };
+        let greedy = all("a", "greedy");
+        assert_eq!(greedy.len(), NODE_STREAMS_MAX / 2);
+        assert_eq!(streams.take("a", user("greedy")).unwrap_err().code(), 429);
+        assert!(streams.take("a", user("other")).is_ok() && streams.take("b", user("greedy")).is_ok());
+        drop(greedy);
+        let again = streams.take("a", user("greedy"));
+        assert!(again.is_ok() && streams.take("c", user("x")).is_ok());
+        assert!(streams.0.lock().contains_key("a") && !streams.0.lock().contains_key("b"), "what is over is forgotten");
     }
 
     #[test]

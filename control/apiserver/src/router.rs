@@ -25,8 +25,9 @@ use crate::authz::{self, Attributes};
 use crate::catalog::Resource;
 use crate::layers::deadline::Deadline;
 use crate::layers::lanes::{HEAVY_BYTES, HEAVY_RECORDS, HEAVY_RECORDS_BYTES};
+use crate::layers::stalls::{self, To};
 use crate::layers::websocket;
-use crate::limits::{Class, Flow};
+use crate::limits::{Class, Connection, Flow};
 use crate::request::call::{Call, Request};
 use crate::request::negotiate::{self, Form, Offer};
 use crate::request::path::{ResourcePath, Route};
@@ -104,27 +105,33 @@ fn failure(accept: Option<&HeaderValue>, status: &Status) -> Response {
     respond::status(form, status)
 }
 
-async fn route(server: &Arc<Shared>, request: http::Request<Body>, seen: &mut Observed) -> Result<Response, Status> {
+async fn route(
+    server: &Arc<Shared>,
+    mut request: http::Request<Body>,
+    seen: &mut Observed,
+) -> Result<Response, Status> {
     let caller = authn::authenticate(&server.cluster, &server.tokens, &request)?;
+    let connection = request.extensions_mut().remove::<Connection>();
     match Route::parse(request.uri().path()) {
-        Route::Resource(target) => resource(server, request, caller, target, seen).await,
+        Route::Resource(target) => resource(server, request, connection, caller, target, seen).await,
         route => {
             let mutates = !matches!(*request.method(), Method::GET | Method::HEAD);
             let response = path(server, request, &caller, route, seen).await?;
-            held(server, caller.flow(), response, mutates)
+            held(server, caller.flow(), connection, response, mutates)
         }
     }
 }
 
 /// The answer, bounded while it is sent. What is read in this process is read at once; and what was done is said, however
 /// much there is to be sent: whoever is told to come again would do it twice.
-fn held(server: &Shared, flow: Flow<'_>, response: Response, mutates: bool) -> Result<Response, Status> {
-    let longest = server.config.request_timeout;
-    match flow.class {
-        Class::Own => Ok(response),
-        _ if mutates => Ok(server.answers.hold_done(flow.name, response, longest)),
-        _ => server.answers.hold(flow.name, response, longest),
-    }
+fn held(
+    server: &Shared,
+    flow: Flow<'_>,
+    connection: Option<Connection>,
+    response: Response,
+    mutates: bool,
+) -> Result<Response, Status> {
+    server.answers.hold(flow, connection, response, server.config.request_timeout, mutates)
 }
 
 /// Answers at paths that are no resources.
@@ -140,7 +147,7 @@ async fn path(
     let verb = if method == "head" { "get" } else { &method };
     let asked = Attributes { verb, path: Some(parts.uri.path()), ..Attributes::default() };
     authz::check(&server.cluster, &caller.identity, &asked)?;
-    let call = Arc::new(Call::new(parts, caller.identity.clone(), ResourcePath::default()));
+    let call = Arc::new(caller.call(parts, ResourcePath::default()));
     let deadline = Deadline::new(call.query.get("timeout"), server.config.request_timeout)?;
     let flow = caller.flow();
     match route {
@@ -153,7 +160,7 @@ async fn path(
             let here = server.clone();
             let bound = async move { bindings.bind_all(&here.cluster).await };
             let work = async { if heavy { aside(server, flow, bound).await } else { bound.await } };
-            return deadline.limit(true, work).await;
+            return deadline.limit("create", work).await;
         }
         _ if !matches!(call.method, Method::GET | Method::HEAD) => return Err(Status::method_not_allowed()),
         // How the server is must be told also when it is busy.
@@ -220,6 +227,7 @@ enum Handler {
 async fn resource(
     server: &Arc<Shared>,
     mut request: http::Request<Body>,
+    connection: Option<Connection>,
     caller: Caller,
     target: ResourcePath,
     seen: &mut Observed,
@@ -227,7 +235,7 @@ async fn resource(
     let upgrade = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
     let peer = request.extensions().get::<axum::extract::ConnectInfo<SocketAddr>>().map(|peer| peer.0);
     let (parts, body) = request.into_parts();
-    let call = Call::new(parts, caller.identity.clone(), target);
+    let call = caller.call(parts, target);
     let verb = authz::verb(&call);
     seen.verb = verb;
     // A list or a watch of one name is allowed to who may read that one.
@@ -272,8 +280,11 @@ async fn resource(
                 authz::check(&server.cluster, &call.identity, &Attributes::of(&call, "create"))?;
             }
             let place = server.limits.stream(caller.flow())?;
-            let passing = Passing { call, body, upgrade, peer, place };
-            return subresources::stream(&server.cluster, &server.nodes, passing, &resource).await;
+            let account = server.answers.account(caller.flow());
+            let to = To { flow: caller.flow(), account, connection: connection.clone() };
+            let passing = Passing { call, body, upgrade, peer, connection, place };
+            let response = subresources::stream(&server.cluster, &server.nodes, passing, &resource).await?;
+            return Ok(stalls::counted(to, response));
         }
         Handler::Resource(resource)
     };
@@ -292,8 +303,13 @@ async fn resource(
             let place = server.limits.stream(caller.flow())?;
             let around = Around { stopping: &server.stopping, tasks: &server.tasks };
             let watch = verbs::watch::watch(&server.cluster, &call, resource, around, place);
-            let response = server.stalls.guard(with_warnings(&call, watch.await?));
-            return Ok(websocket::upgraded(&call, upgrade, response, &server.tasks));
+            let watch = with_warnings(&call, watch.await?);
+            // Also where the connection becomes a WebSocket, which the listener does not hear of any more.
+            let connection = connection.unwrap_or_default();
+            let account = server.answers.account(caller.flow());
+            let to = To { flow: caller.flow(), account, connection: Some(connection.clone()) };
+            let response = server.stalls.guard(to, watch);
+            return Ok(websocket::upgraded(&call, upgrade, connection, response, &server.tasks));
         }
     }
     let deadline = Deadline::new(call.query.get("timeout"), server.config.request_timeout)?;
@@ -311,7 +327,7 @@ async fn resource(
         let work = async move { answer(&here, &request, &handler, verb).await };
         aside(server, caller.flow(), work).await
     };
-    let response = match deadline.limit(mutates, work).await {
+    let response = match deadline.limit(verb, work).await {
         Ok(response) => response,
         Err(status) => failure(call.headers.get(header::ACCEPT), &status),
     };
@@ -319,7 +335,7 @@ async fn resource(
     let response = compressed(&call, peer, with_warnings(&call, pieces::in_pieces(response)));
     // A dry run did nothing that would be done twice.
     let did = mutates && call.query.get("dryRun").is_none();
-    held(server, caller.flow(), response, did)
+    held(server, caller.flow(), connection, response, did)
 }
 
 /// Does heavy work of a flow in its lanes, under the lead of the request: other threads know nothing of that.

@@ -46,11 +46,13 @@ pub struct Config {
     /// Without a sign of life for so long a node is not known to be ready, whatever its lease promises
     /// (kube-controller-manager's `--node-monitor-grace-period`).
     pub node_monitor_grace: Duration,
+    /// The node in this process. It is heard however much of the network is away, so it says nothing about that.
+    pub node: Option<String>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { root_ca: String::new(), node_monitor_grace: Duration::from_secs(50) }
+        Self { root_ca: String::new(), node_monitor_grace: Duration::from_secs(50), node: None }
     }
 }
 
@@ -107,7 +109,7 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     let nodes = node::Controller::new(
         api.clone(),
         recorder.clone(),
-        config.node_monitor_grace,
+        (config.node_monitor_grace, config.node),
         &mut on.nodes,
         &mut on.leases,
         on.pods.store(),

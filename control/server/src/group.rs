@@ -152,6 +152,7 @@ pub(crate) fn peers(
 pub(crate) async fn duties(
     api: ApiServer,
     root_ca: String,
+    node: Option<String>,
     mut lead: watch::Receiver<Option<Lead>>,
     stop: CancellationToken,
 ) {
@@ -167,7 +168,8 @@ pub(crate) async fn duties(
             let identity = Identity::authenticated(user, vec![MASTERS.to_owned()]);
             kube::Client::new(api.in_process(identity).under(mine), "default")
         };
-        let config = coracle_controllers::Config { root_ca: root_ca.clone(), ..coracle_controllers::Config::default() };
+        let (root_ca, node) = (root_ca.clone(), node.clone());
+        let config = coracle_controllers::Config { root_ca, node, ..coracle_controllers::Config::default() };
         tasks.spawn(coracle_controllers::run(client("system:kube-controller-manager"), config, until.clone()));
         let config = coracle_scheduler::Config::default();
         tasks.spawn(coracle_scheduler::run(client("system:kube-scheduler"), config, until.clone()));

@@ -358,8 +358,14 @@ impl Server {
 
     /// Controllers and scheduler: ordinary clients of the API, of the server that leads.
     fn start_duties(&self) {
-        let root_ca = self.authority.certificate().to_owned();
-        self.duty_tasks.spawn(group::duties(self.api.clone(), root_ca, self.keyspace.lead(), self.duties.clone()));
+        let (root_ca, node) = (self.authority.certificate().to_owned(), self.config.node.clone());
+        self.duty_tasks.spawn(group::duties(
+            self.api.clone(),
+            root_ca,
+            node,
+            self.keyspace.lead(),
+            self.duties.clone(),
+        ));
     }
 
     /// Gives a new server called `name`, which understands `formats` of the log, a place in the cluster. The caller must have made

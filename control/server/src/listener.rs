@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::ConnectInfo;
-use coracle_apiserver::Identity;
+use coracle_apiserver::{Connection, Identity};
 use http::Request;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -22,7 +22,6 @@ use hyper_util::server::graceful::GracefulShutdown;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::Service;
@@ -82,7 +81,7 @@ pub async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, router: Rout
             let work = connection(stream, peer, tls, router, &http, graceful, &mine);
             let ended = tokio::select! {
                 ended = work => ended,
-                () = mine.pushed_out.notified() => Err("it was idle, and others needed its place".to_owned()),
+                () = mine.cut.cancelled() => Err("others needed what it held".to_owned()),
             };
             if let Err(error) = ended {
                 tracing::debug!(%peer, error, "connection");
@@ -136,7 +135,9 @@ where
         if let Some(identity) = &identity {
             request.extensions_mut().insert(identity.clone());
         }
-        let busy = mine.busy();
+        // Held by the request and by its answer: a stream that the connection becomes keeps it as busy.
+        let busy = Arc::new(mine.busy());
+        request.extensions_mut().insert(Connection::new(mine.cut.clone(), busy.clone()));
         let answer = router.clone().call(request);
         async move {
             let answer = answer.await;
@@ -188,7 +189,8 @@ struct State {
     active: AtomicUsize,
     /// Since when there are none, in milliseconds of the listener.
     idle_since: AtomicU64,
-    pushed_out: Notify,
+    /// Ends it: others need its place, or its client does not read what was sent to it.
+    cut: CancellationToken,
 }
 
 /// A connection's own entry; it goes with the connection.
@@ -215,13 +217,13 @@ impl Connections {
             let longest = idle.min_by_key(|(number, state)| (state.idle_since.load(Ordering::Relaxed), **number));
             let (number, state) = longest.map(|(number, state)| (*number, state.clone()))?;
             all.remove(&number);
-            state.pushed_out.notify_one();
+            state.cut.cancel();
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let state = Arc::new(State {
             active: AtomicUsize::new(0),
             idle_since: AtomicU64::new(millis(self.began)),
-            pushed_out: Notify::new(),
+            cut: CancellationToken::new(),
         });
         all.insert(number, state.clone());
         Some(Arc::new(Mine { number, began: self.began, state, all: self.all.clone() }))
@@ -279,8 +281,6 @@ fn is_connection_error(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::future::Future;
-    use std::task::{Context, Waker};
 
     #[test]
     fn the_longest_idle_connection_makes_room_and_busy_ones_stay() {
@@ -288,16 +288,37 @@ mod tests {
         let (first, second) = (connections.add().unwrap(), connections.add().unwrap());
         let busy = first.busy();
         let third = connections.add().unwrap();
-        let is_out = |mine: &Arc<Mine>| {
-            let notified = std::pin::pin!(mine.pushed_out.notified());
-            notified.poll(&mut Context::from_waker(Waker::noop())).is_ready()
-        };
+        let is_out = |mine: &Arc<Mine>| mine.cut.is_cancelled();
         assert!(is_out(&second) && !is_out(&first) && !is_out(&third));
         let _also = third.busy();
         assert!(connections.add().is_none(), "all are busy");
         drop((busy, second));
         assert!(connections.add().is_some());
         assert!(is_out(&first));
+    }
+
+    #[tokio::test]
+    async fn a_request_names_its_connection_which_is_cut_by_that() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let (sent, mut named) = tokio::sync::mpsc::unbounded_channel::<Connection>();
+        let router = Router::new().fallback(move |request: axum::extract::Request| {
+            let _ = request.extensions().get::<Connection>().cloned().map(|named| sent.send(named));
+            async { "said" }
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let serving = tokio::spawn(serve(listener, None, router, stop.clone()));
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"said") {
+            assert!(stream.read_buf(&mut answer).await.unwrap() > 0, "it stays open");
+        }
+        named.recv().await.expect("it is named").cut();
+        let ended = tokio::time::timeout(Duration::from_secs(10), stream.read_buf(&mut answer)).await;
+        assert!(matches!(ended.expect("it ends"), Ok(0) | Err(_)));
+        stop.cancel();
+        serving.await.unwrap();
     }
 
     #[test]

@@ -51,6 +51,8 @@ pub(super) struct Stored {
     path_names: bool,
     create_on_update: bool,
     unconditional_update: bool,
+    /// Whether what belongs to one that is deleted stays, unless the client says otherwise.
+    orphans: bool,
     /// Of a row that is another version: to and from what is stored.
     convert: Option<[fn(&mut Value); 2]>,
 }
@@ -70,6 +72,7 @@ impl Stored {
             path_names: false,
             create_on_update: false,
             unconditional_update: true,
+            orphans: false,
             convert: None,
         }
     }
@@ -104,6 +107,10 @@ impl Stored {
 
     const fn fixes(self, fixed: &'static [&'static str]) -> Stored {
         Stored { fixed, ..self }
+    }
+
+    const fn orphaning(self) -> Stored {
+        Stored { orphans: true, ..self }
     }
 
     const fn named_as_path(self) -> Stored {
@@ -237,6 +244,10 @@ impl Strategy for Stored {
 
     fn allows_unconditional_update(&self) -> bool {
         self.unconditional_update
+    }
+
+    fn orphans_by_default(&self) -> bool {
+        self.orphans
     }
 
     fn field(&self, object: &Value, path: &str) -> Option<String> {

@@ -30,7 +30,7 @@ pub(super) static ROWS: &[Kind] = &[
             IMAGES => Images(POD),
             SELECTOR => Labels("spec.selector"),
         ],
-        Stored::inert(NO_CONTROLLER).counted().default_by(replication_controller).check_by(template),
+        Stored::inert(NO_CONTROLLER).counted().default_by(replication_controller).check_by(template).orphaning(),
         short_names: &["rc"], categories: ALL, has_status: true, has_scale: true, selectable: &["status.replicas"]),
     row!(namespaced "apps" "io.k8s.api.apps.v1" "DaemonSet" "daemonsets" "daemonset",
         [
@@ -87,7 +87,7 @@ pub(super) static ROWS: &[Kind] = &[
             SELECTOR => Selector("spec.selector"),
         ],
         Stored::inert(NO_CONTROLLER).counted().default_by(job).create_by(job_selector)
-            .fixes(&["spec.completionMode", "spec.selector"]).check_by(template),
+            .fixes(&["spec.completionMode", "spec.selector"]).check_by(template).orphaning(),
         categories: ALL, has_status: true, selectable: &["status.successful"]),
     row!(namespaced "policy" "io.k8s.api.policy.v1" "PodDisruptionBudget" "poddisruptionbudgets" "poddisruptionbudget",
         [

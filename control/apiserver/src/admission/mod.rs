@@ -5,6 +5,7 @@ pub(crate) mod network;
 mod node;
 mod pod;
 mod pod_range;
+pub(crate) mod topology;
 
 use coracle_api::status::Status;
 use coracle_keyspace::Op;

@@ -6,7 +6,7 @@ use coracle_api::meta::{self, generate};
 use coracle_api::status::Status;
 use serde_json::{Value, json};
 
-use super::Attributes;
+use super::{Attributes, topology};
 use crate::store::Seen;
 
 const TOKEN_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -31,6 +31,10 @@ pub(super) async fn create(at: &Attributes<'_>, pod: &mut Value) -> Result<(), S
     priority(at, pod)?;
     runtime_class(at, pod)?;
     tolerations(pod);
+    let node = pod["spec"]["nodeName"].as_str().unwrap_or_default().to_owned();
+    if !node.is_empty() {
+        topology::label(at.cluster, &node, pod);
+    }
     Ok(())
 }
 

@@ -9,10 +9,17 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use futures::{StreamExt, stream};
 use http::{HeaderValue, header};
+use http_body::Body as _;
+
+use super::pieces::Holds;
 
 /// The same answer, compressed at the level that costs least.
 pub(crate) fn gzipped(response: Response) -> Response {
     let (mut parts, body) = response.into_parts();
+    // It has no length any more, and holds what it held.
+    if let (None, Some(size)) = (parts.extensions.get::<Holds>(), body.size_hint().exact()) {
+        parts.extensions.insert(Holds(usize::try_from(size).unwrap_or(usize::MAX)));
+    }
     parts.headers.remove(header::CONTENT_LENGTH);
     parts.headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     parts.headers.append(header::VARY, HeaderValue::from_static("Accept-Encoding"));

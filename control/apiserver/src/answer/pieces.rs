@@ -54,15 +54,18 @@ pub(crate) fn exact(pieces: impl Iterator<Item = Bytes> + Send + Unpin + 'static
 
 /// The same bytes in pieces of their own, so that the whole goes when the last of it is sent, wherever the pieces are.
 fn cut(mut whole: Bytes) -> impl Iterator<Item = Bytes> + Send + Unpin {
-    std::iter::from_fn(move || {
-        let size = whole.len().min(PIECE_BYTES);
-        let piece = (size > 0).then(|| Bytes::copy_from_slice(&whole[..size]));
-        whole.advance(size);
-        if whole.is_empty() {
-            whole = Bytes::new();
-        }
-        piece
-    })
+    std::iter::from_fn(move || next_of(&mut whole))
+}
+
+/// Takes the next piece of `whole`, which goes with the last.
+pub(crate) fn next_of(whole: &mut Bytes) -> Option<Bytes> {
+    let size = whole.len().min(PIECE_BYTES);
+    let piece = (size > 0).then(|| Bytes::copy_from_slice(&whole[..size]));
+    whole.advance(size);
+    if whole.is_empty() {
+        *whole = Bytes::new();
+    }
+    piece
 }
 
 /// The same answer in pieces, when it is a long one and all of it is there.

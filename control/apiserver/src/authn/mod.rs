@@ -15,6 +15,8 @@ use self::tokens::Tokens;
 use crate::cluster::Cluster;
 use crate::identity::Identity;
 use crate::limits::{Class, Flow, Here};
+use crate::request::call::Call;
+use crate::request::path::ResourcePath;
 
 /// WebSocket clients in browsers can send a token only as a subprotocol.
 const SUBPROTOCOL: &str = "base64url.bearer.authorization.k8s.io.";
@@ -26,13 +28,18 @@ pub(crate) struct Caller {
     /// Whether the caller is a part of the cluster itself. Nobody becomes one by impersonation.
     pub class: Class,
     /// Who really calls, when that is somebody else.
-    name: Option<String>,
+    name: Option<Arc<str>>,
 }
 
 impl Caller {
     /// Whose turn it takes.
     pub fn flow(&self) -> Flow<'_> {
-        Flow { class: self.class, name: self.name.as_deref().unwrap_or(&self.identity.user) }
+        Flow::of(self.class, self.name.as_deref().unwrap_or(&self.identity.user))
+    }
+
+    /// A call of this caller's.
+    pub fn call(&self, parts: http::request::Parts, target: ResourcePath) -> Call {
+        Call::new(parts, self.identity.clone(), target).taking_turns(self.class, self.name.clone())
     }
 }
 
@@ -60,7 +67,7 @@ pub(crate) fn authenticate<B>(cluster: &Cluster, tokens: &Tokens, request: &Requ
     if !impersonate::is_asked(headers) {
         return Ok(Caller { identity: caller, class, name: None });
     }
-    let name = caller.user.clone();
+    let name = Arc::from(caller.user.as_str());
     let identity = impersonate::apply(cluster, &caller, headers)?;
     Ok(Caller { identity: Arc::new(identity), class, name: Some(name) })
 }

@@ -23,6 +23,8 @@ pub(crate) const TOKEN_BYTES_MAX: usize = 16 << 10;
 const KNOWN_BYTES_MAX: usize = 4 << 10;
 /// Most of what was asked for that an error shows.
 const SHOWN_BYTES_MAX: usize = 4 << 10;
+/// Seconds for which the tokens of an object are good after it was to be gone: what still works at its end may finish.
+const DELETED_SECONDS: i64 = 60;
 /// Seconds by which clocks may differ.
 const LEEWAY_SECONDS: i64 = 10;
 /// DER of an uncompressed P-256 point within a key: bit string, 66 bytes, no unused bits, point form 4.
@@ -146,7 +148,8 @@ impl Tokens {
     }
 }
 
-/// Checks a token: signature, times, audience (the API's own when none is wanted), and that what it is bound to exists.
+/// Checks a token: signature, times, audience (the API's own when none is wanted), and that what it is bound to exists and
+/// is not on its way out for long.
 pub(crate) fn authenticate(
     cluster: &Cluster,
     tokens: &Tokens,
@@ -172,16 +175,17 @@ pub(crate) fn authenticate(
         return Err(format!("token audiences {:?} is invalid for the target audiences {shown}", claims.aud));
     }
     let bound = &claims.kubernetes;
-    exists(cluster, "serviceaccounts", Some(&bound.namespace), &bound.serviceaccount)?;
+    let exists = |resource, namespace, object| exists(cluster, resource, namespace, object, now);
+    exists("serviceaccounts", Some(bound.namespace.as_str()), &bound.serviceaccount)?;
     if let Some(pod) = &bound.pod {
-        exists(cluster, "pods", Some(&bound.namespace), pod)?;
+        exists("pods", Some(bound.namespace.as_str()), pod)?;
     }
     if let Some(secret) = &bound.secret {
-        exists(cluster, "secrets", Some(&bound.namespace), secret)?;
+        exists("secrets", Some(bound.namespace.as_str()), secret)?;
     }
     // A pod's token says on which node it runs; only one that was asked for a node itself ends with it.
     if let Some(node) = bound.node.as_ref().filter(|_| bound.pod.is_none()) {
-        exists(cluster, "nodes", None, node)?;
+        exists("nodes", None, node)?;
     }
     Ok(Accepted { identity: known.identity.clone(), audiences })
 }
@@ -208,12 +212,21 @@ fn identity(claims: &Claims) -> Identity {
     identity
 }
 
-/// A bound object must be there in the same incarnation.
-fn exists(cluster: &Cluster, resource: &'static str, namespace: Option<&str>, object: &Object) -> Result<(), String> {
+/// A bound object must be there in the same incarnation, also when something keeps it there that is to be gone.
+fn exists(
+    cluster: &Cluster,
+    resource: &'static str,
+    namespace: Option<&str>,
+    object: &Object,
+    now: i64,
+) -> Result<(), String> {
     let gone = || format!("the token is bound to {resource} {} which is gone", object.name);
     let resource = cluster.catalog.named("", resource).ok_or_else(gone)?;
     let record = cluster.store.get(resource, &resource.record_name(namespace, &object.name)).ok_or_else(gone)?;
-    if Seen::new(resource, &record).facts().uid == object.uid { Ok(()) } else { Err(gone()) }
+    let seen = Seen::new(resource, &record);
+    let facts = seen.facts();
+    let was_to_go = facts.deletion.is_some_and(|at| at.as_second() < now - DELETED_SECONDS);
+    if facts.uid == object.uid && !was_to_go { Ok(()) } else { Err(gone()) }
 }
 
 #[cfg(test)]

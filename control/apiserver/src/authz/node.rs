@@ -64,36 +64,55 @@ fn is_own(node: &str, asked: &Attributes<'_>) -> bool {
 /// Refuses a node agent what is not its own, as far as the request itself says so.
 pub(crate) fn check(cluster: &Cluster, call: &Call, resource: &Resource, verb: &str) -> Result<(), Status> {
     let Some(node) = call.identity.node() else { return Ok(()) };
-    let refused = |why: &str| {
+    let selector = FieldSelector::parse(call.query.get("fieldSelector").unwrap_or_default()).unwrap_or_default();
+    let asked = Attributes {
+        verb,
+        group: resource.row.group,
+        resource: resource.row.resource,
+        namespace: call.namespace().unwrap_or_default(),
+        name: call.target.name.as_deref().unwrap_or_default(),
+        ..Attributes::default()
+    };
+    is_related(cluster, node, &asked, &selector).map_err(|why| {
         let mut status = super::refusal(&call.identity, &Attributes::of(call, verb));
         status.message = format!("{}: node: {why}", status.message);
         status
+    })
+}
+
+/// Whether a review says yes to a node agent that asks for what it may ask for at all: the request would be refused
+/// otherwise, here or by the pod that it reads.
+pub(crate) fn promises(cluster: &Cluster, node: &str, asked: &Attributes<'_>, selector: &FieldSelector) -> bool {
+    let reads_pod = (asked.group, asked.resource) == ("", "pods") && asked.verb == "get";
+    let sees = || {
+        let record = cluster.catalog.named("", "pods").and_then(|pods| {
+            let record = cluster.store.get(pods, &pods.record_name(Some(asked.namespace), asked.name))?;
+            Some(Seen::new(pods, &record).field(NODE) == Some(node))
+        });
+        record.unwrap_or_default()
     };
-    let selector = FieldSelector::parse(call.query.get("fieldSelector").unwrap_or_default()).unwrap_or_default();
-    let named = call.target.name.as_deref().or_else(|| selector.exact("metadata.name"));
-    let reads = READS.contains(&verb);
-    match (resource.row.group, resource.row.resource) {
-        ("", "pods") => match call.target.name.as_deref() {
-            // A pod that is watched by name may come to be later, and anywhere.
-            Some(_) if verb == "watch" && selector.exact("spec.nodeName") != Some(node) => {
-                Err(refused("can only list/watch pods with spec.nodeName field selector"))
-            }
-            Some(_) => Ok(()),
-            None if selector.exact("spec.nodeName") == Some(node) => Ok(()),
-            None => Err(refused("can only list/watch pods with spec.nodeName field selector")),
-        },
-        ("", "nodes") if reads && named != Some(node) => {
+    is_related(cluster, node, asked, selector).is_ok() && (!reads_pod || sees())
+}
+
+/// Whether what is asked for has to do with the node; why not.
+fn is_related(cluster: &Cluster, node: &str, asked: &Attributes<'_>, selector: &FieldSelector) -> Result<(), String> {
+    let in_path = Some(asked.name).filter(|name| !name.is_empty());
+    let named = in_path.or_else(|| selector.exact("metadata.name"));
+    match (asked.group, asked.resource) {
+        // A pod that is watched by name may come to be later, and anywhere.
+        ("", "pods") if in_path.is_some() && asked.verb != "watch" => Ok(()),
+        ("", "pods") if selector.exact(NODE) == Some(node) => Ok(()),
+        ("", "pods") => Err("can only list/watch pods with spec.nodeName field selector".to_owned()),
+        ("", "nodes") if READS.contains(&asked.verb) && named != Some(node) => {
             let other = named.map(|name| format!(" '{name}'")).unwrap_or_default();
-            Err(refused(&format!("node '{node}' cannot read{other}, only its own Node object")))
+            Err(format!("node '{node}' cannot read{other}, only its own Node object"))
         }
-        ("", kind @ ("secrets" | "configmaps" | "persistentvolumeclaims")) => match (call.namespace(), named) {
-            (Some(namespace), Some(name)) => {
-                if any_pod(cluster, node, namespace, |pod| refers(&pod["spec"], kind, name)) {
-                    return Ok(());
-                }
-                Err(refused(&unrelated(node)))
+        ("", kind @ ("secrets" | "configmaps" | "persistentvolumeclaims")) => match (asked.namespace, named) {
+            ("", _) | (_, None) => Err("can only read one named object at a time".to_owned()),
+            (namespace, Some(name)) => {
+                let is_related = any_pod(cluster, node, namespace, |pod| refers(&pod["spec"], kind, name));
+                if is_related { Ok(()) } else { Err(unrelated(node)) }
             }
-            _ => Err(refused("can only read one named object at a time")),
         },
         _ => Ok(()),
     }

@@ -1,5 +1,5 @@
-//! How long a request may take: a minute, a mutation 34 seconds once its body is there, or what `?timeout=` says if that is
-//! less. When time is up the work ends, not only the waiting.
+//! How long a request may take: a minute, a mutation of one object 34 seconds once its body is there, or what `?timeout=`
+//! says if that is less. When time is up the work ends, not only the waiting.
 
 use std::future::Future;
 use std::time::Duration;
@@ -31,9 +31,9 @@ impl Deadline {
         Ok(Deadline { at: Instant::now() + longest })
     }
 
-    /// Lets `work` go on until time is up.
-    pub async fn limit<T>(self, mutates: bool, work: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
-        self.limit_to(mutates.then_some(MUTATION), work).await
+    /// Lets the `work` of a verb go on until time is up.
+    pub async fn limit<T>(self, verb: &str, work: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+        self.limit_to(mutation(verb), work).await
     }
 
     async fn limit_to<T>(
@@ -49,6 +49,12 @@ impl Deadline {
         };
         tokio::time::timeout_at(until, work).await.unwrap_or_else(|_| Err(Status::timeout(message, 0)))
     }
+}
+
+/// How long the change may take that a verb makes. Deleting what is selected is as many changes as there are objects
+/// (kubernetes-api §8.2).
+fn mutation(verb: &str) -> Option<Duration> {
+    (!matches!(verb, "get" | "list" | "deletecollection")).then_some(MUTATION)
 }
 
 /// A duration as Go writes it (`1h2.5s`); `None` when it is not more than nothing.
@@ -113,6 +119,20 @@ mod tests {
             ("9999999h", Err("time: invalid duration \"9999999h\"")),
         ] {
             assert_eq!(seconds(text).as_ref().map_err(String::as_str), expected.as_ref().map_err(|why| *why), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_change_of_one_object_has_less_time_than_a_deletion_of_many() {
+        for (verb, expected) in [
+            ("get", None),
+            ("list", None),
+            ("deletecollection", None),
+            ("create", Some(MUTATION)),
+            ("patch", Some(MUTATION)),
+            ("delete", Some(MUTATION)),
+        ] {
+            assert_eq!(mutation(verb), expected, "{verb}");
         }
     }
 

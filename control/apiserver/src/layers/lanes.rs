@@ -2,14 +2,14 @@
 //! so that whoever asks for little never waits behind it. A lane is held while its work computes, not while that waits (for
 //! a commit, for another writer, for an account that is being made).
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 
 use coracle_api::status::Status;
-use parking_lot::Mutex;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Notify;
+
+use crate::limits::Gate;
 
 /// From this size of body and stored object a request is heavy: a millisecond of work or so.
 pub(crate) const HEAVY_BYTES: usize = 16 << 10;
@@ -18,18 +18,12 @@ pub(crate) const HEAVY_RECORDS: usize = 1_000;
 pub(crate) const HEAVY_RECORDS_BYTES: usize = 1 << 20;
 
 /// The threads for heavy work.
-pub(crate) struct Lanes {
-    lanes: Arc<Semaphore>,
-    most: usize,
-    /// Each caller has no more at the gate than there are lanes: behind it the turns go by caller.
-    flows: Arc<Mutex<HashMap<Arc<str>, Arc<Semaphore>>>>,
-}
+pub(crate) struct Lanes(Gate);
 
 impl Lanes {
     /// Half of the processors, so that half are left.
     pub fn new() -> Lanes {
-        let most = std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
-        Lanes { lanes: Arc::new(Semaphore::new(most)), most, flows: Arc::default() }
+        Lanes(Gate::new(std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2))))
     }
 
     /// Carries out `work`. When the caller goes away it ends at its next wait; the lane is held until then.
@@ -41,7 +35,7 @@ impl Lanes {
         let mut work = Box::pin(work);
         let woken = Arc::new(Woken(Notify::new()));
         loop {
-            let turn = Turn::take(self, flow).await?;
+            let turn = self.0.take(flow).await;
             let waker = Waker::from(woken.clone());
             let step = tokio::task::spawn_blocking(move || {
                 let _turn = turn;
@@ -70,48 +64,6 @@ impl Wake for Woken {
     }
 }
 
-/// A lane, held.
-struct Turn {
-    flows: Arc<Mutex<HashMap<Arc<str>, Arc<Semaphore>>>>,
-    flow: Arc<str>,
-    held: Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
-}
-
-impl Turn {
-    async fn take(lanes: &Lanes, flow: &str) -> Result<Turn, Status> {
-        let (name, gate) = {
-            let mut flows = lanes.flows.lock();
-            match flows.get_key_value(flow) {
-                Some((name, gate)) => (name.clone(), gate.clone()),
-                None => {
-                    let name: Arc<str> = Arc::from(flow);
-                    let gate = Arc::new(Semaphore::new(lanes.most));
-                    flows.insert(name.clone(), gate.clone());
-                    (name, gate)
-                }
-            }
-        };
-        // Made before the first wait: whoever leaves while waiting tidies up, too.
-        let mut turn = Turn { flows: lanes.flows.clone(), flow: name, held: None };
-        let closed = |_| Status::internal_error("the lanes are never closed");
-        let mine = gate.acquire_owned().await.map_err(closed)?;
-        let lane = lanes.lanes.clone().acquire_owned().await.map_err(closed)?;
-        turn.held = Some((mine, lane));
-        Ok(turn)
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        self.held = None;
-        let mut flows = self.flows.lock();
-        // Only the map itself still has it: nobody of this flow waits or works.
-        if flows.get(&self.flow).is_some_and(|gate| Arc::strong_count(gate) == 1) {
-            flows.remove(&self.flow);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,7 +83,7 @@ mod tests {
         });
         let (done, ()) = tokio::join!(busy, async { begun.await.expect("the work has begun") });
         assert_eq!(done.ok(), Some(1));
-        assert!(lanes.flows.lock().is_empty());
+        assert!(lanes.0.is_empty());
     }
 
     #[tokio::test]
@@ -149,9 +101,9 @@ mod tests {
     #[tokio::test]
     async fn work_that_waits_holds_no_lane() {
         let lanes = Lanes::new();
-        let all_wait = Arc::new(tokio::sync::Barrier::new(2 * lanes.most));
+        let all_wait = Arc::new(tokio::sync::Barrier::new(2 * lanes.0.most()));
         // More than there are lanes, of one caller and of several, and none goes on before all have begun.
-        let waiting = (0..2 * lanes.most).map(|number| {
+        let waiting = (0..2 * lanes.0.most()).map(|number| {
             let all_wait = all_wait.clone();
             let flow = if number % 2 == 0 { "a".to_owned() } else { number.to_string() };
             let lanes = &lanes;
@@ -165,8 +117,8 @@ mod tests {
         });
         let done = tokio::time::timeout(std::time::Duration::from_secs(10), futures::future::join_all(waiting)).await;
         let done: Vec<usize> = done.expect("they meet").into_iter().filter_map(Result::ok).collect();
-        assert_eq!(done, (0..2 * lanes.most).collect::<Vec<_>>());
-        assert!(lanes.flows.lock().is_empty());
+        assert_eq!(done, (0..2 * lanes.0.most()).collect::<Vec<_>>());
+        assert!(lanes.0.is_empty());
     }
 
     #[tokio::test]

@@ -1,5 +1,6 @@
 //! What every request passes through on its way to a verb: time, turns, bytes, and being counted.
 
+mod account;
 pub(crate) mod answers;
 pub(crate) mod bodies;
 pub(crate) mod deadline;

@@ -1,8 +1,11 @@
 //! A watch as a WebSocket, for clients in browsers: an event is a message.
+//!
+//! A message is sent in fragments as it comes, so that nobody puts a large event together here; a piece of the watch is held,
+//! and counted, until the connection has taken it.
 
 use axum::body::Body;
 use axum::response::Response;
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use futures::{SinkExt, StreamExt};
 use http::{HeaderValue, StatusCode, header};
 use http_body_util::BodyExt;
@@ -10,18 +13,29 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::frame::Frame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
 use tokio_util::task::TaskTracker;
 
 use crate::authn;
+use crate::limits::Connection;
 use crate::request::call::Call;
 use crate::request::negotiate::JSON;
 
 /// Most bytes of a message or frame of a client's: on a watch clients say nothing but pings and their leaving.
 const SAID_MAX: usize = 4 << 10;
+/// Bytes of the length before each frame of a watch that is not JSON.
+const LENGTH_BYTES: usize = 4;
 
 /// Sends `watch`, which is an answer, over the connection of the request when that asks for it.
-pub(crate) fn upgraded(call: &Call, upgrade: Option<OnUpgrade>, watch: Response, tasks: &TaskTracker) -> Response {
+pub(crate) fn upgraded(
+    call: &Call,
+    upgrade: Option<OnUpgrade>,
+    connection: Connection,
+    watch: Response,
+    tasks: &TaskTracker,
+) -> Response {
     let key = call.headers.get(header::SEC_WEBSOCKET_KEY).filter(|_| authn::is_websocket(&call.headers));
     let (Some(key), Some(upgrade), StatusCode::OK) = (key, upgrade, watch.status()) else { return watch };
     let accept = HeaderValue::from_str(&derive_accept_key(key.as_bytes()));
@@ -37,7 +51,13 @@ pub(crate) fn upgraded(call: &Call, upgrade: Option<OnUpgrade>, watch: Response,
     if let Some(protocol) = authn::subprotocol(&call.headers).and_then(|name| HeaderValue::from_str(name).ok()) {
         headers.insert(header::SEC_WEBSOCKET_PROTOCOL, protocol);
     }
-    tasks.spawn(send(upgrade, watch.into_body(), lines));
+    tasks.spawn(async move {
+        tokio::select! {
+            () = send(upgrade, watch.into_body(), lines) => {}
+            // Its client does not read: it stands still where it sends.
+            () = connection.is_cut() => {}
+        }
+    });
     response
 }
 
@@ -53,14 +73,16 @@ async fn send(upgrade: OnUpgrade, mut watch: Body, lines: bool) {
     let Ok(connection) = upgrade.await else { return };
     let socket = WebSocketStream::from_raw_socket(TokioIo::new(connection), Role::Server, Some(config())).await;
     let (mut to_client, mut from_client) = socket.split();
-    let mut rest = BytesMut::new();
+    let mut events = Events::new(lines);
     loop {
         tokio::select! {
             frame = watch.frame() => {
                 let Some(Ok(frame)) = frame else { break };
-                let Ok(data) = frame.into_data() else { continue };
-                for message in messages(&mut rest, data, lines) {
-                    if to_client.send(message).await.is_err() {
+                let Ok(mut piece) = frame.into_data() else { continue };
+                // It is counted as long as somebody has a part of it, and sending copies.
+                let _counted = piece.clone();
+                while let Some(fragment) = events.next(&mut piece) {
+                    if to_client.send(Message::Frame(fragment)).await.is_err() {
                         return;
                     }
                 }
@@ -75,35 +97,100 @@ async fn send(upgrade: OnUpgrade, mut watch: Body, lines: bool) {
     let _ = to_client.send(Message::Close(None)).await;
 }
 
-/// The messages in what has come: lines of JSON, or what else there is as it is.
-fn messages(rest: &mut BytesMut, data: Bytes, lines: bool) -> Vec<Message> {
-    if !lines {
-        return vec![Message::Binary(data)];
+/// Where in the events what comes is.
+struct Events {
+    /// Whether they are lines of JSON, and not frames that begin with their length.
+    lines: bool,
+    /// Whether an event has begun.
+    begun: bool,
+    /// The length of a frame, as far as it is known, and how many bytes of it are.
+    length: (u32, usize),
+    /// Bytes of it that have not come.
+    left: usize,
+}
+
+impl Events {
+    fn new(lines: bool) -> Events {
+        Events { lines, begun: false, length: (0, 0), left: 0 }
     }
-    rest.extend_from_slice(&data);
-    let mut found = Vec::new();
-    while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
-        let line = rest.split_to(end + 1).freeze();
-        if let Ok(text) = line.slice(..end).try_into() {
-            found.push(Message::Text(text));
+
+    /// Takes what is next of an event out of what has come.
+    fn next(&mut self, come: &mut Bytes) -> Option<Frame> {
+        if come.is_empty() {
+            return None;
+        }
+        let (size, is_last) = if self.lines { self.line(come) } else { self.frame(come) };
+        let part = come.split_to(size);
+        let kind = match (self.begun, self.lines) {
+            (true, _) => Data::Continue,
+            (false, true) => Data::Text,
+            (false, false) => Data::Binary,
+        };
+        self.begun = !is_last;
+        // The end of a line is said by the end of the message.
+        let said = if self.lines && is_last { part.slice(..size - 1) } else { part };
+        Some(Frame::message(said, OpCode::Data(kind), is_last))
+    }
+
+    fn line(&self, come: &Bytes) -> (usize, bool) {
+        match come.iter().position(|byte| *byte == b'\n') {
+            Some(end) => (end + 1, true),
+            None => (come.len(), false),
         }
     }
-    found
+
+    fn frame(&mut self, come: &Bytes) -> (usize, bool) {
+        let mut unread = &come[..];
+        while self.length.1 < LENGTH_BYTES && unread.has_remaining() {
+            self.length = (self.length.0 << 8 | u32::from(unread.get_u8()), self.length.1 + 1);
+            if self.length.1 == LENGTH_BYTES {
+                self.left = usize::try_from(self.length.0).unwrap_or(usize::MAX);
+            }
+        }
+        let taken = unread.len().min(self.left);
+        self.left -= taken;
+        let is_last = self.length.1 == LENGTH_BYTES && self.left == 0;
+        if is_last {
+            self.length = (0, 0);
+        }
+        (come.len() - unread.len() + taken, is_last)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn an_event_is_a_message_wherever_it_was_cut() {
-        let mut rest = BytesMut::new();
-        let texts = |messages: Vec<Message>| -> Vec<String> {
-            messages.into_iter().map(|message| message.into_text().unwrap().to_string()).collect()
-        };
-        assert_eq!(texts(messages(&mut rest, "{\"a\":1}\n{\"b\"".into(), true)), ["{\"a\":1}"]);
-        assert_eq!(texts(messages(&mut rest, ":2}\n{}\n".into(), true)), ["{\"b\":2}", "{}"]);
-        assert!(rest.is_empty());
+    /// What a client makes of pieces.
+    async fn heard(lines: bool, pieces: Vec<Bytes>) -> Vec<Message> {
+        let (here, there) = tokio::io::duplex(1 << 20);
+        let mut server = WebSocketStream::from_raw_socket(here, Role::Server, Some(config())).await;
+        let client = WebSocketStream::from_raw_socket(there, Role::Client, None).await;
+        let mut events = Events::new(lines);
+        for mut piece in pieces {
+            while let Some(fragment) = events.next(&mut piece) {
+                server.send(Message::Frame(fragment)).await.unwrap();
+            }
+        }
+        drop(server);
+        client.take_while(|said| std::future::ready(said.is_ok())).map(Result::unwrap).collect().await
+    }
+
+    #[tokio::test]
+    async fn an_event_is_a_message_wherever_it_was_cut() {
+        let texts = ["{\"a\":1}", "{\"é\":2}", "{}"];
+        let whole = Bytes::from(texts.map(|text| format!("{text}\n")).concat());
+        for cut in 0..whole.len() {
+            let found = heard(true, vec![whole.slice(..cut), whole.slice(cut..)]).await;
+            assert_eq!(found, texts.map(Message::text), "{cut}");
+        }
+        let framed = |text: &'static [u8]| [&(text.len() as u32).to_be_bytes()[..], text].concat();
+        let frames = [framed(b"abc"), framed(b""), framed(b"defgh")];
+        let whole = Bytes::from(frames.concat());
+        for cut in 0..whole.len() {
+            let found = heard(false, vec![whole.slice(..cut), whole.slice(cut..)]).await;
+            assert_eq!(found, frames.clone().map(Message::binary), "{cut}");
+        }
     }
 
     #[tokio::test]

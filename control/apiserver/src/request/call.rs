@@ -13,7 +13,7 @@ use super::negotiate::{self, Form, Offer};
 use super::path::ResourcePath;
 use super::query::Query;
 use crate::identity::Identity;
-use crate::limits::Here;
+use crate::limits::{Class, Flow, Here};
 
 /// Most characters of all warnings of one answer; beyond it each is cut short (kubernetes-api §1.5).
 const WARNINGS_MAX: usize = 4096;
@@ -61,6 +61,9 @@ pub(crate) struct Call {
     pub target: ResourcePath,
     /// Whether it was made in this process, and did not come over the network.
     pub is_here: bool,
+    class: Class,
+    /// Who really calls, when that is somebody else.
+    acting: Option<Arc<str>>,
     warnings: Mutex<Warnings>,
 }
 
@@ -74,8 +77,20 @@ impl Call {
             headers: parts.headers,
             identity,
             target,
+            class: Class::User,
+            acting: None,
             warnings: Mutex::default(),
         }
+    }
+
+    /// The same call, that takes its turns among these and as this user.
+    pub fn taking_turns(self, class: Class, acting: Option<Arc<str>>) -> Call {
+        Call { class, acting, ..self }
+    }
+
+    /// Whose turn it takes.
+    pub fn flow(&self) -> Flow<'_> {
+        Flow::of(self.class, self.acting.as_deref().unwrap_or(&self.identity.user))
     }
 
     /// The same call about another target.
@@ -88,6 +103,8 @@ impl Call {
             identity: call.identity.clone(),
             target,
             is_here: call.is_here,
+            class: call.class,
+            acting: call.acting.clone(),
             warnings: Mutex::default(),
         }
     }

@@ -41,6 +41,8 @@ pub(crate) struct Facts {
     pub uid: String,
     /// Whether its deletion was asked for.
     pub deleting: bool,
+    /// When it is to be gone.
+    pub deletion: Option<Timestamp>,
     /// Of a class: whether it is that of whoever names none.
     pub is_default: bool,
     labels: Vec<(String, String)>,
@@ -221,12 +223,18 @@ impl<'a> Seen<'a> {
 }
 
 impl Facts {
+    /// The value of a label.
+    pub fn label(&self, key: &str) -> Option<&str> {
+        self.labels.iter().find(|(known, _)| known == key).map(|(_, value)| value.as_str())
+    }
+
     fn of(resource: &Resource, object: &Value) -> Facts {
         let labels = object["metadata"]["labels"].as_object().into_iter().flatten();
         let strategy = resource.row.strategy;
         Facts {
             uid: meta::uid(object).to_owned(),
             deleting: meta::is_deleting(object),
+            deletion: meta::deletion_time(object),
             is_default: object["globalDefault"] == true,
             labels: labels.map(|(key, value)| (key.clone(), value.as_str().unwrap_or_default().to_owned())).collect(),
             fields: resource.row.selectable.iter().map(|path| strategy.field(object, path)).collect(),

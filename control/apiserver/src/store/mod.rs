@@ -18,9 +18,10 @@ use coracle_keyspace::{
     Committed, Compacted, GuardFailed, Key, Keyspace, Lead, NoRoom, Op, Record, Records, Revision, TransactError,
 };
 
-use tokio::sync::{Mutex, MutexGuard, Semaphore, SemaphorePermit};
+use tokio::sync::{Mutex, MutexGuard};
 
 use crate::catalog::Resource;
+use crate::limits::{Class, Flow, Gate, Turn};
 use keyed::Keyed;
 pub(crate) use memo::{Row, Seen};
 pub(crate) use warm::warm;
@@ -63,7 +64,8 @@ impl Race {
     }
 }
 
-/// The past is made of what is on the disk, up to 128 MiB for each who asks; so many at a time.
+/// The past is made of what is on the disk, up to 128 MiB for each who asks; for so many users at a time, and as many of the
+/// cluster's duties.
 const PASTS_MAX: usize = 2;
 
 /// Writers that met at an object take turns; this many objects at a time, by the hash of their names.
@@ -74,7 +76,9 @@ pub(crate) struct Store {
     pub keyspace: Keyspace,
     pub keyed: Keyed,
     turns: [Mutex<()>; TURNS],
-    pasts: Semaphore,
+    pasts: Gate,
+    /// Those of the cluster's duties, which never wait behind users.
+    duty_pasts: Gate,
     hashing: RandomState,
 }
 
@@ -104,7 +108,8 @@ impl Store {
             keyspace,
             keyed: Keyed::default(),
             turns: [const { Mutex::const_new(()) }; TURNS],
-            pasts: Semaphore::new(PASTS_MAX),
+            pasts: Gate::new(PASTS_MAX),
+            duty_pasts: Gate::new(PASTS_MAX),
             hashing: RandomState::new(),
         }
     }
@@ -149,18 +154,27 @@ impl Store {
         Ok(())
     }
 
-    /// A collection as it was. The place, when there is one, is to be held until only what is answered is left of it.
-    pub async fn past(
-        &self,
-        collection: &str,
-        revision: Revision,
-    ) -> Result<(Records, Option<SemaphorePermit<'_>>), Compacted> {
+    /// A collection as it was, for `flow`.
+    pub async fn past(&self, collection: &str, revision: Revision, flow: Flow<'_>) -> Result<Past, Compacted> {
         let present = self.keyspace.snapshot(collection);
         if revision >= present.revision {
-            return Ok((present.records, None));
+            return Ok(Past { records: present.records, present: None, _place: None });
         }
-        let place = self.pasts.acquire().await.expect("nobody closes it");
-        Ok((self.keyspace.snapshot_at(collection, revision).await?.records, Some(place)))
+        // What is in memory is shared, and undone at once.
+        let place = match self.is_in_memory(collection, revision)? {
+            true => None,
+            false if flow.class == Class::User => Some(self.pasts.take(flow.name).await),
+            false => Some(self.duty_pasts.take(flow.name).await),
+        };
+        let records = self.keyspace.snapshot_at(collection, revision).await?.records;
+        Ok(Past { records, present: Some(present.records), _place: place })
+    }
+
+    /// Whether everything that happened to a collection after `revision`, which is past, is in memory.
+    fn is_in_memory(&self, collection: &str, revision: Revision) -> Result<bool, Compacted> {
+        let mut after = self.keyspace.watch(collection, revision)?;
+        // A watch that has to ask the disk tells nothing without waiting, and does not go on.
+        Ok(after.pending().is_ok_and(|batch| !batch.events.is_empty() || batch.revision > revision))
     }
 
     /// Carries out `ops` if their conditions hold. What is seen to be refused is not proposed: it would cost its size in
@@ -179,6 +193,29 @@ impl Store {
             Err(TransactError::Guard(failed)) => Err(Refused::Guard(failed)),
             Err(error) => Err(refused(error)),
         }
+    }
+}
+
+/// A collection as it was; a place is held until only what is answered is left of it.
+pub(crate) struct Past {
+    pub records: Records,
+    /// What there is, when that is something else.
+    present: Option<Records>,
+    _place: Option<Turn>,
+}
+
+impl Past {
+    /// What is there now.
+    pub fn none(present: Records) -> Past {
+        Past { records: present, present: None, _place: None }
+    }
+
+    /// Bytes of those of `records` that were undone: the others are there in any case.
+    pub fn undone(&self, records: &[Arc<Record>]) -> usize {
+        let Some(present) = &self.present else { return 0 };
+        let is_there =
+            |record: &&Arc<Record>| present.get(&record.key.name).is_some_and(|now| Arc::ptr_eq(now, record));
+        records.iter().filter(|record| !is_there(record)).map(|record| record.bytes.len()).sum()
     }
 }
 
@@ -254,26 +291,46 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_past_is_made_for_few_at_a_time() {
+    async fn the_past_is_made_for_few_at_a_time_by_caller_and_at_once_where_it_is_in_memory() {
         use futures::FutureExt as _;
         let dir = tempfile::tempdir().unwrap();
         let keyspace = Keyspace::open(coracle_keyspace::Config::new(dir.path())).await.unwrap();
-        let mut first = None;
-        for _ in 0..2 {
-            let value = coracle_keyspace::Value { bytes: bytes::Bytes::new(), revision_at: 0 };
-            let op = Op::Put { key: Key::new("things", "a"), value, guard: coracle_keyspace::Guard::None };
-            first.get_or_insert(keyspace.transact(vec![op]).await.unwrap().revision);
-        }
-        let (store, first) = (Store::new(keyspace.clone()), first.unwrap());
+        let put = async |name: &str| {
+            let value = coracle_keyspace::Value { bytes: bytes::Bytes::from_static(b"four"), revision_at: 0 };
+            let op = Op::Put { key: Key::new("things", name), value, guard: coracle_keyspace::Guard::None };
+            keyspace.transact(vec![op]).await.unwrap().revision
+        };
+        put("b").await;
+        let first = put("a").await;
+        put("a").await;
+        let store = Store::new(keyspace.clone());
+        let flow = |class, name| Flow { class, name };
+        let (many, other) = (flow(Class::User, "many"), flow(Class::User, "other"));
+        let found = store.past("things", first, many).now_or_never().expect("it is in memory").unwrap();
+        let found: Vec<_> = found.records.values().map(|record| record.revision).collect();
+        assert_eq!(found[0], first);
+        // So old that it is asked of the disk.
+        keyspace.flush_history().await;
         let mut held = Vec::new();
         for _ in 0..PASTS_MAX {
-            held.push(store.past("things", first).await.unwrap());
+            held.push(store.past("things", first, many).await.unwrap());
         }
-        let mut waits = Box::pin(store.past("things", first));
-        assert!((&mut waits).now_or_never().is_none());
-        assert!(store.past("things", keyspace.revision()).now_or_never().is_some(), "the present waits for nobody");
-        held.pop();
-        assert_eq!(waits.await.unwrap().0.iter().next().unwrap().1.revision, first);
+        let records: Vec<_> = held[0].records.values().cloned().collect();
+        let undone = records[0].bytes.len();
+        assert_eq!((records.len(), held[0].undone(&records)), (2, undone), "only what was undone is held alone");
+        let mut waiting: Vec<_> = (0..100).map(|_| Box::pin(store.past("things", first, many))).collect();
+        for past in &mut waiting {
+            assert!(past.now_or_never().is_none());
+        }
+        let now = store.past("things", keyspace.revision(), other).now_or_never();
+        assert!(now.is_some(), "the present waits for nobody");
+        let duty = store.past("things", first, flow(Class::Duty, "system:node:n")).await.unwrap();
+        assert_eq!(duty.records.values().next().unwrap().revision, first, "nor does a duty");
+        let mut last = Box::pin(store.past("things", first, other));
+        assert!((&mut last).now_or_never().is_none());
+        held.clear();
+        assert_eq!(last.await.unwrap().records.values().next().unwrap().revision, first, "before all that wait longer");
+        drop(waiting);
         keyspace.shutdown().await;
     }
 

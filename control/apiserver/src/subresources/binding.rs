@@ -10,6 +10,7 @@ use coracle_api::status::Status;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use crate::admission::topology;
 use crate::answer::respond;
 use crate::catalog::Resource;
 use crate::cluster::Cluster;
@@ -59,7 +60,7 @@ pub(crate) async fn create(cluster: &Cluster, request: &Request, by_body: bool) 
     let write = Write { cluster, call: &pod_call, resource: &pods, options: &options, subresource: "binding" };
     let uid = meta::uid(&binding).to_owned();
     let step = |old: &Value| {
-        let object = bound(&pods, old, target, &uid, &binding)?;
+        let object = bound(cluster, &pods, old, target, &uid, &binding)?;
         Ok(Changed { object, owned: true, names_version: false })
     };
     change(&write, step).await?;
@@ -84,7 +85,14 @@ pub(super) fn pods(cluster: &Cluster) -> Result<Arc<Resource>, Status> {
 }
 
 /// The pod, bound to `node`.
-pub(super) fn bound(pods: &Resource, old: &Value, node: &str, uid: &str, binding: &Value) -> Result<Value, Status> {
+pub(super) fn bound(
+    cluster: &Cluster,
+    pods: &Resource,
+    old: &Value,
+    node: &str,
+    uid: &str,
+    binding: &Value,
+) -> Result<Value, Status> {
     let name = meta::name(old);
     let conflict = |message: String| Status::conflict("", "pods/binding", name, message);
     let preconditions = [
@@ -118,6 +126,7 @@ pub(super) fn bound(pods: &Resource, old: &Value, node: &str, uid: &str, binding
             }
         }
     }
+    topology::label(cluster, node, &mut pod);
     scheduled(&mut pod);
     Ok(pod)
 }

@@ -117,7 +117,7 @@ async fn attempt(
         read += record.bytes.len();
         let made = check_node(&binding.node).and_then(|()| {
             let pod = Seen::new(&pods, &record).stored()?;
-            bound(&pods, &pod, &binding.node, &binding.uid, &Value::Null)
+            bound(cluster, &pods, &pod, &binding.node, &binding.uid, &Value::Null)
         });
         match made {
             Err(status) => results[at] = Some(status),

@@ -254,7 +254,8 @@ pub(super) async fn pass(
     passing: Passing,
     below: Option<&str>,
 ) -> Result<Response, Status> {
-    let Passing { call, body, upgrade, peer, place } = passing;
+    let Passing { call, body, upgrade, peer, connection, place } = passing;
+    let places = (nodes.stream(to, call.flow())?, place);
     let mut request = Request::builder()
         .method(call.method.clone())
         .uri(path_and_query)
@@ -278,9 +279,9 @@ pub(super) async fn pass(
         if let Some(below) = below {
             rewrite_location(&mut parts.headers, below, &[&here, &there]);
         }
-        // The place is held while the answer goes on.
+        // The places are held while the answer goes on.
         let body = nodes::body(body).map_frame(move |frame| {
-            let _held = &place;
+            let _held = &places;
             frame
         });
         return Ok(Response::from_parts(parts, Body::new(body)));
@@ -293,7 +294,7 @@ pub(super) async fn pass(
     let stopping = nodes.stopping.clone();
     tokio::spawn(async move {
         tunnel(upgrade, there, stopping).await;
-        drop(place);
+        drop((places, connection));
     });
     Ok(Response::from_parts(parts, nodes::empty()))
 }
@@ -476,7 +477,8 @@ mod tests {
 
     #[test]
     fn a_node_s_ports_are_not_a_way_to_this_machine_s_own() {
-        let at = |host: &str| Endpoint { host: host.to_owned(), port: 10250, tls: true, name: None };
+        let at =
+            |host: &str| Endpoint { host: host.to_owned(), port: 10250, tls: true, name: None, node: "n".to_owned() };
         for (host, port, expected) in [
             ("127.0.0.1", "", Some(10250)),
             ("127.0.0.1", "10250", Some(10250)),

@@ -23,7 +23,7 @@ use self::nodes::Nodes;
 use crate::authn::tokens::Tokens;
 use crate::catalog::Resource;
 use crate::cluster::Cluster;
-use crate::limits::Place;
+use crate::limits::{Connection, Place};
 use crate::request::call::{Call, Request};
 use crate::verbs;
 
@@ -34,6 +34,8 @@ pub(crate) struct Passing {
     pub upgrade: Option<hyper::upgrade::OnUpgrade>,
     /// Where it comes from, when that is over the network.
     pub peer: Option<SocketAddr>,
+    /// The same, to be held for as long as it is in use.
+    pub connection: Option<Connection>,
     /// Held for as long as the answer goes on.
     pub place: Place,
 }

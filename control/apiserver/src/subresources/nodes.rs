@@ -18,6 +18,7 @@ use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
+use crate::limits::{Flow, NodeStreams, Place};
 use crate::store::Seen;
 
 /// How long a node may take to accept a connection.
@@ -34,11 +35,14 @@ pub(crate) struct Endpoint {
     pub tls: bool,
     /// The name that its certificate must have, where that is not the host.
     pub name: Option<String>,
+    /// The node, on whose machine it is.
+    pub node: String,
 }
 
 /// The client of the nodes' servers.
 pub(crate) struct Nodes {
     tls: Option<TlsConnector>,
+    streams: NodeStreams,
     /// Cancelled when tunnels shall end.
     pub stopping: CancellationToken,
 }
@@ -51,7 +55,12 @@ impl Nodes {
             tls.alpn_protocols = vec![b"http/1.1".to_vec()];
             TlsConnector::from(Arc::new(tls))
         };
-        Nodes { tls: tls.map(http1), stopping }
+        Nodes { tls: tls.map(http1), streams: NodeStreams::default(), stopping }
+    }
+
+    /// A place among the streams from a node, to be held for as long as one goes on.
+    pub fn stream(&self, to: &Endpoint, flow: Flow<'_>) -> Result<Place, Status> {
+        self.streams.take(&to.node, flow)
     }
 
     /// Sends a request over a connection of its own. Streams are few and long, so connections are not kept.
@@ -107,12 +116,14 @@ fn endpoint_of(node: &Value) -> Option<Endpoint> {
     let addresses = node["status"]["addresses"].as_array()?;
     let of_type = |kind: &str| addresses.iter().find(|address| address["type"] == kind);
     let address = of_type("InternalIP").or_else(|| of_type("ExternalIP")).or_else(|| of_type("Hostname"))?;
+    let name = node["metadata"]["name"].as_str().unwrap_or_default().to_owned();
     let port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_u64()?;
     Some(Endpoint {
         host: address["address"].as_str()?.to_owned(),
         port: u16::try_from(port).ok().filter(|port| *port > 0)?,
         tls: true,
-        name: node["metadata"]["name"].as_str().map(str::to_owned),
+        name: Some(name.clone()),
+        node: name,
     })
 }
 

@@ -2,6 +2,7 @@
 
 use axum::response::Response;
 use coracle_api::kinds::FieldError;
+use coracle_api::meta::selector::FieldSelector;
 use coracle_api::meta::{self, time};
 use coracle_api::schema;
 use coracle_api::status::Status;
@@ -185,8 +186,24 @@ fn access(
         name: &name,
         path: path.is_object().then_some(path_text.as_str()),
     };
-    let allowed = authz::allows(cluster, subject, &asked);
+    let selector = field_selector(&resource["fieldSelector"]);
+    // What a node agent may do beside that depends on its pods.
+    let promised = |node: &str| asked.path.is_some() || authz::node::promises(cluster, node, &asked, &selector);
+    let allowed = authz::allows(cluster, subject, &asked) && subject.node().is_none_or(promised);
     Ok(if allowed { json!({"allowed": true}) } else { json!({"allowed": false}) })
+}
+
+/// The field selector of what is asked about; one that is not understood selects everything, and more is asked for then.
+fn field_selector(given: &Value) -> FieldSelector {
+    let exact = |one: &Value| match (one["operator"].as_str(), one["values"].as_array()?.as_slice()) {
+        (Some("In"), [value]) => Some(format!("{}={}", one["key"].as_str()?, value.as_str()?)),
+        _ => None,
+    };
+    let text = match given["requirements"].as_array() {
+        Some(requirements) => requirements.iter().filter_map(exact).collect::<Vec<_>>().join(","),
+        None => given["rawSelector"].as_str().unwrap_or_default().to_owned(),
+    };
+    FieldSelector::parse(&text).unwrap_or_default()
 }
 
 /// What the caller may do in a namespace, as rules.

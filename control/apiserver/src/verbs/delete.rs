@@ -42,6 +42,7 @@ pub(crate) async fn delete(cluster: &Cluster, request: &Request, resource: &Arc<
     let form = call.form(Offer::Stored)?;
     let include = Include::of(&call.query)?;
     let options = options(request)?;
+    warn(call, resource, &options);
     let deleted = remove(cluster, call, resource, call.name(), &options).await?;
     let code = match (&deleted, options.orphan_dependents) {
         (Deleted::Marked(_) | Deleted::Would(_), Some(false)) => 202,
@@ -91,6 +92,16 @@ pub(crate) fn options(request: &Request) -> Result<DeleteOptions, Status> {
     let format = negotiate::body_format(request.call.header(header::CONTENT_TYPE))?;
     let body = codec::read_options(format, &request.body)?;
     DeleteOptions::from_body(&body)
+}
+
+/// What the reference says to who deletes Jobs without a word about their pods.
+pub(crate) fn warn(call: &Call, resource: &Resource, options: &DeleteOptions) {
+    const WARNING: &str = "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background \
+                           to remove them or set propagationPolicy=Orphan to suppress this warning";
+    let says_nothing = options.propagation.is_none() && options.orphan_dependents.is_none();
+    if says_nothing && (resource.row.group, resource.row.resource) == ("batch", "jobs") {
+        call.warn(WARNING);
+    }
 }
 
 /// What became of the object.

@@ -29,6 +29,7 @@ pub(crate) async fn deletecollection(
     let form = call.form(Offer::Stored)?;
     let include = Include::of(&call.query)?;
     let options = delete::options(request)?;
+    delete::warn(call, resource, &options);
     let selection = ListOptions::of(call, resource, false)?;
     let Page { revision, records, next, remaining, held } = list::page(cluster, call, resource, &selection).await?;
     let outcomes: Vec<Result<Option<_>, Status>> = stream::iter(records)

@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use axum::response::Response;
 use coracle_api::status::Status;
-use coracle_keyspace::{Record, Records, Revision, UNDO_BYTES_MAX};
-use tokio::sync::SemaphorePermit;
+use coracle_keyspace::{Record, Revision};
 
 use super::selection::{ListOptions, Match};
 use super::token::Token;
@@ -16,7 +15,7 @@ use crate::catalog::Resource;
 use crate::cluster::Cluster;
 use crate::request::call::Call;
 use crate::request::negotiate::{Offer, Shape};
-use crate::store::{self, Seen};
+use crate::store::{self, Past, Seen};
 pub(crate) use body::{encode, is_plain, warm};
 
 /// A list before it is encoded.
@@ -52,12 +51,12 @@ pub(crate) async fn page(
 ) -> Result<Page, Status> {
     let token = options.continue_token.as_deref().map(Token::decode).transpose()?;
     // Held until only the page is left of what was.
-    let (revision, records, past) = match &token {
-        Some(token) => continued(cluster, resource, options, token).await?,
-        None => begun(cluster, resource, options).await?,
+    let (revision, past) = match &token {
+        Some(token) => continued(cluster, call, resource, options, token).await?,
+        None => begun(cluster, call, resource, options).await?,
     };
     let namespace = options.namespace(call, resource);
-    let records = cluster.store.all_renewed(resource, namespace, records).await;
+    let records = cluster.store.all_renewed(resource, namespace, past.records.clone()).await;
     let records = options.candidates(namespace, resource, records);
     if options.needs_facts() {
         let after = token.as_ref().map(|token| token.after.as_str());
@@ -86,17 +85,15 @@ pub(crate) async fn page(
             _ => rest.count() + 1,
         });
     }
-    // What there was is beside what there is; more than this it cannot be.
-    let bytes = || found.iter().map(|record| record.bytes.len()).sum::<usize>().min(UNDO_BYTES_MAX);
-    let held = if past.is_some() { bytes() } else { 0 };
+    let held = past.undone(&found);
     Ok(Page { revision, records: found, next, remaining, held })
 }
 
-/// Which records, at which revision; with a place when they were undone.
-type State<'a> = (Revision, Records, Option<SemaphorePermit<'a>>);
+/// Which records, at which revision.
+type State = (Revision, Past);
 
 /// The state for the first page (kubernetes-api §10.2).
-async fn begun<'a>(cluster: &'a Cluster, resource: &Resource, options: &ListOptions) -> Result<State<'a>, Status> {
+async fn begun(cluster: &Cluster, call: &Call, resource: &Resource, options: &ListOptions) -> Result<State, Status> {
     let store = &cluster.store;
     let asked =
         options.revision().map_err(|error| Status::bad_request(format!("invalid resource version: {error}")))?;
@@ -111,22 +108,23 @@ async fn begun<'a>(cluster: &'a Cluster, resource: &Resource, options: &ListOpti
     }
     let collection = resource.row.collection;
     if let (true, Some(revision)) = (exactly, asked) {
-        let (records, past) = store.past(collection, revision).await.map_err(|_| {
+        let past = store.past(collection, revision, call.flow()).await.map_err(|_| {
             Status::expired(format!("The resourceVersion for the provided list is too old: {revision}"))
         })?;
-        return Ok((revision, records, past));
+        return Ok((revision, past));
     }
     let snapshot = store.keyspace.snapshot(collection);
-    Ok((snapshot.revision, snapshot.records, None))
+    Ok((snapshot.revision, Past::none(snapshot.records)))
 }
 
 /// The state for a later page.
-async fn continued<'a>(
-    cluster: &'a Cluster,
+async fn continued(
+    cluster: &Cluster,
+    call: &Call,
     resource: &Resource,
     options: &ListOptions,
     token: &Token,
-) -> Result<State<'a>, Status> {
+) -> Result<State, Status> {
     if options.resource_version.as_deref().is_some_and(|version| version != "0") {
         return Err(Status::bad_request("specifying resource version is not allowed when using continue"));
     }
@@ -134,10 +132,10 @@ async fn continued<'a>(
     let Some(revision) = token.revision else {
         cluster.store.barrier().await?;
         let snapshot = cluster.store.keyspace.snapshot(collection);
-        return Ok((snapshot.revision, snapshot.records, None));
+        return Ok((snapshot.revision, Past::none(snapshot.records)));
     };
     cluster.store.not_older_than(revision).await?;
-    let (records, past) = cluster.store.past(collection, revision).await.map_err(|_| {
+    let past = cluster.store.past(collection, revision, call.flow()).await.map_err(|_| {
         let fresh = Token { revision: None, after: token.after.clone() };
         Status::expired_continue(
             "The provided continue parameter is too old to display a consistent list result. You can start a new list \
@@ -148,5 +146,5 @@ async fn continued<'a>(
             fresh.encode(),
         )
     })?;
-    Ok((revision, records, past))
+    Ok((revision, past))
 }

@@ -250,10 +250,7 @@ impl Watch {
                             return Some(piece);
                         }
                     }
-                    Err(ended) => {
-                        self.ended = true;
-                        return Some(self.encoder.error(&Status::expired(ended.to_string())));
-                    }
+                    Err(ended) => return self.over(ended),
                 },
                 () = &mut self.alarm => {
                     if Instant::now() >= self.end {
@@ -264,22 +261,26 @@ impl Watch {
                     match self.bookmark() {
                         Ok(piece) if piece.is_empty() => {}
                         Ok(piece) => return Some(piece),
-                        Err(ended) => {
-                            self.ended = true;
-                            return Some(self.encoder.error(&Status::expired(ended.to_string())));
-                        }
+                        Err(ended) => return self.over(ended),
                     }
                 }
                 renewed = leases::next(&mut self.renewals) => match self.renewed(renewed) {
                     Ok(piece) if piece.is_empty() => {}
                     Ok(piece) => return Some(piece),
-                    Err(ended) => {
-                        self.ended = true;
-                        return Some(self.encoder.error(&Status::expired(ended.to_string())));
-                    }
+                    Err(ended) => return self.over(ended),
                 },
                 () = &mut self.stopping => return None,
             }
+        }
+    }
+
+    /// The last that a watch tells. Nothing when the server stops: its client goes on at another from where it is, and does
+    /// not list again.
+    fn over(&mut self, why: WatchEnded) -> Option<Bytes> {
+        self.ended = true;
+        match why {
+            WatchEnded::Stopped => None,
+            WatchEnded::Compacted(_) => Some(self.encoder.error(&Status::expired(why.to_string()))),
         }
     }
 

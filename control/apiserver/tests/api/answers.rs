@@ -145,13 +145,17 @@ async fn fields_without_effect_are_said_and_dangerous_ones_refused() {
 /// Read as nothing it would have no finalizer, and a deletion would take it away.
 #[tokio::test]
 async fn a_damaged_object_is_an_error_and_stays() {
-    use coracle_keyspace::{Guard, Key, Op};
     let server = Server::start().await;
     let text = r#"{"kind":"ConfigMap","apiVersion":"v1","metadata":{"resourceVersion":"","finalizers":["x"]"#;
-    let revision_at = text.find("\",\"finalizers").expect("where the version goes");
-    let value = coracle_keyspace::Value { bytes: bytes::Bytes::from_static(text.as_bytes()), revision_at };
-    let key = Key::new("configmaps", std::sync::Arc::<str>::from("default/bad"));
-    server.keyspace.transact(vec![Op::Put { key, value, guard: Guard::Absent }]).await.expect("written");
+    server.put_record("configmaps", "default/bad", text).await;
+    server.make(MAPS, config_map("good", json!({}))).await;
+    let yaml = Request::get(MAPS).header("accept", "application/yaml").body(Body::empty()).expect("a request");
+    let listed = server.send(Some(admin()), yaml).await;
+    let listed = String::from_utf8(listed.bytes).expect("text");
+    assert!(
+        listed.contains("\n- null\n") && listed.contains("name: good"),
+        "one is nothing, the list is whole: {listed}"
+    );
     let path = format!("{MAPS}/bad");
     for (method, body) in
         [("DELETE", Value::Null), ("PATCH", json!({"data": {"a": "b"}})), ("PUT", config_map("bad", json!({})))]

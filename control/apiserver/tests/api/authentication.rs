@@ -49,6 +49,48 @@ async fn a_token_works_as_long_as_what_it_is_bound_to() {
     assert_eq!(get(&server, "/api/v1/pods", Some(token)).await.0, 401, "for another audience");
 }
 
+/// What something keeps there is there; but who was to be gone a minute ago has no token that is good.
+#[tokio::test]
+async fn a_token_ends_with_what_it_is_bound_to_also_where_that_is_kept() {
+    let server = Server::start().await.with_account().await;
+    let accounts = "/api/v1/namespaces/default/serviceaccounts";
+    server.make("/api/v1/nodes", json!({"metadata": {"name": "n"}})).await;
+    server.make("/api/v1/namespaces/default/pods", pod("p")).await;
+    server.make("/api/v1/namespaces/default/secrets", json!({"metadata": {"name": "s"}})).await;
+    for (kind, name, collection, record) in [
+        ("Pod", "p", "pods", "default/p"),
+        ("Secret", "s", "secrets", "default/s"),
+        ("Node", "n", "nodes", "n"),
+        ("ServiceAccount", "default", "serviceaccounts", "default/default"),
+    ] {
+        let bound = json!({"boundObjectRef": {"apiVersion": "v1", "kind": kind, "name": name}});
+        let asked = if kind == "ServiceAccount" { json!({}) } else { bound };
+        let token = server.make(&format!("{accounts}/default/token"), json!({"spec": asked})).await;
+        let token = token["status"]["token"].as_str().unwrap().to_owned();
+        let stored = server.keyspace.get(collection, record).unwrap().bytes.clone();
+        for (ago, code) in [(None, 200), (Some(30), 200), (Some(90), 401)] {
+            let mut object: Value = serde_json::from_slice(&stored).unwrap();
+            object["metadata"]["resourceVersion"] = json!("");
+            if let Some(ago) = ago {
+                let at = jiff::Timestamp::now() - jiff::SignedDuration::from_secs(ago);
+                object["metadata"]["deletionTimestamp"] = json!(at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+            }
+            server.put_record(collection, record, &object.to_string()).await;
+            assert_eq!(get(&server, "/api/v1/pods", Some(&token)).await.0, code, "{kind}: {ago:?} seconds ago");
+            let review = json!({"spec": {"token": token}});
+            let review = server.make("/apis/authentication.k8s.io/v1/tokenreviews", review).await;
+            assert_eq!(review["status"]["authenticated"] == true, code == 200, "{kind}: {review}");
+        }
+        server
+            .put_record(collection, record, &{
+                let mut object: Value = serde_json::from_slice(&stored).unwrap();
+                object["metadata"]["resourceVersion"] = json!("");
+                object.to_string()
+            })
+            .await;
+    }
+}
+
 #[tokio::test]
 async fn a_node_changes_only_its_own_pods() {
     let server = Server::start().await.with_account().await;

@@ -193,6 +193,46 @@ async fn an_answer_of_known_length_that_is_not_read_is_let_go_of() {
 }
 
 #[tokio::test]
+async fn one_caller_s_streams_from_a_node_leave_room_there_for_others() {
+    /// What one caller may have of what this server may have of a node.
+    const MOST: usize = 128;
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let tls = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let tls = tls.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
+    let server = Server::start_with(|config| config.node_client = Some(tls.into())).await.with_account().await;
+    // A node that accepts and says nothing.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    server.make("/api/v1/nodes", json!({"metadata": {"name": "n"}})).await;
+    let says = json!({"status": {"addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": port}}}});
+    assert_eq!(server.call("PATCH", "/api/v1/nodes/n/status", says).await.0, 200);
+    let mut object = crate::pod("p");
+    object["spec"]["nodeName"] = json!("n");
+    server.make("/api/v1/namespaces/default/pods", object).await;
+    let follow = |name: &str| {
+        let identity = coracle_apiserver::Identity::authenticated(name, vec!["system:masters".to_owned()]);
+        let request = Request::get("/api/v1/namespaces/default/pods/p/log?follow=true").body(Body::empty()).unwrap();
+        server.send(Some(identity), request)
+    };
+    let mut greedy: stream::FuturesUnordered<_> = (0..=MOST).map(|_| follow("greedy")).collect();
+    let accepted = async {
+        let mut held = Vec::new();
+        while held.len() < MOST {
+            held.push(listener.accept().await.unwrap());
+        }
+        held
+    };
+    let (_held, refused) =
+        tokio::time::timeout(Duration::from_secs(9), future::join(accepted, greedy.next())).await.expect("in time");
+    let refused = refused.unwrap();
+    assert_eq!(refused.code, 429, "{}", refused.json());
+    assert!(refused.json()["message"].as_str().unwrap().contains("too many streams from node n"));
+    let reached = future::select(Box::pin(follow("other")), Box::pin(listener.accept())).await;
+    assert!(matches!(reached, future::Either::Right(_)), "another comes to the node");
+}
+
+#[tokio::test]
 async fn a_port_in_a_path_leads_nowhere_else() {
     let server = Server::start().await.with_account().await;
     let mut object = crate::pod("p");

@@ -9,6 +9,48 @@ const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const PODS: &str = "/api/v1/namespaces/default/pods";
 
 #[tokio::test]
+async fn what_belongs_to_a_job_or_a_replication_controller_stays_unless_the_client_says_otherwise() {
+    const ORPHANS: &str = "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background \
+                           to remove them or set propagationPolicy=Orphan to suppress this warning";
+    let server = Server::start().await;
+    let (jobs, others) =
+        ("/apis/batch/v1/namespaces/default/jobs", "/api/v1/namespaces/default/replicationcontrollers");
+    let sets = "/apis/apps/v1/namespaces/default/replicasets";
+    let template = json!({"metadata": {"labels": {"app": "a"}},
+        "spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}});
+    let mut always = template.clone();
+    always["spec"]["restartPolicy"] = json!("Always");
+    let job = json!({"metadata": {"name": "x"}, "spec": {"template": template}});
+    let other = json!({"metadata": {"name": "x"}, "spec": {"template": always}});
+    let set =
+        json!({"metadata": {"name": "x"}, "spec": {"selector": {"matchLabels": {"app": "a"}}, "template": always}});
+    for (path, object, query, code, warnings) in [
+        (jobs, &job, "", 200, vec![format!("299 - \"{ORPHANS}\"")]),
+        (jobs, &job, "propagationPolicy=Background", 404, vec![]),
+        (jobs, &job, "propagationPolicy=Orphan", 200, vec![]),
+        (others, &other, "", 200, vec![]),
+        (others, &other, "orphanDependents=false", 404, vec![]),
+        (sets, &set, "", 404, vec![]),
+    ] {
+        for of_all in [false, true] {
+            server.make(path, object.clone()).await;
+            let at = if of_all { path.to_owned() } else { format!("{path}/x") };
+            let request = Request::delete(format!("{at}?{query}")).body(axum::body::Body::empty()).unwrap();
+            let deleted = server.send(Some(admin()), request).await;
+            assert!(deleted.code < 300, "{at}?{query}: {}", deleted.json());
+            let said: Vec<_> = deleted.headers.get_all("warning").iter().map(|said| said.to_str().unwrap()).collect();
+            assert_eq!(said, warnings, "{at}?{query}");
+            let (found, left) = server.get(&format!("{path}/x")).await;
+            assert_eq!(found, code, "{at}?{query}: {left}");
+            if code == 200 {
+                assert_eq!(left["metadata"]["finalizers"], json!(["orphan"]), "the collector lets go of its pods");
+                server.call("PATCH", &format!("{path}/x"), json!({"metadata": {"finalizers": null}})).await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_eviction_keeps_its_preconditions_and_marks_only_what_it_evicts() {
     let server = Server::start().await.with_account().await;
     let made = server.make(PODS, pod("p")).await;

@@ -50,8 +50,63 @@ async fn a_node_makes_nothing_in_another_s_name() {
         assert_eq!(answered, code, "{body}: {said}");
         assert!(said.contains(message), "{said}");
     }
-    let apply = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "theirs"}});
-    assert_eq!(ask(&server, "PATCH", "/api/v1/nodes/theirs?fieldManager=x", &apply).await.0, 403);
+    // By an apply it makes what it may make by a POST, and no more.
+    let apply = async |path: &str, body: Value| {
+        let request = Request::patch(format!("{path}/{}?fieldManager=x", body["metadata"]["name"].as_str().unwrap()));
+        let request = request.header("content-type", "application/apply-patch+yaml");
+        let answer = server.send(Some(node("other")), request.body(Body::from(body.to_string())).unwrap()).await;
+        (answer.code, answer.json()["message"].as_str().unwrap_or_default().to_owned())
+    };
+    let other =
+        |labels: Value| json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "other", "labels": labels}});
+    let (code, said) = apply("/api/v1/nodes", other(json!({"node-role.kubernetes.io/x": ""}))).await;
+    assert_eq!(code, 403, "{said}");
+    assert!(said.contains("is not allowed to set the following labels: node-role.kubernetes.io/x"), "{said}");
+    let (code, said) = apply("/api/v1/nodes", other(json!({"own": "x"}))).await;
+    assert_eq!(code, 201, "{said}");
+}
+
+#[tokio::test]
+async fn a_review_promises_a_node_what_it_may_do_and_no_more() {
+    let server = Server::start().await.with_account().await;
+    for name in ["used", "other"] {
+        server.make("/api/v1/namespaces/default/secrets", named(name)).await;
+    }
+    for (name, at) in [("p", "mine"), ("q", "theirs")] {
+        let mut object = pod(name);
+        object["spec"]["nodeName"] = json!(at);
+        object["spec"]["volumes"] =
+            json!([{"name": "v", "secret": {"secretName": if name == "p" { "used" } else { "other" }}}]);
+        server.make(PODS, object).await;
+    }
+    let of_node = json!({"requirements": [{"key": "spec.nodeName", "operator": "In", "values": ["mine"]}]});
+    for (verb, resource, name, selector, expected) in [
+        ("get", "secrets", "used", Value::Null, true),
+        ("get", "secrets", "other", Value::Null, false),
+        ("list", "secrets", "", Value::Null, false),
+        ("get", "pods", "p", Value::Null, true),
+        ("get", "pods", "q", Value::Null, false),
+        ("list", "pods", "", Value::Null, false),
+        ("list", "pods", "", of_node, true),
+        ("list", "pods", "", json!({"rawSelector": "spec.nodeName=mine"}), true),
+        ("list", "pods", "", json!({"rawSelector": "spec.nodeName=theirs"}), false),
+        ("get", "nodes", "mine", Value::Null, true),
+        ("get", "nodes", "theirs", Value::Null, false),
+        ("list", "services", "", Value::Null, true),
+    ] {
+        let mut asked = json!({"verb": verb, "resource": resource, "name": name, "version": "v1"});
+        if resource != "nodes" {
+            asked["namespace"] = json!("default");
+        }
+        if !selector.is_null() {
+            asked["fieldSelector"] = selector;
+        }
+        let spec = json!({"user": "system:node:mine", "groups": ["system:nodes", "system:authenticated"],
+            "resourceAttributes": asked});
+        let path = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
+        let review = server.make(path, json!({"spec": spec})).await;
+        assert_eq!(review["status"]["allowed"], expected, "{spec}");
+    }
 }
 
 #[tokio::test]

@@ -98,6 +98,46 @@ async fn nobody_grants_what_it_does_not_have() {
 }
 
 #[tokio::test]
+async fn a_server_that_starts_adds_what_roles_of_every_cluster_lack_and_leaves_what_says_so() {
+    let server = Server::start().await;
+    let (roles, bindings) = (format!("{RBAC}/clusterroles"), format!("{RBAC}/clusterrolebindings"));
+    let (discovery, scheduler) = (format!("{roles}/system:discovery"), format!("{roles}/system:kube-scheduler"));
+    let (basic, public) = (format!("{bindings}/system:basic-user"), format!("{bindings}/system:public-info-viewer"));
+    let read = async |server: &Server, path: &str| server.get(path).await.1;
+    let (whole, subjects) =
+        (read(&server, &discovery).await["rules"].clone(), read(&server, &basic).await["subjects"].clone());
+    assert!(!whole.as_array().unwrap().is_empty() && !subjects.as_array().unwrap().is_empty());
+    let own = json!({"apiGroups": [""], "resources": ["nodes"], "verbs": ["list"]});
+    // As an older version left them, and as somebody wants them to stay.
+    let off = json!({"annotations": {"rbac.authorization.kubernetes.io/autoupdate": "false"}});
+    for (path, change) in [
+        (&discovery, json!({"rules": [own]})),
+        (&scheduler, json!({"rules": [own], "metadata": off})),
+        (&basic, json!({"subjects": []})),
+        (&public, json!({"subjects": [], "metadata": off})),
+    ] {
+        let (code, changed) = server.call("PATCH", path, change).await;
+        assert_eq!(code, 200, "{changed}");
+    }
+    let before = server.keyspace.revision();
+    let server = server.restart().await;
+    assert_eq!(
+        read(&server, &discovery).await["rules"],
+        json!([[own.clone()].as_slice(), whole.as_array().unwrap()].concat())
+    );
+    assert_eq!(read(&server, &basic).await["subjects"], subjects);
+    assert_eq!(read(&server, &scheduler).await["rules"], json!([own]));
+    assert_eq!(read(&server, &public).await["subjects"].as_array().map_or(0, Vec::len), 0);
+    // What is complete is not written again.
+    let now = server.keyspace.revision();
+    assert!(now > before);
+    let version = async |server: &Server, path: &str| read(server, path).await["metadata"]["resourceVersion"].clone();
+    let versions = (version(&server, &discovery).await, version(&server, &format!("{roles}/view")).await);
+    let server = server.restart().await;
+    assert_eq!((version(&server, &discovery).await, version(&server, &format!("{roles}/view")).await), versions);
+}
+
+#[tokio::test]
 async fn each_part_of_whom_one_acts_as_is_asked_for() {
     let server = Server::start().await;
     let rules = json!([{"apiGroups": [""], "resources": ["users"], "verbs": ["impersonate"]}]);

@@ -63,6 +63,37 @@ async fn many_pods_are_bound_at_once_and_each_has_its_answer() {
 }
 
 #[tokio::test]
+async fn a_pod_has_the_zone_and_the_region_of_its_node_by_whatever_door_it_came_there() {
+    let server = Server::start().await.with_account().await;
+    let (zone, region) = ("topology.kubernetes.io/zone", "topology.kubernetes.io/region");
+    let labels = json!({zone: "z1", region: "r1", "own": "x"});
+    server.make("/api/v1/nodes", json!({"metadata": {"name": "n", "labels": labels}})).await;
+    server.make("/api/v1/nodes", json!({"metadata": {"name": "plain"}})).await;
+    for (name, node) in [("a", None), ("b", None), ("c", None), ("d", None), ("made", Some("n"))] {
+        let mut object = pod(name);
+        object["metadata"]["labels"] = json!({zone: "mine", "app": "x"});
+        object["spec"]["nodeName"] = node.into();
+        server.make(PODS, object).await;
+    }
+    let bindings = json!({"bindings": [{"namespace": "default", "name": "a", "node": "n"},
+        {"namespace": "default", "name": "c", "node": "plain"}, {"namespace": "default", "name": "d", "node": "gone"}]});
+    server.call("POST", "/coracle/v1/bindings", bindings).await;
+    let binding = json!({"metadata": {"name": "b"}, "target": {"kind": "Node", "name": "n"}});
+    assert_eq!(server.call("POST", &format!("{PODS}/b/binding"), binding).await.0, 201);
+    for (name, expected) in [
+        ("a", json!({zone: "z1", region: "r1", "app": "x"})),
+        ("b", json!({zone: "z1", region: "r1", "app": "x"})),
+        ("made", json!({zone: "z1", region: "r1", "app": "x"})),
+        ("c", json!({zone: "mine", "app": "x"})),
+        ("d", json!({zone: "mine", "app": "x"})),
+    ] {
+        let (_, found) = server.get(&format!("{PODS}/{name}")).await;
+        assert!(found["spec"]["nodeName"].is_string(), "{found}");
+        assert_eq!(found["metadata"]["labels"], expected, "{name}");
+    }
+}
+
+#[tokio::test]
 async fn a_bound_pod_has_a_grace_period_and_an_unbound_one_has_none() {
     let server = Server::start().await.with_account().await;
     server.make(PODS, pod("a")).await;

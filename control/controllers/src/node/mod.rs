@@ -71,14 +71,14 @@ impl Controller {
     pub(crate) fn new(
         client: Client,
         recorder: Recorder,
-        grace: Duration,
+        (grace, own): (Duration, Option<String>),
         nodes: &mut Informer<Node>,
         leases: &mut Informer<Lease>,
         pods: Arc<Store<Pod>>,
     ) -> Arc<Self> {
         let queue: Queue<Key> = Queue::new(Duration::from_millis(100));
-        let signs = Arc::new(Mutex::new(Signs::new(grace)));
-        let zones: Arc<Mutex<Zones>> = Arc::default();
+        let signs = Arc::new(Mutex::new(Signs::new(grace, own.clone())));
+        let zones = Arc::new(Mutex::new(Zones::new(own)));
         nodes.on_change({
             let (queue, signs, zones, nodes, leases) =
                 (queue.clone(), signs.clone(), zones.clone(), nodes.store(), leases.store());

@@ -2,7 +2,8 @@
 //!
 //! A lease says for how long its node promises to be heard of: who is silent for longer is suspected. That is a few seconds for
 //! a node of ours and tens of them for a kubelet, and it takes a witness: when nobody is heard any more, it is rather us
-//! who are cut off, or were busy, so a whole grace period has to pass. So it has for who was not heard yet by this controller,
+//! who are cut off, or were busy, so a whole grace period has to pass. The node in this process is no witness: it is heard
+//! also when we are cut off. (Where there is one other node alone it has to do, for nobody else could tell.) So it has for who was not heard yet by this controller,
 //! with a shorter one: another one led before, and nodes have to find the way to this server first.
 
 use std::collections::HashMap;
@@ -24,6 +25,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 pub(crate) struct Signs {
     /// The longest silence, whatever a lease promises.
     grace: Duration,
+    /// The node in this process.
+    own: Option<String>,
     nodes: HashMap<Arc<str>, Sign>,
 }
 
@@ -48,8 +51,8 @@ pub(crate) enum Silence {
 
 impl Signs {
     /// Nobody was heard yet.
-    pub(crate) fn new(grace: Duration) -> Signs {
-        Signs { grace, nodes: HashMap::new() }
+    pub(crate) fn new(grace: Duration, own: Option<String>) -> Signs {
+        Signs { grace, own, nodes: HashMap::new() }
     }
 
     /// The node says how it is. One that was not known before has a whole period from `now` on.
@@ -113,10 +116,13 @@ impl Signs {
         Silence::Fine(LOOK_AGAIN.min(whole - silent))
     }
 
-    /// Whether another node was heard within this time.
+    /// Whether another node was heard within this time, that could not be heard if we were cut off.
     fn has_witness(&self, name: &str, within: Duration, now: Instant) -> bool {
         let heard = |sign: &Sign| sign.heard && now.saturating_duration_since(sign.at) < within;
-        self.nodes.iter().any(|(other, sign)| &**other != name && heard(sign))
+        let own = self.own.as_deref().filter(|own| self.nodes.contains_key(*own));
+        let elsewhere = self.nodes.len() - usize::from(own.is_some());
+        let counts = |other: &str| other != name && (elsewhere <= 1 || Some(other) != own);
+        self.nodes.iter().any(|(other, sign)| counts(other) && heard(sign))
     }
 }
 
@@ -134,7 +140,12 @@ mod tests {
 
     impl World {
         fn new(nodes: &[&str]) -> World {
-            let mut world = World { signs: Signs::new(GRACE), begun: Instant::now(), renewals: 0 };
+            World::with(nodes, None)
+        }
+
+        fn with(nodes: &[&str], own: Option<&str>) -> World {
+            let signs = Signs::new(GRACE, own.map(str::to_owned));
+            let mut world = World { signs, begun: Instant::now(), renewals: 0 };
             for node in nodes {
                 world.signs.node(&Arc::from(*node), None, world.begun);
                 world.renew(node, 0, 4);
@@ -184,6 +195,27 @@ mod tests {
         }
         world.renew("b", 40, 4);
         assert!(world.unknown("a", 41), "b has been heard again");
+    }
+
+    #[test]
+    fn the_node_of_this_process_is_no_witness_of_others() {
+        // The cable is away for as long as 40 seconds: all but our own node are silent.
+        let mut world = World::with(&["own", "a", "b"], Some("own"));
+        world.renew("a", 1, 4);
+        world.renew("b", 1, 4);
+        for second in 1..=40 {
+            world.renew("own", second, 4);
+            assert!(!world.unknown("a", second) && !world.unknown("b", second), "{second}");
+        }
+        assert!(world.unknown("a", 51), "but not for ever");
+        world.renew("b", 47, 4);
+        assert!(world.unknown("a", 48), "b is one");
+        assert!(world.unknown("own", 48), "and our own is held to its promise as others are");
+        // Where there is one other alone, nobody else could tell.
+        let mut two = World::with(&["own", "a"], Some("own"));
+        two.renew("a", 1, 4);
+        two.renew("own", 6, 4);
+        assert!(two.unknown("a", 6));
     }
 
     #[test]

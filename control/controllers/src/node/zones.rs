@@ -24,6 +24,8 @@ pub(crate) enum Pace {
 /// Nodes that fail, by zone. Nodes that never said how they are do not count.
 #[derive(Debug, Default)]
 pub(crate) struct Zones {
+    /// The node in this process.
+    own: Option<String>,
     nodes: HashMap<Arc<str>, (Arc<str>, bool)>,
     zones: HashMap<Arc<str>, Count>,
 }
@@ -35,6 +37,10 @@ struct Count {
 }
 
 impl Zones {
+    pub(crate) fn new(own: Option<String>) -> Zones {
+        Zones { own, ..Zones::default() }
+    }
+
     /// A node is as told; returns whether that changes the pace of any zone.
     pub(crate) fn put(&mut self, name: &Arc<str>, node: &Node) -> bool {
         let Some(ready) = plan::readiness(node) else { return self.remove(name) };
@@ -73,9 +79,14 @@ impl Zones {
         self.zones.keys().map(|zone| (zone.clone(), self.pace(zone))).collect()
     }
 
-    /// Whether every node fails.
+    /// Whether every node fails. That the one in this process does not says nothing about several others, which may all be
+    /// behind the same cable; one other alone may well have died.
     pub(crate) fn all_down(&self) -> bool {
-        !self.zones.is_empty() && self.zones.values().all(|count| count.failing == count.all)
+        let sum = |(failing, all), count: &Count| (failing + count.failing, all + count.all);
+        let (failing, all) = self.zones.values().fold((0, 0), sum);
+        let own = self.own.as_deref().and_then(|own| self.nodes.get(own));
+        let only_own_is_left = own.is_some_and(|(_, fails)| !fails) && all > 2 && failing == all - 1;
+        all > 0 && failing == all || only_own_is_left
     }
 
     /// How fast pods of nodes in the zone may be driven out.
@@ -128,6 +139,21 @@ mod tests {
                 zones.put(&format!("n{index}").into(), &node("a", ready));
             }
             assert_eq!(zones.pace("/a"), expected, "{failing} of {all}");
+        }
+    }
+
+    #[test]
+    fn that_the_node_of_this_process_is_heard_says_nothing_of_several_others() {
+        for (others, failing, expected) in
+            [(1, 1, Pace::Every(10)), (2, 2, Pace::Lift), (2, 1, Pace::Every(10)), (60, 60, Pace::Lift)]
+        {
+            let mut zones = Zones::new(Some("own".to_owned()));
+            zones.put(&"own".into(), &node("b", "True"));
+            for index in 0..others {
+                let ready = if index < failing { "Unknown" } else { "True" };
+                zones.put(&format!("n{index}").into(), &node("a", ready));
+            }
+            assert_eq!(zones.pace("/a"), expected, "{failing} of {others}");
         }
     }
 

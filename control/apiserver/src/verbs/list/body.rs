@@ -41,7 +41,9 @@ pub(crate) fn encode(form: Form, resource: &Arc<Resource>, page: Page, include: 
         list_metadata["remainingItemCount"] = remaining.into();
     }
     let records = page.records;
-    let holds = Holds(records.len() * RECORD_BYTES + 2 * PIECE_BYTES + page.held);
+    // A piece ends with a whole record, and there are two of them: one is made while the other is sent.
+    let largest = records.iter().map(|record| record.bytes.len()).max().unwrap_or_default();
+    let holds = Holds(records.len() * RECORD_BYTES + 2 * (PIECE_BYTES + largest) + page.held);
     if form.format == Format::Protobuf {
         let list = Protobuf::new(form.shape, resource.clone(), &records, &list_metadata);
         return holding(respond::bytes(200, negotiate::PROTOBUF, pieces(list, records)), holds);
@@ -280,7 +282,12 @@ impl List for Yaml {
     fn row(&self, _at: usize, record: &Arc<Record>, out: &mut Vec<u8>) {
         let mut item = Vec::with_capacity(record.bytes.len() + 64);
         self.json.row(0, record, &mut item);
-        let item = json::parse(&item).expect("an object was stored as JSON");
+        // One that is damaged is nothing there, as in other forms.
+        let item = json::parse(&item).unwrap_or_else(|error| {
+            let (collection, name) = (&record.key.collection, &record.key.name);
+            tracing::error!("the stored bytes of {collection} {name} cannot be read: {error}");
+            Value::Null
+        });
         out.extend_from_slice(yaml::from_json(&Value::Array(vec![item])).as_bytes());
     }
 
