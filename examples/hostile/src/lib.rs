@@ -7,6 +7,8 @@
 //! | `/random?BYTES` | asks for so many random bytes, for ever |
 //! | `/clock` | asks for the time, for ever |
 //! | `/log` | prints 64 KiB, for ever |
+//! | `/newlines` | prints empty lines, for ever |
+//! | `/flood?KIB` | writes so much to its output at once, without asking how much it may |
 //! | `/poll` | waits for what is ready already, for ever |
 //! | `/memory?MIB` | takes so much memory and keeps it for a minute |
 //! | `/fields?N` | makes N lists of large headers and keeps them for a minute |
@@ -54,6 +56,16 @@ impl wasip2::exports::http::incoming_handler::Guest for Service {
             "/log" => loop {
                 println!("{}", "x".repeat(64 << 10));
             },
+            "/newlines" => {
+                let lines = "\n".repeat(64 << 10);
+                loop {
+                    print!("{lines}");
+                }
+            }
+            "/flood" => {
+                let written = wasip2::cli::stdout::get_stdout().write(&vec![b'\n'; number << 10]);
+                text(out, 200, &format!("{written:?}\n"));
+            }
             "/poll" => loop {
                 monotonic_clock::subscribe_duration(0).block();
             },

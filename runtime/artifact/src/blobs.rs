@@ -13,6 +13,9 @@ use std::time::{Duration, SystemTime};
 
 use tempfile::NamedTempFile;
 
+/// Blobs that are kept, however small: each is a file, and an entry in memory.
+const BLOBS_MAX: usize = 10_000;
+
 /// A file's time of last use is written to disk (as its modification time) at most this often.
 const TOUCH_INTERVAL: Duration = Duration::from_secs(600);
 
@@ -136,8 +139,10 @@ impl Blobs {
         if let Some(entry) = state.entries.get_mut(digest) {
             return Ok(entry.pinned());
         }
-        state.evict(self.max_bytes.saturating_sub(size), &HashSet::new());
-        if state.total + size > self.max_bytes {
+        let none = HashSet::new();
+        state.evict(self.max_bytes.saturating_sub(size), &none);
+        while state.entries.len() >= BLOBS_MAX && state.evict_one(&none) {}
+        if state.total + size > self.max_bytes || state.entries.len() >= BLOBS_MAX {
             return Err(InsertError::Full { used: state.total, limit: self.max_bytes });
         }
         file.persist(&path).map_err(|error| error.error)?;
@@ -204,19 +209,23 @@ impl Entry {
 impl State {
     /// Deletes least recently used, unpinned blobs, but none of `kept`, until at most `target` bytes are left.
     fn evict(&mut self, target: u64, kept: &HashSet<String>) {
-        while self.total > target {
-            let oldest = self
-                .entries
-                .iter()
-                .filter(|(digest, entry)| entry.pin.strong_count() == 0 && !kept.contains(*digest))
-                .min_by_key(|(_, entry)| entry.used)
-                .map(|(digest, _)| digest.clone());
-            let Some(entry) = oldest.and_then(|digest| self.entries.remove(&digest)) else { return };
-            if let Err(error) = fs::remove_file(&entry.path) {
-                tracing::warn!(path = %entry.path.display(), %error, "evicted image could not be deleted");
-            }
-            self.total -= entry.size;
+        while self.total > target && self.evict_one(kept) {}
+    }
+
+    /// Deletes the least recently used of them; false when there is none.
+    fn evict_one(&mut self, kept: &HashSet<String>) -> bool {
+        let oldest = self
+            .entries
+            .iter()
+            .filter(|(digest, entry)| entry.pin.strong_count() == 0 && !kept.contains(*digest))
+            .min_by_key(|(_, entry)| entry.used)
+            .map(|(digest, _)| digest.clone());
+        let Some(entry) = oldest.and_then(|digest| self.entries.remove(&digest)) else { return false };
+        if let Err(error) = fs::remove_file(&entry.path) {
+            tracing::warn!(path = %entry.path.display(), %error, "evicted image could not be deleted");
         }
+        self.total -= entry.size;
+        true
     }
 }
 

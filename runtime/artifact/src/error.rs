@@ -2,6 +2,15 @@
 
 use std::sync::Arc;
 
+/// Bytes of a message that are passed on: what a registry or an image says of itself is as long as somebody liked.
+const MESSAGE_BYTES_MAX: usize = 1 << 10;
+
+/// The message, or its beginning.
+pub(crate) fn shortened(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(MESSAGE_BYTES_MAX));
+    text
+}
+
 /// Why an image could not be pulled.
 ///
 /// Cheap to clone, because all who waited for one coalesced pull get the same answer.

@@ -22,8 +22,7 @@ pub struct Descriptor {
     pub media_type: String,
     /// `algorithm:hex` of its bytes.
     pub digest: String,
-    /// Its length in bytes.
-    #[serde(default)]
+    /// Its length in bytes. It has to be said (OCI image, "Descriptors"): the disk's room is promised by it.
     pub size: u64,
     /// Annotations, where some writers leave the file's name.
     #[serde(default)]
@@ -238,6 +237,10 @@ mod tests {
             (image(docker, &[]), "no layers"),
             (b"{".to_vec(), "cannot be read"),
             (br#"{"schemaVersion":1}"#.to_vec(), "schema version 1"),
+            (
+                br#"{"schemaVersion":2,"layers":[{"mediaType":"application/wasm","digest":"sha256:a"}]}"#.to_vec(),
+                "missing field `size`",
+            ),
         ] {
             let error = plan(&bytes).unwrap_err();
             assert!(error.contains(message), "{error}");

@@ -5,31 +5,32 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use tokio::sync::Semaphore;
 
 use crate::blobs::{Blob, Blobs, InsertError};
 use crate::credential::Auth;
+use crate::error::shortened;
 use crate::layout::{self, Plan};
 use crate::name::ImageName;
 use crate::registry::{Registries, Remote, Transport};
+use crate::turns::{Turn, Turns};
 use crate::{Credential, PullError, unpack};
 
-/// Downloads at the same time from one registry; more only share the same wire. What one registry holds up is waited for by those
-/// who want something of it.
-const DOWNLOADS_PER_REGISTRY_MAX: usize = 4;
-/// Downloads at the same time in all.
-const DOWNLOADS_MAX: usize = 64;
 /// Longest time that a pull may take, with its wait for the others.
 const PULL_TIMEOUT: Duration = Duration::from_secs(900);
-/// A download may take this long for its manifest and then for each of [`DOWNLOAD_BYTES_MIN`]: one that is slower has stalled.
-const DOWNLOAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// A download may take this long for its manifest, and in each such time [`DOWNLOAD_BYTES_MIN`] have to come: one that is slower
+/// has stalled, however much there is to come.
+const DOWNLOAD_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 60 });
 const DOWNLOAD_BYTES_MIN: u64 = 1 << 20;
+/// How much unpacking stands back, as for `nice`.
+const UNPACK_NICE: i32 = 10;
+/// Names of one component that are remembered; the oldest goes first. Any number of tags may stand for the same.
+const NAMES_MAX: usize = 64;
 /// Ways in to one image that are remembered; the first goes when there are more.
 const GRANTS_MAX: usize = 64;
 /// How long the answer "this tag is that digest" may be shared by those who ask for it. Not longer than a slow
@@ -52,6 +53,8 @@ pub struct Config {
     pub embedded: Option<String>,
     /// Bound of the store; unused images are evicted beyond it.
     pub max_bytes: u64,
+    /// Bytes of one component: a larger one could not be run.
+    pub component_bytes_max: u64,
     /// Space that a download leaves free on the disk.
     pub min_free_bytes: u64,
     /// Private certificate authorities and plain-http registries.
@@ -111,9 +114,7 @@ struct Inner {
     config: Config,
     blobs: Blobs,
     registries: Registries,
-    downloads: Semaphore,
-    /// The same for each registry that something is downloaded from.
-    registries_busy: Mutex<HashMap<String, Arc<Semaphore>>>,
+    turns: Turns,
     /// Bytes that downloads under way are about to take.
     promised: AtomicU64,
     names: PathBuf,
@@ -151,7 +152,8 @@ struct State {
     flights: HashMap<FlightKey, Flight>,
 }
 
-type FlightKey = (String, [u8; 32]);
+/// Image, credentials and owner.
+type FlightKey = (String, [u8; 32], String);
 type SharedPull = Shared<BoxFuture<'static, Result<Artifact, PullError>>>;
 
 struct Flight {
@@ -171,6 +173,9 @@ struct Known {
     name: String,
     manifest: String,
     component: String,
+    /// When it was first resolved to that, in milliseconds since 1970.
+    #[serde(default)]
+    since: u64,
     /// Who was given it. An image that was put here by other means (or by an older version) is everybody's, as under the kubelet's
     /// `NeverVerifyPreloadedImages`.
     #[serde(default)]
@@ -232,8 +237,7 @@ impl Store {
         }
         let inner = Inner {
             registries: Registries::new(config.transport.clone()),
-            downloads: Semaphore::new(DOWNLOADS_MAX),
-            registries_busy: Mutex::default(),
+            turns: Turns::new(),
             promised: AtomicU64::default(),
             state: Mutex::new(State { known, flights: HashMap::new() }),
             config,
@@ -246,10 +250,11 @@ impl Store {
 
     /// Has the image on disk, fetching it as the policy says.
     ///
-    /// Callers that ask for the same image with the same credentials at the same time share one pull, which goes
-    /// on when one of them stops waiting.
+    /// Callers of one `owner` that ask for the same image with the same credentials at the same time share one pull, which goes
+    /// on when one of them stops waiting. Owners have places of their own to download and to unpack.
     pub async fn pull(
         &self,
+        owner: &str,
         image: &str,
         policy: PullPolicy,
         credentials: &[Credential],
@@ -265,7 +270,7 @@ impl Store {
         if policy == PullPolicy::Never {
             return Err(PullError::NotPresent { image: image.to_owned() });
         }
-        let flight = self.flight((canonical, fingerprint(credentials)), name, credentials);
+        let flight = self.flight((canonical, fingerprint(credentials), owner.to_owned()), name, credentials);
         flight.await
     }
 
@@ -325,9 +330,9 @@ impl Store {
             .retain(|_, flight| flight.pull.peek().is_none() || now.duration_since(flight.since) < RESOLVED_FOR);
         let inner = self.inner.clone();
         let credentials = credentials.to_vec();
-        let image = name.canonical();
+        let (image, owner) = (name.canonical(), key.2.clone());
         let task = tokio::spawn(async move {
-            let pulled = tokio::time::timeout(PULL_TIMEOUT, inner.fetch(name.clone(), &credentials)).await;
+            let pulled = tokio::time::timeout(PULL_TIMEOUT, inner.fetch(&owner, name.clone(), &credentials)).await;
             pulled.unwrap_or_else(|_| {
                 let message = format!("the pull has not ended within {} s", PULL_TIMEOUT.as_secs());
                 Err(PullError::Unreachable { image: name.canonical(), message })
@@ -378,14 +383,19 @@ impl Inner {
         })
     }
 
-    /// A turn to download from this registry.
-    fn turn(&self, registry: &str) -> Arc<Semaphore> {
-        let mut busy = self.registries_busy.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        busy.retain(|_, turns| Arc::strong_count(turns) > 1);
-        busy.entry(registry.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(DOWNLOADS_PER_REGISTRY_MAX))).clone()
+    /// The component of a manifest, for whoever was given it. That a registry names a digest is not to have the image: who was not
+    /// given it yet has to be shown all of it.
+    fn given(&self, name: &ImageName, manifest: &str, credentials: &[Credential]) -> Option<(String, Blob)> {
+        let component = {
+            let state = self.lock();
+            state.known.values().find(|known| known.manifest == manifest).map(|known| known.component.clone())?
+        };
+        let is_given = self.is_granted(name, credentials, |known| known.component == component);
+        let blob = is_given.then(|| self.blobs.get(&component)).flatten()?;
+        Some((component, blob))
     }
 
-    async fn fetch(&self, name: ImageName, credentials: &[Credential]) -> Result<Artifact, PullError> {
+    async fn fetch(&self, owner: &str, name: ImageName, credentials: &[Credential]) -> Result<Artifact, PullError> {
         let image = name.canonical();
         let resolved = tokio::time::timeout(DOWNLOAD_TIMEOUT, self.resolve(&name, credentials)).await;
         let (remote, manifest) = resolved.unwrap_or_else(|_| {
@@ -394,23 +404,21 @@ impl Inner {
         })?;
         let (auth, registry) = remote.auth();
         let access = Access::of(auth, registry);
-        let component = {
-            let state = self.lock();
-            state.known.values().find(|known| known.manifest == manifest).map(|known| known.component.clone())
-        };
-        // That a registry names a digest is not to have the image: whoever was not given it yet has to be shown all of it.
-        let is_given = |digest: &str| self.is_granted(&name, credentials, |known| known.component == digest);
-        if let Some(component) = component
-            && is_given(&component)
-            && let Some(blob) = self.blobs.get(&component)
-        {
-            self.remember(&image, &manifest, &component, access).await;
-            return Ok(artifact(&name, manifest, component, blob, Source::Resolved));
+        let is_embedded = self.config.embedded.as_deref() == Some(registry);
+        let mut turn = None;
+        for _ in 0..2 {
+            if let Some((component, blob)) = self.given(&name, &manifest, credentials) {
+                self.remember(&image, &manifest, &component, access).await;
+                return Ok(artifact(&name, manifest, component, blob, Source::Resolved));
+            }
+            // Somebody else may have brought it while this one waited.
+            if turn.is_none() {
+                turn = Some(self.turns.download(owner, registry, is_embedded).await);
+            }
         }
-        let turns = self.turn(&remote.place());
-        let _turn = turns.acquire().await.expect("the semaphore is never closed");
-        let _permit = self.downloads.acquire().await.expect("the semaphore is never closed");
-        let (component, blob) = self.download(&remote, &image, &manifest, is_given).await?;
+        let is_given = |digest: &str| self.is_granted(&name, credentials, |known| known.component == digest);
+        let (component, blob) = self.download(owner, &remote, &image, &manifest, is_given).await?;
+        drop(turn);
         self.remember(&image, &manifest, &component, access).await;
         Ok(artifact(&name, manifest, component, blob, Source::Downloaded))
     }
@@ -464,12 +472,13 @@ impl Inner {
     /// The component of a manifest. One that is here is not downloaded again for whoever `is_given` it.
     async fn download(
         &self,
+        owner: &str,
         remote: &Remote,
         image: &str,
         manifest: &str,
         is_given: impl Fn(&str) -> bool,
     ) -> Result<(String, Blob), PullError> {
-        let not_wasm = |message: String| PullError::NotWasm { image: image.to_owned(), message };
+        let not_wasm = |message: String| PullError::NotWasm { image: image.to_owned(), message: shortened(message) };
         let mut plan = layout::plan(&self.manifest(remote, image, manifest).await?).map_err(not_wasm)?;
         for _ in 0..INDEX_DEPTH_MAX {
             let Plan::Index(entry) = &plan else { break };
@@ -482,16 +491,19 @@ impl Inner {
                 {
                     return Ok((layer.digest, blob));
                 }
-                let file = self.download_blob(remote, image, &layer, self.blobs.max_bytes()).await?;
+                let file = self.download_blob(remote, image, &layer, self.component_max()).await?;
                 self.insert(image, &layer.digest, file).await.map(|blob| (layer.digest.clone(), blob))
             }
             Plan::Archive { config, layers } => {
                 let file = self.download_blob(remote, image, &config, CONFIG_BYTES_MAX).await?;
                 let config = std::fs::read(file.path()).map_err(|error| PullError::io(image, error))?;
                 let wanted = unpack::entry_point(&config).map_err(not_wasm)?;
+                let mut left = unpack::UNPACKED_BYTES_MAX;
                 for layer in layers.iter().rev() {
                     let archive = self.download_blob(remote, image, layer, self.blobs.max_bytes()).await?;
-                    if let Some((digest, file)) = self.unpack(image, archive, wanted.clone()).await? {
+                    let turn = self.turns.unpack(owner).await;
+                    let unpacked = self.unpack(turn, image, archive, wanted.clone(), &mut left).await?;
+                    if let Some((digest, file)) = unpacked {
                         return self.insert(image, &digest, file).await.map(|blob| (digest, blob));
                     }
                 }
@@ -499,6 +511,11 @@ impl Inner {
             }
             Plan::Index(_) => Err(not_wasm(format!("its index leads to more than {INDEX_DEPTH_MAX} others"))),
         }
+    }
+
+    /// Bytes that a component may have.
+    fn component_max(&self) -> u64 {
+        self.config.component_bytes_max.min(self.blobs.max_bytes())
     }
 
     /// A manifest, within its bounds of time and bytes.
@@ -524,17 +541,29 @@ impl Inner {
         let (free, mut promised) = self.promise(image, blob.size)?;
         let file = self.blobs.temporary().map_err(|error| PullError::io(image, error))?;
         let out = file.reopen().map_err(|error| PullError::io(image, error))?;
-        let steps = u32::try_from(blob.size / DOWNLOAD_BYTES_MIN).unwrap_or(u32::MAX).saturating_add(1);
-        let patience = DOWNLOAD_TIMEOUT.saturating_mul(steps).min(PULL_TIMEOUT);
-        let mut written = |bytes: u64| promised.kept(bytes);
+        let arrived = AtomicU64::new(0);
+        let mut written = |bytes: u64| {
+            arrived.fetch_add(bytes, Relaxed);
+            promised.kept(bytes);
+        };
         let out = tokio::fs::File::from_std(out);
-        let loaded = tokio::time::timeout(patience, remote.blob(blob, out, limit.min(free), &mut written));
-        loaded.await.unwrap_or_else(|_| {
-            let message =
-                format!("the download has stalled: {} bytes did not come within {} s", blob.size, patience.as_secs());
-            Err(PullError::Unreachable { image: image.to_owned(), message })
-        })?;
-        Ok(file)
+        let loading = remote.blob(blob, out, limit.min(free), &mut written);
+        tokio::pin!(loading);
+        let mut before = 0;
+        loop {
+            if let Ok(loaded) = tokio::time::timeout(DOWNLOAD_TIMEOUT, &mut loading).await {
+                loaded?;
+                return Ok(file);
+            }
+            let came = arrived.load(Relaxed) - before;
+            if came < DOWNLOAD_BYTES_MIN {
+                let seconds = DOWNLOAD_TIMEOUT.as_secs();
+                let message =
+                    format!("the download has stalled: {came} of {} bytes came within {seconds} s", blob.size);
+                return Err(PullError::Unreachable { image: image.to_owned(), message });
+            }
+            before += came;
+        }
     }
 
     /// Bytes above the disk's floor that nobody else is about to take.
@@ -559,33 +588,45 @@ impl Inner {
         Ok((free, Promised { all: &self.promised, left: bytes }))
     }
 
-    /// Takes the component out of a layer's archive and hashes it, on a thread that may block.
+    /// Takes the component out of a layer's archive and hashes it. The turn is over when that is done, also when nobody waits for
+    /// it any more.
     async fn unpack(
         &self,
+        turn: Turn,
         image: &str,
         archive: tempfile::NamedTempFile,
         wanted: String,
+        left: &mut u64,
     ) -> Result<Option<(String, tempfile::NamedTempFile)>, PullError> {
         let mut out = self.blobs.temporary().map_err(|error| PullError::io(image, error))?;
-        let (max, free) = (self.blobs.max_bytes(), self.free());
+        let (max, free) = (self.component_max(), self.free());
         let limit = max.min(free);
-        let unpacked = tokio::task::spawn_blocking(move || -> io::Result<_> {
-            if !unpack::extract(archive.path(), &wanted, &mut out, limit, unpack::UNPACKED_BYTES_MAX)? {
-                return Ok(None);
-            }
-            let mut hasher = Sha256::new();
-            io::copy(&mut std::fs::File::open(out.path())?, &mut hasher)?;
-            Ok(Some((format!("sha256:{:x}", hasher.finalize()), out)))
+        let mut rest = *left;
+        let unpacked = aside(move || {
+            let _turn = turn;
+            let mut unpack = || -> io::Result<_> {
+                if !unpack::extract(archive.path(), &wanted, &mut out, limit, &mut rest)? {
+                    return Ok(None);
+                }
+                let mut hasher = Sha256::new();
+                io::copy(&mut std::fs::File::open(out.path())?, &mut hasher)?;
+                Ok(Some(format!("sha256:{:x}", hasher.finalize())))
+            };
+            let digest = unpack();
+            digest.map(|digest| (rest, digest.map(|digest| (digest, out))))
         });
-        let unpacked = unpacked.await.unwrap_or_else(|error| Err(io::Error::other(error.to_string())));
+        let unpacked = unpacked.await.flatten().map(|(rest, unpacked)| {
+            *left = rest;
+            unpacked
+        });
         unpacked.map_err(|error| match error.kind() {
             io::ErrorKind::StorageFull => PullError::io(image, error),
             io::ErrorKind::FileTooLarge if free < max => {
-                let message = format!("its layer does not fit: the disk has {free} bytes above its floor");
+                let message = format!("its layer does not fit: the disk has {free} bytes above its floor ({error})");
                 PullError::io(image, io::Error::new(io::ErrorKind::StorageFull, message))
             }
             _ => {
-                let message = format!("its layer cannot be unpacked: {error}");
+                let message = shortened(format!("its layer cannot be unpacked: {error}"));
                 PullError::NotWasm { image: image.to_owned(), message }
             }
         })
@@ -619,21 +660,25 @@ impl Inner {
         let known = {
             let mut state = self.lock();
             // Another image under this name begins anew.
-            let access = match state.known.get(image).filter(|known| known.manifest == manifest) {
-                Some(known) => access.and(&known.access),
-                None => access,
+            let (access, since) = match state.known.get(image).filter(|known| known.manifest == manifest) {
+                Some(known) => (access.and(&known.access), known.since),
+                None => (access, now_millis()),
             };
             let (manifest, component) = (manifest.to_owned(), component.to_owned());
-            let known = Known { name: image.to_owned(), manifest, component, access };
+            let known = Known { name: image.to_owned(), manifest, component, since, access };
             if state.known.get(image) == Some(&known) {
                 return;
             }
-            let gone: Vec<String> = state
+            let mut gone: Vec<String> = state
                 .known
                 .values()
                 .filter(|known| !self.blobs.contains(&known.component))
                 .map(|known| known.name.clone())
                 .collect();
+            let is_other = |other: &&Known| other.component == known.component && other.name != known.name;
+            let mut others: Vec<&Known> = state.known.values().filter(is_other).collect();
+            others.sort_by_key(|other| std::cmp::Reverse(other.since));
+            gone.extend(others.iter().skip(NAMES_MAX - 1).map(|other| other.name.clone()));
             for name in gone {
                 state.known.remove(&name);
                 let _ = std::fs::remove_file(self.name_file(&name));
@@ -675,6 +720,22 @@ fn artifact(name: &ImageName, manifest: String, component: String, blob: Blob, s
     }
 }
 
+fn now_millis() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Does what computes for long on a thread of its own, which stands back behind whoever serves requests.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    let (done, result) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new().name("unpack".to_owned()).spawn(move || {
+        // On Linux this is the calling thread only, which ends with this.
+        let _ = rustix::process::setpriority_process(None, UNPACK_NICE);
+        let _ = done.send(work());
+    })?;
+    result.await.map_err(|_| io::Error::other("it could not be unpacked"))
+}
+
 /// Free bytes of the disk; one that does not answer is not in the way.
 fn free_bytes(dir: &Path) -> u64 {
     rustix::fs::statvfs(dir).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize))
@@ -689,4 +750,17 @@ fn fingerprint(credentials: &[Credential]) -> [u8; 32] {
         }
     }
     hasher.finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_computes_for_long_stands_back() {
+        let nice = || rustix::process::getpriority_process(None).unwrap();
+        let own = nice();
+        assert_eq!((aside(nice).await.unwrap(), nice()), (own.max(UNPACK_NICE), own));
+        assert!(aside::<()>(|| panic!("as the test wants")).await.is_err());
+    }
 }

@@ -23,6 +23,8 @@ struct Registry {
     requests: AtomicUsize,
     blobs: AtomicUsize,
     password: Option<&'static str>,
+    /// Blobs begin, and then nothing more comes.
+    drips: bool,
     /// The digest that every manifest is said to have, without being shown.
     claims: Mutex<Option<String>>,
 }
@@ -68,11 +70,15 @@ impl Registry {
     }
 
     async fn serve(self: Arc<Self>) -> String {
+        self.serve_at("127.0.0.1:0").await
+    }
+
+    async fn serve_at(self: Arc<Self>, at: &str) -> String {
         let router = Router::new()
             .route("/v2/", axum::routing::get(root))
             .route("/v2/{*path}", axum::routing::any(answer))
             .with_state(self);
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = tokio::net::TcpListener::bind(at).await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move { axum::serve(listener, router).await });
         address.to_string()
@@ -99,6 +105,11 @@ async fn answer(
     }
     if path.contains("/blobs/") {
         registry.blobs.fetch_add(1, SeqCst);
+        if registry.drips {
+            let begin = futures::stream::once(async { Ok::<_, std::io::Error>(bytes::Bytes::from_static(WASM)) });
+            let body = futures::StreamExt::chain(begin, futures::stream::pending());
+            return axum::body::Body::from_stream(body).into_response();
+        }
     }
     let Some(bytes) = registry.content.lock().unwrap().get(&path).cloned() else {
         let body = json!({"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]}).to_string();
@@ -170,7 +181,7 @@ async fn a_token_is_asked_for_once_and_shown() {
     let address = guarded.clone().serve().await;
     let dir = tempfile::tempdir().unwrap();
     let image = format!("{address}/team/app:1");
-    let pulled = store(&dir, "127.0.0.1:1").pull(&image, PullPolicy::Always, &[]).await.unwrap();
+    let pulled = store(&dir, "127.0.0.1:1").pull("n", &image, PullPolicy::Always, &[]).await.unwrap();
     assert_eq!(std::fs::read(&pulled.path).unwrap(), WASM);
     assert_eq!(guarded.asked.load(SeqCst), 1);
 }
@@ -188,7 +199,7 @@ async fn what_a_token_service_says_is_bounded() {
     let address = Arc::new(guarded).serve().await;
     let dir = tempfile::tempdir().unwrap();
     let image = format!("{address}/team/app:1");
-    let error = store(&dir, "127.0.0.1:1").pull(&image, PullPolicy::Always, &[]).await.unwrap_err();
+    let error = store(&dir, "127.0.0.1:1").pull("n", &image, PullPolicy::Always, &[]).await.unwrap_err();
     assert!(error.to_string().contains("more than 65536 bytes"), "{error}");
     assert!(count.load(SeqCst) < 64 << 20, "{} bytes were taken", count.load(SeqCst));
 }
@@ -208,7 +219,7 @@ async fn manifests_and_refusals_are_bounded() {
         tokio::spawn(async move { axum::serve(listener, router).await });
         let dir = tempfile::tempdir().unwrap();
         let name = format!("{address}/team/app:1");
-        let error = store(&dir, "127.0.0.1:1").pull(&name, PullPolicy::Always, &[]).await.unwrap_err();
+        let error = store(&dir, "127.0.0.1:1").pull("n", &name, PullPolicy::Always, &[]).await.unwrap_err();
         let wanted = if status == StatusCode::OK { "more than 4194304 bytes" } else { "500" };
         assert!(error.to_string().contains(wanted), "{error}");
         assert!(count.load(SeqCst) < 64 << 20, "{} bytes were taken", count.load(SeqCst));
@@ -216,10 +227,15 @@ async fn manifests_and_refusals_are_bounded() {
 }
 
 fn store(dir: &tempfile::TempDir, embedded: &str) -> Store {
+    sized_store(dir, embedded, 1 << 20, 1 << 20)
+}
+
+fn sized_store(dir: &tempfile::TempDir, embedded: &str, max_bytes: u64, component_bytes_max: u64) -> Store {
     let config = Config {
         dir: dir.path().to_owned(),
         embedded: Some(embedded.to_owned()),
-        max_bytes: 1 << 20,
+        max_bytes,
+        component_bytes_max,
         min_free_bytes: 0,
         transport: Transport::default(),
     };
@@ -235,20 +251,20 @@ async fn finds_a_name_without_host_in_the_embedded_registry() {
     let dir = tempfile::tempdir().unwrap();
     let images = store(&dir, &address);
 
-    let artifact = images.pull("myregistry/app", PullPolicy::Always, &[]).await.unwrap();
+    let artifact = images.pull("n", "myregistry/app", PullPolicy::Always, &[]).await.unwrap();
     assert_eq!(std::fs::read(&artifact.path).unwrap(), WASM);
     assert_eq!(artifact.source, Source::Downloaded);
     assert_eq!(&*artifact.image_id, format!("myregistry/app@{}", artifact.manifest_digest));
-    let mirrored = images.pull("registry.k8s.io/pause:3.10", PullPolicy::IfNotPresent, &[]).await.unwrap();
+    let mirrored = images.pull("n", "registry.k8s.io/pause:3.10", PullPolicy::IfNotPresent, &[]).await.unwrap();
     assert_eq!(mirrored.path, artifact.path);
 
     // A restart finds it again by name, without asking anybody.
     drop((images, artifact, mirrored));
     let before = registry.requests.load(SeqCst);
     let images = store(&dir, &address);
-    let again = images.pull("myregistry/app:latest", PullPolicy::IfNotPresent, &[]).await.unwrap();
+    let again = images.pull("n", "myregistry/app:latest", PullPolicy::IfNotPresent, &[]).await.unwrap();
     assert_eq!((again.source, registry.requests.load(SeqCst)), (Source::Present, before));
-    assert!(images.pull("myregistry/app", PullPolicy::Never, &[]).await.is_ok());
+    assert!(images.pull("n", "myregistry/app", PullPolicy::Never, &[]).await.is_ok());
 }
 
 #[tokio::test]
@@ -258,7 +274,7 @@ async fn concurrent_pulls_are_one_and_always_sees_a_moved_tag() {
     let address = registry.clone().serve().await;
     let dir = tempfile::tempdir().unwrap();
     let images = store(&dir, &address);
-    let pulls = (0..200).map(|_| images.pull("app", PullPolicy::Always, &[]));
+    let pulls = (0..200).map(|_| images.pull("n", "app", PullPolicy::Always, &[]));
     let pulled = futures::future::try_join_all(pulls).await.unwrap();
     assert!(pulled.iter().all(|artifact| *artifact.manifest_digest == first));
     assert_eq!(registry.blobs.load(SeqCst), 1);
@@ -268,13 +284,13 @@ async fn concurrent_pulls_are_one_and_always_sees_a_moved_tag() {
     let second = registry.push("app", "latest", "application/wasm", &moved);
     let started = std::time::Instant::now();
     loop {
-        let artifact = images.pull("app", PullPolicy::Always, &[]).await.unwrap();
+        let artifact = images.pull("n", "app", PullPolicy::Always, &[]).await.unwrap();
         if *artifact.manifest_digest == second {
             break;
         }
         assert!(started.elapsed() < std::time::Duration::from_secs(5), "a moved tag was not seen");
     }
-    let kept = images.pull(&format!("app@{first}"), PullPolicy::Always, &[]).await.unwrap();
+    let kept = images.pull("n", &format!("app@{first}"), PullPolicy::Always, &[]).await.unwrap();
     assert_eq!(*kept.manifest_digest, first);
 }
 
@@ -304,10 +320,10 @@ async fn says_why_an_image_cannot_be_had() {
         ("127.0.0.1:1/closed".to_owned(), "Unreachable"),
         ("Not A Name".to_owned(), "InvalidName"),
     ] {
-        let error = images.pull(&image, PullPolicy::IfNotPresent, &[]).await.unwrap_err();
+        let error = images.pull("n", &image, PullPolicy::IfNotPresent, &[]).await.unwrap_err();
         assert!(format!("{error:?}").starts_with(class), "{image}: {error:?}");
     }
-    let error = images.pull("text", PullPolicy::Never, &[]).await.unwrap_err();
+    let error = images.pull("n", "text", PullPolicy::Never, &[]).await.unwrap_err();
     assert!(matches!(error, PullError::NotPresent { .. }));
     assert_eq!(images.total_bytes(), 0);
 }
@@ -332,7 +348,7 @@ async fn a_proxy_is_not_asked_for_registries_of_this_machine() {
     registry.push("app", "latest", "application/wasm", WASM);
     let address = registry.serve().await;
     let dir = tempfile::tempdir().unwrap();
-    store(&dir, &address).pull("app", PullPolicy::Always, &[]).await.unwrap();
+    store(&dir, &address).pull("n", "app", PullPolicy::Always, &[]).await.unwrap();
 }
 
 /// Pods with secrets of their own, at the same time: each that was given the image has it after a restart, too.
@@ -352,7 +368,7 @@ async fn all_who_were_given_an_image_at_once_are_remembered() {
         registry.push(&format!("private/app{number}"), "latest", "application/wasm", WASM);
         let pulls = (0..12).map(|user| {
             let (images, image, credentials) = (images.clone(), image.clone(), credentials(user));
-            tokio::spawn(async move { images.pull(&image, PullPolicy::Always, &credentials).await.map(drop) })
+            tokio::spawn(async move { images.pull("n", &image, PullPolicy::Always, &credentials).await.map(drop) })
         });
         for pulled in futures::future::join_all(pulls).await {
             pulled.unwrap().unwrap();
@@ -382,25 +398,25 @@ async fn uses_the_pull_secret_of_the_pod_and_of_nobody_else() {
         password: password.to_owned(),
     };
     for credentials in [vec![], vec![credential("wrong")]] {
-        let error = images.pull(&image, PullPolicy::Always, &credentials).await.unwrap_err();
+        let error = images.pull("n", &image, PullPolicy::Always, &credentials).await.unwrap_err();
         assert!(matches!(error, PullError::Unauthorized { .. }), "{error:?}");
     }
-    let pulled = images.pull(&image, PullPolicy::Always, &[credential("secret")]).await.unwrap();
+    let pulled = images.pull("n", &image, PullPolicy::Always, &[credential("secret")]).await.unwrap();
     let by_digest = format!("{address}/private/app@{}", pulled.manifest_digest);
     // That it is here now is no reason to give it to others, under any name, also after a restart.
     for images in [images, store(&dir, &other)] {
         for policy in [PullPolicy::Always, PullPolicy::IfNotPresent] {
             for image in [&image, &by_digest] {
                 for credentials in [vec![], vec![credential("wrong")]] {
-                    let error = images.pull(image, policy, &credentials).await.unwrap_err();
+                    let error = images.pull("n", image, policy, &credentials).await.unwrap_err();
                     assert!(matches!(error, PullError::Unauthorized { .. }), "{policy:?} {image}: {error:?}");
                     assert!(!images.is_accessible(image, &credentials));
                 }
             }
         }
-        assert!(images.pull(&image, PullPolicy::Never, &[]).await.is_err());
+        assert!(images.pull("n", &image, PullPolicy::Never, &[]).await.is_err());
         let asked = registry.requests.load(SeqCst);
-        images.pull(&image, PullPolicy::IfNotPresent, &[credential("secret")]).await.unwrap();
+        images.pull("n", &image, PullPolicy::IfNotPresent, &[credential("secret")]).await.unwrap();
         assert_eq!(registry.requests.load(SeqCst), asked, "who was given it is not asked again");
     }
 }
@@ -415,16 +431,16 @@ async fn a_registry_that_only_names_an_image_does_not_give_it() {
     let dir = tempfile::tempdir().unwrap();
     let images = store(&dir, &embedded);
     let owner = Credential { registry: address.clone(), username: "u".to_owned(), password: "secret".to_owned() };
-    let pulled = images.pull(&format!("{address}/private/app"), PullPolicy::Always, &[owner]).await.unwrap();
+    let pulled = images.pull("n", &format!("{address}/private/app"), PullPolicy::Always, &[owner]).await.unwrap();
     *liar.claims.lock().unwrap() = Some(pulled.manifest_digest.to_string());
     for image in [format!("{lies}/x"), format!("{lies}/x@{}", pulled.manifest_digest)] {
-        let got = images.pull(&image, PullPolicy::Always, &[]).await;
+        let got = images.pull("n", &image, PullPolicy::Always, &[]).await;
         assert!(got.is_err(), "{image}: {got:?}");
     }
     // One that has it may give it.
     *liar.claims.lock().unwrap() = None;
     liar.push("x", "latest", "application/wasm", WASM);
-    let got = images.pull(&format!("{lies}/x"), PullPolicy::Always, &[]).await.unwrap();
+    let got = images.pull("n", &format!("{lies}/x"), PullPolicy::Always, &[]).await.unwrap();
     assert_eq!((got.source, &got.path), (Source::Downloaded, &pulled.path));
 }
 
@@ -441,7 +457,7 @@ async fn a_digest_is_kept_to_whatever_a_registry_calls_it() {
     let dir = tempfile::tempdir().unwrap();
     let images = store(&dir, &address);
     let pinned = format!("app@sha256:{}", "a".repeat(64));
-    let refused = images.pull(&pinned, PullPolicy::Always, &[]).await.unwrap_err();
+    let refused = images.pull("n", &pinned, PullPolicy::Always, &[]).await.unwrap_err();
     assert!(matches!(refused, PullError::NotFound { .. }), "{refused:?}");
 }
 
@@ -456,12 +472,12 @@ async fn what_the_embedded_registry_may_have_is_not_looked_for_elsewhere() {
     outside.push("team/app", "1", "application/wasm", WASM);
     let name = format!("{}/team/app:1", outside.clone().serve().await.replace("127.0.0.1", "localhost"));
     let dir = tempfile::tempdir().unwrap();
-    let refused = store(&dir, &address).pull("team/app:1", PullPolicy::Always, &[]).await.unwrap_err();
+    let refused = store(&dir, &address).pull("n", "team/app:1", PullPolicy::Always, &[]).await.unwrap_err();
     let PullError::Unreachable { message, .. } = &refused else { panic!("{refused:?}") };
     assert!(message.starts_with(&address) && !message.contains("docker"), "{message}");
     // A host with a port is no name of the embedded one.
     let dir = tempfile::tempdir().unwrap();
-    store(&dir, &address).pull(&name, PullPolicy::Always, &[]).await.unwrap();
+    store(&dir, &address).pull("n", &name, PullPolicy::Always, &[]).await.unwrap();
 }
 
 #[tokio::test]
@@ -472,16 +488,16 @@ async fn naming_a_layer_does_not_give_a_component_that_somebody_else_brought() {
     let dir = tempfile::tempdir().unwrap();
     let images = store(&dir, "127.0.0.1:1");
     let credential = Credential { registry: there.clone(), username: "u".to_owned(), password: "p".to_owned() };
-    images.pull(&format!("{there}/app:1"), PullPolicy::Always, &[credential]).await.unwrap();
+    images.pull("n", &format!("{there}/app:1"), PullPolicy::Always, &[credential]).await.unwrap();
     // A manifest of somebody else's with the same layer, which is not there.
     let thief = Arc::new(Registry::default());
     thief.push("mine", "1", "application/wasm", WASM);
     thief.content.lock().unwrap().retain(|path, _| !path.contains("/blobs/"));
     let theirs = thief.clone().serve().await;
-    images.pull(&format!("{theirs}/mine:1"), PullPolicy::Always, &[]).await.unwrap_err();
+    images.pull("n", &format!("{theirs}/mine:1"), PullPolicy::Always, &[]).await.unwrap_err();
     // Who brings it has it.
     thief.put_blob("mine", WASM);
-    images.pull(&format!("{theirs}/mine:1"), PullPolicy::Always, &[]).await.unwrap();
+    images.pull("n", &format!("{theirs}/mine:1"), PullPolicy::Always, &[]).await.unwrap();
 }
 
 #[tokio::test]
@@ -506,12 +522,12 @@ async fn follows_an_index_to_an_index_and_no_circle() {
     let dir = tempfile::tempdir().unwrap();
     let images = store(&dir, &address);
     for depth in 1..=4 {
-        let artifact = images.pull(&format!("app:{depth}"), PullPolicy::Always, &[]).await.unwrap();
+        let artifact = images.pull("n", &format!("app:{depth}"), PullPolicy::Always, &[]).await.unwrap();
         assert_eq!(std::fs::read(&artifact.path).unwrap(), WASM, "{depth}");
     }
-    let error = images.pull("app:5", PullPolicy::Always, &[]).await.unwrap_err().to_string();
+    let error = images.pull("n", "app:5", PullPolicy::Always, &[]).await.unwrap_err().to_string();
     assert!(error.contains("leads to more than 4"), "{error}");
-    let error = images.pull("app:native", PullPolicy::Always, &[]).await.unwrap_err().to_string();
+    let error = images.pull("n", "app:native", PullPolicy::Always, &[]).await.unwrap_err().to_string();
     assert!(error.contains("linux/amd64 (m)"), "{error}");
 }
 
@@ -529,7 +545,92 @@ async fn takes_the_component_out_of_a_container_image() {
     registry.put_manifest("docker", "latest", manifest.to_string().as_bytes());
     let address = registry.clone().serve().await;
     let dir = tempfile::tempdir().unwrap();
-    let artifact = store(&dir, &address).pull("docker", PullPolicy::IfNotPresent, &[]).await.unwrap();
+    let artifact = store(&dir, &address).pull("n", "docker", PullPolicy::IfNotPresent, &[]).await.unwrap();
     assert_eq!(std::fs::read(&artifact.path).unwrap(), WASM);
     assert_eq!(*artifact.digest, format!("sha256:{:x}", Sha256::digest(WASM)));
+}
+
+/// A registry whose blobs begin and do not go on, under as many addresses as it likes; the second is its port.
+async fn dripping() -> (Arc<Registry>, String) {
+    let registry = Arc::new(Registry { drips: true, ..Registry::default() });
+    for tag in 0..4 {
+        let layer =
+            json!({"mediaType": "application/wasm", "digest": format!("sha256:{}", "a".repeat(64)), "size": 15 << 20});
+        let manifest = json!({"schemaVersion": 2, "layers": [layer], "annotations": {"tag": tag.to_string()}});
+        registry.put_manifest("app", &tag.to_string(), manifest.to_string().as_bytes());
+    }
+    let address = registry.clone().serve_at("0.0.0.0:0").await;
+    (registry, address.rsplit(':').next().unwrap().to_owned())
+}
+
+#[tokio::test]
+async fn nobody_holds_the_places_of_others_nor_those_of_the_clusters_own_registry() {
+    let (drips, port) = dripping().await;
+    let (own, outside) = (Arc::new(Registry::default()), Arc::new(Registry::default()));
+    own.push("own", "1", "application/wasm", WASM);
+    outside.push("app", "1", "application/wasm", &[WASM, b"other"].concat());
+    let (embedded, outside) = (own.serve().await, outside.serve().await);
+    let dir = tempfile::tempdir().unwrap();
+    let images = sized_store(&dir, &embedded, 1 << 30, 1 << 30);
+    let hogs: Vec<_> = (1..=20)
+        .flat_map(|host| (0..4).map(move |tag| (host, tag)))
+        .map(|(host, tag)| {
+            let (images, image) = (images.clone(), format!("127.0.0.{host}:{port}/app:{tag}"));
+            tokio::spawn(async move { images.pull("hog", &image, PullPolicy::Always, &[]).await.map(drop) })
+        })
+        .collect();
+    let soon = std::time::Duration::from_secs(20);
+    tokio::time::timeout(soon, async {
+        // All have asked what the names stand for, and some hold places.
+        while drips.requests.load(SeqCst) < 80 || drips.blobs.load(SeqCst) < 8 {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .unwrap();
+    for (owner, image) in [("hog", "own:1".to_owned()), ("other", format!("{outside}/app:1"))] {
+        let pulled = tokio::time::timeout(soon, images.pull(owner, &image, PullPolicy::Always, &[])).await;
+        assert_eq!(pulled.expect("it has a place").unwrap().source, Source::Downloaded, "{image}");
+    }
+    hogs.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test]
+async fn a_download_that_drips_is_given_up_however_much_is_to_come() {
+    let (_drips, port) = dripping().await;
+    let dir = tempfile::tempdir().unwrap();
+    let images = sized_store(&dir, "127.0.0.1:1", 1 << 30, 1 << 30);
+    let image = format!("127.0.0.1:{port}/app:1");
+    let begun = std::time::Instant::now();
+    let error = images.pull("n", &image, PullPolicy::Always, &[]).await.unwrap_err().to_string();
+    assert!(error.contains("stalled: 8 of 15728640 bytes"), "{error}");
+    assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_component_is_no_larger_than_one_that_runs() {
+    let registry = Arc::new(Registry::default());
+    registry.push("app", "1", "application/wasm", &[WASM, &[0; 100]].concat());
+    let address = registry.serve().await;
+    let dir = tempfile::tempdir().unwrap();
+    let images = sized_store(&dir, &address, 1 << 30, 100);
+    let error = images.pull("n", "app:1", PullPolicy::Always, &[]).await.unwrap_err();
+    assert!(matches!(error, PullError::TooLarge { size: 108, limit: 100, .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn names_of_one_component_have_a_bound() {
+    let registry = Arc::new(Registry::default());
+    for tag in 0..70 {
+        registry.push("app", &tag.to_string(), "application/wasm", WASM);
+    }
+    let address = registry.serve().await;
+    let dir = tempfile::tempdir().unwrap();
+    let images = store(&dir, &address);
+    for tag in 0..70 {
+        images.pull("n", &format!("app:{tag}"), PullPolicy::Always, &[]).await.unwrap();
+        assert!(images.is_present(&format!("app:{tag}")), "the newest stays");
+    }
+    let files = std::fs::read_dir(dir.path().join("names")).unwrap().count();
+    assert_eq!((images.images().len(), files), (64, 64));
 }

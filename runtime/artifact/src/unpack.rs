@@ -9,7 +9,8 @@ use flate2::read::GzDecoder;
 use serde::Deserialize;
 
 const BLOCK: usize = 512;
-/// Bytes of an archive that are unpacked on the way to what is wanted: a few megabytes of gzip can say terabytes of nothing.
+/// Bytes of an image's archives that are unpacked on the way to what is wanted, all of them together: a few megabytes of gzip can
+/// say terabytes of nothing.
 pub const UNPACKED_BYTES_MAX: u64 = 4 << 30;
 /// A long name may be this long; Linux allows 4096.
 const NAME_MAX: u64 = 64 * 1024;
@@ -42,28 +43,28 @@ pub fn entry_point(config: &[u8]) -> Result<String, String> {
 
 /// Copies the file `wanted` out of a (possibly gzipped) tar archive; whether it was there.
 ///
-/// `limit` is for the file; `unpacked_max` for all that is read on the way to it.
-pub fn extract(archive: &Path, wanted: &str, out: &mut dyn Write, limit: u64, unpacked_max: u64) -> io::Result<bool> {
+/// `limit` is for the file; `left` is what may still be read on the way to it, less what was read when this returns.
+pub fn extract(archive: &Path, wanted: &str, out: &mut dyn Write, limit: u64, left: &mut u64) -> io::Result<bool> {
     let mut file = BufReader::new(std::fs::File::open(archive)?);
     let mut magic = [0; 2];
     let is_gzip = file.read_exact(&mut magic).is_ok() && magic == [0x1f, 0x8b];
     let file = BufReader::new(std::fs::File::open(archive)?);
     match is_gzip {
-        true => search(&mut Bounded { inner: GzDecoder::new(file), left: unpacked_max }, wanted, out, limit),
-        false => search(&mut Bounded { inner: file, left: unpacked_max }, wanted, out, limit),
+        true => search(&mut Bounded { inner: GzDecoder::new(file), left }, wanted, out, limit),
+        false => search(&mut Bounded { inner: file, left }, wanted, out, limit),
     }
 }
 
 /// Reads at most so many bytes, and says when there were more.
-struct Bounded<R> {
+struct Bounded<'a, R> {
     inner: R,
-    left: u64,
+    left: &'a mut u64,
 }
 
-impl<R: Read> Read for Bounded<R> {
+impl<R: Read> Read for Bounded<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(buffer)?;
-        self.left = self.left.checked_sub(read as u64).ok_or_else(|| {
+        *self.left = self.left.checked_sub(read as u64).ok_or_else(|| {
             io::Error::new(io::ErrorKind::FileTooLarge, "it unpacks to more bytes than an image may have")
         })?;
         Ok(read)
@@ -103,7 +104,8 @@ fn search(tar: &mut dyn Read, wanted: &str, out: &mut dyn Write, limit: u64) -> 
                 let name = long_name.take().unwrap_or_else(|| header_name(&header));
                 if normal(&name) == wanted {
                     if size > limit {
-                        return Err(io::ErrorKind::FileTooLarge.into());
+                        let message = format!("{wanted} has {size} bytes, more than {limit}");
+                        return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
                     }
                     let copied = io::copy(&mut tar.take(size), out)?;
                     return match copied == size {
@@ -188,10 +190,10 @@ mod tests {
             };
             std::fs::write(&path, bytes).unwrap();
             let mut out = Vec::new();
-            assert!(extract(&path, "bin/app.wasm", &mut out, 10, 4_096).unwrap());
+            assert!(extract(&path, "bin/app.wasm", &mut out, 10, &mut 4_096).unwrap());
             assert_eq!(out, b"\0asm");
-            assert!(!extract(&path, "other.wasm", &mut out, 10, 4_096).unwrap());
-            assert!(extract(&path, "bin/app.wasm", &mut out, 3, 4_096).is_err());
+            assert!(!extract(&path, "other.wasm", &mut out, 10, &mut 4_096).unwrap());
+            assert!(extract(&path, "bin/app.wasm", &mut out, 3, &mut 4_096).is_err());
         }
     }
 
@@ -203,9 +205,14 @@ mod tests {
         encoder.write_all(&tar_of("zeros", &vec![0; 8 << 20])).unwrap();
         std::fs::write(&path, encoder.finish().unwrap()).unwrap();
         let mut out = Vec::new();
-        let error = extract(&path, "app.wasm", &mut out, 10, 1 << 20).unwrap_err();
+        let error = extract(&path, "app.wasm", &mut out, 10, &mut (1 << 20)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
-        assert!(!extract(&path, "app.wasm", &mut out, 10, 16 << 20).unwrap());
+        // One after the other they have the same bytes.
+        let mut left = 20 << 20;
+        assert!(!extract(&path, "app.wasm", &mut out, 10, &mut left).unwrap());
+        assert!(!extract(&path, "app.wasm", &mut out, 10, &mut left).unwrap());
+        let error = extract(&path, "app.wasm", &mut out, 10, &mut left).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
         // Any one byte may be another: found, not found, or an error; never a panic, never more than the limit.
         let tar = tar_of("app.wasm", b"\0asm");
         for at in (0..BLOCK + 8).step_by(3) {
@@ -214,7 +221,7 @@ mod tests {
                 damaged[at] = value;
                 std::fs::write(&path, damaged).unwrap();
                 let mut out = Vec::new();
-                let _ = extract(&path, "app.wasm", &mut out, 10, 1 << 20);
+                let _ = extract(&path, "app.wasm", &mut out, 10, &mut (1 << 20));
                 assert!(out.len() <= 10, "at {at}");
             }
         }

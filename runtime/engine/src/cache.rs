@@ -4,11 +4,12 @@
 //! CACHE_DIR/                 mode 0700
 //!   CODE_KEY/                wasmtime's version, its settings, this CPU
 //!     DIGEST.cwasm           whole, since it was moved into place
-//!     DIGEST.facts           what is known of the component
-//!     DIGEST.PID.N.part      under way; swept at the start
+//!     DIGEST.facts           what is known of the component, there before its code
+//!     DIGEST.PID.N….part     under way; swept at the start
 //!     functions/             functions that components share (see `functions.rs`)
 //! ```
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -17,7 +18,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
-use tokio::sync::Semaphore;
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::compile::Bounds;
 use crate::facts::Facts;
@@ -37,6 +39,8 @@ pub(crate) struct Cache {
     compiler: Compiler,
     bounds: Bounds,
     compilers: Semaphore,
+    /// One turn for each of those whose components are compiled or wait for it.
+    owners: Mutex<HashMap<String, Arc<Semaphore>>>,
     parts: AtomicU64,
 }
 
@@ -66,6 +70,7 @@ impl Cache {
             compiler: config.compiler.clone(),
             bounds: Bounds { bytes_max: config.compile_bytes_max, time_max: config.compile_time_max },
             compilers: Semaphore::new(COMPILERS_MAX),
+            owners: Mutex::default(),
             parts: AtomicU64::new(0),
             dir,
         })
@@ -78,6 +83,18 @@ impl Cache {
         self.dir.join(format!("{name}.cwasm"))
     }
 
+    /// The turn of an owner, who has one component compiled at a time: however many it has, and however long they take, the
+    /// next of somebody else gets the next compiler that is free.
+    pub(crate) async fn turn(&self, owner: &str) -> Option<OwnedSemaphorePermit> {
+        let turns = {
+            let mut owners = self.owners.lock();
+            // Who has a turn, or waits for one, holds it as well.
+            owners.retain(|_, turns| Arc::strong_count(turns) > 1);
+            owners.entry(owner.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(1))).clone()
+        };
+        turns.acquire_owned().await.ok()
+    }
+
     /// Compiles a component into its place. Dropping this stops the compiler.
     pub(crate) async fn compile(&self, digest: &str, wasm: &Path, memory: &Arc<NodeMemory>) -> Result<(), Error> {
         let Ok(_turn) = self.compilers.acquire().await else {
@@ -86,27 +103,27 @@ impl Cache {
         let path = self.path(digest);
         let number = self.parts.fetch_add(1, Ordering::Relaxed);
         let part = Part(path.with_extension(format!("{}.{number}.part", std::process::id())));
+        let facts = Part(compile::facts_beside(&part.0));
         compile::compile(&self.compiler, wasm, &part.0, &self.dir.join(FUNCTIONS), self.bounds, memory.beside())
             .await?;
-        fs::rename(&part.0, &path).map_err(|source| Error::Cache { path: path.clone(), source })?;
+        // The code comes last: where it is, the facts are.
+        let moved = fs::rename(&facts.0, path.with_extension("facts")).and_then(|()| fs::rename(&part.0, &path));
+        moved.map_err(|source| Error::Cache { path: path.clone(), source })?;
         self.evict(&path);
         Ok(())
     }
 
-    /// What is known of the component `wasm` beside its code at `path`; read from it once.
-    pub(crate) fn facts(path: &Path, wasm: &Path) -> Facts {
+    /// What its compiler has said of the component whose code is at `path`. Code without it (a disk gave back something else)
+    /// is not usable.
+    pub(crate) fn facts(path: &Path) -> Result<Facts, Error> {
         let beside = path.with_extension("facts");
-        if let Some(facts) = fs::read_to_string(&beside).ok().and_then(|text| Facts::from_text(&text)) {
-            return facts;
-        }
-        match fs::read(wasm) {
-            Ok(bytes) => {
-                let facts = Facts::of(&bytes);
-                // It is read again when it cannot be kept.
-                let _ = fs::write(&beside, facts.to_text());
-                facts
+        let missing = || Error::Start("what is known of the component is not beside its code".to_owned());
+        match fs::read_to_string(&beside) {
+            Ok(text) => Facts::from_text(&text).ok_or_else(missing),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
+                Err(missing())
             }
-            Err(_) => Facts { is_reusable: false },
+            Err(source) => Err(Error::Read { path: beside, source }),
         }
     }
 

@@ -3,7 +3,9 @@
 use wasmparser::{Parser, Payload};
 
 use crate::adapt::{Kind, kind};
+use crate::compile::COMPONENT_BYTES_MAX;
 use crate::component::WORLDS;
+use crate::error::{cut, list};
 
 /// Names of imports and exports that are kept; components have some dozens.
 const NAMES_MAX: usize = 1_000;
@@ -27,6 +29,11 @@ pub enum Unfit {
         "it is not WebAssembly: it does not begin with \"\\0asm\"; build a component, e.g. cargo build --release --target wasm32-wasip2"
     )]
     NotWasm,
+    /// More than any component may have.
+    #[error(
+        "it has {0} bytes, and no component may have more than {COMPONENT_BYTES_MAX}; build it without debug information"
+    )]
+    TooLarge(usize),
     /// Cut off, or damaged.
     #[error("it is damaged or not whole ({0}); build it again")]
     Damaged(String),
@@ -47,11 +54,12 @@ pub fn check(bytes: &[u8]) -> Result<Checked, Unfit> {
     let is_module = match kind(bytes) {
         None if bytes.starts_with(b"\0asm") => return Err(Unfit::Damaged("its version is unknown".to_owned())),
         None => return Err(Unfit::NotWasm),
+        Some(_) if bytes.len() as u64 > COMPONENT_BYTES_MAX => return Err(Unfit::TooLarge(bytes.len())),
         Some(kind) => kind == Kind::Module,
     };
     let (mut imports, mut exports) = (Vec::new(), Vec::new());
     let (mut depth, mut has_type) = (0_usize, false);
-    let damaged = |error: wasmparser::BinaryReaderError| Unfit::Damaged(error.to_string());
+    let damaged = |error: wasmparser::BinaryReaderError| Unfit::Damaged(cut(error.to_string()));
     for payload in Parser::new(0).parse_all(bytes) {
         let keep = |names: &mut Vec<String>, name: &str| {
             if depth == 0 && names.len() < NAMES_MAX {
@@ -84,7 +92,8 @@ pub fn check(bytes: &[u8]) -> Result<Checked, Unfit> {
     match is_module {
         true if !has_type && !exports.iter().any(|name| name == "_start") => Err(Unfit::NoEntry),
         false if !exports.iter().any(|name| WORLDS.iter().any(|world| name.starts_with(world))) => {
-            Err(Unfit::NoWorld(if exports.is_empty() { "nothing".to_owned() } else { exports.join(", ") }))
+            let names = list(exports.iter().map(String::as_str));
+            Err(Unfit::NoWorld(if names.is_empty() { "nothing".to_owned() } else { names }))
         }
         _ => Ok(Checked { is_module, imports, exports }),
     }

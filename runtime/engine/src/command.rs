@@ -14,7 +14,7 @@ use crate::guest::{self, Claim, Guest};
 use crate::limits::Account;
 use crate::meter::Metered;
 use crate::slice::Clock;
-use crate::{Component, Engine, Error, Exit, Spec, Usage, exit};
+use crate::{Component, Engine, Error, Exit, OpenSocket, Spec, Usage, exit};
 
 /// A running command. It goes on when all clones are dropped; [`Command::stop`] and [`Command::kill`] end it.
 #[derive(Clone, Debug)]
@@ -66,6 +66,11 @@ impl Command {
     #[cfg(test)]
     pub(crate) fn descriptors(&self) -> u32 {
         self.0.account.descriptors()
+    }
+
+    /// Counts a socket that is opened on its behalf among its own; none when it has as many as it may.
+    pub fn open_socket(&self) -> Option<OpenSocket> {
+        OpenSocket::take(&self.0.account)
     }
 
     /// What it has used so far; its fuel is known when it has ended.

@@ -1,10 +1,11 @@
 //! Compiles one component: in this process, or in a limited one of its own.
 //!
 //! Compiling parses hostile input and takes from 0.06 to 35 seconds and up to a gigabyte. The process of its
-//! own cannot take more than it was given, has low priority, and can be killed.
+//! own cannot take more than it was given, has low priority, and can be killed. It alone reads a component: what else is to be
+//! known of one ([`Facts`]) it leaves beside the code.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
@@ -13,11 +14,22 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit, setpriority_process, setrlimit};
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
+use wasmparser::{Parser, Payload};
 
 use crate::adapt::{self, Kind};
+use crate::error::cut;
+use crate::facts::Facts;
 use crate::functions::Functions;
 use crate::memory::Beside;
 use crate::{Compiler, Error, settings};
+
+/// Bytes of a component. Compiling one of 40 MB takes some 600 MB, so that what is larger than this could not be compiled within
+/// [`crate::Config::compile_bytes_max`].
+pub const COMPONENT_BYTES_MAX: u64 = 256 << 20;
+
+/// Bytes of what a component says of itself: types, and the names of what it imports and exports. Its code and data are mapped,
+/// but this is in the memory of whoever runs it, as objects that are larger than it. Components of 40 MB have some 200 KiB.
+const DESCRIPTION_BYTES_MAX: usize = 8 << 20;
 
 /// CPU time of one compiler process. The largest component seen took 104 seconds.
 const CPU_SECONDS_MAX: u64 = 1_200;
@@ -54,8 +66,13 @@ pub(crate) struct Bounds {
     pub(crate) time_max: Duration,
 }
 
-/// Compiles `wasm` into `output`, which is complete and on disk when this returns. Functions that `functions` has are
-/// taken from there.
+/// Where a compiler that writes its code to `output` leaves what is known of the component.
+pub(crate) fn facts_beside(output: &Path) -> PathBuf {
+    output.with_extension("facts.part")
+}
+
+/// Compiles `wasm` into `output`, which is complete and on disk when this returns, with its facts beside it. Functions that
+/// `functions` has are taken from there.
 pub(crate) async fn compile(
     compiler: &Compiler,
     wasm: &Path,
@@ -87,11 +104,18 @@ pub(crate) async fn compile(
 }
 
 fn compile_here(wasm: &Path, output: &Path, functions: Option<&Path>) -> Result<(), Failure> {
-    let mut bytes = fs::read(wasm).map_err(Failure::Io)?;
+    let mut bytes = read(wasm)?;
+    let facts = Facts::of(&bytes);
     match adapt::kind(&bytes) {
         None => return Err(Failure::NotWasm),
         Some(Kind::Component) => {}
-        Some(Kind::Module) => bytes = adapt::component(&bytes).map_err(Failure::Invalid)?,
+        Some(Kind::Module) => bytes = adapt::component(&bytes).map_err(|error| Failure::Invalid(cut(error)))?,
+    }
+    let described = description_bytes(&bytes);
+    if described > DESCRIPTION_BYTES_MAX {
+        return Err(Failure::Invalid(format!(
+            "its types and the names of its imports and exports have {described} bytes, more than {DESCRIPTION_BYTES_MAX}"
+        )));
     }
     let invalid = |error: wasmtime::Error| Failure::Invalid(crate::error::line(&error));
     let mut config = settings::code();
@@ -107,8 +131,33 @@ fn compile_here(wasm: &Path, output: &Path, functions: Option<&Path>) -> Result<
     if let Some(Err(error)) = functions.map(|functions| functions.finish()) {
         tracing::debug!(%error, "compiled functions are not kept");
     }
+    fs::write(facts_beside(output), facts.to_text()).map_err(Failure::Io)?;
     let mut file = fs::File::create(output).map_err(Failure::Io)?;
     file.write_all(&code).and_then(|()| file.sync_all()).map_err(Failure::Io)
+}
+
+/// A component's file, if it is no larger than it may be.
+fn read(wasm: &Path) -> Result<Vec<u8>, Failure> {
+    let file = fs::File::open(wasm).map_err(Failure::Io)?;
+    let size = file.metadata().map_err(Failure::Io)?.len();
+    if size > COMPONENT_BYTES_MAX {
+        return Err(Failure::Invalid(format!("it has {size} bytes, more than {COMPONENT_BYTES_MAX}")));
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
+    file.take(COMPONENT_BYTES_MAX).read_to_end(&mut bytes).map_err(Failure::Io)?;
+    Ok(bytes)
+}
+
+/// Bytes of everything but code, data, and what no engine looks at. Of what cannot be read the compiler says more.
+fn description_bytes(component: &[u8]) -> usize {
+    let payloads = Parser::new(0).parse_all(component).map_while(Result::ok);
+    let bytes = payloads.map(|payload| match payload {
+        Payload::CodeSectionStart { .. } | Payload::DataSection(_) | Payload::CustomSection(_) => 0,
+        // What is in these comes by itself.
+        Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => 0,
+        other => other.as_section().map_or(0, |(_, range)| range.len()),
+    });
+    bytes.fold(0, usize::saturating_add)
 }
 
 async fn compile_there(
@@ -159,7 +208,7 @@ async fn compile_there(
             return Err(Error::CompilerKilled(why));
         }
     };
-    let message = String::from_utf8_lossy(&message).trim().to_owned();
+    let message = cut(String::from_utf8_lossy(&message).trim().to_owned());
     match (status.code(), status.signal()) {
         (Some(0), _) => Ok(()),
         (Some(code), _) if code == i32::from(EXIT_INVALID) => Err(Error::Invalid(message)),

@@ -8,7 +8,7 @@ use wasmtime_wasi::p2::bindings::CommandPre as CommandP2;
 use wasmtime_wasi_http::p2::bindings::ProxyPre as ServiceP2;
 use wasmtime_wasi_http::p3::bindings::ServicePre as ServiceP3;
 
-use crate::error::line;
+use crate::error::{line, list};
 use crate::facts::{Facts, REUSE_DEFAULT, REUSE_P3_MAX};
 use crate::guest::Guest;
 use crate::{Error, settings};
@@ -20,6 +20,9 @@ const RUN_P2: &str = "wasi:cli/run@0.2.";
 const RUN_P3: &str = "wasi:cli/run@0.3.";
 /// A component that runs here exports one of these.
 pub(crate) const WORLDS: [&str; 4] = [HTTP_P2, HTTP_P3, RUN_P2, RUN_P3];
+
+/// Bytes of the names that a component imports; what runs here has some dozens, of 30 bytes.
+const IMPORTS_BYTES_MAX: usize = 64 << 10;
 
 /// A component that can be started. Clones share it; the code is unloaded with the last of them and of its instances.
 #[derive(Clone)]
@@ -70,10 +73,16 @@ impl Component {
     ) -> Result<Component, Error> {
         let engine = component.engine();
         let ty = component.component_type();
-        let imports: Vec<String> = ty.imports(engine).map(|(name, _)| name.to_owned()).collect();
-        let exports: Vec<String> = ty.exports(engine).map(|(name, _)| name.to_owned()).collect();
-        let instance = linker.instantiate_pre(component).map_err(|error| import_error(&imports, &error))?;
-        let has = |prefix: &str| exports.iter().any(|name| name.starts_with(prefix));
+        let imports = || ty.imports(engine).map(|(name, _)| name);
+        let exports = || ty.exports(engine).map(|(name, _)| name);
+        let instance = linker.instantiate_pre(component).map_err(|error| import_error(imports(), &error))?;
+        let imported: usize = imports().map(str::len).sum();
+        if imported > IMPORTS_BYTES_MAX {
+            let message = format!("the names of its imports have {imported} bytes, more than {IMPORTS_BYTES_MAX}");
+            return Err(Error::Invalid(message));
+        }
+        let imports: Vec<String> = imports().map(str::to_owned).collect();
+        let has = |prefix: &str| exports().any(|name| name.starts_with(prefix));
         let invalid = |error: wasmtime::Error| Error::Invalid(line(&error));
         let pre = if has(HTTP_P2) {
             Pre::HttpP2(ServiceP2::new(instance).map_err(invalid)?)
@@ -84,8 +93,8 @@ impl Component {
         } else if has(RUN_P3) {
             Pre::CommandP3(instance)
         } else {
-            let exports = if exports.is_empty() { "none".to_owned() } else { exports.join(", ") };
-            return Err(Error::NoWorld(exports));
+            let names = list(exports());
+            return Err(Error::NoWorld(if names.is_empty() { "none".to_owned() } else { names }));
         };
         let places = settings::places(component);
         Ok(Component(Arc::new(Loaded { digest: digest.to_owned(), imports, places, facts, pre })))
@@ -149,14 +158,15 @@ impl fmt::Debug for Component {
 }
 
 /// Names the import that does not fit. wasmtime says it in words only.
-fn import_error(imports: &[String], error: &wasmtime::Error) -> Error {
+fn import_error<'a>(mut imports: impl Iterator<Item = &'a str>, error: &wasmtime::Error) -> Error {
     let text = line(error);
-    let Some(name) = imports.iter().find(|name| text.contains(&format!("`{name}`"))) else {
+    let is_named = |name: &&str| name.len() < text.len() && text.contains(&format!("`{name}`"));
+    let Some(name) = imports.find(is_named) else {
         return Error::Invalid(text);
     };
     let unknown =
         error.chain().any(|cause| cause.to_string().contains("matching implementation was not found in the linker"));
     let is_plain = unknown && error.chain().count() <= 1;
     let detail = if is_plain { String::new() } else { format!(" in this form ({text})") };
-    Error::Import { name: name.clone(), detail }
+    Error::Import { name: name.to_owned(), detail }
 }

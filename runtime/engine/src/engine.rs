@@ -15,6 +15,7 @@ use crate::cache::Cache;
 use crate::component::Loaded;
 use crate::error::line;
 use crate::exec::Executor;
+use crate::exit::OverLimit;
 use crate::guest::{Claim, Guest, Slots};
 use crate::limits::Account;
 use crate::memory::NodeMemory;
@@ -38,8 +39,7 @@ pub(crate) struct Inner {
 #[derive(Default)]
 struct Components {
     loaded: HashMap<String, Weak<Loaded>>,
-    /// Held by the one who compiles and loads; the others of the same digest wait for it.
-    gates: HashMap<String, Arc<tokio::sync::Mutex<()>>>,
+    gates: HashMap<Key, Arc<tokio::sync::Mutex<()>>>,
     /// Components that cannot be had, with when that was found.
     failed: HashMap<String, (Instant, Error)>,
 }
@@ -60,6 +60,26 @@ pub enum Phase {
     Compiling,
     /// It was compiled, for somebody or for the one who asks, in so much time.
     Compiled(Duration),
+}
+
+/// What somebody waits for: a digest, for all; before that the same for its owner alone, who may have to wait for its turn.
+type Key = (Option<String>, String);
+
+/// Held by the one who compiles and loads; the others of the same digest wait for it.
+struct Gate {
+    inner: Arc<Inner>,
+    key: Key,
+    lock: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        let mut components = self.inner.components.lock();
+        // Two hold it when nobody else waits: the map and this.
+        if Arc::strong_count(&self.lock) <= 2 {
+            components.gates.remove(&self.key);
+        }
+    }
 }
 
 impl Components {
@@ -109,6 +129,12 @@ impl Engine {
         self.0.memory.usage()
     }
 
+    /// Memory beside that of guests, as a compiler has it.
+    #[cfg(test)]
+    pub(crate) fn beside_guests(&self) -> crate::memory::Beside {
+        self.0.memory.beside()
+    }
+
     /// How many instances can live at the same time.
     pub fn instances_max(&self) -> u32 {
         self.0.slots.max()
@@ -126,57 +152,70 @@ impl Engine {
     /// One that cannot run here is not compiled again for five minutes. Safe to drop: the next one who waits goes on, or
     /// the compilation ends.
     pub async fn prepare(&self, digest: &str, wasm: &Path) -> Result<Component, Error> {
-        self.prepare_telling(digest, wasm, &|_| {}).await
+        self.prepare_telling("", digest, wasm, &|_| {}).await
     }
 
-    /// The same, telling what is waited for.
+    /// The same for an `owner`, who has one component compiled at a time, telling what is waited for.
     pub async fn prepare_telling(
         &self,
+        owner: &str,
         digest: &str,
         wasm: &Path,
         tell: &(dyn Fn(Phase) + Sync),
     ) -> Result<Component, Error> {
         let begun = Instant::now();
-        let gate = {
-            let mut components = self.0.components.lock();
-            if let Some(loaded) = components.loaded.get(digest).and_then(Weak::upgrade) {
-                return Ok(Component::from_loaded(loaded));
-            }
-            if let Some(error) = components.failure(digest) {
-                return Err(error);
-            }
-            components.gates.entry(digest.to_owned()).or_default().clone()
-        };
+        if let Some(known) = self.known(digest) {
+            return known;
+        }
         let is_compiled = self.is_compiled(digest);
         if !is_compiled {
             tell(Phase::Compiling);
         }
-        let turn = gate.lock().await;
-        let known = {
-            let mut components = self.0.components.lock();
-            let loaded = components.loaded.get(digest).and_then(Weak::upgrade);
-            loaded.map(|loaded| Ok(Component::from_loaded(loaded))).or_else(|| components.failure(digest).map(Err))
-        };
-        let result = match known {
-            Some(known) => known,
-            None => self.load(digest, wasm).await,
-        };
-        drop(turn);
+        // In this order, everywhere: one's own gate, one's turn, the gate of all, a compiler. Who waits for his turn holds up
+        // nobody else who wants the same.
+        let own = self.gate(Some(owner), digest);
+        let _own = own.lock.lock().await;
+        let needs_turn = !is_compiled && self.known(digest).is_none();
+        let _turn = if needs_turn { self.0.cache.turn(owner).await } else { None };
+        let made = self.made(digest, wasm).await;
+        if made.is_ok() && !is_compiled {
+            tell(Phase::Compiled(begun.elapsed()));
+        }
+        made
+    }
+
+    /// A component that is loaded, or the failure of one that cannot be had.
+    fn known(&self, digest: &str) -> Option<Result<Component, Error>> {
+        let mut components = self.0.components.lock();
+        if let Some(loaded) = components.loaded.get(digest).and_then(Weak::upgrade) {
+            return Some(Ok(Component::from_loaded(loaded)));
+        }
+        components.failure(digest).map(Err)
+    }
+
+    fn gate(&self, owner: Option<&str>, digest: &str) -> Gate {
+        let key = (owner.map(str::to_owned), digest.to_owned());
+        let lock = self.0.components.lock().gates.entry(key.clone()).or_default().clone();
+        Gate { inner: self.0.clone(), key, lock }
+    }
+
+    /// Loads a component, which somebody else may have done meanwhile.
+    async fn made(&self, digest: &str, wasm: &Path) -> Result<Component, Error> {
+        let gate = self.gate(None, digest);
+        let _gate = gate.lock.lock().await;
+        if let Some(known) = self.known(digest) {
+            return known;
+        }
+        let result = self.load(digest, wasm).await;
         let mut components = self.0.components.lock();
         match &result {
             Ok(component) => {
                 components.loaded.retain(|_, loaded| loaded.strong_count() > 0);
                 components.loaded.insert(digest.to_owned(), Arc::downgrade(component.loaded()));
-                if !is_compiled {
-                    tell(Phase::Compiled(begun.elapsed()));
-                }
             }
             Err(error) => components.remember(digest, error),
         }
-        // Two hold it when nobody else waits: the map and this call.
-        if Arc::strong_count(&gate) <= 2 {
-            components.gates.remove(digest);
-        }
+        drop(components);
         result
     }
 
@@ -188,7 +227,7 @@ impl Engine {
     async fn load(&self, digest: &str, wasm: &Path) -> Result<Component, Error> {
         let path = self.0.cache.path(digest);
         if path.exists() {
-            match self.map(digest, wasm, &path).await {
+            match self.map(digest, &path).await {
                 // What cannot be mapped (a disk gave back something else) is made again.
                 Err(Error::Start(error)) => {
                     tracing::warn!(path = %path.display(), error, "compiled component is not usable, compiling it again");
@@ -197,15 +236,15 @@ impl Engine {
             }
         }
         self.0.cache.compile(digest, wasm, &self.0.memory).await?;
-        self.map(digest, wasm, &path).await.map_err(|error| match error {
+        self.map(digest, &path).await.map_err(|error| match error {
             // It has just been written: there is no room for what it wants, and compiling it again makes none.
             Error::Start(text) if path.exists() => Error::Invalid(text),
             other => other,
         })
     }
 
-    async fn map(&self, digest: &str, wasm: &Path, path: &Path) -> Result<Component, Error> {
-        let (inner, digest, wasm, path) = (self.0.clone(), digest.to_owned(), wasm.to_owned(), path.to_owned());
+    async fn map(&self, digest: &str, path: &Path) -> Result<Component, Error> {
+        let (inner, digest, path) = (self.0.clone(), digest.to_owned(), path.to_owned());
         let mapped = tokio::task::spawn_blocking(move || {
             let component = settings::load(&inner.wasm, &path).map_err(|error| {
                 // The machine's (no descriptor, no mapping left), not the component's: it may be better the next moment.
@@ -215,7 +254,7 @@ impl Engine {
                 }
             })?;
             Cache::touch(&path);
-            Component::link(&digest, &component, &inner.linker, Cache::facts(&path, &wasm))
+            Component::link(&digest, &component, &inner.linker, Cache::facts(&path)?)
         });
         mapped.await.map_err(|panic| Error::Engine(panic.to_string()))?
     }
@@ -247,13 +286,22 @@ impl Inner {
 
 /// Why an instance could not be made.
 pub(crate) fn start_error(error: &wasmtime::Error, account: &Account) -> Error {
-    if error.is::<crate::exit::OverLimit>() {
-        return Error::OutOfMemory { bytes_max: account.memory_max() };
+    if let Some(over) = error.downcast_ref::<OverLimit>() {
+        return over_limit(*over, account);
     }
     if error.is::<wasmtime::PoolConcurrencyLimitError>() {
         return Error::Limits(line(error));
     }
     Error::Start(line(error))
+}
+
+/// Why an instance could not be made for want of memory. That others have taken the node's is no fault of its container, which
+/// may have one the next moment.
+pub(crate) fn over_limit(over: OverLimit, account: &Account) -> Error {
+    match over {
+        OverLimit::Container => Error::OutOfMemory { bytes_max: account.memory_max() },
+        OverLimit::Node => Error::Limits(over.to_string()),
+    }
 }
 
 impl fmt::Debug for Engine {

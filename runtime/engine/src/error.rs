@@ -111,6 +111,40 @@ impl Error {
     }
 }
 
+/// Bytes of an error's text. Names in a component are as long as somebody liked, and what they end up in is kept, logged and
+/// shown in many places.
+pub(crate) const TEXT_BYTES_MAX: usize = 4 << 10;
+
+/// The text, or its beginning.
+pub(crate) fn cut(text: String) -> String {
+    cut_to(text, TEXT_BYTES_MAX)
+}
+
+/// The same with a bound of its own.
+pub(crate) fn cut_to(mut text: String, bytes_max: usize) -> String {
+    const MARK: &str = "…";
+    if text.len() > bytes_max {
+        text.truncate(text.floor_char_boundary(bytes_max.saturating_sub(MARK.len())));
+        text.push_str(MARK);
+    }
+    text
+}
+
+/// Names, as far as there is room for them.
+pub(crate) fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let mut text = String::new();
+    for name in names {
+        if !text.is_empty() {
+            text.push_str(", ");
+        }
+        text.push_str(name);
+        if text.len() > TEXT_BYTES_MAX {
+            break;
+        }
+    }
+    cut(text)
+}
+
 /// wasmtime's own chain of contexts as one line.
 pub(crate) fn line(error: &wasmtime::Error) -> String {
     let mut text = String::new();
@@ -125,6 +159,9 @@ pub(crate) fn line(error: &wasmtime::Error) -> String {
             text.push_str(": ");
         }
         text.push_str(cause);
+        if text.len() > TEXT_BYTES_MAX {
+            break;
+        }
     }
-    text
+    cut(text)
 }

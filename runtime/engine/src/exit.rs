@@ -3,7 +3,7 @@
 use wasmtime::Trap;
 use wasmtime_wasi::I32Exit;
 
-use crate::error::line;
+use crate::error::{cut_to, line};
 
 /// How a guest ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,13 +69,25 @@ impl Exit {
     }
 }
 
+/// Bytes of a backtrace: the names of functions are the component's.
+const BACKTRACE_BYTES_MAX: usize = 16 << 10;
+
 /// Where in the guest that was, in lines that each end; empty when it is not known.
 pub(crate) fn backtrace(error: &wasmtime::Error) -> String {
     let backtrace = error.downcast_ref::<wasmtime::WasmBacktrace>();
-    backtrace.map(|backtrace| format!("{}\n", backtrace.to_string().trim_end())).unwrap_or_default()
+    let text = |backtrace: &wasmtime::WasmBacktrace| {
+        format!("{}\n", cut_to(backtrace.to_string().trim_end().to_owned(), BACKTRACE_BYTES_MAX))
+    };
+    backtrace.map(text).unwrap_or_default()
 }
 
-/// Why a memory did not grow: travels through wasmtime as the trap's cause.
-#[derive(Debug, thiserror::Error)]
-#[error("the memory limit was reached")]
-pub(crate) struct OverLimit;
+/// Why there is no more memory: travels through wasmtime as the trap's cause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum OverLimit {
+    /// The container has what it may have.
+    #[error("the memory limit was reached")]
+    Container,
+    /// All containers together have what the node has.
+    #[error("the node's memory for guests is used up")]
+    Node,
+}

@@ -11,6 +11,7 @@ use wasmtime_wasi::sockets::SocketAddrUse;
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
+use crate::engine::over_limit;
 use crate::host::{Answering, Descriptors, Hooks, Mesh, MeshView, Output};
 use crate::limits::{Account, Limiter};
 use crate::slice::{self, Slice};
@@ -63,8 +64,7 @@ impl Guest {
         table.set_max_capacity(handles_max);
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(FIELDS_BYTES_MAX);
-        let limiter =
-            Limiter::new(account.clone()).map_err(|_| Error::OutOfMemory { bytes_max: account.memory_max() })?;
+        let limiter = Limiter::new(account.clone()).map_err(|over| over_limit(over, account))?;
         let mounts = u32::try_from(spec.mounts.len()).unwrap_or(u32::MAX);
         let descriptors = Descriptors::new(account.clone(), mounts)
             .ok_or_else(|| Error::Limits("too many files are open".to_owned()))?;

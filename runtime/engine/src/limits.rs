@@ -146,10 +146,10 @@ impl Account {
 
     pub(crate) fn take(&self, bytes: u64) -> Result<(), OverLimit> {
         let fits = |held: u64| held.checked_add(bytes).filter(|sum| *sum <= self.memory_max);
-        let before = self.memory.fetch_update(Relaxed, Relaxed, fits).map_err(|_| OverLimit)?;
+        let before = self.memory.fetch_update(Relaxed, Relaxed, fits).map_err(|_| OverLimit::Container)?;
         if !self.node.take(self, bytes) {
             self.memory.fetch_sub(bytes, Relaxed);
-            return Err(OverLimit);
+            return Err(OverLimit::Node);
         }
         self.memory_peak.fetch_max(before + bytes, Relaxed);
         Ok(())

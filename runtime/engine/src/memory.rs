@@ -2,7 +2,8 @@
 //!
 //! Each container has a bound of its own (see [`crate::limits`]); this is the one above all of them. At the ceiling the
 //! guest that is furthest above what it asked for ends as out of memory, those that asked for nothing first, as the
-//! kernel's OOM killer would choose by `oom_score_adj`. The process itself is never the one that is killed.
+//! kernel's OOM killer would choose by `oom_score_adj`. Whoever else asks meanwhile is given some slack. The process itself is
+//! never the one that is killed.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
@@ -11,8 +12,10 @@ use parking_lot::Mutex;
 
 use crate::limits::Account;
 
-/// How far guests that asked for memory may go above the ceiling while others end for them: a sixteenth.
+/// How far guests may go above the ceiling while the one that has to end ends: a sixteenth.
 const SLACK: u64 = 16;
+/// The same for those that asked for nothing: the rest is for the others.
+const SLACK_BEST_EFFORT: u64 = 2 * SLACK;
 
 /// Kubernetes' classes of service, worst first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,7 +86,8 @@ impl NodeMemory {
         accounts.push(Arc::downgrade(account));
     }
 
-    /// Takes memory for `account`, which has it within its own bound already. False: the asker has to go.
+    /// Takes memory for `account`, which has it within its own bound already. False: there is none, either because the asker
+    /// is the one that has to go, or because even the slack is used up.
     pub(crate) fn take(&self, account: &Account, bytes: u64) -> bool {
         if self.take_below(self.max, bytes) {
             return true;
@@ -102,7 +106,9 @@ impl NodeMemory {
             );
             victim.kill_for_memory();
         }
-        account.qos() > Qos::BestEffort && self.take_below(self.max.saturating_add(self.max / SLACK), bytes)
+        // Whoever is not the one that ends does not suffer for it, whatever its class: a neighbour that asked for nothing, too.
+        let slack = if account.qos() == Qos::BestEffort { SLACK_BEST_EFFORT } else { SLACK };
+        !account.is_killed() && self.take_below(self.max.saturating_add(self.max / slack), bytes)
     }
 
     fn take_below(&self, max: u64, bytes: u64) -> bool {
@@ -174,6 +180,7 @@ impl Drop for Beside {
 mod tests {
     use super::*;
     use crate::Spec;
+    use crate::exit::OverLimit;
 
     fn account(node: &Arc<NodeMemory>, qos: Qos, request: u64) -> Arc<Account> {
         Account::new(&Spec { qos, memory_bytes_request: Some(request), ..Spec::new("a") }, node)
@@ -188,20 +195,22 @@ mod tests {
         guaranteed.take(500).unwrap();
         small.take(100).unwrap();
         large.take(390).unwrap();
-        assert!(small.take(50).is_err(), "another one goes, and the asker is of the class that has what is left");
+        small.take(20).expect("another one goes, and does not take its neighbour with it");
         assert!(large.is_killed() && !small.is_killed());
+        assert_eq!(large.take(1), Err(OverLimit::Node), "who goes gets nothing more");
+        assert_eq!(small.take(30), Err(OverLimit::Node), "half of the slack is for those that asked for something");
         guaranteed.take(40).unwrap();
         assert!(!small.is_killed(), "what the large one gives back is enough");
-        assert_eq!(node.usage().memory_bytes, 1030);
-        assert!(guaranteed.take(200).is_err(), "the slack is a bound, too");
+        assert_eq!(node.usage().memory_bytes, 1050);
+        assert_eq!(guaranteed.take(200), Err(OverLimit::Node), "the slack is a bound, too");
         large.give(390);
         assert_eq!(large.usage().memory_bytes, 0);
         guaranteed.take(370).unwrap();
         assert!(small.is_killed() && !guaranteed.is_killed(), "the next one in line, when it was not");
-        small.give(100);
+        small.give(120);
         guaranteed.take(60).unwrap();
         assert!(!guaranteed.is_killed());
-        assert_eq!(node.usage(), NodeUsage { memory_bytes: 970, memory_bytes_peak: 1030, memory_bytes_max: 1000 });
+        assert_eq!(node.usage(), NodeUsage { memory_bytes: 970, memory_bytes_peak: 1050, memory_bytes_max: 1000 });
     }
 
     #[test]

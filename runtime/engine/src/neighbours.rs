@@ -19,12 +19,13 @@ const PACE: Duration = Duration::from_millis(1);
 const HOGS: usize = 8;
 
 /// Harm, by the path of `examples/hostile`; with more memory than its limit for those that take it.
-const HARM: [(&str, &str); 9] = [
+const HARM: [(&str, &str); 10] = [
     ("spin", "/spin"),
     ("random", "/random?65536"),
     ("clock", "/clock"),
     ("poll", "/poll"),
     ("log", "/log"),
+    ("newlines", "/newlines"),
     ("memory", "/memory?200"),
     ("fields", "/fields?900"),
     ("recurse", "/recurse"),

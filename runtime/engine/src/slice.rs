@@ -23,8 +23,8 @@ pub(crate) const TIME: Duration = Duration::from_micros(100);
 /// Host calls between two looks at the clock, which costs some 25 ns. A power of two.
 const CALLS_PER_LOOK: u32 = 8;
 
-/// What a poll on the gateway can have used at most: it ends with its slice, and what its wall time has beyond is time
-/// in which the machine ran something else.
+/// What a poll on the gateway can have used at most, unless one of its host calls may take long ([`is_long`]): it ends with
+/// its slice, and what its wall time has beyond is time in which the machine ran something else.
 const INLINE_POLL_MAX: Duration = Duration::from_micros(300);
 
 #[derive(Clone, Copy, Default)]
@@ -32,10 +32,13 @@ struct Current {
     began: Option<Instant>,
     /// Time of polls within this one.
     nested: Duration,
+    /// Whether a host call of it was one that may take long.
+    is_long: bool,
 }
 
 thread_local! {
-    static CURRENT: Cell<Current> = const { Cell::new(Current { began: None, nested: Duration::ZERO }) };
+    static CURRENT: Cell<Current> =
+        const { Cell::new(Current { began: None, nested: Duration::ZERO, is_long: false }) };
     /// Time of all polls on this thread since it was last taken.
     static SPENT: Cell<Duration> = const { Cell::new(Duration::ZERO) };
 }
@@ -67,18 +70,24 @@ impl Drop for Outer {
 pub(crate) fn measured<T>(clock: Clock, poll: impl FnOnce() -> T) -> (T, Duration) {
     let start = Instant::now();
     let before = if clock == Clock::Thread { thread_time() } else { Duration::ZERO };
-    let mut outer = Outer(CURRENT.replace(Current { began: Some(start), nested: Duration::ZERO }));
+    let mut outer = Outer(CURRENT.replace(Current { began: Some(start), nested: Duration::ZERO, is_long: false }));
     let value = poll();
-    let nested = CURRENT.get().nested;
+    let Current { nested, is_long, .. } = CURRENT.get();
     let whole = match clock {
         Clock::Thread => thread_time().saturating_sub(before),
         Clock::Wall => start.elapsed(),
     };
     outer.0.nested += whole;
     let own = whole.saturating_sub(nested);
-    let own = if clock == Clock::Wall { own.min(INLINE_POLL_MAX) } else { own };
+    let own = if clock == Clock::Wall && !is_long { own.min(INLINE_POLL_MAX) } else { own };
     SPENT.set(SPENT.get() + own);
     (value, own)
+}
+
+/// The host call that is under way on this thread may take longer than others: from here on the clock is looked at after each
+/// call of this poll, and all the time that it takes is charged.
+pub(crate) fn is_long() {
+    CURRENT.set(Current { is_long: true, ..CURRENT.get() });
 }
 
 /// What was spent on this thread since the last time.
@@ -96,13 +105,6 @@ pub(crate) struct Slice {
     fuel: u64,
 }
 
-impl Slice {
-    /// The host call that is under way takes long: the clock is looked at after it.
-    pub(crate) fn is_long(&mut self) {
-        self.calls |= CALLS_PER_LOOK - 1;
-    }
-}
-
 /// After each host call.
 pub(crate) fn hook(mut context: StoreContextMut<'_, Guest>, hook: CallHook) -> wasmtime::Result<()> {
     if !matches!(hook, CallHook::ReturningFromHost) {
@@ -115,7 +117,7 @@ pub(crate) fn hook(mut context: StoreContextMut<'_, Guest>, hook: CallHook) -> w
     guest.survey(calls)?;
     let slice = &guest.slice;
     // A slice that is over ends within the guest's next check, which is a host call, too.
-    if !slice.is_over && !slice.calls.is_multiple_of(CALLS_PER_LOOK) {
+    if !slice.is_over && !slice.calls.is_multiple_of(CALLS_PER_LOOK) && !CURRENT.get().is_long {
         return Ok(());
     }
     look(&mut context)
@@ -194,6 +196,13 @@ mod tests {
         assert!(outer < Duration::from_millis(10), "{outer:?}");
         let ((), waited) = measured(Clock::Wall, || std::thread::sleep(Duration::from_millis(20)));
         assert!(waited <= INLINE_POLL_MAX, "what others ran is not charged: {waited:?}");
+        let ((), long) = measured(Clock::Wall, || {
+            is_long();
+            spin(Duration::from_millis(5));
+        });
+        assert!(long >= Duration::from_millis(5), "a long call is charged as it is: {long:?}");
+        let ((), next) = measured(Clock::Wall, || spin(Duration::from_millis(5)));
+        assert!(next <= INLINE_POLL_MAX, "and only its own poll: {next:?}");
         let sum = take_spent();
         assert!(sum >= outer && CURRENT.get().began.is_none(), "{sum:?}");
     }

@@ -90,7 +90,8 @@ impl Addresses {
         }
     }
 
-    /// Keeps an address for a pod of an earlier life that has not asked for it yet.
+    /// New pods get addresses after these, so that pods of an earlier life find theirs free when they ask for them again. Once all
+    /// the others were given, whoever comes first has them.
     pub fn reserve_order(&self, addresses: impl IntoIterator<Item = IpAddr>) {
         let last = addresses.into_iter().filter_map(|address| self.range.offset(address)).max();
         if let Some(last) = last {

@@ -10,6 +10,7 @@ use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use cap_primitives::fs::{DirOptions, OpenOptions};
@@ -115,10 +116,11 @@ pub fn read_regular(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Removes a directory and everything in it. Nobody else may write in it meanwhile; one that is not there is no error.
+/// Removes a directory and everything in it; one that is not there is no error. Whoever writes in it meanwhile makes it last longer,
+/// or fail at its end, and leads it nowhere else.
 ///
-/// A directory that is found within another is moved to the top before it is emptied, so that neither the depth of a tree nor
-/// the length of its paths matters.
+/// A directory within a directory of the top is moved to the top, so that neither the depth of a tree nor the length of its paths
+/// matters.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
     let top = match Root::open(path) {
         Ok(top) => top.0,
@@ -206,6 +208,56 @@ impl std::ops::AddAssign for Usage {
         self.new_bytes += other.new_bytes;
         self.entries += other.entries;
         self.is_too_deep |= other.is_too_deep;
+    }
+}
+
+/// What has no name any more and is open in this process, as guests have it: it takes its room until it is closed, and no walk
+/// through a tree finds it.
+#[derive(Debug, Default)]
+pub struct Unnamed(Vec<(PathBuf, u64)>);
+
+impl Unnamed {
+    /// What there is now, each file once. What is opened or closed meanwhile may be among it or not.
+    pub fn look() -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let open = rustix::fs::open("/proc/self/fd", flags, Mode::empty())?;
+        let (mut found, mut seen) = (Vec::new(), Seen::new());
+        for entry in rustix::fs::Dir::read_from(&open)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if !name.to_bytes().iter().all(u8::is_ascii_digit) {
+                continue;
+            }
+            // Through the link to what is open, whatever may have its name by now.
+            let stat = match rustix::fs::statat(&open, name, AtFlags::empty()) {
+                Ok(stat) => stat,
+                // It was closed meanwhile, or is nothing that guests have: they have files of one disk, which answers.
+                Err(_) => continue,
+            };
+            let is_kept = matches!(FileType::from_raw_mode(stat.st_mode), FileType::RegularFile | FileType::Directory);
+            if !is_kept || stat.st_nlink > 0 || !seen.insert((stat.st_dev, stat.st_ino)) {
+                continue;
+            }
+            // Where it was when it lost its last name.
+            if let Ok(path) = rustix::fs::readlinkat(&open, name, Vec::new()) {
+                let path = PathBuf::from(std::ffi::OsString::from_vec(path.into_bytes()));
+                found.push((path, u64::try_from(stat.st_blocks).unwrap_or(0) * 512));
+            }
+        }
+        Ok(Self(found))
+    }
+
+    /// What of it was beneath this directory.
+    pub fn beneath(&self, dir: &Path) -> Usage {
+        // The kernel's paths have no links.
+        let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+        let mut usage = Usage::default();
+        for (path, bytes) in &self.0 {
+            if path.starts_with(&dir) && *path != dir {
+                usage += Usage { bytes: *bytes, new_bytes: *bytes, entries: 1, is_too_deep: false };
+            }
+        }
+        usage
     }
 }
 
@@ -332,6 +384,35 @@ mod tests {
         assert_eq!(read_regular(&file, 4).unwrap(), b"0123");
         assert!(read_regular(&link, 4).is_err());
         assert!(read_regular(dir.path(), 4).is_err());
+    }
+
+    #[test]
+    fn what_has_lost_its_name_is_found_while_it_is_open() {
+        let dir = tempfile::tempdir().unwrap();
+        // A place that is called by a link.
+        let (real, called) = (dir.path().join("real"), dir.path().join("called"));
+        std::fs::create_dir_all(real.join("v/a")).unwrap();
+        symlink(&real, &called).unwrap();
+        let hidden = |name: &str, kib: usize| {
+            let path = real.join(name);
+            std::fs::write(&path, vec![1; kib << 10]).unwrap();
+            let file = File::open(&path).unwrap();
+            std::fs::remove_file(&path).unwrap();
+            file
+        };
+        let (mut files, named) =
+            (vec![hidden("v/a/x", 300), hidden("v/y", 200), hidden("z", 400)], real.join("v/named"));
+        files.push(files[0].try_clone().unwrap());
+        std::fs::write(&named, vec![1; 100_000]).unwrap();
+        files.push(File::open(&named).unwrap());
+        // Its directory goes as well.
+        std::fs::remove_dir(real.join("v/a")).unwrap();
+        let kib = |dir: &Path| Unnamed::look().unwrap().beneath(dir).bytes >> 10;
+        let measured = [called.join("v"), called, real.join("v/y")].map(|dir| kib(&dir));
+        assert!((500..520).contains(&measured[0]) && (900..930).contains(&measured[1]), "each once: {measured:?}");
+        assert_eq!(measured[2], 0, "one that has another's name has not its bytes");
+        files.clear();
+        assert_eq!(kib(&real), 0);
     }
 
     /// A tree deeper than there are descriptors and longer than a path can be, with links out of it.

@@ -4,7 +4,7 @@
 //! sooner again. Below the floor the node says `DiskPressure`, drops logs, refuses pulls, deletes images that no pod names, and evicts
 //! the pod that holds most, one at a time: whoever is going is waited for. Files have a floor as bytes have. What
 //! single pods may hold (`emptyDir.sizeLimit`, `limits.ephemeral-storage`) is measured as the kubelet does, by walking their
-//! directories, and for no more than a small share of the time.
+//! directories, and for no more than a small share of the time. What a guest has deleted and keeps open is among it.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::beneath::{self, Seen, Usage};
+use crate::beneath::{self, Seen, Unnamed, Usage};
 use crate::pod::core::{Input, specs};
 use crate::pod::files::{FILES_DIR, MESSAGES_DIR, VOLUMES_DIR};
 use crate::pod::{Pods, Slot};
@@ -165,13 +165,14 @@ async fn watch_space(pods: &Arc<Pods>, synced: &watch::Receiver<bool>, shutdown:
 async fn measure(pods: &Arc<Pods>, shutdown: &CancellationToken) {
     loop {
         let begun = Instant::now();
+        let unnamed = unnamed().await;
         for slot in pods.all().iter().filter(|slot| slot.has_files()) {
             // While the disk is low the pods are measured to find the one that holds most.
             if pods.context.disk.is_low() || shutdown.is_cancelled() {
                 break;
             }
             if slot.has_own_files() || is_limited(&slot.pod()) {
-                check(pods, slot).await;
+                check(pods, slot, &unnamed).await;
             }
         }
         // Waiting is all that is cut here.
@@ -182,6 +183,15 @@ async fn measure(pods: &Arc<Pods>, shutdown: &CancellationToken) {
     }
 }
 
+/// What guests have deleted and keep open. Where it is not known, what has a name is measured all the same.
+async fn unnamed() -> Arc<Unnamed> {
+    let looked = tokio::task::spawn_blocking(Unnamed::look).await;
+    let unnamed = looked.map_err(io::Error::other).flatten().inspect_err(|error| {
+        tracing::warn!(%error, "what pods have deleted and keep open is not known");
+    });
+    Arc::new(unnamed.unwrap_or_default())
+}
+
 /// Lets go of images that nobody runs, waits for pods that are going, or ends the one that holds most; false when there is
 /// nothing that would help. `since` is since when somebody is waited for.
 async fn relieve(pods: &Arc<Pods>, all: &[Arc<Slot>], is_synced: bool, since: &mut Option<Instant>) -> bool {
@@ -190,8 +200,9 @@ async fn relieve(pods: &Arc<Pods>, all: &[Arc<Slot>], is_synced: bool, since: &m
         return true;
     }
     let (mut most, mut going): (Option<(u64, &Arc<Slot>)>, u64) = (None, 0);
+    let unnamed = unnamed().await;
     for slot in all.iter().filter(|slot| slot.has_files()) {
-        let held = held(pods, slot, lack).await;
+        let held = held(pods, slot, lack, unnamed.clone()).await;
         if slot.with_core(|core| core.is_ending()) {
             going = going.saturating_add(held);
         } else if lack.is_helped_by(held) && most.is_none_or(|(most, _)| held > most) {
@@ -238,9 +249,9 @@ fn evicted(disk: &Disk, lack: Lack, used: u64) -> String {
 /// What a pod holds whose tree was not measured to its end.
 const MOST: u64 = u64::MAX;
 
-async fn held(pods: &Arc<Pods>, slot: &Slot, lack: Lack) -> u64 {
+async fn held(pods: &Arc<Pods>, slot: &Slot, lack: Lack, unnamed: Arc<Unnamed>) -> u64 {
     let dir = pods.context.pods_dir.join(&*slot.uid);
-    let measured = tokio::task::spawn_blocking(move || beneath::usage(&dir, &mut Seen::new())).await;
+    let measured = tokio::task::spawn_blocking(move || measured(&dir, &mut Seen::new(), &unnamed)).await;
     held_of(measured.map_err(io::Error::other).flatten(), lack)
 }
 
@@ -255,15 +266,23 @@ fn held_of(measured: io::Result<Usage>, lack: Lack) -> u64 {
     }
 }
 
+/// What there is beneath a directory, with a name or without.
+fn measured(dir: &Path, seen: &mut Seen, unnamed: &Unnamed) -> io::Result<Usage> {
+    let mut used = beneath::usage(dir, seen)?;
+    used += unnamed.beneath(dir);
+    Ok(used)
+}
+
 /// Evicts a pod that holds more than it may.
-async fn check(pods: &Arc<Pods>, slot: &Arc<Slot>) {
+async fn check(pods: &Arc<Pods>, slot: &Arc<Slot>, unnamed: &Arc<Unnamed>) {
     let pod = slot.pod();
     if slot.with_core(|core| core.is_ending()) {
         return;
     }
     let own = pods.context.pods_dir.join(&*slot.uid);
     let logs = logs::pod_dir(&pods.context.logs_dir, &slot.namespace, &slot.name, &slot.uid);
-    let measured = tokio::task::spawn_blocking(move || excess(&pod, &own, &logs)).await;
+    let unnamed = unnamed.clone();
+    let measured = tokio::task::spawn_blocking(move || excess(&pod, &own, &logs, &unnamed)).await;
     match measured.map_err(io::Error::other).flatten() {
         Ok(Some(message)) => pods.input(slot, Input::Evict { message }),
         Ok(None) => {}
@@ -283,9 +302,9 @@ fn is_limited(pod: &Pod) -> bool {
 
 /// What of a pod is more than it may be, in the kubelet's words. Blocks on the disk; a file with several names is counted for
 /// the first place that has it: a volume before what a container has beside it.
-fn excess(pod: &Pod, own: &Path, logs: &Path) -> io::Result<Option<String>> {
+fn excess(pod: &Pod, own: &Path, logs: &Path, unnamed: &Unnamed) -> io::Result<Option<String>> {
     let mut seen = Seen::new();
-    let mut measure = |dir: PathBuf| beneath::usage(&dir, &mut seen);
+    let mut measure = |dir: PathBuf| measured(&dir, &mut seen, unnamed);
     let is_over = |bytes: u64, used: Usage, limit: u64| bytes > limit || used.is_too_deep;
     let Some(spec) = pod.spec.as_ref() else { return Ok(None) };
     let found = |message: String| Ok(Some(message));
@@ -374,7 +393,7 @@ mod tests {
             let container = json!({"name": "c", "resources": {"limits": limit}});
             let spec = json!({"volumes": [{"name": "v", "emptyDir": volume}], "containers": [container]});
             let pod: Pod = serde_json::from_value(json!({"spec": spec})).unwrap();
-            super::excess(&pod, &own, &logs).unwrap().unwrap_or_default()
+            super::excess(&pod, &own, &logs, &Unnamed::look().unwrap()).unwrap().unwrap_or_default()
         };
         for (volume, limit, expected) in [
             (json!({}), json!({}), ""),
@@ -393,6 +412,16 @@ mod tests {
         ] {
             assert_eq!(excess(volume, limit), expected);
         }
+        // Neither does a file that has no name any more.
+        put(own.join("volumes/v/going"), 2 << 10);
+        let going = std::fs::File::open(own.join("volumes/v/going")).unwrap();
+        std::fs::remove_file(own.join("volumes/v/going")).unwrap();
+        let limit = "Usage of EmptyDir volume \"v\" exceeds the limit \"1Mi\". ";
+        assert_eq!(excess(json!({"sizeLimit": "1Mi"}), json!({})), limit);
+        let of_pod = "Pod ephemeral local storage usage exceeds the total limit of containers 2Mi. ";
+        assert_eq!(excess(json!({}), json!({"ephemeral-storage": "2Mi"})), of_pod);
+        drop(going);
+        assert_eq!(excess(json!({"sizeLimit": "1Mi"}), json!({"ephemeral-storage": "2Mi"})), "");
         // A second name hides nothing, and what is a volume's is the container's no second time.
         let link = |from: &str, to: &str| {
             std::fs::create_dir_all(own.join(to).parent().unwrap()).unwrap();

@@ -19,6 +19,8 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::text;
+
 /// Events at once (kubelet's `eventBurst`).
 const BURST: f64 = 100.0;
 /// Events per second afterwards (kubelet's `eventRecordQPS`).
@@ -116,8 +118,10 @@ impl Recorder {
         Self { inner: Arc::new(inner) }
     }
 
-    /// Records an event, or drops it when there are too many.
-    pub fn record(&self, record: Record) {
+    /// Records an event, or drops it when there are too many. A message is no longer than [`text::MESSAGE_BYTES_MAX`]: it is kept
+    /// as long as it may repeat.
+    pub fn record(&self, mut record: Record) {
+        record.message = text::cut_off(record.message);
         let mut queue = self.inner.queue.lock();
         if !queue.admit(record.warning, Instant::now()) {
             tracing::trace!(reason = record.reason, "event dropped");

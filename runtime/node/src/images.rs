@@ -88,23 +88,25 @@ impl Images {
         self.store.is_accessible(image, credentials)
     }
 
-    /// The image, fetched as the policy says and compiled if that was never done, which is told.
+    /// The image, fetched as the policy says and compiled if that was never done, which is told. An `owner` has turns of its own
+    /// to have images fetched and compiled.
     pub async fn prepare(
         &self,
+        owner: &str,
         image: &str,
         policy: PullPolicy,
         credentials: &[Credential],
         tell: &(dyn Fn(Progress<'_>) + Sync),
     ) -> Result<Prepared, ImageError> {
         let begun = Instant::now();
-        let artifact = self.store.pull(image, policy, credentials).await?;
+        let artifact = self.store.pull(owner, image, policy, credentials).await?;
         let pulled_in = begun.elapsed();
         tell(Progress::Pulled(&artifact, pulled_in));
         if let Some(component) = self.recent(&artifact.digest) {
             return Ok(Prepared { artifact, component });
         }
-        let component =
-            self.engine.prepare_telling(&artifact.digest, &artifact.path, &|phase| tell(Progress::Code(phase))).await;
+        let told = |phase| tell(Progress::Code(phase));
+        let component = self.engine.prepare_telling(owner, &artifact.digest, &artifact.path, &told).await;
         let component =
             component.map_err(|source| ImageError::Prepare { image: artifact.reference.clone(), source })?;
         let mut recent = self.recent.lock();

@@ -39,6 +39,7 @@ mod quantity;
 mod registration;
 #[cfg(test)]
 mod tests;
+mod text;
 mod timers;
 mod tokens;
 mod volumes;

@@ -100,6 +100,7 @@ impl Node {
             dir: config.data_dir.join("images"),
             embedded: config.registry.clone(),
             max_bytes: config.image_bytes_max,
+            component_bytes_max: coracle_engine::COMPONENT_BYTES_MAX,
             min_free_bytes: config.min_free_bytes,
             transport: config.transport.clone(),
         });
@@ -164,7 +165,7 @@ impl Node {
     /// Pulls and compiles an image before any pod names it; pods that come meanwhile wait for the same compilation, and find
     /// the other compiler free when this is done for one image at a time. Its failure is told to those pods, too.
     pub async fn prepare(&self, image: &str) -> Result<(), ImageError> {
-        self.inner.pods.context.images.prepare(image, PullPolicy::IfNotPresent, &[], &|_| {}).await.map(drop)
+        self.inner.pods.context.images.prepare("", image, PullPolicy::IfNotPresent, &[], &|_| {}).await.map(drop)
     }
 
     /// Runs pods until `shutdown`, then stops them and leaves their objects to the next start. Call it once.

@@ -26,6 +26,20 @@ const LINGER: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 120 });
 /// How long a read waits for the API server.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Objects that one pod may refer to. Each is a watch at the API server, whose places the node's agent shares with other duties.
+pub const POD_MAX: usize = 1_000;
+/// Objects that the pods of one namespace may refer to, and those of the node.
+const NAMESPACE_MAX: usize = 5_000;
+const NODE_MAX: usize = 10_000;
+
+/// How many objects there may be.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    pod: usize,
+    namespace: usize,
+    node: usize,
+}
+
 /// Which kind is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
@@ -108,6 +122,12 @@ pub enum ReadError {
     /// No answer came in time.
     #[error("{0}: timed out waiting for the API server")]
     TimedOut(ObjectKey),
+    /// The pod refers to too many.
+    #[error("the pod refers to more than {0} ConfigMaps and Secrets")]
+    TooMany(usize),
+    /// The pods of its namespace, or of this node, do.
+    #[error("{0}: {1} of this node refer to {2} ConfigMaps and Secrets, and may refer to no more")]
+    Full(ObjectKey, &'static str, usize),
 }
 
 #[derive(Debug, Clone)]
@@ -126,6 +146,62 @@ struct Entry {
     stop: CancellationToken,
 }
 
+/// What is followed, and how much of it is whose.
+#[derive(Debug, Default)]
+struct Table {
+    entries: HashMap<ObjectKey, Entry>,
+    /// Objects by the pod that uses them.
+    by_user: HashMap<Arc<str>, usize>,
+    /// Entries by namespace.
+    by_namespace: HashMap<Arc<str>, usize>,
+}
+
+impl Table {
+    fn insert(&mut self, key: ObjectKey, entry: Entry) {
+        *self.by_namespace.entry(key.namespace.clone()).or_default() += 1;
+        self.entries.insert(key, entry);
+    }
+
+    /// Lets go of what nobody uses and this is true of.
+    fn let_go(&mut self, mut is_over: impl FnMut(&ObjectKey, Instant) -> bool) {
+        let Self { entries, by_namespace, .. } = self;
+        entries.retain(|key, entry| {
+            if !entry.unused_since.is_some_and(|since| is_over(key, since)) {
+                return true;
+            }
+            entry.stop.cancel();
+            if let Some(count) = by_namespace.get_mut(&key.namespace) {
+                *count -= 1;
+                if *count == 0 {
+                    by_namespace.remove(&key.namespace);
+                }
+            }
+            false
+        });
+    }
+
+    fn in_namespace(&self, namespace: &str) -> usize {
+        self.by_namespace.get(namespace).copied().unwrap_or(0)
+    }
+
+    /// Has room for one more object of this namespace, if need be by letting go of what lingers.
+    fn make_room(&mut self, key: &ObjectKey, bounds: Bounds) -> Result<(), ReadError> {
+        if self.in_namespace(&key.namespace) >= bounds.namespace {
+            self.let_go(|other, _| other.namespace == key.namespace);
+            if self.in_namespace(&key.namespace) >= bounds.namespace {
+                return Err(ReadError::Full(key.clone(), "the namespace's pods", bounds.namespace));
+            }
+        }
+        if self.entries.len() >= bounds.node {
+            self.let_go(|_, _| true);
+            if self.entries.len() >= bounds.node {
+                return Err(ReadError::Full(key.clone(), "the pods", bounds.node));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Called with the uid of each pod that uses a changed object. Must not block.
 pub type OnChange = Arc<dyn Fn(&str) + Send + Sync>;
 
@@ -133,7 +209,8 @@ pub type OnChange = Arc<dyn Fn(&str) + Send + Sync>;
 #[derive(Clone)]
 pub struct Objects {
     client: kube::Client,
-    entries: Arc<Mutex<HashMap<ObjectKey, Entry>>>,
+    table: Arc<Mutex<Table>>,
+    bounds: Bounds,
     /// Whether somebody will look at what nobody uses.
     is_swept: Arc<AtomicBool>,
     on_change: OnChange,
@@ -143,12 +220,13 @@ pub struct Objects {
 impl Objects {
     /// No object is watched before somebody reads it.
     pub fn new(client: kube::Client, shutdown: CancellationToken, on_change: OnChange) -> Self {
-        Self { client, entries: Arc::default(), is_swept: Arc::default(), on_change, shutdown }
+        let bounds = Bounds { pod: POD_MAX, namespace: NAMESPACE_MAX, node: NODE_MAX };
+        Self { client, table: Arc::default(), bounds, is_swept: Arc::default(), on_change, shutdown }
     }
 
     /// The object as it is now, if it exists; from now on `user` is told about its changes.
     pub async fn read(&self, key: &ObjectKey, user: &Arc<str>) -> Result<Option<Arc<Content>>, ReadError> {
-        let mut state = self.subscribe(key, user);
+        let mut state = self.subscribe(key, user)?;
         let known = state.wait_for(|state| !matches!(state, State::Unknown));
         let known = match tokio::time::timeout(READ_TIMEOUT, known).await {
             Ok(Ok(known)) => known.clone(),
@@ -165,12 +243,15 @@ impl Objects {
     pub fn forget(&self, user: &str) {
         let now = Instant::now();
         let mut is_unused = false;
-        for entry in self.entries.lock().values_mut() {
+        let mut table = self.table.lock();
+        table.by_user.remove(user);
+        for entry in table.entries.values_mut() {
             if entry.users.remove(user) && entry.users.is_empty() {
                 entry.unused_since = Some(now);
             }
             is_unused |= entry.unused_since.is_some();
         }
+        drop(table);
         if is_unused && !self.is_swept.swap(true, Ordering::SeqCst) {
             let objects = self.clone();
             tokio::spawn(async move {
@@ -185,7 +266,7 @@ impl Objects {
 
     #[cfg(test)]
     pub fn is_used_by(&self, user: &str) -> bool {
-        self.entries.lock().values().any(|entry| entry.users.contains(user))
+        self.table.lock().entries.values().any(|entry| entry.users.contains(user))
     }
 
     /// Lets go of what nobody has used for a while, until there is no such object left.
@@ -193,15 +274,9 @@ impl Objects {
         loop {
             tokio::time::sleep(LINGER).await;
             let now = Instant::now();
-            let mut entries = self.entries.lock();
-            entries.retain(|_, entry| {
-                let is_over = entry.unused_since.is_some_and(|since| now.duration_since(since) >= LINGER);
-                if is_over {
-                    entry.stop.cancel();
-                }
-                !is_over
-            });
-            if entries.values().all(|entry| entry.unused_since.is_none()) {
+            let mut table = self.table.lock();
+            table.let_go(|_, since| now.duration_since(since) >= LINGER);
+            if table.entries.values().all(|entry| entry.unused_since.is_none()) {
                 // Under the lock: who forgets next begins anew.
                 self.is_swept.store(false, Ordering::SeqCst);
                 return;
@@ -209,12 +284,26 @@ impl Objects {
         }
     }
 
-    fn subscribe(&self, key: &ObjectKey, user: &Arc<str>) -> watch::Receiver<State> {
-        let mut entries = self.entries.lock();
-        let entry = entries.entry(key.clone()).or_insert_with(|| self.start(key));
+    fn subscribe(&self, key: &ObjectKey, user: &Arc<str>) -> Result<watch::Receiver<State>, ReadError> {
+        let mut table = self.table.lock();
+        if let Some(entry) = table.entries.get(key)
+            && entry.users.contains(user)
+        {
+            return Ok(entry.state.clone());
+        }
+        if table.by_user.get(user).is_some_and(|count| *count >= self.bounds.pod) {
+            return Err(ReadError::TooMany(self.bounds.pod));
+        }
+        if !table.entries.contains_key(key) {
+            table.make_room(key, self.bounds)?;
+            table.insert(key.clone(), self.start(key));
+        }
+        let Table { entries, by_user, .. } = &mut *table;
+        let Some(entry) = entries.get_mut(key) else { return Err(ReadError::TimedOut(key.clone())) };
+        *by_user.entry(user.clone()).or_default() += 1;
         entry.users.insert(user.clone());
         entry.unused_since = None;
-        entry.state.clone()
+        Ok(entry.state.clone())
     }
 
     fn start(&self, key: &ObjectKey) -> Entry {
@@ -295,8 +384,8 @@ impl Observer {
             return;
         }
         let users: Vec<Arc<str>> = {
-            let entries = self.objects.entries.lock();
-            entries.get(&self.key).map(|entry| entry.users.iter().cloned().collect()).unwrap_or_default()
+            let table = self.objects.table.lock();
+            table.entries.get(&self.key).map(|entry| entry.users.iter().cloned().collect()).unwrap_or_default()
         };
         for user in users {
             (self.objects.on_change)(&user);
@@ -317,9 +406,42 @@ mod tests {
         let user: Arc<str> = "uid".into();
         assert!(objects.read(&key, &user).await.unwrap().is_some());
         objects.forget(&user);
-        assert_eq!(objects.entries.lock().len(), 1, "the next pod of a rollout comes soon");
+        assert_eq!(objects.table.lock().entries.len(), 1, "the next pod of a rollout comes soon");
         // Nobody forgets anything any more.
-        crate::tests::until("it is let go", || objects.entries.lock().is_empty()).await;
+        crate::tests::until("it is let go", || objects.table.lock().entries.is_empty()).await;
+        let table = objects.table.lock();
+        assert!(table.by_namespace.is_empty() && table.by_user.is_empty());
+        drop(table);
         assert!(objects.read(&key, &user).await.unwrap().is_some(), "and is read again when it is wanted");
+    }
+
+    #[tokio::test]
+    async fn a_pod_a_namespace_and_a_node_follow_so_many_and_no_more() {
+        let api = crate::tests::api::Api::default();
+        let mut objects = Objects::new(api.client(), CancellationToken::new(), Arc::new(|_| {}));
+        objects.bounds = Bounds { pod: 3, namespace: 4, node: 6 };
+        let read = |namespace: &str, number: usize, user: &str| {
+            let (namespace, name) = (namespace.into(), format!("o{number}").into());
+            let key = ObjectKey { kind: Kind::ConfigMap, namespace, name };
+            let (objects, user) = (objects.clone(), Arc::from(user));
+            async move { objects.read(&key, &user).await.map(|content| content.is_some()) }
+        };
+        for number in 0..3 {
+            assert!(!read("a", number, "one").await.unwrap());
+        }
+        let error = read("a", 3, "one").await.unwrap_err();
+        assert!(matches!(error, ReadError::TooMany(3)), "{error}");
+        assert!(read("a", 2, "one").await.is_ok(), "what it uses already is no other");
+        assert!(read("a", 2, "two").await.is_ok() && read("a", 3, "two").await.is_ok());
+        let error = read("a", 4, "two").await.unwrap_err();
+        assert!(matches!(error, ReadError::Full(_, _, 4)), "{error}");
+        assert!(read("b", 0, "three").await.is_ok() && read("b", 1, "three").await.is_ok());
+        let error = read("c", 0, "four").await.unwrap_err();
+        assert!(matches!(error, ReadError::Full(_, _, 6)), "{error}");
+        // What only lingers gives way.
+        objects.forget("three");
+        assert!(read("c", 0, "four").await.is_ok());
+        objects.forget("one");
+        assert!(read("a", 4, "two").await.is_ok());
     }
 }

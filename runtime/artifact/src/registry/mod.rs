@@ -19,15 +19,13 @@ use tokio::io::AsyncWriteExt as _;
 
 use crate::PullError;
 use crate::credential::Auth;
+use crate::error::shortened;
 use crate::layout::{Descriptor, MANIFEST_BYTES_MAX};
 use authorization::{Challenge, Tokens};
 use content::{Check, whole};
 
 /// Clients kept, one per set of credentials and transport.
 const CLIENTS_MAX: usize = 32;
-
-/// Bytes of a message that are passed on.
-const MESSAGE_BYTES_MAX: usize = 1 << 10;
 
 /// Bytes of a refusal that are read.
 const REFUSAL_BYTES_MAX: usize = 16 << 10;
@@ -196,7 +194,7 @@ impl Remote {
         let mut size = 0;
         while let Some(chunk) = response.chunk().await.map_err(|error| self.unreachable(error))? {
             size += chunk.len() as u64;
-            if blob.size > 0 && size > blob.size {
+            if size > blob.size {
                 return Err(self.corrupt(&blob.digest, &format!("longer than its {} bytes", blob.size)));
             }
             if size > limit {
@@ -363,9 +361,4 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     shortened(text)
-}
-
-fn shortened(mut text: String) -> String {
-    text.truncate(text.floor_char_boundary(MESSAGE_BYTES_MAX));
-    text
 }

@@ -83,6 +83,24 @@ impl Drop for Taken {
     }
 }
 
+/// A socket that the node has open on behalf of a container, counted among those of its instances while this is held.
+pub struct OpenSocket {
+    _taken: Taken,
+}
+
+impl OpenSocket {
+    /// None at the bound of the container or of the node.
+    pub(crate) fn take(account: &Arc<Account>) -> Option<OpenSocket> {
+        Taken::take(account).map(|_taken| OpenSocket { _taken })
+    }
+}
+
+impl std::fmt::Debug for OpenSocket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OpenSocket")
+    }
+}
+
 /// Whether a container could open one more.
 pub(crate) fn has_room(account: &Account) -> bool {
     account.descriptors() < BOUNDS.container_max && node_has_more()
@@ -118,6 +136,11 @@ mod tests {
         drop(descriptors);
         assert_eq!(account.descriptors(), 1);
         drop(taken);
+        assert_eq!(account.descriptors(), 0);
+        // What the node opens for it is among its own.
+        let held: Vec<OpenSocket> = std::iter::from_fn(|| OpenSocket::take(&account)).collect();
+        assert_eq!(held.len(), BOUNDS.container_max as usize);
+        drop(held);
         assert_eq!(account.descriptors(), 0);
     }
 }

@@ -23,6 +23,7 @@ use wasmtime_wasi::p3::bindings as p3;
 use wasmtime_wasi::sockets::WasiSocketsCtxView;
 
 pub(crate) use self::body_end::{Answering, BodyEnd};
+pub use self::descriptors::OpenSocket;
 pub(crate) use self::descriptors::{Descriptors, has_room as has_descriptors};
 use self::environment::Environment;
 pub(crate) use self::held::{bytes_of, is_open};

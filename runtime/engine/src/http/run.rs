@@ -17,7 +17,7 @@ use super::flight::Head;
 use super::service::Service;
 use crate::component::Pre;
 use crate::engine::start_error;
-use crate::error::line;
+use crate::error::{cut, line};
 use crate::guest::{self, Claim, Guest};
 use crate::host::{Answering, Chain};
 use crate::{Body, Error, Exit, exit, host};
@@ -116,7 +116,7 @@ async fn serve_p2(
         .data_mut()
         .http()
         .new_response_outparam_from_callback(move |response| {
-            head.set(response.map_err(|error| RequestError::Guest(format!("{error:?}"))));
+            head.set(response.map_err(|error| RequestError::Guest(cut(format!("{error:?}")))));
         })
         .map_err(invalid)?;
     let called = proxy.wasi_http_incoming_handler().call_handle(&mut *store, request, out).await;
@@ -135,7 +135,7 @@ async fn serve_p3(
         .run_concurrent(async |accessor| {
             let response: Result<Response<WasiBody>, RequestError> = match exports.handle(accessor, request).await? {
                 Ok(response) => Ok(accessor.with(|store| response.into_http(store, taken))?),
-                Err(error) => Err(RequestError::Guest(format!("{error:?}"))),
+                Err(error) => Err(RequestError::Guest(cut(format!("{error:?}")))),
             };
             head.set(response);
             // The body is written by tasks of the guest.

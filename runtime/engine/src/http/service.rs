@@ -20,7 +20,7 @@ use crate::host::Chain;
 use crate::limits::Account;
 use crate::meter::Metered;
 use crate::slice::Clock;
-use crate::{Body, Component, Engine, Error, Exit, Spec, Usage};
+use crate::{Body, Component, Engine, Error, Exit, OpenSocket, Spec, Usage};
 
 /// How an HTTP service runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,7 +63,7 @@ pub struct Counters {
     pub failed: u64,
     /// Failures by a trap or panic of the guest.
     pub traps: u64,
-    /// Failures at the memory limit.
+    /// Failures at the container's memory limit.
     pub out_of_memory: u64,
     /// Refused: too many, or the service was being stopped.
     pub refused: u64,
@@ -358,6 +358,11 @@ impl HttpService {
         self.0.end_all(&RequestError::Killed);
     }
 
+    /// Counts a socket that is opened on its behalf among those of its instances; none when it has as many as it may.
+    pub fn open_socket(&self) -> Option<OpenSocket> {
+        OpenSocket::take(&self.0.account)
+    }
+
     /// What its instances have used so far.
     pub fn usage(&self) -> Usage {
         self.0.account.usage()
@@ -376,7 +381,8 @@ impl HttpService {
         }
     }
 
-    /// Waits until an instance reaches the memory limit, as the kernel's OOM killer would end a process.
+    /// Waits until an instance reaches the memory limit, as the kernel's OOM killer would end a process. That the node has no
+    /// memory for another instance ends none: whoever asked is told that there is none ([`RequestError::Unavailable`]).
     pub async fn failed(&self) -> Exit {
         let mut failed = self.0.failed.subscribe();
         match failed.wait_for(Option::is_some).await {

@@ -69,6 +69,108 @@ async fn a_component_is_compiled_once_for_all_who_ask_and_for_the_next_start() {
     assert!(matches!(error, Error::Compiler { .. }) && !error.is_permanent(), "{error:?}");
 }
 
+/// The file is read by the compiler alone: it may be as large as any, and this process is the API's.
+#[tokio::test]
+async fn what_is_known_of_a_component_is_its_compilers_word() {
+    let dir = tempfile::tempdir().unwrap();
+    let hello = tokio::task::spawn_blocking(|| super::built("hello")).await.unwrap();
+    let config = |name: &str| Config { instances_max: 4, ..Config::new(dir.path().join(name)) };
+    Engine::new(config("first")).unwrap().prepare("sha256:1", &hello).await.unwrap();
+    let key = fs::read_dir(dir.path().join("first")).unwrap().next().unwrap().unwrap().path();
+    // A compiler that gives the same code for a file of which nothing can be known.
+    let (program, code) = (dir.path().join("compiler"), key.join("sha256-1.cwasm"));
+    let text = |facts: &str| format!("#!/bin/sh\n{facts}\ncp {} \"$3\"\n", code.display());
+    let write = |facts: &str| {
+        fs::write(&program, text(facts)).unwrap();
+        fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    };
+    let wasm = dir.path().join("empty.wasm");
+    fs::write(&wasm, "").unwrap();
+    let engine = || {
+        let compiler = Compiler::Process(program.clone());
+        Engine::new(Config { compiler, ..config("second") }).unwrap()
+    };
+    write("");
+    let error = engine().prepare("sha256:2", &wasm).await.unwrap_err();
+    assert!(matches!(error, Error::Cache { .. }), "it has not said it: {error}");
+    for (facts, reuse) in [("reusable", 1_000), ("fresh", 1)] {
+        write(&format!("echo {facts} > \"${{3%.part}}.facts.part\""));
+        let component = engine().prepare(facts, &wasm).await.unwrap();
+        assert_eq!(component.reuse(), reuse);
+    }
+    // It is asked again when its word was lost.
+    let beside = dir.path().join("second").join(key.file_name().unwrap()).join("fresh.facts");
+    fs::write(&beside, "").unwrap();
+    write("echo reusable > \"${3%.part}.facts.part\"");
+    assert_eq!(engine().prepare("fresh", &wasm).await.unwrap().reuse(), 1_000);
+}
+
+#[tokio::test]
+async fn a_component_has_a_bound_of_bytes_and_so_has_what_it_says_of_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let wasm = dir.path().join("a.wasm");
+    // A section of zeros that nobody needs, as long as one can be: next to nothing in an image's layer.
+    let begin = b"\0asm\x0d\0\x01\0\0\xf0\xff\xff\x7f\x01x";
+    fs::write(&wasm, begin).unwrap();
+    fs::File::options().write(true).open(&wasm).unwrap().set_len(crate::COMPONENT_BYTES_MAX + 1).unwrap();
+    let error = soon(engine().prepare("large", &wasm)).await.unwrap_err();
+    assert!(matches!(&error, Error::Invalid(message) if message.contains("268435457 bytes")), "{error}");
+    // Many long names.
+    let named = |count: usize, bytes: usize| {
+        let exports: String =
+            (0..count).map(|number| format!("(export \"{}-a{number}\" (instance 0))", "x".repeat(bytes))).collect();
+        wat::parse_str(format!("(component (instance) {exports})")).unwrap()
+    };
+    let error = prepared("described", &named(100, 90_000)).await.unwrap_err();
+    assert!(matches!(&error, Error::Invalid(message) if message.contains("more than 8388608")), "{error}");
+    let error = prepared("named", &named(100, 50_000)).await.unwrap_err();
+    assert!(matches!(&error, Error::NoWorld(_)), "{error:?}");
+    assert!(error.to_string().len() < 5_000, "{} bytes of names", error.to_string().len());
+    let unfit = crate::check(&named(100, 50_000)).unwrap_err();
+    assert!(unfit.to_string().len() < 5_000);
+}
+
+/// Compilers that take as long as they may.
+#[tokio::test]
+async fn one_owner_has_one_compiler_at_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let (program, begun) = (dir.path().join("compiler"), dir.path().join("begun"));
+    fs::create_dir(&begun).unwrap();
+    fs::write(&program, format!("#!/bin/sh\ntouch {}/$(basename $2)\nexec sleep 1000\n", begun.display())).unwrap();
+    fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let config =
+        Config { instances_max: 4, compiler: Compiler::Process(program), ..Config::new(dir.path().join("cache")) };
+    let engine = Engine::new(config).unwrap();
+    let asked = |owner: &'static str, name: String| {
+        let (engine, wasm) = (engine.clone(), dir.path().join(&name));
+        tokio::spawn(async move { engine.prepare_telling(owner, &name, &wasm, &|_| {}).await.map(drop) })
+    };
+    let names = || -> Vec<String> {
+        let names = fs::read_dir(&begun).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.collect()
+    };
+    let hog: Vec<_> = (0..10).map(|number| asked("hog", format!("hog-{number}"))).collect();
+    soon(async {
+        while names().is_empty() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    // Who wants what waits in the other's line does not wait there with it.
+    let waiting = (0..10).rev().map(|number| format!("hog-{number}")).find(|name| !names().contains(name)).unwrap();
+    let other = asked("other", waiting.clone());
+    soon(async {
+        while names().len() < 2 {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert!(names().contains(&waiting), "{:?}", names());
+    for task in hog.into_iter().chain([other]) {
+        task.abort();
+    }
+}
+
 #[tokio::test]
 async fn functions_are_compiled_once_for_all_components_that_have_them() {
     let dir = tempfile::tempdir().unwrap();
@@ -81,7 +183,7 @@ async fn functions_are_compiled_once_for_all_components_that_have_them() {
     };
     let phases = std::sync::Mutex::new(Vec::new());
     let tell = |phase| phases.lock().unwrap().push(phase);
-    engine.prepare_telling("sha256:1", &wasm, &tell).await.unwrap();
+    engine.prepare_telling("", "sha256:1", &wasm, &tell).await.unwrap();
     assert!(matches!(phases.lock().unwrap()[..], [Phase::Compiling, Phase::Compiled(_)]), "{phases:?}");
     let first = packs();
     // The same functions under another name: next to nothing is added (what cranelift numbers anew each time), and what
@@ -92,7 +194,7 @@ async fn functions_are_compiled_once_for_all_components_that_have_them() {
     let service = engine.start_http(&again, crate::Spec::new("a"), crate::HttpOptions::default()).await.unwrap();
     assert_eq!(super::get(&service, "/").await, super::ok("hello\n"));
     phases.lock().unwrap().clear();
-    engine.prepare_telling("sha256:2", &wasm, &tell).await.unwrap();
+    engine.prepare_telling("", "sha256:2", &wasm, &tell).await.unwrap();
     assert!(phases.lock().unwrap().is_empty(), "it is there");
 }
 

@@ -36,27 +36,40 @@ async fn hostile(spec: Spec, options: HttpOptions) -> HttpService {
     engine().start_http(&component("hostile").await, spec, options).await.unwrap()
 }
 
-/// The neighbour, and its requests until `until` is done: all are answered, each within `patience`.
+/// The neighbour, and its requests until `until` is done: all are answered, each within `patience`, and of every two one within
+/// [`MEDIAN_MAX`].
 async fn beside<T>(until: impl Future<Output = T>, patience: Duration) -> T {
     let neighbour =
         engine().start_http(&component("hello").await, Spec::new("neighbour"), options(60_000)).await.unwrap();
     tokio::pin!(until);
+    let mut waits = Vec::new();
     loop {
         let asked = async {
             let begun = Instant::now();
             assert_eq!(get(&neighbour, "/").await, ok("hello\n"));
-            assert!(begun.elapsed() < patience, "the neighbour waited for {:?}", begun.elapsed());
+            begun.elapsed()
         };
         tokio::select! {
             biased;
-            done = &mut until => return done,
-            () = asked => {}
+            done = &mut until => {
+                waits.sort_unstable();
+                let median = waits.get(waits.len() / 2).copied().unwrap_or_default();
+                assert!(median < MEDIAN_MAX, "every second time the neighbour waited for {median:?}");
+                return done;
+            }
+            waited = asked => {
+                assert!(waited < patience, "the neighbour waited for {waited:?}");
+                waits.push(waited);
+            }
         }
     }
 }
 
 /// What a neighbour may wait at most in a test, whatever the machine does beside it.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The same for one request of two: some slices of 100 µs go first, on a machine that does much else.
+const MEDIAN_MAX: Duration = Duration::from_millis(200);
 
 async fn hostile_command(engine: &Engine, spec: Spec, steps: &[&str]) -> Result<Command, Error> {
     let path = tokio::task::spawn_blocking(|| {
@@ -78,8 +91,15 @@ async fn run(change: impl FnOnce(Spec) -> Spec, steps: &[&str]) -> (Exit, String
 
 #[tokio::test]
 async fn endless_guests_of_every_kind_are_ended_by_the_clock_and_stay_within_their_share() {
-    for path in ["/spin", "/random?65536", "/random?1", "/clock", "/poll", "/log", "/timers", "/never"] {
-        let limited = Spec { cpu_millis_max: Some(200), ..Spec::new("a") };
+    let paths = ["/spin", "/random?65536", "/random?1", "/clock", "/poll", "/log", "/newlines", "/timers", "/never"];
+    // What a log has to do for each line.
+    let log = |bytes: &[u8]| {
+        for line in bytes.split(|byte| *byte == b'\n') {
+            std::hint::black_box(line.to_vec());
+        }
+    };
+    for path in paths {
+        let limited = Spec { cpu_millis_max: Some(200), stdout: Arc::new(log), ..Spec::new("a") };
         let service = hostile(limited, options(1_000)).await;
         let begun = Instant::now();
         let hogs = [(); 3].map(|()| {
@@ -127,6 +147,8 @@ async fn what_the_host_holds_for_a_guest_counts_against_its_memory() {
     assert!(matches!(get(&service, "/handles").await, Err(RequestError::Trap(_))), "handles have a bound");
     assert!(matches!(get(&service, "/recurse").await, Err(RequestError::Trap(message)) if message.contains("stack")));
     assert!(matches!(get(&service, "/random?1000000").await, Err(RequestError::Trap(_))));
+    let flood = get(&service, "/flood?512").await;
+    assert!(matches!(&flood, Err(RequestError::Trap(message)) if message.contains("permitted")), "{flood:?}");
     assert_eq!(get(&service, "/").await, ok("hello\n"));
     rest(&service).await;
 }
@@ -146,7 +168,8 @@ async fn at_the_nodes_ceiling_guests_end_and_the_one_that_asked_for_memory_stays
     }
     let best_effort = |name: &str| Spec { qos: Qos::BestEffort, ..Spec::new(name) };
     let greedy = engine.start_http(&hostile, best_effort("greedy"), options(60_000)).await.unwrap();
-    // One that waits with a lot of memory, then one that asks for what is no longer there.
+    // One that waits with a lot of memory, then one that asks for what is no longer there: the first ends for it, and it does
+    // not, although it asked for no more than the first.
     let first = tokio::spawn({
         let greedy = greedy.clone();
         async move { get(&greedy, "/memory?40").await }
@@ -154,10 +177,17 @@ async fn at_the_nodes_ceiling_guests_end_and_the_one_that_asked_for_memory_stays
     while greedy.usage().memory_bytes < 40 << 20 {
         tokio::task::yield_now().await;
     }
-    let second = hostile_command(&engine, best_effort("second"), &["memory", "36", "sleep", "1000"]).await.unwrap();
-    let (first, exit) = soon(async { tokio::join!(first, second.wait()) }).await;
-    assert_eq!((first.unwrap(), exit), (Err(RequestError::OutOfMemory), Exit::OutOfMemory));
+    let second = hostile_command(&engine, best_effort("second"), &["memory", "34", "sleep", "1000"]).await.unwrap();
+    assert_eq!(soon(first).await.unwrap(), Err(RequestError::OutOfMemory));
     assert_eq!(soon(greedy.failed()).await, Exit::OutOfMemory);
+    soon(async {
+        while second.usage().memory_bytes < 34 << 20 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    second.kill();
+    assert_eq!(soon(second.wait()).await, Exit::Killed);
     assert_eq!(get(&neighbour, "/").await, ok("hello\n"));
     assert_eq!(neighbour.counters().out_of_memory, 0);
     neighbour.kill();
@@ -169,6 +199,34 @@ async fn at_the_nodes_ceiling_guests_end_and_the_one_that_asked_for_memory_stays
     })
     .await;
     assert!(engine.memory().memory_bytes_peak <= (96 << 20) / 16 * 17);
+}
+
+/// What others have taken is no fault of a service that wants one more instance: who asked is told so, and it lives.
+#[tokio::test]
+async fn a_node_without_memory_for_another_instance_says_so_and_ends_nobody() {
+    let (engine, _dir) = small_engine(96 << 20);
+    let hostile = prepared(&engine, "hostile").await;
+    let spec = Spec { qos: Qos::BestEffort, ..Spec::new("a") };
+    let service = engine.start_http(&hostile, spec, options(60_000)).await.unwrap();
+    soon(async {
+        while engine.memory().memory_bytes > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let mut others = engine.beside_guests();
+    for left in [0, 100 << 10] {
+        assert!(others.set((96 << 20) - left));
+        let refused = get(&service, "/").await.unwrap_err();
+        assert!(matches!(refused, RequestError::Unavailable(_)) && refused.status() == 503, "{refused:?}");
+        assert_eq!(service.counters().out_of_memory, 0);
+    }
+    // Neither does one that begins.
+    let error = engine.start_http(&hostile, Spec::new("b"), options(60_000)).await.unwrap_err();
+    assert!(matches!(error, Error::Limits(_)) && !error.is_permanent(), "{error:?}");
+    drop(others);
+    assert_eq!(get(&service, "/").await, ok("hello\n"));
+    assert!(futures::FutureExt::now_or_never(service.failed()).is_none(), "its container goes on");
 }
 
 #[tokio::test]
@@ -430,7 +488,8 @@ async fn mutated_components_are_compiled_or_refused() {
         }
         match write_and_prepare(dir.path(), &format!("mutated-{seed}"), &bytes).await {
             Ok(_) => {}
-            Err(error) => assert!(error.is_permanent() && error.to_string().len() < 4_096, "seed {seed}: {error}"),
+            // How long an error may be is shown where one has long names.
+            Err(error) => assert!(error.is_permanent(), "seed {seed}: {error}"),
         }
     }
     // Native code instead of a component.

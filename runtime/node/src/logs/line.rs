@@ -1,7 +1,5 @@
 //! Lines of a log file: `<time> <stream> <F|P> <content>`.
 
-use std::io::Write as _;
-
 use jiff::Timestamp;
 
 /// A parsed line.
@@ -19,12 +17,29 @@ pub struct Line<'a> {
     pub content: &'a [u8],
 }
 
-/// Appends a line.
-pub fn append(out: &mut Vec<u8>, time: Timestamp, stream: &str, is_whole: bool, content: &[u8]) {
-    let tag = if is_whole { 'F' } else { 'P' };
-    let _ = write!(out, "{} {stream} {tag} ", time.strftime("%Y-%m-%dT%H:%M:%S.%9fZ"));
-    out.extend_from_slice(content);
-    out.push(b'\n');
+/// Bytes of a line beside its content, newline included.
+pub const BYTES_MORE: usize = 30 + 1 + 6 + 1 + 1 + 1 + 1;
+
+/// What stands before the content of lines that are printed at the same moment: writing the time costs more than all the rest.
+pub struct Begin {
+    whole: Vec<u8>,
+    part: Vec<u8>,
+}
+
+impl Begin {
+    /// For lines of this moment and stream.
+    pub fn new(time: Timestamp, stream: &str) -> Self {
+        let time = time.strftime("%Y-%m-%dT%H:%M:%S.%9fZ").to_string();
+        let begin = |tag: char| format!("{time} {stream} {tag} ").into_bytes();
+        Self { whole: begin('F'), part: begin('P') }
+    }
+
+    /// Appends a line.
+    pub fn append(&self, out: &mut Vec<u8>, is_whole: bool, content: &[u8]) {
+        out.extend_from_slice(if is_whole { &self.whole } else { &self.part });
+        out.extend_from_slice(content);
+        out.push(b'\n');
+    }
 }
 
 /// Reads a line without its newline; `None` when it is none.

@@ -95,6 +95,26 @@ async fn cuts_long_lines_and_keeps_their_content() {
     assert!(!log.path().exists());
 }
 
+/// An empty line is one byte as it is printed and forty as it is kept: what is dropped is dropped as it was printed.
+#[test]
+fn a_flood_of_empty_lines_is_dropped_before_it_is_made_lines() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = log(&dir);
+    let out = log.stream("stdout");
+    let flood = vec![b'\n'; 64 << 10];
+    // More than may be printed at once, as it is kept.
+    for _ in 0..40 {
+        out.print(&flood);
+    }
+    out.print(b"a line\n");
+    let text = std::fs::read_to_string(log.path()).unwrap();
+    let notes = text.lines().filter_map(|line| line.split("[coracle: ").nth(1)?.split(' ').next()?.parse::<u64>().ok());
+    let dropped: u64 = notes.sum();
+    let printed = 40 * flood.len() as u64;
+    assert!((printed / 4..printed).contains(&dropped), "{dropped} of {printed}");
+    assert!(text.ends_with(" stdout F a line\n"));
+}
+
 #[test]
 fn a_low_disk_drops_logs() {
     let dir = tempfile::tempdir().unwrap();

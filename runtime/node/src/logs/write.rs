@@ -1,7 +1,8 @@
 //! The writing side: splits what a guest prints into lines and appends them to a file.
 //!
 //! Writing happens on the guest's own thread into the page cache. That is what slows a guest down that floods
-//! its log; its neighbours do not wait. A log that cannot be written (disk full) is dropped, the guest goes on.
+//! its log; its neighbours do not wait. A log that cannot be written (disk full) is dropped, the guest goes on. What is beyond its
+//! budget is dropped before anything is made of it: an empty line has one byte as it is printed, and forty as it is kept.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -15,7 +16,8 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::{FILE_BYTES_MAX, FILES_MAX, LINE_BYTES_MAX, line, part};
+use super::line::{self, Begin};
+use super::{FILE_BYTES_MAX, FILES_MAX, LINE_BYTES_MAX, part};
 
 /// Log files that may be open at the same time; the one opened first is closed, and opened again when it is written.
 const OPEN_MAX: usize = 256;
@@ -131,13 +133,23 @@ impl ContainerLog {
         self.progress.send_modify(|progress| progress.is_finished = true);
     }
 
+    /// Whether something that was printed is kept, which takes so many bytes.
+    fn admits(&self, printed: usize, kept: usize) -> bool {
+        let mut state = self.state.lock();
+        if state.is_finished {
+            return false;
+        }
+        let is_admitted = !self.open.is_low() && state.spend(kept, Instant::now());
+        if !is_admitted {
+            state.dropped += printed as u64;
+        }
+        is_admitted
+    }
+
+    /// Appends lines that were admitted.
     fn append(self: &Arc<Self>, bytes: &[u8]) {
         let mut state = self.state.lock();
         if state.is_finished {
-            return;
-        }
-        if self.open.is_low() || !state.spend(bytes.len(), Instant::now()) {
-            state.dropped += bytes.len() as u64;
             return;
         }
         let dropped = std::mem::take(&mut state.dropped);
@@ -146,7 +158,7 @@ impl ContainerLog {
             let text = format!(
                 "[coracle: {dropped} bytes of this log were dropped: too much in too short a time, or too little disk]"
             );
-            line::append(&mut noted, Timestamp::now(), "stderr", true, text.as_bytes());
+            Begin::new(Timestamp::now(), "stderr").append(&mut noted, true, text.as_bytes());
         }
         noted.extend_from_slice(bytes);
         let result = self.append_to(&mut state, &noted);
@@ -204,9 +216,16 @@ pub struct Stream {
 impl Stream {
     /// Takes what the guest prints.
     pub fn print(&self, bytes: &[u8]) {
-        let now = Timestamp::now();
-        let mut out = Vec::with_capacity(bytes.len() + 64);
         let mut pending = self.pending.lock();
+        let lines = bytes.iter().filter(|byte| **byte == b'\n').count() + bytes.len() / LINE_BYTES_MAX;
+        let kept = bytes.len() + lines * line::BYTES_MORE;
+        if !self.log.admits(pending.len() + bytes.len(), kept) {
+            // The rest of a line whose beginning is not there would be taken for a line.
+            *pending = Vec::new();
+            return;
+        }
+        let begin = Begin::new(Timestamp::now(), self.name);
+        let mut out = Vec::with_capacity(kept + line::BYTES_MORE);
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             let (content, is_whole) = match piece.strip_suffix(b"\n") {
                 Some(content) => (content, true),
@@ -215,11 +234,11 @@ impl Stream {
             pending.extend_from_slice(content);
             while pending.len() > LINE_BYTES_MAX {
                 let rest = pending.split_off(LINE_BYTES_MAX);
-                line::append(&mut out, now, self.name, false, &pending);
+                begin.append(&mut out, false, &pending);
                 *pending = rest;
             }
             if is_whole {
-                line::append(&mut out, now, self.name, true, &pending);
+                begin.append(&mut out, true, &pending);
                 pending.clear();
             }
         }
@@ -237,7 +256,7 @@ impl Stream {
         let mut pending = self.pending.lock();
         if !pending.is_empty() {
             let mut out = Vec::new();
-            line::append(&mut out, Timestamp::now(), self.name, false, &pending);
+            Begin::new(Timestamp::now(), self.name).append(&mut out, false, &pending);
             pending.clear();
             self.log.append(&out);
         }

@@ -35,6 +35,8 @@ pub(crate) const MESSAGES_DIR: &str = "messages";
 pub(crate) const VOLUMES_DIR: &str = "volumes";
 /// Longest path that `subPathExpr` may mean: Linux has no longer one (`PATH_MAX`).
 const SUB_PATH_BYTES_MAX: usize = 4096;
+/// Tokens that one pod may have: each is asked for anew all its life.
+const TOKENS_MAX: usize = 100;
 /// After a failed refresh of a token.
 const TOKEN_RETRY: Duration = Duration::from_secs(30);
 
@@ -156,7 +158,7 @@ impl Pods {
             }
             Ok(made)
         };
-        let made = blocking(work).await.map_err(MountFailed::Config)?;
+        let made = in_turn(&slot.on_disk, work).await.map_err(MountFailed::Config)?;
         let files = self.context.pods_dir.join(&*slot.uid).join(FILES_DIR);
         if made.message.is_some() || made.mounts.iter().any(|mount| mount.host.starts_with(&files)) {
             slot.set_has_own_files();
@@ -187,8 +189,8 @@ impl Pods {
         let mut written = slot.written.lock().await;
         *written = Written::default();
         let dir = self.context.pods_dir.join(&*slot.uid);
-        let removed =
-            blocking(move || beneath::remove_tree(&dir).map_err(|error| format!("{}: {error}", dir.display())));
+        let work = move || beneath::remove_tree(&dir).map_err(|error| format!("{}: {error}", dir.display()));
+        let removed = in_turn(&slot.on_disk, work);
         if let Err(error) = removed.await {
             tracing::warn!(pod = %slot.name, namespace = %slot.namespace, %error, "volumes are not removed");
         }
@@ -221,14 +223,14 @@ impl Pods {
         };
         slot.set_has_files();
         let dir = volume_dir(&self.context.pods_dir.join(&*slot.uid), &volume.name);
-        let written = blocking(move || {
+        let work = move || {
             match payload {
                 Some(payload) => volumes::write(&dir, &payload).map(drop),
                 None => std::fs::create_dir_all(&dir),
             }
             .map_err(|error| error.to_string())
-        });
-        written.await
+        };
+        in_turn(&slot.on_disk, work).await
     }
 
     /// Has a token that will still live for a while.
@@ -240,6 +242,9 @@ impl Pods {
             // The timer may have been early by that clock, or another token's.
             self.wake_for_tokens(slot, written, now);
             return Ok(());
+        }
+        if written.tokens.len() >= TOKENS_MAX && !written.tokens.contains_key(&wanted) {
+            return Err(format!("the pod asks for more than {TOKENS_MAX} tokens"));
         }
         match tokens::request(&self.context.client, pod, &wanted, now).await {
             Ok(token) => {
@@ -343,8 +348,18 @@ fn set_up_failed(volume: &str, reason: &str) -> String {
     format!("MountVolume.SetUp failed for volume {volume:?} : {reason}")
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(error.to_string()))
+/// Does what writes or removes something below a pod's directory. Its turn is over when its thread is done, also when nobody waits
+/// for it any more: a start may be cut, and what it was about to write must not appear after everything was removed.
+async fn in_turn<T: Send + 'static>(
+    turns: &Arc<tokio::sync::Mutex<()>>,
+    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
+    let turn = turns.clone().lock_owned().await;
+    let done = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        work()
+    });
+    done.await.unwrap_or_else(|error| Err(error.to_string()))
 }
 
 #[cfg(test)]
@@ -360,6 +375,28 @@ mod tests {
         assert_eq!(sub_path(&mount("$(A)$(A)"), &env), Some(Some(value.repeat(2))));
         assert_eq!(sub_path(&mount("$(A)$(A)/"), &env), None);
         assert_eq!(sub_path(&VolumeMount::default(), &env), Some(None));
+    }
+
+    /// As when a pod is deleted while its volumes are written.
+    #[tokio::test]
+    async fn what_removes_a_pods_files_waits_for_a_start_that_was_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let (pod, turns) = (dir.path().join("pod"), Arc::default());
+        let (go_on, wait) = std::sync::mpsc::channel::<()>();
+        let volume = pod.join("volumes/v");
+        let mut writing = Box::pin(in_turn(&turns, move || {
+            let _ = wait.recv();
+            std::fs::create_dir_all(&volume).map_err(|error| error.to_string())
+        }));
+        assert!(futures::FutureExt::now_or_never(writing.as_mut()).is_none());
+        drop(writing);
+        let removed = pod.clone();
+        let mut removing =
+            Box::pin(in_turn(&turns, move || beneath::remove_tree(&removed).map_err(|error| error.to_string())));
+        assert!(futures::FutureExt::now_or_never(removing.as_mut()).is_none(), "the other's thread is not done");
+        go_on.send(()).unwrap();
+        removing.await.unwrap();
+        assert!(!pod.exists());
     }
 
     #[test]

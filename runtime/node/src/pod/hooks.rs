@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use coracle_engine::OpenSocket;
 use coracle_proxy::{Body, BoxError, HttpService, Local};
 use http::{HeaderName, HeaderValue, Request, header};
 use http_body_util::BodyExt as _;
@@ -13,6 +14,7 @@ use k8s_openapi::api::core::v1::{Container as Spec, HTTPGetAction, LifecycleHand
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tokio::net::TcpStream;
 
+use super::slot::Handle;
 use crate::context::Context;
 use crate::network::{GuestNetwork, over};
 
@@ -25,24 +27,30 @@ const REQUESTS_MAX: usize = 10;
 /// As which client the node asks.
 const USER_AGENT: &str = "kube-probe/1.37";
 
+/// For whom the node asks.
+#[derive(Clone, Copy)]
+pub struct Asker<'a> {
+    /// Its pod's network.
+    pub network: &'a GuestNetwork,
+    /// The container.
+    pub spec: &'a Spec,
+    /// What runs of it, to which sockets are counted.
+    pub handle: &'a Handle,
+}
+
 /// Runs a lifecycle hook.
-pub async fn run(
-    context: &Context,
-    network: &GuestNetwork,
-    spec: &Spec,
-    hook: &LifecycleHandler,
-) -> Result<(), String> {
+pub async fn run(context: &Context, asker: &Asker<'_>, hook: &LifecycleHandler) -> Result<(), String> {
     if let Some(sleep) = &hook.sleep {
         tokio::time::sleep(Duration::from_secs(sleep.seconds.max(0).unsigned_abs())).await;
         return Ok(());
     }
     let request = async {
         if let Some(get) = &hook.http_get {
-            let status = http_get(context, network, spec, get).await?.status;
+            let status = http_get(context, asker, get).await?.status;
             return if status < 400 { Ok(()) } else { Err(format!("HTTP hook failed with statuscode: {status}")) };
         }
         match &hook.tcp_socket {
-            Some(socket) => tcp_socket(context, network, spec, socket).await,
+            Some(socket) => tcp_socket(context, asker, socket).await,
             None => Ok(()),
         }
     };
@@ -50,16 +58,11 @@ pub async fn run(
 }
 
 /// Opens a connection to a pod's port, and closes it.
-pub async fn tcp_socket(
-    context: &Context,
-    network: &GuestNetwork,
-    spec: &Spec,
-    socket: &TCPSocketAction,
-) -> Result<(), String> {
-    let port = resolve_port(spec, &socket.port)?;
-    match target(context, network, socket.host.as_deref(), port) {
-        Target::Called(_) => Ok(()),
-        Target::Dialled { host, local } => dial(context, network, &host, port, local).await.map(drop),
+pub async fn tcp_socket(context: &Context, asker: &Asker<'_>, socket: &TCPSocketAction) -> Result<(), String> {
+    let port = resolve_port(asker.spec, &socket.port)?;
+    match target(context, asker.network, socket.host.as_deref(), port) {
+        Target::Called { .. } => Ok(()),
+        Target::Dialled { host, local } => dial(context, asker, &host, port, local).await.map(drop),
     }
 }
 
@@ -73,22 +76,25 @@ pub struct Answer {
 }
 
 /// Sends a request to a pod's port and returns the answer; redirects within the host are followed, as the kubelet does.
-pub async fn http_get(
-    context: &Context,
-    network: &GuestNetwork,
-    spec: &Spec,
-    get: &HTTPGetAction,
-) -> Result<Answer, String> {
-    let mut url = url(network, spec, get)?;
+pub async fn http_get(context: &Context, asker: &Asker<'_>, get: &HTTPGetAction) -> Result<Answer, String> {
+    let mut url = url(asker.network, asker.spec, get)?;
     let mut host = given_host(get);
     for _ in 0..REQUESTS_MAX {
         let failed = |error: BoxError| format!("Get \"{url}\": {error}");
-        let request = request(get, &url, host.as_deref()).map_err(|error| failed(error.into()))?;
-        let response = match target(context, network, Some(&url.host), url.port) {
-            Target::Called(service) => service.call(request).await,
+        let mut request = request(get, &url, host.as_deref()).map_err(|error| failed(error.into()))?;
+        // Counted until the answer has been read.
+        let (response, _socket) = match target(context, asker.network, Some(&url.host), url.port) {
+            Target::Called { service, is_own } => {
+                if is_own {
+                    // It does not wait behind the requests of others. In another pod it is one of those.
+                    request.extensions_mut().insert(coracle_engine::Probe);
+                }
+                (service.call(request).await, None)
+            }
             Target::Dialled { host, local } => {
-                let stream = dial(context, network, &host, url.port, local).await;
-                over(TokioIo::new(stream.map_err(|error| failed(error.into()))?), request).await
+                let dialled = dial(context, asker, &host, url.port, local).await;
+                let (stream, socket) = dialled.map_err(|error| failed(error.into()))?;
+                (over(TokioIo::new(stream), request).await, socket)
             }
         };
         let response = response.map_err(failed)?;
@@ -214,8 +220,8 @@ async fn beginning(mut body: Body) -> Result<String, BoxError> {
 
 /// How a request of the node gets there.
 enum Target {
-    /// A component that is called.
-    Called(Arc<dyn HttpService>),
+    /// A component that is called, of the pod itself or of another.
+    Called { service: Arc<dyn HttpService>, is_own: bool },
     /// A connection, to this pod's socket where it is known.
     Dialled { host: String, local: Option<SocketAddr> },
 }
@@ -226,7 +232,7 @@ fn target(context: &Context, network: &GuestNetwork, host: Option<&str>, port: u
     let host = host.filter(|host| !host.is_empty()).map_or_else(|| own.to_string(), str::to_owned);
     let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().ok();
     match address.and_then(|address| context.network.local(address, port)) {
-        Some(Local::Http(service)) => Target::Called(service),
+        Some(Local::Http(service)) => Target::Called { service, is_own: address == Some(own) },
         Some(Local::Tcp(at)) => Target::Dialled { host, local: Some(at) },
         None if address == Some(own) => {
             let port = context.network.table.twin_port(port);
@@ -239,9 +245,7 @@ fn target(context: &Context, network: &GuestNetwork, host: Option<&str>, port: u
 fn request(get: &HTTPGetAction, url: &Url, host: Option<&str>) -> Result<Request<Body>, http::Error> {
     let authority = host.map_or_else(|| url.authority(), str::to_owned);
     let mut request = Request::get(format!("http://{authority}{}", url.path));
-    // It does not wait behind the requests of others.
-    request =
-        request.header(header::USER_AGENT, USER_AGENT).header(header::ACCEPT, "*/*").extension(coracle_engine::Probe);
+    request = request.header(header::USER_AGENT, USER_AGENT).header(header::ACCEPT, "*/*");
     for given in get.http_headers.iter().flatten() {
         let name = HeaderName::try_from(&given.name)?;
         let value = HeaderValue::try_from(&given.value)?;
@@ -258,31 +262,35 @@ fn request(get: &HTTPGetAction, url: &Url, host: Option<&str>) -> Result<Request
     request.body(coracle_engine::empty())
 }
 
-/// Connects to a pod, or to another host as the pod itself might.
+/// Connects to a pod, or to another host as the pod itself might: then the socket is one of the container's, as long as the second
+/// is held. One to a pod is the node's own, so that a container with all that it may have open is still seen to answer.
 async fn dial(
     context: &Context,
-    network: &GuestNetwork,
+    asker: &Asker<'_>,
     host: &str,
     port: u16,
     local: Option<SocketAddr>,
-) -> Result<TcpStream, String> {
+) -> Result<(TcpStream, Option<OpenSocket>), String> {
     let shown = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
     let Some(local) = local else {
         // A probe is no way around what the pod may not reach.
-        return match network.egress {
-            true => context
-                .network
-                .outside
-                .connect(host, port)
-                .await
-                .map_err(|error| format!("dial tcp {shown}: {}", super::start::chain(&error))),
-            false => Err(format!(
+        if !asker.network.egress {
+            return Err(format!(
                 "dial tcp {shown}: connect: permission denied: it is outside of the cluster, and the pod has no annotation {}: \"true\"",
                 crate::annotations::EGRESS
-            )),
+            ));
+        }
+        let too_many = || format!("dial tcp {shown}: too many files are open");
+        let socket = asker.handle.open_socket().ok_or_else(too_many)?;
+        return match context.network.outside.connect(host, port).await {
+            // The last descriptors of the process are not for what pods ask for.
+            Ok(stream) if !coracle_proxy::is_spare(&stream) => Err(too_many()),
+            Ok(stream) => Ok((stream, Some(socket))),
+            Err(error) => Err(format!("dial tcp {shown}: {}", super::start::chain(&error))),
         };
     };
-    context.network.dial(local).await.map_err(|error| {
+    let dialled = context.network.dial(local).await.map(|stream| (stream, None));
+    dialled.map_err(|error| {
         let why = match error.kind() {
             std::io::ErrorKind::ConnectionRefused => "connect: connection refused".to_owned(),
             _ => error.to_string(),

@@ -24,5 +24,9 @@ mod stop;
 mod supported;
 mod table;
 
+#[cfg(test)]
+pub(crate) use self::report::SETTLE;
+#[cfg(test)]
+pub(crate) use self::slot::Handle;
 pub use self::slot::Slot;
 pub use self::table::Pods;

@@ -19,7 +19,7 @@ use crate::downward::Downward;
 use crate::env::{self, Contents, EnvError, Room, ServiceLink, expand};
 use crate::images::{Prepared, Progress};
 use crate::network::GuestNetwork;
-use crate::objects::{Kind as ObjectKind, ObjectKey};
+use crate::objects::{self, Kind as ObjectKind, ObjectKey, ReadError};
 use crate::{logs, quantity};
 
 /// How long a start waits for the first list of Services, whose variables it hands to the guest.
@@ -106,7 +106,8 @@ impl Pods {
             };
             self.event(slot, path.clone(), false, reason, message);
         };
-        match self.context.images.prepare(image, policy, &credentials, &tell).await {
+        // Images of one namespace hold up none of another.
+        match self.context.images.prepare(&slot.namespace, image, policy, &credentials, &tell).await {
             Ok(prepared) => Ok(prepared),
             Err(error) => {
                 let reason = error.reason();
@@ -157,7 +158,12 @@ impl Pods {
         network: &GuestNetwork,
     ) -> Result<Vec<(String, String)>, StartFailure> {
         let mut contents = Contents::new();
-        for key in env::references(spec, &slot.namespace) {
+        let keys = env::references(spec, &slot.namespace);
+        // Before any of them is followed.
+        if keys.len() > objects::POD_MAX {
+            return Err(config_error(ReadError::TooMany(objects::POD_MAX).to_string()));
+        }
+        for key in keys {
             let content = self.object(&key, slot).await;
             let content = content.map_err(|error| config_error(error.to_string()))?;
             contents.insert(key, content);

@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{Container as Spec, Probe};
 use tokio::time::Instant;
 
 use super::core::{Index, Input, ProbeKind, Run, specs};
-use super::hooks;
+use super::hooks::{self, Asker};
 use super::slot::{Container, Slot, State};
 use super::table::{Alarm, Pods};
 use crate::network::GuestNetwork;
@@ -144,16 +144,16 @@ impl Pods {
             return;
         };
         let run = probes[at].run;
-        let goes_on = match containers.get(container) {
-            Some(Container::Running(life)) => life.run == run,
+        let life = match containers.get(container) {
+            Some(Container::Running(life)) => Some(life),
             // Whether it can still be reached is asked until it has ended.
-            Some(Container::Stopping { life, .. }) => life.run == run && kind == ProbeKind::Readiness,
-            _ => false,
+            Some(Container::Stopping { life, .. }) if kind == ProbeKind::Readiness => Some(life),
+            _ => None,
         };
-        if !goes_on {
+        let Some(handle) = life.filter(|life| life.run == run).map(|life| life.handle.clone()) else {
             probes.swap_remove(at);
             return;
-        }
+        };
         let Some(network) = network.clone() else { return };
         if std::mem::replace(&mut probes[at].is_under_way, true) {
             return;
@@ -165,10 +165,11 @@ impl Pods {
             let Some(spec) = specs(&pod).nth(container) else { return };
             let Some(probe) = probe_of(spec, kind) else { return };
             let numbers = Numbers::of(probe);
-            let mut tried = pods.attempt_in_time(&network, spec, probe, numbers.timeout).await;
+            let asker = Asker { network: &network, spec, handle: &handle };
+            let mut tried = pods.attempt_in_time(&asker, probe, numbers.timeout).await;
             if tried.is_none() {
                 // This process was stopped meanwhile, or the machine slept: that says nothing about the guest.
-                tried = pods.attempt_in_time(&network, spec, probe, numbers.timeout).await;
+                tried = pods.attempt_in_time(&asker, probe, numbers.timeout).await;
             }
             let result = tried.unwrap_or_else(|| Err(timed_out(&network, spec, probe)));
             if let Ok(Some(warning)) = &result {
@@ -183,23 +184,22 @@ impl Pods {
     /// One try; `None` when time has passed in which nothing could have answered.
     async fn attempt_in_time(
         &self,
-        network: &GuestNetwork,
-        spec: &Spec,
+        asker: &Asker<'_>,
         probe: &Probe,
         timeout: Duration,
     ) -> Option<Result<Option<String>, String>> {
         let begun = Instant::now();
-        match tokio::time::timeout(timeout, self.attempt(network, spec, probe)).await {
+        match tokio::time::timeout(timeout, self.attempt(asker, probe)).await {
             Ok(result) => Some(result),
             Err(_) if begun.elapsed() > timeout + STALL_MIN => None,
-            Err(_) => Some(Err(timed_out(network, spec, probe))),
+            Err(_) => Some(Err(timed_out(asker.network, asker.spec, probe))),
         }
     }
 
     /// One try; a success may come with a warning.
-    async fn attempt(&self, network: &GuestNetwork, spec: &Spec, probe: &Probe) -> Result<Option<String>, String> {
+    async fn attempt(&self, asker: &Asker<'_>, probe: &Probe) -> Result<Option<String>, String> {
         if let Some(get) = &probe.http_get {
-            let answer = hooks::http_get(&self.context, network, spec, get).await?;
+            let answer = hooks::http_get(&self.context, asker, get).await?;
             return match answer.status {
                 200..300 => Ok(None),
                 300..400 => Ok(Some(format!("Probe terminated redirects, Response body: {}", answer.body))),
@@ -207,7 +207,7 @@ impl Pods {
             };
         }
         match &probe.tcp_socket {
-            Some(socket) => hooks::tcp_socket(&self.context, network, spec, socket).await.map(|()| None),
+            Some(socket) => hooks::tcp_socket(&self.context, asker, socket).await.map(|()| None),
             None => Err("the probe has no handler that this node knows".to_owned()),
         }
     }

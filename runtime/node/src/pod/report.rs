@@ -22,7 +22,7 @@ use super::table::{Alarm, Pods};
 /// Writes under way at the same time; pods beyond it wait in line, each once.
 const IN_FLIGHT_MAX: usize = 64;
 /// How long a start that is under way may hold back its pod's status.
-const SETTLE: Duration = Duration::from_millis(100);
+pub(crate) const SETTLE: Duration = Duration::from_millis(if cfg!(test) { 3_000 } else { 100 });
 /// How often the API server is contradicted about one pod.
 const RECONCILE_EVERY: Duration = Duration::from_secs(1);
 /// An answer of the API server is waited for so long: one that never comes would end what is told about the pod, and take a place
@@ -318,8 +318,10 @@ impl Pods {
             // A uid that is another one's is a conflict of that kind too.
             StatusCode::NOT_FOUND | StatusCode::GONE => Answer::Gone,
             StatusCode::CONFLICT if message.contains("Precondition failed") || message.contains("uid") => Answer::Gone,
-            // What is forbidden now may be allowed once somebody has mended a rule.
-            StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => Answer::Refused(message),
+            // What is forbidden now may be allowed once somebody has mended a rule. What is too large stays so.
+            StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE | StatusCode::UNPROCESSABLE_ENTITY => {
+                Answer::Refused(message)
+            }
             _ => Answer::Failed(message),
         }
     }

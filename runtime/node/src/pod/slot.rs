@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use coracle_engine::{Command, HttpService, Usage};
+use coracle_engine::{Command, HttpService, OpenSocket, Usage};
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
@@ -31,6 +31,8 @@ pub struct Slot {
     state: Mutex<State>,
     /// Which volumes were written. Held while they are.
     pub(super) written: tokio::sync::Mutex<Written>,
+    /// Held by the thread that writes or removes anything below the pod's directory, until it is done.
+    pub(super) on_disk: Arc<tokio::sync::Mutex<()>>,
     /// What it asks for of the node.
     pub(super) requested: Amounts,
     /// Whether it was promised that.
@@ -110,6 +112,14 @@ pub enum Handle {
 }
 
 impl Handle {
+    /// Counts a socket that the node opens on its behalf among its own; none when it has as many as it may.
+    pub fn open_socket(&self) -> Option<OpenSocket> {
+        match self {
+            Self::Command(command) => command.open_socket(),
+            Self::Http(service) => service.open_socket(),
+        }
+    }
+
     /// What it has used.
     pub fn usage(&self) -> Usage {
         match self {
@@ -139,6 +149,7 @@ impl Slot {
                 wake: None,
             }),
             written: tokio::sync::Mutex::default(),
+            on_disk: Arc::default(),
             requested: admission::requested(pod),
             has_room: AtomicBool::new(false),
             has_files: AtomicBool::new(had_life),

@@ -10,12 +10,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::commands::is_init;
 use super::core::{Exit, Index, Input, Run, StartFailure, specs};
-use super::hooks;
+use super::hooks::{self, Asker};
 use super::prepare::Ready;
 use super::slot::{Container, Handle, Life, Slot};
 use super::stop::{KILLED, Stopped};
 use super::table::Pods;
-use crate::{beneath, logs};
+use crate::{beneath, logs, text};
 
 /// Longest termination message (kubelet's `MaxContainerTerminationMessageLength`).
 const MESSAGE_BYTES_MAX: u64 = 4096;
@@ -124,10 +124,11 @@ impl Pods {
             return Ok(());
         }
         let hook = spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref());
+        let asker = Asker { network: &network, spec, handle: &handle };
         let hooked = match hook {
             // A hook is of no use to a container that has ended or is being ended; what it does can be cut anywhere.
             Some(hook) => tokio::select! {
-                hooked = hooks::run(&self.context, &network, spec, hook) => hooked,
+                hooked = hooks::run(&self.context, &asker, hook) => hooked,
                 () = life.stopping.cancelled() => Ok(()),
                 () = over(&handle) => Ok(()),
             },
@@ -235,7 +236,7 @@ pub(super) fn kill(handle: &Handle) {
     }
 }
 
-/// An error with its causes, for people; causes that the text holds already are not said twice.
+/// An error with its causes, for people, as far as there is room for them; causes that the text holds already are not said twice.
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -247,5 +248,5 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
         }
         source = cause.source();
     }
-    text
+    text::cut_off(text)
 }

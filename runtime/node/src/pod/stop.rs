@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::core::{self, Index, Input, Run, specs};
-use super::hooks;
+use super::hooks::{self, Asker};
 use super::slot::{Container, Handle, Life, Slot, State};
 use super::start::kill;
 use super::table::Pods;
@@ -165,7 +165,7 @@ impl Pods {
     async fn end(self: Arc<Self>, slot: Arc<Slot>, ending: Ending, mut until: watch::Receiver<Instant>) {
         let Ending { container, life, has_hook, patience } = ending;
         if has_hook {
-            self.pre_stop(&slot, container, &mut until).await;
+            self.pre_stop(&slot, container, &life.handle, &mut until).await;
         }
         let network = slot.lock().network.clone();
         match &life.handle {
@@ -200,14 +200,15 @@ impl Pods {
         }
     }
 
-    async fn pre_stop(&self, slot: &Slot, container: Index, until: &mut watch::Receiver<Instant>) {
+    async fn pre_stop(&self, slot: &Slot, container: Index, handle: &Handle, until: &mut watch::Receiver<Instant>) {
         let pod = slot.pod();
         let Some(spec) = specs(&pod).nth(container) else { return };
         let Some(hook) = spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.as_ref()) else { return };
         let Some(network) = slot.lock().network.clone() else { return };
+        let asker = Asker { network: &network, spec, handle };
         // A hook that takes longer than the pod may is given up, as is one that the pod's owner hurries.
         let result = tokio::select! {
-            result = hooks::run(&self.context, &network, spec, hook) => result,
+            result = hooks::run(&self.context, &asker, hook) => result,
             () = deadline(until) => Err("the grace period is over".to_owned()),
         };
         if let Err(error) = result {

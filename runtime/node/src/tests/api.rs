@@ -37,8 +37,8 @@ struct State {
     writes: Vec<(String, Instant, Value)>,
     created: BTreeMap<String, Instant>,
     recorded: Vec<Value>,
-    /// Pods whose status is refused, and how often it was.
-    refused: BTreeMap<String, u32>,
+    /// Pods whose status is refused, with what, and how often it was.
+    refused: BTreeMap<String, (StatusCode, u32)>,
     /// A pod whose condition is set back after each write.
     contradicted: Option<String>,
     objects: BTreeMap<String, Value>,
@@ -111,9 +111,9 @@ impl Api {
         self.store(&mut state, "MODIFIED", name, pod);
     }
 
-    /// Refuses a pod's status from now on: first as forbidden, then as invalid.
-    pub fn refuse_status(&self, name: &str) {
-        self.state.lock().refused.insert(name.to_owned(), 0);
+    /// Refuses a pod's status from now on: first as forbidden, then with this code.
+    pub fn refuse_status(&self, name: &str, code: u16) {
+        self.state.lock().refused.insert(name.to_owned(), (StatusCode::from_u16(code).unwrap(), 0));
     }
 
     /// Does not answer the next `count` writes whose path has `part` in it.
@@ -238,6 +238,13 @@ impl Api {
         of.map(|event| event["reason"].as_str().unwrap().to_owned()).collect()
     }
 
+    /// Messages of the events recorded about a pod.
+    pub fn messages(&self, name: &str) -> Vec<String> {
+        let state = self.state.lock();
+        let of = state.recorded.iter().filter(|event| event["involvedObject"]["name"] == name);
+        of.map(|event| event["message"].as_str().unwrap().to_owned()).collect()
+    }
+
     /// The first so many of them, once they are there.
     pub async fn first_reasons(&self, name: &str, count: usize) -> Vec<String> {
         let recorded = async {
@@ -351,9 +358,9 @@ impl Api {
         let mut state = self.state.lock();
         let Some(mut pod) = state.pods.get(name).cloned() else { return answer(StatusCode::NOT_FOUND, &json!({})) };
         assert_eq!(patch["metadata"]["uid"], pod["metadata"]["uid"]);
-        if let Some(count) = state.refused.get_mut(name) {
+        if let Some((code, count)) = state.refused.get_mut(name) {
             *count += 1;
-            let code = if *count == 1 { StatusCode::FORBIDDEN } else { StatusCode::UNPROCESSABLE_ENTITY };
+            let code = if *count == 1 { StatusCode::FORBIDDEN } else { *code };
             return answer(code, &json!({"message": "no"}));
         }
         let mut status = patch["status"].clone();

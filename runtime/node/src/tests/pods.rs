@@ -22,8 +22,8 @@ async fn a_pod_becomes_ready_in_one_write_and_goes_when_it_is_deleted() {
     world.run("second", container);
     let status = world.ready("second").await;
     let (writes, took) = world.api.writes("second");
-    // A start that takes longer than a status is held back for is told in two.
-    assert!(writes == 1 || took > std::time::Duration::from_millis(100), "{writes} in {took:?}");
+    // A start that takes longer than a status is held back for, which is long here, is told in two.
+    assert!(writes == 1 || took > crate::pod::SETTLE, "{writes} in {took:?}");
     println!("bound to ready: {took:?}");
     assert_eq!(status["phase"], "Running");
     assert!(status["podIP"].as_str().unwrap().starts_with("10.244."), "{status}");
@@ -370,9 +370,47 @@ async fn a_pod_goes_although_its_last_status_is_refused() {
     let world = World::start().await;
     world.run("web", json!({"image": "hello:1"}));
     world.ready("web").await;
-    world.api.refuse_status("web");
+    world.api.refuse_status("web", 422);
     world.api.delete("web", 1);
     world.api.gone("web").await;
+    // One that is too large stays so, however often it is written.
+    world.run("large", json!({"image": "hello:1"}));
+    world.ready("large").await;
+    world.api.refuse_status("large", 413);
+    world.api.delete("large", 1);
+    world.api.gone("large").await;
+}
+
+/// What an image says of itself has no bound; what a pod's status and its events say of it has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_have_a_bound_wherever_they_come_from() {
+    let world = World::start().await;
+    let key = "k".repeat(100_000);
+    let env = json!([{"name": "X", "valueFrom": {"configMapKeyRef": {"name": "cm", "key": key}}}]);
+    world.api.put("configmaps", "cm", json!({"k": "v"}));
+    world.run("long", json!({"image": "hello:1", "env": env}));
+    let failed = |status: &Value| waiting(status) == "CreateContainerConfigError";
+    let status = world.status("long", "refused", failed).await;
+    let message = status["containerStatuses"][0]["state"]["waiting"]["message"].as_str().unwrap();
+    assert!(message.starts_with("couldn't find key kkkk") && message.len() <= 4096, "{} bytes", message.len());
+    until("it is told", || world.api.reasons("long").iter().any(|reason| reason == "Failed")).await;
+    let longest = world.api.messages("long").iter().map(String::len).max();
+    assert!(longest.is_some_and(|longest| longest <= 4096), "{longest:?}");
+}
+
+/// A pod with more references than a node follows for one of them opens none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_refers_to_too_much_says_so() {
+    let world = World::start().await;
+    let source = |number: usize| json!({"configMapRef": {"name": format!("cm-{number}"), "optional": true}});
+    let sources: Vec<Value> = (0..=crate::objects::POD_MAX).map(source).collect();
+    world.run("many", json!({"image": "hello:1", "envFrom": sources}));
+    let failed = |status: &Value| waiting(status) == "CreateContainerConfigError";
+    let status = world.status("many", "refused", failed).await;
+    let message = status["containerStatuses"][0]["state"]["waiting"]["message"].as_str().unwrap();
+    assert_eq!(message, "the pod refers to more than 1000 ConfigMaps and Secrets");
+    let uid = world.pods().find("default", "many").unwrap().uid.clone();
+    assert!(!world.pods().context.objects.is_used_by(&uid));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -458,6 +496,38 @@ async fn probes_do_not_wait_behind_the_requests_of_others() {
     }
     let reasons = world.api.reasons("busy");
     assert!(!reasons.iter().any(|reason| reason == "Unhealthy" || reason == "Killing"), "{reasons:?}");
+}
+
+/// A pod may have others probed on its behalf, as their client: the places for their probes are for their own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_probe_of_another_pods_address_waits_as_its_clients_do() {
+    use tokio::io::AsyncWriteExt as _;
+    let world = World::start().await;
+    let container = json!({"image": "probe:1", "ports": [{"containerPort": 80}]});
+    world.run_annotated("busy", json!({"coracle.dev/http-concurrency": "1"}), json!({"containers": [container]}));
+    let address = world.ready("busy").await["podIP"].as_str().unwrap().to_owned();
+    let probing = |host: &str| {
+        let get = json!({"path": "/healthz", "port": 80, "host": host});
+        let probe = json!({"httpGet": get, "periodSeconds": 1, "timeoutSeconds": 1, "failureThreshold": 1});
+        json!({"image": "hello:1", "readinessProbe": probe})
+    };
+    // While it is not busy, it answers.
+    world.run("first", probing(&address));
+    world.ready("first").await;
+    let mut held = Vec::new();
+    for _ in 0..20 {
+        let mut stream = world.forward("busy", 80).await;
+        stream.write_all(b"GET /sleep?5000 HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        held.push(stream);
+    }
+    let slot = world.pods().find("default", "busy").unwrap();
+    let running = slot.running();
+    let crate::pod::Handle::Http(service) = &running[0].1 else { panic!("a service") };
+    until("it is busy", || service.counters().in_flight > 0).await;
+    world.run("other", probing(&address));
+    until("it is told", || world.api.reasons("other").iter().any(|reason| reason == "Unhealthy")).await;
+    let status = world.status("other", "there", |_| true).await;
+    assert!(!super::is_ready(&status), "{status}");
 }
 
 /// What a pod may say of times are numbers up to 2^31 and 2^63: none of them stops a clock of the node or its watch.

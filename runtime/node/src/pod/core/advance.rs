@@ -60,7 +60,7 @@ impl Core {
                 message: message.clone(),
             });
             let grace = self.pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30);
-            self.end(Ending::Failed { reason: "DeadlineExceeded", message }, now, seconds(grace), commands);
+            self.fail("DeadlineExceeded", message, now, seconds(grace), commands);
         }
     }
 
@@ -185,7 +185,7 @@ impl Core {
             return;
         }
         self.containers.iter_mut().for_each(|container| container.settle(now));
-        if matches!(self.ending, Some(Ending::Failed { .. })) {
+        if self.failure.is_some() {
             self.terminal = Some("Failed");
         }
         if self.terminal.is_none() && matches!(self.ending, Some(Ending::Deleted)) && self.had_run {

@@ -232,10 +232,19 @@ enum Ending {
     Deleted,
     /// The object is gone already.
     Gone,
-    /// The pod failed as a whole.
-    Failed { reason: &'static str, message: String },
+    /// The pod failed as a whole; why, is its [`Failure`], whatever else ends it afterwards.
+    Failed,
     /// The node goes down.
     NodeStopping,
+}
+
+/// Why a pod failed as a whole. It goes on saying so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Failure {
+    reason: &'static str,
+    message: String,
+    /// When that was; none when it was in an earlier life of the node.
+    since: Option<Timestamp>,
 }
 
 /// Address and volumes.
@@ -277,13 +286,10 @@ pub struct Core {
     ending: Option<Ending>,
     /// When the grace period of the ending is over.
     ending_by: Option<Duration>,
-    /// When the ending began.
-    ended_since: Option<Timestamp>,
     deadline: Option<Duration>,
     /// A terminal phase is never left.
     terminal: Option<&'static str>,
-    /// Why the pod failed as a whole in an earlier life of the node.
-    failure: Option<(&'static str, String)>,
+    failure: Option<Failure>,
     /// The pod was bound without a word about it; the node says so, and goes on saying it.
     says_scheduled: bool,
     finalizing: bool,
@@ -359,7 +365,7 @@ impl Core {
             Input::Observed(pod) => self.observe(now, pod, commands),
             Input::Refused(Refusal { reason, message }) => {
                 commands.push(Command::Event { container: None, warning: true, reason, message: message.clone() });
-                self.end(Ending::Failed { reason, message }, now, Duration::ZERO, commands);
+                self.fail(reason, message, now, Duration::ZERO, commands);
             }
             Input::Removed => self.end(Ending::Gone, now, Duration::ZERO, commands),
             Input::NodeStopping { grace } => self.end(Ending::NodeStopping, now, grace, commands),
@@ -413,7 +419,7 @@ impl Core {
         }
         commands.push(Command::Event { container: None, warning: true, reason: EVICTED, message: message.clone() });
         // What it goes on writing is what it is ended for: no grace.
-        self.end(Ending::Failed { reason: EVICTED, message }, now, Duration::ZERO, commands);
+        self.fail(EVICTED, message, now, Duration::ZERO, commands);
     }
 
     fn current(&mut self, container: Index, run: Run) -> Option<&mut Container> {
@@ -434,10 +440,16 @@ impl Core {
         }
     }
 
+    /// The pod fails as a whole.
+    fn fail(&mut self, reason: &'static str, message: String, now: Now, grace: Duration, commands: &mut Vec<Command>) {
+        self.failure.get_or_insert(Failure { reason, message, since: Some(now.wall) });
+        self.end(Ending::Failed, now, grace, commands);
+    }
+
     /// Begins to end the pod. A stronger reason replaces a weaker one, a shorter grace a longer one.
     fn end(&mut self, ending: Ending, now: Now, grace: Duration, commands: &mut Vec<Command>) {
         let rank = |ending: &Ending| match ending {
-            Ending::Failed { .. } => 0,
+            Ending::Failed => 0,
             Ending::NodeStopping => 1,
             Ending::Deleted => 2,
             Ending::Gone => 3,
@@ -447,7 +459,6 @@ impl Core {
             Some(current) if rank(current) >= rank(&ending) => {}
             _ => self.ending = Some(ending),
         }
-        self.ended_since.get_or_insert(now.wall);
         if self.ending_by.is_none_or(|current| by < current) {
             if self.ending_by.is_some() {
                 for (container, found) in self.containers.iter().enumerate() {

@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod,
 
 use super::container::{Container, State, Terminated};
 use super::status::OWNED_CONDITIONS;
-use super::{Condition, Core, Now, REASONS, SetupState, deadline_of};
+use super::{Condition, Core, Failure, Now, REASONS, Run, SetupState, deadline_of};
 
 /// Exit code of a container whose end nobody saw.
 const LOST: i32 = 255;
@@ -28,7 +28,8 @@ pub(super) fn restore(pod: Arc<Pod>, host_address: IpAddr, now: Now) -> Core {
     };
     let failure = status.reason.as_deref().filter(|_| terminal == Some("Failed"));
     let failure = failure.and_then(|given| REASONS.into_iter().find(|reason| *reason == given));
-    let failure = failure.map(|reason| (reason, status.message.clone().unwrap_or_default()));
+    let message = || status.message.clone().unwrap_or_default();
+    let failure = failure.map(|reason| Failure { reason, message: message(), since: None });
     let host_network = pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false);
     Core {
         initialized: containers.iter().any(|c| !c.container_id.is_empty()) && is_initialized(&status),
@@ -48,7 +49,6 @@ pub(super) fn restore(pod: Arc<Pod>, host_address: IpAddr, now: Now) -> Core {
         setup_delay: None,
         ending: None,
         ending_by: None,
-        ended_since: None,
         finalizing: false,
         releasing: false,
         forgotten: false,
@@ -84,8 +84,9 @@ fn take_up(container: &mut Container, status: ContainerStatus, now: Now) {
     container.restarts = u32::try_from(status.restart_count).unwrap_or(0);
     container.container_id = status.container_id.unwrap_or_default();
     container.image_id = status.image_id.into();
-    // Runs go on counting, so that the logs of an earlier life are found and not written over.
-    container.run = container.restarts + u32::from(!container.container_id.is_empty());
+    // Runs go on counting, so that the logs of an earlier life are found and not written over. Starts that failed have counted, too.
+    let counted = container.restarts.saturating_add(u32::from(!container.container_id.is_empty()));
+    container.run = run_of(&container.container_id).unwrap_or(counted);
     container.last = status.last_state.and_then(|state| state.terminated).map(terminated);
     let Some(state) = status.state else { return };
     let ended = match (state.terminated, state.running) {
@@ -101,6 +102,17 @@ fn take_up(container: &mut Container, status: ContainerStatus, now: Now) {
         (None, None) => return,
     };
     container.state = State::Ended { terminated: ended, finished: now.mono };
+}
+
+/// Which life a `containerID` names (`start::container_id`).
+fn run_of(container_id: &str) -> Option<Run> {
+    const CONTAINER_DIGITS: usize = 4;
+    const RUN_DIGITS: usize = 8;
+    let digits = container_id.strip_prefix("wasmtime://")?;
+    let end = digits.get(digits.len().checked_sub(CONTAINER_DIGITS + RUN_DIGITS)?..)?;
+    let is_hex = end.bytes().all(|byte| byte.is_ascii_hexdigit());
+    // There have to be lives left to count.
+    Run::from_str_radix(end.get(CONTAINER_DIGITS..)?, 16).ok().filter(|run| is_hex && *run < Run::MAX / 2)
 }
 
 fn terminated(state: ContainerStateTerminated) -> Terminated {

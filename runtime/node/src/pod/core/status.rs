@@ -2,12 +2,14 @@
 //! `kubelet_pods.go`), as the body of a strategic merge patch.
 //!
 //! The patch is complete and does not depend on what was written before: what must not be there is `null`, the
-//! container statuses are atomic lists, and conditions are merged by type, so those of others stay.
+//! container statuses are atomic lists, and conditions are merged by type, so those of others stay. Messages are cut at a bound: a
+//! status that is too large for the API server is one that nobody ever sees.
 
 use serde_json::{Map, Value, json};
 
 use super::container::{Container, FAILED_MOUNT, Kind, State, Terminated};
-use super::{Condition, Core, EVICTED, Ending, Now, SetupState, specs};
+use super::{Condition, Core, EVICTED, Failure, Now, SetupState, specs};
+use crate::text::cut;
 
 /// The conditions that the node owns, in the order in which the kubelet lists them.
 pub(in crate::pod) const OWNED_CONDITIONS: [&str; 4] =
@@ -39,10 +41,9 @@ impl Core {
     pub fn status(&mut self, now: Now) -> Value {
         let phase = self.phase();
         let conditions = self.conditions(phase, now);
-        let (reason, message) = match (&self.ending, &self.failure) {
-            (Some(Ending::Failed { reason, message }), _) => (json!(reason), json!(message)),
-            (_, Some((reason, message))) => (json!(reason), json!(message)),
-            _ => (Value::Null, Value::Null),
+        let (reason, message) = match &self.failure {
+            Some(Failure { reason, message, .. }) => (json!(reason), json!(cut(message))),
+            None => (Value::Null, Value::Null),
         };
         let mut status = json!({
             "phase": phase,
@@ -111,8 +112,9 @@ impl Core {
             list.push(self.condition(name, &condition));
             self.conditions.insert(name, condition);
         }
-        if let Some(Ending::Failed { reason: EVICTED, message }) = &self.ending {
-            let since = self.ended_since.unwrap_or(now.wall);
+        // One that an earlier life of the node has said is there, with its time.
+        if let Some(Failure { reason: EVICTED, message, since: Some(since) }) = &self.failure {
+            let since = *since;
             let reason = "TerminationByKubelet";
             let message = format!("{EVICTED}: {message}").chars().take(1024).collect();
             let condition = Condition { status: true, reason, message, since };
@@ -127,7 +129,7 @@ impl Core {
     }
 
     fn condition(&self, name: &str, condition: &Condition) -> Value {
-        let text = |text: &str| if text.is_empty() { Value::Null } else { json!(text) };
+        let text = |text: &str| if text.is_empty() { Value::Null } else { json!(cut(text)) };
         json!({
             "type": name,
             "status": if condition.status { "True" } else { "False" },
@@ -274,7 +276,7 @@ fn container_status(container: &Container, spec: &k8s_openapi::api::core::v1::Co
 fn state(container: &Container, has_init: bool) -> Value {
     let waiting = |reason: &str, message: &str| match message {
         "" => json!({"waiting": {"reason": reason}}),
-        _ => json!({"waiting": {"reason": reason, "message": message}}),
+        _ => json!({"waiting": {"reason": reason, "message": cut(message)}}),
     };
     match &container.state {
         State::Waiting | State::Starting { shown: None } => {
@@ -301,7 +303,7 @@ fn terminated(ended: &Terminated) -> Value {
     });
     for (name, text) in [("reason", &ended.reason), ("message", &ended.message), ("containerID", &ended.container_id)] {
         if !text.is_empty() {
-            shown[name] = json!(text);
+            shown[name] = json!(cut(text));
         }
     }
     shown

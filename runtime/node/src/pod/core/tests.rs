@@ -531,6 +531,94 @@ fn a_pod_that_takes_too_much_is_evicted_at_once() {
     assert_eq!(restored.core.status(now(world.mono))["reason"], "Evicted");
 }
 
+/// The reason stays, whatever else ends the pod afterwards.
+#[test]
+fn why_a_pod_failed_stays_when_the_node_stops_or_it_is_deleted() {
+    let reason = |world: &mut World| {
+        let status = world.status();
+        let conditions = status["conditions"].as_array().unwrap().clone();
+        let since =
+            conditions.iter().find(|c| c["type"] == "DisruptionTarget").map(|c| c["lastTransitionTime"].clone());
+        (status["phase"].clone(), status["reason"].clone(), status["message"].clone(), since)
+    };
+    let evicted = (json!("Failed"), json!("Evicted"), json!("why"), Some(json!("2026-01-01T00:00:05Z")));
+    let stopping = || Input::NodeStopping { grace: Duration::from_secs(10) };
+    // It has ended, or is about to.
+    for is_over in [true, false] {
+        for deleted in [false, true] {
+            let mut world = World::running(one("Always"), &["a"]);
+            world.mono = Duration::from_secs(5);
+            world.step(Input::Evict { message: "why".to_owned() });
+            if is_over {
+                assert_eq!(world.exited("a", 137), ["release"]);
+                world.step(Input::Released);
+            }
+            world.mono = Duration::from_secs(60);
+            match deleted {
+                // As with a finalizer: the object stays.
+                true => drop(world.delete(30)),
+                false => drop(world.step(stopping())),
+            }
+            if !is_over {
+                assert_eq!(world.exited("a", 137), ["release"], "nothing of it goes on in the node's next life");
+                world.step(Input::Released);
+            }
+            assert_eq!(reason(&mut world), evicted, "{is_over} {deleted}");
+        }
+    }
+    // One that has not failed says nothing.
+    let mut world = World::running(one("Always"), &["a"]);
+    world.step(stopping());
+    world.exited("a", 143);
+    assert_eq!(reason(&mut world).1, Value::Null);
+    // And one of an earlier life goes on.
+    let mut world = World::new(one("Always"));
+    let (name, message) = (admission::REASONS[0], "Pod was rejected: no".to_owned());
+    world.step(Input::Refused(Refusal { reason: name, message }));
+    let status = world.status();
+    world.object["status"] = status;
+    let mut restored = World::new(world.object.clone());
+    restored.observe();
+    restored.step(stopping());
+    assert_eq!(reason(&mut restored).1, "OutOfcpu");
+}
+
+/// A start that fails has a number, too: logs and names of lives are not used again after the node was restarted.
+#[test]
+fn lives_go_on_counting_after_failed_starts() {
+    let mut world = World::new(one("Always"));
+    world.observe();
+    world.set_up();
+    for _ in 0..3 {
+        world.failed("a", "RunContainerError");
+        world.after(300);
+    }
+    let (container, run) = world.index("a");
+    assert_eq!(run, 4);
+    let container_id = format!("wasmtime://0f{container:04x}{run:08x}");
+    world.step(Input::Started { container, run, container_id, image_id: "i@sha256:0".into() });
+    let status = world.status();
+    assert_eq!(status["containerStatuses"][0]["restartCount"], 0);
+    world.object["status"] = status;
+    world.object["status"]["podIPs"] = json!([{"ip": "10.244.0.2"}]);
+    let mut restored = World::new(world.object.clone());
+    restored.observe();
+    assert_eq!(restored.set_up(), ["start a#5"]);
+    // What is no such name counts as it did.
+    for id in [
+        "wasmtime://a-1",
+        "wasmtime://0f0000+0000004",
+        "wasmtime://",
+        "docker://000000000004",
+        "wasmtime://0000ffffffff",
+    ] {
+        world.object["status"]["containerStatuses"][0]["containerID"] = json!(id);
+        let mut restored = World::new(world.object.clone());
+        restored.observe();
+        assert_eq!(restored.set_up(), ["start a#2"], "{id}");
+    }
+}
+
 #[test]
 fn a_pod_that_is_refused_never_begins() {
     let mut world = World::new(one("Always"));
