@@ -2,11 +2,11 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use coracle_sdk::BackupError;
+use rustix::fs::{FlockOperation, OFlags};
 
 use crate::cluster::{Which, default_dir};
 use crate::output::Step;
@@ -36,14 +36,14 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let remote = which.connect().await?;
     let step = Step::begin(format!("back up to {}", file.display()));
     let contents = if file == Path::new("-") {
-        remote.backup(!no_images, BufWriter::new(io::stdout())).await.map_err(told)?.0
+        remote.backup(!no_images, BufWriter::new(io::stdout())).await.context(WHAT)?.0
     } else {
         if !force && file.exists() {
             bail!("{} is there already; --force replaces it", file.display());
         }
         let part = Part::create(&file)?;
         let to = BufWriter::new(part.file.try_clone().context("write the backup")?);
-        let (contents, _) = remote.backup(!no_images, to).await.map_err(told)?;
+        let (contents, _) = remote.backup(!no_images, to).await.context(WHAT)?;
         part.finish(&file)?;
         contents
     };
@@ -53,14 +53,10 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// That no cluster answers has an exit code of its own.
-fn told(error: BackupError) -> anyhow::Error {
-    let error = match error {
-        BackupError::Ask(error) => error.into(),
-        error => anyhow::Error::new(error),
-    };
-    error.context("back up the cluster")
-}
+const WHAT: &str = "back up the cluster";
+
+/// How often the file is looked for anew that another backup has just finished.
+const TAKE_MAX: usize = 16;
 
 /// The backup under another name, until it is whole; it goes when it does not become that.
 struct Part {
@@ -69,13 +65,37 @@ struct Part {
 }
 
 impl Part {
+    /// Takes it for this backup alone. What one left that was cut off is written over: nobody holds it any more.
     fn create(file: &Path) -> anyhow::Result<Part> {
         let path = PathBuf::from(format!("{}.part", file.display()));
-        let made = File::options().write(true).create_new(true).mode(0o600).open(&path);
-        let made = made.with_context(|| {
-            format!("write {}; where a backup was cut off, delete what it has left", path.display())
-        })?;
+        let made = Part::take(&path).with_context(|| format!("write {}", path.display()))?;
         Ok(Part { file: made, path: Some(path) })
+    }
+
+    fn take(path: &Path) -> anyhow::Result<File> {
+        for _ in 0..TAKE_MAX {
+            let flags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).bits().cast_signed();
+            let file =
+                File::options().write(true).create(true).truncate(false).mode(0o600).custom_flags(flags).open(path)?;
+            let found = file.metadata()?;
+            // Somebody else might have it open, or read it: it is as secret as the cluster.
+            let is_own = found.is_file() && found.uid() == rustix::process::geteuid().as_raw() && found.nlink() <= 1;
+            if !is_own || found.mode() & 0o077 != 0 {
+                bail!("it is there, and not what a backup leaves: delete it, or choose another name");
+            }
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Err(rustix::io::Errno::WOULDBLOCK) => bail!("another backup is being written there"),
+                other => other?,
+            }
+            // Whoever held it may have renamed or deleted it meanwhile.
+            let is_there =
+                std::fs::symlink_metadata(path).is_ok_and(|now| (now.dev(), now.ino()) == (found.dev(), found.ino()));
+            if is_there {
+                file.set_len(0)?;
+                return Ok(file);
+            }
+        }
+        bail!("other backups are being written there")
     }
 
     fn finish(mut self, file: &Path) -> anyhow::Result<()> {
@@ -131,4 +151,42 @@ pub async fn restore(arguments: RestoreArguments) -> anyhow::Result<()> {
         if restored.files == 0 { ", and no images" } else { "" }
     );
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn what_a_backup_left_that_was_killed_stops_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("cluster.backup");
+        let left = dir.path().join("cluster.backup.part");
+        let open = |mode: u32| File::options().write(true).create(true).truncate(true).mode(mode).open(&left).unwrap();
+        open(0o600).write_all(b"half a backup, and longer than the next").unwrap();
+        let mut part = Part::create(&file).unwrap();
+        part.file.write_all(b"whole").unwrap();
+        // One at a time, and the first is not harmed.
+        let told = Part::create(&file).map(drop).unwrap_err();
+        assert!(format!("{told:#}").contains("another backup is being written"), "{told:#}");
+        part.finish(&file).unwrap();
+        assert_eq!((std::fs::read(&file).unwrap(), left.exists()), (b"whole".to_vec(), false));
+        assert_eq!(std::fs::metadata(&file).unwrap().mode() & 0o777, 0o600);
+        // The finished one is held by nobody, and the next has a file of its own.
+        let mut next = Part::create(&file).unwrap();
+        next.file.write_all(b"x").unwrap();
+        assert_eq!(std::fs::read(&file).unwrap(), b"whole");
+        drop(next);
+        assert!(!left.exists(), "what does not become a backup goes");
+        // What somebody else may have prepared is not written to.
+        drop(open(0o644));
+        std::fs::set_permissions(&left, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+        assert!(Part::create(&file).is_err());
+        std::fs::remove_file(&left).unwrap();
+        std::os::unix::fs::symlink(&file, &left).unwrap();
+        assert!(Part::create(&file).is_err());
+        assert_eq!(std::fs::read(&file).unwrap(), b"whole");
+    }
 }

@@ -28,11 +28,7 @@ pub fn chain(error: &anyhow::Error) -> String {
 
 /// Whether the error is that no cluster answers.
 pub fn is_unreachable(error: &anyhow::Error) -> bool {
-    let is = |asked: &AskError| matches!(asked, AskError::Unreachable { .. });
-    error.chain().any(|cause| {
-        cause.downcast_ref::<AskError>().is_some_and(is)
-            || cause.downcast_ref::<coracle_sdk::kube::Error>().is_some_and(|error| is(&AskError::from(error)))
-    })
+    error.chain().any(coracle_sdk::is_unreachable)
 }
 
 /// Without the numbers of the system's errors, which their words say already.
@@ -129,8 +125,13 @@ mod tests {
         let dead = anyhow::Error::from(dead).context("push the component");
         assert!(chain(&dead).starts_with("push the component: the cluster does not answer (Connection refused)"));
         assert!(is_unreachable(&dead));
+        assert!(is_unreachable(&anyhow::Error::from(coracle_sdk::BackupError::from(AskError::from(dead_link())))));
         let taken = anyhow::Error::from(std::io::Error::from_raw_os_error(98)).context("listen on 127.0.0.1:1");
         assert_eq!(chain(&taken), "listen on 127.0.0.1:1: Address already in use");
+    }
+
+    fn dead_link() -> coracle_sdk::kube::Error {
+        coracle_sdk::kube::Error::Service(Box::new(std::io::Error::from_raw_os_error(111)))
     }
 
     #[test]

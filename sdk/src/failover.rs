@@ -5,7 +5,8 @@
 //!               │ not reached, broke, or 503
 //!               └─► the next one, unless what was asked may have been done
 //! ```
-//! The current server is kept while it answers, so that a client does not speak with all. One that failed is not asked again
+//! The current server is kept while it answers, so that a client does not speak with all. One that was not heard of yet is asked
+//! first whether it is there, and when it takes its time another is, too: who answers is asked what is to be asked. One that failed is not asked again
 //! before a while, which doubles and has jitter; when all have failed, requests wait for the first of those times, and nobody spins.
 //!
 //! What was certainly not done is asked again of another server, whatever it is: nothing was sent, or the server said 503, which is
@@ -15,6 +16,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use http::header::RETRY_AFTER;
 use http::{Method, Request, Response, StatusCode};
 use hyper_util::client::legacy;
@@ -27,8 +30,10 @@ const LEFT_FOR: (Duration, Duration) = match cfg!(test) {
     false => (Duration::from_millis(100), Duration::from_millis(1000)),
     true => (Duration::from_millis(5), Duration::from_millis(50)),
 };
-/// A server that was not heard of yet says that it is there within this time.
+/// A server that was not heard of yet says that it is there within this time,
 const FIRST_WORD: Duration = Duration::from_millis(if cfg!(test) { 300 } else { 3000 });
+/// and after this another one is asked the same beside it.
+const SECOND_AFTER: Duration = Duration::from_millis(if cfg!(test) { 30 } else { 300 });
 /// Who gives up a write after so long has found a server that hangs.
 const HANGS_AFTER: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 1000 });
 /// The only server that there is is asked again so often, and after so long, when it refuses for the moment.
@@ -160,12 +165,17 @@ impl Servers {
                 }
                 Next::Nobody => return last.expect("somebody was asked"),
             };
+            let (name, client) = match is_heard {
+                true => (name, client),
+                false => match self.first_to_speak(&name, client, &mut asked).await {
+                    Ok(speaks) => speaks,
+                    Err(error) => {
+                        last = Some(Err(error));
+                        continue;
+                    }
+                },
+            };
             asked.push(name.clone());
-            if !is_heard && let Err(error) = first_word(&client).await {
-                self.failed(&name, &why(&error));
-                last = Some(Err(error));
-                continue;
-            }
             let Some(mine) = body.take() else { return last.expect("somebody was asked") };
             // Of a body that comes in pieces there is one.
             body = mine.try_clone();
@@ -186,8 +196,11 @@ impl Servers {
                 // What a pod or a node says is the answer, and may have been done.
                 Ok(response)
                     if response.status() == StatusCode::SERVICE_UNAVAILABLE
-                        && (!is_passed_on(parts.uri.path())
-                            || is_read && response.headers().contains_key(RETRY_AFTER)) =>
+                        && match passed_on(parts.uri.path()) {
+                            PassedOn::Nowhere => true,
+                            PassedOn::ToNode => is_read && response.headers().contains_key(RETRY_AFTER),
+                            PassedOn::ToPod => false,
+                        } =>
                 {
                     self.failed(&name, "it says 503: Service Unavailable");
                     true
@@ -208,10 +221,71 @@ impl Servers {
         }
     }
 
+    /// Waits until a server says that it is there: this one, or, when it takes its time, another. Those that do not are `asked`,
+    /// and left.
+    async fn first_to_speak(
+        &self,
+        name: &str,
+        client: kube::Client,
+        asked: &mut Vec<String>,
+    ) -> Result<(String, kube::Client), kube::Error> {
+        let word = |name: String, client: kube::Client| async move {
+            let said = first_word(&client).await;
+            (name, client, said)
+        };
+        let given_up = GivenUp { servers: self, name, since: Some(Instant::now()) };
+        let mut words = FuturesUnordered::new();
+        words.push(word(name.to_owned(), client));
+        let mut is_alone = true;
+        let spoken = loop {
+            let said = match is_alone {
+                true => tokio::time::timeout(SECOND_AFTER, words.next()).await,
+                false => Ok(words.next().await),
+            };
+            let Ok(said) = said else {
+                is_alone = false;
+                if let Some((other, client)) = self.known().beside(name, asked) {
+                    words.push(word(other, client));
+                }
+                continue;
+            };
+            match said.expect("somebody is asked") {
+                (speaks, client, Ok(())) => {
+                    self.settle(name, &speaks);
+                    break Ok((speaks, client));
+                }
+                (silent, _, Err(error)) => {
+                    self.failed(&silent, &why(&error));
+                    asked.push(silent);
+                    if words.is_empty() {
+                        break Err(error);
+                    }
+                }
+            }
+        };
+        given_up.answered();
+        spoken
+    }
+
+    /// `to` speaks while `from` takes its time.
+    fn settle(&self, from: &str, to: &str) {
+        let is_current = {
+            let mut known = self.known();
+            let is_current = from != to && known.current == from;
+            if is_current {
+                to.clone_into(&mut known.current);
+            }
+            is_current
+        };
+        if is_current {
+            (self.0.told)(&Moved { from: from.to_owned(), why: "it takes its time".to_owned(), to: to.to_owned() });
+        }
+    }
+
     /// How long to wait for the only server that there is, when it says so: what it refuses so was not done.
     fn told_to_wait(&self, path: &str, response: &Response<Body>) -> Option<Duration> {
         let refuses = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS].contains(&response.status());
-        if !refuses || is_passed_on(path) || self.known().servers.len() > 1 {
+        if !refuses || passed_on(path) != PassedOn::Nowhere || self.known().servers.len() > 1 {
             return None;
         }
         let seconds = response.headers().get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
@@ -253,6 +327,17 @@ impl Known {
             // Those that are left have just failed: whoever asks hears so now.
             _ => Next::Nobody,
         }
+    }
+
+    /// A server beside this one to ask whether it is there: none that was asked, and none that has failed.
+    fn beside(&self, name: &str, asked: &[String]) -> Option<(String, kube::Client)> {
+        let now = Instant::now();
+        let at = self.servers.iter().position(|server| server.name == name)?;
+        let mut others = self.servers[at + 1..].iter().chain(&self.servers[..at]);
+        let is_fit = |server: &&Server| {
+            !asked.contains(&server.name) && server.left.as_ref().is_none_or(|left| left.until <= now)
+        };
+        others.find(is_fit).map(|server| (server.name.clone(), server.client.clone()))
     }
 
     /// Leaves the server alone for a while; says so when it was the current one and there is another.
@@ -321,22 +406,26 @@ fn causes(error: &kube::Error) -> impl Iterator<Item = &(dyn std::error::Error +
     std::iter::successors(Some(error as &(dyn std::error::Error + 'static)), |error| error.source())
 }
 
-/// Whether a pod or a node may answer in the server's place.
-fn is_passed_on(path: &str) -> bool {
-    matches!(
-        path.split('/').collect::<Vec<_>>().as_slice(),
-        [
-            "",
-            "api",
-            "v1",
-            "namespaces",
-            _,
-            "pods" | "services",
-            _,
-            "proxy" | "log" | "exec" | "attach" | "portforward",
-            ..
-        ] | ["", "api", "v1", "nodes", _, "proxy", ..]
-    )
+/// Who may answer in the server's place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum PassedOn {
+    Nowhere,
+    /// A node, whose own words these are.
+    ToNode,
+    /// A pod, which may say whatever it likes: nothing of it is the server's.
+    ToPod,
+}
+
+fn passed_on(path: &str) -> PassedOn {
+    match path.split('/').collect::<Vec<_>>().as_slice() {
+        ["", "api", "v1", "namespaces", _, "pods" | "services", _, "proxy", ..] => PassedOn::ToPod,
+        // Through which its pods are reached as well.
+        ["", "api", "v1", "nodes", _, "proxy", ..] => PassedOn::ToPod,
+        ["", "api", "v1", "namespaces", _, "pods", _, "log" | "exec" | "attach" | "portforward", ..] => {
+            PassedOn::ToNode
+        }
+        _ => PassedOn::Nowhere,
+    }
 }
 
 /// Whether it is certain that the server knows nothing of the request.
@@ -375,6 +464,7 @@ mod tests {
         Refuses,
         Breaks,
         Says503,
+        Says503Later,
         Hangs,
     }
 
@@ -419,6 +509,10 @@ mod tests {
                         Does::Answers | Does::Refuses => answer(200),
                         Does::Breaks => failed(std::io::ErrorKind::ConnectionReset),
                         Does::Says503 => answer(503),
+                        Does::Says503Later => {
+                            let answer = Response::builder().status(503).header("retry-after", "1");
+                            Ok(answer.body(Body::from(name.as_bytes().to_vec())).unwrap())
+                        }
                         Does::Hangs => std::future::pending().await,
                     }
                 }
@@ -465,6 +559,55 @@ mod tests {
             assert_eq!(found, expected, "{first:?} {second:?} {method}");
             assert_eq!(*world.asked.lock().unwrap(), asked, "{first:?} {second:?} {method}");
         }
+    }
+
+    /// A pod may say what a server says: the server has answered all the same.
+    #[tokio::test]
+    async fn a_503_of_a_pod_is_no_failure_of_its_server() {
+        let pod = "/api/v1/namespaces/n/pods/p";
+        for (path, is_believed) in [
+            (format!("{pod}/proxy/x"), false),
+            ("/api/v1/namespaces/n/services/s:80/proxy/".to_owned(), false),
+            ("/api/v1/nodes/n1/proxy/coracle/v1/proxy/n/p/80/".to_owned(), false),
+            (format!("{pod}/log"), true),
+            (pod.to_owned(), true),
+        ] {
+            let world = Arc::new(World::default());
+            let servers = world.servers(&[("a", &[Does::Says503Later]), ("b", &[Does::Answers])]);
+            let request = Request::get(&path).body(Body::empty()).unwrap();
+            let status = servers.client("default").send(request).await.unwrap().status().as_u16();
+            assert_eq!(status, if is_believed { 200 } else { 503 }, "{path}");
+            assert_eq!(world.moved.lock().unwrap().len(), usize::from(is_believed), "{path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_swallows_the_first_word_costs_a_moment() {
+        let world = Arc::new(World::default());
+        let servers = world.servers(&[("a", &[Does::Hangs]), ("b", &[Does::Hangs]), ("c", &[Does::Answers])]);
+        let client = servers.client("default");
+        let begun = Instant::now();
+        let first = client.send(request("PATCH")).await.unwrap();
+        assert_eq!(first.status(), 200);
+        // Two at a time, and each for as long as a word may take.
+        assert!(begun.elapsed() < 2 * FIRST_WORD, "{:?}", begun.elapsed());
+        assert_eq!(*world.asked.lock().unwrap(), ["c PATCH"]);
+        // With one that hangs nobody waits for its word to be late.
+        let servers = world.servers(&[("a", &[Does::Hangs]), ("b", &[Does::Answers])]);
+        let begun = Instant::now();
+        servers.client("default").send(request("GET")).await.unwrap();
+        assert!(begun.elapsed() < FIRST_WORD - SECOND_AFTER, "{:?}", begun.elapsed());
+        assert_eq!(world.moved.lock().unwrap().last().unwrap(), &("a".to_owned(), "b".to_owned()));
+    }
+
+    /// All hang, or there is nobody beside it: whoever gives up leaves the first one for another nevertheless.
+    #[tokio::test]
+    async fn who_gives_up_during_the_first_word_leaves_the_server() {
+        let world = Arc::new(World::default());
+        let servers = world.servers(&[("a", &[Does::Hangs]), ("b", &[Does::Hangs])]);
+        let given_up = tokio::time::timeout(2 * HANGS_AFTER, servers.ask(request("GET"))).await;
+        assert!(given_up.is_err());
+        assert_eq!(*world.moved.lock().unwrap(), [("a".to_owned(), "b".to_owned())]);
     }
 
     #[tokio::test]

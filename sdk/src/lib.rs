@@ -26,6 +26,7 @@ mod push;
 mod recover;
 mod remote;
 mod tokens;
+mod unreachable;
 mod worker;
 
 pub mod bench;
@@ -43,6 +44,7 @@ pub use push::{Error as PushError, Pushed, compiled, push};
 pub use recover::{Lost, RecoverError, Recovery};
 pub use remote::{AskError, ConnectError, Count, NotReady, Remote, Status};
 pub use tokens::{NotAToken, TOKEN_TTL_MAX, Token, TokenInfo, TokenRole};
+pub use unreachable::is_unreachable;
 pub use worker::{IdentityError, Join, Worker, WorkerError, WorkerOptions};
 
 /// The Kubernetes client this crate speaks through, so that a program needs no version of its own to match.

@@ -1,4 +1,5 @@
-//! Manifests: read them from files and directories, and apply them to a cluster.
+//! Manifests: read them from files and directories, and apply them to a cluster. YAML means here what it means to the API: `0644` is
+//! eight's digits, `yes` is true, `<<` merges, and a key that stands twice is refused.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,6 @@ use kube::api::{DynamicObject, Patch, PatchParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::discovery::{Scope, pinned_kind};
 use kube::{Api, Client};
-use serde::Deserialize;
 use serde_json::Value;
 
 use crate::AskError;
@@ -51,13 +51,12 @@ pub enum ReadError {
         bytes: u64,
     },
     /// No YAML.
-    #[error("{origin} is not YAML")]
+    #[error("{origin} is not YAML: {why}")]
     Yaml {
         /// File and document.
         origin: String,
         /// Why.
-        #[source]
-        source: serde_yaml_ng::Error,
+        why: String,
     },
     /// A document that is no object.
     #[error("{origin} is no Kubernetes object: {missing} is missing")]
@@ -150,15 +149,52 @@ fn files(path: &Path) -> Result<Vec<PathBuf>, ReadError> {
 }
 
 fn parse(file: &str, text: &str, into: &mut Vec<Manifest>) -> Result<(), ReadError> {
-    for (index, document) in serde_yaml_ng::Deserializer::from_str(text).enumerate() {
+    for (index, document) in documents(text).into_iter().enumerate() {
         let origin = if index == 0 { file.to_owned() } else { format!("{file} (document {})", index + 1) };
-        let value =
-            Value::deserialize(document).map_err(|source| ReadError::Yaml { origin: origin.clone(), source })?;
+        let value = value(document).map_err(|why| ReadError::Yaml { origin: origin.clone(), why })?;
         if !value.is_null() {
             flatten(origin, value, into)?;
         }
     }
     Ok(())
+}
+
+/// The documents of a file: a line that begins with `---` begins one, and what follows `...` is another.
+fn documents(text: &str) -> Vec<&str> {
+    let is_mark = |line: &str, mark: &str| {
+        line.strip_prefix(mark).is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace))
+    };
+    let (mut found, mut begin, mut at, mut is_directives) = (Vec::new(), 0, 0, true);
+    for line in text.split_inclusive('\n') {
+        let end = at + line.len();
+        // What stands before the first mark and says how to read is of the document behind it.
+        if is_mark(line, "---") && !std::mem::replace(&mut is_directives, false) && at > begin {
+            found.push(&text[begin..at]);
+            begin = at;
+        } else if is_mark(line, "...") {
+            found.push(&text[begin..end]);
+            (begin, is_directives) = (end, true);
+        } else if !(line.starts_with('%') || line.starts_with('#') || line.trim().is_empty()) {
+            is_directives = false;
+        }
+        at = end;
+    }
+    found.push(&text[begin..]);
+    found
+}
+
+fn value(document: &str) -> Result<Value, String> {
+    // JSON may be indented with tabs, which YAML takes for an error.
+    if document.trim_start().starts_with('{')
+        && let Ok(value) = serde_json::from_str(document)
+    {
+        return Ok(value);
+    }
+    let json = coracle_server::yaml::to_json(document.as_bytes()).map_err(|error| error.to_string())?;
+    match json.problems.first() {
+        Some(problem) => Err(problem.clone()),
+        None => serde_json::from_slice(&json.bytes).map_err(|error| error.to_string()),
+    }
 }
 
 fn flatten(origin: String, value: Value, into: &mut Vec<Manifest>) -> Result<(), ReadError> {
@@ -248,6 +284,44 @@ mod tests {
     }
 
     #[test]
+    fn yaml_means_what_it_means_to_the_api() {
+        let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, labels: &l {app: web}}\nspec:\n  mode: 0644\n  tty: yes\n  selector:\n    \
+                    <<: *l\n    tier: front\n  text: |\n    # no comment\n     ---\n";
+        let mut all = Vec::new();
+        parse("x.yaml", text, &mut all).unwrap();
+        let expected = serde_json::json!({
+            "mode": 420, "tty": true, "selector": {"app": "web", "tier": "front"}, "text": "# no comment\n ---\n",
+        });
+        assert_eq!((all.len(), &all[0].object["spec"]), (1, &expected));
+    }
+
+    #[test]
+    fn documents_are_told_apart_as_yaml_tells_them() {
+        let object = |name: &str| format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\n");
+        let (one, two) = (object("one"), object("two"));
+        let flow = "{apiVersion: v1, kind: Pod, metadata: {name: two}}";
+        for text in [
+            format!("{one}---\n{two}"),
+            format!("---\n{one}--- # the second\n{two}---\n"),
+            format!("# a word\n\n---\r\n{one}---\n---\n# nothing\n---\t\n{two}..."),
+            format!("%YAML 1.1\n# a word\n---\n{one}...\n%YAML 1.1\n---\n{two}...\n"),
+            format!("{one}--- {flow}\n"),
+            format!("{one}...\n{two}"),
+            format!(
+                "{one}---\n{{\n\t\"apiVersion\": \"v1\", \"kind\": \"Pod\",\n\t\"metadata\": {{\"name\": \"two\"}}\n}}\n"
+            ),
+        ] {
+            let mut all = Vec::new();
+            parse("x.yaml", &text, &mut all).unwrap_or_else(|error| panic!("{error}: {text}"));
+            let names: Vec<&str> = all.iter().filter_map(|found| found.object["metadata"]["name"].as_str()).collect();
+            assert_eq!(names, ["one", "two"], "{text}");
+        }
+        // No two documents, and no mark.
+        assert_eq!(documents("a: |\n  x\n  ---\n---x: 1\n").len(), 1);
+        assert_eq!(documents("").len(), 1);
+    }
+
+    #[test]
     fn errors_name_file_and_document() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("x.yaml");
@@ -258,6 +332,7 @@ mod tests {
             ),
             ("apiVersion: v1\nkind: Pod\n", "metadata.name is missing"),
             ("a: [", "is not YAML"),
+            ("a: 1\na: 2\n", "key \"a\" already set in map"),
         ] {
             std::fs::write(&file, text).unwrap();
             let error = read(std::slice::from_ref(&file)).unwrap_err().to_string();

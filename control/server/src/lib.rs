@@ -43,6 +43,8 @@ use door::Door;
 use tls::Certificates;
 
 pub use authority::{Authority, Pair, SharedKeys, Subject};
+/// YAML as the API reads it, for whoever reads manifests on a client's side.
+pub use coracle_api::codec::yaml;
 pub use coracle_keyspace::bench as keyspace_bench;
 pub use coracle_keyspace::{Admission, Formats, MemberStatus, Role};
 pub use group::{Joining, Peering};

@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,25 +21,58 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tower_service::Service;
 
-use crate::endpoint::{CONNECT_MAX, Failure};
-use crate::{Body, BoxError, LocalEndpoints, Stream, headers};
+use crate::endpoint::{CONNECT_MAX, Failure, ShareTaken};
+use crate::held::Held;
+use crate::{Asker, Body, BoxError, Elsewhere, Kept, LocalEndpoints, Purpose, Stream, headers, link};
 
 /// Connections to one socket that are kept while nobody uses them,
 const IDLE_PER_SOCKET_MAX: usize = 64;
 /// and for how long.
 const IDLE_MAX: Duration = Duration::from_secs(30);
+/// Streams to pods of other nodes, to all of them together, up to which those that nobody uses are kept: a link has room for as
+/// many beside all that are in use (`network/peers.rs` of the node).
+pub const KEPT_ELSEWHERE_MAX: usize = 1024;
 
 /// A connection to an endpoint.
 enum Connection {
     Socket(TokioIo<TcpStream>),
-    Elsewhere(TokioIo<Box<dyn Stream>>),
+    Elsewhere { stream: TokioIo<Box<dyn Stream>>, is_called: bool, open: Open },
 }
+
+/// A stream to another node is open. While there are few it is kept when its request is over.
+struct Open {
+    all: Arc<AtomicUsize>,
+    may_be_kept: bool,
+}
+
+impl Open {
+    fn count(all: &Arc<AtomicUsize>) -> Open {
+        let may_be_kept = all.fetch_add(1, Relaxed) < KEPT_ELSEWHERE_MAX;
+        Open { all: all.clone(), may_be_kept }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.all.fetch_sub(1, Relaxed);
+    }
+}
+
+/// The answer came through a component's node, which says how requests end: in the extensions of each answer.
+#[derive(Clone)]
+struct OfComponent;
 
 impl connect::Connection for Connection {
     fn connected(&self) -> connect::Connected {
         match self {
             Connection::Socket(socket) => socket.connected(),
-            Connection::Elsewhere(_) => connect::Connected::new(),
+            Connection::Elsewhere { is_called, open, .. } => {
+                let connected = connect::Connected::new();
+                if !open.may_be_kept {
+                    connected.poison();
+                }
+                if *is_called { connected.extra(OfComponent) } else { connected }
+            }
         }
     }
 }
@@ -47,7 +81,7 @@ impl Read for Connection {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Connection::Socket(stream) => Pin::new(stream).poll_read(cx, buf),
-            Connection::Elsewhere(stream) => Pin::new(stream).poll_read(cx, buf),
+            Connection::Elsewhere { stream, .. } => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
@@ -56,7 +90,7 @@ impl Write for Connection {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Connection::Socket(stream) => Pin::new(stream).poll_write(cx, buf),
-            Connection::Elsewhere(stream) => Pin::new(stream).poll_write(cx, buf),
+            Connection::Elsewhere { stream, .. } => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
@@ -67,28 +101,28 @@ impl Write for Connection {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Connection::Socket(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Connection::Elsewhere(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Connection::Elsewhere { stream, .. } => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
         match self {
             Connection::Socket(stream) => stream.is_write_vectored(),
-            Connection::Elsewhere(stream) => stream.is_write_vectored(),
+            Connection::Elsewhere { stream, .. } => stream.is_write_vectored(),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Connection::Socket(stream) => Pin::new(stream).poll_flush(cx),
-            Connection::Elsewhere(stream) => Pin::new(stream).poll_flush(cx),
+            Connection::Elsewhere { stream, .. } => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Connection::Socket(stream) => Pin::new(stream).poll_shutdown(cx),
-            Connection::Elsewhere(stream) => Pin::new(stream).poll_shutdown(cx),
+            Connection::Elsewhere { stream, .. } => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }
@@ -98,6 +132,7 @@ impl Write for Connection {
 struct Connector {
     connector: HttpConnector,
     local: Arc<dyn LocalEndpoints>,
+    open_elsewhere: Arc<AtomicUsize>,
 }
 
 impl Service<Uri> for Connector {
@@ -115,8 +150,12 @@ impl Service<Uri> for Connector {
             return Box::pin(async { Err(io::Error::from(io::ErrorKind::ConnectionRefused).into()) });
         }
         if let Some(endpoint) = socket.filter(|socket| self.local.is_elsewhere(socket.ip())) {
-            let connecting = tokio::time::timeout(CONNECT_MAX, self.local.connect_elsewhere(endpoint));
-            return Box::pin(async move { Ok(Connection::Elsewhere(TokioIo::new(connecting.await??))) });
+            let connecting = self.local.connect_elsewhere(endpoint, Purpose::Requests);
+            let open = self.open_elsewhere.clone();
+            return Box::pin(async move {
+                let Elsewhere { stream, is_called } = tokio::time::timeout(CONNECT_MAX, connecting).await??;
+                Ok(Connection::Elsewhere { stream: TokioIo::new(stream), is_called, open: Open::count(&open) })
+            });
         }
         let connecting = self.connector.call(to);
         Box::pin(async move { connecting.await.map(Connection::Socket).map_err(BoxError::from) })
@@ -125,7 +164,10 @@ impl Service<Uri> for Connector {
 
 /// Sends requests to sockets. Clones share the connections.
 #[derive(Clone)]
-pub(crate) struct Dialer(legacy::Client<Connector, Body>);
+pub(crate) struct Dialer {
+    client: legacy::Client<Connector, Body>,
+    local: Arc<dyn LocalEndpoints>,
+}
 
 impl Dialer {
     pub fn new(local: Arc<dyn LocalEndpoints>) -> Dialer {
@@ -136,13 +178,50 @@ impl Dialer {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_MAX)
             .pool_max_idle_per_host(IDLE_PER_SOCKET_MAX)
-            .build(Connector { connector, local });
-        Dialer(client)
+            .build(Connector { connector, local: local.clone(), open_elsewhere: Arc::default() });
+        Dialer { client, local }
     }
 
     /// Sends a request to the socket of `endpoint`, whatever its URI names. One that asks for another protocol is sent as such;
     /// what follows an answer that agrees is in its extensions (`hyper::upgrade`).
     pub async fn call(
+        &self,
+        endpoint: SocketAddr,
+        socket: SocketAddr,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, Failure> {
+        link::strip(request.headers_mut());
+        let mut response = self.exchange(endpoint, socket, request).await?;
+        link::strip(response.headers_mut());
+        Ok(response)
+    }
+
+    /// Sends a request to a pod of another node, within the share of who asks ([`Asker`]). Where its node says that nobody has
+    /// answered, that is no answer.
+    pub async fn call_elsewhere(
+        &self,
+        endpoint: SocketAddr,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, Failure> {
+        let by = request.extensions().get::<Asker>().copied().unwrap_or(Asker::Node);
+        let place = self.local.enter_elsewhere(endpoint, by);
+        let place = place.ok_or_else(|| Failure::unseen(endpoint, ShareTaken.into()))?;
+        link::strip(request.headers_mut());
+        link::send(&mut request);
+        let mut response = self.exchange(endpoint, endpoint, request).await?;
+        let is_of_component = response.extensions_mut().remove::<OfComponent>().is_some();
+        if let Some(refusal) = link::take_refusal(response.headers_mut()).filter(|_| is_of_component) {
+            return Err(refusal.failure(endpoint));
+        }
+        link::strip(response.headers_mut());
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            response.extensions_mut().insert(Kept { _place: Arc::new(place) });
+            return Ok(response);
+        }
+        Ok(response.map(|body| Held { body, by: place }.boxed_unsync()))
+    }
+
+    async fn exchange(
         &self,
         endpoint: SocketAddr,
         socket: SocketAddr,
@@ -187,7 +266,21 @@ impl Dialer {
             Some(request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/")));
         *request.uri_mut() = Uri::from_parts(parts).expect("a scheme, an authority and a path are a URI");
         *request.version_mut() = http::Version::HTTP_11;
-        let response = self.0.request(request).await?;
+        let response = self.client.request(request).await?;
         Ok(response.map(|body| body.map_err(BoxError::from).boxed_unsync()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_to_other_nodes_are_kept_while_there_are_few() {
+        let all: Arc<AtomicUsize> = Arc::default();
+        let few: Vec<Open> = (0..KEPT_ELSEWHERE_MAX).map(|_| Open::count(&all)).collect();
+        assert!(few.iter().all(|open| open.may_be_kept) && !Open::count(&all).may_be_kept);
+        drop(few);
+        assert!(Open::count(&all).may_be_kept && all.load(Relaxed) == 0);
     }
 }

@@ -9,8 +9,11 @@ use coracle_discovery::Protocol;
 use http::{Request, Response};
 use tokio::net::TcpStream;
 
+use crate::balance::{Balancer, Picked};
 use crate::dial::Dialer;
-use crate::{Body, BoxError, Busy, Error, HttpService, Local, LocalEndpoints, Seen, Stream, spare};
+use crate::{
+    Asker, Body, BoxError, Busy, Error, HttpService, Local, LocalEndpoints, Place, Purpose, Seen, Stream, spare,
+};
 
 /// A connection to an endpoint is made within this time, or not at all.
 pub(crate) const CONNECT_MAX: Duration = Duration::from_secs(5);
@@ -36,7 +39,7 @@ pub(crate) enum Connected {
     /// Bytes go there and come back.
     Socket(TcpStream),
     /// The same, through another node.
-    Elsewhere(Box<dyn Stream>),
+    Elsewhere(Box<dyn Stream>, Place),
     /// It only answers requests.
     CallsOnly,
 }
@@ -48,16 +51,43 @@ pub(crate) struct Failure {
     pub is_unseen: bool,
     /// The endpoint has too much to do; else it fails.
     pub is_busy: bool,
+    /// Nobody was asked: who asks has taken its share of the way there, which is no fault of the endpoint.
+    is_share: bool,
 }
+
+/// Who asks has its share of the way to a node.
+#[derive(Debug, thiserror::Error)]
+#[error("whoever asks has as many connections to that node as it may")]
+pub(crate) struct ShareTaken;
 
 impl Failure {
     pub fn unseen(endpoint: SocketAddr, source: BoxError) -> Failure {
-        let is_busy = source.downcast_ref::<Busy>().is_some();
-        Failure { error: Error::Unavailable { endpoint: endpoint.to_string(), source }, is_unseen: true, is_busy }
+        let (is_busy, is_share) = (source.is::<Busy>(), source.is::<ShareTaken>());
+        Failure {
+            error: Error::Unavailable { endpoint: endpoint.to_string(), source },
+            is_unseen: true,
+            is_busy,
+            is_share,
+        }
     }
 
     pub fn seen(endpoint: SocketAddr, source: BoxError) -> Failure {
-        Failure { error: Error::Failed { endpoint: endpoint.to_string(), source }, is_unseen: false, is_busy: false }
+        let error = Error::Failed { endpoint: endpoint.to_string(), source };
+        Failure { error, is_unseen: false, is_busy: false, is_share: false }
+    }
+
+    /// Tells the balancer what it means for the endpoint.
+    pub fn tell(&self, balancer: &Balancer, picked: Picked) {
+        match self {
+            Failure { is_share: true, .. } => drop(picked),
+            Failure { is_busy: true, .. } => picked.refused_busy(),
+            _ => balancer.failed(picked),
+        }
+    }
+
+    /// Whether discovery may know less than this: nobody was there.
+    pub fn is_gone(&self) -> bool {
+        self.is_unseen && !self.is_busy && !self.is_share
     }
 }
 
@@ -102,18 +132,23 @@ impl Endpoint {
             }),
             // In boxes, lest each request that is called has a place for an HTTP client in its future, which is copied.
             Way::Socket(socket) => Box::pin(dialer.call(self.address, *socket, request)).await,
-            Way::Elsewhere => Box::pin(dialer.call(self.address, self.address, request)).await,
+            Way::Elsewhere => Box::pin(dialer.call_elsewhere(self.address, request)).await,
         }
     }
 
-    /// Connects to it.
-    pub async fn connect(&self, local: &dyn LocalEndpoints) -> Result<Connected, BoxError> {
+    /// Connects to it, for `by`.
+    pub async fn connect(&self, local: &dyn LocalEndpoints, by: Asker) -> Result<Connected, BoxError> {
         let socket = match self.way {
             Way::Call(_) => return Ok(Connected::CallsOnly),
             Way::Socket(socket) => socket,
             Way::Elsewhere => {
-                let stream = tokio::time::timeout(CONNECT_MAX, local.connect_elsewhere(self.address)).await??;
-                return Ok(Connected::Elsewhere(stream));
+                let place = local.enter_elsewhere(self.address, by).ok_or(ShareTaken)?;
+                let connecting = local.connect_elsewhere(self.address, Purpose::Bytes);
+                let there = tokio::time::timeout(CONNECT_MAX, connecting).await??;
+                return Ok(match there.is_called {
+                    true => Connected::CallsOnly,
+                    false => Connected::Elsewhere(there.stream, place),
+                });
             }
         };
         if !local.is_reached(socket, Protocol::Tcp) {

@@ -8,7 +8,7 @@ use http_body::{Frame, SizeHint};
 
 use crate::balance::Picked;
 use crate::turns::Turn;
-use crate::{Body, BoxError};
+use crate::{Body, BoxError, Place};
 
 /// What is held while an answer is sent.
 pub(crate) trait Holder: Unpin {
@@ -23,6 +23,8 @@ impl Holder for Turn {
 }
 
 impl Holder for Picked {}
+
+impl Holder for Place {}
 
 /// A body, and what is let go of with it.
 pub(crate) struct Held<T> {

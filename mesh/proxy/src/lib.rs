@@ -14,6 +14,7 @@ mod endpoint;
 mod flows;
 mod headers;
 mod held;
+mod link;
 mod node_ports;
 mod outbound;
 mod retry;
@@ -34,13 +35,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use coracle_discovery::{Discovery, Protocol, Service};
 use futures::future::BoxFuture;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
+pub use dial::KEPT_ELSEWHERE_MAX;
 pub use flows::Flows;
 pub use headers::{strip as strip_connection_headers, upgrade as wanted_upgrade};
-pub use serve::serve_stream;
+pub use serve::{serve_link, serve_stream};
 pub use spare::is_spare;
 pub use uncertain::Uncertain;
 pub use upgrade::tunnel;
@@ -73,6 +75,48 @@ pub struct Seen(pub BoxError);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deadline(pub tokio::time::Instant);
 
+/// What a request carries with it from node to node, for those who call and are called. The mesh does not read it. It travels in
+/// the request's extensions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Carried(pub HeaderValue);
+
+/// For whom the way to another node is used. It travels in the request's extensions; a request that says nothing is the node's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Asker {
+    /// A pod of this node, by its address.
+    Pod(IpAddr),
+    /// Clients of a port of this node.
+    NodePort(u16),
+    /// The node itself, for the API server.
+    Node,
+}
+
+/// A place on the way to another node, until it is dropped.
+pub type Place = Box<dyn std::any::Any + Send + Sync>;
+
+/// A place that is held as long as a connection that has changed its protocol lasts: in the extensions of the answer that agrees.
+#[derive(Clone)]
+pub struct Kept {
+    _place: Arc<Place>,
+}
+
+/// What a stream to a pod of another node is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Requests of this proxy: a component's node tells with [`serve_link`] how they ended.
+    Requests,
+    /// Whatever somebody says and hears.
+    Bytes,
+}
+
+/// A stream to a pod of another node.
+pub struct Elsewhere {
+    /// The bytes.
+    pub stream: Box<dyn Stream>,
+    /// Whether a component is called at its end, which answers each request for itself; else the pod listens itself.
+    pub is_called: bool,
+}
+
 /// How a pod's port is reached within this process.
 #[derive(Clone)]
 pub enum Local {
@@ -99,9 +143,15 @@ pub trait LocalEndpoints: Send + Sync {
         false
     }
     /// A stream of bytes to a pod of another node. Once it is there, somebody listens at its end.
-    fn connect_elsewhere(&self, to: SocketAddr) -> BoxFuture<'static, io::Result<Box<dyn Stream>>> {
-        let _ = to;
+    fn connect_elsewhere(&self, to: SocketAddr, purpose: Purpose) -> BoxFuture<'static, io::Result<Elsewhere>> {
+        let _ = (to, purpose);
         Box::pin(async { Err(io::ErrorKind::HostUnreachable.into()) })
+    }
+    /// A place on the way to the node of this pod: whoever uses it, for a connection or a request, holds one. `None` when `by` has
+    /// its share.
+    fn enter_elsewhere(&self, to: SocketAddr, by: Asker) -> Option<Place> {
+        let _ = (to, by);
+        Some(Box::new(()))
     }
     /// Whether an endpoint that is no pod may be dialled: what somebody writes as a Service's endpoint must not lead to
     /// the machine itself.

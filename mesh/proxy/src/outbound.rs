@@ -67,13 +67,14 @@ impl Proxy {
 
     /// Whether a guest's request to this host takes a connection of this process, or may take one: a component is called.
     pub fn is_dialled(&self, host: &str, port: u16, from_namespace: &str) -> bool {
-        let has_socket = |at| Endpoint::find(&*self.local, at).is_some_and(|endpoint| endpoint.socket().is_some());
+        let is_dialled = |endpoint: Endpoint| endpoint.socket().is_some() || endpoint.is_elsewhere();
+        let is_dialled = |at| Endpoint::find(&*self.local, at).is_some_and(is_dialled);
         match self.destination(host, from_namespace) {
             Ok(Destination::Service(service)) => service.port(port, Protocol::Tcp).is_some_and(|port| {
                 let mut endpoints = port.endpoints.iter().take(LOOKED_AT_MAX);
-                endpoints.any(|endpoint| has_socket(SocketAddr::new(endpoint.address, endpoint.port)))
+                endpoints.any(|endpoint| is_dialled(SocketAddr::new(endpoint.address, endpoint.port)))
             }),
-            Ok(Destination::Pod(address)) => has_socket(SocketAddr::new(address, port)),
+            Ok(Destination::Pod(address)) => is_dialled(SocketAddr::new(address, port)),
             Err(_) => false,
         }
     }
@@ -187,18 +188,20 @@ impl Proxy {
                     picked.answered();
                     return Ok(response.map(|body| Held { body, by: picked }.boxed_unsync()));
                 }
-                Err(Failure { error, is_unseen, is_busy }) => {
+                Err(failure) => {
                     attempts += 1;
-                    is_behind |= is_unseen && !is_busy && endpoint.socket().is_none();
+                    is_behind |= failure.is_gone() && endpoint.socket().is_none();
                     tried.add(&picked);
-                    match is_busy {
-                        true => picked.refused_busy(),
-                        false => route.balancer.failed(picked),
-                    }
+                    failure.tell(&route.balancer, picked);
+                    let Failure { error, is_unseen, .. } = failure;
                     let may_repeat = (is_unseen || retry::is_idempotent(&kept.method))
                         && attempts < ATTEMPTS_MAX
                         && route.balancer.budget.spend();
-                    match may_repeat.then(|| replay.again()).flatten() {
+                    let again = match may_repeat {
+                        true => replay.again().await,
+                        false => None,
+                    };
+                    match again {
                         Some(again) => (head, body) = (kept, again),
                         None => return Err(error),
                     }

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::held::Held;
 use crate::stream::{Limits, Patient};
 use crate::turns::{Turn, Turns};
-use crate::{Body, BoxError, Error, HttpService, headers, retry, upgrade};
+use crate::{Body, BoxError, Error, HttpService, Kept, Seen, headers, link, retry, upgrade};
 
 /// HTTP headers of a request may take this many bytes (design.md §6). hyper looks after each read, so that somewhat more may
 /// pass when it comes at once.
@@ -51,6 +51,8 @@ struct Changed {
     client: OnUpgrade,
     endpoint: OnUpgrade,
     turn: Turn,
+    /// Of the endpoint's connection.
+    kept: Option<Kept>,
 }
 
 /// The connection's place was needed for another.
@@ -65,9 +67,44 @@ where
 {
     let call = move |request| {
         let answer = service.call(request);
-        async move { answer.await.map_err(|source| Error::Unavailable { endpoint: "the pod".to_owned(), source }) }
+        async move { answer.await.map_err(no_answer) }
     };
     serve(stream, Arc::default(), CancellationToken::new(), call).await
+}
+
+/// The same for requests of another node's proxy ([`crate::Purpose::Requests`]): what came with them is heard, and how they end
+/// is told. When it is `over`, what has begun is finished, and the stream ends.
+pub async fn serve_link<S>(stream: S, service: Arc<dyn HttpService>, over: CancellationToken) -> Result<(), BoxError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let call = move |mut request: Request<Body>| {
+        link::receive(&mut request);
+        let has_more = !request.body().is_end_stream();
+        let answer = service.call(request);
+        async move {
+            Ok(match answer.await {
+                Ok(mut response) => {
+                    link::strip(response.headers_mut());
+                    response
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "not taken");
+                    link::refuse(&error, has_more)
+                }
+            })
+        }
+    };
+    serve(stream, Arc::default(), over, call).await
+}
+
+/// Why a component's client has no answer.
+fn no_answer(source: BoxError) -> Error {
+    let endpoint = "the pod".to_owned();
+    match source.is::<Seen>() {
+        true => Error::Failed { endpoint, source },
+        false => Error::Unavailable { endpoint, source },
+    }
 }
 
 /// The same with an answer for each request; errors become a plain response, and `turns` know when one is under way. When told
@@ -101,8 +138,8 @@ where
                 if let Some((client, changed)) = changed
                     && response.status() == StatusCode::SWITCHING_PROTOCOLS
                 {
-                    let endpoint = hyper::upgrade::on(&mut response);
-                    let tunnel = turn.again().map(|turn| Changed { client, endpoint, turn });
+                    let (kept, endpoint) = (response.extensions_mut().remove(), hyper::upgrade::on(&mut response));
+                    let tunnel = turn.again().map(|turn| Changed { client, endpoint, turn, kept });
                     *changed.lock().unwrap_or_else(PoisonError::into_inner) = tunnel;
                 }
                 // From here on it may be the client who does not take it.
@@ -126,7 +163,7 @@ where
     // A connection that has changed its protocol is no longer the server's.
     let changed = changed.lock().unwrap_or_else(PoisonError::into_inner).take();
     match changed {
-        Some(Changed { client, endpoint, turn }) => {
+        Some(Changed { client, endpoint, turn, kept: _kept }) => {
             upgrade::tunnel_in(client, endpoint, Some(turn)).await.map_err(BoxError::from)
         }
         None => Ok(()),
@@ -188,7 +225,7 @@ mod tests {
 
     use super::*;
 
-    /// Answers its path; `/broken` not at all.
+    /// Answers its path; `/broken` not at all, and `/ended` is ended.
     struct Echo;
 
     impl HttpService for Echo {
@@ -197,6 +234,9 @@ mod tests {
             Box::pin(async move {
                 if path == "/broken" {
                     return Err("it broke".into());
+                }
+                if path == "/ended" {
+                    return Err(Seen("it was ended".into()).into());
                 }
                 let body = Full::new(Bytes::from(path)).map_err(|never| match never {}).boxed_unsync();
                 Ok(Response::new(body))
@@ -224,6 +264,8 @@ mod tests {
         assert!(two.contains("/one") && two.ends_with("/two"), "{two:?}");
         let none = ask("GET /broken HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
         assert!(none.starts_with("HTTP/1.1 503") && none.contains("the pod takes no requests now"), "{none:?}");
+        let ended = ask("GET /ended HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+        assert!(ended.starts_with("HTTP/1.1 502"), "as at a port of the node: {ended:?}");
         let large = ask(&format!("GET / HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n", "y".repeat(400 << 10))).await;
         assert!(large.starts_with("HTTP/1.1 431"), "{large:?}");
     }

@@ -40,6 +40,8 @@ pub(crate) const FILE_TURNS_MAX: usize = 4;
 
 /// The account of one container, shared by its instances.
 pub(crate) struct Account {
+    /// What nodes call it when they tell each other who has called whom: of all accounts of the cluster no other has it.
+    pub(crate) id: u64,
     name: String,
     cpu_nanos: AtomicU64,
     throttled_nanos: AtomicU64,
@@ -74,6 +76,7 @@ type Killer = Box<dyn Fn() + Send + Sync>;
 impl Account {
     pub(crate) fn new(spec: &Spec, node: &Arc<NodeMemory>) -> Arc<Account> {
         let account = Arc::new(Account {
+            id: rand::random(),
             name: spec.name.clone(),
             cpu_nanos: AtomicU64::new(0),
             throttled_nanos: AtomicU64::new(0),

@@ -173,7 +173,10 @@ impl Worker {
             let (identity, current) = (identity.clone(), current.clone());
             move |server: &str| call::client(&server.parse()?, &identity, &current)
         };
-        let names = servers::kept(&options.data_dir, &identity.server);
+        let names = match &options.join {
+            Some(_) => servers::kept_behind(&options.data_dir, &identity.server),
+            None => servers::kept(&options.data_dir, &identity.server),
+        };
         let clients: Result<Vec<_>, WorkerError> =
             names.iter().map(|name| Ok((name.clone(), connect(name)?))).collect();
         let servers = Servers::new(clients?, |moved| tracing::warn!("{moved}"));

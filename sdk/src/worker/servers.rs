@@ -1,6 +1,7 @@
 //! Which servers the cluster has, as a node learns it: from the endpoints of the Service `default/kubernetes`, where each server says
 //! where it is. What was learned is kept in `servers.json` beside the identity, so that a node starts also while the server that it
-//! has joined is gone. The file is no secret and can be learned again: one that cannot be read is left aside.
+//! has joined is gone. That one is asked last, unless it is named as well: it may not be a server any more, or the only address that leads
+//! to one from here. The file is no secret and can be learned again: one that cannot be read is left aside.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -31,7 +32,7 @@ struct Kept {
     servers: Vec<String>,
 }
 
-/// The servers to ask, the one that was `joined` first.
+/// The servers to ask first: those that were learned, and then the one that was `joined`.
 pub fn kept(dir: &Path, joined: &str) -> Vec<String> {
     let path = dir.join(FILE);
     let learned = match std::fs::read(&path) {
@@ -49,18 +50,28 @@ pub fn kept(dir: &Path, joined: &str) -> Vec<String> {
             Vec::new()
         }
     };
-    beside(joined, learned)
+    before(learned, joined)
 }
 
-/// `joined`, then those of `learned` that are others and can be addresses, in an order of this node's own: when a server goes, its
-/// nodes do not all go to the same one.
-fn beside(joined: &str, mut learned: Vec<String>) -> Vec<String> {
-    learned.retain(|server| server != joined && server.parse::<super::Server>().is_ok());
+/// The same with the one first that somebody has just named: a cluster may have moved.
+pub fn kept_behind(dir: &Path, named: &str) -> Vec<String> {
+    let mut servers = kept(dir, named);
+    servers.retain(|server| server != named);
+    servers.insert(0, named.to_owned());
+    servers
+}
+
+/// Those of `learned` that can be addresses, in an order of this node's own: when a server goes, its nodes do not all go to the same
+/// one. Behind them the one that was `joined`, if it is another.
+fn before(mut learned: Vec<String>, joined: &str) -> Vec<String> {
+    learned.retain(|server| server.parse::<super::Server>().is_ok());
     learned.sort();
     learned.dedup();
     learned.truncate(SERVERS_MAX);
     learned.shuffle(&mut rand::rng());
-    learned.insert(0, joined.to_owned());
+    if !learned.iter().any(|server| server == joined) {
+        learned.push(joined.to_owned());
+    }
     learned
 }
 
@@ -92,7 +103,7 @@ pub async fn follow(
                 continue;
             }
             last.clone_from(&learned);
-            if let Err(error) = servers.replace(&beside(&joined, learned.clone()), &connect) {
+            if let Err(error) = servers.replace(&before(learned.clone(), &joined), &connect) {
                 tracing::warn!(%error, "take the servers for others");
             }
             tracing::debug!(servers = ?servers.names(), "the servers of the cluster");
@@ -155,12 +166,61 @@ mod tests {
         let text = serde_json::to_vec(&Kept { layout: LAYOUT, servers: servers.to_vec() }).unwrap();
         identity::write(dir, FILE, &text).unwrap();
         let mut found = kept(dir, joined);
-        assert_eq!(found[0], joined);
         found.sort();
         assert_eq!(found, [joined, "https://192.0.2.2:6443", "https://192.0.2.3:6443"]);
+        // Who is no server any more is asked last, unless somebody has just named it.
+        let gone = "https://192.0.2.9:6443";
+        assert_eq!((kept(dir, gone).len(), kept(dir, gone)[3].as_str()), (4, gone));
+        for named in [gone, joined] {
+            assert_eq!(
+                (kept_behind(dir, named)[0].as_str(), kept_behind(dir, named).len()),
+                (named, found.len() + usize::from(named == gone))
+            );
+        }
         for damaged in ["", "[]", r#"{"layout": 2, "servers": ["https://192.0.2.2:6443"]}"#] {
             std::fs::write(dir.join(FILE), damaged).unwrap();
             assert_eq!(kept(dir, joined), [joined], "{damaged}");
         }
+    }
+
+    /// The one that was joined is named by no endpoint any more.
+    #[tokio::test]
+    async fn what_is_learned_comes_before_what_was_joined() {
+        let temp = tempfile::tempdir().unwrap();
+        let endpoints = json!({
+            "apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "kubernetes", "namespace": "default", "resourceVersion": "1"},
+            "subsets": [{"addresses": [{"ip": "192.0.2.2"}, {"ip": "192.0.2.3"}], "ports": [{"port": 6443}]}],
+        });
+        let list = json!({"apiVersion": "v1", "kind": "EndpointsList", "metadata": {"resourceVersion": "1"}, "items": [endpoints]});
+        let answers = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let is_watch = request.uri().query().is_some_and(|query| query.contains("watch=true"));
+            let list = list.to_string().into_bytes();
+            async move {
+                match is_watch {
+                    true => std::future::pending().await,
+                    false => Ok::<_, std::convert::Infallible>(http::Response::new(kube::client::Body::from(list))),
+                }
+            }
+        });
+        let client = kube::Client::new(answers, "default");
+        let joined = "https://192.0.2.1:6443".to_owned();
+        let servers = Servers::new(vec![(joined.clone(), client.clone())], |_| {});
+        let stop = CancellationToken::new();
+        let connect = move |_: &str| Ok(client.clone());
+        let following = follow(servers.clone(), joined.clone(), temp.path().into(), connect, stop.clone());
+        let following = tokio::spawn(following);
+        let learned = async {
+            while servers.names().len() != 3 {
+                tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(30), learned).await.expect("it hears of them");
+        assert_eq!(servers.names()[2], joined);
+        // As at the next start.
+        let file = std::fs::read_to_string(temp.path().join(FILE)).unwrap();
+        assert!(file.contains("192.0.2.2") && !file.contains("192.0.2.1"), "{file}");
+        assert_eq!(kept(temp.path(), &joined)[2], joined);
+        stop.cancel();
+        following.await.unwrap();
     }
 }

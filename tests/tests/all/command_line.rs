@@ -45,6 +45,52 @@ fn help_names_every_command() {
     assert_eq!(names, expected, "{help}");
 }
 
+/// Commands that speak with a cluster, where none is, and what they end with.
+#[test]
+fn the_exit_code_says_whether_no_cluster_answers() {
+    let temp = tempfile::tempdir().expect("a directory");
+    // A port that is free refuses at once.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
+    let server = format!("https://{free}");
+    let token = format!("c1.0a1b2c3d.{}.{}", "5e".repeat(16), "0a".repeat(32));
+    let kubeconfig = temp.path().join("kubeconfig");
+    let text = format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{{name: c, cluster: {{server: '{server}'}}}}]\n\
+         contexts: [{{name: c, context: {{cluster: c, user: u}}}}]\nusers: [{{name: u, user: {{token: t}}}}]\n"
+    );
+    std::fs::write(&kubeconfig, text).expect("write a file");
+    let [kubeconfig, data, backup] =
+        [kubeconfig, temp.path().join("data"), temp.path().join("backup")].map(|path| path.display().to_string());
+    let wasm = guest("hello").display().to_string();
+    let join = ["--join", &server, "--token", &token, "--data-dir", &data];
+    let bad = ["--join", &server, "--token", "rubbish", "--data-dir", &data];
+    let ports = ["--api-port", "0", "--registry-port", "0", "--peer-port", "0"];
+    let which = ["--kubeconfig", kubeconfig.as_str()];
+    let all = |parts: &[&[&str]]| parts.concat().iter().map(ToString::to_string).collect::<Vec<String>>();
+    for (arguments, code) in [
+        (all(&[&["node", "--port", "0"], &join]), 3),
+        (all(&[&["server"], &ports, &join]), 3),
+        (all(&[&["up"], &ports, &join]), 3),
+        (all(&[&["status"], &which]), 3),
+        (all(&[&["token", "list"], &which]), 3),
+        (all(&[&["token", "create"], &which]), 3),
+        (all(&[&["member", "list"], &which]), 3),
+        (all(&[&["logs", "pod"], &which]), 3),
+        (all(&[&["push", &wasm, "hello"], &which]), 3),
+        (all(&[&["backup", &backup], &which]), 3),
+        (all(&[&["node", "--port", "0"], &bad]), 1),
+        (all(&[&["up"], &ports, &bad]), 1),
+        (all(&[&["status", "--kubeconfig", "/none"]]), 1),
+        (all(&[&["status", "--nonsense"]]), 2),
+    ] {
+        let mut process = Command::new(coracle());
+        process.args(&arguments).env_remove("KUBECONFIG").env_remove("CORACLE_DATA_DIR");
+        let output = output(&mut process);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+    }
+}
+
 #[test]
 fn a_cluster_in_the_background_is_started_stopped_forgotten_and_founded_again() {
     let dir = tempfile::tempdir().expect("a directory");

@@ -26,13 +26,15 @@ fn placed(cluster: &Cluster) -> Vec<(String, String)> {
     rows.map(|row| (row[0].clone(), row[1].clone())).collect()
 }
 
-/// Asks until each of these pods has answered, and nobody else.
+/// Asks until each of these pods has answered, and nobody else. From the first answer on, every request has one: a port may be
+/// opened a moment after its node is ready.
 fn all_answer(url: &str, expected: &BTreeSet<String>) {
     let (begun, mut seen) = (Instant::now(), BTreeSet::new());
     while &seen != expected {
         assert!(begun.elapsed() < DEADLINE, "{url}: of {expected:?} only {seen:?} have answered");
-        if let Some((200, name)) = http_get(&format!("{url}hostname")) {
-            seen.insert(name.trim().to_owned());
+        match http_get(&format!("{url}hostname")) {
+            Some((200, name)) => drop(seen.insert(name.trim().to_owned())),
+            other => assert!(seen.is_empty(), "{url}: {other:?} after {seen:?}"),
         }
         assert!(seen.is_subset(expected), "{url}: {seen:?} are not all of {expected:?}");
     }

@@ -23,7 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use self::places::{Bounds, Places};
 use crate::routes::Route;
-use crate::{Error, Proxy, ServiceFailure};
+use crate::{Asker, Error, Proxy, ServiceFailure};
 
 /// Connections at a time. Of more, those for which nothing is under way give way; while there are none, more wait in the
 /// kernel's queues.
@@ -62,6 +62,11 @@ struct Inbound {
 }
 
 impl Inbound {
+    /// For whom the way to other nodes is used.
+    fn asker(&self) -> Asker {
+        Asker::NodePort(self.key.0)
+    }
+
     /// The route as it is now.
     fn route(&self) -> Result<Route, Error> {
         let target = self.target.load();

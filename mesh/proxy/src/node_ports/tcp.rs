@@ -1,21 +1,22 @@
 //! TCP at a node's port. A connection is served as HTTP, each request by an endpoint of its own, when the endpoint picked for
-//! it is a component that is called; when that listens itself, bytes are passed on as they are, whatever they mean: HTTP/2,
-//! gRPC, WebSocket or no HTTP at all.
+//! it is a component that is called, here or on another node; when that listens itself, bytes are passed on as they are, whatever
+//! they mean: HTTP/2, gRPC, WebSocket or no HTTP at all.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{FutureExt as _, StreamExt as _};
+use http::Request;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use super::places::Place;
 use super::{DRAIN, Inbound};
 use crate::balance::{Picked, Tried};
-use crate::endpoint::Connected;
+use crate::endpoint::{Connected, Failure};
 use crate::retry::ATTEMPTS_MAX;
 use crate::turns::Turns;
-use crate::{BoxError, Stream, Uncertain, serve, spare, upgrade};
+use crate::{Body, BoxError, Stream, Uncertain, serve, spare, upgrade};
 
 /// First wait after a connection could not be accepted, as when there are no more descriptors; doubles.
 const ACCEPT_RETRY_FIRST: Duration = Duration::from_millis(5);
@@ -90,7 +91,7 @@ async fn connection(inbound: Inbound, stream: TcpStream, turns: Arc<Turns>) -> R
     stream.set_nodelay(true)?;
     spare::keep_alive(&stream)?;
     match connect(&inbound).await? {
-        Some((there, _picked)) => {
+        Some((there, _picked, _place)) => {
             let mut client = Uncertain::new(stream);
             upgrade::pass(&mut client.socket, there, turns.begin()).await?;
             client.whole();
@@ -102,7 +103,7 @@ async fn connection(inbound: Inbound, stream: TcpStream, turns: Arc<Turns>) -> R
 
 /// A connection to an endpoint that listens itself; `None` when HTTP is to be spoken here: the endpoint is called, or there is
 /// none (a client that speaks HTTP learns why; any other sees the connection end).
-async fn connect(inbound: &Inbound) -> Result<Option<(Box<dyn Stream>, Picked)>, BoxError> {
+async fn connect(inbound: &Inbound) -> Result<Option<(Box<dyn Stream>, Picked, Option<crate::Place>)>, BoxError> {
     let mut route = inbound.route()?;
     let mut tried = Tried::default();
     let mut failure = None;
@@ -120,34 +121,36 @@ async fn connect(inbound: &Inbound) -> Result<Option<(Box<dyn Stream>, Picked)>,
             }
             break;
         };
-        match endpoint.connect(&*inbound.proxy.local).await {
+        match endpoint.connect(&*inbound.proxy.local, inbound.asker()).await {
             Ok(Connected::CallsOnly) => return Ok(None),
             Ok(Connected::Socket(there)) if !spare::is_spare(&there) => {
                 return Err("the process has few descriptors left".into());
             }
             Ok(Connected::Socket(there)) => {
                 picked.answered();
-                return Ok(Some((Box::new(there), picked)));
+                return Ok(Some((Box::new(there), picked, None)));
             }
-            Ok(Connected::Elsewhere(there)) => {
+            Ok(Connected::Elsewhere(there, place)) => {
                 picked.answered();
-                return Ok(Some((there, picked)));
+                return Ok(Some((there, picked, Some(place))));
             }
             // Nothing was sent: another may be asked.
             Err(error) => {
                 tried.add(&picked);
-                route.balancer.failed(picked);
-                failure = Some(error);
+                let unseen = Failure::unseen(endpoint.address, error);
+                unseen.tell(&route.balancer, picked);
+                failure = Some(unseen.error);
             }
         }
     }
-    failure.map_or(Ok(None), Err)
+    failure.map_or(Ok(None), |error| Err(error.into()))
 }
 
 /// Serves a connection as HTTP: each request takes the route as it is then.
 async fn http(inbound: Inbound, stream: TcpStream, turns: Arc<Turns>) -> Result<(), BoxError> {
     let drain = inbound.stop.clone();
-    let answer = move |request| {
+    let answer = move |mut request: Request<Body>| {
+        request.extensions_mut().insert(inbound.asker());
         let route = inbound.route();
         let proxy = inbound.proxy.clone();
         async move { proxy.call_route(route?, request).await }

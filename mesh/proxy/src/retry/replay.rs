@@ -1,17 +1,19 @@
 //! A request's body that can be sent again when nobody has read much of it.
 //!
 //! It goes with the request as usual, without being read ahead. When whoever got it drops it, what was read of it (up to a
-//! bound) and what was not comes back to [`Replay`], and can be sent elsewhere. A body that is still held somewhere does
-//! not come back: then there is no second try.
+//! bound) and what was not comes back to [`Replay`], and can be sent elsewhere. A body that somebody still holds is waited for a
+//! moment; if it does not come back, there is no second try.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
+use tokio::sync::Notify;
 
 use crate::{Body, BoxError};
 
@@ -20,10 +22,29 @@ const REPLAY_BYTES_MAX: usize = 64 << 10;
 /// Frames of it: the smallest ones would cost more than their bytes.
 const REPLAY_FRAMES_MAX: usize = 256;
 
-type Place = Arc<Mutex<Option<Parts>>>;
+/// How long a body is waited for that whoever got it has not let go of yet: a connection that breaks off does so in a task of
+/// its own.
+const COMES_BACK_WITHIN: Duration = Duration::from_millis(500);
+
+/// Where a body comes back.
+#[derive(Default)]
+struct Place {
+    back: Mutex<Back>,
+    came: Notify,
+}
+
+#[derive(Default)]
+enum Back {
+    /// Somebody has it.
+    #[default]
+    Away,
+    Here(Parts),
+    /// It does not come back whole.
+    Never,
+}
 
 /// Where the body comes back; nowhere, when there is none.
-pub(crate) struct Replay(Option<Place>);
+pub(crate) struct Replay(Option<Arc<Place>>);
 
 struct Parts {
     /// Read before, to be read again.
@@ -37,19 +58,44 @@ impl Replay {
         if body.is_end_stream() {
             return (body, Replay(None));
         }
-        let place = Place::default();
+        let place = Arc::<Place>::default();
         (Replayed::body(Parts { again: VecDeque::new(), rest: body }, place.clone()), Replay(Some(place)))
     }
 
-    /// The body once more, if it has come back whole.
-    pub fn again(&self) -> Option<Body> {
-        match &self.0 {
-            None => Some(empty()),
-            Some(place) => {
-                let parts = place.lock().unwrap_or_else(PoisonError::into_inner).take()?;
-                Some(Replayed::body(parts, place.clone()))
-            }
+    /// The body once more, if it comes back whole.
+    pub async fn again(&self) -> Option<Body> {
+        let Some(place) = &self.0 else { return Some(empty()) };
+        match place.take() {
+            Back::Here(parts) => return Some(Replayed::body(parts, place.clone())),
+            Back::Never => return None,
+            Back::Away => {}
         }
+        // In a box: a request whose body is here at once has no place for the clock in its future.
+        let back = Box::pin(tokio::time::timeout(COMES_BACK_WITHIN, async {
+            loop {
+                let came = place.came.notified();
+                match place.take() {
+                    Back::Away => came.await,
+                    back => return back,
+                }
+            }
+        }));
+        match back.await {
+            Ok(Back::Here(parts)) => Some(Replayed::body(parts, place.clone())),
+            Ok(Back::Never | Back::Away) | Err(_) => None,
+        }
+    }
+}
+
+impl Place {
+    fn take(&self) -> Back {
+        std::mem::take(&mut *self.back.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn give(&self, back: Back) {
+        *self.back.lock().unwrap_or_else(PoisonError::into_inner) = back;
+        // Remembered, when nobody waits yet.
+        self.came.notify_one();
     }
 }
 
@@ -63,11 +109,11 @@ struct Replayed {
     /// What was read in this life; `None` when it was too much, or it cannot be repeated.
     read: Option<VecDeque<Frame<Bytes>>>,
     read_bytes: usize,
-    place: Place,
+    place: Arc<Place>,
 }
 
 impl Replayed {
-    fn body(parts: Parts, place: Place) -> Body {
+    fn body(parts: Parts, place: Arc<Place>) -> Body {
         Replayed { parts: Some(parts), read: Some(VecDeque::new()), read_bytes: 0, place }.boxed_unsync()
     }
 
@@ -130,10 +176,12 @@ impl http_body::Body for Replayed {
 
 impl Drop for Replayed {
     fn drop(&mut self) {
-        let (Some(mut parts), Some(mut read)) = (self.parts.take(), self.read.take()) else { return };
+        let (Some(mut parts), Some(mut read)) = (self.parts.take(), self.read.take()) else {
+            return self.place.give(Back::Never);
+        };
         read.append(&mut parts.again);
         parts.again = read;
-        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = Some(parts);
+        self.place.give(Back::Here(parts));
     }
 }
 
@@ -156,15 +204,19 @@ mod tests {
     #[tokio::test]
     async fn what_was_read_and_dropped_comes_back_in_order() {
         let (mut first, replay) = Replay::of(body(&["one ", "two ", "three"]));
-        assert!(replay.again().is_none(), "it is still held");
+        assert!(replay.again().await.is_none(), "it is still held");
         first.frame().await;
         drop(first);
-        let mut second = replay.again().unwrap();
+        let mut second = replay.again().await.unwrap();
         second.frame().await;
         second.frame().await;
-        drop(second);
-        assert_eq!(all(replay.again().unwrap()).await, "one two three");
-        assert_eq!(all(replay.again().unwrap()).await, "one two three", "also when it was read to its end");
+        // It is let go of while somebody waits for it.
+        let (again, ()) = tokio::join!(replay.again(), async {
+            tokio::task::yield_now().await;
+            drop(second);
+        });
+        assert_eq!(all(again.unwrap()).await, "one two three");
+        assert_eq!(all(replay.again().await.unwrap()).await, "one two three", "also when it was read to its end");
     }
 
     #[tokio::test]
@@ -174,9 +226,10 @@ mod tests {
         first.frame().await;
         first.frame().await;
         drop(first);
-        assert!(replay.again().is_none());
+        let known = tokio::time::timeout(COMES_BACK_WITHIN / 2, replay.again()).await.expect("it is not waited for");
+        assert!(known.is_none());
         let (nothing, replay) = Replay::of(empty());
         drop(nothing);
-        assert_eq!(all(replay.again().unwrap()).await, "");
+        assert_eq!(all(replay.again().await.unwrap()).await, "");
     }
 }

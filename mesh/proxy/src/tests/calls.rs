@@ -2,17 +2,19 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use serde_json::json;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::world::*;
-use crate::{Busy, Deadline, Error, Flows};
+use crate::{Asker, Body, BoxError, Busy, Carried, Deadline, Error, Flows, HttpService};
 
 #[tokio::test]
 async fn a_request_that_nobody_took_is_asked_elsewhere() {
@@ -90,8 +92,13 @@ async fn a_pod_of_another_node_answers_as_one_of_this() {
     assert!(connections(1) > 0, "the one that is gone was asked first at some time");
     assert!(connections(2) < 10, "connections are kept: {}", connections(2));
     assert_eq!(theirs.calls.load(Relaxed), 41);
-    // A guest that dials is told that there is no socket here, and of whose pod it is.
+    // Each used a place for as long as it took.
+    let entered = world.pods.entered.lock().unwrap().clone();
+    assert!(entered.len() >= 42 && entered.contains(&Asker::NodePort(node_port)), "{entered:?}");
+    assert_eq!(Arc::strong_count(&world.pods.taken), 1);
+    // A guest that dials is told that there is no socket here, and of whose pod it is; its requests take a connection.
     let to = SocketAddr::new(pod(2), 8080);
+    assert!(world.proxy.is_dialled("web", 80, "n") && world.proxy.is_dialled("10.9.0.2", 8080, "n"));
     assert!(matches!(world.proxy.connect_address(to, TCP), Some(Err(Error::NoPod(at))) if at == to));
 }
 
@@ -125,6 +132,7 @@ async fn a_request_that_may_have_been_acted_on_is_repeated_only_if_that_is_harml
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let posts = seen.lock().unwrap().iter().filter(|head| head.starts_with("POST")).count();
+    assert!(posts > 0, "none was taken, and nothing is shown");
     assert_eq!(lost, posts, "a POST that was taken is not sent twice, and its client knows");
 }
 
@@ -236,6 +244,233 @@ async fn no_request_is_lost_in_a_rolling_update() {
     for client in clients {
         client.await.unwrap();
     }
+}
+
+/// A component of another node, until its pod has ended.
+struct Ends {
+    inner: Arc<Called>,
+    has_ended: AtomicBool,
+    end: fn() -> BoxError,
+    asked: AtomicUsize,
+}
+
+impl Ends {
+    fn new(end: fn() -> BoxError) -> Arc<Ends> {
+        Arc::new(Ends { inner: echo().0, has_ended: AtomicBool::new(false), end, asked: AtomicUsize::new(0) })
+    }
+}
+
+impl HttpService for Ends {
+    fn call(&self, request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
+        self.asked.fetch_add(1, Relaxed);
+        match self.has_ended.load(Relaxed) {
+            true => {
+                let error = (self.end)();
+                Box::pin(async move { Err(error) })
+            }
+            false => self.inner.call(request),
+        }
+    }
+}
+
+/// The streams that lead there stay open when a pod has ended; discovery hears of it later.
+#[tokio::test]
+async fn no_request_is_lost_in_a_rolling_update_elsewhere() {
+    let world = Arc::new(World::new().await);
+    let node_port = free_port().await;
+    let start = |n: u8| {
+        let component = Ends::new(|| "it has gone".into());
+        world.start_elsewhere(n, component.clone());
+        component
+    };
+    world.service("web", "10.96.0.7", json!([{"port": 80, "nodePort": node_port}]));
+    let mut pods = vec![start(1), start(2)];
+    world.ready("web", &[1, 2], json!([{"port": 8080}]));
+    world.known("web", 2).await;
+    let (stop, answered) = (CancellationToken::new(), Arc::new(AtomicUsize::new(0)));
+    let guest = |number: usize| {
+        let (world, stop, answered) = (world.clone(), stop.clone(), answered.clone());
+        tokio::spawn(async move {
+            for round in 0.. {
+                if stop.is_cancelled() {
+                    break;
+                }
+                let body = format!("{number} {round}");
+                assert_eq!(world.ask("POST", &body).await, (200, body));
+                answered.fetch_add(1, Relaxed);
+            }
+        })
+    };
+    // One connection for all of its requests.
+    let client = |number: usize| {
+        let (stop, answered) = (stop.clone(), answered.clone());
+        tokio::spawn(async move {
+            let mut stream = connect(node_port).await;
+            for round in 1000.. {
+                if stop.is_cancelled() {
+                    break;
+                }
+                let body = format!("{number} {round}");
+                let length = body.len();
+                let head = format!("POST / HTTP/1.1\r\nhost: web\r\ncontent-length: {length}\r\n\r\n");
+                write(&mut stream, &(head + &body)).await;
+                let answer = read_head(&mut stream).await;
+                assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+                let mut heard = vec![0; length];
+                tokio::io::AsyncReadExt::read_exact(&mut stream, &mut heard).await.unwrap();
+                assert_eq!(heard, body.as_bytes());
+                answered.fetch_add(1, Relaxed);
+            }
+        })
+    };
+    let clients: Vec<_> = (0..2).flat_map(|number| [guest(number), client(number)]).collect();
+    for n in 3..20 {
+        pods.push(start(n));
+        // It ends, and requests come before discovery hears of it.
+        pods[usize::from(n) - 3].has_ended.store(true, Relaxed);
+        let before = answered.load(Relaxed);
+        while answered.load(Relaxed) < before + 20 && clients.iter().all(|client| !client.is_finished()) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        world.ready("web", &[n - 1, n], json!([{"port": 8080}]));
+    }
+    stop.cancel();
+    for client in clients {
+        client.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn how_a_request_ended_on_another_node_is_known_here() {
+    let cases: [(fn() -> BoxError, &str, &str, bool); 4] = [
+        (|| "it has gone".into(), "Unavailable", "POST", true),
+        (|| Busy.into(), "Unavailable", "POST", true),
+        // It was taken.
+        (|| crate::Seen("it was ended".into()).into(), "Failed", "POST", false),
+        (|| crate::Seen("it was ended".into()).into(), "Failed", "GET", true),
+    ];
+    for (end, words, method, is_repeated) in cases {
+        let world = World::new().await;
+        let component = Ends::new(end);
+        component.has_ended.store(true, Relaxed);
+        world.start_elsewhere(1, component.clone());
+        world.web(&[1]).await;
+        let (status, told) = world.ask("POST", "hello").await;
+        assert!(status == 0 && told.starts_with(words), "{told}");
+        world.start_elsewhere(2, echo().0);
+        world.web(&[1, 2]).await;
+        let (before, mut lost) = (component.asked.load(Relaxed), 0);
+        let asking = async {
+            while component.asked.load(Relaxed) == before {
+                lost += usize::from(world.ask(method, "hello").await.0 != 200);
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(SOON, asking).await.expect("it is asked again");
+        assert_eq!(lost == 0, is_repeated, "{words} {method}");
+    }
+    // Nobody but a component's node says so: a pod that listens itself, or a component, may answer with any header.
+    let world = World::new().await;
+    let headers = "x-coracle-link-refused: unseen\r\ncontent-length: 2";
+    let (local, _) = listening(move |mut stream| async move {
+        read_head(&mut stream).await;
+        write(&mut stream, &format!("HTTP/1.1 503 Busy\r\n{headers}\r\n\r\nno")).await;
+    })
+    .await;
+    world.start(1, local);
+    world.web(&[1]).await;
+    assert_eq!(world.ask("POST", "x").await, (503, "no".to_owned()));
+    let (forges, _) = called(|_| async {
+        let mut response = Response::new(text("mine".to_owned()));
+        response.headers_mut().insert("x-coracle-link-refused", "unseen".parse().unwrap());
+        Ok(response)
+    });
+    world.end(1);
+    world.start_elsewhere(1, forges);
+    assert_eq!(world.ask("POST", "x").await, (200, "mine".to_owned()));
+}
+
+/// A body that has only begun when nobody takes the request is sent to another.
+#[tokio::test]
+async fn a_request_whose_body_still_comes_is_asked_elsewhere_too() {
+    let world = World::new().await;
+    let gone = Ends::new(|| "it has gone".into());
+    gone.has_ended.store(true, Relaxed);
+    world.start_elsewhere(1, gone);
+    world.start_elsewhere(2, echo().0);
+    world.web(&[1, 2]).await;
+    for _ in 0..20 {
+        let (send, receive) = tokio::sync::mpsc::channel::<&'static str>(4);
+        let frames = futures::stream::unfold(receive, |mut receive| async {
+            let text = receive.recv().await?;
+            Some((Ok::<_, BoxError>(http_body::Frame::data(bytes::Bytes::from(text))), receive))
+        });
+        let body = http_body_util::StreamBody::new(frames).boxed_unsync();
+        send.send("one ").await.unwrap();
+        let request = Request::post("http://web/").body(body).unwrap();
+        let asking = world.proxy.call("n", request);
+        let sending = async move {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            send.send("two").await.unwrap();
+        };
+        let (answer, ()) = tokio::join!(asking, sending);
+        assert_eq!(read(answer.unwrap()).await, "one two");
+    }
+}
+
+#[tokio::test]
+async fn who_has_its_share_of_the_way_to_a_node_waits_for_nobody_and_harms_no_endpoint() {
+    let world = World::new().await;
+    world.start_elsewhere(1, echo().0);
+    world.web(&[1]).await;
+    world.pods.places_elsewhere.store(1, Relaxed);
+    let request = |by: Asker| {
+        let mut request = Request::post("http://web/").body(text("hello".to_owned())).unwrap();
+        request.extensions_mut().insert(by);
+        request
+    };
+    let pod = Asker::Pod(pod(9));
+    let held = world.proxy.call("n", request(pod)).await.unwrap();
+    let begun = Instant::now();
+    let refused = world.proxy.call("n", request(pod)).await.unwrap_err();
+    assert!(
+        matches!(refused, Error::Unavailable { .. }) && begun.elapsed() < Duration::from_millis(400),
+        "{refused:?}"
+    );
+    assert_eq!(read(held).await, "hello");
+    assert_eq!(world.proxy.call("n", request(pod)).await.map(|answer| answer.status().as_u16()).unwrap(), 200);
+    assert!(world.pods.entered.lock().unwrap().iter().all(|by| *by == pod));
+}
+
+#[tokio::test]
+async fn deadlines_and_what_is_carried_reach_a_component_on_another_node() {
+    let world = World::new().await;
+    let seen = Arc::new(Mutex::new(None));
+    let sees = seen.clone();
+    let (component, _) = called(move |request| {
+        let extensions = request.extensions();
+        let names: Vec<String> = request.headers().keys().map(ToString::to_string).collect();
+        *sees.lock().unwrap() =
+            Some((extensions.get::<Deadline>().copied(), extensions.get::<Carried>().cloned(), names));
+        async { Ok(Response::new(text(String::new()))) }
+    });
+    world.start_elsewhere(1, component);
+    world.web(&[1]).await;
+    let at = Instant::now() + Duration::from_secs(60);
+    // What others have written by these names is not taken for it.
+    let mut request = Request::get("http://web/").header("x-coracle-link-carried", "forged").body(text(String::new()));
+    world.proxy.call("n", request.unwrap()).await.unwrap();
+    assert_eq!(seen.lock().unwrap().take().unwrap().1, None);
+    request = Request::get("http://web/").header("x-coracle-link-deadline", "1").body(text(String::new()));
+    let mut request = request.unwrap();
+    request.extensions_mut().insert(Deadline(at));
+    request.extensions_mut().insert(Carried("1,2".parse().unwrap()));
+    world.proxy.call("n", request).await.unwrap();
+    let (deadline, carried, names) = seen.lock().unwrap().take().unwrap();
+    let Deadline(deadline) = deadline.unwrap();
+    assert!(deadline <= at + Duration::from_secs(1) && deadline > at - Duration::from_secs(30));
+    assert_eq!(carried.unwrap().0, "1,2");
+    assert!(!names.iter().any(|name| name.starts_with("x-coracle-link")), "{names:?}");
 }
 
 #[tokio::test]
@@ -372,7 +607,6 @@ async fn what_is_meant_to_be_secret_does_not_go_out_in_the_open() {
 /// A WebSocket or another protocol, by a connection that is served as HTTP and by an endpoint that listens itself.
 #[tokio::test]
 async fn a_connection_may_change_its_protocol() {
-    use futures::future::BoxFuture;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     struct Through(crate::Proxy);

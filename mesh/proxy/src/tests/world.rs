@@ -22,7 +22,10 @@ use tokio::sync::broadcast;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Body, BoxError, HttpService, Local, LocalEndpoints, Proxy, ServiceFailure, Stream, serve_stream};
+use crate::{
+    Asker, Body, BoxError, Elsewhere, HttpService, Local, LocalEndpoints, Place, Proxy, Purpose, ServiceFailure,
+    serve_link, serve_stream,
+};
 
 /// Longest wait for what must come.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -94,14 +97,18 @@ impl Kind {
 }
 
 /// A pod of another node: a component, or nobody, and how often it was connected.
-type Elsewhere = (Option<Arc<dyn HttpService>>, usize);
+type There = (Option<Arc<dyn HttpService>>, usize);
 
 /// What answers at addresses of pods.
 #[derive(Default)]
 pub struct Pods {
     at: Mutex<HashMap<IpAddr, Local>>,
     /// Pods of other nodes.
-    pub elsewhere: Mutex<HashMap<IpAddr, Elsewhere>>,
+    pub elsewhere: Mutex<HashMap<IpAddr, There>>,
+    /// Who has asked for a place on the way there; who holds one holds a clone of this; and how many there are.
+    pub entered: Mutex<Vec<Asker>>,
+    pub taken: Arc<()>,
+    pub places_elsewhere: AtomicUsize,
     pub failures: Mutex<Vec<String>>,
     /// Whether endpoints may lead to this machine's loopback.
     pub may_dial_near: AtomicBool,
@@ -122,17 +129,28 @@ impl LocalEndpoints for Pods {
         self.elsewhere.lock().unwrap().contains_key(&address)
     }
 
-    fn connect_elsewhere(&self, to: SocketAddr) -> BoxFuture<'static, io::Result<Box<dyn Stream>>> {
+    fn connect_elsewhere(&self, to: SocketAddr, purpose: Purpose) -> BoxFuture<'static, io::Result<Elsewhere>> {
         let mut elsewhere = self.elsewhere.lock().unwrap();
-        let (service, connections) = elsewhere.get_mut(&to.ip()).unwrap();
-        *connections += 1;
-        let service = service.clone();
+        let there = elsewhere.get_mut(&to.ip()).map(|(service, connections)| {
+            *connections += 1;
+            service.clone()
+        });
         Box::pin(async move {
-            let service = service.ok_or(io::ErrorKind::ConnectionRefused)?;
+            let service = there.flatten().ok_or(io::ErrorKind::ConnectionRefused)?;
             let (here, there) = tokio::io::duplex(1 << 16);
-            tokio::spawn(serve_stream(there, service));
-            Ok(Box::new(here) as Box<dyn Stream>)
+            match purpose {
+                Purpose::Requests => drop(tokio::spawn(serve_link(there, service, CancellationToken::new()))),
+                Purpose::Bytes => drop(tokio::spawn(serve_stream(there, service))),
+            }
+            Ok(Elsewhere { stream: Box::new(here), is_called: true })
         })
+    }
+
+    fn enter_elsewhere(&self, _: SocketAddr, by: Asker) -> Option<Place> {
+        let mut entered = self.entered.lock().unwrap();
+        entered.push(by);
+        let held = Arc::strong_count(&self.taken) - 1;
+        (held < self.places_elsewhere.load(Relaxed)).then(|| Box::new(self.taken.clone()) as Place)
     }
 
     fn is_reached(&self, actual: SocketAddr, _: Protocol) -> bool {
@@ -171,7 +189,7 @@ impl World {
             async move { Ok::<_, Infallible>(answer) }
         });
         let discovery = Discovery::new(kube::Client::new(api, "default"));
-        let pods = Arc::new(Pods::default());
+        let pods = Arc::new(Pods { places_elsewhere: AtomicUsize::new(usize::MAX), ..Pods::default() });
         let proxy = Proxy::new(discovery.clone(), pods.clone());
         let stop = CancellationToken::new();
         tokio::spawn(discovery.clone().run(stop.clone()));
@@ -228,6 +246,11 @@ impl World {
     /// Something answers at this pod.
     pub fn start(&self, n: u8, what: Local) {
         self.pods.at.lock().unwrap().insert(pod(n), what);
+    }
+
+    /// A component answers at this pod of another node.
+    pub fn start_elsewhere(&self, n: u8, component: Arc<dyn HttpService>) {
+        self.pods.elsewhere.lock().unwrap().insert(pod(n), (Some(component), 0));
     }
 
     pub fn end(&self, n: u8) {

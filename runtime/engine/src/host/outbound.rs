@@ -1,6 +1,8 @@
 //! Outgoing HTTP requests of guests: all of them go through the node's [`Outbound`].
 
+use std::fmt;
 use std::pin::Pin;
+use std::str::FromStr;
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -116,23 +118,34 @@ fn from_wasi(body: WasiBody) -> Body {
     body.map_err(BoxError::from).boxed_unsync()
 }
 
-/// Who has called whom until here, for requests that stay in this process: what a service must not wait for is itself.
+/// Who has called whom until here: what a service must not wait for is itself. It travels in a request's extensions, and as text
+/// from node to node.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Chain(Option<Arc<Link>>);
+pub struct Chain(Option<Arc<Link>>);
 
 #[derive(Debug)]
 struct Link {
-    /// The address of its account, which lives as long as its guest waits for the answer.
-    account: usize,
+    account: u64,
     depth: u32,
     before: Chain,
 }
 
+/// Callers that a text may name: more are refused long before.
+const CALLERS_MAX: usize = 32;
+
+/// The text names no callers.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("this is no list of callers")]
+pub struct NoChain;
+
 impl Chain {
     /// The same with one more caller.
-    pub(crate) fn with(&self, account: &Arc<Account>) -> Chain {
-        let depth = self.depth() + 1;
-        Chain(Some(Arc::new(Link { account: Arc::as_ptr(account) as usize, depth, before: self.clone() })))
+    pub(crate) fn with(&self, account: &Account) -> Chain {
+        self.and(account.id)
+    }
+
+    fn and(&self, account: u64) -> Chain {
+        Chain(Some(Arc::new(Link { account, depth: self.depth() + 1, before: self.clone() })))
     }
 
     /// How many have called.
@@ -141,15 +154,40 @@ impl Chain {
     }
 
     /// Whether this one is among them.
-    pub(crate) fn has(&self, account: &Arc<Account>) -> bool {
-        let (mut link, wanted) = (self.0.as_deref(), Arc::as_ptr(account) as usize);
-        while let Some(found) = link {
-            if found.account == wanted {
-                return true;
-            }
-            link = found.before.0.as_deref();
+    pub(crate) fn has(&self, account: &Account) -> bool {
+        self.links().any(|link| link.account == account.id)
+    }
+
+    /// The last caller first.
+    fn links(&self) -> impl Iterator<Item = &Link> {
+        std::iter::successors(self.0.as_deref(), |link| link.before.0.as_deref())
+    }
+}
+
+/// Callers in their order, `,` between them.
+impl fmt::Display for Chain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let accounts: Vec<u64> = self.links().map(|link| link.account).collect();
+        for (index, account) in accounts.iter().rev().enumerate() {
+            let comma = if index == 0 { "" } else { "," };
+            write!(f, "{comma}{account:016x}")?;
         }
-        false
+        Ok(())
+    }
+}
+
+impl FromStr for Chain {
+    type Err = NoChain;
+
+    fn from_str(text: &str) -> Result<Chain, NoChain> {
+        let callers: Vec<&str> = text.split(',').take(CALLERS_MAX + 1).collect();
+        if callers.len() > CALLERS_MAX {
+            return Err(NoChain);
+        }
+        callers.iter().try_fold(Chain::default(), |chain, caller| match u64::from_str_radix(caller, 16) {
+            Ok(account) if caller.len() == 16 && !caller.starts_with('+') => Ok(chain.and(account)),
+            _ => Err(NoChain),
+        })
     }
 }
 
@@ -363,6 +401,21 @@ mod tests {
 
         fn needs_socket(&self, _uri: &Uri) -> bool {
             true
+        }
+    }
+
+    #[test]
+    fn who_has_called_is_the_same_on_another_node() {
+        let accounts = [(); 3].map(|()| Account::new(&Spec::new("a"), &NodeMemory::new(u64::MAX)));
+        let chain = Chain::default().with(&accounts[0]).with(&accounts[1]);
+        let there: Chain = chain.to_string().parse().unwrap();
+        assert_eq!((there.depth(), there.to_string()), (2, chain.to_string()));
+        assert_eq!(accounts.each_ref().map(|account| there.has(account)), [true, true, false]);
+        assert_eq!(there.with(&accounts[2]).depth(), 3);
+        let many = vec!["00000000000000ff"; CALLERS_MAX].join(",");
+        assert_eq!(many.parse::<Chain>().unwrap().depth(), CALLERS_MAX as u32);
+        for nonsense in ["", ",", "1", "+000000000000001", "00000000000000fg", &format!("{many},00000000000000ff")] {
+            assert_eq!(nonsense.parse::<Chain>().map(drop), Err(NoChain), "{nonsense}");
         }
     }
 

@@ -112,6 +112,11 @@ impl Admission {
         self.probes.close();
     }
 
+    /// Whether somebody waits for a place.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.waiting.load(Relaxed) > 0
+    }
+
     /// How many may be at work now.
     pub(super) fn count(&self) -> u32 {
         self.count.load(Relaxed)

@@ -14,6 +14,7 @@ use wasmtime_wasi_http::WasiBody;
 
 use super::RequestError;
 use super::admission::Permit;
+use super::incoming::{Awaited, watched};
 use super::run::run;
 use super::service::Service;
 use crate::Body;
@@ -137,6 +138,8 @@ pub(super) struct Flight {
     /// When the reader of the answer was given something and has not asked for more since: milliseconds of the service's
     /// life, plus one.
     handed: AtomicU64,
+    /// The rest of the request, when the guest waits for it.
+    awaited: Arc<Awaited>,
     pub(super) head: Arc<Head>,
 }
 
@@ -158,7 +161,8 @@ impl Flight {
         permit: Permit,
         chain: Chain,
     ) -> Result<Arc<Flight>, RequestError> {
-        let head = Head::new(Some(permit));
+        let (head, awaited) = (Head::new(Some(permit)), Awaited::new());
+        let request = request.map(|body| watched(body, &awaited));
         let future = run(service.clone(), request, head.clone(), chain);
         let account = service.account.clone();
         let clock = account.inline_clock();
@@ -170,6 +174,7 @@ impl Flight {
             ending: Mutex::new(None),
             is_ended: AtomicBool::new(false),
             handed: AtomicU64::new(0),
+            awaited,
             head,
         });
         service.register(&flight)?;
@@ -272,6 +277,14 @@ impl Flight {
     pub(super) fn handed(&self, is_handed: bool) {
         let at = if is_handed { self.service.age_millis() + 1 } else { 0 };
         self.handed.store(at, Ordering::Relaxed);
+        if is_handed {
+            self.awaited.moved();
+        }
+    }
+
+    /// How long the guest has waited for the rest of the request, and done nothing else for its client.
+    pub(super) fn unfed(&self) -> Duration {
+        self.awaited.waits()
     }
 
     /// How long the reader has not asked for more.

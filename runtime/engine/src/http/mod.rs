@@ -14,12 +14,13 @@
 //! ```
 //!
 //! Deadlines and kills come from outside and never wait for a poll: the service knows its flights, and a janitor that
-//! lives only while there are any ends those whose time is over or whose answer is not read.
+//! lives only while there are any ends those whose time is over, whose answer is not read, or whose request does not come on.
 
 mod admission;
 mod answer;
 mod edge;
 mod flight;
+mod incoming;
 mod janitor;
 mod run;
 mod service;
@@ -49,6 +50,9 @@ pub enum RequestError {
     /// The answer was not read in time.
     #[error("the answer was not read in time")]
     Stalled,
+    /// The rest of the request did not come in time.
+    #[error("the rest of the request did not come in time")]
+    Unfinished,
     /// More headers than a guest is given.
     #[error("the request's headers are too large")]
     HeadersTooLarge,
@@ -87,6 +91,7 @@ impl RequestError {
         match self {
             Self::Overloaded | Self::Stopped | Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Timeout | Self::Stalled => StatusCode::GATEWAY_TIMEOUT,
+            Self::Unfinished => StatusCode::REQUEST_TIMEOUT,
             Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Upgrade(_) => StatusCode::NOT_IMPLEMENTED,
             Self::Loop => StatusCode::LOOP_DETECTED,

@@ -37,6 +37,8 @@ pub struct HttpOptions {
     pub reuse: Option<u32>,
     /// How long the reader of an answer may not read while the guest wants to go on writing.
     pub read_stall: Duration,
+    /// How long the rest of a request may be waited for, when its guest does nothing else for its client.
+    pub body_stall: Duration,
     /// How long an instance waits for its next request.
     pub idle_timeout: Duration,
 }
@@ -49,6 +51,7 @@ impl Default for HttpOptions {
             request_timeout: Duration::from_secs(300),
             reuse: None,
             read_stall: Duration::from_secs(45),
+            body_stall: Duration::from_secs(45),
             idle_timeout: Duration::from_secs(10),
         }
     }
@@ -220,7 +223,7 @@ impl Service {
         self.account.revive();
     }
 
-    fn end_all(&self, reason: &RequestError) {
+    pub(super) fn end_all(&self, reason: &RequestError) {
         let flights: Vec<_> = self.flights.lock().places.iter().flatten().cloned().collect();
         for flight in flights {
             flight.end(reason.clone());

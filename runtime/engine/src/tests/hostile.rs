@@ -332,6 +332,46 @@ async fn slow_readers_give_their_places_to_others_and_are_cut_off() {
     rest(&service).await;
 }
 
+/// A request whose body does not come.
+fn half_sent() -> Request<Body> {
+    let never = futures::stream::pending::<Result<http_body::Frame<bytes::Bytes>, crate::BoxError>>();
+    let body = BodyExt::boxed_unsync(http_body_util::StreamBody::new(never));
+    Request::post("http://a/proxy?http://nobody/").body(body).unwrap()
+}
+
+#[tokio::test]
+async fn requests_that_do_not_come_on_give_their_places_to_others_and_are_ended() {
+    // With memory for more instances, and without.
+    for (memory_bytes_max, body_stall) in [(None, 3), (Some(6 << 20), 300)] {
+        let options = HttpOptions {
+            concurrency: 4,
+            body_stall: Duration::from_secs(body_stall),
+            request_timeout: Duration::from_secs(50),
+            reuse: Some(1),
+            ..HttpOptions::default()
+        };
+        let service = hostile(Spec { memory_bytes_max, ..Spec::new("a") }, options).await;
+        let half = [(); 8].map(|()| {
+            let service = service.clone();
+            tokio::spawn(async move { service.handle(half_sent()).await.map(drop) })
+        });
+        let begun = Instant::now();
+        while service.counters().requests < 8 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(beside(soon(get(&service, "/")), PATIENCE).await, ok("hello\n"));
+        assert!(begun.elapsed() < Duration::from_secs(30), "its turn came before their time was over");
+        if memory_bytes_max.is_none() {
+            for half in half {
+                let ended = soon(half).await.unwrap().unwrap_err();
+                assert_eq!((&ended, ended.status().as_u16()), (&RequestError::Unfinished, 408));
+            }
+        }
+        service.kill();
+        rest(&service).await;
+    }
+}
+
 #[tokio::test]
 async fn a_probe_does_not_wait_behind_requests() {
     let options = HttpOptions { concurrency: 1, ..options(50_000) };

@@ -20,6 +20,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::{Mutex, mpsc};
 use tokio_tungstenite::tungstenite::Message;
 
+use super::places::Place;
 use super::upgrade::{self, Wanted, WebSocket};
 use super::{refusal, spdy};
 use crate::logs::{self, Options};
@@ -120,6 +121,7 @@ pub async fn any(
         return refusal(StatusCode::BAD_REQUEST, message);
     }
     let output = Output { pods, slot, container: index, name: container.to_owned() };
+    let place = request.extensions_mut().remove::<Place>();
     match Wanted::of(request.headers()) {
         Wanted::WebSocket(offered) => {
             let chosen = PROTOCOLS.into_iter().find(|known| offered.iter().any(|name| name == known));
@@ -133,6 +135,7 @@ pub async fn any(
                 return refusal(StatusCode::BAD_REQUEST, "the WebSocket handshake has no key".to_owned());
             };
             tokio::spawn(async move {
+                let _place = place;
                 match upgrading.await {
                     Ok(upgraded) => channels(upgrade::websocket(upgraded).await, &output, wishes).await,
                     Err(error) => tracing::debug!(%error, "attach"),
@@ -145,7 +148,10 @@ pub async fn any(
                 return refusal(StatusCode::FORBIDDEN, format!("unable to upgrade: none of {offered:?} is supported"));
             }
             let (response, upgrading) = upgrade::accept_spdy(&mut request, SPDY_PROTOCOL);
-            tokio::spawn(streams(upgrading, output, wishes));
+            tokio::spawn(async move {
+                let _place = place;
+                streams(upgrading, output, wishes).await;
+            });
             response
         }
         Wanted::Nothing => refusal(StatusCode::BAD_REQUEST, "Upgrade request required".to_owned()),

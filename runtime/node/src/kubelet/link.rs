@@ -1,7 +1,9 @@
 //! The other end of a link ([`crate::network::Peers`]): connections of other nodes' pods to pods of this one.
 //!
 //! A `CONNECT` names a pod's address and port, and gets bytes to what answers there: a guest's socket, or HTTP that its
-//! component is called with. It leads to nothing else of this machine. Who calls is a node, by its certificate.
+//! component is called with. It leads to nothing else of this machine, and to no other pod that gets the address later. Who calls
+//! is a node, by its certificate: what its proxy says beside its requests is believed ([`LINK`]), and what a guest says through it
+//! is not.
 
 use std::convert::Infallible;
 use std::io;
@@ -10,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use coracle_proxy::{BoxError, Local, serve_stream};
+use coracle_proxy::{BoxError, HttpService, Local, serve_link, serve_stream};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Empty;
 use hyper::body::Incoming;
@@ -19,11 +21,14 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
-use crate::network::{called, pass};
+use crate::network::{LINK, REQUESTS, called, pass};
 use crate::pod::Pods;
 
 /// A guest's socket is connected within this time.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
+/// How long a stream of requests stays when its pod has gone: who sends one on it meanwhile is told that nobody has taken it, as it
+/// would not be where the stream ends under its hands.
+const LINGER: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
 
 /// Serves a link until its end.
 pub async fn serve<S>(stream: S, pods: Arc<Pods>, shutdown: CancellationToken)
@@ -40,26 +45,40 @@ where
 }
 
 async fn answer(pods: &Arc<Pods>, request: Request<Incoming>, shutdown: CancellationToken) -> Response<Empty<Bytes>> {
-    let code = match connect(pods, request, shutdown).await {
-        Ok(()) => StatusCode::OK,
-        Err(code) => code,
-    };
+    let connected = connect(pods, request, shutdown).await;
     let mut response = Response::new(Empty::new());
-    *response.status_mut() = code;
+    match connected {
+        Ok(Answers::Requests) => drop(response.headers_mut().insert(LINK, REQUESTS)),
+        Ok(Answers::Bytes) => {}
+        Err(code) => *response.status_mut() = code,
+    }
     response
 }
 
+/// What is at the end of a stream.
+enum Answers {
+    /// A component, which is called.
+    Requests,
+    /// A guest's socket.
+    Bytes,
+}
+
 /// Begins to pass bytes, or says why not.
-async fn connect(pods: &Arc<Pods>, request: Request<Incoming>, shutdown: CancellationToken) -> Result<(), StatusCode> {
+async fn connect(
+    pods: &Arc<Pods>,
+    request: Request<Incoming>,
+    shutdown: CancellationToken,
+) -> Result<Answers, StatusCode> {
     match (request.method(), request.uri().path()) {
         (&Method::CONNECT, _) => {}
         // What everybody may ask.
-        (&Method::GET, "/healthz") => return Ok(()),
+        (&Method::GET, "/healthz") => return Ok(Answers::Bytes),
         _ => return Err(StatusCode::FORBIDDEN),
     }
     let authority = request.uri().authority().map(http::uri::Authority::as_str).unwrap_or_default();
     let to: SocketAddr = authority.parse().map_err(|_| StatusCode::BAD_REQUEST)?;
     let context = &pods.context;
+    let life = context.network.table.life(to.ip()).ok_or(StatusCode::SERVICE_UNAVAILABLE)?;
     let socket = match context.network.local(to.ip(), to.port()) {
         None => return Err(StatusCode::SERVICE_UNAVAILABLE),
         Some(Local::Http(_)) => None,
@@ -71,13 +90,17 @@ async fn connect(pods: &Arc<Pods>, request: Request<Incoming>, shutdown: Cancell
         }
     };
     let service = context.network.component(to);
+    let are_requests = request.headers().get(LINK) == Some(&REQUESTS);
+    let answers = if socket.is_some() { Answers::Bytes } else { Answers::Requests };
     let upgrade = hyper::upgrade::on(request);
     let passing = async move {
         // Until the stream is there the socket is cut off, too, by whatever ends this.
         let stream = async { upgrade.await.map(TokioIo::new).map_err(io::Error::other) };
         match socket {
             Some(socket) => pass(socket, stream).await.map_err(BoxError::from),
-            None => serve_stream(stream.await?, service).await,
+            None if are_requests => requests(stream.await?, service, life).await,
+            // As a connection on this node: it ends with the pod.
+            None => life.run_until_cancelled(serve_stream(stream.await?, service)).await.unwrap_or(Ok(())),
         }
     };
     // Where guests may run, as every connection that calls them.
@@ -90,5 +113,22 @@ async fn connect(pods: &Arc<Pods>, request: Request<Incoming>, shutdown: Cancell
         }
     };
     context.tasks.spawn_on(until, context.engine.gateway());
-    Ok(())
+    Ok(answers)
+}
+
+/// Answers requests of another node's proxy until a while after the pod has gone.
+async fn requests<S>(stream: S, service: Arc<dyn HttpService>, life: CancellationToken) -> Result<(), BoxError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let over = CancellationToken::new();
+    let mut serving = std::pin::pin!(serve_link(stream, service, over.clone()));
+    tokio::select! {
+        served = &mut serving => return served,
+        () = async {
+            life.cancelled().await;
+            tokio::time::sleep(LINGER).await;
+        } => over.cancel(),
+    }
+    serving.await
 }

@@ -9,6 +9,7 @@ mod figures;
 mod link;
 mod logs;
 mod peer;
+mod places;
 mod port_forward;
 mod proxy;
 mod spdy;
@@ -29,11 +30,14 @@ use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
 
 use self::peer::Peer;
+#[cfg(test)]
+pub(crate) use self::places::API_SERVERS_MAX;
+use self::places::{ApiServers, Links};
 use self::strangers::{Stranger, Strangers};
 use crate::pod::Pods;
 
@@ -44,9 +48,6 @@ const STRANGER_MAX: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10
 /// An API server that has been silent for so long on HTTP/2 is asked whether it is there, and answers within the second time.
 const PING_AFTER: Duration = Duration::from_secs(30);
 const PONG_MAX: Duration = Duration::from_secs(15);
-/// Connections at the same time of API servers and other nodes; beyond it more are closed. Others have places of their own
-/// ([`Strangers`]).
-const CONNECTIONS_MAX: usize = 1024;
 
 /// Serves until shutdown; requests under way are cut then.
 pub async fn serve(listener: &TcpListener, pods: Arc<Pods>, shutdown: CancellationToken) {
@@ -56,7 +57,8 @@ pub async fn serve(listener: &TcpListener, pods: Arc<Pods>, shutdown: Cancellati
         closed: closed(StatusCode::FORBIDDEN),
         anonymous: closed(StatusCode::UNAUTHORIZED),
         pods,
-        places: Semaphore::new(CONNECTIONS_MAX),
+        api_servers: ApiServers::default(),
+        links: Arc::default(),
     };
     let routers = Arc::new(routers);
     let strangers: Arc<Strangers> = Arc::default();
@@ -90,8 +92,9 @@ struct Routers {
     closed: Router,
     anonymous: Router,
     pods: Arc<Pods>,
-    /// Of those who are known.
-    places: Semaphore,
+    /// Places of those who are known; others have theirs in [`Strangers`].
+    api_servers: ApiServers,
+    links: Arc<Links>,
 }
 
 async fn connection(
@@ -109,21 +112,36 @@ async fn connection(
         Some(Err(_)) | None => return,
     };
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    let peer = Peer::of(certificates);
     // Whoever is known leaves its place to the next stranger.
-    let (stranger, place) = match peer {
-        Peer::ApiServer | Peer::Node => (None, routers.places.try_acquire().ok()),
-        Peer::Other | Peer::Anonymous => (Some(stranger), None),
+    let (router, place, stranger) = match Peer::of(certificates) {
+        Peer::ApiServer => {
+            drop(stranger);
+            let Some(place) = routers.api_servers.enter() else {
+                return tracing::warn!(
+                    "an API server is turned away: the node's endpoint has too many of its connections"
+                );
+            };
+            (routers.full.clone(), Some(place), None)
+        }
+        Peer::Node(name) => {
+            drop(stranger);
+            let Some(link) = routers.links.enter(name) else {
+                return tracing::warn!("a node is turned away: the node's endpoint has too many links");
+            };
+            let served = link::serve(stream, routers.pods.clone(), shutdown.clone());
+            // A node that has made newer ones does not use this one.
+            link.over.run_until_cancelled(served).await;
+            return;
+        }
+        Peer::Other => (routers.closed.clone(), None, Some(stranger)),
+        Peer::Anonymous => (routers.anonymous.clone(), None, Some(stranger)),
     };
-    if stranger.is_none() && place.is_none() {
-        return tracing::warn!("an API server or node is turned away: the node's endpoint has too many connections");
-    }
-    let router = match peer {
-        Peer::ApiServer => routers.full.clone(),
-        Peer::Node => return link::serve(stream, routers.pods.clone(), shutdown.clone()).await,
-        Peer::Other => routers.closed.clone(),
-        Peer::Anonymous => routers.anonymous.clone(),
-    };
+    let router = router.map_request(move |mut request: http::Request<hyper::body::Incoming>| {
+        if let Some(place) = &place {
+            request.extensions_mut().insert(place.clone());
+        }
+        request
+    });
     let mut http = auto::Builder::new(TokioExecutor::new());
     http.http1().timer(TokioTimer::new());
     http.http2().timer(TokioTimer::new()).keep_alive_interval(PING_AFTER).keep_alive_timeout(PONG_MAX);

@@ -12,12 +12,12 @@ const NODES: &str = "system:nodes";
 const MASTERS: &str = "system:masters";
 
 /// Who calls.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Peer {
     /// An API server.
     ApiServer,
-    /// The agent of another node.
-    Node,
+    /// The agent of another node, by its name.
+    Node(String),
     /// Somebody else whom the authority knows.
     Other,
     /// Somebody without a certificate.
@@ -37,12 +37,14 @@ impl Peer {
         let known = is(API_SERVER, Box::new(subject.iter_common_name().map(text)))
             || is(MASTERS, Box::new(subject.iter_organization().map(text)));
         let names: Vec<String> = subject.iter_common_name().filter_map(text).collect();
-        let is_node = matches!(names.as_slice(), [name] if name.starts_with(NODE))
-            && is(NODES, Box::new(subject.iter_organization().map(text)));
-        match known {
-            true => Self::ApiServer,
-            false if is_node => Self::Node,
-            false => Self::Other,
+        let node = match names.as_slice() {
+            [name] => name.strip_prefix(NODE).filter(|_| is(NODES, Box::new(subject.iter_organization().map(text)))),
+            _ => None,
+        };
+        match (known, node) {
+            (true, _) => Self::ApiServer,
+            (false, Some(name)) => Self::Node(name.to_owned()),
+            (false, None) => Self::Other,
         }
     }
 }

@@ -15,6 +15,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::mpsc;
 
+use super::places::Place;
 use super::upgrade::{self, Wanted};
 use super::{channels, refusal, spdy};
 use crate::network::pass;
@@ -44,6 +45,7 @@ pub async fn any(
         Ok(ports) => ports,
         Err(message) => return refusal(StatusCode::BAD_REQUEST, message),
     };
+    let place = request.extensions_mut().remove::<Place>();
     match Wanted::of(request.headers()) {
         Wanted::WebSocket(offered) => {
             let chosen = offered.iter().find(|name| *name == TUNNEL || *name == channels::PROTOCOL);
@@ -54,11 +56,13 @@ pub async fn any(
             let Some((response, upgrading)) = upgrade::accept_websocket(&mut request, Some(&chosen)) else {
                 return refusal(StatusCode::BAD_REQUEST, "the WebSocket handshake has no key".to_owned());
             };
-            if chosen == TUNNEL {
-                tokio::spawn(tunnelled(pods, slot, upgrading));
-            } else {
-                tokio::spawn(channelled(pods, slot, upgrading, ports));
-            }
+            tokio::spawn(async move {
+                let _place = place;
+                match chosen == TUNNEL {
+                    true => tunnelled(pods, slot, upgrading).await,
+                    false => channelled(pods, slot, upgrading, ports).await,
+                }
+            });
             response
         }
         Wanted::Spdy(offered) => {
@@ -68,6 +72,7 @@ pub async fn any(
             }
             let (response, upgrading) = upgrade::accept_spdy(&mut request, STREAMS);
             tokio::spawn(async move {
+                let _place = place;
                 match upgrading.await {
                     Ok(upgraded) => streams(pods, slot, TokioIo::new(upgraded)).await,
                     Err(error) => tracing::debug!(%error, "port-forward"),

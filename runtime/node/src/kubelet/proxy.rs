@@ -12,6 +12,7 @@ use coracle_proxy::{BoxError, Error};
 use http_body_util::BodyExt as _;
 use k8s_openapi::api::core::v1::Pod;
 
+use super::places::Place;
 use super::refusal;
 use crate::pod::Pods;
 use crate::pod::core::specs;
@@ -52,6 +53,7 @@ pub async fn any(
     };
     let client = coracle_proxy::wanted_upgrade(request.headers()).map(|_| hyper::upgrade::on(&mut request));
     let (mut parts, body) = request.into_parts();
+    let place = parts.extensions.remove::<Place>();
     parts.uri = uri;
     if !parts.headers.contains_key(header::HOST)
         && let Ok(host) = authority.parse()
@@ -62,9 +64,11 @@ pub async fn any(
     match pods.context.network.proxy.call(namespace, request).await {
         Ok(mut response) => {
             if let (Some(client), StatusCode::SWITCHING_PROTOCOLS) = (client, response.status()) {
+                let kept = response.extensions_mut().remove::<coracle_proxy::Kept>();
                 let pod = hyper::upgrade::on(&mut response);
                 // Ends with either side: the API server's connection, or the pod's.
                 tokio::spawn(async move {
+                    let _places = (place, kept);
                     if let Err(error) = coracle_proxy::tunnel(client, pod).await {
                         tracing::trace!(%error, "tunnel to a pod");
                     }

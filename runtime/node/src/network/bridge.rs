@@ -4,11 +4,12 @@
 //! too, whose connections go through the link to that node; it closes when nobody has wanted it for a while.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use coracle_proxy::{Body, BoxError, HttpService, Local, LocalEndpoints as _, serve_stream};
+use coracle_proxy::{Asker, Body, BoxError, HttpService, Local, LocalEndpoints as _, Purpose, serve_stream};
 use futures::future::BoxFuture;
 use http::{Request, Response};
 use parking_lot::Mutex;
@@ -230,13 +231,20 @@ enum Leads {
 }
 
 impl Leads {
-    async fn pass(self, stream: tokio::net::TcpStream) -> Result<(), BoxError> {
+    async fn pass(self, stream: tokio::net::TcpStream, from: IpAddr) -> Result<(), BoxError> {
         match self {
             Leads::ToComponent(service) => serve_stream(stream, service).await,
             Leads::Elsewhere(_, table, endpoint) => {
-                let there = tokio::time::timeout(LINK_MAX, table.connect_elsewhere(endpoint));
+                let place = table.enter_elsewhere(endpoint, Asker::Pod(table.pod_of_twin(from).unwrap_or(from)));
+                let there = async {
+                    if place.is_none() {
+                        return Err(io::ErrorKind::QuotaExceeded.into());
+                    }
+                    let connecting = table.connect_elsewhere(endpoint, Purpose::Bytes);
+                    tokio::time::timeout(LINK_MAX, connecting).await?.map(|there| there.stream)
+                };
                 // A pod that does not answer is a reset, too: nothing else can be told to who is connected already.
-                Ok(pass(stream, async { there.await? }).await?)
+                Ok(pass(stream, there).await?)
             }
         }
     }
@@ -253,18 +261,22 @@ impl Leads {
 
 /// Whoever answers at an endpoint of this node at present.
 pub(super) fn present(table: &Arc<Table>, endpoint: SocketAddr) -> Arc<dyn HttpService> {
-    Arc::new(Present { table: table.clone(), endpoint })
+    Arc::new(Present { table: table.clone(), endpoint, life: table.life(endpoint.ip()) })
 }
 
-/// The component that answers at an endpoint at present.
+/// The component that answers at an endpoint at present, as long as the pod is the one that had the address at first.
 struct Present {
     table: Arc<Table>,
     endpoint: SocketAddr,
+    life: Option<CancellationToken>,
 }
 
 impl HttpService for Present {
     fn call(&self, request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
-        match self.table.lookup(self.endpoint.ip(), self.endpoint.port()) {
+        let found = self.table.lookup(self.endpoint.ip(), self.endpoint.port());
+        // Asked afterwards: what was found is this pod's, if it has the address still.
+        let is_its = self.life.as_ref().is_some_and(|life| !life.is_cancelled());
+        match found.filter(|_| is_its) {
             Some(Local::Http(service)) => service.call(request),
             _ => {
                 let error = format!("no component answers at {} now", self.endpoint);
@@ -303,7 +315,7 @@ async fn accept(listener: tokio::net::TcpListener, leads: Leads, places: Arc<Pla
         tokio::spawn(async move {
             // The connection ends with the pod.
             tokio::select! {
-                result = leads.pass(stream) => if let Err(error) = result {
+                result = leads.pass(stream, from.ip()) => if let Err(error) = result {
                     tracing::trace!(%error, "bridge connection");
                 },
                 () = stop.cancelled() => {}
@@ -365,6 +377,33 @@ mod tests {
         assert!(open(301).is_some(), "a declared port gets its own");
         bridges.close(pod.pod);
         assert!(open(200).is_some());
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_gets_the_address_of_another_is_not_called_in_its_place() {
+        let addresses = Addresses::new("10.1.0.0/24".parse().unwrap()).unwrap();
+        let table = Arc::new(Table::new(addresses, Box::new(|_, _| {})));
+        let first = table.allocate(None).unwrap();
+        let endpoint = SocketAddr::new(first.pod, 80);
+        table.serve(first.pod, 0, Box::new([80]), Arc::new(Says("first")));
+        let present = present(&table, endpoint);
+        let ask = async || {
+            let request = Request::get("/").body(coracle_engine::empty()).unwrap();
+            present.call(request).await.map(drop).is_ok()
+        };
+        assert!(ask().await);
+        // Its container is restarted, and then the pod has gone.
+        table.stop(first.pod, 0);
+        assert!(!ask().await);
+        table.serve(first.pod, 0, Box::new([80]), Arc::new(Says("first again")));
+        assert!(ask().await);
+        let life = table.life(first.pod).unwrap();
+        table.release(first.pod);
+        assert!(life.is_cancelled());
+        let second = table.allocate(Some(first.pod)).unwrap();
+        assert_eq!(second.pod, first.pod);
+        table.serve(second.pod, 0, Box::new([80]), Arc::new(Says("second")));
+        assert!(!ask().await, "it is another pod's");
     }
 
     #[tokio::test]

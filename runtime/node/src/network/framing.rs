@@ -5,15 +5,22 @@
 
 use std::time::Duration;
 
+use http::{HeaderName, HeaderValue};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto;
 
-/// Connections in one link at the same time; a node waits with more.
-const STREAMS_MAX: u32 = 2048;
+/// Connections in one link at the same time; for more a node makes a further link.
+pub(super) const STREAMS_MAX: u32 = 2048;
+/// Links that one node makes to another.
+pub const LINKS_MAX: usize = 2;
+/// With a `CONNECT`: that HTTP requests of the other node's proxy follow. With the answer: that a component is called with them.
+pub const LINK: HeaderName = HeaderName::from_static("x-coracle-link");
+/// The one thing that it says.
+pub const REQUESTS: HeaderValue = HeaderValue::from_static("requests");
 /// Bytes on their way in one of them, each way,
 const STREAM_WINDOW_BYTES: u32 = 128 << 10;
-/// and in all of them together: what a node holds at most for another one. 256 MiB.
+/// and in all of them together: what a node holds at most for one link of another. 256 MiB.
 const LINK_WINDOW_BYTES: u32 = STREAMS_MAX * STREAM_WINDOW_BYTES;
 /// A node that has been silent for so long is asked whether it is there,
 const PING_AFTER: Duration = Duration::from_secs(5);

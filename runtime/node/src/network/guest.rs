@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use coracle_discovery::Resolved as Name;
-use coracle_engine::{Body, BoxError, OutboundError, Protocol, Refused, Resolved, SocketUse};
+use coracle_engine::{Body, BoxError, Chain, OutboundError, Protocol, Refused, Resolved, SocketUse};
 use http::uri::{Authority, Scheme, Uri};
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response};
 use parking_lot::Mutex;
 
 use super::Network;
@@ -231,6 +231,12 @@ impl coracle_engine::Outbound for GuestNetwork {
         let Some(authority) = request.uri().authority().cloned() else {
             return Err(OutboundError::Protocol("the request names no host".into()));
         };
+        request.extensions_mut().insert(coracle_proxy::Asker::Pod(self.address.pod));
+        // Whoever is called on another node must know who waits for it.
+        let chain = request.extensions().get::<Chain>().map(Chain::to_string);
+        if let Some(chain) = chain.and_then(|chain| HeaderValue::try_from(chain).ok()) {
+            request.extensions_mut().insert(coracle_proxy::Carried(chain));
+        }
         let is_https = request.uri().scheme() == Some(&Scheme::HTTPS);
         // Names are the same in any case; what the guest wrote is what the other side is told.
         let host = authority.host().trim_end_matches('.').to_ascii_lowercase();

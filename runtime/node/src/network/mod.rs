@@ -14,6 +14,7 @@ mod listening;
 mod outside;
 mod pass;
 mod peers;
+mod shares;
 mod table;
 
 use std::io;
@@ -26,7 +27,7 @@ use rustls_pki_types::CertificateDer;
 use tokio::net::TcpStream;
 
 pub use self::connections::{Connections, Patience};
-pub use self::framing::called;
+pub use self::framing::{LINK, LINKS_MAX, REQUESTS, called};
 pub use self::gate::Gate;
 pub use self::guest::GuestNetwork;
 pub use self::outside::{Outside, over};

@@ -1,18 +1,25 @@
 //! The other nodes, and the links to them.
 //!
 //! Which range of pods' addresses leads to which node is asked of the API server (`/coracle/v1/peers`), which answers when
-//! there are news; what was heard last holds while nobody answers. To each node that pods speak to there is one connection of
+//! there are news; what was heard last holds while nobody answers. To each node that pods speak to there is a connection of
 //! HTTP/2 with both nodes' certificates, and in it a `CONNECT POD:PORT` for each connection of a pod (the framing of HBONE). It
-//! is made when it is first wanted, and again when it broke. Where the API server has no such path there are no other nodes.
+//! is made when it is first wanted, and again when it broke; when it is full there is a second. Where the API server has no such
+//! path there are no other nodes.
+//!
+//! Whoever uses the way to a node holds a place of its share ([`Shares`]); connections that the proxy keeps for the next request
+//! are beside them, and few enough to fit.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use coracle_proxy::Stream;
+use coracle_proxy::{Asker, Elsewhere, KEPT_ELSEWHERE_MAX, Place, Purpose};
 use http::{Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::client::conn::http2;
@@ -21,11 +28,13 @@ use parking_lot::RwLock;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use serde::Deserialize;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
 use super::framing;
+use super::shares::Shares;
 use crate::config::Cidr;
 
 /// A node is connected within this time, or not at all.
@@ -38,6 +47,8 @@ const ANSWER_MAX: Duration = Duration::from_secs(40);
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 /// up to this.
 const RETRY_MAX: Duration = Duration::from_secs(15);
+/// Places for those who use the links to one node: there is room beside them for what is kept for the next request.
+const PLACES_MAX: usize = framing::LINKS_MAX * framing::STREAMS_MAX as usize - KEPT_ELSEWHERE_MAX;
 
 type Sender = http2::SendRequest<Empty<Bytes>>;
 
@@ -61,8 +72,76 @@ struct List {
 struct Peer {
     said: Said,
     range: Cidr,
-    /// The link, while there is one; held while it is made, so that there is only one.
-    link: tokio::sync::Mutex<Option<Sender>>,
+    /// The links; held while one is made, so that there are not two instead of one.
+    links: tokio::sync::Mutex<Vec<Link>>,
+    /// Of those who use them.
+    shares: Arc<Shares>,
+}
+
+impl Peer {
+    fn new(said: Said, range: Cidr) -> Peer {
+        Peer { said, range, links: tokio::sync::Mutex::default(), shares: Shares::new(PLACES_MAX) }
+    }
+}
+
+/// A connection of HTTP/2, and how many streams there are in it.
+struct Link {
+    sender: Sender,
+    streams: Arc<AtomicUsize>,
+}
+
+/// A stream of a link is open.
+struct Open(Arc<AtomicUsize>);
+
+impl Open {
+    fn count(streams: &Arc<AtomicUsize>) -> Open {
+        streams.fetch_add(1, Relaxed);
+        Open(streams.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A stream that is counted as long as it lives.
+struct Counted<S> {
+    inner: S,
+    _open: Open,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
 }
 
 /// The other nodes.
@@ -133,7 +212,7 @@ impl Peers {
             }
             let peer = match before.remove(&said.name).filter(|peer| peer.said == said) {
                 Some(peer) => peer,
-                None => Arc::new(Peer { said, range, link: tokio::sync::Mutex::default() }),
+                None => Arc::new(Peer::new(said, range)),
             };
             known.insert(u32::from(range.at(0)), peer);
         }
@@ -151,21 +230,32 @@ impl Peers {
         peer.range.offset(address).map(|_| peer.clone())
     }
 
+    /// A place on the way to the node of this pod, if `by` has not taken its share.
+    pub fn enter(&self, to: IpAddr, by: Asker) -> Option<Place> {
+        let place = self.find(to)?.shares.take(by)?;
+        Some(Box::new(place))
+    }
+
     /// A stream of bytes to a pod of another node: there is one when something listens at its end.
-    pub async fn connect(self: Arc<Peers>, to: SocketAddr) -> io::Result<Box<dyn Stream>> {
+    pub async fn connect(self: Arc<Peers>, to: SocketAddr, purpose: Purpose) -> io::Result<Elsewhere> {
         let peer = self.find(to.ip()).ok_or(io::ErrorKind::HostUnreachable)?;
         let tls = self.tls.as_ref().ok_or(io::ErrorKind::HostUnreachable)?;
-        let mut sender = peer.sender(tls).await?;
+        let (mut sender, open) = peer.open(|| peer.handshake(tls)).await?;
         let target = Uri::builder().authority(to.to_string()).build().map_err(io::Error::other)?;
         let mut request = Request::new(Empty::new());
         *request.method_mut() = Method::CONNECT;
         *request.uri_mut() = target;
+        if purpose == Purpose::Requests {
+            request.headers_mut().insert(framing::LINK, framing::REQUESTS);
+        }
         sender.ready().await.map_err(broken)?;
         let response = sender.send_request(request).await.map_err(broken)?;
         match response.status() {
             StatusCode::OK => {
+                let is_called = response.headers().get(framing::LINK) == Some(&framing::REQUESTS);
                 let upgraded = hyper::upgrade::on(response).await.map_err(broken)?;
-                Ok(Box::new(TokioIo::new(upgraded)))
+                let stream = Counted { inner: TokioIo::new(upgraded), _open: open };
+                Ok(Elsewhere { stream: Box::new(stream), is_called })
             }
             StatusCode::SERVICE_UNAVAILABLE => Err(io::ErrorKind::ConnectionRefused.into()),
             other => Err(io::Error::other(format!("node {} answers {other}", peer.said.name))),
@@ -174,16 +264,26 @@ impl Peers {
 }
 
 impl Peer {
-    async fn sender(&self, tls: &TlsConnector) -> io::Result<Sender> {
-        let mut link = self.link.lock().await;
-        if let Some(sender) = link.as_ref().filter(|sender| !sender.is_closed()) {
-            return Ok(sender.clone());
+    /// Room for a stream in a link, which `make`s one where all are full.
+    async fn open<M>(&self, make: impl FnOnce() -> M) -> io::Result<(Sender, Open)>
+    where
+        M: Future<Output = io::Result<Sender>>,
+    {
+        let mut links = self.links.lock().await;
+        links.retain(|link| !link.sender.is_closed());
+        let has_room = |link: &&Link| link.streams.load(Relaxed) < framing::STREAMS_MAX as usize;
+        if let Some(link) = links.iter().find(has_room) {
+            return Ok((link.sender.clone(), Open::count(&link.streams)));
         }
-        *link = None;
-        let made = tokio::time::timeout(CONNECT_MAX, self.handshake(tls)).await;
+        if links.len() >= framing::LINKS_MAX {
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
+        let made = tokio::time::timeout(CONNECT_MAX, make()).await;
         let sender = made.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-        *link = Some(sender.clone());
-        Ok(sender)
+        let streams = Arc::default();
+        let open = Open::count(&streams);
+        links.push(Link { sender: sender.clone(), streams });
+        Ok((sender, open))
     }
 
     /// A new link. The node at the other end proves that it is this one by its name.
@@ -246,5 +346,52 @@ mod tests {
         assert_eq!(peers.find("10.240.16.2".parse().unwrap()).unwrap().said.port, 4);
         peers.take(Vec::new());
         assert!(!peers.has("10.244.0.2".parse().unwrap()));
+    }
+
+    /// A link to nobody who answers.
+    async fn silent() -> io::Result<Sender> {
+        let (ours, theirs) = tokio::io::duplex(1 << 10);
+        let (sender, connection) = framing::calling().handshake(TokioIo::new(ours)).await.map_err(broken)?;
+        tokio::spawn(async move {
+            let _theirs = theirs;
+            let _ = connection.await;
+        });
+        Ok(sender)
+    }
+
+    #[tokio::test]
+    async fn a_link_that_is_full_has_a_second_beside_it_and_nobody_waits_for_a_third() {
+        let said =
+            Said { name: "n2".to_owned(), address: [192, 0, 2, 1].into(), port: 1, range: "10.1.0.0/24".to_owned() };
+        let peer = Peer::new(said, "10.1.0.0/24".parse().unwrap());
+        let mut all = Vec::new();
+        for _ in 0..framing::LINKS_MAX * framing::STREAMS_MAX as usize {
+            all.push(peer.open(silent).await.unwrap());
+        }
+        assert_eq!(peer.links.lock().await.len(), framing::LINKS_MAX);
+        let full = peer.open(silent).await.map(drop).unwrap_err();
+        assert_eq!(full.kind(), io::ErrorKind::QuotaExceeded);
+        all.pop();
+        all.push(peer.open(silent).await.unwrap());
+        drop(all);
+        assert!(peer.links.lock().await.iter().all(|link| link.streams.load(Relaxed) == 0));
+        // All who may use them, and what is kept, have room.
+        assert_eq!(PLACES_MAX + KEPT_ELSEWHERE_MAX, framing::LINKS_MAX * framing::STREAMS_MAX as usize);
+    }
+
+    #[test]
+    fn whoever_uses_the_way_to_a_node_has_a_share_of_it() {
+        let peers = Peers::new("own", None);
+        let node = |name: &str, range: &str| json!({"name": name, "address": "192.0.2.1", "port": 1, "podCIDR": range});
+        peers.take(vec![node("one", "10.1.0.0/24"), node("two", "10.2.0.0/24")]);
+        let enter = |to: [u8; 4], by| peers.enter(to.into(), by);
+        let port = Asker::NodePort(30_000);
+        let places: Vec<_> = std::iter::from_fn(|| enter([10, 1, 0, 2], port)).collect();
+        assert!(places.len() < PLACES_MAX / 2, "{} connections of one port's clients", places.len());
+        assert!(enter([10, 1, 0, 9], port).is_none(), "the same node");
+        assert!(enter([10, 2, 0, 2], port).is_some() && enter([10, 1, 0, 2], Asker::NodePort(30_001)).is_some());
+        assert!(
+            enter([10, 1, 0, 2], Asker::Pod([10, 9, 0, 2].into())).is_some() && enter([10, 3, 0, 2], port).is_none()
+        );
     }
 }

@@ -6,9 +6,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 
 use coracle_discovery::{Discovery, Protocol, Service};
-use coracle_proxy::{HttpService, Local, LocalEndpoints, ServiceFailure, Stream};
+use coracle_proxy::{Asker, Elsewhere, HttpService, Local, LocalEndpoints, Place, Purpose, ServiceFailure};
 use futures::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
+use tokio_util::sync::CancellationToken;
 
 use super::{Gate, Peers, SHIFT, leads_to};
 use crate::addresses::{Addresses, Exhausted, PodAddress};
@@ -32,6 +33,14 @@ struct Entry {
     http: Vec<HttpPort>,
     /// Containers that may listen themselves.
     sockets: Vec<usize>,
+    /// Cancelled when the pod has the address no more.
+    life: CancellationToken,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.life.cancel();
+    }
 }
 
 /// A failure, so that it is told once.
@@ -98,7 +107,8 @@ impl Table {
     /// Gives a pod an address, the one it had if that is free.
     pub fn allocate(&self, previous: Option<IpAddr>) -> Result<PodAddress, Exhausted> {
         let address = self.addresses.allocate(previous)?;
-        let entry = Entry { twin: address.loopback, http: Vec::new(), sockets: Vec::new() };
+        let life = CancellationToken::new();
+        let entry = Entry { twin: address.loopback, http: Vec::new(), sockets: Vec::new(), life };
         self.entries.write().insert(address.pod, entry);
         Ok(address)
     }
@@ -139,6 +149,11 @@ impl Table {
         let entries = self.entries.read();
         let mut http = entries.get(&endpoint.ip()).into_iter().flat_map(|entry| entry.http.iter());
         http.any(|http| http.ports.contains(&endpoint.port()))
+    }
+
+    /// How long the pod that has this address has it: cancelled before another can.
+    pub fn life(&self, address: IpAddr) -> Option<CancellationToken> {
+        self.entries.read().get(&address).map(|entry| entry.life.clone())
     }
 
     /// The loopback twin of a pod's address.
@@ -196,11 +211,15 @@ impl LocalEndpoints for Table {
         !self.addresses.contains(address) && self.peers.get().is_some_and(|peers| peers.has(address))
     }
 
-    fn connect_elsewhere(&self, to: SocketAddr) -> BoxFuture<'static, io::Result<Box<dyn Stream>>> {
+    fn connect_elsewhere(&self, to: SocketAddr, purpose: Purpose) -> BoxFuture<'static, io::Result<Elsewhere>> {
         match self.peers.get().cloned() {
-            Some(peers) => Box::pin(peers.connect(to)),
+            Some(peers) => Box::pin(peers.connect(to, purpose)),
             None => Box::pin(async { Err(io::ErrorKind::HostUnreachable.into()) }),
         }
+    }
+
+    fn enter_elsewhere(&self, to: SocketAddr, by: Asker) -> Option<Place> {
+        self.peers.get()?.enter(to.ip(), by)
     }
 
     /// An endpoint that somebody has written for a Service of theirs is no way to this machine; the API server's own are.

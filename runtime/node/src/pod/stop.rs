@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_engine::HttpService;
+use coracle_engine::{Chain, HttpService};
 use coracle_proxy::{Body, BoxError};
 use futures::future::BoxFuture;
 use http::{Request, Response};
@@ -60,6 +60,14 @@ impl coracle_proxy::HttpService for Called {
         // A guest is given none of what is for one connection only; a request to change it is refused as what it is.
         if coracle_proxy::wanted_upgrade(request.headers()).is_none() {
             coracle_proxy::strip_connection_headers(request.headers_mut());
+        }
+        // Who has called on other nodes; of what began on this one more is known.
+        let carried = request.extensions_mut().remove::<coracle_proxy::Carried>();
+        if let Some(coracle_proxy::Carried(text)) = carried
+            && request.extensions().get::<Chain>().is_none()
+            && let Some(chain) = text.to_str().ok().and_then(|text| text.parse::<Chain>().ok())
+        {
+            request.extensions_mut().insert(chain);
         }
         Box::pin(async move {
             match service.handle(request).await {

@@ -93,6 +93,119 @@ async fn a_link_leads_to_pods_of_this_node_and_only_other_nodes_have_one() {
     }
 }
 
+/// A stream for requests to a component, as another node's proxy opens one, and what keeps it open.
+async fn requests_to(world: &World, to: &str, says_so: bool) -> (TokioIo<hyper::upgrade::Upgraded>, impl Sized) {
+    let mut link = world.certificates.link(world.port(), "system:node:n2").await;
+    let mut request = Request::builder().method("CONNECT").uri(to);
+    if says_so {
+        request = request.header("x-coracle-link", "requests");
+    }
+    let answer = link.send_request(request.body(http_body_util::Empty::new()).unwrap()).await.unwrap();
+    assert_eq!((answer.status().as_u16(), &answer.headers()["x-coracle-link"]), (200, &"requests".parse().unwrap()));
+    (TokioIo::new(hyper::upgrade::on(answer).await.unwrap()), link)
+}
+
+/// Reads a head, and the body behind it.
+async fn answered(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> String {
+    use tokio::io::AsyncReadExt as _;
+    let mut text = Vec::new();
+    while !text.ends_with(b"\r\n\r\n") {
+        text.push(stream.read_u8().await.unwrap());
+    }
+    let head = String::from_utf8(text).unwrap().to_ascii_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse::<usize>().ok());
+    let mut body = vec![0; length.unwrap_or_default()];
+    stream.read_exact(&mut body).await.unwrap();
+    while head.contains("transfer-encoding: chunked") && !body.ends_with(b"0\r\n\r\n") {
+        body.push(stream.read_u8().await.unwrap());
+    }
+    head
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_says_that_nobody_took_a_request_and_ends_after_the_pod() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let world = World::start().await;
+    world.run("component", json!({"image": "hello:1"}));
+    let to = format!("{}:80", world.ready("component").await["podIP"].as_str().unwrap());
+    let (mut used, _used) = requests_to(&world, &to, true).await;
+    let (mut idle, _idle) = requests_to(&world, &to, true).await;
+    let (mut raw, _raw) = requests_to(&world, &to, false).await;
+    let ask = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+    for stream in [&mut used, &mut idle, &mut raw] {
+        stream.write_all(ask).await.unwrap();
+        let head = answered(stream).await;
+        assert!(head.starts_with("http/1.1 200"), "{head}");
+    }
+    world.api.delete("component", 0);
+    // It goes while requests come: each is answered, by the component or by its node.
+    let asking = async {
+        loop {
+            used.write_all(ask).await.unwrap();
+            let head = answered(&mut used).await;
+            if !head.starts_with("http/1.1 200") {
+                return head;
+            }
+        }
+    };
+    let head = tokio::time::timeout(super::PATIENCE, asking).await.expect("the component ends");
+    assert!(head.starts_with("http/1.1 503") && head.contains("x-coracle-link-refused: unseen"), "{head}");
+    assert!(head.contains("connection: close"), "{head}");
+    for stream in [&mut used, &mut idle, &mut raw] {
+        let ended = tokio::time::timeout(super::PATIENCE, stream.read(&mut [0; 16])).await;
+        assert!(matches!(ended.expect("it ends with the pod"), Ok(0) | Err(_)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_called_is_known_on_another_node_from_its_proxy_only() {
+    use tokio::io::AsyncWriteExt as _;
+    let world = World::start().await;
+    world.run("component", json!({"image": "hello:1"}));
+    let to = format!("{}:80", world.ready("component").await["podIP"].as_str().unwrap());
+    for (callers, says_so, status) in [(16, true, "200"), (17, true, "508"), (17, false, "200")] {
+        let (mut stream, _link) = requests_to(&world, &to, says_so).await;
+        let chain = (0..callers).map(|n| format!("{n:016x}")).collect::<Vec<_>>().join(",");
+        let ask = format!("GET / HTTP/1.1\r\nhost: x\r\nx-coracle-link-carried: {chain}\r\n\r\n");
+        stream.write_all(ask.as_bytes()).await.unwrap();
+        let head = answered(&mut stream).await;
+        assert!(head.starts_with(&format!("http/1.1 {status}")), "{callers} {says_so}: {head}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_connection_has_become_holds_its_place_and_links_have_their_own() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let world = World::start().await;
+    world.run("web", json!({"image": "hello:1"}));
+    world.ready("web").await;
+    let mut tunnels = Vec::new();
+    for _ in 0..crate::kubelet::API_SERVERS_MAX {
+        tunnels.push(websocket(&world, "/portForward/default/web?ports=80", "v4.channel.k8s.io").await);
+    }
+    let is_let_in = async || {
+        let mut stream = world.certificates.connect(world.port(), API_SERVER).await;
+        let _ = stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+        let mut answer = Vec::new();
+        let _ = tokio::time::timeout(super::PATIENCE, stream.read_to_end(&mut answer)).await.expect("an end");
+        answer.starts_with(b"HTTP/1.1 200")
+    };
+    assert!(!is_let_in().await, "each has its place still");
+    // Other nodes are not kept out; of the links of one the newest stay.
+    let mut links = Vec::new();
+    for _ in 0..5 {
+        let mut link = world.certificates.link(world.port(), "system:node:n2").await;
+        let request = Request::get("/healthz").body(http_body_util::Empty::new()).unwrap();
+        assert_eq!(link.send_request(request).await.unwrap().status(), 200);
+        links.push(link);
+    }
+    super::until("the oldest has given way", || links[0].is_closed()).await;
+    assert!(links[1..].iter().all(|link| !link.is_closed()));
+    drop(tunnels);
+    let free = async { while !is_let_in().await {} };
+    tokio::time::timeout(super::PATIENCE, free).await.expect("places are free again");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_port_at_which_nobody_listens_is_unavailable_and_named_as_the_pods() {
     let world = World::start().await;
