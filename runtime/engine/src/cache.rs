@@ -4,14 +4,14 @@
 //! CACHE_DIR/                 mode 0700
 //!   CODE_KEY/                wasmtime's version, its settings, this CPU
 //!     DIGEST.cwasm           whole, since it was moved into place
-//!     DIGEST.facts           what is known of the component, there before its code
+//!     DIGEST.facts           what is known of the component and of its code, there before that
 //!     DIGEST.PID.N….part     under way; swept at the start
 //!     functions/             functions that components share (see `functions.rs`)
 //! ```
 
 use std::collections::HashMap;
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,6 +31,9 @@ const FUNCTIONS: &str = "functions";
 
 /// Compilers at work at the same time: each uses every CPU it can get.
 const COMPILERS_MAX: usize = 2;
+
+/// Bytes of code that are looked at at a time.
+const PIECE_BYTES: usize = 256 << 10;
 
 /// The cache.
 pub(crate) struct Cache {
@@ -113,18 +116,23 @@ impl Cache {
         Ok(())
     }
 
-    /// What its compiler has said of the component whose code is at `path`. Code without it (a disk gave back something else)
-    /// is not usable.
+    /// What its compiler has said of the component whose code is at `path`, when that is what it has written. Code without it, and
+    /// code that a disk gave back as something else, is not usable: it would run.
     pub(crate) fn facts(path: &Path) -> Result<Facts, Error> {
         let beside = path.with_extension("facts");
         let missing = || Error::Start("what is known of the component is not beside its code".to_owned());
-        match fs::read_to_string(&beside) {
-            Ok(text) => Facts::from_text(&text).ok_or_else(missing),
+        let known = match fs::read_to_string(&beside) {
+            Ok(text) => Known::from_text(&text).ok_or_else(missing)?,
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
-                Err(missing())
+                return Err(missing());
             }
-            Err(source) => Err(Error::Read { path: beside, source }),
+            Err(source) => return Err(Error::Read { path: beside, source }),
+        };
+        let code = Code::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        if code != known.code {
+            return Err(Error::Start("its code is not what was written".to_owned()));
         }
+        Ok(known.facts)
     }
 
     /// Remembers that a file was used.
@@ -173,11 +181,79 @@ struct Cached {
     path: PathBuf,
 }
 
+/// What a compiler leaves beside its code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Known {
+    pub(crate) facts: Facts,
+    pub(crate) code: Code,
+}
+
+impl Known {
+    /// Two lines of text.
+    pub(crate) fn to_text(self) -> String {
+        format!("{}{} {:08x}\n", self.facts.to_text(), self.code.bytes, self.code.checksum)
+    }
+
+    /// The other way round; none for anything else.
+    fn from_text(text: &str) -> Option<Known> {
+        let (facts, code) = text.split_at(text.find('\n')? + 1);
+        let (bytes, checksum) = code.trim_end().split_once(' ')?;
+        let code = Code { bytes: bytes.parse().ok()?, checksum: u32::from_str_radix(checksum, 16).ok()? };
+        Some(Known { facts: Facts::from_text(facts)?, code }).filter(|known| known.to_text() == text)
+    }
+}
+
+/// How compiled code is known again. It guards against disks, not against people: who may write here may run anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Code {
+    bytes: u64,
+    checksum: u32,
+}
+
+impl Code {
+    /// Of code in memory.
+    pub(crate) fn of(code: &[u8]) -> Code {
+        Code { bytes: code.len() as u64, checksum: crc32fast::hash(code) }
+    }
+
+    /// Of a file: some 10 ms for the largest.
+    fn read(path: &Path) -> io::Result<Code> {
+        let (mut file, mut piece) = (fs::File::open(path)?, vec![0; PIECE_BYTES]);
+        let (mut bytes, mut hasher) = (0, crc32fast::Hasher::new());
+        loop {
+            let read = file.read(&mut piece)?;
+            if read == 0 {
+                return Ok(Code { bytes, checksum: hasher.finalize() });
+            }
+            bytes += read as u64;
+            hasher.update(&piece[..read]);
+        }
+    }
+}
+
 /// A file under way, gone when nobody moves it away.
 struct Part(PathBuf);
 
 impl Drop for Part {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_beside_code_is_read_as_it_was_written_and_nothing_else() {
+        for is_reusable in [true, false] {
+            let known = Known { facts: Facts { is_reusable }, code: Code::of(b"code") };
+            assert_eq!(Known::from_text(&known.to_text()), Some(known));
+        }
+        for wrong in
+            ["", "reusable\n", "reusable\n4 zz\n", "reusable\n4 1234\n", "fresh\n-1 00001234\n", "x\n4 00001234\n"]
+        {
+            assert_eq!(Known::from_text(wrong), None, "{wrong:?}");
+        }
     }
 }

@@ -17,6 +17,7 @@ use tokio::process::Command;
 use wasmparser::{Parser, Payload};
 
 use crate::adapt::{self, Kind};
+use crate::cache::{Code, Known};
 use crate::error::cut;
 use crate::facts::Facts;
 use crate::functions::Functions;
@@ -131,7 +132,8 @@ fn compile_here(wasm: &Path, output: &Path, functions: Option<&Path>) -> Result<
     if let Some(Err(error)) = functions.map(|functions| functions.finish()) {
         tracing::debug!(%error, "compiled functions are not kept");
     }
-    fs::write(facts_beside(output), facts.to_text()).map_err(Failure::Io)?;
+    let known = Known { facts, code: Code::of(&code) };
+    fs::write(facts_beside(output), known.to_text()).map_err(Failure::Io)?;
     let mut file = fs::File::create(output).map_err(Failure::Io)?;
     file.write_all(&code).and_then(|()| file.sync_all()).map_err(Failure::Io)
 }

@@ -246,6 +246,7 @@ impl Engine {
     async fn map(&self, digest: &str, path: &Path) -> Result<Component, Error> {
         let (inner, digest, path) = (self.0.clone(), digest.to_owned(), path.to_owned());
         let mapped = tokio::task::spawn_blocking(move || {
+            let facts = Cache::facts(&path)?;
             let component = settings::load(&inner.wasm, &path).map_err(|error| {
                 // The machine's (no descriptor, no mapping left), not the component's: it may be better the next moment.
                 match error.is::<std::io::Error>() || error.is::<rustix::io::Errno>() {
@@ -254,7 +255,7 @@ impl Engine {
                 }
             })?;
             Cache::touch(&path);
-            Component::link(&digest, &component, &inner.linker, Cache::facts(&path)?)
+            Component::link(&digest, &component, &inner.linker, facts)
         });
         mapped.await.map_err(|panic| Error::Engine(panic.to_string()))?
     }

@@ -1,5 +1,6 @@
 //! A store and what it holds on behalf of one instance.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use wasmtime::Store;
 use wasmtime::component::ResourceTable;
+use wasmtime_wasi::p2::bindings::sockets::network::IpAddress;
 use wasmtime_wasi::sockets::SocketAddrUse;
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
@@ -37,6 +39,8 @@ pub(crate) struct Guest {
     pub(crate) answering: Answering,
     pub(crate) slice: Slice,
     pub(crate) descriptors: Descriptors,
+    /// See [`MeshView`].
+    more_addresses: HashMap<u32, Vec<IpAddress>>,
     pub(crate) hooks: Hooks,
     table: ResourceTable,
     wasi: WasiCtx,
@@ -75,6 +79,7 @@ impl Guest {
             hooks: Hooks::new(spec.outbound.clone(), account.clone()),
             limiter,
             descriptors,
+            more_addresses: HashMap::new(),
             slice: Slice::default(),
             surveyed: (0, 0),
             spec: spec.clone(),
@@ -133,6 +138,7 @@ impl Guest {
             inner: wasmtime_wasi::sockets::WasiSocketsCtxView { ctx: self.wasi.sockets(), table: &mut self.table },
             network: &*self.spec.network,
             descriptors: &mut self.descriptors,
+            more_addresses: &mut self.more_addresses,
         }
     }
 }

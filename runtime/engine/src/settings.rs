@@ -122,7 +122,7 @@ pub(crate) fn code_key(engine: &wasmtime::Engine) -> String {
     feed.0.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Loads compiled code.
+/// Loads compiled code, which the caller has found to be what was written ([`crate::cache::Cache::facts`]).
 pub(crate) fn load(engine: &wasmtime::Engine, path: &Path) -> wasmtime::Result<wasmtime::component::Component> {
     // SAFETY: the file was written by a compiler that this process started, into a directory that only this user may
     // write, and moved into place when it was complete; its name holds the key of the compiler and of its settings.

@@ -40,7 +40,16 @@ pub(super) async fn create(at: &Attributes<'_>, pod: &mut Value) -> Result<(), S
 
 /// A class that a pod names must exist, though it changes nothing here.
 fn runtime_class(at: &Attributes<'_>, pod: &Value) -> Result<(), Status> {
-    let Some(name) = pod["spec"]["runtimeClassName"].as_str() else { return Ok(()) };
+    let Some(name) = pod["spec"]["runtimeClassName"].as_str() else {
+        let has_overhead = pod["spec"]["overhead"].as_object().is_some_and(|overhead| !overhead.is_empty());
+        return match has_overhead {
+            true => Err(at.resource.forbidden(
+                meta::name(pod),
+                "pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead".to_owned(),
+            )),
+            false => Ok(()),
+        };
+    };
     let classes = at.cluster.catalog.named("node.k8s.io", "runtimeclasses");
     if classes.is_some_and(|classes| at.cluster.store.get(classes, name).is_some()) {
         return Ok(());

@@ -140,6 +140,12 @@ async fn fields_without_effect_are_said_and_dangerous_ones_refused() {
     let (code, refused) = server.call("POST", PODS, asked).await;
     let message = r#"pods "y" is forbidden: pod rejected: RuntimeClass "gvisor" not found"#;
     assert_eq!((code, &refused["message"]), (403, &json!(message)));
+
+    let overhead = json!({"metadata": {"name": "z"}, "spec": {"overhead": {"cpu": "1"}, "containers": [{"name": "c", "image": "i"}]}});
+    let (code, refused) = server.call("POST", PODS, overhead).await;
+    let message =
+        r#"pods "z" is forbidden: pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead"#;
+    assert_eq!((code, &refused["message"]), (403, &json!(message)));
 }
 
 /// Read as nothing it would have no finalizer, and a deletion would take it away.

@@ -14,6 +14,7 @@ mod sockets_p3;
 mod tcp;
 mod udp;
 
+use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use wasmtime::component::{Linker, Resource};
@@ -68,6 +69,9 @@ pub(crate) struct MeshView<'a> {
     pub(crate) inner: WasiSocketsCtxView<'a>,
     pub(crate) network: &'a dyn Network,
     pub(crate) descriptors: &'a mut Descriptors,
+    /// What look-ups of 0.2 have found beside their first address, the last first, by the number of their stream. Bounded by the
+    /// handles that a guest may have.
+    pub(crate) more_addresses: &'a mut HashMap<u32, Vec<p2::sockets::network::IpAddress>>,
 }
 
 /// The address from which a pod connects to a neighbour on this machine; none for targets elsewhere, which loopback

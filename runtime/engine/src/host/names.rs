@@ -26,6 +26,9 @@ const LOOK_UP: &str = "wasi:sockets/ip-name-lookup@0.2.12";
 /// Look-ups of all guests that the machine's resolver works on at the same time: half of the threads that may block.
 const LOOK_UPS_MAX: usize = 32;
 
+/// Addresses of one name that a guest of 0.2 is told after the first: the host keeps them until it has asked for each.
+const ADDRESSES_MAX: usize = 31;
+
 /// How long a guest waits for the machine's resolver, its turn included.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -93,15 +96,20 @@ pub(super) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
                     Ok(addresses) => addresses,
                     Err(why) => return Ok((Err(why.into()),)),
                 };
-                let Some(address) = addresses.first() else { return Ok((Err(ErrorCode::NameUnresolvable),)) };
-                let mut mesh = store.data_mut().mesh();
-                // An address as a name comes back as it is.
-                let stream = p2::Host::resolve_addresses(&mut mesh.inner, network, address.to_string());
-                let result: Result<Resource<p2::ResolveAddressStream>, ErrorCode> = match stream {
-                    Ok(stream) => Ok(stream),
-                    Err(error) => Err(error.downcast()?),
+                let Some((first, rest)) = addresses.split_first() else {
+                    return Ok((Err(ErrorCode::NameUnresolvable),));
                 };
-                Ok((result,))
+                let mut mesh = store.data_mut().mesh();
+                // An address as a name comes back as it is, and the others after it.
+                let stream = match p2::Host::resolve_addresses(&mut mesh.inner, network, first.to_string()) {
+                    Ok(stream) => stream,
+                    Err(error) => return Ok((Err(error.downcast()?),)),
+                };
+                if !rest.is_empty() {
+                    let rest = rest.iter().take(ADDRESSES_MAX).rev().map(|address| IpAddress::from(*address));
+                    mesh.more_addresses.insert(stream.rep(), rest.collect());
+                }
+                Ok((Ok(stream),))
             })
         },
     )
@@ -123,7 +131,11 @@ impl p2::HostResolveAddressStream for MeshView<'_> {
         &mut self,
         stream: Resource<p2::ResolveAddressStream>,
     ) -> Result<Option<IpAddress>, SocketError> {
-        self.inner.resolve_next_address(stream)
+        let rep = stream.rep();
+        match self.inner.resolve_next_address(stream)? {
+            None => Ok(self.more_addresses.get_mut(&rep).and_then(Vec::pop)),
+            first => Ok(first),
+        }
     }
 
     fn subscribe(&mut self, stream: Resource<p2::ResolveAddressStream>) -> wasmtime::Result<Resource<DynPollable>> {
@@ -131,6 +143,7 @@ impl p2::HostResolveAddressStream for MeshView<'_> {
     }
 
     fn drop(&mut self, stream: Resource<p2::ResolveAddressStream>) -> wasmtime::Result<()> {
+        self.more_addresses.remove(&stream.rep());
         p2::HostResolveAddressStream::drop(&mut self.inner, stream)
     }
 }

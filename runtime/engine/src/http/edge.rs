@@ -39,7 +39,11 @@ pub(super) fn receive<B>(request: &Request<B>) -> Result<(), RequestError> {
 /// Makes an answer one that may be sent.
 pub(super) fn send<B>(response: &mut Response<B>) {
     let status = response.status();
-    if status == StatusCode::NO_CONTENT || status.is_informational() {
+    if status.is_informational() {
+        // No last word: a client would wait for it, or speak another protocol.
+        *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+    }
+    if status == StatusCode::NO_CONTENT {
         response.headers_mut().remove(CONTENT_LENGTH);
     }
 }
@@ -65,6 +69,16 @@ mod tests {
         response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static("5"));
         send(&mut response);
         assert!(response.headers().is_empty());
+    }
+
+    #[test]
+    fn an_answer_is_a_last_word() {
+        for (code, expected) in [(100, 500), (101, 500), (103, 500), (200, 200), (304, 304)] {
+            let mut response = Response::new(());
+            *response.status_mut() = StatusCode::from_u16(code).unwrap();
+            send(&mut response);
+            assert_eq!(response.status().as_u16(), expected, "{code}");
+        }
     }
 
     #[test]

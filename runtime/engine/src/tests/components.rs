@@ -4,6 +4,8 @@ use std::fs;
 use std::sync::Arc;
 
 use super::{Printed, engine, soon, spec};
+use crate::cache::{Code, Known};
+use crate::facts::Facts;
 use crate::{Compiler, Config, Engine, Error, Exit, Phase, World};
 
 /// What becomes of text as a component.
@@ -93,16 +95,39 @@ async fn what_is_known_of_a_component_is_its_compilers_word() {
     write("");
     let error = engine().prepare("sha256:2", &wasm).await.unwrap_err();
     assert!(matches!(error, Error::Cache { .. }), "it has not said it: {error}");
+    let says = |is_reusable| {
+        let known = Known { facts: Facts { is_reusable }, code: Code::of(&fs::read(&code).unwrap()) };
+        format!("printf '%s' '{}' > \"${{3%.part}}.facts.part\"", known.to_text())
+    };
     for (facts, reuse) in [("reusable", 1_000), ("fresh", 1)] {
-        write(&format!("echo {facts} > \"${{3%.part}}.facts.part\""));
+        write(&says(reuse > 1));
         let component = engine().prepare(facts, &wasm).await.unwrap();
         assert_eq!(component.reuse(), reuse);
     }
     // It is asked again when its word was lost.
     let beside = dir.path().join("second").join(key.file_name().unwrap()).join("fresh.facts");
     fs::write(&beside, "").unwrap();
-    write("echo reusable > \"${3%.part}.facts.part\"");
+    write(&says(true));
     assert_eq!(engine().prepare("fresh", &wasm).await.unwrap().reuse(), 1_000);
+}
+
+/// Code runs as it is: what a disk has changed is not run, but made again.
+#[tokio::test]
+async fn code_that_is_not_what_was_written_is_compiled_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let wasm = tokio::task::spawn_blocking(|| super::built("hello")).await.unwrap();
+    let config = || Config { instances_max: 4, ..Config::new(dir.path()) };
+    drop(Engine::new(config()).unwrap().prepare("sha256:1", &wasm).await.unwrap());
+    let key = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
+    let path = key.join("sha256-1.cwasm");
+    let good = fs::read(&path).unwrap();
+    let mut flipped = good.clone();
+    flipped[good.len() / 2] ^= 2;
+    for wrong in [&flipped[..], &[], &good[..good.len() - 1], &[&good[..], &[0]].concat()] {
+        fs::write(&path, wrong).unwrap();
+        Engine::new(config()).unwrap().prepare("sha256:1", &wasm).await.expect("it is compiled again");
+        assert_eq!(fs::read(&path).unwrap(), good);
+    }
 }
 
 #[tokio::test]

@@ -184,10 +184,12 @@ fn full(pods: Arc<Pods>) -> Router {
 struct Refused(String);
 
 /// A kubelet refuses in plain text, which Kubernetes' API server puts into a Status. For a caller that asks for JSON, as an API
-/// server that passes its clients' headers on, it is a Status here already.
+/// server that passes its clients' headers on, it is a Status here already. So it is for one that wants to change the protocol,
+/// who hears it as it is: kubectl reads text with a colon as YAML, and then says nothing at all.
 async fn negotiate(request: Request, next: Next) -> Response {
     let accepts = request.headers().get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let wants_json = accepts.flat_map(|value| value.split(',')).any(|kind| kind.trim().starts_with("application/json"));
+    let wants_json = wants_json || request.headers().contains_key(header::UPGRADE);
     let response = next.run(request).await;
     match response.extensions().get::<Refused>() {
         Some(Refused(message)) if wants_json => status_response(response.status(), message.trim_end()),

@@ -225,16 +225,24 @@ fn engine_spec(
     network: &Arc<GuestNetwork>,
     wishes: &Wishes,
 ) -> Result<EngineSpec, StartFailure> {
-    let limits = spec.resources.as_ref().and_then(|resources| resources.limits.as_ref());
-    let limit = |name: &str, read: fn(&_) -> Option<u64>| match limits.and_then(|limits| limits.get(name)) {
-        Some(value) => read(value)
-            .map(|number| Some(number).filter(|number| *number > 0))
-            .ok_or_else(|| config_error(format!("invalid quantity for limits.{name}: {:?}", value.0))),
-        None => Ok(None),
+    // What the pod may have together, each of its containers may have at most.
+    let whole = pod.spec.as_ref().and_then(|spec| spec.resources.as_ref());
+    let wholes = [spec.resources.as_ref(), whole].into_iter().flatten();
+    let limits: Vec<_> = wholes.clone().filter_map(|resources| resources.limits.as_ref()).collect();
+    let limit = |name: &str, read: fn(&_) -> Option<u64>| {
+        let mut least = None;
+        for value in limits.iter().filter_map(|limits| limits.get(name)) {
+            let number = read(value)
+                .ok_or_else(|| config_error(format!("invalid quantity for limits.{name}: {:?}", value.0)))?;
+            // None at all is written as 0, too.
+            least = least.into_iter().chain(Some(number).filter(|number| *number > 0)).min();
+        }
+        Ok(least)
     };
     let mut given = EngineSpec::new(format!("{}/{}/{}", slot.namespace, slot.name, spec.name));
-    let requests = spec.resources.as_ref().and_then(|resources| resources.requests.as_ref());
-    let request = |name: &str, read: fn(&_) -> Option<u64>| requests.and_then(|requests| read(requests.get(name)?));
+    let request = |name: &str, read: fn(&_) -> Option<u64>| {
+        wholes.clone().find_map(|resources| read(resources.requests.as_ref()?.get(name)?))
+    };
     given.qos = match pod.status.as_ref().and_then(|status| status.qos_class.as_deref()) {
         Some("Guaranteed") => Qos::Guaranteed,
         Some("BestEffort") => Qos::BestEffort,

@@ -96,12 +96,20 @@ async fn commands_are_given_what_the_pod_says_and_end_as_they_do() {
     let message = format!("v\n{}\ncontenty", status["podIP"].as_str().unwrap());
     assert_eq!(ended["message"].as_str().unwrap().trim(), message);
 
-    let mut hungry = command(&["alloc", "100"]);
-    hungry["resources"] = json!({"limits": {"memory": "50Mi"}});
-    world.run_spec("hungry", json!({"restartPolicy": "Never", "containers": [hungry]}));
-    let status = world.status("hungry", "Failed", |status| status["phase"] == "Failed").await;
-    let ended = &status["containerStatuses"][0]["state"]["terminated"];
-    assert_eq!((&ended["exitCode"], &ended["reason"]), (&json!(137), &json!("OOMKilled")));
+    // Whether the container says it or the whole pod, and whichever is less.
+    let limits = |bytes: &str| json!({"limits": {"memory": bytes}});
+    for (name, own, whole) in [
+        ("hungry", limits("50Mi"), json!({})),
+        ("group", json!({}), limits("50Mi")),
+        ("both", limits("1Gi"), limits("50Mi")),
+    ] {
+        let mut hungry = command(&["alloc", "100"]);
+        hungry["resources"] = own;
+        world.run_spec(name, json!({"restartPolicy": "Never", "containers": [hungry], "resources": whole}));
+        let status = world.status(name, "Failed", |status| status["phase"] == "Failed").await;
+        let ended = &status["containerStatuses"][0]["state"]["terminated"];
+        assert_eq!((&ended["exitCode"], &ended["reason"]), (&json!(137), &json!("OOMKilled")), "{name}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
