@@ -321,6 +321,70 @@ mod tests {
         serving.await.unwrap();
     }
 
+    /// A client that opens no window and answers pings: each of its watches has a large piece ready that nobody takes.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_does_not_read_its_watches_loses_its_connection_and_others_go_on() {
+        use axum::extract::Request;
+        use coracle_apiserver::{ApiServer, Config};
+        use coracle_keyspace::Keyspace;
+        const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+        const LIMIT: Duration = Duration::from_secs(60);
+        let dir = tempfile::tempdir().unwrap();
+        let keyspace = Keyspace::open(coracle_keyspace::Config::new(dir.path())).await.unwrap();
+        let token_key = rcgen::KeyPair::generate().unwrap().serialize_pem();
+        let config = Config { external_url: "https://127.0.0.1:6443".to_owned(), token_key, ..Config::default() };
+        let api = ApiServer::start(keyspace.clone(), config).await.unwrap();
+        let caller = Identity::authenticated("caller", vec![crate::MASTERS.to_owned()]);
+        let as_caller = move |mut request: Request, next: axum::middleware::Next| {
+            request.extensions_mut().insert(caller.clone());
+            async move { next.run(request).await }
+        };
+        let router = api.router().layer(axum::middleware::from_fn(as_caller));
+        let large = serde_json::json!({"metadata": {"name": "large"}, "data": {"k": "x".repeat(1_000_000)}});
+        let make = Request::post(MAPS).header("content-type", "application/json");
+        let make = make.body(axum::body::Body::from(large.to_string()));
+        let made = tower::ServiceExt::oneshot(router.clone(), make.unwrap()).await.unwrap();
+        assert_eq!(made.status(), 201);
+
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let serving = tokio::spawn(serve(listener, None, router, stop.clone()));
+        let connect = async |window: u32| {
+            let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
+            let mut http = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+            let (sender, connection) = http.initial_stream_window_size(window).handshake(stream).await.unwrap();
+            (sender, tokio::spawn(connection))
+        };
+        let watch = || {
+            let request = http::Request::get(format!("http://{address}{MAPS}?watch=1"));
+            request.body(http_body_util::Empty::<bytes::Bytes>::new()).unwrap()
+        };
+        // Of more than a caller may have.
+        let (mut sender, connection) = connect(0).await;
+        let mut held = Vec::new();
+        while held.len() < 200 {
+            match sender.send_request(watch()).await {
+                Ok(answer) => held.push(answer),
+                Err(_) => break,
+            }
+        }
+        assert!(held.len() > 100, "{}", held.len());
+        let cut = tokio::time::timeout(LIMIT, connection).await;
+        assert!(cut.expect("it is cut").unwrap().is_err());
+        let (mut sender, _connection) = connect(1 << 20).await;
+        let mut body = sender.send_request(watch()).await.unwrap().into_body();
+        let mut read = 0;
+        while read < 1_000_000 {
+            let frame = tokio::time::timeout(LIMIT, body.frame()).await.expect("it goes on").unwrap().unwrap();
+            read += frame.data_ref().map_or(0, bytes::Bytes::len);
+        }
+        drop((body, sender));
+        stop.cancel();
+        api.shutdown();
+        serving.await.unwrap();
+        keyspace.shutdown().await;
+    }
+
     #[test]
     fn connections_leave_descriptors_to_the_rest() {
         for (open_files, share) in [(1024, 256), (600, 44), (100, 0), (20_000, 5_000)] {

@@ -142,7 +142,7 @@ impl Events {
     fn frame(&mut self, come: &Bytes) -> (usize, bool) {
         let mut unread = &come[..];
         while self.length.1 < LENGTH_BYTES && unread.has_remaining() {
-            self.length = (self.length.0 << 8 | u32::from(unread.get_u8()), self.length.1 + 1);
+            self.length = ((self.length.0 << 8) | u32::from(unread.get_u8()), self.length.1 + 1);
             if self.length.1 == LENGTH_BYTES {
                 self.left = usize::try_from(self.length.0).unwrap_or(usize::MAX);
             }

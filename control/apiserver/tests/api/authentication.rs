@@ -67,10 +67,11 @@ async fn a_token_ends_with_what_it_is_bound_to_also_where_that_is_kept() {
         let asked = if kind == "ServiceAccount" { json!({}) } else { bound };
         let token = server.make(&format!("{accounts}/default/token"), json!({"spec": asked})).await;
         let token = token["status"]["token"].as_str().unwrap().to_owned();
-        let stored = server.keyspace.get(collection, record).unwrap().bytes.clone();
+        let mut stored: Value =
+            serde_json::from_slice(&server.keyspace.get(collection, record).unwrap().bytes).unwrap();
+        stored["metadata"]["resourceVersion"] = json!("");
         for (ago, code) in [(None, 200), (Some(30), 200), (Some(90), 401)] {
-            let mut object: Value = serde_json::from_slice(&stored).unwrap();
-            object["metadata"]["resourceVersion"] = json!("");
+            let mut object = stored.clone();
             if let Some(ago) = ago {
                 let at = jiff::Timestamp::now() - jiff::SignedDuration::from_secs(ago);
                 object["metadata"]["deletionTimestamp"] = json!(at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
@@ -81,13 +82,7 @@ async fn a_token_ends_with_what_it_is_bound_to_also_where_that_is_kept() {
             let review = server.make("/apis/authentication.k8s.io/v1/tokenreviews", review).await;
             assert_eq!(review["status"]["authenticated"] == true, code == 200, "{kind}: {review}");
         }
-        server
-            .put_record(collection, record, &{
-                let mut object: Value = serde_json::from_slice(&stored).unwrap();
-                object["metadata"]["resourceVersion"] = json!("");
-                object.to_string()
-            })
-            .await;
+        server.put_record(collection, record, &stored.to_string()).await;
     }
 }
 
