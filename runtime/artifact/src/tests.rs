@@ -588,10 +588,14 @@ async fn nobody_holds_the_places_of_others_nor_those_of_the_clusters_own_registr
     })
     .await
     .unwrap();
+    let begun = std::time::Instant::now();
     for (owner, image) in [("hog", "own:1".to_owned()), ("other", format!("{outside}/app:1"))] {
         let pulled = tokio::time::timeout(soon, images.pull(owner, &image, PullPolicy::Always, &[])).await;
         assert_eq!(pulled.expect("it has a place").unwrap().source, Source::Downloaded, "{image}");
     }
+    // Eight at a time, each of which is given up after three seconds.
+    let (downloads, most) = (drips.blobs.load(SeqCst), 8 * (begun.elapsed().as_secs() as usize / 3 + 3));
+    assert!(downloads <= most, "{downloads} downloads");
     hogs.iter().for_each(tokio::task::JoinHandle::abort);
 }
 

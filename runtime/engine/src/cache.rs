@@ -29,8 +29,9 @@ use crate::{Compiler, Config, Error, compile, functions};
 /// Directory of compiled functions that components share, with a bound of its own.
 const FUNCTIONS: &str = "functions";
 
-/// Compilers at work at the same time: each uses every CPU it can get.
-const COMPILERS_MAX: usize = 2;
+/// Compilers at work at the same time, and those of one owner: each uses every CPU it can get.
+const COMPILERS_MAX: usize = 3;
+const COMPILERS_PER_OWNER_MAX: usize = 2;
 
 /// Bytes of code that are looked at at a time.
 const PIECE_BYTES: usize = 256 << 10;
@@ -42,7 +43,7 @@ pub(crate) struct Cache {
     compiler: Compiler,
     bounds: Bounds,
     compilers: Semaphore,
-    /// One turn for each of those whose components are compiled or wait for it.
+    /// Turns of each of those whose components are compiled or wait for it.
     owners: Mutex<HashMap<String, Arc<Semaphore>>>,
     parts: AtomicU64,
 }
@@ -86,14 +87,14 @@ impl Cache {
         self.dir.join(format!("{name}.cwasm"))
     }
 
-    /// The turn of an owner, who has one component compiled at a time: however many it has, and however long they take, the
-    /// next of somebody else gets the next compiler that is free.
+    /// A turn of an owner, who never has all compilers: however many components it has, and however long they take, there is one
+    /// for the next of somebody else.
     pub(crate) async fn turn(&self, owner: &str) -> Option<OwnedSemaphorePermit> {
         let turns = {
             let mut owners = self.owners.lock();
             // Who has a turn, or waits for one, holds it as well.
             owners.retain(|_, turns| Arc::strong_count(turns) > 1);
-            owners.entry(owner.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(1))).clone()
+            owners.entry(owner.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(COMPILERS_PER_OWNER_MAX))).clone()
         };
         turns.acquire_owned().await.ok()
     }

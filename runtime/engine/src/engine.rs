@@ -155,7 +155,7 @@ impl Engine {
         self.prepare_telling("", digest, wasm, &|_| {}).await
     }
 
-    /// The same for an `owner`, who has one component compiled at a time, telling what is waited for.
+    /// The same for an `owner`, who never has all compilers, telling what is waited for.
     pub async fn prepare_telling(
         &self,
         owner: &str,

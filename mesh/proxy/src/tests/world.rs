@@ -109,6 +109,8 @@ pub struct Pods {
     pub entered: Mutex<Vec<Asker>>,
     pub taken: Arc<()>,
     pub places_elsewhere: AtomicUsize,
+    /// Pods of other nodes listen themselves: nobody speaks for them.
+    pub listen_elsewhere: AtomicBool,
     pub failures: Mutex<Vec<String>>,
     /// Whether endpoints may lead to this machine's loopback.
     pub may_dial_near: AtomicBool,
@@ -135,14 +137,17 @@ impl LocalEndpoints for Pods {
             *connections += 1;
             service.clone()
         });
+        let is_called = !self.listen_elsewhere.load(Relaxed);
         Box::pin(async move {
             let service = there.flatten().ok_or(io::ErrorKind::ConnectionRefused)?;
             let (here, there) = tokio::io::duplex(1 << 16);
             match purpose {
-                Purpose::Requests => drop(tokio::spawn(serve_link(there, service, CancellationToken::new()))),
-                Purpose::Bytes => drop(tokio::spawn(serve_stream(there, service))),
+                Purpose::Requests if is_called => {
+                    drop(tokio::spawn(serve_link(there, service, CancellationToken::new())))
+                }
+                Purpose::Requests | Purpose::Bytes => drop(tokio::spawn(serve_stream(there, service))),
             }
-            Ok(Elsewhere { stream: Box::new(here), is_called: true })
+            Ok(Elsewhere { stream: Box::new(here), is_called })
         })
     }
 

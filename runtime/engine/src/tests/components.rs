@@ -157,7 +157,7 @@ async fn a_component_has_a_bound_of_bytes_and_so_has_what_it_says_of_itself() {
 
 /// Compilers that take as long as they may.
 #[tokio::test]
-async fn one_owner_has_one_compiler_at_a_time() {
+async fn one_owner_never_has_all_compilers() {
     let dir = tempfile::tempdir().unwrap();
     let (program, begun) = (dir.path().join("compiler"), dir.path().join("begun"));
     fs::create_dir(&begun).unwrap();
@@ -176,7 +176,7 @@ async fn one_owner_has_one_compiler_at_a_time() {
     };
     let hog: Vec<_> = (0..10).map(|number| asked("hog", format!("hog-{number}"))).collect();
     soon(async {
-        while names().is_empty() {
+        while names().len() < 2 {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     })
@@ -185,7 +185,7 @@ async fn one_owner_has_one_compiler_at_a_time() {
     let waiting = (0..10).rev().map(|number| format!("hog-{number}")).find(|name| !names().contains(name)).unwrap();
     let other = asked("other", waiting.clone());
     soon(async {
-        while names().len() < 2 {
+        while names().len() < 3 {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     })

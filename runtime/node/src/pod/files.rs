@@ -381,19 +381,20 @@ mod tests {
     #[tokio::test]
     async fn what_removes_a_pods_files_waits_for_a_start_that_was_cut() {
         let dir = tempfile::tempdir().unwrap();
-        let (pod, turns) = (dir.path().join("pod"), Arc::default());
+        let (pod, turns) = (dir.path().join("pod"), Arc::<tokio::sync::Mutex<()>>::default());
         let (go_on, wait) = std::sync::mpsc::channel::<()>();
+        let (begin, begun) = std::sync::mpsc::channel();
         let volume = pod.join("volumes/v");
         let mut writing = Box::pin(in_turn(&turns, move || {
-            let _ = wait.recv();
+            let _ = (begin.send(()), wait.recv());
             std::fs::create_dir_all(&volume).map_err(|error| error.to_string())
         }));
         assert!(futures::FutureExt::now_or_never(writing.as_mut()).is_none());
         drop(writing);
+        begun.recv().unwrap();
+        assert!(turns.try_lock().is_err(), "nobody waits for it, and its thread is not done");
         let removed = pod.clone();
-        let mut removing =
-            Box::pin(in_turn(&turns, move || beneath::remove_tree(&removed).map_err(|error| error.to_string())));
-        assert!(futures::FutureExt::now_or_never(removing.as_mut()).is_none(), "the other's thread is not done");
+        let removing = in_turn(&turns, move || beneath::remove_tree(&removed).map_err(|error| error.to_string()));
         go_on.send(()).unwrap();
         removing.await.unwrap();
         assert!(!pod.exists());
