@@ -39,6 +39,9 @@ impl Network for Pod {
     fn resolve(&self, name: &str) -> Resolved {
         match name {
             "server.default.svc" => Resolved::Addresses(vec![SERVICE.into()]),
+            "peers.default.svc" => {
+                Resolved::Addresses([4, 5, 6].map(|pod| Ipv4Addr::new(10, 244, 0, pod).into()).to_vec())
+            }
             _ => Resolved::Unknown,
         }
     }
@@ -70,6 +73,14 @@ async fn pods_reach_each_other_by_name_and_see_pod_addresses() {
     assert_eq!(server_printed.text(), "listening on 10.244.0.2:18123\nconnection from 10.244.0.3\n");
     server.kill();
     soon(server.wait()).await;
+}
+
+/// Who looks for its peers wants all of them.
+#[tokio::test]
+async fn a_name_of_several_has_all_their_addresses() {
+    let (resolve, printed) = start(3, &["resolve", "peers.default.svc", "resolve", "peers.default.svc"]).await;
+    assert_eq!(soon(resolve.wait()).await, Exit::Code(0), "{}", printed.text());
+    assert_eq!(printed.text(), "10.244.0.4\n10.244.0.5\n10.244.0.6\n".repeat(2));
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Which addresses outside of the cluster are out of reach for whoever asks on a pod's behalf, whatever it was granted: this
-//! machine's own (its loopback, where the registry and the API listen without asking who comes, and its interfaces), and those
-//! that mean "whatever is near". Decided on resolved addresses, right before they are used; every way out asks here: sockets,
+//! machine's own (its loopback, where the registry and the API listen without asking who comes, and its interfaces), those
+//! that mean "whatever is near", and the cluster's ranges. Decided on resolved addresses, right before they are used; every way out asks here: sockets,
 //! datagrams, HTTP, HTTPS, probes and hooks.
 
 use std::collections::HashMap;
@@ -24,7 +24,7 @@ impl Gate {
     /// Whether the address may be reached by who may leave the cluster.
     pub fn permits(&self, address: IpAddr) -> bool {
         let address = embedded(address);
-        !is_near(address) && !self.is_own(address)
+        !is_near(address) && !is_clusters(address) && !self.is_own(address)
     }
 
     /// Whether the address is one of this machine's.
@@ -59,6 +59,12 @@ fn embedded(address: IpAddr) -> IpAddr {
         [0x2002, high, low, ..] => v4(high, low),
         _ => address,
     }
+}
+
+/// The ranges of pods (10.240.0.0/12) and of Services (10.96.0.0/12): what nobody has there is nobody, and not a stranger outside.
+fn is_clusters(address: IpAddr) -> bool {
+    let IpAddr::V4(v4) = address else { return false };
+    matches!(v4.octets(), [10, 96..=111 | 240..=255, ..])
 }
 
 /// Loopback, link-local, unspecified, and what is no single host.
@@ -126,10 +132,15 @@ mod tests {
             "fe80::1",
             "ff02::1",
             "fd00:ec2::254",
+            "10.96.0.1",
+            "10.111.255.255",
+            "10.240.0.0",
+            "::ffff:10.244.0.1",
         ] {
             assert!(!gate.permits(near.parse().unwrap()), "{near}");
         }
-        for far in ["192.0.2.1", "1.1.1.1", "2001:db8::1", "::ffff:192.0.2.1"] {
+        for far in ["192.0.2.1", "1.1.1.1", "10.95.0.1", "10.112.0.1", "10.239.0.1", "2001:db8::1", "::ffff:192.0.2.1"]
+        {
             assert!(gate.permits(far.parse().unwrap()), "{far}");
         }
     }
