@@ -1,6 +1,5 @@
 //! An unmodified kubectl against a running cluster: what people type all day.
 
-
 use coracle_tests::{Background, Cluster, eventually_answers, http_get};
 
 const DEPLOYMENT: &str = "
