@@ -41,6 +41,7 @@ pub(crate) async fn run(member: Arc<Member>, lead: watch::Sender<Option<Lead>>, 
                 }
             } else if term.is_some() {
                 member.tend();
+                member.make_room();
                 member.raise_format().await;
             }
             member.leader_changes(patience).await;

@@ -52,7 +52,8 @@ pub enum Ask {
         /// Of which records.
         of: Renewed,
     },
-    /// Which process answers: two with one member's data answer differently. Anybody is asked, leader or not.
+    /// Which process answers, and whether its disk has room: two with one member's data answer differently. Anybody is asked,
+    /// leader or not.
     Process,
 }
 
@@ -93,7 +94,12 @@ pub enum Told {
     /// To [`Ask::Renewed`], and without any to [`Ask::Renew`].
     Renewed(Vec<Arc<Record>>),
     /// To [`Ask::Process`].
-    Process(u64),
+    Process {
+        /// Which.
+        process: u64,
+        /// Whether its disk takes writes.
+        has_room: bool,
+    },
 }
 
 /// Why a leader did not do it.
@@ -209,7 +215,7 @@ impl Member {
             Ask::Change(change) => self.change(change).await.map(|()| Told::Changed),
             Ask::Renew(renewal) => self.renew(&renewal),
             Ask::Renewed { collection, of } => self.renewed(&collection, &of),
-            Ask::Process => Ok(Told::Process(self.process())),
+            Ask::Process => Ok(Told::Process { process: self.process(), has_room: self.has_room() }),
         }
     }
 

@@ -204,7 +204,7 @@ impl Transport for Links {
                 timed(read_frame(&mut stream)).await
             };
             match asked.await.map(|(_, answer)| wire::incoming_answer(&answer, to, None)) {
-                Ok(Ok(Answer::Told(Ok(Told::Process(process))))) => Answering::Process(process),
+                Ok(Ok(Answer::Told(Ok(Told::Process { process, .. })))) => Answering::Process(process),
                 Ok(_) => Answering::Unnamed,
                 Err(_) => Answering::Nobody,
             }
@@ -1173,6 +1173,36 @@ mod tests {
         }
     }
 
+    /// Whoever leads with a full disk would refuse all writes, although a majority has room.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_leader_whose_disk_is_full_hands_over_to_one_that_has_room() {
+        let (authority, disk) = (Authority::new(), SimDisk::new(1));
+        let first = member_on(&authority, 1, Begin::Found, &disk, None).await;
+        let mut others = Vec::new();
+        for seed in [2, 3] {
+            let admission = until("it has an address", async || first.admit("another", Formats::OWN).await.ok()).await;
+            others.push(member(&authority, seed, Begin::Join(admission)).await);
+        }
+        let voters = |members: &[MemberStatus]| members.iter().filter(|member| member.role == Role::Voter).count();
+        until("three voters", async || (voters(&others[1].members()) == 3).then_some(())).await;
+        assert_eq!(others[0].status().leader, Some(1));
+        let has_next_file = || first.0.member.log().space().unwrap().ready;
+        until("it has the next file", async || has_next_file().then_some(())).await;
+        disk.set_capacity(disk.used());
+        let write = async || others[0].transact(put(format!("k{}", others[0].revision()), 900)).await;
+        until("another leads", async || {
+            // Some are refused before.
+            let _ = write().await;
+            others[0].status().leader.filter(|leader| *leader != 1)
+        })
+        .await;
+        assert!(first.0.member.is_short_of_space() && others[0].0.member.has_room());
+        until("writes go on", async || write().await.ok()).await;
+        for keyspace in others.into_iter().chain([first]) {
+            timeout(Duration::from_secs(30), keyspace.shutdown()).await.expect("it ends");
+        }
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn who_hands_over_and_ends_answers_what_was_forwarded_to_it() {
         let authority = Authority::new();
@@ -1314,7 +1344,7 @@ mod tests {
                             Ask::ReadIndex => Told::ReadIndex(crate::Revision::new(7)),
                             Ask::Change(_) => Told::Changed,
                             Ask::Renew(_) | Ask::Renewed { .. } => Told::Renewed(Vec::new()),
-                            Ask::Process => Told::Process(1),
+                            Ask::Process => Told::Process { process: 1, has_room: true },
                         };
                         let answer = wire::answer(&Ok(Answer::Told(Ok(told))));
                         write_frame(&mut write, number, &answer).await.unwrap();

@@ -20,8 +20,8 @@ use openraft::errors::{ClientWriteError, RaftError};
 use openraft::{BasicNode, ChangeMembers, Instant, ServerState};
 
 use super::Member;
-use super::ask::{Change, Refusal, Told};
-use super::network::Answering;
+use super::ask::{Ask, Change, Refusal, Told};
+use super::network::{Answer, Answering, Call};
 use super::types::{MemberId, Transaction, TypeConfig};
 use crate::formats;
 use crate::group::{self, Lead, MemberStatus, Number, Role};
@@ -384,6 +384,41 @@ impl Member {
                 Err(error) => tracing::warn!(?error, "finish a change of the group; it is tried again"),
             }
         });
+    }
+
+    /// Has a voter lead that is in step and has room, while this member leads and its disk has none: it would refuse what the others
+    /// could take. In a task of its own, as [`Member::tend`].
+    pub fn make_room(self: &Arc<Self>) {
+        if !self.is_short_of_space() {
+            return;
+        }
+        let Ok(one) = self.changing().clone().try_lock_owned() else { return };
+        let member = self.clone();
+        tokio::spawn(async move {
+            let _one = one;
+            if let Some(successor) = member.one_with_room().await {
+                tracing::warn!(
+                    successor,
+                    "the disk of this server is full, and another one's is not: that one is to lead"
+                );
+                member.transfer(successor).await;
+            }
+        });
+    }
+
+    /// A voter that could lead and says that it has room; a version that does not say it is not taken for one.
+    async fn one_with_room(&self) -> Option<MemberId> {
+        let view = self.view();
+        let others = view.voters.iter().filter(|member| **member != view.leader && view.up.contains(member));
+        for member in others.filter(|member| view.caught_up.contains(member)) {
+            let Some(address) = self.address_of(*member) else { continue };
+            let asked = self.transport().call(*member, &address, Call::Ask(Ask::Process));
+            let told = tokio::time::timeout(PROCESS_TIMEOUT, asked).await;
+            if let Ok(Ok(Answer::Told(Ok(Told::Process { has_room: true, .. })))) = told {
+                return Some(*member);
+            }
+        }
+        None
     }
 
     /// Makes voters of learners that are ready, if that gives an odd number.

@@ -422,6 +422,11 @@ impl Member {
         self.log.is_short_of_space()
     }
 
+    /// Whether its disk takes what a leader's has to.
+    pub fn has_room(&self) -> bool {
+        !self.is_short_of_space() && self.free() >= crate::FREE_LOW
+    }
+
     /// Whether the log should be cut by a checkpoint.
     pub fn is_log_large(&self) -> bool {
         self.log.is_large()

@@ -139,7 +139,10 @@ enum WireAnswer<'a> {
     Failed(&'a str),
     Renewed(#[serde(borrow)] Blob<'a>),
     Removed(MemberId),
-    Process(u64),
+    Process {
+        process: u64,
+        has_room: bool,
+    },
 }
 
 /// A call that came, a snapshot's without its parts.
@@ -329,7 +332,9 @@ pub fn answer(answer: &Result<Answer, TransportError>) -> Vec<u8> {
             }
             Told::ReadIndex(revision) => small(WireAnswer::ReadIndex(revision.get())),
             Told::Changed => small(WireAnswer::Changed),
-            Told::Process(process) => small(WireAnswer::Process(*process)),
+            Told::Process { process, has_room } => {
+                small(WireAnswer::Process { process: *process, has_room: *has_room })
+            }
             Told::Renewed(records) => {
                 let records = codec::encode_records(records.iter().map(|record| &**record));
                 encode(&WireAnswer::Renewed(Blob(&records)), records.len() + 16)
@@ -400,7 +405,7 @@ pub fn incoming_answer(bytes: &[u8], member: MemberId, asked: Option<&Transactio
         WireAnswer::Refused(why) => refused(Refusal::Refused(why.to_owned())),
         WireAnswer::Failed(why) => return Err(failed(why.to_owned())),
         WireAnswer::Removed(member) => refused(Refusal::Removed(member)),
-        WireAnswer::Process(process) => told(Told::Process(process)),
+        WireAnswer::Process { process, has_room } => told(Told::Process { process, has_room }),
     })
 }
 
@@ -538,7 +543,7 @@ mod tests {
             Answer::Told(Err(Refusal::Refused("no".into()))),
             Answer::Told(Ok(Told::Renewed(vec![record("a", "{}")]))),
             Answer::Told(Err(Refusal::Removed(4))),
-            Answer::Told(Ok(Told::Process(u64::MAX))),
+            Answer::Told(Ok(Told::Process { process: u64::MAX, has_room: true })),
         ];
         let contents = |answer: &Answer| match answer {
             Answer::Told(Ok(Told::Written(_, Ok(committed)))) => {
