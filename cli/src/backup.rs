@@ -50,6 +50,10 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     step.done();
     let images = if no_images { String::new() } else { format!(", {} files of the registry", contents.files) };
     eprintln!("revision {}: {} objects{images}, {} MiB", contents.revision, contents.records, contents.bytes >> 20);
+    if !contents.lacking.is_empty() {
+        eprintln!("warning: no server has these images whole, so that the backup lacks them; push them again:");
+        contents.lacking.iter().for_each(|image| eprintln!("  {image}"));
+    }
     Ok(())
 }
 

@@ -170,10 +170,17 @@ impl Local {
     }
 }
 
-/// Whether a cluster's data is here: only what a founding leaves says so. A directory `control` alone may be anybody's, and
+/// Whether a cluster's data is here: only what a founding leaves says so, by what is in it. A directory `control` alone may be anybody's, and
 /// `reset` deletes what it finds beside it.
 fn is_cluster(dir: &Path) -> bool {
-    ["CLUSTER", "FOUNDING", "control/FORMAT"].iter().any(|mark| dir.join(mark).is_file())
+    let says = |mark: &str, is_ours: fn(&str) -> bool| {
+        let path = dir.join(mark);
+        path.is_file() && std::fs::read(path).is_ok_and(|text| is_ours(&String::from_utf8_lossy(&text)))
+    };
+    // Of any version: the one that reads the data says which it is.
+    says("CLUSTER", |text| text.starts_with("coracle cluster "))
+        || says("FOUNDING", str::is_empty)
+        || says("control/FORMAT", |text| text.starts_with("coracle keyspace "))
 }
 
 /// Where clusters are kept that nobody said a directory for.
@@ -236,8 +243,13 @@ mod tests {
             std::fs::create_dir(dir.path().join(part)).unwrap();
         }
         assert!(local.dir().unwrap_err().to_string().contains("no cluster's data"));
-        for mark in ["CLUSTER", "FOUNDING", "control/FORMAT"] {
-            std::fs::write(dir.path().join(mark), "").unwrap();
+        for (mark, text) in
+            [("CLUSTER", "coracle cluster 2\n"), ("FOUNDING", ""), ("control/FORMAT", "coracle keyspace 2\nmember 1\n")]
+        {
+            // Another program's file of that name is none.
+            std::fs::write(dir.path().join(mark), "mine\n").unwrap();
+            assert!(local.dir().is_err(), "{mark}");
+            std::fs::write(dir.path().join(mark), text).unwrap();
             assert_eq!(local.dir().unwrap(), dir.path(), "{mark}");
             std::fs::remove_file(dir.path().join(mark)).unwrap();
         }

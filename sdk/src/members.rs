@@ -93,8 +93,8 @@ fn without_majority(status: &Status, alone: u64) -> String {
     let dir = status.data_dir.display();
     if missing.len() * 2 < count {
         return format!(
-            "no server leads since {}, although a majority of the {count} servers is heard: they elect one within seconds, or their \
-             logs say why not",
+            "this server has heard of no leader for {}, although it hears of a majority of the {count} servers: they elect one within \
+             seconds, or one leads that does not reach this server; their logs say more",
             time(alone)
         );
     }

@@ -7,14 +7,15 @@
 //! A write that fails for lack of space leaves what was there, and can be tried again. When a *sync* fails, or redb
 //! panics, nothing is known ([`Checkpoint::is_broken`]): the process must end, because the log may not be cut by what only memory holds.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io;
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Once};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -121,14 +122,19 @@ impl Checkpoint {
         }
         let overlay = Overlay { file, blocks: Mutex::new(BTreeMap::new()), length: Mutex::new(length) };
         // redb believes its own pages: in what is damaged it may find what it never wrote.
-        let read = catch_unwind(AssertUnwindSafe(|| -> Result<_, redb::Error> {
+        let read = quietly(|| -> Result<_, redb::Error> {
             let database = build(overlay)?;
             load(&database.begin_read()?)
-        }));
+        });
         let loaded = match read {
             Ok(Ok(Ok(loaded))) => loaded,
             Ok(Ok(Err(why))) => return Err(host::damaged(path, 0, why)),
-            Ok(Err(redb::Error::Io(error))) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(error),
+            // These two are redb's own words for what it finds; the others are the disk's.
+            Ok(Err(redb::Error::Io(error)))
+                if !matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData) =>
+            {
+                return Err(error);
+            }
             Ok(Err(error)) => return Err(host::damaged(path, 0, error)),
             Err(_) => return Err(host::damaged(path, 0, "its pages contradict each other")),
         };
@@ -237,6 +243,28 @@ impl Checkpoint {
     pub fn close(&self) {
         self.database.lock().take();
     }
+}
+
+thread_local! {
+    /// Whether a panic of this thread is part of the answer.
+    static IS_QUIET: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Does `work`, and gives its panic without a word about it: whoever asked says what it means.
+fn quietly<T>(work: impl FnOnce() -> T) -> std::thread::Result<T> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let others = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !IS_QUIET.get() {
+                others(panic);
+            }
+        }));
+    });
+    IS_QUIET.set(true);
+    let done = catch_unwind(AssertUnwindSafe(work));
+    IS_QUIET.set(false);
+    done
 }
 
 fn build(backend: impl StorageBackend) -> Result<Database, redb::Error> {
@@ -478,5 +506,33 @@ impl StorageBackend for Overlay {
                 .copy_from_slice(&data[(from - offset) as usize..(to - offset) as usize]);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever byte of redb's first page is wrong, a start says which file it is and what to do, and says nothing else.
+    #[test]
+    fn a_damaged_file_is_named_with_what_to_do_and_no_panic_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let (host, path) = (Host::real(), dir.path().join("state.redb"));
+        create(&host, &path).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        let mut refused = 0;
+        for at in 0..320 {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 0xff;
+            std::fs::write(&path, damaged).unwrap();
+            // What redb repairs by its second copy, or does not read, is no damage.
+            let Err(error) = Checkpoint::load(&host, &path) else { continue };
+            let text = error.to_string();
+            assert!(text.contains("state.redb is damaged") && text.contains(host::LOST_DATA), "byte {at}: {text}");
+            refused += 1;
+        }
+        assert!(refused >= 9, "its magic number at the least: {refused}");
+        let told = quietly(|| panic!("nobody hears this"));
+        assert!(told.is_err() && !IS_QUIET.get());
     }
 }

@@ -41,6 +41,7 @@ pub(crate) async fn run(member: Arc<Member>, lead: watch::Sender<Option<Lead>>, 
                 }
             } else if term.is_some() {
                 member.tend();
+                member.make_room();
                 member.raise_format().await;
             }
             member.leader_changes(patience).await;
@@ -124,14 +125,20 @@ async fn tell(member: &Arc<Member>, address: &str) -> Result<(), String> {
     let mut why = "no other server can be reached".to_owned();
     for Peer { member: peer, address } in others {
         let call = member.transport().call(peer, &address, Call::Ask(ask.clone()));
-        match tokio::time::timeout(ANNOUNCE_TIMEOUT, call).await {
+        let told = tokio::time::timeout(ANNOUNCE_TIMEOUT, call).await;
+        if matches!(told, Ok(Ok(_))) {
+            member.hear_from(peer);
+        }
+        match told {
             Ok(Ok(Answer::Told(Ok(Told::Changed)))) => return Ok(()),
             Ok(Ok(Answer::Told(Err(Refusal::Removed(removed))))) => {
                 member.note_removed();
                 return Err(crate::raft::removed(removed));
             }
             Ok(Ok(Answer::Told(Err(Refusal::Refused(refused))))) => why = refused,
-            Ok(_) | Err(_) => (),
+            // It passes on what it is told, where it knows of a leader that it reaches.
+            Ok(Ok(_)) => why = format!("member {peer} answers, and reaches no leader"),
+            Ok(Err(_)) | Err(_) => (),
         }
     }
     Err(why)

@@ -170,7 +170,7 @@ async fn get_manifest(
         }
     };
     let found = names.find(|names| names.manifest(&name, &digest)).await?.ok_or_else(unknown)?;
-    if !registry.is_here(&digest, found.size).await? {
+    if !registry.is_here_whole(&digest, found.size).await? {
         return Err(unknown());
     }
     let body = if head_only { Body::empty() } else { blob::content(registry, &digest, 0, found.size).await? };

@@ -1,5 +1,8 @@
 //! Requests about blobs and uploads.
 
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,15 +11,13 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::BodyExt;
-use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::time::Instant;
-use tokio_util::io::ReaderStream;
 
-use crate::Registry;
 use crate::api::{CONTENT_DIGEST, Query, value};
 use crate::error::{Refusal, range_until};
-use crate::name::{Digest, Name};
+use crate::name::{Digest, Hashing, Name};
 use crate::upload::Upload;
+use crate::{Inner, Registry};
 
 /// Bytes that are collected before they go to the disk together.
 const WRITE_BYTES: usize = 512 << 10;
@@ -37,8 +38,12 @@ pub async fn get(
 ) -> Result<Response, Refusal> {
     let unknown = || Refusal::blob_unknown(&digest.to_string());
     let size = registry.inner().names.find(|names| names.blob(&name, &digest)).await?.ok_or_else(unknown)?;
-    // Also for its head: who pushes takes what it hears of for what is here.
-    if !registry.is_here(&digest, size).await? {
+    // Also for its head: who pushes takes what it hears of for what is here. What is read is hashed while it is read.
+    let is_here = match head_only {
+        true => registry.is_here_whole(&digest, size).await?,
+        false => registry.is_here(&digest, size).await?,
+    };
+    if !is_here {
         return Err(unknown());
     }
     let range =
@@ -63,11 +68,62 @@ pub async fn get(
     Ok(response)
 }
 
-/// A part of a content, read while it is sent.
+/// A part of a content, read while it is sent. The whole of one that is not what its digest says breaks off before its end, and is
+/// set aside.
 pub async fn content(registry: &Registry, digest: &Digest, start: u64, length: u64) -> Result<Body, Refusal> {
-    let mut file = tokio::fs::File::open(registry.store_of(digest)).await?;
-    file.seek(std::io::SeekFrom::Start(start)).await?;
-    Ok(Body::from_stream(ReaderStream::with_capacity(file.take(length), READ_BYTES)))
+    let (here, digest) = (registry.clone(), digest.clone());
+    let open = move |inner: &Inner| {
+        let file = File::open(inner.store.path(&digest))?;
+        let is_whole = start == 0 && file.metadata()?.len() == length;
+        let hashing = is_whole.then(|| Hashing::new(digest.algorithm()));
+        Ok(Reading { registry: here, digest, file, at: start, left: length, hashing })
+    };
+    let reading = registry.blocking(open).await?;
+    Ok(Body::from_stream(futures::stream::unfold(Some(reading), |reading| async {
+        let mut reading = reading.filter(|reading| reading.left > 0)?;
+        let read = tokio::task::spawn_blocking(move || reading.next().map(|piece| (piece, reading)));
+        match read.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
+            Ok((piece, reading)) => Some((Ok(piece), Some(reading))),
+            Err(error) => Some((Err(error), None)),
+        }
+    })))
+}
+
+/// A content that is being read.
+struct Reading {
+    registry: Registry,
+    digest: Digest,
+    file: File,
+    at: u64,
+    left: u64,
+    /// Of what was read of the whole.
+    hashing: Option<Hashing>,
+}
+
+impl Reading {
+    /// The next piece; an error in the place of the last one where all of them are not what the digest says. Blocks on the disk.
+    fn next(&mut self) -> io::Result<Bytes> {
+        let mut piece = vec![0; READ_BYTES.min(usize::try_from(self.left).unwrap_or(READ_BYTES))];
+        let read = self.file.read_at(&mut piece, self.at)?;
+        if read == 0 {
+            // It has become shorter.
+            self.registry.inner().store.is_sound(&self.digest)?;
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        piece.truncate(read);
+        (self.at, self.left) = (self.at + read as u64, self.left - read as u64);
+        if let Some(hashing) = &mut self.hashing {
+            hashing.update(&piece);
+        }
+        if self.left == 0
+            && let Some(hashing) = self.hashing.take()
+            && hashing.finish() != self.digest
+        {
+            self.registry.inner().store.is_sound(&self.digest)?;
+            return Err(io::Error::other("the content is damaged here"));
+        }
+        Ok(piece.into())
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -112,6 +168,7 @@ pub async fn begin(registry: &Registry, name: Name, query: Query, body: Body) ->
     let parsed = |mount: &String, from: &String| Some((mount.parse::<Digest>().ok()?, from.parse::<Name>().ok()?));
     let mount = query.mount.as_ref().zip(query.from.as_ref()).and_then(|(mount, from)| parsed(mount, from));
     if let Some((digest, from)) = mount
+        && registry.is_sound(&digest).await? != Some(false)
         && registry.inner().names.mount(&name, &digest, &from).await?
     {
         return Ok(created(&name, &digest));

@@ -443,6 +443,18 @@ impl Names {
         Ok(())
     }
 
+    /// Which repository names which content, in order.
+    pub fn named(&self) -> Result<Vec<(String, Digest)>> {
+        let mut named = Vec::new();
+        for (key, _) in self.0.list("manifest ").into_iter().chain(self.0.list("layer ")) {
+            let mut words = key.split(' ').skip(1);
+            let (name, digest) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+            named.push((name.to_owned(), parse_digest(&key, digest)?));
+        }
+        named.sort();
+        Ok(named)
+    }
+
     /// The contents that are named, by any repository, and how long they are.
     pub fn contents(&self) -> Result<Vec<(Digest, u64)>> {
         let mut contents = std::collections::HashMap::new();

@@ -7,6 +7,7 @@
 //! ```text
 //! uploads/UUID                 being received; emptied at start
 //! blobs/sha256/ab/abcd…        contents, manifests among them, by digest
+//! damaged/abcd…                what is not what its digest says any more, until it came again or nobody looked at it for long
 //! ```
 //!
 //! Which repository has what, and what a tag stands for, is in a [`Catalog`] that all servers of a group share; contents are on each
@@ -118,7 +119,7 @@ impl Drop for Kept {
 const MANIFESTS_BYTES_MAX: usize = 64 << 20;
 /// Changes that wait for their turn on threads that block; more wait without one. One at a time goes on.
 const CHANGES_MAX: usize = 2;
-/// Searches through manifests at a time, on threads that others need as well; more wait without one.
+/// Searches through manifests, and contents that are checked, at a time, on threads that others need as well; more wait without one.
 const SEARCHES_MAX: usize = 2;
 
 pub(crate) struct Inner {
@@ -210,6 +211,34 @@ impl Registry {
         self.blocking(keep).await
     }
 
+    /// Reads every content on this disk, and sets aside what is not what its digest says.
+    pub async fn check_contents(&self) -> io::Result<()> {
+        for digest in self.blocking(|inner| inner.store.all()).await? {
+            self.is_sound(&digest).await?;
+        }
+        Ok(())
+    }
+
+    /// What is named and not on this disk: repositories and digests, in words.
+    pub async fn lacking(&self) -> io::Result<Vec<String>> {
+        let lacking = |inner: &Inner| {
+            let mut lacking = Vec::new();
+            for (name, digest) in inner.names.named().map_err(io::Error::other)? {
+                if inner.store.size(&digest)?.is_none() {
+                    lacking.push(format!("{name} ({digest})"));
+                }
+            }
+            Ok(lacking)
+        };
+        self.blocking(lacking).await
+    }
+
+    /// Whether a content that is here is what its digest says ([`Store::is_sound`]).
+    pub(crate) async fn is_sound(&self, digest: &Digest) -> io::Result<Option<bool>> {
+        let digest = digest.clone();
+        self.searching(move |inner| inner.store.is_sound(&digest)).await
+    }
+
     /// Does `work` on a thread that may block on the disk.
     pub(crate) async fn blocking<T: Send + 'static>(
         &self,
@@ -250,9 +279,5 @@ impl Registry {
 
     pub(crate) fn inner(&self) -> &Inner {
         &self.0
-    }
-
-    pub(crate) fn store_of(&self, digest: &Digest) -> PathBuf {
-        self.0.store.path(digest)
     }
 }

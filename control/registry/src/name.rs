@@ -94,6 +94,40 @@ impl Algorithm {
     }
 }
 
+/// A digest in the making.
+pub enum Hashing {
+    /// By SHA-256.
+    Sha256(Sha256),
+    /// By SHA-512.
+    Sha512(Sha512),
+}
+
+impl Hashing {
+    /// One by `algorithm`, of nothing yet.
+    pub fn new(algorithm: Algorithm) -> Hashing {
+        match algorithm {
+            Algorithm::Sha256 => Hashing::Sha256(Sha256::new()),
+            Algorithm::Sha512 => Hashing::Sha512(Sha512::new()),
+        }
+    }
+
+    /// Takes more bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Hashing::Sha256(hash) => hash.update(bytes),
+            Hashing::Sha512(hash) => hash.update(bytes),
+        }
+    }
+
+    /// The digest of all of them.
+    pub fn finish(self) -> Digest {
+        match self {
+            Hashing::Sha256(hash) => Digest::of(&hash.finalize()),
+            Hashing::Sha512(hash) => Digest::of(&hash.finalize()),
+        }
+    }
+}
+
 /// A digest: its hexadecimal digits, whose number says the algorithm.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct Digest(String);

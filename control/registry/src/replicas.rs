@@ -179,6 +179,14 @@ impl Registry {
         }
     }
 
+    /// The same, of what is what its digest says: whoever pushes asks, and sends what is not there.
+    pub(crate) async fn is_here_whole(&self, digest: &Digest, size: u64) -> Result<bool, Refusal> {
+        if self.is_sound(digest).await? == Some(true) {
+            return Ok(true);
+        }
+        self.is_here(digest, size).await
+    }
+
     /// Has the content of `digest` here, from `first` or any other server. One fetch serves all who want it, and goes on when
     /// they do not wait any more.
     pub(crate) async fn obtain(&self, digest: &Digest, size: u64, first: Option<u64>) -> Result<(), NotHere> {
@@ -391,6 +399,10 @@ async fn hold(
     let Ok(digest) = digest.parse::<Digest>() else { return StatusCode::BAD_REQUEST.into_response() };
     if size > registry.inner().config.blob_bytes_max {
         return (StatusCode::PAYLOAD_TOO_LARGE, "it is larger than what is taken here").into_response();
+    }
+    // What is damaged here holds nothing: it is fetched.
+    if let Err(error) = registry.is_sound(&digest).await {
+        return (StatusCode::BAD_GATEWAY, format!("the registry cannot use its disk: {error}")).into_response();
     }
     match registry.obtain(&digest, size, Some(caller)).await {
         Ok(()) => StatusCode::NO_CONTENT.into_response(),

@@ -6,8 +6,8 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
@@ -15,8 +15,11 @@ use std::time::{Duration, SystemTime};
 use parking_lot::Mutex;
 
 use crate::Collected;
-use crate::name::{Algorithm, Digest};
+use crate::name::{Algorithm, Digest, Hashing};
 use crate::upload::leave_free;
+
+/// Bytes read at a time of what is hashed.
+const HASHED_BYTES: usize = 256 << 10;
 
 /// The files of a registry.
 pub struct Store {
@@ -49,6 +52,49 @@ impl Store {
     /// The length of a content, if it is there.
     pub fn size(&self, digest: &Digest) -> io::Result<Option<u64>> {
         absent(fs::metadata(self.path(digest))).map(|metadata| metadata.map(|metadata| metadata.len()))
+    }
+
+    /// Whether a content that is there is what its digest says; `None` where none is. One that is not, or that the disk does not give
+    /// any more, is set aside in `damaged`, and is there no longer: the next push, or another server, brings it.
+    pub fn is_sound(&self, digest: &Digest) -> io::Result<Option<bool>> {
+        let path = self.path(digest);
+        let Some(mut file) = absent(File::open(&path))? else { return Ok(None) };
+        let why = match hash(&mut file, digest.algorithm()) {
+            Ok(is) if is == *digest => return Ok(Some(true)),
+            Ok(_) => "it is not what its digest says".to_owned(),
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => error.to_string(),
+            Err(error) => return Err(error),
+        };
+        let _changing = self.changes.lock();
+        // Another one may have taken its place meanwhile.
+        let there = absent(fs::metadata(&path))?;
+        if there.is_some_and(|there| file.metadata().is_ok_and(|read| read.ino() == there.ino())) {
+            let aside = self.aside(digest);
+            make_dirs(&self.dir.join("damaged"))?;
+            fs::rename(&path, &aside)?;
+            // It goes some time after this; earlier where the disk does not even take that.
+            let _ = file.set_modified(SystemTime::now());
+            let aside = aside.display();
+            tracing::warn!(%digest, why, %aside, "a content of an image is damaged on this disk and set aside: it comes from another server, or with the next push");
+        }
+        Ok(Some(false))
+    }
+
+    /// Where what is damaged of a content lies.
+    fn aside(&self, digest: &Digest) -> PathBuf {
+        self.dir.join("damaged").join(digest.hex())
+    }
+
+    /// The contents that are there.
+    pub fn all(&self) -> io::Result<Vec<Digest>> {
+        let mut all = Vec::new();
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let blobs = self.blobs(algorithm);
+            for start in list(&blobs)? {
+                all.extend(list(&blobs.join(start))?.iter().filter_map(|hex| Digest::from_hex(hex)));
+            }
+        }
+        Ok(all)
     }
 
     /// The bytes of a content that is there and small.
@@ -96,7 +142,9 @@ impl Store {
         let parent = to.parent().expect("a content lies in a directory");
         make_dirs(parent)?;
         fs::rename(from, &to)?;
-        File::open(parent)?.sync_all()
+        File::open(parent)?.sync_all()?;
+        // What was damaged of it is of no more use.
+        absent(fs::remove_file(self.aside(digest))).map(drop)
     }
 
     /// From here on no file goes, until this was [let go](Store::let_go) as often.
@@ -113,6 +161,12 @@ impl Store {
     /// Removes the contents that are not in `named` and that nobody touched for `age`.
     pub fn collect_garbage(&self, named: &HashSet<Digest>, age: Duration) -> io::Result<Collected> {
         let mut collected = Collected::default();
+        let damaged = self.dir.join("damaged");
+        for name in list(&damaged)? {
+            if is_older(&damaged.join(&name), age) {
+                absent(fs::remove_file(damaged.join(&name)))?;
+            }
+        }
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
             let blobs = self.blobs(algorithm);
             for start in list(&blobs)? {
@@ -136,6 +190,16 @@ impl Store {
             }
         }
         Ok(collected)
+    }
+}
+
+fn hash(file: &mut File, algorithm: Algorithm) -> io::Result<Digest> {
+    let (mut hashing, mut piece) = (Hashing::new(algorithm), vec![0; HASHED_BYTES]);
+    loop {
+        match file.read(&mut piece)? {
+            0 => return Ok(hashing.finish()),
+            read => hashing.update(&piece[..read]),
+        }
     }
 }
 

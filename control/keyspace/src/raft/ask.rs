@@ -52,6 +52,9 @@ pub enum Ask {
         /// Of which records.
         of: Renewed,
     },
+    /// Which process answers, and whether its disk has room: two with one member's data answer differently. Anybody is asked,
+    /// leader or not.
+    Process,
 }
 
 /// Of which records newer contents are asked for.
@@ -90,6 +93,13 @@ pub enum Told {
     Changed,
     /// To [`Ask::Renewed`], and without any to [`Ask::Renew`].
     Renewed(Vec<Arc<Record>>),
+    /// To [`Ask::Process`].
+    Process {
+        /// Which.
+        process: u64,
+        /// Whether its disk takes writes.
+        has_room: bool,
+    },
 }
 
 /// Why a leader did not do it.
@@ -137,7 +147,7 @@ impl Member {
     }
 
     async fn forward(&self, leader: MemberId, address: &str, ask: Ask) -> Result<Told, Refusal> {
-        let repeatable = matches!(ask, Ask::ReadIndex | Ask::Renew(_) | Ask::Renewed { .. });
+        let repeatable = matches!(ask, Ask::ReadIndex | Ask::Renew(_) | Ask::Renewed { .. } | Ask::Process);
         let answer = self.transport().call(leader, address, Call::Ask(ask));
         let answer = match repeatable {
             // Asking twice does no harm.
@@ -155,7 +165,8 @@ impl Member {
         };
         match answer {
             Ok(Answer::Told(told)) => {
-                if matches!(told, Err(Refusal::Removed(_))) {
+                // Or whoever has its announcement passed on by this one.
+                if matches!(told, Err(Refusal::Removed(removed)) if removed == self.id()) {
                     self.note_removed();
                 }
                 told
@@ -180,6 +191,22 @@ impl Member {
         tokio::time::sleep(REPLACED).await;
     }
 
+    /// Does what the member `from` asks, if this one leads. Its own announcement is passed on to whoever leads: a member that comes
+    /// back at another address may reach nobody but this one, and the leader looks for it where it was. Once: what was passed on is
+    /// not the announcement of whoever passes it on.
+    pub async fn serve_for(self: &Arc<Self>, from: MemberId, ask: Ask) -> Result<Told, Refusal> {
+        let told = self.serve(ask.clone()).await;
+        match (&ask, &told) {
+            (Ask::Change(Change::Announce { member, .. }), Err(Refusal::NotLeader(Some(leader))))
+                if *member == from && ![self.id(), from].contains(leader) =>
+            {
+                let Some(address) = self.address_of(*leader) else { return told };
+                self.forward(*leader, &address, ask).await
+            }
+            _ => told,
+        }
+    }
+
     /// Does it here, if this member leads.
     pub async fn serve(self: &Arc<Self>, ask: Ask) -> Result<Told, Refusal> {
         match ask {
@@ -188,6 +215,7 @@ impl Member {
             Ask::Change(change) => self.change(change).await.map(|()| Told::Changed),
             Ask::Renew(renewal) => self.renew(&renewal),
             Ask::Renewed { collection, of } => self.renewed(&collection, &of),
+            Ask::Process => Ok(Told::Process { process: self.process(), has_room: self.has_room() }),
         }
     }
 

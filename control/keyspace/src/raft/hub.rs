@@ -18,6 +18,8 @@ pub struct Hub(Arc<Mutex<Connections>>);
 struct Connections {
     members: HashMap<MemberId, Weak<Member>>,
     alone: HashSet<MemberId>,
+    /// Pairs that do not reach each other, the lower number first.
+    cut: HashSet<(MemberId, MemberId)>,
 }
 
 impl Hub {
@@ -36,6 +38,11 @@ impl Hub {
         }
     }
 
+    /// Cuts the connection between two members, which reach all others still.
+    pub fn cut(&self, one: MemberId, other: MemberId) {
+        self.0.lock().cut.insert((one.min(other), one.max(other)));
+    }
+
     /// How `from` reaches the others.
     pub(crate) fn transport(&self, from: MemberId) -> Arc<dyn Transport> {
         Arc::new(Link { from, hub: self.clone() })
@@ -48,7 +55,8 @@ impl Hub {
 
     fn find(&self, from: MemberId, to: MemberId) -> Option<Arc<Member>> {
         let connections = self.0.lock();
-        if connections.alone.contains(&from) || connections.alone.contains(&to) {
+        let pair = (from.min(to), from.max(to));
+        if connections.alone.contains(&from) || connections.alone.contains(&to) || connections.cut.contains(&pair) {
             return None;
         }
         connections.members.get(&to)?.upgrade()

@@ -41,10 +41,10 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::Member;
-use super::ask::Ask;
+use super::ask::{Ask, Told};
 use super::greetings::{Bounds, Greeting, Greetings};
 use super::members::removed;
-use super::network::{Answer, Call, Part, Transport, TransportError, answer};
+use super::network::{Answer, Answering, Call, Part, Transport, TransportError, answer};
 use super::places::{Place, Places};
 use super::types::{MemberId, Transaction};
 use super::wire::{self, Incoming, IncomingPart};
@@ -161,7 +161,9 @@ impl Transport for Links {
             Call::Append(request) if !request.entries.is_empty() => Class::Log,
             Call::Append(_) | Call::Vote(_) | Call::PreVote(_) | Call::Transfer(_) => Class::Control,
             Call::Ask(Ask::Write(_)) => Class::Writes,
-            Call::Ask(Ask::ReadIndex | Ask::Renew(_) | Ask::Renewed { .. } | Ask::Change(_)) => Class::Questions,
+            Call::Ask(Ask::ReadIndex | Ask::Renew(_) | Ask::Renewed { .. } | Ask::Change(_) | Ask::Process) => {
+                Class::Questions
+            }
             Call::Snapshot { .. } => {
                 return Box::pin(async move { links.0.dialer.send_snapshot(to, &address, call).await });
             }
@@ -188,6 +190,24 @@ impl Transport for Links {
         Box::pin(async move {
             let stream = links.0.dialer.dial(STREAM_MAGIC, to, &address).await?;
             Ok(Box::new(stream) as PeerStream)
+        })
+    }
+
+    fn process(&self, to: MemberId, address: &str) -> BoxFuture<'static, Answering> {
+        let (links, address) = (self.clone(), address.to_owned());
+        Box::pin(async move {
+            // Not over the link, which is where the member is known to be.
+            let asked = async {
+                let mut stream = links.0.dialer.dial(MAGIC, to, &address).await?;
+                write_frame(&mut stream, 1, &wire::call(&Call::Ask(Ask::Process))).await?;
+                stream.flush().await?;
+                timed(read_frame(&mut stream)).await
+            };
+            match asked.await.map(|(_, answer)| wire::incoming_answer(&answer, to, None)) {
+                Ok(Ok(Answer::Told(Ok(Told::Process { process, .. })))) => Answering::Process(process),
+                Ok(_) => Answering::Unnamed,
+                Err(_) => Answering::Nobody,
+            }
         })
     }
 }
@@ -768,7 +788,7 @@ mod tests {
 
     use super::*;
     use crate::host::Host;
-    use crate::raft::{Refusal, Told};
+    use crate::raft::{Change, Refusal};
     use crate::simulation::{SIZES, SimDisk, until};
     use crate::{Begin, Config, Formats, Guard, Key, Keyspace, MemberStatus, Op, Peers, Role, Value};
 
@@ -871,7 +891,7 @@ mod tests {
         // Removed: it has nothing to say any more, on a connection that it has as on a new one.
         let tls = named(&authority, 2);
         let links = Links::new(own, 2, &tls);
-        let announce = crate::raft::Change::Announce { member: 2, address: "127.0.0.1:1".into() };
+        let announce = Change::Announce { member: 2, address: "127.0.0.1:1".into() };
         let told = links.call(1, &address, Call::Ask(Ask::Change(announce))).await.unwrap();
         assert!(matches!(told, Answer::Told(Ok(Told::Changed))), "{told:?}");
         keyspace.remove([2].into()).await.unwrap();
@@ -947,6 +967,107 @@ mod tests {
         let tls = authority.tls(&prepared.cluster().certificate_name(prepared.member()));
         let streams = mpsc::channel(1).0;
         prepared.start(Some(Peers { listener, address, tls, streams })).await.unwrap()
+    }
+
+    /// The member in `dir`, at a port of its own, and where that is.
+    async fn member_in(authority: &Authority, dir: &std::path::Path, begin: Begin) -> (Keyspace, String) {
+        let prepared = Keyspace::prepare(Config { begin, ..Config::new(dir) }).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let tls = authority.tls(&prepared.cluster().certificate_name(prepared.member()));
+        let peers = Peers { listener, address: address.clone(), tls, streams: mpsc::channel(1).0 };
+        (prepared.start(Some(peers)).await.unwrap(), address)
+    }
+
+    /// Three voters in directories of their own, and where they are.
+    async fn three_in(authority: &Authority, dirs: &[tempfile::TempDir; 3]) -> Vec<(Keyspace, String)> {
+        let mut members = vec![member_in(authority, dirs[0].path(), Begin::Found).await];
+        for (dir, name) in dirs[1..].iter().zip(["second", "third"]) {
+            let admitted = async || members[0].0.admit(name, Formats::OWN).await.ok();
+            let admission = until("it has an address", admitted).await;
+            members.push(member_in(authority, dir.path(), Begin::Join(admission)).await);
+        }
+        let is_voter = |member: &MemberStatus| member.role == Role::Voter;
+        let voters = async || (members[2].0.members().iter().filter(|m| is_voter(m)).count() == 3).then_some(());
+        until("three voters", voters).await;
+        members
+    }
+
+    /// Two of three come back elsewhere. Only one of those two can be elected, for the third reaches neither; and the other one
+    /// knows the address of nobody but the third.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_comes_back_elsewhere_is_found_through_one_that_does_not_lead() {
+        let authority = Authority::new();
+        let dirs = [(); 3].map(|()| tempfile::tempdir().unwrap());
+        let mut members = three_in(&authority, &dirs).await.into_iter();
+        let (first, _) = members.next().unwrap();
+        until("another leads", async || first.hand_over().await.then_some(())).await;
+        for (member, _) in members {
+            member.abandon().await;
+        }
+        let mut moved = Vec::new();
+        for dir in &dirs[1..] {
+            moved.push(member_in(&authority, dir.path(), Begin::Resume).await);
+        }
+        for (member, address) in &moved {
+            until("it has caught up", async || member.barrier().await.ok()).await;
+            let known = async || first.members().iter().any(|known| known.address == *address).then_some(());
+            until("it is known where it is", known).await;
+        }
+        for (member, _) in moved {
+            member.shutdown().await;
+        }
+        first.shutdown().await;
+    }
+
+    fn copy_dir(from: &std::path::Path, to: &std::path::Path) {
+        for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+            let to = to.join(entry.file_name());
+            if entry.file_type().unwrap().is_dir() {
+                std::fs::create_dir(&to).unwrap();
+                copy_dir(&entry.path(), &to);
+            } else {
+                std::fs::copy(entry.path(), to).unwrap();
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_old_copy_of_a_member_does_not_take_its_address_while_it_runs() {
+        let authority = Authority::new();
+        let dirs = [(); 3].map(|()| tempfile::tempdir().unwrap());
+        let mut members = three_in(&authority, &dirs).await;
+        let (third, before) = members.pop().unwrap();
+        let cluster = third.cluster();
+        third.abandon().await;
+        let copied = tempfile::tempdir().unwrap();
+        copy_dir(dirs[2].path(), copied.path());
+        // Where it was, nobody answers: it may move.
+        let (third, address) = member_in(&authority, dirs[2].path(), Begin::Resume).await;
+        let (first, first_address) = &members[0];
+        let is_known = |address: &str| first.members()[2].address == *address;
+        until("it is known where it is", async || is_known(&address).then_some(())).await;
+        assert_ne!(before, address);
+        let (copy, copy_address) = member_in(&authority, copied.path(), Begin::Resume).await;
+        let links = Links::new(cluster, 3, &authority.tls(&cluster.certificate_name(3)));
+        let announce = |address: &str| {
+            let announce = Change::Announce { member: 3, address: address.to_owned() };
+            links.call(1, first_address, Call::Ask(Ask::Change(announce)))
+        };
+        // Where nobody answers at all is nowhere either.
+        for (elsewhere, why) in [(&*copy_address, "another process"), ("127.0.0.1:1", "does not reach it")] {
+            let told = announce(elsewhere).await.unwrap();
+            let Answer::Told(Err(Refusal::Refused(refused))) = &told else { panic!("{told:?}") };
+            assert!(refused.contains(why) && refused.contains(&address), "{refused}");
+        }
+        assert!(is_known(&address));
+        assert!(matches!(announce(&address).await, Ok(Answer::Told(Ok(Told::Changed)))));
+        copy.abandon().await;
+        third.barrier().await.unwrap();
+        third.shutdown().await;
+        for (member, _) in members.into_iter().rev() {
+            member.shutdown().await;
+        }
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -1048,6 +1169,36 @@ mod tests {
         disk.set_capacity(u64::MAX);
         until("it has everything", async || (third.revision() >= done.revision).then_some(())).await;
         for keyspace in [third, second, first] {
+            timeout(Duration::from_secs(30), keyspace.shutdown()).await.expect("it ends");
+        }
+    }
+
+    /// Whoever leads with a full disk would refuse all writes, although a majority has room.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_leader_whose_disk_is_full_hands_over_to_one_that_has_room() {
+        let (authority, disk) = (Authority::new(), SimDisk::new(1));
+        let first = member_on(&authority, 1, Begin::Found, &disk, None).await;
+        let mut others = Vec::new();
+        for seed in [2, 3] {
+            let admission = until("it has an address", async || first.admit("another", Formats::OWN).await.ok()).await;
+            others.push(member(&authority, seed, Begin::Join(admission)).await);
+        }
+        let voters = |members: &[MemberStatus]| members.iter().filter(|member| member.role == Role::Voter).count();
+        until("three voters", async || (voters(&others[1].members()) == 3).then_some(())).await;
+        assert_eq!(others[0].status().leader, Some(1));
+        let has_next_file = || first.0.member.log().space().unwrap().ready;
+        until("it has the next file", async || has_next_file().then_some(())).await;
+        disk.set_capacity(disk.used());
+        let write = async || others[0].transact(put(format!("k{}", others[0].revision()), 900)).await;
+        until("another leads", async || {
+            // Some are refused before.
+            let _ = write().await;
+            others[0].status().leader.filter(|leader| *leader != 1)
+        })
+        .await;
+        assert!(first.0.member.is_short_of_space() && others[0].0.member.has_room());
+        until("writes go on", async || write().await.ok()).await;
+        for keyspace in others.into_iter().chain([first]) {
             timeout(Duration::from_secs(30), keyspace.shutdown()).await.expect("it ends");
         }
     }
@@ -1193,6 +1344,7 @@ mod tests {
                             Ask::ReadIndex => Told::ReadIndex(crate::Revision::new(7)),
                             Ask::Change(_) => Told::Changed,
                             Ask::Renew(_) | Ask::Renewed { .. } => Told::Renewed(Vec::new()),
+                            Ask::Process => Told::Process { process: 1, has_room: true },
                         };
                         let answer = wire::answer(&Ok(Answer::Told(Ok(told))));
                         write_frame(&mut write, number, &answer).await.unwrap();

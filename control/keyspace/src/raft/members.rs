@@ -20,7 +20,8 @@ use openraft::errors::{ClientWriteError, RaftError};
 use openraft::{BasicNode, ChangeMembers, Instant, ServerState};
 
 use super::Member;
-use super::ask::{Change, Refusal, Told};
+use super::ask::{Ask, Change, Refusal, Told};
+use super::network::{Answer, Answering, Call};
 use super::types::{MemberId, Transaction, TypeConfig};
 use crate::formats;
 use crate::group::{self, Lead, MemberStatus, Number, Role};
@@ -37,6 +38,8 @@ pub const ALONE_AFTER: Duration = Duration::from_secs(5);
 
 /// A learner that lacks no more entries than this has caught up.
 const BEHIND_MAX: u64 = 256;
+/// How long whoever is asked which process it is may take.
+const PROCESS_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a leader waits for the one that it hands over to.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -265,7 +268,8 @@ impl Member {
         let number = group::number(&self.machine().state.read(), member);
         match self.address_of(member) {
             Some(known) if known == address => Ok(()),
-            Some(_) => {
+            Some(known) => {
+                self.check_moved(member, &known, &address).await?;
                 let node = BTreeMap::from([(member, BasicNode::new(address))]);
                 self.change_members(ChangeMembers::SetNodes(node)).await
             }
@@ -279,6 +283,32 @@ impl Member {
                 Number::Unknown => Err(Refusal::NotLeader(None)),
             },
         }
+    }
+
+    /// Refuses that `member` moves from `known` to `address` while another process answers as that member where it was: an old copy
+    /// of its directory would take its place, vote again where it has voted, and both would go on. Whoever has two addresses is one.
+    async fn check_moved(&self, member: MemberId, known: &str, address: &str) -> Result<(), Refusal> {
+        let asked = async |address: &str| {
+            let asked = self.transport().process(member, address);
+            tokio::time::timeout(PROCESS_TIMEOUT, asked).await.unwrap_or(Answering::Nobody)
+        };
+        let here =
+            async { if member == self.id() { Answering::Process(self.process()) } else { asked(address).await } };
+        let why = match tokio::join!(asked(known), here) {
+            (Answering::Process(old), Answering::Process(new)) if old != new => format!(
+                "another process uses this member's data at {known}: one of the two has an old copy of it; stop that one, and \
+                 delete its directory"
+            ),
+            (Answering::Process(_), Answering::Nobody) => {
+                format!("the leader reaches this member at {known}, and does not reach it at {address}")
+            }
+            // A version that does not say it moves as it always did.
+            _ => return Ok(()),
+        };
+        if self.is_doubled_anew(member, address) {
+            tracing::warn!(member, known, address, why, "a member that says that it has moved is not taken for it");
+        }
+        Err(Refusal::Refused(why))
     }
 
     /// Removes members, and numbers that were admitted and did not come.
@@ -354,6 +384,41 @@ impl Member {
                 Err(error) => tracing::warn!(?error, "finish a change of the group; it is tried again"),
             }
         });
+    }
+
+    /// Has a voter lead that is in step and has room, while this member leads and its disk has none: it would refuse what the others
+    /// could take. In a task of its own, as [`Member::tend`].
+    pub fn make_room(self: &Arc<Self>) {
+        if !self.is_short_of_space() {
+            return;
+        }
+        let Ok(one) = self.changing().clone().try_lock_owned() else { return };
+        let member = self.clone();
+        tokio::spawn(async move {
+            let _one = one;
+            if let Some(successor) = member.one_with_room().await {
+                tracing::warn!(
+                    successor,
+                    "the disk of this server is full, and another one's is not: that one is to lead"
+                );
+                member.transfer(successor).await;
+            }
+        });
+    }
+
+    /// A voter that could lead and says that it has room; a version that does not say it is not taken for one.
+    async fn one_with_room(&self) -> Option<MemberId> {
+        let view = self.view();
+        let others = view.voters.iter().filter(|member| **member != view.leader && view.up.contains(member));
+        for member in others.filter(|member| view.caught_up.contains(member)) {
+            let Some(address) = self.address_of(*member) else { continue };
+            let asked = self.transport().call(*member, &address, Call::Ask(Ask::Process));
+            let told = tokio::time::timeout(PROCESS_TIMEOUT, asked).await;
+            if let Ok(Ok(Answer::Told(Ok(Told::Process { has_room: true, .. })))) = told {
+                return Some(*member);
+            }
+        }
+        None
     }
 
     /// Makes voters of learners that are ready, if that gives an odd number.

@@ -43,7 +43,7 @@ pub use types::{MemberId, Transaction};
 
 use self::log::{Log, Unstarted};
 use self::machine::Applier;
-use self::network::{Network, Raft};
+use self::network::{Heard, Network, Raft};
 use crate::NoRoom;
 use crate::checkpoint::{self, Checkpoint};
 use crate::dir::{Dir, DirError, Owner};
@@ -60,6 +60,9 @@ const PROPOSALS_QUEUED: u64 = 8192;
 const KEEP_BYTES: usize = 2 << 20;
 /// How long a sole voter may take to lead itself when it starts; a disk that hangs is what exceeds it.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How often an operator is told that two processes have one member's data.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
 
 /// A write of at most so many bytes that adds no record may use the space that is kept when the disk is full: leases and
 /// states go on for some time, and what is being deleted in grace can go.
@@ -139,8 +142,12 @@ pub struct Member {
     changing: Arc<tokio::sync::Mutex<()>>,
     /// When a leader was last heard of.
     heard: Mutex<Instant>,
-    /// When each other member last called.
-    called: Mutex<BTreeMap<MemberId, Instant>>,
+    /// When each other member was last heard of.
+    called: Heard,
+    /// Tells this process from another one with the same data.
+    process: u64,
+    /// Whose other process was told of last, where that is, and when.
+    doubled: Mutex<Option<(MemberId, String, Instant)>>,
     /// Whether another member has said that this one was removed.
     removed: watch::Sender<bool>,
     /// Says that the checkpoint's disk broke.
@@ -208,9 +215,10 @@ impl Member {
         };
         let config = Arc::new(config.validate().map_err(io::Error::other)?);
         let applier = Applier(machine.clone());
-        let network = Network(transport.clone(), machine.clone());
+        let called = Heard::default();
+        let network = Network(transport.clone(), machine.clone(), called.clone());
         let raft = Raft::new(id, config, network, log.clone(), applier).await.map_err(io::Error::other)?;
-        let founds = owner.founder;
+        let (founds, process) = (owner.founder, host.random());
         let member = Member {
             owner,
             raft,
@@ -222,7 +230,9 @@ impl Member {
             stored_max,
             changing: Arc::default(),
             heard: Mutex::new(host::now()),
-            called: Mutex::default(),
+            called,
+            process,
+            doubled: Mutex::default(),
             removed: watch::Sender::new(false),
             broken: Notify::new(),
         };
@@ -289,12 +299,30 @@ impl Member {
         *self.heard.lock() = host::now();
     }
 
-    /// Notes that another member has called.
-    fn hear_from(&self, member: MemberId) {
+    /// Tells this process from another one with the same data.
+    pub fn process(&self) -> u64 {
+        self.process
+    }
+
+    /// Whether it is to be told again that there is another process of `member`, which is at `address`.
+    fn is_doubled_anew(&self, member: MemberId, address: &str) -> bool {
+        let mut doubled = self.doubled.lock();
+        let is_known = |(told, at, when): &(MemberId, String, Instant)| {
+            (*told, &**at) == (member, address) && when.elapsed() < TELL_AGAIN
+        };
+        if doubled.as_ref().is_some_and(is_known) {
+            return false;
+        }
+        *doubled = Some((member, address.to_owned(), host::now()));
+        true
+    }
+
+    /// Notes that another member has called, or answered.
+    pub fn hear_from(&self, member: MemberId) {
         self.called.lock().insert(member, host::now());
     }
 
-    /// How long ago `member` last called. Only while nobody leads do all call all.
+    /// How long ago `member` last called or answered: whoever knows of no leader asks all again and again.
     fn called_ago(&self, member: MemberId) -> Option<Duration> {
         self.called.lock().get(&member).map(Instant::elapsed)
     }
@@ -392,6 +420,11 @@ impl Member {
     /// Whether writes are refused for lack of space, or will be soon.
     pub fn is_short_of_space(&self) -> bool {
         self.log.is_short_of_space()
+    }
+
+    /// Whether its disk takes what a leader's has to.
+    pub fn has_room(&self) -> bool {
+        !self.is_short_of_space() && self.free() >= crate::FREE_LOW
     }
 
     /// Whether the log should be cut by a checkpoint.

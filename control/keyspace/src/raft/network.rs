@@ -3,11 +3,12 @@
 //! openraft's calls become a [`Call`] that a [`Transport`] takes to another member, where [`answer`] hands it to that
 //! member's Raft. A cluster of one has the transport that reaches nobody.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -18,6 +19,7 @@ use openraft::raft::{
     VoteRequest, VoteResponse,
 };
 use openraft::{BasicNode, OptionalSend, RaftNetworkFactory, RaftNetworkV2, Snapshot};
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::Member;
@@ -28,6 +30,7 @@ use super::members::removed;
 use super::snapshot::{Parts, Receiving, SnapshotData};
 use super::types::{LeaderId, MemberId, SnapshotMeta, TypeConfig, Vote};
 use crate::group::{self, Number};
+use crate::host;
 
 /// This member's Raft.
 pub type Raft = openraft::Raft<TypeConfig, Applier>;
@@ -114,6 +117,22 @@ pub trait Transport: Send + Sync + 'static {
             io::Error::new(io::ErrorKind::Unsupported, format!("there are no streams to member {to} at {address:?}"));
         Box::pin(std::future::ready(Err(error)))
     }
+
+    /// Who answers as the member `to` at `address`, asked on a connection of its own; where this transport knows addresses.
+    fn process(&self, _to: MemberId, _address: &str) -> BoxFuture<'static, Answering> {
+        Box::pin(std::future::ready(Answering::Nobody))
+    }
+}
+
+/// Who answers as a member at an address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Answering {
+    /// Nobody, or another one.
+    Nobody,
+    /// One of a version that does not say which process it is.
+    Unnamed,
+    /// This process.
+    Process(u64),
 }
 
 /// The transport of a cluster of one.
@@ -159,7 +178,7 @@ pub async fn answer(member: &Arc<Member>, from: MemberId, call: Call) -> Result<
         Call::Transfer(request) => {
             Answer::Transfer(raft.handle_transfer_leader(request).await.map_err(|e| failed(e.to_string()))?)
         }
-        Call::Ask(ask) => Answer::Told(member.serve(ask).await),
+        Call::Ask(ask) => Answer::Told(member.serve_for(from, ask).await),
         Call::Snapshot { vote, meta, parts } => {
             let (dir, of) = (member.parts_dir(), member.clone());
             let has_room = move |bytes| match of.has_room_for_snapshot(bytes) {
@@ -200,14 +219,18 @@ fn receive(
     }
 }
 
+/// When each other member was last heard of: it called, or answered.
+pub type Heard = Arc<Mutex<BTreeMap<MemberId, Instant>>>;
+
 /// Makes a [`Peer`] for each other member.
-pub struct Network(pub Arc<dyn Transport>, pub Arc<Machine>);
+pub struct Network(pub Arc<dyn Transport>, pub Arc<Machine>, pub Heard);
 
 impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Peer;
 
     async fn new_client(&mut self, target: MemberId, node: &BasicNode) -> Peer {
-        Peer { to: target, address: node.addr.clone(), transport: self.0.clone(), machine: self.1.clone() }
+        let (transport, machine, heard) = (self.0.clone(), self.1.clone(), self.2.clone());
+        Peer { to: target, address: node.addr.clone(), transport, machine, heard }
     }
 }
 
@@ -218,6 +241,7 @@ pub struct Peer {
     address: String,
     transport: Arc<dyn Transport>,
     machine: Arc<Machine>,
+    heard: Heard,
 }
 
 impl Peer {
@@ -234,7 +258,10 @@ impl Peer {
         let deadline = option.soft_ttl() + Duration::from_millis(bytes * 1000 / LINK_BYTES_PER_SECOND);
         let call = self.transport.call(self.to, &self.address(), call);
         match tokio::time::timeout(deadline, call).await {
-            Ok(Ok(answer)) => Ok(answer),
+            Ok(Ok(answer)) => {
+                self.heard.lock().insert(self.to, host::now());
+                Ok(answer)
+            }
             Ok(Err(error @ TransportError::Unreachable(_))) => Err(Unreachable::new(&error).into()),
             Ok(Err(error @ TransportError::Failed { .. })) => Err(NetworkError::new(&error).into()),
             Err(elapsed) => Err(NetworkError::new(&elapsed).into()),

@@ -79,6 +79,7 @@ enum WireCall<'a> {
         collection: &'a str,
         name: &'a str,
     },
+    Process,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -138,6 +139,10 @@ enum WireAnswer<'a> {
     Failed(&'a str),
     Renewed(#[serde(borrow)] Blob<'a>),
     Removed(MemberId),
+    Process {
+        process: u64,
+        has_room: bool,
+    },
 }
 
 /// A call that came, a snapshot's without its parts.
@@ -177,6 +182,7 @@ pub fn call(call: &Call) -> Vec<u8> {
             (WireCall::Write(ops), transaction.size() + 64)
         }
         Call::Ask(Ask::ReadIndex) => (WireCall::ReadIndex, 1),
+        Call::Ask(Ask::Process) => (WireCall::Process, 1),
         Call::Ask(Ask::Change(Change::Announce { member, address })) => {
             (WireCall::Announce { member: *member, address }, address.len() + 16)
         }
@@ -226,6 +232,7 @@ pub fn incoming(bytes: &Bytes) -> io::Result<Incoming> {
             Call::Ask(Ask::Write(Transaction::new(ops)))
         }
         WireCall::ReadIndex => Call::Ask(Ask::ReadIndex),
+        WireCall::Process => Call::Ask(Ask::Process),
         WireCall::Announce { member, address } => {
             Call::Ask(Ask::Change(Change::Announce { member, address: address.to_owned() }))
         }
@@ -325,6 +332,9 @@ pub fn answer(answer: &Result<Answer, TransportError>) -> Vec<u8> {
             }
             Told::ReadIndex(revision) => small(WireAnswer::ReadIndex(revision.get())),
             Told::Changed => small(WireAnswer::Changed),
+            Told::Process { process, has_room } => {
+                small(WireAnswer::Process { process: *process, has_room: *has_room })
+            }
             Told::Renewed(records) => {
                 let records = codec::encode_records(records.iter().map(|record| &**record));
                 encode(&WireAnswer::Renewed(Blob(&records)), records.len() + 16)
@@ -395,6 +405,7 @@ pub fn incoming_answer(bytes: &[u8], member: MemberId, asked: Option<&Transactio
         WireAnswer::Refused(why) => refused(Refusal::Refused(why.to_owned())),
         WireAnswer::Failed(why) => return Err(failed(why.to_owned())),
         WireAnswer::Removed(member) => refused(Refusal::Removed(member)),
+        WireAnswer::Process { process, has_room } => told(Told::Process { process, has_room }),
     })
 }
 
@@ -490,6 +501,7 @@ mod tests {
             Call::Ask(Ask::Renewed { collection: "things".into(), of: Renewed::Named("a".into()) }),
             Call::Ask(Ask::Renewed { collection: "things".into(), of: Renewed::All }),
             Call::Ask(Ask::Renewed { collection: "things".into(), of: Renewed::After("a".into()) }),
+            Call::Ask(Ask::Process),
         ]
     }
 
@@ -531,6 +543,7 @@ mod tests {
             Answer::Told(Err(Refusal::Refused("no".into()))),
             Answer::Told(Ok(Told::Renewed(vec![record("a", "{}")]))),
             Answer::Told(Err(Refusal::Removed(4))),
+            Answer::Told(Ok(Told::Process { process: u64::MAX, has_room: true })),
         ];
         let contents = |answer: &Answer| match answer {
             Answer::Told(Ok(Told::Written(_, Ok(committed)))) => {
@@ -552,7 +565,7 @@ mod tests {
         fn any_bytes_are_read_or_refused(
             bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200),
             at in proptest::prelude::any::<proptest::sample::Index>(),
-            which in 0..12_usize,
+            which in 0..13_usize,
         ) {
             let asked = transaction();
             let bytes = Bytes::from(bytes);

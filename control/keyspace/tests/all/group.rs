@@ -206,6 +206,23 @@ async fn a_leader_that_is_cut_off_confirms_nothing_and_is_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_answers_is_not_called_missing_by_whom_the_leader_does_not_reach() {
+    let group = Group::three().await;
+    let leader = group.members[group.leader_among(&[0, 1, 2]).await].member();
+    let [cut, other] = [1, 2, 3].into_iter().filter(|member| *member != leader).collect::<Vec<u64>>()[..] else {
+        panic!("two follow")
+    };
+    group.hub.cut(leader, cut);
+    let member = group.members.iter().find(|member| member.member() == cut).unwrap();
+    let heard = |of: u64| member.members().into_iter().find(|known| known.member == of)?.heard;
+    let silent = Duration::from_secs(6);
+    until("the leader is missed", async || heard(leader).filter(|heard| *heard > silent)).await;
+    // It follows a leader, and calls nobody.
+    assert!(heard(other).is_some_and(|heard| heard < silent / 2), "{:?}", heard(other));
+    group.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_was_asked_of_a_leader_that_was_replaced_is_given_up_before_its_time() {
     let group = Group::three().await;
     let (written, over) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));

@@ -167,6 +167,55 @@ async fn a_blob_is_what_its_digest_says_or_nothing() {
 }
 
 #[tokio::test]
+async fn what_is_damaged_on_the_disk_is_not_given_and_comes_with_the_next_push() {
+    let server = Server::start();
+    let content: &[u8] = b"a content that a disk spoils";
+    let image = push_image(&server, "a", "v1", b"a content that a disk spoils").await;
+    let (blob, manifest) = (digest(content), format!("/v2/a/manifests/{image}"));
+    let path = format!("/v2/a/blobs/{blob}");
+    let place = |digest: &str| {
+        let hex = digest.strip_prefix("sha256:").unwrap();
+        server.dir.path().join("blobs/sha256").join(&hex[..2]).join(hex)
+    };
+    let damage = |digest: &str| {
+        let mut bytes = std::fs::read(place(digest)).unwrap();
+        bytes[3] ^= 1;
+        std::fs::write(place(digest), bytes).unwrap();
+    };
+    let aside = || std::fs::read_dir(server.dir.path().join("damaged")).map_or(0, Iterator::count);
+    // Whoever pushes asks first what is here.
+    damage(&blob);
+    assert_eq!(send(&server, Method::HEAD, &path, &[], "").await.status, StatusCode::NOT_FOUND);
+    assert_eq!((place(&blob).exists(), aside()), (false, 1));
+    push_blob(&server, "a", b"a content that a disk spoils").await;
+    assert_eq!((get(&server, &path).await.body.as_ref(), aside()), (content, 0));
+    // Whoever reads all of it gets no wrong end of it, and nobody after it any of it.
+    damage(&blob);
+    let request = Request::get(&path).body(Body::empty()).unwrap();
+    let answer = server.router.clone().oneshot(request).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::OK);
+    assert!(answer.into_body().collect().await.is_err());
+    assert_eq!(get(&server, &path).await.code(), "BLOB_UNKNOWN");
+    push_blob(&server, "a", b"a content that a disk spoils").await;
+    // What is damaged is mounted nowhere.
+    damage(&blob);
+    let mount = format!("/v2/b/blobs/uploads/?mount={blob}&from=a");
+    assert_eq!(send(&server, Method::POST, &mount, &[], "").await.status, StatusCode::ACCEPTED);
+    push_blob(&server, "a", b"a content that a disk spoils").await;
+    assert_eq!(send(&server, Method::POST, &mount, &[], "").await.status, StatusCode::CREATED);
+    damage(&image);
+    assert_eq!(get(&server, &manifest).await.status, StatusCode::NOT_FOUND);
+    assert_eq!(server.registry.lacking().await.unwrap(), [format!("a ({image})")]);
+    // Nobody asked for this one; a copy of everything looks.
+    damage(&blob);
+    server.registry.check_contents().await.unwrap();
+    assert!(!place(&blob).exists());
+    assert_eq!(aside(), 2);
+    server.registry.collect_garbage(Duration::ZERO).await.unwrap();
+    assert_eq!(aside(), 0);
+}
+
+#[tokio::test]
 async fn limits_hold() {
     let server = Server::with(|config| {
         config.blob_bytes_max = 10;

@@ -363,6 +363,33 @@ async fn what_is_not_what_its_digest_says_is_neither_served_nor_kept() {
     assert_eq!(group.holders(&blob), [1, 2, 3]);
 }
 
+/// What a disk has spoiled at one server comes from another, and nobody takes it for held.
+#[tokio::test]
+async fn what_is_damaged_at_one_comes_from_another() {
+    let group = Group::new();
+    let (status, why) = group.push(1, content(21)).await;
+    assert_eq!(status, StatusCode::CREATED, "{why}");
+    let blob = digest(&content(21));
+    until("all have it", || group.holders(&blob) == [1, 2, 3]).await;
+    let damage = |member: u64| {
+        let mut bytes = std::fs::read(group.server(member).path(&blob)).unwrap();
+        bytes[LENGTH / 2] ^= 1;
+        std::fs::write(group.server(member).path(&blob), bytes).unwrap();
+    };
+    let is_whole =
+        |member: u64| std::fs::read(group.server(member).path(&blob)).is_ok_and(|bytes| bytes == content(21));
+    // Asked for at the one, and asked by the other.
+    damage(1);
+    let path = format!("/v2/app/blobs/{blob}");
+    assert_eq!(group.server(1).send(Method::HEAD, &path, Vec::new()).await.0, StatusCode::OK);
+    assert!(is_whole(1));
+    damage(2);
+    damage(3);
+    let (status, why) = group.push(1, content(21)).await;
+    assert_eq!(status, StatusCode::CREATED, "{why}");
+    until("the others have it again", || is_whole(2) && is_whole(3)).await;
+}
+
 /// A push may wait for minutes for another server to have what is large; who stops does not.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_stops_does_not_wait_for_what_it_has_asked_of_others() {

@@ -114,6 +114,12 @@ async fn backup(
         refused(StatusCode::SERVICE_UNAVAILABLE, why)
     };
     // Most of it before the moment that is kept; and then what was pushed until then.
+    // No damage is carried along: what is not what its digest says is set aside, and comes from another server, if one has it.
+    if asked.images
+        && let Err(error) = shared.sources.registry.check_contents().await
+    {
+        return lacks(error.to_string());
+    }
     if let Err(why) = complete().await {
         return lacks(why.to_string());
     }
@@ -129,11 +135,22 @@ async fn backup(
     if let Err(why) = complete().await {
         return lacks(why.to_string());
     }
+    // What is nowhere is lost, and no reason to have no backup at all: it says so.
+    let lacking = match asked.images {
+        true => match shared.sources.registry.lacking().await {
+            Ok(lacking) => lacking,
+            Err(error) => return lacks(error.to_string()),
+        },
+        false => Vec::new(),
+    };
+    if !lacking.is_empty() {
+        tracing::warn!(?lacking, "a backup lacks images that no server has whole: push them again");
+    }
     let (send, pieces) = mpsc::channel(PIECES_QUEUED);
     tokio::task::spawn_blocking(move || {
         let (_place, _kept) = (place, kept);
         let mut to = Pieces { buffer: Vec::with_capacity(PIECE_BYTES), send };
-        if let Err(error) = write(&shared.sources, whole, asked.images, &mut to)
+        if let Err(error) = write(&shared.sources, whole, asked.images, &lacking, &mut to)
             && error.kind() != io::ErrorKind::BrokenPipe
         {
             tracing::error!(%error, "a backup is not complete");
@@ -180,7 +197,7 @@ impl Write for Pieces {
     }
 }
 
-fn write(sources: &Sources, whole: Whole, images: bool, to: impl Write) -> io::Result<()> {
+fn write(sources: &Sources, whole: Whole, images: bool, lacking: &[String], to: impl Write) -> io::Result<()> {
     let keys = sources.authority.shared().map_err(io::Error::other)?;
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let mut writer = Writer::begin(to)?;
@@ -201,7 +218,7 @@ fn write(sources: &Sources, whole: Whole, images: bool, to: impl Write) -> io::R
     if images {
         files += tree(&mut writer, &sources.dir, Path::new(REGISTRY))?;
     }
-    writer.frame(&Frame::End(json!({"records": whole.len(), "files": files})))?;
+    writer.frame(&Frame::End(json!({"records": whole.len(), "files": files, "lacking": lacking})))?;
     writer.finish()?.flush()
 }
 
@@ -242,7 +259,7 @@ fn file<W: Write>(writer: &mut Writer<W>, place: &Path, from: fs::File) -> io::R
 }
 
 /// How much a backup holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Contents {
     /// The revision that everything is of.
     pub revision: u64,
@@ -252,6 +269,8 @@ pub struct Contents {
     pub files: u64,
     /// Its length.
     pub bytes: u64,
+    /// What it lacks of the registry, since no server had it whole: repositories and digests, in words.
+    pub lacking: Vec<String>,
 }
 
 /// Reads a backup to its end and says what it holds; fails where it is not whole. Blocks.
@@ -273,7 +292,9 @@ pub fn verify(from: impl Read) -> Result<Contents, Error> {
     let numbers = (head.unwrap_or_default()["revision"].as_u64(), end["records"].as_u64(), end["files"].as_u64());
     match numbers {
         (Some(revision), Some(records), Some(said)) if has_keys && said == files => {
-            Ok(Contents { revision, records, files, bytes: reader.at() })
+            let lacking = end["lacking"].as_array().into_iter().flatten();
+            let lacking = lacking.filter_map(|one| one.as_str().map(str::to_owned)).collect();
+            Ok(Contents { revision, records, files, bytes: reader.at(), lacking })
         }
         _ => Err(Error::Damaged { at: reader.at(), why: "it does not hold what its end says" }),
     }
@@ -282,6 +303,7 @@ pub fn verify(from: impl Read) -> Result<Contents, Error> {
 #[cfg(test)]
 mod tests {
     use http_body_util::BodyExt as _;
+    use sha2::Digest as _;
     use tower::ServiceExt as _;
 
     use super::*;
@@ -303,8 +325,13 @@ mod tests {
         let registry = temp.path().join("registry");
         // More than waits for a client that does not read.
         let blob = vec![7; (PIECES_QUEUED + 4) * CONTENT_BYTES + 1];
-        let places = [&"ab".repeat(32), &"ac".repeat(32)].map(|hex| format!("blobs/sha256/{}/{hex}", &hex[..2]));
-        for (place, content) in [(&*places[0], &blob[..]), (&*places[1], &blob[..]), ("uploads/u", b"x")] {
+        let other = vec![8; blob.len()];
+        let places = [&blob, &other].map(|content| {
+            let hex: String = sha2::Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("blobs/sha256/{}/{hex}", &hex[..2])
+        });
+        let digest = format!("sha256:{}", places[1].rsplit('/').next().unwrap());
+        for (place, content) in [(&*places[0], &blob[..]), (&*places[1], &other[..]), ("uploads/u", b"x")] {
             founding::private_dir(registry.join(place).parent().unwrap()).unwrap();
             fs::write(registry.join(place), content).unwrap();
         }
@@ -325,7 +352,7 @@ mod tests {
         let (code, whole) = ask(&router, &[crate::MASTERS], "").await;
         let contents = verify(&whole[..]).unwrap();
         assert_eq!((code, contents.files, contents.bytes), (200, 2, whole.len() as u64));
-        assert_eq!(verify(&small[..]).unwrap().files, 0);
+        assert_eq!((verify(&small[..]).unwrap().files, contents.lacking), (0, Vec::new()));
 
         // What nothing names any more, since the moment that is kept, goes after it was read.
         let mut request = axum::http::Request::get("/coracle/v1/backup").body(Body::empty()).unwrap();
@@ -351,6 +378,20 @@ mod tests {
         assert_eq!(fs::read(dir.join("pki/ca.key")).unwrap(), fs::read(temp.path().join("pki/ca.key")).unwrap());
         assert!(dir.join("CLUSTER").exists() && !dir.join("registry/uploads").exists());
         assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 4, "nothing is left beside it");
+
+        // What is damaged is not carried along, and is named.
+        let named = |key: String| coracle_registry::Change {
+            key,
+            only: coracle_registry::Only::Always,
+            to: coracle_registry::To::Text(format!("{} 1", other.len())),
+        };
+        let catalog = crate::images::Images::new(keyspace.clone(), tokio_util::task::TaskTracker::new());
+        let change = vec![named(format!("layer app {digest}"))];
+        coracle_registry::Catalog::change(&*catalog, change).await.unwrap();
+        fs::write(registry.join(&places[1]), &blob).unwrap();
+        let (code, whole) = ask(&router, &[crate::MASTERS], "").await;
+        let contents = verify(&whole[..]).unwrap();
+        assert_eq!((code, contents.files, contents.lacking), (200, 1, vec![format!("app ({digest})")]));
         keyspace.shutdown().await;
     }
 }
