@@ -143,7 +143,7 @@ fn who_interrupts_a_start_in_the_background_ends_what_it_started() {
         // It was, just before.
         assert!(coracle("down").status.success());
     }
-    assert_eq!(coracle("status").status.code(), Some(3), "something runs");
+    assert!(!coracle("status").status.success(), "something runs");
 }
 
 #[test]
