@@ -409,9 +409,10 @@ mod tests {
         assert_eq!(objects.table.lock().entries.len(), 1, "the next pod of a rollout comes soon");
         // Nobody forgets anything any more.
         crate::tests::until("it is let go", || objects.table.lock().entries.is_empty()).await;
-        let table = objects.table.lock();
-        assert!(table.by_namespace.is_empty() && table.by_user.is_empty());
-        drop(table);
+        {
+            let table = objects.table.lock();
+            assert!(table.by_namespace.is_empty() && table.by_user.is_empty());
+        }
         assert!(objects.read(&key, &user).await.unwrap().is_some(), "and is read again when it is wanted");
     }
 

@@ -173,8 +173,8 @@ fn watches_and_follows() {
     follow.line(|line| line == "tick 5");
     assert_eq!(cluster.kubectl("logs ticker --tail=1").lines().count(), 1);
     assert!(cluster.kubectl("logs ticker --timestamps --tail=1").starts_with("20"));
-    cluster.kubectl("delete pod ticker --timeout=30s");
-    watch.line(|line| line.contains("ticker") && line.contains("Terminating"));
     let refused = cluster.kubectl_fails("exec ticker -- ls");
     assert!(refused.contains("exec is not possible: a WebAssembly component"), "{refused}");
+    cluster.kubectl("delete pod ticker --timeout=30s");
+    watch.line(|line| line.contains("ticker") && line.contains("Terminating"));
 }
