@@ -344,7 +344,8 @@ async fn no_request_is_lost_in_a_rolling_update_elsewhere() {
 
 #[tokio::test]
 async fn how_a_request_ended_on_another_node_is_known_here() {
-    let cases: [(fn() -> BoxError, &str, &str, bool); 4] = [
+    type Fails = fn() -> BoxError;
+    let cases: [(Fails, &str, &str, bool); 4] = [
         (|| "it has gone".into(), "Unavailable", "POST", true),
         (|| Busy.into(), "Unavailable", "POST", true),
         // It was taken.
