@@ -53,6 +53,10 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     if !contents.lacking.is_empty() {
         eprintln!("warning: no server has these images whole, so that the backup lacks them; push them again:");
         contents.lacking.iter().for_each(|image| eprintln!("  {image}"));
+        match contents.lacking_count.saturating_sub(contents.lacking.len() as u64) {
+            0 => {}
+            more => eprintln!("  and {more} more"),
+        }
     }
     Ok(())
 }

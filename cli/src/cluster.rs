@@ -1,5 +1,6 @@
 //! Arguments that say which cluster, and how one is run until a signal.
 
+use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
@@ -170,12 +171,20 @@ impl Local {
     }
 }
 
+/// Bytes of a file that are looked at to know whose it is.
+const MARK_BYTES: u64 = 64;
+
 /// Whether a cluster's data is here: only what a founding leaves says so, by what is in it. A directory `control` alone may be anybody's, and
 /// `reset` deletes what it finds beside it.
 fn is_cluster(dir: &Path) -> bool {
     let says = |mark: &str, is_ours: fn(&str) -> bool| {
         let path = dir.join(mark);
-        path.is_file() && std::fs::read(path).is_ok_and(|text| is_ours(&String::from_utf8_lossy(&text)))
+        let begin = || {
+            let mut text = Vec::new();
+            std::fs::File::open(&path)?.take(MARK_BYTES).read_to_end(&mut text)?;
+            Ok::<_, std::io::Error>(text)
+        };
+        path.is_file() && begin().is_ok_and(|text| is_ours(&String::from_utf8_lossy(&text)))
     };
     // Of any version: the one that reads the data says which it is.
     says("CLUSTER", |text| text.starts_with("coracle cluster "))

@@ -72,7 +72,6 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    memory::begin();
     // With RUST_BACKTRACE set wasmtime would take a backtrace for each instance that ends: 10 µs. Panics go on having theirs.
     // Who asks for them expressly has them.
     if std::env::var_os("RUST_LIB_BACKTRACE").is_none() {
@@ -115,6 +114,7 @@ fn main() -> ExitCode {
 }
 
 fn run(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    memory::begin();
     let filter = tracing_subscriber::EnvFilter::try_from_env("CORACLE_LOG")
         // What the client library logs is told again as the command's own error.
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,openraft=error,kube_client=off"));

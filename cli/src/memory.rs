@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::ffi::{c_int, c_long};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{LazyLock, OnceLock};
 use std::time::{Duration, Instant};
@@ -25,7 +26,7 @@ unsafe extern "C" {
 }
 
 static BEGUN: OnceLock<Begun> = OnceLock::new();
-static CODE: LazyLock<Vec<(usize, usize)>> = LazyLock::new(code);
+static CODE: LazyLock<Option<Range<usize>>> = LazyLock::new(code);
 /// Seconds after the start at which code is let go next.
 static CODE_AT: AtomicU64 = AtomicU64::new(START.as_secs());
 
@@ -34,7 +35,7 @@ struct Begun {
     purge_delay: c_long,
 }
 
-/// Called once, before other threads run.
+/// Called once, before the runtime's threads run. Who has no runtime never rests, and does not begin.
 pub fn begin() {
     BEGUN.get_or_init(|| {
         let purge_delay = mi_option_get(PURGE_DELAY);
@@ -66,25 +67,27 @@ impl Begun {
             return;
         }
         mi_option_set(PURGE_DELAY, self.purge_delay);
-        for (from, to) in CODE.iter() {
-            // SAFETY: these are the executable's own pages of code, mapped from its file and never written: whoever runs there
-            // next finds the same again.
-            let _ = unsafe { rustix::mm::madvise(*from as *mut _, to - from, rustix::mm::Advice::LinuxDontNeed) };
-        }
+        let_code_go();
     }
 }
 
-/// Where this executable's code is mapped: from, to.
-fn code() -> Vec<(usize, usize)> {
+fn let_code_go() {
+    let Some(code) = &*CODE else { return };
+    // SAFETY: these are the executable's own pages of code, mapped from its file and never written: whoever runs there next finds
+    // the same again.
+    let _ = unsafe { rustix::mm::madvise(code.start as *mut _, code.len(), rustix::mm::Advice::LinuxDontNeed) };
+}
+
+/// Where this executable's code is mapped.
+fn code() -> Option<Range<usize>> {
     let here = code as *const () as usize;
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let ranges = maps.lines().filter_map(|line| {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    maps.lines().find_map(|line| {
         let (range, rest) = line.split_once(' ')?;
         let (from, to) = range.split_once('-')?;
-        let range = (usize::from_str_radix(from, 16).ok()?, usize::from_str_radix(to, 16).ok()?);
-        (rest.starts_with("r-xp") && (range.0..range.1).contains(&here)).then_some(range)
-    });
-    ranges.collect()
+        let range = usize::from_str_radix(from, 16).ok()?..usize::from_str_radix(to, 16).ok()?;
+        (rest.starts_with("r-xp") && range.contains(&here)).then_some(range)
+    })
 }
 
 #[cfg(test)]
@@ -92,10 +95,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_its_own_code() {
-        let ranges = code();
-        assert_eq!(ranges.len(), 1);
-        assert!((ranges[0].0..ranges[0].1).contains(&(rest as *const () as usize)));
+    fn runs_on_without_its_code() {
+        let code = code().expect("it runs somewhere");
+        assert!(code.contains(&(rest as *const () as usize)));
+        let resident = || {
+            let smaps = std::fs::read_to_string("/proc/self/smaps").expect("the maps");
+            let begin = format!("{:x}-", code.start);
+            let at = smaps.lines().skip_while(|line| !line.starts_with(&begin)).find(|line| line.starts_with("Rss:"));
+            at.and_then(|line| line.split_ascii_whitespace().nth(1)?.parse::<u64>().ok()).expect("its size")
+        };
+        let before = resident();
+        let_code_go();
+        let after = resident();
+        assert!(after < before, "{before} KiB, then {after}");
     }
 
     #[test]

@@ -98,7 +98,7 @@ async fn detach(dir: &Path) -> anyhow::Result<()> {
         }
         false
     };
-    let is_interrupted = tokio::select! {
+    let mut is_interrupted = tokio::select! {
         is_ready = told => {
             if is_ready {
                 let process = child.id().unwrap_or_default();
@@ -109,10 +109,20 @@ async fn detach(dir: &Path) -> anyhow::Result<()> {
         }
         () = signals.received() => true,
     };
-    if is_interrupted && let Some(process) = child.id().and_then(|id| Pid::from_raw(id.cast_signed())) {
-        kill_process(process, Signal::TERM).context("end the cluster's process")?;
-    }
-    let status = child.wait().await.context("wait for the cluster's process")?;
+    let mut is_asked = is_interrupted;
+    let status = loop {
+        if is_asked {
+            is_interrupted = true;
+            eprintln!("stopping what was started (once more to stop at once)");
+            if let Some(process) = child.id().and_then(|id| Pid::from_raw(id.cast_signed())) {
+                kill_process(process, Signal::TERM).context("end the cluster's process")?;
+            }
+        }
+        tokio::select! {
+            status = child.wait() => break status.context("wait for the cluster's process")?,
+            () = signals.received() => is_asked = true,
+        }
+    };
     if is_interrupted {
         anyhow::bail!("interrupted before the cluster was ready; what was started has ended ({status})")
     }

@@ -119,8 +119,8 @@ async fn role(server: &Arc<Shared>, resource: &'static str, wanted: Value) -> Re
         match store.transact(vec![Op::Delete { key, guard }]).await {
             Ok(_) => return make(server, GROUP, resource.row.resource, namespace, &name, wanted).await,
             Err(Refused::Final(status)) => return Err(status),
-            // Somebody has just changed it, another server as this one perhaps.
-            Err(Refused::Guard(_)) => return Ok(()),
+            // Somebody has just changed it, another server as this one perhaps: it is looked at again.
+            Err(Refused::Guard(_)) => return Err(Status::server_timeout(GROUP, resource.row.resource, "update", 1)),
         }
     }
     if defaults::completed(&old, &wanted) == old {

@@ -2,8 +2,8 @@
 //!
 //! A key is in the queue at most once and reconciled by one task at a time; what is added while it runs makes it run
 //! once more afterwards. A failure comes back with growing, jittered delay. A key that is added again and again is
-//! spaced out after a burst ([`BURST`]) by what its runs take ([`SHARE`]), so that a storm of events about one object costs
-//! a bounded share of the time, while a single event is never held back.
+//! spaced out after a burst ([`BURST`]), so that a storm of events about one object costs a bounded number of writes, or a
+//! bounded share of the time ([`SHARE`]), while a single event is never held back.
 //!
 //! Bounded by the number of keys, thus of objects.
 
@@ -26,7 +26,7 @@ use crate::Error;
 
 /// Runs of one key without spacing: a Deployment of one needs about ten until it is ready, and none of them may wait.
 const BURST: u32 = 32;
-/// A key whose burst is used up runs for one part in so many of the time; it is not held back longer than its queue's spacing.
+/// In a queue that spaces by what runs take, a key whose burst is used up runs for one part in so many of the time.
 const SHARE: u32 = 2;
 /// First delay after a failure.
 const BACKOFF_FIRST: Duration = Duration::from_millis(10);
@@ -85,8 +85,26 @@ impl<K> Clone for Queue<K> {
 struct Inner<K> {
     state: Mutex<State<K>>,
     changed: Notify,
-    /// Between two runs of a key, once its burst is used up: at most.
-    spacing: Duration,
+    spacing: Spacing,
+}
+
+/// From the start of one run of a key to that of the next, once its burst is used up: [`SHARE`] times what the run took, within
+/// these.
+#[derive(Clone, Copy, Debug)]
+struct Spacing {
+    least: Duration,
+    most: Duration,
+}
+
+impl Spacing {
+    fn after(self, took: Duration) -> Duration {
+        took.saturating_mul(SHARE).clamp(self.least, self.most)
+    }
+
+    /// How far a key may be ahead.
+    fn burst(self) -> Duration {
+        self.most * BURST
+    }
 }
 
 #[derive(Debug)]
@@ -187,13 +205,13 @@ impl<K: Clone + Eq + Hash> State<K> {
         None
     }
 
-    fn take(&mut self, now: Instant, spacing: Duration) -> Option<K> {
+    fn take(&mut self, now: Instant, spacing: Spacing) -> Option<K> {
         while let Some(key) = self.ready.pop_front() {
             let Some(entry) = self.entries.get_mut(&key) else { continue };
             entry.queued = false;
             let spaced = entry.spaced.max(now);
-            if spaced.duration_since(now) > spacing * BURST {
-                self.add_at(&key, spaced - spacing * BURST, now);
+            if spaced.duration_since(now) > spacing.burst() {
+                self.add_at(&key, spaced - spacing.burst(), now);
                 continue;
             }
             entry.running = Some(now);
@@ -202,10 +220,10 @@ impl<K: Clone + Eq + Hash> State<K> {
         None
     }
 
-    fn done(&mut self, key: &K, outcome: &Result<Next, Error>, spacing: Duration, now: Instant) {
+    fn done(&mut self, key: &K, outcome: &Result<Next, Error>, spacing: Spacing, now: Instant) {
         let Some(entry) = self.entries.get_mut(key) else { return };
         let took = entry.running.take().map(|since| now.duration_since(since)).unwrap_or_default();
-        entry.spaced = entry.spaced.max(now) + spacing.min(took * SHARE);
+        entry.spaced = entry.spaced.max(now - took) + spacing.after(took);
         let mut again = std::mem::take(&mut entry.again);
         let mut after = None;
         match outcome {
@@ -256,8 +274,18 @@ impl<K: Clone + Eq + Hash> Inner<K> {
 }
 
 impl<K: Clone + Eq + Hash + Send + 'static> Queue<K> {
-    /// An empty queue; keys that keep coming are spaced by `spacing` at most.
+    /// An empty queue; keys that keep coming are spaced by `spacing`.
     pub(crate) fn new(spacing: Duration) -> Self {
+        Self::spaced(Spacing { least: spacing, most: spacing })
+    }
+
+    /// An empty queue for keys whose runs are short, mostly: those that keep coming are spaced by what their runs take, and by `most`
+    /// at most.
+    pub(crate) fn sparing(most: Duration) -> Self {
+        Self::spaced(Spacing { least: Duration::ZERO, most })
+    }
+
+    fn spaced(spacing: Spacing) -> Self {
         let state = State { ready: VecDeque::new(), entries: HashMap::new(), delayed: BinaryHeap::new(), sequence: 0 };
         Self { inner: Arc::new(Inner { state: Mutex::new(state), changed: Notify::new(), spacing }) }
     }
@@ -361,6 +389,8 @@ fn log<K: fmt::Debug>(controller: &str, key: &K, error: &Error) {
 mod tests {
     use super::*;
 
+    const NONE: Spacing = Spacing { least: Duration::ZERO, most: Duration::ZERO };
+
     fn state() -> State<&'static str> {
         State { ready: VecDeque::new(), entries: HashMap::new(), delayed: BinaryHeap::new(), sequence: 0 }
     }
@@ -371,14 +401,14 @@ mod tests {
         for key in ["a", "b", "a"] {
             state.add(&key, now);
         }
-        let mut take = || state.take(now, Duration::ZERO);
+        let mut take = || state.take(now, NONE);
         assert_eq!([take(), take(), take()], [Some("a"), Some("b"), None]);
         state.add(&"a", now);
-        state.done(&"b", &Ok(Next::OnEvent), Duration::ZERO, now);
-        assert_eq!(state.take(now, Duration::ZERO), None, "a runs");
-        state.done(&"a", &Ok(Next::OnEvent), Duration::ZERO, now);
-        assert_eq!(state.take(now, Duration::ZERO), Some("a"));
-        state.done(&"a", &Ok(Next::OnEvent), Duration::ZERO, now);
+        state.done(&"b", &Ok(Next::OnEvent), NONE, now);
+        assert_eq!(state.take(now, NONE), None, "a runs");
+        state.done(&"a", &Ok(Next::OnEvent), NONE, now);
+        assert_eq!(state.take(now, NONE), Some("a"));
+        state.done(&"a", &Ok(Next::OnEvent), NONE, now);
         assert!(state.entries.is_empty(), "nothing is kept of what is done");
     }
 
@@ -391,25 +421,25 @@ mod tests {
         assert_eq!(state.wake(begun), Some(begun + Duration::from_secs(1)));
         let mut now = begun + Duration::from_secs(1);
         state.wake(now);
-        assert_eq!(state.take(now, Duration::ZERO), Some("a"));
+        assert_eq!(state.take(now, NONE), Some("a"));
         let mut delays = vec![];
         for _ in 0..5 {
-            state.done(&"a", &Err(Error::Panicked), Duration::ZERO, now);
+            state.done(&"a", &Err(Error::Panicked), NONE, now);
             let due = state.entries["a"].due.unwrap();
             delays.push(due - now);
             now = due;
             state.wake(now);
-            assert_eq!(state.take(now, Duration::ZERO), Some("a"));
+            assert_eq!(state.take(now, NONE), Some("a"));
         }
         assert!(delays[4] > delays[0] * 4, "{delays:?}");
         now += Duration::from_secs(60);
-        state.done(&"a", &Ok(Next::OnEvent), Duration::ZERO, now);
+        state.done(&"a", &Ok(Next::OnEvent), NONE, now);
         state.wake(now);
-        assert_eq!(state.take(now, Duration::ZERO), None, "deadlines that were replaced are void");
+        assert_eq!(state.take(now, NONE), None, "deadlines that were replaced are void");
     }
 
     /// Runs `a` so often in a storm, each for `run`; when each began.
-    fn storm(runs: u32, run: Duration, spacing: Duration) -> Vec<Duration> {
+    fn storm(runs: u32, run: Duration, spacing: Spacing) -> Vec<Duration> {
         let (mut state, begun) = (state(), Instant::now());
         let (mut now, mut at) = (begun, vec![]);
         for _ in 0..runs {
@@ -429,12 +459,15 @@ mod tests {
 
     #[test]
     fn spaces_out_a_storm_but_not_a_burst() {
-        let spacing = Duration::from_millis(20);
-        for (run, period) in [(40, 40), (15, 20), (1, 2)] {
-            let run = Duration::from_millis(run);
-            let at = storm(40 * BURST, run, spacing);
-            assert!((1..BURST).all(|n| at[n as usize] == run * n), "a burst is not held back: {at:?}");
-            assert_eq!(at[at.len() - 1] - at[at.len() - 11], Duration::from_millis(10 * period), "runs of {run:?}");
+        let millis = Duration::from_millis;
+        let (fixed, sparing) =
+            (Spacing { least: millis(20), most: millis(20) }, Spacing { least: millis(0), most: millis(20) });
+        for (spacing, run, period) in
+            [(fixed, 0, 20), (fixed, 1, 20), (fixed, 40, 40), (sparing, 1, 2), (sparing, 15, 20), (sparing, 40, 40)]
+        {
+            let at = storm(40 * BURST, millis(run), spacing);
+            assert!((1..BURST).all(|n| at[n as usize] == millis(run) * n), "a burst is not held back: {at:?}");
+            assert_eq!(at[at.len() - 1] - at[at.len() - 11], millis(10 * period), "{spacing:?}, runs of {run} ms");
         }
     }
 }

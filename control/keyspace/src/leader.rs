@@ -36,7 +36,11 @@ pub(crate) async fn run(member: Arc<Member>, lead: watch::Sender<Option<Lead>>, 
                 if term.is_some() {
                     match member.take_lead().await {
                         Some(taken) => drop(lead.send_replace(Some(taken))),
-                        None => patience = SAY_AGAIN,
+                        None => {
+                            // What says so may be what the disk has no room for.
+                            member.make_room();
+                            patience = SAY_AGAIN;
+                        }
                     }
                 }
             } else if term.is_some() {

@@ -104,12 +104,14 @@ impl Reading {
     /// The next piece; an error in the place of the last one where all of them are not what the digest says. Blocks on the disk.
     fn next(&mut self) -> io::Result<Bytes> {
         let mut piece = vec![0; READ_BYTES.min(usize::try_from(self.left).unwrap_or(READ_BYTES))];
-        let read = self.file.read_at(&mut piece, self.at)?;
-        if read == 0 {
-            // It has become shorter.
-            self.registry.inner().store.is_sound(&self.digest)?;
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
+        let read = match self.file.read_at(&mut piece, self.at) {
+            Ok(read) if read > 0 => read,
+            // It has become shorter, or the disk does not give it any more.
+            other => {
+                self.registry.inner().store.is_sound(&self.digest)?;
+                return Err(other.err().unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into()));
+            }
+        };
         piece.truncate(read);
         (self.at, self.left) = (self.at + read as u64, self.left - read as u64);
         if let Some(hashing) = &mut self.hashing {
@@ -167,9 +169,11 @@ pub async fn begin(registry: &Registry, name: Name, query: Query, body: Body) ->
     // What cannot be mounted, for whatever reason, is uploaded (distribution specification, "Mounting a blob").
     let parsed = |mount: &String, from: &String| Some((mount.parse::<Digest>().ok()?, from.parse::<Name>().ok()?));
     let mount = query.mount.as_ref().zip(query.from.as_ref()).and_then(|(mount, from)| parsed(mount, from));
+    let names = &registry.inner().names;
     if let Some((digest, from)) = mount
+        && names.find(|names| names.blob(&from, &digest)).await?.is_some()
         && registry.is_sound(&digest).await? != Some(false)
-        && registry.inner().names.mount(&name, &digest, &from).await?
+        && names.mount(&name, &digest, &from).await?
     {
         return Ok(created(&name, &digest));
     }

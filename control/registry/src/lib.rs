@@ -29,11 +29,13 @@ mod replicas;
 mod store;
 mod upload;
 
+use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -106,6 +108,17 @@ pub struct Collected {
 #[derive(Clone)]
 pub struct Registry(Arc<Inner>);
 
+/// What is named and not there.
+#[derive(Clone, Debug, Default)]
+pub struct Lacking {
+    /// The first thousand, as repositories and digests in words.
+    pub first: Vec<String>,
+    /// How many there are.
+    pub count: u64,
+}
+
+const LACKING_TOLD_MAX: usize = 1_000;
+
 /// As long as this lives no content goes ([`Registry::keep_contents`]).
 pub struct Kept(Registry);
 
@@ -119,13 +132,24 @@ impl Drop for Kept {
 const MANIFESTS_BYTES_MAX: usize = 64 << 20;
 /// Changes that wait for their turn on threads that block; more wait without one. One at a time goes on.
 const CHANGES_MAX: usize = 2;
-/// Searches through manifests, and contents that are checked, at a time, on threads that others need as well; more wait without one.
+/// Searches through manifests at a time, on threads that others need as well; more wait without one.
 const SEARCHES_MAX: usize = 2;
+/// Contents that are read to see whether they are sound, at a time; more wait without a thread.
+const CHECKS_MAX: usize = 2;
+/// A content of so many bytes is read in some milliseconds, and waits for nobody.
+const SMALL_BYTES: u64 = 4 << 20;
+/// For so long a larger one that was sound is taken for it.
+const SOUND_FOR: Duration = Duration::from_secs(600);
+/// Contents of which that is remembered.
+const SOUND_MAX: usize = 10_000;
 
 pub(crate) struct Inner {
     pub manifests: Arc<Semaphore>,
     changes: Arc<Semaphore>,
     searches: Arc<Semaphore>,
+    checks: Arc<Semaphore>,
+    /// Larger contents that were sound, and when.
+    sound: Mutex<HashMap<Digest, Instant>>,
     pub config: Config,
     pub names: Names,
     pub replicas: Arc<dyn Replicas>,
@@ -151,12 +175,14 @@ impl Registry {
             tracing::warn!(%path, "an earlier build kept the names of images here, which are read no more: push those images again, and delete it");
         }
         let uploads = Uploads::open(config.dir.join("uploads"), &config).map_err(failed)?;
-        let [manifests, changes, searches] =
-            [MANIFESTS_BYTES_MAX, CHANGES_MAX, SEARCHES_MAX].map(|places| Arc::new(Semaphore::new(places)));
+        let [manifests, changes, searches, checks] =
+            [MANIFESTS_BYTES_MAX, CHANGES_MAX, SEARCHES_MAX, CHECKS_MAX].map(|places| Arc::new(Semaphore::new(places)));
         Ok(Registry(Arc::new(Inner {
             manifests,
             changes,
             searches,
+            checks,
+            sound: Mutex::default(),
             config,
             names: Names::new(catalog),
             replicas,
@@ -214,18 +240,21 @@ impl Registry {
     /// Reads every content on this disk, and sets aside what is not what its digest says.
     pub async fn check_contents(&self) -> io::Result<()> {
         for digest in self.blocking(|inner| inner.store.all()).await? {
-            self.is_sound(&digest).await?;
+            self.in_turn(&self.0.checks, move |inner| inner.store.is_sound(&digest)).await?;
         }
         Ok(())
     }
 
-    /// What is named and not on this disk: repositories and digests, in words.
-    pub async fn lacking(&self) -> io::Result<Vec<String>> {
+    /// What is named and not on this disk.
+    pub async fn lacking(&self) -> io::Result<Lacking> {
         let lacking = |inner: &Inner| {
-            let mut lacking = Vec::new();
+            let mut lacking = Lacking::default();
             for (name, digest) in inner.names.named().map_err(io::Error::other)? {
                 if inner.store.size(&digest)?.is_none() {
-                    lacking.push(format!("{name} ({digest})"));
+                    lacking.count += 1;
+                    if lacking.first.len() < LACKING_TOLD_MAX {
+                        lacking.first.push(format!("{name} ({digest})"));
+                    }
                 }
             }
             Ok(lacking)
@@ -233,10 +262,32 @@ impl Registry {
         self.blocking(lacking).await
     }
 
-    /// Whether a content that is here is what its digest says ([`Store::is_sound`]).
+    /// Whether a content that is here is what its digest says ([`Store::is_sound`]); a large one that was is not read again soon.
     pub(crate) async fn is_sound(&self, digest: &Digest) -> io::Result<Option<bool>> {
-        let digest = digest.clone();
-        self.searching(move |inner| inner.store.is_sound(&digest)).await
+        let (digest, asked) = (digest.clone(), digest.clone());
+        let small = move |inner: &Inner| match inner.store.size(&asked)? {
+            Some(size) if size > SMALL_BYTES => Ok(None),
+            _ => inner.store.is_sound(&asked).map(Some),
+        };
+        if let Some(told) = self.blocking(small).await? {
+            return Ok(told);
+        }
+        let check = move |inner: &Inner| {
+            // Whoever was before may have looked.
+            if inner.sound.lock().get(&digest).is_some_and(|at| at.elapsed() < SOUND_FOR) {
+                return Ok(inner.store.size(&digest)?.map(|_| true));
+            }
+            let told = inner.store.is_sound(&digest)?;
+            if told == Some(true) {
+                let mut sound = inner.sound.lock();
+                if sound.len() >= SOUND_MAX {
+                    sound.clear();
+                }
+                sound.insert(digest, Instant::now());
+            }
+            Ok(told)
+        };
+        self.in_turn(&self.0.checks, check).await
     }
 
     /// Does `work` on a thread that may block on the disk.

@@ -449,19 +449,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_node_gets_no_further_certificate_for_a_name_by_which_a_server_is_reached() {
         let dir = tempfile::tempdir().unwrap();
-        let any = std::net::SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
-        let config = crate::Config {
-            data_dir: dir.path().to_owned(),
-            api: any,
-            registry: any,
-            hosts: Vec::new(),
-            stored_max: 6 << 30,
-            name: "boat".into(),
-            node: None,
-            peers: None,
-            joining: None,
-        };
-        let server = crate::Server::start(config).await.unwrap();
+        let server = crate::Server::start(crate::tests::config(dir.path())).await.unwrap();
         let post = |client: kube::Client, path: &'static str, body: Value| async move {
             let request = http::Request::post(path).header("content-type", "application/json");
             client.request::<Value>(request.body(body.to_string().into_bytes()).unwrap()).await

@@ -586,13 +586,13 @@ fn join_urls(api: SocketAddr) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeMap;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
 
-    fn config(dir: &Path) -> Config {
+    pub(crate) fn config(dir: &Path) -> Config {
         let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
         Config {
             data_dir: dir.to_owned(),

@@ -191,7 +191,7 @@ impl Dialer {
         mut request: Request<Body>,
     ) -> Result<Response<Body>, Failure> {
         link::strip(request.headers_mut());
-        let mut response = self.exchange(endpoint, socket, request).await?;
+        let mut response = self.exchange(endpoint, socket, request, false).await?;
         link::strip(response.headers_mut());
         Ok(response)
     }
@@ -207,8 +207,7 @@ impl Dialer {
         let place = self.local.enter_elsewhere(endpoint, by);
         let place = place.ok_or_else(|| Failure::unseen(endpoint, ShareTaken.into()))?;
         link::strip(request.headers_mut());
-        link::send(&mut request);
-        let mut response = self.exchange(endpoint, endpoint, request).await?;
+        let mut response = self.exchange(endpoint, endpoint, request, true).await?;
         let is_of_component = response.extensions_mut().remove::<OfComponent>().is_some();
         if let Some(refusal) = link::take_refusal(response.headers_mut()).filter(|_| is_of_component) {
             return Err(refusal.failure(endpoint));
@@ -226,14 +225,16 @@ impl Dialer {
         endpoint: SocketAddr,
         socket: SocketAddr,
         request: Request<Body>,
+        is_link: bool,
     ) -> Result<Response<Body>, Failure> {
         let to = socket.to_string().parse().expect("a socket address is an authority");
         let upgrade = headers::upgrade(request.headers());
         let is_upgrade = upgrade.is_some();
-        let mut response = self.send(&to, request, upgrade).await.map_err(|error| match error.is_connect() {
-            true => Failure::unseen(endpoint, error.into()),
-            false => Failure::seen(endpoint, error.into()),
-        })?;
+        let mut response =
+            self.send(&to, request, upgrade, is_link).await.map_err(|error| match error.is_connect() {
+                true => Failure::unseen(endpoint, error.into()),
+                false => Failure::seen(endpoint, error.into()),
+            })?;
         match (response.status() == StatusCode::SWITCHING_PROTOCOLS, is_upgrade) {
             (true, true) => {}
             (true, false) => {
@@ -249,8 +250,13 @@ impl Dialer {
         to: &Authority,
         mut request: Request<Body>,
         upgrade: Option<HeaderValue>,
+        is_link: bool,
     ) -> Result<Response<Body>, legacy::Error> {
         headers::strip(request.headers_mut());
+        if is_link {
+            // Now, when nothing that the request says of its own connection takes it away again.
+            link::send(&mut request);
+        }
         if let Some(protocol) = upgrade {
             headers::ask(request.headers_mut(), protocol);
         }

@@ -52,7 +52,7 @@ pub(crate) struct Failure {
     /// The endpoint has too much to do; else it fails.
     pub is_busy: bool,
     /// Nobody was asked: who asks has taken its share of the way there, which is no fault of the endpoint.
-    is_share: bool,
+    pub is_share: bool,
 }
 
 /// Who asks has its share of the way to a node.

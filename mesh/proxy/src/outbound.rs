@@ -193,10 +193,11 @@ impl Proxy {
                     is_behind |= failure.is_gone() && endpoint.socket().is_none();
                     tried.add(&picked);
                     failure.tell(&route.balancer, picked);
-                    let Failure { error, is_unseen, .. } = failure;
+                    let Failure { error, is_unseen, is_share, .. } = failure;
+                    // What was refused here has reached nobody: it costs no budget, which others need.
                     let may_repeat = (is_unseen || retry::is_idempotent(&kept.method))
                         && attempts < ATTEMPTS_MAX
-                        && route.balancer.budget.spend();
+                        && (is_share || route.balancer.budget.spend());
                     let again = match may_repeat {
                         true => replay.again().await,
                         false => None,

@@ -7,7 +7,8 @@
 //!  unpack:    one of one owner ───────────────────────► so many in all
 //! ```
 //!
-//! Turns are taken in this order, so nobody who holds a place of all waits for one of his own.
+//! Turns are taken in this order, so within each of the two nobody who holds a place of all waits for one of his own. A download
+//! keeps its places while it waits to unpack: so archives on the disk are bounded.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

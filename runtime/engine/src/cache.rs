@@ -87,6 +87,12 @@ impl Cache {
         self.dir.join(format!("{name}.cwasm"))
     }
 
+    /// Whether the code of a component is there, with what is known of it.
+    pub(crate) fn has(&self, digest: &str) -> bool {
+        let path = self.path(digest);
+        path.exists() && Known::beside(&path).is_ok()
+    }
+
     /// A turn of an owner, who never has all compilers: however many components it has, and however long they take, there is one
     /// for the next of somebody else.
     pub(crate) async fn turn(&self, owner: &str) -> Option<OwnedSemaphorePermit> {
@@ -120,15 +126,7 @@ impl Cache {
     /// What its compiler has said of the component whose code is at `path`, when that is what it has written. Code without it, and
     /// code that a disk gave back as something else, is not usable: it would run.
     pub(crate) fn facts(path: &Path) -> Result<Facts, Error> {
-        let beside = path.with_extension("facts");
-        let missing = || Error::Start("what is known of the component is not beside its code".to_owned());
-        let known = match fs::read_to_string(&beside) {
-            Ok(text) => Known::from_text(&text).ok_or_else(missing)?,
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
-                return Err(missing());
-            }
-            Err(source) => return Err(Error::Read { path: beside, source }),
-        };
+        let known = Known::beside(path)?;
         let code = Code::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
         if code != known.code {
             return Err(Error::Start("its code is not what was written".to_owned()));
@@ -190,6 +188,19 @@ pub(crate) struct Known {
 }
 
 impl Known {
+    /// Of the code at `path`.
+    fn beside(path: &Path) -> Result<Known, Error> {
+        let beside = path.with_extension("facts");
+        let missing = || Error::Start("what is known of the component is not beside its code".to_owned());
+        match fs::read_to_string(&beside) {
+            Ok(text) => Known::from_text(&text).ok_or_else(missing),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
+                Err(missing())
+            }
+            Err(source) => Err(Error::Read { path: beside, source }),
+        }
+    }
+
     /// Two lines of text.
     pub(crate) fn to_text(self) -> String {
         format!("{}{} {:08x}\n", self.facts.to_text(), self.code.bytes, self.code.checksum)

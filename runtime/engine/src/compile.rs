@@ -133,9 +133,15 @@ fn compile_here(wasm: &Path, output: &Path, functions: Option<&Path>) -> Result<
         tracing::debug!(%error, "compiled functions are not kept");
     }
     let known = Known { facts, code: Code::of(&code) };
-    fs::write(facts_beside(output), known.to_text()).map_err(Failure::Io)?;
-    let mut file = fs::File::create(output).map_err(Failure::Io)?;
-    file.write_all(&code).and_then(|()| file.sync_all()).map_err(Failure::Io)
+    write(&facts_beside(output), known.to_text().as_bytes()).map_err(Failure::Io)?;
+    write(output, &code).map_err(Failure::Io)
+}
+
+/// Writes a file that is on the disk afterwards.
+fn write(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    let mut file = fs::File::create(path)?;
+    file.write_all(content)?;
+    file.sync_all()
 }
 
 /// A component's file, if it is no larger than it may be.

@@ -65,23 +65,6 @@ pub enum Phase {
 /// What somebody waits for: a digest, for all; before that the same for its owner alone, who may have to wait for its turn.
 type Key = (Option<String>, String);
 
-/// Held by the one who compiles and loads; the others of the same digest wait for it.
-struct Gate {
-    inner: Arc<Inner>,
-    key: Key,
-    lock: Arc<tokio::sync::Mutex<()>>,
-}
-
-impl Drop for Gate {
-    fn drop(&mut self) {
-        let mut components = self.inner.components.lock();
-        // Two hold it when nobody else waits: the map and this.
-        if Arc::strong_count(&self.lock) <= 2 {
-            components.gates.remove(&self.key);
-        }
-    }
-}
-
 impl Components {
     fn failure(&mut self, digest: &str) -> Option<Error> {
         let (at, error) = self.failed.get(digest)?;
@@ -173,8 +156,7 @@ impl Engine {
         }
         // In this order, everywhere: one's own gate, one's turn, the gate of all, a compiler. Who waits for his turn holds up
         // nobody else who wants the same.
-        let own = self.gate(Some(owner), digest);
-        let _own = own.lock.lock().await;
+        let _own = self.gate(Some(owner), digest).lock_owned().await;
         let needs_turn = !is_compiled && self.known(digest).is_none();
         let _turn = if needs_turn { self.0.cache.turn(owner).await } else { None };
         let made = self.made(digest, wasm).await;
@@ -193,16 +175,17 @@ impl Engine {
         components.failure(digest).map(Err)
     }
 
-    fn gate(&self, owner: Option<&str>, digest: &str) -> Gate {
-        let key = (owner.map(str::to_owned), digest.to_owned());
-        let lock = self.0.components.lock().gates.entry(key.clone()).or_default().clone();
-        Gate { inner: self.0.clone(), key, lock }
+    /// Held by the one who compiles and loads; the others of the same digest wait for it.
+    fn gate(&self, owner: Option<&str>, digest: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut components = self.0.components.lock();
+        // Who has one, or waits for it, holds it as well.
+        components.gates.retain(|_, gate| Arc::strong_count(gate) > 1);
+        components.gates.entry((owner.map(str::to_owned), digest.to_owned())).or_default().clone()
     }
 
     /// Loads a component, which somebody else may have done meanwhile.
     async fn made(&self, digest: &str, wasm: &Path) -> Result<Component, Error> {
-        let gate = self.gate(None, digest);
-        let _gate = gate.lock.lock().await;
+        let _gate = self.gate(None, digest).lock_owned().await;
         if let Some(known) = self.known(digest) {
             return known;
         }
@@ -221,7 +204,7 @@ impl Engine {
 
     /// Whether the compiled code of a component is on disk: then preparing it takes a moment.
     pub fn is_compiled(&self, digest: &str) -> bool {
-        self.0.cache.path(digest).exists()
+        self.0.cache.has(digest)
     }
 
     async fn load(&self, digest: &str, wasm: &Path) -> Result<Component, Error> {

@@ -273,17 +273,26 @@ fn measured(dir: &Path, seen: &mut Seen, unnamed: &Unnamed) -> io::Result<Usage>
     Ok(used)
 }
 
+/// What is wrong with what a pod holds.
+async fn look(pods: &Arc<Pods>, slot: &Arc<Slot>, unnamed: Arc<Unnamed>) -> io::Result<Option<String>> {
+    let (pod, own) = (slot.pod(), pods.context.pods_dir.join(&*slot.uid));
+    let logs = logs::pod_dir(&pods.context.logs_dir, &slot.namespace, &slot.name, &slot.uid);
+    let measured = tokio::task::spawn_blocking(move || excess(&pod, &own, &logs, &unnamed)).await;
+    measured.map_err(io::Error::other).flatten()
+}
+
 /// Evicts a pod that holds more than it may.
 async fn check(pods: &Arc<Pods>, slot: &Arc<Slot>, unnamed: &Arc<Unnamed>) {
-    let pod = slot.pod();
     if slot.with_core(|core| core.is_ending()) {
         return;
     }
-    let own = pods.context.pods_dir.join(&*slot.uid);
-    let logs = logs::pod_dir(&pods.context.logs_dir, &slot.namespace, &slot.name, &slot.uid);
-    let unnamed = unnamed.clone();
-    let measured = tokio::task::spawn_blocking(move || excess(&pod, &own, &logs, &unnamed)).await;
-    match measured.map_err(io::Error::other).flatten() {
+    let mut found = look(pods, slot, unnamed.clone()).await;
+    if let Ok(Some(_)) = found {
+        // Some of what had no name then may be closed by now, and what came instead was counted, too.
+        let unnamed = self::unnamed().await;
+        found = look(pods, slot, unnamed).await;
+    }
+    match found {
         Ok(Some(message)) => pods.input(slot, Input::Evict { message }),
         Ok(None) => {}
         // It says nothing of the pod's bounds: as when there are no descriptors left. It is measured again soon.

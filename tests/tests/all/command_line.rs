@@ -127,7 +127,7 @@ fn who_interrupts_a_start_in_the_background_ends_what_it_started() {
     let data = dir.path().join("data");
     let mut command = Command::new(coracle());
     command.args(["up", "--api-port", "0", "--registry-port", "0", "-d"]).env("CORACLE_DATA_DIR", &data);
-    let mut starting = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start it");
+    let starting = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start it");
     // It has begun when there is a log.
     let begun = Instant::now();
     while !data.join("coracle.log").exists() {
@@ -136,12 +136,14 @@ fn who_interrupts_a_start_in_the_background_ends_what_it_started() {
     }
     let sent = Command::new("kill").args(["-INT", &starting.id().to_string()]).status().expect("run kill");
     assert!(sent.success());
-    let is_ready = starting.wait().expect("it ends").success();
+    let ended = starting.wait_with_output().expect("it ends");
+    let said = String::from_utf8_lossy(&ended.stderr);
     let coracle =
         |word: &str| output(Command::new(coracle()).arg(word).env("CORACLE_DATA_DIR", &data).env_remove("KUBECONFIG"));
-    if is_ready {
-        // It was, just before.
-        assert!(coracle("down").status.success());
+    match ended.status.success() {
+        // It was ready, just before.
+        true => assert!(coracle("down").status.success()),
+        false => assert!(ended.status.code() == Some(1) && said.contains("what was started has ended"), "{said}"),
     }
     assert!(!coracle("status").status.success(), "something runs");
 }

@@ -1,8 +1,9 @@
 //! Pods get an account and its token, a priority, and tolerations of a node that is away for a moment.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use coracle_api::meta::{self, generate};
+use coracle_api::meta::{self, Quantity, generate};
 use coracle_api::status::Status;
 use serde_json::{Value, json};
 
@@ -38,24 +39,38 @@ pub(super) async fn create(at: &Attributes<'_>, pod: &mut Value) -> Result<(), S
     Ok(())
 }
 
-/// A class that a pod names must exist, though it changes nothing here.
-fn runtime_class(at: &Attributes<'_>, pod: &Value) -> Result<(), Status> {
-    let Some(name) = pod["spec"]["runtimeClassName"].as_str() else {
-        let has_overhead = pod["spec"]["overhead"].as_object().is_some_and(|overhead| !overhead.is_empty());
-        return match has_overhead {
-            true => Err(at.resource.forbidden(
-                meta::name(pod),
-                "pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead".to_owned(),
-            )),
-            false => Ok(()),
-        };
+/// A class that a pod names must exist. It changes nothing here but what a pod needs beside its containers: that is the class's.
+fn runtime_class(at: &Attributes<'_>, pod: &mut Value) -> Result<(), Status> {
+    let refuse = |pod: &Value, why: &str| Err(at.resource.forbidden(meta::name(pod), format!("pod rejected: {why}")));
+    let is_some = |overhead: &Value| overhead.as_object().is_some_and(|overhead| !overhead.is_empty());
+    let class = match pod["spec"]["runtimeClassName"].as_str() {
+        None => Value::Null,
+        Some(name) => {
+            let classes = at.cluster.catalog.named("node.k8s.io", "runtimeclasses");
+            let class = classes.and_then(|classes| Some((classes, at.cluster.store.get(classes, name)?)));
+            let Some((classes, record)) = class else {
+                return refuse(pod, &format!("RuntimeClass {} not found", meta::text::quote(name)));
+            };
+            Seen::new(classes, &record).stored()?
+        }
     };
-    let classes = at.cluster.catalog.named("node.k8s.io", "runtimeclasses");
-    if classes.is_some_and(|classes| at.cluster.store.get(classes, name).is_some()) {
-        return Ok(());
+    let (fixed, given) = (&class["overhead"]["podFixed"], &pod["spec"]["overhead"]);
+    match (is_some(fixed), is_some(given)) {
+        (false, false) => Ok(()),
+        (false, true) => refuse(pod, "Pod Overhead set without corresponding RuntimeClass defined Overhead"),
+        (true, false) => {
+            pod["spec"]["overhead"] = fixed.clone();
+            Ok(())
+        }
+        (true, true) if amounts(fixed) == amounts(given) => Ok(()),
+        (true, true) => refuse(pod, "Pod's Overhead doesn't match RuntimeClass's defined Overhead"),
     }
-    let why = format!("pod rejected: RuntimeClass {} not found", meta::text::quote(name));
-    Err(at.resource.forbidden(meta::name(pod), why))
+}
+
+/// Quantities by resource.
+fn amounts(resources: &Value) -> BTreeMap<&str, Option<Quantity>> {
+    let resources = resources.as_object().into_iter().flatten();
+    resources.map(|(name, amount)| (name.as_str(), Quantity::from_json(amount).ok())).collect()
 }
 
 pub(super) fn update(pod: &mut Value, _old: &Value) {

@@ -57,10 +57,6 @@ pub(super) fn allocate(at: &Attributes<'_>, node: &mut Value) -> Result<Vec<Op>,
         let error = FieldError::invalid("spec.podCIDR", &node["spec"]["podCIDR"], &why);
         Status::invalid("", "Node", &name, vec![error])
     };
-    // One that comes again under its name is told so, whatever range it names: the founder's too, which is in no record.
-    if cluster.store.get(at.resource, &name).is_some() {
-        return Err(Status::already_exists("", "nodes", &name));
-    }
     let held = node["spec"]["podCIDR"].as_str().and_then(|range| cluster.store.keyspace.get(RANGES, range));
     // It is there already, which the write itself will say.
     if held.is_some_and(|record| is_held_by(&record, &name)) {
@@ -70,6 +66,10 @@ pub(super) fn allocate(at: &Attributes<'_>, node: &mut Value) -> Result<Vec<Op>,
         // From a random place on, so that what was given back is not soon another's.
         "" => free(rand::random_range(0..COUNT), is_free)
             .ok_or_else(|| refuse("every range of addresses for pods belongs to a node".to_owned()))?,
+        // The founder's is in no record: one that comes again under its name is told so.
+        asked if number(asked).is_none() && cluster.store.get(at.resource, &name).is_some() => {
+            return Err(Status::already_exists("", "nodes", &name));
+        }
         asked if number(asked).is_none() => {
             return Err(refuse(format!(
                 "{asked} is none of the ranges that the cluster gives out; a node that is started again is given one"

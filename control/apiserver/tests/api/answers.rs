@@ -146,6 +146,25 @@ async fn fields_without_effect_are_said_and_dangerous_ones_refused() {
     let message =
         r#"pods "z" is forbidden: pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead"#;
     assert_eq!((code, &refused["message"]), (403, &json!(message)));
+    // It is the class's.
+    for (name, overhead) in [("plain", json!(null)), ("fixed", json!({"podFixed": {"cpu": "1000m"}}))] {
+        let class = json!({"metadata": {"name": name}, "handler": "h", "overhead": overhead});
+        server.make("/apis/node.k8s.io/v1/runtimeclasses", class).await;
+    }
+    let cases = [
+        ("plain", json!({"cpu": "1"}), 403),
+        ("fixed", json!({"cpu": "2"}), 403),
+        ("fixed", json!({"cpu": "1"}), 201),
+        ("fixed", json!(null), 201),
+    ];
+    for (number, (class, overhead, code)) in cases.into_iter().enumerate() {
+        let spec =
+            json!({"runtimeClassName": class, "overhead": overhead, "containers": [{"name": "c", "image": "i"}]});
+        let (given, made) =
+            server.call("POST", PODS, json!({"metadata": {"name": format!("o{number}")}, "spec": spec})).await;
+        assert_eq!(given, code, "{made}");
+        assert!(code != 201 || made["spec"]["overhead"]["cpu"] == "1", "{made}");
+    }
 }
 
 /// Read as nothing it would have no finalizer, and a deletion would take it away.

@@ -119,8 +119,15 @@ async fn a_server_that_starts_adds_what_roles_of_every_cluster_lack_and_leaves_w
         let (code, changed) = server.call("PATCH", path, change).await;
         assert_eq!(code, 200, "{changed}");
     }
+    // What a binding is of cannot be changed: one of another role is made again.
+    let other = format!("{bindings}/system:discovery");
+    let is_to_be = read(&server, &other).await;
+    assert_eq!(server.call("DELETE", &other, Value::Null).await.0, 200);
+    server.make(&bindings, binding("system:discovery", "ClusterRole", "view")).await;
     let before = server.keyspace.revision();
     let server = server.restart().await;
+    let is = read(&server, &other).await;
+    assert_eq!((&is["roleRef"], &is["subjects"]), (&is_to_be["roleRef"], &is_to_be["subjects"]));
     assert_eq!(
         read(&server, &discovery).await["rules"],
         json!([[own.clone()].as_slice(), whole.as_array().unwrap()].concat())

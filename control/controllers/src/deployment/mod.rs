@@ -60,7 +60,7 @@ impl Controller {
         sets: &mut Informer<ReplicaSet>,
         pods: &mut Informer<Pod>,
     ) -> Arc<Self> {
-        let queue = Queue::new(Duration::from_millis(20));
+        let queue = Queue::sparing(Duration::from_millis(20));
         deployments.on_change({
             let queue = queue.clone();
             move |change| queue.add(&change.object().key())

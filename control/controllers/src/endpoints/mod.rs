@@ -29,7 +29,7 @@ use crate::queue::{Next, Queue, Reconciler};
 use crate::workload::{self, Created, generated_name};
 use crate::{Error, selector};
 
-/// Between reconciliations of one Service in a storm.
+/// Between reconciliations of one Service in a storm, at most.
 const SPACING: Duration = Duration::from_millis(20);
 /// How long the cache may be behind our own write; then it is not waited for (tests do not wait so long).
 const BEHIND_MAX: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 5 });
@@ -90,7 +90,7 @@ pub(crate) struct Sources<'a> {
 impl Controller {
     /// Listens to what concerns endpoints.
     pub(crate) fn new(client: Client, sources: Sources<'_>) -> Arc<Self> {
-        let queue = Queue::new(SPACING);
+        let queue = Queue::sparing(SPACING);
         let written: Arc<Mutex<HashMap<Key, Behind>>> = Arc::default();
         let Sources { services, pods, slices, endpoints, nodes } = sources;
         services.on_change({

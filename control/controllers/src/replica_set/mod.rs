@@ -64,7 +64,7 @@ impl Controller {
         sets: &mut Informer<ReplicaSet>,
         pods: &mut Informer<Pod>,
     ) -> Arc<Self> {
-        let queue = Queue::new(Duration::from_millis(20));
+        let queue = Queue::sparing(Duration::from_millis(20));
         let in_flight = Arc::new(InFlight::default());
         sets.on_change({
             let queue = queue.clone();

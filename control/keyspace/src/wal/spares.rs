@@ -79,7 +79,8 @@ impl Spares {
         let ready = if state.ready { self.host.sizes.segment } else { 0 };
         super::Space {
             left: self.left.load(Ordering::Relaxed) + ready,
-            ready: state.ready || state.gone,
+            // Who stopped for want of space makes none any more, and neither does the writer.
+            ready: state.ready || (state.gone && !state.failed),
             stuck: !state.ready && state.failed,
         }
     }

@@ -205,12 +205,21 @@ async fn what_is_damaged_on_the_disk_is_not_given_and_comes_with_the_next_push()
     assert_eq!(send(&server, Method::POST, &mount, &[], "").await.status, StatusCode::CREATED);
     damage(&image);
     assert_eq!(get(&server, &manifest).await.status, StatusCode::NOT_FOUND);
-    assert_eq!(server.registry.lacking().await.unwrap(), [format!("a ({image})")]);
+    let lacking = server.registry.lacking().await.unwrap();
+    assert_eq!((lacking.count, lacking.first), (1, vec![format!("a ({image})")]));
+    // A large one is not read for each who asks; who reads the whole finds it.
+    let large = push_blob(&server, "a", &[7; 5 << 20]).await;
+    let path = format!("/v2/a/blobs/{large}");
+    assert_eq!(send(&server, Method::HEAD, &path, &[], "").await.status, StatusCode::OK);
+    damage(&large);
+    assert_eq!(send(&server, Method::HEAD, &path, &[], "").await.status, StatusCode::OK);
+    server.registry.check_contents().await.unwrap();
+    assert_eq!(send(&server, Method::HEAD, &path, &[], "").await.status, StatusCode::NOT_FOUND);
     // Nobody asked for this one; a copy of everything looks.
     damage(&blob);
     server.registry.check_contents().await.unwrap();
     assert!(!place(&blob).exists());
-    assert_eq!(aside(), 2);
+    assert_eq!(aside(), 3);
     server.registry.collect_garbage(Duration::ZERO).await.unwrap();
     assert_eq!(aside(), 0);
 }

@@ -23,7 +23,7 @@ use axum::{Extension, Router};
 use bytes::Bytes;
 use coracle_apiserver::Identity;
 use coracle_keyspace::{Keyspace, Whole};
-use coracle_registry::Registry;
+use coracle_registry::{Lacking, Registry};
 use futures::stream;
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
@@ -141,10 +141,10 @@ async fn backup(
             Ok(lacking) => lacking,
             Err(error) => return lacks(error.to_string()),
         },
-        false => Vec::new(),
+        false => Lacking::default(),
     };
-    if !lacking.is_empty() {
-        tracing::warn!(?lacking, "a backup lacks images that no server has whole: push them again");
+    if let Some(first) = lacking.first.first() {
+        tracing::warn!(lacking.count, first, "a backup lacks images that no server has whole: push them again");
     }
     let (send, pieces) = mpsc::channel(PIECES_QUEUED);
     tokio::task::spawn_blocking(move || {
@@ -197,7 +197,7 @@ impl Write for Pieces {
     }
 }
 
-fn write(sources: &Sources, whole: Whole, images: bool, lacking: &[String], to: impl Write) -> io::Result<()> {
+fn write(sources: &Sources, whole: Whole, images: bool, lacking: &Lacking, to: impl Write) -> io::Result<()> {
     let keys = sources.authority.shared().map_err(io::Error::other)?;
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let mut writer = Writer::begin(to)?;
@@ -218,7 +218,9 @@ fn write(sources: &Sources, whole: Whole, images: bool, lacking: &[String], to: 
     if images {
         files += tree(&mut writer, &sources.dir, Path::new(REGISTRY))?;
     }
-    writer.frame(&Frame::End(json!({"records": whole.len(), "files": files, "lacking": lacking})))?;
+    writer.frame(&Frame::End(json!({
+        "records": whole.len(), "files": files, "lacking": lacking.first, "lackingCount": lacking.count,
+    })))?;
     writer.finish()?.flush()
 }
 
@@ -269,8 +271,10 @@ pub struct Contents {
     pub files: u64,
     /// Its length.
     pub bytes: u64,
-    /// What it lacks of the registry, since no server had it whole: repositories and digests, in words.
+    /// What it lacks of the registry, since no server had it whole: the first of them, as repositories and digests in words.
     pub lacking: Vec<String>,
+    /// How many these are.
+    pub lacking_count: u64,
 }
 
 /// Reads a backup to its end and says what it holds; fails where it is not whole. Blocks.
@@ -293,8 +297,9 @@ pub fn verify(from: impl Read) -> Result<Contents, Error> {
     match numbers {
         (Some(revision), Some(records), Some(said)) if has_keys && said == files => {
             let lacking = end["lacking"].as_array().into_iter().flatten();
-            let lacking = lacking.filter_map(|one| one.as_str().map(str::to_owned)).collect();
-            Ok(Contents { revision, records, files, bytes: reader.at(), lacking })
+            let lacking: Vec<String> = lacking.filter_map(|one| one.as_str().map(str::to_owned)).collect();
+            let lacking_count = end["lackingCount"].as_u64().unwrap_or(lacking.len() as u64);
+            Ok(Contents { revision, records, files, bytes: reader.at(), lacking, lacking_count })
         }
         _ => Err(Error::Damaged { at: reader.at(), why: "it does not hold what its end says" }),
     }
@@ -391,7 +396,8 @@ mod tests {
         fs::write(registry.join(&places[1]), &blob).unwrap();
         let (code, whole) = ask(&router, &[crate::MASTERS], "").await;
         let contents = verify(&whole[..]).unwrap();
-        assert_eq!((code, contents.files, contents.lacking), (200, 1, vec![format!("app ({digest})")]));
+        assert_eq!((code, contents.files, contents.lacking_count), (200, 1, 1));
+        assert_eq!(contents.lacking, [format!("app ({digest})")]);
         keyspace.shutdown().await;
     }
 }

@@ -112,9 +112,9 @@ impl Admission {
         self.probes.close();
     }
 
-    /// Whether somebody waits for a place.
-    pub(super) fn is_wanted(&self) -> bool {
-        self.waiting.load(Relaxed) > 0
+    /// How many wait for a place.
+    pub(super) fn wanted(&self) -> u32 {
+        self.waiting.load(Relaxed)
     }
 
     /// How many may be at work now.

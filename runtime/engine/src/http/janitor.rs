@@ -69,6 +69,8 @@ impl Service {
     /// Slow clients hold no places of others, as long as there is memory for one more instance each. As many flights as there are
     /// places may do without, however quick their clients are by now.
     fn make_room(&self, slow: &[Arc<Flight>], mut without: usize) {
+        // Who waits is told of a place later: each counts for one.
+        let mut wanted = self.admission.wanted();
         for flight in slow {
             if flight.stalled() >= SLOW {
                 flight.leave_reader();
@@ -82,9 +84,11 @@ impl Service {
             {
                 drop(permit);
                 without += 1;
+                wanted = wanted.saturating_sub(1);
             }
-            if flight.unfed() >= UNFED_MAX && self.admission.is_wanted() && flight.head.has_permit() {
+            if wanted > 0 && flight.unfed() >= UNFED_MAX && flight.head.has_permit() {
                 flight.end(RequestError::Unfinished);
+                wanted -= 1;
             }
         }
     }
@@ -130,6 +134,7 @@ impl Service {
 #[cfg(test)]
 mod tests {
     use http::Request;
+    use http_body_util::BodyExt as _;
 
     use super::*;
     use crate::host::Chain;
@@ -155,6 +160,38 @@ mod tests {
         assert_eq!((seen.slow.len(), seen.without, seen.count), (0, 2, 4), "they are quick again");
         service.make_room(&more, seen.without);
         assert_eq!(have_places(&more), 2);
+        service.end_all(&RequestError::Killed);
+    }
+
+    #[tokio::test]
+    async fn for_one_who_waits_one_is_ended_whose_request_does_not_come_on() {
+        let service = probe(Spec::new("a"), HttpOptions { concurrency: 2, ..HttpOptions::default() }).await.0;
+        let mut flights = Vec::new();
+        let mut answers = Vec::new();
+        for _ in 0..2 {
+            let permit = service.admission.admit(Asker::Client).await.unwrap();
+            let never = futures::stream::pending::<Result<http_body::Frame<bytes::Bytes>, crate::BoxError>>();
+            let request =
+                Request::post("http://probe/echo").body(http_body_util::StreamBody::new(never).boxed_unsync());
+            let flight = Flight::launch(&service, request.unwrap(), permit, Chain::default()).unwrap();
+            answers.push(flight.head().await.unwrap());
+            flights.push(flight);
+        }
+        let waits = tokio::spawn({
+            let service = service.clone();
+            async move { service.admission.admit(Asker::Client).await.map(drop) }
+        });
+        let is_so = || service.admission.wanted() == 1 && flights.iter().all(|flight| flight.unfed() >= UNFED_MAX);
+        let begun = Instant::now();
+        while !is_so() {
+            assert!(begun.elapsed() < Duration::from_secs(30), "they are fed");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        // None may do without a place.
+        service.make_room(&flights, usize::MAX);
+        let ended = |flight: &&Arc<Flight>| matches!(flight.outcome(), Some(Err(RequestError::Unfinished)));
+        assert_eq!(flights.iter().filter(ended).count(), 1);
+        waits.await.unwrap().expect("its place");
         service.end_all(&RequestError::Killed);
     }
 }

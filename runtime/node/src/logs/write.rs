@@ -4,6 +4,7 @@
 //! its log; its neighbours do not wait. A log that cannot be written (disk full) is dropped, the guest goes on. What is beyond its
 //! budget is dropped before anything is made of it: an empty line has one byte as it is printed, and forty as it is kept.
 
+use std::cell::LazyCell;
 use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -220,11 +221,12 @@ impl Stream {
         let lines = bytes.iter().filter(|byte| **byte == b'\n').count() + bytes.len() / LINE_BYTES_MAX;
         let kept = bytes.len() + lines * line::BYTES_MORE;
         if !self.log.admits(pending.len() + bytes.len(), kept) {
-            // The rest of a line whose beginning is not there would be taken for a line.
+            // Its end may be among what is dropped: it would be joined to another line.
             *pending = Vec::new();
             return;
         }
-        let begin = Begin::new(Timestamp::now(), self.name);
+        // Once for all lines, and not where there is none.
+        let begin = LazyCell::new(|| Begin::new(Timestamp::now(), self.name));
         let mut out = Vec::with_capacity(kept + line::BYTES_MORE);
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             let (content, is_whole) = match piece.strip_suffix(b"\n") {

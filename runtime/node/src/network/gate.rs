@@ -61,10 +61,10 @@ fn embedded(address: IpAddr) -> IpAddr {
     }
 }
 
-/// The ranges of pods (10.240.0.0/12) and of Services (10.96.0.0/12): what nobody has there is nobody, and not a stranger outside.
+/// The ranges of pods (10.240.0.0/12) and of Services (10.96.0.0/16): what nobody has there is nobody, and not a stranger outside.
 fn is_clusters(address: IpAddr) -> bool {
     let IpAddr::V4(v4) = address else { return false };
-    matches!(v4.octets(), [10, 96..=111 | 240..=255, ..])
+    matches!(v4.octets(), [10, 96 | 240..=255, ..])
 }
 
 /// Loopback, link-local, unspecified, and what is no single host.
@@ -133,14 +133,13 @@ mod tests {
             "ff02::1",
             "fd00:ec2::254",
             "10.96.0.1",
-            "10.111.255.255",
+            "10.96.255.255",
             "10.240.0.0",
             "::ffff:10.244.0.1",
         ] {
             assert!(!gate.permits(near.parse().unwrap()), "{near}");
         }
-        for far in ["192.0.2.1", "1.1.1.1", "10.95.0.1", "10.112.0.1", "10.239.0.1", "2001:db8::1", "::ffff:192.0.2.1"]
-        {
+        for far in ["192.0.2.1", "1.1.1.1", "10.95.0.1", "10.97.0.1", "10.239.0.1", "2001:db8::1", "::ffff:192.0.2.1"] {
             assert!(gate.permits(far.parse().unwrap()), "{far}");
         }
     }
