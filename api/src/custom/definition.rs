@@ -111,8 +111,12 @@ pub struct Definition {
     pub storage: String,
     /// Whether its resources are served.
     pub established: bool,
-    /// Whether its deletion was asked for.
+    /// Whether its deletion was asked for, or its objects are being removed.
     pub terminating: bool,
+    /// Whether its deletion was asked for.
+    pub is_deleting: bool,
+    /// Whether it has the names it asks for, and its status says all that is to be said.
+    pub is_settled: bool,
 }
 
 impl Definition {
@@ -133,7 +137,13 @@ impl Definition {
             storage: written.iter().find(|version| version["storage"] == true).map(|version| text(&version["name"])).unwrap_or_default(),
             established: condition::is_true(object, ESTABLISHED),
             terminating: meta::is_deleting(object) || condition::is_true(object, TERMINATING),
+            is_deleting: meta::is_deleting(object),
+            is_settled: false,
         };
+        definition.is_settled = definition.established
+            && definition.asked == definition.names
+            && condition::is_true(object, NAMES_ACCEPTED)
+            && super::names::is_approval_told(object, &definition.group);
         definition.versions = written.iter().map(|version| definition.version(version, written)).collect();
         definition
     }

@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 use super::definition::{Definition, ESTABLISHED, NAMES_ACCEPTED, Names, TERMINATING};
 use crate::meta::{self, condition};
 
+/// The condition that says whether a group of Kubernetes' own was reviewed.
+const APPROVAL: &str = "KubernetesAPIApprovalPolicyConformant";
 /// The annotation by which a group of Kubernetes' own says that its API was reviewed.
 pub(crate) const APPROVED: &str = "api-approved.kubernetes.io";
 
@@ -42,15 +44,29 @@ pub fn settled<'a>(
         set_condition(&mut settled, ESTABLISHED, "True", "InitialNamesAccepted", message, now);
     }
     if is_protected(&definition.group) {
-        let (status, reason, message) = match approval(object) {
-            Approval::Given(message) => ("True", "ApprovedAnnotation", message),
-            Approval::Bypassed(message) => ("False", "UnapprovedAnnotation", message),
-            Approval::Missing(message) => ("False", "MissingAnnotation", message),
-            Approval::Invalid(message) => ("False", "InvalidAnnotation", message),
-        };
-        set_condition(&mut settled, "KubernetesAPIApprovalPolicyConformant", status, reason, &message, now);
+        let (status, reason, message) = told_of_approval(object);
+        set_condition(&mut settled, APPROVAL, status, reason, &message, now);
     }
     (settled != *object).then_some(settled)
+}
+
+/// What is to be said of the approval of a definition.
+fn told_of_approval(object: &Value) -> (&'static str, &'static str, String) {
+    match approval(object) {
+        Approval::Given(message) => ("True", "ApprovedAnnotation", message),
+        Approval::Bypassed(message) => ("False", "UnapprovedAnnotation", message),
+        Approval::Missing(message) => ("False", "MissingAnnotation", message),
+        Approval::Invalid(message) => ("False", "InvalidAnnotation", message),
+    }
+}
+
+/// Whether that is said, where it is to be.
+pub(super) fn is_approval_told(object: &Value, group: &str) -> bool {
+    if !is_protected(group) {
+        return true;
+    }
+    let (_, reason, message) = told_of_approval(object);
+    condition::get(object, APPROVAL).is_some_and(|told| told["reason"] == reason && told["message"] == message.as_str())
 }
 
 /// Marks a definition as going: its objects go first.
