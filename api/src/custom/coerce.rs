@@ -150,13 +150,7 @@ impl Pruning {
     }
 
     /// `is_object` says that apiVersion, kind and metadata are not the schema's.
-    fn fields(
-        &mut self,
-        fields: &mut Map<String, Value>,
-        schema: Option<&Structural>,
-        is_object: bool,
-        keeps: bool,
-    ) {
+    fn fields(&mut self, fields: &mut Map<String, Value>, schema: Option<&Structural>, is_object: bool, keeps: bool) {
         let mut gone = Vec::new();
         for (name, value) in fields.iter_mut() {
             if is_object && META.contains(&name.as_str()) {

@@ -134,7 +134,11 @@ impl Definition {
             asked: Names::read(&spec["names"]),
             names: Names::read(&object["status"]["acceptedNames"]),
             versions: Vec::with_capacity(written.len()),
-            storage: written.iter().find(|version| version["storage"] == true).map(|version| text(&version["name"])).unwrap_or_default(),
+            storage: written
+                .iter()
+                .find(|version| version["storage"] == true)
+                .map(|version| text(&version["name"]))
+                .unwrap_or_default(),
             established: condition::is_true(object, ESTABLISHED),
             terminating: meta::is_deleting(object) || condition::is_true(object, TERMINATING),
             is_deleting: meta::is_deleting(object),
@@ -236,9 +240,33 @@ mod tests {
 
     #[test]
     fn versions_are_ordered_as_kubernetes_prefers_them() {
-        let mut versions = ["foo10", "v1alpha1", "v2", "v1", "v11beta2", "v10beta3", "v3beta1", "foo1", "v12alpha1", "v10", "v11alpha2"];
+        let mut versions = [
+            "foo10",
+            "v1alpha1",
+            "v2",
+            "v1",
+            "v11beta2",
+            "v10beta3",
+            "v3beta1",
+            "foo1",
+            "v12alpha1",
+            "v10",
+            "v11alpha2",
+        ];
         versions.sort_by(|a, b| order(b, a));
-        let expected = ["v10", "v2", "v1", "v11beta2", "v10beta3", "v3beta1", "v12alpha1", "v11alpha2", "v1alpha1", "foo1", "foo10"];
+        let expected = [
+            "v10",
+            "v2",
+            "v1",
+            "v11beta2",
+            "v10beta3",
+            "v3beta1",
+            "v12alpha1",
+            "v11alpha2",
+            "v1alpha1",
+            "foo1",
+            "foo10",
+        ];
         assert_eq!(versions, expected);
     }
 }

@@ -173,7 +173,8 @@ fn is_email(text: &str) -> bool {
     };
     let Some((local, domain)) = address.rsplit_once('@') else { return false };
     let is_atom = |c: char| !c.is_ascii() || c.is_ascii_alphanumeric() || "!#$%&'*+-/=?^_`{|}~".contains(c);
-    let dots = |text: &str| !text.is_empty() && text.split('.').all(|part| !part.is_empty() && part.chars().all(is_atom));
+    let dots =
+        |text: &str| !text.is_empty() && text.split('.').all(|part| !part.is_empty() && part.chars().all(is_atom));
     let quoted = local.len() >= 2 && local.starts_with('"') && local.ends_with('"');
     (quoted || dots(local)) && (dots(domain) || (domain.starts_with('[') && domain.ends_with(']')))
 }
@@ -252,7 +253,8 @@ fn is_uuid(text: &str, version: Option<char>) -> bool {
     let at = |place: usize| digits[place..].chars().next().unwrap_or('-').to_ascii_lowercase();
     rest.is_empty()
         && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
-        && version.is_none_or(|version| at(12) == version && (version == '3' || matches!(at(16), '8' | '9' | 'a' | 'b')))
+        && version
+            .is_none_or(|version| at(12) == version && (version == '3' || matches!(at(16), '8' | '9' | 'a' | 'b')))
 }
 
 fn without_separators(text: &str) -> String {
@@ -267,7 +269,9 @@ fn is_isbn10(text: &str) -> bool {
         _ => None,
     };
     let digits: Option<Vec<u32>> = text.bytes().enumerate().map(digit).collect();
-    digits.is_some_and(|digits| digits.len() == 10 && (1..).zip(&digits).map(|(at, digit)| at * digit).sum::<u32>() % 11 == 0)
+    digits.is_some_and(|digits| {
+        digits.len() == 10 && (1..).zip(&digits).map(|(at, digit)| at * digit).sum::<u32>() % 11 == 0
+    })
 }
 
 fn is_isbn13(text: &str) -> bool {
@@ -324,8 +328,7 @@ fn is_rgb_color(text: &str) -> bool {
     let inside = text.strip_prefix("rgb(").and_then(|text| text.strip_suffix(')'));
     inside.is_some_and(|inside| {
         let parts: Vec<&str> = inside.split(',').map(str::trim).collect();
-        parts.len() == 3
-            && parts.iter().all(|part| part.parse::<u8>().is_ok_and(|number| number.to_string() == **part))
+        parts.len() == 3 && parts.iter().all(|part| part.parse::<u8>().is_ok_and(|number| number.to_string() == **part))
     })
 }
 
@@ -353,13 +356,15 @@ fn is_date_time(text: &str) -> bool {
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let mut parts = clock.split(':');
     let two = |part: Option<&str>, most: &str| part.is_some_and(|part| part.len() == 2 && digits(part) && part <= most);
-    let in_range = two(parts.next(), "23") && two(parts.next(), "59") && two(parts.next(), "59") && parts.next().is_none();
+    let in_range =
+        two(parts.next(), "23") && two(parts.next(), "59") && two(parts.next(), "59") && parts.next().is_none();
     let zone_at = rest.find(['z', '+', '-']).unwrap_or(rest.len());
     let (fraction, zone) = rest.split_at(zone_at);
     let zone_ok = zone == "z"
-        || zone.get(1..).and_then(|zone| zone.split_once(':')).is_some_and(|(hours, minutes)| {
-            hours.len() == 2 && minutes.len() == 2 && digits(hours) && digits(minutes)
-        });
+        || zone
+            .get(1..)
+            .and_then(|zone| zone.split_once(':'))
+            .is_some_and(|(hours, minutes)| hours.len() == 2 && minutes.len() == 2 && digits(hours) && digits(minutes));
     in_range && zone_ok && (fraction.is_empty() || fraction.get(1..).is_some_and(digits))
 }
 
@@ -380,9 +385,9 @@ fn is_go_duration(text: &str) -> bool {
         let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
         let (number, after) = rest.split_at(end);
         let is_number = number.bytes().any(|byte| byte.is_ascii_digit()) && number.matches('.').count() <= 1;
-        let unit = ["ns", "us", "µs", "μs", "ms", "s", "m", "h"].into_iter().find(|unit| {
-            after.strip_prefix(unit).is_some_and(|after| !after.starts_with(|c: char| c.is_alphabetic()))
-        });
+        let unit = ["ns", "us", "µs", "μs", "ms", "s", "m", "h"]
+            .into_iter()
+            .find(|unit| after.strip_prefix(unit).is_some_and(|after| !after.starts_with(|c: char| c.is_alphabetic())));
         match unit {
             Some(unit) if is_number => rest = &after[unit.len()..],
             _ => return false,
@@ -392,8 +397,16 @@ fn is_go_duration(text: &str) -> bool {
 }
 
 fn is_worded_duration(text: &str) -> bool {
-    const UNITS: [&str; 8] = ["ns|nano|nanosecond", "us|µs|μs|micro|microsecond", "ms|milli|millisecond", "s|sec|second", "m|min|minute",
-        "h|hr|hour", "d|day", "w|wk|week"];
+    const UNITS: [&str; 8] = [
+        "ns|nano|nanosecond",
+        "us|µs|μs|micro|microsecond",
+        "ms|milli|millisecond",
+        "s|sec|second",
+        "m|min|minute",
+        "h|hr|hour",
+        "d|day",
+        "w|wk|week",
+    ];
     let text = text.trim();
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
@@ -426,7 +439,11 @@ mod tests {
             ("rgbcolor", "rgb(0,255,2)", "rgb(0,256,2)"),
             ("byte", "YQ== YWJj", "YQ a-b="),
             ("date", "2026-02-28", "2026-02-30 2026-2-3"),
-            ("date-time", "2026-02-28T01:02:03Z 2026-02-28t01:02:03.5+01:00", "today 2026-02-28T24:00:00Z 2026-02-28T01:02:03"),
+            (
+                "date-time",
+                "2026-02-28T01:02:03Z 2026-02-28t01:02:03.5+01:00",
+                "today 2026-02-28T24:00:00Z 2026-02-28T01:02:03",
+            ),
             ("duration", "1h30m 1.5s 0 3d", "1 h1 1x"),
             ("k8s-short-name", "a-b", "A a.b"),
             ("k8s-long-name", "a.b-c", "a..b"),
@@ -436,6 +453,8 @@ mod tests {
             good.split(' ').for_each(|text| assert!(format.takes(text), "{name}: {text}"));
             bad.split(' ').for_each(|text| assert!(!format.takes(text), "{name}: {text}"));
         }
-        assert!(Format::is_known("int32", "integer") && !Format::is_known("int32", "string") && !Format::is_known("x", ""));
+        assert!(
+            Format::is_known("int32", "integer") && !Format::is_known("int32", "string") && !Format::is_known("x", "")
+        );
     }
 }

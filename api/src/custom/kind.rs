@@ -75,10 +75,16 @@ pub struct CustomKind {
 impl CustomKind {
     /// Of a definition that was read from `object`; `None` when it has no such version.
     #[must_use]
-    pub fn new(definition: &Arc<Definition>, object: &Value, schemas: &Arc<Schemas>, version: &str) -> Option<CustomKind> {
+    pub fn new(
+        definition: &Arc<Definition>,
+        object: &Value,
+        schemas: &Arc<Schemas>,
+        version: &str,
+    ) -> Option<CustomKind> {
         let known = definition.versions.iter().find(|known| known.name == version)?;
         let written = object["spec"]["versions"].as_array()?.iter().find(|written| written["name"] == version)?;
-        let paths = written["selectableFields"].as_array().into_iter().flatten().filter_map(|field| field["jsonPath"].as_str());
+        let paths =
+            written["selectableFields"].as_array().into_iter().flatten().filter_map(|field| field["jsonPath"].as_str());
         let paths: Vec<&str> = paths.collect();
         Some(CustomKind {
             definition: definition.clone(),
@@ -326,13 +332,17 @@ fn set_status(object: &mut Value, status: Option<Value>) {
 
 impl Column {
     fn cell(&self, object: &Value) -> Cell {
-        let Some(value) = self.path.first(object).filter(|value| !value.is_null()) else { return Cell::Value(Value::Null) };
+        let Some(value) = self.path.first(object).filter(|value| !value.is_null()) else {
+            return Cell::Value(Value::Null);
+        };
         Cell::Value(match self.kind.as_str() {
             "string" => match value {
                 Value::Array(_) | Value::Object(_) => text::json(value).into(),
                 scalar => text::sprint(scalar).into(),
             },
-            "integer" => value.as_i64().or_else(|| value.as_f64().map(|number| number as i64)).map_or(Value::Null, Into::into),
+            "integer" => {
+                value.as_i64().or_else(|| value.as_f64().map(|number| number as i64)).map_or(Value::Null, Into::into)
+            }
             "number" => value.as_f64().map_or(Value::Null, |number| match value.as_i64() {
                 Some(whole) => whole.into(),
                 None => number.into(),

@@ -30,7 +30,8 @@ pub fn settled<'a>(
         let others = others.filter(|other| other.name != definition.name && other.group == definition.group);
         let (names, conflict) = accepted(definition, others);
         settled["status"]["acceptedNames"] = names.write();
-        let mut set = |kind, status, reason, message: &str| set_condition(&mut settled, kind, status, reason, message, now);
+        let mut set =
+            |kind, status, reason, message: &str| set_condition(&mut settled, kind, status, reason, message, now);
         match &conflict {
             None => set(NAMES_ACCEPTED, "True", "NoConflicts", "no conflicts found"),
             Some((reason, message)) => set(NAMES_ACCEPTED, "False", reason, message),
@@ -107,12 +108,12 @@ fn accepted<'a>(
     let in_use = |name: &str, has: &str, used: &HashSet<&str>| {
         (name != has && used.contains(name)).then(|| format!("{} is already in use", meta::text::quote(name)))
     };
-    let mut take = |name: &String, place: &mut String, used: &HashSet<&str>, reason: &'static str| {
-        match in_use(name, place, used) {
+    let mut take =
+        |name: &String, place: &mut String, used: &HashSet<&str>, reason: &'static str| match in_use(name, place, used)
+        {
             Some(message) => conflict = Some((reason, message)),
             None => place.clone_from(name),
-        }
-    };
+        };
     take(&asked.plural, &mut names.plural, &resources, "PluralConflict");
     take(&asked.singular, &mut names.singular, &resources, "SingularConflict");
     take(&asked.kind, &mut names.kind, &kinds, "KindConflict");
@@ -134,9 +135,9 @@ fn accepted<'a>(
 
 /// Whether a group is one of Kubernetes' own.
 pub(crate) fn is_protected(group: &str) -> bool {
-    ["k8s.io", "kubernetes.io"].iter().any(|domain| {
-        group.strip_suffix(domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-    })
+    ["k8s.io", "kubernetes.io"]
+        .iter()
+        .any(|domain| group.strip_suffix(domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')))
 }
 
 /// What the approval annotation of a definition says.
@@ -160,7 +161,10 @@ pub(crate) fn approval(object: &Value) -> Approval {
         return Approval::Bypassed(format!("not approved: {}", meta::text::quote(annotation)));
     }
     let is_url = annotation.split_once("://").is_some_and(|(scheme, rest)| {
-        !scheme.is_empty() && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric()) && !rest.starts_with('/') && !rest.is_empty()
+        !scheme.is_empty()
+            && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric())
+            && !rest.starts_with('/')
+            && !rest.is_empty()
     });
     if is_url {
         return Approval::Given(format!("approved in {annotation}"));
@@ -210,7 +214,9 @@ mod tests {
 
     #[test]
     fn groups_of_kubernetes_itself_are_protected() {
-        for (group, expected) in [("k8s.io", true), ("gateway.networking.k8s.io", true), ("xk8s.io", false), ("example.com", false)] {
+        for (group, expected) in
+            [("k8s.io", true), ("gateway.networking.k8s.io", true), ("xk8s.io", false), ("example.com", false)]
+        {
             assert_eq!(is_protected(group), expected, "{group}");
         }
         let say = |text: &str| approval(&json!({"metadata": {"annotations": {APPROVED: text}}}));

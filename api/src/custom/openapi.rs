@@ -46,7 +46,13 @@ pub fn definition(written: &Value, gvk: (&str, &str, &str), meta: &MetaFields, v
 
 /// The definition of the list of a kind.
 #[must_use]
-pub fn list(written: &Value, gvk: (&str, &str, &str), names: (&str, &str), meta: &MetaFields, version: Version) -> Value {
+pub fn list(
+    written: &Value,
+    gvk: (&str, &str, &str),
+    names: (&str, &str),
+    meta: &MetaFields,
+    version: Version,
+) -> Value {
     let ((group, of, kind), (list_kind, plural)) = (gvk, names);
     let place = if version == Version::V2 { "definitions" } else { "components/schemas" };
     let reference = format!("#/{place}/{}", type_name(group, of, kind));
@@ -203,7 +209,8 @@ mod tests {
         assert_eq!((&two["properties"]["a"], &two["required"]), (&json!({}), &json!(["b"])));
         assert_eq!(two["properties"]["b"], json!({"x-kubernetes-preserve-unknown-fields": true}));
         assert!(two["properties"]["o"].get("oneOf").is_none() && two["properties"]["p"].get("anyOf").is_none());
-        let open = json!({"schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}});
+        let open =
+            json!({"schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}});
         assert!(definition(&open, gvk, &meta(), Version::V2).get("properties").is_none());
         assert_eq!(type_name("a.example.com", "v1", "Gadget"), "com.example.a.v1.Gadget");
     }

@@ -89,7 +89,8 @@ impl Step {
             (Step::Index(at), Value::Array(items)) => out.extend(place(*at, items.len()).and_then(|at| items.get(at))),
             (Step::Slice(from, to, by), Value::Array(items)) => {
                 let length = i64::try_from(items.len()).unwrap_or(i64::MAX);
-                let clamp = |at: i64| usize::try_from(if at < 0 { at + length } else { at }.clamp(0, length)).unwrap_or(0);
+                let clamp =
+                    |at: i64| usize::try_from(if at < 0 { at + length } else { at }.clamp(0, length)).unwrap_or(0);
                 let (from, to) = (clamp(from.unwrap_or(0)), clamp(to.unwrap_or(length)));
                 let by = usize::try_from(*by).unwrap_or(1).max(1);
                 out.extend(items.get(from..to.max(from)).unwrap_or_default().iter().step_by(by));
@@ -311,7 +312,10 @@ mod tests {
             (".spec.ports[?(@.q)].n", json!([])),
             (r".metadata.annotations.a\.b/c", json!(["dotted"])),
             (".metadata.annotations['a.b/c']", json!(["dotted"])),
-            ("..status", json!([{"conditions": [{"type": "Ready", "status": "True"}, {"type": "Bad", "status": "False"}]}, "True", "False"])),
+            (
+                "..status",
+                json!([{"conditions": [{"type": "Ready", "status": "True"}, {"type": "Bad", "status": "False"}]}, "True", "False"]),
+            ),
             (".spec.none.more", json!([])),
         ] {
             let found = JsonPath::parse(path).unwrap_or_else(|error| panic!("{path}: {error}"));

@@ -66,9 +66,12 @@ fn compile(text: &str) -> Result<Regex, String> {
 }
 
 fn compile_translated(translation: &Translation) -> Result<Regex, String> {
-    let built = RegexBuilder::new(&translation.text).size_limit(SIZE_MAX).dfa_size_limit(CACHE_MAX).nest_limit(200).build();
+    let built =
+        RegexBuilder::new(&translation.text).size_limit(SIZE_MAX).dfa_size_limit(CACHE_MAX).nest_limit(200).build();
     built.map_err(|error| match error {
-        regex::Error::Syntax(words) => words.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned(),
+        regex::Error::Syntax(words) => {
+            words.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned()
+        }
         error => error.to_string(),
     })
 }
@@ -82,7 +85,8 @@ struct Translation {
 
 impl Translation {
     fn of(text: &str) -> Result<Translation, String> {
-        let mut reader = Reader { rest: text, out: String::with_capacity(text.len() + 16), levels: vec![Level::default()] };
+        let mut reader =
+            Reader { rest: text, out: String::with_capacity(text.len() + 16), levels: vec![Level::default()] };
         while !reader.rest.is_empty() {
             reader.part()?;
         }
@@ -183,7 +187,8 @@ impl Reader<'_> {
     fn repeat(&mut self) -> Result<(), String> {
         let counts = self.rest.split_once('}').and_then(|(inside, rest)| {
             let (least, most) = inside.split_once(',').unwrap_or((inside, inside));
-            let number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse::<usize>().ok());
+            let number =
+                |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse::<usize>().ok());
             let least = number(least)??;
             let most = if most.is_empty() { least + 1 } else { number(most)?? };
             Some((inside.len() + 1, least.max(most), rest))
@@ -358,7 +363,9 @@ mod tests {
 
     #[test]
     fn what_is_wrong_or_would_be_large_is_refused() {
-        for pattern in ["(", ")", "[a", r"\", r"(?=a)", r"\y", "a{1001}", "(a{1000}){1000}", "(((a{99}){99}){99}){99}", "*"] {
+        for pattern in
+            ["(", ")", "[a", r"\", r"(?=a)", r"\y", "a{1001}", "(a{1000}){1000}", "(((a{99}){99}){99}){99}", "*"]
+        {
             assert!(check(pattern).is_err(), "{pattern}");
         }
         let deep = format!("{}a{}", "(".repeat(5_000), ")".repeat(5_000));

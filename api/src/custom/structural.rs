@@ -155,7 +155,8 @@ impl Structural {
         let ty = Type::read(schema);
         let fields = schema["properties"].as_object().into_iter().flatten();
         // The map is sorted by the same order that the search has.
-        let properties = Properties(fields.map(|(name, schema)| (name.as_str().into(), Structural::read(schema))).collect());
+        let properties =
+            Properties(fields.map(|(name, schema)| (name.as_str().into(), Structural::read(schema))).collect());
         let additional = match &schema["additionalProperties"] {
             Value::Bool(false) => Additional::None,
             Value::Bool(true) => Additional::Any,

@@ -109,7 +109,9 @@ fn what_is_sent_is_pruned_and_filled_in() {
     let (value, problems) = read(&gadget(json!({"colour": "red"})));
     assert_eq!(value["spec"], json!({"colour": "red", "replicas": 1, "nested": {"a": "x", "b": "why"}}));
     assert!(problems.is_empty());
-    let (value, _) = read(&gadget(json!({"colour": "red", "replicas": null, "low": null, "nested": {"a": null, "b": null, "c": null}})));
+    let (value, _) = read(&gadget(
+        json!({"colour": "red", "replicas": null, "low": null, "nested": {"a": null, "b": null, "c": null}}),
+    ));
     assert_eq!(value["spec"], json!({"colour": "red", "replicas": 1, "nested": {"a": "x", "b": null, "c": null}}));
     let mut sent = gadget(json!({
         "colour": "green", "extra": 1, "nested": {"z": 1, "a": "y"}, "free": {"x": [1, 2.5, 3.0, null]},
@@ -127,7 +129,14 @@ fn what_is_sent_is_pruned_and_filled_in() {
         })
     );
     assert!(value.get("extra").is_none() && value["metadata"].get("strange").is_none());
-    let expected = ["metadata.strange", "extra", "spec.extra", "spec.nested.z", "spec.open.known.z", "spec.embedded.metadata.strange"];
+    let expected = [
+        "metadata.strange",
+        "extra",
+        "spec.extra",
+        "spec.nested.z",
+        "spec.open.known.z",
+        "spec.embedded.metadata.strange",
+    ];
     assert_eq!(problems, expected.map(|path| format!("unknown field {path:?}")));
 }
 
@@ -147,79 +156,113 @@ fn what_cannot_be_read_at_all_is_told() {
 #[test]
 fn what_is_wrong_is_told_in_the_words_of_kubernetes() {
     for (spec, expected) in [
-        (json!({"replicas": -1}), vec![
-            "spec.colour: Required value",
-            "spec.replicas: Invalid value: -1: spec.replicas in body should be greater than or equal to 0",
-            ".spec.replicas: Invalid value: -1: should be a non-negative integer",
-        ]),
-        (json!({"colour": "blue"}), vec![r#"spec.colour: Unsupported value: "blue": supported values: "red", "green""#]),
-        (json!({"colour": 5}), vec![
-            r#"spec.colour: Invalid value: "integer": spec.colour in body must be of type string: "integer""#,
-            r#"spec.colour: Unsupported value: 5: supported values: "red", "green""#,
-        ]),
+        (
+            json!({"replicas": -1}),
+            vec![
+                "spec.colour: Required value",
+                "spec.replicas: Invalid value: -1: spec.replicas in body should be greater than or equal to 0",
+                ".spec.replicas: Invalid value: -1: should be a non-negative integer",
+            ],
+        ),
+        (
+            json!({"colour": "blue"}),
+            vec![r#"spec.colour: Unsupported value: "blue": supported values: "red", "green""#],
+        ),
+        (
+            json!({"colour": 5}),
+            vec![
+                r#"spec.colour: Invalid value: "integer": spec.colour in body must be of type string: "integer""#,
+                r#"spec.colour: Unsupported value: 5: supported values: "red", "green""#,
+            ],
+        ),
         (json!("x"), vec![r#"spec: Invalid value: "string": spec in body must be of type object: "string""#]),
-        (json!({"colour": "red", "email": "a"}), vec![
-            r#"spec.email: Invalid value: "a": spec.email in body must be of type email: "a""#,
-        ]),
+        (
+            json!({"colour": "red", "email": "a"}),
+            vec![r#"spec.email: Invalid value: "a": spec.email in body must be of type email: "a""#],
+        ),
         (json!({"colour": "red", "pattern": "ABCDE"}), vec!["spec.pattern: Too long: may not be more than 4 bytes"]),
-        (json!({"colour": "red", "pattern": "ABC"}), vec![
-            r#"spec.pattern: Invalid value: "ABC": spec.pattern in body should match '^[a-z]+$'"#,
-        ]),
-        (json!({"colour": "red", "pattern": "a"}), vec![
-            r#"spec.pattern: Invalid value: "a": spec.pattern in body should be at least 2 chars long"#,
-        ]),
-        (json!({"colour": "red", "number": 0.3}), vec![
-            "spec.number: Invalid value: 0.3: spec.number in body should be a multiple of 0.5",
-        ]),
-        (json!({"colour": "red", "number": -0.5}), vec![
-            "spec.number: Invalid value: -0.5: spec.number in body should be greater than 0",
-        ]),
-        (json!({"colour": "red", "small": 9}), vec![
-            "spec.small: Invalid value: 9: spec.small in body should be less than 9",
-        ]),
-        (json!({"colour": "red", "port": 1.5}), vec![
-            r#"spec.port: Invalid value: "number": spec.port in body must be of type integer,string: "number""#,
-        ]),
+        (
+            json!({"colour": "red", "pattern": "ABC"}),
+            vec![r#"spec.pattern: Invalid value: "ABC": spec.pattern in body should match '^[a-z]+$'"#],
+        ),
+        (
+            json!({"colour": "red", "pattern": "a"}),
+            vec![r#"spec.pattern: Invalid value: "a": spec.pattern in body should be at least 2 chars long"#],
+        ),
+        (
+            json!({"colour": "red", "number": 0.3}),
+            vec!["spec.number: Invalid value: 0.3: spec.number in body should be a multiple of 0.5"],
+        ),
+        (
+            json!({"colour": "red", "number": -0.5}),
+            vec!["spec.number: Invalid value: -0.5: spec.number in body should be greater than 0"],
+        ),
+        (
+            json!({"colour": "red", "small": 9}),
+            vec!["spec.small: Invalid value: 9: spec.small in body should be less than 9"],
+        ),
+        (
+            json!({"colour": "red", "port": 1.5}),
+            vec![r#"spec.port: Invalid value: "number": spec.port in body must be of type integer,string: "number""#],
+        ),
         (json!({"colour": "red", "list": [1, 2, 3]}), vec!["spec.list: Too many: 3: must have at most 2 items"]),
-        (json!({"colour": "red", "list": []}), vec![
-            "spec.list: Invalid value: 0: spec.list in body should have at least 1 items",
-        ]),
-        (json!({"colour": "red", "list": [1, "x"]}), vec![
-            r#"spec.list[1]: Invalid value: "string": spec.list[1] in body must be of type integer: "string""#,
-        ]),
+        (
+            json!({"colour": "red", "list": []}),
+            vec!["spec.list: Invalid value: 0: spec.list in body should have at least 1 items"],
+        ),
+        (
+            json!({"colour": "red", "list": [1, "x"]}),
+            vec![r#"spec.list[1]: Invalid value: "string": spec.list[1] in body must be of type integer: "string""#],
+        ),
         (json!({"colour": "red", "set": ["a", "b", "a", "a"]}), vec![r#"spec.set[2]: Duplicate value: "a""#]),
         (json!({"colour": "red", "map": [{"k": "a"}, {"k": "a"}]}), vec![r#"spec.map[1]: Duplicate value: {"k":"a"}"#]),
-        (json!({"colour": "red", "words": {"a": 1, "b": 2, "c": 3}}), vec![
-            "spec.words: Too many: 3: must have at most 2 items",
-        ]),
-        (json!({"colour": "red", "words": {"a": "x"}}), vec![
-            r#"spec.words.a: Invalid value: "string": spec.words.a in body must be of type integer: "string""#,
-        ]),
-        (json!({"colour": "red", "either": {"a": "1", "b": "2"}}), vec![
-            r#"<nil>: Invalid value: "": "spec.either" must validate one and only one schema (oneOf). Found 2 valid alternatives"#,
-        ]),
-        (json!({"colour": "red", "either": {}}), vec![
-            r#"<nil>: Invalid value: "": "spec.either" must validate one and only one schema (oneOf). Found none valid"#,
-            "spec.either.a: Required value",
-        ]),
-        (json!({"colour": "red", "any": 5}), vec![
-            r#"<nil>: Invalid value: "": "spec.any" must validate at least one schema (anyOf)"#,
-            "spec.any: Invalid value: 5: spec.any in body should be greater than or equal to 10",
-        ]),
-        (json!({"colour": "red", "any": 2}), vec![
-            r#"<nil>: Invalid value: "": "spec.any" must not validate the schema (not)"#,
-        ]),
-        (json!({"colour": "red", "all": 5}), vec![
-            "spec.all: Invalid value: 5: spec.all in body should be greater than or equal to 10",
-            r#"<nil>: Invalid value: "": "spec.all" must validate all the schemas (allOf)"#,
-        ]),
-        (json!({"colour": "red", "embedded": {"foo": 1}}), vec![
-            "spec.embedded.apiVersion: Required value",
-            "spec.embedded.kind: Required value",
-        ]),
-        (json!({"colour": "red", "embedded": {"apiVersion": "v1", "kind": "X", "metadata": {"name": "a/b"}}}), vec![
-            r#"spec.embedded.metadata.name: Invalid value: "a/b": may not contain '/'"#,
-        ]),
+        (
+            json!({"colour": "red", "words": {"a": 1, "b": 2, "c": 3}}),
+            vec!["spec.words: Too many: 3: must have at most 2 items"],
+        ),
+        (
+            json!({"colour": "red", "words": {"a": "x"}}),
+            vec![r#"spec.words.a: Invalid value: "string": spec.words.a in body must be of type integer: "string""#],
+        ),
+        (
+            json!({"colour": "red", "either": {"a": "1", "b": "2"}}),
+            vec![
+                r#"<nil>: Invalid value: "": "spec.either" must validate one and only one schema (oneOf). Found 2 valid alternatives"#,
+            ],
+        ),
+        (
+            json!({"colour": "red", "either": {}}),
+            vec![
+                r#"<nil>: Invalid value: "": "spec.either" must validate one and only one schema (oneOf). Found none valid"#,
+                "spec.either.a: Required value",
+            ],
+        ),
+        (
+            json!({"colour": "red", "any": 5}),
+            vec![
+                r#"<nil>: Invalid value: "": "spec.any" must validate at least one schema (anyOf)"#,
+                "spec.any: Invalid value: 5: spec.any in body should be greater than or equal to 10",
+            ],
+        ),
+        (
+            json!({"colour": "red", "any": 2}),
+            vec![r#"<nil>: Invalid value: "": "spec.any" must not validate the schema (not)"#],
+        ),
+        (
+            json!({"colour": "red", "all": 5}),
+            vec![
+                "spec.all: Invalid value: 5: spec.all in body should be greater than or equal to 10",
+                r#"<nil>: Invalid value: "": "spec.all" must validate all the schemas (allOf)"#,
+            ],
+        ),
+        (
+            json!({"colour": "red", "embedded": {"foo": 1}}),
+            vec!["spec.embedded.apiVersion: Required value", "spec.embedded.kind: Required value"],
+        ),
+        (
+            json!({"colour": "red", "embedded": {"apiVersion": "v1", "kind": "X", "metadata": {"name": "a/b"}}}),
+            vec![r#"spec.embedded.metadata.name: Invalid value: "a/b": may not contain '/'"#],
+        ),
         (json!({"colour": "red", "port": "http", "list": [1], "any": 12, "all": 12, "number": 1.5}), vec![]),
     ] {
         let mut found = wrong(spec.clone());
@@ -274,12 +317,21 @@ fn status_and_generation_belong_to_whoever_may_change_them() {
     (status["status"], status["metadata"]["managedFields"]) = (json!({"replicas": 2}), json!([{"manager": "m"}]));
     kind.prepare_status_update(&mut status, &old);
     assert_eq!((&status["spec"], &status["metadata"]["labels"]), (&old["spec"], &old["metadata"]["labels"]));
-    assert_eq!((&status["status"]["replicas"], &status["metadata"]["managedFields"][0]["manager"]), (&json!(2), &json!("m")));
+    assert_eq!(
+        (&status["status"]["replicas"], &status["metadata"]["managedFields"][0]["manager"]),
+        (&json!(2), &json!("m"))
+    );
     let mut errors = FieldErrors::new();
     status["status"] = json!({"replicas": "x", "selector": 5});
     kind.validate_status_update(&status, &old, &mut errors);
     let found = told(errors);
-    assert!(found.contains(&r#"status.replicas: Invalid value: "string": status.replicas in body must be of type integer: "string""#.to_owned()) || found[0].contains("replicas in body"), "{found:?}");
+    assert!(
+        found.contains(
+            &r#"status.replicas: Invalid value: "string": status.replicas in body must be of type integer: "string""#
+                .to_owned()
+        ) || found[0].contains("replicas in body"),
+        "{found:?}"
+    );
 }
 
 #[test]

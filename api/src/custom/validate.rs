@@ -228,7 +228,11 @@ impl Checker<'_> {
                 return Found { errors: Vec::new(), met: 1 };
             }
         }
-        if fits { Found { errors: Vec::new(), met: 1 } } else { Found::of(self.mistyped(type_names(schema.ty), type_names(given))) }
+        if fits {
+            Found { errors: Vec::new(), met: 1 }
+        } else {
+            Found::of(self.mistyped(type_names(schema.ty), type_names(given)))
+        }
     }
 
     fn junctors(&mut self, checks: &Checks, value: &Value, old: Option<Old<'_>>) -> Found {
@@ -247,7 +251,9 @@ impl Checker<'_> {
                 }
             }
             if !met {
-                found.push(self.general(&format!("{} must validate at least one schema (anyOf)", text::quote(&self.path))));
+                found.push(
+                    self.general(&format!("{} must validate at least one schema (anyOf)", text::quote(&self.path))),
+                );
             }
             found.merge(nearest.unwrap_or_default());
         }
@@ -285,7 +291,9 @@ impl Checker<'_> {
             }
             if valid < checks.all_of.len() {
                 let none = if valid == 0 { ". None validated" } else { "" };
-                found.push(self.general(&format!("{} must validate all the schemas (allOf){none}", text::quote(&self.path))));
+                found.push(
+                    self.general(&format!("{} must validate all the schemas (allOf){none}", text::quote(&self.path))),
+                );
             }
         }
         if let Some(schema) = &checks.not
@@ -442,7 +450,13 @@ impl Checker<'_> {
         found
     }
 
-    fn fields(&mut self, schema: &Structural, checks: &Checks, fields: &Map<String, Value>, old: Option<Old<'_>>) -> Found {
+    fn fields(
+        &mut self,
+        schema: &Structural,
+        checks: &Checks,
+        fields: &Map<String, Value>,
+        old: Option<Old<'_>>,
+    ) -> Found {
         let mut found = Found::default();
         let count = i64::try_from(fields.len()).unwrap_or(i64::MAX);
         if let Some(least) = checks.min_properties.filter(|least| count < *least) {

@@ -180,7 +180,8 @@ async fn end(server: &Shared, standing: &Arc<Standing>) -> Result<bool, Status> 
     let free = |object: &Value| {
         let mut object = object.clone();
         names::set_terminating(&mut object, "False", reason, message, Timestamp::now());
-        let left: Vec<Value> = meta::finalizers(&object).filter(|name| *name != custom::CLEANUP).map(Value::from).collect();
+        let left: Vec<Value> =
+            meta::finalizers(&object).filter(|name| *name != custom::CLEANUP).map(Value::from).collect();
         let metadata = meta::metadata_mut(&mut object);
         match left.is_empty() {
             true => drop(metadata.remove("finalizers")),

@@ -23,6 +23,7 @@ use crate::answer::{compress, pieces, respond};
 use crate::authn::Caller;
 use crate::authz::{self, Attributes};
 use crate::catalog::Resource;
+use crate::discovery::Discovery;
 use crate::layers::deadline::Deadline;
 use crate::layers::lanes::{HEAVY_BYTES, HEAVY_RECORDS, HEAVY_RECORDS_BYTES};
 use crate::layers::stalls::{self, To};
@@ -36,7 +37,6 @@ use crate::subresources::Passing;
 use crate::subresources::bindings::Bindings;
 use crate::subresources::reviews::Review;
 use crate::verbs::watch::Around;
-use crate::discovery::Discovery;
 use crate::{authn, discovery, health, openapi, store, subresources, verbs};
 
 /// Whose turn it is to make a document of the API: nobody's own.

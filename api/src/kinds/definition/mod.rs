@@ -148,7 +148,9 @@ impl Strategy for Definition {
             .items()
             .iter()
             .filter(|version| version["served"].flag())
-            .map(|version| format!("{}{}", version["name"].text(), if version["storage"].flag() { "(storage)" } else { "" }))
+            .map(|version| {
+                format!("{}{}", version["name"].text(), if version["storage"].flag() { "(storage)" } else { "" })
+            })
             .collect();
         versions.sort();
         let short: Vec<&str> = spec["names"]["shortNames"].items().iter().map(Read::text).collect();

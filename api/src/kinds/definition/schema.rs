@@ -126,7 +126,8 @@ pub(super) fn check(
         at_root(schema, path, errors);
     }
     if schema["nullable"].flag() {
-        errors.push(FieldError::forbidden(path.child("openAPIV3Schema.nullable"), "nullable cannot be true at the root"));
+        errors
+            .push(FieldError::forbidden(path.child("openAPIV3Schema.nullable"), "nullable cannot be true at the root"));
     }
     let unsupported = structural::unsupported(schema);
     if unsupported.is_none() {
@@ -153,10 +154,12 @@ pub(super) fn check(
 fn at_root(schema: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     let ty = schema["type"].text();
     if !ty.is_empty() && ty != "object" {
-        let detail = "only \"object\" is allowed as the type at the root of the schema if the status subresource is enabled";
+        let detail =
+            "only \"object\" is allowed as the type at the root of the schema if the status subresource is enabled";
         return errors.push(FieldError::invalid(path.child("openAPIV3Schema.type"), ty, detail));
     }
-    let says = |(name, value): (&String, &Value)| !AT_ROOT.contains(&name.as_str()) && !value.is_empty() && *value != false;
+    let says =
+        |(name, value): (&String, &Value)| !AT_ROOT.contains(&name.as_str()) && !value.is_empty() && *value != false;
     if schema.entries().any(says) {
         let detail = format!(
             "only {AT_ROOT_WORDS} fields are allowed at the root of the schema if the status subresource is enabled"
@@ -197,7 +200,8 @@ fn parts(schema: &Value, path: &Path<'_>, within: &Within<'_>, tightened: &Tight
     }
     let properties = path.child("properties");
     for (name, property) in schema["properties"].entries() {
-        let is_meta = (within.is_root || schema["x-kubernetes-embedded-resource"].flag()) && META.contains(&name.as_str());
+        let is_meta =
+            (within.is_root || schema["x-kubernetes-embedded-resource"].flag()) && META.contains(&name.as_str());
         let why = format!("in top-level {name}");
         let below = Within {
             is_root: false,
@@ -316,7 +320,9 @@ fn keyed_list(schema: &Value, keys: &[Value], path: &Path<'_>, errors: &mut Fiel
     }
     let items = &schema["items"];
     match items {
-        Value::Null => return errors.push(FieldError::required(at_items, "must have a schema if x-kubernetes-list-type is map")),
+        Value::Null => {
+            return errors.push(FieldError::required(at_items, "must have a schema if x-kubernetes-list-type is map"));
+        }
         Value::Object(_) => {}
         other => {
             let detail = "must only have a single schema if x-kubernetes-list-type is map";
@@ -368,7 +374,8 @@ fn list_keys(schema: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
         let Some(property) = items["properties"].get(key) else { continue };
         let at = properties.key(key);
         if !required.contains(key) && property["default"].is_null() {
-            let detail = "this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property";
+            let detail =
+                "this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property";
             errors.push(FieldError::required(at.child("default"), detail));
         }
         if property["nullable"].flag() {

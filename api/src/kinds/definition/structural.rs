@@ -31,7 +31,8 @@ pub(super) fn unsupported(schema: &Value) -> Option<&'static str> {
     super::schema::each(schema, &mut |schema| {
         let here = FIELDS.iter().find(|(field, _)| schema[*field].is_set() && !schema[*field].is_empty());
         let here = here.map(|(_, words)| *words);
-        let here = here.or(schema["items"].is_array().then_some("OpenAPIV3Schema 'items' must be a schema, but is an array"));
+        let here =
+            here.or(schema["items"].is_array().then_some("OpenAPIV3Schema 'items' must be a schema, but is an array"));
         let closed = schema["x-kubernetes-preserve-unknown-fields"] == false;
         let words = "internal error: 'x-kubernetes-preserve-unknown-fields' must be true or undefined";
         found = found.or(here).or(closed.then_some(words));
@@ -143,12 +144,14 @@ impl Checker<'_> {
         if level != Level::Root {
             return;
         }
-        let names_only = metadata["properties"].entries().all(|(name, _)| matches!(name.as_str(), "name" | "generateName"));
+        let names_only =
+            metadata["properties"].entries().all(|(name, _)| matches!(name.as_str(), "name" | "generateName"));
         let says_more = metadata.entries().any(|(field, value)| {
             !matches!(field.as_str(), "type" | "default" | "properties") && !value.is_empty() && *value != false
         });
         if !names_only || says_more {
-            let detail = "must not specify anything other than name and generateName, but metadata is implicitly specified";
+            let detail =
+                "must not specify anything other than name and generateName, but metadata is implicitly specified";
             self.forbidden(&at, detail);
         }
     }

@@ -34,7 +34,10 @@ fn a_definition_gets_its_names_and_its_stored_version() {
     let object = definition(json!({"type": "object"}));
     assert_eq!(object["spec"]["names"]["singular"], "thing");
     assert_eq!(object["spec"]["names"]["listKind"], "ThingList");
-    assert_eq!((&object["spec"]["conversion"], &object["status"]["storedVersions"]), (&json!({"strategy": "None"}), &json!(["v1"])));
+    assert_eq!(
+        (&object["spec"]["conversion"], &object["status"]["storedVersions"]),
+        (&json!({"strategy": "None"}), &json!(["v1"]))
+    );
     assert_eq!(wrong(&object), Vec::<String>::new());
     let mut made = object.clone();
     made["status"]["conditions"] = json!([{"type": "Established", "status": "True"}]);
@@ -80,33 +83,87 @@ fn a_schema_is_structural() {
     for (field, expected) in [
         (json!({}), vec!["a.type: Required value: must not be empty for specified object fields"]),
         (json!({"type": "array"}), vec!["a.items: Required value: must be specified"]),
-        (json!({"type": "words"}), vec![r#"a.type: Unsupported value: "words": supported values: "array", "boolean", "integer", "number", "object", "string""#]),
-        (json!({"type": "string", "pattern": "["}), vec!["a.pattern: Invalid value: \"[\": must be a valid regular expression, but isn't: missing closing ]"]),
-        (json!({"type": "integer", "anyOf": [{"type": "integer"}]}), vec!["a.anyOf[0].type: Forbidden: must be empty to be structural"]),
-        (json!({"type": "object", "anyOf": [{"properties": {"b": {"minimum": 1}}}]}), vec!["a.properties[b]: Required value: because it is defined in a.anyOf[0].properties[b]"]),
+        (
+            json!({"type": "words"}),
+            vec![
+                r#"a.type: Unsupported value: "words": supported values: "array", "boolean", "integer", "number", "object", "string""#,
+            ],
+        ),
+        (
+            json!({"type": "string", "pattern": "["}),
+            vec!["a.pattern: Invalid value: \"[\": must be a valid regular expression, but isn't: missing closing ]"],
+        ),
+        (
+            json!({"type": "integer", "anyOf": [{"type": "integer"}]}),
+            vec!["a.anyOf[0].type: Forbidden: must be empty to be structural"],
+        ),
+        (
+            json!({"type": "object", "anyOf": [{"properties": {"b": {"minimum": 1}}}]}),
+            vec!["a.properties[b]: Required value: because it is defined in a.anyOf[0].properties[b]"],
+        ),
         (json!({"type": "object", "$ref": "#/a"}), vec!["a.$ref: Forbidden: $ref is not supported"]),
         (json!({"x-kubernetes-int-or-string": true, "anyOf": [{"type": "integer"}, {"type": "string"}]}), vec![]),
-        (json!({"type": "object", "x-kubernetes-embedded-resource": true}), vec!["a.properties: Required value: must not be empty if x-kubernetes-embedded-resource is true without x-kubernetes-preserve-unknown-fields"]),
-        (json!({"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "object"}}), vec!["a.items.x-kubernetes-map-type: Invalid value: null: must be atomic as item of a list with x-kubernetes-list-type=set"]),
-        (json!({"type": "array", "x-kubernetes-list-type": "map", "items": {"type": "object"}}), vec!["a.x-kubernetes-list-map-keys: Required value: must not be empty if x-kubernetes-list-type is map"]),
-        (json!({"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["k"], "items": {"type": "object", "properties": {"k": {"type": "string"}}}}), vec!["a.items.properties[k].default: Required value: this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property"]),
-        (json!({"type": "string", "uniqueItems": true}), vec!["a.uniqueItems: Forbidden: uniqueItems cannot be set to true since the runtime complexity becomes quadratic"]),
-        (json!({"type": "object", "properties": {"b": {"type": "string"}}, "additionalProperties": {"type": "string"}}), vec!["a.additionalProperties: Forbidden: additionalProperties and properties are mutual exclusive"]),
+        (
+            json!({"type": "object", "x-kubernetes-embedded-resource": true}),
+            vec![
+                "a.properties: Required value: must not be empty if x-kubernetes-embedded-resource is true without x-kubernetes-preserve-unknown-fields",
+            ],
+        ),
+        (
+            json!({"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "object"}}),
+            vec![
+                "a.items.x-kubernetes-map-type: Invalid value: null: must be atomic as item of a list with x-kubernetes-list-type=set",
+            ],
+        ),
+        (
+            json!({"type": "array", "x-kubernetes-list-type": "map", "items": {"type": "object"}}),
+            vec!["a.x-kubernetes-list-map-keys: Required value: must not be empty if x-kubernetes-list-type is map"],
+        ),
+        (
+            json!({"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["k"], "items": {"type": "object", "properties": {"k": {"type": "string"}}}}),
+            vec![
+                "a.items.properties[k].default: Required value: this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property",
+            ],
+        ),
+        (
+            json!({"type": "string", "uniqueItems": true}),
+            vec![
+                "a.uniqueItems: Forbidden: uniqueItems cannot be set to true since the runtime complexity becomes quadratic",
+            ],
+        ),
+        (
+            json!({"type": "object", "properties": {"b": {"type": "string"}}, "additionalProperties": {"type": "string"}}),
+            vec!["a.additionalProperties: Forbidden: additionalProperties and properties are mutual exclusive"],
+        ),
     ] {
         assert_eq!(wrong_field(field.clone()), expected, "{field}");
     }
-    let metadata = definition(json!({"type": "object", "properties": {"metadata": {"type": "object", "properties": {"labels": {"type": "object"}}}}}));
+    let metadata = definition(
+        json!({"type": "object", "properties": {"metadata": {"type": "object", "properties": {"labels": {"type": "object"}}}}}),
+    );
     assert!(wrong(&metadata)[0].contains("must not specify anything other than name and generateName"));
 }
 
 #[test]
 fn a_default_is_a_value_of_its_schema() {
     for (field, expected) in [
-        (json!({"type": "integer", "default": "x"}), vec![r#"a.default: Invalid value: "string": a.default in body must be of type integer: "string""#]),
-        (json!({"type": "object", "default": {"b": 1}, "properties": {"c": {"type": "string"}}}), vec![r#"a.default: Invalid value: {"b":1}: must not have unknown fields"#]),
-        (json!({"type": "object", "default": {"c": "y"}, "properties": {"c": {"type": "string", "default": "x"}}}), vec![]),
+        (
+            json!({"type": "integer", "default": "x"}),
+            vec![r#"a.default: Invalid value: "string": a.default in body must be of type integer: "string""#],
+        ),
+        (
+            json!({"type": "object", "default": {"b": 1}, "properties": {"c": {"type": "string"}}}),
+            vec![r#"a.default: Invalid value: {"b":1}: must not have unknown fields"#],
+        ),
+        (
+            json!({"type": "object", "default": {"c": "y"}, "properties": {"c": {"type": "string", "default": "x"}}}),
+            vec![],
+        ),
     ] {
-        let found: Vec<String> = wrong_field(field.clone()).iter().map(|error| error.replace(": in body", ": a.default in body").replace(":  in body", ": a.default in body")).collect();
+        let found: Vec<String> = wrong_field(field.clone())
+            .iter()
+            .map(|error| error.replace(": in body", ": a.default in body").replace(":  in body", ": a.default in body"))
+            .collect();
         assert_eq!(found, expected, "{field}");
     }
 }
@@ -125,7 +182,8 @@ fn what_has_no_effect_is_told() {
 fn hostile_schemas_are_read_in_bounded_time() {
     let started = std::time::Instant::now();
     let many = |make: &dyn Fn(usize) -> Value, count: usize| {
-        let properties: serde_json::Map<String, Value> = (0..count).map(|number| (format!("f{number}"), make(number))).collect();
+        let properties: serde_json::Map<String, Value> =
+            (0..count).map(|number| (format!("f{number}"), make(number))).collect();
         definition(json!({"type": "object", "properties": properties}))
     };
     assert!(wrong(&many(&|_| json!({"type": "string"}), 50_000)).is_empty());
@@ -137,9 +195,11 @@ fn hostile_schemas_are_read_in_bounded_time() {
     assert!(wrong_field(json!({"type": "string", "enum": choices})).is_empty());
     let items: Vec<i64> = vec![-1; 20_000];
     let alternatives: Vec<Value> = (0..10_000).map(|number| json!({"minimum": number})).collect();
-    let costly = wrong_field(json!({"type": "array", "default": items, "items": {"type": "integer", "anyOf": alternatives}}));
+    let costly =
+        wrong_field(json!({"type": "array", "default": items, "items": {"type": "integer", "anyOf": alternatives}}));
     assert!(costly[0].contains("asks for more than"), "{costly:?}");
-    let deep = (0..190).fold(json!({"type": "string"}), |inner, _| json!({"type": "object", "properties": {"a": inner}}));
+    let deep =
+        (0..190).fold(json!({"type": "string"}), |inner, _| json!({"type": "object", "properties": {"a": inner}}));
     assert!(wrong_field(deep).is_empty());
     assert!(started.elapsed() < std::time::Duration::from_secs(60), "{:?}", started.elapsed());
 }

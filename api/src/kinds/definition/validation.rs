@@ -50,7 +50,8 @@ pub(super) fn definition(object: &Value, old: Option<&Value>, errors: &mut Field
     stored_versions(object, errors);
     approved(object, old, errors);
     if spec["preserveUnknownFields"].flag() && old.is_none_or(|old| !old["spec"]["preserveUnknownFields"].flag()) {
-        let detail = "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead";
+        let detail =
+            "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead";
         errors.push(FieldError::invalid(SPEC.child("preserveUnknownFields"), true, detail));
     }
 }
@@ -138,7 +139,8 @@ fn specification(spec: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
             errors.push(FieldError::invalid(path.child("name"), name, &wrong.join(",")));
         }
         // What was accepted as it is stays accepted.
-        let before = old.and_then(|old| old["versions"].items().iter().find(|before| before["name"] == version["name"]));
+        let before =
+            old.and_then(|old| old["versions"].items().iter().find(|before| before["name"] == version["name"]));
         check_version(version, before, &path, &tightened, &mut work, errors);
     }
     if !unique {
@@ -164,7 +166,9 @@ fn conversion(conversion: &Value, errors: &mut FieldErrors) {
         "" if conversion.is_null() => {}
         "" => errors.push(FieldError::required(path.child("strategy"), "")),
         "None" => {
-            for (field, name) in [("webhook", "webhookClientConfig"), ("conversionReviewVersions", "conversionReviewVersions")] {
+            for (field, name) in
+                [("webhook", "webhookClientConfig"), ("conversionReviewVersions", "conversionReviewVersions")]
+            {
                 let given = &conversion[field];
                 let given = if field == "webhook" { &given["clientConfig"] } else { given };
                 if given.is_set() && !given.is_empty() {

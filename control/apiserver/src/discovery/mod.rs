@@ -15,9 +15,9 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::answer::respond;
+use crate::catalog::Served;
 use crate::request::call::Call;
 use crate::request::negotiate::{self, Form, Offer};
-use crate::catalog::Served;
 pub(crate) use model::{Entry, Group, Version};
 
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";

@@ -144,10 +144,12 @@ pub(crate) fn groups_of(served: &Served) -> Vec<Group> {
     }
     let place = |group: &Group| ORDER.iter().position(|name| **name == *group.name).unwrap_or(ORDER.len());
     // Those of definitions come last, by name.
-    groups.sort_by(|a, b| place(a).cmp(&place(b)).then_with(|| match place(a) == ORDER.len() {
-        true => a.name.cmp(&b.name),
-        false => std::cmp::Ordering::Equal,
-    }));
+    groups.sort_by(|a, b| {
+        place(a).cmp(&place(b)).then_with(|| match place(a) == ORDER.len() {
+            true => a.name.cmp(&b.name),
+            false => std::cmp::Ordering::Equal,
+        })
+    });
     for version in groups.iter_mut().flat_map(|group| &mut group.versions) {
         version.resources.sort_by(|a, b| a.name.cmp(&b.name));
     }

@@ -82,8 +82,7 @@ fn capitalized(text: &str) -> String {
 /// The paths of one version of a group.
 pub(super) fn paths(group: &Group, version: &Version) -> Vec<Path> {
     let name = &*version.version;
-    let root =
-        if group.name.is_empty() { format!("/api/{name}") } else { format!("/apis/{}/{name}", group.name) };
+    let root = if group.name.is_empty() { format!("/api/{name}") } else { format!("/apis/{}/{name}", group.name) };
     let short = group.name.split('.').next().unwrap_or_default();
     let group_word = if group.name.is_empty() { "Core".to_owned() } else { capitalized(short) };
     let context = Context {
@@ -211,11 +210,7 @@ impl Context {
                     },
                     _ => continue,
                 };
-                operations.push(Operation {
-                    id: format!("{}{suffix}", operation.id),
-                    gvk: gvk.clone(),
-                    ..operation
-                });
+                operations.push(Operation { id: format!("{}{suffix}", operation.id), gvk: gvk.clone(), ..operation });
             }
             paths.push(Path { path: format!("{object}/{}", part.name), parameters: parameters.clone(), operations });
         }

@@ -110,12 +110,7 @@ pub(crate) fn choose(accept: Option<&str>, offer: Offer, pretty: bool) -> Result
 }
 
 /// The same of objects that may have no protobuf form.
-pub(crate) fn choose_of(
-    accept: Option<&str>,
-    offer: Offer,
-    pretty: bool,
-    has_protobuf: bool,
-) -> Result<Form, Status> {
+pub(crate) fn choose_of(accept: Option<&str>, offer: Offer, pretty: bool, has_protobuf: bool) -> Result<Form, Status> {
     let accept = accept.map(str::trim).filter(|text| !text.is_empty()).unwrap_or("*/*");
     let mut clauses: Vec<Clause<'_>> = accept.split(',').map(|text| Clause::parse(text.trim())).collect();
     clauses.sort_by(|a, b| b.quality.total_cmp(&a.quality));

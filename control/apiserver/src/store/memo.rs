@@ -186,9 +186,10 @@ impl<'a> Seen<'a> {
         match &self.resource.custom {
             None => !self.resource.is_view,
             Some(custom) if custom.is_recent(self.record) => true,
-            Some(custom) => *self.view().is_plain.get_or_init(|| {
-                self.parsed().is_ok_and(|mut value| !custom.kind.renew(&mut value))
-            }),
+            Some(custom) => *self
+                .view()
+                .is_plain
+                .get_or_init(|| self.parsed().is_ok_and(|mut value| !custom.kind.renew(&mut value))),
         }
     }
 

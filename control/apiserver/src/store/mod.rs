@@ -15,7 +15,8 @@ use std::time::Duration;
 use coracle_api::kinds;
 use coracle_api::status::Status;
 use coracle_keyspace::{
-    Committed, Compacted, GuardFailed, Key, Keyspace, Lead, NoRoom, Op, Record, Records, Revision, TransactError, Value as Content,
+    Committed, Compacted, GuardFailed, Key, Keyspace, Lead, NoRoom, Op, Record, Records, Revision, TransactError,
+    Value as Content,
 };
 use serde_json::Value;
 

@@ -102,7 +102,8 @@ fn of_parent(resource: &Resource, scale: &Value) -> Result<Value, Status> {
         let (group, version) = text("apiVersion").split_once('/').unwrap_or(("", text("apiVersion")));
         return Err(Status::bad_request(format!("invalid object type: {group}/{version}, Kind={}", text("kind"))));
     }
-    let mut config = json!({"apiVersion": resource.api_version, "kind": resource.row.kind(), "metadata": {}, "spec": {}});
+    let mut config =
+        json!({"apiVersion": resource.api_version, "kind": resource.row.kind(), "metadata": {}, "spec": {}});
     // Which object, and nothing of it: who may scale may not write the rest.
     for field in ["name", "namespace", "uid", "resourceVersion"] {
         if let Some(value) = scale["metadata"].get(field) {

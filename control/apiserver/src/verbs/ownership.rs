@@ -28,7 +28,8 @@ fn on_target<T>(write: &Write<'_>, work: impl FnOnce(&Target<'_>) -> T) -> T {
     let row = &resource.row;
     // Where a custom resource keeps its replicas its definition says.
     let scale = row.custom().and_then(|custom| custom.version.scale.as_ref());
-    let replicas: Option<Vec<&str>> = scale.map(|scale| scale.spec_replicas.trim_start_matches('.').split('.').collect());
+    let replicas: Option<Vec<&str>> =
+        scale.map(|scale| scale.spec_replicas.trim_start_matches('.').split('.').collect());
     let replicas = replicas.as_ref().map(|path| [path.as_slice()]);
     let reset = match write.subresource {
         "" if row.has_status() => Reset::Fields(STATUS),

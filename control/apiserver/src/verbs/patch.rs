@@ -183,7 +183,8 @@ pub(crate) fn check_type(call: &Call, resource: &Resource) -> Result<(), Status>
         None => kind.map(drop),
         Some(_) if matches!(kind, Ok(kind) if kind != Kind::Strategic) => Ok(()),
         Some(_) => {
-            let taken: Vec<&str> = TYPES.iter().filter(|(_, kind)| *kind != Kind::Strategic).map(|(name, _)| *name).collect();
+            let taken: Vec<&str> =
+                TYPES.iter().filter(|(_, kind)| *kind != Kind::Strategic).map(|(name, _)| *name).collect();
             Err(Status::unsupported_media_type(&taken))
         }
     }

@@ -211,8 +211,8 @@ fn check_fields(fields: &mut FieldSelector, resource: &Resource) -> Result<(), S
         if (row.group(), row.resource(), term.field.as_str()) == ("", "pods", "spec.host") {
             term.field = "spec.nodeName".to_owned();
         }
-        let known = matches!(term.field.as_str(), "metadata.name" | "metadata.namespace")
-            || row.is_selectable(&term.field);
+        let known =
+            matches!(term.field.as_str(), "metadata.name" | "metadata.namespace") || row.is_selectable(&term.field);
         if known {
             continue;
         }

@@ -40,8 +40,10 @@ fn gadgets() -> Value {
             "type": "object", "required": ["k"], "properties": {"k": {"type": "string"}, "v": {"type": "string"}},
         }},
     }});
-    let status = json!({"type": "object", "properties": {"replicas": {"type": "integer"}, "selector": {"type": "string"}}});
-    let mut v1 = version("v1", json!({"type": "object", "required": ["spec"], "properties": {"spec": spec, "status": status}}));
+    let status =
+        json!({"type": "object", "properties": {"replicas": {"type": "integer"}, "selector": {"type": "string"}}});
+    let mut v1 =
+        version("v1", json!({"type": "object", "required": ["spec"], "properties": {"spec": spec, "status": status}}));
     v1["subresources"] = json!({"status": {}, "scale": {
         "specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.replicas", "labelSelectorPath": ".status.selector",
     }});
@@ -118,7 +120,11 @@ async fn a_definition_is_established_and_its_kind_is_there_at_once() {
     assert_eq!(server.get(&format!("{GADGETS}/a")).await.1, made);
     assert_eq!(server.get(&format!("{GADGETS}/none")).await.1["reason"], "NotFound");
     // Another server over the same records serves the same.
-    let config = coracle_apiserver::Config { external_url: "https://127.0.0.1:1".into(), token_key: include_str!("../token.key").into(), ..Default::default() };
+    let config = coracle_apiserver::Config {
+        external_url: "https://127.0.0.1:1".into(),
+        token_key: include_str!("../token.key").into(),
+        ..Default::default()
+    };
     let other = coracle_apiserver::ApiServer::start(server.keyspace.clone(), config).await.unwrap();
     let mut request = Request::get(format!("{GADGETS}/a")).body(Body::empty()).unwrap();
     request.extensions_mut().insert(admin());
@@ -134,7 +140,8 @@ async fn a_definition_is_established_and_its_kind_is_there_at_once() {
 async fn a_definition_that_is_wrong_is_refused() {
     let server = Server::start().await;
     let mut wrong = gadgets();
-    wrong["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["colour"] = json!({"default": 1});
+    wrong["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["colour"] =
+        json!({"default": 1});
     let (code, status) = server.call("POST", DEFINITIONS, wrong).await;
     assert_eq!((code, &status["reason"]), (422, &json!("Invalid")), "{status}");
     assert!(status["message"].as_str().unwrap().contains("must not be empty for specified object fields"), "{status}");
@@ -146,8 +153,10 @@ async fn a_definition_that_is_wrong_is_refused() {
     assert_eq!(code, 422);
     assert!(status["message"].as_str().unwrap().contains("calls no conversion webhooks"), "{status}");
     let mut rules = gadgets();
-    rules["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["x-kubernetes-validations"] = json!([{"rule": "has(self.spec)"}]);
-    let request = Request::post(DEFINITIONS).header("content-type", "application/json").body(Body::from(rules.to_string()));
+    rules["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["x-kubernetes-validations"] =
+        json!([{"rule": "has(self.spec)"}]);
+    let request =
+        Request::post(DEFINITIONS).header("content-type", "application/json").body(Body::from(rules.to_string()));
     let answer = server.send(Some(admin()), request.unwrap()).await;
     assert_eq!(answer.code, 201);
     let warned = answer.headers["warning"].to_str().unwrap();
@@ -163,7 +172,11 @@ async fn objects_are_checked_by_the_schema() {
         status["message"].as_str().unwrap().to_owned()
     };
     let message = refused(gadget("bad", json!({"replicas": -1}))).await;
-    assert!(message.starts_with("Gadget.example.com \"bad\" is invalid: [") && message.contains("spec.colour: Required value"), "{message}");
+    assert!(
+        message.starts_with("Gadget.example.com \"bad\" is invalid: [")
+            && message.contains("spec.colour: Required value"),
+        "{message}"
+    );
     assert!(refused(gadget("Bad_Name", json!({"colour": "red"}))).await.contains("metadata.name: Invalid value"));
     let mut gizmo = gadget("x", json!({"colour": "red"}));
     gizmo["kind"] = "Gizmo".into();
@@ -177,14 +190,17 @@ async fn objects_are_checked_by_the_schema() {
     let (code, status) = server.call("POST", &format!("{GADGETS}?fieldValidation=Strict"), strict).await;
     let expected = "Gadget in version \"v1\" cannot be handled as a Gadget: strict decoding error: unknown field \"metadata.strange\", unknown field \"spec.extra\"";
     assert_eq!((code, &status["message"]), (400, &json!(expected)));
-    let proto = Request::post(GADGETS).header("content-type", "application/vnd.kubernetes.protobuf").body(Body::from("k8s"));
+    let proto =
+        Request::post(GADGETS).header("content-type", "application/vnd.kubernetes.protobuf").body(Body::from("k8s"));
     assert_eq!(server.send(Some(admin()), proto.unwrap()).await.code, 415);
     server.make(GADGETS, gadget("a", json!({"colour": "red"}))).await;
-    let (code, _) = server.call_as("PATCH", &format!("{GADGETS}/a"), "application/strategic-merge-patch+json", &json!({})).await;
+    let (code, _) =
+        server.call_as("PATCH", &format!("{GADGETS}/a"), "application/strategic-merge-patch+json", &json!({})).await;
     assert_eq!(code, 415);
     let proto = get_as(&server, &format!("{GADGETS}/a"), "application/vnd.kubernetes.protobuf").await;
     assert_eq!(proto.code, 406);
-    let metadata = get_as(&server, &format!("{GADGETS}/a"), "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io").await;
+    let metadata =
+        get_as(&server, &format!("{GADGETS}/a"), "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io").await;
     assert_eq!(metadata.json()["kind"], "PartialObjectMetadata");
 }
 
@@ -195,7 +211,12 @@ async fn changes_count_and_subresources_change_their_part() {
     server.make(GADGETS, gadget("a", json!({"colour": "red"}))).await;
     let (code, status) = server.call("PUT", &path, gadget("a", json!({"colour": "red"}))).await;
     assert_eq!(code, 422);
-    assert!(status["message"].as_str().unwrap().contains("metadata.resourceVersion: Invalid value: 0: must be specified for an update"));
+    assert!(
+        status["message"]
+            .as_str()
+            .unwrap()
+            .contains("metadata.resourceVersion: Invalid value: 0: must be specified for an update")
+    );
     let (_, changed) = server.call("PATCH", &path, json!({"spec": {"replicas": 3}, "status": {"replicas": 9}})).await;
     assert_eq!((&changed["metadata"]["generation"], changed.get("status")), (&json!(2), None), "{changed}");
     let patch = json!({"metadata": {"labels": {"a": "b"}}, "spec": {"replicas": 7}, "status": {"replicas": 3, "selector": "app=x", "extra": 1}});
@@ -204,7 +225,10 @@ async fn changes_count_and_subresources_change_their_part() {
     assert_eq!(changed["status"], json!({"replicas": 3, "selector": "app=x"}));
     assert!(changed["metadata"].get("labels").is_none());
     let (_, scale) = server.get(&format!("{path}/scale")).await;
-    assert_eq!((&scale["spec"], &scale["status"]), (&json!({"replicas": 3}), &json!({"replicas": 3, "selector": "app=x"})));
+    assert_eq!(
+        (&scale["spec"], &scale["status"]),
+        (&json!({"replicas": 3}), &json!({"replicas": 3, "selector": "app=x"}))
+    );
     let (code, scale) = server.call("PATCH", &format!("{path}/scale"), json!({"spec": {"replicas": 5}})).await;
     assert_eq!((code, &scale["spec"]["replicas"]), (200, &json!(5)), "{scale}");
     let (_, object) = server.get(&path).await;
@@ -309,13 +333,17 @@ async fn selectors_and_tables_show_what_the_definition_says() {
     let (code, status) = server.get(&format!("{GADGETS}?fieldSelector=spec.low%3D1")).await;
     assert_eq!((code, &status["message"]), (400, &json!("field label not supported: spec.low")));
     let table = get_as(&server, &format!("{GADGETS}?includeObject=None"), TABLE).await.json();
-    let columns: Vec<&Value> = table["columnDefinitions"].as_array().unwrap().iter().map(|column| &column["name"]).collect();
+    let columns: Vec<&Value> =
+        table["columnDefinitions"].as_array().unwrap().iter().map(|column| &column["name"]).collect();
     assert_eq!((columns, &table["rows"][1]["cells"]), (vec!["Name", "Colour"], &json!(["b", "green"])));
     let table = get_as(&server, "/apis/example.com/v2/gadgets", TABLE).await.json();
     assert_eq!(table["columnDefinitions"][1]["name"], "Age");
     let crds = get_as(&server, DEFINITIONS, TABLE).await.json();
     let cells = &crds["rows"][0]["cells"];
-    assert_eq!((&cells[1], &cells[2], &cells[7]), (&json!("Namespaced"), &json!("v1(storage),v1beta1,v2"), &json!(true)));
+    assert_eq!(
+        (&cells[1], &cells[2], &cells[7]),
+        (&json!("Namespaced"), &json!("v1(storage),v1beta1,v2"), &json!(true))
+    );
     let (code, list) = server.call("DELETE", GADGETS, Value::Null).await;
     assert_eq!((code, list["items"].as_array().unwrap().len()), (200, 2));
     assert_eq!(server.get(GADGETS).await.1["items"], json!([]));
@@ -325,7 +353,8 @@ async fn selectors_and_tables_show_what_the_definition_says() {
 async fn discovery_and_documents_name_what_is_served() {
     let server = with_gadgets().await;
     let (_, group) = server.get("/apis/example.com").await;
-    let versions: Vec<&Value> = group["versions"].as_array().unwrap().iter().map(|version| &version["version"]).collect();
+    let versions: Vec<&Value> =
+        group["versions"].as_array().unwrap().iter().map(|version| &version["version"]).collect();
     assert_eq!((versions, &group["preferredVersion"]["version"]), (vec!["v2", "v1", "v1beta1"], &json!("v2")));
     let (_, list) = server.get("/apis/example.com/v1").await;
     let resources = list["resources"].as_array().unwrap();
@@ -342,7 +371,10 @@ async fn discovery_and_documents_name_what_is_served() {
     assert_eq!(code, 200);
     let schema = &document["components"]["schemas"]["com.example.v1.Gadget"];
     assert_eq!(schema["properties"]["spec"]["properties"]["replicas"]["default"], 1, "{schema}");
-    assert!(schema["properties"]["metadata"].is_object() && document["components"]["schemas"]["com.example.v1.GadgetList"].is_object());
+    assert!(
+        schema["properties"]["metadata"].is_object()
+            && document["components"]["schemas"]["com.example.v1.GadgetList"].is_object()
+    );
     let operations = &document["paths"]["/apis/example.com/v1/namespaces/{namespace}/gadgets/{name}"]["patch"];
     assert!(operations["requestBody"]["content"].get("application/strategic-merge-patch+json").is_none());
     let (_, two) = server.get("/openapi/v2").await;
@@ -414,17 +446,22 @@ async fn nothing_is_written_by_a_schema_that_is_no_more() {
     let creates = async {
         for number in 0..200 {
             let colour = if number % 2 == 0 { "red" } else { "green" };
-            let (code, answer) = server.call("POST", GADGETS, gadget(&format!("g{number}"), json!({"colour": colour}))).await;
+            let (code, answer) =
+                server.call("POST", GADGETS, gadget(&format!("g{number}"), json!({"colour": colour}))).await;
             assert!(matches!(code, 201 | 422), "{answer}");
         }
     };
     tokio::join!(changes, creates);
     // Each object is one of the schema that was in force when it was written.
-    let mut definitions = server.keyspace.watch("customresourcedefinitions.apiextensions.k8s.io", coracle_keyspace::Revision::new(1)).unwrap();
+    let mut definitions = server
+        .keyspace
+        .watch("customresourcedefinitions.apiextensions.k8s.io", coracle_keyspace::Revision::new(1))
+        .unwrap();
     let mut in_force = Vec::new();
     for event in definitions.pending().unwrap().events {
         let object: Value = serde_json::from_slice(&event.record.bytes).unwrap();
-        let colours = object.pointer("/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/colour/enum").cloned();
+        let colours =
+            object.pointer("/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/colour/enum").cloned();
         in_force.push((event.record.revision, colours.unwrap()));
     }
     let records = server.keyspace.snapshot(NAME).records;
@@ -444,7 +481,10 @@ async fn many_large_definitions_come_at_once() {
         let fields: serde_json::Map<String, Value> = (0..600)
             .map(|field| {
                 let text = "what this field is for, in so many words that a page is filled ".repeat(2);
-                (format!("field{field}"), json!({"type": "string", "description": text, "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"}))
+                (
+                    format!("field{field}"),
+                    json!({"type": "string", "description": text, "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"}),
+                )
             })
             .collect();
         let schema = json!({"type": "object", "properties": {"spec": {"type": "object", "properties": fields}}});
