@@ -116,6 +116,11 @@ impl Format {
     }
 }
 
+/// Whether a text has the format of this name.
+pub(super) fn is(text: &str, name: &str) -> bool {
+    TEXTS.iter().any(|(known, check)| *known == name && check(text))
+}
+
 /// A request's target: a path, or what begins with a scheme.
 fn is_uri(text: &str) -> bool {
     if text.is_empty() || text.chars().any(|c| c.is_ascii_control()) {

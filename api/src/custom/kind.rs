@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::definition::{Definition, Scale, Version};
 use super::path::JsonPath;
 use super::structural::{META, Structural};
-use super::{coerce, embedded, lists, typed, validate};
+use super::{cel, coerce, embedded, lists, typed, validate};
 use crate::kinds::{Cell, FieldError, FieldErrors, Strategy};
 use crate::meta::{self, names, text};
 use crate::schema::Object;
@@ -42,7 +42,7 @@ impl Schemas {
         for version in definition["spec"]["versions"].as_array().into_iter().flatten() {
             let (schema, name) = (&version["schema"]["openAPIV3Schema"], version["name"].as_str().unwrap_or_default());
             let known = read.iter().find(|(known, _, _)| *known == schema).map(|(_, _, read)| read.clone());
-            let structural = known.unwrap_or_else(|| Arc::new(Structural::read(schema)));
+            let structural = known.unwrap_or_else(|| Arc::new(Structural::read_whole(schema)));
             read.push((schema, name.to_owned(), structural));
         }
         Schemas(read.into_iter().map(|(_, name, schema)| (name, schema)).collect())
@@ -140,6 +140,27 @@ impl CustomKind {
         }
         embedded::validate(&self.schema, object, &mut String::new(), errors);
         self.check_lists(object, old, errors);
+        self.check_rules(object, old, errors);
+    }
+
+    /// Rules are asked about what has the types that they expect.
+    fn check_rules(&self, object: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
+        const IN_THE_WAY: [&str; 5] = [
+            "FieldValueNotSupported",
+            "FieldValueRequired",
+            "FieldValueTooLong",
+            "FieldValueTooMany",
+            "FieldValueTypeInvalid",
+        ];
+        if !self.schema.has_rules() {
+            return;
+        }
+        if errors.iter().any(|error| IN_THE_WAY.contains(&error.reason)) {
+            let words = "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
+            errors.push(FieldError::invalid("<nil>", &Value::Null, words));
+            return;
+        }
+        cel::validate(&self.schema, object, old, errors);
     }
 
     fn check_scale_status(&self, object: &Value, scale: &Scale, errors: &mut FieldErrors) {
@@ -270,6 +291,7 @@ impl Strategy for CustomKind {
             self.check_scale_status(object, scale, errors);
         }
         self.check_lists(object, Some(old), errors);
+        self.check_rules(object, Some(old), errors);
     }
 
     fn knows_finalizers(&self) -> bool {

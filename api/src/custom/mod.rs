@@ -7,6 +7,7 @@
 //! ```
 //! Everything here is owned by whoever holds it: a kind goes when nobody serves it any more.
 
+pub(crate) mod cel;
 mod coerce;
 mod defaults;
 mod definition;
@@ -30,6 +31,7 @@ pub use definition::{CLEANUP, Definition, ESTABLISHED, NAMES_ACCEPTED, Names, Sc
 pub use format::Format;
 pub use kind::{Column, CustomKind, Schemas, at};
 pub use path::JsonPath;
+pub(crate) use structural::Additional;
 pub use structural::{Structural, Type};
 pub use validate::validate;
 

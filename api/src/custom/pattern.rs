@@ -52,6 +52,12 @@ impl Pattern {
         let regex = self.regex.get_or_init(|| compile(&self.text).ok());
         regex.as_ref().is_some_and(|regex| regex.is_match(text))
     }
+
+    /// What of a text matches, so many times at most.
+    pub(super) fn all<'t>(&self, text: &'t str, most: usize) -> Vec<&'t str> {
+        let regex = self.regex.get_or_init(|| compile(&self.text).ok());
+        regex.iter().flat_map(|regex| regex.find_iter(text)).take(most).map(|found| found.as_str()).collect()
+    }
 }
 
 /// Checks an expression, and says about how many states it has.

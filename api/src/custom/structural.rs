@@ -4,8 +4,11 @@
 //! The same structure stands for what is below `allOf`, `anyOf`, `oneOf` and `not`: there it only checks. Whether a schema is
 //! structural at all is decided when its definition is written (`kinds::definition`); reading one takes what it understands.
 
+use std::collections::HashMap;
+
 use serde_json::{Map, Value};
 
+use super::cel::{Budget, Rule};
 use super::format::Format;
 use super::pattern::Pattern;
 use crate::schema::ListKind;
@@ -45,6 +48,19 @@ impl Type {
             "number" => Type::Number,
             "boolean" => Type::Boolean,
             _ => Type::Any,
+        }
+    }
+
+    /// As it is written.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Type::Any | Type::IntOrString => "",
+            Type::Object => "object",
+            Type::Array => "array",
+            Type::String => "string",
+            Type::Integer => "integer",
+            Type::Number => "number",
+            Type::Boolean => "boolean",
         }
     }
 }
@@ -88,6 +104,8 @@ pub struct Structural {
     pub atomic: bool,
     /// What else a value must be.
     pub checks: Option<Box<Checks>>,
+    /// What expressions say of a value.
+    pub(crate) rules: Box<[Rule]>,
     /// What is somewhere at or below it.
     pub(super) reach: Reach,
 }
@@ -98,6 +116,7 @@ pub(super) struct Reach {
     pub defaults: bool,
     pub keyed_lists: bool,
     pub embedded: bool,
+    pub rules: bool,
 }
 
 /// Named fields, sorted.
@@ -182,10 +201,58 @@ impl Structural {
             list,
             atomic: text(schema, "x-kubernetes-map-type") == "atomic",
             checks: Checks::read(schema, ty).map(Box::new),
+            rules: Box::default(),
             reach: Reach::default(),
         };
         read.reach = read.reach();
         read
+    }
+
+    /// Reads the schema of whole objects, and its rules.
+    #[must_use]
+    pub fn read_whole(schema: &Value) -> Structural {
+        let mut read = Structural::read(schema);
+        read.add_rules(schema, &[], true, &mut Budget::default());
+        read
+    }
+
+    /// Adds the rules of a schema, and of what `allOf` says of the same place.
+    fn add_rules(&mut self, schema: &Value, more: &[&Value], root: bool, budget: &mut Budget) {
+        let mut here = vec![schema];
+        here.extend(more);
+        let mut at = 0;
+        while let Some(part) = here.get(at) {
+            let parts = part["allOf"].as_array();
+            here.extend(parts.into_iter().flatten());
+            at += 1;
+        }
+        let (_, nested) = here.split_at(1);
+        let written = here.iter().filter_map(|part| part["x-kubernetes-validations"].as_array()).flatten();
+        let root = root || self.embedded;
+        self.rules = written.map(|rule| Rule::read(rule, self, root, budget)).collect();
+        let below = |field: &str| -> Vec<&Value> {
+            nested.iter().filter_map(|part| part.get(field)).filter(|part| part.is_object()).collect()
+        };
+        let mut more: HashMap<&str, Vec<&Value>> = HashMap::new();
+        for (name, of) in below("properties").into_iter().flat_map(fields) {
+            more.entry(name).or_default().push(of);
+        }
+        for (name, of) in &mut self.properties.0 {
+            let more = more.remove(&**name).unwrap_or_default();
+            of.add_rules(&schema["properties"][&**name], &more, false, budget);
+        }
+        if let Additional::Of(of) = &mut self.additional {
+            of.add_rules(&schema["additionalProperties"], &below("additionalProperties"), false, budget);
+        }
+        if let Some(of) = &mut self.items {
+            of.add_rules(&schema["items"], &below("items"), false, budget);
+        }
+        self.reach = self.reach();
+    }
+
+    /// Whether there is a rule anywhere.
+    pub(crate) fn has_rules(&self) -> bool {
+        self.reach.rules
     }
 
     fn reach(&self) -> Reach {
@@ -193,8 +260,10 @@ impl Structural {
             defaults: self.default.is_some(),
             keyed_lists: matches!(self.list, Some(ListKind::Set | ListKind::Map(_))),
             embedded: self.embedded,
+            rules: !self.rules.is_empty(),
         };
         for below in self.below() {
+            reach.rules |= below.reach.rules;
             reach.defaults |= below.reach.defaults;
             reach.keyed_lists |= below.reach.keyed_lists;
             reach.embedded |= below.reach.embedded;

@@ -177,11 +177,11 @@ async fn path(
     }
     let _place = server.limits.request(flow, 0)?;
     match route {
-        Route::Root => Ok(discovery::root(&discovery(server).await, &call)),
-        Route::CoreVersions => discovery::core(&discovery(server).await, &server.config.external_url, &call),
-        Route::Groups => discovery::groups(&discovery(server).await, &call),
-        Route::Group(group) => discovery::group(&discovery(server).await, &call, &group),
-        Route::Resources(group, version) => discovery::resources(&discovery(server).await, &call, &group, &version),
+        Route::Root => Ok(discovery::root(&*discovery(server).await, &call)),
+        Route::CoreVersions => discovery::core(&*discovery(server).await, &server.config.external_url, &call),
+        Route::Groups => discovery::groups(&*discovery(server).await, &call),
+        Route::Group(group) => discovery::group(&*discovery(server).await, &call, &group),
+        Route::Resources(group, version) => discovery::resources(&*discovery(server).await, &call, &group, &version),
         // A document is made once, aside; every client that asks for it meanwhile takes the same turn.
         Route::OpenApiV2 => {
             let discovery = discovery(server).await;

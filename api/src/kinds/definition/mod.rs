@@ -4,6 +4,7 @@
 //! definitions together ([`crate::custom::names`]).
 
 mod defaults;
+mod rules;
 mod schema;
 mod structural;
 #[cfg(test)]
@@ -52,9 +53,6 @@ pub(super) static KIND: Kind = Kind {
 };
 
 const ESTABLISHED_COLUMN: Column = wide("Established", "boolean");
-
-/// Rules that are not evaluated are told, as nothing that was asked for is left out in silence.
-const NO_RULES: &str = "x-kubernetes-validations: this version of Coracle stores the rules, but does not enforce them";
 
 struct Definition;
 
@@ -127,11 +125,7 @@ impl Strategy for Definition {
 
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
         let known = old.map(warnings).unwrap_or_default();
-        let mut warnings: Vec<String> =
-            warnings(object).into_iter().filter(|warning| warning == NO_RULES || !known.contains(warning)).collect();
-        // That rules are not enforced is said of each write that has any.
-        warnings.sort_by_key(|warning| warning == NO_RULES);
-        warnings
+        warnings(object).into_iter().filter(|warning| !known.contains(warning)).collect()
     }
 
     fn has_generation(&self) -> bool {
@@ -182,9 +176,6 @@ fn warnings(object: &Value) -> BTreeSet<String> {
                     "x-kubernetes-list-type: set for items of type {} is not supported by server-side apply or CEL validation rules",
                     crate::meta::text::quote(items)
                 ));
-            }
-            if !of["x-kubernetes-validations"].is_empty() {
-                found.insert(NO_RULES.to_owned());
             }
         });
     }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use serde_json::{Map, Value};
 
-use super::{defaults, structural};
+use super::{defaults, rules, structural};
 use crate::custom::{Structural, pattern};
 use crate::kinds::value::Read;
 use crate::kinds::{FieldError, FieldErrors};
@@ -145,8 +145,10 @@ pub(super) fn check(
     }
     let within = Within { is_root: true, in_meta: false, no_defaults: None };
     parts(schema, &here, &within, tightened, errors);
-    if let Some(why) = unsupported.filter(|_| errors.len() == before) {
-        errors.push(FieldError::invalid(here, "", why));
+    match unsupported {
+        Some(why) if errors.len() == before => errors.push(FieldError::invalid(here, "", why)),
+        None if errors.len() == before && !unchanged => rules::check(&Structural::read_whole(schema), &here, errors),
+        _ => {}
     }
 }
 

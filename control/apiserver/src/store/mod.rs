@@ -238,7 +238,7 @@ impl Past {
 fn tells_once(ops: &[Op]) -> bool {
     let written = ops.iter().filter(|op| !matches!(op, Op::Check { .. })).map(|op| &*op.key().collection);
     let mut told = HashSet::new();
-    written.filter(|name| kinds::all().iter().any(|row| row.collection() == *name)).all(|name| told.insert(name))
+    written.filter(|name| kinds::all().iter().any(|row| row.collection == *name)).all(|name| told.insert(name))
 }
 
 /// Why something was not written, for the client.
