@@ -225,7 +225,9 @@ impl<'a> Run<'a> {
                 let place = match at {
                     Val::Int(place) => usize::try_from(*place).ok(),
                     Val::Uint(place) => usize::try_from(*place).ok(),
-                    Val::Double(place) if place.fract() == 0.0 && *place >= 0.0 && *place < 1e9 => Some(*place as usize),
+                    Val::Double(place) if place.fract() == 0.0 && *place >= 0.0 && *place < 1e9 => {
+                        Some(*place as usize)
+                    }
                     _ => return Err(Stop::overload()),
                 };
                 let found = place.map(|place| of.item(place)).transpose()?.flatten();
@@ -378,7 +380,8 @@ impl<'a> Run<'a> {
 }
 
 fn arithmetic<'a>(operator: Operator, left: &Val<'a>, right: &Val<'a>) -> Result<Val<'a>, Stop> {
-    let overflow = || Stop::new(if matches!(left, Val::Uint(_)) { "unsigned integer overflow" } else { "integer overflow" });
+    let overflow =
+        || Stop::new(if matches!(left, Val::Uint(_)) { "unsigned integer overflow" } else { "integer overflow" });
     let by_zero = || Stop::new(if operator == Operator::Modulo { "modulus by zero" } else { "division by zero" });
     let nanos = |span: jiff::SignedDuration| i64::try_from(span.as_nanos()).map(Val::Duration).map_err(|_| overflow());
     Ok(match (operator, left, right) {

@@ -348,7 +348,9 @@ fn converted<'a>(name: &str, of: &Val<'a>) -> Result<Val<'a>, Stop> {
     let range = || Stop::new("integer overflow");
     let wrong = |ty: &str| Stop::new(&format!("type conversion error from 'string' to '{ty}'"));
     Ok(match (name, of) {
-        ("int", Val::Int(_)) | ("uint", Val::Uint(_)) | ("double", Val::Double(_)) | ("string", Val::Text(_)) => of.clone(),
+        ("int", Val::Int(_)) | ("uint", Val::Uint(_)) | ("double", Val::Double(_)) | ("string", Val::Text(_)) => {
+            of.clone()
+        }
         ("bytes", Val::Bytes(_)) | ("bool", Val::Bool(_)) | ("duration", Val::Duration(_)) => of.clone(),
         ("timestamp", Val::Timestamp(_)) => of.clone(),
         ("int", Val::Uint(number)) => Val::Int(i64::try_from(*number).map_err(|_| range())?),
@@ -380,7 +382,9 @@ fn converted<'a>(name: &str, of: &Val<'a>) -> Result<Val<'a>, Stop> {
         },
         ("duration", Val::Text(text)) => Val::Duration(duration(text)?),
         ("timestamp", Val::Text(text)) => Val::Timestamp(timestamp(text)?),
-        ("timestamp", Val::Int(seconds)) => Val::Timestamp(jiff::Timestamp::from_second(*seconds).map_err(|_| range())?),
+        ("timestamp", Val::Int(seconds)) => {
+            Val::Timestamp(jiff::Timestamp::from_second(*seconds).map_err(|_| range())?)
+        }
         _ => return Err(Stop::overload()),
     })
 }
@@ -487,11 +491,15 @@ fn formatted<'a>(run: &mut Run<'a>, text: &str, values: &[Val<'a>]) -> Result<St
             rest = after;
             continue;
         }
-        let end = after.find(|c: char| c != '.' && !c.is_ascii_digit()).ok_or_else(|| Stop::new("unexpected end of string"))?;
+        let end = after
+            .find(|c: char| c != '.' && !c.is_ascii_digit())
+            .ok_or_else(|| Stop::new("unexpected end of string"))?;
         let (precision, clause) = after.split_at(end);
         let precision: usize = match precision.strip_prefix('.') {
             None | Some("") => 6,
-            Some(digits) => digits.parse().ok().filter(|digits| *digits <= 100).ok_or_else(|| Stop::new("invalid precision"))?,
+            Some(digits) => {
+                digits.parse().ok().filter(|digits| *digits <= 100).ok_or_else(|| Stop::new("invalid precision"))?
+            }
         };
         let value = values.get(next).ok_or_else(|| Stop::new(&format!("index {next} out of range")))?;
         next += 1;
@@ -679,7 +687,12 @@ fn of_list<'a>(run: &mut Run<'a>, name: &str, given: &[Val<'a>]) -> Result<Val<'
             let mut failed = None;
             items.sort_by(|a, b| {
                 let order = a.order(b, run);
-                order.unwrap_or_else(|stop| { failed = Some(stop); None }).unwrap_or(Ordering::Equal)
+                order
+                    .unwrap_or_else(|stop| {
+                        failed = Some(stop);
+                        None
+                    })
+                    .unwrap_or(Ordering::Equal)
             });
             if let Some(stop) = failed {
                 return Err(stop);
@@ -732,7 +745,8 @@ fn zone(text: &str) -> Option<TimeZone> {
         None => (1, text.strip_prefix('+').unwrap_or(text)),
     };
     let (hours, minutes) = rest.split_once(':')?;
-    let seconds = hours.parse::<i32>().ok()?.checked_mul(3600)?.checked_add(minutes.parse::<i32>().ok()?.checked_mul(60)?)?;
+    let seconds =
+        hours.parse::<i32>().ok()?.checked_mul(3600)?.checked_add(minutes.parse::<i32>().ok()?.checked_mul(60)?)?;
     jiff::tz::Offset::from_seconds(sign * seconds).ok().map(TimeZone::fixed)
 }
 

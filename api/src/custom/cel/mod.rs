@@ -79,9 +79,8 @@ impl Rule {
         }
         let mut compile = |source: &str| {
             budget.source = budget.source.checked_sub(source.len()).ok_or("the rules of the schema are too many")?;
-            let made = parse::parse(source).and_then(|node| {
-                program::make(&node, schema, root, optional_old, &mut budget.states)
-            });
+            let made = parse::parse(source)
+                .and_then(|node| program::make(&node, schema, root, optional_old, &mut budget.states));
             made.map_err(|fault| format!("compilation failed: {}", fault.show(source)))
         };
         match compile(source) {
@@ -141,7 +140,12 @@ fn normal(path: &str, schema: &Structural) -> String {
 }
 
 /// Checks an object by the rules of its schema. `old` is what it was.
-pub(super) fn validate<'a>(schema: &'a Structural, object: &'a Value, old: Option<&'a Value>, errors: &mut FieldErrors) {
+pub(super) fn validate<'a>(
+    schema: &'a Structural,
+    object: &'a Value,
+    old: Option<&'a Value>,
+    errors: &mut FieldErrors,
+) {
     if !schema.reach.rules {
         return;
     }
@@ -277,7 +281,8 @@ impl Checker<'_> {
                     self.wrong(schema, &detail);
                 }
                 Err(Stop::Cost) if self.left == 0 => {
-                    let words = "validation failed due to running out of cost budget, no further validation rules will be run";
+                    let words =
+                        "validation failed due to running out of cost budget, no further validation rules will be run";
                     self.wrong(schema, words);
                     return Err(Spent);
                 }
@@ -332,8 +337,7 @@ impl Checker<'_> {
                     detail = is_right.then(|| text.to_owned());
                 }
                 Err(Stop::Cost) => {
-                    let words =
-                        "messageExpression evaluation failed due to running out of cost budget, no further validation rules will be run";
+                    let words = "messageExpression evaluation failed due to running out of cost budget, no further validation rules will be run";
                     self.errors.push(FieldError::invalid(place, schema.ty.name(), words));
                     return Err(Spent);
                 }
@@ -350,9 +354,7 @@ impl Checker<'_> {
                 FieldError { reason: "FieldValueDuplicate", field: place, message: "Duplicate value".to_owned() }
             }
             _ if is_simple => FieldError::invalid(place, value, &detail),
-            _ => {
-                FieldError { reason: "FieldValueInvalid", field: place, message: format!("Invalid value: {detail}") }
-            }
+            _ => FieldError { reason: "FieldValueInvalid", field: place, message: format!("Invalid value: {detail}") },
         });
         Ok(())
     }

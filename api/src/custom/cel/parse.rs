@@ -3,7 +3,9 @@
 use std::fmt::Write as _;
 
 /// How deep an expression may nest; chains of one operator count, but those of `&&` and `||` do not.
-const DEPTH_MAX: usize = 200;
+const DEPTH_MAX: usize = 120;
+/// How deep brackets may nest: each takes a dozen calls to read.
+const BRACKETS_MAX: usize = 50;
 
 /// What is said of one place of an expression.
 #[derive(Debug, PartialEq, Eq)]
@@ -97,14 +99,29 @@ enum Token {
 
 /// Longer signs first.
 const SIGNS: [&str; 25] = [
-    "==", "!=", "<=", ">=", "&&", "||", "<", ">", "!", "+", "-", "*", "/", "%", "?", ":", "(", ")", "[", "]", "{", "}", ".",
-    ",", "=",
+    "==", "!=", "<=", ">=", "&&", "||", "<", ">", "!", "+", "-", "*", "/", "%", "?", ":", "(", ")", "[", "]", "{", "}",
+    ".", ",", "=",
 ];
 
 /// Words that are no names.
 const RESERVED: [&str; 17] = [
-    "as", "break", "const", "continue", "else", "for", "function", "if", "import", "let", "loop", "package", "namespace",
-    "return", "var", "void", "while",
+    "as",
+    "break",
+    "const",
+    "continue",
+    "else",
+    "for",
+    "function",
+    "if",
+    "import",
+    "let",
+    "loop",
+    "package",
+    "namespace",
+    "return",
+    "var",
+    "void",
+    "while",
 ];
 
 pub(super) fn parse(source: &str) -> Result<Node, Fault> {
@@ -183,7 +200,7 @@ impl Parser<'_> {
 
     fn expression(&mut self) -> Result<Node, Fault> {
         self.depth += 1;
-        if self.depth > DEPTH_MAX {
+        if self.depth > BRACKETS_MAX {
             return Err(Fault::new(self.start, "Syntax error: the expression nests too deeply"));
         }
         let condition = self.any()?;
@@ -508,9 +525,14 @@ impl Parser<'_> {
         let rest = self.source.get(self.at..).unwrap_or_default();
         let bytes = rest.as_bytes();
         let wrong = Fault::new(self.at, "Syntax error: invalid number");
-        let digits = |from: usize| bytes.get(from..).unwrap_or_default().iter().take_while(|b| b.is_ascii_digit()).count();
+        let digits =
+            |from: usize| bytes.get(from..).unwrap_or_default().iter().take_while(|b| b.is_ascii_digit()).count();
         if rest.starts_with("0x") || rest.starts_with("0X") {
-            let end = rest.get(2..).unwrap_or_default().find(|c: char| !c.is_ascii_hexdigit()).map_or(rest.len(), |at| at + 2);
+            let end = rest
+                .get(2..)
+                .unwrap_or_default()
+                .find(|c: char| !c.is_ascii_hexdigit())
+                .map_or(rest.len(), |at| at + 2);
             let value = u64::from_str_radix(rest.get(2..end).unwrap_or_default(), 16).map_err(|_| wrong)?;
             return Ok(self.whole(end, value));
         }
@@ -564,7 +586,8 @@ impl Parser<'_> {
             match c {
                 '\n' | '\r' if quote.len() == 1 => return Err(open()),
                 '\\' if !raw => {
-                    let wrong = || Fault::new(start + prefix + quote.len() + at, "Syntax error: invalid escape sequence");
+                    let wrong =
+                        || Fault::new(start + prefix + quote.len() + at, "Syntax error: invalid escape sequence");
                     let (_, escape) = chars.next().ok_or_else(open)?;
                     let mut digits = |count: usize, radix: u32, first: Option<char>| {
                         let text: String =

@@ -38,7 +38,11 @@ pub(super) enum Expr {
     Binary(Operator, Box<Expr>, Box<Expr>),
     Loop(Box<Loop>),
     /// `optMap` and `optFlatMap`.
-    Chain { of: Box<Expr>, then: Box<Expr>, flat: bool },
+    Chain {
+        of: Box<Expr>,
+        then: Box<Expr>,
+        flat: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -93,7 +97,9 @@ impl<'s> Ty<'s> {
             Ty::Text => Some(Type::String),
             Ty::Other => Some(Type::Object),
             Ty::Maybe(_) => Some(Type::Object),
-            Ty::Of(shape) => shape.schema().map(|schema| schema.ty).filter(|ty| !matches!(ty, Type::Any | Type::IntOrString)),
+            Ty::Of(shape) => {
+                shape.schema().map(|schema| schema.ty).filter(|ty| !matches!(ty, Type::Any | Type::IntOrString))
+            }
             Ty::Any => None,
         }
     }
@@ -187,9 +193,8 @@ impl<'s> Maker<'s> {
                 (Expr::List(items.collect::<Result<_, Fault>>()?), Ty::Other)
             }
             Is::Map(fields) => {
-                let fields = fields.iter().map(|(key, value, optional)| {
-                    Ok((self.make(key)?.0, self.make(value)?.0, *optional))
-                });
+                let fields =
+                    fields.iter().map(|(key, value, optional)| Ok((self.make(key)?.0, self.make(value)?.0, *optional)));
                 (Expr::Map(fields.collect::<Result<_, Fault>>()?), Ty::Other)
             }
             Is::All(parts) => (Expr::All(self.bools(parts, "_&&_")?), Ty::Bool),
@@ -283,13 +288,7 @@ impl<'s> Maker<'s> {
         nodes.iter().map(|node| Ok(self.make(node)?.0)).collect()
     }
 
-    fn call(
-        &mut self,
-        at: usize,
-        name: &str,
-        first: Option<Expr>,
-        arguments: &[Node],
-    ) -> Result<Typed<'s>, Fault> {
+    fn call(&mut self, at: usize, name: &str, first: Option<Expr>, arguments: &[Node]) -> Result<Typed<'s>, Fault> {
         if name == "has" && first.is_none() {
             return match arguments {
                 [Node { is: Is::Select(of, field, false), at, .. }] => {
@@ -440,8 +439,27 @@ fn name_of(ty: Type) -> &'static str {
 
 /// Names that CEL has for itself: a field of such a name is written between underscores.
 const WORDS: [&str; 21] = [
-    "true", "false", "null", "in", "as", "break", "const", "continue", "else", "for", "function", "if", "import", "let",
-    "loop", "package", "namespace", "return", "var", "void", "while",
+    "true",
+    "false",
+    "null",
+    "in",
+    "as",
+    "break",
+    "const",
+    "continue",
+    "else",
+    "for",
+    "function",
+    "if",
+    "import",
+    "let",
+    "loop",
+    "package",
+    "namespace",
+    "return",
+    "var",
+    "void",
+    "while",
 ];
 
 /// The own name of a field that is written as a name of CEL.

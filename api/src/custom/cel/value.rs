@@ -40,15 +40,13 @@ impl<'a> Shape<'a> {
             }
             (Shape::Whole(_), "metadata") => Some(Shape::Meta),
             (Shape::Meta, _) => None,
-            (Shape::Of(schema) | Shape::Whole(schema), _) => {
-                match (schema.properties.get(name), &schema.additional) {
-                    (Some(of), _) => Some(Shape::of(of)),
-                    (None, Additional::Of(of)) => Some(Shape::of(of)),
-                    (None, Additional::Any) => Some(Shape::Free),
-                    (None, _) if schema.properties.is_empty() && schema.preserves_unknown => Some(Shape::Free),
-                    (None, _) => None,
-                }
-            }
+            (Shape::Of(schema) | Shape::Whole(schema), _) => match (schema.properties.get(name), &schema.additional) {
+                (Some(of), _) => Some(Shape::of(of)),
+                (None, Additional::Of(of)) => Some(Shape::of(of)),
+                (None, Additional::Any) => Some(Shape::Free),
+                (None, _) if schema.properties.is_empty() && schema.preserves_unknown => Some(Shape::Free),
+                (None, _) => None,
+            },
         }
     }
 

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use coracle_api::custom::CustomKind;
-use coracle_keyspace::{Guard, Key, Op, Record, Revision};
+use coracle_keyspace::{Guard, Op, Record, Revision};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -32,11 +32,6 @@ impl Custom {
     /// That the definition is still what it was: a part of each transaction that was decided by it.
     pub fn guard(&self) -> Op {
         Op::Check { key: self.definition.key.clone(), guard: Guard::Revision(self.definition.revision) }
-    }
-
-    /// Whether `key` is the definition's.
-    pub fn is_definition(&self, key: &Key) -> bool {
-        *key == self.definition.key
     }
 
     /// Whether a record was written under the schemas as they are.

@@ -100,11 +100,6 @@ impl Served {
         all.sort_by(|a, b| a.record.key.name.cmp(&b.record.key.name));
         all
     }
-
-    /// The definition of this name.
-    pub fn get(&self, name: &str) -> Option<&Arc<Standing>> {
-        self.definitions.get(name)
-    }
 }
 
 impl Standing {

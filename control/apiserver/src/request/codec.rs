@@ -269,6 +269,7 @@ mod tests {
             Ok(read) => format!("{} {} {}", read.api_version, read.kind, read.value["kind"]),
             Err(ReadError::Unrecognized(why)) => why,
             Err(ReadError::Kind { kind, why, .. }) => format!("{kind}: {why}"),
+            Err(ReadError::OtherKind { .. }) => unreachable!("of custom kinds only"),
         };
         for (text, answer) in [
             (r#"{"data":{"a":"b"}}"#, "v1 ConfigMap \"ConfigMap\""),

@@ -154,13 +154,40 @@ async fn a_definition_that_is_wrong_is_refused() {
     assert!(status["message"].as_str().unwrap().contains("calls no conversion webhooks"), "{status}");
     let mut rules = gadgets();
     rules["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["x-kubernetes-validations"] =
-        json!([{"rule": "has(self.spec)"}]);
-    let request =
-        Request::post(DEFINITIONS).header("content-type", "application/json").body(Body::from(rules.to_string()));
-    let answer = server.send(Some(admin()), request.unwrap()).await;
-    assert_eq!(answer.code, 201);
-    let warned = answer.headers["warning"].to_str().unwrap();
-    assert!(warned.contains("does not enforce them"), "{warned}");
+        json!([{"rule": "has(self.strange)"}]);
+    let (code, status) = server.call("POST", DEFINITIONS, rules).await;
+    assert_eq!(code, 422);
+    assert!(status["message"].as_str().unwrap().contains("undefined field 'strange'"), "{status}");
+}
+
+#[tokio::test]
+async fn rules_are_asked_about_every_write() {
+    let server = Server::start().await;
+    let mut rules = gadgets();
+    let schema = &mut rules["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"];
+    schema["spec"]["x-kubernetes-validations"] = json!([
+        {"rule": "self.colour != 'red' || self.replicas < 5", "messageExpression": "'%d are too many'.format([self.replicas])"},
+        {"rule": "self.replicas >= oldSelf.replicas", "message": "never fewer", "reason": "FieldValueForbidden", "fieldPath": ".replicas"},
+    ]);
+    define(&server, rules).await;
+    let (code, status) = server.call("POST", GADGETS, gadget("a", json!({"colour": "red", "replicas": 7}))).await;
+    assert_eq!(
+        (code, &status["details"]["causes"][0]["message"]),
+        (422, &json!("Invalid value: 7 are too many")),
+        "{status}"
+    );
+    let made = server.make(GADGETS, gadget("a", json!({"colour": "red", "replicas": 3}))).await;
+    let path = format!("{GADGETS}/a");
+    let (code, status) =
+        server.call_as("PATCH", &path, "application/merge-patch+json", &json!({"spec": {"replicas": 2}})).await;
+    let words = "Gadget.example.com \"a\" is invalid: spec.replicas: Forbidden: never fewer";
+    assert_eq!((code, &status["message"]), (422, &json!(words)));
+    let mut more = made;
+    more["spec"]["replicas"] = 4.into();
+    assert_eq!(server.call("PUT", &path, more).await.0, 200);
+    // What is wrong otherwise is told first.
+    let (_, status) = server.call("POST", GADGETS, gadget("b", json!({"colour": "blue", "replicas": 7}))).await;
+    assert!(status["message"].as_str().unwrap().contains("some validation rules were not checked"), "{status}");
 }
 
 #[tokio::test]
@@ -335,7 +362,7 @@ async fn selectors_and_tables_show_what_the_definition_says() {
     let table = get_as(&server, &format!("{GADGETS}?includeObject=None"), TABLE).await.json();
     let columns: Vec<&Value> =
         table["columnDefinitions"].as_array().unwrap().iter().map(|column| &column["name"]).collect();
-    assert_eq!((columns, &table["rows"][1]["cells"]), (vec!["Name", "Colour"], &json!(["b", "green"])));
+    assert_eq!((columns, &table["rows"][1]["cells"]), (vec![&json!("Name"), &json!("Colour")], &json!(["b", "green"])));
     let table = get_as(&server, "/apis/example.com/v2/gadgets", TABLE).await.json();
     assert_eq!(table["columnDefinitions"][1]["name"], "Age");
     let crds = get_as(&server, DEFINITIONS, TABLE).await.json();
@@ -355,11 +382,14 @@ async fn discovery_and_documents_name_what_is_served() {
     let (_, group) = server.get("/apis/example.com").await;
     let versions: Vec<&Value> =
         group["versions"].as_array().unwrap().iter().map(|version| &version["version"]).collect();
-    assert_eq!((versions, &group["preferredVersion"]["version"]), (vec!["v2", "v1", "v1beta1"], &json!("v2")));
+    assert_eq!(
+        (versions, &group["preferredVersion"]["version"]),
+        (vec![&json!("v2"), &json!("v1"), &json!("v1beta1")], &json!("v2"))
+    );
     let (_, list) = server.get("/apis/example.com/v1").await;
     let resources = list["resources"].as_array().unwrap();
     let names: Vec<&Value> = resources.iter().map(|resource| &resource["name"]).collect();
-    assert_eq!(names, ["gadgets", "gadgets/scale", "gadgets/status"]);
+    assert_eq!(names, ["gadgets", "gadgets/status", "gadgets/scale"]);
     assert_eq!((&resources[0]["shortNames"], &resources[0]["categories"]), (&json!(["ga"]), &json!(["all"])));
     let aggregated = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
     let all = get_as(&server, "/apis", aggregated).await.json();
@@ -458,11 +488,18 @@ async fn nothing_is_written_by_a_schema_that_is_no_more() {
         .watch("customresourcedefinitions.apiextensions.k8s.io", coracle_keyspace::Revision::new(1))
         .unwrap();
     let mut in_force = Vec::new();
-    for event in definitions.pending().unwrap().events {
-        let object: Value = serde_json::from_slice(&event.record.bytes).unwrap();
-        let colours =
-            object.pointer("/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/colour/enum").cloned();
-        in_force.push((event.record.revision, colours.unwrap()));
+    loop {
+        let events = definitions.there().await.unwrap().events;
+        if events.is_empty() {
+            break;
+        }
+        for event in events {
+            let object: Value = serde_json::from_slice(&event.record.bytes).unwrap();
+            let colours = object
+                .pointer("/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/colour/enum")
+                .cloned();
+            in_force.push((event.record.revision, colours.unwrap()));
+        }
     }
     let records = server.keyspace.snapshot(NAME).records;
     assert!(!records.is_empty());
@@ -478,7 +515,7 @@ async fn nothing_is_written_by_a_schema_that_is_no_more() {
 async fn many_large_definitions_come_at_once() {
     let server = Server::start().await;
     let large = |number: usize| {
-        let fields: serde_json::Map<String, Value> = (0..600)
+        let fields: serde_json::Map<String, Value> = (0..640)
             .map(|field| {
                 let text = "what this field is for, in so many words that a page is filled ".repeat(2);
                 (
