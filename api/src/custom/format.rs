@@ -129,7 +129,7 @@ fn is_uri(text: &str) -> bool {
     if text == "*" {
         return true;
     }
-    let scheme = text.split_once(':').map(|(scheme, rest)| (scheme, rest)).filter(|(scheme, _)| {
+    let scheme = text.split_once(':').filter(|(scheme, _)| {
         scheme.starts_with(|c: char| c.is_ascii_alphabetic())
             && scheme.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.'))
     });
@@ -309,7 +309,7 @@ fn is_credit_card(text: &str) -> bool {
             _ => digit * 2,
         })
         .sum();
-    is_kind && sum % 10 == 0
+    is_kind && sum.is_multiple_of(10)
 }
 
 fn is_ssn(text: &str) -> bool {
@@ -341,7 +341,7 @@ fn is_base64(text: &str) -> bool {
     let digits = text.trim_end_matches('=');
     let padding = text.len() - digits.len();
     !text.is_empty()
-        && text.len() % 4 == 0
+        && text.len().is_multiple_of(4)
         && padding <= 2
         && digits.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/'))
 }

@@ -204,7 +204,8 @@ impl Reader<'_> {
             self.push(1);
             return Ok(());
         };
-        if most > REPEAT_MAX + 1 {
+        // One without an end counts once more than its least.
+        if most > REPEAT_MAX + usize::from(self.rest[..length].ends_with(",}")) {
             return Err(format!("invalid repeat count: `{{{}`", &self.rest[..length]));
         }
         self.out.push('{');

@@ -361,7 +361,7 @@ impl Checker<'_> {
 }
 
 /// What tells items of a list apart.
-fn key<'a>(item: &'a Value, keys: &[String]) -> Vec<Option<String>> {
+fn key(item: &Value, keys: &[String]) -> Vec<Option<String>> {
     keys.iter().map(|key| item.get(key).map(ToString::to_string)).collect()
 }
 

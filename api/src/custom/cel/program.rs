@@ -309,16 +309,14 @@ impl<'s> Maker<'s> {
         })?;
         let mut given: Vec<Expr> = first.into_iter().collect();
         given.extend(self.all(arguments)?);
-        if function.name == ".matches" || function.name == "matches" {
-            if let [_, Expr::Text(text)] = given.as_slice() {
-                let wrong = |words: String| Fault::new(at, format!("invalid matches argument: {words}"));
-                let states = pattern::check(text).map_err(wrong)?;
-                let left = self.states.checked_sub(states);
-                self.states = left.ok_or_else(|| wrong("the expressions of the schema are too large".to_owned()))?;
-                let pattern = Pattern::new(text);
-                let of = given.swap_remove(0);
-                return Ok((Expr::Matches(Box::new(of), pattern), Ty::Bool));
-            }
+        if let (".matches" | "matches", [_, Expr::Text(text)]) = (function.name, given.as_slice()) {
+            let wrong = |words: String| Fault::new(at, format!("invalid matches argument: {words}"));
+            let states = pattern::check(text).map_err(wrong)?;
+            let left = self.states.checked_sub(states);
+            self.states = left.ok_or_else(|| wrong("the expressions of the schema are too large".to_owned()))?;
+            let pattern = Pattern::new(text);
+            let of = given.swap_remove(0);
+            return Ok((Expr::Matches(Box::new(of), pattern), Ty::Bool));
         }
         let ty = match function.gives {
             library::Gives::Bool => Ty::Bool,

@@ -32,9 +32,12 @@ pub(crate) struct Standing {
     resources: Vec<OnceLock<Option<Arc<Resource>>>>,
 }
 
+/// A kind and its number.
+type Numbered = (Arc<CustomKind>, u64);
+
 /// What stays while a definition says the same, whatever is written to its status.
 struct Made {
-    kinds: OnceLock<Vec<Option<(Arc<CustomKind>, u64)>>>,
+    kinds: OnceLock<Vec<Option<Numbered>>>,
     retired: CancellationToken,
 }
 
@@ -138,7 +141,7 @@ impl Standing {
         self.resource(place)
     }
 
-    fn kinds(&self) -> &[Option<(Arc<CustomKind>, u64)>] {
+    fn kinds(&self) -> &[Option<Numbered>] {
         self.made.kinds.get_or_init(|| {
             let object = parse(&self.record).unwrap_or_default();
             let schemas = Arc::new(Schemas::read(&object));

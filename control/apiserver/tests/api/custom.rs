@@ -489,16 +489,16 @@ async fn nothing_is_written_by_a_schema_that_is_no_more() {
         .unwrap();
     let mut in_force = Vec::new();
     loop {
-        let events = definitions.there().await.unwrap().events;
-        if events.is_empty() {
-            break;
-        }
-        for event in events {
+        let there = definitions.there().await.unwrap();
+        for event in there.events {
             let object: Value = serde_json::from_slice(&event.record.bytes).unwrap();
             let colours = object
                 .pointer("/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/colour/enum")
                 .cloned();
             in_force.push((event.record.revision, colours.unwrap()));
+        }
+        if there.revision >= server.keyspace.revision() {
+            break;
         }
     }
     let records = server.keyspace.snapshot(NAME).records;
