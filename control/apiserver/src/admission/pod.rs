@@ -207,7 +207,7 @@ async fn stored(at: &Attributes<'_>, (group, resource): (&str, &str), name: &str
 /// Of several classes that are the default the lowest counts.
 fn default_class(at: &Attributes<'_>) -> Result<Option<Value>, Status> {
     let Some(classes) = at.cluster.catalog.named("scheduling.k8s.io", "priorityclasses") else { return Ok(None) };
-    let snapshot = at.cluster.store.keyspace.snapshot(classes.row.collection);
+    let snapshot = at.cluster.store.keyspace.snapshot(classes.row.collection());
     let marked: Result<Vec<Value>, Status> = crate::store::range(&snapshot.records, None, None)
         // Hardly ever is one the default: the others are not read again for each pod.
         .filter(|(_, record)| Seen::new(classes, record).facts().is_default)
