@@ -19,7 +19,7 @@ const PATTERN: [&str; 7] = ["(", "[", "\\", "^", "|", "$", ".*"];
 pub(super) type Age = (i64, Arc<str>, Arc<str>);
 
 /// An Ingress.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Ingress {
     /// To name it.
     pub origin: Arc<Origin>,
@@ -35,7 +35,7 @@ pub struct Ingress {
 }
 
 /// A path.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Rule {
     pub compare: Compare,
     pub path: Arc<str>,

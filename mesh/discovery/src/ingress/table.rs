@@ -139,6 +139,10 @@ impl Table {
                 let ingress = Arc::new(Ingress::read(*object));
                 let key = (ingress.origin.namespace.clone(), ingress.origin.name.clone());
                 self.listed_ingresses.see(&key);
+                // Most changes are of its status.
+                if self.ingresses.get(&key).is_some_and(|before| *before == ingress) {
+                    return;
+                }
                 self.remove(&key);
                 if let Some(class) = &ingress.class {
                     self.by_class.entry(class.clone()).or_default().insert(key.clone());
