@@ -12,6 +12,7 @@ mod endpoints;
 mod endpointslice;
 mod event;
 mod fields;
+mod ingress;
 mod internal;
 mod lease;
 mod namespace;
@@ -40,7 +41,7 @@ use crate::meta::{names, validate_object_meta, validate_object_meta_update};
 use value::Read as _;
 
 /// Kinds that something acts on, or that are peculiar enough for a file of their own.
-static SPECIAL: [&Kind; 16] = [
+static SPECIAL: [&Kind; 17] = [
     &configmap::KIND,
     &endpoints::KIND,
     &event::CORE,
@@ -56,6 +57,7 @@ static SPECIAL: [&Kind; 16] = [
     &replicaset::KIND,
     &lease::KIND,
     &endpointslice::KIND,
+    &ingress::KIND,
     &event::EVENTS,
 ];
 

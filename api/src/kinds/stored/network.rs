@@ -3,9 +3,10 @@
 use serde_json::Value;
 
 use super::show::Show::{Age, Joined, Name, Of, Text};
-use super::{BLANK, Kind, Stored, row};
-use crate::kinds::value::{Read, child, default_to, join, or};
-use crate::kinds::{AGE, Cell, NAME, column};
+use super::{BLANK, Kind, Stored, Support, row};
+use crate::kinds::value::{Read, child, default_to};
+use crate::kinds::{AGE, Cell, FieldError, FieldErrors, NAME, checks, column};
+use crate::meta::field::Path;
 
 const NOT_ALLOCATED: &str = "addresses are not given out by it yet";
 
@@ -17,18 +18,8 @@ pub(super) static ROWS: &[Kind] = &[
             column("Parameters", "string") => Of(class_parameters),
             AGE => Age,
         ],
-        Stored::inert("no controller acts on it yet").counted().default_by(ingress_class).fixes(&["spec.controller"])),
-    row!(namespaced "networking.k8s.io" "io.k8s.api.networking.v1" "Ingress" "ingresses" "ingress",
-        [
-            NAME => Name,
-            column("Class", "string") => Text("spec.ingressClassName", "<none>"),
-            column("Hosts", "string") => Of(hosts),
-            column("Address", "string") => Of(address),
-            column("Ports", "string") => Of(ports),
-            AGE => Age,
-        ],
-        Stored::inert("no controller acts on it yet").counted(),
-        short_names: &["ing"], has_status: true),
+        Stored::new(Support::Honoured).counted().default_by(ingress_class).check_by(ingress_class_check)
+            .fixes(&["spec.controller"])),
     row!(cluster "networking.k8s.io" "io.k8s.api.networking.v1" "IPAddress" "ipaddresses" "ipaddress",
         [NAME => Name, column("ParentRef", "string") => Of(parent)],
         Stored::inert(NOT_ALLOCATED).requires(&["spec.parentRef"]).fixes(&["spec.parentRef"]).named_as_path(),
@@ -42,6 +33,40 @@ pub(super) static ROWS: &[Kind] = &[
 fn ingress_class(object: &mut Value) {
     if object["spec"]["parameters"].is_object() {
         default_to(child(child(object, "spec"), "parameters"), "scope", "Cluster");
+    }
+}
+
+/// Longest name of a controller.
+const CONTROLLER_BYTES_MAX: usize = 250;
+
+fn ingress_class_check(object: &Value, errors: &mut FieldErrors) {
+    let spec = Path::new("spec");
+    let (path, controller) = (spec.child("controller"), object["spec"]["controller"].text());
+    if controller.is_empty() {
+        errors.push(FieldError::required(&path, ""));
+    } else {
+        if controller.len() > CONTROLLER_BYTES_MAX {
+            errors.push(FieldError::too_long(&path, CONTROLLER_BYTES_MAX));
+        }
+        checks::domain_prefixed_path(&path, controller, errors);
+    }
+    let (path, parameters) = (spec.child("parameters"), &object["spec"]["parameters"]);
+    if parameters.is_null() {
+        return;
+    }
+    checks::local_reference(&path, parameters, errors);
+    let namespace = &parameters["namespace"];
+    match parameters["scope"].text() {
+        "" if parameters["scope"].is_null() => errors.push(FieldError::required(path.child("scope"), "")),
+        "Namespace" if namespace.is_null() => {
+            errors.push(FieldError::required(path.child("namespace"), "`parameters.scope` is set to 'Namespace'"));
+        }
+        "Namespace" => checks::dns_label(&path.child("namespace"), namespace.text(), errors),
+        "Cluster" if !namespace.is_null() => {
+            errors.push(FieldError::forbidden(path.child("namespace"), "`parameters.scope` is set to 'Cluster'"));
+        }
+        "Cluster" => {}
+        scope => errors.push(FieldError::not_supported(path.child("scope"), scope, &["Cluster", "Namespace"])),
     }
 }
 
@@ -61,28 +86,6 @@ fn class_parameters(object: &Value) -> Cell {
         Value::String(group) => format!("{kind}.{group}/{name}").into(),
         _ => format!("{kind}/{name}").into(),
     }
-}
-
-/// The first three hosts, and how many more there are.
-fn hosts(object: &Value) -> Cell {
-    const SHOWN: usize = 3;
-    let hosts = object["spec"]["rules"].items().iter().map(|rule| rule["host"].text());
-    let hosts: Vec<&str> = hosts.filter(|host| !host.is_empty()).collect();
-    let shown = join(hosts.iter().copied().take(SHOWN));
-    match hosts.len() {
-        0 => "*".into(),
-        count if count > SHOWN => format!("{shown} + {} more...", count - SHOWN).into(),
-        _ => shown.into(),
-    }
-}
-
-fn address(object: &Value) -> Cell {
-    let points = object["status"]["loadBalancer"]["ingress"].items().iter();
-    join(points.map(|point| or(point["ip"].text(), point["hostname"].text()))).into()
-}
-
-fn ports(object: &Value) -> Cell {
-    if object["spec"]["tls"].is_empty() { "80".into() } else { "80, 443".into() }
 }
 
 fn parent(object: &Value) -> Cell {

@@ -4,6 +4,7 @@ mod answers;
 mod authentication;
 mod bounds;
 mod deletion;
+mod ingress;
 mod kinds;
 mod lists;
 mod nodes;

@@ -17,7 +17,6 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::context::Context;
 use crate::events::{Record, Recorder};
 use crate::objects::{Content, Kind, ObjectKey, Objects, ReadError};
 
@@ -64,7 +63,13 @@ struct Changed {
 
 impl Follower {
     /// Reads nothing before it is told of somebody; no Secret is followed any more when `shutdown` is cancelled.
-    pub fn new(context: &Context, shutdown: CancellationToken) -> Self {
+    pub fn new(
+        client: kube::Client,
+        certificates: Arc<Certificates>,
+        recorder: Recorder,
+        discovery: Discovery,
+        shutdown: CancellationToken,
+    ) -> Self {
         let changed: Arc<Changed> = Arc::default();
         let telling = changed.clone();
         let on_change = Arc::new(move |uid: &str| {
@@ -72,10 +77,10 @@ impl Follower {
             telling.more.notify_one();
         });
         Self {
-            objects: Objects::new(context.client.clone(), shutdown, on_change),
-            certificates: context.gateway.certificates.clone(),
-            recorder: context.recorder.clone(),
-            discovery: context.network.discovery.clone(),
+            objects: Objects::new(client, shutdown, on_change),
+            certificates,
+            recorder,
+            discovery,
             served: HashMap::new(),
             users: HashMap::new(),
             of_secrets: HashMap::new(),
@@ -275,4 +280,80 @@ fn missing(snapshot: &coracle_discovery::Snapshot, backend: &Backend) -> Option<
             }
     });
     (!has_port).then(|| format!("service {name} has no port {port}: its requests are answered 503"))
+}
+
+#[cfg(test)]
+mod tests {
+    use coracle_discovery::Ingresses;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::tests::api::Api;
+
+    /// A certificate and its key, for a Secret.
+    fn pair(name: &str) -> (String, String) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap().self_signed(&key).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    fn secret(certificate: &str, key: &str) -> Value {
+        let encoded = |text: &str| k8s_openapi::ByteString(text.as_bytes().to_vec());
+        json!({"type": TLS, "data": {CERTIFICATE: encoded(certificate), KEY: encoded(key)}})
+    }
+
+    #[tokio::test]
+    async fn what_an_ingress_lacks_is_told_once_and_its_certificate_follows_its_secret() {
+        let api = Api::default();
+        api.put_object("ingressclasses", "c", json!({"spec": {"controller": "coracle.dev/ingress"}}));
+        let backend = |name: &str, port: u16| json!({"service": {"name": name, "port": {"number": port}}});
+        let tls = |secret: &str| json!({"hosts": [secret], "secretName": secret});
+        let spec = json!({"ingressClassName": "c", "tls": [tls("good"), tls("missing"), tls("mixed"), tls("opaque")],
+            "rules": [{"http": {"paths": [
+                {"pathType": "Prefix", "path": "/a", "backend": backend("web", 80)},
+                {"pathType": "Prefix", "path": "/b", "backend": backend("web", 81)},
+                {"pathType": "Prefix", "path": "/c", "backend": backend("none", 80)}]}}]});
+        api.put_object("ingresses", "i", json!({"metadata": {"uid": "u"}, "spec": spec}));
+        api.put_object("services", "web", json!({"spec": {"ports": [{"port": 80}]}}));
+        let ((certificate, key), (other, _)) = (pair("good"), pair("mixed"));
+        api.put_object("secrets", "good", secret(&certificate, &key));
+        api.put_object("secrets", "mixed", secret(&other, &key));
+        let mut opaque = secret(&certificate, &key);
+        opaque["type"] = json!("Opaque");
+        api.put_object("secrets", "opaque", opaque);
+        let (client, stop) = (api.client(), CancellationToken::new());
+        let certificates = Arc::new(Certificates::new(Certificate::from_pem(certificate.as_bytes(), key.as_bytes()).unwrap()));
+        let recorder = Recorder::new(client.clone(), "n1".to_owned());
+        let discovery = Discovery::new(client.clone());
+        let ingresses = Ingresses::new(client.clone());
+        let (told, hears) = mpsc::channel(8);
+        let follower = Follower::new(client, certificates.clone(), recorder.clone(), discovery.clone(), stop.clone());
+        tokio::spawn(discovery.clone().run(stop.clone()));
+        tokio::spawn(ingresses.run(told, stop.clone()));
+        let token = stop.clone();
+        tokio::spawn(async move { recorder.run(token).await });
+        tokio::spawn(follower.run(hears, stop.clone()));
+        let mut messages = {
+            api.first_reasons("i", 5).await;
+            api.messages("i")
+        };
+        messages.sort();
+        let instead = "a certificate that nobody trusts is shown instead";
+        assert_eq!(
+            messages,
+            [
+                format!("secret default/missing does not exist: {instead} of its own"),
+                format!("secret default/mixed has no certificate that can be shown, {instead}: the certificate does not match the private key"),
+                format!("secret default/opaque has no certificate that can be shown, {instead}: it is of type \"Opaque\" and not \"kubernetes.io/tls\""),
+                "service default/none does not exist: its requests are answered 503".to_owned(),
+                "service default/web has no port 81: its requests are answered 503".to_owned(),
+            ]
+        );
+        let named = |name: &str| SecretKey { namespace: "default".into(), name: name.into() };
+        let shown = ["good", "missing", "mixed", "opaque"].map(|name| certificates.has(&named(name)));
+        assert_eq!(shown, [true, false, false, false]);
+        let event = api.events("i").remove(0);
+        assert_eq!((&event["involvedObject"]["apiVersion"], &event["involvedObject"]["uid"]), (&json!("networking.k8s.io/v1"), &json!("u")));
+        stop.cancel();
+    }
 }

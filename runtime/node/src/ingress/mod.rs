@@ -156,7 +156,13 @@ pub fn run(context: &Arc<Context>, until: &dyn Fn(&'static str) -> CancellationT
     }
     let ingresses = Ingresses::new(context.client.clone());
     let (told, hears) = mpsc::channel(TOLD_MAX);
-    let follower = Follower::new(context, until("certificates"));
+    let follower = Follower::new(
+        context.client.clone(),
+        gateway.certificates.clone(),
+        context.recorder.clone(),
+        context.network.discovery.clone(),
+        until("certificates"),
+    );
     context.tasks.spawn(follower.run(hears, until("ingress certificates")));
     context.tasks.spawn(ingresses.clone().run(told, until("ingresses")));
     let listeners = gateway.listeners(&ingresses);
