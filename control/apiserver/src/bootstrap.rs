@@ -142,7 +142,7 @@ async fn role(server: &Arc<Shared>, resource: &'static str, wanted: Value) -> Re
 /// The class of the Ingresses that nodes serve; the default one, unless somebody has made another that.
 async fn ingress_class(server: &Arc<Shared>) -> Result<(), Status> {
     let is_default = admission::ingress_class::defaults(&server.cluster)?.is_empty();
-    let annotations = json!({admission::ingress_class::IS_DEFAULT: is_default.to_string()});
+    let annotations = json!({ (admission::ingress_class::IS_DEFAULT): is_default.to_string() });
     let class = json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "IngressClass",
         "metadata": {"name": INGRESS_CLASS, "annotations": annotations},

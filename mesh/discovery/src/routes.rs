@@ -198,8 +198,8 @@ struct Segment {
 /// The segments of an absolute path. One that is empty at the end says nothing; any other empty one is a segment.
 fn segments(path: &str) -> impl Iterator<Item = &str> {
     let path = path.strip_prefix('/').unwrap_or(path);
-    let path = path.strip_suffix('/').unwrap_or(path);
-    path.split('/').skip(usize::from(path.is_empty()))
+    let segments = path.strip_suffix('/').unwrap_or(path).split('/');
+    segments.skip(usize::from(path.is_empty()))
 }
 
 impl Paths {

@@ -224,7 +224,9 @@ mod tests {
 
     #[test]
     fn reads_ports() {
-        for (text, expected) in [("8080", IngressPort::Named(8080)), ("0", IngressPort::Named(0)), ("off", IngressPort::Off)] {
+        for (text, expected) in
+            [("8080", IngressPort::Named(8080)), ("0", IngressPort::Named(0)), ("off", IngressPort::Off)]
+        {
             assert_eq!(text.parse(), Ok(expected));
         }
         for wrong in ["", "-1", "65536", "OFF", "http"] {

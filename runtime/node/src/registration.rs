@@ -248,7 +248,7 @@ impl Registration {
             ended.map_err(|_| Error::Late)?.map_err(Error::Transport)?;
         }
         if !self.says_ingress(&old) {
-            let annotation = json!({ingress::ANNOTATION: self.context.gateway.annotation()});
+            let annotation = json!({ (ingress::ANNOTATION): self.context.gateway.annotation() });
             let patch = json!({"metadata": {"annotations": annotation}});
             self.send(Method::PATCH, &path, "application/merge-patch+json", &patch).await?;
         }

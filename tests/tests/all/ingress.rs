@@ -2,6 +2,9 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
 
 use coracle_tests::{Cluster, WEB};
 
@@ -47,7 +50,8 @@ fn an_ingress_serves_a_deployment_under_a_host_name_with_and_without_tls() {
     // With TLS: first the Secret is missing, then it comes.
     let key = rcgen::KeyPair::generate().expect("a key");
     let names = vec!["secure.example".to_owned()];
-    let certificate = rcgen::CertificateParams::new(names).and_then(|wanted| wanted.self_signed(&key)).expect("a certificate");
+    let certificate =
+        rcgen::CertificateParams::new(names).and_then(|wanted| wanted.self_signed(&key)).expect("a certificate");
     let (cert_file, key_file) = (cluster.data_dir().join("tls.crt"), cluster.data_dir().join("tls.key"));
     std::fs::write(&cert_file, certificate.pem()).expect("write");
     std::fs::write(&key_file, key.serialize_pem()).expect("write");
@@ -55,24 +59,22 @@ fn an_ingress_serves_a_deployment_under_a_host_name_with_and_without_tls() {
     cluster.eventually("describe ingress secure", |text| text.contains("secret default/secure does not exist"));
     let files = format!("--cert={} --key={}", cert_file.display(), key_file.display());
     cluster.kubectl(&format!("create secret tls secure {files}"));
-    let client = reqwest_for(&https, certificate.der());
-    let url = format!("https://secure.example:{https}/");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let status = runtime.block_on(async {
-        let asked = async {
-            loop {
-                // Until its certificate is there, nobody trusts it.
-                match client.get(&url).send().await {
-                    Ok(answer) => return answer.status().as_u16(),
-                    Err(_) => tokio::time::sleep(std::time::Duration::from_millis(50)).await,
-                }
-            }
-        };
-        tokio::time::timeout(coracle_tests::DEADLINE, asked).await.expect("the certificate is shown")
-    });
-    assert_eq!(status, 200);
+    let certificate = certificate.der().clone();
+    let begun = std::time::Instant::now();
+    let answer = loop {
+        // Until its certificate is there, nobody trusts it.
+        match get_tls(&https, "secure.example", &certificate) {
+            Ok(answer) => break answer,
+            Err(error) => assert!(begun.elapsed() < coracle_tests::DEADLINE, "the certificate is not shown: {error}"),
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    };
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     let answer = get(&http, &format!("secure.example:{http}"), "/");
-    assert!(answer.starts_with("HTTP/1.1 308") && answer.contains(&format!("location: https://secure.example:{https}/")), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 308") && answer.contains(&format!("location: https://secure.example:{https}/")),
+        "{answer}"
+    );
 
     // Of another class it is nobody's.
     cluster.kubectl("patch ingress web --type=merge -p {\"spec\":{\"ingressClassName\":\"nginx\"}}");
@@ -83,20 +85,33 @@ fn an_ingress_serves_a_deployment_under_a_host_name_with_and_without_tls() {
     }
 }
 
-/// A client that trusts this certificate and finds its name here.
-fn reqwest_for(port: &str, certificate: &[u8]) -> reqwest::Client {
-    let address: std::net::SocketAddr = format!("127.0.0.1:{port}").parse().expect("an address");
-    let root = reqwest::Certificate::from_der(certificate).expect("a certificate");
-    let builder = reqwest::Client::builder().tls_certs_only([root]).resolve("secure.example", address);
-    builder.build().expect("a client")
+/// The same by TLS, to whoever shows this certificate.
+fn get_tls(port: &str, host: &str, certificate: &CertificateDer<'static>) -> std::io::Result<String> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certificate.clone()).expect("a certificate");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = builder.expect("versions of TLS").with_root_certificates(roots).with_no_client_auth();
+    let name = host.to_owned().try_into().expect("a name");
+    let mut session = rustls::ClientConnection::new(Arc::new(config), name).expect("a client");
+    let mut socket = TcpStream::connect(format!("127.0.0.1:{port}"))?;
+    let mut stream = rustls::Stream::new(&mut session, &mut socket);
+    write!(stream, "GET / HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 #[test]
 fn a_port_that_is_taken_stops_a_start_only_where_it_was_named() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = taken.local_addr().expect("its address").port().to_string();
-    let said = Cluster::launched(&["up", "--http-port", &port, "--https-port", "off"]).err().expect("it does not start");
-    assert!(said.contains(&format!("listen at 127.0.0.1:{port} for Ingresses")) && said.contains("--http-port"), "{said}");
+    let said =
+        Cluster::launched(&["up", "--http-port", &port, "--https-port", "off"]).err().expect("it does not start");
+    assert!(
+        said.contains(&format!("listen at 127.0.0.1:{port} for Ingresses")) && said.contains("--http-port"),
+        "{said}"
+    );
     let cluster = Cluster::start_with(&["--http-port", "off", "--https-port", "off"]);
     assert!(!String::from_utf8_lossy(&cluster.coracle(&["status"]).stdout).contains("ingress"));
 }

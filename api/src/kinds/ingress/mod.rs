@@ -110,7 +110,8 @@ mod tests {
     #[test]
     fn a_new_one_says_nothing_of_where_it_is_served_and_an_old_annotation_is_told() {
         let mut object = json!({"metadata": {"annotations": {CLASS: "x"}}, "status": {"loadBalancer": {"ingress": [{"ip": "1.2.3.4"}]}}});
-        let told = ["annotation \"kubernetes.io/ingress.class\" is deprecated, please use 'spec.ingressClassName' instead"];
+        let told =
+            ["annotation \"kubernetes.io/ingress.class\" is deprecated, please use 'spec.ingressClassName' instead"];
         assert_eq!(Ingress.warnings(&object, None), told);
         assert!(Ingress.warnings(&object, Some(&object)).is_empty());
         let old = object.clone();

@@ -233,23 +233,45 @@ mod tests {
             (path("ImplementationSpecific", "/a//b"), vec![]),
             (path("ImplementationSpecific", "a"), vec![format!("{at} \"a\": must be an absolute path")]),
             (path("Exact", ""), vec![format!("{at} \"\": must be an absolute path")]),
-            (path("Prefix", "/a//b/.."), vec![
-                format!("{at} \"/a//b/..\": must not contain '//'"),
-                format!("{at} \"/a//b/..\": cannot end with '/..'"),
-            ]),
+            (
+                path("Prefix", "/a//b/.."),
+                vec![
+                    format!("{at} \"/a//b/..\": must not contain '//'"),
+                    format!("{at} \"/a//b/..\": cannot end with '/..'"),
+                ],
+            ),
             (path("Prefix", "/a%2Fb"), vec![format!("{at} \"/a%2Fb\": must not contain '%2F'")]),
-            (path("Regex", "/a"), vec!["spec.rules[0].http.paths[0].pathType: Unsupported value: \"Regex\": supported values: \
-                \"Exact\", \"ImplementationSpecific\", \"Prefix\"".to_owned()]),
-            (json!({"rules": [{"host": "1.2.3.4"}]}), vec!["spec.rules[0].host: Invalid value: \"1.2.3.4\": must be a DNS name, not an IP address".to_owned()]),
+            (
+                path("Regex", "/a"),
+                vec![
+                    "spec.rules[0].http.paths[0].pathType: Unsupported value: \"Regex\": supported values: \
+                \"Exact\", \"ImplementationSpecific\", \"Prefix\""
+                        .to_owned(),
+                ],
+            ),
+            (
+                json!({"rules": [{"host": "1.2.3.4"}]}),
+                vec![
+                    "spec.rules[0].host: Invalid value: \"1.2.3.4\": must be a DNS name, not an IP address".to_owned(),
+                ],
+            ),
             (json!({"rules": [{"host": "*.foo.bar"}, {"host": "a.b"}, {}]}), vec![]),
             (json!({"rules": [{"http": {"paths": []}}]}), vec!["spec.rules[0].http.paths: Required value".to_owned()]),
-            (json!({}), vec!["spec: Invalid value: null: either `defaultBackend` or `rules` must be specified".to_owned()]),
-            (json!({"rules": [{"http": {"paths": [{"path": "/", "backend": web()}]}}]}), vec![
-                "spec.rules[0].http.paths[0].pathType: Required value: pathType must be specified".to_owned()]),
+            (
+                json!({}),
+                vec!["spec: Invalid value: null: either `defaultBackend` or `rules` must be specified".to_owned()],
+            ),
+            (
+                json!({"rules": [{"http": {"paths": [{"path": "/", "backend": web()}]}}]}),
+                vec!["spec.rules[0].http.paths[0].pathType: Required value: pathType must be specified".to_owned()],
+            ),
         ] {
             assert_eq!(of(spec.clone()), expected, "{spec}");
         }
-        assert!(of(json!({"rules": [{"host": "foo.*.bar"}]}))[0].contains("a wildcard DNS-1123 subdomain must start with '*.'"));
+        assert!(
+            of(json!({"rules": [{"host": "foo.*.bar"}]}))[0]
+                .contains("a wildcard DNS-1123 subdomain must start with '*.'")
+        );
     }
 
     #[test]
@@ -259,19 +281,32 @@ mod tests {
             (web(), vec![]),
             (json!({"service": {"name": "web", "port": {"name": "http"}}}), vec![]),
             (json!({"service": {"name": "1web", "port": {"number": 80}}}), vec![]),
-            (json!({"service": {"name": "web", "port": {}}}), vec![format!("{at}: Required value: port name or number is required")]),
-            (json!({"service": {"name": "web", "port": {"name": "http", "number": 80}}}), vec![
-                format!("{at}: Invalid value: \"\": cannot set both port name & port number")]),
-            (json!({"service": {"name": "web", "port": {"number": 70000}}}), vec![
-                format!("{at}.service.port.number: Invalid value: 70000: must be between 1 and 65535, inclusive")]),
+            (
+                json!({"service": {"name": "web", "port": {}}}),
+                vec![format!("{at}: Required value: port name or number is required")],
+            ),
+            (
+                json!({"service": {"name": "web", "port": {"name": "http", "number": 80}}}),
+                vec![format!("{at}: Invalid value: \"\": cannot set both port name & port number")],
+            ),
+            (
+                json!({"service": {"name": "web", "port": {"number": 70000}}}),
+                vec![format!("{at}.service.port.number: Invalid value: 70000: must be between 1 and 65535, inclusive")],
+            ),
             (json!({"service": {"port": {"number": 80}}}), vec![format!("{at}.service.name: Required value")]),
-            (json!({"service": {"name": "web", "port": {"number": 80}}, "resource": {"kind": "A", "name": "b"}}), vec![
-                format!("{at}: Invalid value: \"\": cannot set both resource and service backends")]),
+            (
+                json!({"service": {"name": "web", "port": {"number": 80}}, "resource": {"kind": "A", "name": "b"}}),
+                vec![format!("{at}: Invalid value: \"\": cannot set both resource and service backends")],
+            ),
             (json!({"resource": {"kind": "A", "name": "b"}}), vec![]),
-            (json!({"resource": {"apiGroup": "A!", "kind": "", "name": "b/c"}}), vec![
-                format!("{at}.resource.apiGroup: Invalid value: \"A!\": {}", names::dns_subdomain("A!")[0]),
-                format!("{at}.resource.kind: Required value"),
-                format!("{at}.resource.name: Invalid value: \"b/c\": may not contain '/'")]),
+            (
+                json!({"resource": {"apiGroup": "A!", "kind": "", "name": "b/c"}}),
+                vec![
+                    format!("{at}.resource.apiGroup: Invalid value: \"A!\": {}", names::dns_subdomain("A!")[0]),
+                    format!("{at}.resource.kind: Required value"),
+                    format!("{at}.resource.name: Invalid value: \"b/c\": may not contain '/'"),
+                ],
+            ),
             (json!({}), vec![format!("{at}: Invalid value: \"\": resource or service backend is required")]),
         ] {
             assert_eq!(of(json!({"defaultBackend": backend})), expected, "{backend}");
@@ -280,8 +315,10 @@ mod tests {
 
     #[test]
     fn what_was_wrong_before_may_stay() {
-        let spec = |secret: &str, path: &str| json!({"spec": {"tls": [{"secretName": secret}],
-            "rules": [{"host": "*.x", "http": {"paths": [{"pathType": "Prefix", "path": path, "backend": web()}]}}]}});
+        let spec = |secret: &str, path: &str| {
+            json!({"spec": {"tls": [{"secretName": secret}],
+            "rules": [{"host": "*.x", "http": {"paths": [{"pathType": "Prefix", "path": path, "backend": web()}]}}]}})
+        };
         let (good, bad) = (spec("s", "/"), spec("S!", "x"));
         let changed = |new: &Value, old: &Value| {
             let mut errors = FieldErrors::new();

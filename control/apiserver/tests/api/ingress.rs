@@ -59,9 +59,12 @@ async fn there_is_a_class_and_who_names_none_is_of_the_default_one() {
 async fn a_node_reads_the_certificates_of_ingresses_that_it_serves_and_no_other_secret() {
     let server = Server::start().await;
     server.make(CLASSES, class("theirs", "k8s.io/ingress-nginx", false)).await;
-    for (name, kind) in
-        [("tls", "kubernetes.io/tls"), ("theirs", "kubernetes.io/tls"), ("free", "kubernetes.io/tls"), ("opaque", "Opaque")]
-    {
+    for (name, kind) in [
+        ("tls", "kubernetes.io/tls"),
+        ("theirs", "kubernetes.io/tls"),
+        ("free", "kubernetes.io/tls"),
+        ("opaque", "Opaque"),
+    ] {
         let data = json!({"tls.crt": "", "tls.key": ""});
         server.make(SECRETS, json!({"metadata": {"name": name}, "type": kind, "data": data})).await;
     }

@@ -77,10 +77,11 @@ impl Reconciler for Controller {
         }
         let served: BTreeSet<plan::Served> = self.nodes.all().iter().flat_map(|node| plan::served_at(node)).collect();
         let wanted = plan::points(&served);
-        let is_same = ingress.status.as_ref().and_then(|status| status.load_balancer.as_ref()).map_or_else(
-            || wanted.is_empty(),
-            |balancer| balancer.ingress.as_deref().unwrap_or_default() == wanted,
-        );
+        let is_same = ingress
+            .status
+            .as_ref()
+            .and_then(|status| status.load_balancer.as_ref())
+            .map_or_else(|| wanted.is_empty(), |balancer| balancer.ingress.as_deref().unwrap_or_default() == wanted);
         if is_same {
             return Ok(Next::OnEvent);
         }

@@ -87,7 +87,8 @@ mod tests {
         let served = ["10.0.0.2:80", "10.0.0.1:8443", "10.0.0.1:8080"].map(|at| at.parse::<SocketAddr>().unwrap());
         let points = points(&served.map(|at| (at.ip(), at.port())).into());
         let port = |port: u16| json!({"port": port, "protocol": "TCP"});
-        let expected = json!([{"ip": "10.0.0.1", "ports": [port(8080), port(8443)]}, {"ip": "10.0.0.2", "ports": [port(80)]}]);
+        let expected =
+            json!([{"ip": "10.0.0.1", "ports": [port(8080), port(8443)]}, {"ip": "10.0.0.2", "ports": [port(80)]}]);
         assert_eq!(serde_json::to_value(points).unwrap(), expected);
     }
 }

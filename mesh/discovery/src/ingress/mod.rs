@@ -136,7 +136,8 @@ impl Ingresses {
 }
 
 fn classes(client: kube::Client) -> impl Stream<Item = Change> + Send {
-    let events = watcher(Api::<networking::IngressClass>::all(client), watcher::Config::default()).backoff(Again::new());
+    let events =
+        watcher(Api::<networking::IngressClass>::all(client), watcher::Config::default()).backoff(Again::new());
     events.filter_map(|event| async {
         match event {
             Ok(watcher::Event::Init) => Some(Change::ClassesInit),

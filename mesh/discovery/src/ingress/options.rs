@@ -31,7 +31,8 @@ pub(super) fn read(annotations: &BTreeMap<String, String>, problems: &mut Vec<Pr
     let mut said = Said::default();
     let mut unknown = Vec::new();
     // Ours come last, and hold.
-    let of = |prefix| annotations.iter().filter_map(move |(name, value)| Some((prefix, name.strip_prefix(prefix)?, value)));
+    let of =
+        |prefix| annotations.iter().filter_map(move |(name, value)| Some((prefix, name.strip_prefix(prefix)?, value)));
     for (prefix, name, value) in of(NGINX).chain(of(OURS)) {
         let taken = match (prefix, name) {
             (_, "ssl-redirect") => flag(value).map(|flag| said.ssl_redirect = Some(flag)),
@@ -186,7 +187,11 @@ mod tests {
             ("max-age=60\r\nx: y", None),
             ("includeSubDomains", None),
         ] {
-            assert_eq!(hsts(text).map(|hsts| hsts.map(|text| text.to_string())), expected.map(|e| e.map(str::to_owned)), "{text}");
+            assert_eq!(
+                hsts(text).map(|hsts| hsts.map(|text| text.to_string())),
+                expected.map(|e| e.map(str::to_owned)),
+                "{text}"
+            );
         }
     }
 }

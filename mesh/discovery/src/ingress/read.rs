@@ -49,16 +49,15 @@ impl Ingress {
         let (namespace, name) = (text(metadata.namespace), text(metadata.name));
         let created = metadata.creation_timestamp.map_or(i64::MAX, |time| time.0.as_second());
         let uid = text(metadata.uid);
-        let origin =
-            Arc::new(Origin { kind: "Ingress", namespace: namespace.clone(), name: name.clone(), uid });
+        let origin = Arc::new(Origin { kind: "Ingress", namespace: namespace.clone(), name: name.clone(), uid });
         let mut problems = Vec::new();
         let annotations = metadata.annotations.unwrap_or_default();
         let said = options::read(&annotations, &mut problems);
         let spec = object.spec.unwrap_or_default();
-        let class = spec.ingress_class_name.as_ref().or_else(|| annotations.get(CLASS)).map(|name| name.as_str().into());
+        let class =
+            spec.ingress_class_name.as_ref().or_else(|| annotations.get(CLASS)).map(|name| name.as_str().into());
         let rules = spec.rules.unwrap_or_default();
-        let hosts: Vec<Host> =
-            rules.iter().map(|rule| Host::parse(rule.host.as_deref().unwrap_or_default())).collect();
+        let hosts: Vec<Host> = rules.iter().map(|rule| Host::parse(rule.host.as_deref().unwrap_or_default())).collect();
         let tls = spec.tls.unwrap_or_default().into_iter().map(|tls| {
             let named: Vec<Host> = tls.hosts.iter().flatten().map(|host| Host::parse(host)).collect();
             let secret = tls.secret_name.filter(|name| !name.is_empty());
@@ -111,8 +110,7 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn route(&self, host: &Host, backend: networking::IngressBackend, problems: &mut Vec<Problem>) -> Arc<Route> {
         let has_tls = || self.tls.iter().any(|(hosts, _)| hosts.iter().any(|of_tls| of_tls.covers(host)));
-        let is_secure_only =
-            self.said.force_ssl_redirect || self.said.ssl_redirect.unwrap_or(true) && has_tls();
+        let is_secure_only = self.said.force_ssl_redirect || self.said.ssl_redirect.unwrap_or(true) && has_tls();
         let backend = self.backend(backend, problems);
         Arc::new(Route { origin: self.origin.clone(), backend, is_secure_only, options: self.options.clone() })
     }
@@ -120,7 +118,7 @@ impl Reader<'_> {
     fn backend(&self, backend: networking::IngressBackend, problems: &mut Vec<Problem>) -> Backend {
         if let Some(service) = backend.service {
             let port = service.port.unwrap_or_default();
-            let number = port.number.and_then(|number| u16::try_from(number).ok());
+            let number = port.number.and_then(|number| u16::try_from(number).ok()).filter(|number| *number != 0);
             let port = match number {
                 Some(number) => PortName::Number(number),
                 None => PortName::Name(port.name.unwrap_or_default().into()),

@@ -200,8 +200,7 @@ impl Table {
             return;
         }
         if self.routes + ingress.routes() > self.routes_max {
-            let message =
-                format!("it is not served: all Ingresses together may have {} routes", self.routes_max);
+            let message = format!("it is not served: all Ingresses together may have {} routes", self.routes_max);
             self.tell(&ingress, Problem { reason: "TooManyRoutes", message });
             self.left_out.insert(ingress.age.clone(), key.clone());
             return;
@@ -224,12 +223,13 @@ impl Table {
         self.routes -= ingress.routes();
         self.link(&ingress, false);
         self.told.push(Told::Left(ingress.origin.clone()));
-        while let Some((_, next)) = self.left_out.pop_first() {
-            let before = self.served.len();
-            self.serve(&next);
-            if self.served.len() == before {
+        while let Some(next) = self.left_out.values().next().cloned() {
+            let Some(routes) = self.ingresses.get(&next).map(|ingress| ingress.routes()) else { break };
+            if self.routes + routes > self.routes_max {
                 break;
             }
+            self.left_out.pop_first();
+            self.serve(&next);
         }
     }
 
@@ -238,7 +238,9 @@ impl Table {
         for host in ingress.hosts() {
             self.changed.insert(host.clone());
             match is_there {
-                true => drop(self.by_host.entry(host.clone()).or_default().insert(ingress.age.clone(), ingress.clone())),
+                true => {
+                    drop(self.by_host.entry(host.clone()).or_default().insert(ingress.age.clone(), ingress.clone()))
+                }
                 false => {
                     if let Some(all) = self.by_host.get_mut(host) {
                         all.remove(&ingress.age);
@@ -313,7 +315,9 @@ impl Table {
             if let Some(default) = ingress.default.as_ref().filter(|_| has_rules && *host != Host::Any) {
                 made.paths.add_default(default);
             }
-            for secret in ingress.tls.iter().filter(|(hosts, _)| hosts.contains(host)).filter_map(|(_, secret)| secret.as_ref()) {
+            for secret in
+                ingress.tls.iter().filter(|(hosts, _)| hosts.contains(host)).filter_map(|(_, secret)| secret.as_ref())
+            {
                 match (&made.secret, secret_of) {
                     (Some(first), Some(older)) if first != secret && older.origin != ingress.origin => {
                         let older = &older.origin;
@@ -341,7 +345,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::routes::{Backend, PortName};
+    use crate::routes::Backend;
 
     fn class(name: &str, controller: &str) -> Change {
         let object = json!({"metadata": {"name": name}, "spec": {"controller": controller}});
@@ -438,7 +442,8 @@ mod tests {
         old["ingressClassName"] = json!("");
         let Change::Ingress(mut annotated) = ingress("annotated", 1, old) else { unreachable!() };
         annotated.spec.as_mut().unwrap().ingress_class_name = None;
-        annotated.metadata.annotations = Some([("kubernetes.io/ingress.class".to_owned(), "coracle".to_owned())].into());
+        annotated.metadata.annotations =
+            Some([("kubernetes.io/ingress.class".to_owned(), "coracle".to_owned())].into());
         let mut none = annotated.clone();
         none.metadata.annotations = None;
         none.metadata.name = Some("none".to_owned());
@@ -490,16 +495,21 @@ mod tests {
     #[test]
     fn a_default_backend_takes_what_its_rules_do_not_and_all_that_nobody_takes() {
         let mut table = listed([
-            ingress("one", 2, json!({"defaultBackend": backend("one"), "rules": [rule("a.x", &[("Exact", "/x")], "a")]})),
-            ingress("two", 1, json!({"defaultBackend": backend("two"), "rules": [rule("b.x", &[("Exact", "/x")], "b")]})),
+            ingress(
+                "one",
+                2,
+                json!({"defaultBackend": backend("one"), "rules": [rule("a.x", &[("Exact", "/x")], "a")]}),
+            ),
+            ingress(
+                "two",
+                1,
+                json!({"defaultBackend": backend("two"), "rules": [rule("b.x", &[("Exact", "/x")], "b")]}),
+            ),
         ]);
         let routing = table.routing(&Routing::default());
-        for (host, path, expected) in [
-            ("a.x", "/x", "a:80"),
-            ("a.x", "/y", "one:http"),
-            ("b.x", "/y", "two:http"),
-            ("c.x", "/", "two:http"),
-        ] {
+        for (host, path, expected) in
+            [("a.x", "/x", "a:80"), ("a.x", "/y", "one:http"), ("b.x", "/y", "two:http"), ("c.x", "/", "two:http")]
+        {
             assert_eq!(service(&routing, host, path), expected, "{host}{path}");
         }
         table.take(gone("two"));
@@ -515,8 +525,12 @@ mod tests {
             ingress("b", 2, with(json!([tls(&["a.x"], "stolen")]), "a.x")),
             ingress("c", 3, with(json!([tls(&[], "own")]), "c.y")),
             ingress("d", 4, with(json!([{"hosts": ["d.x"]}]), "d.x")),
-            ingress("e", 5, json!({"tls": [tls(&["E.Z"], "e")], "rules": [rule("e.z", &[("Prefix", "/")], "web"),
-                rule("plain.z", &[("Prefix", "/")], "web")]})),
+            ingress(
+                "e",
+                5,
+                json!({"tls": [tls(&["E.Z"], "e")], "rules": [rule("e.z", &[("Prefix", "/")], "web"),
+                rule("plain.z", &[("Prefix", "/")], "web")]}),
+            ),
         ]);
         let routing = table.routing(&Routing::default());
         let secret = |name: &str| routing.secret(name).map_or("none", |key| &*key.name);
@@ -525,17 +539,25 @@ mod tests {
             ["a", "wild", "none", "own", "wild", "e", "none"]
         );
         let told = problems(&mut table);
-        assert!(told.contains(&"b: CertificateConflict: the certificate of host a.x is that of Ingress n/a, which is older".to_owned()), "{told:?}");
+        assert!(
+            told.contains(
+                &"b: CertificateConflict: the certificate of host a.x is that of Ingress n/a, which is older"
+                    .to_owned()
+            ),
+            "{told:?}"
+        );
         // What has TLS is for TLS only, with a certificate or without.
         let is_secure_only = |host: &str| routing.routes.find(host, "/").unwrap().is_secure_only;
         assert_eq!(["a.x", "c.y", "d.x", "e.z", "plain.z"].map(is_secure_only), [true, true, true, true, false]);
-        let secrets: Vec<_> = table.served.values().flat_map(|ingress| ingress.secrets()).map(|key| &*key.name).collect();
+        let secrets: Vec<_> =
+            table.served.values().flat_map(|ingress| ingress.secrets()).map(|key| &*key.name).collect();
         assert_eq!(secrets.len(), 5, "{secrets:?}");
     }
 
     #[test]
     fn what_an_ingress_says_in_vain_is_told() {
-        let mut odd = rule("a.x", &[("ImplementationSpecific", "/v(1|2)"), ("Prefix", &format!("/{}", "x".repeat(5000)))], "web");
+        let mut odd =
+            rule("a.x", &[("ImplementationSpecific", "/v(1|2)"), ("Prefix", &format!("/{}", "x".repeat(5000)))], "web");
         odd["http"]["paths"][0]["backend"] = json!({"resource": {"kind": "Bucket", "name": "b"}});
         let mut table = listed([ingress("a", 1, json!({"rules": [odd]}))]);
         let routing = table.routing(&Routing::default());
@@ -549,7 +571,6 @@ mod tests {
                 "a: UnsupportedPath: a path of host a.x has more than 4096 bytes: it is left out",
             ]
         );
-        let PortName::Number(_) = PortName::Number(80) else { unreachable!() };
     }
 
     #[test]
@@ -559,7 +580,10 @@ mod tests {
         listed_in(&mut table, [ingress("a", 1, one("a")), ingress("b", 2, one("b")), ingress("c", 3, one("c"))]);
         let first = table.routing(&Routing::default());
         assert_eq!(["a", "b", "c"].map(|host| service(&first, host, "/")), ["web:80", "web:80", "none"]);
-        assert_eq!(problems(&mut table), ["c: TooManyRoutes: it is not served: all Ingresses together may have 4 routes"]);
+        assert_eq!(
+            problems(&mut table),
+            ["c: TooManyRoutes: it is not served: all Ingresses together may have 4 routes"]
+        );
         table.take(gone("a"));
         let second = table.routing(&first);
         assert_eq!(["a", "b", "c"].map(|host| service(&second, host, "/")), ["none", "web:80", "web:80"]);

@@ -66,10 +66,11 @@ impl Proxy {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let secure_port: Arc<AtomicU16> = Arc::default();
         let open = listeners.into_iter().enumerate().map(|(at, listener)| {
-            let told = |opened: Result<SocketAddr, &io::Error>| listening(at, opened);
+            let listening = listening.clone();
             let (proxy, secure_port, tasks, stop) = (self.clone(), secure_port.clone(), tasks.clone(), stop.clone());
             async move {
-                let (socket, address) = open(&listener, told).await;
+                let told = |opened: Result<SocketAddr, &io::Error>| listening(at, opened);
+                let (socket, address) = open(listener.address, listener.bound, told).await;
                 if listener.tls.is_some() {
                     secure_port.store(address.port(), Relaxed);
                 }
@@ -100,13 +101,16 @@ impl Proxy {
 }
 
 /// Opens a listener, as soon as its address can be had.
-async fn open(listener: &Listener, told: impl Fn(Result<SocketAddr, &io::Error>)) -> (TcpListener, SocketAddr) {
+async fn open(
+    address: SocketAddr,
+    mut bound: Option<std::net::TcpListener>,
+    told: impl Fn(Result<SocketAddr, &io::Error>),
+) -> (TcpListener, SocketAddr) {
     let mut wait = RETRY_FIRST;
-    let mut bound = listener.bound.as_ref().map(std::net::TcpListener::try_clone);
     loop {
         let socket = match bound.take() {
-            Some(socket) => socket.and_then(TcpListener::from_std),
-            None => TcpListener::bind(listener.address).await,
+            Some(socket) => TcpListener::from_std(socket),
+            None => TcpListener::bind(address).await,
         };
         match socket.and_then(|socket| Ok((socket.local_addr()?, socket))) {
             Ok((address, socket)) => {

@@ -58,7 +58,11 @@ fn without_user(authority: &Authority) -> &str {
 
 impl Inbound {
     /// Answers a request of this client.
-    pub async fn answer(self: Arc<Self>, client: SocketAddr, mut request: Request<Body>) -> Result<Response<Body>, Error> {
+    pub async fn answer(
+        self: Arc<Self>,
+        client: SocketAddr,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, Error> {
         if request.method() == Method::CONNECT {
             return Err(Error::Malformed("this is no proxy that connects"));
         }
@@ -184,7 +188,8 @@ fn is_proxys(name: &HeaderName) -> bool {
         name.len() >= prefix.len()
             && name.bytes().zip(prefix.bytes()).all(|(of, wanted)| of == wanted || (of == b'_' && wanted == b'-'))
     };
-    is_prefix("x-forwarded-") || ["forwarded", "x-real-ip"].iter().any(|other| name.len() == other.len() && is_prefix(other))
+    is_prefix("x-forwarded-")
+        || ["forwarded", "x-real-ip"].iter().any(|other| name.len() == other.len() && is_prefix(other))
 }
 
 /// Says who has sent the request, and how it came.
@@ -261,7 +266,10 @@ mod tests {
         ] {
             let request = request("/p?q", Some(host));
             let response = redirect(&To::of(&request).unwrap(), secure_port, &request).unwrap();
-            assert_eq!((response.status().as_u16(), &response.headers()[LOCATION]), (308, location.parse::<HeaderValue>().as_ref().unwrap()));
+            assert_eq!(
+                (response.status().as_u16(), &response.headers()[LOCATION]),
+                (308, location.parse::<HeaderValue>().as_ref().unwrap())
+            );
         }
     }
 
@@ -269,8 +277,15 @@ mod tests {
     fn what_a_client_says_of_itself_is_replaced() {
         let mut request = request("/", Some("a.x:8080"));
         for name in [
-            "x-forwarded-for", "x_forwarded_for", "x-forwarded_proto", "forwarded", "x-real-ip", "x_real_ip", "x-forwarded-host",
-            "x-forwarded-prefix", "x-forwarded-ssl",
+            "x-forwarded-for",
+            "x_forwarded_for",
+            "x-forwarded_proto",
+            "forwarded",
+            "x-real-ip",
+            "x_real_ip",
+            "x-forwarded-host",
+            "x-forwarded-prefix",
+            "x-forwarded-ssl",
         ] {
             request.headers_mut().append(HeaderName::from_static(name), "spoofed".parse().unwrap());
             request.headers_mut().append(HeaderName::from_static(name), "twice".parse().unwrap());
@@ -280,7 +295,8 @@ mod tests {
         }
         let to = To::of(&request).unwrap();
         tell(request.headers_mut(), &to, "2001:db8::1".parse().unwrap(), 8443, true);
-        let mut said: Vec<String> = request.headers().iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
+        let mut said: Vec<String> =
+            request.headers().iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
         said.sort();
         assert_eq!(
             said,

@@ -218,9 +218,9 @@ async fn replies(flow: &Flow, socket: &UdpSocket, client: SocketAddr, mut first:
 
 #[cfg(test)]
 mod tests {
-    use crate::places::{Bounds, Places};
     use super::*;
     use crate::Local;
+    use crate::places::{Bounds, Places};
     use crate::tests::world::World;
     use arc_swap::ArcSwap;
     use serde_json::json;

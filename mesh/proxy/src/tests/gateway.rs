@@ -59,12 +59,8 @@ impl Gateway {
         let certificates = Arc::new(Certificates::new(certificate("default.invalid")));
         let (opened, mut opens) = mpsc::unbounded_channel();
         let listening: Listening = Arc::new(move |at, address| opened.send((at, address.unwrap())).unwrap());
-        let listener = |tls| Listener {
-            address: ([127, 0, 0, 1], 0).into(),
-            bound: None,
-            tls,
-            routes: world.routes.clone(),
-        };
+        let listener =
+            |tls| Listener { address: ([127, 0, 0, 1], 0).into(), bound: None, tls, routes: world.routes.clone() };
         let listeners = vec![listener(None), listener(Some(certificates.clone()))];
         tokio::spawn(world.proxy.clone().serve(listeners, listening, world.stop.clone()));
         let (told, mut hears) = mpsc::channel(16);
@@ -91,7 +87,8 @@ impl Gateway {
 
     async fn connect_tls(&self, name: &str, protocols: &[&str]) -> TlsStream<TcpStream> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let builder =
+            rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
         let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody));
         let mut config = builder.with_no_client_auth();
         config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
@@ -175,7 +172,6 @@ fn mirror() -> Local {
     .1
 }
 
-
 #[tokio::test]
 async fn a_request_goes_where_its_host_and_path_say_and_others_learn_why_not() {
     let gateway = Gateway::new(mirror()).await;
@@ -203,16 +199,25 @@ async fn a_request_goes_where_its_host_and_path_say_and_others_learn_why_not() {
     ] {
         let answer = exchange(&mut gateway.connect().await, head, "").await;
         let line = answer.lines().next().unwrap_or_default();
-        assert!(line.split(' ').nth(1).is_some_and(|code| code.starts_with(status)) && answer.contains(said), "{head:?}: {answer:?}");
+        assert!(
+            line.split(' ').nth(1).is_some_and(|code| code.starts_with(status)) && answer.contains(said),
+            "{head:?}: {answer:?}"
+        );
         if !status.starts_with('2') && !said.is_empty() {
-            assert!(answer.contains("content-type: text/plain") && answer.contains("x-content-type-options: nosniff"), "{answer:?}");
+            assert!(
+                answer.contains("content-type: text/plain") && answer.contains("x-content-type-options: nosniff"),
+                "{answer:?}"
+            );
         }
     }
     // Nobody is ready, and the Service is named.
     gateway.world.ready("web", &[], json!([{"port": 8080}]));
     gateway.world.known("web", 0).await;
     let answer = exchange(&mut gateway.connect().await, "GET /app HTTP/1.1\r\nhost: a.x\r\n", "").await;
-    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("no endpoints available for service n/web"), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 503") && answer.contains("no endpoints available for service n/web"),
+        "{answer}"
+    );
 }
 
 #[tokio::test]
@@ -224,7 +229,8 @@ async fn who_answers_hears_who_asks_and_how_and_nothing_that_was_made_up() {
     let head = "GET / HTTP/1.1\r\nhost: a.x\r\nx-forwarded-for: 6.6.6.6\r\nforwarded: for=6.6.6.6\r\nx-forwarded-proto: gopher\r\n";
     let plain = exchange(&mut gateway.connect().await, head, "").await;
     let secure = exchange(&mut gateway.connect_tls("a.x", &["http/1.1"]).await, head, "").await;
-    for (answer, protocol, port) in [(&plain, "http", gateway.plain.port()), (&secure, "https", gateway.secure.port())] {
+    for (answer, protocol, port) in [(&plain, "http", gateway.plain.port()), (&secure, "https", gateway.secure.port())]
+    {
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         for line in [
             "forwarded: for=127.0.0.1;host=\"a.x\";proto=",
@@ -237,7 +243,10 @@ async fn who_answers_hears_who_asks_and_how_and_nothing_that_was_made_up() {
         }
         assert!(!answer.contains("6.6.6.6") && !answer.contains("gopher"), "{answer}");
     }
-    assert!(secure.contains("strict-transport-security: max-age=60\r\n") && !plain.contains("strict-transport"), "{secure}");
+    assert!(
+        secure.contains("strict-transport-security: max-age=60\r\n") && !plain.contains("strict-transport"),
+        "{secure}"
+    );
 }
 
 #[tokio::test]
@@ -265,7 +274,13 @@ async fn each_name_is_shown_its_certificate_also_a_new_one_and_nobody_is_cut_off
     gateway.certificates.set(&secret("a"), Some(certificate("a.x")));
     gateway.certificates.set(&secret("wild"), Some(certificate("wild.x")));
     let mut open = gateway.connect_tls("a.x", &[]).await;
-    for (name, expected) in [("a.x", "a.x"), ("A.x", "a.x"), ("b.x", "wild.x"), ("c.b.x", "default.invalid"), ("127.0.0.1", "default.invalid")] {
+    for (name, expected) in [
+        ("a.x", "a.x"),
+        ("A.x", "a.x"),
+        ("b.x", "wild.x"),
+        ("c.b.x", "default.invalid"),
+        ("127.0.0.1", "default.invalid"),
+    ] {
         assert_eq!(gateway.shown(name).await, expected, "{name}");
     }
     gateway.certificates.set(&secret("a"), Some(certificate("renewed.x")));
@@ -319,8 +334,12 @@ async fn http2_is_spoken_where_it_is_agreed_on() {
 async fn a_websocket_goes_through() {
     let script = |mut stream: TcpStream| async move {
         let head = read_head(&mut stream).await;
-        assert!(head.to_lowercase().contains("upgrade: websocket") && head.contains("x-forwarded-for: 127.0.0.1"), "{head}");
-        write(&mut stream, "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n").await;
+        assert!(
+            head.to_lowercase().contains("upgrade: websocket") && head.contains("x-forwarded-for: 127.0.0.1"),
+            "{head}"
+        );
+        write(&mut stream, "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
+            .await;
         let (mut read, mut write) = stream.split();
         let _ = tokio::io::copy(&mut read, &mut write).await;
     };
@@ -347,7 +366,13 @@ async fn a_websocket_goes_through() {
 async fn a_body_has_so_many_bytes_and_no_more() {
     let (asked, local) = echo();
     let gateway = Gateway::new(local).await;
-    gateway.ingress("i", json!({"nginx.ingress.kubernetes.io/proxy-body-size": "4"}), json!({"rules": [rule("a.x", "web")]})).await;
+    gateway
+        .ingress(
+            "i",
+            json!({"nginx.ingress.kubernetes.io/proxy-body-size": "4"}),
+            json!({"rules": [rule("a.x", "web")]}),
+        )
+        .await;
     let said = |length: usize| format!("POST / HTTP/1.1\r\nhost: a.x\r\ncontent-length: {length}\r\n");
     let chunked = "POST / HTTP/1.1\r\nhost: a.x\r\ntransfer-encoding: chunked\r\n";
     for (head, body, status) in [
@@ -396,7 +421,10 @@ async fn a_backend_that_is_silent_for_too_long_is_given_up() {
     }
     let mut answer = String::new();
     tokio::time::timeout(SOON, slow.read_to_string(&mut answer)).await.expect("an answer").unwrap_or_default();
-    assert!(begun.elapsed() >= std::time::Duration::from_millis(2_900) && answer.starts_with("HTTP/1.1 504"), "{answer}");
+    assert!(
+        begun.elapsed() >= std::time::Duration::from_millis(2_900) && answer.starts_with("HTTP/1.1 504"),
+        "{answer}"
+    );
 }
 
 #[tokio::test]

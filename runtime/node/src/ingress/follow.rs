@@ -7,7 +7,9 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_discovery::{Backend, Discovery, Ingress, Origin, PortName, Problem, Protocol, SecretKey, ServiceKind, Told};
+use coracle_discovery::{
+    Backend, Discovery, Ingress, Origin, PortName, Problem, Protocol, SecretKey, ServiceKind, Told,
+};
 use coracle_proxy::{Certificate, Certificates};
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
@@ -190,14 +192,21 @@ impl Follower {
                 }
                 // What was there before it was changed is better than nothing.
                 Err(why) => {
-                    let shown = if self.certificates.has(&secret) { "the certificate before it" } else { "a certificate that nobody trusts" };
-                    let message = format!("secret {name} has no certificate that can be shown, {shown} is shown instead: {why}");
+                    let shown = if self.certificates.has(&secret) {
+                        "the certificate before it"
+                    } else {
+                        "a certificate that nobody trusts"
+                    };
+                    let message =
+                        format!("secret {name} has no certificate that can be shown, {shown} is shown instead: {why}");
                     Some(Problem { reason: "InvalidCertificate", message })
                 }
             },
             Ok(None) => {
                 self.certificates.set(&secret, None);
-                let message = format!("secret {name} does not exist: a certificate that nobody trusts is shown instead of its own");
+                let message = format!(
+                    "secret {name} does not exist: a certificate that nobody trusts is shown instead of its own"
+                );
                 Some(Problem { reason: "MissingSecret", message })
             }
             // Nobody would tell when it is there.
@@ -322,7 +331,8 @@ mod tests {
         opaque["type"] = json!("Opaque");
         api.put_object("secrets", "opaque", opaque);
         let (client, stop) = (api.client(), CancellationToken::new());
-        let certificates = Arc::new(Certificates::new(Certificate::from_pem(certificate.as_bytes(), key.as_bytes()).unwrap()));
+        let certificates =
+            Arc::new(Certificates::new(Certificate::from_pem(certificate.as_bytes(), key.as_bytes()).unwrap()));
         let recorder = Recorder::new(client.clone(), "n1".to_owned());
         let discovery = Discovery::new(client.clone());
         let ingresses = Ingresses::new(client.clone());
@@ -343,8 +353,12 @@ mod tests {
             messages,
             [
                 format!("secret default/missing does not exist: {instead} of its own"),
-                format!("secret default/mixed has no certificate that can be shown, {instead}: the certificate does not match the private key"),
-                format!("secret default/opaque has no certificate that can be shown, {instead}: it is of type \"Opaque\" and not \"kubernetes.io/tls\""),
+                format!(
+                    "secret default/mixed has no certificate that can be shown, {instead}: the certificate does not match the private key"
+                ),
+                format!(
+                    "secret default/opaque has no certificate that can be shown, {instead}: it is of type \"Opaque\" and not \"kubernetes.io/tls\""
+                ),
                 "service default/none does not exist: its requests are answered 503".to_owned(),
                 "service default/web has no port 81: its requests are answered 503".to_owned(),
             ]
@@ -353,7 +367,10 @@ mod tests {
         let shown = ["good", "missing", "mixed", "opaque"].map(|name| certificates.has(&named(name)));
         assert_eq!(shown, [true, false, false, false]);
         let event = api.events("i").remove(0);
-        assert_eq!((&event["involvedObject"]["apiVersion"], &event["involvedObject"]["uid"]), (&json!("networking.k8s.io/v1"), &json!("u")));
+        assert_eq!(
+            (&event["involvedObject"]["apiVersion"], &event["involvedObject"]["uid"]),
+            (&json!("networking.k8s.io/v1"), &json!("u"))
+        );
         stop.cancel();
     }
 }

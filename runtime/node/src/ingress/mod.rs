@@ -28,7 +28,7 @@ const DEFAULT_NAME: &str = "coracle-ingress.invalid";
 
 /// A port, and what has become of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Port {
+pub struct Port {
     address: SocketAddr,
     has_tls: bool,
     state: State,

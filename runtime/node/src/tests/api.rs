@@ -326,8 +326,12 @@ impl Api {
             }
             (&Method::GET, [.., kind]) => {
                 let state = self.state.lock();
-                let items: Vec<&Value> =
-                    state.objects.iter().filter(|(key, _)| key.split_once('/').is_some_and(|(of, _)| of == *kind)).map(|(_, object)| object).collect();
+                let items: Vec<&Value> = state
+                    .objects
+                    .iter()
+                    .filter(|(key, _)| key.split_once('/').is_some_and(|(of, _)| of == *kind))
+                    .map(|(_, object)| object)
+                    .collect();
                 answer(StatusCode::OK, &json!({"metadata": {"resourceVersion": "1"}, "items": items}))
             }
             (&Method::PATCH, ["api", "v1", "nodes", _]) => {
