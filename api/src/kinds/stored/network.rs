@@ -18,7 +18,7 @@ pub(super) static ROWS: &[Kind] = &[
             column("Parameters", "string") => Of(class_parameters),
             AGE => Age,
         ],
-        Stored::new(Support::Honoured).counted().default_by(ingress_class).check_by(ingress_class_check)
+        Stored::new(Support::Honoured).counted().default_by(ingress_class).check_by(ingress_class_check).warn_by(ingress_class_warnings)
             .fixes(&["spec.controller"])),
     row!(cluster "networking.k8s.io" "io.k8s.api.networking.v1" "IPAddress" "ipaddresses" "ipaddress",
         [NAME => Name, column("ParentRef", "string") => Of(parent)],
@@ -33,6 +33,19 @@ pub(super) static ROWS: &[Kind] = &[
 fn ingress_class(object: &mut Value) {
     if object["spec"]["parameters"].is_object() {
         default_to(child(child(object, "spec"), "parameters"), "scope", "Cluster");
+    }
+}
+
+/// `spec.controller` of classes whose Ingresses our nodes serve.
+const OURS: &str = "coracle.dev/ingress";
+
+fn ingress_class_warnings(object: &Value) -> Vec<String> {
+    let spec = &object["spec"];
+    match spec["controller"] == OURS && spec["parameters"].is_set() {
+        true => {
+            vec![format!("spec.parameters: this version of Coracle stores the field, but classes of {OURS} have none")]
+        }
+        false => Vec::new(),
     }
 }
 
@@ -102,4 +115,52 @@ fn parent(object: &Value) -> Cell {
         text.push_str(part);
     }
     text.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_class_names_a_controller_and_parameters_are_whole() {
+        let parameters = |more: Value| {
+            let mut parameters = json!({"kind": "A", "name": "b", "scope": "Cluster"});
+            parameters.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            json!({"spec": {"controller": "a.b/c", "parameters": parameters}})
+        };
+        let at = "spec.parameters";
+        for (object, expected) in [
+            (json!({"spec": {"controller": "coracle.dev/ingress"}}), vec![]),
+            (json!({"spec": {}}), vec!["spec.controller: Required value".to_owned()]),
+            (
+                json!({"spec": {"controller": "nginx"}}),
+                vec!["spec.controller: Invalid value: \"nginx\": must be a domain-prefixed path (such as \"acme.io/foo\")".to_owned()],
+            ),
+            (parameters(json!({})), vec![]),
+            (parameters(json!({"scope": "Namespace", "namespace": "n"})), vec![]),
+            (
+                parameters(json!({"scope": "Namespace"})),
+                vec![format!("{at}.namespace: Required value: `parameters.scope` is set to 'Namespace'")],
+            ),
+            (
+                parameters(json!({"namespace": "n"})),
+                vec![format!("{at}.namespace: Forbidden: `parameters.scope` is set to 'Cluster'")],
+            ),
+            (
+                parameters(json!({"scope": "World"})),
+                vec![format!("{at}.scope: Unsupported value: \"World\": supported values: \"Cluster\", \"Namespace\"")],
+            ),
+            (parameters(json!({"kind": ""})), vec![format!("{at}.kind: Required value")]),
+        ] {
+            let mut errors = FieldErrors::new();
+            ingress_class_check(&object, &mut errors);
+            assert_eq!(errors.iter().map(ToString::to_string).collect::<Vec<_>>(), expected, "{object}");
+        }
+        let mut object = parameters(json!({}));
+        assert!(ingress_class_warnings(&object).is_empty());
+        object["spec"]["controller"] = OURS.into();
+        assert_eq!(ingress_class_warnings(&object).len(), 1);
+    }
 }
