@@ -52,7 +52,7 @@ pub(super) fn local_reference(path: &Path<'_>, reference: &Value, errors: &mut F
     for field in ["kind", "name"] {
         let (path, value) = (path.child(field), &reference[field]);
         match value.text() {
-            "" => errors.push(FieldError::required(&path, "")),
+            "" => errors.push(FieldError::required(path, "")),
             text => invalid(&path, text, names::path_segment(text), errors),
         }
     }

@@ -205,30 +205,27 @@ fn segments(path: &str) -> impl Iterator<Item = &str> {
 impl Paths {
     /// Adds a route; the one that has that place keeps it, and is told.
     pub fn add(&mut self, compare: Compare, path: &str, route: &Arc<Route>) -> Result<(), Arc<Route>> {
-        let place = match compare {
-            Compare::Exact => match self.exact.get(path) {
-                Some(older) => return Err(older.clone()),
-                None => return Ok(drop(self.exact.insert(path.into(), route.clone()))),
-            },
-            Compare::Prefix => {
-                if self.segments.is_empty() {
-                    self.segments.push(Segment::default());
-                }
-                let mut at = 0;
-                for segment in segments(path) {
-                    let next = self.segments.len();
-                    at = *self.segments[at].below.entry(segment.into()).or_insert(next);
-                    if at == next {
-                        self.segments.push(Segment::default());
-                    }
-                }
-                &mut self.segments[at].route
-            }
+        let older = match compare {
+            Compare::Exact => self.exact.entry(path.into()).or_insert_with(|| route.clone()),
+            Compare::Prefix => self.segment(path).route.get_or_insert_with(|| route.clone()),
         };
-        match place {
-            Some(older) => Err(older.clone()),
-            None => Ok(*place = Some(route.clone())),
+        if Arc::ptr_eq(older, route) { Ok(()) } else { Err(older.clone()) }
+    }
+
+    /// The place of a prefix in the tree, made when it is not there.
+    fn segment(&mut self, path: &str) -> &mut Segment {
+        if self.segments.is_empty() {
+            self.segments.push(Segment::default());
         }
+        let mut at = 0;
+        for segment in segments(path) {
+            let next = self.segments.len();
+            at = *self.segments[at].below.entry(segment.into()).or_insert(next);
+            if at == next {
+                self.segments.push(Segment::default());
+            }
+        }
+        &mut self.segments[at]
     }
 
     /// Takes what no other route of the host does, unless one has that place.

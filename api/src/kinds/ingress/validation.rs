@@ -65,7 +65,7 @@ pub(super) fn status_update(object: &Value, old: &Value, errors: &mut FieldError
             let path = path.child("hostname");
             checks::dns_subdomain(&path, hostname, errors);
             if network::parse_ip(hostname).is_some() {
-                errors.push(FieldError::invalid(&path, hostname, NO_ADDRESS));
+                errors.push(FieldError::invalid(path, hostname, NO_ADDRESS));
             }
         }
     }
@@ -89,7 +89,7 @@ fn spec(spec: &Value, lenient: Lenient, errors: &mut FieldErrors) {
         if !host.is_empty() {
             let path = path.child("host");
             if network::parse_ip(host).is_some() {
-                errors.push(FieldError::invalid(&path, host, NO_ADDRESS));
+                errors.push(FieldError::invalid(path, host, NO_ADDRESS));
             }
             self::host(&path, host, errors);
         }
@@ -131,7 +131,7 @@ fn rule_value(path: &Path<'_>, rule: &Value, errors: &mut FieldErrors) {
     let path = http.child("paths");
     let paths = rule["http"]["paths"].items();
     if paths.is_empty() {
-        errors.push(FieldError::required(&path, ""));
+        errors.push(FieldError::required(path, ""));
     }
     for (index, one) in paths.iter().enumerate() {
         http_path(&path.index(index), one, errors);
@@ -147,18 +147,18 @@ fn http_path(path: &Path<'_>, one: &Value, errors: &mut FieldErrors) {
     match kind.as_str() {
         "Exact" | "Prefix" => {
             if !is_absolute {
-                errors.push(FieldError::invalid(&at, given, "must be an absolute path"));
+                errors.push(FieldError::invalid(at, given, "must be an absolute path"));
             }
             for part in IN_NO_PATH.iter().filter(|part| given.contains(**part)) {
-                errors.push(FieldError::invalid(&at, given, &format!("must not contain '{part}'")));
+                errors.push(FieldError::invalid(at, given, &format!("must not contain '{part}'")));
             }
             for end in ENDS_NO_PATH.iter().filter(|end| given.ends_with(**end)) {
-                errors.push(FieldError::invalid(&at, given, &format!("cannot end with '{end}'")));
+                errors.push(FieldError::invalid(at, given, &format!("cannot end with '{end}'")));
             }
         }
         "ImplementationSpecific" => {
             if !given.is_empty() && !is_absolute {
-                errors.push(FieldError::invalid(&at, given, "must be an absolute path"));
+                errors.push(FieldError::invalid(at, given, "must be an absolute path"));
             }
         }
         other => errors.push(FieldError::not_supported(path.child("pathType"), other, &PATH_TYPES)),
@@ -182,7 +182,7 @@ fn service(path: &Path<'_>, service: &Value, errors: &mut FieldErrors) {
     let of_service = path.child("service");
     let (at, name) = (of_service.child("name"), service["name"].text());
     if name.is_empty() {
-        errors.push(FieldError::required(&at, ""));
+        errors.push(FieldError::required(at, ""));
     } else {
         checks::invalid(&at, name, names::name_is_dns_label(name, false), errors);
     }
@@ -194,7 +194,7 @@ fn service(path: &Path<'_>, service: &Value, errors: &mut FieldErrors) {
         (true, false) => {
             let messages = names::port_number(number);
             let at = at.child("number");
-            errors.extend(messages.iter().map(|message| FieldError::invalid(&at, number, message)));
+            errors.extend(messages.iter().map(|message| FieldError::invalid(at, number, message)));
         }
         (true, true) => errors.push(FieldError::required(path, "port name or number is required")),
     }

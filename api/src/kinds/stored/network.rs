@@ -56,10 +56,10 @@ fn ingress_class_check(object: &Value, errors: &mut FieldErrors) {
     let spec = Path::new("spec");
     let (path, controller) = (spec.child("controller"), object["spec"]["controller"].text());
     if controller.is_empty() {
-        errors.push(FieldError::required(&path, ""));
+        errors.push(FieldError::required(path, ""));
     } else {
         if controller.len() > CONTROLLER_BYTES_MAX {
-            errors.push(FieldError::too_long(&path, CONTROLLER_BYTES_MAX));
+            errors.push(FieldError::too_long(path, CONTROLLER_BYTES_MAX));
         }
         checks::domain_prefixed_path(&path, controller, errors);
     }

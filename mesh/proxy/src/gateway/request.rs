@@ -40,7 +40,7 @@ impl To {
         let authority = match outbound::authority(request) {
             Ok(authority) => authority,
             // As HTTP/1.0 may.
-            Err(_) if !request.headers().get(HOST).is_some_and(|host| !host.is_empty()) => {
+            Err(_) if request.headers().get(HOST).is_none_or(HeaderValue::is_empty) => {
                 return Ok(To { name: String::new(), host: String::new(), written: String::new() });
             }
             Err(error) => return Err(error),
