@@ -1,4 +1,5 @@
-//! Requests from outside, by host and path. A listener is an address, whether TLS is spoken there, and the routes of what comes in; what is said there is HTTP.
+//! Requests from outside, by host and path. A listener is an address, whether TLS is spoken there, and the routes of what comes in;
+//! what is said there is HTTP.
 //!
 //! A request goes down these steps, and then on as every other does (`outbound.rs`):
 //!
@@ -61,7 +62,8 @@ struct Inbound {
 }
 
 impl Proxy {
-    /// Serves at these listeners until shutdown. One whose address cannot be had is tried again and again; what has begun when it ends is finished.
+    /// Serves at these listeners until shutdown. One whose address cannot be had is tried again and again; what has begun at the end
+    /// is finished.
     pub async fn serve(self, listeners: Vec<Listener>, listening: Listening, shutdown: CancellationToken) {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let secure_port: Arc<AtomicU16> = Arc::default();

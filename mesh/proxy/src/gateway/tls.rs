@@ -1,5 +1,5 @@
-//! Certificates of hosts, found by the name that a client asks for. They may change at any time: who connects afterwards is shown the new one,
-//! who is connected notices nothing.
+//! Certificates of hosts, found by the name that a client asks for. They may change at any time: who connects afterwards is shown
+//! the new one, who is connected notices nothing.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
