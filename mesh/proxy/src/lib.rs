@@ -1,8 +1,9 @@
 //! The data plane within a node: from a request or a connection to the endpoint that answers it.
 //!
 //! Requests come in at NodePort listeners ([`Proxy::run`]), at those for Ingresses ([`Proxy::serve`]) and from guests
-//! ([`Proxy::call`]); a route is a Service's port, its balancer picks an endpoint, and the node says how that is reached within the process ([`Local`]): a component's
-//! HTTP handler is called directly, without a socket; a guest that listens itself is reached at its loopback twin.
+//! ([`Proxy::call`]); a route is a Service's port, its balancer picks an endpoint, and the node says how that is reached within
+//! the process ([`Local`]): a component's HTTP handler is called directly, without a socket; a guest that listens itself is reached
+//! at its loopback twin.
 //! A pod of another node is reached through a byte stream that leads there ([`LocalEndpoints::connect_elsewhere`]), and endpoints
 //! outside of all nodes' pods (a Service without selector) over TCP.
 //!

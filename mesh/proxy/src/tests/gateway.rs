@@ -413,7 +413,9 @@ async fn a_backend_that_is_silent_for_too_long_is_given_up() {
     assert_eq!(*heads.lock().unwrap(), 2);
     // As long as a client sends something, its backend may wait for it.
     let mut slow = gateway.connect().await;
-    slow.write_all(b"POST /slow HTTP/1.1\r\nhost: a.x\r\ncontent-length: 8\r\n\r\n").await.unwrap();
+    slow.write_all(b"POST /slow HTTP/1.1\r\nhost: a.x\r\ncontent-length: 8\r\nconnection: close\r\n\r\n")
+        .await
+        .unwrap();
     let begun = tokio::time::Instant::now();
     for _ in 0..8 {
         tokio::time::sleep(std::time::Duration::from_millis(250)).await;
