@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use coracle_sdk::{Cluster, Compiler, Join, Options, Remote};
+use coracle_sdk::{Cluster, Compiler, IngressPort, IngressPorts, Join, Options, Remote};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Where a cluster that runs here keeps everything and listens.
@@ -31,7 +31,34 @@ pub struct Here {
     #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     node_port_bind: IpAddr,
     #[command(flatten)]
+    ingress: Ingress,
+    #[command(flatten)]
     peers: Peers,
+}
+
+/// Where a node serves Ingresses.
+#[derive(Args, Clone)]
+pub struct Ingress {
+    /// Port on which Ingresses answer: a port, 0 for a free one, or off [default: 8080, once it is free]
+    #[arg(long, value_name = "PORT|off")]
+    http_port: Option<IngressPort>,
+    /// Port on which they answer with TLS, likewise [default: 8443, once it is free]
+    #[arg(long, value_name = "PORT|off")]
+    https_port: Option<IngressPort>,
+    /// Address on which they answer
+    #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    ingress_bind: IpAddr,
+}
+
+impl From<Ingress> for IngressPorts {
+    fn from(said: Ingress) -> IngressPorts {
+        let usual = IngressPorts::usual();
+        IngressPorts {
+            bind: said.ingress_bind,
+            http: said.http_port.unwrap_or(usual.http),
+            https: said.https_port.unwrap_or(usual.https),
+        }
+    }
 }
 
 /// This server among others.
@@ -89,6 +116,7 @@ impl Here {
             api_port: self.api_port,
             registry_port: self.registry_port,
             node_port_bind: self.node_port_bind,
+            ingress: self.ingress.into(),
             compiler: Compiler::Process(std::env::current_exe().context("find this program's own file")?),
             ..Options::new(data_dir)
         };

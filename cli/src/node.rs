@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail};
 use coracle_sdk::{Compiler, Join, Worker, WorkerOptions};
 
-use crate::cluster::{Signals, default_dir};
-use crate::output::Step;
+use crate::cluster::{Ingress, Signals, default_dir};
+use crate::output::{self, Step};
 
 /// Join a cluster as a node, and run its pods here until Ctrl-C
 ///
@@ -37,6 +37,8 @@ pub struct Arguments {
     /// Address on which NodePort services answer
     #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     node_port_bind: IpAddr,
+    #[command(flatten)]
+    ingress: Ingress,
 }
 
 /// Runs the command.
@@ -53,6 +55,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         address: arguments.address,
         port: arguments.port,
         node_port_bind: arguments.node_port_bind,
+        ingress: arguments.ingress.into(),
         compiler: Compiler::Process(std::env::current_exe().context("find this program's own file")?),
         ..WorkerOptions::new(data_dir)
     };
@@ -75,6 +78,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         let mut out = std::io::stdout().lock();
         writeln!(out, "node       {}", worker.name())?;
         writeln!(out, "server     {}", worker.server())?;
+        output::ingress(&mut out, &worker.ingress_urls())?;
         writeln!(out, "ready")?;
         out.flush()?;
     }

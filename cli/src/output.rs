@@ -26,6 +26,11 @@ pub fn chain(error: &anyhow::Error) -> String {
     text
 }
 
+/// The line that says where Ingresses are served, if they are.
+pub fn ingress(out: &mut impl std::io::Write, urls: &[String]) -> std::io::Result<()> {
+    if urls.is_empty() { Ok(()) } else { writeln!(out, "ingress    {}", urls.join(" ")) }
+}
+
 /// Whether the error is that no cluster answers.
 pub fn is_unreachable(error: &anyhow::Error) -> bool {
     error.chain().any(coracle_sdk::is_unreachable)

@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use crate::cluster::Which;
 use crate::output;
 
-/// Show the cluster's addresses, servers, revision, nodes, pods and memory, and what is wrong and what to do
+/// Show the cluster's addresses (those of Ingresses too), servers, revision, nodes, pods and memory, and what is wrong and what to do
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Form of the output
@@ -38,6 +38,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
             println!("api         {}", status.api_url);
             println!("registry    {}", status.registry);
             println!("kubeconfig  {kubeconfig}");
+            if !status.ingress.is_empty() {
+                println!("ingress     {}", status.ingress.join(" "));
+            }
             println!("data        {} ({})", status.data_dir.display(), output::bytes(status.disk_bytes));
             println!("version     {} (log in format {})", status.version, status.format);
             println!("revision    {} (term {})", status.revision, status.term);

@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
 use crate::cluster::{Here, Signals, drain};
-use crate::output::Step;
+use crate::output::{self, Step};
 use crate::own_log;
 
 /// Start a cluster on this machine and run it until Ctrl-C
@@ -149,6 +149,7 @@ pub fn announce(cluster: &Cluster) -> anyhow::Result<()> {
     writeln!(out, "api        {}", cluster.api_url())?;
     writeln!(out, "registry   {}", cluster.registry_address())?;
     writeln!(out, "kubeconfig {}", cluster.kubeconfig().display())?;
+    output::ingress(&mut out, &cluster.ingress_urls())?;
     writeln!(out, "ready")?;
     out.flush()?;
     Ok(())

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::worker::{self, WorkerError};
 use crate::{Join, Remote};
 
-pub use coracle_node::{Compiler, compile_worker};
+pub use coracle_node::{Compiler, IngressPort, IngressPorts, compile_worker};
 
 /// How a cluster is started.
 #[derive(Clone, Debug)]
@@ -32,6 +32,8 @@ pub struct Options {
     pub registry_port: u16,
     /// Address of the listeners of NodePort services.
     pub node_port_bind: IpAddr,
+    /// Where Ingresses are served.
+    pub ingress: IngressPorts,
     /// Name of the server and of its node; the machine's when absent.
     pub name: Option<String>,
     /// Whether pods run here; without, it is a server only.
@@ -58,6 +60,7 @@ impl Options {
             api_port: 6443,
             registry_port: 5000,
             node_port_bind: loopback,
+            ingress: IngressPorts::usual(),
             name: None,
             with_node: true,
             peer_port: 0,
@@ -69,7 +72,7 @@ impl Options {
 
     /// The same with free ports.
     pub fn free_ports(self) -> Options {
-        Options { api_port: 0, registry_port: 0, ..self }
+        Options { api_port: 0, registry_port: 0, ingress: IngressPorts::free(), ..self }
     }
 }
 
@@ -200,6 +203,11 @@ impl Cluster {
         self.parts().server.registry_address()
     }
 
+    /// Where the node in this process serves Ingresses, as URLs; complete when it is ready.
+    pub fn ingress_urls(&self) -> Vec<String> {
+        self.parts().node.as_ref().map(|node| node.node.ingress_urls()).unwrap_or_default()
+    }
+
     /// The administrator's kubeconfig.
     pub fn kubeconfig(&self) -> &Path {
         self.parts().server.kubeconfig()
@@ -322,6 +330,7 @@ async fn start_node(server: &Server, options: &Options, name: &str) -> Result<No
         registry: Some(server.registry_address().to_string()),
         min_free_bytes: coracle_server::free_floor(&options.data_dir),
         node_port_bind: options.node_port_bind,
+        ingress: options.ingress,
         compiler: options.compiler.clone(),
         ..coracle_node::Config::new(name, options.data_dir.join("node"), address, tls.server)
     };

@@ -34,7 +34,7 @@ pub mod manifests;
 
 pub use backup::{BackupError, restore};
 pub use build::{BuildError, component};
-pub use cluster::{Cluster, Compiler, Options, StartError, close_new_files, compile_worker};
+pub use cluster::{Cluster, Compiler, IngressPort, IngressPorts, Options, StartError, close_new_files, compile_worker};
 pub use coracle_node::Unfit;
 pub use coracle_server::backup::{Contents, RestoreError, Restored};
 pub use coracle_server::{Formats, Preparation};

@@ -149,6 +149,9 @@ pub struct Status {
     /// Nodes.
     #[serde(default)]
     pub nodes: Count,
+    /// Where nodes that are ready serve Ingresses, as URLs, each once.
+    #[serde(default)]
+    pub ingress: Vec<String>,
     /// Pods that should run: those that have ended well are in [`Status::finished`].
     #[serde(default)]
     pub pods: Count,
@@ -268,8 +271,13 @@ impl Remote {
         for node in Api::<Node>::all(self.client.clone()).list(&ListParams::default()).await?.items {
             let state = node_state(&node);
             status.nodes.add(&state);
+            if state == State::Ready {
+                status.ingress.extend(ingress_urls(&node));
+            }
             status.say(|| format!("node/{}", node.name_any()), state);
         }
+        status.ingress.sort_unstable();
+        status.ingress.dedup();
         let mut params = ListParams::default().limit(500);
         loop {
             let page = Api::<Pod>::all(self.client.clone()).list(&params).await?;
@@ -319,6 +327,12 @@ impl Status {
 /// The first of these words that is there.
 fn first_of(words: [Option<&String>; 3], otherwise: &str) -> String {
     words.into_iter().flatten().find(|word| !word.is_empty()).map_or_else(|| otherwise.to_owned(), Clone::clone)
+}
+
+/// Where a node says that it serves Ingresses.
+fn ingress_urls(node: &Node) -> Vec<String> {
+    let said = node.annotations().get(coracle_node::INGRESS_ANNOTATION);
+    said.map(|said| said.split(',').map(str::to_owned).collect()).unwrap_or_default()
 }
 
 fn node_state(node: &Node) -> State {

@@ -451,6 +451,7 @@ fn wait_for_end(child: &mut Child, log: &Path) -> Option<i32> {
 fn launch_node(dir: &Path, log: &Path, node_ports: &str, arguments: &[&str]) -> Result<Child, String> {
     let mut command = Command::new(coracle());
     command.args(["node", "--port", "0", "--node-port-bind", node_ports, "--data-dir"]).arg(dir.join("data"));
+    command.args(["--ingress-bind", node_ports, "--http-port", "0", "--https-port", "0"]);
     until_ready(command.args(arguments), log)
 }
 
@@ -475,6 +476,9 @@ fn command(dir: &Path, words: &[String]) -> Command {
     command.args(words).args(["--registry-port", "0", "--data-dir"]).arg(dir.join("data"));
     if !words.iter().any(|word| word == "--api-port") {
         command.args(["--api-port", "0"]);
+    }
+    if words.first().is_some_and(|word| word == "up") && !words.iter().any(|word| word == "--http-port") {
+        command.args(["--http-port", "0", "--https-port", "0"]);
     }
     command
 }

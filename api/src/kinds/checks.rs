@@ -24,6 +24,40 @@ pub(super) fn dns_subdomain(path: &Path<'_>, value: &str, errors: &mut FieldErro
     invalid(path, value, names::dns_subdomain(value), errors);
 }
 
+/// A domain, a slash and a path (`IsDomainPrefixedPath`).
+pub(super) fn domain_prefixed_path(path: &Path<'_>, value: &str, errors: &mut FieldErrors) {
+    const WORDS: &str = "must be a domain-prefixed path (such as \"acme.io/foo\")";
+    if value.is_empty() {
+        return errors.push(FieldError::required(path, ""));
+    }
+    let (domain, rest) = match value.split_once('/') {
+        Some((domain, rest)) if !domain.is_empty() && !rest.is_empty() => (domain, rest),
+        _ => return errors.push(FieldError::invalid(path, value, WORDS)),
+    };
+    for message in names::dns_subdomain(domain) {
+        errors.push(FieldError::invalid(path, domain, &message));
+    }
+    let is_path = rest.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/%!$&'()*+,;=:-._~".contains(&byte));
+    if !is_path {
+        let words = names::regex("Invalid path", "[A-Za-z0-9/\\-._~%!$&'()*+,;=:]+", &[]);
+        errors.push(FieldError::invalid(path, rest, &words));
+    }
+}
+
+/// A reference to an object of any kind that is near.
+pub(super) fn local_reference(path: &Path<'_>, reference: &Value, errors: &mut FieldErrors) {
+    if let Value::String(group) = &reference["apiGroup"] {
+        dns_subdomain(&path.child("apiGroup"), group, errors);
+    }
+    for field in ["kind", "name"] {
+        let (path, value) = (path.child(field), &reference[field]);
+        match value.text() {
+            "" => errors.push(FieldError::required(path, "")),
+            text => invalid(&path, text, names::path_segment(text), errors),
+        }
+    }
+}
+
 pub(super) fn qualified_name(path: &Path<'_>, value: &str, errors: &mut FieldErrors) {
     invalid(path, value, names::qualified_name(value), errors);
 }

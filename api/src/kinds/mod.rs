@@ -13,6 +13,7 @@ mod endpoints;
 mod endpointslice;
 mod event;
 mod fields;
+mod ingress;
 mod internal;
 mod lease;
 mod namespace;
@@ -59,6 +60,7 @@ static SPECIAL: [&Kind; 17] = [
     &replicaset::KIND,
     &lease::KIND,
     &endpointslice::KIND,
+    &ingress::KIND,
     &event::EVENTS,
 ];
 

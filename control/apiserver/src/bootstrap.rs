@@ -1,4 +1,4 @@
-//! The objects that every cluster has from its first moment, and keeps: namespaces, the classes of critical pods, roles, and
+//! The objects that every cluster has from its first moment, and keeps: namespaces, the classes of critical pods and of Ingresses, roles, and
 //! the service by which pods find the API.
 
 mod defaults;
@@ -14,7 +14,7 @@ use coracle_keyspace::{Guard, Op, Watcher};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::admission::network;
+use crate::admission::{self, network};
 use crate::request::own::own_call;
 use crate::roles::GROUP;
 use crate::server::Shared;
@@ -40,6 +40,9 @@ const CLASSES: [(&str, i64, &str); 2] = [
 /// Address of the API within the cluster: the first of the service range.
 const API_ADDRESS: &str = "10.96.0.1";
 
+/// The class of the Ingresses that nodes serve.
+const INGRESS_CLASS: &str = "coracle";
+
 /// What old clients ask the health of. All of them are parts of the process that answers.
 const COMPONENTS: [&str; 3] = ["controller-manager", "scheduler", "etcd-0"];
 /// How often what must be there is looked at without a reason.
@@ -61,7 +64,7 @@ pub(crate) async fn run(server: &Arc<Shared>) -> Result<bool, Status> {
     futures::future::try_join_all(classes).await?;
     let roles = roles(server).await;
     let has_roles = roles.is_ok();
-    for made in [api(server).await, roles, components(server).await] {
+    for made in [api(server).await, roles, components(server).await, ingress_class(server).await] {
         if let Err(error) = made {
             tracing::warn!(%error, "an object that every cluster has cannot be made; it is tried again");
         }
@@ -134,6 +137,18 @@ async fn role(server: &Arc<Shared>, resource: &'static str, wanted: Value) -> Re
         Ok(verbs::update::Changed { object, owned: false, names_version: false })
     };
     verbs::update::change(&write, step).await.map(drop)
+}
+
+/// The class of the Ingresses that nodes serve; the default one, unless somebody has made another that.
+async fn ingress_class(server: &Arc<Shared>) -> Result<(), Status> {
+    let is_default = admission::ingress_class::defaults(&server.cluster)?.is_empty();
+    let annotations = json!({ (admission::ingress_class::IS_DEFAULT): is_default.to_string() });
+    let class = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "IngressClass",
+        "metadata": {"name": INGRESS_CLASS, "annotations": annotations},
+        "spec": {"controller": "coracle.dev/ingress"},
+    });
+    make(server, "networking.k8s.io", "ingressclasses", None, INGRESS_CLASS, class).await
 }
 
 async fn components(server: &Arc<Shared>) -> Result<(), Status> {

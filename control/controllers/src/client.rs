@@ -37,6 +37,7 @@ resources! {
     REPLICA_SETS = "apps/v1" "replicasets";
     DEPLOYMENTS = "apps/v1" "deployments";
     POD_DISRUPTION_BUDGETS = "policy/v1" "poddisruptionbudgets";
+    INGRESSES = "networking.k8s.io/v1" "ingresses";
     ENDPOINT_SLICES = "discovery.k8s.io/v1" "endpointslices";
 }
 

@@ -6,6 +6,7 @@ use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::runtime::watcher;
 use tokio::sync::watch;
@@ -69,6 +70,8 @@ kinds! {
     namespaces: Namespace = "" "v1" "Namespace" "namespaces" false;
     nodes: Node = "" "v1" "Node" "nodes" false;
     budgets: PodDisruptionBudget = "policy" "v1" "PodDisruptionBudget" "poddisruptionbudgets" true;
+    ingresses: Ingress = "networking.k8s.io" "v1" "Ingress" "ingresses" true;
+    ingress_classes: IngressClass = "networking.k8s.io" "v1" "IngressClass" "ingressclasses" false;
     leases: Lease = "coordination.k8s.io" "v1" "Lease" "leases" true;
     }
     named {

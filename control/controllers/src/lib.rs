@@ -13,6 +13,7 @@ mod error;
 mod events;
 mod garbage;
 mod informer;
+mod ingress;
 mod kinds;
 mod mirroring;
 mod namespace;
@@ -98,6 +99,7 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
         &mut on.replica_sets,
         &mut on.deployments,
     );
+    let ingresses = ingress::Controller::new(api.clone(), &mut on.ingresses, &mut on.ingress_classes, &mut on.nodes);
     let accounts = service_account::Controller::new(
         api.clone(),
         config.root_ca,
@@ -147,6 +149,7 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     tasks.spawn(queue::drive(endpoints, shutdown.clone()));
     tasks.spawn(queue::drive(mirroring, shutdown.clone()));
     tasks.spawn(queue::drive(budgets, shutdown.clone()));
+    tasks.spawn(queue::drive(ingresses, shutdown.clone()));
     tasks.spawn(queue::drive(accounts, shutdown.clone()));
     tasks.spawn(queue::drive(namespaces, shutdown.clone()));
     tasks.spawn(queue::drive(nodes, shutdown.clone()));

@@ -657,6 +657,44 @@ async fn node_that_fails_is_tainted_whatever_one_of_its_pods_does_and_no_turn_is
 }
 
 #[tokio::test]
+async fn ingress_says_where_ready_nodes_serve_it_and_others_are_left_alone() {
+    let world = world();
+    let api = &world.api;
+    let ingresses = "/apis/networking.k8s.io/v1/namespaces/n/ingresses";
+    let class = |controller: &str| json!({"spec": {"controller": controller}});
+    api.put("/apis/networking.k8s.io/v1/ingressclasses/ours", class("coracle.dev/ingress"));
+    api.put("/apis/networking.k8s.io/v1/ingressclasses/theirs", class("k8s.io/ingress-nginx"));
+    let serves = |ready: &str, urls: &str| {
+        let mut node = node(ready);
+        node["metadata"]["annotations"] = json!({"coracle.dev/ingress": urls});
+        node
+    };
+    api.put("/api/v1/nodes/one", serves("True", "http://10.0.0.1:80"));
+    api.put("/api/v1/nodes/two", serves("True", "http://10.0.0.2:80,https://10.0.0.2:443"));
+    for name in ["theirs", "ours"] {
+        api.put(&format!("{ingresses}/{name}"), json!({"spec": {"ingressClassName": name, "rules": [{}]}}));
+    }
+    let addresses = |api: &Scripted| -> Option<Vec<Value>> {
+        let points = api.get(&format!("{ingresses}/ours"))?["status"]["loadBalancer"]["ingress"].as_array().cloned()?;
+        Some(points.into_iter().map(|point| point["ip"].clone()).collect())
+    };
+    let are = |wanted: &'static [&'static str]| move |api: &Scripted| (addresses(api)? == wanted).then_some(());
+    api.until("both nodes are in its status", are(&["10.0.0.1", "10.0.0.2"])).await;
+    let not_ready = json!({"status": {"conditions": [{"type": "Ready", "status": "False"}]}});
+    api.merge("/api/v1/nodes/one", &not_ready);
+    api.until("one is not any more", are(&["10.0.0.2"])).await;
+    // What was there without a class of ours becomes ours with it.
+    assert!(api.get(&format!("{ingresses}/theirs")).unwrap()["status"].is_null());
+    api.merge(&format!("{ingresses}/theirs"), &json!({"spec": {"ingressClassName": "ours"}}));
+    let is_served = |api: &Scripted| (!api.get(&format!("{ingresses}/theirs"))?["status"].is_null()).then_some(());
+    api.until("it is served, too", is_served).await;
+    let written = api.requests(&Method::PATCH, "/ingresses").len();
+    api.merge("/api/v1/nodes/two", &json!({"status": {"images": []}}));
+    world.all_collected("s").await;
+    assert_eq!(api.requests(&Method::PATCH, "/ingresses").len(), written, "nothing is written twice");
+}
+
+#[tokio::test]
 async fn shutdown_does_not_wait_for_events() {
     let world = world();
     world.api.next(Method::POST, "/events", Answer::Silence);

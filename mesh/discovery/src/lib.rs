@@ -1,13 +1,18 @@
-//! What Services there are and which endpoints are ready, as immutable snapshots.
+//! What Services there are and which endpoints are ready, and which Service a request from outside is for, as immutable snapshots.
 //!
 //! One task watches Services and EndpointSlices of the whole cluster ([`Discovery::run`]). What changed in the same moment
 //! becomes one new [`Snapshot`], in which Services that did not change are the same values as before. Readers take the
 //! latest snapshot without a lock; when the API server is gone they keep the last one.
 //!
-//! Routes, balancing and connections are the proxy's affair.
+//! Ingresses are followed by a task of their own ([`Ingresses::run`]), where somebody serves them; what they say is a route table
+//! ([`RouteTable`]) that knows nothing of them.
+//!
+//! Balancing and connections are the proxy's affair.
 
 mod again;
+mod ingress;
 mod name;
+mod routes;
 mod snapshot;
 mod table;
 
@@ -24,6 +29,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use again::Again;
+pub use ingress::{Ingress, Ingresses, Problem, Routing, SecretKey, Told};
+pub use routes::{Backend, Options, Origin, PortName, Route, RouteTable};
 pub use snapshot::{Endpoint, Port, Protocol, Resolved, Service, ServiceKind, Snapshot};
 use table::{Change, Table};
 

@@ -107,6 +107,11 @@ impl Snapshot {
         self.services.get(&(Arc::from(namespace), Arc::from(name)))
     }
 
+    /// The same by namespace and name at once, for whoever keeps them so.
+    pub fn by_key(&self, key: &(Arc<str>, Arc<str>)) -> Option<&Arc<Service>> {
+        self.services.get(key)
+    }
+
     /// The Service with this cluster address.
     pub fn by_address(&self, cluster_ip: IpAddr) -> Option<&Arc<Service>> {
         self.addresses.get(&cluster_ip)

@@ -1,22 +1,26 @@
 //! The data plane within a node: from a request or a connection to the endpoint that answers it.
 //!
-//! Requests come in at NodePort listeners ([`Proxy::run`]) and from guests ([`Proxy::call`]); a route is a Service's port, its
-//! balancer picks an endpoint, and the node says how that is reached within the process ([`Local`]): a component's
-//! HTTP handler is called directly, without a socket; a guest that listens itself is reached at its loopback twin.
+//! Requests come in at NodePort listeners ([`Proxy::run`]), at those for Ingresses ([`Proxy::serve`]) and from guests
+//! ([`Proxy::call`]); a route is a Service's port, its balancer picks an endpoint, and the node says how that is reached within
+//! the process ([`Local`]): a component's HTTP handler is called directly, without a socket; a guest that listens itself is reached
+//! at its loopback twin.
 //! A pod of another node is reached through a byte stream that leads there ([`LocalEndpoints::connect_elsewhere`]), and endpoints
 //! outside of all nodes' pods (a Service without selector) over TCP.
 //!
 //! The node's table of pods and the engine stay behind [`LocalEndpoints`] and [`HttpService`].
 
+mod accept;
 mod balance;
 mod dial;
 mod endpoint;
 mod flows;
+mod gateway;
 mod headers;
 mod held;
 mod link;
 mod node_ports;
 mod outbound;
+mod places;
 mod retry;
 mod routes;
 mod serve;
@@ -41,6 +45,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use dial::KEPT_ELSEWHERE_MAX;
 pub use flows::Flows;
+pub use gateway::{Certificate, CertificateError, Certificates, Listener, Listening};
 pub use headers::{strip as strip_connection_headers, upgrade as wanted_upgrade};
 pub use serve::{serve_link, serve_stream};
 pub use spare::is_spare;
@@ -265,13 +270,16 @@ pub struct Proxy {
     routes: Arc<routes::Routes>,
     dialer: dial::Dialer,
     upstreams: Arc<node_ports::Upstreams>,
+    /// Of connections that come in.
+    places: Arc<places::Places>,
 }
 
 impl Proxy {
     /// Nothing listens until [`Proxy::run`]; [`Proxy::call`] works at once.
     pub fn new(discovery: Discovery, local: Arc<dyn LocalEndpoints>) -> Proxy {
         let dialer = dial::Dialer::new(local.clone());
-        Proxy { discovery, local, routes: Arc::default(), dialer, upstreams: Arc::default() }
+        let places = places::Places::new(places::CONNECTIONS_MAX);
+        Proxy { discovery, local, routes: Arc::default(), dialer, upstreams: Arc::default(), places }
     }
 
     /// Whether datagrams of a node port's client go to this real address from this port of the node, so that an answer goes there.

@@ -282,7 +282,7 @@ async fn in_time<T>(deadline: Option<Deadline>, answer: impl Future<Output = T>)
 }
 
 /// Whom a request is for: its URI says, else its Host.
-fn authority(request: &Request<Body>) -> Result<Authority, Error> {
+pub(crate) fn authority(request: &Request<Body>) -> Result<Authority, Error> {
     if let Some(authority) = request.uri().authority() {
         return Ok(authority.clone());
     }

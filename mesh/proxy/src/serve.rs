@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use http::header::HOST;
+use http::header::{CONTENT_TYPE, HOST, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use http::uri::Authority;
 use http::{Request, Response, StatusCode, Version};
 use http_body::Body as _;
@@ -197,7 +197,7 @@ fn is_for_one_host<B>(request: &Request<B>) -> Result<(), Error> {
 }
 
 /// What a client is told when nothing answered it.
-fn refuse(error: &Error) -> Response<Body> {
+pub(crate) fn refuse(error: &Error) -> Response<Body> {
     let status = match error {
         Error::NoEndpoints { .. } | Error::Forbidden { .. } | Error::NoPod(_) => StatusCode::SERVICE_UNAVAILABLE,
         Error::NotInCluster(_) | Error::NoPort { .. } => StatusCode::NOT_FOUND,
@@ -212,9 +212,17 @@ fn refuse(error: &Error) -> Response<Body> {
             StatusCode::BAD_GATEWAY
         }
     };
-    let body = Full::new(Bytes::from(format!("{error}\n"))).map_err(|never| match never {}).boxed_unsync();
+    say(status, &error.to_string())
+}
+
+/// An answer of our own. What it says may be the client's own words, so nobody is to take it for more than text.
+pub(crate) fn say(status: StatusCode, words: &str) -> Response<Body> {
+    let body = Full::new(Bytes::from(format!("{words}\n"))).map_err(|never| match never {}).boxed_unsync();
     let mut response = Response::new(body);
     *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
 

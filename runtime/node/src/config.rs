@@ -47,13 +47,15 @@ pub struct Config {
     pub compiler: Compiler,
     /// Address of the listeners of NodePort services.
     pub node_port_bind: IpAddr,
+    /// Where Ingresses are served.
+    pub ingress: IngressPorts,
     /// How long guests may take to end when the node goes down.
     pub stop_grace: Duration,
 }
 
 impl Config {
     /// Defaults for the node `name` at `address`: free ports, addresses of pods from `10.244.0.0/16`, the machine's own capacity,
-    /// NodePort listeners on loopback, no registry of its own.
+    /// NodePort listeners on loopback, no Ingresses, no registry of its own.
     pub fn new(
         name: impl Into<String>,
         data_dir: impl Into<PathBuf>,
@@ -78,10 +80,79 @@ impl Config {
             capacity: Capacity::default(),
             compiler: Compiler::default(),
             node_port_bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            ingress: IngressPorts::default(),
             stop_grace: Duration::from_secs(10),
         }
     }
 }
+
+/// Where Ingresses are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IngressPorts {
+    /// Address of the listeners.
+    pub bind: IpAddr,
+    /// Without TLS.
+    pub http: IngressPort,
+    /// With TLS.
+    pub https: IngressPort,
+}
+
+impl Default for IngressPorts {
+    /// Nowhere.
+    fn default() -> Self {
+        Self { bind: IpAddr::V4(Ipv4Addr::LOCALHOST), http: IngressPort::Off, https: IngressPort::Off }
+    }
+}
+
+impl IngressPorts {
+    /// The usual ports on loopback.
+    pub const fn usual() -> Self {
+        let bind = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        Self { bind, http: IngressPort::Usual(8080), https: IngressPort::Usual(8443) }
+    }
+
+    /// Free ports on loopback.
+    pub const fn free() -> Self {
+        Self { bind: IpAddr::V4(Ipv4Addr::LOCALHOST), http: IngressPort::Named(0), https: IngressPort::Named(0) }
+    }
+}
+
+/// A port for Ingresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IngressPort {
+    /// None.
+    Off,
+    /// One that nobody has asked for: where it is taken, the node starts without it and tries it again and again.
+    Usual(u16),
+    /// One that somebody has asked for: where it is taken, the node does not start. 0 takes a free one.
+    Named(u16),
+}
+
+impl IngressPort {
+    /// Its number.
+    pub fn number(self) -> Option<u16> {
+        match self {
+            Self::Off => None,
+            Self::Usual(number) | Self::Named(number) => Some(number),
+        }
+    }
+}
+
+impl FromStr for IngressPort {
+    type Err = NotAPort;
+
+    fn from_str(text: &str) -> Result<Self, NotAPort> {
+        match text {
+            "off" => Ok(Self::Off),
+            number => number.parse().map(Self::Named).map_err(|_| NotAPort(text.to_owned())),
+        }
+    }
+}
+
+/// The text is no port for Ingresses.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{0:?} is neither a port nor off")]
+pub struct NotAPort(String);
 
 /// Overrides of what the machine says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -150,6 +221,18 @@ impl FromStr for Cidr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reads_ports() {
+        for (text, expected) in
+            [("8080", IngressPort::Named(8080)), ("0", IngressPort::Named(0)), ("off", IngressPort::Off)]
+        {
+            assert_eq!(text.parse(), Ok(expected));
+        }
+        for wrong in ["", "-1", "65536", "OFF", "http"] {
+            assert!(wrong.parse::<IngressPort>().is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn reads_ranges() {

@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::disk::Disk;
 use crate::events::{Record, Recorder};
 use crate::images::Images;
+use crate::ingress::Gateway;
 use crate::logs::OpenFiles;
 use crate::machine::Machine;
 use crate::network::Network;
@@ -35,6 +36,8 @@ pub struct Context {
     pub engine: coracle_engine::Engine,
     /// Addresses, Services, routes.
     pub network: Arc<Network>,
+    /// Where Ingresses are served.
+    pub gateway: Arc<Gateway>,
     /// What the machine has.
     pub machine: Machine,
     /// What of it pods may ask for, as the downward API shows it.

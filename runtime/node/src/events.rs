@@ -43,7 +43,7 @@ const SEEN_FOR: Duration = Duration::from_secs(600);
 /// What an event is about, and what it says.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Record {
-    /// `Pod` or `Node`.
+    /// `Pod`, `Node`, `Service` or `Ingress`.
     pub kind: &'static str,
     /// Namespace of the object; empty for a node.
     pub namespace: Arc<str>,
@@ -195,6 +195,10 @@ impl Recorder {
 
     fn event(&self, record: &Record, name: &str, namespace: &str, at: Timestamp) -> Event {
         let time = Time(Timestamp::from_second(at.as_second()).unwrap_or(at));
+        let (api_version, component) = match record.kind {
+            "Ingress" => ("networking.k8s.io/v1", "ingress-controller"),
+            _ => ("v1", "kubelet"),
+        };
         Event {
             metadata: ObjectMeta {
                 name: Some(name.to_owned()),
@@ -202,7 +206,7 @@ impl Recorder {
                 ..ObjectMeta::default()
             },
             involved_object: ObjectReference {
-                api_version: Some("v1".to_owned()),
+                api_version: Some(api_version.to_owned()),
                 kind: Some(record.kind.to_owned()),
                 name: Some(record.name.to_string()),
                 namespace: Some(record.namespace.to_string()).filter(|namespace| !namespace.is_empty()),
@@ -213,11 +217,11 @@ impl Recorder {
             reason: Some(record.reason.to_owned()),
             message: Some(record.message.clone()),
             type_: Some(if record.warning { "Warning" } else { "Normal" }.to_owned()),
-            source: Some(EventSource { component: Some("kubelet".to_owned()), host: Some(self.inner.node.clone()) }),
+            source: Some(EventSource { component: Some(component.to_owned()), host: Some(self.inner.node.clone()) }),
             first_timestamp: Some(time.clone()),
             last_timestamp: Some(time),
             count: Some(1),
-            reporting_component: Some("kubelet".to_owned()),
+            reporting_component: Some(component.to_owned()),
             reporting_instance: Some(self.inner.node.clone()),
             ..Event::default()
         }

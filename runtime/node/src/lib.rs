@@ -13,6 +13,7 @@
 //! | `env`, `volumes`, `downward`, `objects`, `tokens` | what a container is given |
 //! | `network` | a guest's sockets, names and outgoing requests; the table of pods for the mesh |
 //! | `logs`, `events` | what is kept of pods for people |
+//! | `ingress` | the node's part in serving Ingresses: certificates from Secrets, what is told of them |
 //! | `kubelet` | the HTTPS endpoint for API servers: logs, port-forward, figures |
 //!
 //! Annotations of a pod that this node understands: see [`annotations`].
@@ -28,6 +29,7 @@ mod downward;
 mod env;
 mod events;
 mod images;
+mod ingress;
 mod kubelet;
 mod logs;
 mod machine;
@@ -44,9 +46,10 @@ mod timers;
 mod tokens;
 mod volumes;
 
-pub use config::{Capacity, Cidr, Config, NotACidr};
+pub use config::{Capacity, Cidr, Config, IngressPort, IngressPorts, NotACidr, NotAPort};
 pub use coracle_engine::{
     Checked, Compiler, Figure, Unfit, bench as engine_bench, check, compile_worker, neighbours as neighbours_bench,
 };
 pub use images::ImageError;
+pub use ingress::ANNOTATION as INGRESS_ANNOTATION;
 pub use node::{Error, Node};

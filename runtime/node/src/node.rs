@@ -31,6 +31,7 @@ use crate::context::Context;
 use crate::disk::{self, Disk};
 use crate::events::{Record, Recorder};
 use crate::images::{ImageError, Images};
+use crate::ingress::{self, Gateway};
 use crate::kubelet;
 use crate::logs::OpenFiles;
 use crate::machine::Machine;
@@ -66,6 +67,21 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A port for Ingresses that somebody has asked for.
+    #[error(
+        "listen at {address} for Ingresses: is another program using it? choose another with --http-port or --https-port, 0 for a \
+         free one, or off"
+    )]
+    Ingress {
+        /// Where.
+        address: std::net::SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The certificate for hosts that have none.
+    #[error("make a certificate for hosts that have none")]
+    Certificate(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// A node. Clones are the same one.
@@ -93,6 +109,7 @@ impl Node {
         let listen = |source| Error::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(listen)?;
         let port = listener.local_addr().map_err(listen)?.port();
+        let gateway = Arc::new(Gateway::open(&config)?);
         let mut machine = Machine::read(config.capacity, config.pod_cidr, &config.data_dir);
         let engine = start_engine(&config, &machine).await?;
         machine.pods = machine.pods.min(u64::from(engine.instances_max()));
@@ -135,6 +152,7 @@ impl Node {
                 recorder,
                 engine,
                 network,
+                gateway,
                 machine,
                 config,
             })
@@ -160,6 +178,12 @@ impl Node {
         let _ = synced.wait_for(|synced| *synced).await;
         let _ = registered.wait_for(|registered| *registered).await;
         self.inner.pods.context.network.discovery.synced().await;
+        self.inner.pods.context.gateway.tried().await;
+    }
+
+    /// Where it serves Ingresses, as URLs; complete when it is ready.
+    pub fn ingress_urls(&self) -> Vec<String> {
+        self.inner.pods.context.gateway.urls()
     }
 
     /// Pulls and compiles an image before any pod names it; pods that come meanwhile wait for the same compilation, and find
@@ -185,6 +209,7 @@ impl Node {
         let node_ports = Some(context.config.node_port_bind);
         // Connections of clients are served where guests may run.
         context.tasks.spawn_on(network.proxy.clone().run(node_ports, until("proxy")), context.engine.gateway());
+        ingress::run(context, &until);
         context.tasks.spawn(disk::run(pods.clone(), synced.subscribe(), until("disk")));
         let jumped = pods.clone();
         context.tasks.spawn(clock::watch(move |_| jumped.time_jumped(), until("clock")));

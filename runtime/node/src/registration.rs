@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::object::Facts;
 use crate::context::Context;
+use crate::ingress;
 use crate::pod::Pods;
 
 /// How often the Lease is renewed.
@@ -141,6 +142,7 @@ impl Registration {
     async fn keep(&self, seen: &watch::Sender<Option<Value>>) {
         let mut changes = seen.subscribe();
         let mut disk = self.context.disk.changed();
+        let mut gateway = self.context.gateway.changed();
         let mut written: Option<Instant> = None;
         loop {
             let is_due =
@@ -162,13 +164,20 @@ impl Registration {
                 () = tokio::time::sleep(LOOK_EVERY) => {}
                 Ok(()) = changes.changed() => tokio::time::sleep(if is_due { STATUS_EVERY_MIN } else { Duration::ZERO }).await,
                 Ok(()) = disk.changed() => {}
+                Ok(()) = gateway.changed() => {}
             }
         }
     }
 
     /// Whether the object as it was seen says what is true. One that was not seen yet says nothing wrong.
     fn agrees(&self, seen: &Option<Value>) -> bool {
-        seen.as_ref().is_none_or(|seen| self.facts.agrees(&self.context, &seen["status"]))
+        let says = |seen: &Value| self.says_ingress(seen) && self.facts.agrees(&self.context, &seen["status"]);
+        seen.as_ref().is_none_or(says)
+    }
+
+    /// Whether the object says where Ingresses are served.
+    fn says_ingress(&self, seen: &Value) -> bool {
+        seen["metadata"]["annotations"][ingress::ANNOTATION].as_str() == self.context.gateway.annotation().as_deref()
     }
 
     /// Follows the node's own object.
@@ -237,6 +246,11 @@ impl Registration {
             // What was replaced meanwhile does not serve beside its replacement: only then this node is ready again.
             let ended = tokio::time::timeout(ANSWER_MAX, self.pods.end_replaced()).await;
             ended.map_err(|_| Error::Late)?.map_err(Error::Transport)?;
+        }
+        if !self.says_ingress(&old) {
+            let annotation = json!({ (ingress::ANNOTATION): self.context.gateway.annotation() });
+            let patch = json!({"metadata": {"annotations": annotation}});
+            self.send(Method::PATCH, &path, "application/merge-patch+json", &patch).await?;
         }
         let patch = json!({"status": self.facts.status(&self.context, &old["status"])});
         let path = format!("{path}/status");

@@ -41,7 +41,18 @@ impl Process {
     pub async fn start(program: &Path) -> Result<Process, Error> {
         let dir = tempfile::tempdir()?;
         let mut child = Command::new(program)
-            .args(["up", "--api-port", "0", "--registry-port", "0", "--data-dir"])
+            .args([
+                "up",
+                "--api-port",
+                "0",
+                "--registry-port",
+                "0",
+                "--http-port",
+                "0",
+                "--https-port",
+                "0",
+                "--data-dir",
+            ])
             .arg(dir.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_node::{Cidr, Node};
+use coracle_node::{Cidr, IngressPorts, Node};
 use http::Request;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -70,6 +70,8 @@ pub struct WorkerOptions {
     pub port: u16,
     /// Address of the listeners of NodePort services.
     pub node_port_bind: IpAddr,
+    /// Where Ingresses are served.
+    pub ingress: IngressPorts,
     /// Where components are compiled.
     pub compiler: Compiler,
 }
@@ -84,6 +86,7 @@ impl WorkerOptions {
             address: None,
             port: 10_250,
             node_port_bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            ingress: IngressPorts::usual(),
             compiler: Compiler::InProcess,
         }
     }
@@ -196,6 +199,7 @@ impl Worker {
             registry: Some(registry.to_string()),
             min_free_bytes: coracle_server::free_floor(&options.data_dir),
             node_port_bind: options.node_port_bind,
+            ingress: options.ingress,
             compiler: options.compiler.clone(),
             ..coracle_node::Config::new(
                 &identity.name,
@@ -234,6 +238,11 @@ impl Worker {
     /// Its name in the cluster.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Where it serves Ingresses, as URLs; complete when it is ready.
+    pub fn ingress_urls(&self) -> Vec<String> {
+        self.node.ingress_urls()
     }
 
     /// The server that it has joined.

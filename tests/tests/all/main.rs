@@ -6,6 +6,7 @@ mod command_line;
 mod crash;
 mod failover;
 mod images;
+mod ingress;
 mod kubectl;
 mod linearizability;
 mod nodes;

@@ -43,6 +43,7 @@ pub(super) struct Stored {
     /// What a new object gets, after its status was emptied.
     create: fn(&mut Value),
     check: fn(&Value, &mut FieldErrors),
+    warn: fn(&Value) -> Vec<String>,
     /// Paths of what must be there.
     required: &'static [&'static str],
     /// Fields of the object that never change.
@@ -67,6 +68,7 @@ impl Stored {
             default: |_| {},
             create: |_| {},
             check: |_, _| {},
+            warn: |_| Vec::new(),
             required: &[],
             fixed: &[],
             path_names: false,
@@ -99,6 +101,10 @@ impl Stored {
 
     const fn check_by(self, check: fn(&Value, &mut FieldErrors)) -> Stored {
         Stored { check, ..self }
+    }
+
+    const fn warn_by(self, warn: fn(&Value) -> Vec<String>) -> Stored {
+        Stored { warn, ..self }
     }
 
     const fn requires(self, required: &'static [&'static str]) -> Stored {
@@ -232,6 +238,10 @@ impl Strategy for Stored {
         } else {
             names::name_is_dns_subdomain(name, is_prefix)
         }
+    }
+
+    fn warnings(&self, object: &Value, _old: Option<&Value>) -> Vec<String> {
+        (self.warn)(object)
     }
 
     fn has_generation(&self) -> bool {

@@ -1,5 +1,6 @@
 //! Admission: what the cluster adds to objects, or refuses, beside what is valid in itself (kubernetes-api §19).
 
+pub(crate) mod ingress_class;
 mod lifecycle;
 pub(crate) mod network;
 mod node;
@@ -39,6 +40,9 @@ pub(crate) async fn create(at: &Attributes<'_>, object: &mut Value) -> Result<bo
     authz::rbac::grants(at.cluster, at.caller, (at.resource, at.namespace), object, None)?;
     if is(at.resource, "", "nodes") {
         node::create(object);
+    }
+    if is(at.resource, "networking.k8s.io", "ingresses") && at.subresource.is_empty() {
+        ingress_class::create(at, object)?;
     }
     let is_pod = is(at.resource, "", "pods");
     if is_pod {

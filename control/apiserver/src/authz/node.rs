@@ -22,6 +22,11 @@ use crate::request::call::Call;
 use crate::store::keyed::NODE;
 use crate::store::{self, Seen};
 
+const NETWORKING: &str = "networking.k8s.io";
+/// `spec.controller` of classes whose Ingresses nodes serve.
+const CONTROLLER: &str = "coracle.dev/ingress";
+/// Of Secrets that hold a certificate.
+const TLS: &str = "kubernetes.io/tls";
 const READS: [&str; 3] = ["get", "list", "watch"];
 
 /// Whether a node agent may ask for this.
@@ -39,6 +44,8 @@ pub(super) fn allows(node: &str, asked: &Attributes<'_>) -> bool {
         ("", "services" | "endpoints" | "persistentvolumes" | "serviceaccounts", "") if reads => true,
         ("discovery.k8s.io", "endpointslices", "") if reads => true,
         ("node.k8s.io", "runtimeclasses", "") if reads => true,
+        // Every node serves them.
+        ("networking.k8s.io", "ingresses" | "ingressclasses", "") if reads => true,
         ("storage.k8s.io", "csidrivers" | "volumeattachments", "") if reads => true,
         ("", "nodes", "") if creates => true,
         ("", "nodes", "" | "status") => matches!(asked.verb, "update" | "patch") && asked.name == node,
@@ -110,7 +117,8 @@ fn is_related(cluster: &Cluster, node: &str, asked: &Attributes<'_>, selector: &
         ("", kind @ ("secrets" | "configmaps" | "persistentvolumeclaims")) => match (asked.namespace, named) {
             ("", _) | (_, None) => Err("can only read one named object at a time".to_owned()),
             (namespace, Some(name)) => {
-                let is_related = any_pod(cluster, node, namespace, |pod| refers(&pod["spec"], kind, name));
+                let is_related = any_pod(cluster, node, namespace, |pod| refers(&pod["spec"], kind, name))
+                    || kind == "secrets" && any_ingress(cluster, namespace, name);
                 if is_related { Ok(()) } else { Err(unrelated(node)) }
             }
         },
@@ -268,6 +276,37 @@ fn any_pod(cluster: &Cluster, node: &str, namespace: &str, is_such: impl Fn(&Val
     })
 }
 
+/// Whether an Ingress that nodes serve names the Secret for TLS, which holds a certificate or does not exist yet.
+fn any_ingress(cluster: &Cluster, namespace: &str, secret: &str) -> bool {
+    let find = |group, name| cluster.catalog.named(group, name);
+    let (Some(ingresses), Some(classes)) = (find(NETWORKING, "ingresses"), find(NETWORKING, "ingressclasses")) else {
+        return false;
+    };
+    let read = |resource: &Arc<Resource>, name: &str| {
+        let record = cluster.store.get(resource, name)?;
+        Seen::new(resource, &record).stored().ok()
+    };
+    let is_ours = |class: &str| read(classes, class).is_some_and(|class| class["spec"]["controller"] == CONTROLLER);
+    let snapshot = cluster.store.keyspace.snapshot(ingresses.row.collection);
+    let names = store::range(&snapshot.records, Some(namespace), None).any(|(_, record)| {
+        let Ok(ingress) = Seen::new(ingresses, record).stored() else { return false };
+        let mut tls = ingress["spec"]["tls"].as_array().into_iter().flatten();
+        tls.any(|tls| tls["secretName"] == secret) && class_of(&ingress).is_some_and(is_ours)
+    });
+    // Whoever may write Ingresses has no node read anything but certificates.
+    let holds = || {
+        let secrets = find("", "secrets")?;
+        Some(read(secrets, &secrets.record_name(Some(namespace), secret))?["type"] == TLS)
+    };
+    names && holds().unwrap_or(true)
+}
+
+/// The class of an Ingress.
+fn class_of(ingress: &Value) -> Option<&str> {
+    let annotation = &ingress["metadata"]["annotations"]["kubernetes.io/ingress.class"];
+    ingress["spec"]["ingressClassName"].as_str().or_else(|| annotation.as_str())
+}
+
 /// Whether a pod names the object `name` of this kind.
 fn refers(spec: &Value, kind: &str, name: &str) -> bool {
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
@@ -331,6 +370,10 @@ mod tests {
             (ask("get", "", "services", "proxy", "default", "s"), false),
             (ask("get", "", "nodes", "proxy", "", "b"), false),
             (ask("list", "apps", "deployments", "", "default", ""), false),
+            (ask("watch", "networking.k8s.io", "ingresses", "", "", ""), true),
+            (ask("list", "networking.k8s.io", "ingressclasses", "", "", ""), true),
+            (ask("patch", "networking.k8s.io", "ingresses", "status", "default", "i"), false),
+            (ask("update", "networking.k8s.io", "ingresses", "", "default", "i"), false),
             (ask("impersonate", "", "users", "", "", "admin"), false),
         ] {
             assert_eq!(allows("a", &asked), expected, "{asked:?}");

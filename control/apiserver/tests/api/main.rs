@@ -5,6 +5,7 @@ mod authentication;
 mod bounds;
 mod custom;
 mod deletion;
+mod ingress;
 mod kinds;
 mod lists;
 mod nodes;

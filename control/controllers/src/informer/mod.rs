@@ -475,6 +475,8 @@ whole!(
     k8s_openapi::api::core::v1::Service,
     k8s_openapi::api::core::v1::ServiceAccount,
     k8s_openapi::api::discovery::v1::EndpointSlice,
+    k8s_openapi::api::networking::v1::Ingress,
+    k8s_openapi::api::networking::v1::IngressClass,
     k8s_openapi::api::policy::v1::PodDisruptionBudget
 );
 

@@ -2,7 +2,6 @@
 //!
 //! A port is a number and a protocol: TCP ([`tcp`]) and UDP ([`udp`]) may share the number.
 
-mod places;
 mod tcp;
 mod udp;
 
@@ -21,25 +20,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::places::{Bounds, Places};
+use crate::accept::{self, DRAIN, Door, RETRY_FIRST, RETRY_MAX};
+use crate::places::{Bounds, Key, Places};
 use crate::routes::Route;
 use crate::{Asker, Error, Proxy, ServiceFailure};
 
-/// Connections at a time. Of more, those for which nothing is under way give way; while there are none, more wait in the
-/// kernel's queues.
-const CONNECTIONS_MAX: Bounds = Bounds { node: 20_000, port: 10_000 };
 /// Clients that send datagrams at a time, each with a descriptor. Of more, those give way that got no answer yet, then those
 /// that have rested longest.
 const UDP_CLIENTS_MAX: Bounds = Bounds { node: 8192, port: 4096 };
-/// How long connections may finish what they began when the node goes down or the Service is gone.
-const DRAIN: Duration = Duration::from_secs(5);
-/// First wait until a port that is taken is tried again; doubles.
-const RETRY_FIRST: Duration = Duration::from_secs(1);
-/// Longest wait until a port that is taken is tried again.
-const RETRY_MAX: Duration = Duration::from_secs(30);
-
-/// A listener's number and protocol.
-type Key = (u16, Protocol);
 
 /// The Service that a port belongs to, and which of its ports it is.
 #[derive(Clone)]
@@ -62,6 +50,10 @@ struct Inbound {
 }
 
 impl Inbound {
+    fn door(&self) -> Door {
+        Door { key: self.key, stop: self.stop.clone(), tasks: self.tasks.clone(), places: self.places.clone() }
+    }
+
     /// For whom the way to other nodes is used.
     fn asker(&self) -> Asker {
         Asker::NodePort(self.key.0)
@@ -100,13 +92,14 @@ pub(crate) struct Listeners {
 
 impl Listeners {
     pub fn new(proxy: Proxy, bind: Option<IpAddr>) -> Listeners {
+        let places = proxy.places.clone();
         Listeners {
             proxy,
             bind,
             listeners: HashMap::new(),
             failures: HashMap::new(),
             tasks: TaskTracker::new(),
-            places: Places::new(CONNECTIONS_MAX),
+            places,
             udp_places: Places::new(UDP_CLIENTS_MAX),
             stop: CancellationToken::new(),
         }
@@ -156,7 +149,9 @@ impl Listeners {
         };
         let opened = match key.1 {
             Protocol::Tcp => TcpListener::bind(address).await.map(|listener| {
-                self.tasks.spawn(tcp::accept(inbound.clone(), listener));
+                let serving = inbound.clone();
+                let serve = move |stream, _, turns| tcp::connection(serving.clone(), stream, turns);
+                self.tasks.spawn(accept::accept(inbound.door(), listener, serve));
             }),
             Protocol::Udp => UdpSocket::bind(address).await.map(|socket| {
                 self.tasks.spawn(udp::relay(inbound.clone(), socket));

@@ -3,91 +3,19 @@
 //! they mean: HTTP/2, gRPC, WebSocket or no HTTP at all.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use futures::{FutureExt as _, StreamExt as _};
 use http::Request;
-use tokio::net::{TcpListener, TcpStream};
-use tokio_util::sync::CancellationToken;
+use tokio::net::TcpStream;
 
-use super::places::Place;
-use super::{DRAIN, Inbound};
+use super::Inbound;
 use crate::balance::{Picked, Tried};
 use crate::endpoint::{Connected, Failure};
 use crate::retry::ATTEMPTS_MAX;
 use crate::turns::Turns;
 use crate::{Body, BoxError, Stream, Uncertain, serve, spare, upgrade};
 
-/// First wait after a connection could not be accepted, as when there are no more descriptors; doubles.
-const ACCEPT_RETRY_FIRST: Duration = Duration::from_millis(5);
-/// Longest wait until connections are accepted again.
-const ACCEPT_RETRY_MAX: Duration = Duration::from_secs(1);
-
-/// Accepts until told to stop.
-pub(super) async fn accept(inbound: Inbound, listener: TcpListener) {
-    let mut wait = ACCEPT_RETRY_FIRST;
-    loop {
-        // Waiting is all that is cut here: who is connected by then is one of those at the end.
-        let accepted = tokio::select! {
-            () = inbound.stop.cancelled() => break,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            // One that was among the last is served for others that leave.
-            Ok((stream, _)) if spare::is_spare(&stream) || inbound.places.make_way() => {
-                wait = ACCEPT_RETRY_FIRST;
-                let over = CancellationToken::new();
-                let place = tokio::select! {
-                    () = inbound.stop.cancelled() => None,
-                    place = inbound.places.enter(inbound.key, &over) => Some(place),
-                };
-                spawn(&inbound, stream, over, place);
-            }
-            Ok((stream, _)) => {
-                tracing::debug!("a client of a node port is let go: the process has few descriptors left");
-                drop(stream);
-                tokio::time::sleep(ACCEPT_RETRY_FIRST).await;
-            }
-            Err(error) => {
-                // A pause lets connections end, instead of spinning on the error.
-                tracing::debug!(%error, "accept");
-                inbound.places.make_way();
-                tokio::select! {
-                    () = inbound.stop.cancelled() => break,
-                    () = tokio::time::sleep(wait) => wait = (wait * 2).min(ACCEPT_RETRY_MAX),
-                }
-            }
-        }
-    }
-    // Who is connected as far as it knows is answered, not reset: bounded by the kernel's queue.
-    while let Some(Ok((stream, _))) = listener.accept().now_or_never() {
-        spawn(&inbound, stream, CancellationToken::new(), None);
-    }
-}
-
-fn spawn(inbound: &Inbound, stream: TcpStream, gave_way: CancellationToken, place: Option<Place>) {
-    let inbound = inbound.clone();
-    inbound.tasks.clone().spawn(async move {
-        let stop = inbound.stop.clone();
-        let over = async {
-            stop.cancelled().await;
-            tokio::time::sleep(DRAIN).await;
-        };
-        let (mut over, mut gave_way) = (serve::aside(over), serve::aside(gave_way.cancelled()));
-        let turns = place.as_ref().map(|place| place.turns.clone()).unwrap_or_default();
-        tokio::select! {
-            result = connection(inbound, stream, turns) => if let Err(error) = result {
-                tracing::debug!(error, "connection");
-            },
-            // What is under way has had its time.
-            _ = over.next() => {}
-            _ = gave_way.next() => tracing::debug!("a client that waits gives way to others"),
-        }
-        drop(place);
-    });
-}
-
-async fn connection(inbound: Inbound, stream: TcpStream, turns: Arc<Turns>) -> Result<(), BoxError> {
+/// Serves one connection.
+pub(super) async fn connection(inbound: Inbound, stream: TcpStream, turns: Arc<Turns>) -> Result<(), BoxError> {
     stream.set_nodelay(true)?;
     spare::keep_alive(&stream)?;
     match connect(&inbound).await? {
@@ -163,11 +91,14 @@ mod tests {
     use arc_swap::ArcSwap;
     use coracle_discovery::Protocol;
     use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+    use tokio_util::sync::CancellationToken;
     use tokio_util::task::TaskTracker;
 
-    use super::super::places::{Bounds, Places};
-    use super::super::{Key, Target};
+    use super::super::Target;
     use super::*;
+    use crate::accept::accept;
+    use crate::places::{Bounds, Key, Places};
     use crate::tests::world::{SOON, World, echo, read_head, write};
 
     const KEY: Key = (80, Protocol::Tcp);
@@ -188,7 +119,9 @@ mod tests {
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        inbound.tasks.spawn(accept(inbound.clone(), listener));
+        let serving = inbound.clone();
+        let serve = move |stream, _, turns| connection(serving.clone(), stream, turns);
+        inbound.tasks.spawn(accept(inbound.door(), listener, serve));
         (inbound, address)
     }
 

@@ -13,9 +13,9 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::places::Place;
 use super::{Inbound, UDP_CLIENTS_MAX};
 use crate::balance::{Picked, Tried};
+use crate::places::Place;
 use crate::spare;
 
 /// A client that neither sends nor gets anything for so long is forgotten (the kernel's own times, for a stream of datagrams
@@ -218,9 +218,9 @@ async fn replies(flow: &Flow, socket: &UdpSocket, client: SocketAddr, mut first:
 
 #[cfg(test)]
 mod tests {
-    use super::super::places::{Bounds, Places};
     use super::*;
     use crate::Local;
+    use crate::places::{Bounds, Places};
     use crate::tests::world::World;
     use arc_swap::ArcSwap;
     use serde_json::json;

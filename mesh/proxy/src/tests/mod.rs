@@ -1,5 +1,6 @@
 //! The whole mesh of a node, with a scripted API server before it and scripted endpoints behind it.
 
 mod calls;
+mod gateway;
 mod node_ports;
 pub(crate) mod world;

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use coracle_discovery::{Discovery, Protocol, Service, Snapshot};
+use coracle_discovery::{Discovery, Ingresses, Protocol, Routing, Service, Snapshot};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, stream};
 use http::{Request, Response};
@@ -175,6 +175,9 @@ impl LocalEndpoints for Pods {
 pub struct World {
     services: Arc<Kind>,
     slices: Arc<Kind>,
+    ingresses: Arc<Kind>,
+    /// Followed by who asks for it.
+    pub routes: Ingresses,
     pub discovery: Discovery,
     pub pods: Arc<Pods>,
     pub proxy: Proxy,
@@ -186,21 +189,44 @@ impl World {
     pub async fn new() -> World {
         let services = Arc::new(Kind::new("v1", "ServiceList"));
         let slices = Arc::new(Kind::new("discovery.k8s.io/v1", "EndpointSliceList"));
-        let kinds = (services.clone(), slices.clone());
+        let ingresses = Arc::new(Kind::new("networking.k8s.io/v1", "IngressList"));
+        let classes = Arc::new(Kind::new("networking.k8s.io/v1", "IngressClassList"));
+        classes.put("coracle", json!({"spec": {"controller": "coracle.dev/ingress"}}));
+        let kinds = [("/services", services.clone()), ("/ingresses", ingresses.clone()), ("/ingressclasses", classes)];
+        let rest = slices.clone();
         let api = tower::service_fn(move |request: Request<ApiBody>| {
-            let kind = if request.uri().path().ends_with("/services") { &kinds.0 } else { &kinds.1 };
+            let named = kinds.iter().find(|(name, _)| request.uri().path().ends_with(name));
+            let kind = named.map_or(&rest, |(_, kind)| kind);
             let is_watch = request.uri().query().is_some_and(|query| query.contains("watch=true"));
             let answer = kind.answer(is_watch);
             async move { Ok::<_, Infallible>(answer) }
         });
-        let discovery = Discovery::new(kube::Client::new(api, "default"));
+        let client = kube::Client::new(api, "default");
+        let (discovery, routes) = (Discovery::new(client.clone()), Ingresses::new(client));
         let pods = Arc::new(Pods { places_elsewhere: AtomicUsize::new(usize::MAX), ..Pods::default() });
         let proxy = Proxy::new(discovery.clone(), pods.clone());
         let stop = CancellationToken::new();
         tokio::spawn(discovery.clone().run(stop.clone()));
         let running = tokio::spawn(proxy.clone().run(Some([127, 0, 0, 1].into()), stop.clone()));
         discovery.synced().await;
-        World { services, slices, discovery, pods, proxy, stop, running }
+        World { services, slices, ingresses, routes, discovery, pods, proxy, stop, running }
+    }
+
+    /// An Ingress of our class.
+    pub fn ingress(&self, name: &str, annotations: Value, mut spec: Value) {
+        spec["ingressClassName"] = json!("coracle");
+        self.ingresses.put(name, json!({"metadata": {"uid": name, "annotations": annotations}, "spec": spec}));
+    }
+
+    /// Waits until the routes are so.
+    pub async fn routed(&self, is: impl Fn(&Routing) -> bool) {
+        let mut generations = self.routes.subscribe();
+        let routed = async {
+            while !is(&self.routes.routing()) {
+                generations.changed().await.unwrap();
+            }
+        };
+        tokio::time::timeout(SOON, routed).await.expect("the routes are known");
     }
 
     /// A Service with these ports (`{"port": …, "nodePort": …}`).

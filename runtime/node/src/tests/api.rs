@@ -79,6 +79,20 @@ impl Api {
         self.state.lock().objects.insert(format!("{kind}/{name}"), object);
     }
 
+    /// Puts an object of any kind into the namespace `default`, for whoever lists it.
+    pub fn put_object(&self, kind: &str, name: &str, mut object: Value) {
+        object["metadata"]["name"] = json!(name);
+        object["metadata"]["namespace"] = json!("default");
+        object["metadata"]["resourceVersion"] = json!("1");
+        self.state.lock().objects.insert(format!("{kind}/{name}"), object);
+    }
+
+    /// The events recorded about an object.
+    pub fn events(&self, name: &str) -> Vec<Value> {
+        let state = self.state.lock();
+        state.recorded.iter().filter(|event| event["involvedObject"]["name"] == name).cloned().collect()
+    }
+
     pub fn create(&self, name: &str, annotations: Value, spec: Value) {
         let mut state = self.state.lock();
         let uid = format!("uid-{name}");
@@ -310,7 +324,24 @@ impl Api {
                 let items: Vec<Value> = found.into_iter().collect();
                 answer(StatusCode::OK, &json!({"metadata": {"resourceVersion": "1"}, "items": items}))
             }
-            (&Method::GET, _) => answer(StatusCode::OK, &json!({"metadata": {"resourceVersion": "1"}, "items": []})),
+            (&Method::GET, [.., kind]) => {
+                let state = self.state.lock();
+                let items: Vec<&Value> = state
+                    .objects
+                    .iter()
+                    .filter(|(key, _)| key.split_once('/').is_some_and(|(of, _)| of == *kind))
+                    .map(|(_, object)| object)
+                    .collect();
+                answer(StatusCode::OK, &json!({"metadata": {"resourceVersion": "1"}, "items": items}))
+            }
+            (&Method::PATCH, ["api", "v1", "nodes", _]) => {
+                let mut state = self.state.lock();
+                for (name, value) in body["metadata"]["annotations"].as_object().into_iter().flatten() {
+                    state.node["metadata"]["annotations"][name] = value.clone();
+                }
+                self.store_node(&mut state);
+                answer(StatusCode::OK, &json!({}))
+            }
             (&Method::PATCH, ["api", "v1", "namespaces", _, "pods", name, "status"]) => self.write(name, &body),
             (&Method::DELETE, ["api", "v1", "namespaces", _, "pods", name]) => {
                 let mut state = self.state.lock();

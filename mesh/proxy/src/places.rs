@@ -1,26 +1,33 @@
-//! Places at the node's ports, of a port and of the node. When all are taken, clients for whom nothing is under way give way to
+//! Places at this node's ports, of a port and of the node. When all are taken, clients for whom nothing is under way give way to
 //! new ones, so that nobody shuts a port by connecting often and saying little.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use coracle_discovery::Protocol;
 use tokio_util::sync::CancellationToken;
 
-use super::Key;
 use crate::turns::{PASSING_REST, Turns, Wanted};
+
+/// A listener's number and protocol.
+pub(crate) type Key = (u16, Protocol);
+
+/// Connections at a time, of node ports and of what serves Ingresses. Of more, those for which nothing is under way give way; while
+/// there are none, more wait in the kernel's queues.
+pub(crate) const CONNECTIONS_MAX: Bounds = Bounds { node: 20_000, port: 10_000 };
 
 /// One in so many gives way at a time, so that not each new client costs a look at all.
 const SHARE: usize = 64;
 
 /// How many clients there may be at a time.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Bounds {
+pub(crate) struct Bounds {
     pub node: usize,
     pub port: usize,
 }
 
 #[derive(Debug)]
-pub(super) struct Places {
+pub(crate) struct Places {
     bounds: Bounds,
     table: Mutex<Table>,
     wanted: Arc<Wanted>,
@@ -35,7 +42,7 @@ struct Table {
 
 /// A client's place, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     places: Arc<Places>,
     number: u64,
     pub turns: Arc<Turns>,

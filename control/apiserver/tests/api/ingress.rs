@@ -1,0 +1,102 @@
+//! Ingresses: their class, and what nodes may read for them.
+
+use axum::body::Body;
+use http::Request;
+use serde_json::{Value, json};
+
+use super::{Server, node};
+
+const CLASSES: &str = "/apis/networking.k8s.io/v1/ingressclasses";
+const INGRESSES: &str = "/apis/networking.k8s.io/v1/namespaces/default/ingresses";
+const SECRETS: &str = "/api/v1/namespaces/default/secrets";
+const DEFAULT: &str = "ingressclass.kubernetes.io/is-default-class";
+
+fn ingress(name: &str, spec: Value) -> Value {
+    let mut spec = spec;
+    spec["defaultBackend"] = json!({"service": {"name": "web", "port": {"number": 80}}});
+    json!({"kind": "Ingress", "metadata": {"name": name}, "spec": spec})
+}
+
+fn class(name: &str, controller: &str, is_default: bool) -> Value {
+    json!({"kind": "IngressClass", "metadata": {"name": name, "annotations": {DEFAULT: is_default.to_string()}},
+        "spec": {"controller": controller}})
+}
+
+#[tokio::test]
+async fn there_is_a_class_and_who_names_none_is_of_the_default_one() {
+    let server = Server::start().await;
+    let (_, ours) = server.get(&format!("{CLASSES}/coracle")).await;
+    assert_eq!(ours["spec"]["controller"], "coracle.dev/ingress");
+    assert_eq!(ours["metadata"]["annotations"][DEFAULT], "true");
+    let made = server.make(INGRESSES, ingress("a", json!({}))).await;
+    assert_eq!((&made["spec"]["ingressClassName"], &made["status"]), (&json!("coracle"), &json!({"loadBalancer": {}})));
+    assert_eq!(made["metadata"]["generation"], 1);
+    let mut annotated = ingress("b", json!({}));
+    annotated["metadata"]["annotations"] = json!({"kubernetes.io/ingress.class": "other"});
+    assert!(server.make(INGRESSES, annotated).await["spec"]["ingressClassName"].is_null());
+    let named = server.make(INGRESSES, ingress("c", json!({"ingressClassName": "nginx"}))).await;
+    assert_eq!(named["spec"]["ingressClassName"], "nginx");
+    // A second default, and none.
+    server.make(CLASSES, class("nginx", "k8s.io/ingress-nginx", true)).await;
+    let (code, status) = server.call("POST", INGRESSES, ingress("d", json!({}))).await;
+    let message = "ingresses.networking.k8s.io \"d\" is forbidden: Internal error occurred: 2 default IngressClasses were found, only 1 allowed";
+    assert_eq!((code, &status["message"]), (403, &json!(message)));
+    for name in ["nginx", "coracle"] {
+        let patch = json!({"metadata": {"annotations": {DEFAULT: "false"}}});
+        assert_eq!(server.call("PATCH", &format!("{CLASSES}/{name}"), patch).await.0, 200);
+    }
+    assert!(server.make(INGRESSES, ingress("e", json!({}))).await["spec"]["ingressClassName"].is_null());
+    // What somebody has made the default stays the only one, also when ours has to be made again.
+    let patch = json!({"metadata": {"annotations": {DEFAULT: "true"}}});
+    server.call("PATCH", &format!("{CLASSES}/nginx"), patch).await;
+    server.call("DELETE", &format!("{CLASSES}/coracle"), Value::Null).await;
+    let server = server.restart().await;
+    let (_, ours) = server.get(&format!("{CLASSES}/coracle")).await;
+    assert_eq!(ours["metadata"]["annotations"][DEFAULT], "false");
+}
+
+#[tokio::test]
+async fn a_node_reads_the_certificates_of_ingresses_that_it_serves_and_no_other_secret() {
+    let server = Server::start().await;
+    server.make(CLASSES, class("theirs", "k8s.io/ingress-nginx", false)).await;
+    for (name, kind) in [
+        ("tls", "kubernetes.io/tls"),
+        ("theirs", "kubernetes.io/tls"),
+        ("free", "kubernetes.io/tls"),
+        ("opaque", "Opaque"),
+    ] {
+        let data = json!({"tls.crt": "", "tls.key": ""});
+        server.make(SECRETS, json!({"metadata": {"name": name}, "type": kind, "data": data})).await;
+    }
+    let tls = |names: &[&str]| -> Vec<Value> { names.iter().map(|name| json!({"secretName": name})).collect() };
+    server.make(INGRESSES, ingress("ours", json!({"tls": tls(&["tls", "opaque", "later"])}))).await;
+    server.make(INGRESSES, ingress("theirs", json!({"ingressClassName": "theirs", "tls": tls(&["theirs"])}))).await;
+    let ask = async |path: &str| {
+        let request = Request::get(path).body(Body::empty()).unwrap();
+        server.send(Some(node("any")), request).await.code
+    };
+    for (path, expected) in [
+        (format!("{SECRETS}/tls"), 200),
+        (format!("{SECRETS}?fieldSelector=metadata.name%3Dtls"), 200),
+        (format!("{SECRETS}/later"), 404),
+        (format!("{SECRETS}/opaque"), 403),
+        (format!("{SECRETS}?fieldSelector=metadata.name%3Dopaque"), 403),
+        (format!("{SECRETS}/theirs"), 403),
+        (format!("{SECRETS}/free"), 403),
+        (SECRETS.to_owned(), 403),
+        ("/api/v1/secrets".to_owned(), 403),
+        ("/api/v1/namespaces/kube-system/secrets/tls".to_owned(), 403),
+        ("/api/v1/namespaces/default/configmaps/tls".to_owned(), 403),
+        (INGRESSES.to_owned(), 200),
+        ("/apis/networking.k8s.io/v1/ingresses".to_owned(), 200),
+        (CLASSES.to_owned(), 200),
+    ] {
+        assert_eq!(ask(&path).await, expected, "{path}");
+    }
+    // Nobody serves it any more.
+    server.call("DELETE", &format!("{INGRESSES}/ours"), Value::Null).await;
+    assert_eq!(ask(&format!("{SECRETS}/tls")).await, 403);
+    // Nor does a node write them.
+    let request = Request::builder().method("DELETE").uri(format!("{INGRESSES}/theirs")).body(Body::empty()).unwrap();
+    assert_eq!(server.send(Some(node("any")), request).await.code, 403);
+}

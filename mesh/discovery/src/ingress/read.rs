@@ -1,0 +1,153 @@
+//! An Ingress as it was written, read once: what it routes, the Secrets it names, and what is odd about it.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::networking::v1 as networking;
+
+use super::options::{self, Said};
+use super::{Problem, SecretKey};
+use crate::routes::{Backend, Compare, Host, Options, Origin, PortName, Route};
+
+/// The annotation that named a class before there was a field for it.
+const CLASS: &str = "kubernetes.io/ingress.class";
+/// Bytes that a path may have. A request's head has no more than some ten times as many.
+const PATH_BYTES_MAX: usize = 4096;
+/// What stands in patterns and hardly ever in paths.
+const PATTERN: [&str; 7] = ["(", "[", "\\", "^", "|", "$", ".*"];
+
+/// Who goes first where two want the same: the older one, then by name.
+pub(super) type Age = (i64, Arc<str>, Arc<str>);
+
+/// An Ingress.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Ingress {
+    /// To name it.
+    pub origin: Arc<Origin>,
+    pub(super) age: Age,
+    pub(super) class: Option<Arc<str>>,
+    /// Every route it has, by host; a host may be there more than once.
+    pub(super) rules: Vec<(Host, Vec<Rule>)>,
+    /// What takes all that its rules do not.
+    pub(super) default: Option<Arc<Route>>,
+    pub(super) tls: Vec<(Vec<Host>, Option<SecretKey>)>,
+    /// What it says that has no effect.
+    pub(super) problems: Vec<Problem>,
+}
+
+/// A path.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Rule {
+    pub compare: Compare,
+    pub path: Arc<str>,
+    pub route: Arc<Route>,
+}
+
+impl Ingress {
+    pub(super) fn read(object: networking::Ingress) -> Ingress {
+        let metadata = object.metadata;
+        let text = |value: Option<String>| Arc::<str>::from(value.unwrap_or_default());
+        let (namespace, name) = (text(metadata.namespace), text(metadata.name));
+        let created = metadata.creation_timestamp.map_or(i64::MAX, |time| time.0.as_second());
+        let uid = text(metadata.uid);
+        let origin = Arc::new(Origin { kind: "Ingress", namespace: namespace.clone(), name: name.clone(), uid });
+        let mut problems = Vec::new();
+        let annotations = metadata.annotations.unwrap_or_default();
+        let said = options::read(&annotations, &mut problems);
+        let spec = object.spec.unwrap_or_default();
+        let class =
+            spec.ingress_class_name.as_ref().or_else(|| annotations.get(CLASS)).map(|name| name.as_str().into());
+        let rules = spec.rules.unwrap_or_default();
+        let hosts: Vec<Host> = rules.iter().map(|rule| Host::parse(rule.host.as_deref().unwrap_or_default())).collect();
+        let tls = spec.tls.unwrap_or_default().into_iter().map(|tls| {
+            let named: Vec<Host> = tls.hosts.iter().flatten().map(|host| Host::parse(host)).collect();
+            let secret = tls.secret_name.filter(|name| !name.is_empty());
+            let secret = secret.map(|name| SecretKey { namespace: namespace.clone(), name: name.into() });
+            // One that names no host is for those of the rules.
+            (if named.is_empty() { hosts.clone() } else { named }, secret)
+        });
+        let tls: Vec<_> = tls.collect();
+        let reader = Reader { origin: origin.clone(), options: Arc::new(said.options.clone()), said, tls: &tls };
+        let default = spec.default_backend.map(|backend| reader.route(&Host::Any, backend, &mut problems));
+        let rules = hosts.into_iter().zip(rules).map(|(host, rule)| {
+            let paths = rule.http.map(|http| http.paths).unwrap_or_default();
+            let paths = paths.into_iter().filter_map(|path| reader.rule(&host, path, &mut problems)).collect();
+            (host, paths)
+        });
+        let rules = rules.collect();
+        let age = (created, namespace, name);
+        Ingress { origin, age, class, rules, default, tls, problems }
+    }
+
+    /// How many routes it has.
+    pub(super) fn routes(&self) -> usize {
+        self.rules.iter().map(|(_, paths)| paths.len()).sum::<usize>() + self.rules.len() + self.tls.len()
+    }
+
+    /// All hosts that it says something about.
+    pub(super) fn hosts(&self) -> impl Iterator<Item = &Host> {
+        self.rules.iter().map(|(host, _)| host).chain(self.tls.iter().flat_map(|(hosts, _)| hosts))
+    }
+
+    /// The Secrets that it names.
+    pub fn secrets(&self) -> impl Iterator<Item = &SecretKey> {
+        self.tls.iter().filter_map(|(_, secret)| secret.as_ref())
+    }
+
+    /// Who is to answer, each once as a rule.
+    pub fn backends(&self) -> impl Iterator<Item = &Backend> {
+        let routes = self.rules.iter().flat_map(|(_, paths)| paths).map(|rule| &rule.route);
+        routes.chain(&self.default).map(|route| &route.backend)
+    }
+}
+
+struct Reader<'a> {
+    origin: Arc<Origin>,
+    options: Arc<Options>,
+    said: Said,
+    tls: &'a [(Vec<Host>, Option<SecretKey>)],
+}
+
+impl Reader<'_> {
+    fn route(&self, host: &Host, backend: networking::IngressBackend, problems: &mut Vec<Problem>) -> Arc<Route> {
+        let has_tls = || self.tls.iter().any(|(hosts, _)| hosts.iter().any(|of_tls| of_tls.covers(host)));
+        let is_secure_only = self.said.force_ssl_redirect || self.said.ssl_redirect.unwrap_or(true) && has_tls();
+        let backend = self.backend(backend, problems);
+        Arc::new(Route { origin: self.origin.clone(), backend, is_secure_only, options: self.options.clone() })
+    }
+
+    fn backend(&self, backend: networking::IngressBackend, problems: &mut Vec<Problem>) -> Backend {
+        if let Some(service) = backend.service {
+            let port = service.port.unwrap_or_default();
+            let number = port.number.and_then(|number| u16::try_from(number).ok()).filter(|number| *number != 0);
+            let port = match number {
+                Some(number) => PortName::Number(number),
+                None => PortName::Name(port.name.unwrap_or_default().into()),
+            };
+            return Backend::Service { key: (self.origin.namespace.clone(), service.name.into()), port };
+        }
+        let resource = backend.resource.unwrap_or_default();
+        let what: Arc<str> = format!("{} {}", resource.kind, resource.name).into();
+        let message = format!("backend {what} is not supported: backends are Services; its requests are answered 503");
+        problems.push(Problem { reason: "UnsupportedBackend", message });
+        Backend::Other(what)
+    }
+
+    fn rule(&self, host: &Host, path: networking::HTTPIngressPath, problems: &mut Vec<Problem>) -> Option<Rule> {
+        let text = path.path.filter(|path| !path.is_empty()).unwrap_or_else(|| "/".to_owned());
+        if text.len() > PATH_BYTES_MAX {
+            let message = format!("a path of host {host} has more than {PATH_BYTES_MAX} bytes: it is left out");
+            problems.push(Problem { reason: "UnsupportedPath", message });
+            return None;
+        }
+        let is_specific = path.path_type == "ImplementationSpecific";
+        if is_specific && PATTERN.iter().any(|sign| text.contains(sign)) {
+            let message = format!(
+                "path {text:?} of host {host} is compared as text: regular expressions are not supported, and pathType \
+                 ImplementationSpecific means Prefix"
+            );
+            problems.push(Problem { reason: "UnsupportedPath", message });
+        }
+        let compare = if path.path_type == "Exact" { Compare::Exact } else { Compare::Prefix };
+        Some(Rule { compare, path: text.into(), route: self.route(host, path.backend, problems) })
+    }
+}

@@ -1,0 +1,592 @@
+//! Ingresses as they are known, and the route table made of them.
+//!
+//! What changes is noted by host; a new table makes the changed hosts anew and takes the others over as they are.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::Hash;
+use std::sync::Arc;
+
+use k8s_openapi::api::networking::v1 as networking;
+
+use super::read::{Age, Ingress};
+use super::{CONTROLLER, Problem, Routing, SecretKey, Told};
+use crate::routes::{Host, Paths};
+
+/// Routes of all Ingresses together; the newest of them are left out beyond it.
+const ROUTES_MAX: usize = 100_000;
+
+/// Namespace and name.
+type Key = (Arc<str>, Arc<str>);
+
+/// What a watch said.
+#[derive(Debug)]
+pub(super) enum Change {
+    ClassesInit,
+    Class(Box<networking::IngressClass>),
+    ClassGone(Box<networking::IngressClass>),
+    ClassesListed,
+    IngressesInit,
+    Ingress(Box<networking::Ingress>),
+    IngressGone(Box<networking::Ingress>),
+    IngressesListed,
+}
+
+/// What a list that is read again has shown so far: what is missing in it at its end is gone.
+#[derive(Debug)]
+struct Listed<K> {
+    is_complete: bool,
+    again: Option<HashSet<K>>,
+}
+
+impl<K> Default for Listed<K> {
+    fn default() -> Listed<K> {
+        Listed { is_complete: false, again: None }
+    }
+}
+
+impl<K: Eq + Hash + Clone> Listed<K> {
+    fn begin(&mut self) {
+        self.again = Some(HashSet::new());
+    }
+
+    fn see(&mut self, key: &K) {
+        if let Some(seen) = &mut self.again {
+            seen.insert(key.clone());
+        }
+    }
+
+    /// What of `known` is gone.
+    fn end<'a>(&mut self, known: impl Iterator<Item = &'a K>) -> Vec<K>
+    where
+        K: 'a,
+    {
+        self.is_complete = true;
+        let seen = self.again.take().unwrap_or_default();
+        known.filter(|key| !seen.contains(*key)).cloned().collect()
+    }
+}
+
+pub(super) struct Table {
+    /// Classes, and whether they are ours.
+    classes: HashMap<Arc<str>, bool>,
+    listed_classes: Listed<Arc<str>>,
+    /// Ingresses of any class: one may become ours.
+    ingresses: HashMap<Key, Arc<Ingress>>,
+    listed_ingresses: Listed<Key>,
+    by_class: HashMap<Arc<str>, HashSet<Key>>,
+    /// Those that are served.
+    served: HashMap<Key, Arc<Ingress>>,
+    by_host: HashMap<Host, BTreeMap<Age, Arc<Ingress>>>,
+    defaults: BTreeMap<Age, Arc<Ingress>>,
+    routes: usize,
+    routes_max: usize,
+    /// Those for which there is no room.
+    left_out: BTreeMap<Age, Key>,
+    changed: HashSet<Host>,
+    /// What was told of each host, so that it is told once.
+    conflicts: HashMap<Host, HashSet<(Arc<str>, Problem)>>,
+    told: Vec<Told>,
+}
+
+impl Default for Table {
+    fn default() -> Table {
+        Table::with_room_for(ROUTES_MAX)
+    }
+}
+
+impl Table {
+    fn with_room_for(routes_max: usize) -> Table {
+        Table {
+            classes: HashMap::new(),
+            listed_classes: Listed::default(),
+            ingresses: HashMap::new(),
+            listed_ingresses: Listed::default(),
+            by_class: HashMap::new(),
+            served: HashMap::new(),
+            by_host: HashMap::new(),
+            defaults: BTreeMap::new(),
+            routes: 0,
+            routes_max,
+            left_out: BTreeMap::new(),
+            changed: HashSet::new(),
+            conflicts: HashMap::new(),
+            told: Vec::new(),
+        }
+    }
+
+    /// Whether all was heard of once: half a list would look as if everything else were gone.
+    pub fn is_listed(&self) -> bool {
+        self.listed_classes.is_complete && self.listed_ingresses.is_complete
+    }
+
+    pub fn take(&mut self, change: Change) {
+        match change {
+            Change::ClassesInit => self.listed_classes.begin(),
+            Change::Class(class) => {
+                let name = Arc::<str>::from(class.metadata.name.unwrap_or_default());
+                let controller = class.spec.and_then(|spec| spec.controller);
+                self.listed_classes.see(&name);
+                self.class(&name, Some(controller.as_deref() == Some(CONTROLLER)));
+            }
+            Change::ClassGone(class) => self.class(&class.metadata.name.unwrap_or_default().into(), None),
+            Change::ClassesListed => {
+                for name in self.listed_classes.end(self.classes.keys()) {
+                    self.class(&name, None);
+                }
+            }
+            Change::IngressesInit => self.listed_ingresses.begin(),
+            Change::Ingress(object) => {
+                let ingress = Arc::new(Ingress::read(*object));
+                let key = (ingress.origin.namespace.clone(), ingress.origin.name.clone());
+                self.listed_ingresses.see(&key);
+                // Most changes are of its status.
+                if self.ingresses.get(&key).is_some_and(|before| *before == ingress) {
+                    return;
+                }
+                self.remove(&key);
+                if let Some(class) = &ingress.class {
+                    self.by_class.entry(class.clone()).or_default().insert(key.clone());
+                }
+                self.ingresses.insert(key.clone(), ingress);
+                self.serve(&key);
+            }
+            Change::IngressGone(object) => {
+                let text = |value: Option<String>| Arc::<str>::from(value.unwrap_or_default());
+                self.remove(&(text(object.metadata.namespace), text(object.metadata.name)));
+            }
+            Change::IngressesListed => {
+                for key in self.listed_ingresses.end(self.ingresses.keys()) {
+                    self.remove(&key);
+                }
+            }
+        }
+    }
+
+    /// A class is ours, is another's, or is no more.
+    fn class(&mut self, name: &Arc<str>, is_ours: Option<bool>) {
+        let before = match is_ours {
+            Some(is_ours) => self.classes.insert(name.clone(), is_ours),
+            None => self.classes.remove(name),
+        };
+        if before.unwrap_or(false) == is_ours.unwrap_or(false) {
+            return;
+        }
+        for key in self.by_class.get(name).cloned().unwrap_or_default() {
+            match is_ours {
+                Some(true) => self.serve(&key),
+                _ => self.leave(&key),
+            }
+        }
+    }
+
+    fn remove(&mut self, key: &Key) {
+        self.leave(key);
+        let Some(ingress) = self.ingresses.remove(key) else { return };
+        if let Some(class) = &ingress.class
+            && let Some(keys) = self.by_class.get_mut(class)
+        {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.by_class.remove(class);
+            }
+        }
+    }
+
+    /// Serves one that is of a class of ours, if there is room.
+    fn serve(&mut self, key: &Key) {
+        let Some(ingress) = self.ingresses.get(key).cloned() else { return };
+        let is_ours = ingress.class.as_ref().is_some_and(|class| self.classes.get(class) == Some(&true));
+        if !is_ours || self.served.contains_key(key) {
+            return;
+        }
+        if self.routes + ingress.routes() > self.routes_max {
+            let message = format!("it is not served: all Ingresses together may have {} routes", self.routes_max);
+            self.tell(&ingress, Problem { reason: "TooManyRoutes", message });
+            self.left_out.insert(ingress.age.clone(), key.clone());
+            return;
+        }
+        self.routes += ingress.routes();
+        self.link(&ingress, true);
+        self.served.insert(key.clone(), ingress.clone());
+        self.told.push(Told::Served(ingress.clone()));
+        for problem in &ingress.problems {
+            self.tell(&ingress, problem.clone());
+        }
+    }
+
+    /// Serves one no more; who was left out may come in for it.
+    fn leave(&mut self, key: &Key) {
+        if let Some(ingress) = self.ingresses.get(key) {
+            self.left_out.remove(&ingress.age);
+        }
+        let Some(ingress) = self.served.remove(key) else { return };
+        self.routes -= ingress.routes();
+        self.link(&ingress, false);
+        self.told.push(Told::Left(ingress.origin.clone()));
+        while let Some(next) = self.left_out.values().next().cloned() {
+            let Some(routes) = self.ingresses.get(&next).map(|ingress| ingress.routes()) else { break };
+            if self.routes + routes > self.routes_max {
+                break;
+            }
+            self.left_out.pop_first();
+            self.serve(&next);
+        }
+    }
+
+    /// Notes by host, and as a default, what one wants.
+    fn link(&mut self, ingress: &Arc<Ingress>, is_there: bool) {
+        for host in ingress.hosts() {
+            self.changed.insert(host.clone());
+            match is_there {
+                true => {
+                    drop(self.by_host.entry(host.clone()).or_default().insert(ingress.age.clone(), ingress.clone()))
+                }
+                false => {
+                    if let Some(all) = self.by_host.get_mut(host) {
+                        all.remove(&ingress.age);
+                        if all.is_empty() {
+                            self.by_host.remove(host);
+                        }
+                    }
+                }
+            }
+        }
+        if ingress.default.is_some() {
+            match is_there {
+                true => drop(self.defaults.insert(ingress.age.clone(), ingress.clone())),
+                false => drop(self.defaults.remove(&ingress.age)),
+            }
+        }
+    }
+
+    fn tell(&mut self, ingress: &Arc<Ingress>, problem: Problem) {
+        self.told.push(Told::Problem(ingress.origin.clone(), problem));
+    }
+
+    /// What somebody has to hear since the last time.
+    pub fn told(&mut self) -> Vec<Told> {
+        std::mem::take(&mut self.told)
+    }
+
+    /// The table after `before`, in which only hosts that changed are new.
+    pub fn routing(&mut self, before: &Routing) -> Routing {
+        let mut next = before.clone();
+        next.generation += 1;
+        for host in std::mem::take(&mut self.changed) {
+            let Made { paths, secret, conflicts } = self.make(&host);
+            next.routes.set(&host, paths);
+            next.secrets.set(&host, secret);
+            let known = self.conflicts.remove(&host).unwrap_or_default();
+            let mut now = HashSet::new();
+            for (ingress, problem) in conflicts {
+                let said = (ingress.origin.uid.clone(), problem.clone());
+                if !known.contains(&said) && !now.contains(&said) {
+                    self.tell(&ingress, problem);
+                }
+                now.insert(said);
+            }
+            if !now.is_empty() {
+                self.conflicts.insert(host, now);
+            }
+        }
+        let default = self.defaults.values().next();
+        next.routes.set_default(default.and_then(|ingress| ingress.default.clone()));
+        next
+    }
+
+    /// What all Ingresses together say of a host, the older ones first.
+    fn make(&self, host: &Host) -> Made {
+        let mut made = Made::default();
+        let mut secret_of: Option<&Arc<Ingress>> = None;
+        for ingress in self.by_host.get(host).into_iter().flat_map(BTreeMap::values) {
+            let mut has_rules = false;
+            for (_, rules) in ingress.rules.iter().filter(|(of, _)| of == host) {
+                has_rules = true;
+                for rule in rules {
+                    let Err(older) = made.paths.add(rule.compare, &rule.path, &rule.route) else { continue };
+                    if older.origin != ingress.origin {
+                        let (path, older) = (&rule.path, &older.origin);
+                        let message = format!("path {path} of host {host} is served by {older}, which is older");
+                        made.conflicts.push((ingress.clone(), Problem { reason: "PathConflict", message }));
+                    }
+                }
+            }
+            // For all hosts there is a default of its own.
+            if let Some(default) = ingress.default.as_ref().filter(|_| has_rules && *host != Host::Any) {
+                made.paths.add_default(default);
+            }
+            for secret in
+                ingress.tls.iter().filter(|(hosts, _)| hosts.contains(host)).filter_map(|(_, secret)| secret.as_ref())
+            {
+                match (&made.secret, secret_of) {
+                    (Some(first), Some(older)) if first != secret && older.origin != ingress.origin => {
+                        let older = &older.origin;
+                        let message = format!("the certificate of host {host} is that of {older}, which is older");
+                        made.conflicts.push((ingress.clone(), Problem { reason: "CertificateConflict", message }));
+                    }
+                    (Some(_), _) => {}
+                    (None, _) => (made.secret, secret_of) = (Some(secret.clone()), Some(ingress)),
+                }
+            }
+        }
+        made
+    }
+}
+
+#[derive(Default)]
+struct Made {
+    paths: Paths,
+    secret: Option<SecretKey>,
+    conflicts: Vec<(Arc<Ingress>, Problem)>,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::routes::Backend;
+
+    fn class(name: &str, controller: &str) -> Change {
+        let object = json!({"metadata": {"name": name}, "spec": {"controller": controller}});
+        Change::Class(serde_json::from_value(object).unwrap())
+    }
+
+    /// An Ingress of class `coracle` that was made at this second.
+    fn ingress(name: &str, second: u8, spec: Value) -> Change {
+        let mut spec = spec;
+        if spec["ingressClassName"].is_null() {
+            spec["ingressClassName"] = json!("coracle");
+        }
+        let time = format!("2026-01-01T00:00:{second:02}Z");
+        let metadata = json!({"name": name, "namespace": "n", "uid": name, "creationTimestamp": time});
+        Change::Ingress(serde_json::from_value(json!({"metadata": metadata, "spec": spec})).unwrap())
+    }
+
+    fn gone(name: &str) -> Change {
+        Change::IngressGone(serde_json::from_value(json!({"metadata": {"name": name, "namespace": "n"}})).unwrap())
+    }
+
+    fn rule(host: &str, paths: &[(&str, &str)], service: &str) -> Value {
+        let paths: Vec<Value> = paths.iter().map(|(kind, path)| {
+            json!({"pathType": kind, "path": path, "backend": {"service": {"name": service, "port": {"number": 80}}}})
+        }).collect();
+        json!({"host": host, "http": {"paths": paths}})
+    }
+
+    fn backend(service: &str) -> Value {
+        json!({"service": {"name": service, "port": {"name": "http"}}})
+    }
+
+    fn listed(changes: impl IntoIterator<Item = Change>) -> Table {
+        let mut table = Table::default();
+        listed_in(&mut table, changes);
+        table
+    }
+
+    fn listed_in(table: &mut Table, changes: impl IntoIterator<Item = Change>) {
+        let lists = [
+            Change::ClassesInit,
+            class("coracle", CONTROLLER),
+            Change::ClassesListed,
+            Change::IngressesInit,
+            Change::IngressesListed,
+        ];
+        lists.into_iter().chain(changes).for_each(|change| table.take(change));
+        assert!(table.is_listed());
+    }
+
+    fn service(routing: &Routing, host: &str, path: &str) -> String {
+        match routing.routes.find(host, path).map(|route| &route.backend) {
+            Some(Backend::Service { key, port }) => format!("{}:{port}", key.1),
+            Some(Backend::Other(what)) => what.to_string(),
+            None => "none".to_owned(),
+        }
+    }
+
+    fn problems(table: &mut Table) -> Vec<String> {
+        let problems = table.told().into_iter().filter_map(|told| match told {
+            Told::Problem(origin, problem) => Some(format!("{}: {}: {}", origin.name, problem.reason, problem.message)),
+            Told::Served(_) | Told::Left(_) => None,
+        });
+        problems.collect()
+    }
+
+    #[test]
+    fn a_change_makes_its_own_hosts_anew_and_no_others() {
+        let many = (0..50).map(|n| {
+            ingress(&format!("i{n}"), 1, json!({"rules": [rule(&format!("h{n}.x"), &[("Prefix", "/")], "web")]}))
+        });
+        let mut table = listed(many);
+        let first = table.routing(&Routing::default());
+        assert_eq!(service(&first, "h7.x", "/a"), "web:80");
+        table.take(ingress("i7", 1, json!({"rules": [rule("h7.x", &[("Prefix", "/")], "other")]})));
+        let second = table.routing(&first);
+        assert_eq!(service(&second, "h7.x", "/a"), "other:80");
+        let same = |n: usize| {
+            let host = format!("h{n}.x");
+            Arc::ptr_eq(&first.routes.paths(&host).unwrap(), &second.routes.paths(&host).unwrap())
+        };
+        assert_eq!((0..50).filter(|n| !same(*n)).collect::<Vec<_>>(), [7]);
+        table.take(gone("i7"));
+        let third = table.routing(&second);
+        assert_eq!(service(&third, "h7.x", "/"), "none");
+        assert_eq!(service(&second, "h7.x", "/"), "other:80", "what was is as it was");
+        assert!(table.by_host.len() == 49 && table.routes == 49 * 2 && !table.by_class["coracle"].is_empty());
+    }
+
+    #[test]
+    fn other_classes_are_left_alone_until_they_are_ours() {
+        let spec = |class: &str| json!({"ingressClassName": class, "rules": [rule(class, &[("Prefix", "/")], class)]});
+        let mut old = json!({"rules": [rule("old", &[("Prefix", "/")], "old")]});
+        old["ingressClassName"] = json!("");
+        let Change::Ingress(mut annotated) = ingress("annotated", 1, old) else { unreachable!() };
+        annotated.spec.as_mut().unwrap().ingress_class_name = None;
+        annotated.metadata.annotations =
+            Some([("kubernetes.io/ingress.class".to_owned(), "coracle".to_owned())].into());
+        let mut none = annotated.clone();
+        none.metadata.annotations = None;
+        none.metadata.name = Some("none".to_owned());
+        none.spec.as_mut().unwrap().rules.as_mut().unwrap()[0].host = Some("unclassed".to_owned());
+        let mut table = listed([
+            class("nginx", "k8s.io/ingress-nginx"),
+            ingress("a", 1, spec("nginx")),
+            ingress("b", 1, spec("late")),
+            Change::Ingress(annotated),
+            Change::Ingress(none),
+        ]);
+        let routing = table.routing(&Routing::default());
+        let all = |routing: &Routing| ["nginx", "late", "old", "unclassed"].map(|host| service(routing, host, "/"));
+        assert_eq!(all(&routing), ["none", "none", "old:80", "none"]);
+        table.take(class("late", CONTROLLER));
+        let routing = table.routing(&routing);
+        assert_eq!(all(&routing), ["none", "late:80", "old:80", "none"]);
+        // A list of classes without ours.
+        [Change::ClassesInit, class("late", CONTROLLER), Change::ClassesListed].into_iter().for_each(|c| table.take(c));
+        let routing = table.routing(&routing);
+        assert_eq!(all(&routing), ["none", "late:80", "none", "none"]);
+    }
+
+    #[test]
+    fn the_older_one_keeps_what_two_want_and_the_other_is_told_once() {
+        let same = |service: &str| json!({"rules": [rule("a.x", &[("Prefix", "/p/"), ("Exact", "/e")], service)]});
+        let mut table = listed([ingress("young", 2, same("young")), ingress("old", 1, same("old"))]);
+        let first = table.routing(&Routing::default());
+        assert_eq!([service(&first, "a.x", "/p"), service(&first, "a.x", "/e")], ["old:80", "old:80"]);
+        assert_eq!(
+            problems(&mut table),
+            [
+                "young: PathConflict: path /p/ of host a.x is served by Ingress n/old, which is older",
+                "young: PathConflict: path /e of host a.x is served by Ingress n/old, which is older",
+            ]
+        );
+        table.take(ingress("third", 3, json!({"rules": [rule("a.x", &[("Exact", "/third")], "third")]})));
+        let second = table.routing(&first);
+        assert_eq!((service(&second, "a.x", "/third"), problems(&mut table)), ("third:80".to_owned(), vec![]));
+        table.take(gone("old"));
+        let third = table.routing(&second);
+        assert_eq!(service(&third, "a.x", "/p"), "young:80");
+        // One Ingress with the same path twice is nobody's enemy.
+        table.take(ingress("twice", 4, json!({"rules": [rule("b.x", &[("Prefix", "/p"), ("Prefix", "/p/")], "b")]})));
+        table.routing(&third);
+        assert_eq!(problems(&mut table), [""; 0]);
+    }
+
+    #[test]
+    fn a_default_backend_takes_what_its_rules_do_not_and_all_that_nobody_takes() {
+        let mut table = listed([
+            ingress(
+                "one",
+                2,
+                json!({"defaultBackend": backend("one"), "rules": [rule("a.x", &[("Exact", "/x")], "a")]}),
+            ),
+            ingress(
+                "two",
+                1,
+                json!({"defaultBackend": backend("two"), "rules": [rule("b.x", &[("Exact", "/x")], "b")]}),
+            ),
+        ]);
+        let routing = table.routing(&Routing::default());
+        for (host, path, expected) in
+            [("a.x", "/x", "a:80"), ("a.x", "/y", "one:http"), ("b.x", "/y", "two:http"), ("c.x", "/", "two:http")]
+        {
+            assert_eq!(service(&routing, host, path), expected, "{host}{path}");
+        }
+        table.take(gone("two"));
+        assert_eq!(service(&table.routing(&routing), "c.x", "/"), "one:http");
+    }
+
+    #[test]
+    fn certificates_are_found_by_name_before_wildcard() {
+        let tls = |hosts: &[&str], secret: &str| json!({"hosts": hosts, "secretName": secret});
+        let with = |tls: Value, host: &str| json!({"tls": tls, "rules": [rule(host, &[("Prefix", "/")], "web")]});
+        let mut table = listed([
+            ingress("a", 1, with(json!([tls(&["a.x"], "a"), tls(&["*.x"], "wild")]), "a.x")),
+            ingress("b", 2, with(json!([tls(&["a.x"], "stolen")]), "a.x")),
+            ingress("c", 3, with(json!([tls(&[], "own")]), "c.y")),
+            ingress("d", 4, with(json!([{"hosts": ["d.x"]}]), "d.x")),
+            ingress(
+                "e",
+                5,
+                json!({"tls": [tls(&["E.Z"], "e")], "rules": [rule("e.z", &[("Prefix", "/")], "web"),
+                rule("plain.z", &[("Prefix", "/")], "web")]}),
+            ),
+        ]);
+        let routing = table.routing(&Routing::default());
+        let secret = |name: &str| routing.secret(name).map_or("none", |key| &*key.name);
+        assert_eq!(
+            ["a.x", "b.x", "x", "c.y", "d.x", "e.z", "other"].map(secret),
+            ["a", "wild", "none", "own", "wild", "e", "none"]
+        );
+        let told = problems(&mut table);
+        assert!(
+            told.contains(
+                &"b: CertificateConflict: the certificate of host a.x is that of Ingress n/a, which is older"
+                    .to_owned()
+            ),
+            "{told:?}"
+        );
+        // What has TLS is for TLS only, with a certificate or without.
+        let is_secure_only = |host: &str| routing.routes.find(host, "/").unwrap().is_secure_only;
+        assert_eq!(["a.x", "c.y", "d.x", "e.z", "plain.z"].map(is_secure_only), [true, true, true, true, false]);
+        let secrets: Vec<_> =
+            table.served.values().flat_map(|ingress| ingress.secrets()).map(|key| &*key.name).collect();
+        assert_eq!(secrets.len(), 5, "{secrets:?}");
+    }
+
+    #[test]
+    fn what_an_ingress_says_in_vain_is_told() {
+        let mut odd =
+            rule("a.x", &[("ImplementationSpecific", "/v(1|2)"), ("Prefix", &format!("/{}", "x".repeat(5000)))], "web");
+        odd["http"]["paths"][0]["backend"] = json!({"resource": {"kind": "Bucket", "name": "b"}});
+        let mut table = listed([ingress("a", 1, json!({"rules": [odd]}))]);
+        let routing = table.routing(&Routing::default());
+        assert_eq!(service(&routing, "a.x", "/v(1|2)/x"), "Bucket b");
+        assert_eq!(
+            problems(&mut table),
+            [
+                "a: UnsupportedPath: path \"/v(1|2)\" of host a.x is compared as text: regular expressions are not supported, and \
+                 pathType ImplementationSpecific means Prefix",
+                "a: UnsupportedBackend: backend Bucket b is not supported: backends are Services; its requests are answered 503",
+                "a: UnsupportedPath: a path of host a.x has more than 4096 bytes: it is left out",
+            ]
+        );
+    }
+
+    #[test]
+    fn beyond_the_bound_the_newest_are_left_out_until_there_is_room() {
+        let one = |host: &str| json!({"rules": [rule(host, &[("Prefix", "/")], "web")]});
+        let mut table = Table::with_room_for(4);
+        listed_in(&mut table, [ingress("a", 1, one("a")), ingress("b", 2, one("b")), ingress("c", 3, one("c"))]);
+        let first = table.routing(&Routing::default());
+        assert_eq!(["a", "b", "c"].map(|host| service(&first, host, "/")), ["web:80", "web:80", "none"]);
+        assert_eq!(
+            problems(&mut table),
+            ["c: TooManyRoutes: it is not served: all Ingresses together may have 4 routes"]
+        );
+        table.take(gone("a"));
+        let second = table.routing(&first);
+        assert_eq!(["a", "b", "c"].map(|host| service(&second, host, "/")), ["none", "web:80", "web:80"]);
+        assert!(table.left_out.is_empty());
+    }
+}

@@ -1,0 +1,112 @@
+//! Accepting connections at a port of this node, whoever serves them: within its places, and until told to stop.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{FutureExt as _, StreamExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::places::{Key, Place, Places};
+use crate::turns::Turns;
+use crate::{BoxError, serve, spare};
+
+/// How long connections may finish what they began when the node goes down or what they are for is gone.
+pub(crate) const DRAIN: Duration = Duration::from_secs(5);
+/// First wait until a port that is taken is tried again; doubles.
+pub(crate) const RETRY_FIRST: Duration = Duration::from_secs(1);
+/// Longest wait until a port that is taken is tried again.
+pub(crate) const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// First wait after a connection could not be accepted, as when there are no more descriptors; doubles.
+const ACCEPT_RETRY_FIRST: Duration = Duration::from_millis(5);
+/// Longest wait until connections are accepted again.
+const ACCEPT_RETRY_MAX: Duration = Duration::from_secs(1);
+
+/// What all connections of one port have in common.
+#[derive(Clone)]
+pub(crate) struct Door {
+    pub key: Key,
+    /// Nothing more is taken.
+    pub stop: CancellationToken,
+    pub tasks: TaskTracker,
+    pub places: Arc<Places>,
+}
+
+/// Accepts until told to stop; `serve` gets each connection, its client and its turns.
+pub(crate) async fn accept<F, S>(door: Door, listener: TcpListener, serve: F)
+where
+    F: Fn(TcpStream, SocketAddr, Arc<Turns>) -> S,
+    S: Future<Output = Result<(), BoxError>> + Send + 'static,
+{
+    let mut wait = ACCEPT_RETRY_FIRST;
+    loop {
+        // Waiting is all that is cut here: who is connected by then is one of those at the end.
+        let accepted = tokio::select! {
+            () = door.stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            // One that was among the last is served for others that leave.
+            Ok((stream, client)) if spare::is_spare(&stream) || door.places.make_way() => {
+                wait = ACCEPT_RETRY_FIRST;
+                let over = CancellationToken::new();
+                let place = tokio::select! {
+                    () = door.stop.cancelled() => None,
+                    place = door.places.enter(door.key, &over) => Some(place),
+                };
+                let turns = turns_of(place.as_ref());
+                spawn(&door, serve(stream, client, turns), over, place);
+            }
+            Ok((stream, _)) => {
+                tracing::debug!("a client is let go: the process has few descriptors left");
+                drop(stream);
+                tokio::time::sleep(ACCEPT_RETRY_FIRST).await;
+            }
+            Err(error) => {
+                // A pause lets connections end, instead of spinning on the error.
+                tracing::debug!(%error, "accept");
+                door.places.make_way();
+                tokio::select! {
+                    () = door.stop.cancelled() => break,
+                    () = tokio::time::sleep(wait) => wait = (wait * 2).min(ACCEPT_RETRY_MAX),
+                }
+            }
+        }
+    }
+    // Who is connected as far as it knows is answered, not reset: bounded by the kernel's queue.
+    while let Some(Ok((stream, client))) = listener.accept().now_or_never() {
+        spawn(&door, serve(stream, client, turns_of(None)), CancellationToken::new(), None);
+    }
+}
+
+fn turns_of(place: Option<&Place>) -> Arc<Turns> {
+    place.map(|place| place.turns.clone()).unwrap_or_default()
+}
+
+fn spawn(
+    door: &Door,
+    serving: impl Future<Output = Result<(), BoxError>> + Send + 'static,
+    gave_way: CancellationToken,
+    place: Option<Place>,
+) {
+    let stop = door.stop.clone();
+    door.tasks.spawn(async move {
+        let over = async {
+            stop.cancelled().await;
+            tokio::time::sleep(DRAIN).await;
+        };
+        let (mut over, mut gave_way) = (serve::aside(over), serve::aside(gave_way.cancelled()));
+        tokio::select! {
+            result = serving => if let Err(error) = result {
+                tracing::debug!(error, "connection");
+            },
+            // What is under way has had its time.
+            _ = over.next() => {}
+            _ = gave_way.next() => tracing::debug!("a client that waits gives way to others"),
+        }
+        drop(place);
+    });
+}

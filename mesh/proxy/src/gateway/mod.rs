@@ -1,0 +1,147 @@
+//! Requests from outside, by host and path. A listener is an address, whether TLS is spoken there, and the routes of what comes in;
+//! what is said there is HTTP.
+//!
+//! A request goes down these steps, and then on as every other does (`outbound.rs`):
+//!
+//! ```text
+//! accept ─► TLS (tls.rs) ─► HTTP (serve.rs) ─► route, redirect, who asks (request.rs) ─► bounds (bounds.rs) ─► a Service's port
+//! ```
+
+mod bounds;
+mod request;
+mod tls;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
+use std::time::Duration;
+
+use coracle_discovery::{Ingresses, Protocol};
+use futures::future::join_all;
+use http::Request;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::accept::{self, DRAIN, Door, RETRY_FIRST, RETRY_MAX};
+use crate::turns::Turns;
+use crate::{Body, BoxError, Proxy, serve, spare};
+
+pub use self::tls::{Certificate, CertificateError, Certificates};
+
+/// A client ends its part of a TLS handshake within this time.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+
+/// Where requests come in.
+pub struct Listener {
+    /// Its address.
+    pub address: SocketAddr,
+    /// The socket, where somebody has opened it already.
+    pub bound: Option<std::net::TcpListener>,
+    /// Whose certificates are shown; without, TLS is not spoken.
+    pub tls: Option<Arc<Certificates>>,
+    /// Where requests go.
+    pub routes: Ingresses,
+}
+
+/// Told when a listener is open, with its address, and when it cannot be opened and is tried again. Told with its place among the
+/// listeners; it must not block.
+pub type Listening = Arc<dyn Fn(usize, Result<SocketAddr, &io::Error>) + Send + Sync>;
+
+/// What all connections of a listener have in common.
+struct Inbound {
+    proxy: Proxy,
+    routes: Ingresses,
+    tls: Option<TlsAcceptor>,
+    port: u16,
+    /// Where TLS is spoken, for who came without; 0 while nowhere.
+    secure_port: Arc<AtomicU16>,
+    stop: CancellationToken,
+}
+
+impl Proxy {
+    /// Serves at these listeners until shutdown. One whose address cannot be had is tried again and again; what has begun at the end
+    /// is finished.
+    pub async fn serve(self, listeners: Vec<Listener>, listening: Listening, shutdown: CancellationToken) {
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let secure_port: Arc<AtomicU16> = Arc::default();
+        let open = listeners.into_iter().enumerate().map(|(at, listener)| {
+            let listening = listening.clone();
+            let (proxy, secure_port, tasks, stop) = (self.clone(), secure_port.clone(), tasks.clone(), stop.clone());
+            async move {
+                let told = |opened: Result<SocketAddr, &io::Error>| listening(at, opened);
+                let (socket, address) = open(listener.address, listener.bound, told).await;
+                if listener.tls.is_some() {
+                    secure_port.store(address.port(), Relaxed);
+                }
+                let port = address.port();
+                let tls = listener.tls.map(|certificates| tls::server(certificates, listener.routes.clone()).into());
+                let door = Door {
+                    key: (port, Protocol::Tcp),
+                    stop: stop.clone(),
+                    tasks: tasks.clone(),
+                    places: proxy.places.clone(),
+                };
+                let inbound =
+                    Arc::new(Inbound { proxy, routes: listener.routes, tls, port, secure_port, stop: stop.clone() });
+                let serve = move |stream, client, turns| connection(inbound.clone(), stream, client, turns);
+                tasks.spawn(accept::accept(door, socket, serve));
+            }
+        });
+        let opened = join_all(open);
+        // Only a listener that waits for its port is cut.
+        tokio::select! {
+            _ = async { tokio::join!(opened, std::future::pending::<()>()) } => {}
+            () = shutdown.cancelled() => {}
+        }
+        stop.cancel();
+        tasks.close();
+        let _ = tokio::time::timeout(DRAIN, tasks.wait()).await;
+    }
+}
+
+/// Opens a listener, as soon as its address can be had.
+async fn open(
+    address: SocketAddr,
+    mut bound: Option<std::net::TcpListener>,
+    told: impl Fn(Result<SocketAddr, &io::Error>),
+) -> (TcpListener, SocketAddr) {
+    let mut wait = RETRY_FIRST;
+    loop {
+        let socket = match bound.take() {
+            Some(socket) => TcpListener::from_std(socket),
+            None => TcpListener::bind(address).await,
+        };
+        match socket.and_then(|socket| Ok((socket.local_addr()?, socket))) {
+            Ok((address, socket)) => {
+                told(Ok(address));
+                return (socket, address);
+            }
+            Err(error) => told(Err(&error)),
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(RETRY_MAX);
+    }
+}
+
+async fn connection(
+    inbound: Arc<Inbound>,
+    stream: TcpStream,
+    client: SocketAddr,
+    turns: Arc<Turns>,
+) -> Result<(), BoxError> {
+    stream.set_nodelay(true)?;
+    spare::keep_alive(&stream)?;
+    let drain = inbound.stop.clone();
+    let tls = inbound.tls.clone();
+    let answer = move |request: Request<Body>| inbound.clone().answer(client, request);
+    match tls {
+        None => serve::serve(stream, turns, drain, answer).await,
+        Some(tls) => {
+            let stream = tokio::time::timeout(HANDSHAKE_MAX, tls.accept(stream)).await??;
+            serve::serve(stream, turns, drain, answer).await
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! A request from outside: to whom it goes, and what it says of who has sent it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use coracle_discovery::{Backend, PortName, Protocol, Route as Rule};
+use http::header::{FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION, STRICT_TRANSPORT_SECURITY};
+use http::uri::{Authority, PathAndQuery};
+use http::{Method, Request, Response, StatusCode, Uri};
+
+use super::Inbound;
+use super::bounds::{self, Silence};
+use crate::routes::Route;
+use crate::serve::{refuse, say};
+use crate::{Asker, Body, Error, outbound};
+
+/// What the gateway says of who has sent a request. Whatever a client says by a name that looks like one of these is taken away.
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+
+/// Bytes of a client's words that an answer repeats.
+const REPEATED_MAX: usize = 200;
+
+/// Whom a request names.
+struct To {
+    /// In lower case, without a port and a dot at the end; empty when it names nobody.
+    name: String,
+    /// As it was written, without a port.
+    host: String,
+    /// As it was written, without whoever is said to ask.
+    written: String,
+}
+
+impl To {
+    fn of(request: &Request<Body>) -> Result<To, Error> {
+        let authority = match outbound::authority(request) {
+            Ok(authority) => authority,
+            // As HTTP/1.0 may.
+            Err(_) if request.headers().get(HOST).is_none_or(HeaderValue::is_empty) => {
+                return Ok(To { name: String::new(), host: String::new(), written: String::new() });
+            }
+            Err(error) => return Err(error),
+        };
+        let host = authority.host();
+        let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+        Ok(To { name, host: host.to_owned(), written: without_user(&authority).to_owned() })
+    }
+}
+
+fn without_user(authority: &Authority) -> &str {
+    let text = authority.as_str();
+    text.rsplit_once('@').map_or(text, |(_, host)| host)
+}
+
+impl Inbound {
+    /// Answers a request of this client.
+    pub async fn answer(
+        self: Arc<Self>,
+        client: SocketAddr,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, Error> {
+        if request.method() == Method::CONNECT {
+            return Err(Error::Malformed("this is no proxy that connects"));
+        }
+        let to = To::of(&request)?;
+        let path = request.uri().path();
+        let routing = self.routes.routing();
+        let Some(rule) = routing.routes.find(&to.name, path).cloned() else {
+            let (host, path) = (cut(&to.name), cut(path));
+            let words = format!("no Ingress has a rule for host {host:?} and path {path:?}");
+            return Ok(say(StatusCode::NOT_FOUND, &words));
+        };
+        drop(routing);
+        let secure_port = self.secure_port.load(Relaxed);
+        if rule.is_secure_only && self.tls.is_none() && secure_port != 0 && !to.name.is_empty() {
+            return redirect(&to, secure_port, &request);
+        }
+        if let Some(bytes_max) = rule.options.body_bytes_max.filter(|max| bounds::is_larger(request.headers(), *max)) {
+            return Ok(too_large(bytes_max));
+        }
+        let route = match self.route(&rule) {
+            Ok(route) => route,
+            Err(why) => return Ok(say(StatusCode::SERVICE_UNAVAILABLE, &why)),
+        };
+        let local_port = self.port;
+        tell(request.headers_mut(), &to, client.ip(), local_port, self.tls.is_some());
+        // As it is without TLS and in HTTP/1.1: who answers need not know how it came.
+        let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        *request.uri_mut() = Uri::from(path);
+        request.extensions_mut().insert(Asker::NodePort(local_port));
+        let answered = self.ask(&rule, route, request).await;
+        answered.map(|mut response| {
+            if let Some(hsts) = rule.options.hsts.as_ref().filter(|_| self.tls.is_some())
+                && let Ok(hsts) = HeaderValue::from_str(hsts)
+            {
+                response.headers_mut().insert(STRICT_TRANSPORT_SECURITY, hsts);
+            }
+            response
+        })
+    }
+
+    /// The Service's port that a rule leads to; why there is none.
+    fn route(&self, rule: &Rule) -> Result<Route, String> {
+        let (key, port) = match &rule.backend {
+            Backend::Service { key, port } => (key, port),
+            Backend::Other(what) => return Err(format!("{} leads to {what}, which is no Service", rule.origin)),
+        };
+        let snapshot = self.proxy.discovery.snapshot();
+        let Some(service) = snapshot.by_key(key) else {
+            return Err(format!("{} leads to service {}/{}, which does not exist", rule.origin, key.0, key.1));
+        };
+        let at = service.ports.iter().position(|of| {
+            of.protocol == Protocol::Tcp
+                && match port {
+                    PortName::Number(number) => of.port == *number,
+                    PortName::Name(name) => of.name == **name,
+                }
+        });
+        let route = at.and_then(|at| self.proxy.routes.find(service, at));
+        route.ok_or_else(|| {
+            format!("{} leads to port {port} of service {}/{}, which it does not have", rule.origin, key.0, key.1)
+        })
+    }
+
+    /// Asks within what the rule allows.
+    async fn ask(&self, rule: &Rule, route: Route, request: Request<Body>) -> Result<Response<Body>, Error> {
+        let options = &rule.options;
+        if options.body_bytes_max.is_none() && options.silence_max.is_none() {
+            return self.proxy.call_route(route, request).await;
+        }
+        let silence = options.silence_max.map(Silence::new);
+        let (head, body) = request.into_parts();
+        let (body, is_larger) = bounds::sent(body, options.body_bytes_max, silence.clone());
+        let asked = Box::pin(self.proxy.call_route(route, Request::from_parts(head, body)));
+        let answered = match &silence {
+            None => asked.await,
+            // Who has not answered by then is not waited for.
+            Some(silence) => tokio::select! {
+                answered = asked => answered,
+                () = silence.over() => Err(Error::Late),
+            },
+        };
+        match answered {
+            Err(error) if is_larger.load(Relaxed) => {
+                tracing::debug!(%error, "a body is larger than its route allows");
+                Ok(too_large(options.body_bytes_max.unwrap_or_default()))
+            }
+            Err(error) => Ok(refuse(&error)),
+            Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => Ok(response),
+            Ok(response) => Ok(match options.silence_max {
+                Some(max) => bounds::received(response, max),
+                None => response,
+            }),
+        }
+    }
+}
+
+fn too_large(bytes_max: u64) -> Response<Body> {
+    say(StatusCode::PAYLOAD_TOO_LARGE, &format!("the request's body has more than {bytes_max} bytes"))
+}
+
+fn cut(text: &str) -> &str {
+    let end = (0..=REPEATED_MAX.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    &text[..end]
+}
+
+/// The same with TLS. Whoever came to a port that the request does not name was sent here by something that knows the usual ones.
+fn redirect(to: &To, secure_port: u16, request: &Request<Body>) -> Result<Response<Body>, Error> {
+    let has_port = to.written.len() > to.host.len();
+    let port = if has_port && secure_port != 443 { format!(":{secure_port}") } else { String::new() };
+    let path = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
+    let location = HeaderValue::try_from(format!("https://{}{port}{path}", to.host));
+    let location = location.map_err(|_| Error::Malformed("it names no place that there is with TLS"))?;
+    let mut response = say(StatusCode::PERMANENT_REDIRECT, "this host is served with TLS");
+    response.headers_mut().insert(LOCATION, location);
+    Ok(response)
+}
+
+/// Whether a name is one of those by which proxies say who has sent a request. Programs that know headers as variables do not tell
+/// `_` from `-`.
+fn is_proxys(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    let is_prefix = |prefix: &str| {
+        name.len() >= prefix.len()
+            && name.bytes().zip(prefix.bytes()).all(|(of, wanted)| of == wanted || (of == b'_' && wanted == b'-'))
+    };
+    is_prefix("x-forwarded-")
+        || ["forwarded", "x-real-ip"].iter().any(|other| name.len() == other.len() && is_prefix(other))
+}
+
+/// Says who has sent the request, and how it came.
+fn tell(headers: &mut HeaderMap, to: &To, client: IpAddr, port: u16, has_tls: bool) {
+    let spoofed: Vec<HeaderName> = headers.keys().filter(|name| is_proxys(name)).cloned().collect();
+    for name in spoofed {
+        headers.remove(name);
+    }
+    let client = client.to_canonical();
+    let protocol = if has_tls { "https" } else { "http" };
+    let mut forwarded = match client {
+        IpAddr::V4(client) => format!("for={client}"),
+        IpAddr::V6(client) => format!("for=\"[{client}]\""),
+    };
+    let mut put = |name: HeaderName, text: &str| {
+        // What an authority may have a header may have, too.
+        if let Ok(value) = HeaderValue::from_str(text) {
+            headers.insert(name, value);
+        }
+    };
+    if !to.written.is_empty() {
+        // The same for whoever answers, whatever else the request said.
+        put(HOST, &to.written);
+        put(FORWARDED_HOST, &to.written);
+        forwarded.push_str(&format!(";host=\"{}\"", to.written));
+    }
+    forwarded.push_str(&format!(";proto={protocol}"));
+    let client = client.to_string();
+    put(FORWARDED_FOR, &client);
+    put(REAL_IP, &client);
+    put(FORWARDED_PROTO, protocol);
+    put(FORWARDED_PORT, &port.to_string());
+    put(FORWARDED, &forwarded);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::retry;
+
+    fn request(uri: &str, host: Option<&str>) -> Request<Body> {
+        let mut request = Request::get(uri).body(retry::empty()).unwrap();
+        if let Some(host) = host {
+            request.headers_mut().insert(HOST, host.parse().unwrap());
+        }
+        request
+    }
+
+    #[test]
+    fn whom_a_request_names() {
+        for (uri, host, name, written) in [
+            ("/", Some("Example.COM"), "example.com", "Example.COM"),
+            ("/", Some("example.com.:8080"), "example.com", "example.com.:8080"),
+            ("/", Some("[::1]:80"), "[::1]", "[::1]:80"),
+            ("/", Some("me@a.x"), "a.x", "a.x"),
+            ("http://a.x/", Some("b.x"), "a.x", "a.x"),
+            ("/", None, "", ""),
+            ("/", Some(""), "", ""),
+        ] {
+            let to = To::of(&request(uri, host)).unwrap();
+            assert_eq!((&*to.name, &*to.written), (name, written), "{uri} {host:?}");
+        }
+        assert!(To::of(&request("/", Some("a b"))).is_err());
+    }
+
+    #[test]
+    fn a_redirect_names_a_port_where_the_request_did() {
+        for (host, secure_port, location) in [
+            ("a.x:8080", 8443, "https://a.x:8443/p?q"),
+            ("a.x", 8443, "https://a.x/p?q"),
+            ("a.x:80", 443, "https://a.x/p?q"),
+            ("[::1]:8080", 8443, "https://[::1]:8443/p?q"),
+            ("[::1]", 8443, "https://[::1]/p?q"),
+        ] {
+            let request = request("/p?q", Some(host));
+            let response = redirect(&To::of(&request).unwrap(), secure_port, &request).unwrap();
+            assert_eq!(
+                (response.status().as_u16(), &response.headers()[LOCATION]),
+                (308, location.parse::<HeaderValue>().as_ref().unwrap())
+            );
+        }
+    }
+
+    #[test]
+    fn what_a_client_says_of_itself_is_replaced() {
+        let mut request = request("/", Some("a.x:8080"));
+        for name in [
+            "x-forwarded-for",
+            "x_forwarded_for",
+            "x-forwarded_proto",
+            "forwarded",
+            "x-real-ip",
+            "x_real_ip",
+            "x-forwarded-host",
+            "x-forwarded-prefix",
+            "x-forwarded-ssl",
+        ] {
+            request.headers_mut().append(HeaderName::from_static(name), "spoofed".parse().unwrap());
+            request.headers_mut().append(HeaderName::from_static(name), "twice".parse().unwrap());
+        }
+        for name in ["x-forwarded", "x-real-ips", "forwarded-by"] {
+            request.headers_mut().insert(HeaderName::from_static(name), "other".parse().unwrap());
+        }
+        let to = To::of(&request).unwrap();
+        tell(request.headers_mut(), &to, "2001:db8::1".parse().unwrap(), 8443, true);
+        let mut said: Vec<String> =
+            request.headers().iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
+        said.sort();
+        assert_eq!(
+            said,
+            [
+                "forwarded-by: other",
+                "forwarded: for=\"[2001:db8::1]\";host=\"a.x:8080\";proto=https",
+                "host: a.x:8080",
+                "x-forwarded-for: 2001:db8::1",
+                "x-forwarded-host: a.x:8080",
+                "x-forwarded-port: 8443",
+                "x-forwarded-proto: https",
+                "x-forwarded: other",
+                "x-real-ip: 2001:db8::1",
+                "x-real-ips: other",
+            ]
+        );
+        tell(request.headers_mut(), &to, "::ffff:192.0.2.1".parse().unwrap(), 8080, false);
+        assert_eq!(request.headers()["forwarded"], "for=192.0.2.1;host=\"a.x:8080\";proto=http");
+    }
+}

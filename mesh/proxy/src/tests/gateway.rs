@@ -1,0 +1,475 @@
+//! What comes in for Ingresses.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use coracle_discovery::SecretKey;
+use http::{Request, Response};
+use http_body_util::BodyExt;
+use rustls::pki_types::{CertificateDer, ServerName};
+use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, mpsc};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::world::*;
+use crate::{Certificate, Certificates, Listener, Listening, Local};
+
+/// A mesh with a listener without TLS and one with.
+struct Gateway {
+    world: World,
+    certificates: Arc<Certificates>,
+    plain: SocketAddr,
+    secure: SocketAddr,
+}
+
+/// A certificate of this name with its key, as PEM.
+fn pair(name: &str) -> (String, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap().self_signed(&key).unwrap();
+    (certificate.pem(), key.serialize_pem())
+}
+
+fn certificate(name: &str) -> Certificate {
+    let (certificate, key) = pair(name);
+    Certificate::from_pem(certificate.as_bytes(), key.as_bytes()).unwrap()
+}
+
+fn secret(name: &str) -> SecretKey {
+    SecretKey { namespace: "n".into(), name: name.into() }
+}
+
+fn backend(service: &str) -> Value {
+    json!({"service": {"name": service, "port": {"number": 80}}})
+}
+
+/// A rule for all paths of a host.
+fn rule(host: &str, service: &str) -> Value {
+    json!({"host": host, "http": {"paths": [{"pathType": "Prefix", "path": "/", "backend": backend(service)}]}})
+}
+
+impl Gateway {
+    /// With the Service `web`, of which the first pod answers like this.
+    async fn new(what: Local) -> Gateway {
+        let world = World::new().await;
+        world.start(1, what);
+        world.web(&[1]).await;
+        let certificates = Arc::new(Certificates::new(certificate("default.invalid")));
+        let (opened, mut opens) = mpsc::unbounded_channel();
+        let listening: Listening = Arc::new(move |at, address| opened.send((at, address.unwrap())).unwrap());
+        let listener =
+            |tls| Listener { address: ([127, 0, 0, 1], 0).into(), bound: None, tls, routes: world.routes.clone() };
+        let listeners = vec![listener(None), listener(Some(certificates.clone()))];
+        tokio::spawn(world.proxy.clone().serve(listeners, listening, world.stop.clone()));
+        let (told, mut hears) = mpsc::channel(16);
+        tokio::spawn(world.routes.clone().run(told, world.stop.clone()));
+        tokio::spawn(async move { while hears.recv().await.is_some() {} });
+        let mut addresses = [([0; 4], 0).into(); 2];
+        for _ in 0..2 {
+            let (at, address) = tokio::time::timeout(SOON, opens.recv()).await.expect("it is listened at").unwrap();
+            addresses[at] = address;
+        }
+        let [plain, secure] = addresses;
+        Gateway { world, certificates, plain, secure }
+    }
+
+    /// An Ingress with a rule for `a.x`, known to the mesh.
+    async fn ingress(&self, name: &str, annotations: Value, spec: Value) {
+        self.world.ingress(name, annotations, spec);
+        self.world.routed(|routing| routing.routes.find("a.x", "/").is_some()).await;
+    }
+
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.plain).await.unwrap()
+    }
+
+    async fn connect_tls(&self, name: &str, protocols: &[&str]) -> TlsStream<TcpStream> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder =
+            rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody));
+        let mut config = builder.with_no_client_auth();
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+        let stream = TcpStream::connect(self.secure).await.unwrap();
+        let name = ServerName::try_from(name.to_owned()).unwrap();
+        TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()
+    }
+
+    /// The host of the certificate that is shown for a name.
+    async fn shown(&self, name: &str) -> String {
+        let stream = self.connect_tls(name, &[]).await;
+        let certificate = stream.get_ref().1.peer_certificates().unwrap()[0].clone();
+        let text = String::from_utf8_lossy(&certificate).into_owned();
+        let known = ["default.invalid", "a.x", "wild.x", "renewed.x"];
+        known.into_iter().find(|known| text.contains(known)).unwrap_or("?").to_owned()
+    }
+}
+
+/// Trusts all, to look at what is shown.
+#[derive(Debug)]
+struct Anybody;
+
+impl rustls::client::danger::ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: rustls::pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        Ok(rustls::client::danger::ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, &algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, &algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        rustls::crypto::ring::default_provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Sends a request that closes its connection; the whole answer.
+async fn exchange(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), head: &str, body: &str) -> String {
+    let text = format!("{head}connection: close\r\n\r\n{body}");
+    stream.write_all(text.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    // Whoever is refused early may be reset.
+    let _ = tokio::time::timeout(SOON, stream.read_to_end(&mut answer)).await.expect("an answer");
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// Answers with the request as it has come.
+fn mirror() -> Local {
+    called(|request| async move {
+        let (head, body) = request.into_parts();
+        let body = body.collect().await?.to_bytes();
+        let mut lines: Vec<String> =
+            head.headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
+        lines.sort();
+        let text = format!("{} {}\n{}\n{}", head.method, head.uri, lines.join("\n"), String::from_utf8_lossy(&body));
+        Ok(Response::new(super::world::text(text)))
+    })
+    .1
+}
+
+#[tokio::test]
+async fn a_request_goes_where_its_host_and_path_say_and_others_learn_why_not() {
+    let gateway = Gateway::new(mirror()).await;
+    let paths = json!([
+        {"pathType": "Prefix", "path": "/app", "backend": backend("web")},
+        {"pathType": "Exact", "path": "/gone", "backend": backend("nobody")},
+        {"pathType": "Exact", "path": "/port", "backend": {"service": {"name": "web", "port": {"name": "x"}}}},
+    ]);
+    let root = json!({"pathType": "Exact", "path": "/", "backend": backend("web")});
+    let mut all = vec![root];
+    all.extend(paths.as_array().unwrap().clone());
+    gateway.ingress("i", json!({}), json!({"rules": [{"host": "a.x", "http": {"paths": all}}]})).await;
+    for (head, status, said) in [
+        ("GET /app/1?q=2 HTTP/1.1\r\nhost: a.x\r\n", "200", "GET /app/1?q=2\n"),
+        ("GET /app HTTP/1.1\r\nhost: A.X.:8080\r\n", "200", "host: A.X.:8080\n"),
+        ("GET http://a.x/app HTTP/1.1\r\nhost: b.x\r\n", "200", "host: a.x\n"),
+        ("GET /other HTTP/1.1\r\nhost: a.x\r\n", "404", "no Ingress has a rule for host \"a.x\" and path \"/other\""),
+        ("GET /app HTTP/1.1\r\nhost: <b>\r\n", "400", "its Host is no host"),
+        ("GET /<b> HTTP/1.1\r\nhost: b.x\r\n", "40", ""),
+        ("GET /app HTTP/1.0\r\n", "404", "host \"\""),
+        ("GET /gone HTTP/1.1\r\nhost: a.x\r\n", "503", "Ingress n/i leads to service n/nobody, which does not exist"),
+        ("GET /port HTTP/1.1\r\nhost: a.x\r\n", "503", "leads to port x of service n/web, which it does not have"),
+        ("CONNECT a.x:80 HTTP/1.1\r\nhost: a.x:80\r\n", "400", "no proxy"),
+        ("GET /app HTTP/1.1\r\nhost: a.x\r\nhost: b.x\r\n", "400", "several hosts"),
+    ] {
+        let answer = exchange(&mut gateway.connect().await, head, "").await;
+        let line = answer.lines().next().unwrap_or_default();
+        assert!(
+            line.split(' ').nth(1).is_some_and(|code| code.starts_with(status)) && answer.contains(said),
+            "{head:?}: {answer:?}"
+        );
+        if !status.starts_with('2') && !said.is_empty() {
+            assert!(
+                answer.contains("content-type: text/plain") && answer.contains("x-content-type-options: nosniff"),
+                "{answer:?}"
+            );
+        }
+    }
+    // Nobody is ready, and the Service is named.
+    gateway.world.ready("web", &[], json!([{"port": 8080}]));
+    gateway.world.known("web", 0).await;
+    let answer = exchange(&mut gateway.connect().await, "GET /app HTTP/1.1\r\nhost: a.x\r\n", "").await;
+    assert!(
+        answer.starts_with("HTTP/1.1 503") && answer.contains("no endpoints available for service n/web"),
+        "{answer}"
+    );
+}
+
+#[tokio::test]
+async fn who_answers_hears_who_asks_and_how_and_nothing_that_was_made_up() {
+    let gateway = Gateway::new(mirror()).await;
+    let tls = json!([{"hosts": ["a.x"], "secretName": "a"}]);
+    let annotations = json!({"nginx.ingress.kubernetes.io/ssl-redirect": "false", "coracle.dev/hsts": "max-age=60"});
+    gateway.ingress("i", annotations, json!({"tls": tls, "rules": [rule("a.x", "web")]})).await;
+    let head = "GET / HTTP/1.1\r\nhost: a.x\r\nx-forwarded-for: 6.6.6.6\r\nforwarded: for=6.6.6.6\r\nx-forwarded-proto: gopher\r\n";
+    let plain = exchange(&mut gateway.connect().await, head, "").await;
+    let secure = exchange(&mut gateway.connect_tls("a.x", &["http/1.1"]).await, head, "").await;
+    for (answer, protocol, port) in [(&plain, "http", gateway.plain.port()), (&secure, "https", gateway.secure.port())]
+    {
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        for line in [
+            "forwarded: for=127.0.0.1;host=\"a.x\";proto=",
+            "x-forwarded-for: 127.0.0.1\n",
+            "x-forwarded-host: a.x\n",
+            &format!("x-forwarded-proto: {protocol}\n"),
+            &format!("x-forwarded-port: {port}\n"),
+        ] {
+            assert!(answer.contains(line), "{line}: {answer}");
+        }
+        assert!(!answer.contains("6.6.6.6") && !answer.contains("gopher"), "{answer}");
+    }
+    assert!(
+        secure.contains("strict-transport-security: max-age=60\r\n") && !plain.contains("strict-transport"),
+        "{secure}"
+    );
+}
+
+#[tokio::test]
+async fn what_has_tls_is_for_tls() {
+    let gateway = Gateway::new(echo().1).await;
+    let tls = json!([{"hosts": ["a.x"]}]);
+    gateway.ingress("i", json!({}), json!({"tls": tls, "rules": [rule("a.x", "web"), rule("b.x", "web")]})).await;
+    let head = |host: &str| format!("POST /p?q HTTP/1.1\r\nhost: {host}\r\ncontent-length: 2\r\n");
+    let port = gateway.plain.port();
+    let answer = exchange(&mut gateway.connect().await, &head(&format!("a.x:{port}")), "hi").await;
+    let location = format!("location: https://a.x:{}/p?q\r\n", gateway.secure.port());
+    assert!(answer.starts_with("HTTP/1.1 308") && answer.contains(&location), "{answer}");
+    let answer = exchange(&mut gateway.connect().await, &head("b.x"), "hi").await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("hi"), "{answer}");
+    let answer = exchange(&mut gateway.connect_tls("a.x", &[]).await, &head("a.x"), "hi").await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("hi"), "{answer}");
+}
+
+#[tokio::test]
+async fn each_name_is_shown_its_certificate_also_a_new_one_and_nobody_is_cut_off() {
+    let gateway = Gateway::new(echo().1).await;
+    let tls = json!([{"hosts": ["a.x"], "secretName": "a"}, {"hosts": ["*.x"], "secretName": "wild"}]);
+    gateway.ingress("i", json!({}), json!({"tls": tls, "rules": [rule("a.x", "web")]})).await;
+    assert_eq!(gateway.shown("a.x").await, "default.invalid", "its Secret is not there yet");
+    gateway.certificates.set(&secret("a"), Some(certificate("a.x")));
+    gateway.certificates.set(&secret("wild"), Some(certificate("wild.x")));
+    let mut open = gateway.connect_tls("a.x", &[]).await;
+    for (name, expected) in [
+        ("a.x", "a.x"),
+        ("A.x", "a.x"),
+        ("b.x", "wild.x"),
+        ("c.b.x", "default.invalid"),
+        ("127.0.0.1", "default.invalid"),
+    ] {
+        assert_eq!(gateway.shown(name).await, expected, "{name}");
+    }
+    gateway.certificates.set(&secret("a"), Some(certificate("renewed.x")));
+    assert_eq!(gateway.shown("a.x").await, "renewed.x");
+    gateway.certificates.set(&secret("a"), None);
+    assert_eq!(gateway.shown("a.x").await, "default.invalid");
+    let answer = exchange(&mut open, "POST / HTTP/1.1\r\nhost: a.x\r\ncontent-length: 2\r\n", "hi").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[test]
+fn a_certificate_that_cannot_be_shown_says_why() {
+    let ((certificate, key), (other, _)) = (pair("a"), pair("b"));
+    let of = |certificate: &str, key: &str| {
+        Certificate::from_pem(certificate.as_bytes(), key.as_bytes()).map(drop).map_err(|error| error.to_string())
+    };
+    assert_eq!(of(&certificate, &key), Ok(()));
+    assert_eq!(of(&format!("{certificate}{other}"), &key), Ok(()), "a chain");
+    assert_eq!(of(&other, &key), Err("the certificate does not match the private key".to_owned()));
+    assert_eq!(of("", &key), Err("there is no certificate in it".to_owned()));
+    assert!(of(&certificate, "").unwrap_err().starts_with("the private key is no PEM"));
+    assert!(of(&certificate, &certificate).unwrap_err().starts_with("the private key is no PEM"));
+    assert_eq!(of(&other.repeat(21), &key), Err("its chain has more than 20 certificates".to_owned()));
+    assert!(of(&certificate.replace("MII", "!!!"), &key).is_err());
+}
+
+#[tokio::test]
+async fn http2_is_spoken_where_it_is_agreed_on() {
+    let gateway = Gateway::new(mirror()).await;
+    let annotations = json!({"coracle.dev/ssl-redirect": "false"});
+    gateway.ingress("i", annotations, json!({"tls": [{"hosts": ["a.x"]}], "rules": [rule("a.x", "web")]})).await;
+    let stream = gateway.connect_tls("a.x", &["h2", "http/1.1"]).await;
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, io).await.unwrap();
+    tokio::spawn(connection);
+    for path in ["/one", "/two"] {
+        let request = Request::get(format!("https://a.x{path}")).body(text(String::new())).unwrap();
+        let response = sender.send_request(request).await.unwrap();
+        assert_eq!(response.status(), 200);
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let body = String::from_utf8_lossy(&body);
+        assert!(body.starts_with(&format!("GET {path}\n")) && body.contains("host: a.x\n"), "{body}");
+    }
+    let stream = gateway.connect_tls("a.x", &["http/1.1"]).await;
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
+}
+
+#[tokio::test]
+async fn a_websocket_goes_through() {
+    let script = |mut stream: TcpStream| async move {
+        let head = read_head(&mut stream).await;
+        assert!(
+            head.to_lowercase().contains("upgrade: websocket") && head.contains("x-forwarded-for: 127.0.0.1"),
+            "{head}"
+        );
+        write(&mut stream, "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
+            .await;
+        let (mut read, mut write) = stream.split();
+        let _ = tokio::io::copy(&mut read, &mut write).await;
+    };
+    let gateway = Gateway::new(listening(script).await.0).await;
+    let annotations = json!({"coracle.dev/ssl-redirect": "false", "coracle.dev/proxy-read-timeout": "1", "coracle.dev/proxy-body-size": "1"});
+    gateway.ingress("i", annotations, json!({"tls": [{"hosts": ["a.x"]}], "rules": [rule("a.x", "web")]})).await;
+    let mut stream = gateway.connect_tls("a.x", &["http/1.1"]).await;
+    let head = "GET /chat HTTP/1.1\r\nhost: a.x\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut said = Vec::new();
+    while !said.ends_with(b"\r\n\r\n") {
+        said.push(tokio::time::timeout(SOON, stream.read_u8()).await.expect("an answer").unwrap());
+    }
+    assert!(said.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&said));
+    for word in ["ping", "pong"] {
+        stream.write_all(word.as_bytes()).await.unwrap();
+        let mut heard = [0; 4];
+        tokio::time::timeout(SOON, stream.read_exact(&mut heard)).await.expect("an echo").unwrap();
+        assert_eq!(&heard, word.as_bytes());
+    }
+}
+
+#[tokio::test]
+async fn a_body_has_so_many_bytes_and_no_more() {
+    let (asked, local) = echo();
+    let gateway = Gateway::new(local).await;
+    gateway
+        .ingress(
+            "i",
+            json!({"nginx.ingress.kubernetes.io/proxy-body-size": "4"}),
+            json!({"rules": [rule("a.x", "web")]}),
+        )
+        .await;
+    let said = |length: usize| format!("POST / HTTP/1.1\r\nhost: a.x\r\ncontent-length: {length}\r\n");
+    let chunked = "POST / HTTP/1.1\r\nhost: a.x\r\ntransfer-encoding: chunked\r\n";
+    for (head, body, status) in [
+        (said(4), "four", "200"),
+        (said(5), "fives", "413"),
+        (chunked.to_owned(), "4\r\nfour\r\n0\r\n\r\n", "200"),
+        (chunked.to_owned(), "4\r\nfour\r\n1\r\n!\r\n0\r\n\r\n", "413"),
+    ] {
+        let answer = exchange(&mut gateway.connect().await, &head, body).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{head:?} {body:?}: {answer}");
+    }
+    let calls = asked.calls.load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(calls, 3, "what is said to be larger is not passed on");
+}
+
+#[tokio::test]
+async fn a_backend_that_is_silent_for_too_long_is_given_up() {
+    let heads = Arc::new(Mutex::new(0));
+    let (counted, go) = (heads.clone(), Arc::new(Notify::new()));
+    let script = move |mut stream: TcpStream| {
+        let counted = counted.clone();
+        let go = go.clone();
+        async move {
+            let head = read_head(&mut stream).await;
+            *counted.lock().unwrap() += 1;
+            if head.starts_with("GET /half") {
+                write(&mut stream, "HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nhalf").await;
+            }
+            go.notified().await;
+        }
+    };
+    let gateway = Gateway::new(listening(script).await.0).await;
+    gateway.ingress("i", json!({"coracle.dev/proxy-read-timeout": "1"}), json!({"rules": [rule("a.x", "web")]})).await;
+    let answer = exchange(&mut gateway.connect().await, "POST /none HTTP/1.1\r\nhost: a.x\r\n", "").await;
+    assert!(answer.starts_with("HTTP/1.1 504") && answer.contains("no answer in time"), "{answer}");
+    let answer = exchange(&mut gateway.connect().await, "GET /half HTTP/1.1\r\nhost: a.x\r\n", "").await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("half"), "it is cut off: {answer}");
+    assert_eq!(*heads.lock().unwrap(), 2);
+    // As long as a client sends something, its backend may wait for it.
+    let mut slow = gateway.connect().await;
+    slow.write_all(b"POST /slow HTTP/1.1\r\nhost: a.x\r\ncontent-length: 8\r\nconnection: close\r\n\r\n")
+        .await
+        .unwrap();
+    let begun = tokio::time::Instant::now();
+    for _ in 0..8 {
+        tokio::time::sleep(std::time::Duration::from_millis(250)).await;
+        slow.write_all(b"x").await.unwrap();
+    }
+    let mut answer = String::new();
+    tokio::time::timeout(SOON, slow.read_to_string(&mut answer)).await.expect("an answer").unwrap_or_default();
+    assert!(
+        begun.elapsed() >= std::time::Duration::from_millis(2_900) && answer.starts_with("HTTP/1.1 504"),
+        "{answer}"
+    );
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_tried_again() {
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let world = World::new().await;
+    let (opened, mut opens) = mpsc::unbounded_channel();
+    let listening: Listening = Arc::new(move |_, address| opened.send(address.map_err(|error| error.kind())).unwrap());
+    let address = taken.local_addr().unwrap();
+    let listener = Listener { address, bound: None, tls: None, routes: world.routes.clone() };
+    let serving = tokio::spawn(world.proxy.clone().serve(vec![listener], listening, world.stop.clone()));
+    assert_eq!(opens.recv().await, Some(Err(std::io::ErrorKind::AddrInUse)));
+    drop(taken);
+    let then = async {
+        loop {
+            if let Ok(address) = opens.recv().await.unwrap() {
+                return address;
+            }
+        }
+    };
+    assert_eq!(tokio::time::timeout(SOON, then).await.expect("it is had"), address);
+    let answer = exchange(&mut TcpStream::connect(address).await.unwrap(), "GET / HTTP/1.1\r\nhost: a\r\n", "").await;
+    assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+    world.stop.cancel();
+    tokio::time::timeout(SOON, serving).await.expect("it ends").unwrap();
+}
+
+#[tokio::test]
+async fn who_does_not_end_a_handshake_keeps_nobody_out() {
+    let gateway = Gateway::new(echo().1).await;
+    gateway.ingress("i", json!({}), json!({"tls": [{"hosts": ["a.x"]}], "rules": [rule("a.x", "web")]})).await;
+    let mut silent = Vec::new();
+    for _ in 0..50 {
+        let mut stream = TcpStream::connect(gateway.secure).await.unwrap();
+        stream.write_all(&[0x16, 0x03]).await.unwrap();
+        silent.push(stream);
+    }
+    let answer = exchange(&mut gateway.connect_tls("a.x", &[]).await, "GET / HTTP/1.1\r\nhost: a.x\r\n", "").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    // What is no TLS at all ends at once.
+    let mut plain = TcpStream::connect(gateway.secure).await.unwrap();
+    plain.write_all(b"GET / HTTP/1.1\r\nhost: a.x\r\n\r\n").await.unwrap();
+    let mut said = Vec::new();
+    let _ = tokio::time::timeout(SOON, plain.read_to_end(&mut said)).await.expect("an end");
+    assert!(!said.starts_with(b"HTTP"), "{said:?}");
+}

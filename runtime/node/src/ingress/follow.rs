@@ -1,0 +1,376 @@
+//! What Ingresses need beside their routes: the certificates in the Secrets that they name, kept as they are now; and what is told
+//! of them, as events.
+//!
+//! Each node that serves them tells what it finds, as each replica of an ingress controller does: it is the one that knows.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_discovery::{
+    Backend, Discovery, Ingress, Origin, PortName, Problem, Protocol, SecretKey, ServiceKind, Told,
+};
+use coracle_proxy::{Certificate, Certificates};
+use futures::StreamExt as _;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::events::{Record, Recorder};
+use crate::objects::{Content, Kind, ObjectKey, Objects, ReadError};
+
+/// `type` of Secrets with a certificate, and where it and its key are.
+const TLS: &str = "kubernetes.io/tls";
+const CERTIFICATE: &str = "tls.crt";
+const KEY: &str = "tls.key";
+
+/// How long after an Ingress has come its Services may come, without a word.
+const SERVICES_WITHIN: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 3 });
+/// How long after Services have changed it is looked which ones are missing, at most so often.
+const LOOK_AFTER: Duration = Duration::from_secs(30);
+
+/// A Secret that was read for an Ingress.
+type Read = (Arc<str>, SecretKey, Result<Option<Arc<Content>>, ReadError>);
+
+/// Follows what is told of Ingresses.
+pub struct Follower {
+    objects: Objects,
+    certificates: Arc<Certificates>,
+    recorder: Recorder,
+    discovery: Discovery,
+    /// By uid.
+    served: HashMap<Arc<str>, Arc<Ingress>>,
+    /// Who names a Secret.
+    users: HashMap<SecretKey, HashSet<Arc<str>>>,
+    /// What was told of an Ingress and a Secret, and of its Services.
+    of_secrets: HashMap<(Arc<str>, SecretKey), Problem>,
+    of_services: HashMap<Arc<str>, BTreeSet<String>>,
+    changed: Arc<Changed>,
+    reads: FuturesUnordered<BoxFuture<'static, Read>>,
+    /// When it is looked for Services: of these Ingresses, or of all.
+    look_at: Option<Instant>,
+    look_for: HashSet<Arc<str>>,
+    look_at_all: Option<Instant>,
+}
+
+/// Ingresses with a Secret that has changed.
+#[derive(Default)]
+struct Changed {
+    uids: Mutex<HashSet<Arc<str>>>,
+    more: Notify,
+}
+
+impl Follower {
+    /// Reads nothing before it is told of somebody; no Secret is followed any more when `shutdown` is cancelled.
+    pub fn new(
+        client: kube::Client,
+        certificates: Arc<Certificates>,
+        recorder: Recorder,
+        discovery: Discovery,
+        shutdown: CancellationToken,
+    ) -> Self {
+        let changed: Arc<Changed> = Arc::default();
+        let telling = changed.clone();
+        let on_change = Arc::new(move |uid: &str| {
+            telling.uids.lock().insert(uid.into());
+            telling.more.notify_one();
+        });
+        Self {
+            objects: Objects::new(client, shutdown, on_change),
+            certificates,
+            recorder,
+            discovery,
+            served: HashMap::new(),
+            users: HashMap::new(),
+            of_secrets: HashMap::new(),
+            of_services: HashMap::new(),
+            changed,
+            reads: FuturesUnordered::new(),
+            look_at: None,
+            look_for: HashSet::new(),
+            look_at_all: None,
+        }
+    }
+
+    /// Until shutdown.
+    pub async fn run(mut self, mut hears: mpsc::Receiver<Told>, shutdown: CancellationToken) {
+        let mut services = self.discovery.subscribe();
+        loop {
+            let look_at = [self.look_at, self.look_at_all].into_iter().flatten().min();
+            let look = async {
+                match look_at {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            // Everything here only waits.
+            tokio::select! {
+                told = hears.recv() => match told {
+                    Some(told) => self.hear(told),
+                    None => return,
+                },
+                Some((uid, secret, read)) = self.reads.next() => self.take(&uid, secret, read),
+                () = self.changed.more.notified() => {
+                    let changed = std::mem::take(&mut *self.changed.uids.lock());
+                    changed.iter().for_each(|uid| self.read(uid));
+                }
+                Ok(()) = services.changed() => {
+                    self.look_at_all.get_or_insert_with(|| Instant::now() + LOOK_AFTER);
+                }
+                () = look => self.look(Instant::now()),
+                () = shutdown.cancelled() => return,
+            }
+        }
+    }
+
+    fn hear(&mut self, told: Told) {
+        match told {
+            Told::Served(ingress) => {
+                let uid = ingress.origin.uid.clone();
+                for secret in ingress.secrets() {
+                    self.users.entry(secret.clone()).or_default().insert(uid.clone());
+                }
+                self.served.insert(uid.clone(), ingress);
+                self.read(&uid);
+                self.look_for.insert(uid);
+                self.look_at = Some(Instant::now() + SERVICES_WITHIN);
+            }
+            Told::Left(origin) => self.leave(&origin.uid),
+            Told::Problem(origin, problem) => self.tell(&origin, problem),
+        }
+    }
+
+    /// Lets go of its Secrets.
+    fn leave(&mut self, uid: &Arc<str>) {
+        let Some(ingress) = self.served.remove(uid) else { return };
+        self.objects.forget(uid);
+        for secret in ingress.secrets() {
+            self.of_secrets.remove(&(uid.clone(), secret.clone()));
+            let Some(users) = self.users.get_mut(secret) else { continue };
+            users.remove(uid);
+            if users.is_empty() {
+                self.users.remove(secret);
+                self.certificates.set(secret, None);
+            }
+        }
+        self.of_services.remove(uid);
+    }
+
+    /// Reads its Secrets as they are now.
+    fn read(&mut self, uid: &Arc<str>) {
+        let Some(ingress) = self.served.get(uid) else { return };
+        let secrets: HashSet<&SecretKey> = ingress.secrets().collect();
+        for secret in secrets {
+            self.reads.push(self.reading(uid.clone(), secret.clone()));
+        }
+    }
+
+    fn reading(&self, uid: Arc<str>, secret: SecretKey) -> BoxFuture<'static, Read> {
+        let objects = self.objects.clone();
+        let key = ObjectKey { kind: Kind::Secret, namespace: secret.namespace.clone(), name: secret.name.clone() };
+        Box::pin(async move {
+            let read = objects.read(&key, &uid).await;
+            (uid, secret, read)
+        })
+    }
+
+    fn take(&mut self, uid: &Arc<str>, secret: SecretKey, read: Result<Option<Arc<Content>>, ReadError>) {
+        // It may have gone meanwhile, or name other Secrets.
+        let Some(ingress) = self.served.get(uid).cloned() else { return self.objects.forget(uid) };
+        if !ingress.secrets().any(|named| *named == secret) {
+            return;
+        }
+        let name = format!("{}/{}", secret.namespace, secret.name);
+        let problem = match read {
+            Ok(Some(content)) => match certificate(&content) {
+                Ok(certificate) => {
+                    self.certificates.set(&secret, Some(certificate));
+                    None
+                }
+                // What was there before it was changed is better than nothing.
+                Err(why) => {
+                    let shown = if self.certificates.has(&secret) {
+                        "the certificate before it"
+                    } else {
+                        "a certificate that nobody trusts"
+                    };
+                    let message =
+                        format!("secret {name} has no certificate that can be shown, {shown} is shown instead: {why}");
+                    Some(Problem { reason: "InvalidCertificate", message })
+                }
+            },
+            Ok(None) => {
+                self.certificates.set(&secret, None);
+                let message = format!(
+                    "secret {name} does not exist: a certificate that nobody trusts is shown instead of its own"
+                );
+                Some(Problem { reason: "MissingSecret", message })
+            }
+            // Nobody would tell when it is there.
+            Err(ReadError::TimedOut(_)) => return self.reads.push(self.reading(uid.clone(), secret)),
+            Err(error) => Some(Problem { reason: "UnreadableSecret", message: error.to_string() }),
+        };
+        let before = match problem.clone() {
+            Some(problem) => self.of_secrets.insert((uid.clone(), secret), problem),
+            None => self.of_secrets.remove(&(uid.clone(), secret)),
+        };
+        if let Some(problem) = problem.filter(|problem| before.as_ref() != Some(problem)) {
+            self.tell(&ingress.origin, problem);
+        }
+    }
+
+    /// Looks which Services are missing, of the Ingresses whose time has come.
+    fn look(&mut self, now: Instant) {
+        let mut due: HashSet<Arc<str>> = HashSet::new();
+        if self.look_at.is_some_and(|at| at <= now) {
+            self.look_at = None;
+            due.extend(self.look_for.drain());
+        }
+        if self.look_at_all.is_some_and(|at| at <= now) {
+            self.look_at_all = None;
+            due.extend(self.served.keys().cloned());
+        }
+        let snapshot = self.discovery.snapshot();
+        for uid in due {
+            let Some(ingress) = self.served.get(&uid).cloned() else { continue };
+            let missing: BTreeSet<String> =
+                ingress.backends().filter_map(|backend| missing(&snapshot, backend)).collect();
+            let before = self.of_services.remove(&uid).unwrap_or_default();
+            for message in missing.difference(&before) {
+                self.tell(&ingress.origin, Problem { reason: "MissingService", message: message.clone() });
+            }
+            if !missing.is_empty() {
+                self.of_services.insert(uid, missing);
+            }
+        }
+    }
+
+    fn tell(&self, origin: &Origin, problem: Problem) {
+        self.recorder.record(Record {
+            kind: origin.kind,
+            namespace: origin.namespace.clone(),
+            name: origin.name.clone(),
+            uid: origin.uid.clone(),
+            field_path: None,
+            warning: true,
+            reason: problem.reason,
+            message: problem.message,
+        });
+    }
+}
+
+/// The certificate in a Secret.
+fn certificate(content: &Content) -> Result<Certificate, String> {
+    if content.secret_type != TLS {
+        return Err(format!("it is of type {:?} and not {TLS:?}", content.secret_type));
+    }
+    let part = |name: &str| content.data.get(name).ok_or_else(|| format!("it has no {name}"));
+    Certificate::from_pem(part(CERTIFICATE)?, part(KEY)?).map_err(|error| error.to_string())
+}
+
+/// What of a backend does not exist.
+fn missing(snapshot: &coracle_discovery::Snapshot, backend: &Backend) -> Option<String> {
+    let Backend::Service { key, port } = backend else { return None };
+    let name = format!("{}/{}", key.0, key.1);
+    let Some(service) = snapshot.by_key(key) else {
+        return Some(format!("service {name} does not exist: its requests are answered 503"));
+    };
+    if service.kind == ServiceKind::ExternalName {
+        return Some(format!("service {name} is another name for something outside: its requests are answered 503"));
+    }
+    let has_port = service.ports.iter().any(|of| {
+        of.protocol == Protocol::Tcp
+            && match port {
+                PortName::Number(number) => of.port == *number,
+                PortName::Name(named) => of.name == **named,
+            }
+    });
+    (!has_port).then(|| format!("service {name} has no port {port}: its requests are answered 503"))
+}
+
+#[cfg(test)]
+mod tests {
+    use coracle_discovery::Ingresses;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::tests::api::Api;
+
+    /// A certificate and its key, for a Secret.
+    fn pair(name: &str) -> (String, String) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap().self_signed(&key).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    fn secret(certificate: &str, key: &str) -> Value {
+        let encoded = |text: &str| k8s_openapi::ByteString(text.as_bytes().to_vec());
+        json!({"type": TLS, "data": {CERTIFICATE: encoded(certificate), KEY: encoded(key)}})
+    }
+
+    #[tokio::test]
+    async fn what_an_ingress_lacks_is_told_once_and_its_certificate_follows_its_secret() {
+        let api = Api::default();
+        api.put_object("ingressclasses", "c", json!({"spec": {"controller": "coracle.dev/ingress"}}));
+        let backend = |name: &str, port: u16| json!({"service": {"name": name, "port": {"number": port}}});
+        let tls = |secret: &str| json!({"hosts": [secret], "secretName": secret});
+        let spec = json!({"ingressClassName": "c", "tls": [tls("good"), tls("missing"), tls("mixed"), tls("opaque")],
+            "rules": [{"http": {"paths": [
+                {"pathType": "Prefix", "path": "/a", "backend": backend("web", 80)},
+                {"pathType": "Prefix", "path": "/b", "backend": backend("web", 81)},
+                {"pathType": "Prefix", "path": "/c", "backend": backend("none", 80)}]}}]});
+        api.put_object("ingresses", "i", json!({"metadata": {"uid": "u"}, "spec": spec}));
+        api.put_object("services", "web", json!({"spec": {"ports": [{"port": 80}]}}));
+        let ((certificate, key), (other, _)) = (pair("good"), pair("mixed"));
+        api.put_object("secrets", "good", secret(&certificate, &key));
+        api.put_object("secrets", "mixed", secret(&other, &key));
+        let mut opaque = secret(&certificate, &key);
+        opaque["type"] = json!("Opaque");
+        api.put_object("secrets", "opaque", opaque);
+        let (client, stop) = (api.client(), CancellationToken::new());
+        let certificates =
+            Arc::new(Certificates::new(Certificate::from_pem(certificate.as_bytes(), key.as_bytes()).unwrap()));
+        let recorder = Recorder::new(client.clone(), "n1".to_owned());
+        let discovery = Discovery::new(client.clone());
+        let ingresses = Ingresses::new(client.clone());
+        let (told, hears) = mpsc::channel(8);
+        let follower = Follower::new(client, certificates.clone(), recorder.clone(), discovery.clone(), stop.clone());
+        tokio::spawn(discovery.clone().run(stop.clone()));
+        tokio::spawn(ingresses.run(told, stop.clone()));
+        let token = stop.clone();
+        tokio::spawn(async move { recorder.run(token).await });
+        tokio::spawn(follower.run(hears, stop.clone()));
+        let mut messages = {
+            api.first_reasons("i", 5).await;
+            api.messages("i")
+        };
+        messages.sort();
+        let instead = "a certificate that nobody trusts is shown instead";
+        assert_eq!(
+            messages,
+            [
+                format!("secret default/missing does not exist: {instead} of its own"),
+                format!(
+                    "secret default/mixed has no certificate that can be shown, {instead}: the certificate does not match the private key"
+                ),
+                format!(
+                    "secret default/opaque has no certificate that can be shown, {instead}: it is of type \"Opaque\" and not \"kubernetes.io/tls\""
+                ),
+                "service default/none does not exist: its requests are answered 503".to_owned(),
+                "service default/web has no port 81: its requests are answered 503".to_owned(),
+            ]
+        );
+        let named = |name: &str| SecretKey { namespace: "default".into(), name: name.into() };
+        let shown = ["good", "missing", "mixed", "opaque"].map(|name| certificates.has(&named(name)));
+        assert_eq!(shown, [true, false, false, false]);
+        let event = api.events("i").remove(0);
+        assert_eq!(
+            (&event["involvedObject"]["apiVersion"], &event["involvedObject"]["uid"]),
+            (&json!("networking.k8s.io/v1"), &json!("u"))
+        );
+        stop.cancel();
+    }
+}
