@@ -10,6 +10,7 @@ mod pod_security;
 mod quota;
 pub(crate) mod topology;
 
+use coracle_api::meta;
 use coracle_api::status::Status;
 use coracle_keyspace::Op;
 use serde_json::Value;
@@ -67,7 +68,7 @@ pub(crate) async fn update(at: &Attributes<'_>, object: &mut Value, old: &Value)
     if is(at.resource, "", "pods") && at.subresource.is_empty() {
         pod::update(object, old);
     }
-    if is(at.resource, "", "pods") && at.subresource == "resize" {
+    if is(at.resource, "", "pods") && at.subresource == "resize" && !meta::is_deleting(old) {
         limit_range::complete(at, object)?;
     }
     Ok(())

@@ -240,7 +240,7 @@ async fn a_count_that_knows_nothing_of_a_charge_is_refused() {
     assert_eq!(code, 403, "{answer}");
     assert!(message(&answer).ends_with("used: configmaps=2, limited: configmaps=2"), "{answer}");
     let version = &now["metadata"]["resourceVersion"];
-    let count = json!({"metadata": {"resourceVersion": version}, "status": {"used": {"configmaps": "1"}}});
+    let count = json!({"metadata": {"resourceVersion": version}, "status": {"used": {"configmaps": "0"}}});
     assert_eq!(server.call("PATCH", &status, count).await.0, 409, "whoever counted knew nothing of it");
     assert_eq!((used(&server, "q").await, pending(&server)), (json!({"configmaps": "2"}), 0));
     // Of a quota that had the name before nothing is taken for it.
