@@ -36,6 +36,7 @@ resources! {
     SERVICE_ACCOUNTS = "v1" "serviceaccounts";
     REPLICA_SETS = "apps/v1" "replicasets";
     DEPLOYMENTS = "apps/v1" "deployments";
+    RESOURCE_QUOTAS = "v1" "resourcequotas";
     POD_DISRUPTION_BUDGETS = "policy/v1" "poddisruptionbudgets";
     INGRESSES = "networking.k8s.io/v1" "ingresses";
     ENDPOINT_SLICES = "discovery.k8s.io/v1" "endpointslices";

@@ -79,7 +79,16 @@ impl Discovery {
 
     /// The kind, if it is served. For one that is not known the API is asked, but not again and again.
     pub(crate) async fn find(&self, group: &str, kind: &str) -> Result<Option<Kind>, kube::Error> {
-        let known = |kinds: &Kinds| kinds.kinds.iter().find(|k| &*k.group == group && &*k.kind == kind).cloned();
+        self.look_for(|known| &*known.group == group && &*known.kind == kind).await
+    }
+
+    /// The same by the name of its resource, as `pods`.
+    pub(crate) async fn find_plural(&self, group: &str, plural: &str) -> Result<Option<Kind>, kube::Error> {
+        self.look_for(|known| &*known.group == group && &*known.plural == plural).await
+    }
+
+    async fn look_for(&self, is_wanted: impl Fn(&Kind) -> bool) -> Result<Option<Kind>, kube::Error> {
+        let known = |kinds: &Kinds| kinds.kinds.iter().find(|kind| is_wanted(kind)).cloned();
         if let Some(found) = known(&self.kinds()) {
             return Ok(Some(found));
         }

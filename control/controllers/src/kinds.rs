@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, ResourceQuota, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -72,6 +72,7 @@ kinds! {
     budgets: PodDisruptionBudget = "policy" "v1" "PodDisruptionBudget" "poddisruptionbudgets" true;
     ingresses: Ingress = "networking.k8s.io" "v1" "Ingress" "ingresses" true;
     ingress_classes: IngressClass = "networking.k8s.io" "v1" "IngressClass" "ingressclasses" false;
+    quotas: ResourceQuota = "" "v1" "ResourceQuota" "resourcequotas" true;
     leases: Lease = "coordination.k8s.io" "v1" "Lease" "leases" true;
     }
     named {

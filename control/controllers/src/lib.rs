@@ -20,6 +20,7 @@ mod namespace;
 mod node;
 mod pod_gc;
 mod queue;
+mod quota;
 mod replica_set;
 mod selector;
 mod service_account;
@@ -118,10 +119,16 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     );
     let evictions = node::Evictions::new(api.clone(), recorder.clone(), nodes.watch(), &mut on.nodes, &mut on.pods);
     let pod_gc = pod_gc::Controller::new(api.clone(), &mut on.nodes, &mut on.pods);
+    let quotas = quota::Controller::new(api.clone(), discovery.clone(), &mut on.quotas, &mut on.pods, &mut on.services);
     let garbage = {
-        let namespaces = namespaces.clone();
-        let on_deletion = Box::new(move |namespace: &str| namespaces.on_deletion(namespace));
-        garbage::Controller::new(api, recorder.clone(), discovery, on_deletion)
+        let (namespaces, quotas) = (namespaces.clone(), quotas.clone());
+        let on_event = Box::new(move |kind: &discovery::Kind, namespace: &str, happened| {
+            if happened == garbage::Happened::Gone {
+                namespaces.on_deletion(namespace);
+            }
+            quotas.on_event(kind, namespace, happened);
+        });
+        garbage::Controller::new(api, recorder.clone(), discovery, on_event)
     };
     on.tell(&garbage);
 
@@ -155,6 +162,7 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     tasks.spawn(queue::drive(nodes, shutdown.clone()));
     tasks.spawn(queue::drive(evictions, shutdown.clone()));
     tasks.spawn(queue::drive(pod_gc, shutdown.clone()));
+    tasks.spawn(queue::drive(quotas, shutdown.clone()));
     tokio::select! {
         () = others_synced.notified() => {}
         () = shutdown.cancelled() => {}

@@ -695,6 +695,66 @@ async fn ingress_says_where_ready_nodes_serve_it_and_others_are_left_alone() {
 }
 
 #[tokio::test]
+async fn quota_is_counted_anew_when_what_it_counts_goes_ends_or_shrinks() {
+    let api = Scripted::new();
+    let quota = "/api/v1/namespaces/n/resourcequotas/q";
+    let container = json!({"name": "c", "resources": {"requests": {"cpu": "1"}}});
+    for name in ["p1", "p2", "p3"] {
+        api.put(&format!("/api/v1/namespaces/n/pods/{name}"), json!({"spec": {"containers": [container]}}));
+    }
+    api.put("/api/v1/namespaces/other/pods/p4", json!({"spec": {"containers": [container]}}));
+    api.put(
+        "/api/v1/namespaces/n/services/s",
+        json!({"spec": {"type": "NodePort", "ports": [{"port": 1}, {"port": 2}]}}),
+    );
+    for name in ["a", "b"] {
+        api.put(&format!("/api/v1/namespaces/n/configmaps/{name}"), json!({}));
+    }
+    let hard = json!({"pods": "9", "requests.cpu": "9", "count/pods": "9", "services.nodeports": "9", "configmaps": "9",
+        "count/widgets.example.com": "9"});
+    api.put(quota, json!({"spec": {"hard": hard}}));
+    let world = start(&api, 600_000);
+    let until_used = async |expected: Value| {
+        let what = format!("so much is used: {expected}");
+        let counted = |api: &Scripted| (api.get(quota)?["status"]["used"] == expected).then_some(());
+        api.until(&what, counted).await;
+    };
+    let used = |pods: &str, all: &str, ports: &str, maps: &str| json!({"pods": pods, "requests.cpu": pods, "count/pods": all, "services.nodeports": ports, "configmaps": maps});
+    until_used(used("3", "3", "2", "2")).await;
+    assert_eq!(api.get(quota).expect("it is there")["status"]["hard"], hard);
+    api.merge("/api/v1/namespaces/n/pods/p1", &json!({"status": {"phase": "Succeeded"}}));
+    until_used(used("2", "3", "2", "2")).await;
+    api.remove("/api/v1/namespaces/n/pods/p1");
+    until_used(used("2", "2", "2", "2")).await;
+    api.merge("/api/v1/namespaces/n/services/s", &json!({"spec": {"type": "ClusterIP"}}));
+    until_used(used("2", "2", "0", "2")).await;
+    api.remove("/api/v1/namespaces/n/configmaps/a");
+    until_used(used("2", "2", "0", "1")).await;
+    // Something is charged while it is counted: the count is made again, and knows of it.
+    api.meanwhile(Method::PATCH, "/resourcequotas/q/status", |api| {
+        api.put("/api/v1/namespaces/n/pods/late", json!({"spec": {"containers": [{"name": "c"}]}}));
+        api.merge(
+            "/api/v1/namespaces/n/resourcequotas/q",
+            &json!({"status": {"used": {"pods": "3", "count/pods": "3"}}}),
+        );
+    });
+    api.remove("/api/v1/namespaces/n/pods/p2");
+    let mut expected = used("2", "2", "0", "1");
+    expected["requests.cpu"] = json!("1");
+    until_used(expected.clone()).await;
+    // A limit that is new is counted, one that is gone is not any more.
+    api.merge(quota, &json!({"spec": {"hard": {"secrets": "1", "configmaps": null}}}));
+    expected["secrets"] = json!("0");
+    expected.as_object_mut().map(|used| used.remove("configmaps"));
+    until_used(expected).await;
+    // Another namespace has none of it.
+    let writes = api.requests(&Method::PATCH, "/resourcequotas/q/status").len();
+    api.remove("/api/v1/namespaces/other/pods/p4");
+    world.all_collected("s").await;
+    assert_eq!(api.requests(&Method::PATCH, "/resourcequotas/q/status").len(), writes);
+}
+
+#[tokio::test]
 async fn shutdown_does_not_wait_for_events() {
     let world = world();
     world.api.next(Method::POST, "/events", Answer::Silence);

@@ -205,7 +205,7 @@ fn rare_volume(volume: &mut Value) {
 }
 
 /// Quantities are rounded up to thousandths.
-fn resources(holder: &mut Value, field: &str) {
+pub(in crate::kinds) fn resources(holder: &mut Value, field: &str) {
     let Some(Value::Object(list)) = holder.get_mut(field) else { return };
     for quantity in list.values_mut() {
         // Canonical text shows at once whether it is finer.

@@ -1,5 +1,6 @@
 //! Pod, and the pod templates of other kinds.
 
+pub(super) mod amounts;
 mod defaults;
 mod prepare;
 mod qos;
@@ -12,9 +13,12 @@ use serde_json::{Value, json};
 use super::value::{Read, child, fields, keep};
 use super::{AGE, Cell, FieldErrors, Kind, NAME, Strategy, Subresource, VERBS, column, wide};
 
-pub(super) use defaults::spec as default_spec;
+pub use amounts::Amounts;
+pub(super) use defaults::{resources as default_resources, spec as default_spec};
 pub(super) use prepare::drop_disabled;
+pub(super) use qos::class as qos_class;
 pub(super) use validation::template as validate_template;
+pub(super) use validation::{container_resource, resource_name};
 pub(super) use warnings::template as template_warnings;
 
 pub(super) static KIND: Kind = Kind {

@@ -1,9 +1,10 @@
 //! What clients may not set in a pod, and what the server writes into it before it is checked.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 
 use serde_json::{Map, Value, json};
 
+use super::amounts::sum;
 use super::qos;
 use crate::kinds::value::{Read, child, fields, items_mut, keep, remove};
 use crate::meta::Quantity;
@@ -158,59 +159,6 @@ pub(super) fn pod_level_resources(pod: &mut Value) {
             let limit = if request > limit { request } else { limit };
             fields(child(whole, "limits")).insert(resource, limit.to_string().into());
         }
-    }
-}
-
-/// How much of each resource.
-type Amounts = BTreeMap<String, Quantity>;
-
-/// What all containers together ask for: regular ones and sidecars run at once, other init containers one by one
-/// beside the sidecars before them.
-pub(super) fn sum(spec: &Value, list: &str) -> Amounts {
-    let (mut total, mut sidecars, mut most) = (Amounts::new(), Amounts::new(), Amounts::new());
-    for container in spec["containers"].items() {
-        add(&mut total, container["resources"][list].entries());
-    }
-    for container in spec["initContainers"].items() {
-        let wanted = container["resources"][list].entries();
-        if container["restartPolicy"] == "Always" {
-            add(&mut total, wanted.clone());
-            add(&mut sidecars, wanted);
-        } else {
-            for (resource, quantity) in wanted {
-                let mut together = qos::amount(quantity);
-                if let Some(beside) = sidecars.get(resource) {
-                    together += beside;
-                }
-                raise(&mut most, resource, &together);
-            }
-        }
-    }
-    // Sidecars only become more, so that what they ask for alone is most at the end.
-    for (resource, quantity) in &sidecars {
-        raise(&mut most, resource, quantity);
-    }
-    for (resource, quantity) in &most {
-        raise(&mut total, resource, quantity);
-    }
-    total
-}
-
-fn add(sum: &mut Amounts, list: serde_json::map::Iter<'_>) {
-    for (resource, quantity) in list {
-        let quantity = qos::amount(quantity);
-        match sum.get_mut(resource) {
-            Some(before) => *before += &quantity,
-            None => drop(sum.insert(resource.clone(), quantity)),
-        }
-    }
-}
-
-fn raise(most: &mut Amounts, resource: &str, quantity: &Quantity) {
-    match most.get_mut(resource) {
-        Some(before) if *before >= *quantity => {}
-        Some(before) => *before = quantity.clone(),
-        None => drop(most.insert(resource.to_owned(), quantity.clone())),
     }
 }
 

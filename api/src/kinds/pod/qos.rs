@@ -13,7 +13,7 @@ enum Class {
 }
 
 /// `Guaranteed`, `Burstable` or `BestEffort`.
-pub(super) fn class(spec: &Value) -> &'static str {
+pub(in crate::kinds) fn class(spec: &Value) -> &'static str {
     match of_spec(spec) {
         Class::BestEffort => "BestEffort",
         Class::Burstable => "Burstable",

@@ -6,6 +6,7 @@ mod access;
 mod autoscaler;
 mod devices;
 mod network;
+mod quotas;
 mod refused;
 mod show;
 #[cfg(test)]
@@ -24,9 +25,18 @@ use show::Show;
 
 /// All of them, in no order.
 pub(super) fn rows() -> impl Iterator<Item = &'static Kind> {
-    [access::ROWS, autoscaler::ROWS, devices::ROWS, network::ROWS, refused::ROWS, volumes::ROWS, workloads::ROWS]
-        .into_iter()
-        .flatten()
+    [
+        access::ROWS,
+        autoscaler::ROWS,
+        devices::ROWS,
+        network::ROWS,
+        quotas::ROWS,
+        refused::ROWS,
+        volumes::ROWS,
+        workloads::ROWS,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// What a kind whose objects are only kept still has of its own.
@@ -43,7 +53,10 @@ pub(super) struct Stored {
     /// What a new object gets, after its status was emptied.
     create: fn(&mut Value),
     check: fn(&Value, &mut FieldErrors),
-    warn: fn(&Value) -> Vec<String>,
+    /// What crosses an object and what it was.
+    check_update: fn(&Value, &Value, &mut FieldErrors),
+    check_status: fn(&Value, &mut FieldErrors),
+    warn: fn(&Value, Option<&Value>) -> Vec<String>,
     /// Paths of what must be there.
     required: &'static [&'static str],
     /// Fields of the object that never change.
@@ -68,7 +81,9 @@ impl Stored {
             default: |_| {},
             create: |_| {},
             check: |_, _| {},
-            warn: |_| Vec::new(),
+            check_update: |_, _, _| {},
+            check_status: |_, _| {},
+            warn: |_, _| Vec::new(),
             required: &[],
             fixed: &[],
             path_names: false,
@@ -103,7 +118,15 @@ impl Stored {
         Stored { check, ..self }
     }
 
-    const fn warn_by(self, warn: fn(&Value) -> Vec<String>) -> Stored {
+    const fn check_update_by(self, check_update: fn(&Value, &Value, &mut FieldErrors)) -> Stored {
+        Stored { check_update, ..self }
+    }
+
+    const fn check_status_by(self, check_status: fn(&Value, &mut FieldErrors)) -> Stored {
+        Stored { check_status, ..self }
+    }
+
+    const fn warn_by(self, warn: fn(&Value, Option<&Value>) -> Vec<String>) -> Stored {
         Stored { warn, ..self }
     }
 
@@ -230,6 +253,15 @@ impl Strategy for Stored {
         for field in self.fixed {
             checks::immutable(&Path::new(field), show::at(object, field), show::at(old, field), errors);
         }
+        (self.check_update)(object, old, errors);
+    }
+
+    fn validate_status_update(&self, object: &Value, _old: &Value, errors: &mut FieldErrors) {
+        (self.check_status)(object, errors);
+    }
+
+    fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
+        (self.warn)(object, old)
     }
 
     fn check_name(&self, name: &str, is_prefix: bool) -> Vec<String> {

@@ -22,14 +22,6 @@ const fn text(name: &'static str) -> Column {
 const NEVER: super::Show = super::Show::Text("", "");
 
 pub(super) static ROWS: &[Kind] = &[
-    row!(namespaced "" "io.k8s.api.core.v1" "LimitRange" "limitranges" "limitrange",
-        [NAME => Name, column("Created At", "date") => Made],
-        Stored::refused("does not enforce limit ranges"),
-        short_names: &["limits"]),
-    row!(namespaced "" "io.k8s.api.core.v1" "ResourceQuota" "resourcequotas" "resourcequota",
-        [NAME => Name, text("Request") => NEVER, text("Limit") => NEVER, AGE => Age],
-        Stored::refused("does not enforce quotas"),
-        short_names: &["quota"], has_status: true),
     row!(cluster "admissionregistration.k8s.io" "io.k8s.api.admissionregistration.v1" "MutatingAdmissionPolicy"
         "mutatingadmissionpolicies" "mutatingadmissionpolicy",
         [NAME => Name, number("Mutations") => NEVER, text("ParamKind") => NEVER, AGE => Age],

@@ -2,12 +2,16 @@
 
 pub(crate) mod ingress_class;
 mod lifecycle;
+mod limit_range;
 pub(crate) mod network;
 mod node;
 mod pod;
 mod pod_range;
+mod pod_security;
+mod quota;
 pub(crate) mod topology;
 
+use coracle_api::meta;
 use coracle_api::status::Status;
 use coracle_keyspace::Op;
 use serde_json::Value;
@@ -16,6 +20,7 @@ use crate::authz;
 use crate::catalog::Resource;
 use crate::cluster::Cluster;
 use crate::identity::Identity;
+use crate::request::call::Call;
 
 /// What is admitted: an object of a resource, at a place.
 #[derive(Clone, Copy)]
@@ -24,6 +29,8 @@ pub(crate) struct Attributes<'a> {
     pub resource: &'a Resource,
     /// Who writes.
     pub caller: &'a Identity,
+    /// Hears warnings.
+    pub call: &'a Call,
     /// Whether that one is in this process.
     pub is_here: bool,
     /// Of the path.
@@ -33,6 +40,7 @@ pub(crate) struct Attributes<'a> {
 }
 
 pub(crate) use lifecycle::delete;
+pub(crate) use quota::Charge;
 
 /// Admits a new object, and completes it. Says whether anything was added, which may need defaults of its own.
 pub(crate) async fn create(at: &Attributes<'_>, object: &mut Value) -> Result<bool, Status> {
@@ -46,6 +54,7 @@ pub(crate) async fn create(at: &Attributes<'_>, object: &mut Value) -> Result<bo
     }
     let is_pod = is(at.resource, "", "pods");
     if is_pod {
+        limit_range::complete(at, object)?;
         pod::create(at, object).await?;
     }
     Ok(is_pod)
@@ -63,7 +72,27 @@ pub(crate) async fn update(at: &Attributes<'_>, object: &mut Value, old: &Value)
     if is(at.resource, "", "pods") && at.subresource.is_empty() {
         pod::update(object, old);
     }
+    if is(at.resource, "", "pods") && at.subresource == "resize" && !meta::is_deleting(old) {
+        limit_range::complete(at, object)?;
+    }
     Ok(())
+}
+
+/// Whether an object may be as it is now: what no plugin changes any more, and what is valid in itself.
+pub(crate) async fn validate(at: &Attributes<'_>, object: &Value, old: Option<&Value>) -> Result<(), Status> {
+    limit_range::validate(at, object, old)?;
+    pod_security::validate(at, object, old).await
+}
+
+/// What it takes of the quotas of its namespace; the operations go into the transaction that stores it, which is then to be
+/// settled. The last of all: only what may be is charged.
+pub(crate) async fn charge<'a>(
+    at: &Attributes<'a>,
+    object: &Value,
+    old: Option<&Value>,
+    dry_run: bool,
+) -> Result<Charge<'a>, Status> {
+    quota::charge(at, object, old, dry_run).await
 }
 
 /// Whether objects of this resource hold something that is given out once in the cluster.
@@ -84,6 +113,7 @@ pub(crate) fn allocate(at: &Attributes<'_>, object: &mut Value, old: Option<&Val
 /// What an object that goes gives back, in the transaction that removes it.
 pub(crate) fn release(cluster: &Cluster, resource: &Resource, old: &Value) -> Vec<Op> {
     match resource.row.resource() {
+        _ if is(resource, "", "resourcequotas") => quota::release(cluster, old),
         _ if !allocates(resource) => Vec::new(),
         "nodes" => pod_range::release(cluster, old),
         _ => network::release_all(cluster, old),

@@ -78,6 +78,8 @@ pub(crate) struct Store {
     pub keyspace: Keyspace,
     pub keyed: Keyed,
     turns: [Mutex<()>; TURNS],
+    /// Of those who charge the quotas of a namespace. Whoever waits for one may hold one of the others, and never the reverse.
+    charge_turns: [Mutex<()>; TURNS],
     pasts: Gate,
     /// Those of the cluster's duties, which never wait behind users.
     duty_pasts: Gate,
@@ -110,6 +112,7 @@ impl Store {
             keyspace,
             keyed: Keyed::default(),
             turns: [const { Mutex::const_new(()) }; TURNS],
+            charge_turns: [const { Mutex::const_new(()) }; TURNS],
             pasts: Gate::new(PASTS_MAX),
             duty_pasts: Gate::new(PASTS_MAX),
             hashing: RandomState::new(),
@@ -121,6 +124,11 @@ impl Store {
     pub async fn turn(&self, resource: &Resource, record_name: &str) -> MutexGuard<'_, ()> {
         let hash = self.hashing.hash_one((resource.row.collection(), record_name));
         self.turns[hash as usize % TURNS].lock().await
+    }
+
+    /// Waits for its turn among those who charge the quotas of a namespace.
+    pub async fn charge_turn(&self, namespace: &str) -> MutexGuard<'_, ()> {
+        self.charge_turns[self.hashing.hash_one(namespace) as usize % TURNS].lock().await
     }
 
     pub fn key(resource: &Resource, record_name: &Arc<str>) -> Key {

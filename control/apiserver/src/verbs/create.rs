@@ -65,6 +65,12 @@ pub(crate) async fn insert(write: &Write<'_>, mut object: Value, owned: bool) ->
         let allocated = admission::allocate(&write.attributes(), &mut object, None)?;
         write.validate_new(&object)?;
         write.call.warn_all(row.warnings(&object, None));
+        let attributes = write.attributes();
+        let mut charge = admission::Charge::default();
+        if !write.options.own {
+            admission::validate(&attributes, &object, None).await?;
+            charge = admission::charge(&attributes, &object, None, write.options.dry_run).await?;
+        }
         row.strategy().canonicalize(&mut object);
         let name = meta::name(&object).to_owned();
         let record_name = resource.record_name(write.call.namespace(), &name);
@@ -81,12 +87,16 @@ pub(crate) async fn insert(write: &Write<'_>, mut object: Value, owned: bool) ->
             let mut ops = vec![Op::Put { key, value, guard: Guard::Absent }];
             ops.extend(allocated);
             ops.extend(lives.clone());
+            ops.append(&mut charge.ops);
             let defined = write.guard(&mut ops);
             match store.transact(ops).await {
-                Ok(committed) => return Ok(Written::Record(committed.records[0].clone())),
+                Ok(committed) => {
+                    charge.settle(write.cluster).await;
+                    return Ok(Written::Record(committed.records[0].clone()));
+                }
                 Err(Refused::Final(status)) => return Err(status),
                 Err(Refused::Guard(failed)) if Some(failed.op) == defined => return Err(write.redefined("create")),
-                // The namespace has changed, or what was chosen for the object was taken meanwhile.
+                // The namespace or a quota has changed, or what was chosen for the object was taken meanwhile.
                 Err(Refused::Guard(failed)) if failed.op > 0 => {
                     if !race.goes_on(&failed) {
                         return Err(Status::server_timeout(row.group(), row.resource(), "create", 1));

@@ -167,6 +167,12 @@ async fn attempt(
     if !gone && !write.options.dry_run && leases::is_renewed(resource, &object, &old) {
         return write.cluster.store.renew(record, write.encode(&object)?).await.map(Written::Record);
     }
+    let attributes = write.attributes();
+    let mut charge = admission::Charge::default();
+    if !gone && !write.options.own {
+        admission::validate(&attributes, &object, Some(&old)).await?;
+        charge = admission::charge(&attributes, &object, Some(&old), write.options.dry_run).await?;
+    }
     let key = Store::key(resource, &record.key.name);
     let guard = Guard::Revision(record.revision);
     let mut ops = if gone {
@@ -183,6 +189,7 @@ async fn attempt(
     if !gone {
         ops.extend(allocated);
     }
+    ops.append(&mut charge.ops);
     let defined = write.guard(&mut ops);
     match write.cluster.store.transact(ops).await {
         Err(Refused::Guard(failed)) if Some(failed.op) == defined => {
@@ -192,7 +199,10 @@ async fn attempt(
             meta::set_resource_version(&mut object, committed.revision.get());
             Ok(Written::Value(object))
         }
-        Ok(committed) => Ok(Written::Record(committed.records[0].clone())),
+        Ok(committed) => {
+            charge.settle(write.cluster).await;
+            Ok(Written::Record(committed.records[0].clone()))
+        }
         Err(Refused::Guard(failed)) if failed.op == 0 && named => Err(resource.outrun(call.name(), &failed).into()),
         Err(refused) => Err(refused),
     }

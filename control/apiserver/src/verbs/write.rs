@@ -84,6 +84,7 @@ impl Write<'_> {
             cluster: self.cluster,
             resource: self.resource,
             caller: &self.call.identity,
+            call: self.call,
             is_here: self.call.is_here,
             namespace: self.call.namespace(),
             subresource: self.subresource,

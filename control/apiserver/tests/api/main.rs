@@ -10,6 +10,8 @@ mod kinds;
 mod lists;
 mod nodes;
 mod objects;
+mod podsecurity;
+mod quotas;
 mod roles;
 mod scheduling;
 mod services;

@@ -16,8 +16,8 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::Controller;
 use super::graph::{FOREGROUND, ORPHAN, OWNERS_MAX, Seen, Uid, Work};
+use super::{Controller, Happened};
 use crate::discovery::Kind;
 use crate::informer::{AnyObject, Change, Informer, Key, Object, version};
 
@@ -49,7 +49,7 @@ impl Controller {
         informer.on_change(move |change| {
             let object = change.object();
             match change {
-                Change::Deleted(_) => this.gone(object.uid(), &object.key()),
+                Change::Deleted(_) => this.gone(&kind, object.uid(), &object.key()),
                 // Renewed without another version (a node's lease): what the graph knows of it is as it was.
                 Change::Updated(before, _) if before.version() == object.version() => {}
                 _ => this.seen(
@@ -78,6 +78,9 @@ impl Controller {
     ) {
         let has = |name: &str| finalizers.iter().any(|finalizer| finalizer == name);
         let (foreground, orphan) = (has(FOREGROUND), has(ORPHAN));
+        if !key.namespace.is_empty() {
+            (self.on_event)(kind, &key.namespace, Happened::Seen);
+        }
         if owners.len() > OWNERS_MAX {
             self.report_crowd(uid, kind, &key, owners.len());
         }
@@ -89,11 +92,11 @@ impl Controller {
         self.enqueue(work);
     }
 
-    fn gone(&self, uid: &str, key: &Key) {
+    fn gone(&self, kind: &Kind, uid: &str, key: &Key) {
         let work = self.graph.lock().remove(uid);
         self.enqueue(work);
         if !key.namespace.is_empty() {
-            (self.on_deletion)(&key.namespace);
+            (self.on_event)(kind, &key.namespace, Happened::Gone);
         }
     }
 
@@ -224,7 +227,7 @@ impl Controller {
                 }
                 Ok(Some(watcher::Event::Delete(object))) => {
                     let key = key(object.meta());
-                    self.gone(object.meta().uid.as_deref().unwrap_or_default(), &key);
+                    self.gone(&kind, object.meta().uid.as_deref().unwrap_or_default(), &key);
                     if definitions {
                         self.definitions_changed.notify_one();
                     }
@@ -266,9 +269,9 @@ impl Controller {
 
     fn drop_all(&self, uids: HashSet<Uid>) {
         for uid in uids {
-            let key = self.graph.lock().get(&uid).map(|seen| seen.key.clone());
-            if let Some(key) = key {
-                self.gone(&uid, &key);
+            let seen = self.graph.lock().get(&uid).map(|seen| (seen.kind.clone(), seen.key.clone()));
+            if let Some((kind, key)) = seen {
+                self.gone(&kind, &uid, &key);
             }
         }
     }

@@ -68,7 +68,16 @@ impl Identity {
     }
 }
 
-type OnDeletion = Box<dyn Fn(&str) + Send + Sync>;
+/// What the graph hears of an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Happened {
+    /// It is there, new or changed.
+    Seen,
+    /// It is gone.
+    Gone,
+}
+
+type OnEvent = Box<dyn Fn(&Kind, &str, Happened) + Send + Sync>;
 
 /// The garbage collector.
 pub(crate) struct Controller {
@@ -79,7 +88,7 @@ pub(crate) struct Controller {
     /// Kinds that shared informers watch, by group and plural.
     shared: Mutex<HashSet<(Arc<str>, Arc<str>)>>,
     definitions_changed: Notify,
-    on_deletion: OnDeletion,
+    on_event: OnEvent,
     /// Owners that were found absent. Uids do not come back.
     absent: Mutex<HashSet<Identity>>,
     /// What waits for the kind of an owner to be served. Bounded by the objects.
@@ -88,8 +97,8 @@ pub(crate) struct Controller {
 }
 
 impl Controller {
-    /// `on_deletion` is called with the namespace of everything that is gone; it must not block.
-    pub(crate) fn new(client: Client, recorder: Recorder, discovery: Discovery, on_deletion: OnDeletion) -> Arc<Self> {
+    /// `on_event` is called with kind and namespace of everything that is seen or gone; it must not block.
+    pub(crate) fn new(client: Client, recorder: Recorder, discovery: Discovery, on_event: OnEvent) -> Arc<Self> {
         Arc::new(Self {
             client,
             discovery,
@@ -97,7 +106,7 @@ impl Controller {
             graph: Mutex::default(),
             shared: Mutex::default(),
             definitions_changed: Notify::new(),
-            on_deletion,
+            on_event,
             absent: Mutex::default(),
             parked: Mutex::default(),
             recorder,

@@ -155,7 +155,7 @@ fn what_has_more_owners_than_anybody_looks_at_is_nobodys_dependent() {
 async fn an_owner_that_waits_does_not_tell_all_dependents_again_whenever_one_goes() {
     let client = Client(coracle_scripted::Scripted::new().client());
     let recorder = Recorder::new(client.clone());
-    let controller = Controller::new(client.clone(), recorder, Discovery::new(client), Box::new(|_| ()));
+    let controller = Controller::new(client.clone(), recorder, Discovery::new(client), Box::new(|_, _, _| ()));
     {
         let mut graph = controller.graph.lock();
         for index in 0..100 {

@@ -472,6 +472,7 @@ whole!(
     k8s_openapi::api::core::v1::Endpoints,
     k8s_openapi::api::core::v1::Namespace,
     k8s_openapi::api::core::v1::Node,
+    k8s_openapi::api::core::v1::ResourceQuota,
     k8s_openapi::api::core::v1::Service,
     k8s_openapi::api::core::v1::ServiceAccount,
     k8s_openapi::api::discovery::v1::EndpointSlice,

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
 use coracle_tolerant::nullable;
@@ -9,6 +10,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Toleration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::{Index, Key, Object, by_controller, controller, slim, version};
 
@@ -58,6 +60,10 @@ pub(crate) struct Pod {
     pub ports: Arc<[Port]>,
     pub tolerations: Arc<[Toleration]>,
     pub gated: bool,
+    /// Whether it ends at a deadline of its own.
+    pub has_deadline: bool,
+    /// A digest of what its node gave it.
+    pub given: u64,
     pub phase: Phase,
     pub ready: bool,
     /// Since when `ready` is what it is.
@@ -135,6 +141,15 @@ impl Object for Pod {
                 .collect(),
             tolerations: spec.tolerations.into(),
             gated: !spec.scheduling_gates.is_empty(),
+            has_deadline: spec.active_deadline_seconds.is_some_and(|seconds| seconds >= 0),
+            given: {
+                let mut digest = DefaultHasher::new();
+                for status in status.init_container_statuses.iter().chain(&status.container_statuses) {
+                    let given = [&status.resources, &status.allocated_resources];
+                    given.map(|given| given.as_ref().map(Value::to_string)).hash(&mut digest);
+                }
+                digest.finish()
+            },
             phase: status.phase.unwrap_or_default(),
             ready: ready.is_some_and(|condition| condition.status == "True"),
             ready_since: ready.and_then(|condition| condition.last_transition_time.as_ref()).map(|time| time.0),
@@ -223,6 +238,7 @@ struct Spec {
     tolerations: Vec<Toleration>,
     #[serde(deserialize_with = "nullable")]
     scheduling_gates: Vec<serde::de::IgnoredAny>,
+    active_deadline_seconds: Option<i64>,
 }
 
 #[derive(Deserialize, Clone, Debug, Default)]
@@ -254,6 +270,8 @@ struct Status {
     pod_ips: Vec<Ip>,
     #[serde(deserialize_with = "nullable")]
     container_statuses: Vec<ContainerStatus>,
+    #[serde(deserialize_with = "nullable")]
+    init_container_statuses: Vec<ContainerStatus>,
 }
 
 #[derive(Deserialize, Clone, Debug, Default)]
@@ -278,6 +296,8 @@ struct Ip {
 struct ContainerStatus {
     #[serde(deserialize_with = "nullable")]
     restart_count: i32,
+    resources: Option<Value>,
+    allocated_resources: Option<Value>,
 }
 
 impl kube::Resource for Wire {

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::Ratchet;
 use super::container::Scope;
-use crate::kinds::pod::prepare;
+use crate::kinds::pod::amounts;
 use crate::kinds::value::{Read, repeats};
 use crate::kinds::{FieldError, FieldErrors, checks, internal};
 use crate::meta::field::{Path, Printed};
@@ -66,7 +66,7 @@ pub(super) fn pod_level(scope: &Scope<'_>, path: &Path<'_>, errors: &mut FieldEr
     claims(&whole["claims"], scope.claims, &path.child("claims"), errors);
     for (list, only_huge) in [("requests", false), ("limits", true)] {
         let list_path = path.child(list);
-        for (resource, sum) in prepare::sum(scope.spec, list) {
+        for (resource, sum) in amounts::sum(scope.spec, list) {
             let Ok(given) = Quantity::from_json(&whole[list][&resource]) else { continue };
             let is_checked = !only_huge || checks::is_huge_pages(&resource);
             if is_checked && sum > given {
@@ -160,7 +160,7 @@ fn huge_pages(resource: &str, quantity: &Value, ratchet: Ratchet, path: &Path<'_
 }
 
 /// The name of a resource: qualified, and a known one when it has no prefix.
-fn resource_name(name: &str, path: &Path<'_>, errors: &mut FieldErrors) {
+pub(in crate::kinds) fn resource_name(name: &str, path: &Path<'_>, errors: &mut FieldErrors) {
     let before = errors.len();
     checks::qualified_name(path, name, errors);
     let is_known = KNOWN.contains(&name) || checks::is_huge_pages(name) || name.starts_with("requests.hugepages-");
@@ -169,7 +169,7 @@ fn resource_name(name: &str, path: &Path<'_>, errors: &mut FieldErrors) {
     }
 }
 
-fn container_resource(name: &str, path: &Path<'_>, errors: &mut FieldErrors) {
+pub(in crate::kinds) fn container_resource(name: &str, path: &Path<'_>, errors: &mut FieldErrors) {
     if STANDARD.contains(&name) {
         return;
     }
