@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -69,6 +70,7 @@ kinds! {
     namespaces: Namespace = "" "v1" "Namespace" "namespaces" false;
     nodes: Node = "" "v1" "Node" "nodes" false;
     budgets: PodDisruptionBudget = "policy" "v1" "PodDisruptionBudget" "poddisruptionbudgets" true;
+    autoscalers: HorizontalPodAutoscaler = "autoscaling" "v2" "HorizontalPodAutoscaler" "horizontalpodautoscalers" true;
     leases: Lease = "coordination.k8s.io" "v1" "Lease" "leases" true;
     }
     named {

@@ -43,6 +43,9 @@ pub(super) struct Stored {
     /// What a new object gets, after its status was emptied.
     create: fn(&mut Value),
     check: fn(&Value, &mut FieldErrors),
+    /// Of a kind that looks at the old object, too, instead of that.
+    check_update: Option<fn(&Value, &Value, &mut FieldErrors)>,
+    check_status: fn(&Value, &mut FieldErrors),
     /// Paths of what must be there.
     required: &'static [&'static str],
     /// Fields of the object that never change.
@@ -67,6 +70,8 @@ impl Stored {
             default: |_| {},
             create: |_| {},
             check: |_, _| {},
+            check_update: None,
+            check_status: |_, _| {},
             required: &[],
             fixed: &[],
             path_names: false,
@@ -220,10 +225,17 @@ impl Strategy for Stored {
     }
 
     fn validate_update(&self, object: &Value, old: &Value, errors: &mut FieldErrors) {
-        self.validate(object, errors);
+        match self.check_update {
+            Some(check) => check(object, old, errors),
+            None => self.validate(object, errors),
+        }
         for field in self.fixed {
             checks::immutable(&Path::new(field), show::at(object, field), show::at(old, field), errors);
         }
+    }
+
+    fn validate_status_update(&self, object: &Value, _old: &Value, errors: &mut FieldErrors) {
+        (self.check_status)(object, errors);
     }
 
     fn check_name(&self, name: &str, is_prefix: bool) -> Vec<String> {

@@ -68,6 +68,7 @@ const ORDER: [&str; 22] = [
 
 const CHANGE: &[&str] = &["get", "patch", "update"];
 const CREATE: &[&str] = &["create"];
+const READ: &[&str] = &["get", "list"];
 
 /// Resources that are answered and not stored: group, resource, singular, kind, namespaced.
 const ANSWERED: [(&str, &str, &str, &str, bool); 7] = [
@@ -78,6 +79,14 @@ const ANSWERED: [(&str, &str, &str, &str, bool); 7] = [
     ("authorization.k8s.io", "selfsubjectaccessreviews", "selfsubjectaccessreview", "SelfSubjectAccessReview", false),
     ("authorization.k8s.io", "selfsubjectrulesreviews", "selfsubjectrulesreview", "SelfSubjectRulesReview", false),
     ("authorization.k8s.io", "subjectaccessreviews", "subjectaccessreview", "SubjectAccessReview", false),
+];
+
+/// What is measured: versions, resource, kind, namespaced. metrics-server serves the older version, and no singular names.
+const MEASURED: [(&str, &str, &str, bool); 4] = [
+    ("v1", "nodes", "NodeMetrics", false),
+    ("v1", "pods", "PodMetrics", true),
+    ("v1beta1", "nodes", "NodeMetrics", false),
+    ("v1beta1", "pods", "PodMetrics", true),
 ];
 
 /// Everything that is served.
@@ -125,6 +134,20 @@ pub(crate) fn groups_of() -> Vec<Group> {
         };
         add(&mut groups, group, "v1", entry);
     }
+    for (version, name, kind, namespaced) in MEASURED {
+        let entry = Entry {
+            name,
+            singular: "",
+            short_names: &[],
+            categories: &[],
+            namespaced,
+            kind,
+            verbs: READ,
+            stored: false,
+            subresources: Vec::new(),
+        };
+        add(&mut groups, "metrics.k8s.io", version, entry);
+    }
     let place = |group: &Group| ORDER.iter().position(|name| *name == group.name).unwrap_or(ORDER.len());
     groups.sort_by_key(place);
     for version in groups.iter_mut().flat_map(|group| &mut group.versions) {
@@ -141,8 +164,9 @@ fn add(groups: &mut Vec<Group>, group: &'static str, version: &'static str, entr
     let versions = &mut groups[at].versions;
     let at = versions.iter().position(|known| known.version == version).unwrap_or_else(|| {
         versions.push(Version { version, resources: Vec::new() });
-        // Higher numbers are preferred; all that is served is generally available.
-        versions.sort_by(|a, b| b.version.cmp(a.version));
+        // What is generally available is preferred, then higher numbers.
+        let is_beta = |version: &Version| version.version.contains("beta");
+        versions.sort_by(|a, b| (is_beta(a), b.version).cmp(&(is_beta(b), a.version)));
         versions.iter().position(|known| known.version == version).unwrap_or(0)
     });
     versions[at].resources.push(entry);

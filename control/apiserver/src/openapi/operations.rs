@@ -86,7 +86,9 @@ pub(super) fn paths(group: &Group, version: &'static str) -> Vec<Path> {
     };
     let Some(resources) = group.versions.iter().find(|found| found.version == version) else { return Vec::new() };
     let mut paths = Vec::new();
-    for entry in &resources.resources {
+    // What has no type here is served and not described.
+    let is_known = |entry: &&Entry| !type_name(group.name, version, entry.kind).is_empty();
+    for entry in resources.resources.iter().filter(is_known) {
         context.resource(&mut paths, &root, entry);
     }
     paths.sort_by(|a, b| a.path.cmp(&b.path));

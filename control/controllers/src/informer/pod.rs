@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::Toleration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use serde::Deserialize;
 
+use super::requests::{Requests, Resources};
 use super::{Index, Key, Object, by_controller, controller, slim, version};
 
 /// `status.phase`.
@@ -60,10 +61,15 @@ pub(crate) struct Pod {
     pub gated: bool,
     pub phase: Phase,
     pub ready: bool,
+    /// Whether it says that it is not ready; one that has not been started says neither.
+    pub unready: bool,
     /// Since when `ready` is what it is.
     pub ready_since: Option<Timestamp>,
     pub ips: Vec<Box<str>>,
     pub restarts: i32,
+    /// When its node took it.
+    pub started: Option<Timestamp>,
+    pub requests: Arc<Requests>,
 }
 
 /// A named port of a container.
@@ -104,7 +110,10 @@ impl Object for Pod {
     fn keep(wire: Wire) -> Self {
         let Wire { metadata, spec, status } = wire;
         let sidecars = spec.init_containers.into_iter().filter(|c| c.restart_policy.as_deref() == Some("Always"));
-        let ports = spec.containers.into_iter().chain(sidecars).flat_map(|container| container.ports);
+        let containers: Vec<Container> = spec.containers.into_iter().chain(sidecars).collect();
+        let request = |container: &Container| (container.name.as_str().into(), container.resources.request());
+        let requests = Requests { pod: spec.resources.request(), containers: containers.iter().map(request).collect() };
+        let ports = containers.into_iter().flat_map(|container| container.ports);
         let ready = status.conditions.iter().find(|condition| condition.type_ == "Ready");
         let mut ips: Vec<Box<str>> = status.pod_ips.into_iter().map(|ip| ip.ip.into()).collect();
         if ips.is_empty() {
@@ -137,9 +146,12 @@ impl Object for Pod {
             gated: !spec.scheduling_gates.is_empty(),
             phase: status.phase.unwrap_or_default(),
             ready: ready.is_some_and(|condition| condition.status == "True"),
+            unready: ready.is_some_and(|condition| condition.status == "False"),
             ready_since: ready.and_then(|condition| condition.last_transition_time.as_ref()).map(|time| time.0),
             ips,
             restarts: status.container_statuses.iter().map(|status| status.restart_count).max().unwrap_or(0),
+            started: status.start_time.map(|time| time.0),
+            requests: requests.into(),
         }
     }
 
@@ -154,6 +166,7 @@ impl Object for Pod {
         same(&mut self.owners, &like.owners);
         same(&mut self.ports, &like.ports);
         same(&mut self.tolerations, &like.tolerations);
+        same(&mut self.requests, &like.requests);
         if let (Some(mine), Some(other)) = (&mut self.node, &like.node) {
             same(mine, other);
         }
@@ -223,11 +236,17 @@ struct Spec {
     tolerations: Vec<Toleration>,
     #[serde(deserialize_with = "nullable")]
     scheduling_gates: Vec<serde::de::IgnoredAny>,
+    #[serde(deserialize_with = "nullable")]
+    resources: Resources,
 }
 
 #[derive(Deserialize, Clone, Debug, Default)]
 #[serde(rename_all = "camelCase", default)]
 struct Container {
+    #[serde(deserialize_with = "nullable")]
+    name: String,
+    #[serde(deserialize_with = "nullable")]
+    resources: Resources,
     restart_policy: Option<String>,
     #[serde(deserialize_with = "nullable")]
     ports: Vec<WirePort>,
@@ -246,6 +265,7 @@ struct WirePort {
 #[serde(rename_all = "camelCase", default)]
 struct Status {
     phase: Option<Phase>,
+    start_time: Option<Time>,
     #[serde(deserialize_with = "nullable")]
     conditions: Vec<Condition>,
     #[serde(rename = "podIP")]

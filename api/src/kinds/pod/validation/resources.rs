@@ -169,7 +169,8 @@ fn resource_name(name: &str, path: &Path<'_>, errors: &mut FieldErrors) {
     }
 }
 
-fn container_resource(name: &str, path: &Path<'_>, errors: &mut FieldErrors) {
+/// The name of a resource that a container may have.
+pub(in crate::kinds) fn container_resource(name: &str, path: &Path<'_>, errors: &mut FieldErrors) {
     if STANDARD.contains(&name) {
         return;
     }
