@@ -161,7 +161,7 @@ mod tests {
             assert_eq!(cpu(nanocores), expected);
         }
         for (bytes, expected) in
-            [(0, "0"), (1_000, "1000"), (2_048, "2Ki"), (3 << 20, "3Mi"), ((1 << 20) + 1024, "1025Ki")]
+            [(0, "0"), (1_000, "1k"), (2_048, "2Ki"), (3 << 20, "3Mi"), ((1 << 20) + 1024, "1025Ki")]
         {
             assert_eq!(memory(bytes), expected);
         }

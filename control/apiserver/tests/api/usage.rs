@@ -155,7 +155,7 @@ async fn what_is_not_measured_is_not_found_and_nothing_is_written() {
         (format!("{PODS}/web/log"), 404, "the server could not find the requested resource"),
         (format!("{PODS}?watch=true"), 405, "the server does not allow this method on the requested resource"),
         (format!("{PODS}?labelSelector=%28"), 400, ""),
-        (format!("/apis/metrics.k8s.io/v1beta1/namespaces/default/nodes"), 404, ""),
+        ("/apis/metrics.k8s.io/v1beta1/namespaces/default/nodes".to_owned(), 404, ""),
         ("/apis/metrics.k8s.io/v2/nodes".to_owned(), 404, ""),
     ] {
         let (found, status) = server.get(&path).await;

@@ -197,10 +197,7 @@ impl Controller {
             _ => return Err(format!("unexpected GroupVersion string: {version}")),
         };
         let found = self.discovery.find(group, &target.kind).await.map_err(|error| said(&error))?;
-        let kind = found.ok_or_else(|| match group {
-            "" => format!("no matches for kind {:?} in group \"\"", target.kind),
-            group => format!("no matches for kind {:?} in group {group:?}", target.kind),
-        })?;
+        let kind = found.ok_or_else(|| format!("no matches for kind {:?} in group {group:?}", target.kind))?;
         let path = format!("{}/scale", kind.path(&key.namespace, &target.name));
         let scale = self.client.get(&path).await.map_err(|error| said(&error))?;
         Ok((path, scale))

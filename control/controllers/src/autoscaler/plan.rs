@@ -581,7 +581,7 @@ mod tests {
         let memory = json!({"type": "Resource", "resource": {"name": "memory",
             "target": {"type": "AverageValue", "averageValue": "1Ki"}}});
         for (metrics, used, current, expected, reason) in [
-            (json!([cpu(50), memory]), [(600, "3Ki"), (600, "3Ki")], 2, 6, "memory resource above target"),
+            (json!([cpu(50), memory]), [(600, "3Ki"), (600, "3Ki")], 2, 4, "memory resource above target"),
             (
                 json!([cpu(50), memory]),
                 [(900, "1Ki"), (900, "1Ki")],

@@ -327,15 +327,15 @@ mod tests {
     #[test]
     fn what_is_not_known_speaks_against_the_change() {
         for (words, used, current, percent, expected, why) in [
-            ("ready ready ready", &[800, 800, -1][..], 3, 50, 4, "missing counts 0 on the way up: 160 of 150 %, …"),
+            ("ready ready ready", &[1_000, 1_000, -1][..], 3, 50, 4, "missing counts 0 on the way up: 200 of 150 %"),
             ("ready ready ready", &[300, 300, -1], 3, 50, 3, "missing counts 100 % on the way down: 160 of 150 %"),
             ("ready ready ready ready", &[100, 100, 100, -1], 4, 50, 3, "130 of 200 %"),
-            ("ready ready", &[1_300, -1], 2, 120, 2, "of a target above 100 % it counts that, and here 0"),
-            ("ready ready ready ready", &[100, -1, -1, -1], 4, 200, 4, "610 of 800 %, rounded up"),
+            ("ready ready", &[1_300, -1], 2, 120, 2, "0 would turn the change around"),
+            ("ready ready ready ready", &[100, -1, -1, -1], 4, 200, 4, "of a target above 100 % it counts that: 610 of 800 %"),
             ("ready hot", &[1_000, 900], 2, 30, 4, "who is not ready counts 0: 100 of 60 %"),
             ("ready hot", &[400, 900], 2, 30, 2, "…and does not turn the change around"),
             ("ready hot", &[100, 900], 2, 30, 1, "on the way down it does not count"),
-            ("ready pending pending", &[1_000, -1, -1], 3, 30, 4, "no more for those that are about to come"),
+            ("ready pending pending", &[1_200, -1, -1], 3, 30, 4, "those that are about to come count: 120 of 90 %"),
             ("ready pending pending", &[500, -1, -1], 3, 30, 3, "50 of 90 %"),
             ("ready pending", &[-1, -1], 2, 30, 2, "nothing"),
         ] {
@@ -379,7 +379,7 @@ mod tests {
         for (words, used, current, target, expected) in [
             ("ready ready ready", &[300, 500, 700][..], 3, 300, 5),
             ("ready ready ready", &[300, 500, 700], 3, 500, 3),
-            ("ready ready ready", &[800, 800, -1], 3, 500, 4),
+            ("ready ready ready", &[1_000, 1_000, -1], 3, 500, 4),
             ("ready ready ready", &[300, 300, -1], 3, 500, 3),
             ("ready ready ready", &[100, 100, -1], 3, 500, 2),
         ] {
