@@ -62,12 +62,12 @@ fn check(object: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
     }
     let most_path = path.child("maxReplicas");
     if most == 0 {
-        errors.push(FieldError::required(&most_path, "must be set and greater than 0"));
+        errors.push(FieldError::required(most_path, "must be set and greater than 0"));
     } else if most < 0 {
-        errors.push(FieldError::invalid(&most_path, most, "must be greater than or equal to 1"));
+        errors.push(FieldError::invalid(most_path, most, "must be greater than or equal to 1"));
     }
     if least.is_some_and(|least| most < least) {
-        errors.push(FieldError::invalid(&most_path, most, "must be greater than or equal to `minReplicas`"));
+        errors.push(FieldError::invalid(most_path, most, "must be greater than or equal to `minReplicas`"));
     }
     let target = &spec["scaleTargetRef"];
     let before = old.map(|old| &old["spec"]["scaleTargetRef"]);
@@ -141,10 +141,10 @@ fn metrics(spec: &Value, old: Option<&Value>, path: &Path<'_>, errors: &mut Fiel
 fn one(metric: &Value, version: Version, path: &Path<'_>, errors: &mut FieldErrors) {
     let (kind, type_path) = (metric["type"].text(), path.child("type"));
     if kind.is_empty() {
-        errors.push(FieldError::required(&type_path, "must specify a metric source type"));
+        errors.push(FieldError::required(type_path, "must specify a metric source type"));
     }
     if !TYPES.contains(&kind) {
-        errors.push(FieldError::not_supported(&type_path, kind, &TYPES));
+        errors.push(FieldError::not_supported(type_path, kind, &TYPES));
     }
     let present = SOURCES.iter().filter(|(_, field)| metric[*field].is_set());
     // Of several the first is looked at.
@@ -158,7 +158,7 @@ fn one(metric: &Value, version: Version, path: &Path<'_>, errors: &mut FieldErro
                 .push(FieldError::required(path.child(field), "must populate information for the given metric source"));
         }
         Some(_) => {}
-        None => errors.push(FieldError::not_supported(&type_path, kind, &TYPES)),
+        None => errors.push(FieldError::not_supported(type_path, kind, &TYPES)),
     }
     if present.clone().count() > 1 {
         for (_, field) in present.filter(|(_, field)| Some(*field) != expected) {
@@ -211,14 +211,14 @@ fn identifier(source: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
 fn resource(field: &str, source: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     let (name, name_path) = (source["name"].text(), path.child("name"));
     if name.is_empty() {
-        errors.push(FieldError::required(&name_path, "must specify a resource name"));
+        errors.push(FieldError::required(name_path, "must specify a resource name"));
     } else if field == "containerResource" {
         pod::validate_container_resource(name, &name_path, errors);
     }
     if field == "containerResource" {
         let (container, path) = (source["container"].text(), path.child("container"));
         if container.is_empty() {
-            errors.push(FieldError::required(&path, "must specify a container"));
+            errors.push(FieldError::required(path, "must specify a container"));
         } else {
             checks::dns_label(&path, container, errors);
         }
@@ -228,10 +228,10 @@ fn resource(field: &str, source: &Value, path: &Path<'_>, errors: &mut FieldErro
 fn target(target: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     let (kind, type_path) = (target["type"].text(), path.child("type"));
     if kind.is_empty() {
-        errors.push(FieldError::required(&type_path, "must specify a metric target type"));
+        errors.push(FieldError::required(type_path, "must specify a metric target type"));
     }
     if !["Utilization", "Value", "AverageValue"].contains(&kind) {
-        errors.push(FieldError::invalid(&type_path, kind, "must be either Utilization, Value, or AverageValue"));
+        errors.push(FieldError::invalid(type_path, kind, "must be either Utilization, Value, or AverageValue"));
     }
     for field in ["value", "averageValue"] {
         let Ok(quantity) = Quantity::from_json(&target[field]) else { continue };
@@ -251,17 +251,17 @@ fn rules(rules: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     let window_path = path.child("stabilizationWindowSeconds");
     let window = rules["stabilizationWindowSeconds"].maybe_int();
     if let Some(window) = window.filter(|window| *window < 0) {
-        errors.push(FieldError::invalid(&window_path, window, "must be greater than or equal to zero"));
+        errors.push(FieldError::invalid(window_path, window, "must be greater than or equal to zero"));
     }
     if let Some(window) = window.filter(|window| *window > WINDOW_MAX) {
-        errors.push(FieldError::invalid(&window_path, window, &format!("must be less than or equal to {WINDOW_MAX}")));
+        errors.push(FieldError::invalid(window_path, window, &format!("must be less than or equal to {WINDOW_MAX}")));
     }
     if rules["selectPolicy"].is_set() {
         checks::supported(&path.child("selectPolicy"), &rules["selectPolicy"], &["Disabled", "Max", "Min"], errors);
     }
     let policies = path.child("policies");
     if rules["policies"].is_empty() {
-        errors.push(FieldError::required(&policies, "must specify at least one Policy"));
+        errors.push(FieldError::required(policies, "must specify at least one Policy"));
     }
     for (index, policy) in rules["policies"].items().iter().enumerate() {
         let path = policies.index(index);
@@ -271,11 +271,11 @@ fn rules(rules: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
             errors.push(FieldError::invalid(path.child("value"), policy["value"].int(), "must be greater than zero"));
         }
         if period <= 0 {
-            errors.push(FieldError::invalid(&period_path, period, "must be greater than zero"));
+            errors.push(FieldError::invalid(period_path, period, "must be greater than zero"));
         }
         if period > PERIOD_MAX {
             let detail = format!("must be less than or equal to {PERIOD_MAX}");
-            errors.push(FieldError::invalid(&period_path, period, &detail));
+            errors.push(FieldError::invalid(period_path, period, &detail));
         }
     }
     if let Ok(tolerance) = Quantity::from_json(&rules["tolerance"])
