@@ -615,7 +615,9 @@ mod tests {
             Said::warning("FailedGetExternalMetric", why),
             Said::warning(
                 "FailedComputeMetricsReplicas",
-                format!("invalid metrics (1 invalid out of 2), first error is: failed to get hits external metric value: {why}"),
+                format!(
+                    "invalid metrics (1 invalid out of 2), first error is: failed to get hits external metric value: {why}"
+                ),
             ),
         ];
         assert_eq!(decision.events, expected);
@@ -642,7 +644,10 @@ mod tests {
         assert_eq!(says(&decision, ABLE).1, "ReadyForNewScale");
         assert_eq!(says(&decision, LIMITED).1, "DesiredWithinRange");
         let status = status(&autoscaler(json!([cpu(50)]), json!({})), 1, &decision, false);
-        assert_eq!((status.current_replicas, status.desired_replicas, status.observed_generation), (Some(1), 1, Some(3)));
+        assert_eq!(
+            (status.current_replicas, status.desired_replicas, status.observed_generation),
+            (Some(1), 1, Some(3))
+        );
         assert_eq!(status.last_scale_time, None);
     }
 
@@ -660,7 +665,8 @@ mod tests {
 
     #[test]
     fn bounds_are_kept_without_looking_at_metrics() {
-        let zeroed = json!({"status": {"desiredReplicas": 0, "conditions": [{"type": "ScaledToZero", "status": "True"}]}});
+        let zeroed =
+            json!({"status": {"desiredReplicas": 0, "conditions": [{"type": "ScaledToZero", "status": "True"}]}});
         for (current, more, needs, expected, reason) in [
             (11, json!({}), false, 10, Some("Current number of replicas above Spec.MaxReplicas")),
             (1, json!({"minReplicas": 3}), false, 3, Some("Current number of replicas below Spec.MinReplicas")),
@@ -694,7 +700,8 @@ mod tests {
         assert_eq!(says(&failed, ABLE), ("False".to_owned(), "FailedUpdateScale".to_owned(), expected.to_owned()));
         assert_eq!(status(&autoscaler, 1, &failed, false).desired_replicas, 7, "what it was before");
         let event = failed.events.last().unwrap();
-        let expected = "New size: 2; reason: cpu resource utilization (percentage of request) above target; error: no room";
+        let expected =
+            "New size: 2; reason: cpu resource utilization (percentage of request) above target; error: no room";
         assert_eq!((event.warning, event.reason, event.message.as_str()), (true, "FailedRescale", expected));
     }
 

@@ -25,11 +25,11 @@ struct Used {
 
 fn used(slot: &Slot) -> Vec<Used> {
     let now = Timestamp::now().as_millisecond();
-    let one = |(name, handle, since): (_, crate::pod::Handle, tokio::time::Instant)| {
+    let running = slot.running().into_iter().map(|(name, handle, since)| {
         let life_ms = i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX);
         Used { name, usage: handle.usage(), started: now.saturating_sub(life_ms) as f64 / 1_000.0 }
-    };
-    slot.running().into_iter().map(one).collect()
+    });
+    running.collect()
 }
 
 /// Processor time of this process: all guests, the node, and whatever else runs in it.
