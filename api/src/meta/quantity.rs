@@ -79,6 +79,11 @@ impl Quantity {
         Self::of(value as i128, -3, format)
     }
 
+    /// Thousand-millionths, the smallest that is kept.
+    pub const fn from_nanos(value: i64, format: Format) -> Self {
+        Self::of(value as i128, NANO, format)
+    }
+
     /// Its family of suffixes.
     pub const fn format(&self) -> Format {
         self.format

@@ -1,7 +1,7 @@
 //! The API server: HTTP in, transactions of the keyspace out.
 //!
 //! ```text
-//! router ─► layers (time, turns, bytes, lanes; authn, authz) ─► subresources ─► verbs ─► admission
+//! router ─► layers (time, turns, bytes, lanes; authn, authz) ─► usage ─► subresources ─► verbs ─► admission
 //!                                                                └► answer ─► store ─► keyspace
 //! all of them ─► request (the words of a request), identity, limits
 //! ```
@@ -37,6 +37,7 @@ mod router;
 mod server;
 mod store;
 mod subresources;
+mod usage;
 mod verbs;
 
 use std::sync::Arc;

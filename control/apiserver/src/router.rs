@@ -37,7 +37,7 @@ use crate::subresources::Passing;
 use crate::subresources::bindings::Bindings;
 use crate::subresources::reviews::Review;
 use crate::verbs::watch::Around;
-use crate::{authn, discovery, health, openapi, store, subresources, verbs};
+use crate::{authn, discovery, health, openapi, store, subresources, usage, verbs};
 
 /// Whose turn it is to make a document of the API: nobody's own.
 const DOCUMENTS: &str = "system:openapi";
@@ -235,6 +235,8 @@ enum Handler {
     Review(Review),
     /// A binding that names its pod in its body.
     Binding,
+    /// How much of something is used now.
+    Usage(usage::Of),
     Resource(Arc<Resource>),
 }
 
@@ -276,6 +278,16 @@ async fn resource(
     } else if (target.group.as_str(), target.version.as_str(), target.resource.as_str()) == ("", "v1", "bindings") {
         seen.resource = "bindings";
         Handler::Binding
+    } else if let Some(of) = usage::find(&target.group, &target.version, &target.resource) {
+        seen.resource = of.resource;
+        let (named, placed) = (target.name.is_some(), target.namespace.is_some());
+        if placed && !of.is_namespaced() || named && of.is_namespaced() && !placed || target.subresource.is_some() {
+            return Err(Status::path_not_found());
+        }
+        if !matches!(verb, "get" | "list") {
+            return Err(Status::method_not_allowed());
+        }
+        Handler::Usage(of)
     } else {
         let found = server.cluster.resource(&target.group, &target.version, &target.resource).await?;
         let Some(resource) = found else { return not_found(server, call.uri.path()).await };
@@ -341,6 +353,11 @@ async fn resource(
     let request = Request { call: call.clone(), body };
     let mutates = !matches!(verb, "get" | "list");
     let work = async {
+        if let Handler::Usage(_) = handler {
+            let here = server.clone();
+            let collect = || async move { usage::collect(&here.cluster, &here.nodes, &here.usages).await };
+            server.usages.refresh(&server.tasks, collect).await;
+        }
         if !heavy {
             return answer(server, &request, &handler, verb).await;
         }
@@ -377,11 +394,20 @@ fn unfolds(call: &Call, body: &[u8]) -> bool {
 
 /// Whether a request may keep a processor busy for more than a moment.
 fn is_heavy(server: &Shared, call: &Call, handler: &Handler, body: usize, verb: &str) -> bool {
-    let Handler::Resource(resource) = handler else { return body >= HEAVY_BYTES };
+    let store = &server.cluster.store;
+    let resource = match handler {
+        Handler::Resource(resource) => resource,
+        Handler::Usage(of) => {
+            // Collections of the core group are named as their resources.
+            let records = store.keyspace.snapshot(of.resource).records;
+            return verb == "list"
+                && is_long(crate::store::range(&records, call.namespace(), None).map(|(_, record)| record));
+        }
+        Handler::Review(_) | Handler::Binding => return body >= HEAVY_BYTES,
+    };
     if body >= HEAVY_BYTES {
         return true;
     }
-    let store = &server.cluster.store;
     let stored = || {
         let name = resource.record_name(call.namespace(), call.target.name.as_deref()?);
         store.get(resource, &name).map(|record| record.bytes.len())
@@ -464,6 +490,7 @@ async fn answer_once(
             return subresources::reviews::answer(cluster, &server.tokens, request, *review);
         }
         Handler::Binding => return subresources::binding::create(cluster, request, true).await,
+        Handler::Usage(of) => return usage::answer(cluster, &server.usages, &request.call, *of).await,
         Handler::Resource(resource) => resource,
     };
     let call = &request.call;

@@ -20,6 +20,7 @@ use crate::limits::Limits;
 use crate::openapi::OpenApi;
 use crate::store::Store;
 use crate::subresources::nodes::Nodes;
+use crate::usage::Usages;
 
 /// The state of an API server.
 pub(crate) struct Shared {
@@ -29,6 +30,7 @@ pub(crate) struct Shared {
     pub discovery: DiscoveryOf,
     pub openapi: OpenApi,
     pub nodes: Nodes,
+    pub usages: Usages,
     pub metrics: Metrics,
     pub limits: Limits,
     pub bodies: Bodies,
@@ -53,6 +55,7 @@ impl Shared {
             discovery: DiscoveryOf::default(),
             openapi: OpenApi::default(),
             nodes: Nodes::new(config.node_client.clone(), stopping.clone()),
+            usages: Usages::default(),
             metrics: Metrics::default(),
             limits: Limits::new(config.requests_max, config.streams_max),
             bodies: Bodies::default(),

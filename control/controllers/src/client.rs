@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::informer::{Key, slim};
 
 /// Who our writes belong to in `managedFields`.
-const MANAGER: &str = "fieldManager=kube-controller-manager";
+pub(crate) const MANAGER: &str = "fieldManager=kube-controller-manager";
 
 /// Where the objects of a kind are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,7 @@ resources! {
     RESOURCE_QUOTAS = "v1" "resourcequotas";
     POD_DISRUPTION_BUDGETS = "policy/v1" "poddisruptionbudgets";
     INGRESSES = "networking.k8s.io/v1" "ingresses";
+    HORIZONTAL_POD_AUTOSCALERS = "autoscaling/v2" "horizontalpodautoscalers";
     ENDPOINT_SLICES = "discovery.k8s.io/v1" "endpointslices";
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, ResourceQuota, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -73,6 +74,7 @@ kinds! {
     ingresses: Ingress = "networking.k8s.io" "v1" "Ingress" "ingresses" true;
     ingress_classes: IngressClass = "networking.k8s.io" "v1" "IngressClass" "ingressclasses" false;
     quotas: ResourceQuota = "" "v1" "ResourceQuota" "resourcequotas" true;
+    autoscalers: HorizontalPodAutoscaler = "autoscaling" "v2" "HorizontalPodAutoscaler" "horizontalpodautoscalers" true;
     leases: Lease = "coordination.k8s.io" "v1" "Lease" "leases" true;
     }
     named {

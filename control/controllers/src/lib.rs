@@ -4,6 +4,7 @@
 //! informers (one watch and one decode per kind), a driver (one queue of keys each, per-key serialisation, back-off) and
 //! the recorder of events; `kinds` has a row for each kind that is watched. Nothing polls; nothing is kept that the API does not have.
 
+mod autoscaler;
 mod client;
 mod deployment;
 mod discovery;
@@ -101,6 +102,8 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
         &mut on.deployments,
     );
     let ingresses = ingress::Controller::new(api.clone(), &mut on.ingresses, &mut on.ingress_classes, &mut on.nodes);
+    let autoscalers =
+        autoscaler::Controller::new(api.clone(), recorder.clone(), discovery.clone(), &mut on.autoscalers, &on.pods);
     let accounts = service_account::Controller::new(
         api.clone(),
         config.root_ca,
@@ -157,6 +160,7 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     tasks.spawn(queue::drive(mirroring, shutdown.clone()));
     tasks.spawn(queue::drive(budgets, shutdown.clone()));
     tasks.spawn(queue::drive(ingresses, shutdown.clone()));
+    tasks.spawn(queue::drive(autoscalers, shutdown.clone()));
     tasks.spawn(queue::drive(accounts, shutdown.clone()));
     tasks.spawn(queue::drive(namespaces, shutdown.clone()));
     tasks.spawn(queue::drive(nodes, shutdown.clone()));

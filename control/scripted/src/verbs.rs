@@ -30,6 +30,7 @@ const KINDS: &[(&str, &str, &str, bool)] = &[
     ("v1", "nodes", "Node", false),
     ("apps/v1", "deployments", "Deployment", true),
     ("apps/v1", "replicasets", "ReplicaSet", true),
+    ("autoscaling/v2", "horizontalpodautoscalers", "HorizontalPodAutoscaler", true),
     ("coordination.k8s.io/v1", "leases", "Lease", true),
     ("discovery.k8s.io/v1", "endpointslices", "EndpointSlice", true),
     ("apiextensions.k8s.io/v1", "customresourcedefinitions", "CustomResourceDefinition", false),
@@ -60,6 +61,14 @@ pub(crate) fn answer(
             let items: Vec<Value> = store.list(&place).into_iter().map(|(_, object)| object).collect();
             json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": store.version().to_string()}, "items": items})
         }
+        (&Method::GET, false) if place.sub == "scale" => scale(&existing(store, &place)?),
+        (&Method::PUT, false) if place.sub == "scale" => {
+            let before = existing(store, &place)?;
+            preconditions(&before, &seen.body["metadata"])?;
+            let mut object = before.clone();
+            object["spec"]["replicas"] = seen.body["spec"]["replicas"].clone();
+            scale(&write(store, &place, &before, object))
+        }
         (&Method::GET, false) => existing(store, &place)?,
         (&Method::POST, true) => create(store, place, &seen.body)?,
         (&Method::PUT, false) => replace(store, &place, seen.body.clone())?,
@@ -78,6 +87,21 @@ pub(crate) fn answer(
 
 fn existing(store: &Store, place: &Place) -> Result<Value, Refusal> {
     store.get(place).cloned().ok_or_else(|| (404, "NotFound", format!("{} {:?} not found", place.plural, place.name)))
+}
+
+/// The subresource of the same name.
+fn scale(object: &Value) -> Value {
+    let mut metadata = json!({});
+    for field in ["name", "namespace", "uid", "resourceVersion"] {
+        metadata[field] = object["metadata"][field].clone();
+    }
+    let labels = object["spec"]["selector"]["matchLabels"].as_object().into_iter().flatten();
+    let selector: Vec<String> = labels.map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or(""))).collect();
+    json!({
+        "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata,
+        "spec": {"replicas": object["spec"]["replicas"]},
+        "status": {"replicas": object["status"]["replicas"].as_i64().unwrap_or(0), "selector": selector.join(",")},
+    })
 }
 
 fn conflict(why: &str) -> Refusal {

@@ -123,3 +123,41 @@ fn probes_decide_who_gets_traffic_and_who_is_restarted() {
     cluster.eventually("get pod deaf", |row| row.contains("Running") && row.contains("0/1"));
     cluster.eventually("describe pod deaf", |text| text.contains("Readiness probe failed"));
 }
+
+/// A service whose requests compute, so that its pod is busy.
+#[test]
+fn a_busy_service_gets_another_pod_and_top_shows_what_it_uses() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let cluster = Cluster::start();
+    cluster.push("probe", "probe");
+    cluster.kubectl("create deployment busy --image=probe --port=80");
+    cluster.kubectl("set resources deployment busy --requests=cpu=20m");
+    cluster.kubectl("expose deployment busy --type=NodePort --port=80");
+    cluster.kubectl("rollout status deployment/busy --timeout=120s");
+    let url = node_port(&cluster, "default", "busy");
+    eventually_answers(&format!("{url}healthz"));
+    let over = Arc::new(AtomicBool::new(false));
+    let load = std::thread::spawn({
+        let (url, over) = (format!("{url}spin?20"), over.clone());
+        move || {
+            while !over.load(Ordering::Relaxed) {
+                http_get(&url);
+            }
+        }
+    });
+    cluster.kubectl("autoscale deployment busy --cpu=50% --min=1 --max=2");
+    cluster.eventually("get deployment busy -o jsonpath={.spec.replicas}", |replicas| replicas == "2");
+    cluster.kubectl("wait --for=jsonpath={.status.readyReplicas}=2 deployment/busy --timeout=60s");
+    let top = cluster.eventually("top pods", |text| text.lines().filter(|line| line.starts_with("busy-")).count() == 2);
+    let cores = |line: &str| line.split_whitespace().nth(1)?.strip_suffix('m')?.parse::<u32>().ok();
+    assert!(top.lines().filter_map(cores).sum::<u32>() > 10, "{top}");
+    let top = cluster.kubectl("top nodes");
+    assert!(top.lines().count() == 2 && top.contains("Mi") && top.contains('%'), "{top}");
+    let shown = cluster.eventually("get hpa busy", |text| text.contains("%/50%"));
+    assert!(shown.contains("cpu: "), "{shown}");
+    let said = cluster.kubectl("describe hpa busy");
+    assert!(said.contains("SuccessfulRescale") && said.contains("ValidMetricFound"), "{said}");
+    over.store(true, Ordering::Relaxed);
+    load.join().expect("the load ends");
+}

@@ -1,11 +1,13 @@
 //! HorizontalPodAutoscaler. What is stored is version 2; version 1 knows one target, the use of the processor, and keeps
 //! everything else in annotations, so that nothing is lost when it is read and written in that version.
 
+mod validation;
+
 use serde_json::{Map, Value, json};
 
 use super::show::Show::{Age, Name, Number, Of, Text};
 use super::show::at;
-use super::{ALL, BLANK, Kind, Stored};
+use super::{ALL, BLANK, Kind, Stored, Support};
 use crate::codec;
 use crate::kinds::value::{Read, child, default_to, fields, or, remove};
 use crate::kinds::{AGE, Cell, Column, NAME, column};
@@ -35,10 +37,9 @@ const STORED: Stored = Stored {
         Number("status.currentReplicas"),
         Age,
     ],
-    ..Stored::inert("no controller acts on it yet")
-        .counted()
-        .default_by(default)
-        .requires(&["spec.scaleTargetRef.kind", "spec.scaleTargetRef.name"])
+    check_change: Some(validation::update),
+    check_status: validation::status,
+    ..Stored::new(Support::Honoured).counted().default_by(default).check_by(validation::create)
 };
 
 const ROW: Kind = Kind {

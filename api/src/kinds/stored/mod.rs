@@ -57,6 +57,8 @@ pub(super) struct Stored {
     check_update: fn(&Value, &Value, &mut FieldErrors),
     check_status: fn(&Value, &mut FieldErrors),
     warn: fn(&Value, Option<&Value>) -> Vec<String>,
+    /// Of a kind whose change is checked otherwise than a new object.
+    check_change: Option<fn(&Value, &Value, &mut FieldErrors)>,
     /// Paths of what must be there.
     required: &'static [&'static str],
     /// Fields of the object that never change.
@@ -84,6 +86,7 @@ impl Stored {
             check_update: |_, _, _| {},
             check_status: |_, _| {},
             warn: |_, _| Vec::new(),
+            check_change: None,
             required: &[],
             fixed: &[],
             path_names: false,
@@ -249,7 +252,10 @@ impl Strategy for Stored {
     }
 
     fn validate_update(&self, object: &Value, old: &Value, errors: &mut FieldErrors) {
-        self.validate(object, errors);
+        match self.check_change {
+            Some(check) => check(object, old, errors),
+            None => self.validate(object, errors),
+        }
         for field in self.fixed {
             checks::immutable(&Path::new(field), show::at(object, field), show::at(old, field), errors);
         }
@@ -270,10 +276,6 @@ impl Strategy for Stored {
         } else {
             names::name_is_dns_subdomain(name, is_prefix)
         }
-    }
-
-    fn warnings(&self, object: &Value, _old: Option<&Value>) -> Vec<String> {
-        (self.warn)(object)
     }
 
     fn has_generation(&self) -> bool {

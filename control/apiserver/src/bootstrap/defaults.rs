@@ -10,12 +10,14 @@ use crate::roles::{GROUP, Role, Rule};
 
 /// Facts asked of Kubernetes 1.37, one a line; `bootstrap.py` made it.
 const LINES: &str = include_str!("../../data/bootstrap.ndjson");
+/// What metrics-server brings along: whoever may see pods may see what they use.
+const MEASURES: &str = r#"{"kind":"ClusterRole","metadata":{"name":"system:aggregated-metrics-reader","labels":{"rbac.authorization.k8s.io/aggregate-to-admin":"true","rbac.authorization.k8s.io/aggregate-to-edit":"true","rbac.authorization.k8s.io/aggregate-to-view":"true"}},"rules":[{"apiGroups":["metrics.k8s.io"],"resources":["pods","nodes"],"verbs":["get","list","watch"]}]}"#;
 /// Whether one is brought up to date: unless it says `false`.
 const AUTO_UPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
 
 /// All of them, each with its resource.
 pub(super) fn all() -> impl Iterator<Item = Result<(&'static str, Value), serde_json::Error>> {
-    LINES.lines().map(|line| {
+    LINES.lines().chain([MEASURES]).map(|line| {
         let mut object: Value = serde_json::from_str(line)?;
         object["apiVersion"] = format!("{GROUP}/v1").into();
         object["metadata"]["annotations"] = json!({AUTO_UPDATE: "true"});

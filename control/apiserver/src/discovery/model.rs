@@ -76,6 +76,7 @@ const ORDER: [&str; 22] = [
 
 const CHANGE: &[&str] = &["get", "patch", "update"];
 const CREATE: &[&str] = &["create"];
+const READ: &[&str] = &["get", "list"];
 
 /// Resources that are answered and not stored: group, resource, singular, kind, namespaced.
 const ANSWERED: [(&str, &str, &str, &str, bool); 7] = [
@@ -91,6 +92,14 @@ const ANSWERED: [(&str, &str, &str, &str, bool); 7] = [
 /// What a definition that is going lets be done.
 const ENDING: &[&str] = &["delete", "deletecollection", "get", "list", "watch"];
 const VERBS: &[&str] = &["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"];
+
+/// What is measured: versions, resource, kind, namespaced. metrics-server serves the older version, and no singular names.
+const MEASURED: [(&str, &str, &str, bool); 4] = [
+    ("v1", "nodes", "NodeMetrics", false),
+    ("v1", "pods", "PodMetrics", true),
+    ("v1beta1", "nodes", "NodeMetrics", false),
+    ("v1beta1", "pods", "PodMetrics", true),
+];
 
 /// Everything that is served.
 pub(crate) fn groups_of(served: &Served) -> Vec<Group> {
@@ -135,6 +144,22 @@ pub(crate) fn groups_of(served: &Served) -> Vec<Group> {
             definition: None,
         };
         add(&mut groups, group, "v1", entry);
+    }
+    for (version, name, kind, namespaced) in MEASURED {
+        let entry = Entry {
+            name: name.into(),
+            singular: "".into(),
+            short_names: Vec::new(),
+            categories: Vec::new(),
+            namespaced,
+            kind: kind.into(),
+            list_kind: "".into(),
+            verbs: READ,
+            stored: None,
+            subresources: Vec::new(),
+            definition: None,
+        };
+        add(&mut groups, "metrics.k8s.io", version, entry);
     }
     for standing in served.all().into_iter().filter(|standing| standing.is_served()) {
         let definition = &standing.definition;

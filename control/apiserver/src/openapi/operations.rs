@@ -92,7 +92,10 @@ pub(super) fn paths(group: &Group, version: &Version) -> Vec<Path> {
         tag: format!("{}_{name}", if group.name.is_empty() { "core" } else { short }),
     };
     let mut paths = Vec::new();
-    for entry in &version.resources {
+    // What has no type here is served and not described.
+    let is_known =
+        |entry: &&Entry| entry.definition.is_some() || !type_name(&group.name, &version.version, &entry.kind).is_empty();
+    for entry in version.resources.iter().filter(is_known) {
         context.resource(&mut paths, &root, entry);
     }
     paths.sort_by(|a, b| a.path.cmp(&b.path));

@@ -313,6 +313,10 @@ impl Facts {
         self.labels.iter().find(|(known, _)| known == key).map(|(_, value)| value.as_str())
     }
 
+    pub fn labels(&self) -> &[(String, String)] {
+        &self.labels
+    }
+
     fn of(resource: &Resource, object: &Value) -> Facts {
         let labels = object["metadata"]["labels"].as_object().into_iter().flatten();
         let strategy = resource.row.strategy();

@@ -112,7 +112,8 @@ pub(crate) fn kubelet(cluster: &Cluster, node: &str) -> Result<Endpoint, Status>
     })
 }
 
-fn endpoint_of(node: &Value) -> Option<Endpoint> {
+/// Where it listens, as its object says.
+pub(crate) fn endpoint_of(node: &Value) -> Option<Endpoint> {
     let addresses = node["status"]["addresses"].as_array()?;
     let of_type = |kind: &str| addresses.iter().find(|address| address["type"] == kind);
     let address = of_type("InternalIP").or_else(|| of_type("ExternalIP")).or_else(|| of_type("Hostname"))?;

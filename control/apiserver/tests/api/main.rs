@@ -16,6 +16,7 @@ mod roles;
 mod scheduling;
 mod services;
 mod shape;
+mod usage;
 mod watches;
 
 use axum::body::Body;

@@ -16,6 +16,7 @@ const STAIRS: &[&[&str]] = &[
     &["admission"],
     &["verbs"],
     &["subresources"],
+    &["usage"],
     &["discovery"],
     &["openapi", "health", "layers"],
     &["server"],

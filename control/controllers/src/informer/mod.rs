@@ -7,6 +7,7 @@
 
 mod meta;
 mod pod;
+mod requests;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -467,6 +468,7 @@ macro_rules! whole {
 whole!(
     k8s_openapi::api::apps::v1::Deployment,
     k8s_openapi::api::apps::v1::ReplicaSet,
+    k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler,
     k8s_openapi::api::coordination::v1::Lease,
     k8s_openapi::api::core::v1::ConfigMap,
     k8s_openapi::api::core::v1::Endpoints,

@@ -12,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference,
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::requests::{Requests, Resources};
 use super::{Index, Key, Object, by_controller, controller, slim, version};
 
 /// `status.phase`.
@@ -66,10 +67,15 @@ pub(crate) struct Pod {
     pub given: u64,
     pub phase: Phase,
     pub ready: bool,
+    /// Whether it says that it is not ready; one that has not been started says neither.
+    pub unready: bool,
     /// Since when `ready` is what it is.
     pub ready_since: Option<Timestamp>,
     pub ips: Vec<Box<str>>,
     pub restarts: i32,
+    /// When its node took it.
+    pub started: Option<Timestamp>,
+    pub requests: Arc<Requests>,
 }
 
 /// A named port of a container.
@@ -110,7 +116,10 @@ impl Object for Pod {
     fn keep(wire: Wire) -> Self {
         let Wire { metadata, spec, status } = wire;
         let sidecars = spec.init_containers.into_iter().filter(|c| c.restart_policy.as_deref() == Some("Always"));
-        let ports = spec.containers.into_iter().chain(sidecars).flat_map(|container| container.ports);
+        let containers: Vec<Container> = spec.containers.into_iter().chain(sidecars).collect();
+        let request = |container: &Container| (container.name.as_str().into(), container.resources.request());
+        let requests = Requests { pod: spec.resources.request(), containers: containers.iter().map(request).collect() };
+        let ports = containers.into_iter().flat_map(|container| container.ports);
         let ready = status.conditions.iter().find(|condition| condition.type_ == "Ready");
         let mut ips: Vec<Box<str>> = status.pod_ips.into_iter().map(|ip| ip.ip.into()).collect();
         if ips.is_empty() {
@@ -152,9 +161,12 @@ impl Object for Pod {
             },
             phase: status.phase.unwrap_or_default(),
             ready: ready.is_some_and(|condition| condition.status == "True"),
+            unready: ready.is_some_and(|condition| condition.status == "False"),
             ready_since: ready.and_then(|condition| condition.last_transition_time.as_ref()).map(|time| time.0),
             ips,
             restarts: status.container_statuses.iter().map(|status| status.restart_count).max().unwrap_or(0),
+            started: status.start_time.map(|time| time.0),
+            requests: requests.into(),
         }
     }
 
@@ -169,6 +181,7 @@ impl Object for Pod {
         same(&mut self.owners, &like.owners);
         same(&mut self.ports, &like.ports);
         same(&mut self.tolerations, &like.tolerations);
+        same(&mut self.requests, &like.requests);
         if let (Some(mine), Some(other)) = (&mut self.node, &like.node) {
             same(mine, other);
         }
@@ -239,11 +252,17 @@ struct Spec {
     #[serde(deserialize_with = "nullable")]
     scheduling_gates: Vec<serde::de::IgnoredAny>,
     active_deadline_seconds: Option<i64>,
+    #[serde(deserialize_with = "nullable")]
+    resources: Resources,
 }
 
 #[derive(Deserialize, Clone, Debug, Default)]
 #[serde(rename_all = "camelCase", default)]
 struct Container {
+    #[serde(deserialize_with = "nullable")]
+    name: String,
+    #[serde(deserialize_with = "nullable")]
+    resources: Resources,
     restart_policy: Option<String>,
     #[serde(deserialize_with = "nullable")]
     ports: Vec<WirePort>,
@@ -262,6 +281,7 @@ struct WirePort {
 #[serde(rename_all = "camelCase", default)]
 struct Status {
     phase: Option<Phase>,
+    start_time: Option<Time>,
     #[serde(deserialize_with = "nullable")]
     conditions: Vec<Condition>,
     #[serde(rename = "podIP")]

@@ -19,10 +19,17 @@ use crate::pod::{Pods, Slot};
 struct Used {
     name: Arc<str>,
     usage: Usage,
+    /// Seconds since 1970, to the millisecond.
+    started: f64,
 }
 
 fn used(slot: &Slot) -> Vec<Used> {
-    slot.running().into_iter().map(|(name, handle)| Used { name, usage: handle.usage() }).collect()
+    let now = Timestamp::now().as_millisecond();
+    let running = slot.running().into_iter().map(|(name, handle, since)| {
+        let life_ms = i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX);
+        Used { name, usage: handle.usage(), started: now.saturating_sub(life_ms) as f64 / 1_000.0 }
+    });
+    running.collect()
 }
 
 /// Processor time of this process: all guests, the node, and whatever else runs in it.
@@ -44,17 +51,18 @@ pub async fn resource(State(pods): State<Arc<Pods>>) -> Response {
             let _ = writeln!(text, "{name}{labels} {value} {now}");
         }
     };
-    let (mut container_cpu, mut container_memory) = (Vec::new(), Vec::new());
+    let (mut container_cpu, mut container_memory, mut container_start) = (Vec::new(), Vec::new(), Vec::new());
     let (mut pod_cpu, mut pod_memory) = (Vec::new(), Vec::new());
     for slot in pods.all() {
         let (mut cpu, mut memory) = (0.0, 0.0);
         let all = used(&slot);
-        for Used { name, usage } in &all {
+        for Used { name, usage, started } in &all {
             let labels = format!("{{container={name:?},namespace={:?},pod={:?}}}", slot.namespace, slot.name);
             cpu += usage.cpu.as_secs_f64();
             memory += usage.memory_bytes as f64;
             container_cpu.push((labels.clone(), usage.cpu.as_secs_f64()));
-            container_memory.push((labels, usage.memory_bytes as f64));
+            container_memory.push((labels.clone(), usage.memory_bytes as f64));
+            container_start.push((labels, *started));
         }
         if !all.is_empty() {
             let labels = format!("{{namespace={:?},pod={:?}}}", slot.namespace, slot.name);
@@ -74,6 +82,12 @@ pub async fn resource(State(pods): State<Arc<Pods>>) -> Response {
         "gauge",
         "Current working set of the container in bytes",
         &container_memory,
+    );
+    family(
+        "container_start_time_seconds",
+        "gauge",
+        "Start time of the container since unix epoch in seconds",
+        &container_start,
     );
     family(
         "node_cpu_usage_seconds_total",

@@ -176,12 +176,13 @@ impl Slot {
         self.lock().containers.get(container)?.life().map(|life| (life.run, life.log.log.clone()))
     }
 
-    /// Running containers by name.
-    pub fn running(&self) -> Vec<(Arc<str>, Handle)> {
+    /// Running containers by name, and since when they run.
+    pub fn running(&self) -> Vec<(Arc<str>, Handle, Instant)> {
         let state = self.lock();
         let names = state.core.containers().iter().map(|container| container.name.clone());
         let lives = state.containers.iter().map(Container::life);
-        names.zip(lives).filter_map(|(name, life)| Some((name, life?.handle.clone()))).collect()
+        let one = |(name, life): (_, Option<&Life>)| life.map(|life| (name, life.handle.clone(), life.since));
+        names.zip(lives).filter_map(one).collect()
     }
 
     /// Looks at the state machine.

@@ -269,6 +269,38 @@ async fn only_api_servers_are_let_in() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_containers_have_used_is_counted_since_they_began() {
+    let world = World::start().await;
+    let begun = jiff::Timestamp::now().as_millisecond() as f64 / 1_000.0;
+    world.run("web", json!({"image": "hello:1"}));
+    world.ready("web").await;
+    let labels = "{container=\"c\",namespace=\"default\",pod=\"web\"} ";
+    let figure = async |name: &str, labels: &str| -> f64 {
+        let (code, text) = world.certificates.get(world.port(), "/metrics/resource").await;
+        assert_eq!(code, 200);
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(labels));
+        let line = line.unwrap_or_else(|| panic!("{name} in {text}"));
+        line.split_whitespace().next().unwrap().parse().unwrap()
+    };
+    let started = figure("container_start_time_seconds", labels).await;
+    let now = jiff::Timestamp::now().as_millisecond() as f64 / 1_000.0;
+    assert!(begun <= started && started <= now, "{begun} {started} {now}");
+    let before = figure("container_cpu_usage_seconds_total", labels).await;
+    for _ in 0..20 {
+        let path = "/coracle/v1/proxy/default/web/80/";
+        assert_eq!(world.certificates.get(world.port(), path).await.0, 200);
+    }
+    assert!(figure("container_cpu_usage_seconds_total", labels).await > before);
+    let of_pod = "{namespace=\"default\",pod=\"web\"} ";
+    assert!(figure("pod_cpu_usage_seconds_total", of_pod).await > before);
+    assert!(figure("container_memory_working_set_bytes", labels).await >= 0.0);
+    assert!(
+        figure("node_memory_working_set_bytes", " ").await > 1e6
+            && figure("node_cpu_usage_seconds_total", " ").await > 0.0
+    );
+}
+
 /// As a browser's WebSocket through `pods/proxy`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_to_a_pod_may_change_its_protocol() {

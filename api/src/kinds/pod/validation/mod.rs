@@ -7,7 +7,7 @@ mod env;
 mod metadata;
 mod probe;
 mod projected;
-mod resources;
+pub(super) mod resources;
 mod security;
 mod spec;
 mod spread;

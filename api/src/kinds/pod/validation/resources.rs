@@ -169,6 +169,7 @@ pub(in crate::kinds) fn resource_name(name: &str, path: &Path<'_>, errors: &mut 
     }
 }
 
+/// The name of a resource that a container may have.
 pub(in crate::kinds) fn container_resource(name: &str, path: &Path<'_>, errors: &mut FieldErrors) {
     if STANDARD.contains(&name) {
         return;
