@@ -15,6 +15,9 @@
 //! Invariants: nothing is answered before it is committed. A write that changes nothing makes no revision. A read without
 //! a resourceVersion sees every write that was answered before it.
 
+// Futures within futures: a request's is a hundred levels deep.
+#![recursion_limit = "256"]
+
 mod admission;
 mod answer;
 mod authn;

@@ -39,7 +39,7 @@ fn ingress_class(object: &mut Value) {
 /// `spec.controller` of classes whose Ingresses our nodes serve.
 const OURS: &str = "coracle.dev/ingress";
 
-fn ingress_class_warnings(object: &Value) -> Vec<String> {
+fn ingress_class_warnings(object: &Value, _old: Option<&Value>) -> Vec<String> {
     let spec = &object["spec"];
     match spec["controller"] == OURS && spec["parameters"].is_set() {
         true => {

@@ -1,7 +1,7 @@
 //! Kinds of which no object can be made, because somebody would rely on what it does not do: rules that are not enforced,
 //! requests that are never answered. Lists of them are empty.
 
-use super::show::Show::{Age, Made, Name};
+use super::show::Show::{Age, Name};
 use super::{BLANK, Kind, Stored, row};
 use crate::kinds::{AGE, Column, NAME, Subresource, column};
 

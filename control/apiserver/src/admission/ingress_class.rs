@@ -33,7 +33,7 @@ pub(super) fn create(at: &Attributes<'_>, ingress: &mut Value) -> Result<(), Sta
 /// The names of the classes that are said to be the default.
 pub(crate) fn defaults(cluster: &crate::cluster::Cluster) -> Result<Vec<String>, Status> {
     let Some(classes) = cluster.catalog.named("networking.k8s.io", "ingressclasses") else { return Ok(Vec::new()) };
-    let snapshot = cluster.store.keyspace.snapshot(classes.row.collection);
+    let snapshot = cluster.store.keyspace.snapshot(classes.row.collection());
     let mut defaults = Vec::new();
     for (_, record) in store::range(&snapshot.records, None, None) {
         let class = Seen::new(classes, record).stored()?;

@@ -14,7 +14,7 @@ fn ranges(at: &Attributes<'_>) -> Result<Vec<Value>, Status> {
     let (Some(ranges), Some(namespace)) = (at.cluster.catalog.named("", "limitranges"), at.namespace) else {
         return Ok(Vec::new());
     };
-    let records = at.cluster.store.keyspace.snapshot(ranges.row.collection).records;
+    let records = at.cluster.store.keyspace.snapshot(ranges.row.collection()).records;
     if records.is_empty() {
         return Ok(Vec::new());
     }
@@ -32,7 +32,7 @@ pub(super) fn complete(at: &Attributes<'_>, pod: &mut Value) -> Result<(), Statu
 /// Refuses what is out of bounds.
 pub(super) fn validate(at: &Attributes<'_>, object: &Value, old: Option<&Value>) -> Result<(), Status> {
     type Refuse = fn(&Value, &Value) -> Option<String>;
-    let refuse: Refuse = match (at.resource.row.group, at.resource.row.resource, at.subresource) {
+    let refuse: Refuse = match (at.resource.row.group(), at.resource.row.resource(), at.subresource) {
         ("", "pods", "") if old.is_none() => limits::refuse_pod,
         ("", "pods", "resize") => limits::refuse_pod,
         ("", "persistentvolumeclaims", "") => limits::refuse_claim,

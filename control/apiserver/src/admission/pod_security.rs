@@ -33,7 +33,7 @@ pub(super) async fn validate(at: &Attributes<'_>, object: &Value, old: Option<&V
     if !is_looked_at {
         return Ok(());
     }
-    let Some(subject) = Subject::of(at.resource.row.group, at.resource.row.resource, object) else { return Ok(()) };
+    let Some(subject) = Subject::of(at.resource.row.group(), at.resource.row.resource(), object) else { return Ok(()) };
     let Some(policy) = policy(at) else { return Ok(()) };
     let told = |standard: Standard| {
         let violations = podsecurity::violations(standard, subject);
@@ -43,7 +43,7 @@ pub(super) async fn validate(at: &Attributes<'_>, object: &Value, old: Option<&V
         return Err(at.resource.forbidden(meta::name(object), format!("violates PodSecurity {why}")));
     }
     if let Some(why) = told(policy.audit) {
-        let (namespace, resource, name) = (at.namespace, at.resource.row.resource, meta::name(object));
+        let (namespace, resource, name) = (at.namespace, at.resource.row.resource(), meta::name(object));
         tracing::info!(namespace, resource, name, user = at.caller.user, "would violate PodSecurity {why}");
     }
     if let Some(why) = told(policy.warn) {
@@ -66,7 +66,7 @@ async fn namespace(at: &Attributes<'_>, namespace: &Value, old: Option<&Value>) 
     let before = old.map(|old| Policy::read(|label| meta::label(old, label)));
     let is_known = before.as_ref().is_some_and(|(_, before)| *before == errors);
     if !errors.is_empty() && !is_known {
-        return Err(Status::invalid("", at.resource.row.kind, meta::name(namespace), errors));
+        return Err(Status::invalid("", at.resource.row.kind(), meta::name(namespace), errors));
     }
     let audited = |policy: &Policy| policy.audit.level > Level::Privileged;
     if audited(&policy) && before.as_ref().is_none_or(|(before, _)| before.audit != policy.audit) {
@@ -90,7 +90,7 @@ async fn namespace(at: &Attributes<'_>, namespace: &Value, old: Option<&Value>) 
 /// What is to be told of pods that violate a standard.
 async fn existing(at: &Attributes<'_>, namespace: &str, standard: Standard) -> Result<Vec<String>, Status> {
     let Some(pods) = at.cluster.catalog.named("", "pods") else { return Ok(Vec::new()) };
-    let records = at.cluster.store.keyspace.snapshot(pods.row.collection).records;
+    let records = at.cluster.store.keyspace.snapshot(pods.row.collection()).records;
     let until = Instant::now() + LOOKED_AT_FOR;
     let (mut total, mut checked) = (0, 0);
     let mut violated: BTreeMap<String, (String, usize)> = BTreeMap::new();

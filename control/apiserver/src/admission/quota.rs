@@ -61,7 +61,7 @@ struct Pending {
 impl Known {
     /// The quotas of a namespace.
     fn all(cluster: &Cluster, quotas: &Resource, namespace: &str) -> Result<Vec<Known>, Status> {
-        let records = cluster.store.keyspace.snapshot(quotas.row.collection).records;
+        let records = cluster.store.keyspace.snapshot(quotas.row.collection()).records;
         if records.is_empty() {
             return Ok(Vec::new());
         }
@@ -135,10 +135,10 @@ pub(super) async fn charge<'a>(
     if is(at.resource, "", "resourcequotas") && at.subresource == "status" {
         return counted(at, quotas, object).await;
     }
-    let write = quota::Write { group: row.group, resource: row.resource, subresource: at.subresource, object, old };
+    let write = quota::Write { group: row.group(), resource: row.resource(), subresource: at.subresource, object, old };
     let store = &at.cluster.store;
     let has_quotas = || {
-        let records = store.keyspace.snapshot(quotas.row.collection).records;
+        let records = store.keyspace.snapshot(quotas.row.collection()).records;
         !records.is_empty() && store::range(&records, Some(namespace), None).next().is_some()
     };
     if !write.counts() || !has_quotas() {

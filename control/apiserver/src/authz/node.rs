@@ -287,7 +287,7 @@ fn any_ingress(cluster: &Cluster, namespace: &str, secret: &str) -> bool {
         Seen::new(resource, &record).stored().ok()
     };
     let is_ours = |class: &str| read(classes, class).is_some_and(|class| class["spec"]["controller"] == CONTROLLER);
-    let snapshot = cluster.store.keyspace.snapshot(ingresses.row.collection);
+    let snapshot = cluster.store.keyspace.snapshot(ingresses.row.collection());
     let names = store::range(&snapshot.records, Some(namespace), None).any(|(_, record)| {
         let Ok(ingress) = Seen::new(ingresses, record).stored() else { return false };
         let mut tls = ingress["spec"]["tls"].as_array().into_iter().flatten();

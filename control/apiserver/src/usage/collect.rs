@@ -170,7 +170,7 @@ pub(crate) async fn collect(cluster: &Cluster, nodes: &Nodes, usages: &Usages) {
 async fn once(cluster: &Cluster, nodes: &Nodes, usages: &Usages) {
     let Some(resource) = cluster.catalog.named("", "nodes") else { return };
     let (before, begun) = (usages.samples(), Instant::now());
-    let records = cluster.store.keyspace.snapshot(resource.row.collection).records;
+    let records = cluster.store.keyspace.snapshot(resource.row.collection()).records;
     // A node's object seldom changes; what it says of itself is read when it has.
     let one = |(name, record): (&Arc<str>, &Arc<Record>)| {
         let known = before.0.get(name);
