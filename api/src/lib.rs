@@ -4,6 +4,7 @@
 //! Objects are JSON values (`serde_json::Value`); what is known of their types is data ([`schema`]).
 
 pub mod codec;
+pub mod custom;
 pub mod kinds;
 pub mod meta;
 pub mod patch;

@@ -2,7 +2,9 @@
 //! mutations are counted, nothing depends on the clock.
 
 use coracle_api::codec::{json, protobuf, yaml};
+use coracle_api::custom::{self, Structural};
 use coracle_api::meta::Quantity;
+use coracle_api::meta::field::FieldErrors;
 use coracle_api::meta::selector::{FieldSelector, LabelSelector};
 use coracle_api::meta::{field, time};
 use coracle_api::patch::{self, apply};
@@ -373,5 +375,83 @@ proptest! {
         // Nothing and an empty map are the same once it is decoded.
         let data = |object: &Value| object["data"].as_object().cloned().unwrap_or_default();
         prop_assert_eq!(data(&let_go), data(&by(&live, "right", &right)));
+    }
+}
+
+/// A schema of a custom resource's field, without its default.
+fn any_plain_schema() -> BoxedStrategy<Value> {
+    let leaf = prop_oneof![
+        (0..9).prop_map(|most| json!({"type": "string", "maxLength": most})),
+        (0..9).prop_map(|most| json!({"type": "integer", "maximum": most})),
+        Just(json!({"type": "string", "nullable": true, "pattern": "^[a-c]+$"})),
+        Just(json!({"type": "boolean", "default": true})),
+        Just(json!({"type": "integer", "default": 7, "minimum": 3})),
+        Just(json!({"type": "string", "default": "b", "enum": ["a", "b"]})),
+        Just(json!({"type": "string", "default": "n", "nullable": true})),
+        Just(json!({"x-kubernetes-int-or-string": true, "default": 80})),
+        Just(json!({"x-kubernetes-preserve-unknown-fields": true})),
+    ];
+    leaf.prop_recursive(4, 40, 4, |inner| {
+        let properties = prop::collection::btree_map("[a-d]", inner.clone(), 0..4);
+        let required = prop::collection::btree_set("[a-d]", 0..2);
+        let lists = prop::sample::select(vec!["atomic", "set"]);
+        prop_oneof![
+            (properties, required, any::<[bool; 3]>()).prop_map(|(properties, required, [open, filled, nullable])| {
+                let mut schema =
+                    json!({"type": "object", "properties": properties, "required": required, "nullable": nullable});
+                if open {
+                    schema["x-kubernetes-preserve-unknown-fields"] = json!(true);
+                }
+                if filled {
+                    schema["default"] = json!({});
+                }
+                schema
+            }),
+            inner.clone().prop_map(|of| json!({"type": "object", "additionalProperties": of, "maxProperties": 3})),
+            (inner, lists)
+                .prop_map(|(items, lists)| json!({"type": "array", "items": items, "x-kubernetes-list-type": lists})),
+        ]
+    })
+    .boxed()
+}
+
+/// What somebody may send for it: its fields, others, nulls, the wrong types.
+fn any_sent() -> BoxedStrategy<Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        (-3..12_i64).prop_map(Value::from),
+        (0..8_u8).prop_map(|half| json!(f64::from(half) / 2.0)),
+        "[a-e]{0,4}".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(5, 40, 5, |inner| {
+        prop_oneof![
+            3 => prop::collection::btree_map("[a-e]", inner.clone(), 0..5).prop_map(|fields| json!(fields)),
+            1 => prop::collection::vec(inner, 0..4).prop_map(Value::from),
+        ]
+    })
+    .boxed()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, rng_seed: prop::test_runner::RngSeed::Fixed(11), ..ProptestConfig::default() })]
+
+    /// What is kept of a custom resource is all that is ever made of it: read again it is the same, with the same faults.
+    #[test]
+    fn a_custom_resource_that_is_read_again_is_the_same(of in any_plain_schema(), sent in any_sent()) {
+        let schema = Structural::read(&json!({"type": "object", "properties": {"spec": of}}));
+        let read = |object: &Value| {
+            let mut decoded = custom::decode(object.to_string().as_bytes(), &schema).expect("an object");
+            custom::apply_defaults(&mut decoded.value, &schema);
+            let mut faults = FieldErrors::new();
+            custom::validate(&schema, &decoded.value, None, "", &mut faults);
+            let faults: Vec<_> = faults.into_told().iter().map(ToString::to_string).collect();
+            (decoded.value, decoded.problems, faults)
+        };
+        let (once, _, faults) = read(&json!({"apiVersion": "e.com/v1", "kind": "E", "metadata": {"name": "e"}, "spec": sent}));
+        let (twice, unknown, again) = read(&once);
+        prop_assert_eq!(&twice, &once);
+        prop_assert_eq!(again, faults);
+        prop_assert!(unknown.is_empty(), "{:?}", unknown);
     }
 }

@@ -7,6 +7,7 @@
 mod checks;
 mod configmap;
 mod controllerrevision;
+mod definition;
 mod deployment;
 mod endpoints;
 mod endpointslice;
@@ -20,6 +21,7 @@ mod node;
 mod pod;
 mod podtemplate;
 mod replicaset;
+mod row;
 mod secret;
 mod service;
 mod serviceaccount;
@@ -40,8 +42,9 @@ use crate::meta::{names, validate_object_meta, validate_object_meta_update};
 use value::Read as _;
 
 /// Kinds that something acts on, or that are peculiar enough for a file of their own.
-static SPECIAL: [&Kind; 16] = [
+static SPECIAL: [&Kind; 17] = [
     &configmap::KIND,
+    &definition::KIND,
     &endpoints::KIND,
     &event::CORE,
     &namespace::KIND,
@@ -91,6 +94,7 @@ pub fn refusal(row: &Kind) -> Option<String> {
 }
 
 pub use fields::refuse as refuse_fields;
+pub use row::Row;
 
 /// What the client is told about an object that it made or changed.
 pub fn warnings(row: &Kind, object: &Value, old: Option<&Value>) -> Vec<String> {
@@ -112,16 +116,24 @@ pub fn warnings(row: &Kind, object: &Value, old: Option<&Value>) -> Vec<String> 
 
 /// Checks the metadata of a new object, whose name is known.
 pub fn validate_metadata(row: &Kind, object: &Value, errors: &mut FieldErrors) {
-    validate_object_meta(object, row.namespaced, |name, prefix| row.strategy.check_name(name, prefix), errors);
-    if row.strategy.knows_finalizers() {
-        validate_finalizers(object, errors);
-    }
+    validate_metadata_of(row.strategy, row.namespaced, object, errors);
 }
 
 /// Checks the metadata of a changed object against the old one.
 pub fn validate_metadata_update(row: &Kind, object: &Value, old: &Value, errors: &mut FieldErrors) {
+    validate_metadata_update_of(row.strategy, object, old, errors);
+}
+
+fn validate_metadata_of(strategy: &dyn Strategy, namespaced: bool, object: &Value, errors: &mut FieldErrors) {
+    validate_object_meta(object, namespaced, |name, prefix| strategy.check_name(name, prefix), errors);
+    if strategy.knows_finalizers() {
+        validate_finalizers(object, errors);
+    }
+}
+
+fn validate_metadata_update_of(strategy: &dyn Strategy, object: &Value, old: &Value, errors: &mut FieldErrors) {
     validate_object_meta_update(object, old, errors);
-    if row.strategy.knows_finalizers() {
+    if strategy.knows_finalizers() {
         validate_finalizers(object, errors);
     }
 }

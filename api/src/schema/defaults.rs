@@ -9,6 +9,9 @@ use super::{Object, Type};
 /// Fills in the defaults of absent fields, at every depth, as apiextensions does: a default is filled in before what lies
 /// below it, and a null takes the default of a field that may not be null.
 pub fn apply_defaults(value: &mut Value, object: &Object) {
+    if let Some(custom) = &object.custom {
+        return crate::custom::apply_defaults(value, custom);
+    }
     let Value::Object(fields) = value else { return };
     if !has_defaults(object) {
         return;

@@ -12,6 +12,7 @@ use std::sync::{Arc, OnceLock};
 
 use serde_json::Value;
 
+use crate::custom::Structural;
 pub use defaults::apply_defaults;
 pub use fields::Fields;
 pub use table::{Kinds, kinds_of, named, names, of_kind};
@@ -161,6 +162,8 @@ pub struct Object {
     pub preserves_unknown: bool,
     /// `retainKeys` patch strategy and `x-kubernetes-unions` are rare; what field carries them is in [`Field`].
     pub description: String,
+    /// Of whole custom resources: the schema that says how they are read. The rest is what apply wants to know of it.
+    pub custom: Option<Arc<Structural>>,
     /// What decoding needs of the fields in another order; made when it is first asked for.
     pub index: OnceLock<Index>,
     /// Whether anything at or below it has a default; made when it is first asked for.

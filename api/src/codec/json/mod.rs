@@ -65,6 +65,9 @@ pub(super) fn parse_within(bytes: &[u8], depth: usize, objects_left: usize) -> R
 /// # Errors
 /// Bytes that are not JSON, or values of the wrong type.
 pub fn decode(bytes: &[u8], object: &Object) -> Result<Decoded, DecodeError> {
+    if let Some(custom) = &object.custom {
+        return crate::custom::decode(bytes, custom);
+    }
     typed::decode(bytes, object)
 }
 
@@ -73,6 +76,9 @@ pub fn decode(bytes: &[u8], object: &Object) -> Result<Decoded, DecodeError> {
 /// # Errors
 /// Values of the wrong type.
 pub fn decode_value(value: &Value, object: &Object) -> Result<Decoded, DecodeError> {
+    if let Some(custom) = &object.custom {
+        return crate::custom::decode_value(value, custom);
+    }
     if let Some(value) = self::value::object(value, object, Depth::default()) {
         return Ok(Decoded { value, problems: Vec::new() });
     }
@@ -83,9 +89,9 @@ pub fn decode_value(value: &Value, object: &Object) -> Result<Decoded, DecodeErr
 /// problems are keys that are there twice.
 ///
 /// # Errors
-/// Bytes that are not JSON or not an object.
+/// Bytes that are not JSON or not an object, or have too many objects.
 pub fn decode_any(bytes: &[u8]) -> Result<Decoded, DecodeError> {
-    let mut scanner = Scanner::new(bytes);
+    let mut scanner = Scanner { objects_left: OBJECTS_MAX, ..Scanner::new(bytes) };
     let mut told = Duplicates { path: String::new(), lengths: Vec::new(), problems: Vec::new() };
     let value = scanner.any(&mut told)?;
     scanner.end()?;

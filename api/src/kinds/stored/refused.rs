@@ -3,7 +3,7 @@
 
 use super::show::Show::{Age, Made, Name};
 use super::{BLANK, Kind, Stored, row};
-use crate::kinds::{AGE, Column, NAME, Subresource, column, wide};
+use crate::kinds::{AGE, Column, NAME, Subresource, column};
 
 const NO_CERTIFICATES: Stored = Stored::refused("signs no certificates");
 const NO_POLICIES: Stored = Stored::refused("evaluates no admission policies").counted();
@@ -54,20 +54,6 @@ pub(super) static ROWS: &[Kind] = &[
         "validatingwebhookconfigurations" "validatingwebhookconfiguration",
         [NAME => Name, number("Webhooks") => NEVER, AGE => Age],
         NO_WEBHOOKS, categories: EXTENSIONS),
-    row!(cluster "apiextensions.k8s.io" "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1"
-        "CustomResourceDefinition" "customresourcedefinitions" "customresourcedefinition",
-        [
-            NAME => Name,
-            text("Scope") => NEVER,
-            text("Versions") => NEVER,
-            column("Created At", "date") => Made,
-            wide("Group", "string") => NEVER,
-            wide("Kind", "string") => NEVER,
-            wide("ShortNames", "string") => NEVER,
-            wide("Established", "boolean") => NEVER,
-        ],
-        Stored::refused("serves no custom resources"),
-        short_names: &["crd", "crds"], categories: EXTENSIONS, has_status: true),
     row!(cluster "apiregistration.k8s.io" "io.k8s.kube-aggregator.pkg.apis.apiregistration.v1" "APIService"
         "apiservices" "apiservice",
         [NAME => Name, text("Service") => NEVER, text("Available") => NEVER, AGE => Age],

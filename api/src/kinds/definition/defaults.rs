@@ -1,0 +1,32 @@
+//! Checks the defaults of a schema: each is a value of its schema, and has no fields that would be pruned.
+
+use super::schema::Work;
+use crate::custom::{self, Structural};
+use crate::kinds::{FieldError, FieldErrors};
+use crate::meta::field::Path;
+
+/// Steps that checking all defaults of a definition may take.
+const STEPS_MAX: usize = 8_000_000;
+
+pub(super) fn check(schema: &Structural, path: &Path<'_>, work: &mut Work, errors: &mut FieldErrors) {
+    if errors.is_full() {
+        return;
+    }
+    if let Some(default) = &schema.default {
+        let at = path.child("default");
+        if !custom::is_pruned(default, schema) {
+            errors.push(FieldError::invalid(at, default, "must not have unknown fields"));
+        }
+        if work.steps > STEPS_MAX {
+            return errors.push(FieldError::forbidden(at, "the defaults of this definition are too much to check"));
+        }
+        work.steps += custom::check_default(schema, default, &at.to_string(), errors);
+    }
+    if let Some(items) = &schema.items {
+        check(items, &path.child("items"), work, errors);
+    }
+    let properties = path.child("properties");
+    for (name, property) in schema.properties.iter() {
+        check(property, &properties.key(name), work, errors);
+    }
+}
