@@ -117,10 +117,10 @@ async fn role(server: &Arc<Shared>, resource: &'static str, wanted: Value) -> Re
     if defaults::is_of_another(&old, &wanted) {
         let (key, guard) = (record.key.clone(), Guard::Revision(record.revision));
         match store.transact(vec![Op::Delete { key, guard }]).await {
-            Ok(_) => return make(server, GROUP, resource.row.resource, namespace, &name, wanted).await,
+            Ok(_) => return make(server, GROUP, resource.row.resource(), namespace, &name, wanted).await,
             Err(Refused::Final(status)) => return Err(status),
             // Somebody has just changed it, another server as this one perhaps: it is looked at again.
-            Err(Refused::Guard(_)) => return Err(Status::server_timeout(GROUP, resource.row.resource, "update", 1)),
+            Err(Refused::Guard(_)) => return Err(Status::server_timeout(GROUP, resource.row.resource(), "update", 1)),
         }
     }
     if defaults::completed(&old, &wanted) == old {
@@ -184,7 +184,7 @@ impl Changed {
         let now = keyspace.revision();
         let watchers = kinds.iter().filter_map(|(group, name)| {
             let resource = server.cluster.catalog.named(group, name)?;
-            keyspace.watch(resource.row.collection, now).ok()
+            keyspace.watch(resource.row.collection(), now).ok()
         });
         Changed(watchers.collect())
     }
@@ -279,8 +279,8 @@ async fn reserve_api_address(server: &Shared) -> Result<(), Status> {
 
 async fn make(
     server: &Arc<Shared>,
-    group: &'static str,
-    resource: &'static str,
+    group: &str,
+    resource: &str,
     namespace: Option<&str>,
     name: &str,
     object: Value,

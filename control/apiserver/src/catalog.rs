@@ -1,29 +1,51 @@
 //! The resources that are served, by their path. The generic verbs see a resource only as one [`Resource`].
+//!
+//! ```text
+//! rows of the table ─────────────────────────────► BuiltIn   (for as long as the server runs)
+//! records of CustomResourceDefinitions ─► Served ─► Custom   (one snapshot, swapped as a whole)
+//! ```
+//! What is served of definitions follows from their records alone: every server that has the same records serves the same,
+//! after a restart too. A request compares the records with those that the snapshot was made of, which is one pointer, and so
+//! never serves less than what this server has applied.
+
+mod custom;
+mod served;
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
-use coracle_api::kinds::{self, Kind};
+use arc_swap::ArcSwap;
+use coracle_api::kinds::{self, Kind, Row};
 use coracle_api::schema::{self, Object};
 use coracle_api::status::Status;
-use coracle_keyspace::GuardFailed;
+use coracle_keyspace::{GuardFailed, Keyspace, Records};
+
+use crate::request::call::Call;
+use crate::request::negotiate::{Form, Offer};
+pub(crate) use custom::Custom;
+pub(crate) use served::{Served, Standing};
+
+/// Collection of the definitions.
+pub(crate) const DEFINITIONS: &str = "customresourcedefinitions.apiextensions.k8s.io";
 
 /// A resource that is stored.
 pub(crate) struct Resource {
     /// What is special about it.
-    pub row: &'static Kind,
+    pub row: Row,
     /// The type of its objects, as clients of this row see them.
     pub schema: Arc<Object>,
-    /// The type in which they are stored.
+    /// The type in which they are stored; of a custom resource the same, whose versions are told apart when it is stored.
     pub stored_schema: Arc<Object>,
     /// The row in whose form they are stored.
-    pub stored: &'static Kind,
+    pub stored: Row,
     /// As `apps/v1`.
     pub api_version: String,
     /// As `PodList`.
     pub list_kind: String,
     /// Whether it is a second view of objects that are stored in another row's form.
     pub is_view: bool,
+    /// What it is of a definition, if it is.
+    pub custom: Option<Custom>,
 }
 
 impl Resource {
@@ -34,33 +56,34 @@ impl Resource {
             "" => row.version.to_owned(),
             group => format!("{group}/{}", row.version),
         };
-        Some(Resource {
-            row,
-            stored,
-            schema: schema::named(row.schema)?,
-            stored_schema: schema::named(stored.schema)?,
-            api_version,
-            list_kind: format!("{}List", row.kind),
-            is_view: !std::ptr::eq(stored, row),
-        })
+        let is_view = !std::ptr::eq(stored, row);
+        let (schema, stored_schema) = (schema::named(row.schema)?, schema::named(stored.schema)?);
+        let (row, stored) = (Row::BuiltIn(row), Row::BuiltIn(stored));
+        let list_kind = row.list_kind();
+        Some(Resource { row, stored, schema, stored_schema, api_version, list_kind, is_view, custom: None })
     }
 
     /// Name of the record in its collection. The order of names is the order of lists.
     pub fn record_name(&self, namespace: Option<&str>, name: &str) -> Arc<str> {
         match namespace {
-            Some(namespace) if self.row.namespaced => format!("{namespace}/{name}").into(),
+            Some(namespace) if self.row.namespaced() => format!("{namespace}/{name}").into(),
             _ => name.into(),
         }
     }
 
+    /// The form of an answer with objects of it.
+    pub fn form(&self, call: &Call, offer: Offer) -> Result<Form, Status> {
+        if self.custom.is_some() { call.form_without_protobuf(offer) } else { call.form(offer) }
+    }
+
     /// 404 of an object.
     pub fn not_found(&self, name: &str) -> Status {
-        Status::not_found(self.row.group, self.row.resource, name)
+        Status::not_found(self.row.group(), self.row.resource(), name)
     }
 
     /// 409 of a stale version.
     pub fn stale(&self, name: &str) -> Status {
-        Status::stale(self.row.group, self.row.resource, name)
+        Status::stale(self.row.group(), self.row.resource(), name)
     }
 
     /// What is told to whoever named a version when somebody was quicker: 409, and 404 when the object is gone meanwhile.
@@ -70,7 +93,7 @@ impl Resource {
 
     /// 403 by admission.
     pub fn forbidden(&self, name: &str, message: impl std::fmt::Display) -> Status {
-        Status::forbidden(self.row.group, self.row.resource, name, message)
+        Status::forbidden(self.row.group(), self.row.resource(), name, message)
     }
 }
 
@@ -90,6 +113,10 @@ impl Slot {
 pub(crate) struct Catalog {
     /// By group, then by resource; of several versions the first is the preferred one.
     slots: HashMap<&'static str, HashMap<&'static str, Vec<Slot>>>,
+    /// What definitions make.
+    served: ArcSwap<Served>,
+    /// Whoever makes the next snapshot; nobody waits here who only looks.
+    making: parking_lot::Mutex<()>,
 }
 
 impl Catalog {
@@ -99,10 +126,10 @@ impl Catalog {
             let versions = slots.entry(row.group).or_default().entry(row.resource).or_default();
             versions.push(Slot { row, resource: OnceLock::new() });
         }
-        Catalog { slots }
+        Catalog { slots, served: ArcSwap::default(), making: parking_lot::Mutex::new(()) }
     }
 
-    /// The resource at a path.
+    /// The built-in resource at a path.
     pub fn get(&self, group: &str, version: &str, resource: &str) -> Option<&Arc<Resource>> {
         self.slots.get(group)?.get(resource)?.iter().find(|slot| slot.row.version == version)?.resource()
     }
@@ -111,6 +138,42 @@ impl Catalog {
     pub fn named(&self, group: &str, resource: &str) -> Option<&Arc<Resource>> {
         self.slots.get(group)?.get(resource)?.first()?.resource()
     }
+
+    /// What definitions make of what is applied here.
+    pub async fn served(self: &Arc<Self>, keyspace: &Keyspace) -> Arc<Served> {
+        let records = keyspace.snapshot(DEFINITIONS).records;
+        let known = self.served.load_full();
+        if known.is_of(&records) {
+            return known;
+        }
+        if !known.is_much(&records) {
+            return self.make(records);
+        }
+        // Reading large definitions takes a moment.
+        let catalog = self.clone();
+        let aside = records.clone();
+        match tokio::task::spawn_blocking(move || catalog.make(aside)).await {
+            Ok(served) => served,
+            Err(_) => self.make(records),
+        }
+    }
+
+    fn make(&self, records: Records) -> Arc<Served> {
+        let _one = self.making.lock();
+        let known = self.served.load_full();
+        if known.is_of(&records) {
+            return known;
+        }
+        let served = Arc::new(known.next(records));
+        self.served.store(served.clone());
+        known.retire(&served);
+        served
+    }
+}
+
+/// Whether a definition is of a resource that is built in: that one is served, and its objects are not the definition's.
+pub(crate) fn is_built_in(group: &str, resource: &str) -> bool {
+    kinds::by_resource(group, resource).is_some()
 }
 
 #[cfg(test)]
@@ -129,7 +192,7 @@ mod tests {
         let catalog = Catalog::new();
         for row in kinds::all() {
             let resource = catalog.get(row.group, row.version, row.resource).expect("a resource for each row");
-            assert!(std::ptr::eq(resource.row, *row));
+            assert!(resource.row.built_in().is_some_and(|of| std::ptr::eq(of, *row)));
         }
         let [new, old] = ["v2", "v1"].map(|version| catalog.get("autoscaling", version, "horizontalpodautoscalers"));
         assert!(!new.expect("the stored version").is_view && old.expect("the older version").is_view);

@@ -2,24 +2,65 @@
 
 use std::sync::Arc;
 
-use crate::catalog::Catalog;
+use coracle_api::status::Status;
+
+use crate::catalog::{Catalog, Resource, Served};
 use crate::roles::{Index, Roles};
 use crate::store::Store;
 
 /// The resources and their records.
 pub(crate) struct Cluster {
-    pub catalog: Catalog,
+    pub catalog: Arc<Catalog>,
     pub store: Store,
     roles: Roles,
 }
 
 impl Cluster {
     pub fn new(store: Store) -> Cluster {
-        Cluster { catalog: Catalog::new(), store, roles: Roles::default() }
+        Cluster { catalog: Arc::new(Catalog::new()), store, roles: Roles::default() }
     }
 
     /// Who is bound to which roles, as it is stored now.
     pub fn roles(&self) -> Arc<Index> {
         self.roles.index(&self.catalog, &self.store)
+    }
+
+    /// What definitions make of what is applied here.
+    pub async fn served(&self) -> Arc<Served> {
+        self.catalog.served(&self.store.keyspace).await
+    }
+
+    /// The resource at a path. One that is not known here may be known to others: it is looked for once more when everything
+    /// that was answered anywhere is here.
+    pub async fn resource(&self, group: &str, version: &str, name: &str) -> Result<Option<Arc<Resource>>, Status> {
+        if let Some(found) = self.catalog.get(group, version, name) {
+            return Ok(Some(found.clone()));
+        }
+        // Groups of definitions have a domain.
+        if !group.contains('.') {
+            return Ok(None);
+        }
+        if let Some(found) = self.served().await.find(group, version, name).await {
+            return Ok(Some(found));
+        }
+        self.store.barrier().await?;
+        Ok(self.served().await.find(group, version, name).await)
+    }
+
+    /// What a resource is when everything that was answered anywhere is here, if that is something else. What was refused by an
+    /// older definition is looked at again by it.
+    pub async fn redefined(&self, resource: &Resource) -> Result<Option<Arc<Resource>>, Status> {
+        let Some(custom) = &resource.custom else { return Ok(None) };
+        self.store.barrier().await?;
+        let row = &resource.row;
+        let now = self.served().await.find(row.group(), row.version(), row.resource()).await;
+        let is_same = |now: &Arc<Resource>| {
+            now.custom.as_ref().is_some_and(|now| now.definition.revision == custom.definition.revision)
+        };
+        match now {
+            Some(now) if is_same(&now) => Ok(None),
+            Some(now) => Ok(Some(now)),
+            None => Err(Status::path_not_found()),
+        }
     }
 }

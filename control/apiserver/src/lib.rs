@@ -23,6 +23,7 @@ mod bootstrap;
 mod catalog;
 mod cluster;
 mod config;
+mod definitions;
 mod discovery;
 mod health;
 mod identity;
@@ -80,6 +81,7 @@ impl ApiServer {
         let has_roles = bootstrap::run(&shared).await.map_err(StartError::Bootstrap)?;
         shared.tasks.spawn(shared.stalls.keep(shared.stopping.clone()));
         shared.tasks.spawn(bootstrap::keep(Arc::downgrade(&shared), has_roles, shared.stopping.clone()));
+        shared.tasks.spawn(definitions::keep(Arc::downgrade(&shared), shared.stopping.clone()));
         Ok(ApiServer { shared })
     }
 

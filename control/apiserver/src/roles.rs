@@ -408,7 +408,7 @@ impl Roles {
         let mut known = self.0.lock();
         let stored = KINDS.map(|kind| {
             let resource = catalog.named(GROUP, kind);
-            let collection = resource.map(|resource| resource.row.collection).unwrap_or_default();
+            let collection = resource.map(|resource| resource.row.collection()).unwrap_or_default();
             store.keyspace.snapshot(collection).records
         });
         if !known.stored.iter().zip(&stored).all(|(before, now)| before.ptr_eq(now)) {

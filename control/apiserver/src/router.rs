@@ -23,6 +23,7 @@ use crate::answer::{compress, pieces, respond};
 use crate::authn::Caller;
 use crate::authz::{self, Attributes};
 use crate::catalog::Resource;
+use crate::discovery::Discovery;
 use crate::layers::deadline::Deadline;
 use crate::layers::lanes::{HEAVY_BYTES, HEAVY_RECORDS, HEAVY_RECORDS_BYTES};
 use crate::layers::stalls::{self, To};
@@ -176,34 +177,45 @@ async fn path(
     }
     let _place = server.limits.request(flow, 0)?;
     match route {
-        Route::Root => Ok(discovery::root(&server.discovery, &call)),
-        Route::CoreVersions => discovery::core(&server.discovery, &server.config.external_url, &call),
-        Route::Groups => discovery::groups(&server.discovery, &call),
-        Route::Group(group) => discovery::group(&server.discovery, &call, &group),
-        Route::Resources(group, version) => discovery::resources(&server.discovery, &call, &group, &version),
+        Route::Root => Ok(discovery::root(&*discovery(server).await, &call)),
+        Route::CoreVersions => discovery::core(&*discovery(server).await, &server.config.external_url, &call),
+        Route::Groups => discovery::groups(&*discovery(server).await, &call),
+        Route::Group(group) => discovery::group(&*discovery(server).await, &call, &group),
+        Route::Resources(group, version) => discovery::resources(&*discovery(server).await, &call, &group, &version),
         // A document is made once, aside; every client that asks for it meanwhile takes the same turn.
-        Route::OpenApiV2 if server.openapi.has_v2() => openapi::v2(&server.openapi, &server.discovery, &call),
         Route::OpenApiV2 => {
+            let discovery = discovery(server).await;
+            if server.openapi.has_v2(&discovery) {
+                return openapi::v2(&server.openapi, &discovery, &call);
+            }
             let here = server.clone();
-            let make = async move { openapi::v2(&here.openapi, &here.discovery, &call) };
+            let make = async move { openapi::v2(&here.openapi, &discovery, &call) };
             server.lanes.run(DOCUMENTS, make).await
         }
-        Route::OpenApiV3(document) if server.openapi.has_v3(&document) => {
-            openapi::v3(&server.openapi, &server.discovery, &call, &document)
-        }
         Route::OpenApiV3(document) => {
+            let discovery = discovery(server).await;
+            if server.openapi.has_v3(&discovery, &document) {
+                return openapi::v3(&server.openapi, &discovery, &call, &document);
+            }
             let here = server.clone();
-            let make = async move { openapi::v3(&here.openapi, &here.discovery, &call, &document) };
+            let make = async move { openapi::v3(&here.openapi, &discovery, &call, &document) };
             server.lanes.run(DOCUMENTS, make).await
         }
         Route::IssuerConfiguration => Ok(authn::oidc::configuration(&server.tokens, &server.config.external_url)),
         Route::IssuerKeys => Ok(authn::oidc::keys(&server.tokens)),
-        _ => not_found(server, call.uri.path()),
+        _ => not_found(server, call.uri.path()).await,
     }
 }
 
+/// What is served now: everything that was answered anywhere is in it, as far as that can be known.
+async fn discovery(server: &Shared) -> Arc<Discovery> {
+    // Without a leader what is known here is better than nothing.
+    let _ = server.cluster.store.barrier().await;
+    server.discovery.of(&server.cluster.served().await)
+}
+
 /// What the reference says of paths that are nothing: within a group that it knows it speaks as the API.
-fn not_found(server: &Shared, path: &str) -> Result<Response, Status> {
+async fn not_found(server: &Shared, path: &str) -> Result<Response, Status> {
     let mut parts = path.split('/').skip(1);
     let group = match parts.next() {
         Some("api") => parts.next().map(|_| ""),
@@ -211,7 +223,9 @@ fn not_found(server: &Shared, path: &str) -> Result<Response, Status> {
         _ => None,
     };
     match group {
-        Some(group) if server.discovery.groups.iter().any(|known| known.name == group) => Err(Status::path_not_found()),
+        Some(group) if server.discovery.of(&server.cluster.served().await).has_group(group) => {
+            Err(Status::path_not_found())
+        }
         _ => Ok(respond::text(404, "404 page not found\n")),
     }
 }
@@ -251,7 +265,7 @@ async fn resource(
     }
     // The old path is of resources alone: nobody runs, reads or calls something as who may watch it.
     if target.watch && target.subresource.is_some() {
-        return not_found(server, call.uri.path());
+        return not_found(server, call.uri.path()).await;
     }
     let handler = if let Some(review) = subresources::reviews::find(&target.group, &target.version, &target.resource) {
         seen.resource = "reviews";
@@ -263,13 +277,12 @@ async fn resource(
         seen.resource = "bindings";
         Handler::Binding
     } else {
-        let Some(resource) = server.cluster.catalog.get(&target.group, &target.version, &target.resource).cloned()
-        else {
-            return not_found(server, call.uri.path());
-        };
-        seen.resource = resource.row.resource;
+        let found = server.cluster.resource(&target.group, &target.version, &target.resource).await?;
+        let Some(resource) = found else { return not_found(server, call.uri.path()).await };
+        // Names of definitions are no labels of metrics: there is no end to them.
+        seen.resource = resource.row.built_in().map_or("customresources", |row| row.resource);
         let (named, placed) = (target.name.is_some(), target.namespace.is_some());
-        if placed && !resource.row.namespaced || named && resource.row.namespaced && !placed && !target.watch {
+        if placed && !resource.row.namespaced() || named && resource.row.namespaced() && !placed && !target.watch {
             return Err(Status::path_not_found());
         }
         authz::node::check(&server.cluster, &call, &resource, verb)?;
@@ -289,15 +302,22 @@ async fn resource(
         Handler::Resource(resource)
     };
     if let Handler::Resource(resource) = &handler {
-        match (resource.row.group, resource.row.resource) {
+        match (resource.row.group(), resource.row.resource()) {
             ("", "endpoints") => {
                 call.warn("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice");
             }
             ("", "componentstatuses") => call.warn("v1 ComponentStatus is deprecated in v1.19+"),
             _ => {}
         }
+        if let Some(custom) = resource.row.custom() {
+            call.warn_all(custom.version.deprecation.clone());
+            if verb == "create" && custom.definition.terminating && call.subresource().is_empty() {
+                let message = "create not allowed while custom resource definition is terminating";
+                return Err(Status::failure(405, "MethodNotAllowed", message));
+            }
+        }
         if verb == "watch" {
-            if !resource.row.verbs.contains(&"watch") || !call.subresource().is_empty() {
+            if !resource.row.verbs().contains(&"watch") || !call.subresource().is_empty() {
                 return Err(Status::method_not_allowed());
             }
             let place = server.limits.stream(caller.flow())?;
@@ -365,7 +385,7 @@ fn is_heavy(server: &Shared, call: &Call, handler: &Handler, body: usize, verb: 
         let name = resource.record_name(call.namespace(), call.target.name.as_deref()?);
         store.get(resource, &name).map(|record| record.bytes.len())
     };
-    let is_whole = call.subresource().is_empty() && !resource.is_view;
+    let is_whole = call.subresource().is_empty() && !resource.is_view && resource.custom.is_none();
     // What is sent as it is stored, or broken into lines, is made while it is sent.
     let is_plain = |offer| is_whole && call.form(offer).is_ok_and(|form| Form { pretty: false, ..form } == Form::JSON);
     match verb {
@@ -373,7 +393,7 @@ fn is_heavy(server: &Shared, call: &Call, handler: &Handler, body: usize, verb: 
         "list" => {
             let selects = ["labelSelector", "fieldSelector"].iter().any(|name| call.query.get(name).is_some());
             let is_long = || {
-                let records = store.keyspace.snapshot(resource.row.collection).records;
+                let records = store.keyspace.snapshot(resource.row.collection()).records;
                 is_long(crate::store::range(&records, call.namespace(), None).map(|(_, record)| record))
             };
             (selects || !is_plain(Offer::List)) && !names_one(call, resource) && is_long()
@@ -386,7 +406,7 @@ fn is_heavy(server: &Shared, call: &Call, handler: &Handler, body: usize, verb: 
 
 /// Whether a list looks at one record.
 fn names_one(call: &Call, resource: &Resource) -> bool {
-    let placed = call.namespace().is_some() || !resource.row.namespaced;
+    let placed = call.namespace().is_some() || !resource.row.namespaced();
     placed && call.selected_name().is_some()
 }
 
@@ -406,7 +426,37 @@ fn with_warnings(call: &Call, mut response: Response) -> Response {
     response
 }
 
+/// How often a request is decided anew because its definition changed meanwhile.
+const REDEFINED_MAX: usize = 8;
+
 async fn answer(server: &Shared, request: &Request, handler: &Handler, verb: &'static str) -> Result<Response, Status> {
+    let Handler::Resource(resource) = handler else { return answer_once(server, request, handler, verb).await };
+    if resource.custom.is_none() {
+        return answer_once(server, request, handler, verb).await;
+    }
+    let mut resource = resource.clone();
+    for _ in 0..REDEFINED_MAX {
+        let answer = answer_once(server, request, &Handler::Resource(resource.clone()), verb).await;
+        let Err(status) = answer else { return answer };
+        // What may have been done is not done again.
+        if matches!(status.code(), 503 | 504) {
+            return Err(status);
+        }
+        match server.cluster.redefined(&resource).await {
+            Ok(Some(now)) => resource = now,
+            Ok(None) => return Err(status),
+            Err(gone) => return Err(if gone.code() == 404 { gone } else { status }),
+        }
+    }
+    Err(Status::server_timeout(resource.row.group(), resource.row.resource(), verb, 1))
+}
+
+async fn answer_once(
+    server: &Shared,
+    request: &Request,
+    handler: &Handler,
+    verb: &'static str,
+) -> Result<Response, Status> {
     let cluster = &server.cluster;
     let resource = match handler {
         Handler::Review(review) => {
@@ -425,8 +475,8 @@ async fn answer(server: &Shared, request: &Request, handler: &Handler, verb: &'s
         Method::PUT | Method::PATCH => call.target.name.is_some(),
         _ => false,
     };
-    let across = resource.row.namespaced && call.target.namespace.is_none() && verb != "list";
-    if !method_ok || !resource.row.verbs.contains(&verb) || across {
+    let across = resource.row.namespaced() && call.target.namespace.is_none() && verb != "list";
+    if !method_ok || !resource.row.verbs().contains(&verb) || across {
         return Err(Status::method_not_allowed());
     }
     match verb {

@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 use crate::authn::tokens::Tokens;
 use crate::cluster::Cluster;
 use crate::config::Config;
-use crate::discovery::Discovery;
+use crate::discovery::DiscoveryOf;
 use crate::layers::answers::Answers;
 use crate::layers::bodies::Bodies;
 use crate::layers::lanes::Lanes;
@@ -26,7 +26,7 @@ pub(crate) struct Shared {
     pub config: Config,
     pub cluster: Cluster,
     pub tokens: Tokens,
-    pub discovery: Discovery,
+    pub discovery: DiscoveryOf,
     pub openapi: OpenApi,
     pub nodes: Nodes,
     pub metrics: Metrics,
@@ -50,7 +50,7 @@ impl Shared {
         let stopping = CancellationToken::new();
         Ok(Arc::new(Shared {
             cluster: Cluster::new(Store::new(keyspace)),
-            discovery: Discovery::new(),
+            discovery: DiscoveryOf::default(),
             openapi: OpenApi::default(),
             nodes: Nodes::new(config.node_client.clone(), stopping.clone()),
             metrics: Metrics::default(),

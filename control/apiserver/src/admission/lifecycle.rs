@@ -13,7 +13,7 @@ use crate::store::{Seen, Store};
 const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
 
 pub(super) async fn create(at: &Attributes<'_>, object: &Value) -> Result<Option<Op>, Status> {
-    let Some(namespace) = at.namespace.filter(|_| at.resource.row.namespaced) else { return Ok(None) };
+    let Some(namespace) = at.namespace.filter(|_| at.resource.row.namespaced()) else { return Ok(None) };
     let cluster = at.cluster;
     let Some(namespaces) = cluster.catalog.named("", "namespaces") else { return Ok(None) };
     let record = match cluster.store.get(namespaces, namespace) {

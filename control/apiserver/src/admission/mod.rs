@@ -69,7 +69,7 @@ pub(crate) fn allocates(resource: &Resource) -> bool {
 
 /// Gives an object what is given out once in the cluster; the operations go into the transaction that stores it.
 pub(crate) fn allocate(at: &Attributes<'_>, object: &mut Value, old: Option<&Value>) -> Result<Vec<Op>, Status> {
-    match at.resource.row.resource {
+    match at.resource.row.resource() {
         _ if !allocates(at.resource) || !at.subresource.is_empty() => Ok(Vec::new()),
         "nodes" if old.is_some() => pod_range::check(at.cluster, object).map(|()| Vec::new()),
         "nodes" => pod_range::allocate(at, object),
@@ -79,7 +79,7 @@ pub(crate) fn allocate(at: &Attributes<'_>, object: &mut Value, old: Option<&Val
 
 /// What an object that goes gives back, in the transaction that removes it.
 pub(crate) fn release(cluster: &Cluster, resource: &Resource, old: &Value) -> Vec<Op> {
-    match resource.row.resource {
+    match resource.row.resource() {
         _ if !allocates(resource) => Vec::new(),
         "nodes" => pod_range::release(cluster, old),
         _ => network::release_all(cluster, old),
@@ -87,5 +87,5 @@ pub(crate) fn release(cluster: &Cluster, resource: &Resource, old: &Value) -> Ve
 }
 
 fn is(resource: &Resource, group: &str, name: &str) -> bool {
-    (resource.row.group, resource.row.resource) == (group, name)
+    (resource.row.group(), resource.row.resource()) == (group, name)
 }

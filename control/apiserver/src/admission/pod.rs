@@ -210,7 +210,7 @@ fn stored_class(at: &Attributes<'_>, name: &str) -> Result<Option<Value>, Status
 /// Of several classes that are the default the lowest counts.
 fn default_class(at: &Attributes<'_>) -> Result<Option<Value>, Status> {
     let Some(classes) = at.cluster.catalog.named("scheduling.k8s.io", "priorityclasses") else { return Ok(None) };
-    let snapshot = at.cluster.store.keyspace.snapshot(classes.row.collection);
+    let snapshot = at.cluster.store.keyspace.snapshot(classes.row.collection());
     let marked: Result<Vec<Value>, Status> = crate::store::range(&snapshot.records, None, None)
         // Hardly ever is one the default: the others are not read again for each pod.
         .filter(|(_, record)| Seen::new(classes, record).facts().is_default)

@@ -46,7 +46,7 @@ pub(crate) fn record(form: Form, code: u16, seen: &Seen<'_>, include: table::Inc
         (Shape::Whole, Format::Json) => Ok(json_text(form, code, seen.json())),
         (Shape::Whole, Format::Protobuf) => {
             let resource = seen.resource;
-            let body = codec::envelope(&resource.api_version, resource.row.kind, &seen.protobuf());
+            let body = codec::envelope(&resource.api_version, resource.row.kind(), &seen.protobuf());
             Ok(bytes(code, negotiate::PROTOBUF, body))
         }
         (Shape::Whole, _) => Ok(value(form, code, &seen.value()?)),
@@ -56,7 +56,7 @@ pub(crate) fn record(form: Form, code: u16, seen: &Seen<'_>, include: table::Inc
             Ok(bytes(code, negotiate::PROTOBUF, body))
         }
         (Shape::Metadata { beta }, _) => Ok(json_text(form, code, metadata::object(seen, beta))),
-        (Shape::MetadataList { .. }, _) => Err(not_a_list(seen.resource.row.kind)),
+        (Shape::MetadataList { .. }, _) => Err(not_a_list(seen.resource.row.kind())),
     }
 }
 
@@ -77,7 +77,7 @@ pub(crate) fn object(
             });
             Ok(value(Form { shape: Shape::Whole, ..form }, code, &partial))
         }
-        Shape::MetadataList { .. } => Err(not_a_list(resource.row.kind)),
+        Shape::MetadataList { .. } => Err(not_a_list(resource.row.kind())),
     }
 }
 

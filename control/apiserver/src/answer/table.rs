@@ -1,5 +1,6 @@
 //! Tables: what `kubectl get` prints (kubernetes-api §12.1). Cells are computed once per record, ages when shown.
 
+use coracle_api::kinds::Row;
 use coracle_api::status::Status;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -8,7 +9,7 @@ use crate::answer::metadata;
 use crate::catalog::Resource;
 use crate::request::query::Query;
 use crate::store::object::write_json;
-use crate::store::{Row, Seen, object};
+use crate::store::{self, Seen, object};
 
 /// What of the object stands beside the cells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,14 +35,30 @@ impl Include {
 
 /// `"columnDefinitions":[…]` of a resource.
 pub(crate) fn columns(resource: &Resource) -> Value {
-    let row = resource.row;
-    let column = |column: &coracle_api::kinds::Column| {
-        json!({
-            "name": column.name, "type": column.kind, "format": column.format, "priority": column.priority,
-            "description": super::columns::description(row.group, row.resource, column.name),
-        })
-    };
-    row.columns.iter().map(column).collect()
+    match &resource.row {
+        Row::BuiltIn(row) => {
+            let column = |column: &coracle_api::kinds::Column| {
+                json!({
+                    "name": column.name, "type": column.kind, "format": column.format, "priority": column.priority,
+                    "description": super::columns::description(row.group, row.resource, column.name),
+                })
+            };
+            row.columns.iter().map(column).collect()
+        }
+        Row::Custom(kind) => {
+            let name = json!({
+                "name": "Name", "type": "string", "format": "name", "priority": 0,
+                "description": super::columns::description("*", "*", "Name"),
+            });
+            let column = |column: &coracle_api::custom::Column| {
+                json!({
+                    "name": column.name, "type": column.kind, "format": column.format, "priority": column.priority,
+                    "description": column.description,
+                })
+            };
+            std::iter::once(name).chain(kind.columns.iter().map(column)).collect()
+        }
+    }
 }
 
 /// Appends the head of a table, up to and with the bracket that opens its rows. `metadata` is JSON.
@@ -103,8 +120,8 @@ pub(crate) fn of_value(
     let columns = with_columns.then(|| columns(resource));
     begin(&mut out, columns.as_ref(), list_metadata.to_string().as_bytes(), beta);
     let mut stored = value.clone();
-    resource.row.strategy.to_storage(&mut stored);
-    Row::of(resource, &stored).write(&mut out, Timestamp::now());
+    resource.row.strategy().to_storage(&mut stored);
+    store::Row::of(resource, &stored).write(&mut out, Timestamp::now());
     match include {
         Include::Nothing => out.extend_from_slice(b"null"),
         Include::Metadata => metadata::write(&mut out, &value["metadata"].to_string().into(), beta),

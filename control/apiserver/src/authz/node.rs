@@ -67,8 +67,8 @@ pub(crate) fn check(cluster: &Cluster, call: &Call, resource: &Resource, verb: &
     let selector = FieldSelector::parse(call.query.get("fieldSelector").unwrap_or_default()).unwrap_or_default();
     let asked = Attributes {
         verb,
-        group: resource.row.group,
-        resource: resource.row.resource,
+        group: resource.row.group(),
+        resource: resource.row.resource(),
         namespace: call.namespace().unwrap_or_default(),
         name: call.target.name.as_deref().unwrap_or_default(),
         ..Attributes::default()
@@ -138,7 +138,7 @@ pub(crate) fn sees(caller: &Identity, resource: &Resource, record: &Arc<Record>,
     let (namespace, name) = store::memo::split(&record.key.name);
     if does == READ {
         let asked =
-            Attributes { verb: "get", resource: resource.row.resource, namespace, name, ..Attributes::default() };
+            Attributes { verb: "get", resource: resource.row.resource(), namespace, name, ..Attributes::default() };
         let mut status = super::refusal(caller, &asked);
         status.message = format!("{}: node: {}", status.message, unrelated(node));
         return Err(status);
@@ -152,7 +152,7 @@ pub(crate) fn creates(caller: &Identity, resource: &Resource, object: &Value) ->
     let Some(node) = caller.node() else { return Ok(()) };
     let quoted = meta::text::quote(node);
     let refused = |why: String| Err(resource.forbidden(meta::name(object), why));
-    match (resource.row.group, resource.row.resource) {
+    match (resource.row.group(), resource.row.resource()) {
         ("", "nodes") => {
             let forbidden = restricted(labels(object).keys());
             if !forbidden.is_empty() {
@@ -178,7 +178,7 @@ pub(crate) fn changes(caller: &Identity, resource: &Resource, object: &Value, ol
     let Some(node) = caller.node() else { return Ok(()) };
     let quoted = meta::text::quote(node);
     let refused = |why: String| Err(resource.forbidden(meta::name(old), why));
-    match (resource.row.group, resource.row.resource) {
+    match (resource.row.group(), resource.row.resource()) {
         ("", "nodes") => {
             own_node(node, resource, old)?;
             let list = |node: &Value| node["spec"]["taints"].as_array().cloned().unwrap_or_default();
@@ -255,13 +255,13 @@ fn restricted<'a>(keys: impl Iterator<Item = &'a String>) -> String {
 }
 
 fn is(resource: &Resource, group: &str, name: &str) -> bool {
-    (resource.row.group, resource.row.resource) == (group, name)
+    (resource.row.group(), resource.row.resource()) == (group, name)
 }
 
 /// Whether a pod of `namespace` on `node` is such a one.
 fn any_pod(cluster: &Cluster, node: &str, namespace: &str, is_such: impl Fn(&Value) -> bool) -> bool {
     let Some(pods) = cluster.catalog.named("", "pods") else { return false };
-    let snapshot = cluster.store.keyspace.snapshot(pods.row.collection);
+    let snapshot = cluster.store.keyspace.snapshot(pods.row.collection());
     store::range(&snapshot.records, Some(namespace), None).any(|(_, record)| {
         let seen = Seen::new(pods, record);
         seen.field(NODE) == Some(node) && seen.stored().is_ok_and(|pod| is_such(&pod))

@@ -73,8 +73,8 @@ pub(crate) fn grants(
     old: Option<&Value>,
 ) -> Result<(), Status> {
     let (resource, namespace) = (at.0, at.1.unwrap_or_default());
-    let kind = resource.row.resource;
-    if resource.row.group != GROUP || !KINDS.contains(&kind) || super::is_master(caller) {
+    let kind = resource.row.resource();
+    if resource.row.group() != GROUP || !KINDS.contains(&kind) || super::is_master(caller) {
         return Ok(());
     }
     let is_binding = kind.ends_with("bindings");

@@ -1,5 +1,7 @@
 //! The documents of discovery.
 
+use std::sync::Arc;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
@@ -14,9 +16,9 @@ fn group_version(group: &str, version: &str) -> String {
 
 /// An APIGroup; alone it says what it is.
 pub(super) fn group(group: &Group, alone: bool) -> Value {
-    let one = |version: &Version| json!({"groupVersion": group_version(group.name, version.version), "version": version.version});
+    let one = |version: &Version| json!({"groupVersion": group_version(&group.name, &version.version), "version": &*version.version});
     let versions: Vec<Value> = group.versions.iter().map(one).collect();
-    let mut document = json!({"name": group.name, "preferredVersion": versions.first(), "versions": versions});
+    let mut document = json!({"name": &*group.name, "preferredVersion": versions.first(), "versions": versions});
     if alone {
         document["kind"] = "APIGroup".into();
         document["apiVersion"] = "v1".into();
@@ -29,23 +31,23 @@ pub(super) fn resources(group: &Group, version: &Version) -> Value {
     let mut list = Vec::new();
     for entry in &version.resources {
         let mut resource = json!({
-            "name": entry.name, "singularName": entry.singular, "namespaced": entry.namespaced, "kind": entry.kind,
+            "name": &*entry.name, "singularName": &*entry.singular, "namespaced": entry.namespaced, "kind": &*entry.kind,
             "verbs": entry.verbs,
         });
         if !entry.short_names.is_empty() {
-            resource["shortNames"] = json!(entry.short_names);
+            resource["shortNames"] = strings(&entry.short_names);
         }
         if !entry.categories.is_empty() {
-            resource["categories"] = json!(entry.categories);
+            resource["categories"] = strings(&entry.categories);
         }
-        if entry.stored {
-            resource["storageVersionHash"] = storage_hash(group.name, version.version, entry.kind).into();
+        if let Some(stored) = &entry.stored {
+            resource["storageVersionHash"] = storage_hash(&group.name, stored, &entry.kind).into();
         }
         list.push(resource);
         for part in &entry.subresources {
             let mut resource = json!({
                 "name": format!("{}/{}", entry.name, part.name), "singularName": "", "namespaced": entry.namespaced,
-                "kind": part.kind, "verbs": part.verbs,
+                "kind": &*part.kind, "verbs": part.verbs,
             });
             if let Some((group, version)) = part.foreign {
                 resource["group"] = group.into();
@@ -55,9 +57,13 @@ pub(super) fn resources(group: &Group, version: &Version) -> Value {
         }
     }
     json!({
-        "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version(group.name, version.version),
+        "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version(&group.name, &version.version),
         "resources": list,
     })
+}
+
+fn strings(all: &[Arc<str>]) -> Value {
+    all.iter().map(|text| Value::from(&**text)).collect()
 }
 
 fn storage_hash(group: &str, version: &str, kind: &str) -> String {
@@ -74,10 +80,10 @@ pub(super) fn aggregated<'a>(groups: impl Iterator<Item = &'a Group>) -> Value {
                 .map(|version| {
                     let resources: Vec<Value> =
                         version.resources.iter().map(|entry| aggregated_entry(group, version, entry)).collect();
-                    json!({"version": version.version, "resources": resources, "freshness": "Current"})
+                    json!({"version": &*version.version, "resources": resources, "freshness": "Current"})
                 })
                 .collect();
-            let metadata = if group.name.is_empty() { json!({}) } else { json!({ "name": group.name }) };
+            let metadata = if group.name.is_empty() { json!({}) } else { json!({ "name": &*group.name }) };
             json!({"metadata": metadata, "versions": versions})
         })
         .collect();
@@ -86,22 +92,22 @@ pub(super) fn aggregated<'a>(groups: impl Iterator<Item = &'a Group>) -> Value {
 
 fn aggregated_entry(group: &Group, version: &Version, entry: &Entry) -> Value {
     let part = |part: &Part| {
-        let (group, version) = part.foreign.unwrap_or((group.name, version.version));
+        let (group, version): (&str, &str) = part.foreign.unwrap_or((&group.name, &version.version));
         json!({
             "subresource": part.name, "verbs": part.verbs,
-            "responseKind": {"group": group, "version": version, "kind": part.kind},
+            "responseKind": {"group": group, "version": version, "kind": &*part.kind},
         })
     };
     let mut resource = json!({
-        "resource": entry.name, "singularResource": entry.singular, "verbs": entry.verbs,
+        "resource": &*entry.name, "singularResource": &*entry.singular, "verbs": entry.verbs,
         "scope": if entry.namespaced { "Namespaced" } else { "Cluster" },
-        "responseKind": {"group": group.name, "version": version.version, "kind": entry.kind},
+        "responseKind": {"group": &*group.name, "version": &*version.version, "kind": &*entry.kind},
     });
     if !entry.short_names.is_empty() {
-        resource["shortNames"] = json!(entry.short_names);
+        resource["shortNames"] = strings(&entry.short_names);
     }
     if !entry.categories.is_empty() {
-        resource["categories"] = json!(entry.categories);
+        resource["categories"] = strings(&entry.categories);
     }
     if !entry.subresources.is_empty() {
         resource["subresources"] = entry.subresources.iter().map(part).collect();

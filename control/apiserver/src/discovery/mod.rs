@@ -1,9 +1,12 @@
 //! Discovery: which groups, versions and resources there are, in the plain and in the aggregated form
-//! (kubernetes-api §2). All documents are made once, when the server starts.
+//! (kubernetes-api §2). All documents are made once for what is served, and again when a definition changes that.
 
 mod documents;
 mod model;
 
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
 use axum::response::Response;
 use bytes::Bytes;
 use coracle_api::status::Status;
@@ -12,9 +15,10 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::answer::respond;
+use crate::catalog::Served;
 use crate::request::call::Call;
 use crate::request::negotiate::{self, Form, Offer};
-pub(crate) use model::{Entry, Group, groups_of};
+pub(crate) use model::{Entry, Group, Version};
 
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
@@ -44,15 +48,47 @@ pub(crate) struct Discovery {
     aggregated_groups: Document,
 }
 
+/// The documents of what is served, made when it is first asked for.
+#[derive(Default)]
+pub(crate) struct DiscoveryOf(ArcSwapOption<(Arc<Served>, Arc<Discovery>)>);
+
+impl DiscoveryOf {
+    /// What is said of `served`.
+    pub fn of(&self, served: &Arc<Served>) -> Arc<Discovery> {
+        if let Some(known) = self.0.load_full().filter(|known| Arc::ptr_eq(&known.0, served)) {
+            return known.1.clone();
+        }
+        let discovery = Arc::new(Discovery::new(served));
+        self.0.store(Some(Arc::new((served.clone(), discovery.clone()))));
+        discovery
+    }
+}
+
 impl Discovery {
-    pub fn new() -> Discovery {
-        let groups = groups_of();
+    pub fn new(served: &Served) -> Discovery {
+        let groups = model::groups_of(served);
         let aggregate = |chosen: &dyn Fn(&&Group) -> bool| {
             Document::new(&documents::aggregated(groups.iter().filter(|group| chosen(group))))
         };
         let (aggregated_core, aggregated_groups) =
             (aggregate(&|group| group.name.is_empty()), aggregate(&|group| !group.name.is_empty()));
         Discovery { groups, aggregated_core, aggregated_groups }
+    }
+
+    /// Whether there is a group of this name.
+    pub fn has_group(&self, name: &str) -> bool {
+        self.group(name).is_some()
+    }
+
+    /// The group of this name.
+    pub fn group(&self, name: &str) -> Option<&Group> {
+        self.groups.iter().find(|group| *group.name == *name)
+    }
+
+    /// A version of a group.
+    pub fn version(&self, group: &str, version: &str) -> Option<(&Group, &Version)> {
+        let group = self.group(group)?;
+        Some((group, group.versions.iter().find(|found| *found.version == *version)?))
     }
 }
 
@@ -80,7 +116,7 @@ pub(crate) fn groups(discovery: &Discovery, call: &Call) -> Result<Response, Sta
 /// `/apis/{group}`.
 pub(crate) fn group(discovery: &Discovery, call: &Call, name: &str) -> Result<Response, Status> {
     let form = call.form(Offer::Plain)?;
-    let found = discovery.groups.iter().find(|group| group.name == name && !name.is_empty());
+    let found = discovery.group(name).filter(|_| !name.is_empty());
     match found {
         Some(group) => Ok(respond::value(form, 200, &documents::group(group, true))),
         None => Ok(respond::text(404, "404 page not found\n")),
@@ -90,10 +126,9 @@ pub(crate) fn group(discovery: &Discovery, call: &Call, name: &str) -> Result<Re
 /// `/api/v1`, `/apis/{group}/{version}`.
 pub(crate) fn resources(discovery: &Discovery, call: &Call, group: &str, version: &str) -> Result<Response, Status> {
     let form = call.form(Offer::Plain)?;
-    let group = discovery.groups.iter().find(|found| found.name == group);
-    match group.and_then(|group| Some((group, group.versions.iter().find(|found| found.version == version)?))) {
+    match discovery.version(group, version) {
         Some((group, version)) => Ok(respond::value(form, 200, &documents::resources(group, version))),
-        None if group.is_some() => Err(Status::path_not_found()),
+        None if discovery.has_group(group) => Err(Status::path_not_found()),
         None => Ok(respond::text(404, "404 page not found\n")),
     }
 }

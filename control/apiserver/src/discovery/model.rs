@@ -1,34 +1,42 @@
 //! What discovery tells, in the order in which it tells it.
 
+use std::sync::Arc;
+
+use coracle_api::custom::{Definition, order};
 use coracle_api::kinds;
+
+use crate::catalog::{Served, Standing};
 
 /// A group and its versions, the preferred one first.
 pub(crate) struct Group {
     /// Empty for the core group.
-    pub name: &'static str,
+    pub name: Arc<str>,
     pub versions: Vec<Version>,
 }
 
 /// A version of a group.
 pub(crate) struct Version {
-    pub version: &'static str,
+    pub version: Arc<str>,
     /// Sorted by name.
     pub resources: Vec<Entry>,
 }
 
 /// A resource.
 pub(crate) struct Entry {
-    pub name: &'static str,
-    pub singular: &'static str,
-    pub short_names: &'static [&'static str],
-    pub categories: &'static [&'static str],
+    pub name: Arc<str>,
+    pub singular: Arc<str>,
+    pub short_names: Vec<Arc<str>>,
+    pub categories: Vec<Arc<str>>,
     pub namespaced: bool,
-    pub kind: &'static str,
+    pub kind: Arc<str>,
+    pub list_kind: Arc<str>,
     pub verbs: &'static [&'static str],
-    /// Whether its objects are stored: then it has a storage version.
-    pub stored: bool,
+    /// The version in which its objects are stored, if they are.
+    pub stored: Option<Arc<str>>,
     /// Sorted by name.
     pub subresources: Vec<Part>,
+    /// The definition that makes it, if one does.
+    pub definition: Option<Arc<Standing>>,
 }
 
 /// A subresource.
@@ -36,7 +44,7 @@ pub(crate) struct Part {
     pub name: &'static str,
     /// Group and version of its kind, when they are not the resource's.
     pub foreign: Option<(&'static str, &'static str)>,
-    pub kind: &'static str,
+    pub kind: Arc<str>,
     pub verbs: &'static [&'static str],
 }
 
@@ -80,70 +88,114 @@ const ANSWERED: [(&str, &str, &str, &str, bool); 7] = [
     ("authorization.k8s.io", "subjectaccessreviews", "subjectaccessreview", "SubjectAccessReview", false),
 ];
 
+/// What a definition that is going lets be done.
+const ENDING: &[&str] = &["delete", "deletecollection", "get", "list", "watch"];
+const VERBS: &[&str] = &["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"];
+
 /// Everything that is served.
-pub(crate) fn groups_of() -> Vec<Group> {
+pub(crate) fn groups_of(served: &Served) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
     for row in kinds::all() {
-        let mut parts: Vec<Part> = Vec::new();
-        if row.has_status {
-            parts.push(Part { name: "status", foreign: None, kind: row.kind, verbs: CHANGE });
-        }
-        if row.has_scale {
-            parts.push(Part { name: "scale", foreign: Some(("autoscaling", "v1")), kind: "Scale", verbs: CHANGE });
-        }
+        let kind: Arc<str> = row.kind.into();
+        let mut parts = parts(row.has_status, row.has_scale, &kind);
         parts.extend(row.subresources.iter().map(|part| Part {
             name: part.name,
             foreign: (!part.group.is_empty()).then_some((part.group, part.version)),
-            kind: part.kind,
+            kind: part.kind.into(),
             verbs: part.verbs,
         }));
         parts.sort_by_key(|part| part.name);
         let entry = Entry {
-            name: row.resource,
-            singular: row.singular,
-            short_names: row.short_names,
-            categories: row.categories,
+            name: row.resource.into(),
+            singular: row.singular.into(),
+            short_names: row.short_names.iter().map(|name| (*name).into()).collect(),
+            categories: row.categories.iter().map(|name| (*name).into()).collect(),
             namespaced: row.namespaced,
-            kind: row.kind,
+            list_kind: format!("{}List", row.kind).into(),
+            kind,
             verbs: row.verbs,
-            stored: true,
+            stored: Some(row.version.into()),
             subresources: parts,
+            definition: None,
         };
         add(&mut groups, row.group, row.version, entry);
     }
     for (group, name, singular, kind, namespaced) in ANSWERED {
         let entry = Entry {
-            name,
-            singular,
-            short_names: &[],
-            categories: &[],
+            name: name.into(),
+            singular: singular.into(),
+            short_names: Vec::new(),
+            categories: Vec::new(),
             namespaced,
-            kind,
+            kind: kind.into(),
+            list_kind: "".into(),
             verbs: CREATE,
-            stored: false,
+            stored: None,
             subresources: Vec::new(),
+            definition: None,
         };
         add(&mut groups, group, "v1", entry);
     }
-    let place = |group: &Group| ORDER.iter().position(|name| *name == group.name).unwrap_or(ORDER.len());
-    groups.sort_by_key(place);
+    for standing in served.all().into_iter().filter(|standing| standing.is_served()) {
+        let definition = &standing.definition;
+        for version in definition.served() {
+            add(&mut groups, &definition.group, &version.name, custom(standing, definition, version));
+        }
+    }
+    let place = |group: &Group| ORDER.iter().position(|name| **name == *group.name).unwrap_or(ORDER.len());
+    // Those of definitions come last, by name.
+    groups.sort_by(|a, b| {
+        place(a).cmp(&place(b)).then_with(|| match place(a) == ORDER.len() {
+            true => a.name.cmp(&b.name),
+            false => std::cmp::Ordering::Equal,
+        })
+    });
     for version in groups.iter_mut().flat_map(|group| &mut group.versions) {
-        version.resources.sort_by_key(|entry| entry.name);
+        version.resources.sort_by(|a, b| a.name.cmp(&b.name));
     }
     groups
 }
 
-fn add(groups: &mut Vec<Group>, group: &'static str, version: &'static str, entry: Entry) {
-    let at = groups.iter().position(|known| known.name == group).unwrap_or_else(|| {
-        groups.push(Group { name: group, versions: Vec::new() });
+fn parts(has_status: bool, has_scale: bool, kind: &Arc<str>) -> Vec<Part> {
+    let mut parts: Vec<Part> = Vec::new();
+    if has_status {
+        parts.push(Part { name: "status", foreign: None, kind: kind.clone(), verbs: CHANGE });
+    }
+    if has_scale {
+        parts.push(Part { name: "scale", foreign: Some(("autoscaling", "v1")), kind: "Scale".into(), verbs: CHANGE });
+    }
+    parts
+}
+
+fn custom(standing: &Arc<Standing>, definition: &Definition, version: &coracle_api::custom::Version) -> Entry {
+    let names = &definition.names;
+    let kind: Arc<str> = names.kind.as_str().into();
+    let all = |names: &[String]| names.iter().map(|name| name.as_str().into()).collect();
+    Entry {
+        name: names.plural.as_str().into(),
+        singular: names.singular.as_str().into(),
+        short_names: all(&names.short_names),
+        categories: all(&names.categories),
+        namespaced: definition.namespaced,
+        subresources: parts(version.has_status, version.scale.is_some(), &kind),
+        kind,
+        list_kind: names.list_kind.as_str().into(),
+        verbs: if definition.terminating { ENDING } else { VERBS },
+        stored: Some(definition.storage.as_str().into()),
+        definition: Some(standing.clone()),
+    }
+}
+
+fn add(groups: &mut Vec<Group>, group: &str, version: &str, entry: Entry) {
+    let at = groups.iter().position(|known| *known.name == *group).unwrap_or_else(|| {
+        groups.push(Group { name: group.into(), versions: Vec::new() });
         groups.len() - 1
     });
     let versions = &mut groups[at].versions;
-    let at = versions.iter().position(|known| known.version == version).unwrap_or_else(|| {
-        versions.push(Version { version, resources: Vec::new() });
-        // Higher numbers are preferred; all that is served is generally available.
-        versions.sort_by(|a, b| b.version.cmp(a.version));
-        versions.iter().position(|known| known.version == version).unwrap_or(0)
+    let at = versions.iter().position(|known| *known.version == *version).unwrap_or_else(|| {
+        versions.push(Version { version: version.into(), resources: Vec::new() });
+        versions.sort_by(|a, b| order(&b.version, &a.version));
+        versions.iter().position(|known| *known.version == *version).unwrap_or(0)
     });
     versions[at].resources.push(entry);
 }

@@ -1,6 +1,7 @@
 //! OpenAPI: the types and paths of the API as documents (kubernetes-api §3). They are made from the rows and the schema
 //! table when they are first asked for, and kept compressed: one large document is asked for rarely.
 
+mod custom;
 mod descriptions;
 mod operations;
 mod v2;
@@ -8,7 +9,7 @@ mod v3;
 
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use axum::body::Body;
 use axum::response::Response;
@@ -58,27 +59,42 @@ impl Document {
     }
 }
 
-/// The documents that were made so far.
+/// The documents that were made so far, and of what.
 #[derive(Default)]
 pub(crate) struct OpenApi {
-    v2: OnceLock<(Document, Document)>,
-    v3: OnceLock<BTreeMap<String, OnceLock<Document>>>,
+    v2: Mutex<Option<(u64, (Document, Document))>>,
+    v3: Mutex<BTreeMap<String, (u64, Document)>>,
     /// Making a document takes a moment and some memory: one at a time.
     making: Mutex<()>,
 }
 
 impl OpenApi {
+    fn known_v2(&self, of: u64) -> Option<(Document, Document)> {
+        self.v2.lock().as_ref().filter(|(known, _)| *known == of).map(|(_, documents)| documents.clone())
+    }
+
+    fn known_v3(&self, name: &str, of: u64) -> Option<Document> {
+        self.v3.lock().get(name).filter(|(known, _)| *known == of).map(|(_, document)| document.clone())
+    }
+
     /// Whether `/openapi/v2` needs no making any more.
-    pub fn has_v2(&self) -> bool {
-        self.v2.get().is_some()
+    pub fn has_v2(&self, discovery: &Discovery) -> bool {
+        self.known_v2(v3::content(discovery, None)).is_some()
     }
 
     /// The same of a document below `/openapi/v3`, or of all of them, which the list needs.
-    pub fn has_v3(&self, name: &str) -> bool {
-        self.v3.get().is_some_and(|documents| match name {
-            "" => documents.values().all(|document| document.get().is_some()),
-            name => documents.get(name).is_none_or(|document| document.get().is_some()),
-        })
+    pub fn has_v3(&self, discovery: &Discovery, name: &str) -> bool {
+        let names = v3::names(discovery);
+        let has = |name: &String| self.known_v3(name, v3::content(discovery, Some(name))).is_some();
+        match name {
+            "" => names.iter().all(has),
+            name => names.iter().filter(|known| *known == name).all(has),
+        }
+    }
+
+    /// Forgets what is not served any more.
+    fn retain(&self, names: &[String]) {
+        self.v3.lock().retain(|known, _| names.contains(known));
     }
 }
 
@@ -95,37 +111,44 @@ pub(crate) fn v2(openapi: &OpenApi, discovery: &Discovery, call: &Call) -> Resul
         None if clauses.is_empty() => false,
         None => return Err(Status::not_acceptable(&[negotiate::JSON, V2_PROTOBUF])),
     };
+    let of = v3::content(discovery, None);
     let make = || {
         let _one = openapi.making.lock();
-        openapi
-            .v2
-            .get_or_init(|| {
-                let document = v2::document(discovery);
-                let protobuf = v2::gnostic::document(&document);
-                (Document::new(document.to_string().as_bytes()), Document::new(&protobuf))
-            })
-            .clone()
+        openapi.known_v2(of).unwrap_or_else(|| {
+            let document = v2::document(discovery);
+            let protobuf = v2::gnostic::document(&document);
+            let made = (Document::new(document.to_string().as_bytes()), Document::new(&protobuf));
+            *openapi.v2.lock() = Some((of, made.clone()));
+            made
+        })
     };
-    let (json, gnostic) = openapi.v2.get().cloned().unwrap_or_else(make);
+    let (json, gnostic) = openapi.known_v2(of).unwrap_or_else(make);
     let (document, content_type) = if protobuf { (gnostic, V2_PROTOBUF) } else { (json, negotiate::JSON) };
     Ok(send(call, &document, content_type))
 }
 
 /// `/openapi/v3` and the documents below it.
 pub(crate) fn v3(openapi: &OpenApi, discovery: &Discovery, call: &Call, name: &str) -> Result<Response, Status> {
-    let documents =
-        openapi.v3.get_or_init(|| v3::names(discovery).into_iter().map(|name| (name, OnceLock::new())).collect());
+    let names = v3::names(discovery);
     let document = |name: &str| {
-        let slot = documents.get(name)?;
-        if let Some(known) = slot.get() {
-            return Some(known.clone());
+        if names.iter().all(|known| known != name) {
+            return None;
+        }
+        let of = v3::content(discovery, Some(name));
+        if let Some(known) = openapi.known_v3(name, of) {
+            return Some(known);
         }
         let _one = openapi.making.lock();
-        Some(slot.get_or_init(|| Document::new(v3::document(discovery, name).to_string().as_bytes())).clone())
+        Some(openapi.known_v3(name, of).unwrap_or_else(|| {
+            let made = Document::new(v3::document(discovery, name).to_string().as_bytes());
+            openapi.v3.lock().insert(name.to_owned(), (of, made.clone()));
+            made
+        }))
     };
     if name.is_empty() {
-        let paths: BTreeMap<&str, Value> = documents
-            .keys()
+        openapi.retain(&names);
+        let paths: BTreeMap<&str, Value> = names
+            .iter()
             .filter_map(|name| {
                 let url = format!("/openapi/v3/{name}?hash={}", document(name)?.hash);
                 Some((name.as_str(), json!({ "serverRelativeURL": url })))

@@ -1,6 +1,11 @@
 //! The operations of every path, before they are put into the words of either version of OpenAPI.
 
-use crate::discovery::{Entry, Group};
+use std::sync::Arc;
+
+use coracle_api::custom;
+
+use crate::discovery::{Entry, Group, Version};
+use crate::request::negotiate::{JSON, YAML};
 
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
 
@@ -28,7 +33,7 @@ pub(super) struct Operation {
     pub action: &'static str,
     pub id: String,
     pub tag: String,
-    pub gvk: (&'static str, &'static str, &'static str),
+    pub gvk: (Arc<str>, Arc<str>, Arc<str>),
     /// Query parameters: name, type.
     pub query: Vec<(&'static str, &'static str)>,
     /// Type of the body.
@@ -36,6 +41,8 @@ pub(super) struct Operation {
     pub body_types: Vec<&'static str>,
     /// Type of the answer.
     pub answer: String,
+    /// Whether there is protobuf for it.
+    pub has_protobuf: bool,
     /// Codes of success.
     pub codes: &'static [u16],
 }
@@ -73,20 +80,19 @@ fn capitalized(text: &str) -> String {
 }
 
 /// The paths of one version of a group.
-pub(super) fn paths(group: &Group, version: &'static str) -> Vec<Path> {
-    let root =
-        if group.name.is_empty() { format!("/api/{version}") } else { format!("/apis/{}/{version}", group.name) };
+pub(super) fn paths(group: &Group, version: &Version) -> Vec<Path> {
+    let name = &*version.version;
+    let root = if group.name.is_empty() { format!("/api/{name}") } else { format!("/apis/{}/{name}", group.name) };
     let short = group.name.split('.').next().unwrap_or_default();
     let group_word = if group.name.is_empty() { "Core".to_owned() } else { capitalized(short) };
     let context = Context {
-        group: group.name,
-        version,
-        word: format!("{group_word}{}", capitalized(version)),
-        tag: format!("{}_{version}", if group.name.is_empty() { "core" } else { short }),
+        group: group.name.clone(),
+        version: version.version.clone(),
+        word: format!("{group_word}{}", capitalized(name)),
+        tag: format!("{}_{name}", if group.name.is_empty() { "core" } else { short }),
     };
-    let Some(resources) = group.versions.iter().find(|found| found.version == version) else { return Vec::new() };
     let mut paths = Vec::new();
-    for entry in &resources.resources {
+    for entry in &version.resources {
         context.resource(&mut paths, &root, entry);
     }
     paths.sort_by(|a, b| a.path.cmp(&b.path));
@@ -94,8 +100,8 @@ pub(super) fn paths(group: &Group, version: &'static str) -> Vec<Path> {
 }
 
 struct Context {
-    group: &'static str,
-    version: &'static str,
+    group: Arc<str>,
+    version: Arc<str>,
     /// As `AppsV1`.
     word: String,
     tag: String,
@@ -103,28 +109,30 @@ struct Context {
 
 impl Context {
     fn resource(&self, paths: &mut Vec<Path>, root: &str, entry: &Entry) {
-        let kind = type_name(self.group, self.version, entry.kind);
-        let list = if entry.stored {
-            type_name(self.group, self.version, &format!("{}List", entry.kind))
-        } else {
-            String::new()
+        let is_custom = entry.definition.is_some();
+        let name = |kind: &str| match is_custom {
+            true => custom::openapi::type_name(&self.group, &self.version, kind),
+            false => type_name(&self.group, &self.version, kind),
         };
+        let kind = name(&entry.kind);
+        let list = if entry.stored.is_some() { name(&entry.list_kind) } else { String::new() };
         let (scope, parent, parameters) = match entry.namespaced {
             true => ("Namespaced", format!("{root}/namespaces/{{namespace}}/{}", entry.name), vec!["namespace"]),
             false => ("", format!("{root}/{}", entry.name), Vec::new()),
         };
-        let gvk = (self.group, self.version, entry.kind);
+        let gvk = (self.group.clone(), self.version.clone(), entry.kind.clone());
         let has = |verb: &str| entry.verbs.contains(&verb);
         let make = |method, action, id: &str, answer: &str, codes| Operation {
             method,
             action,
             id: format!("{id}{}{scope}{}", self.word, entry.kind),
             tag: self.tag.clone(),
-            gvk,
+            gvk: gvk.clone(),
             query: Vec::new(),
             body: None,
-            body_types: vec!["*/*"],
+            body_types: if is_custom { vec![JSON, YAML] } else { vec!["*/*"] },
             answer: answer.to_owned(),
+            has_protobuf: !is_custom,
             codes,
         };
         let mut collection = Vec::new();
@@ -172,8 +180,14 @@ impl Context {
             paths.push(Path { path: object.clone(), parameters: parameters.clone(), operations: single });
         }
         for part in &entry.subresources {
-            let (group, version) = part.foreign.unwrap_or((self.group, self.version));
-            let kind = type_name(group, version, part.kind);
+            let kind = match part.foreign {
+                Some((group, version)) => type_name(group, version, &part.kind),
+                None => name(&part.kind),
+            };
+            let gvk = match part.foreign {
+                Some((group, version)) => (group.into(), version.into(), part.kind.clone()),
+                None => (self.group.clone(), self.version.clone(), part.kind.clone()),
+            };
             if kind.is_empty() {
                 // Streams: they have options and no type.
                 continue;
@@ -196,11 +210,7 @@ impl Context {
                     },
                     _ => continue,
                 };
-                operations.push(Operation {
-                    id: format!("{}{suffix}", operation.id),
-                    gvk: (group, version, part.kind),
-                    ..operation
-                });
+                operations.push(Operation { id: format!("{}{suffix}", operation.id), gvk: gvk.clone(), ..operation });
             }
             paths.push(Path { path: format!("{object}/{}", part.name), parameters: parameters.clone(), operations });
         }
@@ -209,6 +219,8 @@ impl Context {
     fn patch(&self, operation: Operation) -> Operation {
         let query = WRITE.into_iter().chain([("force", "boolean")]).collect();
         let body = Some(format!("{META}.Patch"));
-        Operation { query, body, body_types: PATCH_TYPES.to_vec(), ..operation }
+        let strategic = |name: &&'static str| operation.has_protobuf || !name.contains("strategic");
+        let body_types = PATCH_TYPES.iter().copied().filter(strategic).collect();
+        Operation { query, body, body_types, ..operation }
     }
 }

@@ -1,6 +1,7 @@
 //! `/openapi/v3`: one document for each version of a group, complete in itself.
 
 use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use coracle_api::schema::openapi::Version;
 use serde_json::{Map, Value, json};
@@ -15,7 +16,7 @@ pub(super) fn names(discovery: &Discovery) -> Vec<String> {
     let mut names = vec!["version".to_owned()];
     for group in &discovery.groups {
         for version in &group.versions {
-            names.push(match group.name {
+            names.push(match &*group.name {
                 "" => format!("api/{}", version.version),
                 name => format!("apis/{name}/{}", version.version),
             });
@@ -24,21 +25,39 @@ pub(super) fn names(discovery: &Discovery) -> Vec<String> {
     names
 }
 
+/// Tells what a document is made of, or all of them together, from what it would be made of after a change.
+pub(super) fn content(discovery: &Discovery, name: Option<&str>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for group in &discovery.groups {
+        for version in &group.versions {
+            let document = format!("apis/{}/{}", group.name, version.version);
+            if name.is_some_and(|name| name != document) {
+                continue;
+            }
+            for (entry, standing) in version.resources.iter().filter_map(|e| Some((e, e.definition.as_ref()?))) {
+                (&group.name, &version.version, &entry.name, standing.said()).hash(&mut hasher);
+            }
+        }
+    }
+    hasher.finish()
+}
+
 pub(super) fn document(discovery: &Discovery, name: &str) -> Value {
     let mut parts = name.split('/').skip(1);
     let (group, version) = match (parts.next(), parts.next()) {
         (Some(version), None) => ("", version),
         (Some(group), Some(version)) => (group, version),
-        _ => return finish(Map::new(), BTreeSet::new()),
+        _ => return finish(Map::new(), BTreeSet::new(), &Descriptions::unpack(), Map::new()),
     };
-    let Some(group) = discovery.groups.iter().find(|found| found.name == group) else { return Value::Null };
-    let Some(version) = group.versions.iter().find(|found| found.version == version) else { return Value::Null };
+    let Some((group, version)) = discovery.version(group, version) else { return Value::Null };
     let mut used = BTreeSet::new();
     let mut paths = Map::new();
-    for path in operations::paths(group, version.version) {
+    for path in operations::paths(group, version) {
         paths.insert(path.path.clone(), path_item(&path, &mut used));
     }
-    finish(paths, used)
+    let descriptions = Descriptions::unpack();
+    let own = super::custom::definitions(group, version, &descriptions, Version::V3);
+    finish(paths, used, &descriptions, own)
 }
 
 fn path_item(path: &Path, used: &mut BTreeSet<String>) -> Value {
@@ -65,10 +84,10 @@ fn operation_object(operation: &Operation, used: &mut BTreeSet<String>) -> Value
         used.insert(name.to_owned());
         json!({"schema": {"$ref": format!("#/components/schemas/{name}")}})
     };
-    let (group, version, kind) = operation.gvk;
+    let (group, version, kind) = &operation.gvk;
     let mut object = json!({
         "operationId": operation.id, "tags": [operation.tag], "x-kubernetes-action": operation.action,
-        "x-kubernetes-group-version-kind": {"group": group, "version": version, "kind": kind},
+        "x-kubernetes-group-version-kind": {"group": &**group, "version": &**version, "kind": &**kind},
     });
     if !operation.query.is_empty() {
         object["parameters"] = operation.query.iter().map(|(name, kind)| parameter("query", name, kind)).collect();
@@ -81,8 +100,11 @@ fn operation_object(operation: &Operation, used: &mut BTreeSet<String>) -> Value
             object["requestBody"]["required"] = true.into();
         }
     }
-    let mut types = vec![JSON, PROTOBUF, YAML];
-    if operation.action == "list" {
+    let mut types = vec![JSON, YAML];
+    if operation.has_protobuf {
+        types.insert(1, PROTOBUF);
+    }
+    if operation.action == "list" && operation.has_protobuf {
         types.extend(["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"]);
     }
     let mut responses = Map::new();
@@ -96,16 +118,21 @@ fn operation_object(operation: &Operation, used: &mut BTreeSet<String>) -> Value
     object
 }
 
-/// The document with every type that is used, and those that they use.
-fn finish(paths: Map<String, Value>, used: BTreeSet<String>) -> Value {
-    let descriptions = Descriptions::unpack();
+/// The document with every type that is used, and those that they use; some are its own.
+fn finish(
+    paths: Map<String, Value>,
+    used: BTreeSet<String>,
+    descriptions: &Descriptions,
+    mut own: Map<String, Value>,
+) -> Value {
     let mut schemas = Map::new();
     let mut wanted: Vec<String> = used.into_iter().filter(|name| !name.is_empty()).collect();
     while let Some(name) = wanted.pop() {
         if schemas.contains_key(&name) {
             continue;
         }
-        let Some(definition) = descriptions.definition(&name, Version::V3) else { continue };
+        let known = own.remove(&name).or_else(|| descriptions.definition(&name, Version::V3));
+        let Some(definition) = known else { continue };
         references(&definition, &mut wanted);
         schemas.insert(name, definition);
     }

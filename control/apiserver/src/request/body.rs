@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use coracle_api::kinds::FieldError;
 use coracle_api::schema::Object;
 use coracle_api::status::Status;
 use http::header;
@@ -31,6 +32,9 @@ pub(crate) fn object(
     validation: Validation,
 ) -> Result<Value, Status> {
     let format = negotiate::body_format(call.header(header::CONTENT_TYPE))?;
+    if format == Format::Protobuf && expected.schema.custom.is_some() {
+        return Err(Status::unsupported_media_type(&[negotiate::JSON, negotiate::YAML]));
+    }
     object_in(call, format, body, expected, validation)
 }
 
@@ -51,6 +55,11 @@ pub(crate) fn object_in(
     };
     let read = codec::read(format, body, expected).map_err(|error| match error {
         codec::ReadError::Unrecognized(why) => unrecognized(&why),
+        codec::ReadError::OtherKind { kind, name } => {
+            let group = expected.api_version.split_once('/').map_or("", |(group, _)| group);
+            let error = FieldError::invalid("kind", kind.as_str(), &format!("must be {}", expected.kind));
+            Status::invalid(group, &kind, &name, vec![error])
+        }
         codec::ReadError::Kind { api_version, kind, why } => {
             let version = api_version.rsplit('/').next().unwrap_or_default();
             Status::bad_request(format!(

@@ -125,6 +125,11 @@ impl Call {
         negotiate::choose(self.accept().as_deref(), offer, self.pretty())
     }
 
+    /// The same of objects that have no protobuf form.
+    pub fn form_without_protobuf(&self, offer: Offer) -> Result<Form, Status> {
+        negotiate::choose_of(self.accept().as_deref(), offer, self.pretty(), false)
+    }
+
     /// Whether people read the answer.
     fn pretty(&self) -> bool {
         self.query.flag("pretty").unwrap_or_else(|| {

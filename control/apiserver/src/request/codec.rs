@@ -12,6 +12,8 @@ use super::negotiate::Format;
 const PARTIAL: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.PartialObjectMetadata";
 const STATUS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Status";
 const DELETE_OPTIONS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions";
+/// As much of a body is shown in an error.
+const SHOWN_BYTES: usize = 1_000;
 /// How the reference calls its registry of types in errors.
 const SCHEME: &str = "pkg/runtime/scheme.go:111";
 
@@ -29,10 +31,15 @@ pub(crate) enum ReadError {
     Unrecognized(String),
     /// Of this kind, but not as expected.
     Kind { api_version: String, kind: String, why: String },
+    /// A custom resource of another kind.
+    OtherKind { kind: String, name: String },
 }
 
 /// Reads a body against the expected type; a missing version or kind is the expected one.
 pub(crate) fn read(format: Format, body: &Bytes, expected: &Expected<'_>) -> Result<Read, ReadError> {
+    if expected.schema.custom.is_some() {
+        return read_custom(format, body, expected);
+    }
     let unrecognized = |error: DecodeError| ReadError::Unrecognized(error.to_string());
     let (api_version, kind, decoded) = match format {
         Format::Json => {
@@ -72,6 +79,33 @@ pub(crate) fn read(format: Format, body: &Bytes, expected: &Expected<'_>) -> Res
     })?;
     value["apiVersion"] = expected.api_version.into();
     value["kind"] = expected.kind.into();
+    Ok(Read { api_version, kind, value, problems })
+}
+
+/// The same of a custom resource, whose kind must be there.
+fn read_custom(format: Format, body: &Bytes, expected: &Expected<'_>) -> Result<Read, ReadError> {
+    let unrecognized = |error: DecodeError| ReadError::Unrecognized(error.to_string());
+    let (text, told) = match format {
+        Format::Yaml => {
+            let converted = yaml::to_json(body).map_err(unrecognized)?;
+            (Bytes::from(converted.bytes), converted.problems)
+        }
+        _ => (body.clone(), Vec::new()),
+    };
+    let (api_version, kind) = json::type_of(&text).map_err(unrecognized)?;
+    if kind.is_empty() {
+        let shown = String::from_utf8_lossy(&text[..text.len().min(SHOWN_BYTES)]);
+        return Err(ReadError::Unrecognized(format!("Object 'Kind' is missing in '{shown}'")));
+    }
+    let Decoded { value, mut problems } = json::decode(&text, expected.schema).map_err(|error| match error {
+        DecodeError::Unrecognized(why) => ReadError::Unrecognized(why),
+        DecodeError::Mistyped(why) => ReadError::Kind { api_version: api_version.clone(), kind: kind.clone(), why },
+    })?;
+    if kind != expected.kind && api_version == expected.api_version {
+        let name = value["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        return Err(ReadError::OtherKind { kind, name });
+    }
+    problems.splice(0..0, told);
     Ok(Read { api_version, kind, value, problems })
 }
 
@@ -235,6 +269,7 @@ mod tests {
             Ok(read) => format!("{} {} {}", read.api_version, read.kind, read.value["kind"]),
             Err(ReadError::Unrecognized(why)) => why,
             Err(ReadError::Kind { kind, why, .. }) => format!("{kind}: {why}"),
+            Err(ReadError::OtherKind { .. }) => unreachable!("of custom kinds only"),
         };
         for (text, answer) in [
             (r#"{"data":{"a":"b"}}"#, "v1 ConfigMap \"ConfigMap\""),

@@ -106,12 +106,18 @@ impl<'a> Clause<'a> {
 
 /// Chooses the form for `accept`.
 pub(crate) fn choose(accept: Option<&str>, offer: Offer, pretty: bool) -> Result<Form, Status> {
+    choose_of(accept, offer, pretty, true)
+}
+
+/// The same of objects that may have no protobuf form.
+pub(crate) fn choose_of(accept: Option<&str>, offer: Offer, pretty: bool, has_protobuf: bool) -> Result<Form, Status> {
     let accept = accept.map(str::trim).filter(|text| !text.is_empty()).unwrap_or("*/*");
     let mut clauses: Vec<Clause<'_>> = accept.split(',').map(|text| Clause::parse(text.trim())).collect();
     clauses.sort_by(|a, b| b.quality.total_cmp(&a.quality));
     for clause in &clauses {
         let (Some(format), Some(shape)) = (clause.format(), clause.shape()) else { continue };
         let possible = match (offer, shape) {
+            (_, Shape::Whole) if format == Format::Protobuf && !has_protobuf => false,
             (_, Shape::Whole) => offer != Offer::Watch || format != Format::Yaml || clause.kind == YAML,
             (Offer::Plain, _) => false,
             (Offer::Watch, Shape::MetadataList { .. }) => false,
@@ -125,7 +131,8 @@ pub(crate) fn choose(accept: Option<&str>, offer: Offer, pretty: bool) -> Result
         }
     }
     if clauses.iter().any(|clause| clause.format().is_some()) {
-        return Err(Status::not_acceptable(&[JSON, YAML, PROTOBUF]));
+        let all = [JSON, YAML, PROTOBUF];
+        return Err(Status::not_acceptable(if has_protobuf { &all } else { &all[..2] }));
     }
     // Types that nothing here is written in are refused before anybody looks at what is asked for.
     let mut message = "406: Not Acceptable\n\nAvailable representations: application/json, application/yaml, \

@@ -31,10 +31,10 @@ pub(crate) enum Key {
     Node(Arc<str>),
 }
 
-/// Followers by collection; there are as many as kinds at most.
+/// Followers by collection; there are as many as built-in kinds at most.
 #[derive(Default)]
 pub(crate) struct Keyed {
-    followers: Mutex<HashMap<&'static str, Arc<Follower>>>,
+    followers: Mutex<HashMap<String, Arc<Follower>>>,
 }
 
 /// Follows a collection for all who subscribed.
@@ -94,7 +94,7 @@ impl Keyed {
         tasks: (&TaskTracker, &CancellationToken),
     ) -> Result<Subscription, Compacted> {
         // What was before the subscription it reads itself; that this is possible is known at once.
-        let watcher = keyspace.watch(resource.row.collection, after)?;
+        let watcher = keyspace.watch(resource.row.collection(), after)?;
         let follower = self.follower(keyspace, resource, tasks)?;
         let told = Arc::new(Notify::new());
         let mut inner = follower.inner.lock();
@@ -119,16 +119,16 @@ impl Keyed {
         // One that has fallen behind for good is replaced: the next watch is not to blame.
         let goes_on =
             |follower: &&Arc<Follower>| !matches!(follower.inner.lock().ended, Some(WatchEnded::Compacted(_)));
-        if let Some(follower) = followers.get(resource.row.collection).filter(goes_on) {
+        if let Some(follower) = followers.get(resource.row.collection()).filter(goes_on) {
             return Ok(follower.clone());
         }
         let position = keyspace.revision();
-        let watcher = keyspace.watch(resource.row.collection, position)?;
+        let watcher = keyspace.watch(resource.row.collection(), position)?;
         let inner = Inner { position, ended: None, next: 0, by_key: HashMap::new(), nodes: 0, queues: HashMap::new() };
         let follower =
             Arc::new(Follower { keyspace: keyspace.clone(), resource: resource.clone(), inner: Mutex::new(inner) });
         tasks.spawn(follow(follower.clone(), watcher, stopping.clone()));
-        followers.insert(resource.row.collection, follower.clone());
+        followers.insert(resource.row.collection().to_owned(), follower.clone());
         Ok(follower)
     }
 }
@@ -146,7 +146,7 @@ async fn follow(follower: Arc<Follower>, mut watcher: Watcher, stopping: Cancell
             // It fell behind itself: everybody reads what is missing.
             Err(WatchEnded::Compacted(_)) => {
                 let now = follower.keyspace.revision();
-                match follower.keyspace.watch(follower.resource.row.collection, now) {
+                match follower.keyspace.watch(follower.resource.row.collection(), now) {
                     Ok(new) => watcher = new,
                     Err(compacted) => return follower.end(compacted.into()),
                 }
@@ -250,7 +250,7 @@ impl Subscription {
             return Ok(batch);
         }
         // The follower hears of a quiet collection no more than anybody else: it is asked how far that is.
-        let mut ahead = self.follower.keyspace.watch(self.follower.resource.row.collection, self.revision)?;
+        let mut ahead = self.follower.keyspace.watch(self.follower.resource.row.collection(), self.revision)?;
         let further = ahead.pending()?;
         if further.events.is_empty() {
             self.revision = self.revision.max(further.revision);
@@ -280,7 +280,7 @@ impl Subscription {
             let Some(queue) = inner.queues.get_mut(&self.number) else { return Err(WatchEnded::Stopped) };
             if std::mem::take(&mut queue.lost) {
                 drop(inner);
-                let collection = self.follower.resource.row.collection;
+                let collection = self.follower.resource.row.collection();
                 self.catching_up = Some((self.follower.keyspace.watch(collection, self.revision)?, position));
                 return Ok(self.nothing());
             }
@@ -349,7 +349,7 @@ mod tests {
             let text = format!("{{\"metadata\":{{\"resourceVersion\":\"\"}},\"spec\":{{\"nodeName\":\"{node}\"}}}}");
             let revision_at = text.find("\"\"").unwrap() + 1;
             let value = Value { bytes: text.into(), revision_at };
-            Op::Put { key: RecordKey::new(self.pods.row.collection, name), value, guard: Guard::None }
+            Op::Put { key: RecordKey::new(self.pods.row.collection(), name), value, guard: Guard::None }
         }
 
         async fn put(&self, name: &str, node: &str) -> Revision {
@@ -364,7 +364,7 @@ mod tests {
 
         /// Until the follower has seen `revision`.
         async fn followed(&self, revision: Revision) {
-            let follower = self.keyed.followers.lock()[self.pods.row.collection].clone();
+            let follower = self.keyed.followers.lock()[self.pods.row.collection()].clone();
             while follower.inner.lock().position < revision {
                 tokio::task::yield_now().await;
             }

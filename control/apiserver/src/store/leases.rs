@@ -19,7 +19,7 @@ const NAMESPACE: &str = "kube-node-lease";
 const PREFIX: &str = "kube-node-lease/";
 
 fn are(resource: &Resource) -> bool {
-    (resource.row.group, resource.row.resource) == ("coordination.k8s.io", "leases")
+    (resource.row.group(), resource.row.resource()) == ("coordination.k8s.io", "leases")
 }
 
 /// Whether `object`, which is to replace `old`, renews a node's lease and changes nothing.
@@ -50,7 +50,7 @@ impl Store {
         if !are(resource) || !record.key.name.starts_with(PREFIX) {
             return record;
         }
-        let renewed = self.keyspace.renewed(resource.row.collection, Some(&record.key.name)).await.pop();
+        let renewed = self.keyspace.renewed(resource.row.collection(), Some(&record.key.name)).await.pop();
         renewed.filter(|renewed| renewed.revision == record.revision).unwrap_or(record)
     }
 
@@ -59,7 +59,7 @@ impl Store {
         if !are(resource) || namespace.is_some_and(|namespace| namespace != NAMESPACE) {
             return records;
         }
-        for renewed in self.keyspace.renewed(resource.row.collection, None).await {
+        for renewed in self.keyspace.renewed(resource.row.collection(), None).await {
             if records.get(&renewed.key.name).is_some_and(|record| record.revision == renewed.revision) {
                 records.insert(renewed.key.name.clone(), renewed);
             }

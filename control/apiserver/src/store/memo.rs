@@ -12,6 +12,7 @@ use coracle_api::meta::time;
 use coracle_api::status::Status;
 use coracle_keyspace::Record;
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::object;
@@ -34,6 +35,31 @@ struct View {
     metadata_protobuf: OnceLock<Bytes>,
     metadata: OnceLock<Range<usize>>,
     json: OnceLock<Bytes>,
+    /// Of a custom resource: whether its definition would store it as it is stored.
+    is_plain: OnceLock<bool>,
+}
+
+/// Kinds for which something is kept with one record of a custom resource: versions that are asked for, and the definition
+/// before the last change.
+const VIEWS_MAX: usize = 4;
+
+/// What is kept with a record of a custom resource, by the number of the kind that computed it, the newest last.
+#[derive(Default)]
+struct CustomMemo(Mutex<Vec<(u64, Arc<View>)>>);
+
+impl CustomMemo {
+    fn view(&self, number: u64) -> Arc<View> {
+        let mut views = self.0.lock();
+        if let Some((_, view)) = views.iter().find(|(known, _)| *known == number) {
+            return view.clone();
+        }
+        if views.len() >= VIEWS_MAX {
+            views.remove(0);
+        }
+        let view = Arc::<View>::default();
+        views.push((number, view.clone()));
+        view
+    }
 }
 
 /// What selectors ask for, and other small things that are asked for often.
@@ -60,7 +86,7 @@ pub(crate) struct Row {
 impl Row {
     /// The row of an object as it is stored.
     pub fn of(resource: &Resource, stored: &Value) -> Row {
-        let strategy = resource.row.strategy;
+        let strategy = resource.row.strategy();
         let conditions = strategy.row_conditions(stored);
         Row::new(&strategy.cells(stored), (!conditions.is_null()).then_some(&conditions))
     }
@@ -120,32 +146,86 @@ pub(crate) struct Seen<'a> {
     pub record: &'a Arc<Record>,
     /// Fetched when something of it is asked for: a plain read copies bytes and needs none.
     memo: OnceLock<Arc<Memo>>,
+    /// The same of a custom resource.
+    custom: OnceLock<Arc<View>>,
 }
 
 impl<'a> Seen<'a> {
     pub fn new(resource: &'a Resource, record: &'a Arc<Record>) -> Seen<'a> {
-        Seen { resource, record, memo: OnceLock::new() }
+        Seen { resource, record, memo: OnceLock::new(), custom: OnceLock::new() }
     }
 
     fn view(&self) -> &View {
+        if let Some(custom) = &self.resource.custom {
+            return self.custom.get_or_init(|| self.record.memo(|_| CustomMemo::default()).view(custom.number));
+        }
         let memo = self.memo.get_or_init(|| self.record.memo(|_| Memo::default()));
         if self.resource.is_view { memo.other.get_or_init(Box::default) } else { &memo.stored }
     }
 
     /// The object as it is stored. What was accepted can be read ([`object::parse`]), so bytes that cannot are damaged:
     /// an error, since an object of nothing would have no finalizers, no owner and no uid.
+    /// A custom resource comes in the version that was asked for, as its definition would store it now.
     pub fn stored(&self) -> Result<Value, Status> {
+        let mut value = self.parsed()?;
+        if let Some(custom) = &self.resource.custom {
+            custom.show(&mut value);
+        }
+        Ok(value)
+    }
+
+    fn parsed(&self) -> Result<Value, Status> {
         object::parse(&self.record.bytes).map_err(|error| {
             let (collection, name) = (&self.record.key.collection, &self.record.key.name);
             Status::internal_error(format_args!("the stored bytes of {collection} {name} cannot be read: {error}"))
         })
     }
 
+    /// Whether clients of this row see the stored bytes, behind the kind and the version.
+    pub fn is_plain(&self) -> bool {
+        match &self.resource.custom {
+            None => !self.resource.is_view,
+            Some(custom) if custom.is_recent(self.record) => true,
+            Some(custom) => *self
+                .view()
+                .is_plain
+                .get_or_init(|| self.parsed().is_ok_and(|mut value| !custom.kind.renew(&mut value))),
+        }
+    }
+
+    /// Whether the stored bytes are what clients of this row see, whole.
+    pub fn is_as_stored(&self) -> bool {
+        let head = self.resource.custom.as_ref().map(|custom| &custom.head);
+        head.is_none_or(|head| self.record.bytes.starts_with(head)) && self.is_plain()
+    }
+
+    /// Whether a custom resource is stored as it would be stored now, its version too.
+    pub fn is_stored_now(&self) -> bool {
+        let version = self.resource.custom.as_ref().map(|custom| &custom.stored_head);
+        version.is_none_or(|head| self.record.bytes.starts_with(head)) && self.is_plain()
+    }
+
+    /// Appends it as an item of a list. Items of custom resources say what they are.
+    pub fn write_item(&self, out: &mut Vec<u8>) {
+        match &self.resource.custom {
+            Some(custom) if self.is_plain() => {
+                out.extend_from_slice(&custom.head);
+                out.extend_from_slice(&self.record.bytes[object::item_start(&self.record.bytes)..]);
+            }
+            Some(_) => out.extend_from_slice(&self.json()),
+            None => {
+                let json = self.json();
+                out.push(b'{');
+                out.extend_from_slice(&json[object::item_start(&json)..]);
+            }
+        }
+    }
+
     /// The object as clients of this row see it.
     pub fn value(&self) -> Result<Value, Status> {
         let mut value = self.stored()?;
         if self.resource.is_view {
-            self.resource.row.strategy.from_storage(&mut value);
+            self.resource.row.strategy().from_storage(&mut value);
         }
         Ok(value)
     }
@@ -158,8 +238,13 @@ impl<'a> Seen<'a> {
 
     /// Its JSON.
     pub fn json(&self) -> Bytes {
-        if !self.resource.is_view {
+        if self.is_as_stored() {
             return self.record.bytes.clone();
+        }
+        if self.resource.custom.is_some() && self.is_plain() {
+            let mut out = Vec::with_capacity(self.record.bytes.len() + 16);
+            self.write_item(&mut out);
+            return out.into();
         }
         self.view().json.get_or_init(|| object::encode_final(&self.value_or_nothing())).clone()
     }
@@ -201,7 +286,7 @@ impl<'a> Seen<'a> {
 
     /// A field that selectors may ask for.
     pub fn field(&self, path: &str) -> Option<&str> {
-        let at = self.resource.row.selectable.iter().position(|field| *field == path)?;
+        let at = self.resource.row.selectable().position(|field| field == path)?;
         self.facts().fields.get(at)?.as_deref()
     }
 
@@ -230,14 +315,14 @@ impl Facts {
 
     fn of(resource: &Resource, object: &Value) -> Facts {
         let labels = object["metadata"]["labels"].as_object().into_iter().flatten();
-        let strategy = resource.row.strategy;
+        let strategy = resource.row.strategy();
         Facts {
             uid: meta::uid(object).to_owned(),
             deleting: meta::is_deleting(object),
             deletion: meta::deletion_time(object),
             is_default: object["globalDefault"] == true,
             labels: labels.map(|(key, value)| (key.clone(), value.as_str().unwrap_or_default().to_owned())).collect(),
-            fields: resource.row.selectable.iter().map(|path| strategy.field(object, path)).collect(),
+            fields: resource.row.selectable().map(|path| strategy.field(object, path)).collect(),
         }
     }
 }

@@ -16,7 +16,9 @@ use coracle_api::kinds;
 use coracle_api::status::Status;
 use coracle_keyspace::{
     Committed, Compacted, GuardFailed, Key, Keyspace, Lead, NoRoom, Op, Record, Records, Revision, TransactError,
+    Value as Content,
 };
+use serde_json::Value;
 
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -117,17 +119,17 @@ impl Store {
     /// Waits for its turn at an object that somebody else has just changed. A hundred writers that meet would otherwise all
     /// do their work again for each one that gets through.
     pub async fn turn(&self, resource: &Resource, record_name: &str) -> MutexGuard<'_, ()> {
-        let hash = self.hashing.hash_one((resource.row.collection, record_name));
+        let hash = self.hashing.hash_one((resource.row.collection(), record_name));
         self.turns[hash as usize % TURNS].lock().await
     }
 
     pub fn key(resource: &Resource, record_name: &Arc<str>) -> Key {
-        Key::new(resource.row.collection, record_name.clone())
+        Key::new(resource.row.collection(), record_name.clone())
     }
 
     /// The newest applied record.
     pub fn get(&self, resource: &Resource, record_name: &str) -> Option<Arc<Record>> {
-        self.keyspace.get(resource.row.collection, record_name)
+        self.keyspace.get(resource.row.collection(), record_name)
     }
 
     /// The record, at least as new as every write that was answered before this call.
@@ -175,6 +177,18 @@ impl Store {
         let mut after = self.keyspace.watch(collection, revision)?;
         // A watch that has to ask the disk tells nothing without waiting, and does not go on.
         Ok(after.pending().is_ok_and(|batch| !batch.events.is_empty() || batch.revision > revision))
+    }
+
+    /// The bytes to store of an object as clients of this resource see it.
+    pub fn encode(resource: &Resource, object: &Value) -> Content {
+        match &resource.custom {
+            None => object::encode(object),
+            Some(custom) => {
+                let mut object = object.clone();
+                custom.kind.store(&mut object);
+                object::encode(&object)
+            }
+        }
     }
 
     /// Carries out `ops` if their conditions hold. What is seen to be refused is not proposed: it would cost its size in

@@ -103,7 +103,7 @@ pub(super) fn bound(
         if !given.is_empty() && given != known {
             let message =
                 format!("Precondition failed: {what} in precondition: {given}, {what} in object meta: {known}");
-            return Err(Status::conflict("", pods.row.resource, name, message));
+            return Err(Status::conflict("", pods.row.resource(), name, message));
         }
     }
     if meta::is_deleting(old) {

@@ -76,7 +76,7 @@ pub(super) fn is_ready(pod: &Value) -> bool {
 }
 
 fn about(cluster: &Cluster, budgets: &Arc<Resource>, namespace: &str, pod: &Value) -> Result<Vec<Value>, Status> {
-    let records = cluster.store.keyspace.snapshot(budgets.row.collection).records;
+    let records = cluster.store.keyspace.snapshot(budgets.row.collection()).records;
     let mut about = Vec::new();
     for (_, record) in store::range(&records, Some(namespace), None) {
         let budget = Seen::new(budgets, record).value()?;

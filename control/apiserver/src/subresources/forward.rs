@@ -136,7 +136,7 @@ pub(super) async fn proxy(
     let mut target = call.target.clone();
     target.name = Some(name.to_owned());
     let named = Call::acting_on(call, target);
-    if resource.row.resource == "nodes" {
+    if resource.row.resource() == "nodes" {
         let to = node_endpoint(nodes::kubelet(cluster, name)?, scheme, port)?;
         return pass(nodes, &to, &path, passing, Some(&below)).await;
     }
@@ -144,7 +144,7 @@ pub(super) async fn proxy(
         let message = format!("error trying to reach {name}: pods speak no TLS here; ask for http:{name}:{port}");
         return Err(Status::service_unavailable(message));
     }
-    let (pod, port) = if resource.row.resource == "pods" {
+    let (pod, port) = if resource.row.resource() == "pods" {
         let pod = read_pod(cluster, &named, resource).await?;
         let port = if port.is_empty() { first_port(&pod) } else { port.to_owned() };
         (pod, port)
@@ -223,7 +223,7 @@ fn endpoint_of_service(cluster: &Cluster, service: &Value, port: &str) -> Result
     let slices = cluster.catalog.named("discovery.k8s.io", "endpointslices").ok_or_else(unavailable)?;
     let pods = cluster.catalog.named("", "pods").ok_or_else(unavailable)?;
     let of_service = LabelSelector::from_pairs([("kubernetes.io/service-name", name.as_str())]);
-    let snapshot = cluster.store.keyspace.snapshot(slices.row.collection);
+    let snapshot = cluster.store.keyspace.snapshot(slices.row.collection());
     for (_, record) in crate::store::range(&snapshot.records, Some(&namespace), None) {
         let seen = Seen::new(slices, record);
         if !seen.matches(&of_service, &FieldSelector::everything()) {

@@ -42,9 +42,9 @@ pub(crate) struct Passing {
 
 /// Whether a call is for a subresource whose answer is a stream from a node.
 pub(crate) fn is_stream(call: &Call, resource: &Resource) -> bool {
-    let row = resource.row;
-    row.group.is_empty()
-        && match row.resource {
+    let row = &resource.row;
+    row.group().is_empty()
+        && match row.resource() {
             "pods" => matches!(call.subresource(), "log" | "portforward" | "exec" | "attach" | "proxy"),
             "services" | "nodes" => call.subresource() == "proxy",
             _ => false,
@@ -59,7 +59,7 @@ pub(crate) async fn stream(
     resource: &Arc<Resource>,
 ) -> Result<Response, Status> {
     let call = &passing.call;
-    match (resource.row.resource, call.subresource()) {
+    match (resource.row.resource(), call.subresource()) {
         ("pods", "log") if matches!(call.method, Method::GET | Method::HEAD) => {
             log::answer(cluster, nodes, passing, resource).await
         }
@@ -79,12 +79,12 @@ pub(crate) async fn dispatch(
     resource: &Arc<Resource>,
 ) -> Result<Response, Status> {
     let call = &request.call;
-    let row = resource.row;
+    let row = &resource.row;
     let subresource = call.subresource();
     let verbs: &[&str] = match subresource {
-        "status" if row.has_status => &["get", "patch", "update"],
-        "scale" if row.has_scale => &["get", "patch", "update"],
-        other => row.subresources.iter().find(|part| part.name == other).ok_or_else(Status::path_not_found)?.verbs,
+        "status" if row.has_status() => &["get", "patch", "update"],
+        "scale" if row.has_scale() => &["get", "patch", "update"],
+        other => row.subresources().iter().find(|part| part.name == other).ok_or_else(Status::path_not_found)?.verbs,
     };
     let verb = match call.method {
         Method::GET | Method::HEAD => "get",
@@ -97,7 +97,7 @@ pub(crate) async fn dispatch(
     if !verbs.contains(&verb) {
         return Err(Status::method_not_allowed());
     }
-    match (row.resource, subresource, verb) {
+    match (row.resource(), subresource, verb) {
         (_, "scale", _) => scale::answer(cluster, request, resource, verb).await,
         ("pods", "binding", _) => binding::create(cluster, request, false).await,
         ("pods", "eviction", _) => eviction::create(cluster, request, resource).await,

@@ -1,4 +1,4 @@
-//! `scale`: how many, of whatever kind it is (autoscaling/v1).
+//! `scale`: how many, of whatever kind it is (autoscaling/v1). Where a custom resource says so, its definition says.
 
 use std::sync::Arc;
 
@@ -35,7 +35,16 @@ pub(super) async fn answer(
         .ok_or_else(|| Status::internal_error("the type Scale is not known"))?;
     if verb == "get" {
         let record = get::read(cluster, call, resource).await?;
-        return Ok(respond::value(form, 200, &scale_of(&Seen::new(resource, &record).stored()?)));
+        let object = Seen::new(resource, &record).stored()?;
+        let spec = Paths::of(resource).spec;
+        if resource.custom.is_some() && at(&object, &spec).is_none() {
+            let path = coracle_api::meta::text::quote(&format!(".{}", spec.join(".")));
+            return Err(Status::internal_error(format_args!("the spec replicas field {path} does not exist")));
+        }
+        return Ok(respond::value(form, 200, &scale_of(resource, &object)));
+    }
+    if verb == "patch" {
+        patch::check_type(call, resource)?;
     }
     let media_type = call.header(header::CONTENT_TYPE).unwrap_or_default();
     let (kind, patch_type) = if verb == "patch" { ("PatchOptions", Some(media_type)) } else { ("UpdateOptions", None) };
@@ -55,14 +64,14 @@ pub(super) async fn answer(
         let applied = ownership::read_applied(&write, of_parent(resource, config)?, problems.to_vec())?;
         let step = |old: &Value| {
             let object = ownership::apply(&write, Some(old), &applied)?;
-            check(call.name(), &scale_of(&object))?;
+            check(call.name(), &scale_of(resource, &object))?;
             Ok(Changed { object, owned: true, names_version: false })
         };
         let written = change(&write, step).await?;
-        return Ok(respond::value(form, 200, &scale_of(&written.into_value(resource)?)));
+        return Ok(respond::value(form, 200, &scale_of(resource, &written.into_value(resource)?)));
     }
     let step = |old: &Value| {
-        let shown = scale_of(old);
+        let shown = scale_of(resource, old);
         let scale = match (&patch, &sent) {
             (Some(patch), _) => patch.apply_to(call, &schema, &options, &shown)?,
             (None, Some(sent)) => sent.clone(),
@@ -70,7 +79,8 @@ pub(super) async fn answer(
         };
         check(call.name(), &scale)?;
         let mut object = old.clone();
-        object["spec"]["replicas"] = scale["spec"]["replicas"].as_i64().unwrap_or(0).into();
+        let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
+        set(&mut object, &Paths::of(resource).spec, replicas.into());
         // The version and the incarnation that the scale names are those of the object.
         let metadata = meta::metadata_mut(&mut object);
         for field in ["resourceVersion", "uid"] {
@@ -82,7 +92,7 @@ pub(super) async fn answer(
         Ok(Changed { object, owned: false, names_version: patch.is_none() })
     };
     let written = change(&write, step).await?;
-    Ok(respond::value(form, 200, &scale_of(&written.into_value(resource)?)))
+    Ok(respond::value(form, 200, &scale_of(resource, &written.into_value(resource)?)))
 }
 
 /// What an applied scale says of the object itself: that is where ownership is kept.
@@ -92,7 +102,8 @@ fn of_parent(resource: &Resource, scale: &Value) -> Result<Value, Status> {
         let (group, version) = text("apiVersion").split_once('/').unwrap_or(("", text("apiVersion")));
         return Err(Status::bad_request(format!("invalid object type: {group}/{version}, Kind={}", text("kind"))));
     }
-    let mut config = json!({"apiVersion": resource.api_version, "kind": resource.row.kind, "metadata": {}, "spec": {}});
+    let mut config =
+        json!({"apiVersion": resource.api_version, "kind": resource.row.kind(), "metadata": {}, "spec": {}});
     // Which object, and nothing of it: who may scale may not write the rest.
     for field in ["name", "namespace", "uid", "resourceVersion"] {
         if let Some(value) = scale["metadata"].get(field) {
@@ -100,7 +111,7 @@ fn of_parent(resource: &Resource, scale: &Value) -> Result<Value, Status> {
         }
     }
     if let Some(replicas) = scale["spec"].get("replicas") {
-        config["spec"]["replicas"] = replicas.clone();
+        set(&mut config, &Paths::of(resource).spec, replicas.clone());
     }
     Ok(config)
 }
@@ -120,8 +131,47 @@ fn check(name: &str, scale: &Value) -> Result<(), Status> {
     Ok(())
 }
 
+/// Where an object keeps what its scale shows.
+struct Paths<'a> {
+    spec: Vec<&'a str>,
+    status: Vec<&'a str>,
+    /// Of a text; others have a selector in their spec.
+    selector: Option<Vec<&'a str>>,
+}
+
+impl<'a> Paths<'a> {
+    fn of(resource: &'a Resource) -> Paths<'a> {
+        let split = |path: &'a str| path.trim_start_matches('.').split('.').collect::<Vec<_>>();
+        match resource.row.custom().and_then(|custom| custom.version.scale.as_ref()) {
+            None => Paths { spec: vec!["spec", "replicas"], status: vec!["status", "replicas"], selector: None },
+            Some(scale) => Paths {
+                spec: split(&scale.spec_replicas),
+                status: split(&scale.status_replicas),
+                selector: Some(split(&scale.selector)),
+            },
+        }
+    }
+}
+
+fn at<'a>(object: &'a Value, path: &[&str]) -> Option<&'a Value> {
+    path.iter().try_fold(object, |value, field| value.get(field))
+}
+
+/// Sets a field; what is on the way and no object becomes one.
+fn set(object: &mut Value, path: &[&str], value: Value) {
+    let mut place = object;
+    for field in path {
+        if !place.is_object() {
+            *place = json!({});
+        }
+        place = &mut place[*field];
+    }
+    *place = value;
+}
+
 /// The scale of an object.
-fn scale_of(object: &Value) -> Value {
+fn scale_of(resource: &Resource, object: &Value) -> Value {
+    let paths = Paths::of(resource);
     let mut metadata = json!({});
     for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
         if let Some(value) = object["metadata"].get(field) {
@@ -129,11 +179,15 @@ fn scale_of(object: &Value) -> Value {
         }
     }
     let mut spec = json!({});
-    if let Some(replicas) = object["spec"]["replicas"].as_i64().filter(|replicas| *replicas != 0) {
+    let number = |path: &[&str]| at(object, path).and_then(Value::as_i64);
+    if let Some(replicas) = number(&paths.spec).filter(|replicas| *replicas != 0) {
         spec["replicas"] = replicas.into();
     }
-    let mut status = json!({"replicas": object["status"]["replicas"].as_i64().unwrap_or(0)});
-    let selector = selector_text(&object["spec"]["selector"]);
+    let mut status = json!({"replicas": number(&paths.status).unwrap_or(0)});
+    let selector = match &paths.selector {
+        None => selector_text(&object["spec"]["selector"]),
+        Some(path) => at(object, path).and_then(Value::as_str).unwrap_or_default().to_owned(),
+    };
     if !selector.is_empty() {
         status["selector"] = selector.into();
     }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use axum::response::Response;
-use coracle_api::kinds;
 use coracle_api::meta::{self, generate};
 use coracle_api::status::Status;
 use coracle_keyspace::{Guard, Op};
@@ -25,10 +24,10 @@ const NAMES_TRIED: usize = 8;
 
 pub(crate) async fn create(cluster: &Cluster, request: &Request, resource: &Arc<Resource>) -> Result<Response, Status> {
     let call = &request.call;
-    let form = call.form(Offer::Stored)?;
+    let form = resource.form(call, Offer::Stored)?;
     let include = Include::of(&call.query)?;
     let options = write_options(call, "CreateOptions", None)?;
-    let expected = Expected { api_version: &resource.api_version, kind: resource.row.kind, schema: &resource.schema };
+    let expected = Expected { api_version: &resource.api_version, kind: resource.row.kind(), schema: &resource.schema };
     let object = body::object(call, &request.body, &expected, options.validation)?;
     let write = Write { cluster, call, resource, options: &options, subresource: "" };
     let written = insert(&write, object, false).await?;
@@ -38,11 +37,11 @@ pub(crate) async fn create(cluster: &Cluster, request: &Request, resource: &Arc<
 /// Creates `object`, which is in the form of the write's resource.
 pub(crate) async fn insert(write: &Write<'_>, mut object: Value, owned: bool) -> Result<Written, Status> {
     let resource = write.resource;
-    let row = resource.row;
-    if let Some(why) = kinds::refusal(row) {
+    let row = &resource.row;
+    if let Some(why) = row.refusal() {
         return Err(resource.forbidden(meta::name(&object), why));
     }
-    row.strategy.to_storage(&mut object);
+    row.strategy().to_storage(&mut object);
     write.take_place(&mut object)?;
     if !meta::resource_version(&object).is_empty() {
         return Err(Status::unknown_error("resourceVersion should not be set on objects to be created"));
@@ -65,8 +64,8 @@ pub(crate) async fn insert(write: &Write<'_>, mut object: Value, owned: bool) ->
         let before = admission::allocates(resource).then(|| object.clone());
         let allocated = admission::allocate(&write.attributes(), &mut object, None)?;
         write.validate_new(&object)?;
-        write.call.warn_all(kinds::warnings(row, &object, None));
-        row.strategy.canonicalize(&mut object);
+        write.call.warn_all(row.warnings(&object, None));
+        row.strategy().canonicalize(&mut object);
         let name = meta::name(&object).to_owned();
         let record_name = resource.record_name(write.call.namespace(), &name);
         let value = write.encode(&object)?;
@@ -82,13 +81,15 @@ pub(crate) async fn insert(write: &Write<'_>, mut object: Value, owned: bool) ->
             let mut ops = vec![Op::Put { key, value, guard: Guard::Absent }];
             ops.extend(allocated);
             ops.extend(lives.clone());
+            let defined = write.guard(&mut ops);
             match store.transact(ops).await {
                 Ok(committed) => return Ok(Written::Record(committed.records[0].clone())),
                 Err(Refused::Final(status)) => return Err(status),
+                Err(Refused::Guard(failed)) if Some(failed.op) == defined => return Err(write.redefined("create")),
                 // The namespace has changed, or what was chosen for the object was taken meanwhile.
                 Err(Refused::Guard(failed)) if failed.op > 0 => {
                     if !race.goes_on(&failed) {
-                        return Err(Status::server_timeout(row.group, row.resource, "create", 1));
+                        return Err(Status::server_timeout(row.group(), row.resource(), "create", 1));
                     }
                     store.barrier().await?;
                     tokio::task::yield_now().await;
@@ -99,14 +100,14 @@ pub(crate) async fn insert(write: &Write<'_>, mut object: Value, owned: bool) ->
                 Err(Refused::Guard(failed)) => match failed.found {
                     Some(_) if base.is_some() && names < NAMES_TRIED => {}
                     Some(existing) => return Err(taken(write, &existing, &name)),
-                    None => return Err(Status::server_timeout(row.group, row.resource, "create", 1)),
+                    None => return Err(Status::server_timeout(row.group(), row.resource(), "create", 1)),
                 },
             }
         }
         // Only an object whose generated name was taken comes here.
         names += 1;
         if names > NAMES_TRIED {
-            return Err(Status::generated_names_taken(row.group, row.resource, &name, 1));
+            return Err(Status::generated_names_taken(row.group(), row.resource(), &name, 1));
         }
         object = before.unwrap_or(object);
         if let Some(base) = &base {
@@ -122,8 +123,8 @@ fn set_name(object: &mut Value, base: &str) {
 
 /// 409; of an object that is going, it says so.
 fn taken(write: &Write<'_>, existing: &Arc<coracle_keyspace::Record>, name: &str) -> Status {
-    let row = write.resource.row;
-    let mut status = Status::already_exists(row.group, row.resource, name);
+    let row = &write.resource.row;
+    let mut status = Status::already_exists(row.group(), row.resource(), name);
     if Seen::new(write.resource, existing).facts().deleting {
         status.message = format!("object is being deleted: {}", status.message);
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::response::Response;
+use coracle_api::custom;
 use coracle_api::meta::{self, time};
 use coracle_api::status::{Details, Status};
 use coracle_keyspace::{Guard, Op, Record};
@@ -14,14 +15,14 @@ use crate::admission;
 use crate::answer::respond;
 use crate::answer::table::Include;
 use crate::authz;
-use crate::catalog::Resource;
+use crate::catalog::{DEFINITIONS, Resource};
 use crate::cluster::Cluster;
 use crate::identity::Identity;
 use crate::request::call::{Call, Request};
 use crate::request::codec;
 use crate::request::negotiate::{self, Offer};
 use crate::request::options::{DeleteOptions, Propagation};
-use crate::store::{Refused, Seen, Store, object};
+use crate::store::{Refused, Seen, Store};
 
 const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
@@ -39,7 +40,7 @@ const RETURN_OBJECT: [&str; 7] = [
 
 pub(crate) async fn delete(cluster: &Cluster, request: &Request, resource: &Arc<Resource>) -> Result<Response, Status> {
     let call = &request.call;
-    let form = call.form(Offer::Stored)?;
+    let form = resource.form(call, Offer::Stored)?;
     let include = Include::of(&call.query)?;
     let options = options(request)?;
     warn(call, resource, &options);
@@ -48,14 +49,14 @@ pub(crate) async fn delete(cluster: &Cluster, request: &Request, resource: &Arc<
         (Deleted::Marked(_) | Deleted::Would(_), Some(false)) => 202,
         _ => 200,
     };
-    let row = resource.row;
+    let row = &resource.row;
     match deleted {
         Deleted::Marked(record) => respond::record(form, code, &Seen::new(resource, &record), include),
         Deleted::Would(mut object) => {
-            row.strategy.from_storage(&mut object);
+            row.strategy().from_storage(&mut object);
             respond::object(form, code, resource, &object, include)
         }
-        Deleted::Gone(record) if row.group.is_empty() && RETURN_OBJECT.contains(&row.resource) => {
+        Deleted::Gone(record) if row.group().is_empty() && RETURN_OBJECT.contains(&row.resource()) => {
             let seen = Seen::new(resource, &record);
             match last_seen(resource, seen.stored()?, &options) {
                 Some(object) => respond::object(form, code, resource, &object, include),
@@ -64,7 +65,7 @@ pub(crate) async fn delete(cluster: &Cluster, request: &Request, resource: &Arc<
         }
         Deleted::Gone(record) => {
             let stored = Seen::new(resource, &record).stored()?;
-            let mut details = Details::of(row.group, row.resource, meta::name(&stored));
+            let mut details = Details::of(row.group(), row.resource(), meta::name(&stored));
             details.uid = meta::uid(&stored).to_owned();
             Ok(respond::status(form, &Status::success(Some(details))))
         }
@@ -73,7 +74,7 @@ pub(crate) async fn delete(cluster: &Cluster, request: &Request, resource: &Arc<
 
 /// An object with a grace period that went at once, as its deletion left it: with a grace of nothing.
 fn last_seen(resource: &Resource, mut object: Value, options: &DeleteOptions) -> Option<Value> {
-    resource.row.strategy.grace_period(&object, options.grace)?;
+    resource.row.strategy().grace_period(&object, options.grace)?;
     let (deleting, generation) = (meta::is_deleting(&object), meta::generation(&object));
     let metadata = meta::metadata_mut(&mut object);
     metadata.insert("deletionGracePeriodSeconds".to_owned(), 0.into());
@@ -99,7 +100,7 @@ pub(crate) fn warn(call: &Call, resource: &Resource, options: &DeleteOptions) {
     const WARNING: &str = "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background \
                            to remove them or set propagationPolicy=Orphan to suppress this warning";
     let says_nothing = options.propagation.is_none() && options.orphan_dependents.is_none();
-    if says_nothing && (resource.row.group, resource.row.resource) == ("batch", "jobs") {
+    if says_nothing && (resource.row.group(), resource.row.resource()) == ("batch", "jobs") {
         call.warn(WARNING);
     }
 }
@@ -170,7 +171,7 @@ pub(crate) async fn remove_record(
     let step = plan(resource, &old, options, Timestamp::now());
     let key = Store::key(resource, &record.key.name);
     let guard = Guard::Revision(record.revision);
-    let ops = match &step {
+    let mut ops = match &step {
         Step::Nothing => return Ok(Some(Deleted::Marked(record.clone()))),
         _ if options.dry_run => {
             return Ok(Some(match step {
@@ -178,14 +179,25 @@ pub(crate) async fn remove_record(
                 _ => Deleted::Gone(record.clone()),
             }));
         }
-        Step::Mark(object) => vec![Op::Put { key, value: object::encode(object), guard }],
+        Step::Mark(object) => vec![Op::Put { key, value: Store::encode(resource, object), guard }],
         Step::Remove => {
             let mut ops = vec![Op::Delete { key, guard }];
             ops.extend(admission::release(cluster, resource, &old));
             ops
         }
     };
+    // What is written of a custom resource is what its definition makes of it; what goes is nothing of that.
+    let defined = match &resource.custom {
+        Some(custom) if matches!(step, Step::Mark(_)) => {
+            ops.push(custom.guard());
+            Some(ops.len() - 1)
+        }
+        _ => None,
+    };
     match cluster.store.transact(ops).await {
+        Err(Refused::Guard(failed)) if Some(failed.op) == defined => {
+            Err(Status::server_timeout(resource.row.group(), resource.row.resource(), "delete", 1))
+        }
         Ok(committed) => {
             let record = committed.records[0].clone();
             Ok(Some(if matches!(step, Step::Remove) { Deleted::Gone(record) } else { Deleted::Marked(record) }))
@@ -197,8 +209,8 @@ pub(crate) async fn remove_record(
 
 /// Whether the object, as it is stored, is the one that the options mean.
 pub(crate) fn check_preconditions(resource: &Resource, old: &Value, options: &DeleteOptions) -> Result<(), Status> {
-    let row = resource.row;
-    let conflict = |message: String| Status::conflict(row.group, row.kind, meta::name(old), message);
+    let row = &resource.row;
+    let conflict = |message: String| Status::conflict(row.group(), row.kind(), meta::name(old), message);
     if let Some(uid) = options.uid.as_deref().filter(|uid| *uid != meta::uid(old)) {
         return Err(conflict(format!(
             "the UID in the precondition ({uid}) does not match the UID in record ({}). The object might have been \
@@ -227,12 +239,15 @@ enum Step {
 }
 
 fn plan(resource: &Resource, old: &Value, options: &DeleteOptions, now: Timestamp) -> Step {
-    let strategy = resource.row.strategy;
+    let strategy = resource.row.strategy();
     let deleting = meta::is_deleting(old);
     let asked = options.grace.map(|seconds| if seconds < 0 { 1 } else { seconds });
     let mut object = old.clone();
-    if (resource.row.group, resource.row.resource) == ("", "namespaces") {
+    if (resource.row.group(), resource.row.resource()) == ("", "namespaces") {
         return plan_namespace(object, deleting, now);
+    }
+    if resource.row.collection() == DEFINITIONS && !deleting {
+        return plan_definition(object, now);
     }
     let current = old["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);
     let wanted = strategy.grace_period(old, asked);
@@ -293,6 +308,19 @@ fn plan_namespace(mut object: Value, deleting: bool, now: Timestamp) -> Step {
             Step::Mark(object)
         }
     }
+}
+
+/// A definition stays until its objects are gone, whatever was asked for.
+fn plan_definition(mut object: Value, now: Timestamp) -> Step {
+    let mut finalizers: Vec<Value> = meta::finalizers(&object).map(Value::from).collect();
+    if finalizers.iter().all(|name| name != custom::CLEANUP) {
+        finalizers.push(custom::CLEANUP.into());
+    }
+    let metadata = meta::metadata_mut(&mut object);
+    metadata.insert("deletionTimestamp".to_owned(), time::format(now).into());
+    metadata.insert("finalizers".to_owned(), finalizers.into());
+    custom::names::terminate(&mut object, now);
+    Step::Mark(object)
 }
 
 /// Sets the finalizers by which the garbage collector knows what to do with dependents, also when the object is on its way

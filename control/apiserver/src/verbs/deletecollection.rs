@@ -26,7 +26,7 @@ pub(crate) async fn deletecollection(
 ) -> Result<Response, Status> {
     use futures::stream::{self, StreamExt};
     let call = &request.call;
-    let form = call.form(Offer::Stored)?;
+    let form = resource.form(call, Offer::Stored)?;
     let include = Include::of(&call.query)?;
     let options = delete::options(request)?;
     delete::warn(call, resource, &options);

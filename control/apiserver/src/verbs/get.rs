@@ -17,7 +17,7 @@ use crate::request::negotiate::Offer;
 use crate::store::Seen;
 
 pub(crate) async fn get(cluster: &Cluster, call: &Call, resource: &Arc<Resource>) -> Result<Response, Status> {
-    let form = call.form(Offer::Stored)?;
+    let form = resource.form(call, Offer::Stored)?;
     let include = Include::of(&call.query)?;
     if call.query.flag("export") == Some(true) {
         return Err(Status::bad_request("the export parameter, deprecated since v1.14, is no longer supported"));

@@ -29,7 +29,7 @@ pub(crate) struct Page {
 }
 
 pub(crate) async fn list(cluster: &Cluster, call: &Call, resource: &Arc<Resource>) -> Result<Response, Status> {
-    let form = call.form(Offer::List)?;
+    let form = resource.form(call, Offer::List)?;
     let options = ListOptions::of(call, resource, false)?;
     if let Shape::Metadata { .. } = form.shape {
         let kind = &resource.list_kind;
@@ -106,7 +106,7 @@ async fn begun(cluster: &Cluster, call: &Call, resource: &Resource, options: &Li
         Some(revision) if revision.get() == 0 => {}
         Some(revision) => store.not_older_than(revision).await?,
     }
-    let collection = resource.row.collection;
+    let collection = resource.row.collection();
     if let (true, Some(revision)) = (exactly, asked) {
         let past = store.past(collection, revision, call.flow()).await.map_err(|_| {
             Status::expired(format!("The resourceVersion for the provided list is too old: {revision}"))
@@ -128,7 +128,7 @@ async fn continued(
     if options.resource_version.as_deref().is_some_and(|version| version != "0") {
         return Err(Status::bad_request("specifying resource version is not allowed when using continue"));
     }
-    let collection = resource.row.collection;
+    let collection = resource.row.collection();
     let Some(revision) = token.revision else {
         cluster.store.barrier().await?;
         let snapshot = cluster.store.keyspace.snapshot(collection);

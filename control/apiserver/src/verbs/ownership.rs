@@ -17,32 +17,39 @@ pub(crate) use coracle_api::patch::apply::equal_but_times as is_unchanged;
 
 const STATUS: &[&[&str]] = &[&["status"]];
 const SPEC: &[&[&str]] = &[&["spec"]];
+const SPEC_AND_METADATA: &[&[&str]] = &[&["metadata"], &["spec"]];
 const SPEC_AND_LABELS: &[&[&str]] = &[&["spec"], &["metadata", "labels"]];
 const OF_POD_STATUS: &[&[&str]] = &[&["spec"], &["metadata", "deletionTimestamp"], &["metadata", "ownerReferences"]];
 const REPLICAS: &[&[&str]] = &[&["spec", "replicas"]];
 
 /// What a write is made to. Fields that it cannot change it does not own.
-fn target<'a>(write: &'a Write<'_>) -> Target<'a> {
+fn on_target<T>(write: &Write<'_>, work: impl FnOnce(&Target<'_>) -> T) -> T {
     let resource = write.resource;
-    let row = resource.row;
+    let row = &resource.row;
+    // Where a custom resource keeps its replicas its definition says.
+    let scale = row.custom().and_then(|custom| custom.version.scale.as_ref());
+    let replicas: Option<Vec<&str>> =
+        scale.map(|scale| scale.spec_replicas.trim_start_matches('.').split('.').collect());
+    let replicas = replicas.as_ref().map(|path| [path.as_slice()]);
     let reset = match write.subresource {
-        "" if row.has_status => Reset::Fields(STATUS),
+        "" if row.has_status() => Reset::Fields(STATUS),
         "" => Reset::Nothing,
-        "scale" => Reset::AllBut(REPLICAS),
-        "status" => Reset::Fields(match (row.group, row.resource) {
+        "scale" => Reset::AllBut(replicas.as_ref().map_or(REPLICAS, |path| path.as_slice())),
+        "status" => Reset::Fields(match (row.group(), row.resource()) {
+            _ if resource.custom.is_some() => SPEC_AND_METADATA,
             ("", "pods") => OF_POD_STATUS,
             ("apps", "deployments") => SPEC_AND_LABELS,
             _ => SPEC,
         }),
         _ => Reset::Nothing,
     };
-    Target {
+    work(&Target {
         object: &resource.stored_schema,
         api_version: &resource.api_version,
-        kind: row.kind,
+        kind: row.kind(),
         subresource: write.subresource,
         reset,
-    }
+    })
 }
 
 fn writer<'a>(write: &'a Write<'_>) -> Writer<'a> {
@@ -52,7 +59,7 @@ fn writer<'a>(write: &'a Write<'_>) -> Writer<'a> {
 
 /// Writes down that the write's manager owns what it set or changed.
 pub(crate) fn track(write: &Write<'_>, old: Option<&Value>, object: &mut Value) {
-    apply::track_update(old, object, &target(write), &writer(write));
+    on_target(write, |target| apply::track_update(old, object, target, &writer(write)));
 }
 
 /// The same for an object that is answered and not stored.
@@ -111,12 +118,12 @@ pub(crate) fn read_applied(write: &Write<'_>, mut config: Value, problems: Vec<S
 /// into that form and back.
 fn merged(write: &Write<'_>, live: Option<&Value>, config: &Value) -> Result<Value, Status> {
     let merge = |live: Option<&Value>, config: &Value| {
-        apply::apply(live, config, &target(write), &writer(write), write.options.force)
+        on_target(write, |target| apply::apply(live, config, target, &writer(write), write.options.force))
     };
     if !write.resource.is_view {
         return merge(live, config);
     }
-    let strategy = write.resource.row.strategy;
+    let strategy = write.resource.row.strategy();
     let stored = |value: &Value| {
         let mut value = value.clone();
         strategy.to_storage(&mut value);

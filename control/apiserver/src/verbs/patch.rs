@@ -127,10 +127,10 @@ pub(crate) async fn patch(
     subresource: &str,
 ) -> Result<Response, Status> {
     let call = &request.call;
-    let form = call.form(Offer::Stored)?;
+    let form = resource.form(call, Offer::Stored)?;
     let include = Include::of(&call.query)?;
     let media_type = call.header(header::CONTENT_TYPE).unwrap_or_default();
-    Kind::of(call)?;
+    check_type(call, resource)?;
     let options = write_options(call, "PatchOptions", Some(media_type))?;
     let write = Write { cluster, call, resource, options: &options, subresource };
     let (code, written) = run(&write, &request.body).await?;
@@ -163,16 +163,30 @@ pub(crate) async fn run(write: &Write<'_>, body: &[u8]) -> Result<(u16, Written)
     let metadata = meta::metadata_mut(&mut object);
     metadata.remove("resourceVersion");
     if let Some(uid) = metadata.get("uid").filter(|uid| !uid.is_null()) {
-        let row = resource.row;
+        let row = &resource.row;
         let uid = uid.as_str().unwrap_or_default();
         let message =
             format!("uid mismatch: the provided object specified uid {uid}, and no existing object was found");
-        return Err(Status::conflict(row.group, row.resource, call.name(), message));
+        return Err(Status::conflict(row.group(), row.resource(), call.name(), message));
     }
     match insert(write, object, true).await {
         // Somebody else made it meanwhile: then it is a change after all.
         Err(status) if status.reason == "AlreadyExists" => Ok((200, change(write, step).await?)),
         written => Ok((201, written?)),
+    }
+}
+
+/// Custom resources have no merge keys: strategic patches are not for them.
+pub(crate) fn check_type(call: &Call, resource: &Resource) -> Result<(), Status> {
+    let kind = Kind::of(call);
+    match &resource.custom {
+        None => kind.map(drop),
+        Some(_) if matches!(kind, Ok(kind) if kind != Kind::Strategic) => Ok(()),
+        Some(_) => {
+            let taken: Vec<&str> =
+                TYPES.iter().filter(|(_, kind)| *kind != Kind::Strategic).map(|(name, _)| *name).collect();
+            Err(Status::unsupported_media_type(&taken))
+        }
     }
 }
 

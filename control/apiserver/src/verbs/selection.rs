@@ -148,13 +148,13 @@ impl ListOptions {
     /// The namespace: of the path, or the one that the field selector pins.
     pub fn namespace<'a>(&'a self, call: &'a Call, resource: &Resource) -> Option<&'a str> {
         let pinned = || self.fields.exact("metadata.namespace").filter(|namespace| !namespace.is_empty());
-        call.namespace().or_else(pinned).filter(|_| resource.row.namespaced)
+        call.namespace().or_else(pinned).filter(|_| resource.row.namespaced())
     }
 
     /// The records among which those that are selected must be: one, when it is named.
     pub fn candidates(&self, namespace: Option<&str>, resource: &Resource, records: Records) -> Records {
         let Some(name) = self.fields.exact("metadata.name") else { return records };
-        let name = match (namespace, resource.row.namespaced) {
+        let name = match (namespace, resource.row.namespaced()) {
             (Some(namespace), true) => format!("{namespace}/{name}"),
             (None, true) => return records,
             (_, false) => name.to_owned(),
@@ -165,11 +165,13 @@ impl ListOptions {
 
     /// The one name or node that all that is selected has, if there is one.
     pub fn key(&self, namespace: Option<&str>, resource: &Resource) -> Option<Key> {
-        let placed = namespace.is_some() || !resource.row.namespaced;
+        // Kinds that go would leave their followers behind.
+        resource.row.built_in()?;
+        let placed = namespace.is_some() || !resource.row.namespaced();
         if let Some(name) = self.fields.exact("metadata.name").filter(|_| placed) {
             return Some(Key::Name(resource.record_name(namespace, name)));
         }
-        let has_node = resource.row.selectable.contains(&NODE);
+        let has_node = resource.row.is_selectable(NODE);
         let node = self.fields.exact(NODE).filter(|node| has_node && !node.is_empty())?;
         Some(Key::Node(node.into()))
     }
@@ -204,17 +206,18 @@ const CONVERTING: [(&str, &str); 7] = [
 
 /// Refuses fields that the kind does not offer.
 fn check_fields(fields: &mut FieldSelector, resource: &Resource) -> Result<(), Status> {
-    let row = resource.row;
+    let row = &resource.row;
     for term in fields.terms_mut() {
-        if (row.group, row.resource, term.field.as_str()) == ("", "pods", "spec.host") {
+        if (row.group(), row.resource(), term.field.as_str()) == ("", "pods", "spec.host") {
             term.field = "spec.nodeName".to_owned();
         }
-        let known = matches!(term.field.as_str(), "metadata.name" | "metadata.namespace")
-            || row.selectable.contains(&term.field.as_str());
+        let known =
+            matches!(term.field.as_str(), "metadata.name" | "metadata.namespace") || row.is_selectable(&term.field);
         if known {
             continue;
         }
-        let converts = CONVERTING.contains(&(row.group, row.resource)) || !row.selectable.is_empty();
+        let has_own = row.selectable().next().is_some() || row.custom().is_some();
+        let converts = CONVERTING.contains(&(row.group(), row.resource())) || has_own;
         return Err(Status::bad_request(if converts {
             format!("field label not supported: {}", term.field)
         } else {

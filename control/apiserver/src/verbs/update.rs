@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::response::Response;
-use coracle_api::kinds::{self, FieldError};
+use coracle_api::kinds::FieldError;
 use coracle_api::meta::{self, parse_resource_version};
 use coracle_api::status::Status;
 use coracle_keyspace::{Guard, Op, Record};
@@ -30,14 +30,14 @@ pub(crate) async fn update(
     subresource: &str,
 ) -> Result<Response, Status> {
     let call = &request.call;
-    let form = call.form(Offer::Stored)?;
+    let form = resource.form(call, Offer::Stored)?;
     let include = Include::of(&call.query)?;
     let options = write_options(call, "UpdateOptions", None)?;
-    let expected = Expected { api_version: &resource.api_version, kind: resource.row.kind, schema: &resource.schema };
+    let expected = Expected { api_version: &resource.api_version, kind: resource.row.kind(), schema: &resource.schema };
     let object = body::object(call, &request.body, &expected, options.validation)?;
     let write = Write { cluster, call, resource, options: &options, subresource };
     check_name(&write, &object)?;
-    let creates = subresource.is_empty() && resource.row.strategy.allows_create_on_update();
+    let creates = subresource.is_empty() && resource.row.strategy().allows_create_on_update();
     let found = write.cluster.store.get(resource, &resource.record_name(call.namespace(), call.name()));
     if found.is_none() && creates && meta::resource_version(&object).is_empty() {
         write.may_create()?;
@@ -113,8 +113,8 @@ pub(crate) async fn change(
                 Ok(written) => return Ok(written),
                 Err(Refused::Final(status)) => return Err(status),
                 Err(Refused::Guard(failed)) if !race.goes_on(&failed) => {
-                    let row = resource.row;
-                    return Err(Status::server_timeout(row.group, row.resource, authz::verb(write.call), 1));
+                    let row = &resource.row;
+                    return Err(Status::server_timeout(row.group(), row.resource(), authz::verb(write.call), 1));
                 }
                 Err(Refused::Guard(_)) => tokio::task::yield_now().await,
             },
@@ -140,14 +140,14 @@ async fn attempt(
     step: &impl Fn(&Value) -> Result<Changed, Status>,
 ) -> Result<Written, Refused> {
     let (resource, call) = (write.resource, write.call);
-    let row = resource.row;
+    let row = &resource.row;
     authz::node::sees(&call.identity, resource, record, authz::node::UPDATE)?;
     let seen = Seen::new(resource, record);
     let old = seen.stored()?;
     let shown = if resource.is_view { seen.value()? } else { old.clone() };
     let Changed { mut object, owned, names_version } = step(&shown)?;
     drop(shown);
-    row.strategy.to_storage(&mut object);
+    row.strategy().to_storage(&mut object);
     write.take_place(&mut object)?;
     let named = check_version(write, &object, record)? && names_version;
     check_uid(write, &object, &old, names_version)?;
@@ -156,9 +156,11 @@ async fn attempt(
     write.ready_changed(&mut object, &old, owned).await?;
     let allocated = admission::allocate(&write.attributes(), &mut object, Some(&old))?;
     write.validate_changed(&object, &old)?;
-    call.warn_all(kinds::warnings(row, &object, Some(&old)));
-    row.strategy.canonicalize(&mut object);
-    if ownership::is_unchanged(&object, &old) {
+    call.warn_all(row.warnings(&object, Some(&old)));
+    row.strategy().canonicalize(&mut object);
+    // What another version or another schema left is written anew.
+    let is_current = resource.custom.is_none() || seen.is_stored_now();
+    if is_current && ownership::is_unchanged(&object, &old) {
         return Ok(Written::Record(record.clone()));
     }
     let gone = is_finished(resource, &object, &old);
@@ -181,7 +183,11 @@ async fn attempt(
     if !gone {
         ops.extend(allocated);
     }
+    let defined = write.guard(&mut ops);
     match write.cluster.store.transact(ops).await {
+        Err(Refused::Guard(failed)) if Some(failed.op) == defined => {
+            Err(write.redefined(authz::verb(write.call)).into())
+        }
         Ok(committed) if gone => {
             meta::set_resource_version(&mut object, committed.revision.get());
             Ok(Written::Value(object))
@@ -195,15 +201,15 @@ async fn attempt(
 /// Whether the client named a version; it must be the record's.
 fn check_version(write: &Write<'_>, object: &Value, record: &Record) -> Result<bool, Status> {
     let version = meta::resource_version(object);
-    let row = write.resource.row;
+    let row = &write.resource.row;
     let asked = parse_resource_version(version).map_err(|error| {
         let prefix = format!("Invalid value: {}: ", coracle_api::meta::text::quote(version));
         Status::unknown_error(error.message.trim_start_matches(&prefix))
     })?;
     if asked == 0 {
-        if write.subresource.is_empty() && !row.strategy.allows_unconditional_update() {
+        if write.subresource.is_empty() && !row.strategy().allows_unconditional_update() {
             let error = FieldError::invalid("metadata.resourceVersion", 0, "must be specified for an update");
-            return Err(Status::invalid(row.group, row.resource, write.call.name(), vec![error]));
+            return Err(Status::invalid(row.group(), row.resource(), write.call.name(), vec![error]));
         }
         return Ok(false);
     }
@@ -219,19 +225,19 @@ fn check_uid(write: &Write<'_>, object: &Value, old: &Value, precondition: bool)
     if given.is_empty() || given == known {
         return Ok(());
     }
-    let row = write.resource.row;
+    let row = &write.resource.row;
     if !precondition {
         let error = FieldError::invalid("metadata.uid", given, "field is immutable");
-        return Err(Status::invalid(row.group, row.kind, write.call.name(), vec![error]));
+        return Err(Status::invalid(row.group(), row.kind(), write.call.name(), vec![error]));
     }
     let message = format!("Precondition failed: UID in precondition: {given}, UID in object meta: {known}");
-    Err(Status::conflict(row.group, row.resource, write.call.name(), message))
+    Err(Status::conflict(row.group(), row.resource(), write.call.name(), message))
 }
 
 /// Whether the object was only kept for its finalizers, and has none any more.
 pub(crate) fn is_finished(resource: &Resource, object: &Value, old: &Value) -> bool {
     let grace = old["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);
-    let held = (resource.row.group, resource.row.resource) == ("", "namespaces")
+    let held = (resource.row.group(), resource.row.resource()) == ("", "namespaces")
         && object["spec"]["finalizers"].as_array().is_some_and(|finalizers| !finalizers.is_empty());
     meta::is_deleting(old) && grace == 0 && meta::finalizers(object).next().is_none() && !held
 }

@@ -55,7 +55,7 @@ pub(crate) async fn watch(
     server: Around<'_>,
     place: Place,
 ) -> Result<Response, Status> {
-    let form = call.form(Offer::Watch)?;
+    let form = resource.form(call, Offer::Watch)?;
     let options = ListOptions::of(call, resource, true)?;
     let include = Include::of(&call.query)?;
     let revision = options.revision().map_err(|error| Status::unknown_error(error.to_string()))?;
@@ -88,7 +88,7 @@ async fn begin(
     place: Place,
 ) -> Result<Watch, (Encoder, Status)> {
     let keyspace = &cluster.store.keyspace;
-    let collection = resource.row.collection;
+    let collection = resource.row.collection();
     let unset = revision.is_none_or(|revision| revision.get() == 0);
     let initial = options.initial_events.unwrap_or(unset);
     let fresh = match revision {
@@ -153,8 +153,17 @@ async fn begin(
         stopping: Box::pin(server.stopping.clone().cancelled_owned()),
         stop: server.stopping.clone(),
         ended: false,
+        retired: resource.custom.as_ref().map(|custom| Box::pin(custom.retired.clone().cancelled_owned())),
         _place: place,
     })
+}
+
+/// When a custom resource is served no more as it is; of others never.
+async fn retired(retired: &mut Option<Pin<Box<WaitForCancellationFutureOwned>>>) {
+    match retired {
+        Some(retired) => retired.await,
+        None => std::future::pending().await,
+    }
 }
 
 /// What a watch needs of the server beside its data.
@@ -212,6 +221,8 @@ struct Watch {
     stopping: Pin<Box<WaitForCancellationFutureOwned>>,
     stop: CancellationToken,
     ended: bool,
+    /// Of a custom resource: over when it is served no more as it is.
+    retired: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     _place: Place,
 }
 
@@ -270,6 +281,12 @@ impl Watch {
                     Err(ended) => return self.over(ended),
                 },
                 () = &mut self.stopping => return None,
+                () = retired(&mut self.retired) => {
+                    // What happened until then is told by what it was.
+                    self.ended = true;
+                    let last = self.source.pending().map(|batch| self.events(&batch.events));
+                    return last.ok().filter(|piece| !piece.is_empty());
+                }
             }
         }
     }

@@ -4,11 +4,11 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use axum::response::Response;
-use coracle_api::kinds::{self, FieldErrors};
+use coracle_api::kinds::FieldErrors;
 use coracle_api::meta::{self, time};
 use coracle_api::schema;
 use coracle_api::status::Status;
-use coracle_keyspace::Record;
+use coracle_keyspace::{Op, Record};
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -23,7 +23,7 @@ use crate::identity::new_uuid;
 use crate::request::call::Call;
 use crate::request::negotiate::Form;
 use crate::request::options::WriteOptions;
-use crate::store::{Seen, object};
+use crate::store::{Seen, Store, object};
 
 /// A write under way.
 pub(crate) struct Write<'a> {
@@ -62,7 +62,7 @@ impl Written {
         match self {
             Written::Record(record) => respond::record(form, code, &Seen::new(resource, &record), include),
             Written::Value(mut value) => {
-                resource.row.strategy.from_storage(&mut value);
+                resource.row.strategy().from_storage(&mut value);
                 respond::object(form, code, resource, &value, include)
             }
         }
@@ -94,7 +94,7 @@ impl Write<'_> {
     pub fn take_place(&self, object: &mut Value) -> Result<(), Status> {
         let metadata = meta::metadata_mut(object);
         let given = metadata.get("namespace").and_then(Value::as_str).unwrap_or_default();
-        match self.call.namespace().filter(|_| self.resource.row.namespaced) {
+        match self.call.namespace().filter(|_| self.resource.row.namespaced()) {
             Some(namespace) if given.is_empty() => {
                 metadata.insert("namespace".to_owned(), namespace.into());
             }
@@ -112,7 +112,7 @@ impl Write<'_> {
     /// Fills in what the schema and the kind default.
     pub fn default(&self, object: &mut Value) {
         schema::apply_defaults(object, &self.resource.stored_schema);
-        self.resource.row.strategy.default(object);
+        self.resource.row.strategy().default(object);
     }
 
     /// Makes the metadata of a new object the server's own.
@@ -123,7 +123,7 @@ impl Write<'_> {
         }
         metadata.insert("uid".to_owned(), new_uuid().into());
         metadata.insert("creationTimestamp".to_owned(), time::format(Timestamp::now()).into());
-        if self.resource.row.strategy.has_generation() {
+        if self.resource.row.strategy().has_generation() {
             metadata.insert("generation".to_owned(), 1.into());
         }
     }
@@ -179,20 +179,20 @@ impl Write<'_> {
 
     /// Checks a new object.
     pub fn validate_new(&self, object: &Value) -> Result<(), Status> {
-        let strategy = self.resource.row.strategy;
+        let strategy = self.resource.row.strategy();
         let mut errors = FieldErrors::new();
-        kinds::validate_metadata(self.resource.row, object, &mut errors);
+        self.resource.row.validate_metadata(object, &mut errors);
         strategy.validate(object, &mut errors);
-        kinds::refuse_fields(self.resource.row, object, None, &mut errors);
+        self.resource.row.refuse_fields(object, None, &mut errors);
         self.refuse(object, errors)
     }
 
     /// Checks a changed object.
     pub fn validate_changed(&self, object: &Value, old: &Value) -> Result<(), Status> {
-        let strategy = self.resource.row.strategy;
+        let strategy = self.resource.row.strategy();
         let mut errors = FieldErrors::new();
-        kinds::validate_metadata(self.resource.row, object, &mut errors);
-        kinds::validate_metadata_update(self.resource.row, object, old, &mut errors);
+        self.resource.row.validate_metadata(object, &mut errors);
+        self.resource.row.validate_metadata_update(object, old, &mut errors);
         match self.subresource {
             "" | "scale" => strategy.validate_update(object, old, &mut errors),
             // A binding sets what no client may set, and was checked when it was made.
@@ -200,7 +200,7 @@ impl Write<'_> {
             "status" => strategy.validate_status_update(object, old, &mut errors),
             other => strategy.validate_subresource_update(other, object, old, &mut errors),
         }
-        kinds::refuse_fields(self.resource.row, object, Some(old), &mut errors);
+        self.resource.row.refuse_fields(object, Some(old), &mut errors);
         self.refuse(object, errors)
     }
 
@@ -208,14 +208,14 @@ impl Write<'_> {
         if errors.is_empty() || self.options.own {
             return Ok(());
         }
-        let row = self.resource.stored;
-        Err(Status::invalid(row.group, row.kind, meta::name(object), errors))
+        let row = &self.resource.stored;
+        Err(Status::invalid(row.group(), row.kind(), meta::name(object), errors))
     }
 
     /// Everything up to storing of a new object: defaults, admission, ownership, the kind's own steps. `owned` says that
     /// an apply has already written down who owns what.
     pub async fn ready_new(&self, object: &mut Value, owned: bool) -> Result<(), Status> {
-        let strategy = self.resource.row.strategy;
+        let strategy = self.resource.row.strategy();
         self.merge_owners(object);
         self.default(object);
         // What admission adds is owned by nobody.
@@ -231,7 +231,7 @@ impl Write<'_> {
 
     /// The same of a change.
     pub async fn ready_changed(&self, object: &mut Value, old: &Value, owned: bool) -> Result<(), Status> {
-        let strategy = self.resource.row.strategy;
+        let strategy = self.resource.row.strategy();
         self.merge_owners(object);
         self.default(object);
         if !owned {
@@ -252,9 +252,22 @@ impl Write<'_> {
         Ok(())
     }
 
+    /// Adds that the definition of a custom resource is what it was when this was decided; gives the place of that.
+    pub fn guard(&self, ops: &mut Vec<Op>) -> Option<usize> {
+        let custom = self.resource.custom.as_ref()?;
+        ops.push(custom.guard());
+        Some(ops.len() - 1)
+    }
+
+    /// What is told when it is not: the router decides anew, by the definition as it is then.
+    pub fn redefined(&self, operation: &str) -> Status {
+        let row = &self.resource.row;
+        Status::server_timeout(row.group(), row.resource(), operation, 1)
+    }
+
     /// The bytes to store; an object that is too large is refused.
     pub fn encode(&self, object: &Value) -> Result<coracle_keyspace::Value, Status> {
-        let content = object::encode(object);
+        let content = Store::encode(self.resource, object);
         if content.bytes.len() > object::OBJECT_BYTES_MAX {
             return Err(Status::request_too_large(format!("limit is {}", object::OBJECT_BYTES_MAX)));
         }

@@ -88,7 +88,6 @@ async fn what_would_be_relied_on_in_vain_is_refused() {
     for (path, kind) in [
         ("/apis/networking.k8s.io/v1/namespaces/default/networkpolicies", "NetworkPolicy"),
         ("/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations", "ValidatingWebhookConfiguration"),
-        ("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", "CustomResourceDefinition"),
         ("/api/v1/namespaces/default/resourcequotas", "ResourceQuota"),
     ] {
         let object = json!({"kind": kind, "metadata": {"name": "a"}});

@@ -3,6 +3,7 @@
 mod answers;
 mod authentication;
 mod bounds;
+mod custom;
 mod deletion;
 mod kinds;
 mod lists;

@@ -19,7 +19,7 @@ const STAIRS: &[&[&str]] = &[
     &["discovery"],
     &["openapi", "health", "layers"],
     &["server"],
-    &["bootstrap", "router"],
+    &["bootstrap", "definitions", "router"],
     &["in_process"],
     &["lib"],
 ];

@@ -13,7 +13,7 @@ use crate::{Server, admin, config_map};
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 
 /// An open watch.
-struct Watch {
+pub(crate) struct Watch {
     body: axum::body::Body,
     buffer: Vec<u8>,
 }
@@ -23,7 +23,7 @@ impl Watch {
         Watch::open_at(server, &format!("{MAPS}?watch=true&{query}")).await
     }
 
-    async fn open_at(server: &Server, path: &str) -> Watch {
+    pub(crate) async fn open_at(server: &Server, path: &str) -> Watch {
         let mut request = Request::get(path).body(axum::body::Body::empty()).unwrap();
         request.extensions_mut().insert(admin());
         let response = server.api.router().oneshot(request).await.unwrap();
@@ -32,7 +32,7 @@ impl Watch {
     }
 
     /// The next event; `None` at the end.
-    async fn next(&mut self) -> Option<Value> {
+    pub(crate) async fn next(&mut self) -> Option<Value> {
         loop {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
@@ -45,14 +45,14 @@ impl Watch {
     }
 
     /// Type and name of the next event.
-    async fn heard(&mut self) -> (String, String) {
+    pub(crate) async fn heard(&mut self) -> (String, String) {
         let event = self.next().await.expect("an event");
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         (text(&event["type"]), text(&event["object"]["metadata"]["name"]))
     }
 }
 
-fn said(kind: &str, name: &str) -> (String, String) {
+pub(crate) fn said(kind: &str, name: &str) -> (String, String) {
     (kind.to_owned(), name.to_owned())
 }
 

@@ -14,7 +14,7 @@ pub(super) fn document(discovery: &Discovery) -> Value {
     let mut paths = Map::new();
     for group in &discovery.groups {
         for version in &group.versions {
-            for path in operations::paths(group, version.version) {
+            for path in operations::paths(group, version) {
                 let mut item = Map::new();
                 for operation in &path.operations {
                     item.insert(operation.method.to_owned(), operation_object(operation));
@@ -28,10 +28,15 @@ pub(super) fn document(discovery: &Discovery) -> Value {
         }
     }
     let descriptions = Descriptions::unpack();
-    let definitions: Map<String, Value> = openapi::names()
+    let mut definitions: Map<String, Value> = openapi::names()
         .into_iter()
         .filter_map(|name| descriptions.definition(&name, Version::V2).map(|definition| (name, definition)))
         .collect();
+    for group in &discovery.groups {
+        for version in &group.versions {
+            definitions.extend(super::custom::definitions(group, version, &descriptions, Version::V2));
+        }
+    }
     json!({
         "swagger": "2.0",
         "info": {"title": "Kubernetes", "version": "v1.37.0"},
@@ -53,17 +58,20 @@ fn parameter(place: &str, name: &str, kind: &str) -> Value {
 }
 
 fn operation_object(operation: &Operation) -> Value {
-    let (group, version, kind) = operation.gvk;
+    let (group, version, kind) = &operation.gvk;
     let reference = |name: &str| json!({ "$ref": format!("#/definitions/{name}") });
-    let mut produces = vec![JSON, YAML, PROTOBUF];
-    if operation.action == "list" {
+    let mut produces = vec![JSON, YAML];
+    if operation.has_protobuf {
+        produces.push(PROTOBUF);
+    }
+    if operation.action == "list" && operation.has_protobuf {
         produces.extend(["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"]);
     }
     let mut object = json!({
         "operationId": operation.id, "tags": [operation.tag], "schemes": ["https"],
         "consumes": operation.body_types, "produces": produces,
         "x-kubernetes-action": operation.action,
-        "x-kubernetes-group-version-kind": {"group": group, "version": version, "kind": kind},
+        "x-kubernetes-group-version-kind": {"group": &**group, "version": &**version, "kind": &**kind},
     });
     let mut parameters = Vec::new();
     if let Some(body) = &operation.body {

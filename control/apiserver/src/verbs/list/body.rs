@@ -68,7 +68,7 @@ fn holding(mut response: Response, holds: Holds) -> Response {
 
 /// Whether records are written as they are stored.
 pub(crate) fn is_plain(form: Form, resource: &Resource) -> bool {
-    form.format != Format::Protobuf && form.shape == Shape::Whole && !resource.is_view
+    form.format != Format::Protobuf && form.shape == Shape::Whole && !resource.is_view && resource.custom.is_none()
 }
 
 /// Computes of long lists what their form needs and no list before needed.
@@ -83,6 +83,9 @@ pub(crate) async fn warm(form: Form, resource: &Arc<Resource>, records: &[Arc<Re
             }
             (Format::Protobuf, _) => {
                 seen.metadata_protobuf();
+            }
+            (_, Shape::Whole) if seen.resource.custom.is_some() => {
+                seen.is_plain();
             }
             (_, Shape::Whole) => {
                 seen.json();
@@ -231,7 +234,7 @@ impl List for Json {
         }
         // The commonest case looks at nothing but the bytes. Items say no kind: the list says it for all. What is before the
         // metadata is the same in all of them.
-        if self.shape == Shape::Whole && !self.resource.is_view {
+        if self.shape == Shape::Whole && !self.resource.is_view && self.resource.custom.is_none() {
             out.push(b'{');
             let start = match record.bytes.starts_with(&self.item_head) {
                 true if !self.item_head.is_empty() => self.item_head.len() - object::METADATA.len(),
@@ -242,11 +245,7 @@ impl List for Json {
         }
         let seen = Seen::new(&self.resource, record);
         match self.shape {
-            Shape::Whole => {
-                let json = seen.json();
-                out.push(b'{');
-                out.extend_from_slice(&json[object::item_start(&json)..]);
-            }
+            Shape::Whole => seen.write_item(out),
             Shape::Metadata { beta } | Shape::MetadataList { beta } => metadata::write(out, &seen.metadata(), beta),
             Shape::Table { beta } => table::row(out, &seen, self.include, beta, self.now),
         }

@@ -65,8 +65,10 @@ impl Encoder {
     }
 
     /// The slot in which frames of this form are shared; rarer forms are encoded for each watcher.
-    fn slot(&self) -> Option<usize> {
-        if self.resource.is_view {
+    fn slot(&self, event: &Event) -> Option<usize> {
+        // Whoever watches another version, or by another definition, may see something else.
+        let differs = || self.resource.custom.is_some() && !Seen::new(&self.resource, &event.record).is_as_stored();
+        if self.resource.is_view || differs() {
             return None;
         }
         match (self.form.format, self.form.shape) {
@@ -85,7 +87,7 @@ impl Encoder {
             this.record(&mut out, Kind::of(event), &Seen::new(&this.resource.clone(), &event.record));
             out.freeze()
         };
-        match self.slot() {
+        match self.slot(event) {
             Some(slot) => event.frame(slot, || encode(self)),
             None => encode(self),
         }
@@ -99,8 +101,8 @@ impl Encoder {
                 codec::watch_frame(out, kind.name(), &object);
             }
             (Format::Protobuf, _) => {
-                let row = self.resource.row;
-                let object = codec::envelope(&self.resource.api_version, row.kind, &seen.protobuf());
+                let row = &self.resource.row;
+                let object = codec::envelope(&self.resource.api_version, row.kind(), &seen.protobuf());
                 codec::watch_frame(out, kind.name(), &object);
             }
             (_, Shape::Whole) => json_frame(out, kind, &seen.json()),
@@ -124,7 +126,7 @@ impl Encoder {
     /// How far the watch is.
     pub fn bookmark(&mut self, revision: Revision, ends_initial: bool) -> Bytes {
         let mut object = json!({
-            "kind": self.resource.row.kind, "apiVersion": self.resource.api_version,
+            "kind": self.resource.row.kind(), "apiVersion": self.resource.api_version,
             "metadata": {"resourceVersion": revision.to_string()},
         });
         if ends_initial {
@@ -144,7 +146,7 @@ impl Encoder {
             }
             (Format::Protobuf, _) => {
                 let message = codec::message(value, &self.resource.schema);
-                let object = codec::envelope(&self.resource.api_version, self.resource.row.kind, &message);
+                let object = codec::envelope(&self.resource.api_version, self.resource.row.kind(), &message);
                 codec::watch_frame(&mut out, kind.name(), &object);
             }
             (_, Shape::Whole) => json_frame(&mut out, kind, &object::encode_final(value)),
