@@ -178,3 +178,79 @@ fn watches_and_follows() {
     cluster.kubectl("delete pod ticker --timeout=30s");
     watch.line(|line| line.contains("ticker") && line.contains("Terminating"));
 }
+
+const WIDGETS: &str = "
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: widgets.example.com}
+spec:
+  group: example.com
+  scope: Namespaced
+  names: {plural: widgets, singular: widget, kind: Widget, shortNames: [wd], categories: [all]}
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    subresources: {status: {}, scale: {specReplicasPath: .spec.size, statusReplicasPath: .status.size}}
+    additionalPrinterColumns: [{name: Colour, type: string, jsonPath: .spec.colour}]
+    schema:
+      openAPIV3Schema:
+        type: object
+        properties:
+          spec:
+            type: object
+            required: [colour]
+            properties:
+              colour: {type: string, description: What it is painted with., enum: [red, green]}
+              size: {type: integer, default: 1}
+          status: {type: object, properties: {size: {type: integer}}}
+";
+
+const WIDGET: &str = "
+apiVersion: example.com/v1
+kind: Widget
+metadata: {name: w}
+spec: {colour: red}
+";
+
+#[test]
+fn kinds_of_definitions_are_kinds_like_others() {
+    let cluster = Cluster::start();
+    cluster.apply(WIDGETS);
+    cluster.kubectl("wait --for=condition=Established crd/widgets.example.com --timeout=60s");
+    assert!(cluster.kubectl("api-resources").contains("widgets"));
+    cluster.apply(WIDGET);
+    cluster.apply(&WIDGET.replace("red", "green"));
+    let table = cluster.kubectl("get wd");
+    assert!(table.contains("COLOUR") && table.contains("green"), "{table}");
+    assert!(cluster.kubectl("get all").contains("widget.example.com/w"));
+    let text = cluster.kubectl("explain widget.spec.colour");
+    assert!(text.contains("painted"), "{text}");
+    cluster.kubectl("scale widget w --replicas=3");
+    assert_eq!(cluster.kubectl("get widget w -o jsonpath={.spec.size}"), "3");
+    let wrong = cluster.kubectl_with("apply", &WIDGET.replace("red", "blue"));
+    let said = String::from_utf8_lossy(&wrong.stderr).into_owned();
+    assert!(said.contains("spec.colour: Unsupported value: \"blue\": supported values: \"red\", \"green\""), "{said}");
+    let unknown = cluster.kubectl_with("apply", &WIDGET.replace("colour: red", "colour: red, shape: round"));
+    let said = String::from_utf8_lossy(&unknown.stderr).into_owned();
+    assert!(said.contains("unknown field \"spec.shape\""), "{said}");
+
+    // What belongs to a custom object goes with it, and a custom object goes with its owner and its namespace.
+    let uid = cluster.kubectl("get widget w -o jsonpath={.metadata.uid}");
+    let owned = |kind: &str, name: &str, owner: &str| {
+        format!("apiVersion: {kind}\nmetadata: {{name: {name}, ownerReferences: [{owner}]}}\n")
+    };
+    let by_w = format!("{{apiVersion: example.com/v1, kind: Widget, name: w, uid: {uid}}}");
+    cluster.apply(&owned("v1\nkind: ConfigMap", "c", &by_w));
+    let child = owned("example.com/v1\nkind: Widget\nspec: {colour: red}", "child", &by_w);
+    cluster.apply(&child);
+    cluster.kubectl("delete widget w --cascade=foreground --timeout=60s");
+    cluster.kubectl("wait --for=delete configmap/c widget/child --timeout=60s");
+    cluster.kubectl("create namespace other");
+    assert!(cluster.kubectl_with("apply -n other", WIDGET).status.success());
+    cluster.kubectl("delete namespace other --timeout=60s");
+
+    cluster.apply(WIDGET);
+    cluster.kubectl("delete crd widgets.example.com --timeout=60s");
+    cluster.kubectl_fails("get widgets");
+}
