@@ -7,6 +7,7 @@
 mod checks;
 mod configmap;
 mod controllerrevision;
+mod daemonset;
 mod deployment;
 mod endpoints;
 mod endpointslice;
@@ -20,9 +21,11 @@ mod node;
 mod pod;
 mod podtemplate;
 mod replicaset;
+mod replicationcontroller;
 mod secret;
 mod service;
 mod serviceaccount;
+mod statefulset;
 mod stored;
 mod table;
 #[cfg(test)]
@@ -40,7 +43,7 @@ use crate::meta::{names, validate_object_meta, validate_object_meta_update};
 use value::Read as _;
 
 /// Kinds that something acts on, or that are peculiar enough for a file of their own.
-static SPECIAL: [&Kind; 16] = [
+static SPECIAL: [&Kind; 19] = [
     &configmap::KIND,
     &endpoints::KIND,
     &event::CORE,
@@ -48,12 +51,15 @@ static SPECIAL: [&Kind; 16] = [
     &node::KIND,
     &pod::KIND,
     &podtemplate::KIND,
+    &replicationcontroller::KIND,
     &secret::KIND,
     &serviceaccount::KIND,
     &service::KIND,
     &controllerrevision::KIND,
+    &daemonset::KIND,
     &deployment::KIND,
     &replicaset::KIND,
+    &statefulset::KIND,
     &lease::KIND,
     &endpointslice::KIND,
     &event::EVENTS,

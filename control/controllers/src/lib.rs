@@ -5,6 +5,7 @@
 //! the recorder of events; `kinds` has a row for each kind that is watched. Nothing polls; nothing is kept that the API does not have.
 
 mod client;
+mod daemon_set;
 mod deployment;
 mod discovery;
 mod disruption;
@@ -22,6 +23,7 @@ mod queue;
 mod replica_set;
 mod selector;
 mod service_account;
+mod stateful_set;
 #[cfg(test)]
 mod stories;
 mod workload;
@@ -71,6 +73,23 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
 
     // In the order in which they hear of a change: what brings pods up first.
     let replica_sets = replica_set::Controller::new(api.clone(), recorder.clone(), &mut on.replica_sets, &mut on.pods);
+    let replications = replica_set::Controller::new(api.clone(), recorder.clone(), &mut on.replications, &mut on.pods);
+    let stateful_sets = stateful_set::Controller::new(
+        api.clone(),
+        recorder.clone(),
+        &mut on.stateful_sets,
+        &mut on.revisions,
+        &mut on.claims,
+        &mut on.pods,
+    );
+    let daemon_sets = daemon_set::Controller::new(
+        api.clone(),
+        recorder.clone(),
+        &mut on.daemon_sets,
+        &mut on.revisions,
+        &mut on.nodes,
+        &mut on.pods,
+    );
     let deployments = deployment::Controller::new(
         api.clone(),
         recorder.clone(),
@@ -95,8 +114,12 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
         recorder.clone(),
         &mut on.budgets,
         &mut on.pods,
-        &mut on.replica_sets,
-        &mut on.deployments,
+        disruption::Workloads {
+            replica_sets: &mut on.replica_sets,
+            replications: &mut on.replications,
+            stateful_sets: &mut on.stateful_sets,
+            deployments: &mut on.deployments,
+        },
     );
     let accounts = service_account::Controller::new(
         api.clone(),
@@ -143,6 +166,9 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
         () = shutdown.cancelled() => {}
     }
     tasks.spawn(queue::drive(replica_sets, shutdown.clone()));
+    tasks.spawn(queue::drive(replications, shutdown.clone()));
+    tasks.spawn(queue::drive(stateful_sets, shutdown.clone()));
+    tasks.spawn(queue::drive(daemon_sets, shutdown.clone()));
     tasks.spawn(queue::drive(deployments, shutdown.clone()));
     tasks.spawn(queue::drive(endpoints, shutdown.clone()));
     tasks.spawn(queue::drive(mirroring, shutdown.clone()));

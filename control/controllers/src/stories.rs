@@ -2,6 +2,8 @@
 //!
 //! Where a story says that something does *not* happen, something else that had to happen later is waited for first.
 
+mod sets;
+
 use std::time::Duration;
 
 use coracle_scripted::{Answer, Scripted};

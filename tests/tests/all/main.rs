@@ -11,5 +11,6 @@ mod linearizability;
 mod nodes;
 mod proof;
 mod servers;
+mod sets;
 mod time;
 mod workloads;

@@ -14,6 +14,7 @@ use super::{AGE, Cell, FieldErrors, Kind, NAME, Strategy, Subresource, VERBS, co
 
 pub(super) use defaults::spec as default_spec;
 pub(super) use prepare::drop_disabled;
+pub(super) use validation::claim_spec as validate_claim;
 pub(super) use validation::template as validate_template;
 pub(super) use warnings::template as template_warnings;
 

@@ -19,6 +19,8 @@ mod windows;
 
 use serde_json::Value;
 
+pub(in crate::kinds) use volume::claim_spec;
+
 use crate::kinds::value::Read;
 use crate::kinds::{FieldError, FieldErrors, checks};
 use crate::meta::field::Path;
