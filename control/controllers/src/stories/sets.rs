@@ -324,3 +324,28 @@ async fn replication_controller_keeps_its_pods_and_counts_for_budgets() {
     let told = |_: &Scripted| Some(world.events("SuccessfulDelete")).filter(|events| events.len() == 2);
     api.until("it is told of", told).await;
 }
+
+#[tokio::test]
+async fn daemon_set_of_a_thousand_nodes_is_written_about_a_bounded_number_of_times() {
+    const NODES: usize = 1000;
+    let api = Scripted::new();
+    for index in 0..NODES {
+        api.put(&format!("/api/v1/nodes/n{index}"), node("True"));
+    }
+    let _world = start(&api, 600_000);
+    let set = format!("{DAEMONS}/d");
+    api.put(&set, daemon_set("one"));
+    let count = |api: &Scripted, name: &str| {
+        let count = api.get(&set)?["status"][name].as_u64()?;
+        (count == NODES as u64).then_some(())
+    };
+    api.until("one on each", |api| count(api, "currentNumberScheduled")).await;
+    assert_eq!(api.requests(&Method::POST, PODS).len(), NODES, "none was asked for twice");
+    for pod in api.list(PODS) {
+        api.merge(&path(&pod), &running());
+    }
+    api.until("all are ready", |api| count(api, "numberAvailable")).await;
+    let written = api.requests(&Method::PATCH, &format!("{set}/status")).len();
+    assert!(written < 200, "{written} times");
+    assert_eq!(api.requests(&Method::DELETE, PODS).len(), 0);
+}

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use coracle_api::meta::{generate, text};
-use k8s_openapi::DeepMerge as _;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
@@ -202,19 +201,16 @@ pub(crate) async fn create(
             data: RawExtension(content.clone()),
             revision: Some(number),
         };
-        let source = match create_named(client, CONTROLLER_REVISIONS, &parent.key.namespace, &revision).await {
-            Created::Made(made) => {
-                let mut revision = revision;
-                revision.metadata.merge_from(made.metadata);
-                return Ok(revision);
-            }
+        match create_named(client, CONTROLLER_REVISIONS, &parent.key.namespace, &revision).await {
+            Created::Made(_) => return Ok(revision),
             Created::Unknown(source) | Created::Refused(source) => {
                 return Err(Error::Api { what: "create a ControllerRevision", source });
             }
-            Created::Taken(_) => Key { namespace: parent.key.namespace.clone(), name: name.into() },
-        };
+            Created::Taken(_) => {}
+        }
+        let key = Key { namespace: parent.key.namespace.clone(), name: name.into() };
         let taken: ControllerRevision =
-            client.fetch(CONTROLLER_REVISIONS, &source).await.map_err(Error::api("read the revision of that name"))?;
+            client.fetch(CONTROLLER_REVISIONS, &key).await.map_err(Error::api("read the revision of that name"))?;
         let owner = crate::informer::controller(taken.metadata.owner_references.as_deref());
         let is_namesakes = owner.is_none_or(|owner| owner.kind == parent.kind && owner.name == *parent.key.name);
         match (taken.data.0 == *content, owner) {
