@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use crate::client::{self, Client, DAEMON_SETS};
 use crate::events::Recorder;
-use crate::informer::{Change, Index, Informer, Key, Object as _, Phase, Pod, Store, controller};
+use crate::informer::{Change, Index, Informer, Key, Object as _, Phase, Pod, Store};
 use crate::queue::{Next, Queue, Reconciler};
 use crate::workload::history::{self, Parent, REVISION_LABEL, Step};
 use crate::workload::{self, Asked, InFlight, Owner, Pods, Row, Settle, Template};
@@ -77,22 +77,7 @@ impl Controller {
                 queue.add(&change.object().key());
             }
         });
-        revisions.on_change({
-            let (queue, sets) = (queue.clone(), sets.store());
-            move |change| {
-                let revision = change.object();
-                for of in change.before().into_iter().chain([revision]) {
-                    let owner = controller(of.metadata.owner_references.as_deref());
-                    if let Some(owner) = owner.filter(|owner| owner.kind == ROW.kind) {
-                        queue.add(&Key { namespace: of.key().namespace, name: owner.name.as_str().into() });
-                    }
-                }
-                if revision.controller().is_none() && !matches!(change, Change::Deleted(_)) {
-                    let labels = revision.metadata.labels.clone().unwrap_or_default();
-                    wake_selecting(&queue, &sets, &revision.key().namespace, &labels);
-                }
-            }
-        });
+        history::listen(ROW, &queue, revisions, wake_selecting(&queue, &sets.store()));
         nodes.on_change({
             let (queue, sets) = (queue.clone(), sets.store());
             move |change| {
@@ -114,30 +99,7 @@ impl Controller {
                 }
             }
         });
-        pods.on_change({
-            let (queue, in_flight, sets) = (queue.clone(), in_flight.clone(), sets.store());
-            move |change| {
-                let pod = change.object();
-                if let Some(owner) = controller(Some(&pod.owners)) {
-                    let going = matches!(change, Change::Deleted(_)) || pod.deleting.is_some();
-                    in_flight.seen(&owner.uid, &pod.key.name, &pod.uid, going);
-                }
-                let owner = Pods::workload_of(ROW, pod);
-                if let Some(before) = change.before()
-                    && let Some(former) = Pods::workload_of(ROW, before)
-                    && owner.as_ref() != Some(&former)
-                {
-                    queue.add(&former);
-                }
-                match owner {
-                    Some(owner) => queue.add(&owner),
-                    None if controller(Some(&pod.owners)).is_none() && !matches!(change, Change::Deleted(_)) => {
-                        wake_selecting(&queue, &sets, &pod.key.namespace, &pod.labels);
-                    }
-                    None => {}
-                }
-            }
-        });
+        workload::listen(ROW, &queue, &in_flight, pods, wake_selecting(&queue, &sets.store()));
         let store = pods.store();
         let pods = Pods { client, recorder, store, in_flight, row: ROW };
         let (sets, revisions, nodes) = (sets.store(), revisions.store(), nodes.store());
@@ -153,9 +115,16 @@ fn is_alike(before: &Node, after: &Node) -> bool {
     before.metadata.labels == after.metadata.labels && taints(before) == taints(after)
 }
 
-fn wake_selecting(queue: &Queue<Key>, sets: &Store<DaemonSet>, namespace: &str, labels: &BTreeMap<String, String>) {
-    for set in sets.select(namespace, |set| selector::matches(&set.spec.selector, labels)) {
-        queue.add(&set.key());
+/// Wakes those that select by these labels.
+fn wake_selecting(
+    queue: &Queue<Key>,
+    sets: &Arc<Store<DaemonSet>>,
+) -> impl Fn(&str, &BTreeMap<String, String>) + Send + Sync + 'static + use<> {
+    let (queue, sets) = (queue.clone(), sets.clone());
+    move |namespace, labels| {
+        for set in sets.select(namespace, |set| selector::matches(&set.spec.selector, labels)) {
+            queue.add(&set.key());
+        }
     }
 }
 
@@ -190,7 +159,7 @@ impl Reconciler for Controller {
         let Some(pods) = self.claim(&set, owner).await? else { return Ok(Next::OnEvent) };
         let names = pods.iter().map(|pod| pod.key.name.clone()).collect();
         let flight = flight.without(&names);
-        let lost = self.pods.look_for(owner, flight.overdue.iter()).await?;
+        let lost = self.pods.look_for(owner, &flight.overdue).await?;
         let mut creating: HashMap<Arc<str>, usize> = HashMap::new();
         for node in flight.sent.iter().filter_map(|name| flight.places.get(name)) {
             *creating.entry(node.clone()).or_default() += 1;
@@ -238,14 +207,7 @@ impl Reconciler for Controller {
 }
 
 fn parent<'a>(set: &'a DaemonSet, key: &'a Key) -> Parent<'a> {
-    Parent {
-        resource: DAEMON_SETS,
-        api_version: ROW.api_version,
-        kind: ROW.kind,
-        key,
-        metadata: &set.metadata,
-        selector: &set.spec.selector,
-    }
+    Parent { row: ROW, key, metadata: &set.metadata, selector: &set.spec.selector }
 }
 
 /// The label of the pods of a revision.
@@ -357,7 +319,7 @@ impl Controller {
                 others.push(name.clone());
             }
         }
-        self.pods.look_for(owner, others.iter()).await?;
+        self.pods.look_for(owner, &others).await?;
         if !plan.create.is_empty() {
             let maker = Maker::of(self, owner, set, revision);
             let made = plan.create.iter().map(|node| maker.create(node, unknown.get(node).map(|name| (*name).clone())));

@@ -22,7 +22,7 @@ use serde_json::value::RawValue;
 
 use crate::client::{self, Client};
 use crate::events::Recorder;
-use crate::informer::{Change, Index, Informer, Key, Pod, Store, controller};
+use crate::informer::{Index, Informer, Key, Pod, Store};
 use crate::queue::{Next, Queue, Reconciler};
 use crate::workload::{self, Asked, InFlight, Owner, Pods, Settle, Template};
 use crate::{Error, now_in_seconds, selector};
@@ -76,31 +76,11 @@ impl<S: Set> Controller<S> {
                 }
             }
         });
-        pods.on_change({
-            let (queue, in_flight, sets) = (queue.clone(), in_flight.clone(), sets.store());
-            move |change| {
-                let pod = change.object();
-                if let Some(owner) = controller(Some(&pod.owners)) {
-                    let going = matches!(change, Change::Deleted(_)) || pod.deleting.is_some();
-                    in_flight.seen(&owner.uid, &pod.key.name, &pod.uid, going);
-                }
-                let owner = Pods::workload_of(S::ROW, pod);
-                if let Some(before) = change.before()
-                    && let Some(former) = Pods::workload_of(S::ROW, before)
-                    && owner.as_ref() != Some(&former)
-                {
-                    queue.add(&former);
-                }
-                match owner {
-                    Some(owner) => queue.add(&owner),
-                    // One that nobody controls may be adopted.
-                    None if controller(Some(&pod.owners)).is_none() && !matches!(change, Change::Deleted(_)) => {
-                        let selects = |set: &S| selector::matches(&set.set().spec.selector, &pod.labels);
-                        for set in sets.select(&pod.key.namespace, selects) {
-                            queue.add(&set.key());
-                        }
-                    }
-                    None => {}
+        workload::listen(S::ROW, &queue, &in_flight, pods, {
+            let (queue, sets) = (queue.clone(), sets.store());
+            move |namespace, labels| {
+                for set in sets.select(namespace, |set| selector::matches(&set.set().spec.selector, labels)) {
+                    queue.add(&set.key());
                 }
             }
         });
@@ -207,8 +187,9 @@ impl<S: Set> Controller<S> {
             None => usize::try_from(plan.missing).unwrap_or(0).saturating_sub(sent),
             Some(_) => 0,
         };
-        let others = unknown.split_off(unknown.len().min(room));
-        let dropped = self.pods.look_for(owner, others.iter().chain(overdue)).await?;
+        let mut others = unknown.split_off(unknown.len().min(room));
+        others.extend_from_slice(overdue);
+        let dropped = self.pods.look_for(owner, &others).await?;
         Ok(Settled { again: unknown, dropped })
     }
 

@@ -21,7 +21,7 @@ use serde_json::json;
 
 use crate::client::{self, Client, PERSISTENT_VOLUME_CLAIMS, PODS, STATEFUL_SETS};
 use crate::events::Recorder;
-use crate::informer::{Change, Index, Informer, Key, Object as _, Pod, Store, controller};
+use crate::informer::{Index, Informer, Key, Object as _, Pod, Store};
 use crate::queue::{Next, Queue, Reconciler};
 use crate::workload::history::{self, Parent, REVISION_LABEL, Step};
 use crate::workload::{self, Asked, Created, InFlight, Owner, Pods, Row, Settle, Template};
@@ -67,22 +67,7 @@ impl Controller {
             let queue = queue.clone();
             move |change| queue.add(&change.object().key())
         });
-        revisions.on_change({
-            let (queue, sets) = (queue.clone(), sets.store());
-            move |change| {
-                let revision = change.object();
-                for of in change.before().into_iter().chain([revision]) {
-                    let owner = controller(of.metadata.owner_references.as_deref());
-                    if let Some(owner) = owner.filter(|owner| owner.kind == ROW.kind) {
-                        queue.add(&Key { namespace: of.key().namespace, name: owner.name.as_str().into() });
-                    }
-                }
-                if revision.controller().is_none() && !matches!(change, Change::Deleted(_)) {
-                    let labels = revision.metadata.labels.clone().unwrap_or_default();
-                    wake_selecting(&queue, &sets, &revision.key().namespace, &labels);
-                }
-            }
-        });
+        history::listen(ROW, &queue, revisions, wake_selecting(&queue, &sets.store()));
         // A claim that goes may hold up a pod of its name.
         claims.on_change({
             let queue = queue.clone();
@@ -100,30 +85,7 @@ impl Controller {
                 }
             }
         });
-        pods.on_change({
-            let (queue, in_flight, sets) = (queue.clone(), in_flight.clone(), sets.store());
-            move |change| {
-                let pod = change.object();
-                if let Some(owner) = controller(Some(&pod.owners)) {
-                    let going = matches!(change, Change::Deleted(_)) || pod.deleting.is_some();
-                    in_flight.seen(&owner.uid, &pod.key.name, &pod.uid, going);
-                }
-                let owner = Pods::workload_of(ROW, pod);
-                if let Some(before) = change.before()
-                    && let Some(former) = Pods::workload_of(ROW, before)
-                    && owner.as_ref() != Some(&former)
-                {
-                    queue.add(&former);
-                }
-                match owner {
-                    Some(owner) => queue.add(&owner),
-                    None if controller(Some(&pod.owners)).is_none() && !matches!(change, Change::Deleted(_)) => {
-                        wake_selecting(&queue, &sets, &pod.key.namespace, &pod.labels);
-                    }
-                    None => {}
-                }
-            }
-        });
+        workload::listen(ROW, &queue, &in_flight, pods, wake_selecting(&queue, &sets.store()));
         let store = pods.store();
         let pods = Pods { client, recorder, store, in_flight, row: ROW };
         let (sets, revisions, claims) = (sets.store(), revisions.store(), claims.store());
@@ -131,9 +93,16 @@ impl Controller {
     }
 }
 
-fn wake_selecting(queue: &Queue<Key>, sets: &Store<StatefulSet>, namespace: &str, labels: &BTreeMap<String, String>) {
-    for set in sets.select(namespace, |set| selector::matches(&set.spec.selector, labels)) {
-        queue.add(&set.key());
+/// Wakes those that select by these labels.
+fn wake_selecting(
+    queue: &Queue<Key>,
+    sets: &Arc<Store<StatefulSet>>,
+) -> impl Fn(&str, &BTreeMap<String, String>) + Send + Sync + 'static + use<> {
+    let (queue, sets) = (queue.clone(), sets.clone());
+    move |namespace, labels| {
+        for set in sets.select(namespace, |set| selector::matches(&set.spec.selector, labels)) {
+            queue.add(&set.key());
+        }
     }
 }
 
@@ -163,7 +132,7 @@ impl Reconciler for Controller {
         let names: HashSet<Arc<str>> = pods.iter().map(|pod| pod.key.name.clone()).collect();
         let flight = flight.without(&names);
         // What was lost is asked for again: its name says who it is.
-        let lost = self.pods.look_for(owner, flight.overdue.iter()).await?;
+        let lost = self.pods.look_for(owner, &flight.overdue).await?;
         let claim = |name: &str| self.claims.get(&Key { namespace: key.namespace.clone(), name: name.into() });
         let plan = plan::plan(&Observed {
             set: &set,
@@ -176,12 +145,13 @@ impl Reconciler for Controller {
             claim: &claim,
             now: Timestamp::now(),
         });
-        let wanted = |name: &Arc<str>| {
-            let mut created = plan.create.iter();
-            ordinal(&key.name, name).is_some_and(|at| created.any(|(ordinal, _)| *ordinal == at))
-        };
         // What nobody knows of is asked for again by its name, or is not wanted any more.
-        self.pods.look_for(owner, flight.unknown.iter().filter(|name| !wanted(name))).await?;
+        let mut others = flight.unknown.clone();
+        others.retain(|name| {
+            let mut created = plan.create.iter();
+            !ordinal(&key.name, name).is_some_and(|at| created.any(|(ordinal, _)| *ordinal == at))
+        });
+        self.pods.look_for(owner, &others).await?;
         for claim in &plan.foreign {
             let message = format!(
                 "PersistentVolumeClaim {} has a conflicting OwnerReference that acts as a manging controller, the retention \
@@ -198,10 +168,11 @@ impl Reconciler for Controller {
                 || pods.iter().any(|pod| pod.labels.get(REVISION_LABEL).is_some_and(|label| label == name))
         };
         // The status before the old revisions: it names those that are in use.
-        if done.is_ok() && plan::is_underway(&set, &plan.status) {
-            if let Some(wait) = self.settle.wait(set.uid()) {
-                return Ok(if plan.more || lost { Next::Again } else { Next::After(wait) });
-            }
+        if done.is_ok()
+            && plan::is_underway(&set, &plan.status)
+            && let Some(wait) = self.settle.wait(set.uid())
+        {
+            return Ok(if plan.more || lost { Next::Again } else { Next::After(wait) });
         }
         self.settle.done(set.uid());
         self.write(&key, &set, &plan.status).await?;
@@ -224,14 +195,7 @@ impl Reconciler for Controller {
 }
 
 fn parent<'a>(set: &'a StatefulSet, key: &'a Key) -> Parent<'a> {
-    Parent {
-        resource: STATEFUL_SETS,
-        api_version: ROW.api_version,
-        kind: ROW.kind,
-        key,
-        metadata: &set.metadata,
-        selector: &set.spec.selector,
-    }
+    Parent { row: ROW, key, metadata: &set.metadata, selector: &set.spec.selector }
 }
 
 impl Controller {

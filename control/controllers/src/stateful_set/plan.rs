@@ -382,8 +382,8 @@ impl<'a> Planner<'a> {
             available_replicas: Some(available),
             current_replicas: some(current),
             updated_replicas: some(updated),
-            current_revision: Some(revision.to_owned()),
-            update_revision: Some(observed.update.to_owned()),
+            current_revision: named(revision),
+            update_revision: named(observed.update),
             collision_count: Some(observed.collisions),
             conditions: before.conditions,
         };
@@ -392,6 +392,11 @@ impl<'a> Planner<'a> {
             wait.unsigned_abs() + Duration::from_millis(1)
         });
     }
+}
+
+/// The name of a revision, if there is one.
+fn named(revision: &str) -> Option<String> {
+    Some(revision.to_owned()).filter(|name| !name.is_empty())
 }
 
 /// Go's omitempty: zero is absent.

@@ -11,9 +11,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, 
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
 use serde_json::{Value, json};
 
-use super::{Created, create_named, may_adopt, normal, owner_reference, set_owners};
-use crate::client::{CONTROLLER_REVISIONS, Client, DeleteOptions, Resource};
-use crate::informer::{Index, Key, Object as _, Store};
+use super::{Created, Row, create_named, may_adopt, normal, owner_reference, set_owners};
+use crate::client::{CONTROLLER_REVISIONS, Client, DeleteOptions};
+use crate::informer::{Change, Index, Informer, Key, Object as _, Store, controller};
+use crate::queue::Queue;
 use crate::{Error, selector};
 
 /// Label of pods: which revision they are of.
@@ -25,9 +26,7 @@ const NAMES: u32 = 16;
 
 /// The workload whose history it is.
 pub(crate) struct Parent<'a> {
-    pub resource: Resource,
-    pub api_version: &'a str,
-    pub kind: &'a str,
+    pub row: Row,
     pub key: &'a Key,
     pub metadata: &'a ObjectMeta,
     pub selector: &'a LabelSelector,
@@ -105,13 +104,36 @@ pub(crate) fn surplus(
     old
 }
 
+/// Wakes workloads of a kind when their revisions change. `orphan` wakes those that select by these labels in a namespace: they
+/// may adopt a revision that nobody controls.
+pub(crate) fn listen(
+    row: Row,
+    queue: &Queue<Key>,
+    revisions: &mut Informer<ControllerRevision>,
+    orphan: impl Fn(&str, &BTreeMap<String, String>) + Send + Sync + 'static,
+) {
+    let queue = queue.clone();
+    revisions.on_change(move |change| {
+        let revision = change.object();
+        for of in change.before().into_iter().chain([revision]) {
+            let owner = controller(of.metadata.owner_references.as_deref());
+            if let Some(owner) = owner.filter(|owner| owner.kind == row.kind) {
+                queue.add(&Key { namespace: of.key().namespace, name: owner.name.as_str().into() });
+            }
+        }
+        if revision.controller().is_none() && !matches!(change, Change::Deleted(_)) {
+            orphan(&revision.key().namespace, revision.metadata.labels.as_ref().unwrap_or(&BTreeMap::new()));
+        }
+    });
+}
+
 impl Parent<'_> {
     fn uid(&self) -> &str {
         self.metadata.uid.as_deref().unwrap_or_default()
     }
 
     fn owner(&self) -> OwnerReference {
-        owner_reference(self.api_version, self.kind, Some(&self.key.name), self.uid())
+        owner_reference(self.row.api_version, self.row.kind, Some(&self.key.name), self.uid())
     }
 }
 
@@ -140,7 +162,7 @@ pub(crate) async fn claim(
     let mut orphans = store.by(Index::Orphan, &parent.key.namespace);
     orphans.retain(|revision| !revision.is_deleting() && matches(revision));
     if !orphans.is_empty() {
-        may_adopt(client, parent.resource, parent.key, parent.uid()).await?;
+        may_adopt(client, parent.row.resource, parent.key, parent.uid()).await?;
         for revision in orphans {
             let mut owners = revision.metadata.owner_references.clone().unwrap_or_default();
             owners.push(parent.owner());
@@ -211,8 +233,8 @@ pub(crate) async fn create(
         let key = Key { namespace: parent.key.namespace.clone(), name: name.into() };
         let taken: ControllerRevision =
             client.fetch(CONTROLLER_REVISIONS, &key).await.map_err(Error::api("read the revision of that name"))?;
-        let owner = crate::informer::controller(taken.metadata.owner_references.as_deref());
-        let is_namesakes = owner.is_none_or(|owner| owner.kind == parent.kind && owner.name == *parent.key.name);
+        let owner = controller(taken.metadata.owner_references.as_deref());
+        let is_namesakes = owner.is_none_or(|owner| owner.kind == parent.row.kind && owner.name == *parent.key.name);
         match (taken.data.0 == *content, owner) {
             (true, Some(owner)) if owner.uid == parent.uid() => return Ok(taken),
             // It is adopted in a moment, or goes with the one that had the workload's name before.

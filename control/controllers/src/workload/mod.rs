@@ -20,7 +20,7 @@ use crate::informer::Key;
 
 pub(crate) use in_flight::{Flight, InFlight, OVERDUE};
 pub(crate) use names::{generated_name, hash, hashed_name};
-pub(crate) use pods::{Asked, Owner, Pods, Row, slow_start};
+pub(crate) use pods::{Asked, Owner, Pods, Row, listen, slow_start};
 pub(crate) use settle::Settle;
 pub(crate) use template::{Template, normal};
 

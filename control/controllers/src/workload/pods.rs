@@ -1,5 +1,6 @@
 //! The pods of a workload: how they are asked for, given up, taken over and let go.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::StreamExt as _;
@@ -11,7 +12,8 @@ use super::{Created, InFlight, create_named, may_adopt, owner_reference, set_own
 use crate::Error;
 use crate::client::{self, Client, DeleteOptions, PODS, Resource};
 use crate::events::{Record, Recorder, Subject};
-use crate::informer::{Key, Pod, Store, controller};
+use crate::informer::{Change, Informer, Key, Pod, Store, controller};
+use crate::queue::Queue;
 
 /// Creations and deletions in flight per workload.
 pub(crate) const WINDOW_MAX: usize = 64;
@@ -54,16 +56,48 @@ pub(crate) enum Asked {
     Refused(kube::Error),
 }
 
+/// Wakes workloads of a kind when their pods change, and notes in `in_flight` what is seen of them. `orphan` wakes those that
+/// select by these labels in a namespace: they may adopt a pod that nobody controls.
+pub(crate) fn listen(
+    row: Row,
+    queue: &Queue<Key>,
+    in_flight: &Arc<InFlight>,
+    pods: &mut Informer<Pod>,
+    orphan: impl Fn(&str, &BTreeMap<String, String>) + Send + Sync + 'static,
+) {
+    let (queue, in_flight) = (queue.clone(), in_flight.clone());
+    pods.on_change(move |change| {
+        let pod = change.object();
+        if let Some(owner) = controller(Some(&pod.owners)) {
+            let going = matches!(change, Change::Deleted(_)) || pod.deleting.is_some();
+            in_flight.seen(&owner.uid, &pod.key.name, &pod.uid, going);
+        }
+        let owner = workload_of(row, pod);
+        if let Some(former) = change.before().and_then(|before| workload_of(row, before))
+            && owner.as_ref() != Some(&former)
+        {
+            queue.add(&former);
+        }
+        match owner {
+            Some(owner) => queue.add(&owner),
+            None if controller(Some(&pod.owners)).is_none() && !matches!(change, Change::Deleted(_)) => {
+                orphan(&pod.key.namespace, &pod.labels);
+            }
+            None => {}
+        }
+    });
+}
+
+/// The workload of this kind that controls the pod.
+fn workload_of(row: Row, pod: &Pod) -> Option<Key> {
+    let owner = controller(Some(&pod.owners)).filter(|owner| owner.kind == row.kind)?;
+    Some(Key { namespace: pod.key.namespace.clone(), name: owner.name.as_str().into() })
+}
+
 impl Pods {
     /// The reference to the workload in what it controls.
     pub(crate) fn owner_reference(&self, owner: Owner<'_>) -> OwnerReference {
         owner_reference(self.row.api_version, self.row.kind, Some(&owner.key.name), owner.uid)
-    }
-
-    /// The workload of this kind that controls the pod.
-    pub(crate) fn workload_of(row: Row, pod: &Pod) -> Option<Key> {
-        let owner = controller(Some(&pod.owners)).filter(|owner| owner.kind == row.kind)?;
-        Some(Key { namespace: pod.key.namespace.clone(), name: owner.name.as_str().into() })
     }
 
     pub(crate) fn event(&self, owner: Owner<'_>, warning: bool, reason: &'static str, message: String) {
@@ -111,11 +145,7 @@ impl Pods {
     }
 
     /// Looks for pods that were asked for and are not seen; returns whether some are not there.
-    pub(crate) async fn look_for(
-        &self,
-        owner: Owner<'_>,
-        names: impl Iterator<Item = &Arc<str>>,
-    ) -> Result<bool, Error> {
+    pub(crate) async fn look_for(&self, owner: Owner<'_>, names: &[Arc<str>]) -> Result<bool, Error> {
         let mut dropped = false;
         for name in names {
             let key = Key { namespace: owner.key.namespace.clone(), name: name.clone() };
