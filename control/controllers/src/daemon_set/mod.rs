@@ -85,7 +85,7 @@ impl Controller {
                 let before = match change {
                     // Its status changes all the time, and decides nothing.
                     Change::Updated(before, _) if is_alike(before, node) => return,
-                    Change::Updated(before, _) => Some(before),
+                    Change::Updated(before, _) => Some(*before),
                     Change::Added(_) => None,
                     Change::Deleted(_) => Some(node),
                 };

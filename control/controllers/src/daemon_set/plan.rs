@@ -97,7 +97,7 @@ impl<'a> Planner<'a> {
             .iter()
             .map(|node| (node.metadata.name.as_deref().unwrap_or_default().into(), placement.on(node)))
             .collect();
-        nodes.sort();
+        nodes.sort_by(|a, b| a.0.cmp(&b.0));
         let mut pods: BTreeMap<Arc<str>, OnNode<'a>> = BTreeMap::new();
         for pod in observed.pods {
             // One that has ended and goes is none of its business any more.

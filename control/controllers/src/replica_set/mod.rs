@@ -212,10 +212,10 @@ impl<S: Set> Controller<S> {
     ) -> Result<(), kube::Error> {
         let Some(template) = &set.spec.template else { return Ok(()) };
         // The specification is encoded once for all of them.
-        let spec = &*serde_json::value::to_raw_value(&template.spec).map_err(kube::Error::SerdeError)?;
-        let template = &Template::of(&owner.key.name, self.pods.owner_reference(owner), template);
+        let spec = serde_json::value::to_raw_value(&template.spec).map_err(kube::Error::SerdeError)?;
+        let template = Template::of(&owner.key.name, self.pods.owner_reference(owner), template);
         let names = names.into_iter().map(Some).chain(std::iter::repeat_n(None, more));
-        workload::slow_start(names.map(|name| self.create_one(owner, template, spec, name))).await
+        workload::slow_start(names.map(|name| self.create_one(owner, &template, &spec, name))).await
     }
 
     /// Creates a pod, under the name that was asked for before if one is given.
