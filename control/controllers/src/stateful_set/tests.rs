@@ -128,6 +128,7 @@ fn one_thing_at_a_time_in_the_order_of_the_ordinals() {
         (1, "0 1- 2", "", "", "-2"),
         (1, "0 1 2-", "", "", "-2"),
         (1, "0 1- 2-", "", "", ""),
+        (0, "1x 2x", "", "", ""),
         (0, "0 1", "", "", "-1"),
         // The highest old one first, when all are there.
         (3, "0@old 1@old 2@old", "", "", "-2"),
@@ -329,6 +330,8 @@ enum Act {
     /// Pods come up, or one fails, or one that was given up is gone.
     Run,
     Fail(usize),
+    /// Somebody deletes what has failed and is not wanted: the reference waits for the lowest of several for ever.
+    Help,
     Reconcile,
 }
 
@@ -397,6 +400,10 @@ impl World {
                     (pod.phase, pod.ready) = (crate::informer::Phase::Failed, false);
                 }
             }
+            Act::Help => {
+                let replicas = self.replicas;
+                self.live.retain(|ordinal, pod| i64::from(*ordinal) < replicas || !pod.is_terminal());
+            }
             Act::Reconcile => self.reconcile(),
         }
     }
@@ -454,7 +461,7 @@ proptest! {
         for act in &acts {
             world.act(act);
         }
-        let calm = [Act::Observe, Act::Reconcile, Act::Run];
+        let calm = [Act::Help, Act::Observe, Act::Reconcile, Act::Run];
         for act in calm.iter().cycle().take(calm.len() * 40) {
             world.act(act);
         }

@@ -112,6 +112,7 @@ async fn stateful_set_asks_again_by_the_same_name_and_takes_what_is_named_as_its
     let world = world();
     let api = &world.api;
     let set = format!("{SETS}/web");
+    world.all_collected("watching").await;
     // Nobody knows what became of the first pod and of the first revision; the watch is late as well.
     api.hold("pods");
     api.next(Method::POST, "/pods", Answer::DoneButUnknown);
