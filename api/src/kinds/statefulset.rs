@@ -276,7 +276,7 @@ fn validate_strategy(strategy: &Value, path: &Path<'_>, errors: &mut FieldErrors
             if unavailable.is_set() {
                 count_or_percent(&path, unavailable, errors);
                 if value_of(unavailable) == 0 {
-                    errors.push(FieldError::invalid(&path, unavailable, "cannot be 0"));
+                    errors.push(FieldError::invalid(path, unavailable, "cannot be 0"));
                 }
                 if percent_of(unavailable).is_some_and(|percent| percent > 100) {
                     errors.push(FieldError::invalid(path, unavailable, "must not be greater than 100%"));

@@ -260,7 +260,7 @@ fn pods_say_who_they_are() {
         pod.labels = Arc::new(BTreeMap::from([("app".to_owned(), "a".to_owned())]));
         pod
     });
-    let plan = planned(&set(1, &json!({})), &[adopted.clone()], &IDLE);
+    let plan = planned(&set(1, &json!({})), std::slice::from_ref(&adopted), &IDLE);
     assert_eq!(plan.relabel, [adopted]);
     assert_eq!(planned(&set(1, &json!({})), &pods("0"), &IDLE).relabel, []);
     let labels = identity("web", "web-7");

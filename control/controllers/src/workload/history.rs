@@ -295,7 +295,7 @@ mod tests {
         other_words.data.0["spec"]["template"]["metadata"]["annotations"] = json!({});
         let other_words = Arc::new(other_words);
         let wanted = template_of("a");
-        assert_eq!(step(&[other_words.clone()], &wanted, &content(&wanted)), Step::None(other_words));
+        assert_eq!(step(std::slice::from_ref(&other_words), &wanted, &content(&wanted)), Step::None(other_words));
     }
 
     #[test]
