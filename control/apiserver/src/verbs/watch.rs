@@ -110,7 +110,8 @@ async fn begin(
             let asked: Vec<_> = store::range(&records, namespace.as_deref(), None).map(|(_, r)| r.clone()).collect();
             store::warm(resource, &asked, |seen: &Seen<'_>| seen.learn()).await;
         }
-        backlog = Some(Backlog { records, namespace: namespace.clone(), after: None });
+        let until = Instant::now() + server.initial_max;
+        backlog = Some(Backlog { records, namespace: namespace.clone(), after: None, until });
         snapshot.revision
     } else if unset {
         keyspace.snapshot(collection).revision
@@ -162,6 +163,9 @@ async fn begin(
 pub(crate) struct Around<'a> {
     pub stopping: &'a CancellationToken,
     pub tasks: &'a TaskTracker,
+    /// Within which what was there at the beginning is to be read, as a list is: it is held until then, however much of it was
+    /// replaced meanwhile.
+    pub initial_max: Duration,
 }
 
 /// Where events come from.
@@ -220,6 +224,8 @@ struct Backlog {
     records: Records,
     namespace: Option<String>,
     after: Option<Arc<str>>,
+    /// When it is let go of.
+    until: Instant,
 }
 
 impl Watch {
@@ -229,6 +235,10 @@ impl Watch {
             // Under a steady stream of events the waiting below never gets to its other branches.
             if self.ended || self.stop.is_cancelled() || Instant::now() >= self.end {
                 return None;
+            }
+            if self.backlog.as_ref().is_some_and(|backlog| Instant::now() >= backlog.until) {
+                self.ended = true;
+                return Some(self.encoder.error(&Status::expired("the initial events were not read in time")));
             }
             if self.backlog.is_some() || self.marks_end {
                 let piece = self.initial().await;
@@ -330,7 +340,7 @@ impl Watch {
     /// Some of what was there at the beginning.
     async fn initial(&mut self) -> Bytes {
         let mut out = BytesMut::new();
-        if let Some(Backlog { records, namespace, after }) = self.backlog.take() {
+        if let Some(Backlog { records, namespace, after, until }) = self.backlog.take() {
             let most = TERMS_LOOKED_AT / self.options.terms().max(TERMS_OF_FEW);
             let form = self.encoder.form();
             let read_max = if list::is_plain(form, &self.resource) { PIECE_BYTES } else { PIECE_BYTES_READ };
@@ -354,7 +364,7 @@ impl Watch {
                 self.encoder.record(&mut out, Kind::Added, &Seen::new(&self.resource, record));
             }
             if after.is_some() {
-                self.backlog = Some(Backlog { records, namespace, after });
+                self.backlog = Some(Backlog { records, namespace, after, until });
                 return out.freeze();
             }
         }
