@@ -90,12 +90,8 @@ impl Controller {
                     Change::Deleted(_) => Some(node),
                 };
                 let after = (!matches!(change, Change::Deleted(_))).then_some(node);
-                for set in sets.all() {
-                    let placement = Placement::of(&set);
-                    let on = |node: Option<&Arc<Node>>| node.map_or(Place::None, |node| placement.on(node));
-                    if on(before) != on(after) {
-                        queue.add(&set.key());
-                    }
+                for set in sets.all().into_iter().filter(|set| matters(set, before, after)) {
+                    queue.add(&set.key());
                 }
             }
         });
@@ -113,6 +109,13 @@ fn is_alike(before: &Node, after: &Node) -> bool {
         node.spec.as_ref().and_then(|spec| spec.taints.as_ref())
     }
     before.metadata.labels == after.metadata.labels && taints(before) == taints(after)
+}
+
+/// Whether a node is something else to the set than before; it may have come or gone.
+fn matters(set: &DaemonSet, before: Option<&Arc<Node>>, after: Option<&Arc<Node>>) -> bool {
+    let placement = Placement::of(set);
+    let on = |node: Option<&Arc<Node>>| node.map_or(Place::None, |node| placement.on(node));
+    on(before) != on(after)
 }
 
 /// Wakes those that select by these labels.

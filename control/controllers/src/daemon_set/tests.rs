@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::plan::{Observed, Plan, is_underway, is_written, plan};
-use super::{Revision, bind_to, surplus};
+use super::{Revision, bind_to, is_alike, matters, surplus};
 use crate::informer::{Object as _, Phase, Pod};
 
 fn now() -> Timestamp {
@@ -215,6 +215,26 @@ fn pods_of_elder_clusters_are_known_by_the_generation_of_their_template() {
     assert_eq!(steps(&planned(&set, "a", &[Arc::new(elder.clone())], "", "")), "");
     set.metadata.annotations = Some(BTreeMap::from([(super::GENERATION.to_owned(), "4".to_owned())]));
     assert_eq!(steps(&planned(&set, "a", &[Arc::new(elder)], "", "")), "-a");
+}
+
+#[test]
+fn a_node_wakes_those_to_whom_it_is_something_else() {
+    let set = in_place();
+    for (before, after, expected) in [
+        ("", "a", true),
+        ("", "a!!", false),
+        ("a", "", true),
+        ("a!!", "", false),
+        ("a", "a", false),
+        ("a", "a!", true),
+        ("a!", "a!!", true),
+    ] {
+        let [before, after] = [before, after].map(|word| (!word.is_empty()).then(|| node(word)));
+        assert_eq!(matters(&set, before.as_ref(), after.as_ref()), expected, "{before:?} {after:?}");
+    }
+    let mut ready = (*node("a")).clone();
+    ready.status = Some(serde_json::from_value(json!({"conditions": [{"type": "Ready", "status": "True"}]})).unwrap());
+    assert!(is_alike(&node("a"), &ready) && !is_alike(&node("a"), &node("a!")));
 }
 
 #[test]
