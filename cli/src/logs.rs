@@ -4,11 +4,13 @@ use std::io::Write;
 
 use anyhow::{Context, bail};
 use futures::{AsyncBufReadExt, StreamExt, stream};
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{ListParams, LogParams};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kube::api::{DynamicObject, ListParams, LogParams};
 use kube::core::Selector;
-use kube::{Api, ResourceExt};
+use kube::discovery::ApiResource;
+use kube::{Api, Client, ResourceExt};
 
 use crate::cluster::Which;
 
@@ -18,7 +20,8 @@ const PODS_MAX: usize = 50;
 /// Show what a workload's pods print
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// A Deployment, a pod, or a value of the label `app`; all pods of the namespace when absent
+    /// A Deployment, StatefulSet, DaemonSet or ReplicaSet (also as `sts/NAME`), a pod, or a value of the label `app`; all pods of
+    /// the namespace when absent
     workload: Option<String>,
     /// Namespace of the workload
     #[arg(short, long, default_value = "default")]
@@ -37,8 +40,7 @@ pub struct Arguments {
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let client = arguments.which.connect().await?.client().clone();
     let pods: Api<Pod> = Api::namespaced(client.clone(), &arguments.namespace);
-    let deployments: Api<Deployment> = Api::namespaced(client, &arguments.namespace);
-    let found = find(&pods, &deployments, arguments.workload.as_deref()).await?;
+    let found = find(&client, &pods, &arguments.namespace, arguments.workload.as_deref()).await?;
     let containers: Vec<(String, String)> = found.iter().take(PODS_MAX).flat_map(containers).collect();
     if found.len() > PODS_MAX {
         eprintln!("showing {PODS_MAX} of {} pods", found.len());
@@ -100,7 +102,17 @@ fn containers(pod: &Pod) -> Vec<(String, String)> {
     spec.map(|container| (pod.name_any(), container.name.clone())).collect()
 }
 
-async fn find(pods: &Api<Pod>, deployments: &Api<Deployment>, name: Option<&str>) -> anyhow::Result<Vec<Pod>> {
+/// Kinds that have pods, with the names that kubectl knows them by.
+fn workloads() -> [(ApiResource, [&'static str; 3]); 4] {
+    [
+        (ApiResource::erase::<Deployment>(&()), ["deployments", "deployment", "deploy"]),
+        (ApiResource::erase::<StatefulSet>(&()), ["statefulsets", "statefulset", "sts"]),
+        (ApiResource::erase::<DaemonSet>(&()), ["daemonsets", "daemonset", "ds"]),
+        (ApiResource::erase::<ReplicaSet>(&()), ["replicasets", "replicaset", "rs"]),
+    ]
+}
+
+async fn find(client: &Client, pods: &Api<Pod>, namespace: &str, name: Option<&str>) -> anyhow::Result<Vec<Pod>> {
     let list = |labels: Option<String>| async move {
         let params = labels.map_or_else(ListParams::default, |labels| ListParams::default().labels(&labels));
         pods.list(&params).await.map(|list| list.items).map_err(coracle_sdk::AskError::from).context("list the pods")
@@ -108,11 +120,16 @@ async fn find(pods: &Api<Pod>, deployments: &Api<Deployment>, name: Option<&str>
     let Some(name) = name else { return list(None).await };
     let (kind, name) = name.split_once('/').unwrap_or(("", name));
     let ask = coracle_sdk::AskError::from;
-    if matches!(kind, "" | "deployment" | "deployments" | "deploy")
-        && let Some(deployment) = deployments.get_opt(name).await.map_err(ask).context("find the Deployment")?
-    {
-        let selector = Selector::try_from(deployment.spec.selector).context("read the Deployment's selector")?;
-        return list(Some(selector.to_string())).await;
+    for (resource, _) in workloads().iter().filter(|(_, names)| kind.is_empty() || names.contains(&kind)) {
+        let workloads: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, resource);
+        let found = workloads.get_opt(name).await.map_err(ask);
+        if let Some(workload) = found.with_context(|| format!("find the {}", resource.kind))? {
+            let selector: LabelSelector = serde_json::from_value(workload.data["spec"]["selector"].clone())
+                .with_context(|| format!("read the selector of the {}", resource.kind))?;
+            let selector =
+                Selector::try_from(selector).with_context(|| format!("read the selector of the {}", resource.kind))?;
+            return list(Some(selector.to_string())).await;
+        }
     }
     if matches!(kind, "" | "pod" | "pods" | "po")
         && let Some(pod) = pods.get_opt(name).await.map_err(ask).context("find the pod")?
@@ -121,7 +138,7 @@ async fn find(pods: &Api<Pod>, deployments: &Api<Deployment>, name: Option<&str>
     }
     let labelled = if kind.is_empty() { list(Some(format!("app={name}"))).await? } else { Vec::new() };
     if labelled.is_empty() {
-        bail!("there is no Deployment, no pod and no label app of the name {name} in this namespace");
+        bail!("there is no workload, no pod and no label app of the name {name} in this namespace");
     }
     Ok(labelled)
 }

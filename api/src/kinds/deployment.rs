@@ -101,10 +101,7 @@ impl Strategy for Deployment {
             &["updatedReplicas", "readyReplicas", "availableReplicas"],
             errors,
         );
-        let count = status["collisionCount"].int();
-        if old["status"]["collisionCount"].maybe_int().is_some_and(|before| count < before) {
-            errors.push(FieldError::invalid("status.collisionCount", count, "cannot be decremented"));
-        }
+        podtemplate::validate_collisions(status, &old["status"], errors);
     }
 
     fn has_generation(&self) -> bool {
@@ -199,6 +196,6 @@ pub(super) fn percent_of(value: &Value) -> Option<i64> {
 }
 
 /// The number of a count or percentage; what is neither counts as 0, as in Go.
-fn value_of(value: &Value) -> i64 {
+pub(super) fn value_of(value: &Value) -> i64 {
     percent_of(value).or(value.maybe_int()).or_else(|| value.text().parse().ok()).unwrap_or_default()
 }

@@ -8,6 +8,7 @@ mod checks;
 mod configmap;
 mod controllerrevision;
 mod definition;
+mod daemonset;
 mod deployment;
 mod endpoints;
 mod endpointslice;
@@ -26,9 +27,11 @@ mod podtemplate;
 pub mod quota;
 mod replicaset;
 mod row;
+mod replicationcontroller;
 mod secret;
 mod service;
 mod serviceaccount;
+mod statefulset;
 mod stored;
 mod table;
 #[cfg(test)]
@@ -46,7 +49,7 @@ use crate::meta::{names, validate_object_meta, validate_object_meta_update};
 use value::Read as _;
 
 /// Kinds that something acts on, or that are peculiar enough for a file of their own.
-static SPECIAL: [&Kind; 18] = [
+static SPECIAL: [&Kind; 20] = [
     &configmap::KIND,
     &definition::KIND,
     &endpoints::KIND,
@@ -55,12 +58,15 @@ static SPECIAL: [&Kind; 18] = [
     &node::KIND,
     &pod::KIND,
     &podtemplate::KIND,
+    &replicationcontroller::KIND,
     &secret::KIND,
     &serviceaccount::KIND,
     &service::KIND,
     &controllerrevision::KIND,
+    &daemonset::KIND,
     &deployment::KIND,
     &replicaset::KIND,
+    &statefulset::KIND,
     &lease::KIND,
     &endpointslice::KIND,
     &ingress::KIND,

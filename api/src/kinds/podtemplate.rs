@@ -125,10 +125,23 @@ pub(super) fn validate_of_owner(spec: &Value, old: Option<&Value>, errors: &mut 
         errors.push(FieldError::invalid(path.child("metadata.labels"), Printed(&text::json(labels)), detail));
     }
     pod::validate_template(template, old.map(|old| &old["template"]), &path, errors);
+    validate_endless(template, "ReplicaSet", &path, errors);
+}
+
+/// Checks that the pods of a kind run without end.
+pub(super) fn validate_endless(template: &Value, kind: &str, path: &Path<'_>, errors: &mut FieldErrors) {
     checks::supported(&path.child("spec.restartPolicy"), &template["spec"]["restartPolicy"], &["Always"], errors);
     if template["spec"]["activeDeadlineSeconds"].is_set() {
-        let detail = "activeDeadlineSeconds in ReplicaSet is not Supported";
-        errors.push(FieldError::forbidden(path.child("spec.activeDeadlineSeconds"), detail));
+        let detail = format!("activeDeadlineSeconds in {kind} is not Supported");
+        errors.push(FieldError::forbidden(path.child("spec.activeDeadlineSeconds"), &detail));
+    }
+}
+
+/// Checks that collisions are only counted up.
+pub(super) fn validate_collisions(status: &Value, old: &Value, errors: &mut FieldErrors) {
+    let count = status["collisionCount"].int();
+    if old["collisionCount"].maybe_int().is_some_and(|before| count < before) {
+        errors.push(FieldError::invalid("status.collisionCount", count, "cannot be decremented"));
     }
 }
 

@@ -34,9 +34,14 @@ resources! {
     NAMESPACES = "v1" "namespaces";
     CONFIG_MAPS = "v1" "configmaps";
     SERVICE_ACCOUNTS = "v1" "serviceaccounts";
+    REPLICATION_CONTROLLERS = "v1" "replicationcontrollers";
+    PERSISTENT_VOLUME_CLAIMS = "v1" "persistentvolumeclaims";
     REPLICA_SETS = "apps/v1" "replicasets";
     DEPLOYMENTS = "apps/v1" "deployments";
     RESOURCE_QUOTAS = "v1" "resourcequotas";
+    STATEFUL_SETS = "apps/v1" "statefulsets";
+    DAEMON_SETS = "apps/v1" "daemonsets";
+    CONTROLLER_REVISIONS = "apps/v1" "controllerrevisions";
     POD_DISRUPTION_BUDGETS = "policy/v1" "poddisruptionbudgets";
     INGRESSES = "networking.k8s.io/v1" "ingresses";
     HORIZONTAL_POD_AUTOSCALERS = "autoscaling/v2" "horizontalpodautoscalers";

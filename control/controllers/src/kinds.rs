@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, ResourceQuota, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Endpoints, Namespace, Node, PersistentVolumeClaim, ResourceQuota, Service, ServiceAccount,
+};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -16,6 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::garbage::{self, shared_kind};
 use crate::informer::{Informer, Pod};
+use crate::replica_set::Replication;
 use crate::service_account;
 
 macro_rules! kinds {
@@ -64,7 +67,12 @@ kinds! {
     all {
     pods: Pod = "" "v1" "Pod" "pods" true;
     replica_sets: ReplicaSet = "apps" "v1" "ReplicaSet" "replicasets" true;
+    replications: Replication = "" "v1" "ReplicationController" "replicationcontrollers" true;
     deployments: Deployment = "apps" "v1" "Deployment" "deployments" true;
+    stateful_sets: StatefulSet = "apps" "v1" "StatefulSet" "statefulsets" true;
+    daemon_sets: DaemonSet = "apps" "v1" "DaemonSet" "daemonsets" true;
+    revisions: ControllerRevision = "apps" "v1" "ControllerRevision" "controllerrevisions" true;
+    claims: PersistentVolumeClaim = "" "v1" "PersistentVolumeClaim" "persistentvolumeclaims" true;
     services: Service = "" "v1" "Service" "services" true;
     slices: EndpointSlice = "discovery.k8s.io" "v1" "EndpointSlice" "endpointslices" true;
     endpoints: Endpoints = "" "v1" "Endpoints" "endpoints" true;

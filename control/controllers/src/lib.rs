@@ -6,6 +6,7 @@
 
 mod autoscaler;
 mod client;
+mod daemon_set;
 mod deployment;
 mod discovery;
 mod disruption;
@@ -25,6 +26,7 @@ mod quota;
 mod replica_set;
 mod selector;
 mod service_account;
+mod stateful_set;
 #[cfg(test)]
 mod stories;
 mod workload;
@@ -74,6 +76,23 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
 
     // In the order in which they hear of a change: what brings pods up first.
     let replica_sets = replica_set::Controller::new(api.clone(), recorder.clone(), &mut on.replica_sets, &mut on.pods);
+    let replications = replica_set::Controller::new(api.clone(), recorder.clone(), &mut on.replications, &mut on.pods);
+    let stateful_sets = stateful_set::Controller::new(
+        api.clone(),
+        recorder.clone(),
+        &mut on.stateful_sets,
+        &mut on.revisions,
+        &mut on.claims,
+        &mut on.pods,
+    );
+    let daemon_sets = daemon_set::Controller::new(
+        api.clone(),
+        recorder.clone(),
+        &mut on.daemon_sets,
+        &mut on.revisions,
+        &mut on.nodes,
+        &mut on.pods,
+    );
     let deployments = deployment::Controller::new(
         api.clone(),
         recorder.clone(),
@@ -98,8 +117,12 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
         recorder.clone(),
         &mut on.budgets,
         &mut on.pods,
-        &mut on.replica_sets,
-        &mut on.deployments,
+        disruption::Workloads {
+            replica_sets: &mut on.replica_sets,
+            replications: &mut on.replications,
+            stateful_sets: &mut on.stateful_sets,
+            deployments: &mut on.deployments,
+        },
     );
     let ingresses = ingress::Controller::new(api.clone(), &mut on.ingresses, &mut on.ingress_classes, &mut on.nodes);
     let autoscalers =
@@ -155,6 +178,9 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
         () = shutdown.cancelled() => {}
     }
     tasks.spawn(queue::drive(replica_sets, shutdown.clone()));
+    tasks.spawn(queue::drive(replications, shutdown.clone()));
+    tasks.spawn(queue::drive(stateful_sets, shutdown.clone()));
+    tasks.spawn(queue::drive(daemon_sets, shutdown.clone()));
     tasks.spawn(queue::drive(deployments, shutdown.clone()));
     tasks.spawn(queue::drive(endpoints, shutdown.clone()));
     tasks.spawn(queue::drive(mirroring, shutdown.clone()));

@@ -58,6 +58,16 @@ fn selector_weight(selector: Option<&LabelSelector>) -> usize {
 }
 
 impl Shape {
+    /// The only node that it may have by its name, as pods of DaemonSets say it. No other needs to be looked at.
+    pub(crate) fn only_node(&self) -> Option<&str> {
+        let [term] = self.node_affinity.required.as_ref()?.node_selector_terms.as_slice() else { return None };
+        let mut named = term.match_fields.iter().filter(|it| it.key == "metadata.name" && it.operator == "In");
+        named.find_map(|it| match it.values.as_slice() {
+            [name] => Some(name.as_str()),
+            _ => None,
+        })
+    }
+
     fn weigh(mut self) -> Self {
         let terms = self.node_affinity.required.iter().flat_map(|required| &required.node_selector_terms);
         let terms = terms.chain(self.node_affinity.preferred.iter().map(|term| &term.preference));

@@ -103,6 +103,9 @@ impl Decider {
     /// Where the pod goes. Nothing is placed: that is the caller's to do.
     pub(crate) fn decide(&mut self, view: &ClusterView, uid: &Uid, class: &Arc<Class>) -> Decision {
         self.clock += 1;
+        if let Some(node) = class.shape.only_node() {
+            return self.decide_for(view, uid, class, node);
+        }
         self.look(view, &class.shape);
         self.relate(view, class);
         let address = Arc::as_ptr(class).addr();
@@ -143,6 +146,20 @@ impl Decider {
             }
         }
         decision
+    }
+
+    /// The same for a pod that may have one node only: what is known of the others is not asked for.
+    fn decide_for(&mut self, view: &ClusterView, uid: &Uid, class: &Arc<Class>, node: &str) -> Decision {
+        self.relate(view, class);
+        let relations = self.relations.get(&Arc::as_ptr(class).addr()).filter(|relations| !relations.is_idle());
+        let verdict = relations.map(Relations::verdict);
+        let there = view.slot(node).and_then(|slot| Some((slot, view.node(slot)?)));
+        match there {
+            Some((slot, node)) if filter::all(class, (slot, node), verdict.as_ref(), Some(uid)).is_ok() => {
+                Decision::Bind(node.name.clone())
+            }
+            _ => unschedulable(view, uid, class, verdict.as_ref()),
+        }
     }
 
     /// Brings what is known of the shape up to date.
@@ -312,7 +329,9 @@ fn unschedulable(view: &ClusterView, uid: &Uid, class: &Arc<Class>, verdict: Opt
     }
     let mut failures: Vec<(usize, Vec<Reason>)> = Vec::with_capacity(view.len());
     let mut counts: BTreeMap<Reason, usize> = BTreeMap::new();
-    for (slot, node) in view.nodes() {
+    let only = class.shape.only_node().map(|name| view.slot(name).and_then(|slot| Some((slot, view.node(slot)?))));
+    let all = only.is_none().then(|| view.nodes()).into_iter().flatten();
+    for (slot, node) in only.flatten().into_iter().chain(all) {
         if let Err(reasons) = filter::all(class, (slot, node), verdict, Some(uid)) {
             for reason in &reasons {
                 match counts.get_mut(reason) {
@@ -328,8 +347,15 @@ fn unschedulable(view: &ClusterView, uid: &Uid, class: &Arc<Class>, verdict: Opt
     for (reason, count) in &counts {
         *words.entry(reason.to_string()).or_default() += count;
     }
+    if only.is_some() && view.len() > failures.len() {
+        words.insert("node(s) didn't satisfy plugin(s) [NodeAffinity]".to_owned(), view.len() - failures.len());
+    }
     let mut message = available(view.len(), &words);
-    let reasons: Vec<Reason> = counts.into_keys().collect();
+    let mut reasons: Vec<Reason> = counts.into_keys().collect();
+    if reasons.is_empty() {
+        // Its node is not there.
+        reasons.push(Reason::NodeAffinity);
+    }
     let mut waits = false;
     let preemption = match preempt::find(view, uid, class, verdict, &failures) {
         Ok(preemption) => Some(preemption),

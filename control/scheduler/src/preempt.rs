@@ -61,7 +61,8 @@ pub(crate) fn find(
     let mut refuse = |words: &str, count: usize| *refusals.entry(words.to_owned()).or_default() += count;
     let mut best: Option<(Cost, Preemption)> = None;
     let mut found = 0;
-    let (mut helpless, mut without) = (0, 0);
+    // Nodes that were not even looked at cannot help.
+    let (mut helpless, mut without) = (view.len().saturating_sub(failures.len()), 0);
     let anybody = view.has_lower(class.priority);
     for (slot, reasons) in failures {
         let Some(node) = view.node(*slot) else { continue };

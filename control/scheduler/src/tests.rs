@@ -203,6 +203,38 @@ fn honours_what_nodes_and_pods_ask_for() {
 }
 
 #[test]
+fn pods_of_daemon_sets_look_at_their_node_only() {
+    let mut world = World::with(&[
+        node("a", json!({})),
+        node("b", json!({"spec": {"unschedulable": true}})),
+        node("c", json!({"spec": {"taints": [{"key": "mine", "effect": "NoSchedule"}]}})),
+    ]);
+    let daemon = |node: &str| {
+        let field = json!({"key": "metadata.name", "operator": "In", "values": [node]});
+        let terms = json!({"nodeSelectorTerms": [{"matchFields": [field]}]});
+        pod(json!({"spec": {
+            "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}},
+            "tolerations": [{"key": "node.kubernetes.io/unschedulable", "operator": "Exists", "effect": "NoSchedule"}],
+        }}))
+    };
+    for name in ["b", "a", "b"] {
+        assert_eq!(world.schedule(&daemon(name)).as_deref(), Ok(name));
+    }
+    for (name, expected) in [
+        (
+            "c",
+            "0/3 nodes are available: 1 node(s) had untolerated taint(s), 2 node(s) didn't satisfy plugin(s) [NodeAffinity].",
+        ),
+        ("gone", "0/3 nodes are available: 3 node(s) didn't satisfy plugin(s) [NodeAffinity]."),
+    ] {
+        let refused = world.schedule(&daemon(name)).unwrap_err();
+        assert!(refused.starts_with(expected), "{refused}");
+        assert!(refused.contains("3 Preemption is not helpful for scheduling"), "{refused}");
+    }
+    assert_eq!(world.decider.built, 0, "no other node was looked at");
+}
+
+#[test]
 fn host_ports_are_taken_once_per_node() {
     let mut world = World::with(&[node("a", json!({})), node("b", json!({}))]);
     let port = |ip: Value| {

@@ -7,7 +7,16 @@ const DOMAIN: &str = "cluster.local";
 
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Name<'a> {
-    Service { host: Option<&'a str>, service: &'a str, namespace: &'a str },
+    Service {
+        host: Option<&'a str>,
+        service: &'a str,
+        namespace: &'a str,
+    },
+    /// `first.second`: a host of a Service of the pod's own namespace (`web-0.web`), else a Service of another (`db.prod`).
+    Either {
+        first: &'a str,
+        second: &'a str,
+    },
     Pod(IpAddr),
 }
 
@@ -28,7 +37,7 @@ pub(crate) fn parse<'a>(host: &'a str, from_namespace: &'a str) -> Option<Name<'
         }
         // The search path of a pod: `<ns>.svc.cluster.local svc.cluster.local cluster.local`.
         [name] if short.is_none() => service(None, name, from_namespace),
-        [name, namespace] if short.is_none() => service(None, name, namespace),
+        [first, second] if short.is_none() => Some(Name::Either { first, second }),
         [host, name, namespace] if short.is_none() => service(Some(host), name, namespace),
         _ => None,
     }
@@ -43,7 +52,8 @@ mod tests {
         let service = |host, service, namespace| Some(Name::Service { host, service, namespace });
         for (text, expected) in [
             ("db", service(None, "db", "here")),
-            ("db.prod", service(None, "db", "prod")),
+            ("db.prod", Some(Name::Either { first: "db", second: "prod" })),
+            ("web-0.web.prod", service(Some("web-0"), "web", "prod")),
             ("db.prod.svc", service(None, "db", "prod")),
             ("db.prod.svc.cluster.local", service(None, "db", "prod")),
             ("db.prod.svc.cluster.local.", service(None, "db", "prod")),

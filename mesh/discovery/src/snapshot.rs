@@ -123,23 +123,33 @@ impl Snapshot {
     }
 
     /// What `host` means to a pod of `from_namespace`: `svc`, `svc.ns`, `svc.ns.svc`, `svc.ns.svc.cluster.local`, the
-    /// same with the host name of an endpoint in front, or `10-244-0-7.ns.pod`. Names are the same in any case (RFC 4343).
+    /// same with the host name of an endpoint in front (`web-0.svc` within the namespace), or `10-244-0-7.ns.pod`. Names are the
+    /// same in any case (RFC 4343).
     pub fn resolve(&self, host: &str, from_namespace: &str) -> Option<Resolved> {
         if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
             return self.resolve(&host.to_ascii_lowercase(), from_namespace);
         }
         match name::parse(host, from_namespace)? {
             name::Name::Pod(address) => Some(Resolved::Addresses(vec![address])),
-            name::Name::Service { host, service, namespace } => {
-                let service = self.service(namespace, service)?;
-                match (host, &service.external_name, service.cluster_ip) {
-                    (Some(host), _, _) => service.hosts.get(host).map(|address| Resolved::Addresses(vec![*address])),
-                    (None, Some(name), _) => Some(Resolved::External(name.clone())),
-                    (None, None, Some(_)) => Some(Resolved::Service(service.clone())),
-                    (None, None, None) => Some(Resolved::Addresses(service.ready.to_vec())),
-                }
+            name::Name::Service { host: Some(host), service, namespace } => self.host(host, service, namespace),
+            name::Name::Service { host: None, service, namespace } => self.of_service(service, namespace),
+            name::Name::Either { first, second } => {
+                self.host(first, second, from_namespace).or_else(|| self.of_service(first, second))
             }
         }
+    }
+
+    fn host(&self, host: &str, service: &str, namespace: &str) -> Option<Resolved> {
+        self.service(namespace, service)?.hosts.get(host).map(|address| Resolved::Addresses(vec![*address]))
+    }
+
+    fn of_service(&self, service: &str, namespace: &str) -> Option<Resolved> {
+        let service = self.service(namespace, service)?;
+        Some(match (&service.external_name, service.cluster_ip) {
+            (Some(name), _) => Resolved::External(name.clone()),
+            (None, Some(_)) => Resolved::Service(service.clone()),
+            (None, None) => Resolved::Addresses(service.ready.to_vec()),
+        })
     }
 }
 

@@ -293,7 +293,11 @@ mod tests {
         assert!(Arc::ptr_eq(second.service("n", "web").unwrap(), &web), "what did not change is the same");
         let address = Resolved::Addresses(vec!["10.244.0.5".parse().unwrap()]);
         assert_eq!(second.resolve("other.n.svc.cluster.local", "x"), Some(address.clone()));
-        assert_eq!(second.resolve("web-0.other.n", "x"), Some(address));
+        assert_eq!(second.resolve("web-0.other.n", "x"), Some(address.clone()));
+        // A host of a Service here is found before a Service of a namespace of that name.
+        assert_eq!(second.resolve("web-0.other", "n"), Some(address));
+        assert_eq!(second.resolve("web.n", "n"), Some(Resolved::Service(web.clone())));
+        assert_eq!(second.resolve("web-0.other", "x"), None);
 
         table.take(Change::SliceGone(slice("s1", "web", &[])));
         let third = table.snapshot(&second);

@@ -12,5 +12,6 @@ mod linearizability;
 mod nodes;
 mod proof;
 mod servers;
+mod sets;
 mod time;
 mod workloads;

@@ -26,8 +26,6 @@ pub(super) enum Show {
     Count(&'static str),
     /// The texts of a list, and what stands for none.
     Joined(&'static str, &'static str),
-    /// A map of labels.
-    Labels(&'static str),
     /// A label selector.
     Selector(&'static str),
     /// Names of the containers of a pod's spec.
@@ -64,7 +62,6 @@ impl Show {
             Show::Joined(path, otherwise) => {
                 or(&join(at(object, path).items().iter().map(Read::text)), otherwise).into()
             }
-            Show::Labels(path) => table::labels(at(object, path)),
             Show::Selector(path) => match at(object, path) {
                 Value::Null => "<none>".into(),
                 selector => table::selector(selector, "<none>", "<error>"),

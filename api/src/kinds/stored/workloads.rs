@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::show::Show::{Age, Count, Flag, Images, Labels, Name, Names, Number, Of, Selector, Text};
+use super::show::Show::{Age, Count, Flag, Images, Name, Names, Number, Of, Selector, Text};
 use super::{ALL, BLANK, Kind, Stored, condition, row};
 use crate::kinds::deployment::{count_or_percent, percent_of};
 use crate::kinds::value::{Read, child, default_to, default_when_zero, fields};
@@ -19,47 +19,6 @@ const POD: &str = "spec.template.spec";
 const CRON_POD: &str = "spec.jobTemplate.spec.template.spec";
 
 pub(super) static ROWS: &[Kind] = &[
-    row!(namespaced "" "io.k8s.api.core.v1" "ReplicationController" "replicationcontrollers" "replicationcontroller",
-        [
-            NAME => Name,
-            column("Desired", "integer") => Number("spec.replicas"),
-            column("Current", "integer") => Number("status.replicas"),
-            column("Ready", "integer") => Number("status.readyReplicas"),
-            AGE => Age,
-            CONTAINERS => Names(POD),
-            IMAGES => Images(POD),
-            SELECTOR => Labels("spec.selector"),
-        ],
-        Stored::inert(NO_CONTROLLER).counted().default_by(replication_controller).check_by(template).orphaning(),
-        short_names: &["rc"], categories: ALL, has_status: true, has_scale: true, selectable: &["status.replicas"]),
-    row!(namespaced "apps" "io.k8s.api.apps.v1" "DaemonSet" "daemonsets" "daemonset",
-        [
-            NAME => Name,
-            column("Desired", "integer") => Number("status.desiredNumberScheduled"),
-            column("Current", "integer") => Number("status.currentNumberScheduled"),
-            column("Ready", "integer") => Number("status.numberReady"),
-            column("Up-to-date", "integer") => Number("status.updatedNumberScheduled"),
-            column("Available", "integer") => Number("status.numberAvailable"),
-            column("Node Selector", "string") => Labels("spec.template.spec.nodeSelector"),
-            AGE => Age,
-            CONTAINERS => Names(POD),
-            IMAGES => Images(POD),
-            SELECTOR => Selector("spec.selector"),
-        ],
-        Stored::inert(NO_CONTROLLER).counted().default_by(daemon_set).requires(&["spec.selector"])
-            .fixes(&["spec.selector"]).check_by(template),
-        short_names: &["ds"], categories: ALL, has_status: true),
-    row!(namespaced "apps" "io.k8s.api.apps.v1" "StatefulSet" "statefulsets" "statefulset",
-        [
-            NAME => Name,
-            column("Ready", "string") => Of(stateful_set_ready),
-            AGE => Age,
-            CONTAINERS => Names(POD),
-            IMAGES => Images(POD),
-        ],
-        Stored::inert(NO_CONTROLLER).counted().default_by(stateful_set).requires(&["spec.selector"])
-            .fixes(&["spec.selector", "spec.serviceName", "spec.podManagementPolicy"]).check_by(template),
-        short_names: &["sts"], categories: ALL, has_status: true, has_scale: true),
     row!(namespaced "batch" "io.k8s.api.batch.v1" "CronJob" "cronjobs" "cronjob",
         [
             NAME => Name,
@@ -123,54 +82,6 @@ fn template(object: &Value, errors: &mut FieldErrors) {
 fn job_template(object: &Value, errors: &mut FieldErrors) {
     let path = Path::new("spec.jobTemplate.spec.template");
     pod::validate_template(&object["spec"]["jobTemplate"]["spec"]["template"], None, &path, errors);
-}
-
-fn replication_controller(object: &mut Value) {
-    let labels = object["spec"]["template"]["metadata"]["labels"].clone();
-    if !labels.is_empty() {
-        let own = child(object, "metadata");
-        if own["labels"].is_empty() {
-            fields(own).insert("labels".to_owned(), labels.clone());
-        }
-        if object["spec"]["selector"].is_empty() {
-            fields(child(object, "spec")).insert("selector".to_owned(), labels);
-        }
-    }
-    let spec = child(object, "spec");
-    default_to(spec, "replicas", 1);
-    podtemplate::default(child(spec, "template"));
-}
-
-fn daemon_set(object: &mut Value) {
-    let spec = child(object, "spec");
-    let strategy = child(spec, "updateStrategy");
-    default_when_zero(strategy, "type", "RollingUpdate");
-    if strategy["type"] == "RollingUpdate" {
-        let rolling = child(strategy, "rollingUpdate");
-        default_to(rolling, "maxUnavailable", 1);
-        default_to(rolling, "maxSurge", 0);
-    }
-    default_to(spec, "revisionHistoryLimit", 10);
-    podtemplate::default(child(spec, "template"));
-}
-
-fn stateful_set(object: &mut Value) {
-    let spec = child(object, "spec");
-    default_when_zero(spec, "podManagementPolicy", "OrderedReady");
-    let strategy = child(spec, "updateStrategy");
-    if strategy["type"].is_empty() {
-        default_when_zero(strategy, "type", "RollingUpdate");
-        child(strategy, "rollingUpdate");
-    }
-    if strategy["type"] == "RollingUpdate" && strategy["rollingUpdate"].is_object() {
-        default_to(child(strategy, "rollingUpdate"), "partition", 0);
-    }
-    let retention = child(spec, "persistentVolumeClaimRetentionPolicy");
-    default_when_zero(retention, "whenDeleted", "Retain");
-    default_when_zero(retention, "whenScaled", "Retain");
-    default_to(spec, "replicas", 1);
-    default_to(spec, "revisionHistoryLimit", 10);
-    podtemplate::default(child(spec, "template"));
 }
 
 fn job(object: &mut Value) {
@@ -278,10 +189,6 @@ fn priority_class_check(object: &Value, errors: &mut FieldErrors) {
     }
     let policies = ["Never", "PreemptLowerPriority"];
     crate::kinds::checks::supported(&Path::new("preemptionPolicy"), &object["preemptionPolicy"], &policies, errors);
-}
-
-fn stateful_set_ready(object: &Value) -> Cell {
-    format!("{}/{}", object["status"]["readyReplicas"].int(), object["spec"]["replicas"].int()).into()
 }
 
 fn cron_job_suspended(object: &Value) -> Cell {

@@ -7,19 +7,13 @@ use crate::workload;
 /// Label that tells the pods of one ReplicaSet of a Deployment from the others'.
 pub(crate) const HASH_LABEL: &str = "pod-template-hash";
 
-/// The template as it is compared: without the hash, empty maps as absent ones.
+/// The template as it is compared: without the hash.
 pub(crate) fn normal(template: &PodTemplateSpec) -> PodTemplateSpec {
     let mut template = template.clone();
-    if let Some(meta) = &mut template.metadata {
-        if let Some(labels) = &mut meta.labels {
-            labels.remove(HASH_LABEL);
-        }
-        meta.labels = meta.labels.take().filter(|labels| !labels.is_empty());
-        meta.annotations = meta.annotations.take().filter(|annotations| !annotations.is_empty());
-        meta.creation_timestamp = None;
+    if let Some(labels) = template.metadata.as_mut().and_then(|meta| meta.labels.as_mut()) {
+        labels.remove(HASH_LABEL);
     }
-    template.metadata = template.metadata.filter(|meta| *meta != Default::default());
-    template
+    workload::normal(&template)
 }
 
 /// A stable hash of the template's JSON. Collisions are told apart by their count.

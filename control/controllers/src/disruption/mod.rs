@@ -7,14 +7,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetStatus};
 use serde_json::json;
 
 use crate::client::{Client, POD_DISRUPTION_BUDGETS};
 use crate::events::{Record, Recorder, Subject};
-use crate::informer::{Change, Informer, Key, Object as _, Pod, Store, controller};
+use crate::informer::{Change, Informer, Key, Object, Pod, Store, controller};
 use crate::queue::{Next, Queue, Reconciler};
+use crate::replica_set::{Replication, Set as _};
 use crate::{Error, now_in_seconds, selector};
 
 /// Between reconciliations of one budget in a storm.
@@ -29,7 +30,17 @@ pub(crate) struct Controller {
     budgets: Arc<Store<PodDisruptionBudget>>,
     pods: Arc<Store<Pod>>,
     replica_sets: Arc<Store<ReplicaSet>>,
+    replications: Arc<Store<Replication>>,
+    stateful_sets: Arc<Store<StatefulSet>>,
     deployments: Arc<Store<Deployment>>,
+}
+
+/// Who says how many pods there should be.
+pub(crate) struct Workloads<'a> {
+    pub replica_sets: &'a mut Informer<ReplicaSet>,
+    pub replications: &'a mut Informer<Replication>,
+    pub stateful_sets: &'a mut Informer<StatefulSet>,
+    pub deployments: &'a mut Informer<Deployment>,
 }
 
 /// How many pods the controllers of some want.
@@ -46,9 +57,9 @@ impl Controller {
         recorder: Recorder,
         budgets: &mut Informer<PodDisruptionBudget>,
         pods: &mut Informer<Pod>,
-        replica_sets: &mut Informer<ReplicaSet>,
-        deployments: &mut Informer<Deployment>,
+        workloads: Workloads<'_>,
     ) -> Arc<Self> {
+        let Workloads { replica_sets, replications, stateful_sets, deployments } = workloads;
         let queue: Queue<Key> = Queue::new(SPACING);
         budgets.on_change({
             let queue = queue.clone();
@@ -92,6 +103,20 @@ impl Controller {
             }
         });
         let replicas_changed = all_of(&queue, &budgets.store());
+        replications.on_change(move |change| {
+            let wanted = |set: &Arc<Replication>| set.set().spec.replicas;
+            if is_new_number(change, wanted) {
+                replicas_changed(&change.object().key().namespace);
+            }
+        });
+        let replicas_changed = all_of(&queue, &budgets.store());
+        stateful_sets.on_change(move |change| {
+            let wanted = |set: &Arc<StatefulSet>| set.spec.replicas;
+            if is_new_number(change, wanted) {
+                replicas_changed(&change.object().key().namespace);
+            }
+        });
+        let replicas_changed = all_of(&queue, &budgets.store());
         deployments.on_change(move |change| {
             let wanted = |deployment: &Arc<Deployment>| deployment.spec.replicas;
             if is_new_number(change, wanted) {
@@ -105,6 +130,8 @@ impl Controller {
             budgets: budgets.store(),
             pods: pods.store(),
             replica_sets: replica_sets.store(),
+            replications: replications.store(),
+            stateful_sets: stateful_sets.store(),
             deployments: deployments.store(),
         })
     }
@@ -159,7 +186,7 @@ impl Reconciler for Controller {
 }
 
 impl Controller {
-    /// What the controllers of the pods want, each counted once: a ReplicaSet's Deployment, or the ReplicaSet.
+    /// What the controllers of the pods want, each counted once: a ReplicaSet's Deployment, or what controls the pod itself.
     fn wanted(&self, pods: &[&Pod]) -> Result<Wanted, String> {
         let mut scales: HashMap<String, i32> = HashMap::new();
         let mut unmanaged = 0;
@@ -171,29 +198,37 @@ impl Controller {
             if scales.contains_key(&owner.uid) {
                 continue;
             }
-            let namespace = &pod.key.namespace;
-            let set = self.replica_sets.get(&Key::new(namespace, &owner.name));
-            let set = set.filter(|set| owner.kind == "ReplicaSet" && set.uid() == owner.uid);
-            let set = set.ok_or_else(|| format!("found no controllers for pod {:?}", pod.key.name))?;
-            let above = controller(set.metadata.owner_references.as_deref()).filter(|owner| owner.kind == "Deployment");
-            let scale = match above {
-                // It is asked about by its own name: sets of one Deployment share its number.
-                Some(above) => {
-                    let deployment = self.deployments.get(&Key::new(namespace, &above.name));
-                    let deployment = deployment.filter(|deployment| deployment.uid() == above.uid);
-                    let replicas = deployment.map(|it| it.spec.replicas.unwrap_or(1));
-                    replicas.map(|replicas| (above.uid.clone(), replicas))
-                }
-                None => {
-                    let replicas = set.spec.replicas.unwrap_or(1);
-                    Some((owner.uid.clone(), replicas))
-                }
-            };
-            let (uid, replicas) = scale.ok_or_else(|| format!("found no controllers for pod {:?}", pod.key.name))?;
+            let key = Key::new(&pod.key.namespace, &owner.name);
+            let (uid, replicas) = self
+                .scale(&key, &owner.kind, &owner.uid)
+                .ok_or_else(|| format!("found no controllers for pod {:?}", pod.key.name))?;
             scales.insert(uid, replicas);
         }
         let pods = scales.into_values().fold(0, i32::saturating_add);
         Ok(Wanted { pods, unmanaged })
+    }
+
+    /// How many pods this controller of one wants, or the one above it, by uid.
+    fn scale(&self, key: &Key, kind: &str, uid: &str) -> Option<(String, i32)> {
+        fn of<K: Object>(store: &Store<K>, key: &Key, uid: &str) -> Option<Arc<K>> {
+            store.get(key).filter(|object| object.uid() == uid)
+        }
+        let replicas = match kind {
+            "ReplicaSet" => {
+                let set = of(&self.replica_sets, key, uid)?;
+                let above = controller(set.metadata.owner_references.as_deref());
+                if let Some(above) = above.filter(|owner| owner.kind == "Deployment") {
+                    // It is asked about by its own name: sets of one Deployment share its number.
+                    let deployment = of(&self.deployments, &Key::new(&key.namespace, &above.name), &above.uid)?;
+                    return Some((above.uid.clone(), deployment.spec.replicas.unwrap_or(1)));
+                }
+                set.spec.replicas
+            }
+            "ReplicationController" => of(&self.replications, key, uid)?.set().spec.replicas,
+            "StatefulSet" => of(&self.stateful_sets, key, uid)?.spec.replicas,
+            _ => return None,
+        };
+        Some((uid.to_owned(), replicas.unwrap_or(1)))
     }
 
     async fn write(&self, budget: &PodDisruptionBudget, status: PodDisruptionBudgetStatus) -> Result<(), Error> {

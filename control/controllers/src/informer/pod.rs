@@ -55,6 +55,8 @@ pub(crate) struct Pod {
     pub deleting: Option<Timestamp>,
     pub deletion_cost: i32,
     pub node: Option<Arc<str>>,
+    /// While it has no node: the only one that it may have by its affinity, as pods of DaemonSets say it.
+    pub meant_for: Option<Arc<str>>,
     pub hostname: Option<Box<str>>,
     pub subdomain: Option<Box<str>>,
     /// Of containers and sidecars, by name.
@@ -97,6 +99,11 @@ impl Pod {
         matches!(self.phase, Phase::Succeeded | Phase::Failed)
     }
 
+    /// Whether it is ready, and has been for so long.
+    pub(crate) fn is_available(&self, min_ready_seconds: i32, now: Timestamp) -> bool {
+        self.ready && (min_ready_seconds <= 0 || self.available_at(min_ready_seconds).is_some_and(|at| at <= now))
+    }
+
     /// When it counts as available; `None` while it is not ready.
     pub(crate) fn available_at(&self, min_ready_seconds: i32) -> Option<Timestamp> {
         if !self.ready {
@@ -125,6 +132,11 @@ impl Object for Pod {
         if ips.is_empty() {
             ips.extend(status.pod_ip.filter(|ip| !ip.is_empty()).map(Into::into));
         }
+        let node: Option<Arc<str>> = spec.node_name.filter(|name| !name.is_empty()).map(Into::into);
+        let meant_for = match node {
+            None => spec.affinity.and_then(Affinity::only_node).map(Into::into),
+            Some(_) => None,
+        };
         let cost = metadata.annotations.as_ref().and_then(|annotations| annotations.values().next());
         Self {
             key: Key::new(
@@ -139,7 +151,8 @@ impl Object for Pod {
             finalizers: metadata.finalizers.unwrap_or_default(),
             created: metadata.creation_timestamp.map(|time| time.0),
             deleting: metadata.deletion_timestamp.map(|time| time.0),
-            node: spec.node_name.filter(|name| !name.is_empty()).map(Into::into),
+            node,
+            meant_for,
             hostname: spec.hostname.filter(|name| !name.is_empty()).map(Into::into),
             subdomain: spec.subdomain.filter(|name| !name.is_empty()).map(Into::into),
             ports: ports
@@ -254,6 +267,55 @@ struct Spec {
     active_deadline_seconds: Option<i64>,
     #[serde(deserialize_with = "nullable")]
     resources: Resources,
+    affinity: Option<Affinity>,
+}
+
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct Affinity {
+    #[serde(deserialize_with = "nullable")]
+    node_affinity: NodeAffinity,
+}
+
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(default)]
+struct NodeAffinity {
+    #[serde(rename = "requiredDuringSchedulingIgnoredDuringExecution", deserialize_with = "nullable")]
+    required: NodeSelector,
+}
+
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct NodeSelector {
+    #[serde(deserialize_with = "nullable")]
+    node_selector_terms: Vec<NodeTerm>,
+}
+
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct NodeTerm {
+    #[serde(deserialize_with = "nullable")]
+    match_fields: Vec<Requirement>,
+}
+
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(default)]
+struct Requirement {
+    #[serde(deserialize_with = "nullable")]
+    key: String,
+    #[serde(deserialize_with = "nullable")]
+    operator: String,
+    #[serde(deserialize_with = "nullable")]
+    values: Vec<String>,
+}
+
+impl Affinity {
+    /// The node that the first requirement of a name is about (`GetTargetNodeName` of the reference).
+    fn only_node(self) -> Option<String> {
+        let fields = self.node_affinity.required.node_selector_terms.into_iter().flat_map(|term| term.match_fields);
+        let mut names = fields.filter(|it| it.key == "metadata.name" && it.operator == "In").map(|it| it.values);
+        names.next().filter(|values| values.len() == 1)?.pop()
+    }
 }
 
 #[derive(Deserialize, Clone, Debug, Default)]
@@ -370,6 +432,26 @@ pub(crate) mod tests {
                 "status": {"phase": phase, "conditions": null, "podIPs": [{"ip": null}], "containerStatuses": [{"restartCount": null}]},
             }));
             assert_eq!((pod.phase, pod.is_active()), (expected, true));
+        }
+    }
+
+    #[test]
+    fn knows_for_which_node_a_waiting_pod_is_meant() {
+        let term = |values: serde_json::Value| {
+            let fields = serde_json::json!([{"key": "metadata.name", "operator": "In", "values": values}]);
+            serde_json::json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {
+                "nodeSelectorTerms": [{"matchExpressions": [{"key": "a", "operator": "Exists"}]}, {"matchFields": fields}]}}})
+        };
+        for (node, affinity, expected) in [
+            ("", term(serde_json::json!(["one"])), Some("one")),
+            ("", term(serde_json::json!(["one", "two"])), None),
+            ("", serde_json::json!({"nodeAffinity": null}), None),
+            ("", serde_json::Value::Null, None),
+            ("two", term(serde_json::json!(["one"])), None),
+        ] {
+            let pod =
+                pod(serde_json::json!({"metadata": {"name": "a"}, "spec": {"nodeName": node, "affinity": affinity}}));
+            assert_eq!(pod.meant_for.as_deref(), expected, "{affinity}");
         }
     }
 

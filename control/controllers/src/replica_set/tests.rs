@@ -248,8 +248,8 @@ async fn looks_again_at_once_when_what_it_counted_is_not_there() {
     let mut synced = sets.synced();
     tokio::spawn(sets.run(api.client(), kube::runtime::watcher::Config::default().streaming_lists(), shutdown));
     synced.wait_for(|synced| *synced).await.unwrap();
-    controller.in_flight.creating("set", &"gone".into());
-    controller.in_flight.age("set", crate::workload::OVERDUE);
+    controller.pods.in_flight.creating("set", &"gone".into(), None);
+    controller.pods.in_flight.age("set", crate::workload::OVERDUE);
     let key = Key::new("n", "r");
     assert_eq!(controller.clone().reconcile(key.clone()).await.unwrap(), Next::Again);
     assert!(api.writes().iter().all(|seen| !seen.path.ends_with("/pods")), "the plan counted it");

@@ -27,10 +27,12 @@ struct Entry {
     deleting: HashMap<Arc<str>, Instant>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Creation {
     since: Instant,
     unknown: bool,
+    /// The node that it is for, where there is one for each.
+    place: Option<Arc<str>>,
 }
 
 /// What is in flight for an owner.
@@ -44,6 +46,8 @@ pub(crate) struct Flight {
     pub overdue: Vec<Arc<str>>,
     /// Uids whose deletion was asked for.
     pub deleting: HashSet<Arc<str>>,
+    /// For which nodes names were asked for.
+    pub places: HashMap<Arc<str>, Arc<str>>,
 }
 
 impl Flight {
@@ -64,6 +68,9 @@ impl InFlight {
         let Some(entry) = owners.get_mut(owner) else { return flight };
         entry.deleting.retain(|_, since| since.elapsed() < OVERDUE);
         for (name, creation) in &entry.creating {
+            if let Some(place) = &creation.place {
+                flight.places.insert(name.clone(), place.clone());
+            }
             if creation.unknown {
                 flight.unknown.push(name.clone());
                 continue;
@@ -80,19 +87,27 @@ impl InFlight {
         flight
     }
 
-    /// The creation is asked for, or is known to have been done.
-    pub(crate) fn creating(&self, owner: &str, name: &Arc<str>) {
-        self.create(owner, name, false);
+    /// The creation is asked for: for a node, if there is one for each.
+    pub(crate) fn creating(&self, owner: &str, name: &Arc<str>, place: Option<&Arc<str>>) {
+        let creation = Creation { since: Instant::now(), unknown: false, place: place.cloned() };
+        self.owners.lock().entry(owner.into()).or_default().creating.insert(name.clone(), creation);
+    }
+
+    /// The creation is known to have been done.
+    pub(crate) fn done(&self, owner: &str, name: &Arc<str>) {
+        self.mark(owner, name, false);
     }
 
     /// Nobody knows whether it was created.
     pub(crate) fn unknown(&self, owner: &str, name: &Arc<str>) {
-        self.create(owner, name, true);
+        self.mark(owner, name, true);
     }
 
-    fn create(&self, owner: &str, name: &Arc<str>, unknown: bool) {
-        let creation = Creation { since: Instant::now(), unknown };
-        self.owners.lock().entry(owner.into()).or_default().creating.insert(name.clone(), creation);
+    fn mark(&self, owner: &str, name: &Arc<str>, unknown: bool) {
+        let mut owners = self.owners.lock();
+        let creating = &mut owners.entry(owner.into()).or_default().creating;
+        let place = creating.get(name).and_then(|known| known.place.clone());
+        creating.insert(name.clone(), Creation { since: Instant::now(), unknown, place });
     }
 
     pub(crate) fn deleting(&self, owner: &str, uid: &Arc<str>) {

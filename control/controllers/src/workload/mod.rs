@@ -1,9 +1,12 @@
-//! What controllers of workloads have in common: references to owners, taking over and letting go, and creations whose
-//! outcome may be unknown.
+//! What controllers of workloads have in common: references to owners, taking over and letting go, creations whose
+//! outcome may be unknown, pods and their templates, and the history of templates.
 
+pub(crate) mod history;
 mod in_flight;
 mod names;
+mod pods;
 mod settle;
+mod template;
 
 use std::time::Duration;
 
@@ -15,9 +18,11 @@ use crate::Error;
 use crate::client::{self, Client, Meta, Resource};
 use crate::informer::Key;
 
-pub(crate) use in_flight::{InFlight, OVERDUE};
+pub(crate) use in_flight::{Flight, InFlight, OVERDUE};
 pub(crate) use names::{generated_name, hash, hashed_name};
+pub(crate) use pods::{Asked, Owner, Pods, Row, listen, slow_start};
 pub(crate) use settle::Settle;
+pub(crate) use template::{Template, normal};
 
 /// Requests with an unknown outcome are repeated this often at once.
 const ATTEMPTS: u32 = 3;

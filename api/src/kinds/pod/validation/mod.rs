@@ -20,6 +20,7 @@ mod windows;
 use serde_json::Value;
 
 pub(in crate::kinds) use resources::{container_resource, resource_name};
+pub(in crate::kinds) use volume::claim_spec;
 
 use crate::kinds::value::Read;
 use crate::kinds::{FieldError, FieldErrors, checks};

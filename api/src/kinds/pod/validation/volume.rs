@@ -255,7 +255,8 @@ fn ephemeral(volume: &Value, pod: &str, path: &Path<'_>, errors: &mut FieldError
     }
 }
 
-fn claim_spec(spec: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
+/// Checks what a claim asks for.
+pub(in crate::kinds) fn claim_spec(spec: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     const MODES: [&str; 4] = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
     let (modes, modes_path) = (spec["accessModes"].items(), path.child("accessModes"));
     if modes.is_empty() {

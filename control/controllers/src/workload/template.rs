@@ -1,32 +1,41 @@
-//! Pods as a ReplicaSet makes them: everything they have in common is encoded once.
+//! Pod templates: their equality, and pods as workloads make them.
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use serde::Serialize;
-use serde_json::value::RawValue;
 
-use crate::workload::generated_name;
+use super::generated_name;
 
-/// What the pods of a ReplicaSet have in common, with the specification encoded once.
-pub(super) struct Template<'a> {
-    pub(super) namespace: &'a str,
+/// The template as it is compared: empty maps as absent ones.
+pub(crate) fn normal(template: &PodTemplateSpec) -> PodTemplateSpec {
+    let mut template = template.clone();
+    if let Some(meta) = &mut template.metadata {
+        meta.labels = meta.labels.take().filter(|labels| !labels.is_empty());
+        meta.annotations = meta.annotations.take().filter(|annotations| !annotations.is_empty());
+        meta.creation_timestamp = None;
+    }
+    template.metadata = template.metadata.filter(|meta| *meta != Default::default());
+    template
+}
+
+/// What the pods of a workload have in common, but for the specification.
+pub(crate) struct Template<'a> {
     prefix: String,
     owner: [OwnerReference; 1],
     labels: Option<&'a BTreeMap<String, String>>,
     annotations: Option<&'a BTreeMap<String, String>>,
     finalizers: Option<&'a Vec<String>>,
-    spec: Box<RawValue>,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct PodBody<'a> {
+pub(crate) struct PodBody<'a, S> {
     api_version: &'a str,
     kind: &'a str,
     metadata: PodMeta<'a>,
-    spec: &'a RawValue,
+    spec: S,
 }
 
 #[derive(Serialize)]
@@ -44,39 +53,46 @@ struct PodMeta<'a> {
 }
 
 impl<'a> Template<'a> {
-    pub(super) fn of(set: &'a ReplicaSet) -> Result<Option<Self>, kube::Error> {
-        let Some(template) = set.spec.template.as_ref() else { return Ok(None) };
+    /// The template of the workload of this name.
+    pub(crate) fn of(name: &str, owner: OwnerReference, template: &'a PodTemplateSpec) -> Self {
         let meta = template.metadata.as_ref();
-        let name = set.metadata.name.as_deref().unwrap_or_default();
-        Ok(Some(Self {
-            namespace: set.metadata.namespace.as_deref().unwrap_or_default(),
+        Self {
             prefix: format!("{name}-"),
-            owner: [super::owner_reference(set)],
+            owner: [owner],
             labels: meta.and_then(|meta| meta.labels.as_ref()),
             annotations: meta.and_then(|meta| meta.annotations.as_ref()),
             finalizers: meta.and_then(|meta| meta.finalizers.as_ref()),
-            spec: serde_json::value::to_raw_value(&template.spec).map_err(kube::Error::SerdeError)?,
-        }))
+        }
     }
 
     /// A name as the API server would generate one.
-    pub(super) fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         generated_name(&self.prefix)
     }
 
-    pub(super) fn pod<'b>(&'b self, name: &'b str) -> PodBody<'b> {
+    pub(crate) fn pod<'b, S: Serialize>(&'b self, name: &'b str, spec: S) -> PodBody<'b, S> {
+        self.pod_with(name, self.labels, spec)
+    }
+
+    /// A pod with labels of its own.
+    pub(crate) fn pod_with<'b, S: Serialize>(
+        &'b self,
+        name: &'b str,
+        labels: Option<&'b BTreeMap<String, String>>,
+        spec: S,
+    ) -> PodBody<'b, S> {
         PodBody {
             api_version: "v1",
             kind: "Pod",
             metadata: PodMeta {
                 name,
                 generate_name: &self.prefix,
-                labels: self.labels,
+                labels,
                 annotations: self.annotations,
                 finalizers: self.finalizers,
                 owner_references: &self.owner,
             },
-            spec: &self.spec,
+            spec,
         }
     }
 }
