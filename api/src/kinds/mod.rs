@@ -49,7 +49,7 @@ use crate::meta::{names, validate_object_meta, validate_object_meta_update};
 use value::Read as _;
 
 /// Kinds that something acts on, or that are peculiar enough for a file of their own.
-static SPECIAL: [&Kind; 20] = [
+static SPECIAL: [&Kind; 21] = [
     &configmap::KIND,
     &definition::KIND,
     &endpoints::KIND,
