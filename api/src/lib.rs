@@ -7,5 +7,6 @@ pub mod codec;
 pub mod kinds;
 pub mod meta;
 pub mod patch;
+pub mod schedule;
 pub mod schema;
 pub mod status;

@@ -7,12 +7,14 @@
 mod checks;
 mod configmap;
 mod controllerrevision;
+mod cronjob;
 mod deployment;
 mod endpoints;
 mod endpointslice;
 mod event;
 mod fields;
 mod internal;
+mod job;
 mod lease;
 mod namespace;
 mod network;
@@ -40,7 +42,7 @@ use crate::meta::{names, validate_object_meta, validate_object_meta_update};
 use value::Read as _;
 
 /// Kinds that something acts on, or that are peculiar enough for a file of their own.
-static SPECIAL: [&Kind; 16] = [
+static SPECIAL: [&Kind; 18] = [
     &configmap::KIND,
     &endpoints::KIND,
     &event::CORE,
@@ -54,6 +56,8 @@ static SPECIAL: [&Kind; 16] = [
     &controllerrevision::KIND,
     &deployment::KIND,
     &replicaset::KIND,
+    &cronjob::KIND,
+    &job::KIND,
     &lease::KIND,
     &endpointslice::KIND,
     &event::EVENTS,

@@ -36,6 +36,8 @@ resources! {
     SERVICE_ACCOUNTS = "v1" "serviceaccounts";
     REPLICA_SETS = "apps/v1" "replicasets";
     DEPLOYMENTS = "apps/v1" "deployments";
+    JOBS = "batch/v1" "jobs";
+    CRON_JOBS = "batch/v1" "cronjobs";
     POD_DISRUPTION_BUDGETS = "policy/v1" "poddisruptionbudgets";
     ENDPOINT_SLICES = "discovery.k8s.io/v1" "endpointslices";
 }
@@ -164,6 +166,12 @@ impl Client {
     /// Strategic merge patch of the subresource `status`: conditions merge by their type.
     pub(crate) async fn merge_status(&self, resource: Resource, key: &Key, patch: &Value) -> Result<Meta, kube::Error> {
         let uri = format!("{}/status?{MANAGER}", resource.path(key));
+        self.send("PATCH", &uri, "application/strategic-merge-patch+json", Some(patch)).await
+    }
+
+    /// Strategic merge patch: lists may be told what to lose.
+    pub(crate) async fn merge(&self, resource: Resource, key: &Key, patch: &Value) -> Result<Meta, kube::Error> {
+        let uri = format!("{}?{MANAGER}", resource.path(key));
         self.send("PATCH", &uri, "application/strategic-merge-patch+json", Some(patch)).await
     }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -63,6 +64,8 @@ kinds! {
     pods: Pod = "" "v1" "Pod" "pods" true;
     replica_sets: ReplicaSet = "apps" "v1" "ReplicaSet" "replicasets" true;
     deployments: Deployment = "apps" "v1" "Deployment" "deployments" true;
+    jobs: Job = "batch" "v1" "Job" "jobs" true;
+    cron_jobs: CronJob = "batch" "v1" "CronJob" "cronjobs" true;
     services: Service = "" "v1" "Service" "services" true;
     slices: EndpointSlice = "discovery.k8s.io" "v1" "EndpointSlice" "endpointslices" true;
     endpoints: Endpoints = "" "v1" "Endpoints" "endpoints" true;

@@ -5,6 +5,7 @@
 //! the recorder of events; `kinds` has a row for each kind that is watched. Nothing polls; nothing is kept that the API does not have.
 
 mod client;
+mod cron_job;
 mod deployment;
 mod discovery;
 mod disruption;
@@ -13,6 +14,7 @@ mod error;
 mod events;
 mod garbage;
 mod informer;
+mod job;
 mod kinds;
 mod mirroring;
 mod namespace;
@@ -24,6 +26,7 @@ mod selector;
 mod service_account;
 #[cfg(test)]
 mod stories;
+mod ttl_after_finished;
 mod workload;
 
 use std::sync::Arc;
@@ -78,6 +81,8 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
         &mut on.replica_sets,
         &mut on.pods,
     );
+    let jobs = job::Controller::new(api.clone(), recorder.clone(), &mut on.jobs, &mut on.pods);
+    let cron_jobs = cron_job::Controller::new(api.clone(), recorder.clone(), &mut on.cron_jobs, &mut on.jobs);
     let endpoints = endpoints::Controller::new(
         api.clone(),
         endpoints::Sources {
@@ -115,6 +120,8 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
         on.pods.store(),
     );
     let evictions = node::Evictions::new(api.clone(), recorder.clone(), nodes.watch(), &mut on.nodes, &mut on.pods);
+    let job_orphans = job::Orphans::new(api.clone(), &mut on.jobs, &mut on.pods);
+    let finished_jobs = ttl_after_finished::Controller::new(api.clone(), &mut on.jobs);
     let pod_gc = pod_gc::Controller::new(api.clone(), &mut on.nodes, &mut on.pods);
     let garbage = {
         let namespaces = namespaces.clone();
@@ -144,6 +151,10 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     }
     tasks.spawn(queue::drive(replica_sets, shutdown.clone()));
     tasks.spawn(queue::drive(deployments, shutdown.clone()));
+    tasks.spawn(queue::drive(jobs, shutdown.clone()));
+    tasks.spawn(queue::drive(cron_jobs, shutdown.clone()));
+    tasks.spawn(queue::drive(job_orphans, shutdown.clone()));
+    tasks.spawn(queue::drive(finished_jobs, shutdown.clone()));
     tasks.spawn(queue::drive(endpoints, shutdown.clone()));
     tasks.spawn(queue::drive(mirroring, shutdown.clone()));
     tasks.spawn(queue::drive(budgets, shutdown.clone()));

@@ -1,9 +1,11 @@
-//! What controllers of workloads have in common: references to owners, taking over and letting go, and creations whose
-//! outcome may be unknown.
+//! What controllers of workloads have in common: references to owners, taking over and letting go, creations whose
+//! outcome may be unknown, pods, and statuses that were written and are not seen yet.
 
 mod in_flight;
 mod names;
+mod pods;
 mod settle;
+mod written;
 
 use std::time::Duration;
 
@@ -15,9 +17,11 @@ use crate::Error;
 use crate::client::{self, Client, Meta, Resource};
 use crate::informer::Key;
 
-pub(crate) use in_flight::{InFlight, OVERDUE};
+pub(crate) use in_flight::{Flight, InFlight, OVERDUE};
 pub(crate) use names::{generated_name, hash, hashed_name};
+pub(crate) use pods::{Asked, Owner, Pods, Row, WINDOW_MAX, slow_start};
 pub(crate) use settle::Settle;
+pub(crate) use written::Written;
 
 /// Requests with an unknown outcome are repeated this often at once.
 const ATTEMPTS: u32 = 3;
