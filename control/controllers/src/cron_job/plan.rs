@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_api::schedule::Zone;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::batch::v1::{CronJob, CronJobStatus, Job};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -105,7 +105,7 @@ pub(super) fn plan(observed: &Observed<'_>) -> Plan {
 /// Starts the Job of a moment, unless something is against it.
 fn start(observed: &Observed<'_>, at: Timestamp, plan: &mut Plan) {
     let (cron, now) = (observed.cron, observed.now);
-    let late = |deadline| at.checked_add(deadline).is_ok_and(|end| end < now);
+    let late = |deadline: SignedDuration| at.checked_add(deadline).is_ok_and(|end| end < now);
     if due::deadline(cron).is_some_and(late) {
         let when = at.strftime("%a, %d %b %Y %H:%M:%S +0000");
         plan.told.push(Told::warning("MissSchedule", format!("Missed scheduled time to start a job: {when}")));

@@ -18,7 +18,6 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{Job, JobStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -28,7 +27,7 @@ use crate::client::{self, Client, JOBS, PODS};
 use crate::events::Recorder;
 use crate::informer::{Change, Index, Informer, Key, Object as _, Pod, Store, controller, version};
 use crate::queue::{Next, Queue, Reconciler};
-use crate::workload::{self, Asked, Flight, InFlight, Owner, Pods, Row, Settle, WINDOW_MAX, Written};
+use crate::workload::{self, Asked, Flight, InFlight, Owner, Pods, Row, Settle, Written};
 use crate::{Error, selector};
 use memory::Memory;
 use plan::{BURST, Create, Observed, Plan, is_tracked};
@@ -224,7 +223,7 @@ impl Controller {
     /// Takes pods over that match and belong to nobody, and lets go of those that no longer match; whether there were any.
     async fn claim(&self, job: &Job, plan: &Plan) -> Result<bool, Error> {
         if !plan.adopt.is_empty() {
-            workload::may_adopt(&self.client, JOBS, &job.key(), job.uid()).await?;
+            workload::may_adopt(&self.client, ROW.resource, &job.key(), job.uid()).await?;
         }
         for pod in &plan.adopt {
             let owners: Vec<_> = pod.owners.iter().cloned().chain([owner_reference(job)]).collect();
@@ -305,9 +304,7 @@ impl Controller {
             let tracked: Vec<_> = pods.iter().filter(|pod| is_tracked(pod)).cloned().collect();
             self.untrack(owner, &tracked).await?;
         }
-        let requests = pods.iter().map(|pod| self.delete_one(owner, pod));
-        let outcomes = futures::stream::iter(requests).buffer_unordered(WINDOW_MAX).collect::<Vec<_>>().await;
-        outcomes.into_iter().collect()
+        workload::side_by_side(pods.iter().map(|pod| self.delete_one(owner, pod))).await
     }
 
     async fn delete_one(&self, owner: Owner<'_>, pod: &Pod) -> Result<(), kube::Error> {
@@ -323,9 +320,7 @@ impl Controller {
 
     /// Removes the finalizers of pods.
     async fn untrack(&self, owner: Owner<'_>, pods: &[Arc<Pod>]) -> Result<(), kube::Error> {
-        let requests = pods.iter().map(|pod| self.untrack_one(owner, pod));
-        let outcomes = futures::stream::iter(requests).buffer_unordered(WINDOW_MAX).collect::<Vec<_>>().await;
-        outcomes.into_iter().collect()
+        workload::side_by_side(pods.iter().map(|pod| self.untrack_one(owner, pod))).await
     }
 
     async fn untrack_one(&self, owner: Owner<'_>, pod: &Pod) -> Result<(), kube::Error> {

@@ -19,7 +19,7 @@ use crate::informer::Key;
 
 pub(crate) use in_flight::{Flight, InFlight, OVERDUE};
 pub(crate) use names::{generated_name, hash, hashed_name};
-pub(crate) use pods::{Asked, Owner, Pods, Row, WINDOW_MAX, slow_start};
+pub(crate) use pods::{Asked, Owner, Pods, Row, side_by_side, slow_start};
 pub(crate) use settle::Settle;
 pub(crate) use written::Written;
 

@@ -4,17 +4,16 @@ use std::sync::Arc;
 
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use serde::Serialize;
 
-use super::{Created, InFlight, create_named, owner_reference};
+use super::{Created, InFlight, create_named};
 use crate::Error;
 use crate::client::{self, Client, DeleteOptions, PODS, Resource};
 use crate::events::{Record, Recorder, Subject};
 use crate::informer::{Key, Pod, Store, controller};
 
 /// Creations and deletions in flight per workload.
-pub(crate) const WINDOW_MAX: usize = 64;
+const WINDOW_MAX: usize = 64;
 
 /// A kind of workloads.
 #[derive(Clone, Copy, Debug)]
@@ -55,11 +54,6 @@ pub(crate) enum Asked {
 }
 
 impl Pods {
-    /// The reference to the workload in what it controls.
-    pub(crate) fn owner_reference(&self, owner: Owner<'_>) -> OwnerReference {
-        owner_reference(self.row.api_version, self.row.kind, Some(&owner.key.name), owner.uid)
-    }
-
     /// The workload of this kind that controls the pod.
     pub(crate) fn workload_of(row: Row, pod: &Pod) -> Option<Key> {
         let owner = controller(Some(&pod.owners)).filter(|owner| owner.kind == row.kind)?;
@@ -175,6 +169,26 @@ where
         match running.next().await {
             Some(Ok(())) => window = (window + 1).min(WINDOW_MAX),
             Some(Err(error)) => failure = failure.or(Some(error)),
+            None => return failure.map_or(Ok(()), Err),
+        }
+    }
+}
+
+/// Runs requests, so many at a time; all of them, whatever becomes of some. The first failure is told.
+pub(crate) async fn side_by_side<F, E>(mut work: impl Iterator<Item = F>) -> Result<(), E>
+where
+    F: Future<Output = Result<(), E>>,
+{
+    let mut running = FuturesUnordered::new();
+    let mut failure = None;
+    loop {
+        while running.len() < WINDOW_MAX
+            && let Some(next) = work.next()
+        {
+            running.push(next);
+        }
+        match running.next().await {
+            Some(outcome) => failure = failure.or(outcome.err()),
             None => return failure.map_or(Ok(()), Err),
         }
     }

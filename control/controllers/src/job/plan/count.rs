@@ -45,7 +45,7 @@ impl Planner<'_> {
         let Some(end) = end else { return };
         let now = self.observed.now;
         if !end.known {
-            set_condition(&mut self.status, end.interim(), "True", (&end.reason, &end.message), now);
+            set_condition(&mut self.status, end.interim(), "True", (end.reason.as_str(), end.message.as_str()), now);
         }
         if all && uncounted == 0 && self.plan.untrack.is_empty() && self.terminating.is_empty() {
             self.finish(&end);
@@ -55,7 +55,7 @@ impl Planner<'_> {
     /// Moves what has no finalizer any more into the counters.
     fn count_untracked(&mut self, waiting: &mut UncountedTerminatedPods) {
         let tracked: HashSet<&str> = self.pods.iter().filter(|pod| self.is_tracked(pod)).map(|pod| &*pod.uid).collect();
-        let mut leave = |uids: &mut Vec<String>, counter: &mut Option<i32>| {
+        let leave = |uids: &mut Vec<String>, counter: &mut Option<i32>| {
             let before = uids.len();
             uids.retain(|uid| tracked.contains(uid.as_str()));
             let counted = before - uids.len();
@@ -126,7 +126,7 @@ impl Planner<'_> {
 
     fn finish(&mut self, end: &End) {
         let now = self.observed.now;
-        set_condition(&mut self.status, end.last(), "True", (&end.reason, &end.message), now);
+        set_condition(&mut self.status, end.last(), "True", (end.reason.as_str(), end.message.as_str()), now);
         if !end.complete {
             let reason = FAILURES.iter().find(|known| **known == end.reason).copied().unwrap_or("Failed");
             self.plan.told.push(Told::warning(reason, end.message.as_str()));

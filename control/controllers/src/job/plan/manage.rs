@@ -1,7 +1,7 @@
 //! How many pods are at work, and which go.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -146,16 +146,11 @@ impl Planner<'_> {
             return ranked;
         }
         // Of several of one index the one stays that is farthest.
-        let mut best: HashMap<u32, Arc<Pod>> = HashMap::new();
+        let mut indexes = HashSet::new();
         let (mut surplus, mut left) = (Vec::new(), Vec::new());
         for pod in ranked.iter().rev() {
-            match self.valid_index(pod) {
-                Some(index) if !best.contains_key(&index) => {
-                    best.insert(index, pod.clone());
-                    left.push(pod.clone());
-                }
-                _ => surplus.push(pod.clone()),
-            }
+            let first = self.valid_index(pod).is_some_and(|index| indexes.insert(index));
+            if first { &mut left } else { &mut surplus }.push(pod.clone());
         }
         let more = least.saturating_sub(surplus.len());
         surplus.extend(left.into_iter().rev().take(more));
