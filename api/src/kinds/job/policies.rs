@@ -39,7 +39,7 @@ pub(super) fn pod_failure(spec: &Value, path: &Path<'_>, errors: &mut FieldError
     let rules = spec["podFailurePolicy"]["rules"].items();
     let rules_path = path.child("rules");
     if rules.len() > RULES_MAX {
-        errors.push(FieldError::too_many(&rules_path, rules.len(), RULES_MAX));
+        errors.push(FieldError::too_many(rules_path, rules.len(), RULES_MAX));
     }
     let pod = &spec["template"]["spec"];
     let containers = pod["containers"].items().iter().chain(pod["initContainers"].items());
@@ -66,11 +66,11 @@ pub(super) fn pod_failure(spec: &Value, path: &Path<'_>, errors: &mut FieldError
         match (codes.is_set(), conditions.is_empty()) {
             (true, false) => {
                 let detail = "specifying both OnExitCodes and OnPodConditions is not supported";
-                errors.push(FieldError::invalid(&path, Printed(""), detail));
+                errors.push(FieldError::invalid(path, Printed(""), detail));
             }
             (false, true) => {
                 let detail = "specifying one of OnExitCodes and OnPodConditions is required";
-                errors.push(FieldError::invalid(&path, Printed(""), detail));
+                errors.push(FieldError::invalid(path, Printed(""), detail));
             }
             _ => {}
         }
@@ -98,22 +98,22 @@ fn exit_codes(requirement: &Value, names: &HashSet<&str>, path: &Path<'_>, error
     let (values, values_path) = (&requirement["values"], path.child("values"));
     let codes = values.items();
     if codes.is_empty() {
-        errors.push(FieldError::invalid(&values_path, values, "at least one value is required"));
+        errors.push(FieldError::invalid(values_path, values, "at least one value is required"));
     } else if codes.len() > EXIT_CODES_MAX {
-        errors.push(FieldError::too_many(&values_path, codes.len(), EXIT_CODES_MAX));
+        errors.push(FieldError::too_many(values_path, codes.len(), EXIT_CODES_MAX));
     }
     let repeats = repeats(codes.iter().map(Read::int));
     for (index, code) in codes.iter().map(Read::int).enumerate() {
         let path = values_path.index(index);
         if requirement["operator"] == "In" && code == 0 {
-            errors.push(FieldError::invalid(&path, code, "must not be 0 for the In operator"));
+            errors.push(FieldError::invalid(path, code, "must not be 0 for the In operator"));
         }
         if repeats[index] {
-            errors.push(FieldError::duplicate(&path, code));
+            errors.push(FieldError::duplicate(path, code));
         }
     }
     if !codes.iter().map(Read::int).is_sorted() {
-        errors.push(FieldError::invalid(&values_path, values, "must be ordered"));
+        errors.push(FieldError::invalid(values_path, values, "must be ordered"));
     }
 }
 
@@ -123,10 +123,10 @@ pub(super) fn success(spec: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     let rules_path = path.child("rules");
     if rules.is_empty() {
         let detail = "at least one rules must be specified when the successPolicy is specified";
-        errors.push(FieldError::required(&rules_path, detail));
+        errors.push(FieldError::required(rules_path, detail));
     }
     if rules.len() > RULES_MAX {
-        errors.push(FieldError::too_many(&rules_path, rules.len(), RULES_MAX));
+        errors.push(FieldError::too_many(rules_path, rules.len(), RULES_MAX));
     }
     let completions = spec["completions"].int();
     for (index, rule) in rules.iter().enumerate() {
@@ -137,19 +137,19 @@ pub(super) fn success(spec: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
         let (wanted, indexes) = (&rule["succeededCount"], &rule["succeededIndexes"]);
         if wanted.is_null() && indexes.is_null() {
             let detail = "at least one of succeededCount or succeededIndexes must be specified";
-            errors.push(FieldError::required(&path, detail));
+            errors.push(FieldError::required(path, detail));
         }
         let mut total = 0;
         if indexes.is_set() {
             let path = path.child("succeededIndexes");
             if indexes.text().len() > INDEXES_BYTES_MAX {
-                errors.push(FieldError::too_long(&path, INDEXES_BYTES_MAX));
+                errors.push(FieldError::too_long(path, INDEXES_BYTES_MAX));
             }
             match indexes::count(indexes.text(), completions) {
                 Ok(count) => total = count,
                 Err(why) => {
                     let detail = format!("error parsing succeededIndexes: {why}");
-                    errors.push(FieldError::invalid(&path, indexes, &detail));
+                    errors.push(FieldError::invalid(path, indexes, &detail));
                 }
             }
         }
@@ -159,13 +159,13 @@ pub(super) fn success(spec: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
             if count > completions {
                 let detail =
                     format!("must be less than or equal to {completions} (the number of specified completions)");
-                errors.push(FieldError::invalid(&path, count, &detail));
+                errors.push(FieldError::invalid(path, count, &detail));
             }
             if indexes.is_set() && count > total {
                 let detail = format!(
                     "must be less than or equal to {total} (the number of indexes in the specified succeededIndexes field)"
                 );
-                errors.push(FieldError::invalid(&path, count, &detail));
+                errors.push(FieldError::invalid(path, count, &detail));
             }
         }
     }

@@ -199,7 +199,13 @@ fn what_is_no_job_is_refused() {
                 "spec.template.metadata.labels: Invalid value: {\"batch.kubernetes.io/controller-uid\":\"u\",\"batch.kubernetes.io/job-name\":\"j\",\"controller-uid\":\"u\",\"job-name\":\"j\"}: `selector` does not match template `labels`".into(),
             ],
         ),
-        (json!({"manualSelector": true}), vec!["spec.selector: Required value".into()]),
+        (
+            json!({"manualSelector": true}),
+            vec![
+                "spec.selector: Required value".into(),
+                "spec.template.metadata.labels: Invalid value: null: `selector` does not match template `labels`".into(),
+            ],
+        ),
     ] {
         let expected: Vec<String> = expected;
         assert_eq!(refused("j", spec.clone()), expected, "{spec}");

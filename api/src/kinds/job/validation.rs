@@ -176,16 +176,16 @@ fn indexed(spec: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     }
     if parallelism > PARALLELISM_MAX {
         let detail = format!("must be less than or equal to {PARALLELISM_MAX} when completion mode is Indexed");
-        errors.push(FieldError::invalid(&parallelism_path, parallelism, &detail));
+        errors.push(FieldError::invalid(parallelism_path, parallelism, &detail));
     }
     if let (Some(completions), Some(failed)) = (completions, failed)
         && failed > completions
     {
-        errors.push(FieldError::invalid(&failed_path, failed, "must be less than or equal to completions"));
+        errors.push(FieldError::invalid(failed_path, failed, "must be less than or equal to completions"));
     }
     if let Some(failed) = failed.filter(|failed| *failed > FAILED_INDEXES_MAX) {
         let detail = format!("must be less than or equal to {FAILED_INDEXES_MAX}");
-        errors.push(FieldError::invalid(&failed_path, failed, &detail));
+        errors.push(FieldError::invalid(failed_path, failed, &detail));
     }
     if completions.is_none_or(|completions| completions <= COMPLETIONS_SOFT_MAX)
         || spec["backoffLimitPerIndex"].is_null()
@@ -194,7 +194,7 @@ fn indexed(spec: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     }
     if failed.is_none() {
         let detail = format!("must be specified when completions is above {COMPLETIONS_SOFT_MAX}");
-        errors.push(FieldError::required(&failed_path, &detail));
+        errors.push(FieldError::required(failed_path, &detail));
     }
     let above = |most: i64| {
         format!(
@@ -203,10 +203,10 @@ fn indexed(spec: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
         )
     };
     if parallelism > HIGH_PARALLELISM_MAX {
-        errors.push(FieldError::invalid(&parallelism_path, parallelism, &above(HIGH_PARALLELISM_MAX)));
+        errors.push(FieldError::invalid(parallelism_path, parallelism, &above(HIGH_PARALLELISM_MAX)));
     }
     if let Some(failed) = failed.filter(|failed| *failed > HIGH_FAILED_INDEXES_MAX) {
-        errors.push(FieldError::invalid(&failed_path, failed, &above(HIGH_FAILED_INDEXES_MAX)));
+        errors.push(FieldError::invalid(failed_path, failed, &above(HIGH_FAILED_INDEXES_MAX)));
     }
 }
 

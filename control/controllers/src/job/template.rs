@@ -23,7 +23,6 @@ const GENERATED: usize = 5;
 
 /// What the pods of a Job have in common, with the specification encoded once.
 pub(super) struct Template<'a> {
-    pub(super) namespace: &'a str,
     job: &'a str,
     owner: [OwnerReference; 1],
     labels: BTreeMap<String, String>,
@@ -70,7 +69,6 @@ impl<'a> Template<'a> {
             finalizers.push(TRACKING.to_owned());
         }
         Ok(Some(Self {
-            namespace: job.metadata.namespace.as_deref().unwrap_or_default(),
             job: job.metadata.name.as_deref().unwrap_or_default(),
             owner: [super::owner_reference(job)],
             labels: meta.labels.unwrap_or_default(),

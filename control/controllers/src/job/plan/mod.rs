@@ -24,7 +24,6 @@ use crate::events::Told;
 use crate::informer::{Phase, Pod};
 use crate::selector;
 use count::Uncounted;
-use end::End;
 
 pub(super) use manage::BURST;
 
