@@ -265,7 +265,7 @@ fn name_allows_completions(job: &Value, errors: &mut FieldErrors) {
     }
     let name = job["metadata"]["name"].text();
     let longest = format!("{name}-{}", completions - 1);
-    if !names::is_dns_label(&longest) {
+    if !names::dns_label(&longest).is_empty() {
         let detail = format!("will not able to create pod with invalid DNS label: {longest}");
         errors.push(FieldError::invalid("metadata.name", name, &detail));
     }
