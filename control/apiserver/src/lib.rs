@@ -48,11 +48,15 @@ use axum::response::Response;
 use coracle_api::status::Status;
 use coracle_keyspace::Keyspace;
 use http::{HeaderValue, Uri, header};
+use http_body::Body as _;
+use http_body_util::BodyExt as _;
 
 use authz::Attributes;
 pub use config::Config;
 pub use identity::Identity;
 pub use in_process::InProcess;
+use layers::stalls::To;
+use limits::{Class, Flow};
 pub use limits::{Connection, Here};
 use server::Shared;
 
@@ -89,9 +93,15 @@ impl ApiServer {
         Router::new().fallback(answer).with_state(self.shared.clone())
     }
 
-    /// Puts authentication before other routes: only known callers pass, and their [`Identity`] is an extension.
+    /// Puts authentication before other routes: only known callers pass, and their [`Identity`] is an extension. What they are
+    /// answered is bounded as the API's own streams are: in places by caller, in bytes, and in how long it lies unread.
     pub fn authenticated(&self, router: Router) -> Router {
         router.layer(middleware::from_fn_with_state(self.shared.clone(), admit))
+    }
+
+    /// Puts the bounds of [`ApiServer::authenticated`] on routes that ask nobody who they are: all who come there are one caller.
+    pub fn bounded(&self, router: Router) -> Router {
+        router.layer(middleware::from_fn_with_state(self.shared.clone(), bound))
     }
 
     /// The API for a client in this process, acting as `identity`, without network or TLS.
@@ -151,7 +161,35 @@ async fn admit(State(shared): State<Arc<Shared>>, mut request: Request<Body>, ne
                 *request.uri_mut() = path;
             }
             request.extensions_mut().insert(Identity::clone(&caller.identity));
-            next.run(request).await
+            streamed(&shared, caller.flow(), request, next).await
         }
     }
+}
+
+async fn bound(State(shared): State<Arc<Shared>>, request: Request<Body>, next: Next) -> Response {
+    streamed(&shared, Flow { class: Class::User, name: identity::ANONYMOUS }, request, next).await
+}
+
+/// The answer of another route, in a place of the flow's streams, counted, and let go of when it is not read.
+async fn streamed(shared: &Shared, flow: Flow<'_>, request: Request<Body>, next: Next) -> Response {
+    let place = match shared.limits.stream(flow) {
+        Ok(place) => place,
+        Err(status) => return answer::respond::status(request::negotiate::Form::JSON, &status),
+    };
+    let to = To {
+        flow,
+        account: shared.answers.account(flow),
+        connection: request.extensions().get::<Connection>().cloned(),
+    };
+    let response = next.run(request).await;
+    if response.body().size_hint().upper().is_some_and(|most| most == 0) {
+        return response;
+    }
+    let response = shared.stalls.guard(to, response);
+    response.map(|body| {
+        Body::new(body.map_frame(move |frame| {
+            let _place = &place;
+            frame
+        }))
+    })
 }

@@ -240,7 +240,7 @@ impl Limits {
     /// A place for a stream.
     pub fn stream(&self, flow: Flow<'_>) -> Result<Place, Status> {
         let place = self.of(flow).streams.take(flow.name, 1);
-        place.ok_or_else(|| Status::too_many_requests("too many watches, please try again later", 1))
+        place.ok_or_else(|| Status::too_many_requests("too many streams, please try again later", 1))
     }
 
     pub fn requests_now(&self) -> usize {

@@ -173,7 +173,7 @@ async fn get_manifest(
     if !registry.is_here_whole(&digest, found.size).await? {
         return Err(unknown());
     }
-    let body = if head_only { Body::empty() } else { blob::content(registry, &digest, 0, found.size).await? };
+    let body = if head_only { Body::empty() } else { blob::content(registry, &digest, (0, found.size), found.size) };
     let headers = [
         (header::CONTENT_TYPE, value(&found.media_type)),
         (header::CONTENT_LENGTH, found.size.into()),
@@ -274,13 +274,16 @@ async fn delete_manifest(
 
 async fn catalog(registry: &Registry, query: &Query) -> Result<Response, Refusal> {
     registry.inner().names.current().await?;
-    let page = page(registry.inner().names.repositories(), query);
+    let names = &registry.inner().names;
+    let page = page(names.repositories(query.last.as_deref(), query.limit().saturating_add(1)), query);
     Ok(page.respond("/v2/_catalog", |names| json!({"repositories": names})))
 }
 
 async fn tags(registry: &Registry, name: Name, query: &Query) -> Result<Response, Refusal> {
     registry.inner().names.current().await?;
-    let tags = registry.inner().names.tags(&name).ok_or_else(|| Refusal::name_unknown(name.as_str()))?;
+    let names = &registry.inner().names;
+    let unknown = || Refusal::name_unknown(name.as_str());
+    let tags = names.tags(&name, query.last.as_deref(), query.limit().saturating_add(1)).ok_or_else(unknown)?;
     let page = page(tags, query);
     Ok(page.respond(&format!("/v2/{name}/tags/list"), |tags| json!({"name": name.as_str(), "tags": tags})))
 }
@@ -295,14 +298,14 @@ async fn referrers(registry: &Registry, name: Name, subject: Digest, query: &Que
     let (last, limit) = (query.last.as_ref(), query.limit());
     let names = &registry.inner().names;
     names.current().await?;
-    let mut found: Vec<(String, Digest)> =
-        names.referrers(&name, &subject)?.into_iter().map(|digest| (digest.to_string(), digest)).collect();
-    found.retain(|(text, _)| last.is_none_or(|last| text > last));
+    let found =
+        names.referrers(&name, &subject, last.map(String::as_str), REFERRERS_BYTES_MAX / MANIFEST_BYTES_MIN + 1)?;
     let (mut descriptors, mut read) = (Vec::new(), 0);
     let mut page = Page { entries: Vec::new(), limit, after: None };
     let mut looked_at = None;
     // One at a time: each may have megabytes of annotations.
-    for (text, digest) in found {
+    for digest in found {
+        let text = digest.to_string();
         if page.entries.len() >= limit || read >= REFERRERS_BYTES_MAX {
             page.after = looked_at;
             break;
@@ -344,11 +347,8 @@ struct Page {
     after: Option<String>,
 }
 
-/// The entries after `last`, at most `n` of them. `entries` are in order.
+/// At most `n` of `entries`, which are those after `last`, in order, and one more where there are more.
 fn page(mut entries: Vec<String>, query: &Query) -> Page {
-    if let Some(last) = &query.last {
-        entries.retain(|entry| entry > last);
-    }
     let limit = query.limit();
     let more = entries.len() > limit;
     entries.truncate(limit);
@@ -408,7 +408,9 @@ mod tests {
     fn pages_follow_one_another() {
         let all: Vec<String> = ["a", "b", "c"].map(str::to_owned).to_vec();
         let at = |n, last: Option<&str>| {
-            let page = page(all.clone(), &Query { n, last: last.map(str::to_owned), ..Query::default() });
+            let query = Query { n, last: last.map(str::to_owned), ..Query::default() };
+            let entries = all.iter().filter(|entry| last.is_none_or(|last| entry.as_str() > last));
+            let page = page(entries.take(query.limit() + 1).cloned().collect(), &query);
             (page.entries.join(""), page.after.is_some())
         };
         assert_eq!(at(None, None), ("abc".into(), false));

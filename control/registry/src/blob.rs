@@ -53,7 +53,7 @@ pub async fn get(
         Range::Part(start, length) => (StatusCode::PARTIAL_CONTENT, start, length),
         Range::Beyond => return Err(Refusal::blob_range()),
     };
-    let body = if head_only { Body::empty() } else { content(registry, &digest, start, length).await? };
+    let body = if head_only { Body::empty() } else { content(registry, &digest, (start, length), size) };
     let mut response = (status, body).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_LENGTH, length.into());
@@ -68,32 +68,26 @@ pub async fn get(
     Ok(response)
 }
 
-/// A part of a content, read while it is sent. The whole of one that is not what its digest says breaks off before its end, and is
-/// set aside.
-pub async fn content(registry: &Registry, digest: &Digest, start: u64, length: u64) -> Result<Body, Refusal> {
-    let (here, digest) = (registry.clone(), digest.clone());
-    let open = move |inner: &Inner| {
-        let file = File::open(inner.store.path(&digest))?;
-        let is_whole = start == 0 && file.metadata()?.len() == length;
-        let hashing = is_whole.then(|| Hashing::new(digest.algorithm()));
-        Ok(Reading { registry: here, digest, file, at: start, left: length, hashing })
-    };
-    let reading = registry.blocking(open).await?;
-    Ok(Body::from_stream(futures::stream::unfold(Some(reading), |reading| async {
+/// A part of a content of `size` bytes, read while it is sent. The whole of one that is not what its digest says breaks off before
+/// its end, and is set aside.
+pub fn content(registry: &Registry, digest: &Digest, (start, length): (u64, u64), size: u64) -> Body {
+    let is_whole = (start, length) == (0, size);
+    let hashing = is_whole.then(|| Hashing::new(digest.algorithm()));
+    let reading = Reading { registry: registry.clone(), digest: digest.clone(), at: start, left: length, hashing };
+    Body::from_stream(futures::stream::unfold(Some(reading), |reading| async {
         let mut reading = reading.filter(|reading| reading.left > 0)?;
         let read = tokio::task::spawn_blocking(move || reading.next().map(|piece| (piece, reading)));
         match read.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
             Ok((piece, reading)) => Some((Ok(piece), Some(reading))),
             Err(error) => Some((Err(error), None)),
         }
-    })))
+    }))
 }
 
-/// A content that is being read.
+/// A content that is being read. Its file is open while a piece is read, and not while its client makes up its mind.
 struct Reading {
     registry: Registry,
     digest: Digest,
-    file: File,
     at: u64,
     left: u64,
     /// Of what was read of the whole.
@@ -104,11 +98,12 @@ impl Reading {
     /// The next piece; an error in the place of the last one where all of them are not what the digest says. Blocks on the disk.
     fn next(&mut self) -> io::Result<Bytes> {
         let mut piece = vec![0; READ_BYTES.min(usize::try_from(self.left).unwrap_or(READ_BYTES))];
-        let read = match self.file.read_at(&mut piece, self.at) {
+        let store = &self.registry.inner().store;
+        let read = match File::open(store.path(&self.digest)).and_then(|file| file.read_at(&mut piece, self.at)) {
             Ok(read) if read > 0 => read,
             // It has become shorter, or the disk does not give it any more.
             other => {
-                self.registry.inner().store.is_sound(&self.digest)?;
+                store.is_sound(&self.digest)?;
                 return Err(other.err().unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into()));
             }
         };
@@ -121,7 +116,7 @@ impl Reading {
             && let Some(hashing) = self.hashing.take()
             && hashing.finish() != self.digest
         {
-            self.registry.inner().store.is_sound(&self.digest)?;
+            store.is_sound(&self.digest)?;
             return Err(io::Error::other("the content is damaged here"));
         }
         Ok(piece.into())

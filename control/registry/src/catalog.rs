@@ -36,6 +36,8 @@ pub trait Catalog: Send + Sync + 'static {
     fn get(&self, key: &str) -> Option<Entry>;
     /// All entries whose names begin so, in order.
     fn list(&self, prefix: &str) -> Vec<(String, Entry)>;
+    /// The names of at most `most` entries, in order: those that begin with `prefix` and come after `after`.
+    fn names(&self, prefix: &str, after: &str, most: usize) -> Vec<String>;
     /// Does all of `changes`, or none: they are durable when this returns, and seen by [`Catalog::get`] here.
     fn change(&self, changes: Vec<Change>) -> BoxFuture<'_, Result<(), CatalogError>>;
     /// Waits until something may have changed since the last call of this, by one caller, returned.
@@ -223,23 +225,28 @@ impl Names {
         self.0.get(&key).map(|entry| parse_digest(&key, &entry.text)).transpose()
     }
 
-    /// All tags in order; `None` when there is no such repository.
-    pub fn tags(&self, name: &Name) -> Option<Vec<String>> {
+    /// At most `most` tags after `last`, in order; `None` when there is no such repository.
+    pub fn tags(&self, name: &Name, last: Option<&str>, most: usize) -> Option<Vec<String>> {
         self.0.get(&repository(name))?;
-        let prefix = tag(name, "");
-        Some(self.0.list(&prefix).into_iter().map(|(key, _)| key[prefix.len()..].to_owned()).collect())
+        Some(self.some(&tag(name, ""), last, most))
     }
 
-    /// The manifests that refer to `subject`, in the order of their digests.
-    pub fn referrers(&self, name: &Name, subject: &Digest) -> Result<Vec<Digest>> {
+    /// At most `most` manifests that refer to `subject`, in the order of their digests: those after `last`.
+    pub fn referrers(&self, name: &Name, subject: &Digest, last: Option<&str>, most: usize) -> Result<Vec<Digest>> {
         let prefix = format!("referrer {name} {subject} ");
-        self.0.list(&prefix).iter().map(|(key, _)| parse_digest(key, &key[prefix.len()..])).collect()
+        self.some(&prefix, last, most).iter().map(|text| parse_digest(&prefix, text)).collect()
     }
 
-    /// All repositories in order.
-    pub fn repositories(&self) -> Vec<String> {
-        let all = self.0.list("repository ");
-        all.iter().filter_map(|(key, _)| key.strip_prefix("repository ")).map(str::to_owned).collect()
+    /// At most `most` repositories after `last`, in order.
+    pub fn repositories(&self, last: Option<&str>, most: usize) -> Vec<String> {
+        self.some("repository ", last, most)
+    }
+
+    /// What follows `prefix` in the names of at most `most` entries, after `last`.
+    fn some(&self, prefix: &str, last: Option<&str>, most: usize) -> Vec<String> {
+        let after = format!("{prefix}{}", last.unwrap_or_default());
+        let names = self.0.names(prefix, &after, most);
+        names.iter().filter_map(|name| name.strip_prefix(prefix)).map(str::to_owned).collect()
     }
 
     /// The change that goes with every one that adds or takes away, and the repository's version before it.
@@ -414,7 +421,7 @@ impl Names {
     /// Takes away the blobs that no manifest of their repository names and that were pushed before `age`.
     pub async fn drop_loose(&self, age: Duration) -> Result<()> {
         self.current().await?;
-        for name in self.repositories() {
+        for name in self.repositories(None, usize::MAX) {
             let Ok(name) = name.parse::<Name>() else { return Err(CatalogError::Damaged(name)) };
             // Those that meet another change are left to the next time.
             loop {
@@ -499,6 +506,10 @@ mod tests {
 
         fn list(&self, prefix: &str) -> Vec<(String, Entry)> {
             self.catalog.list(prefix)
+        }
+
+        fn names(&self, prefix: &str, after: &str, most: usize) -> Vec<String> {
+            self.catalog.names(prefix, after, most)
         }
 
         fn change(&self, changes: Vec<Change>) -> BoxFuture<'_, Result<()>> {

@@ -136,9 +136,11 @@ const CHANGES_MAX: usize = 2;
 const SEARCHES_MAX: usize = 2;
 /// Contents that are read to see whether they are sound, at a time; more wait without a thread.
 const CHECKS_MAX: usize = 2;
-/// A content of so many bytes is read in some milliseconds, and waits for nobody.
+/// A content of so many bytes is read in some milliseconds, and waits for no larger one.
 const SMALL_BYTES: u64 = 4 << 20;
-/// For so long a larger one that was sound is taken for it.
+/// Those that are read at a time.
+const SMALL_CHECKS_MAX: usize = 4;
+/// For so long one that was sound is taken for it.
 const SOUND_FOR: Duration = Duration::from_secs(600);
 /// Contents of which that is remembered.
 const SOUND_MAX: usize = 10_000;
@@ -148,7 +150,8 @@ pub(crate) struct Inner {
     changes: Arc<Semaphore>,
     searches: Arc<Semaphore>,
     checks: Arc<Semaphore>,
-    /// Larger contents that were sound, and when.
+    small_checks: Arc<Semaphore>,
+    /// Contents that were sound, and when.
     sound: Mutex<HashMap<Digest, Instant>>,
     pub config: Config,
     pub names: Names,
@@ -175,13 +178,15 @@ impl Registry {
             tracing::warn!(%path, "an earlier build kept the names of images here, which are read no more: push those images again, and delete it");
         }
         let uploads = Uploads::open(config.dir.join("uploads"), &config).map_err(failed)?;
-        let [manifests, changes, searches, checks] =
-            [MANIFESTS_BYTES_MAX, CHANGES_MAX, SEARCHES_MAX, CHECKS_MAX].map(|places| Arc::new(Semaphore::new(places)));
+        let [manifests, changes, searches, checks, small_checks] =
+            [MANIFESTS_BYTES_MAX, CHANGES_MAX, SEARCHES_MAX, CHECKS_MAX, SMALL_CHECKS_MAX]
+                .map(|places| Arc::new(Semaphore::new(places)));
         Ok(Registry(Arc::new(Inner {
             manifests,
             changes,
             searches,
             checks,
+            small_checks,
             sound: Mutex::default(),
             config,
             names: Names::new(catalog),
@@ -262,16 +267,11 @@ impl Registry {
         self.blocking(lacking).await
     }
 
-    /// Whether a content that is here is what its digest says ([`Store::is_sound`]); a large one that was is not read again soon.
+    /// Whether a content that is here is what its digest says ([`Store::is_sound`]); one that was is not read again soon.
     pub(crate) async fn is_sound(&self, digest: &Digest) -> io::Result<Option<bool>> {
         let (digest, asked) = (digest.clone(), digest.clone());
-        let small = move |inner: &Inner| match inner.store.size(&asked)? {
-            Some(size) if size > SMALL_BYTES => Ok(None),
-            _ => inner.store.is_sound(&asked).map(Some),
-        };
-        if let Some(told) = self.blocking(small).await? {
-            return Ok(told);
-        }
+        let Some(size) = self.blocking(move |inner| inner.store.size(&asked)).await? else { return Ok(None) };
+        let turns = if size > SMALL_BYTES { &self.0.checks } else { &self.0.small_checks };
         let check = move |inner: &Inner| {
             // Whoever was before may have looked.
             if inner.sound.lock().get(&digest).is_some_and(|at| at.elapsed() < SOUND_FOR) {
@@ -287,7 +287,7 @@ impl Registry {
             }
             Ok(told)
         };
-        self.in_turn(&self.0.checks, check).await
+        self.in_turn(turns, check).await
     }
 
     /// Does `work` on a thread that may block on the disk.

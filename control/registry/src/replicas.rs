@@ -379,7 +379,7 @@ async fn give(State(registry): State<Registry>, Path(digest): Path<String>) -> R
         registry.blocking(move |inner| inner.store.size(&digest)).await
     };
     let size = size.map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?.ok_or(StatusCode::NOT_FOUND)?;
-    let content = blob::content(&registry, &digest, 0, size).await.map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
+    let content = blob::content(&registry, &digest, (0, size), size);
     let mut headers = HeaderMap::new();
     headers.insert(header::CONTENT_LENGTH, size.into());
     Ok((headers, content).into_response())

@@ -5,6 +5,7 @@
 //! before anything else, and whoever gives up closes it.
 
 use std::io;
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -79,6 +80,16 @@ impl Catalog for Images {
         let from = Arc::<str>::from(prefix);
         let all = records.range(from..).take_while(|(key, _)| key.starts_with(prefix));
         all.map(|(key, record)| (key.to_string(), entry(record))).collect()
+    }
+
+    fn names(&self, prefix: &str, after: &str, most: usize) -> Vec<String> {
+        let records = self.keyspace.snapshot(IMAGES).records;
+        let from = match after < prefix {
+            true => Bound::Included(Arc::from(prefix)),
+            false => Bound::Excluded(Arc::from(after)),
+        };
+        let all = records.range::<_, Arc<str>>((from, Bound::Unbounded)).take_while(|(key, _)| key.starts_with(prefix));
+        all.take(most).map(|(key, _)| key.to_string()).collect()
     }
 
     fn change(&self, changes: Vec<Change>) -> BoxFuture<'_, Result<(), CatalogError>> {

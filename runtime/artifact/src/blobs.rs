@@ -173,6 +173,16 @@ impl Blobs {
         before - state.total
     }
 
+    /// Deletes a blob that is not what its digest says, unless another has taken its place.
+    pub fn forget(&self, digest: &str, blob: &Blob) {
+        let mut state = self.lock();
+        if state.entries.get(digest).is_some_and(|entry| Arc::ptr_eq(&entry.path, &blob.path))
+            && let Some(entry) = state.entries.remove(digest)
+        {
+            state.delete(&entry);
+        }
+    }
+
     /// Whether the digest is here, without pinning it.
     pub fn contains(&self, digest: &str) -> bool {
         self.lock().entries.contains_key(digest)
@@ -221,11 +231,16 @@ impl State {
             .min_by_key(|(_, entry)| entry.used)
             .map(|(digest, _)| digest.clone());
         let Some(entry) = oldest.and_then(|digest| self.entries.remove(&digest)) else { return false };
+        self.delete(&entry);
+        true
+    }
+
+    /// Deletes the file of an entry that was taken out.
+    fn delete(&mut self, entry: &Entry) {
         if let Err(error) = fs::remove_file(&entry.path) {
-            tracing::warn!(path = %entry.path.display(), %error, "evicted image could not be deleted");
+            tracing::warn!(path = %entry.path.display(), %error, "an image could not be deleted");
         }
         self.total -= entry.size;
-        true
     }
 }
 

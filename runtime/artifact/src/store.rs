@@ -1,7 +1,8 @@
 //! The door of the crate: [`Store::pull`].
 
 use std::collections::{HashMap, HashSet};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -17,7 +19,7 @@ use crate::credential::Auth;
 use crate::error::shortened;
 use crate::layout::{self, Plan};
 use crate::name::ImageName;
-use crate::registry::{Registries, Remote, Transport};
+use crate::registry::{Check, Registries, Remote, Transport};
 use crate::turns::{Turn, Turns};
 use crate::{Credential, PullError, unpack};
 
@@ -33,6 +35,8 @@ const UNPACK_NICE: i32 = 10;
 const NAMES_MAX: usize = 64;
 /// Ways in to one image that are remembered; the first goes when there are more.
 const GRANTS_MAX: usize = 64;
+/// A file is read in pieces of so many bytes.
+const READ_BYTES: usize = 64 << 10;
 /// How long the answer "this tag is that digest" may be shared by those who ask for it. Not longer than a slow
 /// round trip, so nobody can tell it from one.
 const RESOLVED_FOR: Duration = Duration::from_millis(50);
@@ -100,7 +104,7 @@ pub struct Artifact {
     pub size: u64,
     /// What it took to have it.
     pub source: Source,
-    _blob: Blob,
+    blob: Blob,
 }
 
 /// Images on this machine. Clones share everything.
@@ -225,14 +229,14 @@ impl Store {
     pub fn new(config: Config) -> io::Result<Self> {
         let blobs = Blobs::open(&config.dir, config.max_bytes)?;
         let names = config.dir.join("names");
-        std::fs::create_dir_all(&names)?;
+        fs::create_dir_all(&names)?;
         let mut known = HashMap::new();
-        for file in std::fs::read_dir(&names)? {
+        for file in fs::read_dir(&names)? {
             let path = file?.path();
-            let read = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Known>(&bytes).ok());
+            let read = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Known>(&bytes).ok());
             match read.filter(|read| blobs.contains(&read.component)) {
                 Some(read) => drop(known.insert(read.name.clone(), read)),
-                None => std::fs::remove_file(&path)?,
+                None => fs::remove_file(&path)?,
             }
         }
         let inner = Inner {
@@ -287,6 +291,25 @@ impl Store {
                 self.inner.is_granted(&name, credentials, |known| *known.manifest == *artifact.manifest_digest)
             })
         })
+    }
+
+    /// Whether an image's file still is what its digest says, which is read whole for it; one that is not is forgotten, so that
+    /// the next pull fetches it. What this very pull has downloaded was compared while it came.
+    pub async fn is_sound(&self, artifact: &Artifact) -> bool {
+        if artifact.source == Source::Downloaded {
+            return true;
+        }
+        let (path, digest) = (artifact.path.clone(), artifact.digest.clone());
+        let is_sound = match aside(move || is_whole(&path, &digest)).await.and_then(|read| read) {
+            Ok(is_whole) => is_whole,
+            // What cannot be read for want of descriptors or memory may be read the next moment, or says so to whoever reads it next.
+            Err(error) => !matches!(Errno::from_io_error(&error), Some(Errno::IO | Errno::NOENT)),
+        };
+        if !is_sound {
+            tracing::warn!(path = %artifact.path.display(), image = %artifact.reference, "an image is damaged and is fetched again");
+            self.inner.blobs.forget(&artifact.digest, &artifact.blob);
+        }
+        is_sound
     }
 
     /// Images known by name: canonical name, manifest digest, size in bytes.
@@ -496,7 +519,7 @@ impl Inner {
             }
             Plan::Archive { config, layers } => {
                 let file = self.download_blob(remote, image, &config, CONFIG_BYTES_MAX).await?;
-                let config = std::fs::read(file.path()).map_err(|error| PullError::io(image, error))?;
+                let config = fs::read(file.path()).map_err(|error| PullError::io(image, error))?;
                 let wanted = unpack::entry_point(&config).map_err(not_wasm)?;
                 let mut left = unpack::UNPACKED_BYTES_MAX;
                 for layer in layers.iter().rev() {
@@ -609,7 +632,7 @@ impl Inner {
                     return Ok(None);
                 }
                 let mut hasher = Sha256::new();
-                io::copy(&mut std::fs::File::open(out.path())?, &mut hasher)?;
+                io::copy(&mut fs::File::open(out.path())?, &mut hasher)?;
                 Ok(Some(format!("sha256:{:x}", hasher.finalize())))
             };
             let digest = unpack();
@@ -681,7 +704,7 @@ impl Inner {
             gone.extend(others.iter().skip(NAMES_MAX - 1).map(|other| other.name.clone()));
             for name in gone {
                 state.known.remove(&name);
-                let _ = std::fs::remove_file(self.name_file(&name));
+                let _ = fs::remove_file(self.name_file(&name));
             }
             state.known.insert(image.to_owned(), known.clone());
             known
@@ -716,13 +739,26 @@ fn artifact(name: &ImageName, manifest: String, component: String, blob: Blob, s
         path: blob.path.clone(),
         size: blob.size,
         source,
-        _blob: blob,
+        blob,
     }
 }
 
 fn now_millis() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Whether a file has the digest.
+fn is_whole(path: &Path, digest: &str) -> io::Result<bool> {
+    let Some(mut check) = Check::of(digest) else { return Ok(false) };
+    let mut file = fs::File::open(path)?;
+    let mut piece = vec![0; READ_BYTES];
+    loop {
+        match file.read(&mut piece)? {
+            0 => return Ok(check.done().is_ok()),
+            read => check.update(piece.get(..read).unwrap_or_default()),
+        }
+    }
 }
 
 /// Does what computes for long on a thread of its own, which stands back behind whoever serves requests.

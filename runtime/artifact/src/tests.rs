@@ -532,6 +532,29 @@ async fn follows_an_index_to_an_index_and_no_circle() {
 }
 
 #[tokio::test]
+async fn what_a_disk_gave_back_as_something_else_is_fetched_again() {
+    let registry = Arc::new(Registry::default());
+    registry.push("app", "latest", "application/wasm", WASM);
+    let address = registry.clone().serve().await;
+    let dir = tempfile::tempdir().unwrap();
+    let images = store(&dir, &address);
+    let get = async || images.pull("n", "app", PullPolicy::IfNotPresent, &[]).await.unwrap();
+    assert!(images.is_sound(&get().await).await, "it was downloaded");
+    let kept = get().await;
+    assert!(images.is_sound(&kept).await && kept.source == Source::Present);
+    let mut flipped = WASM.to_vec();
+    flipped[5] ^= 1;
+    std::fs::write(&kept.path, flipped).unwrap();
+    assert!(!images.is_sound(&kept).await);
+    // Who held it meanwhile holds nothing up.
+    let again = get().await;
+    assert_eq!((again.source, std::fs::read(&again.path).unwrap()), (Source::Downloaded, WASM.to_vec()));
+    std::fs::remove_file(&again.path).unwrap();
+    assert!(!images.is_sound(&get().await).await && images.total_bytes() == 0);
+    assert_eq!(get().await.source, Source::Downloaded);
+}
+
+#[tokio::test]
 async fn takes_the_component_out_of_a_container_image() {
     let registry = Arc::new(Registry::default());
     let (config, layer) = (&br#"{"config":{"Entrypoint":["/app.wasm"]}}"#[..], crate::unpack::tar_of("app.wasm", WASM));

@@ -99,7 +99,11 @@ impl Images {
         tell: &(dyn Fn(Progress<'_>) + Sync),
     ) -> Result<Prepared, ImageError> {
         let begun = Instant::now();
-        let artifact = self.store.pull(owner, image, policy, credentials).await?;
+        let mut artifact = self.store.pull(owner, image, policy, credentials).await?;
+        // Only who compiles a component reads it.
+        if !self.engine.is_compiled(&artifact.digest) && !self.store.is_sound(&artifact).await {
+            artifact = self.store.pull(owner, image, policy, credentials).await?;
+        }
         let pulled_in = begun.elapsed();
         tell(Progress::Pulled(&artifact, pulled_in));
         if let Some(component) = self.recent(&artifact.digest) {

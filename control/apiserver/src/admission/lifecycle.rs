@@ -16,14 +16,8 @@ pub(super) async fn create(at: &Attributes<'_>, object: &Value) -> Result<Option
     let Some(namespace) = at.namespace.filter(|_| at.resource.row.namespaced) else { return Ok(None) };
     let cluster = at.cluster;
     let Some(namespaces) = cluster.catalog.named("", "namespaces") else { return Ok(None) };
-    let record = match cluster.store.get(namespaces, namespace) {
-        Some(record) => record,
-        None => cluster
-            .store
-            .read(namespaces, namespace)
-            .await?
-            .ok_or_else(|| Status::not_found("", "namespaces", namespace))?,
-    };
+    let found = cluster.store.find(namespaces, namespace).await?;
+    let record = found.ok_or_else(|| Status::not_found("", "namespaces", namespace))?;
     if !Seen::new(namespaces, &record).facts().deleting {
         let guard = Guard::Revision(record.revision);
         return Ok(Some(Op::Check { key: Store::key(namespaces, &record.key.name), guard }));

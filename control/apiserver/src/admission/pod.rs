@@ -29,8 +29,8 @@ pub(super) async fn create(at: &Attributes<'_>, pod: &mut Value) -> Result<(), S
         return Ok(());
     }
     account(at, pod).await?;
-    priority(at, pod)?;
-    runtime_class(at, pod)?;
+    priority(at, pod).await?;
+    runtime_class(at, pod).await?;
     tolerations(pod);
     let node = pod["spec"]["nodeName"].as_str().unwrap_or_default().to_owned();
     if !node.is_empty() {
@@ -40,19 +40,15 @@ pub(super) async fn create(at: &Attributes<'_>, pod: &mut Value) -> Result<(), S
 }
 
 /// A class that a pod names must exist. It changes nothing here but what a pod needs beside its containers: that is the class's.
-fn runtime_class(at: &Attributes<'_>, pod: &mut Value) -> Result<(), Status> {
+async fn runtime_class(at: &Attributes<'_>, pod: &mut Value) -> Result<(), Status> {
     let refuse = |pod: &Value, why: &str| Err(at.resource.forbidden(meta::name(pod), format!("pod rejected: {why}")));
     let is_some = |overhead: &Value| overhead.as_object().is_some_and(|overhead| !overhead.is_empty());
     let class = match pod["spec"]["runtimeClassName"].as_str() {
         None => Value::Null,
-        Some(name) => {
-            let classes = at.cluster.catalog.named("node.k8s.io", "runtimeclasses");
-            let class = classes.and_then(|classes| Some((classes, at.cluster.store.get(classes, name)?)));
-            let Some((classes, record)) = class else {
-                return refuse(pod, &format!("RuntimeClass {} not found", meta::text::quote(name)));
-            };
-            Seen::new(classes, &record).stored()?
-        }
+        Some(name) => match stored(at, ("node.k8s.io", "runtimeclasses"), name).await? {
+            Some(class) => class,
+            None => return refuse(pod, &format!("RuntimeClass {} not found", meta::text::quote(name))),
+        },
     };
     let (fixed, given) = (&class["overhead"]["podFixed"], &pod["spec"]["overhead"]);
     match (is_some(fixed), is_some(given)) {
@@ -97,7 +93,7 @@ async fn account(at: &Attributes<'_>, pod: &mut Value) -> Result<(), Status> {
     let deadline = tokio::time::Instant::now() + ACCOUNT_WAIT;
     let record = loop {
         let revision = store.keyspace.revision();
-        if let Some(record) = store.get(&accounts, &record_name) {
+        if let Some(record) = store.find(&accounts, &record_name).await? {
             break record;
         }
         let next = coracle_keyspace::Revision::new(revision.get() + 1);
@@ -170,10 +166,10 @@ fn volumes_of(spec: &Value) -> Vec<Value> {
 }
 
 /// The number that the pod's class stands for, or the class for pods that name none.
-fn priority(at: &Attributes<'_>, pod: &mut Value) -> Result<(), Status> {
+async fn priority(at: &Attributes<'_>, pod: &mut Value) -> Result<(), Status> {
     let class = match pod["spec"]["priorityClassName"].as_str().unwrap_or_default() {
         "" => default_class(at)?,
-        name => Some(stored_class(at, name)?.ok_or_else(|| {
+        name => Some(stored(at, ("scheduling.k8s.io", "priorityclasses"), name).await?.ok_or_else(|| {
             let message = format!("no PriorityClass with name {name} was found");
             at.resource.forbidden(meta::name(pod), message)
         })?),
@@ -202,9 +198,10 @@ fn priority(at: &Attributes<'_>, pod: &mut Value) -> Result<(), Status> {
     Ok(())
 }
 
-fn stored_class(at: &Attributes<'_>, name: &str) -> Result<Option<Value>, Status> {
-    let Some(classes) = at.cluster.catalog.named("scheduling.k8s.io", "priorityclasses") else { return Ok(None) };
-    at.cluster.store.get(classes, name).map(|record| Seen::new(classes, &record).stored()).transpose()
+/// A class that a pod names, of a group and a resource.
+async fn stored(at: &Attributes<'_>, (group, resource): (&str, &str), name: &str) -> Result<Option<Value>, Status> {
+    let Some(classes) = at.cluster.catalog.named(group, resource) else { return Ok(None) };
+    at.cluster.store.find(classes, name).await?.map(|record| Seen::new(classes, &record).stored()).transpose()
 }
 
 /// Of several classes that are the default the lowest counts.

@@ -136,6 +136,15 @@ impl Store {
         Ok(self.get(resource, record_name))
     }
 
+    /// A record that is likely here: only one that is not is looked for behind a barrier, since another server may have answered its
+    /// write a moment ago.
+    pub async fn find(&self, resource: &Resource, record_name: &str) -> Result<Option<Arc<Record>>, Status> {
+        match self.get(resource, record_name) {
+            Some(record) => Ok(Some(record)),
+            None => self.read(resource, record_name).await,
+        }
+    }
+
     /// Waits until everything that was answered before is applied here.
     pub async fn barrier(&self) -> Result<Revision, Status> {
         let unavailable = |error| Status::service_unavailable(format!("no read is possible now: {error}"));

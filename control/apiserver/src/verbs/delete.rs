@@ -146,7 +146,8 @@ pub(crate) async fn remove(
                 continue;
             }
             Ok(Some(deleted)) => return Ok(deleted),
-            Ok(None) => {}
+            // Somebody was quicker, which may not have come here yet.
+            Ok(None) => confirmed = true,
             Err(status) => return Err(status),
         }
         if turn.is_none() {

@@ -39,6 +39,9 @@ const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 const BOOKMARK_BEFORE_END: Duration = Duration::from_secs(2);
 /// Shortest life of a watch whose client names none; it is drawn up to twice as long.
 const LIFE: Duration = Duration::from_secs(30 * 60);
+/// What was there at the beginning is to be read within so long, as a list is: it is held until then, however much of it was replaced
+/// meanwhile.
+const INITIAL_MAX: Duration = Duration::from_secs(60);
 /// Frames that are sent as one piece.
 const PIECE_BYTES: usize = 64 << 10;
 /// Records that are looked into for one piece, where a form needs that: so many are looked into aside.
@@ -110,7 +113,8 @@ async fn begin(
             let asked: Vec<_> = store::range(&records, namespace.as_deref(), None).map(|(_, r)| r.clone()).collect();
             store::warm(resource, &asked, |seen: &Seen<'_>| seen.learn()).await;
         }
-        backlog = Some(Backlog { records, namespace: namespace.clone(), after: None });
+        let until = Instant::now() + INITIAL_MAX;
+        backlog = Some(Backlog { records, namespace: namespace.clone(), after: None, until });
         snapshot.revision
     } else if unset {
         keyspace.snapshot(collection).revision
@@ -220,6 +224,8 @@ struct Backlog {
     records: Records,
     namespace: Option<String>,
     after: Option<Arc<str>>,
+    /// When it is let go of.
+    until: Instant,
 }
 
 impl Watch {
@@ -229,6 +235,14 @@ impl Watch {
             // Under a steady stream of events the waiting below never gets to its other branches.
             if self.ended || self.stop.is_cancelled() || Instant::now() >= self.end {
                 return None;
+            }
+            if self.backlog.as_ref().is_some_and(|backlog| Instant::now() >= backlog.until) {
+                let seconds = INITIAL_MAX.as_secs();
+                self.ended = true;
+                return Some(
+                    self.encoder
+                        .error(&Status::expired(format!("the initial events were not read within {seconds} s"))),
+                );
             }
             if self.backlog.is_some() || self.marks_end {
                 let piece = self.initial().await;
@@ -330,7 +344,7 @@ impl Watch {
     /// Some of what was there at the beginning.
     async fn initial(&mut self) -> Bytes {
         let mut out = BytesMut::new();
-        if let Some(Backlog { records, namespace, after }) = self.backlog.take() {
+        if let Some(Backlog { records, namespace, after, until }) = self.backlog.take() {
             let most = TERMS_LOOKED_AT / self.options.terms().max(TERMS_OF_FEW);
             let form = self.encoder.form();
             let read_max = if list::is_plain(form, &self.resource) { PIECE_BYTES } else { PIECE_BYTES_READ };
@@ -354,7 +368,7 @@ impl Watch {
                 self.encoder.record(&mut out, Kind::Added, &Seen::new(&self.resource, record));
             }
             if after.is_some() {
-                self.backlog = Some(Backlog { records, namespace, after });
+                self.backlog = Some(Backlog { records, namespace, after, until });
                 return out.freeze();
             }
         }

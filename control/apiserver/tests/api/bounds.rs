@@ -233,6 +233,45 @@ async fn one_caller_s_streams_from_a_node_leave_room_there_for_others() {
 }
 
 #[tokio::test]
+async fn routes_beside_the_api_have_places_by_caller_too() {
+    use axum::routing::get;
+    use http_body_util::BodyExt;
+    use tower::ServiceExt;
+    let server = Server::start_with(|config| config.streams_max = 8).await;
+    let endless = || async { Body::from_stream(stream::repeat_with(|| Ok::<_, Infallible>(Bytes::from_static(b"x")))) };
+    let routes = axum::Router::new().route("/v2/blob", get(endless)).route("/v2/", get(|| async {}));
+    let ask = async |router: axum::Router, name: Option<&str>, path: &str| {
+        let mut request = Request::get(path).body(Body::empty()).unwrap();
+        let identity = |name: &str| coracle_apiserver::Identity::authenticated(name, vec!["system:masters".to_owned()]);
+        if let Some(name) = name {
+            request.extensions_mut().insert(identity(name));
+        }
+        router.oneshot(request).await.unwrap()
+    };
+    for (router, caller) in
+        [(server.api.authenticated(routes.clone()), Some("greedy")), (server.api.bounded(routes), None)]
+    {
+        let mut held = Vec::new();
+        for _ in 0..4 {
+            let answer = ask(router.clone(), caller, "/v2/blob").await;
+            assert_eq!(answer.status(), 200);
+            let mut body = answer.into_body();
+            assert!(body.frame().await.is_some_and(|frame| frame.is_ok()));
+            held.push(body);
+        }
+        assert_eq!(ask(router.clone(), caller, "/v2/blob").await.status(), 429);
+        if caller.is_some() {
+            assert_eq!(ask(router.clone(), Some("other"), "/v2/blob").await.status(), 200);
+        }
+        held.clear();
+        for _ in 0..10 {
+            assert_eq!(ask(router.clone(), caller, "/v2/").await.status(), 200, "what is answered holds nothing");
+        }
+        assert_eq!(ask(router, caller, "/v2/blob").await.status(), 200);
+    }
+}
+
+#[tokio::test]
 async fn a_port_in_a_path_leads_nowhere_else() {
     let server = Server::start().await.with_account().await;
     let mut object = crate::pod("p");

@@ -57,6 +57,33 @@ fn said(kind: &str, name: &str) -> (String, String) {
 }
 
 #[tokio::test]
+async fn what_was_there_is_read_in_a_minute_or_not_at_all() {
+    let server = Server::start().await;
+    for name in ["a", "b", "c"] {
+        server.make(MAPS, config_map(name, json!({"k": "x".repeat(100_000)}))).await;
+    }
+    let mut slow = Watch::open(&server, "").await;
+    let mut read = Watch::open(&server, "").await;
+    assert_eq!(slow.heard().await, said("ADDED", "a"));
+    for name in ["a", "b", "c"] {
+        assert_eq!(read.heard().await, said("ADDED", name));
+    }
+    tokio::time::pause();
+    tokio::time::advance(std::time::Duration::from_secs(60)).await;
+    tokio::time::resume();
+    let event = slow.next().await.expect("an event");
+    assert_eq!((&event["type"], &event["object"]["code"]), (&json!("ERROR"), &json!(410)), "{event}");
+    assert!(slow.next().await.is_none());
+    // Who has read it goes on.
+    server.make(MAPS, config_map("d", json!({}))).await;
+    let mut heard = read.heard().await;
+    while heard.0 == "BOOKMARK" {
+        heard = read.heard().await;
+    }
+    assert_eq!(heard, said("ADDED", "d"));
+}
+
+#[tokio::test]
 async fn a_watch_tells_what_is_there_and_what_happens() {
     let server = Server::start().await;
     server.make(MAPS, config_map("a", json!({}))).await;

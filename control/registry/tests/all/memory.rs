@@ -56,6 +56,12 @@ impl Catalog for Memory {
         all.map(|(key, entry)| (key.clone(), entry.clone())).collect()
     }
 
+    fn names(&self, prefix: &str, after: &str, most: usize) -> Vec<String> {
+        let entries = self.seen.lock().unwrap();
+        let all = entries.1.keys().filter(|key| key.starts_with(prefix) && key.as_str() > after);
+        all.take(most).cloned().collect()
+    }
+
     fn change(&self, changes: Vec<Change>) -> BoxFuture<'_, Result<(), CatalogError>> {
         let mut entries = self.shared.entries.lock().unwrap();
         let version = |entries: &BTreeMap<String, Entry>, key: &str| entries.get(key).map(|entry| entry.version);

@@ -68,6 +68,29 @@ async fn push_image(server: &Server, name: &str, tag: &str, content: &'static [u
 }
 
 #[tokio::test]
+async fn who_does_not_read_holds_no_file() {
+    static LARGE: [u8; 300_000] = [7; 300_000];
+    let server = Server::start();
+    let digest = push_blob(&server, "app", &LARGE).await;
+    let mut bodies = Vec::new();
+    for _ in 0..20 {
+        let request = Request::get(format!("/v2/app/blobs/{digest}")).body(Body::empty()).unwrap();
+        let mut body = server.router.clone().oneshot(request).await.unwrap().into_body();
+        body.frame().await.unwrap().unwrap();
+        bodies.push(body);
+    }
+    let dir = server.dir.path().canonicalize().unwrap();
+    let is_blob = |path: std::path::PathBuf| path.starts_with(&dir) && path.to_string_lossy().contains(&digest[7..]);
+    let open =
+        std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok());
+    assert_eq!(open.filter(|path| is_blob(path.clone())).count(), 0);
+    // They are still there for whoever reads on.
+    for body in bodies {
+        assert_eq!(body.collect().await.unwrap().to_bytes().len(), LARGE.len() - (128 << 10));
+    }
+}
+
+#[tokio::test]
 async fn a_client_finds_out_that_this_is_a_registry() {
     let server = Server::start();
     for path in ["/v2", "/v2/"] {

@@ -22,7 +22,8 @@ use crate::credential::Auth;
 use crate::error::shortened;
 use crate::layout::{Descriptor, MANIFEST_BYTES_MAX};
 use authorization::{Challenge, Tokens};
-use content::{Check, whole};
+pub(crate) use content::Check;
+use content::whole;
 
 /// Clients kept, one per set of credentials and transport.
 const CLIENTS_MAX: usize = 32;

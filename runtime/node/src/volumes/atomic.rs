@@ -30,14 +30,22 @@ pub type Payload = BTreeMap<String, File>;
 const DATA: &str = "..data";
 const DATA_NEW: &str = "..data_tmp";
 
-/// Brings the directory to hold these files; true when anything changed. Blocks on the disk.
+/// Brings the directory to hold these files; true when any of them is new. Blocks on the disk. What a kill or a full disk broke
+/// off is made good by the next one, also where no file is new.
 pub fn write(volume: &Path, payload: &Payload) -> io::Result<bool> {
     fs::create_dir_all(volume)?;
-    let data = volume.join(DATA);
-    let old = fs::read_link(&data).ok();
-    if old.is_some() && is_current(&data, payload)? {
-        return Ok(false);
+    let is_new = !is_current(&volume.join(DATA), payload);
+    if is_new && let Err(error) = replace(volume, payload) {
+        let _ = sweep(volume);
+        return Err(error);
     }
+    link(volume, payload)?;
+    sweep(volume)?;
+    Ok(is_new)
+}
+
+/// Writes the files beside the old ones, and has `..data` lead there.
+fn replace(volume: &Path, payload: &Payload) -> io::Result<()> {
     let name = format!("..{}", jiff::Timestamp::now().strftime("%Y_%m_%d_%H_%M_%S.%9f"));
     let fresh = volume.join(&name);
     fs::create_dir(&fresh)?;
@@ -53,12 +61,21 @@ pub fn write(volume: &Path, payload: &Payload) -> io::Result<bool> {
     }
     let _ = fs::remove_file(volume.join(DATA_NEW));
     symlink(&name, volume.join(DATA_NEW))?;
-    fs::rename(volume.join(DATA_NEW), &data)?;
-    link(volume, payload)?;
-    if let Some(old) = old {
-        crate::beneath::remove_tree(&volume.join(old))?;
+    fs::rename(volume.join(DATA_NEW), volume.join(DATA))
+}
+
+/// Takes away every tree but that which `..data` leads to.
+fn sweep(volume: &Path) -> io::Result<()> {
+    let kept = fs::read_link(volume.join(DATA)).ok();
+    for entry in fs::read_dir(volume)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let is_ours = name.as_encoded_bytes().starts_with(b"..") && entry.file_type()?.is_dir();
+        if is_ours && kept.as_deref() != Some(Path::new(&name)) {
+            crate::beneath::remove_tree(&entry.path())?;
+        }
     }
-    Ok(true)
+    Ok(())
 }
 
 /// Makes the visible names lead into the data directory, and takes away those that lead nowhere.
@@ -81,7 +98,14 @@ fn link(volume: &Path, payload: &Payload) -> io::Result<()> {
     Ok(())
 }
 
-fn is_current(data: &Path, payload: &Payload) -> io::Result<bool> {
+/// Whether the files are these; what cannot be read is not.
+fn is_current(data: &Path, payload: &Payload) -> bool {
+    let is_same = |(path, file): (&String, &File)| fs::read(data.join(path)).is_ok_and(|have| have == file.content);
+    files(data).is_ok_and(|count| count == payload.len()) && payload.iter().all(is_same)
+}
+
+/// How many files there are.
+fn files(data: &Path) -> io::Result<usize> {
     let mut count = 0;
     let mut pending = vec![data.to_owned()];
     while let Some(dir) = pending.pop() {
@@ -93,16 +117,7 @@ fn is_current(data: &Path, payload: &Payload) -> io::Result<bool> {
             }
         }
     }
-    if count != payload.len() {
-        return Ok(false);
-    }
-    for (path, file) in payload {
-        match fs::read(data.join(checked(path)?)) {
-            Ok(content) if content == file.content => {}
-            _ => return Ok(false),
-        }
-    }
-    Ok(true)
+    Ok(count)
 }
 
 /// Refuses what would leave the volume; validation should have, but the disk is no place to trust it.
@@ -143,6 +158,40 @@ mod tests {
         assert_eq!(fs::metadata(volume.join("a")).unwrap().permissions().mode() & 0o777, 0o444);
         assert!(write(&volume, &payload(&[])).unwrap());
         assert!(!volume.join("a").exists());
+    }
+
+    /// Trees within the volume.
+    fn trees(volume: &Path) -> usize {
+        fs::read_dir(volume).unwrap().filter(|entry| entry.as_ref().unwrap().file_type().unwrap().is_dir()).count()
+    }
+
+    #[test]
+    fn what_was_broken_off_is_made_good() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = dir.path().join("v");
+        let files = payload(&[("a", "1"), ("b", "2")]);
+        write(&volume, &files).unwrap();
+        // Killed before the names were made, and the old tree removed.
+        fs::remove_file(volume.join("b")).unwrap();
+        fs::create_dir(volume.join("..2026_01_01_00_00_00.000000001")).unwrap();
+        assert!(!write(&volume, &files).unwrap());
+        assert_eq!((fs::read_to_string(volume.join("b")).unwrap().as_str(), trees(&volume)), ("2", 1));
+        // The tree itself is gone.
+        fs::remove_dir_all(volume.join(fs::read_link(volume.join(DATA)).unwrap())).unwrap();
+        assert!(write(&volume, &files).unwrap());
+        assert_eq!(fs::read_to_string(volume.join("a")).unwrap(), "1");
+    }
+
+    #[test]
+    fn what_fails_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = dir.path().join("v");
+        write(&volume, &payload(&[("x", "1")])).unwrap();
+        for _ in 0..3 {
+            // A file is no directory.
+            write(&volume, &payload(&[("a", "1"), ("a/b", "2")])).unwrap_err();
+        }
+        assert_eq!((trees(&volume), fs::read_to_string(volume.join("x")).unwrap().as_str()), (1, "1"));
     }
 
     #[test]

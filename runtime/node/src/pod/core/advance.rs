@@ -115,10 +115,12 @@ impl Core {
     fn keep_running(&mut self, now: Now, index: Index, commands: &mut Vec<Command>) {
         let pod = full_name(&self.pod);
         let container = &mut self.containers[index];
+        // Whoever waits because of another image than the one that is wanted waits for nothing.
+        let changed = container.image != container.wanted_image;
         match &mut container.state {
             State::Waiting => begin(container, index, commands),
             State::Failing { reason, message, show_until, retry_at } => {
-                if *retry_at <= now.mono {
+                if *retry_at <= now.mono || changed {
                     begin(container, index, commands);
                 } else if show_until.is_some_and(|until| until <= now.mono) {
                     *show_until = None;
@@ -129,7 +131,7 @@ impl Core {
                     commands.push(event(index, true, "Failed", "Error: ImagePullBackOff".to_owned()));
                 }
             }
-            State::Running { .. } if container.image != container.wanted_image => {
+            State::Running { .. } if changed => {
                 let grace = self.pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30);
                 let message = format!("Container {} definition changed, will be restarted", container.name);
                 container.stop(now);
@@ -137,7 +139,6 @@ impl Core {
                 commands.push(Command::Stop { container: index, run: container.run, grace: seconds(grace) });
             }
             State::Ended { terminated, finished } => {
-                let changed = container.image != container.wanted_image;
                 let (terminated, code, finished) = (terminated.clone(), terminated.code, *finished);
                 if !changed && !container.restarts_after(code) {
                     return;
@@ -159,7 +160,7 @@ impl Core {
                     _ => begin(container, index, commands),
                 }
             }
-            State::CrashLoop { retry_at, .. } if *retry_at <= now.mono => begin(container, index, commands),
+            State::CrashLoop { retry_at, .. } if *retry_at <= now.mono || changed => begin(container, index, commands),
             State::Running { .. } | State::Starting { .. } | State::Stopping { .. } | State::CrashLoop { .. } => {}
         }
     }

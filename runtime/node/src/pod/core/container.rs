@@ -268,7 +268,14 @@ impl Container {
 
     /// Begins a new life.
     pub(super) fn begin(&mut self) -> Run {
+        // Another image has failed in nothing yet.
+        let changed = self.image != self.wanted_image;
+        if changed {
+            self.failures.reset();
+            self.crashes.reset();
+        }
         let shown = match &self.state {
+            _ if changed => None,
             State::Failing { reason: FAILED_MOUNT, .. } => None,
             State::Failing { reason, message, .. } => Some(((*reason).to_owned(), message.clone())),
             State::CrashLoop { message, .. } => Some(("CrashLoopBackOff".to_owned(), message.clone())),

@@ -242,6 +242,29 @@ fn failed_pulls_back_off() {
 }
 
 #[test]
+fn another_image_does_not_wait_for_the_failures_of_the_last() {
+    let mut world = World::new(one("Always"));
+    world.observe();
+    world.set_up();
+    for again in 2..6 {
+        world.failed("a", "ErrImagePull");
+        assert_eq!(world.after(300).last(), Some(&format!("start a#{again}")));
+    }
+    world.failed("a", "ErrImagePull");
+    world.object["spec"]["containers"][0]["image"] = json!("second");
+    assert_eq!(world.observe(), ["start a#6"]);
+    assert_eq!(world.shown(), "Pending False a:waiting/ContainerCreating/0");
+    world.failed("a", "ErrImagePull");
+    assert_eq!(world.after(10).last().map(String::as_str), Some("start a#7"), "the first failure of this one");
+    world.started("a");
+    assert_eq!(world.exited("a", 1), ["start a#8"]);
+    world.started("a");
+    assert_eq!(world.exited("a", 1), ["!BackOff"]);
+    world.object["spec"]["containers"][0]["image"] = json!("third");
+    assert_eq!(world.observe(), ["start a#9"]);
+}
+
+#[test]
 fn missing_configuration_is_tried_again_when_it_changes() {
     let mut world = World::new(one("Always"));
     world.observe();
