@@ -278,6 +278,7 @@ impl Controller {
         let owner = Owner { key: &key, uid: job.uid() };
         let mut names = NAMES;
         loop {
+            let again = create.name.is_some();
             let name = create.name.take().unwrap_or_else(|| template.name(create.index).into());
             let error = match self.pods.ask(owner, &name, &template.pod(&name, &create)?).await {
                 Asked::Made => {
@@ -287,6 +288,20 @@ impl Controller {
                 Asked::Unknown(error) => return Err(error),
                 Asked::Refused(error) => error,
             };
+            if again {
+                // It may have been made when nobody knew.
+                match self.pods.is_ours(owner, &Key { namespace: key.namespace.clone(), name: name.clone() }).await {
+                    Ok(false) => {}
+                    Ok(true) => {
+                        self.pods.in_flight.creating(owner.uid, &name);
+                        return Ok(());
+                    }
+                    Err(unknown) => {
+                        self.pods.in_flight.unknown(owner.uid, &name);
+                        return Err(unknown);
+                    }
+                }
+            }
             names -= 1;
             if client::is_conflict(&error) && names > 0 {
                 continue;
@@ -301,8 +316,9 @@ impl Controller {
     /// Gives pods up. Those that count for nothing lose their finalizer first.
     async fn delete(&self, owner: Owner<'_>, pods: &[Arc<Pod>], strip: bool) -> Result<(), kube::Error> {
         if strip {
-            let tracked: Vec<_> = pods.iter().filter(|pod| is_tracked(pod)).cloned().collect();
-            self.untrack(owner, &tracked).await?;
+            // As they were seen: one that has ended meanwhile is to be counted.
+            let tracked = pods.iter().filter(|pod| is_tracked(pod));
+            workload::side_by_side(tracked.map(|pod| self.untrack_one(owner, pod, Some(pod.version)))).await?;
         }
         workload::side_by_side(pods.iter().map(|pod| self.delete_one(owner, pod))).await
     }
@@ -320,13 +336,14 @@ impl Controller {
 
     /// Removes the finalizers of pods.
     async fn untrack(&self, owner: Owner<'_>, pods: &[Arc<Pod>]) -> Result<(), kube::Error> {
-        workload::side_by_side(pods.iter().map(|pod| self.untrack_one(owner, pod))).await
+        workload::side_by_side(pods.iter().map(|pod| self.untrack_one(owner, pod, None))).await
     }
 
-    async fn untrack_one(&self, owner: Owner<'_>, pod: &Pod) -> Result<(), kube::Error> {
+    /// Removes the finalizer of a pod; of one in this version, if any.
+    async fn untrack_one(&self, owner: Owner<'_>, pod: &Pod, version: Option<u64>) -> Result<(), kube::Error> {
         // Its event may come before the answer.
         self.memory.untrack(owner.uid, &pod.uid);
-        let removed = remove_finalizer(&self.client, pod).await;
+        let removed = remove_finalizer(&self.client, pod, version).await;
         // What nobody knows is as good as not done: it is asked for again, and names no pod twice.
         if removed.is_err() {
             self.memory.seen(owner.uid, &pod.uid);
@@ -367,9 +384,12 @@ impl Controller {
     }
 }
 
-/// Removes the finalizer of a pod, which may be gone.
-async fn remove_finalizer(client: &Client, pod: &Pod) -> Result<(), kube::Error> {
-    let patch = json!({"metadata": {"uid": pod.uid, "$deleteFromPrimitiveList/finalizers": [TRACKING]}});
+/// Removes the finalizer of a pod, which may be gone; of one in this version, if any.
+async fn remove_finalizer(client: &Client, pod: &Pod, version: Option<u64>) -> Result<(), kube::Error> {
+    let mut patch = json!({"metadata": {"uid": pod.uid, "$deleteFromPrimitiveList/finalizers": [TRACKING]}});
+    if let Some(version) = version {
+        patch["metadata"]["resourceVersion"] = version.to_string().into();
+    }
     match client.merge(PODS, &pod.key, &patch).await {
         Err(error) if client::is_not_found(&error) => Ok(()),
         other => other.map(drop),

@@ -87,7 +87,7 @@ impl Reconciler for Controller {
                 Err(source) => return Err(Error::Api { what: "look for the Job of a pod", source }),
             }
         }
-        remove_finalizer(&self.client, &pod).await.map_err(Error::api("remove the finalizer of a pod"))?;
+        remove_finalizer(&self.client, &pod, None).await.map_err(Error::api("remove the finalizer of a pod"))?;
         Ok(Next::OnEvent)
     }
 }

@@ -86,6 +86,8 @@ pub(crate) async fn create_named<B: Serialize>(
         return match client.create(resource, namespace, body).await {
             Ok(made) => Created::Made(Box::new(made)),
             Err(error) if client::is_conflict(&error) => Created::Taken(error),
+            // A refusal says nothing of the attempts before it.
+            Err(error) if !client::is_unknown(&error) && attempt > 1 => Created::Unknown(error),
             Err(error) if !client::is_unknown(&error) => Created::Refused(error),
             Err(_) if attempt < ATTEMPTS => {
                 tokio::time::sleep(Duration::from_millis(50 << attempt)).await;

@@ -187,13 +187,20 @@ impl World {
             }
             match outcome {
                 Outcome::Done => self.known.sent.push(name),
+                // It is looked for, as it may have been made when nobody knew.
+                Outcome::Refused if self.pods.contains_key(&*name) => self.known.sent.push(name),
                 Outcome::Refused => {}
                 Outcome::DoneButUnknown | Outcome::LostButUnknown => self.known.unknown.push(name),
             }
         }
         for pod in &plan.delete {
-            if plan.strip && is_tracked(pod) && !self.untrack(pod, outcome()) {
-                continue;
+            if plan.strip && is_tracked(pod) {
+                // Only as it was seen.
+                let changed = self.pods.get(&*pod.key.name) != self.seen.get(&*pod.key.name);
+                let outcome = if changed { Outcome::Refused } else { outcome() };
+                if !self.untrack(pod, outcome) {
+                    continue;
+                }
             }
             let outcome = outcome();
             if matches!(outcome, Outcome::Done | Outcome::DoneButUnknown) {
