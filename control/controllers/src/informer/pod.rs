@@ -473,9 +473,7 @@ pub(crate) mod tests {
             assert_eq!(pod.deletion_cost, 5);
             *pod.run.expect("a Job's")
         };
-        let ended = |name: &str, code: i32, at: &str| {
-            serde_json::json!({"name": name, "restartCount": 2, "state": {"terminated": {"exitCode": code, "finishedAt": at}}})
-        };
+        let ended = |name: &str, code: i32, at: &str| serde_json::json!({"name": name, "restartCount": 2, "state": {"terminated": {"exitCode": code, "finishedAt": at}}});
         let run = with(serde_json::json!({
             "conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": "2026-01-01T00:00:09Z"}],
             "containerStatuses": [ended("a", 3, "2026-01-01T00:00:05Z"), ended("b", 0, "2026-01-01T00:00:04Z")],
