@@ -8,5 +8,6 @@ pub mod custom;
 pub mod kinds;
 pub mod meta;
 pub mod patch;
+pub mod schedule;
 pub mod schema;
 pub mod status;

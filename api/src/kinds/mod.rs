@@ -9,6 +9,7 @@ mod configmap;
 mod controllerrevision;
 mod definition;
 mod daemonset;
+mod cronjob;
 mod deployment;
 mod endpoints;
 mod endpointslice;
@@ -16,6 +17,7 @@ mod event;
 mod fields;
 mod ingress;
 mod internal;
+mod job;
 mod lease;
 pub mod limits;
 mod namespace;
@@ -49,7 +51,7 @@ use crate::meta::{names, validate_object_meta, validate_object_meta_update};
 use value::Read as _;
 
 /// Kinds that something acts on, or that are peculiar enough for a file of their own.
-static SPECIAL: [&Kind; 21] = [
+static SPECIAL: [&Kind; 23] = [
     &configmap::KIND,
     &definition::KIND,
     &endpoints::KIND,
@@ -67,6 +69,8 @@ static SPECIAL: [&Kind; 21] = [
     &deployment::KIND,
     &replicaset::KIND,
     &statefulset::KIND,
+    &cronjob::KIND,
+    &job::KIND,
     &lease::KIND,
     &endpointslice::KIND,
     &ingress::KIND,

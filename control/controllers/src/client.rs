@@ -42,6 +42,8 @@ resources! {
     STATEFUL_SETS = "apps/v1" "statefulsets";
     DAEMON_SETS = "apps/v1" "daemonsets";
     CONTROLLER_REVISIONS = "apps/v1" "controllerrevisions";
+    JOBS = "batch/v1" "jobs";
+    CRON_JOBS = "batch/v1" "cronjobs";
     POD_DISRUPTION_BUDGETS = "policy/v1" "poddisruptionbudgets";
     INGRESSES = "networking.k8s.io/v1" "ingresses";
     HORIZONTAL_POD_AUTOSCALERS = "autoscaling/v2" "horizontalpodautoscalers";
@@ -172,6 +174,12 @@ impl Client {
     /// Strategic merge patch of the subresource `status`: conditions merge by their type.
     pub(crate) async fn merge_status(&self, resource: Resource, key: &Key, patch: &Value) -> Result<Meta, kube::Error> {
         let uri = format!("{}/status?{MANAGER}", resource.path(key));
+        self.send("PATCH", &uri, "application/strategic-merge-patch+json", Some(patch)).await
+    }
+
+    /// Strategic merge patch: lists may be told what to lose.
+    pub(crate) async fn merge(&self, resource: Resource, key: &Key, patch: &Value) -> Result<Meta, kube::Error> {
+        let uri = format!("{}?{MANAGER}", resource.path(key));
         self.send("PATCH", &uri, "application/strategic-merge-patch+json", Some(patch)).await
     }
 

@@ -60,6 +60,24 @@ pub(crate) struct Record {
     pub message: String,
 }
 
+/// What is told of an object that whoever decides need not name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Told {
+    pub warning: bool,
+    pub reason: &'static str,
+    pub message: String,
+}
+
+impl Told {
+    pub(crate) fn normal(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { warning: false, reason, message: message.into() }
+    }
+
+    pub(crate) fn warning(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { warning: true, reason, message: message.into() }
+    }
+}
+
 /// Takes events. Clones share one queue.
 #[derive(Clone)]
 pub(crate) struct Recorder {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Endpoints, Namespace, Node, PersistentVolumeClaim, ResourceQuota, Service, ServiceAccount,
@@ -73,6 +74,8 @@ kinds! {
     daemon_sets: DaemonSet = "apps" "v1" "DaemonSet" "daemonsets" true;
     revisions: ControllerRevision = "apps" "v1" "ControllerRevision" "controllerrevisions" true;
     claims: PersistentVolumeClaim = "" "v1" "PersistentVolumeClaim" "persistentvolumeclaims" true;
+    jobs: Job = "batch" "v1" "Job" "jobs" true;
+    cron_jobs: CronJob = "batch" "v1" "CronJob" "cronjobs" true;
     services: Service = "" "v1" "Service" "services" true;
     slices: EndpointSlice = "discovery.k8s.io" "v1" "EndpointSlice" "endpointslices" true;
     endpoints: Endpoints = "" "v1" "Endpoints" "endpoints" true;

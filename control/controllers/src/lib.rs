@@ -7,6 +7,7 @@
 mod autoscaler;
 mod client;
 mod daemon_set;
+mod cron_job;
 mod deployment;
 mod discovery;
 mod disruption;
@@ -16,6 +17,7 @@ mod events;
 mod garbage;
 mod informer;
 mod ingress;
+mod job;
 mod kinds;
 mod mirroring;
 mod namespace;
@@ -29,6 +31,7 @@ mod service_account;
 mod stateful_set;
 #[cfg(test)]
 mod stories;
+mod ttl_after_finished;
 mod workload;
 
 use std::sync::Arc;
@@ -100,6 +103,8 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
         &mut on.replica_sets,
         &mut on.pods,
     );
+    let jobs = job::Controller::new(api.clone(), recorder.clone(), &mut on.jobs, &mut on.pods);
+    let cron_jobs = cron_job::Controller::new(api.clone(), recorder.clone(), &mut on.cron_jobs, &mut on.jobs);
     let endpoints = endpoints::Controller::new(
         api.clone(),
         endpoints::Sources {
@@ -144,6 +149,8 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
         on.pods.store(),
     );
     let evictions = node::Evictions::new(api.clone(), recorder.clone(), nodes.watch(), &mut on.nodes, &mut on.pods);
+    let job_orphans = job::Orphans::new(api.clone(), &mut on.jobs, &mut on.pods);
+    let finished_jobs = ttl_after_finished::Controller::new(api.clone(), &mut on.jobs);
     let pod_gc = pod_gc::Controller::new(api.clone(), &mut on.nodes, &mut on.pods);
     let quotas = quota::Controller::new(api.clone(), discovery.clone(), &mut on.quotas, &mut on.pods, &mut on.services);
     let garbage = {
@@ -182,6 +189,10 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     tasks.spawn(queue::drive(stateful_sets, shutdown.clone()));
     tasks.spawn(queue::drive(daemon_sets, shutdown.clone()));
     tasks.spawn(queue::drive(deployments, shutdown.clone()));
+    tasks.spawn(queue::drive(jobs, shutdown.clone()));
+    tasks.spawn(queue::drive(cron_jobs, shutdown.clone()));
+    tasks.spawn(queue::drive(job_orphans, shutdown.clone()));
+    tasks.spawn(queue::drive(finished_jobs, shutdown.clone()));
     tasks.spawn(queue::drive(endpoints, shutdown.clone()));
     tasks.spawn(queue::drive(mirroring, shutdown.clone()));
     tasks.spawn(queue::drive(budgets, shutdown.clone()));

@@ -305,6 +305,283 @@ async fn replica_set_makes_another_pod_for_one_that_is_never_seen() {
     assert_ne!(asked(api)[1].body["metadata"]["name"], *name);
 }
 
+const JOB: &str = "/apis/batch/v1/namespaces/n/jobs/j";
+const TRACKING: &str = "batch.kubernetes.io/job-tracking";
+
+/// A Job of so many completions, with changes to its specification.
+fn job(completions: i32, change: &Value) -> Value {
+    let mut job = json!({"spec": {
+        "completions": completions, "parallelism": completions, "backoffLimit": 6, "completionMode": "NonIndexed",
+        "selector": {"matchLabels": {"app": "j"}}, "template": pod_template("j"),
+    }});
+    for (name, value) in change.as_object().into_iter().flatten() {
+        job["spec"][name] = value.clone();
+    }
+    job
+}
+
+fn pods(api: &Scripted) -> Vec<Value> {
+    api.list("/api/v1/namespaces/n/pods")
+}
+
+async fn so_many_pods(api: &Scripted, count: usize) -> Vec<String> {
+    let made = api.until("its pods are made", |api| Some(pods(api)).filter(|pods| pods.len() == count)).await;
+    let names = made.iter().map(|pod| pod["metadata"]["name"].as_str().unwrap_or_default());
+    names.map(|name| format!("/api/v1/namespaces/n/pods/{name}")).collect()
+}
+
+async fn is_finished(api: &Scripted, kind: &str) -> Value {
+    api.until(kind, |api| api.get(JOB).filter(|job| condition(job, kind) == "True")).await["status"].clone()
+}
+
+#[tokio::test]
+async fn job_runs_to_its_end() {
+    let world = world();
+    let api = &world.api;
+    api.put(JOB, job(2, &json!({})));
+    let paths = so_many_pods(api, 2).await;
+    let pod = api.get(&paths[0]).expect("it is there");
+    assert_eq!(pod["metadata"]["finalizers"], json!([TRACKING]));
+    assert_eq!(pod["metadata"]["ownerReferences"][0]["uid"], world.uid(JOB));
+    for path in &paths {
+        api.merge(path, &json!({"status": {"phase": "Succeeded"}}));
+    }
+    let status = is_finished(api, "Complete").await;
+    assert_eq!((&status["succeeded"], &status["uncountedTerminatedPods"]), (&json!(2), &json!({})));
+    assert!(!status["completionTime"].is_null());
+    let held = pods(api).into_iter().filter(|pod| pod["metadata"]["finalizers"] == json!([TRACKING])).count();
+    assert_eq!((held, pods(api).len()), (0, 2), "they are kept, and held by nothing");
+    let told = |api: &Scripted| {
+        let events = api.requests(&Method::POST, "/events");
+        let count = |reason: &str| events.iter().filter(|event| event.body["reason"] == reason).count();
+        (count("Completed") == 1).then(|| count("SuccessfulCreate"))
+    };
+    assert_eq!(api.until("it is told", told).await, 2);
+}
+
+#[tokio::test]
+async fn job_of_many_writes_its_status_by_batches() {
+    const ALL: i32 = 200;
+    let world = world();
+    let api = &world.api;
+    api.put(JOB, job(ALL, &json!({"parallelism": 50, "completionMode": "Indexed"})));
+    let path =
+        |pod: &Value| format!("/api/v1/namespaces/n/pods/{}", pod["metadata"]["name"].as_str().unwrap_or_default());
+    let mut done = 0;
+    while done < ALL {
+        let running =
+            |api: &Scripted| Some(pods(api)).map(|pods| pods.into_iter().filter(|pod| pod["status"].is_null()));
+        let running = |api: &Scripted| running(api).map(Iterator::collect::<Vec<_>>).filter(|pods| !pods.is_empty());
+        for pod in api.until("pods are at work", running).await {
+            api.merge(&path(&pod), &json!({"status": {"phase": "Succeeded"}}));
+            done += 1;
+        }
+    }
+    let status = is_finished(api, "Complete").await;
+    assert_eq!((&status["succeeded"], &status["completedIndexes"]), (&json!(ALL), &json!(format!("0-{}", ALL - 1))));
+    let written = api.requests(&Method::PATCH, "/jobs/j/status").len();
+    assert!(written < 60, "{written} statuses for {ALL} pods");
+    let made: std::collections::BTreeSet<_> = pods(api).iter().map(|pod| pod["spec"]["hostname"].to_string()).collect();
+    assert_eq!((made.len(), pods(api).len()), (200, 200), "each once");
+}
+
+#[tokio::test]
+async fn job_makes_no_surplus_of_creations_without_an_answer() {
+    for mode in ["NonIndexed", "Indexed"] {
+        let world = world();
+        let api = &world.api;
+        api.hold("pods");
+        api.next(Method::POST, "/pods", Answer::DoneButUnknown);
+        api.next(Method::POST, "/pods", Answer::LostButUnknown);
+        api.next(Method::POST, "/pods", Answer::LostButUnknown);
+        api.put(JOB, job(1, &json!({"completionMode": mode})));
+        let asked = |api: &Scripted| api.requests(&Method::POST, "/namespaces/n/pods");
+        let asked = api.until("it is asked for again", |api| Some(asked(api)).filter(|asked| asked.len() >= 4)).await;
+        let names: std::collections::BTreeSet<_> =
+            asked.iter().map(|seen| seen.body["metadata"]["name"].to_string()).collect();
+        assert_eq!(names.len(), 1, "always by the same name: {names:?}");
+        api.release("pods");
+        api.until("it is counted", |api| (api.get(JOB)?["status"]["active"] == 1).then_some(())).await;
+        world.all_collected("s").await;
+        assert_eq!((pods(api).len(), api.requests(&Method::DELETE, "/pods").len()), (1, 0), "{mode}");
+    }
+}
+
+#[tokio::test]
+async fn job_counts_once_whatever_is_answered() {
+    let world = world();
+    let api = &world.api;
+    api.put(JOB, job(3, &json!({})));
+    let paths = so_many_pods(api, 3).await;
+    api.until("they are told of", |api| (api.get(JOB)?["status"]["active"] == 3).then_some(())).await;
+    // Neither of what is written next is known to have been done, though some of it is; and watches lag.
+    api.hold("pods");
+    api.hold("jobs");
+    for answer in [Answer::DoneButUnknown, Answer::Refused(409, "Conflict"), Answer::LostButUnknown] {
+        api.next(Method::PATCH, "/jobs/j/status", answer);
+        api.next(Method::PATCH, "/namespaces/n/pods/", answer);
+    }
+    for path in &paths {
+        api.merge(path, &json!({"status": {"phase": "Succeeded"}}));
+    }
+    api.release("pods");
+    api.until("it is tried", |api| (api.requests(&Method::PATCH, "/jobs/j/status").len() > 2).then_some(())).await;
+    api.release("jobs");
+    let status = is_finished(api, "Complete").await;
+    assert_eq!((&status["succeeded"], &status["failed"]), (&json!(3), &Value::Null));
+    assert_eq!(pods(api).len(), 3, "none is made for what is counted");
+    assert!(api.is_done());
+}
+
+#[tokio::test]
+async fn job_that_is_gone_or_done_holds_no_pod() {
+    let world = world();
+    let api = &world.api;
+    api.put(JOB, job(2, &json!({})));
+    so_many_pods(api, 2).await;
+    api.remove(JOB);
+    api.until("its pods go with it", |api| pods(api).is_empty().then_some(())).await;
+    let free = |api: &Scripted, path: &str| {
+        api.get(path)?["metadata"]["finalizers"].as_array().is_none_or(Vec::is_empty).then_some(())
+    };
+    // One that was left behind, as `--cascade=orphan` does.
+    let path = "/api/v1/namespaces/n/pods/left";
+    api.put(path, json!({"metadata": {"finalizers": [TRACKING]}, "spec": {"containers": []}}));
+    api.until("it is held by nothing", |api| free(api, path)).await;
+    // One of a Job that has finished, which somebody has given the finalizer again.
+    let mut done = job(1, &json!({}));
+    done["status"] =
+        json!({"conditions": [{"type": "Complete", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}]});
+    done["metadata"] = json!({"uid": "done"});
+    api.put("/apis/batch/v1/namespaces/n/jobs/done", done);
+    let mut late =
+        owned(&json!({"apiVersion": "batch/v1", "kind": "Job", "name": "done", "uid": "done", "controller": true}));
+    late["metadata"]["finalizers"] = json!([TRACKING]);
+    // That of another controller is left alone.
+    let mut other =
+        owned(&json!({"apiVersion": "example.com/v1", "kind": "Work", "name": "w", "uid": "w", "controller": true}));
+    other["metadata"]["finalizers"] = json!([TRACKING]);
+    api.put("/api/v1/namespaces/n/pods/other", other);
+    api.put("/api/v1/namespaces/n/pods/late", late);
+    api.until("it is held by nothing", |api| free(api, "/api/v1/namespaces/n/pods/late")).await;
+    assert!(free(api, "/api/v1/namespaces/n/pods/other").is_none());
+}
+
+#[tokio::test]
+async fn job_takes_over_a_pod_with_owner_and_finalizer_at_once() {
+    let world = world();
+    let api = &world.api;
+    let mut orphan = ready_pod("j", "one", "10.0.0.1");
+    orphan["metadata"]["finalizers"] = json!(["example.com/own"]);
+    api.put("/api/v1/namespaces/n/pods/orphan", orphan);
+    // Somebody else is faster, once.
+    api.next(Method::PATCH, "/pods/orphan", Answer::Refused(409, "Conflict"));
+    api.put(JOB, job(1, &json!({})));
+    let path = "/api/v1/namespaces/n/pods/orphan";
+    api.until("it is counted", |api| (api.get(JOB)?["status"]["ready"] == 1).then_some(())).await;
+    let pod = api.get(path).expect("it is there");
+    assert_eq!(pod["metadata"]["finalizers"], json!(["example.com/own", TRACKING]));
+    assert_eq!(pods(api).len(), 1, "no other is made");
+    // It no longer matches: it is let go, and another is made.
+    api.merge(path, &json!({"metadata": {"labels": {"app": "k"}}}));
+    so_many_pods(api, 2).await;
+    let pod = api.get(path).expect("it is there");
+    assert_eq!(
+        (&pod["metadata"]["finalizers"], &pod["metadata"]["ownerReferences"]),
+        (&json!(["example.com/own"]), &json!([]))
+    );
+}
+
+#[tokio::test]
+async fn job_that_is_suspended_gives_up_its_pods_uncounted() {
+    let world = world();
+    let api = &world.api;
+    api.put(JOB, job(2, &json!({})));
+    let paths = so_many_pods(api, 2).await;
+    api.next(Method::DELETE, "/pods/", Answer::LostButUnknown);
+    api.merge(JOB, &json!({"spec": {"suspend": true}, "metadata": {"generation": 2}}));
+    api.until("they go", |api| pods(api).is_empty().then_some(())).await;
+    let job = api.until("it is told", |api| api.get(JOB).filter(|job| condition(job, "Suspended") == "True")).await;
+    assert_eq!((&job["status"]["failed"], &job["status"]["startTime"]), (&Value::Null, &Value::Null));
+    api.merge(JOB, &json!({"spec": {"suspend": false}, "metadata": {"generation": 3}}));
+    let again = so_many_pods(api, 2).await;
+    assert!(again.iter().all(|path| !paths.contains(path)));
+    api.until("it is told", |api| api.get(JOB).filter(|job| condition(job, "Suspended") == "False")).await;
+}
+
+#[tokio::test]
+async fn job_of_another_manager_is_left_alone() {
+    let world = world();
+    let api = &world.api;
+    api.put(JOB, job(1, &json!({"managedBy": "example.com/queue"})));
+    let own = "/apis/batch/v1/namespaces/n/jobs/own";
+    let mut managed =
+        job(1, &json!({"managedBy": "kubernetes.io/job-controller", "selector": {"matchLabels": {"app": "own"}}}));
+    managed["spec"]["template"] = pod_template("own");
+    api.put(own, managed);
+    api.until("the other runs", |api| (api.get(own)?["status"]["active"] == 1).then_some(())).await;
+    assert_eq!(pods(api).len(), 1);
+    assert!(api.get(JOB).expect("it is there")["status"].is_null());
+}
+
+#[tokio::test]
+async fn job_that_has_finished_goes_when_its_time_is_over() {
+    let world = world();
+    let api = &world.api;
+    let finished = |ttl: Value| {
+        let mut job = job(1, &json!({"ttlSecondsAfterFinished": ttl}));
+        job["status"] = json!({"conditions": [
+            {"type": "Failed", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}]});
+        job
+    };
+    let stays = "/apis/batch/v1/namespaces/n/jobs/stays";
+    api.put(stays, finished(Value::Null));
+    api.put(JOB, finished(json!(10)));
+    api.until("it goes", |api| api.get(JOB).is_none().then_some(())).await;
+    let asked = api.requests(&Method::DELETE, "/jobs/j");
+    assert_eq!(asked[0].body["propagationPolicy"], "Foreground");
+    assert!(asked[0].body["preconditions"]["uid"].is_string());
+    assert!(api.get(stays).is_some());
+}
+
+#[tokio::test]
+async fn cron_job_starts_each_moment_once_and_follows_it() {
+    let world = world();
+    let api = &world.api;
+    // Nobody knows whether the Job was made: it is found under its name. And the status is another's by then.
+    api.next(Method::POST, "/jobs", Answer::DoneButUnknown);
+    api.next(Method::PATCH, "/cronjobs/c/status", Answer::Refused(409, "Conflict"));
+    let path = "/apis/batch/v1/namespaces/n/cronjobs/c";
+    let template = job(1, &json!({"selector": null}));
+    api.put(
+        path,
+        json!({"metadata": {"creationTimestamp": "2020-06-01T00:00:00Z"}, "spec": {
+            "schedule": "0 0 1 1 *", "concurrencyPolicy": "Forbid", "successfulJobsHistoryLimit": 0, "jobTemplate": template}}),
+    );
+    let status = |api: &Scripted, test: &dyn Fn(&Value) -> bool| api.get(path).filter(|cron| test(&cron["status"]));
+    let cron = api.until("it is started", |api| status(api, &|status| status["active"].is_array())).await;
+    let jobs = api.list("/apis/batch/v1/namespaces/n/jobs");
+    assert_eq!((jobs.len(), api.is_done()), (1, true));
+    let made = &jobs[0]["metadata"];
+    let active = &cron["status"]["active"][0];
+    assert_eq!((&active["uid"], &active["kind"], &active["name"]), (&made["uid"], &json!("Job"), &made["name"]));
+    assert_eq!(
+        made["annotations"]["batch.kubernetes.io/cronjob-scheduled-timestamp"],
+        cron["status"]["lastScheduleTime"]
+    );
+    // It is done: the status says so, and the history keeps none.
+    let end = json!({"status": {"completionTime": "2026-01-01T00:05:00Z", "conditions": [
+        {"type": "Complete", "status": "True", "lastTransitionTime": "2026-01-01T00:05:00Z"}]}});
+    let job = format!("/apis/batch/v1/namespaces/n/jobs/{}", made["name"].as_str().unwrap_or_default());
+    api.merge(&job, &end);
+    let cron = api.until("it is seen", |api| status(api, &|status| status["active"].is_null())).await;
+    assert_eq!(cron["status"]["lastSuccessfulTime"], "2026-01-01T00:05:00Z");
+    api.until("it goes", |api| api.get(&job).is_none().then_some(())).await;
+    assert_eq!(api.requests(&Method::DELETE, "/jobs/")[0].body["propagationPolicy"], "Background");
+    world.all_collected("s").await;
+    assert_eq!(api.list("/apis/batch/v1/namespaces/n/jobs").len(), 0, "the moment is not started again");
+}
+
 #[tokio::test]
 async fn endpoints_without_an_answer_make_no_second_slice_and_a_late_cache_is_not_waited_for_for_ever() {
     let world = world();

@@ -36,6 +36,8 @@ const KINDS: &[(&str, &str, &str, bool)] = &[
     ("apps/v1", "statefulsets", "StatefulSet", true),
     ("apps/v1", "daemonsets", "DaemonSet", true),
     ("apps/v1", "controllerrevisions", "ControllerRevision", true),
+    ("batch/v1", "jobs", "Job", true),
+    ("batch/v1", "cronjobs", "CronJob", true),
     ("coordination.k8s.io/v1", "leases", "Lease", true),
     ("discovery.k8s.io/v1", "endpointslices", "EndpointSlice", true),
     ("apiextensions.k8s.io/v1", "customresourcedefinitions", "CustomResourceDefinition", false),
@@ -224,7 +226,7 @@ fn delete(store: &mut Store, place: &Place, options: &Value) -> Result<Value, Re
     Ok(if before == object { object } else { store.force(place, object) })
 }
 
-/// RFC 7386; strategic: conditions are merged by their type.
+/// RFC 7386; strategic: conditions are merged by their type, and lists may be told what to lose.
 pub(crate) fn merge(into: &mut Value, patch: &Value, strategic: bool) {
     let Value::Object(patch) = patch else {
         into.clone_from(patch);
@@ -234,7 +236,11 @@ pub(crate) fn merge(into: &mut Value, patch: &Value, strategic: bool) {
         *into = Value::Object(Map::new());
     }
     for (name, value) in patch {
-        if value.is_null() {
+        if let Some(list) = name.strip_prefix("$deleteFromPrimitiveList/").filter(|_| strategic) {
+            if let Some(items) = into[list].as_array_mut() {
+                items.retain(|item| value.as_array().is_none_or(|lost| !lost.contains(item)));
+            }
+        } else if value.is_null() {
             into.as_object_mut().map(|into| into.remove(name));
         } else if strategic && name == "conditions" {
             let mut list = into[name].as_array().cloned().unwrap_or_default();

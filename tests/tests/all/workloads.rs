@@ -85,6 +85,54 @@ fn commands_end_as_their_restart_policy_says() {
 }
 
 #[test]
+fn jobs_end_and_cron_jobs_start_them() {
+    let cluster = Cluster::start();
+    cluster.push("probe-command", "worker:latest");
+    cluster.kubectl("create job once --image=worker -- worker echo done");
+    cluster.kubectl("wait --for=condition=complete job/once --timeout=120s");
+    assert!(cluster.kubectl("logs job/once").contains("done\n"));
+    let row = cluster.kubectl("get job once");
+    assert!(row.contains("Complete") && row.contains("1/1"), "{row}");
+
+    cluster.kubectl(&format!("apply -f {}", root().join("examples/manifests/jobs.yaml").display()));
+    cluster.kubectl("wait --for=condition=complete job/report --timeout=120s");
+    assert_eq!(cluster.kubectl("get job report -o jsonpath={.status.completedIndexes}"), "0-2");
+    let log = cluster.kubectl("logs -l job-name=report --prefix=false");
+    let mut parts: Vec<&str> = log.split_whitespace().filter(|word| *word != "part").collect();
+    parts.sort_unstable();
+    assert_eq!(parts, ["0", "1", "2"], "each part knows its index");
+    let hosts = cluster.kubectl("get pods -l job-name=report -o jsonpath={.items[*].spec.hostname}");
+    assert!(hosts.contains("report-2"), "{hosts}");
+
+    let fails = |name: &str, spec: &str| {
+        format!(
+            "apiVersion: batch/v1\nkind: Job\nmetadata: {{name: {name}}}\nspec:\n{spec}  template:\n    spec:\n      \
+             restartPolicy: Never\n      containers: [{{name: c, image: worker, args: [exit, \"1\"]}}]\n"
+        )
+    };
+    cluster.apply(&fails("bad", "  backoffLimit: 0\n  ttlSecondsAfterFinished: 2\n"));
+    let rule = "    rules: [{action: FailJob, onExitCodes: {operator: In, values: [1]}}]\n";
+    cluster.apply(&fails("policy", &format!("  podFailurePolicy:\n{rule}")));
+    cluster.kubectl("wait --for=condition=failed job/policy --timeout=120s");
+    let text = cluster.kubectl("describe job policy");
+    assert!(text.contains("failed with exit code 1 matching FailJob rule at index 0"), "{text}");
+    cluster.eventually("get jobs -o name", |jobs| !jobs.contains("job.batch/bad"));
+
+    cluster.kubectl("create job by-hand --from=cronjob/nightly");
+    cluster.kubectl("wait --for=condition=complete job/by-hand --timeout=120s");
+    let refused = cluster.kubectl_fails("patch cronjob nightly -p {\"spec\":{\"timeZone\":\"Mars/Base\"}}");
+    assert!(refused.contains("unknown time zone Mars/Base"), "{refused}");
+    cluster.kubectl("patch cronjob nightly -p {\"spec\":{\"schedule\":\"@every\\u00201s\"}}");
+    cluster.eventually("get jobs -o name", |jobs| jobs.contains("job.batch/nightly-"));
+    cluster.eventually("get cronjob nightly -o jsonpath={.status.lastSuccessfulTime}", |time| !time.is_empty());
+
+    // Their pods go with them, though each was held until it was counted.
+    cluster.kubectl("delete cronjob nightly");
+    cluster.kubectl("delete jobs --all --timeout=60s");
+    cluster.eventually("get pods -o name", |pods| pods.trim().is_empty());
+}
+
+#[test]
 fn what_cannot_run_says_why_where_people_look() {
     let cluster = Cluster::start();
     cluster.apply("apiVersion: v1\nkind: Pod\nmetadata: {name: nowhere}\nspec: {containers: [{name: c, image: \"nobody/nothing:v1\"}]}\n");

@@ -159,8 +159,8 @@ mod tests {
             assert_eq!(errors.iter().map(ToString::to_string).collect::<Vec<_>>(), expected, "{object}");
         }
         let mut object = parameters(json!({}));
-        assert!(ingress_class_warnings(&object).is_empty());
+        assert!(ingress_class_warnings(&object, None).is_empty());
         object["spec"]["controller"] = OURS.into();
-        assert_eq!(ingress_class_warnings(&object).len(), 1);
+        assert_eq!(ingress_class_warnings(&object, None).len(), 1);
     }
 }

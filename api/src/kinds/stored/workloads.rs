@@ -1,6 +1,6 @@
 //! Kinds that make pods, or spare them.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::show::Show::{Age, Count, Flag, Images, Name, Names, Number, Of, Selector, Text};
 use super::{ALL, BLANK, Kind, Stored, condition, row};
@@ -9,45 +9,14 @@ use crate::kinds::value::{Read, child, default_to, default_when_zero, fields};
 use crate::kinds::{AGE, Cell, Column, FieldError, FieldErrors, NAME, column, pod, podtemplate, wide};
 use crate::meta::field::Path;
 use crate::meta::selector::validate_label_selector;
-use crate::meta::time;
 
 const NO_CONTROLLER: &str = "no controller acts on it yet";
 const CONTAINERS: Column = wide("Containers", "string");
 const IMAGES: Column = wide("Images", "string");
 const SELECTOR: Column = wide("Selector", "string");
 const POD: &str = "spec.template.spec";
-const CRON_POD: &str = "spec.jobTemplate.spec.template.spec";
 
 pub(super) static ROWS: &[Kind] = &[
-    row!(namespaced "batch" "io.k8s.api.batch.v1" "CronJob" "cronjobs" "cronjob",
-        [
-            NAME => Name,
-            column("Schedule", "string") => Text("spec.schedule", ""),
-            column("Timezone", "string") => Text("spec.timeZone", "<none>"),
-            column("Suspend", "boolean") => Of(cron_job_suspended),
-            column("Active", "integer") => Count("status.active"),
-            column("Last Schedule", "string") => Of(cron_job_last),
-            AGE => Age,
-            CONTAINERS => Names(CRON_POD),
-            IMAGES => Images(CRON_POD),
-            SELECTOR => Selector("spec.jobTemplate.spec.selector"),
-        ],
-        Stored::inert(NO_CONTROLLER).counted().default_by(cron_job).requires(&["spec.schedule"]).check_by(job_template),
-        short_names: &["cj"], categories: ALL, has_status: true),
-    row!(namespaced "batch" "io.k8s.api.batch.v1" "Job" "jobs" "job",
-        [
-            NAME => Name,
-            column("Status", "string") => Of(job_status),
-            column("Completions", "string") => Of(job_completions),
-            column("Duration", "string") => Of(job_duration),
-            AGE => Age,
-            CONTAINERS => Names(POD),
-            IMAGES => Images(POD),
-            SELECTOR => Selector("spec.selector"),
-        ],
-        Stored::inert(NO_CONTROLLER).counted().default_by(job).create_by(job_selector)
-            .fixes(&["spec.completionMode", "spec.selector"]).check_by(template).orphaning(),
-        categories: ALL, has_status: true, selectable: &["status.successful"]),
     row!(namespaced "policy" "io.k8s.api.policy.v1" "PodDisruptionBudget" "poddisruptionbudgets" "poddisruptionbudget",
         [
             NAME => Name,
@@ -77,72 +46,6 @@ pub(super) static ROWS: &[Kind] = &[
 
 fn template(object: &Value, errors: &mut FieldErrors) {
     pod::validate_template(&object["spec"]["template"], None, &Path::new("spec.template"), errors);
-}
-
-fn job_template(object: &Value, errors: &mut FieldErrors) {
-    let path = Path::new("spec.jobTemplate.spec.template");
-    pod::validate_template(&object["spec"]["jobTemplate"]["spec"]["template"], None, &path, errors);
-}
-
-fn job(object: &mut Value) {
-    job_spec(child(object, "spec"));
-    job_labels(object);
-}
-
-/// A job without labels has those of its pods.
-fn job_labels(object: &mut Value) {
-    let labels = object["spec"]["template"]["metadata"]["labels"].clone();
-    if !labels.is_empty() && object["metadata"]["labels"].is_empty() {
-        fields(child(object, "metadata")).insert("labels".to_owned(), labels);
-    }
-}
-
-fn job_spec(spec: &mut Value) {
-    if spec["completions"].is_null() && spec["parallelism"].is_null() {
-        default_to(spec, "completions", 1);
-    }
-    default_to(spec, "parallelism", 1);
-    let limit = if spec["backoffLimitPerIndex"].is_set() { i32::MAX } else { 6 };
-    default_to(spec, "backoffLimit", limit);
-    default_to(spec, "completionMode", "NonIndexed");
-    default_to(spec, "suspend", false);
-    let replaced = if spec["podFailurePolicy"].is_set() { "Failed" } else { "TerminatingOrFailed" };
-    default_to(spec, "podReplacementPolicy", replaced);
-    default_to(spec, "manualSelector", false);
-    podtemplate::default(child(spec, "template"));
-}
-
-/// A job knows its pods by its own uid, unless the client says how.
-fn job_selector(object: &mut Value) {
-    if object["spec"]["manualSelector"].flag() {
-        return;
-    }
-    let [uid, name] = ["uid", "name"].map(|field| object["metadata"][field].clone());
-    let spec = child(object, "spec");
-    let selected = json!({"batch.kubernetes.io/controller-uid": uid});
-    if spec["selector"]["matchLabels"].is_empty() {
-        fields(child(spec, "selector")).insert("matchLabels".to_owned(), selected);
-    }
-    let labels = child(child(child(spec, "template"), "metadata"), "labels");
-    for (label, value) in [
-        ("controller-uid", &uid),
-        ("job-name", &name),
-        ("batch.kubernetes.io/controller-uid", &uid),
-        ("batch.kubernetes.io/job-name", &name),
-    ] {
-        default_to(labels, label, value.clone());
-    }
-    job_labels(object);
-}
-
-fn cron_job(object: &mut Value) {
-    let spec = child(object, "spec");
-    default_when_zero(spec, "concurrencyPolicy", "Allow");
-    default_to(spec, "suspend", false);
-    default_to(spec, "successfulJobsHistoryLimit", 3);
-    default_to(spec, "failedJobsHistoryLimit", 1);
-    // The template's job is completed when it is made.
-    podtemplate::default(child(child(child(spec, "jobTemplate"), "spec"), "template"));
 }
 
 fn budget(object: &Value, errors: &mut FieldErrors) {
@@ -189,48 +92,4 @@ fn priority_class_check(object: &Value, errors: &mut FieldErrors) {
     }
     let policies = ["Never", "PreemptLowerPriority"];
     crate::kinds::checks::supported(&Path::new("preemptionPolicy"), &object["preemptionPolicy"], &policies, errors);
-}
-
-fn cron_job_suspended(object: &Value) -> Cell {
-    match object["spec"]["suspend"].as_bool() {
-        Some(true) => "True".into(),
-        Some(false) => "False".into(),
-        None => "<unset>".into(),
-    }
-}
-
-fn cron_job_last(object: &Value) -> Cell {
-    object["status"]["lastScheduleTime"].time().map_or("<none>".into(), |time| Cell::Age(Some(time)))
-}
-
-fn job_status(object: &Value) -> Cell {
-    let has = |kind: &str| condition(object, kind) == "True";
-    let status = match () {
-        () if has("Complete") => "Complete",
-        () if has("Failed") => "Failed",
-        () if object["metadata"]["deletionTimestamp"].is_set() => "Terminating",
-        () if has("Suspended") => "Suspended",
-        () if has("FailureTarget") => "FailureTarget",
-        () if has("SuccessCriteriaMet") => "SuccessCriteriaMet",
-        () => "Running",
-    };
-    status.into()
-}
-
-fn job_completions(object: &Value) -> Cell {
-    let (succeeded, parallelism) = (object["status"]["succeeded"].int(), object["spec"]["parallelism"].int());
-    match object["spec"]["completions"].maybe_int() {
-        Some(completions) => format!("{succeeded}/{completions}").into(),
-        None if parallelism > 1 => format!("{succeeded}/1 of {parallelism}").into(),
-        None => format!("{succeeded}/1").into(),
-    }
-}
-
-fn job_duration(object: &Value) -> Cell {
-    let status = &object["status"];
-    match (status["startTime"].time(), status["completionTime"].time()) {
-        (None, _) => "".into(),
-        (Some(start), None) => Cell::Age(Some(start)),
-        (Some(start), Some(end)) => time::human(end.duration_since(start).as_secs()).into(),
-    }
 }

@@ -58,17 +58,17 @@ async fn every_kind_can_be_listed_shown_as_a_table_and_cleared() {
 #[tokio::test]
 async fn a_kind_that_nothing_acts_on_says_so_at_every_write() {
     let server = Server::start().await;
-    let path = "/apis/batch/v1/namespaces/default/jobs";
-    let job = json!({
-        "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "once"},
-        "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "hello"}]}}},
+    let path = "/apis/resource.k8s.io/v1/devicetaintrules";
+    let rule = json!({
+        "apiVersion": "resource.k8s.io/v1", "kind": "DeviceTaintRule", "metadata": {"name": "once"},
+        "spec": {"taint": {"key": "a.b/c", "effect": "NoSchedule"}},
     });
-    let expected =
-        "299 - \"batch/v1 Job: this version of Coracle stores the object, but no controller acts on it yet\"";
+    let expected = "299 - \"resource.k8s.io/v1 DeviceTaintRule: this version of Coracle stores the object, but no controller \
+                    acts on it yet\"";
     for (method, path, body) in [
-        ("POST", path, job),
-        ("PATCH", &*format!("{path}/once"), json!({"spec": {"suspend": true}})),
-        ("PATCH", &*format!("{path}/once/status"), json!({"status": {"active": 1}})),
+        ("POST", path, rule),
+        ("PATCH", &*format!("{path}/once"), json!({"spec": {"taint": {"effect": "NoExecute"}}})),
+        ("PATCH", &*format!("{path}/once/status"), json!({"metadata": {"labels": {"a": "b"}}})),
     ] {
         let media_type = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
         let request = Request::builder().method(method).uri(path).header("content-type", media_type);
@@ -76,10 +76,61 @@ async fn a_kind_that_nothing_acts_on_says_so_at_every_write() {
         assert!(answer.code < 300, "{method} {path}: {}", answer.json());
         assert_eq!(answer.headers.get("warning").map(|text| text.to_str().expect("text")), Some(expected), "{method}");
     }
-    let (_, job) = server.get(&format!("{path}/once")).await;
-    assert_eq!((&job["metadata"]["generation"], &job["status"]["active"]), (&json!(2), &json!(1)));
-    let uid = &job["metadata"]["uid"];
-    assert_eq!(job["spec"]["selector"]["matchLabels"], json!({"batch.kubernetes.io/controller-uid": uid}));
+    let (_, rule) = server.get(&format!("{path}/once")).await;
+    assert_eq!(rule["metadata"]["generation"], json!(2));
+}
+
+#[tokio::test]
+async fn a_job_knows_its_pods_and_keeps_to_what_was_said() {
+    let server = Server::start().await;
+    let path = "/apis/batch/v1/namespaces/default/jobs";
+    let job = json!({
+        "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "once"}, "status": {"active": 7},
+        "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "hello"}]}}},
+    });
+    let request = Request::builder().method("POST").uri(path).header("content-type", "application/json");
+    let answer = server.send(Some(admin()), request.body(Body::from(job.to_string())).expect("a request")).await;
+    assert_eq!((answer.code, answer.headers.get("warning")), (201, None), "{}", answer.json());
+    let made = answer.json();
+    let uid = &made["metadata"]["uid"];
+    assert_eq!(made["spec"]["selector"]["matchLabels"], json!({"batch.kubernetes.io/controller-uid": uid}));
+    let labels = json!({
+        "batch.kubernetes.io/controller-uid": uid, "batch.kubernetes.io/job-name": "once",
+        "controller-uid": uid, "job-name": "once",
+    });
+    assert_eq!((&made["metadata"]["labels"], &made["spec"]["template"]["metadata"]["labels"]), (&labels, &labels));
+    assert_eq!((&made["status"], &made["metadata"]["generation"]), (&json!({}), &json!(1)));
+
+    let path = format!("{path}/once");
+    let (code, _) = server.call("PATCH", &path, json!({"spec": {"suspend": true, "parallelism": 2}})).await;
+    assert_eq!(code, 200);
+    let (code, refused) = server.call("PATCH", &path, json!({"spec": {"completions": 2}})).await;
+    assert_eq!((code, &refused["details"]["causes"][0]["field"]), (422, &json!("spec.completions")), "{refused}");
+    let status = format!("{path}/status");
+    let (code, changed) =
+        server.call("PATCH", &status, json!({"spec": {"parallelism": 9}, "status": {"active": 2}})).await;
+    assert_eq!((code, &changed["spec"]["parallelism"], &changed["status"]["active"]), (200, &json!(2), &json!(2)));
+    assert_eq!(changed["metadata"]["generation"], 2);
+    let (code, refused) = server.call("PATCH", &status, json!({"status": {"ready": 3}})).await;
+    assert_eq!(code, 422);
+    let expected =
+        "Job.batch \"once\" is invalid: status.ready: Invalid value: 3: cannot set more ready pods than active";
+    assert_eq!(refused["message"], expected);
+}
+
+#[tokio::test]
+async fn a_cron_job_has_a_schedule_that_can_be_read() {
+    let server = Server::start().await;
+    let cron = json!({
+        "apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": "c"},
+        "spec": {"schedule": "61 * * * *", "timeZone": "Mars/Base", "jobTemplate": {"spec": {"template": {"spec": {
+            "restartPolicy": "Never", "containers": [{"name": "c", "image": "x"}]}}}}},
+    });
+    let (code, refused) = server.call("POST", "/apis/batch/v1/namespaces/default/cronjobs", cron).await;
+    assert_eq!(code, 422);
+    let expected = "CronJob.batch \"c\" is invalid: [spec.schedule: Invalid value: \"61 * * * *\": end of range (61) above \
+                    maximum (59): 61, spec.timeZone: Invalid value: \"Mars/Base\": unknown time zone Mars/Base]";
+    assert_eq!(refused["message"], expected);
 }
 
 #[tokio::test]

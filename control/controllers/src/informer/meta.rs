@@ -21,29 +21,42 @@ struct Slim {
     finalizers: Option<Vec<String>>,
     creation_timestamp: Option<Time>,
     deletion_timestamp: Option<Time>,
+    deletion_grace_period_seconds: Option<i64>,
 }
 
 /// The annotations that controllers read.
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct Annotations {
-    #[serde(rename = "controller.kubernetes.io/pod-deletion-cost")]
-    deletion_cost: Option<String>,
-    /// The end of a streamed list.
-    #[serde(rename = "k8s.io/initial-events-end")]
-    initial_events_end: Option<String>,
+macro_rules! annotations {
+    ($($field:ident $constant:ident = $name:literal;)*) => {
+        $(pub(crate) const $constant: &str = $name;)*
+
+        #[derive(Deserialize, Default)]
+        #[serde(default)]
+        struct Annotations {
+            $(#[serde(rename = $name)] $field: Option<String>,)*
+        }
+
+        impl Annotations {
+            fn into_map(self) -> BTreeMap<String, String> {
+                let named = [$(($constant, self.$field),)*];
+                named.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
+            }
+        }
+    };
+}
+
+annotations! {
+    deletion_cost DELETION_COST = "controller.kubernetes.io/pod-deletion-cost";
+    // The end of a streamed list.
+    initial_events_end INITIAL_EVENTS_END = "k8s.io/initial-events-end";
+    completion_index COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index";
+    index_failures INDEX_FAILURES = "batch.kubernetes.io/job-index-failure-count";
+    index_ignored_failures INDEX_IGNORED_FAILURES = "batch.kubernetes.io/job-index-ignored-failure-count";
 }
 
 /// For `#[serde(deserialize_with)]` on `metadata`.
 pub(crate) fn slim<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
     let slim = Slim::deserialize(deserializer)?;
-    let annotations = slim.annotations.map(|annotations| {
-        let named = [
-            ("controller.kubernetes.io/pod-deletion-cost", annotations.deletion_cost),
-            ("k8s.io/initial-events-end", annotations.initial_events_end),
-        ];
-        named.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
-    });
+    let annotations = slim.annotations.map(Annotations::into_map);
     Ok(ObjectMeta {
         name: slim.name,
         namespace: slim.namespace,
@@ -55,6 +68,7 @@ pub(crate) fn slim<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectM
         finalizers: slim.finalizers,
         creation_timestamp: slim.creation_timestamp,
         deletion_timestamp: slim.deletion_timestamp,
+        deletion_grace_period_seconds: slim.deletion_grace_period_seconds,
         ..ObjectMeta::default()
     })
 }

@@ -23,8 +23,8 @@ use parking_lot::RwLock;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use meta::{AnyObject, slim};
-pub(crate) use pod::{Phase, Pod};
+pub(crate) use meta::{AnyObject, COMPLETION_INDEX, INDEX_FAILURES, INDEX_IGNORED_FAILURES, slim};
+pub(crate) use pod::{Phase, Pod, Run};
 
 /// Names an object of some kind; the namespace of a cluster-scoped one is empty.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -472,6 +472,8 @@ whole!(
     k8s_openapi::api::apps::v1::ReplicaSet,
     k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler,
     k8s_openapi::api::apps::v1::StatefulSet,
+    k8s_openapi::api::batch::v1::CronJob,
+    k8s_openapi::api::batch::v1::Job,
     k8s_openapi::api::coordination::v1::Lease,
     k8s_openapi::api::core::v1::ConfigMap,
     k8s_openapi::api::core::v1::Endpoints,

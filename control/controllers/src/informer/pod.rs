@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::requests::{Requests, Resources};
+use super::meta::{COMPLETION_INDEX, DELETION_COST, INDEX_FAILURES, INDEX_IGNORED_FAILURES};
 use super::{Index, Key, Object, by_controller, controller, slim, version};
 
 /// `status.phase`.
@@ -78,6 +79,26 @@ pub(crate) struct Pod {
     /// When its node took it.
     pub started: Option<Timestamp>,
     pub requests: Arc<Requests>,
+    /// Of a pod that a Job controls.
+    pub run: Option<Box<Run>>,
+}
+
+/// What only Jobs decide by.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Run {
+    /// Its completion index.
+    pub index: Option<u32>,
+    /// Pods of its index that failed before it, and those of them that did not count.
+    pub failures: i32,
+    pub ignored_failures: i32,
+    /// Type and status of its conditions, in their order.
+    pub conditions: Vec<(Box<str>, Box<str>)>,
+    /// Containers that failed, and with what; init containers last.
+    pub exit_codes: Vec<(Box<str>, i32)>,
+    /// When it ended, or was last known not to have; of a pod that has.
+    pub finished: Option<Timestamp>,
+    /// Of all its containers together.
+    pub restarts: i32,
 }
 
 /// A named port of a container.
@@ -122,6 +143,8 @@ impl Object for Pod {
 
     fn keep(wire: Wire) -> Self {
         let Wire { metadata, spec, status } = wire;
+        let owner = controller(metadata.owner_references.as_deref());
+        let run = owner.is_some_and(|owner| owner.kind == "Job").then(|| Box::new(run(&metadata, &spec, &status)));
         let sidecars = spec.init_containers.into_iter().filter(|c| c.restart_policy.as_deref() == Some("Always"));
         let containers: Vec<Container> = spec.containers.into_iter().chain(sidecars).collect();
         let request = |container: &Container| (container.name.as_str().into(), container.resources.request());
@@ -137,7 +160,7 @@ impl Object for Pod {
             None => spec.affinity.and_then(Affinity::only_node).map(Into::into),
             Some(_) => None,
         };
-        let cost = metadata.annotations.as_ref().and_then(|annotations| annotations.values().next());
+        let cost = metadata.annotations.as_ref().and_then(|annotations| annotations.get(DELETION_COST));
         Self {
             key: Key::new(
                 metadata.namespace.as_deref().unwrap_or_default(),
@@ -180,6 +203,7 @@ impl Object for Pod {
             restarts: status.container_statuses.iter().map(|status| status.restart_count).max().unwrap_or(0),
             started: status.start_time.map(|time| time.0),
             requests: requests.into(),
+            run,
         }
     }
 
@@ -237,6 +261,54 @@ impl Object for Pod {
             add(Index::Finished, "");
         }
     }
+}
+
+fn run(metadata: &ObjectMeta, spec: &Spec, status: &Status) -> Run {
+    let number = |name: &str| -> Option<i32> {
+        let text = metadata.annotations.as_ref()?.get(name)?;
+        text.parse().ok().filter(|number| *number >= 0)
+    };
+    let statuses = || status.container_statuses.iter().chain(&status.init_container_statuses);
+    let failed = statuses().filter_map(|container| Some((container, container.state.terminated.as_ref()?.exit_code)));
+    Run {
+        index: number(COMPLETION_INDEX).and_then(|index| u32::try_from(index).ok()),
+        failures: number(INDEX_FAILURES).unwrap_or(0),
+        ignored_failures: number(INDEX_IGNORED_FAILURES).unwrap_or(0),
+        conditions: status
+            .conditions
+            .iter()
+            .map(|condition| (condition.type_.as_str().into(), condition.status.as_str().into()))
+            .collect(),
+        exit_codes: failed
+            .filter(|(_, code)| *code != 0)
+            .map(|(container, code)| (container.name.as_str().into(), code))
+            .collect(),
+        finished: finished(metadata, spec, status),
+        restarts: statuses().fold(0, |sum: i32, container| sum.saturating_add(container.restart_count)),
+    }
+}
+
+/// When the last container ended, sidecars included; when it stopped being ready; when it was deleted, without its grace;
+/// or else when it was made.
+fn finished(metadata: &ObjectMeta, spec: &Spec, status: &Status) -> Option<Timestamp> {
+    let is_sidecar = |container: &&ContainerStatus| {
+        let sidecars = spec.init_containers.iter().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+        sidecars.map(|container| &container.name).any(|name| *name == container.name)
+    };
+    let sidecars = status.init_container_statuses.iter().filter(is_sidecar);
+    let ends = status.container_statuses.iter().chain(sidecars);
+    let ends: Option<Vec<Timestamp>> =
+        ends.map(|container| Some(container.state.terminated.as_ref()?.finished_at.as_ref()?.0)).collect();
+    let not_ready = || {
+        let ready = status.conditions.iter().find(|condition| condition.type_ == "Ready")?;
+        ready.last_transition_time.as_ref().filter(|_| ready.status == "False").map(|time| time.0)
+    };
+    let deleted = || {
+        let grace = metadata.deletion_grace_period_seconds.unwrap_or(0);
+        metadata.deletion_timestamp.as_ref()?.0.checked_sub(jiff::SignedDuration::from_secs(grace)).ok()
+    };
+    let made = || metadata.creation_timestamp.as_ref().map(|time| time.0);
+    ends.and_then(|ends| ends.into_iter().max()).or_else(not_ready).or_else(deleted).or_else(made)
 }
 
 /// A pod as it comes, without what is not kept.
@@ -377,9 +449,27 @@ struct Ip {
 #[serde(rename_all = "camelCase", default)]
 struct ContainerStatus {
     #[serde(deserialize_with = "nullable")]
+    name: String,
+    #[serde(deserialize_with = "nullable")]
     restart_count: i32,
     resources: Option<Value>,
     allocated_resources: Option<Value>,
+    #[serde(deserialize_with = "nullable")]
+    state: State,
+}
+
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(default)]
+struct State {
+    terminated: Option<Terminated>,
+}
+
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct Terminated {
+    #[serde(deserialize_with = "nullable")]
+    exit_code: i32,
+    finished_at: Option<Time>,
 }
 
 impl kube::Resource for Wire {
@@ -480,5 +570,43 @@ pub(crate) mod tests {
         );
         assert_eq!(pod.available_at(10).map(|at| at.to_string()).as_deref(), Some("2026-01-01T00:00:10Z"));
         assert_eq!(pod.ips, ["10.0.0.1".into()]);
+        assert_eq!(pod.run, None);
+    }
+
+    #[test]
+    fn keeps_of_a_jobs_pod_how_it_went() {
+        let with = |status: serde_json::Value| {
+            let pod = pod(serde_json::json!({
+                "metadata": {
+                    "name": "a", "creationTimestamp": "2026-01-01T00:00:00Z",
+                    "annotations": {
+                        "batch.kubernetes.io/job-completion-index": "7", "batch.kubernetes.io/job-index-failure-count": "-1",
+                        "batch.kubernetes.io/job-index-ignored-failure-count": "2", "controller.kubernetes.io/pod-deletion-cost": "5",
+                    },
+                    "ownerReferences": [{"apiVersion": "batch/v1", "kind": "Job", "name": "j", "uid": "o", "controller": true}],
+                },
+                "spec": {"initContainers": [{"name": "side", "restartPolicy": "Always"}, {"name": "init"}]},
+                "status": status,
+            }));
+            assert_eq!(pod.deletion_cost, 5);
+            *pod.run.expect("a Job's")
+        };
+        let ended = |name: &str, code: i32, at: &str| serde_json::json!({"name": name, "restartCount": 2, "state": {"terminated": {"exitCode": code, "finishedAt": at}}});
+        let run = with(serde_json::json!({
+            "conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": "2026-01-01T00:00:09Z"}],
+            "containerStatuses": [ended("a", 3, "2026-01-01T00:00:05Z"), ended("b", 0, "2026-01-01T00:00:04Z")],
+            "initContainerStatuses": [ended("init", 1, "2026-01-01T00:00:01Z"), ended("side", 0, "2026-01-01T00:00:06Z")],
+        }));
+        assert_eq!((run.index, run.failures, run.ignored_failures, run.restarts), (Some(7), 0, 2, 8));
+        assert_eq!(run.exit_codes, [("a".into(), 3), ("init".into(), 1)]);
+        assert_eq!(run.conditions, [("Ready".into(), "False".into())]);
+        assert_eq!(run.finished.map(|at| at.to_string()).as_deref(), Some("2026-01-01T00:00:06Z"));
+        let run = with(serde_json::json!({
+            "conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": "2026-01-01T00:00:09Z"}],
+            "containerStatuses": [{"name": "a", "state": {"running": {}}}],
+        }));
+        assert_eq!(run.finished.map(|at| at.to_string()).as_deref(), Some("2026-01-01T00:00:09Z"));
+        let run = with(serde_json::json!({}));
+        assert_eq!(run.finished.map(|at| at.to_string()).as_deref(), Some("2026-01-01T00:00:00Z"));
     }
 }

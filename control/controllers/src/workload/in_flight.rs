@@ -138,6 +138,11 @@ impl InFlight {
         });
     }
 
+    /// The owner is gone, and what it asked for nobody's.
+    pub(crate) fn forget(&self, owner: &str) {
+        self.owners.lock().remove(owner);
+    }
+
     /// As if all that the owner has asked for had been asked for so much earlier.
     #[cfg(test)]
     pub(crate) fn age(&self, owner: &str, by: Duration) {

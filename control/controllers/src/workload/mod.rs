@@ -1,5 +1,5 @@
 //! What controllers of workloads have in common: references to owners, taking over and letting go, creations whose
-//! outcome may be unknown, pods and their templates, and the history of templates.
+//! outcome may be unknown, pods and their templates, statuses that were written and are not seen yet, and the history of templates.
 
 pub(crate) mod history;
 mod in_flight;
@@ -7,6 +7,7 @@ mod names;
 mod pods;
 mod settle;
 mod template;
+mod written;
 
 use std::time::Duration;
 
@@ -20,9 +21,10 @@ use crate::informer::Key;
 
 pub(crate) use in_flight::{Flight, InFlight, OVERDUE};
 pub(crate) use names::{generated_name, hash, hashed_name};
-pub(crate) use pods::{Asked, Owner, Pods, Row, listen, slow_start};
+pub(crate) use pods::{Asked, Owner, Pods, Row, listen, side_by_side, slow_start, workload_of};
 pub(crate) use settle::Settle;
 pub(crate) use template::{Template, normal};
+pub(crate) use written::Written;
 
 /// Requests with an unknown outcome are repeated this often at once.
 const ATTEMPTS: u32 = 3;
@@ -87,6 +89,8 @@ pub(crate) async fn create_named<B: Serialize>(
         return match client.create(resource, namespace, body).await {
             Ok(made) => Created::Made(Box::new(made)),
             Err(error) if client::is_conflict(&error) => Created::Taken(error),
+            // A refusal says nothing of the attempts before it.
+            Err(error) if !client::is_unknown(&error) && attempt > 1 => Created::Unknown(error),
             Err(error) if !client::is_unknown(&error) => Created::Refused(error),
             Err(_) if attempt < ATTEMPTS => {
                 tokio::time::sleep(Duration::from_millis(50 << attempt)).await;

@@ -89,7 +89,7 @@ pub(crate) fn listen(
 }
 
 /// The workload of this kind that controls the pod.
-fn workload_of(row: Row, pod: &Pod) -> Option<Key> {
+pub(crate) fn workload_of(row: Row, pod: &Pod) -> Option<Key> {
     let owner = controller(Some(&pod.owners)).filter(|owner| owner.kind == row.kind)?;
     Some(Key { namespace: pod.key.namespace.clone(), name: owner.name.as_str().into() })
 }
@@ -261,6 +261,26 @@ where
         match running.next().await {
             Some(Ok(())) => window = (window + 1).min(WINDOW_MAX),
             Some(Err(error)) => failure = failure.or(Some(error)),
+            None => return failure.map_or(Ok(()), Err),
+        }
+    }
+}
+
+/// Runs requests, so many at a time; all of them, whatever becomes of some. The first failure is told.
+pub(crate) async fn side_by_side<F, E>(mut work: impl Iterator<Item = F>) -> Result<(), E>
+where
+    F: Future<Output = Result<(), E>>,
+{
+    let mut running = FuturesUnordered::new();
+    let mut failure = None;
+    loop {
+        while running.len() < WINDOW_MAX
+            && let Some(next) = work.next()
+        {
+            running.push(next);
+        }
+        match running.next().await {
+            Some(outcome) => failure = failure.or(outcome.err()),
             None => return failure.map_or(Ok(()), Err),
         }
     }
