@@ -131,7 +131,7 @@ pub(super) async fn charge<'a>(
     let (Some(quotas), Some(namespace)) = (at.cluster.catalog.named("", "resourcequotas"), at.namespace) else {
         return Ok(Charge::default());
     };
-    let row = at.resource.row;
+    let row = &at.resource.row;
     if is(at.resource, "", "resourcequotas") && at.subresource == "status" {
         return counted(at, quotas, object).await;
     }
