@@ -15,7 +15,11 @@ use super::{AGE, Cell, FieldErrors, Kind, NAME, Strategy, Subresource, VERBS, co
 pub(super) use defaults::spec as default_spec;
 pub(super) use prepare::drop_disabled;
 pub(super) use validation::template as validate_template;
-pub(super) use warnings::template as template_warnings;
+pub(super) use validation::{
+    access_modes, claim_spec, fixed_overhead, node_selector, persistent_source, structure_difference,
+    unique_tolerations,
+};
+pub(super) use warnings::{node_term as node_term_warnings, template as template_warnings};
 
 pub(super) static KIND: Kind = Kind {
     group: "",
