@@ -212,11 +212,10 @@ fn changed(row: &Kind, case: &Value, old: &Value) -> Value {
         Some(other) => row.strategy.prepare_subresource_update(other, &mut object, old),
     }
     let generation = old["metadata"]["generation"].as_i64();
-    if let Some(generation) = generation {
-        let is_status = case["subresource"] == "status";
-        let changed = !is_status && row.strategy.has_generation() && row.strategy.changes_generation(&object, old);
+    let changed = case["subresource"] != "status" && row.strategy.changes_generation(&object, old);
+    if generation.is_some() || changed {
         let metadata = fields(child(&mut object, "metadata"));
-        metadata.insert("generation".to_owned(), (generation + i64::from(changed)).into());
+        metadata.insert("generation".to_owned(), (generation.unwrap_or(0) + i64::from(changed)).into());
     }
     object
 }

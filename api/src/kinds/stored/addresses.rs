@@ -54,8 +54,12 @@ pub(super) fn check_ranges_change(object: &Value, old: &Value, errors: &mut Fiel
     const IMMUTABLE: &str = "field is immutable";
     let (new, old) = (object["spec"]["cidrs"].items(), old["spec"]["cidrs"].items());
     if new.len() != old.len() && (old.len(), new.len()) != (1, 2) {
-        errors.push(FieldError::invalid(RANGES, &object["spec"]["cidrs"], IMMUTABLE));
+        let shown = Value::from(new);
+        errors.push(FieldError::invalid(RANGES, &shown, IMMUTABLE));
         return;
+    }
+    if new.len() > old.len() {
+        check_ranges(object, errors);
     }
     for (index, (new, _)) in new.iter().zip(old).enumerate().filter(|(_, (new, old))| new != old) {
         errors.push(FieldError::invalid(RANGES.index(index), new, IMMUTABLE));

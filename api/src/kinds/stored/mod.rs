@@ -53,6 +53,8 @@ pub(super) struct Stored {
     /// What must be true of single fields.
     rules: &'static [Rule],
     check: fn(&Value, &mut FieldErrors),
+    /// Whether only a new object is checked, and of a change what it may not do.
+    once: bool,
     /// What a change may not do: the new one and the old one.
     check_change: fn(&Value, &Value, &mut FieldErrors),
     /// What must be true of a changed status: the new object and the old one.
@@ -87,6 +89,7 @@ impl Stored {
             change: |_, _| {},
             rules: &[],
             check: |_, _| {},
+            once: false,
             check_change: |_, _, _| {},
             check_status: |_, _, _| {},
             warn: |_| Vec::new(),
@@ -139,6 +142,10 @@ impl Stored {
 
     const fn check_change_by(self, check_change: fn(&Value, &Value, &mut FieldErrors)) -> Stored {
         Stored { check_change, ..self }
+    }
+
+    const fn checked_once(self) -> Stored {
+        Stored { once: true, ..self }
     }
 
     const fn check_status_by(self, check_status: fn(&Value, &Value, &mut FieldErrors)) -> Stored {
@@ -278,7 +285,9 @@ impl Strategy for Stored {
     }
 
     fn validate_update(&self, object: &Value, old: &Value, errors: &mut FieldErrors) {
-        self.validate(object, errors);
+        if !self.once {
+            self.validate(object, errors);
+        }
         for field in self.fixed {
             checks::immutable(&Path::new(field), show::at(object, field), show::at(old, field), errors);
         }

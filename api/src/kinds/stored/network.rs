@@ -36,7 +36,8 @@ pub(super) static ROWS: &[Kind] = &[
         short_names: &["ip"], selectable: &["spec.parentRef.namespace"]),
     row!(cluster "networking.k8s.io" "io.k8s.api.networking.v1" "ServiceCIDR" "servicecidrs" "servicecidr",
         [NAME => Name, column("CIDRs", "string") => Joined("spec.cidrs", ""), AGE => Age],
-        Stored::inert(NOT_ALLOCATED).check_by(addresses::check_ranges).check_change_by(addresses::check_ranges_change),
+        Stored::inert(NOT_ALLOCATED).check_by(addresses::check_ranges).checked_once()
+            .check_change_by(addresses::check_ranges_change),
         has_status: true),
 ];
 

@@ -29,6 +29,9 @@ pub(super) fn default(object: &mut Value) {
     if spec["hostPath"].is_object() {
         default_to(child(spec, "hostPath"), "type", "");
     }
+    if spec["azureDisk"].is_object() {
+        default_to(child(spec, "azureDisk"), "readOnly", false);
+    }
     default_when_zero(child(object, "status"), "phase", "Pending");
 }
 
@@ -95,7 +98,15 @@ pub(super) fn check(spec: &Value, name: &str, errors: &mut FieldErrors) {
 
 /// Whether a path is the root, however it is written.
 fn is_root(path: &str) -> bool {
-    path.starts_with('/') && path.split('/').all(|part| matches!(part, "" | "." | ".."))
+    let mut depth = 0_usize;
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => depth = depth.saturating_sub(1),
+            _ => depth += 1,
+        }
+    }
+    path.starts_with('/') && depth == 0
 }
 
 /// What a volume is never changes, but that a secret to grow it may be named later.
