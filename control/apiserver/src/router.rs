@@ -301,7 +301,8 @@ async fn resource(
                 return Err(Status::method_not_allowed());
             }
             let place = server.limits.stream(caller.flow())?;
-            let around = Around { stopping: &server.stopping, tasks: &server.tasks };
+            let around =
+                Around { stopping: &server.stopping, tasks: &server.tasks, initial_max: server.config.request_timeout };
             let watch = verbs::watch::watch(&server.cluster, &call, resource, around, place);
             let watch = with_warnings(&call, watch.await?);
             // Also where the connection becomes a WebSocket, which the listener does not hear of any more.

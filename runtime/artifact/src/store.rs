@@ -308,6 +308,8 @@ impl Store {
         if !is_sound {
             tracing::warn!(path = %artifact.path.display(), image = %artifact.reference, "an image is damaged and is fetched again");
             self.inner.blobs.forget(&artifact.digest, &artifact.blob);
+            // Nor is it the answer to whoever asks now.
+            self.inner.lock().flights.retain(|_, flight| flight.pull.peek().is_none());
         }
         is_sound
     }

@@ -39,9 +39,6 @@ const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 const BOOKMARK_BEFORE_END: Duration = Duration::from_secs(2);
 /// Shortest life of a watch whose client names none; it is drawn up to twice as long.
 const LIFE: Duration = Duration::from_secs(30 * 60);
-/// What was there at the beginning is to be read within so long, as a list is: it is held until then, however much of it was replaced
-/// meanwhile.
-const INITIAL_MAX: Duration = Duration::from_secs(60);
 /// Frames that are sent as one piece.
 const PIECE_BYTES: usize = 64 << 10;
 /// Records that are looked into for one piece, where a form needs that: so many are looked into aside.
@@ -113,7 +110,7 @@ async fn begin(
             let asked: Vec<_> = store::range(&records, namespace.as_deref(), None).map(|(_, r)| r.clone()).collect();
             store::warm(resource, &asked, |seen: &Seen<'_>| seen.learn()).await;
         }
-        let until = Instant::now() + INITIAL_MAX;
+        let until = Instant::now() + server.initial_max;
         backlog = Some(Backlog { records, namespace: namespace.clone(), after: None, until });
         snapshot.revision
     } else if unset {
@@ -166,6 +163,9 @@ async fn begin(
 pub(crate) struct Around<'a> {
     pub stopping: &'a CancellationToken,
     pub tasks: &'a TaskTracker,
+    /// Within which what was there at the beginning is to be read, as a list is: it is held until then, however much of it was
+    /// replaced meanwhile.
+    pub initial_max: Duration,
 }
 
 /// Where events come from.
@@ -237,12 +237,8 @@ impl Watch {
                 return None;
             }
             if self.backlog.as_ref().is_some_and(|backlog| Instant::now() >= backlog.until) {
-                let seconds = INITIAL_MAX.as_secs();
                 self.ended = true;
-                return Some(
-                    self.encoder
-                        .error(&Status::expired(format!("the initial events were not read within {seconds} s"))),
-                );
+                return Some(self.encoder.error(&Status::expired("the initial events were not read in time")));
             }
             if self.backlog.is_some() || self.marks_end {
                 let piece = self.initial().await;

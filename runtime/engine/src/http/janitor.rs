@@ -162,36 +162,4 @@ mod tests {
         assert_eq!(have_places(&more), 2);
         service.end_all(&RequestError::Killed);
     }
-
-    #[tokio::test]
-    async fn for_one_who_waits_one_is_ended_whose_request_does_not_come_on() {
-        let service = probe(Spec::new("a"), HttpOptions { concurrency: 2, ..HttpOptions::default() }).await.0;
-        let mut flights = Vec::new();
-        let mut answers = Vec::new();
-        for _ in 0..2 {
-            let permit = service.admission.admit(Asker::Client).await.unwrap();
-            let never = futures::stream::pending::<Result<http_body::Frame<bytes::Bytes>, crate::BoxError>>();
-            let request =
-                Request::post("http://probe/echo").body(http_body_util::StreamBody::new(never).boxed_unsync());
-            let flight = Flight::launch(&service, request.unwrap(), permit, Chain::default()).unwrap();
-            answers.push(flight.head().await.unwrap());
-            flights.push(flight);
-        }
-        let waits = tokio::spawn({
-            let service = service.clone();
-            async move { service.admission.admit(Asker::Client).await.map(drop) }
-        });
-        let is_so = || service.admission.wanted() == 1 && flights.iter().all(|flight| flight.unfed() >= UNFED_MAX);
-        let begun = Instant::now();
-        while !is_so() {
-            assert!(begun.elapsed() < Duration::from_secs(30), "they are fed");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        // None may do without a place.
-        service.make_room(&flights, usize::MAX);
-        let ended = |flight: &&Arc<Flight>| matches!(flight.outcome(), Some(Err(RequestError::Unfinished)));
-        assert_eq!(flights.iter().filter(ended).count(), 1);
-        waits.await.unwrap().expect("its place");
-        service.end_all(&RequestError::Killed);
-    }
 }
