@@ -59,19 +59,27 @@ pub(crate) fn track(write: &Write<'_>, old: Option<&Value>, object: &mut Value) 
         *object = named;
     }
     apply::track_update(old.as_deref(), object, &target(write), &writer(write));
+    leave_own(write, object);
+}
+
+/// What is owned is called as this view does. Who owns fields through a view of another group owns nothing any more, as in
+/// the reference, which has no way from one to the other.
+fn leave_own(write: &Write<'_>, object: &mut Value) {
+    if write.resource.row.strategy.view_names().is_none() {
+        return;
+    }
+    if let Some(owners) = object.pointer_mut("/metadata/managedFields").and_then(Value::as_array_mut) {
+        owners.retain(|owner| owner["apiVersion"] == write.resource.api_version);
+    }
     name_owned(write, object, false);
 }
 
-/// An object whose owned fields are all called as they are stored: only those can be compared. Who owns fields through a
-/// view of another group owns nothing any more, as in the reference, which has no way from one to the other.
+/// An object whose owned fields are all called as they are stored: only those can be compared.
 fn stored_names<'a>(write: &Write<'_>, object: &'a Value) -> Cow<'a, Value> {
     if write.resource.row.strategy.view_names().is_none() {
         return Cow::Borrowed(object);
     }
     let mut object = object.clone();
-    if let Some(owners) = object.pointer_mut("/metadata/managedFields").and_then(Value::as_array_mut) {
-        owners.retain(|owner| owner["apiVersion"] == write.resource.api_version);
-    }
     name_owned(write, &mut object, true);
     Cow::Owned(object)
 }
@@ -151,7 +159,7 @@ fn merged(write: &Write<'_>, live: Option<&Value>, config: &Value) -> Result<Val
     };
     if !write.resource.is_view {
         let mut object = merge(live.map(|live| stored_names(write, live)).as_deref(), config)?;
-        name_owned(write, &mut object, false);
+        leave_own(write, &mut object);
         return Ok(object);
     }
     let strategy = write.resource.row.strategy;
@@ -163,7 +171,7 @@ fn merged(write: &Write<'_>, live: Option<&Value>, config: &Value) -> Result<Val
     };
     let mut object = merge(live.map(stored).as_ref(), &stored(config))?;
     strategy.from_storage(&mut object);
-    name_owned(write, &mut object, false);
+    leave_own(write, &mut object);
     Ok(object)
 }
 
