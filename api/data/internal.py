@@ -3,8 +3,8 @@
 
     internal.py MODULES > ../src/kinds/internal.txt
 
-MODULES  the folder of the Go modules, ~/go/pkg/mod/k8s.io; read are the fields of kubernetes' pkg/apis/core/types.go and
-         their JSON names in api's core/v1/types.go. What the letters mean: kinds/internal.rs.
+MODULES  the folder of the Go modules, ~/go/pkg/mod/k8s.io; read are the fields of kubernetes' pkg/apis/GROUP/types.go and
+         their JSON names in api's GROUP/v1/types.go, core's first. What the letters mean: kinds/internal.rs.
 """
 import re
 import sys
@@ -27,8 +27,12 @@ def parse(f):
             m=re.match(r'(\*?[\w.]+)\s*(?:`.*`)?$',l)
             if m: structs[cur].append((None,m.group(1),None))
     return structs,aliases
-internal,ialias=parse(G+'kubernetes@v1.37.0/pkg/apis/core/types.go')
-v1,_=parse(G+'api@v0.37.0/core/v1/types.go')
+internal,ialias,v1={},{},{}
+for group in ['core','policy','rbac','networking']:
+    structs,aliases=parse(G+f'kubernetes@v1.37.0/pkg/apis/{group}/types.go')
+    # Of one name in two groups core's stands: nothing of another group that is printed has such a part.
+    internal={**structs,**internal}; ialias={**aliases,**ialias}
+    v1={**parse(G+f'api@v0.37.0/{group}/v1/types.go')[0],**v1}
 vjson={}
 def flat(structs,name):
     out=[]
@@ -58,7 +62,7 @@ def kind(t):
     if t=='metav1.Time': return 'p'
     if t=='metav1.ObjectMeta': return 'M'
     print('??',t,file=sys.stderr); return 'p'
-queue=['PodSpec','Taint','ServicePort','NodeAddress','PodIP','HostIP']
+queue=['PodSpec','Taint','ServicePort','NodeAddress','PodIP','HostIP','PersistentVolumeSource','PodDisruptionBudgetSpec','RoleRef','ServiceCIDRSpec']
 done=[]
 lines=[]
 while queue:

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::value::Read;
+use super::value::{Read, repeats};
 use super::{FieldError, FieldErrors};
 use crate::meta::field::{Path, Printed};
 use crate::meta::{Quantity, names, text};
@@ -60,6 +60,18 @@ pub(super) fn local_reference(path: &Path<'_>, reference: &Value, errors: &mut F
 
 pub(super) fn qualified_name(path: &Path<'_>, value: &str, errors: &mut FieldErrors) {
     invalid(path, value, names::qualified_name(value), errors);
+}
+
+/// The name of a CSI driver (`ValidateCSIDriverName`).
+pub(super) fn csi_driver(path: &Path<'_>, name: &str, errors: &mut FieldErrors) {
+    if name.is_empty() {
+        errors.push(FieldError::required(path, ""));
+        return;
+    }
+    if name.len() > 63 {
+        errors.push(FieldError::too_long(path, 63));
+    }
+    invalid(path, name, names::dns_subdomain(&name.to_lowercase()), errors);
 }
 
 /// A number that may not be below 0; absent counts as 0.
@@ -173,6 +185,41 @@ pub(super) fn resource_quantity(path: &Path<'_>, resource: &str, value: &Value, 
     }
     if (WHOLE.contains(&resource) || is_extended_resource(resource)) && quantity.milli_value() % 1000 != 0 {
         errors.push(FieldError::invalid(path, quantity.to_string(), "must be an integer"));
+    }
+}
+
+/// Conditions as all newer kinds have them (`ValidateConditions` of apimachinery).
+pub(super) fn conditions(conditions: &[Value], path: &Path<'_>, errors: &mut FieldErrors) {
+    const REASON_MAX: usize = 1024;
+    const MESSAGE_MAX: usize = 32_768;
+    let again = repeats(conditions.iter().map(|condition| condition["type"].text()));
+    for ((index, condition), again) in conditions.iter().enumerate().zip(again) {
+        let path = path.index(index);
+        if again {
+            errors.push(FieldError::duplicate(path, &condition["type"]));
+        }
+        qualified_name(&path.child("type"), condition["type"].text(), errors);
+        supported(&path.child("status"), &condition["status"], &["False", "True", "Unknown"], errors);
+        let generation = condition["observedGeneration"].int();
+        if generation < 0 {
+            let detail = "must be greater than or equal to zero";
+            errors.push(FieldError::invalid(path.child("observedGeneration"), generation, detail));
+        }
+        if condition["lastTransitionTime"].is_null() {
+            errors.push(FieldError::required(path.child("lastTransitionTime"), ""));
+        }
+        match condition["reason"].text() {
+            "" => errors.push(FieldError::required(path.child("reason"), "")),
+            reason => {
+                invalid(&path.child("reason"), reason, names::condition_reason(reason), errors);
+                if reason.len() > REASON_MAX {
+                    errors.push(FieldError::too_long(path.child("reason"), REASON_MAX));
+                }
+            }
+        }
+        if condition["message"].text().len() > MESSAGE_MAX {
+            errors.push(FieldError::too_long(path.child("message"), MESSAGE_MAX));
+        }
     }
 }
 

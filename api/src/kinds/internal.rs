@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::checks::selector_text;
 use super::value::Read;
 use crate::meta::text;
+use crate::schema::Type;
 
 static STRUCTURES: LazyLock<HashMap<&'static str, Vec<Field>>> = LazyLock::new(|| {
     let lines = include_str!("internal.txt").lines();
@@ -73,6 +74,27 @@ pub(super) fn pretty(structure: &str, value: &Value) -> String {
     let mut printer = Printer { out: String::new(), indent: Some(0) };
     printer.structure(structure, value);
     printer.out
+}
+
+/// A value as Go prints a structure of the API: its fields in the order of the structure, without what is not set.
+pub(super) fn ordered(ty: &Type, value: &Value) -> String {
+    match (ty.resolve(), value) {
+        (Type::Object(object), Value::Object(fields)) => {
+            let number = |name: &str| object.fields.get(name).map_or(u32::MAX, |field| field.number);
+            let mut names: Vec<&String> = fields.keys().collect();
+            names.sort_by_key(|name| number(name));
+            let field = |name: &&String| {
+                let ty = object.fields.get(name).map_or(&Type::Any, |field| &field.ty);
+                format!("{}:{}", text::json(&name.as_str().into()), ordered(ty, &fields[*name]))
+            };
+            format!("{{{}}}", names.iter().map(field).collect::<Vec<_>>().join(","))
+        }
+        (Type::List(list), Value::Array(items)) => {
+            let items: Vec<String> = items.iter().map(|item| ordered(&list.items, item)).collect();
+            format!("[{}]", items.join(","))
+        }
+        _ => text::json(value),
+    }
 }
 
 struct Printer {

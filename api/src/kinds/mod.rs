@@ -297,6 +297,11 @@ pub trait Strategy: Sync + Send {
     /// Turns a stored object into what clients of this row see.
     #[expect(clippy::wrong_self_convention, reason = "it belongs to to_storage; self is the kind, not the object")]
     fn from_storage(&self, _object: &mut Value) {}
+    /// What the other view of its objects calls their fields: that view's version, and its names with those that are
+    /// stored. Who wrote through that view owns fields by its names.
+    fn view_names(&self) -> Option<(&'static str, &'static [(&'static str, &'static str)])> {
+        None
+    }
     /// After validation of a create or update, when the name is known.
     fn canonicalize(&self, _object: &mut Value) {}
     /// Checks a new object (metadata is checked by the generic path, names by [`Strategy::check_name`]).
@@ -323,6 +328,11 @@ pub trait Strategy: Sync + Send {
     /// Whether a finalizer without a domain must be one of Kubernetes' own.
     fn knows_finalizers(&self) -> bool {
         true
+    }
+    /// Paths that its rules name, see `stored::rules`: a test looks for each of them.
+    #[cfg(test)]
+    fn named_fields(&self) -> Vec<&'static str> {
+        Vec::new()
     }
     /// Warnings to the client about what is deprecated or likely a mistake; `old` of an update.
     fn warnings(&self, _object: &Value, _old: Option<&Value>) -> Vec<String> {

@@ -108,6 +108,26 @@ pub(super) fn validate_ip(path: &Path<'_>, text: &str, errors: &mut FieldErrors)
     }
 }
 
+/// What is wrong with a text as an address of a newer field.
+pub(super) fn ip_problems(text: &str) -> Vec<String> {
+    let mut errors = FieldErrors::new();
+    validate_ip(&Path::new("ip"), text, &mut errors);
+    let head = format!("Invalid value: {}: ", quote(text));
+    errors.iter().map(|error| error.message.strip_prefix(&head).unwrap_or(&error.message).to_owned()).collect()
+}
+
+/// Checks a range of a newer field, which must be written in the canonical form.
+pub(super) fn validate_cidr(path: &Path<'_>, text: &str, errors: &mut FieldErrors) {
+    let before = errors.len();
+    validate_legacy_cidr(path, text, &[], errors);
+    let Some((ip, bits)) = parse_cidr(text).filter(|_| errors.len() == before) else { return };
+    let canonical = format!("{ip}/{bits}");
+    if canonical != text {
+        let detail = format!("must be in canonical form ({})", quote(&canonical));
+        errors.push(FieldError::invalid(path, text, &detail));
+    }
+}
+
 /// Checks a range of a field that once took sloppy forms; those of `old` may stay.
 pub(super) fn validate_legacy_cidr(path: &Path<'_>, text: &str, old: &[&str], errors: &mut FieldErrors) {
     if old.contains(&text) {

@@ -106,7 +106,11 @@ fn compare_refusal(case: &Value, found: &mut Vec<String>) {
 #[test]
 fn refuses_what_kubernetes_refuses_in_its_words() {
     let mut found = Vec::new();
-    let all = [include_str!("testdata/invalid.json"), include_str!("testdata/refused.json")];
+    let all = [
+        include_str!("testdata/invalid.json"),
+        include_str!("testdata/refused.json"),
+        include_str!("testdata/refused_kinds.json"),
+    ];
     for case in all.into_iter().flat_map(cases) {
         compare_refusal(&case, &mut found);
     }
@@ -116,7 +120,8 @@ fn refuses_what_kubernetes_refuses_in_its_words() {
 #[test]
 fn makes_of_new_objects_what_kubernetes_makes() {
     let mut found = Vec::new();
-    for case in cases(include_str!("testdata/created.json")) {
+    let all = [include_str!("testdata/created.json"), include_str!("testdata/created_kinds.json")];
+    for case in all.into_iter().flat_map(cases) {
         let row = row(&case);
         let object = prepared(row, &case["object"]).expect("an object that can be read");
         let problems = problems(row, &object);
@@ -207,11 +212,10 @@ fn changed(row: &Kind, case: &Value, old: &Value) -> Value {
         Some(other) => row.strategy.prepare_subresource_update(other, &mut object, old),
     }
     let generation = old["metadata"]["generation"].as_i64();
-    if let Some(generation) = generation {
-        let is_status = case["subresource"] == "status";
-        let changed = !is_status && row.strategy.has_generation() && row.strategy.changes_generation(&object, old);
+    let changed = case["subresource"] != "status" && row.strategy.changes_generation(&object, old);
+    if generation.is_some() || changed {
         let metadata = fields(child(&mut object, "metadata"));
-        metadata.insert("generation".to_owned(), (generation + i64::from(changed)).into());
+        metadata.insert("generation".to_owned(), (generation.unwrap_or(0) + i64::from(changed)).into());
     }
     object
 }
@@ -219,7 +223,8 @@ fn changed(row: &Kind, case: &Value, old: &Value) -> Value {
 #[test]
 fn allows_and_makes_the_changes_that_kubernetes_does() {
     let mut found = Vec::new();
-    for case in cases(include_str!("testdata/updated.json")) {
+    let all = [include_str!("testdata/updated.json"), include_str!("testdata/updated_kinds.json")];
+    for case in all.into_iter().flat_map(cases) {
         let row = row(&case);
         let old = &case["old"];
         let object = changed(row, &case, old);

@@ -54,6 +54,33 @@ fn subdomain(value: &str, unit: &str) -> Vec<String> {
     errors
 }
 
+/// What is said of a text that is no DNS subdomain in either case.
+pub fn any_case_dns_subdomain() -> String {
+    regex(
+        "an RFC 1123 subdomain must consist of alphanumeric characters, '-' or '.', and must start and end with an \
+         alphanumeric character",
+        SUBDOMAIN_FMT,
+        &["Example.com"],
+    )
+}
+
+/// The reason of a condition.
+pub fn condition_reason(value: &str) -> Vec<String> {
+    let is_within = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b',' | b':');
+    let is_valid = value.starts_with(|c: char| c.is_ascii_alphabetic())
+        && value.ends_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
+        && value.bytes().all(is_within);
+    if is_valid {
+        return Vec::new();
+    }
+    vec![regex(
+        "a condition reason must start with alphabetic character, optionally followed by a string of alphanumeric \
+         characters or '_,:', and must end with an alphanumeric character or '_'",
+        "[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?",
+        &["my_name", "MY_NAME", "MyName", "ReasonA,ReasonB", "ReasonA:ReasonB"],
+    )]
+}
+
 /// A DNS label that starts with a letter (RFC 1035).
 pub fn dns_1035_label(value: &str) -> Vec<String> {
     let mut errors = Vec::new();

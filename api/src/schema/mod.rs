@@ -101,6 +101,8 @@ impl Type {
 /// The name of a structure of the built-in table. It is looked up once, when it is first needed.
 pub struct Named {
     name: Arc<str>,
+    /// Whether apply looks into it here, although it takes it as one value elsewhere (`structType=granular` of a field).
+    granular: bool,
     ty: OnceLock<Type>,
 }
 
@@ -108,7 +110,13 @@ impl Named {
     /// Of this OpenAPI name, `io.k8s.api.core.v1.Pod`.
     #[must_use]
     pub fn new(name: impl Into<Arc<str>>) -> Arc<Named> {
-        Arc::new(Named { name: name.into(), ty: OnceLock::new() })
+        Arc::new(Named { name: name.into(), granular: false, ty: OnceLock::new() })
+    }
+
+    /// The same, and apply looks into it whatever its type says.
+    #[must_use]
+    pub fn granular(name: impl Into<Arc<str>>) -> Arc<Named> {
+        Arc::new(Named { name: name.into(), granular: true, ty: OnceLock::new() })
     }
 
     /// The name.
@@ -120,7 +128,8 @@ impl Named {
     /// What it stands for; an unknown name is anything.
     #[must_use]
     pub fn ty(&self) -> &Type {
-        self.ty.get_or_init(|| named(&self.name).map_or(Type::Any, Type::Object))
+        let find = if self.granular { table::granular } else { named };
+        self.ty.get_or_init(|| find(&self.name).map_or(Type::Any, Type::Object))
     }
 
     /// The structure, when the name is known.

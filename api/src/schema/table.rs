@@ -79,6 +79,12 @@ pub fn named(name: &str) -> Option<Arc<Object>> {
     Some(entry.object.get_or_init(|| Arc::new(entry.parse(name))).clone())
 }
 
+/// The same with fields that apply tells apart, whatever the type says.
+pub(super) fn granular(name: &str) -> Option<Arc<Object>> {
+    let object = TABLE.types.get(name)?.parse(name);
+    Some(Arc::new(Object { atomic: false, ..object }))
+}
+
 /// The type of a kind, `("apps", "v1", "Deployment")`.
 #[must_use]
 pub fn of_kind(group: &str, version: &str, kind: &str) -> Option<Arc<Object>> {
@@ -134,7 +140,8 @@ impl Entry {
         let mut numbers = line.number.split('.').filter_map(|part| part.parse().ok()).collect::<Vec<u32>>();
         let number = numbers.pop().unwrap_or(0);
         let mut field = Field { number, outer: numbers.into(), ..Field::default() };
-        let (mut omitempty, mut omitzero, mut atomic, mut kind) = (false, false, false, ListKind::Atomic);
+        let (mut omitempty, mut omitzero, mut atomic, mut granular) = (false, false, false, false);
+        let mut kind = ListKind::Atomic;
         for word in line.attributes() {
             match word {
                 "*" => field.pointer = true,
@@ -142,6 +149,7 @@ impl Entry {
                 "0" => omitzero = true,
                 "!" => field.required = true,
                 "atomic" => atomic = true,
+                "granular" => granular = true,
                 "set" => kind = ListKind::Set,
                 "merge" => field.merges = true,
                 "retain" => field.retains_keys = true,
@@ -158,7 +166,10 @@ impl Entry {
                 },
             }
         }
-        field.ty = self.ty(line.ty, atomic, &kind);
+        field.ty = match line.ty.strip_prefix('@') {
+            Some(reference) if granular => Type::Named(Named::granular(full_name(reference, self.package))),
+            _ => self.ty(line.ty, atomic, &kind),
+        };
         let structure =
             matches!(field.ty, Type::Named(_) | Type::Time | Type::MicroTime | Type::Quantity | Type::IntOrString)
                 || line.ty.starts_with('a');
@@ -250,6 +261,9 @@ mod tests {
         assert_eq!((&*volume.fields["secret"].outer, volume.fields["secret"].number), (&[2][..], 6));
         assert_eq!(container.fields["imagePullPolicy"].allowed, ["Always", "IfNotPresent", "Never"]);
         assert!(named("io.k8s.api.core.v1.NodeSelector").expect("built in").atomic);
+        let volume = named("io.k8s.api.core.v1.PersistentVolumeSpec").expect("built in");
+        assert!(!volume.fields["claimRef"].ty.object().expect("a structure").atomic, "it is granular in this place");
+        assert!(named("io.k8s.api.core.v1.ObjectReference").expect("built in").atomic);
         assert_eq!(of_kind("apps", "v1", "Deployment").expect("a kind").name, "io.k8s.api.apps.v1.Deployment");
     }
 }

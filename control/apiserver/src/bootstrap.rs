@@ -1,7 +1,9 @@
-//! The objects that every cluster has from its first moment, and keeps: namespaces, the classes of critical pods and of Ingresses, roles, and
-//! the service by which pods find the API.
+//! The objects that every cluster has from its first moment, and keeps: namespaces, the classes of critical pods and of Ingresses, roles,
+//! the service by which pods find the API, and what the server says of itself. Levels of priority are not among them: they
+//! would say how requests are limited, and requests are limited otherwise here.
 
 mod defaults;
+mod described;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -64,7 +66,7 @@ pub(crate) async fn run(server: &Arc<Shared>) -> Result<bool, Status> {
     futures::future::try_join_all(classes).await?;
     let roles = roles(server).await;
     let has_roles = roles.is_ok();
-    for made in [api(server).await, roles, components(server).await, ingress_class(server).await] {
+    for made in [api(server).await, roles, components(server).await, ingress_class(server).await, described(server).await] {
         if let Err(error) = made {
             tracing::warn!(%error, "an object that every cluster has cannot be made; it is tried again");
         }
@@ -162,6 +164,27 @@ async fn components(server: &Arc<Shared>) -> Result<(), Status> {
     futures::future::try_join_all(all).await.map(drop)
 }
 
+/// What is served, and where addresses come from.
+async fn described(server: &Arc<Shared>) -> Result<(), Status> {
+    let services = described::api_services().map(|(name, object)| async move {
+        make(server, "apiregistration.k8s.io", "apiservices", None, name, object).await
+    });
+    futures::future::try_join_all(services).await?;
+    let (group, name) = ("networking.k8s.io", "kubernetes");
+    make(server, group, "servicecidrs", None, name, described::service_range()).await?;
+    let Some(resource) = server.cluster.catalog.named(group, "servicecidrs").cloned() else { return Ok(()) };
+    let Some(record) = server.cluster.store.get(&resource, name) else { return Ok(()) };
+    if described::is_ready(&Seen::new(&resource, &record).stored()?) {
+        return Ok(());
+    }
+    let (call, options) = own_call(None, name);
+    let (cluster, call, resource, options) = (&server.cluster, &call, &resource, &options);
+    let write = Write { cluster, call, resource, options, subresource: "status" };
+    let step =
+        |old: &Value| Ok(verbs::update::Changed { object: described::ready(old), owned: false, names_version: false });
+    verbs::update::change(&write, step).await.map(drop)
+}
+
 /// Keeps what must be there: looks when one of the objects changes or goes, and now and then.
 pub(crate) async fn keep(server: Weak<Shared>, mut has_roles: bool, stopping: CancellationToken) {
     loop {
@@ -170,7 +193,7 @@ pub(crate) async fn keep(server: Weak<Shared>, mut has_roles: bool, stopping: Ca
         let mut wait = LOOK_EVERY;
         let rest = if has_roles { Ok(()) } else { roles(&alive).await };
         has_roles = rest.is_ok();
-        for kept in [namespaces(&alive).await, api(&alive).await, rest] {
+        for kept in [namespaces(&alive).await, api(&alive).await, described(&alive).await, rest] {
             if let Err(error) = kept {
                 tracing::warn!(%error, "an object that every cluster has cannot be kept; it is tried again");
                 wait = AGAIN_AFTER;

@@ -1,11 +1,12 @@
 //! The roles and bindings that are stored (RBAC, kubernetes-api §19), in the shape in which they are asked: decoded
 //! again only when one of them has changed, and then only that one.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
 use std::sync::Arc;
 
 use coracle_api::meta::selector::LabelSelector;
+use coracle_api::meta::text::quote;
 use coracle_keyspace::{Record, Records};
 use parking_lot::Mutex;
 use serde::{Deserialize, Deserializer};
@@ -169,24 +170,18 @@ impl Rule {
                 || !asked.name.is_empty() && self.resource_names.iter().any(|name| name == asked.name))
     }
 
-    fn lists(&self) -> [(&'static str, &[String]); 5] {
-        [
-            ("APIGroups", &self.api_groups),
-            ("Resources", &self.resources),
-            ("ResourceNames", &self.resource_names),
-            ("NonResourceURLs", &self.non_resource_urls),
-            ("Verbs", &self.verbs),
-        ]
+    fn lists(&self) -> [&[String]; 5] {
+        [&self.api_groups, &self.resources, &self.resource_names, &self.non_resource_urls, &self.verbs]
     }
 
     /// How many texts it is made of: what looking at it costs at most. Never zero.
     pub fn texts(&self) -> usize {
-        1 + self.lists().iter().map(|(_, list)| list.len()).sum::<usize>()
+        1 + self.lists().iter().map(|list| list.len()).sum::<usize>()
     }
 
     /// How long it is, about.
     pub fn bytes(&self) -> usize {
-        let texts = self.lists().into_iter().flat_map(|(_, list)| list);
+        let texts = self.lists().into_iter().flatten();
         size_of::<Rule>() + texts.map(|text| size_of::<String>() + text.len()).sum::<usize>()
     }
 
@@ -213,15 +208,6 @@ impl Rule {
             let paths = self.non_resource_urls.iter().map(move |url| path(url));
             paths.chain(self.api_groups.iter().flat_map(move |group| of_group(group)))
         })
-    }
-
-    /// In the reference's words.
-    pub fn show(&self) -> String {
-        let shown = self.lists().into_iter().filter(|(_, list)| !list.is_empty()).map(|(name, list)| {
-            let items: Vec<_> = list.iter().map(|item| coracle_api::meta::text::quote(item).to_string()).collect();
-            format!("{name}:[{}]", items.join(", "))
-        });
-        format!("{{{}}}", shown.collect::<Vec<_>>().join(", "))
     }
 
     /// As reviews say it.
@@ -269,6 +255,8 @@ pub(crate) struct Index {
     /// However often it is said that somebody has a role: it is gone through with each request.
     users: HashMap<String, BTreeSet<Grant>>,
     groups: HashMap<String, BTreeSet<Grant>>,
+    /// All bindings by the names of their records: for reviews, which tell by what somebody may.
+    bindings: BTreeMap<Arc<str>, Arc<Binding>>,
 }
 
 impl Binding {
@@ -282,6 +270,34 @@ impl Binding {
     pub fn role(&self) -> (&'static str, &str, String) {
         let of = if self.role_ref.kind == "Role" { "roles" } else { "clusterroles" };
         (of, &self.role_ref.name, Grant::of(self).role)
+    }
+}
+
+impl Subject {
+    /// Whether it is `identity`, in a binding of `namespace`.
+    fn is(&self, identity: &Identity, namespace: &str) -> bool {
+        match self.kind.as_str() {
+            "User" => self.name == identity.user,
+            "Group" => identity.is_in(&self.name),
+            "ServiceAccount" => {
+                let parts = identity.user.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'));
+                parts == Some((self.place(namespace), &self.name))
+            }
+            _ => false,
+        }
+    }
+
+    /// The namespace of an account, which is that of its binding when it is not said.
+    fn place<'a>(&'a self, namespace: &'a str) -> &'a str {
+        if self.namespace.is_empty() { namespace } else { &self.namespace }
+    }
+
+    /// In the reference's words.
+    fn show(&self, namespace: &str) -> String {
+        match self.kind.as_str() {
+            "ServiceAccount" => format!("{} {}", self.kind, quote(&format!("{}/{}", self.name, self.place(namespace)))),
+            kind => format!("{kind} {}", quote(&self.name)),
+        }
     }
 }
 
@@ -314,6 +330,29 @@ impl Index {
         self.roles.get(role).into_iter().flatten().flat_map(|role| &role.rules)
     }
 
+    /// The first binding by which `identity` may, those of the cluster before those of a namespace.
+    pub fn reason(&self, identity: &Identity, asked: &Attributes<'_>) -> Option<String> {
+        let (cluster, here): (Vec<_>, Vec<_>) =
+            self.bindings.iter().partition(|(_, binding)| binding.metadata.namespace.is_empty());
+        let here = here.into_iter().filter(|(_, binding)| binding.metadata.namespace == asked.namespace);
+        cluster.into_iter().chain(here).find_map(|(record, binding)| {
+            let namespace = binding.metadata.namespace.as_str();
+            let subject = binding.subjects.iter().find(|subject| subject.is(identity, namespace))?;
+            let role = Grant::of(binding).role;
+            self.of_role(&role).any(|rule| rule.allows(asked)).then(|| {
+                let (kind, name) = match record.split_once('/') {
+                    // The reference has it this way round.
+                    Some((namespace, name)) if !binding.metadata.namespace.is_empty() => {
+                        ("RoleBinding", format!("{name}/{namespace}"))
+                    }
+                    _ => ("ClusterRoleBinding", record.to_string()),
+                };
+                let RoleRef { kind: of, name: role } = &binding.role_ref;
+                format!("{kind} {} of {of} {} to {}", quote(&name), quote(role), subject.show(namespace))
+            })
+        })
+    }
+
     /// Whether a role that is bound to `identity` says that it may.
     pub fn allows(&self, identity: &Identity, asked: &Attributes<'_>) -> bool {
         self.rules(identity, asked.namespace).any(|rule| rule.allows(asked))
@@ -343,16 +382,14 @@ impl Known {
         for (name, (_, role)) in &self.roles {
             index.roles.insert(name.clone(), parts(role, &all));
         }
+        index.bindings = self.bindings.iter().map(|(name, (_, binding))| (name.clone(), binding.clone())).collect();
         for (_, binding) in self.bindings.values() {
             for subject in &binding.subjects {
                 let (map, name) = match subject.kind.as_str() {
                     "User" => (&mut index.users, subject.name.clone()),
                     "Group" => (&mut index.groups, subject.name.clone()),
                     "ServiceAccount" => {
-                        let namespace = match subject.namespace.as_str() {
-                            "" => &binding.metadata.namespace,
-                            namespace => namespace,
-                        };
+                        let namespace = subject.place(&binding.metadata.namespace);
                         (&mut index.users, format!("system:serviceaccount:{namespace}:{}", subject.name))
                     }
                     _ => continue,

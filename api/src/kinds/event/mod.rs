@@ -153,6 +153,10 @@ impl Strategy for Event {
         }
     }
 
+    fn view_names(&self) -> Option<(&'static str, &'static [(&'static str, &'static str)])> {
+        Some(("events.k8s.io/v1", &RENAMED))
+    }
+
     fn validate(&self, object: &Value, errors: &mut FieldErrors) {
         validation::create(object, self.view == View::Events, errors);
     }

@@ -20,8 +20,11 @@ pub(super) use qos::class as qos_class;
 pub(super) use validation::resources::container_resource as validate_container_resource;
 pub(super) use validation::claim_spec as validate_claim;
 pub(super) use validation::template as validate_template;
-pub(super) use validation::{container_resource, resource_name};
-pub(super) use warnings::template as template_warnings;
+pub(super) use validation::{
+    access_modes, claim_spec, container_resource, fixed_overhead, node_selector, persistent_source, resource_name,
+    structure_difference, unique_tolerations,
+};
+pub(super) use warnings::{node_term as node_term_warnings, template as template_warnings};
 
 pub(super) static KIND: Kind = Kind {
     group: "",

@@ -70,9 +70,6 @@ impl Strategy for Service {
         let kind = spec["type"].text().to_owned();
         if ["NodePort", "LoadBalancer", "ClusterIP"].contains(&kind.as_str()) {
             default_to(spec, "internalTrafficPolicy", "Cluster");
-        } else if kind == "ExternalName" {
-            // What has no addresses has no traffic inside.
-            remove(spec, "internalTrafficPolicy");
         }
         if kind == "LoadBalancer" {
             default_to(spec, "allocateLoadBalancerNodePorts", true);
@@ -88,12 +85,14 @@ impl Strategy for Service {
     }
 
     fn prepare_create(&self, object: &mut Value) {
+        no_inside(object);
         fields(object).insert("status".to_owned(), json!({ "loadBalancer": {} }));
         prepare::cluster_ips_of_new(child(object, "spec"));
     }
 
     fn prepare_update(&self, object: &mut Value, old: &Value) {
         keep(object, old, "status");
+        no_inside(object);
         prepare::drop_type_dependent(object, &old["spec"]);
         let spec = child(object, "spec");
         prepare::keep_allocated(spec, &old["spec"]);
@@ -251,4 +250,11 @@ fn warnings(service: &Value) -> Vec<String> {
         warnings.push("spec.trafficDistribution: \"PreferClose\" is deprecated; use \"PreferSameZone\"".to_owned());
     }
     warnings
+}
+
+/// What has no addresses has no traffic inside. Whoever set the policy owns it on, as in the reference.
+fn no_inside(object: &mut Value) {
+    if object["spec"]["type"] == "ExternalName" {
+        remove(child(object, "spec"), "internalTrafficPolicy");
+    }
 }

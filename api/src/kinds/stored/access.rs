@@ -2,17 +2,24 @@
 
 use serde_json::Value;
 
+use super::rules::{Check, Rule};
 use super::show::Show::{Age, Any, Made, Name, Number, Of, Text};
-use super::{BLANK, Kind, Stored, Support, condition, row};
-use crate::kinds::value::{Read, child, default_to, default_when_zero, items_mut, or};
-use crate::kinds::{AGE, Cell, Column, FieldError, FieldErrors, NAME, checks, column, wide};
-use crate::meta::field::Path;
+use super::{BLANK, Kind, Stored, Support, condition, flow, row};
+use crate::kinds::value::{Read, child, default_when_zero, items_mut, or};
+use crate::kinds::{AGE, Cell, Column, FieldError, FieldErrors, NAME, checks, column, internal, wide};
+use crate::meta::field::{Path, Printed};
 use crate::meta::names;
 use crate::meta::selector::validate_label_selector;
 
 const NOT_LIMITED: &str = "requests are not limited by it yet";
 const MADE: Column = column("Created At", "date");
 const GROUP: &str = "rbac.authorization.k8s.io";
+
+const MIGRATION: &[Rule] = &[
+    Rule("spec.resource.resource", Check::Required("resource is required to be set")),
+    Rule("spec.resource.resource", Check::Label1035),
+    Rule("spec.resource.group", Check::Subdomain),
+];
 
 pub(super) static ROWS: &[Kind] = &[
     // Nothing is ever made of this kind: it is an old way to ask for the health of parts that are one process here.
@@ -37,7 +44,7 @@ pub(super) static ROWS: &[Kind] = &[
         binding().check_by(cluster_role_binding)),
     row!(cluster "rbac.authorization.k8s.io" "io.k8s.api.rbac.v1" "ClusterRole" "clusterroles" "clusterrole",
         [NAME => Name, MADE => Made],
-        Stored::new(Support::Honoured).named_as_path().made_by_update().check_by(cluster_role)),
+        Stored::new(Support::Honoured).named_as_path().made_by_update().default_by(no_rules).check_by(cluster_role)),
     row!(namespaced "rbac.authorization.k8s.io" "io.k8s.api.rbac.v1" "RoleBinding" "rolebindings" "rolebinding",
         [
             NAME => Name,
@@ -50,7 +57,8 @@ pub(super) static ROWS: &[Kind] = &[
         binding().check_by(role_binding)),
     row!(namespaced "rbac.authorization.k8s.io" "io.k8s.api.rbac.v1" "Role" "roles" "role",
         [NAME => Name, MADE => Made],
-        Stored::new(Support::Honoured).named_as_path().made_by_update().check_by(role_in_namespace)),
+        Stored::new(Support::Honoured).named_as_path().made_by_update().default_by(no_rules)
+            .check_by(role_in_namespace)),
     row!(cluster "flowcontrol.apiserver.k8s.io" "io.k8s.api.flowcontrol.v1" "FlowSchema" "flowschemas" "flowschema",
         [
             NAME => Name,
@@ -60,8 +68,8 @@ pub(super) static ROWS: &[Kind] = &[
             AGE => Age,
             column("MissingPL", "string") => Of(dangling),
         ],
-        Stored::inert(NOT_LIMITED).counted().default_by(flow_schema)
-            .requires(&["spec.priorityLevelConfiguration.name"]),
+        Stored::inert(NOT_LIMITED).counted().default_by(flow::default_schema).rules(flow::SCHEMA)
+            .check_by(flow::check_schema).check_status_by(flow::check_status),
         has_status: true),
     row!(cluster "flowcontrol.apiserver.k8s.io" "io.k8s.api.flowcontrol.v1" "PriorityLevelConfiguration"
         "prioritylevelconfigurations" "prioritylevelconfiguration",
@@ -74,12 +82,13 @@ pub(super) static ROWS: &[Kind] = &[
             column("QueueLengthLimit", "string") => Any("spec.limited.limitResponse.queuing.queueLengthLimit", "<none>"),
             AGE => Age,
         ],
-        Stored::inert(NOT_LIMITED).counted().default_by(priority_level).requires(&["spec.type"]),
+        Stored::inert(NOT_LIMITED).counted().default_by(flow::default_level).rules(flow::LEVEL)
+            .check_by(flow::check_level).check_status_by(flow::check_status),
         has_status: true),
     row!(cluster "certificates.k8s.io" "io.k8s.api.certificates.v1" "ClusterTrustBundle" "clustertrustbundles"
         "clustertrustbundle",
         [NAME => Name, column("SignerName", "string") => Text("spec.signerName", "<none>")],
-        Stored::inert("no volume shows it to pods yet").requires(&["spec.trustBundle"]).fixes(&["spec.signerName"])
+        Stored::inert("no volume shows it to pods yet").check_by(trust_bundle).fixes(&["spec.signerName"])
             .named_as_path().needs_version(),
         selectable: &["spec.signerName"]),
     row!(cluster "storagemigration.k8s.io" "io.k8s.api.storagemigration.v1" "StorageVersionMigration"
@@ -89,17 +98,24 @@ pub(super) static ROWS: &[Kind] = &[
             column("Resource", "string") => Of(migrated),
             column("Status", "string") => Of(migration),
         ],
-        Stored::inert("no controller acts on it yet").fixes(&["spec.resource"]).needs_version(),
+        Stored::inert("no controller acts on it yet").rules(MIGRATION).fixes(&["spec.resource"]).needs_version(),
         has_status: true),
 ];
 
 const fn binding() -> Stored {
     Stored::new(Support::Honoured)
         .default_by(default_binding)
-        .requires(&["roleRef.kind", "roleRef.name"])
-        .fixes(&["roleRef"])
+        .requires(&["roleRef.name"])
+        .check_change_by(same_role)
         .named_as_path()
         .made_by_update()
+}
+
+/// No rules are stored as none, as protobuf does it in the reference.
+fn no_rules(object: &mut Value) {
+    if object["rules"].is_array() && object["rules"].is_empty() {
+        object["rules"] = Value::Null;
+    }
 }
 
 fn default_binding(object: &mut Value) {
@@ -124,7 +140,12 @@ fn cluster_role(role: &Value, errors: &mut FieldErrors) {
         ));
     }
     for (index, selector) in selectors.items().iter().enumerate() {
-        validate_label_selector(selector, &Path::new(path).index(index), errors);
+        let (before, path) = (errors.len(), Path::new(path));
+        let path = path.index(index);
+        validate_label_selector(selector, &path, errors);
+        if errors.len() > before {
+            errors.push(FieldError::invalid(path, &Value::Null, "invalid label selector."));
+        }
     }
 }
 
@@ -139,7 +160,7 @@ fn rules(role: &Value, is_cluster: bool, errors: &mut FieldErrors) {
         let path = list.index(index);
         let lacks = |field: &str| rule[field].items().is_empty();
         if lacks("verbs") {
-            errors.push(FieldError::required(path.child("verbs"), "verbs must contain at least one value"));
+            errors.push(FieldError::required(path.child("verbs"), ""));
         }
         if !lacks("nonResourceURLs") {
             let urls = &rule["nonResourceURLs"];
@@ -162,6 +183,14 @@ fn rules(role: &Value, is_cluster: bool, errors: &mut FieldErrors) {
     }
 }
 
+/// What is bound stays the same.
+fn same_role(binding: &Value, old: &Value, errors: &mut FieldErrors) {
+    if binding["roleRef"] != old["roleRef"] {
+        let shown = internal::text("RoleRef", &binding["roleRef"]);
+        errors.push(FieldError::invalid("roleRef", Printed(&shown), "field is immutable"));
+    }
+}
+
 fn role_binding(binding: &Value, errors: &mut FieldErrors) {
     whom(binding, &["Role", "ClusterRole"], errors);
 }
@@ -176,8 +205,7 @@ fn whom(binding: &Value, kinds: &[&str], errors: &mut FieldErrors) {
     if role["apiGroup"] != GROUP {
         errors.push(FieldError::not_supported(path.child("apiGroup"), role["apiGroup"].text(), &[GROUP]));
     }
-    // That there is none is said already.
-    if !role["kind"].is_empty() && !kinds.contains(&role["kind"].text()) {
+    if !kinds.contains(&role["kind"].text()) {
         errors.push(FieldError::not_supported(path.child("kind"), role["kind"].text(), kinds));
     }
     let name = role["name"].text();
@@ -201,7 +229,7 @@ fn whom(binding: &Value, kinds: &[&str], errors: &mut FieldErrors) {
             }
             "User" | "Group" => GROUP,
             other => {
-                let all = ["Group", "ServiceAccount", "User"];
+                let all = ["ServiceAccount", "User", "Group"];
                 errors.push(FieldError::not_supported(path.child("kind"), other, &all));
                 continue;
             }
@@ -238,29 +266,25 @@ fn accounts(object: &Value) -> Cell {
     subjects(object, "ServiceAccount")
 }
 
-fn flow_schema(object: &mut Value) {
-    default_when_zero(child(object, "spec"), "matchingPrecedence", 1000);
-}
-
-fn priority_level(object: &mut Value) {
-    let spec = child(object, "spec");
-    if let Some(exempt) = spec.get_mut("exempt").filter(|exempt| exempt.is_object()) {
-        default_to(exempt, "nominalConcurrencyShares", 0);
-        default_to(exempt, "lendablePercent", 0);
-    }
-    let Some(limited) = spec.get_mut("limited").filter(|limited| limited.is_object()) else { return };
-    default_to(limited, "nominalConcurrencyShares", 30);
-    default_to(limited, "lendablePercent", 0);
-    if limited["limitResponse"]["queuing"].is_object() {
-        let queuing = child(child(limited, "limitResponse"), "queuing");
-        for (field, default) in [("handSize", 8), ("queues", 64), ("queueLengthLimit", 50)] {
-            default_when_zero(queuing, field, default);
-        }
-    }
-}
-
 fn dangling(object: &Value) -> Cell {
     or(condition(object, "Dangling"), "?").into()
+}
+
+/// A bundle is named after its signer. The certificates in it are not looked into: nothing trusts them here.
+fn trust_bundle(object: &Value, errors: &mut FieldErrors) {
+    let (name, signer) = (object["metadata"]["name"].text(), object["spec"]["signerName"].text());
+    let prefix = format!("{}:", signer.replace('/', ":"));
+    if signer.is_empty() && name.contains(':') {
+        let detail = "ClusterTrustBundle without signer name must not have \":\" in its name";
+        errors.push(FieldError::invalid("metadata.name", name, detail));
+    } else if !signer.is_empty() && !name.starts_with(&prefix) {
+        let detail = format!("ClusterTrustBundle for signerName {signer} must be named with prefix {prefix}");
+        errors.push(FieldError::invalid("metadata.name", name, &detail));
+    }
+    if !object["spec"]["trustBundle"].text().contains("-----BEGIN ") {
+        let detail = "at least one trust anchor must be provided";
+        errors.push(FieldError::invalid("spec.trustBundle", "<value omitted>", detail));
+    }
 }
 
 fn migrated(object: &Value) -> Cell {

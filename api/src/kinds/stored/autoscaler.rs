@@ -37,8 +37,9 @@ const STORED: Stored = Stored {
         Number("status.currentReplicas"),
         Age,
     ],
-    check_change: Some(validation::update),
-    check_status: validation::status,
+    once: true,
+    check_change: validation::update,
+    check_status: |object, _, errors| validation::status(object, errors),
     ..Stored::new(Support::Honoured).counted().default_by(default).check_by(validation::create)
 };
 

@@ -1,18 +1,62 @@
 //! Devices, and claims on them.
 
+use std::collections::{HashMap, HashSet};
+
 use serde_json::{Value, json};
 
+use super::rules::{Check, Rule};
 use super::show::Show::{Age, Name, Of, Text};
 use super::{BLANK, Kind, Stored, row};
-use crate::kinds::value::{Read, child, default_when_zero, items_mut};
-use crate::kinds::{AGE, Cell, NAME, column};
+use crate::kinds::value::{Read, child, default_when_zero, items_mut, repeats};
+use crate::kinds::{AGE, Cell, FieldError, FieldErrors, NAME, checks, column, internal};
+use crate::meta::field::{Path, Printed};
+use crate::meta::{names, validate_annotations, validate_labels};
+use crate::schema::{Named, Type};
 
 const NOT_ALLOCATED: &str = "no device is allocated by it yet";
 
+/// Most items of each list of a claim or a class, and most alternatives of one request.
+const LIST_MAX: usize = 32;
+const ALTERNATIVES_MAX: usize = 8;
+const EXPRESSION_BYTES_MAX: usize = 10 << 10;
+const EFFECTS: &[&str] = &["NoExecute", "NoSchedule", "None"];
+
+const CLASS: &[Rule] = &[
+    Rule("spec.selectors", Check::Items(LIST_MAX)),
+    Rule("spec.config", Check::Items(LIST_MAX)),
+    Rule("spec.extendedResourceName", Check::ExtendedResource),
+];
+
+const TAINT: &[Rule] = &[
+    Rule("spec.taint.key", Check::LabelName),
+    Rule("spec.taint.value", Check::LabelValue),
+    Rule("spec.taint.effect", Check::Required("")),
+    Rule("spec.taint.effect", Check::OneOfGiven(EFFECTS)),
+    Rule("spec.deviceSelector.driver", Check::Subdomain),
+    Rule("spec.deviceSelector.pool", Check::Subdomain),
+    Rule("spec.deviceSelector.device", Check::Label),
+];
+
+const SLICE: &[Rule] = &[
+    Rule("spec.driver", Check::Driver),
+    Rule("spec.pool.name", Check::Required("")),
+    Rule("spec.pool.resourceSliceCount", Check::Least(1, "must be greater than zero")),
+    Rule("spec.pool.generation", Check::Least(0, "must be greater than or equal to zero")),
+    Rule("spec.nodeName", Check::Subdomain),
+    Rule("spec.devices[].name", Check::LabelAlways),
+    Rule("spec.devices[].taints[].key", Check::LabelName),
+    Rule("spec.devices[].taints[].value", Check::LabelValue),
+    Rule("spec.devices[].taints[].effect", Check::Required("")),
+    Rule("spec.devices[].taints[].effect", Check::OneOfGiven(EFFECTS)),
+];
+
 pub(super) static ROWS: &[Kind] = &[
     row!(cluster "resource.k8s.io" "io.k8s.api.resource.v1" "DeviceClass" "deviceclasses" "deviceclass",
-        [NAME => Name, AGE => Age],
-        Stored::inert(NOT_ALLOCATED).counted()),
+    [NAME => Name, AGE => Age],
+    Stored::inert(NOT_ALLOCATED).counted().rules(CLASS).check_by(|object, errors| {
+        configurations(&object["spec"]["config"], &Path::new("spec.config"), errors);
+        selectors(&object["spec"]["selectors"], &Path::new("spec.selectors"), errors);
+    })),
     row!(cluster "resource.k8s.io" "io.k8s.api.resource.v1" "DeviceTaintRule" "devicetaintrules" "devicetaintrule",
         [
             NAME => Name,
@@ -23,16 +67,18 @@ pub(super) static ROWS: &[Kind] = &[
             AGE => Age,
         ],
         Stored::inert("no controller acts on it yet").counted().create_by(taint_time)
-            .requires(&["spec.taint.key", "spec.taint.effect"]),
+            .rules(TAINT),
         has_status: true),
     row!(namespaced "resource.k8s.io" "io.k8s.api.resource.v1" "ResourceClaim" "resourceclaims" "resourceclaim",
         [NAME => Name, column("State", "string") => Of(claim_state), AGE => Age],
-        Stored::inert(NOT_ALLOCATED).default_by(|object| requests(child(object, "spec"))).fixes(&["spec"]),
+        Stored::inert(NOT_ALLOCATED).default_by(|object| requests(child(object, "spec"))).locks(&["spec"])
+            .check_by(|object, errors| claim(&object["spec"], &Path::new("spec.devices"), errors)),
         has_status: true),
     row!(namespaced "resource.k8s.io" "io.k8s.api.resource.v1" "ResourceClaimTemplate" "resourceclaimtemplates"
         "resourceclaimtemplate",
         [NAME => Name, AGE => Age],
-        Stored::inert(NOT_ALLOCATED).default_by(|object| requests(child(child(object, "spec"), "spec"))).fixes(&["spec"])),
+        Stored::inert(NOT_ALLOCATED).default_by(|object| requests(child(child(object, "spec"), "spec"))).locks(&["spec"])
+            .check_by(template)),
     row!(cluster "resource.k8s.io" "io.k8s.api.resource.v1" "ResourceSlice" "resourceslices" "resourceslice",
         [
             NAME => Name,
@@ -41,7 +87,7 @@ pub(super) static ROWS: &[Kind] = &[
             column("Pool", "string") => Text("spec.pool.name", ""),
             AGE => Age,
         ],
-        Stored::inert(NOT_ALLOCATED).counted().requires(&["spec.driver", "spec.pool.name"])
+        Stored::inert(NOT_ALLOCATED).counted().rules(SLICE).check_by(slice)
             .fixes(&["spec.driver", "spec.pool.name", "spec.nodeName"]),
         selectable: &["spec.driver", "spec.nodeName"]),
 ];
@@ -86,4 +132,242 @@ fn claim_state(object: &Value) -> Cell {
         (false, true, true) => "allocated,reserved",
     };
     state.into()
+}
+
+/// What a claim asks for (`validateDeviceClaim`). Expressions are not looked into: nothing is allocated by them here.
+fn claim(spec: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
+    let devices = &spec["devices"];
+    let (requests, list) = (devices["requests"].items(), path.child("requests"));
+    too_many(requests, LIST_MAX, &list, errors);
+    duplicates(requests, "DeviceRequest", &list, errors);
+    for (index, asked) in requests.iter().enumerate() {
+        request(asked, &list.index(index), errors);
+    }
+    let known: HashMap<&str, HashSet<&str>> =
+        requests.iter().map(|asked| (asked["name"].text(), parts(asked))).collect();
+    let list = path.child("constraints");
+    too_many(devices["constraints"].items(), LIST_MAX, &list, errors);
+    for (index, constraint) in devices["constraints"].items().iter().enumerate() {
+        let path = list.index(index);
+        references(&constraint["requests"], &known, &path.child("requests"), errors);
+        match ["matchAttribute", "distinctAttribute"].into_iter().find(|field| constraint[*field].is_set()) {
+            Some(field) => attribute(constraint[field].text(), &path.child(field), errors),
+            None => {
+                let detail = "exactly one of \"matchAttribute\" or \"distinctAttribute\" is required, but multiple \
+                              fields are set";
+                errors.push(FieldError::required(path, detail));
+            }
+        }
+    }
+    let list = path.child("config");
+    too_many(devices["config"].items(), LIST_MAX, &list, errors);
+    for (index, configuration) in devices["config"].items().iter().enumerate() {
+        references(&configuration["requests"], &known, &list.index(index).child("requests"), errors);
+    }
+    configurations(&devices["config"], &list, errors);
+}
+
+fn template(object: &Value, errors: &mut FieldErrors) {
+    let metadata = &object["spec"]["metadata"];
+    validate_labels(metadata["labels"].as_object(), &Path::new("spec.metadata.labels"), errors);
+    validate_annotations(metadata["annotations"].as_object(), &Path::new("spec.metadata.annotations"), errors);
+    claim(&object["spec"]["spec"], &Path::new("spec.spec.devices"), errors);
+}
+
+/// Names of the alternatives of a request.
+fn parts(request: &Value) -> HashSet<&str> {
+    request["firstAvailable"].items().iter().map(|part| part["name"].text()).collect()
+}
+
+fn too_many(items: &[Value], most: usize, path: &Path<'_>, errors: &mut FieldErrors) {
+    if items.len() > most {
+        errors.push(FieldError::too_many(path, items.len(), most));
+    }
+}
+
+/// Items of one name, shown whole.
+fn duplicates(items: &[Value], kind: &str, path: &Path<'_>, errors: &mut FieldErrors) {
+    let ty = Type::Named(Named::new(format!("io.k8s.api.resource.v1.{kind}")));
+    for (index, again) in repeats(items.iter().map(|item| item["name"].text())).into_iter().enumerate() {
+        if again {
+            let shown = internal::ordered(&ty, &items[index]);
+            errors.push(FieldError::duplicate(path.index(index), Printed(&shown)));
+        }
+    }
+}
+
+fn request(asked: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
+    checks::dns_label(&path.child("name"), asked["name"].text(), errors);
+    let (exactly, alternatives) = (&asked["exactly"], asked["firstAvailable"].items());
+    let one = "exactly one of `exactly` or `firstAvailable` is required";
+    match (exactly.is_set(), alternatives.is_empty()) {
+        (false, true) => errors.push(FieldError::required(path, one)),
+        (true, false) => {
+            let detail = format!("{one}, but multiple fields are set");
+            errors.push(FieldError::invalid(path, &Value::Null, &detail));
+        }
+        (true, true) => devices_of(exactly, &path.child("exactly"), errors),
+        (false, false) => {
+            let list = path.child("firstAvailable");
+            too_many(alternatives, ALTERNATIVES_MAX, &list, errors);
+            duplicates(alternatives, "DeviceSubRequest", &list, errors);
+            for (index, alternative) in alternatives.iter().enumerate() {
+                let path = list.index(index);
+                checks::dns_label(&path.child("name"), alternative["name"].text(), errors);
+                devices_of(alternative, &path, errors);
+            }
+        }
+    }
+}
+
+/// Which devices, and how many.
+fn devices_of(asked: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
+    let class = path.child("deviceClassName");
+    match asked["deviceClassName"].text() {
+        "" => errors.push(FieldError::required(class, "")),
+        name => checks::dns_subdomain(&class, name, errors),
+    }
+    selectors(&asked["selectors"], &path.child("selectors"), errors);
+    let count = asked["count"].int();
+    match asked["allocationMode"].text() {
+        "All" if count != 0 => {
+            let detail = "must not be specified when allocationMode is 'All'";
+            errors.push(FieldError::invalid(path.child("count"), count, detail));
+        }
+        "ExactCount" if count <= 0 => {
+            errors.push(FieldError::invalid(path.child("count"), count, "must be greater than zero"));
+        }
+        "All" | "ExactCount" => {}
+        other => errors.push(FieldError::not_supported(path.child("allocationMode"), other, &["All", "ExactCount"])),
+    }
+    let list = path.child("tolerations");
+    for (index, toleration) in asked["tolerations"].items().iter().enumerate() {
+        tolerate(toleration, &list.index(index), errors);
+    }
+}
+
+fn tolerate(toleration: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
+    let (key, value, effect) = (toleration["key"].text(), toleration["value"].text(), toleration["effect"].text());
+    if !key.is_empty() {
+        checks::qualified_name(&path.child("key"), key, errors);
+    }
+    match toleration["operator"].text() {
+        "Exists" if !value.is_empty() => {
+            errors.push(FieldError::invalid(path.child("value"), value, "must be empty for operator `Exists`"));
+        }
+        "Equal" => checks::invalid(&path.child("value"), value, names::label_value(value), errors),
+        "Exists" => {}
+        other => errors.push(FieldError::not_supported(path.child("operator"), other, &["Equal", "Exists"])),
+    }
+    if !effect.is_empty() && !EFFECTS.contains(&effect) {
+        errors.push(FieldError::not_supported(path.child("effect"), effect, EFFECTS));
+    }
+}
+
+fn selectors(list: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
+    too_many(list.items(), LIST_MAX, path, errors);
+    for (index, selector) in list.items().iter().enumerate() {
+        let path = path.index(index);
+        if selector["cel"].is_null() {
+            errors.push(FieldError::required(path.child("cel"), ""));
+        } else if selector["cel"]["expression"].text().len() > EXPRESSION_BYTES_MAX {
+            errors.push(FieldError::too_long(path.child("cel.expression"), EXPRESSION_BYTES_MAX));
+        }
+    }
+}
+
+/// Names of requests, alone or with one of their alternatives.
+fn references(list: &Value, known: &HashMap<&str, HashSet<&str>>, path: &Path<'_>, errors: &mut FieldErrors) {
+    let names: Vec<&str> = list.items().iter().map(Read::text).collect();
+    too_many(list.items(), LIST_MAX, path, errors);
+    for ((index, name), again) in names.iter().enumerate().zip(repeats(names.iter())) {
+        let path = path.index(index);
+        if again {
+            errors.push(FieldError::duplicate(path, *name));
+            continue;
+        }
+        let is_known = match name.split_once('/') {
+            None => known.contains_key(name),
+            Some((request, part)) => known.get(request).is_some_and(|parts| parts.contains(part)),
+        };
+        if !is_known {
+            let detail =
+                "must be the name of a request in the claim or the name of a request and a subrequest separated by '/'";
+            errors.push(FieldError::invalid(path, *name, detail));
+        }
+    }
+}
+
+/// The name of an attribute with its domain.
+fn attribute(name: &str, path: &Path<'_>, errors: &mut FieldErrors) {
+    let (domain, name) = match name.split_once('/') {
+        Some((domain, name)) => (Some(domain), name),
+        None => (None, name),
+    };
+    match domain {
+        Some("") => errors.push(FieldError::invalid(path, "", "the domain must not be empty")),
+        Some(domain) => {
+            for words in names::dns_subdomain(&domain.to_lowercase()) {
+                errors.push(FieldError::invalid(path, domain, &format!("prefix: {words}")));
+            }
+        }
+        None => {
+            let detail = "a fully qualified name must be a domain and a name separated by a slash";
+            errors.push(FieldError::invalid(path, name, detail));
+        }
+    }
+    match name {
+        "" => errors.push(FieldError::invalid(path, "", "name must not be empty")),
+        name => checks::invalid(path, name, names::c_identifier(name), errors),
+    }
+}
+
+fn configurations(list: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
+    for (index, configuration) in list.items().iter().enumerate() {
+        let (opaque, path) = (&configuration["opaque"], path.index(index));
+        let path = path.child("opaque");
+        if opaque.is_null() {
+            errors.push(FieldError::required(path, ""));
+            continue;
+        }
+        let (driver, driver_path) = (opaque["driver"].text(), path.child("driver"));
+        if driver.is_empty() {
+            errors.push(FieldError::required(driver_path, ""));
+        } else if !names::is_dns_subdomain(&driver.to_lowercase()) {
+            errors.push(FieldError::invalid(driver_path, driver, &names::any_case_dns_subdomain()));
+        }
+        if opaque["parameters"].is_null() {
+            errors.push(FieldError::required(path.child("parameters"), ""));
+        }
+    }
+}
+
+/// Where devices are, and that each has a name of its own. Their attributes are not looked into.
+fn slice(object: &Value, errors: &mut FieldErrors) {
+    const PLACES: [&str; 4] = ["nodeName", "nodeSelector", "allNodes", "perDeviceNodeSelection"];
+    let spec = &object["spec"];
+    let pool = spec["pool"]["name"].text();
+    for part in pool.split('/').filter(|_| !pool.is_empty()) {
+        checks::dns_subdomain(&Path::new("spec.pool.name"), part, errors);
+    }
+    let given: Vec<&str> = PLACES
+        .into_iter()
+        .filter(|place| spec[*place].is_set() && spec[*place] != false && spec[*place] != "")
+        .collect();
+    let one = "exactly one of `nodeName`, `nodeSelector`, `allNodes`, `perDeviceNodeSelection` is required";
+    match given.as_slice() {
+        [] => errors.push(FieldError::required("spec", one)),
+        [_] => {}
+        several => {
+            let several: Vec<String> = several.iter().map(|place| format!("`{place}`")).collect();
+            let shown = format!("{{{}}}", several.join(", "));
+            errors.push(FieldError::invalid("spec", shown, &format!("{one}, but multiple fields are set")));
+        }
+    }
+    let (devices, list) = (spec["devices"].items(), Path::new("spec.devices"));
+    for (index, again) in repeats(devices.iter().map(|device| device["name"].text())).into_iter().enumerate() {
+        if again {
+            errors.push(FieldError::duplicate(list.index(index), devices[index]["name"].text()));
+        }
+    }
 }

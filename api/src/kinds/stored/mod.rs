@@ -3,11 +3,14 @@
 //! what it would be dangerous to ignore is refused.
 
 mod access;
+mod addresses;
 mod autoscaler;
 mod devices;
+mod flow;
 mod network;
 mod quotas;
 mod refused;
+mod rules;
 mod show;
 #[cfg(test)]
 mod tests;
@@ -17,10 +20,11 @@ mod workloads;
 use serde_json::Value;
 
 use super::value::{Read, fields, keep, remove};
-use super::{Cell, FieldErrors, Kind, Strategy, Support, VERBS, checks};
+use super::{Cell, FieldError, FieldErrors, Kind, Strategy, Support, VERBS, checks};
 use crate::meta::field::Path;
 use crate::meta::names;
 use crate::schema::{self, Absent};
+use rules::Rule;
 use show::Show;
 
 /// All of them, in no order.
@@ -49,22 +53,31 @@ pub(super) struct Stored {
     shows: &'static [Show],
     /// Whether changes of `spec` are counted.
     generation: bool,
+    /// Whether they are counted, beginning with the first change.
+    changes: bool,
     default: fn(&mut Value),
     /// What a new object gets, after its status was emptied.
     create: fn(&mut Value),
+    /// What a change of the object itself keeps or gets, beside its status.
+    change: fn(&mut Value, &Value),
+    /// What must be true of single fields.
+    rules: &'static [Rule],
     check: fn(&Value, &mut FieldErrors),
-    /// What crosses an object and what it was.
-    check_update: fn(&Value, &Value, &mut FieldErrors),
-    check_status: fn(&Value, &mut FieldErrors),
+    /// Whether only a new object is checked, and of a change what it may not do.
+    once: bool,
+    /// What a change may not do: the new one and the old one.
+    check_change: fn(&Value, &Value, &mut FieldErrors),
+    /// What must be true of a changed status: the new object and the old one.
+    check_status: fn(&Value, &Value, &mut FieldErrors),
     warn: fn(&Value, Option<&Value>) -> Vec<String>,
-    /// Of a kind whose change is checked otherwise than a new object.
-    check_change: Option<fn(&Value, &Value, &mut FieldErrors)>,
     /// Paths of what must be there.
     required: &'static [&'static str],
     /// Fields of the object that never change.
     fixed: &'static [&'static str],
-    /// Whether names are anything that can stand in a path, as of roles.
-    path_names: bool,
+    /// The same, where the reference does not show what they would be.
+    locked: &'static [&'static str],
+    /// What is wrong with a name, see [`Strategy::check_name`].
+    name: fn(&str, bool) -> Vec<String>,
     create_on_update: bool,
     unconditional_update: bool,
     /// Whether what belongs to one that is deleted stays, unless the client says otherwise.
@@ -80,16 +93,20 @@ impl Stored {
             schema: "",
             shows: &[],
             generation: false,
+            changes: false,
             default: |_| {},
             create: |_| {},
+            change: |_, _| {},
+            rules: &[],
             check: |_, _| {},
-            check_update: |_, _, _| {},
-            check_status: |_, _| {},
+            once: false,
+            check_change: |_, _, _| {},
+            check_status: |_, _, _| {},
             warn: |_, _| Vec::new(),
-            check_change: None,
             required: &[],
             fixed: &[],
-            path_names: false,
+            locked: &[],
+            name: names::name_is_dns_subdomain,
             create_on_update: false,
             unconditional_update: true,
             orphans: false,
@@ -109,6 +126,10 @@ impl Stored {
         Stored { generation: true, ..self }
     }
 
+    const fn counted_from_change(self) -> Stored {
+        Stored { changes: true, ..self }
+    }
+
     const fn default_by(self, default: fn(&mut Value)) -> Stored {
         Stored { default, ..self }
     }
@@ -121,11 +142,23 @@ impl Stored {
         Stored { check, ..self }
     }
 
-    const fn check_update_by(self, check_update: fn(&Value, &Value, &mut FieldErrors)) -> Stored {
-        Stored { check_update, ..self }
+    const fn change_by(self, change: fn(&mut Value, &Value)) -> Stored {
+        Stored { change, ..self }
     }
 
-    const fn check_status_by(self, check_status: fn(&Value, &mut FieldErrors)) -> Stored {
+    const fn rules(self, rules: &'static [Rule]) -> Stored {
+        Stored { rules, ..self }
+    }
+
+    const fn check_change_by(self, check_change: fn(&Value, &Value, &mut FieldErrors)) -> Stored {
+        Stored { check_change, ..self }
+    }
+
+    const fn checked_once(self) -> Stored {
+        Stored { once: true, ..self }
+    }
+
+    const fn check_status_by(self, check_status: fn(&Value, &Value, &mut FieldErrors)) -> Stored {
         Stored { check_status, ..self }
     }
 
@@ -141,12 +174,20 @@ impl Stored {
         Stored { fixed, ..self }
     }
 
+    const fn locks(self, locked: &'static [&'static str]) -> Stored {
+        Stored { locked, ..self }
+    }
+
     const fn orphaning(self) -> Stored {
         Stored { orphans: true, ..self }
     }
 
     const fn named_as_path(self) -> Stored {
-        Stored { path_names: true, ..self }
+        self.named_by(names::name_is_path_segment)
+    }
+
+    const fn named_by(self, name: fn(&str, bool) -> Vec<String>) -> Stored {
+        Stored { name, ..self }
     }
 
     const fn made_by_update(self) -> Stored {
@@ -230,6 +271,7 @@ impl Strategy for Stored {
 
     fn prepare_update(&self, object: &mut Value, old: &Value) {
         keep(object, old, "status");
+        (self.change)(object, old);
     }
 
     fn to_storage(&self, object: &mut Value) {
@@ -248,38 +290,50 @@ impl Strategy for Stored {
         for path in self.required {
             checks::required(&Path::new(path), show::at(object, path), errors);
         }
+        rules::check(self.rules, object, errors);
         (self.check)(object, errors);
     }
 
     fn validate_update(&self, object: &Value, old: &Value, errors: &mut FieldErrors) {
-        match self.check_change {
-            Some(check) => check(object, old, errors),
-            None => self.validate(object, errors),
+        if !self.once {
+            self.validate(object, errors);
         }
         for field in self.fixed {
             checks::immutable(&Path::new(field), show::at(object, field), show::at(old, field), errors);
         }
-        (self.check_update)(object, old, errors);
+        for field in self.locked {
+            let (new, old) = (show::at(object, field), show::at(old, field));
+            if new != old && !(new.is_empty() && old.is_empty()) {
+                errors.push(FieldError::invalid(field, &Value::Null, "field is immutable"));
+            }
+        }
+        (self.check_change)(object, old, errors);
     }
 
-    fn validate_status_update(&self, object: &Value, _old: &Value, errors: &mut FieldErrors) {
-        (self.check_status)(object, errors);
+    fn validate_status_update(&self, object: &Value, old: &Value, errors: &mut FieldErrors) {
+        (self.check_status)(object, old, errors);
+    }
+
+    #[cfg(test)]
+    fn named_fields(&self) -> Vec<&'static str> {
+        let rules = self.rules.iter().map(|Rule(path, _)| *path);
+        rules.chain([self.required, self.fixed, self.locked].concat()).collect()
+    }
+
+    fn check_name(&self, name: &str, is_prefix: bool) -> Vec<String> {
+        (self.name)(name, is_prefix)
     }
 
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
         (self.warn)(object, old)
     }
 
-    fn check_name(&self, name: &str, is_prefix: bool) -> Vec<String> {
-        if self.path_names {
-            names::name_is_path_segment(name, is_prefix)
-        } else {
-            names::name_is_dns_subdomain(name, is_prefix)
-        }
-    }
-
     fn has_generation(&self) -> bool {
         self.generation
+    }
+
+    fn changes_generation(&self, object: &Value, old: &Value) -> bool {
+        (self.generation || self.changes) && object.get("spec") != old.get("spec")
     }
 
     fn allows_create_on_update(&self) -> bool {

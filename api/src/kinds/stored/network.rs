@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 use super::show::Show::{Age, Joined, Name, Of, Text};
-use super::{BLANK, Kind, Stored, Support, row};
-use crate::kinds::value::{Read, child, default_to};
+use super::{BLANK, Kind, Stored, Support, addresses, row};
+use crate::kinds::value::{Read, child, default_to, join, or};
 use crate::kinds::{AGE, Cell, FieldError, FieldErrors, NAME, checks, column};
 use crate::meta::field::Path;
 
@@ -22,11 +22,13 @@ pub(super) static ROWS: &[Kind] = &[
             .fixes(&["spec.controller"])),
     row!(cluster "networking.k8s.io" "io.k8s.api.networking.v1" "IPAddress" "ipaddresses" "ipaddress",
         [NAME => Name, column("ParentRef", "string") => Of(parent)],
-        Stored::inert(NOT_ALLOCATED).requires(&["spec.parentRef"]).fixes(&["spec.parentRef"]).named_as_path(),
+        Stored::inert(NOT_ALLOCATED).rules(addresses::ADDRESS).named_by(addresses::name)
+            .locks(&["spec.parentRef"]),
         short_names: &["ip"], selectable: &["spec.parentRef.namespace"]),
     row!(cluster "networking.k8s.io" "io.k8s.api.networking.v1" "ServiceCIDR" "servicecidrs" "servicecidr",
         [NAME => Name, column("CIDRs", "string") => Joined("spec.cidrs", ""), AGE => Age],
-        Stored::inert(NOT_ALLOCATED).requires(&["spec.cidrs"]).fixes(&["spec.cidrs"]),
+        Stored::inert(NOT_ALLOCATED).check_by(addresses::check_ranges).checked_once()
+            .check_change_by(addresses::check_ranges_change),
         has_status: true),
 ];
 

@@ -26,8 +26,8 @@ pub(super) static ROWS: &[Kind] = &[
             column("Limit", "string") => Of(limits),
             AGE => Age,
         ],
-        Stored::new(Support::Honoured).default_by(quota_defaults).check_by(quota).check_update_by(scopes_stay)
-            .check_status_by(quota_status).warn_by(quota_warnings),
+        Stored::new(Support::Honoured).default_by(quota_defaults).check_by(quota).check_change_by(scopes_stay)
+            .check_status_by(|object, _, errors| quota_status(object, errors)).warn_by(quota_warnings),
         short_names: &["quota"], has_status: true),
 ];
 

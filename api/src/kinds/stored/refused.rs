@@ -1,9 +1,12 @@
 //! Kinds of which no object can be made, because somebody would rely on what it does not do: rules that are not enforced,
 //! requests that are never answered. Lists of them are empty.
 
-use super::show::Show::{Age, Name};
+use serde_json::{Value, json};
+
+use super::show::Show::{Age, Name, Of};
 use super::{BLANK, Kind, Stored, row};
-use crate::kinds::{AGE, Column, NAME, Subresource, column};
+use crate::kinds::value::{Read, child};
+use crate::kinds::{AGE, Cell, Column, NAME, Subresource, column};
 
 const NO_CERTIFICATES: Stored = Stored::refused("signs no certificates");
 const NO_POLICIES: Stored = Stored::refused("evaluates no admission policies").counted();
@@ -48,8 +51,8 @@ pub(super) static ROWS: &[Kind] = &[
         NO_WEBHOOKS, categories: EXTENSIONS),
     row!(cluster "apiregistration.k8s.io" "io.k8s.kube-aggregator.pkg.apis.apiregistration.v1" "APIService"
         "apiservices" "apiservice",
-        [NAME => Name, text("Service") => NEVER, text("Available") => NEVER, AGE => Age],
-        Stored::refused("passes no requests on to other API servers"),
+        [NAME => Name, text("Service") => Of(api_service), text("Available") => Of(available), AGE => Age],
+        Stored::refused("passes no requests on to other API servers").named_as_path().create_by(local),
         categories: EXTENSIONS, has_status: true),
     row!(cluster "certificates.k8s.io" "io.k8s.api.certificates.v1" "CertificateSigningRequest"
     "certificatesigningrequests" "certificatesigningrequest",
@@ -88,3 +91,32 @@ pub(super) static ROWS: &[Kind] = &[
         Stored::refused("does not enforce network policies"),
         short_names: &["netpol"]),
 ];
+
+/// What is served here is always there.
+fn local(object: &mut Value) {
+    if object["spec"]["service"].is_null() {
+        let made = object["metadata"]["creationTimestamp"].clone();
+        child(object, "status")["conditions"] = json!([{
+            "type": "Available", "status": "True", "lastTransitionTime": made, "reason": "Local",
+            "message": "Local APIServices are always available",
+        }]);
+    }
+}
+
+fn api_service(object: &Value) -> Cell {
+    match &object["spec"]["service"] {
+        Value::Null => "Local".into(),
+        service => format!("{}/{}", service["namespace"].text(), service["name"].text()).into(),
+    }
+}
+
+fn available(object: &Value) -> Cell {
+    let conditions = object["status"]["conditions"].items();
+    let Some(found) = conditions.iter().find(|condition| condition["type"] == "Available") else {
+        return "Unknown".into();
+    };
+    match found["status"].text() {
+        "True" => "True".into(),
+        status => format!("{status} ({})", found["reason"].text()).into(),
+    }
+}

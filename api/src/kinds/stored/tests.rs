@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::json;
 
+use super::rules::tests::exists;
 use crate::kinds::{FieldErrors, Support, all, by_resource, refusal, warnings};
 use crate::schema;
 
@@ -28,6 +29,19 @@ fn every_row_has_a_type_columns_and_a_place_of_its_own() {
     }
     // As many as Kubernetes 1.37 serves with its defaults, without those that are answered and not stored.
     assert_eq!(seen.len(), 65);
+}
+
+#[test]
+fn every_rule_is_about_a_field_that_exists() {
+    let mut seen = 0;
+    for row in all() {
+        let schema = schema::named(row.schema).expect("a type for each row");
+        for path in row.strategy.named_fields() {
+            assert!(exists(&schema, path), "{}: {path}", row.kind);
+            seen += 1;
+        }
+    }
+    assert!(seen > 50, "{seen}");
 }
 
 #[test]

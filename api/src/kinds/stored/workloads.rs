@@ -2,19 +2,25 @@
 
 use serde_json::Value;
 
-use super::show::Show::{Age, Count, Flag, Images, Name, Names, Number, Of, Selector, Text};
+use super::rules::{Check, Rule};
+use super::show::Show::{Age, Count, Flag, Images, Labels, Name, Names, Number, Of, Selector, Text};
 use super::{ALL, BLANK, Kind, Stored, condition, row};
 use crate::kinds::deployment::{count_or_percent, percent_of};
 use crate::kinds::value::{Read, child, default_to, default_when_zero, fields};
-use crate::kinds::{AGE, Cell, Column, FieldError, FieldErrors, NAME, column, pod, podtemplate, wide};
-use crate::meta::field::Path;
+use crate::kinds::{
+    AGE, Cell, Column, FieldError, FieldErrors, NAME, checks, column, internal, pod, podtemplate, wide,
+};
+use crate::meta::field::{Path, Printed};
 use crate::meta::selector::validate_label_selector;
+use crate::meta::{time, validate_labels};
 
 const NO_CONTROLLER: &str = "no controller acts on it yet";
 const CONTAINERS: Column = wide("Containers", "string");
 const IMAGES: Column = wide("Images", "string");
 const SELECTOR: Column = wide("Selector", "string");
 const POD: &str = "spec.template.spec";
+const BUDGET: &[Rule] = &[Rule("spec.unhealthyPodEvictionPolicy", Check::OneOf(&["AlwaysAllow", "IfHealthyBudget"]))];
+const RUNTIME: &[Rule] = &[Rule("handler", Check::Required("")), Rule("handler", Check::Label)];
 
 pub(super) static ROWS: &[Kind] = &[
     row!(namespaced "policy" "io.k8s.api.policy.v1" "PodDisruptionBudget" "poddisruptionbudgets" "poddisruptionbudget",
@@ -25,7 +31,8 @@ pub(super) static ROWS: &[Kind] = &[
             column("Allowed Disruptions", "integer") => Number("status.disruptionsAllowed"),
             AGE => Age,
         ],
-        Stored::new(super::Support::Honoured).counted().needs_version().check_by(budget),
+        Stored::new(super::Support::Honoured).counted().needs_version().rules(BUDGET).check_by(budget)
+            .check_status_by(budget_status),
         short_names: &["pdb"], has_status: true),
     row!(cluster "scheduling.k8s.io" "io.k8s.api.scheduling.v1" "PriorityClass" "priorityclasses" "priorityclass",
         [
@@ -36,12 +43,12 @@ pub(super) static ROWS: &[Kind] = &[
             column("PreemptionPolicy", "string") => Text("preemptionPolicy", ""),
         ],
         Stored::new(super::Support::Honoured).counted().default_by(priority_class).check_by(priority_class_check)
-            .fixes(&["value", "preemptionPolicy"]),
+            .fixes(&["preemptionPolicy"]).check_change_by(same_priority),
         short_names: &["pc"]),
     row!(cluster "node.k8s.io" "io.k8s.api.node.v1" "RuntimeClass" "runtimeclasses" "runtimeclass",
         [NAME => Name, column("Handler", "string") => Text("handler", ""), AGE => Age],
-        Stored::inert("pods are not run by it yet").requires(&["handler"]).fixes(&["handler"]).made_by_update()
-            .needs_version()),
+        Stored::inert("pods are not run by it yet").rules(RUNTIME).check_by(runtime_class).locks(&["handler"])
+            .made_by_update().needs_version()),
 ];
 
 fn template(object: &Value, errors: &mut FieldErrors) {
@@ -51,8 +58,9 @@ fn template(object: &Value, errors: &mut FieldErrors) {
 fn budget(object: &Value, errors: &mut FieldErrors) {
     let spec = &object["spec"];
     if spec["minAvailable"].is_set() && spec["maxUnavailable"].is_set() {
-        let detail = "minAvailable and maxUnavailable cannot be both set";
-        errors.push(FieldError::invalid("spec", spec, detail));
+        let (shown, detail) =
+            (internal::text("PodDisruptionBudgetSpec", spec), "minAvailable and maxUnavailable cannot be both set");
+        errors.push(FieldError::invalid("spec", Printed(&shown), detail));
     }
     for (at, value) in [("spec.minAvailable", &spec["minAvailable"]), ("spec.maxUnavailable", &spec["maxUnavailable"])]
     {
@@ -68,6 +76,20 @@ fn budget(object: &Value, errors: &mut FieldErrors) {
     validate_label_selector(&spec["selector"], &Path::new("spec.selector"), errors);
 }
 
+fn budget_status(object: &Value, _old: &Value, errors: &mut FieldErrors) {
+    checks::conditions(object["status"]["conditions"].items(), &Path::new("status.conditions"), errors);
+    super::rules::check(
+        &[
+            Rule("status.disruptionsAllowed", Check::NonNegative),
+            Rule("status.currentHealthy", Check::NonNegative),
+            Rule("status.desiredHealthy", Check::NonNegative),
+            Rule("status.expectedPods", Check::NonNegative),
+        ],
+        object,
+        errors,
+    );
+}
+
 fn priority_class(object: &mut Value) {
     default_to(object, "preemptionPolicy", "PreemptLowerPriority");
 }
@@ -79,17 +101,35 @@ fn priority_class_check(object: &Value, errors: &mut FieldErrors) {
     let system = [("system-cluster-critical", 2_000_000_000), ("system-node-critical", 2_000_001_000)];
     let (name, value) = (object["metadata"]["name"].text(), object["value"].int());
     if name.starts_with("system-") {
-        if !system.contains(&(name, value)) || object["globalDefault"].flag() {
-            let detail = format!(
-                "priority class names with 'system-' prefix are reserved for system use only. error: {name} is not a \
-                 known system priority class"
-            );
-            errors.push(FieldError::forbidden("metadata.name", &detail));
+        let problem = match system.into_iter().find(|(known, _)| *known == name) {
+            None => Some(format!("{name} is not a known system priority class")),
+            Some((_, fixed)) if fixed != value => Some(format!("value of {name} PriorityClass must be {fixed}")),
+            Some(_) if object["globalDefault"].flag() => {
+                Some(format!("globalDefault of {name} PriorityClass must be false"))
+            }
+            Some(_) => None,
+        };
+        if let Some(problem) = problem {
+            let head = "priority class names with 'system-' prefix are reserved for system use only. error:";
+            errors.push(FieldError::forbidden("metadata.name", &format!("{head} {problem}")));
         }
     } else if value > PRIORITY_MAX {
         let detail = format!("maximum allowed value of a user defined priority is {PRIORITY_MAX}");
         errors.push(FieldError::forbidden("value", &detail));
     }
-    let policies = ["Never", "PreemptLowerPriority"];
-    crate::kinds::checks::supported(&Path::new("preemptionPolicy"), &object["preemptionPolicy"], &policies, errors);
+    let policies = ["PreemptLowerPriority", "Never"];
+    checks::supported(&Path::new("preemptionPolicy"), &object["preemptionPolicy"], &policies, errors);
+}
+
+fn same_priority(object: &Value, old: &Value, errors: &mut FieldErrors) {
+    if object["value"] != old["value"] {
+        errors.push(FieldError::forbidden("value", "may not be changed in an update."));
+    }
+}
+
+fn runtime_class(object: &Value, errors: &mut FieldErrors) {
+    pod::fixed_overhead(&object["overhead"]["podFixed"], &Path::new("overhead"), errors);
+    let (scheduling, path) = (&object["scheduling"], Path::new("scheduling"));
+    validate_labels(scheduling["nodeSelector"].as_object(), &path.child("nodeSelector"), errors);
+    pod::unique_tolerations(&scheduling["tolerations"], &path.child("tolerations"), errors);
 }

@@ -26,6 +26,11 @@ const PORTS: &str = "coracle.nodeports";
 /// 10.96.0.0/16; the first and the last address are not given out.
 const FIRST: u32 = u32::from_be_bytes([10, 96, 0, 0]);
 const SIZE: u32 = 1 << 16;
+/// The range that addresses are given out of.
+pub(crate) fn range() -> String {
+    format!("{}/{}", std::net::Ipv4Addr::from(FIRST), SIZE.leading_zeros() + 1)
+}
+
 /// The lower band is for addresses that somebody asks for by number.
 const ADDRESSES_RESERVED: u32 = 256;
 const PORT_FIRST: u16 = 30_000;

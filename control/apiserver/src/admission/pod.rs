@@ -30,8 +30,8 @@ pub(super) async fn create(at: &Attributes<'_>, pod: &mut Value) -> Result<(), S
     }
     account(at, pod).await?;
     priority(at, pod).await?;
-    runtime_class(at, pod).await?;
     tolerations(pod);
+    runtime_class(at, pod).await?;
     let node = pod["spec"]["nodeName"].as_str().unwrap_or_default().to_owned();
     if !node.is_empty() {
         topology::label(at.cluster, &node, pod);
@@ -39,7 +39,8 @@ pub(super) async fn create(at: &Attributes<'_>, pod: &mut Value) -> Result<(), S
     Ok(())
 }
 
-/// A class that a pod names must exist. It changes nothing here but what a pod needs beside its containers: that is the class's.
+/// A class that a pod names must exist. It says what a pod needs beside its containers, and which nodes are for it; how it
+/// is run it does not say here.
 async fn runtime_class(at: &Attributes<'_>, pod: &mut Value) -> Result<(), Status> {
     let refuse = |pod: &Value, why: &str| Err(at.resource.forbidden(meta::name(pod), format!("pod rejected: {why}")));
     let is_some = |overhead: &Value| overhead.as_object().is_some_and(|overhead| !overhead.is_empty());
@@ -52,15 +53,72 @@ async fn runtime_class(at: &Attributes<'_>, pod: &mut Value) -> Result<(), Statu
     };
     let (fixed, given) = (&class["overhead"]["podFixed"], &pod["spec"]["overhead"]);
     match (is_some(fixed), is_some(given)) {
-        (false, false) => Ok(()),
-        (false, true) => refuse(pod, "Pod Overhead set without corresponding RuntimeClass defined Overhead"),
-        (true, false) => {
-            pod["spec"]["overhead"] = fixed.clone();
-            Ok(())
-        }
-        (true, true) if amounts(fixed) == amounts(given) => Ok(()),
-        (true, true) => refuse(pod, "Pod's Overhead doesn't match RuntimeClass's defined Overhead"),
+        (false, false) => {}
+        (false, true) => return refuse(pod, "Pod Overhead set without corresponding RuntimeClass defined Overhead"),
+        (true, false) => pod["spec"]["overhead"] = fixed.clone(),
+        (true, true) if amounts(fixed) == amounts(given) => {}
+        (true, true) => return refuse(pod, "Pod's Overhead doesn't match RuntimeClass's defined Overhead"),
     }
+    scheduling(&class["scheduling"], pod).map_err(|why| at.resource.forbidden(meta::name(pod), why))
+}
+
+/// The nodes of a class are those of its pods, too, and what these tolerate.
+fn scheduling(class: &Value, pod: &mut Value) -> Result<(), String> {
+    for (key, wanted) in class["nodeSelector"].as_object().into_iter().flatten() {
+        let given = &pod["spec"]["nodeSelector"][key];
+        if given.is_string() && given != wanted {
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            return Err(format!(
+                "conflict: runtimeClass.scheduling.nodeSelector[{key}] = {}; pod.spec.nodeSelector[{key}] = {}",
+                text(wanted),
+                text(given)
+            ));
+        }
+    }
+    for (key, wanted) in class["nodeSelector"].as_object().into_iter().flatten() {
+        pod["spec"]["nodeSelector"][key] = wanted.clone();
+    }
+    if let Some(more) = class["tolerations"].as_array() {
+        let own = pod["spec"]["tolerations"].as_array().cloned().unwrap_or_default();
+        pod["spec"]["tolerations"] = merged(&[own, more.clone()].concat()).into();
+    }
+    Ok(())
+}
+
+/// Tolerations without those that another includes; of two that are the same the first (`MergeTolerations`).
+fn merged(all: &[Value]) -> Vec<Value> {
+    let mut merged: Vec<Value> = Vec::with_capacity(all.len());
+    for (index, toleration) in all.iter().enumerate() {
+        let mut later = all[index + 1..].iter().filter(|other| *other != toleration);
+        if !merged.iter().any(|kept| includes(kept, toleration)) && !later.any(|other| includes(other, toleration)) {
+            merged.push(toleration.clone());
+        }
+    }
+    merged
+}
+
+/// Whether whoever has one toleration tolerates all that another does.
+fn includes(one: &Value, other: &Value) -> bool {
+    let [(key, operator, value, effect), (other_key, other_operator, other_value, other_effect)] =
+        [one, other].map(|toleration| {
+            let text = |field: &str| toleration[field].as_str().unwrap_or_default();
+            (text("key"), text("operator"), text("value"), text("effect"))
+        });
+    if one == other {
+        return true;
+    }
+    let has_key = key == other_key || key.is_empty() && operator == "Exists";
+    let has_effect = effect.is_empty() || effect == other_effect;
+    let ends_before = effect == "NoExecute"
+        && one["tolerationSeconds"]
+            .as_i64()
+            .is_some_and(|seconds| other["tolerationSeconds"].as_i64().is_none_or(|other| other > seconds));
+    let has_value = match operator {
+        "Exists" => true,
+        "Equal" | "" => other_operator == "Equal" && value == other_value,
+        _ => false,
+    };
+    has_key && has_effect && !ends_before && has_value
 }
 
 /// Quantities by resource.

@@ -1,5 +1,7 @@
 //! Authorization by roles (RBAC, kubernetes-api §19): a caller may do what a role says that is bound to it, and nothing else.
 
+use std::collections::HashMap;
+
 use coracle_api::meta;
 use coracle_api::status::Status;
 use serde_json::Value;
@@ -12,6 +14,11 @@ use crate::roles::{Attributes, Binding, GROUP, KINDS, Role, Rule};
 /// Whether a role that is bound to `identity` says that it may.
 pub(super) fn allows(cluster: &Cluster, identity: &Identity, asked: &Attributes<'_>) -> bool {
     cluster.roles().allows(identity, asked)
+}
+
+/// Which binding has it that `identity` may, in the reference's words; `None` for who may everything without one.
+pub(crate) fn reason(cluster: &Cluster, identity: &Identity, asked: &Attributes<'_>) -> Option<String> {
+    if super::is_master(identity) { None } else { cluster.roles().reason(identity, asked) }
 }
 
 /// Most bytes of rules that a review tells, about: more than anybody reads, and little to make.
@@ -95,7 +102,7 @@ pub(crate) fn grants(
             return Ok(());
         }
         if !index.knows(&role) {
-            return Err(Status::not_found(GROUP, of, name));
+            return Err(Status::not_found(GROUP, kind, name));
         }
         index.of_role(&role).cloned().collect()
     } else {
@@ -118,19 +125,32 @@ pub(crate) fn grants(
                 rule.allows(asked)
             })
     };
-    let mut missing = String::new();
-    for rule in &given {
-        if missing.len() >= SHOWN_BYTES_MAX {
+    // What is missing: of each resource what may not be done with it, of each path each verb alone.
+    let mut things: HashMap<(String, &str), Vec<&str>> = HashMap::new();
+    let mut bytes = 0;
+    for asked in given.iter().flat_map(|rule| rule.permissions(namespace)) {
+        if bytes >= SHOWN_BYTES_MAX {
             break;
         }
-        if !rule.permissions(namespace).all(|asked| is_held(&asked)) {
-            missing.push('\n');
-            missing.push_str(&rule.show());
+        if is_held(&asked) {
+            continue;
         }
+        let alone = if asked.path.is_some() { asked.verb } else { "" };
+        let verbs = things.entry((thing(&asked), alone)).or_default();
+        if !verbs.contains(&asked.verb) {
+            bytes += asked.verb.len() + asked.resource.len() + asked.path.unwrap_or_default().len();
+            verbs.push(asked.verb);
+        }
+        // What is said again ends, too.
+        bytes += 1;
     }
-    if missing.is_empty() {
+    if things.is_empty() {
         return Ok(());
     }
+    let mut told: Vec<String> =
+        things.iter().map(|((thing, _), verbs)| format!("\n{{{thing}, Verbs:{}}}", list(verbs))).collect();
+    told.sort_unstable();
+    let mut missing = told.concat();
     if missing.len() > SHOWN_BYTES_MAX {
         missing.truncate(missing.floor_char_boundary(SHOWN_BYTES_MAX));
         missing.push('…');
@@ -141,11 +161,29 @@ pub(crate) fn grants(
             .push_str("\nit is too much to be compared with what is held: make it of smaller roles, or have somebody ");
         missing.push_str(&format!("do it who may `{verb}`"));
     }
-    let groups: Vec<_> = caller.groups.iter().map(|group| meta::text::quote(group).to_string()).collect();
     let message = format!(
-        "user {} (groups=[{}]) is attempting to grant RBAC permissions not currently held:{missing}",
+        "user {} (groups={}) is attempting to grant RBAC permissions not currently held:{missing}",
         meta::text::quote(&caller.user),
-        groups.join(" "),
+        list(&caller.groups),
     );
     Err(resource.forbidden(own_name, message))
+}
+
+/// Texts as Go prints them: `["a" "b"]`.
+fn list<T: AsRef<str>>(texts: &[T]) -> String {
+    let texts: Vec<String> = texts.iter().map(|text| meta::text::quote(text.as_ref()).to_string()).collect();
+    format!("[{}]", texts.join(" "))
+}
+
+/// What is asked for, but for the verb, in the reference's words (`CompactString`).
+fn thing(asked: &Attributes<'_>) -> String {
+    if let Some(path) = asked.path {
+        return format!("NonResourceURLs:{}", list(&[path]));
+    }
+    let resource = match asked.subresource {
+        "" => asked.resource.to_owned(),
+        part => format!("{}/{part}", asked.resource),
+    };
+    let names = if asked.name.is_empty() { String::new() } else { format!(", ResourceNames:{}", list(&[asked.name])) };
+    format!("APIGroups:{}, Resources:{}{names}", list(&[asked.group]), list(&[resource]))
 }

@@ -2,6 +2,7 @@
 
 use axum::response::Response;
 use coracle_api::kinds::FieldError;
+use coracle_api::meta::field::Printed;
 use coracle_api::meta::selector::FieldSelector;
 use coracle_api::meta::{self, time};
 use coracle_api::schema;
@@ -143,9 +144,13 @@ fn access(
     let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
     let mut errors = Vec::new();
     if resource.is_object() == path.is_object() {
-        let shown = if path.is_object() { path } else { &Value::Null };
+        let text = |field: &str| meta::text::quote(path[field].as_str().unwrap_or_default()).to_string();
+        let shown = match path.is_object() {
+            true => format!("{{\"Path\":{},\"Verb\":{}}}", text("path"), text("verb")),
+            false => "null".to_owned(),
+        };
         let detail = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
-        errors.push(FieldError::invalid("spec", shown, detail));
+        errors.push(FieldError::invalid("spec", Printed(&shown), detail));
     }
     let user = spec["user"].as_str().unwrap_or_default();
     let groups = texts(&spec["groups"]);
@@ -190,7 +195,11 @@ fn access(
     // What a node agent may do beside that depends on its pods.
     let promised = |node: &str| asked.path.is_some() || authz::node::promises(cluster, node, &asked, &selector);
     let allowed = authz::allows(cluster, subject, &asked) && subject.node().is_none_or(promised);
-    Ok(if allowed { json!({"allowed": true}) } else { json!({"allowed": false}) })
+    let mut answer = json!({"allowed": allowed});
+    if let Some(why) = authz::rbac::reason(cluster, subject, &asked).filter(|_| allowed) {
+        answer["reason"] = format!("RBAC: allowed by {why}").into();
+    }
+    Ok(answer)
 }
 
 /// The field selector of what is asked about; one that is not understood selects everything, and more is asked for then.

@@ -72,6 +72,7 @@ pub(super) async fn create(
     let asked_for = audiences.first().cloned().unwrap_or_default();
     let several = audiences.len() > 1;
     let audiences = if audiences.is_empty() { vec![tokens.issuer.clone()] } else { audiences };
+    asked["spec"]["expirationSeconds"] = seconds.into();
     ownership::track_answer(&schema, &expected, "token", &options.manager, &mut asked);
     let now = Timestamp::now();
     let at = now.as_second();
@@ -119,7 +120,6 @@ pub(super) async fn create(
     asked["metadata"]["namespace"] = namespace.into();
     asked["metadata"]["creationTimestamp"] = time::format(now).into();
     asked["spec"]["audiences"] = audiences.into();
-    asked["spec"]["expirationSeconds"] = seconds.into();
     asked["status"]["token"] = token.into();
     let expires = now.checked_add(SignedDuration::from_secs(seconds)).unwrap_or(now);
     asked["status"]["expirationTimestamp"] = time::format(expires).into();

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::response::Response;
 use coracle_api::custom;
+use coracle_api::kinds::Row;
 use coracle_api::meta::{self, time};
 use coracle_api::status::{Details, Status};
 use coracle_keyspace::{Guard, Op, Record};
@@ -28,15 +29,26 @@ const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
 
 /// Kinds whose deletion answers with the object even when it is gone.
-const RETURN_OBJECT: [&str; 7] = [
-    "pods",
-    "services",
-    "serviceaccounts",
-    "persistentvolumes",
-    "persistentvolumeclaims",
-    "podtemplates",
-    "resourcequotas",
+const RETURN_OBJECT: [(&str, &[&str]); 3] = [
+    (
+        "",
+        &[
+            "pods",
+            "services",
+            "serviceaccounts",
+            "persistentvolumes",
+            "persistentvolumeclaims",
+            "podtemplates",
+            "resourcequotas",
+        ],
+    ),
+    ("resource.k8s.io", &["deviceclasses", "resourceclaims", "resourceclaimtemplates", "resourceslices"]),
+    ("storage.k8s.io", &["csidrivers", "csinodes", "storageclasses", "volumeattachments", "volumeattributesclasses"]),
 ];
+
+fn returns_object(row: &Row) -> bool {
+    RETURN_OBJECT.iter().any(|(group, resources)| *group == row.group() && resources.contains(&row.resource()))
+}
 
 pub(crate) async fn delete(cluster: &Cluster, request: &Request, resource: &Arc<Resource>) -> Result<Response, Status> {
     let call = &request.call;
@@ -56,7 +68,7 @@ pub(crate) async fn delete(cluster: &Cluster, request: &Request, resource: &Arc<
             row.strategy().from_storage(&mut object);
             respond::object(form, code, resource, &object, include)
         }
-        Deleted::Gone(record) if row.group().is_empty() && RETURN_OBJECT.contains(&row.resource()) => {
+        Deleted::Gone(record) if returns_object(row) => {
             let seen = Seen::new(resource, &record);
             match last_seen(resource, seen.stored()?, &options) {
                 Some(object) => respond::object(form, code, resource, &object, include),

@@ -1,5 +1,7 @@
 //! Who owns which field (`metadata.managedFields`, kubernetes-api §7): the api crate's rules, told who writes what.
 
+use std::borrow::Cow;
+
 use coracle_api::codec::DecodeError;
 use coracle_api::meta;
 use coracle_api::patch::apply::{self, Reset, Target, Writer};
@@ -59,7 +61,49 @@ fn writer<'a>(write: &'a Write<'_>) -> Writer<'a> {
 
 /// Writes down that the write's manager owns what it set or changed.
 pub(crate) fn track(write: &Write<'_>, old: Option<&Value>, object: &mut Value) {
-    on_target(write, |target| apply::track_update(old, object, target, &writer(write)));
+    let old = old.map(|old| stored_names(write, old));
+    if let Cow::Owned(named) = stored_names(write, object) {
+        *object = named;
+    }
+    on_target(write, |target| apply::track_update(old.as_deref(), object, target, &writer(write)));
+    leave_own(write, object);
+}
+
+/// What is owned is called as this view does. Who owns fields through a view of another group owns nothing any more, as in
+/// the reference, which has no way from one to the other.
+fn leave_own(write: &Write<'_>, object: &mut Value) {
+    if write.resource.row.strategy().view_names().is_none() {
+        return;
+    }
+    if let Some(owners) = object.pointer_mut("/metadata/managedFields").and_then(Value::as_array_mut) {
+        owners.retain(|owner| owner["apiVersion"] == write.resource.api_version);
+    }
+    name_owned(write, object, false);
+}
+
+/// An object whose owned fields are all called as they are stored: only those can be compared.
+fn stored_names<'a>(write: &Write<'_>, object: &'a Value) -> Cow<'a, Value> {
+    if write.resource.row.strategy().view_names().is_none() {
+        return Cow::Borrowed(object);
+    }
+    let mut object = object.clone();
+    name_owned(write, &mut object, true);
+    Cow::Owned(object)
+}
+
+/// Calls what is owned through another view by the names that are stored, or by that view's own.
+fn name_owned(write: &Write<'_>, object: &mut Value, to_stored: bool) {
+    let Some((view, names)) = write.resource.row.strategy().view_names() else { return };
+    let owners = object.pointer_mut("/metadata/managedFields").and_then(Value::as_array_mut);
+    for owner in owners.into_iter().flatten().filter(|owner| owner["apiVersion"] == view) {
+        let Some(fields) = owner.get_mut("fieldsV1").and_then(Value::as_object_mut) else { continue };
+        for (theirs, ours) in names {
+            let (from, to) = if to_stored { (theirs, ours) } else { (ours, theirs) };
+            if let Some(below) = fields.remove(&format!("f:{from}")) {
+                fields.insert(format!("f:{to}"), below);
+            }
+        }
+    }
 }
 
 /// The same for an object that is answered and not stored.
@@ -121,17 +165,20 @@ fn merged(write: &Write<'_>, live: Option<&Value>, config: &Value) -> Result<Val
         on_target(write, |target| apply::apply(live, config, target, &writer(write), write.options.force))
     };
     if !write.resource.is_view {
-        return merge(live, config);
+        let mut object = merge(live.map(|live| stored_names(write, live)).as_deref(), config)?;
+        leave_own(write, &mut object);
+        return Ok(object);
     }
     let strategy = write.resource.row.strategy();
     let stored = |value: &Value| {
         let mut value = value.clone();
         strategy.to_storage(&mut value);
         value["apiVersion"] = write.resource.api_version.as_str().into();
-        value
+        stored_names(write, &value).into_owned()
     };
     let mut object = merge(live.map(stored).as_ref(), &stored(config))?;
     strategy.from_storage(&mut object);
+    leave_own(write, &mut object);
     Ok(object)
 }
 

@@ -43,7 +43,11 @@ async fn every_kind_can_be_listed_shown_as_a_table_and_cleared() {
         assert_eq!((code, &list["kind"]), (200, &json!(format!("{kind}List"))), "{path}");
         let table = Request::builder().uri(path).header("accept", "application/json;as=Table;v=v1;g=meta.k8s.io");
         let answer = server.send(Some(admin()), table.body(Body::empty()).expect("a request")).await;
-        assert_eq!(answer.json()["kind"], "Table", "{path}");
+        let table = answer.json();
+        assert_eq!(table["kind"], "Table", "{path}");
+        let is_common = table["columnDefinitions"].to_string().contains("\"Created At\"");
+        let is_empty = list["items"] == json!([]);
+        assert_eq!(table["rows"].is_null(), is_common && is_empty, "{path}");
         let (code, missing) = server.get(&format!("{path}/none")).await;
         assert_eq!((code, &missing["reason"]), (404, &json!("NotFound")), "{path}");
         if verbs.iter().any(|verb| verb == "deletecollection") && list["items"] == json!([]) {
@@ -223,4 +227,120 @@ async fn pods_have_the_priority_of_their_class() {
     server.make(classes, json!({"metadata": {"name": "usual"}, "value": 7, "globalDefault": true})).await;
     let made = server.make(pods, pod("e")).await;
     assert_eq!((&made["spec"]["priority"], &made["spec"]["priorityClassName"]), (&json!(7), &json!("usual")));
+}
+
+#[tokio::test]
+async fn every_cluster_says_what_it_serves_and_where_its_addresses_come_from() {
+    let server = Server::start().await;
+    let (code, apps) = server.get("/apis/apiregistration.k8s.io/v1/apiservices/v1.apps").await;
+    assert_eq!((code, &apps["spec"]["groupPriorityMinimum"]), (200, &json!(17_800)), "{apps}");
+    let condition = &apps["status"]["conditions"][0];
+    assert_eq!((&condition["type"], &condition["status"]), (&json!("Available"), &json!("True")));
+    let (code, range) = server.get("/apis/networking.k8s.io/v1/servicecidrs/kubernetes").await;
+    assert_eq!((code, &range["spec"]["cidrs"]), (200, &json!(["10.96.0.0/16"])), "{range}");
+    assert_eq!(range["status"]["conditions"][0]["type"], "Ready");
+    let request = Request::builder().uri("/apis/apiregistration.k8s.io/v1/apiservices/v1.apps");
+    let request = request.header("accept", "application/json;as=Table;v=v1;g=meta.k8s.io");
+    let table = server.send(Some(admin()), request.body(Body::empty()).expect("a request")).await.json();
+    assert_eq!(
+        table["rows"][0]["cells"].as_array().expect("cells")[..3],
+        [json!("v1.apps"), json!("Local"), json!("True")]
+    );
+    // What somebody else serves is not asked.
+    let other = json!({
+        "metadata": {"name": "v1.example.com"},
+        "spec": {"group": "example.com", "version": "v1", "groupPriorityMinimum": 1, "versionPriority": 1},
+    });
+    assert_eq!(server.call("POST", "/apis/apiregistration.k8s.io/v1/apiservices", other).await.0, 403);
+}
+
+#[tokio::test]
+async fn a_deletion_answers_as_the_kind_does() {
+    let server = Server::start().await;
+    for (path, object, kind) in [
+        (
+            "/apis/storage.k8s.io/v1/storageclasses",
+            json!({"metadata": {"name": "a"}, "provisioner": "p"}),
+            "StorageClass",
+        ),
+        ("/apis/storage.k8s.io/v1/csidrivers", json!({"metadata": {"name": "a"}, "spec": {}}), "CSIDriver"),
+        ("/apis/resource.k8s.io/v1/deviceclasses", json!({"metadata": {"name": "a"}, "spec": {}}), "DeviceClass"),
+        ("/apis/scheduling.k8s.io/v1/priorityclasses", json!({"metadata": {"name": "a"}, "value": 1}), "Status"),
+    ] {
+        server.make(path, object).await;
+        let (code, answer) = server.call("DELETE", &format!("{path}/a"), Value::Null).await;
+        assert_eq!((code, &answer["kind"]), (200, &json!(kind)), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn pods_run_where_their_runtime_class_does() {
+    let server = Server::start().await.with_account().await;
+    let class = json!({
+        "metadata": {"name": "fast"}, "handler": "fast",
+        "scheduling": {
+            "nodeSelector": {"disk": "ssd"},
+            "tolerations": [{"key": "fast"}, {"key": "kept", "operator": "Exists"}, {"key": "node.kubernetes.io/not-ready", "operator": "Exists"}],
+        },
+    });
+    server.make("/apis/node.k8s.io/v1/runtimeclasses", class).await;
+    let pods = "/api/v1/namespaces/default/pods";
+    let named = |name: &str, selector: Value| {
+        let mut pod = pod(name);
+        pod["spec"]["runtimeClassName"] = "fast".into();
+        pod["spec"]["nodeSelector"] = selector;
+        pod["spec"]["tolerations"] = json!([{"key": "kept", "operator": "Exists"}]);
+        pod
+    };
+    let made = server.make(pods, named("a", json!({"zone": "x"}))).await;
+    assert_eq!(made["spec"]["nodeSelector"], json!({"disk": "ssd", "zone": "x"}));
+    let keys: Vec<&str> = made["spec"]["tolerations"]
+        .as_array()
+        .expect("tolerations")
+        .iter()
+        .filter_map(|one| one["key"].as_str())
+        .collect();
+    // The class tolerates more of a node that is not ready than the pod would.
+    let (unreachable, not_ready) = ("node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready");
+    assert_eq!(keys, ["kept", unreachable, "fast", not_ready]);
+    let (code, refused) = server.call("POST", pods, named("b", json!({"disk": "tape"}))).await;
+    let expected = "pods \"b\" is forbidden: conflict: runtimeClass.scheduling.nodeSelector[disk] = ssd; \
+                    pod.spec.nodeSelector[disk] = tape";
+    assert_eq!((code, refused["message"].as_str()), (403, Some(expected)));
+}
+
+#[tokio::test]
+async fn who_wrote_an_event_owns_its_fields_by_the_names_of_its_view() {
+    let server = Server::start().await;
+    let event = json!({
+        "metadata": {"name": "e"}, "eventTime": "2026-01-01T00:00:00.000000Z", "reason": "R", "action": "a", "type": "Normal",
+        "reportingController": "c/d", "reportingInstance": "i", "note": "n",
+        "regarding": {"kind": "Pod", "name": "p", "namespace": "default"},
+    });
+    let (view, core) = ("/apis/events.k8s.io/v1/namespaces/default/events", "/api/v1/namespaces/default/events/e");
+    let owners = |object: &Value| object["metadata"]["managedFields"].as_array().cloned().unwrap_or_default();
+    let owned = |owner: &Value| -> Vec<String> {
+        owner["fieldsV1"].as_object().into_iter().flatten().map(|(name, _)| name.clone()).collect()
+    };
+    let all = [
+        "f:action",
+        "f:eventTime",
+        "f:note",
+        "f:reason",
+        "f:regarding",
+        "f:reportingController",
+        "f:reportingInstance",
+        "f:type",
+    ];
+    let made = server.make(view, event).await;
+    assert_eq!(owned(&owners(&made)[0]), all);
+    let series = json!({"series": {"count": 2, "lastObservedTime": "2026-01-01T00:00:01.000000Z"}});
+    let (code, changed) = server.call("PATCH", &format!("{view}/e?fieldManager=other"), series).await;
+    assert_eq!((code, owners(&changed).len()), (200, 2), "{changed}");
+    let theirs: Vec<Vec<String>> = owners(&changed).iter().map(owned).collect();
+    assert!(theirs.contains(&vec!["f:series".to_owned()]) && theirs.iter().any(|names| *names == all), "{theirs:?}");
+    // There is no way from the names of one group to those of another.
+    let (code, changed) = server.call("PATCH", &format!("{core}?fieldManager=third"), json!({"message": "k"})).await;
+    let owners = owners(&changed);
+    assert_eq!((code, owners.len(), owned(&owners[0])), (200, 1, vec!["f:message".to_owned()]), "{changed}");
 }

@@ -448,3 +448,38 @@ async fn who_may_watch_runs_and_calls_nothing_by_the_old_path() {
         assert_eq!((code, answer["message"].as_str()), (404, Some(message)), "{path}: {answer}");
     }
 }
+
+#[tokio::test]
+async fn what_somebody_lacks_is_told_thing_by_thing_and_why_somebody_may() {
+    let server = Server::start().await;
+    let own = json!([
+        {"apiGroups": ["rbac.authorization.k8s.io"], "resources": ["roles", "rolebindings"], "verbs": ["create"]},
+        {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get"]},
+    ]);
+    server.make(&format!("{HERE}/roles"), role("own", own)).await;
+    server.make(&format!("{HERE}/rolebindings"), binding("b", "Role", "own")).await;
+    let more = json!([
+        {"apiGroups": ["", "apps"], "resources": ["configmaps", "pods/log"], "verbs": ["get", "list"]},
+        {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["a"], "verbs": ["update"]},
+    ]);
+    let (code, refused) = guest(&server, "POST", &format!("{HERE}/roles"), role("more", more), &[]).await;
+    let expected = "roles.rbac.authorization.k8s.io \"more\" is forbidden: user \"guest\" (groups=[\"system:authenticated\"]) \
+                    is attempting to grant RBAC permissions not currently held:\n\
+                    {APIGroups:[\"\"], Resources:[\"configmaps\"], ResourceNames:[\"a\"], Verbs:[\"update\"]}\n\
+                    {APIGroups:[\"\"], Resources:[\"configmaps\"], Verbs:[\"list\"]}\n\
+                    {APIGroups:[\"\"], Resources:[\"pods/log\"], Verbs:[\"get\" \"list\"]}\n\
+                    {APIGroups:[\"apps\"], Resources:[\"configmaps\"], Verbs:[\"get\" \"list\"]}\n\
+                    {APIGroups:[\"apps\"], Resources:[\"pods/log\"], Verbs:[\"get\" \"list\"]}";
+    assert_eq!((code, refused["message"].as_str()), (403, Some(expected)));
+    let (code, missing) =
+        guest(&server, "POST", &format!("{HERE}/rolebindings"), binding("c", "Role", "none"), &[]).await;
+    let expected = "rolebindings.rbac.authorization.k8s.io \"none\" not found";
+    assert_eq!((code, missing["message"].as_str()), (404, Some(expected)));
+
+    let reviews = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
+    let ask = |verb: &str| json!({"spec": {"user": "guest", "resourceAttributes": {"verb": verb, "resource": "configmaps", "namespace": "default"}}});
+    let status = async |verb: &str| server.make(reviews, ask(verb)).await["status"].clone();
+    let why = "RBAC: allowed by RoleBinding \"b/default\" of Role \"own\" to User \"guest\"";
+    assert_eq!(status("get").await, json!({"allowed": true, "reason": why}));
+    assert_eq!(status("list").await, json!({"allowed": false}));
+}

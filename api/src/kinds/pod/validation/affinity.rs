@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use super::Ratchet;
 use crate::kinds::value::{Read, repeats};
-use crate::kinds::{FieldError, FieldErrors, checks};
-use crate::meta::field::Path;
+use crate::kinds::{FieldError, FieldErrors, checks, internal};
+use crate::meta::field::{Path, Printed};
 use crate::meta::names;
 use crate::meta::selector::validate_label_selector;
 
@@ -45,19 +45,28 @@ fn weight(term: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
 fn node_affinity(rules: &Value, path: &Path<'_>, ratchet: Ratchet, errors: &mut FieldErrors) {
     if rules[REQUIRED].is_set() {
         let path = path.child(REQUIRED);
-        let (terms, list) = (rules[REQUIRED]["nodeSelectorTerms"].items(), path.child("nodeSelectorTerms"));
-        if terms.is_empty() {
-            errors.push(FieldError::required(list, "must have at least one node selector term"));
-        }
-        for (index, term) in terms.iter().enumerate() {
-            node_term(term, ratchet.node_affinity_values, &list.index(index), errors);
-        }
+        node_terms(&rules[REQUIRED], ratchet.node_affinity_values, &path, errors);
     }
     let list = path.child(PREFERRED);
     for (index, term) in rules[PREFERRED].items().iter().enumerate() {
         let path = list.index(index);
         weight(term, &path, errors);
         node_term(&term["preference"], true, &path.child("preference"), errors);
+    }
+}
+
+/// Checks a selector of nodes.
+pub(in crate::kinds) fn node_selector(selector: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
+    node_terms(selector, false, path, errors);
+}
+
+fn node_terms(selector: &Value, any_values: bool, path: &Path<'_>, errors: &mut FieldErrors) {
+    let (terms, list) = (selector["nodeSelectorTerms"].items(), path.child("nodeSelectorTerms"));
+    if terms.is_empty() {
+        errors.push(FieldError::required(list, "must have at least one node selector term"));
+    }
+    for (index, term) in terms.iter().enumerate() {
+        node_term(term, any_values, &list.index(index), errors);
     }
 }
 
@@ -173,6 +182,19 @@ pub(super) fn label_keys(
     for (index, key) in keys.iter().enumerate().filter(|(_, key)| without.contains(key.text())) {
         let detail = "exists in both matchLabelKeys and mismatchLabelKeys";
         errors.push(FieldError::invalid(path.child("matchLabelKeys").index(index), key, detail));
+    }
+}
+
+/// Checks the tolerations of a class, none of which may be there twice.
+pub(in crate::kinds) fn unique_tolerations(list: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
+    tolerations(list, path, Ratchet::default(), errors);
+    let key =
+        |toleration: &Value| ["key", "operator", "value", "effect"].map(|field| toleration[field].text().to_owned());
+    for (index, again) in repeats(list.items().iter().map(key)).into_iter().enumerate() {
+        if again {
+            let shown = internal::text("Toleration", &list[index]);
+            errors.push(FieldError::duplicate(path.index(index), Printed(&shown)));
+        }
     }
 }
 

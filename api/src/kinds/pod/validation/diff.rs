@@ -20,7 +20,7 @@ const POPULAR_FROM: usize = 200;
 const COMPARISONS_MAX: usize = 4_000_000;
 
 /// The difference of two structures.
-pub(super) fn of(structure: &str, old: &Value, new: &Value) -> String {
+pub(in crate::kinds) fn of(structure: &str, old: &Value, new: &Value) -> String {
     let (old, new) = (internal::pretty(structure, old), internal::pretty(structure, new));
     unified(&old.split('\n').collect::<Vec<_>>(), &new.split('\n').collect::<Vec<_>>())
 }

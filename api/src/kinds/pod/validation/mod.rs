@@ -5,6 +5,7 @@ mod container;
 mod diff;
 mod env;
 mod metadata;
+mod persistent;
 mod probe;
 mod projected;
 pub(super) mod resources;
@@ -17,7 +18,12 @@ mod volume;
 mod volume_rare;
 mod windows;
 
+pub(in crate::kinds) use affinity::{node_selector, unique_tolerations};
+pub(in crate::kinds) use diff::of as structure_difference;
+pub(in crate::kinds) use persistent::source as persistent_source;
+pub(in crate::kinds) use resources::fixed_overhead;
 use serde_json::Value;
+pub(in crate::kinds) use volume::{access_modes, claim_spec};
 
 pub(in crate::kinds) use resources::{container_resource, resource_name};
 pub(in crate::kinds) use volume::claim_spec;

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::Ratchet;
 use super::container::Scope;
@@ -92,6 +92,12 @@ pub(super) fn pod_level(scope: &Scope<'_>, path: &Path<'_>, errors: &mut FieldEr
 }
 
 type NameCheck = fn(&str, &Path<'_>, &mut FieldErrors);
+
+/// Checks what a class of pods needs beside their containers: as limits of a container.
+pub(in crate::kinds) fn fixed_overhead(amounts: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
+    let limits = json!({"limits": amounts});
+    requirements(&limits, container_resource, Ratchet::default(), path, errors);
+}
 
 fn requirements(
     requirements: &Value,

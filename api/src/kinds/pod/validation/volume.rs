@@ -7,9 +7,9 @@ use serde_json::Value;
 use super::{Ratchet, container, env, metadata, projected, security, volume_rare};
 use crate::kinds::value::Read;
 use crate::kinds::{FieldError, FieldErrors, checks};
-use crate::meta::field::Path;
+use crate::meta::field::{Path, Printed};
 use crate::meta::selector::validate_label_selector;
-use crate::meta::{Quantity, names, validate_annotations, validate_labels};
+use crate::meta::{Quantity, names, text, validate_annotations, validate_labels};
 
 /// The types, in the order of the checks.
 const TYPES: [&str; 30] = [
@@ -139,7 +139,7 @@ fn empty_dir(source: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     }
 }
 
-fn host_path(source: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
+pub(super) fn host_path(source: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     const TYPES: [&str; 8] =
         ["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
     match source["path"].text() {
@@ -209,15 +209,7 @@ pub(super) fn downward_file(file: &Value, path: &Path<'_>, errors: &mut FieldErr
 }
 
 fn csi(source: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
-    let (driver, driver_path) = (source["driver"].text(), path.child("driver"));
-    if driver.is_empty() {
-        errors.push(FieldError::required(driver_path, ""));
-    } else {
-        if driver.len() > 63 {
-            errors.push(FieldError::too_long(driver_path, 63));
-        }
-        checks::invalid(&driver_path, driver, names::dns_subdomain(&driver.to_lowercase()), errors);
-    }
+    checks::csi_driver(&path.child("driver"), source["driver"].text(), errors);
     let secret = &source["nodePublishSecretRef"];
     if secret.is_set() {
         match secret["name"].text() {
@@ -249,28 +241,34 @@ fn ephemeral(volume: &Value, pod: &str, path: &Path<'_>, errors: &mut FieldError
     if !pod.is_empty() && !name.is_empty() {
         let claim = format!("{pod}-{name}");
         for words in names::dns_subdomain(&claim) {
-            let detail = format!("PVC name {}: {words}", crate::meta::text::quote(&claim));
+            let detail = format!("PVC name {}: {words}", text::quote(&claim));
             errors.push(FieldError::invalid(path.child("name"), name, &detail));
         }
     }
 }
 
-/// Checks what a claim asks for.
+/// How a volume can be used.
+const ACCESS_MODES: [&str; 4] = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
+
+/// Checks how a volume is to be used; that there is any way is the caller's to check.
+pub(in crate::kinds) fn access_modes(modes: &[Value], path: &Path<'_>, errors: &mut FieldErrors) {
+    for mode in modes {
+        checks::supported(path, mode, &ACCESS_MODES, errors);
+    }
+    let is_shared = |mode: &Value| mode != "ReadWriteOncePod" && ACCESS_MODES.contains(&mode.text());
+    if modes.iter().any(|mode| mode == "ReadWriteOncePod") && modes.iter().any(is_shared) {
+        errors.push(FieldError::forbidden(path, "may not use ReadWriteOncePod with other access modes"));
+    }
+}
+
+/// Checks what is asked of a volume (`ValidatePersistentVolumeClaimSpec`).
 pub(in crate::kinds) fn claim_spec(spec: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
-    const MODES: [&str; 4] = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
     let (modes, modes_path) = (spec["accessModes"].items(), path.child("accessModes"));
     if modes.is_empty() {
         errors.push(FieldError::required(modes_path, "at least 1 access mode is required"));
     }
     validate_label_selector(&spec["selector"], &path.child("selector"), errors);
-    for mode in modes {
-        checks::supported(&modes_path, mode, &MODES, errors);
-    }
-    let is_shared = |mode: &Value| mode != "ReadWriteOncePod" && MODES.contains(&mode.text());
-    if modes.iter().any(|mode| mode == "ReadWriteOncePod") && modes.iter().any(is_shared) {
-        let detail = "may not use ReadWriteOncePod with other access modes";
-        errors.push(FieldError::forbidden(modes_path, detail));
-    }
+    access_modes(modes, &modes_path, errors);
     let resources = path.child("resources");
     let storage_path = resources.key("storage");
     match &spec["resources"]["requests"]["storage"] {
@@ -291,19 +289,28 @@ pub(in crate::kinds) fn claim_spec(spec: &Value, path: &Path<'_>, errors: &mut F
         checks::supported(&path.child("volumeMode"), &spec["volumeMode"], &["Block", "Filesystem"], errors);
     }
     for field in ["dataSource", "dataSourceRef"] {
-        let (source, path) = (&spec[field], path.child(field));
-        if source.is_null() {
-            continue;
+        if spec[field].is_set() {
+            data_source(&spec[field], &path.child(field), errors);
         }
-        checks::required(&path.child("name"), &source["name"], errors);
-        checks::required(&path.child("kind"), &source["kind"], errors);
-        let group = source["apiGroup"].text();
-        if group.is_empty() && source["kind"] != "PersistentVolumeClaim" {
-            let detail = "must be 'PersistentVolumeClaim' when referencing the default apiGroup";
-            errors.push(FieldError::invalid(path, source["kind"].text(), detail));
-        }
-        if !group.is_empty() {
-            checks::dns_subdomain(&path.child("apiGroup"), group, errors);
-        }
+    }
+    let (old, new) = (&spec["dataSource"], &spec["dataSourceRef"]);
+    let differs = || ["apiGroup", "kind", "name"].iter().any(|field| old[*field] != new[*field]);
+    if old.is_set() && new.is_set() && differs() {
+        // The reference shows a path instead of the value, and of that nothing.
+        errors.push(FieldError::invalid(path, Printed("{}"), "must match dataSourceRef"));
+    }
+}
+
+/// Checks what a volume is filled from.
+fn data_source(source: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
+    checks::required(&path.child("name"), &source["name"], errors);
+    checks::required(&path.child("kind"), &source["kind"], errors);
+    let group = source["apiGroup"].text();
+    if group.is_empty() && source["kind"] != "PersistentVolumeClaim" {
+        let detail = "must be 'PersistentVolumeClaim' when referencing the default apiGroup";
+        errors.push(FieldError::invalid(path, source["kind"].text(), detail));
+    }
+    if !group.is_empty() {
+        checks::dns_subdomain(&path.child("apiGroup"), group, errors);
     }
 }

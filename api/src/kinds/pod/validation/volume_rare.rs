@@ -37,7 +37,13 @@ pub(super) fn source(kind: &str, volume: &Value, path: &Path<'_>, errors: &mut F
                 errors.push(FieldError::invalid(at.child("path"), source["path"].text(), detail));
             }
         }
-        "iscsi" => iscsi(volume, path, &at, errors),
+        "iscsi" => {
+            iscsi(source, &at, "must be valid format starting with iqn, eui, or naa", errors);
+            let (name, portal) = (volume["name"].text(), source["targetPortal"].text());
+            if source["initiatorName"].is_set() && name.len() + 1 + portal.len() > 64 {
+                errors.push(FieldError::invalid(path.child("name"), name, ISCSI_TOO_LONG));
+            }
+        }
         "glusterfs" => require(&["endpoints", "path"], errors),
         "flocker" => flocker(source, &at, errors),
         "rbd" => require(&["monitors", "image"], errors),
@@ -84,8 +90,10 @@ fn secret_name(source: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     }
 }
 
-fn iscsi(volume: &Value, volume_path: &Path<'_>, path: &Path<'_>, errors: &mut FieldErrors) {
-    let source = &volume["iscsi"];
+pub(super) const ISCSI_TOO_LONG: &str = "Total length of <volume name>:<iscsi.targetPortal> must be under 64 characters if iscsi.initiatorName is specified.";
+
+/// Checks a target, but for the length of its names. `unknown` is said of a name of no known kind.
+pub(super) fn iscsi(source: &Value, path: &Path<'_>, unknown: &str, errors: &mut FieldErrors) {
     checks::required(&path.child("targetPortal"), &source["targetPortal"], errors);
     checks::required(&path.child("iqn"), &source["iqn"], errors);
     for (field, shown) in [("iqn", "iqn"), ("initiatorName", "initiatorname")] {
@@ -100,8 +108,7 @@ fn iscsi(volume: &Value, volume_path: &Path<'_>, path: &Path<'_>, errors: &mut F
             _ => (false, false),
         };
         if !is_valid {
-            let detail =
-                if kind { "must be valid format" } else { "must be valid format starting with iqn, eui, or naa" };
+            let detail = if kind { "must be valid format" } else { unknown };
             errors.push(FieldError::invalid(path.child(shown), name, detail));
         }
     }
@@ -111,12 +118,6 @@ fn iscsi(volume: &Value, volume_path: &Path<'_>, path: &Path<'_>, errors: &mut F
     let uses_secret = source["chapAuthDiscovery"].flag() || source["chapAuthSession"].flag();
     if uses_secret && source["secretRef"].is_null() {
         errors.push(FieldError::required(path.child("secretRef"), ""));
-    }
-    let name = volume["name"].text();
-    if source["initiatorName"].is_set() && name.len() + 1 + source["targetPortal"].text().len() > 64 {
-        let detail = "Total length of <volume name>:<iscsi.targetPortal> must be under 64 characters if \
-                      iscsi.initiatorName is specified.";
-        errors.push(FieldError::invalid(volume_path.child("name"), name, detail));
     }
 }
 

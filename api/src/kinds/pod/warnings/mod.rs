@@ -150,7 +150,7 @@ fn placement(spec: &Value, path: &Path<'_>, warnings: &mut Vec<String>) {
     }
 }
 
-fn node_term(term: &Value, with_values: bool, path: &Path<'_>, warnings: &mut Vec<String>) {
+pub(in crate::kinds) fn node_term(term: &Value, with_values: bool, path: &Path<'_>, warnings: &mut Vec<String>) {
     let list = path.child("matchExpressions");
     for (index, expression) in term["matchExpressions"].items().iter().enumerate() {
         let (item, key) = (list.index(index), expression["key"].text());

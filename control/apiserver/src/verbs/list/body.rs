@@ -49,6 +49,10 @@ pub(crate) fn encode(form: Form, resource: &Arc<Resource>, page: Page, include: 
         return holding(respond::bytes(200, negotiate::PROTOBUF, pieces(list, records)), holds);
     }
     let list = Json::new(form.shape, resource.clone(), include, &list_metadata, records.first());
+    if records.is_empty() && matches!(form.shape, Shape::Table { .. }) && has_common_columns(resource) {
+        let head = list.head.strip_suffix(b"[").unwrap_or(&list.head);
+        return respond::json_text(form, 200, [head, b"null}"].concat());
+    }
     // One that is empty says so, and is nothing to send in pieces.
     if form.format == Format::Yaml && records.is_empty() {
         return respond::json_text(form, 200, [list.head(), list.tail()].concat());
@@ -58,6 +62,11 @@ pub(crate) fn encode(form: Form, resource: &Arc<Resource>, page: Page, include: 
     }
     let body = if form.pretty { indented(Pieces::new(list, records)) } else { pieces(list, records) };
     holding(respond::bytes(200, negotiate::JSON, body), holds)
+}
+
+/// Whether the reference makes the tables of a kind as those of any kind: without a list when nothing is in it.
+fn has_common_columns(resource: &Resource) -> bool {
+    resource.row.columns.iter().any(|column| column.name == "Created At")
 }
 
 /// Says what an answer holds that is made while it is sent: references to records, which are the store's.

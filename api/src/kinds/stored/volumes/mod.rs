@@ -1,10 +1,14 @@
 //! Volumes, and what provides them.
 
+mod claim;
+mod class;
+mod volume;
+
 use serde_json::{Value, json};
 
 use super::show::Show::{Age, Any, Count, Flag, Joined, Made, Name, Of, Text};
 use super::{BLANK, Kind, Stored, row};
-use crate::kinds::value::{Read, child, default_to, default_when_zero, fields, join, or};
+use crate::kinds::value::{Read, fields, join, or};
 use crate::kinds::{AGE, Cell, Column, NAME, column, wide};
 
 const NO_VOLUMES: &str = "no volume is provisioned, bound or attached by it yet";
@@ -23,7 +27,9 @@ pub(super) static ROWS: &[Kind] = &[
             AGE => Age,
             wide("VolumeMode", "string") => Text("spec.volumeMode", "<unset>"),
         ],
-        Stored::inert(NO_VOLUMES).default_by(claim).create_by(pending).requires(&["spec.accessModes"]),
+        Stored::inert(NO_VOLUMES).default_by(claim::default).create_by(claim::create).change_by(claim::change)
+            .check_by(claim::check).check_change_by(claim::check_change).check_status_by(claim::check_status)
+            .warn_by(claim::warn),
         short_names: &["pvc"], has_status: true),
     row!(cluster "" "io.k8s.api.core.v1" "PersistentVolume" "persistentvolumes" "persistentvolume",
         [
@@ -39,8 +45,9 @@ pub(super) static ROWS: &[Kind] = &[
             AGE => Age,
             wide("VolumeMode", "string") => Text("spec.volumeMode", "<unset>"),
         ],
-        Stored::inert(NO_VOLUMES).default_by(volume).create_by(new_volume)
-            .requires(&["spec.accessModes", "spec.capacity"]),
+        Stored::inert(NO_VOLUMES).default_by(volume::default).create_by(volume::create)
+            .check_by(|object, errors| volume::check(&object["spec"], object["metadata"]["name"].text(), errors))
+            .check_change_by(volume::check_change).warn_by(volume::warn),
         short_names: &["pv"], has_status: true),
     row!(cluster "storage.k8s.io" "io.k8s.api.storage.v1" "CSIDriver" "csidrivers" "csidriver",
         [
@@ -53,15 +60,18 @@ pub(super) static ROWS: &[Kind] = &[
             column("Modes", "string") => Joined("spec.volumeLifecycleModes", "<none>"),
             AGE => Age,
         ],
-        Stored::inert(NO_VOLUMES).counted().default_by(driver).needs_version()),
+        Stored::inert(NO_VOLUMES).counted_from_change().default_by(class::default_driver).rules(class::DRIVER)
+            .check_by(class::check_driver).check_change_by(class::check_driver_change).warn_by(class::warn_driver)
+            .needs_version()),
     row!(cluster "storage.k8s.io" "io.k8s.api.storage.v1" "CSINode" "csinodes" "csinode",
         [NAME => Name, column("Drivers", "integer") => Count("spec.drivers"), AGE => Age],
-        Stored::inert(NO_VOLUMES).needs_version(), has_status: true),
+        Stored::inert(NO_VOLUMES).rules(class::NODE).check_by(class::check_node).check_change_by(class::check_node_change)
+            .needs_version(),
+        has_status: true),
     row!(namespaced "storage.k8s.io" "io.k8s.api.storage.v1" "CSIStorageCapacity" "csistoragecapacities"
         "csistoragecapacity",
         [NAME => Name, MADE => Made],
-        Stored::inert(NO_VOLUMES).requires(&["storageClassName"]).fixes(&["storageClassName", "nodeTopology"])
-            .needs_version()),
+        Stored::inert(NO_VOLUMES).rules(class::CAPACITY).fixes(&["storageClassName", "nodeTopology"]).needs_version()),
     row!(cluster "storage.k8s.io" "io.k8s.api.storage.v1" "StorageClass" "storageclasses" "storageclass",
         [
             Column { name: "Name", kind: "string", format: "name", priority: 0 } => Of(class_name),
@@ -71,8 +81,8 @@ pub(super) static ROWS: &[Kind] = &[
             column("AllowVolumeExpansion", "string") => Any("allowVolumeExpansion", "false"),
             AGE => Age,
         ],
-        Stored::inert(NO_VOLUMES).default_by(storage_class).requires(&["provisioner"])
-            .fixes(&["provisioner", "parameters", "reclaimPolicy", "volumeBindingMode"]),
+        Stored::inert(NO_VOLUMES).default_by(class::default).rules(class::CLASS).check_by(class::check)
+            .locks(&["provisioner", "parameters", "reclaimPolicy", "volumeBindingMode"]),
         short_names: &["sc"]),
     row!(cluster "storage.k8s.io" "io.k8s.api.storage.v1" "VolumeAttachment" "volumeattachments" "volumeattachment",
         [
@@ -83,53 +93,20 @@ pub(super) static ROWS: &[Kind] = &[
             column("Attached", "boolean") => Flag("status.attached"),
             AGE => Age,
         ],
-        Stored::inert(NO_VOLUMES).requires(&["spec.attacher", "spec.nodeName"]).fixes(&["spec"]).needs_version(),
+        Stored::inert(NO_VOLUMES).rules(class::ATTACHMENT).check_by(class::check_attachment).locks(&["spec"])
+            .check_status_by(class::check_attachment_status).needs_version(),
         has_status: true),
     row!(cluster "storage.k8s.io" "io.k8s.api.storage.v1" "VolumeAttributesClass" "volumeattributesclasses"
         "volumeattributesclass",
         [NAME => Name, column("DriverName", "string") => Text("driverName", ""), AGE => Age],
-        Stored::inert(NO_VOLUMES).requires(&["driverName"]).fixes(&["driverName", "parameters"]),
+        Stored::inert(NO_VOLUMES).rules(class::ATTRIBUTES).check_by(class::check_attributes)
+            .check_change_by(class::check_attributes_change),
         short_names: &["vac"]),
 ];
 
-fn claim(object: &mut Value) {
-    default_to(child(object, "spec"), "volumeMode", "Filesystem");
-    default_when_zero(child(object, "status"), "phase", "Pending");
-}
-
+/// What is new has not been looked at.
 fn pending(object: &mut Value) {
     fields(object).insert("status".to_owned(), json!({"phase": "Pending"}));
-}
-
-fn volume(object: &mut Value) {
-    let spec = child(object, "spec");
-    default_when_zero(spec, "persistentVolumeReclaimPolicy", "Retain");
-    default_to(spec, "volumeMode", "Filesystem");
-    default_when_zero(child(object, "status"), "phase", "Pending");
-}
-
-/// A new volume is in its phase since it is there.
-fn new_volume(object: &mut Value) {
-    pending(object);
-    let made = object["metadata"]["creationTimestamp"].clone();
-    default_to(child(object, "status"), "lastPhaseTransitionTime", made);
-}
-
-fn storage_class(object: &mut Value) {
-    default_to(object, "reclaimPolicy", "Delete");
-    default_to(object, "volumeBindingMode", "Immediate");
-}
-
-fn driver(object: &mut Value) {
-    let spec = child(object, "spec");
-    default_to(spec, "attachRequired", true);
-    for field in ["podInfoOnMount", "storageCapacity", "requiresRepublish", "seLinuxMount"] {
-        default_to(spec, field, false);
-    }
-    default_to(spec, "fsGroupPolicy", "ReadWriteOnceWithFSType");
-    if spec["volumeLifecycleModes"].is_empty() {
-        fields(spec).insert("volumeLifecycleModes".to_owned(), json!(["Persistent"]));
-    }
 }
 
 fn driver_tokens(object: &Value) -> Cell {
