@@ -198,7 +198,7 @@ fn validate_spec(spec: &Value, judge: Judge, errors: &mut FieldErrors) {
     if judge == Judge::New {
         let path = path.child("volumeClaimTemplates");
         for (index, claim) in claims.iter().enumerate() {
-            pod::validate_claim(&claim["spec"], &path.index(index).child("spec"), errors);
+            pod::claim_spec(&claim["spec"], &path.index(index).child("spec"), errors);
         }
     }
     checks::nonnegative(&path.child("replicas"), &spec["replicas"], errors);

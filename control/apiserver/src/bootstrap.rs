@@ -66,7 +66,9 @@ pub(crate) async fn run(server: &Arc<Shared>) -> Result<bool, Status> {
     futures::future::try_join_all(classes).await?;
     let roles = roles(server).await;
     let has_roles = roles.is_ok();
-    for made in [api(server).await, roles, components(server).await, ingress_class(server).await, described(server).await] {
+    for made in
+        [api(server).await, roles, components(server).await, ingress_class(server).await, described(server).await]
+    {
         if let Err(error) = made {
             tracing::warn!(%error, "an object that every cluster has cannot be made; it is tried again");
         }

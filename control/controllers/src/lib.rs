@@ -6,8 +6,8 @@
 
 mod autoscaler;
 mod client;
-mod daemon_set;
 mod cron_job;
+mod daemon_set;
 mod deployment;
 mod discovery;
 mod disruption;

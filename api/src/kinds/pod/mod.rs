@@ -18,7 +18,6 @@ pub(super) use defaults::{resources as default_resources, spec as default_spec};
 pub(super) use prepare::drop_disabled;
 pub(super) use qos::class as qos_class;
 pub(super) use validation::resources::container_resource as validate_container_resource;
-pub(super) use validation::claim_spec as validate_claim;
 pub(super) use validation::template as validate_template;
 pub(super) use validation::{
     access_modes, claim_spec, container_resource, fixed_overhead, node_selector, persistent_source, resource_name,

@@ -80,8 +80,6 @@ pub(super) struct Stored {
     name: fn(&str, bool) -> Vec<String>,
     create_on_update: bool,
     unconditional_update: bool,
-    /// Whether what belongs to one that is deleted stays, unless the client says otherwise.
-    orphans: bool,
     /// Of a row that is another version: to and from what is stored.
     convert: Option<[fn(&mut Value); 2]>,
 }
@@ -109,7 +107,6 @@ impl Stored {
             name: names::name_is_dns_subdomain,
             create_on_update: false,
             unconditional_update: true,
-            orphans: false,
             convert: None,
         }
     }
@@ -176,10 +173,6 @@ impl Stored {
 
     const fn locks(self, locked: &'static [&'static str]) -> Stored {
         Stored { locked, ..self }
-    }
-
-    const fn orphaning(self) -> Stored {
-        Stored { orphans: true, ..self }
     }
 
     const fn named_as_path(self) -> Stored {
@@ -342,10 +335,6 @@ impl Strategy for Stored {
 
     fn allows_unconditional_update(&self) -> bool {
         self.unconditional_update
-    }
-
-    fn orphans_by_default(&self) -> bool {
-        self.orphans
     }
 
     fn field(&self, object: &Value, path: &str) -> Option<String> {

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::show::Show::{Age, Joined, Name, Of, Text};
 use super::{BLANK, Kind, Stored, Support, addresses, row};
-use crate::kinds::value::{Read, child, default_to, join, or};
+use crate::kinds::value::{Read, child, default_to};
 use crate::kinds::{AGE, Cell, FieldError, FieldErrors, NAME, checks, column};
 use crate::meta::field::Path;
 

@@ -26,12 +26,6 @@ pub(super) enum Show {
     Count(&'static str),
     /// The texts of a list, and what stands for none.
     Joined(&'static str, &'static str),
-    /// A label selector.
-    Selector(&'static str),
-    /// Names of the containers of a pod's spec.
-    Names(&'static str),
-    /// Images of the containers of a pod's spec.
-    Images(&'static str),
     /// Anything else.
     Of(fn(&Value) -> Cell),
 }
@@ -62,12 +56,6 @@ impl Show {
             Show::Joined(path, otherwise) => {
                 or(&join(at(object, path).items().iter().map(Read::text)), otherwise).into()
             }
-            Show::Selector(path) => match at(object, path) {
-                Value::Null => "<none>".into(),
-                selector => table::selector(selector, "<none>", "<error>"),
-            },
-            Show::Names(path) => table::containers(at(object, path))[0].clone(),
-            Show::Images(path) => table::containers(at(object, path))[1].clone(),
             Show::Of(cell) => cell(object),
         }
     }

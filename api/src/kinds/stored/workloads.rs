@@ -3,22 +3,15 @@
 use serde_json::Value;
 
 use super::rules::{Check, Rule};
-use super::show::Show::{Age, Count, Flag, Images, Labels, Name, Names, Number, Of, Selector, Text};
-use super::{ALL, BLANK, Kind, Stored, condition, row};
+use super::show::Show::{Age, Flag, Name, Number, Text};
+use super::{BLANK, Kind, Stored, row};
 use crate::kinds::deployment::{count_or_percent, percent_of};
-use crate::kinds::value::{Read, child, default_to, default_when_zero, fields};
-use crate::kinds::{
-    AGE, Cell, Column, FieldError, FieldErrors, NAME, checks, column, internal, pod, podtemplate, wide,
-};
+use crate::kinds::value::{Read, default_to};
+use crate::kinds::{AGE, FieldError, FieldErrors, NAME, checks, column, internal, pod};
 use crate::meta::field::{Path, Printed};
 use crate::meta::selector::validate_label_selector;
-use crate::meta::{time, validate_labels};
+use crate::meta::validate_labels;
 
-const NO_CONTROLLER: &str = "no controller acts on it yet";
-const CONTAINERS: Column = wide("Containers", "string");
-const IMAGES: Column = wide("Images", "string");
-const SELECTOR: Column = wide("Selector", "string");
-const POD: &str = "spec.template.spec";
 const BUDGET: &[Rule] = &[Rule("spec.unhealthyPodEvictionPolicy", Check::OneOf(&["AlwaysAllow", "IfHealthyBudget"]))];
 const RUNTIME: &[Rule] = &[Rule("handler", Check::Required("")), Rule("handler", Check::Label)];
 
@@ -50,10 +43,6 @@ pub(super) static ROWS: &[Kind] = &[
         Stored::inert("pods are not run by it yet").rules(RUNTIME).check_by(runtime_class).locks(&["handler"])
             .made_by_update().needs_version()),
 ];
-
-fn template(object: &Value, errors: &mut FieldErrors) {
-    pod::validate_template(&object["spec"]["template"], None, &Path::new("spec.template"), errors);
-}
 
 fn budget(object: &Value, errors: &mut FieldErrors) {
     let spec = &object["spec"];

@@ -93,8 +93,9 @@ pub(super) fn paths(group: &Group, version: &Version) -> Vec<Path> {
     };
     let mut paths = Vec::new();
     // What has no type here is served and not described.
-    let is_known =
-        |entry: &&Entry| entry.definition.is_some() || !type_name(&group.name, &version.version, &entry.kind).is_empty();
+    let is_known = |entry: &&Entry| {
+        entry.definition.is_some() || !type_name(&group.name, &version.version, &entry.kind).is_empty()
+    };
     for entry in version.resources.iter().filter(is_known) {
         context.resource(&mut paths, &root, entry);
     }

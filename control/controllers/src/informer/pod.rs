@@ -12,8 +12,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference,
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::requests::{Requests, Resources};
 use super::meta::{COMPLETION_INDEX, DELETION_COST, INDEX_FAILURES, INDEX_IGNORED_FAILURES};
+use super::requests::{Requests, Resources};
 use super::{Index, Key, Object, by_controller, controller, slim, version};
 
 /// `status.phase`.

@@ -26,7 +26,6 @@ use serde_json::Value;
 pub(in crate::kinds) use volume::{access_modes, claim_spec};
 
 pub(in crate::kinds) use resources::{container_resource, resource_name};
-pub(in crate::kinds) use volume::claim_spec;
 
 use crate::kinds::value::Read;
 use crate::kinds::{FieldError, FieldErrors, checks};

@@ -29,7 +29,7 @@ pub(super) static ROWS: &[Kind] = &[
         ],
         Stored::inert(NO_VOLUMES).default_by(claim::default).create_by(claim::create).change_by(claim::change)
             .check_by(claim::check).check_change_by(claim::check_change).check_status_by(claim::check_status)
-            .warn_by(claim::warn),
+            .warn_by(|object, _| claim::warn(object)),
         short_names: &["pvc"], has_status: true),
     row!(cluster "" "io.k8s.api.core.v1" "PersistentVolume" "persistentvolumes" "persistentvolume",
         [
@@ -47,7 +47,7 @@ pub(super) static ROWS: &[Kind] = &[
         ],
         Stored::inert(NO_VOLUMES).default_by(volume::default).create_by(volume::create)
             .check_by(|object, errors| volume::check(&object["spec"], object["metadata"]["name"].text(), errors))
-            .check_change_by(volume::check_change).warn_by(volume::warn),
+            .check_change_by(volume::check_change).warn_by(|object, _| volume::warn(object)),
         short_names: &["pv"], has_status: true),
     row!(cluster "storage.k8s.io" "io.k8s.api.storage.v1" "CSIDriver" "csidrivers" "csidriver",
         [
@@ -61,7 +61,7 @@ pub(super) static ROWS: &[Kind] = &[
             AGE => Age,
         ],
         Stored::inert(NO_VOLUMES).counted_from_change().default_by(class::default_driver).rules(class::DRIVER)
-            .check_by(class::check_driver).check_change_by(class::check_driver_change).warn_by(class::warn_driver)
+            .check_by(class::check_driver).check_change_by(class::check_driver_change).warn_by(|object, _| class::warn_driver(object))
             .needs_version()),
     row!(cluster "storage.k8s.io" "io.k8s.api.storage.v1" "CSINode" "csinodes" "csinode",
         [NAME => Name, column("Drivers", "integer") => Count("spec.drivers"), AGE => Age],

@@ -66,7 +66,7 @@ pub(crate) fn encode(form: Form, resource: &Arc<Resource>, page: Page, include: 
 
 /// Whether the reference makes the tables of a kind as those of any kind: without a list when nothing is in it.
 fn has_common_columns(resource: &Resource) -> bool {
-    resource.row.columns.iter().any(|column| column.name == "Created At")
+    resource.row.built_in().is_some_and(|row| row.columns.iter().any(|column| column.name == "Created At"))
 }
 
 /// Says what an answer holds that is made while it is sent: references to records, which are the store's.
