@@ -17,7 +17,7 @@ use crate::api::{CONTENT_DIGEST, Query, value};
 use crate::error::{Refusal, range_until};
 use crate::name::{Digest, Hashing, Name};
 use crate::upload::Upload;
-use crate::{Inner, Registry};
+use crate::Registry;
 
 /// Bytes that are collected before they go to the disk together.
 const WRITE_BYTES: usize = 512 << 10;

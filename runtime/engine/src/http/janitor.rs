@@ -134,7 +134,6 @@ impl Service {
 #[cfg(test)]
 mod tests {
     use http::Request;
-    use http_body_util::BodyExt as _;
 
     use super::*;
     use crate::host::Chain;
