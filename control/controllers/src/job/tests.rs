@@ -173,6 +173,11 @@ fn what_is_in_flight_counts() {
     let names: Vec<_> = plan.create.iter().map(|create| create.name.as_deref()).collect();
     assert_eq!(names, [Some("j-bbbbb")], "what nobody knows of is asked for again, and nothing else");
     assert_eq!(plan.status.active, Some(2), "what nobody knows of is not told");
+    let more = Known { sent: known.sent, unknown: vec!["j-bbbbb".into(), "j-ccccc".into()], ..Known::default() };
+    assert!(
+        more.plan(&job, &[pod("p", json!({}))]).create.is_empty(),
+        "more than there is room for is looked for first"
+    );
     // A deletion that was asked for makes room at once.
     let known = Known { deleting: set(&["p"]), ..Known::default() };
     let plan = known.plan(&job, &[pod("p", json!({}))]);
@@ -389,8 +394,14 @@ fn indexes_are_each_done_once() {
     }
     // What nobody knows of keeps its index and its name.
     let known = Known { unknown: vec!["j-1-abcde".into(), "j-0-abcde".into(), "j-0-other".into()], ..Known::default() };
-    let plan = known.plan(&indexed(json!({"parallelism": 2}), json!({})), &[at(0, "Running")]);
-    assert_eq!((plan.create[0].name.as_deref(), indexes(&plan)), (Some("j-1-abcde"), vec![1]));
+    let with = |parallelism: u32| {
+        let spec = json!({"parallelism": parallelism, "completions": 9});
+        known.plan(&indexed(spec, json!({})), &[at(0, "Running")])
+    };
+    let plan = with(5);
+    assert_eq!((plan.create[0].name.as_deref(), indexes(&plan)), (Some("j-1-abcde"), vec![1, 2]));
+    assert_eq!(indexes(&with(4)), [1], "what is not asked for again may be there as well");
+    assert!(with(3).create.is_empty(), "more than there is room for is looked for first");
 }
 
 #[test]

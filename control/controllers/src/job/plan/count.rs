@@ -29,6 +29,11 @@ impl Uncounted {
             failed: set(waiting.and_then(|waiting| waiting.failed.as_ref())),
         }
     }
+
+    /// Whether the status names it as either.
+    pub(super) fn names(&self, pod: &Pod) -> bool {
+        self.succeeded.contains(&*pod.uid) || self.failed.contains(&*pod.uid)
+    }
 }
 
 impl Planner<'_> {

@@ -39,6 +39,8 @@ impl Planner<'_> {
         }
         let leaving = if replaces_only_failed(self.spec) { self.terminating.len() } else { 0 };
         let room = wanted.saturating_sub(active + leaving + self.observed.sent.len());
+        // What nobody knows of may be there. If that is more than there is room for, it is looked for first.
+        let Some(room) = room.checked_sub(self.observed.unknown.len()) else { return };
         if self.indexed {
             self.create_indexes(room);
         } else {
@@ -46,10 +48,11 @@ impl Planner<'_> {
         }
     }
 
+    /// Asks again for what nobody knows of, and for so many more.
     fn create_any(&mut self, room: usize) {
-        let unknown = self.observed.unknown.iter().take(room);
+        let unknown = self.observed.unknown.iter();
         self.plan.create = unknown.map(|name| Create { name: Some(name.clone()), ..Create::default() }).collect();
-        let room = (room - self.plan.create.len()).min(BURST);
+        let room = room.min(BURST);
         if room == 0 {
             return;
         }
@@ -59,6 +62,7 @@ impl Planner<'_> {
         }
     }
 
+    /// As [`Self::create_any`], by indexes.
     fn create_indexes(&mut self, room: usize) {
         let all = completions(self.spec).unwrap_or(0);
         let of_names = |names: &[Arc<str>]| Indexes::of(names.iter().filter_map(|name| template::index_of(name)));
@@ -73,13 +77,11 @@ impl Planner<'_> {
         // What nobody knows of is asked for again by the same name, if it is still wanted.
         let mut again = HashMap::new();
         for name in self.observed.unknown {
-            if let Some(index) = template::index_of(name).filter(|index| *index < all && !taken.contains(*index))
-                && again.len() < room
-            {
+            if let Some(index) = template::index_of(name).filter(|index| *index < all && !taken.contains(*index)) {
                 again.entry(index).or_insert_with(|| name.clone());
             }
         }
-        let room = (room - again.len()).min(BURST);
+        let room = room.min(BURST);
         taken = taken.union(&Indexes::of(again.keys().copied()));
         let mut new = taken.absent(room, all);
         let mut again: Vec<(u32, Option<Arc<str>>)> =

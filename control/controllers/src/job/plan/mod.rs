@@ -183,8 +183,8 @@ impl<'a> Planner<'a> {
         if self.status.start_time.is_none() && !is_suspended(self.spec) {
             self.status.start_time = Some(moment(self.observed.now));
         }
-        let succeeded = self.new_ends(|pod| pod.phase == Phase::Succeeded, |waiting| &waiting.succeeded);
-        let failed = self.new_ends(|pod| is_failed(self.spec, pod), |waiting| &waiting.failed);
+        let succeeded = self.new_ends(|pod| pod.phase == Phase::Succeeded);
+        let failed = self.new_ends(|pod| is_failed(self.spec, pod));
         let backoff = self.observed.backoff.with(&succeeded, &failed);
         let failures = failed.iter().filter(|pod| self.verdict(pod).counts()).count();
         let failures = count(self.status.failed) + failures + self.uncounted.failed.len();
@@ -235,12 +235,12 @@ impl<'a> Planner<'a> {
         index_of(pod).filter(|index| *index < completions(self.spec).unwrap_or(0))
     }
 
-    /// Pods that have ended and are in no count yet.
-    fn new_ends(&self, ended: impl Fn(&Pod) -> bool, waiting: impl Fn(&Uncounted) -> &HashSet<Box<str>>) -> Vec<&Pod> {
-        let waiting = waiting(&self.uncounted);
+    /// Pods that have ended and are in no count yet. One that was deleted and is named as failed may succeed while it goes:
+    /// it is counted as a failure, hence nothing may be decided by it as a success (upstream completes with one too few).
+    fn new_ends(&self, ended: impl Fn(&Pod) -> bool) -> Vec<&Pod> {
         let new = self.pods.iter().filter(|pod| {
             self.is_tracked(pod)
-                && !waiting.contains(&*pod.uid)
+                && !self.uncounted.names(pod)
                 && (!self.indexed || self.valid_index(pod).is_some())
                 && ended(pod)
         });
@@ -255,8 +255,8 @@ impl<'a> Planner<'a> {
     fn read_indexes(&mut self) {
         let wanted = completions(self.spec).unwrap_or(0);
         self.succeeded_before = Indexes::parse(self.status.completed_indexes.as_deref().unwrap_or_default(), wanted);
-        let new = self.pods.iter().filter(|pod| self.is_tracked(pod) && pod.phase == Phase::Succeeded);
-        let new = Indexes::of(new.filter_map(|pod| self.valid_index(pod)));
+        let new = self.new_ends(|pod| pod.phase == Phase::Succeeded);
+        let new = Indexes::of(new.into_iter().filter_map(index_of));
         self.succeeded = self.succeeded_before.union(&new);
         let Some(limit) = self.spec.backoff_limit_per_index else { return };
         let failed = Indexes::parse(self.status.failed_indexes.as_deref().unwrap_or_default(), wanted);
