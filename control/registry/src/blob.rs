@@ -13,11 +13,11 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::BodyExt;
 use tokio::time::Instant;
 
+use crate::Registry;
 use crate::api::{CONTENT_DIGEST, Query, value};
 use crate::error::{Refusal, range_until};
 use crate::name::{Digest, Hashing, Name};
 use crate::upload::Upload;
-use crate::Registry;
 
 /// Bytes that are collected before they go to the disk together.
 const WRITE_BYTES: usize = 512 << 10;
