@@ -1,6 +1,6 @@
 //! What a ResourceQuota counts, and whether a write fits into it (`pkg/quota/v1`, `apiserver/…/resourcequota`).
 //!
-//! A kind of objects is counted in one of five ways ([`Way`]). [`usage`] says what one object takes, [`charge`] what a write
+//! A kind of objects is counted in one of five ways ([`Way`]). [`usage`] says what one object takes, [`charge()`] what a write
 //! adds to the quotas of its namespace, or why it may not; the same [`usage`] adds up to what a recount finds. The way
 //! in which a name is spelled says which objects it counts: [`tracks`].
 
