@@ -96,6 +96,8 @@ async fn next(mut watcher: Watcher) -> bool {
 async fn round(server: &Shared) -> Result<Vec<String>, Status> {
     let served = server.cluster.served().await;
     let mut going = Vec::new();
+    // One that cannot be settled holds up no other.
+    let mut failed = None;
     // In the order in which they came, so that of two that want a name the first has it.
     let mut all: Vec<Arc<Standing>> = served.all().into_iter().cloned().collect();
     all.sort_by_key(|standing| standing.record.revision);
@@ -107,8 +109,12 @@ async fn round(server: &Shared) -> Result<Vec<String>, Status> {
         }
         let Some(object) = standing.object() else { continue };
         if definition.is_deleting {
-            if meta::finalizers(&object).any(|name| name == custom::CLEANUP) && !end(server, standing).await? {
-                going.push(definition.name.clone());
+            if meta::finalizers(&object).any(|name| name == custom::CLEANUP) {
+                match end(server, standing).await {
+                    Ok(true) => {}
+                    Ok(false) => going.push(definition.name.clone()),
+                    Err(status) => failed = failed.or(Some(status)),
+                }
             }
             continue;
         }
@@ -119,11 +125,13 @@ async fn round(server: &Shared) -> Result<Vec<String>, Status> {
         if decide(&object).is_none() {
             continue;
         }
-        if let Some(settled) = write(server, standing, decide).await? {
-            known[at] = Arc::new(Definition::read(&settled));
+        match write(server, standing, decide).await {
+            Ok(Some(settled)) => known[at] = Arc::new(Definition::read(&settled)),
+            Ok(None) => {}
+            Err(status) => failed = failed.or(Some(status)),
         }
     }
-    Ok(going)
+    failed.map_or(Ok(going), Err)
 }
 
 /// Changes a definition; one that is gone meanwhile needs no change.

@@ -1,7 +1,7 @@
 //! Headers that are for one connection only (RFC 9110 §7.6.1): the one list of them, and the one of them that some pass on.
 
 use http::header::{
-    CONNECTION, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
+    CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
     TRANSFER_ENCODING, UPGRADE,
 };
 
@@ -18,10 +18,11 @@ const OF_A_CONNECTION: [HeaderName; 9] = [
     UPGRADE,
 ];
 
-/// Takes away what is for one connection only.
+/// Takes away what is for one connection only. Whom a request is for is never that.
 pub fn strip(headers: &mut HeaderMap) {
     if headers.contains_key(CONNECTION) {
-        let named: Vec<HeaderName> = named(headers).filter_map(|name| name.parse().ok()).collect();
+        let named: Vec<HeaderName> =
+            named(headers).filter_map(|name| name.parse().ok()).filter(|name| *name != HOST).collect();
         for name in named {
             headers.remove(name);
         }
@@ -96,6 +97,13 @@ mod tests {
             strip(&mut headers);
             assert!(headers.keys().all(|name| !OF_A_CONNECTION.contains(name)), "seed {seed}: {headers:?}");
         }
+    }
+
+    #[test]
+    fn whom_a_request_is_for_is_not_taken_away() {
+        let mut headers = map(&[("connection", "host, x-a"), ("host", "a.x"), ("x-a", "1")]);
+        strip(&mut headers);
+        assert_eq!(headers, map(&[("host", "a.x")]));
     }
 
     #[test]

@@ -175,10 +175,15 @@ impl<'a> Planner<'a> {
             return;
         }
         let mut running: Vec<&Arc<Pod>> = Vec::new();
+        // Beside one that failed and is left alone for a while nothing is made: it would fail as well.
+        let mut waits = false;
         for pod in live.collect::<Vec<_>>() {
             match pod.phase {
                 Phase::Failed => match (self.observed.backoff)(&name) {
-                    Some(left) => self.look_again_in(left),
+                    Some(left) => {
+                        waits = true;
+                        self.look_again_in(left);
+                    }
                     None => self.end(&name, pod),
                 },
                 Phase::Succeeded => self.end(&name, pod),
@@ -190,7 +195,7 @@ impl<'a> Planner<'a> {
             return;
         }
         if running.len() <= 1 {
-            if running.is_empty() && asked == 0 && place == Place::Wanted {
+            if running.is_empty() && asked == 0 && !waits && place == Place::Wanted {
                 self.plan.create.push(name);
             }
             return;

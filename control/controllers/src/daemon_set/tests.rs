@@ -131,6 +131,9 @@ fn each_node_that_takes_one_has_one() {
         let plan = planned(&in_place(), nodes, &pods(there), creating, deleting);
         assert_eq!(steps(&plan), expected, "{there} on {nodes}; asked for {creating}, given up {deleting}");
     }
+    // Nor is another made beside one that waits, where pods may be beside each other.
+    let plan = planned(&rolling(&json!(0), &json!(1)), "a tired", &pods("tiredx"), "", "");
+    assert_eq!((steps(&plan).as_str(), plan.check_after), ("+a", Some(Duration::from_secs(7))));
     let plan = planned(&in_place(), "a tired", &pods("ax tiredx"), "", "");
     assert_eq!(plan.ended.iter().map(|(node, _)| &**node).collect::<Vec<_>>(), ["a"]);
     assert_eq!(plan.check_after, Some(Duration::from_secs(7)));

@@ -13,7 +13,7 @@ use super::Inbound;
 use super::bounds::{self, Silence};
 use crate::routes::Route;
 use crate::serve::{refuse, say};
-use crate::{Asker, Body, Error, outbound};
+use crate::{Asker, Body, Error, headers, outbound};
 
 /// What the gateway says of who has sent a request. Whatever a client says by a name that looks like one of these is taken away.
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -87,6 +87,12 @@ impl Inbound {
             Err(why) => return Ok(say(StatusCode::SERVICE_UNAVAILABLE, &why)),
         };
         let local_port = self.port;
+        // Before it is said who asks: what a client names as its connection's own is taken away, and that is not.
+        let protocol = headers::upgrade(request.headers());
+        headers::strip(request.headers_mut());
+        if let Some(protocol) = protocol {
+            headers::ask(request.headers_mut(), protocol);
+        }
         tell(request.headers_mut(), &to, client.ip(), local_port, self.tls.is_some());
         // As it is without TLS and in HTTP/1.1: who answers need not know how it came.
         let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
