@@ -11,6 +11,7 @@ use futures::{FutureExt as _, StreamExt as _, stream};
 use http_body_util::{BodyExt as _, Limited};
 use jiff::Timestamp;
 use parking_lot::Mutex;
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
@@ -48,7 +49,7 @@ struct State {
     /// When all nodes were asked last.
     asked: Option<Instant>,
     samples: Arc<Samples>,
-    under_way: Option<Shared<BoxFuture<'static, ()>>>,
+    under_way: Option<(AbortHandle, Shared<BoxFuture<'static, ()>>)>,
 }
 
 /// The samples of all nodes, by their names.
@@ -128,12 +129,14 @@ impl Usages {
         let under_way = {
             let mut state = self.0.lock();
             match &state.under_way {
-                Some(under_way) if under_way.peek().is_none() => under_way.clone(),
+                // It ends also when all who waited have left, and then nobody has seen its end.
+                Some((task, under_way)) if !task.is_finished() => under_way.clone(),
                 _ if state.asked.is_some_and(|at| at.elapsed() < FRESH) => return,
                 _ => {
                     let task = tasks.spawn(collect());
+                    let handle = task.abort_handle();
                     let under_way = task.map(drop).boxed().shared();
-                    state.under_way = Some(under_way.clone());
+                    state.under_way = Some((handle, under_way.clone()));
                     under_way
                 }
             }
@@ -232,4 +235,26 @@ async fn ask(cluster: &Cluster, nodes: &Nodes, to: &Endpoint) -> Said {
     // By the name that the store has of it, which is there once.
     let known = |name: &str| cluster.store.get(pods, name).map(|record| record.key.name.clone());
     Said::Sample(Sample::read(&String::from_utf8_lossy(&bytes), Timestamp::now().as_millisecond(), known))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_ended_when_nobody_waited_any_more_is_not_the_answer_of_later() {
+        let (usages, tasks, times) = (Usages::default(), TaskTracker::new(), Arc::new(AtomicUsize::new(0)));
+        let collect = || {
+            let times = times.clone();
+            async move { drop(times.fetch_add(1, Ordering::Relaxed)) }
+        };
+        assert!(usages.refresh(&tasks, collect).now_or_never().is_none(), "who asked leaves");
+        while !tasks.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        usages.refresh(&tasks, collect).await;
+        assert_eq!(times.load(Ordering::Relaxed), 2);
+    }
 }

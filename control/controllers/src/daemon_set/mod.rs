@@ -9,7 +9,7 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -77,7 +77,12 @@ impl Controller {
                 queue.add(&change.object().key());
             }
         });
-        history::listen(ROW, &queue, revisions, wake_selecting(&queue, &sets.store()));
+        history::listen(
+            ROW,
+            &queue,
+            revisions,
+            workload::wake_selecting(&queue, &sets.store(), |set| &set.spec.selector),
+        );
         nodes.on_change({
             let (queue, sets) = (queue.clone(), sets.store());
             move |change| {
@@ -95,7 +100,13 @@ impl Controller {
                 }
             }
         });
-        workload::listen(ROW, &queue, &in_flight, pods, wake_selecting(&queue, &sets.store()));
+        workload::listen(
+            ROW,
+            &queue,
+            &in_flight,
+            pods,
+            workload::wake_selecting(&queue, &sets.store(), |set| &set.spec.selector),
+        );
         let store = pods.store();
         let pods = Pods { client, recorder, store, in_flight, row: ROW };
         let (sets, revisions, nodes) = (sets.store(), revisions.store(), nodes.store());
@@ -116,19 +127,6 @@ fn matters(set: &DaemonSet, before: Option<&Arc<Node>>, after: Option<&Arc<Node>
     let placement = Placement::of(set);
     let on = |node: Option<&Arc<Node>>| node.map_or(Place::None, |node| placement.on(node));
     on(before) != on(after)
-}
-
-/// Wakes those that select by these labels.
-fn wake_selecting(
-    queue: &Queue<Key>,
-    sets: &Arc<Store<DaemonSet>>,
-) -> impl Fn(&str, &BTreeMap<String, String>) + Send + Sync + 'static + use<> {
-    let (queue, sets) = (queue.clone(), sets.clone());
-    move |namespace, labels| {
-        for set in sets.select(namespace, |set| selector::matches(&set.spec.selector, labels)) {
-            queue.add(&set.key());
-        }
-    }
 }
 
 impl Reconciler for Controller {
@@ -291,12 +289,14 @@ impl Controller {
     /// Events about pods that have ended, and the delay of the next that fails.
     fn tell_ended(&self, owner: Owner<'_>, generation: i64, plan: &plan::Plan) {
         let uid: Arc<str> = owner.uid.into();
+        // One node has failed once, however many of its pods have.
+        let mut failed = HashSet::new();
         for (node, pod) in &plan.ended {
             let (warning, reason, word, verb) = match pod.phase {
                 Phase::Failed => (true, "FailedDaemonPod", "failed", "kill"),
                 _ => (false, "SucceededDaemonPod", "succeeded", "delete"),
             };
-            if warning {
+            if warning && failed.insert(node) {
                 self.backoffs.lock().next(&uid, generation, node, Instant::now());
             }
             let message = format!("Found {word} daemon pod {} on node {node}, will try to {verb} it", pod.key);

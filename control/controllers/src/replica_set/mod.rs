@@ -76,14 +76,8 @@ impl<S: Set> Controller<S> {
                 }
             }
         });
-        workload::listen(S::ROW, &queue, &in_flight, pods, {
-            let (queue, sets) = (queue.clone(), sets.store());
-            move |namespace, labels| {
-                for set in sets.select(namespace, |set| selector::matches(&set.set().spec.selector, labels)) {
-                    queue.add(&set.key());
-                }
-            }
-        });
+        let orphan = workload::wake_selecting(&queue, &sets.store(), |set: &S| &set.set().spec.selector);
+        workload::listen(S::ROW, &queue, &in_flight, pods, orphan);
         let (sets, store) = (sets.store(), pods.store());
         let pods = Pods { client, recorder, store, in_flight, row: S::ROW };
         Arc::new(Self { queue, sets, pods, settle: Settle::default() })

@@ -67,7 +67,12 @@ impl Controller {
             let queue = queue.clone();
             move |change| queue.add(&change.object().key())
         });
-        history::listen(ROW, &queue, revisions, wake_selecting(&queue, &sets.store()));
+        history::listen(
+            ROW,
+            &queue,
+            revisions,
+            workload::wake_selecting(&queue, &sets.store(), |set| &set.spec.selector),
+        );
         // A claim that goes may hold up a pod of its name.
         claims.on_change({
             let queue = queue.clone();
@@ -85,24 +90,17 @@ impl Controller {
                 }
             }
         });
-        workload::listen(ROW, &queue, &in_flight, pods, wake_selecting(&queue, &sets.store()));
+        workload::listen(
+            ROW,
+            &queue,
+            &in_flight,
+            pods,
+            workload::wake_selecting(&queue, &sets.store(), |set| &set.spec.selector),
+        );
         let store = pods.store();
         let pods = Pods { client, recorder, store, in_flight, row: ROW };
         let (sets, revisions, claims) = (sets.store(), revisions.store(), claims.store());
         Arc::new(Self { queue, sets, revisions, claims, pods, settle: Settle::default() })
-    }
-}
-
-/// Wakes those that select by these labels.
-fn wake_selecting(
-    queue: &Queue<Key>,
-    sets: &Arc<Store<StatefulSet>>,
-) -> impl Fn(&str, &BTreeMap<String, String>) + Send + Sync + 'static + use<> {
-    let (queue, sets) = (queue.clone(), sets.clone());
-    move |namespace, labels| {
-        for set in sets.select(namespace, |set| selector::matches(&set.spec.selector, labels)) {
-            queue.add(&set.key());
-        }
     }
 }
 

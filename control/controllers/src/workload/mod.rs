@@ -21,7 +21,7 @@ use crate::informer::Key;
 
 pub(crate) use in_flight::{Flight, InFlight, OVERDUE};
 pub(crate) use names::{generated_name, hash, hashed_name};
-pub(crate) use pods::{Asked, Owner, Pods, Row, listen, side_by_side, slow_start, workload_of};
+pub(crate) use pods::{Asked, Owner, Pods, Row, listen, side_by_side, slow_start, wake_selecting, workload_of};
 pub(crate) use settle::Settle;
 pub(crate) use template::{Template, normal};
 pub(crate) use written::Written;

@@ -5,15 +5,16 @@ use std::sync::Arc;
 
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, OwnerReference};
 use serde::Serialize;
 
 use super::{Created, InFlight, create_named, may_adopt, owner_reference, set_owners};
 use crate::Error;
 use crate::client::{self, Client, DeleteOptions, PODS, Resource};
 use crate::events::{Record, Recorder, Subject};
-use crate::informer::{Change, Informer, Key, Pod, Store, controller};
+use crate::informer::{Change, Informer, Key, Object, Pod, Store, controller};
 use crate::queue::Queue;
+use crate::selector;
 
 /// Creations and deletions in flight per workload.
 pub(crate) const WINDOW_MAX: usize = 64;
@@ -86,6 +87,20 @@ pub(crate) fn listen(
             None => {}
         }
     });
+}
+
+/// Wakes those of a namespace that select by these labels.
+pub(crate) fn wake_selecting<K: Object>(
+    queue: &Queue<Key>,
+    workloads: &Arc<Store<K>>,
+    selector: fn(&K) -> &LabelSelector,
+) -> impl Fn(&str, &BTreeMap<String, String>) + Send + Sync + 'static + use<K> {
+    let (queue, workloads) = (queue.clone(), workloads.clone());
+    move |namespace, labels| {
+        for workload in workloads.select(namespace, |workload| selector::matches(selector(workload), labels)) {
+            queue.add(&workload.key());
+        }
+    }
 }
 
 /// The workload of this kind that controls the pod.
@@ -201,20 +216,7 @@ impl Pods {
 
     /// Gives pods up, with events in the words of ReplicaSets.
     pub(crate) async fn delete(&self, owner: Owner<'_>, pods: &[Arc<Pod>]) -> Result<(), kube::Error> {
-        let mut running = FuturesUnordered::new();
-        let mut left = pods.iter();
-        let mut failure = None;
-        loop {
-            while running.len() < WINDOW_MAX
-                && let Some(pod) = left.next()
-            {
-                running.push(self.delete_one(owner, pod));
-            }
-            match running.next().await {
-                Some(outcome) => failure = failure.or(outcome.err()),
-                None => return failure.map_or(Ok(()), Err),
-            }
-        }
+        side_by_side(pods.iter().map(|pod| self.delete_one(owner, pod))).await
     }
 
     async fn delete_one(&self, owner: Owner<'_>, pod: &Pod) -> Result<(), kube::Error> {
