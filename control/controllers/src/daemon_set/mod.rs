@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use crate::client::{self, Client, DAEMON_SETS};
 use crate::events::Recorder;
-use crate::informer::{Change, Index, Informer, Key, Object as _, Phase, Pod, Store};
+use crate::informer::{Change, Informer, Key, Object as _, Phase, Pod, Store};
 use crate::queue::{Next, Queue, Reconciler};
 use crate::workload::history::{self, Parent, REVISION_LABEL, Step};
 use crate::workload::{self, Asked, InFlight, Owner, Pods, Row, Settle, Template};
@@ -157,7 +157,9 @@ impl Reconciler for Controller {
         let revision = self.revision(&set, &parent, &revisions).await?;
         // Before the store: what leaves it is in the store by then.
         let flight = self.pods.in_flight.of(&uid);
-        let Some(pods) = self.claim(&set, owner).await? else { return Ok(Next::OnEvent) };
+        let is_member = |pod: &Pod| selector::matches(&set.spec.selector, &pod.labels);
+        let members = self.pods.members(owner, set.is_deleting(), is_member).await?;
+        let Some(pods) = members else { return Ok(Next::OnEvent) };
         let names = pods.iter().map(|pod| pod.key.name.clone()).collect();
         let flight = flight.without(&names);
         let lost = self.pods.look_for(owner, &flight.overdue).await?;
@@ -239,18 +241,6 @@ fn surplus(
 }
 
 impl Controller {
-    /// The pods of the set. `None` after taking some that match and belong to nobody: their events come. Those that no longer
-    /// match are let go.
-    async fn claim(&self, set: &DaemonSet, owner: Owner<'_>) -> Result<Option<Vec<Arc<Pod>>>, Error> {
-        let matches = |pod: &Pod| selector::matches(&set.spec.selector, &pod.labels);
-        let (pods, others): (Vec<_>, Vec<_>) =
-            self.pods.store.controlled_by(owner.uid).into_iter().partition(|pod| matches(pod));
-        let mut orphans = self.pods.store.by(Index::Orphan, &owner.key.namespace);
-        orphans.retain(|pod| pod.deleting.is_none() && matches(pod));
-        self.pods.claim(owner, &orphans, &others).await?;
-        Ok(orphans.is_empty().then_some(pods))
-    }
-
     /// The revision of the template; makes the history say so.
     async fn revision(
         &self,

@@ -21,7 +21,7 @@ use serde_json::json;
 
 use crate::client::{self, Client, PERSISTENT_VOLUME_CLAIMS, PODS, STATEFUL_SETS};
 use crate::events::Recorder;
-use crate::informer::{Index, Informer, Key, Object as _, Pod, Store};
+use crate::informer::{Informer, Key, Object as _, Pod, Store};
 use crate::queue::{Next, Queue, Reconciler};
 use crate::workload::history::{self, Parent, REVISION_LABEL, Step};
 use crate::workload::{self, Asked, Created, InFlight, Owner, Pods, Row, Settle, Template};
@@ -125,7 +125,11 @@ impl Reconciler for Controller {
         };
         // Before the store: what leaves it is in the store by then.
         let flight = self.pods.in_flight.of(set.uid());
-        let Some(pods) = self.claim(&set, owner).await? else { return Ok(Next::OnEvent) };
+        let is_member = |pod: &Pod| {
+            selector::matches(&set.spec.selector, &pod.labels) && ordinal(&key.name, &pod.key.name).is_some()
+        };
+        let members = self.pods.members(owner, set.is_deleting(), is_member).await?;
+        let Some(pods) = members else { return Ok(Next::OnEvent) };
         let templates = self.templates(&set, &parent, &revisions).await?;
         let names: HashSet<Arc<str>> = pods.iter().map(|pod| pod.key.name.clone()).collect();
         let flight = flight.without(&names);
@@ -197,23 +201,6 @@ fn parent<'a>(set: &'a StatefulSet, key: &'a Key) -> Parent<'a> {
 }
 
 impl Controller {
-    /// The pods of the set. `None` after taking some that match and belong to nobody: their events come. Those that are none
-    /// of its own by label or name are let go.
-    async fn claim(&self, set: &StatefulSet, owner: Owner<'_>) -> Result<Option<Vec<Arc<Pod>>>, Error> {
-        let is_member = |pod: &Pod| {
-            selector::matches(&set.spec.selector, &pod.labels) && ordinal(&owner.key.name, &pod.key.name).is_some()
-        };
-        let (pods, others): (Vec<_>, Vec<_>) =
-            self.pods.store.controlled_by(owner.uid).into_iter().partition(|pod| is_member(pod));
-        if set.is_deleting() {
-            return Ok(Some(pods));
-        }
-        let mut orphans = self.pods.store.by(Index::Orphan, &owner.key.namespace);
-        orphans.retain(|pod| pod.deleting.is_none() && is_member(pod));
-        self.pods.claim(owner, &orphans, &others).await?;
-        Ok(orphans.is_empty().then_some(pods))
-    }
-
     /// The templates that pods have and shall have; makes the history say so.
     async fn templates(
         &self,

@@ -12,7 +12,7 @@ use super::{Created, InFlight, create_named, may_adopt, owner_reference, set_own
 use crate::Error;
 use crate::client::{self, Client, DeleteOptions, PODS, Resource};
 use crate::events::{Record, Recorder, Subject};
-use crate::informer::{Change, Informer, Key, Object, Pod, Store, controller};
+use crate::informer::{Change, Index, Informer, Key, Object, Pod, Store, controller};
 use crate::queue::Queue;
 use crate::selector;
 
@@ -123,6 +123,25 @@ impl Pods {
             uid: owner.uid.into(),
         };
         self.recorder.record(Record { subject, component: self.row.component, warning, reason, message });
+    }
+
+    /// The members among the pods that the workload controls; `None` after taking some that belong to nobody, for their events
+    /// come. What it controls and is no member any more is let go. One that is being deleted takes and lets go of nothing.
+    pub(crate) async fn members(
+        &self,
+        owner: Owner<'_>,
+        is_deleting: bool,
+        is_member: impl Fn(&Pod) -> bool,
+    ) -> Result<Option<Vec<Arc<Pod>>>, Error> {
+        let (members, others): (Vec<_>, Vec<_>) =
+            self.store.controlled_by(owner.uid).into_iter().partition(|pod| is_member(pod));
+        if is_deleting {
+            return Ok(Some(members));
+        }
+        let mut orphans = self.store.by(Index::Orphan, &owner.key.namespace);
+        orphans.retain(|pod| pod.deleting.is_none() && is_member(pod));
+        self.claim(owner, &orphans, &others).await?;
+        Ok(orphans.is_empty().then_some(members))
     }
 
     /// Takes pods over that match and belong to nobody, and lets go of those that no longer match.
