@@ -12,8 +12,9 @@ use super::read::{Age, Ingress};
 use super::{CONTROLLER, Problem, Routing, SecretKey, Told};
 use crate::routes::{Host, Paths};
 
-/// Routes of all Ingresses together; the newest of them are left out beyond it.
-const ROUTES_MAX: usize = 100_000;
+/// Paths, segments of paths and hosts of all Ingresses together, which every node has in memory; the newest of them are left out
+/// beyond it.
+const COST_MAX: usize = 100_000;
 
 /// Namespace and name.
 type Key = (Arc<str>, Arc<str>);
@@ -78,8 +79,8 @@ pub(super) struct Table {
     served: HashMap<Key, Arc<Ingress>>,
     by_host: HashMap<Host, BTreeMap<Age, Arc<Ingress>>>,
     defaults: BTreeMap<Age, Arc<Ingress>>,
-    routes: usize,
-    routes_max: usize,
+    cost: usize,
+    cost_max: usize,
     /// Those for which there is no room.
     left_out: BTreeMap<Age, Key>,
     changed: HashSet<Host>,
@@ -90,12 +91,12 @@ pub(super) struct Table {
 
 impl Default for Table {
     fn default() -> Table {
-        Table::with_room_for(ROUTES_MAX)
+        Table::with_room_for(COST_MAX)
     }
 }
 
 impl Table {
-    fn with_room_for(routes_max: usize) -> Table {
+    fn with_room_for(cost_max: usize) -> Table {
         Table {
             classes: HashMap::new(),
             listed_classes: Listed::default(),
@@ -105,8 +106,8 @@ impl Table {
             served: HashMap::new(),
             by_host: HashMap::new(),
             defaults: BTreeMap::new(),
-            routes: 0,
-            routes_max,
+            cost: 0,
+            cost_max,
             left_out: BTreeMap::new(),
             changed: HashSet::new(),
             conflicts: HashMap::new(),
@@ -199,13 +200,17 @@ impl Table {
         if !is_ours || self.served.contains_key(key) {
             return;
         }
-        if self.routes + ingress.routes() > self.routes_max {
-            let message = format!("it is not served: all Ingresses together may have {} routes", self.routes_max);
+        if self.cost + ingress.cost() > self.cost_max {
+            let message = format!(
+                "it is not served: it has {} paths, segments of paths and hosts, and all Ingresses together may have {}",
+                ingress.cost(),
+                self.cost_max
+            );
             self.tell(&ingress, Problem { reason: "TooManyRoutes", message });
             self.left_out.insert(ingress.age.clone(), key.clone());
             return;
         }
-        self.routes += ingress.routes();
+        self.cost += ingress.cost();
         self.link(&ingress, true);
         self.served.insert(key.clone(), ingress.clone());
         self.told.push(Told::Served(ingress.clone()));
@@ -220,12 +225,12 @@ impl Table {
             self.left_out.remove(&ingress.age);
         }
         let Some(ingress) = self.served.remove(key) else { return };
-        self.routes -= ingress.routes();
+        self.cost -= ingress.cost();
         self.link(&ingress, false);
         self.told.push(Told::Left(ingress.origin.clone()));
         while let Some(next) = self.left_out.values().next().cloned() {
-            let Some(routes) = self.ingresses.get(&next).map(|ingress| ingress.routes()) else { break };
-            if self.routes + routes > self.routes_max {
+            let Some(cost) = self.ingresses.get(&next).map(|ingress| ingress.cost()) else { break };
+            if self.cost + cost > self.cost_max {
                 break;
             }
             self.left_out.pop_first();
@@ -432,7 +437,7 @@ mod tests {
         let third = table.routing(&second);
         assert_eq!(service(&third, "h7.x", "/"), "none");
         assert_eq!(service(&second, "h7.x", "/"), "other:80", "what was is as it was");
-        assert!(table.by_host.len() == 49 && table.routes == 49 * 2 && !table.by_class["coracle"].is_empty());
+        assert!(table.by_host.len() == 49 && table.cost == 49 * 2 && !table.by_class["coracle"].is_empty());
     }
 
     #[test]
@@ -582,11 +587,41 @@ mod tests {
         assert_eq!(["a", "b", "c"].map(|host| service(&first, host, "/")), ["web:80", "web:80", "none"]);
         assert_eq!(
             problems(&mut table),
-            ["c: TooManyRoutes: it is not served: all Ingresses together may have 4 routes"]
+            [
+                "c: TooManyRoutes: it is not served: it has 2 paths, segments of paths and hosts, and all Ingresses together may have 4"
+            ]
         );
         table.take(gone("a"));
         let second = table.routing(&first);
         assert_eq!(["a", "b", "c"].map(|host| service(&second, host, "/")), ["none", "web:80", "web:80"]);
         assert!(table.left_out.is_empty());
+    }
+
+    #[test]
+    fn segments_and_hosts_count_as_routes_do() {
+        let served = |spec: Value| {
+            let mut table = Table::with_room_for(100);
+            listed_in(&mut table, [ingress("a", 1, spec)]);
+            table.served.len() == 1
+        };
+        let deep = |segments: usize| json!({"rules": [rule("a", &[("Prefix", &"/a".repeat(segments))], "web")]});
+        assert_eq!([98, 99].map(|segments| served(deep(segments))), [true, false]);
+        let exact = |paths: usize| {
+            let long: Vec<String> = (0..paths).map(|n| format!("/{n:04000}")).collect();
+            let paths: Vec<_> = long.iter().map(|path| ("Exact", &**path)).collect();
+            json!({"rules": [rule("a", &paths, "web")]})
+        };
+        assert_eq!([6, 7].map(|paths| served(exact(paths))), [true, false]);
+        let hosts = |hosts: usize| {
+            let hosts: Vec<String> = (0..hosts).map(|n| format!("h{n}.x")).collect();
+            json!({"defaultBackend": backend("web"), "tls": [{"hosts": hosts, "secretName": "s"}]})
+        };
+        assert_eq!([100, 101].map(|of_tls| served(hosts(of_tls))), [true, false]);
+        // Those that name no host have all hosts of the rules.
+        let all = |tls: usize| {
+            let rules: Vec<Value> = (0..10).map(|n| json!({"host": format!("h{n}.x")})).collect();
+            json!({"rules": rules, "tls": vec![json!({"secretName": "s"}); tls]})
+        };
+        assert_eq!([9, 10].map(|tls| served(all(tls))), [true, false]);
     }
 }
