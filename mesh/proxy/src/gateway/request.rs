@@ -111,7 +111,7 @@ impl Inbound {
         // As it is without TLS and in HTTP/1.1: who answers need not know how it came.
         let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         *request.uri_mut() = Uri::from(path);
-        request.extensions_mut().insert(Asker::NodePort(local_port));
+        request.extensions_mut().insert(Asker::Ingresses(rule.origin.namespace.clone()));
         let answered = self.ask(&rule, route, request).await;
         answered.map(|mut response| {
             if let Some(hsts) = rule.options.hsts.as_ref().filter(|_| self.tls.is_some())

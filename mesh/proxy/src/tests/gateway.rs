@@ -502,6 +502,23 @@ async fn a_host_with_tls_waits_for_the_port_where_it_is_spoken() {
 }
 
 #[tokio::test]
+async fn each_namespace_has_its_own_share_of_the_way_to_another_node() {
+    let gateway = Gateway::new(mirror()).await;
+    gateway.world.start_elsewhere(2, echo().0);
+    gateway.world.ready("web", &[2], json!([{"port": 8080}]));
+    gateway.ingress("i", json!({}), json!({"rules": [rule("a.x", "web")]})).await;
+    let asked = || gateway.world.pods.entered.lock().unwrap().clone();
+    let until = async {
+        while asked().is_empty() {
+            exchange(&mut gateway.connect().await, "GET / HTTP/1.1\r\nhost: a.x\r\n", "").await;
+        }
+    };
+    tokio::time::timeout(SOON, until).await.expect("it goes there");
+    let of_namespace = crate::Asker::Ingresses("n".into());
+    assert!(asked().iter().all(|by| *by == of_namespace), "{:?}", asked());
+}
+
+#[tokio::test]
 async fn who_does_not_end_a_handshake_keeps_nobody_out() {
     let gateway = Gateway::new(echo().1).await;
     gateway.ingress("i", json!({}), json!({"tls": [{"hosts": ["a.x"]}], "rules": [rule("a.x", "web")]})).await;
