@@ -1,5 +1,6 @@
 //! An Ingress as it was written, read once: what it routes, the Secrets it names, and what is odd about it.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use k8s_openapi::api::networking::v1 as networking;
@@ -12,6 +13,8 @@ use crate::routes::{self, Backend, Compare, Host, Options, Origin, PortName, Rou
 const CLASS: &str = "kubernetes.io/ingress.class";
 /// Bytes that a path may have. A request's head has no more than some ten times as many.
 const PATH_BYTES_MAX: usize = 4096;
+/// Secrets that one may name: each is a watch of every node.
+const SECRETS_MAX: usize = 64;
 /// What stands in patterns and hardly ever in paths.
 const PATTERN: [&str; 7] = ["(", "[", "\\", "^", "|", "$", ".*"];
 
@@ -59,14 +62,29 @@ impl Ingress {
         let rules = spec.rules.unwrap_or_default();
         let hosts: Arc<[Host]> =
             rules.iter().map(|rule| Host::parse(rule.host.as_deref().unwrap_or_default())).collect();
+        let (mut secrets, mut left_out) = (HashSet::new(), 0);
         let tls = spec.tls.unwrap_or_default().into_iter().map(|tls| {
             let named: Arc<[Host]> = tls.hosts.iter().flatten().map(|host| Host::parse(host)).collect();
             let secret = tls.secret_name.filter(|name| !name.is_empty());
             let secret = secret.map(|name| SecretKey { namespace: namespace.clone(), name: name.into() });
+            let secret = secret.filter(|secret| {
+                let has_room = secrets.len() < SECRETS_MAX || secrets.contains(secret);
+                match has_room {
+                    true => drop(secrets.insert(secret.clone())),
+                    false => left_out += 1,
+                }
+                has_room
+            });
             // One that names no host is for those of the rules.
             (if named.is_empty() { hosts.clone() } else { named }, secret)
         });
         let tls: Vec<_> = tls.collect();
+        if left_out > 0 {
+            let message = format!(
+                "it names more than {SECRETS_MAX} secrets: the certificates of {left_out} entries of its tls are left out"
+            );
+            problems.push(Problem { reason: "TooManySecrets", message });
+        }
         let reader = Reader { origin: origin.clone(), options: Arc::new(said.options.clone()), said, tls: &tls };
         let default = spec.default_backend.map(|backend| reader.route(&Host::Any, backend, &mut problems));
         let rules = hosts.iter().cloned().zip(rules).map(|(host, rule)| {

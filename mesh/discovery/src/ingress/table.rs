@@ -144,20 +144,27 @@ impl Table {
                 if self.ingresses.get(&key).is_some_and(|before| *before == ingress) {
                     return;
                 }
-                self.remove(&key);
+                let before = self.remove(&key);
                 if let Some(class) = &ingress.class {
                     self.by_class.entry(class.clone()).or_default().insert(key.clone());
                 }
                 self.ingresses.insert(key.clone(), ingress);
                 self.serve(&key);
+                // Who is served on is told of as it is now, and loses nothing meanwhile.
+                let is_same =
+                    |of: &Arc<Ingress>| self.served.get(&key).is_some_and(|now| now.origin.uid == of.origin.uid);
+                if let Some(before) = before.filter(|before| !is_same(before)) {
+                    self.told.push(Told::Left(before.origin.clone()));
+                }
+                self.fill();
             }
             Change::IngressGone(object) => {
                 let text = |value: Option<String>| Arc::<str>::from(value.unwrap_or_default());
-                self.remove(&(text(object.metadata.namespace), text(object.metadata.name)));
+                self.lose(&(text(object.metadata.namespace), text(object.metadata.name)));
             }
             Change::IngressesListed => {
                 for key in self.listed_ingresses.end(self.ingresses.keys()) {
-                    self.remove(&key);
+                    self.lose(&key);
                 }
             }
         }
@@ -175,14 +182,23 @@ impl Table {
         for key in self.by_class.get(name).cloned().unwrap_or_default() {
             match is_ours {
                 Some(true) => self.serve(&key),
-                _ => self.leave(&key),
+                _ => {
+                    let left = self.leave(&key);
+                    self.left(left);
+                }
             }
         }
     }
 
-    fn remove(&mut self, key: &Key) {
-        self.leave(key);
-        let Some(ingress) = self.ingresses.remove(key) else { return };
+    fn lose(&mut self, key: &Key) {
+        let left = self.remove(key);
+        self.left(left);
+    }
+
+    /// Forgets one; says whether it was served.
+    fn remove(&mut self, key: &Key) -> Option<Arc<Ingress>> {
+        let left = self.leave(key);
+        let Some(ingress) = self.ingresses.remove(key) else { return left };
         if let Some(class) = &ingress.class
             && let Some(keys) = self.by_class.get_mut(class)
         {
@@ -191,6 +207,7 @@ impl Table {
                 self.by_class.remove(class);
             }
         }
+        left
     }
 
     /// Serves one that is of a class of ours, if there is room.
@@ -219,15 +236,25 @@ impl Table {
         }
     }
 
-    /// Serves one no more; who was left out may come in for it.
-    fn leave(&mut self, key: &Key) {
+    /// Serves one no more, if it was served.
+    fn leave(&mut self, key: &Key) -> Option<Arc<Ingress>> {
         if let Some(ingress) = self.ingresses.get(key) {
             self.left_out.remove(&ingress.age);
         }
-        let Some(ingress) = self.served.remove(key) else { return };
+        let ingress = self.served.remove(key)?;
         self.cost -= ingress.cost();
         self.link(&ingress, false);
-        self.told.push(Told::Left(ingress.origin.clone()));
+        Some(ingress)
+    }
+
+    /// One that was served is so no more.
+    fn left(&mut self, ingress: Option<Arc<Ingress>>) {
+        self.told.extend(ingress.map(|ingress| Told::Left(ingress.origin.clone())));
+        self.fill();
+    }
+
+    /// Who was left out comes in where there is room.
+    fn fill(&mut self) {
         while let Some(next) = self.left_out.values().next().cloned() {
             let Some(cost) = self.ingresses.get(&next).map(|ingress| ingress.cost()) else { break };
             if self.cost + cost > self.cost_max {
@@ -623,5 +650,50 @@ mod tests {
             json!({"rules": rules, "tls": vec![json!({"secretName": "s"}); tls]})
         };
         assert_eq!([9, 10].map(|tls| served(all(tls))), [true, false]);
+    }
+
+    #[test]
+    fn who_is_changed_does_not_leave() {
+        let one = |service: &str, uid: &str| {
+            let Change::Ingress(mut object) =
+                ingress("a", 1, json!({"rules": [rule("a", &[("Prefix", "/")], service)]}))
+            else {
+                unreachable!()
+            };
+            object.metadata.uid = Some(uid.to_owned());
+            Change::Ingress(object)
+        };
+        let mut table = Table::with_room_for(4);
+        listed_in(&mut table, [one("old", "u")]);
+        let mut told = |change: Change| -> Vec<String> {
+            table.take(change);
+            let told = table.told().into_iter().map(|told| match told {
+                Told::Served(ingress) => format!("served {}", ingress.origin.uid),
+                Told::Left(origin) => format!("left {}", origin.uid),
+                Told::Problem(_, problem) => problem.reason.to_owned(),
+            });
+            told.collect()
+        };
+        assert_eq!(told(one("new", "u")), ["served u", "served u"]);
+        assert_eq!(told(one("new", "u")), [""; 0]);
+        assert_eq!(told(one("other", "another")), ["served another", "left u"]);
+        let deep = rule("a", &[("Prefix", "/1/2/3")], "web");
+        assert_eq!(told(ingress("a", 1, json!({"rules": [deep]}))), ["TooManyRoutes", "left another"]);
+        assert_eq!(told(gone("a")), [""; 0]);
+    }
+
+    #[test]
+    fn so_many_secrets_and_no_more() {
+        let tls: Vec<Value> =
+            (0..70).map(|n| json!({"hosts": [format!("h{n}")], "secretName": format!("s{n}")})).collect();
+        let again = json!({"hosts": ["again"], "secretName": "s0"});
+        let tls: Vec<Value> = tls.into_iter().chain([again]).collect();
+        let mut table =
+            listed([ingress("a", 1, json!({"tls": tls, "rules": [rule("h69", &[("Prefix", "/")], "web")]}))]);
+        let routing = table.routing(&Routing::default());
+        assert_eq!(["h63", "h64", "again"].map(|host| routing.secret(host).is_some()), [true, false, true]);
+        assert!(routing.routes.find("h69", "/").unwrap().is_secure_only, "it is for TLS as it was");
+        let message = "it names more than 64 secrets: the certificates of 6 entries of its tls are left out";
+        assert_eq!(problems(&mut table), [format!("a: TooManySecrets: {message}")]);
     }
 }
