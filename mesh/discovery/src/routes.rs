@@ -13,6 +13,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Bytes of a text that are one place of a table.
+const PLACE_BYTES: usize = 256;
+
 /// Hosts that routes are for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Host {
@@ -200,6 +203,16 @@ fn segments(path: &str) -> impl Iterator<Item = &str> {
     let path = path.strip_prefix('/').unwrap_or(path);
     let segments = path.strip_suffix('/').unwrap_or(path).split('/');
     segments.skip(usize::from(path.is_empty()))
+}
+
+/// How many places of a table a path takes, each of a few hundred bytes: its own, one for each segment that is kept by itself, and
+/// those of a long text.
+pub(crate) fn places(compare: Compare, path: &str) -> usize {
+    let kept = match compare {
+        Compare::Exact => 0,
+        Compare::Prefix => segments(path).count(),
+    };
+    1 + kept.max(path.len() / PLACE_BYTES)
 }
 
 impl Paths {

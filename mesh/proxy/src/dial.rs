@@ -203,7 +203,7 @@ impl Dialer {
         endpoint: SocketAddr,
         mut request: Request<Body>,
     ) -> Result<Response<Body>, Failure> {
-        let by = request.extensions().get::<Asker>().copied().unwrap_or(Asker::Node);
+        let by = request.extensions().get::<Asker>().cloned().unwrap_or(Asker::Node);
         let place = self.local.enter_elsewhere(endpoint, by);
         let place = place.ok_or_else(|| Failure::unseen(endpoint, ShareTaken.into()))?;
         link::strip(request.headers_mut());

@@ -1,13 +1,14 @@
-//! The body of an answer, with what counts as under way until it is sent.
+//! The body of an answer, with what counts as under way until it is sent; and that of a request, which is the client's to send.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
 
 use crate::balance::Picked;
-use crate::turns::Turn;
+use crate::turns::{Sent, Turn};
 use crate::{Body, BoxError, Place};
 
 /// What is held while an answer is sent.
@@ -42,6 +43,31 @@ impl<T: Holder> http_body::Body for Held<T> {
             self.by.moved();
         }
         polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The body of a request, with who has to send it.
+pub(crate) struct Awaited {
+    pub body: Incoming,
+    pub by: Sent,
+}
+
+impl http_body::Body for Awaited {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        self.by.polled(polled.is_ready());
+        polled.map_err(BoxError::from)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -86,12 +86,14 @@ pub struct Deadline(pub tokio::time::Instant);
 pub struct Carried(pub HeaderValue);
 
 /// For whom the way to another node is used. It travels in the request's extensions; a request that says nothing is the node's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Asker {
     /// A pod of this node, by its address.
     Pod(IpAddr),
     /// Clients of a port of this node.
     NodePort(u16),
+    /// Clients of the Ingresses of a namespace.
+    Ingresses(Arc<str>),
     /// The node itself, for the API server.
     Node,
 }

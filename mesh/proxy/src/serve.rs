@@ -20,7 +20,7 @@ use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
-use crate::held::Held;
+use crate::held::{Awaited, Held};
 use crate::stream::{Limits, Patient};
 use crate::turns::{Turn, Turns};
 use crate::{Body, BoxError, Error, HttpService, Kept, Seen, headers, link, retry, upgrade};
@@ -127,7 +127,9 @@ where
             let upgrade = headers::upgrade(request.headers()).map(|_| hyper::upgrade::on(&mut request));
             let changed = upgrade.map(|upgrade| (upgrade, changed.clone()));
             let turn = turns.begin();
-            let answer = turn.is_some().then(|| is_for_one_host(&request).map(|()| answer(request.map(body))));
+            let answer = turn
+                .as_ref()
+                .map(|turn| is_for_one_host(&request).map(|()| answer(request.map(|incoming| body(incoming, turn)))));
             async move {
                 let (Some(mut turn), Some(answer)) = (turn, answer) else { return Err(GaveWay) };
                 let answered = match answer {
@@ -176,10 +178,10 @@ pub(crate) fn aside<F: Future>(future: F) -> FuturesUnordered<F> {
 }
 
 /// A body that is known to be empty costs no box.
-fn body(body: Incoming) -> Body {
+fn body(body: Incoming, turn: &Turn) -> Body {
     match body.is_end_stream() {
         true => retry::empty(),
-        false => body.map_err(BoxError::from).boxed_unsync(),
+        false => Awaited { body, by: turn.sent() }.boxed_unsync(),
     }
 }
 
@@ -320,5 +322,39 @@ mod tests {
         assert_eq!(answer.matches("HTTP/1.1 200").count(), 1, "the second has not begun: {answer:?}");
         assert!(answer.contains("connection: close"), "{answer:?}");
         let _ = serving.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_does_not_send_what_it_has_said_gives_way_and_who_is_not_asked_for_it_does_not() {
+        const REST: Duration = Duration::from_millis(200);
+        for reads in [true, false] {
+            let (mut client, server) = tokio::io::duplex(64 << 10);
+            let turns = Arc::new(Turns::resting_after(REST));
+            let (read, mut reading) = tokio::sync::mpsc::channel(1);
+            let answer = move |mut request: Request<Body>| {
+                let read = read.clone();
+                async move {
+                    while reads && let Some(frame) = request.body_mut().frame().await {
+                        read.send(frame.is_ok()).await.unwrap();
+                    }
+                    std::future::pending().await
+                }
+            };
+            tokio::spawn(serve(server, turns.clone(), CancellationToken::new(), answer));
+            client.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\n1").await.unwrap();
+            if reads {
+                assert_eq!(reading.recv().await, Some(true));
+            }
+            tokio::time::sleep(REST * 3).await;
+            assert_eq!(turns.patience().is_some(), reads, "the second byte has not come");
+            client.write_all(b"2").await.unwrap();
+            if reads {
+                assert_eq!(reading.recv().await, Some(true));
+            }
+            assert!(turns.patience().is_none(), "it has just come");
+            client.write_all(b"3").await.unwrap();
+            tokio::time::sleep(REST * 3).await;
+            assert!(turns.patience().is_none() && !turns.give_way(), "from now on it is for us to answer");
+        }
     }
 }

@@ -81,7 +81,7 @@ impl Turns {
             State::GivenUp => return None,
         };
         self.begun.fetch_add(1, Relaxed);
-        Some(Turn { of: self.clone(), is_passing: false })
+        Some(Turn { passing: Arc::new(Passing { of: self.clone(), ways: Mutex::default() }) })
     }
 
     /// Something was said that is no request: the client has not waited since.
@@ -137,55 +137,124 @@ impl Turns {
     }
 }
 
+/// For which ways bytes of a request are passed on.
+#[derive(Debug, Default)]
+struct Ways {
+    /// Its answer is, or it has changed its protocol.
+    back: bool,
+    /// Its body is waited for.
+    there: bool,
+    is_over: bool,
+}
+
+impl Ways {
+    fn are_passing(&self) -> bool {
+        !self.is_over && (self.back || self.there)
+    }
+}
+
+#[derive(Debug)]
+struct Passing {
+    of: Arc<Turns>,
+    ways: Mutex<Ways>,
+}
+
+impl Passing {
+    /// Counts what has changed. The ways are locked before the state.
+    fn set(&self, change: impl FnOnce(&mut Ways)) {
+        let mut ways = self.ways.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = ways.are_passing();
+        change(&mut ways);
+        let now = ways.are_passing();
+        if before != now
+            && let State::Busy { passing, .. } = &mut *self.of.state()
+        {
+            *passing = *passing + usize::from(now) - usize::from(before);
+        }
+    }
+
+    fn moved(&self) {
+        self.of.moved.store(self.of.since.elapsed().as_millis() as u64, Relaxed);
+    }
+}
+
 /// A request under way.
 #[derive(Debug)]
 pub(crate) struct Turn {
-    of: Arc<Turns>,
-    is_passing: bool,
+    passing: Arc<Passing>,
 }
 
 impl Turn {
     /// Another one of the same connection.
     pub fn again(&self) -> Option<Turn> {
-        self.of.begin()
+        self.passing.of.begin()
     }
 
     /// From now on bytes are passed on.
     pub fn passes(&mut self) {
         self.moved();
-        if !std::mem::replace(&mut self.is_passing, true)
-            && let State::Busy { passing, .. } = &mut *self.of.state()
-        {
-            *passing += 1;
-        }
+        self.passing.set(|ways| ways.back = true);
+    }
+
+    /// For its body.
+    pub fn sent(&self) -> Sent {
+        Sent { passing: self.passing.clone(), is_awaited: false }
     }
 
     /// Whose it is.
     pub fn turns(&self) -> Arc<Turns> {
-        self.of.clone()
+        self.passing.of.clone()
     }
 
     /// A byte has moved.
     pub fn moved(&self) {
-        self.of.moved.store(self.of.since.elapsed().as_millis() as u64, Relaxed);
+        self.passing.moved();
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let mut state = self.of.state();
+        self.passing.set(|ways| ways.is_over = true);
+        let of = &self.passing.of;
+        let mut state = of.state();
         *state = match *state {
             State::Busy { turns: 1, .. } => State::Waiting((true, Instant::now())),
-            State::Busy { turns, passing } => {
-                State::Busy { turns: turns - 1, passing: passing - usize::from(self.is_passing) }
-            }
+            State::Busy { turns, passing } => State::Busy { turns: turns - 1, passing },
             other => other,
         };
         let is_over = matches!(*state, State::Waiting(_));
         drop(state);
         if is_over {
-            self.of.wanted.changed();
+            of.wanted.changed();
         }
+    }
+}
+
+/// The body of a request: while somebody wants more of it, it is the client who has to send it.
+#[derive(Debug)]
+pub(crate) struct Sent {
+    passing: Arc<Passing>,
+    is_awaited: bool,
+}
+
+impl Sent {
+    /// More of it was wanted, and has come or not.
+    pub fn polled(&mut self, is_ready: bool) {
+        let has_changed = self.is_awaited == is_ready;
+        // It is waited for from now on, and not since something moved last.
+        if is_ready || has_changed {
+            self.passing.moved();
+        }
+        if has_changed {
+            self.is_awaited = !is_ready;
+            self.passing.set(|ways| ways.there = !is_ready);
+        }
+    }
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        self.polled(true);
     }
 }
 

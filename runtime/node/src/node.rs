@@ -36,7 +36,7 @@ use crate::kubelet;
 use crate::logs::OpenFiles;
 use crate::machine::Machine;
 use crate::network::{Network, Peers, ServiceFailed, Table};
-use crate::objects::{Objects, OnChange};
+use crate::objects::{Bounds, Objects, OnChange};
 use crate::pod::Pods;
 use crate::registration::{Facts, Registration};
 
@@ -133,7 +133,7 @@ impl Node {
         let pods = Pods::new(move |pods| {
             let on_change: OnChange = on_change(pods);
             Arc::new(Context {
-                objects: Objects::new(client.clone(), watching, on_change),
+                objects: Objects::new(client.clone(), Bounds::PODS, watching, on_change),
                 images: Images::new(store, engine.clone()),
                 allocatable: BTreeMap::from([
                     ("cpu", machine.cpu_millis),

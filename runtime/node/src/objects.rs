@@ -1,4 +1,4 @@
-//! ConfigMaps and Secrets that pods of this node refer to, and no others.
+//! ConfigMaps and Secrets that pods of this node, or Ingresses, refer to, and no others.
 //!
 //! Each referenced object is watched by name (which is also all that a node may see of Secrets) from the first pod that
 //! needs it until some time after the last; its initial list answers the first read, so a thousand pods of one Deployment
@@ -28,16 +28,32 @@ const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Objects that one pod may refer to. Each is a watch at the API server, whose places the node's agent shares with other duties.
 pub const POD_MAX: usize = 1_000;
-/// Objects that the pods of one namespace may refer to, and those of the node.
-const NAMESPACE_MAX: usize = 5_000;
-const NODE_MAX: usize = 10_000;
 
 /// How many objects there may be.
 #[derive(Debug, Clone, Copy)]
-struct Bounds {
-    pod: usize,
+pub struct Bounds {
+    /// Who refers to them: one, those of a namespace, and all, in words.
+    words: [&'static str; 3],
+    user: usize,
     namespace: usize,
     node: usize,
+}
+
+impl Bounds {
+    /// Those of what pods of this node refer to.
+    pub const PODS: Bounds = Bounds {
+        words: ["pod", "the namespace's pods of this node", "the pods of this node"],
+        user: POD_MAX,
+        namespace: 5_000,
+        node: 10_000,
+    };
+    /// Those of what Ingresses refer to: these are watched on every node.
+    pub const INGRESSES: Bounds = Bounds {
+        words: ["Ingress", "the namespace's Ingresses", "all Ingresses"],
+        user: 64,
+        namespace: 500,
+        node: 5_000,
+    };
 }
 
 /// Which kind is meant.
@@ -122,11 +138,11 @@ pub enum ReadError {
     /// No answer came in time.
     #[error("{0}: timed out waiting for the API server")]
     TimedOut(ObjectKey),
-    /// The pod refers to too many.
-    #[error("the pod refers to more than {0} ConfigMaps and Secrets")]
-    TooMany(usize),
-    /// The pods of its namespace, or of this node, do.
-    #[error("{0}: {1} of this node refer to {2} ConfigMaps and Secrets, and may refer to no more")]
+    /// The pod, or whoever it is, refers to too many.
+    #[error("the {0} refers to more than {1} ConfigMaps and Secrets")]
+    TooMany(&'static str, usize),
+    /// Those of its namespace, or all, do.
+    #[error("{0}: {1} refer to {2} ConfigMaps and Secrets, and may refer to no more")]
     Full(ObjectKey, &'static str, usize),
 }
 
@@ -189,13 +205,13 @@ impl Table {
         if self.in_namespace(&key.namespace) >= bounds.namespace {
             self.let_go(|other, _| other.namespace == key.namespace);
             if self.in_namespace(&key.namespace) >= bounds.namespace {
-                return Err(ReadError::Full(key.clone(), "the namespace's pods", bounds.namespace));
+                return Err(ReadError::Full(key.clone(), bounds.words[1], bounds.namespace));
             }
         }
         if self.entries.len() >= bounds.node {
             self.let_go(|_, _| true);
             if self.entries.len() >= bounds.node {
-                return Err(ReadError::Full(key.clone(), "the pods", bounds.node));
+                return Err(ReadError::Full(key.clone(), bounds.words[2], bounds.node));
             }
         }
         Ok(())
@@ -219,8 +235,7 @@ pub struct Objects {
 
 impl Objects {
     /// No object is watched before somebody reads it.
-    pub fn new(client: kube::Client, shutdown: CancellationToken, on_change: OnChange) -> Self {
-        let bounds = Bounds { pod: POD_MAX, namespace: NAMESPACE_MAX, node: NODE_MAX };
+    pub fn new(client: kube::Client, bounds: Bounds, shutdown: CancellationToken, on_change: OnChange) -> Self {
         Self { client, table: Arc::default(), bounds, is_swept: Arc::default(), on_change, shutdown }
     }
 
@@ -241,15 +256,29 @@ impl Objects {
 
     /// The pod uses nothing any more.
     pub fn forget(&self, user: &str) {
+        self.keep(user, |_| false);
+    }
+
+    /// It uses nothing but such objects any more; says whether it used another.
+    pub fn keep(&self, user: &str, is_used: impl Fn(&ObjectKey) -> bool) -> bool {
         let now = Instant::now();
-        let mut is_unused = false;
+        let (mut is_unused, mut forgotten) = (false, 0);
         let mut table = self.table.lock();
-        table.by_user.remove(user);
-        for entry in table.entries.values_mut() {
-            if entry.users.remove(user) && entry.users.is_empty() {
-                entry.unused_since = Some(now);
+        for (key, entry) in &mut table.entries {
+            if entry.users.contains(user) && !is_used(key) {
+                entry.users.remove(user);
+                forgotten += 1;
+                if entry.users.is_empty() {
+                    entry.unused_since = Some(now);
+                }
             }
             is_unused |= entry.unused_since.is_some();
+        }
+        if let Some(count) = table.by_user.get_mut(user) {
+            *count -= forgotten;
+            if *count == 0 {
+                table.by_user.remove(user);
+            }
         }
         drop(table);
         if is_unused && !self.is_swept.swap(true, Ordering::SeqCst) {
@@ -262,6 +291,12 @@ impl Objects {
                 }
             });
         }
+        forgotten > 0
+    }
+
+    #[cfg(test)]
+    pub fn may_be(&mut self, user: usize, namespace: usize, node: usize) {
+        self.bounds = Bounds { user, namespace, node, ..self.bounds };
     }
 
     #[cfg(test)]
@@ -291,8 +326,8 @@ impl Objects {
         {
             return Ok(entry.state.clone());
         }
-        if table.by_user.get(user).is_some_and(|count| *count >= self.bounds.pod) {
-            return Err(ReadError::TooMany(self.bounds.pod));
+        if table.by_user.get(user).is_some_and(|count| *count >= self.bounds.user) {
+            return Err(ReadError::TooMany(self.bounds.words[0], self.bounds.user));
         }
         if !table.entries.contains_key(key) {
             table.make_room(key, self.bounds)?;
@@ -401,7 +436,7 @@ mod tests {
     async fn the_last_pods_objects_go_when_it_has_gone() {
         let api = crate::tests::api::Api::default();
         api.put("secrets", "s", serde_json::json!({"k": "djE="}));
-        let objects = Objects::new(api.client(), CancellationToken::new(), Arc::new(|_| {}));
+        let objects = Objects::new(api.client(), Bounds::PODS, CancellationToken::new(), Arc::new(|_| {}));
         let key = ObjectKey { kind: Kind::Secret, namespace: "default".into(), name: "s".into() };
         let user: Arc<str> = "uid".into();
         assert!(objects.read(&key, &user).await.unwrap().is_some());
@@ -419,8 +454,8 @@ mod tests {
     #[tokio::test]
     async fn a_pod_a_namespace_and_a_node_follow_so_many_and_no_more() {
         let api = crate::tests::api::Api::default();
-        let mut objects = Objects::new(api.client(), CancellationToken::new(), Arc::new(|_| {}));
-        objects.bounds = Bounds { pod: 3, namespace: 4, node: 6 };
+        let mut objects = Objects::new(api.client(), Bounds::PODS, CancellationToken::new(), Arc::new(|_| {}));
+        objects.may_be(3, 4, 6);
         let read = |namespace: &str, number: usize, user: &str| {
             let (namespace, name) = (namespace.into(), format!("o{number}").into());
             let key = ObjectKey { kind: Kind::ConfigMap, namespace, name };
@@ -431,7 +466,7 @@ mod tests {
             assert!(!read("a", number, "one").await.unwrap());
         }
         let error = read("a", 3, "one").await.unwrap_err();
-        assert!(matches!(error, ReadError::TooMany(3)), "{error}");
+        assert!(matches!(error, ReadError::TooMany("pod", 3)), "{error}");
         assert!(read("a", 2, "one").await.is_ok(), "what it uses already is no other");
         assert!(read("a", 2, "two").await.is_ok() && read("a", 3, "two").await.is_ok());
         let error = read("a", 4, "two").await.unwrap_err();
@@ -444,5 +479,10 @@ mod tests {
         assert!(read("c", 0, "four").await.is_ok());
         objects.forget("one");
         assert!(read("a", 4, "two").await.is_ok());
+        // Some of it, and no more, whoever else uses it.
+        assert!(read("a", 5, "two").await.is_err());
+        assert!(objects.keep("two", |key| *key.name != *"o2") && !objects.keep("two", |_| true));
+        assert!(read("a", 5, "two").await.is_ok() && read("a", 3, "two").await.is_ok());
+        assert!(read("a", 6, "two").await.is_err());
     }
 }

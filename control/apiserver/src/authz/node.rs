@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use coracle_api::meta;
-use coracle_api::meta::selector::FieldSelector;
+use coracle_api::meta::selector::{FieldSelector, FieldTerm};
 use coracle_api::status::Status;
 use coracle_keyspace::Record;
 use serde_json::{Map, Value};
@@ -26,6 +26,7 @@ const NETWORKING: &str = "networking.k8s.io";
 /// `spec.controller` of classes whose Ingresses nodes serve.
 const CONTROLLER: &str = "coracle.dev/ingress";
 /// Of Secrets that hold a certificate.
+const TYPE: &str = "type";
 const TLS: &str = "kubernetes.io/tls";
 const READS: [&str; 3] = ["get", "list", "watch"];
 
@@ -136,14 +137,26 @@ fn unrelated(node: &str) -> String {
     format!("no relationship found between node '{node}' and this object")
 }
 
-/// A pod that is bound elsewhere is none of a node agent's business: neither to read nor to change.
-pub(crate) fn sees(caller: &Identity, resource: &Resource, record: &Arc<Record>, does: &str) -> Result<(), Status> {
-    let Some(node) = caller.node().filter(|_| is(resource, "", "pods")) else { return Ok(()) };
+/// A pod that is bound elsewhere is none of a node agent's business: neither to read nor to change. Nor is a Secret that it knows of
+/// by an Ingress only and that holds no certificate.
+pub(crate) fn sees(
+    cluster: &Cluster,
+    caller: &Identity,
+    resource: &Resource,
+    record: &Arc<Record>,
+    does: &str,
+) -> Result<(), Status> {
+    let Some(node) = caller.node() else { return Ok(()) };
     let seen = Seen::new(resource, record);
-    if seen.field(NODE) == Some(node) {
+    let (namespace, name) = store::memo::split(&record.key.name);
+    let sees = match (resource.row.group(), resource.row.resource()) {
+        ("", "pods") => seen.field(NODE) == Some(node),
+        ("", "secrets") => seen.field(TYPE) == Some(TLS) || has_pod_with(cluster, node, namespace, name),
+        _ => true,
+    };
+    if sees {
         return Ok(());
     }
-    let (namespace, name) = store::memo::split(&record.key.name);
     if does == READ {
         let asked =
             Attributes { verb: "get", resource: resource.row.resource(), namespace, name, ..Attributes::default() };
@@ -153,6 +166,20 @@ pub(crate) fn sees(caller: &Identity, resource: &Resource, record: &Arc<Record>,
     }
     let message = format!("node {} can only {does} pods with spec.nodeName set to itself", meta::text::quote(node));
     Err(resource.forbidden(name, message))
+}
+
+/// What else is true of all that a node agent is shown in a list or watch that it may ask for: as [`sees`] has it of one object.
+pub(crate) fn narrow(cluster: &Cluster, call: &Call, resource: &Resource, fields: &mut FieldSelector) {
+    let Some(node) = call.identity.node().filter(|_| is(resource, "", "secrets")) else { return };
+    let (namespace, name) = (call.namespace().unwrap_or_default(), fields.exact("metadata.name").unwrap_or_default());
+    if !has_pod_with(cluster, node, namespace, name) {
+        fields.terms_mut().push(FieldTerm { field: TYPE.to_owned(), equal: true, value: TLS.to_owned() });
+    }
+}
+
+/// Whether a pod on the node names the Secret.
+fn has_pod_with(cluster: &Cluster, node: &str, namespace: &str, secret: &str) -> bool {
+    any_pod(cluster, node, namespace, |pod| refers(&pod["spec"], "secrets", secret))
 }
 
 /// What a node agent makes has its name, and says nothing of it that only others may say.

@@ -42,7 +42,7 @@ pub(super) async fn create(cluster: &Cluster, request: &Request, resource: &Arc<
     let name = resource.record_name(call.namespace(), call.name());
     let found = cluster.store.read(resource, &name).await?.ok_or_else(|| resource.not_found(call.name()))?;
     // Before anything of the pod is told, or taken from its budget.
-    authz::node::sees(&call.identity, resource, &found, authz::node::EVICT)?;
+    authz::node::sees(cluster, &call.identity, resource, &found, authz::node::EVICT)?;
     let pod = Seen::new(resource, &found).value()?;
     check_preconditions(resource, &pod, &delete)?;
     let grant = budget::ask(cluster, &pod, delete.dry_run).await?;

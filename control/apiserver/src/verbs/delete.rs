@@ -177,7 +177,7 @@ pub(crate) async fn remove_record(
     record: &Arc<Record>,
     options: &DeleteOptions,
 ) -> Result<Option<Deleted>, Status> {
-    authz::node::sees(caller, resource, record, authz::node::DELETE)?;
+    authz::node::sees(cluster, caller, resource, record, authz::node::DELETE)?;
     let seen = Seen::new(resource, record);
     let old = seen.stored()?;
     check_preconditions(resource, &old, options)?;

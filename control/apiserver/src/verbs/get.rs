@@ -38,6 +38,6 @@ pub(crate) async fn read(cluster: &Cluster, call: &Call, resource: &Arc<Resource
     }
     let record = cluster.store.get(resource, &name).ok_or_else(|| resource.not_found(call.name()))?;
     let record = cluster.store.renewed(resource, record).await;
-    authz::node::sees(&call.identity, resource, &record, authz::node::READ)?;
+    authz::node::sees(cluster, &call.identity, resource, &record, authz::node::READ)?;
     Ok(record)
 }

@@ -11,6 +11,7 @@ use coracle_keyspace::{Record, Revision};
 use super::selection::{ListOptions, Match};
 use super::token::Token;
 use crate::answer::table::Include;
+use crate::authz;
 use crate::catalog::Resource;
 use crate::cluster::Cluster;
 use crate::request::call::Call;
@@ -30,7 +31,8 @@ pub(crate) struct Page {
 
 pub(crate) async fn list(cluster: &Cluster, call: &Call, resource: &Arc<Resource>) -> Result<Response, Status> {
     let form = resource.form(call, Offer::List)?;
-    let options = ListOptions::of(call, resource, false)?;
+    let mut options = ListOptions::of(call, resource, false)?;
+    authz::node::narrow(cluster, call, resource, &mut options.fields);
     if let Shape::Metadata { .. } = form.shape {
         let kind = &resource.list_kind;
         let message = format!("you requested PartialObjectMetadata, but the requested object is a list (*core.{kind})");

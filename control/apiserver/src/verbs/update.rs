@@ -141,7 +141,7 @@ async fn attempt(
 ) -> Result<Written, Refused> {
     let (resource, call) = (write.resource, write.call);
     let row = &resource.row;
-    authz::node::sees(&call.identity, resource, record, authz::node::UPDATE)?;
+    authz::node::sees(write.cluster, &call.identity, resource, record, authz::node::UPDATE)?;
     let seen = Seen::new(resource, record);
     let old = seen.stored()?;
     let shown = if resource.is_view { seen.value()? } else { old.clone() };

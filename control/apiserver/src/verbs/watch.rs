@@ -24,6 +24,7 @@ use super::list;
 use super::selection::ListOptions;
 use crate::answer::respond;
 use crate::answer::table::Include;
+use crate::authz;
 use crate::catalog::Resource;
 use crate::cluster::Cluster;
 use crate::limits::Place;
@@ -56,7 +57,8 @@ pub(crate) async fn watch(
     place: Place,
 ) -> Result<Response, Status> {
     let form = resource.form(call, Offer::Watch)?;
-    let options = ListOptions::of(call, resource, true)?;
+    let mut options = ListOptions::of(call, resource, true)?;
+    authz::node::narrow(cluster, call, resource, &mut options.fields);
     let include = Include::of(&call.query)?;
     let revision = options.revision().map_err(|error| Status::unknown_error(error.to_string()))?;
     let encoder = Encoder::new(form, resource.clone(), include);

@@ -4,7 +4,8 @@ use axum::body::Body;
 use http::Request;
 use serde_json::{Value, json};
 
-use super::{Server, node};
+use super::watches::Watch;
+use super::{Server, node, pod};
 
 const CLASSES: &str = "/apis/networking.k8s.io/v1/ingressclasses";
 const INGRESSES: &str = "/apis/networking.k8s.io/v1/namespaces/default/ingresses";
@@ -99,4 +100,44 @@ async fn a_node_reads_the_certificates_of_ingresses_that_it_serves_and_no_other_
     // Nor does a node write them.
     let request = Request::builder().method("DELETE").uri(format!("{INGRESSES}/theirs")).body(Body::empty()).unwrap();
     assert_eq!(server.send(Some(node("any")), request).await.code, 403);
+}
+
+#[tokio::test]
+async fn a_node_does_not_hear_of_what_is_no_certificate_by_an_ingress_alone() {
+    let server = Server::start().await.with_account().await;
+    server.make(INGRESSES, ingress("ours", json!({"tls": [{"secretName": "later"}]}))).await;
+    let (_, before) = server.get(SECRETS).await;
+    let path = |query: &str| format!("{SECRETS}?fieldSelector=metadata.name%3Dlater&{query}");
+    let mut watch = Watch::open_as(&server, node("any"), &path("watch=true")).await;
+    let secret = |kind: &str| {
+        let data = json!({"tls.crt": "", "tls.key": ""});
+        json!({"metadata": {"name": "later"}, "type": kind, "data": data})
+    };
+    let opaque = server.make(SECRETS, secret("Opaque")).await;
+    server.call("DELETE", &format!("{SECRETS}/later"), Value::Null).await;
+    server.make(SECRETS, secret("kubernetes.io/tls")).await;
+    let event = watch.next().await.unwrap();
+    assert_eq!((&event["type"], &event["object"]["type"]), (&json!("ADDED"), &json!("kubernetes.io/tls")), "{event}");
+    // Nor of what it was.
+    let since =
+        path(&format!("watch=true&resourceVersion={}", before["metadata"]["resourceVersion"].as_str().unwrap()));
+    let event = Watch::open_as(&server, node("any"), &since).await.next().await.unwrap();
+    assert_eq!((&event["type"], &event["object"]["type"]), (&json!("ADDED"), &json!("kubernetes.io/tls")), "{event}");
+    let version = opaque["metadata"]["resourceVersion"].as_str().unwrap();
+    let then = path(&format!("resourceVersion={version}&resourceVersionMatch=Exact"));
+    let list = async |name: &str| {
+        let request = Request::get(&then).body(Body::empty()).unwrap();
+        let answer = server.send(Some(node(name)), request).await;
+        assert_eq!(answer.code, 200);
+        answer.json()["items"].as_array().unwrap().len()
+    };
+    assert_eq!(list("any").await, 0);
+    // A pod's node sees what the pod names.
+    let mut pod = pod("p");
+    pod["spec"]["nodeName"] = json!("its");
+    pod["spec"]["volumes"] = json!([{"name": "v", "secret": {"secretName": "later"}}]);
+    server.make("/api/v1/namespaces/default/pods", pod).await;
+    assert_eq!((list("its").await, list("any").await), (1, 0));
+    let event = Watch::open_as(&server, node("its"), &since).await.next().await.unwrap();
+    assert_eq!(event["object"]["type"], "Opaque", "{event}");
 }

@@ -2,6 +2,7 @@
 
 use std::future::IntoFuture;
 
+use coracle_apiserver::Identity;
 use futures::FutureExt;
 use http::Request;
 use http_body_util::BodyExt;
@@ -24,8 +25,12 @@ impl Watch {
     }
 
     pub(crate) async fn open_at(server: &Server, path: &str) -> Watch {
+        Watch::open_as(server, admin(), path).await
+    }
+
+    pub(crate) async fn open_as(server: &Server, identity: Identity, path: &str) -> Watch {
         let mut request = Request::get(path).body(axum::body::Body::empty()).unwrap();
-        request.extensions_mut().insert(admin());
+        request.extensions_mut().insert(identity);
         let response = server.api.router().oneshot(request).await.unwrap();
         assert_eq!(response.status(), 200);
         Watch { body: response.into_body(), buffer: Vec::new() }

@@ -49,9 +49,9 @@ pub struct Problem {
 /// What happens with Ingresses of our classes.
 #[derive(Debug, Clone)]
 pub enum Told {
-    /// It is served as it is now.
+    /// It is served as it is now, whether it was served before or not.
     Served(Arc<Ingress>),
-    /// It is served no more, or not as it was.
+    /// It is served no more.
     Left(Arc<Origin>),
     /// Something about it has no effect.
     Problem(Arc<Origin>, Problem),

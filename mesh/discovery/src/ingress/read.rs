@@ -1,17 +1,20 @@
 //! An Ingress as it was written, read once: what it routes, the Secrets it names, and what is odd about it.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use k8s_openapi::api::networking::v1 as networking;
 
 use super::options::{self, Said};
 use super::{Problem, SecretKey};
-use crate::routes::{Backend, Compare, Host, Options, Origin, PortName, Route};
+use crate::routes::{self, Backend, Compare, Host, Options, Origin, PortName, Route};
 
 /// The annotation that named a class before there was a field for it.
 const CLASS: &str = "kubernetes.io/ingress.class";
 /// Bytes that a path may have. A request's head has no more than some ten times as many.
 const PATH_BYTES_MAX: usize = 4096;
+/// Secrets that one may name: each is a watch of every node.
+const SECRETS_MAX: usize = 64;
 /// What stands in patterns and hardly ever in paths.
 const PATTERN: [&str; 7] = ["(", "[", "\\", "^", "|", "$", ".*"];
 
@@ -29,7 +32,7 @@ pub struct Ingress {
     pub(super) rules: Vec<(Host, Vec<Rule>)>,
     /// What takes all that its rules do not.
     pub(super) default: Option<Arc<Route>>,
-    pub(super) tls: Vec<(Vec<Host>, Option<SecretKey>)>,
+    pub(super) tls: Vec<(Arc<[Host]>, Option<SecretKey>)>,
     /// What it says that has no effect.
     pub(super) problems: Vec<Problem>,
 }
@@ -57,18 +60,34 @@ impl Ingress {
         let class =
             spec.ingress_class_name.as_ref().or_else(|| annotations.get(CLASS)).map(|name| name.as_str().into());
         let rules = spec.rules.unwrap_or_default();
-        let hosts: Vec<Host> = rules.iter().map(|rule| Host::parse(rule.host.as_deref().unwrap_or_default())).collect();
+        let hosts: Arc<[Host]> =
+            rules.iter().map(|rule| Host::parse(rule.host.as_deref().unwrap_or_default())).collect();
+        let (mut secrets, mut left_out) = (HashSet::new(), 0);
         let tls = spec.tls.unwrap_or_default().into_iter().map(|tls| {
-            let named: Vec<Host> = tls.hosts.iter().flatten().map(|host| Host::parse(host)).collect();
+            let named: Arc<[Host]> = tls.hosts.iter().flatten().map(|host| Host::parse(host)).collect();
             let secret = tls.secret_name.filter(|name| !name.is_empty());
             let secret = secret.map(|name| SecretKey { namespace: namespace.clone(), name: name.into() });
+            let secret = secret.filter(|secret| {
+                let has_room = secrets.len() < SECRETS_MAX || secrets.contains(secret);
+                match has_room {
+                    true => drop(secrets.insert(secret.clone())),
+                    false => left_out += 1,
+                }
+                has_room
+            });
             // One that names no host is for those of the rules.
             (if named.is_empty() { hosts.clone() } else { named }, secret)
         });
         let tls: Vec<_> = tls.collect();
+        if left_out > 0 {
+            let message = format!(
+                "it names more than {SECRETS_MAX} secrets: the certificates of {left_out} entries of its tls are left out"
+            );
+            problems.push(Problem { reason: "TooManySecrets", message });
+        }
         let reader = Reader { origin: origin.clone(), options: Arc::new(said.options.clone()), said, tls: &tls };
         let default = spec.default_backend.map(|backend| reader.route(&Host::Any, backend, &mut problems));
-        let rules = hosts.into_iter().zip(rules).map(|(host, rule)| {
+        let rules = hosts.iter().cloned().zip(rules).map(|(host, rule)| {
             let paths = rule.http.map(|http| http.paths).unwrap_or_default();
             let paths = paths.into_iter().filter_map(|path| reader.rule(&host, path, &mut problems)).collect();
             (host, paths)
@@ -78,14 +97,18 @@ impl Ingress {
         Ingress { origin, age, class, rules, default, tls, problems }
     }
 
-    /// How many routes it has.
-    pub(super) fn routes(&self) -> usize {
-        self.rules.iter().map(|(_, paths)| paths.len()).sum::<usize>() + self.rules.len() + self.tls.len()
+    /// What it costs: the places of its paths and its hosts, each as often as it is named.
+    pub(super) fn cost(&self) -> usize {
+        let paths = self.rules.iter().flat_map(|(_, paths)| paths);
+        let paths: usize = paths.map(|rule| routes::places(rule.compare, &rule.path)).sum();
+        // One that names no host is there, too.
+        let tls: usize = self.tls.iter().map(|(hosts, _)| hosts.len().max(1)).sum();
+        paths + self.rules.len() + tls
     }
 
     /// All hosts that it says something about.
     pub(super) fn hosts(&self) -> impl Iterator<Item = &Host> {
-        self.rules.iter().map(|(host, _)| host).chain(self.tls.iter().flat_map(|(hosts, _)| hosts))
+        self.rules.iter().map(|(host, _)| host).chain(self.tls.iter().flat_map(|(hosts, _)| hosts.iter()))
     }
 
     /// The Secrets that it names.
@@ -104,7 +127,7 @@ struct Reader<'a> {
     origin: Arc<Origin>,
     options: Arc<Options>,
     said: Said,
-    tls: &'a [(Vec<Host>, Option<SecretKey>)],
+    tls: &'a [(Arc<[Host]>, Option<SecretKey>)],
 }
 
 impl Reader<'_> {

@@ -12,8 +12,9 @@ use super::read::{Age, Ingress};
 use super::{CONTROLLER, Problem, Routing, SecretKey, Told};
 use crate::routes::{Host, Paths};
 
-/// Routes of all Ingresses together; the newest of them are left out beyond it.
-const ROUTES_MAX: usize = 100_000;
+/// Paths, segments of paths and hosts of all Ingresses together, which every node has in memory; the newest of them are left out
+/// beyond it.
+const COST_MAX: usize = 100_000;
 
 /// Namespace and name.
 type Key = (Arc<str>, Arc<str>);
@@ -78,8 +79,8 @@ pub(super) struct Table {
     served: HashMap<Key, Arc<Ingress>>,
     by_host: HashMap<Host, BTreeMap<Age, Arc<Ingress>>>,
     defaults: BTreeMap<Age, Arc<Ingress>>,
-    routes: usize,
-    routes_max: usize,
+    cost: usize,
+    cost_max: usize,
     /// Those for which there is no room.
     left_out: BTreeMap<Age, Key>,
     changed: HashSet<Host>,
@@ -90,12 +91,12 @@ pub(super) struct Table {
 
 impl Default for Table {
     fn default() -> Table {
-        Table::with_room_for(ROUTES_MAX)
+        Table::with_room_for(COST_MAX)
     }
 }
 
 impl Table {
-    fn with_room_for(routes_max: usize) -> Table {
+    fn with_room_for(cost_max: usize) -> Table {
         Table {
             classes: HashMap::new(),
             listed_classes: Listed::default(),
@@ -105,8 +106,8 @@ impl Table {
             served: HashMap::new(),
             by_host: HashMap::new(),
             defaults: BTreeMap::new(),
-            routes: 0,
-            routes_max,
+            cost: 0,
+            cost_max,
             left_out: BTreeMap::new(),
             changed: HashSet::new(),
             conflicts: HashMap::new(),
@@ -143,20 +144,27 @@ impl Table {
                 if self.ingresses.get(&key).is_some_and(|before| *before == ingress) {
                     return;
                 }
-                self.remove(&key);
+                let before = self.remove(&key);
                 if let Some(class) = &ingress.class {
                     self.by_class.entry(class.clone()).or_default().insert(key.clone());
                 }
                 self.ingresses.insert(key.clone(), ingress);
                 self.serve(&key);
+                // Who is served on is told of as it is now, and loses nothing meanwhile.
+                let is_same =
+                    |of: &Arc<Ingress>| self.served.get(&key).is_some_and(|now| now.origin.uid == of.origin.uid);
+                if let Some(before) = before.filter(|before| !is_same(before)) {
+                    self.told.push(Told::Left(before.origin.clone()));
+                }
+                self.fill();
             }
             Change::IngressGone(object) => {
                 let text = |value: Option<String>| Arc::<str>::from(value.unwrap_or_default());
-                self.remove(&(text(object.metadata.namespace), text(object.metadata.name)));
+                self.lose(&(text(object.metadata.namespace), text(object.metadata.name)));
             }
             Change::IngressesListed => {
                 for key in self.listed_ingresses.end(self.ingresses.keys()) {
-                    self.remove(&key);
+                    self.lose(&key);
                 }
             }
         }
@@ -174,14 +182,23 @@ impl Table {
         for key in self.by_class.get(name).cloned().unwrap_or_default() {
             match is_ours {
                 Some(true) => self.serve(&key),
-                _ => self.leave(&key),
+                _ => {
+                    let left = self.leave(&key);
+                    self.left(left);
+                }
             }
         }
     }
 
-    fn remove(&mut self, key: &Key) {
-        self.leave(key);
-        let Some(ingress) = self.ingresses.remove(key) else { return };
+    fn lose(&mut self, key: &Key) {
+        let left = self.remove(key);
+        self.left(left);
+    }
+
+    /// Forgets one; says whether it was served.
+    fn remove(&mut self, key: &Key) -> Option<Arc<Ingress>> {
+        let left = self.leave(key);
+        let Some(ingress) = self.ingresses.remove(key) else { return left };
         if let Some(class) = &ingress.class
             && let Some(keys) = self.by_class.get_mut(class)
         {
@@ -190,6 +207,7 @@ impl Table {
                 self.by_class.remove(class);
             }
         }
+        left
     }
 
     /// Serves one that is of a class of ours, if there is room.
@@ -199,13 +217,17 @@ impl Table {
         if !is_ours || self.served.contains_key(key) {
             return;
         }
-        if self.routes + ingress.routes() > self.routes_max {
-            let message = format!("it is not served: all Ingresses together may have {} routes", self.routes_max);
+        if self.cost + ingress.cost() > self.cost_max {
+            let message = format!(
+                "it is not served: it has {} paths, segments of paths and hosts, and all Ingresses together may have {}",
+                ingress.cost(),
+                self.cost_max
+            );
             self.tell(&ingress, Problem { reason: "TooManyRoutes", message });
             self.left_out.insert(ingress.age.clone(), key.clone());
             return;
         }
-        self.routes += ingress.routes();
+        self.cost += ingress.cost();
         self.link(&ingress, true);
         self.served.insert(key.clone(), ingress.clone());
         self.told.push(Told::Served(ingress.clone()));
@@ -214,18 +236,28 @@ impl Table {
         }
     }
 
-    /// Serves one no more; who was left out may come in for it.
-    fn leave(&mut self, key: &Key) {
+    /// Serves one no more, if it was served.
+    fn leave(&mut self, key: &Key) -> Option<Arc<Ingress>> {
         if let Some(ingress) = self.ingresses.get(key) {
             self.left_out.remove(&ingress.age);
         }
-        let Some(ingress) = self.served.remove(key) else { return };
-        self.routes -= ingress.routes();
+        let ingress = self.served.remove(key)?;
+        self.cost -= ingress.cost();
         self.link(&ingress, false);
-        self.told.push(Told::Left(ingress.origin.clone()));
+        Some(ingress)
+    }
+
+    /// One that was served is so no more.
+    fn left(&mut self, ingress: Option<Arc<Ingress>>) {
+        self.told.extend(ingress.map(|ingress| Told::Left(ingress.origin.clone())));
+        self.fill();
+    }
+
+    /// Who was left out comes in where there is room.
+    fn fill(&mut self) {
         while let Some(next) = self.left_out.values().next().cloned() {
-            let Some(routes) = self.ingresses.get(&next).map(|ingress| ingress.routes()) else { break };
-            if self.routes + routes > self.routes_max {
+            let Some(cost) = self.ingresses.get(&next).map(|ingress| ingress.cost()) else { break };
+            if self.cost + cost > self.cost_max {
                 break;
             }
             self.left_out.pop_first();
@@ -432,7 +464,7 @@ mod tests {
         let third = table.routing(&second);
         assert_eq!(service(&third, "h7.x", "/"), "none");
         assert_eq!(service(&second, "h7.x", "/"), "other:80", "what was is as it was");
-        assert!(table.by_host.len() == 49 && table.routes == 49 * 2 && !table.by_class["coracle"].is_empty());
+        assert!(table.by_host.len() == 49 && table.cost == 49 * 2 && !table.by_class["coracle"].is_empty());
     }
 
     #[test]
@@ -582,11 +614,86 @@ mod tests {
         assert_eq!(["a", "b", "c"].map(|host| service(&first, host, "/")), ["web:80", "web:80", "none"]);
         assert_eq!(
             problems(&mut table),
-            ["c: TooManyRoutes: it is not served: all Ingresses together may have 4 routes"]
+            [
+                "c: TooManyRoutes: it is not served: it has 2 paths, segments of paths and hosts, and all Ingresses together may have 4"
+            ]
         );
         table.take(gone("a"));
         let second = table.routing(&first);
         assert_eq!(["a", "b", "c"].map(|host| service(&second, host, "/")), ["none", "web:80", "web:80"]);
         assert!(table.left_out.is_empty());
+    }
+
+    #[test]
+    fn segments_and_hosts_count_as_routes_do() {
+        let served = |spec: Value| {
+            let mut table = Table::with_room_for(100);
+            listed_in(&mut table, [ingress("a", 1, spec)]);
+            table.served.len() == 1
+        };
+        let deep = |segments: usize| json!({"rules": [rule("a", &[("Prefix", &"/a".repeat(segments))], "web")]});
+        assert_eq!([98, 99].map(|segments| served(deep(segments))), [true, false]);
+        let exact = |paths: usize| {
+            let long: Vec<String> = (0..paths).map(|n| format!("/{n:04000}")).collect();
+            let paths: Vec<_> = long.iter().map(|path| ("Exact", &**path)).collect();
+            json!({"rules": [rule("a", &paths, "web")]})
+        };
+        assert_eq!([6, 7].map(|paths| served(exact(paths))), [true, false]);
+        let hosts = |hosts: usize| {
+            let hosts: Vec<String> = (0..hosts).map(|n| format!("h{n}.x")).collect();
+            json!({"defaultBackend": backend("web"), "tls": [{"hosts": hosts, "secretName": "s"}]})
+        };
+        assert_eq!([100, 101].map(|of_tls| served(hosts(of_tls))), [true, false]);
+        // Those that name no host have all hosts of the rules.
+        let all = |tls: usize| {
+            let rules: Vec<Value> = (0..10).map(|n| json!({"host": format!("h{n}.x")})).collect();
+            json!({"rules": rules, "tls": vec![json!({"secretName": "s"}); tls]})
+        };
+        assert_eq!([9, 10].map(|tls| served(all(tls))), [true, false]);
+    }
+
+    #[test]
+    fn who_is_changed_does_not_leave() {
+        let one = |service: &str, uid: &str| {
+            let Change::Ingress(mut object) =
+                ingress("a", 1, json!({"rules": [rule("a", &[("Prefix", "/")], service)]}))
+            else {
+                unreachable!()
+            };
+            object.metadata.uid = Some(uid.to_owned());
+            Change::Ingress(object)
+        };
+        let mut table = Table::with_room_for(4);
+        listed_in(&mut table, [one("old", "u")]);
+        let mut told = |change: Change| -> Vec<String> {
+            table.take(change);
+            let told = table.told().into_iter().map(|told| match told {
+                Told::Served(ingress) => format!("served {}", ingress.origin.uid),
+                Told::Left(origin) => format!("left {}", origin.uid),
+                Told::Problem(_, problem) => problem.reason.to_owned(),
+            });
+            told.collect()
+        };
+        assert_eq!(told(one("new", "u")), ["served u", "served u"]);
+        assert_eq!(told(one("new", "u")), [""; 0]);
+        assert_eq!(told(one("other", "another")), ["served another", "left u"]);
+        let deep = rule("a", &[("Prefix", "/1/2/3")], "web");
+        assert_eq!(told(ingress("a", 1, json!({"rules": [deep]}))), ["TooManyRoutes", "left another"]);
+        assert_eq!(told(gone("a")), [""; 0]);
+    }
+
+    #[test]
+    fn so_many_secrets_and_no_more() {
+        let tls: Vec<Value> =
+            (0..70).map(|n| json!({"hosts": [format!("h{n}")], "secretName": format!("s{n}")})).collect();
+        let again = json!({"hosts": ["again"], "secretName": "s0"});
+        let tls: Vec<Value> = tls.into_iter().chain([again]).collect();
+        let mut table =
+            listed([ingress("a", 1, json!({"tls": tls, "rules": [rule("h69", &[("Prefix", "/")], "web")]}))]);
+        let routing = table.routing(&Routing::default());
+        assert_eq!(["h63", "h64", "again"].map(|host| routing.secret(host).is_some()), [true, false, true]);
+        assert!(routing.routes.find("h69", "/").unwrap().is_secure_only, "it is for TLS as it was");
+        let message = "it names more than 64 secrets: the certificates of 6 entries of its tls are left out";
+        assert_eq!(problems(&mut table), [format!("a: TooManySecrets: {message}")]);
     }
 }

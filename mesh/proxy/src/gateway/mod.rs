@@ -56,8 +56,8 @@ struct Inbound {
     routes: Ingresses,
     tls: Option<TlsAcceptor>,
     port: u16,
-    /// Where TLS is spoken, for who came without; 0 while nowhere.
-    secure_port: Arc<AtomicU16>,
+    /// Where TLS is spoken, for who came without: 0 until it is open. `None` when nobody wants it to be spoken.
+    secure_port: Option<Arc<AtomicU16>>,
     stop: CancellationToken,
 }
 
@@ -66,14 +66,15 @@ impl Proxy {
     /// is finished.
     pub async fn serve(self, listeners: Vec<Listener>, listening: Listening, shutdown: CancellationToken) {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let secure_port: Arc<AtomicU16> = Arc::default();
+        let secure_port: Option<Arc<AtomicU16>> =
+            listeners.iter().any(|listener| listener.tls.is_some()).then(Arc::default);
         let open = listeners.into_iter().enumerate().map(|(at, listener)| {
             let listening = listening.clone();
             let (proxy, secure_port, tasks, stop) = (self.clone(), secure_port.clone(), tasks.clone(), stop.clone());
             async move {
                 let told = |opened: Result<SocketAddr, &io::Error>| listening(at, opened);
                 let (socket, address) = open(listener.address, listener.bound, told).await;
-                if listener.tls.is_some() {
+                if let Some(secure_port) = secure_port.as_ref().filter(|_| listener.tls.is_some()) {
                     secure_port.store(address.port(), Relaxed);
                 }
                 let port = address.port();

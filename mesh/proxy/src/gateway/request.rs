@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use coracle_discovery::{Backend, PortName, Protocol, Route as Rule};
-use http::header::{FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION, STRICT_TRANSPORT_SECURITY};
+use http::header::{
+    FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER, STRICT_TRANSPORT_SECURITY,
+};
 use http::uri::{Authority, PathAndQuery};
 use http::{Method, Request, Response, StatusCode, Uri};
 
@@ -21,6 +23,9 @@ const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+
+/// When what is about to change is asked for again.
+const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
 
 /// Bytes of a client's words that an answer repeats.
 const REPEATED_MAX: usize = 200;
@@ -69,15 +74,24 @@ impl Inbound {
         let to = To::of(&request)?;
         let path = request.uri().path();
         let routing = self.routes.routing();
+        if routing.generation == 0 {
+            return Ok(later("which hosts are served here is not known yet"));
+        }
         let Some(rule) = routing.routes.find(&to.name, path).cloned() else {
             let (host, path) = (cut(&to.name), cut(path));
             let words = format!("no Ingress has a rule for host {host:?} and path {path:?}");
             return Ok(say(StatusCode::NOT_FOUND, &words));
         };
         drop(routing);
-        let secure_port = self.secure_port.load(Relaxed);
-        if rule.is_secure_only && self.tls.is_none() && secure_port != 0 && !to.name.is_empty() {
-            return redirect(&to, secure_port, &request);
+        if let Some(secure_port) = &self.secure_port
+            && rule.is_secure_only
+            && self.tls.is_none()
+            && !to.name.is_empty()
+        {
+            return match secure_port.load(Relaxed) {
+                0 => Ok(later("this host is served with TLS, and the port for that is not open yet")),
+                secure_port => redirect(&to, secure_port, &request),
+            };
         }
         if let Some(bytes_max) = rule.options.body_bytes_max.filter(|max| bounds::is_larger(request.headers(), *max)) {
             return Ok(too_large(bytes_max));
@@ -97,7 +111,7 @@ impl Inbound {
         // As it is without TLS and in HTTP/1.1: who answers need not know how it came.
         let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         *request.uri_mut() = Uri::from(path);
-        request.extensions_mut().insert(Asker::NodePort(local_port));
+        request.extensions_mut().insert(Asker::Ingresses(rule.origin.namespace.clone()));
         let answered = self.ask(&rule, route, request).await;
         answered.map(|mut response| {
             if let Some(hsts) = rule.options.hsts.as_ref().filter(|_| self.tls.is_some())
@@ -163,6 +177,13 @@ impl Inbound {
             }),
         }
     }
+}
+
+/// Of what is about to change: an answer that nobody keeps.
+fn later(why: &str) -> Response<Body> {
+    let mut response = say(StatusCode::SERVICE_UNAVAILABLE, why);
+    response.headers_mut().insert(RETRY_AFTER, RETRY_AFTER_SECONDS);
+    response
 }
 
 fn too_large(bytes_max: u64) -> Response<Body> {

@@ -443,9 +443,9 @@ async fn who_has_its_share_of_the_way_to_a_node_waits_for_nobody_and_harms_no_en
         request
     };
     let pod = Asker::Pod(pod(9));
-    let held = world.proxy.call("n", request(pod)).await.unwrap();
+    let held = world.proxy.call("n", request(pod.clone())).await.unwrap();
     let begun = Instant::now();
-    let refused = world.proxy.call("n", request(pod)).await.unwrap_err();
+    let refused = world.proxy.call("n", request(pod.clone())).await.unwrap_err();
     assert!(
         matches!(refused, Error::Unavailable { .. }) && begun.elapsed() < Duration::from_millis(400),
         "{refused:?}"
@@ -457,7 +457,7 @@ async fn who_has_its_share_of_the_way_to_a_node_waits_for_nobody_and_harms_no_en
     let before = calls();
     let mut answers = Vec::new();
     for _ in 0..20 {
-        answers.push(world.proxy.call("n", request(pod)).await.unwrap());
+        answers.push(world.proxy.call("n", request(pod.clone())).await.unwrap());
     }
     assert!(calls().iter().zip(before).all(|(now, before)| *now > before), "{before:?}, then {:?}", calls());
     assert!(world.pods.entered.lock().unwrap().iter().all(|by| *by == pod));

@@ -455,9 +455,67 @@ async fn a_port_that_is_taken_is_tried_again() {
     };
     assert_eq!(tokio::time::timeout(SOON, then).await.expect("it is had"), address);
     let answer = exchange(&mut TcpStream::connect(address).await.unwrap(), "GET / HTTP/1.1\r\nhost: a\r\n", "").await;
-    assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+    // No host is known yet: nobody is to keep that it is none.
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after: 1\r\n"), "{answer}");
     world.stop.cancel();
     tokio::time::timeout(SOON, serving).await.expect("it ends").unwrap();
+}
+
+#[tokio::test]
+async fn a_host_with_tls_waits_for_the_port_where_it_is_spoken() {
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let world = World::new().await;
+    world.start(1, echo().1);
+    world.web(&[1]).await;
+    let (opened, mut opens) = mpsc::unbounded_channel();
+    let listening: Listening = Arc::new(move |at, address| {
+        if let Ok(address) = address {
+            opened.send((at, address)).unwrap();
+        }
+    });
+    let certificates = Arc::new(Certificates::new(certificate("default.invalid")));
+    let listener = |address, tls| Listener { address, bound: None, tls, routes: world.routes.clone() };
+    let listeners =
+        vec![listener(([127, 0, 0, 1], 0).into(), None), listener(taken.local_addr().unwrap(), Some(certificates))];
+    tokio::spawn(world.proxy.clone().serve(listeners, listening, world.stop.clone()));
+    let (told, mut hears) = mpsc::channel(16);
+    tokio::spawn(world.routes.clone().run(told, world.stop.clone()));
+    tokio::spawn(async move { while hears.recv().await.is_some() {} });
+    let rules = json!({"tls": [{"hosts": ["a.x"]}], "rules": [rule("a.x", "web"), rule("b.x", "web")]});
+    world.ingress("i", json!({}), rules);
+    world.routed(|routing| routing.routes.find("a.x", "/").is_some()).await;
+    let (at, plain) = tokio::time::timeout(SOON, opens.recv()).await.expect("it is listened at").unwrap();
+    assert_eq!(at, 0);
+    let ask = async |host: &str| {
+        let head = format!("GET / HTTP/1.1\r\nhost: {host}\r\n");
+        exchange(&mut TcpStream::connect(plain).await.unwrap(), &head, "").await
+    };
+    let answer = ask("a.x").await;
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after: 1\r\n"), "{answer}");
+    let answer = ask("b.x").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    drop(taken);
+    assert_eq!(tokio::time::timeout(SOON, opens.recv()).await.expect("it is had").unwrap().0, 1);
+    let answer = ask("a.x").await;
+    assert!(answer.starts_with("HTTP/1.1 308"), "{answer}");
+    world.stop.cancel();
+}
+
+#[tokio::test]
+async fn each_namespace_has_its_own_share_of_the_way_to_another_node() {
+    let gateway = Gateway::new(mirror()).await;
+    gateway.world.start_elsewhere(2, echo().0);
+    gateway.world.ready("web", &[2], json!([{"port": 8080}]));
+    gateway.ingress("i", json!({}), json!({"rules": [rule("a.x", "web")]})).await;
+    let asked = || gateway.world.pods.entered.lock().unwrap().clone();
+    let until = async {
+        while asked().is_empty() {
+            exchange(&mut gateway.connect().await, "GET / HTTP/1.1\r\nhost: a.x\r\n", "").await;
+        }
+    };
+    tokio::time::timeout(SOON, until).await.expect("it goes there");
+    let of_namespace = crate::Asker::Ingresses("n".into());
+    assert!(asked().iter().all(|by| *by == of_namespace), "{:?}", asked());
 }
 
 #[tokio::test]

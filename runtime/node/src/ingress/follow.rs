@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::events::{Record, Recorder};
-use crate::objects::{Content, Kind, ObjectKey, Objects, ReadError};
+use crate::objects::{Bounds, Content, Kind, ObjectKey, Objects, ReadError};
 
 /// `type` of Secrets with a certificate, and where it and its key are.
 const TLS: &str = "kubernetes.io/tls";
@@ -50,6 +50,8 @@ pub struct Follower {
     of_services: HashMap<Arc<str>, BTreeSet<String>>,
     changed: Arc<Changed>,
     reads: FuturesUnordered<BoxFuture<'static, Read>>,
+    /// Secrets for which there was no room.
+    waiting: HashSet<(Arc<str>, SecretKey)>,
     /// When it is looked for Services: of these Ingresses, or of all.
     look_at: Option<Instant>,
     look_for: HashSet<Arc<str>>,
@@ -79,7 +81,7 @@ impl Follower {
             telling.more.notify_one();
         });
         Self {
-            objects: Objects::new(client, shutdown, on_change),
+            objects: Objects::new(client, Bounds::INGRESSES, shutdown, on_change),
             certificates,
             recorder,
             discovery,
@@ -89,6 +91,7 @@ impl Follower {
             of_services: HashMap::new(),
             changed,
             reads: FuturesUnordered::new(),
+            waiting: HashSet::new(),
             look_at: None,
             look_for: HashSet::new(),
             look_at_all: None,
@@ -133,7 +136,12 @@ impl Follower {
                 for secret in ingress.secrets() {
                     self.users.entry(secret.clone()).or_default().insert(uid.clone());
                 }
-                self.served.insert(uid.clone(), ingress);
+                // What it goes on naming is kept as it is.
+                if let Some(before) = self.served.insert(uid.clone(), ingress.clone()) {
+                    let named: HashSet<&SecretKey> = ingress.secrets().collect();
+                    self.let_go(&uid, before.secrets().filter(|secret| !named.contains(secret)));
+                    self.keep_named(&uid);
+                }
                 self.read(&uid);
                 self.look_for.insert(uid);
                 self.look_at = Some(Instant::now() + SERVICES_WITHIN);
@@ -143,12 +151,20 @@ impl Follower {
         }
     }
 
-    /// Lets go of its Secrets.
+    /// Lets go of all that it has.
     fn leave(&mut self, uid: &Arc<str>) {
         let Some(ingress) = self.served.remove(uid) else { return };
-        self.objects.forget(uid);
-        for secret in ingress.secrets() {
-            self.of_secrets.remove(&(uid.clone(), secret.clone()));
+        self.let_go(uid, ingress.secrets());
+        self.keep_named(uid);
+        self.of_services.remove(uid);
+    }
+
+    /// It names these Secrets no more.
+    fn let_go<'a>(&mut self, uid: &Arc<str>, secrets: impl Iterator<Item = &'a SecretKey>) {
+        for secret in secrets {
+            let of = (uid.clone(), secret.clone());
+            self.of_secrets.remove(&of);
+            self.waiting.remove(&of);
             let Some(users) = self.users.get_mut(secret) else { continue };
             users.remove(uid);
             if users.is_empty() {
@@ -156,7 +172,19 @@ impl Follower {
                 self.certificates.set(secret, None);
             }
         }
-        self.of_services.remove(uid);
+    }
+
+    /// Follows the Secrets that it names, and no others: then there may be room for those of others.
+    fn keep_named(&mut self, uid: &Arc<str>) {
+        let named: HashSet<SecretKey> =
+            self.served.get(uid).into_iter().flat_map(|ingress| ingress.secrets().cloned()).collect();
+        let is_named =
+            |key: &ObjectKey| named.contains(&SecretKey { namespace: key.namespace.clone(), name: key.name.clone() });
+        if self.objects.keep(uid, is_named) {
+            for (uid, secret) in std::mem::take(&mut self.waiting) {
+                self.reads.push(self.reading(uid, secret));
+            }
+        }
     }
 
     /// Reads its Secrets as they are now.
@@ -179,10 +207,8 @@ impl Follower {
 
     fn take(&mut self, uid: &Arc<str>, secret: SecretKey, read: Result<Option<Arc<Content>>, ReadError>) {
         // It may have gone meanwhile, or name other Secrets.
-        let Some(ingress) = self.served.get(uid).cloned() else { return self.objects.forget(uid) };
-        if !ingress.secrets().any(|named| *named == secret) {
-            return;
-        }
+        let ingress = self.served.get(uid).filter(|ingress| ingress.secrets().any(|named| *named == secret)).cloned();
+        let Some(ingress) = ingress else { return self.keep_named(uid) };
         let name = format!("{}/{}", secret.namespace, secret.name);
         let problem = match read {
             Ok(Some(content)) => match certificate(&content) {
@@ -211,7 +237,13 @@ impl Follower {
             }
             // Nobody would tell when it is there.
             Err(ReadError::TimedOut(_)) => return self.reads.push(self.reading(uid.clone(), secret)),
-            Err(error) => Some(Problem { reason: "UnreadableSecret", message: error.to_string() }),
+            Err(error) => {
+                // Nor when there is room.
+                if matches!(error, ReadError::Full(..) | ReadError::TooMany(..)) {
+                    self.waiting.insert((uid.clone(), secret.clone()));
+                }
+                Some(Problem { reason: "UnreadableSecret", message: error.to_string() })
+            }
         };
         let before = match problem.clone() {
             Some(problem) => self.of_secrets.insert((uid.clone(), secret), problem),
@@ -372,5 +404,99 @@ mod tests {
             (&json!("networking.k8s.io/v1"), &json!("u"))
         );
         stop.cancel();
+    }
+
+    /// What is told of the Ingress `name` that names these Secrets.
+    async fn served(api: &Api, name: &str, secrets: &[&str]) -> Told {
+        api.put_object("ingressclasses", "c", json!({"spec": {"controller": "coracle.dev/ingress"}}));
+        let tls: Vec<Value> = secrets.iter().map(|secret| json!({"hosts": [secret], "secretName": secret})).collect();
+        let spec = json!({"ingressClassName": "c", "tls": tls});
+        api.put_object("ingresses", name, json!({"metadata": {"uid": name}, "spec": spec}));
+        let (told, mut hears) = mpsc::channel(64);
+        tokio::spawn(Ingresses::new(api.client()).run(told, CancellationToken::new()));
+        loop {
+            match hears.recv().await.unwrap() {
+                Told::Served(ingress) if &*ingress.origin.name == name => return Told::Served(ingress),
+                _ => {}
+            }
+        }
+    }
+
+    fn follower(api: &Api) -> Follower {
+        let (certificate, key) = pair("default.invalid");
+        let default = Certificate::from_pem(certificate.as_bytes(), key.as_bytes()).unwrap();
+        let client = api.client();
+        let recorder = Recorder::new(client.clone(), "n1".to_owned());
+        let discovery = Discovery::new(client.clone());
+        let certificates = Arc::new(Certificates::new(default));
+        Follower::new(client, certificates, recorder, discovery, CancellationToken::new())
+    }
+
+    impl Follower {
+        /// Takes all that is being read.
+        async fn take_all(&mut self) {
+            while let Some((uid, secret, read)) = self.reads.next().await {
+                self.take(&uid, secret, read);
+            }
+        }
+
+        /// Which of these have a certificate.
+        fn has(&self, names: &[&str]) -> Vec<bool> {
+            let key = |name: &&str| SecretKey { namespace: "default".into(), name: (*name).into() };
+            names.iter().map(|name| self.certificates.has(&key(name))).collect()
+        }
+    }
+
+    #[tokio::test]
+    async fn an_ingress_that_is_changed_keeps_the_certificates_that_it_still_names() {
+        let api = Api::default();
+        for name in ["a", "b", "c"] {
+            let (certificate, key) = pair(name);
+            api.put_object("secrets", name, secret(&certificate, &key));
+        }
+        let mut follower = follower(&api);
+        follower.hear(served(&api, "i", &["a", "b"]).await);
+        follower.take_all().await;
+        assert_eq!(follower.has(&["a", "b", "c"]), [true, true, false]);
+        // What is no certificate any more does not take the place of the last good one, also when the Ingress is changed.
+        follower.hear(served(&api, "i", &["a", "c"]).await);
+        assert_eq!(follower.has(&["a", "b", "c"]), [true, false, false], "before anything is read");
+        let broken = Content { secret_type: TLS.to_owned(), ..Content::default() };
+        let a = SecretKey { namespace: "default".into(), name: "a".into() };
+        follower.take(&"i".into(), a, Ok(Some(Arc::new(broken))));
+        assert_eq!(follower.has(&["a"]), [true]);
+        follower.take_all().await;
+        assert_eq!(follower.has(&["a", "b", "c"]), [true, false, true]);
+        let Told::Served(ingress) = served(&api, "i", &["a", "c"]).await else { unreachable!() };
+        follower.hear(Told::Left(ingress.origin.clone()));
+        assert_eq!(follower.has(&["a", "b", "c"]), [false; 3]);
+        assert!(follower.users.is_empty() && follower.of_secrets.is_empty() && !follower.objects.is_used_by("i"));
+    }
+
+    #[tokio::test]
+    async fn a_secret_for_which_there_is_no_room_is_read_when_there_is() {
+        let api = Api::default();
+        for name in ["a", "b", "c"] {
+            let (certificate, key) = pair(name);
+            api.put_object("secrets", name, secret(&certificate, &key));
+        }
+        let mut follower = follower(&api);
+        follower.objects.may_be(2, 2, 9);
+        let first = served(&api, "first", &["a", "b"]).await;
+        follower.hear(first.clone());
+        follower.take_all().await;
+        let second = served(&api, "second", &["c"]).await;
+        follower.hear(second);
+        follower.take_all().await;
+        assert_eq!(follower.has(&["a", "b", "c"]), [true, true, false]);
+        let problems: Vec<&str> = follower.of_secrets.values().map(|problem| &*problem.message).collect();
+        let message =
+            "secret \"c\": the namespace's Ingresses refer to 2 ConfigMaps and Secrets, and may refer to no more";
+        assert_eq!(problems, [message]);
+        // One is let go of.
+        follower.hear(served(&api, "first", &["b"]).await);
+        follower.take_all().await;
+        assert_eq!(follower.has(&["a", "b", "c"]), [false, true, true]);
+        assert!(follower.of_secrets.is_empty() && follower.waiting.is_empty());
     }
 }

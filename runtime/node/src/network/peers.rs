@@ -386,10 +386,12 @@ mod tests {
         peers.take(vec![node("one", "10.1.0.0/24"), node("two", "10.2.0.0/24")]);
         let enter = |to: [u8; 4], by| peers.enter(to.into(), by);
         let port = Asker::NodePort(30_000);
-        let places: Vec<_> = std::iter::from_fn(|| enter([10, 1, 0, 2], port)).collect();
+        let places: Vec<_> = std::iter::from_fn(|| enter([10, 1, 0, 2], port.clone())).collect();
         assert!(places.len() < PLACES_MAX / 2, "{} connections of one port's clients", places.len());
-        assert!(enter([10, 1, 0, 9], port).is_none(), "the same node");
-        assert!(enter([10, 2, 0, 2], port).is_some() && enter([10, 1, 0, 2], Asker::NodePort(30_001)).is_some());
+        assert!(enter([10, 1, 0, 9], port.clone()).is_none(), "the same node");
+        assert!(
+            enter([10, 2, 0, 2], port.clone()).is_some() && enter([10, 1, 0, 2], Asker::NodePort(30_001)).is_some()
+        );
         assert!(
             enter([10, 1, 0, 2], Asker::Pod([10, 9, 0, 2].into())).is_some() && enter([10, 3, 0, 2], port).is_none()
         );

@@ -42,7 +42,7 @@ impl Shares {
             return None;
         }
         taken.all += 1;
-        taken.by.insert(by, own + 1);
+        taken.by.insert(by.clone(), own + 1);
         Some(Place { shares: self.clone(), by })
     }
 }
@@ -83,7 +83,8 @@ mod tests {
             let each = shares.taken.lock().by.values().copied().min().unwrap();
             assert!(left >= least_left && each >= least_each, "{greedy}: {left} left, {each} each");
             let pod = Asker::Pod([10, 0, 0, 1].into());
-            let own: Vec<_> = (0..least_each / 2).map(|_| shares.take(pod).expect("it is a newcomer's")).collect();
+            let own: Vec<_> =
+                (0..least_each / 2).map(|_| shares.take(pod.clone()).expect("it is a newcomer's")).collect();
             drop((places, own));
             let taken = shares.taken.lock();
             assert!(taken.all == 0 && taken.by.is_empty());

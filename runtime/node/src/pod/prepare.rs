@@ -161,7 +161,7 @@ impl Pods {
         let keys = env::references(spec, &slot.namespace);
         // Before any of them is followed.
         if keys.len() > objects::POD_MAX {
-            return Err(config_error(ReadError::TooMany(objects::POD_MAX).to_string()));
+            return Err(config_error(ReadError::TooMany("pod", objects::POD_MAX).to_string()));
         }
         for key in keys {
             let content = self.object(&key, slot).await;
