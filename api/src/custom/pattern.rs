@@ -293,6 +293,8 @@ impl Reader<'_> {
             self.next();
             self.out.push('^');
         }
+        // What is within counts as one part, so that a repetition repeats all of it.
+        self.levels.push(Level::default());
         let mut first = true;
         // Whether what comes may begin a range: a dash between two characters makes one, elsewhere it means itself.
         let mut can_range = false;
@@ -328,7 +330,8 @@ impl Reader<'_> {
             first = false;
         }
         self.out.push(']');
-        self.push(2);
+        let inner = self.levels.pop().map_or(0, |level| level.all());
+        self.push(inner.saturating_add(2));
         Ok(())
     }
 }
@@ -375,6 +378,11 @@ mod tests {
         {
             assert!(check(pattern).is_err(), "{pattern}");
         }
+        // Classes of Unicode are as large within brackets as beside them.
+        for pattern in [r"\p{L}{250}", r"[\p{L}]{250}", r"[^\p{L}]{250}", r"([\p{L}\p{N}]{2}){60}"] {
+            assert_eq!(check(pattern).unwrap_err(), "expression too large", "{pattern}");
+        }
+        assert!(check(r"^[\p{L}_-]{1,63}$").is_ok_and(|states| states > 63 * 200));
         let deep = format!("{}a{}", "(".repeat(5_000), ")".repeat(5_000));
         assert!(check(&deep).is_err());
     }
