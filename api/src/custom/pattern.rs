@@ -5,7 +5,7 @@
 use std::fmt;
 use std::sync::OnceLock;
 
-use regex::{Regex, RegexBuilder};
+use regex::{Match, Regex, RegexBuilder};
 
 /// Most states that one expression may unfold to, about: Go has a limit of the same kind.
 const STATES_MAX: usize = 20_000;
@@ -53,10 +53,10 @@ impl Pattern {
         regex.as_ref().is_some_and(|regex| regex.is_match(text))
     }
 
-    /// What of a text matches, so many times at most.
-    pub(super) fn all<'t>(&self, text: &'t str, most: usize) -> Vec<&'t str> {
+    /// What of a text matches, one after the other.
+    pub(super) fn each<'t>(&'t self, text: &'t str) -> impl Iterator<Item = Match<'t>> {
         let regex = self.regex.get_or_init(|| compile(&self.text).ok());
-        regex.iter().flat_map(|regex| regex.find_iter(text)).take(most).map(|found| found.as_str()).collect()
+        regex.iter().flat_map(|regex| regex.find_iter(text))
     }
 }
 
