@@ -421,3 +421,27 @@ fn defaults_unfold_so_far_and_no_further() {
     assert_eq!(apply_defaults(&mut json!(vec![json!({}); 1 << 20]), &schema), Ok(()));
     assert!(started.elapsed() < std::time::Duration::from_secs(30), "{:?}", started.elapsed());
 }
+
+#[test]
+fn old_items_are_looked_up_for_a_price() {
+    let started = std::time::Instant::now();
+    let alternatives = json!(vec![json!({"items": {"required": ["z"]}}); 2_000]);
+    let schema = json!({
+        "type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["k"], "anyOf": alternatives,
+        "items": {"type": "object", "properties": {"k": {"type": "string"}}},
+    });
+    let schema = Structural::read(&schema);
+    let items = |count: usize| json!((0..count).map(|number| json!({"k": number.to_string()})).collect::<Vec<Value>>());
+    let changed = |old: Value, new: Value| {
+        let mut errors = FieldErrors::new();
+        validate(&schema, &new, Some(&old), "", &mut errors);
+        told(errors)
+    };
+    assert!(changed(items(20_000), json!([{"k": "0", "v": 1}]))[0].contains("asks for more than"));
+    // A long key is not written down again for nothing, either.
+    let long = json!([{"k": "x".repeat(2 << 20)}]);
+    assert!(changed(items(1), long)[0].contains("asks for more than"));
+    // Where there are no new items, nothing is looked up.
+    assert!(changed(items(20_000), json!([])).is_empty());
+    assert!(started.elapsed() < std::time::Duration::from_secs(20), "{:?}", started.elapsed());
+}
