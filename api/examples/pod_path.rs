@@ -22,7 +22,7 @@ fn main() {
     let change = json!({"metadata": {"labels": {"a": "b"}}});
     let decode = || black_box(json::decode(POD, &schema).expect("a pod").value);
     let default = |mut pod: Value| {
-        schema::apply_defaults(&mut pod, &schema);
+        schema::apply_defaults(&mut pod, &schema).expect("a pod has few");
         row.strategy.default(&mut pod);
         pod
     };

@@ -44,7 +44,7 @@ fn what_is_accepted_goes_all_the_way() {
             assert_eq!(any.value, object);
 
             let copy = object.clone();
-            schema::apply_defaults(&mut object, &schema);
+            schema::apply_defaults(&mut object, &schema).unwrap();
             row.strategy.default(&mut object);
             row.strategy.validate(&object, &mut FieldErrors::new());
             row.strategy.validate_update(&object, &copy, &mut FieldErrors::new());

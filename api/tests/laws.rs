@@ -442,7 +442,7 @@ proptest! {
         let schema = Structural::read(&json!({"type": "object", "properties": {"spec": of}}));
         let read = |object: &Value| {
             let mut decoded = custom::decode(object.to_string().as_bytes(), &schema).expect("an object");
-            custom::apply_defaults(&mut decoded.value, &schema);
+            custom::apply_defaults(&mut decoded.value, &schema).unwrap();
             let mut faults = FieldErrors::new();
             custom::validate(&schema, &decoded.value, None, "", &mut faults);
             let faults: Vec<_> = faults.into_told().iter().map(ToString::to_string).collect();

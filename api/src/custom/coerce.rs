@@ -5,6 +5,7 @@
 
 use serde_json::{Map, Value};
 
+use super::TooMuch;
 use super::structural::{Additional, META, Structural};
 use crate::codec::{DecodeError, Decoded, json};
 use crate::meta::field::FieldError;
@@ -56,12 +57,18 @@ fn coerced(mut value: Value, mut problems: Vec<String>, schema: &Structural) -> 
 }
 
 /// Brings a stored object into the form that it would be stored in now. Says whether that changed it.
-pub(super) fn renew(value: &mut Value, schema: &Structural) -> bool {
+///
+/// # Errors
+/// Its defaults are too much; it is as it was.
+pub(super) fn renew(value: &mut Value, schema: &Structural) -> Result<bool, TooMuch> {
     let before = value.clone();
     prune(value, schema);
     drop_nulls(value, schema);
-    super::defaults::apply(value, schema);
-    *value != before
+    if let Err(error) = super::defaults::apply(value, schema) {
+        *value = before;
+        return Err(error);
+    }
+    Ok(*value != before)
 }
 
 /// Go writes whole doubles without a fraction, so that they are whole numbers when they are read again.

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::definition::{Definition, Scale, Version};
 use super::path::JsonPath;
 use super::structural::{META, Structural};
-use super::{cel, coerce, embedded, lists, typed, validate};
+use super::{TooMuch, cel, coerce, embedded, lists, typed, validate};
 use crate::kinds::{Cell, FieldError, FieldErrors, Strategy};
 use crate::meta::{self, names, text};
 use crate::schema::Object;
@@ -108,9 +108,13 @@ impl CustomKind {
     }
 
     /// Turns a stored object into what clients of this version see.
-    pub fn show(&self, object: &mut Value) {
-        self.renew(object);
+    ///
+    /// # Errors
+    /// Its defaults are too much: but for its version it is as it was stored.
+    pub fn show(&self, object: &mut Value) -> Result<(), TooMuch> {
+        let renewed = self.renew(object);
         object["apiVersion"] = self.api_version.as_str().into();
+        renewed.map(drop)
     }
 
     /// Turns an object of this version into what is stored: only its version is another, and what that one does not know goes.
@@ -126,10 +130,13 @@ impl CustomKind {
 
     /// Brings a stored object into the form that it would be stored in now; says whether that changed it. It was written by a
     /// definition that may have been another since.
-    pub fn renew(&self, object: &mut Value) -> bool {
+    ///
+    /// # Errors
+    /// Its defaults are too much; it is as it was.
+    pub fn renew(&self, object: &mut Value) -> Result<bool, TooMuch> {
         let version = object["apiVersion"].as_str().and_then(|version| version.rsplit('/').next()).unwrap_or_default();
         let schema = self.schemas.of(version).or_else(|| self.schemas.of(&self.definition.storage));
-        schema.is_some_and(|schema| coerce::renew(object, schema))
+        schema.map_or(Ok(false), |schema| coerce::renew(object, schema))
     }
 
     fn check(&self, object: &Value, old: Option<&Value>, errors: &mut FieldErrors) {

@@ -26,7 +26,8 @@ mod typed;
 mod validate;
 
 pub use coerce::{decode, decode_value};
-pub use defaults::apply as apply_defaults;
+pub(crate) use defaults::unfold;
+pub use defaults::{TooMuch, apply as apply_defaults};
 pub use definition::{CLEANUP, Definition, ESTABLISHED, NAMES_ACCEPTED, Names, Scale, TERMINATING, Version, order};
 pub use format::Format;
 pub use kind::{Column, CustomKind, Schemas, at};

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use serde_json::{Map, Value};
 
 use super::cel::{Budget, Rule};
+use super::defaults;
 use super::format::Format;
 use super::pattern::Pattern;
 use crate::schema::ListKind;
@@ -94,6 +95,8 @@ pub struct Structural {
     pub nullable: bool,
     /// What stands where nothing is.
     pub default: Option<Value>,
+    /// About what that takes each time.
+    pub(super) default_size: usize,
     /// Fields that are not named are kept (`x-kubernetes-preserve-unknown-fields`).
     pub preserves_unknown: bool,
     /// It is an object with kind and metadata of its own (`x-kubernetes-embedded-resource`).
@@ -121,25 +124,34 @@ pub(super) struct Reach {
 
 /// Named fields, sorted.
 #[derive(Debug, Default)]
-pub struct Properties(Box<[(Box<str>, Structural)]>);
+pub struct Properties {
+    all: Box<[(Box<str>, Structural)]>,
+    /// Which of them have a default.
+    defaulted: Box<[usize]>,
+}
 
 impl Properties {
     /// The schema of a field.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Structural> {
-        let at = self.0.binary_search_by(|(known, _)| (**known).cmp(name)).ok()?;
-        self.0.get(at).map(|(_, schema)| schema)
+        let at = self.all.binary_search_by(|(known, _)| (**known).cmp(name)).ok()?;
+        self.all.get(at).map(|(_, schema)| schema)
     }
 
     /// All of them, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Structural)> {
-        self.0.iter().map(|(name, schema)| (&**name, schema))
+        self.all.iter().map(|(name, schema)| (&**name, schema))
+    }
+
+    /// Those that have a default: of a hundred thousand that have none, none is asked of each item of a list.
+    pub(super) fn defaulted(&self) -> impl Iterator<Item = (&str, &Structural)> {
+        self.defaulted.iter().filter_map(|at| self.all.get(*at)).map(|(name, schema)| (&**name, schema))
     }
 
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.all.is_empty()
     }
 }
 
@@ -174,8 +186,11 @@ impl Structural {
         let ty = Type::read(schema);
         let fields = schema["properties"].as_object().into_iter().flatten();
         // The map is sorted by the same order that the search has.
-        let properties =
-            Properties(fields.map(|(name, schema)| (name.as_str().into(), Structural::read(schema))).collect());
+        let all: Box<[(Box<str>, Structural)]> =
+            fields.map(|(name, schema)| (name.as_str().into(), Structural::read(schema))).collect();
+        let has_default = |(at, (_, of)): (usize, &(Box<str>, Structural))| of.default.is_some().then_some(at);
+        let defaulted = all.iter().enumerate().filter_map(has_default).collect();
+        let properties = Properties { all, defaulted };
         let additional = match &schema["additionalProperties"] {
             Value::Bool(false) => Additional::None,
             Value::Bool(true) => Additional::Any,
@@ -189,13 +204,15 @@ impl Structural {
             "map" => Some(ListKind::Map(texts(&schema["x-kubernetes-list-map-keys"]).map(str::to_owned).collect())),
             _ => None,
         };
+        let default = schema.get("default").filter(|default| !default.is_null()).cloned();
         let mut read = Structural {
             ty,
             properties,
             additional,
             items,
             nullable: flag(schema, "nullable"),
-            default: schema.get("default").filter(|default| !default.is_null()).cloned(),
+            default_size: default.as_ref().map_or(0, defaults::size),
+            default,
             preserves_unknown: flag(schema, "x-kubernetes-preserve-unknown-fields"),
             embedded: flag(schema, "x-kubernetes-embedded-resource"),
             list,
@@ -237,7 +254,7 @@ impl Structural {
         for (name, of) in below("properties").into_iter().flat_map(fields) {
             more.entry(name).or_default().push(of);
         }
-        for (name, of) in &mut self.properties.0 {
+        for (name, of) in &mut self.properties.all {
             let more = more.remove(&**name).unwrap_or_default();
             of.add_rules(&schema["properties"][&**name], &more, false, budget);
         }

@@ -86,7 +86,7 @@ fn read(object: &Value) -> (Value, Vec<String>) {
     let kind = kind("v1").object();
     let decoded = codec::decode(object.to_string().as_bytes(), &kind).expect("an object");
     let mut value = decoded.value;
-    crate::schema::apply_defaults(&mut value, &kind);
+    crate::schema::apply_defaults(&mut value, &kind).unwrap();
     (value, decoded.problems)
 }
 
@@ -344,10 +344,10 @@ fn versions_share_what_is_stored() {
     assert_eq!((&object["apiVersion"], object["spec"].get("extra")), (&json!("example.com/v1"), None));
     // It was written before there was a default.
     let mut seen = object.clone();
-    two.show(&mut seen);
+    two.show(&mut seen).unwrap();
     assert_eq!((&seen["apiVersion"], &seen["spec"]["replicas"]), (&json!("example.com/v2"), &json!(1)));
     let mut stored = object.clone();
-    assert!(one.renew(&mut stored) && !one.renew(&mut stored), "once");
+    assert_eq!([one.renew(&mut stored), one.renew(&mut stored)], [Ok(true), Ok(false)], "once");
     let deprecated = kind("v1beta1").version.deprecation;
     assert_eq!(deprecated.as_deref(), Some("example.com/v1beta1 Gadget is deprecated; use example.com/v2 Gadget"));
 }
@@ -385,7 +385,63 @@ fn a_schema_that_asks_for_very_much_costs_little() {
         (0..100_000).map(|number| (format!("f{number}"), json!({"type": "string", "default": "x"}))).collect();
     let schema = Structural::read(&json!({"type": "object", "properties": properties}));
     let mut object = json!({});
-    apply_defaults(&mut object, &schema);
+    apply_defaults(&mut object, &schema).unwrap();
     assert_eq!(object.as_object().unwrap().len(), 100_000);
     assert!(started.elapsed() < std::time::Duration::from_secs(30), "{:?}", started.elapsed());
+}
+
+#[test]
+fn defaults_unfold_so_far_and_no_further() {
+    let started = std::time::Instant::now();
+    // Each item of a default has a thousand items of its own.
+    let empty = json!(vec![json!({}); 1_000]);
+    let nested = (0..3).fold(json!({"type": "string"}), |below, _| {
+        let items = json!({"type": "object", "properties": {"l": below}});
+        json!({"type": "array", "default": empty, "items": items})
+    });
+    let nested = Structural::read(&json!({"type": "object", "properties": {"l": nested}}));
+    assert_eq!(apply_defaults(&mut json!({}), &nested), Err(TooMuch));
+    // Each of many items has a large default, where it is absent or null.
+    let large = json!({"type": "string", "default": "x".repeat(100_000)});
+    let named = json!({"type": "array", "items": {"type": "object", "properties": {"a": large}}});
+    let unnamed = json!({"type": "array", "items": large});
+    for (schema, item) in [(named, json!({})), (unnamed, Value::Null)] {
+        let schema = Structural::read(&schema);
+        let mut few = json!(vec![item.clone(); 100]);
+        assert_eq!(apply_defaults(&mut few, &schema), Ok(()));
+        assert!(few.to_string().len() > 10_000_000);
+        assert_eq!(apply_defaults(&mut json!(vec![item; 1 << 20]), &schema), Err(TooMuch));
+    }
+    // What has no default is not asked of each item.
+    let mut properties: serde_json::Map<String, Value> =
+        (0..100_000).map(|number| (format!("f{number}"), json!({"type": "string"}))).collect();
+    properties
+        .insert("d".to_owned(), json!({"type": "object", "properties": {"x": {"type": "integer", "default": 1}}}));
+    let schema = Structural::read(&json!({"type": "array", "items": {"type": "object", "properties": properties}}));
+    assert_eq!(apply_defaults(&mut json!(vec![json!({}); 1 << 20]), &schema), Ok(()));
+    assert!(started.elapsed() < std::time::Duration::from_secs(30), "{:?}", started.elapsed());
+}
+
+#[test]
+fn old_items_are_looked_up_for_a_price() {
+    let started = std::time::Instant::now();
+    let alternatives = json!(vec![json!({"items": {"required": ["z"]}}); 2_000]);
+    let schema = json!({
+        "type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["k"], "anyOf": alternatives,
+        "items": {"type": "object", "properties": {"k": {"type": "string"}}},
+    });
+    let schema = Structural::read(&schema);
+    let items = |count: usize| json!((0..count).map(|number| json!({"k": number.to_string()})).collect::<Vec<Value>>());
+    let changed = |old: Value, new: Value| {
+        let mut errors = FieldErrors::new();
+        validate(&schema, &new, Some(&old), "", &mut errors);
+        told(errors)
+    };
+    assert!(changed(items(20_000), json!([{"k": "0", "v": 1}]))[0].contains("asks for more than"));
+    // A long key is not written down again for nothing, either.
+    let long = json!([{"k": "x".repeat(2 << 20)}]);
+    assert!(changed(items(1), long)[0].contains("asks for more than"));
+    // Where there are no new items, nothing is looked up.
+    assert!(changed(items(20_000), json!([])).is_empty());
+    assert!(started.elapsed() < std::time::Duration::from_secs(20), "{:?}", started.elapsed());
 }

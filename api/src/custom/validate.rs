@@ -434,9 +434,9 @@ impl Checker<'_> {
     fn items(&mut self, schema: &Structural, checks: &Checks, items: &[Value], old: Option<Old<'_>>) -> Found {
         let mut found = Found { errors: Vec::new(), met: 1 };
         if let Some(of) = &schema.items {
-            let known = old.and_then(Known::of);
+            let known = old.filter(|_| !items.is_empty()).and_then(|old| Known::of(old, self));
             for (at, item) in items.iter().enumerate() {
-                let old = known.as_ref().and_then(|known| known.get(item));
+                let old = known.as_ref().and_then(|known| known.get(item, self));
                 found.merge(self.within(&format!("[{at}]"), |this| this.ratcheted(of, item, old)));
             }
         }
@@ -503,17 +503,24 @@ struct Known<'a> {
 }
 
 impl<'a> Known<'a> {
-    fn of(old: Old<'a>) -> Option<Known<'a>> {
+    /// Each alternative of a schema asks for them anew: that is paid for.
+    fn of(old: Old<'a>, checker: &mut Checker<'_>) -> Option<Known<'a>> {
         let Some(ListKind::Map(keys)) = &old.at?.list else { return None };
         let mut items = HashMap::new();
         for item in old.value.as_array()? {
-            items.entry(key_of(keys, item)).or_insert(item);
+            let key = key_of(keys, item);
+            if !checker.spend(1 + key.len() / 64) {
+                return None;
+            }
+            items.entry(key).or_insert(item);
         }
         Some(Known { keys, at: old.at?.items.as_deref(), items })
     }
 
-    fn get(&self, item: &Value) -> Option<Old<'a>> {
-        Some(Old { value: self.items.get(&key_of(self.keys, item))?, at: self.at })
+    fn get(&self, item: &Value, checker: &mut Checker<'_>) -> Option<Old<'a>> {
+        let key = key_of(self.keys, item);
+        checker.spend(1 + key.len() / 64);
+        Some(Old { value: self.items.get(&key)?, at: self.at })
     }
 }
 

@@ -41,7 +41,7 @@ fn prepared(row: &Kind, object: &Value) -> Result<Value, DecodeError> {
         fields(metadata).insert("generation".to_owned(), 1.into());
     }
     row.strategy.to_storage(&mut object);
-    schema::apply_defaults(&mut object, &stored_schema(row));
+    schema::apply_defaults(&mut object, &stored_schema(row)).unwrap();
     row.strategy.default(&mut object);
     row.strategy.prepare_create(&mut object);
     Ok(object)
@@ -204,7 +204,7 @@ fn warns_as_kubernetes_warns() {
 fn changed(row: &Kind, case: &Value, old: &Value) -> Value {
     let schema = schema::named(row.schema).expect("a schema for each kind");
     let mut object = decode_value(&case["new"], &schema).expect("an object that can be read").value;
-    schema::apply_defaults(&mut object, &schema);
+    schema::apply_defaults(&mut object, &schema).unwrap();
     row.strategy.default(&mut object);
     match case["subresource"].as_str() {
         None => row.strategy.prepare_update(&mut object, old),

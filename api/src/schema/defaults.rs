@@ -5,13 +5,22 @@ use std::collections::HashSet;
 use serde_json::Value;
 
 use super::{Object, Type};
+use crate::custom::TooMuch;
 
 /// Fills in the defaults of absent fields, at every depth, as apiextensions does: a default is filled in before what lies
 /// below it, and a null takes the default of a field that may not be null.
-pub fn apply_defaults(value: &mut Value, object: &Object) {
+///
+/// # Errors
+/// The defaults of a definition are too much for one object.
+pub fn apply_defaults(value: &mut Value, object: &Object) -> Result<(), TooMuch> {
     if let Some(custom) = &object.custom {
         return crate::custom::apply_defaults(value, custom);
     }
+    fill(value, object);
+    Ok(())
+}
+
+fn fill(value: &mut Value, object: &Object) {
     let Value::Object(fields) = value else { return };
     if !has_defaults(object) {
         return;
@@ -33,10 +42,10 @@ pub fn apply_defaults(value: &mut Value, object: &Object) {
 
 fn within(value: &mut Value, ty: &Type) {
     match ty {
-        Type::Object(object) => apply_defaults(value, object),
+        Type::Object(object) => fill(value, object),
         Type::Named(named) => {
             if let Some(object) = named.object() {
-                apply_defaults(value, object);
+                fill(value, object);
             }
         }
         Type::List(list) => value.as_array_mut().into_iter().flatten().for_each(|item| within(item, &list.items)),
@@ -78,7 +87,7 @@ mod tests {
     fn defaults_reach_into_lists_and_leave_what_is_there() {
         let service = super::super::of_kind("", "v1", "Service").expect("built in");
         let mut value = json!({"spec": {"ports": [{"port": 80}, {"port": 53, "protocol": "UDP"}]}});
-        apply_defaults(&mut value, &service);
+        apply_defaults(&mut value, &service).unwrap();
         assert_eq!(
             value,
             json!({"spec": {"ports": [

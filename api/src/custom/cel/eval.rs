@@ -36,8 +36,14 @@ pub(super) struct Run<'a> {
 
 impl<'a> Run<'a> {
     /// One that may cost so much.
-    pub fn new(slots: Vec<Val<'a>>, budget: usize) -> Run<'a> {
-        Run { slots, left: budget, asked: budget }
+    pub fn new(budget: usize) -> Run<'a> {
+        Run { slots: Vec::new(), left: budget, asked: budget }
+    }
+
+    /// The value of a program for these variables.
+    pub fn program(&mut self, program: &'a Expr, slots: Vec<Val<'a>>) -> Result<Val<'a>, Stop> {
+        self.slots = slots;
+        self.eval(program)
     }
 
     /// What it has cost.
@@ -85,7 +91,7 @@ impl<'a> Run<'a> {
                     of => of,
                 };
                 match of {
-                    Val::Fields(..) => Val::Bool(of.field(field)?.is_some()),
+                    Val::Fields(..) => Val::Bool(of.field(field, self)?.is_some()),
                     Val::Map(_) => Val::Bool(of.at(&Val::own(field.as_str()), self)?.is_some()),
                     _ => return Err(Stop::overload()),
                 }
@@ -205,7 +211,7 @@ impl<'a> Run<'a> {
             };
         }
         let found = match of {
-            Val::Fields(..) => of.field(field)?,
+            Val::Fields(..) => of.field(field, self)?,
             Val::Map(_) => of.at(&Val::own(field), self)?,
             _ => return Err(Stop::overload()),
         };
@@ -230,7 +236,7 @@ impl<'a> Run<'a> {
                     }
                     _ => return Err(Stop::overload()),
                 };
-                let found = place.map(|place| of.item(place)).transpose()?.flatten();
+                let found = place.map(|place| of.item(place, self)).transpose()?.flatten();
                 (found, "index out of bounds")
             }
             Val::Map(_) | Val::Fields(..) => (of.at(at, self)?, "no such key"),

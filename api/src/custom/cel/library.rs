@@ -1,6 +1,7 @@
 //! The functions that rules may call: CEL's own and Kubernetes' (kubernetes-api §22.4).
 
 use std::cmp::Ordering;
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::rc::Rc;
 
@@ -248,8 +249,11 @@ fn expression(run: &mut Run<'_>, text: &str, over: usize) -> Result<Pattern, Sto
 /// Calls a function; what a text costs to be looked at is paid here.
 pub(super) fn call<'a>(run: &mut Run<'a>, name: &str, given: &[Val<'a>]) -> Result<Val<'a>, Stop> {
     for value in given {
-        if let Val::Text(text) = value {
-            run.spend(text.len() / 10)?;
+        match value {
+            Val::Text(text) => run.spend(text.len() / 10)?,
+            Val::Bytes(bytes) => run.spend(bytes.len() / 10)?,
+            Val::Url(url) => run.spend(url.text.len() / 10)?,
+            _ => {}
         }
     }
     match given {
@@ -265,10 +269,10 @@ pub(super) fn call<'a>(run: &mut Run<'a>, name: &str, given: &[Val<'a>]) -> Resu
             _ => return Err(Stop::overload()),
         })),
         [Val::Quantity(of), rest @ ..] if name.starts_with('.') => of_quantity(name, of, rest),
-        [Val::Url(url)] if name.starts_with('.') => of_url(name, url),
+        [Val::Url(url)] if name.starts_with('.') => of_url(run, name, url),
         [Val::Ip(_) | Val::Cidr(..), ..] if name.starts_with('.') => of_address(name, given),
         [Val::Format(format), Val::Text(text)] if name == ".validate" => Ok(validate(format, text)),
-        [size] if name == ".size" => size.size().map(whole).ok_or_else(Stop::overload),
+        [size] if name == ".size" => size.size(run)?.map(whole).ok_or_else(Stop::overload),
         _ if name.starts_with('.') => Err(Stop::overload()),
         _ => global(run, name, given),
     }
@@ -286,7 +290,7 @@ fn global<'a>(run: &mut Run<'a>, name: &str, given: &[Val<'a>]) -> Result<Val<'a
         });
     }
     match (name, given) {
-        ("size", [of]) => of.size().map(whole).ok_or_else(Stop::overload),
+        ("size", [of]) => of.size(run)?.map(whole).ok_or_else(Stop::overload),
         ("type", [of]) => Ok(Val::Type(of.type_name())),
         ("dyn", [of]) => Ok(of.clone()),
         ("matches", [Val::Text(text), Val::Text(of)]) => {
@@ -295,7 +299,9 @@ fn global<'a>(run: &mut Run<'a>, name: &str, given: &[Val<'a>]) -> Result<Val<'a
         }
         ("optional.of", [of]) => Ok(Val::some(of.clone())),
         ("optional.none", []) => Ok(Val::Optional(None)),
-        ("optional.ofNonZeroValue", [of]) => Ok(if is_zero(of) { Val::Optional(None) } else { Val::some(of.clone()) }),
+        ("optional.ofNonZeroValue", [of]) => {
+            Ok(if is_zero(of, run)? { Val::Optional(None) } else { Val::some(of.clone()) })
+        }
         ("strings.quote", [Val::Text(text)]) => Ok(Val::own(crate::meta::text::quote(text))),
         ("lists.range", [Val::Int(count)]) => {
             run.spend(usize::try_from(*count).unwrap_or(0))?;
@@ -389,12 +395,12 @@ fn converted<'a>(name: &str, of: &Val<'a>) -> Result<Val<'a>, Stop> {
     })
 }
 
-fn is_zero(value: &Val<'_>) -> bool {
-    match value {
+fn is_zero<'a>(value: &Val<'a>, run: &mut Run<'a>) -> Result<bool, Stop> {
+    Ok(match value {
         Val::Null | Val::Bool(false) | Val::Int(0) | Val::Uint(0) | Val::Duration(0) | Val::Optional(None) => true,
         Val::Double(number) => *number == 0.0,
-        other => other.size() == Some(0),
-    }
+        other => return Ok(other.size(run)? == Some(0)),
+    })
 }
 
 fn of_text<'a>(run: &mut Run<'a>, name: &str, text: &Text<'a>, given: &[Val<'a>]) -> Result<Val<'a>, Stop> {
@@ -407,7 +413,7 @@ fn of_text<'a>(run: &mut Run<'a>, name: &str, text: &Text<'a>, given: &[Val<'a>]
         (".matches", [Val::Text(of)]) => Val::Bool(expression(run, of, text.len())?.matches(text)),
         (".find", [Val::Text(of)]) => {
             let pattern = expression(run, of, text.len())?;
-            Val::own(pattern.all(text, 1).into_iter().next().unwrap_or_default())
+            Val::own(pattern.each(text).next().map_or("", |found| found.as_str()))
         }
         (".findAll", [Val::Text(of), most @ ..]) => {
             let most = match most {
@@ -416,9 +422,15 @@ fn of_text<'a>(run: &mut Run<'a>, name: &str, text: &Text<'a>, given: &[Val<'a>]
                 _ => return Err(Stop::overload()),
             };
             let pattern = expression(run, of, text.len())?;
-            let found = pattern.all(text, most);
-            run.spend(found.len())?;
-            Val::list(found.into_iter().map(Val::own).collect())
+            let (mut found, mut matches) = (Vec::new(), pattern.each(text));
+            while found.len() < most
+                && let Some(next) = matches.next()
+            {
+                found.push(Val::own(next.as_str()));
+                // To find the next one, all that is left may be looked at: what this one needed is not known.
+                run.spend(1 + pattern.cost(text.len() - next.end()))?;
+            }
+            Val::list(found)
         }
         (".charAt", [Val::Int(at)]) => {
             let count = i64::try_from(text.chars().count()).unwrap_or(i64::MAX);
@@ -571,7 +583,7 @@ fn written<'a>(run: &mut Run<'a>, value: &Val<'a>, depth: usize) -> Result<Strin
 fn of_list<'a>(run: &mut Run<'a>, name: &str, given: &[Val<'a>]) -> Result<Val<'a>, Stop> {
     let [list, rest @ ..] = given else { return Err(Stop::overload()) };
     if name == ".size" {
-        return list.size().map(whole).ok_or_else(Stop::overload);
+        return list.size(run)?.map(whole).ok_or_else(Stop::overload);
     }
     let mut items = list.items(run)?.ok_or_else(Stop::overload)?;
     let empty = || Stop::new(&format!("{} called on empty list", name.trim_start_matches('.')));
@@ -684,23 +696,35 @@ fn of_list<'a>(run: &mut Run<'a>, name: &str, given: &[Val<'a>]) -> Result<Val<'
                 }
             }
             run.spend(items.len().saturating_mul(items.len().checked_ilog2().unwrap_or(0) as usize))?;
-            let mut failed = None;
-            items.sort_by(|a, b| {
-                let order = a.order(b, run);
-                order
-                    .unwrap_or_else(|stop| {
-                        failed = Some(stop);
-                        None
-                    })
-                    .unwrap_or(Ordering::Equal)
-            });
-            if let Some(stop) = failed {
-                return Err(stop);
-            }
-            Val::list(items)
+            Val::list(sorted(run, items)?)
         }
         _ => return Err(Stop::overload()),
     })
+}
+
+/// Sorts by merging: it ends where the budget ends, and what has no order (a NaN) is no fault.
+fn sorted<'a>(run: &mut Run<'a>, mut items: Vec<Val<'a>>) -> Result<Vec<Val<'a>>, Stop> {
+    let mut width = 1;
+    while width < items.len() {
+        let mut merged = Vec::with_capacity(items.len());
+        for pair in items.chunks(2 * width) {
+            let (mut left, mut right) = pair.split_at(width.min(pair.len()));
+            while let ([a, others @ ..], [b, rest @ ..]) = (left, right) {
+                if a.order(b, run)? == Some(Ordering::Greater) {
+                    merged.push(b.clone());
+                    right = rest;
+                } else {
+                    merged.push(a.clone());
+                    left = others;
+                }
+            }
+            merged.extend_from_slice(left);
+            merged.extend_from_slice(right);
+        }
+        items = merged;
+        width *= 2;
+    }
+    Ok(items)
 }
 
 fn of_optional<'a>(name: &str, of: Option<&Val<'a>>, rest: &[Val<'a>]) -> Result<Val<'a>, Stop> {
@@ -836,7 +860,7 @@ fn unescaped(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-fn of_url<'a>(name: &str, url: &Url) -> Result<Val<'a>, Stop> {
+fn of_url<'a>(run: &mut Run<'a>, name: &str, url: &Url) -> Result<Val<'a>, Stop> {
     let has_port = !url.host.ends_with(']') && url.host.contains(':');
     let (hostname, port) = match url.host.rsplit_once(':') {
         Some((host, port)) if has_port => (host, port),
@@ -849,13 +873,16 @@ fn of_url<'a>(name: &str, url: &Url) -> Result<Val<'a>, Stop> {
         ".getPort" => Val::own(port),
         ".getEscapedPath" => Val::own(url.path.as_str()),
         ".getQuery" => {
+            run.spend(url.query.len())?;
             let mut fields: Vec<(Val<'a>, Vec<Val<'a>>)> = Vec::new();
+            let mut places: HashMap<&str, usize> = HashMap::new();
             for (name, value) in &url.query {
-                let value = Val::own(value.as_str());
-                let known = fields.iter_mut().find(|(known, _)| matches!(known, Val::Text(known) if **known == **name));
-                match known {
-                    Some((_, values)) => values.push(value),
-                    None => fields.push((Val::own(name.as_str()), vec![value])),
+                let place = *places.entry(name).or_insert(fields.len());
+                if place == fields.len() {
+                    fields.push((Val::own(name.as_str()), Vec::new()));
+                }
+                if let Some((_, values)) = fields.get_mut(place) {
+                    values.push(Val::own(value.as_str()));
                 }
             }
             Val::Map(Rc::new(fields.into_iter().map(|(name, values)| (name, Val::list(values))).collect()))

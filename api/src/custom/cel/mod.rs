@@ -263,17 +263,16 @@ impl Checker<'_> {
             if rule.uses_old && old.is_none() && !rule.optional_old {
                 continue;
             }
-            let of = |value: &'a Value| Val::of(value, shape);
-            let slots = || -> Result<Vec<Val<'a>>, Stop> {
+            let slots = |run: &mut Run<'a>| -> Result<Vec<Val<'a>>, Stop> {
                 let old = match (old, rule.optional_old) {
-                    (Some(old), true) => Val::some(of(old)?),
+                    (Some(old), true) => Val::some(Val::of(old, shape, run)?),
                     (None, true) => Val::Optional(None),
-                    (Some(old), false) => of(old)?,
+                    (Some(old), false) => Val::of(old, shape, run)?,
                     (None, false) => Val::Null,
                 };
-                Ok(vec![of(value)?, old])
+                Ok(vec![Val::of(value, shape, run)?, old])
             };
-            match self.eval(program, slots()) {
+            match self.eval(program, slots) {
                 Ok(Val::Bool(true)) => {}
                 Ok(Val::Bool(false)) => self.failed(rule, schema, value, pair, slots)?,
                 Ok(_) => {
@@ -308,9 +307,13 @@ impl Checker<'_> {
         Ok(())
     }
 
-    fn eval<'a>(&mut self, program: &'a Expr, slots: Result<Vec<Val<'a>>, Stop>) -> Result<Val<'a>, Stop> {
-        let mut run = Run::new(slots?, RULE_BUDGET.min(self.left));
-        let value = run.eval(program);
+    fn eval<'a>(
+        &mut self,
+        program: &'a Expr,
+        slots: impl Fn(&mut Run<'a>) -> Result<Vec<Val<'a>>, Stop>,
+    ) -> Result<Val<'a>, Stop> {
+        let mut run = Run::new(RULE_BUDGET.min(self.left));
+        let value = slots(&mut run).and_then(|slots| run.program(program, slots));
         self.left -= run.spent();
         value
     }
@@ -322,7 +325,7 @@ impl Checker<'_> {
         schema: &Structural,
         value: &Value,
         pair: Pair<'_>,
-        slots: impl Fn() -> Result<Vec<Val<'a>>, Stop>,
+        slots: impl Fn(&mut Run<'a>) -> Result<Vec<Val<'a>>, Stop>,
     ) -> Result<(), Spent> {
         if !rule.uses_old && pair.is_some_and(|(new, old)| new == old) {
             return Ok(());
@@ -330,7 +333,7 @@ impl Checker<'_> {
         let place = self.place(&rule.field);
         let mut detail = None;
         if let Some(message) = &rule.message {
-            match self.eval(message, slots()) {
+            match self.eval(message, slots) {
                 Ok(Val::Text(text)) => {
                     let text = text.trim();
                     let is_right = !text.is_empty() && text.len() <= MESSAGE_MAX && !text.contains('\n');

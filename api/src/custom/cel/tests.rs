@@ -16,7 +16,7 @@ fn schema() -> Value {
         "open": {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
         "when": {"type": "string", "format": "date-time"}, "long": {"type": "string", "format": "duration"},
         "port": {"x-kubernetes-int-or-string": true}, "a-b": {"type": "string"}, "namespace": {"type": "string"},
-        "a__b": {"type": "string"}, "null": {"type": "string", "nullable": true},
+        "bytes": {"type": "string", "format": "byte"}, "a__b": {"type": "string"}, "null": {"type": "string", "nullable": true},
     }}}})
 }
 
@@ -73,6 +73,10 @@ fn rules_that_hold_hold() {
         "'aXbX'.replace('X', '-') == 'a-b-' && ' x '.trim() == 'x' && 'Ab'.lowerAscii() == 'ab' && 'abc'.charAt(1) == 'b'",
         "'abcb'.indexOf('b') == 1 && 'abcb'.lastIndexOf('b') == 3 && 'abcb'.indexOf('b', 2) == 3 && 'abc'.indexOf('z') == -1",
         "'%s has %d of %.2f, %s'.format(['a', 3, 1.5, [1, 2]]) == 'a has 3 of 1.50, [1, 2]'",
+        "['b', 'c', 'a', 'd', 'b'].sort() == ['a', 'b', 'b', 'c', 'd'] && [3, 1, 2].sort() == [1, 2, 3] && [].sort() == []",
+        "[b'b', b'a'].sort() == [b'a', b'b'] && [2.0, 0.5, 1.5].sort() == [0.5, 1.5, 2.0]",
+        "'aXbXc'.findAll('[a-z]', 2) == ['a', 'b'] && 'abc'.findAll('x*').size() == 4 && 'abc'.find('z') == ''",
+        "url('https://a.b/?d=e&f=g&d=h&i').getQuery() == {'d': ['e', 'h'], 'f': ['g'], 'i': ['']}",
         "'a1b22'.find('[0-9]+') == '1' && 'a1b22'.findAll('[0-9]+') == ['1', '22']",
         "[1, 2, 3].isSorted() && [1, 2, 3].sum() == 6 && self.list.min() == 1 && self.list.max() == 3 && [1, 2].indexOf(2) == 1",
         "sets.contains([1, 2, 3], [2]) && sets.intersects([1], [1, 2]) && sets.equivalent([1, 2], [2, 1, 1])",
@@ -205,4 +209,50 @@ fn what_would_take_long_ends() {
     let rule = json!({"rule": "self.list.all(a, self.list.all(b, b >= 0)) || true", "message": "no"});
     let said = said(&Value::Array(vec![rule; 30]), &large, None);
     assert!(said.iter().any(|error| error.contains("cost")), "{said:?}");
+}
+
+#[test]
+fn what_looks_at_much_pays_for_it() {
+    let started = std::time::Instant::now();
+    let mut large = object();
+    let spec = &mut large["spec"];
+    spec["list"] = (0..300).collect::<Vec<i32>>().into();
+    let pairs: Vec<String> = (0..100_000).map(|number| format!("k{number}=v")).collect();
+    spec["s"] = format!("/a?{}", pairs.join("&")).into();
+    spec["bytes"] = "AAAA".repeat(100_000).into();
+    spec["words"] = (0..200)
+        .map(|number| (format!("k{number}"), "x".repeat(20_000).into()))
+        .collect::<serde_json::Map<_, _>>()
+        .into();
+    for rule in [
+        // A query of many names, each of which is compared with none.
+        "self.list.all(a, url(self.s).getQuery().size() > 0)",
+        // Each match looks at all that is left for a longer one.
+        "self.s.findAll('k(.*~)?').size() > 0",
+        // Read, compared and converted again and again.
+        "self.list.all(a, self.bytes.size() > 0)",
+        "[self.bytes].all(b, self.list.all(a, b <= b))",
+        "[bytes(self.s)].all(b, self.list.all(a, string(b) != ''))",
+        // The budget ends while a list is sorted.
+        "self.words.map(k, self.words[k] + k).sort().size() > 0",
+    ] {
+        let said = said(&json!([{"rule": rule, "message": "no"}]), &large, None);
+        assert!(said.iter().any(|error| error.contains("cost")), "{rule}: {said:?}");
+    }
+    assert!(started.elapsed() < std::time::Duration::from_secs(20), "{:?}", started.elapsed());
+}
+
+#[test]
+fn fields_that_are_counted_are_paid_for() {
+    let fields: serde_json::Map<String, Value> =
+        (0..10_000).map(|number| (format!("f{number}"), json!({"type": "integer"}))).collect();
+    let values: serde_json::Map<String, Value> = fields.keys().map(|name| (name.clone(), 1.into())).collect();
+    let schema = json!({"type": "object", "properties": fields, "x-kubernetes-validations": [
+        {"rule": "lists.range(1000).all(a, self.size() > 0)"},
+    ]});
+    let schema = json!({"type": "object", "properties": {"spec": schema}});
+    let mut errors = FieldErrors::new();
+    validate(&Structural::read_whole(&schema), &json!({"spec": values}), None, &mut errors);
+    let told: Vec<String> = errors.into_told().iter().map(ToString::to_string).collect();
+    assert!(told.iter().any(|error| error.contains("cost")), "{told:?}");
 }

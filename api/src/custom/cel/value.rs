@@ -139,8 +139,8 @@ impl<'a> Val<'a> {
         Val::Optional(Some(Rc::new(value)))
     }
 
-    /// A value of an object.
-    pub fn of(value: &'a Value, shape: Shape<'a>) -> Result<Val<'a>, Stop> {
+    /// A value of an object. A text with a format is read each time, and pays for it.
+    pub fn of(value: &'a Value, shape: Shape<'a>, run: &mut Run<'a>) -> Result<Val<'a>, Stop> {
         let schema = shape.schema();
         Ok(match value {
             Value::Null => Val::Null,
@@ -155,7 +155,11 @@ impl<'a> Val<'a> {
             },
             Value::String(text) => {
                 let format = schema.and_then(|schema| schema.checks.as_ref()).and_then(|checks| checks.format);
-                match format.map_or("", super::super::Format::name) {
+                let format = format.map_or("", super::super::Format::name);
+                if matches!(format, "date-time" | "date" | "duration" | "byte") {
+                    run.spend(text.len() / 10)?;
+                }
+                match format {
                     "date-time" => Val::Timestamp(timestamp(text)?),
                     "date" => Val::Timestamp(timestamp(&format!("{text}T00:00:00Z"))?),
                     "duration" => Val::Duration(duration(text)?),
@@ -194,38 +198,52 @@ impl<'a> Val<'a> {
         }
     }
 
-    /// How many items, fields or characters it has.
-    pub fn size(&self) -> Option<usize> {
-        Some(match self {
+    /// How many items, fields or characters it has. Fields that rules see are counted one by one.
+    pub fn size(&self, run: &mut Run<'a>) -> Result<Option<usize>, Stop> {
+        Ok(Some(match self {
             Val::Text(text) => text.chars().count(),
             Val::Bytes(bytes) => bytes.len(),
             Val::List(items) => items.len(),
             Val::Items(items, _) => items.len(),
             Val::Map(fields) => fields.len(),
             Val::Fields(fields, shape) if shape.has_fields() => {
+                run.spend(fields.len())?;
                 fields.keys().filter(|name| shape.field(name).is_some()).count()
             }
             Val::Fields(fields, _) => fields.len(),
-            _ => return None,
-        })
+            _ => return Ok(None),
+        }))
+    }
+
+    /// What walking it costs.
+    fn steps(&self) -> usize {
+        match self {
+            Val::List(items) => items.len(),
+            Val::Items(items, _) => items.len(),
+            Val::Map(fields) => fields.len(),
+            Val::Fields(fields, _) => fields.len(),
+            Val::Text(text) => text.len(),
+            Val::Bytes(bytes) => bytes.len(),
+            _ => 1,
+        }
     }
 
     /// The item of a list at a place.
-    pub fn item(&self, at: usize) -> Result<Option<Val<'a>>, Stop> {
+    pub fn item(&self, at: usize, run: &mut Run<'a>) -> Result<Option<Val<'a>>, Stop> {
         match self {
             Val::List(items) => Ok(items.get(at).cloned()),
-            Val::Items(items, shape) => items.get(at).map(|item| Val::of(item, shape.item())).transpose(),
+            Val::Items(items, shape) => items.get(at).map(|item| Val::of(item, shape.item(), run)).transpose(),
             _ => Ok(None),
         }
     }
 
     /// The items of a list; `None` for what is none.
     pub fn items(&self, run: &mut Run<'a>) -> Result<Option<Vec<Val<'a>>>, Stop> {
-        run.spend(self.size().unwrap_or(1))?;
+        run.spend(self.steps())?;
         Ok(match self {
             Val::List(items) => Some(items.to_vec()),
             Val::Items(items, shape) => {
-                Some(items.iter().map(|item| Val::of(item, shape.item())).collect::<Result<_, _>>()?)
+                Some(items.iter().map(|item| Val::of(item, shape.item(), run)).collect::<Result<_, _>>()?)
             }
             _ => None,
         })
@@ -233,14 +251,14 @@ impl<'a> Val<'a> {
 
     /// The fields of a map; `None` for what is none.
     pub fn fields(&self, run: &mut Run<'a>) -> Result<Option<Vec<(Val<'a>, Val<'a>)>>, Stop> {
-        run.spend(self.size().unwrap_or(1))?;
+        run.spend(self.steps())?;
         Ok(match self {
             Val::Map(fields) => Some(fields.to_vec()),
             Val::Fields(fields, shape) => {
                 let mut made = Vec::with_capacity(fields.len());
                 for (name, value) in *fields {
                     if let Some(shape) = shape.field(name) {
-                        made.push((Val::Text(Text::Of(name)), Val::of(value, shape)?));
+                        made.push((Val::Text(Text::Of(name)), Val::of(value, shape, run)?));
                     }
                 }
                 Some(made)
@@ -253,7 +271,7 @@ impl<'a> Val<'a> {
     pub fn at(&self, key: &Val<'a>, run: &mut Run<'a>) -> Result<Option<Val<'a>>, Stop> {
         match self {
             Val::Fields(..) => match key {
-                Val::Text(name) => self.field(name),
+                Val::Text(name) => self.field(name, run),
                 _ => Ok(None),
             },
             Val::Map(fields) => {
@@ -269,10 +287,10 @@ impl<'a> Val<'a> {
     }
 
     /// The field of an object by its own name.
-    pub fn field(&self, name: &str) -> Result<Option<Val<'a>>, Stop> {
+    pub fn field(&self, name: &str, run: &mut Run<'a>) -> Result<Option<Val<'a>>, Stop> {
         let Val::Fields(fields, shape) = self else { return Ok(None) };
         match (fields.get(name), shape.field(name)) {
-            (Some(value), Some(shape)) => Val::of(value, shape).map(Some),
+            (Some(value), Some(shape)) => Val::of(value, shape, run).map(Some),
             _ => Ok(None),
         }
     }
@@ -295,7 +313,10 @@ impl<'a> Val<'a> {
             (Val::Duration(a), Val::Duration(b)) => a == b,
             (Val::Timestamp(a), Val::Timestamp(b)) => a == b,
             (Val::Quantity(a), Val::Quantity(b)) => a == b,
-            (Val::Url(a), Val::Url(b)) => a.text == b.text,
+            (Val::Url(a), Val::Url(b)) => {
+                run.spend(a.text.len().min(b.text.len()) / 10)?;
+                a.text == b.text
+            }
             (Val::Ip(a), Val::Ip(b)) => a == b,
             (Val::Cidr(a, m), Val::Cidr(b, n)) => (a, m) == (b, n),
             (Val::Format(a), Val::Format(b)) => a == b,
@@ -305,7 +326,7 @@ impl<'a> Val<'a> {
             },
             (Val::List(_) | Val::Items(..), Val::List(_) | Val::Items(..)) => return self.same_items(other, run),
             (Val::Map(_) | Val::Fields(..), Val::Map(_) | Val::Fields(..)) => {
-                if self.size() != other.size() {
+                if self.size(run)? != other.size(run)? {
                     return Ok(false);
                 }
                 for (key, value) in self.fields(run)?.unwrap_or_default() {
@@ -328,7 +349,7 @@ impl<'a> Val<'a> {
     }
 
     fn same_items(&self, other: &Val<'a>, run: &mut Run<'a>) -> Result<bool, Stop> {
-        if self.size() != other.size() {
+        if self.size(run)? != other.size(run)? {
             return Ok(false);
         }
         let (ours, theirs) = (self.items(run)?.unwrap_or_default(), other.items(run)?.unwrap_or_default());
@@ -388,7 +409,10 @@ impl<'a> Val<'a> {
                 run.spend(a.len().min(b.len()) / 10)?;
                 Some((**a).cmp(&**b))
             }
-            (Val::Bytes(a), Val::Bytes(b)) => Some(a.cmp(b)),
+            (Val::Bytes(a), Val::Bytes(b)) => {
+                run.spend(a.len().min(b.len()) / 10)?;
+                Some(a.cmp(b))
+            }
             (Val::Duration(a), Val::Duration(b)) => Some(a.cmp(b)),
             (Val::Timestamp(a), Val::Timestamp(b)) => Some(a.cmp(b)),
             _ => numbers(self, other),

@@ -1,4 +1,5 @@
-//! Checks the defaults of a schema: each is a value of its schema, and has no fields that would be pruned.
+//! Checks the defaults of a schema: each is a value of its schema, and has no fields that would be pruned; and an object of
+//! nothing but defaults is not too large.
 
 use super::schema::Work;
 use crate::custom::{self, Structural};
@@ -9,6 +10,19 @@ use crate::meta::field::Path;
 const STEPS_MAX: usize = 8_000_000;
 
 pub(super) fn check(schema: &Structural, path: &Path<'_>, work: &mut Work, errors: &mut FieldErrors) {
+    each(schema, path, work, errors);
+    if work.steps > STEPS_MAX || errors.is_full() {
+        return;
+    }
+    match custom::unfold(schema) {
+        Ok(steps) => work.steps += steps,
+        Err(_) => {
+            errors.push(FieldError::forbidden(path, "the defaults unfold to more than an object may have"));
+        }
+    }
+}
+
+fn each(schema: &Structural, path: &Path<'_>, work: &mut Work, errors: &mut FieldErrors) {
     if errors.is_full() {
         return;
     }
@@ -23,10 +37,10 @@ pub(super) fn check(schema: &Structural, path: &Path<'_>, work: &mut Work, error
         work.steps += custom::check_default(schema, default, &at.to_string(), errors);
     }
     if let Some(items) = &schema.items {
-        check(items, &path.child("items"), work, errors);
+        each(items, &path.child("items"), work, errors);
     }
     let properties = path.child("properties");
     for (name, property) in schema.properties.iter() {
-        check(property, &properties.key(name), work, errors);
+        each(property, &properties.key(name), work, errors);
     }
 }

@@ -205,3 +205,16 @@ fn hostile_schemas_are_read_in_bounded_time() {
     assert!(wrong_field(deep).is_empty());
     assert!(started.elapsed() < std::time::Duration::from_secs(60), "{:?}", started.elapsed());
 }
+
+#[test]
+fn defaults_that_unfold_without_end_are_refused() {
+    let mut below = json!({"type": "string"});
+    for _ in 0..3 {
+        let items = json!({"type": "object", "properties": {"l": below}});
+        below = json!({"type": "array", "default": vec![json!({}); 1_000], "items": items});
+    }
+    assert_eq!(
+        wrong(&definition(json!({"type": "object", "properties": {"l": below}}))),
+        ["spec.versions[0].schema.openAPIV3Schema: Forbidden: the defaults unfold to more than an object may have"]
+    );
+}

@@ -42,6 +42,7 @@ pub(crate) fn text(code: u16, text: impl Into<String>) -> Response {
 
 /// A stored object.
 pub(crate) fn record(form: Form, code: u16, seen: &Seen<'_>, include: table::Include) -> Result<Response, Status> {
+    seen.check_readable()?;
     match (form.shape, form.format) {
         (Shape::Whole, Format::Json) => Ok(json_text(form, code, seen.json())),
         (Shape::Whole, Format::Protobuf) => {

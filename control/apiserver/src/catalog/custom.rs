@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use coracle_api::custom::CustomKind;
+use coracle_api::custom::{CustomKind, TooMuch};
 use coracle_keyspace::{Guard, Op, Record, Revision};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -40,7 +40,7 @@ impl Custom {
     }
 
     /// Turns a stored object into what clients of this version see.
-    pub fn show(&self, object: &mut Value) {
-        self.kind.show(object);
+    pub fn show(&self, object: &mut Value) -> Result<(), TooMuch> {
+        self.kind.show(object)
     }
 }

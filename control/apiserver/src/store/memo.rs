@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::object;
-use crate::catalog::Resource;
+use crate::catalog::{Custom, Resource};
 use crate::request::codec;
 
 /// Everything that is kept with one record.
@@ -35,8 +35,8 @@ struct View {
     metadata_protobuf: OnceLock<Bytes>,
     metadata: OnceLock<Range<usize>>,
     json: OnceLock<Bytes>,
-    /// Of a custom resource: whether its definition would store it as it is stored.
-    is_plain: OnceLock<bool>,
+    /// Of a custom resource: whether its definition would store it otherwise.
+    renewal: OnceLock<Option<bool>>,
 }
 
 /// Kinds for which something is kept with one record of a custom resource: versions that are asked for, and the definition
@@ -165,20 +165,33 @@ impl<'a> Seen<'a> {
 
     /// The object as it is stored. What was accepted can be read ([`object::parse`]), so bytes that cannot are damaged:
     /// an error, since an object of nothing would have no finalizers, no owner and no uid.
-    /// A custom resource comes in the version that was asked for, as its definition would store it now.
+    /// A custom resource comes in the version that was asked for, as its definition would store it now. One that the
+    /// definition's defaults would make too large is an error, too: it was stored under another definition.
     pub fn stored(&self) -> Result<Value, Status> {
         let mut value = self.parsed()?;
         if let Some(custom) = &self.resource.custom {
-            custom.show(&mut value);
+            custom.show(&mut value).map_err(|error| self.unreadable(error))?;
+        }
+        Ok(value)
+    }
+
+    /// The same for whoever deletes it: what cannot be shown since its defaults are too much goes as it is stored, without
+    /// them.
+    pub fn to_remove(&self) -> Result<Value, Status> {
+        let mut value = self.parsed()?;
+        if let Some(custom) = &self.resource.custom {
+            let _ = custom.show(&mut value);
         }
         Ok(value)
     }
 
     fn parsed(&self) -> Result<Value, Status> {
-        object::parse(&self.record.bytes).map_err(|error| {
-            let (collection, name) = (&self.record.key.collection, &self.record.key.name);
-            Status::internal_error(format_args!("the stored bytes of {collection} {name} cannot be read: {error}"))
-        })
+        object::parse(&self.record.bytes).map_err(|error| self.unreadable(error))
+    }
+
+    fn unreadable(&self, error: impl std::fmt::Display) -> Status {
+        let (collection, name) = (&self.record.key.collection, &self.record.key.name);
+        Status::internal_error(format_args!("the stored bytes of {collection} {name} cannot be read: {error}"))
     }
 
     /// Whether clients of this row see the stored bytes, behind the kind and the version.
@@ -186,11 +199,13 @@ impl<'a> Seen<'a> {
         match &self.resource.custom {
             None => !self.resource.is_view,
             Some(custom) if custom.is_recent(self.record) => true,
-            Some(custom) => *self
-                .view()
-                .is_plain
-                .get_or_init(|| self.parsed().is_ok_and(|mut value| !custom.kind.renew(&mut value))),
+            Some(custom) => self.renewal(custom) == Some(false),
         }
+    }
+
+    /// Whether its definition would store a custom resource otherwise; `None` when it cannot be read.
+    fn renewal(&self, custom: &Custom) -> Option<bool> {
+        *self.view().renewal.get_or_init(|| custom.kind.renew(&mut self.parsed().ok()?).ok())
     }
 
     /// Whether the stored bytes are what clients of this row see, whole.
@@ -247,6 +262,14 @@ impl<'a> Seen<'a> {
             return out.into();
         }
         self.view().json.get_or_init(|| object::encode_final(&self.value_or_nothing())).clone()
+    }
+
+    /// That a custom resource is not nothing, for whoever asks for it by name.
+    pub fn check_readable(&self) -> Result<(), Status> {
+        match &self.resource.custom {
+            Some(custom) if !custom.is_recent(self.record) && self.renewal(custom).is_none() => self.stored().map(drop),
+            _ => Ok(()),
+        }
     }
 
     /// Where its metadata stands in its JSON.

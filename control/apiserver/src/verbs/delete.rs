@@ -70,13 +70,13 @@ pub(crate) async fn delete(cluster: &Cluster, request: &Request, resource: &Arc<
         }
         Deleted::Gone(record) if returns_object(row) => {
             let seen = Seen::new(resource, &record);
-            match last_seen(resource, seen.stored()?, &options) {
+            match last_seen(resource, seen.to_remove()?, &options) {
                 Some(object) => respond::object(form, code, resource, &object, include),
                 None => respond::record(form, code, &seen, include),
             }
         }
         Deleted::Gone(record) => {
-            let stored = Seen::new(resource, &record).stored()?;
+            let stored = Seen::new(resource, &record).to_remove()?;
             let mut details = Details::of(row.group(), row.resource(), meta::name(&stored));
             details.uid = meta::uid(&stored).to_owned();
             Ok(respond::status(form, &Status::success(Some(details))))
@@ -179,7 +179,7 @@ pub(crate) async fn remove_record(
 ) -> Result<Option<Deleted>, Status> {
     authz::node::sees(cluster, caller, resource, record, authz::node::DELETE)?;
     let seen = Seen::new(resource, record);
-    let old = seen.stored()?;
+    let old = seen.to_remove()?;
     check_preconditions(resource, &old, options)?;
     let step = plan(resource, &old, options, Timestamp::now());
     let key = Store::key(resource, &record.key.name);

@@ -110,10 +110,11 @@ impl Write<'_> {
         Ok(())
     }
 
-    /// Fills in what the schema and the kind default.
-    pub fn default(&self, object: &mut Value) {
-        schema::apply_defaults(object, &self.resource.stored_schema);
+    /// Fills in what the schema and the kind default. An object that a definition makes too large by that is refused.
+    pub fn default(&self, object: &mut Value) -> Result<(), Status> {
+        schema::apply_defaults(object, &self.resource.stored_schema).map_err(Status::request_too_large)?;
         self.resource.row.strategy().default(object);
+        Ok(())
     }
 
     /// Makes the metadata of a new object the server's own.
@@ -218,13 +219,13 @@ impl Write<'_> {
     pub async fn ready_new(&self, object: &mut Value, owned: bool) -> Result<(), Status> {
         let strategy = self.resource.row.strategy();
         self.merge_owners(object);
-        self.default(object);
+        self.default(object)?;
         // What admission adds is owned by nobody.
         if !owned {
             ownership::track(self, None, object);
         }
         if admission::create(&self.attributes(), object).await? {
-            self.default(object);
+            self.default(object)?;
         }
         strategy.prepare_create(object);
         Ok(())
@@ -234,7 +235,7 @@ impl Write<'_> {
     pub async fn ready_changed(&self, object: &mut Value, old: &Value, owned: bool) -> Result<(), Status> {
         let strategy = self.resource.row.strategy();
         self.merge_owners(object);
-        self.default(object);
+        self.default(object)?;
         if !owned {
             ownership::track(self, Some(old), object);
         }

@@ -349,6 +349,41 @@ async fn a_changed_schema_holds_at_once_and_ends_watches() {
 }
 
 #[tokio::test]
+async fn what_defaults_would_make_too_large_is_refused_and_can_be_deleted() {
+    let server = Server::start().await;
+    let list = |below: Value| json!({"type": "array", "items": {"type": "object", "properties": {"a": below}}});
+    let many = |name: &str| {
+        let mut object = gadget(name, Value::Null);
+        object["l"] = json!(vec![json!({}); 1_000]);
+        object
+    };
+    let schema = json!({"type": "object", "properties": {"l": list(json!({"type": "string"}))}});
+    define(&server, definition("gadgets", "Gadget", &[version("v1", schema)])).await;
+    server.make(GADGETS, gadget("small", Value::Null)).await;
+    server.make(GADGETS, many("a")).await;
+    let path = "/spec/versions/0/schema/openAPIV3Schema/properties/l/items/properties/a/default";
+    let add = json!([{"op": "add", "path": path, "value": "x".repeat(100_000)}]);
+    let definition = format!("{DEFINITIONS}/{NAME}");
+    let (code, _) = server.call_as("PATCH", &definition, "application/json-patch+json", &add).await;
+    assert_eq!(code, 200);
+    let too_much = "the defaults of its definition unfold to more than 16 MiB in this object";
+    let (code, refused) = server.call("POST", GADGETS, many("b")).await;
+    assert_eq!(code, 413, "{refused}");
+    assert_eq!(refused["message"], format!("Request entity too large: {too_much}"));
+    // What was stored before cannot be read, and no list ends by it.
+    let (code, seen) = server.get(&format!("{GADGETS}/a")).await;
+    assert_eq!(code, 500, "{seen}");
+    let message = seen["message"].as_str().unwrap();
+    assert!(message.contains("default/a ") && message.contains(too_much), "{message}");
+    let (code, listed) = server.get(GADGETS).await;
+    assert_eq!((code, &listed["items"][1]["metadata"]["name"]), (200, &json!("small")), "{listed}");
+    assert_eq!(server.get(&format!("{GADGETS}/small")).await.0, 200);
+    let (code, gone) = server.call("DELETE", &format!("{GADGETS}/a"), Value::Null).await;
+    assert_eq!((code, &gone["status"]), (200, &json!("Success")), "{gone}");
+    assert_eq!(server.get(&format!("{GADGETS}/a")).await.0, 404);
+}
+
+#[tokio::test]
 async fn selectors_and_tables_show_what_the_definition_says() {
     let server = with_gadgets().await;
     for (name, colour) in [("a", "red"), ("b", "green")] {
