@@ -85,11 +85,11 @@ impl Served {
         }
     }
 
-    /// The resource at a path. Making one for the first time takes a moment when the definition is large.
+    /// The resource at a path. Making one for the first time takes a moment: a small definition, too, may have large expressions.
     pub async fn find(&self, group: &str, version: &str, resource: &str) -> Option<Arc<Resource>> {
         let standing = self.definitions.get(format!("{resource}.{group}").as_str())?;
         let at = standing.served(version)?;
-        if standing.made.kinds.get().is_none() && standing.record.bytes.len() > MUCH_BYTES {
+        if standing.made.kinds.get().is_none() {
             let aside = standing.clone();
             // Whoever fails here tries again below.
             let _ = tokio::task::spawn_blocking(move || drop(aside.resource(at))).await;
