@@ -38,7 +38,9 @@ pub fn coracle() -> &'static Path {
         let folder = test.parent().expect("a program lies in a directory");
         let profile = if folder.ends_with("deps") { folder.parent().expect("target/PROFILE") } else { folder };
         let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--locked", "--quiet", "--package", "coracle-cli"]).current_dir(root());
+        // With this package, so that it has the features that all were built with (Cargo.toml).
+        build.args(["build", "--locked", "--quiet", "--package", "coracle-cli", "--package", "coracle-tests"]);
+        build.args(["--bin", "coracle"]).current_dir(root());
         build.arg("--target-dir").arg(profile.parent().expect("target/PROFILE"));
         // What cargo tells a test of its package: ring would be built anew for it, with all that stands on it, and once more by
         // the next cargo that is not told.

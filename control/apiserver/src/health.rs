@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use axum::response::Response;
 use coracle_api::status::Status;
+use coracle_keyspace::Alarm;
 use tokio_util::sync::CancellationToken;
 
 use crate::answer::respond;
@@ -18,7 +19,10 @@ fn checks(cluster: &Cluster, stopping: bool, page: &str) -> Vec<(&'static str, b
         checks.push(("etcd-readiness", data));
         checks.push(("informer-sync", true));
         // Writes are refused, or will be soon; `coracle status` says why.
-        checks.push(("storage-space", cluster.store.keyspace.alarms().is_empty()));
+        checks.push((
+            "storage-space",
+            !cluster.store.keyspace.alarms().iter().any(|alarm| matches!(alarm, Alarm::NoRoom(_))),
+        ));
     }
     checks.push(("poststarthook/start-system-namespaces-controller", true));
     if page == "readyz" {

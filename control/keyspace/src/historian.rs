@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
+use crate::host;
 use crate::raft::Machine;
 
 /// How often it writes and forgets when little is applied. What a crash takes until then, the log says again.
@@ -31,7 +32,7 @@ pub(crate) async fn run(machine: Arc<Machine>, mut stopped: watch::Receiver<bool
         ticks += u32::from(trims);
         let rests = trims && ticks.is_multiple_of(REST_EVERY);
         let machine = machine.clone();
-        let work = tokio::task::spawn_blocking(move || {
+        let work = host::spawn_blocking(move || {
             machine.write_history();
             if trims {
                 machine.trim_history(Instant::now());

@@ -143,7 +143,14 @@ pub struct Host {
     /// How patient its member is.
     pub timing: Timing,
     simulated: bool,
+    /// How long a simulated disk takes for what the log writes next: a task waits for it. Otherwise no time goes by.
+    #[cfg(any(test, feature = "simulation"))]
+    pub latency: Option<Latency>,
 }
+
+/// How long something takes next.
+#[cfg(any(test, feature = "simulation"))]
+pub type Latency = Arc<dyn Fn() -> Duration + Send + Sync>;
 
 impl Host {
     /// The machine this process runs on.
@@ -157,14 +164,16 @@ impl Host {
             sizes: Sizes::default(),
             timing: Timing::default(),
             simulated: false,
+            #[cfg(any(test, feature = "simulation"))]
+            latency: None,
         }
     }
 
     /// A machine of a test.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "simulation"))]
     pub fn simulated(disk: Arc<dyn Disk>, random: u64, threads: bool, sizes: Sizes) -> Host {
         let timing = Timing::default();
-        Host { disk, random: Arc::new(move || random), threads, sizes, timing, simulated: true }
+        Host { disk, random: Arc::new(move || random), threads, sizes, timing, simulated: true, latency: None }
     }
 
     /// Where the watch history of `dir` is. It may be lost and reads its own files; a simulated machine keeps none.
@@ -172,9 +181,16 @@ impl Host {
         if self.simulated { PathBuf::from("/dev/null/history") } else { dir.join("history") }
     }
 
-    /// Where parts of a snapshot for `dir` are kept: in files without names, which a simulated disk does not have.
-    pub fn parts_dir(&self, dir: &Path) -> PathBuf {
-        if self.simulated { std::env::temp_dir() } else { dir.to_owned() }
+    /// The file that parts of a snapshot for `dir` are kept in, which loses its name at once. A simulated disk has no files without
+    /// names; there it is one of this machine, and nobody else's at this moment.
+    pub fn parts(&self, dir: &Path) -> PathBuf {
+        match self.simulated {
+            true => {
+                let (process, thread) = (std::process::id(), std::thread::current().id());
+                std::env::temp_dir().join(format!("coracle-snapshot-{process}-{thread:?}.part"))
+            }
+            false => dir.join("snapshot.part"),
+        }
     }
 
     /// A number that nobody guesses.
@@ -198,9 +214,38 @@ pub fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<Joi
     std::thread::Builder::new().name(name.into()).spawn(run)
 }
 
-/// Does `work` where blocking hinders nobody.
+#[cfg(any(test, feature = "simulation"))]
+thread_local! {
+    /// Whether this thread is all there is of a simulated machine.
+    pub static IS_ALONE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Has `work` done where it hinders nobody when it blocks, or computes for long. What the control plane has done aside goes
+/// through here, so that a simulated machine does it on its only thread: another one would come back when it likes, and no seed
+/// would repeat itself.
+pub fn spawn_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> tokio::task::JoinHandle<T> {
+    #[cfg(any(test, feature = "simulation"))]
+    if IS_ALONE.get() {
+        return tokio::spawn(async { work() });
+    }
+    tokio::task::spawn_blocking(work)
+}
+
+/// The same for work that may fail, waited for.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+    spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+/// The same for work that also waits for others.
+pub async fn blocking_with_others<T: Send + 'static>(
+    work: impl Future<Output = io::Result<T>> + Send + 'static,
+) -> io::Result<T> {
+    #[cfg(any(test, feature = "simulation"))]
+    if IS_ALONE.get() {
+        return work.await;
+    }
+    let runtime = tokio::runtime::Handle::current();
+    blocking(move || runtime.block_on(work)).await
 }
 
 /// Whether an error says that the disk has no space left.

@@ -26,8 +26,8 @@ mod raft;
 mod record;
 mod recover;
 mod renewals;
-#[cfg(test)]
-mod simulation;
+#[cfg(any(test, feature = "simulation"))]
+pub mod simulation;
 mod state;
 mod wal;
 mod watcher;
@@ -46,7 +46,7 @@ pub use backup::{Restoring, Whole};
 pub use dir::DirError;
 pub use formats::Formats;
 pub use group::{Admission, Begin, ClusterId, GroupAlarm, GroupError, Lead, MemberStatus, NoClusterId, Peer, Role};
-pub use host::LOST_DATA;
+pub use host::{LOST_DATA, spawn_blocking};
 pub use raft::{Called, Hub, MemberId, PeerStream, PeerTls, Stream};
 pub use record::{
     Committed, Event, EventKind, FRAME_SLOTS, Guard, Key, OPS_MAX, Op, Record, Revision, TRANSACTION_BYTES_MAX, Value,
@@ -222,6 +222,12 @@ pub enum Alarm {
     /// New records are refused, or will be soon.
     #[error(transparent)]
     NoRoom(NoRoom),
+    /// A member lacks what it has acknowledged to this one, which leads.
+    #[error("{}", crate::raft::lost(*member))]
+    Lost {
+        /// Which.
+        member: MemberId,
+    },
 }
 
 /// Why a read cannot be confirmed.
@@ -409,7 +415,7 @@ impl Keyspace {
                 read.and_then(raft::Read::start).map_err(|source| OpenError::Load { path, source })
             }
         };
-        let loaded = tokio::task::spawn_blocking(load).await.map_err(|e| failed(io::Error::other(e)))??;
+        let loaded = host::spawn_blocking(load).await.map_err(|e| failed(io::Error::other(e)))??;
         Ok(Prepared { host, path, stored_max, formats, loaded })
     }
 
@@ -534,7 +540,7 @@ impl Keyspace {
     /// Moves what is remembered of the past to disk now, as happens by itself before long.
     pub async fn flush_history(&self) {
         let machine = self.0.machine.clone();
-        let written = tokio::task::spawn_blocking(move || {
+        let written = host::spawn_blocking(move || {
             machine.write_history();
             let now = std::time::Instant::now();
             machine.trim_history(now);
@@ -585,6 +591,7 @@ impl Keyspace {
         if stored >= max {
             alarms.push(Alarm::NoRoom(NoRoom::Quota { stored, max }));
         }
+        alarms.extend(self.0.member.lost().into_iter().map(|member| Alarm::Lost { member }));
         alarms
     }
 
@@ -629,10 +636,21 @@ impl Keyspace {
     }
 }
 
-#[cfg(test)]
+/// What is done to a simulated member.
+#[cfg(any(test, feature = "simulation"))]
 impl Keyspace {
+    /// Makes these members the voters, in openraft's own two steps, if this one leads; whoever cuts it leaves it between them.
+    pub async fn replace_voters(&self, voters: std::collections::BTreeSet<MemberId>) -> bool {
+        self.0.member.replace_voters(voters).await
+    }
+
+    /// Whether a change of the voters is between its two steps.
+    pub fn is_joint(&self) -> bool {
+        self.0.member.is_joint()
+    }
+
     /// Ends as a process does that is killed: nobody is told.
-    async fn abandon(self) {
+    pub async fn abandon(self) {
         self.0.stop();
         let tasks = std::mem::take(&mut *self.0.tasks.lock());
         for task in tasks {

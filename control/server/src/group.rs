@@ -5,7 +5,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coracle_apiserver::{ApiServer, Identity};
 use coracle_keyspace::{Admission, Called, ClusterId, Keyspace, Lead, MemberId, PeerTls, Peers};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -15,7 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::authority::{Authority, SharedKeys, Subject};
 use crate::tls::Certificates;
-use crate::{Error, MASTERS, listener};
+use crate::{Error, listener};
 
 /// Where other servers reach this one.
 #[derive(Debug)]
@@ -148,9 +147,10 @@ pub(crate) fn peers(
     Ok(Peers { listener, address, tls, streams })
 }
 
-/// Runs controllers and scheduler for as long as this server leads, and again whenever it does, until `stop`.
-pub(crate) async fn duties(
-    api: ApiServer,
+/// Runs controllers and scheduler for as long as this server leads, and again whenever it does, until `stop`. `client` gives a
+/// user among them its way to the API, where what it writes is written under that lead or not at all.
+pub async fn duties(
+    client: impl Fn(&str, Lead) -> kube::Client,
     root_ca: String,
     node: Option<String>,
     mut lead: watch::Receiver<Option<Lead>>,
@@ -164,15 +164,11 @@ pub(crate) async fn duties(
         let Some(mine) = mine else { return };
         tracing::info!(term = mine.term, "this server leads: controllers and scheduler run here");
         let (until, tasks) = (stop.child_token(), TaskTracker::new());
-        let client = |user: &str| {
-            let identity = Identity::authenticated(user, vec![MASTERS.to_owned()]);
-            kube::Client::new(api.in_process(identity).under(mine), "default")
-        };
         let (root_ca, node) = (root_ca.clone(), node.clone());
         let config = coracle_controllers::Config { root_ca, node, ..coracle_controllers::Config::default() };
-        tasks.spawn(coracle_controllers::run(client("system:kube-controller-manager"), config, until.clone()));
+        tasks.spawn(coracle_controllers::run(client("system:kube-controller-manager", mine), config, until.clone()));
         let config = coracle_scheduler::Config::default();
-        tasks.spawn(coracle_scheduler::run(client("system:kube-scheduler"), config, until.clone()));
+        tasks.spawn(coracle_scheduler::run(client("system:kube-scheduler", mine), config, until.clone()));
         tokio::select! {
             _ = lead.wait_for(|lead| *lead != Some(mine)) => tracing::info!("this server leads no more"),
             () = stop.cancelled() => (),
@@ -194,7 +190,7 @@ mod tests {
     use sha2::Digest as _;
 
     use super::*;
-    use crate::{Config, Server};
+    use crate::{Config, MASTERS, Server};
 
     const LIMIT: Duration = Duration::from_secs(60);
 

@@ -47,7 +47,7 @@ pub use authority::{Authority, Pair, SharedKeys, Subject};
 pub use coracle_api::codec::yaml;
 pub use coracle_keyspace::bench as keyspace_bench;
 pub use coracle_keyspace::{Admission, Formats, MemberStatus, Role};
-pub use group::{Joining, Peering};
+pub use group::{Joining, Peering, duties};
 pub use join::hash as join_token_hash;
 
 /// Group that may do everything (kubernetes-api §23.6).
@@ -361,13 +361,13 @@ impl Server {
     /// Controllers and scheduler: ordinary clients of the API, of the server that leads.
     fn start_duties(&self) {
         let (root_ca, node) = (self.authority.certificate().to_owned(), self.config.node.clone());
-        self.duty_tasks.spawn(group::duties(
-            self.api.clone(),
-            root_ca,
-            node,
-            self.keyspace.lead(),
-            self.duties.clone(),
-        ));
+        let api = self.api.clone();
+        let client = move |user: &str, lead| {
+            let identity = Identity::authenticated(user, vec![MASTERS.to_owned()]);
+            kube::Client::new(api.in_process(identity).under(lead), "default")
+        };
+        let duties = group::duties(client, root_ca, node, self.keyspace.lead(), self.duties.clone());
+        self.duty_tasks.spawn(duties);
     }
 
     /// Gives a new server called `name`, which understands `formats` of the log, a place in the cluster. The caller must have made

@@ -18,6 +18,8 @@ const ARROWS: &[(&str, &str, &[&str])] = &[
     // An API server for tests of the two above; nothing but their tests may use it.
     ("scripted", "control/scripted", &[]),
     ("server", "control/server", &["api", "apiserver", "controllers", "keyspace", "registry", "scheduler"]),
+    // Tests and nothing else, of the four above.
+    ("simulation", "control/simulation", &["apiserver", "keyspace", "server"]),
     ("engine", "runtime/engine", &[]),
     ("artifact", "runtime/artifact", &[]),
     ("node", "runtime/node", &["api", "artifact", "discovery", "engine", "proxy"]),

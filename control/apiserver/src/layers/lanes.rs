@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 
 use coracle_api::status::Status;
+use coracle_keyspace::spawn_blocking;
 use tokio::sync::Notify;
 
 use crate::limits::Gate;
@@ -37,7 +38,7 @@ impl Lanes {
         loop {
             let turn = self.0.take(flow).await;
             let waker = Waker::from(woken.clone());
-            let step = tokio::task::spawn_blocking(move || {
+            let step = spawn_blocking(move || {
                 let _turn = turn;
                 let polled = work.as_mut().poll(&mut Context::from_waker(&waker));
                 (work, polled)

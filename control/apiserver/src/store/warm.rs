@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use coracle_keyspace::Record;
+use coracle_keyspace::{Record, spawn_blocking};
 
 use super::Seen;
 use crate::catalog::Resource;
@@ -28,7 +28,7 @@ pub(crate) async fn warm(
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
     let parts = records.chunks(records.len().div_ceil(threads)).map(|part| {
         let (part, resource, compute) = (part.to_vec(), resource.clone(), compute.clone());
-        tokio::task::spawn_blocking(move || part.iter().for_each(|record| compute(&Seen::new(&resource, record))))
+        spawn_blocking(move || part.iter().for_each(|record| compute(&Seen::new(&resource, record))))
     });
     // What one that failed did not make is made when it is needed.
     for part in parts.collect::<Vec<_>>() {

@@ -159,7 +159,7 @@ pub(crate) async fn remove(
                 continue;
             }
             Ok(Some(deleted)) => return Ok(deleted),
-            // Somebody was quicker, which may not have come here yet.
+            // This server may be behind: what is here would be refused again and again, as fast as it can be asked.
             Ok(None) => confirmed = true,
             Err(status) => return Err(status),
         }

@@ -1117,7 +1117,12 @@ mod tests {
         for at in 0..120 {
             first.transact(put(format!("k{at}"), 2_000)).await.unwrap();
         }
-        until("the log is cut", async || (first.status().log_bytes < SIZES.cut).then_some(())).await;
+        // It is written until then: a log whose last entries came while it was being cut is cut with what comes next.
+        until("the log is cut", async || {
+            first.transact(put("k0".into(), 2_000)).await.unwrap();
+            (first.status().log_bytes < SIZES.cut).then_some(())
+        })
+        .await;
         let admission = until("it has an address", async || first.admit("second", Formats::OWN).await.ok()).await;
         let disk = SimDisk::new(2);
         // The parts themselves are elsewhere here: room for the next file of the log, and nothing for the records.

@@ -274,13 +274,18 @@ impl Log {
             if space.stuck {
                 return Err(NoSpace);
             }
-            let known = self.0.inner.lock().wal.as_ref().map(Wal::hurry);
-            if let Some(known) = known {
-                known.await;
-            }
+            self.hurry().await;
         }
         self.0.promised.fetch_add(bytes, Ordering::Relaxed);
         Ok(Room { log: self.clone(), bytes })
+    }
+
+    /// Has the next file made now; returns when something is known of it.
+    pub async fn hurry(&self) {
+        let known = self.0.inner.lock().wal.as_ref().map(Wal::hurry);
+        if let Some(known) = known {
+            known.await;
+        }
     }
 
     /// Says how large the log is now, to whom it concerns.

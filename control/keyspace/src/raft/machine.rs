@@ -515,7 +515,7 @@ mod tests {
             .collect();
         let part = codec::encode_records(records.iter());
         let dir = tempfile::tempdir().unwrap();
-        let mut receiving = Receiving::begin(dir.path()).unwrap();
+        let mut receiving = Receiving::begin(&dir.path().join("part")).unwrap();
         receiving.part(&part).unwrap();
         let mut sent = Parts::default();
         sent.add(&part);

@@ -479,7 +479,7 @@ impl Member {
     }
 
     /// Makes `voters` the voters, and the others learners.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "simulation"))]
     pub async fn replace_voters(&self, voters: BTreeSet<MemberId>) -> bool {
         self.raft().change_membership(ChangeMembers::ReplaceAllVoters(voters), true).await.is_ok()
     }

@@ -3,6 +3,7 @@
 //! [`Member`] is one member of the Raft group: it proposes, confirms reads, cuts the log, and knows who leads. The log
 //! index of an entry is the revision of what it writes.
 
+mod acknowledged;
 mod ask;
 mod codec;
 mod greetings;
@@ -31,6 +32,7 @@ use openraft::{BasicNode, Config, SnapshotPolicy};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
+pub use acknowledged::lost;
 pub use ask::{Ask, Change, Refusal, Renewed, Told};
 pub use codec::{encode_records, records};
 pub use hub::Hub;
@@ -41,6 +43,7 @@ pub use network::{Answer, Call, NoPeers, Transport};
 pub use restore::{Whole, restore};
 pub use types::{MemberId, Transaction};
 
+use self::acknowledged::Acknowledged;
 use self::log::{Log, Unstarted};
 use self::machine::Applier;
 use self::network::{Heard, Network, Raft};
@@ -144,6 +147,8 @@ pub struct Member {
     heard: Mutex<Instant>,
     /// When each other member was last heard of.
     called: Heard,
+    /// What each other member has acknowledged to this one.
+    acknowledged: Arc<Acknowledged>,
     /// Tells this process from another one with the same data.
     process: u64,
     /// Whose other process was told of last, where that is, and when.
@@ -216,7 +221,13 @@ impl Member {
         let config = Arc::new(config.validate().map_err(io::Error::other)?);
         let applier = Applier(machine.clone());
         let called = Heard::default();
-        let network = Network(transport.clone(), machine.clone(), called.clone());
+        let acknowledged = Arc::<Acknowledged>::default();
+        let network = Network {
+            transport: transport.clone(),
+            machine: machine.clone(),
+            heard: called.clone(),
+            acknowledged: acknowledged.clone(),
+        };
         let raft = Raft::new(id, config, network, log.clone(), applier).await.map_err(io::Error::other)?;
         let (founds, process) = (owner.founder, host.random());
         let member = Member {
@@ -231,6 +242,7 @@ impl Member {
             changing: Arc::default(),
             heard: Mutex::new(host::now()),
             called,
+            acknowledged,
             process,
             doubled: Mutex::default(),
             removed: watch::Sender::new(false),
@@ -327,6 +339,11 @@ impl Member {
         self.called.lock().get(&member).map(Instant::elapsed)
     }
 
+    /// Who lacks what it has acknowledged to this member, which leads.
+    pub fn lost(&self) -> Vec<MemberId> {
+        if self.leading().is_some() { self.acknowledged.lost() } else { Vec::new() }
+    }
+
     /// Notes that another member has said that this one was removed.
     pub fn note_removed(&self) {
         self.removed.send_replace(true);
@@ -365,8 +382,8 @@ impl Member {
     }
 
     /// Where parts of a snapshot are kept until it is whole.
-    fn parts_dir(&self) -> PathBuf {
-        self.host.parts_dir(&self.path)
+    fn parts(&self) -> PathBuf {
+        self.host.parts(&self.path)
     }
 
     /// The state it builds.
@@ -513,7 +530,7 @@ impl Member {
             tracing::error!(%error, "stop Raft");
         }
         let (log, machine) = (self.log.clone(), self.machine.clone());
-        let closed = tokio::task::spawn_blocking(move || {
+        let closed = host::spawn_blocking(move || {
             log.close();
             machine.close();
         });
@@ -524,13 +541,24 @@ impl Member {
 }
 
 /// What simulations drive directly.
-#[cfg(test)]
+#[cfg(any(test, feature = "simulation"))]
 pub mod testing {
+    #[cfg(test)]
     pub use super::log::Log;
+    #[cfg(test)]
     pub use super::machine::Applier;
     pub use super::network::{TransportError, answer};
+    #[cfg(test)]
     pub use super::types::{Entry, LeaderId, LogId, Transaction, Vote};
     pub use super::wire::{answer as wire_answer, call as wire, incoming_answer, spare};
+
+    /// Tries again and again to make the log's next file, as the log's own thread does where it has one.
+    pub async fn make_ahead(member: std::sync::Arc<super::Member>) {
+        loop {
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+            member.log().hurry().await;
+        }
+    }
 
     /// The call that `bytes`, made by [`wire`], say; no snapshot.
     pub fn incoming(bytes: &bytes::Bytes) -> super::Call {

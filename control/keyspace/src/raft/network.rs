@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::Member;
+use super::acknowledged::{self, Acknowledged};
 use super::ask::{Ask, Refusal, Told};
 use super::link::PeerStream;
 use super::machine::{Applier, Machine};
@@ -180,16 +181,14 @@ pub async fn answer(member: &Arc<Member>, from: MemberId, call: Call) -> Result<
         }
         Call::Ask(ask) => Answer::Told(member.serve_for(from, ask).await),
         Call::Snapshot { vote, meta, parts } => {
-            let (dir, of) = (member.parts_dir(), member.clone());
+            let (path, of) = (member.parts(), member.clone());
             let has_room = move |bytes| match of.has_room_for_snapshot(bytes) {
                 true => Ok(()),
                 false => Err(io::Error::new(io::ErrorKind::StorageFull, of.no_space().to_string())),
             };
-            let received = tokio::task::spawn_blocking(move || receive(&dir, parts, has_room)).await;
-            let snapshot = match received {
-                Ok(Ok(Some(data))) => Snapshot { meta: *meta, snapshot: data },
-                Ok(Ok(None)) => return Err(failed("a snapshot ended before it was whole".into())),
-                Ok(Err(error)) => return Err(failed(error.to_string())),
+            let snapshot = match host::blocking_with_others(receive(path, parts, has_room)).await {
+                Ok(Some(data)) => Snapshot { meta: *meta, snapshot: data },
+                Ok(None) => return Err(failed("a snapshot ended before it was whole".into())),
                 Err(error) => return Err(failed(error.to_string())),
             };
             let response = raft.install_full_snapshot(vote, snapshot).await;
@@ -198,16 +197,16 @@ pub async fn answer(member: &Arc<Member>, from: MemberId, call: Call) -> Result<
     })
 }
 
-/// Receives a snapshot into a file in `dir`, as long as it `has_room` for what has come.
-fn receive(
-    dir: &Path,
+/// Receives a snapshot into the file `path`, as long as it `has_room` for what has come. Blocks on the disk.
+async fn receive(
+    path: PathBuf,
     mut parts: mpsc::Receiver<Part>,
     has_room: impl Fn(u64) -> io::Result<()>,
 ) -> io::Result<Option<SnapshotData>> {
-    let mut receiving = Receiving::begin(dir)?;
+    let mut receiving = Receiving::begin(&path)?;
     let mut came = 0;
     loop {
-        match parts.blocking_recv() {
+        match parts.recv().await {
             Some(Part::Records(part)) => {
                 came += part.len() as u64;
                 has_room(came)?;
@@ -223,14 +222,25 @@ fn receive(
 pub type Heard = Arc<Mutex<BTreeMap<MemberId, Instant>>>;
 
 /// Makes a [`Peer`] for each other member.
-pub struct Network(pub Arc<dyn Transport>, pub Arc<Machine>, pub Heard);
+pub struct Network {
+    pub transport: Arc<dyn Transport>,
+    pub machine: Arc<Machine>,
+    pub heard: Heard,
+    pub acknowledged: Arc<Acknowledged>,
+}
 
 impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Peer;
 
     async fn new_client(&mut self, target: MemberId, node: &BasicNode) -> Peer {
-        let (transport, machine, heard) = (self.0.clone(), self.1.clone(), self.2.clone());
-        Peer { to: target, address: node.addr.clone(), transport, machine, heard }
+        Peer {
+            to: target,
+            address: node.addr.clone(),
+            transport: self.transport.clone(),
+            machine: self.machine.clone(),
+            heard: self.heard.clone(),
+            acknowledged: self.acknowledged.clone(),
+        }
     }
 }
 
@@ -242,6 +252,7 @@ pub struct Peer {
     transport: Arc<dyn Transport>,
     machine: Arc<Machine>,
     heard: Heard,
+    acknowledged: Arc<Acknowledged>,
 }
 
 impl Peer {
@@ -268,6 +279,11 @@ impl Peer {
         }
     }
 
+    /// Whether it has lost something, since it lacks the entry at `index`.
+    fn has_lost(&self, vote: &Vote, index: Option<u64>) -> bool {
+        index.is_some_and(|index| self.acknowledged.is_lost(self.to, vote, index))
+    }
+
     fn wrong(&self) -> NetworkError<TypeConfig> {
         NetworkError::from_string(format!("member {} answered something that was not asked", self.to))
     }
@@ -281,10 +297,24 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
-        match self.call(Call::Append(rpc), &option).await? {
-            Answer::Append(response) => Ok(response),
-            _ => Err(self.wrong().into()),
+        let (vote, previous) = (rpc.vote, rpc.prev_log_id.as_ref().map(|id| id.index));
+        let last = rpc.entries.last().map_or(previous, |entry| Some(entry.log_id.index));
+        let Answer::Append(response) = self.call(Call::Append(rpc), &option).await? else {
+            return Err(self.wrong().into());
+        };
+        let acknowledged = match &response {
+            AppendEntriesResponse::Success => last,
+            AppendEntriesResponse::PartialSuccess(upto) => upto.as_ref().map(|id| id.index),
+            AppendEntriesResponse::Conflict if self.has_lost(&vote, previous) => {
+                let lost = io::Error::other(acknowledged::lost(self.to));
+                return Err(Unreachable::new(&lost).into());
+            }
+            AppendEntriesResponse::Conflict | AppendEntriesResponse::HigherVote(_) => None,
+        };
+        if let Some(upto) = acknowledged {
+            self.acknowledged.note(self.to, &vote, upto);
         }
+        Ok(response)
     }
 
     async fn vote(
@@ -328,19 +358,19 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let (send, parts) = mpsc::channel(PARTS_QUEUED);
-        let reading = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
+        let reading = tokio::spawn(host::blocking_with_others(async move {
             let mut sent = Parts::default();
             for part in snapshot.snapshot.parts() {
                 let part = part?;
                 sent.add(&part);
                 // An error here means that nobody receives any more.
-                if send.blocking_send(Part::Records(Bytes::from(part))).is_err() {
+                if send.send(Part::Records(Bytes::from(part))).await.is_err() {
                     return Ok(());
                 }
             }
-            let _ = send.blocking_send(Part::End(sent));
+            let _ = send.send(Part::End(sent)).await;
             Ok(())
-        });
+        }));
         let call = Call::Snapshot { vote, meta: Box::new(snapshot.meta), parts };
         let call = self.transport.call(self.to, &self.address(), call);
         let answer = tokio::select! {

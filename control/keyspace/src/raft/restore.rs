@@ -96,7 +96,7 @@ pub async fn restore(
         loaded.machine.begin_with(&head, &records)?;
         Ok(loaded)
     };
-    let Loaded { mut log, machine, .. } = tokio::task::spawn_blocking(write).await.map_err(io::Error::other)??;
+    let Loaded { mut log, machine, .. } = host::spawn_blocking(write).await.map_err(io::Error::other)??;
     // Who waits for the second knows that the first is on the disk, too.
     log.purge(begins_after).await?;
     log.save_vote(&Vote { leader_id: leader, committed: false }).await?;
@@ -104,5 +104,5 @@ pub async fn restore(
         log.close();
         machine.close();
     };
-    tokio::task::spawn_blocking(close).await.map_err(io::Error::other)
+    host::spawn_blocking(close).await.map_err(io::Error::other)
 }

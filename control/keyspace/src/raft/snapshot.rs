@@ -130,10 +130,9 @@ pub struct Receiving {
 }
 
 impl Receiving {
-    /// Begins; the file lies in `dir` and goes with this value.
-    pub fn begin(dir: &Path) -> io::Result<Receiving> {
-        let path = dir.join("snapshot.part");
-        let file = File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+    /// Begins; the file is made at `path`, loses its name at once and goes with this value.
+    pub fn begin(path: &Path) -> io::Result<Receiving> {
+        let file = File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)?;
         std::fs::remove_file(path)?;
         Ok(Receiving { file: BufWriter::new(file), parts: Parts::default() })
     }
@@ -171,7 +170,7 @@ mod tests {
         let mut parts = Parts::default();
         sent.iter().for_each(|part| parts.add(part));
         let receive = |came: &[&[u8]]| {
-            let mut receiving = Receiving::begin(dir.path()).unwrap();
+            let mut receiving = Receiving::begin(&dir.path().join("part")).unwrap();
             came.iter().for_each(|part| receiving.part(part).unwrap());
             receiving.finish(parts).map(|data| data.parts().collect::<io::Result<Vec<_>>>().unwrap().concat())
         };

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
@@ -13,6 +14,8 @@ use crate::host::{Disk, DiskFile, How, Locked, parent};
 
 const PAGE: usize = 4096;
 const SECTOR: usize = 512;
+/// How long a log's write takes at most, as a rule.
+const LATENCY: Duration = Duration::from_millis(3);
 
 /// The disk; clones are the same one.
 #[derive(Clone, Debug)]
@@ -42,8 +45,10 @@ struct World {
     /// Syncs of files so far.
     syncs: u64,
     panics: bool,
-    /// A planted fault: it says that it has synced, and has not.
-    lies: bool,
+    /// How long what a log writes may take.
+    slowest: Duration,
+    /// A planted fault: of files with these ends to their names it says that it has synced, and has not.
+    lies: Option<&'static str>,
 }
 
 #[derive(Debug, Clone)]
@@ -93,7 +98,8 @@ impl SimDisk {
             failing_syncs: 0,
             syncs: 0,
             panics: false,
-            lies: false,
+            slowest: LATENCY,
+            lies: None,
         })))
     }
 
@@ -147,9 +153,26 @@ impl SimDisk {
         self.0.lock().off = true;
     }
 
+    /// Has what a log writes take up to so long, or as long as usual.
+    pub fn set_slow(&self, slowest: Option<Duration>) {
+        self.0.lock().slowest = slowest.unwrap_or(LATENCY);
+    }
+
+    /// How long what a log writes next takes.
+    pub fn latency(&self) -> Duration {
+        let mut world = self.0.lock();
+        let most = world.slowest.as_micros() as u64;
+        Duration::from_micros(world.random.random_range(0..=most))
+    }
+
     /// Plants a fault: from now on a sync writes nothing.
     pub fn lie(&self) {
-        self.0.lock().lies = true;
+        self.lie_about("");
+    }
+
+    /// The same for files whose names end with `end`.
+    pub fn lie_about(&self, end: &'static str) {
+        self.0.lock().lies = Some(end);
     }
 
     /// Cuts the power, and gives it back: of what was not synced, any part is there.
@@ -174,6 +197,10 @@ impl SimDisk {
             let id = world.next;
             world.files.insert(id, Inode { content: content.clone(), durable: content.clone(), ..Inode::default() });
             world.names.insert(path.clone(), id);
+            for dir in path.ancestors().skip(1) {
+                world.dirs.insert(dir.into());
+                world.durable_dirs.insert(dir.into());
+            }
         }
         world.durable_names = world.names.clone();
         world.epoch += 1;
@@ -181,6 +208,11 @@ impl SimDisk {
 }
 
 impl World {
+    fn lies_about(&self, id: u64) -> bool {
+        let is_meant = |path: &Path| self.lies.is_some_and(|end| path.to_string_lossy().ends_with(end));
+        self.lies.is_some() && self.names.iter().any(|(path, of)| *of == id && is_meant(path))
+    }
+
     fn used(&self) -> u64 {
         self.names.values().map(|id| self.files[id].content.len() as u64).sum()
     }
@@ -411,7 +443,7 @@ impl DiskFile for SimFile {
             world.step()?;
             world.syncs += 1;
             assert!(!std::mem::take(&mut world.panics), "the test has this panic");
-            if world.lies {
+            if world.lies_about(self.id) {
                 return Ok(());
             }
             let inode = world.files.get_mut(&self.id).unwrap();

@@ -75,16 +75,21 @@ async fn a_checkpoint_without_space_is_tried_again() {
     let keyspace = open(&disk).await;
     // Room for what the log needs, none for the checkpoint to grow.
     disk.set_capacity(disk.used() + 20 * SIZES.segment);
-    for at in 0..1_000 {
-        match keyspace.transact(vec![put(&format!("k{at}"), 4_000, Guard::Absent)]).await {
-            Ok(_) if !keyspace.0.member.is_uncut() => (),
-            Ok(_) => break,
-            // The one that finds no room for the log either is not answered until there is.
-            Err(TransactError::NoRoom(NoRoom::Disk { .. }) | TransactError::Unknown) => break,
-            Err(error) => panic!("{error}"),
+    let mut at = 0;
+    // It is written until then: a checkpoint that came in time has cut the log, and nothing else would call for the next.
+    until("a checkpoint fails", async || {
+        for _ in 0..20 {
+            at += 1;
+            match keyspace.transact(vec![put(&format!("k{at}"), 4_000, Guard::Absent)]).await {
+                Ok(_) => (),
+                // The one that finds no room for the log either is not answered until there is.
+                Err(TransactError::NoRoom(NoRoom::Disk { .. }) | TransactError::Unknown) => break,
+                Err(error) => panic!("{error}"),
+            }
         }
-    }
-    until("a checkpoint fails", async || keyspace.0.member.is_uncut().then_some(())).await;
+        keyspace.0.member.is_uncut().then_some(())
+    })
+    .await;
     disk.set_capacity(u64::MAX);
     until("the log is cut", async || {
         keyspace.transact(vec![put("after", 10, Guard::None)]).await.ok()?;

@@ -87,6 +87,9 @@ enum Mode {
     },
     /// In the caller's thread, for simulations.
     Caller(Box<Mutex<Writer>>),
+    /// In a task that waits for a simulated disk.
+    #[cfg(any(test, feature = "simulation"))]
+    Task(tokio::sync::mpsc::UnboundedSender<Request>),
 }
 
 /// What [`read`] found.
@@ -223,6 +226,12 @@ impl Found {
         };
         writer.mark()?;
         writer.measure();
+        #[cfg(any(test, feature = "simulation"))]
+        if let Some(latency) = writer.host.latency.clone() {
+            let (requests, queue) = tokio::sync::mpsc::unbounded_channel();
+            tokio::spawn(run_in_task(writer, queue, latency));
+            return Ok(Wal { spares, writer: Mode::Task(requests), ahead: None });
+        }
         if !writer.host.threads {
             return Ok(Wal { spares, writer: Mode::Caller(Box::new(Mutex::new(writer))), ahead: None });
         }
@@ -280,17 +289,20 @@ impl Wal {
     }
 
     fn send(&self, request: Request) {
-        match &self.writer {
-            Mode::Caller(writer) => writer.lock().serve(request, &mut || None),
-            Mode::Thread { requests, .. } => {
-                let sent = match requests {
-                    Some(requests) => requests.send(request).map_err(|mpsc::SendError(request)| request),
-                    None => Err(request),
-                };
-                if let Err(Request::Append { done, .. } | Request::Rotate { done, .. }) = sent {
-                    done(Err(io::Error::other("the log's writer has ended")));
-                }
+        let sent = match &self.writer {
+            Mode::Caller(writer) => {
+                writer.lock().serve(request, &mut || None);
+                Ok(())
             }
+            Mode::Thread { requests: Some(requests), .. } => {
+                requests.send(request).map_err(|mpsc::SendError(request)| request)
+            }
+            Mode::Thread { requests: None, .. } => Err(request),
+            #[cfg(any(test, feature = "simulation"))]
+            Mode::Task(requests) => requests.send(request).map_err(|error| error.0),
+        };
+        if let Err(Request::Append { done, .. } | Request::Rotate { done, .. }) = sent {
+            done(Err(io::Error::other("the log's writer has ended")));
         }
     }
 
@@ -299,7 +311,7 @@ impl Wal {
     pub fn settle(&self) -> io::Result<()> {
         match &self.writer {
             Mode::Caller(writer) => writer.lock().settle(),
-            Mode::Thread { .. } => Ok(()),
+            Mode::Thread { .. } | Mode::Task(_) => Ok(()),
         }
     }
 }
@@ -340,6 +352,33 @@ fn run(mut writer: Writer, queue: &mpsc::Receiver<Request>) {
     }
     if writer.is_unsettled() {
         let _ = writer.settle();
+    }
+}
+
+/// The same, after the time that the disk takes; ends as if it were killed.
+#[cfg(any(test, feature = "simulation"))]
+async fn run_in_task(
+    mut writer: Writer,
+    mut queue: tokio::sync::mpsc::UnboundedReceiver<Request>,
+    latency: host::Latency,
+) {
+    loop {
+        let next = match writer.is_unsettled() {
+            true => tokio::time::timeout(SETTLE, queue.recv()).await,
+            false => Ok(queue.recv().await),
+        };
+        match next {
+            Ok(Some(first)) => {
+                tokio::time::sleep(latency()).await;
+                writer.serve(first, &mut || queue.try_recv().ok());
+            }
+            Ok(None) => return,
+            Err(_) => {
+                if let Err(error) = writer.settle() {
+                    writer.fail(&error);
+                }
+            }
+        }
     }
 }
 

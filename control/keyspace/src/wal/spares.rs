@@ -77,10 +77,11 @@ impl Spares {
     pub fn space(&self) -> super::Space {
         let state = self.state.lock();
         let ready = if state.ready { self.host.sizes.segment } else { 0 };
+        // Who stopped for want of space makes none any more, and neither does the writer.
+        let made_when_needed = self.host.threads && state.gone && !state.failed;
         super::Space {
             left: self.left.load(Ordering::Relaxed) + ready,
-            // Who stopped for want of space makes none any more, and neither does the writer.
-            ready: state.ready || (state.gone && !state.failed),
+            ready: state.ready || made_when_needed,
             stuck: !state.ready && state.failed,
         }
     }
@@ -102,13 +103,24 @@ impl Spares {
 
     /// Waits until a spare is there, or making one has failed; whether [`Spares::become_segment`] need not wait.
     pub fn await_next(&self) -> bool {
+        self.make_here();
         let mut state = self.state.lock();
         while !state.ready && !state.failed && !state.gone {
             state.urgent = true;
             self.changed.notify_all();
             self.changed.wait(&mut state);
         }
-        state.ready || state.gone
+        state.ready || (self.host.threads && state.gone)
+    }
+
+    /// Where there are no threads, whoever waits for one makes it.
+    fn make_here(&self) {
+        if self.host.threads || self.state.lock().ready {
+            return;
+        }
+        let made = self.make();
+        let mut state = self.state.lock();
+        (state.ready, state.failed) = (made.is_ok(), made.is_err());
     }
 
     /// Says that a thread is about to call [`Spares::make_ahead`].
@@ -124,6 +136,7 @@ impl Spares {
 
     /// Has the next one made now; the future ends when something is known of it.
     pub fn hurry(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.make_here();
         // Listening begins under the lock: nothing becomes known in between.
         let mut state = self.state.lock();
         let known = self.known.clone().notified_owned();

@@ -8,7 +8,7 @@ use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
 use coracle_api::codec::{json, yaml};
-use coracle_keyspace::Record;
+use coracle_keyspace::{Record, spawn_blocking};
 use futures::stream;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -139,7 +139,7 @@ fn aside(list: impl List, records: Vec<Arc<Record>>) -> Body {
             let _turn = turn;
             pieces.next().map(|piece| (piece, pieces))
         };
-        let made = tokio::task::spawn_blocking(work).await;
+        let made = spawn_blocking(work).await;
         match made {
             Ok(made) => made.map(|(piece, pieces)| (Ok(piece), Some(pieces))),
             // The answer ends here, as one that was cut off.
