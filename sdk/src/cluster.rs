@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use coracle_node::Node;
-use coracle_server::{Joining, Peering, Preparation, Registry, Server};
+use coracle_server::{Joining, Listeners, Peering, Preparation, Program, Registry, Server};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -46,6 +46,10 @@ pub struct Options {
     pub join: Option<Join>,
     /// Where components are compiled.
     pub compiler: Compiler,
+    /// The program that this process runs, where the process can begin anew when it is asked to ([`Program::asked`]).
+    pub program: Option<Program>,
+    /// What [`Cluster::shutdown_to_begin_anew`] has left.
+    pub listeners: Listeners,
 }
 
 impl Options {
@@ -67,6 +71,8 @@ impl Options {
             peer_address: None,
             join: None,
             compiler: Compiler::InProcess,
+            program: None,
+            listeners: Listeners::default(),
         }
     }
 
@@ -150,6 +156,8 @@ impl Cluster {
             name: name.clone(),
             peers: Some(peers),
             joining,
+            program: options.program.clone(),
+            listeners: options.listeners.clone(),
         })
         .await?;
         if !options.with_node {
@@ -225,6 +233,14 @@ impl Cluster {
             parts.shutdown().await;
         }
     }
+
+    /// The same for a process that begins anew, with [`Options::listeners`]: whoever asks the API meanwhile waits for that.
+    pub async fn shutdown_to_begin_anew(mut self) -> Listeners {
+        match self.parts.take() {
+            Some(parts) => parts.shutdown_to_begin_anew().await,
+            None => Listeners::default(),
+        }
+    }
 }
 
 impl Drop for Cluster {
@@ -241,11 +257,20 @@ impl Drop for Cluster {
 
 impl Parts {
     async fn shutdown(self) {
+        self.without_node().await.shutdown().await;
+    }
+
+    async fn shutdown_to_begin_anew(self) -> Listeners {
+        self.without_node().await.shutdown_to_begin_anew().await
+    }
+
+    /// The server alone, once the node has ended: its last words are for the server.
+    async fn without_node(self) -> Server {
         self.server.stop_duties().await;
         if let Some(node) = self.node {
             node.shutdown().await;
         }
-        self.server.shutdown().await;
+        self.server
     }
 }
 
@@ -332,6 +357,7 @@ async fn start_node(server: &Server, options: &Options, name: &str) -> Result<No
         node_port_bind: options.node_port_bind,
         ingress: options.ingress,
         compiler: options.compiler.clone(),
+        routes: options.program.as_ref().map(Program::router).unwrap_or_default(),
         ..coracle_node::Config::new(name, options.data_dir.join("node"), address, tls.server)
     };
     // The first has a range of addresses for its pods; those of others get one as nodes do that join.

@@ -27,7 +27,7 @@ impl Peering {
     /// Listens for other servers at `listen`. They reach that at `address`, `HOST` or `HOST:PORT`: where there is none, at
     /// the address that is listened at, or the one that leads out of this machine.
     pub async fn listen(listen: SocketAddr, address: Option<&str>) -> Result<Peering, Error> {
-        let listener = listener::bind(listen, "other servers").await?;
+        let listener = listener::bind(listen, None, "other servers").await?;
         let bound = listener.local_addr();
         let bound = bound.map_err(|source| Error::File { path: Path::new("listener").into(), source })?;
         let address = match address {
@@ -190,7 +190,7 @@ mod tests {
     use sha2::Digest as _;
 
     use super::*;
-    use crate::{Config, MASTERS, Server};
+    use crate::{Config, Listeners, MASTERS, Server};
 
     const LIMIT: Duration = Duration::from_secs(60);
 
@@ -218,6 +218,8 @@ mod tests {
             node: None,
             peers: Some(Peering::listen(any, None).await.unwrap()),
             joining,
+            program: None,
+            listeners: Listeners::default(),
         };
         Server::start(config).await.unwrap()
     }

@@ -136,21 +136,28 @@ impl Replicas for Images {
             .collect()
     }
 
-    fn call(&self, to: u64, mut request: Request<Body>) -> BoxFuture<'static, io::Result<Response<Body>>> {
+    fn call(&self, to: u64, request: Request<Body>) -> BoxFuture<'static, io::Result<Response<Body>>> {
         let (keyspace, tasks) = (self.keyspace.clone(), self.tasks.clone());
-        async move {
-            let stream = keyspace.stream(to).await?;
-            let (mut sender, connection) =
-                hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-            // It ends with the answer, or with whoever wanted it.
-            tasks.spawn(connection);
-            let host = http::HeaderValue::from_static("coracle");
-            request.headers_mut().insert(http::header::HOST, host);
-            let answer = sender.send_request(request).await.map_err(io::Error::other)?;
-            Ok(answer.map(Body::new))
-        }
-        .boxed()
+        async move { call(&keyspace, &tasks, to, request).await }.boxed()
     }
+}
+
+/// Asks another server what it serves to servers.
+pub async fn call(
+    keyspace: &Keyspace,
+    tasks: &TaskTracker,
+    to: u64,
+    mut request: Request<Body>,
+) -> io::Result<Response<Body>> {
+    let stream = keyspace.stream(to).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+    // It ends with the answer, or with whoever wanted it.
+    tasks.spawn(connection);
+    let host = http::HeaderValue::from_static("coracle");
+    request.headers_mut().insert(http::header::HOST, host);
+    let answer = sender.send_request(request).await.map_err(io::Error::other)?;
+    Ok(answer.map(Body::new))
 }
 
 /// Serves what other servers ask with `router`, until `stop`.

@@ -51,6 +51,8 @@ pub struct Config {
     pub ingress: IngressPorts,
     /// How long guests may take to end when the node goes down.
     pub stop_grace: Duration,
+    /// Further routes of the node's endpoint, for API servers: what the program that runs the node has to say.
+    pub routes: axum::Router,
 }
 
 impl Config {
@@ -82,6 +84,7 @@ impl Config {
             node_port_bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
             ingress: IngressPorts::default(),
             stop_grace: Duration::from_secs(10),
+            routes: axum::Router::new(),
         }
     }
 }

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_node::{Cidr, IngressPorts, Node};
+use coracle_server::Program;
 use http::Request;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -74,6 +75,8 @@ pub struct WorkerOptions {
     pub ingress: IngressPorts,
     /// Where components are compiled.
     pub compiler: Compiler,
+    /// The program that this process runs, where the process can begin anew when it is asked to ([`Program::asked`]).
+    pub program: Option<Program>,
 }
 
 impl WorkerOptions {
@@ -88,6 +91,7 @@ impl WorkerOptions {
             node_port_bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
             ingress: IngressPorts::usual(),
             compiler: Compiler::InProcess,
+            program: None,
         }
     }
 }
@@ -201,6 +205,7 @@ impl Worker {
             node_port_bind: options.node_port_bind,
             ingress: options.ingress,
             compiler: options.compiler.clone(),
+            routes: options.program.as_ref().map(Program::router).unwrap_or_default(),
             ..coracle_node::Config::new(
                 &identity.name,
                 options.data_dir.join("node"),
