@@ -81,6 +81,15 @@ pub struct Peers {
     /// Address by which they do [default: the one it listens at, or the one that leads out of this machine]
     #[arg(long, value_name = "HOST[:PORT]")]
     pub peer_address: Option<String>,
+    /// Where another server is now, when all have moved at once and do not find each other; may be repeated
+    #[arg(long = "peer", value_name = "HOST:PORT", value_parser = place)]
+    pub peer_places: Vec<String>,
+}
+
+/// `HOST:PORT`.
+fn place(text: &str) -> Result<String, String> {
+    let is_place = text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    if is_place { Ok(text.to_owned()) } else { Err(format!("{text:?} is no HOST:PORT, as 192.0.2.7:6442")) }
 }
 
 /// Where servers reach each other, beside the API's 6443.
@@ -95,6 +104,7 @@ impl Peers {
             name: self.name,
             peer_port: self.peer_port.unwrap_or(usual),
             peer_address: self.peer_address,
+            peer_places: self.peer_places,
             ..options
         }
     }

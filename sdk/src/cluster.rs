@@ -42,6 +42,8 @@ pub struct Options {
     pub peer_port: u16,
     /// `HOST` or `HOST:PORT` by which they do, where it is another than they would think.
     pub peer_address: Option<String>,
+    /// `HOST:PORT` at which other servers may be that are not where they were: all may have moved at once.
+    pub peer_places: Vec<String>,
     /// How to join a cluster as one more server; not needed where it has joined before.
     pub join: Option<Join>,
     /// Where components are compiled.
@@ -69,6 +71,7 @@ impl Options {
             with_node: true,
             peer_port: 0,
             peer_address: None,
+            peer_places: Vec::new(),
             join: None,
             compiler: Compiler::InProcess,
             program: None,
@@ -154,7 +157,7 @@ impl Cluster {
             stored_max: options.stored_max,
             node: options.with_node.then(|| name.clone()),
             name: name.clone(),
-            peers: Some(peers),
+            peers: Some(peers.looking_at(options.peer_places.clone())),
             joining,
             program: options.program.clone(),
             listeners: options.listeners.clone(),

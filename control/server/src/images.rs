@@ -13,7 +13,7 @@ use axum::Router;
 use axum::body::Body;
 use bytes::Bytes;
 use coracle_keyspace::{Called, Guard, Key, Keyspace, Op, Record, Role, TransactError, Value, WatchEnded, Watcher};
-use coracle_registry::{Caller, Catalog, CatalogError, Change, Entry, Only, Replica, Replicas, To};
+use coracle_registry::{Caller, Catalog, CatalogError, Change, Entry, Only, Registry, Replica, Replicas, To};
 use futures::future::{BoxFuture, FutureExt as _};
 use http::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -28,6 +28,9 @@ const IMAGES: &str = "coracle images";
 const REQUEST_MAX: Duration = Duration::from_secs(3_600);
 /// How long a server may take to say what it wants.
 const HEAD_MAX: Duration = Duration::from_secs(10);
+
+/// How long after it could not be complete a server tries again.
+const AGAIN: Duration = Duration::from_secs(2);
 
 /// What the registry is lent.
 pub struct Images {
@@ -158,6 +161,30 @@ pub async fn call(
     request.headers_mut().insert(http::header::HOST, host);
     let answer = sender.send_request(request).await.map_err(io::Error::other)?;
     Ok(answer.map(Body::new))
+}
+
+/// Says that this server counts, once it has all images: a majority that has an image is one of servers that have it.
+pub async fn complete(registry: Registry, keyspace: Keyspace, stop: CancellationToken) {
+    let work = async {
+        let mut told = None;
+        while keyspace.waits() {
+            let done = match registry.complete().await {
+                Ok(()) => keyspace.complete().await.map_err(|error| error.to_string()),
+                Err(why) => Err(why),
+            };
+            let Err(why) = done else { return };
+            if told.as_ref() != Some(&why) {
+                tracing::warn!(why, "this server does not count yet: it lacks images, or cannot say that it has them");
+            }
+            told = Some(why);
+            tokio::time::sleep(AGAIN).await;
+        }
+    };
+    // What was fetched stays.
+    tokio::select! {
+        () = work => (),
+        () = stop.cancelled() => (),
+    }
 }
 
 /// Serves what other servers ask with `router`, until `stop`.

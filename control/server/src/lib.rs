@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_apiserver::{ApiServer, Here, Identity};
-use coracle_keyspace::{Begin, GroupError, Keyspace};
+use coracle_keyspace::{Begin, GroupError, Keyspace, Promotion};
 pub use coracle_registry::{Push, Registry, State as Preparation};
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, ServerConfig};
@@ -49,6 +49,7 @@ pub use authority::{Authority, Pair, SharedKeys, Subject};
 pub use coracle_api::codec::yaml;
 pub use coracle_keyspace::bench as keyspace_bench;
 pub use coracle_keyspace::{Admission, Formats, MemberStatus, Role};
+pub use coracle_scheduler::bench as placements_bench;
 pub use group::{Joining, Peering, duties};
 pub use join::hash as join_token_hash;
 pub use listener::Listeners;
@@ -320,6 +321,8 @@ impl Server {
         let peers_router = coracle_registry::peers_router(registry.clone()).merge(own_program);
         tasks.spawn(images::serve(called, peers_router, listeners.clone()));
         tasks.spawn(registry.clone().catch_up(listeners.clone()));
+        tasks.spawn(registry.clone().scrub(listeners.clone()));
+        tasks.spawn(images::complete(registry.clone(), keyspace.clone(), listeners.clone()));
         let internal = Identity::authenticated("system:apiserver", vec![MASTERS.to_owned()]);
         let internal = kube::Client::new(api.in_process(internal), "default");
         let joining = join::Joining::new(authority.clone(), internal.clone(), keyspace.clone());
@@ -393,7 +396,7 @@ impl Server {
     /// Gives a new server called `name`, which understands `formats` of the log, a place in the cluster. The caller must have made
     /// sure that it may have one.
     pub async fn admit(&self, name: &str, formats: Formats) -> Result<Joining, Error> {
-        let admission = self.keyspace.admit(name, formats).await?;
+        let admission = self.keyspace.admit_until(name, formats, Promotion::WhenComplete).await?;
         Ok(Joining { admission, keys: self.authority.shared()? })
     }
 

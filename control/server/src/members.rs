@@ -50,7 +50,7 @@ pub fn programs(programs: Programs) -> Router {
 /// Asks that server what is asked here.
 async fn program(State(programs): State<Programs>, Path(member): Path<MemberId>, request: Request) -> Response {
     let (head, body) = request.into_parts();
-    let mut asked = Request::builder().method(head.method).uri(program::PATH);
+    let mut asked = http::Request::builder().method(head.method).uri(program::PATH);
     if let Some(kind) = head.headers.get(header::CONTENT_TYPE) {
         asked = asked.header(header::CONTENT_TYPE, kind);
     }
@@ -97,6 +97,7 @@ fn member(member: &MemberStatus) -> Value {
         "leads": member.leads,
         "matched": member.matched.map(Revision::get),
         "heardMilliseconds": member.heard.map(milliseconds),
+        "waits": member.waits,
     })
 }
 
