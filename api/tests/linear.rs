@@ -317,7 +317,7 @@ fn defaults_are_linear() {
         let objects = [FEW, FEW * TIMES].map(make);
         assert_linear(&format!("{resource}: {name}, defaults"), |count| {
             let mut object = objects[usize::from(count > FEW)].clone();
-            schema::apply_defaults(&mut object, &schema);
+            schema::apply_defaults(&mut object, &schema).unwrap();
             row.strategy.default(&mut object);
             row.strategy.prepare_create(&mut object);
         });
