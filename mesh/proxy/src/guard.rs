@@ -197,6 +197,11 @@ impl Proxy {
         self.guard.permits(source, to, protocol)
     }
 
+    /// The same of a datagram: who was asked may answer, whatever else it may do.
+    pub fn permits_datagram(&self, source: &Source, to: SocketAddr) -> bool {
+        self.guard.permits_datagram(source, to)
+    }
+
     /// What connections of `source` that leave the cluster are kept under, where policies are about them: a word that is good in a URI's
     /// authority before an `@`. `None` where it may connect to whatever it was granted.
     pub fn outside_key(&self, source: &Source) -> Option<String> {

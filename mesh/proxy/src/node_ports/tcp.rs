@@ -132,7 +132,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let serving = inbound.clone();
-        let serve = move |stream, _, turns| connection(serving.clone(), stream, turns);
+        let serve = move |stream, client, turns| connection(serving.clone(), stream, client, turns);
         inbound.tasks.spawn(accept(inbound.door(), listener, serve));
         (inbound, address)
     }

@@ -110,8 +110,8 @@ async fn connect(
         return Err(StatusCode::FORBIDDEN);
     }
     let socket = match local {
-        Some(Local::Http(_)) => None,
-        Some(Local::Tcp(at)) => {
+        Local::Http(_) => None,
+        Local::Tcp(at) => {
             let dialled = tokio::time::timeout(CONNECT_MAX, network.dial(at)).await;
             let socket = dialled.ok().and_then(Result::ok).ok_or(StatusCode::SERVICE_UNAVAILABLE)?;
             let _ = socket.set_nodelay(true);

@@ -254,15 +254,17 @@ impl coracle_engine::Network for GuestNetwork {
             SocketUse::TcpConnect if address == self.network.table.gateway().loopback => false,
             SocketUse::TcpConnect if self.network.leads_elsewhere(actual).is_some() => true,
             SocketUse::TcpConnect | SocketUse::UdpSend | SocketUse::UdpReceive => {
-                let is_allowed = || match usage {
-                    SocketUse::TcpConnect => self.may_connect(actual, Protocol::Tcp),
-                    SocketUse::UdpSend => self.may_connect(actual, Protocol::Udp),
-                    // An answer.
+                // Once more, and for each datagram: a socket may have been connected before policies changed.
+                let is_allowed = |to: SocketAddr| match usage {
+                    SocketUse::TcpConnect => self.may_connect(to, Protocol::Tcp),
+                    SocketUse::UdpSend => self.network.proxy.permits_datagram(&self.source(), to),
+                    // What comes is an answer, or was judged where it was sent.
                     _ => true,
                 };
+                let shown = || self.shown(actual);
                 is_own
-                    || self.network.table.pod_of_twin(address).is_some()
-                    || (self.egress && self.network.gate.permits(address) && is_allowed())
+                    || (self.network.table.pod_of_twin(address).is_some() && is_allowed(shown()))
+                    || (self.egress && self.network.gate.permits(address) && is_allowed(actual))
                     || self.network.is_service_endpoint(actual)
             }
         }

@@ -299,11 +299,6 @@ fn keep_under(key: Option<&str>, request: &mut Request<Body>) -> Result<(), Outb
         return Ok(());
     }
     let text = key.map_or_else(|| host.to_owned(), |key| format!("{key}@{host}"));
-    if !request.headers().contains_key(header::HOST)
-        && let Ok(host) = host.parse()
-    {
-        request.headers_mut().insert(header::HOST, host);
-    }
     let mut parts = request.uri().clone().into_parts();
     let bad = |error: http::Error| OutboundError::Protocol(error.into());
     parts.authority = Some(text.parse().map_err(|error: http::uri::InvalidUri| bad(error.into()))?);
