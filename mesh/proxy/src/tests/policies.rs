@@ -189,17 +189,18 @@ async fn datagrams_are_judged_each_and_who_was_asked_may_answer() {
     assert_eq!(tokio::time::timeout(SOON, open).await.unwrap(), 4);
     world.policy("db", only("web")).await;
     tell(&client, b"shut").await;
-    world.policy("db", json!({"podSelector": {"matchLabels": {"app": "db"}}, "ingress": [{}]})).await;
-    tell(&client, b"again").await;
-    let again = async {
-        loop {
-            let (count, _) = sockets[0].recv_from(&mut heard).await.unwrap();
-            if &heard[..count] != b"open" {
-                return heard[..count].to_vec();
-            }
+    // What came before.
+    let later = async |heard: &mut [u8]| loop {
+        let (count, _) = sockets[0].recv_from(heard).await.unwrap();
+        if &heard[..count] != b"open" {
+            return heard[..count].to_vec();
         }
     };
-    assert_eq!(tokio::time::timeout(SOON, again).await.unwrap(), b"again");
+    let heard_of = tokio::time::timeout(std::time::Duration::from_millis(300), later(&mut heard)).await;
+    assert!(heard_of.is_err(), "{heard_of:?}");
+    world.policy("db", json!({"podSelector": {"matchLabels": {"app": "db"}}, "ingress": [{}]})).await;
+    tell(&client, b"again").await;
+    assert_eq!(tokio::time::timeout(SOON, later(&mut heard)).await.unwrap(), b"again");
 }
 
 #[tokio::test]

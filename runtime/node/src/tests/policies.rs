@@ -37,6 +37,8 @@ async fn another_node_is_let_in_for_the_pods_that_policies_name_and_for_its_own_
     let mut heard = [0; 10];
     forwarded.read_exact(&mut heard).await.unwrap();
     assert_eq!(&heard, b"FORWARDED\n");
+    // The program serves one after another.
+    drop(forwarded);
 
     let peers = world.pods().context.network.table.peers().unwrap().clone();
     peers.take(vec![json!({"name": "n2", "address": "192.0.2.1", "port": 1, "podCIDR": "10.77.0.0/24"})]);
