@@ -28,17 +28,17 @@ async fn another_node_is_let_in_for_the_pods_that_policies_name_and_for_its_own_
     // Both are reached by their node: probes, and port-forward.
     let mut listens = command(&["listen", "9000"]);
     listens["readinessProbe"] = json!({"tcpSocket": {"port": 9000}});
-    world.run("listens", listens);
+    world.run("listens", listens.clone());
+    world.run("forwards", listens);
     world.run("component", json!({"image": "hello:1", "readinessProbe": {"httpGet": {"port": 80}}}));
     let address = |status: Value| status["podIP"].as_str().unwrap().to_owned();
     let (listens, component) = (address(world.ready("listens").await), address(world.ready("component").await));
-    let mut forwarded = world.forward("listens", 9000).await;
+    world.ready("forwards").await;
+    let mut forwarded = world.forward("forwards", 9000).await;
     forwarded.write_all(b"forwarded\n").await.unwrap();
     let mut heard = [0; 10];
     forwarded.read_exact(&mut heard).await.unwrap();
     assert_eq!(&heard, b"FORWARDED\n");
-    // The program serves one after another.
-    drop(forwarded);
 
     let peers = world.pods().context.network.table.peers().unwrap().clone();
     peers.take(vec![json!({"name": "n2", "address": "192.0.2.1", "port": 1, "podCIDR": "10.77.0.0/24"})]);
