@@ -1,7 +1,7 @@
 //! Who may connect to whom: the one place where the proxy asks what network policies say, for every way in and out.
 //!
 //! Both ends decide. A pod's own node knows what may leave it, the other node what may come to its pods; of a pod of another node this
-//! one knows what its node says ([`Elsewhere::called`]), and is told by nobody before it has connected. A connection to a component is
+//! one knows what its node says ([`Elsewhere::called`]) when it has connected, and judges then. A connection to a component is
 //! judged request by request, so that a change is felt at once; bytes that pass are judged when they begin, and datagrams each.
 
 use std::collections::HashMap;
@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use coracle_discovery::Policies;
-use coracle_policy::{Destination, Direction, Port, Protocol, Source, Workload};
+use coracle_policy::{Destination, Direction, Port, Protocol, Source};
 use futures::future::BoxFuture;
 use http::uri::Authority;
 use http::{Request, Response};
@@ -19,9 +19,6 @@ use http::{Request, Response};
 use crate::endpoint::CONNECT_MAX;
 use crate::{Body, BoxError, Elsewhere, HttpService, LocalEndpoints, NotAllowed, Proxy, Purpose};
 
-/// Pods of other nodes that are remembered; what is known of one has 8 KiB at most. At the bound all are forgotten, and are heard of
-/// again with the next connection.
-const KNOWN_MAX: usize = 4096;
 /// Pairs of pods of which one has asked the other by datagrams; beyond it those that have rested are forgotten, and then all.
 const ASKED_MAX: usize = 16_384;
 /// Who was asked may answer for so long (the kernel's own time for a stream of datagrams).
@@ -32,13 +29,12 @@ const ANSWER_MAX: Duration = Duration::from_secs(180);
 pub(crate) struct Guard {
     pub policies: Policies,
     pub local: Arc<dyn LocalEndpoints>,
-    known: Arc<Mutex<HashMap<IpAddr, Arc<Workload>>>>,
     asked: Arc<Mutex<HashMap<[IpAddr; 2], Instant>>>,
 }
 
 impl Guard {
     pub fn new(policies: Policies, local: Arc<dyn LocalEndpoints>) -> Guard {
-        Guard { policies, local, known: Arc::default(), asked: Arc::default() }
+        Guard { policies, local, asked: Arc::default() }
     }
 
     /// Whether `source` may connect to this address, as far as this node can tell: whom a pod of another node lets in its own says.
@@ -52,10 +48,8 @@ impl Guard {
             return table.allows(source, &Destination::Pod(pod), port);
         }
         if self.local.is_elsewhere(to.ip()) {
-            let Source::Pod(from) = source else { return true };
-            let known = locked(&self.known).get(&to.ip()).cloned();
-            // Who it is shows when it is connected to.
-            return known.is_none_or(|pod| table.lets_out(from, &Destination::Pod(pod), port));
+            // Who it is shows when it is connected to, and what was heard before may be true no more.
+            return true;
         }
         // Nobody is there, and that is what is to be said.
         self.local.is_pod_address(to.ip()) || table.allows(source, &Destination::Outside(to.ip()), port)
@@ -89,13 +83,6 @@ impl Guard {
         let table = self.policies.table();
         if table.is_empty() {
             return Ok(there);
-        }
-        if let Some(called) = &there.called {
-            let mut known = locked(&self.known);
-            if known.len() >= KNOWN_MAX {
-                known.clear();
-            }
-            known.insert(to.ip(), called.clone());
         }
         let lets_out = match (&source, &there.called) {
             (Source::Pod(from), Some(called)) => {

@@ -7,7 +7,7 @@ use coracle_tests::{Background, Cluster, DEADLINE, eventually_answers, http_get}
 
 fn pod(name: &str, node: &str, labels: &str, main: &str) -> String {
     format!(
-        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{{labels}}}}}\nspec:\n  nodeName: {node}\n  \
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{name: {name}, {labels}}}}}\nspec:\n  nodeName: {node}\n  \
          restartPolicy: Never\n  terminationGracePeriodSeconds: 1\n  containers:\n  - {{name: main, {main}}}\n---\n"
     )
 }

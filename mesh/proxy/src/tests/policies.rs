@@ -234,8 +234,12 @@ async fn another_node_is_told_who_asks_and_is_believed_when_it_says_who_answers(
     }
     let connected = world.pods.connected.lock().unwrap().clone();
     assert_eq!(connected[..2], [web.clone(), other.clone()], "no stream is another's");
-    assert_eq!(connected.iter().filter(|source| **source == web).count(), 1, "it is known by then who is there");
     world.policy("web", reaches("web", "db")).await;
+    assert_eq!(world.ask_as(&web, "GET", "").await.0, 200);
+    // What was heard of a pod that has other labels by now stands in nobody's way.
+    world.policy("web", reaches("web", "renamed")).await;
+    assert!(world.ask_as(&web, "GET", "").await.1.starts_with(REFUSED));
+    world.known_as(1, "renamed");
     assert_eq!(world.ask_as(&web, "GET", "").await.0, 200);
     // A node that does not say of whom it speaks is no way for who may go to some only.
     world.pods.workloads.lock().unwrap().remove(&pod(4));
