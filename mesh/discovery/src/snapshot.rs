@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use coracle_policy::Protocol;
+
 use crate::name;
 
 /// Namespace and name.
@@ -50,17 +52,6 @@ pub enum ServiceKind {
     LoadBalancer,
     /// Another name.
     ExternalName,
-}
-
-/// `protocol` of a port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-    /// SCTP.
-    Sctp,
 }
 
 /// A port of a Service with what answers there.

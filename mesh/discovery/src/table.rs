@@ -4,10 +4,11 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use coracle_policy::Protocol;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 
-use crate::snapshot::{Endpoint, Port, Protocol, Service, ServiceKey, ServiceKind, Snapshot};
+use crate::snapshot::{Endpoint, Port, Service, ServiceKey, ServiceKind, Snapshot};
 
 /// Label by which a slice names its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -187,11 +188,7 @@ fn service<'a>(key: &ServiceKey, object: &core::Service, slices: impl Iterator<I
         Some(Port {
             port: u16::try_from(port.port).ok()?,
             node_port: port.node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0),
-            protocol: match port.protocol.as_deref() {
-                Some("UDP") => Protocol::Udp,
-                Some("SCTP") => Protocol::Sctp,
-                _ => Protocol::Tcp,
-            },
+            protocol: Protocol::of(port.protocol.as_deref()),
             endpoints: endpoints.into(),
             name,
         })

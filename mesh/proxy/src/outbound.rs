@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_discovery::{Protocol, Resolved, Service};
+use coracle_policy::Source;
 use http::uri::{Authority, Scheme};
 use http::{Request, Response};
 use http_body_util::BodyExt;
@@ -33,9 +34,14 @@ const GONE_MAX: usize = 16;
 const LOOKED_AT_MAX: usize = 8;
 
 impl Proxy {
-    /// A guest's outgoing HTTP request to a Service or pod of the cluster. [`Error::NotInCluster`] when the authority names
-    /// neither. A [`Deadline`] in its extensions is kept.
-    pub async fn call(&self, from_namespace: &str, request: Request<Body>) -> Result<Response<Body>, Error> {
+    /// An HTTP request of `source` to a Service or pod of the cluster, whose names are those of a pod of `from_namespace`.
+    /// [`Error::NotInCluster`] when the authority names neither. A [`Deadline`] in its extensions is kept.
+    pub async fn call(
+        &self,
+        source: &Source,
+        from_namespace: &str,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, Error> {
         // What is meant to be secret must not go out in the open.
         if let Some(scheme) = request.uri().scheme().filter(|scheme| **scheme != Scheme::HTTP) {
             return Err(Error::Scheme(scheme.to_string()));
@@ -43,10 +49,16 @@ impl Proxy {
         let authority = authority(&request)?;
         let port = authority.port_u16().unwrap_or(80);
         match self.destination(authority.host(), from_namespace)? {
-            Destination::Service(service) => self.call_route(self.route(&service, port, Protocol::Tcp)?, request).await,
+            Destination::Service(service) => {
+                self.call_route(source, self.route(&service, port, Protocol::Tcp)?, request).await
+            }
             Destination::Pod(address) => {
                 let to = SocketAddr::new(address, port);
                 let endpoint = Endpoint::find(&*self.local, to).ok_or(Error::NoPod(to))?;
+                if !self.permits(source, to, Protocol::Tcp) {
+                    return Err(Error::NotAllowed(to.to_string()));
+                }
+                request.extensions_mut().insert(source.clone());
                 in_time(deadline(&request), endpoint.call(&self.dialer, request))
                     .await?
                     .map_err(|failure| failure.error)
@@ -54,15 +66,30 @@ impl Proxy {
         }
     }
 
-    /// The real address for a guest's connection to a Service or pod; `None` when the address is not the cluster's.
-    pub fn connect_address(&self, to: SocketAddr, protocol: Protocol) -> Option<Result<SocketAddr, Error>> {
+    /// The real address for a connection of `source` to a Service or pod; `None` when the address is not the cluster's.
+    pub fn connect_address(
+        &self,
+        source: &Source,
+        to: SocketAddr,
+        protocol: Protocol,
+    ) -> Option<Result<SocketAddr, Error>> {
         if let Some(service) = self.discovery.snapshot().by_address(to.ip()) {
-            return Some(self.connect_service(service, to.port(), protocol));
+            return Some(self.connect_service(source, service, to.port(), protocol));
         }
         self.is_pod(to.ip()).then(|| {
-            let endpoint = Endpoint::find(&*self.local, to);
-            endpoint.and_then(|endpoint| endpoint.socket()).ok_or(Error::NoPod(to))
+            let endpoint = Endpoint::find(&*self.local, to).ok_or(Error::NoPod(to))?;
+            if !self.permits_by(source, to, protocol) {
+                return Err(Error::NotAllowed(to.to_string()));
+            }
+            endpoint.socket().ok_or(Error::NoPod(to))
         })
+    }
+
+    fn permits_by(&self, source: &Source, to: SocketAddr, protocol: Protocol) -> bool {
+        match protocol {
+            Protocol::Udp => self.guard.permits_datagram(source, to),
+            Protocol::Tcp | Protocol::Sctp => self.permits(source, to, protocol),
+        }
     }
 
     /// Whether a guest's request to this host takes a connection of this process, or may take one: a component is called.
@@ -89,21 +116,28 @@ impl Proxy {
         self.discovery.snapshot().by_address(address).is_some()
     }
 
-    /// Whether the Service at `to` still leads to this real address, for datagrams.
-    pub(crate) fn is_endpoint(&self, to: SocketAddr, real: SocketAddr) -> bool {
+    /// Whether the Service at `to` still leads to this real address, for datagrams of `source`.
+    pub(crate) fn is_endpoint(&self, source: &Source, to: SocketAddr, real: SocketAddr) -> bool {
         let snapshot = self.discovery.snapshot();
         let port = snapshot.by_address(to.ip()).and_then(|service| service.port(to.port(), Protocol::Udp));
         port.is_some_and(|port| {
             let mut endpoints = port.endpoints.iter().map(|found| SocketAddr::new(found.address, found.port));
             endpoints.any(|address| {
                 Endpoint::find(&*self.local, address).and_then(|endpoint| endpoint.socket()) == Some(real)
+                    && self.guard.permits_datagram(source, address)
             })
         })
     }
 
-    fn connect_service(&self, service: &Arc<Service>, port: u16, protocol: Protocol) -> Result<SocketAddr, Error> {
-        let route = self.route(service, port, protocol)?;
-        let (picked, endpoint) = self.pick(&route, &mut Tried::default()).ok_or_else(|| self.nobody(&route))?;
+    fn connect_service(
+        &self,
+        source: &Source,
+        service: &Arc<Service>,
+        port: u16,
+        protocol: Protocol,
+    ) -> Result<SocketAddr, Error> {
+        let (route, mut tried) = (self.route(service, port, protocol)?, Tried::default());
+        let (picked, endpoint) = self.pick(source, &route, &mut tried).ok_or_else(|| self.nobody(&route, &tried))?;
         drop(picked);
         // A component that is called has no socket of its own.
         endpoint.socket().ok_or(Error::NoPod(endpoint.address))
@@ -151,16 +185,22 @@ impl Proxy {
     }
 
     /// Answers from one of the endpoints of a Service's port, within the request's deadline.
-    pub(crate) async fn call_route(&self, route: Route, request: Request<Body>) -> Result<Response<Body>, Error> {
+    pub(crate) async fn call_route(
+        &self,
+        source: &Source,
+        route: Route,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, Error> {
+        request.extensions_mut().insert(source.clone());
         match deadline(&request) {
-            None => self.ask(route, request).await,
-            deadline => in_time(deadline, self.ask(route, request)).await?,
+            None => self.ask(source, route, request).await,
+            deadline => in_time(deadline, self.ask(source, route, request)).await?,
         }
     }
 
     /// Asks endpoints in turn until one has answered. A request is repeated when nobody has seen it, or when it may be seen
     /// twice; its body must have come back whole; and there is a budget for it.
-    async fn ask(&self, mut route: Route, request: Request<Body>) -> Result<Response<Body>, Error> {
+    async fn ask(&self, source: &Source, mut route: Route, request: Request<Body>) -> Result<Response<Body>, Error> {
         route.balancer.budget.earn();
         let (mut head, body) = request.into_parts();
         let (mut body, replay) = Replay::of(body);
@@ -171,8 +211,8 @@ impl Proxy {
         let (mut is_behind, mut is_renewed) = (false, false);
         loop {
             let known = tried.count();
-            let Some((mut picked, endpoint)) = self.pick(&route, &mut tried) else {
-                is_behind |= tried.count() > known;
+            let Some((mut picked, endpoint)) = self.pick(source, &route, &mut tried) else {
+                is_behind |= tried.count() > known && tried.not_allowed().is_none();
                 if is_behind
                     && !std::mem::replace(&mut is_renewed, true)
                     && let Some(renewed) = Box::pin(self.renew(&route)).await
@@ -180,7 +220,7 @@ impl Proxy {
                     route = renewed;
                     continue;
                 }
-                return Err(refused.unwrap_or_else(|| self.nobody(&route)));
+                return Err(refused.unwrap_or_else(|| self.nobody(&route, &tried)));
             };
             let kept = head.clone();
             match endpoint.call(&self.dialer, Request::from_parts(head, body)).await {
@@ -193,11 +233,11 @@ impl Proxy {
                     is_behind |= failure.is_gone() && endpoint.socket().is_none();
                     tried.add(&picked);
                     failure.tell(&route.balancer, picked);
-                    let Failure { error, is_unseen, is_share, .. } = failure;
+                    let Failure { error, is_unseen, is_askers, .. } = failure;
                     // What was refused here has reached nobody: it costs no budget, which others need.
                     let may_repeat = (is_unseen || retry::is_idempotent(&kept.method))
                         && attempts < ATTEMPTS_MAX
-                        && (is_share || route.balancer.budget.spend());
+                        && (is_askers || route.balancer.budget.spend());
                     let again = match may_repeat {
                         true => replay.again().await,
                         false => None,
@@ -212,9 +252,10 @@ impl Proxy {
         }
     }
 
-    /// An endpoint that is there, and none that was tried.
-    pub(crate) fn pick(&self, route: &Route, tried: &mut Tried) -> Option<(Picked, Endpoint)> {
-        let is_datagram = route.service.ports[route.at].protocol == Protocol::Udp;
+    /// An endpoint that is there and to which `source` may connect, and none that was tried.
+    pub(crate) fn pick(&self, source: &Source, route: &Route, tried: &mut Tried) -> Option<(Picked, Endpoint)> {
+        let protocol = route.service.ports[route.at].protocol;
+        let is_datagram = protocol == Protocol::Udp;
         // Each may have gone since discovery spoke.
         for _ in 0..GONE_MAX {
             let picked = route.balancer.pick(tried)?;
@@ -222,7 +263,8 @@ impl Proxy {
             // Datagrams do not go from node to node: an endpoint of this one has to do.
             let can_reach = |endpoint: &Endpoint| !(is_datagram && endpoint.is_elsewhere());
             match Endpoint::find(&*self.local, address).filter(can_reach) {
-                Some(endpoint) => return Some((picked, endpoint)),
+                Some(endpoint) if self.permits_by(source, address, protocol) => return Some((picked, endpoint)),
+                Some(_) => tried.add_not_allowed(picked),
                 None => {
                     if Endpoint::is_forbidden(&*self.local, address) {
                         self.local.service_failed(&route.service, ServiceFailure::Endpoint(address));
@@ -236,7 +278,10 @@ impl Proxy {
     }
 
     /// Why nobody was picked.
-    fn nobody(&self, route: &Route) -> Error {
+    fn nobody(&self, route: &Route, tried: &Tried) -> Error {
+        if let Some(endpoint) = tried.not_allowed() {
+            return Error::NotAllowed(endpoint.to_string());
+        }
         let endpoints = route.service.ports[route.at].endpoints.iter().take(LOOKED_AT_MAX);
         let mut addresses = endpoints.map(|found| SocketAddr::new(found.address, found.port));
         let Some(endpoint) = addresses.find(|address| Endpoint::is_forbidden(&*self.local, *address)) else {

@@ -12,6 +12,7 @@ use std::sync::Weak;
 use coracle_artifact::PullPolicy;
 use coracle_discovery::Again;
 use coracle_discovery::Discovery;
+use coracle_discovery::Policies;
 use coracle_engine::Engine;
 use coracle_proxy::ServiceFailure;
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -127,7 +128,8 @@ impl Node {
         let table = Arc::new(Table::new(addresses, service_failed(recorder.clone())));
         let peers = Arc::new(Peers::new(&config.name, config.link.clone()));
         table.lead_elsewhere(&peers);
-        let network = Arc::new(Network::new(table, Discovery::new(client.clone()), config.cluster_roots.clone()));
+        let (discovery, policies) = (Discovery::new(client.clone()), Policies::new(client.clone()));
+        let network = Arc::new(Network::new(table, discovery, policies, config.cluster_roots.clone()));
         let stop_watching = CancellationToken::new();
         let watching = stop_watching.clone();
         let pods = Pods::new(move |pods| {
@@ -205,6 +207,7 @@ impl Node {
         };
         let network = context.network.clone();
         context.tasks.spawn(network.discovery.clone().run(until("discovery")));
+        context.tasks.spawn(network.policies.clone().run(until("policies")));
         context.tasks.spawn(peers.clone().run(context.client.clone(), until("peers")));
         let node_ports = Some(context.config.node_port_bind);
         // Connections of clients are served where guests may run.
@@ -217,7 +220,11 @@ impl Node {
         let (recorder, token) = (context.recorder.clone(), until("events"));
         context.tasks.spawn(async move { recorder.run(token).await });
         let serve = kubelet::serve(listener, pods.clone(), until("kubelet"));
-        let watch = watch_pods(pods.clone(), synced);
+        let watch = async {
+            // No pod runs before it is known what it may do.
+            network.policies.synced().await;
+            watch_pods(pods.clone(), synced).await;
+        };
         let register = async {
             // Ready is said when it is true.
             let mut known = synced.subscribe();

@@ -10,6 +10,7 @@ mod ingress;
 mod kubectl;
 mod linearizability;
 mod nodes;
+mod policies;
 mod proof;
 mod servers;
 mod sets;

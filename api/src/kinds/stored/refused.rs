@@ -86,10 +86,6 @@ pub(super) static ROWS: &[Kind] = &[
         ],
         NO_CERTIFICATES,
         has_status: true, selectable: &["spec.signerName", "spec.podName", "spec.nodeName"]),
-    row!(namespaced "networking.k8s.io" "io.k8s.api.networking.v1" "NetworkPolicy" "networkpolicies" "networkpolicy",
-        [NAME => Name, text("Pod-Selector") => NEVER, AGE => Age],
-        Stored::refused("does not enforce network policies"),
-        short_names: &["netpol"]),
 ];
 
 /// What is served here is always there.

@@ -141,7 +141,7 @@ async fn a_cron_job_has_a_schedule_that_can_be_read() {
 async fn what_would_be_relied_on_in_vain_is_refused() {
     let server = Server::start().await;
     for (path, kind) in [
-        ("/apis/networking.k8s.io/v1/namespaces/default/networkpolicies", "NetworkPolicy"),
+        ("/apis/certificates.k8s.io/v1/certificatesigningrequests", "CertificateSigningRequest"),
         ("/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations", "ValidatingWebhookConfiguration"),
     ] {
         let object = json!({"kind": kind, "metadata": {"name": "a"}});

@@ -7,6 +7,7 @@ mod load;
 mod outlier;
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -153,21 +154,37 @@ fn since(epoch: Instant, now: Instant) -> Nanos {
 
 /// Endpoints that one request has been to.
 #[derive(Default)]
-pub(crate) struct Tried(Vec<Arc<State>>);
+pub(crate) struct Tried {
+    all: Vec<Arc<State>>,
+    /// One where it may not go.
+    not_allowed: Option<SocketAddr>,
+}
 
 impl Tried {
     /// It has been there.
     pub fn add(&mut self, picked: &Picked) {
-        self.0.push(picked.state.clone());
+        self.all.push(picked.state.clone());
+    }
+
+    /// It may not go there, which is no fault of the endpoint.
+    pub fn add_not_allowed(&mut self, picked: Picked) {
+        let endpoint = picked.endpoint();
+        self.not_allowed = Some(SocketAddr::new(endpoint.address, endpoint.port));
+        self.add(&picked);
+    }
+
+    /// Where it may not go, if it came to such a place.
+    pub fn not_allowed(&self) -> Option<SocketAddr> {
+        self.not_allowed
     }
 
     /// To how many.
     pub fn count(&self) -> usize {
-        self.0.len()
+        self.all.len()
     }
 
     fn has(&self, state: &Arc<State>) -> bool {
-        self.0.iter().any(|tried| Arc::ptr_eq(tried, state))
+        self.all.iter().any(|tried| Arc::ptr_eq(tried, state))
     }
 }
 

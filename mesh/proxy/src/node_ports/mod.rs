@@ -150,7 +150,7 @@ impl Listeners {
         let opened = match key.1 {
             Protocol::Tcp => TcpListener::bind(address).await.map(|listener| {
                 let serving = inbound.clone();
-                let serve = move |stream, _, turns| tcp::connection(serving.clone(), stream, turns);
+                let serve = move |stream, client, turns| tcp::connection(serving.clone(), stream, client, turns);
                 self.tasks.spawn(accept::accept(inbound.door(), listener, serve));
             }),
             Protocol::Udp => UdpSocket::bind(address).await.map(|socket| {

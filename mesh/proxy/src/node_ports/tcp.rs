@@ -2,8 +2,10 @@
 //! it is a component that is called, here or on another node; when that listens itself, bytes are passed on as they are, whatever
 //! they mean: HTTP/2, gRPC, WebSocket or no HTTP at all.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
+use coracle_policy::Source;
 use http::Request;
 use tokio::net::TcpStream;
 
@@ -12,35 +14,45 @@ use crate::balance::{Picked, Tried};
 use crate::endpoint::{Connected, Failure};
 use crate::retry::ATTEMPTS_MAX;
 use crate::turns::Turns;
-use crate::{Body, BoxError, Stream, Uncertain, serve, spare, upgrade};
+use crate::{Body, BoxError, Error, Stream, Uncertain, serve, spare, upgrade};
 
 /// Serves one connection.
-pub(super) async fn connection(inbound: Inbound, stream: TcpStream, turns: Arc<Turns>) -> Result<(), BoxError> {
+pub(super) async fn connection(
+    inbound: Inbound,
+    stream: TcpStream,
+    client: SocketAddr,
+    turns: Arc<Turns>,
+) -> Result<(), BoxError> {
+    let source = Source::Outside(client.ip());
     stream.set_nodelay(true)?;
     spare::keep_alive(&stream)?;
-    match connect(&inbound).await? {
+    match connect(&inbound, &source).await? {
         Some((there, _picked, _place)) => {
             let mut client = Uncertain::new(stream);
             upgrade::pass(&mut client.socket, there, turns.begin()).await?;
             client.whole();
             Ok(())
         }
-        None => http(inbound, stream, turns).await,
+        None => http(inbound, stream, source, turns).await,
     }
 }
 
 /// A connection to an endpoint that listens itself; `None` when HTTP is to be spoken here: the endpoint is called, or there is
-/// none (a client that speaks HTTP learns why; any other sees the connection end).
-async fn connect(inbound: &Inbound) -> Result<Option<(Box<dyn Stream>, Picked, Option<crate::Place>)>, BoxError> {
+/// none for this client (one that speaks HTTP learns why; any other sees the connection end).
+async fn connect(
+    inbound: &Inbound,
+    source: &Source,
+) -> Result<Option<(Box<dyn Stream>, Picked, Option<crate::Place>)>, BoxError> {
     let mut route = inbound.route()?;
     let mut tried = Tried::default();
     let mut failure = None;
     let mut is_renewed = false;
     for _ in 0..=ATTEMPTS_MAX {
         let known = tried.count();
-        let Some((mut picked, endpoint)) = inbound.proxy.pick(&route, &mut tried) else {
+        let Some((mut picked, endpoint)) = inbound.proxy.pick(source, &route, &mut tried) else {
             // All that discovery named have just gone.
             if tried.count() > known
+                && tried.not_allowed().is_none()
                 && !std::mem::replace(&mut is_renewed, true)
                 && let Some(renewed) = inbound.proxy.renew(&route).await
             {
@@ -49,7 +61,7 @@ async fn connect(inbound: &Inbound) -> Result<Option<(Box<dyn Stream>, Picked, O
             }
             break;
         };
-        match endpoint.connect(&*inbound.proxy.local, inbound.asker()).await {
+        match endpoint.connect(&inbound.proxy.guard, inbound.asker(), source).await {
             Ok(Connected::CallsOnly) => return Ok(None),
             Ok(Connected::Socket(there)) if !spare::is_spare(&there) => {
                 return Err("the process has few descriptors left".into());
@@ -67,7 +79,7 @@ async fn connect(inbound: &Inbound) -> Result<Option<(Box<dyn Stream>, Picked, O
                 tried.add(&picked);
                 let unseen = Failure::unseen(endpoint.address, error);
                 unseen.tell(&route.balancer, picked);
-                failure = Some(unseen.error);
+                failure = Some(unseen.error).filter(|error| !matches!(error, Error::NotAllowed(_)));
             }
         }
     }
@@ -75,13 +87,13 @@ async fn connect(inbound: &Inbound) -> Result<Option<(Box<dyn Stream>, Picked, O
 }
 
 /// Serves a connection as HTTP: each request takes the route as it is then.
-async fn http(inbound: Inbound, stream: TcpStream, turns: Arc<Turns>) -> Result<(), BoxError> {
+async fn http(inbound: Inbound, stream: TcpStream, source: Source, turns: Arc<Turns>) -> Result<(), BoxError> {
     let drain = inbound.stop.clone();
     let answer = move |mut request: Request<Body>| {
         request.extensions_mut().insert(inbound.asker());
         let route = inbound.route();
-        let proxy = inbound.proxy.clone();
-        async move { proxy.call_route(route?, request).await }
+        let (proxy, source) = (inbound.proxy.clone(), source.clone());
+        async move { proxy.call_route(&source, route?, request).await }
     };
     serve::serve(stream, turns, drain, answer).await
 }
@@ -120,7 +132,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let serving = inbound.clone();
-        let serve = move |stream, _, turns| connection(serving.clone(), stream, turns);
+        let serve = move |stream, client, turns| connection(serving.clone(), stream, client, turns);
         inbound.tasks.spawn(accept(inbound.door(), listener, serve));
         (inbound, address)
     }

@@ -3,4 +3,5 @@
 mod calls;
 mod gateway;
 mod node_ports;
+mod policies;
 pub(crate) mod world;

@@ -125,10 +125,10 @@ async fn connection(
         }
         Peer::Node(name) => {
             drop(stranger);
-            let Some(link) = routers.links.enter(name) else {
+            let Some(link) = routers.links.enter(name.clone()) else {
                 return tracing::warn!("a node is turned away: the node's endpoint has too many links");
             };
-            let served = link::serve(stream, routers.pods.clone(), shutdown.clone());
+            let served = link::serve(stream, routers.pods.clone(), name.into(), shutdown.clone());
             // A node that has made newer ones does not use this one.
             link.over.run_until_cancelled(served).await;
             return;

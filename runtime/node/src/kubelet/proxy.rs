@@ -8,6 +8,7 @@ use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
+use coracle_policy::Source;
 use coracle_proxy::{BoxError, Error};
 use http_body_util::BodyExt as _;
 use k8s_openapi::api::core::v1::Pod;
@@ -61,7 +62,7 @@ pub async fn any(
         parts.headers.insert(header::HOST, host);
     }
     let request = Request::from_parts(parts, body.map_err(BoxError::from).boxed_unsync());
-    match pods.context.network.proxy.call(namespace, request).await {
+    match pods.context.network.proxy.call(&Source::Node, namespace, request).await {
         Ok(mut response) => {
             if let (Some(client), StatusCode::SWITCHING_PROTOCOLS) = (client, response.status()) {
                 let kept = response.extensions_mut().remove::<coracle_proxy::Kept>();

@@ -6,6 +6,7 @@
 //! ([`Table`]), and for guests that insist on a socket a [`bridge`] makes one.
 
 mod bridge;
+mod callers;
 mod connections;
 mod framing;
 mod gate;
@@ -21,15 +22,16 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use coracle_discovery::{Discovery, Service};
+use coracle_discovery::{Discovery, Policies, Service};
 use coracle_proxy::{HttpService, Local, LocalEndpoints as _, Proxy};
 use rustls_pki_types::CertificateDer;
 use tokio::net::TcpStream;
 
+pub use self::callers::Callers;
 pub use self::connections::{Connections, Patience};
-pub use self::framing::{LINK, LINKS_MAX, REQUESTS, called};
+pub use self::framing::{CALLED, LINK, LINKS_MAX, REQUESTS, called};
 pub use self::gate::Gate;
-pub use self::guest::GuestNetwork;
+pub use self::guest::{GuestNetwork, Why};
 pub use self::outside::{Outside, over};
 pub use self::pass::pass;
 pub use self::peers::Peers;
@@ -44,8 +46,12 @@ pub struct Network {
     pub table: Arc<Table>,
     /// Services.
     pub discovery: Discovery,
+    /// What network policies say.
+    pub policies: Policies,
     /// Routes.
     pub proxy: Proxy,
+    /// Who calls from other nodes.
+    pub callers: Callers,
     /// What a pod may never reach.
     pub gate: Arc<Gate>,
     /// The way out of the mesh.
@@ -57,13 +63,21 @@ pub struct Network {
 
 impl Network {
     /// A network over this table; `cluster_roots` are the authorities of the cluster.
-    pub fn new(table: Arc<Table>, discovery: Discovery, cluster_roots: Vec<CertificateDer<'static>>) -> Self {
-        let proxy = Proxy::new(discovery.clone(), table.clone());
+    pub fn new(
+        table: Arc<Table>,
+        discovery: Discovery,
+        policies: Policies,
+        cluster_roots: Vec<CertificateDer<'static>>,
+    ) -> Self {
+        let proxy = Proxy::new(discovery.clone(), policies.clone(), table.clone());
         let gate = table.gate.clone();
-        let outside = Outside::new(gate.clone(), cluster_roots);
+        let judge = proxy.clone();
+        let judge = Arc::new(move |key: &str, to: SocketAddr| judge.permits_outside(key, to));
+        let outside = Outside::new(gate.clone(), judge, cluster_roots);
         let (connections, bridges) = <(Connections, Arc<bridge::Bridges>)>::default();
         table.lead_to(&discovery);
-        Self { table, discovery, proxy, gate, outside, connections, bridges }
+        let callers = Callers::default();
+        Self { table, discovery, policies, proxy, callers, gate, outside, connections, bridges }
     }
 
     /// How a port of a pod of this node is reached.
@@ -79,13 +93,13 @@ impl Network {
     /// A socket for a pod's port, made if the pod has none of its own on this machine.
     fn socket(&self, endpoint: SocketAddr) -> Option<SocketAddr> {
         if self.table.is_elsewhere(endpoint.ip()) {
-            return self.bridges.open_elsewhere(endpoint, &self.table);
+            return self.bridges.open_elsewhere(endpoint, &self.table, &self.proxy);
         }
         match self.local(endpoint.ip(), endpoint.port())? {
             Local::Tcp(address) => Some(address),
             Local::Http(_) => {
                 let at = SocketAddr::new(self.table.twin(endpoint.ip())?, self.table.twin_port(endpoint.port()));
-                self.bridges.open(endpoint, at, &self.table)
+                self.bridges.open(endpoint, at, &self.table, &self.proxy)
             }
         }
     }

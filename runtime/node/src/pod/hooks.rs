@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use coracle_engine::OpenSocket;
+use coracle_engine::{OpenSocket, Protocol};
 use coracle_proxy::{Body, BoxError, HttpService, Local};
 use http::{HeaderName, HeaderValue, Request, header};
 use http_body_util::BodyExt as _;
@@ -62,6 +62,7 @@ pub async fn tcp_socket(context: &Context, asker: &Asker<'_>, socket: &TCPSocket
     let port = resolve_port(asker.spec, &socket.port)?;
     match target(context, asker.network, socket.host.as_deref(), port) {
         Target::Called { .. } => Ok(()),
+        Target::NotAllowed { host } => Err(refused(&host, port)),
         Target::Dialled { host, local } => dial(context, asker, &host, port, local).await.map(drop),
     }
 }
@@ -91,6 +92,7 @@ pub async fn http_get(context: &Context, asker: &Asker<'_>, get: &HTTPGetAction)
                 }
                 (service.call(request).await, None)
             }
+            Target::NotAllowed { host } => return Err(failed(refused(&host, url.port).into())),
             Target::Dialled { host, local } => {
                 let dialled = dial(context, asker, &host, url.port, local).await;
                 let (stream, socket) = dialled.map_err(|error| failed(error.into()))?;
@@ -222,6 +224,8 @@ async fn beginning(mut body: Body) -> Result<String, BoxError> {
 enum Target {
     /// A component that is called, of the pod itself or of another.
     Called { service: Arc<dyn HttpService>, is_own: bool },
+    /// Another pod, to which network policies do not let this one.
+    NotAllowed { host: String },
     /// A connection, to this pod's socket where it is known.
     Dialled { host: String, local: Option<SocketAddr> },
 }
@@ -231,6 +235,13 @@ fn target(context: &Context, network: &GuestNetwork, host: Option<&str>, port: u
     let own = network.address.pod;
     let host = host.filter(|host| !host.is_empty()).map_or_else(|| own.to_string(), str::to_owned);
     let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().ok();
+    // A pod is always reached by its node, and by its probes no other that it may not reach itself.
+    if let Some(other) = address.filter(|address| *address != own)
+        && context.network.local(other, port).is_some()
+        && !network.may_connect(SocketAddr::new(other, port), Protocol::Tcp)
+    {
+        return Target::NotAllowed { host };
+    }
     match address.and_then(|address| context.network.local(address, port)) {
         Some(Local::Http(service)) => Target::Called { service, is_own: address == Some(own) },
         Some(Local::Tcp(at)) => Target::Dialled { host, local: Some(at) },
@@ -271,7 +282,7 @@ async fn dial(
     port: u16,
     local: Option<SocketAddr>,
 ) -> Result<(TcpStream, Option<OpenSocket>), String> {
-    let shown = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+    let shown = shown(host, port);
     let Some(local) = local else {
         // A probe is no way around what the pod may not reach.
         if !asker.network.egress {
@@ -282,7 +293,8 @@ async fn dial(
         }
         let too_many = || format!("dial tcp {shown}: too many files are open");
         let socket = asker.handle.open_socket().ok_or_else(too_many)?;
-        return match context.network.outside.connect(host, port).await {
+        let may = |to| asker.network.may_connect(to, Protocol::Tcp);
+        return match context.network.outside.connect(host, port, may).await {
             // The last descriptors of the process are not for what pods ask for.
             Ok(stream) if !coracle_proxy::is_spare(&stream) => Err(too_many()),
             Ok(stream) => Ok((stream, Some(socket))),
@@ -297,6 +309,14 @@ async fn dial(
         };
         format!("dial tcp {shown}: {why}")
     })
+}
+
+fn shown(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+fn refused(host: &str, port: u16) -> String {
+    format!("dial tcp {}: connect: connection refused", shown(host, port))
 }
 
 /// A port by its number or by the name it has in the container.

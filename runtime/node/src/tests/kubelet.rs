@@ -106,7 +106,7 @@ async fn requests_to(world: &World, to: &str, says_so: bool) -> (TokioIo<hyper::
 }
 
 /// Reads a head, and the body behind it.
-async fn answered(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> String {
+pub(super) async fn answered(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> String {
     use tokio::io::AsyncReadExt as _;
     let mut text = Vec::new();
     while !text.ends_with(b"\r\n\r\n") {
