@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 pub use again::Again;
 pub use ingress::{Ingress, Ingresses, Problem, Routing, SecretKey, Told};
 pub use routes::{Backend, Options, Origin, PortName, Route, RouteTable};
-pub use snapshot::{Endpoint, Port, Protocol, Resolved, Service, ServiceKind, Snapshot};
+pub use snapshot::{ACTIVATES, Endpoint, Port, Protocol, Resolved, Service, ServiceKind, Snapshot};
 use table::{Change, Table};
 
 /// Changes that are taken together into one snapshot, so that a storm does not make one snapshot for each of its events.

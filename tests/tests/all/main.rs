@@ -1,6 +1,7 @@
 //! Everything that needs more than one crate, in one binary: linking is what costs.
 
 mod arrows;
+mod autoscaling;
 mod backup;
 mod command_line;
 mod crash;
@@ -11,6 +12,7 @@ mod kubectl;
 mod linearizability;
 mod nodes;
 mod proof;
+mod seeing;
 mod servers;
 mod sets;
 mod time;

@@ -1,6 +1,8 @@
 //! The whole mesh of a node, with a scripted API server before it and scripted endpoints behind it.
 
 mod calls;
+mod demand;
 mod gateway;
 mod node_ports;
+mod observe;
 pub(crate) mod world;

@@ -1,7 +1,8 @@
 //! Sockets for components that have none: a guest that speaks TCP to an HTTP component of another pod gets a listener
 //! at that pod's twin, made when it is first wanted and closed with the pod. Whoever comes is answered by the component that
 //! runs then: it may have been restarted since the listener was made. One that speaks to a pod of another node gets a listener,
-//! too, whose connections go through the link to that node; it closes when nobody has wanted it for a while.
+//! too, whose connections go through the link to that node; it closes when nobody has wanted it for a while. So does one to a
+//! Service whose pods are scaled by what is asked of them: its connections are counted, and wait where there is no pod.
 
 use std::collections::HashMap;
 use std::io;
@@ -9,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use coracle_proxy::{Asker, Body, BoxError, HttpService, Local, LocalEndpoints as _, Purpose, serve_stream};
+use coracle_proxy::{Asker, Body, BoxError, HttpService, Local, LocalEndpoints as _, Proxy, Purpose, serve_stream};
 use futures::future::BoxFuture;
 use http::{Request, Response};
 use parking_lot::Mutex;
@@ -154,6 +155,17 @@ impl Bridges {
 
     /// A socket of this process that leads to a pod of another node.
     pub fn open_elsewhere(self: &Arc<Self>, endpoint: SocketAddr, table: &Arc<Table>) -> Option<SocketAddr> {
+        let leads = || Leads::Elsewhere(Arc::downgrade(self), table.clone(), endpoint);
+        self.open_link(endpoint, table, leads)
+    }
+
+    /// A socket of this process that leads to whoever answers for a Service's address and port, as soon as somebody does.
+    pub fn open_service(self: &Arc<Self>, to: SocketAddr, table: &Arc<Table>, proxy: &Proxy) -> Option<SocketAddr> {
+        let leads = || Leads::Service(Arc::downgrade(self), table.clone(), proxy.clone(), to);
+        self.open_link(to, table, leads)
+    }
+
+    fn open_link(&self, endpoint: SocketAddr, table: &Arc<Table>, leads: impl FnOnce() -> Leads) -> Option<SocketAddr> {
         let mut bridges = self.elsewhere.lock();
         if let Some(bridge) = bridges.get_mut(&endpoint) {
             bridge.asked = Instant::now();
@@ -168,22 +180,19 @@ impl Bridges {
                 self.leads.lock().remove(&bridge.at);
             }
         }
-        let bridge = Bridge::open(
-            SocketAddr::new(table.links(), 0),
-            Leads::Elsewhere(Arc::downgrade(self), table.clone(), endpoint),
-        )?;
+        let bridge = Bridge::open(SocketAddr::new(table.links(), 0), leads())?;
         let at = bridge.at;
         self.leads.lock().insert(at, endpoint);
         bridges.insert(endpoint, bridge);
         Some(at)
     }
 
-    /// The pod of another node to which this socket leads.
+    /// The pod of another node, or the Service, to which this socket leads.
     pub fn elsewhere(&self, at: SocketAddr) -> Option<SocketAddr> {
         self.leads.lock().get(&at).copied()
     }
 
-    /// Closes the one that leads to this pod of another node, if nobody has wanted it for long; says whether it is closed.
+    /// Closes the one that leads there, if nobody has wanted it for long; says whether it is closed.
     fn close_idle(&self, endpoint: SocketAddr, now: Instant) -> bool {
         let mut bridges = self.elsewhere.lock();
         let Some(bridge) = bridges.get(&endpoint) else { return true };
@@ -228,6 +237,7 @@ impl Bridge {
 enum Leads {
     ToComponent(Arc<dyn HttpService>),
     Elsewhere(Weak<Bridges>, Arc<Table>, SocketAddr),
+    Service(Weak<Bridges>, Arc<Table>, Proxy, SocketAddr),
 }
 
 impl Leads {
@@ -246,6 +256,9 @@ impl Leads {
                 // A pod that does not answer is a reset, too: nothing else can be told to who is connected already.
                 Ok(pass(stream, there).await?)
             }
+            Leads::Service(_, table, proxy, to) => {
+                proxy.pass_on(to, Asker::Pod(table.pod_of_twin(from).unwrap_or(from)), stream).await
+            }
         }
     }
 }
@@ -253,7 +266,9 @@ impl Leads {
 impl Leads {
     /// Waits, and says whether the listener is closed because nobody wants it any more.
     async fn rests(&self) -> bool {
-        let Leads::Elsewhere(bridges, _, endpoint) = self else { return std::future::pending().await };
+        let (Leads::Elsewhere(bridges, _, endpoint) | Leads::Service(bridges, _, _, endpoint)) = self else {
+            return std::future::pending().await;
+        };
         tokio::time::sleep(ELSEWHERE_IDLE_MAX).await;
         bridges.upgrade().is_none_or(|bridges| bridges.close_idle(*endpoint, Instant::now()))
     }
@@ -303,7 +318,9 @@ async fn accept(listener: tokio::net::TcpListener, leads: Leads, places: Arc<Pla
         };
         let place = places.take(from.ip()).filter(|_| coracle_proxy::is_spare(&stream));
         let linked = match &leads {
-            Leads::Elsewhere(bridges, ..) => bridges.upgrade().map(|bridges| bridges.linked.take(from.ip())),
+            Leads::Elsewhere(bridges, ..) | Leads::Service(bridges, ..) => {
+                bridges.upgrade().map(|bridges| bridges.linked.take(from.ip()))
+            }
             Leads::ToComponent(_) => None,
         };
         let (Some(place), None | Some(Some(_))) = (place, &linked) else {

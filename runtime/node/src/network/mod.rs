@@ -22,7 +22,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use coracle_discovery::{Discovery, Service};
-use coracle_proxy::{HttpService, Local, LocalEndpoints as _, Proxy};
+use coracle_proxy::{HttpService, Local, LocalEndpoints as _, Proxy, Tracer};
 use rustls_pki_types::CertificateDer;
 use tokio::net::TcpStream;
 
@@ -57,8 +57,18 @@ pub struct Network {
 
 impl Network {
     /// A network over this table; `cluster_roots` are the authorities of the cluster.
-    pub fn new(table: Arc<Table>, discovery: Discovery, cluster_roots: Vec<CertificateDer<'static>>) -> Self {
+    /// `tracer` makes spans of requests.
+    pub fn new(
+        table: Arc<Table>,
+        discovery: Discovery,
+        cluster_roots: Vec<CertificateDer<'static>>,
+        tracer: Option<Tracer>,
+    ) -> Self {
         let proxy = Proxy::new(discovery.clone(), table.clone());
+        let proxy = match tracer {
+            Some(tracer) => proxy.traced(tracer),
+            None => proxy,
+        };
         let gate = table.gate.clone();
         let outside = Outside::new(gate.clone(), cluster_roots);
         let (connections, bridges) = <(Connections, Arc<bridge::Bridges>)>::default();
@@ -90,6 +100,11 @@ impl Network {
         }
     }
 
+    /// A socket for a Service whose connections are counted, and wait while it has no pod; `None` for any other address.
+    fn counted(&self, to: SocketAddr) -> Option<Option<SocketAddr>> {
+        self.proxy.activates(to).then(|| self.bridges.open_service(to, &self.table, &self.proxy))
+    }
+
     /// Connects to a pod's socket, and to nothing else that happens to be there.
     pub async fn dial(&self, at: SocketAddr) -> io::Result<TcpStream> {
         match self.table.is_reached(at, coracle_discovery::Protocol::Tcp) {
@@ -107,7 +122,7 @@ impl Network {
         snapshot.services().any(|service| leads_to(service, actual)) && self.table.may_dial(actual)
     }
 
-    /// The other node's pod to which a socket of this process leads.
+    /// The other node's pod, or the Service, to which a socket of this process leads.
     fn leads_elsewhere(&self, actual: SocketAddr) -> Option<SocketAddr> {
         (actual.ip() == self.table.links()).then(|| self.bridges.elsewhere(actual)).flatten()
     }
