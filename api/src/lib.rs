@@ -10,4 +10,6 @@ pub mod meta;
 pub mod patch;
 pub mod schedule;
 pub mod schema;
+#[cfg(test)]
+mod spent;
 pub mod status;
