@@ -33,6 +33,7 @@ mod identity;
 mod in_process;
 mod layers;
 mod limits;
+mod mesh;
 mod openapi;
 mod request;
 mod roles;

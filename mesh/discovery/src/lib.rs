@@ -36,7 +36,7 @@ pub use coracle_policy::Protocol;
 pub use ingress::{Ingress, Ingresses, Problem, Routing, SecretKey, Told};
 pub use policies::Policies;
 pub use routes::{Backend, Options, Origin, PortName, Route, RouteTable};
-pub use snapshot::{Endpoint, Port, Resolved, Service, ServiceKind, Snapshot};
+pub use snapshot::{ACTIVATES, Endpoint, Port, Resolved, Service, ServiceKind, Snapshot};
 use table::{Change, Table};
 
 /// Changes that are taken together into one snapshot, so that a storm does not make one snapshot for each of its events.

@@ -8,6 +8,10 @@ use coracle_policy::Protocol;
 
 use crate::name;
 
+/// Annotation of a Service whose pods are scaled by what is asked of them: by whom it is said is the controllers' affair
+/// (`concurrency` in coracle-controllers).
+pub const ACTIVATES: &str = "autoscaling.coracle.dev/activates";
+
 /// Namespace and name.
 pub(crate) type ServiceKey = (Arc<str>, Arc<str>);
 
@@ -35,6 +39,8 @@ pub struct Service {
     pub external_name: Option<String>,
     /// Its ports.
     pub ports: Vec<Port>,
+    /// Whether its pods are scaled by what is asked of it ([`ACTIVATES`]): a request for which there is none waits for one.
+    pub activates: bool,
     /// Addresses of ready endpoints, sorted, each once: what the name of a headless Service stands for.
     pub ready: Arc<[IpAddr]>,
     /// Addresses of endpoints with a host name of their own (`web-0.web.default`).

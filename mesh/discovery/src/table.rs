@@ -8,7 +8,7 @@ use coracle_policy::Protocol;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 
-use crate::snapshot::{Endpoint, Port, Service, ServiceKey, ServiceKind, Snapshot};
+use crate::snapshot::{ACTIVATES, Endpoint, Port, Service, ServiceKey, ServiceKind, Snapshot};
 
 /// Label by which a slice names its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -212,6 +212,7 @@ fn service<'a>(key: &ServiceKey, object: &core::Service, slices: impl Iterator<I
         cluster_ip: spec.cluster_ip.and_then(|address| address.parse().ok()),
         external_name,
         ports: ports.collect(),
+        activates: object.metadata.annotations.as_ref().is_some_and(|said| said.contains_key(ACTIVATES)),
         ready: ready.into(),
         hosts: all_ready().filter_map(|endpoint| Some((endpoint.host.clone()?, endpoint.address))).collect(),
     }

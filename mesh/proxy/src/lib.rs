@@ -11,6 +11,7 @@
 
 mod accept;
 mod balance;
+mod demand;
 mod dial;
 mod endpoint;
 mod flows;
@@ -20,6 +21,7 @@ mod headers;
 mod held;
 mod link;
 mod node_ports;
+mod observe;
 mod outbound;
 mod places;
 mod retry;
@@ -29,6 +31,7 @@ mod spare;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod trace;
 mod turns;
 mod uncertain;
 mod upgrade;
@@ -45,13 +48,16 @@ use http::{HeaderValue, Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
+pub use demand::{Asked, Demands, Reader};
 pub use dial::KEPT_ELSEWHERE_MAX;
 pub use flows::Flows;
 pub use gateway::{Certificate, CertificateError, Certificates, Listener, Listening};
 pub use headers::{strip as strip_connection_headers, upgrade as wanted_upgrade};
 pub use link::{SOURCE, said as source_header};
+pub use observe::{Endpoint, Filter, Port, Rule, Sight, Tapped, Tapping, View};
 pub use serve::{Admit, serve_link, serve_stream};
 pub use spare::is_spare;
+pub use trace::{Context, Span, Tracer};
 pub use uncertain::Uncertain;
 pub use upgrade::tunnel;
 
@@ -251,6 +257,24 @@ pub enum Error {
         /// Its name.
         name: Arc<str>,
     },
+    /// Nobody was there, and nobody has come in time.
+    #[error("no endpoint of service {namespace}/{name} has come within {within_seconds} s")]
+    Asleep {
+        /// Namespace of the Service.
+        namespace: Arc<str>,
+        /// Its name.
+        name: Arc<str>,
+        /// How long was waited.
+        within_seconds: u64,
+    },
+    /// Nobody is there, and too many wait for it already.
+    #[error("too many requests wait for an endpoint of service {namespace}/{name}")]
+    Crowded {
+        /// Namespace of the Service.
+        namespace: Arc<str>,
+        /// Its name.
+        name: Arc<str>,
+    },
     /// All that the Service leads to is out of reach.
     #[error(
         "service {namespace}/{name} leads to {endpoint}, an address of this machine or near it, where no Service may lead"
@@ -312,6 +336,9 @@ pub struct Proxy {
     upstreams: Arc<node_ports::Upstreams>,
     /// Of connections that come in.
     places: Arc<places::Places>,
+    taps: Arc<observe::Taps>,
+    by_ingress: Arc<observe::ByIngress>,
+    tracer: Option<Tracer>,
 }
 
 impl Proxy {
@@ -320,7 +347,18 @@ impl Proxy {
         let guard = guard::Guard::new(policies, local.clone());
         let dialer = dial::Dialer::new(guard.clone());
         let places = places::Places::new(places::CONNECTIONS_MAX);
-        Proxy { discovery, local, guard, routes: Arc::default(), dialer, upstreams: Arc::default(), places }
+        let (routes, upstreams, taps, by_ingress) = Default::default();
+        Proxy { discovery, local, guard, routes, dialer, upstreams, places, taps, by_ingress, tracer: None }
+    }
+
+    /// The same that makes spans of requests.
+    pub fn traced(self, tracer: Tracer) -> Proxy {
+        Proxy { tracer: Some(tracer), ..self }
+    }
+
+    /// What is asked of Services whose pods are scaled by that.
+    pub fn demands(&self) -> &Arc<Demands> {
+        &self.routes.demands
     }
 
     /// Whether datagrams of a node port's client go to this real address from this port of the node, so that an answer goes there.

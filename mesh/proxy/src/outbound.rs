@@ -16,13 +16,18 @@ use http::uri::{Authority, Scheme};
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use rand::seq::SliceRandom;
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
 use crate::balance::{Picked, Tried};
+use crate::demand::{self, Guard, HOLD_MAX};
 use crate::endpoint::{Endpoint, Failure};
-use crate::held::Held;
+use crate::held::{Answering, Held};
+use crate::node_ports::tcp;
+use crate::observe::{Observed, Stats};
 use crate::retry::{self, ATTEMPTS_MAX, Replay};
 use crate::routes::Route;
-use crate::{Body, Deadline, Error, Proxy, ServiceFailure};
+use crate::{Asker, Body, BoxError, Deadline, Error, Proxy, ServiceFailure};
 
 /// How long a request waits for discovery to say who answers, when all that it named have just gone.
 const RENEWAL_MAX: Duration = Duration::from_millis(500);
@@ -90,6 +95,26 @@ impl Proxy {
             Protocol::Udp => self.guard.permits_datagram(source, to),
             Protocol::Tcp | Protocol::Sctp => self.permits(source, to, protocol),
         }
+    }
+
+    /// Whether connections to this address and port of a Service are to go through [`Proxy::pass_on`]: its pods are scaled by them.
+    pub fn activates(&self, to: SocketAddr) -> bool {
+        let snapshot = self.discovery.snapshot();
+        let service = snapshot.by_address(to.ip()).filter(|service| service.activates);
+        service.is_some_and(|service| service.port(to.port(), Protocol::Tcp).is_some())
+    }
+
+    /// Serves a guest's connection to a Service as one that comes in at a port of the node is served: an endpoint that listens gets
+    /// its bytes, a component its requests.
+    pub async fn pass_on(&self, source: Source, to: SocketAddr, by: Asker, stream: TcpStream) -> Result<(), BoxError> {
+        let proxy = self.clone();
+        let route = move || {
+            let snapshot = proxy.discovery.snapshot();
+            let service = snapshot.by_address(to.ip()).ok_or_else(|| Error::NotInCluster(to.to_string()))?;
+            proxy.route(service, to.port(), Protocol::Tcp)
+        };
+        let way = tcp::Way { proxy: self.clone(), route: Arc::new(route), asker: by, drain: CancellationToken::new() };
+        tcp::connection(way, source, stream, Arc::default()).await
     }
 
     /// Whether a guest's request to this host takes a connection of this process, or may take one: a component is called.
@@ -192,18 +217,29 @@ impl Proxy {
         mut request: Request<Body>,
     ) -> Result<Response<Body>, Error> {
         request.extensions_mut().insert(source.clone());
-        match deadline(&request) {
-            None => self.ask(source, route, request).await,
-            deadline => in_time(deadline, self.ask(source, route, request)).await?,
-        }
+        let mut observed = Observed::begin(self, &route, &mut request);
+        let answered = match deadline(&request) {
+            None => self.ask(source, route, request, &mut observed).await,
+            deadline => in_time(deadline, self.ask(source, route, request, &mut observed)).await.unwrap_or_else(Err),
+        };
+        observed.end(&answered);
+        answered
     }
 
     /// Asks endpoints in turn until one has answered. A request is repeated when nobody has seen it, or when it may be seen
     /// twice; its body must have come back whole; and there is a budget for it.
-    async fn ask(&self, source: &Source, mut route: Route, request: Request<Body>) -> Result<Response<Body>, Error> {
+    async fn ask(
+        &self,
+        source: &Source,
+        mut route: Route,
+        request: Request<Body>,
+        observed: &mut Observed,
+    ) -> Result<Response<Body>, Error> {
         route.balancer.budget.earn();
+        let mut asked = route.demand.as_ref().map(|demand| self.demands().begin(demand));
+        let bytes = if asked.is_some() { demand::head_bytes(&request) } else { 0 };
         let (mut head, body) = request.into_parts();
-        let (mut body, replay) = Replay::of(body);
+        let (mut body, replay) = Replay::of(body, &route.balancer.stats);
         let mut tried = Tried::default();
         let mut refused = None;
         let mut attempts = 0;
@@ -220,13 +256,23 @@ impl Proxy {
                     route = renewed;
                     continue;
                 }
+                // Who may not connect does not wake it.
+                let asleep = route.is_asleep() && tried.not_allowed().is_none();
+                if let Some(asked) = asked.as_ref().filter(|_| asleep) {
+                    route = Box::pin(self.awake(&route, asked, bytes)).await?;
+                    (tried, is_behind, is_renewed) = (Tried::default(), false, false);
+                    continue;
+                }
                 return Err(refused.unwrap_or_else(|| self.nobody(&route, &tried)));
             };
             let kept = head.clone();
+            (observed.attempts, observed.endpoint) = (observed.attempts + 1, Some(endpoint.address));
             match endpoint.call(&self.dialer, Request::from_parts(head, body)).await {
                 Ok(response) => {
-                    picked.answered();
-                    return Ok(response.map(|body| Held { body, by: picked }.boxed_unsync()));
+                    picked.answered_with(response.status());
+                    picked.asked = asked.take();
+                    let by = Answering::new(picked, &route.balancer.stats);
+                    return Ok(response.map(|body| Held { body, by }.boxed_unsync()));
                 }
                 Err(failure) => {
                     attempts += 1;
@@ -243,7 +289,10 @@ impl Proxy {
                         false => None,
                     };
                     match again {
-                        Some(again) => (head, body) = (kept, again),
+                        Some(again) => {
+                            Stats::one(&route.balancer.stats.retries);
+                            (head, body) = (kept, again);
+                        }
                         None => return Err(error),
                     }
                     refused = Some(error);
@@ -293,20 +342,41 @@ impl Proxy {
 
     /// The same route as discovery knows it a moment later, if it has changed by then.
     pub(crate) async fn renew(&self, route: &Route) -> Option<Route> {
-        let mut generations = self.discovery.subscribe();
-        let renewed = async {
-            loop {
-                generations.borrow_and_update();
-                let snapshot = self.discovery.snapshot();
-                let service = snapshot.service(&route.service.namespace, &route.service.name)?;
-                if !Arc::ptr_eq(service, &route.service) {
-                    let port = &route.service.ports[route.at];
-                    return self.routes.find(service, service.position(port.port, port.protocol)?);
-                }
-                generations.changed().await.ok()?;
-            }
+        let is_other = |renewed: &Route| !Arc::ptr_eq(&renewed.service, &route.service);
+        tokio::time::timeout(RENEWAL_MAX, self.until(route, is_other)).await.ok().flatten()
+    }
+
+    /// The same route when somebody is there. Who waits is counted, so that whoever scales hears of it.
+    pub(crate) async fn awake(&self, route: &Route, asked: &Guard, bytes: usize) -> Result<Route, Error> {
+        let Service { namespace, name, .. } = &*route.service;
+        let (namespace, name) = (|| namespace.clone(), || name.clone());
+        let Some(_held) = asked.hold(bytes) else {
+            return Err(Error::Crowded { namespace: namespace(), name: name() });
         };
-        tokio::time::timeout(RENEWAL_MAX, renewed).await.ok().flatten()
+        // Whoever has lost its annotation meanwhile is not waited for.
+        let is_there = |route: &Route| !route.is_asleep();
+        Stats::one(&route.balancer.stats.held);
+        match tokio::time::timeout(HOLD_MAX, self.until(route, is_there)).await {
+            Ok(Some(route)) => Ok(route),
+            Ok(None) => Err(route.no_endpoints()),
+            Err(_) => Err(Error::Asleep { namespace: namespace(), name: name(), within_seconds: HOLD_MAX.as_secs() }),
+        }
+    }
+
+    /// The same route as soon as it is so; `None` when it is gone.
+    async fn until(&self, route: &Route, is_so: impl Fn(&Route) -> bool) -> Option<Route> {
+        let mut generations = self.discovery.subscribe();
+        let port = &route.service.ports[route.at];
+        loop {
+            generations.borrow_and_update();
+            let snapshot = self.discovery.snapshot();
+            let service = snapshot.service(&route.service.namespace, &route.service.name)?;
+            let found = self.routes.find(service, service.position(port.port, port.protocol)?)?;
+            if is_so(&found) {
+                return Some(found);
+            }
+            generations.changed().await.ok()?;
+        }
     }
 }
 

@@ -14,13 +14,14 @@ use coracle_discovery::Again;
 use coracle_discovery::Discovery;
 use coracle_discovery::Policies;
 use coracle_engine::Engine;
-use coracle_proxy::ServiceFailure;
+use coracle_proxy::{ServiceFailure, Span, Tracer};
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::runtime::{WatchStreamExt as _, watcher};
+use parking_lot::Mutex;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -38,6 +39,7 @@ use crate::logs::OpenFiles;
 use crate::machine::Machine;
 use crate::network::{Network, Peers, ServiceFailed, Table};
 use crate::objects::{Bounds, Objects, OnChange};
+use crate::otlp;
 use crate::pod::Pods;
 use crate::registration::{Facts, Registration};
 
@@ -96,6 +98,8 @@ struct Inner {
     registration: Registration,
     listener: TcpListener,
     peers: Arc<Peers>,
+    /// Spans, until somebody sends them.
+    traces: Mutex<Option<(Tracer, mpsc::Receiver<Span>)>>,
     synced: watch::Sender<bool>,
     stop_watching: CancellationToken,
 }
@@ -128,8 +132,10 @@ impl Node {
         let table = Arc::new(Table::new(addresses, service_failed(recorder.clone())));
         let peers = Arc::new(Peers::new(&config.name, config.link.clone()));
         table.lead_elsewhere(&peers);
+        let traces = config.otlp.as_ref().map(|otlp| Tracer::new(otlp.share));
+        let tracer = traces.as_ref().map(|(tracer, _)| tracer.clone());
         let (discovery, policies) = (Discovery::new(client.clone()), Policies::new(client.clone()));
-        let network = Arc::new(Network::new(table, discovery, policies, config.cluster_roots.clone()));
+        let network = Arc::new(Network::new(table, discovery, policies, config.cluster_roots.clone(), tracer));
         let stop_watching = CancellationToken::new();
         let watching = stop_watching.clone();
         let pods = Pods::new(move |pods| {
@@ -162,7 +168,8 @@ impl Node {
         pods.context.open_logs.drop_while(pods.context.disk.low_flag());
         let registration = Registration::new(pods.clone(), Facts::read(port));
         let synced = watch::Sender::new(false);
-        Ok(Node { inner: Arc::new(Inner { pods, registration, listener, peers, synced, stop_watching }) })
+        let traces = Mutex::new(traces);
+        Ok(Node { inner: Arc::new(Inner { pods, registration, listener, peers, traces, synced, stop_watching }) })
     }
 
     /// Its pods.
@@ -196,7 +203,7 @@ impl Node {
 
     /// Runs pods until `shutdown`, then stops them and leaves their objects to the next start. Call it once.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
-        let Inner { pods, registration, listener, peers, synced, stop_watching } = &*self.inner;
+        let Inner { pods, registration, listener, peers, traces, synced, stop_watching } = &*self.inner;
         let context = &pods.context;
         // What still works while pods are stopped.
         let background = CancellationToken::new();
@@ -213,6 +220,9 @@ impl Node {
         // Connections of clients are served where guests may run.
         context.tasks.spawn_on(network.proxy.clone().run(node_ports, until("proxy")), context.engine.gateway());
         ingress::run(context, &until);
+        if let (Some(otlp), Some(traces)) = (&context.config.otlp, traces.lock().take()) {
+            context.tasks.spawn(otlp::run(otlp.clone(), context.config.name.clone(), traces, until("otlp")));
+        }
         context.tasks.spawn(disk::run(pods.clone(), synced.subscribe(), until("disk")));
         let jumped = pods.clone();
         context.tasks.spawn(clock::watch(move |_| jumped.time_jumped(), until("clock")));

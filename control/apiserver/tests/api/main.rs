@@ -8,6 +8,7 @@ mod deletion;
 mod ingress;
 mod kinds;
 mod lists;
+mod mesh;
 mod nodes;
 mod objects;
 mod podsecurity;

@@ -17,6 +17,7 @@ const STAIRS: &[&[&str]] = &[
     &["verbs"],
     &["subresources"],
     &["usage"],
+    &["mesh"],
     &["discovery"],
     &["openapi", "health", "layers"],
     &["server"],

@@ -99,7 +99,10 @@ impl Inbound {
         }
         let route = match self.route(&rule) {
             Ok(route) => route,
-            Err(why) => return Ok(say(StatusCode::SERVICE_UNAVAILABLE, &why)),
+            Err(why) => {
+                self.proxy.by_ingress.count(&rule.origin, StatusCode::SERVICE_UNAVAILABLE);
+                return Ok(say(StatusCode::SERVICE_UNAVAILABLE, &why));
+            }
         };
         let local_port = self.port;
         // Before it is said who asks: what a client names as its connection's own is taken away, and that is not.
@@ -114,6 +117,8 @@ impl Inbound {
         *request.uri_mut() = Uri::from(path);
         request.extensions_mut().insert(Asker::Ingresses(rule.origin.namespace.clone()));
         let answered = self.ask(&Source::Outside(client.ip()), &rule, route, request).await;
+        let status = answered.as_ref().map_or_else(|error| refuse(error).status(), Response::status);
+        self.proxy.by_ingress.count(&rule.origin, status);
         answered.map(|mut response| {
             if let Some(hsts) = rule.options.hsts.as_ref().filter(|_| self.tls.is_some())
                 && let Ok(hsts) = HeaderValue::from_str(hsts)

@@ -297,6 +297,13 @@ impl World {
         self.services.put(name, json!({"spec": {"clusterIP": cluster_ip, "ports": ports}}));
     }
 
+    /// The same, of one whose pods are scaled by what is asked of it.
+    pub fn activated(&self, name: &str, cluster_ip: &str, ports: Value) {
+        let annotations = json!({coracle_discovery::ACTIVATES: "deployment.apps/web"});
+        let spec = json!({"clusterIP": cluster_ip, "ports": ports});
+        self.services.put(name, json!({"metadata": {"annotations": annotations}, "spec": spec}));
+    }
+
     pub fn delete_service(&self, name: &str) {
         self.services.delete(name);
     }

@@ -5,9 +5,11 @@
 
 mod attach;
 mod channels;
+mod demand;
 mod figures;
 mod link;
 mod logs;
+mod mesh;
 mod peer;
 mod places;
 mod port_forward;
@@ -172,6 +174,10 @@ fn full(pods: Arc<Pods>) -> Router {
         .route("/run/{namespace}/{pod}/{container}", any(refuse_exec))
         .route("/stats/summary", get(figures::summary))
         .route("/metrics/resource", get(figures::resource))
+        .route("/metrics", get(mesh::metrics))
+        .route("/coracle/v1/demand", get(demand::get))
+        .route("/coracle/v1/tap", get(mesh::tap))
+        .route("/coracle/v1/routes", get(mesh::routes))
         .route("/coracle/v1/proxy/{namespace}/{pod}/{port}", any(proxy::any))
         .route("/coracle/v1/proxy/{namespace}/{pod}/{port}/", any(proxy::any))
         .route("/coracle/v1/proxy/{namespace}/{pod}/{port}/{*path}", any(proxy::any))

@@ -1,7 +1,8 @@
 //! Sockets for components that have none: a guest that speaks TCP to an HTTP component of another pod gets a listener
 //! at that pod's twin, made when it is first wanted and closed with the pod. Whoever comes is answered by the component that
 //! runs then: it may have been restarted since the listener was made. One that speaks to a pod of another node gets a listener,
-//! too, whose connections go through the link to that node; it closes when nobody has wanted it for a while.
+//! too, whose connections go through the link to that node; it closes when nobody has wanted it for a while. So does one to a
+//! Service whose pods are scaled by what is asked of them: its connections are counted, and wait where there is no pod.
 
 use std::collections::HashMap;
 use std::io;
@@ -162,6 +163,21 @@ impl Bridges {
         table: &Arc<Table>,
         proxy: &Proxy,
     ) -> Option<SocketAddr> {
+        self.open_link(endpoint, table, proxy, Leads::Elsewhere)
+    }
+
+    /// A socket of this process that leads to whoever answers for a Service's address and port, as soon as somebody does.
+    pub fn open_service(self: &Arc<Self>, to: SocketAddr, table: &Arc<Table>, proxy: &Proxy) -> Option<SocketAddr> {
+        self.open_link(to, table, proxy, Leads::Service)
+    }
+
+    fn open_link(
+        self: &Arc<Self>,
+        endpoint: SocketAddr,
+        table: &Arc<Table>,
+        proxy: &Proxy,
+        leads: fn(Weak<Bridges>, Way) -> Leads,
+    ) -> Option<SocketAddr> {
         let mut bridges = self.elsewhere.lock();
         if let Some(bridge) = bridges.get_mut(&endpoint) {
             bridge.asked = Instant::now();
@@ -177,19 +193,19 @@ impl Bridges {
             }
         }
         let way = Way { table: table.clone(), proxy: proxy.clone(), endpoint };
-        let bridge = Bridge::open(SocketAddr::new(table.links(), 0), Leads::Elsewhere(Arc::downgrade(self), way))?;
+        let bridge = Bridge::open(SocketAddr::new(table.links(), 0), leads(Arc::downgrade(self), way))?;
         let at = bridge.at;
         self.leads.lock().insert(at, endpoint);
         bridges.insert(endpoint, bridge);
         Some(at)
     }
 
-    /// The pod of another node to which this socket leads.
+    /// The pod of another node, or the Service, to which this socket leads.
     pub fn elsewhere(&self, at: SocketAddr) -> Option<SocketAddr> {
         self.leads.lock().get(&at).copied()
     }
 
-    /// Closes the one that leads to this pod of another node, if nobody has wanted it for long; says whether it is closed.
+    /// Closes the one that leads there, if nobody has wanted it for long; says whether it is closed.
     fn close_idle(&self, endpoint: SocketAddr, now: Instant) -> bool {
         let mut bridges = self.elsewhere.lock();
         let Some(bridge) = bridges.get(&endpoint) else { return true };
@@ -234,9 +250,10 @@ impl Bridge {
 enum Leads {
     ToComponent(Way, Arc<dyn HttpService>),
     Elsewhere(Weak<Bridges>, Way),
+    Service(Weak<Bridges>, Way),
 }
 
-/// To an endpoint, and who asks whether it may be gone.
+/// To an endpoint or a Service, and who asks whether it may be gone.
 #[derive(Clone)]
 struct Way {
     table: Arc<Table>,
@@ -271,6 +288,10 @@ impl Leads {
                 // A pod that does not answer is a reset, too: nothing else can be told to who is connected already.
                 Ok(pass(stream, there).await?)
             }
+            Leads::Service(_, way) => {
+                let (source, asker) = (way.source(from), Asker::Pod(way.table.pod_of_twin(from).unwrap_or(from)));
+                way.proxy.pass_on(source, way.endpoint, asker, stream).await
+            }
         }
     }
 }
@@ -278,7 +299,10 @@ impl Leads {
 impl Leads {
     /// Waits, and says whether the listener is closed because nobody wants it any more.
     async fn rests(&self) -> bool {
-        let Leads::Elsewhere(bridges, Way { endpoint, .. }) = self else { return std::future::pending().await };
+        let (Leads::Elsewhere(bridges, Way { endpoint, .. }) | Leads::Service(bridges, Way { endpoint, .. })) = self
+        else {
+            return std::future::pending().await;
+        };
         tokio::time::sleep(ELSEWHERE_IDLE_MAX).await;
         bridges.upgrade().is_none_or(|bridges| bridges.close_idle(*endpoint, Instant::now()))
     }
@@ -328,7 +352,9 @@ async fn accept(listener: tokio::net::TcpListener, leads: Leads, places: Arc<Pla
         };
         let place = places.take(from.ip()).filter(|_| coracle_proxy::is_spare(&stream));
         let linked = match &leads {
-            Leads::Elsewhere(bridges, ..) => bridges.upgrade().map(|bridges| bridges.linked.take(from.ip())),
+            Leads::Elsewhere(bridges, ..) | Leads::Service(bridges, ..) => {
+                bridges.upgrade().map(|bridges| bridges.linked.take(from.ip()))
+            }
             Leads::ToComponent(..) => None,
         };
         let (Some(place), None | Some(Some(_))) = (place, &linked) else {

@@ -92,6 +92,11 @@ impl GuestNetwork {
             let socket = (protocol == Protocol::Tcp).then(|| self.network.socket(pod)).flatten();
             return Ok(socket.unwrap_or_else(|| self.own(wanted.port())));
         }
+        if protocol == Protocol::Tcp
+            && let Some(socket) = self.network.counted(wanted)
+        {
+            return socket.ok_or(Refused::NoEndpoint);
+        }
         let found = match protocol {
             Protocol::Tcp => self.network.proxy.connect_address(&self.source(), wanted, kind(protocol)),
             // The answer to a datagram that came in at a port of the node.
@@ -398,10 +403,10 @@ fn classify(error: coracle_proxy::Error) -> OutboundError {
     match error {
         Error::NotInCluster(name) => OutboundError::Name(name),
         Error::NoPort { .. } | Error::NoPod(_) | Error::NotAllowed(_) => OutboundError::Refused,
-        Error::NoEndpoints { .. } => OutboundError::Unavailable,
+        Error::NoEndpoints { .. } | Error::Crowded { .. } => OutboundError::Unavailable,
         Error::Forbidden { .. } => OutboundError::Denied,
         Error::NoAuthority | Error::Scheme(_) | Error::Malformed(_) => OutboundError::Protocol(error.into()),
-        Error::Late => OutboundError::Timeout,
+        Error::Late | Error::Asleep { .. } => OutboundError::Timeout,
         Error::Unavailable { endpoint, source } => match no_answer(endpoint, source) {
             OutboundError::Protocol(_) => OutboundError::Unavailable,
             told => told,

@@ -23,7 +23,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use coracle_discovery::{Discovery, Policies, Service};
-use coracle_proxy::{HttpService, Local, LocalEndpoints as _, Proxy};
+use coracle_proxy::{HttpService, Local, LocalEndpoints as _, Proxy, Tracer};
 use rustls_pki_types::CertificateDer;
 use tokio::net::TcpStream;
 
@@ -63,13 +63,19 @@ pub struct Network {
 
 impl Network {
     /// A network over this table; `cluster_roots` are the authorities of the cluster.
+    /// `tracer` makes spans of requests.
     pub fn new(
         table: Arc<Table>,
         discovery: Discovery,
         policies: Policies,
         cluster_roots: Vec<CertificateDer<'static>>,
+        tracer: Option<Tracer>,
     ) -> Self {
         let proxy = Proxy::new(discovery.clone(), policies.clone(), table.clone());
+        let proxy = match tracer {
+            Some(tracer) => proxy.traced(tracer),
+            None => proxy,
+        };
         let gate = table.gate.clone();
         let judge = proxy.clone();
         let judge = Arc::new(move |key: &str, to: SocketAddr| judge.permits_outside(key, to));
@@ -104,6 +110,11 @@ impl Network {
         }
     }
 
+    /// A socket for a Service whose connections are counted, and wait while it has no pod; `None` for any other address.
+    fn counted(&self, to: SocketAddr) -> Option<Option<SocketAddr>> {
+        self.proxy.activates(to).then(|| self.bridges.open_service(to, &self.table, &self.proxy))
+    }
+
     /// Connects to a pod's socket, and to nothing else that happens to be there.
     pub async fn dial(&self, at: SocketAddr) -> io::Result<TcpStream> {
         match self.table.is_reached(at, coracle_discovery::Protocol::Tcp) {
@@ -121,7 +132,7 @@ impl Network {
         snapshot.services().any(|service| leads_to(service, actual)) && self.table.may_dial(actual)
     }
 
-    /// The other node's pod to which a socket of this process leads.
+    /// The other node's pod, or the Service, to which a socket of this process leads.
     fn leads_elsewhere(&self, actual: SocketAddr) -> Option<SocketAddr> {
         (actual.ip() == self.table.links()).then(|| self.bridges.elsewhere(actual)).flatten()
     }
