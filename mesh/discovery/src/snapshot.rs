@@ -98,6 +98,9 @@ pub enum Resolved {
     External(String),
 }
 
+/// Services that stand for each other's names and are followed (resolvers stop at as many CNAMEs).
+const ALIASES_MAX: usize = 8;
+
 impl Snapshot {
     /// The Service of this name.
     pub fn service(&self, namespace: &str, name: &str) -> Option<&Arc<Service>> {
@@ -126,6 +129,20 @@ impl Snapshot {
         if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
             return self.resolve(&host.to_ascii_lowercase(), from_namespace);
         }
+        let mut found = self.named(host, from_namespace)?;
+        // What stands for a name of the cluster is what that name means, as a resolver follows a CNAME.
+        for _ in 0..ALIASES_MAX {
+            match &found {
+                Resolved::External(name) if name::is_within(name) => {
+                    found = self.named(&name.to_ascii_lowercase(), from_namespace)?;
+                }
+                _ => return Some(found),
+            }
+        }
+        None
+    }
+
+    fn named(&self, host: &str, from_namespace: &str) -> Option<Resolved> {
         match name::parse(host, from_namespace)? {
             name::Name::Pod(address) => Some(Resolved::Addresses(vec![address])),
             name::Name::Service { host: Some(host), service, namespace } => self.host(host, service, namespace),

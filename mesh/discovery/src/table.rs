@@ -342,6 +342,28 @@ mod tests {
     }
 
     #[test]
+    fn an_external_name_of_the_cluster_is_followed() {
+        let alias = |name: &str, to: &str| {
+            let spec = json!({"type": "ExternalName", "externalName": to});
+            let object = json!({"metadata": {"name": name, "namespace": "n"}, "spec": spec});
+            Change::Service(serde_json::from_value(object).unwrap())
+        };
+        let (_, snapshot) = listed([
+            service("web", "10.96.0.7"),
+            alias("one", "two.n.svc.cluster.local"),
+            alias("two", "WEB.n.svc.Cluster.Local."),
+            alias("gone", "nobody.n.svc.cluster.local"),
+            alias("round", "round.n.svc.cluster.local"),
+            alias("out", "cluster.local.example"),
+        ]);
+        let web = snapshot.service("n", "web").unwrap().clone();
+        assert_eq!(snapshot.resolve("one", "n"), Some(Resolved::Service(web)));
+        assert_eq!(snapshot.resolve("gone", "n"), None);
+        assert_eq!(snapshot.resolve("round", "n"), None);
+        assert_eq!(snapshot.resolve("out", "n"), Some(Resolved::External("cluster.local.example".to_owned())));
+    }
+
+    #[test]
     fn an_address_passes_from_one_service_to_another_in_one_moment() {
         let address: IpAddr = "10.96.0.7".parse().unwrap();
         // The order in which changed Services are visited is random: some of these go one way, some the other.

@@ -18,6 +18,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::Passing;
+use super::html;
 use super::nodes::{self, Endpoint, Nodes};
 use crate::answer::respond;
 use crate::authn;
@@ -140,10 +141,6 @@ pub(super) async fn proxy(
         let to = node_endpoint(nodes::kubelet(cluster, name)?, scheme, port)?;
         return pass(nodes, &to, &path, passing, Some(&below)).await;
     }
-    if scheme == "https" {
-        let message = format!("error trying to reach {name}: pods speak no TLS here; ask for http:{name}:{port}");
-        return Err(Status::service_unavailable(message));
-    }
     let (pod, port) = if resource.row.resource() == "pods" {
         let pod = read_pod(cluster, &named, resource).await?;
         let port = if port.is_empty() { first_port(&pod) } else { port.to_owned() };
@@ -160,7 +157,9 @@ pub(super) async fn proxy(
     // A pod's address is reached through its node: pods have no network of their own that this server is in.
     let to = nodes::kubelet(cluster, &node)?;
     let (namespace, name) = (text(&pod["metadata"]["namespace"]), text(&pod["metadata"]["name"]));
-    let path = format!("/coracle/v1/proxy/{namespace}/{name}/{port}{path}");
+    // The node speaks TLS with it: what lies between them is TLS already.
+    let secure = if scheme == "https" { "https:" } else { "" };
+    let path = format!("/coracle/v1/proxy/{namespace}/{name}/{secure}{port}{path}");
     pass(nodes, &to, &path, passing, Some(&below)).await
 }
 
@@ -276,11 +275,18 @@ pub(super) async fn pass(
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
         let (mut parts, body) = answer.into_parts();
         remove_hop_by_hop(&mut parts.headers);
+        let mut body = nodes::body(body);
         if let Some(below) = below {
             rewrite_location(&mut parts.headers, below, &[&here, &there]);
+            if is_page(&parts.headers) {
+                // It becomes longer.
+                parts.headers.remove(header::CONTENT_LENGTH);
+                let below = below.to_owned();
+                body = html::rewritten(body, Box::new(move |link| within(link, &below, &[&here, &there])));
+            }
         }
         // The places are held while the answer goes on.
-        let body = nodes::body(body).map_frame(move |frame| {
+        let body = body.map_frame(move |frame| {
             let _held = &places;
             frame
         });
@@ -353,26 +359,38 @@ fn say_who(headers: &mut HeaderMap, peer: Option<SocketAddr>, host: &str, uri: &
 /// A redirection within the application stays within the proxy: paths are put below where the application stands.
 fn rewrite_location(headers: &mut HeaderMap, below: &str, own_hosts: &[&str]) {
     let Some(location) = headers.get(header::LOCATION).and_then(|value| value.to_str().ok()) else { return };
-    let path = match location.split_once("://") {
+    if let Some(new) = within(location, below, own_hosts)
+        && let Ok(value) = HeaderValue::from_str(&new)
+    {
+        headers.insert(header::LOCATION, value);
+    }
+}
+
+/// Whether an answer is a page that can be read.
+fn is_page(headers: &HeaderMap) -> bool {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    text(header::CONTENT_TYPE).starts_with("text/html") && matches!(text(header::CONTENT_ENCODING), "" | "identity")
+}
+
+/// A link to the application itself, put below where it stands; none for one that leads elsewhere or is relative.
+fn within(link: &str, below: &str, own_hosts: &[&str]) -> Option<String> {
+    let path = match link.split_once("://") {
         Some(("http" | "https", rest)) => {
             let (host, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
             // Somewhere else altogether.
             if !own_hosts.contains(&host) {
-                return;
+                return None;
             }
             if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }
         }
-        Some(_) => return,
-        None if location.starts_with('/') && !location.starts_with("//") => location.to_owned(),
+        Some(_) => return None,
+        None if link.starts_with('/') && !link.starts_with("//") => link.to_owned(),
         // Relative to what was asked for, or to another host.
-        None => return,
+        None => return None,
     };
     let below = below.trim_end_matches('/');
     let inside = path.strip_prefix(below).is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '?', '#']));
-    let new = if inside { path } else { format!("{below}{path}") };
-    if let Ok(value) = HeaderValue::from_str(&new) {
-        headers.insert(header::LOCATION, value);
-    }
+    Some(if inside { path } else { format!("{below}{path}") })
 }
 
 /// Copies both ways until one side ends.

@@ -5,6 +5,7 @@ pub(crate) mod bindings;
 mod budget;
 mod eviction;
 mod forward;
+mod html;
 mod log;
 pub(crate) mod nodes;
 pub(crate) mod reviews;

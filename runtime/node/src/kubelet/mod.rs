@@ -6,6 +6,7 @@
 mod attach;
 mod channels;
 mod demand;
+mod exec;
 mod figures;
 mod link;
 mod logs;
@@ -168,10 +169,11 @@ fn full(pods: Arc<Pods>) -> Router {
         .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::get))
         .route("/portForward/{namespace}/{pod}", any(port_forward::any))
         .route("/portForward/{namespace}/{pod}/{uid}", any(port_forward::any))
-        .route("/exec/{namespace}/{pod}/{container}", any(refuse_exec))
+        .route("/exec/{namespace}/{pod}/{container}", any(exec::any))
+        .route("/exec/{namespace}/{pod}/{uid}/{container}", any(exec::any))
         .route("/attach/{namespace}/{pod}/{container}", any(attach::any))
         .route("/attach/{namespace}/{pod}/{uid}/{container}", any(attach::any))
-        .route("/run/{namespace}/{pod}/{container}", any(refuse_exec))
+        .route("/run/{namespace}/{pod}/{container}", any(refuse_run))
         .route("/stats/summary", get(figures::summary))
         .route("/metrics/resource", get(figures::resource))
         .route("/metrics", get(mesh::metrics))
@@ -231,9 +233,9 @@ async fn list(State(pods): State<Arc<Pods>>) -> Response {
     json_response(StatusCode::OK, &json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}))
 }
 
-/// A component is one program; it cannot run another.
-async fn refuse_exec() -> Response {
-    let message = "exec is not possible: a WebAssembly component runs no other program";
+/// Nobody asks for it any more.
+async fn refuse_run() -> Response {
+    let message = "run is not supported by this node; use exec";
     refusal(StatusCode::BAD_REQUEST, message.to_owned())
 }
 

@@ -15,6 +15,7 @@ mod listening;
 mod outside;
 mod pass;
 mod peers;
+mod pod_tls;
 mod shares;
 mod table;
 
@@ -35,6 +36,7 @@ pub use self::guest::{GuestNetwork, Why};
 pub use self::outside::{Outside, over};
 pub use self::pass::pass;
 pub use self::peers::Peers;
+pub use self::pod_tls::{Within, secured};
 pub use self::table::{ServiceFailed, Table};
 
 /// Ports below the kernel's unprivileged range live this far up at the twin, when the process may not bind them.

@@ -123,7 +123,11 @@ impl Pods {
         self.context.network.table.identify(Workload::of(pod, address.pod));
         let spec = pod.spec.as_ref();
         let hostname = spec.and_then(|spec| spec.hostname.clone()).unwrap_or_else(|| slot.name.to_string());
+        // As in the hosts file that a kubelet writes; the first is the name that programs see.
+        let full = spec.and_then(|spec| spec.subdomain.as_deref()).filter(|subdomain| !subdomain.is_empty());
+        let full = full.map(|subdomain| format!("{hostname}.{subdomain}.{}.svc.cluster.local", slot.namespace));
         let mut hosts = vec![(hostname, address.pod)];
+        hosts.extend(full.map(|name| (name, address.pod)));
         for alias in spec.and_then(|spec| spec.host_aliases.as_deref()).unwrap_or_default() {
             if let Ok(ip) = alias.ip.parse::<IpAddr>() {
                 hosts.extend(alias.hostnames.iter().flatten().map(|name| (name.clone(), ip)));
