@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use coracle_api::kinds;
 use coracle_api::status::Status;
 
 use crate::catalog::{Catalog, Resource, Served};
@@ -45,6 +46,17 @@ impl Cluster {
         }
         self.store.barrier().await?;
         Ok(self.served().await.find(group, version, name).await)
+    }
+
+    /// The resource of a kind, built in or of a definition.
+    pub async fn of_kind(&self, group: &str, version: &str, kind: &str) -> Option<Arc<Resource>> {
+        if let Some(row) = kinds::by_kind(group, kind) {
+            return self.catalog.get(group, version, row.resource).cloned();
+        }
+        let served = self.served().await;
+        let definition =
+            &served.all().into_iter().find(|one| one.definition.group == group && one.is_of(kind))?.definition;
+        served.find(group, version, &definition.names.plural).await
     }
 
     /// What a resource is when everything that was answered anywhere is here, if that is something else. What was refused by an

@@ -28,18 +28,21 @@ mod cluster;
 mod config;
 mod definitions;
 mod discovery;
+mod duties;
 mod health;
 mod identity;
 mod in_process;
 mod layers;
 mod limits;
 mod openapi;
+mod policies;
 mod request;
 mod roles;
 mod router;
 mod server;
 mod store;
 mod subresources;
+mod typechecks;
 mod usage;
 mod verbs;
 
@@ -90,6 +93,7 @@ impl ApiServer {
         shared.tasks.spawn(shared.stalls.keep(shared.stopping.clone()));
         shared.tasks.spawn(bootstrap::keep(Arc::downgrade(&shared), has_roles, shared.stopping.clone()));
         shared.tasks.spawn(definitions::keep(Arc::downgrade(&shared), shared.stopping.clone()));
+        shared.tasks.spawn(typechecks::keep(Arc::downgrade(&shared), shared.stopping.clone()));
         Ok(ApiServer { shared })
     }
 

@@ -8,6 +8,7 @@ mod autoscaler;
 mod devices;
 mod flow;
 mod network;
+mod policies;
 mod quotas;
 mod refused;
 mod rules;
@@ -34,6 +35,7 @@ pub(super) fn rows() -> impl Iterator<Item = &'static Kind> {
         autoscaler::ROWS,
         devices::ROWS,
         network::ROWS,
+        policies::ROWS,
         quotas::ROWS,
         refused::ROWS,
         volumes::ROWS,

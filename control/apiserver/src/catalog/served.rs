@@ -129,6 +129,11 @@ impl Standing {
         self.definition.established && !is_built_in(&self.definition.group, &self.definition.names.plural)
     }
 
+    /// Whether its objects are of this kind.
+    pub fn is_of(&self, kind: &str) -> bool {
+        self.is_served() && self.definition.names.kind == kind
+    }
+
     /// The place of a version that is served.
     fn served(&self, version: &str) -> Option<usize> {
         let place = self.definition.versions.iter().position(|known| known.name == version && known.served);

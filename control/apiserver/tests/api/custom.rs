@@ -64,16 +64,7 @@ fn gadget(name: &str, spec: Value) -> Value {
 
 /// Waits until a definition says so.
 async fn says(server: &Server, name: &str, what: impl Fn(&Value) -> bool) -> Value {
-    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
-    loop {
-        let next = coracle_keyspace::Revision::new(server.keyspace.revision().get() + 1);
-        let (_, found) = server.get(&format!("{DEFINITIONS}/{name}")).await;
-        if what(&found) {
-            return found;
-        }
-        let written = tokio::time::timeout_at(deadline, server.keyspace.wait_for(next)).await;
-        assert!(written.is_ok(), "{found:#}");
-    }
+    server.says(&format!("{DEFINITIONS}/{name}"), what).await
 }
 
 fn condition<'a>(definition: &'a Value, kind: &str) -> &'a str {

@@ -20,7 +20,8 @@ const STAIRS: &[&[&str]] = &[
     &["discovery"],
     &["openapi", "health", "layers"],
     &["server"],
-    &["bootstrap", "definitions", "router"],
+    &["duties"],
+    &["bootstrap", "definitions", "router", "typechecks"],
     &["in_process"],
     &["lib"],
 ];
