@@ -384,6 +384,9 @@ impl Parser<'_> {
     /// The name behind a dot; one in backquotes may have dashes, dots and slashes.
     fn field(&mut self) -> Result<String, Fault> {
         match std::mem::replace(&mut self.token, Token::End) {
+            Token::Name(name) if ["true", "false", "null", "in"].contains(&name.as_str()) => {
+                Err(Fault::new(self.start, format!("Syntax error: mismatched input '{name}' expecting IDENTIFIER")))
+            }
             Token::Name(name) => {
                 self.advance()?;
                 Ok(name)

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::custom::{Additional, Type as Json};
+use crate::custom::{Additional, Structural, Type as Json};
 use crate::schema;
 
 use super::value::Shape;
@@ -95,7 +95,15 @@ impl<'s> Decl<'s> {
         match self {
             Decl::Schema(shape, of) => {
                 let name = unescape(written);
-                let ty = Ty::of(shape.field(&name)?, &below(&name, of));
+                // What is only kept is not seen.
+                let is_kept = |schema: &Structural| {
+                    schema.properties.get(&name).is_none() && !matches!(schema.additional, Additional::Of(_))
+                };
+                let found = shape.field(&name)?;
+                if matches!(found, Shape::Free) && shape.schema().is_some_and(is_kept) {
+                    return None;
+                }
+                let ty = Ty::of(found, &below(&name, of));
                 Some((name, ty))
             }
             Decl::BuiltIn(object, of) => {
@@ -183,8 +191,6 @@ impl<'s> Ty<'s> {
             Json::Object => match &schema.additional {
                 Additional::Of(values) => Ty::map(Ty::Text, Ty::of(Shape::of(values), &format!("{name}.@elem"))),
                 Additional::Any => Ty::map(Ty::Text, Ty::Dyn),
-                _ if !schema.properties.is_empty() => object(),
-                _ if schema.preserves_unknown => Ty::Dyn,
                 _ => object(),
             },
         }
