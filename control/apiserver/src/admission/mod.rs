@@ -3,6 +3,7 @@
 pub(crate) mod ingress_class;
 mod lifecycle;
 mod limit_range;
+pub(crate) mod matching;
 pub(crate) mod network;
 mod node;
 mod pod;
