@@ -3,6 +3,7 @@
 
 use std::rc::Rc;
 
+use super::admission::Authorizer;
 use super::library;
 use super::parse::Operator;
 use super::program::{Expr, Loop, What};
@@ -32,12 +33,14 @@ pub(super) struct Run<'a> {
     slots: Vec<Val<'a>>,
     left: usize,
     asked: usize,
+    /// Who answers what is asked of `authorizer`.
+    pub authorizer: Option<&'a dyn Authorizer>,
 }
 
 impl<'a> Run<'a> {
     /// One that may cost so much.
     pub fn new(budget: usize) -> Run<'a> {
-        Run { slots: Vec::new(), left: budget, asked: budget }
+        Run { slots: Vec::new(), left: budget, asked: budget, authorizer: None }
     }
 
     /// The value of a program for these variables.
@@ -213,6 +216,7 @@ impl<'a> Run<'a> {
         let found = match of {
             Val::Fields(..) => of.field(field, self)?,
             Val::Map(_) => of.at(&Val::own(field), self)?,
+            Val::Authority(authority) => authority.field(field, self),
             _ => return Err(Stop::overload()),
         };
         match (found, optional) {

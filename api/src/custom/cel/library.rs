@@ -156,6 +156,20 @@ static FUNCTIONS: &[Function] = &[
     row("format.date", 0, 0, Other),
     row("format.datetime", 0, 0, Other),
     row(".validate", 2, 2, Other),
+    row(".path", 2, 2, Other),
+    row(".group", 2, 2, Other),
+    row(".serviceAccount", 3, 3, Any),
+    row(".resource", 2, 2, Other),
+    row(".subresource", 2, 2, Other),
+    row(".namespace", 2, 2, Other),
+    row(".name", 2, 2, Other),
+    row(".fieldSelector", 2, 2, Other),
+    row(".labelSelector", 2, 2, Other),
+    row(".check", 2, 2, Other),
+    row(".allowed", 1, 1, Bool),
+    row(".reason", 1, 1, Words),
+    row(".errored", 1, 1, Bool),
+    row(".error", 1, 1, Words),
 ];
 
 /// The function of a name for so many arguments; otherwise whether there is one of that name.
@@ -271,6 +285,7 @@ pub(super) fn call<'a>(run: &mut Run<'a>, name: &str, given: &[Val<'a>]) -> Resu
         [Val::Quantity(of), rest @ ..] if name.starts_with('.') => of_quantity(name, of, rest),
         [Val::Url(url)] if name.starts_with('.') => of_url(run, name, url),
         [Val::Ip(_) | Val::Cidr(..), ..] if name.starts_with('.') => of_address(name, given),
+        [Val::Authority(of), rest @ ..] if name.starts_with('.') => of.call(run, name, rest),
         [Val::Format(format), Val::Text(text)] if name == ".validate" => Ok(validate(format, text)),
         [size] if name == ".size" => size.size(run)?.map(whole).ok_or_else(Stop::overload),
         _ if name.starts_with('.') => Err(Stop::overload()),

@@ -3,6 +3,7 @@
 //! The rules of one object share a budget, and each has a part of it. What a rule says of a value that an update does not
 //! change is no error; rules that name `oldSelf` are asked only where there is an old value.
 
+pub mod admission;
 mod eval;
 mod library;
 mod parse;

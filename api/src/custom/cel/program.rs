@@ -104,6 +104,24 @@ impl<'s> Ty<'s> {
         }
     }
 
+    /// What CEL calls the type of an expression, as far as it is known.
+    pub fn name(self, expr: &Expr) -> &'static str {
+        match (self, expr) {
+            (Ty::Bool, _) => "bool",
+            (Ty::Text, _) => "string",
+            (Ty::Of(shape), _) => shape.schema().map_or("dyn", |schema| name_of(schema.ty)),
+            (Ty::Maybe(_), _) => "optional_type",
+            (_, Expr::Int(_)) => "int",
+            (_, Expr::Uint(_)) => "uint",
+            (_, Expr::Double(_)) => "double",
+            (_, Expr::Bytes(_)) => "bytes",
+            (_, Expr::Null) => "null_type",
+            (_, Expr::List(_)) => "list",
+            (_, Expr::Map(_)) => "map",
+            _ => "dyn",
+        }
+    }
+
     /// Whether it can be no bool.
     pub fn is_no_bool(self) -> bool {
         self.scalar().is_some_and(|ty| ty != Type::Boolean)
@@ -134,6 +152,11 @@ pub(super) fn make<'s>(
     let shape = if root { Shape::Whole(schema) } else { Shape::of(schema) };
     let old = if optional { Ty::Maybe(shape) } else { Ty::Of(shape) };
     let names = vec![("self".to_owned(), Ty::Of(shape)), ("oldSelf".to_owned(), old)];
+    make_with(node, names, states)
+}
+
+/// Makes a program of a tree that may name these, each in its place.
+pub(super) fn make_with<'s>(node: &Node, names: Vec<(String, Ty<'s>)>, states: &mut usize) -> Result<Made<'s>, Fault> {
     let mut maker = Maker { names, uses_old: false, states: *states };
     let made = maker.make(node);
     *states = maker.states;

@@ -9,6 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
+use super::admission::Authority;
 use super::eval::{Run, Stop};
 use crate::custom::structural::{Additional, Structural, Type};
 use crate::meta::Quantity;
@@ -124,6 +125,8 @@ pub(super) enum Val<'a> {
     Ip(IpAddr),
     Cidr(IpAddr, u8),
     Format(&'static str),
+    /// What came of `authorizer`.
+    Authority(Rc<Authority>),
 }
 
 impl<'a> Val<'a> {
@@ -195,6 +198,7 @@ impl<'a> Val<'a> {
             Val::Ip(_) => "net.IP",
             Val::Cidr(..) => "net.CIDR",
             Val::Format(_) => "kubernetes.NamedFormat",
+            Val::Authority(authority) => authority.type_name(),
         }
     }
 
@@ -320,6 +324,7 @@ impl<'a> Val<'a> {
             (Val::Ip(a), Val::Ip(b)) => a == b,
             (Val::Cidr(a, m), Val::Cidr(b, n)) => (a, m) == (b, n),
             (Val::Format(a), Val::Format(b)) => a == b,
+            (Val::Authority(a), Val::Authority(b)) => a == b,
             (Val::Optional(a), Val::Optional(b)) => match (a, b) {
                 (Some(a), Some(b)) => a.same(b, run)?,
                 (a, b) => a.is_none() && b.is_none(),

@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::schema::{self, Tightened};
 use crate::custom::names::{APPROVED, Approval, approval, is_protected};
 use crate::custom::{ESTABLISHED, Structural};
+use crate::kinds::admission::callee;
 use crate::kinds::value::Read;
 use crate::kinds::{FieldError, FieldErrors};
 use crate::meta::field::Path;
@@ -157,10 +158,27 @@ fn specification(spec: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
         }
     }
     kind_names(&spec["names"], &at_names, errors);
-    conversion(&spec["conversion"], errors);
+    conversion(&spec["conversion"], old, errors);
 }
 
-fn conversion(conversion: &Value, errors: &mut FieldErrors) {
+/// The webhook that converts.
+fn webhook(webhook: &Value, path: &Path<'_>, old: Option<&Value>, errors: &mut FieldErrors) {
+    let (config, at) = (&webhook["clientConfig"], path.child("webhookClientConfig"));
+    if config.is_null() {
+        errors.push(FieldError::required(&at, "required when strategy is set to Webhook"));
+    } else {
+        callee::client_config(config, &at, errors);
+        if !config["caBundle"].is_empty() {
+            callee::bundle(&config["caBundle"], &at.child("caBundle"), errors);
+        }
+    }
+    let before = old.map(|old| &old["conversion"]["webhook"]["conversionReviewVersions"]);
+    let is_known = before.is_none_or(|versions| versions.is_empty() || callee::has_known_version(versions));
+    let versions = path.child("conversionReviewVersions");
+    callee::review_versions(&webhook["conversionReviewVersions"], &versions, is_known, "", errors);
+}
+
+fn conversion(conversion: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
     let path = SPEC.child("conversion");
     match conversion["strategy"].text() {
         "" if conversion.is_null() => {}
@@ -177,10 +195,7 @@ fn conversion(conversion: &Value, errors: &mut FieldErrors) {
                 }
             }
         }
-        "Webhook" => {
-            let detail = "this version of Coracle calls no conversion webhooks: the only strategy is None";
-            errors.push(FieldError::invalid(path.child("strategy"), "Webhook", detail));
-        }
+        "Webhook" => webhook(&conversion["webhook"], &path, old, errors),
         other => errors.push(FieldError::not_supported(path.child("strategy"), other, &["None", "Webhook"])),
     }
 }

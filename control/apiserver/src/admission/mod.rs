@@ -1,16 +1,27 @@
 //! Admission: what the cluster adds to objects, or refuses, beside what is valid in itself (kubernetes-api §19).
+//!
+//! ```text
+//! mutating:    plugins ─► MutatingWebhooks ─► once more, where a webhook changed the object
+//! (the object is valid in itself)
+//! validating:  plugins ─► ValidatingWebhooks ─► quota, in the write's own transaction
+//! ```
 
+mod authorizer;
 pub(crate) mod ingress_class;
 mod lifecycle;
 mod limit_range;
-pub(crate) mod matching;
 pub(crate) mod network;
 mod node;
 mod pod;
 mod pod_range;
 mod pod_security;
 mod quota;
+mod review;
+pub(crate) mod scale;
 pub(crate) mod topology;
+mod webhook;
+
+use std::sync::Arc;
 
 use coracle_api::meta;
 use coracle_api::status::Status;
@@ -20,8 +31,14 @@ use serde_json::Value;
 use crate::authz;
 use crate::catalog::Resource;
 use crate::cluster::Cluster;
+pub(crate) use crate::hooks::matching;
+use crate::hooks::{Configured, Hooks};
 use crate::identity::Identity;
 use crate::request::call::Call;
+use crate::request::options::DeleteOptions;
+use matching::Operation;
+use review::Review;
+use webhook::Rounds;
 
 /// What is admitted: an object of a resource, at a place.
 #[derive(Clone, Copy)]
@@ -38,13 +55,135 @@ pub(crate) struct Attributes<'a> {
     pub namespace: Option<&'a str>,
     /// Empty for the object itself.
     pub subresource: &'a str,
+    /// Nobody outside is asked: it is the server's own hand, or a part of what was admitted.
+    pub is_admitted: bool,
+}
+
+impl Attributes<'_> {
+    /// Who is asked beside the plugins; `None` when nobody is.
+    fn webhooks(&self) -> Option<Arc<Configured>> {
+        if self.is_admitted || !review::is_reviewed(self.resource) { None } else { self.cluster.webhooks() }
+    }
+
+    /// Whether somebody outside may be asked, for whom nobody else shall wait.
+    pub fn asks(&self) -> bool {
+        self.webhooks().is_some()
+    }
+
+    /// That what configures admission is what it was: a part of each transaction that was admitted. What writes a configuration
+    /// says so in its own.
+    pub fn guard(&self) -> Option<Op> {
+        match mark(self.resource) {
+            Some(mark) => Some(mark),
+            None if self.is_admitted => None,
+            None => self.cluster.hooks.guard(&self.cluster.store.keyspace),
+        }
+    }
+}
+
+/// What goes into a transaction that changes what configures admission.
+pub(crate) fn mark(resource: &Resource) -> Option<Op> {
+    Hooks::mark(resource.row.group())
 }
 
 pub(crate) use lifecycle::delete;
 pub(crate) use quota::Charge;
 
+/// The mutating phase of a new object. One whose name was `generated` has none yet for webhooks. Says whether webhooks changed
+/// it.
+pub(crate) async fn mutate_new(
+    at: &Attributes<'_>,
+    object: &mut Value,
+    generated: bool,
+    dry_run: bool,
+) -> Result<bool, Status> {
+    if create(at, object).await? {
+        at.resource.default(object)?;
+    }
+    let Some(configured) = at.webhooks() else { return Ok(false) };
+    let hidden = if generated { meta::metadata_mut(object).remove("name") } else { None };
+    let review = Review::of_write(at, Operation::Create, meta::name(object), dry_run).await;
+    let changed = rounds(&review, &configured, object, None).await;
+    if let Some(name) = hidden.filter(|_| meta::name(object).is_empty()) {
+        meta::metadata_mut(object).insert("name".to_owned(), name);
+    }
+    changed
+}
+
+/// The same of a change.
+pub(crate) async fn mutate_changed(
+    at: &Attributes<'_>,
+    object: &mut Value,
+    old: &Value,
+    dry_run: bool,
+) -> Result<bool, Status> {
+    update(at, object, old).await?;
+    let Some(configured) = at.webhooks() else { return Ok(false) };
+    let review = Review::of_write(at, Operation::Update, meta::name(old), dry_run).await;
+    rounds(&review, &configured, object, Some(old)).await
+}
+
+/// Asks the mutating webhooks. Where they change the object, plugins look at it again, and those webhooks that ask for it.
+async fn rounds(
+    review: &Review<'_>,
+    configured: &Configured,
+    object: &mut Value,
+    old: Option<&Value>,
+) -> Result<bool, Status> {
+    let mut rounds = Rounds::default();
+    if !webhook::mutate(review, &configured.mutating, Some(object), old, &mut rounds).await? {
+        return Ok(false);
+    }
+    let before = object.clone();
+    match old {
+        None => drop(create(review.at, object).await?),
+        Some(old) => update(review.at, object, old).await?,
+    }
+    review.at.resource.default(object)?;
+    rounds.second(before != *object);
+    webhook::mutate(review, &configured.mutating, Some(object), old, &mut rounds).await?;
+    Ok(true)
+}
+
+/// Both phases of something of a subresource's own, which is no object of the resource: a Binding, an Eviction, options of a
+/// connection.
+pub(crate) async fn admit(
+    at: &Attributes<'_>,
+    operation: Operation,
+    name: &str,
+    object: &mut Value,
+    dry_run: bool,
+) -> Result<bool, Status> {
+    let Some(configured) = at.webhooks() else { return Ok(false) };
+    let review = match operation {
+        Operation::Connect => Review::of_connect(at, name).await,
+        _ => Review::of_write(at, operation, name, dry_run).await,
+    };
+    let mut rounds = Rounds::default();
+    let changed = webhook::mutate(&review, &configured.mutating, Some(object), None, &mut rounds).await?;
+    if changed {
+        rounds.second(false);
+        webhook::mutate(&review, &configured.mutating, Some(object), None, &mut rounds).await?;
+    }
+    webhook::validate(&review, &configured.validating, Some(object), None).await?;
+    Ok(changed)
+}
+
+/// Both phases of a deletion.
+pub(crate) async fn remove(
+    at: &Attributes<'_>,
+    name: &str,
+    options: &DeleteOptions,
+    old: &Value,
+) -> Result<(), Status> {
+    let Some(configured) = at.webhooks() else { return Ok(()) };
+    let review = Review::of_delete(at, name, options).await;
+    webhook::mutate(&review, &configured.mutating, None, Some(old), &mut Rounds::default()).await?;
+    webhook::validate(&review, &configured.validating, None, Some(old)).await
+}
+
 /// Admits a new object, and completes it. Says whether anything was added, which may need defaults of its own.
-pub(crate) async fn create(at: &Attributes<'_>, object: &mut Value) -> Result<bool, Status> {
+async fn create(at: &Attributes<'_>, object: &mut Value) -> Result<bool, Status> {
     authz::node::creates(at.caller, at.resource, object)?;
     authz::rbac::grants(at.cluster, at.caller, (at.resource, at.namespace), object, None)?;
     if is(at.resource, "", "nodes") {
@@ -67,7 +206,7 @@ pub(crate) async fn place(at: &Attributes<'_>, object: &Value) -> Result<Option<
 }
 
 /// Admits a change, and completes it.
-pub(crate) async fn update(at: &Attributes<'_>, object: &mut Value, old: &Value) -> Result<(), Status> {
+async fn update(at: &Attributes<'_>, object: &mut Value, old: &Value) -> Result<(), Status> {
     authz::node::changes(at.caller, at.resource, object, old)?;
     authz::rbac::grants(at.cluster, at.caller, (at.resource, at.namespace), object, Some(old))?;
     if is(at.resource, "", "pods") && at.subresource.is_empty() {
@@ -79,10 +218,19 @@ pub(crate) async fn update(at: &Attributes<'_>, object: &mut Value, old: &Value)
     Ok(())
 }
 
-/// Whether an object may be as it is now: what no plugin changes any more, and what is valid in itself.
-pub(crate) async fn validate(at: &Attributes<'_>, object: &Value, old: Option<&Value>) -> Result<(), Status> {
+/// The validating phase: whether an object may be as it is now, which nobody changes any more, and which is valid in itself.
+pub(crate) async fn validate(
+    at: &Attributes<'_>,
+    object: &Value,
+    old: Option<&Value>,
+    dry_run: bool,
+) -> Result<(), Status> {
     limit_range::validate(at, object, old)?;
-    pod_security::validate(at, object, old).await
+    pod_security::validate(at, object, old).await?;
+    let Some(configured) = at.webhooks() else { return Ok(()) };
+    let operation = if old.is_some() { Operation::Update } else { Operation::Create };
+    let review = Review::of_write(at, operation, meta::name(object), dry_run).await;
+    webhook::validate(&review, &configured.validating, Some(object), old).await
 }
 
 /// What it takes of the quotas of its namespace; the operations go into the transaction that stores it, which is then to be

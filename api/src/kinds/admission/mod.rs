@@ -1,0 +1,4 @@
+//! What webhooks and admission policies say alike: which requests they are about.
+
+pub(super) mod callee;
+pub(super) mod rules;
