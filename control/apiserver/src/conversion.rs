@@ -135,7 +135,9 @@ async fn run(
     for at in &places {
         objects.push(Seen::new(resource, &records[*at]).in_own_version()?);
     }
-    let converted = convert(cluster, conversion, &custom.kind.api_version, objects).await?;
+    // What was written is there, whoever cannot show it.
+    let unread = |status: Status| Status::internal_error(&status.message);
+    let converted = convert(cluster, conversion, &custom.kind.api_version, objects).await.map_err(unread)?;
     for (at, mut object) in places.into_iter().zip(converted) {
         custom.kind.renew(&mut object).map_err(Status::internal_error)?;
         let record = Arc::new(records[at].renewed(&object::encode(&object)));

@@ -150,7 +150,7 @@ async fn lists_are_converted_together_and_selected_by_what_is_seen() {
         Some(json!({"kind": "ConversionReview", "apiVersion": "apiextensions.k8s.io/v1", "response": response}))
     });
     let (code, status) = server.get(&format!("{V2}/bad")).await;
-    let expected = "conversion webhook for example.com/v1, Kind=Door failed: not today";
+    let expected = "Internal error occurred: conversion webhook for example.com/v1, Kind=Door failed: not today";
     assert_eq!((code, &status["message"]), (500, &json!(expected)));
     // What cannot be shown can still be removed.
     assert_eq!(server.call("DELETE", &format!("{V1}/bad"), Value::Null).await.0, 200);
