@@ -54,11 +54,12 @@ pub(crate) async fn each(
         if custom.converter(record).is_none() {
             continue;
         }
-        if let Some(known) = Seen::new(resource, record).converted().get().cloned() {
+        let known = Seen::new(resource, record).converted().get().cloned();
+        if let Some(known) = known {
             converted[at] = known;
             continue;
         }
-        if !batch.is_empty() && (batch.len() >= OBJECTS_MAX || bytes + record.bytes.len() > BYTES_MAX) {
+        if !batch.is_empty() && (batch.len() >= OBJECTS_MAX || bytes + converted[at].bytes.len() > BYTES_MAX) {
             run(cluster, resource, custom, &mut converted, std::mem::take(&mut batch)).await?;
             bytes = 0;
         }

@@ -165,11 +165,11 @@ pub(crate) fn endpoint_of_service(cluster: &Cluster, service: &Value, port: &str
                 continue;
             }
             let target = &endpoint["targetRef"];
-            if target["kind"].as_str().is_none_or(|kind| kind != "Pod") {
+            let name = text(&target["name"]);
+            if name.is_empty() || target["kind"].as_str().is_some_and(|kind| kind != "Pod") {
                 found.extend(endpoint["addresses"][0].as_str().map(|host| At::Address { host: host.to_owned(), port }));
                 continue;
             }
-            let name = text(&target["name"]);
             let Some(record) = cluster.store.get(pods, &pods.record_name(Some(&namespace), &name)) else { continue };
             let node = text(&Seen::new(pods, &record).stored()?["spec"]["nodeName"]);
             if !node.is_empty() {

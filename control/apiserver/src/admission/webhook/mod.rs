@@ -74,6 +74,10 @@ impl Shown {
         };
         Ok(self.0.get(at).and_then(|(_, shown)| shown.as_ref()))
     }
+
+    fn known(&self, version: &Versioned) -> Option<&Value> {
+        self.0.iter().find(|(known, _)| known == version).and_then(|(_, shown)| shown.as_ref())
+    }
 }
 
 /// Asks the mutating webhooks; says whether one of them changed the object.
@@ -155,17 +159,10 @@ pub(super) async fn validate(
             asked.push((hook, version));
         }
     }
-    let find = |shown: &'_ Shown, version: &Versioned| -> Option<Value> {
-        shown.0.iter().find(|(known, _)| known == version).and_then(|(_, shown)| shown.clone())
-    };
-    let calls = asked.iter().map(|(hook, version)| {
-        let (shown, shown_old) = (find(&objects, version), find(&olds, version));
-        async move { ask(review, hook, version, (shown.as_ref(), shown_old.as_ref()), "validating").await }
-    });
-    for outcome in join_all(calls).await {
-        outcome?;
-    }
-    Ok(())
+    let calls = asked
+        .iter()
+        .map(|(hook, version)| ask(review, hook, version, (objects.known(version), olds.known(version)), "validating"));
+    join_all(calls).await.into_iter().try_for_each(|outcome| outcome.map(drop))
 }
 
 /// Whether the conditions of a webhook hold. One that has no value is what the failure of a call would be.
