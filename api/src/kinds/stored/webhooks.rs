@@ -6,16 +6,13 @@ use serde_json::{Value, json};
 
 use super::show::Show::{Age, Count, Name};
 use super::{BLANK, Kind, Stored, row};
-use crate::cel::admission::Condition;
-use crate::kinds::admission::{callee, rules};
+use crate::kinds::admission::{callee, conditions, rules};
 use crate::kinds::value::{Read, default_to, items_mut};
 use crate::kinds::{AGE, FieldError, FieldErrors, NAME, Support, checks, column};
 use crate::meta::field::Path;
 use crate::meta::names;
 use crate::meta::selector::validate_label_selector;
 
-/// Most conditions of a webhook (Kubernetes').
-const CONDITIONS_MAX: usize = 64;
 /// Names of configurations that are read from files, which there are none of.
 const STATIC: &str = ".static.k8s.io";
 const SIDE_EFFECTS: [&str; 4] = ["None", "NoneOnDryRun", "Some", "Unknown"];
@@ -161,7 +158,7 @@ fn one(webhook: &Value, path: &Path<'_>, asked: &Asked, errors: &mut FieldErrors
     }
     callee::client_config(&webhook["clientConfig"], &path.child("clientConfig"), errors);
     if asked.conditions {
-        match_conditions(&webhook["matchConditions"], &path.child("matchConditions"), errors);
+        conditions::match_conditions(&webhook["matchConditions"], false, &path.child("matchConditions"), errors);
     }
 }
 
@@ -175,33 +172,6 @@ fn qualified(name: &str, path: &Path<'_>, errors: &mut FieldErrors) {
     } else if name.split('.').count() < 3 {
         let detail = "should be a domain with at least three segments separated by dots";
         errors.push(FieldError::invalid(path, name, detail));
-    }
-}
-
-fn match_conditions(list: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
-    let conditions = list.items();
-    if conditions.len() > CONDITIONS_MAX {
-        errors.push(FieldError::too_many(path, conditions.len(), CONDITIONS_MAX));
-    }
-    let mut seen = HashSet::new();
-    for (index, condition) in conditions.iter().enumerate() {
-        let path = path.index(index);
-        match condition["expression"].text().trim() {
-            "" => errors.push(FieldError::required(path.child("expression"), "")),
-            source => {
-                if let Err(why) = Condition::compile("", source, false) {
-                    errors.push(FieldError::invalid(path.child("expression"), source, &why));
-                }
-            }
-        }
-        let name = condition["name"].text();
-        match name {
-            "" => errors.push(FieldError::required(path.child("name"), "")),
-            name => checks::qualified_name(&path.child("name"), name, errors),
-        }
-        if !name.is_empty() && !seen.insert(name) {
-            errors.push(FieldError::duplicate(path.child("name"), name));
-        }
     }
 }
 
