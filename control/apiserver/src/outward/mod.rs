@@ -126,11 +126,17 @@ impl Client {
         while answered.is_none()
             && let Some(mut sender) = self.kept(&target.way)
         {
+            if sender.ready().await.is_err() {
+                continue;
+            }
             let request = request().map_err(|error| failed(error.to_string()))?;
             match sender.try_send_request(request).await {
                 Ok(answer) => answered = Some((answer, sender)),
-                Err(mut error) if error.take_message().is_some() => {}
-                Err(error) => return Err(failed(why(&error.into_error()))),
+                Err(mut error) => {
+                    if error.take_message().is_none() {
+                        return Err(failed(why(&error.into_error())));
+                    }
+                }
             }
         }
         let (answer, sender) = match answered {

@@ -128,7 +128,6 @@ impl Write<'_> {
             "deletionGracePeriodSeconds",
             "uid",
             "creationTimestamp",
-            "generation",
         ] {
             metadata.remove(field);
         }
