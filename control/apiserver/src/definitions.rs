@@ -97,7 +97,7 @@ async fn write(
         Ok(Changed { object: object.unwrap_or_else(|| old.clone()), owned: true, names_version: false })
     };
     match change(&write, step).await {
-        Ok(written) => written.into_value(resource).map(Some),
+        Ok(written) => written.into_value(&server.cluster, resource).await.map(Some),
         Err(status) if status.code() == 404 => Ok(None),
         Err(status) => Err(status),
     }
@@ -158,7 +158,7 @@ async fn remove_all(server: &Shared, resource: &Arc<Resource>) -> Result<(), Sta
             let (call, _) = own_call(None, "");
             let mut record = record;
             loop {
-                if delete::remove_record(cluster, &call.identity, resource, &record, options).await?.is_some() {
+                if delete::remove_record(cluster, &call.identity, resource, &record, options, None).await?.is_some() {
                     return Ok(());
                 }
                 match cluster.store.read(resource, &record.key.name).await? {

@@ -135,6 +135,11 @@ impl Policies {
         }))
     }
 
+    /// Whether something may be bound.
+    pub fn any(&self) -> bool {
+        self.0.changes.load(Ordering::Acquire) != self.0.empty_at.load(Ordering::Acquire)
+    }
+
     /// What is bound; `None` when nothing is, which is all that most clusters ever pay.
     pub async fn now(&self, keyspace: &Keyspace) -> Option<Arc<Configured>> {
         let kept = &self.0;

@@ -65,42 +65,6 @@ pub(crate) struct Call {
     /// Who really calls, when that is somebody else.
     acting: Option<Arc<str>>,
     warnings: Mutex<Warnings>,
-    annotations: Told,
-}
-
-/// Most annotations of a request that are kept for the audit log, and most bytes of them.
-const ANNOTATIONS_MAX: usize = 256;
-const ANNOTATIONS_BYTES_MAX: usize = 256 << 10;
-
-/// What the audit log is told of a request.
-#[derive(Default)]
-struct Annotations {
-    list: Vec<(String, String)>,
-    bytes: usize,
-}
-
-/// Where parts of the server tell what they have to say of a request. Clones are the same place.
-#[derive(Clone, Default)]
-pub(crate) struct Told(Arc<Mutex<Annotations>>);
-
-impl Told {
-    /// All of it.
-    pub fn all(&self) -> Vec<(String, String)> {
-        self.0.lock().list.clone()
-    }
-}
-
-impl Annotations {
-    /// Says so once: what was said first holds, as in the reference.
-    fn add(&mut self, key: String, value: String) {
-        let bytes = key.len() + value.len();
-        let is_full = self.list.len() >= ANNOTATIONS_MAX || self.bytes + bytes > ANNOTATIONS_BYTES_MAX;
-        if is_full || self.list.iter().any(|(known, _)| *known == key) {
-            return;
-        }
-        self.bytes += bytes;
-        self.list.push((key, value));
-    }
 }
 
 impl Call {
@@ -116,7 +80,6 @@ impl Call {
             class: Class::User,
             acting: None,
             warnings: Mutex::default(),
-            annotations: Told::default(),
         }
     }
 
@@ -143,7 +106,6 @@ impl Call {
             class: call.class,
             acting: call.acting.clone(),
             warnings: Mutex::default(),
-            annotations: Told::default(),
         }
     }
 
@@ -213,16 +175,6 @@ impl Call {
         messages.into_iter().for_each(|message| self.warn(message));
     }
 
-    /// Tells the audit log something of the request.
-    pub fn annotate(&self, key: impl Into<String>, value: impl Into<String>) {
-        self.annotations.0.lock().add(key.into(), value.into());
-    }
-
-    /// Where that is told.
-    pub fn told(&self) -> Told {
-        self.annotations.clone()
-    }
-
     /// The values of the `Warning` headers.
     pub fn warning_headers(&self) -> Vec<http::HeaderValue> {
         let warnings = self.warnings.lock();
@@ -252,16 +204,6 @@ pub(crate) struct Request {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn annotations_are_kept_once_and_not_without_end() {
-        let mut annotations = Annotations::default();
-        annotations.add("a".to_owned(), "first".to_owned());
-        annotations.add("a".to_owned(), "second".to_owned());
-        assert_eq!(annotations.list, [("a".to_owned(), "first".to_owned())]);
-        (0..10_000).for_each(|number| annotations.add(number.to_string(), "x".repeat(1_000)));
-        assert!(annotations.list.len() <= ANNOTATIONS_MAX && annotations.bytes <= ANNOTATIONS_BYTES_MAX);
-    }
 
     #[test]
     fn warnings_are_kept_once_and_not_without_end() {

@@ -142,7 +142,7 @@ async fn what_would_be_relied_on_in_vain_is_refused() {
     let server = Server::start().await;
     for (path, kind) in [
         ("/apis/networking.k8s.io/v1/namespaces/default/networkpolicies", "NetworkPolicy"),
-        ("/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations", "ValidatingWebhookConfiguration"),
+        ("/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies", "ValidatingAdmissionPolicy"),
     ] {
         let object = json!({"kind": kind, "metadata": {"name": "a"}});
         let (code, status) = server.call("POST", path, object).await;

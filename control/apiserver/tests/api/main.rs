@@ -3,6 +3,7 @@
 mod answers;
 mod authentication;
 mod bounds;
+mod conversion;
 mod custom;
 mod deletion;
 mod ingress;
@@ -19,6 +20,7 @@ mod services;
 mod shape;
 mod usage;
 mod watches;
+mod webhooks;
 
 use axum::body::Body;
 use coracle_apiserver::{ApiServer, Config, Identity};

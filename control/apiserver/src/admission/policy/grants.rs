@@ -13,7 +13,11 @@ use crate::identity::Identity;
 use crate::policies::ParamKind;
 
 /// Checks a policy or a binding that is about to be stored.
-pub(in crate::admission) async fn check(at: &Attributes<'_>, object: &Value, old: Option<&Value>) -> Result<(), Status> {
+pub(in crate::admission) async fn check(
+    at: &Attributes<'_>,
+    object: &Value,
+    old: Option<&Value>,
+) -> Result<(), Status> {
     if !at.subresource.is_empty() || at.caller.is_in("system:masters") {
         return Ok(());
     }
@@ -61,8 +65,14 @@ async fn asked(at: &Attributes<'_>, kind: &ParamKind) -> (String, String) {
 async fn policy(at: &Attributes<'_>, params: &Value) -> Option<String> {
     let kind = kind(params);
     let (group, resource) = asked(at, &kind).await;
-    let asked =
-        authz::Attributes { verb: "get", group: &group, resource: &resource, namespace: "*", name: "*", ..Default::default() };
+    let asked = authz::Attributes {
+        verb: "get",
+        group: &group,
+        resource: &resource,
+        namespace: "*",
+        name: "*",
+        ..Default::default()
+    };
     (!authz::allows(at.cluster, at.caller, &asked)).then(|| {
         format!(
             "user {} must have \"get\" permission on all objects of the referenced paramKind (kind={}, apiVersion={})",

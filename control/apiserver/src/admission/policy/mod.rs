@@ -13,7 +13,6 @@ mod params;
 mod validate;
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use coracle_api::cel::admission::{self as expressions, Inputs};
@@ -82,7 +81,12 @@ impl Shown {
         })
     }
 
-    fn inputs<'a>(&'a self, review: &'a Review<'_>, params: Option<&'a Value>, namespace: Option<&'a Value>) -> Inputs<'a> {
+    fn inputs<'a>(
+        &'a self,
+        review: &'a Review<'_>,
+        params: Option<&'a Value>,
+        namespace: Option<&'a Value>,
+    ) -> Inputs<'a> {
         Inputs {
             object: self.object.as_ref(),
             old_object: self.old.as_ref(),
@@ -267,7 +271,8 @@ impl Denied {
     fn add(&mut self, policy: &Policy, binding: Option<&Binding>, refusal: &Refusal) {
         self.first.get_or_insert_with(|| {
             let bound = binding.map(|binding| format!(" with binding '{}'", binding.name)).unwrap_or_default();
-            let message = format!("ValidatingAdmissionPolicy '{}'{bound} denied request: {}", policy.name, refusal.message);
+            let message =
+                format!("ValidatingAdmissionPolicy '{}'{bound} denied request: {}", policy.name, refusal.message);
             (message, refusal.reason.clone())
         });
     }
@@ -287,7 +292,7 @@ fn refused(review: &Review<'_>, message: String, reason: &str) -> Status {
     status.with_cause("", message, "")
 }
 
-/// What the audit log is told.
+/// What is told in the log of the server: there is no audit log yet.
 #[derive(Default)]
 struct Told {
     failures: Vec<Value>,
@@ -315,12 +320,13 @@ impl Told {
     }
 
     fn publish(self, review: &Review<'_>) {
-        let call = review.at.call;
+        let request = format!("{} {}", review.at.call.method, review.at.call.uri.path());
+        let user = &review.at.caller.user;
         for (key, values) in self.annotations {
-            call.annotate(key, values.join(", "));
+            tracing::info!(%user, %request, "{key}: {}", values.join(", "));
         }
         if !self.failures.is_empty() {
-            call.annotate(FAILURES, Value::Array(self.failures).to_string());
+            tracing::info!(%user, %request, "{FAILURES}: {}", Value::Array(self.failures));
         }
     }
 }
@@ -362,7 +368,7 @@ pub(super) async fn mutate(
         return Ok(false);
     }
     // Which are meant is decided before one of them changes anything.
-    let (asked, wrong) = asked(review, policies, Some(object), old).await?;
+    let (asked, wrong) = asked(review, policies, Some(&*object), old).await?;
     let namespace = namespace_for(review, &asked).await?;
     let mut failed = Failed::default();
     for one in wrong.iter().filter(|one| one.policy.fails) {
@@ -371,8 +377,8 @@ pub(super) async fn mutate(
     let (mut any, mut spent) = (false, Spent::new());
     for one in &asked {
         for params in &one.params {
-            any |= change(review, one, (params.as_ref(), namespace.as_ref()), (object, old), (rounds, &mut spent), &mut failed)
-                .await?;
+            let with = (params.as_ref(), namespace.as_ref());
+            any |= change(review, one, with, (&mut *object, old), (&mut *rounds, &mut spent), &mut failed).await?;
             tokio::task::yield_now().await;
         }
     }
@@ -407,7 +413,7 @@ async fn change(
         fails(failed, &why);
         return Ok(false);
     }
-    let mut shown = Shown::of(review, Some(object), old, &one.version).await?;
+    let mut shown = Shown::of(review, Some(&*object), old, &one.version).await?;
     let conditions = shown.inputs(review, params, None);
     match expressions::matches(&one.program.conditions, &conditions) {
         Ok(true) => {}

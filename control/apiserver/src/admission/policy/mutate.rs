@@ -91,13 +91,18 @@ mod tests {
 
     #[test]
     fn a_configuration_is_merged() {
-        let mutation = applied("Object{metadata: Object.metadata{labels: {'l': variables.n}}, data: {'m': object.data.k}}");
+        let mutation =
+            applied("Object{metadata: Object.metadata{labels: {'l': variables.n}}, data: {'m': object.data.k}}");
         let mut expected = object();
         expected["metadata"]["labels"]["l"] = "v".into();
         expected["data"]["m"] = "w".into();
         assert_eq!(change(mutation, &object()), Ok(expected));
-        let wrong = change(applied("Object{metadata: Object.wrong{labels: {'l': 'v'}}}"), &object()).expect_err("refused");
-        assert!(wrong.contains("type mismatch: unexpected type name \"Object.wrong\", expected \"Object.metadata\""), "{wrong}");
+        let wrong =
+            change(applied("Object{metadata: Object.wrong{labels: {'l': 'v'}}}"), &object()).expect_err("refused");
+        assert!(
+            wrong.contains("type mismatch: unexpected type name \"Object.wrong\", expected \"Object.metadata\""),
+            "{wrong}"
+        );
         let wrong = change(applied("Object{nothing: 1}"), &object()).expect_err("refused");
         assert!(wrong.contains(".nothing: field not declared in schema"), "{wrong}");
     }
@@ -111,7 +116,10 @@ mod tests {
         let test = "JSONPatch{op: 'test', path: '/data/k', value: 'other'}";
         assert_eq!(change(patched(&format!("[{test}, {add}]")), &object()), Ok(object()));
         let whole = "[JSONPatch{op: 'replace', path: '/metadata', value: Object.metadata{labels: {'q': 'r'}}}]";
-        assert_eq!(change(patched(whole), &object()).map(|object| object["metadata"].clone()), Ok(json!({"labels": {"q": "r"}})));
+        assert_eq!(
+            change(patched(whole), &object()).map(|object| object["metadata"].clone()),
+            Ok(json!({"labels": {"q": "r"}}))
+        );
         assert!(change(patched("[JSONPatch{op: 'remove', path: '/data/none/x'}]"), &object()).is_err());
         assert!(change(patched("[JSONPatch{op: 'add', path: '/nothing', value: 1}]"), &object()).is_err());
     }
