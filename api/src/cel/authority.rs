@@ -9,7 +9,7 @@ use super::value::Val;
 const CHECK_COST: usize = 350_000;
 
 /// Answers what an expression asks of `authorizer`.
-pub trait Authorizer {
+pub trait Authorizer: Sync {
     /// What the request itself is about, `authorizer.requestResource`.
     fn request_resource(&self) -> Asked;
     /// Whether the caller of the request, or a service account (its namespace and its name), may do this with `verb`.

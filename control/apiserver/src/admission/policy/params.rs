@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use coracle_api::status::Status;
+use coracle_keyspace::Record;
 use serde_json::Value;
 
 use crate::catalog::Resource;
 use crate::cluster::Cluster;
+use crate::conversion;
 use crate::policies::{Binding, ParamKind, Policy};
 use crate::store::{self, Seen};
 
@@ -33,6 +35,12 @@ pub(super) async fn resource(cluster: &Cluster, kind: &ParamKind) -> Result<Arc<
     let found = cluster.of_kind(group, version, &kind.kind).await;
     let shown = || if group.is_empty() { format!("/{version}") } else { kind.api_version.clone() };
     found.ok_or_else(|| format!("failed to find resource referenced by paramKind: '{}, Kind={}'", shown(), kind.kind))
+}
+
+/// One of them, in the version that the policy names.
+async fn value(cluster: &Cluster, resource: &Arc<Resource>, record: &Arc<Record>) -> Result<Value, Status> {
+    let converted = conversion::one(cluster, resource, record).await?;
+    Seen::new(resource, &converted).value()
 }
 
 /// What a binding asks its policy with: nothing once, where it is bound with nothing.
@@ -62,22 +70,25 @@ pub(super) async fn collect(
         Some(selector) => {
             let selector = selector.as_ref().map_err(|why| Missing::Wrong(why.clone()))?;
             let records = cluster.store.keyspace.snapshot(resource.row.collection()).records;
-            for (_, record) in store::range(&records, place, None) {
-                let seen = Seen::new(&resource, record);
-                if !selector.matches(seen.labels()) {
-                    continue;
-                }
-                if found.len() >= SELECTED_MAX {
-                    return Err(Missing::Wrong(format!("a binding can be bound with {SELECTED_MAX} params at most")));
-                }
-                found.push(Some(seen.value().map_err(Missing::Failed)?));
+            let is_meant = |record: &&Arc<Record>| selector.matches(Seen::new(&resource, record).facts().labels());
+            let selected: Vec<Arc<Record>> = store::range(&records, place, None)
+                .map(|(_, record)| record)
+                .filter(is_meant)
+                .take(SELECTED_MAX + 1)
+                .cloned()
+                .collect();
+            if selected.len() > SELECTED_MAX {
+                return Err(Missing::Wrong(format!("a binding can be bound with {SELECTED_MAX} params at most")));
+            }
+            for record in selected {
+                found.push(Some(value(cluster, &resource, &record).await.map_err(Missing::Failed)?));
             }
         }
         None => {
             let name = resource.record_name(place, &params.name);
             let record = cluster.store.find(&resource, &name).await.map_err(Missing::Failed)?;
             if let Some(record) = record {
-                found.push(Some(Seen::new(&resource, &record).value().map_err(Missing::Failed)?));
+                found.push(Some(value(cluster, &resource, &record).await.map_err(Missing::Failed)?));
             }
         }
     }
