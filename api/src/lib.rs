@@ -11,4 +11,6 @@ pub mod meta;
 pub mod patch;
 pub mod schedule;
 pub mod schema;
+#[cfg(test)]
+mod spent;
 pub mod status;
