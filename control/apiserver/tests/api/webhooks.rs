@@ -38,7 +38,7 @@ pub(super) struct Hook {
 impl Hook {
     /// Answers a body with what `says` makes of it; with nothing it never answers.
     pub async fn start(says: impl Fn(&Value) -> Option<Value> + Send + 'static) -> Hook {
-        let names = ["127.0.0.1", "hook.default.svc", "n"].map(str::to_owned).to_vec();
+        let names = ["127.0.0.1", "outside.default.svc", "n"].map(str::to_owned).to_vec();
         let made = rcgen::generate_simple_self_signed(names).expect("a certificate");
         let certificate = made.cert.der().clone();
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
@@ -535,25 +535,23 @@ async fn a_webhook_behind_a_service_is_called_through_the_node_that_runs_it() {
     server.make(PODS, hook).await;
     let service = json!({"metadata": {"name": "hook"}, "spec": {"ports": [{"port": 443, "targetPort": 8443}]}});
     server.make("/api/v1/namespaces/default/services", service).await;
-    let slice = |endpoint: Value, port: u16| {
-        json!({
-            "metadata": {"name": "hook-1", "labels": {"kubernetes.io/service-name": "hook"}}, "addressType": "IPv4",
-            "ports": [{"port": port}], "endpoints": [endpoint],
-        })
-    };
-    let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
     let target = json!({"kind": "Pod", "namespace": "default", "name": "hook-0"});
-    server.make(slices, slice(json!({"addresses": ["10.1.2.3"], "targetRef": target}), 8443)).await;
+    let slice = json!({
+        "metadata": {"name": "hook-1", "labels": {"kubernetes.io/service-name": "hook"}}, "addressType": "IPv4",
+        "ports": [{"port": 8443}], "endpoints": [{"addresses": ["10.1.2.3"], "targetRef": target}],
+    });
+    server.make("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices", slice).await;
     let client = json!({"service": {"namespace": "default", "name": "hook", "path": "/check"}});
     configure(&server, VALIDATING, "v", vec![webhook("v", client, &["configmaps"])]).await;
     server.make(MAPS, config_map("m", json!({}))).await;
     assert_eq!(node.paths(), ["/coracle/v1/proxy/default/hook-0/8443/check?timeout=10s"]);
-    // One that has an authority proves itself by its own certificate: this one has no pod in between.
+    // One that is not in a pod proves itself, by the name of its Service.
     let hook = Hook::start(allow).await;
-    assert_eq!(server.call("DELETE", &format!("{slices}/hook-1"), Value::Null).await.0, 200);
-    server.make(slices, slice(json!({"addresses": ["127.0.0.1"]}), hook.port)).await;
-    let client =
-        json!({"service": {"namespace": "default", "name": "hook", "path": "/check"}, "caBundle": hook.bundle});
+    let service =
+        json!({"metadata": {"name": "outside"}, "spec": {"type": "ExternalName", "externalName": "localhost"}});
+    server.make("/api/v1/namespaces/default/services", service).await;
+    let service = json!({"namespace": "default", "name": "outside", "port": hook.port, "path": "/check"});
+    let client = json!({"service": service, "caBundle": hook.bundle});
     let patch = json!({"webhooks": [webhook("v", client, &["configmaps"])]});
     let (code, answer) = server.call("PATCH", &format!("{VALIDATING}/v"), patch).await;
     assert_eq!(code, 200, "{answer}");
