@@ -69,16 +69,14 @@ impl Shown {
         old: Option<&Value>,
         version: &Versioned,
     ) -> Result<Shown, Status> {
-        let show = async |object: Option<&Value>| match object {
-            Some(object) => review.shown(object, version).await.map(Some),
-            None => Ok(None),
-        };
-        Ok(Shown {
-            object: show(object).await?,
-            old: show(old).await?,
-            request: review.request(version),
-            version: version.clone(),
-        })
+        let mut shown = Shown { version: version.clone(), object: None, old: None, request: review.request(version) };
+        if let Some(object) = object {
+            shown.object = Some(review.shown(object, version).await?);
+        }
+        if let Some(old) = old {
+            shown.old = Some(review.shown(old, version).await?);
+        }
+        Ok(shown)
     }
 
     fn inputs<'a>(
