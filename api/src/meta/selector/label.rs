@@ -80,12 +80,6 @@ impl Labels for Value {
     }
 }
 
-impl Labels for [(String, String)] {
-    fn label(&self, key: &str) -> Option<&str> {
-        self.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
-    }
-}
-
 impl Labels for BTreeMap<String, String> {
     fn label(&self, key: &str) -> Option<&str> {
         self.get(key).map(String::as_str)

@@ -183,7 +183,8 @@ impl<'a> Review<'a> {
         let namespaces = cluster.catalog.named("", "namespaces").ok_or_else(Status::path_not_found)?;
         let found = cluster.store.find(namespaces, name).await?;
         let record = found.ok_or_else(|| Status::not_found("", "namespaces", name))?;
-        let labels = Seen::new(namespaces, &record).facts().labels().iter();
+        let seen = Seen::new(namespaces, &record);
+        let labels = seen.facts().labels().iter();
         Ok(labels.map(|(key, value)| (key.clone(), Value::from(value.as_str()))).collect::<Map<_, _>>().into())
     }
 

@@ -16,7 +16,7 @@ use coracle_api::codec::json;
 use coracle_keyspace::{Keyspace, Record, Records};
 use serde_json::Value;
 
-pub(crate) use read::{Action, Annotation, Binding, Does, Mutation, ParamKind, ParamRef, Policy, Program, Validation};
+pub(crate) use read::{Action, Annotation, Binding, Does, Mutation, ParamKind, Policy, Program, Validation};
 
 /// Collections: of policies that change objects and that validate them, and of the bindings of each.
 const COLLECTIONS: [&str; 4] = [

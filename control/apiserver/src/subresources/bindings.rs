@@ -30,7 +30,7 @@ const BINDINGS_MAX: usize = 512;
 /// What one round reads, and what it writes, at most, unless a single pod is larger.
 const BYTES_MAX: usize = 3 << 20;
 
-/// Bindings that webhooks are asked about at a time.
+/// Bindings that policies and webhooks are asked about at a time.
 const ASKED_AT_A_TIME: usize = 32;
 
 /// What is asked for.
@@ -71,7 +71,7 @@ impl Binding {
         (object, Call::acting_on(call, target))
     }
 
-    /// Asks webhooks about it. They may send the pod elsewhere.
+    /// Asks policies and webhooks about it. They may send the pod elsewhere.
     async fn admit(&mut self, cluster: &Cluster, call: &Call, pods: &Resource) -> Result<(), Status> {
         let (mut object, call) = self.object(call);
         admit(cluster, &call, pods, &mut object, false).await?;
@@ -110,9 +110,9 @@ impl Bindings {
         let mut results: Vec<Option<Status>> = bindings.iter().map(|_| None).collect();
         let mut named = std::collections::HashSet::new();
         let mut open: Vec<usize> = Vec::with_capacity(bindings.len());
-        if cluster.webhooks().is_some() {
+        if cluster.webhooks().is_some() || cluster.policies.any() {
             let pods = pods(cluster)?;
-            let asked = bindings.iter_mut().map(|binding| binding.admit(cluster, &self.call, &pods));
+            let asked: Vec<_> = bindings.iter_mut().map(|binding| binding.admit(cluster, &self.call, &pods)).collect();
             let answers: Vec<_> = stream::iter(asked).buffered(ASKED_AT_A_TIME).collect().await;
             for (result, answer) in results.iter_mut().zip(answers) {
                 *result = answer.err();

@@ -144,7 +144,7 @@ async fn attempt(
     let (resource, call) = (write.resource, write.call);
     let row = &resource.row;
     authz::node::sees(write.cluster, &call.identity, resource, record, authz::node::UPDATE)?;
-    let guard = write.attributes().guard();
+    let admitted = write.attributes().guard();
     let converted = conversion::one(write.cluster, resource, record).await?;
     let seen = Seen::new(resource, &converted);
     let old = seen.stored()?;
@@ -197,7 +197,7 @@ async fn attempt(
     }
     ops.append(&mut charge.ops);
     let defined = write.guard(&mut ops);
-    ops.extend(guard);
+    ops.extend(admitted);
     match write.cluster.store.transact(ops).await {
         Err(Refused::Guard(failed)) if Some(failed.op) == defined => {
             Err(write.redefined(authz::verb(write.call)).into())

@@ -325,7 +325,8 @@ async fn who_waits_for_a_webhook_holds_up_nobody_else() {
     while hook.paths().len() < 32 {
         tokio::task::yield_now().await;
     }
-    let quick = server.call("PATCH", &format!("{MAPS}/quick"), json!({"data": {"a": large}}));
+    let path = format!("{MAPS}/quick");
+    let quick = server.call("PATCH", &path, json!({"data": {"a": large}}));
     let (code, _) = tokio::time::timeout(Duration::from_secs(10), quick).await.expect("it waits for nobody");
     assert_eq!(code, 200);
     waiting.iter().for_each(tokio::task::JoinHandle::abort);

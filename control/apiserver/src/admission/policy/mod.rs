@@ -324,7 +324,7 @@ impl Told {
             tracing::info!(%user, %request, "{key}: {}", values.join(", "));
         }
         if !self.failures.is_empty() {
-            tracing::info!(%user, %request, "{FAILURES}: {}", Value::Array(self.failures));
+            tracing::info!(%user, %request, "{FAILURES}: {}", json!(self.failures));
         }
     }
 }
