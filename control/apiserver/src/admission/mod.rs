@@ -145,7 +145,8 @@ pub(crate) async fn mutate_new(
     let Some(others) = at.others().await else { return Ok(false) };
     let hidden = if generated { meta::metadata_mut(object).remove("name") } else { None };
     let review = Review::of_write(at, Operation::Create, meta::name(object), dry_run).await;
-    let changed = rounds(&review, &others, object, None).await;
+    // Nobody who asks nobody pays for its room.
+    let changed = Box::pin(rounds(&review, &others, object, None)).await;
     if let Some(name) = hidden.filter(|_| meta::name(object).is_empty()) {
         meta::metadata_mut(object).insert("name".to_owned(), name);
     }
@@ -162,7 +163,7 @@ pub(crate) async fn mutate_changed(
     update(at, object, old).await?;
     let Some(others) = at.others().await else { return Ok(false) };
     let review = Review::of_write(at, Operation::Update, meta::name(old), dry_run).await;
-    rounds(&review, &others, object, Some(old)).await
+    Box::pin(rounds(&review, &others, object, Some(old))).await
 }
 
 /// Asks the policies and the webhooks that change objects. Where they do, plugins look at it again, and those of them that ask
@@ -228,8 +229,8 @@ pub(crate) async fn remove(
     let review = Review::of_delete(at, name, options).await;
     // Policies have nothing to change here.
     let (_, webhooks) = others.mutating();
-    webhook::mutate(&review, webhooks, None, Some(old), &mut Rounds::default()).await?;
-    others.validate(&review, None, Some(old)).await
+    Box::pin(webhook::mutate(&review, webhooks, None, Some(old), &mut Rounds::default())).await?;
+    Box::pin(others.validate(&review, None, Some(old))).await
 }
 
 /// Admits a new object, and completes it. Says whether anything was added, which may need defaults of its own.
@@ -283,7 +284,7 @@ pub(crate) async fn validate(
     let Some(others) = at.others().await else { return Ok(()) };
     let operation = if old.is_some() { Operation::Update } else { Operation::Create };
     let review = Review::of_write(at, operation, meta::name(object), dry_run).await;
-    others.validate(&review, Some(object), old).await
+    Box::pin(others.validate(&review, Some(object), old)).await
 }
 
 /// What it takes of the quotas of its namespace; the operations go into the transaction that stores it, which is then to be

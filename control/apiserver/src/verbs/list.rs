@@ -96,7 +96,7 @@ pub(crate) async fn page(
     }
     let mut held = past.undone(&found);
     if conversion::is_needed(resource) {
-        found = conversion::each(cluster, resource, found).await?;
+        found = Box::pin(conversion::each(cluster, resource, found)).await?;
         held = found.iter().map(|record| record.bytes.len()).sum();
     }
     Ok(Page { revision, records: found, next, remaining, held })
