@@ -144,7 +144,7 @@ pub(crate) async fn mutate_new(
     }
     let Some(others) = at.others().await else { return Ok(false) };
     let hidden = if generated { meta::metadata_mut(object).remove("name") } else { None };
-    let review = Review::of_write(at, Operation::Create, meta::name(object), dry_run).await;
+    let review = Box::pin(Review::of_write(at, Operation::Create, meta::name(object), dry_run)).await;
     // Nobody who asks nobody pays for its room.
     let changed = Box::pin(rounds(&review, &others, object, None)).await;
     if let Some(name) = hidden.filter(|_| meta::name(object).is_empty()) {
@@ -162,7 +162,7 @@ pub(crate) async fn mutate_changed(
 ) -> Result<bool, Status> {
     update(at, object, old).await?;
     let Some(others) = at.others().await else { return Ok(false) };
-    let review = Review::of_write(at, Operation::Update, meta::name(old), dry_run).await;
+    let review = Box::pin(Review::of_write(at, Operation::Update, meta::name(old), dry_run)).await;
     Box::pin(rounds(&review, &others, object, Some(old))).await
 }
 
@@ -205,16 +205,16 @@ pub(crate) async fn admit(
     };
     let (policies, webhooks) = others.mutating();
     let (mut told, mut asked) = (policy::Rounds::default(), Rounds::default());
-    let by_policies = policy::mutate(&review, policies, object, None, &mut told).await?;
-    let by_webhooks = webhook::mutate(&review, webhooks, Some(&mut *object), None, &mut asked).await?;
+    let by_policies = Box::pin(policy::mutate(&review, policies, object, None, &mut told)).await?;
+    let by_webhooks = Box::pin(webhook::mutate(&review, webhooks, Some(&mut *object), None, &mut asked)).await?;
     let changed = by_policies || by_webhooks;
     if changed {
         told.second(object);
-        let again = policy::mutate(&review, policies, object, None, &mut told).await?;
+        let again = Box::pin(policy::mutate(&review, policies, object, None, &mut told)).await?;
         asked.second(again);
-        webhook::mutate(&review, webhooks, Some(&mut *object), None, &mut asked).await?;
+        Box::pin(webhook::mutate(&review, webhooks, Some(&mut *object), None, &mut asked)).await?;
     }
-    others.validate(&review, Some(object), None).await?;
+    Box::pin(others.validate(&review, Some(object), None)).await?;
     Ok(changed)
 }
 
@@ -279,11 +279,11 @@ pub(crate) async fn validate(
     limit_range::validate(at, object, old)?;
     pod_security::validate(at, object, old).await?;
     if at.resource.row.group() == hooks::GROUP {
-        policy::grants::check(at, object, old).await?;
+        Box::pin(policy::grants::check(at, object, old)).await?;
     }
     let Some(others) = at.others().await else { return Ok(()) };
     let operation = if old.is_some() { Operation::Update } else { Operation::Create };
-    let review = Review::of_write(at, operation, meta::name(object), dry_run).await;
+    let review = Box::pin(Review::of_write(at, operation, meta::name(object), dry_run)).await;
     Box::pin(others.validate(&review, Some(object), old)).await
 }
 

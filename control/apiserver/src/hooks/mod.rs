@@ -313,8 +313,9 @@ mod tests {
         let hooks = Hooks::new(&keyspace);
         assert!(hooks.now(&keyspace).is_none() && hooks.now(&keyspace).is_none());
         let put = |collection: &'static str, name: &'static str, webhooks: Value| {
-            let bytes = json!({"webhooks": webhooks}).to_string();
-            let value = Content { revision_at: bytes.len(), bytes: bytes.into() };
+            // The revision is put into the text at this place.
+            let bytes = format!("{{\"v\":\"\",{}", &json!({"webhooks": webhooks}).to_string()[1..]);
+            let value = Content { revision_at: 6, bytes: bytes.into() };
             keyspace.transact(vec![Op::Put { key: Key::new(collection, name), value, guard: Guard::None }])
         };
         put(MUTATING, "b", json!([{"name": "1"}, {"name": "2"}])).await.unwrap();

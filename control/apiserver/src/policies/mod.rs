@@ -149,7 +149,7 @@ impl Policies {
         }
         let mut now = kept.now.load_full();
         if now.at != at {
-            now = self.make(keyspace).await;
+            now = Box::pin(self.make(keyspace)).await;
         }
         (!now.is_empty()).then_some(now)
     }
@@ -198,8 +198,9 @@ mod tests {
         let policies = Policies::new(&keyspace);
         assert!(policies.now(&keyspace).await.is_none() && policies.now(&keyspace).await.is_none());
         let put = |collection: &'static str, name: &'static str, object: Value| {
-            let bytes = object.to_string();
-            let value = Content { revision_at: bytes.len(), bytes: bytes.into() };
+            // The revision is put into the text at this place.
+            let bytes = format!("{{\"v\":\"\",{}", &object.to_string()[1..]);
+            let value = Content { revision_at: 6, bytes: bytes.into() };
             keyspace.transact(vec![Op::Put { key: Key::new(collection, name), value, guard: Guard::None }])
         };
         let policy = |name: &str, expression: &str| json!({"metadata": {"name": name}, "spec": {"validations": [{"expression": expression}]}});

@@ -376,7 +376,8 @@ pub(super) async fn mutate(
     for one in &asked {
         for params in &one.params {
             let with = (params.as_ref(), namespace.as_ref());
-            any |= change(review, one, with, (&mut *object, old), (&mut *rounds, &mut spent), &mut failed).await?;
+            any |= Box::pin(change(review, one, with, (&mut *object, old), (&mut *rounds, &mut spent), &mut failed))
+                .await?;
             tokio::task::yield_now().await;
         }
     }

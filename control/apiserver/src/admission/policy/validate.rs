@@ -160,7 +160,7 @@ mod tests {
                 {"expression": "object.spec.replicas == 5", "message": " five "},
                 {"expression": "false", "message": "m", "messageExpression": "'has ' + string(object.spec.replicas)", "reason": "Forbidden"},
                 {"expression": "false", "message": "m", "messageExpression": "'a\\nb'"},
-                {"expression": "false", "messageExpression": "object.spec.nothing.text"},
+                {"expression": "false", "messageExpression": "string(object.spec.nothing)"},
             ]})),
             [
                 refusal(0, "failed expression: object.spec.replicas < 5", "Invalid"),
