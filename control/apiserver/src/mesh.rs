@@ -25,9 +25,9 @@ use crate::answer::respond;
 use crate::authz::Attributes;
 use crate::cluster::Cluster;
 use crate::limits::{Flow, Place};
+use crate::nodes::{self, Endpoint, Nodes};
 use crate::request::call::Call;
 use crate::store::Seen;
-use crate::subresources::nodes::{self, Endpoint, Nodes};
 
 /// Nodes that are asked; of more it is said that they are not.
 const NODES_MAX: usize = 500;

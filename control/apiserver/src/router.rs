@@ -196,7 +196,8 @@ async fn path(
         }
         Route::Version => return Ok(discovery::version(&call)),
         Route::Metrics => {
-            let page = server.metrics.render(&gauges(server));
+            let mut page = server.metrics.render(&gauges(server));
+            server.cluster.calls.render(&mut page);
             return Ok(respond::bytes(200, "text/plain; version=0.0.4; charset=utf-8", page));
         }
         _ => {}
@@ -359,8 +360,12 @@ async fn resource(
                 return Err(Status::method_not_allowed());
             }
             let place = server.limits.stream(caller.flow())?;
-            let around =
-                Around { stopping: &server.stopping, tasks: &server.tasks, initial_max: server.config.request_timeout };
+            let around = Around {
+                cluster: &server.cluster,
+                stopping: &server.stopping,
+                tasks: &server.tasks,
+                initial_max: server.config.request_timeout,
+            };
             let watch = verbs::watch::watch(&server.cluster, &call, resource, around, place);
             let watch = with_warnings(&call, watch.await?);
             // Also where the connection becomes a WebSocket, which the listener does not hear of any more.

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::response::Response;
-use coracle_api::meta::selector::{FieldSelector, LabelSelector};
 use coracle_api::meta::text::quote;
 use coracle_api::status::Status;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
@@ -19,11 +18,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::Passing;
 use super::html;
-use super::nodes::{self, Endpoint, Nodes};
 use crate::answer::respond;
 use crate::authn;
 use crate::catalog::Resource;
 use crate::cluster::Cluster;
+use crate::nodes::{self, At, Endpoint, Nodes};
 use crate::request::call::Call;
 use crate::store::Seen;
 
@@ -141,22 +140,28 @@ pub(super) async fn proxy(
         let to = node_endpoint(nodes::kubelet(cluster, name)?, scheme, port)?;
         return pass(nodes, &to, &path, passing, Some(&below)).await;
     }
-    let (pod, port) = if resource.row.resource() == "pods" {
+    let (node, namespace, name, port) = if resource.row.resource() == "pods" {
         let pod = read_pod(cluster, &named, resource).await?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let port = if port.is_empty() { first_port(&pod) } else { port.to_owned() };
-        (pod, port)
+        let metadata = &pod["metadata"];
+        (text(&pod["spec"]["nodeName"]), text(&metadata["namespace"]), text(&metadata["name"]), port)
     } else {
         let service = read_pod(cluster, &named, resource).await?;
-        endpoint_of_service(cluster, &service, port)?
+        match nodes::endpoint_of_service(cluster, &service, port)? {
+            At::Pod { node, namespace, name, port } => (node, namespace, name, port.to_string()),
+            // Whoever may call a Service may not call what is beyond the cluster.
+            At::Address { .. } => {
+                let message = format!("no endpoints available for service \"{name}\"");
+                return Err(Status::service_unavailable(message));
+            }
+        }
     };
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let node = text(&pod["spec"]["nodeName"]);
     if node.is_empty() {
         return Err(Status::service_unavailable("the pod is not bound to a node"));
     }
     // A pod's address is reached through its node: pods have no network of their own that this server is in.
     let to = nodes::kubelet(cluster, &node)?;
-    let (namespace, name) = (text(&pod["metadata"]["namespace"]), text(&pod["metadata"]["name"]));
     // The node speaks TLS with it: what lies between them is TLS already.
     let secure = if scheme == "https" { "https:" } else { "" };
     let path = format!("/coracle/v1/proxy/{namespace}/{name}/{secure}{port}{path}");
@@ -203,46 +208,6 @@ fn first_port(pod: &Value) -> String {
         .flat_map(|container| container["ports"].as_array().into_iter().flatten())
         .find_map(|port| port["containerPort"].as_u64())
         .map_or_else(|| "80".to_owned(), |port| port.to_string())
-}
-
-/// A ready pod behind a service, and the port that the service's port leads to.
-fn endpoint_of_service(cluster: &Cluster, service: &Value, port: &str) -> Result<(Value, String), Status> {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let (namespace, name) = (text(&service["metadata"]["namespace"]), text(&service["metadata"]["name"]));
-    let unavailable = || Status::service_unavailable(format!("no endpoints available for service \"{name}\""));
-    let ports = service["spec"]["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let chosen = match port {
-        "" if ports.len() == 1 => ports.first(),
-        "" => ports.iter().find(|port| text(&port["name"]).is_empty()).or(ports.first()),
-        wanted => {
-            ports.iter().find(|port| text(&port["name"]) == wanted || port["port"].as_u64() == wanted.parse().ok())
-        }
-    };
-    let port_name = text(&chosen.ok_or_else(unavailable)?["name"]);
-    let slices = cluster.catalog.named("discovery.k8s.io", "endpointslices").ok_or_else(unavailable)?;
-    let pods = cluster.catalog.named("", "pods").ok_or_else(unavailable)?;
-    let of_service = LabelSelector::from_pairs([("kubernetes.io/service-name", name.as_str())]);
-    let snapshot = cluster.store.keyspace.snapshot(slices.row.collection());
-    for (_, record) in crate::store::range(&snapshot.records, Some(&namespace), None) {
-        let seen = Seen::new(slices, record);
-        if !seen.matches(&of_service, &FieldSelector::everything()) {
-            continue;
-        }
-        let slice = seen.stored()?;
-        let port = slice["ports"].as_array().into_iter().flatten().find(|port| text(&port["name"]) == port_name);
-        let Some(port) = port.and_then(|port| port["port"].as_u64()) else { continue };
-        for endpoint in slice["endpoints"].as_array().into_iter().flatten() {
-            let ready = endpoint["conditions"]["ready"].as_bool().unwrap_or(true);
-            let pod = text(&endpoint["targetRef"]["name"]);
-            if !ready || pod.is_empty() {
-                continue;
-            }
-            if let Some(record) = cluster.store.get(pods, &pods.record_name(Some(&namespace), &pod)) {
-                return Ok((Seen::new(pods, &record).stored()?, port.to_string()));
-            }
-        }
-    }
-    Err(unavailable())
 }
 
 /// Passes a request on and its answer back. `below` is where a proxied application stands among this server's paths.

@@ -1,4 +1,4 @@
-//! The functions that rules may call: CEL's own and Kubernetes' (kubernetes-api §22.4).
+//! What the functions of expressions do: CEL's own and Kubernetes' (kubernetes-api §22.4).
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -10,162 +10,15 @@ use base64::engine::general_purpose::STANDARD;
 use jiff::tz::TimeZone;
 
 use super::eval::{Run, Stop};
+use super::signatures::ESCAPE_KEY;
 use super::value::{Text, Url, Val, contains, duration, timestamp};
 use crate::custom::format;
 use crate::custom::pattern::{self, Pattern};
 use crate::meta::Quantity;
 use crate::meta::{names, time};
 
-/// Names of types.
-pub(super) const TYPES: [&str; 11] =
-    ["bool", "bytes", "double", "int", "list", "map", "null_type", "string", "type", "uint", "optional_type"];
-
-/// What is known of what a function gives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Gives {
-    Bool,
-    Text,
-    Other,
-    Any,
-}
-
-/// A function; one that is called on something begins with a dot, and counts that as an argument.
-#[derive(Debug)]
-pub(super) struct Function {
-    pub name: &'static str,
-    least: usize,
-    most: usize,
-    pub gives: Gives,
-}
-
-const fn row(name: &'static str, least: usize, most: usize, gives: Gives) -> Function {
-    Function { name, least, most, gives }
-}
-
-use Gives::{Any, Bool, Other, Text as Words};
-
-static FUNCTIONS: &[Function] = &[
-    row("size", 1, 1, Other),
-    row(".size", 1, 1, Other),
-    row("type", 1, 1, Other),
-    row("dyn", 1, 1, Any),
-    row("int", 1, 1, Other),
-    row("uint", 1, 1, Other),
-    row("double", 1, 1, Other),
-    row("string", 1, 1, Words),
-    row("bytes", 1, 1, Other),
-    row("bool", 1, 1, Bool),
-    row("duration", 1, 1, Other),
-    row("timestamp", 1, 1, Other),
-    row("matches", 2, 2, Bool),
-    row(".matches", 2, 2, Bool),
-    row(".contains", 2, 2, Bool),
-    row(".startsWith", 2, 2, Bool),
-    row(".endsWith", 2, 2, Bool),
-    row(".charAt", 2, 2, Words),
-    row(".indexOf", 2, 3, Other),
-    row(".lastIndexOf", 2, 3, Other),
-    row(".join", 1, 2, Words),
-    row(".lowerAscii", 1, 1, Words),
-    row(".upperAscii", 1, 1, Words),
-    row(".replace", 3, 4, Words),
-    row(".split", 2, 3, Other),
-    row(".substring", 2, 3, Words),
-    row(".trim", 1, 1, Words),
-    row(".format", 2, 2, Words),
-    row("strings.quote", 1, 1, Words),
-    row(".find", 2, 2, Words),
-    row(".findAll", 2, 3, Other),
-    row(".isSorted", 1, 1, Bool),
-    row(".sum", 1, 1, Any),
-    row(".min", 1, 1, Any),
-    row(".max", 1, 1, Any),
-    row(".slice", 3, 3, Other),
-    row(".flatten", 1, 2, Other),
-    row(".sort", 1, 1, Other),
-    row(".distinct", 1, 1, Other),
-    row(".reverse", 1, 1, Any),
-    row("lists.range", 1, 1, Other),
-    row("sets.contains", 2, 2, Bool),
-    row("sets.equivalent", 2, 2, Bool),
-    row("sets.intersects", 2, 2, Bool),
-    row(".getDate", 1, 2, Other),
-    row(".getDayOfMonth", 1, 2, Other),
-    row(".getDayOfWeek", 1, 2, Other),
-    row(".getDayOfYear", 1, 2, Other),
-    row(".getFullYear", 1, 2, Other),
-    row(".getHours", 1, 2, Other),
-    row(".getMilliseconds", 1, 2, Other),
-    row(".getMinutes", 1, 2, Other),
-    row(".getMonth", 1, 2, Other),
-    row(".getSeconds", 1, 2, Other),
-    row("optional.of", 1, 1, Other),
-    row("optional.ofNonZeroValue", 1, 1, Other),
-    row("optional.none", 0, 0, Other),
-    row(".hasValue", 1, 1, Bool),
-    row(".value", 1, 1, Any),
-    row(".or", 2, 2, Other),
-    row(".orValue", 2, 2, Any),
-    row("quantity", 1, 1, Other),
-    row("isQuantity", 1, 1, Bool),
-    row(".isInteger", 1, 1, Bool),
-    row(".asInteger", 1, 1, Other),
-    row(".asApproximateFloat", 1, 1, Other),
-    row(".sign", 1, 1, Other),
-    row(".add", 2, 2, Other),
-    row(".sub", 2, 2, Other),
-    row(".isLessThan", 2, 2, Bool),
-    row(".isGreaterThan", 2, 2, Bool),
-    row(".compareTo", 2, 2, Other),
-    row("url", 1, 1, Other),
-    row("isURL", 1, 1, Bool),
-    row(".getScheme", 1, 1, Words),
-    row(".getHost", 1, 1, Words),
-    row(".getHostname", 1, 1, Words),
-    row(".getPort", 1, 1, Words),
-    row(".getEscapedPath", 1, 1, Words),
-    row(".getQuery", 1, 1, Other),
-    row("ip", 1, 1, Other),
-    row("isIP", 1, 1, Bool),
-    row("ip.isCanonical", 1, 1, Bool),
-    row(".ip", 1, 1, Other),
-    row(".family", 1, 1, Other),
-    row(".isUnspecified", 1, 1, Bool),
-    row(".isLoopback", 1, 1, Bool),
-    row(".isLinkLocalMulticast", 1, 1, Bool),
-    row(".isLinkLocalUnicast", 1, 1, Bool),
-    row(".isGlobalUnicast", 1, 1, Bool),
-    row("cidr", 1, 1, Other),
-    row("isCIDR", 1, 1, Bool),
-    row(".containsIP", 2, 2, Bool),
-    row(".containsCIDR", 2, 2, Bool),
-    row(".prefixLength", 1, 1, Other),
-    row(".masked", 1, 1, Other),
-    row("format.named", 1, 1, Other),
-    row("format.dns1123Label", 0, 0, Other),
-    row("format.dns1123Subdomain", 0, 0, Other),
-    row("format.dns1035Label", 0, 0, Other),
-    row("format.qualifiedName", 0, 0, Other),
-    row("format.dns1123LabelPrefix", 0, 0, Other),
-    row("format.dns1123SubdomainPrefix", 0, 0, Other),
-    row("format.dns1035LabelPrefix", 0, 0, Other),
-    row("format.labelValue", 0, 0, Other),
-    row("format.uri", 0, 0, Other),
-    row("format.uuid", 0, 0, Other),
-    row("format.byte", 0, 0, Other),
-    row("format.date", 0, 0, Other),
-    row("format.datetime", 0, 0, Other),
-    row(".validate", 2, 2, Other),
-];
-
-/// The function of a name for so many arguments; otherwise whether there is one of that name.
-pub(super) fn find(name: &str, arguments: usize) -> Result<&'static Function, bool> {
-    let function = FUNCTIONS.iter().find(|function| function.name == name).ok_or(false)?;
-    if (function.least..=function.most).contains(&arguments) { Ok(function) } else { Err(true) }
-}
-
 /// A value as `string()` shows it.
-pub(super) fn shown(value: &Val<'_>) -> String {
+pub(crate) fn shown(value: &Val<'_>) -> String {
     match value {
         Val::Null => "null".to_owned(),
         Val::Bool(value) => value.to_string(),
@@ -181,6 +34,7 @@ pub(super) fn shown(value: &Val<'_>) -> String {
         Val::Url(url) => url.text.clone(),
         Val::Ip(ip) => ip.to_string(),
         Val::Cidr(ip, bits) => format!("{ip}/{bits}"),
+        Val::Semver(version) => version.to_string(),
         other => other.type_name().to_owned(),
     }
 }
@@ -247,7 +101,7 @@ fn expression(run: &mut Run<'_>, text: &str, over: usize) -> Result<Pattern, Sto
 }
 
 /// Calls a function; what a text costs to be looked at is paid here.
-pub(super) fn call<'a>(run: &mut Run<'a>, name: &str, given: &[Val<'a>]) -> Result<Val<'a>, Stop> {
+pub(crate) fn call<'a>(run: &mut Run<'a>, name: &str, given: &[Val<'a>]) -> Result<Val<'a>, Stop> {
     for value in given {
         match value {
             Val::Text(text) => run.spend(text.len() / 10)?,
@@ -271,6 +125,8 @@ pub(super) fn call<'a>(run: &mut Run<'a>, name: &str, given: &[Val<'a>]) -> Resu
         [Val::Quantity(of), rest @ ..] if name.starts_with('.') => of_quantity(name, of, rest),
         [Val::Url(url)] if name.starts_with('.') => of_url(run, name, url),
         [Val::Ip(_) | Val::Cidr(..), ..] if name.starts_with('.') => of_address(name, given),
+        [Val::Authority(of), rest @ ..] if name.starts_with('.') => of.call(run, name, rest),
+        [Val::Semver(of), rest @ ..] if name.starts_with('.') => of_semver(name, of, rest),
         [Val::Format(format), Val::Text(text)] if name == ".validate" => Ok(validate(format, text)),
         [size] if name == ".size" => size.size(run)?.map(whole).ok_or_else(Stop::overload),
         _ if name.starts_with('.') => Err(Stop::overload()),
@@ -302,6 +158,14 @@ fn global<'a>(run: &mut Run<'a>, name: &str, given: &[Val<'a>]) -> Result<Val<'a
         ("optional.ofNonZeroValue", [of]) => {
             Ok(if is_zero(of, run)? { Val::Optional(None) } else { Val::some(of.clone()) })
         }
+        ("optional.unwrap", [of]) => unwrapped(&of.items(run)?.ok_or_else(Stop::overload)?),
+        (ESCAPE_KEY, [Val::Text(text)]) => Ok(Val::own(text.replace('~', "~0").replace('/', "~1"))),
+        ("semver", [Val::Text(text)]) => version(text, false).map(|version| Val::Semver(Rc::new(version))),
+        ("semver", [Val::Text(text), Val::Bool(loose)]) => {
+            version(text, *loose).map(|version| Val::Semver(Rc::new(version)))
+        }
+        ("isSemver", [Val::Text(text)]) => Ok(Val::Bool(version(text, false).is_ok())),
+        ("isSemver", [Val::Text(text), Val::Bool(loose)]) => Ok(Val::Bool(version(text, *loose).is_ok())),
         ("strings.quote", [Val::Text(text)]) => Ok(Val::own(crate::meta::text::quote(text))),
         ("lists.range", [Val::Int(count)]) => {
             run.spend(usize::try_from(*count).unwrap_or(0))?;
@@ -443,7 +307,6 @@ fn of_text<'a>(run: &mut Run<'a>, name: &str, text: &Text<'a>, given: &[Val<'a>]
         (".lowerAscii", []) => Val::own(text.to_ascii_lowercase()),
         (".upperAscii", []) => Val::own(text.to_ascii_uppercase()),
         (".trim", []) => Val::own(text.trim()),
-        (".reverse", []) => Val::own(text.chars().rev().collect::<String>()),
         (".replace", [Val::Text(old), Val::Text(new), count @ ..]) => {
             let most = match count {
                 [] => usize::MAX,
@@ -687,6 +550,9 @@ fn of_list<'a>(run: &mut Run<'a>, name: &str, given: &[Val<'a>]) -> Result<Val<'
             items.reverse();
             Val::list(items)
         }
+        (".first", []) => Val::Optional(items.into_iter().next().map(Rc::new)),
+        (".last", []) => Val::Optional(items.pop().map(Rc::new)),
+        (".unwrapOpt", []) => unwrapped(&items)?,
         (".sort", []) => {
             // What cannot be compared is found before, so that the order is one.
             for pair in items.windows(2) {
@@ -703,14 +569,30 @@ fn of_list<'a>(run: &mut Run<'a>, name: &str, given: &[Val<'a>]) -> Result<Val<'
 }
 
 /// Sorts by merging: it ends where the budget ends, and what has no order (a NaN) is no fault.
-fn sorted<'a>(run: &mut Run<'a>, mut items: Vec<Val<'a>>) -> Result<Vec<Val<'a>>, Stop> {
+fn sorted<'a>(run: &mut Run<'a>, items: Vec<Val<'a>>) -> Result<Vec<Val<'a>>, Stop> {
+    merged(run, items, |item| item)
+}
+
+/// Items in the order of their keys.
+pub(crate) fn sorted_by<'a>(run: &mut Run<'a>, items: Vec<(Val<'a>, Val<'a>)>) -> Result<Vec<Val<'a>>, Stop> {
+    for pair in items.windows(2) {
+        let [(a, _), (b, _)] = pair else { continue };
+        if a.type_name() != b.type_name() || a.order(b, run)?.is_none() {
+            return Err(Stop::new("list elements must have the same type"));
+        }
+    }
+    run.spend(items.len().saturating_mul(items.len().checked_ilog2().unwrap_or(0) as usize))?;
+    Ok(merged(run, items, |(key, _)| key)?.into_iter().map(|(_, item)| item).collect())
+}
+
+fn merged<'a, T: Clone>(run: &mut Run<'a>, mut items: Vec<T>, key: fn(&T) -> &Val<'a>) -> Result<Vec<T>, Stop> {
     let mut width = 1;
     while width < items.len() {
         let mut merged = Vec::with_capacity(items.len());
         for pair in items.chunks(2 * width) {
             let (mut left, mut right) = pair.split_at(width.min(pair.len()));
             while let ([a, others @ ..], [b, rest @ ..]) = (left, right) {
-                if a.order(b, run)? == Some(Ordering::Greater) {
+                if key(a).order(key(b), run)? == Some(Ordering::Greater) {
                     merged.push(b.clone());
                     right = rest;
                 } else {
@@ -725,6 +607,56 @@ fn sorted<'a>(run: &mut Run<'a>, mut items: Vec<Val<'a>>) -> Result<Vec<Val<'a>>
         width *= 2;
     }
     Ok(items)
+}
+
+/// What the optionals of a list hold.
+fn unwrapped<'a>(items: &[Val<'a>]) -> Result<Val<'a>, Stop> {
+    let mut held = Vec::with_capacity(items.len());
+    for item in items {
+        match item {
+            Val::Optional(of) => held.extend(of.as_ref().map(|of| (**of).clone())),
+            _ => return Err(Stop::overload()),
+        }
+    }
+    Ok(Val::list(held))
+}
+
+/// A version; a loose one may lack its minor and its patch, and may have a `v` and leading zeros.
+fn version(text: &str, loose: bool) -> Result<semver::Version, Stop> {
+    let wrong = |words: &str| Stop::new(&format!("semver parse error: {words}"));
+    if !loose {
+        return semver::Version::parse(text).map_err(|error| wrong(&error.to_string()));
+    }
+    let bare = text.strip_prefix('v').unwrap_or(text);
+    let end = bare.find(['-', '+']).unwrap_or(bare.len());
+    let (numbers, rest) = bare.split_at(end);
+    let mut parts: Vec<String> = numbers
+        .split('.')
+        .map(|part| match part.trim_start_matches('0') {
+            "" if !part.is_empty() => "0".to_owned(),
+            part => part.to_owned(),
+        })
+        .collect();
+    if parts.len() < 3 {
+        if !rest.is_empty() {
+            return Err(wrong("short version cannot contain PreRelease/Build meta data"));
+        }
+        parts.resize(3, "0".to_owned());
+    }
+    semver::Version::parse(&format!("{}{rest}", parts.join("."))).map_err(|error| wrong(&error.to_string()))
+}
+
+fn of_semver<'a>(name: &str, of: &semver::Version, rest: &[Val<'a>]) -> Result<Val<'a>, Stop> {
+    let number = |number: u64| i64::try_from(number).map(Val::Int).map_err(|_| Stop::new("integer overflow"));
+    match (name, rest) {
+        (".major", []) => number(of.major),
+        (".minor", []) => number(of.minor),
+        (".patch", []) => number(of.patch),
+        (".isLessThan", [Val::Semver(other)]) => Ok(Val::Bool(of.cmp_precedence(other).is_lt())),
+        (".isGreaterThan", [Val::Semver(other)]) => Ok(Val::Bool(of.cmp_precedence(other).is_gt())),
+        (".compareTo", [Val::Semver(other)]) => Ok(Val::Int(of.cmp_precedence(other) as i64)),
+        _ => Err(Stop::overload()),
+    }
 }
 
 fn of_optional<'a>(name: &str, of: Option<&Val<'a>>, rest: &[Val<'a>]) -> Result<Val<'a>, Stop> {

@@ -3,6 +3,7 @@
 
 use std::rc::Rc;
 
+use super::authority::Authorizer;
 use super::library;
 use super::parse::Operator;
 use super::program::{Expr, Loop, What};
@@ -10,7 +11,7 @@ use super::value::{Text, Val, contains};
 
 /// Why an evaluation has no value.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Stop {
+pub(crate) enum Stop {
     /// It costs more than it may.
     Cost,
     Fault(String),
@@ -28,36 +29,132 @@ impl Stop {
 }
 
 /// An evaluation.
-pub(super) struct Run<'a> {
+pub(crate) struct Run<'a> {
     slots: Vec<Val<'a>>,
+    /// How many of them are there from the beginning.
+    base: usize,
+    /// What one program may cost.
+    limit: usize,
+    /// What this one still may.
     left: usize,
+    /// What all of them still may.
+    pool: usize,
     asked: usize,
+    /// What the kept values of variables have cost.
+    kept: usize,
+    /// Who answers what is asked of `authorizer`.
+    pub authorizer: Option<&'a dyn Authorizer>,
+    /// What is declared, and what it gave once somebody asked.
+    variables: Vec<Variable<'a>>,
 }
+
+/// A declared expression.
+struct Variable<'a> {
+    name: &'a str,
+    program: &'a Expr,
+    value: Option<Result<Val<'a>, Stop>>,
+}
+
+/// Units that the values of declared expressions may have cost that are kept: each stands for some fifty bytes at most.
+const KEPT_MAX: usize = 1_500_000;
 
 impl<'a> Run<'a> {
     /// One that may cost so much.
     pub fn new(budget: usize) -> Run<'a> {
-        Run { slots: Vec::new(), left: budget, asked: budget }
+        Run::of(budget, budget)
+    }
+
+    /// One whose programs may cost `limit` each and `pool` together.
+    pub fn of(limit: usize, pool: usize) -> Run<'a> {
+        Run {
+            slots: Vec::new(),
+            base: 0,
+            limit,
+            left: limit.min(pool),
+            pool,
+            asked: pool,
+            authorizer: None,
+            variables: Vec::new(),
+            kept: 0,
+        }
     }
 
     /// The value of a program for these variables.
     pub fn program(&mut self, program: &'a Expr, slots: Vec<Val<'a>>) -> Result<Val<'a>, Stop> {
-        self.slots = slots;
+        self.set(slots);
         self.eval(program)
+    }
+
+    /// The value of a further program for the same variables, which may cost as much as one may.
+    pub fn further(&mut self, program: &'a Expr) -> Result<Val<'a>, Stop> {
+        self.left = self.limit.min(self.pool);
+        self.eval(program)
+    }
+
+    /// What programs find in their places from here on.
+    pub fn set(&mut self, slots: Vec<Val<'a>>) {
+        self.base = slots.len();
+        self.slots = slots;
+    }
+
+    /// What programs may name beside: evaluated when one of them asks, and once.
+    pub fn declare(&mut self, variables: impl Iterator<Item = (&'a str, &'a Expr)>) {
+        self.variables = variables.map(|(name, program)| Variable { name, program, value: None }).collect();
+    }
+
+    fn variable(&mut self, at: usize) -> Result<Val<'a>, Stop> {
+        let Some(Variable { name, program, value }) = self.variables.get(at) else {
+            return Err(Stop::new("no such attribute"));
+        };
+        if let Some(value) = value {
+            return value.clone();
+        }
+        let (name, program) = (*name, *program);
+        // It sees the places of the beginning, not those of loops around, and costs as a program of its own.
+        let around = self.slots.split_off(self.base.min(self.slots.len()));
+        let (left, pool) = (self.left, self.pool);
+        self.left = self.limit.min(self.pool);
+        let value = match self.eval(program) {
+            Err(Stop::Fault(words)) => {
+                Err(Stop::Fault(format!("composited variable \"{name}\" fails to evaluate: {words}")))
+            }
+            value => value,
+        };
+        self.left = left.min(self.pool);
+        self.slots.truncate(self.base);
+        self.slots.extend(around);
+        // One that was cut short may have a value where more is left; one that is large is made again.
+        let cost = pool - self.pool;
+        if !matches!(value, Err(Stop::Cost))
+            && self.kept + cost <= KEPT_MAX
+            && let Some(variable) = self.variables.get_mut(at)
+        {
+            self.kept += cost;
+            variable.value = Some(value.clone());
+        }
+        value
     }
 
     /// What it has cost.
     pub fn spent(&self) -> usize {
-        self.asked - self.left
+        self.asked - self.pool
+    }
+
+    /// Whether nothing is left for any program.
+    pub fn is_spent(&self) -> bool {
+        self.pool == 0
     }
 
     pub fn spend(&mut self, cost: usize) -> Result<(), Stop> {
         match self.left.checked_sub(cost) {
             Some(left) => {
                 self.left = left;
+                // It is never less than what is left of a part of it.
+                self.pool = self.pool.saturating_sub(cost);
                 Ok(())
             }
             None => {
+                self.pool = self.pool.saturating_sub(self.left);
                 self.left = 0;
                 Err(Stop::Cost)
             }
@@ -78,6 +175,28 @@ impl<'a> Run<'a> {
                 self.spend(1)?;
                 self.slots.get(*at).cloned().ok_or_else(|| Stop::new("no such attribute"))?
             }
+            Expr::Variable(at) => {
+                self.spend(1)?;
+                self.variable(*at)?
+            }
+            Expr::Declared(at) => {
+                self.variable(*at)?;
+                Val::Bool(true)
+            }
+            Expr::Struct(name, fields) => {
+                self.spend(40)?;
+                let mut made = Vec::with_capacity(fields.len());
+                for (field, value, optional) in fields {
+                    match (self.eval(value)?, optional) {
+                        (value, false) => made.push((field.as_str(), value)),
+                        (Val::Optional(value), true) => {
+                            made.extend(value.map(|value| (field.as_str(), (*value).clone())));
+                        }
+                        _ => return Err(Stop::overload()),
+                    }
+                }
+                Val::Struct(name, Rc::new(made))
+            }
             Expr::Select(of, field, optional) => {
                 let of = self.eval(of)?;
                 self.select(&of, field, *optional)?
@@ -91,7 +210,7 @@ impl<'a> Run<'a> {
                     of => of,
                 };
                 match of {
-                    Val::Fields(..) => Val::Bool(of.field(field, self)?.is_some()),
+                    Val::Fields(..) | Val::Struct(..) => Val::Bool(of.field(field, self)?.is_some()),
                     Val::Map(_) => Val::Bool(of.at(&Val::own(field.as_str()), self)?.is_some()),
                     _ => return Err(Stop::overload()),
                 }
@@ -211,9 +330,10 @@ impl<'a> Run<'a> {
             };
         }
         let found = match of {
-            Val::Fields(..) => of.field(field, self)?,
+            Val::Fields(..) | Val::Struct(..) => of.field(field, self)?,
             Val::Map(_) => of.at(&Val::own(field), self)?,
-            _ => return Err(Stop::overload()),
+            // As cel-go says it of what has no fields.
+            _ => None,
         };
         match (found, optional) {
             (found, true) => Ok(Val::Optional(found.map(Rc::new))),
@@ -323,6 +443,7 @@ impl<'a> Run<'a> {
         let over = self.eval(&of.over)?;
         let (entries, is_list) = self.entries(&over)?;
         let (mut list, mut map, mut count, mut failed) = (Vec::new(), Vec::new(), 0_usize, None);
+        let mut keyed: Vec<(Val<'a>, Val<'a>)> = Vec::new();
         for (key, value) in entries {
             self.spend(1)?;
             let item = if is_list { value.clone() } else { key.clone() };
@@ -351,6 +472,7 @@ impl<'a> Run<'a> {
                 (What::All | What::Exists | What::ExistsOne | What::Filter, Val::Bool(_)) => {}
                 (What::All | What::Exists, _) => failed = failed.or(Some(Stop::overload())),
                 (What::Map, made) => list.push(made),
+                (What::Sort, made) => keyed.push((made, item)),
                 (What::Fields, made) => map.push((key, made)),
                 (What::Entries, made) => {
                     for (key, value) in made.fields(self)?.ok_or_else(Stop::overload)? {
@@ -368,6 +490,7 @@ impl<'a> Run<'a> {
             What::Exists => Val::Bool(false),
             What::ExistsOne => Val::Bool(count == 1),
             What::Map | What::Filter => Val::list(list),
+            What::Sort => Val::list(library::sorted_by(self, keyed)?),
             What::Fields | What::Entries => Val::Map(Rc::new(map)),
         })
     }

@@ -3,28 +3,21 @@
 //! The rules of one object share a budget, and each has a part of it. What a rule says of a value that an update does not
 //! change is no error; rules that name `oldSelf` are asked only where there is an old value.
 
-mod eval;
-mod library;
-mod parse;
-mod program;
 #[cfg(test)]
 mod tests;
-mod value;
 
 use serde_json::Value;
 
-use self::eval::{Run, Stop};
-use self::program::Expr;
-use self::value::{Shape, Val};
 use super::pattern::STATES_ALL_MAX;
 use super::structural::{Additional, Structural, Type};
+use crate::cel::{self, EXPRESSION_BUDGET, Env, Expr, Run, Shape, Stop, Ty, Val};
 use crate::meta::field::{FieldError, FieldErrors};
 use crate::schema::ListKind;
 
 /// What all rules of one object may cost (Kubernetes').
 const BUDGET: usize = 10_000_000;
-/// What one rule may cost once.
-const RULE_BUDGET: usize = 1_000_000;
+/// The place of `oldSelf`; before it is that of `self`.
+const OLD: usize = 1;
 /// Most bytes that the expressions of one schema have together.
 const SOURCE_MAX: usize = 1 << 20;
 /// Longest message that an expression may give.
@@ -77,23 +70,27 @@ impl Rule {
         if source.trim().is_empty() {
             return rule;
         }
+        let shape = if root { Shape::Whole(schema) } else { Shape::of(schema) };
+        let own = Ty::of(shape, "selfType");
+        let old = if optional_old { Ty::optional(own.clone()) } else { own.clone() };
+        let env = Env { names: vec![("self".to_owned(), own), ("oldSelf".to_owned(), old)], patches: false };
         let mut compile = |source: &str| {
             budget.source = budget.source.checked_sub(source.len()).ok_or("the rules of the schema are too many")?;
-            let made = parse::parse(source)
-                .and_then(|node| program::make(&node, schema, root, optional_old, &mut budget.states));
-            made.map_err(|fault| format!("compilation failed: {}", fault.show(source)))
+            cel::compile(source, &env, &mut budget.states).map_err(|told| format!("compilation failed: {told}"))
         };
         match compile(source) {
-            Ok(made) if made.ty.is_no_bool() => rule.fault = Some("cel expression must evaluate to a bool".to_owned()),
+            Ok(made) if !matches!(made.ty, Ty::Bool) => {
+                rule.fault = Some("cel expression must evaluate to a bool".to_owned());
+            }
             Ok(made) => {
-                rule.uses_old = made.uses_old;
+                rule.uses_old = made.uses & (1 << OLD) != 0;
                 rule.program = Some(made.expr);
             }
             Err(fault) => rule.fault = Some(fault),
         }
         if !message.trim().is_empty() {
             match compile(message) {
-                Ok(made) if made.ty.is_no_text() => {
+                Ok(made) if !matches!(made.ty, Ty::Text) => {
                     rule.message_fault = Some("messageExpression must evaluate to a string".to_owned());
                 }
                 Ok(made) => rule.message = Some(made.expr),
@@ -312,7 +309,7 @@ impl Checker<'_> {
         program: &'a Expr,
         slots: impl Fn(&mut Run<'a>) -> Result<Vec<Val<'a>>, Stop>,
     ) -> Result<Val<'a>, Stop> {
-        let mut run = Run::new(RULE_BUDGET.min(self.left));
+        let mut run = Run::new(EXPRESSION_BUDGET.min(self.left));
         let value = slots(&mut run).and_then(|slots| run.program(program, slots));
         self.left -= run.spent();
         value

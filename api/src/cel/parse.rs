@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use super::program::dotted;
+
 /// How deep an expression may nest; chains of one operator count, but those of `&&` and `||` do not.
 const DEPTH_MAX: usize = 120;
 /// How deep brackets may nest: each takes a dozen calls to read.
@@ -9,7 +11,7 @@ const BRACKETS_MAX: usize = 50;
 
 /// What is said of one place of an expression.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Fault {
+pub(crate) struct Fault {
     pub at: usize,
     pub message: String,
 }
@@ -33,14 +35,14 @@ impl Fault {
 
 /// A node, and where it stands in the text.
 #[derive(Debug)]
-pub(super) struct Node {
+pub(crate) struct Node {
     pub at: usize,
     pub is: Is,
     depth: usize,
 }
 
 #[derive(Debug)]
-pub(super) enum Is {
+pub(crate) enum Is {
     Null,
     Bool(bool),
     Int(i64),
@@ -59,6 +61,8 @@ pub(super) enum Is {
     List(Vec<(Node, bool)>),
     /// `{a: b, ?c: d}`.
     Map(Vec<(Node, Node, bool)>),
+    /// `Name{a: b, ?c: d}`; with each field where its colon stands.
+    Struct(String, Vec<(usize, String, Node, bool)>),
     All(Vec<Node>),
     Any(Vec<Node>),
     Not(Box<Node>),
@@ -68,7 +72,7 @@ pub(super) enum Is {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Operator {
+pub(crate) enum Operator {
     Less,
     LessEqual,
     Greater,
@@ -124,13 +128,17 @@ const RESERVED: [&str; 17] = [
     "while",
 ];
 
-pub(super) fn parse(source: &str) -> Result<Node, Fault> {
+/// What an expression may begin with.
+const BEGINNINGS: &str = "{'[', '{', '(', '.', '-', '!', 'true', 'false', 'null', NUM_FLOAT, NUM_INT, NUM_UINT, STRING, BYTES, \
+                          IDENTIFIER}";
+
+pub(crate) fn parse(source: &str) -> Result<Node, Fault> {
     let mut parser = Parser { source, at: 0, token: Token::End, start: 0, depth: 0 };
     parser.advance()?;
     let node = parser.expression()?;
     match parser.token {
         Token::End => Ok(node),
-        _ => Err(parser.unexpected()),
+        _ => Err(parser.unexpected("<EOF>")),
     }
 }
 
@@ -154,6 +162,7 @@ fn node(at: usize, is: Is) -> Node {
         Is::Call(on, _, arguments) => all(arguments).max(1 + on.as_ref().map_or(0, |on| on.depth)),
         Is::All(of) | Is::Any(of) => all(of),
         Is::List(items) => 1 + items.iter().map(|(item, _)| item.depth).max().unwrap_or(0),
+        Is::Struct(_, fields) => 1 + fields.iter().map(|(_, _, value, _)| value.depth).max().unwrap_or(0),
         Is::Map(fields) => 1 + fields.iter().map(|(key, value, _)| key.depth.max(value.depth)).max().unwrap_or(0),
         _ => 1,
     };
@@ -165,12 +174,17 @@ impl Parser<'_> {
         self.source.get(self.at..).unwrap_or_default()
     }
 
-    fn unexpected(&self) -> Fault {
-        let shown = match &self.token {
-            Token::End => "<EOF>".to_owned(),
-            _ => self.source.get(self.start..self.at).unwrap_or_default().to_owned(),
-        };
-        Fault::new(self.start, format!("Syntax error: mismatched input '{shown}'"))
+    /// What is told of a token that cannot be here (in the words of cel-go's parser).
+    fn unexpected(&self, expecting: &str) -> Fault {
+        match &self.token {
+            Token::End => {
+                Fault::new(self.start, format!("Syntax error: mismatched input '<EOF>' expecting {expecting}"))
+            }
+            _ => {
+                let shown = self.source.get(self.start..self.at).unwrap_or_default();
+                Fault::new(self.start, format!("Syntax error: extraneous input '{shown}' expecting {expecting}"))
+            }
+        }
     }
 
     fn is(&self, sign: &str) -> bool {
@@ -186,8 +200,13 @@ impl Parser<'_> {
         Ok(found)
     }
 
-    fn expect(&mut self, sign: &str) -> Result<(), Fault> {
-        if self.take(sign)? { Ok(()) } else { Err(self.unexpected()) }
+    /// Passes a sign that must come next; `or` says what else could.
+    fn expect(&mut self, sign: &str, or: &str) -> Result<(), Fault> {
+        if self.take(sign)? {
+            return Ok(());
+        }
+        let expecting = if or.is_empty() { format!("'{sign}'") } else { format!("{{'{sign}', {or}}}") };
+        Err(self.unexpected(&expecting))
     }
 
     fn made(&self, at: usize, is: Is) -> Result<Node, Fault> {
@@ -207,7 +226,7 @@ impl Parser<'_> {
         let at = self.start;
         let made = if self.take("?")? {
             let yes = self.any()?;
-            self.expect(":")?;
+            self.expect(":", "")?;
             let no = self.expression()?;
             self.made(at, Is::Either(Box::new(condition), Box::new(yes), Box::new(no)))
         } else {
@@ -339,6 +358,7 @@ impl Parser<'_> {
                 let optional = self.take("?")?;
                 let name = self.field()?;
                 if !optional && self.is("(") {
+                    let at = self.start;
                     let arguments = self.arguments()?;
                     of = self.made(at, Is::Call(Some(Box::new(of)), name, arguments))?;
                 } else {
@@ -347,8 +367,14 @@ impl Parser<'_> {
             } else if self.take("[")? {
                 let optional = self.take("?")?;
                 let index = self.expression()?;
-                self.expect("]")?;
+                self.expect("]", "")?;
                 of = self.made(at, Is::Index(Box::new(of), Box::new(index), optional))?;
+            } else if self.is("{")
+                && let Some(name) = dotted(&of)
+            {
+                self.advance()?;
+                let fields = self.fields()?;
+                of = self.made(at, Is::Struct(name, fields))?;
             } else {
                 return Ok(of);
             }
@@ -358,19 +384,22 @@ impl Parser<'_> {
     /// The name behind a dot; one in backquotes may have dashes, dots and slashes.
     fn field(&mut self) -> Result<String, Fault> {
         match std::mem::replace(&mut self.token, Token::End) {
+            Token::Name(name) if ["true", "false", "null", "in"].contains(&name.as_str()) => {
+                Err(Fault::new(self.start, format!("Syntax error: mismatched input '{name}' expecting IDENTIFIER")))
+            }
             Token::Name(name) => {
                 self.advance()?;
                 Ok(name)
             }
             token => {
                 self.token = token;
-                Err(self.unexpected())
+                Err(Fault::new(self.start, "Syntax error: no viable alternative at input '.'"))
             }
         }
     }
 
     fn arguments(&mut self) -> Result<Vec<Node>, Fault> {
-        self.expect("(")?;
+        self.expect("(", "")?;
         let mut arguments = Vec::new();
         while !self.is(")") {
             arguments.push(self.expression()?);
@@ -378,7 +407,7 @@ impl Parser<'_> {
                 break;
             }
         }
-        self.expect(")")?;
+        self.expect(")", "','")?;
         Ok(arguments)
     }
 
@@ -398,7 +427,7 @@ impl Parser<'_> {
             Token::Sign("(") => {
                 self.advance()?;
                 let inner = self.expression()?;
-                self.expect(")")?;
+                self.expect(")", "")?;
                 return Ok(inner);
             }
             Token::Sign("[") => {
@@ -419,7 +448,7 @@ impl Parser<'_> {
             }
             token => {
                 self.token = token;
-                return Err(self.unexpected());
+                return Err(self.unexpected(BEGINNINGS));
             }
         };
         self.advance()?;
@@ -428,6 +457,7 @@ impl Parser<'_> {
 
     fn named(&mut self, at: usize, name: String) -> Result<Node, Fault> {
         if self.is("(") {
+            let at = self.start;
             let arguments = self.arguments()?;
             return self.made(at, Is::Call(None, name, arguments));
         }
@@ -452,7 +482,7 @@ impl Parser<'_> {
                 break;
             }
         }
-        self.expect("]")?;
+        self.expect("]", "','")?;
         Ok(items)
     }
 
@@ -461,13 +491,30 @@ impl Parser<'_> {
         while !self.is("}") {
             let optional = self.take("?")?;
             let key = self.expression()?;
-            self.expect(":")?;
+            self.expect(":", "")?;
             fields.push((key, self.expression()?, optional));
             if !self.take(",")? {
                 break;
             }
         }
-        self.expect("}")?;
+        self.expect("}", "','")?;
+        Ok(fields)
+    }
+
+    /// The fields of a structure, behind its bracket.
+    fn fields(&mut self) -> Result<Vec<(usize, String, Node, bool)>, Fault> {
+        let mut fields = Vec::new();
+        while !self.is("}") {
+            let optional = self.take("?")?;
+            let name = self.field()?;
+            let at = self.start;
+            self.expect(":", "")?;
+            fields.push((at, name, self.expression()?, optional));
+            if !self.take(",")? {
+                break;
+            }
+        }
+        self.expect("}", "','")?;
         Ok(fields)
     }
 

@@ -9,15 +9,16 @@ use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
+use super::authority::Authority;
 use super::eval::{Run, Stop};
-use crate::custom::structural::{Additional, Structural, Type};
+use crate::custom::{Additional, Structural, Type};
 use crate::meta::Quantity;
 use crate::meta::time;
 use crate::schema::ListKind;
 
 /// What is known of a value of an object.
 #[derive(Clone, Copy)]
-pub(super) enum Shape<'a> {
+pub(crate) enum Shape<'a> {
     /// Nothing: it is what it is.
     Free,
     Of(&'a Structural),
@@ -25,6 +26,8 @@ pub(super) enum Shape<'a> {
     Whole(&'a Structural),
     /// Metadata, of which rules see names only.
     Meta,
+    /// A text.
+    Text,
 }
 
 impl<'a> Shape<'a> {
@@ -35,11 +38,10 @@ impl<'a> Shape<'a> {
     /// The shape of a field; `None` for one that rules do not see.
     pub fn field(self, name: &str) -> Option<Shape<'a>> {
         match (self, name) {
-            (Shape::Free, _) | (Shape::Meta, "name" | "generateName") | (Shape::Whole(_), "apiVersion" | "kind") => {
-                Some(Shape::Free)
-            }
+            (Shape::Free, _) => Some(Shape::Free),
+            (Shape::Meta, "name" | "generateName") | (Shape::Whole(_), "apiVersion" | "kind") => Some(Shape::Text),
             (Shape::Whole(_), "metadata") => Some(Shape::Meta),
-            (Shape::Meta, _) => None,
+            (Shape::Meta | Shape::Text, _) => None,
             (Shape::Of(schema) | Shape::Whole(schema), _) => match (schema.properties.get(name), &schema.additional) {
                 (Some(of), _) => Some(Shape::of(of)),
                 (None, Additional::Of(of)) => Some(Shape::of(of)),
@@ -60,7 +62,7 @@ impl<'a> Shape<'a> {
     pub fn schema(self) -> Option<&'a Structural> {
         match self {
             Shape::Of(schema) | Shape::Whole(schema) => Some(schema),
-            Shape::Free | Shape::Meta => None,
+            Shape::Free | Shape::Meta | Shape::Text => None,
         }
     }
 
@@ -69,14 +71,14 @@ impl<'a> Shape<'a> {
         match self {
             Shape::Whole(_) | Shape::Meta => true,
             Shape::Of(schema) => !schema.properties.is_empty(),
-            Shape::Free => false,
+            Shape::Free | Shape::Text => false,
         }
     }
 }
 
 /// A text of the object or of the expression, or a computed one.
 #[derive(Clone)]
-pub(super) enum Text<'a> {
+pub(crate) enum Text<'a> {
     Of(&'a str),
     Own(Rc<str>),
 }
@@ -93,7 +95,7 @@ impl std::ops::Deref for Text<'_> {
 }
 
 /// Parts of an address of the web.
-pub(super) struct Url {
+pub(crate) struct Url {
     pub text: String,
     pub scheme: String,
     pub host: String,
@@ -102,7 +104,7 @@ pub(super) struct Url {
 }
 
 #[derive(Clone)]
-pub(super) enum Val<'a> {
+pub(crate) enum Val<'a> {
     Null,
     Bool(bool),
     Int(i64),
@@ -124,6 +126,38 @@ pub(super) enum Val<'a> {
     Ip(IpAddr),
     Cidr(IpAddr, u8),
     Format(&'static str),
+    Semver(Rc<semver::Version>),
+    /// A structure that the expression made: its type and its fields.
+    Struct(&'a str, Rc<Vec<(&'a str, Val<'a>)>>),
+    /// What came of `authorizer`.
+    Authority(Rc<Authority>),
+}
+
+/// How deep a value may nest that becomes JSON.
+const JSON_DEPTH_MAX: usize = 100;
+
+/// A number, whole if it is.
+fn whole<'a>(number: &serde_json::Number) -> Val<'a> {
+    match (number.as_i64(), number.as_u64()) {
+        (Some(whole), _) => Val::Int(whole),
+        (None, Some(whole)) => Val::Uint(whole),
+        (None, None) => Val::Double(number.as_f64().unwrap_or_default()),
+    }
+}
+
+/// Pays for a copy of parts of an object, one unit for ten bytes of text and for each part.
+fn pay<'v>(values: impl Iterator<Item = &'v Value>, run: &mut Run<'_>) -> Result<(), Stop> {
+    let mut open: Vec<&Value> = values.collect();
+    while let Some(value) = open.pop() {
+        run.spend(1)?;
+        match value {
+            Value::String(text) => run.spend(text.len() / 10)?,
+            Value::Array(items) => open.extend(items),
+            Value::Object(fields) => open.extend(fields.values()),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 impl<'a> Val<'a> {
@@ -139,6 +173,18 @@ impl<'a> Val<'a> {
         Val::Optional(Some(Rc::new(value)))
     }
 
+    /// A value of an object of which nothing is known.
+    pub fn free(value: &'a Value) -> Val<'a> {
+        match value {
+            Value::Null => Val::Null,
+            Value::Bool(value) => Val::Bool(*value),
+            Value::Number(number) => whole(number),
+            Value::String(text) => Val::Text(Text::Of(text)),
+            Value::Array(items) => Val::Items(items, Shape::Free),
+            Value::Object(fields) => Val::Fields(fields, Shape::Free),
+        }
+    }
+
     /// A value of an object. A text with a format is read each time, and pays for it.
     pub fn of(value: &'a Value, shape: Shape<'a>, run: &mut Run<'a>) -> Result<Val<'a>, Stop> {
         let schema = shape.schema();
@@ -148,14 +194,9 @@ impl<'a> Val<'a> {
             Value::Number(number) if schema.is_some_and(|schema| schema.ty == Type::Number) => {
                 Val::Double(number.as_f64().unwrap_or_default())
             }
-            Value::Number(number) => match (number.as_i64(), number.as_u64()) {
-                (Some(whole), _) => Val::Int(whole),
-                (None, Some(whole)) => Val::Uint(whole),
-                (None, None) => Val::Double(number.as_f64().unwrap_or_default()),
-            },
+            Value::Number(number) => whole(number),
             Value::String(text) => {
-                let format = schema.and_then(|schema| schema.checks.as_ref()).and_then(|checks| checks.format);
-                let format = format.map_or("", super::super::Format::name);
+                let format = schema.map_or("", Structural::format);
                 if matches!(format, "date-time" | "date" | "duration" | "byte") {
                     run.spend(text.len() / 10)?;
                 }
@@ -195,6 +236,9 @@ impl<'a> Val<'a> {
             Val::Ip(_) => "net.IP",
             Val::Cidr(..) => "net.CIDR",
             Val::Format(_) => "kubernetes.NamedFormat",
+            Val::Semver(_) => "kubernetes.Semver",
+            Val::Struct(..) => "object",
+            Val::Authority(authority) => authority.type_name(),
         }
     }
 
@@ -222,6 +266,7 @@ impl<'a> Val<'a> {
             Val::Items(items, _) => items.len(),
             Val::Map(fields) => fields.len(),
             Val::Fields(fields, _) => fields.len(),
+            Val::Struct(_, fields) => fields.len(),
             Val::Text(text) => text.len(),
             Val::Bytes(bytes) => bytes.len(),
             _ => 1,
@@ -288,6 +333,10 @@ impl<'a> Val<'a> {
 
     /// The field of an object by its own name.
     pub fn field(&self, name: &str, run: &mut Run<'a>) -> Result<Option<Val<'a>>, Stop> {
+        if let Val::Struct(_, fields) = self {
+            run.spend(fields.len())?;
+            return Ok(fields.iter().rev().find(|(known, _)| *known == name).map(|(_, value)| value.clone()));
+        }
         let Val::Fields(fields, shape) = self else { return Ok(None) };
         match (fields.get(name), shape.field(name)) {
             (Some(value), Some(shape)) => Val::of(value, shape, run).map(Some),
@@ -320,6 +369,20 @@ impl<'a> Val<'a> {
             (Val::Ip(a), Val::Ip(b)) => a == b,
             (Val::Cidr(a, m), Val::Cidr(b, n)) => (a, m) == (b, n),
             (Val::Format(a), Val::Format(b)) => a == b,
+            (Val::Semver(a), Val::Semver(b)) => a.cmp_precedence(b) == Ordering::Equal,
+            (Val::Authority(a), Val::Authority(b)) => a == b,
+            (Val::Struct(a, fields), Val::Struct(b, others)) => {
+                if a != b || fields.len() != others.len() {
+                    return Ok(false);
+                }
+                for (name, value) in fields.iter() {
+                    match other.field(name, run)? {
+                        Some(found) if value.same(&found, run)? => {}
+                        _ => return Ok(false),
+                    }
+                }
+                true
+            }
             (Val::Optional(a), Val::Optional(b)) => match (a, b) {
                 (Some(a), Some(b)) => a.same(b, run)?,
                 (a, b) => a.is_none() && b.is_none(),
@@ -401,6 +464,64 @@ impl<'a> Val<'a> {
         Ok(Some(Val::list(all)))
     }
 
+    /// As JSON, into which a patch puts it; what costs is paid for.
+    pub fn to_json(&self, run: &mut Run<'a>) -> Result<Value, Stop> {
+        self.to_json_at(run, 0)
+    }
+
+    fn to_json_at(&self, run: &mut Run<'a>, depth: usize) -> Result<Value, Stop> {
+        if depth > JSON_DEPTH_MAX {
+            return Err(Stop::new("a value nests too deeply"));
+        }
+        run.spend(1 + self.steps())?;
+        let number = |value: f64| serde_json::Number::from_f64(value).map_or(Value::Null, Value::Number);
+        Ok(match self {
+            Val::Null => Value::Null,
+            Val::Bool(value) => (*value).into(),
+            Val::Int(value) => (*value).into(),
+            Val::Uint(value) => (*value).into(),
+            Val::Double(value) => number(*value),
+            Val::Text(text) => Value::String(text.to_string()),
+            Val::Bytes(bytes) => STANDARD.encode(bytes).into(),
+            // An object's own values are as they are.
+            Val::Items(items, shape) if shape.schema().is_none() => {
+                pay(items.iter(), run)?;
+                Value::Array(items.to_vec())
+            }
+            Val::Fields(fields, shape) if shape.schema().is_none() => {
+                pay(fields.values(), run)?;
+                Value::Object((*fields).clone())
+            }
+            Val::List(_) | Val::Items(..) => {
+                let items = self.items(run)?.unwrap_or_default();
+                Value::Array(items.iter().map(|item| item.to_json_at(run, depth + 1)).collect::<Result<_, _>>()?)
+            }
+            Val::Map(_) | Val::Fields(..) => {
+                let mut made = Map::new();
+                for (key, value) in self.fields(run)?.unwrap_or_default() {
+                    let Val::Text(name) = key else {
+                        return Err(Stop::new(&format!("map key is of type {}, not string", key.type_name())));
+                    };
+                    made.insert(name.to_string(), value.to_json_at(run, depth + 1)?);
+                }
+                Value::Object(made)
+            }
+            Val::Struct(_, fields) => {
+                let mut made = Map::new();
+                for (name, value) in fields.iter() {
+                    made.insert((*name).to_owned(), value.to_json_at(run, depth + 1)?);
+                }
+                Value::Object(made)
+            }
+            Val::Timestamp(_) | Val::Duration(_) | Val::Quantity(_) | Val::Ip(_) | Val::Cidr(..) => {
+                super::library::shown(self).into()
+            }
+            Val::Optional(Some(of)) => of.to_json_at(run, depth + 1)?,
+            Val::Optional(None) => Value::Null,
+            other => return Err(Stop::new(&format!("a value of type {} has no JSON form", other.type_name()))),
+        })
+    }
+
     /// The order of two values, when they have one.
     pub fn order(&self, other: &Val<'a>, run: &mut Run<'a>) -> Result<Option<Ordering>, Stop> {
         Ok(match (self, other) {
@@ -421,7 +542,7 @@ impl<'a> Val<'a> {
 }
 
 /// Whether a list has an item.
-pub(super) fn contains<'a>(items: &[Val<'a>], item: &Val<'a>, run: &mut Run<'a>) -> Result<bool, Stop> {
+pub(crate) fn contains<'a>(items: &[Val<'a>], item: &Val<'a>, run: &mut Run<'a>) -> Result<bool, Stop> {
     for known in items {
         if known.same(item, run)? {
             return Ok(true);
@@ -462,12 +583,12 @@ fn numbers(a: &Val<'_>, b: &Val<'_>) -> Option<Ordering> {
 }
 
 /// A time, as RFC 3339 has it.
-pub(super) fn timestamp(text: &str) -> Result<Timestamp, Stop> {
+pub(crate) fn timestamp(text: &str) -> Result<Timestamp, Stop> {
     time::parse(text).ok_or_else(|| Stop::new(&format!("invalid timestamp {text:?}")))
 }
 
 /// A duration as Go writes it, `1h2m3.5s`, in nanoseconds.
-pub(super) fn duration(text: &str) -> Result<i64, Stop> {
+pub(crate) fn duration(text: &str) -> Result<i64, Stop> {
     let wrong = || Stop::new(&format!("invalid duration {text:?}"));
     let (negative, mut rest) = match (text.strip_prefix('-'), text.strip_prefix('+')) {
         (Some(rest), _) => (true, rest),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
+use coracle_api::meta::selector::{FieldSelector, LabelSelector};
 use coracle_api::status::Status;
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -20,6 +21,15 @@ use tokio_util::sync::CancellationToken;
 use crate::cluster::Cluster;
 use crate::limits::{Flow, NodeStreams, Place};
 use crate::store::Seen;
+
+/// What a Service leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum At {
+    /// A port of a pod, which its node reaches.
+    Pod { node: String, namespace: String, name: String, port: u16 },
+    /// Something that has an address.
+    Address { host: String, port: u16 },
+}
 
 /// How long a node may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -49,13 +59,7 @@ pub(crate) struct Nodes {
 
 impl Nodes {
     pub fn new(tls: Option<Arc<ClientConfig>>, stopping: CancellationToken) -> Nodes {
-        let http1 = |tls: Arc<ClientConfig>| {
-            // Upgrades exist in HTTP/1.1 only.
-            let mut tls = ClientConfig::clone(&tls);
-            tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-            TlsConnector::from(Arc::new(tls))
-        };
-        Nodes { tls: tls.map(http1), streams: NodeStreams::default(), stopping }
+        Nodes { tls: crate::outward::towards_nodes(tls), streams: NodeStreams::default(), stopping }
     }
 
     /// A place among the streams from a node, to be held for as long as one goes on.
@@ -126,6 +130,55 @@ pub(crate) fn endpoint_of(node: &Value) -> Option<Endpoint> {
         name: Some(name.clone()),
         node: name,
     })
+}
+
+/// Something ready behind a port of a Service, by the port's name or number; of several one by chance.
+pub(crate) fn endpoint_of_service(cluster: &Cluster, service: &Value, port: &str) -> Result<At, Status> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let (namespace, name) = (text(&service["metadata"]["namespace"]), text(&service["metadata"]["name"]));
+    let unavailable = || Status::service_unavailable(format!("no endpoints available for service \"{name}\""));
+    let ports = service["spec"]["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let chosen = match port {
+        "" if ports.len() == 1 => ports.first(),
+        "" => ports.iter().find(|port| text(&port["name"]).is_empty()).or(ports.first()),
+        wanted => {
+            ports.iter().find(|port| text(&port["name"]) == wanted || port["port"].as_u64() == wanted.parse().ok())
+        }
+    };
+    let port_name = text(&chosen.ok_or_else(unavailable)?["name"]);
+    let slices = cluster.catalog.named("discovery.k8s.io", "endpointslices").ok_or_else(unavailable)?;
+    let pods = cluster.catalog.named("", "pods").ok_or_else(unavailable)?;
+    let of_service = LabelSelector::from_pairs([("kubernetes.io/service-name", name.as_str())]);
+    let snapshot = cluster.store.keyspace.snapshot(slices.row.collection());
+    let mut found = Vec::new();
+    for (_, record) in crate::store::range(&snapshot.records, Some(&namespace), None) {
+        let seen = Seen::new(slices, record);
+        if !seen.matches(&of_service, &FieldSelector::everything()) {
+            continue;
+        }
+        let slice = seen.stored()?;
+        let port = slice["ports"].as_array().into_iter().flatten().find(|port| text(&port["name"]) == port_name);
+        let port = port.and_then(|port| port["port"].as_u64()).and_then(|port| u16::try_from(port).ok());
+        let Some(port) = port else { continue };
+        for endpoint in slice["endpoints"].as_array().into_iter().flatten() {
+            if !endpoint["conditions"]["ready"].as_bool().unwrap_or(true) {
+                continue;
+            }
+            let target = &endpoint["targetRef"];
+            let name = text(&target["name"]);
+            if name.is_empty() || target["kind"].as_str().is_some_and(|kind| kind != "Pod") {
+                found.extend(endpoint["addresses"][0].as_str().map(|host| At::Address { host: host.to_owned(), port }));
+                continue;
+            }
+            let Some(record) = cluster.store.get(pods, &pods.record_name(Some(&namespace), &name)) else { continue };
+            let node = text(&Seen::new(pods, &record).stored()?["spec"]["nodeName"]);
+            if !node.is_empty() {
+                found.push(At::Pod { node, namespace: namespace.clone(), name, port });
+            }
+        }
+    }
+    let chosen = rand::random_range(0..found.len().max(1));
+    found.into_iter().nth(chosen).ok_or_else(unavailable)
 }
 
 /// A body out of what a node sends.
