@@ -11,3 +11,4 @@ pub mod patch;
 pub mod schedule;
 pub mod schema;
 pub mod status;
+pub mod volumes;

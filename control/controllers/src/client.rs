@@ -35,6 +35,7 @@ resources! {
     CONFIG_MAPS = "v1" "configmaps";
     SERVICE_ACCOUNTS = "v1" "serviceaccounts";
     REPLICATION_CONTROLLERS = "v1" "replicationcontrollers";
+    PERSISTENT_VOLUMES = "v1" "persistentvolumes";
     PERSISTENT_VOLUME_CLAIMS = "v1" "persistentvolumeclaims";
     REPLICA_SETS = "apps/v1" "replicasets";
     DEPLOYMENTS = "apps/v1" "deployments";

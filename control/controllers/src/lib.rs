@@ -32,6 +32,7 @@ mod stateful_set;
 #[cfg(test)]
 mod stories;
 mod ttl_after_finished;
+mod volumes;
 mod workload;
 
 use std::sync::Arc;
@@ -103,6 +104,19 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
         &mut on.replica_sets,
         &mut on.pods,
     );
+    let volumes = volumes::Controller::new(
+        api.clone(),
+        recorder.clone(),
+        volumes::Sources {
+            claims: &mut on.claims,
+            volumes: &mut on.volumes,
+            classes: &mut on.storage_classes,
+            nodes: &mut on.nodes,
+            pods: on.pods.store(),
+        },
+    );
+    let ephemeral_volumes = volumes::Ephemeral::new(api.clone(), recorder.clone(), &mut on.claims, &mut on.pods);
+    let claim_protection = volumes::Protection::new(api.clone(), &mut on.claims, &mut on.pods);
     let jobs = job::Controller::new(api.clone(), recorder.clone(), &mut on.jobs, &mut on.pods);
     let cron_jobs = cron_job::Controller::new(api.clone(), recorder.clone(), &mut on.cron_jobs, &mut on.jobs);
     let endpoints = endpoints::Controller::new(
@@ -189,6 +203,9 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     tasks.spawn(queue::drive(stateful_sets, shutdown.clone()));
     tasks.spawn(queue::drive(daemon_sets, shutdown.clone()));
     tasks.spawn(queue::drive(deployments, shutdown.clone()));
+    tasks.spawn(queue::drive(volumes, shutdown.clone()));
+    tasks.spawn(queue::drive(ephemeral_volumes, shutdown.clone()));
+    tasks.spawn(queue::drive(claim_protection, shutdown.clone()));
     tasks.spawn(queue::drive(jobs, shutdown.clone()));
     tasks.spawn(queue::drive(cron_jobs, shutdown.clone()));
     tasks.spawn(queue::drive(job_orphans, shutdown.clone()));

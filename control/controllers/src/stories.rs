@@ -4,6 +4,7 @@
 
 mod autoscaler;
 mod sets;
+mod volumes;
 
 use std::time::Duration;
 

@@ -71,6 +71,8 @@ impl Helps {
         for reason in reasons {
             helps.0 |= match reason {
                 Reason::Unschedulable | Reason::Taint | Reason::NodeAffinity | Reason::SpreadLabel => 0,
+                // What of them changes changes what the pod asks for, so that it is queued anew.
+                Reason::VolumeInUse | Reason::VolumeGone | Reason::VolumeElsewhere | Reason::NoVolume => 0,
                 Reason::Ports | Reason::TooManyPods | Reason::Insufficient(..) => Self::ROOM.0,
                 Reason::ExistingAntiAffinity | Reason::AntiAffinity => Self::DISTANCE.0,
                 Reason::Spread => Self::DISTANCE.0 | Self::COMPANY.0,

@@ -39,6 +39,7 @@ use crate::network::{Network, Peers, ServiceFailed, Table};
 use crate::objects::{Bounds, Objects, OnChange};
 use crate::pod::Pods;
 use crate::registration::{Facts, Registration};
+use crate::volumes::kept::{self, Kept};
 
 /// Why a node could not start.
 #[derive(Debug, thiserror::Error)]
@@ -102,7 +103,7 @@ struct Inner {
 impl Node {
     /// Makes everything a node needs and listens; nothing runs before [`Node::run`].
     pub async fn new(client: kube::Client, config: Config) -> Result<Node, Error> {
-        for dir in ["images", "components", "logs", "pods"] {
+        for dir in ["images", "components", "logs", "pods", "volumes"] {
             make(&config.data_dir.join(dir))?;
         }
         let address = (config.node_ip, config.port).into();
@@ -146,6 +147,7 @@ impl Node {
                 open_logs: OpenFiles::default(),
                 logs_dir: config.data_dir.join("logs"),
                 pods_dir: config.data_dir.join("pods"),
+                kept: Kept::new(config.data_dir.join("volumes")),
                 tasks: TaskTracker::new(),
                 started: Instant::now(),
                 client,
@@ -210,6 +212,7 @@ impl Node {
         // Connections of clients are served where guests may run.
         context.tasks.spawn_on(network.proxy.clone().run(node_ports, until("proxy")), context.engine.gateway());
         ingress::run(context, &until);
+        context.tasks.spawn(kept::run(context.clone(), until("volumes")));
         context.tasks.spawn(disk::run(pods.clone(), synced.subscribe(), until("disk")));
         let jumped = pods.clone();
         context.tasks.spawn(clock::watch(move |_| jumped.time_jumped(), until("clock")));

@@ -14,4 +14,5 @@ mod proof;
 mod servers;
 mod sets;
 mod time;
+mod volumes;
 mod workloads;

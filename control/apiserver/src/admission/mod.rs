@@ -10,6 +10,7 @@ mod pod_range;
 mod pod_security;
 mod quota;
 pub(crate) mod topology;
+pub(crate) mod volumes;
 
 use coracle_api::meta;
 use coracle_api::status::Status;
@@ -52,6 +53,12 @@ pub(crate) async fn create(at: &Attributes<'_>, object: &mut Value) -> Result<bo
     if is(at.resource, "networking.k8s.io", "ingresses") && at.subresource.is_empty() {
         ingress_class::create(at, object)?;
     }
+    if is(at.resource, "", "persistentvolumeclaims") {
+        volumes::create_claim(at, object)?;
+    }
+    if is(at.resource, "", "persistentvolumes") {
+        volumes::create_volume(object);
+    }
     let is_pod = is(at.resource, "", "pods");
     if is_pod {
         limit_range::complete(at, object)?;
@@ -81,6 +88,9 @@ pub(crate) async fn update(at: &Attributes<'_>, object: &mut Value, old: &Value)
 /// Whether an object may be as it is now: what no plugin changes any more, and what is valid in itself.
 pub(crate) async fn validate(at: &Attributes<'_>, object: &Value, old: Option<&Value>) -> Result<(), Status> {
     limit_range::validate(at, object, old)?;
+    if let Some(old) = old.filter(|_| is(at.resource, "", "persistentvolumeclaims") && at.subresource.is_empty()) {
+        volumes::resize(at, object, old)?;
+    }
     pod_security::validate(at, object, old).await
 }
 

@@ -17,6 +17,7 @@ mod scheduling;
 mod services;
 mod shape;
 mod usage;
+mod volumes;
 mod watches;
 
 use axum::body::Body;
