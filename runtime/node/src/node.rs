@@ -212,7 +212,7 @@ impl Node {
         // Connections of clients are served where guests may run.
         context.tasks.spawn_on(network.proxy.clone().run(node_ports, until("proxy")), context.engine.gateway());
         ingress::run(context, &until);
-        context.tasks.spawn(kept::run(context.clone(), until("volumes")));
+        context.tasks.spawn(kept::run(pods.clone(), until("volumes")));
         context.tasks.spawn(disk::run(pods.clone(), synced.subscribe(), until("disk")));
         let jumped = pods.clone();
         context.tasks.spawn(clock::watch(move |_| jumped.time_jumped(), until("clock")));

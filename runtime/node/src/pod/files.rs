@@ -90,13 +90,14 @@ impl Pods {
     }
 
     /// Waits for the objects that the pod's volumes are made of; the error says which is missing, or which of its keys.
-    pub(super) async fn check_volumes(&self, slot: &Slot, pod: &Pod) -> Result<(), String> {
+    pub(super) async fn check_volumes(self: &Arc<Self>, slot: &Slot, pod: &Pod) -> Result<(), String> {
         for volume in mounted(pod).filter(|volume| !is_credentials(volume)) {
             let failed = |reason: String| set_up_failed(&volume.name, &reason);
             let kept = self.context.kept.open(&self.context, pod, volume, &slot.uid).await;
             if let Some(held) = kept.map_err(|error| failed(error.to_string()))? {
+                // It may have been forgotten meanwhile.
                 if slot.with_core(|core| core.is_forgotten()) {
-                    self.context.kept.release(&slot.uid);
+                    self.let_go_of_volumes(slot);
                 }
                 slot.written.lock().await.kept.insert(volume.name.clone(), held);
                 continue;
@@ -207,7 +208,7 @@ impl Pods {
     }
 
     /// Removes everything of a pod but its logs.
-    pub(super) async fn remove_files(&self, slot: &Slot) {
+    pub(super) async fn remove_files(self: &Arc<Self>, slot: &Slot) {
         let mut written = slot.written.lock().await;
         *written = Written::default();
         let dir = self.context.pods_dir.join(&*slot.uid);
@@ -216,7 +217,18 @@ impl Pods {
         if let Err(error) = removed.await {
             tracing::warn!(pod = %slot.name, namespace = %slot.namespace, %error, "volumes are not removed");
         }
-        self.context.kept.release(&slot.uid);
+        self.let_go_of_volumes(slot);
+    }
+
+    /// The pod has none of the volumes that outlive it any more, and who waits for one looks again.
+    pub(super) fn let_go_of_volumes(self: &Arc<Self>, slot: &Slot) {
+        let waiting = self.context.kept.release(&slot.uid);
+        if waiting.is_empty() {
+            return;
+        }
+        // Whoever calls may hold this pod's state, and nobody holds two.
+        let pods = self.clone();
+        self.context.tasks.spawn(async move { waiting.iter().for_each(|uid| pods.config_changed(uid)) });
     }
 
     /// Writes one volume.

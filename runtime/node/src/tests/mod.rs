@@ -6,6 +6,7 @@ mod kubelet;
 mod pods;
 mod registry;
 mod tls;
+mod volumes;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

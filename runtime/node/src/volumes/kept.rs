@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use crate::beneath::{self, Seen};
 use crate::context::Context;
 use crate::events::Record;
+use crate::pod::Pods;
 use crate::quantity;
 
 /// A volume of this access mode is one pod's alone.
@@ -151,9 +152,18 @@ impl Capacity {
 struct Entry {
     volume: String,
     users: HashSet<Arc<str>>,
+    /// Pods that wait until it has room, or until another lets go of it.
+    refused: HashSet<Arc<str>>,
     capacity: Capacity,
     /// It was beyond its capacity when it was measured last.
     is_over: bool,
+}
+
+impl Entry {
+    /// Whether anything is to be remembered of it.
+    fn is_wanted(&self) -> bool {
+        self.is_over || !self.users.is_empty() || !self.refused.is_empty()
+    }
 }
 
 /// A volume as it is measured.
@@ -219,7 +229,7 @@ impl Kept {
             made => made,
         };
         if let Err(error) = made {
-            self.let_go(&offer.directory, user);
+            self.let_go(&offer.directory, user, matches!(error, KeptError::Full { .. }));
             return Err(error);
         }
         Ok(Some(Held { dir, read_only: offer.read_only || claim.read_only }))
@@ -230,8 +240,10 @@ impl Kept {
         let mut entries = self.entries.lock();
         let entry = entries.entry(offer.directory.clone()).or_default();
         if offer.is_exclusive && entry.users.iter().any(|other| other != user) {
+            entry.refused.insert(user.clone());
             return Err(KeptError::InUse);
         }
+        entry.refused.remove(user);
         entry.users.insert(user.clone());
         entry.volume.clone_from(&offer.volume);
         entry.capacity.clone_from(capacity);
@@ -263,26 +275,34 @@ impl Kept {
         Ok(())
     }
 
-    fn let_go(&self, directory: &str, user: &str) {
+    fn let_go(&self, directory: &str, user: &Arc<str>, waits: bool) {
         let mut entries = self.entries.lock();
         if let Some(entry) = entries.get_mut(directory) {
             entry.users.remove(user);
-            if entry.users.is_empty() && !entry.is_over {
+            if waits {
+                entry.refused.insert(user.clone());
+            }
+            if !entry.is_wanted() {
                 entries.remove(directory);
             }
         }
     }
 
-    /// The pod uses no volume any more.
-    pub fn release(&self, user: &str) {
-        let mut is_released = false;
+    /// The pod uses no volume any more. Returns pods that may have one now.
+    pub fn release(&self, user: &str) -> Vec<Arc<str>> {
+        let (mut is_released, mut waiting) = (false, Vec::new());
         self.entries.lock().retain(|_, entry| {
-            is_released |= entry.users.remove(user);
-            !entry.users.is_empty() || entry.is_over
+            entry.refused.remove(user);
+            if entry.users.remove(user) {
+                is_released = true;
+                waiting.extend(entry.refused.iter().cloned());
+            }
+            entry.is_wanted()
         });
         if is_released {
             self.released.notify_one();
         }
+        waiting
     }
 
     /// The volumes of a pod that have a bound.
@@ -312,10 +332,15 @@ impl Kept {
         self.entries.lock().get(directory).is_some_and(|entry| !entry.users.is_empty())
     }
 
-    /// The object is as told: what it may hold counts from now on.
-    fn grow(&self, directory: &str, volume: &PersistentVolume) {
-        if let Some(entry) = self.entries.lock().get_mut(directory) {
-            entry.capacity = Capacity::of(volume);
+    /// The object is as told: what it may hold counts from now on. Returns pods that may have it now.
+    fn grow(&self, directory: &str, volume: &PersistentVolume) -> Vec<Arc<str>> {
+        let (mut entries, capacity) = (self.entries.lock(), Capacity::of(volume));
+        match entries.get_mut(directory) {
+            Some(entry) if entry.capacity != capacity => {
+                entry.capacity = capacity;
+                entry.refused.iter().cloned().collect()
+            }
+            _ => Vec::new(),
         }
     }
 
@@ -463,7 +488,8 @@ fn end(volume: &PersistentVolume) -> End {
 }
 
 /// Follows the volumes of this node and removes what is to go, until shutdown.
-pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
+pub async fn run(pods: Arc<Pods>, shutdown: CancellationToken) {
+    let context = &pods.context;
     let api: Api<PersistentVolume> = Api::all(context.client.clone());
     let labels = format!("{NODE}={}", context.config.name);
     let config = watcher::Config::default().streaming_lists().labels(&labels);
@@ -486,7 +512,8 @@ pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
                     let name = volume.metadata.name.clone().unwrap_or_default();
                     listed.remove(&name);
                     if let Some(directory) = directory_of(&volume) {
-                        context.kept.grow(directory, &volume);
+                        let waiting = context.kept.grow(directory, &volume);
+                        waiting.iter().for_each(|uid| pods.config_changed(uid));
                     }
                     known.insert(name, volume);
                 }
@@ -509,9 +536,9 @@ pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
             continue;
         }
         if !std::mem::replace(&mut has_told, true) {
-            tell_of_strangers(&context, &known).await;
+            tell_of_strangers(context, &known).await;
         }
-        again = match end_all(&context, &api, &known).await {
+        again = match end_all(context, &api, &known).await {
             true => None,
             false => {
                 let wait = again.map_or(AGAIN.0, |(_, last)| (last * 2).min(AGAIN.1));
@@ -728,7 +755,9 @@ mod tests {
         // It has grown.
         let larger = Capacity::of(&volume(json!({"spec": {"capacity": {"storage": "1Mi"}}})));
         kept.ready(&offer, all.path().join("v"), larger).await.unwrap();
-        kept.release("second");
+        assert!(matches!(kept.take(&offer, &Capacity::default(), &first), Err(KeptError::InUse)));
+        assert_eq!(kept.release("second"), [first.clone()], "it may have it now");
+        kept.release("first");
         assert!(kept.entries.lock().is_empty());
     }
 }
