@@ -5,6 +5,7 @@ use std::sync::Arc;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::{CronJob, Job};
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, ResourceQuota, Service,
@@ -90,6 +91,8 @@ kinds! {
     ingress_classes: IngressClass = "networking.k8s.io" "v1" "IngressClass" "ingressclasses" false;
     quotas: ResourceQuota = "" "v1" "ResourceQuota" "resourcequotas" true;
     autoscalers: HorizontalPodAutoscaler = "autoscaling" "v2" "HorizontalPodAutoscaler" "horizontalpodautoscalers" true;
+    certificates: CertificateSigningRequest =
+        "certificates.k8s.io" "v1" "CertificateSigningRequest" "certificatesigningrequests" false;
     leases: Lease = "coordination.k8s.io" "v1" "Lease" "leases" true;
     }
     named {

@@ -5,6 +5,7 @@
 //! the recorder of events; `kinds` has a row for each kind that is watched. Nothing polls; nothing is kept that the API does not have.
 
 mod autoscaler;
+mod certificates;
 mod client;
 mod cron_job;
 mod daemon_set;
@@ -43,6 +44,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use certificates::{Asked, Signer};
 use client::Client;
 pub(crate) use error::Error;
 use kinds::Informers;
@@ -57,11 +59,13 @@ pub struct Config {
     pub node_monitor_grace: Duration,
     /// The node in this process. It is heard however much of the network is away, so it says nothing about that.
     pub node: Option<String>,
+    /// Who signs certificates; nobody, if it is not said.
+    pub signer: Option<Arc<dyn Signer>>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { root_ca: String::new(), node_monitor_grace: Duration::from_secs(50), node: None }
+        Self { root_ca: String::new(), node_monitor_grace: Duration::from_secs(50), node: None, signer: None }
     }
 }
 
@@ -165,6 +169,7 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     let evictions = node::Evictions::new(api.clone(), recorder.clone(), nodes.watch(), &mut on.nodes, &mut on.pods);
     let job_orphans = job::Orphans::new(api.clone(), &mut on.jobs, &mut on.pods);
     let finished_jobs = ttl_after_finished::Controller::new(api.clone(), &mut on.jobs);
+    let certificates = certificates::Controller::new(api.clone(), config.signer, &mut on.certificates);
     let pod_gc = pod_gc::Controller::new(api.clone(), &mut on.nodes, &mut on.pods);
     let quotas = quota::Controller::new(api.clone(), discovery.clone(), &mut on.quotas, &mut on.pods, &mut on.services);
     let garbage = {
@@ -220,6 +225,7 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     tasks.spawn(queue::drive(nodes, shutdown.clone()));
     tasks.spawn(queue::drive(evictions, shutdown.clone()));
     tasks.spawn(queue::drive(pod_gc, shutdown.clone()));
+    tasks.spawn(queue::drive(certificates, shutdown.clone()));
     tasks.spawn(queue::drive(quotas, shutdown.clone()));
     tokio::select! {
         () = others_synced.notified() => {}

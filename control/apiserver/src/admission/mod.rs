@@ -1,5 +1,6 @@
 //! Admission: what the cluster adds to objects, or refuses, beside what is valid in itself (kubernetes-api §19).
 
+mod certificates;
 pub(crate) mod ingress_class;
 mod lifecycle;
 mod limit_range;
@@ -53,6 +54,9 @@ pub(crate) async fn create(at: &Attributes<'_>, object: &mut Value) -> Result<bo
     if is(at.resource, "networking.k8s.io", "ingresses") && at.subresource.is_empty() {
         ingress_class::create(at, object)?;
     }
+    if is(at.resource, "certificates.k8s.io", "certificatesigningrequests") {
+        certificates::create(at, object)?;
+    }
     if is(at.resource, "", "persistentvolumeclaims") {
         volumes::create_claim(at, object)?;
     }
@@ -76,6 +80,9 @@ pub(crate) async fn place(at: &Attributes<'_>, object: &Value) -> Result<Option<
 pub(crate) async fn update(at: &Attributes<'_>, object: &mut Value, old: &Value) -> Result<(), Status> {
     authz::node::changes(at.caller, at.resource, object, old)?;
     authz::rbac::grants(at.cluster, at.caller, (at.resource, at.namespace), object, Some(old))?;
+    if is(at.resource, "certificates.k8s.io", "certificatesigningrequests") {
+        certificates::update(at, object, old)?;
+    }
     if is(at.resource, "", "pods") && at.subresource.is_empty() {
         pod::update(object, old);
     }

@@ -3,6 +3,7 @@
 mod answers;
 mod authentication;
 mod bounds;
+mod certificates;
 mod custom;
 mod deletion;
 mod ingress;
