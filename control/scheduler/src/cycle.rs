@@ -436,6 +436,7 @@ impl Cycle {
         }
         let leaving = pod.metadata.deletion_timestamp.is_some();
         if let Some(node) = pod.spec.node_name.as_deref().filter(|node| !node.is_empty()) {
+            let concerned = self.volumes.place(&uid, pod);
             let interned = self.intern(pod);
             let name = pod.metadata.name.as_deref().unwrap_or_default().into();
             self.queue.remove(&uid);
@@ -445,7 +446,6 @@ impl Cycle {
             let leaving = leaving || self.doomed.contains(&uid);
             let Interned { class, labels, .. } = interned;
             self.place(&uid, Placed { name, node, class, labels, leaving, started: started(pod) });
-            let concerned = self.volumes.place(&uid, pod);
             self.look_again(concerned);
             return;
         }
@@ -605,7 +605,8 @@ impl Cycle {
         let since = *self.chosen.entry(uid.clone()).or_insert(now);
         // As a rule it takes milliseconds, and nobody needs to hear of it.
         if now.duration_since(since) < VOLUMES_SOON {
-            return drop(self.queue.wait(uid, Helps::NODE, &told, now));
+            self.queue.wait(uid, Helps::NODE, &told, now);
+            return;
         }
         let claims: Vec<&str> = class.volumes.unbound.iter().map(|unbound| &*unbound.claim).collect();
         let message = format!("waiting for claims to be bound at node {node}: {}", claims.join(", "));
@@ -617,18 +618,16 @@ impl Cycle {
     /// It is written where a pod's volumes are to be; or somebody else was faster, and it is decided about anew.
     fn chosen(&mut self, uid: &Uid, written: Result<(), String>) {
         let now = Instant::now();
+        // It may have gone, or have been queued anew.
+        let Some(pending) = self.queue.in_flight(uid) else { return };
+        let told = pending.told.clone().unwrap_or_default();
         match written {
             Ok(()) => {
-                let told = self.queue.get(uid).map(|pending| pending.told.clone().unwrap_or_default());
-                if let Some(told) = told {
-                    self.queue.wait(uid, Helps::NODE, &told, now);
-                }
+                self.queue.wait(uid, Helps::NODE, &told, now);
             }
             Err(why) => {
                 tracing::debug!(uid = &**uid, why, "volumes not chosen");
-                if self.queue.get(uid).is_some() {
-                    self.displace(uid);
-                }
+                self.displace(uid);
                 self.queue.retry(uid, now);
             }
         }

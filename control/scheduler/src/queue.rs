@@ -166,6 +166,11 @@ impl Queue {
         self.pods.get(uid)
     }
 
+    /// One that was decided about and whose answer is awaited.
+    pub(crate) fn in_flight(&self, uid: &str) -> Option<&Pending> {
+        self.pods.get(uid).filter(|pending| pending.state == State::InFlight)
+    }
+
     /// The next to decide about; it is in flight until told otherwise.
     pub(crate) fn pop(&mut self) -> Option<(Uid, Arc<Class>)> {
         let (_, uid) = self.active.pop_first()?;

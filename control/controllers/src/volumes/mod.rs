@@ -342,7 +342,9 @@ impl Controller {
         let claim = self.kept_for(volume).await?;
         match plan::volume(volume, claim.as_deref()) {
             VolumeStep::Nothing => {}
-            VolumeStep::Phase(phase) => drop(self.volume_phase(volume, phase, None).await?),
+            VolumeStep::Phase(phase) => {
+                self.volume_phase(volume, phase, None).await?;
+            }
             VolumeStep::LeaveToClaim => {
                 if let Some(claim) = &claim {
                     self.mismatch(volume, claim);
