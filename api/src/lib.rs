@@ -10,5 +10,7 @@ pub mod meta;
 pub mod patch;
 pub mod schedule;
 pub mod schema;
+#[cfg(test)]
+mod spent;
 pub mod status;
 pub mod volumes;

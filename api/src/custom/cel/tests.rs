@@ -213,7 +213,7 @@ fn what_would_take_long_ends() {
 
 #[test]
 fn what_looks_at_much_pays_for_it() {
-    let started = std::time::Instant::now();
+    let started = crate::spent::now();
     let mut large = object();
     let spec = &mut large["spec"];
     spec["list"] = (0..300).collect::<Vec<i32>>().into();
@@ -239,7 +239,8 @@ fn what_looks_at_much_pays_for_it() {
         let said = said(&json!([{"rule": rule, "message": "no"}]), &large, None);
         assert!(said.iter().any(|error| error.contains("cost")), "{rule}: {said:?}");
     }
-    assert!(started.elapsed() < std::time::Duration::from_secs(20), "{:?}", started.elapsed());
+    let spent = crate::spent::now() - started;
+    assert!(spent < std::time::Duration::from_secs(60), "{spent:?}");
 }
 
 #[test]
