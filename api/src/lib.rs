@@ -14,3 +14,4 @@ pub mod schema;
 #[cfg(test)]
 mod spent;
 pub mod status;
+pub mod volumes;

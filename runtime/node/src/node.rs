@@ -42,6 +42,7 @@ use crate::objects::{Bounds, Objects, OnChange};
 use crate::otlp;
 use crate::pod::Pods;
 use crate::registration::{Facts, Registration};
+use crate::volumes::kept::{self, Kept};
 
 /// Why a node could not start.
 #[derive(Debug, thiserror::Error)]
@@ -107,7 +108,7 @@ struct Inner {
 impl Node {
     /// Makes everything a node needs and listens; nothing runs before [`Node::run`].
     pub async fn new(client: kube::Client, config: Config) -> Result<Node, Error> {
-        for dir in ["images", "components", "logs", "pods"] {
+        for dir in ["images", "components", "logs", "pods", "volumes"] {
             make(&config.data_dir.join(dir))?;
         }
         let address = (config.node_ip, config.port).into();
@@ -154,6 +155,7 @@ impl Node {
                 open_logs: OpenFiles::default(),
                 logs_dir: config.data_dir.join("logs"),
                 pods_dir: config.data_dir.join("pods"),
+                kept: Kept::new(config.data_dir.join("volumes")),
                 tasks: TaskTracker::new(),
                 started: Instant::now(),
                 client,
@@ -223,6 +225,7 @@ impl Node {
         if let (Some(otlp), Some(traces)) = (&context.config.otlp, traces.lock().take()) {
             context.tasks.spawn(otlp::run(otlp.clone(), context.config.name.clone(), traces, until("otlp")));
         }
+        context.tasks.spawn(kept::run(pods.clone(), until("volumes")));
         context.tasks.spawn(disk::run(pods.clone(), synced.subscribe(), until("disk")));
         let jumped = pods.clone();
         context.tasks.spawn(clock::watch(move |_| jumped.time_jumped(), until("clock")));

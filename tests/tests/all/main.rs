@@ -17,4 +17,5 @@ mod seeing;
 mod servers;
 mod sets;
 mod time;
+mod volumes;
 mod workloads;

@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 use super::show::Show::{Age, Name, Of};
 use super::{BLANK, Kind, Stored, row};
 use crate::kinds::value::{Read, child};
-use crate::kinds::{AGE, Cell, Column, NAME, Subresource, column};
+use crate::kinds::{AGE, Cell, Column, NAME, column};
 
-const NO_CERTIFICATES: Stored = Stored::refused("signs no certificates");
+const NO_CERTIFICATES: Stored = Stored::refused("gives pods no certificates");
 const EXTENSIONS: &[&str] = &["api-extensions"];
 
 const fn text(name: &'static str) -> Column {
@@ -24,25 +24,6 @@ pub(super) static ROWS: &[Kind] = &[
         [NAME => Name, text("Service") => Of(api_service), text("Available") => Of(available), AGE => Age],
         Stored::refused("passes no requests on to other API servers").named_as_path().create_by(local),
         categories: EXTENSIONS, has_status: true),
-    row!(cluster "certificates.k8s.io" "io.k8s.api.certificates.v1" "CertificateSigningRequest"
-    "certificatesigningrequests" "certificatesigningrequest",
-    [
-        NAME => Name,
-        AGE => Age,
-        text("SignerName") => NEVER,
-        text("Requestor") => NEVER,
-        text("RequestedDuration") => NEVER,
-        text("Condition") => NEVER,
-    ],
-    NO_CERTIFICATES,
-    short_names: &["csr"], has_status: true, selectable: &["spec.signerName"],
-    subresources: &[Subresource {
-        name: "approval",
-        group: "",
-        version: "",
-        kind: "CertificateSigningRequest",
-        verbs: &["get", "patch", "update"],
-    }]),
     row!(namespaced "certificates.k8s.io" "io.k8s.api.certificates.v1" "PodCertificateRequest"
         "podcertificaterequests" "podcertificaterequest",
         [

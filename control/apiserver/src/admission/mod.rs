@@ -7,6 +7,7 @@
 //! ```
 
 mod authorizer;
+mod certificates;
 pub(crate) mod ingress_class;
 mod lifecycle;
 mod limit_range;
@@ -20,6 +21,7 @@ mod quota;
 mod review;
 pub(crate) mod scale;
 pub(crate) mod topology;
+pub(crate) mod volumes;
 mod webhook;
 
 use std::sync::Arc;
@@ -243,6 +245,15 @@ async fn create(at: &Attributes<'_>, object: &mut Value) -> Result<bool, Status>
     if is(at.resource, "networking.k8s.io", "ingresses") && at.subresource.is_empty() {
         ingress_class::create(at, object)?;
     }
+    if is(at.resource, "certificates.k8s.io", "certificatesigningrequests") {
+        certificates::create(at, object)?;
+    }
+    if is(at.resource, "", "persistentvolumeclaims") {
+        volumes::create_claim(at, object)?;
+    }
+    if is(at.resource, "", "persistentvolumes") {
+        volumes::create_volume(object);
+    }
     let is_pod = is(at.resource, "", "pods");
     if is_pod {
         limit_range::complete(at, object)?;
@@ -260,6 +271,9 @@ pub(crate) async fn place(at: &Attributes<'_>, object: &Value) -> Result<Option<
 async fn update(at: &Attributes<'_>, object: &mut Value, old: &Value) -> Result<(), Status> {
     authz::node::changes(at.caller, at.resource, object, old)?;
     authz::rbac::grants(at.cluster, at.caller, (at.resource, at.namespace), object, Some(old))?;
+    if is(at.resource, "certificates.k8s.io", "certificatesigningrequests") {
+        certificates::update(at, object, old)?;
+    }
     if is(at.resource, "", "pods") && at.subresource.is_empty() {
         pod::update(object, old);
     }
@@ -277,6 +291,9 @@ pub(crate) async fn validate(
     dry_run: bool,
 ) -> Result<(), Status> {
     limit_range::validate(at, object, old)?;
+    if let Some(old) = old.filter(|_| is(at.resource, "", "persistentvolumeclaims") && at.subresource.is_empty()) {
+        volumes::resize(at, object, old)?;
+    }
     pod_security::validate(at, object, old).await?;
     if at.resource.row.group() == hooks::GROUP {
         Box::pin(policy::grants::check(at, object, old)).await?;

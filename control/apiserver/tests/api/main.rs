@@ -3,6 +3,7 @@
 mod answers;
 mod authentication;
 mod bounds;
+mod certificates;
 mod conversion;
 mod custom;
 mod deletion;
@@ -20,6 +21,7 @@ mod scheduling;
 mod services;
 mod shape;
 mod usage;
+mod volumes;
 mod watches;
 mod webhooks;
 

@@ -179,6 +179,7 @@ impl Pods {
     fn release(self: &Arc<Self>, slot: &Arc<Slot>, state: &mut State) -> Option<Input> {
         self.leave(slot, state);
         if !slot.has_files() {
+            self.let_go_of_volumes(slot);
             return Some(Input::Released);
         }
         let (pods, slot) = (self.clone(), slot.clone());
@@ -191,6 +192,7 @@ impl Pods {
 
     fn forget(self: &Arc<Self>, slot: &Arc<Slot>) {
         self.context.objects.forget(&slot.uid);
+        self.let_go_of_volumes(slot);
         for alarm in [Alarm::Wake, Alarm::Settled, Alarm::Report, Alarm::Tokens] {
             self.timers.cancel((slot.uid.clone(), alarm));
         }

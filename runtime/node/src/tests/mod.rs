@@ -7,6 +7,7 @@ mod pods;
 mod policies;
 mod registry;
 mod tls;
+mod volumes;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
