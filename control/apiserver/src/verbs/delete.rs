@@ -233,7 +233,8 @@ pub(crate) async fn remove_record(
     let admitted = by.and_then(|(at, _)| at.guard()).or_else(|| admission::mark(resource));
     if let Some((at, name)) = by.filter(|(at, _)| step != Step::Nothing && at.may_ask()) {
         let shown = conversion::one(cluster, resource, record).await?;
-        admission::remove(at, name, options, &Seen::new(resource, &shown).to_remove()?).await?;
+        let old = Seen::new(resource, &shown).to_remove()?;
+        Box::pin(admission::remove(at, name, options, &old)).await?;
     }
     let key = Store::key(resource, &record.key.name);
     let guard = Guard::Revision(record.revision);
