@@ -8,7 +8,7 @@ use anyhow::bail;
 use coracle_sdk::{Compiler, Join, Listeners, Worker, WorkerOptions};
 
 use crate::anew;
-use crate::cluster::{Ingress, Signals, default_dir};
+use crate::cluster::{Ingress, Signals, Traces, default_dir};
 use crate::output::{self, Step};
 
 /// Join a cluster as a node, and run its pods here until Ctrl-C
@@ -40,6 +40,8 @@ pub struct Arguments {
     node_port_bind: IpAddr,
     #[command(flatten)]
     ingress: Ingress,
+    #[command(flatten)]
+    traces: Traces,
 }
 
 /// Runs the command.
@@ -58,6 +60,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         port: arguments.port,
         node_port_bind: arguments.node_port_bind,
         ingress: arguments.ingress.into(),
+        otlp: arguments.traces.into(),
         compiler: Compiler::Process(anew::own_file()?),
         program: Some(program.clone()),
         ..WorkerOptions::new(data_dir)

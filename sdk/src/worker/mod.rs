@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_node::{Cidr, IngressPorts, Node};
+use coracle_node::{Cidr, IngressPorts, Node, Otlp};
 use coracle_server::Program;
 use http::Request;
 use serde_json::{Value, json};
@@ -73,6 +73,8 @@ pub struct WorkerOptions {
     pub node_port_bind: IpAddr,
     /// Where Ingresses are served.
     pub ingress: IngressPorts,
+    /// Where spans of requests are sent; nowhere when absent.
+    pub otlp: Option<Otlp>,
     /// Where components are compiled.
     pub compiler: Compiler,
     /// The program that this process runs, where the process can begin anew when it is asked to ([`Program::asked`]).
@@ -90,6 +92,7 @@ impl WorkerOptions {
             port: 10_250,
             node_port_bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
             ingress: IngressPorts::usual(),
+            otlp: None,
             compiler: Compiler::InProcess,
             program: None,
         }
@@ -204,6 +207,7 @@ impl Worker {
             min_free_bytes: coracle_server::free_floor(&options.data_dir),
             node_port_bind: options.node_port_bind,
             ingress: options.ingress,
+            otlp: options.otlp.clone(),
             compiler: options.compiler.clone(),
             routes: options.program.as_ref().map(Program::router).unwrap_or_default(),
             ..coracle_node::Config::new(
