@@ -60,6 +60,9 @@ impl Strategy for DaemonSet {
         }
         default_to(spec, "revisionHistoryLimit", 10);
         podtemplate::default(child(spec, "template"));
+        // The reference keeps it as a number of its own, and shows it in every object that it reads: whoever writes owns it.
+        let generation = template_generation(object);
+        set_template_generation(object, generation);
         let status = child(object, "status");
         for count in ["currentNumberScheduled", "numberMisscheduled", "desiredNumberScheduled", "numberReady"] {
             default_to(status, count, 0);
@@ -164,7 +167,11 @@ fn validate_spec(spec: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
     let labels = &template["metadata"]["labels"];
     if LabelSelector::from_object(selector).is_ok_and(|selector| !selector.matches(&labels.as_object())) {
         let detail = "`selector` does not match template `labels`";
-        errors.push(FieldError::invalid(template_path.child("metadata.labels"), Printed(&text::json(labels)), detail));
+        errors.push(FieldError::invalid(
+            template_path.child("metadata.labels"),
+            Printed(&checks::labels_text(labels)),
+            detail,
+        ));
     }
     if selector.is_set() && selector["matchLabels"].is_empty() && selector["matchExpressions"].is_empty() {
         let detail = "empty selector is invalid for daemonset";

@@ -47,6 +47,8 @@ impl Reference {
         command.args(["--service-account-issuer", "https://kubernetes.default.svc"]);
         command.args(["--service-cluster-ip-range", "10.96.0.0/16", "--endpoint-reconciler-type", "none"]);
         command.args(["--authorization-mode", "Node,RBAC", "--allow-privileged=true"]);
+        // As we write it: the flag is there for who knows sooner that a node is gone.
+        command.arg("--default-unreachable-toleration-seconds=12");
         command.arg("--cert-dir").arg(reference.folder.path().join("certificates"));
         command.arg("--token-auth-file").arg(&tokens);
         command.arg("--service-account-key-file").arg(&key).arg("--service-account-signing-key-file").arg(&key);

@@ -104,5 +104,13 @@ fn read(body: &[u8]) -> Value {
         return value;
     }
     let events: Result<Vec<Value>, _> = serde_json::Deserializer::from_slice(body).into_iter().collect();
-    events.map_or_else(|_| String::from_utf8_lossy(body).into_owned().into(), Value::from)
+    // Bookmarks come when they please, but for the one that ends what was there.
+    let is_event = |event: &Value| {
+        event["type"] != "BOOKMARK"
+            || !event["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"].is_null()
+    };
+    match events {
+        Ok(events) => events.into_iter().filter(is_event).collect(),
+        Err(_) => String::from_utf8_lossy(body).into_owned().into(),
+    }
 }

@@ -156,7 +156,10 @@ async fn attempt(
     write.ready_changed(&mut object, &old, owned).await?;
     let allocated = admission::allocate(&write.attributes(), &mut object, Some(&old))?;
     write.validate_changed(&object, &old)?;
-    call.warn_all(row.warnings(&object, Some(&old)));
+    // Who writes what a controller saw is not told what is odd about what was asked for.
+    if write.subresource != "status" {
+        call.warn_all(row.warnings(&object, Some(&old)));
+    }
     row.strategy().canonicalize(&mut object);
     // What another version or another schema left is written anew.
     let is_current = resource.custom.is_none() || seen.is_stored_now();

@@ -12,6 +12,7 @@ mod nodes;
 mod objects;
 mod podsecurity;
 mod quotas;
+mod reference;
 mod roles;
 mod scheduling;
 mod services;
