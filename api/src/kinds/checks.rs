@@ -132,11 +132,6 @@ pub(super) fn immutable(path: &Path<'_>, new: &Value, old: &Value, errors: &mut 
     }
 }
 
-/// Labels as they are printed: none are as empty as `{}`.
-pub(super) fn labels_text(labels: &Value) -> String {
-    if labels.is_null() { "{}".to_owned() } else { text::json(labels) }
-}
-
 /// `field is immutable` of a label selector.
 pub(super) fn immutable_selector(path: &Path<'_>, new: &Value, old: &Value, errors: &mut FieldErrors) {
     if new != old {

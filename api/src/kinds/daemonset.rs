@@ -167,11 +167,7 @@ fn validate_spec(spec: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
     let labels = &template["metadata"]["labels"];
     if LabelSelector::from_object(selector).is_ok_and(|selector| !selector.matches(&labels.as_object())) {
         let detail = "`selector` does not match template `labels`";
-        errors.push(FieldError::invalid(
-            template_path.child("metadata.labels"),
-            Printed(&checks::labels_text(labels)),
-            detail,
-        ));
+        errors.push(FieldError::invalid(template_path.child("metadata.labels"), Printed(&text::json(labels)), detail));
     }
     if selector.is_set() && selector["matchLabels"].is_empty() && selector["matchExpressions"].is_empty() {
         let detail = "empty selector is invalid for daemonset";

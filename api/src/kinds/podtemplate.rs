@@ -5,8 +5,8 @@ use serde_json::Value;
 use super::value::{Read, child};
 use super::{Cell, FieldError, FieldErrors, Kind, NAME, Strategy, VERBS, checks, column, pod, table};
 use crate::meta::field::{Path, Printed};
-use crate::meta::names;
 use crate::meta::selector::{LabelSelector, validate_label_selector};
+use crate::meta::{names, text};
 
 pub(super) static KIND: Kind = Kind {
     group: "",
@@ -122,7 +122,7 @@ pub(super) fn validate_of_owner(spec: &Value, old: Option<&Value>, errors: &mut 
     let labels = &template["metadata"]["labels"];
     if !parsed.is_everything() && !parsed.matches(&labels.as_object()) {
         let detail = "`selector` does not match template `labels`";
-        errors.push(FieldError::invalid(path.child("metadata.labels"), Printed(&checks::labels_text(labels)), detail));
+        errors.push(FieldError::invalid(path.child("metadata.labels"), Printed(&text::json(labels)), detail));
     }
     pod::validate_template(template, old.map(|old| &old["template"]), &path, errors);
     validate_endless(template, "ReplicaSet", &path, errors);

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::meta::field::{Path, Printed};
 use crate::meta::selector::LabelSelector;
+use crate::meta::text;
 
 pub(super) static KIND: Kind = Kind {
     group: "",
@@ -142,7 +143,7 @@ fn validate_spec(spec: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
     let selector = spec["selector"].as_object().filter(|selector| !selector.is_empty()).map(LabelSelector::from_map);
     if selector.is_some_and(|selector| !selector.matches(&labels.as_object())) {
         let detail = "`selector` does not match template `labels`";
-        errors.push(FieldError::invalid(path.child("metadata.labels"), Printed(&checks::labels_text(labels)), detail));
+        errors.push(FieldError::invalid(path.child("metadata.labels"), Printed(&text::json(labels)), detail));
     }
     pod::validate_template(template, old.map(|old| &old["template"]), &path, errors);
     podtemplate::validate_endless(template, "ReplicationController", &path, errors);

@@ -225,11 +225,7 @@ fn validate_spec(spec: &Value, judge: Judge, errors: &mut FieldErrors) {
             let labels = &template["metadata"]["labels"];
             if !parsed.is_everything() && !parsed.matches(&labels.as_object()) {
                 let detail = "`selector` does not match template `labels`";
-                errors.push(FieldError::invalid(
-                    path.child("metadata.labels"),
-                    Printed(&checks::labels_text(labels)),
-                    detail,
-                ));
+                errors.push(FieldError::invalid(path.child("metadata.labels"), Printed(&text::json(labels)), detail));
             }
             if judge != Judge::ChangedWithoutTemplate {
                 pod::validate_template(&of_a_pod(template, claims), None, &path, errors);

@@ -127,6 +127,7 @@ fn specification(spec: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
         }
     }
     let tightened = Tightened::since(old);
+    let shared = shared_fields(versions);
     let mut work = schema::Work::default();
     let mut seen = HashSet::new();
     let mut unique = true;
@@ -141,7 +142,7 @@ fn specification(spec: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
         // What was accepted as it is stays accepted.
         let before =
             old.and_then(|old| old["versions"].items().iter().find(|before| before["name"] == version["name"]));
-        let places = Places { versions, at, path: &path };
+        let places = Places { path: &path, is_first: at == 0, shared: &shared };
         check_version(version, before, &places, &tightened, &mut work, errors);
     }
     if !unique {
@@ -222,24 +223,27 @@ fn kind_names(given: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
 /// Where the parts of a version are, in words. What is the same in all versions the reference keeps once, beside them, and
 /// speaks of it there.
 struct Places<'a> {
-    versions: &'a [Value],
-    at: usize,
     path: &'a Path<'a>,
+    is_first: bool,
+    shared: &'a [&'static str],
 }
 
 impl<'a> Places<'a> {
-    /// The place of a field of the version, which is called `shared` where all have the same; `None` where it was another
-    /// version's turn to speak of it.
+    /// The place of a field of the version, which is called `shared` where all have the same; `None` where the first has
+    /// spoken of it.
     fn of(&self, field: &'a str, shared: &'a str) -> Option<Path<'a>> {
-        let mut versions = self.versions.iter();
-        let first = versions.next().map(|first| &first[field]);
-        let is_same = versions.all(|other| first == Some(&other[field]));
-        match (is_same, self.at) {
+        match (self.shared.contains(&field), self.is_first) {
             (false, _) => Some(self.path.child(field)),
-            (true, 0) => Some(SPEC.child(shared)),
-            (true, _) => None,
+            (true, true) => Some(SPEC.child(shared)),
+            (true, false) => None,
         }
     }
+}
+
+/// Fields that all versions have the same in. Each version is compared with the first alone: there may be many.
+fn shared_fields(versions: &[Value]) -> Vec<&'static str> {
+    let is_shared = |field: &&str| versions.iter().skip(1).all(|version| version[*field] == versions[0][*field]);
+    ["schema", "subresources", "additionalPrinterColumns", "selectableFields"].into_iter().filter(is_shared).collect()
 }
 
 fn check_version(

@@ -203,7 +203,7 @@ fn what_is_no_job_is_refused() {
             json!({"manualSelector": true}),
             vec![
                 "spec.selector: Required value".into(),
-                "spec.template.metadata.labels: Invalid value: {}: `selector` does not match template `labels`".into(),
+                "spec.template.metadata.labels: Invalid value: null: `selector` does not match template `labels`".into(),
             ],
         ),
     ] {

@@ -6,8 +6,8 @@ use super::{CONTROLLER_UID, JOB_NAME, LEGACY_CONTROLLER_UID, LEGACY_JOB_NAME, is
 use crate::kinds::value::Read;
 use crate::kinds::{FieldError, FieldErrors, checks, pod};
 use crate::meta::field::{Path, Printed};
-use crate::meta::names;
 use crate::meta::selector::{LabelSelector, validate_label_selector};
+use crate::meta::{names, text};
 
 const SPEC: Path<'static> = Path::new("spec");
 /// Of an indexed Job, so that `status.completedIndexes` has a bound.
@@ -84,7 +84,7 @@ fn generated_selector(job: &Value, errors: &mut FieldErrors) {
         match labels[label].as_str() {
             None => errors.push(FieldError::required(path.key(label), &detail)),
             Some(actual) if actual != value => {
-                errors.push(FieldError::invalid(path.key(label), Printed(&checks::labels_text(labels)), &detail));
+                errors.push(FieldError::invalid(path.key(label), Printed(&text::json(labels)), &detail));
             }
             Some(_) => {}
         }
@@ -110,7 +110,7 @@ fn spec_with_selector(spec: &Value, old: Option<&Value>, errors: &mut FieldError
     if LabelSelector::from_object(selector).is_ok_and(|selector| !selector.matches(&labels.as_object())) {
         let detail = "`selector` does not match template `labels`";
         let path = SPEC.child("template.metadata.labels");
-        errors.push(FieldError::invalid(path, Printed(&checks::labels_text(labels)), detail));
+        errors.push(FieldError::invalid(path, Printed(&text::json(labels)), detail));
     }
 }
 
