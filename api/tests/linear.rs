@@ -3,7 +3,10 @@
 //! square eight times. Both are measured in one run, in time that this thread was on a processor, which the system counts in
 //! milliseconds.
 
-use std::time::{Duration, Instant};
+#[path = "../src/spent.rs"]
+mod spent;
+
+use std::time::Duration;
 
 use coracle_api::codec::{json, yaml};
 use coracle_api::kinds::{self, FieldErrors};
@@ -21,18 +24,10 @@ const MEASUREMENTS: usize = 8;
 /// What takes less for the long list cannot be told from noise, and is well.
 const NOTHING: Duration = Duration::from_millis(40);
 
-/// Time that this thread has run; of the clock where the system does not tell.
-fn now() -> Duration {
-    static START: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
-    let told = std::fs::read_to_string("/proc/thread-self/schedstat").ok();
-    let on_processor = told.and_then(|text| text.split(' ').next()?.parse().ok());
-    on_processor.map_or_else(|| START.elapsed(), Duration::from_nanos)
-}
-
 fn time(work: impl Fn()) -> Duration {
-    let start = now();
+    let start = spent::now();
     work();
-    now() - start
+    spent::now() - start
 }
 
 /// The smallest of several measurements of both, taken in turn, until they are in proportion: a neighbour on the same core makes
@@ -317,7 +312,7 @@ fn defaults_are_linear() {
         let objects = [FEW, FEW * TIMES].map(make);
         assert_linear(&format!("{resource}: {name}, defaults"), |count| {
             let mut object = objects[usize::from(count > FEW)].clone();
-            schema::apply_defaults(&mut object, &schema);
+            schema::apply_defaults(&mut object, &schema).unwrap();
             row.strategy.default(&mut object);
             row.strategy.prepare_create(&mut object);
         });

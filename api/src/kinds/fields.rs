@@ -270,7 +270,7 @@ mod tests {
                  no rights on the node that could be widened",
                 "spec.containers[1].tty: this version of Coracle stores the field, but a component has no terminal",
                 "spec.volumes[0].hostPath: this version of Coracle stores the field, but the node does not start the pod; \
-                 volumes are configMap, secret, downwardAPI, projected and emptyDir",
+                 volumes are configMap, secret, downwardAPI, projected, emptyDir, persistentVolumeClaim and ephemeral",
             ]
         );
         assert_eq!(warnings(pods, &pod, Some(&pod)), Vec::<String>::new());

@@ -4,6 +4,8 @@
 //! A strategy always sees the form in which an object is stored. That is the form of its own row, except for events:
 //! `events.k8s.io` is a second view of the core events, see [`Strategy::to_storage`].
 
+mod admission;
+mod certificates;
 mod checks;
 mod configmap;
 mod controllerrevision;
@@ -51,7 +53,8 @@ use crate::meta::{names, validate_object_meta, validate_object_meta_update};
 use value::Read as _;
 
 /// Kinds that something acts on, or that are peculiar enough for a file of their own.
-static SPECIAL: [&Kind; 23] = [
+static SPECIAL: [&Kind; 24] = [
+    &certificates::KIND,
     &configmap::KIND,
     &definition::KIND,
     &endpoints::KIND,

@@ -138,9 +138,6 @@ impl Strategy for StatefulSet {
         let mut warnings = Vec::new();
         if old.is_none_or(|old| old["spec"] != *spec) {
             warnings = pod::template_warnings(&spec["template"], &Path::new("spec.template"));
-            if !spec["volumeClaimTemplates"].is_empty() {
-                warnings.push(NO_VOLUMES.to_owned());
-            }
         }
         if spec["revisionHistoryLimit"].int() < 0 {
             warnings.push(
@@ -163,9 +160,6 @@ impl Strategy for StatefulSet {
         ]
     }
 }
-
-const NO_VOLUMES: &str = "spec.volumeClaimTemplates: this version of Coracle makes the claims, but no volume is provisioned or bound for \
-                          them, so the pods do not start";
 
 /// What an object is measured by: rules that were not always there do not hold for what was taken before.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,6 @@
-//! The objects that every cluster has from its first moment, and keeps: namespaces, the classes of critical pods and of Ingresses, roles,
-//! the service by which pods find the API, and what the server says of itself. Levels of priority are not among them: they
-//! would say how requests are limited, and requests are limited otherwise here.
+//! The objects that every cluster has from its first moment, and keeps: namespaces, the classes of critical pods, of Ingresses and
+//! of volumes, roles, the service by which pods find the API, and what the server says of itself. Levels of priority are not among
+//! them: they would say how requests are limited, and requests are limited otherwise here.
 
 mod defaults;
 mod described;
@@ -10,8 +10,8 @@ use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use coracle_api::meta;
 use coracle_api::status::Status;
+use coracle_api::{meta, volumes};
 use coracle_keyspace::{Guard, Op, Watcher};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -45,6 +45,9 @@ const API_ADDRESS: &str = "10.96.0.1";
 /// The class of the Ingresses that nodes serve.
 const INGRESS_CLASS: &str = "coracle";
 
+/// The class of the volumes that nodes keep.
+const STORAGE_CLASS: &str = "local";
+
 /// What old clients ask the health of. All of them are parts of the process that answers.
 const COMPONENTS: [&str; 3] = ["controller-manager", "scheduler", "etcd-0"];
 /// How often what must be there is looked at without a reason.
@@ -66,9 +69,14 @@ pub(crate) async fn run(server: &Arc<Shared>) -> Result<bool, Status> {
     futures::future::try_join_all(classes).await?;
     let roles = roles(server).await;
     let has_roles = roles.is_ok();
-    for made in
-        [api(server).await, roles, components(server).await, ingress_class(server).await, described(server).await]
-    {
+    for made in [
+        api(server).await,
+        roles,
+        components(server).await,
+        ingress_class(server).await,
+        storage_class(server).await,
+        described(server).await,
+    ] {
         if let Err(error) = made {
             tracing::warn!(%error, "an object that every cluster has cannot be made; it is tried again");
         }
@@ -153,6 +161,18 @@ async fn ingress_class(server: &Arc<Shared>) -> Result<(), Status> {
         "spec": {"controller": "coracle.dev/ingress"},
     });
     make(server, "networking.k8s.io", "ingressclasses", None, INGRESS_CLASS, class).await
+}
+
+/// The class of the volumes that nodes keep; the default one, unless somebody has made another that.
+async fn storage_class(server: &Arc<Shared>) -> Result<(), Status> {
+    let is_default = admission::volumes::default(&server.cluster)?.is_none();
+    let class = json!({
+        "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
+        "metadata": {"name": STORAGE_CLASS, "annotations": {(volumes::IS_DEFAULT): is_default.to_string()}},
+        "provisioner": volumes::PROVISIONER, "reclaimPolicy": "Delete", "volumeBindingMode": "WaitForFirstConsumer",
+        "allowVolumeExpansion": true,
+    });
+    make(server, "storage.k8s.io", "storageclasses", None, STORAGE_CLASS, class).await
 }
 
 async fn components(server: &Arc<Shared>) -> Result<(), Status> {

@@ -29,12 +29,14 @@ macro_rules! resources {
 resources! {
     PODS = "v1" "pods";
     NODES = "v1" "nodes";
+    SERVICES = "v1" "services";
     EVENTS = "v1" "events";
     ENDPOINTS = "v1" "endpoints";
     NAMESPACES = "v1" "namespaces";
     CONFIG_MAPS = "v1" "configmaps";
     SERVICE_ACCOUNTS = "v1" "serviceaccounts";
     REPLICATION_CONTROLLERS = "v1" "replicationcontrollers";
+    PERSISTENT_VOLUMES = "v1" "persistentvolumes";
     PERSISTENT_VOLUME_CLAIMS = "v1" "persistentvolumeclaims";
     REPLICA_SETS = "apps/v1" "replicasets";
     DEPLOYMENTS = "apps/v1" "deployments";
@@ -45,6 +47,7 @@ resources! {
     JOBS = "batch/v1" "jobs";
     CRON_JOBS = "batch/v1" "cronjobs";
     POD_DISRUPTION_BUDGETS = "policy/v1" "poddisruptionbudgets";
+    CERTIFICATE_SIGNING_REQUESTS = "certificates.k8s.io/v1" "certificatesigningrequests";
     INGRESSES = "networking.k8s.io/v1" "ingresses";
     HORIZONTAL_POD_AUTOSCALERS = "autoscaling/v2" "horizontalpodautoscalers";
     ENDPOINT_SLICES = "discovery.k8s.io/v1" "endpointslices";
@@ -207,6 +210,11 @@ impl Client {
     pub(crate) async fn patch_at(&self, path: &str, patch: &Value) -> Result<Meta, kube::Error> {
         let uri = format!("{path}?{MANAGER}");
         self.send("PATCH", &uri, "application/merge-patch+json", Some(patch)).await
+    }
+
+    /// POST to any path, for its answer.
+    pub(crate) async fn post<B: Serialize, T: DeserializeOwned>(&self, path: &str, body: &B) -> Result<T, kube::Error> {
+        self.send("POST", path, "application/json", Some(body)).await
     }
 
     /// GET of a path.

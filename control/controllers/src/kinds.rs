@@ -5,13 +5,16 @@ use std::sync::Arc;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::{CronJob, Job};
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Endpoints, Namespace, Node, PersistentVolumeClaim, ResourceQuota, Service, ServiceAccount,
+    ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, ResourceQuota, Service,
+    ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::storage::v1::StorageClass;
 use kube::runtime::watcher;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -74,6 +77,8 @@ kinds! {
     daemon_sets: DaemonSet = "apps" "v1" "DaemonSet" "daemonsets" true;
     revisions: ControllerRevision = "apps" "v1" "ControllerRevision" "controllerrevisions" true;
     claims: PersistentVolumeClaim = "" "v1" "PersistentVolumeClaim" "persistentvolumeclaims" true;
+    volumes: PersistentVolume = "" "v1" "PersistentVolume" "persistentvolumes" false;
+    storage_classes: StorageClass = "storage.k8s.io" "v1" "StorageClass" "storageclasses" false;
     jobs: Job = "batch" "v1" "Job" "jobs" true;
     cron_jobs: CronJob = "batch" "v1" "CronJob" "cronjobs" true;
     services: Service = "" "v1" "Service" "services" true;
@@ -86,6 +91,8 @@ kinds! {
     ingress_classes: IngressClass = "networking.k8s.io" "v1" "IngressClass" "ingressclasses" false;
     quotas: ResourceQuota = "" "v1" "ResourceQuota" "resourcequotas" true;
     autoscalers: HorizontalPodAutoscaler = "autoscaling" "v2" "HorizontalPodAutoscaler" "horizontalpodautoscalers" true;
+    certificates: CertificateSigningRequest =
+        "certificates.k8s.io" "v1" "CertificateSigningRequest" "certificatesigningrequests" false;
     leases: Lease = "coordination.k8s.io" "v1" "Lease" "leases" true;
     }
     named {

@@ -5,7 +5,9 @@
 //! the recorder of events; `kinds` has a row for each kind that is watched. Nothing polls; nothing is kept that the API does not have.
 
 mod autoscaler;
+mod certificates;
 mod client;
+mod concurrency;
 mod cron_job;
 mod daemon_set;
 mod deployment;
@@ -32,6 +34,7 @@ mod stateful_set;
 #[cfg(test)]
 mod stories;
 mod ttl_after_finished;
+mod volumes;
 mod workload;
 
 use std::sync::Arc;
@@ -42,6 +45,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use certificates::{Asked, Signer};
 use client::Client;
 pub(crate) use error::Error;
 use kinds::Informers;
@@ -56,11 +60,13 @@ pub struct Config {
     pub node_monitor_grace: Duration,
     /// The node in this process. It is heard however much of the network is away, so it says nothing about that.
     pub node: Option<String>,
+    /// Who signs certificates; nobody, if it is not said.
+    pub signer: Option<Arc<dyn Signer>>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { root_ca: String::new(), node_monitor_grace: Duration::from_secs(50), node: None }
+        Self { root_ca: String::new(), node_monitor_grace: Duration::from_secs(50), node: None, signer: None }
     }
 }
 
@@ -103,6 +109,19 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
         &mut on.replica_sets,
         &mut on.pods,
     );
+    let volumes = volumes::Controller::new(
+        api.clone(),
+        recorder.clone(),
+        volumes::Sources {
+            claims: &mut on.claims,
+            volumes: &mut on.volumes,
+            classes: &mut on.storage_classes,
+            nodes: &mut on.nodes,
+            pods: on.pods.store(),
+        },
+    );
+    let ephemeral_volumes = volumes::Ephemeral::new(api.clone(), recorder.clone(), &mut on.claims, &mut on.pods);
+    let claim_protection = volumes::Protection::new(api.clone(), &mut on.claims, &mut on.pods);
     let jobs = job::Controller::new(api.clone(), recorder.clone(), &mut on.jobs, &mut on.pods);
     let cron_jobs = cron_job::Controller::new(api.clone(), recorder.clone(), &mut on.cron_jobs, &mut on.jobs);
     let endpoints = endpoints::Controller::new(
@@ -132,6 +151,19 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     let ingresses = ingress::Controller::new(api.clone(), &mut on.ingresses, &mut on.ingress_classes, &mut on.nodes);
     let autoscalers =
         autoscaler::Controller::new(api.clone(), recorder.clone(), discovery.clone(), &mut on.autoscalers, &on.pods);
+    let scaled = concurrency::Controller::new(
+        api.clone(),
+        recorder.clone(),
+        concurrency::Sources {
+            deployments: &mut on.deployments,
+            stateful_sets: &mut on.stateful_sets,
+            replica_sets: &mut on.replica_sets,
+            replications: &mut on.replications,
+            services: &mut on.services,
+            nodes: &mut on.nodes,
+            autoscalers: &mut on.autoscalers,
+        },
+    );
     let accounts = service_account::Controller::new(
         api.clone(),
         config.root_ca,
@@ -151,6 +183,7 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     let evictions = node::Evictions::new(api.clone(), recorder.clone(), nodes.watch(), &mut on.nodes, &mut on.pods);
     let job_orphans = job::Orphans::new(api.clone(), &mut on.jobs, &mut on.pods);
     let finished_jobs = ttl_after_finished::Controller::new(api.clone(), &mut on.jobs);
+    let certificates = certificates::Controller::new(api.clone(), config.signer, &mut on.certificates);
     let pod_gc = pod_gc::Controller::new(api.clone(), &mut on.nodes, &mut on.pods);
     let quotas = quota::Controller::new(api.clone(), discovery.clone(), &mut on.quotas, &mut on.pods, &mut on.services);
     let garbage = {
@@ -189,6 +222,9 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     tasks.spawn(queue::drive(stateful_sets, shutdown.clone()));
     tasks.spawn(queue::drive(daemon_sets, shutdown.clone()));
     tasks.spawn(queue::drive(deployments, shutdown.clone()));
+    tasks.spawn(queue::drive(volumes, shutdown.clone()));
+    tasks.spawn(queue::drive(ephemeral_volumes, shutdown.clone()));
+    tasks.spawn(queue::drive(claim_protection, shutdown.clone()));
     tasks.spawn(queue::drive(jobs, shutdown.clone()));
     tasks.spawn(queue::drive(cron_jobs, shutdown.clone()));
     tasks.spawn(queue::drive(job_orphans, shutdown.clone()));
@@ -198,11 +234,14 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     tasks.spawn(queue::drive(budgets, shutdown.clone()));
     tasks.spawn(queue::drive(ingresses, shutdown.clone()));
     tasks.spawn(queue::drive(autoscalers, shutdown.clone()));
+    tasks.spawn(scaled.clone().listen(shutdown.clone()));
+    tasks.spawn(queue::drive(scaled, shutdown.clone()));
     tasks.spawn(queue::drive(accounts, shutdown.clone()));
     tasks.spawn(queue::drive(namespaces, shutdown.clone()));
     tasks.spawn(queue::drive(nodes, shutdown.clone()));
     tasks.spawn(queue::drive(evictions, shutdown.clone()));
     tasks.spawn(queue::drive(pod_gc, shutdown.clone()));
+    tasks.spawn(queue::drive(certificates, shutdown.clone()));
     tasks.spawn(queue::drive(quotas, shutdown.clone()));
     tokio::select! {
         () = others_synced.notified() => {}

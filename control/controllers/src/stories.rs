@@ -3,7 +3,9 @@
 //! Where a story says that something does *not* happen, something else that had to happen later is waited for first.
 
 mod autoscaler;
+mod concurrency;
 mod sets;
+mod volumes;
 
 use std::time::Duration;
 
@@ -24,7 +26,8 @@ struct World {
 /// Starts the controllers on what is there. Nodes are silent after `grace_ms`.
 fn start(api: &Scripted, grace_ms: u64) -> World {
     let shutdown = CancellationToken::new();
-    let config = Config { root_ca: "ca".to_owned(), node_monitor_grace: Duration::from_millis(grace_ms), node: None };
+    let config =
+        Config { root_ca: "ca".to_owned(), node_monitor_grace: Duration::from_millis(grace_ms), ..Config::default() };
     let running = tokio::spawn(run(api.client(), config, shutdown.clone()));
     World { api: api.clone(), shutdown, running }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::resources::{Requests, requests};
 use crate::view::Namespaces;
+use crate::volumes::Wanted;
 use crate::wire::{
     LabelSelector, Labels, NodeAffinity, Pod, PodAffinity, PodTerm, Requirement, SpreadConstraint, Toleration,
 };
@@ -45,6 +46,8 @@ pub(crate) struct Shape {
     pub node_selector: Labels,
     pub node_affinity: NodeAffinity,
     pub tolerations: Vec<Toleration>,
+    /// What its volumes ask of a node; nothing of a pod that has one.
+    pub volumes: Wanted,
     /// As that of a [`Class`].
     pub weight: usize,
 }
@@ -77,7 +80,8 @@ impl Shape {
             + self.requests.exact.extended.len()
             + self.ports.len()
             + self.node_selector.len()
-            + self.tolerations.len();
+            + self.tolerations.len()
+            + self.volumes.weight();
         self
     }
 }
@@ -118,6 +122,11 @@ impl HostPort {
 
 impl Class {
     pub(crate) fn of(pod: &Pod) -> Self {
+        Self::with(pod, Wanted::default())
+    }
+
+    /// That of a pod whose volumes ask for this.
+    pub(crate) fn with(pod: &Pod, volumes: Wanted) -> Self {
         let spec = &pod.spec;
         let labels = pod.metadata.labels.clone().unwrap_or_default();
         let owners = pod.metadata.owner_references.iter().flatten();
@@ -153,6 +162,7 @@ impl Class {
             node_selector: spec.node_selector.clone(),
             node_affinity: affinity.node_affinity,
             tolerations: spec.tolerations.clone(),
+            volumes,
             weight: 0,
         };
         let this = Self {

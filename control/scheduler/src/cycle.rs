@@ -27,7 +27,8 @@ use crate::preempt::Preemption;
 use crate::queue::{Helps, Queue};
 use crate::report::{Nominated, Reporter, Subject, send};
 use crate::view::{self, ClusterView, Placed, Uid};
-use crate::wire::{Budget, Namespace, Node, Pod};
+use crate::volumes::{self, Volumes};
+use crate::wire::{Budget, Claim, Namespace, Node, Pod, StorageClass, Volume};
 
 /// Requests for bindings under way.
 const REQUESTS_MAX: usize = 4;
@@ -39,6 +40,8 @@ const REFUSALS_MAX: usize = 128;
 const EVICTIONS_IN_FLIGHT: usize = 16;
 /// Between attempts for bindings with an unknown outcome: the first, and the longest.
 const ASK_AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// Volumes that are not bound after this are told of: whoever makes them says why on the claim.
+const VOLUMES_SOON: Duration = Duration::from_secs(10);
 /// The scheduler that pods ask for.
 const NAME: &str = "default-scheduler";
 
@@ -48,6 +51,9 @@ enum Input {
     Node(Box<watcher::Event<Tolerant<Node>>>),
     Namespace(Box<watcher::Event<Tolerant<Namespace>>>),
     Budget(Box<watcher::Event<Tolerant<Budget>>>),
+    Claim(Box<watcher::Event<Tolerant<Claim>>>),
+    Volume(Box<watcher::Event<Tolerant<Volume>>>),
+    Class(Box<watcher::Event<Tolerant<StorageClass>>>),
 }
 
 type Inputs = Pin<Box<dyn Stream<Item = Input> + Send>>;
@@ -59,6 +65,8 @@ enum Done {
     Due(Vec<Binding>),
     /// Victims that could not be deleted.
     Evicted(Vec<Subject>),
+    /// It is written where the volumes of a pod are to be, or not.
+    Chosen(Uid, Result<(), String>),
 }
 
 /// What a task was sent with, should it not come back.
@@ -66,6 +74,7 @@ enum Sent {
     Bindings(Vec<Binding>),
     Asking(Vec<Binding>),
     Victims(Vec<Subject>),
+    Choice(Uid),
 }
 
 /// The loop's state.
@@ -73,6 +82,9 @@ struct Cycle {
     client: kube::Client,
     reporter: Reporter,
     view: ClusterView,
+    volumes: Volumes,
+    /// Since when pods wait for their volumes at the nodes that were chosen.
+    chosen: HashMap<Uid, Instant>,
     queue: Queue,
     classes: Classes,
     decider: Decider,
@@ -99,6 +111,19 @@ struct Listed {
     absent_nodes: HashSet<Arc<str>>,
     absent_namespaces: HashSet<Arc<str>>,
     absent_budgets: HashSet<(Arc<str>, Arc<str>)>,
+    claims: bool,
+    volumes: bool,
+    storage_classes: bool,
+    absent_claims: HashSet<volumes::Key>,
+    absent_volumes: HashSet<Arc<str>>,
+    absent_storage_classes: HashSet<Arc<str>>,
+}
+
+impl Listed {
+    /// A decision on half a view would be a guess.
+    fn is_complete(&self) -> bool {
+        self.pods && self.nodes && self.claims && self.volumes && self.storage_classes
+    }
 }
 
 /// Runs until shutdown.
@@ -149,7 +174,10 @@ fn inputs(client: &kube::Client) -> Inputs {
     let namespaces = listen(client, Input::Namespace);
     let budgets = listen(client, Input::Budget);
     let others = futures::stream::select(namespaces, budgets);
-    Box::pin(futures::stream::select(futures::stream::select(pods, nodes), others))
+    let volumes = futures::stream::select(listen(client, Input::Volume), listen(client, Input::Class));
+    let volumes = futures::stream::select(listen(client, Input::Claim), volumes);
+    let first = futures::stream::select(futures::stream::select(pods, nodes), volumes);
+    Box::pin(futures::stream::select(first, others))
 }
 
 /// The events of a kind; a watch that breaks is taken up again.
@@ -174,6 +202,8 @@ impl Cycle {
             client,
             reporter,
             view: ClusterView::default(),
+            volumes: Volumes::default(),
+            chosen: HashMap::new(),
             queue: Queue::default(),
             classes: Classes::default(),
             decider: Decider::default(),
@@ -199,6 +229,9 @@ impl Cycle {
             Input::Node(event) => self.take_node(*event),
             Input::Namespace(event) => self.take_namespace(*event),
             Input::Budget(event) => self.take_budget(*event),
+            Input::Claim(event) => self.take_claim(*event),
+            Input::Volume(event) => self.take_volume(*event),
+            Input::Class(event) => self.take_class(*event),
         }
     }
 
@@ -258,6 +291,88 @@ impl Cycle {
                 }
             }
             watcher::Event::Delete(budget) => self.view.put_budget(key(&budget), None),
+        }
+    }
+
+    fn take_claim(&mut self, event: watcher::Event<Tolerant<Claim>>) {
+        let key = |claim: &Tolerant<Claim>| -> volumes::Key {
+            let meta = claim.meta();
+            (meta.namespace.as_deref().unwrap_or_default().into(), meta.name.as_deref().unwrap_or_default().into())
+        };
+        let concerned = match event {
+            watcher::Event::Init => {
+                self.listed.absent_claims = self.volumes.claim_keys();
+                return;
+            }
+            watcher::Event::InitApply(claim) | watcher::Event::Apply(claim) => {
+                let key = key(&claim);
+                self.listed.absent_claims.remove(&key);
+                let Some(claim) = good("persistentvolumeclaim", claim) else { return };
+                self.volumes.put_claim(key, Some(claim))
+            }
+            watcher::Event::InitDone => {
+                self.listed.claims = true;
+                let absent = std::mem::take(&mut self.listed.absent_claims);
+                absent.into_iter().flat_map(|key| self.volumes.put_claim(key, None)).collect()
+            }
+            watcher::Event::Delete(claim) => self.volumes.put_claim(key(&claim), None),
+        };
+        self.look_again(concerned);
+    }
+
+    fn take_volume(&mut self, event: watcher::Event<Tolerant<Volume>>) {
+        let name = |volume: &Tolerant<Volume>| -> Arc<str> { volume.meta().name.as_deref().unwrap_or_default().into() };
+        let concerned = match event {
+            watcher::Event::Init => {
+                self.listed.absent_volumes = self.volumes.volume_names();
+                return;
+            }
+            watcher::Event::InitApply(volume) | watcher::Event::Apply(volume) => {
+                let name = name(&volume);
+                self.listed.absent_volumes.remove(&name);
+                let Some(volume) = good("persistentvolume", volume) else { return };
+                self.volumes.put_volume(name, Some(volume))
+            }
+            watcher::Event::InitDone => {
+                self.listed.volumes = true;
+                let absent = std::mem::take(&mut self.listed.absent_volumes);
+                absent.into_iter().flat_map(|name| self.volumes.put_volume(name, None)).collect()
+            }
+            watcher::Event::Delete(volume) => self.volumes.put_volume(name(&volume), None),
+        };
+        self.look_again(concerned);
+    }
+
+    fn take_class(&mut self, event: watcher::Event<Tolerant<StorageClass>>) {
+        let name =
+            |class: &Tolerant<StorageClass>| -> Arc<str> { class.meta().name.as_deref().unwrap_or_default().into() };
+        let concerned = match event {
+            watcher::Event::Init => {
+                self.listed.absent_storage_classes = self.volumes.class_names();
+                return;
+            }
+            watcher::Event::InitApply(class) | watcher::Event::Apply(class) => {
+                let name = name(&class);
+                self.listed.absent_storage_classes.remove(&name);
+                let Some(class) = good("storageclass", class) else { return };
+                self.volumes.put_class(name, Some(class))
+            }
+            watcher::Event::InitDone => {
+                self.listed.storage_classes = true;
+                let absent = std::mem::take(&mut self.listed.absent_storage_classes);
+                absent.into_iter().flat_map(|name| self.volumes.put_class(name, None)).collect()
+            }
+            watcher::Event::Delete(class) => self.volumes.put_class(name(&class), None),
+        };
+        self.look_again(concerned);
+    }
+
+    /// What the volumes of these pods ask for may be something else now: then they are queued anew.
+    fn look_again(&mut self, concerned: Vec<Uid>) {
+        for uid in concerned {
+            if let Some(pod) = self.volumes.waiting(&uid).cloned() {
+                self.put_pod(&pod);
+            }
         }
     }
 
@@ -321,14 +436,17 @@ impl Cycle {
         }
         let leaving = pod.metadata.deletion_timestamp.is_some();
         if let Some(node) = pod.spec.node_name.as_deref().filter(|node| !node.is_empty()) {
+            let concerned = self.volumes.place(&uid, pod);
             let interned = self.intern(pod);
             let name = pod.metadata.name.as_deref().unwrap_or_default().into();
             self.queue.remove(&uid);
+            self.chosen.remove(&uid);
             self.reporter.settled(&uid);
             let node = self.view.named(node).map_or_else(|| node.into(), |known| known.name.clone());
             let leaving = leaving || self.doomed.contains(&uid);
             let Interned { class, labels, .. } = interned;
             self.place(&uid, Placed { name, node, class, labels, leaving, started: started(pod) });
+            self.look_again(concerned);
             return;
         }
         let ours = pod.spec.scheduler_name.as_deref().is_none_or(|name| name.is_empty() || name == NAME);
@@ -339,6 +457,7 @@ impl Cycle {
             // Assumed: its binding is under way.
             return;
         }
+        self.volumes.wait(&uid, pod);
         let Interned { class, labels, .. } = self.intern(pod);
         let told = pod.status.conditions.iter().find(|condition| {
             condition.type_ == "PodScheduled"
@@ -360,7 +479,10 @@ impl Cycle {
 
     /// The pod's class; when it selects by new labels, those of the pods that have them are made anew.
     fn intern(&mut self, pod: &Pod) -> Interned {
-        let interned = self.classes.intern(Class::of(pod));
+        // Where the volumes of a pod are that has a node decides nothing any more.
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let wanted = self.volumes.waiting(uid).map(|pod| self.volumes.wanted(uid, pod)).unwrap_or_default();
+        let interned = self.classes.intern(Class::with(pod, wanted));
         if !interned.widened.is_empty() {
             let (classes, keys) = (&mut self.classes, &interned.widened);
             self.view.reclassify(keys, |class, labels| classes.again(class, labels));
@@ -406,13 +528,15 @@ impl Cycle {
         self.queue.remove(uid);
         self.reporter.settled(uid);
         self.doomed.remove(uid);
+        self.chosen.remove(uid);
         self.displace(uid);
+        let concerned = self.volumes.forget(uid);
+        self.look_again(concerned);
     }
 
     /// Decides about what can be decided and sends it off; returns whether there is more.
     fn decide(&mut self) -> bool {
-        if !self.listed.pods || !self.listed.nodes {
-            // A decision on half a view would be a guess.
+        if !self.listed.is_complete() {
             return false;
         }
         let mut left = REFUSALS_MAX;
@@ -426,6 +550,7 @@ impl Cycle {
                 && let Some((uid, class)) = self.queue.pop()
             {
                 match self.decider.decide(&self.view, &uid, &class) {
+                    Decision::Bind(node) if !class.volumes.unbound.is_empty() => self.choose(&uid, &class, &node),
                     Decision::Bind(node) => batch.extend(self.assume(&uid, class, node)),
                     Decision::Unschedulable(diagnosis) => {
                         left -= 1;
@@ -449,7 +574,65 @@ impl Cycle {
         let (subject, labels) = (pending.subject.clone(), pending.labels.clone());
         let (name, started) = (subject.name.clone(), Timestamp::now().as_second());
         self.place(uid, Placed { name, node: node.clone(), class, labels, leaving: false, started });
+        let concerned = self.volumes.assume(uid);
+        self.look_again(concerned);
         Some(Binding { subject, node, attempts: 0 })
+    }
+
+    /// Has the volumes of a pod made or kept at this node, whose room it keeps meanwhile. When its claims are bound it asks for
+    /// something else, and is decided about anew.
+    fn choose(&mut self, uid: &Uid, class: &Arc<Class>, node: &Arc<str>) {
+        let Some(state) = self.view.named(node) else { return self.queue.retry(uid, Instant::now()) };
+        let patches = self.volumes.choose(uid, &class.volumes, state);
+        self.view.nominate(uid, node, class);
+        let now = Instant::now();
+        if !patches.is_empty() {
+            self.chosen.insert(uid.clone(), now);
+            let (client, pod) = (self.client.clone(), uid.clone());
+            self.spawn(Sent::Choice(uid.clone()), async move {
+                for (path, patch) in patches {
+                    let path = format!("{path}?fieldManager=kube-scheduler");
+                    if let Err(error) = send(&client, "PATCH", &path, "application/merge-patch+json", &patch).await {
+                        return Done::Chosen(pod, Err(error.to_string()));
+                    }
+                }
+                Done::Chosen(pod, Ok(()))
+            });
+            return;
+        }
+        let Some(pending) = self.queue.get(uid) else { return };
+        let (subject, told) = (pending.subject.clone(), pending.told.clone().unwrap_or_default());
+        let since = *self.chosen.entry(uid.clone()).or_insert(now);
+        // As a rule it takes milliseconds, and nobody needs to hear of it.
+        if now.duration_since(since) < VOLUMES_SOON {
+            self.queue.wait(uid, Helps::NODE, &told, now);
+            return;
+        }
+        let claims: Vec<&str> = class.volumes.unbound.iter().map(|unbound| &*unbound.claim).collect();
+        let message = format!("waiting for claims to be bound at node {node}: {}", claims.join(", "));
+        if self.queue.wait(uid, Helps::NODE, &message, now) {
+            self.reporter.unschedulable(subject, &message, Nominated::Unchanged);
+        }
+    }
+
+    /// It is written where a pod's volumes are to be; or somebody else was faster, and it is decided about anew.
+    fn chosen(&mut self, uid: &Uid, written: Result<(), String>) {
+        let now = Instant::now();
+        // It may have gone, or have been queued anew.
+        let Some(pending) = self.queue.in_flight(uid) else { return };
+        let told = pending.told.clone().unwrap_or_default();
+        match written {
+            Ok(()) => {
+                self.queue.wait(uid, Helps::NODE, &told, now);
+            }
+            Err(why) => {
+                tracing::debug!(uid = &**uid, why, "volumes not chosen");
+                self.displace(uid);
+                self.queue.retry(uid, now);
+            }
+        }
+        // What came meanwhile was not looked at.
+        self.look_again(vec![uid.clone()]);
     }
 
     fn give_up(&mut self, uid: &Uid, class: &Arc<Class>, diagnosis: &Diagnosis) {
@@ -557,6 +740,7 @@ impl Cycle {
                     Some(Sent::Bindings(batch)) => Done::Bound(bind::unknown(batch, "the task panicked")),
                     Some(Sent::Asking(bindings)) => Done::Due(bindings),
                     Some(Sent::Victims(victims)) => Done::Evicted(victims),
+                    Some(Sent::Choice(uid)) => Done::Chosen(uid, Err("the task panicked".to_owned())),
                     None => return,
                 }
             }
@@ -565,6 +749,7 @@ impl Cycle {
             Done::Bound(outcomes) => outcomes,
             Done::Due(bindings) => return self.unknown.extend(bindings),
             Done::Evicted(failed) => return self.evicted(failed),
+            Done::Chosen(uid, written) => return self.chosen(&uid, written),
         };
         self.requests = self.requests.saturating_sub(1);
         let now = Instant::now();
@@ -593,6 +778,8 @@ impl Cycle {
                     // second binding is refused.
                     if self.queue.get(uid).is_some() {
                         self.displace(uid);
+                        let concerned = self.volumes.release(uid);
+                        self.look_again(concerned);
                     }
                     self.queue.retry(uid, now);
                 }
@@ -656,6 +843,7 @@ mod tests {
         cycle.take_node(watcher::Event::Apply(serde_json::from_value(node).unwrap()));
         cycle.put_pod(&serde_json::from_value(json!({"metadata": {"uid": "u", "name": "p"}, "spec": {}})).unwrap());
         (cycle.listed.nodes, cycle.listed.pods) = (true, true);
+        (cycle.listed.claims, cycle.listed.volumes, cycle.listed.storage_classes) = (true, true, true);
         cycle
     }
 

@@ -103,6 +103,9 @@ impl Decider {
     /// Where the pod goes. Nothing is placed: that is the caller's to do.
     pub(crate) fn decide(&mut self, view: &ClusterView, uid: &Uid, class: &Arc<Class>) -> Decision {
         self.clock += 1;
+        if let Some(why) = &class.volumes.blocked {
+            return blocked(view, why);
+        }
         if let Some(node) = class.shape.only_node() {
             return self.decide_for(view, uid, class, node);
         }
@@ -321,6 +324,15 @@ impl Base {
     }
 }
 
+/// No node is looked at for such a pod: its volumes keep it from all.
+fn blocked(view: &ClusterView, why: &str) -> Decision {
+    let nodes = view.len();
+    let helpless = BTreeMap::from([("Preemption is not helpful for scheduling".to_owned(), nodes)]);
+    let message = format!("0/{nodes} nodes are available: {why}. preemption: {}", available(nodes, &helpless));
+    let reasons = vec![Reason::NoVolume];
+    Decision::Unschedulable(Arc::new(Diagnosis { message, reasons, ..Diagnosis::default() }))
+}
+
 fn unschedulable(view: &ClusterView, uid: &Uid, class: &Arc<Class>, verdict: Option<&Verdict<'_>>) -> Decision {
     if view.len() == 0 {
         let message = "no nodes available to schedule pods".to_owned();
@@ -351,6 +363,9 @@ fn unschedulable(view: &ClusterView, uid: &Uid, class: &Arc<Class>, verdict: Opt
         words.insert("node(s) didn't satisfy plugin(s) [NodeAffinity]".to_owned(), view.len() - failures.len());
     }
     let mut message = available(view.len(), &words);
+    if counts.contains_key(&Reason::VolumeElsewhere) {
+        message.push_str(&class.volumes.whereabouts(view));
+    }
     let mut reasons: Vec<Reason> = counts.into_keys().collect();
     if reasons.is_empty() {
         // Its node is not there.

@@ -20,6 +20,13 @@ pub(crate) enum Reason {
     TooManyPods,
     /// The resource, and whether it would be too little on an empty node as well.
     Insufficient(Cow<'static, str>, bool),
+    /// A claim is another pod's alone.
+    VolumeInUse,
+    /// A claim is bound to a volume that is not there.
+    VolumeGone,
+    VolumeElsewhere,
+    /// There is no volume for a claim, and none can be made.
+    NoVolume,
     Spread,
     SpreadLabel,
     ExistingAntiAffinity,
@@ -36,6 +43,12 @@ impl std::fmt::Display for Reason {
             Self::Ports => "node(s) didn't have free ports for the requested pod ports",
             Self::TooManyPods => "Too many pods",
             Self::Insufficient(resource, _) => return write!(f, "Insufficient {resource}"),
+            Self::VolumeInUse => {
+                "node(s) unavailable due to PersistentVolumeClaim with ReadWriteOncePod access mode already in-use by another pod"
+            }
+            Self::VolumeGone => "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)",
+            Self::VolumeElsewhere => "node(s) didn't match PersistentVolume's node affinity",
+            Self::NoVolume => "node(s) didn't find available persistent volumes to bind",
             Self::Spread => "node(s) didn't match pod topology spread constraints",
             Self::SpreadLabel => "node(s) didn't match pod topology spread constraints (missing required label)",
             Self::ExistingAntiAffinity => "node(s) didn't satisfy existing pods anti-affinity rules",
@@ -55,12 +68,16 @@ impl Reason {
                 | Self::NodeAffinity
                 | Self::Affinity
                 | Self::SpreadLabel
+                | Self::VolumeInUse
+                | Self::VolumeGone
+                | Self::VolumeElsewhere
+                | Self::NoVolume
                 | Self::Insufficient(_, true)
         )
     }
 }
 
-/// What a node is: valid while it does not change, whatever runs on it.
+/// What a node is, and which volumes it has: valid while it does not change, whatever runs on it.
 pub(crate) fn fixed(class: &Shape, node: &NodeState) -> Result<(), Reason> {
     let unschedulable = || Taint {
         key: "node.kubernetes.io/unschedulable".to_owned(),
@@ -74,7 +91,11 @@ pub(crate) fn fixed(class: &Shape, node: &NodeState) -> Result<(), Reason> {
     if hard.any(|taint| !tolerated(&class.tolerations, taint)) {
         return Err(Reason::Taint);
     }
-    if matches_affinity(class, node) { Ok(()) } else { Err(Reason::NodeAffinity) }
+    if !matches_affinity(class, node) {
+        return Err(Reason::NodeAffinity);
+    }
+    // The reference looks for room before; no room that is made helps here.
+    class.volumes.check(node)
 }
 
 /// Whether node selector and required node affinity hold.

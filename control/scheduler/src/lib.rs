@@ -23,6 +23,7 @@ mod stories;
 #[cfg(test)]
 mod tests;
 mod view;
+mod volumes;
 mod wire;
 
 use tokio_util::sync::CancellationToken;

@@ -71,6 +71,8 @@ impl Helps {
         for reason in reasons {
             helps.0 |= match reason {
                 Reason::Unschedulable | Reason::Taint | Reason::NodeAffinity | Reason::SpreadLabel => 0,
+                // What of them changes changes what the pod asks for, so that it is queued anew.
+                Reason::VolumeInUse | Reason::VolumeGone | Reason::VolumeElsewhere | Reason::NoVolume => 0,
                 Reason::Ports | Reason::TooManyPods | Reason::Insufficient(..) => Self::ROOM.0,
                 Reason::ExistingAntiAffinity | Reason::AntiAffinity => Self::DISTANCE.0,
                 Reason::Spread => Self::DISTANCE.0 | Self::COMPANY.0,
@@ -162,6 +164,11 @@ impl Queue {
 
     pub(crate) fn get(&self, uid: &str) -> Option<&Pending> {
         self.pods.get(uid)
+    }
+
+    /// One that was decided about and whose answer is awaited.
+    pub(crate) fn in_flight(&self, uid: &str) -> Option<&Pending> {
+        self.pods.get(uid).filter(|pending| pending.state == State::InFlight)
     }
 
     /// The next to decide about; it is in flight until told otherwise.

@@ -182,3 +182,102 @@ async fn a_condition_that_was_refused_is_written_later() {
     refused(&api, "p").await;
     assert!(api.is_done());
 }
+
+/// A claim of the class `local`, which waits for its first consumer.
+fn put_claim(api: &Scripted, name: &str) {
+    let class = json!({"provisioner": "coracle.dev/local", "volumeBindingMode": "WaitForFirstConsumer"});
+    api.put("/apis/storage.k8s.io/v1/storageclasses/local", class);
+    let spec = json!({"storageClassName": "local", "accessModes": ["ReadWriteOncePod"],
+        "resources": {"requests": {"storage": "1Gi"}}});
+    api.put(&claim_path(name), json!({ "spec": spec }));
+}
+
+fn claim_path(name: &str) -> String {
+    format!("/api/v1/namespaces/n/persistentvolumeclaims/{name}")
+}
+
+fn with_claim(name: &str) -> Value {
+    pod("a", json!({"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": name}}]}))
+}
+
+/// The claim is bound to a volume on this node.
+fn bind_claim(api: &Scripted, name: &str, node: &str) {
+    let term = json!({"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]});
+    let spec = json!({"capacity": {"storage": "1Gi"}, "nodeAffinity": {"required": {"nodeSelectorTerms": [term]}}});
+    api.put(&format!("/api/v1/persistentvolumes/pv-{name}"), json!({ "spec": spec }));
+    let bound = json!({"metadata": {"annotations": {"pv.kubernetes.io/bind-completed": "yes"}},
+        "spec": {"volumeName": format!("pv-{name}")}});
+    api.merge(&claim_path(name), &bound);
+}
+
+fn message(api: &Scripted, name: &str) -> String {
+    let pod = api.get(&path(name)).unwrap_or_default();
+    let mut conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
+    let scheduled = conditions.find(|condition| condition["type"] == "PodScheduled");
+    scheduled.and_then(|it| it["message"].as_str()).unwrap_or_default().to_owned()
+}
+
+fn selected(api: &Scripted, name: &str) -> Option<String> {
+    let claim = api.get(&claim_path(name))?;
+    Some(claim["metadata"]["annotations"]["volume.kubernetes.io/selected-node"].as_str()?.to_owned())
+}
+
+#[tokio::test]
+async fn a_claim_is_told_the_node_and_the_pod_goes_there_when_it_is_bound() {
+    let api = Scripted::new();
+    put_node(&api, "one", 1);
+    start(&api);
+    api.put(&path("first"), with_claim("data"));
+    refused(&api, "first").await;
+    assert!(message(&api, "first").starts_with("0/1 nodes are available: persistentvolumeclaim \"data\" not found."));
+    put_claim(&api, "data");
+    let node = api.until("a node is selected", |api| selected(api, "data")).await;
+    assert_eq!((node.as_str(), node_of(&api, "first")), ("one", None));
+    // Its room is kept meanwhile.
+    api.put(&path("second"), pod("b", json!({})));
+    refused(&api, "second").await;
+    bind_claim(&api, "data", "one");
+    assert_eq!(bound(&api, "first").await, "one");
+    // Nobody else may have the claim while it is there.
+    put_node(&api, "two", 9);
+    assert_eq!(bound(&api, "second").await, "two");
+    api.put(&path("third"), with_claim("data"));
+    refused(&api, "third").await;
+    assert!(
+        message(&api, "third").contains("ReadWriteOncePod access mode already in-use"),
+        "{}",
+        message(&api, "third")
+    );
+    api.remove(&path("first"));
+    assert_eq!(bound(&api, "third").await, "one");
+}
+
+#[tokio::test]
+async fn a_pod_whose_volume_is_on_a_node_that_is_gone_says_where() {
+    let api = Scripted::new();
+    put_node(&api, "one", 9);
+    put_claim(&api, "data");
+    bind_claim(&api, "data", "gone");
+    start(&api);
+    api.put(&path("p"), with_claim("data"));
+    refused(&api, "p").await;
+    let words = "0/1 nodes are available: 1 node(s) didn't match PersistentVolume's node affinity. The volume of claim \"data\" \
+                 (pv-data) is on node gone, which is not in the cluster. preemption:";
+    assert!(message(&api, "p").starts_with(words), "{}", message(&api, "p"));
+    put_node(&api, "gone", 1);
+    assert_eq!(bound(&api, "p").await, "gone");
+}
+
+#[tokio::test]
+async fn a_choice_that_somebody_else_prevents_is_made_anew() {
+    let api = Scripted::new();
+    put_node(&api, "one", 9);
+    put_claim(&api, "data");
+    api.next(Method::PATCH, "/persistentvolumeclaims/data", Answer::Refused(409, "Conflict"));
+    start(&api);
+    api.put(&path("p"), with_claim("data"));
+    api.until("a node is selected", |api| selected(api, "data")).await;
+    assert!(api.requests(&Method::PATCH, "/persistentvolumeclaims/data").len() >= 2);
+    bind_claim(&api, "data", "one");
+    assert_eq!(bound(&api, "p").await, "one");
+}

@@ -42,6 +42,13 @@ fn slim<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Err
     })
 }
 
+/// Metadata with its annotations, of kinds that are bound by them.
+fn annotated<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
+    let mut metadata = ObjectMeta::deserialize(deserializer)?;
+    metadata.managed_fields = None;
+    Ok(metadata)
+}
+
 /// A pod.
 #[derive(Deserialize, Clone, Debug)]
 pub(crate) struct Pod {
@@ -78,6 +85,25 @@ pub(crate) struct PodSpec {
     pub scheduling_gates: Vec<serde::de::IgnoredAny>,
     #[serde(deserialize_with = "nullable")]
     pub host_network: bool,
+    #[serde(deserialize_with = "nullable")]
+    pub volumes: Vec<PodVolume>,
+}
+
+/// A volume of a pod, of which only those with a claim matter.
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct PodVolume {
+    #[serde(deserialize_with = "nullable")]
+    pub name: String,
+    pub persistent_volume_claim: Option<ClaimSource>,
+    pub ephemeral: Option<serde::de::IgnoredAny>,
+}
+
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct ClaimSource {
+    #[serde(deserialize_with = "nullable")]
+    pub claim_name: String,
 }
 
 #[derive(Deserialize, Clone, Debug, Default)]
@@ -336,6 +362,111 @@ pub(crate) struct BudgetStatus {
     pub disrupted_pods: BTreeMap<String, serde::de::IgnoredAny>,
 }
 
+/// A PersistentVolumeClaim.
+#[derive(Deserialize, Clone, Debug)]
+pub(crate) struct Claim {
+    #[serde(deserialize_with = "annotated", default)]
+    pub metadata: ObjectMeta,
+    #[serde(default, deserialize_with = "nullable")]
+    pub spec: ClaimSpec,
+    #[serde(default, deserialize_with = "nullable")]
+    pub status: Phase,
+}
+
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct ClaimSpec {
+    #[serde(deserialize_with = "nullable")]
+    pub access_modes: Vec<String>,
+    #[serde(deserialize_with = "nullable")]
+    pub resources: Resources,
+    pub selector: Option<LabelSelector>,
+    pub storage_class_name: Option<String>,
+    pub volume_attributes_class_name: Option<String>,
+    pub volume_mode: Option<String>,
+    pub volume_name: Option<String>,
+}
+
+/// `status` of a claim or a volume.
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(default)]
+pub(crate) struct Phase {
+    pub phase: Option<String>,
+}
+
+/// A PersistentVolume.
+#[derive(Deserialize, Clone, Debug)]
+pub(crate) struct Volume {
+    #[serde(deserialize_with = "annotated", default)]
+    pub metadata: ObjectMeta,
+    #[serde(default, deserialize_with = "nullable")]
+    pub spec: VolumeSpec,
+    #[serde(default, deserialize_with = "nullable")]
+    pub status: Phase,
+}
+
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct VolumeSpec {
+    #[serde(deserialize_with = "nullable")]
+    pub access_modes: Vec<String>,
+    #[serde(deserialize_with = "nullable")]
+    pub capacity: BTreeMap<String, String>,
+    pub claim_ref: Option<ClaimReference>,
+    #[serde(deserialize_with = "nullable")]
+    pub node_affinity: VolumeAffinity,
+    pub storage_class_name: Option<String>,
+    pub volume_attributes_class_name: Option<String>,
+    pub volume_mode: Option<String>,
+}
+
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(default)]
+pub(crate) struct ClaimReference {
+    #[serde(deserialize_with = "nullable")]
+    pub namespace: String,
+    #[serde(deserialize_with = "nullable")]
+    pub name: String,
+    #[serde(deserialize_with = "nullable")]
+    pub uid: String,
+}
+
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(default)]
+pub(crate) struct VolumeAffinity {
+    pub required: Option<NodeSelector>,
+}
+
+/// A StorageClass.
+#[derive(Deserialize, Clone, Debug)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct StorageClass {
+    #[serde(deserialize_with = "slim", default)]
+    pub metadata: ObjectMeta,
+    #[serde(default, deserialize_with = "nullable")]
+    pub provisioner: String,
+    #[serde(default)]
+    pub volume_binding_mode: Option<String>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub allowed_topologies: Vec<Topology>,
+}
+
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Topology {
+    #[serde(deserialize_with = "nullable")]
+    pub match_label_expressions: Vec<TopologyLabel>,
+}
+
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(default)]
+pub(crate) struct TopologyLabel {
+    #[serde(deserialize_with = "nullable")]
+    pub key: String,
+    #[serde(deserialize_with = "nullable")]
+    pub values: Vec<String>,
+}
+
 macro_rules! resource {
     ($type:ty, $group:literal, $kind:literal, $plural:literal, $scope:ty) => {
         impl kube::Resource for $type {
@@ -373,3 +504,6 @@ resource!(Pod, "", "Pod", "pods", k8s_openapi::NamespaceResourceScope);
 resource!(Node, "", "Node", "nodes", k8s_openapi::ClusterResourceScope);
 resource!(Namespace, "", "Namespace", "namespaces", k8s_openapi::ClusterResourceScope);
 resource!(Budget, "policy", "PodDisruptionBudget", "poddisruptionbudgets", k8s_openapi::NamespaceResourceScope);
+resource!(Claim, "", "PersistentVolumeClaim", "persistentvolumeclaims", k8s_openapi::NamespaceResourceScope);
+resource!(Volume, "", "PersistentVolume", "persistentvolumes", k8s_openapi::ClusterResourceScope);
+resource!(StorageClass, "storage.k8s.io", "StorageClass", "storageclasses", k8s_openapi::ClusterResourceScope);

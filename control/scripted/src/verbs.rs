@@ -28,6 +28,7 @@ const KINDS: &[(&str, &str, &str, bool)] = &[
     ("v1", "serviceaccounts", "ServiceAccount", true),
     ("v1", "replicationcontrollers", "ReplicationController", true),
     ("v1", "persistentvolumeclaims", "PersistentVolumeClaim", true),
+    ("v1", "persistentvolumes", "PersistentVolume", false),
     ("v1", "namespaces", "Namespace", false),
     ("v1", "nodes", "Node", false),
     ("apps/v1", "deployments", "Deployment", true),
@@ -42,6 +43,7 @@ const KINDS: &[(&str, &str, &str, bool)] = &[
     ("discovery.k8s.io/v1", "endpointslices", "EndpointSlice", true),
     ("apiextensions.k8s.io/v1", "customresourcedefinitions", "CustomResourceDefinition", false),
     ("scheduling.k8s.io/v1", "priorityclasses", "PriorityClass", false),
+    ("storage.k8s.io/v1", "storageclasses", "StorageClass", false),
 ];
 
 pub(crate) fn answer(

@@ -10,12 +10,13 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use coracle_controllers::{Asked, Signer};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _, SanType,
 };
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer};
 
 use crate::founding;
 
@@ -254,6 +255,72 @@ impl Authority {
         signed.map(|certificate| certificate.pem()).map_err(|source| Error::Issue { name: name.into(), source })
     }
 
+    /// What a request (PKCS #10, DER) asks for, and whether it is signed with its own key.
+    fn read_request(request: &[u8]) -> Result<Asked, Error> {
+        use x509_parser::extensions::{GeneralName, ParsedExtension};
+        use x509_parser::prelude::FromDer as _;
+
+        let refused = |reason: String| Error::Request { reason };
+        let der = CertificateSigningRequestDer::from_pem_slice(request).map_err(|error| refused(error.to_string()))?;
+        let parsed = x509_parser::certification_request::X509CertificationRequest::from_der(&der);
+        let (_, parsed) = parsed.map_err(|error| refused(error.to_string()))?;
+        parsed.verify_signature().map_err(|error| refused(error.to_string()))?;
+        let subject = &parsed.certification_request_info.subject;
+        let text = |value: &x509_parser::x509::AttributeTypeAndValue<'_>| {
+            value.as_str().map(str::to_owned).map_err(|error| refused(error.to_string()))
+        };
+        let mut common_names = subject.iter_common_name().map(text).collect::<Result<Vec<_>, _>>()?;
+        if common_names.len() > 1 {
+            return Err(refused("it has several common names".to_owned()));
+        }
+        let organizations = subject.iter_organization().map(text).collect::<Result<Vec<_>, _>>()?;
+        let mut asked =
+            Asked { common_name: common_names.pop().unwrap_or_default(), organizations, ..Asked::default() };
+        for extension in parsed.requested_extensions().into_iter().flatten() {
+            let ParsedExtension::SubjectAlternativeName(names) = extension else { continue };
+            for name in &names.general_names {
+                match name {
+                    GeneralName::DNSName(name) => asked.dns_names.push((*name).to_owned()),
+                    GeneralName::RFC822Name(_) => asked.has_emails = true,
+                    GeneralName::URI(_) => asked.has_uris = true,
+                    GeneralName::IPAddress(_) => match general_name(name).parse() {
+                        Ok(address) => asked.addresses.push(address),
+                        Err(_) => return Err(refused("it names an address that is none".to_owned())),
+                    },
+                    other => return Err(refused(format!("names of the kind {other} are not signed"))),
+                }
+            }
+        }
+        Ok(asked)
+    }
+
+    /// A certificate for the subject, names and key of `request` (PKCS #10, PEM), for these usages, so long at most. What else it
+    /// asks for is not looked at.
+    fn sign_request(&self, request: &str, usages: &[String], life: Duration) -> Result<String, Error> {
+        let refused = |error: rcgen::Error| Error::Request { reason: error.to_string() };
+        let mut request = CertificateSigningRequestParams::from_pem(request).map_err(refused)?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = std::mem::take(&mut request.params.distinguished_name);
+        params.subject_alt_names = std::mem::take(&mut request.params.subject_alt_names);
+        for usage in usages {
+            match usage.as_str() {
+                "digital signature" => params.key_usages.push(KeyUsagePurpose::DigitalSignature),
+                "key encipherment" => params.key_usages.push(KeyUsagePurpose::KeyEncipherment),
+                "client auth" => params.insert_extended_key_usage(ExtendedKeyUsagePurpose::ClientAuth),
+                "server auth" => params.insert_extended_key_usage(ExtendedKeyUsagePurpose::ServerAuth),
+                other => return Err(Error::Request { reason: format!("nothing is signed for the usage {other:?}") }),
+            }
+        }
+        params.use_authority_key_identifier_extension = true;
+        let now = SystemTime::now();
+        // As the reference: five minutes back, for clocks that differ.
+        params.not_before = (now - Duration::from_secs(300)).into();
+        params.not_after = (now + life).into();
+        request.params = params;
+        let signed = request.signed_by(&self.issuer);
+        signed.map(|certificate| certificate.pem()).map_err(|source| Error::Issue { name: "a request".into(), source })
+    }
+
     /// The key that signs ServiceAccount tokens (ECDSA P-256, PKCS #8 PEM).
     pub fn token_key(&self) -> Result<String, Error> {
         let path = self.dir.join("service-account.key");
@@ -287,6 +354,30 @@ impl Authority {
             .unwrap_or_default();
         let wanted = subject.hosts.iter().cloned().chain(subject.addresses.iter().map(ToString::to_string));
         same_issuer && left_days > LEAF_DAYS / 3 && wanted.into_iter().all(|name| named.contains(&name))
+    }
+}
+
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Authority").field("dir", &self.dir).finish_non_exhaustive()
+    }
+}
+
+/// The authority as it is lent to controllers, which know nothing of keys.
+impl Signer for Authority {
+    fn read(&self, request: &[u8]) -> Result<Asked, String> {
+        Authority::read_request(request).map_err(|error| error.to_string())
+    }
+
+    fn sign(&self, request: &[u8], usages: &[String], life: Duration) -> Result<String, String> {
+        let request = std::str::from_utf8(request).map_err(|error| error.to_string())?;
+        self.sign_request(request, usages, life).map_err(|error| error.to_string())
+    }
+
+    fn ends(&self, certificate: &[u8]) -> Option<i64> {
+        let der = CertificateDer::from_pem_slice(certificate).ok()?;
+        let (_, certificate) = x509_parser::parse_x509_certificate(&der).ok()?;
+        Some(certificate.validity().not_after.timestamp())
     }
 }
 
@@ -428,6 +519,37 @@ mod tests {
         let forged = String::from_utf8(forged).unwrap();
         assert!(matches!(authority.sign_node("worker", &forged), Err(Error::Request { .. })));
         assert!(matches!(authority.sign_node("worker", "rubbish"), Err(Error::Request { .. })));
+    }
+
+    #[test]
+    fn a_request_is_read_and_signed_as_it_was_approved() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::open(dir.path(), false).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let mut asked = CertificateParams::new(vec!["boat".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+        asked.distinguished_name.push(DnType::CommonName, "anna");
+        asked.distinguished_name.push(DnType::OrganizationName, "crew");
+        asked.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let request = asked.serialize_request(&key).unwrap().pem().unwrap();
+        let read = authority.read(request.as_bytes()).unwrap();
+        assert_eq!(
+            (read.common_name.as_str(), read.organizations, read.dns_names),
+            ("anna", vec!["crew".to_owned()], vec!["boat".to_owned()])
+        );
+        assert_eq!(read.addresses, ["127.0.0.1".parse::<IpAddr>().unwrap()]);
+        let usages = ["digital signature", "client auth"].map(str::to_owned);
+        let pem = authority.sign(request.as_bytes(), &usages, Duration::from_secs(600)).unwrap();
+        let der = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+        let (_, certificate) = x509_parser::parse_x509_certificate(&der).unwrap();
+        assert!(!certificate.is_ca(), "whatever it asks for");
+        assert_eq!(certificate.subject().to_string(), "CN=anna, O=crew");
+        assert_eq!(certificate.public_key().raw, key.subject_public_key_info());
+        let uses = certificate.extended_key_usage().unwrap().unwrap().value;
+        assert!(uses.client_auth && !uses.server_auth);
+        let ends = Signer::ends(&authority, pem.as_bytes()).unwrap();
+        assert!((unix(SystemTime::now()) + 590..=unix(SystemTime::now()) + 600).contains(&ends));
+        assert!(authority.sign(request.as_bytes(), &["cert sign".to_owned()], Duration::from_secs(600)).is_err());
+        assert!(authority.read(b"rubbish").is_err());
     }
 
     #[test]

@@ -151,8 +151,7 @@ pub(crate) fn peers(
 /// user among them its way to the API, where what it writes is written under that lead or not at all.
 pub async fn duties(
     client: impl Fn(&str, Lead) -> kube::Client,
-    root_ca: String,
-    node: Option<String>,
+    config: crate::DutiesConfig,
     mut lead: watch::Receiver<Option<Lead>>,
     stop: CancellationToken,
 ) {
@@ -164,9 +163,8 @@ pub async fn duties(
         let Some(mine) = mine else { return };
         tracing::info!(term = mine.term, "this server leads: controllers and scheduler run here");
         let (until, tasks) = (stop.child_token(), TaskTracker::new());
-        let (root_ca, node) = (root_ca.clone(), node.clone());
-        let config = coracle_controllers::Config { root_ca, node, ..coracle_controllers::Config::default() };
-        tasks.spawn(coracle_controllers::run(client("system:kube-controller-manager", mine), config, until.clone()));
+        let (api, config) = (client("system:kube-controller-manager", mine), config.clone());
+        tasks.spawn(coracle_controllers::run(api, config, until.clone()));
         let config = coracle_scheduler::Config::default();
         tasks.spawn(coracle_scheduler::run(client("system:kube-scheduler", mine), config, until.clone()));
         tokio::select! {

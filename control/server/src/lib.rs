@@ -45,6 +45,7 @@ use tls::Certificates;
 pub use authority::{Authority, Pair, SharedKeys, Subject};
 /// YAML as the API reads it, for whoever reads manifests on a client's side.
 pub use coracle_api::codec::yaml;
+pub use coracle_controllers::Config as DutiesConfig;
 pub use coracle_keyspace::bench as keyspace_bench;
 pub use coracle_keyspace::{Admission, Formats, MemberStatus, Role};
 pub use group::{Joining, Peering, duties};
@@ -360,13 +361,18 @@ impl Server {
 
     /// Controllers and scheduler: ordinary clients of the API, of the server that leads.
     fn start_duties(&self) {
-        let (root_ca, node) = (self.authority.certificate().to_owned(), self.config.node.clone());
+        let config = DutiesConfig {
+            root_ca: self.authority.certificate().to_owned(),
+            node: self.config.node.clone(),
+            signer: Some(self.authority.clone()),
+            ..DutiesConfig::default()
+        };
         let api = self.api.clone();
         let client = move |user: &str, lead| {
             let identity = Identity::authenticated(user, vec![MASTERS.to_owned()]);
             kube::Client::new(api.in_process(identity).under(lead), "default")
         };
-        let duties = group::duties(client, root_ca, node, self.keyspace.lead(), self.duties.clone());
+        let duties = group::duties(client, config, self.keyspace.lead(), self.duties.clone());
         self.duty_tasks.spawn(duties);
     }
 

@@ -19,6 +19,7 @@ use crate::machine::Machine;
 use crate::network::Network;
 use crate::objects::Objects;
 use crate::pod::core::Now;
+use crate::volumes::kept::Kept;
 
 /// What the parts of a node share.
 pub struct Context {
@@ -52,8 +53,10 @@ pub struct Context {
     pub open_logs: OpenFiles,
     /// Where logs are.
     pub logs_dir: PathBuf,
-    /// Where volumes are.
+    /// Where the pods' own volumes are.
     pub pods_dir: PathBuf,
+    /// Volumes that outlive pods.
+    pub kept: Kept,
     /// Everything that was spawned and must end before the node has ended.
     pub tasks: TaskTracker,
     /// The origin of [`Now::mono`].

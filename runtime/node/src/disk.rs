@@ -3,7 +3,7 @@
 //! Space is looked at as often as it could run out: the less there is above the floor ([`crate::Config::min_free_bytes`]), the
 //! sooner again. Below the floor the node says `DiskPressure`, drops logs, refuses pulls, deletes images that no pod names, and evicts
 //! the pod that holds most, one at a time: whoever is going is waited for. Files have a floor as bytes have. What
-//! single pods may hold (`emptyDir.sizeLimit`, `limits.ephemeral-storage`) is measured as the kubelet does, by walking their
+//! single pods may hold (`emptyDir.sizeLimit`, `limits.ephemeral-storage`, a claim's capacity) is measured as the kubelet does, by walking their
 //! directories, and for no more than a small share of the time. What a guest has deleted and keeps open is among it.
 
 use std::collections::BTreeMap;
@@ -22,6 +22,7 @@ use crate::beneath::{self, Seen, Unnamed, Usage};
 use crate::pod::core::{Input, specs};
 use crate::pod::files::{FILES_DIR, MESSAGES_DIR, VOLUMES_DIR};
 use crate::pod::{Pods, Slot};
+use crate::volumes::kept::Kept;
 use crate::{logs, machine, quantity};
 
 /// How fast all guests together may write, as far as it is reckoned with: space is looked at again before it is used up.
@@ -171,7 +172,7 @@ async fn measure(pods: &Arc<Pods>, shutdown: &CancellationToken) {
             if pods.context.disk.is_low() || shutdown.is_cancelled() {
                 break;
             }
-            if slot.has_own_files() || is_limited(&slot.pod()) {
+            if slot.has_own_files() || is_limited(&slot.pod()) || !pods.context.kept.of(&slot.uid).is_empty() {
                 check(pods, slot, &unnamed).await;
             }
         }
@@ -277,8 +278,26 @@ fn measured(dir: &Path, seen: &mut Seen, unnamed: &Unnamed) -> io::Result<Usage>
 async fn look(pods: &Arc<Pods>, slot: &Arc<Slot>, unnamed: Arc<Unnamed>) -> io::Result<Option<String>> {
     let (pod, own) = (slot.pod(), pods.context.pods_dir.join(&*slot.uid));
     let logs = logs::pod_dir(&pods.context.logs_dir, &slot.namespace, &slot.name, &slot.uid);
-    let measured = tokio::task::spawn_blocking(move || excess(&pod, &own, &logs, &unnamed)).await;
-    measured.map_err(io::Error::other).flatten()
+    let context = pods.clone();
+    let uid = slot.uid.clone();
+    let measured = tokio::task::spawn_blocking(move || match excess(&pod, &own, &logs, &unnamed)? {
+        Some(message) => Ok(Some(message)),
+        None => kept_excess(&context.context.kept, &uid, &unnamed),
+    });
+    measured.await.map_err(io::Error::other).flatten()
+}
+
+/// Which of a pod's volumes that outlive it holds more than it may.
+fn kept_excess(kept: &Kept, uid: &str, unnamed: &Unnamed) -> io::Result<Option<String>> {
+    for volume in kept.of(uid) {
+        let used = measured(&volume.dir, &mut Seen::new(), unnamed)?;
+        if used.bytes > volume.bytes_max || used.is_too_deep {
+            kept.found_over(&volume);
+            let (name, shown) = (&volume.volume, &volume.shown);
+            return Ok(Some(format!("Usage of PersistentVolume {name:?} exceeds its capacity {shown:?}. ")));
+        }
+    }
+    Ok(None)
 }
 
 /// Evicts a pod that holds more than it may.

@@ -43,7 +43,7 @@ const SEEN_FOR: Duration = Duration::from_secs(600);
 /// What an event is about, and what it says.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Record {
-    /// `Pod`, `Node`, `Service` or `Ingress`.
+    /// `Pod`, `Node`, `Service`, `Ingress` or `PersistentVolume`.
     pub kind: &'static str,
     /// Namespace of the object; empty for a node.
     pub namespace: Arc<str>,

@@ -173,8 +173,10 @@ fn watches_and_follows() {
     follow.line(|line| line == "tick 5");
     assert_eq!(cluster.kubectl("logs ticker --tail=1").lines().count(), 1);
     assert!(cluster.kubectl("logs ticker --timestamps --tail=1").starts_with("20"));
-    let refused = cluster.kubectl_fails("exec ticker -- ls");
-    assert!(refused.contains("exec is not possible: a WebAssembly component"), "{refused}");
+    // The component once more, with other words; its code is kubectl's.
+    assert_eq!(cluster.kubectl("exec ticker -- probe echo inside env HOSTNAME"), "inside\nticker\n");
+    let failed = cluster.kubectl_fails("exec ticker -- probe end 42");
+    assert!(failed.contains("command terminated with exit code 42"), "{failed}");
     cluster.kubectl("delete pod ticker --timeout=30s");
     watch.line(|line| line.contains("ticker") && line.contains("Terminating"));
 }
@@ -253,4 +255,28 @@ fn kinds_of_definitions_are_kinds_like_others() {
     cluster.apply(WIDGET);
     cluster.kubectl("delete crd widgets.example.com --timeout=60s");
     cluster.kubectl_fails("get widgets");
+}
+
+#[test]
+fn a_request_for_a_certificate_is_signed_when_it_is_approved() {
+    // For `CN=anna, O=crew`; its key is nowhere.
+    const REQUEST: &str = "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURSBSRVFVRVNULS0tLS0KTUlIYU1JR0FBZ0VBTUI0eERUQUxCZ05WQkFvTUJHTnlaWGN4RFRBTEJnTlZCQU1NQkdGdWJtRXdXVEFUQmdjcQpoa2pPUFFJQkJnZ3Foa2pPUFFNQkJ3TkNBQVJ3dFlQdGJUdDlpU2ttdEpWdFI5VkUzM0dwUWdndE51YU44aW5GCkZkN1hWWVYyV3RWUS9LMjR1c2llQzhMVWdrdFZSWVVwY2ZucXNvaDdKVEE3U1ZwYm9BQXdDZ1lJS29aSXpqMEUKQXdJRFNRQXdSZ0loQUxQZHdPeUJ1c1dyOE1FUnFRQUxFQ3UzLzVxVVpkaG9TQXdCRVBuckpiUlFBaUVBbGRFbwp2VE1UZVNvZzVyTktlSWdhdXFOYllJMy9TTi9mL05UZmtMYUlWNkU9Ci0tLS0tRU5EIENFUlRJRklDQVRFIFJFUVVFU1QtLS0tLQo=";
+    let cluster = Cluster::start();
+    for name in ["anna", "other"] {
+        cluster.apply(&format!(
+            "apiVersion: certificates.k8s.io/v1\nkind: CertificateSigningRequest\nmetadata: {{name: {name}}}\nspec:\n  request: \
+             {REQUEST}\n  signerName: kubernetes.io/kube-apiserver-client\n  expirationSeconds: 3600\n  usages: [client auth]\n"
+        ));
+    }
+    let row = cluster.kubectl("get csr anna --no-headers");
+    assert!(
+        row.contains("kubernetes.io/kube-apiserver-client") && row.contains("60m") && row.contains("Pending"),
+        "{row}"
+    );
+    cluster.kubectl("certificate approve anna");
+    cluster.kubectl("certificate deny other");
+    cluster.eventually("get csr anna --no-headers", |row| row.contains("Approved,Issued"));
+    cluster.eventually("get csr anna -o jsonpath={.status.certificate}", |text| text.len() > 500);
+    let row = cluster.kubectl("get csr other --no-headers");
+    assert!(row.contains("Denied") && !row.contains("Issued"), "{row}");
 }

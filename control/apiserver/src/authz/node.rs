@@ -11,6 +11,7 @@ use std::sync::Arc;
 use coracle_api::meta;
 use coracle_api::meta::selector::{FieldSelector, FieldTerm};
 use coracle_api::status::Status;
+use coracle_api::volumes;
 use coracle_keyspace::Record;
 use serde_json::{Map, Value};
 
@@ -45,9 +46,13 @@ pub(super) fn allows(node: &str, asked: &Attributes<'_>) -> bool {
         ("", "services" | "endpoints" | "persistentvolumes" | "serviceaccounts", "") if reads => true,
         ("discovery.k8s.io", "endpointslices", "") if reads => true,
         ("node.k8s.io", "runtimeclasses", "") if reads => true,
+        // Every node enforces them: it needs their selectors' other half, too.
+        ("networking.k8s.io", "networkpolicies", "") | ("", "namespaces", "") if reads => true,
         // Every node serves them.
         ("networking.k8s.io", "ingresses" | "ingressclasses", "") if reads => true,
         ("storage.k8s.io", "csidrivers" | "volumeattachments", "") if reads => true,
+        // Which, and what of them, changes() knows.
+        ("", "persistentvolumes", "") if asked.verb == "patch" => true,
         ("", "nodes", "") if creates => true,
         ("", "nodes", "" | "status") => matches!(asked.verb, "update" | "patch") && asked.name == node,
         ("coordination.k8s.io", "leases", "") => {
@@ -118,7 +123,7 @@ fn is_related(cluster: &Cluster, node: &str, asked: &Attributes<'_>, selector: &
         ("", kind @ ("secrets" | "configmaps" | "persistentvolumeclaims")) => match (asked.namespace, named) {
             ("", _) | (_, None) => Err("can only read one named object at a time".to_owned()),
             (namespace, Some(name)) => {
-                let is_related = any_pod(cluster, node, namespace, |pod| refers(&pod["spec"], kind, name))
+                let is_related = any_pod(cluster, node, namespace, |pod| refers(pod, kind, name))
                     || kind == "secrets" && any_ingress(cluster, namespace, name);
                 if is_related { Ok(()) } else { Err(unrelated(node)) }
             }
@@ -179,7 +184,7 @@ pub(crate) fn narrow(cluster: &Cluster, call: &Call, resource: &Resource, fields
 
 /// Whether a pod on the node names the Secret.
 fn has_pod_with(cluster: &Cluster, node: &str, namespace: &str, secret: &str) -> bool {
-    any_pod(cluster, node, namespace, |pod| refers(&pod["spec"], "secrets", secret))
+    any_pod(cluster, node, namespace, |pod| refers(pod, "secrets", secret))
 }
 
 /// What a node agent makes has its name, and says nothing of it that only others may say.
@@ -235,11 +240,39 @@ pub(crate) fn changes(caller: &Identity, resource: &Resource, object: &Value, ol
             }
             Ok(())
         }
+        ("", "persistentvolumes") if !keeps(node, object, old) => {
+            refused(format!("node {quoted} can only say of its own volumes that their directories are made or gone"))
+        }
         ("", "pods") if labels(object) != labels(old) => {
             refused(format!("node {quoted} cannot update labels through pod status"))
         }
         _ => Ok(()),
     }
+}
+
+/// Whether a node agent that changes a volume keeps it, and says nothing of it but that it has made the directory, or that it is
+/// done with one that goes.
+fn keeps(node: &str, object: &Value, old: &Value) -> bool {
+    let mut said = old.clone();
+    // What the server keeps itself.
+    for field in ["managedFields", "resourceVersion"] {
+        said["metadata"][field] = object["metadata"][field].clone();
+    }
+    if let Some(made) = object["metadata"]["annotations"].get(volumes::MADE) {
+        said["metadata"]["annotations"][volumes::MADE] = made.clone();
+    }
+    if meta::is_deleting(old) && meta::finalizers(object).all(|name| name != volumes::FINALIZER) {
+        let rest = meta::finalizers(old).filter(|name| *name != volumes::FINALIZER).map(Value::from);
+        said["metadata"]["finalizers"] = rest.collect::<Vec<_>>().into();
+    }
+    let strip = |object: &Value| {
+        let mut object = object.clone();
+        if let Some(metadata) = object["metadata"].as_object_mut() {
+            metadata.retain(|_, value| !value.is_null() && value.as_array().is_none_or(|list| !list.is_empty()));
+        }
+        object
+    };
+    labels(old).get(volumes::NODE).is_some_and(|of| of == node) && strip(&said) == strip(object)
 }
 
 fn own_node(node: &str, resource: &Resource, object: &Value) -> Result<(), Status> {
@@ -335,13 +368,19 @@ fn class_of(ingress: &Value) -> Option<&str> {
 }
 
 /// Whether a pod names the object `name` of this kind.
-fn refers(spec: &Value, kind: &str, name: &str) -> bool {
+fn refers(pod: &Value, kind: &str, name: &str) -> bool {
+    let spec = &pod["spec"];
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let (source, reference, key_reference, named) = match kind {
         "secrets" => ("secret", "secretRef", "secretKeyRef", "secretName"),
         "configmaps" => ("configMap", "configMapRef", "configMapKeyRef", "name"),
         _ => {
-            let claims = |volume: &Value| volume["persistentVolumeClaim"]["claimName"] == name;
+            // That of an ephemeral volume is made for the pod, and called after it.
+            let own = |volume: &Value| {
+                let rest = name.strip_prefix(meta::name(pod)).and_then(|rest| rest.strip_prefix('-'));
+                volume["ephemeral"].is_object() && volume["name"].as_str().is_some_and(|volume| rest == Some(volume))
+            };
+            let claims = |volume: &Value| volume["persistentVolumeClaim"]["claimName"] == name || own(volume);
             return list(&spec["volumes"]).iter().any(claims);
         }
     };
@@ -388,6 +427,11 @@ mod tests {
             (ask("get", "storage.k8s.io", "csinodes", "", "", "b"), false),
             (ask("update", "coordination.k8s.io", "leases", "", "default", "a"), false),
             (ask("patch", "", "pods", "status", "default", "p"), true),
+            (ask("patch", "", "persistentvolumes", "", "", "v"), true),
+            (ask("update", "", "persistentvolumes", "", "", "v"), false),
+            (ask("delete", "", "persistentvolumes", "", "", "v"), false),
+            (ask("patch", "", "persistentvolumes", "status", "", "v"), false),
+            (ask("patch", "", "persistentvolumeclaims", "", "default", "c"), false),
             (ask("create", "", "pods", "", "default", ""), false),
             (ask("create", "", "secrets", "", "default", ""), false),
             (ask("get", "", "secrets", "", "default", "s"), true),
@@ -426,16 +470,52 @@ mod tests {
     }
 
     #[test]
+    fn a_node_says_of_its_volumes_that_they_are_made_or_gone_and_nothing_else() {
+        let old = json!({"metadata": {"name": "v", "resourceVersion": "1", "labels": {volumes::NODE: "a"},
+            "finalizers": ["x/y", volumes::FINALIZER]}, "spec": {"capacity": {"storage": "1Gi"}}});
+        let mut going = old.clone();
+        going["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+        let with = |old: &Value, patch: Value| {
+            let mut new = old.clone();
+            new["metadata"]["resourceVersion"] = "2".into();
+            for (field, value) in patch.as_object().into_iter().flatten() {
+                match field.as_str() {
+                    "spec" => new["spec"] = value.clone(),
+                    field => new["metadata"][field] = value.clone(),
+                }
+            }
+            new
+        };
+        let made = json!({"annotations": {volumes::MADE: "true"}});
+        let (none, rest) = (json!({"finalizers": []}), json!({"finalizers": ["x/y"]}));
+        for (old, patch, expected) in [
+            (&old, json!({}), true),
+            (&old, made.clone(), true),
+            (&old, rest.clone(), false),
+            (&going, rest, true),
+            (&going, none, false),
+            (&going, json!({"finalizers": [volumes::FINALIZER]}), false),
+            (&old, json!({"labels": {volumes::NODE: "b"}}), false),
+            (&old, json!({"annotations": {volumes::MADE: "true", "pv.kubernetes.io/provisioned-by": "x"}}), false),
+            (&old, json!({"spec": {"capacity": {"storage": "2Gi"}}}), false),
+        ] {
+            assert_eq!(keeps("a", &with(old, patch.clone()), old), expected, "{patch}");
+        }
+        assert!(!keeps("b", &with(&old, made), &old), "it is another's");
+    }
+
+    #[test]
     fn a_pod_names_objects_in_many_places() {
-        let spec = json!({
+        let pod = json!({"metadata": {"name": "web-0"}, "spec": {
             "imagePullSecrets": [{"name": "pull"}],
             "volumes": [
                 {"secret": {"secretName": "files"}}, {"persistentVolumeClaim": {"claimName": "disk"}},
+                {"name": "scratch", "ephemeral": {}},
                 {"projected": {"sources": [{"configMap": {"name": "root"}}, {"secret": {"name": "part"}}]}},
             ],
             "initContainers": [{"envFrom": [{"configMapRef": {"name": "all"}}]}],
             "containers": [{"env": [{"valueFrom": {"secretKeyRef": {"name": "key"}}}]}],
-        });
+        }});
         for (kind, name, expected) in [
             ("secrets", "pull", true),
             ("secrets", "files", true),
@@ -447,8 +527,11 @@ mod tests {
             ("configmaps", "key", false),
             ("persistentvolumeclaims", "disk", true),
             ("persistentvolumeclaims", "files", false),
+            ("persistentvolumeclaims", "web-0-scratch", true),
+            ("persistentvolumeclaims", "web-1-scratch", false),
+            ("persistentvolumeclaims", "web-0-disk", false),
         ] {
-            assert_eq!(refers(&spec, kind, name), expected, "{kind} {name}");
+            assert_eq!(refers(&pod, kind, name), expected, "{kind} {name}");
         }
     }
 }

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use coracle_tolerant::Tolerant;
 use futures::{StreamExt as _, TryStreamExt as _};
+use k8s_openapi::api::core::v1::PersistentVolume;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::Api;
 use kube::runtime::WatchStreamExt as _;
@@ -24,7 +25,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use meta::{AnyObject, COMPLETION_INDEX, INDEX_FAILURES, INDEX_IGNORED_FAILURES, slim};
-pub(crate) use pod::{Phase, Pod, Run};
+pub(crate) use pod::{Phase, Pod, Run, Wire as PodWire};
 
 /// Names an object of some kind; the namespace of a cluster-scoped one is empty.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -101,10 +102,12 @@ pub(crate) enum Index {
     Service,
     /// Pods that have finished, under the empty text.
     Finished,
+    /// The claim of a volume, and those of a pod, as `NAMESPACE/NAME`.
+    Claim,
 }
 
 /// Number of variants of [`Index`].
-const INDEXES: usize = 5;
+const INDEXES: usize = 6;
 
 /// The entry that every object has.
 pub(crate) fn by_controller<K: Object>(object: &K, add: &mut dyn FnMut(Index, &str)) {
@@ -401,12 +404,18 @@ pub(crate) fn version(text: Option<&str>) -> u64 {
     text.and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
+fn by_claim(volume: &PersistentVolume, add: &mut dyn FnMut(Index, &str)) {
+    if let Some(claim) = crate::volumes::claim_of(volume) {
+        add(Index::Claim, &claim.to_string());
+    }
+}
+
 /// Label of EndpointSlices.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// Kinds that are kept as they come, but for `managedFields`.
 macro_rules! whole {
-    ($($kind:ty),*) => {$(
+    ($($kind:ty $(, by $more:path)?);*) => {$(
         impl Object for $kind {
             type Wire = Self;
 
@@ -460,33 +469,37 @@ macro_rules! whole {
                 if let Some(service) = self.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME)) {
                     add(Index::Service, service);
                 }
+                $($more(self, add);)?
             }
         }
     )*};
 }
 
 whole!(
-    k8s_openapi::api::apps::v1::ControllerRevision,
-    k8s_openapi::api::apps::v1::DaemonSet,
-    k8s_openapi::api::apps::v1::Deployment,
-    k8s_openapi::api::apps::v1::ReplicaSet,
-    k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler,
-    k8s_openapi::api::apps::v1::StatefulSet,
-    k8s_openapi::api::batch::v1::CronJob,
-    k8s_openapi::api::batch::v1::Job,
-    k8s_openapi::api::coordination::v1::Lease,
-    k8s_openapi::api::core::v1::ConfigMap,
-    k8s_openapi::api::core::v1::Endpoints,
-    k8s_openapi::api::core::v1::Namespace,
-    k8s_openapi::api::core::v1::Node,
-    k8s_openapi::api::core::v1::ResourceQuota,
-    k8s_openapi::api::core::v1::PersistentVolumeClaim,
-    k8s_openapi::api::core::v1::Service,
-    k8s_openapi::api::core::v1::ServiceAccount,
-    k8s_openapi::api::discovery::v1::EndpointSlice,
-    k8s_openapi::api::networking::v1::Ingress,
-    k8s_openapi::api::networking::v1::IngressClass,
-    k8s_openapi::api::policy::v1::PodDisruptionBudget
+    k8s_openapi::api::apps::v1::ControllerRevision;
+    k8s_openapi::api::apps::v1::DaemonSet;
+    k8s_openapi::api::apps::v1::Deployment;
+    k8s_openapi::api::apps::v1::ReplicaSet;
+    k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+    k8s_openapi::api::apps::v1::StatefulSet;
+    k8s_openapi::api::batch::v1::CronJob;
+    k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+    k8s_openapi::api::batch::v1::Job;
+    k8s_openapi::api::coordination::v1::Lease;
+    k8s_openapi::api::core::v1::ConfigMap;
+    k8s_openapi::api::core::v1::Endpoints;
+    k8s_openapi::api::core::v1::Namespace;
+    k8s_openapi::api::core::v1::Node;
+    k8s_openapi::api::core::v1::ResourceQuota;
+    k8s_openapi::api::core::v1::PersistentVolume, by by_claim;
+    k8s_openapi::api::core::v1::PersistentVolumeClaim;
+    k8s_openapi::api::core::v1::Service;
+    k8s_openapi::api::core::v1::ServiceAccount;
+    k8s_openapi::api::discovery::v1::EndpointSlice;
+    k8s_openapi::api::networking::v1::Ingress;
+    k8s_openapi::api::networking::v1::IngressClass;
+    k8s_openapi::api::policy::v1::PodDisruptionBudget;
+    k8s_openapi::api::storage::v1::StorageClass
 );
 
 #[cfg(test)]

@@ -79,6 +79,8 @@ pub(crate) struct Pod {
     /// When its node took it.
     pub started: Option<Timestamp>,
     pub requests: Arc<Requests>,
+    /// The claims of its volumes.
+    pub claims: Box<[Claim]>,
     /// Of a pod that a Job controls.
     pub run: Option<Box<Run>>,
 }
@@ -99,6 +101,14 @@ pub(crate) struct Run {
     pub finished: Option<Timestamp>,
     /// Of all its containers together.
     pub restarts: i32,
+}
+
+/// A claim that a pod names, or that is made for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Claim {
+    pub name: Box<str>,
+    /// The volume of the pod that it is made for, and goes with.
+    pub made_for: Option<Box<str>>,
 }
 
 /// A named port of a container.
@@ -203,6 +213,7 @@ impl Object for Pod {
             restarts: status.container_statuses.iter().map(|status| status.restart_count).max().unwrap_or(0),
             started: status.start_time.map(|time| time.0),
             requests: requests.into(),
+            claims: claims(&spec.volumes, metadata.name.as_deref().unwrap_or_default()),
             run,
         }
     }
@@ -260,7 +271,22 @@ impl Object for Pod {
         if self.is_terminal() {
             add(Index::Finished, "");
         }
+        for claim in &self.claims {
+            add(Index::Claim, &format!("{}/{}", self.key.namespace, claim.name));
+        }
     }
+}
+
+fn claims(volumes: &[WireVolume], pod: &str) -> Box<[Claim]> {
+    let claim = |volume: &WireVolume| match (&volume.persistent_volume_claim, &volume.ephemeral) {
+        (Some(source), _) => Some(Claim { name: source.claim_name.as_str().into(), made_for: None }),
+        (None, Some(_)) => {
+            let name = format!("{pod}-{}", volume.name).into();
+            Some(Claim { name, made_for: Some(volume.name.as_str().into()) })
+        }
+        (None, None) => None,
+    };
+    volumes.iter().filter_map(claim).collect()
 }
 
 fn run(metadata: &ObjectMeta, spec: &Spec, status: &Status) -> Run {
@@ -340,6 +366,25 @@ struct Spec {
     #[serde(deserialize_with = "nullable")]
     resources: Resources,
     affinity: Option<Affinity>,
+    #[serde(deserialize_with = "nullable")]
+    volumes: Vec<WireVolume>,
+}
+
+/// A volume, of which only those with a claim matter.
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct WireVolume {
+    #[serde(deserialize_with = "nullable")]
+    name: String,
+    persistent_volume_claim: Option<WireClaim>,
+    ephemeral: Option<serde::de::IgnoredAny>,
+}
+
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct WireClaim {
+    #[serde(deserialize_with = "nullable")]
+    claim_name: String,
 }
 
 #[derive(Deserialize, Clone, Debug, Default)]

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use crate::put;
 
 /// How long anything may take that takes an election or two.
-pub const LIMIT: Duration = Duration::from_secs(30);
+pub const LIMIT: Duration = Duration::from_secs(60);
 
 /// Tries until `done` gives something.
 pub async fn until<T>(what: &str, mut done: impl AsyncFnMut() -> Option<T>) -> T {

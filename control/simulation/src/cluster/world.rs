@@ -254,7 +254,11 @@ impl World {
             let way = DutyWay { world: world.clone(), up: up.clone(), user: user.into(), lead };
             kube::Client::new(way, "default")
         };
-        coracle_server::duties(client, "no certificate".into(), None, keyspace.lead(), killed).await;
+        let config = coracle_server::DutiesConfig {
+            root_ca: "no certificate".into(),
+            ..coracle_server::DutiesConfig::default()
+        };
+        coracle_server::duties(client, config, keyspace.lead(), killed).await;
     }
 
     /// Who cannot write any more ends, and is started again; only a disk that was made to fail is a reason.

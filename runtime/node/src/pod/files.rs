@@ -22,6 +22,7 @@ use crate::downward::Downward;
 use crate::env::{Contents, expand};
 use crate::objects::{Content, ObjectKey, ReadError};
 use crate::tokens::{self, Token};
+use crate::volumes::kept::{self, Held};
 use crate::volumes::{self, Sources, TokenRequest};
 
 /// Volumes that admission adds for the service account are called so.
@@ -44,6 +45,8 @@ const TOKEN_RETRY: Duration = Duration::from_secs(30);
 #[derive(Default)]
 pub struct Written {
     volumes: BTreeSet<String>,
+    /// The volumes of its claims, which were not made for it and stay when it goes.
+    kept: HashMap<String, Held>,
     /// With the moment on the wall clock from which another is wanted: tokens run out by that clock.
     tokens: HashMap<TokenRequest, (Token, Timestamp)>,
 }
@@ -70,7 +73,10 @@ impl Pods {
     /// Whether the pod can be set up only when other objects exist.
     pub(super) fn needs_objects(pod: &Pod) -> bool {
         let namespace: Arc<str> = "".into();
-        mounted(pod).any(|volume| !is_credentials(volume) && !volumes::references(volume, &namespace).is_empty())
+        let needs = |volume: &Volume| {
+            kept::is_kept(volume) || !is_credentials(volume) && !volumes::references(volume, &namespace).is_empty()
+        };
+        mounted(pod).any(needs)
     }
 
     /// An object for a pod, which is told about its changes from now on.
@@ -84,9 +90,18 @@ impl Pods {
     }
 
     /// Waits for the objects that the pod's volumes are made of; the error says which is missing, or which of its keys.
-    pub(super) async fn check_volumes(&self, slot: &Slot, pod: &Pod) -> Result<(), String> {
+    pub(super) async fn check_volumes(self: &Arc<Self>, slot: &Slot, pod: &Pod) -> Result<(), String> {
         for volume in mounted(pod).filter(|volume| !is_credentials(volume)) {
             let failed = |reason: String| set_up_failed(&volume.name, &reason);
+            let kept = self.context.kept.open(&self.context, pod, volume, &slot.uid).await;
+            if let Some(held) = kept.map_err(|error| failed(error.to_string()))? {
+                // It may have been forgotten meanwhile.
+                if slot.with_core(|core| core.is_forgotten()) {
+                    self.let_go_of_volumes(slot);
+                }
+                slot.written.lock().await.kept.insert(volume.name.clone(), held);
+                continue;
+            }
             let mut contents = Contents::new();
             for (key, is_optional) in volumes::references(volume, &slot.namespace) {
                 match self.object(&key, slot).await {
@@ -126,6 +141,14 @@ impl Pods {
                 continue;
             }
             let mut written = slot.written.lock().await;
+            if kept::is_kept(volume) {
+                let held = written.kept.get(&volume.name).cloned();
+                let held = held.ok_or_else(|| {
+                    MountFailed::Volume(set_up_failed(&volume.name, "the pod has let go of its claim"))
+                })?;
+                places.insert(volume.name.clone(), (held.dir, held.read_only));
+                continue;
+            }
             if !written.volumes.contains(&volume.name) {
                 self.write_volume(slot, pod, volume, &mut written)
                     .await
@@ -185,7 +208,7 @@ impl Pods {
     }
 
     /// Removes everything of a pod but its logs.
-    pub(super) async fn remove_files(&self, slot: &Slot) {
+    pub(super) async fn remove_files(self: &Arc<Self>, slot: &Slot) {
         let mut written = slot.written.lock().await;
         *written = Written::default();
         let dir = self.context.pods_dir.join(&*slot.uid);
@@ -194,6 +217,18 @@ impl Pods {
         if let Err(error) = removed.await {
             tracing::warn!(pod = %slot.name, namespace = %slot.namespace, %error, "volumes are not removed");
         }
+        self.let_go_of_volumes(slot);
+    }
+
+    /// The pod has none of the volumes that outlive it any more, and who waits for one looks again.
+    pub(super) fn let_go_of_volumes(self: &Arc<Self>, slot: &Slot) {
+        let waiting = self.context.kept.release(&slot.uid);
+        if waiting.is_empty() {
+            return;
+        }
+        // Whoever calls may hold this pod's state, and nobody holds two.
+        let pods = self.clone();
+        self.context.tasks.spawn(async move { waiting.iter().for_each(|uid| pods.config_changed(uid)) });
     }
 
     /// Writes one volume.

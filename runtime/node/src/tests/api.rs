@@ -42,6 +42,8 @@ struct State {
     /// A pod whose condition is set back after each write.
     contradicted: Option<String>,
     objects: BTreeMap<String, Value>,
+    /// Labels of pods that are made.
+    labels: Value,
     /// Tokens that were asked for.
     tokens: u32,
     /// Requests with this in their path are not answered, this often.
@@ -87,17 +89,28 @@ impl Api {
         self.state.lock().objects.insert(format!("{kind}/{name}"), object);
     }
 
+    /// An object that was put.
+    pub fn object(&self, kind: &str, name: &str) -> Option<Value> {
+        self.state.lock().objects.get(&format!("{kind}/{name}")).cloned()
+    }
+
     /// The events recorded about an object.
     pub fn events(&self, name: &str) -> Vec<Value> {
         let state = self.state.lock();
         state.recorded.iter().filter(|event| event["involvedObject"]["name"] == name).cloned().collect()
     }
 
+    /// Pods that are made from now on have these labels.
+    pub fn labels(&self, labels: Value) {
+        self.state.lock().labels = labels;
+    }
+
     pub fn create(&self, name: &str, annotations: Value, spec: Value) {
         let mut state = self.state.lock();
         let uid = format!("uid-{name}");
-        let metadata =
+        let mut metadata =
             json!({"name": name, "namespace": "default", "uid": uid, "generation": 1, "annotations": annotations});
+        metadata["labels"] = state.labels.clone();
         let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec, "status": {}});
         state.created.insert(name.to_owned(), Instant::now());
         self.store(&mut state, "ADDED", name, pod);
@@ -315,6 +328,10 @@ impl Api {
                 let items = Some(state.node.clone()).filter(Value::is_object).into_iter().collect::<Vec<_>>();
                 answer(StatusCode::OK, &json!({"metadata": {"resourceVersion": "1"}, "items": items}))
             }
+            // Volumes are listed once; what happens to them later is not told.
+            (&Method::GET, ["api", "v1", "persistentvolumes"]) if is_watch => {
+                self.listed("persistentvolumes", "PersistentVolume")
+            }
             (&Method::GET, _) if is_watch => streamed(stream::pending()),
             (&Method::GET, ["api", "v1", "nodes", _]) => answer(StatusCode::OK, &self.node()),
             (&Method::GET, ["api", "v1", "namespaces", _, kind @ ("configmaps" | "secrets")]) => {
@@ -323,6 +340,25 @@ impl Api {
                 let found = self.state.lock().objects.get(&format!("{kind}/{name}")).cloned();
                 let items: Vec<Value> = found.into_iter().collect();
                 answer(StatusCode::OK, &json!({"metadata": {"resourceVersion": "1"}, "items": items}))
+            }
+            (&Method::GET, ["api", "v1", .., kind @ ("persistentvolumes" | "persistentvolumeclaims"), name]) => {
+                match self.object(kind, name) {
+                    Some(object) => answer(StatusCode::OK, &object),
+                    None => answer(StatusCode::NOT_FOUND, &not_found()),
+                }
+            }
+            (&Method::PATCH, ["api", "v1", "persistentvolumes", name]) => {
+                let Some(mut volume) = self.object("persistentvolumes", name) else {
+                    return answer(StatusCode::NOT_FOUND, &not_found());
+                };
+                for field in ["annotations", "finalizers"] {
+                    if let Some(said) = body["metadata"].get(field) {
+                        volume["metadata"][field] = said.clone();
+                    }
+                }
+                self.put_object("persistentvolumes", name, volume.clone());
+                self.changed.notify_waiters();
+                answer(StatusCode::OK, &volume)
             }
             (&Method::GET, [.., kind]) => {
                 let state = self.state.lock();
@@ -412,6 +448,16 @@ impl Api {
         written
     }
 
+    /// A watch that says what there is.
+    fn listed(&self, plural: &str, kind: &str) -> Response<Body> {
+        let state = self.state.lock();
+        let of = state.objects.iter().filter(|(key, _)| key.split_once('/').is_some_and(|(of, _)| of == plural));
+        let mut first: Vec<Value> = of.map(|(_, object)| json!({"type": "ADDED", "object": object})).collect();
+        let metadata = json!({"resourceVersion": "1", "annotations": {"k8s.io/initial-events-end": "true"}});
+        first.push(json!({"type": "BOOKMARK", "object": {"apiVersion": "v1", "kind": kind, "metadata": metadata}}));
+        streamed(stream::iter(first).chain(stream::pending()))
+    }
+
     fn watch_pods(&self) -> Response<Body> {
         let state = self.state.lock();
         let mut first: Vec<Value> = state.pods.values().map(|pod| json!({"type": "ADDED", "object": pod})).collect();
@@ -425,6 +471,10 @@ impl Api {
         let later = later.filter_map(|event| async { event.ok() });
         streamed(stream::iter(first).chain(later))
     }
+}
+
+fn not_found() -> Value {
+    json!({"kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404, "message": "not found"})
 }
 
 fn answer(code: StatusCode, value: &Value) -> Response<Body> {

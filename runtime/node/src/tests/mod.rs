@@ -4,8 +4,10 @@ pub(crate) mod api;
 mod caller;
 mod kubelet;
 mod pods;
+mod policies;
 mod registry;
 mod tls;
+mod volumes;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -104,7 +104,7 @@ fn token_request(source: &ServiceAccountTokenProjection) -> TokenRequest {
 /// Refuses a volume of a kind that this node cannot offer, before anything is made for the pod.
 pub fn check(volume: &Volume) -> Result<(), VolumeError> {
     let files = volume.config_map.is_some() || volume.secret.is_some() || volume.downward_api.is_some();
-    if volume.empty_dir.is_some() || files {
+    if volume.empty_dir.is_some() || files || super::kept::is_kept(volume) {
         return Ok(());
     }
     match &volume.projected {
@@ -360,10 +360,7 @@ mod tests {
                 ]}}),
                 Ok(&["ca.crt 644 v1", "namespace 644 n", "token 600 token--3607"]),
             ),
-            (
-                json!({"persistentVolumeClaim": {"claimName": "c"}}),
-                Err("volume type persistentVolumeClaim is not supported by this node"),
-            ),
+            (json!({"nfs": {"server": "s", "path": "/"}}), Err("volume type nfs is not supported by this node")),
         ];
         for (volume, expected) in cases {
             let shown = volume.to_string();

@@ -2,10 +2,12 @@
 //!
 //! A volume is made when the first container that mounts it and can open files at all is started: a component
 //! that does not import `wasi:filesystem` costs no file. ConfigMaps, Secrets, projections and the downward API are
-//! written by [`atomic`], so that a guest sees either the old content or the new, as under the kubelet.
+//! written by [`atomic`], so that a guest sees either the old content or the new, as under the kubelet. Volumes of claims
+//! outlive the pod, and are beside its own ([`kept`]).
 
 mod atomic;
 mod content;
+pub mod kept;
 mod mounts;
 
 #[cfg(test)]

@@ -7,11 +7,12 @@ mod volume;
 use serde_json::{Value, json};
 
 use super::show::Show::{Age, Any, Count, Flag, Joined, Made, Name, Of, Text};
-use super::{BLANK, Kind, Stored, row};
+use super::{BLANK, Kind, Stored, Support, row};
 use crate::kinds::value::{Read, fields, join, or};
 use crate::kinds::{AGE, Cell, Column, NAME, column, wide};
 
-const NO_VOLUMES: &str = "no volume is provisioned, bound or attached by it yet";
+/// Of kinds that drivers of volumes and those who run them speak of.
+const NO_DRIVERS: &str = "its volumes are kept by its nodes themselves; no driver of volumes runs there";
 const MADE: Column = column("Created At", "date");
 
 pub(super) static ROWS: &[Kind] = &[
@@ -27,7 +28,7 @@ pub(super) static ROWS: &[Kind] = &[
             AGE => Age,
             wide("VolumeMode", "string") => Text("spec.volumeMode", "<unset>"),
         ],
-        Stored::inert(NO_VOLUMES).default_by(claim::default).create_by(claim::create).change_by(claim::change)
+        Stored::new(Support::Honoured).default_by(claim::default).create_by(claim::create).change_by(claim::change)
             .check_by(claim::check).check_change_by(claim::check_change).check_status_by(claim::check_status)
             .warn_by(|object, _| claim::warn(object)),
         short_names: &["pvc"], has_status: true),
@@ -45,9 +46,10 @@ pub(super) static ROWS: &[Kind] = &[
             AGE => Age,
             wide("VolumeMode", "string") => Text("spec.volumeMode", "<unset>"),
         ],
-        Stored::inert(NO_VOLUMES).default_by(volume::default).create_by(volume::create)
+        Stored::new(Support::Honoured).default_by(volume::default).create_by(volume::create)
             .check_by(|object, errors| volume::check(&object["spec"], object["metadata"]["name"].text(), errors))
-            .check_change_by(volume::check_change).warn_by(|object, _| volume::warn(object)),
+            .check_change_by(volume::check_change)
+            .warn_by(|object, old| [volume::warn(object), volume::warn_unused(object, old)].concat()),
         short_names: &["pv"], has_status: true),
     row!(cluster "storage.k8s.io" "io.k8s.api.storage.v1" "CSIDriver" "csidrivers" "csidriver",
         [
@@ -60,18 +62,18 @@ pub(super) static ROWS: &[Kind] = &[
             column("Modes", "string") => Joined("spec.volumeLifecycleModes", "<none>"),
             AGE => Age,
         ],
-        Stored::inert(NO_VOLUMES).counted_from_change().default_by(class::default_driver).rules(class::DRIVER)
+        Stored::inert(NO_DRIVERS).counted_from_change().default_by(class::default_driver).rules(class::DRIVER)
             .check_by(class::check_driver).check_change_by(class::check_driver_change).warn_by(|object, _| class::warn_driver(object))
             .needs_version()),
     row!(cluster "storage.k8s.io" "io.k8s.api.storage.v1" "CSINode" "csinodes" "csinode",
         [NAME => Name, column("Drivers", "integer") => Count("spec.drivers"), AGE => Age],
-        Stored::inert(NO_VOLUMES).rules(class::NODE).check_by(class::check_node).check_change_by(class::check_node_change)
+        Stored::inert(NO_DRIVERS).rules(class::NODE).check_by(class::check_node).check_change_by(class::check_node_change)
             .needs_version(),
         has_status: true),
     row!(namespaced "storage.k8s.io" "io.k8s.api.storage.v1" "CSIStorageCapacity" "csistoragecapacities"
         "csistoragecapacity",
         [NAME => Name, MADE => Made],
-        Stored::inert(NO_VOLUMES).rules(class::CAPACITY).fixes(&["storageClassName", "nodeTopology"]).needs_version()),
+        Stored::inert(NO_DRIVERS).rules(class::CAPACITY).fixes(&["storageClassName", "nodeTopology"]).needs_version()),
     row!(cluster "storage.k8s.io" "io.k8s.api.storage.v1" "StorageClass" "storageclasses" "storageclass",
         [
             Column { name: "Name", kind: "string", format: "name", priority: 0 } => Of(class_name),
@@ -81,7 +83,7 @@ pub(super) static ROWS: &[Kind] = &[
             column("AllowVolumeExpansion", "string") => Any("allowVolumeExpansion", "false"),
             AGE => Age,
         ],
-        Stored::inert(NO_VOLUMES).default_by(class::default).rules(class::CLASS).check_by(class::check)
+        Stored::new(Support::Honoured).default_by(class::default).rules(class::CLASS).check_by(class::check)
             .locks(&["provisioner", "parameters", "reclaimPolicy", "volumeBindingMode"]),
         short_names: &["sc"]),
     row!(cluster "storage.k8s.io" "io.k8s.api.storage.v1" "VolumeAttachment" "volumeattachments" "volumeattachment",
@@ -93,13 +95,13 @@ pub(super) static ROWS: &[Kind] = &[
             column("Attached", "boolean") => Flag("status.attached"),
             AGE => Age,
         ],
-        Stored::inert(NO_VOLUMES).rules(class::ATTACHMENT).check_by(class::check_attachment).locks(&["spec"])
+        Stored::inert(NO_DRIVERS).rules(class::ATTACHMENT).check_by(class::check_attachment).locks(&["spec"])
             .check_status_by(class::check_attachment_status).needs_version(),
         has_status: true),
     row!(cluster "storage.k8s.io" "io.k8s.api.storage.v1" "VolumeAttributesClass" "volumeattributesclasses"
         "volumeattributesclass",
         [NAME => Name, column("DriverName", "string") => Text("driverName", ""), AGE => Age],
-        Stored::inert(NO_VOLUMES).rules(class::ATTRIBUTES).check_by(class::check_attributes)
+        Stored::inert(NO_DRIVERS).rules(class::ATTRIBUTES).check_by(class::check_attributes)
             .check_change_by(class::check_attributes_change),
         short_names: &["vac"]),
 ];

@@ -7,6 +7,7 @@ use crate::kinds::value::{Read, child, default_to, default_when_zero, remove};
 use crate::kinds::{FieldError, FieldErrors, checks, pod};
 use crate::meta::Quantity;
 use crate::meta::field::Path;
+use crate::volumes::directory;
 
 const SPEC: Path<'static> = Path::new("spec");
 /// What a volume has beside its type.
@@ -173,4 +174,16 @@ pub(super) fn warn(object: &Value) -> Vec<String> {
         warnings.push(format!("spec.{shown}: deprecated in {since}, non-functional in {until}+"));
     }
     warnings
+}
+
+/// What is said of a volume that no node gives to a pod.
+pub(super) fn warn_unused(object: &Value, old: Option<&Value>) -> Vec<String> {
+    const WORDS: &str = "this version of Coracle binds the volume, but its nodes give pods only those whose spec.local.path is \
+                         volumes/NAME, a directory beneath their data directory";
+    let spec = &object["spec"];
+    if old.is_some_and(|old| old["spec"] == *spec) || directory(spec["local"]["path"].text()).is_some() {
+        return Vec::new();
+    }
+    let mut sources = spec.entries().map(|(field, _)| field.as_str()).filter(|field| !NOT_SOURCE.contains(field));
+    sources.next().map(|source| format!("spec.{source}: {WORDS}")).into_iter().collect()
 }

@@ -1,0 +1,687 @@
+//! What the volumes of pods ask of a node: a volume that is bound pins its pods to where it can be had, and a claim that waits for
+//! its first consumer gets its volume where the pod goes.
+//!
+//! [`Volumes`] knows claims, volumes and classes, and the pods without a node that have claims. What they ask for ([`Wanted`]) is
+//! part of their shape, and made anew when one of those changes. Nothing is remembered of a choice but what the API has: the
+//! claim's annotation, or the volume's `claimRef`.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use coracle_api::meta::Quantity;
+use coracle_api::volumes::{Asked, BOUND_BY_CONTROLLER, CLASS, Claimant, Fit, Offered, SELECTED_NODE, fit};
+use serde_json::{Value, json};
+
+use crate::class::selects;
+use crate::filter::{Reason, matches_term};
+use crate::view::{ClusterView, NodeState, Uid};
+use crate::wire::{Claim, NodeSelector, NodeTerm, Pod, Requirement, StorageClass, Volume};
+
+/// Annotation of a claim that has been bound.
+const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
+/// Of classes of which people make the volumes.
+const NO_PROVISIONER: &str = "kubernetes.io/no-provisioner";
+const ONCE_POD: &str = "ReadWriteOncePod";
+/// The label of nodes by which local volumes are pinned.
+const HOSTNAME: &str = "kubernetes.io/hostname";
+
+/// Namespace and name.
+pub(crate) type Key = (Arc<str>, Arc<str>);
+
+/// What the volumes of a pod ask of a node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Wanted {
+    /// Why no node at all can take it.
+    pub blocked: Option<Arc<str>>,
+    /// One of its claims is another pod's alone, which is on a node.
+    pub in_use: bool,
+    /// Where volumes are that it has.
+    pub bound: Vec<Bound>,
+    /// Where volumes can be that it is to have.
+    pub unbound: Vec<Unbound>,
+}
+
+/// A volume that is bound.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Bound {
+    pub claim: Arc<str>,
+    pub volume: Arc<str>,
+    /// Whether there is such a volume.
+    pub exists: bool,
+    /// Where it can be had; anywhere, if it says nothing.
+    pub places: Option<NodeSelector>,
+}
+
+/// A claim whose volume is found when its pod has a node.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Unbound {
+    pub claim: Arc<str>,
+    /// Where there is one for it, or one can be made; anywhere, if nothing says otherwise.
+    pub places: Option<NodeSelector>,
+}
+
+impl Wanted {
+    /// How much it is to remember, as [`crate::class::Class::weight`].
+    pub(crate) fn weight(&self) -> usize {
+        let places = self.bound.iter().map(|bound| &bound.places).chain(self.unbound.iter().map(|it| &it.places));
+        let terms = places.flatten().flat_map(|places| &places.node_selector_terms);
+        let values = terms.flat_map(|term| term.match_expressions.iter().chain(&term.match_fields));
+        self.bound.len() + self.unbound.len() + values.map(|it| 1 + it.values.len()).sum::<usize>()
+    }
+
+    /// Whether a node has what the volumes ask for.
+    pub(crate) fn check(&self, node: &NodeState) -> Result<(), Reason> {
+        let is_at = |places: &Option<NodeSelector>| places.as_ref().is_none_or(|places| is_among(places, node));
+        if self.in_use {
+            return Err(Reason::VolumeInUse);
+        }
+        if self.bound.iter().any(|bound| !bound.exists) {
+            return Err(Reason::VolumeGone);
+        }
+        if self.bound.iter().any(|bound| !is_at(&bound.places)) {
+            return Err(Reason::VolumeElsewhere);
+        }
+        match self.unbound.iter().all(|unbound| is_at(&unbound.places)) {
+            true => Ok(()),
+            false => Err(Reason::NoVolume),
+        }
+    }
+
+    /// Where its volumes are, in words, for whoever asks why it waits.
+    pub(crate) fn whereabouts(&self, view: &ClusterView) -> String {
+        let mut words = String::new();
+        for bound in &self.bound {
+            let terms = bound.places.iter().flat_map(|places| &places.node_selector_terms);
+            let named = terms.flat_map(|term| &term.match_expressions).filter(|it| it.key == HOSTNAME);
+            let nodes: Vec<&str> = named.flat_map(|it| &it.values).map(String::as_str).collect();
+            if nodes.is_empty() {
+                continue;
+            }
+            let (claim, volume, at) = (&bound.claim, &bound.volume, nodes.join(", "));
+            words.push_str(&format!(" The volume of claim {claim:?} ({volume}) is on node {at}"));
+            words.push_str(match nodes.iter().any(|node| view.named(node).is_some()) {
+                true => ".",
+                false => ", which is not in the cluster.",
+            });
+        }
+        words
+    }
+}
+
+/// Whether a node is one of those places.
+fn is_among(places: &NodeSelector, node: &NodeState) -> bool {
+    places.node_selector_terms.iter().any(|term| matches_term(term, &node.labels, &node.name))
+}
+
+/// What is known of claims, volumes and classes.
+#[derive(Debug, Default)]
+pub(crate) struct Volumes {
+    claims: HashMap<Key, Claim>,
+    volumes: HashMap<Arc<str>, Volume>,
+    classes: HashMap<Arc<str>, StorageClass>,
+    /// Pods without a node that have claims.
+    waiting: HashMap<Uid, Pod>,
+    /// Those by the claims they have.
+    by_claim: HashMap<Key, HashSet<Uid>>,
+    /// Pods on nodes, by the claims they have.
+    users: HashMap<Key, HashSet<Uid>>,
+    /// The claims of those.
+    used: HashMap<Uid, Vec<Key>>,
+}
+
+/// The claims that a pod has, and whether each is made for it.
+fn claims_of(pod: &Pod) -> Vec<(Key, bool)> {
+    let namespace: Arc<str> = pod.metadata.namespace.as_deref().unwrap_or_default().into();
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    let claim = |volume: &crate::wire::PodVolume| match (&volume.persistent_volume_claim, &volume.ephemeral) {
+        (Some(source), _) => Some(((namespace.clone(), source.claim_name.as_str().into()), false)),
+        (None, Some(_)) => Some(((namespace.clone(), format!("{name}-{}", volume.name).into()), true)),
+        (None, None) => None,
+    };
+    pod.spec.volumes.iter().filter_map(claim).collect()
+}
+
+impl Volumes {
+    /// The pod waits for a node.
+    pub(crate) fn wait(&mut self, uid: &Uid, pod: &Pod) {
+        let claims = claims_of(pod);
+        self.forget(uid);
+        if claims.is_empty() {
+            return;
+        }
+        for (claim, _) in claims {
+            self.by_claim.entry(claim).or_default().insert(uid.clone());
+        }
+        self.waiting.insert(uid.clone(), pod.clone());
+    }
+
+    /// The pod is on a node. Returns pods that wait and have its claims.
+    pub(crate) fn place(&mut self, uid: &Uid, pod: &Pod) -> Vec<Uid> {
+        self.stop_waiting(uid);
+        self.take(uid, claims_of(pod).into_iter().map(|(claim, _)| claim).collect())
+    }
+
+    /// The pod that waits will be on a node. Returns others that wait and have its claims.
+    pub(crate) fn assume(&mut self, uid: &Uid) -> Vec<Uid> {
+        let claims = self.waiting.get(uid).map(claims_of).unwrap_or_default();
+        let mut concerned = self.take(uid, claims.into_iter().map(|(claim, _)| claim).collect());
+        concerned.retain(|other| other != uid);
+        concerned
+    }
+
+    fn take(&mut self, uid: &Uid, claims: Vec<Key>) -> Vec<Uid> {
+        if claims.is_empty() || self.used.get(uid).is_some_and(|used| *used == claims) {
+            return Vec::new();
+        }
+        self.release(uid);
+        for claim in &claims {
+            self.users.entry(claim.clone()).or_default().insert(uid.clone());
+        }
+        let concerned = claims.iter().flat_map(|claim| self.waiting_for(claim)).collect();
+        self.used.insert(uid.clone(), claims);
+        concerned
+    }
+
+    /// The pod is on no node. Returns pods that wait and have its claims.
+    pub(crate) fn release(&mut self, uid: &str) -> Vec<Uid> {
+        let used = self.used.remove(uid).unwrap_or_default();
+        used.iter().for_each(|claim| leave(&mut self.users, claim, uid));
+        used.iter().flat_map(|claim| self.waiting_for(claim)).collect()
+    }
+
+    fn stop_waiting(&mut self, uid: &str) {
+        if let Some(pod) = self.waiting.remove(uid) {
+            for (claim, _) in claims_of(&pod) {
+                leave(&mut self.by_claim, &claim, uid);
+            }
+        }
+    }
+
+    /// Nothing is known of the pod any more. Returns pods that wait and have its claims.
+    pub(crate) fn forget(&mut self, uid: &str) -> Vec<Uid> {
+        self.stop_waiting(uid);
+        self.release(uid)
+    }
+
+    fn waiting_for(&self, claim: &Key) -> Vec<Uid> {
+        self.by_claim.get(claim).into_iter().flatten().cloned().collect()
+    }
+
+    /// The pod as it waits.
+    pub(crate) fn waiting(&self, uid: &str) -> Option<&Pod> {
+        self.waiting.get(uid)
+    }
+
+    /// All that wait.
+    pub(crate) fn all_waiting(&self) -> Vec<Uid> {
+        self.waiting.keys().cloned().collect()
+    }
+
+    /// A claim is as told, or gone. Returns the pods that it concerns.
+    pub(crate) fn put_claim(&mut self, key: Key, claim: Option<Claim>) -> Vec<Uid> {
+        match claim {
+            Some(claim) => drop(self.claims.insert(key.clone(), claim)),
+            None => drop(self.claims.remove(&key)),
+        }
+        self.waiting_for(&key)
+    }
+
+    /// A volume is as told, or gone. Returns the pods that it concerns: those of its claim, or all that look for one.
+    pub(crate) fn put_volume(&mut self, name: Arc<str>, volume: Option<Volume>) -> Vec<Uid> {
+        let now = volume.as_ref().map(Volume::claim);
+        let before = match volume {
+            Some(volume) => self.volumes.insert(name, volume),
+            None => self.volumes.remove(&name),
+        };
+        let before = before.as_ref().map(Volume::claim);
+        let mut concerned = Vec::new();
+        for claim in [now, before].into_iter().flatten() {
+            match claim {
+                Some(claim) => concerned.extend(self.waiting_for(&claim)),
+                None => return self.all_waiting(),
+            }
+        }
+        concerned
+    }
+
+    /// A class is as told, or gone. It may concern all.
+    pub(crate) fn put_class(&mut self, name: Arc<str>, class: Option<StorageClass>) -> Vec<Uid> {
+        match class {
+            Some(class) => drop(self.classes.insert(name, class)),
+            None => drop(self.classes.remove(&name)),
+        }
+        self.all_waiting()
+    }
+
+    pub(crate) fn claim_keys(&self) -> HashSet<Key> {
+        self.claims.keys().cloned().collect()
+    }
+
+    pub(crate) fn volume_names(&self) -> HashSet<Arc<str>> {
+        self.volumes.keys().cloned().collect()
+    }
+
+    pub(crate) fn class_names(&self) -> HashSet<Arc<str>> {
+        self.classes.keys().cloned().collect()
+    }
+
+    /// What the volumes of a pod ask for.
+    pub(crate) fn wanted(&self, uid: &str, pod: &Pod) -> Wanted {
+        let mut wanted = Wanted::default();
+        for (key, is_own) in claims_of(pod) {
+            if let Err(why) = self.want(&key, is_own, uid, pod, &mut wanted) {
+                return Wanted { blocked: Some(why.into()), ..Wanted::default() };
+            }
+        }
+        wanted
+    }
+
+    fn want(&self, key: &Key, is_own: bool, uid: &str, pod: &Pod, wanted: &mut Wanted) -> Result<(), String> {
+        let (namespace, name) = key;
+        let Some(claim) = self.claims.get(key) else {
+            return Err(match is_own {
+                true => {
+                    format!("waiting for ephemeral volume controller to create the persistentvolumeclaim {name:?}")
+                }
+                false => format!("persistentvolumeclaim {name:?} not found"),
+            });
+        };
+        let volume: Arc<str> = claim.spec.volume_name.as_deref().unwrap_or_default().into();
+        if claim.status.phase.as_deref() == Some("Lost") {
+            return Err(format!("persistentvolumeclaim {name:?} bound to non-existent persistentvolume {volume:?}"));
+        }
+        if claim.metadata.deletion_timestamp.is_some() {
+            return Err(format!("persistentvolumeclaim {name:?} is being deleted"));
+        }
+        let mut owners = claim.metadata.owner_references.iter().flatten();
+        if is_own && !owners.any(|owner| owner.controller == Some(true) && owner.uid == uid) {
+            let pod = pod.metadata.name.as_deref().unwrap_or_default();
+            return Err(format!("PVC {namespace}/{name} was not created for pod {namespace}/{pod} (pod is not owner)"));
+        }
+        if claim.spec.access_modes.iter().any(|mode| mode == ONCE_POD) {
+            wanted.in_use |= self.users.get(key).is_some_and(|users| users.iter().any(|user| **user != *uid));
+        }
+        if !volume.is_empty() && claim.is_annotated(BIND_COMPLETED) {
+            let known = self.volumes.get(&volume);
+            let places = known.and_then(|volume| volume.places().cloned());
+            wanted.bound.push(Bound { claim: name.clone(), volume, exists: known.is_some(), places });
+            return Ok(());
+        }
+        let class = self.classes.get(claim.class()).filter(|class| class.waits_for_consumer());
+        let Some(class) = class.filter(|_| volume.is_empty()) else {
+            return Err("pod has unbound immediate PersistentVolumeClaims".to_owned());
+        };
+        let places = self.places(key, claim, class);
+        wanted.unbound.push(Unbound { claim: name.clone(), places });
+        Ok(())
+    }
+
+    /// Where a claim can have a volume.
+    fn places(&self, key: &Key, claim: &Claim, class: &StorageClass) -> Option<NodeSelector> {
+        if let Some(node) = claim.selected_node() {
+            let named = Requirement {
+                key: "metadata.name".to_owned(),
+                operator: "In".to_owned(),
+                values: vec![node.to_owned()],
+            };
+            let term = NodeTerm { match_fields: vec![named], ..NodeTerm::default() };
+            return Some(NodeSelector { node_selector_terms: vec![term] });
+        }
+        let mut places = NodeSelector::default();
+        for (fit, volume) in self.fitting(key, claim) {
+            if fit == Fit::Kept {
+                return volume.places().cloned();
+            }
+            places.node_selector_terms.extend(volume.places()?.node_selector_terms.iter().cloned());
+        }
+        if class.provisioner != NO_PROVISIONER {
+            if class.allowed_topologies.is_empty() {
+                return None;
+            }
+            places.node_selector_terms.extend(class.topologies());
+        }
+        // However many volumes there are, a place counts once.
+        let mut seen = HashSet::new();
+        places.node_selector_terms.retain(|term| seen.insert(term.clone()));
+        Some(places)
+    }
+
+    /// The volumes that a claim may have.
+    fn fitting<'a>(&'a self, key: &'a Key, claim: &'a Claim) -> impl Iterator<Item = (Fit, &'a Volume)> {
+        let asked = claim.asked(key);
+        self.volumes.values().filter_map(move |volume| {
+            let labels = volume.metadata.labels.clone().unwrap_or_default();
+            let selected = claim.spec.selector.is_none() || selects(claim.spec.selector.as_ref(), &labels);
+            match fit(&asked, &volume.offered(), selected) {
+                Fit::No => None,
+                fit => Some((fit, volume)),
+            }
+        })
+    }
+
+    /// What is to be written so that the pod's claims get their volumes on this node: paths with merge patches. What is written
+    /// already is not among it.
+    pub(crate) fn choose(&self, uid: &str, wanted: &Wanted, node: &NodeState) -> Vec<(String, Value)> {
+        let Some(pod) = self.waiting.get(uid) else { return Vec::new() };
+        let (mut patches, mut taken) = (Vec::new(), HashSet::new());
+        for (key, _) in claims_of(pod) {
+            if !wanted.unbound.iter().any(|unbound| unbound.claim == key.1) {
+                continue;
+            }
+            let Some(claim) = self.claims.get(&key).filter(|claim| claim.selected_node().is_none()) else { continue };
+            let mut best: Option<&Volume> = None;
+            let mut is_kept = false;
+            for (fit, volume) in self.fitting(&key, claim) {
+                is_kept |= fit == Fit::Kept;
+                let is_here = volume.places().is_none_or(|places| is_among(places, node));
+                let name = volume.metadata.name.as_deref().unwrap_or_default();
+                let rank = |volume: &Volume| (volume.size(), volume.metadata.name.clone());
+                if is_here && !taken.contains(name) && best.is_none_or(|best| rank(volume) < rank(best)) {
+                    best = Some(volume);
+                }
+            }
+            // The controller binds what was kept for the claim.
+            if is_kept {
+                continue;
+            }
+            match best {
+                Some(volume) => {
+                    taken.insert(volume.metadata.name.clone().unwrap_or_default());
+                    patches.push(keep(volume, &key, claim));
+                }
+                None => patches.push(select(&key, claim, &node.name)),
+            }
+        }
+        patches
+    }
+}
+
+/// Keeps a volume for a claim.
+fn keep(volume: &Volume, key: &Key, claim: &Claim) -> (String, Value) {
+    let (namespace, name) = key;
+    let path = format!("/api/v1/persistentvolumes/{}", volume.metadata.name.as_deref().unwrap_or_default());
+    let metadata = json!({
+        "uid": volume.metadata.uid, "resourceVersion": volume.metadata.resource_version,
+        "annotations": {BOUND_BY_CONTROLLER: "yes"},
+    });
+    let reference = json!({
+        "apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": &**namespace, "name": &**name,
+        "uid": claim.metadata.uid, "resourceVersion": claim.metadata.resource_version,
+    });
+    (path, json!({"metadata": metadata, "spec": {"claimRef": reference}}))
+}
+
+/// Selects the node on which the volume of a claim is made.
+fn select((namespace, name): &Key, claim: &Claim, node: &str) -> (String, Value) {
+    let path = format!("/api/v1/namespaces/{namespace}/persistentvolumeclaims/{name}");
+    let metadata = json!({
+        "uid": claim.metadata.uid, "resourceVersion": claim.metadata.resource_version,
+        "annotations": {SELECTED_NODE: node},
+    });
+    (path, json!({ "metadata": metadata }))
+}
+
+fn leave(index: &mut HashMap<Key, HashSet<Uid>>, claim: &Key, uid: &str) {
+    if let Some(uids) = index.get_mut(claim) {
+        uids.remove(uid);
+        if uids.is_empty() {
+            index.remove(claim);
+        }
+    }
+}
+
+impl Claim {
+    fn annotation(&self, name: &str) -> Option<&str> {
+        self.metadata.annotations.as_ref()?.get(name).map(String::as_str)
+    }
+
+    fn is_annotated(&self, name: &str) -> bool {
+        self.annotation(name).is_some()
+    }
+
+    fn class(&self) -> &str {
+        self.annotation(CLASS).or(self.spec.storage_class_name.as_deref()).unwrap_or_default()
+    }
+
+    fn selected_node(&self) -> Option<&str> {
+        self.annotation(SELECTED_NODE).filter(|node| !node.is_empty())
+    }
+
+    fn asked<'a>(&'a self, (namespace, name): &'a Key) -> Asked<'a> {
+        let uid = self.metadata.uid.as_deref().unwrap_or_default();
+        Asked {
+            claim: Claimant { namespace, name, uid },
+            size: size(self.spec.resources.requests.get("storage")),
+            access_modes: &self.spec.access_modes,
+            class: self.class(),
+            volume_mode: self.spec.volume_mode.as_deref().unwrap_or("Filesystem"),
+            attributes_class: self.spec.volume_attributes_class_name.as_deref().unwrap_or_default(),
+        }
+    }
+}
+
+impl Volume {
+    /// Where it can be had.
+    fn places(&self) -> Option<&NodeSelector> {
+        self.spec.node_affinity.required.as_ref()
+    }
+
+    fn size(&self) -> Quantity {
+        size(self.spec.capacity.get("storage"))
+    }
+
+    /// The claim that it is kept for.
+    fn claim(&self) -> Option<Key> {
+        let kept = self.spec.claim_ref.as_ref()?;
+        Some((kept.namespace.as_str().into(), kept.name.as_str().into()))
+    }
+
+    fn offered(&self) -> Offered<'_> {
+        let noted = self.metadata.annotations.as_ref().and_then(|annotations| annotations.get(CLASS));
+        Offered {
+            claim: self.spec.claim_ref.as_ref().map(|kept| Claimant {
+                namespace: &kept.namespace,
+                name: &kept.name,
+                uid: &kept.uid,
+            }),
+            size: self.size(),
+            access_modes: &self.spec.access_modes,
+            class: noted.or(self.spec.storage_class_name.as_ref()).map(String::as_str).unwrap_or_default(),
+            volume_mode: self.spec.volume_mode.as_deref().unwrap_or("Filesystem"),
+            attributes_class: self.spec.volume_attributes_class_name.as_deref().unwrap_or_default(),
+            is_available: self.status.phase.as_deref() == Some("Available"),
+            is_deleting: self.metadata.deletion_timestamp.is_some(),
+        }
+    }
+}
+
+impl StorageClass {
+    fn waits_for_consumer(&self) -> bool {
+        self.volume_binding_mode.as_deref() == Some("WaitForFirstConsumer")
+    }
+
+    /// Where volumes of the class may be made.
+    fn topologies(&self) -> impl Iterator<Item = NodeTerm> {
+        self.allowed_topologies.iter().map(|topology| {
+            let within = topology.match_label_expressions.iter().map(|it| Requirement {
+                key: it.key.clone(),
+                operator: "In".to_owned(),
+                values: it.values.clone(),
+            });
+            NodeTerm { match_expressions: within.collect(), ..NodeTerm::default() }
+        })
+    }
+}
+
+/// How much. Validation lets no amount in that cannot be read.
+fn size(amount: Option<&String>) -> Quantity {
+    amount.and_then(|amount| Quantity::parse(amount).ok()).unwrap_or(Quantity::ZERO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn volumes() -> Volumes {
+        let mut volumes = Volumes::default();
+        for (name, provisioner, mode) in [
+            ("local", "coracle.dev/local", "WaitForFirstConsumer"),
+            ("hand", NO_PROVISIONER, "WaitForFirstConsumer"),
+            ("now", "coracle.dev/local", "Immediate"),
+        ] {
+            let class = json!({"metadata": {"name": name}, "provisioner": provisioner, "volumeBindingMode": mode});
+            volumes.put_class(name.into(), Some(serde_json::from_value(class).unwrap()));
+        }
+        volumes
+    }
+
+    fn claim(volumes: &mut Volumes, name: &str, class: &str, more: Value) {
+        let mut claim = json!({
+            "metadata": {"name": name, "namespace": "n", "uid": name},
+            "spec": {"storageClassName": class, "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
+        });
+        for (field, value) in more.as_object().into_iter().flatten() {
+            for (name, value) in value.as_object().into_iter().flatten() {
+                claim[field][name] = value.clone();
+            }
+        }
+        volumes.put_claim(("n".into(), name.into()), Some(serde_json::from_value(claim).unwrap()));
+    }
+
+    fn volume(volumes: &mut Volumes, name: &str, class: &str, size: &str, node: &str) {
+        let volume = json!({
+            "metadata": {"name": name, "uid": name, "resourceVersion": "7"},
+            "spec": {
+                "storageClassName": class, "accessModes": ["ReadWriteOnce"], "capacity": {"storage": size},
+                "nodeAffinity": {"required": {"nodeSelectorTerms": [
+                    {"matchExpressions": [{"key": HOSTNAME, "operator": "In", "values": [node]}]},
+                ]}},
+            },
+            "status": {"phase": "Available"},
+        });
+        volumes.put_volume(name.into(), Some(serde_json::from_value(volume).unwrap()));
+    }
+
+    fn pod(claims: &[&str]) -> Pod {
+        let volumes: Vec<Value> =
+            claims.iter().map(|claim| json!({"name": claim, "persistentVolumeClaim": {"claimName": claim}})).collect();
+        let pod = json!({"metadata": {"name": "p", "namespace": "n", "uid": "p"}, "spec": {"volumes": volumes}});
+        serde_json::from_value(pod).unwrap()
+    }
+
+    fn node(name: &str) -> ClusterView {
+        let node = json!({
+            "metadata": {"name": name, "labels": {HOSTNAME: name}},
+            "status": {"allocatable": {"pods": "5"}, "conditions": [{"type": "Ready", "status": "True"}]},
+        });
+        let mut view = ClusterView::default();
+        view.put_node(serde_json::from_value(node).unwrap());
+        view
+    }
+
+    fn check(volumes: &Volumes, claims: &[&str], at: &str) -> Result<(), Reason> {
+        volumes.wanted("p", &pod(claims)).check(node(at).named(at).unwrap())
+    }
+
+    #[test]
+    fn a_pod_goes_where_its_volumes_are_or_can_be() {
+        let mut volumes = volumes();
+        let bound = json!({"metadata": {"annotations": {BIND_COMPLETED: "yes"}}, "spec": {"volumeName": "here"}});
+        claim(&mut volumes, "bound", "hand", bound);
+        claim(&mut volumes, "new", "local", json!({}));
+        claim(&mut volumes, "hand", "hand", json!({}));
+        let selected = json!({"metadata": {"annotations": {SELECTED_NODE: "a"}}});
+        claim(&mut volumes, "selected", "local", selected);
+        assert_eq!(check(&volumes, &["bound"], "a"), Err(Reason::VolumeGone));
+        volume(&mut volumes, "here", "hand", "2Gi", "a");
+        for (claims, at, expected) in [
+            (&["bound"][..], "a", Ok(())),
+            (&["bound"], "b", Err(Reason::VolumeElsewhere)),
+            (&["new"], "b", Ok(())),
+            (&["hand"], "a", Ok(())),
+            (&["hand"], "b", Err(Reason::NoVolume)),
+            (&["selected"], "a", Ok(())),
+            (&["new", "selected"], "b", Err(Reason::NoVolume)),
+        ] {
+            assert_eq!(check(&volumes, claims, at), expected, "{claims:?} at {at}");
+        }
+        let words = volumes.wanted("p", &pod(&["bound"])).whereabouts(&node("b"));
+        assert_eq!(words, " The volume of claim \"bound\" (here) is on node a, which is not in the cluster.");
+    }
+
+    #[test]
+    fn what_keeps_a_pod_from_every_node_is_said() {
+        let mut volumes = volumes();
+        claim(&mut volumes, "now", "now", json!({}));
+        claim(&mut volumes, "going", "local", json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}));
+        claim(&mut volumes, "lost", "local", json!({"spec": {"volumeName": "v"}, "status": {"phase": "Lost"}}));
+        claim(&mut volumes, "p-own", "local", json!({}));
+        for (name, expected) in [
+            ("none", "persistentvolumeclaim \"none\" not found"),
+            ("now", "pod has unbound immediate PersistentVolumeClaims"),
+            ("going", "persistentvolumeclaim \"going\" is being deleted"),
+            ("lost", "persistentvolumeclaim \"lost\" bound to non-existent persistentvolume \"v\""),
+        ] {
+            assert_eq!(volumes.wanted("p", &pod(&[name])).blocked.as_deref(), Some(expected));
+        }
+        let own = |volume: &str| {
+            let mut pod = pod(&[]);
+            let volume = json!({"name": volume, "ephemeral": {"volumeClaimTemplate": {}}});
+            pod.spec.volumes = vec![serde_json::from_value(volume).unwrap()];
+            volumes.wanted("p", &pod).blocked.unwrap().to_string()
+        };
+        assert_eq!(own("own"), "PVC n/p-own was not created for pod n/p (pod is not owner)");
+        assert!(own("other").starts_with("waiting for ephemeral volume controller to create"));
+    }
+
+    #[test]
+    fn a_claim_of_one_pod_is_no_others_until_that_one_has_gone() {
+        let mut volumes = volumes();
+        let once = json!({"metadata": {"annotations": {BIND_COMPLETED: "yes"}},
+            "spec": {"volumeName": "v", "accessModes": [ONCE_POD]}});
+        claim(&mut volumes, "c", "local", once);
+        volume(&mut volumes, "v", "local", "1Gi", "a");
+        let (first, second): (Uid, Uid) = ("first".into(), "p".into());
+        volumes.wait(&second, &pod(&["c"]));
+        assert_eq!(check(&volumes, &["c"], "a"), Ok(()));
+        assert_eq!(volumes.place(&first, &pod(&["c"])), [second.clone()]);
+        assert_eq!(check(&volumes, &["c"], "a"), Err(Reason::VolumeInUse));
+        assert_eq!(volumes.forget(&first), [second]);
+        assert_eq!(check(&volumes, &["c"], "a"), Ok(()));
+    }
+
+    #[test]
+    fn the_smallest_volume_here_is_kept_or_one_is_made_here() {
+        let mut volumes = volumes();
+        claim(&mut volumes, "one", "hand", json!({}));
+        claim(&mut volumes, "two", "hand", json!({}));
+        claim(&mut volumes, "new", "local", json!({}));
+        for (name, size, node) in
+            [("large", "3Gi", "a"), ("small", "2Gi", "a"), ("there", "1Gi", "b"), ("tiny", "1Mi", "a")]
+        {
+            volume(&mut volumes, name, "hand", size, node);
+        }
+        let (uid, pod) = (Uid::from("p"), pod(&["one", "two", "new"]));
+        volumes.wait(&uid, &pod);
+        let wanted = volumes.wanted("p", &pod);
+        let view = node("a");
+        let chosen = volumes.choose("p", &wanted, view.named("a").unwrap());
+        let paths: Vec<&str> = chosen.iter().map(|(path, _)| path.as_str()).collect();
+        assert_eq!(
+            paths,
+            [
+                "/api/v1/persistentvolumes/small",
+                "/api/v1/persistentvolumes/large",
+                "/api/v1/namespaces/n/persistentvolumeclaims/new",
+            ]
+        );
+        assert_eq!(
+            (&chosen[0].1["spec"]["claimRef"]["name"], &chosen[0].1["metadata"]["resourceVersion"]),
+            (&json!("one"), &json!("7"))
+        );
+        assert_eq!(chosen[2].1["metadata"]["annotations"], json!({SELECTED_NODE: "a"}));
+        let selected = json!({"metadata": {"annotations": {SELECTED_NODE: "a"}}});
+        claim(&mut volumes, "new", "local", selected);
+        assert_eq!(volumes.choose("p", &wanted, view.named("a").unwrap()).len(), 2, "it is written already");
+    }
+}

@@ -1,0 +1,120 @@
+//! Volumes that outlive their pods.
+
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use super::{World, command, until};
+
+const FINALIZER: &str = "coracle.dev/local-volume";
+
+/// A claim that is bound to a volume of this node, both of this name.
+fn put_bound(world: &World, name: &str, size: &str, modes: &Value) {
+    let claim = json!({"metadata": {"uid": name}, "spec": {"volumeName": name}, "status": {"phase": "Bound"}});
+    world.api.put_object("persistentvolumeclaims", name, claim);
+    let volume = json!({
+        "metadata": {
+            "uid": name, "labels": {"coracle.dev/volume-node": "n1"}, "finalizers": [FINALIZER],
+            "annotations": {"pv.kubernetes.io/provisioned-by": "coracle.dev/local"},
+        },
+        "spec": {
+            "local": {"path": format!("volumes/{name}")}, "capacity": {"storage": size}, "accessModes": modes,
+            "claimRef": {"namespace": "default", "name": name, "uid": name}, "persistentVolumeReclaimPolicy": "Delete",
+        },
+        "status": {"phase": "Bound"},
+    });
+    world.api.put_object("persistentvolumes", name, volume);
+}
+
+/// Runs a command with the claim at `/data`.
+fn run(world: &World, pod: &str, claim: &str, read_only: bool, steps: &[&str]) {
+    let mut container = command(steps);
+    container["volumeMounts"] = json!([{"name": "v", "mountPath": "/data"}]);
+    let source = json!({"claimName": claim, "readOnly": read_only});
+    let volumes = json!([{"name": "v", "persistentVolumeClaim": source}]);
+    world.run_spec(pod, json!({"restartPolicy": "Never", "volumes": volumes, "containers": [container]}));
+}
+
+async fn ended(world: &World, pod: &str) -> String {
+    let is_over = |status: &Value| ["Succeeded", "Failed"].contains(&status["phase"].as_str().unwrap_or_default());
+    let status = world.status(pod, "over", is_over).await;
+    status["phase"].as_str().unwrap_or_default().to_owned()
+}
+
+async fn told(world: &World, pod: &str, words: &str) {
+    until(words, || world.api.messages(pod).iter().any(|message| message.contains(words))).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_stays_when_its_pods_go_and_goes_when_its_object_says_so() {
+    let mut world = World::start().await;
+    put_bound(&world, "data", "1Gi", &json!(["ReadWriteOnce"]));
+    run(&world, "writer", "data", false, &["write", "/data/x", "kept"]);
+    assert_eq!(ended(&world, "writer").await, "Succeeded");
+    let dir: PathBuf = world.dir.path().join("volumes/data");
+    assert_eq!(std::fs::read_to_string(dir.join("x")).unwrap(), "kept");
+    let volume = world.api.object("persistentvolumes", "data").unwrap();
+    assert_eq!(volume["metadata"]["annotations"]["coracle.dev/volume-made"], "true");
+    world.api.delete("writer", 0);
+    world.api.gone("writer").await;
+    // Others find it, also after a restart; who may only read does not write.
+    world.stop_node().await;
+    world.start_node().await;
+    run(&world, "reader", "data", true, &["cat", "/data/x"]);
+    assert_eq!(ended(&world, "reader").await, "Succeeded");
+    run(&world, "meddler", "data", true, &["write", "/data/x", "other"]);
+    assert_eq!(ended(&world, "meddler").await, "Failed");
+    assert_eq!(std::fs::read_to_string(dir.join("x")).unwrap(), "kept");
+    for pod in ["reader", "meddler"] {
+        world.api.delete(pod, 0);
+        world.api.gone(pod).await;
+    }
+
+    // An object that is not there is no reason to remove anything; that is told of.
+    let stranger = world.dir.path().join("volumes/stranger");
+    std::fs::create_dir(&stranger).unwrap();
+    // It is deleted while the node is away.
+    world.stop_node().await;
+    let mut going = world.api.object("persistentvolumes", "data").unwrap();
+    going["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    going["status"]["phase"] = json!("Released");
+    world.api.put_object("persistentvolumes", "data", going);
+    world.start_node().await;
+    let left = |world: &World| world.api.object("persistentvolumes", "data").unwrap()["metadata"]["finalizers"].clone();
+    until("the node lets go of the object", || left(&world) == json!([])).await;
+    assert!(!dir.exists() && stranger.exists());
+    told(&world, "n1", "1 directories of volumes belong to no PersistentVolume, and are kept: stranger").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_that_cannot_be_had_says_why() {
+    let world = World::start().await;
+    run(&world, "early", "none", false, &["ls", "/data"]);
+    told(&world, "early", "persistentvolumeclaim \"none\" not found").await;
+    put_bound(&world, "lost", "1Gi", &json!(["ReadWriteOnce"]));
+    let mut lost = world.api.object("persistentvolumes", "lost").unwrap();
+    lost["metadata"]["annotations"]["coracle.dev/volume-made"] = json!("true");
+    world.api.put_object("persistentvolumes", "lost", lost);
+    run(&world, "lost", "lost", false, &["ls", "/data"]);
+    told(&world, "lost", "the directory of persistentvolume \"lost\" is gone").await;
+    assert!(!world.dir.path().join("volumes/lost").exists());
+    // One pod at a time; the next one follows at once.
+    put_bound(&world, "once", "1Gi", &json!(["ReadWriteOncePod"]));
+    run(&world, "first", "once", false, &["tick", "100"]);
+    world.ready("first").await;
+    run(&world, "second", "once", false, &["write", "/data/x", "second"]);
+    told(&world, "second", "already in use by another pod").await;
+    world.api.delete("first", 0);
+    assert_eq!(ended(&world, "second").await, "Succeeded");
+    // Too much: who has filled it ends, and who comes next does not begin.
+    put_bound(&world, "small", "1Mi", &json!(["ReadWriteOnce"]));
+    run(&world, "fills", "small", false, &["fill", "/data/x", "3", "tick", "100"]);
+    let status = world.status("fills", "evicted", |status| status["reason"] == "Evicted").await;
+    let message = status["message"].as_str().unwrap_or_default();
+    assert!(message.contains("Usage of PersistentVolume \"small\" exceeds its capacity \"1Mi\""), "{message}");
+    run(&world, "next", "small", false, &["ls", "/data"]);
+    told(&world, "next", "its capacity is 1Mi").await;
+    std::fs::remove_file(world.dir.path().join("volumes/small/x")).unwrap();
+    run(&world, "after", "small", false, &["ls", "/data"]);
+    assert_eq!(ended(&world, "after").await, "Succeeded");
+}
