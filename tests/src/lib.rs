@@ -3,6 +3,7 @@
 //! A test reads like what a person does: start, push, kubectl, look, stop or kill. Whatever a test waits for is a
 //! condition with a deadline; the message of a deadline shows the last thing seen.
 
+pub mod compare;
 pub mod linearizability;
 pub mod proof;
 
