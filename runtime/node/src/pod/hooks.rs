@@ -99,6 +99,7 @@ pub async fn grpc(context: &Context, asker: &Asker<'_>, action: &GRPCAction) -> 
     let port = resolve_port(asker.spec, &IntOrString::Int(action.port))?;
     match target(context, asker.network, None, port) {
         Target::Called { .. } => Err("a component of wasi:http is called, and speaks no gRPC to a node".to_owned()),
+        Target::NotAllowed { host } => Err(refused(&host, port)),
         Target::Dialled { host, local } => {
             let (stream, _socket) = dial(context, asker, &host, port, local).await?;
             let authority = SocketAddr::new(asker.network.address.pod, port).to_string();
