@@ -212,9 +212,14 @@ impl Service<Uri> for Connector {
                 let there = match made {
                     Some(made) => made,
                     None => {
+                        let is_anybodys = source == Source::Unknown;
                         let connected = guard.connect(endpoint, Purpose::Requests, source).await;
-                        // Another may be there by now.
-                        connected.inspect_err(|_| learnt.forget(endpoint))?
+                        // One that listens itself may be there by now, and does not let in whoever it is.
+                        connected.inspect_err(|_| {
+                            if is_anybodys {
+                                learnt.forget(endpoint);
+                            }
+                        })?
                     }
                 };
                 let Elsewhere { stream, is_called, .. } = there;
@@ -283,7 +288,8 @@ impl Dialer {
         let place = place.ok_or_else(|| Failure::unseen(endpoint, ShareTaken.into()))?;
         link::strip(request.headers_mut());
         let source = request.extensions().get::<Source>().cloned().unwrap_or(Source::Unknown);
-        let learnt = locked(&self.learnt.is_called).get(&endpoint).copied();
+        let generation = || self.guard.policies.table().generation();
+        let (learnt, judged) = (locked(&self.learnt.is_called).get(&endpoint).copied(), generation());
         let (is_called, made) = match learnt {
             Some(is_called) => (is_called, None),
             None => {
@@ -294,7 +300,8 @@ impl Dialer {
             }
         };
         let to = authority(&self.guard.pool_key(&source, endpoint, is_called));
-        let made = made.map(|made| Made::put(&self.learnt, &to, made));
+        // One that was judged by older policies is of no use.
+        let made = made.filter(|_| judged == generation()).map(|made| Made::put(&self.learnt, &to, made));
         let mut response = self.exchange(endpoint, &to, request, is_called).await?;
         drop(made);
         let is_of_component = response.extensions_mut().remove::<OfComponent>().is_some();

@@ -16,6 +16,7 @@ use coracle_policy::{Destination, Direction, Port, Protocol, Source};
 use futures::future::BoxFuture;
 use http::uri::Authority;
 use http::{Request, Response};
+use tokio::sync::watch;
 
 use crate::endpoint::CONNECT_MAX;
 use crate::{Body, BoxError, Elsewhere, HttpService, LocalEndpoints, NotAllowed, Proxy, Purpose};
@@ -112,6 +113,15 @@ impl Guard {
             return true;
         }
         ASKERS_PORTS.contains(&to.port()) && self.has_asked(to.ip(), from.address, now)
+    }
+
+    /// Who that is now: a pod of this node may have other labels than when it connected.
+    pub fn now(&self, source: &Source) -> Source {
+        let now = match source {
+            Source::Pod(pod) => self.local.workload(pod.address).filter(|now| now.is(pod)),
+            Source::Outside(_) | Source::Node | Source::Unknown => None,
+        };
+        now.map_or_else(|| source.clone(), Source::Pod)
     }
 
     /// Whether a pod takes a datagram of somebody outside of the cluster: where a policy is about what comes to it, only an answer, since
@@ -237,12 +247,7 @@ struct Guarded {
 
 impl HttpService for Guarded {
     fn call(&self, mut request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
-        // A pod of this node may have other labels by now.
-        let now = match &self.source {
-            Source::Pod(pod) => self.guard.local.workload(pod.address).filter(|now| now.is(pod)),
-            Source::Outside(_) | Source::Node | Source::Unknown => None,
-        };
-        let source = now.map_or_else(|| self.source.clone(), Source::Pod);
+        let source = self.guard.now(&self.source);
         if !self.guard.permits(&source, self.to, Protocol::Tcp) {
             return Box::pin(async { Err(NotAllowed.into()) });
         }
@@ -278,6 +283,23 @@ impl Proxy {
         match self.guard.of_key(key) {
             source @ Source::Pod(_) => self.permits(&source, to, Protocol::Tcp),
             Source::Outside(_) | Source::Node | Source::Unknown => false,
+        }
+    }
+
+    /// Waits until there are policies and `source`, a pod of this node, has gone or is another to them; `relabelled` changes when some pod is.
+    pub async fn until_other(&self, source: &Source, mut relabelled: watch::Receiver<()>) {
+        let Source::Pod(pod) = source else { return std::future::pending().await };
+        let mut policies = self.guard.policies.subscribe();
+        while self.guard.policies.table().is_empty()
+            || self.guard.local.workload(pod.address).is_some_and(|now| now == *pod)
+        {
+            let changed = tokio::select! {
+                changed = policies.changed() => changed,
+                changed = relabelled.changed() => changed,
+            };
+            if changed.is_err() {
+                return std::future::pending().await;
+            }
         }
     }
 

@@ -123,7 +123,7 @@ async fn http(way: Way, stream: TcpStream, source: Source, turns: Arc<Turns>) ->
     let answer = move |mut request: Request<Body>| {
         request.extensions_mut().insert(way.asker.clone());
         let route = (way.route)();
-        let (proxy, source) = (way.proxy.clone(), source.clone());
+        let (proxy, source) = (way.proxy.clone(), way.proxy.guard.now(&source));
         async move { proxy.call_route(&source, route?, request).await }
     };
     serve::serve(stream, turns, drain, answer).await

@@ -344,6 +344,24 @@ async fn a_datagram_from_outside_is_an_answer_where_policies_are_about_what_come
 }
 
 #[tokio::test]
+async fn who_is_another_to_policies_is_told_apart() {
+    let world = World::new().await;
+    let (web, (relabelled, _)) = (world.known_as(2, "web"), tokio::sync::watch::channel(()));
+    let mut other = Box::pin(world.proxy.until_other(&web, relabelled.subscribe()));
+    world.known_as(2, "other");
+    relabelled.send_replace(());
+    assert!(futures::poll!(other.as_mut()).is_pending(), "there is nobody to whom it matters");
+    world.policy("db", only("web")).await;
+    tokio::time::timeout(SOON, other).await.expect("now it matters");
+    let again = world.known_as(2, "web");
+    let mut other = Box::pin(world.proxy.until_other(&again, relabelled.subscribe()));
+    assert!(futures::poll!(other.as_mut()).is_pending());
+    world.known_as(2, "other");
+    relabelled.send_replace(());
+    tokio::time::timeout(SOON, other).await.expect("it is told");
+}
+
+#[tokio::test]
 async fn what_stands_before_a_component_judges_for_it() {
     let world = World::new().await;
     let (db, _) = echo();

@@ -105,7 +105,7 @@ async fn connect(
     let asks = request.headers().get(LINK) == Some(&REQUESTS);
     let are_requests = asks && matches!(local, Local::Http(_));
     let source = source(network, from, request.headers().get(coracle_proxy::SOURCE)).ok_or(StatusCode::FORBIDDEN)?;
-    let (mut policies, mut identities) = (network.policies.subscribe(), network.table.identified());
+    let (mut policies, mut relabelled) = (network.policies.subscribe(), network.table.relabelled());
     // Each of them says for whom it is.
     if !are_requests && !network.proxy.permits(&source, to, Protocol::Tcp) {
         return Err(StatusCode::FORBIDDEN);
@@ -130,7 +130,7 @@ async fn connect(
         loop {
             let changed = tokio::select! {
                 changed = policies.changed() => changed,
-                changed = identities.changed() => changed,
+                changed = relabelled.changed() => changed,
             };
             if changed.is_err() || !judge.proxy.permits(&of, to, Protocol::Tcp) {
                 return;

@@ -15,6 +15,7 @@ use coracle_proxy::{Asker, Body, BoxError, HttpService, Local, LocalEndpoints as
 use futures::future::BoxFuture;
 use http::{Request, Response};
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::{Table, pass};
@@ -286,15 +287,28 @@ impl Leads {
             Leads::Elsewhere(_, way) => {
                 let (source, Way { table, proxy, endpoint }) = (way.source(from), way);
                 let place = table.enter_elsewhere(endpoint, Asker::Pod(table.pod_of_twin(from).unwrap_or(from)));
+                let called = Notify::new();
                 let there = async {
                     if place.is_none() {
                         return Err(io::ErrorKind::QuotaExceeded.into());
                     }
-                    let connecting = proxy.connect_elsewhere(endpoint, source);
-                    tokio::time::timeout(LINK_MAX, connecting).await?.map(|there| there.stream)
+                    let connecting = proxy.connect_elsewhere(endpoint, source.clone());
+                    let there = tokio::time::timeout(LINK_MAX, connecting).await??;
+                    if there.is_called {
+                        called.notify_one();
+                    }
+                    Ok(there.stream)
+                };
+                // A component's node judges each request, by what it was told of who connects.
+                let other = async {
+                    called.notified().await;
+                    proxy.until_other(&source, table.relabelled()).await;
                 };
                 // A pod that does not answer is a reset, too: nothing else can be told to who is connected already.
-                Ok(pass(stream, there).await?)
+                tokio::select! {
+                    passed = pass(stream, there) => Ok(passed?),
+                    () = other => Err("it is another to policies than when it connected".into()),
+                }
             }
             Leads::Service(_, way) => {
                 let (source, asker) = (way.source(from), Asker::Pod(way.table.pod_of_twin(from).unwrap_or(from)));

@@ -69,7 +69,7 @@ pub struct Table {
     /// The other nodes.
     peers: OnceLock<Arc<Peers>>,
     /// Told when a pod is another to policies than before.
-    identified: watch::Sender<()>,
+    relabelled: watch::Sender<()>,
 }
 
 impl Table {
@@ -87,7 +87,7 @@ impl Table {
             gate: Arc::default(),
             discovery: OnceLock::new(),
             peers: OnceLock::new(),
-            identified: watch::Sender::new(()),
+            relabelled: watch::Sender::new(()),
         }
     }
 
@@ -123,14 +123,16 @@ impl Table {
     /// The pod that has the address is this one.
     pub fn identify(&self, workload: Workload) {
         if let Some(entry) = self.entries.write().get_mut(&workload.address) {
-            entry.workload = Some(Arc::new(workload));
+            let before = entry.workload.replace(Arc::new(workload));
+            if before.is_some() {
+                self.relabelled.send_replace(());
+            }
         }
-        self.identified.send_replace(());
     }
 
     /// Changes when a pod of the node is another to policies than before.
-    pub fn identified(&self) -> watch::Receiver<()> {
-        self.identified.subscribe()
+    pub fn relabelled(&self) -> watch::Receiver<()> {
+        self.relabelled.subscribe()
     }
 
     /// The pod that has the address, as one who calls.

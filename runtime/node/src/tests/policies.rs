@@ -89,8 +89,6 @@ async fn another_node_is_let_in_for_the_pods_that_policies_name_and_for_its_own_
 
     // One that a proxy keeps ends when its source may not come any more; one of bytes stays.
     let (mut kept, _links, _) = connect(&listens, Some(&web), true).await.unwrap();
-    kept.write_all(b"kept\n").await.unwrap();
-    kept.read_exact(&mut heard[..5]).await.unwrap();
     world.api.modify("listens", |pod| pod["metadata"]["labels"] = json!({"shut": "yes"}));
     let ended = tokio::time::timeout(std::time::Duration::from_secs(30), kept.read_u8()).await.expect("it ends");
     assert!(ended.is_err());
