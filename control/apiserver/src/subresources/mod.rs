@@ -70,7 +70,7 @@ async fn admit(
     };
     let at = attributes(cluster, call, resource, subresource);
     let name = if call.name().is_empty() { meta::name(object) } else { call.name() }.to_owned();
-    admission::admit(&at, Operation::Create, &name, object, dry_run).await.map(drop)
+    Box::pin(admission::admit(&at, Operation::Create, &name, object, dry_run)).await.map(drop)
 }
 
 fn attributes<'a>(
@@ -98,7 +98,7 @@ async fn connects(cluster: &Cluster, call: &Call, resource: &Resource) -> Result
         return Ok(());
     }
     let mut options = connection(call, resource);
-    if admission::admit(&at, Operation::Connect, call.name(), &mut options, false).await? {
+    if Box::pin(admission::admit(&at, Operation::Connect, call.name(), &mut options, false)).await? {
         let message =
             "an admission webhook changed the options of a connection, which this version of Coracle does not do";
         return Err(Status::internal_error(message));

@@ -43,7 +43,8 @@ pub(crate) async fn insert(write: &Write<'_>, mut object: Value, owned: bool) ->
         // Only where it may have to be admitted anew is there another one.
         let guard = write.attributes().guard();
         let again = guard.is_some().then(|| object.clone());
-        match (insert_once(write, object, owned, guard).await, again) {
+        // Of its own: whoever calls it is a hundred calls deep already.
+        match (Box::pin(insert_once(write, object, owned, guard)).await, again) {
             (Err(Unwritten::Readmit), Some(again)) => {
                 write.cluster.store.barrier().await?;
                 object = again;

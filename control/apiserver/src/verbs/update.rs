@@ -96,7 +96,8 @@ pub(crate) async fn change(
     let (mut turn, mut confirmed, mut race) = (None, false, Race::default());
     // Until it is done or the request's time is up.
     loop {
-        let outcome = attempt(write, &record, &step).await;
+        // Of its own: whoever calls it is a hundred calls deep already.
+        let outcome = Box::pin(attempt(write, &record, &step)).await;
         // What was not put to the keyspace was decided by a record that may be an old one here: it is asked for once more.
         let decided_here = match &outcome {
             Err(Refused::Final(status)) => (400..500).contains(&status.code()),
@@ -160,7 +161,10 @@ async fn attempt(
     write.ready_changed(&mut object, &old, owned).await?;
     let allocated = admission::allocate(&write.attributes(), &mut object, Some(&old))?;
     write.validate_changed(&object, &old)?;
-    call.warn_all(row.warnings(&object, Some(&old)));
+    // Who writes what a controller saw is not told what is odd about what was asked for.
+    if write.subresource != "status" {
+        call.warn_all(row.warnings(&object, Some(&old)));
+    }
     row.strategy().canonicalize(&mut object);
     let attributes = write.attributes();
     if !write.options.own {
