@@ -35,8 +35,8 @@ impl Callers {
             },
             Source::Outside(address) => {
                 // In whatever form: a pod's is not outside.
-                let address = embedded(address.to_canonical());
-                let is_pods = table.is_pod_address(address) || peers.has(address);
+                let (address, within) = (address.to_canonical(), embedded(address));
+                let is_pods = table.is_pod_address(within) || peers.has(within);
                 (!is_pods).then_some(Source::Outside(address))
             }
             // Not the node on which the pod runs.
@@ -95,6 +95,7 @@ mod tests {
                 ("n1", written("::ffff:10.2.0.2"), None),
                 ("n1", written("64:ff9b::10.9.0.2"), None),
                 ("n1", written("2001:db8::1"), Some(written("2001:db8::1"))),
+                ("n1", written("64:ff9b::c000:209"), Some(written("64:ff9b::c000:209"))),
                 ("n1", Source::Node, Some(outside([192, 0, 2, 1]))),
                 ("n3", Source::Node, Some(Source::Unknown)),
                 ("n1", Source::Unknown, Some(Source::Unknown)),
