@@ -108,9 +108,10 @@ where
     tls.connect(server, stream).await.map_err(|error| {
         let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
         match inner {
-            Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
-                "tls: failed to verify certificate: x509: certificate signed by unknown authority".to_owned()
-            }
+            // The latter is of one that has the authority's name, and not its key.
+            Some(rustls::Error::InvalidCertificate(
+                CertificateError::UnknownIssuer | CertificateError::BadSignature,
+            )) => "tls: failed to verify certificate: x509: certificate signed by unknown authority".to_owned(),
             Some(rustls::Error::InvalidCertificate(other)) => {
                 format!("tls: failed to verify certificate: x509: {other}")
             }

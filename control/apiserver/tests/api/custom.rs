@@ -458,7 +458,12 @@ async fn a_definition_that_goes_takes_its_objects_with_it() {
     assert_eq!(going["metadata"]["finalizers"], json!([cleanup]));
     let (code, status) = server.call("POST", GADGETS, gadget("late", json!({"colour": "red"}))).await;
     assert_eq!(code, 405, "{status}");
-    says(&server, NAME, |_| server.keyspace.snapshot(NAME).records.len() == 1).await;
+    let is_going = |_: &Value| {
+        let records = server.keyspace.snapshot(NAME).records;
+        let has_mark = |text: &[u8]| String::from_utf8_lossy(text).contains("deletionTimestamp");
+        records.len() == 1 && records.values().all(|record| has_mark(&record.bytes))
+    };
+    says(&server, NAME, is_going).await;
     let (_, left) = server.get(&format!("{GADGETS}/held")).await;
     assert!(left["metadata"]["deletionTimestamp"].is_string(), "{left}");
     let (_, waiting) = server.get(&format!("{DEFINITIONS}/{NAME}")).await;

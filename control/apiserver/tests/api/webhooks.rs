@@ -161,7 +161,7 @@ async fn mutating_webhooks_are_asked_in_order_and_validating_ones_see_what_they_
         answer(review, json!({"allowed": false, "status": status, "warnings": ["think again"]}))
     });
     let request = Request::post(MAPS).header("content-type", "application/json");
-    let request = request.body(Body::from(config_map("n", json!({})).to_string())).unwrap();
+    let request = request.body(Body::from(config_map("n", json!({"own": "x"})).to_string())).unwrap();
     let refused = server.send(Some(admin()), request).await;
     let status = refused.json();
     assert_eq!((refused.code, &status["reason"]), (403, &json!("Forbidden")));

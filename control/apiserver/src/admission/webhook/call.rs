@@ -53,7 +53,9 @@ pub(super) async fn call(
     request["object"] = object.cloned().unwrap_or_default();
     request["oldObject"] = old.cloned().unwrap_or_default();
     let api_version = format!("admission.k8s.io/{}", form.name());
-    let body = json!({"kind": "AdmissionReview", "apiVersion": api_version, "request": request}).to_string();
+    let mut body = json!({"kind": "AdmissionReview", "apiVersion": api_version});
+    body["request"] = request;
+    let body = body.to_string();
     let query = format!("?timeout={}s", hook.timeout.as_secs());
     let (cluster, callee) = (review.at.cluster, &hook.callee);
     let failed = |why: String| Failure::calling(format!("failed to call webhook: {why}"), 503);
