@@ -136,8 +136,8 @@ impl Reconciler for Controller {
             }
             Step::Fail(why) => self.condition(&request, "status", "Failed", "SignerValidationFailure", &why).await?,
             Step::Delete => {
-                let deleted = self.client.delete(CERTIFICATE_SIGNING_REQUESTS, &key, &DeleteOptions::of(request.uid()));
-                match deleted.await {
+                let options = DeleteOptions::of(request.uid());
+                match self.client.delete(CERTIFICATE_SIGNING_REQUESTS, &key, &options).await {
                     Err(error) if client::is_conflict(&error) => {}
                     deleted => deleted.map_err(Error::api("delete a request for a certificate"))?,
                 }

@@ -416,8 +416,9 @@ impl Controller {
             Reclaim::Nothing => Ok(()),
             Reclaim::Delete if volume.is_deleting() => Ok(()),
             Reclaim::Delete => {
-                let deleted = self.client.delete(PERSISTENT_VOLUMES, &volume.key(), &DeleteOptions::of(volume.uid()));
-                deleted.await.map_err(Error::api("delete a volume"))
+                let options = DeleteOptions::of(volume.uid());
+                let deleted = self.client.delete(PERSISTENT_VOLUMES, &volume.key(), &options).await;
+                deleted.map_err(Error::api("delete a volume"))
             }
             Reclaim::Fail(told) => {
                 if self.volume_phase(volume, "Failed", Some(&told.message)).await? {
