@@ -3,6 +3,7 @@
 //! Data and pure functions only: no async runtime, no I/O, no clock (a function that needs the time takes it).
 //! Objects are JSON values (`serde_json::Value`); what is known of their types is data ([`schema`]).
 
+pub mod cel;
 pub mod codec;
 pub mod custom;
 pub mod kinds;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use coracle_sdk::{Cluster, Compiler, IngressPort, IngressPorts, Join, Options, Remote};
+use coracle_sdk::{Cluster, Compiler, IngressPort, IngressPorts, Join, Options, Otlp, OtlpEndpoint, Remote};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Where a cluster that runs here keeps everything and listens.
@@ -33,7 +33,31 @@ pub struct Here {
     #[command(flatten)]
     ingress: Ingress,
     #[command(flatten)]
+    traces: Traces,
+    #[command(flatten)]
     peers: Peers,
+}
+
+/// Where spans of requests are sent.
+#[derive(Args, Clone)]
+pub struct Traces {
+    /// Send a span of each request to a Service to this collector (OTLP over HTTP in protobuf, to URL/v1/traces)
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    otlp_endpoint: Option<OtlpEndpoint>,
+    /// Share of the traces that begin here which is kept, from 0 to 1; of those that come with a traceparent, it says
+    #[arg(long, env = "OTEL_TRACES_SAMPLER_ARG", value_name = "SHARE", default_value_t = 1.0, value_parser = share)]
+    otlp_sample: f64,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse::<f64>().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| format!("{text:?} is no number from 0 to 1"))
+}
+
+impl From<Traces> for Option<Otlp> {
+    fn from(said: Traces) -> Option<Otlp> {
+        said.otlp_endpoint.map(|endpoint| Otlp { endpoint, share: said.otlp_sample })
+    }
 }
 
 /// Where a node serves Ingresses.
@@ -117,6 +141,7 @@ impl Here {
             registry_port: self.registry_port,
             node_port_bind: self.node_port_bind,
             ingress: self.ingress.into(),
+            otlp: self.traces.into(),
             compiler: Compiler::Process(std::env::current_exe().context("find this program's own file")?),
             ..Options::new(data_dir)
         };

@@ -14,8 +14,10 @@ mod output;
 mod own_log;
 mod push;
 mod recover;
+mod routes;
 mod server;
 mod status;
+mod tap;
 mod token;
 mod up;
 
@@ -51,6 +53,8 @@ enum Command {
     Push(push::Arguments),
     Status(status::Arguments),
     Logs(logs::Arguments),
+    Tap(tap::Arguments),
+    Routes(routes::Arguments),
     Reset(down::ResetArguments),
     Backup(backup::Arguments),
     Restore(backup::RestoreArguments),
@@ -83,6 +87,8 @@ fn main() -> ExitCode {
         Command::Up(arguments) => run(up::run(arguments)),
         Command::Down(arguments) => run(down::run(arguments)),
         Command::Logs(arguments) => run(logs::run(arguments)),
+        Command::Tap(arguments) => run(tap::run(arguments)),
+        Command::Routes(arguments) => run(routes::run(arguments)),
         Command::Reset(arguments) => run(down::reset(arguments)),
         Command::Backup(arguments) => run(backup::run(arguments)),
         Command::Restore(arguments) => run(backup::restore(arguments)),

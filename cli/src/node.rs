@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail};
 use coracle_sdk::{Compiler, Join, Worker, WorkerOptions};
 
-use crate::cluster::{Ingress, Signals, default_dir};
+use crate::cluster::{Ingress, Signals, Traces, default_dir};
 use crate::output::{self, Step};
 
 /// Join a cluster as a node, and run its pods here until Ctrl-C
@@ -39,6 +39,8 @@ pub struct Arguments {
     node_port_bind: IpAddr,
     #[command(flatten)]
     ingress: Ingress,
+    #[command(flatten)]
+    traces: Traces,
 }
 
 /// Runs the command.
@@ -56,6 +58,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         port: arguments.port,
         node_port_bind: arguments.node_port_bind,
         ingress: arguments.ingress.into(),
+        otlp: arguments.traces.into(),
         compiler: Compiler::Process(std::env::current_exe().context("find this program's own file")?),
         ..WorkerOptions::new(data_dir)
     };

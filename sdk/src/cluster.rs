@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use coracle_node::Node;
+use coracle_node::{Node, Otlp};
 use coracle_server::{Joining, Peering, Preparation, Registry, Server};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +34,8 @@ pub struct Options {
     pub node_port_bind: IpAddr,
     /// Where Ingresses are served.
     pub ingress: IngressPorts,
+    /// Where spans of requests are sent; nowhere when absent.
+    pub otlp: Option<Otlp>,
     /// Name of the server and of its node; the machine's when absent.
     pub name: Option<String>,
     /// Whether pods run here; without, it is a server only.
@@ -61,6 +63,7 @@ impl Options {
             registry_port: 5000,
             node_port_bind: loopback,
             ingress: IngressPorts::usual(),
+            otlp: None,
             name: None,
             with_node: true,
             peer_port: 0,
@@ -331,6 +334,7 @@ async fn start_node(server: &Server, options: &Options, name: &str) -> Result<No
         min_free_bytes: coracle_server::free_floor(&options.data_dir),
         node_port_bind: options.node_port_bind,
         ingress: options.ingress,
+        otlp: options.otlp.clone(),
         compiler: options.compiler.clone(),
         ..coracle_node::Config::new(name, options.data_dir.join("node"), address, tls.server)
     };

@@ -117,7 +117,7 @@ impl Format {
 }
 
 /// Whether a text has the format of this name.
-pub(super) fn is(text: &str, name: &str) -> bool {
+pub(crate) fn is(text: &str, name: &str) -> bool {
     TEXTS.iter().any(|(known, check)| *known == name && check(text))
 }
 

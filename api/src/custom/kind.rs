@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::definition::{Definition, Scale, Version};
 use super::path::JsonPath;
 use super::structural::{META, Structural};
-use super::{TooMuch, cel, coerce, embedded, lists, typed, validate};
+use super::{TooMuch, coerce, embedded, lists, rules, typed, validate};
 use crate::kinds::{Cell, FieldError, FieldErrors, Strategy};
 use crate::meta::{self, names, text};
 use crate::schema::Object;
@@ -107,6 +107,12 @@ impl CustomKind {
         typed::object(&self.schema, name)
     }
 
+    /// The schema of this version.
+    #[must_use]
+    pub fn schema(&self) -> &Structural {
+        &self.schema
+    }
+
     /// Turns a stored object into what clients of this version see.
     ///
     /// # Errors
@@ -167,7 +173,7 @@ impl CustomKind {
             errors.push(FieldError::invalid("<nil>", &Value::Null, words));
             return;
         }
-        cel::validate(&self.schema, object, old, errors);
+        rules::validate(&self.schema, object, old, errors);
     }
 
     fn check_scale_status(&self, object: &Value, scale: &Scale, errors: &mut FieldErrors) {

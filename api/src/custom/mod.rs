@@ -7,18 +7,18 @@
 //! ```
 //! Everything here is owned by whoever holds it: a kind goes when nobody serves it any more.
 
-pub(crate) mod cel;
 mod coerce;
 mod defaults;
 mod definition;
 mod embedded;
-mod format;
+pub(crate) mod format;
 mod kind;
 mod lists;
 pub mod names;
 pub mod openapi;
 mod path;
 pub(crate) mod pattern;
+pub(crate) mod rules;
 mod structural;
 #[cfg(test)]
 mod tests;

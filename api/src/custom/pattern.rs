@@ -34,32 +34,32 @@ impl fmt::Debug for Pattern {
 }
 
 impl Pattern {
-    pub(super) fn new(text: &str) -> Pattern {
+    pub(crate) fn new(text: &str) -> Pattern {
         let states = Translation::of(text).map_or(0, |translation| translation.states);
         Pattern { text: text.into(), states, regex: OnceLock::new() }
     }
 
     /// As it was written.
-    pub(super) fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         &self.text
     }
 
     /// Steps that matching a text of this length may take. An expression whose automaton does not fit into its cache is
     /// matched state by state, each about 4 ns a byte (measured: 160 ns a byte with 36 states, 4 µs with 1,200), and a step is
     /// about 100 ns. One of few states takes less than that, but for the worst of texts.
-    pub(super) fn cost(&self, bytes: usize) -> usize {
+    pub(crate) fn cost(&self, bytes: usize) -> usize {
         let parts = if self.states <= FEW_STATES { 64 } else { 16 };
         bytes.saturating_mul(self.states.max(1)) / parts + 1
     }
 
     /// Whether it matches anywhere in a text. One that does not compile, which was refused when it was written, matches nothing.
-    pub(super) fn matches(&self, text: &str) -> bool {
+    pub(crate) fn matches(&self, text: &str) -> bool {
         let regex = self.regex.get_or_init(|| compile(&self.text).ok());
         regex.as_ref().is_some_and(|regex| regex.is_match(text))
     }
 
     /// What of a text matches, one after the other.
-    pub(super) fn each<'t>(&'t self, text: &'t str) -> impl Iterator<Item = Match<'t>> {
+    pub(crate) fn each<'t>(&'t self, text: &'t str) -> impl Iterator<Item = Match<'t>> {
         let regex = self.regex.get_or_init(|| compile(&self.text).ok());
         regex.iter().flat_map(|regex| regex.find_iter(text))
     }

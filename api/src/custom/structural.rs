@@ -8,10 +8,10 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value};
 
-use super::cel::{Budget, Rule};
 use super::defaults;
 use super::format::Format;
 use super::pattern::Pattern;
+use super::rules::{Budget, Rule};
 use crate::schema::ListKind;
 
 /// The JSON type of a value.
@@ -111,6 +111,13 @@ pub struct Structural {
     pub(crate) rules: Box<[Rule]>,
     /// What is somewhere at or below it.
     pub(super) reach: Reach,
+}
+
+impl Structural {
+    /// The format of a text that is of one; otherwise empty.
+    pub(crate) fn format(&self) -> &'static str {
+        self.checks.as_ref().and_then(|checks| checks.format).map_or("", Format::name)
+    }
 }
 
 /// What is somewhere at or below a schema: where there is nothing, values are not walked.

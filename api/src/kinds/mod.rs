@@ -4,6 +4,7 @@
 //! A strategy always sees the form in which an object is stored. That is the form of its own row, except for events:
 //! `events.k8s.io` is a second view of the core events, see [`Strategy::to_storage`].
 
+mod admission;
 mod certificates;
 mod checks;
 mod configmap;

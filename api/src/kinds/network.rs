@@ -75,6 +75,13 @@ fn network(ip: IpAddr, bits: u8) -> IpAddr {
     }
 }
 
+/// Whether a range is a part of another, and not the whole of it; of what is IPv4 in IPv6 the bits count as they are written.
+pub(super) fn is_strictly_within((ip, bits): (IpAddr, u8), (of, of_bits): (IpAddr, u8)) -> bool {
+    let (ip, canonical) = (ip.to_canonical(), of.to_canonical());
+    let fixed = if canonical == of { of_bits } else { of_bits.saturating_sub(96) };
+    ip.is_ipv4() == canonical.is_ipv4() && bits > of_bits && network(ip, fixed) == network(canonical, fixed)
+}
+
 /// Checks an address of a field that once took sloppy forms; those of `old` may stay.
 pub(super) fn validate_legacy_ip(path: &Path<'_>, text: &str, old: &[&str], errors: &mut FieldErrors) {
     if !old.contains(&text) {

@@ -21,6 +21,30 @@ const PROBLEMS_MAX: usize = 100;
 /// Applies a patch. On an error the value is left half changed. What the reference says about an operation that fails is
 /// only that it was the client's fault.
 pub fn json(value: &mut Value, patch: &Value) -> Result<(), Status> {
+    match run(value, patch)? {
+        None => Ok(()),
+        Some(_) => Err(Status::generic(422, "")),
+    }
+}
+
+/// The value with a patch whose `test` operations say whether it is to be applied: `None` when one of them fails.
+///
+/// # Errors
+/// Another operation cannot be carried out.
+pub fn json_if(value: &Value, patch: &Value) -> Result<Option<Value>, String> {
+    let mut changed = value.clone();
+    match run(&mut changed, patch).map_err(|status| status.message.clone())? {
+        None => Ok(Some(changed)),
+        Some(failed) if failed["op"] == "test" => Ok(None),
+        Some(failed) => {
+            let text = |field: &str| failed[field].as_str().unwrap_or_default().to_owned();
+            Err(format!("{} operation does not apply: the path {:?} is not there", text("op"), text("path")))
+        }
+    }
+}
+
+/// Carries out a patch; gives the first operation that cannot be.
+fn run<'p>(value: &mut Value, patch: &'p Value) -> Result<Option<&'p Value>, Status> {
     let operations = operations(patch)?;
     if operations.len() > OPERATIONS_MAX {
         return Err(Status::request_too_large(format_args!(
@@ -29,11 +53,9 @@ pub fn json(value: &mut Value, patch: &Value) -> Result<(), Status> {
         )));
     }
     let mut work = Work::default();
-    for operation in operations {
-        let done = operation.as_object().and_then(|operation| apply(value, operation, &mut work));
-        done.ok_or_else(|| Status::generic(422, ""))?;
-    }
-    Ok(())
+    let fails =
+        |operation: &&Value| operation.as_object().and_then(|operation| apply(value, operation, &mut work)).is_none();
+    Ok(operations.iter().find(fails))
 }
 
 /// What strict decoding has to say about a patch that can be applied (`json patch unknown field "[0].valeu"`).

@@ -8,6 +8,6 @@ mod json;
 mod merge;
 mod strategic;
 
-pub use json::{json, json_problems};
+pub use json::{json, json_if, json_problems};
 pub use merge::merge;
 pub use strategic::strategic;

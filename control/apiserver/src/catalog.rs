@@ -19,6 +19,7 @@ use coracle_api::kinds::{self, Kind, Row};
 use coracle_api::schema::{self, Object};
 use coracle_api::status::Status;
 use coracle_keyspace::{GuardFailed, Keyspace, Records};
+use serde_json::Value;
 
 use crate::request::call::Call;
 use crate::request::negotiate::{Form, Offer};
@@ -74,6 +75,13 @@ impl Resource {
     /// The form of an answer with objects of it.
     pub fn form(&self, call: &Call, offer: Offer) -> Result<Form, Status> {
         if self.custom.is_some() { call.form_without_protobuf(offer) } else { call.form(offer) }
+    }
+
+    /// Fills in what the schema and the kind default. An object that a definition makes too large by that is refused.
+    pub fn default(&self, object: &mut Value) -> Result<(), Status> {
+        schema::apply_defaults(object, &self.stored_schema).map_err(Status::request_too_large)?;
+        self.row.strategy().default(object);
+        Ok(())
     }
 
     /// 404 of an object.

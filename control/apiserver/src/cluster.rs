@@ -2,9 +2,15 @@
 
 use std::sync::Arc;
 
+use coracle_api::kinds;
 use coracle_api::status::Status;
+use rustls::ClientConfig;
+use tokio_rustls::TlsConnector;
 
 use crate::catalog::{Catalog, Resource, Served};
+use crate::hooks::{Configured, Hooks, Metrics};
+use crate::outward;
+use crate::policies::Policies;
 use crate::roles::{Index, Roles};
 use crate::store::Store;
 
@@ -13,11 +19,32 @@ pub(crate) struct Cluster {
     pub catalog: Arc<Catalog>,
     pub store: Store,
     roles: Roles,
+    pub hooks: Hooks,
+    /// The admission policies that are bound.
+    pub policies: Policies,
+    /// What is counted of the calls to webhooks.
+    pub calls: Metrics,
+    /// TLS towards nodes, by which pods are called; without it none is.
+    pub nodes: Option<TlsConnector>,
 }
 
 impl Cluster {
-    pub fn new(store: Store) -> Cluster {
-        Cluster { catalog: Arc::new(Catalog::new()), store, roles: Roles::default() }
+    /// `nodes` is this server's certificate towards nodes.
+    pub fn new(store: Store, nodes: Option<Arc<ClientConfig>>) -> Cluster {
+        Cluster {
+            hooks: Hooks::new(&store.keyspace),
+            policies: Policies::new(&store.keyspace),
+            catalog: Arc::new(Catalog::new()),
+            store,
+            roles: Roles::default(),
+            calls: Metrics::default(),
+            nodes: outward::towards_nodes(nodes),
+        }
+    }
+
+    /// The admission webhooks that are configured; `None` when there are none.
+    pub fn webhooks(&self) -> Option<Arc<Configured>> {
+        self.hooks.now(&self.store.keyspace)
     }
 
     /// Who is bound to which roles, as it is stored now.
@@ -45,6 +72,17 @@ impl Cluster {
         }
         self.store.barrier().await?;
         Ok(self.served().await.find(group, version, name).await)
+    }
+
+    /// The resource of a kind, built in or of a definition.
+    pub async fn of_kind(&self, group: &str, version: &str, kind: &str) -> Option<Arc<Resource>> {
+        if let Some(row) = kinds::by_kind(group, kind) {
+            return self.catalog.get(group, version, row.resource).cloned();
+        }
+        let served = self.served().await;
+        let definition =
+            &served.all().into_iter().find(|one| one.definition.group == group && one.is_of(kind))?.definition;
+        served.find(group, version, &definition.names.plural).await
     }
 
     /// What a resource is when everything that was answered anywhere is here, if that is something else. What was refused by an

@@ -4,92 +4,38 @@
 //! It is woken by every change of a definition, and while one is going, by every change of its objects.
 
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use coracle_api::custom::{self, Definition, names};
 use coracle_api::meta;
 use coracle_api::status::Status;
-use coracle_keyspace::{Keyspace, Watcher};
-use futures::stream::{self, FuturesUnordered, StreamExt};
+use futures::stream::{self, StreamExt};
 use jiff::Timestamp;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::{DEFINITIONS, Resource, Standing};
+use crate::duties;
 use crate::request::options::DeleteOptions;
 use crate::request::own::own_call;
 use crate::server::Shared;
-use crate::store;
 use crate::verbs::delete;
 use crate::verbs::update::{Changed, change};
 use crate::verbs::write::Write;
 
 /// Whose work it is.
 const WHO: &str = "system:definitions";
-/// How long after a failure it is tried again.
-const AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// Objects of a definition that are deleted at a time.
 const AT_A_TIME: usize = 64;
 
 /// Goes on until the server stops: while this server leads.
 pub(crate) async fn keep(server: Weak<Shared>, stopping: CancellationToken) {
-    let Some(mut lead) = server.upgrade().map(|server| server.cluster.store.keyspace.lead()) else { return };
-    loop {
-        let now = *lead.borrow_and_update();
-        let follow = async {
-            match now {
-                Some(now) => store::under(Some(now), settle_all(&server)).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = follow => return,
-            changed = lead.changed() => if changed.is_err() { return },
-            () = stopping.cancelled() => return,
-        }
-    }
+    duties::keep(server, stopping, WHO, look).await;
 }
 
-/// Settles every definition, and again whenever something changes; ends with the keyspace.
-async fn settle_all(server: &Weak<Shared>) {
-    loop {
-        let Some(alive) = server.upgrade() else { return };
-        let keyspace = alive.cluster.store.keyspace.clone();
-        // What happens while it is looked at wakes the wait below.
-        let after = keyspace.revision();
-        // Definitions are large: looking at one is work as a request for it is.
-        let here = alive.clone();
-        let work = store::under(store::lead(), async move { round(&here).await });
-        let round = alive.duty_lanes.run(WHO, work).await;
-        // A server that is dropped is not kept alive by this.
-        drop(alive);
-        let mut watched = vec![DEFINITIONS.to_owned()];
-        match round {
-            Ok(going) => watched.extend(going),
-            Err(error) => {
-                tracing::warn!(%error, "a definition of custom resources cannot be settled; it is tried again");
-                tokio::time::sleep(AGAIN_AFTER).await;
-                continue;
-            }
-        }
-        if !changed(&keyspace, &watched, after).await {
-            return;
-        }
-    }
-}
-
-/// Waits for a change of one of these collections after a revision; `false` when the keyspace stops.
-async fn changed(keyspace: &Keyspace, collections: &[String], after: coracle_keyspace::Revision) -> bool {
-    let wait = |collection: &String| keyspace.watch(collection, after).ok().map(next);
-    let waits: Option<FuturesUnordered<_>> = collections.iter().map(wait).collect();
-    // What is forgotten has changed.
-    let Some(mut waits) = waits else { return true };
-    waits.next().await.unwrap_or(true)
-}
-
-async fn next(mut watcher: Watcher) -> bool {
-    use coracle_keyspace::WatchEnded;
-    !matches!(watcher.next().await, Err(WatchEnded::Stopped))
+async fn look(server: Arc<Shared>) -> Result<Vec<String>, Status> {
+    let mut watched = round(&server).await?;
+    watched.push(DEFINITIONS.to_owned());
+    Ok(watched)
 }
 
 /// Looks at each definition once; gives the collections of those that are going and still have objects.
@@ -151,7 +97,7 @@ async fn write(
         Ok(Changed { object: object.unwrap_or_else(|| old.clone()), owned: true, names_version: false })
     };
     match change(&write, step).await {
-        Ok(written) => written.into_value(resource).map(Some),
+        Ok(written) => written.into_value(&server.cluster, resource).await.map(Some),
         Err(status) if status.code() == 404 => Ok(None),
         Err(status) => Err(status),
     }
@@ -212,7 +158,7 @@ async fn remove_all(server: &Shared, resource: &Arc<Resource>) -> Result<(), Sta
             let (call, _) = own_call(None, "");
             let mut record = record;
             loop {
-                if delete::remove_record(cluster, &call.identity, resource, &record, options).await?.is_some() {
+                if delete::remove_record(cluster, &call.identity, resource, &record, options, None).await?.is_some() {
                     return Ok(());
                 }
                 match cluster.store.read(resource, &record.key.name).await? {

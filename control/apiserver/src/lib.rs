@@ -23,23 +23,32 @@ mod answer;
 mod authn;
 mod authz;
 mod bootstrap;
+mod callout;
 mod catalog;
 mod cluster;
 mod config;
+mod conversion;
 mod definitions;
 mod discovery;
+mod duties;
 mod health;
+mod hooks;
 mod identity;
 mod in_process;
 mod layers;
 mod limits;
+mod mesh;
+mod nodes;
 mod openapi;
+mod outward;
+mod policies;
 mod request;
 mod roles;
 mod router;
 mod server;
 mod store;
 mod subresources;
+mod typechecks;
 mod usage;
 mod verbs;
 
@@ -90,6 +99,7 @@ impl ApiServer {
         shared.tasks.spawn(shared.stalls.keep(shared.stopping.clone()));
         shared.tasks.spawn(bootstrap::keep(Arc::downgrade(&shared), has_roles, shared.stopping.clone()));
         shared.tasks.spawn(definitions::keep(Arc::downgrade(&shared), shared.stopping.clone()));
+        shared.tasks.spawn(typechecks::keep(Arc::downgrade(&shared), shared.stopping.clone()));
         Ok(ApiServer { shared })
     }
 

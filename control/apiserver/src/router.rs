@@ -37,7 +37,7 @@ use crate::subresources::Passing;
 use crate::subresources::bindings::Bindings;
 use crate::subresources::reviews::Review;
 use crate::verbs::watch::Around;
-use crate::{authn, discovery, health, openapi, store, subresources, usage, verbs};
+use crate::{authn, discovery, health, mesh, openapi, store, subresources, usage, verbs};
 
 /// Whose turn it is to make a document of the API: nobody's own.
 const DOCUMENTS: &str = "system:openapi";
@@ -115,6 +115,7 @@ async fn route(
     let connection = request.extensions_mut().remove::<Connection>();
     match Route::parse(request.uri().path()) {
         Route::Resource(target) => resource(server, request, connection, caller, target, seen).await,
+        Route::Mesh => mesh(server, request, connection, &caller, seen).await,
         route => {
             let mutates = !matches!(*request.method(), Method::GET | Method::HEAD);
             let response = path(server, request, &caller, route, seen).await?;
@@ -133,6 +134,31 @@ fn held(
     mutates: bool,
 ) -> Result<Response, Status> {
     server.answers.hold(flow, connection, response, server.config.request_timeout, mutates)
+}
+
+/// What nodes see of requests.
+async fn mesh(
+    server: &Arc<Shared>,
+    request: http::Request<Body>,
+    connection: Option<Connection>,
+    caller: &Caller,
+    seen: &mut Observed,
+) -> Result<Response, Status> {
+    let call = caller.call(request.into_parts().0, ResourcePath::default());
+    let of = mesh::Of::find(call.uri.path()).ok_or_else(Status::path_not_found)?;
+    (seen.verb, seen.resource) = ("get", "mesh");
+    authz::check(&server.cluster, &call.identity, &of.attributes(&call))?;
+    if call.method != Method::GET {
+        return Err(Status::method_not_allowed());
+    }
+    let flow = caller.flow();
+    let place = server.limits.stream(flow)?;
+    let response = match of {
+        mesh::Of::Routes => mesh::routes(&server.cluster, &server.nodes, &call, flow).await?,
+        mesh::Of::Tap => mesh::tap(&server.cluster, &server.nodes, &server.tasks, &call, (flow, place))?,
+    };
+    let to = To { flow, account: server.answers.account(flow), connection };
+    Ok(stalls::counted(to, response))
 }
 
 /// Answers at paths that are no resources.
@@ -170,7 +196,8 @@ async fn path(
         }
         Route::Version => return Ok(discovery::version(&call)),
         Route::Metrics => {
-            let page = server.metrics.render(&gauges(server));
+            let mut page = server.metrics.render(&gauges(server));
+            server.cluster.calls.render(&mut page);
             return Ok(respond::bytes(200, "text/plain; version=0.0.4; charset=utf-8", page));
         }
         _ => {}
@@ -333,8 +360,12 @@ async fn resource(
                 return Err(Status::method_not_allowed());
             }
             let place = server.limits.stream(caller.flow())?;
-            let around =
-                Around { stopping: &server.stopping, tasks: &server.tasks, initial_max: server.config.request_timeout };
+            let around = Around {
+                cluster: &server.cluster,
+                stopping: &server.stopping,
+                tasks: &server.tasks,
+                initial_max: server.config.request_timeout,
+            };
             let watch = verbs::watch::watch(&server.cluster, &call, resource, around, place);
             let watch = with_warnings(&call, watch.await?);
             // Also where the connection becomes a WebSocket, which the listener does not hear of any more.

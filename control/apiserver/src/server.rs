@@ -17,19 +17,19 @@ use crate::layers::lanes::Lanes;
 use crate::layers::metrics::Metrics;
 use crate::layers::stalls::Stalls;
 use crate::limits::Limits;
+use crate::nodes::Nodes;
 use crate::openapi::OpenApi;
 use crate::store::Store;
-use crate::subresources::nodes::Nodes;
 use crate::usage::Usages;
 
 /// The state of an API server.
 pub(crate) struct Shared {
     pub config: Config,
-    pub cluster: Cluster,
+    pub cluster: Arc<Cluster>,
     pub tokens: Tokens,
     pub discovery: DiscoveryOf,
     pub openapi: OpenApi,
-    pub nodes: Nodes,
+    pub nodes: Arc<Nodes>,
     pub usages: Usages,
     pub metrics: Metrics,
     pub limits: Limits,
@@ -51,10 +51,10 @@ impl Shared {
         let tokens = Tokens::new(&config.token_key, &config.issuer).map_err(crate::StartError::TokenKey)?;
         let stopping = CancellationToken::new();
         Ok(Arc::new(Shared {
-            cluster: Cluster::new(Store::new(keyspace)),
+            cluster: Arc::new(Cluster::new(Store::new(keyspace), config.node_client.clone())),
             discovery: DiscoveryOf::default(),
             openapi: OpenApi::default(),
-            nodes: Nodes::new(config.node_client.clone(), stopping.clone()),
+            nodes: Arc::new(Nodes::new(config.node_client.clone(), stopping.clone())),
             usages: Usages::default(),
             metrics: Metrics::default(),
             limits: Limits::new(config.requests_max, config.streams_max),

@@ -29,6 +29,7 @@ macro_rules! resources {
 resources! {
     PODS = "v1" "pods";
     NODES = "v1" "nodes";
+    SERVICES = "v1" "services";
     EVENTS = "v1" "events";
     ENDPOINTS = "v1" "endpoints";
     NAMESPACES = "v1" "namespaces";

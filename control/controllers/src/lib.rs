@@ -7,6 +7,7 @@
 mod autoscaler;
 mod certificates;
 mod client;
+mod concurrency;
 mod cron_job;
 mod daemon_set;
 mod deployment;
@@ -150,6 +151,19 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     let ingresses = ingress::Controller::new(api.clone(), &mut on.ingresses, &mut on.ingress_classes, &mut on.nodes);
     let autoscalers =
         autoscaler::Controller::new(api.clone(), recorder.clone(), discovery.clone(), &mut on.autoscalers, &on.pods);
+    let scaled = concurrency::Controller::new(
+        api.clone(),
+        recorder.clone(),
+        concurrency::Sources {
+            deployments: &mut on.deployments,
+            stateful_sets: &mut on.stateful_sets,
+            replica_sets: &mut on.replica_sets,
+            replications: &mut on.replications,
+            services: &mut on.services,
+            nodes: &mut on.nodes,
+            autoscalers: &mut on.autoscalers,
+        },
+    );
     let accounts = service_account::Controller::new(
         api.clone(),
         config.root_ca,
@@ -220,6 +234,8 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     tasks.spawn(queue::drive(budgets, shutdown.clone()));
     tasks.spawn(queue::drive(ingresses, shutdown.clone()));
     tasks.spawn(queue::drive(autoscalers, shutdown.clone()));
+    tasks.spawn(scaled.clone().listen(shutdown.clone()));
+    tasks.spawn(queue::drive(scaled, shutdown.clone()));
     tasks.spawn(queue::drive(accounts, shutdown.clone()));
     tasks.spawn(queue::drive(namespaces, shutdown.clone()));
     tasks.spawn(queue::drive(nodes, shutdown.clone()));

@@ -35,6 +35,7 @@ mod watcher;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -475,6 +476,17 @@ impl Keyspace {
         Snapshot { revision: state.applied, records: records.unwrap_or_default() }
     }
 
+    /// A number that is another after every change of one of these collections, before the change is answered here: who keeps
+    /// what was made of their records sees with one load that it is still that.
+    pub fn count_changes(&self, collections: &[&str]) -> Arc<AtomicU64> {
+        let counter = Arc::<AtomicU64>::default();
+        let mut state = self.0.machine.state.write();
+        for collection in collections {
+            state.collection_mut(&Arc::from(*collection)).counters.push(counter.clone());
+        }
+        counter
+    }
+
     /// The records of `collection` as they were at `revision`. A revision that is not applied yet (see
     /// [`Keyspace::wait_for`]) gives the present one, and says so in the snapshot.
     pub async fn snapshot_at(&self, collection: &str, revision: Revision) -> Result<Snapshot, Compacted> {
@@ -525,6 +537,11 @@ impl Keyspace {
             Ok(applied) => applied.map(|()| revision).map_err(|_| BarrierError::Stopped),
             Err(_) => Err(BarrierError::Behind { revision }),
         }
+    }
+
+    /// Whether this member is the only one that counts: what is answered anywhere is answered here.
+    pub fn is_sole_voter(&self) -> bool {
+        self.0.member.read_alone().is_some()
     }
 
     /// The last revision applied here.

@@ -275,6 +275,11 @@ impl Event {
         Event { kind, record, previous, frames: Default::default(), cold: AtomicBool::new(false) }
     }
 
+    /// The same event with other contents, as somebody sees them.
+    pub fn retold(&self, record: Arc<Record>, previous: Option<Arc<Record>>) -> Event {
+        Event::new(self.kind, record, previous)
+    }
+
     /// The encoding in `slot` (below [`FRAME_SLOTS`]), made by the first who asks; by each, of an event that is no longer new.
     pub fn frame(&self, slot: usize, encode: impl FnOnce() -> Bytes) -> Bytes {
         if self.cold.load(Ordering::Relaxed) {

@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use imbl::OrdMap;
@@ -58,6 +59,8 @@ pub(crate) struct Collection {
     told: Option<Instant>,
     /// Whether it is to be said again when the time has come.
     is_waiting: bool,
+    /// They count its changes, for whoever keeps something that was made of its records.
+    pub counters: Vec<Arc<AtomicU64>>,
 }
 
 impl Collection {
@@ -73,6 +76,14 @@ impl Collection {
             changed,
             told: None,
             is_waiting: false,
+            counters: Vec::new(),
+        }
+    }
+
+    /// Tells those who count that its records are others.
+    fn count(&self) {
+        for counter in &self.counters {
+            counter.fetch_add(1, Ordering::Release);
         }
     }
 
@@ -215,6 +226,7 @@ impl State {
             (collection.ring_start, collection.written) = (applied, applied);
             (collection.history_start, collection.forgotten) = (applied, applied);
             collection.changed.send_replace(applied);
+            collection.count();
         }
         for (name, records) in records {
             self.collections.insert(name, Collection::new(records, applied));
@@ -316,6 +328,7 @@ impl State {
                 EventKind::Put => collection.records.insert(key.name.clone(), record.clone()),
                 EventKind::Delete => collection.records.remove(&key.name),
             };
+            collection.count();
             let event = Arc::new(Event::new(kind, record.clone(), previous));
             collection.ring.push_back(event.clone());
             self.warm.push_back(event);

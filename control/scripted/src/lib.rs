@@ -3,7 +3,7 @@
 //! It keeps objects of any kind as JSON, with versions, uids, preconditions, finalizers and watches as Kubernetes has
 //! them, and validates nothing. On top of that a test writes the script of what goes wrong: [`Scripted::next`] answers
 //! one request otherwise (refused, or done with an answer that says nobody knows), [`Scripted::hold`] lets the watches of
-//! a kind lag, [`Scripted::put`] stores what no real server would.
+//! a kind lag, [`Scripted::stream`] is what a node tells, [`Scripted::put`] stores what no real server would.
 //!
 //! Not for production: queues of watches have no bound but the test's own length.
 
@@ -21,7 +21,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 pub use store::Place;
 use store::Store;
@@ -69,6 +69,8 @@ struct Inner {
     script: Mutex<Vec<Line>>,
     meanwhile: Mutex<Vec<(Method, String, Meanwhile)>>,
     seen: Mutex<Vec<Seen>>,
+    /// What was said at a path, and who hears more.
+    streams: Mutex<BTreeMap<String, Vec<mpsc::UnboundedSender<Bytes>>>>,
     changed: Notify,
 }
 
@@ -179,6 +181,29 @@ impl Scripted {
         self.inner.store.lock().break_watches(plural);
     }
 
+    /// Answers at this path with a stream, in which [`Scripted::say`] says something.
+    pub fn stream(&self, path: &str) {
+        self.inner.streams.lock().entry(path.to_owned()).or_default();
+    }
+
+    /// Says a line to all who hear the stream of this path.
+    pub fn say(&self, path: &str, line: &Value) {
+        let line = Bytes::from(format!("{line}\n"));
+        let mut streams = self.inner.streams.lock();
+        streams.get_mut(path).expect("there is such a stream").retain(|hears| hears.send(line.clone()).is_ok());
+    }
+
+    /// How many hear the stream of this path.
+    #[must_use]
+    pub fn hear(&self, path: &str) -> usize {
+        self.inner.streams.lock().get(path).map_or(0, |hear| hear.iter().filter(|hears| !hears.is_closed()).count())
+    }
+
+    /// Ends the streams of this path; clients take them up again.
+    pub fn break_streams(&self, path: &str) {
+        self.inner.streams.lock().entry(path.to_owned()).or_default().clear();
+    }
+
     /// Waits until `test` gives something, looking after every change and request.
     ///
     /// # Panics
@@ -241,7 +266,10 @@ impl Scripted {
                 drop(self.answer(&seen, media));
                 Err((504, "Timeout", "nobody knows".to_owned()))
             }
-            None => self.answer(&seen, media),
+            None => match self.opened(&seen.path) {
+                Some(lines) => Ok(verbs::Body::Watch(lines)),
+                None => self.answer(&seen, media),
+            },
         };
         self.inner.changed.notify_waiters();
         let (code, body) = match done {
@@ -262,6 +290,14 @@ impl Scripted {
         };
         let response = Response::builder().status(code).header(http::header::CONTENT_TYPE, "application/json");
         response.body(body).map_err(std::io::Error::other)
+    }
+
+    fn opened(&self, path: &str) -> Option<mpsc::UnboundedReceiver<Bytes>> {
+        let mut streams = self.inner.streams.lock();
+        let hear = streams.get_mut(path)?;
+        let (sender, receiver) = mpsc::unbounded_channel();
+        hear.push(sender);
+        Some(receiver)
     }
 
     fn scripted(&self, seen: &Seen) -> Option<Answer> {

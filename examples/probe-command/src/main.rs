@@ -7,7 +7,8 @@
 //! | `echo TEXT` | prints on standard output |
 //! | `warn TEXT` | prints on standard error |
 //! | `env [NAME]` | prints one variable, or all |
-//! | `exit CODE` | ends here (WASI 0.2 tells only 0 and 1 apart) |
+//! | `exit CODE` | ends here (the standard library tells only 0 and 1 apart) |
+//! | `end CODE` | ends here, and tells the code |
 //! | `crash` | panics |
 //! | `sleep MS` | waits |
 //! | `tick MS` | prints a numbered line every so often, for ever |
@@ -56,6 +57,10 @@ fn main() -> ExitCode {
                 Ok(())
             }
             "exit" => return ExitCode::from(next().parse::<u8>().unwrap_or(0)),
+            "end" => {
+                wasip2::cli::exit::exit_with_code(next().parse().unwrap_or(0));
+                Ok(())
+            }
             "crash" => panic!("asked to"),
             "sleep" => {
                 sleep(millis(&next()));

@@ -7,11 +7,14 @@
 //! Ingresses are followed by a task of their own ([`Ingresses::run`]), where somebody serves them; what they say is a route table
 //! ([`RouteTable`]) that knows nothing of them.
 //!
+//! NetworkPolicies are followed by a third ([`Policies::run`]), whose table says who may connect to whom.
+//!
 //! Balancing and connections are the proxy's affair.
 
 mod again;
 mod ingress;
 mod name;
+mod policies;
 mod routes;
 mod snapshot;
 mod table;
@@ -29,9 +32,11 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use again::Again;
+pub use coracle_policy::Protocol;
 pub use ingress::{Ingress, Ingresses, Problem, Routing, SecretKey, Told};
+pub use policies::Policies;
 pub use routes::{Backend, Options, Origin, PortName, Route, RouteTable};
-pub use snapshot::{Endpoint, Port, Protocol, Resolved, Service, ServiceKind, Snapshot};
+pub use snapshot::{ACTIVATES, Endpoint, Port, Resolved, Service, ServiceKind, Snapshot};
 use table::{Change, Table};
 
 /// Changes that are taken together into one snapshot, so that a storm does not make one snapshot for each of its events.

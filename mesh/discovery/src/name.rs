@@ -20,6 +20,13 @@ pub(crate) enum Name<'a> {
     Pod(IpAddr),
 }
 
+/// Whether a full name is one of the cluster's domain.
+pub(crate) fn is_within(name: &str) -> bool {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let start = name.len().checked_sub(DOMAIN.len()).and_then(|at| name.split_at_checked(at));
+    start.is_some_and(|(before, domain)| before.ends_with('.') && domain.eq_ignore_ascii_case(DOMAIN))
+}
+
 /// What `host` means to a pod of `from_namespace`; `None` when it cannot be a name of the cluster.
 pub(crate) fn parse<'a>(host: &'a str, from_namespace: &'a str) -> Option<Name<'a>> {
     let host = host.strip_suffix('.').unwrap_or(host);

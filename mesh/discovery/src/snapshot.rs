@@ -4,7 +4,13 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use coracle_policy::Protocol;
+
 use crate::name;
+
+/// Annotation of a Service whose pods are scaled by what is asked of them: by whom it is said is the controllers' affair
+/// (`concurrency` in coracle-controllers).
+pub const ACTIVATES: &str = "autoscaling.coracle.dev/activates";
 
 /// Namespace and name.
 pub(crate) type ServiceKey = (Arc<str>, Arc<str>);
@@ -33,6 +39,8 @@ pub struct Service {
     pub external_name: Option<String>,
     /// Its ports.
     pub ports: Vec<Port>,
+    /// Whether its pods are scaled by what is asked of it ([`ACTIVATES`]): a request for which there is none waits for one.
+    pub activates: bool,
     /// Addresses of ready endpoints, sorted, each once: what the name of a headless Service stands for.
     pub ready: Arc<[IpAddr]>,
     /// Addresses of endpoints with a host name of their own (`web-0.web.default`).
@@ -50,17 +58,6 @@ pub enum ServiceKind {
     LoadBalancer,
     /// Another name.
     ExternalName,
-}
-
-/// `protocol` of a port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-    /// SCTP.
-    Sctp,
 }
 
 /// A port of a Service with what answers there.
@@ -101,6 +98,9 @@ pub enum Resolved {
     External(String),
 }
 
+/// Services that stand for each other's names and are followed (resolvers stop at as many CNAMEs).
+const ALIASES_MAX: usize = 8;
+
 impl Snapshot {
     /// The Service of this name.
     pub fn service(&self, namespace: &str, name: &str) -> Option<&Arc<Service>> {
@@ -129,6 +129,20 @@ impl Snapshot {
         if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
             return self.resolve(&host.to_ascii_lowercase(), from_namespace);
         }
+        let mut found = self.named(host, from_namespace)?;
+        // What stands for a name of the cluster is what that name means, as a resolver follows a CNAME.
+        for _ in 0..ALIASES_MAX {
+            match &found {
+                Resolved::External(name) if name::is_within(name) => {
+                    found = self.named(&name.to_ascii_lowercase(), from_namespace)?;
+                }
+                _ => return Some(found),
+            }
+        }
+        None
+    }
+
+    fn named(&self, host: &str, from_namespace: &str) -> Option<Resolved> {
         match name::parse(host, from_namespace)? {
             name::Name::Pod(address) => Some(Resolved::Addresses(vec![address])),
             name::Name::Service { host: Some(host), service, namespace } => self.host(host, service, namespace),

@@ -4,10 +4,11 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use coracle_policy::Protocol;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 
-use crate::snapshot::{Endpoint, Port, Protocol, Service, ServiceKey, ServiceKind, Snapshot};
+use crate::snapshot::{ACTIVATES, Endpoint, Port, Service, ServiceKey, ServiceKind, Snapshot};
 
 /// Label by which a slice names its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -187,11 +188,7 @@ fn service<'a>(key: &ServiceKey, object: &core::Service, slices: impl Iterator<I
         Some(Port {
             port: u16::try_from(port.port).ok()?,
             node_port: port.node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0),
-            protocol: match port.protocol.as_deref() {
-                Some("UDP") => Protocol::Udp,
-                Some("SCTP") => Protocol::Sctp,
-                _ => Protocol::Tcp,
-            },
+            protocol: Protocol::of(port.protocol.as_deref()),
             endpoints: endpoints.into(),
             name,
         })
@@ -215,6 +212,7 @@ fn service<'a>(key: &ServiceKey, object: &core::Service, slices: impl Iterator<I
         cluster_ip: spec.cluster_ip.and_then(|address| address.parse().ok()),
         external_name,
         ports: ports.collect(),
+        activates: object.metadata.annotations.as_ref().is_some_and(|said| said.contains_key(ACTIVATES)),
         ready: ready.into(),
         hosts: all_ready().filter_map(|endpoint| Some((endpoint.host.clone()?, endpoint.address))).collect(),
     }
@@ -341,6 +339,28 @@ mod tests {
             let resolved = snapshot.resolve("db", "n").unwrap();
             assert_eq!(matches!(resolved, Resolved::External(_)), is_external, "{kind}: {resolved:?}");
         }
+    }
+
+    #[test]
+    fn an_external_name_of_the_cluster_is_followed() {
+        let alias = |name: &str, to: &str| {
+            let spec = json!({"type": "ExternalName", "externalName": to});
+            let object = json!({"metadata": {"name": name, "namespace": "n"}, "spec": spec});
+            Change::Service(serde_json::from_value(object).unwrap())
+        };
+        let (_, snapshot) = listed([
+            service("web", "10.96.0.7"),
+            alias("one", "two.n.svc.cluster.local"),
+            alias("two", "WEB.n.svc.Cluster.Local."),
+            alias("gone", "nobody.n.svc.cluster.local"),
+            alias("round", "round.n.svc.cluster.local"),
+            alias("out", "cluster.local.example"),
+        ]);
+        let web = snapshot.service("n", "web").unwrap().clone();
+        assert_eq!(snapshot.resolve("one", "n"), Some(Resolved::Service(web)));
+        assert_eq!(snapshot.resolve("gone", "n"), None);
+        assert_eq!(snapshot.resolve("round", "n"), None);
+        assert_eq!(snapshot.resolve("out", "n"), Some(Resolved::External("cluster.local.example".to_owned())));
     }
 
     #[test]

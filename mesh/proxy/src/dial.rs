@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use coracle_discovery::Protocol;
+use coracle_policy::Source;
 use futures::future::BoxFuture;
 use http::header::{HOST, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -22,8 +23,9 @@ use tokio::net::TcpStream;
 use tower_service::Service;
 
 use crate::endpoint::{CONNECT_MAX, Failure, ShareTaken};
+use crate::guard::Guard;
 use crate::held::Held;
-use crate::{Asker, Body, BoxError, Elsewhere, Kept, LocalEndpoints, Purpose, Stream, headers, link};
+use crate::{Asker, Body, BoxError, Elsewhere, Kept, Purpose, Stream, headers, link};
 
 /// Connections to one socket that are kept while nobody uses them,
 const IDLE_PER_SOCKET_MAX: usize = 64;
@@ -131,7 +133,7 @@ impl Write for Connection {
 #[derive(Clone)]
 struct Connector {
     connector: HttpConnector,
-    local: Arc<dyn LocalEndpoints>,
+    guard: Guard,
     open_elsewhere: Arc<AtomicUsize>,
 }
 
@@ -145,15 +147,15 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, to: Uri) -> Self::Future {
-        let socket = to.authority().and_then(|to| to.as_str().parse::<SocketAddr>().ok());
-        if socket.is_some_and(|socket| !self.local.is_reached(socket, Protocol::Tcp)) {
+        let of_pool = to.authority().and_then(|to| self.guard.of_pool(to));
+        if of_pool.as_ref().is_some_and(|(_, socket)| !self.guard.local.is_reached(*socket, Protocol::Tcp)) {
             return Box::pin(async { Err(io::Error::from(io::ErrorKind::ConnectionRefused).into()) });
         }
-        if let Some(endpoint) = socket.filter(|socket| self.local.is_elsewhere(socket.ip())) {
-            let connecting = self.local.connect_elsewhere(endpoint, Purpose::Requests);
-            let open = self.open_elsewhere.clone();
+        if let Some((source, endpoint)) = of_pool.filter(|(_, socket)| self.guard.local.is_elsewhere(socket.ip())) {
+            let (guard, open) = (self.guard.clone(), self.open_elsewhere.clone());
             return Box::pin(async move {
-                let Elsewhere { stream, is_called } = tokio::time::timeout(CONNECT_MAX, connecting).await??;
+                let there = guard.connect(endpoint, Purpose::Requests, source).await?;
+                let Elsewhere { stream, is_called, .. } = there;
                 Ok(Connection::Elsewhere { stream: TokioIo::new(stream), is_called, open: Open::count(&open) })
             });
         }
@@ -166,11 +168,11 @@ impl Service<Uri> for Connector {
 #[derive(Clone)]
 pub(crate) struct Dialer {
     client: legacy::Client<Connector, Body>,
-    local: Arc<dyn LocalEndpoints>,
+    guard: Guard,
 }
 
 impl Dialer {
-    pub fn new(local: Arc<dyn LocalEndpoints>) -> Dialer {
+    pub fn new(guard: Guard) -> Dialer {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(CONNECT_MAX));
@@ -178,8 +180,8 @@ impl Dialer {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_MAX)
             .pool_max_idle_per_host(IDLE_PER_SOCKET_MAX)
-            .build(Connector { connector, local: local.clone(), open_elsewhere: Arc::default() });
-        Dialer { client, local }
+            .build(Connector { connector, guard: guard.clone(), open_elsewhere: Arc::default() });
+        Dialer { client, guard }
     }
 
     /// Sends a request to the socket of `endpoint`, whatever its URI names. One that asks for another protocol is sent as such;
@@ -191,7 +193,7 @@ impl Dialer {
         mut request: Request<Body>,
     ) -> Result<Response<Body>, Failure> {
         link::strip(request.headers_mut());
-        let mut response = self.exchange(endpoint, socket, request, false).await?;
+        let mut response = self.exchange(endpoint, socket.to_string(), request, false).await?;
         link::strip(response.headers_mut());
         Ok(response)
     }
@@ -204,10 +206,15 @@ impl Dialer {
         mut request: Request<Body>,
     ) -> Result<Response<Body>, Failure> {
         let by = request.extensions().get::<Asker>().cloned().unwrap_or(Asker::Node);
-        let place = self.local.enter_elsewhere(endpoint, by);
+        let place = self.guard.local.enter_elsewhere(endpoint, by);
         let place = place.ok_or_else(|| Failure::unseen(endpoint, ShareTaken.into()))?;
         link::strip(request.headers_mut());
-        let mut response = self.exchange(endpoint, endpoint, request, true).await?;
+        let source = request.extensions().get::<Source>().unwrap_or(&Source::Unknown);
+        let to = match self.guard.pool_key(source) {
+            Some(key) => format!("{key}@{endpoint}"),
+            None => endpoint.to_string(),
+        };
+        let mut response = self.exchange(endpoint, to, request, true).await?;
         let is_of_component = response.extensions_mut().remove::<OfComponent>().is_some();
         if let Some(refusal) = link::take_refusal(response.headers_mut()).filter(|_| is_of_component) {
             return Err(refusal.failure(endpoint));
@@ -223,11 +230,11 @@ impl Dialer {
     async fn exchange(
         &self,
         endpoint: SocketAddr,
-        socket: SocketAddr,
+        to: String,
         request: Request<Body>,
         is_link: bool,
     ) -> Result<Response<Body>, Failure> {
-        let to = socket.to_string().parse().expect("a socket address is an authority");
+        let to = to.parse().expect("a socket address is an authority, also behind a word");
         let upgrade = headers::upgrade(request.headers());
         let is_upgrade = upgrade.is_some();
         let mut response =

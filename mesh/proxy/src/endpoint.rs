@@ -6,13 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_discovery::Protocol;
+use coracle_policy::Source;
 use http::{Request, Response};
 use tokio::net::TcpStream;
 
 use crate::balance::{Balancer, Picked};
 use crate::dial::Dialer;
+use crate::guard::Guard;
 use crate::{
-    Asker, Body, BoxError, Busy, Error, HttpService, Local, LocalEndpoints, Place, Purpose, Seen, Stream, spare,
+    Asker, Body, BoxError, Busy, Error, HttpService, Local, LocalEndpoints, NotAllowed, Place, Purpose, Seen, Stream,
+    spare,
 };
 
 /// A connection to an endpoint is made within this time, or not at all.
@@ -51,8 +54,8 @@ pub(crate) struct Failure {
     pub is_unseen: bool,
     /// The endpoint has too much to do; else it fails.
     pub is_busy: bool,
-    /// Nobody was asked: who asks has taken its share of the way there, which is no fault of the endpoint.
-    pub is_share: bool,
+    /// It is no fault of the endpoint: who asks has taken its share of the way there, or may not go there.
+    pub is_askers: bool,
 }
 
 /// Who asks has its share of the way to a node.
@@ -63,23 +66,27 @@ pub(crate) struct ShareTaken;
 impl Failure {
     pub fn unseen(endpoint: SocketAddr, source: BoxError) -> Failure {
         let (is_busy, is_share) = (source.is::<Busy>(), source.is::<ShareTaken>());
-        Failure {
-            error: Error::Unavailable { endpoint: endpoint.to_string(), source },
-            is_unseen: true,
-            is_busy,
-            is_share,
+        let endpoint = endpoint.to_string();
+        match NotAllowed::is_cause(&*source) {
+            true => Failure { error: Error::NotAllowed(endpoint), is_unseen: true, is_busy, is_askers: true },
+            false => Failure {
+                error: Error::Unavailable { endpoint, source },
+                is_unseen: true,
+                is_busy,
+                is_askers: is_share,
+            },
         }
     }
 
     pub fn seen(endpoint: SocketAddr, source: BoxError) -> Failure {
         let error = Error::Failed { endpoint: endpoint.to_string(), source };
-        Failure { error, is_unseen: false, is_busy: false, is_share: false }
+        Failure { error, is_unseen: false, is_busy: false, is_askers: false }
     }
 
     /// Tells the balancer what it means for the endpoint.
     pub fn tell(&self, balancer: &Balancer, picked: Picked) {
         match self {
-            Failure { is_share: true, .. } => drop(picked),
+            Failure { is_askers: true, .. } => drop(picked),
             Failure { is_busy: true, .. } => picked.refused_busy(),
             _ => balancer.failed(picked),
         }
@@ -87,7 +94,7 @@ impl Failure {
 
     /// Whether discovery may know less than this: nobody was there.
     pub fn is_gone(&self) -> bool {
-        self.is_unseen && !self.is_busy && !self.is_share
+        self.is_unseen && !self.is_busy && !self.is_askers
     }
 }
 
@@ -136,15 +143,15 @@ impl Endpoint {
         }
     }
 
-    /// Connects to it, for `by`.
-    pub async fn connect(&self, local: &dyn LocalEndpoints, by: Asker) -> Result<Connected, BoxError> {
+    /// Connects to it, for `source`, in the share of `by`.
+    pub async fn connect(&self, guard: &Guard, by: Asker, source: &Source) -> Result<Connected, BoxError> {
+        let local = &guard.local;
         let socket = match self.way {
             Way::Call(_) => return Ok(Connected::CallsOnly),
             Way::Socket(socket) => socket,
             Way::Elsewhere => {
                 let place = local.enter_elsewhere(self.address, by).ok_or(ShareTaken)?;
-                let connecting = local.connect_elsewhere(self.address, Purpose::Bytes);
-                let there = tokio::time::timeout(CONNECT_MAX, connecting).await??;
+                let there = guard.connect(self.address, Purpose::Bytes, source.clone()).await?;
                 return Ok(match there.is_called {
                     true => Connected::CallsOnly,
                     false => Connected::Elsewhere(there.stream, place),

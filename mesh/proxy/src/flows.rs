@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use coracle_discovery::Protocol;
+use coracle_policy::Source;
 
 use crate::{Error, Proxy};
 
@@ -69,10 +70,10 @@ impl Table {
 }
 
 impl Flows {
-    /// The real address for a datagram to a Service or pod; `None` when the address is not the cluster's.
-    pub fn send(&self, proxy: &Proxy, to: SocketAddr) -> Option<Result<SocketAddr, Error>> {
+    /// The real address for a datagram of the pod, which is `source`, to a Service or pod; `None` when the address is not the cluster's.
+    pub fn send(&self, proxy: &Proxy, source: &Source, to: SocketAddr) -> Option<Result<SocketAddr, Error>> {
         if !proxy.is_service(to.ip()) {
-            let real = proxy.connect_address(to, Protocol::Udp);
+            let real = proxy.connect_address(source, to, Protocol::Udp);
             if let Some(Ok(real)) = real {
                 self.table(|table| table.direct(real));
             }
@@ -80,11 +81,11 @@ impl Flows {
         }
         let known = self.table(|table| table.endpoint(to, Instant::now()));
         if let Some(endpoint) = known
-            && proxy.is_endpoint(to, endpoint)
+            && proxy.is_endpoint(source, to, endpoint)
         {
             return Some(Ok(endpoint));
         }
-        let found = proxy.connect_address(to, Protocol::Udp)?;
+        let found = proxy.connect_address(source, to, Protocol::Udp)?;
         if let Ok(endpoint) = found {
             self.table(|table| table.insert(to, endpoint, Instant::now()));
         }

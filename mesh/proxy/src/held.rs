@@ -1,6 +1,7 @@
 //! The body of an answer, with what counts as under way until it is sent; and that of a request, which is the client's to send.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -8,22 +9,41 @@ use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 
 use crate::balance::Picked;
+use crate::observe::Stats;
 use crate::turns::{Sent, Turn};
 use crate::{Body, BoxError, Place};
 
 /// What is held while an answer is sent.
 pub(crate) trait Holder: Unpin {
-    /// Something was taken of it.
-    fn moved(&self) {}
+    /// Something was taken of it: so many bytes.
+    fn moved(&self, bytes: usize) {
+        let _ = bytes;
+    }
 }
 
 impl Holder for Turn {
-    fn moved(&self) {
+    fn moved(&self, _: usize) {
         Turn::moved(self);
     }
 }
 
-impl Holder for Picked {}
+/// An endpoint that answers a request, to the end of its answer.
+pub(crate) struct Answering {
+    _picked: Picked,
+    stats: Arc<Stats>,
+}
+
+impl Answering {
+    pub fn new(picked: Picked, stats: &Arc<Stats>) -> Answering {
+        Answering { _picked: picked, stats: stats.clone() }
+    }
+}
+
+impl Holder for Answering {
+    fn moved(&self, bytes: usize) {
+        Stats::bytes(&self.stats.received_bytes, bytes);
+    }
+}
 
 impl Holder for Place {}
 
@@ -39,8 +59,9 @@ impl<T: Holder> http_body::Body for Held<T> {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
-        if polled.is_ready() {
-            self.by.moved();
+        if let Poll::Ready(frame) = &polled {
+            let data = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref());
+            self.by.moved(data.map_or(0, Bytes::len));
         }
         polled
     }

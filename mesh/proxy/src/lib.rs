@@ -11,14 +11,17 @@
 
 mod accept;
 mod balance;
+mod demand;
 mod dial;
 mod endpoint;
 mod flows;
 mod gateway;
+mod guard;
 mod headers;
 mod held;
 mod link;
 mod node_ports;
+mod observe;
 mod outbound;
 mod places;
 mod retry;
@@ -28,6 +31,7 @@ mod spare;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod trace;
 mod turns;
 mod uncertain;
 mod upgrade;
@@ -37,18 +41,23 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use coracle_discovery::{Discovery, Protocol, Service};
+use coracle_discovery::{Discovery, Policies, Protocol, Service};
+use coracle_policy::{Source, Workload};
 use futures::future::BoxFuture;
 use http::{HeaderValue, Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
+pub use demand::{Asked, Demands, Reader};
 pub use dial::KEPT_ELSEWHERE_MAX;
 pub use flows::Flows;
 pub use gateway::{Certificate, CertificateError, Certificates, Listener, Listening};
 pub use headers::{strip as strip_connection_headers, upgrade as wanted_upgrade};
-pub use serve::{serve_link, serve_stream};
+pub use link::{SOURCE, said as source_header};
+pub use observe::{Endpoint, Filter, Port, Rule, Sight, Tapped, Tapping, View};
+pub use serve::{Admit, serve_link, serve_stream};
 pub use spare::is_spare;
+pub use trace::{Context, Span, Tracer};
 pub use uncertain::Uncertain;
 pub use upgrade::tunnel;
 
@@ -75,6 +84,27 @@ pub struct Busy;
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct Seen(pub BoxError);
+
+/// Network policies do not allow it: the error of a service that is not called for who asks.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("network policies do not allow it")]
+pub struct NotAllowed;
+
+impl NotAllowed {
+    /// Whether that is why something failed.
+    pub fn is_cause(error: &(dyn std::error::Error + 'static)) -> bool {
+        let mut cause = Some(error);
+        while let Some(error) = cause {
+            // What an I/O error holds is none of its causes.
+            let held = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+            if error.is::<NotAllowed>() || held.is_some_and(|held| held.is::<NotAllowed>()) {
+                return true;
+            }
+            cause = error.source();
+        }
+        false
+    }
+}
 
 /// When a request's answer is of no use any more. It travels in the request's extensions, to whoever it is passed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -122,6 +152,8 @@ pub struct Elsewhere {
     pub stream: Box<dyn Stream>,
     /// Whether a component is called at its end, which answers each request for itself; else the pod listens itself.
     pub is_called: bool,
+    /// What its node says of the pod.
+    pub called: Option<Arc<Workload>>,
 }
 
 /// How a pod's port is reached within this process.
@@ -142,6 +174,8 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 pub trait LocalEndpoints: Send + Sync {
     /// How the port of a pod of this node is reached; `None` when no such pod runs.
     fn lookup(&self, address: IpAddr, port: u16) -> Option<Local>;
+    /// What is known of the pod of this node that has the address.
+    fn workload(&self, address: IpAddr) -> Option<Arc<Workload>>;
     /// Whether pods have addresses of this kind, so that nothing is dialled in vain.
     fn is_pod_address(&self, address: IpAddr) -> bool;
     /// Whether this is the address of a pod of another node, to which [`LocalEndpoints::connect_elsewhere`] leads.
@@ -149,9 +183,15 @@ pub trait LocalEndpoints: Send + Sync {
         let _ = address;
         false
     }
-    /// A stream of bytes to a pod of another node. Once it is there, somebody listens at its end.
-    fn connect_elsewhere(&self, to: SocketAddr, purpose: Purpose) -> BoxFuture<'static, io::Result<Elsewhere>> {
-        let _ = (to, purpose);
+    /// A stream of bytes to a pod of another node, for `source`. Once it is there, somebody listens at its end, and its node lets
+    /// that source in; [`NotAllowed`] is the error where it does not.
+    fn connect_elsewhere(
+        &self,
+        to: SocketAddr,
+        purpose: Purpose,
+        source: Source,
+    ) -> BoxFuture<'static, io::Result<Elsewhere>> {
+        let _ = (to, purpose, source);
         Box::pin(async { Err(io::ErrorKind::HostUnreachable.into()) })
     }
     /// A place on the way to the node of this pod: whoever uses it, for a connection or a request, holds one. `None` when `by` has
@@ -217,6 +257,24 @@ pub enum Error {
         /// Its name.
         name: Arc<str>,
     },
+    /// Nobody was there, and nobody has come in time.
+    #[error("no endpoint of service {namespace}/{name} has come within {within_seconds} s")]
+    Asleep {
+        /// Namespace of the Service.
+        namespace: Arc<str>,
+        /// Its name.
+        name: Arc<str>,
+        /// How long was waited.
+        within_seconds: u64,
+    },
+    /// Nobody is there, and too many wait for it already.
+    #[error("too many requests wait for an endpoint of service {namespace}/{name}")]
+    Crowded {
+        /// Namespace of the Service.
+        namespace: Arc<str>,
+        /// Its name.
+        name: Arc<str>,
+    },
     /// All that the Service leads to is out of reach.
     #[error(
         "service {namespace}/{name} leads to {endpoint}, an address of this machine or near it, where no Service may lead"
@@ -229,6 +287,9 @@ pub enum Error {
         /// One of its endpoints.
         endpoint: SocketAddr,
     },
+    /// Network policies do not let who asks connect to it.
+    #[error("network policies do not allow a connection to {0} from there")]
+    NotAllowed(String),
     /// The endpoint is no pod of this node, and not outside of the cluster either.
     #[error("no pod answers at {0}")]
     NoPod(SocketAddr),
@@ -269,19 +330,35 @@ pub enum Error {
 pub struct Proxy {
     discovery: Discovery,
     local: Arc<dyn LocalEndpoints>,
+    guard: guard::Guard,
     routes: Arc<routes::Routes>,
     dialer: dial::Dialer,
     upstreams: Arc<node_ports::Upstreams>,
     /// Of connections that come in.
     places: Arc<places::Places>,
+    taps: Arc<observe::Taps>,
+    by_ingress: Arc<observe::ByIngress>,
+    tracer: Option<Tracer>,
 }
 
 impl Proxy {
     /// Nothing listens until [`Proxy::run`]; [`Proxy::call`] works at once.
-    pub fn new(discovery: Discovery, local: Arc<dyn LocalEndpoints>) -> Proxy {
-        let dialer = dial::Dialer::new(local.clone());
+    pub fn new(discovery: Discovery, policies: Policies, local: Arc<dyn LocalEndpoints>) -> Proxy {
+        let guard = guard::Guard::new(policies, local.clone());
+        let dialer = dial::Dialer::new(guard.clone());
         let places = places::Places::new(places::CONNECTIONS_MAX);
-        Proxy { discovery, local, routes: Arc::default(), dialer, upstreams: Arc::default(), places }
+        let (routes, upstreams, taps, by_ingress) = Default::default();
+        Proxy { discovery, local, guard, routes, dialer, upstreams, places, taps, by_ingress, tracer: None }
+    }
+
+    /// The same that makes spans of requests.
+    pub fn traced(self, tracer: Tracer) -> Proxy {
+        Proxy { tracer: Some(tracer), ..self }
+    }
+
+    /// What is asked of Services whose pods are scaled by that.
+    pub fn demands(&self) -> &Arc<Demands> {
+        &self.routes.demands
     }
 
     /// Whether datagrams of a node port's client go to this real address from this port of the node, so that an answer goes there.

@@ -4,12 +4,13 @@
 
 use std::time::Duration;
 
+use coracle_policy::Source;
 use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue};
 use http::{Request, Response, StatusCode};
 use tokio::time::Instant;
 
 use crate::endpoint::Failure;
-use crate::{Body, BoxError, Busy, Carried, Deadline, Seen, retry};
+use crate::{Body, BoxError, Busy, Carried, Deadline, NotAllowed, Seen, retry};
 
 /// With an answer of the node instead of the pod's: [`Refusal`].
 const REFUSED: HeaderName = HeaderName::from_static("x-coracle-link-refused");
@@ -17,6 +18,8 @@ const REFUSED: HeaderName = HeaderName::from_static("x-coracle-link-refused");
 const DEADLINE: HeaderName = HeaderName::from_static("x-coracle-link-deadline");
 /// With a request: [`Carried`].
 const CARRIED: HeaderName = HeaderName::from_static("x-coracle-link-carried");
+/// With a request, or with a connection: who calls, in the words of [`Source`].
+pub const SOURCE: HeaderName = HeaderName::from_static("x-coracle-link-source");
 /// What is carried with a request has so many bytes at most.
 const CARRIED_BYTES_MAX: usize = 1024;
 /// No deadline is later than this.
@@ -31,15 +34,23 @@ pub(crate) enum Refusal {
     Busy,
     /// It was taken, and whoever had it was ended.
     Seen,
+    /// Nobody took it, because who asks may not ask there.
+    NotAllowed,
 }
 
 impl Refusal {
-    const ALL: [(Refusal, &str); 3] = [(Refusal::Unseen, "unseen"), (Refusal::Busy, "busy"), (Refusal::Seen, "seen")];
+    const ALL: [(Refusal, &str); 4] = [
+        (Refusal::Unseen, "unseen"),
+        (Refusal::Busy, "busy"),
+        (Refusal::Seen, "seen"),
+        (Refusal::NotAllowed, "not-allowed"),
+    ];
 
     fn of(error: &BoxError) -> Refusal {
         match error {
             error if error.is::<Seen>() => Refusal::Seen,
             error if error.is::<Busy>() => Refusal::Busy,
+            error if error.is::<NotAllowed>() => Refusal::NotAllowed,
             _ => Refusal::Unseen,
         }
     }
@@ -49,6 +60,7 @@ impl Refusal {
         match self {
             Refusal::Unseen => Failure::unseen(endpoint, "its node says that nobody took the request".into()),
             Refusal::Busy => Failure::unseen(endpoint, Busy.into()),
+            Refusal::NotAllowed => Failure::unseen(endpoint, NotAllowed.into()),
             Refusal::Seen => Failure::seen(endpoint, "its node says that it was ended before it had answered".into()),
         }
     }
@@ -56,7 +68,7 @@ impl Refusal {
 
 /// Takes away what only nodes may say.
 pub(crate) fn strip(headers: &mut HeaderMap) {
-    for name in [REFUSED, DEADLINE, CARRIED] {
+    for name in [REFUSED, DEADLINE, CARRIED, SOURCE] {
         headers.remove(name);
     }
 }
@@ -72,6 +84,15 @@ pub(crate) fn send(request: &mut Request<Body>) {
     if let Some(Carried(text)) = carried {
         request.headers_mut().insert(CARRIED, text);
     }
+    let source = request.extensions().get::<Source>().map(said);
+    if let Some(source) = source {
+        request.headers_mut().insert(SOURCE, source);
+    }
+}
+
+/// A source as another node is told it.
+pub fn said(source: &Source) -> HeaderValue {
+    HeaderValue::from_str(&source.text()).unwrap_or(HeaderValue::from_static("unknown"))
 }
 
 /// Reads it there.
@@ -96,6 +117,7 @@ pub(crate) fn refuse(error: &BoxError, has_more: bool) -> Response<Body> {
     *response.status_mut() = match refusal {
         Refusal::Unseen | Refusal::Busy => StatusCode::SERVICE_UNAVAILABLE,
         Refusal::Seen => StatusCode::BAD_GATEWAY,
+        Refusal::NotAllowed => StatusCode::FORBIDDEN,
     };
     let word = Refusal::ALL.iter().find(|(one, _)| *one == refusal).map_or("unseen", |(_, word)| *word);
     response.headers_mut().insert(REFUSED, HeaderValue::from_static(word));
@@ -121,6 +143,7 @@ mod tests {
             (BoxError::from("gone"), Refusal::Unseen, 503, true),
             (Busy.into(), Refusal::Busy, 503, false),
             (Seen("ended".into()).into(), Refusal::Seen, 502, false),
+            (NotAllowed.into(), Refusal::NotAllowed, 403, false),
         ] {
             let mut response = refuse(&error, false);
             assert_eq!((response.status().as_u16(), response.headers().contains_key(CONNECTION)), (status, is_over));

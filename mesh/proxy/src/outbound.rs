@@ -11,17 +11,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_discovery::{Protocol, Resolved, Service};
+use coracle_policy::Source;
 use http::uri::{Authority, Scheme};
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use rand::seq::SliceRandom;
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
 use crate::balance::{Picked, Tried};
+use crate::demand::{self, Guard, HOLD_MAX};
 use crate::endpoint::{Endpoint, Failure};
-use crate::held::Held;
+use crate::held::{Answering, Held};
+use crate::node_ports::tcp;
+use crate::observe::{Observed, Stats};
 use crate::retry::{self, ATTEMPTS_MAX, Replay};
 use crate::routes::Route;
-use crate::{Body, Deadline, Error, Proxy, ServiceFailure};
+use crate::{Asker, Body, BoxError, Deadline, Error, Proxy, ServiceFailure};
 
 /// How long a request waits for discovery to say who answers, when all that it named have just gone.
 const RENEWAL_MAX: Duration = Duration::from_millis(500);
@@ -33,9 +39,14 @@ const GONE_MAX: usize = 16;
 const LOOKED_AT_MAX: usize = 8;
 
 impl Proxy {
-    /// A guest's outgoing HTTP request to a Service or pod of the cluster. [`Error::NotInCluster`] when the authority names
-    /// neither. A [`Deadline`] in its extensions is kept.
-    pub async fn call(&self, from_namespace: &str, request: Request<Body>) -> Result<Response<Body>, Error> {
+    /// An HTTP request of `source` to a Service or pod of the cluster, whose names are those of a pod of `from_namespace`.
+    /// [`Error::NotInCluster`] when the authority names neither. A [`Deadline`] in its extensions is kept.
+    pub async fn call(
+        &self,
+        source: &Source,
+        from_namespace: &str,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, Error> {
         // What is meant to be secret must not go out in the open.
         if let Some(scheme) = request.uri().scheme().filter(|scheme| **scheme != Scheme::HTTP) {
             return Err(Error::Scheme(scheme.to_string()));
@@ -43,10 +54,16 @@ impl Proxy {
         let authority = authority(&request)?;
         let port = authority.port_u16().unwrap_or(80);
         match self.destination(authority.host(), from_namespace)? {
-            Destination::Service(service) => self.call_route(self.route(&service, port, Protocol::Tcp)?, request).await,
+            Destination::Service(service) => {
+                self.call_route(source, self.route(&service, port, Protocol::Tcp)?, request).await
+            }
             Destination::Pod(address) => {
                 let to = SocketAddr::new(address, port);
                 let endpoint = Endpoint::find(&*self.local, to).ok_or(Error::NoPod(to))?;
+                if !self.permits(source, to, Protocol::Tcp) {
+                    return Err(Error::NotAllowed(to.to_string()));
+                }
+                request.extensions_mut().insert(source.clone());
                 in_time(deadline(&request), endpoint.call(&self.dialer, request))
                     .await?
                     .map_err(|failure| failure.error)
@@ -54,15 +71,50 @@ impl Proxy {
         }
     }
 
-    /// The real address for a guest's connection to a Service or pod; `None` when the address is not the cluster's.
-    pub fn connect_address(&self, to: SocketAddr, protocol: Protocol) -> Option<Result<SocketAddr, Error>> {
+    /// The real address for a connection of `source` to a Service or pod; `None` when the address is not the cluster's.
+    pub fn connect_address(
+        &self,
+        source: &Source,
+        to: SocketAddr,
+        protocol: Protocol,
+    ) -> Option<Result<SocketAddr, Error>> {
         if let Some(service) = self.discovery.snapshot().by_address(to.ip()) {
-            return Some(self.connect_service(service, to.port(), protocol));
+            return Some(self.connect_service(source, service, to.port(), protocol));
         }
         self.is_pod(to.ip()).then(|| {
-            let endpoint = Endpoint::find(&*self.local, to);
-            endpoint.and_then(|endpoint| endpoint.socket()).ok_or(Error::NoPod(to))
+            let endpoint = Endpoint::find(&*self.local, to).ok_or(Error::NoPod(to))?;
+            if !self.permits_by(source, to, protocol) {
+                return Err(Error::NotAllowed(to.to_string()));
+            }
+            endpoint.socket().ok_or(Error::NoPod(to))
         })
+    }
+
+    fn permits_by(&self, source: &Source, to: SocketAddr, protocol: Protocol) -> bool {
+        match protocol {
+            Protocol::Udp => self.guard.permits_datagram(source, to),
+            Protocol::Tcp | Protocol::Sctp => self.permits(source, to, protocol),
+        }
+    }
+
+    /// Whether connections to this address and port of a Service are to go through [`Proxy::pass_on`]: its pods are scaled by them.
+    pub fn activates(&self, to: SocketAddr) -> bool {
+        let snapshot = self.discovery.snapshot();
+        let service = snapshot.by_address(to.ip()).filter(|service| service.activates);
+        service.is_some_and(|service| service.port(to.port(), Protocol::Tcp).is_some())
+    }
+
+    /// Serves a guest's connection to a Service as one that comes in at a port of the node is served: an endpoint that listens gets
+    /// its bytes, a component its requests.
+    pub async fn pass_on(&self, source: Source, to: SocketAddr, by: Asker, stream: TcpStream) -> Result<(), BoxError> {
+        let proxy = self.clone();
+        let route = move || {
+            let snapshot = proxy.discovery.snapshot();
+            let service = snapshot.by_address(to.ip()).ok_or_else(|| Error::NotInCluster(to.to_string()))?;
+            proxy.route(service, to.port(), Protocol::Tcp)
+        };
+        let way = tcp::Way { proxy: self.clone(), route: Arc::new(route), asker: by, drain: CancellationToken::new() };
+        tcp::connection(way, source, stream, Arc::default()).await
     }
 
     /// Whether a guest's request to this host takes a connection of this process, or may take one: a component is called.
@@ -89,21 +141,28 @@ impl Proxy {
         self.discovery.snapshot().by_address(address).is_some()
     }
 
-    /// Whether the Service at `to` still leads to this real address, for datagrams.
-    pub(crate) fn is_endpoint(&self, to: SocketAddr, real: SocketAddr) -> bool {
+    /// Whether the Service at `to` still leads to this real address, for datagrams of `source`.
+    pub(crate) fn is_endpoint(&self, source: &Source, to: SocketAddr, real: SocketAddr) -> bool {
         let snapshot = self.discovery.snapshot();
         let port = snapshot.by_address(to.ip()).and_then(|service| service.port(to.port(), Protocol::Udp));
         port.is_some_and(|port| {
             let mut endpoints = port.endpoints.iter().map(|found| SocketAddr::new(found.address, found.port));
             endpoints.any(|address| {
                 Endpoint::find(&*self.local, address).and_then(|endpoint| endpoint.socket()) == Some(real)
+                    && self.guard.permits_datagram(source, address)
             })
         })
     }
 
-    fn connect_service(&self, service: &Arc<Service>, port: u16, protocol: Protocol) -> Result<SocketAddr, Error> {
-        let route = self.route(service, port, protocol)?;
-        let (picked, endpoint) = self.pick(&route, &mut Tried::default()).ok_or_else(|| self.nobody(&route))?;
+    fn connect_service(
+        &self,
+        source: &Source,
+        service: &Arc<Service>,
+        port: u16,
+        protocol: Protocol,
+    ) -> Result<SocketAddr, Error> {
+        let (route, mut tried) = (self.route(service, port, protocol)?, Tried::default());
+        let (picked, endpoint) = self.pick(source, &route, &mut tried).ok_or_else(|| self.nobody(&route, &tried))?;
         drop(picked);
         // A component that is called has no socket of its own.
         endpoint.socket().ok_or(Error::NoPod(endpoint.address))
@@ -151,19 +210,36 @@ impl Proxy {
     }
 
     /// Answers from one of the endpoints of a Service's port, within the request's deadline.
-    pub(crate) async fn call_route(&self, route: Route, request: Request<Body>) -> Result<Response<Body>, Error> {
-        match deadline(&request) {
-            None => self.ask(route, request).await,
-            deadline => in_time(deadline, self.ask(route, request)).await?,
-        }
+    pub(crate) async fn call_route(
+        &self,
+        source: &Source,
+        route: Route,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, Error> {
+        request.extensions_mut().insert(source.clone());
+        let mut observed = Observed::begin(self, &route, &mut request);
+        let answered = match deadline(&request) {
+            None => self.ask(source, route, request, &mut observed).await,
+            deadline => in_time(deadline, self.ask(source, route, request, &mut observed)).await.unwrap_or_else(Err),
+        };
+        observed.end(&answered);
+        answered
     }
 
     /// Asks endpoints in turn until one has answered. A request is repeated when nobody has seen it, or when it may be seen
     /// twice; its body must have come back whole; and there is a budget for it.
-    async fn ask(&self, mut route: Route, request: Request<Body>) -> Result<Response<Body>, Error> {
+    async fn ask(
+        &self,
+        source: &Source,
+        mut route: Route,
+        request: Request<Body>,
+        observed: &mut Observed,
+    ) -> Result<Response<Body>, Error> {
         route.balancer.budget.earn();
+        let mut asked = route.demand.as_ref().map(|demand| self.demands().begin(demand));
+        let bytes = if asked.is_some() { demand::head_bytes(&request) } else { 0 };
         let (mut head, body) = request.into_parts();
-        let (mut body, replay) = Replay::of(body);
+        let (mut body, replay) = Replay::of(body, &route.balancer.stats);
         let mut tried = Tried::default();
         let mut refused = None;
         let mut attempts = 0;
@@ -171,8 +247,8 @@ impl Proxy {
         let (mut is_behind, mut is_renewed) = (false, false);
         loop {
             let known = tried.count();
-            let Some((mut picked, endpoint)) = self.pick(&route, &mut tried) else {
-                is_behind |= tried.count() > known;
+            let Some((mut picked, endpoint)) = self.pick(source, &route, &mut tried) else {
+                is_behind |= tried.count() > known && tried.not_allowed().is_none();
                 if is_behind
                     && !std::mem::replace(&mut is_renewed, true)
                     && let Some(renewed) = Box::pin(self.renew(&route)).await
@@ -180,30 +256,43 @@ impl Proxy {
                     route = renewed;
                     continue;
                 }
-                return Err(refused.unwrap_or_else(|| self.nobody(&route)));
+                // Who may not connect does not wake it.
+                let asleep = route.is_asleep() && tried.not_allowed().is_none();
+                if let Some(asked) = asked.as_ref().filter(|_| asleep) {
+                    route = Box::pin(self.awake(&route, asked, bytes)).await?;
+                    (tried, is_behind, is_renewed) = (Tried::default(), false, false);
+                    continue;
+                }
+                return Err(refused.unwrap_or_else(|| self.nobody(&route, &tried)));
             };
             let kept = head.clone();
+            (observed.attempts, observed.endpoint) = (observed.attempts + 1, Some(endpoint.address));
             match endpoint.call(&self.dialer, Request::from_parts(head, body)).await {
                 Ok(response) => {
-                    picked.answered();
-                    return Ok(response.map(|body| Held { body, by: picked }.boxed_unsync()));
+                    picked.answered_with(response.status());
+                    picked.asked = asked.take();
+                    let by = Answering::new(picked, &route.balancer.stats);
+                    return Ok(response.map(|body| Held { body, by }.boxed_unsync()));
                 }
                 Err(failure) => {
                     attempts += 1;
                     is_behind |= failure.is_gone() && endpoint.socket().is_none();
                     tried.add(&picked);
                     failure.tell(&route.balancer, picked);
-                    let Failure { error, is_unseen, is_share, .. } = failure;
+                    let Failure { error, is_unseen, is_askers, .. } = failure;
                     // What was refused here has reached nobody: it costs no budget, which others need.
                     let may_repeat = (is_unseen || retry::is_idempotent(&kept.method))
                         && attempts < ATTEMPTS_MAX
-                        && (is_share || route.balancer.budget.spend());
+                        && (is_askers || route.balancer.budget.spend());
                     let again = match may_repeat {
                         true => replay.again().await,
                         false => None,
                     };
                     match again {
-                        Some(again) => (head, body) = (kept, again),
+                        Some(again) => {
+                            Stats::one(&route.balancer.stats.retries);
+                            (head, body) = (kept, again);
+                        }
                         None => return Err(error),
                     }
                     refused = Some(error);
@@ -212,9 +301,10 @@ impl Proxy {
         }
     }
 
-    /// An endpoint that is there, and none that was tried.
-    pub(crate) fn pick(&self, route: &Route, tried: &mut Tried) -> Option<(Picked, Endpoint)> {
-        let is_datagram = route.service.ports[route.at].protocol == Protocol::Udp;
+    /// An endpoint that is there and to which `source` may connect, and none that was tried.
+    pub(crate) fn pick(&self, source: &Source, route: &Route, tried: &mut Tried) -> Option<(Picked, Endpoint)> {
+        let protocol = route.service.ports[route.at].protocol;
+        let is_datagram = protocol == Protocol::Udp;
         // Each may have gone since discovery spoke.
         for _ in 0..GONE_MAX {
             let picked = route.balancer.pick(tried)?;
@@ -222,7 +312,8 @@ impl Proxy {
             // Datagrams do not go from node to node: an endpoint of this one has to do.
             let can_reach = |endpoint: &Endpoint| !(is_datagram && endpoint.is_elsewhere());
             match Endpoint::find(&*self.local, address).filter(can_reach) {
-                Some(endpoint) => return Some((picked, endpoint)),
+                Some(endpoint) if self.permits_by(source, address, protocol) => return Some((picked, endpoint)),
+                Some(_) => tried.add_not_allowed(picked),
                 None => {
                     if Endpoint::is_forbidden(&*self.local, address) {
                         self.local.service_failed(&route.service, ServiceFailure::Endpoint(address));
@@ -236,7 +327,10 @@ impl Proxy {
     }
 
     /// Why nobody was picked.
-    fn nobody(&self, route: &Route) -> Error {
+    fn nobody(&self, route: &Route, tried: &Tried) -> Error {
+        if let Some(endpoint) = tried.not_allowed() {
+            return Error::NotAllowed(endpoint.to_string());
+        }
         let endpoints = route.service.ports[route.at].endpoints.iter().take(LOOKED_AT_MAX);
         let mut addresses = endpoints.map(|found| SocketAddr::new(found.address, found.port));
         let Some(endpoint) = addresses.find(|address| Endpoint::is_forbidden(&*self.local, *address)) else {
@@ -248,20 +342,41 @@ impl Proxy {
 
     /// The same route as discovery knows it a moment later, if it has changed by then.
     pub(crate) async fn renew(&self, route: &Route) -> Option<Route> {
-        let mut generations = self.discovery.subscribe();
-        let renewed = async {
-            loop {
-                generations.borrow_and_update();
-                let snapshot = self.discovery.snapshot();
-                let service = snapshot.service(&route.service.namespace, &route.service.name)?;
-                if !Arc::ptr_eq(service, &route.service) {
-                    let port = &route.service.ports[route.at];
-                    return self.routes.find(service, service.position(port.port, port.protocol)?);
-                }
-                generations.changed().await.ok()?;
-            }
+        let is_other = |renewed: &Route| !Arc::ptr_eq(&renewed.service, &route.service);
+        tokio::time::timeout(RENEWAL_MAX, self.until(route, is_other)).await.ok().flatten()
+    }
+
+    /// The same route when somebody is there. Who waits is counted, so that whoever scales hears of it.
+    pub(crate) async fn awake(&self, route: &Route, asked: &Guard, bytes: usize) -> Result<Route, Error> {
+        let Service { namespace, name, .. } = &*route.service;
+        let (namespace, name) = (|| namespace.clone(), || name.clone());
+        let Some(_held) = asked.hold(bytes) else {
+            return Err(Error::Crowded { namespace: namespace(), name: name() });
         };
-        tokio::time::timeout(RENEWAL_MAX, renewed).await.ok().flatten()
+        // Whoever has lost its annotation meanwhile is not waited for.
+        let is_there = |route: &Route| !route.is_asleep();
+        Stats::one(&route.balancer.stats.held);
+        match tokio::time::timeout(HOLD_MAX, self.until(route, is_there)).await {
+            Ok(Some(route)) => Ok(route),
+            Ok(None) => Err(route.no_endpoints()),
+            Err(_) => Err(Error::Asleep { namespace: namespace(), name: name(), within_seconds: HOLD_MAX.as_secs() }),
+        }
+    }
+
+    /// The same route as soon as it is so; `None` when it is gone.
+    async fn until(&self, route: &Route, is_so: impl Fn(&Route) -> bool) -> Option<Route> {
+        let mut generations = self.discovery.subscribe();
+        let port = &route.service.ports[route.at];
+        loop {
+            generations.borrow_and_update();
+            let snapshot = self.discovery.snapshot();
+            let service = snapshot.service(&route.service.namespace, &route.service.name)?;
+            let found = self.routes.find(service, service.position(port.port, port.protocol)?)?;
+            if is_so(&found) {
+                return Some(found);
+            }
+            generations.changed().await.ok()?;
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use coracle_policy::Source;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use http::header::{CONTENT_TYPE, HOST, HeaderValue, X_CONTENT_TYPE_OPTIONS};
@@ -23,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::held::{Awaited, Held};
 use crate::stream::{Limits, Patient};
 use crate::turns::{Turn, Turns};
-use crate::{Body, BoxError, Error, HttpService, Kept, Seen, headers, link, retry, upgrade};
+use crate::{Body, BoxError, Error, HttpService, Kept, NotAllowed, Seen, headers, link, retry, upgrade};
 
 /// HTTP headers of a request may take this many bytes (design.md §6). hyper looks after each read, so that somewhat more may
 /// pass when it comes at once.
@@ -72,18 +73,34 @@ where
     serve(stream, Arc::default(), CancellationToken::new(), call).await
 }
 
-/// The same for requests of another node's proxy ([`crate::Purpose::Requests`]): what came with them is heard, and how they end
-/// is told. When it is `over`, what has begun is finished, and the stream ends.
-pub async fn serve_link<S>(stream: S, service: Arc<dyn HttpService>, over: CancellationToken) -> Result<(), BoxError>
+/// Who asks, of what another node says of it ([`crate::SOURCE`]); `None` when it may not.
+pub type Admit = Arc<dyn Fn(Option<&HeaderValue>) -> Option<Source> + Send + Sync>;
+
+/// The same for requests of another node's proxy ([`crate::Purpose::Requests`]): who sends each is asked for, what came with it is
+/// heard, and how it ends is told. When it is `over`, what has begun is finished, and the stream ends.
+pub async fn serve_link<S>(
+    stream: S,
+    service: Arc<dyn HttpService>,
+    admit: Admit,
+    over: CancellationToken,
+) -> Result<(), BoxError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let call = move |mut request: Request<Body>| {
+        let source = admit(request.headers().get(link::SOURCE));
         link::receive(&mut request);
         let has_more = !request.body().is_end_stream();
-        let answer = service.call(request);
+        let answer = source.map(|source| {
+            request.extensions_mut().insert(source);
+            service.call(request)
+        });
         async move {
-            Ok(match answer.await {
+            let answered = match answer {
+                Some(answer) => answer.await,
+                None => Err(NotAllowed.into()),
+            };
+            Ok(match answered {
                 Ok(mut response) => {
                     link::strip(response.headers_mut());
                     response
@@ -101,6 +118,9 @@ where
 /// Why a component's client has no answer.
 fn no_answer(source: BoxError) -> Error {
     let endpoint = "the pod".to_owned();
+    if source.is::<NotAllowed>() {
+        return Error::NotAllowed(endpoint);
+    }
     match source.is::<Seen>() {
         true => Error::Failed { endpoint, source },
         false => Error::Unavailable { endpoint, source },
@@ -201,10 +221,13 @@ fn is_for_one_host<B>(request: &Request<B>) -> Result<(), Error> {
 /// What a client is told when nothing answered it.
 pub(crate) fn refuse(error: &Error) -> Response<Body> {
     let status = match error {
-        Error::NoEndpoints { .. } | Error::Forbidden { .. } | Error::NoPod(_) => StatusCode::SERVICE_UNAVAILABLE,
+        Error::NoEndpoints { .. } | Error::Forbidden { .. } | Error::NoPod(_) | Error::Crowded { .. } => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
         Error::NotInCluster(_) | Error::NoPort { .. } => StatusCode::NOT_FOUND,
+        Error::NotAllowed(_) => StatusCode::FORBIDDEN,
         Error::NoAuthority | Error::Scheme(_) | Error::Malformed(_) => StatusCode::BAD_REQUEST,
-        Error::Late => StatusCode::GATEWAY_TIMEOUT,
+        Error::Late | Error::Asleep { .. } => StatusCode::GATEWAY_TIMEOUT,
         Error::Unavailable { source, .. } => {
             tracing::debug!(error = %error, cause = %source, "not taken");
             StatusCode::SERVICE_UNAVAILABLE

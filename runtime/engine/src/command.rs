@@ -14,18 +14,27 @@ use crate::guest::{self, Claim, Guest};
 use crate::limits::Account;
 use crate::meter::Metered;
 use crate::slice::Clock;
-use crate::{Component, Engine, Error, Exit, OpenSocket, Spec, Usage, exit};
+use crate::{Component, Engine, Error, Exit, OpenSocket, Sink, Spec, Usage, exit};
 
 /// A running command. It goes on when all clones are dropped; [`Command::stop`] and [`Command::kill`] end it.
 #[derive(Clone, Debug)]
 pub struct Command(Arc<Running>);
 
-#[derive(Debug)]
 struct Running {
     exit: watch::Receiver<Option<Exit>>,
     end: CancellationToken,
     how: AtomicU8,
     account: Arc<Account>,
+    /// What it is made of, for others beside it.
+    engine: Engine,
+    component: Component,
+    spec: Arc<Spec>,
+}
+
+impl std::fmt::Debug for Running {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Running").field("account", &self.account).field("exit", &*self.exit.borrow()).finish()
+    }
 }
 
 const STOPPED: u8 = 1;
@@ -62,6 +71,19 @@ impl Command {
         self.0.end.cancel();
     }
 
+    /// Runs the same component once more, beside this command, with other arguments and outputs: in its directories, its network and
+    /// its environment, on its account, so that both together have what one may have. It ends with this one at the latest.
+    pub async fn beside(
+        &self,
+        args: Vec<String>,
+        stdout: Arc<dyn Sink>,
+        stderr: Arc<dyn Sink>,
+    ) -> Result<Command, Error> {
+        let Running { engine, component, spec, account, .. } = &*self.0;
+        let spec = Arc::new(Spec { args, stdout, stderr, ..Spec::clone(spec) });
+        engine.launch(component, spec, account.clone(), Some(self.clone())).await
+    }
+
     /// Files and sockets that it has open, as far as they were counted.
     #[cfg(test)]
     pub(crate) fn descriptors(&self) -> u32 {
@@ -88,7 +110,17 @@ impl Engine {
         }
         guest::check_mounts(&spec)?;
         let account = self.0.account(&spec);
-        let spec = Arc::new(spec);
+        self.launch(component, Arc::new(spec), account, None).await
+    }
+
+    /// Starts a command on an account, which is another's where it runs beside it.
+    async fn launch(
+        &self,
+        component: &Component,
+        spec: Arc<Spec>,
+        account: Arc<Account>,
+        beside: Option<Command>,
+    ) -> Result<Command, Error> {
         let (started, starting) = oneshot::channel();
         let (ending, exited) = watch::channel(None);
         let running = Arc::new(Running {
@@ -96,17 +128,23 @@ impl Engine {
             end: CancellationToken::new(),
             how: AtomicU8::new(0),
             account: account.clone(),
+            engine: self.clone(),
+            component: component.clone(),
+            spec: spec.clone(),
         });
         let life = {
             let (inner, component, spec, account) = (self.0.clone(), component.clone(), spec.clone(), account.clone());
             async move { live(&inner, &component, &spec, &account, started).await }
         };
-        let weak = Arc::downgrade(&running);
-        account.on_kill(move || {
-            if let Some(running) = weak.upgrade() {
-                Command(running).end(OUT_OF_MEMORY);
-            }
-        });
+        // What runs beside another ends with it.
+        if beside.is_none() {
+            let weak = Arc::downgrade(&running);
+            account.on_kill(move || {
+                if let Some(running) = weak.upgrade() {
+                    Command(running).end(OUT_OF_MEMORY);
+                }
+            });
+        }
         let lane = account.lane.clone();
         let life = Metered::new(account, Clock::Thread, life);
         let task = running.clone();
@@ -118,6 +156,7 @@ impl Engine {
                     OUT_OF_MEMORY => Exit::OutOfMemory,
                     _ => Exit::Killed,
                 },
+                () = over(beside) => Exit::Killed,
                 exit = life => exit,
             };
             ending.send_replace(Some(ended));
@@ -131,6 +170,14 @@ impl Engine {
             Ok(Err(error)) => Err(error),
             Err(_) => Err(Error::Start("the engine ends".to_owned())),
         }
+    }
+}
+
+/// Waits until the command has ended beside which another runs.
+async fn over(command: Option<Command>) {
+    match command {
+        Some(command) => drop(command.wait().await),
+        None => std::future::pending().await,
     }
 }
 

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use coracle_engine::Compiler;
 
+use crate::otlp::Otlp;
+
 /// Everything a node is told.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -49,6 +51,8 @@ pub struct Config {
     pub node_port_bind: IpAddr,
     /// Where Ingresses are served.
     pub ingress: IngressPorts,
+    /// Where spans of requests go.
+    pub otlp: Option<Otlp>,
     /// How long guests may take to end when the node goes down.
     pub stop_grace: Duration,
 }
@@ -81,6 +85,7 @@ impl Config {
             compiler: Compiler::default(),
             node_port_bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
             ingress: IngressPorts::default(),
+            otlp: None,
             stop_grace: Duration::from_secs(10),
         }
     }

@@ -14,6 +14,7 @@
 //! | `network` | a guest's sockets, names and outgoing requests; the table of pods for the mesh |
 //! | `logs`, `events` | what is kept of pods for people |
 //! | `ingress` | the node's part in serving Ingresses: certificates from Secrets, what is told of them |
+//! | `otlp` | spans of requests, sent to a collector |
 //! | `kubelet` | the HTTPS endpoint for API servers: logs, port-forward, figures |
 //!
 //! Annotations of a pod that this node understands: see [`annotations`].
@@ -36,6 +37,7 @@ mod machine;
 mod network;
 mod node;
 mod objects;
+mod otlp;
 mod pod;
 mod quantity;
 mod registration;
@@ -53,3 +55,4 @@ pub use coracle_engine::{
 pub use images::ImageError;
 pub use ingress::ANNOTATION as INGRESS_ANNOTATION;
 pub use node::{Error, Node};
+pub use otlp::{NoEndpoint as NoOtlpEndpoint, Otlp, OtlpEndpoint};

@@ -12,14 +12,16 @@ use std::sync::Weak;
 use coracle_artifact::PullPolicy;
 use coracle_discovery::Again;
 use coracle_discovery::Discovery;
+use coracle_discovery::Policies;
 use coracle_engine::Engine;
-use coracle_proxy::ServiceFailure;
+use coracle_proxy::{ServiceFailure, Span, Tracer};
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::runtime::{WatchStreamExt as _, watcher};
+use parking_lot::Mutex;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -37,6 +39,7 @@ use crate::logs::OpenFiles;
 use crate::machine::Machine;
 use crate::network::{Network, Peers, ServiceFailed, Table};
 use crate::objects::{Bounds, Objects, OnChange};
+use crate::otlp;
 use crate::pod::Pods;
 use crate::registration::{Facts, Registration};
 use crate::volumes::kept::{self, Kept};
@@ -96,6 +99,8 @@ struct Inner {
     registration: Registration,
     listener: TcpListener,
     peers: Arc<Peers>,
+    /// Spans, until somebody sends them.
+    traces: Mutex<Option<(Tracer, mpsc::Receiver<Span>)>>,
     synced: watch::Sender<bool>,
     stop_watching: CancellationToken,
 }
@@ -128,7 +133,10 @@ impl Node {
         let table = Arc::new(Table::new(addresses, service_failed(recorder.clone())));
         let peers = Arc::new(Peers::new(&config.name, config.link.clone()));
         table.lead_elsewhere(&peers);
-        let network = Arc::new(Network::new(table, Discovery::new(client.clone()), config.cluster_roots.clone()));
+        let traces = config.otlp.as_ref().map(|otlp| Tracer::new(otlp.share));
+        let tracer = traces.as_ref().map(|(tracer, _)| tracer.clone());
+        let (discovery, policies) = (Discovery::new(client.clone()), Policies::new(client.clone()));
+        let network = Arc::new(Network::new(table, discovery, policies, config.cluster_roots.clone(), tracer));
         let stop_watching = CancellationToken::new();
         let watching = stop_watching.clone();
         let pods = Pods::new(move |pods| {
@@ -162,7 +170,8 @@ impl Node {
         pods.context.open_logs.drop_while(pods.context.disk.low_flag());
         let registration = Registration::new(pods.clone(), Facts::read(port));
         let synced = watch::Sender::new(false);
-        Ok(Node { inner: Arc::new(Inner { pods, registration, listener, peers, synced, stop_watching }) })
+        let traces = Mutex::new(traces);
+        Ok(Node { inner: Arc::new(Inner { pods, registration, listener, peers, traces, synced, stop_watching }) })
     }
 
     /// Its pods.
@@ -196,7 +205,7 @@ impl Node {
 
     /// Runs pods until `shutdown`, then stops them and leaves their objects to the next start. Call it once.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
-        let Inner { pods, registration, listener, peers, synced, stop_watching } = &*self.inner;
+        let Inner { pods, registration, listener, peers, traces, synced, stop_watching } = &*self.inner;
         let context = &pods.context;
         // What still works while pods are stopped.
         let background = CancellationToken::new();
@@ -207,11 +216,15 @@ impl Node {
         };
         let network = context.network.clone();
         context.tasks.spawn(network.discovery.clone().run(until("discovery")));
+        context.tasks.spawn(network.policies.clone().run(until("policies")));
         context.tasks.spawn(peers.clone().run(context.client.clone(), until("peers")));
         let node_ports = Some(context.config.node_port_bind);
         // Connections of clients are served where guests may run.
         context.tasks.spawn_on(network.proxy.clone().run(node_ports, until("proxy")), context.engine.gateway());
         ingress::run(context, &until);
+        if let (Some(otlp), Some(traces)) = (&context.config.otlp, traces.lock().take()) {
+            context.tasks.spawn(otlp::run(otlp.clone(), context.config.name.clone(), traces, until("otlp")));
+        }
         context.tasks.spawn(kept::run(pods.clone(), until("volumes")));
         context.tasks.spawn(disk::run(pods.clone(), synced.subscribe(), until("disk")));
         let jumped = pods.clone();
@@ -220,7 +233,11 @@ impl Node {
         let (recorder, token) = (context.recorder.clone(), until("events"));
         context.tasks.spawn(async move { recorder.run(token).await });
         let serve = kubelet::serve(listener, pods.clone(), until("kubelet"));
-        let watch = watch_pods(pods.clone(), synced);
+        let watch = async {
+            // No pod runs before it is known what it may do.
+            network.policies.synced().await;
+            watch_pods(pods.clone(), synced).await;
+        };
         let register = async {
             // Ready is said when it is true.
             let mut known = synced.subscribe();

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_node::{Cidr, IngressPorts, Node};
+use coracle_node::{Cidr, IngressPorts, Node, Otlp};
 use http::Request;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -72,6 +72,8 @@ pub struct WorkerOptions {
     pub node_port_bind: IpAddr,
     /// Where Ingresses are served.
     pub ingress: IngressPorts,
+    /// Where spans of requests are sent; nowhere when absent.
+    pub otlp: Option<Otlp>,
     /// Where components are compiled.
     pub compiler: Compiler,
 }
@@ -87,6 +89,7 @@ impl WorkerOptions {
             port: 10_250,
             node_port_bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
             ingress: IngressPorts::usual(),
+            otlp: None,
             compiler: Compiler::InProcess,
         }
     }
@@ -200,6 +203,7 @@ impl Worker {
             min_free_bytes: coracle_server::free_floor(&options.data_dir),
             node_port_bind: options.node_port_bind,
             ingress: options.ingress,
+            otlp: options.otlp.clone(),
             compiler: options.compiler.clone(),
             ..coracle_node::Config::new(
                 &identity.name,

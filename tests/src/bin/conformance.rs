@@ -1,13 +1,21 @@
-//! Runs Kubernetes' own end-to-end specs against a cluster of this build, and prints what each said.
+//! Runs Kubernetes' own end-to-end specs against a cluster of this build, and compares what each said with the ledger.
 //!
 //! ```console
-//! $ cargo run --package coracle-tests --bin conformance                       # the specs of tests/conformance/specs.txt
-//! $ cargo run --package coracle-tests --bin conformance -- --focus 'Garbage collector'
+//! $ cargo run --package coracle-tests --bin conformance                       # the fast subset: tests/conformance/specs.txt
+//! $ cargo run --package coracle-tests --bin conformance -- --passed           # all that the ledger says to pass
+//! $ cargo run --package coracle-tests --bin conformance -- --focus 'Garbage collector' --update
 //! $ cargo run --package coracle-tests --bin conformance -- --kubeconfig FILE --registry HOST:PORT
 //! ```
 //!
-//! The specs are linked from Kubernetes' Go module (`tests/conformance`), which takes some minutes the first time. Their pods
-//! name images for which `examples/standin` stands in. The exit code is 0 when every spec passed and none was missing.
+//! The specs are linked from Kubernetes' Go module (`tests/conformance`), which takes some minutes the first time; `CORACLE_E2E_TEST`
+//! and `CORACLE_GINKGO` name programs that are built already. Their pods name images for which `examples/toolbox` stands in.
+//!
+//! One node runs all of them but two, which want a second one (`--workers 1`).
+//!
+//! The ledger, `tests/conformance/ledger.txt`, has a line for every spec of the conformance class: `passed`, `failed`,
+//! `out of reach: FEATURE` (what of Linux it needs) or `awaits: PART` (what is not built yet). The exit code is 0 when every
+//! spec that was asked for ran, and none failed that is not known to. `--update` writes what has changed; that a spec which
+//! has passed fails is never written, so it stays a failure until somebody has looked.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -16,14 +24,16 @@ use std::process::{Command, ExitCode, Stdio};
 use coracle_tests::{Cluster, go_program, kubectl, root};
 use serde_json::Value;
 
-/// The images of the suite, each served by `examples/standin`.
+/// The images of the suite, each served by `examples/toolbox`.
 const IMAGES: &[&str] = &[
     "e2e-test-images/agnhost:2.55",
     "e2e-test-images/agnhost:2.66.1",
     "e2e-test-images/busybox:1.37.0-2",
+    "e2e-test-images/glibc-dns-testing:2.1.1",
+    "e2e-test-images/kitten:1.8",
+    "e2e-test-images/nautilus:1.8",
     "e2e-test-images/nginx:1.27.0-2",
     "e2e-test-images/nginx:1.28.0-2",
-    "e2e-test-images/nonroot:1.5",
     "library/pause:3.10.2",
 ];
 
@@ -36,6 +46,9 @@ const REGISTRIES: &[(&str, &str)] = &[
     ("sigStorageRegistry", "sig-storage"),
 ];
 
+const USAGE: &str = "there are --passed or --all, --focus REGEX, --names FILE, --procs N, --timeout TIME, --output DIR, --update, --workers N, \
+     --kubeconfig FILE with --registry HOST:PORT";
+
 #[derive(Default)]
 struct Arguments {
     kubeconfig: Option<PathBuf>,
@@ -43,6 +56,13 @@ struct Arguments {
     focus: Option<String>,
     names: Option<PathBuf>,
     processes: Option<String>,
+    timeout: Option<String>,
+    output: Option<PathBuf>,
+    passed: bool,
+    all: bool,
+    update: bool,
+    /// Nodes beside the server's own.
+    workers: usize,
 }
 
 fn arguments() -> Result<Arguments, String> {
@@ -56,14 +76,22 @@ fn arguments() -> Result<Arguments, String> {
             "--focus" => parsed.focus = Some(value()?),
             "--names" => parsed.names = Some(PathBuf::from(value()?)),
             "--procs" => parsed.processes = Some(value()?),
-            other => {
-                return Err(format!(
-                    "{other}: there are --focus REGEX, --names FILE, --procs N, --kubeconfig FILE with --registry HOST:PORT"
-                ));
+            "--timeout" => parsed.timeout = Some(value()?),
+            "--output" => parsed.output = Some(PathBuf::from(value()?)),
+            "--workers" => {
+                parsed.workers = value()?.parse().map_err(|e| format!("--workers: {e}"))?;
             }
+            "--passed" => parsed.passed = true,
+            "--all" => parsed.all = true,
+            "--update" => parsed.update = true,
+            other => return Err(format!("{other}: {USAGE}")),
         }
     }
-    Ok(parsed)
+    let ways = [parsed.passed, parsed.all, parsed.focus.is_some(), parsed.names.is_some()];
+    match ways.iter().filter(|is_given| **is_given).count() {
+        0 | 1 => Ok(parsed),
+        _ => Err(format!("which specs is said twice: {USAGE}")),
+    }
 }
 
 /// The names of the specs of a file, one a line.
@@ -77,68 +105,166 @@ fn escape(text: &str) -> String {
     text.chars().flat_map(|c| (!c.is_alphanumeric() && c != ' ').then_some('\\').into_iter().chain([c])).collect()
 }
 
+/// What is known of every spec of the conformance class.
+struct Ledger {
+    head: String,
+    verdicts: BTreeMap<String, String>,
+}
+
+const PASSED: &str = "passed";
+
+impl Ledger {
+    fn path() -> PathBuf {
+        root().join("tests/conformance/ledger.txt")
+    }
+
+    fn read() -> Result<Ledger, String> {
+        let path = Ledger::path();
+        let text = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+        Ledger::parse(&text)
+    }
+
+    fn parse(text: &str) -> Result<Ledger, String> {
+        let mut ledger = Ledger { head: String::new(), verdicts: BTreeMap::new() };
+        for line in text.lines() {
+            if line.starts_with('#') {
+                ledger.head += &format!("{line}\n");
+                continue;
+            }
+            let (verdict, name) = line.split_once(" | ").ok_or(format!("not \"VERDICT | NAME\": {line}"))?;
+            let verdict = verdict.trim();
+            let is_known = matches!(verdict, PASSED | "failed")
+                || ["out of reach: ", "awaits: "].iter().any(|start| verdict.starts_with(start));
+            if !is_known {
+                return Err(format!("{verdict:?} is no verdict: {line}"));
+            }
+            if ledger.verdicts.insert(name.to_owned(), verdict.to_owned()).is_some() {
+                return Err(format!("twice: {name}"));
+            }
+        }
+        Ok(ledger)
+    }
+
+    fn passed(&self) -> BTreeSet<String> {
+        self.verdicts.iter().filter(|(_, verdict)| *verdict == PASSED).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Whether a spec may fail: it is known to.
+    fn may_fail(&self, name: &str) -> bool {
+        self.verdicts.get(name).is_some_and(|verdict| verdict != PASSED)
+    }
+
+    fn text(&self) -> String {
+        let lines = self.verdicts.iter().map(|(name, verdict)| format!("{verdict} | {name}\n"));
+        self.head.clone() + &lines.collect::<String>()
+    }
+
+    /// By special interest group: how many passed, failed, are out of reach, await a part.
+    fn counts(&self) -> BTreeMap<&str, [usize; 4]> {
+        let mut counts: BTreeMap<&str, [usize; 4]> = BTreeMap::new();
+        for (name, verdict) in &self.verdicts {
+            let group = name.split(']').next().unwrap_or_default().trim_start_matches('[');
+            let column = match verdict.split(':').next() {
+                Some(PASSED) => 0,
+                Some("failed") => 1,
+                Some("out of reach") => 2,
+                _ => 3,
+            };
+            for group in [group, "all"] {
+                counts.entry(group).or_default()[column] += 1;
+            }
+        }
+        counts
+    }
+}
+
 fn main() -> ExitCode {
-    let arguments = match arguments() {
-        Ok(arguments) => arguments,
+    let (arguments, mut ledger) = match arguments().and_then(|arguments| Ok((arguments, Ledger::read()?))) {
+        Ok(both) => both,
         Err(wrong) => {
             eprintln!("conformance: {wrong}");
             return ExitCode::from(2);
         }
     };
-    let suite = go_program("conformance", "e2e.test", &["test", "-c", "-ldflags", "-s -w"], ".");
-    let ginkgo =
-        go_program("conformance", "ginkgo", &["build", "-ldflags", "-s -w"], "github.com/onsi/ginkgo/v2/ginkgo");
-    let own = arguments.kubeconfig.is_none().then(Cluster::start);
-    if let Some(cluster) = &own {
-        for image in IMAGES {
-            cluster.push("standin", image);
-        }
-    }
-    let kubeconfig = own.as_ref().map(Cluster::kubeconfig).or(arguments.kubeconfig).expect("one of both");
-    let registry = arguments.registry.or_else(|| own.as_ref().map(Cluster::registry));
-
     let work = tempfile::tempdir().expect("a temporary directory");
-    let wanted = match (&arguments.focus, arguments.names) {
-        (Some(_), None) => BTreeSet::new(),
-        (_, Some(file)) => names(&file),
+    let work = arguments.output.clone().unwrap_or_else(|| work.path().to_owned());
+    std::fs::create_dir_all(&work).expect("make the directory for the log");
+    let wanted = match (&arguments.focus, &arguments.names) {
+        (Some(_), _) => BTreeSet::new(),
+        (None, Some(file)) => names(file),
+        (None, None) if arguments.passed => ledger.passed(),
+        (None, None) if arguments.all => ledger.verdicts.keys().cloned().collect(),
         (None, None) => names(&root().join("tests/conformance/specs.txt")),
     };
-    let focus = arguments.focus.unwrap_or_else(|| {
+    let results = match run(&arguments, &wanted, &work) {
+        Ok(results) => results,
+        Err(wrong) => {
+            eprintln!("conformance: {wrong}");
+            return ExitCode::FAILURE;
+        }
+    };
+    report(&results, &mut ledger, arguments.update)
+}
+
+/// The state of every spec that ran, and why it failed.
+type Results = BTreeMap<String, (String, String)>;
+
+fn program(variable: &str, name: &str, build: &[&str], package: &str) -> PathBuf {
+    std::env::var_os(variable).map(PathBuf::from).unwrap_or_else(|| go_program("conformance", name, build, package))
+}
+
+fn run(arguments: &Arguments, wanted: &BTreeSet<String>, work: &Path) -> Result<Results, String> {
+    let suite = program("CORACLE_E2E_TEST", "e2e.test", &["test", "-c", "-ldflags", "-s -w"], ".");
+    let package = "github.com/onsi/ginkgo/v2/ginkgo";
+    let ginkgo = program("CORACLE_GINKGO", "ginkgo", &["build", "-ldflags", "-s -w"], package);
+    let own = arguments.kubeconfig.is_none().then(Cluster::start);
+    let workers =
+        own.iter().flat_map(|cluster| (0..arguments.workers).map(|number| cluster.join(&format!("worker-{number}"))));
+    let _workers: Vec<_> = workers.collect();
+    if let Some(cluster) = &own {
+        for image in IMAGES {
+            cluster.push("toolbox", image);
+        }
+    }
+    let kubeconfig = own.as_ref().map(Cluster::kubeconfig).or(arguments.kubeconfig.clone()).expect("one of both");
+    let registry = arguments.registry.clone().or_else(|| own.as_ref().map(Cluster::registry));
+    let focus = arguments.focus.clone().unwrap_or_else(|| {
         format!("^(?:.*{})", wanted.iter().map(|name| escape(name)).collect::<Vec<_>>().join("|.*"))
     });
     let mut command = Command::new(ginkgo);
     command.arg(format!("--procs={}", arguments.processes.as_deref().unwrap_or("4")));
-    command.args(["--timeout=60m", "--no-color", "--keep-going", "--json-report=report.json"]);
-    command.arg(format!("--output-dir={}", work.path().display()));
+    command.arg(format!("--timeout={}", arguments.timeout.as_deref().unwrap_or("3h")));
+    command.args(["--no-color", "--keep-going", "--json-report=report.json"]);
+    command.arg(format!("--output-dir={}", work.display()));
+    command.args(arguments.focus.is_some().then_some("--label-filter=Conformance"));
     command.arg(format!("--focus={focus}")).arg(suite).arg("--");
     command.arg(format!("--kubeconfig={}", kubeconfig.display())).arg("--provider=skeleton");
     command.arg(format!("--kubectl-path={}", kubectl().display()));
     command.args(["--node-schedulable-timeout=30s", "--system-pods-startup-timeout=30s"]);
-    command.env("KUBECONFIG", &kubeconfig).current_dir(work.path());
+    command.env("KUBECONFIG", &kubeconfig).current_dir(work);
     if let Some(registry) = registry {
-        let file = work.path().join("registries.yaml");
+        let file = work.join("registries.yaml");
         let lines: String = REGISTRIES.iter().map(|(name, folder)| format!("{name}: {registry}/{folder}\n")).collect();
         std::fs::write(&file, lines).expect("write the registries");
         command.env("KUBE_TEST_REPO_LIST", file);
     }
-    let log = std::fs::File::create(work.path().join("log")).expect("a log");
+    let log = std::fs::File::create(work.join("log")).expect("a log");
     command.stdin(Stdio::null()).stdout(log.try_clone().expect("the log")).stderr(log);
     command.status().expect("run ginkgo");
-    report(work.path(), &wanted)
+    let Ok(text) = std::fs::read(work.join("report.json")) else {
+        let log = std::fs::read_to_string(work.join("log")).unwrap_or_default();
+        return Err(format!("the suite did not run:\n{log}"));
+    };
+    Ok(results(&serde_json::from_slice(&text).expect("ginkgo writes JSON"), wanted))
 }
 
-/// Prints the result of every spec; a spec that was asked for and did not run has failed.
-fn report(work: &Path, wanted: &BTreeSet<String>) -> ExitCode {
-    let Ok(text) = std::fs::read(work.join("report.json")) else {
-        eprintln!("the suite did not run:\n{}", std::fs::read_to_string(work.join("log")).unwrap_or_default());
-        return ExitCode::FAILURE;
-    };
-    let suites: Value = serde_json::from_slice(&text).expect("ginkgo writes JSON");
-    let mut results: BTreeMap<String, (String, String)> = BTreeMap::new();
+/// Reads ginkgo's report; a spec that was asked for and did not run has failed.
+fn results(suites: &Value, wanted: &BTreeSet<String>) -> Results {
+    let mut results = Results::new();
     for spec in suites[0]["SpecReports"].as_array().into_iter().flatten() {
         let state = spec["State"].as_str().unwrap_or_default();
         let ran = !matches!(state, "skipped" | "pending" | "");
-        if !ran || (spec["LeafNodeType"] != "It" && state == "passed") {
+        if !ran || (spec["LeafNodeType"] != "It" && state == PASSED) {
             continue;
         }
         let mut name: Vec<&str> =
@@ -150,14 +276,86 @@ fn report(work: &Path, wanted: &BTreeSet<String>) -> ExitCode {
     for name in wanted {
         results.entry(name.clone()).or_insert_with(|| ("missing".to_owned(), "no such spec ran".to_owned()));
     }
-    for (name, (state, message)) in &results {
+    results
+}
+
+/// Prints the result of every spec and what it means beside the ledger.
+fn report(results: &Results, ledger: &mut Ledger, update: bool) -> ExitCode {
+    let (mut passed, mut known, mut bad, mut changed) = (0, 0, 0, 0);
+    for (name, (state, message)) in results {
+        let has_passed = state == PASSED;
+        let may_fail = ledger.may_fail(name);
         println!("{state:8} {name}");
-        if state != "passed" {
+        if !has_passed {
             println!("         {}", message.replace('\n', "\n         "));
         }
+        match (has_passed, may_fail) {
+            (true, false) => passed += 1,
+            (true, true) => {
+                passed += 1;
+                changed += 1;
+                println!("         the ledger says: {}", ledger.verdicts[name]);
+                ledger.verdicts.insert(name.clone(), PASSED.to_owned());
+            }
+            (false, true) => known += 1,
+            (false, false) => bad += 1,
+        }
     }
-    let passed = results.values().filter(|(state, _)| state == "passed").count();
-    let failed = results.len() - passed;
-    println!("{passed} passed, {failed} failed");
-    if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    println!("{passed} passed, {bad} failed, {known} failed that are known to");
+    if update && changed > 0 {
+        std::fs::write(Ledger::path(), ledger.text()).expect("write the ledger");
+    }
+    if changed > 0 {
+        println!(
+            "{changed} pass of which the ledger does not know{}",
+            if update { ": written" } else { ": see --update" }
+        );
+    }
+    println!("\n{:22}{:>8}{:>8}{:>14}{:>8}", "the ledger", PASSED, "failed", "out of reach", "awaits");
+    for (group, [passed, failed, out_of_reach, awaits]) in ledger.counts() {
+        println!("{group:22}{passed:>8}{failed:>8}{out_of_reach:>14}{awaits:>8}");
+    }
+    if bad == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ledger_knows_every_spec_of_the_fast_subset_to_pass() {
+        let ledger = Ledger::read().unwrap();
+        let unknown: Vec<_> = names(&root().join("tests/conformance/specs.txt"))
+            .into_iter()
+            .filter(|name| ledger.may_fail(name))
+            .collect();
+        assert!(unknown.is_empty(), "{unknown:#?}");
+        assert_eq!(ledger.verdicts.len(), 462, "the suite of Kubernetes 1.37 has as many conformance specs");
+    }
+
+    #[test]
+    fn the_page_has_the_figures_of_the_ledger() {
+        let page = std::fs::read_to_string(root().join("docs/conformance.md")).unwrap();
+        for (group, [passed, failed, out_of_reach, awaits]) in Ledger::read().unwrap().counts() {
+            let row = format!("| {group} | {passed} | {failed} | {out_of_reach} | {awaits} |");
+            assert!(page.contains(&row), "docs/conformance.md lacks the row\n{row}");
+        }
+    }
+
+    #[test]
+    fn what_passed_and_fails_is_never_written() {
+        let mut ledger =
+            Ledger::parse("# head\npassed | [a] one\nfailed | [a] two\nout of reach: modes | [b] three\n").unwrap();
+        let result = |state: &str| (state.to_owned(), String::new());
+        let results = |states: [&str; 3]| {
+            let names = ["[a] one", "[a] two", "[b] three"].map(str::to_owned);
+            names.into_iter().zip(states.map(result)).collect::<Results>()
+        };
+        let is = |code: ExitCode| format!("{code:?}") == format!("{:?}", ExitCode::SUCCESS);
+        assert!(is(report(&results([PASSED, "failed", "failed"]), &mut ledger, false)));
+        assert!(!is(report(&results(["failed", PASSED, "failed"]), &mut ledger, false)));
+        assert_eq!(ledger.text(), "# head\npassed | [a] one\npassed | [a] two\nout of reach: modes | [b] three\n");
+        assert_eq!(ledger.counts()["all"], [2, 0, 1, 0]);
+        assert!(Ledger::parse("perhaps | [a] one\n").is_err());
+    }
 }

@@ -22,9 +22,10 @@ const ARROWS: &[(&str, &str, &[&str])] = &[
     ("simulation", "control/simulation", &["apiserver", "keyspace", "server"]),
     ("engine", "runtime/engine", &[]),
     ("artifact", "runtime/artifact", &[]),
-    ("node", "runtime/node", &["api", "artifact", "discovery", "engine", "proxy"]),
-    ("discovery", "mesh/discovery", &["api"]),
-    ("proxy", "mesh/proxy", &["api", "discovery"]),
+    ("node", "runtime/node", &["api", "artifact", "discovery", "engine", "policy", "proxy"]),
+    ("policy", "mesh/policy", &["api"]),
+    ("discovery", "mesh/discovery", &["api", "policy"]),
+    ("proxy", "mesh/proxy", &["api", "discovery", "policy"]),
     ("sdk", "sdk", &["node", "server"]),
     ("cli", "cli", &["sdk"]),
 ];

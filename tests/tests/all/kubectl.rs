@@ -173,8 +173,10 @@ fn watches_and_follows() {
     follow.line(|line| line == "tick 5");
     assert_eq!(cluster.kubectl("logs ticker --tail=1").lines().count(), 1);
     assert!(cluster.kubectl("logs ticker --timestamps --tail=1").starts_with("20"));
-    let refused = cluster.kubectl_fails("exec ticker -- ls");
-    assert!(refused.contains("exec is not possible: a WebAssembly component"), "{refused}");
+    // The component once more, with other words; its code is kubectl's.
+    assert_eq!(cluster.kubectl("exec ticker -- probe echo inside env HOSTNAME"), "inside\nticker\n");
+    let failed = cluster.kubectl_fails("exec ticker -- probe end 42");
+    assert!(failed.contains("command terminated with exit code 42"), "{failed}");
     cluster.kubectl("delete pod ticker --timeout=30s");
     watch.line(|line| line.contains("ticker") && line.contains("Terminating"));
 }

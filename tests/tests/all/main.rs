@@ -1,6 +1,7 @@
 //! Everything that needs more than one crate, in one binary: linking is what costs.
 
 mod arrows;
+mod autoscaling;
 mod backup;
 mod command_line;
 mod crash;
@@ -10,7 +11,9 @@ mod ingress;
 mod kubectl;
 mod linearizability;
 mod nodes;
+mod policies;
 mod proof;
+mod seeing;
 mod servers;
 mod sets;
 mod time;

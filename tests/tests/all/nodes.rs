@@ -70,11 +70,12 @@ fn a_second_machine_takes_its_share_and_is_reached_like_the_first() {
     let proxied = cluster.kubectl(&format!("get --raw /api/v1/namespaces/default/pods/{theirs}:8080/proxy/hostname"));
     assert_eq!(proxied.trim(), theirs);
     let refused = cluster.kubectl_fails(&format!("exec {theirs} -- ls"));
-    assert!(refused.contains("a WebAssembly component runs no other program"), "{refused}");
+    assert!(refused.contains("which answers requests and runs no commands"), "{refused}");
     cluster.apply(&command("ticker", "worker", "Always", &["tick", "100"]));
     cluster.kubectl("wait --for=condition=Ready pod/ticker --timeout=60s");
     Background::start(cluster.kubectl_command("logs -f ticker")).line(|line| line == "tick 5");
     Background::start(cluster.kubectl_command("attach ticker")).line(|line| line.starts_with("tick "));
+    assert_eq!(cluster.kubectl("exec ticker -- probe echo inside"), "inside\n");
     let figures = cluster.kubectl("get --raw /api/v1/nodes/worker/proxy/stats/summary");
     assert!(figures.contains("\"ticker\""), "{figures}");
 

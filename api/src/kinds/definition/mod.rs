@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::value::{Read, child, default_when_zero, fields, keep};
+use super::value::{Read, child, default_to, default_when_zero, fields, keep};
 use super::{Cell, Column, FieldErrors, Kind, NAME, Strategy, VERBS, column, names, table, wide};
 use crate::custom::{ESTABLISHED, Format};
 use crate::meta::condition;
@@ -90,6 +90,10 @@ impl Strategy for Definition {
         if spec["conversion"].is_null() {
             child(spec, "conversion");
             spec["conversion"]["strategy"] = "None".into();
+        }
+        if let Some(service) = spec.pointer_mut("/conversion/webhook/clientConfig/service").filter(|of| of.is_object())
+        {
+            default_to(service, "port", 443);
         }
         if object["status"]["storedVersions"].is_empty() {
             Definition::add_stored_version(object);

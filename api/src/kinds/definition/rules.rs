@@ -1,7 +1,7 @@
 //! Whether the rules of a schema are rules: that they are written in CEL, speak of fields that there are, and of old values only
 //! where one can be told.
 
-use crate::custom::cel::Rule;
+use crate::custom::rules::Rule;
 use crate::custom::{Additional, Structural};
 use crate::kinds::{FieldError, FieldErrors};
 use crate::meta::field::Path;

@@ -71,8 +71,10 @@ fn what_is_wrong_with_names_and_versions_is_told() {
     assert_eq!(wrong(&none), ["spec.versions[0].schema.openAPIV3Schema: Required value"]);
     let mut webhook = definition(json!({"type": "object"}));
     webhook["spec"]["conversion"] = json!({"strategy": "Webhook", "webhook": {"conversionReviewVersions": ["v1"]}});
-    let expected = "spec.conversion.strategy: Invalid value: \"Webhook\": this version of Coracle calls no conversion webhooks: the only strategy is None";
+    let expected = "spec.conversion.webhookClientConfig: Required value: required when strategy is set to Webhook";
     assert_eq!(wrong(&webhook), [expected]);
+    webhook["spec"]["conversion"]["webhook"]["clientConfig"] = json!({"url": "https://example.com/convert"});
+    assert_eq!(wrong(&webhook), Vec::<String>::new());
     let mut protected = definition(json!({"type": "object"}));
     (protected["metadata"]["name"], protected["spec"]["group"]) = (json!("things.x.k8s.io"), json!("x.k8s.io"));
     assert!(wrong(&protected)[0].starts_with("metadata.annotations[api-approved.kubernetes.io]: Required value"));

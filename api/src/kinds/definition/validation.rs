@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::schema::{self, Tightened};
 use crate::custom::names::{APPROVED, Approval, approval, is_protected};
 use crate::custom::{ESTABLISHED, Structural};
+use crate::kinds::admission::callee;
 use crate::kinds::value::Read;
 use crate::kinds::{FieldError, FieldErrors};
 use crate::meta::field::Path;
@@ -28,7 +29,8 @@ pub(super) fn definition(object: &Value, old: Option<&Value>, errors: &mut Field
         let detail = "must be spec.names.plural+\".\"+spec.group";
         errors.push(FieldError::invalid("metadata.name", name, detail));
     }
-    specification(spec, old.map(|old| &old["spec"]), errors);
+    let established = old.is_some_and(|old| condition::is_true(old, ESTABLISHED));
+    specification(spec, (old.map(|old| &old["spec"]), established), errors);
     if let Some(old) = old {
         let before = &old["spec"];
         let mut fixed = |path: &[&str]| {
@@ -102,7 +104,7 @@ fn stored_versions(object: &Value, errors: &mut FieldErrors) {
     }
 }
 
-fn specification(spec: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
+fn specification(spec: &Value, (old, established): Before<'_>, errors: &mut FieldErrors) {
     let (group, at_group) = (spec["group"].text(), SPEC.child("group"));
     if group.is_empty() {
         errors.push(FieldError::required(at_group, ""));
@@ -157,10 +159,34 @@ fn specification(spec: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
         }
     }
     kind_names(&spec["names"], &at_names, errors);
-    conversion(&spec["conversion"], errors);
+    conversion(&spec["conversion"], (old, established), errors);
 }
 
-fn conversion(conversion: &Value, errors: &mut FieldErrors) {
+/// The specification that there was, and whether its names were established.
+type Before<'a> = (Option<&'a Value>, bool);
+
+/// The webhook that converts.
+fn webhook(webhook: &Value, path: &Path<'_>, (old, established): Before<'_>, errors: &mut FieldErrors) {
+    let (config, at) = (&webhook["clientConfig"], path.child("webhookClientConfig"));
+    if config.is_null() {
+        errors.push(FieldError::required(&at, "required when strategy is set to Webhook"));
+    } else {
+        callee::client_config(config, &at, errors);
+        // What is no certificate may be put right later, while nobody relies on it.
+        let relied = established
+            && old.is_some_and(|old| callee::is_bundle(&old["conversion"]["webhook"]["clientConfig"]["caBundle"]));
+        if relied && !callee::is_bundle(&config["caBundle"]) {
+            let why = "unable to load root certificates: unable to parse bytes as PEM block";
+            errors.push(FieldError::invalid(at.child("caBundle"), &config["caBundle"], why));
+        }
+    }
+    let before = old.map(|old| &old["conversion"]["webhook"]["conversionReviewVersions"]);
+    let is_known = before.is_none_or(|versions| versions.is_empty() || callee::has_known_version(versions));
+    let versions = path.child("conversionReviewVersions");
+    callee::review_versions(&webhook["conversionReviewVersions"], &versions, is_known, "", errors);
+}
+
+fn conversion(conversion: &Value, old: Before<'_>, errors: &mut FieldErrors) {
     let path = SPEC.child("conversion");
     match conversion["strategy"].text() {
         "" if conversion.is_null() => {}
@@ -177,10 +203,7 @@ fn conversion(conversion: &Value, errors: &mut FieldErrors) {
                 }
             }
         }
-        "Webhook" => {
-            let detail = "this version of Coracle calls no conversion webhooks: the only strategy is None";
-            errors.push(FieldError::invalid(path.child("strategy"), "Webhook", detail));
-        }
+        "Webhook" => webhook(&conversion["webhook"], &path, old, errors),
         other => errors.push(FieldError::not_supported(path.child("strategy"), other, &["None", "Webhook"])),
     }
 }

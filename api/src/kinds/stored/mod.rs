@@ -8,6 +8,8 @@ mod autoscaler;
 mod devices;
 mod flow;
 mod network;
+mod network_policies;
+mod policies;
 mod quotas;
 mod refused;
 mod rules;
@@ -15,6 +17,7 @@ mod show;
 #[cfg(test)]
 mod tests;
 mod volumes;
+mod webhooks;
 mod workloads;
 
 use serde_json::Value;
@@ -34,9 +37,12 @@ pub(super) fn rows() -> impl Iterator<Item = &'static Kind> {
         autoscaler::ROWS,
         devices::ROWS,
         network::ROWS,
+        network_policies::ROWS,
+        policies::ROWS,
         quotas::ROWS,
         refused::ROWS,
         volumes::ROWS,
+        webhooks::ROWS,
         workloads::ROWS,
     ]
     .into_iter()
@@ -51,8 +57,10 @@ pub(super) struct Stored {
     schema: &'static str,
     /// What its columns show.
     shows: &'static [Show],
-    /// Whether changes of `spec` are counted.
+    /// Whether changes of what is wanted are counted.
     generation: bool,
+    /// Where that stands.
+    wanted: &'static str,
     /// Whether they are counted, beginning with the first change.
     changes: bool,
     default: fn(&mut Value),
@@ -91,6 +99,7 @@ impl Stored {
             schema: "",
             shows: &[],
             generation: false,
+            wanted: "spec",
             changes: false,
             default: |_| {},
             create: |_| {},
@@ -121,6 +130,10 @@ impl Stored {
 
     const fn counted(self) -> Stored {
         Stored { generation: true, ..self }
+    }
+
+    const fn counted_by(self, wanted: &'static str) -> Stored {
+        Stored { wanted, ..self }
     }
 
     const fn counted_from_change(self) -> Stored {
@@ -326,7 +339,7 @@ impl Strategy for Stored {
     }
 
     fn changes_generation(&self, object: &Value, old: &Value) -> bool {
-        (self.generation || self.changes) && object.get("spec") != old.get("spec")
+        (self.generation || self.changes) && object.get(self.wanted) != old.get(self.wanted)
     }
 
     fn allows_create_on_update(&self) -> bool {

@@ -9,13 +9,7 @@ use crate::kinds::value::{Read, child};
 use crate::kinds::{AGE, Cell, Column, NAME, column};
 
 const NO_CERTIFICATES: Stored = Stored::refused("gives pods no certificates");
-const NO_POLICIES: Stored = Stored::refused("evaluates no admission policies").counted();
-const NO_WEBHOOKS: Stored = Stored::refused("calls no admission webhooks").counted();
 const EXTENSIONS: &[&str] = &["api-extensions"];
-
-const fn number(name: &'static str) -> Column {
-    column(name, "integer")
-}
 
 const fn text(name: &'static str) -> Column {
     column(name, "string")
@@ -25,30 +19,6 @@ const fn text(name: &'static str) -> Column {
 const NEVER: super::Show = super::Show::Text("", "");
 
 pub(super) static ROWS: &[Kind] = &[
-    row!(cluster "admissionregistration.k8s.io" "io.k8s.api.admissionregistration.v1" "MutatingAdmissionPolicy"
-        "mutatingadmissionpolicies" "mutatingadmissionpolicy",
-        [NAME => Name, number("Mutations") => NEVER, text("ParamKind") => NEVER, AGE => Age],
-        NO_POLICIES, categories: EXTENSIONS),
-    row!(cluster "admissionregistration.k8s.io" "io.k8s.api.admissionregistration.v1" "MutatingAdmissionPolicyBinding"
-        "mutatingadmissionpolicybindings" "mutatingadmissionpolicybinding",
-        [NAME => Name, text("PolicyName") => NEVER, text("ParamRef") => NEVER, AGE => Age],
-        NO_POLICIES, categories: EXTENSIONS),
-    row!(cluster "admissionregistration.k8s.io" "io.k8s.api.admissionregistration.v1" "MutatingWebhookConfiguration"
-        "mutatingwebhookconfigurations" "mutatingwebhookconfiguration",
-        [NAME => Name, number("Webhooks") => NEVER, AGE => Age],
-        NO_WEBHOOKS, categories: EXTENSIONS),
-    row!(cluster "admissionregistration.k8s.io" "io.k8s.api.admissionregistration.v1" "ValidatingAdmissionPolicy"
-        "validatingadmissionpolicies" "validatingadmissionpolicy",
-        [NAME => Name, number("Validations") => NEVER, text("ParamKind") => NEVER, AGE => Age],
-        NO_POLICIES, categories: EXTENSIONS, has_status: true),
-    row!(cluster "admissionregistration.k8s.io" "io.k8s.api.admissionregistration.v1" "ValidatingAdmissionPolicyBinding"
-        "validatingadmissionpolicybindings" "validatingadmissionpolicybinding",
-        [NAME => Name, text("PolicyName") => NEVER, text("ParamRef") => NEVER, AGE => Age],
-        NO_POLICIES, categories: EXTENSIONS),
-    row!(cluster "admissionregistration.k8s.io" "io.k8s.api.admissionregistration.v1" "ValidatingWebhookConfiguration"
-        "validatingwebhookconfigurations" "validatingwebhookconfiguration",
-        [NAME => Name, number("Webhooks") => NEVER, AGE => Age],
-        NO_WEBHOOKS, categories: EXTENSIONS),
     row!(cluster "apiregistration.k8s.io" "io.k8s.kube-aggregator.pkg.apis.apiregistration.v1" "APIService"
         "apiservices" "apiservice",
         [NAME => Name, text("Service") => Of(api_service), text("Available") => Of(available), AGE => Age],
@@ -67,10 +37,6 @@ pub(super) static ROWS: &[Kind] = &[
         ],
         NO_CERTIFICATES,
         has_status: true, selectable: &["spec.signerName", "spec.podName", "spec.nodeName"]),
-    row!(namespaced "networking.k8s.io" "io.k8s.api.networking.v1" "NetworkPolicy" "networkpolicies" "networkpolicy",
-        [NAME => Name, text("Pod-Selector") => NEVER, AGE => Age],
-        Stored::refused("does not enforce network policies"),
-        short_names: &["netpol"]),
 ];
 
 /// What is served here is always there.

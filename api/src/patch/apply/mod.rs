@@ -18,6 +18,7 @@ mod fieldset;
 mod last_applied;
 mod managers;
 mod merge;
+mod overlay;
 mod remove;
 mod track;
 mod typed;
@@ -26,6 +27,7 @@ use jiff::Timestamp;
 
 pub use applier::apply;
 pub use fieldset::FieldSet;
+pub use overlay::overlay;
 pub use track::{equal_but_times, keep_times, track_update};
 
 use crate::schema::Object;

@@ -46,6 +46,8 @@ pub(super) fn allows(node: &str, asked: &Attributes<'_>) -> bool {
         ("", "services" | "endpoints" | "persistentvolumes" | "serviceaccounts", "") if reads => true,
         ("discovery.k8s.io", "endpointslices", "") if reads => true,
         ("node.k8s.io", "runtimeclasses", "") if reads => true,
+        // Every node enforces them: it needs their selectors' other half, too.
+        ("networking.k8s.io", "networkpolicies", "") | ("", "namespaces", "") if reads => true,
         // Every node serves them.
         ("networking.k8s.io", "ingresses" | "ingressclasses", "") if reads => true,
         ("storage.k8s.io", "csidrivers" | "volumeattachments", "") if reads => true,

@@ -10,6 +10,8 @@ use coracle_keyspace::{Guard, Op, Record, Revision};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use crate::hooks::Conversion;
+
 /// Of one version of a definition.
 #[derive(Clone)]
 pub(crate) struct Custom {
@@ -22,6 +24,8 @@ pub(crate) struct Custom {
     pub since: Revision,
     /// Cancelled when it is served no more as it is.
     pub retired: CancellationToken,
+    /// The webhook that turns its versions into each other, if one does.
+    pub conversion: Option<Arc<Conversion>>,
     /// How objects of this version begin: `{"kind":"Gadget","apiVersion":"example.com/v1",`.
     pub head: Arc<[u8]>,
     /// How they begin as they are stored.
@@ -37,6 +41,11 @@ impl Custom {
     /// Whether a record was written under the schemas as they are.
     pub fn is_recent(&self, record: &Record) -> bool {
         record.revision > self.since
+    }
+
+    /// The webhook that is asked for a record before clients of this version see it.
+    pub fn converter(&self, record: &Record) -> Option<&Arc<Conversion>> {
+        self.conversion.as_ref().filter(|_| !record.bytes.starts_with(&self.head))
     }
 
     /// Turns a stored object into what clients of this version see.

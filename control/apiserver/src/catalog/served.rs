@@ -13,6 +13,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::{Custom, Resource, is_built_in};
+use crate::hooks::Conversion;
 
 /// Bytes of changed definitions that are read where the request is; more are read aside.
 const MUCH_BYTES: usize = 64 << 10;
@@ -38,6 +39,7 @@ type Numbered = (Arc<CustomKind>, u64);
 /// What stays while a definition says the same, whatever is written to its status.
 struct Made {
     kinds: OnceLock<Vec<Option<Numbered>>>,
+    conversion: OnceLock<Option<Arc<Conversion>>>,
     retired: CancellationToken,
 }
 
@@ -116,7 +118,8 @@ impl Standing {
         let (definition, since, made) = match same {
             Some(before) => (before.definition.clone(), before.since, before.made.clone()),
             None => {
-                let made = Made { kinds: OnceLock::new(), retired: CancellationToken::new() };
+                let made =
+                    Made { kinds: OnceLock::new(), conversion: OnceLock::new(), retired: CancellationToken::new() };
                 (Arc::new(definition), record.revision, Arc::new(made))
             }
         };
@@ -127,6 +130,11 @@ impl Standing {
     /// Whether its resources are served.
     pub fn is_served(&self) -> bool {
         self.definition.established && !is_built_in(&self.definition.group, &self.definition.names.plural)
+    }
+
+    /// Whether its objects are of this kind.
+    pub fn is_of(&self, kind: &str) -> bool {
+        self.is_served() && self.definition.names.kind == kind
     }
 
     /// The place of a version that is served.
@@ -157,6 +165,8 @@ impl Standing {
         let make = || {
             let (kind, number) = self.kinds().get(at)?.clone()?;
             let schema = Arc::new(kind.object());
+            let read = || self.object().and_then(|object| Conversion::read(&object)).map(Arc::new);
+            let conversion = self.made.conversion.get_or_init(read).clone();
             let (api_version, row) = (kind.api_version.clone(), Row::Custom(kind.clone()));
             let head = |version: &str| -> Arc<[u8]> {
                 format!("{{\"kind\":\"{}\",\"apiVersion\":\"{version}\",", row.kind()).into_bytes().into()
@@ -168,6 +178,7 @@ impl Standing {
                 definition: self.record.clone(),
                 since: self.since,
                 retired: self.made.retired.clone(),
+                conversion,
                 head,
                 stored_head,
             };

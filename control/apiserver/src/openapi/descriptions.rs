@@ -10,6 +10,9 @@ use serde_json::Value;
 /// See `data/descriptions.py`.
 const PACKED: &[u8] = include_bytes!("../../data/descriptions.txt.gz");
 
+/// A type that says of `apiVersion` and `kind` what Kubernetes says of them in every kind.
+const TYPE_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions";
+
 /// Every description by type, then field; that of the type itself has no field.
 pub(super) struct Descriptions(HashMap<String, HashMap<String, String>>);
 
@@ -31,12 +34,15 @@ impl Descriptions {
     /// The definition of a type with its descriptions.
     pub fn definition(&self, name: &str, version: Version) -> Option<Value> {
         let mut definition = openapi::definition(name, version)?;
-        let Some(texts) = self.0.get(name) else { return Some(definition) };
-        if let Some(text) = texts.get("") {
+        let texts = self.0.get(name);
+        let text = |field: &str| texts.and_then(|texts| texts.get(field));
+        if let Some(text) = text("") {
             definition["description"] = text.as_str().into();
         }
         for (field, property) in definition.get_mut("properties").and_then(Value::as_object_mut).into_iter().flatten() {
-            let Some(text) = texts.get(field) else { continue };
+            let of_every_kind =
+                || matches!(&**field, "apiVersion" | "kind").then(|| self.0.get(TYPE_META)?.get(field)).flatten();
+            let Some(text) = text(field).or_else(of_every_kind) else { continue };
             // Beside a reference nothing else counts in version 3: there it is wrapped.
             match property.as_object() {
                 Some(fields) if version == Version::V3 && fields.contains_key("$ref") => {
@@ -61,5 +67,15 @@ mod tests {
         for field in ["containers", "nodeName", "securityContext"] {
             assert!(definition["properties"][field]["description"].is_string(), "{field}");
         }
+        let of = |name: &str, field: &str| {
+            let definition = descriptions.definition(name, Version::V3).unwrap();
+            definition["properties"][field]["description"].as_str().unwrap_or_default().to_owned()
+        };
+        assert!(of("io.k8s.api.core.v1.ConfigMap", "apiVersion").starts_with("APIVersion defines"));
+        assert!(of("io.k8s.api.core.v1.ConfigMapList", "kind").starts_with("Kind is a string value"));
+        assert!(
+            of("io.k8s.api.core.v1.ObjectReference", "kind").starts_with("Kind of the referent"),
+            "its own words stay"
+        );
     }
 }

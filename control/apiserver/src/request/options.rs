@@ -26,6 +26,8 @@ pub(crate) struct WriteOptions {
     pub force: bool,
     /// The server's own hand, which may write what clients may not (endpoints at loopback).
     pub own: bool,
+    /// It is a part of what was admitted as something else (an eviction's deletion): nobody is asked again.
+    pub admitted: bool,
 }
 
 /// `kind` is the name of the options in errors, as `CreateOptions`; `patch_type` is given for patches.
@@ -55,7 +57,7 @@ pub(crate) fn write_options(call: &Call, kind: &str, patch_type: Option<&str>) -
         return Err(Status::invalid("meta.k8s.io", kind, "", errors));
     }
     let manager = if asked.is_empty() { call.default_manager() } else { asked.to_owned() };
-    Ok(WriteOptions { dry_run, manager, validation, force: force.unwrap_or(false), own: false })
+    Ok(WriteOptions { dry_run, manager, validation, force: force.unwrap_or(false), own: false, admitted: false })
 }
 
 fn dry_run<'a>(values: impl Iterator<Item = &'a str>, errors: &mut FieldErrors) -> bool {
@@ -131,7 +133,7 @@ impl DeleteOptions {
 }
 
 impl Propagation {
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Propagation::Orphan => "Orphan",
             Propagation::Background => "Background",

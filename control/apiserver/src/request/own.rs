@@ -25,6 +25,7 @@ pub(crate) fn own_call(namespace: Option<&str>, name: &str) -> (Call, WriteOptio
         validation: Validation::Ignore,
         force: false,
         own: true,
+        admitted: true,
     };
     (Call::new(parts, Arc::new(identity), target), options)
 }

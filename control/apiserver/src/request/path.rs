@@ -26,6 +26,8 @@ pub(crate) enum Route {
     IssuerKeys,
     /// The scheduler's batch door.
     Bindings,
+    /// What nodes see of requests: `/coracle/v1/tap`, `/coracle/v1/routes`.
+    Mesh,
     Resource(ResourcePath),
     Unknown,
 }
@@ -62,6 +64,7 @@ impl Route {
             [".well-known", "openid-configuration"] => Route::IssuerConfiguration,
             ["openid", "v1", "jwks"] => Route::IssuerKeys,
             ["coracle", "v1", "bindings"] => Route::Bindings,
+            ["coracle", "v1", "tap" | "routes"] => Route::Mesh,
             ["api"] => Route::CoreVersions,
             ["apis"] => Route::Groups,
             ["apis", group] => Route::Group((*group).to_owned()),

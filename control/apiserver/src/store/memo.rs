@@ -37,6 +37,8 @@ struct View {
     json: OnceLock<Bytes>,
     /// Of a custom resource: whether its definition would store it otherwise.
     renewal: OnceLock<Option<bool>>,
+    /// The same: what a webhook made of it.
+    converted: OnceLock<Arc<Record>>,
 }
 
 /// Kinds for which something is kept with one record of a custom resource: versions that are asked for, and the definition
@@ -185,6 +187,15 @@ impl<'a> Seen<'a> {
         Ok(value)
     }
 
+    /// A custom resource in the version in which it is stored, as its definition would store it there now.
+    pub fn in_own_version(&self) -> Result<Value, Status> {
+        let mut value = self.parsed()?;
+        if let Some(custom) = &self.resource.custom {
+            custom.kind.renew(&mut value).map_err(|error| self.unreadable(error))?;
+        }
+        Ok(value)
+    }
+
     fn parsed(&self) -> Result<Value, Status> {
         object::parse(&self.record.bytes).map_err(|error| self.unreadable(error))
     }
@@ -218,6 +229,11 @@ impl<'a> Seen<'a> {
     pub fn is_stored_now(&self) -> bool {
         let version = self.resource.custom.as_ref().map(|custom| &custom.stored_head);
         version.is_none_or(|head| self.record.bytes.starts_with(head)) && self.is_plain()
+    }
+
+    /// What a webhook made of it for this version, while it is kept.
+    pub fn converted(&self) -> &OnceLock<Arc<Record>> {
+        &self.view().converted
     }
 
     /// Appends it as an item of a list. Items of custom resources say what they are.

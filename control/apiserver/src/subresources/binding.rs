@@ -10,6 +10,7 @@ use coracle_api::status::Status;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::admit;
 use crate::admission::topology;
 use crate::answer::respond;
 use crate::catalog::Resource;
@@ -17,7 +18,7 @@ use crate::cluster::Cluster;
 use crate::request::body::{self, Expected};
 use crate::request::call::{Call, Request};
 use crate::request::negotiate::Offer;
-use crate::request::options::write_options;
+use crate::request::options::{WriteOptions, write_options};
 use crate::verbs::update::{Changed, change};
 use crate::verbs::write::Write;
 
@@ -32,12 +33,17 @@ pub(crate) async fn create(cluster: &Cluster, request: &Request, by_body: bool) 
         schema::of_kind("", "v1", "Binding").ok_or_else(|| Status::internal_error("the type Binding is not known"))?;
     let options = write_options(call, "CreateOptions", None)?;
     let expected = Expected { api_version: "v1", kind: "Binding", schema: &schema };
-    let binding = body::object(call, &request.body, &expected, options.validation)?;
+    let mut binding = body::object(call, &request.body, &expected, options.validation)?;
     let pods = pods(cluster)?;
     let name = if by_body { meta::name(&binding).to_owned() } else { call.name().to_owned() };
     if name.is_empty() || !meta::name(&binding).is_empty() && meta::name(&binding) != name {
         return Err(Status::bad_request("name in URL does not match name in Binding object"));
     }
+    // The change is made to the pod, whatever path the binding came by.
+    let mut target_path = call.target.clone();
+    target_path.name = Some(name.clone());
+    let pod_call = Call::acting_on(call, target_path);
+    admit(cluster, call, &pods, &mut binding, options.dry_run).await?;
     let target = binding["target"]["name"].as_str().unwrap_or_default();
     let kind = binding["target"]["kind"].as_str().unwrap_or_default();
     let mut errors = Vec::new();
@@ -53,10 +59,7 @@ pub(crate) async fn create(cluster: &Cluster, request: &Request, by_body: bool) 
         let messages = errors.iter().map(ToString::to_string);
         return Err(Status::unknown_error(coracle_api::meta::field::aggregate(messages)));
     }
-    // The change is made to the pod, whatever path the binding came by.
-    let mut target_path = call.target.clone();
-    target_path.name = Some(name.clone());
-    let pod_call = Call::acting_on(call, target_path);
+    let options = WriteOptions { admitted: true, ..options };
     let write = Write { cluster, call: &pod_call, resource: &pods, options: &options, subresource: "binding" };
     let uid = meta::uid(&binding).to_owned();
     let step = |old: &Value| {

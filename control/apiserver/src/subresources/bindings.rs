@@ -5,18 +5,23 @@
 //! goes on after the revision of the event it was told last, and would never hear of another event that shares it. A pod
 //! that cannot be bound gets its own answer and does not hold up the others.
 
+use std::sync::Arc;
+
 use axum::response::Response;
 use coracle_api::status::Status;
 use coracle_keyspace::{Guard, Op};
 use futures::future::join_all;
+use futures::stream::{self, StreamExt};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::admit;
 use super::binding::{bound, check_node, pods};
 use crate::answer::respond;
 use crate::authz::{self, Attributes};
+use crate::catalog::Resource;
 use crate::cluster::Cluster;
-use crate::request::call::Request;
+use crate::request::call::{Call, Request};
 use crate::request::negotiate::JSON;
 use crate::store::{Refused, Seen, Store, object};
 
@@ -25,10 +30,19 @@ const BINDINGS_MAX: usize = 512;
 /// What one round reads, and what it writes, at most, unless a single pod is larger.
 const BYTES_MAX: usize = 3 << 20;
 
+/// Bindings that policies and webhooks are asked about at a time.
+const ASKED_AT_A_TIME: usize = 32;
+
 /// What is asked for.
 #[derive(Deserialize)]
+struct Asked {
+    bindings: Vec<Binding>,
+}
+
+/// What is asked for, and by whom.
 pub(crate) struct Bindings {
     bindings: Vec<Binding>,
+    call: Arc<Call>,
 }
 
 #[derive(Deserialize)]
@@ -38,6 +52,33 @@ struct Binding {
     #[serde(default)]
     uid: String,
     node: String,
+    /// What admission made of it, where somebody was asked.
+    #[serde(skip)]
+    admitted: Value,
+}
+
+impl Binding {
+    /// As an object, and the call for it.
+    fn object(&self, call: &Call) -> (Value, Call) {
+        let mut target = call.target.clone();
+        target.namespace = Some(self.namespace.clone());
+        target.name = Some(self.name.clone());
+        target.subresource = Some("binding".to_owned());
+        let object = json!({
+            "kind": "Binding", "apiVersion": "v1", "metadata": {"name": self.name, "namespace": self.namespace},
+            "target": {"kind": "Node", "name": self.node},
+        });
+        (object, Call::acting_on(call, target))
+    }
+
+    /// Asks policies and webhooks about it. They may send the pod elsewhere.
+    async fn admit(&mut self, cluster: &Cluster, call: &Call, pods: &Resource) -> Result<(), Status> {
+        let (mut object, call) = self.object(call);
+        admit(cluster, &call, pods, &mut object, false).await?;
+        self.node = object["target"]["name"].as_str().unwrap_or_default().to_owned();
+        self.admitted = object;
+        Ok(())
+    }
 }
 
 impl Bindings {
@@ -45,12 +86,12 @@ impl Bindings {
     pub fn read(cluster: &Cluster, request: &Request) -> Result<Bindings, Status> {
         let asked = Attributes { verb: "create", resource: "pods", subresource: "binding", ..Attributes::default() };
         authz::check(cluster, &request.call.identity, &asked)?;
-        let read: Bindings = serde_json::from_slice(&request.body)
+        let read: Asked = serde_json::from_slice(&request.body)
             .map_err(|error| Status::bad_request(format!("the bindings cannot be read: {error}")))?;
         if read.bindings.len() > BINDINGS_MAX {
             return Err(Status::request_too_large(format!("limit is {BINDINGS_MAX} bindings")));
         }
-        Ok(read)
+        Ok(Bindings { bindings: read.bindings, call: request.call.clone() })
     }
 
     /// Bytes of the pods that a round reads.
@@ -65,11 +106,22 @@ impl Bindings {
 
     /// Binds what can be bound.
     pub async fn bind_all(self, cluster: &Cluster) -> Result<Response, Status> {
-        let bindings = self.bindings;
+        let mut bindings = self.bindings;
         let mut results: Vec<Option<Status>> = bindings.iter().map(|_| None).collect();
         let mut named = std::collections::HashSet::new();
         let mut open: Vec<usize> = Vec::with_capacity(bindings.len());
+        if cluster.webhooks().is_some() || cluster.policies.any() {
+            let pods = pods(cluster)?;
+            let asked: Vec<_> = bindings.iter_mut().map(|binding| binding.admit(cluster, &self.call, &pods)).collect();
+            let answers: Vec<_> = stream::iter(asked).buffered(ASKED_AT_A_TIME).collect().await;
+            for (result, answer) in results.iter_mut().zip(answers) {
+                *result = answer.err();
+            }
+        }
         for (at, binding) in bindings.iter().enumerate() {
+            if results[at].is_some() {
+                continue;
+            }
             if named.insert((&binding.namespace, &binding.name)) {
                 open.push(at);
             } else {
@@ -117,7 +169,7 @@ async fn attempt(
         read += record.bytes.len();
         let made = check_node(&binding.node).and_then(|()| {
             let pod = Seen::new(&pods, &record).stored()?;
-            bound(cluster, &pods, &pod, &binding.node, &binding.uid, &Value::Null)
+            bound(cluster, &pods, &pod, &binding.node, &binding.uid, &binding.admitted)
         });
         match made {
             Err(status) => results[at] = Some(status),

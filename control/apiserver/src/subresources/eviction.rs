@@ -10,6 +10,7 @@ use coracle_api::status::Status;
 use jiff::Timestamp;
 use serde_json::{Value, json as object};
 
+use super::admit;
 use super::budget::{self, Grant, is_ready};
 use crate::answer::respond;
 use crate::authz;
@@ -18,9 +19,9 @@ use crate::cluster::Cluster;
 use crate::request::body::{self, Expected};
 use crate::request::call::{Call, Request};
 use crate::request::negotiate::Offer;
-use crate::request::options::{DeleteOptions, write_options};
+use crate::request::options::{DeleteOptions, WriteOptions, write_options};
 use crate::store::Seen;
-use crate::verbs::delete::{check_preconditions, remove};
+use crate::verbs::delete::{Asks, check_preconditions, remove};
 use crate::verbs::update::{Changed, change};
 use crate::verbs::write::Write;
 
@@ -33,10 +34,11 @@ pub(super) async fn create(cluster: &Cluster, request: &Request, resource: &Arc<
     let version = json::type_of(&request.body).map(|(version, _)| version).unwrap_or_default();
     let api_version = if version == "policy/v1beta1" { "policy/v1beta1" } else { "policy/v1" };
     let expected = Expected { api_version, kind: "Eviction", schema: &schema };
-    let eviction = body::object(call, &request.body, &expected, options.validation)?;
+    let mut eviction = body::object(call, &request.body, &expected, options.validation)?;
     if meta::name(&eviction) != call.name() {
         return Err(Status::bad_request("name in URL does not match name in Eviction object"));
     }
+    admit(cluster, call, resource, &mut eviction, options.dry_run).await?;
     let mut delete = DeleteOptions::from_body(&eviction["deleteOptions"])?;
     delete.dry_run |= options.dry_run;
     let name = resource.record_name(call.namespace(), call.name());
@@ -47,8 +49,10 @@ pub(super) async fn create(cluster: &Cluster, request: &Request, resource: &Arc<
     check_preconditions(resource, &pod, &delete)?;
     let grant = budget::ask(cluster, &pod, delete.dry_run).await?;
     if delete.dry_run {
-        remove(cluster, call, resource, call.name(), &delete).await?;
+        remove(cluster, call, resource, call.name(), &delete, Asks::Nobody).await?;
     } else {
+        // What follows is what was admitted.
+        let options = WriteOptions { admitted: true, ..options };
         let write = Write { cluster, call, resource, options: &options, subresource: "status" };
         let step = |old: &Value| {
             check_preconditions(resource, old, &delete)?;
@@ -57,7 +61,7 @@ pub(super) async fn create(cluster: &Cluster, request: &Request, resource: &Arc<
             }
             Ok(Changed { object: disrupted(old), owned: true, names_version: false })
         };
-        let marked = change(&write, step).await?.into_value(resource)?;
+        let marked = change(&write, step).await?.into_value(cluster, resource).await?;
         remove_marked(cluster, call, resource, delete, &marked).await?;
     }
     let mut done = Status::success(None);
@@ -78,7 +82,7 @@ async fn remove_marked(
         delete.resource_version = Some(meta::resource_version(marked).to_owned());
     }
     delete.uid = Some(meta::uid(marked).to_owned());
-    let Err(status) = remove(cluster, call, resource, call.name(), &delete).await else { return Ok(()) };
+    let Err(status) = remove(cluster, call, resource, call.name(), &delete, Asks::Nobody).await else { return Ok(()) };
     let record = cluster.store.get(resource, &resource.record_name(call.namespace(), call.name()));
     let is_another = record.is_some_and(|record| Seen::new(resource, &record).facts().uid != meta::uid(marked));
     Err(if is_another { resource.not_found(call.name()) } else { status })
@@ -117,7 +121,7 @@ mod tests {
     async fn a_pod_that_has_the_name_by_then_stays() {
         let dir = tempfile::tempdir().unwrap();
         let keyspace = Keyspace::open(coracle_keyspace::Config::new(dir.path())).await.unwrap();
-        let cluster = Cluster::new(Store::new(keyspace));
+        let cluster = Cluster::new(Store::new(keyspace), None);
         let pods = cluster.catalog.named("", "pods").unwrap().clone();
         let pod =
             |uid: &str| object!({"metadata": {"name": "p", "namespace": "ns", "uid": uid, "resourceVersion": "1"}});

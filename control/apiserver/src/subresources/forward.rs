@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::response::Response;
-use coracle_api::meta::selector::{FieldSelector, LabelSelector};
 use coracle_api::meta::text::quote;
 use coracle_api::status::Status;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
@@ -18,11 +17,12 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::Passing;
-use super::nodes::{self, Endpoint, Nodes};
+use super::html;
 use crate::answer::respond;
 use crate::authn;
 use crate::catalog::Resource;
 use crate::cluster::Cluster;
+use crate::nodes::{self, At, Endpoint, Nodes};
 use crate::request::call::Call;
 use crate::store::Seen;
 
@@ -140,27 +140,31 @@ pub(super) async fn proxy(
         let to = node_endpoint(nodes::kubelet(cluster, name)?, scheme, port)?;
         return pass(nodes, &to, &path, passing, Some(&below)).await;
     }
-    if scheme == "https" {
-        let message = format!("error trying to reach {name}: pods speak no TLS here; ask for http:{name}:{port}");
-        return Err(Status::service_unavailable(message));
-    }
-    let (pod, port) = if resource.row.resource() == "pods" {
+    let (node, namespace, name, port) = if resource.row.resource() == "pods" {
         let pod = read_pod(cluster, &named, resource).await?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let port = if port.is_empty() { first_port(&pod) } else { port.to_owned() };
-        (pod, port)
+        let metadata = &pod["metadata"];
+        (text(&pod["spec"]["nodeName"]), text(&metadata["namespace"]), text(&metadata["name"]), port)
     } else {
         let service = read_pod(cluster, &named, resource).await?;
-        endpoint_of_service(cluster, &service, port)?
+        match nodes::endpoint_of_service(cluster, &service, port)? {
+            At::Pod { node, namespace, name, port } => (node, namespace, name, port.to_string()),
+            // Whoever may call a Service may not call what is beyond the cluster.
+            At::Address { .. } => {
+                let message = format!("no endpoints available for service \"{name}\"");
+                return Err(Status::service_unavailable(message));
+            }
+        }
     };
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let node = text(&pod["spec"]["nodeName"]);
     if node.is_empty() {
         return Err(Status::service_unavailable("the pod is not bound to a node"));
     }
     // A pod's address is reached through its node: pods have no network of their own that this server is in.
     let to = nodes::kubelet(cluster, &node)?;
-    let (namespace, name) = (text(&pod["metadata"]["namespace"]), text(&pod["metadata"]["name"]));
-    let path = format!("/coracle/v1/proxy/{namespace}/{name}/{port}{path}");
+    // The node speaks TLS with it: what lies between them is TLS already.
+    let secure = if scheme == "https" { "https:" } else { "" };
+    let path = format!("/coracle/v1/proxy/{namespace}/{name}/{secure}{port}{path}");
     pass(nodes, &to, &path, passing, Some(&below)).await
 }
 
@@ -206,46 +210,6 @@ fn first_port(pod: &Value) -> String {
         .map_or_else(|| "80".to_owned(), |port| port.to_string())
 }
 
-/// A ready pod behind a service, and the port that the service's port leads to.
-fn endpoint_of_service(cluster: &Cluster, service: &Value, port: &str) -> Result<(Value, String), Status> {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let (namespace, name) = (text(&service["metadata"]["namespace"]), text(&service["metadata"]["name"]));
-    let unavailable = || Status::service_unavailable(format!("no endpoints available for service \"{name}\""));
-    let ports = service["spec"]["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let chosen = match port {
-        "" if ports.len() == 1 => ports.first(),
-        "" => ports.iter().find(|port| text(&port["name"]).is_empty()).or(ports.first()),
-        wanted => {
-            ports.iter().find(|port| text(&port["name"]) == wanted || port["port"].as_u64() == wanted.parse().ok())
-        }
-    };
-    let port_name = text(&chosen.ok_or_else(unavailable)?["name"]);
-    let slices = cluster.catalog.named("discovery.k8s.io", "endpointslices").ok_or_else(unavailable)?;
-    let pods = cluster.catalog.named("", "pods").ok_or_else(unavailable)?;
-    let of_service = LabelSelector::from_pairs([("kubernetes.io/service-name", name.as_str())]);
-    let snapshot = cluster.store.keyspace.snapshot(slices.row.collection());
-    for (_, record) in crate::store::range(&snapshot.records, Some(&namespace), None) {
-        let seen = Seen::new(slices, record);
-        if !seen.matches(&of_service, &FieldSelector::everything()) {
-            continue;
-        }
-        let slice = seen.stored()?;
-        let port = slice["ports"].as_array().into_iter().flatten().find(|port| text(&port["name"]) == port_name);
-        let Some(port) = port.and_then(|port| port["port"].as_u64()) else { continue };
-        for endpoint in slice["endpoints"].as_array().into_iter().flatten() {
-            let ready = endpoint["conditions"]["ready"].as_bool().unwrap_or(true);
-            let pod = text(&endpoint["targetRef"]["name"]);
-            if !ready || pod.is_empty() {
-                continue;
-            }
-            if let Some(record) = cluster.store.get(pods, &pods.record_name(Some(&namespace), &pod)) {
-                return Ok((Seen::new(pods, &record).stored()?, port.to_string()));
-            }
-        }
-    }
-    Err(unavailable())
-}
-
 /// Passes a request on and its answer back. `below` is where a proxied application stands among this server's paths.
 pub(super) async fn pass(
     nodes: &Nodes,
@@ -276,11 +240,18 @@ pub(super) async fn pass(
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
         let (mut parts, body) = answer.into_parts();
         remove_hop_by_hop(&mut parts.headers);
+        let mut body = nodes::body(body);
         if let Some(below) = below {
             rewrite_location(&mut parts.headers, below, &[&here, &there]);
+            if is_page(&parts.headers) {
+                // It becomes longer.
+                parts.headers.remove(header::CONTENT_LENGTH);
+                let below = below.to_owned();
+                body = html::rewritten(body, Box::new(move |link| within(link, &below, &[&here, &there])));
+            }
         }
         // The places are held while the answer goes on.
-        let body = nodes::body(body).map_frame(move |frame| {
+        let body = body.map_frame(move |frame| {
             let _held = &places;
             frame
         });
@@ -353,26 +324,38 @@ fn say_who(headers: &mut HeaderMap, peer: Option<SocketAddr>, host: &str, uri: &
 /// A redirection within the application stays within the proxy: paths are put below where the application stands.
 fn rewrite_location(headers: &mut HeaderMap, below: &str, own_hosts: &[&str]) {
     let Some(location) = headers.get(header::LOCATION).and_then(|value| value.to_str().ok()) else { return };
-    let path = match location.split_once("://") {
+    if let Some(new) = within(location, below, own_hosts)
+        && let Ok(value) = HeaderValue::from_str(&new)
+    {
+        headers.insert(header::LOCATION, value);
+    }
+}
+
+/// Whether an answer is a page that can be read.
+fn is_page(headers: &HeaderMap) -> bool {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    text(header::CONTENT_TYPE).starts_with("text/html") && matches!(text(header::CONTENT_ENCODING), "" | "identity")
+}
+
+/// A link to the application itself, put below where it stands; none for one that leads elsewhere or is relative.
+fn within(link: &str, below: &str, own_hosts: &[&str]) -> Option<String> {
+    let path = match link.split_once("://") {
         Some(("http" | "https", rest)) => {
             let (host, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
             // Somewhere else altogether.
             if !own_hosts.contains(&host) {
-                return;
+                return None;
             }
             if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }
         }
-        Some(_) => return,
-        None if location.starts_with('/') && !location.starts_with("//") => location.to_owned(),
+        Some(_) => return None,
+        None if link.starts_with('/') && !link.starts_with("//") => link.to_owned(),
         // Relative to what was asked for, or to another host.
-        None => return,
+        None => return None,
     };
     let below = below.trim_end_matches('/');
     let inside = path.strip_prefix(below).is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '?', '#']));
-    let new = if inside { path } else { format!("{below}{path}") };
-    if let Ok(value) = HeaderValue::from_str(&new) {
-        headers.insert(header::LOCATION, value);
-    }
+    Some(if inside { path } else { format!("{below}{path}") })
 }
 
 /// Copies both ways until one side ends.

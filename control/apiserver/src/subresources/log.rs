@@ -9,10 +9,10 @@ use coracle_api::status::Status;
 
 use super::Passing;
 use super::forward;
-use super::nodes::{self, Nodes};
 use crate::answer::respond;
 use crate::catalog::Resource;
 use crate::cluster::Cluster;
+use crate::nodes::{self, Nodes};
 use crate::request::call::Call;
 
 pub(super) async fn answer(

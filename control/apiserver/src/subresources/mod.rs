@@ -5,8 +5,8 @@ pub(crate) mod bindings;
 mod budget;
 mod eviction;
 mod forward;
+mod html;
 mod log;
-pub(crate) mod nodes;
 pub(crate) mod reviews;
 mod scale;
 mod token;
@@ -16,14 +16,18 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::response::Response;
+use coracle_api::meta;
 use coracle_api::status::Status;
 use http::Method;
+use serde_json::{Value, json};
 
-use self::nodes::Nodes;
+use crate::admission;
+use crate::admission::matching::Operation;
 use crate::authn::tokens::Tokens;
 use crate::catalog::Resource;
 use crate::cluster::Cluster;
 use crate::limits::{Connection, Place};
+use crate::nodes::Nodes;
 use crate::request::call::{Call, Request};
 use crate::verbs;
 
@@ -51,6 +55,87 @@ pub(crate) fn is_stream(call: &Call, resource: &Resource) -> bool {
         }
 }
 
+/// Admits something of a subresource's own, which somebody makes.
+async fn admit(
+    cluster: &Cluster,
+    call: &Call,
+    resource: &Resource,
+    object: &mut Value,
+    dry_run: bool,
+) -> Result<(), Status> {
+    let subresource = match call.subresource() {
+        // The older path of the same.
+        "" => "binding",
+        subresource => subresource,
+    };
+    let at = attributes(cluster, call, resource, subresource);
+    let name = if call.name().is_empty() { meta::name(object) } else { call.name() }.to_owned();
+    Box::pin(admission::admit(&at, Operation::Create, &name, object, dry_run)).await.map(drop)
+}
+
+fn attributes<'a>(
+    cluster: &'a Cluster,
+    call: &'a Call,
+    resource: &'a Resource,
+    subresource: &'a str,
+) -> admission::Attributes<'a> {
+    admission::Attributes {
+        cluster,
+        resource,
+        caller: &call.identity,
+        call,
+        is_here: call.is_here,
+        namespace: call.namespace(),
+        subresource,
+        is_admitted: false,
+    }
+}
+
+/// Asks webhooks whether a connection may be made (CONNECT). What it is for is told by its options; these they cannot change.
+async fn connects(cluster: &Cluster, call: &Call, resource: &Resource) -> Result<(), Status> {
+    let at = attributes(cluster, call, resource, call.subresource());
+    if !at.may_ask() || call.subresource() == "log" {
+        return Ok(());
+    }
+    let mut options = connection(call, resource);
+    if Box::pin(admission::admit(&at, Operation::Connect, call.name(), &mut options, false)).await? {
+        let message =
+            "an admission webhook changed the options of a connection, which this version of Coracle does not do";
+        return Err(Status::internal_error(message));
+    }
+    Ok(())
+}
+
+/// The options of a connection, from its query and its path.
+fn connection(call: &Call, resource: &Resource) -> Value {
+    let part = resource.row.subresources().iter().find(|part| part.name == call.subresource());
+    let mut options = json!({"kind": part.map_or("", |part| part.kind), "apiVersion": "v1"});
+    match call.subresource() {
+        "exec" | "attach" => {
+            for field in ["stdin", "stdout", "stderr", "tty"] {
+                if call.query.flag(field) == Some(true) {
+                    options[field] = true.into();
+                }
+            }
+            if let Some(container) = call.query.text("container") {
+                options["container"] = container.into();
+            }
+            let command: Vec<&str> = call.query.all("command").collect();
+            if !command.is_empty() {
+                options["command"] = command.into();
+            }
+        }
+        "portforward" => {
+            let ports: Vec<i64> = call.query.all("ports").filter_map(|port| port.parse().ok()).collect();
+            if !ports.is_empty() {
+                options["ports"] = ports.into();
+            }
+        }
+        _ => options["path"] = call.target.rest.as_str().into(),
+    }
+    options
+}
+
 /// Answers such a call.
 pub(crate) async fn stream(
     cluster: &Cluster,
@@ -59,6 +144,7 @@ pub(crate) async fn stream(
     resource: &Arc<Resource>,
 ) -> Result<Response, Status> {
     let call = &passing.call;
+    connects(cluster, call, resource).await?;
     match (resource.row.resource(), call.subresource()) {
         ("pods", "log") if matches!(call.method, Method::GET | Method::HEAD) => {
             log::answer(cluster, nodes, passing, resource).await

@@ -51,6 +51,7 @@ pub(super) async fn create(
         .await?
         .ok_or_else(|| resource.not_found(call.name()))?;
     let account = Seen::new(resource, &record).stored()?;
+    super::admit(cluster, call, resource, &mut asked, options.dry_run).await?;
     let seconds = asked["spec"]["expirationSeconds"].as_i64().unwrap_or(DEFAULT_SECONDS);
     let wrong = |message: &str| {
         let error = FieldError::invalid("spec.expirationSeconds", seconds, message);

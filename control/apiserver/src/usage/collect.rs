@@ -19,8 +19,8 @@ use super::Uses;
 use super::sample::Sample;
 use crate::cluster::Cluster;
 use crate::limits::{Class, Flow};
+use crate::nodes::{self, Endpoint, Nodes};
 use crate::store::Seen;
-use crate::subresources::nodes::{self, Endpoint, Nodes};
 
 /// What was said so lately is said again. Who asks every 15 s, as an autoscaler, hears something new each time.
 const FRESH: Duration = Duration::from_secs(10);

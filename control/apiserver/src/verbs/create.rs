@@ -31,32 +31,73 @@ pub(crate) async fn create(cluster: &Cluster, request: &Request, resource: &Arc<
     let object = body::object(call, &request.body, &expected, options.validation)?;
     let write = Write { cluster, call, resource, options: &options, subresource: "" };
     let written = insert(&write, object, false).await?;
-    written.respond(form, 201, resource, include)
+    written.respond(cluster, form, 201, resource, include).await
 }
+
+/// How often a new object is admitted anew because webhooks were configured meanwhile.
+const READMITTED_MAX: usize = 4;
 
 /// Creates `object`, which is in the form of the write's resource.
 pub(crate) async fn insert(write: &Write<'_>, mut object: Value, owned: bool) -> Result<Written, Status> {
+    for _ in 0..READMITTED_MAX {
+        // Only where it may have to be admitted anew is there another one.
+        let guard = write.attributes().guard();
+        let again = guard.is_some().then(|| object.clone());
+        // Of its own: whoever calls it is a hundred calls deep already.
+        match (Box::pin(insert_once(write, object, owned, guard)).await, again) {
+            (Err(Unwritten::Readmit), Some(again)) => {
+                write.cluster.store.barrier().await?;
+                object = again;
+            }
+            (Err(Unwritten::Readmit), None) => break,
+            (Err(Unwritten::Final(status)), _) => return Err(status),
+            (Ok(written), _) => return Ok(written),
+        }
+    }
+    Err(Status::server_timeout(write.resource.row.group(), write.resource.row.resource(), "create", 1))
+}
+
+/// Why nothing was made.
+enum Unwritten {
+    /// What configures admission has changed meanwhile.
+    Readmit,
+    Final(Status),
+}
+
+impl From<Status> for Unwritten {
+    fn from(status: Status) -> Unwritten {
+        Unwritten::Final(status)
+    }
+}
+
+/// `guard` says what admits it.
+async fn insert_once(
+    write: &Write<'_>,
+    mut object: Value,
+    owned: bool,
+    guard: Option<Op>,
+) -> Result<Written, Unwritten> {
     let resource = write.resource;
     let row = &resource.row;
     // What the server makes itself it does as it says.
     if let Some(why) = row.refusal().filter(|_| !write.options.own) {
-        return Err(resource.forbidden(meta::name(&object), why));
+        return Err(resource.forbidden(meta::name(&object), why).into());
     }
     row.strategy().to_storage(&mut object);
     write.take_place(&mut object)?;
     if !meta::resource_version(&object).is_empty() {
-        return Err(Status::unknown_error("resourceVersion should not be set on objects to be created"));
+        return Err(Status::unknown_error("resourceVersion should not be set on objects to be created").into());
     }
     let base = match meta::name(&object) {
         "" => object["metadata"]["generateName"].as_str().filter(|base| !base.is_empty()).map(str::to_owned),
         _ => None,
     };
-    write.new_metadata(&mut object);
+    write.wipe_metadata(&mut object);
     if let Some(base) = &base {
         set_name(&mut object, base);
     }
     let mut lives = admission::place(&write.attributes(), &object).await?;
-    write.ready_new(&mut object, owned).await?;
+    write.ready_new(&mut object, owned, base.is_some()).await?;
     let store = &write.cluster.store;
     let (mut names, mut race) = (1, Race::default());
     // Until it is done or the request's time is up.
@@ -69,18 +110,18 @@ pub(crate) async fn insert(write: &Write<'_>, mut object: Value, owned: bool) ->
         let attributes = write.attributes();
         let mut charge = admission::Charge::default();
         if !write.options.own {
-            admission::validate(&attributes, &object, None).await?;
+            admission::validate(&attributes, &object, None, write.options.dry_run).await?;
             charge = admission::charge(&attributes, &object, None, write.options.dry_run).await?;
         }
         row.strategy().canonicalize(&mut object);
         let name = meta::name(&object).to_owned();
         let record_name = resource.record_name(write.call.namespace(), &name);
-        let value = write.encode(&object)?;
+        let value = write.encode(&object).await?;
         if write.options.dry_run {
             store.barrier().await?;
             match store.get(resource, &record_name) {
                 Some(_) if base.is_some() && names < NAMES_TRIED => {}
-                Some(existing) => return Err(taken(write, &existing, &name)),
+                Some(existing) => return Err(taken(write, &existing, &name).into()),
                 None => return Ok(Written::Value(object)),
             }
         } else {
@@ -90,17 +131,22 @@ pub(crate) async fn insert(write: &Write<'_>, mut object: Value, owned: bool) ->
             ops.extend(lives.clone());
             ops.append(&mut charge.ops);
             let defined = write.guard(&mut ops);
+            let admitted = guard.is_some().then_some(ops.len());
+            ops.extend(guard.clone());
             match store.transact(ops).await {
                 Ok(committed) => {
                     charge.settle(write.cluster).await;
                     return Ok(Written::Record(committed.records[0].clone()));
                 }
-                Err(Refused::Final(status)) => return Err(status),
-                Err(Refused::Guard(failed)) if Some(failed.op) == defined => return Err(write.redefined("create")),
+                Err(Refused::Final(status)) => return Err(status.into()),
+                Err(Refused::Guard(failed)) if Some(failed.op) == defined => {
+                    return Err(write.redefined("create").into());
+                }
+                Err(Refused::Guard(failed)) if Some(failed.op) == admitted => return Err(Unwritten::Readmit),
                 // The namespace or a quota has changed, or what was chosen for the object was taken meanwhile.
                 Err(Refused::Guard(failed)) if failed.op > 0 => {
                     if !race.goes_on(&failed) {
-                        return Err(Status::server_timeout(row.group(), row.resource(), "create", 1));
+                        return Err(Status::server_timeout(row.group(), row.resource(), "create", 1).into());
                     }
                     store.barrier().await?;
                     tokio::task::yield_now().await;
@@ -110,15 +156,15 @@ pub(crate) async fn insert(write: &Write<'_>, mut object: Value, owned: bool) ->
                 }
                 Err(Refused::Guard(failed)) => match failed.found {
                     Some(_) if base.is_some() && names < NAMES_TRIED => {}
-                    Some(existing) => return Err(taken(write, &existing, &name)),
-                    None => return Err(Status::server_timeout(row.group(), row.resource(), "create", 1)),
+                    Some(existing) => return Err(taken(write, &existing, &name).into()),
+                    None => return Err(Status::server_timeout(row.group(), row.resource(), "create", 1).into()),
                 },
             }
         }
         // Only an object whose generated name was taken comes here.
         names += 1;
         if names > NAMES_TRIED {
-            return Err(Status::generated_names_taken(row.group(), row.resource(), &name, 1));
+            return Err(Status::generated_names_taken(row.group(), row.resource(), &name, 1).into());
         }
         object = before.unwrap_or(object);
         if let Some(base) = &base {

@@ -18,12 +18,13 @@ use crate::answer::table::Include;
 use crate::authz;
 use crate::catalog::{DEFINITIONS, Resource};
 use crate::cluster::Cluster;
+use crate::conversion;
 use crate::identity::Identity;
 use crate::request::call::{Call, Request};
 use crate::request::codec;
 use crate::request::negotiate::{self, Offer};
 use crate::request::options::{DeleteOptions, Propagation};
-use crate::store::{Refused, Seen, Store};
+use crate::store::{Refused, Seen, Store, object};
 
 const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
@@ -56,14 +57,17 @@ pub(crate) async fn delete(cluster: &Cluster, request: &Request, resource: &Arc<
     let include = Include::of(&call.query)?;
     let options = options(request)?;
     warn(call, resource, &options);
-    let deleted = remove(cluster, call, resource, call.name(), &options).await?;
+    let deleted = remove(cluster, call, resource, call.name(), &options, Asks::Webhooks).await?;
     let code = match (&deleted, options.orphan_dependents) {
         (Deleted::Marked(_) | Deleted::Would(_), Some(false)) => 202,
         _ => 200,
     };
     let row = &resource.row;
     match deleted {
-        Deleted::Marked(record) => respond::record(form, code, &Seen::new(resource, &record), include),
+        Deleted::Marked(record) => {
+            let record = conversion::one(cluster, resource, &record).await?;
+            respond::record(form, code, &Seen::new(resource, &record), include)
+        }
         Deleted::Would(mut object) => {
             row.strategy().from_storage(&mut object);
             respond::object(form, code, resource, &object, include)
@@ -127,6 +131,33 @@ pub(crate) enum Deleted {
     Would(Value),
 }
 
+/// Who is asked whether something may be deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asks {
+    Webhooks,
+    /// Nobody: it is a part of what was admitted.
+    Nobody,
+}
+
+/// What admission is told of a deletion.
+pub(crate) fn attributes<'a>(
+    cluster: &'a Cluster,
+    call: &'a Call,
+    resource: &'a Resource,
+    asks: Asks,
+) -> admission::Attributes<'a> {
+    admission::Attributes {
+        cluster,
+        resource,
+        caller: &call.identity,
+        call,
+        is_here: call.is_here,
+        namespace: call.namespace(),
+        subresource: "",
+        is_admitted: asks == Asks::Nobody,
+    }
+}
+
 /// Deletes `name` in the call's namespace.
 pub(crate) async fn remove(
     cluster: &Cluster,
@@ -134,10 +165,15 @@ pub(crate) async fn remove(
     resource: &Arc<Resource>,
     name: &str,
     options: &DeleteOptions,
+    asks: Asks,
 ) -> Result<Deleted, Status> {
     admission::delete(resource, name)?;
+    let at = attributes(cluster, call, resource, asks);
+    let asked = at.asks();
+    let by = Some((&at, name)).filter(|_| asks == Asks::Webhooks);
     let record_name = resource.record_name(call.namespace(), name);
-    let (mut turn, mut confirmed) = (None, false);
+    // Whoever is asked is asked about what there is.
+    let (mut turn, mut confirmed) = (None, asked);
     // Until it is done or the request's time is up.
     loop {
         let known = cluster.store.get(resource, &record_name).filter(|_| !confirmed);
@@ -148,7 +184,7 @@ pub(crate) async fn remove(
                 cluster.store.read(resource, &record_name).await?.ok_or_else(|| resource.not_found(name))?
             }
         };
-        match remove_record(cluster, &call.identity, resource, &record, options).await {
+        match remove_record(cluster, &call.identity, resource, &record, options, by).await {
             Ok(Some(Deleted::Marked(marked))) if !confirmed && Arc::ptr_eq(&marked, &record) => {
                 confirmed = true;
                 continue;
@@ -163,25 +199,43 @@ pub(crate) async fn remove(
             Ok(None) => confirmed = true,
             Err(status) => return Err(status),
         }
-        if turn.is_none() {
+        // Nobody waits here for whom somebody outside is asked.
+        if turn.is_none() && !asked {
             turn = Some(cluster.store.turn(resource, &record_name).await);
         }
     }
 }
 
-/// One try; `None` when the record has changed meanwhile.
+/// One try; `None` when the record has changed meanwhile. `by` is who asks, and by which name, where that has to be admitted.
 pub(crate) async fn remove_record(
     cluster: &Cluster,
     caller: &Identity,
     resource: &Arc<Resource>,
     record: &Arc<Record>,
     options: &DeleteOptions,
+    by: Option<(&admission::Attributes<'_>, &str)>,
 ) -> Result<Option<Deleted>, Status> {
     authz::node::sees(cluster, caller, resource, record, authz::node::DELETE)?;
+    // Of what is converted only the metadata is another, and that is in the version in which it is stored.
+    let is_converted = conversion::is_needed(resource);
+    let found;
+    let record = if is_converted {
+        found = cluster.store.get(resource, &record.key.name).filter(|found| found.revision == record.revision);
+        let Some(found) = &found else { return Ok(None) };
+        found
+    } else {
+        record
+    };
     let seen = Seen::new(resource, record);
-    let old = seen.to_remove()?;
+    let old = if is_converted { seen.in_own_version()? } else { seen.to_remove()? };
     check_preconditions(resource, &old, options)?;
     let step = plan(resource, &old, options, Timestamp::now());
+    let admitted = by.and_then(|(at, _)| at.guard()).or_else(|| admission::mark(resource));
+    if let Some((at, name)) = by.filter(|(at, _)| step != Step::Nothing && at.may_ask()) {
+        let shown = conversion::one(cluster, resource, record).await?;
+        let old = Seen::new(resource, &shown).to_remove()?;
+        Box::pin(admission::remove(at, name, options, &old)).await?;
+    }
     let key = Store::key(resource, &record.key.name);
     let guard = Guard::Revision(record.revision);
     let mut ops = match &step {
@@ -192,7 +246,10 @@ pub(crate) async fn remove_record(
                 _ => Deleted::Gone(record.clone()),
             }));
         }
-        Step::Mark(object) => vec![Op::Put { key, value: Store::encode(resource, object), guard }],
+        Step::Mark(object) => {
+            let value = if is_converted { object::encode(object) } else { Store::encode(resource, object) };
+            vec![Op::Put { key, value, guard }]
+        }
         Step::Remove => {
             let mut ops = vec![Op::Delete { key, guard }];
             ops.extend(admission::release(cluster, resource, &old));
@@ -207,6 +264,7 @@ pub(crate) async fn remove_record(
         }
         _ => None,
     };
+    ops.extend(admitted);
     match cluster.store.transact(ops).await {
         Err(Refused::Guard(failed)) if Some(failed.op) == defined => {
             Err(Status::server_timeout(resource.row.group(), resource.row.resource(), "delete", 1))

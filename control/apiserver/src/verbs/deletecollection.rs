@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::response::Response;
 use coracle_api::status::Status;
 
-use super::delete;
+use super::delete::{self, Asks};
 use super::list::{self, Page};
 use super::selection::ListOptions;
 use crate::admission;
@@ -32,6 +32,8 @@ pub(crate) async fn deletecollection(
     delete::warn(call, resource, &options);
     let selection = ListOptions::of(call, resource, false)?;
     let Page { revision, records, next, remaining, held } = list::page(cluster, call, resource, &selection).await?;
+    let at = delete::attributes(cluster, call, resource, Asks::Webhooks);
+    let (at, asked) = (&at, at.asks());
     let outcomes: Vec<Result<Option<_>, Status>> = stream::iter(records)
         .map(|record| {
             let options = options.clone();
@@ -41,9 +43,11 @@ pub(crate) async fn deletecollection(
                 // The answer shows what was listed, not what became of it.
                 let (listed, mut record, mut turn) = (record.clone(), record, None);
                 loop {
-                    match delete::remove_record(cluster, &call.identity, resource, &record, &options).await? {
+                    match delete::remove_record(cluster, &call.identity, resource, &record, &options, Some((at, "")))
+                        .await?
+                    {
                         Some(_) => return Ok(Some(listed)),
-                        None if turn.is_none() => turn = Some(cluster.store.turn(resource, &name).await),
+                        None if turn.is_none() && !asked => turn = Some(cluster.store.turn(resource, &name).await),
                         None => {}
                     }
                     match cluster.store.read(resource, &name).await? {

@@ -12,6 +12,7 @@ use crate::answer::table::Include;
 use crate::authz;
 use crate::catalog::Resource;
 use crate::cluster::Cluster;
+use crate::conversion;
 use crate::request::call::Call;
 use crate::request::negotiate::Offer;
 use crate::store::Seen;
@@ -39,5 +40,5 @@ pub(crate) async fn read(cluster: &Cluster, call: &Call, resource: &Arc<Resource
     let record = cluster.store.get(resource, &name).ok_or_else(|| resource.not_found(call.name()))?;
     let record = cluster.store.renewed(resource, record).await;
     authz::node::sees(cluster, &call.identity, resource, &record, authz::node::READ)?;
-    Ok(record)
+    conversion::one(cluster, resource, &record).await
 }

@@ -14,6 +14,7 @@ use crate::answer::table::Include;
 use crate::authz;
 use crate::catalog::Resource;
 use crate::cluster::Cluster;
+use crate::conversion;
 use crate::request::call::Call;
 use crate::request::negotiate::{Offer, Shape};
 use crate::store::{self, Past, Seen};
@@ -60,13 +61,19 @@ pub(crate) async fn page(
     let namespace = options.namespace(call, resource);
     let records = cluster.store.all_renewed(resource, namespace, past.records.clone()).await;
     let records = options.candidates(namespace, resource, records);
+    let after = token.as_ref().map(|token| token.after.as_str());
+    // What is looked into is converted first, and otherwise only what is shown.
+    let records = if options.selects_all() {
+        records
+    } else {
+        conversion::all(cluster, resource, (namespace, after), records).await?
+    };
     if options.needs_facts() {
-        let after = token.as_ref().map(|token| token.after.as_str());
         let asked: Vec<_> = store::range(&records, namespace, after).map(|(_, record)| record.clone()).collect();
         store::warm(resource, &asked, |seen: &Seen<'_>| seen.learn()).await;
     }
     let mut found = Vec::new();
-    let mut rest = store::range(&records, namespace, token.as_ref().map(|token| token.after.as_str()));
+    let mut rest = store::range(&records, namespace, after);
     let mut next = None;
     let mut remaining = None;
     for (_, record) in rest.by_ref() {
@@ -87,7 +94,11 @@ pub(crate) async fn page(
             _ => rest.count() + 1,
         });
     }
-    let held = past.undone(&found);
+    let mut held = past.undone(&found);
+    if conversion::is_needed(resource) {
+        found = Box::pin(conversion::each(cluster, resource, found)).await?;
+        held = found.iter().map(|record| record.bytes.len()).sum();
+    }
     Ok(Page { revision, records: found, next, remaining, held })
 }
 

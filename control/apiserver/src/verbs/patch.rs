@@ -134,7 +134,7 @@ pub(crate) async fn patch(
     let options = write_options(call, "PatchOptions", Some(media_type))?;
     let write = Write { cluster, call, resource, options: &options, subresource };
     let (code, written) = run(&write, &request.body).await?;
-    written.respond(form, code, resource, include)
+    written.respond(cluster, form, code, resource, include).await
 }
 
 /// Patches the object that the call names. 201 when an apply made it.

@@ -17,6 +17,7 @@ use crate::answer::table::Include;
 use crate::authz;
 use crate::catalog::Resource;
 use crate::cluster::Cluster;
+use crate::conversion;
 use crate::request::body::{self, Expected};
 use crate::request::call::Request;
 use crate::request::negotiate::Offer;
@@ -43,11 +44,11 @@ pub(crate) async fn update(
         write.may_create()?;
         match insert(&write, object.clone(), false).await {
             Err(status) if status.reason == "AlreadyExists" => {}
-            written => return written?.respond(form, 201, resource, include),
+            written => return written?.respond(cluster, form, 201, resource, include).await,
         }
     }
     let written = change(&write, |_| Ok(Changed { object: object.clone(), owned: false, names_version: true })).await?;
-    written.respond(form, 200, resource, include)
+    written.respond(cluster, form, 200, resource, include).await
 }
 
 /// The name in the body is the path's.
@@ -95,7 +96,8 @@ pub(crate) async fn change(
     let (mut turn, mut confirmed, mut race) = (None, false, Race::default());
     // Until it is done or the request's time is up.
     loop {
-        let outcome = attempt(write, &record, &step).await;
+        // Of its own: whoever calls it is a hundred calls deep already.
+        let outcome = Box::pin(attempt(write, &record, &step)).await;
         // What was not put to the keyspace was decided by a record that may be an old one here: it is asked for once more.
         let decided_here = match &outcome {
             Err(Refused::Final(status)) => (400..500).contains(&status.code()),
@@ -125,7 +127,8 @@ pub(crate) async fn change(
             None => return Err(resource.not_found(call.name())),
         }
         confirmed = true;
-        if turn.is_none() {
+        // Nobody waits here for whom somebody outside is asked.
+        if turn.is_none() && !write.attributes().asks() {
             turn = Some(write.cluster.store.turn(resource, &record_name).await);
         }
         let newest = write.cluster.store.read(resource, &record_name).await?;
@@ -142,7 +145,9 @@ async fn attempt(
     let (resource, call) = (write.resource, write.call);
     let row = &resource.row;
     authz::node::sees(write.cluster, &call.identity, resource, record, authz::node::UPDATE)?;
-    let seen = Seen::new(resource, record);
+    let admitted = write.attributes().guard();
+    let converted = conversion::one(write.cluster, resource, record).await?;
+    let seen = Seen::new(resource, &converted);
     let old = seen.stored()?;
     let shown = if resource.is_view { seen.value()? } else { old.clone() };
     let Changed { mut object, owned, names_version } = step(&shown)?;
@@ -158,19 +163,21 @@ async fn attempt(
     write.validate_changed(&object, &old)?;
     call.warn_all(row.warnings(&object, Some(&old)));
     row.strategy().canonicalize(&mut object);
+    let attributes = write.attributes();
+    if !write.options.own {
+        admission::validate(&attributes, &object, Some(&old), write.options.dry_run).await?;
+    }
     // What another version or another schema left is written anew.
-    let is_current = resource.custom.is_none() || seen.is_stored_now();
+    let is_current = resource.custom.is_none() || Seen::new(resource, record).is_stored_now();
     if is_current && ownership::is_unchanged(&object, &old) {
         return Ok(Written::Record(record.clone()));
     }
     let gone = is_finished(resource, &object, &old);
     if !gone && !write.options.dry_run && leases::is_renewed(resource, &object, &old) {
-        return write.cluster.store.renew(record, write.encode(&object)?).await.map(Written::Record);
+        return write.cluster.store.renew(record, write.encode(&object).await?).await.map(Written::Record);
     }
-    let attributes = write.attributes();
     let mut charge = admission::Charge::default();
     if !gone && !write.options.own {
-        admission::validate(&attributes, &object, Some(&old)).await?;
         charge = admission::charge(&attributes, &object, Some(&old), write.options.dry_run).await?;
     }
     let key = Store::key(resource, &record.key.name);
@@ -180,7 +187,7 @@ async fn attempt(
         ops.extend(admission::release(write.cluster, resource, &old));
         ops
     } else {
-        let value = write.encode(&object)?;
+        let value = write.encode(&object).await?;
         vec![Op::Put { key, value, guard }]
     };
     if write.options.dry_run {
@@ -191,6 +198,7 @@ async fn attempt(
     }
     ops.append(&mut charge.ops);
     let defined = write.guard(&mut ops);
+    ops.extend(admitted);
     match write.cluster.store.transact(ops).await {
         Err(Refused::Guard(failed)) if Some(failed.op) == defined => {
             Err(write.redefined(authz::verb(write.call)).into())

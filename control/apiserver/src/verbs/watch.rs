@@ -27,6 +27,7 @@ use crate::answer::table::Include;
 use crate::authz;
 use crate::catalog::Resource;
 use crate::cluster::Cluster;
+use crate::conversion;
 use crate::limits::Place;
 use crate::request::call::Call;
 use crate::request::negotiate::{Format, Offer};
@@ -108,6 +109,10 @@ async fn begin(
         let snapshot = keyspace.snapshot(collection);
         let records = cluster.store.all_renewed(resource, namespace.as_deref(), snapshot.records).await;
         let records = options.candidates(namespace.as_deref(), resource, records);
+        let records = match conversion::all(cluster, resource, (namespace.as_deref(), None), records).await {
+            Ok(records) => records,
+            Err(status) => return Err((encoder, status)),
+        };
         if options.needs_facts() {
             let asked: Vec<_> = store::range(&records, namespace.as_deref(), None).map(|(_, r)| r.clone()).collect();
             store::warm(resource, &asked, |seen: &Seen<'_>| seen.learn()).await;
@@ -145,6 +150,7 @@ async fn begin(
         renewals: store.renewals(resource, namespace.as_deref()),
         // The end of the initial events is told when they were asked for by name.
         marks_end: initial && options.initial_events == Some(true) && options.bookmarks,
+        converts: conversion::is_needed(resource).then(|| server.cluster.clone()),
         source,
         seen: after,
         end: now + life,
@@ -172,6 +178,7 @@ async fn retired(retired: &mut Option<Pin<Box<WaitForCancellationFutureOwned>>>)
 /// What a watch needs of the server beside its data.
 #[derive(Clone, Copy)]
 pub(crate) struct Around<'a> {
+    pub cluster: &'a Arc<Cluster>,
     pub stopping: &'a CancellationToken,
     pub tasks: &'a TaskTracker,
     /// Within which what was there at the beginning is to be read, as a list is: it is held until then, however much of it was
@@ -218,6 +225,8 @@ struct Watch {
     backlog: Option<Backlog>,
     marks_end: bool,
     source: Source,
+    /// Where what happens has to be converted first.
+    converts: Option<Arc<Cluster>>,
     renewals: Option<Renewals>,
     /// Everything up to here was sent.
     seen: Revision,
@@ -267,7 +276,7 @@ impl Watch {
                 biased;
                 batch = self.source.next() => match batch {
                     Ok(batch) => {
-                        let piece = self.events(&batch.events);
+                        let piece = self.told(batch.events).await;
                         self.seen = self.seen.max(batch.revision);
                         if !piece.is_empty() {
                             return Some(piece);
@@ -281,7 +290,7 @@ impl Watch {
                     }
                     let next = self.after_bookmark();
                     self.alarm.as_mut().reset(next);
-                    match self.bookmark() {
+                    match self.bookmark().await {
                         Ok(piece) if piece.is_empty() => {}
                         Ok(piece) => return Some(piece),
                         Err(ended) => return self.over(ended),
@@ -296,8 +305,8 @@ impl Watch {
                 () = retired(&mut self.retired) => {
                     // What happened until then is told by what it was.
                     self.ended = true;
-                    let last = self.source.pending().map(|batch| self.events(&batch.events));
-                    return last.ok().filter(|piece| !piece.is_empty());
+                    let last = self.source.pending().ok()?;
+                    return Some(self.told(last.events).await).filter(|piece| !piece.is_empty());
                 }
             }
         }
@@ -315,11 +324,11 @@ impl Watch {
 
     /// How far the watch is, of a quiet kind as of a busy one, behind the events up to there. Nothing when that lies in the
     /// future: nobody knows what will have happened by then.
-    fn bookmark(&mut self) -> Result<Bytes, WatchEnded> {
+    async fn bookmark(&mut self) -> Result<Bytes, WatchEnded> {
         let batch = self.source.pending()?;
-        let events = self.events(&batch.events);
+        let events = self.told(batch.events).await;
         self.seen = self.seen.max(batch.revision);
-        if self.source.is_ahead() {
+        if self.source.is_ahead() || self.ended {
             return Ok(events);
         }
         let bookmark = self.encoder.bookmark(self.seen, false);
@@ -347,6 +356,21 @@ impl Watch {
             next = more.and_then(Renewals::try_next);
         }
         Ok(out.freeze())
+    }
+
+    /// The frames of events as clients of this version see them. One that cannot be converted ends the watch.
+    async fn told(&mut self, mut events: Vec<Arc<Event>>) -> Bytes {
+        let Some(cluster) = &self.converts else { return self.events(&events) };
+        if let Some(prefix) = &self.prefix {
+            events.retain(|event| event.record.key.name.starts_with(prefix.as_str()));
+        }
+        match conversion::events(cluster, &self.resource, events).await {
+            Ok(events) => self.events(&events),
+            Err(status) => {
+                self.ended = true;
+                self.encoder.error(&status)
+            }
+        }
     }
 
     /// When the bookmark after this one is due; after the last one it is the end.

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use axum::response::Response;
 use coracle_api::kinds::FieldErrors;
 use coracle_api::meta::{self, time};
-use coracle_api::schema;
 use coracle_api::status::Status;
 use coracle_keyspace::{Op, Record};
 use jiff::Timestamp;
@@ -19,6 +18,7 @@ use crate::answer::table::Include;
 use crate::authz;
 use crate::catalog::Resource;
 use crate::cluster::Cluster;
+use crate::conversion;
 use crate::identity::new_uuid;
 use crate::request::call::Call;
 use crate::request::negotiate::Form;
@@ -52,15 +52,19 @@ pub(crate) enum Written {
 
 impl Written {
     /// The answer of a write to the object itself.
-    pub fn respond(
+    pub async fn respond(
         self,
+        cluster: &Cluster,
         form: Form,
         code: u16,
         resource: &Arc<Resource>,
         include: Include,
     ) -> Result<Response, Status> {
         match self {
-            Written::Record(record) => respond::record(form, code, &Seen::new(resource, &record), include),
+            Written::Record(record) => {
+                let record = conversion::one(cluster, resource, &record).await?;
+                respond::record(form, code, &Seen::new(resource, &record), include)
+            }
             Written::Value(mut value) => {
                 resource.row.strategy().from_storage(&mut value);
                 respond::object(form, code, resource, &value, include)
@@ -68,10 +72,13 @@ impl Written {
         }
     }
 
-    /// The object as it is stored.
-    pub fn into_value(self, resource: &Resource) -> Result<Value, Status> {
+    /// The object as it is stored; a custom resource in this version.
+    pub async fn into_value(self, cluster: &Cluster, resource: &Arc<Resource>) -> Result<Value, Status> {
         match self {
-            Written::Record(record) => Seen::new(resource, &record).stored(),
+            Written::Record(record) => {
+                let record = conversion::one(cluster, resource, &record).await?;
+                Seen::new(resource, &record).stored()
+            }
             Written::Value(value) => Ok(value),
         }
     }
@@ -88,6 +95,7 @@ impl Write<'_> {
             is_here: self.call.is_here,
             namespace: self.call.namespace(),
             subresource: self.subresource,
+            is_admitted: self.options.own || self.options.admitted,
         }
     }
 
@@ -110,19 +118,25 @@ impl Write<'_> {
         Ok(())
     }
 
-    /// Fills in what the schema and the kind default. An object that a definition makes too large by that is refused.
-    pub fn default(&self, object: &mut Value) -> Result<(), Status> {
-        schema::apply_defaults(object, &self.resource.stored_schema).map_err(Status::request_too_large)?;
-        self.resource.row.strategy().default(object);
-        Ok(())
-    }
-
-    /// Makes the metadata of a new object the server's own.
-    pub fn new_metadata(&self, object: &mut Value) {
+    /// Takes from a new object what clients cannot say of it.
+    pub fn wipe_metadata(&self, object: &mut Value) {
         let metadata = meta::metadata_mut(object);
-        for field in ["resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds"] {
+        for field in [
+            "resourceVersion",
+            "selfLink",
+            "deletionTimestamp",
+            "deletionGracePeriodSeconds",
+            "uid",
+            "creationTimestamp",
+        ] {
             metadata.remove(field);
         }
+    }
+
+    /// Makes the metadata of a new object the server's own. Who admits it knows nothing of that yet.
+    fn new_metadata(&self, object: &mut Value) {
+        self.wipe_metadata(object);
+        let metadata = meta::metadata_mut(object);
         metadata.insert("uid".to_owned(), new_uuid().into());
         metadata.insert("creationTimestamp".to_owned(), time::format(Timestamp::now()).into());
         if self.resource.row.strategy().has_generation() {
@@ -215,31 +229,46 @@ impl Write<'_> {
     }
 
     /// Everything up to storing of a new object: defaults, admission, ownership, the kind's own steps. `owned` says that
-    /// an apply has already written down who owns what.
-    pub async fn ready_new(&self, object: &mut Value, owned: bool) -> Result<(), Status> {
+    /// an apply has already written down who owns what, `generated` that its name is the server's.
+    pub async fn ready_new(&self, object: &mut Value, owned: bool, generated: bool) -> Result<(), Status> {
         let strategy = self.resource.row.strategy();
         self.merge_owners(object);
-        self.default(object)?;
+        self.resource.default(object)?;
         // What admission adds is owned by nobody.
         if !owned {
             ownership::track(self, None, object);
         }
-        if admission::create(&self.attributes(), object).await? {
-            self.default(object)?;
+        if admission::mutate_new(&self.attributes(), object, generated, self.options.dry_run).await? {
+            self.merge_owners(object);
+            self.check_place(object)?;
         }
+        self.new_metadata(object);
         strategy.prepare_create(object);
         Ok(())
+    }
+
+    /// That a webhook has not put an object somewhere else.
+    fn check_place(&self, object: &Value) -> Result<(), Status> {
+        let given = object["metadata"]["namespace"].as_str().unwrap_or_default();
+        let namespace = self.call.namespace().filter(|_| self.resource.row.namespaced()).unwrap_or_default();
+        if given == namespace {
+            return Ok(());
+        }
+        let message = "the namespace of the provided object does not match the namespace sent on the request";
+        Err(Status::bad_request(message))
     }
 
     /// The same of a change.
     pub async fn ready_changed(&self, object: &mut Value, old: &Value, owned: bool) -> Result<(), Status> {
         let strategy = self.resource.row.strategy();
         self.merge_owners(object);
-        self.default(object)?;
+        self.resource.default(object)?;
         if !owned {
             ownership::track(self, Some(old), object);
         }
-        admission::update(&self.attributes(), object, old).await?;
+        if admission::mutate_changed(&self.attributes(), object, old, self.options.dry_run).await? {
+            self.merge_owners(object);
+        }
         match self.subresource {
             "" | "scale" => strategy.prepare_update(object, old),
             "binding" => {}
@@ -268,8 +297,9 @@ impl Write<'_> {
     }
 
     /// The bytes to store; an object that is too large is refused.
-    pub fn encode(&self, object: &Value) -> Result<coracle_keyspace::Value, Status> {
-        let content = Store::encode(self.resource, object);
+    pub async fn encode(&self, object: &Value) -> Result<coracle_keyspace::Value, Status> {
+        let stored = conversion::to_stored(self.cluster, self.resource, object).await?;
+        let content = Store::encode(self.resource, stored.as_ref().unwrap_or(object));
         if content.bytes.len() > object::OBJECT_BYTES_MAX {
             return Err(Status::request_too_large(format!("limit is {}", object::OBJECT_BYTES_MAX)));
         }

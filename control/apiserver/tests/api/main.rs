@@ -4,14 +4,17 @@ mod answers;
 mod authentication;
 mod bounds;
 mod certificates;
+mod conversion;
 mod custom;
 mod deletion;
 mod ingress;
 mod kinds;
 mod lists;
+mod mesh;
 mod nodes;
 mod objects;
 mod podsecurity;
+mod policies;
 mod quotas;
 mod roles;
 mod scheduling;
@@ -20,6 +23,7 @@ mod shape;
 mod usage;
 mod volumes;
 mod watches;
+mod webhooks;
 
 use axum::body::Body;
 use coracle_apiserver::{ApiServer, Config, Identity};
@@ -122,6 +126,20 @@ impl Server {
             }
             let written = tokio::time::timeout_at(deadline, self.keyspace.wait_for(next)).await;
             assert!(written.is_ok(), "{path} does not appear: {found}");
+        }
+    }
+
+    /// Waits until an object says so.
+    async fn says(&self, path: &str, what: impl Fn(&Value) -> bool) -> Value {
+        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+        loop {
+            let next = coracle_keyspace::Revision::new(self.keyspace.revision().get() + 1);
+            let (_, found) = self.get(path).await;
+            if what(&found) {
+                return found;
+            }
+            let written = tokio::time::timeout_at(deadline, self.keyspace.wait_for(next)).await;
+            assert!(written.is_ok(), "{found:#}");
         }
     }
 

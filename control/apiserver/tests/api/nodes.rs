@@ -224,3 +224,29 @@ async fn a_node_agent_elsewhere_has_no_range_but_one_that_is_given_out() {
     // Its machine comes back as another kind of member, restored or joined again: the object is there, with its range.
     assert_eq!(ask(&server, "POST", "/api/v1/nodes", &founder).await.0, 409);
 }
+
+#[tokio::test]
+async fn a_node_reads_policies_and_what_namespaces_are_called_and_changes_neither() {
+    const POLICIES: &str = "/apis/networking.k8s.io/v1/namespaces/default/networkpolicies";
+    let server = Server::start().await;
+    let made =
+        server.make(POLICIES, json!({"metadata": {"name": "shut"}, "spec": {"podSelector": {}, "egress": []}})).await;
+    assert_eq!(
+        (&made["spec"], &made["metadata"]["generation"]),
+        (&json!({"podSelector": {}, "policyTypes": ["Ingress"]}), &json!(1))
+    );
+    let nothing = Value::Null;
+    for path in
+        [POLICIES, "/apis/networking.k8s.io/v1/networkpolicies", "/api/v1/namespaces", "/api/v1/namespaces/default"]
+    {
+        assert_eq!(ask(&server, "GET", path, &nothing).await, (200, String::new()), "{path}");
+    }
+    for (method, path) in [
+        ("POST", POLICIES.to_owned()),
+        ("DELETE", format!("{POLICIES}/shut")),
+        ("PATCH", "/api/v1/namespaces/default".to_owned()),
+    ] {
+        let body = json!({"metadata": {"name": "default", "labels": {"a": "b"}}});
+        assert_eq!(ask(&server, method, &path, &body).await.0, 403, "{method} {path}");
+    }
+}

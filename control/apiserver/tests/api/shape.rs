@@ -4,12 +4,17 @@ use std::path::Path;
 
 /// From the ground up; modules of one line may name each other.
 const STAIRS: &[&[&str]] = &[
-    &["config", "identity", "limits"],
+    &["config", "identity", "limits", "outward"],
     &["request"],
+    &["hooks"],
+    &["policies"],
     &["catalog"],
     &["store"],
     &["roles"],
     &["cluster"],
+    &["nodes"],
+    &["callout"],
+    &["conversion"],
     &["answer"],
     &["authz"],
     &["authn"],
@@ -17,10 +22,12 @@ const STAIRS: &[&[&str]] = &[
     &["verbs"],
     &["subresources"],
     &["usage"],
+    &["mesh"],
     &["discovery"],
     &["openapi", "health", "layers"],
     &["server"],
-    &["bootstrap", "definitions", "router"],
+    &["duties"],
+    &["bootstrap", "definitions", "router", "typechecks"],
     &["in_process"],
     &["lib"],
 ];

@@ -80,7 +80,7 @@ impl Measures {
 }
 
 /// Reads a duration as Go writes it: `1m0.5s`.
-fn go_duration(text: &str) -> Option<Duration> {
+pub(crate) fn go_duration(text: &str) -> Option<Duration> {
     let (mut all, mut rest) = (Duration::ZERO, text);
     while !rest.is_empty() {
         let end = rest.find(|letter: char| !letter.is_ascii_digit() && letter != '.')?;

@@ -31,6 +31,7 @@ use crate::queue::{Next, Queue, Reconciler};
 use crate::{Error, now_in_seconds};
 use limits::History;
 use measure::Measures;
+pub(crate) use measure::go_duration;
 use plan::{Conditions, Decision, Said, Seen, WrongSelector};
 
 /// From one look at all of them to the next (kube-controller-manager's `--horizontal-pod-autoscaler-sync-period`; tests do

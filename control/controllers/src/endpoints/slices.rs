@@ -244,7 +244,24 @@ pub(crate) fn plan(
         }
         plan.delete.extend(mine.into_values().flatten());
     }
+    reuse(&mut plan, service);
     plan
+}
+
+/// Makes new slices out of those that would go, as the reference does (`reconciler.finalize`): so nobody sees both, least of all the empty
+/// one that says that nobody is behind the Service beside those that say who is.
+fn reuse(plan: &mut Plan, service: &Service) {
+    let is_own = |slice: &EndpointSlice| slice.controller() == service.metadata.uid.as_deref();
+    plan.delete.retain(|old| {
+        let new = plan.create.iter().position(|new| is_own(old) && new.address_type == old.address_type);
+        let Some(new) = new.map(|at| plan.create.remove(at)) else { return true };
+        let mut slice = (**old).clone();
+        slice.metadata.labels = new.metadata.labels;
+        slice.endpoints = new.endpoints;
+        slice.ports = new.ports;
+        plan.update.push(slice);
+        false
+    });
 }
 
 struct Group<'a> {

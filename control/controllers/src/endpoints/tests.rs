@@ -121,8 +121,12 @@ fn keeps_an_empty_slice_for_nobody() {
     let existing = named(plan.create);
     let plan = slices::plan(&plain(), &[], existing.clone(), &zone, &|| None);
     assert!(plan.create.is_empty() && plan.update.is_empty() && plan.delete.is_empty(), "{plan:?}");
-    let plan = slices::plan(&plain(), &[pod(1, true, false)], existing, &zone, &|| None);
-    assert_eq!((plan.create.len(), plan.delete.len()), (1, 1), "other ports, another slice");
+    let plan = slices::plan(&plain(), &[pod(1, true, false)], existing.clone(), &zone, &|| None);
+    // Other ports are another slice; the empty one becomes it, so that nobody sees both.
+    assert_eq!((plan.create.len(), plan.update.len(), plan.delete.len()), (0, 1, 0));
+    let [now] = &plan.update[..] else { panic!("{plan:?}") };
+    assert_eq!((&now.metadata.name, now.endpoints.as_ref().map(Vec::len)), (&existing[0].metadata.name, Some(1)));
+    assert!(now.ports.as_ref().is_some_and(|ports| !ports.is_empty()), "{now:?}");
 }
 
 #[test]

@@ -416,9 +416,8 @@ impl Controller {
             Reclaim::Nothing => Ok(()),
             Reclaim::Delete if volume.is_deleting() => Ok(()),
             Reclaim::Delete => {
-                let options = DeleteOptions::of(volume.uid());
-                let deleted = self.client.delete(PERSISTENT_VOLUMES, &volume.key(), &options).await;
-                deleted.map_err(Error::api("delete a volume"))
+                let (key, options) = (volume.key(), DeleteOptions::of(volume.uid()));
+                self.client.delete(PERSISTENT_VOLUMES, &key, &options).await.map_err(Error::api("delete a volume"))
             }
             Reclaim::Fail(told) => {
                 if self.volume_phase(volume, "Failed", Some(&told.message)).await? {

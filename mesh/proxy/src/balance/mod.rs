@@ -7,15 +7,19 @@ mod load;
 mod outlier;
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use coracle_discovery::Endpoint;
+use http::StatusCode;
 use rand::Rng;
 
 use self::load::{Load, Nanos};
 use self::outlier::Outlier;
+use crate::demand::Guard;
+use crate::observe::{self, Classes, Stats};
 use crate::retry::Budget;
 
 /// An endpoint that has not been picked for so long is asked once, whatever is believed of it.
@@ -31,9 +35,14 @@ struct State {
     load: Load,
     outlier: Outlier,
     picked_at: AtomicU64,
+    answers: Classes,
 }
 
 impl State {
+    fn address(&self) -> SocketAddr {
+        SocketAddr::new(self.endpoint.address, self.endpoint.port)
+    }
+
     fn is_overdue(&self, now: Nanos) -> bool {
         now.saturating_sub(self.picked_at.load(Relaxed)) >= PROBE_AFTER
     }
@@ -46,6 +55,7 @@ pub(crate) struct Balancer {
     epoch: Instant,
     /// Retries that its callers may make.
     pub budget: Arc<Budget>,
+    pub stats: Arc<Stats>,
 }
 
 impl Balancer {
@@ -71,10 +81,30 @@ impl Balancer {
                 load: Load::new(usual, now),
                 outlier: Outlier::default(),
                 picked_at: AtomicU64::new(now),
+                answers: Classes::default(),
             }),
         };
         let budget = before.map_or_else(|| Arc::new(Budget::new(epoch)), |before| before.budget.clone());
-        Balancer { states: endpoints.iter().map(state).collect(), epoch, budget }
+        let stats = before.map(|before| before.stats.clone()).unwrap_or_default();
+        Balancer { states: endpoints.iter().map(state).collect(), epoch, budget, stats }
+    }
+
+    /// What is known of its endpoints.
+    pub fn view(&self) -> Vec<observe::Endpoint> {
+        let now = since(self.epoch, Instant::now());
+        let view = |state: &Arc<State>| observe::Endpoint {
+            address: state.address(),
+            node: state.endpoint.node.clone(),
+            left_out: state.outlier.left_out(now),
+            under_way: state.load.under_way(),
+            latency: Duration::from_nanos(state.load.latency_ns(now) as u64),
+        };
+        self.states.iter().map(view).collect()
+    }
+
+    /// How requests to each of its endpoints have ended.
+    pub fn each(&self, mut tell: impl FnMut(SocketAddr, &Classes)) {
+        self.states.iter().for_each(|state| tell(state.address(), &state.answers));
     }
 
     /// An endpoint for one request or connection, none of those that were tried; `None` when there is no other.
@@ -96,7 +126,7 @@ impl Balancer {
         };
         state.picked_at.store(begun, Relaxed);
         state.load.begin(begun);
-        Some(Picked { state: state.clone(), begun, epoch: self.epoch, is_waiting: true })
+        Some(Picked { state: state.clone(), begun, epoch: self.epoch, is_waiting: true, asked: None })
     }
 
     fn better<'a>(&self, states: &'a [Arc<State>], now: Nanos, random: &mut impl Rng) -> &'a Arc<State> {
@@ -141,7 +171,9 @@ impl Balancer {
         let now = since(self.epoch, now);
         let out = self.states.iter().filter(|state| state.outlier.is_out(now)).count();
         let may_leave = picked.state.outlier.is_out(now) || (out + 1) * 2 <= self.states.len();
+        picked.state.answers.count(None);
         if let Some(until) = picked.state.outlier.failed(now, may_leave) {
+            Stats::one(&self.stats.ejections);
             picked.state.load.cool(until);
         }
     }
@@ -153,21 +185,37 @@ fn since(epoch: Instant, now: Instant) -> Nanos {
 
 /// Endpoints that one request has been to.
 #[derive(Default)]
-pub(crate) struct Tried(Vec<Arc<State>>);
+pub(crate) struct Tried {
+    all: Vec<Arc<State>>,
+    /// One where it may not go.
+    not_allowed: Option<SocketAddr>,
+}
 
 impl Tried {
     /// It has been there.
     pub fn add(&mut self, picked: &Picked) {
-        self.0.push(picked.state.clone());
+        self.all.push(picked.state.clone());
+    }
+
+    /// It may not go there, which is no fault of the endpoint.
+    pub fn add_not_allowed(&mut self, picked: Picked) {
+        let endpoint = picked.endpoint();
+        self.not_allowed = Some(SocketAddr::new(endpoint.address, endpoint.port));
+        self.add(&picked);
+    }
+
+    /// Where it may not go, if it came to such a place.
+    pub fn not_allowed(&self) -> Option<SocketAddr> {
+        self.not_allowed
     }
 
     /// To how many.
     pub fn count(&self) -> usize {
-        self.0.len()
+        self.all.len()
     }
 
     fn has(&self, state: &Arc<State>) -> bool {
-        self.0.iter().any(|tried| Arc::ptr_eq(tried, state))
+        self.all.iter().any(|tried| Arc::ptr_eq(tried, state))
     }
 }
 
@@ -178,6 +226,8 @@ pub(crate) struct Picked {
     begun: Nanos,
     epoch: Instant,
     is_waiting: bool,
+    /// What is asked of the Service with it, to the end.
+    pub asked: Option<Guard>,
 }
 
 impl Picked {
@@ -197,6 +247,12 @@ impl Picked {
             self.state.load.answered(now.saturating_sub(self.begun), now);
         }
         self.state.outlier.answered();
+    }
+
+    /// It answered a request so.
+    pub fn answered_with(&mut self, status: StatusCode) {
+        self.state.answers.count(Some(status));
+        self.answered();
     }
 
     /// It has too much to do: others are preferred for a moment.

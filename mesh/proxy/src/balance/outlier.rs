@@ -30,6 +30,12 @@ impl Outlier {
         self.out_until.load(Relaxed) > now
     }
 
+    /// For how long it is left out.
+    pub fn left_out(&self, now: Nanos) -> Option<Duration> {
+        let left = self.out_until.load(Relaxed).saturating_sub(now);
+        (left > 0).then(|| Duration::from_nanos(left))
+    }
+
     /// It gave no answer. If it may be left out, it is, until the time that is returned.
     pub fn failed(&self, now: Nanos, may_leave: bool) -> Option<Nanos> {
         let failures = self.failures.fetch_add(1, Relaxed).min(5);

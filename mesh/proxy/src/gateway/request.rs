@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use coracle_discovery::{Backend, PortName, Protocol, Route as Rule};
+use coracle_policy::Source;
 use http::header::{
     FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER, STRICT_TRANSPORT_SECURITY,
 };
@@ -98,7 +99,10 @@ impl Inbound {
         }
         let route = match self.route(&rule) {
             Ok(route) => route,
-            Err(why) => return Ok(say(StatusCode::SERVICE_UNAVAILABLE, &why)),
+            Err(why) => {
+                self.proxy.by_ingress.count(&rule.origin, StatusCode::SERVICE_UNAVAILABLE);
+                return Ok(say(StatusCode::SERVICE_UNAVAILABLE, &why));
+            }
         };
         let local_port = self.port;
         // Before it is said who asks: what a client names as its connection's own is taken away, and that is not.
@@ -112,7 +116,9 @@ impl Inbound {
         let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         *request.uri_mut() = Uri::from(path);
         request.extensions_mut().insert(Asker::Ingresses(rule.origin.namespace.clone()));
-        let answered = self.ask(&rule, route, request).await;
+        let answered = self.ask(&Source::Outside(client.ip()), &rule, route, request).await;
+        let status = answered.as_ref().map_or_else(|error| refuse(error).status(), Response::status);
+        self.proxy.by_ingress.count(&rule.origin, status);
         answered.map(|mut response| {
             if let Some(hsts) = rule.options.hsts.as_ref().filter(|_| self.tls.is_some())
                 && let Ok(hsts) = HeaderValue::from_str(hsts)
@@ -147,15 +153,21 @@ impl Inbound {
     }
 
     /// Asks within what the rule allows.
-    async fn ask(&self, rule: &Rule, route: Route, request: Request<Body>) -> Result<Response<Body>, Error> {
+    async fn ask(
+        &self,
+        source: &Source,
+        rule: &Rule,
+        route: Route,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, Error> {
         let options = &rule.options;
         if options.body_bytes_max.is_none() && options.silence_max.is_none() {
-            return self.proxy.call_route(route, request).await;
+            return self.proxy.call_route(source, route, request).await;
         }
         let silence = options.silence_max.map(Silence::new);
         let (head, body) = request.into_parts();
         let (body, is_larger) = bounds::sent(body, options.body_bytes_max, silence.clone());
-        let asked = Box::pin(self.proxy.call_route(route, Request::from_parts(head, body)));
+        let asked = Box::pin(self.proxy.call_route(source, route, Request::from_parts(head, body)));
         let answered = match &silence {
             None => asked.await,
             // Who has not answered by then is not waited for.

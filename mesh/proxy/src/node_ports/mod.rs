@@ -2,7 +2,7 @@
 //!
 //! A port is a number and a protocol: TCP ([`tcp`]) and UDP ([`udp`]) may share the number.
 
-mod tcp;
+pub(crate) mod tcp;
 mod udp;
 
 pub(crate) use self::udp::Upstreams;
@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use coracle_discovery::{Protocol, Service, Snapshot};
+use coracle_policy::Source;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -57,6 +58,16 @@ impl Inbound {
     /// For whom the way to other nodes is used.
     fn asker(&self) -> Asker {
         Asker::NodePort(self.key.0)
+    }
+
+    fn way(&self) -> tcp::Way {
+        let inbound = self.clone();
+        tcp::Way {
+            proxy: self.proxy.clone(),
+            route: Arc::new(move || inbound.route()),
+            asker: self.asker(),
+            drain: self.stop.clone(),
+        }
     }
 
     /// The route as it is now.
@@ -149,8 +160,10 @@ impl Listeners {
         };
         let opened = match key.1 {
             Protocol::Tcp => TcpListener::bind(address).await.map(|listener| {
-                let serving = inbound.clone();
-                let serve = move |stream, _, turns| tcp::connection(serving.clone(), stream, turns);
+                let way = inbound.way();
+                let serve = move |stream, client: SocketAddr, turns| {
+                    tcp::connection(way.clone(), Source::Outside(client.ip()), stream, turns)
+                };
                 self.tasks.spawn(accept::accept(inbound.door(), listener, serve));
             }),
             Protocol::Udp => UdpSocket::bind(address).await.map(|socket| {

@@ -1,64 +1,99 @@
-//! TCP at a node's port. A connection is served as HTTP, each request by an endpoint of its own, when the endpoint picked for
-//! it is a component that is called, here or on another node; when that listens itself, bytes are passed on as they are, whatever
-//! they mean: HTTP/2, gRPC, WebSocket or no HTTP at all.
+//! A TCP connection to a Service's port, from a client of the node's port or from a guest. It is served as HTTP, each request by an
+//! endpoint of its own, when the endpoint picked for it is a component that is called, here or on another node; when that listens
+//! itself, bytes are passed on as they are, whatever they mean: HTTP/2, gRPC, WebSocket or no HTTP at all.
 
 use std::sync::Arc;
 
+use coracle_policy::Source;
 use http::Request;
 use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
-use super::Inbound;
 use crate::balance::{Picked, Tried};
 use crate::endpoint::{Connected, Failure};
+use crate::observe::Stats;
 use crate::retry::ATTEMPTS_MAX;
+use crate::routes::Route;
 use crate::turns::Turns;
-use crate::{Body, BoxError, Stream, Uncertain, serve, spare, upgrade};
+use crate::{Asker, Body, BoxError, Error, Place, Proxy, Stream, Uncertain, serve, spare, upgrade};
 
-/// Serves one connection.
-pub(super) async fn connection(inbound: Inbound, stream: TcpStream, turns: Arc<Turns>) -> Result<(), BoxError> {
+/// Where a connection goes, and for whom.
+#[derive(Clone)]
+pub(crate) struct Way {
+    pub proxy: Proxy,
+    /// The Service's port as it is now.
+    pub route: Arc<dyn Fn() -> Result<Route, Error> + Send + Sync>,
+    /// For whom the way to other nodes is used.
+    pub asker: Asker,
+    /// Nothing more is taken.
+    pub drain: CancellationToken,
+}
+
+/// Serves one connection of `source`.
+pub(crate) async fn connection(way: Way, source: Source, stream: TcpStream, turns: Arc<Turns>) -> Result<(), BoxError> {
     stream.set_nodelay(true)?;
     spare::keep_alive(&stream)?;
-    match connect(&inbound).await? {
+    match connect(&way, &source).await? {
         Some((there, _picked, _place)) => {
             let mut client = Uncertain::new(stream);
             upgrade::pass(&mut client.socket, there, turns.begin()).await?;
             client.whole();
             Ok(())
         }
-        None => http(inbound, stream, turns).await,
+        None => http(way, stream, source, turns).await,
     }
 }
 
 /// A connection to an endpoint that listens itself; `None` when HTTP is to be spoken here: the endpoint is called, or there is
-/// none (a client that speaks HTTP learns why; any other sees the connection end).
-async fn connect(inbound: &Inbound) -> Result<Option<(Box<dyn Stream>, Picked, Option<crate::Place>)>, BoxError> {
-    let mut route = inbound.route()?;
+/// none for this client (one that speaks HTTP learns why; any other sees the connection end).
+async fn connect(way: &Way, source: &Source) -> Result<Option<(Box<dyn Stream>, Picked, Option<Place>)>, BoxError> {
+    let proxy = &way.proxy;
+    let mut route = (way.route)()?;
+    let mut asked = route.demand.as_ref().map(|demand| proxy.demands().begin(demand));
     let mut tried = Tried::default();
     let mut failure = None;
     let mut is_renewed = false;
     for _ in 0..=ATTEMPTS_MAX {
         let known = tried.count();
-        let Some((mut picked, endpoint)) = inbound.proxy.pick(&route, &mut tried) else {
+        let Some((mut picked, endpoint)) = proxy.pick(source, &route, &mut tried) else {
             // All that discovery named have just gone.
             if tried.count() > known
+                && tried.not_allowed().is_none()
                 && !std::mem::replace(&mut is_renewed, true)
-                && let Some(renewed) = inbound.proxy.renew(&route).await
+                && let Some(renewed) = proxy.renew(&route).await
             {
                 route = renewed;
                 continue;
             }
+            // Who may not connect does not wake it.
+            let asleep = route.is_asleep() && tried.not_allowed().is_none();
+            if let Some(asked) = asked.as_ref().filter(|_| asleep) {
+                route = match proxy.awake(&route, asked, 0).await {
+                    // A client that speaks HTTP is told.
+                    Err(Error::Crowded { .. }) => return Ok(None),
+                    awake => awake?,
+                };
+                (tried, is_renewed) = (Tried::default(), false);
+                continue;
+            }
             break;
         };
-        match endpoint.connect(&*inbound.proxy.local, inbound.asker()).await {
+        let connected = endpoint.connect(&proxy.guard, way.asker.clone(), source).await;
+        if connected.is_ok() {
+            picked.asked = asked.take();
+        }
+        match connected {
             Ok(Connected::CallsOnly) => return Ok(None),
             Ok(Connected::Socket(there)) if !spare::is_spare(&there) => {
                 return Err("the process has few descriptors left".into());
             }
             Ok(Connected::Socket(there)) => {
+                Stats::one(&route.balancer.stats.connections);
                 picked.answered();
                 return Ok(Some((Box::new(there), picked, None)));
             }
             Ok(Connected::Elsewhere(there, place)) => {
+                Stats::one(&route.balancer.stats.connections);
                 picked.answered();
                 return Ok(Some((there, picked, Some(place))));
             }
@@ -67,7 +102,7 @@ async fn connect(inbound: &Inbound) -> Result<Option<(Box<dyn Stream>, Picked, O
                 tried.add(&picked);
                 let unseen = Failure::unseen(endpoint.address, error);
                 unseen.tell(&route.balancer, picked);
-                failure = Some(unseen.error);
+                failure = Some(unseen.error).filter(|error| !matches!(error, Error::NotAllowed(_)));
             }
         }
     }
@@ -75,13 +110,13 @@ async fn connect(inbound: &Inbound) -> Result<Option<(Box<dyn Stream>, Picked, O
 }
 
 /// Serves a connection as HTTP: each request takes the route as it is then.
-async fn http(inbound: Inbound, stream: TcpStream, turns: Arc<Turns>) -> Result<(), BoxError> {
-    let drain = inbound.stop.clone();
+async fn http(way: Way, stream: TcpStream, source: Source, turns: Arc<Turns>) -> Result<(), BoxError> {
+    let drain = way.drain.clone();
     let answer = move |mut request: Request<Body>| {
-        request.extensions_mut().insert(inbound.asker());
-        let route = inbound.route();
-        let proxy = inbound.proxy.clone();
-        async move { proxy.call_route(route?, request).await }
+        request.extensions_mut().insert(way.asker.clone());
+        let route = (way.route)();
+        let (proxy, source) = (way.proxy.clone(), source.clone());
+        async move { proxy.call_route(&source, route?, request).await }
     };
     serve::serve(stream, turns, drain, answer).await
 }
@@ -92,10 +127,9 @@ mod tests {
     use coracle_discovery::Protocol;
     use tokio::io::AsyncReadExt;
     use tokio::net::TcpListener;
-    use tokio_util::sync::CancellationToken;
     use tokio_util::task::TaskTracker;
 
-    use super::super::Target;
+    use super::super::{Inbound, Target};
     use super::*;
     use crate::accept::accept;
     use crate::places::{Bounds, Key, Places};
@@ -119,8 +153,10 @@ mod tests {
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let serving = inbound.clone();
-        let serve = move |stream, _, turns| connection(serving.clone(), stream, turns);
+        let way = inbound.way();
+        let serve = move |stream, client: std::net::SocketAddr, turns| {
+            connection(way.clone(), Source::Outside(client.ip()), stream, turns)
+        };
         inbound.tasks.spawn(accept(inbound.door(), listener, serve));
         (inbound, address)
     }

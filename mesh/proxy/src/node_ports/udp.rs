@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use coracle_discovery::Protocol;
+use coracle_policy::Source;
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -37,6 +38,8 @@ struct Flow {
     /// Before the socket: its port may be another flow's as soon as it is closed.
     _upstream: Known,
     upstream: UdpSocket,
+    /// The endpoint.
+    to: SocketAddr,
     begun: Instant,
     /// It has rested or given way, its endpoint is gone, or another has taken its place.
     over: CancellationToken,
@@ -130,7 +133,12 @@ pub(super) async fn relay(inbound: Inbound, socket: UdpSocket) {
                 continue;
             }
         };
-        if let Some(flow) = flows.get(&client) {
+        let source = Source::Outside(client.ip());
+        let flow = flows.get(&client);
+        if let Some(flow) = flow.filter(|flow| !inbound.proxy.permits(&source, flow.to, Protocol::Udp)) {
+            // It was allowed before. Another endpoint may be so still.
+            flow.over.cancel();
+        } else if let Some(flow) = flow {
             match flow.send(datagram).await {
                 Ok(()) => continue,
                 // Its first datagram is sent again until the program comes.
@@ -140,7 +148,7 @@ pub(super) async fn relay(inbound: Inbound, socket: UdpSocket) {
             }
         }
         // New, or its endpoint has gone: another is found.
-        let Some(mut flow) = connect(&inbound).await else { continue };
+        let Some(mut flow) = connect(&inbound, &source).await else { continue };
         let _ = flow.send(datagram).await;
         // Only the first: what comes after it would be out of order, or too much.
         flow.is_early = !flows.contains_key(&client) && flow.is_refused();
@@ -161,10 +169,11 @@ pub(super) async fn relay(inbound: Inbound, socket: UdpSocket) {
     }
 }
 
-/// A socket that speaks to one of the endpoints, and to no other.
-async fn connect(inbound: &Inbound) -> Option<Flow> {
+/// A socket that speaks to one of the endpoints for `source`, and to no other.
+async fn connect(inbound: &Inbound, source: &Source) -> Option<Flow> {
     let route = inbound.route().ok()?;
-    let (mut picked, endpoint) = inbound.proxy.pick(&route, &mut Tried::default())?;
+    let (mut picked, endpoint) = inbound.proxy.pick(source, &route, &mut Tried::default())?;
+    let address = endpoint.address;
     let to = endpoint.socket().filter(|to| inbound.proxy.local.is_reached(*to, Protocol::Udp))?;
     // Whether anybody is there shows later, if at all.
     picked.answered();
@@ -175,7 +184,7 @@ async fn connect(inbound: &Inbound) -> Option<Flow> {
     upstream.connect(to).await.ok().filter(|()| spare::is_spare(&upstream))?;
     let known = inbound.proxy.upstreams.add(to.ip(), upstream.local_addr().ok()?.port());
     let begun = Instant::now();
-    Some(Flow { upstream, begun, over, is_early: false, _upstream: known, place, _picked: picked })
+    Some(Flow { upstream, to: address, begun, over, is_early: false, _upstream: known, place, _picked: picked })
 }
 
 /// Passes back what the endpoint says, until the client rests or nobody is there; who was not there yet is sent the `first`

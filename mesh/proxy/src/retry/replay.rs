@@ -15,6 +15,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::sync::Notify;
 
+use crate::observe::Stats;
 use crate::{Body, BoxError};
 
 /// Bytes of a body that may have been read and can still be sent again.
@@ -31,6 +32,8 @@ const COMES_BACK_WITHIN: Duration = Duration::from_millis(500);
 struct Place {
     back: Mutex<Back>,
     came: Notify,
+    /// Where its bytes are counted.
+    stats: Arc<Stats>,
 }
 
 #[derive(Default)]
@@ -54,11 +57,11 @@ struct Parts {
 
 impl Replay {
     /// The body to send, and where it comes back.
-    pub fn of(body: Body) -> (Body, Replay) {
+    pub fn of(body: Body, stats: &Arc<Stats>) -> (Body, Replay) {
         if body.is_end_stream() {
             return (body, Replay(None));
         }
-        let place = Arc::<Place>::default();
+        let place = Arc::new(Place { stats: stats.clone(), ..Place::default() });
         (Replayed::body(Parts { again: VecDeque::new(), rest: body }, place.clone()), Replay(Some(place)))
     }
 
@@ -149,7 +152,10 @@ impl http_body::Body for Replayed {
             None => Pin::new(&mut parts.rest).poll_frame(cx),
         };
         match &polled {
-            Poll::Ready(Some(Ok(frame))) => self.remember(frame),
+            Poll::Ready(Some(Ok(frame))) => {
+                Stats::bytes(&self.place.stats.sent_bytes, frame.data_ref().map_or(0, Bytes::len));
+                self.remember(frame);
+            }
             // The client's own failure is not repeated.
             Poll::Ready(Some(Err(_))) => self.read = None,
             Poll::Ready(None) | Poll::Pending => {}
@@ -197,13 +203,17 @@ mod tests {
         StreamBody::new(stream::iter(frames)).boxed_unsync()
     }
 
+    fn of(body: Body) -> (Body, Replay) {
+        Replay::of(body, &Arc::default())
+    }
+
     async fn all(body: Body) -> Bytes {
         body.collect().await.unwrap().to_bytes()
     }
 
     #[tokio::test]
     async fn what_was_read_and_dropped_comes_back_in_order() {
-        let (mut first, replay) = Replay::of(body(&["one ", "two ", "three"]));
+        let (mut first, replay) = of(body(&["one ", "two ", "three"]));
         assert!(replay.again().await.is_none(), "it is still held");
         first.frame().await;
         drop(first);
@@ -222,13 +232,13 @@ mod tests {
     #[tokio::test]
     async fn too_much_does_not_come_back_and_nothing_is_no_effort() {
         let large: &'static str = Box::leak("x".repeat(REPLAY_BYTES_MAX).into_boxed_str());
-        let (mut first, replay) = Replay::of(body(&[large, "y"]));
+        let (mut first, replay) = of(body(&[large, "y"]));
         first.frame().await;
         first.frame().await;
         drop(first);
         let known = tokio::time::timeout(COMES_BACK_WITHIN / 2, replay.again()).await.expect("it is not waited for");
         assert!(known.is_none());
-        let (nothing, replay) = Replay::of(empty());
+        let (nothing, replay) = of(empty());
         drop(nothing);
         assert_eq!(all(replay.again().await.unwrap()).await, "");
     }

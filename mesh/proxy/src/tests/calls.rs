@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use coracle_policy::Source;
 use futures::future::BoxFuture;
 use http::{Request, Response};
 use http_body_util::BodyExt;
@@ -51,7 +52,7 @@ async fn a_service_leads_outside_and_says_where_it_may_not() {
     let words =
         format!("service n/web leads to {outside}, an address of this machine or near it, where no Service may lead");
     let request = || Request::get("http://web/").body(text(String::new())).unwrap();
-    let refused = world.proxy.call("n", request()).await.unwrap_err();
+    let refused = world.proxy.call(&Source::Unknown, "n", request()).await.unwrap_err();
     assert_eq!(refused.to_string(), words);
     let mut client = connect(node_port).await;
     write(&mut client, "GET / HTTP/1.1\r\nhost: web\r\nconnection: close\r\n\r\n").await;
@@ -99,7 +100,7 @@ async fn a_pod_of_another_node_answers_as_one_of_this() {
     // A guest that dials is told that there is no socket here, and of whose pod it is; its requests take a connection.
     let to = SocketAddr::new(pod(2), 8080);
     assert!(world.proxy.is_dialled("web", 80, "n") && world.proxy.is_dialled("10.9.0.2", 8080, "n"));
-    assert!(matches!(world.proxy.connect_address(to, TCP), Some(Err(Error::NoPod(at))) if at == to));
+    assert!(matches!(world.proxy.connect_address(&Source::Unknown, to, TCP), Some(Err(Error::NoPod(at))) if at == to));
 }
 
 #[tokio::test]
@@ -188,7 +189,7 @@ async fn overload_is_said_and_not_multiplied() {
     let begun = Instant::now();
     for _ in 0..500 {
         let request = Request::builder().uri("http://web/").body(text(String::new())).unwrap();
-        let error = world.proxy.call("n", request).await.unwrap_err();
+        let error = world.proxy.call(&Source::Unknown, "n", request).await.unwrap_err();
         assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
     }
     let asked = one.0.calls.load(Relaxed) + two.0.calls.load(Relaxed);
@@ -397,7 +398,7 @@ async fn how_a_request_ended_on_another_node_is_known_here() {
     world.pods.listen_elsewhere.store(true, Relaxed);
     world.start_elsewhere(2, forges);
     let request = Request::post("http://10.9.0.2:8080/").body(text("x".to_owned())).unwrap();
-    assert_eq!(read(world.proxy.call("n", request).await.unwrap()).await, "mine");
+    assert_eq!(read(world.proxy.call(&Source::Unknown, "n", request).await.unwrap()).await, "mine");
 }
 
 /// A body that has only begun when nobody takes the request is sent to another.
@@ -418,7 +419,7 @@ async fn a_request_whose_body_still_comes_is_asked_elsewhere_too() {
         let body = http_body_util::StreamBody::new(frames).boxed_unsync();
         send.send("one ").await.unwrap();
         let request = Request::post("http://web/").body(body).unwrap();
-        let asking = world.proxy.call("n", request);
+        let asking = world.proxy.call(&Source::Unknown, "n", request);
         let sending = async move {
             tokio::time::sleep(Duration::from_millis(20)).await;
             send.send("two").await.unwrap();
@@ -443,9 +444,9 @@ async fn who_has_its_share_of_the_way_to_a_node_waits_for_nobody_and_harms_no_en
         request
     };
     let pod = Asker::Pod(pod(9));
-    let held = world.proxy.call("n", request(pod.clone())).await.unwrap();
+    let held = world.proxy.call(&Source::Unknown, "n", request(pod.clone())).await.unwrap();
     let begun = Instant::now();
-    let refused = world.proxy.call("n", request(pod.clone())).await.unwrap_err();
+    let refused = world.proxy.call(&Source::Unknown, "n", request(pod.clone())).await.unwrap_err();
     assert!(
         matches!(refused, Error::Unavailable { .. }) && begun.elapsed() < Duration::from_millis(400),
         "{refused:?}"
@@ -457,7 +458,7 @@ async fn who_has_its_share_of_the_way_to_a_node_waits_for_nobody_and_harms_no_en
     let before = calls();
     let mut answers = Vec::new();
     for _ in 0..20 {
-        answers.push(world.proxy.call("n", request(pod.clone())).await.unwrap());
+        answers.push(world.proxy.call(&Source::Unknown, "n", request(pod.clone())).await.unwrap());
     }
     assert!(calls().iter().zip(before).all(|(now, before)| *now > before), "{before:?}, then {:?}", calls());
     assert!(world.pods.entered.lock().unwrap().iter().all(|by| *by == pod));
@@ -480,7 +481,7 @@ async fn deadlines_and_what_is_carried_reach_a_component_on_another_node() {
     let at = Instant::now() + Duration::from_secs(60);
     // What others have written by these names is not taken for it.
     let mut request = Request::get("http://web/").header("x-coracle-link-carried", "forged").body(text(String::new()));
-    world.proxy.call("n", request.unwrap()).await.unwrap();
+    world.proxy.call(&Source::Unknown, "n", request.unwrap()).await.unwrap();
     assert_eq!(seen.lock().unwrap().take().unwrap().1, None);
     request = Request::get("http://web/").header("x-coracle-link-deadline", "1").body(text(String::new()));
     let mut request = request.unwrap();
@@ -488,7 +489,7 @@ async fn deadlines_and_what_is_carried_reach_a_component_on_another_node() {
     request.headers_mut().insert("connection", "x-coracle-link-carried, x-coracle-link-deadline".parse().unwrap());
     request.extensions_mut().insert(Deadline(at));
     request.extensions_mut().insert(Carried("1,2".parse().unwrap()));
-    world.proxy.call("n", request).await.unwrap();
+    world.proxy.call(&Source::Unknown, "n", request).await.unwrap();
     let (deadline, carried, names) = seen.lock().unwrap().take().unwrap();
     let Deadline(deadline) = deadline.unwrap();
     assert!(deadline <= at + Duration::from_secs(1) && deadline > at - Duration::from_secs(30));
@@ -511,7 +512,7 @@ async fn deadlines_travel_and_end_a_request() {
         let deadline = Deadline(Instant::now() + Duration::from_millis(50));
         let mut request = Request::builder().uri(format!("http://{host}/")).body(text(String::new())).unwrap();
         request.extensions_mut().insert(deadline);
-        let answer = tokio::time::timeout(SOON, world.proxy.call("n", request)).await.unwrap();
+        let answer = tokio::time::timeout(SOON, world.proxy.call(&Source::Unknown, "n", request)).await.unwrap();
         assert!(matches!(answer, Err(Error::Late)), "{host}");
         assert_eq!(seen.lock().unwrap().take(), Some(deadline));
     }
@@ -536,7 +537,7 @@ async fn what_is_for_one_connection_stays_on_it() {
     world.web(&[1]).await;
     let request = Request::builder().uri("http://web/").header("connection", "x-mine").header("x-mine", "1");
     let request = request.header("te", "trailers").header("upgrade", "h2c").header("x-kept", "2");
-    let response = world.proxy.call("n", request.body(text(String::new())).unwrap()).await.unwrap();
+    let response = world.proxy.call(&Source::Unknown, "n", request.body(text(String::new())).unwrap()).await.unwrap();
     let names: HashSet<&str> = response.headers().keys().map(|name| name.as_str()).collect();
     assert_eq!(names, HashSet::from(["content-length", "x-kept"]));
     let head = seen.lock().unwrap().clone();
@@ -557,9 +558,9 @@ async fn connections_go_by_protocol_and_names_lead_everywhere_in_turn() {
     world.ready("dns", &[1], json!([{"name": "t", "port": 5353}]));
     world.known("dns", 1).await;
     let dns: SocketAddr = "10.96.0.10:53".parse().unwrap();
-    assert_eq!(world.proxy.connect_address(dns, TCP).unwrap().unwrap(), tcp.1);
-    assert!(matches!(world.proxy.connect_address(dns, UDP), Some(Err(Error::NoEndpoints { .. }))));
-    assert!(world.proxy.connect_address("192.0.2.1:53".parse().unwrap(), TCP).is_none());
+    assert_eq!(world.proxy.connect_address(&Source::Unknown, dns, TCP).unwrap().unwrap(), tcp.1);
+    assert!(matches!(world.proxy.connect_address(&Source::Unknown, dns, UDP), Some(Err(Error::NoEndpoints { .. }))));
+    assert!(world.proxy.connect_address(&Source::Unknown, "192.0.2.1:53".parse().unwrap(), TCP).is_none());
 
     world.service("db", "None", json!([{"port": 80}]));
     world.ready("db", &[1, 2, 3], json!([{"port": 80}]));
@@ -582,20 +583,20 @@ async fn a_pods_datagrams_to_a_service_stay_together_and_are_answered_by_it() {
     let mut used = HashSet::new();
     for _ in 0..50 {
         let flows = Flows::default();
-        let real = flows.send(&world.proxy, dns).unwrap().unwrap();
-        assert!((0..20).all(|_| flows.send(&world.proxy, dns).unwrap().unwrap() == real));
+        let real = flows.send(&world.proxy, &Source::Unknown, dns).unwrap().unwrap();
+        assert!((0..20).all(|_| flows.send(&world.proxy, &Source::Unknown, dns).unwrap().unwrap() == real));
         assert_eq!(flows.shown(real), Some(dns));
         used.insert(real);
     }
     assert_eq!(used, sockets.iter().copied().collect(), "pods are spread");
     // An endpoint that has gone is replaced.
     let flows = Flows::default();
-    let real = flows.send(&world.proxy, dns).unwrap().unwrap();
+    let real = flows.send(&world.proxy, &Source::Unknown, dns).unwrap().unwrap();
     world.end(1 + sockets.iter().position(|socket| *socket == real).unwrap() as u8);
-    let other = flows.send(&world.proxy, dns).unwrap().unwrap();
+    let other = flows.send(&world.proxy, &Source::Unknown, dns).unwrap().unwrap();
     assert_ne!(other, real);
     assert_eq!((flows.shown(real), flows.shown(other)), (None, Some(dns)));
-    assert!(flows.send(&world.proxy, "192.0.2.1:53".parse().unwrap()).is_none());
+    assert!(flows.send(&world.proxy, &Source::Unknown, "192.0.2.1:53".parse().unwrap()).is_none());
 }
 
 #[tokio::test]
@@ -610,7 +611,7 @@ async fn responses_count_as_under_way_until_they_are_read() {
     let mut held = Vec::new();
     for _ in 0..100 {
         let request = Request::builder().uri("http://web/").body(text(String::new())).unwrap();
-        held.push(world.proxy.call("n", request).await.unwrap());
+        held.push(world.proxy.call(&Source::Unknown, "n", request).await.unwrap());
     }
     let calls = (one.0.calls.load(Relaxed), two.0.calls.load(Relaxed));
     assert!(calls.0 >= 25 && calls.1 >= 25, "{calls:?}");
@@ -623,7 +624,7 @@ async fn what_is_meant_to_be_secret_does_not_go_out_in_the_open() {
     world.start(1, local);
     world.web(&[1]).await;
     let request = Request::builder().uri("https://web:80/").body(text("token".to_owned())).unwrap();
-    assert!(matches!(world.proxy.call("n", request).await, Err(Error::Scheme(_))));
+    assert!(matches!(world.proxy.call(&Source::Unknown, "n", request).await, Err(Error::Scheme(_))));
     assert_eq!(web.calls.load(Relaxed), 0);
 }
 
@@ -639,7 +640,7 @@ async fn a_connection_may_change_its_protocol() {
             request: Request<crate::Body>,
         ) -> BoxFuture<'static, Result<Response<crate::Body>, crate::BoxError>> {
             let proxy = self.0.clone();
-            Box::pin(async move { proxy.call("n", request).await.map_err(Into::into) })
+            Box::pin(async move { proxy.call(&Source::Unknown, "n", request).await.map_err(Into::into) })
         }
     }
 

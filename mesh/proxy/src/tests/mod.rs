@@ -1,6 +1,9 @@
 //! The whole mesh of a node, with a scripted API server before it and scripted endpoints behind it.
 
 mod calls;
+mod demand;
 mod gateway;
 mod node_ports;
+mod observe;
+mod policies;
 pub(crate) mod world;

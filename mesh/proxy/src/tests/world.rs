@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use coracle_discovery::{Discovery, Ingresses, Protocol, Routing, Service, Snapshot};
+use coracle_discovery::{Discovery, Ingresses, Policies, Protocol, Routing, Service, Snapshot};
+use coracle_policy::{Source, Workload};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, stream};
 use http::{Request, Response};
@@ -23,8 +24,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Asker, Body, BoxError, Elsewhere, HttpService, Local, LocalEndpoints, Place, Proxy, Purpose, ServiceFailure,
-    serve_link, serve_stream,
+    Admit, Asker, Body, BoxError, Elsewhere, HttpService, Local, LocalEndpoints, NotAllowed, Place, Proxy, Purpose,
+    ServiceFailure, serve_link, serve_stream,
 };
 
 /// Longest wait for what must come.
@@ -116,11 +117,23 @@ pub struct Pods {
     pub may_dial_near: AtomicBool,
     /// Sockets that are somebody else's.
     pub foreign: Mutex<Vec<SocketAddr>>,
+    /// What is known of pods, also of those of other nodes.
+    pub workloads: Mutex<HashMap<IpAddr, Arc<Workload>>>,
+    /// Who has connected to other nodes, by the stream, and who sent requests, as the other node was told.
+    pub connected: Mutex<Vec<Source>>,
+    pub asked: Arc<Mutex<Vec<Source>>>,
+    /// Nobody is let in there.
+    pub is_shut_elsewhere: Arc<AtomicBool>,
 }
 
 impl LocalEndpoints for Pods {
     fn lookup(&self, address: IpAddr, _: u16) -> Option<Local> {
         self.at.lock().unwrap().get(&address).cloned()
+    }
+
+    fn workload(&self, address: IpAddr) -> Option<Arc<Workload>> {
+        let is_here = !self.is_elsewhere(address);
+        self.workloads.lock().unwrap().get(&address).filter(|_| is_here).cloned()
     }
 
     fn is_pod_address(&self, address: IpAddr) -> bool {
@@ -131,7 +144,21 @@ impl LocalEndpoints for Pods {
         self.elsewhere.lock().unwrap().contains_key(&address)
     }
 
-    fn connect_elsewhere(&self, to: SocketAddr, purpose: Purpose) -> BoxFuture<'static, io::Result<Elsewhere>> {
+    fn connect_elsewhere(
+        &self,
+        to: SocketAddr,
+        purpose: Purpose,
+        source: Source,
+    ) -> BoxFuture<'static, io::Result<Elsewhere>> {
+        self.connected.lock().unwrap().push(source);
+        let called = self.workloads.lock().unwrap().get(&to.ip()).cloned();
+        let (asked, is_shut) = (self.asked.clone(), self.is_shut_elsewhere.clone());
+        let admit: Admit = Arc::new(move |said| {
+            let source = said.and_then(|said| Source::from_text(said.to_str().ok()?))?;
+            asked.lock().unwrap().push(source.clone());
+            (!is_shut.load(Relaxed)).then_some(source)
+        });
+        let is_refused = self.listen_elsewhere.load(Relaxed) && self.is_shut_elsewhere.load(Relaxed);
         let mut elsewhere = self.elsewhere.lock().unwrap();
         let there = elsewhere.get_mut(&to.ip()).map(|(service, connections)| {
             *connections += 1;
@@ -140,14 +167,17 @@ impl LocalEndpoints for Pods {
         let is_called = !self.listen_elsewhere.load(Relaxed);
         Box::pin(async move {
             let service = there.flatten().ok_or(io::ErrorKind::ConnectionRefused)?;
+            if is_refused {
+                return Err(io::Error::new(io::ErrorKind::PermissionDenied, NotAllowed));
+            }
             let (here, there) = tokio::io::duplex(1 << 16);
             match purpose {
                 Purpose::Requests if is_called => {
-                    drop(tokio::spawn(serve_link(there, service, CancellationToken::new())))
+                    drop(tokio::spawn(serve_link(there, service, admit, CancellationToken::new())))
                 }
                 Purpose::Requests | Purpose::Bytes => drop(tokio::spawn(serve_stream(there, service))),
             }
-            Ok(Elsewhere { stream: Box::new(here), is_called })
+            Ok(Elsewhere { stream: Box::new(here), is_called, called })
         })
     }
 
@@ -176,6 +206,8 @@ pub struct World {
     services: Arc<Kind>,
     slices: Arc<Kind>,
     ingresses: Arc<Kind>,
+    rules: Arc<Kind>,
+    pub policies: Policies,
     /// Followed by who asks for it.
     pub routes: Ingresses,
     pub discovery: Discovery,
@@ -192,7 +224,16 @@ impl World {
         let ingresses = Arc::new(Kind::new("networking.k8s.io/v1", "IngressList"));
         let classes = Arc::new(Kind::new("networking.k8s.io/v1", "IngressClassList"));
         classes.put("coracle", json!({"spec": {"controller": "coracle.dev/ingress"}}));
-        let kinds = [("/services", services.clone()), ("/ingresses", ingresses.clone()), ("/ingressclasses", classes)];
+        let rules = Arc::new(Kind::new("networking.k8s.io/v1", "NetworkPolicyList"));
+        let namespaces = Arc::new(Kind::new("v1", "NamespaceList"));
+        namespaces.put("n", json!({"metadata": {"labels": {"team": "a"}}}));
+        let kinds = [
+            ("/services", services.clone()),
+            ("/ingresses", ingresses.clone()),
+            ("/ingressclasses", classes),
+            ("/networkpolicies", rules.clone()),
+            ("/namespaces", namespaces),
+        ];
         let rest = slices.clone();
         let api = tower::service_fn(move |request: Request<ApiBody>| {
             let named = kinds.iter().find(|(name, _)| request.uri().path().ends_with(name));
@@ -202,14 +243,36 @@ impl World {
             async move { Ok::<_, Infallible>(answer) }
         });
         let client = kube::Client::new(api, "default");
-        let (discovery, routes) = (Discovery::new(client.clone()), Ingresses::new(client));
+        let (discovery, policies) = (Discovery::new(client.clone()), Policies::new(client.clone()));
+        let routes = Ingresses::new(client);
         let pods = Arc::new(Pods { places_elsewhere: AtomicUsize::new(usize::MAX), ..Pods::default() });
-        let proxy = Proxy::new(discovery.clone(), pods.clone());
+        let proxy = Proxy::new(discovery.clone(), policies.clone(), pods.clone());
         let stop = CancellationToken::new();
         tokio::spawn(discovery.clone().run(stop.clone()));
+        tokio::spawn(policies.clone().run(stop.clone()));
         let running = tokio::spawn(proxy.clone().run(Some([127, 0, 0, 1].into()), stop.clone()));
         discovery.synced().await;
-        World { services, slices, ingresses, routes, discovery, pods, proxy, stop, running }
+        policies.synced().await;
+        World { services, slices, ingresses, rules, policies, routes, discovery, pods, proxy, stop, running }
+    }
+
+    /// A policy of the namespace, known to the mesh when this returns; `null` takes it away.
+    pub async fn policy(&self, name: &str, spec: Value) {
+        let mut generations = self.policies.subscribe();
+        generations.borrow_and_update();
+        match spec.is_null() {
+            true => self.rules.delete(name),
+            false => self.rules.put(name, json!({"spec": spec})),
+        }
+        tokio::time::timeout(SOON, generations.changed()).await.expect("policies are known").unwrap();
+    }
+
+    /// A pod that is known to have this label `app`, on whichever node it is.
+    pub fn known_as(&self, n: u8, app: &str) -> Source {
+        let labels = BTreeMap::from([("app".to_owned(), app.to_owned())]);
+        let workload = Arc::new(Workload::new(pod(n), "n", &format!("pod{n}"), "default", labels, Vec::new()));
+        self.pods.workloads.lock().unwrap().insert(pod(n), workload.clone());
+        Source::Pod(workload)
     }
 
     /// An Ingress of our class.
@@ -232,6 +295,13 @@ impl World {
     /// A Service with these ports (`{"port": …, "nodePort": …}`).
     pub fn service(&self, name: &str, cluster_ip: &str, ports: Value) {
         self.services.put(name, json!({"spec": {"clusterIP": cluster_ip, "ports": ports}}));
+    }
+
+    /// The same, of one whose pods are scaled by what is asked of it.
+    pub fn activated(&self, name: &str, cluster_ip: &str, ports: Value) {
+        let annotations = json!({coracle_discovery::ACTIVATES: "deployment.apps/web"});
+        let spec = json!({"clusterIP": cluster_ip, "ports": ports});
+        self.services.put(name, json!({"metadata": {"annotations": annotations}, "spec": spec}));
     }
 
     pub fn delete_service(&self, name: &str) {
@@ -290,8 +360,12 @@ impl World {
 
     /// A guest's request to `http://web/`.
     pub async fn ask(&self, method: &str, body: &str) -> (u16, String) {
+        self.ask_as(&Source::Unknown, method, body).await
+    }
+
+    pub async fn ask_as(&self, source: &Source, method: &str, body: &str) -> (u16, String) {
         let request = Request::builder().method(method).uri("http://web/").body(text(body.to_owned())).unwrap();
-        match self.proxy.call("n", request).await {
+        match self.proxy.call(source, "n", request).await {
             Ok(response) => (response.status().as_u16(), read(response).await),
             Err(error) => (0, format!("{error:?}")),
         }

@@ -28,6 +28,7 @@ pub use self::descriptors::OpenSocket;
 pub(crate) use self::descriptors::{Descriptors, has_room as has_descriptors};
 use self::environment::Environment;
 pub(crate) use self::held::{bytes_of, is_open};
+pub(crate) use self::outbound::Trace;
 pub use self::outbound::{Chain, NoChain, Outbound, OutboundError, Timeouts};
 pub(crate) use self::outbound::{Hooks, to_wasi};
 pub(crate) use self::output::Output;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderName, Request, Response, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::time::{Instant, Sleep, sleep, timeout};
@@ -191,17 +191,50 @@ impl FromStr for Chain {
     }
 }
 
+/// The trace of a request (W3C Trace Context), as it came: what a guest asks while it answers goes on with it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Trace {
+    parent: Option<HeaderValue>,
+    state: Option<HeaderValue>,
+}
+
+impl Trace {
+    const PARENT: HeaderName = HeaderName::from_static("traceparent");
+    const STATE: HeaderName = HeaderName::from_static("tracestate");
+
+    /// Of the request that is being served.
+    pub(crate) fn of(headers: &HeaderMap) -> Trace {
+        let parent = headers.get(Trace::PARENT).cloned();
+        let state = parent.as_ref().and_then(|_| headers.get(Trace::STATE).cloned());
+        Trace { parent, state }
+    }
+
+    /// Says so in a request of the guest, which may have said something itself: then that holds.
+    fn go_on(&self, headers: &mut HeaderMap) {
+        let Some(parent) = &self.parent else { return };
+        if headers.contains_key(Trace::PARENT) {
+            return;
+        }
+        headers.insert(Trace::PARENT, parent.clone());
+        match &self.state {
+            Some(state) => drop(headers.insert(Trace::STATE, state.clone())),
+            None => drop(headers.remove(Trace::STATE)),
+        }
+    }
+}
+
 /// wasmtime's door for what leaves a guest.
 pub(crate) struct Hooks {
     outbound: Arc<dyn Outbound>,
     account: Arc<Account>,
     /// Of the request that is being served.
     pub(crate) chain: Chain,
+    pub(crate) trace: Trace,
 }
 
 impl Hooks {
     pub(crate) fn new(outbound: Arc<dyn Outbound>, account: Arc<Account>) -> Hooks {
-        Hooks { outbound, account, chain: Chain::default() }
+        Hooks { outbound, account, chain: Chain::default(), trace: Trace::default() }
     }
 }
 
@@ -234,6 +267,7 @@ impl WasiHttpHooks for Hooks {
         let mut request = request.map(|body| Lingering(Some(from_wasi(body))).boxed_unsync());
         request.extensions_mut().insert(timeouts);
         request.extensions_mut().insert(self.chain.with(&self.account));
+        self.trace.go_on(request.headers_mut());
         // A guest that sends all of a large body before it reads the answer, to one that answers as it reads: between
         // sockets, the kernel's buffers take what comes meanwhile.
         let reads_ahead = !request.body().is_end_stream();

@@ -19,7 +19,7 @@ use crate::component::Pre;
 use crate::engine::start_error;
 use crate::error::{cut, line};
 use crate::guest::{self, Claim, Guest};
-use crate::host::{Answering, Chain};
+use crate::host::{Answering, Chain, Trace};
 use crate::{Body, Error, Exit, exit, host};
 
 /// An instance that may serve more requests.
@@ -59,6 +59,7 @@ pub(super) async fn run(
     };
     warm.store.data_mut().answering = Answering::new(head.end.clone());
     warm.store.data_mut().hooks.chain = chain;
+    warm.store.data_mut().hooks.trace = Trace::of(request.headers());
     let result = match &warm.exports {
         Exports::P2(proxy) => serve_p2(&mut warm.store, proxy, request, head.clone()).await,
         Exports::P3(exports) => serve_p3(&mut warm.store, exports, request, head.clone()).await,

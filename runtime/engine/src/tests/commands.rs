@@ -24,7 +24,8 @@ async fn commands_end_as_they_say() {
     let as_is = |spec| spec;
     assert_eq!(run(as_is, &[]).await, (Exit::Code(0), "hello\n".to_owned()));
     assert_eq!(run(as_is, &["echo", "a", "warn", "b", "exit", "0"]).await, (Exit::Code(0), "a\nb\n".to_owned()));
-    assert_eq!(run(as_is, &["exit", "7"]).await.0, Exit::Code(1), "WASI 0.2 knows good and bad only");
+    assert_eq!(run(as_is, &["exit", "7"]).await.0, Exit::Code(1), "Rust's library tells good and bad only");
+    assert_eq!(run(as_is, &["end", "7"]).await.0, Exit::Code(7), "WASI 0.2.12 tells the code");
     let (exit, printed) = run(as_is, &["crash"]).await;
     assert!(matches!(&exit, Exit::Trap(message) if message.contains("unreachable")), "{exit:?}");
     assert_eq!((exit.code(), exit.reason()), (134, "Error"));
@@ -67,6 +68,36 @@ async fn waiting_and_computing_commands_are_stopped_and_killed() {
         command.kill();
         assert_eq!(soon(command.wait()).await.code(), 137);
     }
+}
+
+#[tokio::test]
+async fn a_command_runs_beside_another_on_its_account_and_ends_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mount = Mount { host: dir.path().to_owned(), guest: "/data".to_owned(), read_only: false };
+    let (spec, printed) = spec();
+    let given = Spec { mounts: vec![mount], memory_bytes_max: Some(32 << 20), ..spec };
+    let first = start(given, &["echo", "first", "alloc", "16", "sleep", "1000000"]).await.unwrap();
+    let beside = async |steps: &[&str]| {
+        let args = std::iter::once("probe").chain(steps.iter().copied()).map(str::to_owned).collect();
+        let sink = Arc::new(Printed::default());
+        (first.beside(args, sink.clone(), sink.clone()).await.unwrap(), sink)
+    };
+    let (second, seen) = beside(&["write", "/data/out", "text", "echo", "second", "end", "3"]).await;
+    assert_eq!((soon(second.wait()).await, seen.text()), (Exit::Code(3), "second\n".to_owned()));
+    assert_eq!(fs::read_to_string(dir.path().join("out")).unwrap(), "text");
+    // Both together have what one may have, once the first has taken its part.
+    soon(async {
+        while first.usage().memory_bytes < 16 << 20 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let (greedy, _) = beside(&["alloc", "24"]).await;
+    assert_eq!(soon(greedy.wait()).await, Exit::OutOfMemory);
+    let (third, _) = beside(&["sleep", "1000000"]).await;
+    first.kill();
+    assert_eq!(soon(third.wait()).await, Exit::Killed);
+    assert_eq!(printed.text(), "first\n");
 }
 
 #[tokio::test]

@@ -5,9 +5,9 @@ mod follow;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use coracle_discovery::Ingresses;
+use coracle_discovery::{Ingresses, Routing};
 use coracle_proxy::{Certificate, Certificates, Listener, Listening};
 use parking_lot::Mutex;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -48,6 +48,8 @@ pub struct Gateway {
     /// Sockets that are open already; gone when they are served.
     sockets: Mutex<Vec<Option<TcpListener>>>,
     certificates: Arc<Certificates>,
+    /// Once they are served.
+    routes: OnceLock<Ingresses>,
 }
 
 impl Gateway {
@@ -69,7 +71,13 @@ impl Gateway {
         }
         let certificates = Arc::new(Certificates::new(default_certificate()?));
         let node_ip = config.node_ip;
-        Ok(Self { node_ip, ports: watch::Sender::new(ports), sockets: Mutex::new(sockets), certificates })
+        Ok(Self {
+            node_ip,
+            ports: watch::Sender::new(ports),
+            sockets: Mutex::new(sockets),
+            certificates,
+            routes: OnceLock::new(),
+        })
     }
 
     /// Tells when a port is open, or is not any more.
@@ -101,6 +109,11 @@ impl Gateway {
     /// The same for the Node object; `None` when nothing is served.
     pub fn annotation(&self) -> Option<String> {
         Some(self.urls().join(",")).filter(|urls| !urls.is_empty())
+    }
+
+    /// Where requests go now; nowhere while nothing is served.
+    pub fn routing(&self) -> Arc<Routing> {
+        self.routes.get().map(Ingresses::routing).unwrap_or_default()
     }
 
     fn listeners(&self, routes: &Ingresses) -> Vec<Listener> {
@@ -165,6 +178,7 @@ pub fn run(context: &Arc<Context>, until: &dyn Fn(&'static str) -> CancellationT
     );
     context.tasks.spawn(follower.run(hears, until("ingress certificates")));
     context.tasks.spawn(ingresses.clone().run(told, until("ingresses")));
+    let _ = gateway.routes.set(ingresses.clone());
     let listeners = gateway.listeners(&ingresses);
     let telling = context.clone();
     let listening: Listening = Arc::new(move |at, opened| {

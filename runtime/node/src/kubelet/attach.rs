@@ -1,4 +1,4 @@
-//! `/attach`: what a container prints, from its beginning to its end.
+//! `/attach`: what a container prints, from its beginning to its end; and the connection that [`exec`](super::exec) has, too.
 //!
 //! Two forms: numbered channels of a WebSocket (kubectl), and SPDY/3.1 streams (older clients). What a container prints is what its
 //! log has, so that nothing of a short life is missed. A guest has no standard input: what is typed is dropped, and said so once, because
@@ -15,11 +15,12 @@ use futures::stream::SplitSink;
 use futures::{SinkExt as _, StreamExt as _};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::{Mutex, mpsc};
 use tokio_tungstenite::tungstenite::Message;
 
+use super::exec::Execution;
 use super::places::Place;
 use super::upgrade::{self, Wanted, WebSocket};
 use super::{refusal, spdy};
@@ -27,8 +28,10 @@ use crate::logs::{self, Options};
 use crate::pod::core::{self, State as ContainerState};
 use crate::pod::{Pods, Slot};
 
-/// Subprotocols, the newest first. `v5` can close a single channel, which only matters for input.
-const PROTOCOLS: [&str; 2] = ["v5.channel.k8s.io", "v4.channel.k8s.io"];
+/// Subprotocols, the newest first. `v5` can close a single channel, which only matters for input; the last says how it went only
+/// where it went wrong, and then in words.
+const PROTOCOLS: [&str; 3] = ["v5.channel.k8s.io", "v4.channel.k8s.io", WORDS_PROTOCOL];
+const WORDS_PROTOCOL: &str = "channel.k8s.io";
 const SPDY_PROTOCOL: &str = "v4.channel.k8s.io";
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
@@ -42,11 +45,11 @@ const NO_INPUT: &[u8] = b"coracle: a component has no standard input here; what 
 
 /// What a client wants to see.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Wishes {
-    stdin: bool,
-    stdout: bool,
-    stderr: bool,
-    tty: bool,
+pub(super) struct Wishes {
+    pub stdin: bool,
+    pub stdout: bool,
+    pub stderr: bool,
+    pub tty: bool,
 }
 
 impl Wishes {
@@ -68,8 +71,41 @@ impl Wishes {
     }
 }
 
+/// What a client is shown.
+pub(super) enum Shown {
+    Log(Output),
+    Command(Execution),
+}
+
+impl Shown {
+    /// Sends what is printed on `stream` to its end.
+    async fn copy(&self, stream: &'static str, out: mpsc::Sender<Bytes>) {
+        match self {
+            Shown::Log(output) => output.copy(stream, out).await,
+            Shown::Command(execution) => execution.copy(stream, out).await,
+        }
+    }
+
+    /// How it went, in the end.
+    async fn status(&self) -> Value {
+        match self {
+            Shown::Log(_) => status("Success", &json!({})),
+            Shown::Command(execution) => execution.status().await,
+        }
+    }
+}
+
+/// A Status, with what more is to be said.
+pub(super) fn status(status: &str, more: &Value) -> Value {
+    let mut value = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": status});
+    for (name, more) in more.as_object().into_iter().flatten() {
+        value[name] = more.clone();
+    }
+    value
+}
+
 /// One container's output.
-struct Output {
+pub(super) struct Output {
     pods: Arc<Pods>,
     slot: Arc<Slot>,
     container: core::Index,
@@ -94,7 +130,7 @@ impl Output {
 pub async fn any(
     State(pods): State<Arc<Pods>>,
     Path(path): Path<HashMap<String, String>>,
-    mut request: Request,
+    request: Request,
 ) -> Response {
     let (namespace, name, container) = (path["namespace"].as_str(), path["pod"].as_str(), path["container"].as_str());
     let slot = pods.find(namespace, name).filter(|slot| path.get("uid").is_none_or(|uid| **uid == *slot.uid));
@@ -115,12 +151,20 @@ pub async fn any(
     if !has_run {
         return refusal(StatusCode::BAD_REQUEST, format!("container {container} is not running"));
     }
+    let output = Output { pods, slot, container: index, name: container.to_owned() };
+    converse(request, async |_| Ok(Shown::Log(output))).await
+}
+
+/// Agrees on a protocol, begins what is shown, and has the connection carry it.
+pub(super) async fn converse(
+    mut request: Request,
+    begin: impl AsyncFnOnce(Wishes) -> Result<Shown, Response>,
+) -> Response {
     let wishes = Wishes::of(request.uri().query().unwrap_or_default());
     if !(wishes.stdin || wishes.stdout || wishes.stderr) {
         let message = "you must specify at least 1 of stdin, stdout, stderr".to_owned();
         return refusal(StatusCode::BAD_REQUEST, message);
     }
-    let output = Output { pods, slot, container: index, name: container.to_owned() };
     let place = request.extensions_mut().remove::<Place>();
     match Wanted::of(request.headers()) {
         Wanted::WebSocket(offered) => {
@@ -134,10 +178,14 @@ pub async fn any(
             let Some((response, upgrading)) = upgrade::accept_websocket(&mut request, Some(chosen)) else {
                 return refusal(StatusCode::BAD_REQUEST, "the WebSocket handshake has no key".to_owned());
             };
+            let shown = match begin(wishes).await {
+                Ok(shown) => shown,
+                Err(refused) => return refused,
+            };
             tokio::spawn(async move {
                 let _place = place;
                 match upgrading.await {
-                    Ok(upgraded) => channels(upgrade::websocket(upgraded).await, &output, wishes).await,
+                    Ok(upgraded) => channels(upgrade::websocket(upgraded).await, &shown, wishes, chosen).await,
                     Err(error) => tracing::debug!(%error, "attach"),
                 }
             });
@@ -147,10 +195,14 @@ pub async fn any(
             if !offered.iter().any(|name| name == SPDY_PROTOCOL) {
                 return refusal(StatusCode::FORBIDDEN, format!("unable to upgrade: none of {offered:?} is supported"));
             }
+            let shown = match begin(wishes).await {
+                Ok(shown) => shown,
+                Err(refused) => return refused,
+            };
             let (response, upgrading) = upgrade::accept_spdy(&mut request, SPDY_PROTOCOL);
             tokio::spawn(async move {
                 let _place = place;
-                streams(upgrading, output, wishes).await;
+                streams(upgrading, shown, wishes).await;
             });
             response
         }
@@ -160,7 +212,7 @@ pub async fn any(
 
 type Sink = Mutex<SplitSink<WebSocket, Message>>;
 
-async fn channels(socket: WebSocket, output: &Output, wishes: Wishes) {
+async fn channels(socket: WebSocket, shown: &Shown, wishes: Wishes, protocol: &str) {
     let (sink, mut messages) = socket.split();
     let sink: Sink = Mutex::new(sink);
     let forward = async |stream: &'static str, channel: u8| {
@@ -170,7 +222,7 @@ async fn channels(socket: WebSocket, output: &Output, wishes: Wishes) {
                 send(&sink, channel, &bytes).await;
             }
         };
-        tokio::join!(output.copy(stream, sender), sending);
+        tokio::join!(shown.copy(stream, sender), sending);
     };
     let printing = async {
         let stderr = if wishes.tty { STDOUT } else { STDERR };
@@ -186,7 +238,11 @@ async fn channels(socket: WebSocket, output: &Output, wishes: Wishes) {
                 }
             },
         );
-        send(&sink, ERROR, success().as_bytes()).await;
+        let status = shown.status().await;
+        match (protocol, status["message"].as_str()) {
+            (WORDS_PROTOCOL, message) => send(&sink, ERROR, message.unwrap_or_default().as_bytes()).await,
+            _ => send(&sink, ERROR, status.to_string().as_bytes()).await,
+        }
     };
     let reading = async {
         let mut is_told = false;
@@ -218,7 +274,7 @@ async fn send(sink: &Sink, channel: u8, bytes: &[u8]) {
 }
 
 /// Serves a SPDY connection: the client opens a stream for errors and one for each thing it wants.
-async fn streams(upgrading: OnUpgrade, output: Output, wishes: Wishes) {
+async fn streams(upgrading: OnUpgrade, shown: Shown, wishes: Wishes) {
     let upgraded = match upgrading.await {
         Ok(upgraded) => upgraded,
         Err(error) => return tracing::debug!(%error, "attach"),
@@ -248,7 +304,7 @@ async fn streams(upgrading: OnUpgrade, output: Output, wishes: Wishes) {
             }
             let _ = io.shutdown().await;
         };
-        tokio::join!(output.copy(stream, sender), sending);
+        tokio::join!(shown.copy(stream, sender), sending);
     };
     let input = found.remove("stdin");
     let (stdout, stderr) = (found.remove("stdout"), found.remove("stderr"));
@@ -262,7 +318,7 @@ async fn streams(upgrading: OnUpgrade, output: Output, wishes: Wishes) {
     let printing = async {
         tokio::join!(forward("stdout", stdout), forward("stderr", stderr));
         if let Some(mut error) = found.remove("error") {
-            let _ = error.write_all(success().as_bytes()).await;
+            let _ = error.write_all(shown.status().await.to_string().as_bytes()).await;
             let _ = error.shutdown().await;
         }
     };
@@ -278,10 +334,6 @@ async fn streams(upgrading: OnUpgrade, output: Output, wishes: Wishes) {
     if let Ok(Err(error)) = serving.await {
         tracing::debug!(%error, "attach");
     }
-}
-
-fn success() -> String {
-    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}).to_string()
 }
 
 #[cfg(test)]

@@ -2,8 +2,9 @@
 //!
 //! A `CONNECT` names a pod's address and port, and gets bytes to what answers there: a guest's socket, or HTTP that its
 //! component is called with. It leads to nothing else of this machine, and to no other pod that gets the address later. Who calls
-//! is a node, by its certificate: what its proxy says beside its requests is believed ([`LINK`]), and what a guest says through it
-//! is not.
+//! is a node, by its certificate: what its proxy says beside its requests is believed ([`LINK`]), also for which of its pods it calls
+//! ([`crate::network::Callers`]), and what a guest says through it is not. Whether network policies let that pod in is decided here: for
+//! bytes when they begin, for a component with each request.
 
 use std::convert::Infallible;
 use std::io;
@@ -12,8 +13,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use coracle_proxy::{BoxError, HttpService, Local, serve_link, serve_stream};
-use http::{Method, Request, Response, StatusCode};
+use coracle_policy::{Protocol, Source, TEXT_BYTES_MAX};
+use coracle_proxy::{Admit, BoxError, HttpService, Local, LocalEndpoints as _, serve_link, serve_stream};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Empty;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -21,7 +23,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
-use crate::network::{LINK, REQUESTS, called, pass};
+use crate::network::{CALLED, LINK, Network, REQUESTS, called, pass};
 use crate::pod::Pods;
 
 /// A guest's socket is connected within this time.
@@ -30,77 +32,115 @@ const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// would not be where the stream ends under its hands.
 const LINGER: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
 
-/// Serves a link until its end.
-pub async fn serve<S>(stream: S, pods: Arc<Pods>, shutdown: CancellationToken)
+/// Serves a link of the node `from` until its end.
+pub async fn serve<S>(stream: S, pods: Arc<Pods>, from: Arc<str>, shutdown: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let answer = service_fn(move |request| {
-        let (pods, shutdown) = (pods.clone(), shutdown.clone());
-        async move { Ok::<_, Infallible>(answer(&pods, request, shutdown).await) }
+        let (pods, from, shutdown) = (pods.clone(), from.clone(), shutdown.clone());
+        async move { Ok::<_, Infallible>(answer(&pods, &from, request, shutdown).await) }
     });
     if let Err(error) = called().serve_connection_with_upgrades(TokioIo::new(stream), answer).await {
         tracing::debug!(%error, "a link from a node ended");
     }
 }
 
-async fn answer(pods: &Arc<Pods>, request: Request<Incoming>, shutdown: CancellationToken) -> Response<Empty<Bytes>> {
-    let connected = connect(pods, request, shutdown).await;
+async fn answer(
+    pods: &Arc<Pods>,
+    from: &Arc<str>,
+    request: Request<Incoming>,
+    shutdown: CancellationToken,
+) -> Response<Empty<Bytes>> {
+    let connected = connect(pods, from, request, shutdown).await;
     let mut response = Response::new(Empty::new());
     match connected {
-        Ok(Answers::Requests) => drop(response.headers_mut().insert(LINK, REQUESTS)),
-        Ok(Answers::Bytes) => {}
+        Ok(Answered { are_requests, called }) => {
+            if are_requests {
+                response.headers_mut().insert(LINK, REQUESTS);
+            }
+            if let Some(called) = called {
+                response.headers_mut().insert(CALLED, called);
+            }
+        }
         Err(code) => *response.status_mut() = code,
     }
     response
 }
 
 /// What is at the end of a stream.
-enum Answers {
-    /// A component, which is called.
-    Requests,
-    /// A guest's socket.
-    Bytes,
+#[derive(Default)]
+struct Answered {
+    /// A component, which is called; else a guest's socket.
+    are_requests: bool,
+    /// Whose it is.
+    called: Option<HeaderValue>,
+}
+
+/// Who calls a pod of this node, as far as that can be true.
+fn source(network: &Network, from: &str, said: Option<&HeaderValue>) -> Option<Source> {
+    let peers = network.table.peers()?;
+    network.callers.source(&network.table, peers, from, said)
 }
 
 /// Begins to pass bytes, or says why not.
 async fn connect(
     pods: &Arc<Pods>,
+    from: &Arc<str>,
     request: Request<Incoming>,
     shutdown: CancellationToken,
-) -> Result<Answers, StatusCode> {
+) -> Result<Answered, StatusCode> {
     match (request.method(), request.uri().path()) {
         (&Method::CONNECT, _) => {}
         // What everybody may ask.
-        (&Method::GET, "/healthz") => return Ok(Answers::Bytes),
+        (&Method::GET, "/healthz") => return Ok(Answered::default()),
         _ => return Err(StatusCode::FORBIDDEN),
     }
     let authority = request.uri().authority().map(http::uri::Authority::as_str).unwrap_or_default();
     let to: SocketAddr = authority.parse().map_err(|_| StatusCode::BAD_REQUEST)?;
     let context = &pods.context;
-    let life = context.network.table.life(to.ip()).ok_or(StatusCode::SERVICE_UNAVAILABLE)?;
-    let socket = match context.network.local(to.ip(), to.port()) {
-        None => return Err(StatusCode::SERVICE_UNAVAILABLE),
-        Some(Local::Http(_)) => None,
-        Some(Local::Tcp(at)) => {
-            let dialled = tokio::time::timeout(CONNECT_MAX, context.network.dial(at)).await;
+    let network = &context.network;
+    let life = network.table.life(to.ip()).ok_or(StatusCode::SERVICE_UNAVAILABLE)?;
+    let local = network.local(to.ip(), to.port()).ok_or(StatusCode::SERVICE_UNAVAILABLE)?;
+    let asks = request.headers().get(LINK) == Some(&REQUESTS);
+    let are_requests = asks && matches!(local, Local::Http(_));
+    let source = source(network, from, request.headers().get(coracle_proxy::SOURCE)).ok_or(StatusCode::FORBIDDEN)?;
+    // Each of them says for whom it is.
+    if !are_requests && !network.proxy.permits(&source, to, Protocol::Tcp) {
+        return Err(StatusCode::FORBIDDEN);
+    }
+    let socket = match local {
+        Local::Http(_) => None,
+        Local::Tcp(at) => {
+            let dialled = tokio::time::timeout(CONNECT_MAX, network.dial(at)).await;
             let socket = dialled.ok().and_then(Result::ok).ok_or(StatusCode::SERVICE_UNAVAILABLE)?;
             let _ = socket.set_nodelay(true);
             Some(socket)
         }
     };
-    let service = context.network.component(to);
-    let are_requests = request.headers().get(LINK) == Some(&REQUESTS);
-    let answers = if socket.is_some() { Answers::Bytes } else { Answers::Requests };
+    let service = network.component(to);
+    let called = network.table.workload(to.ip()).filter(|called| called.text().len() <= TEXT_BYTES_MAX);
+    let called = called.and_then(|called| HeaderValue::from_str(called.text()).ok());
+    let answered = Answered { are_requests: socket.is_none(), called };
+    let (network, from) = (network.clone(), from.clone());
     let upgrade = hyper::upgrade::on(request);
     let passing = async move {
         // Until the stream is there the socket is cut off, too, by whatever ends this.
         let stream = async { upgrade.await.map(TokioIo::new).map_err(io::Error::other) };
         match socket {
             Some(socket) => pass(socket, stream).await.map_err(BoxError::from),
-            None if are_requests => requests(stream.await?, service, life).await,
+            None if are_requests => {
+                let admit: Admit = Arc::new(move |said| {
+                    let source = self::source(&network, &from, said)?;
+                    network.proxy.permits(&source, to, Protocol::Tcp).then_some(source)
+                });
+                requests(stream.await?, service, admit, life).await
+            }
             // As a connection on this node: it ends with the pod.
-            None => life.run_until_cancelled(serve_stream(stream.await?, service)).await.unwrap_or(Ok(())),
+            None => life
+                .run_until_cancelled(serve_stream(stream.await?, network.proxy.guarded(source, to, service)))
+                .await
+                .unwrap_or(Ok(())),
         }
     };
     // Where guests may run, as every connection that calls them.
@@ -113,16 +153,21 @@ async fn connect(
         }
     };
     context.tasks.spawn_on(until, context.engine.gateway());
-    Ok(answers)
+    Ok(answered)
 }
 
 /// Answers requests of another node's proxy until a while after the pod has gone.
-async fn requests<S>(stream: S, service: Arc<dyn HttpService>, life: CancellationToken) -> Result<(), BoxError>
+async fn requests<S>(
+    stream: S,
+    service: Arc<dyn HttpService>,
+    admit: Admit,
+    life: CancellationToken,
+) -> Result<(), BoxError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let over = CancellationToken::new();
-    let mut serving = std::pin::pin!(serve_link(stream, service, over.clone()));
+    let mut serving = std::pin::pin!(serve_link(stream, service, admit, over.clone()));
     tokio::select! {
         served = &mut serving => return served,
         () = async {

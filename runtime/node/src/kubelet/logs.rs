@@ -1,29 +1,39 @@
-//! `/containerLogs`: what a container has printed.
+//! `/containerLogs`: what a container has printed, as a body or as the messages of a WebSocket.
 
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use futures::{SinkExt as _, StreamExt as _};
+use hyper::upgrade::OnUpgrade;
 use jiff::Timestamp;
 use serde::Deserialize;
 use tokio::sync::mpsc;
-use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_tungstenite::tungstenite::Message;
 
+use super::places::Place;
 use super::refusal;
+use super::upgrade::{self, Wanted, WebSocket};
 use crate::logs::{self, Options};
 use crate::pod::core::{self, Container, Run};
 use crate::pod::{Pods, Slot};
 
+/// Subprotocols of a log's WebSocket.
+const PROTOCOLS: [&str; 2] = ["binary.k8s.io", BASE64_PROTOCOL];
+const BASE64_PROTOCOL: &str = "base64.binary.k8s.io";
 /// Chunks between the reader of the file and the connection.
 const CHUNKS_MAX: usize = 4;
 
 /// Query parameters, as `PodLogOptions` has them.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct Wanted {
+pub struct LogQuery {
     follow: Option<String>,
     previous: Option<String>,
     timestamps: Option<String>,
@@ -38,7 +48,8 @@ pub struct Wanted {
 pub async fn get(
     State(pods): State<Arc<Pods>>,
     Path((namespace, pod, container)): Path<(String, String, String)>,
-    Query(wanted): Query<Wanted>,
+    Query(wanted): Query<LogQuery>,
+    request: Request,
 ) -> Response {
     let options = match options(&wanted, Timestamp::now()) {
         Ok(options) => options,
@@ -57,12 +68,27 @@ pub async fn get(
         None => Err(format!("container {container:?} in pod {pod:?} is not available")),
     });
     match run {
-        Ok(run) => stream(&pods, &slot, index, &container, run, options),
+        Ok(run) => stream(&pods, &slot, index, &container, run, options, request),
         Err(message) => refusal(StatusCode::BAD_REQUEST, message),
     }
 }
 
-fn stream(pods: &Pods, slot: &Slot, index: usize, container: &str, run: Run, options: Options) -> Response {
+fn stream(
+    pods: &Pods,
+    slot: &Slot,
+    index: usize,
+    container: &str,
+    run: Run,
+    options: Options,
+    mut request: Request,
+) -> Response {
+    let messages = match Wanted::of(request.headers()) {
+        Wanted::WebSocket(offered) => match messages(&mut request, &offered) {
+            Ok(messages) => Some(messages),
+            Err(refused) => return *refused,
+        },
+        Wanted::Spdy(_) | Wanted::Nothing => None,
+    };
     let dir = logs::pod_dir(&pods.context.logs_dir, &slot.namespace, &slot.name, &slot.uid);
     let live = slot.live_log(index).filter(|(live, _)| *live == run).map(|(_, log)| log);
     let (sender, receiver) = mpsc::channel(CHUNKS_MAX);
@@ -73,8 +99,54 @@ fn stream(pods: &Pods, slot: &Slot, index: usize, container: &str, run: Run, opt
             tracing::debug!(%error, "log is not read to its end");
         }
     });
+    if let Some((response, upgrading, is_text)) = messages {
+        let place = request.extensions_mut().remove::<Place>();
+        tokio::spawn(async move {
+            let _place = place;
+            match upgrading.await {
+                Ok(upgraded) => send(upgrade::websocket(upgraded).await, receiver, is_text).await,
+                Err(error) => tracing::debug!(%error, "log"),
+            }
+        });
+        return response;
+    }
     let body = Body::from_stream(ReceiverStream::new(receiver).map(Ok::<_, std::convert::Infallible>));
     ([(header::CONTENT_TYPE, "text/plain")], body).into_response()
+}
+
+/// Accepts a WebSocket for a log, whose chunks are messages then, in base64 if so agreed.
+fn messages(request: &mut Request, offered: &[String]) -> Result<(Response, OnUpgrade, bool), Box<Response>> {
+    let chosen = PROTOCOLS.into_iter().find(|known| offered.iter().any(|name| name == known));
+    if chosen.is_none() && !offered.is_empty() {
+        let message = format!("unable to upgrade: none of {offered:?} is supported");
+        return Err(Box::new(refusal(StatusCode::BAD_REQUEST, message)));
+    }
+    let accepted = upgrade::accept_websocket(request, chosen);
+    let no_key = || Box::new(refusal(StatusCode::BAD_REQUEST, "the WebSocket handshake has no key".to_owned()));
+    accepted.map(|(response, upgrading)| (response, upgrading, chosen == Some(BASE64_PROTOCOL))).ok_or_else(no_key)
+}
+
+async fn send(socket: WebSocket, mut chunks: mpsc::Receiver<Bytes>, is_text: bool) {
+    let (mut sink, mut messages) = socket.split();
+    let sending = async {
+        while let Some(bytes) = chunks.recv().await {
+            let message = match is_text {
+                true => Message::text(BASE64_STANDARD.encode(&bytes)),
+                false => Message::Binary(bytes),
+            };
+            if sink.send(message).await.is_err() {
+                return;
+            }
+        }
+        upgrade::close(&mut sink).await;
+    };
+    // What the client says is read, so that its end is seen, and means nothing.
+    let reading = async { while let Some(Ok(_)) = messages.next().await {} };
+    // Both only wait.
+    tokio::select! {
+        () = sending => {}
+        () = reading => {}
+    }
 }
 
 /// Which life of a container is meant, or why there is none, in the kubelet's words (`validateContainerLogStatus`).
@@ -116,7 +188,7 @@ fn is_true(value: Option<&String>) -> bool {
     value.is_some_and(|value| matches!(value.as_str(), "true" | "1" | "True" | "TRUE" | "t" | "T"))
 }
 
-fn options(wanted: &Wanted, now: Timestamp) -> Result<Options, String> {
+fn options(wanted: &LogQuery, now: Timestamp) -> Result<Options, String> {
     let number = |name: &str, value: &Option<String>| match value.as_deref().filter(|value| !value.is_empty()) {
         None => Ok(None),
         Some(text) => match text.parse::<u64>() {
@@ -157,12 +229,12 @@ mod tests {
     fn reads_the_query() {
         let text = |text: &str| Some(text.to_owned());
         let now: Timestamp = "2026-01-01T00:01:00Z".parse().unwrap();
-        let wanted = Wanted {
+        let wanted = LogQuery {
             follow: text("true"),
             tail_lines: text("5"),
             since_seconds: text("60"),
             stream: text("Stderr"),
-            ..Wanted::default()
+            ..LogQuery::default()
         };
         let expected = Options {
             follow: true,
@@ -173,9 +245,9 @@ mod tests {
         };
         assert_eq!(options(&wanted, now), Ok(expected));
         for wrong in [
-            Wanted { tail_lines: text("-1"), ..Wanted::default() },
-            Wanted { since_time: text("yesterday"), ..Wanted::default() },
-            Wanted { stream: text("Both"), ..Wanted::default() },
+            LogQuery { tail_lines: text("-1"), ..LogQuery::default() },
+            LogQuery { since_time: text("yesterday"), ..LogQuery::default() },
+            LogQuery { stream: text("Both"), ..LogQuery::default() },
         ] {
             assert!(options(&wrong, now).is_err(), "{wrong:?}");
         }

@@ -5,9 +5,12 @@
 
 mod attach;
 mod channels;
+mod demand;
+mod exec;
 mod figures;
 mod link;
 mod logs;
+mod mesh;
 mod peer;
 mod places;
 mod port_forward;
@@ -125,10 +128,10 @@ async fn connection(
         }
         Peer::Node(name) => {
             drop(stranger);
-            let Some(link) = routers.links.enter(name) else {
+            let Some(link) = routers.links.enter(name.clone()) else {
                 return tracing::warn!("a node is turned away: the node's endpoint has too many links");
             };
-            let served = link::serve(stream, routers.pods.clone(), shutdown.clone());
+            let served = link::serve(stream, routers.pods.clone(), name.into(), shutdown.clone());
             // A node that has made newer ones does not use this one.
             link.over.run_until_cancelled(served).await;
             return;
@@ -166,12 +169,17 @@ fn full(pods: Arc<Pods>) -> Router {
         .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::get))
         .route("/portForward/{namespace}/{pod}", any(port_forward::any))
         .route("/portForward/{namespace}/{pod}/{uid}", any(port_forward::any))
-        .route("/exec/{namespace}/{pod}/{container}", any(refuse_exec))
+        .route("/exec/{namespace}/{pod}/{container}", any(exec::any))
+        .route("/exec/{namespace}/{pod}/{uid}/{container}", any(exec::any))
         .route("/attach/{namespace}/{pod}/{container}", any(attach::any))
         .route("/attach/{namespace}/{pod}/{uid}/{container}", any(attach::any))
-        .route("/run/{namespace}/{pod}/{container}", any(refuse_exec))
+        .route("/run/{namespace}/{pod}/{container}", any(refuse_run))
         .route("/stats/summary", get(figures::summary))
         .route("/metrics/resource", get(figures::resource))
+        .route("/metrics", get(mesh::metrics))
+        .route("/coracle/v1/demand", get(demand::get))
+        .route("/coracle/v1/tap", get(mesh::tap))
+        .route("/coracle/v1/routes", get(mesh::routes))
         .route("/coracle/v1/proxy/{namespace}/{pod}/{port}", any(proxy::any))
         .route("/coracle/v1/proxy/{namespace}/{pod}/{port}/", any(proxy::any))
         .route("/coracle/v1/proxy/{namespace}/{pod}/{port}/{*path}", any(proxy::any))
@@ -225,9 +233,9 @@ async fn list(State(pods): State<Arc<Pods>>) -> Response {
     json_response(StatusCode::OK, &json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}))
 }
 
-/// A component is one program; it cannot run another.
-async fn refuse_exec() -> Response {
-    let message = "exec is not possible: a WebAssembly component runs no other program";
+/// Nobody asks for it any more.
+async fn refuse_run() -> Response {
+    let message = "run is not supported by this node; use exec";
     refusal(StatusCode::BAD_REQUEST, message.to_owned())
 }
 

@@ -1,7 +1,8 @@
 //! Sockets for components that have none: a guest that speaks TCP to an HTTP component of another pod gets a listener
 //! at that pod's twin, made when it is first wanted and closed with the pod. Whoever comes is answered by the component that
 //! runs then: it may have been restarted since the listener was made. One that speaks to a pod of another node gets a listener,
-//! too, whose connections go through the link to that node; it closes when nobody has wanted it for a while.
+//! too, whose connections go through the link to that node; it closes when nobody has wanted it for a while. So does one to a
+//! Service whose pods are scaled by what is asked of them: its connections are counted, and wait where there is no pod.
 
 use std::collections::HashMap;
 use std::io;
@@ -9,7 +10,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use coracle_proxy::{Asker, Body, BoxError, HttpService, Local, LocalEndpoints as _, Purpose, serve_stream};
+use coracle_policy::Source;
+use coracle_proxy::{Asker, Body, BoxError, HttpService, Local, LocalEndpoints as _, Proxy, serve_stream};
 use futures::future::BoxFuture;
 use http::{Request, Response};
 use parking_lot::Mutex;
@@ -130,7 +132,7 @@ impl Drop for Bridge {
 
 impl Bridges {
     /// The socket at `at` that leads to the component of the pod's `endpoint`.
-    pub fn open(&self, endpoint: SocketAddr, at: SocketAddr, table: &Arc<Table>) -> Option<SocketAddr> {
+    pub fn open(&self, endpoint: SocketAddr, at: SocketAddr, table: &Arc<Table>, proxy: &Proxy) -> Option<SocketAddr> {
         let mut bridges = self.here.lock();
         if let Some(bridge) = bridges.get(&endpoint) {
             return Some(bridge.at);
@@ -147,13 +149,35 @@ impl Bridges {
             let idle = bridges.iter().find(|(_, bridge)| bridge.is_idle()).map(|(endpoint, _)| *endpoint)?;
             bridges.remove(&idle);
         }
-        let bridge = Bridge::open(at, Leads::ToComponent(present(table, endpoint)))?;
+        let component = present(table, endpoint);
+        let way = Way { table: table.clone(), proxy: proxy.clone(), endpoint };
+        let bridge = Bridge::open(at, Leads::ToComponent(way, component))?;
         bridges.insert(endpoint, bridge);
         Some(at)
     }
 
     /// A socket of this process that leads to a pod of another node.
-    pub fn open_elsewhere(self: &Arc<Self>, endpoint: SocketAddr, table: &Arc<Table>) -> Option<SocketAddr> {
+    pub fn open_elsewhere(
+        self: &Arc<Self>,
+        endpoint: SocketAddr,
+        table: &Arc<Table>,
+        proxy: &Proxy,
+    ) -> Option<SocketAddr> {
+        self.open_link(endpoint, table, proxy, Leads::Elsewhere)
+    }
+
+    /// A socket of this process that leads to whoever answers for a Service's address and port, as soon as somebody does.
+    pub fn open_service(self: &Arc<Self>, to: SocketAddr, table: &Arc<Table>, proxy: &Proxy) -> Option<SocketAddr> {
+        self.open_link(to, table, proxy, Leads::Service)
+    }
+
+    fn open_link(
+        self: &Arc<Self>,
+        endpoint: SocketAddr,
+        table: &Arc<Table>,
+        proxy: &Proxy,
+        leads: fn(Weak<Bridges>, Way) -> Leads,
+    ) -> Option<SocketAddr> {
         let mut bridges = self.elsewhere.lock();
         if let Some(bridge) = bridges.get_mut(&endpoint) {
             bridge.asked = Instant::now();
@@ -168,22 +192,20 @@ impl Bridges {
                 self.leads.lock().remove(&bridge.at);
             }
         }
-        let bridge = Bridge::open(
-            SocketAddr::new(table.links(), 0),
-            Leads::Elsewhere(Arc::downgrade(self), table.clone(), endpoint),
-        )?;
+        let way = Way { table: table.clone(), proxy: proxy.clone(), endpoint };
+        let bridge = Bridge::open(SocketAddr::new(table.links(), 0), leads(Arc::downgrade(self), way))?;
         let at = bridge.at;
         self.leads.lock().insert(at, endpoint);
         bridges.insert(endpoint, bridge);
         Some(at)
     }
 
-    /// The pod of another node to which this socket leads.
+    /// The pod of another node, or the Service, to which this socket leads.
     pub fn elsewhere(&self, at: SocketAddr) -> Option<SocketAddr> {
         self.leads.lock().get(&at).copied()
     }
 
-    /// Closes the one that leads to this pod of another node, if nobody has wanted it for long; says whether it is closed.
+    /// Closes the one that leads there, if nobody has wanted it for long; says whether it is closed.
     fn close_idle(&self, endpoint: SocketAddr, now: Instant) -> bool {
         let mut bridges = self.elsewhere.lock();
         let Some(bridge) = bridges.get(&endpoint) else { return true };
@@ -226,25 +248,49 @@ impl Bridge {
 /// Where a listener's connections go.
 #[derive(Clone)]
 enum Leads {
-    ToComponent(Arc<dyn HttpService>),
-    Elsewhere(Weak<Bridges>, Arc<Table>, SocketAddr),
+    ToComponent(Way, Arc<dyn HttpService>),
+    Elsewhere(Weak<Bridges>, Way),
+    Service(Weak<Bridges>, Way),
+}
+
+/// To an endpoint or a Service, and who asks whether it may be gone.
+#[derive(Clone)]
+struct Way {
+    table: Arc<Table>,
+    proxy: Proxy,
+    endpoint: SocketAddr,
+}
+
+impl Way {
+    /// Who is connected from there: a pod, or what else runs on this machine.
+    fn source(&self, from: IpAddr) -> Source {
+        self.table.pod_of_twin(from).map_or(Source::Node, |pod| self.table.source(pod))
+    }
 }
 
 impl Leads {
     async fn pass(self, stream: tokio::net::TcpStream, from: IpAddr) -> Result<(), BoxError> {
         match self {
-            Leads::ToComponent(service) => serve_stream(stream, service).await,
-            Leads::Elsewhere(_, table, endpoint) => {
+            Leads::ToComponent(way, service) => {
+                let service = way.proxy.guarded(way.source(from), way.endpoint, service);
+                serve_stream(stream, service).await
+            }
+            Leads::Elsewhere(_, way) => {
+                let (source, Way { table, proxy, endpoint }) = (way.source(from), way);
                 let place = table.enter_elsewhere(endpoint, Asker::Pod(table.pod_of_twin(from).unwrap_or(from)));
                 let there = async {
                     if place.is_none() {
                         return Err(io::ErrorKind::QuotaExceeded.into());
                     }
-                    let connecting = table.connect_elsewhere(endpoint, Purpose::Bytes);
+                    let connecting = proxy.connect_elsewhere(endpoint, source);
                     tokio::time::timeout(LINK_MAX, connecting).await?.map(|there| there.stream)
                 };
                 // A pod that does not answer is a reset, too: nothing else can be told to who is connected already.
                 Ok(pass(stream, there).await?)
+            }
+            Leads::Service(_, way) => {
+                let (source, asker) = (way.source(from), Asker::Pod(way.table.pod_of_twin(from).unwrap_or(from)));
+                way.proxy.pass_on(source, way.endpoint, asker, stream).await
             }
         }
     }
@@ -253,7 +299,10 @@ impl Leads {
 impl Leads {
     /// Waits, and says whether the listener is closed because nobody wants it any more.
     async fn rests(&self) -> bool {
-        let Leads::Elsewhere(bridges, _, endpoint) = self else { return std::future::pending().await };
+        let (Leads::Elsewhere(bridges, Way { endpoint, .. }) | Leads::Service(bridges, Way { endpoint, .. })) = self
+        else {
+            return std::future::pending().await;
+        };
         tokio::time::sleep(ELSEWHERE_IDLE_MAX).await;
         bridges.upgrade().is_none_or(|bridges| bridges.close_idle(*endpoint, Instant::now()))
     }
@@ -303,8 +352,10 @@ async fn accept(listener: tokio::net::TcpListener, leads: Leads, places: Arc<Pla
         };
         let place = places.take(from.ip()).filter(|_| coracle_proxy::is_spare(&stream));
         let linked = match &leads {
-            Leads::Elsewhere(bridges, ..) => bridges.upgrade().map(|bridges| bridges.linked.take(from.ip())),
-            Leads::ToComponent(_) => None,
+            Leads::Elsewhere(bridges, ..) | Leads::Service(bridges, ..) => {
+                bridges.upgrade().map(|bridges| bridges.linked.take(from.ip()))
+            }
+            Leads::ToComponent(..) => None,
         };
         let (Some(place), None | Some(Some(_))) = (place, &linked) else {
             let _ = stream.set_zero_linger();
@@ -340,6 +391,17 @@ mod tests {
         }
     }
 
+    /// One that no API server tells anything.
+    fn proxy(table: &Arc<Table>) -> Proxy {
+        let nobody = tower::service_fn(|_: Request<kube::client::Body>| async {
+            Err::<Response<kube::client::Body>, _>(io::Error::from(io::ErrorKind::NotConnected))
+        });
+        let client = kube::Client::new(nobody, "default");
+        let (discovery, policies) =
+            (coracle_discovery::Discovery::new(client.clone()), coracle_discovery::Policies::new(client));
+        Proxy::new(discovery, policies, table.clone())
+    }
+
     async fn ask(at: SocketAddr) -> String {
         let mut stream = tokio::net::TcpStream::connect(at).await.unwrap();
         stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
@@ -353,9 +415,11 @@ mod tests {
         let addresses = Addresses::new("10.1.0.0/24".parse().unwrap()).unwrap();
         let table = Arc::new(Table::new(addresses, Box::new(|_, _| {})));
         let pod = table.allocate(None).unwrap();
+        let proxy = proxy(&table);
         let bridges = Bridges::default();
         let endpoint = |port| SocketAddr::new(pod.pod, port);
-        let open = |port: u16| bridges.open(endpoint(port), SocketAddr::new(pod.loopback, 20_000 + port), &table);
+        let open =
+            |port: u16| bridges.open(endpoint(port), SocketAddr::new(pod.loopback, 20_000 + port), &table, &proxy);
         table.serve(pod.pod, 0, Box::new([80]), Arc::new(Says("first life")));
         let at = open(80).unwrap();
         assert!(ask(at).await.ends_with("first life"));
@@ -410,10 +474,11 @@ mod tests {
     async fn one_to_another_node_closes_when_nobody_has_wanted_it_for_long() {
         let addresses = Addresses::new("10.1.0.0/24".parse().unwrap()).unwrap();
         let table = Arc::new(Table::new(addresses, Box::new(|_, _| {})));
+        let proxy = proxy(&table);
         let bridges: Arc<Bridges> = Arc::default();
         let (one, two) = (SocketAddr::from(([10, 2, 0, 1], 80)), SocketAddr::from(([10, 2, 0, 2], 80)));
-        let at = bridges.open_elsewhere(one, &table).unwrap();
-        bridges.open_elsewhere(two, &table).unwrap();
+        let at = bridges.open_elsewhere(one, &table, &proxy).unwrap();
+        bridges.open_elsewhere(two, &table, &proxy).unwrap();
         let place = bridges.elsewhere.lock()[&two].places.take(one.ip()).unwrap();
         let now = Instant::now();
         assert!(!bridges.close_idle(one, now), "it was asked for a moment ago");
@@ -439,9 +504,11 @@ mod tests {
         let addresses = Addresses::new("10.1.0.0/24".parse().unwrap()).unwrap();
         let table = Arc::new(Table::new(addresses, Box::new(|_, _| {})));
         let pod = table.allocate(None).unwrap();
+        let proxy = proxy(&table);
         let bridges = Bridges::default();
         table.serve(pod.pod, 0, Box::new([80]), Arc::new(Says("it")));
-        let at = bridges.open(SocketAddr::new(pod.pod, 80), SocketAddr::new(pod.loopback, 20_081), &table).unwrap();
+        let at =
+            bridges.open(SocketAddr::new(pod.pod, 80), SocketAddr::new(pod.loopback, 20_081), &table, &proxy).unwrap();
         let asked = async {
             let (one, other) = ([127, 0, 0, 1], [127, 0, 0, 2]);
             let mut all = Vec::new();
@@ -469,7 +536,7 @@ mod tests {
         let addresses = Addresses::new("10.1.0.0/24".parse().unwrap()).unwrap();
         let table = Arc::new(Table::new(addresses, Box::new(|_, _| {})));
         let bridges = Arc::<Bridges>::default();
-        let at = bridges.open_elsewhere(SocketAddr::from(([10, 2, 0, 1], 80)), &table).unwrap();
+        let at = bridges.open_elsewhere(SocketAddr::from(([10, 2, 0, 1], 80)), &table, &proxy(&table)).unwrap();
         let read = async { tokio::net::TcpStream::connect(at).await?.read_u8().await };
         let read = tokio::time::timeout(Duration::from_secs(30), read).await.expect("it ends");
         assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);

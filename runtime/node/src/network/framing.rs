@@ -18,6 +18,8 @@ pub const LINKS_MAX: usize = 2;
 pub const LINK: HeaderName = HeaderName::from_static("x-coracle-link");
 /// The one thing that it says.
 pub const REQUESTS: HeaderValue = HeaderValue::from_static("requests");
+/// With the answer: what its node says of the pod that was called (`Workload::text`).
+pub const CALLED: HeaderName = HeaderName::from_static("x-coracle-link-called");
 /// Bytes on their way in one of them, each way,
 const STREAM_WINDOW_BYTES: u32 = 128 << 10;
 /// and in all of them together: what a node holds at most for one link of another. 256 MiB.

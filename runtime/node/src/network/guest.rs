@@ -7,6 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use coracle_discovery::Resolved as Name;
 use coracle_engine::{Body, BoxError, Chain, OutboundError, Protocol, Refused, Resolved, SocketUse};
+use coracle_policy::Source;
 use http::uri::{Authority, Scheme, Uri};
 use http::{HeaderValue, Request, Response};
 use parking_lot::Mutex;
@@ -20,8 +21,17 @@ const TOLD_MAX: usize = 8;
 /// Names of this suffix are the cluster's, whether they exist or not.
 const CLUSTER_DOMAIN: &str = ".cluster.local";
 
+/// Why a connection was refused, for those who look for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// No pod may go there, or this one was not granted it.
+    NotGranted,
+    /// Network policies do not allow it, its own or those of who is called.
+    Policies,
+}
+
 /// Called once for each destination that was denied.
-pub type Denied = Box<dyn Fn(&str) + Send + Sync>;
+pub type Denied = Box<dyn Fn(&str, Why) + Send + Sync>;
 
 /// The network of one pod.
 pub struct GuestNetwork {
@@ -45,11 +55,25 @@ pub struct GuestNetwork {
 
 impl GuestNetwork {
     fn deny(&self, destination: &str) {
+        self.tell(destination, Why::NotGranted);
+    }
+
+    fn tell(&self, destination: &str, why: Why) {
         let mut told = self.told.lock();
         if told.len() < TOLD_MAX && told.insert(destination.to_owned()) {
             drop(told);
-            (self.denied)(destination);
+            (self.denied)(destination, why);
         }
+    }
+
+    /// The pod, as one who calls.
+    pub fn source(&self) -> Source {
+        self.network.table.source(self.address.pod)
+    }
+
+    /// Whether policies let the pod connect to an address, as far as this node can tell.
+    pub fn may_connect(&self, to: SocketAddr, protocol: Protocol) -> bool {
+        self.network.proxy.permits(&self.source(), to, kind(protocol))
     }
 
     fn is_self(&self, address: IpAddr) -> bool {
@@ -68,8 +92,13 @@ impl GuestNetwork {
             let socket = (protocol == Protocol::Tcp).then(|| self.network.socket(pod)).flatten();
             return Ok(socket.unwrap_or_else(|| self.own(wanted.port())));
         }
+        if protocol == Protocol::Tcp
+            && let Some(socket) = self.network.counted(wanted)
+        {
+            return socket.ok_or(Refused::NoEndpoint);
+        }
         let found = match protocol {
-            Protocol::Tcp => self.network.proxy.connect_address(wanted, coracle_discovery::Protocol::Tcp),
+            Protocol::Tcp => self.network.proxy.connect_address(&self.source(), wanted, kind(protocol)),
             // The answer to a datagram that came in at a port of the node.
             Protocol::Udp if wanted.ip() == self.network.table.gateway().pod => {
                 if !self.network.proxy.has_upstream(self.address.loopback, wanted.port()) {
@@ -78,7 +107,7 @@ impl GuestNetwork {
                 }
                 return Ok(SocketAddr::new(self.network.table.gateway().loopback, wanted.port()));
             }
-            Protocol::Udp => self.flows.send(&self.network.proxy, wanted),
+            Protocol::Udp => self.flows.send(&self.network.proxy, &self.source(), wanted),
         };
         match found {
             Some(Ok(actual)) if self.is_within(actual) => Ok(actual),
@@ -86,12 +115,23 @@ impl GuestNetwork {
                 self.deny(&wanted.to_string());
                 Err(Refused::Denied)
             }
+            // As if nobody listened there.
+            Some(Err(coracle_proxy::Error::NotAllowed(_))) => {
+                self.tell(&wanted.to_string(), Why::Policies);
+                Err(Refused::NoEndpoint)
+            }
             // It is there, but has no socket.
             Some(Err(coracle_proxy::Error::NoPod(endpoint))) if protocol == Protocol::Tcp => {
                 self.network.socket(endpoint).ok_or(Refused::NoEndpoint)
             }
             Some(Err(_)) => Err(Refused::NoEndpoint),
-            None if self.egress && self.network.gate.permits(wanted.ip()) => Ok(wanted),
+            None if self.egress && self.network.gate.permits(wanted.ip()) => match self.may_connect(wanted, protocol) {
+                true => Ok(wanted),
+                false => {
+                    self.tell(&wanted.to_string(), Why::Policies);
+                    Err(Refused::NoEndpoint)
+                }
+            },
             None => {
                 self.deny(&wanted.to_string());
                 Err(Refused::Denied)
@@ -145,6 +185,13 @@ impl GuestNetwork {
     }
 }
 
+fn kind(protocol: Protocol) -> coracle_discovery::Protocol {
+    match protocol {
+        Protocol::Tcp => coracle_discovery::Protocol::Tcp,
+        Protocol::Udp => coracle_discovery::Protocol::Udp,
+    }
+}
+
 enum Destination {
     /// A Service or pod; the address, when the name is only the guest's own.
     Cluster(Option<IpAddr>),
@@ -164,11 +211,7 @@ impl coracle_engine::Network for GuestNetwork {
 
     fn connect(&self, wanted: SocketAddr, protocol: Protocol) -> Result<SocketAddr, Refused> {
         let actual = self.target(wanted, protocol)?;
-        let kind = match protocol {
-            Protocol::Tcp => coracle_discovery::Protocol::Tcp,
-            Protocol::Udp => coracle_discovery::Protocol::Udp,
-        };
-        match coracle_proxy::LocalEndpoints::is_reached(&*self.network.table, actual, kind) {
+        match coracle_proxy::LocalEndpoints::is_reached(&*self.network.table, actual, kind(protocol)) {
             true => Ok(actual),
             false => Err(Refused::NoEndpoint),
         }
@@ -216,9 +259,17 @@ impl coracle_engine::Network for GuestNetwork {
             SocketUse::TcpConnect if address == self.network.table.gateway().loopback => false,
             SocketUse::TcpConnect if self.network.leads_elsewhere(actual).is_some() => true,
             SocketUse::TcpConnect | SocketUse::UdpSend | SocketUse::UdpReceive => {
+                // Once more, and for each datagram: a socket may have been connected before policies changed.
+                let is_allowed = |to: SocketAddr| match usage {
+                    SocketUse::TcpConnect => self.may_connect(to, Protocol::Tcp),
+                    SocketUse::UdpSend => self.network.proxy.permits_datagram(&self.source(), to),
+                    // What comes is an answer, or was judged where it was sent.
+                    _ => true,
+                };
+                let shown = || self.shown(actual);
                 is_own
-                    || self.network.table.pod_of_twin(address).is_some()
-                    || (self.egress && self.network.gate.permits(address))
+                    || (self.network.table.pod_of_twin(address).is_some() && is_allowed(shown()))
+                    || (self.egress && self.network.gate.permits(address) && is_allowed(actual))
                     || self.network.is_service_endpoint(actual)
             }
         }
@@ -244,15 +295,25 @@ impl coracle_engine::Outbound for GuestNetwork {
             Destination::Nowhere => Err(OutboundError::Name(authority.host().to_owned())),
             Destination::Cluster(address) if is_https => self.send_tls(&host, &authority, address, request).await,
             Destination::Cluster(address) => {
-                let port = authority.port_u16().unwrap_or(80);
+                let (port, source) = (authority.port_u16().unwrap_or(80), self.source());
                 if let Some(address) = address
                     && let Some(coracle_proxy::Local::Http(service)) = self.network.local(address, port)
                 {
+                    if !self.may_connect(SocketAddr::new(address, port), Protocol::Tcp) {
+                        self.tell(authority.as_str(), Why::Policies);
+                        return Err(OutboundError::Refused);
+                    }
+                    request.extensions_mut().insert(source);
                     let failed = |error: BoxError| no_answer(authority.to_string(), error);
                     return service.call(request).await.map_err(failed);
                 }
                 readdress(&mut request, &authority, &address.map_or(host, |address| address.to_string()))?;
-                self.network.proxy.call(&self.namespace, request).await.map_err(classify)
+                self.network.proxy.call(&source, &self.namespace, request).await.map_err(|error| {
+                    if matches!(error, coracle_proxy::Error::NotAllowed(_)) {
+                        self.tell(authority.as_str(), Why::Policies);
+                    }
+                    classify(error)
+                })
             }
             Destination::Outside(_) if !self.egress => {
                 self.deny(authority.as_str());
@@ -262,7 +323,8 @@ impl coracle_engine::Outbound for GuestNetwork {
                 if let Some(name) = name {
                     readdress(&mut request, &authority, &name)?;
                 }
-                let sent = self.network.outside.send(request).await;
+                let key = self.network.proxy.outside_key(&self.source());
+                let sent = self.network.outside.send(key.as_deref(), request).await;
                 if matches!(sent, Err(OutboundError::Denied)) {
                     self.deny(authority.as_str());
                 }
@@ -340,11 +402,11 @@ fn classify(error: coracle_proxy::Error) -> OutboundError {
     use coracle_proxy::Error;
     match error {
         Error::NotInCluster(name) => OutboundError::Name(name),
-        Error::NoPort { .. } | Error::NoPod(_) => OutboundError::Refused,
-        Error::NoEndpoints { .. } => OutboundError::Unavailable,
+        Error::NoPort { .. } | Error::NoPod(_) | Error::NotAllowed(_) => OutboundError::Refused,
+        Error::NoEndpoints { .. } | Error::Crowded { .. } => OutboundError::Unavailable,
         Error::Forbidden { .. } => OutboundError::Denied,
         Error::NoAuthority | Error::Scheme(_) | Error::Malformed(_) => OutboundError::Protocol(error.into()),
-        Error::Late => OutboundError::Timeout,
+        Error::Late | Error::Asleep { .. } => OutboundError::Timeout,
         Error::Unavailable { endpoint, source } => match no_answer(endpoint, source) {
             OutboundError::Protocol(_) => OutboundError::Unavailable,
             told => told,

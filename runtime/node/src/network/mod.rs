@@ -6,6 +6,7 @@
 //! ([`Table`]), and for guests that insist on a socket a [`bridge`] makes one.
 
 mod bridge;
+mod callers;
 mod connections;
 mod framing;
 mod gate;
@@ -14,6 +15,7 @@ mod listening;
 mod outside;
 mod pass;
 mod peers;
+mod pod_tls;
 mod shares;
 mod table;
 
@@ -21,18 +23,20 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use coracle_discovery::{Discovery, Service};
-use coracle_proxy::{HttpService, Local, LocalEndpoints as _, Proxy};
+use coracle_discovery::{Discovery, Policies, Service};
+use coracle_proxy::{HttpService, Local, LocalEndpoints as _, Proxy, Tracer};
 use rustls_pki_types::CertificateDer;
 use tokio::net::TcpStream;
 
+pub use self::callers::Callers;
 pub use self::connections::{Connections, Patience};
-pub use self::framing::{LINK, LINKS_MAX, REQUESTS, called};
+pub use self::framing::{CALLED, LINK, LINKS_MAX, REQUESTS, called};
 pub use self::gate::Gate;
-pub use self::guest::GuestNetwork;
+pub use self::guest::{GuestNetwork, Why};
 pub use self::outside::{Outside, over};
 pub use self::pass::pass;
 pub use self::peers::Peers;
+pub use self::pod_tls::{Within, secured};
 pub use self::table::{ServiceFailed, Table};
 
 /// Ports below the kernel's unprivileged range live this far up at the twin, when the process may not bind them.
@@ -44,8 +48,12 @@ pub struct Network {
     pub table: Arc<Table>,
     /// Services.
     pub discovery: Discovery,
+    /// What network policies say.
+    pub policies: Policies,
     /// Routes.
     pub proxy: Proxy,
+    /// Who calls from other nodes.
+    pub callers: Callers,
     /// What a pod may never reach.
     pub gate: Arc<Gate>,
     /// The way out of the mesh.
@@ -57,13 +65,27 @@ pub struct Network {
 
 impl Network {
     /// A network over this table; `cluster_roots` are the authorities of the cluster.
-    pub fn new(table: Arc<Table>, discovery: Discovery, cluster_roots: Vec<CertificateDer<'static>>) -> Self {
-        let proxy = Proxy::new(discovery.clone(), table.clone());
+    /// `tracer` makes spans of requests.
+    pub fn new(
+        table: Arc<Table>,
+        discovery: Discovery,
+        policies: Policies,
+        cluster_roots: Vec<CertificateDer<'static>>,
+        tracer: Option<Tracer>,
+    ) -> Self {
+        let proxy = Proxy::new(discovery.clone(), policies.clone(), table.clone());
+        let proxy = match tracer {
+            Some(tracer) => proxy.traced(tracer),
+            None => proxy,
+        };
         let gate = table.gate.clone();
-        let outside = Outside::new(gate.clone(), cluster_roots);
+        let judge = proxy.clone();
+        let judge = Arc::new(move |key: &str, to: SocketAddr| judge.permits_outside(key, to));
+        let outside = Outside::new(gate.clone(), judge, cluster_roots);
         let (connections, bridges) = <(Connections, Arc<bridge::Bridges>)>::default();
         table.lead_to(&discovery);
-        Self { table, discovery, proxy, gate, outside, connections, bridges }
+        let callers = Callers::default();
+        Self { table, discovery, policies, proxy, callers, gate, outside, connections, bridges }
     }
 
     /// How a port of a pod of this node is reached.
@@ -79,15 +101,20 @@ impl Network {
     /// A socket for a pod's port, made if the pod has none of its own on this machine.
     fn socket(&self, endpoint: SocketAddr) -> Option<SocketAddr> {
         if self.table.is_elsewhere(endpoint.ip()) {
-            return self.bridges.open_elsewhere(endpoint, &self.table);
+            return self.bridges.open_elsewhere(endpoint, &self.table, &self.proxy);
         }
         match self.local(endpoint.ip(), endpoint.port())? {
             Local::Tcp(address) => Some(address),
             Local::Http(_) => {
                 let at = SocketAddr::new(self.table.twin(endpoint.ip())?, self.table.twin_port(endpoint.port()));
-                self.bridges.open(endpoint, at, &self.table)
+                self.bridges.open(endpoint, at, &self.table, &self.proxy)
             }
         }
+    }
+
+    /// A socket for a Service whose connections are counted, and wait while it has no pod; `None` for any other address.
+    fn counted(&self, to: SocketAddr) -> Option<Option<SocketAddr>> {
+        self.proxy.activates(to).then(|| self.bridges.open_service(to, &self.table, &self.proxy))
     }
 
     /// Connects to a pod's socket, and to nothing else that happens to be there.
@@ -107,7 +134,7 @@ impl Network {
         snapshot.services().any(|service| leads_to(service, actual)) && self.table.may_dial(actual)
     }
 
-    /// The other node's pod to which a socket of this process leads.
+    /// The other node's pod, or the Service, to which a socket of this process leads.
     fn leads_elsewhere(&self, actual: SocketAddr) -> Option<SocketAddr> {
         (actual.ip() == self.table.links()).then(|| self.bridges.elsewhere(actual)).flatten()
     }

@@ -44,6 +44,9 @@ pub enum ConnectError {
     /// It leads to where no guest goes.
     #[error("{0} is an address of this machine, or near it: no pod may reach it")]
     Forbidden(String),
+    /// Network policies do not let the pod out there.
+    #[error("network policies do not allow a connection to {0}")]
+    NotAllowed(String),
     /// There is no such name.
     #[error("{0} cannot be resolved")]
     Name(String),
@@ -54,10 +57,16 @@ pub enum ConnectError {
 
 type Client = legacy::Client<HttpsConnector<Dialer>, Body>;
 
+/// Whether a pod may connect to an address, by what its connections are kept under ([`Proxy::outside_key`]).
+///
+/// [`Proxy::outside_key`]: coracle_proxy::Proxy::outside_key
+pub type Judge = Arc<dyn Fn(&str, SocketAddr) -> bool + Send + Sync>;
+
 /// Connects for a pool.
 #[derive(Clone)]
 struct Dialer {
     gate: Arc<Gate>,
+    judge: Judge,
     resolving: Arc<Semaphore>,
     /// Connections that are open.
     open: Arc<AtomicUsize>,
@@ -73,11 +82,13 @@ impl tower::Service<Uri> for Dialer {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let Dialer { gate, resolving, open } = self.clone();
+        let Dialer { gate, judge, resolving, open } = self.clone();
         Box::pin(async move {
             let host = uri.host().unwrap_or_default();
             let port = uri.port_u16().unwrap_or(if uri.scheme() == Some(&Scheme::HTTPS) { 443 } else { 80 });
-            connect(&gate, &resolving, host, port).await.map(|stream| Counted::new(stream, open))
+            let key = uri.authority().and_then(|authority| authority.as_str().rsplit_once('@')).map(|(key, _)| key);
+            let may = |to| key.is_none_or(|key| judge(key, to));
+            connect(&gate, may, &resolving, host, port).await.map(|stream| Counted::new(stream, open))
         })
     }
 }
@@ -150,6 +161,7 @@ impl Write for Counted {
 /// Pooled connections, made when the first guest asks.
 pub struct Outside {
     gate: Arc<Gate>,
+    judge: Judge,
     resolving: Arc<Semaphore>,
     /// Authorities of the cluster, trusted beside the machine's for its own names.
     cluster_roots: Vec<CertificateDer<'static>>,
@@ -159,24 +171,31 @@ pub struct Outside {
 
 impl Outside {
     /// Nothing is connected before it is asked for.
-    pub fn new(gate: Arc<Gate>, cluster_roots: Vec<CertificateDer<'static>>) -> Self {
+    pub fn new(gate: Arc<Gate>, judge: Judge, cluster_roots: Vec<CertificateDer<'static>>) -> Self {
         let resolving = Arc::new(Semaphore::new(RESOLVING_MAX));
-        Self { gate, resolving, cluster_roots, client: OnceCell::new(), cluster_tls: OnceCell::new() }
+        Self { gate, judge, resolving, cluster_roots, client: OnceCell::new(), cluster_tls: OnceCell::new() }
     }
 
-    /// Sends a request whose URI is absolute, `http` or `https`, to outside of the cluster.
-    pub async fn send(&self, mut request: Request<Body>) -> Result<Response<Body>, OutboundError> {
+    /// Sends a request whose URI is absolute, `http` or `https`, to outside of the cluster. With a `key` its connection is one that is
+    /// judged by it, and used for nobody else.
+    pub async fn send(&self, key: Option<&str>, mut request: Request<Body>) -> Result<Response<Body>, OutboundError> {
+        keep_under(key, &mut request)?;
         let client = self.client.get_or_try_init(|| self.connect_client()).await?;
-        let endpoint = request.uri().authority().map(ToString::to_string).unwrap_or_default();
+        let endpoint = request.uri().authority().map(without_user).unwrap_or_default().to_owned();
         // What the connection speaks is agreed with the server.
         *request.version_mut() = http::Version::HTTP_11;
         let response = client.request(request).await.map_err(|error| no_answer(endpoint, error.into()))?;
         Ok(response.map(|body| body.map_err(BoxError::from).boxed_unsync()))
     }
 
-    /// Connects to a host and port outside of the cluster.
-    pub async fn connect(&self, host: &str, port: u16) -> Result<TcpStream, ConnectError> {
-        connect(&self.gate, &self.resolving, host, port).await
+    /// Connects to a host and port outside of the cluster, at an address that one `may` connect to.
+    pub async fn connect(
+        &self,
+        host: &str,
+        port: u16,
+        may: impl Fn(SocketAddr) -> bool,
+    ) -> Result<TcpStream, ConnectError> {
+        connect(&self.gate, may, &self.resolving, host, port).await
     }
 
     /// Sends a request with TLS to a Service or pod that is really at `to`, and is called `host`. Its certificate is of the
@@ -211,7 +230,12 @@ impl Outside {
     }
 
     async fn connect_client(&self) -> Result<Client, OutboundError> {
-        let dialer = Dialer { gate: self.gate.clone(), resolving: self.resolving.clone(), open: Arc::default() };
+        let dialer = Dialer {
+            gate: self.gate.clone(),
+            judge: self.judge.clone(),
+            resolving: self.resolving.clone(),
+            open: Arc::default(),
+        };
         let connector = https(tls(Vec::new()).await?, dialer);
         Ok(legacy::Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
@@ -267,8 +291,34 @@ async fn resolve(resolving: &Arc<Semaphore>, host: &str, port: u16) -> Option<Ve
     in_turn(resolving, move || (host.as_str(), port).to_socket_addrs().map(Iterator::collect)).await?.ok()
 }
 
-/// Resolves, asks the gate, connects.
-async fn connect(gate: &Gate, resolving: &Arc<Semaphore>, host: &str, port: u16) -> Result<TcpStream, ConnectError> {
+/// Has the connection of a request kept under a key, instead of whatever its guest has written there.
+fn keep_under(key: Option<&str>, request: &mut Request<Body>) -> Result<(), OutboundError> {
+    let Some(authority) = request.uri().authority() else { return Ok(()) };
+    let host = without_user(authority);
+    if key.is_none() && host.len() == authority.as_str().len() {
+        return Ok(());
+    }
+    let text = key.map_or_else(|| host.to_owned(), |key| format!("{key}@{host}"));
+    let mut parts = request.uri().clone().into_parts();
+    let bad = |error: http::Error| OutboundError::Protocol(error.into());
+    parts.authority = Some(text.parse().map_err(|error: http::uri::InvalidUri| bad(error.into()))?);
+    *request.uri_mut() = Uri::from_parts(parts).map_err(|error| bad(error.into()))?;
+    Ok(())
+}
+
+fn without_user(authority: &http::uri::Authority) -> &str {
+    let text = authority.as_str();
+    text.rsplit_once('@').map_or(text, |(_, host)| host)
+}
+
+/// Resolves, asks the gate and the policies, connects.
+async fn connect(
+    gate: &Gate,
+    may: impl Fn(SocketAddr) -> bool,
+    resolving: &Arc<Semaphore>,
+    host: &str,
+    port: u16,
+) -> Result<TcpStream, ConnectError> {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let addresses: Vec<SocketAddr> = match host.parse::<IpAddr>() {
         Ok(address) => vec![SocketAddr::new(address, port)],
@@ -283,6 +333,10 @@ async fn connect(gate: &Gate, resolving: &Arc<Semaphore>, host: &str, port: u16)
     }
     let mut last = ConnectError::Forbidden(host.to_owned());
     for address in addresses.into_iter().filter(|address| gate.permits(address.ip())).take(ADDRESSES_MAX) {
+        if !may(address) {
+            last = ConnectError::NotAllowed(host.to_owned());
+            continue;
+        }
         let connected = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
         let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         match connected {
@@ -337,6 +391,7 @@ pub fn no_answer(endpoint: String, source: BoxError) -> OutboundError {
     while let Some(error) = cause {
         match error.downcast_ref::<ConnectError>() {
             Some(ConnectError::Forbidden(_)) => return OutboundError::Denied,
+            Some(ConnectError::NotAllowed(_)) => return OutboundError::Refused,
             Some(ConnectError::Name(name)) => return OutboundError::Name(name.clone()),
             _ => {}
         }
@@ -364,7 +419,7 @@ mod tests {
     async fn no_spelling_of_this_machine_is_connected() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let outside = Outside::new(Arc::default(), Vec::new());
+        let outside = Outside::new(Arc::default(), Arc::new(|_, _| true), Vec::new());
         for host in [
             "127.0.0.1",
             "127.1",
@@ -380,7 +435,7 @@ mod tests {
             for scheme in ["http", "https"] {
                 let uri = format!("{scheme}://{host}:{port}/v2/_catalog");
                 let request = Request::get(&uri).body(coracle_engine::empty()).unwrap();
-                let error = outside.send(request).await.map(|_| ()).unwrap_err();
+                let error = outside.send(None, request).await.map(|_| ()).unwrap_err();
                 // Which numbers are names is the resolver's business, and TLS knows no such names: nothing is connected.
                 let is_refused = matches!(error, OutboundError::Denied | OutboundError::Name(_));
                 assert!(
@@ -388,7 +443,7 @@ mod tests {
                     "{uri}: {error:?}"
                 );
             }
-            assert!(outside.connect(host, port).await.is_err(), "{host}");
+            assert!(outside.connect(host, port, |_| true).await.is_err(), "{host}");
         }
         let accepted = tokio::time::timeout(Duration::from_millis(50), listener.accept()).await;
         assert!(accepted.is_err(), "nobody came");

@@ -9,7 +9,7 @@
 //! Whoever uses the way to a node holds a place of its share ([`Shares`]); connections that the proxy keeps for the next request
 //! are beside them, and few enough to fit.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -19,7 +19,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use coracle_proxy::{Asker, Elsewhere, KEPT_ELSEWHERE_MAX, Place, Purpose};
+use coracle_policy::{Source, Workload};
+use coracle_proxy::{Asker, Elsewhere, KEPT_ELSEWHERE_MAX, NotAllowed, Place, Purpose};
 use http::{Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::client::conn::http2;
@@ -144,12 +145,18 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
     }
 }
 
+#[derive(Default)]
+struct Known {
+    /// By the first address of their ranges, which do not overlap.
+    by_range: BTreeMap<u32, Arc<Peer>>,
+    by_name: HashMap<String, Arc<Peer>>,
+}
+
 /// The other nodes.
 pub struct Peers {
     own: String,
     tls: Option<TlsConnector>,
-    /// By the first address of their ranges, which do not overlap.
-    known: RwLock<BTreeMap<u32, Arc<Peer>>>,
+    known: RwLock<Known>,
 }
 
 impl Peers {
@@ -199,10 +206,9 @@ impl Peers {
     }
 
     /// Takes what was said as true. A node of which the same was said before keeps its link.
-    fn take(&self, list: Vec<serde_json::Value>) {
+    pub(crate) fn take(&self, list: Vec<serde_json::Value>) {
         let mut known = self.known.write();
-        let mut before: BTreeMap<String, Arc<Peer>> =
-            std::mem::take(&mut *known).into_values().map(|peer| (peer.said.name.clone(), peer)).collect();
+        let mut before = std::mem::take(&mut *known).by_name;
         for said in list {
             // One that makes no sense is left out, and is no reason to forget the others.
             let Ok(said) = serde_json::from_value::<Said>(said) else { continue };
@@ -214,7 +220,8 @@ impl Peers {
                 Some(peer) => peer,
                 None => Arc::new(Peer::new(said, range)),
             };
-            known.insert(u32::from(range.at(0)), peer);
+            known.by_name.insert(peer.said.name.clone(), peer.clone());
+            known.by_range.insert(u32::from(range.at(0)), peer);
         }
     }
 
@@ -223,10 +230,21 @@ impl Peers {
         self.find(address).is_some()
     }
 
+    /// Whether the address is one of the pods of this node; `None` when the node is not known.
+    pub fn owns(&self, node: &str, address: IpAddr) -> Option<bool> {
+        let known = self.known.read();
+        known.by_name.get(node).map(|peer| peer.range.offset(address).is_some())
+    }
+
+    /// Where this node is.
+    pub fn address_of(&self, node: &str) -> Option<IpAddr> {
+        self.known.read().by_name.get(node).map(|peer| peer.said.address)
+    }
+
     fn find(&self, address: IpAddr) -> Option<Arc<Peer>> {
         let IpAddr::V4(v4) = address else { return None };
         let known = self.known.read();
-        let (_, peer) = known.range(..=u32::from(v4)).next_back()?;
+        let (_, peer) = known.by_range.range(..=u32::from(v4)).next_back()?;
         peer.range.offset(address).map(|_| peer.clone())
     }
 
@@ -237,7 +255,7 @@ impl Peers {
     }
 
     /// A stream of bytes to a pod of another node: there is one when something listens at its end.
-    pub async fn connect(self: Arc<Peers>, to: SocketAddr, purpose: Purpose) -> io::Result<Elsewhere> {
+    pub async fn connect(self: Arc<Peers>, to: SocketAddr, purpose: Purpose, source: Source) -> io::Result<Elsewhere> {
         let peer = self.find(to.ip()).ok_or(io::ErrorKind::HostUnreachable)?;
         let tls = self.tls.as_ref().ok_or(io::ErrorKind::HostUnreachable)?;
         let (mut sender, open) = peer.open(|| peer.handshake(tls)).await?;
@@ -248,16 +266,20 @@ impl Peers {
         if purpose == Purpose::Requests {
             request.headers_mut().insert(framing::LINK, framing::REQUESTS);
         }
+        request.headers_mut().insert(coracle_proxy::SOURCE, coracle_proxy::source_header(&source));
         sender.ready().await.map_err(broken)?;
         let response = sender.send_request(request).await.map_err(broken)?;
         match response.status() {
             StatusCode::OK => {
                 let is_called = response.headers().get(framing::LINK) == Some(&framing::REQUESTS);
+                let called = response.headers().get(framing::CALLED).and_then(|said| said.to_str().ok());
+                let called = called.and_then(Workload::from_text).filter(|called| called.address == to.ip());
                 let upgraded = hyper::upgrade::on(response).await.map_err(broken)?;
                 let stream = Counted { inner: TokioIo::new(upgraded), _open: open };
-                Ok(Elsewhere { stream: Box::new(stream), is_called })
+                Ok(Elsewhere { stream: Box::new(stream), is_called, called: called.map(Arc::new) })
             }
             StatusCode::SERVICE_UNAVAILABLE => Err(io::ErrorKind::ConnectionRefused.into()),
+            StatusCode::FORBIDDEN => Err(io::Error::new(io::ErrorKind::PermissionDenied, NotAllowed)),
             other => Err(io::Error::other(format!("node {} answers {other}", peer.said.name))),
         }
     }

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 
 use coracle_discovery::{Discovery, Protocol, Service};
+use coracle_policy::{Source, Workload};
 use coracle_proxy::{Asker, Elsewhere, HttpService, Local, LocalEndpoints, Place, Purpose, ServiceFailure};
 use futures::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
@@ -30,6 +31,8 @@ struct HttpPort {
 
 struct Entry {
     twin: IpAddr,
+    /// Who it is to others.
+    workload: Option<Arc<Workload>>,
     http: Vec<HttpPort>,
     /// Containers that may listen themselves.
     sockets: Vec<usize>,
@@ -108,9 +111,26 @@ impl Table {
     pub fn allocate(&self, previous: Option<IpAddr>) -> Result<PodAddress, Exhausted> {
         let address = self.addresses.allocate(previous)?;
         let life = CancellationToken::new();
-        let entry = Entry { twin: address.loopback, http: Vec::new(), sockets: Vec::new(), life };
+        let entry = Entry { twin: address.loopback, workload: None, http: Vec::new(), sockets: Vec::new(), life };
         self.entries.write().insert(address.pod, entry);
         Ok(address)
+    }
+
+    /// The pod that has the address is this one.
+    pub fn identify(&self, workload: Workload) {
+        if let Some(entry) = self.entries.write().get_mut(&workload.address) {
+            entry.workload = Some(Arc::new(workload));
+        }
+    }
+
+    /// The pod that has the address, as one who calls.
+    pub fn source(&self, address: IpAddr) -> Source {
+        self.workload(address).map_or(Source::Unknown, Source::Pod)
+    }
+
+    /// The other nodes, when they are followed.
+    pub fn peers(&self) -> Option<&Arc<Peers>> {
+        self.peers.get()
     }
 
     /// Takes it back.
@@ -203,6 +223,10 @@ impl LocalEndpoints for Table {
         Some(Local::Tcp(SocketAddr::new(entry.twin, self.twin_port(port))))
     }
 
+    fn workload(&self, address: IpAddr) -> Option<Arc<Workload>> {
+        self.entries.read().get(&address)?.workload.clone()
+    }
+
     fn is_pod_address(&self, address: IpAddr) -> bool {
         self.addresses.contains(address)
     }
@@ -211,9 +235,14 @@ impl LocalEndpoints for Table {
         !self.addresses.contains(address) && self.peers.get().is_some_and(|peers| peers.has(address))
     }
 
-    fn connect_elsewhere(&self, to: SocketAddr, purpose: Purpose) -> BoxFuture<'static, io::Result<Elsewhere>> {
+    fn connect_elsewhere(
+        &self,
+        to: SocketAddr,
+        purpose: Purpose,
+        source: Source,
+    ) -> BoxFuture<'static, io::Result<Elsewhere>> {
         match self.peers.get().cloned() {
-            Some(peers) => Box::pin(peers.connect(to, purpose)),
+            Some(peers) => Box::pin(peers.connect(to, purpose, source)),
             None => Box::pin(async { Err(io::ErrorKind::HostUnreachable.into()) }),
         }
     }

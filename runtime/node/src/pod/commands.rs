@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use coracle_policy::Workload;
 use k8s_openapi::api::core::v1::Pod;
 use tokio_util::sync::CancellationToken;
 
@@ -13,7 +14,7 @@ use super::table::{Alarm, Pods};
 use crate::annotations::Wishes;
 use crate::events::Record;
 use crate::logs;
-use crate::network::GuestNetwork;
+use crate::network::{GuestNetwork, Why};
 
 impl Pods {
     /// Carries out one command. Some are done at once; what follows from them is returned.
@@ -119,9 +120,14 @@ impl Pods {
         previous: Option<IpAddr>,
     ) -> Result<Arc<GuestNetwork>, String> {
         let address = self.context.network.table.allocate(previous).map_err(|error| error.to_string())?;
+        self.context.network.table.identify(Workload::of(pod, address.pod));
         let spec = pod.spec.as_ref();
         let hostname = spec.and_then(|spec| spec.hostname.clone()).unwrap_or_else(|| slot.name.to_string());
+        // As in the hosts file that a kubelet writes; the first is the name that programs see.
+        let full = spec.and_then(|spec| spec.subdomain.as_deref()).filter(|subdomain| !subdomain.is_empty());
+        let full = full.map(|subdomain| format!("{hostname}.{subdomain}.{}.svc.cluster.local", slot.namespace));
         let mut hosts = vec![(hostname, address.pod)];
+        hosts.extend(full.map(|name| (name, address.pod)));
         for alias in spec.and_then(|spec| spec.host_aliases.as_deref()).unwrap_or_default() {
             if let Ok(ip) = alias.ip.parse::<IpAddr>() {
                 hosts.extend(alias.hostnames.iter().flatten().map(|name| (name.clone(), ip)));
@@ -130,8 +136,13 @@ impl Pods {
         // What is wrong with the annotations is told when a container is started.
         let egress = Wishes::of(pod).is_ok_and(|wishes| wishes.egress);
         let (pods, told) = (Arc::downgrade(self), Arc::downgrade(slot));
-        let denied = Box::new(move |destination: &str| {
+        let denied = Box::new(move |destination: &str, why: Why| {
             if let (Some(pods), Some(slot)) = (pods.upgrade(), told.upgrade()) {
+                if why == Why::Policies {
+                    let message =
+                        format!("A connection to {destination} was refused: network policies do not allow it");
+                    return pods.event(&slot, None, true, "PolicyDenied", message);
+                }
                 let why = match egress {
                     true => "it leads to the node's own machine or near it, where no pod may go".to_owned(),
                     false => {

@@ -5,18 +5,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use coracle_engine::OpenSocket;
+use coracle_engine::{OpenSocket, Protocol};
 use coracle_proxy::{Body, BoxError, HttpService, Local};
 use http::{HeaderName, HeaderValue, Request, header};
 use http_body_util::BodyExt as _;
 use hyper_util::rt::TokioIo;
-use k8s_openapi::api::core::v1::{Container as Spec, HTTPGetAction, LifecycleHandler, TCPSocketAction};
+use k8s_openapi::api::core::v1::{Container as Spec, GRPCAction, HTTPGetAction, LifecycleHandler, TCPSocketAction};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use parking_lot::Mutex;
 use tokio::net::TcpStream;
 
+use super::grpc;
 use super::slot::Handle;
 use crate::context::Context;
-use crate::network::{GuestNetwork, over};
+use crate::network::{GuestNetwork, Within, over, secured};
 
 /// A hook's request may take this long.
 const HOOK_TIMEOUT: Duration = Duration::from_secs(30);
@@ -24,6 +26,8 @@ const HOOK_TIMEOUT: Duration = Duration::from_secs(30);
 const BODY_BYTES_MAX: usize = 10 << 10;
 /// Requests that one probe may make, the first and those to which it is sent on (Go's HTTP client).
 const REQUESTS_MAX: usize = 10;
+/// What of a command's output is read (kubelet's `maxReadLength` of exec probes).
+const PRINTED_BYTES_MAX: usize = 10 << 10;
 /// As which client the node asks.
 const USER_AGENT: &str = "kube-probe/1.37";
 
@@ -44,6 +48,11 @@ pub async fn run(context: &Context, asker: &Asker<'_>, hook: &LifecycleHandler) 
         tokio::time::sleep(Duration::from_secs(sleep.seconds.max(0).unsigned_abs())).await;
         return Ok(());
     }
+    if let Some(exec) = &hook.exec {
+        let command = exec.command.as_deref().unwrap_or_default();
+        let (code, printed) = run_command(asker, command).await?;
+        return if code == 0 { Ok(()) } else { Err(format!("command {command:?} exited with {code}: {printed}")) };
+    }
     let request = async {
         if let Some(get) = &hook.http_get {
             let status = http_get(context, asker, get).await?.status;
@@ -57,11 +66,60 @@ pub async fn run(context: &Context, asker: &Asker<'_>, hook: &LifecycleHandler) 
     tokio::time::timeout(HOOK_TIMEOUT, request).await.unwrap_or_else(|_| Err("timed out".to_owned()))
 }
 
+/// Runs the container's component once more with these arguments; its exit code, and the beginning of what it printed. Dropping this
+/// ends it.
+pub async fn run_command(asker: &Asker<'_>, args: &[String]) -> Result<(i32, String), String> {
+    struct Ends(coracle_engine::Command);
+    impl Drop for Ends {
+        fn drop(&mut self) {
+            self.0.kill();
+        }
+    }
+    let Handle::Command(main) = asker.handle else {
+        return Err("a component of wasi:http runs no commands".to_owned());
+    };
+    let printed = Arc::new(Mutex::new(Vec::new()));
+    let sink: Arc<dyn coracle_engine::Sink> = {
+        let printed = printed.clone();
+        Arc::new(move |bytes: &[u8]| {
+            let mut printed = printed.lock();
+            let left = PRINTED_BYTES_MAX - printed.len();
+            printed.extend_from_slice(&bytes[..bytes.len().min(left)]);
+        })
+    };
+    let command = main.beside(args.to_vec(), sink.clone(), sink).await;
+    let command = Ends(command.map_err(|error| super::start::chain(&error))?);
+    let exit = command.0.wait().await;
+    let printed = String::from_utf8_lossy(&printed.lock()).into_owned();
+    Ok((exit.code(), printed))
+}
+
+/// Asks a pod's port for its health by gRPC.
+pub async fn grpc(context: &Context, asker: &Asker<'_>, action: &GRPCAction) -> Result<(), String> {
+    let port = resolve_port(asker.spec, &IntOrString::Int(action.port))?;
+    match target(context, asker.network, None, port) {
+        Target::Called { .. } => Err("a component of wasi:http is called, and speaks no gRPC to a node".to_owned()),
+        Target::NotAllowed { host } => Err(refused(&host, port)),
+        Target::Dialled { host, local } => {
+            let (stream, _socket) = dial(context, asker, &host, port, local).await?;
+            let authority = SocketAddr::new(asker.network.address.pod, port).to_string();
+            let service = action.service.as_deref().unwrap_or_default();
+            if action.mode.as_deref() != Some("TLS") {
+                return grpc::check(stream, &authority, service).await;
+            }
+            let secured = secured(stream, &host, Within::Grpc).await;
+            let secured = secured.map_err(|error| format!("error: health rpc probe failed: tls: {error}"))?;
+            grpc::check(secured, &authority, service).await
+        }
+    }
+}
+
 /// Opens a connection to a pod's port, and closes it.
 pub async fn tcp_socket(context: &Context, asker: &Asker<'_>, socket: &TCPSocketAction) -> Result<(), String> {
     let port = resolve_port(asker.spec, &socket.port)?;
     match target(context, asker.network, socket.host.as_deref(), port) {
         Target::Called { .. } => Ok(()),
+        Target::NotAllowed { host } => Err(refused(&host, port)),
         Target::Dialled { host, local } => dial(context, asker, &host, port, local).await.map(drop),
     }
 }
@@ -84,6 +142,9 @@ pub async fn http_get(context: &Context, asker: &Asker<'_>, get: &HTTPGetAction)
         let mut request = request(get, &url, host.as_deref()).map_err(|error| failed(error.into()))?;
         // Counted until the answer has been read.
         let (response, _socket) = match target(context, asker.network, Some(&url.host), url.port) {
+            Target::Called { .. } if url.secure => {
+                return Err(format!("Get \"{url}\": a component of wasi:http is called, and speaks no TLS"));
+            }
             Target::Called { service, is_own } => {
                 if is_own {
                     // It does not wait behind the requests of others. In another pod it is one of those.
@@ -91,10 +152,19 @@ pub async fn http_get(context: &Context, asker: &Asker<'_>, get: &HTTPGetAction)
                 }
                 (service.call(request).await, None)
             }
+            Target::NotAllowed { host } => return Err(failed(refused(&host, url.port).into())),
             Target::Dialled { host, local } => {
                 let dialled = dial(context, asker, &host, url.port, local).await;
                 let (stream, socket) = dialled.map_err(|error| failed(error.into()))?;
-                (over(TokioIo::new(stream), request).await, socket)
+                let answered = match url.secure {
+                    true => {
+                        let secured =
+                            secured(stream, &host, Within::Http).await.map_err(|error| failed(error.into()))?;
+                        over(TokioIo::new(secured), request).await
+                    }
+                    false => over(TokioIo::new(stream), request).await,
+                };
+                (answered, socket)
             }
         };
         let response = response.map_err(failed)?;
@@ -110,7 +180,7 @@ pub async fn http_get(context: &Context, asker: &Asker<'_>, get: &HTTPGetAction)
         let location = location.to_str().map_err(|error| failed(error.into()))?;
         match url.join(location) {
             Location::Elsewhere => return Ok(answer),
-            Location::Unsupported(what) => return Err(format!("Get {what:?}: only http is supported by this node")),
+            Location::Unsupported(what) => return Err(format!("Get {what:?}: only http and https are supported")),
             Location::Here { next, is_absolute } => {
                 // A name that was given is for the paths of this host; a full URL brings its own.
                 if is_absolute {
@@ -126,6 +196,8 @@ pub async fn http_get(context: &Context, asker: &Asker<'_>, get: &HTTPGetAction)
 /// What a probe or hook asks for, as messages show it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Url {
+    /// With TLS, whose certificate is not looked at.
+    secure: bool,
     host: String,
     port: u16,
     /// With the query.
@@ -134,7 +206,8 @@ pub struct Url {
 
 impl std::fmt::Display for Url {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "http://{}{}", self.authority(), self.path)
+        let scheme = if self.secure { "https" } else { "http" };
+        write!(f, "{scheme}://{}{}", self.authority(), self.path)
     }
 }
 
@@ -160,7 +233,7 @@ impl Url {
     fn join(&self, location: &str) -> Location {
         let location = location.split('#').next().unwrap_or_default();
         let full = match location.strip_prefix("//") {
-            Some(rest) => Some(format!("http://{rest}")),
+            Some(rest) => Some(format!("{}://{rest}", if self.secure { "https" } else { "http" })),
             None => location.split_once("://").map(|_| location.to_owned()),
         };
         if let Some(full) = full {
@@ -169,11 +242,13 @@ impl Url {
             if !host.eq_ignore_ascii_case(&self.host) {
                 return Location::Elsewhere;
             }
-            if uri.scheme() != Some(&http::uri::Scheme::HTTP) {
-                return Location::Unsupported(full);
-            }
+            let (secure, port) = match uri.scheme_str() {
+                Some("http") => (false, 80),
+                Some("https") => (true, 443),
+                _ => return Location::Unsupported(full),
+            };
             let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
-            let next = Url { host: self.host.clone(), port: uri.port_u16().unwrap_or(80), path };
+            let next = Url { secure, host: self.host.clone(), port: uri.port_u16().unwrap_or(port), path };
             return Location::Here { next, is_absolute: true };
         }
         let own = self.path.split('?').next().unwrap_or("/");
@@ -194,7 +269,7 @@ pub fn url(network: &GuestNetwork, spec: &Spec, get: &HTTPGetAction) -> Result<U
     let host = host.map_or_else(|| network.address.pod.to_string(), str::to_owned);
     let path = get.path.as_deref().filter(|path| !path.is_empty()).unwrap_or("/");
     let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
-    Ok(Url { host, port, path })
+    Ok(Url { secure: get.scheme.as_deref() == Some("HTTPS"), host, port, path })
 }
 
 /// The `Host` that a request is to have.
@@ -222,6 +297,8 @@ async fn beginning(mut body: Body) -> Result<String, BoxError> {
 enum Target {
     /// A component that is called, of the pod itself or of another.
     Called { service: Arc<dyn HttpService>, is_own: bool },
+    /// Another pod, to which network policies do not let this one.
+    NotAllowed { host: String },
     /// A connection, to this pod's socket where it is known.
     Dialled { host: String, local: Option<SocketAddr> },
 }
@@ -231,6 +308,13 @@ fn target(context: &Context, network: &GuestNetwork, host: Option<&str>, port: u
     let own = network.address.pod;
     let host = host.filter(|host| !host.is_empty()).map_or_else(|| own.to_string(), str::to_owned);
     let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().ok();
+    // A pod is always reached by its node, and by its probes no other that it may not reach itself.
+    if let Some(other) = address.filter(|address| *address != own)
+        && context.network.local(other, port).is_some()
+        && !network.may_connect(SocketAddr::new(other, port), Protocol::Tcp)
+    {
+        return Target::NotAllowed { host };
+    }
     match address.and_then(|address| context.network.local(address, port)) {
         Some(Local::Http(service)) => Target::Called { service, is_own: address == Some(own) },
         Some(Local::Tcp(at)) => Target::Dialled { host, local: Some(at) },
@@ -244,7 +328,8 @@ fn target(context: &Context, network: &GuestNetwork, host: Option<&str>, port: u
 
 fn request(get: &HTTPGetAction, url: &Url, host: Option<&str>) -> Result<Request<Body>, http::Error> {
     let authority = host.map_or_else(|| url.authority(), str::to_owned);
-    let mut request = Request::get(format!("http://{authority}{}", url.path));
+    let scheme = if url.secure { "https" } else { "http" };
+    let mut request = Request::get(format!("{scheme}://{authority}{}", url.path));
     request = request.header(header::USER_AGENT, USER_AGENT).header(header::ACCEPT, "*/*");
     for given in get.http_headers.iter().flatten() {
         let name = HeaderName::try_from(&given.name)?;
@@ -271,7 +356,7 @@ async fn dial(
     port: u16,
     local: Option<SocketAddr>,
 ) -> Result<(TcpStream, Option<OpenSocket>), String> {
-    let shown = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+    let shown = shown(host, port);
     let Some(local) = local else {
         // A probe is no way around what the pod may not reach.
         if !asker.network.egress {
@@ -282,7 +367,8 @@ async fn dial(
         }
         let too_many = || format!("dial tcp {shown}: too many files are open");
         let socket = asker.handle.open_socket().ok_or_else(too_many)?;
-        return match context.network.outside.connect(host, port).await {
+        let may = |to| asker.network.may_connect(to, Protocol::Tcp);
+        return match context.network.outside.connect(host, port, may).await {
             // The last descriptors of the process are not for what pods ask for.
             Ok(stream) if !coracle_proxy::is_spare(&stream) => Err(too_many()),
             Ok(stream) => Ok((stream, Some(socket))),
@@ -297,6 +383,14 @@ async fn dial(
         };
         format!("dial tcp {shown}: {why}")
     })
+}
+
+fn shown(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+fn refused(host: &str, port: u16) -> String {
+    format!("dial tcp {}: connect: connection refused", shown(host, port))
 }
 
 /// A port by its number or by the name it has in the container.
@@ -322,7 +416,7 @@ mod tests {
 
     #[test]
     fn follows_within_the_host_only() {
-        let url = Url { host: "10.1.0.2".to_owned(), port: 8080, path: "/a/b?c".to_owned() };
+        let url = Url { secure: false, host: "10.1.0.2".to_owned(), port: 8080, path: "/a/b?c".to_owned() };
         let here = |port, path: &str, is_absolute| Location::Here {
             next: Url { port, path: path.to_owned(), ..url.clone() },
             is_absolute,
@@ -334,7 +428,14 @@ mod tests {
             ("", here(8080, "/a/b?c", false)),
             ("http://10.1.0.2:81/x", here(81, "/x", true)),
             ("//10.1.0.2/x", here(80, "/x", true)),
-            ("https://10.1.0.2/", Location::Unsupported("https://10.1.0.2/".to_owned())),
+            (
+                "https://10.1.0.2/x",
+                Location::Here {
+                    next: Url { secure: true, port: 443, path: "/x".to_owned(), ..url.clone() },
+                    is_absolute: true,
+                },
+            ),
+            ("ftp://10.1.0.2/", Location::Unsupported("ftp://10.1.0.2/".to_owned())),
             ("http://127.0.0.1:5000/v2/", Location::Elsewhere),
             ("https://other.example/", Location::Elsewhere),
         ] {
@@ -348,7 +449,7 @@ mod tests {
         let get =
             json!({"port": 80, "httpHeaders": [{"name": "host", "value": "a.example"}, {"name": "X", "value": "y"}]});
         let get: HTTPGetAction = serde_json::from_value(get).unwrap();
-        let url = Url { host: "10.1.0.2".to_owned(), port: 80, path: "/".to_owned() };
+        let url = Url { secure: false, host: "10.1.0.2".to_owned(), port: 80, path: "/".to_owned() };
         let request = request(&get, &url, given_host(&get).as_deref()).unwrap();
         assert_eq!(request.uri().to_string(), "http://a.example/");
         assert_eq!(request.headers()["x"], "y");

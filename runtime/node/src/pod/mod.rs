@@ -14,6 +14,7 @@ pub mod core;
 mod admission;
 mod commands;
 pub(crate) mod files;
+mod grpc;
 mod hooks;
 mod prepare;
 mod probe;
@@ -26,7 +27,7 @@ mod table;
 
 #[cfg(test)]
 pub(crate) use self::report::SETTLE;
-#[cfg(test)]
 pub(crate) use self::slot::Handle;
 pub use self::slot::Slot;
+pub(crate) use self::start::chain;
 pub use self::table::Pods;

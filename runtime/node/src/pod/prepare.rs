@@ -55,6 +55,9 @@ impl Pods {
             let message = "an HTTP component never ends, so it cannot be an init container: the pod would never start";
             return Err(config_error(message.to_owned()));
         }
+        if prepared.component.world() == World::Http {
+            supported::service(spec).map_err(config_error)?;
+        }
         let network = network.ok_or_else(|| config_error("the pod has no address any more".to_owned()))?;
         let env = self.env(slot, pod, spec, &network).await?;
         let mounts = self.mounts(slot, pod, (container, run), &prepared.component, &env).await;

@@ -206,6 +206,13 @@ impl Pods {
                 status => Err(format!("HTTP probe failed with statuscode: {status}")),
             };
         }
+        if let Some(exec) = &probe.exec {
+            let (code, printed) = hooks::run_command(asker, exec.command.as_deref().unwrap_or_default()).await?;
+            return if code == 0 { Ok(None) } else { Err(printed) };
+        }
+        if let Some(action) = &probe.grpc {
+            return hooks::grpc(&self.context, asker, action).await.map(|()| None);
+        }
         match &probe.tcp_socket {
             Some(socket) => hooks::tcp_socket(&self.context, asker, socket).await.map(|()| None),
             None => Err("the probe has no handler that this node knows".to_owned()),
@@ -261,6 +268,13 @@ fn probe_of(spec: &Spec, kind: ProbeKind) -> Option<&Probe> {
 }
 
 fn timed_out(network: &GuestNetwork, spec: &Spec, probe: &Probe) -> String {
+    if let Some(exec) = &probe.exec {
+        let command = exec.command.as_deref().unwrap_or_default().join(" ");
+        return format!("command timed out: {command:?} timed out after {:?}", Numbers::of(probe).timeout);
+    }
+    if probe.grpc.is_some() {
+        return format!("timeout: health rpc did not complete within {:?}", Numbers::of(probe).timeout);
+    }
     match (&probe.http_get, &probe.tcp_socket) {
         (Some(get), _) => {
             let url = hooks::url(network, spec, get).map(|url| url.to_string()).unwrap_or_default();

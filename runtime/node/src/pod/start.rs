@@ -237,7 +237,7 @@ pub(super) fn kill(handle: &Handle) {
 }
 
 /// An error with its causes, for people, as far as there is room for them; causes that the text holds already are not said twice.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -48,58 +48,54 @@ pub fn ignored(pod: &Pod) -> Vec<String> {
     ports.chain(volumes).collect()
 }
 
-/// Refuses what a container cannot have: a `CreateContainerConfigError`.
-pub fn container(container: &Container) -> Result<(), String> {
-    let probes = [
+type Probes<'a> = [(&'static str, &'a Option<Probe>); 3];
+type Hooks<'a> = [(&'static str, Option<&'a LifecycleHandler>); 2];
+
+fn probes(container: &Container) -> Probes<'_> {
+    [
         ("livenessProbe", &container.liveness_probe),
         ("readinessProbe", &container.readiness_probe),
         ("startupProbe", &container.startup_probe),
-    ];
-    for (name, probe) in probes {
-        probe.as_ref().map_or(Ok(()), |probe| check_probe(name, probe))?;
-    }
-    if container.volume_devices.as_ref().is_some_and(|devices| !devices.is_empty()) {
-        return Err("volumeDevices are not supported: a component has no block devices".to_owned());
-    }
+    ]
+}
+
+fn hooks(container: &Container) -> Hooks<'_> {
     let lifecycle = container.lifecycle.as_ref();
-    for (name, hook) in [
-        ("postStart", lifecycle.and_then(|lifecycle| lifecycle.post_start.as_ref())),
-        ("preStop", lifecycle.and_then(|lifecycle| lifecycle.pre_stop.as_ref())),
-    ] {
-        hook.map_or(Ok(()), |hook| check_hook(name, hook))?;
+    [
+        ("lifecycle.postStart", lifecycle.and_then(|lifecycle| lifecycle.post_start.as_ref())),
+        ("lifecycle.preStop", lifecycle.and_then(|lifecycle| lifecycle.pre_stop.as_ref())),
+    ]
+}
+
+/// Refuses what a component of wasi:http cannot have: it is called, so it runs no commands and speaks no TLS.
+pub fn service(container: &Container) -> Result<(), String> {
+    let probes = probes(container).into_iter().filter_map(|(name, probe)| Some((name, probe.as_ref()?)));
+    if let Some((name, _)) = probes.clone().find(|(_, probe)| probe.grpc.is_some()) {
+        return Err(format!(
+            "{name}.grpc is not supported: the image is a component of wasi:http, which speaks no gRPC; use httpGet"
+        ));
+    }
+    let probes = probes.map(|(name, probe)| (name, "tcpSocket", &probe.exec, &probe.http_get));
+    let hooks = hooks(container).into_iter().filter_map(|(name, hook)| Some((name, hook?)));
+    let hooks = hooks.map(|(name, hook)| (name, "sleep", &hook.exec, &hook.http_get));
+    for (name, other, exec, get) in probes.chain(hooks) {
+        let what = "the image is a component of wasi:http, which";
+        if exec.is_some() {
+            return Err(format!("{name}.exec is not supported: {what} runs no commands; use httpGet or {other}"));
+        }
+        if let Some(scheme) = get.as_ref().and_then(|get| get.scheme.as_deref()).filter(|scheme| *scheme != "HTTP") {
+            return Err(format!("{name}.httpGet.scheme {scheme} is not supported: {what} speaks no TLS; use HTTP"));
+        }
     }
     Ok(())
 }
 
-fn check_probe(name: &str, probe: &Probe) -> Result<(), String> {
-    if probe.exec.is_some() {
-        return Err(format!(
-            "{name}.exec is not supported: a component cannot run another program; use httpGet or tcpSocket"
-        ));
+/// Refuses what a container cannot have: a `CreateContainerConfigError`.
+pub fn container(container: &Container) -> Result<(), String> {
+    if container.volume_devices.as_ref().is_some_and(|devices| !devices.is_empty()) {
+        return Err("volumeDevices are not supported: a component has no block devices".to_owned());
     }
-    if probe.grpc.is_some() {
-        return Err(format!("{name}.grpc is not supported by this node; use httpGet or tcpSocket"));
-    }
-    match probe.http_get.as_ref().and_then(|get| get.scheme.as_deref()) {
-        Some(scheme) if scheme != "HTTP" => {
-            Err(format!("{name}.httpGet.scheme {scheme} is not supported by this node"))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn check_hook(name: &str, hook: &LifecycleHandler) -> Result<(), String> {
-    if hook.exec.is_some() {
-        return Err(format!(
-            "lifecycle.{name}.exec is not supported: a component cannot run another program; use httpGet or sleep"
-        ));
-    }
-    match hook.http_get.as_ref().and_then(|get| get.scheme.as_deref()) {
-        Some(scheme) if scheme != "HTTP" => {
-            Err(format!("lifecycle.{name}.httpGet.scheme {scheme} is not supported by this node"))
-        }
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -112,19 +108,27 @@ mod tests {
         for (value, expected) in [
             (json!({"name": "c"}), ""),
             (json!({"name": "c", "securityContext": {"privileged": true, "runAsUser": 0}}), ""),
-            (
-                json!({"name": "c", "livenessProbe": {"exec": {"command": ["true"]}}}),
-                "livenessProbe.exec is not supported",
-            ),
-            (json!({"name": "c", "startupProbe": {"grpc": {"port": 1}}}), "startupProbe.grpc is not supported"),
-            (
-                json!({"name": "c", "readinessProbe": {"httpGet": {"port": 1, "scheme": "HTTPS"}}}),
-                "readinessProbe.httpGet.scheme HTTPS",
-            ),
-            (json!({"name": "c", "lifecycle": {"preStop": {"exec": {}}}}), "lifecycle.preStop.exec is not supported"),
+            (json!({"name": "c", "livenessProbe": {"exec": {"command": ["true"]}}}), ""),
+            (json!({"name": "c", "volumeDevices": [{"name": "v"}]}), "volumeDevices are not supported"),
         ] {
             let container = serde_json::from_value(value).unwrap();
             let refusal = super::container(&container).err().unwrap_or_default();
+            assert!(refusal.starts_with(expected) && refusal.is_empty() == expected.is_empty(), "{refusal}");
+        }
+        for (value, expected) in [
+            (json!({"name": "c", "livenessProbe": {"httpGet": {"port": 1}}}), ""),
+            (json!({"name": "c", "startupProbe": {"grpc": {"port": 1}}}), "startupProbe.grpc is not supported"),
+            (
+                json!({"name": "c", "startupProbe": {"exec": {"command": ["true"]}}}),
+                "startupProbe.exec is not supported",
+            ),
+            (json!({"name": "c", "lifecycle": {"preStop": {"exec": {}}}}), "lifecycle.preStop.exec is not supported"),
+            (
+                json!({"name": "c", "readinessProbe": {"httpGet": {"port": 1, "scheme": "HTTPS"}}}),
+                "readinessProbe.httpGet.scheme HTTPS is not supported",
+            ),
+        ] {
+            let refusal = service(&serde_json::from_value(value).unwrap()).err().unwrap_or_default();
             assert!(refusal.starts_with(expected) && refusal.is_empty() == expected.is_empty(), "{refusal}");
         }
         let asks = json!({"spec": {

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use coracle_policy::Workload;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::ListParams;
@@ -225,6 +226,10 @@ impl Pods {
             }
             for command in state.core.step(self.context.now(), input) {
                 inputs.extend(self.execute(slot, &mut state, command));
+            }
+            if relabeled && let Some(network) = &state.network {
+                let workload = Workload::of(state.core.pod(), network.address.pod);
+                self.context.network.table.identify(workload);
             }
             if is_observed {
                 self.reconcile(&mut state);

@@ -42,6 +42,8 @@ struct State {
     /// A pod whose condition is set back after each write.
     contradicted: Option<String>,
     objects: BTreeMap<String, Value>,
+    /// Labels of pods that are made.
+    labels: Value,
     /// Tokens that were asked for.
     tokens: u32,
     /// Requests with this in their path are not answered, this often.
@@ -98,11 +100,17 @@ impl Api {
         state.recorded.iter().filter(|event| event["involvedObject"]["name"] == name).cloned().collect()
     }
 
+    /// Pods that are made from now on have these labels.
+    pub fn labels(&self, labels: Value) {
+        self.state.lock().labels = labels;
+    }
+
     pub fn create(&self, name: &str, annotations: Value, spec: Value) {
         let mut state = self.state.lock();
         let uid = format!("uid-{name}");
-        let metadata =
+        let mut metadata =
             json!({"name": name, "namespace": "default", "uid": uid, "generation": 1, "annotations": annotations});
+        metadata["labels"] = state.labels.clone();
         let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec, "status": {}});
         state.created.insert(name.to_owned(), Instant::now());
         self.store(&mut state, "ADDED", name, pod);

@@ -9,7 +9,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::caller::read;
-use super::{World, command};
+use super::{PATIENCE, World, command};
 
 const API_SERVER: Option<&str> = Some("kube-apiserver-kubelet-client");
 
@@ -106,7 +106,7 @@ async fn requests_to(world: &World, to: &str, says_so: bool) -> (TokioIo<hyper::
 }
 
 /// Reads a head, and the body behind it.
-async fn answered(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> String {
+pub(super) async fn answered(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> String {
     use tokio::io::AsyncReadExt as _;
     let mut text = Vec::new();
     while !text.ends_with(b"\r\n\r\n") {
@@ -255,7 +255,7 @@ async fn only_api_servers_are_let_in() {
         (API_SERVER, "/metrics/resource", 200),
         (API_SERVER, "/coracle/v1/proxy/default/web/80/x?y=z", 200),
         (API_SERVER, "/coracle/v1/proxy/default/gone/80/", 404),
-        (API_SERVER, "/exec/default/web/c", 400),
+        (API_SERVER, "/exec/default/web/c?command=ls&output=1", 400),
         (API_SERVER, "/attach/default/web/c?output=1", 400),
         (API_SERVER, "/portForward/default/web", 400),
         (Some("system:node:n2"), "/healthz", 200),
@@ -421,6 +421,69 @@ async fn attach_shows_everything_from_the_beginning_to_the_end() {
     assert!(channels[2].contains("two\n") && channels[2].contains("no standard input"), "{}", channels[2]);
     assert!(channels[3].contains("\"Success\""), "{}", channels[3]);
     assert_eq!(end, Some(1000), "kubectl takes anything else for a failure");
+}
+
+/// What came on each channel of a WebSocket until it was closed.
+async fn channels(socket: &mut WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>) -> [String; 4] {
+    let mut channels = <[String; 4]>::default();
+    while let Some(Ok(message)) = socket.next().await {
+        if let Message::Binary(bytes) = message {
+            channels[usize::from(bytes[0])].push_str(&String::from_utf8_lossy(&bytes[1..]));
+        }
+    }
+    channels
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn exec_runs_the_component_once_more() {
+    let world = World::start().await;
+    let mut container = command(&["sleep", "1000000"]);
+    container["env"] = json!([{"name": "NAME", "value": "of the container"}]);
+    world.run("run", container);
+    world.status("run", "Running", |status| status["phase"] == "Running").await;
+    let exec = async |words: &[&str], protocol: &str| {
+        let words: Vec<_> =
+            ["probe"].iter().chain(words).map(|word| format!("command={}", word.replace(' ', "%20"))).collect();
+        let path = format!("/exec/default/run/c?{}&output=1&error=1", words.join("&"));
+        channels(&mut websocket(&world, &path, protocol).await).await
+    };
+    let [_, stdout, stderr, status] = exec(&["env", "NAME", "warn", "a word"], "v5.channel.k8s.io").await;
+    assert_eq!((stdout.as_str(), stderr.as_str()), ("of the container\n", "a word\n"));
+    assert!(status.contains("\"Success\""), "{status}");
+    let [.., status] = exec(&["end", "42"], "v4.channel.k8s.io").await;
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(
+        (&status["reason"], &status["details"]["causes"][0]["message"]),
+        (&json!("NonZeroExitCode"), &json!("42"))
+    );
+    // The oldest protocol has no Status.
+    let [_, stdout, _, words] = exec(&["echo", "old"], "channel.k8s.io").await;
+    assert_eq!((stdout.as_str(), words.as_str()), ("old\n", ""));
+    let [.., words] = exec(&["end", "1"], "channel.k8s.io").await;
+    assert_eq!(words, "command terminated with exit code 1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn logs_over_a_web_socket() {
+    let world = World::start().await;
+    world.run("run", command(&["echo", "one", "echo", "two", "sleep", "1000000"]));
+    world.status("run", "Running", |status| status["phase"] == "Running").await;
+    // What is printed may come after the container is known to run.
+    let read = async |protocol: &str| {
+        let mut socket = websocket(&world, "/containerLogs/default/run/c", protocol).await;
+        let mut text = Vec::new();
+        while let Some(Ok(message)) = socket.next().await {
+            text.extend_from_slice(&message.into_data());
+        }
+        String::from_utf8(text).unwrap()
+    };
+    let printed = async {
+        while read("binary.k8s.io").await != "one\ntwo\n" {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, printed).await.expect("it prints");
+    assert_eq!(read("base64.binary.k8s.io").await, "b25lCnR3bwo=");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

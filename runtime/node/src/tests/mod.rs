@@ -4,6 +4,7 @@ pub(crate) mod api;
 mod caller;
 mod kubelet;
 mod pods;
+mod policies;
 mod registry;
 mod tls;
 mod volumes;

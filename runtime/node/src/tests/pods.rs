@@ -36,6 +36,45 @@ async fn a_pod_becomes_ready_in_one_write_and_goes_when_it_is_deleted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_are_probes_and_hooks() {
+    let world = World::start().await;
+    let mut container = command(&["write", "/data/alive", "yes", "sleep", "1000000"]);
+    container["volumeMounts"] = json!([{"name": "data", "mountPath": "/data"}]);
+    let probe = |steps: &[&str]| {
+        let command = [&["probe"], steps].concat();
+        json!({"exec": {"command": command}, "periodSeconds": 1})
+    };
+    container["readinessProbe"] = probe(&["cat", "/data/alive"]);
+    container["livenessProbe"] = probe(&["cat", "/data/alive"]);
+    container["livenessProbe"]["failureThreshold"] = json!(1);
+    let hook = json!({"exec": {"command": ["probe", "write", "/data/hooked", "yes", "cat", "/data/hooked"]}});
+    container["lifecycle"] = json!({"postStart": hook});
+    let volumes = json!([{"name": "data", "emptyDir": {}}]);
+    world.run_spec("lives", json!({"volumes": volumes, "containers": [container.clone()]}));
+    world.ready("lives").await;
+    let files = world.dir.path().join("pods").join(&*world.pods().find("default", "lives").unwrap().uid);
+    let hooked = |dir: &std::path::Path| walk(dir, "hooked").is_some();
+    until("the hook has run", || hooked(&files)).await;
+    // A probe that fails ends it, and says what it printed.
+    std::fs::remove_file(walk(&files, "alive").unwrap()).unwrap();
+    world.status("lives", "restarted", |status| status["containerStatuses"][0]["restartCount"] == 1).await;
+    // A hook that fails ends the container.
+    container["lifecycle"] = json!({"postStart": {"exec": {"command": ["probe", "end", "3"]}}});
+    world.run_spec("fails", json!({"volumes": volumes, "containers": [container]}));
+    let failed =
+        |status: &Value| status["containerStatuses"][0]["restartCount"].as_u64().is_some_and(|count| count > 0);
+    world.status("fails", "restarted", failed).await;
+}
+
+/// The file of this name below a directory.
+fn walk(dir: &std::path::Path, name: &str) -> Option<std::path::PathBuf> {
+    std::fs::read_dir(dir).ok()?.filter_map(Result::ok).find_map(|entry| match entry.path() {
+        path if path.is_dir() => walk(&path, name),
+        path => (entry.file_name() == name).then_some(path),
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_run_says_why() {
     let world = World::start().await;
     let secret = json!([{"name": "X", "valueFrom": {"secretKeyRef": {"name": "none", "key": "k"}}}]);

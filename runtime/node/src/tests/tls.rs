@@ -35,10 +35,10 @@ async fn the_clusters_authority_is_trusted_and_nothing_goes_out_in_the_clear() {
         }
     });
     // A stranger's certificate is refused, the cluster's is not.
-    let stranger = Outside::new(Arc::default(), Vec::new());
+    let stranger = Outside::new(Arc::default(), Arc::new(|_, _| true), Vec::new());
     let error = stranger.send_tls(at, "127.0.0.1", request()).await.map(drop).unwrap_err();
     assert!(matches!(&error, OutboundError::Internal(text) if text.contains("TLS could not be agreed")), "{error:?}");
-    let outside = Outside::new(Arc::default(), vec![certificates.root()]);
+    let outside = Outside::new(Arc::default(), Arc::new(|_, _| true), vec![certificates.root()]);
     let answer = outside.send_tls(at, "127.0.0.1", request()).await.unwrap();
     assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "ok");
     serving.await.unwrap();

@@ -1,0 +1,217 @@
+//! What expressions are and what is told of those that are none, as the reference says it (`plugin/cel` of its admission), and
+//! what they give.
+
+use serde_json::json;
+
+use super::admission::{Compiler, Evaluation, Gives, Inputs, Outcome, POLICY_BUDGET};
+
+fn compile(source: &str, gives: Gives) -> Result<(), String> {
+    let mut compiler = Compiler::new(false);
+    compiler.declare();
+    for (name, source) in [("n", "1"), ("list", "[1, 2]"), ("any", "object.a"), ("bad", "object.nothing.there")] {
+        compiler.variable(name, source).expect("a variable");
+    }
+    compiler.expression(source, gives, true).map(drop)
+}
+
+/// A fault that is told of the first line of a source.
+fn told(source: &str, faults: &[(usize, &str)]) -> String {
+    let lines: Vec<String> = faults
+        .iter()
+        .map(|(at, words)| format!("ERROR: <input>:1:{at}: {words}\n | {source}\n | {}^", ".".repeat(at - 1)))
+        .collect();
+    format!("compilation failed: {}", lines.join("\n"))
+}
+
+#[test]
+fn types_are_told_as_the_reference_tells_them() {
+    let undeclared = |name: &str| format!("undeclared reference to '{name}' (in container '')");
+    let no_overload = |name: &str, given: &str| format!("found no matching overload for '{name}' applied to '{given}'");
+    for (source, at, words) in [
+        ("1 > '1'", 3, no_overload("_>_", "(int, string)")),
+        ("'a' + 1", 5, no_overload("_+_", "(string, int)")),
+        ("1 == 1.0", 3, no_overload("_==_", "(int, double)")),
+        ("1 && true", 1, "expected type 'bool' but found 'int'".to_owned()),
+        ("true || 1", 9, "expected type 'bool' but found 'int'".to_owned()),
+        ("[1, 'a']", 5, "expected type 'int' but found 'string'".to_owned()),
+        ("[dyn(1), 'a']", 10, "expected type 'dyn' but found 'string'".to_owned()),
+        ("[[1], ['a']]", 7, "expected type 'list(int)' but found 'list(string)'".to_owned()),
+        ("{'a': 1, 'b': 'c'}", 15, "expected type 'int' but found 'string'".to_owned()),
+        ("[1, null]", 5, "expected type 'int' but found 'null'".to_owned()),
+        ("strange(1) + 'a'", 8, undeclared("strange")),
+        ("'a'.strange(1)", 12, undeclared("strange")),
+        ("'a'.startsWith()", 15, no_overload("startsWith", "string.()")),
+        ("'a'.foo", 4, "type 'string' does not support field selection".to_owned()),
+        ("request.foo == 'a'", 8, "undefined field 'foo'".to_owned()),
+        ("namespaceObject.metadata.nothing == 'b'", 25, "undefined field 'nothing'".to_owned()),
+        ("request.kind['group']", 13, no_overload("_[_]", "(kubernetes.GroupVersionKind, string)")),
+        ("request.userInfo.groups['a']", 24, no_overload("_[_]", "(list(string), string)")),
+        ("authorizer.group('').check('get')", 27, no_overload("check", "kubernetes.authorization.GroupCheck.(string)")),
+        ("[1,2].all(x, x)", 14, "expected type 'bool' but found 'int'".to_owned()),
+        ("[1,2].filter(x, x)", 13, no_overload("_?_:_", "(int, list(int), list(int))")),
+        ("[1].exists_one(x, 1)", 15, no_overload("_?_:_", "(int, int, int)")),
+        (
+            "1.all(x, true)",
+            1,
+            "expression of type 'int' cannot be range of a comprehension (must be list, map, or dynamic)".to_owned(),
+        ),
+        ("true ? 1 : 'a'", 6, no_overload("_?_:_", "(bool, int, string)")),
+        ("1 in ['a']", 3, no_overload("@in", "(int, list(string))")),
+        ("-'a'", 1, no_overload("-_", "(string)")),
+        ("!1", 1, no_overload("!_", "(int)")),
+        ("optional.of(1).orValue('a')", 23, no_overload("orValue", "optional_type(int).(string)")),
+        ("[1].join()", 9, no_overload("join", "list(int).()")),
+        ("'abc'.reverse()", 14, no_overload("reverse", "string.()")),
+        ("variables.n + 'x'", 13, no_overload("_+_", "(int, string)")),
+        ("variables.nothing == 1", 10, "undefined field 'nothing'".to_owned()),
+        ("params.a == 1", 1, undeclared("params")),
+        ("Object{}", 7, undeclared("Object")),
+        ("has(object)", 5, "invalid argument to has() macro".to_owned()),
+        ("'a'.matches('(')", 13, "invalid matches argument".to_owned()),
+        ("duration('x') == duration('1s')", 10, "invalid duration argument".to_owned()),
+        ("object.", 8, "Syntax error: no viable alternative at input '.'".to_owned()),
+        ("[1, 2", 6, "Syntax error: mismatched input '<EOF>' expecting {']', ','}".to_owned()),
+        ("a b", 3, "Syntax error: extraneous input 'b' expecting <EOF>".to_owned()),
+        ("a ? b", 6, "Syntax error: mismatched input '<EOF>' expecting ':'".to_owned()),
+        (
+            "true &&",
+            8,
+            "Syntax error: mismatched input '<EOF>' expecting {'[', '{', '(', '.', '-', '!', 'true', 'false', 'null', \
+             NUM_FLOAT, NUM_INT, NUM_UINT, STRING, BYTES, IDENTIFIER}"
+                .to_owned(),
+        ),
+    ] {
+        assert_eq!(compile(source, Gives::Any), Err(told(source, &[(at, &words)])), "{source}");
+    }
+    let both = "self.n > other";
+    let faults = [(1, &*undeclared("self")), (10, &*undeclared("other"))];
+    assert_eq!(compile(both, Gives::Any), Err(told(both, &faults)));
+    let both = "jsonpatch.escapeKey('a')";
+    let faults = [(1, &*undeclared("jsonpatch")), (20, &*undeclared("escapeKey"))];
+    assert_eq!(compile(both, Gives::Any), Err(told(both, &faults)));
+}
+
+#[test]
+fn what_an_expression_gives_must_be_what_is_asked() {
+    for (source, gives, found) in [
+        ("1 + 1", Gives::Bool, "must evaluate to bool but got int"),
+        ("object.x", Gives::Bool, "must evaluate to bool but got dyn"),
+        ("has(object.x)", Gives::Text, "must evaluate to string but got bool"),
+        ("object.x", Gives::Text, "must evaluate to string but got dyn"),
+        ("1", Gives::TextOrNull, "must evaluate to one of [string null_type] but got int"),
+        ("{}", Gives::Bool, "must evaluate to bool but got map(dyn, dyn)"),
+        ("[1].first()", Gives::Bool, "must evaluate to bool but got optional_type(int)"),
+        ("[]", Gives::Patch, "must evaluate to list(JSONPatch) but got list(dyn)"),
+        ("Object.spec{a: 1}", Gives::Apply, "must evaluate to Object but got Object.spec"),
+        (
+            "duration('1h') + timestamp('2026-01-01T00:00:00Z')",
+            Gives::Bool,
+            "must evaluate to bool but got google.protobuf.Timestamp",
+        ),
+        ("variables.list", Gives::Bool, "must evaluate to bool but got list(int)"),
+        ("variables.any", Gives::Bool, "must evaluate to bool but got dyn"),
+        ("true ? 'a' : object.x", Gives::Text, "must evaluate to string but got dyn"),
+        ("object.a + object.b", Gives::Text, "must evaluate to string but got dyn"),
+        ("request.dryRun", Gives::Text, "must evaluate to string but got bool"),
+        (
+            "authorizer.requestResource",
+            Gives::Bool,
+            "must evaluate to bool but got kubernetes.authorization.ResourceCheck",
+        ),
+    ] {
+        assert_eq!(compile(source, gives), Err(found.to_owned()), "{source}");
+    }
+    for (source, gives) in [
+        ("null", Gives::TextOrNull),
+        ("object.a.lowerAscii() + object.b", Gives::Text),
+        ("request.userInfo.extra['a'][0]", Gives::Text),
+        ("Object{metadata: Object.metadata{labels: {'a': object.b}}}", Gives::Apply),
+        ("true ? Object{} : Object{?a: optional.none()}", Gives::Apply),
+        ("true ? [JSONPatch{op: 'add', path: '/a', value: 1}] : []", Gives::Patch),
+        ("[JSONPatch{op: 'add', path: '/' + jsonpatch.escapeKey('a'), value: Object.a{b: 1}}]", Gives::Patch),
+        ("'%s %s'.format([1, 'a'])", Gives::Text),
+        ("object.x.all(k, v, k == v) && [1, 2].existsOne(i, v, v == 1)", Gives::Bool),
+        ("oldObject == null || object.spec.replicas >= oldObject.spec.replicas", Gives::Bool),
+    ] {
+        assert_eq!(compile(source, gives), Ok(()), "{source}");
+    }
+    let patch = "[JSONPatch{op: 1, foo: 3}]";
+    let faults = [
+        (14, "expected type of field 'op' is 'string' but provided type is 'int'"),
+        (22, "expected type of field 'foo' is '' but provided type is 'int'"),
+    ];
+    assert_eq!(compile(patch, Gives::Patch), Err(told(patch, &faults)));
+}
+
+fn value(source: &str) -> Result<Outcome, String> {
+    let mut compiler = Compiler::new(false);
+    compiler.declare();
+    let variables: Vec<_> = [("n", "1"), ("more", "variables.n + 1"), ("bad", "object.nothing.there")]
+        .iter()
+        .map(|(name, source)| compiler.variable(name, source).expect("a variable"))
+        .collect();
+    let expression = compiler.expression(source, Gives::Any, true).unwrap_or_else(|why| panic!("{source}: {why}"));
+    let object = json!({"spec": {"replicas": 7, "names": ["a", "b"]}, "metadata": {"labels": {"x": "y"}}});
+    let request = json!({"operation": "CREATE", "userInfo": {"username": "bob", "groups": ["g"]}});
+    let inputs = Inputs {
+        object: Some(&object),
+        old_object: None,
+        request: &request,
+        params: None,
+        namespace: None,
+        authorizer: None,
+    };
+    Evaluation::new(&inputs, &variables, POLICY_BUDGET).value(&expression).map_err(|failure| failure.to_string())
+}
+
+#[test]
+fn expressions_give_what_the_reference_gives() {
+    for source in [
+        "object.spec.replicas == 7 && oldObject == null && object != null",
+        "!has(object.spec) || object.spec.replicas <= 7",
+        "semver('1.2.3').isLessThan(semver('1.10.0')) && semver('v1.2', true).minor() == 2 && !isSemver('1.2')",
+        "[3, 1].sortBy(x, -x) == [3, 1] && [3, 1].sortBy(x, x) == [1, 3]",
+        "[1].first().value() == 1 && !object.spec.names.first().hasValue() == false && [1, 2].last().value() == 2",
+        "optional.unwrap([optional.of(1), optional.none()]) == [1] && [optional.of(1)].unwrapOpt() == [1]",
+        "type('a') == string && type(timestamp('2026-01-01T00:00:00Z')) == google.protobuf.Timestamp",
+        "object.?a.b.c.orValue('d') == 'd' && object.metadata.?labels[?'x'].orValue('b') == 'y'",
+        "request.userInfo.groups.exists(g, g == 'g') && request.operation in ['CREATE', 'UPDATE']",
+        "variables.more == 2 && has(variables.more) && [1, 2].all(x, variables.more >= x)",
+        "dyn(1) == 1.0 && 1.5 > 1 && 1 >= 1.0 && 1u <= 2",
+        "object.spec.names.map(n, n + '!') == ['a!', 'b!'] && object.metadata.labels.all(k, k.startsWith('x'))",
+    ] {
+        assert_eq!(value(source), Ok(Outcome::Bool(true)), "{source}");
+    }
+    for (source, words) in [
+        ("object.nothing.there == 1", "no such key: nothing"),
+        ("object.spec.replicas.there == 1", "no such key: there"),
+        ("object.spec.names[2] == 'c'", "index out of bounds: 2"),
+        ("variables.bad == 1", "composited variable \"bad\" fails to evaluate: no such key: nothing"),
+        ("has(variables.bad)", "composited variable \"bad\" fails to evaluate: no such key: nothing"),
+        ("object.spec.replicas / 0 == 1", "division by zero"),
+        ("lists.range(2000000).size() > 0", "operation cancelled: actual cost limit exceeded"),
+    ] {
+        assert_eq!(value(source), Err(format!("expression '{source}' resulted in error: {words}")), "{source}");
+    }
+}
+
+#[test]
+fn what_is_large_ends() {
+    // Types that double with each variable, and many of them.
+    let mut compiler = Compiler::new(false);
+    compiler.declare();
+    compiler.variable("v0", "{'a': 1}").expect("a variable");
+    for number in 1..200 {
+        let before = number - 1;
+        let source = format!("[[variables.v{before}], [variables.v{before}]].map(x, {{'a': x, 'b': x}})");
+        compiler.variable(&format!("v{number}"), &source).expect("a variable");
+    }
+    // Lists of lists without a type of their own.
+    let empty = format!("[{}].size() > 0", vec!["[]"; 20_000].join(", "));
+    compiler.expression(&empty, Gives::Bool, true).expect("an expression");
+    // Faults that each show a long line.
+    let long = format!("{} == 1", vec!["x"; 20_000].join(" + "));
+    assert!(compiler.expression(&long, Gives::Bool, true).expect_err("a fault").len() < 1 << 20);
+    let long = format!("[{}]", vec!["x"; 20_000].join(", "));
+    assert!(compiler.expression(&long, Gives::Any, true).expect_err("a fault").len() < 1 << 20);
+}

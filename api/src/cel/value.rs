@@ -1,0 +1,631 @@
+//! Values of CEL: those of an object, which are borrowed from it and typed by its schema, and those that are computed.
+
+use std::cmp::Ordering;
+use std::net::IpAddr;
+use std::rc::Rc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use jiff::Timestamp;
+use serde_json::{Map, Value};
+
+use super::authority::Authority;
+use super::eval::{Run, Stop};
+use crate::custom::{Additional, Structural, Type};
+use crate::meta::Quantity;
+use crate::meta::time;
+use crate::schema::ListKind;
+
+/// What is known of a value of an object.
+#[derive(Clone, Copy)]
+pub(crate) enum Shape<'a> {
+    /// Nothing: it is what it is.
+    Free,
+    Of(&'a Structural),
+    /// An object with kind and metadata of its own.
+    Whole(&'a Structural),
+    /// Metadata, of which rules see names only.
+    Meta,
+    /// A text.
+    Text,
+}
+
+impl<'a> Shape<'a> {
+    pub fn of(schema: &'a Structural) -> Shape<'a> {
+        if schema.embedded { Shape::Whole(schema) } else { Shape::Of(schema) }
+    }
+
+    /// The shape of a field; `None` for one that rules do not see.
+    pub fn field(self, name: &str) -> Option<Shape<'a>> {
+        match (self, name) {
+            (Shape::Free, _) => Some(Shape::Free),
+            (Shape::Meta, "name" | "generateName") | (Shape::Whole(_), "apiVersion" | "kind") => Some(Shape::Text),
+            (Shape::Whole(_), "metadata") => Some(Shape::Meta),
+            (Shape::Meta | Shape::Text, _) => None,
+            (Shape::Of(schema) | Shape::Whole(schema), _) => match (schema.properties.get(name), &schema.additional) {
+                (Some(of), _) => Some(Shape::of(of)),
+                (None, Additional::Of(of)) => Some(Shape::of(of)),
+                (None, Additional::Any) => Some(Shape::Free),
+                (None, _) if schema.properties.is_empty() && schema.preserves_unknown => Some(Shape::Free),
+                (None, _) => None,
+            },
+        }
+    }
+
+    pub fn item(self) -> Shape<'a> {
+        match self.schema().and_then(|schema| schema.items.as_deref()) {
+            Some(items) => Shape::of(items),
+            None => Shape::Free,
+        }
+    }
+
+    pub fn schema(self) -> Option<&'a Structural> {
+        match self {
+            Shape::Of(schema) | Shape::Whole(schema) => Some(schema),
+            Shape::Free | Shape::Meta | Shape::Text => None,
+        }
+    }
+
+    /// Whether it has fields, whose names are written as names of CEL, and not keys.
+    pub fn has_fields(self) -> bool {
+        match self {
+            Shape::Whole(_) | Shape::Meta => true,
+            Shape::Of(schema) => !schema.properties.is_empty(),
+            Shape::Free | Shape::Text => false,
+        }
+    }
+}
+
+/// A text of the object or of the expression, or a computed one.
+#[derive(Clone)]
+pub(crate) enum Text<'a> {
+    Of(&'a str),
+    Own(Rc<str>),
+}
+
+impl std::ops::Deref for Text<'_> {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        match self {
+            Text::Of(text) => text,
+            Text::Own(text) => text,
+        }
+    }
+}
+
+/// Parts of an address of the web.
+pub(crate) struct Url {
+    pub text: String,
+    pub scheme: String,
+    pub host: String,
+    pub path: String,
+    pub query: Vec<(String, String)>,
+}
+
+#[derive(Clone)]
+pub(crate) enum Val<'a> {
+    Null,
+    Bool(bool),
+    Int(i64),
+    Uint(u64),
+    Double(f64),
+    Text(Text<'a>),
+    Bytes(Rc<[u8]>),
+    List(Rc<Vec<Val<'a>>>),
+    Map(Rc<Vec<(Val<'a>, Val<'a>)>>),
+    Items(&'a [Value], Shape<'a>),
+    Fields(&'a Map<String, Value>, Shape<'a>),
+    Type(&'static str),
+    /// Nanoseconds.
+    Duration(i64),
+    Timestamp(Timestamp),
+    Optional(Option<Rc<Val<'a>>>),
+    Quantity(Rc<Quantity>),
+    Url(Rc<Url>),
+    Ip(IpAddr),
+    Cidr(IpAddr, u8),
+    Format(&'static str),
+    Semver(Rc<semver::Version>),
+    /// A structure that the expression made: its type and its fields.
+    Struct(&'a str, Rc<Vec<(&'a str, Val<'a>)>>),
+    /// What came of `authorizer`.
+    Authority(Rc<Authority>),
+}
+
+/// How deep a value may nest that becomes JSON.
+const JSON_DEPTH_MAX: usize = 100;
+
+/// A number, whole if it is.
+fn whole<'a>(number: &serde_json::Number) -> Val<'a> {
+    match (number.as_i64(), number.as_u64()) {
+        (Some(whole), _) => Val::Int(whole),
+        (None, Some(whole)) => Val::Uint(whole),
+        (None, None) => Val::Double(number.as_f64().unwrap_or_default()),
+    }
+}
+
+/// Pays for a copy of parts of an object, one unit for ten bytes of text and for each part.
+fn pay<'v>(values: impl Iterator<Item = &'v Value>, run: &mut Run<'_>) -> Result<(), Stop> {
+    let mut open: Vec<&Value> = values.collect();
+    while let Some(value) = open.pop() {
+        run.spend(1)?;
+        match value {
+            Value::String(text) => run.spend(text.len() / 10)?,
+            Value::Array(items) => open.extend(items),
+            Value::Object(fields) => open.extend(fields.values()),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+impl<'a> Val<'a> {
+    pub fn own(text: impl Into<Rc<str>>) -> Val<'a> {
+        Val::Text(Text::Own(text.into()))
+    }
+
+    pub fn list(items: Vec<Val<'a>>) -> Val<'a> {
+        Val::List(Rc::new(items))
+    }
+
+    pub fn some(value: Val<'a>) -> Val<'a> {
+        Val::Optional(Some(Rc::new(value)))
+    }
+
+    /// A value of an object of which nothing is known.
+    pub fn free(value: &'a Value) -> Val<'a> {
+        match value {
+            Value::Null => Val::Null,
+            Value::Bool(value) => Val::Bool(*value),
+            Value::Number(number) => whole(number),
+            Value::String(text) => Val::Text(Text::Of(text)),
+            Value::Array(items) => Val::Items(items, Shape::Free),
+            Value::Object(fields) => Val::Fields(fields, Shape::Free),
+        }
+    }
+
+    /// A value of an object. A text with a format is read each time, and pays for it.
+    pub fn of(value: &'a Value, shape: Shape<'a>, run: &mut Run<'a>) -> Result<Val<'a>, Stop> {
+        let schema = shape.schema();
+        Ok(match value {
+            Value::Null => Val::Null,
+            Value::Bool(value) => Val::Bool(*value),
+            Value::Number(number) if schema.is_some_and(|schema| schema.ty == Type::Number) => {
+                Val::Double(number.as_f64().unwrap_or_default())
+            }
+            Value::Number(number) => whole(number),
+            Value::String(text) => {
+                let format = schema.map_or("", Structural::format);
+                if matches!(format, "date-time" | "date" | "duration" | "byte") {
+                    run.spend(text.len() / 10)?;
+                }
+                match format {
+                    "date-time" => Val::Timestamp(timestamp(text)?),
+                    "date" => Val::Timestamp(timestamp(&format!("{text}T00:00:00Z"))?),
+                    "duration" => Val::Duration(duration(text)?),
+                    "byte" => {
+                        let bytes = STANDARD.decode(text).map_err(|_| Stop::new("byte format error"))?;
+                        Val::Bytes(bytes.into())
+                    }
+                    _ => Val::Text(Text::Of(text)),
+                }
+            }
+            Value::Array(items) => Val::Items(items, shape),
+            Value::Object(fields) => Val::Fields(fields, shape),
+        })
+    }
+
+    pub fn type_name(&self) -> &'static str {
+        match self {
+            Val::Null => "null_type",
+            Val::Bool(_) => "bool",
+            Val::Int(_) => "int",
+            Val::Uint(_) => "uint",
+            Val::Double(_) => "double",
+            Val::Text(_) => "string",
+            Val::Bytes(_) => "bytes",
+            Val::List(_) | Val::Items(..) => "list",
+            Val::Map(_) | Val::Fields(..) => "map",
+            Val::Type(_) => "type",
+            Val::Duration(_) => "google.protobuf.Duration",
+            Val::Timestamp(_) => "google.protobuf.Timestamp",
+            Val::Optional(_) => "optional_type",
+            Val::Quantity(_) => "kubernetes.Quantity",
+            Val::Url(_) => "kubernetes.URL",
+            Val::Ip(_) => "net.IP",
+            Val::Cidr(..) => "net.CIDR",
+            Val::Format(_) => "kubernetes.NamedFormat",
+            Val::Semver(_) => "kubernetes.Semver",
+            Val::Struct(..) => "object",
+            Val::Authority(authority) => authority.type_name(),
+        }
+    }
+
+    /// How many items, fields or characters it has. Fields that rules see are counted one by one.
+    pub fn size(&self, run: &mut Run<'a>) -> Result<Option<usize>, Stop> {
+        Ok(Some(match self {
+            Val::Text(text) => text.chars().count(),
+            Val::Bytes(bytes) => bytes.len(),
+            Val::List(items) => items.len(),
+            Val::Items(items, _) => items.len(),
+            Val::Map(fields) => fields.len(),
+            Val::Fields(fields, shape) if shape.has_fields() => {
+                run.spend(fields.len())?;
+                fields.keys().filter(|name| shape.field(name).is_some()).count()
+            }
+            Val::Fields(fields, _) => fields.len(),
+            _ => return Ok(None),
+        }))
+    }
+
+    /// What walking it costs.
+    fn steps(&self) -> usize {
+        match self {
+            Val::List(items) => items.len(),
+            Val::Items(items, _) => items.len(),
+            Val::Map(fields) => fields.len(),
+            Val::Fields(fields, _) => fields.len(),
+            Val::Struct(_, fields) => fields.len(),
+            Val::Text(text) => text.len(),
+            Val::Bytes(bytes) => bytes.len(),
+            _ => 1,
+        }
+    }
+
+    /// The item of a list at a place.
+    pub fn item(&self, at: usize, run: &mut Run<'a>) -> Result<Option<Val<'a>>, Stop> {
+        match self {
+            Val::List(items) => Ok(items.get(at).cloned()),
+            Val::Items(items, shape) => items.get(at).map(|item| Val::of(item, shape.item(), run)).transpose(),
+            _ => Ok(None),
+        }
+    }
+
+    /// The items of a list; `None` for what is none.
+    pub fn items(&self, run: &mut Run<'a>) -> Result<Option<Vec<Val<'a>>>, Stop> {
+        run.spend(self.steps())?;
+        Ok(match self {
+            Val::List(items) => Some(items.to_vec()),
+            Val::Items(items, shape) => {
+                Some(items.iter().map(|item| Val::of(item, shape.item(), run)).collect::<Result<_, _>>()?)
+            }
+            _ => None,
+        })
+    }
+
+    /// The fields of a map; `None` for what is none.
+    pub fn fields(&self, run: &mut Run<'a>) -> Result<Option<Vec<(Val<'a>, Val<'a>)>>, Stop> {
+        run.spend(self.steps())?;
+        Ok(match self {
+            Val::Map(fields) => Some(fields.to_vec()),
+            Val::Fields(fields, shape) => {
+                let mut made = Vec::with_capacity(fields.len());
+                for (name, value) in *fields {
+                    if let Some(shape) = shape.field(name) {
+                        made.push((Val::Text(Text::Of(name)), Val::of(value, shape, run)?));
+                    }
+                }
+                Some(made)
+            }
+            _ => None,
+        })
+    }
+
+    /// The value of a map at a key.
+    pub fn at(&self, key: &Val<'a>, run: &mut Run<'a>) -> Result<Option<Val<'a>>, Stop> {
+        match self {
+            Val::Fields(..) => match key {
+                Val::Text(name) => self.field(name, run),
+                _ => Ok(None),
+            },
+            Val::Map(fields) => {
+                for (known, value) in fields.iter() {
+                    if known.same(key, run)? {
+                        return Ok(Some(value.clone()));
+                    }
+                }
+                Ok(None)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The field of an object by its own name.
+    pub fn field(&self, name: &str, run: &mut Run<'a>) -> Result<Option<Val<'a>>, Stop> {
+        if let Val::Struct(_, fields) = self {
+            run.spend(fields.len())?;
+            return Ok(fields.iter().rev().find(|(known, _)| *known == name).map(|(_, value)| value.clone()));
+        }
+        let Val::Fields(fields, shape) = self else { return Ok(None) };
+        match (fields.get(name), shape.field(name)) {
+            (Some(value), Some(shape)) => Val::of(value, shape, run).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Whether two values are equal. The order of the items of sets and maps of an object is none.
+    pub fn same(&self, other: &Val<'a>, run: &mut Run<'a>) -> Result<bool, Stop> {
+        run.spend(1)?;
+        Ok(match (self, other) {
+            (Val::Null, Val::Null) => true,
+            (Val::Bool(a), Val::Bool(b)) => a == b,
+            (Val::Text(a), Val::Text(b)) => {
+                run.spend(a.len().min(b.len()) / 10)?;
+                **a == **b
+            }
+            (Val::Bytes(a), Val::Bytes(b)) => {
+                run.spend(a.len().min(b.len()) / 10)?;
+                a == b
+            }
+            (Val::Type(a), Val::Type(b)) => a == b,
+            (Val::Duration(a), Val::Duration(b)) => a == b,
+            (Val::Timestamp(a), Val::Timestamp(b)) => a == b,
+            (Val::Quantity(a), Val::Quantity(b)) => a == b,
+            (Val::Url(a), Val::Url(b)) => {
+                run.spend(a.text.len().min(b.text.len()) / 10)?;
+                a.text == b.text
+            }
+            (Val::Ip(a), Val::Ip(b)) => a == b,
+            (Val::Cidr(a, m), Val::Cidr(b, n)) => (a, m) == (b, n),
+            (Val::Format(a), Val::Format(b)) => a == b,
+            (Val::Semver(a), Val::Semver(b)) => a.cmp_precedence(b) == Ordering::Equal,
+            (Val::Authority(a), Val::Authority(b)) => a == b,
+            (Val::Struct(a, fields), Val::Struct(b, others)) => {
+                if a != b || fields.len() != others.len() {
+                    return Ok(false);
+                }
+                for (name, value) in fields.iter() {
+                    match other.field(name, run)? {
+                        Some(found) if value.same(&found, run)? => {}
+                        _ => return Ok(false),
+                    }
+                }
+                true
+            }
+            (Val::Optional(a), Val::Optional(b)) => match (a, b) {
+                (Some(a), Some(b)) => a.same(b, run)?,
+                (a, b) => a.is_none() && b.is_none(),
+            },
+            (Val::List(_) | Val::Items(..), Val::List(_) | Val::Items(..)) => return self.same_items(other, run),
+            (Val::Map(_) | Val::Fields(..), Val::Map(_) | Val::Fields(..)) => {
+                if self.size(run)? != other.size(run)? {
+                    return Ok(false);
+                }
+                for (key, value) in self.fields(run)?.unwrap_or_default() {
+                    match other.at(&key, run)? {
+                        Some(found) if value.same(&found, run)? => {}
+                        _ => return Ok(false),
+                    }
+                }
+                true
+            }
+            _ => numbers(self, other) == Some(Ordering::Equal),
+        })
+    }
+
+    fn list_kind(&self) -> Option<&'a ListKind> {
+        match self {
+            Val::Items(_, shape) => shape.schema()?.list.as_ref().filter(|list| !matches!(list, ListKind::Atomic)),
+            _ => None,
+        }
+    }
+
+    fn same_items(&self, other: &Val<'a>, run: &mut Run<'a>) -> Result<bool, Stop> {
+        if self.size(run)? != other.size(run)? {
+            return Ok(false);
+        }
+        let (ours, theirs) = (self.items(run)?.unwrap_or_default(), other.items(run)?.unwrap_or_default());
+        if self.list_kind().is_none() && other.list_kind().is_none() {
+            for (a, b) in ours.iter().zip(&theirs) {
+                if !a.same(b, run)? {
+                    return Ok(false);
+                }
+            }
+            return Ok(true);
+        }
+        for item in &ours {
+            if !contains(&theirs, item, run)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// A list and what is added to it: what a set or a map of an object has already is not added again but replaced.
+    pub fn joined(&self, other: &Val<'a>, run: &mut Run<'a>) -> Result<Option<Val<'a>>, Stop> {
+        let (Some(mut all), Some(new)) = (self.items(run)?, other.items(run)?) else { return Ok(None) };
+        match self.list_kind() {
+            None => all.extend(new),
+            Some(ListKind::Map(keys)) => {
+                let known = all.len();
+                for item in new {
+                    let mut place = None;
+                    for (at, old) in all.iter().take(known).enumerate() {
+                        if same_keys(old, &item, keys, run)? {
+                            place = Some(at);
+                            break;
+                        }
+                    }
+                    match place.and_then(|at| all.get_mut(at)) {
+                        Some(old) => *old = item,
+                        None => all.push(item),
+                    }
+                }
+            }
+            Some(_) => {
+                for item in new {
+                    if !contains(&all, &item, run)? {
+                        all.push(item);
+                    }
+                }
+            }
+        }
+        Ok(Some(Val::list(all)))
+    }
+
+    /// As JSON, into which a patch puts it; what costs is paid for.
+    pub fn to_json(&self, run: &mut Run<'a>) -> Result<Value, Stop> {
+        self.to_json_at(run, 0)
+    }
+
+    fn to_json_at(&self, run: &mut Run<'a>, depth: usize) -> Result<Value, Stop> {
+        if depth > JSON_DEPTH_MAX {
+            return Err(Stop::new("a value nests too deeply"));
+        }
+        run.spend(1 + self.steps())?;
+        let number = |value: f64| serde_json::Number::from_f64(value).map_or(Value::Null, Value::Number);
+        Ok(match self {
+            Val::Null => Value::Null,
+            Val::Bool(value) => (*value).into(),
+            Val::Int(value) => (*value).into(),
+            Val::Uint(value) => (*value).into(),
+            Val::Double(value) => number(*value),
+            Val::Text(text) => Value::String(text.to_string()),
+            Val::Bytes(bytes) => STANDARD.encode(bytes).into(),
+            // An object's own values are as they are.
+            Val::Items(items, shape) if shape.schema().is_none() => {
+                pay(items.iter(), run)?;
+                Value::Array(items.to_vec())
+            }
+            Val::Fields(fields, shape) if shape.schema().is_none() => {
+                pay(fields.values(), run)?;
+                Value::Object((*fields).clone())
+            }
+            Val::List(_) | Val::Items(..) => {
+                let items = self.items(run)?.unwrap_or_default();
+                Value::Array(items.iter().map(|item| item.to_json_at(run, depth + 1)).collect::<Result<_, _>>()?)
+            }
+            Val::Map(_) | Val::Fields(..) => {
+                let mut made = Map::new();
+                for (key, value) in self.fields(run)?.unwrap_or_default() {
+                    let Val::Text(name) = key else {
+                        return Err(Stop::new(&format!("map key is of type {}, not string", key.type_name())));
+                    };
+                    made.insert(name.to_string(), value.to_json_at(run, depth + 1)?);
+                }
+                Value::Object(made)
+            }
+            Val::Struct(_, fields) => {
+                let mut made = Map::new();
+                for (name, value) in fields.iter() {
+                    made.insert((*name).to_owned(), value.to_json_at(run, depth + 1)?);
+                }
+                Value::Object(made)
+            }
+            Val::Timestamp(_) | Val::Duration(_) | Val::Quantity(_) | Val::Ip(_) | Val::Cidr(..) => {
+                super::library::shown(self).into()
+            }
+            Val::Optional(Some(of)) => of.to_json_at(run, depth + 1)?,
+            Val::Optional(None) => Value::Null,
+            other => return Err(Stop::new(&format!("a value of type {} has no JSON form", other.type_name()))),
+        })
+    }
+
+    /// The order of two values, when they have one.
+    pub fn order(&self, other: &Val<'a>, run: &mut Run<'a>) -> Result<Option<Ordering>, Stop> {
+        Ok(match (self, other) {
+            (Val::Bool(a), Val::Bool(b)) => Some(a.cmp(b)),
+            (Val::Text(a), Val::Text(b)) => {
+                run.spend(a.len().min(b.len()) / 10)?;
+                Some((**a).cmp(&**b))
+            }
+            (Val::Bytes(a), Val::Bytes(b)) => {
+                run.spend(a.len().min(b.len()) / 10)?;
+                Some(a.cmp(b))
+            }
+            (Val::Duration(a), Val::Duration(b)) => Some(a.cmp(b)),
+            (Val::Timestamp(a), Val::Timestamp(b)) => Some(a.cmp(b)),
+            _ => numbers(self, other),
+        })
+    }
+}
+
+/// Whether a list has an item.
+pub(crate) fn contains<'a>(items: &[Val<'a>], item: &Val<'a>, run: &mut Run<'a>) -> Result<bool, Stop> {
+    for known in items {
+        if known.same(item, run)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn same_keys<'a>(a: &Val<'a>, b: &Val<'a>, keys: &[String], run: &mut Run<'a>) -> Result<bool, Stop> {
+    for key in keys {
+        let key = Val::own(key.as_str());
+        match (a.at(&key, run)?, b.at(&key, run)?) {
+            (Some(a), Some(b)) if a.same(&b, run)? => {}
+            (None, None) => {}
+            _ => return Ok(false),
+        }
+    }
+    Ok(true)
+}
+
+/// The order of numbers, of whatever types.
+fn numbers(a: &Val<'_>, b: &Val<'_>) -> Option<Ordering> {
+    let whole = |value: &Val<'_>| match value {
+        Val::Int(number) => Some(i128::from(*number)),
+        Val::Uint(number) => Some(i128::from(*number)),
+        _ => None,
+    };
+    let real = |value: &Val<'_>| match value {
+        Val::Int(number) => Some(*number as f64),
+        Val::Uint(number) => Some(*number as f64),
+        Val::Double(number) => Some(*number),
+        _ => None,
+    };
+    match (whole(a), whole(b)) {
+        (Some(a), Some(b)) => Some(a.cmp(&b)),
+        _ => real(a)?.partial_cmp(&real(b)?),
+    }
+}
+
+/// A time, as RFC 3339 has it.
+pub(crate) fn timestamp(text: &str) -> Result<Timestamp, Stop> {
+    time::parse(text).ok_or_else(|| Stop::new(&format!("invalid timestamp {text:?}")))
+}
+
+/// A duration as Go writes it, `1h2m3.5s`, in nanoseconds.
+pub(crate) fn duration(text: &str) -> Result<i64, Stop> {
+    let wrong = || Stop::new(&format!("invalid duration {text:?}"));
+    let (negative, mut rest) = match (text.strip_prefix('-'), text.strip_prefix('+')) {
+        (Some(rest), _) => (true, rest),
+        (None, rest) => (false, rest.unwrap_or(text)),
+    };
+    if rest == "0" {
+        return Ok(0);
+    }
+    if rest.is_empty() {
+        return Err(wrong());
+    }
+    let mut total = 0_i128;
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
+        let (number, after) = rest.split_at(end);
+        let end = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
+        let (unit, after) = after.split_at(end);
+        let nanos: i128 = match unit.trim() {
+            "ns" => 1,
+            "us" | "\u{b5}s" | "\u{3bc}s" => 1_000,
+            "ms" => 1_000_000,
+            "s" => 1_000_000_000,
+            "m" => 60_000_000_000,
+            "h" => 3_600_000_000_000,
+            "d" => 86_400_000_000_000,
+            "w" => 604_800_000_000_000,
+            _ => return Err(wrong()),
+        };
+        let (whole, part) = number.split_once('.').unwrap_or((number, ""));
+        if whole.is_empty() && part.is_empty() {
+            return Err(wrong());
+        }
+        let whole: i128 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| wrong())? };
+        let part: f64 = if part.is_empty() { 0.0 } else { format!("0.{part}").parse().map_err(|_| wrong())? };
+        total = whole.checked_mul(nanos).and_then(|nanos| nanos.checked_add(total)).ok_or_else(wrong)?;
+        total += (part * nanos as f64) as i128;
+        rest = after;
+    }
+    i64::try_from(if negative { -total } else { total }).map_err(|_| wrong())
+}

@@ -1,0 +1,482 @@
+//! Admission policies (kubernetes-api §22.4): which are asked, with what, and what becomes of what they say.
+//!
+//! ```text
+//! policy matches ─► binding matches ─► params ─► conditions ─► validations: refusals ─► Deny, Warn or Audit, as the binding says
+//!                                                         └─► mutations: one after the other, each sees what those before it made
+//! ```
+//! What cannot be asked is decided by `failurePolicy`. Evaluating is pure and bounded in cost by policy and binding
+//! ([`coracle_api::cel`]); what all policies of one request take together is bounded here, in cost and in time.
+
+pub(super) mod grants;
+mod mutate;
+mod params;
+mod validate;
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use coracle_api::cel::admission::{self as expressions, Inputs};
+use coracle_api::meta;
+use coracle_api::status::Status;
+use serde_json::{Value, json};
+
+use super::is;
+use super::matching::Versioned;
+use super::review::Review;
+use crate::policies::{Action, Binding, Bound, Does, Policy, Program};
+use crate::store::Seen;
+use params::Missing;
+use validate::Refusal;
+
+/// What all policies of one request may cost together: ten bindings may cost all that one may.
+const REQUEST_BUDGET: usize = 100_000_000;
+/// For how long they are asked.
+const ASKED_FOR: Duration = Duration::from_secs(10);
+/// Most failures that one annotation of a request tells (Kubernetes').
+const FAILURES_MAX: usize = 50;
+const FAILURES: &str = "validation.policy.admission.k8s.io/validation_failure";
+
+/// What a request has taken.
+struct Spent {
+    cost: usize,
+    since: Instant,
+}
+
+impl Spent {
+    fn new() -> Spent {
+        Spent { cost: 0, since: Instant::now() }
+    }
+
+    /// Why no further policy can be asked.
+    fn over(&self) -> Option<String> {
+        let is_over = self.cost >= REQUEST_BUDGET || self.since.elapsed() >= ASKED_FOR;
+        is_over.then(|| "the admission policies of this request cost more than they may together".to_owned())
+    }
+}
+
+/// A version of the objects of a request, with the request as it is told of it.
+struct Shown {
+    version: Versioned,
+    object: Option<Value>,
+    old: Option<Value>,
+    request: Value,
+}
+
+impl Shown {
+    async fn of(
+        review: &Review<'_>,
+        object: Option<&Value>,
+        old: Option<&Value>,
+        version: &Versioned,
+    ) -> Result<Shown, Status> {
+        let mut shown = Shown { version: version.clone(), object: None, old: None, request: review.request(version) };
+        if let Some(object) = object {
+            shown.object = Some(review.shown(object, version).await?);
+        }
+        if let Some(old) = old {
+            shown.old = Some(review.shown(old, version).await?);
+        }
+        Ok(shown)
+    }
+
+    fn inputs<'a>(
+        &'a self,
+        review: &'a Review<'_>,
+        params: Option<&'a Value>,
+        namespace: Option<&'a Value>,
+    ) -> Inputs<'a> {
+        Inputs {
+            object: self.object.as_ref(),
+            old_object: self.old.as_ref(),
+            request: &self.request,
+            params,
+            namespace,
+            authorizer: Some(review),
+        }
+    }
+}
+
+/// The namespace of the objects, without what is nobody's business; `None` for those of the cluster.
+async fn namespace(review: &Review<'_>) -> Result<Option<Value>, Status> {
+    let at = review.at;
+    let Some(name) = at.namespace.filter(|_| !is(at.resource, "", "namespaces")) else { return Ok(None) };
+    let Some(namespaces) = at.cluster.catalog.named("", "namespaces") else { return Ok(None) };
+    let found = at.cluster.store.find(namespaces, name).await?;
+    let record = found.ok_or_else(|| Status::not_found("", "namespaces", name))?;
+    let mut object = Seen::new(namespaces, &record).value()?;
+    let metadata = meta::metadata_mut(&mut object);
+    for field in ["managedFields", "ownerReferences", "selfLink"] {
+        metadata.remove(field);
+    }
+    Ok(Some(object))
+}
+
+/// A policy that is asked: with what, and why.
+struct Asked<'a> {
+    policy: &'a Policy,
+    binding: &'a Binding,
+    program: &'a Program,
+    version: Versioned,
+    params: Vec<Option<Value>>,
+}
+
+/// What is configured and cannot be carried out.
+struct Wrong<'a> {
+    policy: &'a Policy,
+    binding: Option<&'a Binding>,
+    why: String,
+}
+
+impl Wrong<'_> {
+    fn told(&self) -> String {
+        let what = if self.binding.is_some() { "binding" } else { "policy" };
+        format!("failed to configure {what}: {}", self.why)
+    }
+}
+
+/// Which policies are asked about a request, and with what.
+async fn asked<'a>(
+    review: &Review<'_>,
+    policies: &'a [Bound],
+    object: Option<&Value>,
+    old: Option<&Value>,
+) -> Result<(Vec<Asked<'a>>, Vec<Wrong<'a>>), Status> {
+    let labels = review.labels().await;
+    let subject = review.subject(object, old);
+    let (mut asked, mut wrong) = (Vec::new(), Vec::new());
+    for Bound { policy, bindings } in policies {
+        let version = match policy.matching.matches(&subject, |_| labels.clone()) {
+            Ok(Some(version)) => version.clone(),
+            Ok(None) => continue,
+            Err(status) => {
+                wrong.push(Wrong { policy, binding: None, why: status.message.clone() });
+                continue;
+            }
+        };
+        let unknown = match &policy.params {
+            Some(kind) => params::resource(review.at.cluster, kind).await.err(),
+            None => None,
+        };
+        let program = match (&policy.program, unknown) {
+            (Ok(program), None) => program,
+            (Err(why), _) => {
+                wrong.push(Wrong { policy, binding: None, why: why.clone() });
+                continue;
+            }
+            (Ok(_), Some(why)) => {
+                wrong.push(Wrong { policy, binding: None, why });
+                continue;
+            }
+        };
+        for binding in bindings {
+            let matches = match &binding.matching {
+                Some(matching) => matching.matches(&subject, |_| labels.clone()).map(|found| found.is_some()),
+                None => Ok(true),
+            };
+            let outcome = match matches {
+                Ok(false) => continue,
+                Ok(true) => params::collect(review.at.cluster, policy, binding, review.namespace()).await,
+                Err(status) => Err(Missing::Wrong(status.message.clone())),
+            };
+            match outcome {
+                Ok(params) => {
+                    asked.push(Asked { policy, binding, program, version: version.clone(), params });
+                }
+                Err(Missing::Wrong(why)) => wrong.push(Wrong { policy, binding: Some(binding), why }),
+                Err(Missing::Failed(status)) => return Err(status),
+            }
+        }
+    }
+    Ok((asked, wrong))
+}
+
+/// The namespace when one of these asks about it.
+async fn namespace_for(review: &Review<'_>, asked: &[Asked<'_>]) -> Result<Option<Value>, Status> {
+    if asked.iter().any(|one| one.program.asks_namespace) { namespace(review).await } else { Ok(None) }
+}
+
+/// Asks the policies that validate.
+pub(super) async fn validate(
+    review: &Review<'_>,
+    policies: &[Bound],
+    object: Option<&Value>,
+    old: Option<&Value>,
+) -> Result<(), Status> {
+    if policies.is_empty() {
+        return Ok(());
+    }
+    let (asked, wrong) = asked(review, policies, object, old).await?;
+    let namespace = namespace_for(review, &asked).await?;
+    let (mut denied, mut told, mut spent) = (Denied::default(), Told::default(), Spent::new());
+    for one in wrong.iter().filter(|one| one.policy.fails) {
+        denied.add(one.policy, one.binding, &Refusal::failed(one.told()));
+    }
+    let mut shown: Vec<Shown> = Vec::new();
+    for one in &asked {
+        let at = match shown.iter().position(|known| known.version == one.version) {
+            Some(at) => at,
+            None => {
+                shown.push(Shown::of(review, object, old, &one.version).await?);
+                shown.len() - 1
+            }
+        };
+        let (Some(shown), Does::Validates { validations, annotations }) = (shown.get(at), &one.program.does) else {
+            continue;
+        };
+        for params in &one.params {
+            if let Some(why) = spent.over() {
+                if one.policy.fails {
+                    denied.add(one.policy, Some(one.binding), &Refusal::failed(why));
+                }
+                continue;
+            }
+            let inputs = shown.inputs(review, params.as_ref(), namespace.as_ref());
+            let verdict = validate::ask(one.program, (validations, annotations), one.policy.fails, &inputs);
+            spent.cost += verdict.spent;
+            for refusal in &verdict.refusals {
+                for action in &one.binding.actions {
+                    match action {
+                        Action::Deny => denied.add(one.policy, Some(one.binding), refusal),
+                        Action::Warn => review.at.call.warn(format!(
+                            "Validation failed for ValidatingAdmissionPolicy '{}' with binding '{}': {}",
+                            one.policy.name, one.binding.name, refusal.message
+                        )),
+                        Action::Audit => told.failure(one.binding, refusal),
+                    }
+                }
+            }
+            for refusal in &verdict.denials {
+                denied.add(one.policy, Some(one.binding), refusal);
+            }
+            for (key, value) in verdict.annotations {
+                told.annotation(format!("{}/{key}", one.policy.name), value);
+            }
+            // Others have their turn between two of them.
+            tokio::task::yield_now().await;
+        }
+    }
+    told.publish(review);
+    denied.first.map_or(Ok(()), |(message, reason)| Err(refused(review, message, &reason)))
+}
+
+/// The first of what is denied: that is what the client hears.
+#[derive(Default)]
+struct Denied {
+    first: Option<(String, String)>,
+}
+
+impl Denied {
+    fn add(&mut self, policy: &Policy, binding: Option<&Binding>, refusal: &Refusal) {
+        self.first.get_or_insert_with(|| {
+            let bound = binding.map(|binding| format!(" with binding '{}'", binding.name)).unwrap_or_default();
+            let message =
+                format!("ValidatingAdmissionPolicy '{}'{bound} denied request: {}", policy.name, refusal.message);
+            (message, refusal.reason.clone())
+        });
+    }
+}
+
+/// The answer to what a policy denies.
+fn refused(review: &Review<'_>, message: String, reason: &str) -> Status {
+    let (reason, code) = match reason {
+        "Forbidden" => ("Forbidden", 403),
+        "Unauthorized" => ("Unauthorized", 401),
+        "RequestEntityTooLarge" => ("RequestEntityTooLarge", 413),
+        _ => ("Invalid", 422),
+    };
+    let mut status = review.forbidden(&message);
+    status.reason = reason.into();
+    status.code = code;
+    status.with_cause("", message, "")
+}
+
+/// What is told in the log of the server: there is no audit log yet.
+#[derive(Default)]
+struct Told {
+    failures: Vec<Value>,
+    annotations: Vec<(String, Vec<String>)>,
+}
+
+impl Told {
+    fn failure(&mut self, binding: &Binding, refusal: &Refusal) {
+        if self.failures.len() < FAILURES_MAX {
+            let actions: Vec<&str> = binding.actions.iter().map(|action| action.name()).collect();
+            self.failures.push(json!({
+                "message": refusal.message, "policy": binding.policy, "binding": binding.name,
+                "expressionIndex": refusal.index, "validationActions": actions,
+            }));
+        }
+    }
+
+    /// Several bindings may say several things; what they say again is said once.
+    fn annotation(&mut self, key: String, value: String) {
+        match self.annotations.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, values)) if values.contains(&value) => {}
+            Some((_, values)) => values.push(value),
+            None => self.annotations.push((key, vec![value])),
+        }
+    }
+
+    fn publish(self, review: &Review<'_>) {
+        let request = format!("{} {}", review.at.call.method, review.at.call.uri.path());
+        let user = &review.at.caller.user;
+        for (key, values) in self.annotations {
+            tracing::info!(%user, %request, "{key}: {}", values.join(", "));
+        }
+        if !self.failures.is_empty() {
+            tracing::info!(%user, %request, "{FAILURES}: {}", json!(self.failures));
+        }
+    }
+}
+
+/// Which of the policies that change objects were asked, and which are to be asked again.
+#[derive(Default)]
+pub(super) struct Rounds {
+    is_second: bool,
+    /// What the last policy left.
+    left: Option<Value>,
+    /// Those that want to be asked again, should anybody change the object.
+    invoked: HashSet<String>,
+    again: HashSet<String>,
+}
+
+impl Rounds {
+    /// Begins the second round, with the object as others left it.
+    pub fn second(&mut self, object: &Value) {
+        self.is_second = true;
+        if self.left.as_ref() != Some(object) {
+            self.changed();
+        }
+    }
+
+    fn changed(&mut self) {
+        self.again.extend(self.invoked.drain());
+    }
+}
+
+/// Asks the policies that change objects; says whether one of them did.
+pub(super) async fn mutate(
+    review: &Review<'_>,
+    policies: &[Bound],
+    object: &mut Value,
+    old: Option<&Value>,
+    rounds: &mut Rounds,
+) -> Result<bool, Status> {
+    if policies.is_empty() {
+        return Ok(false);
+    }
+    // Which are meant is decided before one of them changes anything.
+    let (asked, wrong) = asked(review, policies, Some(&*object), old).await?;
+    let namespace = namespace_for(review, &asked).await?;
+    let mut failed = Failed::default();
+    for one in wrong.iter().filter(|one| one.policy.fails) {
+        failed.add(one.policy, one.binding, &one.told(), "Forbidden");
+    }
+    let (mut any, mut spent) = (false, Spent::new());
+    for one in &asked {
+        for params in &one.params {
+            let with = (params.as_ref(), namespace.as_ref());
+            any |= Box::pin(change(review, one, with, (&mut *object, old), (&mut *rounds, &mut spent), &mut failed))
+                .await?;
+            tokio::task::yield_now().await;
+        }
+    }
+    if any {
+        rounds.changed();
+    }
+    rounds.left = Some(object.clone());
+    failed.status.map_or(Ok(any), |status| Err(refused_change(review, status)))
+}
+
+/// Asks one of them with one set of params; says whether it changed the object.
+async fn change(
+    review: &Review<'_>,
+    one: &Asked<'_>,
+    (params, namespace): (Option<&Value>, Option<&Value>),
+    (object, old): (&mut Value, Option<&Value>),
+    (rounds, spent): (&mut Rounds, &mut Spent),
+    failed: &mut Failed,
+) -> Result<bool, Status> {
+    let Does::Mutates { mutations, reinvoked } = &one.program.does else { return Ok(false) };
+    let place = |field: &str| params.map(|params| params["metadata"][field].as_str().unwrap_or_default());
+    let key = format!("{}/{}/{:?}/{:?}", one.policy.name, one.binding.name, place("namespace"), place("name"));
+    if rounds.is_second && !rounds.again.contains(&key) {
+        return Ok(false);
+    }
+    let fails = |failed: &mut Failed, why: &str| {
+        if one.policy.fails {
+            failed.add(one.policy, Some(one.binding), why, "Invalid");
+        }
+    };
+    if let Some(why) = spent.over() {
+        fails(failed, &why);
+        return Ok(false);
+    }
+    let mut shown = Shown::of(review, Some(&*object), old, &one.version).await?;
+    let conditions = shown.inputs(review, params, None);
+    match expressions::matches(&one.program.conditions, &conditions) {
+        Ok(true) => {}
+        Ok(false) => return Ok(false),
+        Err(why) => {
+            fails(failed, &why);
+            return Ok(false);
+        }
+    }
+    let Some(schema) = review.schema(&one.version) else {
+        let of = &one.version.kind;
+        return Err(Status::service_unavailable(format!(
+            "Resource kind {}/{}, Kind={} not found. There can be a delay between when CustomResourceDefinitions are created and when they are available.",
+            of.group, of.version, of.kind
+        )));
+    };
+    let before = object.clone();
+    for mutation in mutations {
+        let Some(current) = shown.object.as_ref() else { break };
+        let inputs = shown.inputs(review, params, namespace);
+        let (made, cost) = mutate::apply(one.program, mutation, current, &schema, &inputs);
+        spent.cost += cost;
+        match made {
+            Ok(made) if made != *current => {
+                review.take(made, &one.version, object).await?;
+                shown.object = Some(review.shown(object, &one.version).await?);
+            }
+            Ok(_) => {}
+            Err(why) => fails(failed, &why),
+        }
+    }
+    let changed = before != *object;
+    if changed {
+        rounds.changed();
+    }
+    if *reinvoked {
+        rounds.invoked.insert(key);
+    }
+    Ok(changed)
+}
+
+/// What policies that change objects could not do.
+#[derive(Default)]
+struct Failed {
+    status: Option<(String, &'static str, Vec<String>)>,
+}
+
+impl Failed {
+    fn add(&mut self, policy: &Policy, binding: Option<&Binding>, why: &str, reason: &'static str) {
+        let message = match binding {
+            Some(binding) => format!("policy '{}' with binding '{}' denied request: {why}", policy.name, binding.name),
+            None => format!("policy {} denied request: {why}", meta::text::quote(&policy.name)),
+        };
+        let (_, _, all) = self.status.get_or_insert_with(|| (message.clone(), reason, Vec::new()));
+        if all.len() < FAILURES_MAX {
+            all.push(message);
+        }
+    }
+}
+
+/// The answer to what such a policy could not do. The code is that of a refusal whatever the reason is, as in the reference.
+fn refused_change(review: &Review<'_>, (message, reason, all): (String, &'static str, Vec<String>)) -> Status {
+    let mut status = review.forbidden("admission request denied by policy");
+    status.message = message;
+    status.reason = reason.into();
+    all.into_iter().fold(status, |status, message| status.with_cause("", message, ""))
+}

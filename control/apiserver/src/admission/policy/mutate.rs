@@ -1,0 +1,126 @@
+//! One policy that changes objects, asked about one request with one set of params.
+
+use coracle_api::cel::admission::{Evaluation, Inputs, POLICY_BUDGET};
+use coracle_api::patch;
+use coracle_api::schema::Object;
+use serde_json::Value;
+
+use crate::policies::{Mutation, Program};
+use crate::request::codec;
+
+/// What a mutation makes of an object, in the form of the version that the policy wants to see, or why it makes none, in the
+/// reference's words; and what that cost. An object that was changed is to be filled in anew.
+pub(super) fn apply(
+    program: &Program,
+    mutation: &Mutation,
+    object: &Value,
+    schema: &Object,
+    inputs: &Inputs<'_>,
+) -> (Result<Value, String>, usize) {
+    let mut evaluation = Evaluation::new(inputs, &program.variables, POLICY_BUDGET);
+    let made = make(&mut evaluation, mutation, object, schema);
+    (made, evaluation.spent())
+}
+
+fn make<'a>(
+    evaluation: &mut Evaluation<'a>,
+    mutation: &'a Mutation,
+    object: &Value,
+    schema: &Object,
+) -> Result<Value, String> {
+    match mutation {
+        Mutation::Apply(expression) => {
+            let mut config = evaluation.configuration(expression).map_err(|failure| failure.to_string())?;
+            for field in ["apiVersion", "kind"] {
+                config[field] = object[field].clone();
+            }
+            patch::apply::overlay(object, &config, schema).map_err(|why| format!("error applying patch: {why}"))
+        }
+        Mutation::Patch(expression) => {
+            let steps = evaluation.patch(expression).map_err(|failure| failure.to_string())?;
+            // One whose test fails changes nothing.
+            let Some(changed) = patch::json_if(object, &steps).map_err(|why| format!("JSON Patch: {why}"))? else {
+                return Ok(object.clone());
+            };
+            let decoded = codec::check(&changed, schema).map_err(|error| error.to_string())?;
+            if !decoded.problems.is_empty() {
+                return Err(format!("strict decoding error: {}", decoded.problems.join(", ")));
+            }
+            Ok(decoded.value)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use coracle_api::schema;
+    use serde_json::json;
+
+    use super::*;
+    use crate::policies::{Does, Policy};
+
+    fn change(mutation: Value, object: &Value) -> Result<Value, String> {
+        let spec = json!({"mutations": [mutation], "variables": [{"name": "n", "expression": "'v'"}]});
+        let policy = Policy::read(&json!({"kind": "MutatingAdmissionPolicy", "metadata": {"name": "p"}, "spec": spec}));
+        let program = policy.program.expect("compiled");
+        let Does::Mutates { mutations, .. } = &program.does else { panic!("it changes") };
+        let schema = schema::named("io.k8s.api.core.v1.ConfigMap").expect("config maps");
+        let request = json!({});
+        let inputs = Inputs {
+            object: Some(object),
+            old_object: None,
+            request: &request,
+            params: None,
+            namespace: None,
+            authorizer: None,
+        };
+        apply(&program, &mutations[0], object, &schema, &inputs).0
+    }
+
+    fn applied(expression: &str) -> Value {
+        json!({"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": expression}})
+    }
+
+    fn patched(expression: &str) -> Value {
+        json!({"patchType": "JSONPatch", "jsonPatch": {"expression": expression}})
+    }
+
+    fn object() -> Value {
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "labels": {"x": "y"}}, "data": {"k": "w"}})
+    }
+
+    #[test]
+    fn a_configuration_is_merged() {
+        let mutation =
+            applied("Object{metadata: Object.metadata{labels: {'l': variables.n}}, data: {'m': object.data.k}}");
+        let mut expected = object();
+        expected["metadata"]["labels"]["l"] = "v".into();
+        expected["data"]["m"] = "w".into();
+        assert_eq!(change(mutation, &object()), Ok(expected));
+        let wrong =
+            change(applied("Object{metadata: Object.wrong{labels: {'l': 'v'}}}"), &object()).expect_err("refused");
+        assert!(
+            wrong.contains("type mismatch: unexpected type name \"Object.wrong\", expected \"Object.metadata\""),
+            "{wrong}"
+        );
+        let wrong = change(applied("Object{nothing: 1}"), &object()).expect_err("refused");
+        assert!(wrong.contains(".nothing: field not declared in schema"), "{wrong}");
+    }
+
+    #[test]
+    fn a_patch_is_carried_out_unless_its_test_fails() {
+        let add = "JSONPatch{op: 'add', path: '/metadata/labels/' + jsonpatch.escapeKey('a/b'), value: 'c'}";
+        let mut expected = object();
+        expected["metadata"]["labels"]["a/b"] = "c".into();
+        assert_eq!(change(patched(&format!("[{add}]")), &object()), Ok(expected));
+        let test = "JSONPatch{op: 'test', path: '/data/k', value: 'other'}";
+        assert_eq!(change(patched(&format!("[{test}, {add}]")), &object()), Ok(object()));
+        let whole = "[JSONPatch{op: 'replace', path: '/metadata', value: Object.metadata{labels: {'q': 'r'}}}]";
+        assert_eq!(
+            change(patched(whole), &object()).map(|object| object["metadata"].clone()),
+            Ok(json!({"labels": {"q": "r"}}))
+        );
+        assert!(change(patched("[JSONPatch{op: 'remove', path: '/data/none/x'}]"), &object()).is_err());
+        assert!(change(patched("[JSONPatch{op: 'add', path: '/nothing', value: 1}]"), &object()).is_err());
+    }
+}

@@ -1,0 +1,100 @@
+//! What a policy is bound with: one object by its name, or all that a selector selects.
+
+use std::sync::Arc;
+
+use coracle_api::status::Status;
+use coracle_keyspace::Record;
+use serde_json::Value;
+
+use crate::catalog::Resource;
+use crate::cluster::Cluster;
+use crate::conversion;
+use crate::policies::{Binding, ParamKind, Policy};
+use crate::store::{self, Seen};
+
+/// Most objects that one binding selects: the policy is asked with each of them.
+const SELECTED_MAX: usize = 1_000;
+
+/// Why there are none.
+pub(super) enum Missing {
+    /// What is configured cannot be carried out.
+    Wrong(String),
+    /// What is asked for cannot be found out now.
+    Failed(Status),
+}
+
+impl From<String> for Missing {
+    fn from(why: String) -> Missing {
+        Missing::Wrong(why)
+    }
+}
+
+/// The resource of what a policy is bound with.
+pub(super) async fn resource(cluster: &Cluster, kind: &ParamKind) -> Result<Arc<Resource>, String> {
+    let (group, version) = kind.group_version();
+    let found = cluster.of_kind(group, version, &kind.kind).await;
+    let shown = || if group.is_empty() { format!("/{version}") } else { kind.api_version.clone() };
+    found.ok_or_else(|| format!("failed to find resource referenced by paramKind: '{}, Kind={}'", shown(), kind.kind))
+}
+
+/// One of them, in the version that the policy names.
+async fn value(cluster: &Cluster, resource: &Arc<Resource>, record: &Arc<Record>) -> Result<Value, Status> {
+    let converted = conversion::one(cluster, resource, record).await?;
+    Seen::new(resource, &converted).value()
+}
+
+/// What a binding asks its policy with: nothing once, where it is bound with nothing.
+pub(super) async fn collect(
+    cluster: &Cluster,
+    policy: &Policy,
+    binding: &Binding,
+    namespace: &str,
+) -> Result<Vec<Option<Value>>, Missing> {
+    let (Some(kind), Some(params)) = (&policy.params, &binding.params) else { return Ok(vec![None]) };
+    let resource = resource(cluster, kind).await?;
+    let place = match (resource.row.namespaced(), params.namespace.as_str()) {
+        (true, "") if namespace.is_empty() => {
+            let why = "cannot use namespaced paramRef in policy binding that matches cluster-scoped resources";
+            return Err(Missing::Wrong(why.to_owned()));
+        }
+        (true, "") => Some(namespace),
+        (true, named) => Some(named),
+        (false, "") => None,
+        (false, _) => {
+            let why = "paramRef.namespace must not be provided for a cluster-scoped `paramKind`";
+            return Err(Missing::Wrong(why.to_owned()));
+        }
+    };
+    let mut found = Vec::new();
+    match &params.selector {
+        Some(selector) => {
+            let selector = selector.as_ref().map_err(|why| Missing::Wrong(why.clone()))?;
+            let records = cluster.store.keyspace.snapshot(resource.row.collection()).records;
+            let is_meant = |record: &&Arc<Record>| selector.matches(Seen::new(&resource, record).facts().labels());
+            let selected: Vec<Arc<Record>> = store::range(&records, place, None)
+                .map(|(_, record)| record)
+                .filter(is_meant)
+                .take(SELECTED_MAX + 1)
+                .cloned()
+                .collect();
+            if selected.len() > SELECTED_MAX {
+                return Err(Missing::Wrong(format!("a binding can be bound with {SELECTED_MAX} params at most")));
+            }
+            for record in selected {
+                found.push(Some(value(cluster, &resource, &record).await.map_err(Missing::Failed)?));
+            }
+        }
+        None => {
+            let name = resource.record_name(place, &params.name);
+            let record = cluster.store.find(&resource, &name).await.map_err(Missing::Failed)?;
+            if let Some(record) = record {
+                found.push(Some(value(cluster, &resource, &record).await.map_err(Missing::Failed)?));
+            }
+        }
+    }
+    if found.is_empty() && params.denies {
+        let why = "no params found for policy binding with `Deny` parameterNotFoundAction";
+        return Err(Missing::Wrong(why.to_owned()));
+    }
+    Ok(found)
+}

@@ -1,0 +1,340 @@
+//! The webhooks that are configured (kubernetes-api §22.3), in the shape in which they are asked: read again only when a
+//! configuration has changed, and then only that one.
+//!
+//! A request looks at one number to know that what is kept is what is stored ([`Keyspace::count_changes`]), and goes on where
+//! nothing is configured. The number changes before the write of a configuration is answered, so whoever saw that answer and
+//! asks the same server is admitted by it; for the other servers of a group there is [`Hooks::guard`].
+
+pub(crate) mod matching;
+mod metrics;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use coracle_api::cel::admission::Condition;
+use coracle_api::codec::json;
+use coracle_keyspace::{Guard, Key, Keyspace, Op, Record, Value as Content};
+use serde_json::Value;
+
+use crate::outward::Client;
+use matching::MatchResources;
+pub(crate) use metrics::{Called, Metrics};
+
+/// Collections of the configurations.
+pub(crate) const MUTATING: &str = "mutatingwebhookconfigurations.admissionregistration.k8s.io";
+pub(crate) const VALIDATING: &str = "validatingwebhookconfigurations.admissionregistration.k8s.io";
+/// The group of what configures admission, which is not admitted itself.
+pub(crate) const GROUP: &str = "admissionregistration.k8s.io";
+/// Written with every configuration, where nobody watches: whoever admits says in its transaction which of them it knew.
+const KNOWN: &str = "coracle.admission";
+/// How long a webhook has that says nothing of it: what the API fills in.
+const TIMEOUT_SECONDS: u64 = 10;
+/// No change has this number.
+const NEVER: u64 = u64::MAX;
+
+/// Where a webhook is, as it is configured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// An address that is written out.
+    Url(String),
+    /// A Service of the cluster.
+    Service { namespace: String, name: String, port: u16, path: String },
+}
+
+/// Where a webhook is, and how it is reached.
+#[derive(Debug)]
+pub(crate) struct Callee {
+    pub place: Place,
+    pub client: Client,
+}
+
+impl Callee {
+    /// Of a `clientConfig`.
+    pub fn read(config: &Value) -> Callee {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let service = &config["service"];
+        let place = match config["url"].as_str() {
+            Some(url) => Place::Url(url.to_owned()),
+            None => Place::Service {
+                namespace: text(&service["namespace"]),
+                name: text(&service["name"]),
+                port: service["port"].as_u64().and_then(|port| u16::try_from(port).ok()).unwrap_or(443),
+                path: text(&service["path"]),
+            },
+        };
+        // What is no base64 was refused when it was written; it trusts nobody.
+        let bundle = config["caBundle"].as_str().map(|text| STANDARD.decode(text).unwrap_or_else(|_| b"?".to_vec()));
+        Callee { place, client: Client::new(bundle.unwrap_or_default()) }
+    }
+}
+
+/// The form of the review that a webhook wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ReviewVersion {
+    V1,
+    V1Beta1,
+}
+
+impl ReviewVersion {
+    /// The first that is known of those that a webhook lists.
+    pub fn of(list: &Value) -> Option<ReviewVersion> {
+        list.as_array()?.iter().find_map(|version| match version.as_str() {
+            Some("v1") => Some(ReviewVersion::V1),
+            Some("v1beta1") => Some(ReviewVersion::V1Beta1),
+            _ => None,
+        })
+    }
+
+    /// As `v1`.
+    pub fn name(self) -> &'static str {
+        match self {
+            ReviewVersion::V1 => "v1",
+            ReviewVersion::V1Beta1 => "v1beta1",
+        }
+    }
+}
+
+/// One webhook of a configuration.
+#[derive(Debug)]
+pub(crate) struct Hook {
+    /// As `check.example.com`.
+    pub name: String,
+    /// Tells it from all others.
+    pub id: String,
+    pub matching: MatchResources,
+    /// Or why they are none.
+    pub conditions: Result<Vec<Condition>, String>,
+    /// Whether a request fails when the webhook cannot be asked.
+    pub fails: bool,
+    pub timeout: Duration,
+    /// Whether a dry run may ask it.
+    pub allows_dry_run: bool,
+    /// Whether it is asked again when others changed the object behind it.
+    pub reinvoked: bool,
+    pub version: Option<ReviewVersion>,
+    pub callee: Callee,
+}
+
+impl Hook {
+    fn read(configuration: &str, webhook: &Value, same: usize) -> Hook {
+        let name = webhook["name"].as_str().unwrap_or_default().to_owned();
+        let conditions = webhook["matchConditions"].as_array().into_iter().flatten().map(|condition| {
+            let text = |field: &str| condition[field].as_str().unwrap_or_default();
+            Condition::compile(text("name"), text("expression").trim(), false)
+        });
+        Hook {
+            id: format!("{configuration}/{name}/{same}"),
+            matching: MatchResources::of_webhook(webhook),
+            conditions: conditions.collect(),
+            fails: webhook["failurePolicy"] != "Ignore",
+            timeout: Duration::from_secs(webhook["timeoutSeconds"].as_u64().unwrap_or(TIMEOUT_SECONDS)),
+            allows_dry_run: matches!(webhook["sideEffects"].as_str(), Some("None" | "NoneOnDryRun")),
+            reinvoked: webhook["reinvocationPolicy"] == "IfNeeded",
+            version: ReviewVersion::of(&webhook["admissionReviewVersions"]),
+            callee: Callee::read(&webhook["clientConfig"]),
+            name,
+        }
+    }
+}
+
+/// The webhook that converts the objects of a definition between its versions.
+#[derive(Debug)]
+pub(crate) struct Conversion {
+    pub version: Option<ReviewVersion>,
+    pub callee: Callee,
+}
+
+impl Conversion {
+    /// Of a CustomResourceDefinition; `None` when its versions differ in their names alone.
+    pub fn read(definition: &Value) -> Option<Conversion> {
+        let conversion = &definition["spec"]["conversion"];
+        let webhook = &conversion["webhook"];
+        (conversion["strategy"] == "Webhook").then(|| Conversion {
+            version: ReviewVersion::of(&webhook["conversionReviewVersions"]),
+            callee: Callee::read(&webhook["clientConfig"]),
+        })
+    }
+}
+
+/// A configuration, read.
+#[derive(Clone)]
+struct Read {
+    record: Arc<Record>,
+    hooks: Vec<Arc<Hook>>,
+}
+
+impl Read {
+    fn of(record: &Arc<Record>) -> Read {
+        let object = json::parse(&record.bytes).unwrap_or_else(|error| {
+            tracing::error!("the stored bytes of {} cannot be read: {error}", record.key.name);
+            Value::Null
+        });
+        let mut same: HashMap<&str, usize> = HashMap::new();
+        let webhooks = object["webhooks"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let hooks = webhooks.iter().map(|webhook| {
+            let count = same.entry(webhook["name"].as_str().unwrap_or_default()).or_default();
+            *count += 1;
+            Arc::new(Hook::read(&record.key.name, webhook, *count - 1))
+        });
+        Read { record: record.clone(), hooks: hooks.collect() }
+    }
+}
+
+/// All webhooks, in the order in which they are asked: by the names of their configurations, within one as they are listed.
+#[derive(Default)]
+pub(crate) struct Configured {
+    pub mutating: Vec<Arc<Hook>>,
+    pub validating: Vec<Arc<Hook>>,
+    /// By collection and name.
+    read: HashMap<(&'static str, Arc<str>), Read>,
+    /// The number of the change after which this was read.
+    at: u64,
+    /// What [`KNOWN`] was then.
+    known: Option<coracle_keyspace::Revision>,
+}
+
+/// The webhooks as they are now.
+pub(crate) struct Hooks {
+    changes: Arc<AtomicU64>,
+    /// The change after which nothing was configured.
+    empty_at: AtomicU64,
+    kept: ArcSwap<Configured>,
+    making: parking_lot::Mutex<()>,
+}
+
+impl Hooks {
+    pub fn new(keyspace: &Keyspace) -> Hooks {
+        Hooks {
+            changes: keyspace.count_changes(&[MUTATING, VALIDATING, KNOWN]),
+            empty_at: AtomicU64::new(NEVER),
+            kept: ArcSwap::from_pointee(Configured { at: NEVER, ..Configured::default() }),
+            making: parking_lot::Mutex::new(()),
+        }
+    }
+
+    /// What is configured; `None` when nothing is, which is all that most clusters ever pay.
+    pub fn now(&self, keyspace: &Keyspace) -> Option<Arc<Configured>> {
+        if self.changes.load(Ordering::Acquire) == self.empty_at.load(Ordering::Acquire) {
+            return None;
+        }
+        let configured = self.configured(keyspace);
+        let is_empty = configured.mutating.is_empty() && configured.validating.is_empty();
+        (!is_empty).then_some(configured)
+    }
+
+    fn configured(&self, keyspace: &Keyspace) -> Arc<Configured> {
+        let kept = self.kept.load_full();
+        if kept.at == self.changes.load(Ordering::Acquire) {
+            return kept;
+        }
+        let _one = self.making.lock();
+        let (kept, at) = (self.kept.load_full(), self.changes.load(Ordering::Acquire));
+        if kept.at == at {
+            return kept;
+        }
+        // What changes while it is read has another number, and is read again by whoever looks next.
+        let mut next =
+            Configured { at, known: keyspace.get(KNOWN, KNOWN).map(|record| record.revision), ..Configured::default() };
+        for collection in [MUTATING, VALIDATING] {
+            for (name, record) in &keyspace.snapshot(collection).records {
+                let key = (collection, name.clone());
+                let before = kept.read.get(&key).filter(|before| Arc::ptr_eq(&before.record, record));
+                let read = before.cloned().unwrap_or_else(|| Read::of(record));
+                let list = if collection == MUTATING { &mut next.mutating } else { &mut next.validating };
+                list.extend(read.hooks.iter().cloned());
+                next.read.insert(key, read);
+            }
+        }
+        let is_empty = next.mutating.is_empty() && next.validating.is_empty();
+        let next = Arc::new(next);
+        self.kept.store(next.clone());
+        self.empty_at.store(if is_empty { at } else { NEVER }, Ordering::Release);
+        next
+    }
+
+    /// That no configuration was written since what is kept here was: a part of each transaction that was admitted by it. One
+    /// server sees each change before its writer is told; of several one may lag behind, and only there this costs something.
+    pub fn guard(&self, keyspace: &Keyspace) -> Option<Op> {
+        if keyspace.is_sole_voter() {
+            return None;
+        }
+        let known = self.configured(keyspace).known;
+        Some(Op::Check { key: Key::new(KNOWN, KNOWN), guard: known.map_or(Guard::Absent, Guard::Revision) })
+    }
+
+    /// What goes into the transaction that writes or removes a configuration.
+    pub fn mark(group: &str) -> Option<Op> {
+        let value = Content { bytes: Default::default(), revision_at: 0 };
+        (group == GROUP).then(|| Op::Put { key: Key::new(KNOWN, KNOWN), value, guard: Guard::None })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_webhook_is_read_with_what_the_api_fills_in() {
+        let hook =
+            Hook::read("c", &json!({"name": "a.b.c", "clientConfig": {"service": {"name": "s", "namespace": "n"}}}), 1);
+        assert_eq!((hook.id.as_str(), hook.fails, hook.timeout), ("c/a.b.c/1", true, Duration::from_secs(10)));
+        assert!(!hook.allows_dry_run && !hook.reinvoked && hook.version.is_none());
+        let service = Place::Service { namespace: "n".into(), name: "s".into(), port: 443, path: String::new() };
+        assert_eq!(hook.callee.place, service);
+        assert!(!hook.callee.client.has_authorities());
+        let hook = Hook::read(
+            "c",
+            &json!({
+                "name": "a.b.c", "failurePolicy": "Ignore", "timeoutSeconds": 3, "sideEffects": "NoneOnDryRun",
+                "reinvocationPolicy": "IfNeeded", "admissionReviewVersions": ["v2", "v1beta1", "v1"],
+                "clientConfig": {"url": "https://h/x", "caBundle": "eA=="},
+            }),
+            0,
+        );
+        assert_eq!((hook.fails, hook.timeout, hook.reinvoked), (false, Duration::from_secs(3), true));
+        assert_eq!(
+            (hook.version, &hook.callee.place),
+            (Some(ReviewVersion::V1Beta1), &Place::Url("https://h/x".into()))
+        );
+        assert!(hook.allows_dry_run && hook.callee.client.has_authorities());
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_is_what_is_stored() {
+        let dir = tempfile::tempdir().unwrap();
+        let keyspace = Keyspace::open(coracle_keyspace::Config::new(dir.path())).await.unwrap();
+        let hooks = Hooks::new(&keyspace);
+        assert!(hooks.now(&keyspace).is_none() && hooks.now(&keyspace).is_none());
+        let put = |collection: &'static str, name: &'static str, webhooks: Value| {
+            // The revision is put into the text at this place.
+            let bytes = format!("{{\"v\":\"\",{}", &json!({"webhooks": webhooks}).to_string()[1..]);
+            let value = Content { revision_at: 6, bytes: bytes.into() };
+            keyspace.transact(vec![Op::Put { key: Key::new(collection, name), value, guard: Guard::None }])
+        };
+        put(MUTATING, "b", json!([{"name": "1"}, {"name": "2"}])).await.unwrap();
+        put(MUTATING, "a", json!([{"name": "3"}])).await.unwrap();
+        put(VALIDATING, "x", json!([{"name": "4"}, {"name": "4"}])).await.unwrap();
+        let names = |hooks: &[Arc<Hook>]| hooks.iter().map(|hook| hook.id.clone()).collect::<Vec<_>>();
+        let first = hooks.now(&keyspace).expect("some");
+        assert_eq!(names(&first.mutating), ["a/3/0", "b/1/0", "b/2/0"]);
+        assert_eq!(names(&first.validating), ["x/4/0", "x/4/1"]);
+        // What has not changed keeps its connections.
+        put(MUTATING, "a", json!([])).await.unwrap();
+        let second = hooks.now(&keyspace).expect("some");
+        assert_eq!(names(&second.mutating), ["b/1/0", "b/2/0"]);
+        assert!(Arc::ptr_eq(&first.mutating[1], &second.mutating[0]));
+        for (collection, name) in [(MUTATING, "a"), (MUTATING, "b"), (VALIDATING, "x")] {
+            let delete = Op::Delete { key: Key::new(collection, name), guard: Guard::Present };
+            keyspace.transact(vec![delete]).await.unwrap();
+        }
+        assert!(hooks.now(&keyspace).is_none());
+        keyspace.shutdown().await;
+    }
+}

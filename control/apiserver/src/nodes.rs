@@ -1,0 +1,192 @@
+//! Calls to the nodes' own servers: where a node listens, and a connection to it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use coracle_api::meta::selector::{FieldSelector, LabelSelector};
+use coracle_api::status::Status;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster::Cluster;
+use crate::limits::{Flow, NodeStreams, Place};
+use crate::store::Seen;
+
+/// What a Service leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum At {
+    /// A port of a pod, which its node reaches.
+    Pod { node: String, namespace: String, name: String, port: u16 },
+    /// Something that has an address.
+    Address { host: String, port: u16 },
+}
+
+/// How long a node may take to accept a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where something listens, and how to speak to it.
+///
+/// A node's server proves that it is this node by the node's name in its certificate: addresses are what nodes say of
+/// themselves, and one that says another's gets no certificate for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Endpoint {
+    pub host: String,
+    pub port: u16,
+    pub tls: bool,
+    /// The name that its certificate must have, where that is not the host.
+    pub name: Option<String>,
+    /// The node, on whose machine it is.
+    pub node: String,
+}
+
+/// The client of the nodes' servers.
+pub(crate) struct Nodes {
+    tls: Option<TlsConnector>,
+    streams: NodeStreams,
+    /// Cancelled when tunnels shall end.
+    pub stopping: CancellationToken,
+}
+
+impl Nodes {
+    pub fn new(tls: Option<Arc<ClientConfig>>, stopping: CancellationToken) -> Nodes {
+        Nodes { tls: crate::outward::towards_nodes(tls), streams: NodeStreams::default(), stopping }
+    }
+
+    /// A place among the streams from a node, to be held for as long as one goes on.
+    pub fn stream(&self, to: &Endpoint, flow: Flow<'_>) -> Result<Place, Status> {
+        self.streams.take(&to.node, flow)
+    }
+
+    /// Sends a request over a connection of its own. Streams are few and long, so connections are not kept.
+    pub async fn send(&self, to: &Endpoint, request: Request<Body>) -> Result<Response<Incoming>, Status> {
+        let failed = |why: &dyn std::fmt::Display| {
+            Status::service_unavailable(format!("error dialing backend {}:{}: {why}", to.host, to.port))
+        };
+        let connect = TcpStream::connect((to.host.trim_matches(['[', ']']), to.port));
+        let stream = tokio::time::timeout(CONNECT_TIMEOUT, connect)
+            .await
+            .map_err(|_| failed(&"connection timed out"))?
+            .map_err(|error| failed(&error))?;
+        let _ = stream.set_nodelay(true);
+        if !to.tls {
+            return exchange(stream, request).await.map_err(|error| failed(&error));
+        }
+        let connector = self.tls.as_ref().ok_or_else(|| failed(&"this server has no certificate for nodes"))?;
+        let name = to.name.as_deref().unwrap_or(to.host.trim_matches(['[', ']'])).to_owned();
+        let name = ServerName::try_from(name).map_err(|error| failed(&error))?;
+        let stream = tokio::time::timeout(CONNECT_TIMEOUT, connector.connect(name, stream))
+            .await
+            .map_err(|_| failed(&"the TLS handshake timed out"))?
+            .map_err(|error| failed(&error))?;
+        exchange(stream, request).await.map_err(|error| failed(&error))
+    }
+}
+
+async fn exchange<S>(stream: S, request: Request<Body>) -> Result<Response<Incoming>, hyper::Error>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    // Ends with the exchange: the connection belongs to this request alone.
+    tokio::spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "connection to a node");
+        }
+    });
+    sender.send_request(request).await
+}
+
+/// The server of a node, from what the node says of itself.
+pub(crate) fn kubelet(cluster: &Cluster, node: &str) -> Result<Endpoint, Status> {
+    let nodes = cluster.catalog.named("", "nodes").ok_or_else(Status::path_not_found)?;
+    let record = cluster.store.get(nodes, node).ok_or_else(|| nodes.not_found(node))?;
+    let object = Seen::new(nodes, &record).stored()?;
+    endpoint_of(&object).ok_or_else(|| {
+        Status::service_unavailable(format!("node {node} does not say at which address and port it listens"))
+    })
+}
+
+/// Where it listens, as its object says.
+pub(crate) fn endpoint_of(node: &Value) -> Option<Endpoint> {
+    let addresses = node["status"]["addresses"].as_array()?;
+    let of_type = |kind: &str| addresses.iter().find(|address| address["type"] == kind);
+    let address = of_type("InternalIP").or_else(|| of_type("ExternalIP")).or_else(|| of_type("Hostname"))?;
+    let name = node["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    let port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_u64()?;
+    Some(Endpoint {
+        host: address["address"].as_str()?.to_owned(),
+        port: u16::try_from(port).ok().filter(|port| *port > 0)?,
+        tls: true,
+        name: Some(name.clone()),
+        node: name,
+    })
+}
+
+/// Something ready behind a port of a Service, by the port's name or number; of several one by chance.
+pub(crate) fn endpoint_of_service(cluster: &Cluster, service: &Value, port: &str) -> Result<At, Status> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let (namespace, name) = (text(&service["metadata"]["namespace"]), text(&service["metadata"]["name"]));
+    let unavailable = || Status::service_unavailable(format!("no endpoints available for service \"{name}\""));
+    let ports = service["spec"]["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let chosen = match port {
+        "" if ports.len() == 1 => ports.first(),
+        "" => ports.iter().find(|port| text(&port["name"]).is_empty()).or(ports.first()),
+        wanted => {
+            ports.iter().find(|port| text(&port["name"]) == wanted || port["port"].as_u64() == wanted.parse().ok())
+        }
+    };
+    let port_name = text(&chosen.ok_or_else(unavailable)?["name"]);
+    let slices = cluster.catalog.named("discovery.k8s.io", "endpointslices").ok_or_else(unavailable)?;
+    let pods = cluster.catalog.named("", "pods").ok_or_else(unavailable)?;
+    let of_service = LabelSelector::from_pairs([("kubernetes.io/service-name", name.as_str())]);
+    let snapshot = cluster.store.keyspace.snapshot(slices.row.collection());
+    let mut found = Vec::new();
+    for (_, record) in crate::store::range(&snapshot.records, Some(&namespace), None) {
+        let seen = Seen::new(slices, record);
+        if !seen.matches(&of_service, &FieldSelector::everything()) {
+            continue;
+        }
+        let slice = seen.stored()?;
+        let port = slice["ports"].as_array().into_iter().flatten().find(|port| text(&port["name"]) == port_name);
+        let port = port.and_then(|port| port["port"].as_u64()).and_then(|port| u16::try_from(port).ok());
+        let Some(port) = port else { continue };
+        for endpoint in slice["endpoints"].as_array().into_iter().flatten() {
+            if !endpoint["conditions"]["ready"].as_bool().unwrap_or(true) {
+                continue;
+            }
+            let target = &endpoint["targetRef"];
+            let name = text(&target["name"]);
+            if name.is_empty() || target["kind"].as_str().is_some_and(|kind| kind != "Pod") {
+                found.extend(endpoint["addresses"][0].as_str().map(|host| At::Address { host: host.to_owned(), port }));
+                continue;
+            }
+            let Some(record) = cluster.store.get(pods, &pods.record_name(Some(&namespace), &name)) else { continue };
+            let node = text(&Seen::new(pods, &record).stored()?["spec"]["nodeName"]);
+            if !node.is_empty() {
+                found.push(At::Pod { node, namespace: namespace.clone(), name, port });
+            }
+        }
+    }
+    let chosen = rand::random_range(0..found.len().max(1));
+    found.into_iter().nth(chosen).ok_or_else(unavailable)
+}
+
+/// A body out of what a node sends.
+pub(crate) fn body(incoming: Incoming) -> Body {
+    Body::new(incoming)
+}
+
+/// No body.
+pub(crate) fn empty() -> Body {
+    Body::from(Bytes::new())
+}

@@ -1,0 +1,210 @@
+//! Calls that this server makes to webhooks: one client for each, which keeps its connections.
+//!
+//! ```text
+//! Way::Direct  ─ TLS, the webhook's certificate ────────────────────────────────────────► an address
+//! Way::Node    ─ TLS, the node's certificate ──► the node ─ a call to its component ────► a pod
+//! Way::Tunnel  ─ TLS, the node's certificate ──► the node ─ TLS, the webhook's ─────────► a pod
+//! ```
+//! A component that serves HTTP (wasi:http) ends no TLS: nothing could be read of it before its handler runs. So what is
+//! between this server and the node is TLS in which the node proves who it is, and behind that the node calls the component in
+//! its own process (Node). A webhook that says which authority it has (`caBundle`) is to prove itself: its bytes are carried
+//! to the pod's port as they are, and TLS is between this server and the pod (Tunnel).
+
+mod dial;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderValue, Request, StatusCode, header};
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1::SendRequest;
+use parking_lot::Mutex;
+use tokio::sync::{OnceCell, Semaphore};
+use tokio_rustls::TlsConnector;
+
+/// Calls of one webhook under way at a time; more wait for one of them, and their time goes on. A webhook that hangs so holds
+/// the requests that wait for it, and few connections.
+const IN_FLIGHT_MAX: usize = 128;
+/// Connections of one webhook that are kept for the next call, and for how long (a Go server keeps them longer).
+const IDLE_MAX: usize = 8;
+const IDLE_FOR: Duration = Duration::from_secs(60);
+
+/// How a webhook is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// At an address.
+    Direct { host: String, port: u16 },
+    /// Through the node that runs it, which is at this address and proves to be of this name.
+    Node { host: String, port: u16, node: String },
+    /// The same, to a port of a pod as it is: the path at the node that leads there.
+    Tunnel { host: String, port: u16, node: String, path: String },
+}
+
+/// Where a call goes.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    pub way: Way,
+    /// Of the request, with its query.
+    pub path: String,
+    /// `Host` of the request.
+    pub host: String,
+    /// The name that is in the webhook's certificate.
+    pub name: String,
+    /// As errors call it.
+    pub url: String,
+}
+
+/// Why a call has no answer. It may have been heard all the same.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CallError {
+    /// It cannot be made, or broke off.
+    #[error("Post {url:?}: {why}")]
+    Failed { url: String, why: String },
+    /// The answer is larger than it may be.
+    #[error("the answer is larger than {most} bytes")]
+    TooLarge { most: usize },
+}
+
+type Sender = SendRequest<Full<Bytes>>;
+
+struct Idle {
+    way: Way,
+    sender: Sender,
+    since: Instant,
+}
+
+/// The client of one webhook.
+pub(crate) struct Client {
+    /// Certificates in PEM; without any the machine's authorities are trusted.
+    authorities: Vec<u8>,
+    tls: OnceCell<Result<TlsConnector, String>>,
+    in_flight: Semaphore,
+    idle: Mutex<Vec<Idle>>,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// Of a webhook with this `caBundle`.
+    pub fn new(authorities: Vec<u8>) -> Client {
+        let authorities = if authorities.trim_ascii().is_empty() { Vec::new() } else { authorities };
+        Client { authorities, tls: OnceCell::new(), in_flight: Semaphore::new(IN_FLIGHT_MAX), idle: Mutex::default() }
+    }
+
+    /// Whether the webhook is to prove itself by a certificate of its own authority.
+    pub fn has_authorities(&self) -> bool {
+        !self.authorities.is_empty()
+    }
+
+    /// Posts JSON and reads the answer, which has at most `most` bytes. `nodes` is this server's TLS towards nodes. Whoever
+    /// drops it has ended the call, as far as this server is concerned.
+    pub async fn post(
+        &self,
+        nodes: Option<&TlsConnector>,
+        target: &Target,
+        body: Bytes,
+        most: usize,
+    ) -> Result<(StatusCode, Bytes), CallError> {
+        let failed = |why: String| CallError::Failed { url: target.url.clone(), why };
+        let _turn = self.in_flight.acquire().await.map_err(|error| failed(error.to_string()))?;
+        let request = || {
+            let mut request = Request::post(target.path.as_str())
+                .header(header::CONTENT_TYPE, "application/json")
+                .header(header::ACCEPT, "application/json, */*")
+                .header(header::USER_AGENT, "kube-apiserver-admission")
+                .body(Full::new(body.clone()))?;
+            request.headers_mut().insert(header::HOST, HeaderValue::try_from(target.host.as_str())?);
+            Ok::<_, http::Error>(request)
+        };
+        // A connection that was kept may have been closed by now: only then is it tried on a new one, for nothing was sent.
+        let mut answered = None;
+        while answered.is_none()
+            && let Some(mut sender) = self.kept(&target.way)
+        {
+            if sender.ready().await.is_err() {
+                continue;
+            }
+            let request = request().map_err(|error| failed(error.to_string()))?;
+            match sender.try_send_request(request).await {
+                Ok(answer) => answered = Some((answer, sender)),
+                Err(mut error) => {
+                    if error.take_message().is_none() {
+                        return Err(failed(why(&error.into_error())));
+                    }
+                }
+            }
+        }
+        let (answer, sender) = match answered {
+            Some(answered) => answered,
+            None => {
+                let mut sender = self.dial(nodes, target).await.map_err(failed)?;
+                let request = request().map_err(|error| failed(error.to_string()))?;
+                let answer = sender.send_request(request).await.map_err(|error| failed(why(&error)))?;
+                (answer, sender)
+            }
+        };
+        let code = answer.status();
+        let (mut incoming, mut read) = (answer.into_body(), BytesMut::new());
+        while let Some(frame) = incoming.frame().await {
+            let frame = frame.map_err(|error| failed(why(&error)))?;
+            let Ok(data) = frame.into_data() else { continue };
+            if read.len() + data.len() > most {
+                return Err(CallError::TooLarge { most });
+            }
+            read.extend_from_slice(&data);
+        }
+        self.keep(target.way.clone(), sender);
+        Ok((code, read.freeze()))
+    }
+
+    fn kept(&self, way: &Way) -> Option<Sender> {
+        let mut idle = self.idle.lock();
+        idle.retain(|kept| kept.since.elapsed() < IDLE_FOR && !kept.sender.is_closed());
+        let at = idle.iter().rposition(|kept| kept.way == *way)?;
+        Some(idle.remove(at).sender)
+    }
+
+    fn keep(&self, way: Way, sender: Sender) {
+        let mut idle = self.idle.lock();
+        if idle.len() < IDLE_MAX && !sender.is_closed() {
+            idle.push(Idle { way, sender, since: Instant::now() });
+        }
+    }
+
+    async fn dial(&self, nodes: Option<&TlsConnector>, target: &Target) -> Result<Sender, String> {
+        let own = match target.way {
+            Way::Node { .. } => None,
+            Way::Direct { .. } | Way::Tunnel { .. } => {
+                let tls = self.tls.get_or_init(|| dial::tls(&self.authorities)).await;
+                Some(tls.as_ref().map_err(String::clone)?)
+            }
+        };
+        dial::connect(own, nodes, target).await
+    }
+}
+
+/// A failure with its causes: the library's own words say little.
+fn why(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}
+
+/// TLS towards nodes, for connections that carry HTTP/1.1.
+pub(crate) fn towards_nodes(tls: Option<Arc<rustls::ClientConfig>>) -> Option<TlsConnector> {
+    tls.map(|tls| {
+        let mut tls = rustls::ClientConfig::clone(&tls);
+        // Upgrades exist in HTTP/1.1 only.
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        TlsConnector::from(Arc::new(tls))
+    })
+}

@@ -1,0 +1,230 @@
+//! The admission policies that are stored (kubernetes-api §22.4), compiled: only those are read again that have changed.
+//!
+//! A request looks at one number to know that what is kept is what is stored ([`Keyspace::count_changes`]), and goes on where
+//! no policy is bound. The number changes before the write of a policy is answered, so whoever saw that answer and asks the same
+//! server is admitted by it; for the other servers of a group there is the guard of the group ([`crate::hooks::Hooks::guard`]),
+//! which is read before policies are, and says so in the transaction.
+
+mod read;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use coracle_api::codec::json;
+use coracle_keyspace::{Keyspace, Record, Records};
+use serde_json::Value;
+
+pub(crate) use read::{Action, Annotation, Binding, Does, Mutation, ParamKind, Policy, Program, Validation};
+
+/// Collections: of policies that change objects and that validate them, and of the bindings of each.
+const COLLECTIONS: [&str; 4] = [
+    "mutatingadmissionpolicies.admissionregistration.k8s.io",
+    "validatingadmissionpolicies.admissionregistration.k8s.io",
+    "mutatingadmissionpolicybindings.admissionregistration.k8s.io",
+    "validatingadmissionpolicybindings.admissionregistration.k8s.io",
+];
+/// No change has this number.
+const NEVER: u64 = u64::MAX;
+/// Bytes of changed policies that are compiled where the request is; more are compiled aside.
+const MUCH_BYTES: usize = 32 << 10;
+
+/// A policy and what binds it, by name.
+#[derive(Clone)]
+pub(crate) struct Bound {
+    pub policy: Arc<Policy>,
+    pub bindings: Vec<Arc<Binding>>,
+}
+
+#[derive(Clone)]
+enum Read {
+    Policy(Arc<Policy>),
+    Binding(Arc<Binding>),
+}
+
+/// All policies that are bound, by name.
+#[derive(Default)]
+pub(crate) struct Configured {
+    pub mutating: Vec<Bound>,
+    pub validating: Vec<Bound>,
+    read: HashMap<(usize, Arc<str>), (Arc<Record>, Read)>,
+    /// The number of the change after which this was read.
+    at: u64,
+}
+
+impl Configured {
+    fn is_empty(&self) -> bool {
+        self.mutating.is_empty() && self.validating.is_empty()
+    }
+
+    /// What is made of these records, and of what was read before.
+    fn next(&self, stored: &[Records; 4], at: u64) -> Configured {
+        let mut next = Configured { at, ..Configured::default() };
+        let mut bindings: [HashMap<String, Vec<Arc<Binding>>>; 2] = Default::default();
+        // Bindings first: they say which policies are meant.
+        for (place, records) in stored.iter().enumerate().rev() {
+            for (name, record) in records {
+                let key = (place, name.clone());
+                let same = self.read.get(&key).filter(|(before, _)| Arc::ptr_eq(before, record));
+                let read = same.map_or_else(|| read(place, record), |(_, read)| read.clone());
+                match &read {
+                    Read::Binding(binding) => {
+                        let list = bindings[place - 2].entry(binding.policy.clone()).or_default();
+                        list.push(binding.clone());
+                    }
+                    Read::Policy(policy) => {
+                        if let Some(bindings) = bindings[place].remove(&policy.name) {
+                            let list = if place == 0 { &mut next.mutating } else { &mut next.validating };
+                            list.push(Bound { policy: policy.clone(), bindings });
+                        }
+                    }
+                }
+                next.read.insert(key, (record.clone(), read));
+            }
+        }
+        next
+    }
+
+    /// Bytes of what has not been read yet.
+    fn new_bytes(&self, stored: &[Records; 4]) -> usize {
+        let is_new = |place: usize, name: &Arc<str>, record: &Arc<Record>| {
+            let known = self.read.get(&(place, name.clone()));
+            known.is_none_or(|(before, _)| !Arc::ptr_eq(before, record))
+        };
+        let places = stored.iter().enumerate();
+        let records =
+            places.flat_map(|(place, records)| records.iter().map(move |(name, record)| (place, name, record)));
+        records
+            .filter(|(place, name, record)| is_new(*place, name, record))
+            .map(|(_, _, record)| record.bytes.len())
+            .sum()
+    }
+}
+
+fn read(place: usize, record: &Record) -> Read {
+    let object = json::parse(&record.bytes).unwrap_or_else(|error| {
+        tracing::error!("the stored bytes of {} cannot be read: {error}", record.key.name);
+        Value::Null
+    });
+    if place < 2 {
+        Read::Policy(Arc::new(Policy::read(&object)))
+    } else {
+        Read::Binding(Arc::new(Binding::read(&object)))
+    }
+}
+
+/// The policies as they are now.
+pub(crate) struct Policies(Arc<Kept>);
+
+struct Kept {
+    changes: Arc<AtomicU64>,
+    /// The change after which nothing was bound.
+    empty_at: AtomicU64,
+    now: ArcSwap<Configured>,
+    making: parking_lot::Mutex<()>,
+}
+
+impl Policies {
+    pub fn new(keyspace: &Keyspace) -> Policies {
+        Policies(Arc::new(Kept {
+            changes: keyspace.count_changes(&COLLECTIONS),
+            empty_at: AtomicU64::new(NEVER),
+            now: ArcSwap::from_pointee(Configured { at: NEVER, ..Configured::default() }),
+            making: parking_lot::Mutex::new(()),
+        }))
+    }
+
+    /// Whether something may be bound.
+    pub fn any(&self) -> bool {
+        self.0.changes.load(Ordering::Acquire) != self.0.empty_at.load(Ordering::Acquire)
+    }
+
+    /// What is bound; `None` when nothing is, which is all that most clusters ever pay.
+    pub async fn now(&self, keyspace: &Keyspace) -> Option<Arc<Configured>> {
+        let kept = &self.0;
+        let at = kept.changes.load(Ordering::Acquire);
+        if at == kept.empty_at.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut now = kept.now.load_full();
+        if now.at != at {
+            now = Box::pin(self.make(keyspace)).await;
+        }
+        (!now.is_empty()).then_some(now)
+    }
+
+    async fn make(&self, keyspace: &Keyspace) -> Arc<Configured> {
+        let stored = COLLECTIONS.map(|collection| keyspace.snapshot(collection).records);
+        if self.0.now.load().new_bytes(&stored) <= MUCH_BYTES {
+            return self.0.make(keyspace);
+        }
+        // Compiling much takes a moment.
+        let (kept, aside) = (self.0.clone(), keyspace.clone());
+        match tokio::task::spawn_blocking(move || kept.make(&aside)).await {
+            Ok(made) => made,
+            Err(_) => self.0.make(keyspace),
+        }
+    }
+}
+
+impl Kept {
+    fn make(&self, keyspace: &Keyspace) -> Arc<Configured> {
+        let _one = self.making.lock();
+        // What changes while it is read has another number, and is read again by whoever looks next.
+        let (before, at) = (self.now.load_full(), self.changes.load(Ordering::Acquire));
+        if before.at == at {
+            return before;
+        }
+        let stored = COLLECTIONS.map(|collection| keyspace.snapshot(collection).records);
+        let next = Arc::new(before.next(&stored, at));
+        self.now.store(next.clone());
+        self.empty_at.store(if next.is_empty() { at } else { NEVER }, Ordering::Release);
+        next
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use coracle_keyspace::{Guard, Key, Op, Value as Content};
+    use serde_json::json;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_kept_is_what_is_stored() {
+        let dir = tempfile::tempdir().unwrap();
+        let keyspace = Keyspace::open(coracle_keyspace::Config::new(dir.path())).await.unwrap();
+        let policies = Policies::new(&keyspace);
+        assert!(policies.now(&keyspace).await.is_none() && policies.now(&keyspace).await.is_none());
+        let put = |collection: &'static str, name: &'static str, object: Value| {
+            // The revision is put into the text at this place.
+            let bytes = format!("{{\"v\":\"\",{}", &object.to_string()[1..]);
+            let value = Content { revision_at: 6, bytes: bytes.into() };
+            keyspace.transact(vec![Op::Put { key: Key::new(collection, name), value, guard: Guard::None }])
+        };
+        let policy = |name: &str, expression: &str| json!({"metadata": {"name": name}, "spec": {"validations": [{"expression": expression}]}});
+        let binding = |name: &str, policy: &str| json!({"metadata": {"name": name}, "spec": {"policyName": policy}});
+        put(COLLECTIONS[1], "b", policy("b", "true")).await.unwrap();
+        put(COLLECTIONS[1], "a", policy("a", "false")).await.unwrap();
+        // Without a binding it is nothing.
+        assert!(policies.now(&keyspace).await.is_none());
+        put(COLLECTIONS[3], "x", binding("x", "b")).await.unwrap();
+        put(COLLECTIONS[3], "y", binding("y", "b")).await.unwrap();
+        let first = policies.now(&keyspace).await.expect("bound");
+        assert!(first.mutating.is_empty());
+        let names: Vec<&str> = first.validating[0].bindings.iter().map(|binding| binding.name.as_str()).collect();
+        assert_eq!((first.validating.len(), first.validating[0].policy.name.as_str(), names), (1, "b", vec!["x", "y"]));
+        // What has not changed stays compiled.
+        put(COLLECTIONS[3], "z", binding("z", "a")).await.unwrap();
+        let second = policies.now(&keyspace).await.expect("bound");
+        assert_eq!(second.validating.len(), 2);
+        assert!(Arc::ptr_eq(&first.validating[0].policy, &second.validating[1].policy));
+        for name in ["x", "y", "z"] {
+            let delete = Op::Delete { key: Key::new(COLLECTIONS[3], name), guard: Guard::Present };
+            keyspace.transact(vec![delete]).await.unwrap();
+        }
+        assert!(policies.now(&keyspace).await.is_none());
+        keyspace.shutdown().await;
+    }
+}

@@ -1,0 +1,227 @@
+//! Conversion webhooks: objects of a definition whose versions somebody outside turns into each other.
+
+use axum::body::Body;
+use coracle_api::meta;
+use http::Request;
+use serde_json::{Value, json};
+
+use super::watches::Watch;
+use super::webhooks::{Hook, MUTATING, VALIDATING, webhook};
+use super::{Server, admin};
+
+const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+const V1: &str = "/apis/example.com/v1/namespaces/default/doors";
+const V2: &str = "/apis/example.com/v2/namespaces/default/doors";
+
+/// Version 1 has `spec.hostPort`, version 2 `spec.host` and `spec.port`.
+fn definition(client: &Value) -> Value {
+    let schema = |properties: Value| json!({"openAPIV3Schema": {"type": "object", "properties": {"spec": {"type": "object", "properties": properties}}}});
+    let text = json!({"type": "string"});
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "doors.example.com"},
+        "spec": {
+            "group": "example.com", "scope": "Namespaced", "names": {"plural": "doors", "kind": "Door"},
+            "conversion": {"strategy": "Webhook", "webhook": {"conversionReviewVersions": ["v1"], "clientConfig": client}},
+            "versions": [
+                {"name": "v1", "served": true, "storage": true, "schema": schema(json!({"hostPort": text}))},
+                {
+                    "name": "v2", "served": true, "storage": false,
+                    "schema": schema(json!({"host": text, "port": text, "open": {"type": "boolean", "default": true}})),
+                    "selectableFields": [{"jsonPath": ".spec.host"}],
+                    "additionalPrinterColumns": [{"name": "Host", "type": "string", "jsonPath": ".spec.host"}],
+                },
+            ],
+        },
+    })
+}
+
+fn door(version: &str, name: &str, spec: Value) -> Value {
+    json!({"apiVersion": format!("example.com/{version}"), "kind": "Door", "metadata": {"name": name}, "spec": spec})
+}
+
+fn converted(object: &Value, wanted: &str) -> Value {
+    let mut out = object.clone();
+    out["apiVersion"] = wanted.into();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    out["spec"] = match wanted {
+        "example.com/v2" => {
+            let both = text(&object["spec"]["hostPort"]);
+            let (host, port) = both.split_once(':').unwrap_or((&both, ""));
+            json!({"host": host, "port": port, "unknown": "goes"})
+        }
+        _ => json!({"hostPort": format!("{}:{}", text(&object["spec"]["host"]), text(&object["spec"]["port"]))}),
+    };
+    meta::metadata_mut(&mut out).insert("annotations".to_owned(), json!({"converted": "yes"}));
+    out
+}
+
+fn convert(review: &Value) -> Option<Value> {
+    let request = &review["request"];
+    let wanted = request["desiredAPIVersion"].as_str()?;
+    let objects: Vec<Value> = request["objects"].as_array()?.iter().map(|object| converted(object, wanted)).collect();
+    let response = json!({"uid": request["uid"], "result": {"status": "Success"}, "convertedObjects": objects});
+    Some(json!({"kind": "ConversionReview", "apiVersion": "apiextensions.k8s.io/v1", "response": response}))
+}
+
+async fn start() -> (Server, Hook) {
+    let (server, hook) = (Server::start().await, Hook::start(convert).await);
+    server.make(DEFINITIONS, definition(&hook.url())).await;
+    server.appears(V1).await;
+    (server, hook)
+}
+
+#[tokio::test]
+async fn each_version_is_what_the_webhook_makes_of_the_other() {
+    let (server, hook) = start().await;
+    // What is in the version that is stored needs nobody.
+    let made = server.make(V1, door("v1", "a", json!({"hostPort": "h:80"}))).await;
+    assert!(hook.heard().is_empty());
+    let (code, seen) = server.get(&format!("{V2}/a")).await;
+    assert_eq!((code, &seen["apiVersion"]), (200, &json!("example.com/v2")));
+    // Pruned and filled in by the version's own schema; of the metadata labels and annotations are the webhook's.
+    assert_eq!(seen["spec"], json!({"host": "h", "port": "80", "open": true}));
+    assert_eq!(seen["metadata"]["annotations"], json!({"converted": "yes"}));
+    for field in ["uid", "resourceVersion", "creationTimestamp"] {
+        assert_eq!(seen["metadata"][field], made["metadata"][field], "{field}");
+    }
+    let heard = hook.heard();
+    assert_eq!((heard.len(), &heard[0]["desiredAPIVersion"]), (1, &json!("example.com/v2")));
+    // It is remembered for as long as somebody asks.
+    server.get(&format!("{V2}/a")).await;
+    assert!(hook.heard().is_empty());
+    // What is written in another version is stored in that of the definition.
+    let written = server.make(V2, door("v2", "b", json!({"host": "i", "port": "81"}))).await;
+    assert_eq!((&written["apiVersion"], &written["spec"]["host"]), (&json!("example.com/v2"), &json!("i")));
+    let (_, stored) = server.get(&format!("{V1}/b")).await;
+    assert_eq!(stored["spec"], json!({"hostPort": "i:81"}));
+    // Changes are made to what clients of the version see.
+    let (code, patched) = server.call("PATCH", &format!("{V2}/a"), json!({"spec": {"port": "90"}})).await;
+    assert_eq!((code, &patched["spec"]["port"]), (200, &json!("90")), "{patched}");
+    assert_eq!(server.get(&format!("{V1}/a")).await.1["spec"], json!({"hostPort": "h:90"}));
+    let apply = door("v2", "a", json!({"host": "j"}));
+    let path = format!("{V2}/a?fieldManager=me&force=true");
+    let (code, applied) = server.call_as("PATCH", &path, "application/apply-patch+yaml", &apply).await;
+    assert_eq!((code, &applied["spec"]), (200, &json!({"host": "j", "port": "90", "open": true})), "{applied}");
+    let before = server.get(&format!("{V1}/a")).await.1["metadata"]["resourceVersion"].clone();
+    let (code, same) = server.call("PATCH", &format!("{V2}/a"), json!({})).await;
+    assert_eq!((code, &same["metadata"]["resourceVersion"]), (200, &before), "what changes nothing makes no version");
+    let (code, _) = server.call("DELETE", &format!("{V2}/a"), Value::Null).await;
+    assert_eq!((code, server.get(&format!("{V1}/a")).await.0), (200, 404));
+}
+
+#[tokio::test]
+async fn lists_are_converted_together_and_selected_by_what_is_seen() {
+    let (server, hook) = start().await;
+    for number in 0..20 {
+        server.make(V1, door("v1", &format!("d{number:02}"), json!({"hostPort": format!("h{}:80", number % 2)}))).await;
+    }
+    hook.heard();
+    let (code, list) = server.get(V2).await;
+    let items = list["items"].as_array().unwrap();
+    assert_eq!((code, items.len(), &list["apiVersion"]), (200, 20, &json!("example.com/v2")));
+    assert!(items.iter().all(|item| item["apiVersion"] == "example.com/v2" && item["spec"]["port"] == "80"));
+    let heard = hook.heard();
+    assert_eq!((heard.len(), heard[0]["objects"].as_array().unwrap().len()), (1, 20));
+    let (_, list) = server.get(&format!("{V2}?fieldSelector=spec.host%3Dh1")).await;
+    assert_eq!(list["items"].as_array().unwrap().len(), 10);
+    let (_, page) = server.get(&format!("{V2}?limit=5")).await;
+    assert_eq!((page["items"].as_array().unwrap().len(), &page["items"][0]["spec"]["host"]), (5, &json!("h0")));
+    let request = Request::get(V2).header("accept", "application/json;as=Table;v=v1;g=meta.k8s.io");
+    let table = server.send(Some(admin()), request.body(Body::empty()).unwrap()).await.json();
+    assert_eq!(table["rows"][1]["cells"], json!(["d01", "h1"]));
+    // One that cannot be converted is an error, and no list without it.
+    hook.says(|review| {
+        let mut answer = convert(review)?;
+        let objects = answer["response"]["convertedObjects"].as_array_mut()?;
+        if let Some(object) = objects.iter_mut().find(|object| object["metadata"]["name"] == "bad") {
+            object["metadata"]["name"] = "other".into();
+        }
+        Some(answer)
+    });
+    server.make(V1, door("v1", "bad", json!({"hostPort": "h:80"}))).await;
+    let (code, status) = server.get(V2).await;
+    let message = status["message"].as_str().unwrap();
+    assert_eq!(code, 500);
+    assert!(message.contains("must have the same name: bad != other"), "{message}");
+    hook.says(|review| {
+        let result = json!({"status": "Failed", "message": "not today"});
+        let response = json!({"uid": review["request"]["uid"], "result": result});
+        Some(json!({"kind": "ConversionReview", "apiVersion": "apiextensions.k8s.io/v1", "response": response}))
+    });
+    let (code, status) = server.get(&format!("{V2}/bad")).await;
+    let expected = "Internal error occurred: conversion webhook for example.com/v1, Kind=Door failed: not today";
+    assert_eq!((code, &status["message"]), (500, &json!(expected)));
+    // What cannot be shown can still be removed.
+    assert_eq!(server.call("DELETE", &format!("{V1}/bad"), Value::Null).await.0, 200);
+}
+
+#[tokio::test]
+async fn watches_tell_of_a_version_what_the_webhook_makes_of_it() {
+    let (server, hook) = start().await;
+    server.make(V1, door("v1", "a", json!({"hostPort": "h:80"}))).await;
+    let mut watch = Watch::open_at(&server, &format!("{V2}?watch=true")).await;
+    let first = watch.next().await.expect("an event");
+    assert_eq!((&first["type"], &first["object"]["spec"]["host"]), (&json!("ADDED"), &json!("h")));
+    server.make(V1, door("v1", "b", json!({"hostPort": "i:80"}))).await;
+    let second = watch.next().await.expect("an event");
+    assert_eq!((&second["type"], &second["object"]["spec"]["host"]), (&json!("ADDED"), &json!("i")));
+    assert_eq!(second["object"]["apiVersion"], "example.com/v2");
+    server.call("DELETE", &format!("{V1}/a"), Value::Null).await;
+    let third = watch.next().await.expect("an event");
+    assert_eq!((&third["type"], &third["object"]["spec"]["host"]), (&json!("DELETED"), &json!("h")));
+    // One that cannot be converted is the watch's last word.
+    hook.says(|_| Some(json!({})));
+    server.make(V1, door("v1", "c", json!({"hostPort": "i:80"}))).await;
+    let last = watch.next().await.expect("an event");
+    assert_eq!((&last["type"], &last["object"]["code"]), (&json!("ERROR"), &json!(500)), "{last}");
+}
+
+#[tokio::test]
+async fn what_is_stored_in_an_older_version_is_converted_when_it_is_written() {
+    let (server, hook) = start().await;
+    server.make(V1, door("v1", "a", json!({"hostPort": "h:80"}))).await;
+    let mut definition = definition(&hook.url());
+    definition["spec"]["versions"][0]["storage"] = false.into();
+    definition["spec"]["versions"][1]["storage"] = true.into();
+    let versions = json!({"spec": {"versions": definition["spec"]["versions"]}});
+    let (code, answer) = server.call("PATCH", &format!("{DEFINITIONS}/doors.example.com"), versions).await;
+    assert_eq!(code, 200, "{answer}");
+    hook.heard();
+    let (code, same) = server.call("PATCH", &format!("{V1}/a"), json!({})).await;
+    assert_eq!((code, &same["spec"]), (200, &json!({"hostPort": "h:80"})), "{same}");
+    assert!(hook.heard().iter().any(|request| request["desiredAPIVersion"] == "example.com/v2"));
+    // It is in the new version now.
+    server.get(&format!("{V2}/a")).await;
+    assert!(hook.heard().is_empty());
+}
+
+#[tokio::test]
+async fn admission_webhooks_see_the_version_that_they_ask_for() {
+    let (server, _convert) = start().await;
+    let hook = Hook::start(|review| {
+        let response = json!({"uid": review["request"]["uid"], "allowed": true});
+        Some(json!({"kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1", "response": response}))
+    })
+    .await;
+    let mut judge = webhook("judge", hook.url(), &["doors"]);
+    judge["rules"][0]["apiVersions"] = json!(["v2"]);
+    server.make(VALIDATING, json!({"metadata": {"name": "v"}, "webhooks": [judge.clone()]})).await;
+    server.make(V1, door("v1", "a", json!({"hostPort": "h:80"}))).await;
+    let request = hook.heard().remove(0);
+    assert_eq!((&request["kind"]["version"], &request["requestKind"]["version"]), (&json!("v2"), &json!("v1")));
+    assert_eq!(request["object"]["spec"]["host"], "h");
+    // What it makes of that version comes back into the one that was asked for.
+    hook.says(|review| {
+        use base64::Engine as _;
+        let patch = json!([{"op": "replace", "path": "/spec/port", "value": "99"}]).to_string();
+        let patch = base64::engine::general_purpose::STANDARD.encode(patch);
+        let response =
+            json!({"uid": review["request"]["uid"], "allowed": true, "patchType": "JSONPatch", "patch": patch});
+        Some(json!({"kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1", "response": response}))
+    });
+    assert_eq!(server.call("DELETE", &format!("{VALIDATING}/v"), Value::Null).await.0, 200);
+    server.make(MUTATING, json!({"metadata": {"name": "m"}, "webhooks": [judge]})).await;
+    let made = server.make(V1, door("v1", "b", json!({"hostPort": "h:80"}))).await;
+    assert_eq!(made["spec"], json!({"hostPort": "h:99"}));
+}

@@ -1,0 +1,202 @@
+//! One policy, compiled.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use coracle_api::meta::selector::LabelSelector;
+use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector as Object;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use crate::block::Block;
+use crate::table::Direction;
+use crate::workload::{Port, Protocol, Workload};
+
+/// The labels of a namespace, by its name.
+pub(crate) type NamespaceLabels = imbl::HashMap<Arc<str>, Arc<BTreeMap<String, String>>>;
+
+/// A policy.
+#[derive(Debug)]
+pub(crate) struct Policy {
+    /// The pods of its namespace that it is about.
+    selects: LabelSelector,
+    /// What it allows in a direction; `None` where it says nothing of it.
+    ingress: Option<Box<[Rule]>>,
+    egress: Option<Box<[Rule]>>,
+}
+
+/// Whom a rule is compared with: the other end of a connection, where that is somebody whom a rule can name.
+#[derive(Clone, Copy)]
+pub(crate) enum Other<'a> {
+    Pod(&'a Workload),
+    Outside(IpAddr),
+    Unknown,
+}
+
+/// What is allowed: one of these ports, from or to one of these.
+#[derive(Debug)]
+struct Rule {
+    /// `None`: all.
+    ports: Option<Box<[Ports]>>,
+    /// `None`: whoever it is.
+    peers: Option<Peers>,
+}
+
+#[derive(Debug)]
+struct Peers {
+    addresses: Block,
+    pods: Box<[Pods]>,
+}
+
+/// Pods of a namespace.
+#[derive(Debug)]
+struct Pods {
+    /// `None`: the policy's own.
+    namespaces: Option<LabelSelector>,
+    pods: LabelSelector,
+}
+
+#[derive(Debug)]
+enum Ports {
+    Range(Protocol, u16, u16),
+    Named(Protocol, Box<str>),
+}
+
+impl Policy {
+    /// Compiles an object. What cannot be read allows nothing, and a selector of the policy's own pods that cannot be read selects
+    /// all of them: the API server has let neither through.
+    pub fn of(object: &NetworkPolicy) -> Policy {
+        let spec = object.spec.clone().unwrap_or_default();
+        let types = spec.policy_types.clone().unwrap_or_default();
+        // As the API server writes it into an object that does not say.
+        let has_egress = spec.egress.as_ref().is_some_and(|rules| !rules.is_empty());
+        let is_about = |direction, otherwise| match types.is_empty() {
+            true => otherwise,
+            false => types.iter().any(|one| one == direction),
+        };
+        let ingress = is_about("Ingress", true).then(|| {
+            let rules = spec.ingress.iter().flatten();
+            rules.map(|rule| Rule::of(rule.ports.as_deref(), rule.from.as_deref())).collect()
+        });
+        let egress = is_about("Egress", has_egress).then(|| {
+            let rules = spec.egress.iter().flatten();
+            rules.map(|rule| Rule::of(rule.ports.as_deref(), rule.to.as_deref())).collect()
+        });
+        let selects = spec.pod_selector.as_ref().map_or(Some(LabelSelector::everything()), selector);
+        Policy { selects: selects.unwrap_or_default(), ingress, egress }
+    }
+
+    /// What it says of this direction of the pod, which is of its namespace: rules, if it is about it at all.
+    pub fn rules(&self, pod: &Workload, direction: Direction) -> Option<Rules<'_>> {
+        let rules = match direction {
+            Direction::Ingress => self.ingress.as_deref(),
+            Direction::Egress => self.egress.as_deref(),
+        }?;
+        self.selects.matches(&pod.labels).then_some(Rules(rules))
+    }
+}
+
+/// Rules of a policy for a direction.
+#[derive(Clone, Copy)]
+pub(crate) struct Rules<'a>(&'a [Rule]);
+
+impl Rules<'_> {
+    /// Whether one of them allows it: a connection with `other` at this port of whoever is `called`.
+    pub fn allow(
+        self,
+        other: Other<'_>,
+        called: Option<&Workload>,
+        port: Port,
+        namespace: &str,
+        namespaces: &NamespaceLabels,
+    ) -> bool {
+        let Rules(rules) = self;
+        rules.iter().any(|rule| rule.has_port(called, port) && rule.has_peer(other, namespace, namespaces))
+    }
+}
+
+impl Rule {
+    fn of(ports: Option<&[NetworkPolicyPort]>, peers: Option<&[NetworkPolicyPeer]>) -> Rule {
+        let ports = ports.filter(|ports| !ports.is_empty());
+        let peers = peers.filter(|peers| !peers.is_empty());
+        Rule { ports: ports.map(|ports| ports.iter().filter_map(Ports::of).collect()), peers: peers.map(Peers::of) }
+    }
+
+    fn has_port(&self, called: Option<&Workload>, port: Port) -> bool {
+        let Some(ports) = &self.ports else { return true };
+        ports.iter().any(|one| match one {
+            Ports::Range(protocol, first, last) => {
+                *protocol == port.protocol && (*first..=*last).contains(&port.number)
+            }
+            Ports::Named(protocol, name) => {
+                *protocol == port.protocol && called.is_some_and(|called| called.names(name, port))
+            }
+        })
+    }
+
+    fn has_peer(&self, other: Other<'_>, namespace: &str, namespaces: &NamespaceLabels) -> bool {
+        let Some(peers) = &self.peers else { return true };
+        match other {
+            Other::Unknown => false,
+            Other::Outside(address) => peers.addresses.contains(address),
+            Other::Pod(pod) => {
+                peers.addresses.contains(pod.address)
+                    || peers.pods.iter().any(|pods| pods.select(pod, namespace, namespaces))
+            }
+        }
+    }
+}
+
+impl Peers {
+    fn of(peers: &[NetworkPolicyPeer]) -> Peers {
+        let addresses = Block::of(peers.iter().filter_map(|peer| peer.ip_block.as_ref()));
+        Peers { addresses, pods: peers.iter().filter_map(Pods::of).collect() }
+    }
+}
+
+impl Pods {
+    fn of(peer: &NetworkPolicyPeer) -> Option<Pods> {
+        let namespaces = match &peer.namespace_selector {
+            None => None,
+            Some(object) => Some(selector(object)?),
+        };
+        let pods = match &peer.pod_selector {
+            None if namespaces.is_none() => return None,
+            None => LabelSelector::everything(),
+            Some(object) => selector(object)?,
+        };
+        Some(Pods { namespaces, pods })
+    }
+
+    fn select(&self, pod: &Workload, namespace: &str, namespaces: &NamespaceLabels) -> bool {
+        let is_there = match &self.namespaces {
+            None => *pod.namespace == *namespace,
+            Some(selector) => match namespaces.get(&pod.namespace) {
+                Some(labels) => selector.matches(&**labels),
+                // It has not been heard of yet: which labels it lacks is not known either.
+                None => selector.is_everything(),
+            },
+        };
+        is_there && self.pods.matches(&pod.labels)
+    }
+}
+
+impl Ports {
+    fn of(port: &NetworkPolicyPort) -> Option<Ports> {
+        let protocol = Protocol::of(port.protocol.as_deref());
+        Some(match &port.port {
+            None => Ports::Range(protocol, 0, u16::MAX),
+            Some(IntOrString::String(name)) => Ports::Named(protocol, name.as_str().into()),
+            Some(IntOrString::Int(first)) => {
+                let first = u16::try_from(*first).ok()?;
+                let last = port.end_port.map_or(Some(first), |last| u16::try_from(last).ok())?;
+                Ports::Range(protocol, first, last)
+            }
+        })
+    }
+}
+
+fn selector(object: &Object) -> Option<LabelSelector> {
+    LabelSelector::from_object(&serde_json::to_value(object).ok()?).ok()
+}

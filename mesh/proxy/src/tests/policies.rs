@@ -1,0 +1,289 @@
+//! Who may connect to whom, on every way in and out.
+
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering::Relaxed;
+
+use coracle_policy::Source;
+use http::Request;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpStream, UdpSocket};
+
+use super::world::*;
+use crate::{Error, Flows, Local};
+
+/// What only pods with this label may reach.
+fn only(app: &str) -> Value {
+    json!({"podSelector": {"matchLabels": {"app": "db"}}, "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": app}}}]}]})
+}
+
+/// What the pods with this label may reach.
+fn reaches(app: &str, to: &str) -> Value {
+    let to = json!([{"to": [{"podSelector": {"matchLabels": {"app": to}}}]}]);
+    json!({"podSelector": {"matchLabels": {"app": app}}, "policyTypes": ["Egress"], "egress": to})
+}
+
+const REFUSED: &str = "NotAllowed(";
+
+async fn ask(client: &mut TcpStream) -> u16 {
+    write(client, "GET / HTTP/1.1\r\nhost: web\r\n\r\n").await;
+    let head = read_head(client).await.to_ascii_lowercase();
+    let length =
+        head.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |text| text.parse().unwrap());
+    client.read_exact(&mut vec![0; length]).await.unwrap();
+    head[9..12].parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_pod_is_called_by_whom_its_policies_name_and_a_change_is_felt_at_once() {
+    let world = World::new().await;
+    let (db, local) = echo();
+    world.start(1, local);
+    world.web(&[1]).await;
+    world.known_as(1, "db");
+    let (web, other) = (world.known_as(2, "web"), world.known_as(3, "other"));
+    assert_eq!(world.ask_as(&other, "GET", "x").await.0, 200, "nobody is isolated");
+    world.policy("db", only("web")).await;
+    assert_eq!(world.ask_as(&web, "GET", "x").await.0, 200);
+    let calls = db.calls.load(Relaxed);
+    for nobody in [&other, &Source::Unknown, &Source::Outside([192, 0, 2, 1].into())] {
+        let (_, refused) = world.ask_as(nobody, "GET", "x").await;
+        assert!(refused.starts_with(REFUSED), "{refused}");
+    }
+    // By the pod's own address, too.
+    let request = Request::get("http://10.9.0.1:8080/").body(text(String::new())).unwrap();
+    assert!(matches!(world.proxy.call(&other, "n", request).await, Err(Error::NotAllowed(_))));
+    assert_eq!(db.calls.load(Relaxed), calls, "it has heard of none of them");
+    assert_eq!(world.ask_as(&Source::Node, "GET", "x").await.0, 200, "its node may");
+    // What may leave the one, and may come to the other.
+    world.policy("web", reaches("web", "cache")).await;
+    assert!(world.ask_as(&web, "GET", "x").await.1.starts_with(REFUSED));
+    world.policy("web", reaches("web", "db")).await;
+    assert_eq!(world.ask_as(&web, "GET", "x").await.0, 200);
+    world.policy("db", Value::Null).await;
+    assert_eq!(world.ask_as(&other, "GET", "x").await.0, 200);
+}
+
+#[tokio::test]
+async fn of_several_endpoints_those_are_asked_that_may_be() {
+    let world = World::new().await;
+    let ((shut, first), (open, second)) = (echo(), echo());
+    world.start(1, first);
+    world.start(2, second);
+    world.web(&[1, 2]).await;
+    world.known_as(1, "db");
+    world.known_as(2, "open");
+    let other = world.known_as(3, "other");
+    world.policy("db", only("web")).await;
+    for _ in 0..40 {
+        assert_eq!(world.ask_as(&other, "GET", "").await.0, 200);
+    }
+    assert_eq!((shut.calls.load(Relaxed), open.calls.load(Relaxed)), (0, 40));
+    // Whom one may not ask has not failed: others find it as before.
+    let web = world.known_as(4, "web");
+    for _ in 0..400 {
+        assert_eq!(world.ask_as(&web, "GET", "").await.0, 200);
+    }
+    assert!(shut.calls.load(Relaxed) > 0);
+}
+
+#[tokio::test]
+async fn a_connection_that_is_kept_is_judged_request_by_request() {
+    let world = World::new().await;
+    let node_port = free_port().await;
+    world.start(1, echo().1);
+    world.service("web", "10.96.0.7", json!([{"port": 80, "nodePort": node_port}]));
+    world.ready("web", &[1], json!([{"port": 8080}]));
+    world.known("web", 1).await;
+    world.known_as(1, "db");
+    let mut client = connect(node_port).await;
+    assert_eq!(ask(&mut client).await, 200);
+    world.policy("db", only("web")).await;
+    assert_eq!(ask(&mut client).await, 403);
+    // A client on this machine is nobody whom a block could mean.
+    world
+        .policy("blocks", json!({"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]}]}))
+        .await;
+    assert_eq!(ask(&mut client).await, 403);
+    world.policy("blocks", json!({"podSelector": {}, "ingress": [{"ports": [{"port": 8080}]}]})).await;
+    assert_eq!(ask(&mut client).await, 200);
+}
+
+#[tokio::test]
+async fn sockets_are_connected_where_that_is_allowed() {
+    let world = World::new().await;
+    let node_port = free_port().await;
+    let script = |mut stream: TcpStream| async move {
+        let _ = stream.write_all(b"hello").await;
+    };
+    let (local, at) = listening(script).await;
+    world.start(1, local);
+    world.service("web", "10.96.0.7", json!([{"port": 80, "nodePort": node_port}]));
+    world.ready("web", &[1], json!([{"port": 8080}]));
+    world.known("web", 1).await;
+    world.known_as(1, "db");
+    let (web, other) = (world.known_as(2, "web"), world.known_as(3, "other"));
+    world.policy("db", only("web")).await;
+    let (service, own) = ("10.96.0.7:80".parse().unwrap(), SocketAddr::new(pod(1), 8080));
+    for to in [service, own] {
+        assert_eq!(world.proxy.connect_address(&web, to, TCP).unwrap().unwrap(), at);
+        assert!(matches!(world.proxy.connect_address(&other, to, TCP), Some(Err(Error::NotAllowed(_)))));
+    }
+    let mut said = String::new();
+    let mut client = connect(node_port).await;
+    client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
+    client.read_to_string(&mut said).await.unwrap();
+    assert!(said.starts_with("HTTP/1.1 403"), "nothing of what listens there: {said}");
+    world.policy("db", Value::Null).await;
+    said.clear();
+    connect(node_port).await.read_to_string(&mut said).await.unwrap();
+    assert_eq!(said, "hello");
+}
+
+#[tokio::test]
+async fn datagrams_are_judged_each_and_who_was_asked_may_answer() {
+    let world = World::new().await;
+    let sockets = [UdpSocket::bind("127.0.0.1:0").await.unwrap(), UdpSocket::bind("127.0.0.1:0").await.unwrap()];
+    for (n, socket) in [1, 2].into_iter().zip(&sockets) {
+        world.start(n, Local::Tcp(socket.local_addr().unwrap()));
+    }
+    let node_port = free_port().await;
+    world.service("dns", "10.96.0.9", json!([{"port": 53, "protocol": "UDP", "nodePort": node_port}]));
+    world.ready("dns", &[1], json!([{"port": 53}]));
+    world.known("dns", 1).await;
+    let (db, web) = (world.known_as(1, "db"), world.known_as(2, "web"));
+    let (service, at) = ("10.96.0.9:53".parse().unwrap(), |n| SocketAddr::new(pod(n), 53));
+    let (flows, answers) = (Flows::default(), Flows::default());
+    let is_sent = |flows: &Flows, source: &Source, to| flows.send(&world.proxy, source, to).unwrap().is_ok();
+    assert!(is_sent(&flows, &web, service));
+    // It may be asked by this one, and may itself ask nobody.
+    world.policy("db", only("web")).await;
+    world.policy("silent", reaches("db", "nobody")).await;
+    assert!(!is_sent(&answers, &db, at(2)), "nobody has asked it since");
+    for to in [service, at(1)] {
+        assert!(is_sent(&flows, &web, to));
+    }
+    assert!(is_sent(&answers, &db, at(2)) && !is_sent(&answers, &db, at(3)), "an answer");
+    world.policy("db", only("other")).await;
+    for to in [service, at(1)] {
+        assert!(!is_sent(&flows, &web, to), "an endpoint that is remembered");
+    }
+    // At a port of the node.
+    let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let mut heard = [0; 8];
+    let tell = async |client: &UdpSocket, word: &[u8]| {
+        // Somebody listens there sooner or later.
+        client.send_to(word, ("127.0.0.1", node_port)).await.unwrap();
+    };
+    world.policy("db", json!({"podSelector": {"matchLabels": {"app": "db"}}, "ingress": [{}]})).await;
+    let open = async {
+        loop {
+            tell(&client, b"open").await;
+            let received =
+                tokio::time::timeout(std::time::Duration::from_millis(20), sockets[0].recv_from(&mut heard)).await;
+            if let Ok(received) = received {
+                return received.unwrap().0;
+            }
+        }
+    };
+    assert_eq!(tokio::time::timeout(SOON, open).await.unwrap(), 4);
+    world.policy("db", only("web")).await;
+    tell(&client, b"shut").await;
+    // What came before.
+    let later = async |heard: &mut [u8]| loop {
+        let (count, _) = sockets[0].recv_from(heard).await.unwrap();
+        if &heard[..count] != b"open" {
+            return heard[..count].to_vec();
+        }
+    };
+    let heard_of = tokio::time::timeout(std::time::Duration::from_millis(300), later(&mut heard)).await;
+    assert!(heard_of.is_err(), "{heard_of:?}");
+    world.policy("db", json!({"podSelector": {"matchLabels": {"app": "db"}}, "ingress": [{}]})).await;
+    tell(&client, b"again").await;
+    assert_eq!(tokio::time::timeout(SOON, later(&mut heard)).await.unwrap(), b"again");
+}
+
+#[tokio::test]
+async fn another_node_is_told_who_asks_and_is_believed_when_it_says_who_answers() {
+    let world = World::new().await;
+    let (theirs, _) = echo();
+    world.start_elsewhere(1, theirs.clone());
+    world.web(&[1]).await;
+    world.known_as(1, "db");
+    let (web, other) = (world.known_as(2, "web"), world.known_as(3, "other"));
+    // Without policies all share what is kept, and each says who it is.
+    for source in [&web, &other].repeat(10) {
+        assert_eq!(world.ask_as(source, "GET", "").await.0, 200);
+    }
+    let asked: Vec<Source> = (0..10).flat_map(|_| [web.clone(), other.clone()]).collect();
+    assert_eq!(*world.pods.asked.lock().unwrap(), asked);
+    assert!(world.pods.connected.lock().unwrap().len() < 10, "connections are kept");
+    // Its node lets nobody in.
+    world.pods.is_shut_elsewhere.store(true, Relaxed);
+    for _ in 0..20 {
+        assert!(world.ask_as(&web, "GET", "").await.1.starts_with(REFUSED), "and it has not failed");
+    }
+    assert_eq!(theirs.calls.load(Relaxed), 20);
+    world.pods.is_shut_elsewhere.store(false, Relaxed);
+    // What may go there is decided here, and the first of a pod's requests asks who is there.
+    world.policy("web", reaches("web", "cache")).await;
+    world.pods.connected.lock().unwrap().clear();
+    for _ in 0..2 {
+        assert!(world.ask_as(&web, "GET", "").await.1.starts_with(REFUSED));
+        assert_eq!(world.ask_as(&other, "GET", "").await.0, 200);
+    }
+    let connected = world.pods.connected.lock().unwrap().clone();
+    assert_eq!(connected[..2], [web.clone(), other.clone()], "no stream is another's");
+    world.policy("web", reaches("web", "db")).await;
+    assert_eq!(world.ask_as(&web, "GET", "").await.0, 200);
+    // What was heard of a pod that has other labels by now stands in nobody's way.
+    world.policy("web", reaches("web", "renamed")).await;
+    assert!(world.ask_as(&web, "GET", "").await.1.starts_with(REFUSED));
+    world.known_as(1, "renamed");
+    assert_eq!(world.ask_as(&web, "GET", "").await.0, 200);
+    // A node that does not say of whom it speaks is no way for who may go to some only.
+    world.pods.workloads.lock().unwrap().remove(&pod(4));
+    world.start_elsewhere(4, theirs);
+    let request = Request::get("http://10.9.0.4/").body(text(String::new())).unwrap();
+    assert!(matches!(world.proxy.call(&web, "n", request).await, Err(Error::NotAllowed(_))));
+}
+
+#[tokio::test]
+async fn a_socket_of_another_node_is_connected_for_one_source_only() {
+    let world = World::new().await;
+    world.start_elsewhere(1, echo().0);
+    world.pods.listen_elsewhere.store(true, Relaxed);
+    world.web(&[1]).await;
+    world.known_as(1, "db");
+    let (web, other) = (world.known_as(2, "web"), world.known_as(3, "other"));
+    world.policy("any", only("web")).await;
+    for source in [&web, &other, &web, &other] {
+        assert_eq!(world.ask_as(source, "GET", "").await.0, 200, "its node lets them in");
+    }
+    assert_eq!(world.pods.connected.lock().unwrap()[..2], [web.clone(), other.clone()]);
+    // What was kept is not used after a change.
+    world.pods.is_shut_elsewhere.store(true, Relaxed);
+    world.policy("any", only("nobody")).await;
+    assert!(world.ask_as(&web, "GET", "").await.1.starts_with(REFUSED));
+    let refused = world.proxy.connect_elsewhere(SocketAddr::new(pod(1), 80), web).await;
+    assert!(refused.is_err_and(|error| crate::NotAllowed::is_cause(&error)));
+}
+
+#[tokio::test]
+async fn what_stands_before_a_component_judges_for_it() {
+    let world = World::new().await;
+    let (db, _) = echo();
+    world.known_as(1, "db");
+    let other = world.known_as(3, "other");
+    let guarded = world.proxy.guarded(other.clone(), SocketAddr::new(pod(1), 80), db.clone());
+    let (mut client, server) = tokio::io::duplex(1 << 16);
+    tokio::spawn(crate::serve_stream(server, guarded.clone()));
+    let request = Request::get("/").body(text(String::new())).unwrap();
+    assert!(guarded.call(request).await.is_ok());
+    world.policy("db", only("web")).await;
+    client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut said = String::new();
+    client.read_to_string(&mut said).await.unwrap();
+    assert!(said.starts_with("HTTP/1.1 403"), "{said}");
+    assert_eq!(db.calls.load(Relaxed), 1);
+}

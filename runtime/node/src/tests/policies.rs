@@ -1,0 +1,133 @@
+//! Network policies, as a guest, another node and a person see them.
+
+use http::Request;
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use super::kubelet::answered;
+use super::{World, command};
+
+/// Pods of the namespace are called by those with this label only, and may themselves call all.
+fn only(app: &str) -> Value {
+    json!({"spec": {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": app}}}]}]}})
+}
+
+/// A pod as the node `n2` tells of it.
+fn told(address: &str, app: &str) -> String {
+    let pod = json!({"address": address, "namespace": "default", "name": "a", "account": "default", "labels": {"app": app}, "ports": []});
+    pod.to_string()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_node_is_let_in_for_the_pods_that_policies_name_and_for_its_own_only() {
+    let mut world = World::start().await;
+    world.stop_node().await;
+    world.api.put_object("networkpolicies", "only-web", only("web"));
+    world.start_node().await;
+    // Both are reached by their node: probes, and port-forward.
+    let mut listens = command(&["listen", "9000"]);
+    listens["readinessProbe"] = json!({"tcpSocket": {"port": 9000}});
+    world.run("listens", listens.clone());
+    world.run("forwards", listens);
+    world.run("component", json!({"image": "hello:1", "readinessProbe": {"httpGet": {"port": 80}}}));
+    let address = |status: Value| status["podIP"].as_str().unwrap().to_owned();
+    let (listens, component) = (address(world.ready("listens").await), address(world.ready("component").await));
+    world.ready("forwards").await;
+    let mut forwarded = world.forward("forwards", 9000).await;
+    forwarded.write_all(b"forwarded\n").await.unwrap();
+    let mut heard = [0; 10];
+    forwarded.read_exact(&mut heard).await.unwrap();
+    assert_eq!(&heard, b"FORWARDED\n");
+
+    let peers = world.pods().context.network.table.peers().unwrap().clone();
+    peers.take(vec![json!({"name": "n2", "address": "192.0.2.1", "port": 1, "podCIDR": "10.77.0.0/24"})]);
+    let connect = async |to: &str, source: Option<&str>, asks: bool| {
+        let mut link = world.certificates.link(world.port(), "system:node:n2").await;
+        let mut request = Request::builder().method("CONNECT").uri(to);
+        if let Some(source) = source {
+            request = request.header("x-coracle-link-source", source);
+        }
+        if asks {
+            request = request.header("x-coracle-link", "requests");
+        }
+        let answer = link.send_request(request.body(http_body_util::Empty::new()).unwrap()).await.unwrap();
+        match answer.status().as_u16() {
+            200 => {
+                let called = answer.headers()["x-coracle-link-called"].to_str().unwrap().to_owned();
+                Ok((TokioIo::new(hyper::upgrade::on(answer).await.unwrap()), link, called))
+            }
+            code => Err(code),
+        }
+    };
+    let (web, other, stolen) = (told("10.77.0.2", "web"), told("10.77.0.3", "other"), told("10.78.0.2", "web"));
+    let (listens, component) = (format!("{listens}:9000"), format!("{component}:80"));
+    for (source, is_let_in) in [
+        (Some(web.as_str()), true),
+        (Some(other.as_str()), false),
+        (Some(stolen.as_str()), false),
+        (Some("outside 198.51.100.7"), false),
+        (Some("node"), false),
+        (Some("unknown"), false),
+        (None, false),
+    ] {
+        for to in [&listens, &component] {
+            let connected = connect(to, source, false).await.map(drop);
+            assert_eq!(connected, if is_let_in { Ok(()) } else { Err(403) }, "{source:?} to {to}");
+        }
+    }
+    let (mut stream, _link, called) = connect(&listens, Some(&web), false).await.unwrap();
+    let called: Value = serde_json::from_str(&called).unwrap();
+    assert_eq!((&called["namespace"], &called["name"]), (&json!("default"), &json!("listens")));
+    stream.write_all(b"over the link\n").await.unwrap();
+    let mut heard = [0; 14];
+    stream.read_exact(&mut heard).await.unwrap();
+    assert_eq!(&heard, b"OVER THE LINK\n");
+
+    // A stream of requests is opened for whomever, and each of them is judged.
+    let (mut stream, _link, _) = connect(&component, None, true).await.unwrap();
+    for (source, status) in [(&web, "200"), (&other, "403"), (&web, "200"), (&stolen, "403")] {
+        let ask = format!("GET / HTTP/1.1\r\nhost: x\r\nx-coracle-link-source: {source}\r\n\r\n");
+        stream.write_all(ask.as_bytes()).await.unwrap();
+        let head = answered(&mut stream).await;
+        assert!(head.starts_with(&format!("http/1.1 {status}")), "{source}: {head}");
+        assert_eq!(head.contains("x-coracle-link-refused: not-allowed"), status == "403", "{head}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_is_refused_what_policies_do_not_allow_and_a_person_is_told() {
+    let mut world = World::start().await;
+    world.stop_node().await;
+    world.api.put_object("networkpolicies", "only-web", only("web"));
+    world.start_node().await;
+    let mut listens = command(&["listen", "9000"]);
+    listens["readinessProbe"] = json!({"tcpSocket": {"port": 9000}});
+    world.run("listens", listens);
+    let to = format!("{}:9000", world.ready("listens").await["podIP"].as_str().unwrap());
+    let sends = |name: &str| {
+        let spec = json!({"restartPolicy": "Never", "containers": [command(&["send", &to, "hello"])]});
+        world.run_spec(name, spec);
+    };
+    sends("stranger");
+    let over = |status: &Value| status["phase"] == "Failed" || status["phase"] == "Succeeded";
+    assert_eq!(world.status("stranger", "over", over).await["phase"], "Failed");
+    let told = format!("A connection to {to} was refused: network policies do not allow it");
+    super::until("it is told", || world.api.messages("stranger").contains(&told)).await;
+    assert!(world.api.reasons("stranger").contains(&"PolicyDenied".to_owned()));
+    world.api.labels(json!({"app": "web"}));
+    sends("web");
+    assert_eq!(world.status("web", "over", over).await["phase"], "Succeeded");
+    // A pod that is told apart later is another to its policies.
+    world.api.labels(json!({}));
+    world.run("later", command(&["tick", "100"]));
+    world.ready("later").await;
+    let pods = world.pods();
+    let own = pods.find("default", "later").unwrap().address().expect("it runs").pod;
+    let to = to.parse().unwrap();
+    let network = &pods.context.network;
+    let may = || network.proxy.permits(&network.table.source(own), to, coracle_policy::Protocol::Tcp);
+    assert!(!may());
+    world.api.modify("later", |pod| pod["metadata"]["labels"] = json!({"app": "web"}));
+    super::until("its labels are known", may).await;
+}
