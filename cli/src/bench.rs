@@ -1,6 +1,7 @@
 //! `coracle bench`: the benchmarks, one figure a line.
 
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::ValueEnum;
@@ -19,6 +20,9 @@ pub struct Arguments {
     /// How often `failover` kills the leader, and has it hand over
     #[arg(long, value_name = "COUNT", default_value_t = NonZeroUsize::new(bench::ROUNDS).expect("a constant"))]
     rounds: NonZeroUsize,
+    /// Kubeconfig of a cluster that `group` writes to in turns with its own, as a Kubernetes of three etcd members
+    #[arg(long, value_name = "FILE")]
+    reference: Option<PathBuf>,
     /// Form of the output; as JSON each figure is an object on a line of its own
     #[arg(short, long, value_enum, default_value_t = Form::Text)]
     output: Form,
@@ -34,6 +38,7 @@ enum Form {
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let program = std::env::current_exe().context("find this program's own file")?;
     let names = bench::NAMES.into_iter().filter(|name| arguments.name.as_deref().is_none_or(|only| only == *name));
+    let options = bench::Options { rounds: arguments.rounds.get(), reference: arguments.reference };
     for name in names {
         let step = Step::begin(format!("benchmark {name}"));
         let print = |figure: bench::Figure| {
@@ -42,7 +47,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
                 Form::Json => serde_json::to_string(&figure).expect("text and a number"),
             });
         };
-        bench::run(name, &program, arguments.rounds.get(), print, |doing| step.detail(&doing))
+        bench::run(name, &program, &options, print, |doing| step.detail(&doing))
             .await
             .map_err(anyhow::Error::from_boxed)
             .with_context(|| format!("benchmark {name}"))?;

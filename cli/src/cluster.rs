@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use coracle_sdk::{Cluster, Compiler, IngressPort, IngressPorts, Join, Options, Otlp, OtlpEndpoint, Remote};
+use coracle_sdk::{Cluster, Compiler, IngressPort, IngressPorts, Join, Options, Otlp, OtlpEndpoint, Program, Remote};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::anew;
 
 /// Where a cluster that runs here keeps everything and listens.
 #[derive(Args, Clone)]
@@ -103,6 +105,15 @@ pub struct Peers {
     /// Address by which they do [default: the one it listens at, or the one that leads out of this machine]
     #[arg(long, value_name = "HOST[:PORT]")]
     pub peer_address: Option<String>,
+    /// Where another server is now, when all have moved at once and do not find each other; may be repeated
+    #[arg(long = "peer", value_name = "HOST:PORT", value_parser = place)]
+    pub peer_places: Vec<String>,
+}
+
+/// `HOST:PORT`.
+fn place(text: &str) -> Result<String, String> {
+    let is_place = text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    if is_place { Ok(text.to_owned()) } else { Err(format!("{text:?} is no HOST:PORT, as 192.0.2.7:6442")) }
 }
 
 /// Where servers reach each other, beside the API's 6443.
@@ -117,6 +128,7 @@ impl Peers {
             name: self.name,
             peer_port: self.peer_port.unwrap_or(usual),
             peer_address: self.peer_address,
+            peer_places: self.peer_places,
             ..options
         }
     }
@@ -132,7 +144,8 @@ impl Here {
     }
 
     /// Starts the cluster and waits until it is ready. `name` is the default directory's name.
-    pub async fn start(self, name: &str) -> anyhow::Result<Cluster> {
+    /// Where there is a `program`, it can begin anew.
+    pub async fn start(self, name: &str, program: Option<&Program>) -> anyhow::Result<Cluster> {
         let data_dir = self.data_dir(name)?;
         let options = Options {
             bind: self.bind,
@@ -142,17 +155,21 @@ impl Here {
             node_port_bind: self.node_port_bind,
             ingress: self.ingress.into(),
             otlp: self.traces.into(),
-            compiler: Compiler::Process(std::env::current_exe().context("find this program's own file")?),
+            compiler: Compiler::Process(anew::own_file()?),
             ..Options::new(data_dir)
         };
-        start(self.peers.apply(options)).await
+        start(self.peers.apply(options), program).await
     }
 }
 
 /// Starts a cluster's server, and its node if there is one, and waits until it is ready.
-pub async fn start(options: Options) -> anyhow::Result<Cluster> {
+pub async fn start(options: Options, program: Option<&Program>) -> anyhow::Result<Cluster> {
     // Whatever this process makes is for its owner alone.
     coracle_sdk::close_new_files();
+    let options = match program {
+        Some(program) => Options { program: Some(program.clone()), listeners: anew::listeners(), ..options },
+        None => options,
+    };
     let cluster = Cluster::start(options).await?;
     if let Err(error) = cluster.ready().await {
         cluster.shutdown().await;
@@ -279,6 +296,24 @@ impl Signals {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// Runs it until a signal, until it is asked to begin anew, or until it ends by itself.
+pub async fn run(cluster: Cluster, program: &Program, signals: &mut Signals) -> anyhow::Result<()> {
+    tokio::select! {
+        () = signals.received() => drain(cluster, signals).await,
+        () = program.asked() => {
+            eprintln!("beginning anew with {}: pods end in grace", program.path().display());
+            tokio::select! {
+                listeners = cluster.shutdown_to_begin_anew() => Err(anew::begin(program, &listeners)),
+                () = signals.received() => bail!("stopped before everything was drained; nothing acknowledged is lost"),
+            }
+        }
+        why = cluster.ended() => {
+            cluster.shutdown().await;
+            bail!(why)
         }
     }
 }

@@ -49,7 +49,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         step.done();
     }
     let step = Step::begin("start the cluster");
-    let cluster = arguments.here.start("coracle-demo").await?;
+    let cluster = arguments.here.start("coracle-demo", None).await?;
     step.done();
     let shown = tokio::select! {
         shown = show(&cluster, &files, &objects) => shown,

@@ -1,5 +1,6 @@
 //! `coracle`: Kubernetes without containers, in one executable.
 
+mod anew;
 mod backup;
 mod bench;
 mod cluster;
@@ -20,6 +21,8 @@ mod status;
 mod tap;
 mod token;
 mod up;
+mod upgrade;
+mod version;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -59,10 +62,10 @@ enum Command {
     Backup(backup::Arguments),
     Restore(backup::RestoreArguments),
     Recover(recover::Arguments),
+    Upgrade(upgrade::Arguments),
     Bench(bench::Arguments),
     Completion(completion::Arguments),
-    /// Print the version
-    Version,
+    Version(version::Arguments),
     /// Serve a constant with bare hyper; `bench http` compares with this process
     #[command(hide = true)]
     BenchPeer,
@@ -100,13 +103,11 @@ fn main() -> ExitCode {
         Command::Token(arguments) => run(token::run(arguments)),
         Command::Push(arguments) => run(push::run(arguments)),
         Command::Status(arguments) => run(status::run(arguments)),
+        Command::Upgrade(arguments) => run(upgrade::run(arguments)),
         Command::Bench(arguments) => run(bench::run(arguments)),
         Command::BenchPeer => run(bench::peer()),
         Command::Completion(arguments) => completion::run(&arguments),
-        Command::Version => {
-            println!("coracle {}", env!("CARGO_PKG_VERSION"));
-            Ok(())
-        }
+        Command::Version(arguments) => version::run(&arguments),
         // No runtime and no log: a worker does one thing and ends.
         Command::Compile { arguments } => return coracle_sdk::compile_worker(&arguments),
     };

@@ -4,9 +4,10 @@ use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
-use anyhow::{Context as _, bail};
-use coracle_sdk::{Compiler, Join, Worker, WorkerOptions};
+use anyhow::bail;
+use coracle_sdk::{Compiler, Join, Listeners, Worker, WorkerOptions};
 
+use crate::anew;
 use crate::cluster::{Ingress, Signals, Traces, default_dir};
 use crate::output::{self, Step};
 
@@ -51,6 +52,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Some(dir) => std::path::absolute(dir)?,
         None => default_dir("coracle-node")?,
     };
+    let program = anew::program()?;
     let options = WorkerOptions {
         join: arguments.join.zip(arguments.token).map(|(server, token)| Join { server, token }),
         name: arguments.name,
@@ -59,7 +61,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         node_port_bind: arguments.node_port_bind,
         ingress: arguments.ingress.into(),
         otlp: arguments.traces.into(),
-        compiler: Compiler::Process(std::env::current_exe().context("find this program's own file")?),
+        compiler: Compiler::Process(anew::own_file()?),
+        program: Some(program.clone()),
         ..WorkerOptions::new(data_dir)
     };
     let mut signals = Signals::take()?;
@@ -77,21 +80,35 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         return Err(error.into());
     }
     step.done();
-    {
-        let mut out = std::io::stdout().lock();
-        writeln!(out, "node       {}", worker.name())?;
-        writeln!(out, "server     {}", worker.server())?;
-        output::ingress(&mut out, &worker.ingress_urls())?;
-        writeln!(out, "ready")?;
-        out.flush()?;
+    match announce(&worker) {
+        // Whoever was told before has gone.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => (),
+        told => told?,
     }
     tokio::select! {
         () = signals.received() => drain(worker, &mut signals).await,
+        () = program.asked() => {
+            eprintln!("beginning anew with {}: pods end in grace", program.path().display());
+            tokio::select! {
+                () = worker.shutdown() => Err(anew::begin(&program, &Listeners::default())),
+                () = signals.received() => bail!("stopped before every pod had ended"),
+            }
+        }
         why = worker.ended() => {
             worker.shutdown().await;
             Err(why.into())
         }
     }
+}
+
+/// Prints where it is, and then `ready`.
+fn announce(worker: &Worker) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "node       {}", worker.name())?;
+    writeln!(out, "server     {}", worker.server())?;
+    output::ingress(&mut out, &worker.ingress_urls())?;
+    writeln!(out, "ready")?;
+    out.flush()
 }
 
 /// Drains and stops; a second signal ends it at once.

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use coracle_sdk::Options;
 
-use crate::cluster::{self, Peers, Signals, default_dir, drain};
+use crate::anew;
+use crate::cluster::{self, Peers, Signals, default_dir};
 use crate::output::Step;
 use crate::up::announce;
 
@@ -50,19 +51,14 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         with_node: false,
         ..Options::new(data_dir)
     };
+    let program = anew::program()?;
     let mut signals = Signals::take()?;
     let step = Step::begin("start the server");
     let server = tokio::select! {
-        server = cluster::start(arguments.peers.apply(options)) => server?,
+        server = cluster::start(arguments.peers.apply(options), Some(&program)) => server?,
         () = signals.received() => return Ok(()),
     };
     step.done();
     announce(&server)?;
-    tokio::select! {
-        () = signals.received() => drain(server, &mut signals).await,
-        why = server.ended() => {
-            server.shutdown().await;
-            anyhow::bail!(why)
-        }
-    }
+    cluster::run(server, &program, &mut signals).await
 }

@@ -16,9 +16,12 @@ pub struct Arguments {
     which: Which,
 }
 
+/// How something is printed.
 #[derive(Clone, Copy, ValueEnum)]
-enum Form {
+pub enum Form {
+    /// For people.
     Text,
+    /// For programs.
     Json,
 }
 

@@ -11,9 +11,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
-use crate::cluster::{Here, Signals, drain};
+use crate::cluster::{self, Here, Signals, drain};
 use crate::output::{self, Step};
-use crate::own_log;
+use crate::{anew, own_log};
 
 /// Start a cluster on this machine and run it until Ctrl-C
 ///
@@ -42,10 +42,11 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     if std::env::var_os(IN_BACKGROUND).is_some() {
         tokio::spawn(own_log::keep(arguments.here.data_dir("coracle")?.join(own_log::NAME)));
     }
+    let program = anew::program()?;
     let mut signals = Signals::take()?;
     let step = Step::begin("start the cluster");
     let cluster = tokio::select! {
-        cluster = arguments.here.start("coracle") => cluster?,
+        cluster = arguments.here.start("coracle", Some(&program)) => cluster?,
         () = signals.received() => return Ok(()),
     };
     step.done();
@@ -58,13 +59,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         return Err(error);
     }
     announce(&cluster)?;
-    tokio::select! {
-        () = signals.received() => drain(cluster, &mut signals).await,
-        why = cluster.ended() => {
-            cluster.shutdown().await;
-            anyhow::bail!(why)
-        }
-    }
+    cluster::run(cluster, &program, &mut signals).await
 }
 
 /// Set for the process that `--detach` starts.
@@ -143,14 +138,20 @@ pub async fn apply(cluster: &Cluster, objects: &[manifests::Manifest]) -> anyhow
     Ok(())
 }
 
-/// Prints where everything is, and then `ready`.
+/// Prints where everything is, and then `ready`. Whoever was told so before may have gone: a process that begins anew says it to nobody.
 pub fn announce(cluster: &Cluster) -> anyhow::Result<()> {
+    match announced(cluster) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        told => Ok(told?),
+    }
+}
+
+fn announced(cluster: &Cluster) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "api        {}", cluster.api_url())?;
     writeln!(out, "registry   {}", cluster.registry_address())?;
     writeln!(out, "kubeconfig {}", cluster.kubeconfig().display())?;
     output::ingress(&mut out, &cluster.ingress_urls())?;
     writeln!(out, "ready")?;
-    out.flush()?;
-    Ok(())
+    out.flush()
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use coracle_node::{Node, Otlp};
-use coracle_server::{Joining, Peering, Preparation, Registry, Server};
+use coracle_server::{Joining, Listeners, Peering, Preparation, Program, Registry, Server};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -44,10 +44,16 @@ pub struct Options {
     pub peer_port: u16,
     /// `HOST` or `HOST:PORT` by which they do, where it is another than they would think.
     pub peer_address: Option<String>,
+    /// `HOST:PORT` at which other servers may be that are not where they were: all may have moved at once.
+    pub peer_places: Vec<String>,
     /// How to join a cluster as one more server; not needed where it has joined before.
     pub join: Option<Join>,
     /// Where components are compiled.
     pub compiler: Compiler,
+    /// The program that this process runs, where the process can begin anew when it is asked to ([`Program::asked`]).
+    pub program: Option<Program>,
+    /// What [`Cluster::shutdown_to_begin_anew`] has left.
+    pub listeners: Listeners,
 }
 
 impl Options {
@@ -68,8 +74,11 @@ impl Options {
             with_node: true,
             peer_port: 0,
             peer_address: None,
+            peer_places: Vec::new(),
             join: None,
             compiler: Compiler::InProcess,
+            program: None,
+            listeners: Listeners::default(),
         }
     }
 
@@ -151,8 +160,10 @@ impl Cluster {
             stored_max: options.stored_max,
             node: options.with_node.then(|| name.clone()),
             name: name.clone(),
-            peers: Some(peers),
+            peers: Some(peers.looking_at(options.peer_places.clone())),
             joining,
+            program: options.program.clone(),
+            listeners: options.listeners.clone(),
         })
         .await?;
         if !options.with_node {
@@ -228,6 +239,14 @@ impl Cluster {
             parts.shutdown().await;
         }
     }
+
+    /// The same for a process that begins anew, with [`Options::listeners`]: whoever asks the API meanwhile waits for that.
+    pub async fn shutdown_to_begin_anew(mut self) -> Listeners {
+        match self.parts.take() {
+            Some(parts) => parts.shutdown_to_begin_anew().await,
+            None => Listeners::default(),
+        }
+    }
 }
 
 impl Drop for Cluster {
@@ -244,11 +263,20 @@ impl Drop for Cluster {
 
 impl Parts {
     async fn shutdown(self) {
+        self.without_node().await.shutdown().await;
+    }
+
+    async fn shutdown_to_begin_anew(self) -> Listeners {
+        self.without_node().await.shutdown_to_begin_anew().await
+    }
+
+    /// The server alone, once the node has ended: its last words are for the server.
+    async fn without_node(self) -> Server {
         self.server.stop_duties().await;
         if let Some(node) = self.node {
             node.shutdown().await;
         }
-        self.server.shutdown().await;
+        self.server
     }
 }
 
@@ -336,6 +364,7 @@ async fn start_node(server: &Server, options: &Options, name: &str) -> Result<No
         ingress: options.ingress,
         otlp: options.otlp.clone(),
         compiler: options.compiler.clone(),
+        routes: options.program.as_ref().map(Program::router).unwrap_or_default(),
         ..coracle_node::Config::new(name, options.data_dir.join("node"), address, tls.server)
     };
     // The first has a range of addresses for its pods; those of others get one as nodes do that join.

@@ -28,6 +28,7 @@ mod recover;
 mod remote;
 mod tokens;
 mod unreachable;
+mod upgrade;
 mod worker;
 
 pub mod bench;
@@ -38,7 +39,7 @@ pub use build::{BuildError, component};
 pub use cluster::{Cluster, Compiler, IngressPort, IngressPorts, Options, StartError, close_new_files, compile_worker};
 pub use coracle_node::{NoOtlpEndpoint, Otlp, OtlpEndpoint, Unfit};
 pub use coracle_server::backup::{Contents, RestoreError, Restored};
-pub use coracle_server::{Formats, Preparation};
+pub use coracle_server::{Formats, Listeners, Next, Preparation, Program, Running, Version};
 pub use failover::Moved;
 pub use members::{Certificate, Member};
 pub use mesh::{RoutesOf, TapLine, Tapped};
@@ -47,6 +48,7 @@ pub use recover::{Lost, RecoverError, Recovery};
 pub use remote::{AskError, ConnectError, Count, NotReady, Remote, Status};
 pub use tokens::{NotAToken, TOKEN_TTL_MAX, Token, TokenInfo, TokenRole};
 pub use unreachable::is_unreachable;
+pub use upgrade::{How, Part, UpgradeError};
 pub use worker::{IdentityError, Join, Worker, WorkerError, WorkerOptions};
 
 /// The Kubernetes client this crate speaks through, so that a program needs no version of its own to match.

@@ -35,6 +35,9 @@ pub struct Member {
     pub matched: Option<u64>,
     /// How long ago it was heard of; known to the leader, and to a server that has no majority.
     pub heard_milliseconds: Option<u64>,
+    /// Whether it does not count before it has all images.
+    #[serde(default)]
+    pub waits: bool,
 }
 
 /// What a server knows that says nothing of it.
@@ -137,6 +140,9 @@ fn servers_in_words(members: &[Member]) -> Vec<String> {
             member.member
         ));
     }
+    for member in members.iter().filter(|member| member.role == "learner" && member.waits) {
+        words.push(format!("server {} fetches images, and counts when it has all", member.title()));
+    }
     if voters.len() > 1 && voters.len().is_multiple_of(2) {
         words.push(format!("{} voters are no safer than {}: let one more server join", voters.len(), voters.len() - 1));
     }
@@ -197,6 +203,7 @@ mod tests {
             leads,
             matched: None,
             heard_milliseconds: heard,
+            waits: false,
         }
     }
 

@@ -3,6 +3,7 @@
 //! A test reads like what a person does: start, push, kubectl, look, stop or kill. Whatever a test waits for is a
 //! condition with a deadline; the message of a deadline shows the last thing seen.
 
+pub mod compare;
 pub mod linearizability;
 pub mod proof;
 
@@ -227,6 +228,16 @@ impl Cluster {
         launch(self.dir.path(), &self.log, &self.words).expect_err("it should not start")
     }
 
+    /// Has another program be where its own is: this script, with `CORACLE` for the one that there was.
+    pub fn replace_program(&self, script: &str) {
+        replace_program(self.dir.path(), script);
+    }
+
+    /// Whether its process, which is always the same one, runs.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("look at our own child").is_none()
+    }
+
     /// Where it keeps everything.
     pub fn data_dir(&self) -> PathBuf {
         self.dir.path().join("data")
@@ -393,6 +404,11 @@ impl Cluster {
 }
 
 impl Worker {
+    /// Has another program be where its own is, as [`Cluster::replace_program`].
+    pub fn replace_program(&self, script: &str) {
+        replace_program(self.dir.path(), script);
+    }
+
     /// Where it keeps everything.
     pub fn data_dir(&self) -> PathBuf {
         self.dir.path().join("data")
@@ -451,7 +467,7 @@ fn wait_for_end(child: &mut Child, log: &Path) -> Option<i32> {
 
 /// Starts `coracle node` and waits for `ready`; the log when it ends before.
 fn launch_node(dir: &Path, log: &Path, node_ports: &str, arguments: &[&str]) -> Result<Child, String> {
-    let mut command = Command::new(coracle());
+    let mut command = Command::new(program_in(dir));
     command.args(["node", "--port", "0", "--node-port-bind", node_ports, "--data-dir"]).arg(dir.join("data"));
     command.args(["--ingress-bind", node_ports, "--http-port", "0", "--https-port", "0"]);
     until_ready(command.args(arguments), log)
@@ -472,9 +488,26 @@ fn launch(dir: &Path, log: &Path, words: &[String]) -> Result<Child, String> {
     until_ready(&mut command(dir, words), log)
 }
 
+/// `coracle` on the machine that `dir` stands for: a link, which can be led elsewhere.
+fn program_in(dir: &Path) -> PathBuf {
+    let program = dir.join("coracle");
+    if !program.exists() {
+        std::os::unix::fs::symlink(coracle(), &program).expect("link to the executable");
+    }
+    program
+}
+
+fn replace_program(dir: &Path, script: &str) {
+    use std::os::unix::fs::PermissionsExt as _;
+    let (program, next) = (dir.join("coracle"), dir.join("coracle.next"));
+    std::fs::write(&next, script.replace("CORACLE", &coracle().display().to_string())).expect("write the program");
+    std::fs::set_permissions(&next, std::fs::Permissions::from_mode(0o755)).expect("have it be executable");
+    std::fs::rename(next, program).expect("put it in its place");
+}
+
 /// `coracle` with `words`, and free ports where they say none.
 fn command(dir: &Path, words: &[String]) -> Command {
-    let mut command = Command::new(coracle());
+    let mut command = Command::new(program_in(dir));
     command.args(words).args(["--registry-port", "0", "--data-dir"]).arg(dir.join("data"));
     if !words.iter().any(|word| word == "--api-port") {
         command.args(["--api-port", "0"]);

@@ -178,6 +178,7 @@ pub(super) fn bytes(text: String) -> Result<String, String> {
         }
         Err(error) => {
             let at = match error {
+                base64::DecodeError::InvalidByte(at, b'=') => past_padding(&text, at),
                 base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => at,
                 base64::DecodeError::InvalidLength(_) | base64::DecodeError::InvalidPadding => {
                     text.len() - text.len() % 4
@@ -185,6 +186,15 @@ pub(super) fn bytes(text: String) -> Result<String, String> {
             };
             Err(format!("illegal base64 data at input byte {at}"))
         }
+    }
+}
+
+/// Where Go's reader stops at padding that is not the end: at what follows it, where it may be.
+fn past_padding(text: &str, at: usize) -> usize {
+    match (at % 4, text.as_bytes().get(at + 1)) {
+        (2, Some(b'=')) => at + 2,
+        (3, Some(_)) => at + 1,
+        _ => at,
     }
 }
 
@@ -244,6 +254,10 @@ mod tests {
             ("Y\nQ==", Ok("YQ==")),
             ("", Ok("")),
             ("YWJjYQ", Err("illegal base64 data at input byte 4")),
+            ("YQ==x", Err("illegal base64 data at input byte 4")),
+            ("YWI=x", Err("illegal base64 data at input byte 4")),
+            ("YQ=x", Err("illegal base64 data at input byte 2")),
+            ("=YQ=", Err("illegal base64 data at input byte 0")),
         ];
         for (text, expected) in rows {
             assert_eq!(bytes(text.to_owned()).as_deref().map_err(String::as_str), expected, "{text}");

@@ -124,7 +124,11 @@ pub(super) fn taint_effect(path: &Path<'_>, value: &Value, errors: &mut FieldErr
 /// `field is immutable` when two values differ; what is empty is as good as absent.
 pub(super) fn immutable(path: &Path<'_>, new: &Value, old: &Value, errors: &mut FieldErrors) {
     if new != old && !(new.is_empty() && old.is_empty()) {
-        errors.push(FieldError::invalid(path, new, IMMUTABLE));
+        // A text that is left out is an empty one.
+        match new.is_null() && old.is_string() {
+            true => errors.push(FieldError::invalid(path, "", IMMUTABLE)),
+            false => errors.push(FieldError::invalid(path, new, IMMUTABLE)),
+        }
     }
 }
 

@@ -60,6 +60,9 @@ impl Strategy for DaemonSet {
         }
         default_to(spec, "revisionHistoryLimit", 10);
         podtemplate::default(child(spec, "template"));
+        // The reference keeps it as a number of its own, and shows it in every object that it reads: whoever writes owns it.
+        let generation = template_generation(object);
+        set_template_generation(object, generation);
         let status = child(object, "status");
         for count in ["currentNumberScheduled", "numberMisscheduled", "desiredNumberScheduled", "numberReady"] {
             default_to(status, count, 0);

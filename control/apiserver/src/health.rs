@@ -3,7 +3,6 @@
 use std::fmt::Write;
 
 use axum::response::Response;
-use coracle_api::status::Status;
 use coracle_keyspace::Alarm;
 use tokio_util::sync::CancellationToken;
 
@@ -43,7 +42,7 @@ pub(crate) fn answer(
         return match checks.iter().find(|(known, _)| *known == name) {
             Some((_, true)) => respond::text(200, "ok"),
             Some((_, false)) => respond::text(500, format!("internal server error: {name} failed: reason withheld\n")),
-            None => respond::status(crate::request::negotiate::Form::JSON, &Status::path_not_found()),
+            None => respond::text(404, "404 page not found\n"),
         };
     }
     let excluded: Vec<&str> = call.query.all("exclude").collect();

@@ -170,6 +170,18 @@ pub struct MemberStatus {
     pub matched: Option<Revision>,
     /// How long ago it was heard of. Known to the leader, and to everybody that has none.
     pub heard: Option<Duration>,
+    /// Whether it does not count before it says that it has all it needs ([`Promotion::WhenComplete`]).
+    pub waits: bool,
+}
+
+/// When a member that is admitted may become a voter.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Promotion {
+    /// As soon as it has the log.
+    WhenCaughtUp,
+    /// When it has said, too, that it has what else it needs ([`Keyspace::complete`]): a voter that lacks what is kept beside the log
+    /// would count for a majority that has it.
+    WhenComplete,
 }
 
 /// Something about the group that an operator should do something about.
@@ -265,6 +277,16 @@ fn api_key(member: MemberId) -> Key {
     key(&format!("api {member}"))
 }
 
+/// The record of a member that does not count yet, however much of the log it has.
+fn waits_key(member: MemberId) -> Key {
+    key(&format!("waits {member}"))
+}
+
+/// Whether `member` has not said yet that it has all that it needs.
+pub(crate) fn waits(state: &State, member: MemberId) -> bool {
+    state.record(&waits_key(member)).is_some()
+}
+
 fn names_key(member: MemberId) -> Key {
     key(&format!("names {member}"))
 }
@@ -350,7 +372,8 @@ pub(crate) fn mark_leaving(state: &State, members: &BTreeSet<MemberId>) -> Vec<O
 
 /// What forgets those of `members` that are known.
 pub(crate) fn forget(state: &State, members: &BTreeSet<MemberId>) -> Vec<Op> {
-    let of = |member| [member_key(member), api_key(member), names_key(member), formats::key_of(member)];
+    let of =
+        |member| [member_key(member), api_key(member), names_key(member), formats::key_of(member), waits_key(member)];
     let keys = members.iter().flat_map(|member| of(*member));
     let known = keys.filter(|key| state.record(key).is_some());
     known.map(|key| Op::Delete { key, guard: Guard::Present }).collect()
@@ -387,6 +410,16 @@ impl Keyspace {
     /// that it may: what is returned, with a certificate for it, is all that it takes to get every record. A member that does
     /// not understand what is written is refused.
     pub async fn admit(&self, name: &str, formats: Formats) -> Result<Admission, GroupError> {
+        self.admit_until(name, formats, Promotion::WhenCaughtUp).await
+    }
+
+    /// The same for one that becomes a voter as `promotion` says.
+    pub async fn admit_until(
+        &self,
+        name: &str,
+        formats: Formats,
+        promotion: Promotion,
+    ) -> Result<Admission, GroupError> {
         if name.is_empty() || name.len() > NAME_BYTES_MAX || name.contains(char::is_control) {
             let why = format!("a server's name has 1 to {NAME_BYTES_MAX} bytes and no control characters");
             return Err(GroupError::Refused(why));
@@ -418,6 +451,9 @@ impl Keyspace {
             };
             ops.push(line(key(NEXT), &(member + 1).to_string(), Guard::Revision(next.revision)));
             ops.push(line(member_key(member), name, Guard::Absent));
+            if promotion == Promotion::WhenComplete {
+                ops.push(line(waits_key(member), "", Guard::Absent));
+            }
             match self.transact(ops).await {
                 Ok(_) => return Ok(Admission { cluster: self.0.cluster, member, peers }),
                 Err(TransactError::Guard(_)) => (),
@@ -445,6 +481,24 @@ impl Keyspace {
                 Ok(())
             }
             Err(refusal) => Err(refusal.into()),
+        }
+    }
+
+    /// Whether this member does not count before it is complete.
+    pub fn waits(&self) -> bool {
+        waits(&self.0.machine.state.read(), self.0.id)
+    }
+
+    /// Says that this member has what it was to have before it counts; nothing where it does not wait.
+    pub async fn complete(&self) -> Result<(), GroupError> {
+        if !self.waits() {
+            return Ok(());
+        }
+        let said = self.transact(vec![Op::Delete { key: waits_key(self.0.id), guard: Guard::Present }]).await;
+        match said {
+            // It has said so before, and had no answer.
+            Ok(_) | Err(TransactError::Guard(_)) => Ok(()),
+            Err(error) => Err(error.into()),
         }
     }
 

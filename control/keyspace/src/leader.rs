@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::group::{Lead, MemberStatus, Peer};
-use crate::raft::{Answer, Ask, Call, Change, Member, Refusal, Told};
+use crate::raft::{Answer, Ask, Call, Change, LOOKS_AFTER, Member, Refusal, Told};
 
 /// How often a leader looks whether learners have caught up, and whether it still leads; a change of leader is seen at once.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -16,8 +16,6 @@ const SAY_AGAIN: Duration = Duration::from_millis(200);
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(10);
 /// The same while they do not.
 const ANNOUNCE_AGAIN: Duration = Duration::from_millis(500);
-/// Who has heard of no leader for this long asks the others; an election takes less.
-const ALONE_AFTER: Duration = Duration::from_secs(3);
 /// How long a peer may take to answer an announcement.
 const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -59,16 +57,25 @@ pub(crate) async fn run(member: Arc<Member>, lead: watch::Sender<Option<Lead>>, 
     lead.send_replace(None);
 }
 
-/// Has the others know that this member is reached at `address`, until `stopped` says so.
-pub(crate) async fn announce(member: Arc<Member>, address: String, mut stopped: watch::Receiver<bool>) {
+/// Has the others know that this member is reached at `address`, until `stopped` says so. Those that are not where they were are looked for
+/// at `places`.
+pub(crate) async fn announce(
+    member: Arc<Member>,
+    address: String,
+    places: Vec<String>,
+    mut stopped: watch::Receiver<bool>,
+) {
     let work = async {
         let mut refused = None;
         loop {
             let known = member.address_of(member.id()).is_some_and(|known| known == address);
             // Whoever does not hear of its leader may have been removed: that one says so, or the others do.
-            let is_alone = member.alone_for() >= ALONE_AFTER;
+            let is_alone = member.alone_for() >= LOOKS_AFTER;
             if known && !is_alone && member.leading().is_some() {
                 ask_missing(&member, &address).await;
+            }
+            if is_alone && !places.is_empty() {
+                member.look_for_others(&places).await;
             }
             if !known || is_alone {
                 match tell(&member, &address).await {
@@ -124,7 +131,10 @@ async fn tell(member: &Arc<Member>, address: &str) -> Result<(), String> {
             Ok(Err(_)) | Err(_) => (),
         }
     }
-    let members = member.members().into_iter().map(|known| Peer { member: known.member, address: known.address });
+    let members = member
+        .members()
+        .into_iter()
+        .map(|known| Peer { member: known.member, address: member.reached_at(known.member).unwrap_or(known.address) });
     let others = members.chain(member.owner().peers.iter().cloned()).filter(|peer| peer.member != member.id());
     let mut why = "no other server can be reached".to_owned();
     for Peer { member: peer, address } in others {

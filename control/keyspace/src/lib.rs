@@ -46,7 +46,9 @@ use tokio::task::JoinHandle;
 pub use backup::{Restoring, Whole};
 pub use dir::DirError;
 pub use formats::Formats;
-pub use group::{Admission, Begin, ClusterId, GroupAlarm, GroupError, Lead, MemberStatus, NoClusterId, Peer, Role};
+pub use group::{
+    Admission, Begin, ClusterId, GroupAlarm, GroupError, Lead, MemberStatus, NoClusterId, Peer, Promotion, Role,
+};
 pub use host::{LOST_DATA, spawn_blocking};
 pub use raft::{Called, Hub, MemberId, PeerStream, PeerTls, Stream};
 pub use record::{
@@ -96,6 +98,8 @@ pub struct Peers {
     pub listener: TcpListener,
     /// `HOST:PORT` at which they reach that.
     pub address: String,
+    /// Where others may be that are not where they were: all may have moved.
+    pub places: Vec<String>,
     /// How both sides prove who they are.
     pub tls: PeerTls,
     /// Where the streams go that they ask for ([`Keyspace::stream`]); without anybody there, they end.
@@ -330,7 +334,7 @@ impl Prepared {
     /// told ([`Keyspace::barrier`] waits for it). Without `peers` nobody can join it, and it reaches nobody.
     pub async fn start(self, peers: Option<Peers>) -> Result<Keyspace, OpenError> {
         let (cluster, member) = (self.cluster(), self.member());
-        let Some(Peers { listener, address, tls, streams }) = peers else {
+        let Some(Peers { listener, address, places, tls, streams }) = peers else {
             return self.start_with(Arc::new(NoPeers)).await;
         };
         let keyspace = self.start_with(Arc::new(Links::new(cluster, member, &tls))).await?;
@@ -339,7 +343,7 @@ impl Prepared {
         let mut tasks = inner.tasks.lock();
         let stopped = inner.stop.subscribe();
         tasks.push(tokio::spawn(raft::serve_peers(listener, tls, (cluster, member), called, streams, stopped)));
-        tasks.push(tokio::spawn(leader::announce(inner.member.clone(), address, inner.stop.subscribe())));
+        tasks.push(tokio::spawn(leader::announce(inner.member.clone(), address, places, inner.stop.subscribe())));
         drop(tasks);
         Ok(keyspace)
     }
@@ -391,7 +395,8 @@ impl Keyspace {
         let id = prepared.member();
         let keyspace = prepared.start_with(hub.transport(id)).await?;
         hub.attach(id, &keyspace.0.member);
-        let announce = leader::announce(keyspace.0.member.clone(), format!("hub:{id}"), keyspace.0.stop.subscribe());
+        let stopped = keyspace.0.stop.subscribe();
+        let announce = leader::announce(keyspace.0.member.clone(), format!("hub:{id}"), Vec::new(), stopped);
         keyspace.0.tasks.lock().push(tokio::spawn(announce));
         Ok(keyspace)
     }
@@ -589,7 +594,7 @@ impl Keyspace {
     /// they are, and that neither was removed. It ends when either side drops it.
     pub async fn stream(&self, to: MemberId) -> io::Result<PeerStream> {
         let unknown = || io::Error::new(io::ErrorKind::NotFound, format!("nobody knows where member {to} is"));
-        let address = self.0.member.address_of(to).filter(|address| !address.is_empty()).ok_or_else(unknown)?;
+        let address = self.0.member.reached_at(to).filter(|address| !address.is_empty()).ok_or_else(unknown)?;
         self.0.member.transport().stream(to, &address).await
     }
 

@@ -26,6 +26,7 @@ mod memory;
 mod name;
 mod pushes;
 mod replicas;
+mod scrub;
 mod store;
 mod upload;
 
@@ -44,6 +45,7 @@ pub use api::router;
 pub use catalog::{Catalog, CatalogError, Change, Entry, Only, To};
 pub use pushes::{Push, State};
 pub use replicas::{Caller, Replica, Replicas, peers_router};
+pub use scrub::Round;
 
 use crate::catalog::Names;
 use crate::name::Digest;
@@ -118,6 +120,8 @@ pub struct Lacking {
 }
 
 const LACKING_TOLD_MAX: usize = 1_000;
+/// Images that an alarm names.
+const LOST_TOLD_MAX: usize = 5;
 
 /// As long as this lives no content goes ([`Registry::keep_contents`]).
 pub struct Kept(Registry);
@@ -248,6 +252,35 @@ impl Registry {
             self.in_turn(&self.0.checks, move |inner| inner.store.is_sound(&digest)).await?;
         }
         Ok(())
+    }
+
+    /// What an operator should know: contents that this disk has damaged since the start, and whether they are here again.
+    pub fn alarms(&self) -> Vec<String> {
+        let damage = self.0.store.damage();
+        if damage.found == 0 {
+            return Vec::new();
+        }
+        let mut alarms = vec![format!(
+            "the disk of this server has damaged {} contents of images since the server was started: look at it, and replace the server \
+             before it damages more",
+            damage.found
+        )];
+        let lost =
+            self.0.names.named().map(|named| named.into_iter().filter(|(_, digest)| damage.missing.contains(digest)));
+        match lost.map(|lost| lost.map(|(name, _)| name).collect::<std::collections::BTreeSet<_>>()) {
+            Ok(lost) if lost.is_empty() => (),
+            Ok(lost) => {
+                let first: Vec<&str> = lost.iter().take(LOST_TOLD_MAX).map(String::as_str).collect();
+                alarms.push(format!(
+                    "contents of {} images are damaged here, and no server has given them yet: push them again ({}{})",
+                    lost.len(),
+                    first.join(", "),
+                    if lost.len() > LOST_TOLD_MAX { ", …" } else { "" }
+                ));
+            }
+            Err(error) => alarms.push(format!("which images are damaged here cannot be read: {error}")),
+        }
+        alarms
     }
 
     /// What is named and not on this disk.

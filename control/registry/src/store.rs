@@ -29,6 +29,34 @@ pub struct Store {
     changes: Mutex<u64>,
     /// How many want that no file goes. Becomes more under `changes` only.
     kept: AtomicUsize,
+    /// What was damaged since the start.
+    damage: Mutex<Damage>,
+}
+
+/// What was damaged on this disk since the start.
+#[derive(Clone, Debug, Default)]
+pub struct Damage {
+    /// How many contents were.
+    pub found: u64,
+    /// Those that are not here again.
+    pub missing: HashSet<Digest>,
+}
+
+/// How far a content was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checked {
+    /// So many bytes more were read.
+    Read(usize),
+    /// All was; whether it is what its digest says. What is not is set aside.
+    Done(bool),
+}
+
+/// A content that is being read to see whether it is what its digest says.
+pub struct Checking {
+    digest: Digest,
+    file: File,
+    hashing: Hashing,
+    piece: Vec<u8>,
 }
 
 impl Store {
@@ -37,7 +65,13 @@ impl Store {
         for part in ["blobs/sha256", "blobs/sha512"] {
             make_dirs(&dir.join(part))?;
         }
-        Ok(Store { dir: dir.into(), free_min, changes: Mutex::new(0), kept: AtomicUsize::new(0) })
+        Ok(Store {
+            dir: dir.into(),
+            free_min,
+            changes: Mutex::new(0),
+            kept: AtomicUsize::new(0),
+            damage: Mutex::default(),
+        })
     }
 
     /// Where the content of `digest` is, if it is there.
@@ -57,14 +91,48 @@ impl Store {
     /// Whether a content that is there is what its digest says; `None` where none is. One that is not, or that the disk does not give
     /// any more, is set aside in `damaged`, and is there no longer: the next push, or another server, brings it.
     pub fn is_sound(&self, digest: &Digest) -> io::Result<Option<bool>> {
-        let path = self.path(digest);
-        let Some(mut file) = absent(File::open(&path))? else { return Ok(None) };
-        let why = match hash(&mut file, digest.algorithm()) {
-            Ok(is) if is == *digest => return Ok(Some(true)),
-            Ok(_) => "it is not what its digest says".to_owned(),
+        let Some(mut checking) = self.check(digest)? else { return Ok(None) };
+        loop {
+            if let Checked::Done(is_sound) = self.check_on(&mut checking)? {
+                return Ok(Some(is_sound));
+            }
+        }
+    }
+
+    /// Begins to look whether a content is sound; `None` where there is none.
+    pub fn check(&self, digest: &Digest) -> io::Result<Option<Checking>> {
+        let Some(file) = absent(File::open(self.path(digest)))? else { return Ok(None) };
+        let hashing = Hashing::new(digest.algorithm());
+        Ok(Some(Checking { digest: digest.clone(), file, hashing, piece: vec![0; HASHED_BYTES] }))
+    }
+
+    /// Reads on by one piece.
+    pub fn check_on(&self, checking: &mut Checking) -> io::Result<Checked> {
+        let why = match checking.file.read(&mut checking.piece) {
+            Ok(0) => match std::mem::replace(&mut checking.hashing, Hashing::new(checking.digest.algorithm())).finish()
+            {
+                is if is == checking.digest => return Ok(Checked::Done(true)),
+                _ => "it is not what its digest says".to_owned(),
+            },
+            Ok(read) => {
+                checking.hashing.update(&checking.piece[..read]);
+                return Ok(Checked::Read(read));
+            }
             Err(error) if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => error.to_string(),
             Err(error) => return Err(error),
         };
+        self.set_aside(&checking.digest, &checking.file, &why)?;
+        Ok(Checked::Done(false))
+    }
+
+    /// What was damaged since the start.
+    pub fn damage(&self) -> Damage {
+        self.damage.lock().clone()
+    }
+
+    /// Sets the content aside that was read from `file`.
+    fn set_aside(&self, digest: &Digest, file: &File, why: &str) -> io::Result<()> {
+        let path = self.path(digest);
         let _changing = self.changes.lock();
         // Another one may have taken its place meanwhile.
         let there = absent(fs::metadata(&path))?;
@@ -75,9 +143,12 @@ impl Store {
             // It goes some time after this; earlier where the disk does not even take that.
             let _ = file.set_modified(SystemTime::now());
             let aside = aside.display();
+            let mut damage = self.damage.lock();
+            damage.found += 1;
+            damage.missing.insert(digest.clone());
             tracing::warn!(%digest, why, %aside, "a content of an image is damaged on this disk and set aside: it comes from another server, or with the next push");
         }
-        Ok(Some(false))
+        Ok(())
     }
 
     /// Where what is damaged of a content lies.
@@ -143,6 +214,7 @@ impl Store {
         make_dirs(parent)?;
         fs::rename(from, &to)?;
         File::open(parent)?.sync_all()?;
+        self.damage.lock().missing.remove(digest);
         // What was damaged of it is of no more use.
         absent(fs::remove_file(self.aside(digest))).map(drop)
     }
@@ -190,16 +262,6 @@ impl Store {
             }
         }
         Ok(collected)
-    }
-}
-
-fn hash(file: &mut File, algorithm: Algorithm) -> io::Result<Digest> {
-    let (mut hashing, mut piece) = (Hashing::new(algorithm), vec![0; HASHED_BYTES]);
-    loop {
-        match file.read(&mut piece)? {
-            0 => return Ok(hashing.finish()),
-            read => hashing.update(&piece[..read]),
-        }
     }
 }
 

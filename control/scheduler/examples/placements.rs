@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release -p coracle-scheduler --example placements [NODES [PODS]]`
 
-use coracle_scheduler::bench::{Case, placements};
+use coracle_scheduler::bench::Case;
 
 fn main() {
     let mut numbers = std::env::args().skip(1).map(|text| text.parse().expect("a number"));
@@ -10,13 +10,7 @@ fn main() {
     let pods = numbers.next().unwrap_or(5_000);
     println!("{:24} {:>10} {:>10} {:>12}", "case", "placed", "refused", "placements/s");
     for case in Case::ALL {
-        let (existing, pods) = match case {
-            // Four a node: no room is left.
-            Case::Preemption => (4 * nodes, pods.min(nodes)),
-            Case::AntiAffinity => (nodes / 5, pods.min(nodes)),
-            _ => (nodes, pods),
-        };
-        let done = placements(case, nodes, existing, pods);
+        let done = case.run(nodes, pods);
         println!("{:24} {:>10} {:>10} {:>12.0}", case.name(), done.placed, done.refused, done.rate());
     }
 }

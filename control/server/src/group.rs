@@ -21,20 +21,26 @@ use crate::{Error, listener};
 pub struct Peering {
     listener: TcpListener,
     address: String,
+    places: Vec<String>,
 }
 
 impl Peering {
     /// Listens for other servers at `listen`. They reach that at `address`, `HOST` or `HOST:PORT`: where there is none, at
     /// the address that is listened at, or the one that leads out of this machine.
     pub async fn listen(listen: SocketAddr, address: Option<&str>) -> Result<Peering, Error> {
-        let listener = listener::bind(listen, "other servers").await?;
+        let listener = listener::bind(listen, None, "other servers").await?;
         let bound = listener.local_addr();
         let bound = bound.map_err(|source| Error::File { path: Path::new("listener").into(), source })?;
         let address = match address {
             None => SocketAddr::new(crate::advertised(bound.ip()), bound.port()).to_string(),
             Some(address) => with_port(address, bound.port()),
         };
-        Ok(Peering { listener, address })
+        Ok(Peering { listener, address, places: Vec::new() })
+    }
+
+    /// Has it look for others at `places`, each `HOST:PORT`, when they are not where they were: all servers may have moved at once.
+    pub fn looking_at(self, places: Vec<String>) -> Peering {
+        Peering { places, ..self }
     }
 
     /// `HOST:PORT` at which others reach it.
@@ -127,7 +133,7 @@ pub(crate) fn others(keyspace: &Keyspace) -> String {
 
 /// The listener for other servers, and this one's certificate towards them.
 pub(crate) fn peers(
-    Peering { listener, address }: Peering,
+    Peering { listener, address, places }: Peering,
     authority: &Authority,
     certificates: &Certificates,
     (cluster, member): (ClusterId, MemberId),
@@ -144,7 +150,7 @@ pub(crate) fn peers(
         },
     )?;
     let tls = PeerTls { server: Arc::new(shown.peers(authority)?), client: shown.client(authority)? };
-    Ok(Peers { listener, address, tls, streams })
+    Ok(Peers { listener, address, places, tls, streams })
 }
 
 /// Runs controllers and scheduler for as long as this server leads, and again whenever it does, until `stop`. `client` gives a
@@ -188,7 +194,7 @@ mod tests {
     use sha2::Digest as _;
 
     use super::*;
-    use crate::{Config, MASTERS, Server};
+    use crate::{Config, Listeners, MASTERS, Server};
 
     const LIMIT: Duration = Duration::from_secs(60);
 
@@ -216,6 +222,8 @@ mod tests {
             node: None,
             peers: Some(Peering::listen(any, None).await.unwrap()),
             joining,
+            program: None,
+            listeners: Listeners::default(),
         };
         Server::start(config).await.unwrap()
     }
@@ -273,6 +281,12 @@ mod tests {
     async fn three_servers_are_one_cluster_and_duties_follow_the_leader() {
         let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
         let mut servers = vec![start(dirs[0].path(), None).await];
+        // An image that is there before there are others.
+        let older = vec![b'o'; 1 << 20];
+        let hex =
+            |blob: &[u8]| -> String { sha2::Sha256::digest(blob).iter().map(|byte| format!("{byte:02x}")).collect() };
+        let path = format!("/v2/app/blobs/uploads/?digest=sha256:{}", hex(&older));
+        assert_eq!(registry(&servers[0], http::Method::POST, &path, older.clone()).await.0, 201);
         for (dir, name) in dirs[1..].iter().zip(["second", "third"]) {
             let joining = until("it has an address", async || servers[0].admit(name, Formats::OWN).await.ok()).await;
             servers.push(start(dir.path(), Some(joining)).await);
@@ -282,9 +296,16 @@ mod tests {
             (members.iter().filter(|member| member.role == Role::Voter).count() == 3).then_some(())
         })
         .await;
+        // They count only with what was there before them.
+        let hex_older = hex(&older);
+        for dir in &dirs {
+            let path = dir.path().join("registry/blobs/sha256").join(&hex_older[..2]).join(&hex_older);
+            assert!(path.exists(), "{}", path.display());
+        }
+        assert!(servers.iter().all(|server| !server.keyspace().waits()));
         // An image is pushed at one, and is at all; it comes over their own listeners, at which nobody else is heard.
         let blob = vec![b'x'; 1 << 20];
-        let hex: String = sha2::Sha256::digest(&blob).iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex = hex(&blob);
         let path = format!("/v2/app/blobs/uploads/?digest=sha256:{hex}");
         let (status, why) = registry(&servers[1], http::Method::POST, &path, blob.clone()).await;
         assert_eq!(status, 201, "{why:?}");

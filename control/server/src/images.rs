@@ -13,7 +13,7 @@ use axum::Router;
 use axum::body::Body;
 use bytes::Bytes;
 use coracle_keyspace::{Called, Guard, Key, Keyspace, Op, Record, Role, TransactError, Value, WatchEnded, Watcher};
-use coracle_registry::{Caller, Catalog, CatalogError, Change, Entry, Only, Replica, Replicas, To};
+use coracle_registry::{Caller, Catalog, CatalogError, Change, Entry, Only, Registry, Replica, Replicas, To};
 use futures::future::{BoxFuture, FutureExt as _};
 use http::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -28,6 +28,9 @@ const IMAGES: &str = "coracle images";
 const REQUEST_MAX: Duration = Duration::from_secs(3_600);
 /// How long a server may take to say what it wants.
 const HEAD_MAX: Duration = Duration::from_secs(10);
+
+/// How long after it could not be complete a server tries again.
+const AGAIN: Duration = Duration::from_secs(2);
 
 /// What the registry is lent.
 pub struct Images {
@@ -136,20 +139,51 @@ impl Replicas for Images {
             .collect()
     }
 
-    fn call(&self, to: u64, mut request: Request<Body>) -> BoxFuture<'static, io::Result<Response<Body>>> {
+    fn call(&self, to: u64, request: Request<Body>) -> BoxFuture<'static, io::Result<Response<Body>>> {
         let (keyspace, tasks) = (self.keyspace.clone(), self.tasks.clone());
-        async move {
-            let stream = keyspace.stream(to).await?;
-            let (mut sender, connection) =
-                hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-            // It ends with the answer, or with whoever wanted it.
-            tasks.spawn(connection);
-            let host = http::HeaderValue::from_static("coracle");
-            request.headers_mut().insert(http::header::HOST, host);
-            let answer = sender.send_request(request).await.map_err(io::Error::other)?;
-            Ok(answer.map(Body::new))
+        async move { call(&keyspace, &tasks, to, request).await }.boxed()
+    }
+}
+
+/// Asks another server what it serves to servers.
+pub async fn call(
+    keyspace: &Keyspace,
+    tasks: &TaskTracker,
+    to: u64,
+    mut request: Request<Body>,
+) -> io::Result<Response<Body>> {
+    let stream = keyspace.stream(to).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+    // It ends with the answer, or with whoever wanted it.
+    tasks.spawn(connection);
+    let host = http::HeaderValue::from_static("coracle");
+    request.headers_mut().insert(http::header::HOST, host);
+    let answer = sender.send_request(request).await.map_err(io::Error::other)?;
+    Ok(answer.map(Body::new))
+}
+
+/// Says that this server counts, once it has all images: a majority that has an image is one of servers that have it.
+pub async fn complete(registry: Registry, keyspace: Keyspace, stop: CancellationToken) {
+    let work = async {
+        let mut told = None;
+        while keyspace.waits() {
+            let done = match registry.complete().await {
+                Ok(()) => keyspace.complete().await.map_err(|error| error.to_string()),
+                Err(why) => Err(why),
+            };
+            let Err(why) = done else { return };
+            if told.as_ref() != Some(&why) {
+                tracing::warn!(why, "this server does not count yet: it lacks images, or cannot say that it has them");
+            }
+            told = Some(why);
+            tokio::time::sleep(AGAIN).await;
         }
-        .boxed()
+    };
+    // What was fetched stays.
+    tokio::select! {
+        () = work => (),
+        () = stop.cancelled() => (),
     }
 }
 

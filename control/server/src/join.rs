@@ -24,7 +24,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use coracle_apiserver::Identity;
-use coracle_keyspace::{Formats, GroupError, Keyspace};
+use coracle_keyspace::{Formats, GroupError, Keyspace, Promotion};
 use http::{HeaderMap, Method, StatusCode, header};
 use serde::Deserialize as _;
 use serde_json::{Value, json};
@@ -257,7 +257,13 @@ impl Joining {
     }
 
     /// Whether a server may come by this name and address.
-    async fn admit_server(&self, name: &str, address: &str, formats: Formats) -> Result<crate::Joining, Refusal> {
+    async fn admit_server(
+        &self,
+        name: &str,
+        address: &str,
+        formats: Formats,
+        promotion: Promotion,
+    ) -> Result<crate::Joining, Refusal> {
         check_name(name).map_err(Refusal::Request)?;
         let members = self.keyspace.members();
         if let Some(other) = members.iter().find(|member| member.name == name) {
@@ -286,7 +292,7 @@ impl Joining {
                  with --peer-address and --peer-port where it is reached"
             )));
         }
-        let admission = self.keyspace.admit(name, formats).await?;
+        let admission = self.keyspace.admit_until(name, formats, promotion).await?;
         let keys = self.authority.shared().map_err(|error| Refusal::Unavailable(error.to_string()))?;
         tracing::info!(member = admission.member, name, address, "a server is admitted");
         Ok(crate::Joining { admission, keys })
@@ -324,7 +330,12 @@ async fn join_server(State(joining): State<Arc<Joining>>, headers: HeaderMap, se
             Some(told) => Formats::deserialize(told)
                 .map_err(|error| Refusal::Request(format!("formats is not what a server says: {error}")))?,
         };
-        let admitted = joining.admit_server(text("name"), text("address"), formats).await?;
+        // A version that says nothing of images never says that it has them.
+        let promotion = match body["images"].as_bool() {
+            Some(true) => Promotion::WhenComplete,
+            _ => Promotion::WhenCaughtUp,
+        };
+        let admitted = joining.admit_server(text("name"), text("address"), formats, promotion).await?;
         Ok(Json(admitted.to_json()).into_response())
     };
     joined.await.unwrap_or_else(|refusal| refuse(&refusal))

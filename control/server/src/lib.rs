@@ -19,6 +19,7 @@ mod kubeconfig;
 mod listener;
 mod members;
 mod peers;
+mod program;
 pub mod recover;
 mod status;
 mod tls;
@@ -30,10 +31,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_apiserver::{ApiServer, Here, Identity};
-use coracle_keyspace::{Begin, GroupError, Keyspace};
+use coracle_keyspace::{Begin, GroupError, Keyspace, Promotion};
 pub use coracle_registry::{Push, Registry, State as Preparation};
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, ServerConfig};
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -48,8 +50,11 @@ pub use coracle_api::codec::yaml;
 pub use coracle_controllers::Config as DutiesConfig;
 pub use coracle_keyspace::bench as keyspace_bench;
 pub use coracle_keyspace::{Admission, Formats, MemberStatus, Role};
+pub use coracle_scheduler::bench as placements_bench;
 pub use group::{Joining, Peering, duties};
 pub use join::hash as join_token_hash;
+pub use listener::Listeners;
+pub use program::{Next, Program, Running, Version};
 
 /// Group that may do everything (kubernetes-api §23.6).
 const MASTERS: &str = "system:masters";
@@ -81,6 +86,10 @@ pub struct Config {
     pub peers: Option<Peering>,
     /// The cluster that admitted this server, where there is no data of it yet; without, one is founded then.
     pub joining: Option<Joining>,
+    /// The program that this process runs, where it can begin anew with another one.
+    pub program: Option<Program>,
+    /// What it listened at before it began anew.
+    pub listeners: Listeners,
 }
 
 /// Why a server could not start.
@@ -163,6 +172,8 @@ pub struct Server {
     registry_address: SocketAddr,
     registry: Registry,
     kubeconfig: PathBuf,
+    /// The API's and the registry's, for as long as clients are let in.
+    listening: [Arc<TcpListener>; 2],
     listeners: CancellationToken,
     duties: CancellationToken,
     tasks: TaskTracker,
@@ -225,9 +236,10 @@ impl Server {
             founding::closed_dir(&own).map_err(file(&own))?;
         }
 
-        let api_listener = listener::bind(config.api, "the API").await?;
-        let registry_listener = listener::bind(config.registry, "the registry").await?;
-        let local = |listener: &tokio::net::TcpListener| listener.local_addr().map_err(file(Path::new("listener")));
+        let kept = std::mem::take(&mut config.listeners);
+        let api_listener = Arc::new(listener::bind(config.api, kept.api, "the API").await?);
+        let registry_listener = Arc::new(listener::bind(config.registry, kept.registry, "the registry").await?);
+        let local = |listener: &TcpListener| listener.local_addr().map_err(file(Path::new("listener")));
         let (api_address, registry_address) = (local(&api_listener)?, local(&registry_listener)?);
         let api_url = format!("https://{}", reachable(api_address));
         // As others reach it.
@@ -270,6 +282,7 @@ impl Server {
         let own_facts = own_facts.merge(members::router(keyspace.clone()));
         let door = Door::new(keyspace.clone(), own_facts.clone());
         let accept = Some(TlsAcceptor::from(Arc::new(tls)));
+        let listening = [api_listener.clone(), registry_listener.clone()];
         tasks.spawn(listener::serve(api_listener, accept, door.router(), listeners.clone()));
 
         let kubeconfig = dir.join("kubeconfig");
@@ -300,9 +313,17 @@ impl Server {
         .map_err(|e| Error::Api(e.into()))?;
 
         let registry_router = coracle_registry::router(registry.clone());
-        let peers_router = coracle_registry::peers_router(registry.clone());
+        let own_program = config.program.as_ref().map(Program::router).unwrap_or_default();
+        let programs = members::programs(members::Programs {
+            keyspace: keyspace.clone(),
+            own: own_program.clone(),
+            tasks: tasks.clone(),
+        });
+        let peers_router = coracle_registry::peers_router(registry.clone()).merge(own_program);
         tasks.spawn(images::serve(called, peers_router, listeners.clone()));
         tasks.spawn(registry.clone().catch_up(listeners.clone()));
+        tasks.spawn(registry.clone().scrub(listeners.clone()));
+        tasks.spawn(images::complete(registry.clone(), keyspace.clone(), listeners.clone()));
         let internal = Identity::authenticated("system:apiserver", vec![MASTERS.to_owned()]);
         let internal = kube::Client::new(api.in_process(internal), "default");
         let joining = join::Joining::new(authority.clone(), internal.clone(), keyspace.clone());
@@ -320,7 +341,8 @@ impl Server {
         });
         let (peers, follow_peers) = peers::start(internal, listeners.clone());
         tasks.spawn(follow_peers);
-        let extra = registry_router.clone().merge(joining.authenticated()).merge(peers).merge(own_facts);
+        let extra =
+            registry_router.clone().merge(joining.authenticated()).merge(peers).merge(own_facts).merge(programs);
         let extra = extra.merge(backup::router(backup::Sources {
             keyspace: keyspace.clone(),
             authority: authority.clone(),
@@ -350,6 +372,7 @@ impl Server {
             registry_address,
             registry,
             kubeconfig,
+            listening,
             listeners,
             duties,
             tasks,
@@ -379,7 +402,7 @@ impl Server {
     /// Gives a new server called `name`, which understands `formats` of the log, a place in the cluster. The caller must have made
     /// sure that it may have one.
     pub async fn admit(&self, name: &str, formats: Formats) -> Result<Joining, Error> {
-        let admission = self.keyspace.admit(name, formats).await?;
+        let admission = self.keyspace.admit_until(name, formats, Promotion::WhenComplete).await?;
         Ok(Joining { admission, keys: self.authority.shared()? })
     }
 
@@ -489,6 +512,19 @@ impl Server {
     pub async fn shutdown(self) {
         // Another server leads before clients are turned away here.
         self.stop_duties().await;
+        self.stop().await;
+    }
+
+    /// The same for a process that begins anew: who asks from then on waits for what comes of these.
+    pub async fn shutdown_to_begin_anew(self) -> Listeners {
+        self.stop_duties().await;
+        let [api, registry] = self.listening.each_ref().map(|listener| listener::keep(listener));
+        self.stop().await;
+        Listeners { api, registry }
+    }
+
+    async fn stop(self) {
+        drop(self.listening);
         self.api.shutdown();
         self.listeners.cancel();
         self.registry.shutdown().await;
@@ -610,6 +646,8 @@ pub(crate) mod tests {
             node: None,
             peers: None,
             joining: None,
+            program: None,
+            listeners: Listeners::default(),
         }
     }
 

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,17 +14,17 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::extract::ConnectInfo;
 use coracle_apiserver::{Connection, Identity};
-use http::Request;
+use http::{HeaderValue, Request, StatusCode, Version, header};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tower::Service;
 
 /// Connections of one listener at a time, however many descriptors there are.
@@ -38,14 +39,50 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const STREAMS_PER_CONNECTION_MAX: u32 = 2_000;
 /// How long connections may finish what they began after the listener is told to stop.
 const DRAIN: Duration = Duration::from_secs(5);
+/// How long a client of HTTP/1.1 may send one more request then, whose answer tells it that the connection ends: closing it at once
+/// would meet requests on their way, of which nobody could say whether they were done. HTTP/2 has a word for it.
+const LAST_REQUEST: Duration = Duration::from_millis(500);
 
-/// Binds `address`; the error names it and says what to do.
-pub async fn bind(address: SocketAddr, what: &'static str) -> Result<TcpListener, crate::Error> {
+/// Listeners of a process that begins anew as another program: what they are asked meanwhile waits for that one.
+#[derive(Clone, Debug, Default)]
+pub struct Listeners {
+    /// The API's.
+    pub api: Option<Arc<std::net::TcpListener>>,
+    /// The registry's.
+    pub registry: Option<Arc<std::net::TcpListener>>,
+}
+
+/// A second descriptor of the same listener; nothing where there is none to be had.
+pub fn keep(listener: &TcpListener) -> Option<Arc<std::net::TcpListener>> {
+    let kept = listener.as_fd().try_clone_to_owned();
+    let kept = kept.inspect_err(|error| tracing::warn!(%error, "a listener is not kept: it is made again"));
+    kept.ok().map(|kept| Arc::new(std::net::TcpListener::from(kept)))
+}
+
+/// Binds `address`, or takes what was `kept` if it is there; the error names it and says what to do.
+pub async fn bind(
+    address: SocketAddr,
+    kept: Option<Arc<std::net::TcpListener>>,
+    what: &'static str,
+) -> Result<TcpListener, crate::Error> {
+    let is_there = |kept: &Arc<std::net::TcpListener>| {
+        kept.local_addr().is_ok_and(|at| at.ip() == address.ip() && [0, at.port()].contains(&address.port()))
+    };
+    if let Some(kept) = kept.filter(is_there) {
+        let taken = kept.try_clone().and_then(|kept| {
+            kept.set_nonblocking(true)?;
+            TcpListener::from_std(kept)
+        });
+        match taken {
+            Ok(taken) => return Ok(taken),
+            Err(error) => tracing::warn!(%error, %address, "a listener that was kept cannot be used: it is made again"),
+        }
+    }
     TcpListener::bind(address).await.map_err(|source| crate::Error::Bind { what, address, source })
 }
 
 /// Serves `router` until `stop`, then lets connections finish.
-pub async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, router: Router, stop: CancellationToken) {
+pub async fn serve(listener: Arc<TcpListener>, tls: Option<TlsAcceptor>, router: Router, stop: CancellationToken) {
     let mut http = auto::Builder::new(TokioExecutor::new());
     http.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30)).max_buf_size(128 * 1024);
     http.http2()
@@ -58,7 +95,7 @@ pub async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, router: Rout
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(20));
     let http = Arc::new(http);
-    let graceful = GracefulShutdown::new();
+    let tasks = TaskTracker::new();
     let connections = Connections::new(connections_max());
     loop {
         let (stream, peer) = tokio::select! {
@@ -76,9 +113,9 @@ pub async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, router: Rout
         };
         // Where there is no room for one more, whoever is busy stays, and the newcomer is turned away.
         let Some(mine) = connections.add() else { continue };
-        let (http, graceful, tls, router) = (http.clone(), graceful.watcher(), tls.clone(), router.clone());
-        tokio::spawn(async move {
-            let work = connection(stream, peer, tls, router, &http, graceful, &mine);
+        let (http, stop, tls, router) = (http.clone(), stop.clone(), tls.clone(), router.clone());
+        tasks.spawn(async move {
+            let work = connection(stream, peer, tls, router, &http, stop, &mine);
             let ended = tokio::select! {
                 ended = work => ended,
                 () = mine.cut.cancelled() => Err("others needed what it held".to_owned()),
@@ -89,7 +126,8 @@ pub async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, router: Rout
         });
     }
     drop(listener);
-    let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
+    tasks.close();
+    let _ = tokio::time::timeout(DRAIN, tasks.wait()).await;
 }
 
 async fn connection(
@@ -98,38 +136,39 @@ async fn connection(
     tls: Option<TlsAcceptor>,
     router: Router,
     http: &auto::Builder<TokioExecutor>,
-    graceful: hyper_util::server::graceful::Watcher,
+    stop: CancellationToken,
     mine: &Arc<Mine>,
 ) -> Result<(), String> {
     let _ = stream.set_nodelay(true);
     let unread = u32::try_from(UNREAD_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
     let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, unread);
     match tls {
-        None => exchange(stream, peer, None, router, http, graceful, mine).await,
+        None => exchange(stream, (peer, None, false), router, http, stop, mine).await,
         Some(tls) => {
             let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream))
                 .await
                 .map_err(|_| "TLS handshake took too long".to_owned())?
                 .map_err(|e| e.to_string())?;
-            let identity = stream.get_ref().1.peer_certificates().and_then(|chain| identity(chain.first()?));
-            exchange(stream, peer, identity, router, http, graceful, mine).await
+            let session = stream.get_ref().1;
+            let identity = session.peer_certificates().and_then(|chain| identity(chain.first()?));
+            let is_http2 = session.alpn_protocol() == Some(b"h2");
+            exchange(stream, (peer, identity, is_http2), router, http, stop, mine).await
         }
     }
 }
 
 async fn exchange<S>(
     stream: S,
-    peer: SocketAddr,
-    identity: Option<Identity>,
+    (peer, identity, is_http2): (SocketAddr, Option<Identity>, bool),
     router: Router,
     http: &auto::Builder<TokioExecutor>,
-    graceful: hyper_util::server::graceful::Watcher,
+    stop: CancellationToken,
     mine: &Arc<Mine>,
 ) -> Result<(), String>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let mine = mine.clone();
+    let (mine, stopping) = (mine.clone(), stop.clone());
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(peer));
         if let Some(identity) = &identity {
@@ -138,9 +177,18 @@ where
         // Held by the request and by its answer: a stream that the connection becomes keeps it as busy.
         let busy = Arc::new(mine.busy());
         request.extensions_mut().insert(Connection::new(mine.cut.clone(), busy.clone()));
+        let (version, stopping) = (request.version(), stopping.clone());
         let answer = router.clone().call(request);
         async move {
-            let answer = answer.await;
+            let mut answer = answer.await;
+            // An upgrade has its own word there.
+            if let Ok(response) = &mut answer
+                && stopping.is_cancelled()
+                && version <= Version::HTTP_11
+                && response.status() != StatusCode::SWITCHING_PROTOCOLS
+            {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
             // An answer that goes on keeps its connection as busy as the request did.
             answer.map(|response| {
                 response.map(|body| {
@@ -153,7 +201,18 @@ where
         }
     });
     let connection = http.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
-    graceful.watch(connection).await.map_err(|e| e.to_string())
+    let mut connection = std::pin::pin!(connection);
+    let end = async {
+        stop.cancelled().await;
+        if !is_http2 {
+            tokio::time::sleep(LAST_REQUEST).await;
+        }
+    };
+    tokio::select! {
+        served = connection.as_mut() => return served.map_err(|e| e.to_string()),
+        () = end => connection.as_mut().graceful_shutdown(),
+    }
+    connection.await.map_err(|e| e.to_string())
 }
 
 /// How many connections a listener may have: there are two listeners, and the rest of the process needs descriptors, too.
@@ -307,7 +366,7 @@ mod tests {
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
-        let serving = tokio::spawn(serve(listener, None, router, stop.clone()));
+        let serving = tokio::spawn(serve(Arc::new(listener), None, router, stop.clone()));
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
         let mut answer = Vec::new();
@@ -319,6 +378,52 @@ mod tests {
         assert!(matches!(ended.expect("it ends"), Ok(0) | Err(_)));
         stop.cancel();
         serving.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_is_about_to_ask_when_a_listener_stops_is_answered_and_told_that_it_was_the_last() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let router = Router::new().fallback(|| async { "said" });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let serving = tokio::spawn(serve(Arc::new(listener), None, router, stop.clone()));
+        let mut used = TcpStream::connect(address).await.unwrap();
+        let ask = async |stream: &mut TcpStream| {
+            stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+            let mut answer = Vec::new();
+            while !answer.ends_with(b"said") {
+                assert!(stream.read_buf(&mut answer).await.unwrap() > 0, "it is answered");
+            }
+            String::from_utf8(answer).unwrap()
+        };
+        assert!(!ask(&mut used).await.contains("connection: close"));
+        let mut idle = TcpStream::connect(address).await.unwrap();
+        ask(&mut idle).await;
+        stop.cancel();
+        assert!(ask(&mut used).await.contains("connection: close"));
+        for stream in [&mut used, &mut idle] {
+            assert_eq!(stream.read(&mut [0]).await.unwrap(), 0, "it ends");
+        }
+        serving.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_listener_that_was_kept_goes_on_at_its_port_and_nowhere_else() {
+        let first = bind("127.0.0.1:0".parse().unwrap(), None, "a test").await.unwrap();
+        let address = first.local_addr().unwrap();
+        let kept = keep(&first);
+        drop(first);
+        // It waits, and is not refused.
+        let waiting = TcpStream::connect(address).await.unwrap();
+        for asked in ["127.0.0.1:0".parse().unwrap(), address] {
+            let again = bind(asked, kept.clone(), "a test").await.unwrap();
+            assert_eq!(again.local_addr().unwrap(), address);
+        }
+        let again = bind(address, kept.clone(), "a test").await.unwrap();
+        let (_, from) = again.accept().await.unwrap();
+        assert_eq!(from, waiting.local_addr().unwrap());
+        let elsewhere = bind("127.0.0.2:0".parse().unwrap(), kept, "a test").await.unwrap();
+        assert_eq!(elsewhere.local_addr().unwrap().ip().to_string(), "127.0.0.2");
     }
 
     /// A client that opens no window and answers pings: each of its watches has a large piece ready that nobody takes.
@@ -348,7 +453,7 @@ mod tests {
 
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
-        let serving = tokio::spawn(serve(listener, None, router, stop.clone()));
+        let serving = tokio::spawn(serve(Arc::new(listener), None, router, stop.clone()));
         let connect = async |window: u32| {
             let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
             let mut http = hyper::client::conn::http2::Builder::new(TokioExecutor::new());

@@ -56,7 +56,8 @@ async fn preparation(
 async fn status(State(facts): State<Facts>) -> Json<Value> {
     let raft = facts.keyspace.status();
     // What is wrong with the members is seen in `members`.
-    let alarms: Vec<String> = facts.keyspace.alarms().iter().map(ToString::to_string).collect();
+    let mut alarms: Vec<String> = facts.keyspace.alarms().iter().map(ToString::to_string).collect();
+    alarms.extend(facts.images.alarms());
     let (keyspace, authority, shown) = (facts.keyspace.clone(), facts.authority.clone(), facts.certificates.clone());
     // Walks directories: not on a thread that serves requests.
     let looked = tokio::task::spawn_blocking(move || (keyspace.disk_bytes(), shown.ends(&authority))).await.ok();

@@ -55,6 +55,8 @@ pub struct Config {
     pub otlp: Option<Otlp>,
     /// How long guests may take to end when the node goes down.
     pub stop_grace: Duration,
+    /// Further routes of the node's endpoint, for API servers: what the program that runs the node has to say.
+    pub routes: axum::Router,
 }
 
 impl Config {
@@ -87,6 +89,7 @@ impl Config {
             ingress: IngressPorts::default(),
             otlp: None,
             stop_grace: Duration::from_secs(10),
+            routes: axum::Router::new(),
         }
     }
 }

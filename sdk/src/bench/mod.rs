@@ -6,21 +6,49 @@
 mod cluster;
 mod deploy;
 mod failover;
+mod gigabyte;
+mod group;
 mod http;
+mod node_killed;
 mod rollout;
+mod servers;
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 pub use http::{Answer, http_get, peer};
 
 /// The benchmarks' names, in the order in which all of them run.
-pub const NAMES: [&str; 7] = ["keyspace", "engine", "neighbours", "deploy", "rollout", "http", "failover"];
+pub const NAMES: [&str; 11] = [
+    "keyspace",
+    "engine",
+    "neighbours",
+    "deploy",
+    "rollout",
+    "http",
+    "placements",
+    "failover",
+    "group",
+    "gigabyte",
+    "node-killed",
+];
 
 /// How often `failover` kills the leader, and has it hand over, unless somebody says otherwise.
 pub const ROUNDS: usize = 30;
+
+/// Nodes on which `placements` places as many pods.
+const PLACEMENT_NODES: usize = 5_000;
+
+/// What some benchmarks are told.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// How often `failover` kills the leader, and has it hand over.
+    pub rounds: usize,
+    /// The kubeconfig of a cluster that `group` writes to in turns with its own.
+    pub reference: Option<PathBuf>,
+}
 
 /// Whatever went wrong in a benchmark.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -50,11 +78,11 @@ impl fmt::Display for Figure {
 }
 
 /// Runs the benchmark `name` (one of [`NAMES`]); `program` is the coracle executable. Calls `report` with each figure
-/// as soon as it is known, and `doing` with what it does meanwhile, where that takes long. `rounds` is for `failover`.
+/// as soon as it is known, and `doing` with what it does meanwhile, where that takes long.
 pub async fn run(
     name: &str,
     program: &Path,
-    rounds: usize,
+    options: &Options,
     mut report: impl FnMut(Figure),
     mut doing: impl FnMut(String),
 ) -> Result<(), Error> {
@@ -83,7 +111,18 @@ pub async fn run(
         "deploy" => deploy::run(program, &mut report).await?,
         "rollout" => rollout::run(program, &mut report).await?,
         "http" => http::run(program, &mut report).await?,
-        "failover" => failover::run(program, rounds, &mut report, &mut doing).await?,
+        "placements" => {
+            let placed = tokio::task::spawn_blocking(|| {
+                coracle_server::placements_bench::scheduler_perf(PLACEMENT_NODES, PLACEMENT_NODES).collect::<Vec<_>>()
+            });
+            for (case, rate) in placed.await? {
+                report(Figure::new(format!("placements.{case}"), rate, "/s"));
+            }
+        }
+        "failover" => failover::run(program, options.rounds, &mut report, &mut doing).await?,
+        "group" => group::run(program, options.reference.as_deref(), &mut report, &mut doing).await?,
+        "gigabyte" => gigabyte::run(program, &mut report, &mut doing).await?,
+        "node-killed" => node_killed::run(program, &mut report, &mut doing).await?,
         other => return Err(format!("no benchmark is called {other:?}; there are {}", NAMES.join(", ")).into()),
     }
     Ok(())

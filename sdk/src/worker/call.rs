@@ -127,7 +127,7 @@ pub async fn join_server(
     name: &str,
     address: &str,
 ) -> Result<coracle_server::Joining, WorkerError> {
-    let body = json!({"name": name, "address": address, "formats": coracle_server::Formats::OWN});
+    let body = json!({"name": name, "address": address, "formats": coracle_server::Formats::OWN, "images": true});
     let (authority, answer) = prove(server, token, "/coracle/v1/join-server", &body).await?;
     let joining = coracle_server::Joining::from_json(&answer).filter(|joining| joining.keys.authority == authority);
     joining.ok_or_else(|| strange(server, "what it gives is no place in a cluster"))

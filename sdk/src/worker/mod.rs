@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_node::{Cidr, IngressPorts, Node, Otlp};
+use coracle_server::Program;
 use http::Request;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -76,6 +77,8 @@ pub struct WorkerOptions {
     pub otlp: Option<Otlp>,
     /// Where components are compiled.
     pub compiler: Compiler,
+    /// The program that this process runs, where the process can begin anew when it is asked to ([`Program::asked`]).
+    pub program: Option<Program>,
 }
 
 impl WorkerOptions {
@@ -91,6 +94,7 @@ impl WorkerOptions {
             ingress: IngressPorts::usual(),
             otlp: None,
             compiler: Compiler::InProcess,
+            program: None,
         }
     }
 }
@@ -205,6 +209,7 @@ impl Worker {
             ingress: options.ingress,
             otlp: options.otlp.clone(),
             compiler: options.compiler.clone(),
+            routes: options.program.as_ref().map(Program::router).unwrap_or_default(),
             ..coracle_node::Config::new(
                 &identity.name,
                 options.data_dir.join("node"),

@@ -5,7 +5,8 @@
 //! $ cargo run --release --package coracle-tests --bin proof -- --seconds 60 --seed 7 --faults kill,partition
 //! ```
 //!
-//! It makes network namespaces of its own and needs the right to: root, or a user who may make user namespaces. Faults and what
+//! It makes network namespaces and disks of its own and needs the right to: root, or a user who may make user namespaces (then disks cannot
+//! stand still). Faults and what
 //! clients ask are drawn by the seed; when what happens is the machine's. The exit code is 0 when nothing was wrong, 1 when
 //! something was, and 2 when it cannot run here.
 

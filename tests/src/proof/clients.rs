@@ -211,7 +211,9 @@ impl Client {
             (409, "AlreadyExists", Kind::Create(_)) => Answer::Told(Outcome::Exists, None),
             (409, "Conflict", Kind::Update { .. }) => Answer::Told(Outcome::Conflict, None),
             // Somebody was quicker, again and again.
-            (409, "Conflict", _) | (429 | 503, ..) => Answer::Refused(format!("{} {}", status.code, status.message)),
+            (409, "Conflict", _) | (429 | 503 | 507, ..) => {
+                Answer::Refused(format!("{} {}", status.code, status.message))
+            }
             (504, ..) => Answer::Unknown,
             (code, reason, _) => {
                 self.odd(format!("{kind:?} was answered {code} {reason}: {}", status.message));

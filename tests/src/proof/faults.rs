@@ -28,12 +28,25 @@ pub enum Fault {
     OneWay,
     /// What a server sends is slow.
     Slow,
+    /// A server's disk has no room.
+    FullDisk,
+    /// A server's disk takes nothing for some time, again and again.
+    SlowDisk,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 7] =
-        [Fault::Kill, Fault::KillAll, Fault::Terminate, Fault::Stop, Fault::Partition, Fault::OneWay, Fault::Slow];
+    pub const ALL: [Fault; 9] = [
+        Fault::Kill,
+        Fault::KillAll,
+        Fault::Terminate,
+        Fault::Stop,
+        Fault::Partition,
+        Fault::OneWay,
+        Fault::Slow,
+        Fault::FullDisk,
+        Fault::SlowDisk,
+    ];
 }
 
 impl fmt::Display for Fault {
@@ -46,6 +59,8 @@ impl fmt::Display for Fault {
             Fault::Partition => "partition",
             Fault::OneWay => "one-way",
             Fault::Slow => "slow",
+            Fault::FullDisk => "full-disk",
+            Fault::SlowDisk => "slow-disk",
         })
     }
 }
@@ -163,6 +178,28 @@ async fn one(
             network.slow(server);
             middle.await;
             network.fast(server);
+        }
+        Fault::FullDisk => {
+            servers.disks.fill(server);
+            middle.await;
+            servers.disks.free(server);
+        }
+        Fault::SlowDisk => {
+            let (stalls, goes) = (random.random_range(50..1_500), random.random_range(10..200));
+            let slow = async {
+                loop {
+                    servers.disks.stall(server);
+                    tokio::time::sleep(Duration::from_millis(stalls)).await;
+                    servers.disks.go_on(server);
+                    tokio::time::sleep(Duration::from_millis(goes)).await;
+                }
+            };
+            // Cut while it waits, standing still or not.
+            tokio::select! {
+                () = middle => {}
+                () = slow => {}
+            }
+            servers.disks.go_on(server);
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! The proof with real processes: three servers are killed, stopped, cut off and slowed down, while clients write and read and
+//! The proof with real processes: three servers are killed, stopped, cut off and slowed down, and their disks are full or stand still, while clients write and read and
 //! watchers watch through all of them; then the faults end, the servers must be one cluster again, and everything that anybody
 //! was told is judged.
 //!
@@ -11,6 +11,7 @@
 //! - no server ends by itself, each starts again, and all agree soon after the last fault.
 
 mod clients;
+mod disks;
 mod faults;
 mod history;
 mod network;
@@ -66,6 +67,16 @@ async fn prove(options: &Options) -> Vec<String> {
     let say = move |what: String| println!("{:7.1} s  {what}", begun.elapsed().as_secs_f64());
     let servers = Servers::start().await;
     say(format!("three servers, {} clients, seed {}", options.clients, options.seed));
+    let mut kinds = options.faults.clone();
+    if let Some(why) = servers.disks.cannot_stall()
+        && kinds.contains(&Fault::SlowDisk)
+    {
+        say(format!("LEFT OUT: {}: {why}", Fault::SlowDisk));
+        kinds.retain(|fault| *fault != Fault::SlowDisk);
+        if kinds.is_empty() {
+            return vec![format!("there is no fault to make: {why}")];
+        }
+    }
     let (history, over, end) =
         (Arc::new(History::new()), Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(u64::MAX)));
     let mut watching = Vec::new();
@@ -80,7 +91,7 @@ async fn prove(options: &Options) -> Vec<String> {
     }
     let mut wrong = Vec::new();
     let mut random = StdRng::seed_from_u64(options.seed);
-    wrong.extend(faults::disturb(&servers, &history, &options.faults, &mut random, options.time, &say).await.err());
+    wrong.extend(faults::disturb(&servers, &history, &kinds, &mut random, options.time, &say).await.err());
     say("no more faults".to_owned());
     match servers.converge(CONVERGES).await {
         Ok(took) => say(format!("one cluster again after {:.1} s", took.as_secs_f64())),

@@ -9,6 +9,7 @@ use coracle_sdk::Remote;
 use tempfile::TempDir;
 
 use super::SERVERS;
+use super::disks::Disks;
 use super::network::{Network, address};
 use crate::{DEADLINE, coracle, run};
 
@@ -40,8 +41,11 @@ impl Drop for Processes {
 pub struct Servers {
     /// The ways between them.
     pub network: Network,
-    dir: TempDir,
+    // They end before their disks do, and those before the directory.
     processes: Processes,
+    /// What they write to.
+    pub disks: Disks,
+    dir: TempDir,
     /// A client of each, for this module's own questions.
     remotes: Vec<Remote>,
 }
@@ -51,7 +55,8 @@ impl Servers {
     pub async fn start() -> Servers {
         let network = Network::make();
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let mut servers = Servers { network, dir, processes: Processes::default(), remotes: Vec::new() };
+        let disks = Disks::make(dir.path());
+        let mut servers = Servers { network, processes: Processes::default(), disks, dir, remotes: Vec::new() };
         servers.launch(0, &[]);
         servers.connect(0).await;
         let mut token = Command::new(coracle());
@@ -71,7 +76,7 @@ impl Servers {
 
     /// Where a server keeps everything.
     pub fn data_dir(&self, server: usize) -> PathBuf {
-        self.dir.path().join(NAMES[server])
+        self.disks.mount(server).join("data")
     }
 
     fn log(&self, server: usize) -> PathBuf {
@@ -87,8 +92,9 @@ impl Servers {
 
     /// Leaves everything where it is, for a person to look at.
     pub fn keep(self) -> PathBuf {
-        let Servers { dir, processes, .. } = self;
+        let Servers { dir, processes, disks, .. } = self;
         drop(processes);
+        disks.keep();
         dir.keep()
     }
 

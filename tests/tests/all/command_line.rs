@@ -39,6 +39,7 @@ fn help_names_every_command() {
         "backup",
         "restore",
         "recover",
+        "upgrade",
         "bench",
         "completion",
         "version",

@@ -17,5 +17,6 @@ mod seeing;
 mod servers;
 mod sets;
 mod time;
+mod upgrade;
 mod volumes;
 mod workloads;

@@ -26,7 +26,7 @@ fn wrong(object: &Value) -> Vec<String> {
 /// What is wrong with a field `a` of a schema; paths are cut where they begin alike.
 fn wrong_field(field: Value) -> Vec<String> {
     let found = wrong(&definition(json!({"type": "object", "properties": {"a": field}})));
-    found.iter().map(|error| error.replace("spec.versions[0].schema.openAPIV3Schema.properties[a]", "a")).collect()
+    found.iter().map(|error| error.replace("spec.validation.openAPIV3Schema.properties[a]", "a")).collect()
 }
 
 #[test]
@@ -218,6 +218,6 @@ fn defaults_that_unfold_without_end_are_refused() {
     }
     assert_eq!(
         wrong(&definition(json!({"type": "object", "properties": {"l": below}}))),
-        ["spec.versions[0].schema.openAPIV3Schema: Forbidden: the defaults unfold to more than an object may have"]
+        ["spec.validation.openAPIV3Schema: Forbidden: the defaults unfold to more than an object may have"]
     );
 }

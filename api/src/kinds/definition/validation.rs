@@ -129,6 +129,7 @@ fn specification(spec: &Value, (old, established): Before<'_>, errors: &mut Fiel
         }
     }
     let tightened = Tightened::since(old);
+    let shared = shared_fields(versions);
     let mut work = schema::Work::default();
     let mut seen = HashSet::new();
     let mut unique = true;
@@ -143,7 +144,8 @@ fn specification(spec: &Value, (old, established): Before<'_>, errors: &mut Fiel
         // What was accepted as it is stays accepted.
         let before =
             old.and_then(|old| old["versions"].items().iter().find(|before| before["name"] == version["name"]));
-        check_version(version, before, &path, &tightened, &mut work, errors);
+        let places = Places { path: &path, is_first: at == 0, shared: &shared };
+        check_version(version, before, &places, &tightened, &mut work, errors);
     }
     if !unique {
         errors.push(FieldError::invalid(at_versions, &spec["versions"], "must contain unique version names"));
@@ -241,28 +243,58 @@ fn kind_names(given: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     }
 }
 
+/// Where the parts of a version are, in words. What is the same in all versions the reference keeps once, beside them, and
+/// speaks of it there.
+struct Places<'a> {
+    path: &'a Path<'a>,
+    is_first: bool,
+    shared: &'a [&'static str],
+}
+
+impl<'a> Places<'a> {
+    /// The place of a field of the version, which is called `shared` where all have the same; `None` where the first has
+    /// spoken of it.
+    fn of(&self, field: &'a str, shared: &'a str) -> Option<Path<'a>> {
+        match (self.shared.contains(&field), self.is_first) {
+            (false, _) => Some(self.path.child(field)),
+            (true, true) => Some(SPEC.child(shared)),
+            (true, false) => None,
+        }
+    }
+}
+
+/// Fields that all versions have the same in. Each version is compared with the first alone: there may be many.
+fn shared_fields(versions: &[Value]) -> Vec<&'static str> {
+    let is_shared = |field: &&str| versions.iter().skip(1).all(|version| version[*field] == versions[0][*field]);
+    ["schema", "subresources", "additionalPrinterColumns", "selectableFields"].into_iter().filter(is_shared).collect()
+}
+
 fn check_version(
     version: &Value,
     before: Option<&Value>,
-    path: &Path<'_>,
+    places: &Places<'_>,
     tightened: &Tightened,
     work: &mut schema::Work,
     errors: &mut FieldErrors,
 ) {
-    deprecation(version, path, errors);
+    deprecation(version, places.path, errors);
     let parts = &version["subresources"];
     let written = &version["schema"]["openAPIV3Schema"];
-    if written.is_object() {
+    if let Some(at) = places.of("schema", "validation").filter(|_| written.is_object()) {
         let unchanged = before.is_some_and(|before| before["schema"] == version["schema"]);
-        let at = path.child("schema");
         schema::check(written, parts["status"].is_object(), unchanged, &at, tightened, work, errors);
     }
-    let at_parts = path.child("subresources");
-    scale(&parts["scale"], &at_parts, errors);
-    for (at, column) in version["additionalPrinterColumns"].items().iter().enumerate() {
-        printer_column(column, &path.child("additionalPrinterColumns").index(at), errors);
+    if let Some(at) = places.of("subresources", "subresources") {
+        scale(&parts["scale"], &at, errors);
     }
-    selectable(version, before, written, &path.child("selectableFields"), errors);
+    if let Some(list) = places.of("additionalPrinterColumns", "additionalPrinterColumns") {
+        for (at, column) in version["additionalPrinterColumns"].items().iter().enumerate() {
+            printer_column(column, &list.index(at), errors);
+        }
+    }
+    if let Some(at) = places.of("selectableFields", "selectableFields") {
+        selectable(version, before, written, &at, errors);
+    }
 }
 
 fn deprecation(version: &Value, path: &Path<'_>, errors: &mut FieldErrors) {

@@ -127,9 +127,16 @@ fn amounts(resources: &Value) -> BTreeMap<&str, Option<Quantity>> {
     resources.map(|(name, amount)| (name.as_str(), Quantity::from_json(amount).ok())).collect()
 }
 
-pub(super) fn update(pod: &mut Value, _old: &Value) {
-    if pod["spec"].is_object() {
-        tolerations(pod);
+pub(super) fn update(pod: &mut Value, old: &Value) {
+    if !pod["spec"].is_object() {
+        return;
+    }
+    tolerations(pod);
+    // What admission gave it needs not be sent back.
+    for field in ["priority", "preemptionPolicy"] {
+        if pod["spec"][field].is_null() && !old["spec"][field].is_null() {
+            pod["spec"][field] = old["spec"][field].clone();
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
 use coracle_api::codec::yaml;
+use coracle_api::kinds::Row;
 use coracle_api::schema;
 use coracle_api::status::Status;
 use flate2::Compression;
@@ -26,10 +27,10 @@ pub(crate) fn bytes(code: u16, content_type: &'static str, bytes: impl Into<Body
     response
 }
 
-/// 204.
-pub(crate) fn nothing() -> Response {
+/// An answer without a body.
+pub(crate) fn nothing(code: StatusCode) -> Response {
     let mut response = Response::new(Body::empty());
-    *response.status_mut() = StatusCode::NO_CONTENT;
+    *response.status_mut() = code;
     response
 }
 
@@ -57,7 +58,7 @@ pub(crate) fn record(form: Form, code: u16, seen: &Seen<'_>, include: table::Inc
             Ok(bytes(code, negotiate::PROTOBUF, body))
         }
         (Shape::Metadata { beta }, _) => Ok(json_text(form, code, metadata::object(seen, beta))),
-        (Shape::MetadataList { .. }, _) => Err(not_a_list(seen.resource.row.kind())),
+        (Shape::MetadataList { .. }, _) => Err(not_a_list(&seen.resource.row)),
     }
 }
 
@@ -78,13 +79,22 @@ pub(crate) fn object(
             });
             Ok(value(Form { shape: Shape::Whole, ..form }, code, &partial))
         }
-        Shape::MetadataList { .. } => Err(not_a_list(resource.row.kind())),
+        Shape::MetadataList { .. } => Err(not_a_list(&resource.row)),
     }
 }
 
-fn not_a_list(kind: &str) -> Status {
+/// How the reference calls its own types of a group, in errors: `apps` in `*apps.Deployment`.
+pub(crate) fn package(group: &str) -> &str {
+    match group {
+        "" | "events.k8s.io" => "core",
+        group => group.split('.').next().unwrap_or(group),
+    }
+}
+
+fn not_a_list(row: &Row) -> Status {
+    let (package, kind) = (package(row.group()), row.kind());
     let message =
-        format!("you requested PartialObjectMetadataList, but the requested object is not a list (*core.{kind})");
+        format!("you requested PartialObjectMetadataList, but the requested object is not a list (*{package}.{kind})");
     Status::failure(406, "NotAcceptable", message)
 }
 

@@ -56,10 +56,14 @@ pub(super) fn resources(group: &Group, version: &Version) -> Value {
             list.push(resource);
         }
     }
-    json!({
-        "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version(&group.name, &version.version),
-        "resources": list,
-    })
+    let mut document = json!({
+        "kind": "APIResourceList", "groupVersion": group_version(&group.name, &version.version), "resources": list,
+    });
+    // The core group's is as old as a time when it said nothing of itself.
+    if !group.name.is_empty() {
+        document["apiVersion"] = "v1".into();
+    }
+    document
 }
 
 fn strings(all: &[Arc<str>]) -> Value {

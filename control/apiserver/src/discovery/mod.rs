@@ -118,7 +118,7 @@ pub(crate) fn group(discovery: &Discovery, call: &Call, name: &str) -> Result<Re
     let form = call.form(Offer::Plain)?;
     let found = discovery.group(name).filter(|_| !name.is_empty());
     match found {
-        Some(group) => Ok(respond::value(form, 200, &documents::group(group, true))),
+        Some(group) => Ok(document(form, &documents::group(group, true))),
         None => Ok(respond::text(404, "404 page not found\n")),
     }
 }
@@ -127,9 +127,17 @@ pub(crate) fn group(discovery: &Discovery, call: &Call, name: &str) -> Result<Re
 pub(crate) fn resources(discovery: &Discovery, call: &Call, group: &str, version: &str) -> Result<Response, Status> {
     let form = call.form(Offer::Plain)?;
     match discovery.version(group, version) {
-        Some((group, version)) => Ok(respond::value(form, 200, &documents::resources(group, version))),
+        Some((group, version)) => Ok(document(form, &documents::resources(group, version))),
         None if discovery.has_group(group) => Err(Status::path_not_found()),
         None => Ok(respond::text(404, "404 page not found\n")),
+    }
+}
+
+/// A document of discovery, which is no object: it has no metadata.
+fn document(form: Form, document: &Value) -> Response {
+    match form.format {
+        negotiate::Format::Protobuf => respond::value(form, 200, document),
+        _ => respond::json_text(form, 200, document.to_string()),
     }
 }
 
@@ -138,7 +146,7 @@ fn answer(call: &Call, aggregated: &Document, plain: impl FnOnce() -> Value) -> 
     let accept = call.accept().unwrap_or_default();
     if !wants_aggregated(&accept) {
         let form = negotiate::choose(Some(&accept), Offer::Plain, false)?;
-        let mut response = respond::value(form, 200, &plain());
+        let mut response = document(form, &plain());
         response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
         return Ok(response);
     }

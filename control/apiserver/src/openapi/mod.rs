@@ -16,7 +16,7 @@ use axum::response::Response;
 use bytes::{Buf, Bytes};
 use coracle_api::status::Status;
 use flate2::bufread::GzDecoder;
-use http::{HeaderValue, header};
+use http::{HeaderValue, StatusCode, header};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -156,7 +156,7 @@ pub(crate) fn v3(openapi: &OpenApi, discovery: &Discovery, call: &Call, name: &s
             .collect();
         return Ok(respond::bytes(200, negotiate::JSON, json!({ "paths": paths }).to_string()));
     }
-    let Some(document) = document(name) else { return Ok(respond::text(404, "404 page not found\n")) };
+    let Some(document) = document(name) else { return Ok(respond::nothing(StatusCode::NOT_FOUND)) };
     match call.query.text("hash") {
         Some(hash) if hash == &*document.hash => {
             let mut response = send(call, &document, negotiate::JSON);

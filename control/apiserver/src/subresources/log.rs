@@ -28,7 +28,7 @@ pub(super) async fn answer(
     let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
     if node.is_empty() {
         // A pod that runs nowhere yet has said nothing yet.
-        return Ok(respond::nothing());
+        return Ok(respond::nothing(http::StatusCode::NO_CONTENT));
     }
     let to = nodes::kubelet(cluster, node)?;
     let namespace = call.namespace().unwrap_or_default();

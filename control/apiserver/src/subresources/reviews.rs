@@ -2,7 +2,7 @@
 
 use axum::response::Response;
 use coracle_api::kinds::FieldError;
-use coracle_api::meta::field::Printed;
+use coracle_api::meta::field::{Path, Printed};
 use coracle_api::meta::selector::FieldSelector;
 use coracle_api::meta::{self, time};
 use coracle_api::schema;
@@ -109,7 +109,8 @@ pub(crate) fn answer(
             if namespace.is_empty() {
                 return Err(Status::bad_request("no namespace on request"));
             }
-            asked["status"] = rules(cluster, identity, namespace);
+            let answer = rules(cluster, identity, namespace);
+            asked = json!({"kind": kind, "apiVersion": api_version, "metadata": {}, "spec": {}, "status": answer});
         }
         Review::Access | Review::LocalAccess | Review::SelfAccess => {
             asked["status"] = access(cluster, identity, review, call.namespace(), &asked["spec"])?;
@@ -158,11 +159,14 @@ fn access(
     if of_others && user.is_empty() && groups.is_empty() {
         errors.push(FieldError::invalid("spec.user", user, "at least one of user or group must be specified"));
     }
-    let place = namespace.filter(|namespace| resource["namespace"] != *namespace);
+    let place = namespace.filter(|namespace| resource.is_object() && resource["namespace"] != *namespace);
     if place.is_some() {
-        let given = &resource["namespace"];
+        let given = resource["namespace"].as_str().unwrap_or_default();
         let detail = "must match metadata.namespace";
         errors.push(FieldError::invalid("spec.resourceAttributes.namespace", given, detail));
+    }
+    for field in ["fieldSelector", "labelSelector"] {
+        check_selector(&resource[field], &format!("spec.resourceAttributes.{field}"), &mut errors);
     }
     if !errors.is_empty() {
         return Err(Status::invalid(AUTHORIZATION, "", "", errors));
@@ -200,6 +204,40 @@ fn access(
         answer["reason"] = format!("RBAC: allowed by {why}").into();
     }
     Ok(answer)
+}
+
+/// A selector of what is asked about has its requirements or its text.
+fn check_selector(given: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    if !given.is_object() {
+        return;
+    }
+    let raw = given["rawSelector"].as_str().unwrap_or_default();
+    let requirements = given["requirements"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let path = Path::new(path);
+    match (raw.is_empty(), requirements.is_empty()) {
+        (true, true) => {
+            let detail = format!("when {path} is specified, requirements or rawSelector is required");
+            errors.push(FieldError::required(path.child("requirements"), &detail));
+        }
+        (false, false) => {
+            let detail = format!("may not specify both at {path}");
+            errors.push(FieldError::invalid(path.child("rawSelector"), raw, &detail));
+        }
+        _ => {}
+    }
+    for (index, requirement) in requirements.iter().enumerate() {
+        let list = path.child("requirements");
+        let path = list.index(index);
+        let has_values = requirement["values"].as_array().is_some_and(|values| !values.is_empty());
+        if requirement["key"].as_str().unwrap_or_default().is_empty() {
+            let detail = "name part must be non-empty";
+            errors.push(FieldError::invalid(path.child("key"), "", detail));
+        }
+        if matches!(requirement["operator"].as_str(), Some("In" | "NotIn")) && !has_values {
+            let detail = "must be specified when `operator` is 'In' or 'NotIn'";
+            errors.push(FieldError::required(path.child("values"), detail));
+        }
+    }
 }
 
 /// The field selector of what is asked about; one that is not understood selects everything, and more is asked for then.

@@ -281,7 +281,9 @@ pub(crate) async fn remove_record(
 /// Whether the object, as it is stored, is the one that the options mean.
 pub(crate) fn check_preconditions(resource: &Resource, old: &Value, options: &DeleteOptions) -> Result<(), Status> {
     let row = &resource.row;
-    let conflict = |message: String| Status::conflict(row.group(), row.kind(), meta::name(old), message);
+    // The reference speaks of the type that is stored.
+    let group = resource.stored.group();
+    let conflict = |message: String| Status::conflict(group, row.kind(), meta::name(old), message);
     if let Some(uid) = options.uid.as_deref().filter(|uid| *uid != meta::uid(old)) {
         return Err(conflict(format!(
             "the UID in the precondition ({uid}) does not match the UID in record ({}). The object might have been \
@@ -327,7 +329,9 @@ fn plan(resource: &Resource, old: &Value, options: &DeleteOptions, now: Timestam
     if deleting && wanted.is_some() && current > 0 && !shorter {
         return Step::Nothing;
     }
-    let changed = set_gc_finalizers(&mut object, options, strategy.orphans_by_default() && !deleting);
+    // Nothing depends on events: how dependents shall go says nothing about them.
+    let changed = resource.row.collection() != "events"
+        && set_gc_finalizers(&mut object, options, strategy.orphans_by_default() && !deleting);
     let held = meta::finalizers(&object).next().is_some();
     let generation = meta::generation(old);
     let mark = |object: &mut Value, at: Timestamp, grace: i64| {

@@ -10,6 +10,7 @@ use coracle_keyspace::{Record, Revision};
 
 use super::selection::{ListOptions, Match};
 use super::token::Token;
+use crate::answer::respond;
 use crate::answer::table::Include;
 use crate::authz;
 use crate::catalog::Resource;
@@ -35,8 +36,9 @@ pub(crate) async fn list(cluster: &Cluster, call: &Call, resource: &Arc<Resource
     let mut options = ListOptions::of(call, resource, false)?;
     authz::node::narrow(cluster, call, resource, &mut options.fields);
     if let Shape::Metadata { .. } = form.shape {
-        let kind = &resource.list_kind;
-        let message = format!("you requested PartialObjectMetadata, but the requested object is a list (*core.{kind})");
+        let (package, kind) = (respond::package(resource.row.group()), &resource.list_kind);
+        let message =
+            format!("you requested PartialObjectMetadata, but the requested object is a list (*{package}.{kind})");
         return Err(Status::failure(406, "NotAcceptable", message));
     }
     let include = Include::of(&call.query)?;

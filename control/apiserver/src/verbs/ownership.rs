@@ -142,14 +142,12 @@ pub(crate) struct Applied {
 }
 
 /// Checks a configuration as far as that is possible without the object.
-pub(crate) fn read_applied(write: &Write<'_>, mut config: Value, problems: Vec<String>) -> Result<Applied, Status> {
+pub(crate) fn read_applied(write: &Write<'_>, config: Value, problems: Vec<String>) -> Result<Applied, Status> {
     if !config.is_object() {
         return Err(Status::bad_request("error decoding YAML: the patch is not an object"));
     }
-    let name = meta::name(&config).to_owned();
-    if name.is_empty() {
-        meta::metadata_mut(&mut config).insert("name".to_owned(), write.call.name().into());
-    } else if name != write.call.name() {
+    let name = meta::name(&config);
+    if !name.is_empty() && name != write.call.name() {
         return Err(Status::bad_request(format!(
             "the name of the object ({name}) does not match the name on the URL ({})",
             write.call.name()
@@ -184,7 +182,10 @@ fn merged(write: &Write<'_>, live: Option<&Value>, config: &Value) -> Result<Val
 
 /// The object that results, with its owners.
 pub(crate) fn apply(write: &Write<'_>, live: Option<&Value>, applied: &Applied) -> Result<Value, Status> {
-    let object = merged(write, live, &applied.config)?;
+    let mut object = merged(write, live, &applied.config)?;
+    if meta::name(&object).is_empty() {
+        meta::metadata_mut(&mut object).insert("name".to_owned(), write.call.name().into());
+    }
     // Conflicts come first: they say more.
     match write.options.validation {
         Validation::Ignore => {}

@@ -98,6 +98,9 @@ impl ListOptions {
             if version_match.is_some() {
                 forbid(MATCH, "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided");
             }
+            if version_match.is_some_and(|value| value != "NotOlderThan") {
+                errors.push(FieldError::not_supported(MATCH, version_match.unwrap_or_default(), &["NotOlderThan"]));
+            }
             if continues {
                 errors
                     .push(FieldError::forbidden(MATCH, "resourceVersionMatch is forbidden when continue is provided"));

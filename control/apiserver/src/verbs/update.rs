@@ -161,7 +161,10 @@ async fn attempt(
     write.ready_changed(&mut object, &old, owned).await?;
     let allocated = admission::allocate(&write.attributes(), &mut object, Some(&old))?;
     write.validate_changed(&object, &old)?;
-    call.warn_all(row.warnings(&object, Some(&old)));
+    // Who writes what a controller saw is not told what is odd about what was asked for.
+    if write.subresource != "status" {
+        call.warn_all(row.warnings(&object, Some(&old)));
+    }
     row.strategy().canonicalize(&mut object);
     let attributes = write.attributes();
     if !write.options.own {

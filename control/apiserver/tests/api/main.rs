@@ -16,6 +16,7 @@ mod objects;
 mod podsecurity;
 mod policies;
 mod quotas;
+mod reference;
 mod roles;
 mod scheduling;
 mod services;

@@ -128,7 +128,7 @@ impl Member {
                 answer => return answer,
             };
             if let Some(leader) = leader.filter(|leader| *leader != self.id())
-                && let Some(address) = self.address_of(leader)
+                && let Some(address) = self.reached_at(leader)
             {
                 match self.forward(leader, &address, ask.clone()).await {
                     Err(Refusal::NotLeader(_)) => (),
@@ -196,15 +196,22 @@ impl Member {
     /// not the announcement of whoever passes it on.
     pub async fn serve_for(self: &Arc<Self>, from: MemberId, ask: Ask) -> Result<Told, Refusal> {
         let told = self.serve(ask.clone()).await;
-        match (&ask, &told) {
-            (Ask::Change(Change::Announce { member, .. }), Err(Refusal::NotLeader(Some(leader))))
-                if *member == from && ![self.id(), from].contains(leader) =>
-            {
-                let Some(address) = self.address_of(*leader) else { return told };
-                self.forward(*leader, &address, ask).await
-            }
-            _ => told,
+        let (Ask::Change(Change::Announce { member, address }), Err(Refusal::NotLeader(leader))) = (&ask, &told) else {
+            return told;
+        };
+        if *member != from {
+            return told;
         }
+        let leads = leader.filter(|leader| ![self.id(), from].contains(leader));
+        let told = match leads.and_then(|leader| Some((leader, self.reached_at(leader)?))) {
+            Some((leader, at)) => self.forward(leader, &at, ask.clone()).await,
+            None => told,
+        };
+        // Where all have moved there is no leader before some have found each other.
+        if matches!(told, Err(Refusal::NotLeader(_))) {
+            self.note_moved(from, address).await;
+        }
+        told
     }
 
     /// Does it here, if this member leads.

@@ -843,7 +843,7 @@ mod tests {
         let address = listener.local_addr().unwrap().to_string();
         let tls = authority.tls(&own.certificate_name(1));
         let (streams, mut called) = mpsc::channel(1);
-        let peers = Peers { listener, address: address.clone(), tls, streams };
+        let peers = Peers { listener, address: address.clone(), places: Vec::new(), tls, streams };
         let keyspace = prepared.start(Some(peers)).await.unwrap();
         let own_address = || keyspace.members()[0].address.clone();
         until("its address is known", async || (own_address() == address).then_some(())).await;
@@ -925,7 +925,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let tls = authority.tls(&own.certificate_name(1));
-        let peers = Peers { listener, address: address.clone(), tls, streams: mpsc::channel(1).0 };
+        let peers = Peers { listener, address: address.clone(), places: Vec::new(), tls, streams: mpsc::channel(1).0 };
         let keyspace = prepared.start(Some(peers)).await.unwrap();
         let mut silent = Vec::new();
         for _ in 0..2 * GREETINGS.one {
@@ -966,16 +966,27 @@ mod tests {
         let address = listener.local_addr().unwrap().to_string();
         let tls = authority.tls(&prepared.cluster().certificate_name(prepared.member()));
         let streams = mpsc::channel(1).0;
-        prepared.start(Some(Peers { listener, address, tls, streams })).await.unwrap()
+        prepared.start(Some(Peers { listener, address, places: Vec::new(), tls, streams })).await.unwrap()
     }
 
     /// The member in `dir`, at a port of its own, and where that is.
     async fn member_in(authority: &Authority, dir: &std::path::Path, begin: Begin) -> (Keyspace, String) {
+        looking_in(authority, dir, begin, Vec::new()).await
+    }
+
+    /// The same, which looks for others at `places`.
+    async fn looking_in(
+        authority: &Authority,
+        dir: &std::path::Path,
+        begin: Begin,
+        places: Vec<String>,
+    ) -> (Keyspace, String) {
         let prepared = Keyspace::prepare(Config { begin, ..Config::new(dir) }).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let tls = authority.tls(&prepared.cluster().certificate_name(prepared.member()));
-        let peers = Peers { listener, address: address.clone(), tls, streams: mpsc::channel(1).0 };
+        let streams = mpsc::channel(1).0;
+        let peers = Peers { listener, address: address.clone(), places, tls, streams };
         (prepared.start(Some(peers)).await.unwrap(), address)
     }
 
@@ -1018,6 +1029,31 @@ mod tests {
             member.shutdown().await;
         }
         first.shutdown().await;
+    }
+
+    /// All come back elsewhere at once: nobody leads who could be told. Each but one is told where one other is.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn when_all_come_back_elsewhere_one_place_is_enough_to_find_each_other() {
+        let authority = Authority::new();
+        let dirs = [(); 3].map(|()| tempfile::tempdir().unwrap());
+        for (member, _) in three_in(&authority, &dirs).await {
+            member.abandon().await;
+        }
+        let (first, at) = member_in(&authority, dirs[0].path(), Begin::Resume).await;
+        let (second, second_at) = looking_in(&authority, dirs[1].path(), Begin::Resume, vec![at.clone()]).await;
+        until("a majority is there", async || second.barrier().await.ok()).await;
+        // The first, which was told of nobody, knows the second since that one has called.
+        let places = vec!["127.0.0.1:1".to_owned(), second_at.clone()];
+        let (third, third_at) = looking_in(&authority, dirs[2].path(), Begin::Resume, places).await;
+        for member in [&first, &second, &third] {
+            until("it has caught up", async || member.barrier().await.ok()).await;
+            let all = [&at, &second_at, &third_at];
+            let known = async || member.members().iter().map(|known| &known.address).eq(all).then_some(());
+            until("it knows where all are", known).await;
+        }
+        for member in [third, second, first] {
+            member.shutdown().await;
+        }
     }
 
     fn copy_dir(from: &std::path::Path, to: &std::path::Path) {

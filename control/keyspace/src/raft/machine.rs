@@ -4,7 +4,7 @@
 //! Who reads takes the state's lock only to clone a root; who applies holds it for a few hundred entries at most. An
 //! answer goes out after the lock is released and watchers are woken, so whoever got it finds what it did.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -69,6 +69,8 @@ pub struct Machine {
     /// Held by who writes to the history. Whether the last attempt failed, which is said once.
     history_failed: Mutex<bool>,
     history_readers: Arc<Semaphore>,
+    /// Members that were found elsewhere than where the group knew them to be: where that was, and where they are.
+    found: Mutex<BTreeMap<MemberId, (String, String)>>,
 }
 
 impl Machine {
@@ -99,6 +101,7 @@ impl Machine {
             paced: Notify::new(),
             history_failed: Mutex::new(false),
             history_readers: Arc::new(Semaphore::new(HISTORY_READERS)),
+            found: Mutex::default(),
         }))
     }
 
@@ -115,6 +118,17 @@ impl Machine {
     /// Where `member` is reached, by the membership that was applied last; `None` before it is in one.
     pub fn address_of(&self, member: MemberId) -> Option<String> {
         self.head.lock().membership.membership().get_node(&member).map(|node| node.addr.clone())
+    }
+
+    /// Where `member` was found, unless the group knows it to be elsewhere by now than at `known`.
+    pub fn found_at(&self, member: MemberId, known: &str) -> Option<String> {
+        let found = self.found.lock();
+        found.get(&member).filter(|(before, _)| before == known).map(|(_, at)| at.clone())
+    }
+
+    /// Notes that `member`, which the group knows to be at `known`, was found `at` another address.
+    pub fn note_found(&self, member: MemberId, known: String, at: String) {
+        self.found.lock().insert(member, (known, at));
     }
 
     /// Index of the last entry in the checkpoint.

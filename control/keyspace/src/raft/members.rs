@@ -36,6 +36,9 @@ const SHOWN_WITHIN: Duration = Duration::from_secs(5);
 /// Who has been without a majority for this long is cut off, for an operator; an election takes less.
 pub const ALONE_AFTER: Duration = Duration::from_secs(5);
 
+/// Who has been without a majority for this long asks the others, and looks for them elsewhere; an election takes less.
+pub const LOOKS_AFTER: Duration = Duration::from_secs(3);
+
 /// A learner that lacks no more entries than this has caught up.
 const BEHIND_MAX: u64 = 256;
 /// How long whoever is asked which process it is may take.
@@ -53,12 +56,17 @@ struct View {
     up: BTreeSet<MemberId>,
     /// Members that lack little of the log.
     caught_up: BTreeSet<MemberId>,
+    /// Members that lack something else and say so.
+    incomplete: BTreeSet<MemberId>,
 }
 
 impl View {
     /// Learners that can be made voters.
     fn ready(&self) -> impl Iterator<Item = MemberId> {
-        self.learners.iter().copied().filter(|member| self.up.contains(member) && self.caught_up.contains(member))
+        let is_ready = |member: &MemberId| {
+            self.up.contains(member) && self.caught_up.contains(member) && !self.incomplete.contains(member)
+        };
+        self.learners.iter().copied().filter(is_ready)
     }
 
     /// The learners that are to be voters now, so that the number of voters is odd.
@@ -125,6 +133,53 @@ impl Member {
         metrics.membership_config.membership().get_node(&member).map(|node| node.addr.clone())
     }
 
+    /// Where `member` is reached: where it was found, as long as the group knows nothing newer.
+    pub fn reached_at(&self, member: MemberId) -> Option<String> {
+        let known = self.address_of(member)?;
+        Some(self.machine().found_at(member, &known).unwrap_or(known))
+    }
+
+    /// Who answers as `member` at `address`.
+    async fn answering(&self, member: MemberId, address: &str) -> Answering {
+        let asked = self.transport().process(member, address);
+        tokio::time::timeout(PROCESS_TIMEOUT, asked).await.unwrap_or(Answering::Nobody)
+    }
+
+    /// Notes that `member` is at `address`, where it answers, unless somebody answers as that member where it was.
+    async fn find_at(&self, member: MemberId, address: &str) -> bool {
+        let (Some(known), Some(reached)) = (self.address_of(member), self.reached_at(member)) else { return false };
+        if reached == address {
+            return false;
+        }
+        let asked = tokio::join!(self.answering(member, &reached), self.answering(member, address));
+        let is_found = matches!(asked, (Answering::Nobody, Answering::Process(_)));
+        if is_found {
+            tracing::info!(member, address, "found where it was not known to be");
+            self.machine().note_found(member, known, address.to_owned());
+        }
+        is_found
+    }
+
+    /// Looks at `places` for members that do not answer where they were, while nobody leads who could be told that all have moved.
+    pub async fn look_for_others(&self, places: &[String]) {
+        let others = self.members().into_iter().map(|known| known.member).filter(|member| *member != self.id());
+        let looked = others.map(|member| async move {
+            for place in places {
+                if self.find_at(member, place).await {
+                    return;
+                }
+            }
+        });
+        futures::future::join_all(looked).await;
+    }
+
+    /// Notes where `member`, which says so itself, is found, while nobody leads who could make it known.
+    pub async fn note_moved(&self, member: MemberId, address: &str) {
+        if self.alone_for() >= LOOKS_AFTER {
+            self.find_at(member, address).await;
+        }
+    }
+
     /// Whether a member is known to be at `address`; not where its name has to be looked up.
     pub fn is_at(&self, address: IpAddr) -> bool {
         let metrics = self.raft().server_metrics();
@@ -186,6 +241,7 @@ impl Member {
             leads: metrics.current_leader == Some(*member) && !is_lost,
             matched: matched(*member).filter(|_| leads).map(Revision::new),
             heard: heard(*member),
+            waits: group::waits(&state, *member),
         })
         .collect()
     }
@@ -198,6 +254,9 @@ impl Member {
             set.insert(member.member);
             if member.heard.is_some_and(|heard| heard < self.up_within()) {
                 view.up.insert(member.member);
+            }
+            if member.waits {
+                view.incomplete.insert(member.member);
             }
             if member.matched.is_some_and(|matched| matched.get() + BEHIND_MAX >= last) {
                 view.caught_up.insert(member.member);
@@ -288,13 +347,13 @@ impl Member {
     /// Refuses that `member` moves from `known` to `address` while another process answers as that member where it was: an old copy
     /// of its directory would take its place, vote again where it has voted, and both would go on. Whoever has two addresses is one.
     async fn check_moved(&self, member: MemberId, known: &str, address: &str) -> Result<(), Refusal> {
-        let asked = async |address: &str| {
-            let asked = self.transport().process(member, address);
-            tokio::time::timeout(PROCESS_TIMEOUT, asked).await.unwrap_or(Answering::Nobody)
+        let here = async {
+            match member == self.id() {
+                true => Answering::Process(self.process()),
+                false => self.answering(member, address).await,
+            }
         };
-        let here =
-            async { if member == self.id() { Answering::Process(self.process()) } else { asked(address).await } };
-        let why = match tokio::join!(asked(known), here) {
+        let why = match tokio::join!(self.answering(member, known), here) {
             (Answering::Process(old), Answering::Process(new)) if old != new => format!(
                 "another process uses this member's data at {known}: one of the two has an old copy of it; stop that one, and \
                  delete its directory"
@@ -411,7 +470,7 @@ impl Member {
         let view = self.view();
         let others = view.voters.iter().filter(|member| **member != view.leader && view.up.contains(member));
         for member in others.filter(|member| view.caught_up.contains(member)) {
-            let Some(address) = self.address_of(*member) else { continue };
+            let Some(address) = self.reached_at(*member) else { continue };
             let asked = self.transport().call(*member, &address, Call::Ask(Ask::Process));
             let told = tokio::time::timeout(PROCESS_TIMEOUT, asked).await;
             if let Ok(Ok(Answer::Told(Ok(Told::Process { has_room: true, .. })))) = told {
@@ -555,6 +614,7 @@ mod tests {
             learners: learners.iter().copied().collect(),
             caught_up: up.clone(),
             up,
+            incomplete: BTreeSet::new(),
         }
     }
 
@@ -574,6 +634,15 @@ mod tests {
             let found: Vec<MemberId> = view(voters, learners, down).promotable().into_iter().collect();
             assert_eq!(found, expected, "{voters:?} {learners:?} {down:?}");
         }
+        // Who lacks images counts for no majority that has them, and takes nobody's place.
+        let waiting = |voters: &[MemberId], incomplete: &[MemberId]| View {
+            incomplete: incomplete.iter().copied().collect(),
+            ..view(voters, &[4, 5, 6], &[])
+        };
+        assert_eq!(waiting(&[1], &[4]).promotable(), BTreeSet::from([5, 6]));
+        assert_eq!(waiting(&[1], &[4, 5]).promotable(), BTreeSet::new());
+        assert_eq!(waiting(&[1, 2, 3], &[4]).without(&BTreeSet::from([3])), Ok(BTreeSet::from([1, 2, 5])));
+        assert_eq!(waiting(&[1, 2, 3], &[4, 5, 6]).without(&BTreeSet::from([3])), Ok(BTreeSet::from([1, 2])));
     }
 
     #[test]

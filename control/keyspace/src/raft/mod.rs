@@ -38,7 +38,7 @@ pub use codec::{encode_records, records};
 pub use hub::Hub;
 pub use link::{Called, Links, PeerStream, PeerTls, Stream, serve as serve_peers};
 pub use machine::Machine;
-pub use members::{ALONE_AFTER, removed};
+pub use members::{ALONE_AFTER, LOOKS_AFTER, removed};
 pub use network::{Answer, Call, NoPeers, Transport};
 pub use restore::{Whole, restore};
 pub use types::{MemberId, Transaction};

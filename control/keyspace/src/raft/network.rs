@@ -258,7 +258,8 @@ pub struct Peer {
 impl Peer {
     /// Where it is now, as far as is known.
     fn address(&self) -> String {
-        self.machine.address_of(self.to).unwrap_or_else(|| self.address.clone())
+        let known = self.machine.address_of(self.to).unwrap_or_else(|| self.address.clone());
+        self.machine.found_at(self.to, &known).unwrap_or(known)
     }
 
     async fn call(&self, call: Call, option: &RPCOption) -> Result<Answer, RPCError<TypeConfig>> {

@@ -120,7 +120,7 @@ impl SimNet {
         let keyspace = prepared.start_with(port).await?;
         self.0.lock().members.insert(member, Arc::downgrade(&keyspace.0.member));
         let (of, mut stopped) = (keyspace.0.member.clone(), keyspace.0.stop.subscribe());
-        let announce = leader::announce(of.clone(), format!("sim:{member}"), stopped.clone());
+        let announce = leader::announce(of.clone(), format!("sim:{member}"), Vec::new(), stopped.clone());
         let ahead = async move {
             tokio::select! {
                 () = make_ahead(of) => (),

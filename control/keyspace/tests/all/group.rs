@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use coracle_keyspace::{
-    Begin, Config, Formats, GroupError, Guard, Hub, Key, Keyspace, MemberStatus, Op, Renewal, Revision, Role,
-    TransactError, Value,
+    Begin, Config, Formats, GroupError, Guard, Hub, Key, Keyspace, MemberStatus, Op, Promotion, Renewal, Revision,
+    Role, TransactError, Value,
 };
 use tempfile::TempDir;
 
@@ -54,7 +54,11 @@ impl Group {
     }
 
     async fn join_with(&mut self, name: &str, formats: Formats) -> u64 {
-        let admission = self.members[0].admit(name, formats).await.unwrap();
+        self.join_until(name, formats, Promotion::WhenCaughtUp).await
+    }
+
+    async fn join_until(&mut self, name: &str, formats: Formats, promotion: Promotion) -> u64 {
+        let admission = self.members[0].admit_until(name, formats, promotion).await.unwrap();
         let (member, dir) = (admission.member, tempfile::tempdir().unwrap());
         let config = Config { begin: Begin::Join(admission), formats, ..Config::new(dir.path()) };
         self.members.push(Keyspace::open_at(config, &self.hub).await.unwrap());
@@ -86,6 +90,30 @@ impl Group {
         }
         drop(self.dirs);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_to_be_complete_counts_when_it_says_so() {
+    let mut group = Group::found().await;
+    for name in ["second", "third"] {
+        group.join_until(name, Formats::OWN, Promotion::WhenComplete).await;
+    }
+    for at in [1, 2] {
+        let member = &group.members[at];
+        until("it has what the others have", async || member.barrier().await.ok()).await;
+        assert!(member.waits() && group.members[0].members()[at].waits);
+        assert_eq!(voters(&group.members[0]), [1]);
+        member.complete().await.unwrap();
+        assert!(!member.waits());
+        // Saying it again is nothing.
+        member.complete().await.unwrap();
+    }
+    until("three voters", async || (voters(&group.members[0]) == [1, 2, 3]).then_some(())).await;
+    // A number that is given up leaves nothing.
+    let gone = group.members[0].admit_until("gone", Formats::OWN, Promotion::WhenComplete).await.unwrap().member;
+    group.members[0].remove(BTreeSet::from([gone])).await.unwrap();
+    assert!(group.members[0].get("coracle group", &format!("waits {gone}")).is_none());
+    group.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

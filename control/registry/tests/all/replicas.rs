@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -388,6 +388,42 @@ async fn what_is_damaged_at_one_comes_from_another() {
     let (status, why) = group.push(1, content(21)).await;
     assert_eq!(status, StatusCode::CREATED, "{why}");
     until("the others have it again", || is_whole(2) && is_whole(3)).await;
+}
+
+#[tokio::test]
+async fn what_a_disk_has_changed_is_found_before_anybody_asks_and_told() {
+    let group = Group::new();
+    let (status, why) = group.push(1, content(22)).await;
+    assert_eq!(status, StatusCode::CREATED, "{why}");
+    let blob = digest(&content(22));
+    until("all have it", || group.holders(&blob) == [1, 2, 3]).await;
+    let first = group.server(1);
+    // It takes its time.
+    let begun = Instant::now();
+    let round = first.registry.scrub_once(4 * LENGTH as u64).await.unwrap();
+    assert_eq!((round.read, round.damaged, first.registry.alarms()), (1, 0, Vec::new()));
+    assert!(begun.elapsed() >= Duration::from_millis(250), "{:?}", begun.elapsed());
+    let damage = || {
+        let mut bytes = std::fs::read(first.path(&blob)).unwrap();
+        bytes[LENGTH / 2] ^= 1;
+        std::fs::write(first.path(&blob), bytes).unwrap();
+    };
+    damage();
+    assert_eq!(first.registry.scrub_once(u64::MAX).await.unwrap().damaged, 1);
+    assert!(std::fs::read(first.path(&blob)).unwrap() == content(22), "it came from another server");
+    let alarms = first.registry.alarms();
+    assert!(alarms.len() == 1 && alarms[0].contains("damaged 1 contents"), "{alarms:?}");
+    // Nobody has it who can be asked: whose image that is is told until it is here again.
+    for other in [2, 3] {
+        group.net.set(other, Fault::Down);
+    }
+    damage();
+    assert_eq!(first.registry.scrub_once(u64::MAX).await.unwrap().damaged, 1);
+    let alarms = first.registry.alarms();
+    assert!(alarms.len() == 2 && alarms[1].contains("push them again (app)"), "{alarms:?}");
+    group.net.set(2, None);
+    assert_eq!(first.registry.complete().await, Ok(()));
+    assert_eq!(first.registry.alarms().len(), 1);
 }
 
 /// A push may wait for minutes for another server to have what is large; who stops does not.

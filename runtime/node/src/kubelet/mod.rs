@@ -163,6 +163,7 @@ async fn connection(
 }
 
 fn full(pods: Arc<Pods>) -> Router {
+    let own = pods.context.config.routes.clone();
     Router::new()
         .route("/healthz", get(|| async { "ok" }))
         .route("/pods", get(list))
@@ -184,6 +185,7 @@ fn full(pods: Arc<Pods>) -> Router {
         .route("/coracle/v1/proxy/{namespace}/{pod}/{port}/", any(proxy::any))
         .route("/coracle/v1/proxy/{namespace}/{pod}/{port}/{*path}", any(proxy::any))
         .with_state(pods)
+        .merge(own)
         .layer(middleware::from_fn(negotiate))
 }
 

@@ -62,7 +62,7 @@ fn check(object: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
     }
     let most_path = path.child("maxReplicas");
     if most == 0 {
-        errors.push(FieldError::required(most_path, "must be set and greater than 0"));
+        errors.push(FieldError::required(most_path, ""));
     } else if most < 0 {
         errors.push(FieldError::invalid(most_path, most, "must be greater than or equal to 1"));
     }
@@ -323,7 +323,7 @@ mod tests {
             (
                 json!({"maxReplicas": 0}),
                 vec![
-                    "spec.maxReplicas: Required value: must be set and greater than 0",
+                    "spec.maxReplicas: Required value",
                     "spec.maxReplicas: Invalid value: 0: must be greater than or equal to `minReplicas`",
                 ],
             ),

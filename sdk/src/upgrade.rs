@@ -1,0 +1,290 @@
+//! The processes of a cluster begin anew, one after the other, each with the program that is on its machine then.
+//!
+//! ```text
+//! servers (who leads comes last) ─► nodes
+//! each: asked to begin anew ─► another process answers, which has what the others have ─► its node is Ready ─► its pods are ready again
+//! ```
+//! The next one is asked only when all of that is true, so at most one is away at any time. A server answers for its program only
+//! once a majority has confirmed that it misses nothing.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use coracle_server::Running;
+use futures::StreamExt as _;
+use http::Request;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::api::ListParams;
+use kube::{Api, ResourceExt as _};
+use tokio::time::{Instant, timeout};
+
+use crate::{AskError, Remote};
+
+/// Nodes that are asked at a time.
+const ASKED_MAX: usize = 16;
+/// How long a process may take to say what it runs; it may have to ask a program who it is.
+const SAY_MAX: Duration = Duration::from_secs(40);
+/// How often it is looked whether a process is there again.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// After this a process that is there still is asked once more: nobody knows whether it has heard.
+const ASK_AGAIN: Duration = Duration::from_secs(30);
+/// How long a process may take from being asked until all is well: pods end in grace, and gigabytes are read.
+const ANEW_MAX: Duration = Duration::from_secs(600);
+
+/// A process of the cluster.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// Its name among servers, or its node's.
+    pub name: String,
+    /// The server that it is, if it is one.
+    pub member: Option<u64>,
+    /// The node that it is, if it is one.
+    pub node: Option<String>,
+    /// Whether it leads.
+    pub leads: bool,
+    /// What it runs, or why that is not known.
+    pub program: Result<Running, String>,
+}
+
+impl Part {
+    /// What it is, in words.
+    pub fn title(&self) -> String {
+        match (&self.member, &self.node) {
+            (Some(member), Some(_)) => format!("server {} ({member}) and its node", self.name),
+            (Some(member), None) => format!("server {} ({member})", self.name),
+            _ => format!("node {}", self.name),
+        }
+    }
+}
+
+/// How a process ends that is to begin anew.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum How {
+    /// It is asked to.
+    Asked,
+    /// Somebody ends it, and starts another; that is waited for without end.
+    ByHand,
+}
+
+/// Why an upgrade does not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum UpgradeError {
+    /// It does not begin anew.
+    #[error("{title} does not begin anew: {why}")]
+    Refused {
+        /// Which.
+        title: String,
+        /// Why.
+        why: String,
+    },
+    /// It is not well again.
+    #[error("{title} is not well again after {} s: {why}; look at its log. Nothing else was touched after it", within.as_secs())]
+    NotWell {
+        /// Which.
+        title: String,
+        /// What it was waited for.
+        why: String,
+        /// How long.
+        within: Duration,
+    },
+    /// What is to be known before is not.
+    #[error(transparent)]
+    Ask(#[from] AskError),
+}
+
+/// Pods that were ready, by uid: what each is called, and which lives its containers had.
+type Serving = BTreeMap<String, (String, Vec<String>)>;
+
+impl Remote {
+    /// The processes of the cluster, in the order in which they begin anew: servers, of which the one that leads is the last, and
+    /// nodes.
+    pub async fn parts(&self) -> Result<Vec<Part>, AskError> {
+        let members = self.members().await?;
+        let mut parts = Vec::new();
+        for member in members {
+            let program = self.program(&member_path(member.member)).await.map_err(|error| error.to_string());
+            let (name, leads) = (member.name, member.leads);
+            parts.push(Part { name, member: Some(member.member), node: None, leads, program });
+        }
+        parts.sort_by_key(|part| (part.leads, part.member));
+        let nodes = Api::<Node>::all(self.client().clone()).list(&ListParams::default()).await?.items;
+        let asked = futures::stream::iter(nodes).map(|node| async move {
+            let name = node.name_any();
+            let program = self.program(&node_path(&name)).await.map_err(|error| error.to_string());
+            (name, program)
+        });
+        let mut asked = asked.buffered(ASKED_MAX);
+        while let Some((name, program)) = asked.next().await {
+            let process = program.as_ref().ok().map(|running| running.process.clone());
+            let is_it = |part: &&mut Part| {
+                process.is_some() && part.program.as_ref().ok().map(|r| &r.process) == process.as_ref()
+            };
+            match parts.iter_mut().find(is_it) {
+                Some(server) => server.node = Some(name),
+                None => parts.push(Part { name: name.clone(), member: None, node: Some(name), leads: false, program }),
+            }
+        }
+        Ok(parts)
+    }
+
+    /// Has the process begin anew, and waits until it is there again, and well; what it runs then.
+    pub async fn begin_anew(&self, part: &Part, how: How) -> Result<Running, UpgradeError> {
+        let title = part.title();
+        let old = match &part.program {
+            Ok(running) => running.process.clone(),
+            Err(why) => return Err(UpgradeError::Refused { title, why: why.clone() }),
+        };
+        let serving = match &part.node {
+            Some(node) => self.serving(node).await?,
+            None => Serving::new(),
+        };
+        let path = part.member.map_or_else(|| node_path(&part.name), member_path);
+        let mut waits = Waits { title, within: (how == How::Asked).then_some(ANEW_MAX), begun: Instant::now() };
+        let mut asked: Option<Instant> = None;
+        let running = loop {
+            let why = match self.program(&path).await {
+                Ok(running) if running.process != old => break running,
+                Ok(_) if how == How::Asked && asked.is_none_or(|asked| asked.elapsed() >= ASK_AGAIN) => {
+                    asked = Some(Instant::now());
+                    match self.ask_anew(&path, &old).await {
+                        Err(AskError::Refused { code: 409, message }) => {
+                            // Or it has begun anew since it was looked at.
+                            match self.program(&path).await {
+                                Ok(running) if running.process != old => break running,
+                                _ => return Err(UpgradeError::Refused { title: waits.title, why: message }),
+                            }
+                        }
+                        Ok(()) => "it is ending".to_owned(),
+                        // Whether it has heard is seen by what it does.
+                        Err(error) => error.to_string(),
+                    }
+                }
+                Ok(_) => "it is ending".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            waits.a_while(why).await?;
+        };
+        if let Some(node) = &part.node {
+            self.node_is_well(node, &running.process, &serving, &mut waits).await?;
+        }
+        Ok(running)
+    }
+
+    async fn node_is_well(
+        &self,
+        node: &str,
+        process: &str,
+        serving: &Serving,
+        waits: &mut Waits,
+    ) -> Result<(), UpgradeError> {
+        let nodes: Api<Node> = Api::all(self.client().clone());
+        loop {
+            let why = match (self.program(&node_path(node)).await, nodes.get(node).await) {
+                (Ok(running), Ok(node)) if running.process == process && is_true(&node, "Ready") => break,
+                (Err(error), _) => error.to_string(),
+                (_, Err(error)) => AskError::from(error).to_string(),
+                _ => "its node is not Ready".to_owned(),
+            };
+            waits.a_while(why).await?;
+        }
+        loop {
+            let why = match self.missing(node, serving).await {
+                Ok(missing) if missing.is_empty() => return Ok(()),
+                Ok(missing) => format!("these pods were ready and are not: {}", missing.join(", ")),
+                Err(error) => error.to_string(),
+            };
+            waits.a_while(why).await?;
+        }
+    }
+
+    async fn program(&self, path: &str) -> Result<Running, AskError> {
+        let request = Request::get(path).body(Vec::new()).expect("a path of names that the API has");
+        match timeout(SAY_MAX, self.client().request(request)).await {
+            Ok(answer) => Ok(answer?),
+            Err(_) => Err(AskError::Other("it gives no answer".to_owned())),
+        }
+    }
+
+    async fn ask_anew(&self, path: &str, process: &str) -> Result<(), AskError> {
+        let body = serde_json::json!({"process": process}).to_string().into_bytes();
+        let request = Request::post(path).header("content-type", "application/json").body(body);
+        let request = request.expect("a path of names that the API has");
+        match timeout(SAY_MAX, self.client().request::<Running>(request)).await {
+            Ok(answer) => Ok(answer.map(drop)?),
+            Err(_) => Err(AskError::Other("it gives no answer".to_owned())),
+        }
+    }
+
+    async fn pods_of(&self, node: &str) -> Result<Vec<Pod>, AskError> {
+        let params = ListParams::default().fields(&format!("spec.nodeName={node}"));
+        Ok(Api::<Pod>::all(self.client().clone()).list(&params).await?.items)
+    }
+
+    /// The pods of the node that are ready.
+    async fn serving(&self, node: &str) -> Result<Serving, AskError> {
+        let ready = self.pods_of(node).await?.into_iter().filter(|pod| is_ready(pod) && !is_over(pod));
+        Ok(ready.filter_map(|pod| Some((pod.uid()?, (name_of(&pod), lives(&pod))))).collect())
+    }
+
+    /// Those of `serving` that are to run on the node still and are not ready in another life.
+    async fn missing(&self, node: &str, serving: &Serving) -> Result<Vec<String>, AskError> {
+        let now: BTreeMap<String, Pod> =
+            self.pods_of(node).await?.into_iter().filter_map(|pod| Some((pod.uid()?, pod))).collect();
+        let is_missing = |(uid, (_, before)): &(&String, &(String, Vec<String>))| {
+            now.get(*uid).is_some_and(|pod| !is_over(pod) && !(is_ready(pod) && lives(pod) != *before))
+        };
+        Ok(serving.iter().filter(is_missing).map(|(_, (name, _))| name.clone()).collect())
+    }
+}
+
+/// Waiting with an end.
+struct Waits {
+    title: String,
+    within: Option<Duration>,
+    begun: Instant,
+}
+
+impl Waits {
+    /// Waits a moment for what is not so yet; an error when that was long enough.
+    async fn a_while(&mut self, why: String) -> Result<(), UpgradeError> {
+        if let Some(within) = self.within.filter(|within| self.begun.elapsed() >= *within) {
+            return Err(UpgradeError::NotWell { title: std::mem::take(&mut self.title), why, within });
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+        Ok(())
+    }
+}
+
+fn member_path(member: u64) -> String {
+    format!("/coracle/v1/members/{member}/program")
+}
+
+fn node_path(node: &str) -> String {
+    format!("/api/v1/nodes/{node}/proxy/coracle/v1/program")
+}
+
+fn name_of(pod: &Pod) -> String {
+    format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any())
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+/// Whether nothing of it is to run any more.
+fn is_over(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    pod.metadata.deletion_timestamp.is_some() || matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+/// Which lives its containers have: what was ready before its node ended is told as ready until the node says otherwise.
+fn lives(pod: &Pod) -> Vec<String> {
+    let containers = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
+    containers.filter_map(|container| container.container_id.clone()).collect()
+}
+
+fn is_true(node: &Node, condition: &str) -> bool {
+    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|found| found.type_ == condition && found.status == "True")
+}
