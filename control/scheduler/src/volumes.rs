@@ -138,7 +138,14 @@ fn claims_of(pod: &Pod) -> Vec<(Key, bool)> {
         (None, Some(_)) => Some(((namespace.clone(), format!("{name}-{}", volume.name).into()), true)),
         (None, None) => None,
     };
-    pod.spec.volumes.iter().filter_map(claim).collect()
+    let mut claims: Vec<(Key, bool)> = Vec::new();
+    for (key, is_own) in pod.spec.volumes.iter().filter_map(claim) {
+        // Two of its volumes may be one claim.
+        if claims.iter().all(|(known, _)| *known != key) {
+            claims.push((key, is_own));
+        }
+    }
+    claims
 }
 
 impl Volumes {

@@ -17,7 +17,7 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_api::volumes::{BOUND_BY_CONTROLLER, FINALIZER, NODE, SELECTED_NODE, VOLUME_PROTECTION};
+use coracle_api::volumes::{BOUND_BY_CONTROLLER, CLAIM_PROTECTION, FINALIZER, NODE, SELECTED_NODE, VOLUME_PROTECTION};
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
@@ -180,6 +180,12 @@ impl Reconciler for Controller {
 impl Controller {
     async fn claim(&self, claim: &PersistentVolumeClaim) -> Result<Next, Error> {
         let key = claim.key();
+        // Admission sees to it; one from before it did so is protected from now on.
+        if !claim.is_deleting() && claim.finalizers().iter().all(|name| name != CLAIM_PROTECTION) {
+            let all: Vec<&str> = claim.finalizers().iter().map(String::as_str).chain([CLAIM_PROTECTION]).collect();
+            self.patch_claim(claim, json!({ "finalizers": all }), None).await?;
+            return Ok(Next::OnEvent);
+        }
         let class = plan::class_of(claim).and_then(|name| self.classes.get(&Key::new("", name)));
         let volume = plan::named_volume(claim).and_then(|name| self.volumes.get(&volume_key(name)));
         let unbound = plan::named_volume(claim).is_none();
