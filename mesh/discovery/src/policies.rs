@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use coracle_policy::{Rules, Table};
@@ -20,6 +21,8 @@ use crate::Again;
 
 /// Changes that are taken together into one table.
 const BATCH: usize = 1024;
+/// Where it is not known for so long what policies say, somebody should look.
+const UNHEARD_MAX: Duration = Duration::from_secs(60);
 
 /// Watches NetworkPolicies. Clones share the table.
 #[derive(Clone)]
@@ -64,10 +67,20 @@ impl Policies {
         changes.push(events::<NetworkPolicy>(self.client.clone()).map(Change::Policies).boxed());
         changes.push(events::<Namespace>(self.client.clone()).map(Change::Namespaces).boxed());
         let mut followed = Followed::default();
+        let unheard = tokio::time::sleep(UNHEARD_MAX);
+        tokio::pin!(unheard);
+        let mut is_told = false;
         loop {
             // Waiting is all that is cut here.
             let first = tokio::select! {
                 change = changes.next() => change,
+                () = &mut unheard, if !is_told => {
+                    is_told = true;
+                    if !followed.is_listed() {
+                        tracing::warn!("what network policies say is not known yet, and no pod starts before it is: the API server does not answer");
+                    }
+                    continue;
+                }
                 () = shutdown.cancelled() => return,
             };
             let Some(first) = first else { return };
@@ -139,15 +152,9 @@ impl Followed {
     fn take(&mut self, change: Change) {
         let Followed { rules, policies, namespaces, is_changed } = self;
         *is_changed |= match change {
-            Change::Policies(event) => policies.take(
-                event,
-                rules,
-                |rules, policy| {
-                    rules.put(policy);
-                    true
-                },
-                |rules, (namespace, name)| rules.remove(namespace, name),
-            ),
+            Change::Policies(event) => {
+                policies.take(event, rules, Rules::put, |rules, (namespace, name)| rules.remove(namespace, name))
+            }
             Change::Namespaces(event) => namespaces.take(
                 event,
                 rules,
@@ -165,7 +172,7 @@ impl Known {
         event: Result<Event<K>, Error>,
         rules: &mut Rules,
         put: impl Fn(&mut Rules, &K) -> bool,
-        remove: impl Fn(&mut Rules, &Key),
+        remove: impl Fn(&mut Rules, &Key) -> bool,
     ) -> bool {
         match event {
             Ok(Event::Init) => {
@@ -184,23 +191,21 @@ impl Known {
                 self.is_listed = true;
                 let seen = self.relisted.take().unwrap_or_default();
                 let gone: Vec<Key> = self.all.difference(&seen).cloned().collect();
-                gone.iter().for_each(|key| {
+                gone.iter().fold(false, |is_changed, key| {
                     self.all.remove(key);
-                    remove(rules, key);
-                });
-                !gone.is_empty()
+                    remove(rules, key) | is_changed
+                })
             }
             Ok(Event::Delete(object)) => {
                 let key = key(&object);
                 self.all.remove(&key);
-                remove(rules, &key);
-                true
+                remove(rules, &key)
             }
             Err(error) => {
                 tracing::debug!(%error, kind = %K::kind(&()), "watch");
                 // Another's API server, or one that is older, does not tell nodes: then there is nothing to wait for.
                 if !self.is_listed && is_refused(&error) {
-                    tracing::warn!(%error, kind = %K::kind(&()), "network policies are not enforced by this node: the API server does not show them to it");
+                    tracing::warn!(%error, kind = %K::kind(&()), "{}", unshown::<K>());
                     self.is_listed = true;
                 }
                 false
@@ -211,6 +216,16 @@ impl Known {
 
 fn key<K: Resource>(object: &K) -> Key {
     (object.namespace().unwrap_or_default(), object.name_any())
+}
+
+/// What it means that this kind is not shown.
+fn unshown<K: Resource<DynamicType = ()>>() -> &'static str {
+    match &*K::kind(&()) {
+        "Namespace" => {
+            "rules of network policies that name namespaces by labels allow nobody at this node: the API server does not show it namespaces"
+        }
+        _ => "network policies are not enforced by this node: the API server does not show them to it",
+    }
 }
 
 /// Whether the API server has said that this kind is not for nodes.
@@ -273,6 +288,13 @@ mod tests {
         assert!(allows(&followed), "what was known counts until the list is whole");
         followed.take(Change::Policies(Ok(Event::InitDone)));
         assert!(!allows(&followed));
+        assert!(followed.is_changed());
+        // The same list once more, and a namespace of which something else has changed.
+        followed.take(Change::Policies(Ok(Event::Init)));
+        followed.take(policy("shut", json!({"podSelector": {}})));
+        followed.take(Change::Policies(Ok(Event::InitDone)));
+        followed.take(namespace("n", "a"));
+        assert!(!followed.is_changed(), "nothing is new");
         followed.take(Change::Policies(Ok(Event::Init)));
         followed.take(Change::Policies(Ok(Event::InitDone)));
         assert!(followed.rules.is_empty() && followed.is_changed());

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use k8s_openapi::api::networking::v1::IPBlock;
 
 /// Addresses as sorted ranges that do not touch each other; both ends belong to them. Those of IPv4 are apart from those of IPv6.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Block {
     v4: Vec<(u128, u128)>,
     v6: Vec<(u128, u128)>,

@@ -1,6 +1,7 @@
 //! One policy, compiled.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ use crate::workload::{Port, Protocol, Workload};
 pub(crate) type NamespaceLabels = imbl::HashMap<Arc<str>, Arc<BTreeMap<String, String>>>;
 
 /// A policy.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Policy {
     /// The pods of its namespace that it is about.
     selects: LabelSelector,
@@ -35,7 +36,7 @@ pub(crate) enum Other<'a> {
 }
 
 /// What is allowed: one of these ports, from or to one of these.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Rule {
     /// `None`: all.
     ports: Option<Box<[Ports]>>,
@@ -43,21 +44,21 @@ struct Rule {
     peers: Option<Peers>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Peers {
     addresses: Block,
     pods: Box<[Pods]>,
 }
 
 /// Pods of a namespace.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Pods {
     /// `None`: the policy's own.
     namespaces: Option<LabelSelector>,
     pods: LabelSelector,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Ports {
     Range(Protocol, u16, u16),
     Named(Protocol, Box<str>),
@@ -77,11 +78,11 @@ impl Policy {
         };
         let ingress = is_about("Ingress", true).then(|| {
             let rules = spec.ingress.iter().flatten();
-            rules.map(|rule| Rule::of(rule.ports.as_deref(), rule.from.as_deref())).collect()
+            distinct(rules.map(|rule| Rule::of(rule.ports.as_deref(), rule.from.as_deref())))
         });
         let egress = is_about("Egress", has_egress).then(|| {
             let rules = spec.egress.iter().flatten();
-            rules.map(|rule| Rule::of(rule.ports.as_deref(), rule.to.as_deref())).collect()
+            distinct(rules.map(|rule| Rule::of(rule.ports.as_deref(), rule.to.as_deref())))
         });
         let selects = spec.pod_selector.as_ref().map_or(Some(LabelSelector::everything()), selector);
         Policy { selects: selects.unwrap_or_default(), ingress, egress }
@@ -120,7 +121,7 @@ impl Rule {
     fn of(ports: Option<&[NetworkPolicyPort]>, peers: Option<&[NetworkPolicyPeer]>) -> Rule {
         let ports = ports.filter(|ports| !ports.is_empty());
         let peers = peers.filter(|peers| !peers.is_empty());
-        Rule { ports: ports.map(|ports| ports.iter().filter_map(Ports::of).collect()), peers: peers.map(Peers::of) }
+        Rule { ports: ports.map(|ports| distinct(ports.iter().filter_map(Ports::of))), peers: peers.map(Peers::of) }
     }
 
     fn has_port(&self, called: Option<&Workload>, port: Port) -> bool {
@@ -151,7 +152,7 @@ impl Rule {
 impl Peers {
     fn of(peers: &[NetworkPolicyPeer]) -> Peers {
         let addresses = Block::of(peers.iter().filter_map(|peer| peer.ip_block.as_ref()));
-        Peers { addresses, pods: peers.iter().filter_map(Pods::of).collect() }
+        Peers { addresses, pods: distinct(peers.iter().filter_map(Pods::of)) }
     }
 }
 
@@ -195,6 +196,12 @@ impl Ports {
             }
         })
     }
+}
+
+/// Each once, in their order: what is said again costs no question a comparison.
+fn distinct<T: Clone + Eq + Hash>(all: impl Iterator<Item = T>) -> Box<[T]> {
+    let mut seen = HashSet::new();
+    all.filter(|one| seen.insert(one.clone())).collect()
 }
 
 fn selector(object: &Object) -> Option<LabelSelector> {

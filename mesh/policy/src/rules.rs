@@ -18,20 +18,27 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// A policy is so now.
-    pub fn put(&mut self, object: &NetworkPolicy) {
+    /// A policy is so now; whether it said something else before.
+    pub fn put(&mut self, object: &NetworkPolicy) -> bool {
         let text = |text: &Option<String>| Arc::<str>::from(text.as_deref().unwrap_or_default());
         let (namespace, name) = (text(&object.metadata.namespace), text(&object.metadata.name));
-        self.policies.entry(namespace).or_default().insert(name, Arc::new(Policy::of(object)));
+        let policy = Policy::of(object);
+        let of_namespace = self.policies.entry(namespace).or_default();
+        let is_new = of_namespace.get(&name).is_none_or(|before| **before != policy);
+        if is_new {
+            of_namespace.insert(name, Arc::new(policy));
+        }
+        is_new
     }
 
-    /// A policy is gone.
-    pub fn remove(&mut self, namespace: &str, name: &str) {
-        let Some(of_namespace) = self.policies.get_mut(namespace) else { return };
-        of_namespace.remove(name);
+    /// A policy is gone; whether there was one.
+    pub fn remove(&mut self, namespace: &str, name: &str) -> bool {
+        let Some(of_namespace) = self.policies.get_mut(namespace) else { return false };
+        let was_there = of_namespace.remove(name).is_some();
         if of_namespace.is_empty() {
             self.policies.remove(namespace);
         }
+        was_there
     }
 
     /// A namespace has these labels; whether it had others.
@@ -43,9 +50,9 @@ impl Rules {
         is_new
     }
 
-    /// A namespace is gone.
-    pub fn forget(&mut self, namespace: &str) {
-        self.namespaces.remove(namespace);
+    /// A namespace is gone; whether it was known.
+    pub fn forget(&mut self, namespace: &str) -> bool {
+        self.namespaces.remove(namespace).is_some()
     }
 
     /// Whether nothing is said, so that everybody may do everything.

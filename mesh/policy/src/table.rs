@@ -78,7 +78,7 @@ impl Table {
         lets_out
             && match to {
                 Destination::Pod(pod) => self.lets_in(source, pod, port),
-                Destination::Outside(_) => true,
+                Destination::Outside(_) | Destination::Unknown => true,
             }
     }
 
@@ -88,6 +88,7 @@ impl Table {
             Destination::Pod(to) if to.is(pod) => return true,
             Destination::Pod(to) => (Other::Pod(to), Some(&**to)),
             Destination::Outside(address) => (Other::Outside(*address), None),
+            Destination::Unknown => (Other::Unknown, None),
         };
         self.decide(pod, Direction::Egress, other, called, port)
     }

@@ -46,7 +46,7 @@ fn policy(number: usize, mut spec: Value) -> NetworkPolicy {
 fn table(policies: &[NetworkPolicy]) -> Table {
     let mut rules = Rules::default();
     namespaces().into_iter().for_each(|(name, labels)| assert!(rules.label(name, labels)));
-    policies.iter().for_each(|policy| rules.put(policy));
+    policies.iter().for_each(|policy| assert!(rules.put(policy)));
     Table::new(rules, 1)
 }
 
@@ -59,7 +59,10 @@ fn source(text: &str) -> Source {
 }
 
 fn destination(text: &str) -> Destination {
-    text.parse().map_or_else(|_| Destination::Pod(pods_of(text)), Destination::Outside)
+    match text {
+        "nobody" => Destination::Unknown,
+        text => text.parse().map_or_else(|_| Destination::Pod(pods_of(text)), Destination::Outside),
+    }
 }
 
 fn pods_of(name: &str) -> Arc<Workload> {
@@ -104,24 +107,23 @@ fn rules_change_one_by_one() {
     let port = Port { protocol: Protocol::Tcp, number: 80 };
     let mut rules = Rules::default();
     let allows = |rules: &Rules| Table::new(rules.clone(), 1).allows(&web, &db, port);
-    rules.put(&policy(1, json!({"podSelector": {}})));
+    assert!(rules.put(&policy(1, json!({"podSelector": {}}))));
     let before = rules.clone();
     assert!(!allows(&rules));
-    rules.put(&policy(
+    assert!(rules.put(&policy(
         2,
         json!({"podSelector": {}, "ingress": [{"from": [{"namespaceSelector": {"matchLabels": {"a": "b"}}}]}]}),
-    ));
+    )));
     assert!(!allows(&rules), "its namespace is not known");
     let labels = BTreeMap::from([("a".to_owned(), "b".to_owned())]);
     assert!(rules.label("default", labels.clone()) && !rules.label("default", labels));
     assert!(allows(&rules));
-    rules.forget("default");
+    assert!(rules.forget("default") && !rules.forget("default"));
     assert!(!allows(&rules));
-    rules.put(&policy(2, json!({"podSelector": {}, "ingress": [{}]})));
+    let open = policy(2, json!({"podSelector": {}, "ingress": [{}]}));
+    assert!(rules.put(&open) && !rules.put(&open), "it says the same again");
     assert!(allows(&rules) && !allows(&before), "it is the same policy, and a clone keeps what it was");
-    rules.remove("default", "p2");
-    rules.remove("default", "p2");
-    rules.remove("other", "p1");
+    assert!(rules.remove("default", "p2") && !rules.remove("default", "p2") && !rules.remove("other", "p1"));
     assert!(!allows(&rules) && !rules.is_empty());
     rules.remove("default", "p1");
     assert!(allows(&rules) && rules.is_empty());
@@ -150,6 +152,7 @@ fn what_a_node_tells_is_understood_by_another() {
         assert_eq!(Source::from_text(&text), Some(source));
     }
     assert_eq!(Workload::from_text(pod.text()).as_ref(), Some(&*pod));
+    assert_eq!(Source::from_text("outside ::ffff:10.1.0.3"), Some(source("10.1.0.3")), "an address has one form");
     for nonsense in ["", "outside", "outside x", "{}", "{\"address\":1}", "[", &pod.text().replace("10.1", "10.x")] {
         assert_eq!(Source::from_text(nonsense), None, "{nonsense}");
     }
@@ -157,6 +160,19 @@ fn what_a_node_tells_is_understood_by_another() {
     let large = Workload::new([10, 0, 0, 1].into(), "n", "a", "b", labels, Vec::new());
     assert!(Workload::from_text(large.text()).is_none());
     assert_eq!(Source::Pod(Arc::new(large)).text(), "unknown");
+}
+
+/// Ten thousand peers in a thousand rules, of which two are distinct.
+#[test]
+fn what_is_said_again_is_compared_once() {
+    let peers = json!([{"podSelector": {"matchLabels": {"app": "a"}}}, {"podSelector": {"matchLabels": {"app": "b"}}}]);
+    let peers: Vec<_> = peers.as_array().unwrap().iter().cycle().take(10).cloned().collect();
+    let rules: Vec<_> =
+        std::iter::repeat_n(json!({"from": peers, "ports": [{"port": 1}, {"port": 1}]}), 1000).collect();
+    let many = policy(1, json!({"podSelector": {}, "ingress": rules}));
+    let few = policy(1, json!({"podSelector": {}, "ingress": [{"from": peers[..2], "ports": [{"port": 1}]}]}));
+    let mut rules = Rules::default();
+    assert!(rules.put(&few) && !rules.put(&many), "they say the same, and are kept as the same");
 }
 
 /// What thousands of pods and policies cost is what one of them does.
@@ -201,13 +217,14 @@ fn naive(policies: &[NetworkPolicy], source: &Source, to: &Destination, port: Po
     }
     let called = match to {
         Destination::Pod(pod) => Some(&**pod),
-        Destination::Outside(_) => None,
+        Destination::Outside(_) | Destination::Unknown => None,
     };
     let lets_out = || match source {
         Source::Pod(from) => {
             let other = match to {
                 Destination::Pod(pod) => (Some(&**pod), Some(pod.address)),
                 Destination::Outside(address) => (None, Some(*address)),
+                Destination::Unknown => (None, None),
             };
             naive_side(policies, from, "Egress", other, called, port)
         }
@@ -443,6 +460,7 @@ proptest! {
         sources.extend([Source::Node, Source::Unknown]);
         let mut to: Vec<Destination> = pods.iter().cloned().map(Destination::Pod).collect();
         to.extend(outside.map(Destination::Outside));
+        to.push(Destination::Unknown);
         for source in &sources {
             for to in &to {
                 for protocol in [Protocol::Tcp, Protocol::Udp] {

@@ -85,7 +85,6 @@ pub struct Workload {
     pub labels: BTreeMap<String, String>,
     /// Ports that have a name.
     pub ports: Vec<NamedPort>,
-    /// No other value has it, as long as the process lives.
     pub(crate) number: u64,
     text: OnceLock<String>,
 }
@@ -176,6 +175,11 @@ impl Workload {
         ))
     }
 
+    /// What no other value has, as long as the process lives.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
     /// Whether both are the same pod, whatever is said of it.
     pub fn is(&self, other: &Workload) -> bool {
         (self.address, &self.namespace, &self.name) == (other.address, &other.namespace, &other.name)
@@ -219,7 +223,7 @@ impl Source {
             "node" => Source::Node,
             "unknown" => Source::Unknown,
             text => match text.strip_prefix("outside ") {
-                Some(address) => Source::Outside(address.parse().ok()?),
+                Some(address) => Source::Outside(address.parse::<IpAddr>().ok()?.to_canonical()),
                 None => Source::Pod(Arc::new(Workload::from_text(text)?)),
             },
         })
@@ -233,4 +237,6 @@ pub enum Destination {
     Pod(Arc<Workload>),
     /// Whatever is at this address, which is no pod's.
     Outside(IpAddr),
+    /// A pod of which nothing is known that a rule could name.
+    Unknown,
 }

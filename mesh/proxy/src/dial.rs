@@ -1,10 +1,11 @@
 //! Requests to sockets, and to pods of other nodes: pooled HTTP/1.1 connections.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use tokio::net::TcpStream;
 use tower_service::Service;
 
 use crate::endpoint::{CONNECT_MAX, Failure, ShareTaken};
-use crate::guard::Guard;
+use crate::guard::{Guard, Pooled, locked};
 use crate::held::Held;
 use crate::{Asker, Body, BoxError, Elsewhere, Kept, Purpose, Stream, headers, link};
 
@@ -34,6 +35,9 @@ const IDLE_MAX: Duration = Duration::from_secs(30);
 /// Streams to pods of other nodes, to all of them together, up to which those that nobody uses are kept: a link has room for as
 /// many beside all that are in use (`network/peers.rs` of the node).
 pub const KEPT_ELSEWHERE_MAX: usize = 1024;
+
+/// Endpoints of other nodes of which it is remembered whether a component is called there; beyond it all are forgotten, and are learnt again.
+const LEARNT_MAX: usize = 4096;
 
 /// A connection to an endpoint.
 enum Connection {
@@ -129,11 +133,60 @@ impl Write for Connection {
     }
 }
 
+/// What answers at an endpoint of another node has changed since it was learnt.
+#[derive(Debug, thiserror::Error)]
+#[error("its pod has begun, or ceased, to listen itself")]
+struct Changed;
+
+/// Which endpoints of other nodes are components, which are told who asks and more ([`link`]); who listens itself is told nothing. To learn
+/// it a stream is made, which the request that made it then has.
+#[derive(Clone, Default)]
+struct Learnt {
+    is_called: Arc<Mutex<HashMap<SocketAddr, bool>>>,
+    /// By what they are kept under.
+    made: Arc<Mutex<HashMap<Authority, Elsewhere>>>,
+}
+
+impl Learnt {
+    fn put(&self, endpoint: SocketAddr, is_called: bool) {
+        let mut known = locked(&self.is_called);
+        if known.len() >= LEARNT_MAX {
+            known.clear();
+        }
+        known.insert(endpoint, is_called);
+    }
+
+    fn forget(&self, endpoint: SocketAddr) {
+        locked(&self.is_called).remove(&endpoint);
+    }
+}
+
+/// A stream that was made, until it is taken or its request is over.
+struct Made {
+    learnt: Learnt,
+    to: Authority,
+}
+
+impl Made {
+    fn put(learnt: &Learnt, to: &Authority, stream: Elsewhere) -> Made {
+        locked(&learnt.made).insert(to.clone(), stream);
+        Made { learnt: learnt.clone(), to: to.clone() }
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        let left = locked(&self.learnt.made).remove(&self.to);
+        drop(left);
+    }
+}
+
 /// Connects to what a pod listens at, and to nothing else that happens to be there.
 #[derive(Clone)]
 struct Connector {
     connector: HttpConnector,
     guard: Guard,
+    learnt: Learnt,
     open_elsewhere: Arc<AtomicUsize>,
 }
 
@@ -148,14 +201,32 @@ impl Service<Uri> for Connector {
 
     fn call(&mut self, to: Uri) -> Self::Future {
         let of_pool = to.authority().and_then(|to| self.guard.of_pool(to));
-        if of_pool.as_ref().is_some_and(|(_, socket)| !self.guard.local.is_reached(*socket, Protocol::Tcp)) {
+        if of_pool.as_ref().is_some_and(|pooled| !self.guard.local.is_reached(pooled.to, Protocol::Tcp)) {
             return Box::pin(async { Err(io::Error::from(io::ErrorKind::ConnectionRefused).into()) });
         }
-        if let Some((source, endpoint)) = of_pool.filter(|(_, socket)| self.guard.local.is_elsewhere(socket.ip())) {
-            let (guard, open) = (self.guard.clone(), self.open_elsewhere.clone());
+        if let Some(pooled) = of_pool.filter(|pooled| self.guard.local.is_elsewhere(pooled.to.ip())) {
+            let Pooled { source, to: endpoint, is_called: is_component } = pooled;
+            let made = to.authority().and_then(|to| locked(&self.learnt.made).remove(to));
+            let (guard, learnt, open) = (self.guard.clone(), self.learnt.clone(), self.open_elsewhere.clone());
             return Box::pin(async move {
-                let there = guard.connect(endpoint, Purpose::Requests, source).await?;
+                let there = match made {
+                    Some(made) => made,
+                    None => {
+                        let is_anybodys = source == Source::Unknown;
+                        let connected = guard.connect(endpoint, Purpose::Requests, source).await;
+                        // One that listens itself may be there by now, and does not let in whoever it is.
+                        connected.inspect_err(|_| {
+                            if is_anybodys {
+                                learnt.forget(endpoint);
+                            }
+                        })?
+                    }
+                };
                 let Elsewhere { stream, is_called, .. } = there;
+                if is_called != is_component {
+                    learnt.put(endpoint, is_called);
+                    return Err(Changed.into());
+                }
                 Ok(Connection::Elsewhere { stream: TokioIo::new(stream), is_called, open: Open::count(&open) })
             });
         }
@@ -169,6 +240,7 @@ impl Service<Uri> for Connector {
 pub(crate) struct Dialer {
     client: legacy::Client<Connector, Body>,
     guard: Guard,
+    learnt: Learnt,
 }
 
 impl Dialer {
@@ -176,12 +248,18 @@ impl Dialer {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(CONNECT_MAX));
+        let learnt = Learnt::default();
         let client = legacy::Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_MAX)
             .pool_max_idle_per_host(IDLE_PER_SOCKET_MAX)
-            .build(Connector { connector, guard: guard.clone(), open_elsewhere: Arc::default() });
-        Dialer { client, guard }
+            .build(Connector {
+                connector,
+                guard: guard.clone(),
+                learnt: learnt.clone(),
+                open_elsewhere: Arc::default(),
+            });
+        Dialer { client, guard, learnt }
     }
 
     /// Sends a request to the socket of `endpoint`, whatever its URI names. One that asks for another protocol is sent as such;
@@ -193,7 +271,7 @@ impl Dialer {
         mut request: Request<Body>,
     ) -> Result<Response<Body>, Failure> {
         link::strip(request.headers_mut());
-        let mut response = self.exchange(endpoint, socket.to_string(), request, false).await?;
+        let mut response = self.exchange(endpoint, &authority(&socket.to_string()), request, false).await?;
         link::strip(response.headers_mut());
         Ok(response)
     }
@@ -209,12 +287,23 @@ impl Dialer {
         let place = self.guard.local.enter_elsewhere(endpoint, by);
         let place = place.ok_or_else(|| Failure::unseen(endpoint, ShareTaken.into()))?;
         link::strip(request.headers_mut());
-        let source = request.extensions().get::<Source>().unwrap_or(&Source::Unknown);
-        let to = match self.guard.pool_key(source) {
-            Some(key) => format!("{key}@{endpoint}"),
-            None => endpoint.to_string(),
+        let source = request.extensions().get::<Source>().cloned().unwrap_or(Source::Unknown);
+        let generation = || self.guard.policies.table().generation();
+        let (learnt, judged) = (locked(&self.learnt.is_called).get(&endpoint).copied(), generation());
+        let (is_called, made) = match learnt {
+            Some(is_called) => (is_called, None),
+            None => {
+                let made = self.guard.connect(endpoint, Purpose::Requests, source.clone()).await;
+                let made = made.map_err(|error| Failure::unseen(endpoint, error.into()))?;
+                self.learnt.put(endpoint, made.is_called);
+                (made.is_called, Some(made))
+            }
         };
-        let mut response = self.exchange(endpoint, to, request, true).await?;
+        let to = authority(&self.guard.pool_key(&source, endpoint, is_called));
+        // One that was judged by older policies is of no use.
+        let made = made.filter(|_| judged == generation()).map(|made| Made::put(&self.learnt, &to, made));
+        let mut response = self.exchange(endpoint, &to, request, is_called).await?;
+        drop(made);
         let is_of_component = response.extensions_mut().remove::<OfComponent>().is_some();
         if let Some(refusal) = link::take_refusal(response.headers_mut()).filter(|_| is_of_component) {
             return Err(refusal.failure(endpoint));
@@ -230,15 +319,14 @@ impl Dialer {
     async fn exchange(
         &self,
         endpoint: SocketAddr,
-        to: String,
+        to: &Authority,
         request: Request<Body>,
         is_link: bool,
     ) -> Result<Response<Body>, Failure> {
-        let to = to.parse().expect("a socket address is an authority, also behind a word");
         let upgrade = headers::upgrade(request.headers());
         let is_upgrade = upgrade.is_some();
         let mut response =
-            self.send(&to, request, upgrade, is_link).await.map_err(|error| match error.is_connect() {
+            self.send(to, request, upgrade, is_link).await.map_err(|error| match error.is_connect() {
                 true => Failure::unseen(endpoint, error.into()),
                 false => Failure::seen(endpoint, error.into()),
             })?;
@@ -282,6 +370,10 @@ impl Dialer {
         let response = self.client.request(request).await?;
         Ok(response.map(|body| body.map_err(BoxError::from).boxed_unsync()))
     }
+}
+
+fn authority(text: &str) -> Authority {
+    text.parse().expect("a socket address is an authority, also behind a word")
 }
 
 #[cfg(test)]

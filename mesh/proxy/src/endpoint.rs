@@ -92,6 +92,11 @@ impl Failure {
         }
     }
 
+    /// Whether policies are why.
+    pub fn is_not_allowed(&self) -> bool {
+        matches!(self.error, Error::NotAllowed(_))
+    }
+
     /// Whether discovery may know less than this: nobody was there.
     pub fn is_gone(&self) -> bool {
         self.is_unseen && !self.is_busy && !self.is_askers

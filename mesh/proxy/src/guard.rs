@@ -7,7 +7,8 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::ops::RangeInclusive;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use coracle_discovery::Policies;
@@ -15,21 +16,60 @@ use coracle_policy::{Destination, Direction, Port, Protocol, Source};
 use futures::future::BoxFuture;
 use http::uri::Authority;
 use http::{Request, Response};
+use tokio::sync::watch;
 
 use crate::endpoint::CONNECT_MAX;
 use crate::{Body, BoxError, Elsewhere, HttpService, LocalEndpoints, NotAllowed, Proxy, Purpose};
 
-/// Pairs of pods of which one has asked the other by datagrams; beyond it those that have rested are forgotten, and then all.
-const ASKED_MAX: usize = 16_384;
+/// Addresses that one pod has asked by datagrams; beyond it those that have rested are forgotten, and then the one that has rested longest.
+const ASKED_PER_POD_MAX: usize = 1024;
 /// Who was asked may answer for so long (the kernel's own time for a stream of datagrams).
 const ANSWER_MAX: Duration = Duration::from_secs(180);
+
+/// Ports that the kernel gives to those who ask, as a rule: only there an answer is taken. Where it does not say, Linux' own.
+static ASKERS_PORTS: LazyLock<RangeInclusive<u16>> = LazyLock::new(|| {
+    let said = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut ends = said.split_whitespace().map(str::parse);
+    match (ends.next(), ends.next()) {
+        (Some(Ok(first)), Some(Ok(last))) => first..=last,
+        _ => 32_768..=60_999,
+    }
+});
+
+/// Whom a pod has asked by datagrams, and when it did so last.
+#[derive(Default)]
+struct Asked(HashMap<IpAddr, Instant>);
+
+impl Asked {
+    fn is_fresh(at: Instant, now: Instant) -> bool {
+        now.duration_since(at) < ANSWER_MAX
+    }
+
+    fn add(&mut self, to: IpAddr, now: Instant) {
+        let Asked(all) = self;
+        if all.len() >= ASKED_PER_POD_MAX && !all.contains_key(&to) {
+            all.retain(|_, at| Asked::is_fresh(*at, now));
+            if all.len() >= ASKED_PER_POD_MAX
+                && let Some(oldest) = all.iter().min_by_key(|(_, at)| **at).map(|(to, _)| *to)
+            {
+                all.remove(&oldest);
+            }
+        }
+        all.insert(to, now);
+    }
+
+    fn has(&self, to: IpAddr, now: Instant) -> bool {
+        self.0.get(&to).is_some_and(|at| Asked::is_fresh(*at, now))
+    }
+}
 
 /// Asks the policies. Clones share everything.
 #[derive(Clone)]
 pub(crate) struct Guard {
     pub policies: Policies,
     pub local: Arc<dyn LocalEndpoints>,
-    asked: Arc<Mutex<HashMap<[IpAddr; 2], Instant>>>,
+    /// By the pods that have asked.
+    asked: Arc<Mutex<HashMap<IpAddr, Asked>>>,
 }
 
 impl Guard {
@@ -55,7 +95,8 @@ impl Guard {
         self.local.is_pod_address(to.ip()) || table.allows(source, &Destination::Outside(to.ip()), port)
     }
 
-    /// The same of a datagram: who was asked may answer, whatever else it may do.
+    /// The same of a datagram: who was asked may answer where the kernel has those listen who ask ([`ASKERS_PORTS`]), whatever else it
+    /// may do.
     pub fn permits_datagram(&self, source: &Source, to: SocketAddr) -> bool {
         if self.policies.table().is_empty() {
             return true;
@@ -64,16 +105,34 @@ impl Guard {
         let now = Instant::now();
         if self.permits(source, to, Protocol::Udp) {
             let mut asked = locked(&self.asked);
-            if asked.len() >= ASKED_MAX {
-                asked.retain(|_, at| now.duration_since(*at) < ANSWER_MAX);
+            if !asked.contains_key(&from.address) {
+                // Those of pods that have gone.
+                asked.retain(|pod, _| self.local.workload(*pod).is_some());
             }
-            if asked.len() >= ASKED_MAX {
-                asked.clear();
-            }
-            asked.insert([from.address, to.ip()], now);
+            asked.entry(from.address).or_default().add(to.ip(), now);
             return true;
         }
-        locked(&self.asked).get(&[to.ip(), from.address]).is_some_and(|at| now.duration_since(*at) < ANSWER_MAX)
+        ASKERS_PORTS.contains(&to.port()) && self.has_asked(to.ip(), from.address, now)
+    }
+
+    /// Who that is now: a pod of this node may have other labels than when it connected.
+    pub fn now(&self, source: &Source) -> Source {
+        let now = match source {
+            Source::Pod(pod) => self.local.workload(pod.address).filter(|now| now.is(pod)),
+            Source::Outside(_) | Source::Node | Source::Unknown => None,
+        };
+        now.map_or_else(|| source.clone(), Source::Pod)
+    }
+
+    /// Whether a pod takes a datagram of somebody outside of the cluster: where a policy is about what comes to it, only an answer, since
+    /// at which of its ports it comes in is not told.
+    pub fn takes_datagram(&self, pod: &Source, from: IpAddr) -> bool {
+        let Source::Pod(pod) = pod else { return self.policies.table().is_empty() };
+        !self.policies.table().isolates(pod, Direction::Ingress) || self.has_asked(pod.address, from, Instant::now())
+    }
+
+    fn has_asked(&self, pod: IpAddr, to: IpAddr, now: Instant) -> bool {
+        locked(&self.asked).get(&pod).is_some_and(|asked| asked.has(to, now))
     }
 
     /// A stream to a pod of another node, where both nodes allow it.
@@ -84,25 +143,34 @@ impl Guard {
         if table.is_empty() {
             return Ok(there);
         }
-        let lets_out = match (&source, &there.called) {
-            (Source::Pod(from), Some(called)) => {
-                let port = Port { protocol: Protocol::Tcp, number: to.port() };
-                table.lets_out(from, &Destination::Pod(called.clone()), port)
+        let lets_out = match &source {
+            Source::Pod(from) => {
+                // Its node may not say who it is.
+                let called = there.called.clone().map_or(Destination::Unknown, Destination::Pod);
+                table.lets_out(from, &called, Port { protocol: Protocol::Tcp, number: to.port() })
             }
-            // Its node does not say who it is.
-            (Source::Pod(from), None) => !table.isolates(from, Direction::Egress),
-            _ => true,
+            Source::Outside(_) | Source::Node | Source::Unknown => true,
         };
         if lets_out { Ok(there) } else { Err(io::Error::new(io::ErrorKind::PermissionDenied, NotAllowed)) }
     }
 
-    /// For whom a connection that is kept may be used again: for the same source, while policies are the same. So who takes one from a
-    /// pool has been judged with it. `None` where there are no policies, and a connection is anybody's.
-    pub fn pool_key(&self, source: &Source) -> Option<String> {
+    /// For whom a connection that is kept may be used again: for the same source, while it has the same labels and policies are the same.
+    /// So who takes one from a pool has been judged with it. `None` where there are no policies, and a connection is anybody's; and
+    /// where each request says who asks (`is_called`), and nothing is to be judged but what its node does with each.
+    ///
+    /// Before the endpoint of another node it stands behind a letter that says whether a component is called there.
+    pub fn pool_key(&self, source: &Source, to: SocketAddr, is_called: bool) -> String {
+        let (kind, key) = (if is_called { CALLED } else { LISTENS }, self.key(source, is_called).unwrap_or_default());
+        format!("{kind}{key}@{to}")
+    }
+
+    fn key(&self, source: &Source, is_called: bool) -> Option<String> {
         let table = self.policies.table();
         let name = match source {
             _ if table.is_empty() => return None,
-            Source::Pod(pod) => format!("p{}", hex(pod.address)),
+            Source::Pod(pod) if is_called && !table.isolates(pod, Direction::Egress) => return None,
+            Source::Outside(_) | Source::Node | Source::Unknown if is_called => return None,
+            Source::Pod(pod) => format!("p{}.{:x}", hex(pod.address), pod.number()),
             Source::Outside(address) => format!("o{}", hex(*address)),
             Source::Node => "n".to_owned(),
             Source::Unknown => "u".to_owned(),
@@ -114,12 +182,13 @@ impl Guard {
     fn outside_key(&self, source: &Source) -> Option<String> {
         let Source::Pod(pod) = source else { return None };
         let is_isolated = self.policies.table().isolates(pod, Direction::Egress);
-        is_isolated.then(|| self.pool_key(source)).flatten()
+        is_isolated.then(|| self.key(source, false)).flatten()
     }
 
     /// Who that was.
     fn of_key(&self, key: &str) -> Source {
         let (name, _) = key.split_once('-').unwrap_or((key, ""));
+        let (name, _) = name.split_once('.').unwrap_or((name, ""));
         match (name.get(..1), name.get(1..).and_then(unhex)) {
             // One that has gone meanwhile is nobody.
             (Some("p"), Some(address)) => self.local.workload(address).map_or(Source::Unknown, Source::Pod),
@@ -130,10 +199,24 @@ impl Guard {
     }
 
     /// Who that was, and where the connection goes.
-    pub fn of_pool(&self, authority: &Authority) -> Option<(Source, SocketAddr)> {
+    pub fn of_pool(&self, authority: &Authority) -> Option<Pooled> {
         let (key, to) = authority.as_str().rsplit_once('@').unwrap_or(("", authority.as_str()));
-        Some((self.of_key(key), to.parse().ok()?))
+        let source = self.of_key(key.trim_start_matches([CALLED, LISTENS]));
+        Some(Pooled { source, to: to.parse().ok()?, is_called: key.starts_with(CALLED) })
     }
+}
+
+/// Before what connections to other nodes are kept under: a component is called there,
+const CALLED: char = 'c';
+/// or a pod listens itself.
+const LISTENS: char = 'l';
+
+/// What a kept connection is.
+pub(crate) struct Pooled {
+    pub source: Source,
+    pub to: SocketAddr,
+    /// Whether it is made for requests to a component.
+    pub is_called: bool,
 }
 
 /// As one number: what an address of IPv6 is written with has another meaning before an `@`.
@@ -150,7 +233,7 @@ fn unhex(text: &str) -> Option<IpAddr> {
     Some(IpAddr::from(std::net::Ipv6Addr::from(number)).to_canonical())
 }
 
-fn locked<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn locked<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -164,12 +247,7 @@ struct Guarded {
 
 impl HttpService for Guarded {
     fn call(&self, mut request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, BoxError>> {
-        // A pod of this node may have other labels by now.
-        let now = match &self.source {
-            Source::Pod(pod) => self.guard.local.workload(pod.address).filter(|now| now.is(pod)),
-            Source::Outside(_) | Source::Node | Source::Unknown => None,
-        };
-        let source = now.map_or_else(|| self.source.clone(), Source::Pod);
+        let source = self.guard.now(&self.source);
         if !self.guard.permits(&source, self.to, Protocol::Tcp) {
             return Box::pin(async { Err(NotAllowed.into()) });
         }
@@ -184,9 +262,14 @@ impl Proxy {
         self.guard.permits(source, to, protocol)
     }
 
-    /// The same of a datagram: who was asked may answer, whatever else it may do.
+    /// The same of a datagram: who was asked may answer at a port of those who ask, whatever else it may do.
     pub fn permits_datagram(&self, source: &Source, to: SocketAddr) -> bool {
         self.guard.permits_datagram(source, to)
+    }
+
+    /// Whether the `pod` takes a datagram of somebody outside of the cluster.
+    pub fn takes_datagram(&self, pod: &Source, from: IpAddr) -> bool {
+        self.guard.takes_datagram(pod, from)
     }
 
     /// What connections of `source` that leave the cluster are kept under, where policies are about them: a word that is good in a URI's
@@ -200,6 +283,23 @@ impl Proxy {
         match self.guard.of_key(key) {
             source @ Source::Pod(_) => self.permits(&source, to, Protocol::Tcp),
             Source::Outside(_) | Source::Node | Source::Unknown => false,
+        }
+    }
+
+    /// Waits until there are policies and `source`, a pod of this node, has gone or is another to them; `relabelled` changes when some pod is.
+    pub async fn until_other(&self, source: &Source, mut relabelled: watch::Receiver<()>) {
+        let Source::Pod(pod) = source else { return std::future::pending().await };
+        let mut policies = self.guard.policies.subscribe();
+        while self.guard.policies.table().is_empty()
+            || self.guard.local.workload(pod.address).is_some_and(|now| now == *pod)
+        {
+            let changed = tokio::select! {
+                changed = policies.changed() => changed,
+                changed = relabelled.changed() => changed,
+            };
+            if changed.is_err() {
+                return std::future::pending().await;
+            }
         }
     }
 
@@ -217,6 +317,20 @@ impl Proxy {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pod_forgets_whom_it_asked_first_and_nobody_forgets_for_it() {
+        let (mut asked, begun) = (Asked::default(), Instant::now());
+        let peer = |n: usize| IpAddr::from((n as u32).to_be_bytes());
+        for n in 0..=ASKED_PER_POD_MAX {
+            asked.add(peer(n), begun + Duration::from_millis(n as u64));
+        }
+        let now = begun + Duration::from_secs(2);
+        assert!(asked.0.len() == ASKED_PER_POD_MAX && !asked.has(peer(0), now));
+        assert!(asked.has(peer(1), now) && !asked.has(peer(1), now + ANSWER_MAX));
+        asked.add(peer(0), now + ANSWER_MAX);
+        assert_eq!(asked.0.len(), 1, "those that have rested make room");
+    }
 
     #[test]
     fn an_address_is_one_word() {

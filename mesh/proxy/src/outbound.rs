@@ -275,9 +275,13 @@ impl Proxy {
                     return Ok(response.map(|body| Held { body, by }.boxed_unsync()));
                 }
                 Err(failure) => {
-                    attempts += 1;
+                    // Where it may not go nobody was asked: that is no attempt, and there are no more of them than endpoints.
+                    attempts += usize::from(!failure.is_not_allowed());
                     is_behind |= failure.is_gone() && endpoint.socket().is_none();
-                    tried.add(&picked);
+                    match failure.is_not_allowed() {
+                        true => tried.add_not_allowed(&picked),
+                        false => tried.add(&picked),
+                    }
                     failure.tell(&route.balancer, picked);
                     let Failure { error, is_unseen, is_askers, .. } = failure;
                     // What was refused here has reached nobody: it costs no budget, which others need.
@@ -306,18 +310,25 @@ impl Proxy {
         let protocol = route.service.ports[route.at].protocol;
         let is_datagram = protocol == Protocol::Udp;
         // Each may have gone since discovery spoke.
-        for _ in 0..GONE_MAX {
+        let mut gone = 0;
+        while gone < GONE_MAX {
             let picked = route.balancer.pick(tried)?;
             let address = SocketAddr::new(picked.endpoint().address, picked.endpoint().port);
             // Datagrams do not go from node to node: an endpoint of this one has to do.
             let can_reach = |endpoint: &Endpoint| !(is_datagram && endpoint.is_elsewhere());
             match Endpoint::find(&*self.local, address).filter(can_reach) {
                 Some(endpoint) if self.permits_by(source, address, protocol) => return Some((picked, endpoint)),
-                Some(_) => tried.add_not_allowed(picked),
+                Some(_) => {
+                    // Once: of what is left each is allowed, unless policies change meanwhile.
+                    tried.add_not_allowed(&picked);
+                    drop(picked);
+                    route.balancer.leave_out(tried, |address| self.permits_by(source, address, protocol));
+                }
                 None => {
                     if Endpoint::is_forbidden(&*self.local, address) {
                         self.local.service_failed(&route.service, ServiceFailure::Endpoint(address));
                     }
+                    gone += 1;
                     tried.add(&picked);
                     route.balancer.failed(picked);
                 }

@@ -112,7 +112,7 @@ async fn who_is_to_be_complete_counts_when_it_says_so() {
     // A number that is given up leaves nothing.
     let gone = group.members[0].admit_until("gone", Formats::OWN, Promotion::WhenComplete).await.unwrap().member;
     group.members[0].remove(BTreeSet::from([gone])).await.unwrap();
-    assert_eq!(group.members[0].get("coracle group", &format!("waits {gone}")), None);
+    assert!(group.members[0].get("coracle group", &format!("waits {gone}")).is_none());
     group.shutdown().await;
 }
 

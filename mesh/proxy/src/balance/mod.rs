@@ -162,6 +162,15 @@ impl Balancer {
         })
     }
 
+    /// Takes all endpoints for tried to which it `may` not go, at once: however many they are, the next that is picked is another.
+    pub fn leave_out(&self, tried: &mut Tried, may: impl Fn(SocketAddr) -> bool) {
+        for state in &self.states {
+            if !tried.has(state) && !may(SocketAddr::new(state.endpoint.address, state.endpoint.port)) {
+                tried.insert_not_allowed(state);
+            }
+        }
+    }
+
     /// The endpoint gave no answer: it is left out for a while, unless half of all are.
     pub fn failed(&self, picked: Picked) {
         self.failed_at(picked, Instant::now());
@@ -186,7 +195,8 @@ fn since(epoch: Instant, now: Instant) -> Nanos {
 /// Endpoints that one request has been to.
 #[derive(Default)]
 pub(crate) struct Tried {
-    all: Vec<Arc<State>>,
+    /// By the addresses of their states in memory.
+    all: HashMap<usize, Arc<State>>,
     /// One where it may not go.
     not_allowed: Option<SocketAddr>,
 }
@@ -194,14 +204,21 @@ pub(crate) struct Tried {
 impl Tried {
     /// It has been there.
     pub fn add(&mut self, picked: &Picked) {
-        self.all.push(picked.state.clone());
+        self.insert(&picked.state);
     }
 
     /// It may not go there, which is no fault of the endpoint.
-    pub fn add_not_allowed(&mut self, picked: Picked) {
-        let endpoint = picked.endpoint();
-        self.not_allowed = Some(SocketAddr::new(endpoint.address, endpoint.port));
-        self.add(&picked);
+    pub fn add_not_allowed(&mut self, picked: &Picked) {
+        self.insert_not_allowed(&picked.state);
+    }
+
+    fn insert_not_allowed(&mut self, state: &Arc<State>) {
+        self.not_allowed = Some(SocketAddr::new(state.endpoint.address, state.endpoint.port));
+        self.insert(state);
+    }
+
+    fn insert(&mut self, state: &Arc<State>) {
+        self.all.insert(Arc::as_ptr(state).addr(), state.clone());
     }
 
     /// Where it may not go, if it came to such a place.
@@ -215,7 +232,7 @@ impl Tried {
     }
 
     fn has(&self, state: &Arc<State>) -> bool {
-        self.all.iter().any(|tried| Arc::ptr_eq(tried, state))
+        self.all.contains_key(&Arc::as_ptr(state).addr())
     }
 }
 

@@ -53,7 +53,9 @@ async fn connect(way: &Way, source: &Source) -> Result<Option<(Box<dyn Stream>, 
     let mut tried = Tried::default();
     let mut failure = None;
     let mut is_renewed = false;
-    for _ in 0..=ATTEMPTS_MAX {
+    let mut attempts = 0;
+    while attempts <= ATTEMPTS_MAX {
+        attempts += 1;
         let known = tried.count();
         let Some((mut picked, endpoint)) = proxy.pick(source, &route, &mut tried) else {
             // All that discovery named have just gone.
@@ -99,8 +101,14 @@ async fn connect(way: &Way, source: &Source) -> Result<Option<(Box<dyn Stream>, 
             }
             // Nothing was sent: another may be asked.
             Err(error) => {
-                tried.add(&picked);
                 let unseen = Failure::unseen(endpoint.address, error);
+                match unseen.is_not_allowed() {
+                    true => {
+                        tried.add_not_allowed(&picked);
+                        attempts -= 1;
+                    }
+                    false => tried.add(&picked),
+                }
                 unseen.tell(&route.balancer, picked);
                 failure = Some(unseen.error).filter(|error| !matches!(error, Error::NotAllowed(_)));
             }
@@ -115,7 +123,7 @@ async fn http(way: Way, stream: TcpStream, source: Source, turns: Arc<Turns>) ->
     let answer = move |mut request: Request<Body>| {
         request.extensions_mut().insert(way.asker.clone());
         let route = (way.route)();
-        let (proxy, source) = (way.proxy.clone(), source.clone());
+        let (proxy, source) = (way.proxy.clone(), way.proxy.guard.now(&source));
         async move { proxy.call_route(&source, route?, request).await }
     };
     serve::serve(stream, turns, drain, answer).await

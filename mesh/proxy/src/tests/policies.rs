@@ -153,17 +153,20 @@ async fn datagrams_are_judged_each_and_who_was_asked_may_answer() {
     world.known("dns", 1).await;
     let (db, web) = (world.known_as(1, "db"), world.known_as(2, "web"));
     let (service, at) = ("10.96.0.9:53".parse().unwrap(), |n| SocketAddr::new(pod(n), 53));
+    // Where those listen who ask.
+    let asker = |n| SocketAddr::new(pod(n), 45_678);
     let (flows, answers) = (Flows::default(), Flows::default());
     let is_sent = |flows: &Flows, source: &Source, to| flows.send(&world.proxy, source, to).unwrap().is_ok();
     assert!(is_sent(&flows, &web, service));
     // It may be asked by this one, and may itself ask nobody.
     world.policy("db", only("web")).await;
     world.policy("silent", reaches("db", "nobody")).await;
-    assert!(!is_sent(&answers, &db, at(2)), "nobody has asked it since");
+    assert!(!is_sent(&answers, &db, asker(2)), "nobody has asked it since");
     for to in [service, at(1)] {
         assert!(is_sent(&flows, &web, to));
     }
-    assert!(is_sent(&answers, &db, at(2)) && !is_sent(&answers, &db, at(3)), "an answer");
+    assert!(is_sent(&answers, &db, asker(2)) && !is_sent(&answers, &db, asker(3)), "an answer");
+    assert!(!is_sent(&answers, &db, at(2)), "no answer goes to where it may serve others");
     world.policy("db", only("other")).await;
     for to in [service, at(1)] {
         assert!(!is_sent(&flows, &web, to), "an endpoint that is remembered");
@@ -233,7 +236,7 @@ async fn another_node_is_told_who_asks_and_is_believed_when_it_says_who_answers(
         assert_eq!(world.ask_as(&other, "GET", "").await.0, 200);
     }
     let connected = world.pods.connected.lock().unwrap().clone();
-    assert_eq!(connected[..2], [web.clone(), other.clone()], "no stream is another's");
+    assert!(connected.iter().all(|source| *source == web), "who may go anywhere shares what is kept: {connected:?}");
     world.policy("web", reaches("web", "db")).await;
     assert_eq!(world.ask_as(&web, "GET", "").await.0, 200);
     // What was heard of a pod that has other labels by now stands in nobody's way.
@@ -267,6 +270,95 @@ async fn a_socket_of_another_node_is_connected_for_one_source_only() {
     assert!(world.ask_as(&web, "GET", "").await.1.starts_with(REFUSED));
     let refused = world.proxy.connect_elsewhere(SocketAddr::new(pod(1), 80), web).await;
     assert!(refused.is_err_and(|error| crate::NotAllowed::is_cause(&error)));
+}
+
+#[tokio::test]
+async fn a_guest_of_another_node_that_listens_itself_is_told_nothing_of_who_asks() {
+    let world = World::new().await;
+    let (listens, _) = called(|request| async move {
+        let told = request.headers().keys().filter(|name| name.as_str().starts_with("x-coracle")).count();
+        Ok(http::Response::new(text(told.to_string())))
+    });
+    world.start_elsewhere(1, listens);
+    world.pods.listen_elsewhere.store(true, Relaxed);
+    world.web(&[1]).await;
+    let (web, changed) = (world.known_as(2, "web"), world.known_as(2, "other"));
+    for _ in 0..3 {
+        assert_eq!(world.ask_as(&web, "GET", "").await, (200, "0".to_owned()));
+    }
+    assert_eq!(world.pods.connected.lock().unwrap().len(), 1, "what it was learnt by is used, and kept");
+    // Who has other labels is judged anew.
+    world.policy("any", only("web")).await;
+    for source in [&web, &changed, &web, &changed] {
+        assert_eq!(world.ask_as(source, "GET", "").await.0, 200);
+    }
+    assert_eq!(world.pods.connected.lock().unwrap().len(), 3, "a stream for each of what is said of the pod");
+    // A component has taken its place.
+    world.start_elsewhere(1, echo().0);
+    world.pods.listen_elsewhere.store(false, Relaxed);
+    world.policy("any", only("other")).await;
+    while world.ask_as(&web, "GET", "x").await.0 != 200 {}
+    assert_eq!(world.pods.asked.lock().unwrap().last(), Some(&web), "it is told");
+}
+
+#[tokio::test]
+async fn however_many_may_not_be_asked_one_that_may_is_found() {
+    let world = World::new().await;
+    let all: Vec<u8> = (1..=40).collect();
+    for n in &all {
+        world.start(*n, echo().1);
+        world.known_as(*n, if *n == 7 { "open" } else { "db" });
+    }
+    world.web(&all).await;
+    let other = world.known_as(99, "other");
+    world.policy("db", only("web")).await;
+    for _ in 0..20 {
+        assert_eq!(world.ask_as(&other, "GET", "").await.0, 200);
+    }
+    world.known_as(7, "db");
+    assert!(world.ask_as(&other, "GET", "").await.1.starts_with(REFUSED));
+    // The same of pods of another node, which say so themselves.
+    world.policy("db", Value::Null).await;
+    world.pods.is_shut_elsewhere.store(true, Relaxed);
+    let (shut, _) = echo();
+    for n in all.iter().filter(|n| **n != 7) {
+        world.end(*n);
+        world.start_elsewhere(*n, shut.clone());
+    }
+    for _ in 0..20 {
+        assert_eq!(world.ask_as(&other, "GET", "").await.0, 200);
+    }
+    assert_eq!(shut.calls.load(Relaxed), 0);
+}
+
+#[tokio::test]
+async fn a_datagram_from_outside_is_an_answer_where_policies_are_about_what_comes() {
+    let world = World::new().await;
+    let (db, web) = (world.known_as(1, "db"), world.known_as(2, "web"));
+    let (asked, stranger) = ("198.51.100.7:53".parse::<SocketAddr>().unwrap(), "198.51.100.8".parse().unwrap());
+    assert!(world.proxy.takes_datagram(&db, stranger));
+    world.policy("db", only("web")).await;
+    assert!(!world.proxy.takes_datagram(&db, asked.ip()) && world.proxy.takes_datagram(&web, stranger));
+    assert!(world.proxy.permits_datagram(&db, asked));
+    assert!(world.proxy.takes_datagram(&db, asked.ip()) && !world.proxy.takes_datagram(&db, stranger));
+}
+
+#[tokio::test]
+async fn who_is_another_to_policies_is_told_apart() {
+    let world = World::new().await;
+    let (web, (relabelled, _)) = (world.known_as(2, "web"), tokio::sync::watch::channel(()));
+    let mut other = Box::pin(world.proxy.until_other(&web, relabelled.subscribe()));
+    world.known_as(2, "other");
+    relabelled.send_replace(());
+    assert!(futures::poll!(other.as_mut()).is_pending(), "there is nobody to whom it matters");
+    world.policy("db", only("web")).await;
+    tokio::time::timeout(SOON, other).await.expect("now it matters");
+    let again = world.known_as(2, "web");
+    let mut other = Box::pin(world.proxy.until_other(&again, relabelled.subscribe()));
+    assert!(futures::poll!(other.as_mut()).is_pending());
+    world.known_as(2, "other");
+    relabelled.send_replace(());
+    tokio::time::timeout(SOON, other).await.expect("it is told");
 }
 
 #[tokio::test]

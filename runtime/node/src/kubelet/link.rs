@@ -4,7 +4,7 @@
 //! component is called with. It leads to nothing else of this machine, and to no other pod that gets the address later. Who calls
 //! is a node, by its certificate: what its proxy says beside its requests is believed ([`LINK`]), also for which of its pods it calls
 //! ([`crate::network::Callers`]), and what a guest says through it is not. Whether network policies let that pod in is decided here: for
-//! bytes when they begin, for a component with each request.
+//! bytes when they begin, for a component with each request; what a proxy keeps for its requests ends when they may not come any more.
 
 use std::convert::Infallible;
 use std::io;
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use coracle_policy::{Protocol, Source, TEXT_BYTES_MAX};
-use coracle_proxy::{Admit, BoxError, HttpService, Local, LocalEndpoints as _, serve_link, serve_stream};
+use coracle_proxy::{Admit, BoxError, HttpService, Local, LocalEndpoints as _, NotAllowed, serve_link, serve_stream};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Empty;
 use hyper::body::Incoming;
@@ -105,6 +105,7 @@ async fn connect(
     let asks = request.headers().get(LINK) == Some(&REQUESTS);
     let are_requests = asks && matches!(local, Local::Http(_));
     let source = source(network, from, request.headers().get(coracle_proxy::SOURCE)).ok_or(StatusCode::FORBIDDEN)?;
+    let (mut policies, mut relabelled) = (network.policies.subscribe(), network.table.relabelled());
     // Each of them says for whom it is.
     if !are_requests && !network.proxy.permits(&source, to, Protocol::Tcp) {
         return Err(StatusCode::FORBIDDEN);
@@ -123,11 +124,28 @@ async fn connect(
     let called = called.and_then(|called| HeaderValue::from_str(called.text()).ok());
     let answered = Answered { are_requests: socket.is_none(), called };
     let (network, from) = (network.clone(), from.clone());
+    // Requests of a proxy to a guest that listens itself: it keeps the stream for the next, as long as they may come.
+    let (judge, of) = (network.clone(), source.clone());
+    let forbidden = async move {
+        loop {
+            let changed = tokio::select! {
+                changed = policies.changed() => changed,
+                changed = relabelled.changed() => changed,
+            };
+            if changed.is_err() || !judge.proxy.permits(&of, to, Protocol::Tcp) {
+                return;
+            }
+        }
+    };
     let upgrade = hyper::upgrade::on(request);
     let passing = async move {
         // Until the stream is there the socket is cut off, too, by whatever ends this.
         let stream = async { upgrade.await.map(TokioIo::new).map_err(io::Error::other) };
         match socket {
+            Some(socket) if asks => tokio::select! {
+                passed = pass(socket, stream) => passed.map_err(BoxError::from),
+                () = forbidden => Err(NotAllowed.into()),
+            },
             Some(socket) => pass(socket, stream).await.map_err(BoxError::from),
             None if are_requests => {
                 let admit: Admit = Arc::new(move |said| {

@@ -15,6 +15,7 @@ use coracle_proxy::{Asker, Body, BoxError, HttpService, Local, LocalEndpoints as
 use futures::future::BoxFuture;
 use http::{Request, Response};
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::{Table, pass};
@@ -262,13 +263,21 @@ struct Way {
 }
 
 impl Way {
-    /// Who is connected from there: a pod, or what else runs on this machine.
+    /// Who is connected from there: a pod, or somebody of this machine whom no rule can name.
     fn source(&self, from: IpAddr) -> Source {
-        self.table.pod_of_twin(from).map_or(Source::Node, |pod| self.table.source(pod))
+        self.table.pod_of_twin(from).map_or(Source::Unknown, |pod| self.table.source(pod))
     }
 }
 
 impl Leads {
+    /// Whether somebody at this address may connect at all. What leads out of this machine is for pods: what else could be judged?
+    fn is_for(&self, from: IpAddr) -> bool {
+        match self {
+            Leads::ToComponent(..) => true,
+            Leads::Elsewhere(_, way) | Leads::Service(_, way) => way.table.pod_of_twin(from).is_some(),
+        }
+    }
+
     async fn pass(self, stream: tokio::net::TcpStream, from: IpAddr) -> Result<(), BoxError> {
         match self {
             Leads::ToComponent(way, service) => {
@@ -278,15 +287,28 @@ impl Leads {
             Leads::Elsewhere(_, way) => {
                 let (source, Way { table, proxy, endpoint }) = (way.source(from), way);
                 let place = table.enter_elsewhere(endpoint, Asker::Pod(table.pod_of_twin(from).unwrap_or(from)));
+                let called = Notify::new();
                 let there = async {
                     if place.is_none() {
                         return Err(io::ErrorKind::QuotaExceeded.into());
                     }
-                    let connecting = proxy.connect_elsewhere(endpoint, source);
-                    tokio::time::timeout(LINK_MAX, connecting).await?.map(|there| there.stream)
+                    let connecting = proxy.connect_elsewhere(endpoint, source.clone());
+                    let there = tokio::time::timeout(LINK_MAX, connecting).await??;
+                    if there.is_called {
+                        called.notify_one();
+                    }
+                    Ok(there.stream)
+                };
+                // A component's node judges each request, by what it was told of who connects.
+                let other = async {
+                    called.notified().await;
+                    proxy.until_other(&source, table.relabelled()).await;
                 };
                 // A pod that does not answer is a reset, too: nothing else can be told to who is connected already.
-                Ok(pass(stream, there).await?)
+                tokio::select! {
+                    passed = pass(stream, there) => Ok(passed?),
+                    () = other => Err("it is another to policies than when it connected".into()),
+                }
             }
             Leads::Service(_, way) => {
                 let (source, asker) = (way.source(from), Asker::Pod(way.table.pod_of_twin(from).unwrap_or(from)));
@@ -350,7 +372,7 @@ async fn accept(listener: tokio::net::TcpListener, leads: Leads, places: Arc<Pla
             tokio::time::sleep(ACCEPT_RETRY).await;
             continue;
         };
-        let place = places.take(from.ip()).filter(|_| coracle_proxy::is_spare(&stream));
+        let place = places.take(from.ip()).filter(|_| leads.is_for(from.ip()) && coracle_proxy::is_spare(&stream));
         let linked = match &leads {
             Leads::Elsewhere(bridges, ..) | Leads::Service(bridges, ..) => {
                 bridges.upgrade().map(|bridges| bridges.linked.take(from.ip()))
@@ -536,9 +558,25 @@ mod tests {
         let addresses = Addresses::new("10.1.0.0/24".parse().unwrap()).unwrap();
         let table = Arc::new(Table::new(addresses, Box::new(|_, _| {})));
         let bridges = Arc::<Bridges>::default();
-        let at = bridges.open_elsewhere(SocketAddr::from(([10, 2, 0, 1], 80)), &table, &proxy(&table)).unwrap();
-        let read = async { tokio::net::TcpStream::connect(at).await?.read_u8().await };
+        let endpoint = SocketAddr::from(([10, 2, 0, 1], 80));
+        let at = bridges.open_elsewhere(endpoint, &table, &proxy(&table)).unwrap();
+        let pod = table.allocate(None).unwrap();
+        let read = async {
+            let socket = tokio::net::TcpSocket::new_v4()?;
+            socket.bind(SocketAddr::new(pod.loopback, 0))?;
+            socket.connect(at).await?.read_u8().await
+        };
         let read = tokio::time::timeout(Duration::from_secs(30), read).await.expect("it ends");
         assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+        // Who is no pod could not be judged.
+        let way = Way { table: table.clone(), proxy: proxy(&table), endpoint };
+        let (stranger, own) = (IpAddr::from([127, 0, 0, 1]), pod.loopback);
+        assert_eq!(way.source(stranger), Source::Unknown);
+        for leads in [Leads::Elsewhere, Leads::Service] {
+            let leads = leads(Arc::downgrade(&bridges), way.clone());
+            assert!(leads.is_for(own) && !leads.is_for(stranger));
+        }
+        table.release(pod.pod);
+        assert!(!Leads::Elsewhere(Arc::downgrade(&bridges), way).is_for(own), "it has gone");
     }
 }

@@ -1,5 +1,6 @@
 //! Who calls from another node. That node is who its certificate names, and it vouches for its pods: what it says of one is believed, where
-//! the pod's address is one of its own. So a node that was taken over may pass for its own pods with whatever labels, and for no other's.
+//! the pod's address is one of its own. So a node that was taken over may pass for its own pods with whatever labels, for whomever is outside of the
+//! cluster (its clients are), and for no other node's pods.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use coracle_proxy::LocalEndpoints as _;
 use http::HeaderValue;
 use parking_lot::Mutex;
 
+use super::gate::embedded;
 use super::{Peers, Table};
 
 /// Pods of other nodes that are remembered as they were told, 8 KiB each at most; at the bound all are forgotten, and are read again.
@@ -31,8 +33,12 @@ impl Callers {
                 // It has just joined, and this node has not heard of it yet.
                 None => Some(Source::Unknown),
             },
-            Source::Outside(address) if table.is_pod_address(address) || peers.has(address) => None,
-            Source::Outside(address) => Some(Source::Outside(address)),
+            Source::Outside(address) => {
+                // In whatever form: a pod's is not outside.
+                let (address, within) = (address.to_canonical(), embedded(address));
+                let is_pods = table.is_pod_address(within) || peers.has(within);
+                (!is_pods).then_some(Source::Outside(address))
+            }
             // Not the node on which the pod runs.
             Source::Node => Some(peers.address_of(from).map_or(Source::Unknown, Source::Outside)),
             Source::Unknown => Some(Source::Unknown),
@@ -74,6 +80,7 @@ mod tests {
             Source::Pod(Arc::new(Workload::new(address.into(), "n", "a", "b", BTreeMap::new(), vec![])))
         };
         let outside = |address: [u8; 4]| Source::Outside(address.into());
+        let written = |address: &str| Source::Outside(address.parse().unwrap());
         let callers = Callers::default();
         for _ in 0..2 {
             for (from, says, is) in [
@@ -85,6 +92,10 @@ mod tests {
                 ("n1", outside([198, 51, 100, 7]), Some(outside([198, 51, 100, 7]))),
                 ("n1", outside([10, 2, 0, 2]), None),
                 ("n1", outside([10, 9, 0, 2]), None),
+                ("n1", written("::ffff:10.2.0.2"), None),
+                ("n1", written("64:ff9b::10.9.0.2"), None),
+                ("n1", written("2001:db8::1"), Some(written("2001:db8::1"))),
+                ("n1", written("64:ff9b::c000:209"), Some(written("64:ff9b::c000:209"))),
                 ("n1", Source::Node, Some(outside([192, 0, 2, 1]))),
                 ("n3", Source::Node, Some(Source::Unknown)),
                 ("n1", Source::Unknown, Some(Source::Unknown)),

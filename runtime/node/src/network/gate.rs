@@ -47,7 +47,7 @@ impl Gate {
 }
 
 /// The IPv4 address that an IPv6 address stands for (mapped, NAT64, 6to4), or the address itself.
-fn embedded(address: IpAddr) -> IpAddr {
+pub(super) fn embedded(address: IpAddr) -> IpAddr {
     let IpAddr::V6(v6) = address else { return address };
     let s = v6.segments();
     let v4 = |high: u16, low: u16| {

@@ -263,14 +263,14 @@ impl coracle_engine::Network for GuestNetwork {
                 let is_allowed = |to: SocketAddr| match usage {
                     SocketUse::TcpConnect => self.may_connect(to, Protocol::Tcp),
                     SocketUse::UdpSend => self.network.proxy.permits_datagram(&self.source(), to),
-                    // What comes is an answer, or was judged where it was sent.
-                    _ => true,
+                    // A pod's was judged where it was sent.
+                    _ => self.is_cluster_pod(to.ip()) || self.network.proxy.takes_datagram(&self.source(), to.ip()),
                 };
                 let shown = || self.shown(actual);
                 is_own
                     || (self.network.table.pod_of_twin(address).is_some() && is_allowed(shown()))
-                    || (self.egress && self.network.gate.permits(address) && is_allowed(actual))
-                    || self.network.is_service_endpoint(actual)
+                    || ((self.egress && self.network.gate.permits(address) || self.network.is_service_endpoint(actual))
+                        && is_allowed(actual))
             }
         }
     }
@@ -324,7 +324,8 @@ impl coracle_engine::Outbound for GuestNetwork {
                     readdress(&mut request, &authority, &name)?;
                 }
                 let key = self.network.proxy.outside_key(&self.source());
-                let sent = self.network.outside.send(key.as_deref(), request).await;
+                let not_allowed = || self.tell(authority.as_str(), Why::Policies);
+                let sent = self.network.outside.send(key.as_deref(), request, not_allowed).await;
                 if matches!(sent, Err(OutboundError::Denied)) {
                     self.deny(authority.as_str());
                 }
@@ -371,7 +372,7 @@ impl GuestNetwork {
             Refused::Denied => OutboundError::Denied,
             Refused::NoEndpoint | Refused::Unreachable => OutboundError::Refused,
         })?;
-        self.network.outside.send_tls(actual, host, request).await
+        self.network.outside.send_tls(self.address.loopback, actual, host, request).await
     }
 }
 

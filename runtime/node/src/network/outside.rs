@@ -21,7 +21,7 @@ use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls_pki_types::{CertificateDer, ServerName};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{OnceCell, Semaphore};
 use tokio_rustls::TlsConnector;
 
@@ -178,13 +178,24 @@ impl Outside {
 
     /// Sends a request whose URI is absolute, `http` or `https`, to outside of the cluster. With a `key` its connection is one that is
     /// judged by it, and used for nobody else.
-    pub async fn send(&self, key: Option<&str>, mut request: Request<Body>) -> Result<Response<Body>, OutboundError> {
+    /// `not_allowed` is called where policies do not let it out.
+    pub async fn send(
+        &self,
+        key: Option<&str>,
+        mut request: Request<Body>,
+        not_allowed: impl FnOnce(),
+    ) -> Result<Response<Body>, OutboundError> {
         keep_under(key, &mut request)?;
         let client = self.client.get_or_try_init(|| self.connect_client()).await?;
         let endpoint = request.uri().authority().map(without_user).unwrap_or_default().to_owned();
         // What the connection speaks is agreed with the server.
         *request.version_mut() = http::Version::HTTP_11;
-        let response = client.request(request).await.map_err(|error| no_answer(endpoint, error.into()))?;
+        let response = client.request(request).await.map_err(|error| {
+            if is_not_allowed(&error) {
+                not_allowed();
+            }
+            no_answer(endpoint, error.into())
+        })?;
         Ok(response.map(|body| body.map_err(BoxError::from).boxed_unsync()))
     }
 
@@ -199,9 +210,11 @@ impl Outside {
     }
 
     /// Sends a request with TLS to a Service or pod that is really at `to`, and is called `host`. Its certificate is of the
-    /// cluster's authority or of one that the machine trusts.
+    /// cluster's authority or of one that the machine trusts. What is on this machine is connected to `from` the pod's twin, so that it
+    /// is known there who comes.
     pub async fn send_tls(
         &self,
+        from: IpAddr,
         to: SocketAddr,
         host: &str,
         request: Request<Body>,
@@ -210,8 +223,7 @@ impl Outside {
         let name = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let name = ServerName::try_from(name).map_err(|error| OutboundError::Protocol(error.into()))?;
         let endpoint = host.to_owned();
-        let connected = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(to)).await;
-        let stream = match connected {
+        let stream = match tokio::time::timeout(CONNECT_TIMEOUT, connect_from(from, to)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return Err(no_answer(endpoint, error.into())),
             Err(_) => return Err(OutboundError::Timeout),
@@ -311,6 +323,16 @@ fn without_user(authority: &http::uri::Authority) -> &str {
     text.rsplit_once('@').map_or(text, |(_, host)| host)
 }
 
+/// Connects as a socket of the pod would.
+async fn connect_from(from: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
+    if !to.ip().is_loopback() || from.is_ipv4() != to.is_ipv4() {
+        return TcpStream::connect(to).await;
+    }
+    let socket = if to.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.bind(SocketAddr::new(from, 0))?;
+    socket.connect(to).await
+}
+
 /// Resolves, asks the gate and the policies, connects.
 async fn connect(
     gate: &Gate,
@@ -385,6 +407,12 @@ impl Drop for AbortOnDrop {
     }
 }
 
+/// Whether policies are why.
+fn is_not_allowed(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source())
+        .any(|error| matches!(error.downcast_ref(), Some(ConnectError::NotAllowed(_))))
+}
+
 /// Why there was no answer from `endpoint`, as far as the causes tell.
 pub fn no_answer(endpoint: String, source: BoxError) -> OutboundError {
     let mut cause = Some(&*source as &(dyn std::error::Error + 'static));
@@ -435,7 +463,7 @@ mod tests {
             for scheme in ["http", "https"] {
                 let uri = format!("{scheme}://{host}:{port}/v2/_catalog");
                 let request = Request::get(&uri).body(coracle_engine::empty()).unwrap();
-                let error = outside.send(None, request).await.map(|_| ()).unwrap_err();
+                let error = outside.send(None, request, || {}).await.map(|_| ()).unwrap_err();
                 // Which numbers are names is the resolver's business, and TLS knows no such names: nothing is connected.
                 let is_refused = matches!(error, OutboundError::Denied | OutboundError::Name(_));
                 assert!(
@@ -447,6 +475,20 @@ mod tests {
         }
         let accepted = tokio::time::timeout(Duration::from_millis(50), listener.accept()).await;
         assert!(accepted.is_err(), "nobody came");
+    }
+
+    #[tokio::test]
+    async fn it_is_told_when_policies_are_why() {
+        let outside = Outside::new(Arc::default(), Arc::new(|_, _| false), Vec::new());
+        let told = std::cell::Cell::new(0);
+        let send = async |to: &str| {
+            let request = Request::get(to).body(coracle_engine::empty()).unwrap();
+            outside.send(Some("key"), request, || told.set(told.get() + 1)).await.map(drop).unwrap_err()
+        };
+        assert!(matches!(send("http://192.0.2.1/").await, OutboundError::Refused));
+        assert_eq!(told.get(), 1);
+        assert!(matches!(send("http://127.0.0.1/").await, OutboundError::Denied));
+        assert_eq!(told.get(), 1, "that is no policy's");
     }
 
     /// A server that would rather speak HTTP/2, as most do.

@@ -10,6 +10,7 @@ use coracle_policy::{Source, Workload};
 use coracle_proxy::{Asker, Elsewhere, HttpService, Local, LocalEndpoints, Place, Purpose, ServiceFailure};
 use futures::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{Gate, Peers, SHIFT, leads_to};
@@ -67,6 +68,8 @@ pub struct Table {
     discovery: OnceLock<Discovery>,
     /// The other nodes.
     peers: OnceLock<Arc<Peers>>,
+    /// Told when a pod is another to policies than before.
+    relabelled: watch::Sender<()>,
 }
 
 impl Table {
@@ -84,6 +87,7 @@ impl Table {
             gate: Arc::default(),
             discovery: OnceLock::new(),
             peers: OnceLock::new(),
+            relabelled: watch::Sender::new(()),
         }
     }
 
@@ -119,8 +123,16 @@ impl Table {
     /// The pod that has the address is this one.
     pub fn identify(&self, workload: Workload) {
         if let Some(entry) = self.entries.write().get_mut(&workload.address) {
-            entry.workload = Some(Arc::new(workload));
+            let before = entry.workload.replace(Arc::new(workload));
+            if before.is_some() {
+                self.relabelled.send_replace(());
+            }
         }
+    }
+
+    /// Changes when a pod of the node is another to policies than before.
+    pub fn relabelled(&self) -> watch::Receiver<()> {
+        self.relabelled.subscribe()
     }
 
     /// The pod that has the address, as one who calls.

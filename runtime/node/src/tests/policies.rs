@@ -23,7 +23,10 @@ fn told(address: &str, app: &str) -> String {
 async fn another_node_is_let_in_for_the_pods_that_policies_name_and_for_its_own_only() {
     let mut world = World::start().await;
     world.stop_node().await;
-    world.api.put_object("networkpolicies", "only-web", only("web"));
+    let mut open = only("web");
+    open["spec"]["podSelector"] = json!({"matchExpressions": [{"key": "shut", "operator": "DoesNotExist"}]});
+    world.api.put_object("networkpolicies", "only-web", open);
+    world.api.put_object("networkpolicies", "shut", json!({"spec": {"podSelector": {"matchLabels": {"shut": "yes"}}}}));
     world.start_node().await;
     // Both are reached by their node: probes, and port-forward.
     let mut listens = command(&["listen", "9000"]);
@@ -83,6 +86,15 @@ async fn another_node_is_let_in_for_the_pods_that_policies_name_and_for_its_own_
     let mut heard = [0; 14];
     stream.read_exact(&mut heard).await.unwrap();
     assert_eq!(&heard, b"OVER THE LINK\n");
+
+    // One that a proxy keeps ends when its source may not come any more; one of bytes stays.
+    let (mut kept, _links, _) = connect(&listens, Some(&web), true).await.unwrap();
+    world.api.modify("listens", |pod| pod["metadata"]["labels"] = json!({"shut": "yes"}));
+    let ended = tokio::time::timeout(std::time::Duration::from_secs(30), kept.read_u8()).await.expect("it ends");
+    assert!(ended.is_err());
+    stream.write_all(b"over the link\n").await.unwrap();
+    stream.read_exact(&mut heard).await.unwrap();
+    assert_eq!(connect(&listens, Some(&web), true).await.map(drop), Err(403));
 
     // A stream of requests is opened for whomever, and each of them is judged.
     let (mut stream, _link, _) = connect(&component, None, true).await.unwrap();

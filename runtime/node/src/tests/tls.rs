@@ -22,10 +22,12 @@ async fn the_clusters_authority_is_trusted_and_nothing_goes_out_in_the_clear() {
     let certificates = Certificates::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();
+    let from = "127.9.8.7".parse().unwrap();
     let acceptor = TlsAcceptor::from(certificates.node());
     let serving = tokio::spawn(async move {
         for _ in 0..2 {
-            let (stream, _) = listener.accept().await.unwrap();
+            let (stream, peer) = listener.accept().await.unwrap();
+            assert_eq!(peer.ip(), from, "it is known who comes");
             let Ok(mut stream) = acceptor.accept(stream).await else { continue };
             let mut request = [0; 4096];
             let count = stream.read(&mut request).await.unwrap();
@@ -36,10 +38,10 @@ async fn the_clusters_authority_is_trusted_and_nothing_goes_out_in_the_clear() {
     });
     // A stranger's certificate is refused, the cluster's is not.
     let stranger = Outside::new(Arc::default(), Arc::new(|_, _| true), Vec::new());
-    let error = stranger.send_tls(at, "127.0.0.1", request()).await.map(drop).unwrap_err();
+    let error = stranger.send_tls(from, at, "127.0.0.1", request()).await.map(drop).unwrap_err();
     assert!(matches!(&error, OutboundError::Internal(text) if text.contains("TLS could not be agreed")), "{error:?}");
     let outside = Outside::new(Arc::default(), Arc::new(|_, _| true), vec![certificates.root()]);
-    let answer = outside.send_tls(at, "127.0.0.1", request()).await.unwrap();
+    let answer = outside.send_tls(from, at, "127.0.0.1", request()).await.unwrap();
     assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "ok");
     serving.await.unwrap();
 
@@ -54,7 +56,7 @@ async fn the_clusters_authority_is_trusted_and_nothing_goes_out_in_the_clear() {
         heard.truncate(count);
         heard
     });
-    let error = outside.send_tls(at, "127.0.0.1", request()).await.map(drop).unwrap_err();
+    let error = outside.send_tls(from, at, "127.0.0.1", request()).await.map(drop).unwrap_err();
     assert!(matches!(&error, OutboundError::Internal(text) if text.contains("TLS could not be agreed")), "{error:?}");
     let heard = hearing.await.unwrap();
     assert!(heard[0] == 0x16 && !heard.windows(6).any(|window| window == b"secret"), "a TLS handshake record only");
