@@ -62,7 +62,7 @@ def kind(t):
     if t=='metav1.Time': return 'p'
     if t=='metav1.ObjectMeta': return 'M'
     print('??',t,file=sys.stderr); return 'p'
-queue=['PodSpec','Taint','ServicePort','NodeAddress','PodIP','HostIP','PersistentVolumeSource','PodDisruptionBudgetSpec','RoleRef','ServiceCIDRSpec']
+queue=['PodSpec','Taint','ServicePort','NodeAddress','PodIP','HostIP','PersistentVolumeSource','PodDisruptionBudgetSpec','RoleRef','ServiceCIDRSpec','VolumeNodeAffinity']
 done=[]
 lines=[]
 while queue:

@@ -122,14 +122,18 @@ pub fn warnings(row: &Kind, object: &Value, old: Option<&Value>) -> Vec<String> 
     let mut warnings = row.strategy.warnings(object, old);
     warnings.extend(fields::warnings(row, object, old));
     warnings.retain(|warning| seen.len() < MOST && seen.insert(warning.clone()));
-    if let Support::Inert(why) = row.strategy.support() {
-        let slash = if row.group.is_empty() { "" } else { "/" };
-        warnings.push(format!(
-            "{}{slash}{} {}: this version of Coracle stores the object, but {why}",
-            row.group, row.version, row.kind
-        ));
-    }
+    warnings.extend(inert_warning(row));
     warnings
+}
+
+/// What every write of an object is told, whatever of it is written, when nothing acts on its kind.
+pub fn inert_warning(row: &Kind) -> Option<String> {
+    let Support::Inert(why) = row.strategy.support() else { return None };
+    let slash = if row.group.is_empty() { "" } else { "/" };
+    Some(format!(
+        "{}{slash}{} {}: this version of Coracle stores the object, but {why}",
+        row.group, row.version, row.kind
+    ))
 }
 
 /// Checks the metadata of a new object, whose name is known.

@@ -93,8 +93,12 @@ pub fn validate_object_meta_update(object: &Value, old: &Value, errors: &mut Fie
 
 /// `field is immutable` when the two differ; null and absent are the same.
 pub fn validate_immutable(new: &Value, old: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
-    if new != old {
-        errors.push(FieldError::invalid(path, new, "field is immutable"));
+    const IMMUTABLE: &str = "field is immutable";
+    match new == old {
+        true => {}
+        // A text that is left out is an empty one.
+        false if new.is_null() && old.is_string() => errors.push(FieldError::invalid(path, "", IMMUTABLE)),
+        false => errors.push(FieldError::invalid(path, new, IMMUTABLE)),
     }
 }
 

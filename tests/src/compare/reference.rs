@@ -41,7 +41,7 @@ impl Reference {
 
         let key = root().join("control/apiserver/tests/token.key");
         let tokens = reference.folder.path().join("tokens.csv");
-        std::fs::write(&tokens, format!("{TOKEN},admin,admin,system:masters\n")).expect("write the token");
+        std::fs::write(&tokens, format!("{TOKEN},admin,,system:masters\n")).expect("write the token");
         let mut command = Command::new(apiserver);
         command.args(["--etcd-servers", client, "--secure-port", &reference.port, "--bind-address", "127.0.0.1"]);
         command.args(["--service-account-issuer", "https://kubernetes.default.svc"]);

@@ -4,8 +4,8 @@
 use serde_json::Value;
 
 use crate::kinds::value::Read;
-use crate::kinds::{FieldError, FieldErrors};
-use crate::meta::field::Path;
+use crate::kinds::{FieldError, FieldErrors, internal};
+use crate::meta::field::{Path, Printed};
 use crate::meta::{names, validate_immutable};
 
 /// Longest `reportingInstance`, `action` and `reason`.
@@ -48,8 +48,7 @@ pub(super) fn update(event: &Value, old: &Value, strict: bool, errors: &mut Fiel
     if event["series"] != old["series"] {
         series(event, errors);
     }
-    const IMMUTABLE: [(&str, &str); 14] = [
-        ("involvedObject", "involvedObject"),
+    const IMMUTABLE: [(&str, &str); 12] = [
         ("reason", "reason"),
         ("message", "message"),
         ("source", "source"),
@@ -60,10 +59,18 @@ pub(super) fn update(event: &Value, old: &Value, strict: bool, errors: &mut Fiel
         ("type", "type"),
         ("eventTime", "eventTime"),
         ("action", "action"),
-        ("related", "related"),
         ("reportingComponent", "reportingController"),
         ("reportingInstance", "reportingInstance"),
     ];
+    for field in ["involvedObject", "related"] {
+        if event[field] != old[field] {
+            let shown = match &event[field] {
+                Value::Null if field == "related" => "null".to_owned(),
+                reference => internal::text("ObjectReference", reference),
+            };
+            errors.push(FieldError::invalid(field, Printed(&shown), "field is immutable"));
+        }
+    }
     for (field, path) in IMMUTABLE {
         validate_immutable(&event[field], &old[field], &Path::new(path), errors);
     }

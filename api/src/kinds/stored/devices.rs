@@ -72,13 +72,13 @@ pub(super) static ROWS: &[Kind] = &[
     row!(namespaced "resource.k8s.io" "io.k8s.api.resource.v1" "ResourceClaim" "resourceclaims" "resourceclaim",
         [NAME => Name, column("State", "string") => Of(claim_state), AGE => Age],
         Stored::inert(NOT_ALLOCATED).default_by(|object| requests(child(object, "spec"))).locks(&["spec"])
-            .check_by(|object, errors| claim(&object["spec"], &Path::new("spec.devices"), errors)),
+            .check_by(|object, errors| claim(&object["spec"], &Path::new("spec.devices"), errors)).checked_once(),
         has_status: true),
     row!(namespaced "resource.k8s.io" "io.k8s.api.resource.v1" "ResourceClaimTemplate" "resourceclaimtemplates"
         "resourceclaimtemplate",
         [NAME => Name, AGE => Age],
         Stored::inert(NOT_ALLOCATED).default_by(|object| requests(child(child(object, "spec"), "spec"))).locks(&["spec"])
-            .check_by(template)),
+            .check_by(template).checked_once()),
     row!(cluster "resource.k8s.io" "io.k8s.api.resource.v1" "ResourceSlice" "resourceslices" "resourceslice",
         [
             NAME => Name,
@@ -342,7 +342,10 @@ fn configurations(list: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     }
 }
 
-/// Where devices are, and that each has a name of its own. Their attributes are not looked into.
+/// The types of attributes.
+const VALUES: [&str; 8] = ["int", "bool", "string", "version", "ints", "bools", "strings", "versions"];
+
+/// Where devices are, that each has a name of its own, and that its attributes have values.
 fn slice(object: &Value, errors: &mut FieldErrors) {
     const PLACES: [&str; 4] = ["nodeName", "nodeSelector", "allNodes", "perDeviceNodeSelection"];
     let spec = &object["spec"];
@@ -365,6 +368,17 @@ fn slice(object: &Value, errors: &mut FieldErrors) {
         }
     }
     let (devices, list) = (spec["devices"].items(), Path::new("spec.devices"));
+    for (index, device) in devices.iter().enumerate() {
+        let attributes = list.index(index);
+        let attributes = attributes.child("attributes");
+        for (name, attribute) in device["attributes"].entries() {
+            if VALUES.iter().all(|value| attribute[*value].is_null()) {
+                let known: Vec<String> = VALUES.iter().map(|value| format!("`{value}`")).collect();
+                let detail = format!("must specify one of: {}", known.join(", "));
+                errors.push(FieldError::invalid(attributes.key(name), "", &detail));
+            }
+        }
+    }
     for (index, again) in repeats(devices.iter().map(|device| device["name"].text())).into_iter().enumerate() {
         if again {
             errors.push(FieldError::duplicate(list.index(index), devices[index]["name"].text()));

@@ -222,7 +222,6 @@ pub(super) fn check_level(object: &Value, errors: &mut FieldErrors) {
     }
     let limited = path.child("limited");
     match kind {
-        "Exempt" if spec["limited"].is_set() => errors.push(FieldError::forbidden(limited, "")),
         "Limited" => {
             if spec[EXEMPT].is_set() {
                 errors.push(FieldError::forbidden(path.child(EXEMPT), ""));
@@ -232,19 +231,30 @@ pub(super) fn check_level(object: &Value, errors: &mut FieldErrors) {
                 false => errors.push(FieldError::required(limited, "")),
             }
         }
-        "Exempt" | "" => {}
-        other => errors.push(FieldError::not_supported(path.child("type"), other, &["Exempt", "Limited"])),
+        other => {
+            if spec["limited"].is_set() {
+                errors.push(FieldError::forbidden(limited, ""));
+            }
+            if !["", "Exempt"].contains(&other) {
+                errors.push(FieldError::not_supported(path.child("type"), other, &["Exempt", "Limited"]));
+            }
+        }
     }
 }
 
 fn response(given: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     let (queuing, queuing_path) = (&given["queuing"], path.child("queuing"));
     match given["type"].text() {
-        "Reject" if queuing.is_set() => errors.push(FieldError::forbidden(queuing_path, "")),
         "Queue" if queuing.is_null() => errors.push(FieldError::required(queuing_path, "")),
         "Queue" => hand(queuing, &queuing_path.child("handSize"), errors),
-        "Reject" | "" => {}
-        other => errors.push(FieldError::not_supported(path.child("type"), other, &["Queue", "Reject"])),
+        other => {
+            if queuing.is_set() {
+                errors.push(FieldError::forbidden(queuing_path, ""));
+            }
+            if !["", "Reject"].contains(&other) {
+                errors.push(FieldError::not_supported(path.child("type"), other, &["Queue", "Reject"]));
+            }
+        }
     }
 }
 

@@ -36,7 +36,7 @@ pub(super) static ROWS: &[Kind] = &[
             column("PreemptionPolicy", "string") => Text("preemptionPolicy", ""),
         ],
         Stored::new(super::Support::Honoured).counted().default_by(priority_class).check_by(priority_class_check)
-            .fixes(&["preemptionPolicy"]).check_change_by(same_priority),
+            .checked_once().fixes(&["preemptionPolicy"]).check_change_by(same_priority),
         short_names: &["pc"]),
     row!(cluster "node.k8s.io" "io.k8s.api.node.v1" "RuntimeClass" "runtimeclasses" "runtimeclass",
         [NAME => Name, column("Handler", "string") => Text("handler", ""), AGE => Age],
@@ -106,8 +106,11 @@ fn priority_class_check(object: &Value, errors: &mut FieldErrors) {
         let detail = format!("maximum allowed value of a user defined priority is {PRIORITY_MAX}");
         errors.push(FieldError::forbidden("value", &detail));
     }
-    let policies = ["PreemptLowerPriority", "Never"];
-    checks::supported(&Path::new("preemptionPolicy"), &object["preemptionPolicy"], &policies, errors);
+    let (path, policy) = (Path::new("preemptionPolicy"), &object["preemptionPolicy"]);
+    match policy.text() {
+        "" => errors.push(FieldError::required(path, "")),
+        _ => checks::supported(&path, policy, &["PreemptLowerPriority", "Never"], errors),
+    }
 }
 
 fn same_priority(object: &Value, old: &Value, errors: &mut FieldErrors) {

@@ -174,10 +174,25 @@ fn merged(write: &Write<'_>, live: Option<&Value>, config: &Value) -> Result<Val
         value["apiVersion"] = write.resource.api_version.as_str().into();
         stored_names(write, &value).into_owned()
     };
-    let mut object = merge(live.map(stored).as_ref(), &stored(config))?;
+    let mut object = merge(live.map(stored).as_ref(), &stored(config)).map_err(|status| as_called(write, status))?;
     strategy.from_storage(&mut object);
     leave_own(write, &mut object);
     Ok(object)
+}
+
+/// Conflicts, by the names that the view has for fields.
+fn as_called(write: &Write<'_>, mut status: Status) -> Status {
+    let Some((_, names)) = write.resource.row.strategy().view_names() else { return status };
+    let renamed = |text: &str| {
+        names
+            .iter()
+            .fold(text.to_owned(), |text, (theirs, ours)| text.replace(&format!(".{ours}"), &format!(".{theirs}")))
+    };
+    status.message = renamed(&status.message);
+    for cause in status.details.iter_mut().flat_map(|details| &mut details.causes) {
+        cause.field = renamed(&cause.field);
+    }
+    status
 }
 
 /// The object that results, with its owners.

@@ -207,6 +207,9 @@ const CONVERTING: [(&str, &str); 7] = [
     ("", "replicationcontrollers"),
 ];
 
+/// Kinds that have fields of their own, and yet the common wording.
+const DECLARING: [(&str, &str); 2] = [("apps", "replicasets"), ("networking.k8s.io", "ipaddresses")];
+
 /// Refuses fields that the kind does not offer.
 fn check_fields(fields: &mut FieldSelector, resource: &Resource) -> Result<(), Status> {
     let row = &resource.row;
@@ -219,9 +222,12 @@ fn check_fields(fields: &mut FieldSelector, resource: &Resource) -> Result<(), S
         if known {
             continue;
         }
+        let key = (row.group(), row.resource());
         let has_own = row.selectable().next().is_some() || row.custom().is_some();
-        let converts = CONVERTING.contains(&(row.group(), row.resource())) || has_own;
-        return Err(Status::bad_request(if converts {
+        let converts = CONVERTING.contains(&key) || has_own && !DECLARING.contains(&key);
+        return Err(Status::bad_request(if key == ("batch", "jobs") {
+            format!("field label {} not supported for Job", quote(&term.field))
+        } else if converts {
             format!("field label not supported: {}", term.field)
         } else {
             format!(

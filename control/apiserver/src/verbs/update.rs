@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::response::Response;
-use coracle_api::kinds::FieldError;
+use coracle_api::kinds::{self, FieldError};
 use coracle_api::meta::{self, parse_resource_version};
 use coracle_api::status::Status;
 use coracle_keyspace::{Guard, Op, Record};
@@ -162,8 +162,9 @@ async fn attempt(
     let allocated = admission::allocate(&write.attributes(), &mut object, Some(&old))?;
     write.validate_changed(&object, &old)?;
     // Who writes what a controller saw is not told what is odd about what was asked for.
-    if write.subresource != "status" {
-        call.warn_all(row.warnings(&object, Some(&old)));
+    match write.subresource {
+        "status" => call.warn_all(row.built_in().and_then(kinds::inert_warning)),
+        _ => call.warn_all(row.warnings(&object, Some(&old))),
     }
     row.strategy().canonicalize(&mut object);
     let attributes = write.attributes();

@@ -22,10 +22,13 @@ fn causes(status: &Value) -> Vec<String> {
 async fn a_pod_is_sent_back_without_what_admission_gave_it() {
     let server = Server::start().await.with_account().await;
     let path = "/api/v1/namespaces/default/pods";
-    server.make(path, pod("a")).await;
-    let (code, answer) = server.call("PUT", &format!("{path}/a"), pod("a")).await;
+    // Without what a token would add to it.
+    let mut sent = pod("a");
+    sent["spec"]["automountServiceAccountToken"] = false.into();
+    server.make(path, sent.clone()).await;
+    let (code, answer) = server.call("PUT", &format!("{path}/a"), sent.clone()).await;
     assert_eq!((code, &answer["spec"]["priority"]), (200, &json!(0)), "{answer}");
-    let mut other = pod("a");
+    let mut other = sent;
     other["spec"]["priority"] = 7.into();
     let (code, answer) = server.call("PUT", &format!("{path}/a"), other).await;
     assert_eq!(code, 422, "{answer}");

@@ -157,9 +157,10 @@ pub(super) fn check_driver_change(object: &Value, old: &Value, errors: &mut Fiel
     }
 }
 
-pub(super) fn warn_driver(object: &Value) -> Vec<String> {
+/// What who makes a driver is told.
+pub(super) fn warn_driver(object: &Value, old: Option<&Value>) -> Vec<String> {
     let spec = &object["spec"];
-    let is_unset = !spec["tokenRequests"].is_empty() && spec["serviceAccountTokenInSecrets"].is_null();
+    let is_unset = old.is_none() && !spec["tokenRequests"].is_empty() && spec["serviceAccountTokenInSecrets"].is_null();
     let words = "spec.serviceAccountTokenInSecrets is unset; if supported by this CSI driver, set to true to prevent \
                  possible logging of tokens in volume attributes";
     is_unset.then(|| words.to_owned()).into_iter().collect()

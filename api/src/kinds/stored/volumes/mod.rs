@@ -63,7 +63,7 @@ pub(super) static ROWS: &[Kind] = &[
             AGE => Age,
         ],
         Stored::inert(NO_DRIVERS).counted_from_change().default_by(class::default_driver).rules(class::DRIVER)
-            .check_by(class::check_driver).check_change_by(class::check_driver_change).warn_by(|object, _| class::warn_driver(object))
+            .check_by(class::check_driver).check_change_by(class::check_driver_change).warn_by(class::warn_driver)
             .needs_version()),
     row!(cluster "storage.k8s.io" "io.k8s.api.storage.v1" "CSINode" "csinodes" "csinode",
         [NAME => Name, column("Drivers", "integer") => Count("spec.drivers"), AGE => Age],

@@ -3,10 +3,10 @@
 use serde_json::Value;
 
 use super::{claim, pending};
-use crate::kinds::value::{Read, child, default_to, default_when_zero, remove};
-use crate::kinds::{FieldError, FieldErrors, checks, pod};
+use crate::kinds::value::{Read, child, default_to, default_when_zero, items_mut, remove};
+use crate::kinds::{FieldError, FieldErrors, checks, internal, pod};
 use crate::meta::Quantity;
-use crate::meta::field::Path;
+use crate::meta::field::{Path, Printed};
 use crate::volumes::directory;
 
 const SPEC: Path<'static> = Path::new("spec");
@@ -129,12 +129,44 @@ pub(super) fn check_change(object: &Value, old: &Value, errors: &mut FieldErrors
         let detail = format!("spec.persistentvolumesource is immutable after creation\n{difference}");
         errors.push(FieldError::forbidden("spec.persistentvolumesource", &detail));
     }
+    check_affinity_change(&new_spec["nodeAffinity"], &old_spec["nodeAffinity"], errors);
     checks::immutable(&Path::new("volumeMode"), &new_spec["volumeMode"], &old_spec["volumeMode"], errors);
     let class = "volumeAttributesClassName";
     if old_spec[class].is_set() && new_spec[class].is_null() {
         let detail = "update from non-nil value to nil is forbidden";
         errors.push(FieldError::forbidden("spec.volumeAttributesClassName", detail));
     }
+}
+
+/// Labels of nodes by their older names, and by their names now.
+const RENAMED: [(&str, &str); 5] = [
+    ("beta.kubernetes.io/arch", "kubernetes.io/arch"),
+    ("beta.kubernetes.io/instance-type", "node.kubernetes.io/instance-type"),
+    ("beta.kubernetes.io/os", "kubernetes.io/os"),
+    ("failure-domain.beta.kubernetes.io/region", "topology.kubernetes.io/region"),
+    ("failure-domain.beta.kubernetes.io/zone", "topology.kubernetes.io/zone"),
+];
+
+/// From where a volume is reached never changes once it is said, but that labels may be called by their newer names.
+fn check_affinity_change(new: &Value, old: &Value, errors: &mut FieldErrors) {
+    let renewed = || {
+        let mut affinity = old.clone();
+        for term in items_mut(child(&mut affinity, "required"), "nodeSelectorTerms") {
+            for expression in items_mut(term, "matchExpressions") {
+                let newer = RENAMED.iter().find(|(older, _)| expression["key"] == *older);
+                if let Some((_, newer)) = newer {
+                    expression["key"] = (*newer).into();
+                }
+            }
+        }
+        affinity
+    };
+    if old.is_null() || new == old || *new == renewed() {
+        return;
+    }
+    let shown = if new.is_null() { "null".to_owned() } else { internal::text("VolumeNodeAffinity", new) };
+    let detail = "field is immutable, except for updating from beta label to GA";
+    errors.push(FieldError::invalid("nodeAffinity", Printed(&shown), detail));
 }
 
 pub(super) fn warn(object: &Value) -> Vec<String> {
