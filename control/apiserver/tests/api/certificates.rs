@@ -34,12 +34,12 @@ async fn ask(server: &Server, user: &str, method: &str, path: &str, body: Value)
 /// Lets a user do this with requests, and that with their signers.
 async fn allow(server: &Server, user: &str, verbs: &[&str], signer_verbs: &[&str]) {
     const ROLES: &str = "/apis/rbac.authorization.k8s.io/v1";
-    let rules = json!([
-        {"apiGroups": ["certificates.k8s.io"], "verbs": verbs,
-            "resources": ["certificatesigningrequests", "certificatesigningrequests/approval", "certificatesigningrequests/status"]},
-        {"apiGroups": ["certificates.k8s.io"], "resources": ["signers"], "verbs": signer_verbs,
-            "resourceNames": ["kubernetes.io/*"]},
-    ]);
+    let mut rules = vec![json!({"apiGroups": ["certificates.k8s.io"], "verbs": verbs,
+        "resources": ["certificatesigningrequests", "certificatesigningrequests/approval", "certificatesigningrequests/status"]})];
+    if !signer_verbs.is_empty() {
+        rules.push(json!({"apiGroups": ["certificates.k8s.io"], "resources": ["signers"], "verbs": signer_verbs,
+            "resourceNames": ["kubernetes.io/*"]}));
+    }
     server.make(&format!("{ROLES}/clusterroles"), json!({"metadata": {"name": user}, "rules": rules})).await;
     let binding = json!({
         "metadata": {"name": user}, "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": user}],

@@ -246,11 +246,11 @@ async fn objects_are_changed_by_configurations_and_patches() {
             json!({"mutations": [{"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": apply}}]}),
         )
         .await;
-    let patch = "has(object.data) ? [JSONPatch{op: 'add', path: '/data/' + jsonpatch.escapeKey('seen~by'), value: object.metadata.labels.team}] : [JSONPatch{op: 'add', path: '/data', value: {'made': 'here'}}]";
+    let patch = "has(object.data) ? [JSONPatch{op: 'add', path: '/metadata/labels/' + jsonpatch.escapeKey('seen.by/it'), value: object.metadata.labels.team}] : [JSONPatch{op: 'add', path: '/data', value: {'made': 'here'}}]";
     server.mutates("b", json!({"mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": patch}}]})).await;
     let made = server.make(MAPS, json!({"metadata": {"name": "x", "labels": {"own": "1"}}, "data": {"k": "v"}})).await;
-    assert_eq!(made["metadata"]["labels"], json!({"own": "1", "team": "default"}));
-    assert_eq!(made["data"], json!({"k": "v", "seen~by": "default"}));
+    assert_eq!(made["metadata"]["labels"], json!({"own": "1", "team": "default", "seen.by/it": "default"}));
+    assert_eq!(made["data"], json!({"k": "v"}));
     // What a policy adds is nobody's own.
     assert!(!made["metadata"]["managedFields"].to_string().contains("team"), "{made}");
     assert_eq!(server.make(MAPS, json!({"metadata": {"name": "y"}})).await["data"], json!({"made": "here"}));

@@ -184,8 +184,8 @@ async fn stateful_set_makes_claims_that_stay_or_go() {
     api.merge(&set, &json!({"metadata": {"generation": 2}, "spec": {"replicas": 1}}));
     brought_up(api, &["web-0=one"]).await;
     let owners = |api: &Scripted| {
-        let patches = api.requests(&Method::PATCH, "/data-web-1");
-        patches.into_iter().next().map(|seen| seen.body["metadata"]["ownerReferences"].clone())
+        let patches = api.requests(&Method::PATCH, "/data-web-1").into_iter();
+        patches.map(|seen| seen.body["metadata"]["ownerReferences"].clone()).find(|owners| !owners.is_null())
     };
     let owners = api.until("it is given to its pod", owners).await;
     assert_eq!(
