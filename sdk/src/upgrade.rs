@@ -231,7 +231,7 @@ impl Remote {
         let now: BTreeMap<String, Pod> =
             self.pods_of(node).await?.into_iter().filter_map(|pod| Some((pod.uid()?, pod))).collect();
         let is_missing = |(uid, (_, before)): &(&String, &(String, Vec<String>))| {
-            now.get(*uid).is_some_and(|pod| !is_over(pod) && !(is_ready(pod) && lives(pod) != *before))
+            now.get(*uid).is_some_and(|pod| !(is_over(pod) || is_ready(pod) && lives(pod) != *before))
         };
         Ok(serving.iter().filter(is_missing).map(|(_, (name, _))| name.clone()).collect())
     }

@@ -651,7 +651,7 @@ mod tests {
         let (first, second): (Uid, Uid) = ("first".into(), "p".into());
         volumes.wait(&second, &pod(&["c"]));
         assert_eq!(check(&volumes, &["c"], "a"), Ok(()));
-        assert_eq!(volumes.place(&first, &pod(&["c"])), [second.clone()]);
+        assert_eq!(volumes.place(&first, &pod(&["c"])), std::slice::from_ref(&second));
         assert_eq!(check(&volumes, &["c"], "a"), Err(Reason::VolumeInUse));
         assert_eq!(volumes.forget(&first), [second]);
         assert_eq!(check(&volumes, &["c"], "a"), Ok(()));

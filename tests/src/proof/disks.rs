@@ -139,8 +139,8 @@ impl Disks {
 
     /// Copies what is on them beside them, for a person to look at when they are gone.
     pub fn keep(&self) {
-        for server in 0..SERVERS {
-            let to = self.dir.join(format!("{}.data", NAMES[server]));
+        for (server, name) in NAMES.iter().enumerate().take(SERVERS) {
+            let to = self.dir.join(format!("{name}.data"));
             let copied = output(Command::new("cp").arg("-a").arg(self.mount(server)).arg(to));
             if !copied.status.success() {
                 eprintln!("{}", String::from_utf8_lossy(&copied.stderr));

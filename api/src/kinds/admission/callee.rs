@@ -39,17 +39,17 @@ fn reference(service: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
         _ => {}
     }
     if !text.starts_with('/') {
-        errors.push(FieldError::invalid(&at, text, "must start with a '/'"));
+        errors.push(FieldError::invalid(at, text, "must start with a '/'"));
     }
     // Without its first character, whatever that is.
     let rest = text.char_indices().nth(1).map_or("", |(at, _)| text.get(at..).unwrap_or_default());
     for (index, step) in rest.strip_suffix('/').unwrap_or(rest).split('/').enumerate() {
         if step.is_empty() {
-            errors.push(FieldError::invalid(&at, text, &format!("segment[{index}] may not be empty")));
+            errors.push(FieldError::invalid(at, text, &format!("segment[{index}] may not be empty")));
             continue;
         }
         for why in names::dns_subdomain(step) {
-            errors.push(FieldError::invalid(&at, text, &format!("segment[{index}]: {why}")));
+            errors.push(FieldError::invalid(at, text, &format!("segment[{index}]: {why}")));
         }
     }
 }

@@ -22,20 +22,20 @@ pub(crate) fn match_conditions(list: &Value, has_params: bool, path: &Path<'_>, 
         let path = path.index(index);
         let expression = path.child("expression");
         match condition["expression"].text().trim() {
-            "" => errors.push(FieldError::required(&expression, "")),
+            "" => errors.push(FieldError::required(expression, "")),
             source => {
                 if let Err(why) = compiler.expression(source, Gives::Bool, true) {
-                    errors.push(FieldError::invalid(&expression, source, &why));
+                    errors.push(FieldError::invalid(expression, source, &why));
                 }
             }
         }
         let (path, name) = (path.child("name"), condition["name"].text());
         match name {
-            "" => errors.push(FieldError::required(&path, "")),
+            "" => errors.push(FieldError::required(path, "")),
             name => checks::qualified_name(&path, name, errors),
         }
         if again && !name.is_empty() {
-            errors.push(FieldError::duplicate(&path, name));
+            errors.push(FieldError::duplicate(path, name));
         }
     }
 }

@@ -37,11 +37,11 @@ pub(crate) fn rule_with_operations(rule: &Value, path: &Path<'_>, errors: &mut F
 fn all_or_some(rule: &Value, path: &Path<'_>, (field, words): (&str, &str), errors: &mut FieldErrors) {
     let (path, list) = (path.child(field), &rule[field]);
     if list.items().is_empty() {
-        errors.push(FieldError::required(&path, ""));
+        errors.push(FieldError::required(path, ""));
     }
     if list.count() > 1 && list.items().iter().any(|item| item == "*") {
         let detail = format!("if '*' is present, must not specify other {words}");
-        errors.push(FieldError::invalid(&path, list, &detail));
+        errors.push(FieldError::invalid(path, list, &detail));
     }
 }
 

@@ -171,7 +171,7 @@ type Before<'a> = (Option<&'a Value>, bool);
 fn webhook(webhook: &Value, path: &Path<'_>, (old, established): Before<'_>, errors: &mut FieldErrors) {
     let (config, at) = (&webhook["clientConfig"], path.child("webhookClientConfig"));
     if config.is_null() {
-        errors.push(FieldError::required(&at, "required when strategy is set to Webhook"));
+        errors.push(FieldError::required(at, "required when strategy is set to Webhook"));
     } else {
         callee::client_config(config, &at, errors);
         // What is no certificate may be put right later, while nobody relies on it.

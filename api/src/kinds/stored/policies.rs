@@ -186,7 +186,7 @@ fn head(spec: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     }
     let constraints = path.child("matchConstraints");
     match &spec["matchConstraints"] {
-        Value::Null => errors.push(FieldError::required(&constraints, "")),
+        Value::Null => errors.push(FieldError::required(constraints, "")),
         resources => {
             match_resources(resources, &constraints, errors);
             if resources["resourceRules"].items().is_empty() {
@@ -200,30 +200,30 @@ fn params_kind(kind: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     let (api_version, of) = (path.child("apiVersion"), kind["apiVersion"].text());
     let (group, version) = of.split_once('/').unwrap_or(("", of));
     match of {
-        "" => errors.push(FieldError::required(&api_version, "")),
+        "" => errors.push(FieldError::required(api_version, "")),
         _ if of.matches('/').count() > 1 => {
-            errors.push(FieldError::invalid(&api_version, of, &format!("unexpected GroupVersion string: {of}")));
+            errors.push(FieldError::invalid(api_version, of, &format!("unexpected GroupVersion string: {of}")));
         }
         _ => {
             let wrong = if group.is_empty() { Vec::new() } else { names::dns_subdomain(group) };
             if !wrong.is_empty() {
-                errors.push(FieldError::invalid(&api_version, group, &wrong.join(",")));
+                errors.push(FieldError::invalid(api_version, group, &wrong.join(",")));
             }
             let wrong = names::dns_1035_label(version);
             if version.is_empty() {
-                errors.push(FieldError::invalid(&api_version, of, "version must be specified"));
+                errors.push(FieldError::invalid(api_version, of, "version must be specified"));
             } else if !wrong.is_empty() {
-                errors.push(FieldError::invalid(&api_version, version, &wrong.join(",")));
+                errors.push(FieldError::invalid(api_version, version, &wrong.join(",")));
             }
         }
     }
     let (path, name) = (path.child("kind"), kind["kind"].text());
     let wrong = names::dns_1035_label(&name.to_lowercase());
     if name.is_empty() {
-        errors.push(FieldError::required(&path, ""));
+        errors.push(FieldError::required(path, ""));
     } else if !wrong.is_empty() {
         let detail = format!("may have mixed case, but should otherwise match: {}", wrong.join(","));
-        errors.push(FieldError::invalid(&path, name, &detail));
+        errors.push(FieldError::invalid(path, name, &detail));
     }
 }
 
@@ -235,7 +235,7 @@ fn match_resources(resources: &Value, path: &Path<'_>, errors: &mut FieldErrors)
     for field in ["namespaceSelector", "objectSelector"] {
         let path = path.child(field);
         match &resources[field] {
-            Value::Null => errors.push(FieldError::required(&path, "")),
+            Value::Null => errors.push(FieldError::required(path, "")),
             selector => validate_label_selector(selector, &path, errors),
         }
     }
@@ -249,7 +249,7 @@ fn match_resources(resources: &Value, path: &Path<'_>, errors: &mut FieldErrors)
                 let path = path.index(index);
                 checks::invalid(&path, name.text(), names::path_segment(name.text()), errors);
                 if !seen.insert(name.text()) {
-                    errors.push(FieldError::duplicate(&path, name));
+                    errors.push(FieldError::duplicate(path, name));
                 }
             }
             rules::rule_with_operations(rule, &path, errors);
@@ -279,9 +279,9 @@ fn variables(compiler: &mut Compiler<'_>, spec: &Value, path: &Path<'_>, errors:
         }
         let path = path.child("expression");
         if source.trim().is_empty() {
-            errors.push(FieldError::required(&path, "expression is not specified"));
+            errors.push(FieldError::required(path, "expression is not specified"));
         } else if let Err(why) = compiler.variable(name, source) {
-            errors.push(FieldError::invalid(&path, source, &why));
+            errors.push(FieldError::invalid(path, source, &why));
         }
     }
 }
@@ -310,7 +310,7 @@ fn validating(object: &Value, errors: &mut FieldErrors) {
     let list = path.child("auditAnnotations");
     if annotations.len() > ANNOTATIONS_MAX {
         let detail = format!("must not have more than {ANNOTATIONS_MAX} auditAnnotations");
-        errors.push(FieldError::invalid(&list, &spec["auditAnnotations"], &detail));
+        errors.push(FieldError::invalid(list, &spec["auditAnnotations"], &detail));
     }
     let mut seen = HashSet::new();
     for (index, one) in annotations.iter().enumerate() {
@@ -325,23 +325,23 @@ fn validating(object: &Value, errors: &mut FieldErrors) {
 fn validation(compiler: &mut Compiler<'_>, one: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     let (at, source) = (path.child("expression"), one["expression"].text());
     if source.trim().is_empty() {
-        errors.push(FieldError::required(&at, "expression is not specified"));
+        errors.push(FieldError::required(at, "expression is not specified"));
     } else if let Err(why) = compiler.expression(source, Gives::Bool, true) {
-        errors.push(FieldError::invalid(&at, source, &why));
+        errors.push(FieldError::invalid(at, source, &why));
     }
     let (at, source) = (path.child("messageExpression"), one["messageExpression"].text());
     if !source.is_empty() && source.trim().is_empty() {
-        errors.push(FieldError::invalid(&at, source, "must be non-empty if specified"));
+        errors.push(FieldError::invalid(at, source, "must be non-empty if specified"));
     } else if !source.is_empty()
         && let Err(why) = compiler.expression(source, Gives::Text, false)
     {
-        errors.push(FieldError::invalid(&at, source, &why));
+        errors.push(FieldError::invalid(at, source, &why));
     }
     let (at, message) = (path.child("message"), one["message"].text());
     if !message.is_empty() && message.trim().is_empty() {
-        errors.push(FieldError::invalid(&at, message, "must be non-empty if specified"));
+        errors.push(FieldError::invalid(at, message, "must be non-empty if specified"));
     } else if message.trim().contains(['\n', '\r']) {
-        errors.push(FieldError::invalid(&at, message, "must not contain line breaks"));
+        errors.push(FieldError::invalid(at, message, "must not contain line breaks"));
     }
     let reason = &one["reason"];
     if reason.is_set() && !REASONS.contains(&reason.text()) {
@@ -355,12 +355,12 @@ fn annotation(compiler: &mut Compiler<'_>, policy: &str, one: &Value, path: &Pat
     let (path, source) = (path.child("valueExpression"), one["valueExpression"].text());
     let trimmed = source.trim();
     if trimmed.is_empty() {
-        errors.push(FieldError::required(&path, "valueExpression is not specified"));
+        errors.push(FieldError::required(path, "valueExpression is not specified"));
     } else if trimmed.len() > ANNOTATION_BYTES_MAX {
         let detail = format!("must not exceed {ANNOTATION_BYTES_MAX} bytes in length");
-        errors.push(FieldError::required(&path, &detail));
+        errors.push(FieldError::required(path, &detail));
     } else if let Err(why) = compiler.expression(trimmed, Gives::TextOrNull, true) {
-        errors.push(FieldError::invalid(&path, source, &why));
+        errors.push(FieldError::invalid(path, source, &why));
     }
 }
 
@@ -375,7 +375,7 @@ fn mutating(object: &Value, errors: &mut FieldErrors) {
     variables(&mut compiler, spec, &path, errors);
     let list = path.child("mutations");
     if spec["mutations"].items().is_empty() {
-        errors.push(FieldError::required(&list, "mutations must contain at least one item"));
+        errors.push(FieldError::required(list, "mutations must contain at least one item"));
     }
     for (index, one) in spec["mutations"].items().iter().enumerate() {
         mutation(&mut compiler, one, &list.index(index), errors);
@@ -393,14 +393,14 @@ fn mutation(compiler: &mut Compiler<'_>, one: &Value, path: &Path<'_>, errors: &
     };
     let at = path.child(own);
     if one[own].is_null() {
-        errors.push(FieldError::required(&at, &format!("must be specified when patchType is {patch}")));
+        errors.push(FieldError::required(at, &format!("must be specified when patchType is {patch}")));
     } else {
         let at = at.child("expression");
         match one[own]["expression"].text().trim() {
-            "" => errors.push(FieldError::required(&at, "")),
+            "" => errors.push(FieldError::required(at, "")),
             source => {
                 if let Err(why) = compiler.expression(source, gives, true) {
-                    errors.push(FieldError::invalid(&at, source, &why));
+                    errors.push(FieldError::invalid(at, source, &why));
                 }
             }
         }
@@ -415,7 +415,7 @@ fn mutation(compiler: &mut Compiler<'_>, one: &Value, path: &Path<'_>, errors: &
 fn binding(spec: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
     let name = path.child("policyName");
     match spec["policyName"].text() {
-        "" => errors.push(FieldError::required(&name, "")),
+        "" => errors.push(FieldError::required(name, "")),
         text => checks::invalid(&name, text, names::name_is_dns_subdomain(text, false), errors),
     }
     if spec["paramRef"].is_set() {
@@ -461,10 +461,10 @@ fn validating_binding(object: &Value, errors: &mut FieldErrors) {
     if seen.contains("Deny") && seen.contains("Warn") {
         let detail = "must not contain both Deny and Warn (repeating the same validation failure information in the API \
                       response and headers serves no purpose)";
-        errors.push(FieldError::invalid(&path, actions, detail));
+        errors.push(FieldError::invalid(path, actions, detail));
     }
     if seen.is_empty() {
-        errors.push(FieldError::required(&path, "at least one validation action is required"));
+        errors.push(FieldError::required(path, "at least one validation action is required"));
     }
 }
 

@@ -216,8 +216,12 @@ fn a_claim_that_is_bound_stays_so_grows_or_is_lost() {
     };
     let world = |volumes: &[Arc<PersistentVolume>]| World::new(class(json!({})), volumes);
     let v = volume("v", &kept_for(json!("c")));
-    assert_eq!(world(&[v.clone()]).shown(&bound(json!({}))), "nothing");
-    assert_eq!(world(&[v.clone()]).shown(&bound(json!({"status": {"capacity": null}}))), "bind v", "it says so first");
+    assert_eq!(world(std::slice::from_ref(&v)).shown(&bound(json!({}))), "nothing");
+    assert_eq!(
+        world(std::slice::from_ref(&v)).shown(&bound(json!({"status": {"capacity": null}}))),
+        "bind v",
+        "it says so first"
+    );
     let larger = bound(json!({"spec": {"resources": {"requests": {"storage": "2Gi"}}}}));
     assert_eq!(world(&[v]).shown(&larger), "grow v");
     let foreign = with(kept_for(json!("c")), &json!({"spec": {"local": null, "nfs": {"server": "s", "path": "/"}}}));

@@ -303,7 +303,7 @@ mod tests {
                     }
                 });
                 let serving = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
-                tokio::spawn(async move { serving.await });
+                tokio::spawn(serving);
             }
         });
         let (tracer, spans) = Tracer::new(1.0);
