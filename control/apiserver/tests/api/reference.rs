@@ -25,6 +25,7 @@ async fn a_pod_is_sent_back_without_what_admission_gave_it() {
     // Without what a token would add to it.
     let mut sent = pod("a");
     sent["spec"]["automountServiceAccountToken"] = false.into();
+    sent["spec"]["serviceAccountName"] = "default".into();
     server.make(path, sent.clone()).await;
     let (code, answer) = server.call("PUT", &format!("{path}/a"), sent.clone()).await;
     assert_eq!((code, &answer["spec"]["priority"]), (200, &json!(0)), "{answer}");

@@ -72,6 +72,8 @@ pub(super) async fn call(
     let answer = json::parse_body(&bytes).map_err(|error| failed(error.to_string()))?;
     let strict = (form == ReviewVersion::V1).then_some((api_version.as_str(), uid.as_str()));
     let answer = answer::read(&answer, strict, mutating).map_err(|why| Failure::calling(why, 503))?;
+    // Who is refused hears them, too.
+    review.at.call.warn_all(answer.warnings.iter().cloned());
     match answer.refusal(&hook.name) {
         Some(status) => Err(Failure::Refused(status)),
         None => Ok(answer),

@@ -210,7 +210,6 @@ async fn ask(
     review.at.cluster.calls.observe(called, begun.elapsed(), open);
     match outcome {
         Ok(answer) => {
-            review.at.call.warn_all(answer.warnings.iter().cloned());
             // There is no audit log: this is all that reads them.
             for (key, value) in &answer.audit {
                 tracing::debug!(webhook = hook.name, key, value, "audit annotation");
