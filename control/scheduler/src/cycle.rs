@@ -462,7 +462,10 @@ impl Cycle {
         let told = pod.status.conditions.iter().find(|condition| {
             condition.type_ == "PodScheduled"
                 && condition.status == "False"
-                && condition.reason.as_deref() == Some("Unschedulable")
+                && condition
+                    .reason
+                    .as_deref()
+                    .is_some_and(|reason| matches!(reason, "Unschedulable" | "SchedulerError"))
         });
         let told = told.and_then(|condition| condition.message.as_deref()).map(Arc::from);
         let name = pod.metadata.name.as_deref().unwrap_or_default().into();
@@ -780,6 +783,11 @@ impl Cycle {
                         self.displace(uid);
                         let concerned = self.volumes.release(uid);
                         self.look_again(concerned);
+                    }
+                    // A webhook or a policy will have it so, and perhaps for long. After 404 and 409 the pod's event tells.
+                    let message = format!("binding rejected: {why}");
+                    if !matches!(code, 404 | 409) && self.queue.tell(uid, &message) {
+                        self.reporter.rejected(subject.clone(), &message);
                     }
                     self.queue.retry(uid, now);
                 }

@@ -181,11 +181,8 @@ impl Queue {
 
     /// No node can take it; returns whether the message is news.
     pub(crate) fn wait(&mut self, uid: &Uid, helps: Helps, message: &str, now: Instant) -> bool {
+        let news = self.tell(uid, message);
         let Some(pending) = self.pods.get_mut(uid) else { return false };
-        let news = pending.told.as_deref() != Some(message);
-        if news {
-            pending.told = Some(message.into());
-        }
         pending.attempts = pending.attempts.saturating_add(1);
         pending.tried = Some(now);
         let at = now + LEFTOVER;
@@ -208,6 +205,16 @@ impl Queue {
         let at = now + backoff(pending.attempts);
         pending.state = State::Backoff(at);
         self.timed.insert((at, pending.sequence, uid.clone()));
+    }
+
+    /// Notes what is told of the pod; returns whether it is news.
+    pub(crate) fn tell(&mut self, uid: &Uid, message: &str) -> bool {
+        let Some(pending) = self.pods.get_mut(uid) else { return false };
+        let news = pending.told.as_deref() != Some(message);
+        if news {
+            pending.told = Some(message.into());
+        }
+        news
     }
 
     /// Something happened that helps with this.

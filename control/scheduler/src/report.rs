@@ -136,8 +136,17 @@ impl Reporter {
 
     /// The pod has no node: event and condition.
     pub(crate) fn unschedulable(&self, subject: Subject, message: &str, nominated: Nominated<'_>) {
+        self.not_scheduled(subject, "Unschedulable", message, nominated);
+    }
+
+    /// The pod has a place, and may not be bound there: event and condition.
+    pub(crate) fn rejected(&self, subject: Subject, message: &str) {
+        self.not_scheduled(subject, "SchedulerError", message, Nominated::Unchanged);
+    }
+
+    fn not_scheduled(&self, subject: Subject, reason: &str, message: &str, nominated: Nominated<'_>) {
         let condition = json!({
-            "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message,
+            "type": "PodScheduled", "status": "False", "reason": reason, "message": message,
             "lastTransitionTime": second(Timestamp::now()), "lastProbeTime": null,
             "observedGeneration": subject.generation,
         });

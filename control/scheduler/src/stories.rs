@@ -183,6 +183,23 @@ async fn a_condition_that_was_refused_is_written_later() {
     assert!(api.is_done());
 }
 
+#[tokio::test]
+async fn a_pod_whose_binding_is_rejected_says_so_and_is_tried_again() {
+    let api = Scripted::new();
+    put_node(&api, "one", 1);
+    start(&api);
+    // A server that binds no batches is asked for each; long enough that it is told before it is bound.
+    for _ in 0..7 {
+        api.next(Method::POST, "/coracle/v1/bindings", Answer::Refused(404, "NotFound"));
+        api.next(Method::POST, "/pods/p/binding", Answer::Refused(403, "Forbidden"));
+    }
+    api.put(&path("p"), pod("a", json!({})));
+    refused(&api, "p").await;
+    assert!(message(&api, "p").starts_with("binding rejected: "), "{}", message(&api, "p"));
+    assert_eq!(bound(&api, "p").await, "one");
+    assert!(api.is_done());
+}
+
 /// A claim of the class `local`, which waits for its first consumer.
 fn put_claim(api: &Scripted, name: &str) {
     let class = json!({"provisioner": "coracle.dev/local", "volumeBindingMode": "WaitForFirstConsumer"});

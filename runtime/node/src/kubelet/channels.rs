@@ -1,7 +1,12 @@
 //! Port-forward over numbered channels of a WebSocket: port number `i` of the request has channel `2i` for data and
 //! `2i + 1` for errors; the first message of each from us is the port, little-endian.
+//!
+//! A channel has no end of its own. A pod that has closed its connection is given [`LINGER`] for what the client still
+//! sends, as container runtimes do; then the port is done, and the WebSocket when all are.
 
 use std::future::Future;
+use std::pin::pin;
+use std::time::Duration;
 
 use futures::stream::{FuturesUnordered, SplitSink};
 use futures::{SinkExt as _, StreamExt as _};
@@ -17,6 +22,8 @@ pub const PROTOCOL: &str = "v4.channel.k8s.io";
 const PORTS_MAX: usize = 127;
 /// Bytes of a port in each direction that wait for the other side.
 const BUFFER: usize = 64 << 10;
+/// How long a client may go on sending to a pod that says no more.
+const LINGER: Duration = Duration::from_secs(1);
 
 type Sink = Mutex<SplitSink<WebSocket, Message>>;
 
@@ -59,7 +66,14 @@ where
             for channel in [channel, channel + 1] {
                 send(sink, channel, &port.to_le_bytes()).await;
             }
-            let (result, ()) = tokio::join!(forwarded, outwards(sink, channel, from_user));
+            let (mut forwarded, mut said) = (pin!(forwarded), pin!(outwards(sink, channel, from_user)));
+            let result = tokio::select! {
+                result = &mut forwarded => {
+                    said.await;
+                    result
+                }
+                () = &mut said => tokio::time::timeout(LINGER, forwarded).await.unwrap_or(Ok(())),
+            };
             if let Err(message) = result {
                 send(sink, channel + 1, message.as_bytes()).await;
             }

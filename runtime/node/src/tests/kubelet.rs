@@ -508,6 +508,34 @@ async fn port_forward_over_channels() {
     assert!(text.starts_with("HTTP/1.1 200 OK") && text.contains("hello"), "{text}");
 }
 
+/// A client that keeps the connection for later, as the API server keeps those to webhooks, must hear of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_closes_its_connection_ends_the_channels_of_it() {
+    let world = World::start().await;
+    world.run("serves", command(&["serve", "9000"]));
+    world.ready("serves").await;
+    let is_listening = async || {
+        let mut socket = websocket(&world, "/portForward/default/serves?ports=9000", "v4.channel.k8s.io").await;
+        let request = [&[0], &b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"[..]].concat();
+        socket.send(Message::Binary(request.into())).await.unwrap();
+        let mut text = String::new();
+        // We close nothing.
+        let all = async {
+            while let Some(Ok(message)) = socket.next().await {
+                if let Message::Binary(bytes) = message
+                    && bytes[0] == 0
+                {
+                    text.push_str(&String::from_utf8_lossy(&bytes[1..]));
+                }
+            }
+        };
+        tokio::time::timeout(super::PATIENCE, all).await.expect("the end of the pod's connection");
+        text.contains("HTTP/1.1 200 OK")
+    };
+    let answered = async { while !is_listening().await {} };
+    tokio::time::timeout(super::PATIENCE, answered).await.expect("an answer");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn port_forward_over_tunnelled_spdy() {
     let world = World::start().await;
