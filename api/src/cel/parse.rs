@@ -108,7 +108,7 @@ const SIGNS: [&str; 25] = [
 ];
 
 /// Words that are no names.
-const RESERVED: [&str; 17] = [
+pub(super) const RESERVED: [&str; 17] = [
     "as",
     "break",
     "const",

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::custom::{Additional, Structural, Type as Json};
 use crate::schema;
 
+use super::parse::RESERVED;
 use super::value::Shape;
 
 /// Parts that a type may have; one that has more is any.
@@ -479,42 +480,24 @@ impl<'s> Bound<'s> {
     }
 }
 
-/// Names that CEL has for itself: a field of such a name is written between underscores.
-const WORDS: [&str; 21] = [
-    "true",
-    "false",
-    "null",
-    "in",
-    "as",
-    "break",
-    "const",
-    "continue",
-    "else",
-    "for",
-    "function",
-    "if",
-    "import",
-    "let",
-    "loop",
-    "package",
-    "namespace",
-    "return",
-    "var",
-    "void",
-    "while",
-];
+/// Names that CEL has for itself, beside [`RESERVED`]: a field of such a name is written between underscores.
+const LITERALS: [&str; 4] = ["true", "false", "null", "in"];
+
+fn is_word(text: &str) -> bool {
+    LITERALS.contains(&text) || RESERVED.contains(&text)
+}
 
 /// Whether a text is a name of CEL.
 pub(crate) fn is_name(text: &str) -> bool {
     text.starts_with(|c: char| c == '_' || c.is_ascii_alphabetic())
         && text.bytes().all(|byte| byte == b'_' || byte.is_ascii_alphanumeric())
-        && !WORDS.contains(&text)
+        && !is_word(text)
 }
 
 /// The own name of a field that is written as a name of CEL.
 fn unescape(name: &str) -> String {
     if let Some(word) = name.strip_prefix("__").and_then(|name| name.strip_suffix("__"))
-        && WORDS.contains(&word)
+        && is_word(word)
     {
         return word.to_owned();
     }
