@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coracle_sdk::Remote;
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -96,7 +96,7 @@ impl Client {
             let value = || self.history.value();
             match random.random_range(0..100) {
                 0..30 => drop(self.get(server, &name).await),
-                30..50 => self.write(server, &name, Kind::Create(value()), None).await,
+                30..50 => drop(self.write(server, &name, Kind::Create(value()), None).await),
                 50..75 => {
                     // Others may come between.
                     if let Some((expected, revision)) = self.get(server, &name).await {
@@ -106,8 +106,8 @@ impl Client {
                         self.write(other, &name, kind, Some(revision)).await;
                     }
                 }
-                75..87 => self.write(server, &name, Kind::Patch(value()), None).await,
-                87..97 => self.write(server, &name, Kind::Delete, None).await,
+                75..87 => drop(self.write(server, &name, Kind::Patch(value()), None).await),
+                87..97 => drop(self.write(server, &name, Kind::Delete, None).await),
                 _ => drop(self.list(server).await),
             }
             tokio::time::sleep(Duration::from_millis(random.random_range(2..40))).await;
@@ -146,8 +146,8 @@ impl Client {
         }
     }
 
-    /// Writes, and notes what came of it.
-    pub async fn write(&self, server: usize, name: &str, kind: Kind, revision: Option<u64>) {
+    /// Writes, and notes what came of it; the revision of what was written.
+    pub async fn write(&self, server: usize, name: &str, kind: Kind, revision: Option<u64>) -> Option<u64> {
         let (api, called) = (self.api(server), self.history.now());
         let asked = async {
             match kind {
@@ -169,7 +169,10 @@ impl Client {
             Err(_) => Answer::Unknown,
         };
         match answer {
-            Answer::Told(outcome, revision) => self.note(server, name, kind, called, outcome, revision),
+            Answer::Told(outcome, revision) => {
+                self.note(server, name, kind, called, outcome, revision);
+                return revision.filter(|_| outcome == Outcome::Done);
+            }
             Answer::Unknown => self.note(server, name, kind, called, Outcome::Unknown, None),
             Answer::Refused(why) => {
                 if let Some(value) = written(kind) {
@@ -177,6 +180,29 @@ impl Client {
                 }
             }
         }
+        None
+    }
+
+    /// A last write through a server and a list there, each tried until it is done; what was written and its revision. Nothing
+    /// when one was not done until `limit`.
+    pub async fn end(&self, server: usize, limit: Instant) -> Option<(String, u64)> {
+        let mut written = None;
+        for attempt in 0.. {
+            if written.is_none() {
+                // What timed out may have happened: another name each time.
+                let name = format!("{PREFIX}end-{server}-{attempt}");
+                let revision = self.write(server, &name, Kind::Create(self.history.value()), None).await;
+                written = revision.map(|revision| (name, revision));
+            }
+            if written.is_some() && self.list(server).await.is_some() {
+                break;
+            }
+            if Instant::now() > limit {
+                return None;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        written
     }
 
     /// Every object that is there; the revision of the list.
