@@ -15,7 +15,7 @@ use std::fmt::Write as _;
 use futures::stream::{self, StreamExt as _};
 use serde_json::Value;
 
-use mask::Answer;
+use mask::{Answer, Asked};
 use reference::Reference;
 use script::{Request, Resource};
 use server::Server;
@@ -164,7 +164,7 @@ async fn play(server: &Server, requests: &[Request]) -> Vec<Answer> {
                 known.insert(name.clone(), value.to_owned());
             }
         }
-        answers.push(mask::masked(answer));
+        answers.push(mask::masked(answer, &Asked::of(request.body.as_deref())));
     }
     answers
 }

@@ -17,6 +17,8 @@ mod port_forward;
 mod proxy;
 mod spdy;
 mod strangers;
+mod terminal;
+mod traffic;
 mod upgrade;
 
 use std::sync::Arc;
