@@ -13,7 +13,9 @@ const HALF_CLOSED_MAX: Duration = Duration::from_secs(if cfg!(test) { 1 } else {
 pub(crate) async fn gone(client: &TcpStream) {
     // That there is something to read wakes nobody who waits for urgent bytes, of which there are none; the end does.
     let ended = client.ready(Interest::PRIORITY).await;
-    if ended.is_ok() && matches!(client.peek(&mut [0]).await, Ok(1..)) {
+    // What came before a reset can be read still.
+    let is_reset = ended.is_err() || !matches!(client.take_error(), Ok(None));
+    if !is_reset && matches!(client.peek(&mut [0]).await, Ok(1..)) {
         tokio::time::sleep(HALF_CLOSED_MAX).await;
     }
 }
