@@ -17,7 +17,7 @@ type Balancers = Arc<[Arc<Balancer>]>;
 struct Entry {
     service: Arc<Service>,
     balancers: Balancers,
-    demand: Option<Arc<Demand>>,
+    demand: Arc<Demand>,
 }
 
 /// A Service's port and its balancer.
@@ -27,8 +27,8 @@ pub(crate) struct Route {
     /// Which of its ports.
     pub at: usize,
     pub balancer: Arc<Balancer>,
-    /// What is asked of the Service, where its pods are scaled by that.
-    pub demand: Option<Arc<Demand>>,
+    /// What is asked of the Service.
+    pub demand: Arc<Demand>,
 }
 
 impl Route {
@@ -38,7 +38,7 @@ impl Route {
 
     /// Whether nobody is there, and somebody comes when it is asked for.
     pub fn is_asleep(&self) -> bool {
-        self.demand.is_some() && self.service.ports[self.at].endpoints.is_empty()
+        self.service.activates && self.service.ports[self.at].endpoints.is_empty()
     }
 }
 
@@ -70,7 +70,7 @@ impl Routes {
             });
             next.insert(identity(service), Entry { service: service.clone(), balancers, demand });
         }
-        self.demands.retain(|key| snapshot.by_key(key).is_some_and(|service| service.activates));
+        self.demands.follow(snapshot);
         self.current.store(Arc::new(next));
     }
 

@@ -22,6 +22,7 @@ use super::Passing;
 use super::html;
 use crate::answer::respond;
 use crate::authn;
+use crate::authz::{self, Attributes};
 use crate::catalog::Resource;
 use crate::cluster::Cluster;
 use crate::nodes::{self, At, Endpoint, Nodes};
@@ -144,7 +145,12 @@ pub(super) async fn proxy(
     target.name = Some(name.to_owned());
     let named = Call::acting_on(call, target);
     if resource.row.resource() == "nodes" {
-        let to = node_endpoint(nodes::kubelet(cluster, name)?, scheme, port)?;
+        let kubelet = nodes::kubelet(cluster, name)?;
+        let is_kubelet = port.is_empty() || number(port)? == kubelet.port;
+        let to = node_endpoint(kubelet, scheme, port)?;
+        if is_kubelet {
+            permit_own(cluster, call, rest)?;
+        }
         return pass(nodes, &to, &path, passing, Some(&below)).await;
     }
     let (node, namespace, name, port) = if resource.row.resource() == "pods" {
@@ -173,6 +179,29 @@ pub(super) async fn proxy(
     let secure = if scheme == "https" { "https:" } else { "" };
     let path = format!("/coracle/v1/proxy/{namespace}/{name}/{secure}{port}{path}");
     pass(nodes, &to, &path, passing, Some(&below)).await
+}
+
+/// What a node's own server tells and does beyond a kubelet: it trusts this server, so that whoever may look at nodes would may all of it.
+/// What has a right of its own elsewhere has the same here.
+fn permit_own(cluster: &Cluster, call: &Call, path: &str) -> Result<(), Status> {
+    let Some(own) = path.strip_prefix("/coracle/") else { return Ok(()) };
+    let asked = match own.strip_prefix("v1/").unwrap_or_default().split('/').collect::<Vec<_>>().as_slice() {
+        // Of Services of all namespaces, whatever the query says.
+        ["tap"] => Attributes { verb: "get", resource: "services", subresource: "tap", ..Attributes::default() },
+        ["routes"] => Attributes { verb: "get", resource: "services", subresource: "routes", ..Attributes::default() },
+        ["proxy", namespace, name, ..] => Attributes {
+            verb: authz::verb(call),
+            resource: "pods",
+            subresource: "proxy",
+            namespace: *namespace,
+            name: *name,
+            ..Attributes::default()
+        },
+        // How much is asked of Services, for whoever scales their pods.
+        ["demand"] => return Ok(()),
+        _ => return Err(Status::path_not_found()),
+    };
+    authz::check(cluster, &call.identity, &asked)
 }
 
 /// A node's own server, or another port of the node: but nothing that only this machine itself can reach.

@@ -97,10 +97,11 @@ impl Inbound {
         if let Some(bytes_max) = rule.options.body_bytes_max.filter(|max| bounds::is_larger(request.headers(), *max)) {
             return Ok(too_large(bytes_max));
         }
+        let mut asked = self.proxy.by_ingress.begin(&rule.origin);
         let route = match self.route(&rule) {
             Ok(route) => route,
             Err(why) => {
-                self.proxy.by_ingress.count(&rule.origin, StatusCode::SERVICE_UNAVAILABLE);
+                asked.status = Some(StatusCode::SERVICE_UNAVAILABLE);
                 return Ok(say(StatusCode::SERVICE_UNAVAILABLE, &why));
             }
         };
@@ -117,8 +118,7 @@ impl Inbound {
         *request.uri_mut() = Uri::from(path);
         request.extensions_mut().insert(Asker::Ingresses(rule.origin.namespace.clone()));
         let answered = self.ask(&Source::Outside(client.ip()), &rule, route, request).await;
-        let status = answered.as_ref().map_or_else(|error| refuse(error).status(), Response::status);
-        self.proxy.by_ingress.count(&rule.origin, status);
+        asked.status = Some(answered.as_ref().map_or_else(|error| refuse(error).status(), Response::status));
         answered.map(|mut response| {
             if let Some(hsts) = rule.options.hsts.as_ref().filter(|_| self.tls.is_some())
                 && let Ok(hsts) = HeaderValue::from_str(hsts)

@@ -112,6 +112,16 @@ impl Network {
         }
     }
 
+    /// A socket for what has none at this address, which is an endpoint's or a Service's whose `endpoint` was picked. Who answers for a Service
+    /// is picked again once somebody is connected: one whose node does not let him in, or that has gone by then, is not the only one, and
+    /// a component's requests are counted with the others of the Service.
+    fn made(&self, wanted: SocketAddr, endpoint: SocketAddr) -> Option<SocketAddr> {
+        match wanted == endpoint {
+            true => self.socket(endpoint),
+            false => self.bridges.open_service(wanted, &self.table, &self.proxy),
+        }
+    }
+
     /// A socket for a Service whose connections are counted, and wait while it has no pod; `None` for any other address.
     fn counted(&self, to: SocketAddr) -> Option<Option<SocketAddr>> {
         self.proxy.activates(to).then(|| self.bridges.open_service(to, &self.table, &self.proxy))
@@ -149,4 +159,31 @@ impl Network {
 fn leads_to(service: &Service, actual: SocketAddr) -> bool {
     let mut endpoints = service.ports.iter().flat_map(|port| port.endpoints.iter());
     endpoints.any(|endpoint| endpoint.address == actual.ip() && endpoint.port == actual.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addresses::Addresses;
+
+    #[tokio::test]
+    async fn what_leads_to_a_service_leads_to_whichever_of_its_endpoints_and_a_pod_s_to_the_pod() {
+        let addresses = Addresses::new("10.1.0.0/24".parse().unwrap()).unwrap();
+        let table = Arc::new(Table::new(addresses, Box::new(|_, _| {})));
+        let nobody = tower::service_fn(|_: http::Request<kube::client::Body>| async {
+            Err::<http::Response<kube::client::Body>, _>(io::Error::from(io::ErrorKind::NotConnected))
+        });
+        let client = kube::Client::new(nobody, "default");
+        let (discovery, policies) = (Discovery::new(client.clone()), Policies::new(client));
+        let network = Network::new(table.clone(), discovery, policies, Vec::new(), None);
+        let peers = Arc::new(Peers::new("n1", None));
+        table.lead_elsewhere(&peers);
+        peers
+            .take(vec![serde_json::json!({"name": "n2", "address": "192.0.2.1", "port": 1, "podCIDR": "10.2.0.0/24"})]);
+        let (service, pod) = (SocketAddr::from(([10, 96, 0, 9], 80)), SocketAddr::from(([10, 2, 0, 2], 8080)));
+        for (wanted, leads) in [(service, service), (pod, pod)] {
+            let at = network.made(wanted, pod).unwrap();
+            assert_eq!(network.leads_elsewhere(at), Some(leads));
+        }
+    }
 }
