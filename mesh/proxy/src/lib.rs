@@ -28,6 +28,7 @@ mod places;
 mod retry;
 mod routes;
 mod serve;
+mod shares;
 mod spare;
 mod stream;
 #[cfg(test)]
@@ -57,6 +58,7 @@ pub use headers::{strip as strip_connection_headers, upgrade as wanted_upgrade};
 pub use link::{SOURCE, said as source_header};
 pub use observe::{Endpoint, Filter, Port, Rule, Sight, Tapped, Tapping, View};
 pub use serve::{Admit, serve_link, serve_stream};
+pub use shares::{Share, Shares};
 pub use spare::is_spare;
 pub use trace::{Context, Span, Spans, Tracer, Waiting};
 pub use uncertain::Uncertain;

@@ -12,6 +12,8 @@ use crate::{Network, NoNetwork, Outbound, Pipe, Qos};
 pub struct Spec {
     /// For messages: namespace, pod and container.
     pub name: String,
+    /// Whose containers have a share of the node's descriptors together.
+    pub namespace: Arc<str>,
     /// Arguments; the first one is the program's name.
     pub args: Vec<String>,
     /// Environment.
@@ -54,6 +56,7 @@ impl Spec {
     pub fn new(name: impl Into<String>) -> Spec {
         Spec {
             name: name.into(),
+            namespace: "".into(),
             args: Vec::new(),
             env: Vec::new(),
             working_dir: None,

@@ -5,9 +5,9 @@
 //! somebody: whoever makes pods hears at once that it waits ([`Demands::changed`]), and how much there was of it as often as it likes
 //! ([`Reader`]), however soon it was over.
 //!
-//! Held are so many, with so many bytes of their heads and of the begins of their bodies, of one Service and in all, for so long. Bodies are
-//! not read any further meanwhile: what a client has sent of them is in its connection's window. Beyond it who comes is refused, and
-//! nobody who waits already; who goes is not held.
+//! Held are so many, with so many bytes of their heads and of the begins of their bodies, of one Service and in all, for so long; and a
+//! namespace has its share of all ([`Shares`]), however many Services it has. Bodies are not read any further meanwhile: what a client has
+//! sent of them is in its connection's window. Beyond it who comes is refused, and nobody who waits already; who goes is not held.
 
 mod meter;
 
@@ -25,6 +25,7 @@ use http::Request;
 use tokio::sync::Notify;
 
 use self::meter::{Meter, Micros, Reading};
+use crate::shares::{Share, Shares};
 
 /// Held at a time on this node, and of one Service: a quarter, so that one that does not come up keeps no other from it.
 const HELD_MAX: Bounds = Bounds { all: 4096, service: 1024 };
@@ -69,13 +70,15 @@ struct Told {
 #[derive(Debug)]
 struct Shared {
     epoch: Instant,
-    held: Held,
+    /// By their namespaces.
+    held: Arc<Shares<Arc<str>>>,
+    held_bytes: Arc<Shares<Arc<str>>>,
     /// Counts what is news.
     news: AtomicU64,
     changed: Notify,
 }
 
-/// How many are held, and how many bytes.
+/// How many of a Service are held, and how many bytes.
 #[derive(Debug, Default)]
 struct Held {
     count: AtomicUsize,
@@ -85,6 +88,7 @@ struct Held {
 /// What is asked of one of them.
 #[derive(Debug)]
 pub(crate) struct Demand {
+    namespace: Arc<str>,
     meter: Meter,
     held: Held,
     is_told: AtomicBool,
@@ -94,9 +98,9 @@ pub(crate) struct Demand {
 }
 
 impl Demand {
-    fn new(shared: &Arc<Shared>) -> Arc<Demand> {
+    fn new(namespace: Arc<str>, shared: &Arc<Shared>) -> Arc<Demand> {
         let (meter, held, is_told) = Default::default();
-        Arc::new(Demand { meter, held, is_told, is_quiet: true.into(), shared: shared.clone() })
+        Arc::new(Demand { namespace, meter, held, is_told, is_quiet: true.into(), shared: shared.clone() })
     }
 
     /// A request or connection begins.
@@ -149,8 +153,9 @@ struct Known {
 
 impl Default for Shared {
     fn default() -> Shared {
-        let (held, news, changed) = Default::default();
-        Shared { epoch: Instant::now(), held, news, changed }
+        let (news, changed) = Default::default();
+        let (held, held_bytes) = (Shares::new(HELD_MAX.all), Shares::new(HELD_BYTES_MAX.all));
+        Shared { epoch: Instant::now(), held, held_bytes, news, changed }
     }
 }
 
@@ -179,7 +184,8 @@ impl Demands {
     /// What is asked of this Service.
     pub(crate) fn of(&self, service: &Service) -> Arc<Demand> {
         let key = (service.namespace.clone(), service.name.clone());
-        self.table().all.entry(key).or_insert_with(|| Demand::new(&self.shared)).clone()
+        let new = || Demand::new(service.namespace.clone(), &self.shared);
+        self.table().all.entry(key).or_insert_with(new).clone()
     }
 
     /// Keeps those of Services that are there, and of others as long as something is under way, since one of that name may come again; and
@@ -271,25 +277,23 @@ impl Drop for Guard {
 pub(crate) struct Hold<'a> {
     of: &'a Demand,
     bytes: usize,
+    /// Of what all have.
+    _shares: [Share<Arc<str>>; 2],
 }
 
 impl Guard {
     /// Begins to wait; `None` when too many do.
     pub fn hold(&self, bytes: usize) -> Option<Hold<'_>> {
-        let (all, own) = (&self.0.shared.held, &self.0.held);
-        let count = (all.count.fetch_add(1, Relaxed), own.count.fetch_add(1, Relaxed));
-        let size = (all.bytes.fetch_add(bytes, Relaxed) + bytes, own.bytes.fetch_add(bytes, Relaxed) + bytes);
+        let (shared, own, namespace) = (&self.0.shared, &self.0.held, &self.0.namespace);
+        let shares = [shared.held.take(namespace.clone(), 1)?, shared.held_bytes.take(namespace.clone(), bytes)?];
+        let (count, size) = (own.count.fetch_add(1, Relaxed), own.bytes.fetch_add(bytes, Relaxed) + bytes);
         // Dropped where there is no room, and then as if it had not come.
-        let hold = Hold { of: &self.0, bytes };
-        let has_room = count.0 < HELD_MAX.all
-            && count.1 < HELD_MAX.service
-            && size.0 <= HELD_BYTES_MAX.all
-            && size.1 <= HELD_BYTES_MAX.service;
-        if !has_room {
+        let hold = Hold { of: &self.0, bytes, _shares: shares };
+        if count >= HELD_MAX.service || size > HELD_BYTES_MAX.service {
             return None;
         }
-        if count.1 == 0 {
-            self.0.shared.tell();
+        if count == 0 {
+            shared.tell();
         }
         Some(hold)
     }
@@ -297,10 +301,8 @@ impl Guard {
 
 impl Drop for Hold<'_> {
     fn drop(&mut self) {
-        for held in [&self.of.shared.held, &self.of.held] {
-            held.count.fetch_sub(1, Relaxed);
-            held.bytes.fetch_sub(self.bytes, Relaxed);
-        }
+        self.of.held.count.fetch_sub(1, Relaxed);
+        self.of.held.bytes.fetch_sub(self.bytes, Relaxed);
     }
 }
 
@@ -319,7 +321,7 @@ mod tests {
     /// Of one Service, of which is told.
     fn demand() -> (Arc<Demands>, Arc<Demand>) {
         let demands = Arc::<Demands>::default();
-        let demand = Demand::new(&demands.shared);
+        let demand = Demand::new("n".into(), &demands.shared);
         demand.is_told.store(true, Relaxed);
         let told = Told { demand: demand.clone(), since: Reading::default() };
         demands.table().told.insert(("n".into(), "web".into()), told);
@@ -337,13 +339,28 @@ mod tests {
         drop(held);
         let large: Vec<Hold<'_>> = guards.iter().filter_map(|guard| guard.hold(HELD_BYTES_MAX.service / 2)).collect();
         assert_eq!(large.len(), 2, "bytes count, too");
-        // Of other Services there is room for more, up to what all of them have.
-        let others: Vec<Arc<Demand>> = (0..4).map(|_| Demand::new(&demands.shared)).collect();
-        let guards: Vec<Guard> = others.iter().flat_map(|one| (0..HELD_MAX.service).map(|_| one.begin())).collect();
-        let held = guards.iter().filter_map(|guard| guard.hold(0)).count();
-        assert_eq!(held, 4 * HELD_MAX.service, "each is given back at once");
-        let held: Vec<Hold<'_>> = guards.iter().filter_map(|guard| guard.hold(0)).collect();
-        assert_eq!(held.len() + large.len(), HELD_MAX.all);
+        drop(large);
+        let (all, bytes) = (&demands.shared.held, &demands.shared.held_bytes);
+        assert_eq!((demand.held(), all.of("n"), bytes.of("n")), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_namespace_s_services_do_not_keep_those_of_others_from_being_held() {
+        let (demands, _) = demand();
+        let asked = |namespace: &str, services: usize| -> Vec<Guard> {
+            let services = (0..services).map(|_| Demand::new(namespace.into(), &demands.shared));
+            services.flat_map(|one| (0..HELD_MAX.service).map(|_| one.begin()).collect::<Vec<_>>()).collect()
+        };
+        let (greedy, other) = (asked("greedy", 8), asked("other", 1));
+        let held: Vec<Hold<'_>> = greedy.iter().filter_map(|guard| guard.hold(10)).collect();
+        assert!((HELD_MAX.service..=HELD_MAX.all / 3 + 1).contains(&held.len()), "{} are held", held.len());
+        assert!(other.iter().all(|guard| guard.hold(10).is_some()));
+        drop(held);
+        // Nor with few that are large.
+        let large = HELD_BYTES_MAX.service / 4;
+        let _held: Vec<Hold<'_>> = greedy.iter().step_by(100).filter_map(|guard| guard.hold(large)).collect();
+        assert!(demands.shared.held_bytes.of("greedy") <= HELD_BYTES_MAX.all / 3);
+        assert!(other[0].hold(HELD_BYTES_MAX.service).is_some());
     }
 
     #[test]
@@ -405,7 +422,7 @@ mod tests {
         assert_eq!(demands.news(), seen);
         // Of others nobody wants to hear.
         let seen = demands.news();
-        let _other = Demand::new(&demands.shared).begin();
+        let _other = Demand::new("n".into(), &demands.shared).begin();
         assert_eq!(demands.news(), seen);
     }
 }

@@ -26,7 +26,7 @@ use wasmtime_wasi::sockets::WasiSocketsCtxView;
 
 pub(crate) use self::body_end::{Answering, BodyEnd};
 pub use self::descriptors::OpenSocket;
-pub(crate) use self::descriptors::{Descriptors, has_room as has_descriptors};
+pub(crate) use self::descriptors::{Descriptors, Namespace, has_room as has_descriptors};
 use self::environment::Environment;
 pub(crate) use self::held::{bytes_of, is_open};
 pub(crate) use self::input::Input;

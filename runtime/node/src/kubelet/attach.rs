@@ -21,7 +21,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::exec::Execution;
-use super::places::Place;
+use super::places::{Place, hold};
 use super::traffic::{IDLE_MAX, STREAMS_WAIT};
 use super::upgrade::{self, Channels, Over, Wanted, WebSocket};
 use super::{refusal, spdy};
@@ -206,13 +206,12 @@ pub(super) async fn converse(
                 Ok(shown) => shown,
                 Err(refused) => return refused,
             };
-            tokio::spawn(async move {
-                let _place = place;
+            tokio::spawn(hold(place, async move {
                 match upgrading.await {
                     Ok(upgraded) => channels(upgrade::websocket(upgraded).await, &shown, wishes, chosen).await,
                     Err(error) => tracing::debug!(%error, "attach"),
                 }
-            });
+            }));
             response
         }
         Wanted::Spdy(offered) => {
@@ -224,10 +223,7 @@ pub(super) async fn converse(
                 Err(refused) => return refused,
             };
             let (response, upgrading) = upgrade::accept_spdy(&mut request, SPDY_PROTOCOL);
-            tokio::spawn(async move {
-                let _place = place;
-                streams(upgrading, shown, wishes).await;
-            });
+            tokio::spawn(hold(place, streams(upgrading, shown, wishes)));
             response
         }
         Wanted::Nothing => refusal(StatusCode::BAD_REQUEST, "Upgrade request required".to_owned()),

@@ -15,9 +15,10 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
-use super::places::Place;
-use super::traffic::STREAMS_WAIT;
+use super::places::{Place, hold};
+use super::traffic::{STALLED_MAX, STREAMS_WAIT};
 use super::upgrade::{self, Wanted};
 use super::{channels, refusal, spdy};
 use crate::network::pass;
@@ -58,13 +59,12 @@ pub async fn any(
             let Some((response, upgrading)) = upgrade::accept_websocket(&mut request, Some(&chosen)) else {
                 return refusal(StatusCode::BAD_REQUEST, "the WebSocket handshake has no key".to_owned());
             };
-            tokio::spawn(async move {
-                let _place = place;
+            tokio::spawn(hold(place, async move {
                 match chosen == TUNNEL {
                     true => tunnelled(pods, slot, upgrading).await,
                     false => channelled(pods, slot, upgrading, ports).await,
                 }
-            });
+            }));
             response
         }
         Wanted::Spdy(offered) => {
@@ -73,13 +73,12 @@ pub async fn any(
                 return refusal(StatusCode::FORBIDDEN, format!("unable to upgrade: none of {offered:?} is supported"));
             }
             let (response, upgrading) = upgrade::accept_spdy(&mut request, STREAMS);
-            tokio::spawn(async move {
-                let _place = place;
+            tokio::spawn(hold(place, async move {
                 match upgrading.await {
                     Ok(upgraded) => streams(pods, slot, TokioIo::new(upgraded)).await,
                     Err(error) => tracing::debug!(%error, "port-forward"),
                 }
-            });
+            }));
             response
         }
         Wanted::Nothing => refusal(StatusCode::BAD_REQUEST, "Upgrade request required".to_owned()),
@@ -113,7 +112,7 @@ async fn channelled(pods: Arc<Pods>, slot: Arc<Slot>, upgrading: OnUpgrade, port
 /// Serves a SPDY connection: streams come in pairs, one for data and one for errors.
 async fn streams<S: AsyncRead + AsyncWrite + Send + 'static>(pods: Arc<Pods>, slot: Arc<Slot>, io: S) {
     let (sender, mut opened) = mpsc::channel(16);
-    let serving = tokio::spawn(spdy::serve(io, sender));
+    let serving = AbortOnDropHandle::new(tokio::spawn(spdy::serve(io, sender)));
     let mut pairs = Pairs::default();
     while let Some((data, error)) = pairs.next(&mut opened).await {
         let (pods, slot) = (pods.clone(), slot.clone());
@@ -210,6 +209,9 @@ where
                 Err(error) => return failed(&error.to_string()),
             };
             let _ = socket.set_nodelay(true);
+            // A bound is the kernel's to keep: it knows what the pod has not taken.
+            let stalled_max_ms = u32::try_from(STALLED_MAX.as_millis()).unwrap_or(u32::MAX);
+            let _ = rustix::net::sockopt::set_tcp_user_timeout(&socket, stalled_max_ms);
             if let Err(error) = pass(socket, async { Ok(stream) }).await {
                 tracing::trace!(%error, "port-forward");
             }

@@ -381,12 +381,12 @@ impl Inflater {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// Two header blocks as Go's `zlib.NewWriterLevelDict` with the dictionary and `Flush` writes them would refer to the
     /// dictionary; stored blocks behind the same header are the simplest form of that stream.
-    fn syn_stream(stream: u32, first: bool, headers: &[(&str, &str)], flags: u8) -> Bytes {
+    pub fn syn_stream(stream: u32, first: bool, headers: &[(&str, &str)], flags: u8) -> Bytes {
         let mut block = BytesMut::new();
         block.put_u32(headers.len() as u32);
         for (name, value) in headers {

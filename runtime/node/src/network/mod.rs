@@ -16,12 +16,12 @@ mod outside;
 mod pass;
 mod peers;
 mod pod_tls;
-mod shares;
 mod table;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use coracle_discovery::{Discovery, Policies, Service};
 use coracle_proxy::{HttpService, Local, LocalEndpoints as _, Proxy, Tracer};
@@ -41,6 +41,9 @@ pub use self::table::{ServiceFailed, Table};
 
 /// Ports below the kernel's unprivileged range live this far up at the twin, when the process may not bind them.
 const SHIFT: u16 = 64_512;
+
+/// A pod's socket is connected within this time: one that never accepts lets nobody wait.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
 
 /// What all guests of the node share.
 pub struct Network {
@@ -130,9 +133,10 @@ impl Network {
     /// Connects to a pod's socket, and to nothing else that happens to be there.
     pub async fn dial(&self, at: SocketAddr) -> io::Result<TcpStream> {
         match self.table.is_reached(at, coracle_discovery::Protocol::Tcp) {
-            true => match TcpStream::connect(at).await {
-                Ok(socket) if !coracle_proxy::is_spare(&socket) => Err(io::ErrorKind::QuotaExceeded.into()),
-                connected => connected,
+            true => match tokio::time::timeout(CONNECT_MAX, TcpStream::connect(at)).await {
+                Ok(Ok(socket)) if !coracle_proxy::is_spare(&socket) => Err(io::ErrorKind::QuotaExceeded.into()),
+                Ok(connected) => connected,
+                Err(_) => Err(io::ErrorKind::TimedOut.into()),
             },
             false => Err(io::ErrorKind::ConnectionRefused.into()),
         }

@@ -180,10 +180,11 @@ async fn what_a_connection_has_become_holds_its_place_and_links_have_their_own()
     let world = World::start().await;
     world.run("web", json!({"image": "hello:1"}));
     world.ready("web").await;
-    let mut tunnels = Vec::new();
-    for _ in 0..crate::kubelet::API_SERVERS_MAX {
-        tunnels.push(websocket(&world, "/portForward/default/web?ports=80", "v4.channel.k8s.io").await);
+    let mut connections = Vec::new();
+    for _ in 0..crate::kubelet::API_SERVERS_MAX - 1 {
+        connections.push(world.certificates.connect(world.port(), API_SERVER).await);
     }
+    let tunnel = websocket(&world, "/portForward/default/web?ports=80", "v4.channel.k8s.io").await;
     let is_let_in = async || {
         let mut stream = world.certificates.connect(world.port(), API_SERVER).await;
         let _ = stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
@@ -202,9 +203,110 @@ async fn what_a_connection_has_become_holds_its_place_and_links_have_their_own()
     }
     super::until("the oldest has given way", || links[0].is_closed()).await;
     assert!(links[1..].iter().all(|link| !link.is_closed()));
-    drop(tunnels);
+    drop(tunnel);
     let free = async { while !is_let_in().await {} };
+    tokio::time::timeout(super::PATIENCE, free).await.expect("a place is free again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_s_pods_take_their_share_of_places_and_not_those_of_others() {
+    let world = World::start().await;
+    world.run("web", json!({"image": "hello:1"}));
+    world.ready("web").await;
+    let logs = async |namespace: &str| {
+        world.certificates.get(world.port(), &format!("/containerLogs/{namespace}/web/c")).await
+    };
+    let mut tunnels = Vec::new();
+    let (code, why) = loop {
+        assert!(tunnels.len() < crate::kubelet::FOR_PODS_MAX / 2);
+        tunnels.push(websocket(&world, "/portForward/default/web?ports=80", "v4.channel.k8s.io").await);
+        let (code, why) = logs("default").await;
+        if code != 200 {
+            break (code, why);
+        }
+    };
+    assert_eq!((code, &*why), (503, "too many connections to pods of namespace \"default\" on this node"));
+    assert_eq!(world.certificates.get(world.port(), "/coracle/v1/proxy/default/web/80/").await.0, 503);
+    // It is let in, and told that there is none.
+    assert_eq!(logs("other").await.0, 404);
+    assert_eq!(world.certificates.get(world.port(), "/metrics/resource").await.0, 200);
+    drop(tunnels);
+    let free = async { while logs("default").await.0 != 200 {} };
     tokio::time::timeout(super::PATIENCE, free).await.expect("places are free again");
+}
+
+/// Writes until nothing more is taken.
+async fn stall(stream: &mut (impl tokio::io::AsyncWrite + Unpin), bytes: &[u8]) {
+    use tokio::io::AsyncWriteExt as _;
+    let writing = async { while stream.write_all(bytes).await.is_ok() {} };
+    let is_over = tokio::time::timeout(std::time::Duration::from_millis(500), writing).await.is_ok();
+    assert!(!is_over, "the connection has ended");
+}
+
+/// A pod that accepts one connection, and what keeps it busy.
+async fn busy_with_one(world: &World) -> tokio::io::DuplexStream {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut listens = command(&["listen", "9000"]);
+    listens["readinessProbe"] = json!({"tcpSocket": {"port": 9000}, "periodSeconds": 3600});
+    world.run("listens", listens);
+    world.ready("listens").await;
+    let mut first = forward(world, "listens", 9000).await;
+    first.write_all(b"x\n").await.unwrap();
+    first.read_exact(&mut [0; 2]).await.unwrap();
+    first
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_gone_holds_no_place_while_a_pod_takes_nothing() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let world = World::start().await;
+    let _first = busy_with_one(&world).await;
+    let upgrade = |protocol: &str| {
+        format!(
+            "POST /portForward/default/listens HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: {protocol}\r\n\r\n"
+        )
+    };
+    let post = "POST /coracle/v1/proxy/default/listens/9000/ HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000000\r\n\r\n";
+    let mut data = vec![0; 8 + (1 << 16)];
+    data[..8].copy_from_slice(&[0, 0, 0, 1, 0, 1, 0, 0]);
+    for (head, frame) in [(upgrade("SPDY/3.1"), data), (post.to_owned(), vec![b'x'; 1 << 16])] {
+        let mut stalled = Vec::new();
+        while world.certificates.get(world.port(), "/containerLogs/default/listens/c").await.0 == 200 {
+            let mut stream = world.certificates.connect(world.port(), API_SERVER).await;
+            stream.write_all(head.as_bytes()).await.unwrap();
+            if head != post {
+                let mut answer = Vec::new();
+                while !answer.ends_with(b"\r\n\r\n") {
+                    answer.push(stream.read_u8().await.unwrap());
+                }
+                let of = |kind| [("streamtype", kind), ("port", "9000"), ("requestid", "1")];
+                for opened in [
+                    crate::kubelet::syn_stream(1, true, &of("data"), 0),
+                    crate::kubelet::syn_stream(3, false, &of("error"), 1),
+                ] {
+                    stream.write_all(&opened).await.unwrap();
+                }
+            }
+            stall(&mut stream, &frame).await;
+            stalled.push(stream);
+        }
+        assert!(!stalled.is_empty());
+        drop(stalled);
+        let free =
+            async { while world.certificates.get(world.port(), "/containerLogs/default/listens/c").await.0 != 200 {} };
+        tokio::time::timeout(super::PATIENCE, free).await.expect("places are free again");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_takes_nothing_is_not_waited_for_without_end() {
+    let world = World::start().await;
+    let _first = busy_with_one(&world).await;
+    let mut stream = forward(&world, "listens", 9000).await;
+    stall(&mut stream, &[b'x'; 1 << 16]).await;
+    let ended =
+        async { while tokio::io::AsyncReadExt::read(&mut stream, &mut [0; 64]).await.is_ok_and(|count| count > 0) {} };
+    tokio::time::timeout(super::PATIENCE, ended).await.expect("it ends");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
