@@ -2,8 +2,11 @@
 //!
 //! What runs in a tunnel (SPDY, WebSocket) is not looked at: both ends speak it already.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
@@ -16,6 +19,7 @@ use http_body_util::BodyExt;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, split};
 use tokio_util::sync::CancellationToken;
 
 use super::Passing;
@@ -29,6 +33,8 @@ use crate::nodes::{self, At, Endpoint, Nodes};
 use crate::request::call::Call;
 use crate::store::Seen;
 
+/// A client that has ended its side is answered for so long; Kubernetes' API server ends both sides at once.
+const LINGER: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 /// Headers that belong to one connection; those that `Connection` names are others.
 const HOP: [HeaderName; 7] = [
     header::CONNECTION,
@@ -342,6 +348,10 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
         .flat_map(|text| text.split(','))
         .filter_map(|name| name.trim().parse().ok())
         .collect();
+    // What has both is chunked, however long it says that it is (RFC 9112 §6.3).
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        headers.remove(header::CONTENT_LENGTH);
+    }
     named.iter().chain(&HOP).for_each(|name| drop(headers.remove(name)));
 }
 
@@ -428,10 +438,31 @@ fn within(link: &str, below: &str, own_hosts: &[&str]) -> Option<String> {
 /// Copies both ways until one side ends.
 async fn tunnel(here: OnUpgrade, there: OnUpgrade, stopping: CancellationToken) {
     let (Ok(here), Ok(there)) = tokio::join!(here, there) else { return };
-    let (mut here, mut there) = (TokioIo::new(here), TokioIo::new(there));
     tokio::select! {
-        _ = tokio::io::copy_bidirectional(&mut here, &mut there) => {}
+        _ = carry(TokioIo::new(here), TokioIo::new(there)) => {}
         () = stopping.cancelled() => {}
+    }
+}
+
+/// Copies both ways until the node has said all, or the client has and was answered for [`LINGER`] still.
+async fn carry(client: impl AsyncRead + AsyncWrite, node: impl AsyncRead + AsyncWrite) -> io::Result<()> {
+    let ((mut from_client, mut to_client), (mut from_node, mut to_node)) = (split(client), split(node));
+    let up = async {
+        tokio::io::copy(&mut from_client, &mut to_node).await?;
+        // Also when that waits behind what the node does not take.
+        tokio::time::timeout(LINGER, to_node.shutdown()).await?
+    };
+    let down = async {
+        tokio::io::copy(&mut from_node, &mut to_client).await?;
+        to_client.shutdown().await
+    };
+    let mut down = pin!(down);
+    tokio::select! {
+        up = up => {
+            up?;
+            tokio::time::timeout(LINGER, down).await?
+        }
+        down = &mut down => down,
     }
 }
 
@@ -459,6 +490,44 @@ mod tests {
             let found = container(pod, asked, "p").map_err(|status| status.message.clone());
             assert_eq!(found.as_deref().map_err(String::as_str), expected);
         }
+    }
+
+    #[tokio::test]
+    async fn a_tunnel_ends_with_either_side() {
+        use tokio::io::AsyncReadExt as _;
+        let within = Duration::from_secs(20);
+        // The client says all, and the node answers; then it ends, or never.
+        for ends in [true, false] {
+            let ((mut client, here), (there, mut node)) = (tokio::io::duplex(64), tokio::io::duplex(64));
+            let carried = tokio::spawn(carry(here, there));
+            client.write_all(b"ask").await.unwrap();
+            client.shutdown().await.unwrap();
+            let mut asked = String::new();
+            node.read_to_string(&mut asked).await.unwrap();
+            node.write_all(b"answer").await.unwrap();
+            if ends {
+                node.shutdown().await.unwrap();
+            }
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await.unwrap();
+            assert_eq!((&*asked, &*answer), ("ask", "answer"));
+            assert_eq!(tokio::time::timeout(within, carried).await.expect("it ends").unwrap().is_ok(), ends);
+        }
+        // The node has said all: the client is not waited for.
+        let ((mut client, here), (there, node)) = (tokio::io::duplex(64), tokio::io::duplex(64));
+        let carried = tokio::spawn(carry(here, there));
+        drop(node);
+        assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+        tokio::time::timeout(within, carried).await.expect("it ends").unwrap().unwrap();
+    }
+
+    #[test]
+    fn what_is_chunked_has_no_length() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::TRANSFER_ENCODING, "chunked".parse().unwrap());
+        headers.insert(header::CONTENT_LENGTH, "5".parse().unwrap());
+        remove_hop_by_hop(&mut headers);
+        assert!(headers.is_empty(), "{headers:?}");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use coracle_policy::Source;
 use http::header::{
     FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER, STRICT_TRANSPORT_SECURITY,
 };
-use http::uri::{Authority, PathAndQuery};
+use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Uri};
 
 use super::Inbound;
@@ -37,7 +37,7 @@ struct To {
     name: String,
     /// As it was written, without a port.
     host: String,
-    /// As it was written, without whoever is said to ask.
+    /// As it was written.
     written: String,
 }
 
@@ -53,13 +53,8 @@ impl To {
         };
         let host = authority.host();
         let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-        Ok(To { name, host: host.to_owned(), written: without_user(&authority).to_owned() })
+        Ok(To { name, host: host.to_owned(), written: authority.as_str().to_owned() })
     }
-}
-
-fn without_user(authority: &Authority) -> &str {
-    let text = authority.as_str();
-    text.rsplit_once('@').map_or(text, |(_, host)| host)
 }
 
 impl Inbound {
@@ -283,7 +278,6 @@ mod tests {
             ("/", Some("Example.COM"), "example.com", "Example.COM"),
             ("/", Some("example.com.:8080"), "example.com", "example.com.:8080"),
             ("/", Some("[::1]:80"), "[::1]", "[::1]:80"),
-            ("/", Some("me@a.x"), "a.x", "a.x"),
             ("http://a.x/", Some("b.x"), "a.x", "a.x"),
             ("/", None, "", ""),
             ("/", Some(""), "", ""),

@@ -12,7 +12,7 @@ pub(super) const IDLE_MAX: Duration = Duration::from_secs(4 * 3600);
 /// not there any more comes back as an error, also while nothing is read of him because nobody wants what he says.
 pub(super) const PING_EVERY: Duration = Duration::from_secs(30);
 /// A connection of a client's to a pod that takes nothing of what waits for it is ended after this.
-pub(super) const STALLED_MAX: Duration = Duration::from_secs(if cfg!(test) { 5 } else { 15 * 60 });
+pub(super) const STALLED_MAX: Duration = Duration::from_secs(if cfg!(test) { 20 } else { 15 * 60 });
 /// How long a client may take to open all streams of one thing (kubelet's `streamCreationTimeout`).
 pub(super) const STREAMS_WAIT: Duration = Duration::from_secs(30);
 
