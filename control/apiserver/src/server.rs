@@ -7,6 +7,7 @@ use coracle_keyspace::Keyspace;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::audit::Audit;
 use crate::authn::tokens::Tokens;
 use crate::cluster::Cluster;
 use crate::config::Config;
@@ -26,6 +27,7 @@ use crate::usage::Usages;
 pub(crate) struct Shared {
     pub config: Config,
     pub cluster: Arc<Cluster>,
+    pub audit: Option<Arc<Audit>>,
     pub tokens: Tokens,
     pub discovery: DiscoveryOf,
     pub openapi: OpenApi,
@@ -47,8 +49,9 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub fn new(keyspace: Keyspace, config: Config) -> Result<Arc<Shared>, crate::StartError> {
+    pub fn new(keyspace: Keyspace, mut config: Config) -> Result<Arc<Shared>, crate::StartError> {
         let tokens = Tokens::new(&config.token_key, &config.issuer).map_err(crate::StartError::TokenKey)?;
+        let audit = config.audit.take().map(Audit::open).transpose().map_err(crate::StartError::Audit)?;
         let stopping = CancellationToken::new();
         Ok(Arc::new(Shared {
             cluster: Arc::new(Cluster::new(Store::new(keyspace), config.node_client.clone())),
@@ -65,6 +68,7 @@ impl Shared {
             duty_lanes: Lanes::new(),
             stopping,
             tasks: TaskTracker::new(),
+            audit,
             tokens,
             config,
         }))
