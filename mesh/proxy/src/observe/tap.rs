@@ -178,6 +178,7 @@ mod tests {
             external_name: None,
             ports: Vec::new(),
             activates: false,
+            affinity: None,
             ready: [].into(),
             hosts: HashMap::new(),
         });
