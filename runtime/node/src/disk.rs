@@ -43,7 +43,8 @@ const FILES_LEFT: u64 = 20;
 /// Pods are measured this often at most, and for a twentieth of the time at most.
 const MEASURE_EVERY: Duration = Duration::from_secs(2);
 const MEASURE_SHARE: u32 = 20;
-/// What a container may hold beside its volumes and logs: its termination message, and what it puts beside files of volumes.
+/// What a container may hold beside its volumes and logs: its termination message, and what it puts beside files of volumes. Such a
+/// file that has another in its place in the volume by now is kept by the container alone: as much as was shown is added.
 const OWN_BYTES_MAX: u64 = 10 << 20;
 /// A pod that holds less is not evicted for want of space: its end would not help.
 const EVICTED_BYTES_MIN: u64 = 1 << 20;
@@ -361,9 +362,10 @@ fn measured(dir: &Path, seen: &mut Seen, unnamed: &Unnamed) -> io::Result<Usage>
 async fn look(pods: &Arc<Pods>, slot: &Arc<Slot>, unnamed: Arc<Unnamed>) -> io::Result<Option<String>> {
     let (pod, own) = (slot.pod(), pods.context.pods_dir.join(&*slot.uid));
     let logs = logs::pod_dir(&pods.context.logs_dir, &slot.namespace, &slot.name, &slot.uid);
-    let (pods, volumes) = (pods.clone(), pods.context.kept.of(&slot.uid));
+    let (pods, kept, shown_bytes) = (pods.clone(), pods.context.kept.of(&slot.uid), slot.shown_bytes());
     let measured = tokio::task::spawn_blocking(move || {
-        excess(&pod, &own, &logs, &volumes, &unnamed, |volume, used| {
+        let places = Places { own: &own, logs: &logs, kept: &kept, shown_bytes: &shown_bytes };
+        excess(&pod, &places, &unnamed, |volume, used| {
             if !pods.context.disk.is_low() {
                 pods.context.kept.note(volume, used);
             }
@@ -404,16 +406,25 @@ fn is_limited(pod: &Pod) -> bool {
         || specs(pod).any(|container| storage_limit(container.resources.as_ref()).is_some())
 }
 
+/// Where a pod holds something.
+struct Places<'a> {
+    own: &'a Path,
+    logs: &'a Path,
+    /// Its volumes that outlive it.
+    kept: &'a [Measured],
+    /// By container, what was shown to it of volumes by second names.
+    shown_bytes: &'a [u64],
+}
+
 /// What of a pod is more than it may be, in the kubelet's words; `held` hears what the volumes hold that outlive it. Blocks on the
 /// disk; a file with several names is counted for the first place that has it: a volume before what a container has beside it.
 fn excess(
     pod: &Pod,
-    own: &Path,
-    logs: &Path,
-    kept: &[Measured],
+    places: &Places<'_>,
     unnamed: &Unnamed,
     mut held: impl FnMut(&Measured, Usage),
 ) -> io::Result<Option<String>> {
+    let Places { own, logs, kept, shown_bytes } = places;
     let mut seen = Seen::new();
     let mut measure = |dir: PathBuf| measured(&dir, &mut seen, unnamed);
     let is_over = |bytes: u64, used: Usage, limit: u64| bytes > limit || used.is_too_deep;
@@ -436,7 +447,7 @@ fn excess(
             return found(format!("Usage of EmptyDir volume {name:?} exceeds the limit {shown:?}. "));
         }
     }
-    for volume in kept {
+    for volume in *kept {
         let used = measure(volume.dir.clone())?;
         if is_over(used.bytes, used, volume.bytes_max) {
             let (name, shown) = (&volume.volume, &volume.shown);
@@ -444,11 +455,12 @@ fn excess(
         }
         held(volume, used);
     }
-    for container in specs(pod) {
+    for (index, container) in specs(pod).enumerate() {
         let name = &container.name;
+        let shown_bytes = shown_bytes.get(index).copied().unwrap_or_default();
         let mut used = measure(own.join(FILES_DIR).join(name))?;
         used += measure(own.join(MESSAGES_DIR).join(name))?;
-        if is_over(used.new_bytes, used, OWN_BYTES_MAX) {
+        if is_over(used.new_bytes, used, OWN_BYTES_MAX.saturating_add(shown_bytes)) {
             return found(format!(
                 "Container {name} exceeded the limit \"10Mi\" of what it may hold outside of volumes. "
             ));
@@ -512,7 +524,8 @@ mod tests {
             let container = json!({"name": "c", "resources": {"limits": limit}});
             let spec = json!({"volumes": [{"name": "v", "emptyDir": volume}], "containers": [container]});
             let pod: Pod = serde_json::from_value(json!({"spec": spec})).unwrap();
-            super::excess(&pod, &own, &logs, &[], &Unnamed::look().unwrap(), |_, _| {}).unwrap().unwrap_or_default()
+            let places = Places { own: &own, logs: &logs, kept: &[], shown_bytes: &[] };
+            super::excess(&pod, &places, &Unnamed::look().unwrap(), |_, _| {}).unwrap().unwrap_or_default()
         };
         for (volume, limit, expected) in [
             (json!({}), json!({}), ""),
@@ -576,16 +589,24 @@ mod tests {
         std::fs::hard_link(kept.join("model"), own.join("files/c/1/0/model")).unwrap();
         let pod: Pod = serde_json::from_value(json!({"spec": {"containers": [{"name": "c"}]}})).unwrap();
         let mut measured = Vec::new();
-        let mut excess = |bytes_max: u64, shown: &str| {
+        let mut excess = |bytes_max: u64, shown: &str, shown_mib: u64| {
             let volume = Measured { dir: kept.clone(), volume: "v".into(), bytes_max, shown: shown.into() };
-            super::excess(&pod, &own, dir.path(), &[volume], &Unnamed::default(), |volume, used| {
+            let shown_bytes = [shown_mib << 20];
+            let places = Places { own: &own, logs: dir.path(), kept: &[volume], shown_bytes: &shown_bytes };
+            let found = super::excess(&pod, &places, &Unnamed::default(), |volume, used| {
                 measured.push((volume.volume.clone(), used.bytes >> 20));
-            })
+            });
+            found.unwrap().unwrap_or_default()
         };
-        assert_eq!(excess(13 << 20, "13Mi").unwrap(), None);
+        assert_eq!(excess(13 << 20, "13Mi", 12), "");
         let over = "Usage of PersistentVolume \"v\" exceeds its capacity \"1Mi\". ";
-        assert_eq!(excess(1 << 20, "1Mi").unwrap().as_deref(), Some(over));
-        assert_eq!(measured, [("v".to_owned(), 12)]);
+        assert_eq!(excess(1 << 20, "1Mi", 12), over);
+        // Somebody has put another in its place: who was shown the old one keeps it.
+        std::fs::write(kept.join("new"), "x").unwrap();
+        std::fs::rename(kept.join("new"), kept.join("model")).unwrap();
+        assert_eq!(excess(13 << 20, "13Mi", 12), "");
+        assert!(excess(13 << 20, "13Mi", 1).starts_with("Container c exceeded the limit \"10Mi\""));
+        assert_eq!(measured.iter().map(|(_, mib)| *mib).collect::<Vec<_>>(), [12, 0, 0]);
     }
 
     #[test]

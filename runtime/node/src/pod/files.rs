@@ -176,14 +176,15 @@ impl Pods {
             // What an earlier life has left there was its own.
             beneath::remove_tree(&files).map_err(|error| format!("{}: {error}", files.display()))?;
             let made = volumes::make(&spec, &places, |mount| sub_path(mount, &known), &files.join(run.to_string()));
-            let volumes::Made { mounts, held } = made.map_err(|error| error.to_string())?;
+            let volumes::Made { mounts, held, shown_bytes } = made.map_err(|error| error.to_string())?;
             let mut made = Mounts { mounts, held, message: None };
             if let Some(message) = message {
                 make_message(&own.join(MESSAGES_DIR).join(&spec.name), message, &mut made)?;
             }
-            Ok(made)
+            Ok((made, shown_bytes))
         };
-        let made = in_turn(&slot.on_disk, work).await.map_err(MountFailed::Config)?;
+        let (made, shown_bytes) = in_turn(&slot.on_disk, work).await.map_err(MountFailed::Config)?;
+        slot.set_shown(container.0, shown_bytes);
         let files = self.context.pods_dir.join(&*slot.uid).join(FILES_DIR);
         if made.message.is_some() || made.mounts.iter().any(|mount| mount.host.starts_with(&files)) {
             slot.set_has_own_files();

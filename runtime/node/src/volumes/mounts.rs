@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -76,6 +77,8 @@ pub struct Made {
     pub mounts: Vec<Mount>,
     /// Held as long as instances may be made: mounts name them.
     pub held: Vec<Arc<OwnedFd>>,
+    /// What the files of volumes hold that are shown by a second name: where the first one goes, the second keeps them.
+    pub shown_bytes: u64,
 }
 
 /// Makes the mounts of a container. `sub_path` gives a mount's sub path with its variables replaced, and nothing at all when that
@@ -132,7 +135,9 @@ fn show_file(made: &mut Made, file: &File, guest: &str, read_only: bool, files: 
         Some(mount) => mount.host.clone(),
         None => own_directory(made, parent, read_only, files)?,
     };
-    beneath::link(file, &host, name).map_err(|source| MountError::Io { path: guest.to_owned(), source })
+    let failed = |source| MountError::Io { path: guest.to_owned(), source };
+    made.shown_bytes += file.metadata().map_err(failed)?.blocks() * 512;
+    beneath::link(file, &host, name).map_err(failed)
 }
 
 /// Mounts a new directory.
@@ -227,8 +232,9 @@ mod tests {
             assert_eq!((made.mounts[0].guest.as_str(), made.mounts[0].read_only), ("/", true));
             let shown = made.mounts[0].host.join("app.conf");
             assert_eq!(std::fs::read_to_string(&shown).unwrap(), "old");
-            let number = |path: &Path| std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(path).unwrap());
-            assert_eq!(number(&shown), number(&volume.join("app.conf")), "however large it is");
+            let [shown, there] = [shown, volume.join("app.conf")].map(|path| std::fs::metadata(path).unwrap());
+            assert_eq!(shown.ino(), there.ino(), "however large it is");
+            assert_eq!(made.shown_bytes, there.blocks() * 512);
         }
     }
 
