@@ -4,7 +4,8 @@ use std::path::Path;
 
 /// From the ground up; modules of one line may name each other.
 const STAIRS: &[&[&str]] = &[
-    &["config", "identity", "limits", "outward"],
+    &["config", "identity", "limits"],
+    &["outward"],
     &["request"],
     &["hooks"],
     &["policies"],
