@@ -15,11 +15,11 @@ use tokio::sync::{OnceCell, watch};
 use tokio_rustls::TlsConnector;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::authorities::Bundle;
-use super::{IDLE_FOR, Nodes, Sender, Target, Way, why};
+use super::{IDLE_FOR, Nodes, Sender, Target, Way, why, words};
 use crate::limits::{Class, Flow, Place};
 
 /// The subprotocol of a port-forward whose channels are numbered.
@@ -29,6 +29,8 @@ const DATA: u8 = 0;
 const ERROR: u8 = 1;
 /// Bytes of a tunnel that wait for the other side, each way.
 const BUFFER: usize = 64 << 10;
+/// Bytes of one message of a tunnel; a node sends what it reads at once.
+const MESSAGE_BYTES_MAX: usize = 1 << 20;
 
 /// TLS that trusts these authorities, or the machine's where there are none.
 pub(super) async fn tls(authorities: &[u8]) -> Result<TlsConnector, String> {
@@ -191,7 +193,9 @@ where
         return Err(format!("the node does not forward to the pod's port: it answers {}", answer.status()));
     }
     let upgraded = hyper::upgrade::on(&mut answer).await.map_err(|error| why(&error))?;
-    let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, None).await;
+    let config =
+        WebSocketConfig::default().max_message_size(Some(MESSAGE_BYTES_MAX)).max_frame_size(Some(MESSAGE_BYTES_MAX));
+    let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, Some(config)).await;
     let (ours, theirs) = tokio::io::duplex(BUFFER);
     let open = CancellationToken::new();
     let closed = open.clone();
@@ -228,7 +232,10 @@ where
                 continue;
             }
             if *channel == ERROR {
-                tracing::debug!(why = %String::from_utf8_lossy(bytes), "the pod of a webhook takes no connection");
+                tracing::debug!(
+                    why = words(&String::from_utf8_lossy(bytes)),
+                    "the pod of a webhook takes no connection"
+                );
                 break;
             }
             if to.write_all(bytes).await.is_err() {
@@ -267,5 +274,30 @@ mod tests {
         let (ours, mut theirs) = tokio::io::duplex(BUFFER);
         drop(Connection::start(ours, ()).await.unwrap());
         theirs.read_to_end(&mut sent).await.expect("its end");
+    }
+
+    #[tokio::test]
+    async fn a_connection_to_a_node_takes_one_of_its_places() {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let tls = tls.with_root_certificates(RootCertStore::empty()).with_no_client_auth();
+        let nodes = Nodes::new(Some(Arc::new(tls)));
+        let users: Vec<String> = (0..1_000).map(|number| number.to_string()).collect();
+        let take = |name: &String| nodes.streams.take("n", Flow { class: Class::User, name }).ok();
+        let _all: Vec<Place> = users.iter().filter_map(take).collect();
+        let (host, node, path) = ("127.0.0.1".to_owned(), "n".to_owned(), "/portForward/ns/p?ports=1".to_owned());
+        let ways =
+            [Way::Node { host: host.clone(), port: 1, node: node.clone() }, Way::Tunnel { host, port: 1, node, path }];
+        for way in ways {
+            let target = Target {
+                way,
+                path: "/".into(),
+                host: "h".into(),
+                name: "h.ns.svc".into(),
+                url: "https://h.ns.svc".into(),
+            };
+            let why = connect(None, &nodes, &target).await.err().expect("no place");
+            assert!(why.starts_with("too many streams from node n"), "{why}");
+        }
     }
 }

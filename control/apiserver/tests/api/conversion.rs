@@ -296,6 +296,27 @@ async fn a_watch_converts_what_its_client_reads_and_no_longer_than_it_lasts() {
 }
 
 #[tokio::test]
+async fn a_watch_that_is_far_behind_converts_what_happened_piece_by_piece() {
+    const DOORS: usize = 300;
+    let (server, hook) = start().await;
+    let before = server.keyspace.revision();
+    for number in 0..DOORS {
+        server.make(V1, door("v1", &format!("d{number:03}"), json!({"hostPort": "h:80"}))).await;
+    }
+    // It is told from the disk, all at once.
+    server.keyspace.flush_history().await;
+    hook.heard();
+    let mut watch = Watch::open_at(&server, &format!("{V2}?watch=true&resourceVersion={before}")).await;
+    for number in 0..DOORS {
+        assert_eq!(watch.heard().await, said("ADDED", &format!("d{number:03}")));
+    }
+    let sizes: Vec<usize> = hook.heard().iter().map(|request| request["objects"].as_array().unwrap().len()).collect();
+    assert!(sizes.len() > 1 && sizes.iter().sum::<usize>() == DOORS, "{sizes:?}");
+    server.make(V1, door("v1", "new", json!({"hostPort": "h:80"}))).await;
+    assert_eq!(watch.heard().await, said("ADDED", "new"));
+}
+
+#[tokio::test]
 async fn a_dry_run_of_a_deletion_shows_the_version_that_was_asked_for() {
     let (server, _hook) = start().await;
     let mut held = door("v1", "a", json!({"hostPort": "h:80"}));

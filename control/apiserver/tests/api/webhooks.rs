@@ -569,6 +569,35 @@ async fn what_a_webhook_makes_of_the_wrong_type_or_kind_is_an_error() {
 }
 
 #[tokio::test]
+async fn what_is_the_server_s_of_the_metadata_no_webhook_changes() {
+    let server = Server::start().await;
+    let deployment = json!({"metadata": {"name": "d"}, "spec": {"replicas": 1, "selector": {"matchLabels": {"a": "b"}},
+        "template": {"metadata": {"labels": {"a": "b"}}, "spec": pod("x")["spec"]}}});
+    let path = "/apis/apps/v1/namespaces/default/deployments";
+    let made = server.make(path, deployment).await;
+    let hook = Hook::start(allow).await;
+    configure(&server, MUTATING, "m", vec![webhook("m", hook.url(), &["deployments"])]).await;
+    let path = format!("{path}/d");
+    for (field, value) in [
+        ("name", json!("e")),
+        ("namespace", json!("other")),
+        ("uid", json!("u")),
+        ("creationTimestamp", json!("2001-01-01T00:00:00Z")),
+        ("deletionTimestamp", json!("2001-01-01T00:00:00Z")),
+    ] {
+        hook.says(move |review| {
+            patched(review, &json!([{"op": "add", "path": format!("/metadata/{field}"), "value": value}]))
+        });
+        let (code, status) = server.call("PATCH", &path, json!({"metadata": {"labels": {"l": "m"}}})).await;
+        let expected = format!("metadata.{field}: Invalid value");
+        assert!(code == 422 && status["message"].as_str().unwrap().contains(&expected), "{field}: {status}");
+    }
+    hook.says(|review| patched(review, &json!([{"op": "add", "path": "/metadata/generation", "value": 99}])));
+    let (code, changed) = server.call("PATCH", &path, json!({"metadata": {"labels": {"l": "m"}}})).await;
+    assert_eq!((code, &changed["metadata"]["generation"]), (200, &made["metadata"]["generation"]), "{changed}");
+}
+
+#[tokio::test]
 async fn who_refuses_has_refused_whatever_else_is_wrong() {
     let server = Server::start().await;
     let hook = Hook::start(|review| {
