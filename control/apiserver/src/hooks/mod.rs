@@ -343,7 +343,26 @@ mod tests {
             (hook.version, &hook.callee.place),
             (Some(ReviewVersion::V1Beta1), &Place::Url("https://h/x".into()))
         );
+        // What is no port is not the usual one.
+        let callee = Callee::read(&json!({"service": {"name": "s", "namespace": "n", "port": 70_000}}));
+        assert!(matches!(callee.place, Place::Nowhere(_)), "{callee:?}");
         assert!(hook.allows_dry_run && hook.callee.client.has_authorities());
+    }
+
+    #[test]
+    fn records_that_are_converted_at_a_time_are_bounded_in_bytes() {
+        use futures::FutureExt as _;
+        let spec = json!({"conversion": {"strategy": "Webhook", "webhook": {"clientConfig": {"url": "https://h"}}}});
+        let conversion = Conversion::read(&json!({ "spec": spec })).expect("a webhook");
+        let half = (CONVERTED_KIB_MAX << 10) / 2;
+        let held = conversion.room(half).now_or_never().expect("room");
+        assert!(conversion.room(half + 1).now_or_never().is_none());
+        drop(held);
+        // More than there is waits for all of it.
+        let all = conversion.room(usize::MAX).now_or_never().expect("room");
+        assert!(conversion.room(1).now_or_never().is_none());
+        drop(all);
+        assert!(conversion.room(1).now_or_never().is_some());
     }
 
     #[tokio::test]
