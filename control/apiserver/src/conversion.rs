@@ -14,7 +14,7 @@ mod review;
 use std::sync::Arc;
 
 use coracle_api::status::Status;
-use coracle_keyspace::{Event, Record, Records};
+use coracle_keyspace::{Event, Record};
 use serde_json::Value;
 
 use self::review::{Failure, convert};
@@ -22,7 +22,7 @@ use crate::catalog::{Custom, Resource};
 use crate::cluster::Cluster;
 use crate::hooks::Conversion;
 use crate::store::converted::{Asking, Converted, Look};
-use crate::store::{self, Seen, object};
+use crate::store::{Seen, object};
 
 /// Objects of one call, and bytes of them unless one alone is larger: a webhook may make them larger, and its answer has to fit.
 const OBJECTS_MAX: usize = 500;
@@ -157,22 +157,14 @@ pub(crate) async fn one(
     Ok(one.into_iter().next().unwrap_or_else(|| record.clone()))
 }
 
-/// The same of a part of a collection: of a namespace, after a name.
-pub(crate) async fn all(
-    cluster: &Cluster,
-    resource: &Arc<Resource>,
-    (namespace, after): (Option<&str>, Option<&str>),
-    records: Records,
-) -> Result<Records, Status> {
-    if resource.custom.as_ref().is_none_or(|custom| custom.conversion.is_none()) {
-        return Ok(records);
-    }
-    let asked: Vec<Arc<Record>> = store::range(&records, namespace, after).map(|(_, record)| record.clone()).collect();
-    let mut records = records;
-    for record in Box::pin(each(cluster, resource, asked)).await? {
-        records.insert(record.key.name.clone(), record);
-    }
-    Ok(records)
+/// How many of these, from the first on, are sent together if all of them have to be converted.
+pub(crate) fn together(records: &[Arc<Record>]) -> usize {
+    let mut bytes = 0;
+    let fits = |record: &&Arc<Record>| {
+        bytes += record.bytes.len();
+        bytes <= BYTES_MAX
+    };
+    records.iter().take(OBJECTS_MAX).take_while(fits).count().max(1).min(records.len())
 }
 
 /// The same of events, with what was before them.

@@ -32,7 +32,7 @@ fn definition(client: &Value) -> Value {
                 {
                     "name": "v2", "served": true, "storage": false,
                     "schema": schema(json!({"host": text, "port": text, "open": {"type": "boolean", "default": true}})),
-                    "selectableFields": [{"jsonPath": ".spec.host"}],
+                    "selectableFields": [{"jsonPath": ".spec.host"}, {"jsonPath": ".spec.port"}],
                     "additionalPrinterColumns": [{"name": "Host", "type": "string", "jsonPath": ".spec.host"}],
                 },
             ],
@@ -277,6 +277,10 @@ async fn a_watch_converts_what_its_client_reads_and_no_longer_than_it_lasts() {
     let sent =
         |heard: Vec<Value>| heard.iter().map(|request| request["objects"].as_array().unwrap().len()).sum::<usize>();
     assert!(sent(hook.heard()) < 10, "a piece");
+    // So does a list that wants few.
+    let (_, list) = server.get(&format!("{V2}?limit=1&fieldSelector=spec.port%3D80")).await;
+    assert_eq!((list["items"].as_array().map(Vec::len), list["metadata"]["continue"].is_string()), (Some(1), true));
+    assert!(sent(hook.heard()) < 15, "a piece");
     for number in 1..20 {
         assert_eq!(watch.heard().await, said("ADDED", &format!("d{number:02}")));
     }
