@@ -53,11 +53,11 @@ impl Shared {
         let tokens = Tokens::new(&config.token_key, &config.issuer).map_err(crate::StartError::TokenKey)?;
         let audit = config.audit.take().map(Audit::open).transpose().map_err(crate::StartError::Audit)?;
         let stopping = CancellationToken::new();
+        let cluster = Arc::new(Cluster::new(Store::new(keyspace), config.node_client.clone()));
         Ok(Arc::new(Shared {
-            cluster: Arc::new(Cluster::new(Store::new(keyspace), config.node_client.clone())),
             discovery: DiscoveryOf::default(),
             openapi: OpenApi::default(),
-            nodes: Arc::new(Nodes::new(config.node_client.clone(), stopping.clone())),
+            nodes: Arc::new(Nodes::new(cluster.nodes.clone(), stopping.clone())),
             usages: Usages::default(),
             metrics: Metrics::default(),
             limits: Limits::new(config.requests_max, config.streams_max),
@@ -66,6 +66,7 @@ impl Shared {
             stalls: Stalls::default(),
             lanes: Lanes::new(),
             duty_lanes: Lanes::new(),
+            cluster,
             stopping,
             tasks: TaskTracker::new(),
             audit,

@@ -4,7 +4,8 @@ use std::path::Path;
 
 /// From the ground up; modules of one line may name each other.
 const STAIRS: &[&[&str]] = &[
-    &["identity", "limits", "outward"],
+    &["identity", "limits"],
+    &["outward"],
     &["request"],
     &["audit"],
     &["config"],
