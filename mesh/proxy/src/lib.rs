@@ -56,7 +56,7 @@ pub use headers::{strip as strip_connection_headers, upgrade as wanted_upgrade};
 pub use link::{SOURCE, said as source_header};
 pub use observe::{Endpoint, Filter, Port, Rule, Sight, Tapped, Tapping, View};
 pub use serve::{Admit, serve_link, serve_stream};
-pub use spare::is_spare;
+pub use spare::{is_spare, keep_alive};
 pub use trace::{Context, Span, Tracer};
 pub use uncertain::Uncertain;
 pub use upgrade::tunnel;

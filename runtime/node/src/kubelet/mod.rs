@@ -17,6 +17,8 @@ mod port_forward;
 mod proxy;
 mod spdy;
 mod strangers;
+mod terminal;
+mod traffic;
 mod upgrade;
 
 use std::sync::Arc;
@@ -108,6 +110,7 @@ async fn connection(
     shutdown: &CancellationToken,
 ) {
     let _ = stream.set_nodelay(true);
+    let _ = coracle_proxy::keep_alive(&stream);
     let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream));
     let stream = match stranger.over.run_until_cancelled(handshake).await {
         Some(Ok(Ok(stream))) => stream,

@@ -463,6 +463,125 @@ async fn exec_runs_the_component_once_more() {
     assert_eq!(words, "command terminated with exit code 1");
 }
 
+fn exec_path(words: &[&str], streams: &str) -> String {
+    let words: Vec<_> = ["probe"].iter().chain(words).map(|word| format!("command={word}")).collect();
+    format!("/exec/default/run/c?{}&{streams}", words.join("&"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn exec_reads_what_is_typed_to_its_end() {
+    let world = World::start().await;
+    world.run("run", command(&["sleep", "1000000"]));
+    world.status("run", "Running", |status| status["phase"] == "Running").await;
+    let path = exec_path(&["copy", "echo", "done"], "input=1&output=1&error=1");
+    let mut socket = websocket(&world, &path, "v5.channel.k8s.io").await;
+    // An answer comes while the input goes on.
+    socket.send(Message::Binary(b"\0one\n".to_vec().into())).await.unwrap();
+    let mut answer = Vec::new();
+    while answer != b"one\n" {
+        let bytes = socket.next().await.unwrap().unwrap().into_data();
+        assert_eq!(bytes[0], 1, "{bytes:?}");
+        answer.extend_from_slice(&bytes[1..]);
+    }
+    // More than waits anywhere, in messages as large as they may be; and its end.
+    let text = vec![b'x'; 1_000_000];
+    let (mut sink, mut messages) = socket.split();
+    let typing = async {
+        for _ in 0..4 {
+            sink.send(Message::Binary([&[0], &text[..]].concat().into())).await.unwrap();
+        }
+        sink.send(Message::Binary(vec![255, 0].into())).await.unwrap();
+    };
+    let reading = async {
+        let (mut stdout, mut status) = (Vec::new(), String::new());
+        while let Some(Ok(message)) = messages.next().await {
+            match message {
+                Message::Binary(bytes) if bytes[0] == 1 => stdout.extend_from_slice(&bytes[1..]),
+                Message::Binary(bytes) if bytes[0] == 3 => status.push_str(&String::from_utf8_lossy(&bytes[1..])),
+                _ => {}
+            }
+        }
+        (stdout, status)
+    };
+    let both = async { tokio::join!(typing, reading) };
+    let ((), (stdout, status)) = tokio::time::timeout(PATIENCE, both).await.expect("an end");
+    assert!(stdout.ends_with(b"xdone\n") && stdout.len() == 4 * text.len() + 5, "{} bytes", stdout.len());
+    assert!(status.contains("\"Success\""), "{status}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn exec_with_a_terminal_shows_what_is_typed_and_can_be_interrupted() {
+    let world = World::start().await;
+    world.run("run", command(&["sleep", "1000000"]));
+    world.status("run", "Running", |status| status["phase"] == "Running").await;
+    let typed = async |words: &[&str], keys: &[u8]| {
+        let path = exec_path(words, "input=1&output=1&tty=1");
+        let mut socket = websocket(&world, &path, "v5.channel.k8s.io").await;
+        socket.send(Message::Binary([&[0], keys].concat().into())).await.unwrap();
+        let [_, stdout, _, status] = tokio::time::timeout(PATIENCE, channels(&mut socket)).await.expect("an end");
+        (stdout, status)
+    };
+    let (shown, status) = typed(&["terminal", "copy"], b"onf\x7fe\r\x04").await;
+    assert!(shown.contains("a terminal\r\n"), "{shown:?}");
+    assert_eq!(shown.replace("a terminal\r\n", ""), "onf\x08 \x08e\r\none\r\n", "first what is typed");
+    assert!(status.contains("\"Success\""), "{status}");
+    let (shown, status) = typed(&["sleep", "1000000"], b"\x03").await;
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    assert_eq!((shown.as_str(), &status["details"]["causes"][0]["message"]), ("^C\r\n", &json!("130")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_waits_for_a_client_that_reads_slowly() {
+    let world = World::start().await;
+    world.run("run", command(&["sleep", "1000000"]));
+    world.status("run", "Running", |status| status["phase"] == "Running").await;
+    let mut slow = websocket(&world, &exec_path(&["flood", "24000"], "output=1"), "v4.channel.k8s.io").await;
+    slow.next().await.unwrap().unwrap();
+    // Nothing more is read while another prints as much as that, and is read.
+    let mut other = websocket(&world, &exec_path(&["flood", "24000"], "output=1"), "v4.channel.k8s.io").await;
+    let [_, stdout, ..] = channels(&mut other).await;
+    assert_eq!(stdout.len(), 24_000 * 1024);
+    let reading = tokio::time::timeout(PATIENCE, channels(&mut slow));
+    let [_, stdout, _, status] = reading.await.expect("an end");
+    assert!(status.contains("\"Success\""), "{status}");
+    assert!(stdout.len() > 23 << 20, "all but what was read first: {}", stdout.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_probe_by_command_has_a_place_when_commands_have_taken_theirs() {
+    use coracle_engine::{Command, Discard, Invocation, Pipe};
+    let world = World::start().await;
+    let mut container = command(&["sleep", "1000000"]);
+    container["name"] = json!("c");
+    container["volumeMounts"] = json!([{"name": "data", "mountPath": "/data"}]);
+    container["readinessProbe"] = json!({"exec": {"command": ["probe", "cat", "/data/alive"]}, "periodSeconds": 1});
+    world.run_spec("run", json!({"volumes": [{"name": "data", "emptyDir": {}}], "containers": [container]}));
+    world.status("run", "Running", |status| status["phase"] == "Running").await;
+    let running = world.pods().find("default", "run").unwrap().running();
+    let Some((_, crate::pod::Handle::Command(main), _)) = running.into_iter().next() else { panic!("it runs") };
+    let beside = async |words: &[&str], stdin: Option<Pipe>| -> Result<Command, coracle_engine::Error> {
+        let args = ["probe"].iter().chain(words).map(|word| (*word).to_owned()).collect();
+        let nowhere = std::sync::Arc::new(Discard);
+        let invocation =
+            Invocation { args, stdin, stdout: nowhere.clone(), stderr: nowhere, is_terminal: false, is_probe: false };
+        main.beside(invocation).await
+    };
+    let typed = Pipe::default();
+    let mut commands = vec![beside(&["copy", "write", "/data/alive", "yes"], Some(typed.clone())).await.unwrap()];
+    let refused = loop {
+        match beside(&["sleep", "1000000"], None).await {
+            Ok(command) => commands.push(command),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refused, coracle_engine::Error::Limits(_)), "{refused}");
+    typed.end();
+    assert_eq!(commands[0].wait().await.code(), 0);
+    // Its place is taken, too.
+    commands.push(beside(&["sleep", "1000000"], None).await.unwrap());
+    world.ready("run").await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn logs_over_a_web_socket() {
     let world = World::start().await;
