@@ -14,16 +14,15 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
-use crate::limits::{Flow, NodeStreams, Place};
+use crate::limits::{Flow, Place};
+use crate::outward;
 use crate::store::Seen;
 
 /// What a Service leads to.
@@ -55,20 +54,19 @@ pub(crate) struct Endpoint {
 
 /// The client of the nodes' servers.
 pub(crate) struct Nodes {
-    tls: Option<TlsConnector>,
-    streams: NodeStreams,
+    way: Arc<outward::Nodes>,
     /// Cancelled when tunnels shall end.
     pub stopping: CancellationToken,
 }
 
 impl Nodes {
-    pub fn new(tls: Option<Arc<ClientConfig>>, stopping: CancellationToken) -> Nodes {
-        Nodes { tls: crate::outward::towards_nodes(tls), streams: NodeStreams::default(), stopping }
+    pub fn new(way: Arc<outward::Nodes>, stopping: CancellationToken) -> Nodes {
+        Nodes { way, stopping }
     }
 
     /// A place among the streams from a node, to be held for as long as one goes on.
     pub fn stream(&self, to: &Endpoint, flow: Flow<'_>) -> Result<Place, Status> {
-        self.streams.take(&to.node, flow)
+        self.way.streams.take(&to.node, flow)
     }
 
     /// Sends a request over a connection of its own. Streams are few and long, so connections are not kept. That a node cannot be
@@ -91,7 +89,7 @@ impl Nodes {
         if !to.tls {
             return exchange(stream, request).await.map_err(broke);
         }
-        let connector = self.tls.as_ref().ok_or_else(|| failed(&"this server has no certificate for nodes"))?;
+        let connector = self.way.tls.as_ref().ok_or_else(|| failed(&"this server has no certificate for nodes"))?;
         let name = to.name.as_deref().unwrap_or(to.host.trim_matches(['[', ']'])).to_owned();
         let name = ServerName::try_from(name).map_err(|error| failed(&error))?;
         let stream = tokio::time::timeout(CONNECT_TIMEOUT, connector.connect(name, stream))

@@ -59,7 +59,7 @@ pub use link::{SOURCE, said as source_header};
 pub use observe::{Endpoint, Filter, Port, Rule, Sight, Tapped, Tapping, View};
 pub use serve::{Admit, serve_link, serve_stream};
 pub use shares::{Share, Shares};
-pub use spare::is_spare;
+pub use spare::{is_spare, keep_alive};
 pub use trace::{Context, Span, Spans, Tracer, Waiting};
 pub use uncertain::Uncertain;
 pub use upgrade::tunnel;

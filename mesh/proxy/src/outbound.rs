@@ -325,7 +325,7 @@ impl Proxy {
         // Each may have gone since discovery spoke.
         let mut gone = 0;
         while gone < GONE_MAX {
-            let picked = route.balancer.pick(tried)?;
+            let picked = route.balancer.pick(tried, source.address())?;
             let address = SocketAddr::new(picked.endpoint().address, picked.endpoint().port);
             // Datagrams do not go from node to node: an endpoint of this one has to do.
             let can_reach = |endpoint: &Endpoint| !(is_datagram && endpoint.is_elsewhere());

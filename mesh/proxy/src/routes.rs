@@ -64,7 +64,7 @@ impl Routes {
                     let before = old
                         .and_then(|old| old.balancers.get(old.service.position(port.port, port.protocol)?))
                         .map(|before| &**before);
-                    Arc::new(Balancer::new(&port.endpoints, before))
+                    Arc::new(Balancer::new(&port.endpoints, service.affinity, before))
                 };
                 (service.ports.iter().map(balancer).collect(), self.demands.of(service))
             });
@@ -79,7 +79,10 @@ impl Routes {
         let current = self.current.load();
         let (balancer, demand) = match current.get(&identity(service)) {
             Some(entry) => (entry.balancers.get(at)?.clone(), entry.demand.clone()),
-            None => (Arc::new(Balancer::new(&service.ports.get(at)?.endpoints, None)), self.demands.of(service)),
+            None => {
+                let port = service.ports.get(at)?;
+                (Arc::new(Balancer::new(&port.endpoints, service.affinity, None)), self.demands.of(service))
+            }
         };
         Some(Route { service: service.clone(), at, balancer, demand })
     }

@@ -103,8 +103,8 @@ fn matches(pattern: &str, text: &str) -> bool {
 /// # Panics
 /// When one of them does not start, does not answer, or when the reference does not take the objects as they are.
 pub async fn run(options: &Options) -> Outcome {
-    let started = options.reference.is_none().then(Reference::start);
-    let theirs = match (&started, &options.reference) {
+    let mut started = options.reference.is_none().then(Reference::start);
+    let theirs = match (&mut started, &options.reference) {
         (Some(reference), _) => reference.server().await,
         (None, Some(kubeconfig)) => Server::of_kubeconfig(kubeconfig).await,
         (None, None) => unreachable!("one of both"),

@@ -19,8 +19,9 @@ use super::write::{Write, Written};
 use crate::answer::table::Include;
 use crate::catalog::Resource;
 use crate::cluster::Cluster;
+use crate::request::body::Expected;
 use crate::request::call::{Call, Request};
-use crate::request::codec;
+use crate::request::codec::{self, TypeChanged};
 use crate::request::negotiate::{Offer, essence};
 use crate::request::options::{Validation, WriteOptions, write_options};
 
@@ -78,7 +79,13 @@ impl Patch {
     }
 
     /// Applies it to an object of a type; the result is checked as if it had been sent whole.
-    pub fn apply_to(&self, call: &Call, schema: &Object, options: &WriteOptions, old: &Value) -> Result<Value, Status> {
+    pub fn apply_to(
+        &self,
+        call: &Call,
+        schema: &Arc<Object>,
+        options: &WriteOptions,
+        old: &Value,
+    ) -> Result<Value, Status> {
         let mut object = old.clone();
         match self.kind {
             Kind::Json => patch::json(&mut object, &self.value)?,
@@ -113,6 +120,12 @@ impl Patch {
             }
         }
         let mut object = decoded.value;
+        let text = |field: &str| old[field].as_str().unwrap_or_default();
+        let expected = Expected { api_version: text("apiVersion"), kind: text("kind"), schema };
+        codec::keep_type(&mut object, &expected).map_err(|changed| match changed {
+            TypeChanged::Invalid(status) => status,
+            TypeChanged::Unconverted(why) => invalid(&why),
+        })?;
         if drops_owners {
             ownership::drop_from(&mut object);
         }

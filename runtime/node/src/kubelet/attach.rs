@@ -22,7 +22,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::exec::Execution;
 use super::places::{Place, hold};
-use super::traffic::{IDLE_MAX, STREAMS_WAIT};
+use super::traffic::{IDLE_MAX, PARTING_MAX, STREAMS_WAIT};
 use super::upgrade::{self, Channels, Over, Wanted, WebSocket};
 use super::{refusal, spdy};
 use crate::logs::{self, Options};
@@ -208,7 +208,7 @@ pub(super) async fn converse(
             };
             tokio::spawn(hold(place, async move {
                 match upgrading.await {
-                    Ok(upgraded) => channels(upgrade::websocket(upgraded).await, &shown, wishes, chosen).await,
+                    Ok(upgraded) => channels(upgrade::websocket(upgraded).await, shown, wishes, chosen).await,
                     Err(error) => tracing::debug!(%error, "attach"),
                 }
             }));
@@ -230,7 +230,7 @@ pub(super) async fn converse(
     }
 }
 
-async fn channels(socket: WebSocket, shown: &Shown, wishes: Wishes, protocol: &str) {
+async fn channels(socket: WebSocket, shown: Shown, wishes: Wishes, protocol: &str) {
     let (sink, mut messages) = socket.split();
     let client = Channels::new(sink);
     let forward = async |stream: &'static str, channel: u8| {
@@ -278,16 +278,19 @@ async fn channels(socket: WebSocket, shown: &Shown, wishes: Wishes, protocol: &s
         }
     };
     // The client's end ends everything.
-    let is_idle = tokio::select! {
-        () = printing => false,
-        () = reading => false,
-        over = client.over() => over == Over::Idle,
+    let over = tokio::select! {
+        () = printing => None,
+        () = reading => Some(Over::Gone),
+        over = client.over() => Some(over),
     };
-    if is_idle {
+    // A command does not go on while a client is parted from that reads nothing.
+    drop(shown);
+    if over == Some(Over::Idle) {
         let message = format!("nothing was carried for {} hours", IDLE_MAX.as_secs() / 3600);
-        tell(&client, protocol, &status("Failure", &json!({"reason": "Timeout", "message": message}))).await;
+        let status = status("Failure", &json!({"reason": "Timeout", "message": message}));
+        let _ = tokio::time::timeout(PARTING_MAX, tell(&client, protocol, &status)).await;
     }
-    client.close().await;
+    client.close(if over.is_none() { IDLE_MAX } else { PARTING_MAX }).await;
 }
 
 /// Says how it went.
@@ -327,10 +330,10 @@ async fn streams(upgrading: OnUpgrade, shown: Shown, wishes: Wishes) {
         Ok(upgraded) => upgraded,
         Err(error) => return tracing::debug!(%error, "attach"),
     };
-    conversation(TokioIo::new(upgraded), &shown, wishes).await;
+    conversation(TokioIo::new(upgraded), shown, wishes).await;
 }
 
-async fn conversation<S: AsyncRead + AsyncWrite + Send + 'static>(io: S, shown: &Shown, wishes: Wishes) {
+async fn conversation<S: AsyncRead + AsyncWrite + Send + 'static>(io: S, shown: Shown, wishes: Wishes) {
     let (sender, mut opened) = mpsc::channel(STREAMS_MAX);
     let serving = AbortOnDropHandle::new(tokio::spawn(spdy::serve(io, sender)));
     let Some(mut found) = opened_streams(&mut opened, wishes).await else {
@@ -375,7 +378,7 @@ async fn conversation<S: AsyncRead + AsyncWrite + Send + 'static>(io: S, shown: 
         () = reading => {}
         () = leaving => {}
     }
-    drop(found);
+    drop((found, shown));
     // What was written is sent on; the connection is the client's to close.
     if let Ok(Err(error)) = serving.await {
         tracing::debug!(%error, "attach");

@@ -13,6 +13,7 @@ use futures::stream::FuturesUnordered;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, ReadHalf, WriteHalf};
 use tokio_tungstenite::tungstenite::Message;
 
+use super::traffic::{IDLE_MAX, PARTING_MAX};
 use super::upgrade::{Channels, WebSocket};
 
 /// The subprotocol.
@@ -96,12 +97,12 @@ where
     };
     let working = work.collect::<Vec<()>>();
     // The client's end ends everything.
-    tokio::select! {
-        () = reading => {}
-        _ = working => {}
-        _ = client.over() => {}
-    }
-    client.close().await;
+    let patience = tokio::select! {
+        () = reading => PARTING_MAX,
+        _ = working => IDLE_MAX,
+        _ = client.over() => PARTING_MAX,
+    };
+    client.close(patience).await;
 }
 
 async fn outwards(client: &Channels, channel: u8, mut from_user: ReadHalf<DuplexStream>) {

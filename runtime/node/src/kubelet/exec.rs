@@ -70,13 +70,16 @@ impl Execution {
         };
         let mut typed = terminal.lock().typed(bytes);
         // A terminal does not wait for who reads, or nobody could interrupt him.
-        if typed.input.len() <= stdin.room() {
-            stdin.write(&typed.input);
-        } else {
+        let has_room = typed.input.len() <= stdin.room();
+        if !has_room {
             typed.echo.push(terminal::BELL);
         }
+        // Shown before there is an answer.
         if let Some(stdout) = &self.stdout {
-            stdout.write_all(&typed.echo).await;
+            stdout.write(&typed.echo[..typed.echo.len().min(stdout.room())]);
+        }
+        if has_room {
+            stdin.write(&typed.input);
         }
         if typed.is_end {
             stdin.end();

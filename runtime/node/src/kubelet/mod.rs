@@ -113,6 +113,7 @@ async fn connection(
     shutdown: &CancellationToken,
 ) {
     let _ = stream.set_nodelay(true);
+    let _ = coracle_proxy::keep_alive(&stream);
     let (socket, watch) = socket::watched(stream);
     let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(socket));
     let stream = match stranger.over.run_until_cancelled(handshake).await {

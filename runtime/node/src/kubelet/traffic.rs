@@ -16,6 +16,9 @@ pub(super) const STALLED_MAX: Duration = Duration::from_secs(if cfg!(test) { 20 
 /// How long a client may take to open all streams of one thing (kubelet's `streamCreationTimeout`).
 pub(super) const STREAMS_WAIT: Duration = Duration::from_secs(30);
 
+/// How long words of parting may take, to a client that has gone or has not been heard of.
+pub(super) const PARTING_MAX: Duration = Duration::from_secs(10);
+
 /// When a connection has carried something for the last time. Pings are nothing.
 #[derive(Debug)]
 pub(super) struct Traffic(Mutex<Instant>);

@@ -1,5 +1,7 @@
 //! Leaving HTTP for a protocol of its own on the same connection: WebSocket and SPDY/3.1.
 
+use std::time::Duration;
+
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
@@ -139,9 +141,10 @@ impl Channels {
         }
     }
 
-    /// Ends the connection.
-    pub async fn close(&self) {
-        close(&mut *self.sink.lock().await).await;
+    /// Ends the connection, behind what the client has not read yet, for which it has so long.
+    pub async fn close(&self, patience: Duration) {
+        let closing = async { close(&mut *self.sink.lock().await).await };
+        let _ = tokio::time::timeout(patience, closing).await;
     }
 }
 
