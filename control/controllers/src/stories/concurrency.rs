@@ -83,9 +83,10 @@ async fn concurrency_wakes_who_sleeps_when_a_node_says_that_somebody_waits_and_l
 async fn concurrency_makes_more_when_more_is_asked_also_where_a_node_is_not_heard_yet() {
     let world = cluster(1, json!({"autoscaling.coracle.dev/window": "6s", "autoscaling.coracle.dev/target": "10"}));
     let api = &world.api;
-    // The nodes of others have no such stream, and say so; this one has one, and gives no answer: it is not taken for one where
-    // nothing is asked.
+    // The nodes of others have no such stream, and say so; this one has one, whatever somebody on the way answers in its place: it is not
+    // taken for one where nothing is asked.
     api.put("/api/v1/nodes/other", node("True"));
+    api.next(Method::GET, "/nodes/silent/proxy/coracle/v1/demand", Answer::Refused(404, "NotFound"));
     api.put("/api/v1/nodes/silent", telling());
     let silent = "/api/v1/nodes/silent/proxy/coracle/v1/demand";
     heard(api).await;

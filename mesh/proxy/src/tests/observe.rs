@@ -89,7 +89,8 @@ async fn a_request_that_nobody_waits_for_any_more_is_counted_and_shown_as_one_wi
     world.web(&[1]).await;
     let mut tapping = world.proxy.tap(Filter::default()).unwrap();
     assert!(world.ask("GET", "").now_or_never().is_none(), "it is dropped while it waits");
-    let Some(Sight::Request(seen)) = tapping.next().await else { panic!("a request") };
+    let seen = tokio::time::timeout(SOON, tapping.next()).await.expect("it is shown");
+    let Some(Sight::Request(seen)) = seen else { panic!("a request") };
     assert_eq!((seen.status, seen.error.as_deref()), (None, Some("whoever asked has gone")));
     let page = world.proxy.metrics();
     let none = "destination_port=\"80\",response_code=\"0\"} 1";
