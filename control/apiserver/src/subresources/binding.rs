@@ -43,7 +43,7 @@ pub(crate) async fn create(cluster: &Cluster, request: &Request, by_body: bool) 
     let mut target_path = call.target.clone();
     target_path.name = Some(name.clone());
     let pod_call = Call::acting_on(call, target_path);
-    admit(cluster, call, &pods, &mut binding, options.dry_run).await?;
+    let admitted = admit(cluster, call, &pods, &mut binding, options.dry_run).await?;
     let target = binding["target"]["name"].as_str().unwrap_or_default();
     let kind = binding["target"]["kind"].as_str().unwrap_or_default();
     let mut errors = Vec::new();
@@ -59,7 +59,7 @@ pub(crate) async fn create(cluster: &Cluster, request: &Request, by_body: bool) 
         let messages = errors.iter().map(ToString::to_string);
         return Err(Status::unknown_error(coracle_api::meta::field::aggregate(messages)));
     }
-    let options = WriteOptions { admitted: true, ..options };
+    let options = WriteOptions { admitted, ..options };
     let write = Write { cluster, call: &pod_call, resource: &pods, options: &options, subresource: "binding" };
     let uid = meta::uid(&binding).to_owned();
     let step = |old: &Value| {
