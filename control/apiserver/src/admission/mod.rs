@@ -116,6 +116,7 @@ impl Others {
     /// Those that say whether an object may be.
     async fn validate(&self, review: &Review<'_>, object: Option<&Value>, old: Option<&Value>) -> Result<(), Status> {
         if let Some(policies) = &self.policies {
+            policy::readable(review, policies)?;
             policy::validate(review, &policies.validating, object, old).await?;
         }
         match &self.webhooks {

@@ -37,10 +37,23 @@ pub(super) async fn resource(cluster: &Cluster, kind: &ParamKind) -> Result<Arc<
     found.ok_or_else(|| format!("failed to find resource referenced by paramKind: '{}, Kind={}'", shown(), kind.kind))
 }
 
-/// One of them, in the version that the policy names.
-async fn value(cluster: &Cluster, resource: &Arc<Resource>, record: &Arc<Record>) -> Result<Value, Status> {
-    let converted = conversion::one(cluster, resource, record).await?;
-    Seen::new(resource, &converted).value()
+/// One of them, as it is stored: read when the policy is asked with it, and only then.
+pub(super) struct Param {
+    resource: Arc<Resource>,
+    record: Arc<Record>,
+}
+
+impl Param {
+    /// Its bytes.
+    pub fn bytes(&self) -> usize {
+        self.record.bytes.len()
+    }
+
+    /// The object, in the version that the policy names.
+    pub async fn read(&self, cluster: &Cluster) -> Result<Value, Status> {
+        let converted = conversion::one(cluster, &self.resource, &self.record).await?;
+        Seen::new(&self.resource, &converted).value()
+    }
 }
 
 /// What a binding asks its policy with: nothing once, where it is bound with nothing.
@@ -49,7 +62,7 @@ pub(super) async fn collect(
     policy: &Policy,
     binding: &Binding,
     namespace: &str,
-) -> Result<Vec<Option<Value>>, Missing> {
+) -> Result<Vec<Option<Param>>, Missing> {
     let (Some(kind), Some(params)) = (&policy.params, &binding.params) else { return Ok(vec![None]) };
     let resource = resource(cluster, kind).await?;
     let place = match (resource.row.namespaced(), params.namespace.as_str()) {
@@ -65,33 +78,24 @@ pub(super) async fn collect(
             return Err(Missing::Wrong(why.to_owned()));
         }
     };
-    let mut found = Vec::new();
-    match &params.selector {
+    let param = |record: &Arc<Record>| Some(Param { resource: resource.clone(), record: record.clone() });
+    let found: Vec<Option<Param>> = match &params.selector {
         Some(selector) => {
             let selector = selector.as_ref().map_err(|why| Missing::Wrong(why.clone()))?;
             let records = cluster.store.keyspace.snapshot(resource.row.collection()).records;
             let is_meant = |record: &&Arc<Record>| selector.matches(Seen::new(&resource, record).facts().labels());
-            let selected: Vec<Arc<Record>> = store::range(&records, place, None)
-                .map(|(_, record)| record)
-                .filter(is_meant)
-                .take(SELECTED_MAX + 1)
-                .cloned()
-                .collect();
+            let selected = store::range(&records, place, None).map(|(_, record)| record).filter(is_meant);
+            let selected: Vec<_> = selected.take(SELECTED_MAX + 1).map(param).collect();
             if selected.len() > SELECTED_MAX {
                 return Err(Missing::Wrong(format!("a binding can be bound with {SELECTED_MAX} params at most")));
             }
-            for record in selected {
-                found.push(Some(value(cluster, &resource, &record).await.map_err(Missing::Failed)?));
-            }
+            selected
         }
         None => {
             let name = resource.record_name(place, &params.name);
-            let record = cluster.store.find(&resource, &name).await.map_err(Missing::Failed)?;
-            if let Some(record) = record {
-                found.push(Some(value(cluster, &resource, &record).await.map_err(Missing::Failed)?));
-            }
+            cluster.store.find(&resource, &name).await.map_err(Missing::Failed)?.iter().map(param).collect()
         }
-    }
+    };
     if found.is_empty() && params.denies {
         let why = "no params found for policy binding with `Deny` parameterNotFoundAction";
         return Err(Missing::Wrong(why.to_owned()));
