@@ -167,6 +167,30 @@ async fn what_violates_what_its_namespace_only_has_audited_is_told() {
 }
 
 #[tokio::test]
+async fn what_admission_policies_say_is_told() {
+    let (server, dir) = audited("{apiVersion: audit.k8s.io/v1, kind: Policy, rules: [{level: Metadata}]}").await;
+    let group = "/apis/admissionregistration.k8s.io/v1";
+    let rules =
+        json!([{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["configmaps"]}]);
+    let spec = json!({
+        "matchConstraints": {"resourceRules": rules},
+        "validations": [{"expression": "false", "message": "never"}],
+        "auditAnnotations": [{"key": "name", "valueExpression": "string(object.metadata.name)"}],
+    });
+    let policy = json!({"metadata": {"name": "p"}, "spec": spec});
+    server.make(&format!("{group}/validatingadmissionpolicies"), policy).await;
+    let binding = json!({"metadata": {"name": "b"}, "spec": {"policyName": "p", "validationActions": ["Audit"]}});
+    server.make(&format!("{group}/validatingadmissionpolicybindings"), binding).await;
+    server.make("/api/v1/namespaces/default/configmaps", config_map("a", json!({}))).await;
+    let events = told(&server, &dir).await;
+    let made = events.iter().rfind(|event| event["objectRef"]["resource"] == "configmaps").expect("the map's");
+    assert_eq!(made["annotations"]["p/name"], "a");
+    let failures = made["annotations"]["validation.policy.admission.k8s.io/validation_failure"].as_str();
+    let failures: Value = serde_json::from_str(failures.expect("the failure")).expect("JSON");
+    assert_eq!((&failures[0]["message"], &failures[0]["policy"]), (&json!("never"), &json!("p")));
+}
+
+#[tokio::test]
 async fn a_watch_is_told_when_it_begins_and_when_it_ends() {
     let (server, dir) = audited("{apiVersion: audit.k8s.io/v1, kind: Policy, rules: [{level: RequestResponse}]}").await;
     let uri = "/api/v1/namespaces/default/configmaps?watch=1&timeoutSeconds=1";
