@@ -253,7 +253,7 @@ impl Registry {
         for digest in self.blocking(|inner| inner.store.all()).await? {
             let asked = digest.clone();
             let found = self.in_turn(&self.0.checks, move |inner| inner.store.look(&asked)).await;
-            if matches!(found, Ok(Some(Found::Unread(_))) | Err(_)) {
+            if matches!(found, Ok(Some(Found::Unread)) | Err(_)) {
                 unread.insert(digest);
             }
         }

@@ -18,9 +18,9 @@ use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
-use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
 use futures::stream::{FuturesUnordered, StreamExt as _};
+use futures::{FutureExt as _, TryFutureExt as _};
 use http::{HeaderMap, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Limited};
 use parking_lot::Mutex;
@@ -200,7 +200,7 @@ impl Registry {
     pub(crate) async fn is_here_whole(&self, digest: &Digest, size: u64) -> Result<bool, Refusal> {
         let obtained = match self.look(digest).await? {
             Some(Found::Sound) => return Ok(true),
-            Some(Found::Unread(_)) => self.obtain_anew(digest, size, None).await,
+            Some(Found::Unread) => self.obtain_anew(digest, size, None).await,
             Some(Found::Damaged) | None => self.obtain(digest, size, None).await,
         };
         is_obtained(obtained)
@@ -435,7 +435,7 @@ async fn hold(
     }
     // What is damaged here, or cannot be read, holds nothing: it is fetched.
     let held = match registry.look(&digest).await {
-        Ok(Some(Found::Unread(_))) => registry.obtain_anew(&digest, size, Some(caller)).await,
+        Ok(Some(Found::Unread)) => registry.obtain_anew(&digest, size, Some(caller)).await,
         Ok(_) => registry.obtain(&digest, size, Some(caller)).await,
         Err(error) => Err(NotHere::Unreached(format!("the registry cannot use its disk: {error}"))),
     };

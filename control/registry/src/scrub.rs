@@ -110,7 +110,7 @@ impl Registry {
                     round.damaged += 1;
                     self.fetch_again().await;
                 }
-                Some(Found::Unread(_)) => drop(unread.insert(digest)),
+                Some(Found::Unread) => drop(unread.insert(digest)),
             }
         }
         unread
@@ -128,7 +128,7 @@ impl Registry {
         let begun = self.blocking(move |inner| inner.store.check(&digest)).await;
         let mut checking = match begun {
             Ok(checking) => checking?,
-            Err(error) => return Some(Found::Unread(error)),
+            Err(_) => return Some(Found::Unread),
         };
         let mut cost = CONTENT_COSTS;
         loop {
@@ -144,8 +144,11 @@ impl Registry {
             });
             let (back, done, read) = match piece.await {
                 Ok(piece) => piece,
-                // It is damaged, and the disk does not even take that it has another name.
-                Err(error) => return Some(Found::Unread(error)),
+                // The disk does not even take that it has another name.
+                Err(error) => {
+                    tracing::warn!(%error, "set a damaged content of an image aside");
+                    return Some(Found::Unread);
+                }
             };
             checking = back;
             let micros = (cost + read).saturating_mul(1_000_000) / bytes_per_second.max(1);

@@ -48,18 +48,18 @@ pub struct Damage {
 }
 
 /// What looking at a content has found.
-#[derive(Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Found {
     /// It is what its digest says.
     Sound,
     /// It is not, and is set aside.
     Damaged,
     /// The disk did not give it, which says nothing of what it is: it is where it was.
-    Unread(io::Error),
+    Unread,
 }
 
 /// How far a content was looked at.
-#[derive(Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Checked {
     /// So many bytes more were read.
     Read(usize),
@@ -112,7 +112,7 @@ impl Store {
         let mut checking = match self.check(digest) {
             Ok(Some(checking)) => checking,
             Ok(None) => return Ok(None),
-            Err(error) => return Ok(Some(Found::Unread(error))),
+            Err(_) => return Ok(Some(Found::Unread)),
         };
         loop {
             if let Checked::Done(found) = self.check_on(&mut checking)? {
@@ -140,7 +140,7 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(Checked::Read(0)),
             Err(error) => {
                 self.note_unread(digest, &error);
-                return Ok(Checked::Done(Found::Unread(error)));
+                return Ok(Checked::Done(Found::Unread));
             }
         };
         if read > 0 {
@@ -157,7 +157,7 @@ impl Store {
             let _ = rustix::fs::fadvise(&checking.file, 0, None, rustix::fs::Advice::DontNeed);
             return match checking.file.seek(SeekFrom::Start(0)) {
                 Ok(_) => Ok(Checked::Read(0)),
-                Err(error) => Ok(Checked::Done(Found::Unread(error))),
+                Err(_) => Ok(Checked::Done(Found::Unread)),
             };
         }
         self.set_aside(digest, &checking.file)?;
@@ -330,7 +330,13 @@ impl Store {
 
 /// What something gave; the first error of several is kept in `failed`.
 fn noted<T>(result: io::Result<T>, failed: &mut Option<io::Error>) -> Option<T> {
-    result.map_err(|error| drop(failed.get_or_insert(error))).ok()
+    match result {
+        Ok(value) => Some(value),
+        Err(error) => {
+            failed.get_or_insert(error);
+            None
+        }
+    }
 }
 
 fn is_older(path: &Path, age: Duration) -> bool {

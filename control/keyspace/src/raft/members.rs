@@ -463,7 +463,7 @@ impl Member {
             return Ok(());
         }
         let metrics = self.raft().metrics();
-        let metrics = metrics.borrow_watched();
+        let metrics = metrics.borrow_watched().clone();
         let why = others.iter().find_map(|other| match (is_heard(&metrics, other), has_all(&metrics, other)) {
             (false, _) => Some(format!("member {other} cannot be reached, and the others need this one")),
             (true, false) => Some(format!("member {other} does not have everything yet that the others have")),
