@@ -75,7 +75,7 @@ pub fn within(inside: impl FnOnce() -> ExitCode) -> ExitCode {
 fn tidy_after(dir: &Path) {
     const TIDY: &str = r#"(
         tail --pid="$PPID" --follow /dev/null
-        for image in "$0"/*/*.ext4; do
+        for image in "$0"/.tmp*/*.ext4; do
             [ -n "$(losetup --associated "$image")" ] || continue
             mount -o loop "$image" "$0" && { fsfreeze --unfreeze "$0"; umount "$0"; }
         done
