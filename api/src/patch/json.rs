@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::codec::{DEPTH_MAX, depth};
+use crate::codec::{DEPTH_MAX, TOO_DEEP, depth};
 use crate::status::Status;
 
 /// Most operations of a patch.
@@ -55,7 +55,13 @@ fn run<'p>(value: &mut Value, patch: &'p Value) -> Result<Option<&'p Value>, Sta
     let mut work = Work::default();
     let fails =
         |operation: &&Value| operation.as_object().and_then(|operation| apply(value, operation, &mut work)).is_none();
-    Ok(operations.iter().find(fails))
+    let failed = operations.iter().find(fails);
+    if work.too_deep {
+        return Err(Status::bad_request(format!(
+            "the patched object would nest deeper than {DEPTH_MAX} levels: {TOO_DEEP}"
+        )));
+    }
+    Ok(failed)
 }
 
 /// What strict decoding has to say about a patch that can be applied (`json patch unknown field "[0].valeu"`).
@@ -122,6 +128,8 @@ struct Work {
     copied: usize,
     /// Items of lists that were moved aside, and values that were looked at.
     touched: usize,
+    /// Whether a value could not stand where it was to be, which ends the patch.
+    too_deep: bool,
 }
 
 impl Work {
@@ -138,7 +146,8 @@ impl Work {
             Value::Array(_) | Value::Object(_) => 1,
             _ => 0,
         };
-        (path.matches('/').count() + below <= DEPTH_MAX).then_some(())
+        self.too_deep = path.matches('/').count() + below > DEPTH_MAX;
+        (!self.too_deep).then_some(())
     }
 }
 

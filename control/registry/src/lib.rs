@@ -28,6 +28,7 @@ mod pushes;
 mod replicas;
 mod scrub;
 mod store;
+mod unasked;
 mod upload;
 
 use std::collections::HashMap;
@@ -46,6 +47,7 @@ pub use catalog::{Catalog, CatalogError, Change, Entry, Only, To};
 pub use pushes::{Push, State};
 pub use replicas::{Caller, Replica, Replicas, peers_router};
 pub use scrub::Round;
+pub use unasked::local_router;
 
 use crate::catalog::Names;
 use crate::name::Digest;
@@ -155,8 +157,8 @@ pub(crate) struct Inner {
     searches: Arc<Semaphore>,
     checks: Arc<Semaphore>,
     small_checks: Arc<Semaphore>,
-    /// Contents that were sound, and when.
-    sound: Mutex<HashMap<Digest, Instant>>,
+    /// Contents that were sound, when, and how long they were: a file that is cut off costs nothing to notice.
+    sound: Mutex<HashMap<Digest, (Instant, u64)>>,
     pub config: Config,
     pub names: Names,
     pub replicas: Arc<dyn Replicas>,
@@ -307,7 +309,9 @@ impl Registry {
         let turns = if size > SMALL_BYTES { &self.0.checks } else { &self.0.small_checks };
         let check = move |inner: &Inner| {
             // Whoever was before may have looked.
-            if inner.sound.lock().get(&digest).is_some_and(|at| at.elapsed() < SOUND_FOR) {
+            let known =
+                inner.sound.lock().get(&digest).filter(|(at, _)| at.elapsed() < SOUND_FOR).map(|(_, bytes)| *bytes);
+            if known.is_some_and(|bytes| bytes == size) {
                 return Ok(inner.store.size(&digest)?.map(|_| true));
             }
             let told = inner.store.is_sound(&digest)?;
@@ -316,7 +320,7 @@ impl Registry {
                 if sound.len() >= SOUND_MAX {
                     sound.clear();
                 }
-                sound.insert(digest, Instant::now());
+                sound.insert(digest, (Instant::now(), size));
             }
             Ok(told)
         };

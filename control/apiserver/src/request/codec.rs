@@ -2,6 +2,8 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use coracle_api::codec::{self, DecodeError, Decoded, json, protobuf, yaml};
+use coracle_api::kinds::FieldError;
+use coracle_api::meta;
 use coracle_api::schema::{self, Object};
 use coracle_api::status::Status;
 use serde_json::{Value, json};
@@ -166,6 +168,49 @@ pub(crate) fn read_options(format: Format, body: &Bytes) -> Result<Value, Status
         return Err(Status::bad_request(message));
     }
     decoded.map(|decoded| decoded.value).map_err(wrong)
+}
+
+/// Reads what somebody who was asked made of an object of this type, as a body is read: what is not known goes.
+///
+/// # Errors
+/// It is of another type, or its values are of wrong types.
+pub(crate) fn remade(value: &Value, expected: &Expected<'_>) -> Result<Value, Status> {
+    let mut object = check(value, expected.schema).map_err(Status::internal_error)?.value;
+    keep_type(&mut object, expected).map_err(|changed| match changed {
+        TypeChanged::Invalid(status) => status,
+        TypeChanged::Unconverted(why) => Status::internal_error(why),
+    })?;
+    Ok(object)
+}
+
+/// Why an object is no longer of its type.
+pub(crate) enum TypeChanged {
+    /// Of a custom resource: it is told as what is wrong with the content.
+    Invalid(Status),
+    /// In the reference's words.
+    Unconverted(String),
+}
+
+/// Checks that an object which was changed says the kind and the version that it said before; what it says no more it is.
+pub(crate) fn keep_type(object: &mut Value, expected: &Expected<'_>) -> Result<(), TypeChanged> {
+    let Expected { api_version, kind, schema } = *expected;
+    let given = type_as_written(object);
+    if schema.custom.is_some() {
+        let fields = [("apiVersion", &given.0, api_version), ("kind", &given.1, kind)];
+        let other = fields.iter().filter(|(_, given, wanted)| given != wanted);
+        let errors: Vec<FieldError> = other
+            .map(|(field, given, wanted)| FieldError::invalid(field, given.as_str(), &format!("must be {wanted}")))
+            .collect();
+        if !errors.is_empty() {
+            let group = api_version.split_once('/').map_or("", |(group, _)| group);
+            return Err(TypeChanged::Invalid(Status::invalid(group, kind, meta::name(object), errors)));
+        }
+    } else if let Err(ReadError::Kind { why, .. }) = check_kind(&given.0, &given.1, expected) {
+        return Err(TypeChanged::Unconverted(why));
+    }
+    object["apiVersion"] = api_version.into();
+    object["kind"] = kind.into();
+    Ok(())
 }
 
 /// Checks a value that a patch made, as if it had come in a body.

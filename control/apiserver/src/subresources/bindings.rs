@@ -23,7 +23,7 @@ use crate::catalog::Resource;
 use crate::cluster::Cluster;
 use crate::request::call::{Call, Request};
 use crate::request::negotiate::JSON;
-use crate::store::{Refused, Seen, Store, object};
+use crate::store::{Refused, Seen, Store};
 
 /// Bindings of one request.
 const BINDINGS_MAX: usize = 512;
@@ -174,7 +174,7 @@ async fn attempt(
         match made {
             Err(status) => results[at] = Some(status),
             Ok(pod) => {
-                let value = object::encode(&pod);
+                let value = Store::encode(&pods, &pod);
                 size += value.bytes.len();
                 let op = Op::Put { key: Store::key(&pods, &name), value, guard: Guard::Revision(record.revision) };
                 writes.push(async move { (at, cluster.store.transact(vec![op]).await) });

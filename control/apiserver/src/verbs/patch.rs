@@ -19,8 +19,9 @@ use super::write::{Write, Written};
 use crate::answer::table::Include;
 use crate::catalog::Resource;
 use crate::cluster::Cluster;
+use crate::request::body::Expected;
 use crate::request::call::{Call, Request};
-use crate::request::codec;
+use crate::request::codec::{self, TypeChanged};
 use crate::request::negotiate::{Offer, essence};
 use crate::request::options::{Validation, WriteOptions, write_options};
 
@@ -67,7 +68,10 @@ impl Patch {
                 codec::any_yaml(body).map_err(|why| Status::bad_request(format!("error encoding patch: {why}")))?;
             return Ok(Patch { kind, value, problems });
         }
-        let value = json::parse_body(body).map_err(|_| Status::bad_request("invalid JSON patch"))?;
+        let value = json::parse_body(body).map_err(|error| match error.is_too_deep() {
+            true => Status::bad_request(format!("invalid JSON patch: {error}")),
+            false => Status::bad_request("invalid JSON patch"),
+        })?;
         let problems = if kind == Kind::Json { patch::json_problems(&value) } else { Vec::new() };
         Ok(Patch { kind, value, problems })
     }
@@ -78,7 +82,13 @@ impl Patch {
     }
 
     /// Applies it to an object of a type; the result is checked as if it had been sent whole.
-    pub fn apply_to(&self, call: &Call, schema: &Object, options: &WriteOptions, old: &Value) -> Result<Value, Status> {
+    pub fn apply_to(
+        &self,
+        call: &Call,
+        schema: &Arc<Object>,
+        options: &WriteOptions,
+        old: &Value,
+    ) -> Result<Value, Status> {
         let mut object = old.clone();
         match self.kind {
             Kind::Json => patch::json(&mut object, &self.value)?,
@@ -113,6 +123,12 @@ impl Patch {
             }
         }
         let mut object = decoded.value;
+        let text = |field: &str| old[field].as_str().unwrap_or_default();
+        let expected = Expected { api_version: text("apiVersion"), kind: text("kind"), schema };
+        codec::keep_type(&mut object, &expected).map_err(|changed| match changed {
+            TypeChanged::Invalid(status) => status,
+            TypeChanged::Unconverted(why) => invalid(&why),
+        })?;
         if drops_owners {
             ownership::drop_from(&mut object);
         }
