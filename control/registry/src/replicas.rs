@@ -168,11 +168,8 @@ impl Registry {
             let digest = digest.clone();
             self.blocking(move |inner| inner.store.size(&digest)).await?
         };
-        // One of another length is damaged.
-        match here {
-            Some(bytes) if bytes == size => return Ok(true),
-            Some(_) if self.is_sound(digest).await? == Some(true) => return Ok(true),
-            _ => (),
+        if here.is_some() {
+            return Ok(true);
         }
         match self.obtain(digest, size, None).await {
             Ok(()) => Ok(true),
@@ -184,9 +181,10 @@ impl Registry {
 
     /// The same, of what is what its digest says: whoever pushes asks, and sends what is not there.
     pub(crate) async fn is_here_whole(&self, digest: &Digest, size: u64) -> Result<bool, Refusal> {
-        // What is found to be damaged is fetched.
-        Ok(self.is_here(digest, size).await?
-            && (self.is_sound(digest).await? == Some(true) || self.is_here(digest, size).await?))
+        if self.is_sound(digest).await? == Some(true) {
+            return Ok(true);
+        }
+        self.is_here(digest, size).await
     }
 
     /// Has the content of `digest` here, from `first` or any other server. One fetch serves all who want it, and goes on when
