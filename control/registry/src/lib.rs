@@ -157,8 +157,8 @@ pub(crate) struct Inner {
     searches: Arc<Semaphore>,
     checks: Arc<Semaphore>,
     small_checks: Arc<Semaphore>,
-    /// Contents that were sound, when, and how long they were: a file that is cut off costs nothing to notice.
-    sound: Mutex<HashMap<Digest, (Instant, u64)>>,
+    /// Contents that were sound, and when.
+    sound: Mutex<HashMap<Digest, Instant>>,
     pub config: Config,
     pub names: Names,
     pub replicas: Arc<dyn Replicas>,
@@ -309,9 +309,7 @@ impl Registry {
         let turns = if size > SMALL_BYTES { &self.0.checks } else { &self.0.small_checks };
         let check = move |inner: &Inner| {
             // Whoever was before may have looked.
-            let known =
-                inner.sound.lock().get(&digest).filter(|(at, _)| at.elapsed() < SOUND_FOR).map(|(_, bytes)| *bytes);
-            if known.is_some_and(|bytes| bytes == size) {
+            if inner.sound.lock().get(&digest).is_some_and(|at| at.elapsed() < SOUND_FOR) {
                 return Ok(inner.store.size(&digest)?.map(|_| true));
             }
             let told = inner.store.is_sound(&digest)?;
@@ -320,7 +318,7 @@ impl Registry {
                 if sound.len() >= SOUND_MAX {
                     sound.clear();
                 }
-                sound.insert(digest, (Instant::now(), size));
+                sound.insert(digest, Instant::now());
             }
             Ok(told)
         };
