@@ -313,7 +313,6 @@ impl Server {
         .map_err(|e| Error::Api(e.into()))?;
 
         let registry_router = coracle_registry::router(registry.clone());
-        let registry_local = coracle_registry::local_router(registry.clone(), &config.hosts);
         let own_program = config.program.as_ref().map(Program::router).unwrap_or_default();
         let programs = members::programs(members::Programs {
             keyspace: keyspace.clone(),
@@ -354,7 +353,8 @@ impl Server {
         let router = api.router().merge(api.authenticated(extra)).merge(joining.open());
         door.open(router.clone());
         tasks.spawn(tidy(registry.clone(), listeners.clone()));
-        tasks.spawn(listener::serve(registry_listener, None, api.bounded(registry_local), listeners.clone()));
+        let registry_local = api.bounded(coracle_registry::local_router(registry.clone(), &config.hosts));
+        tasks.spawn(listener::serve(registry_listener, None, registry_local, listeners.clone()));
         // Now with what the others have told.
         written.write()?;
         tasks.spawn(written.follow(listeners.clone()));
