@@ -9,6 +9,7 @@ pub mod custom;
 pub mod kinds;
 pub mod meta;
 pub mod patch;
+pub mod pem;
 pub mod schedule;
 pub mod schema;
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use coracle_sdk::Options;
 
 use crate::anew;
-use crate::cluster::{self, Peers, Signals, default_dir};
+use crate::cluster::{self, AuditLog, Peers, Signals, default_dir};
 use crate::output::Step;
 use crate::up::announce;
 
@@ -34,6 +34,8 @@ pub struct Arguments {
     #[arg(long = "tls-san", value_name = "NAME|ADDRESS")]
     tls_san: Vec<String>,
     #[command(flatten)]
+    audit: AuditLog,
+    #[command(flatten)]
     peers: Peers,
 }
 
@@ -49,6 +51,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         api_port: arguments.api_port,
         registry_port: arguments.registry_port,
         with_node: false,
+        audit: arguments.audit.into(),
         ..Options::new(data_dir)
     };
     let program = anew::program()?;

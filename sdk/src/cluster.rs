@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use coracle_node::{Node, Otlp};
-use coracle_server::{Joining, Listeners, Peering, Preparation, Program, Registry, Server};
+use coracle_server::{Audit, Joining, Listeners, Peering, Preparation, Program, Registry, Server};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -54,6 +54,8 @@ pub struct Options {
     pub program: Option<Program>,
     /// What [`Cluster::shutdown_to_begin_anew`] has left.
     pub listeners: Listeners,
+    /// What the server tells of the requests of its API, and where; nothing when absent.
+    pub audit: Option<Audit>,
 }
 
 impl Options {
@@ -79,6 +81,7 @@ impl Options {
             compiler: Compiler::InProcess,
             program: None,
             listeners: Listeners::default(),
+            audit: None,
         }
     }
 
@@ -164,6 +167,7 @@ impl Cluster {
             joining,
             program: options.program.clone(),
             listeners: options.listeners.clone(),
+            audit: options.audit.clone(),
         })
         .await?;
         if !options.with_node {

@@ -342,11 +342,15 @@ impl Cluster {
 
     /// Runs `kubectl VERB -f -` with `manifest` as its input.
     pub fn kubectl_with(&self, arguments: &str, manifest: &str) -> Output {
+        self.kubectl_reading(&format!("{arguments} -f -"), manifest)
+    }
+
+    /// Runs kubectl with this as its standard input.
+    pub fn kubectl_reading(&self, arguments: &str, input: &str) -> Output {
         use std::io::{Seek, Write};
-        let mut command = self.kubectl_command(arguments);
         let mut file = tempfile::tempfile().expect("a temporary file");
-        file.write_all(manifest.as_bytes()).and_then(|()| file.rewind()).expect("write the manifest");
-        output(command.args(["-f", "-"]).stdin(file))
+        file.write_all(input.as_bytes()).and_then(|()| file.rewind()).expect("write the input");
+        output(self.kubectl_command(arguments).stdin(file))
     }
 
     /// Applies `manifest`, which must succeed.

@@ -9,6 +9,7 @@ use super::value::{Read, fields, keep};
 use super::{AGE, Cell, FieldError, FieldErrors, Kind, NAME, Strategy, Subresource, VERBS, checks, column, table};
 use crate::meta::field::Path;
 use crate::meta::{names, time};
+use crate::pem;
 
 pub(super) static KIND: Kind = Kind {
     group: "certificates.k8s.io",
@@ -130,8 +131,7 @@ impl Strategy for Request {
     fn validate(&self, object: &Value, errors: &mut FieldErrors) {
         let spec = &object["spec"];
         let path = Path::new("spec");
-        if pem(&spec["request"], "CERTIFICATE REQUEST").is_none() {
-            let detail = "PEM block type must be CERTIFICATE REQUEST";
+        if let Err(detail) = pem::request(&bytes(&spec["request"])) {
             errors.push(FieldError::invalid(path.child("request"), spec["request"].text(), detail));
         }
         usages(&spec["usages"], &path.child("usages"), errors);
@@ -148,7 +148,7 @@ impl Strategy for Request {
         }
         conditions(object["status"]["conditions"].items(), errors);
         let certificate = &object["status"]["certificate"];
-        if !certificate.is_empty() && pem(certificate, "CERTIFICATE").is_none() {
+        if !certificate.is_empty() && !pem::is_certificates(&bytes(certificate)) {
             let detail = "must contain at least one CERTIFICATE PEM block";
             errors.push(FieldError::invalid("status.certificate", "<certificate data>", detail));
         }
@@ -215,14 +215,9 @@ fn state(object: &Value) -> String {
     state
 }
 
-/// The first block of this kind in a PEM text that is there in base64.
-fn pem(value: &Value, kind: &str) -> Option<String> {
-    let text = String::from_utf8(STANDARD.decode(value.text()).ok()?).ok()?;
-    let begin = text.find("-----BEGIN ")?;
-    let head = format!("-----BEGIN {kind}-----");
-    let rest = text[begin..].strip_prefix(&head)?;
-    let (body, _) = rest.split_once(&format!("-----END {kind}-----"))?;
-    Some(body.to_owned())
+/// What there is in base64; nothing where it cannot be read.
+fn bytes(value: &Value) -> Vec<u8> {
+    STANDARD.decode(value.text()).unwrap_or_default()
 }
 
 fn usages(usages: &Value, path: &Path<'_>, errors: &mut FieldErrors) {
@@ -337,10 +332,11 @@ fn changes(object: &Value, old: &Value, door: Door, errors: &mut FieldErrors) {
 mod tests {
     use super::*;
 
+    const PEM: &str = "-----BEGIN CERTIFICATE REQUEST-----\nAA==\n-----END CERTIFICATE REQUEST-----\n";
+
     fn request(more: Value) -> Value {
-        let pem = STANDARD.encode("-----BEGIN CERTIFICATE REQUEST-----\nAA==\n-----END CERTIFICATE REQUEST-----\n");
         let mut request = json!({"spec": {
-            "request": pem, "signerName": "kubernetes.io/kube-apiserver-client", "usages": ["client auth"],
+            "request": STANDARD.encode(PEM), "signerName": "kubernetes.io/kube-apiserver-client", "usages": ["client auth"],
         }, "status": {}});
         for (field, value) in more.as_object().into_iter().flatten() {
             for (name, value) in value.as_object().into_iter().flatten() {
@@ -359,6 +355,7 @@ mod tests {
         for (more, expected) in [
             (json!({}), ""),
             (json!({"spec": {"request": STANDARD.encode("x")}}), "PEM block type must be CERTIFICATE REQUEST"),
+            (json!({"spec": {"request": STANDARD.encode(PEM.repeat(2))}}), "there is more than one PEM block"),
             (json!({"spec": {"usages": []}}), "spec.usages: Required value"),
             (json!({"spec": {"usages": ["client auth", "client auth"]}}), "spec.usages[1]: Duplicate value"),
             (json!({"spec": {"usages": ["fun"]}}), "spec.usages[0]: Unsupported value: \"fun\""),

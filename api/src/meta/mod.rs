@@ -3,6 +3,7 @@
 pub mod condition;
 pub mod field;
 pub mod generate;
+pub mod link;
 pub mod names;
 mod object;
 mod quantity;

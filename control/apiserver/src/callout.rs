@@ -31,6 +31,7 @@ pub(crate) fn target(cluster: &Cluster, place: &Place, own: bool, query: &str) -
                 url: format!("{url}{query}"),
             })
         }
+        Place::Nowhere(why) => Err(why.clone()),
         Place::Service { namespace, name, port, path } => {
             let host = format!("{name}.{namespace}.svc");
             let path = if path.starts_with('/') { format!("{path}{query}") } else { format!("/{path}{query}") };

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use coracle_api::kinds;
 use coracle_api::status::Status;
 use rustls::ClientConfig;
-use tokio_rustls::TlsConnector;
 
 use crate::catalog::{Catalog, Resource, Served};
 use crate::hooks::{Configured, Hooks, Metrics};
@@ -24,8 +23,8 @@ pub(crate) struct Cluster {
     pub policies: Policies,
     /// What is counted of the calls to webhooks.
     pub calls: Metrics,
-    /// TLS towards nodes, by which pods are called; without it none is.
-    pub nodes: Option<TlsConnector>,
+    /// The way to nodes, by which pods are called.
+    pub nodes: Arc<outward::Nodes>,
 }
 
 impl Cluster {
@@ -38,7 +37,7 @@ impl Cluster {
             store,
             roles: Roles::default(),
             calls: Metrics::default(),
-            nodes: outward::towards_nodes(nodes),
+            nodes: Arc::new(outward::Nodes::new(nodes)),
         }
     }
 

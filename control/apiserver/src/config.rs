@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use rustls::ClientConfig;
 
+use crate::audit::AuditLog;
+
 /// Settings of an [`ApiServer`](crate::ApiServer). The defaults suit everything but the first four fields.
 #[derive(Clone)]
 pub struct Config {
@@ -25,6 +27,8 @@ pub struct Config {
     pub streams_max: usize,
     /// How long an ordinary request may take.
     pub request_timeout: Duration,
+    /// Which requests are told of, and where; without it none are.
+    pub audit: Option<AuditLog>,
 }
 
 impl Default for Config {
@@ -38,6 +42,7 @@ impl Default for Config {
             requests_max: 2_000,
             streams_max: 20_000,
             request_timeout: Duration::from_secs(60),
+            audit: None,
         }
     }
 }

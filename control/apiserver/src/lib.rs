@@ -20,6 +20,7 @@
 
 mod admission;
 mod answer;
+mod audit;
 mod authn;
 mod authz;
 mod bootstrap;
@@ -65,6 +66,7 @@ use http::{HeaderValue, Uri, header};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 
+pub use audit::{AuditLog, Log, Policy, PolicyError};
 use authz::Attributes;
 pub use config::Config;
 pub use identity::Identity;
@@ -80,6 +82,9 @@ pub enum StartError {
     /// The key that signs tokens cannot be used.
     #[error("the key for ServiceAccount tokens cannot be used: {0}")]
     TokenKey(String),
+    /// The audit log cannot be written.
+    #[error("open the audit log")]
+    Audit(#[source] std::io::Error),
     /// The objects that every cluster has cannot be made.
     #[error("make the namespaces and the service of the API: {0}")]
     Bootstrap(Status),
@@ -123,6 +128,13 @@ impl ApiServer {
     /// The API for a client in this process, acting as `identity`, without network or TLS.
     pub fn in_process(&self, identity: Identity) -> InProcess {
         InProcess::new(self.shared.clone(), identity)
+    }
+
+    /// Waits until the audit log has everything that was told, within ten seconds.
+    pub async fn flush_audit(&self) {
+        if let Some(audit) = &self.shared.audit {
+            audit.flush().await;
+        }
     }
 
     /// Ends all watches and streams; other requests are still answered.

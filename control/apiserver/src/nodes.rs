@@ -1,6 +1,9 @@
 //! Calls to the nodes' own servers: where a node listens, and a connection to it.
 
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -11,15 +14,15 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
-use crate::limits::{Flow, NodeStreams, Place};
+use crate::limits::{Flow, Place};
+use crate::outward;
 use crate::store::Seen;
 
 /// What a Service leads to.
@@ -51,26 +54,30 @@ pub(crate) struct Endpoint {
 
 /// The client of the nodes' servers.
 pub(crate) struct Nodes {
-    tls: Option<TlsConnector>,
-    streams: NodeStreams,
+    way: Arc<outward::Nodes>,
     /// Cancelled when tunnels shall end.
     pub stopping: CancellationToken,
 }
 
 impl Nodes {
-    pub fn new(tls: Option<Arc<ClientConfig>>, stopping: CancellationToken) -> Nodes {
-        Nodes { tls: crate::outward::towards_nodes(tls), streams: NodeStreams::default(), stopping }
+    pub fn new(way: Arc<outward::Nodes>, stopping: CancellationToken) -> Nodes {
+        Nodes { way, stopping }
     }
 
     /// A place among the streams from a node, to be held for as long as one goes on.
     pub fn stream(&self, to: &Endpoint, flow: Flow<'_>) -> Result<Place, Status> {
-        self.streams.take(&to.node, flow)
+        self.way.streams.take(&to.node, flow)
     }
 
-    /// Sends a request over a connection of its own. Streams are few and long, so connections are not kept.
+    /// Sends a request over a connection of its own. Streams are few and long, so connections are not kept. That a node cannot be
+    /// reached, and that it is there and does not answer as it should (as where a pod's answer that it passes on breaks off), are told
+    /// apart.
     pub async fn send(&self, to: &Endpoint, request: Request<Body>) -> Result<Response<Incoming>, Status> {
         let failed = |why: &dyn std::fmt::Display| {
             Status::service_unavailable(format!("error dialing backend {}:{}: {why}", to.host, to.port))
+        };
+        let broke = |error: hyper::Error| {
+            Status::service_unavailable(format!("error reading from backend {}:{}: {error}", to.host, to.port))
         };
         let connect = TcpStream::connect((to.host.trim_matches(['[', ']']), to.port));
         let stream = tokio::time::timeout(CONNECT_TIMEOUT, connect)
@@ -78,23 +85,73 @@ impl Nodes {
             .map_err(|_| failed(&"connection timed out"))?
             .map_err(|error| failed(&error))?;
         let _ = stream.set_nodelay(true);
+        let stream = Backend { stream, is_whole: false };
         if !to.tls {
-            return exchange(stream, request).await.map_err(|error| failed(&error));
+            return exchange(stream, request).await.map_err(broke);
         }
-        let connector = self.tls.as_ref().ok_or_else(|| failed(&"this server has no certificate for nodes"))?;
+        let connector = self.way.tls.as_ref().ok_or_else(|| failed(&"this server has no certificate for nodes"))?;
         let name = to.name.as_deref().unwrap_or(to.host.trim_matches(['[', ']'])).to_owned();
         let name = ServerName::try_from(name).map_err(|error| failed(&error))?;
         let stream = tokio::time::timeout(CONNECT_TIMEOUT, connector.connect(name, stream))
             .await
             .map_err(|_| failed(&"the TLS handshake timed out"))?
             .map_err(|error| failed(&error))?;
-        exchange(stream, request).await.map_err(|error| failed(&error))
+        exchange(stream, request).await.map_err(broke)
+    }
+}
+
+/// A connection to a node that is reset when it is dropped, unless it has been ended: an orderly end would wait behind what the node
+/// does not take, and so would what the node holds for it.
+struct Backend {
+    stream: TcpStream,
+    is_whole: bool,
+}
+
+impl AsyncRead for Backend {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Backend {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let ended = ready!(Pin::new(&mut self.stream).poll_shutdown(cx));
+        self.is_whole = ended.is_ok();
+        Poll::Ready(ended)
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        if !self.is_whole {
+            let _ = self.stream.set_zero_linger();
+        }
     }
 }
 
 async fn exchange<S>(stream: S, request: Request<Body>) -> Result<Response<Incoming>, hyper::Error>
 where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     // Ends with the exchange: the connection belongs to this request alone.
@@ -189,4 +246,54 @@ pub(crate) fn body(incoming: Incoming) -> Body {
 /// No body.
 pub(crate) fn empty() -> Body {
     Body::from(Bytes::new())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_node_that_answers_badly_is_not_one_that_cannot_be_reached() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let nodes = Nodes::new(None, CancellationToken::new());
+        let to = Endpoint { host: "127.0.0.1".to_owned(), port, tls: false, name: None, node: "n".to_owned() };
+        let send = async || {
+            let request = Request::get("/").header("host", "x").body(empty()).unwrap();
+            nodes.send(&to, request).await.unwrap_err().message.clone()
+        };
+        let answers_badly = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.read_u8().await.unwrap();
+            stream.write_all(b"HTTP/1.1 2").await.unwrap();
+        };
+        let (message, ()) = tokio::join!(send(), answers_badly);
+        assert!(message.starts_with(&format!("error reading from backend 127.0.0.1:{port}: ")), "{message}");
+        drop(listener);
+        let message = send().await;
+        assert!(message.starts_with(&format!("error dialing backend 127.0.0.1:{port}: ")), "{message}");
+    }
+
+    #[tokio::test]
+    async fn a_node_hears_at_once_of_what_was_given_up_behind_what_it_does_not_take() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        for is_whole in [true, false] {
+            let connecting = TcpStream::connect(listener.local_addr().unwrap());
+            let (stream, accepted) = tokio::join!(connecting, listener.accept());
+            let (mut backend, mut node) = (Backend { stream: stream.unwrap(), is_whole: false }, accepted.unwrap().0);
+            backend.write_all(b"hello").await.unwrap();
+            if is_whole {
+                backend.shutdown().await.unwrap();
+            }
+            drop(backend);
+            let read = node.read_to_end(&mut Vec::new()).await;
+            assert_eq!(
+                read.map_err(|error| error.kind()),
+                if is_whole { Ok(5) } else { Err(io::ErrorKind::ConnectionReset) }
+            );
+        }
+    }
 }

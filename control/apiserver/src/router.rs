@@ -20,6 +20,7 @@ use futures::FutureExt;
 use http::{HeaderValue, Method, StatusCode, header};
 
 use crate::answer::{compress, pieces, respond};
+use crate::audit::Trail;
 use crate::authn::Caller;
 use crate::authz::{self, Attributes};
 use crate::catalog::Resource;
@@ -43,7 +44,7 @@ use crate::{authn, discovery, health, mesh, openapi, store, subresources, usage,
 const DOCUMENTS: &str = "system:openapi";
 
 /// Answers a request. It never fails: what goes wrong is an answer, too.
-pub(crate) async fn handle(server: Arc<Shared>, request: http::Request<Body>) -> Response {
+pub(crate) async fn handle(server: Arc<Shared>, mut request: http::Request<Body>) -> Response {
     let started = Instant::now();
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let head = method == Method::HEAD;
@@ -54,6 +55,17 @@ pub(crate) async fn handle(server: Arc<Shared>, request: http::Request<Body>) ->
         .filter(|id| id.len() <= 64)
         .or_else(|| HeaderValue::from_str(&crate::identity::new_uuid()).ok());
     let accept = request.headers().get(header::ACCEPT).cloned();
+    let trail = match &server.audit {
+        Some(audit) => {
+            let id = audit_id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default();
+            let trail = audit.begin(&request, id);
+            audit.room().await;
+            request.extensions_mut().insert(trail.annotations().clone());
+            request.extensions_mut().insert(trail.clone());
+            Some(trail)
+        }
+        None => None,
+    };
     let mut seen = Observed { verb: "get", resource: "" };
     let answer = AssertUnwindSafe(route(&server, request, &mut seen)).catch_unwind().await;
     let mut response = match answer {
@@ -61,6 +73,9 @@ pub(crate) async fn handle(server: Arc<Shared>, request: http::Request<Body>) ->
         Ok(Err(status)) => failure(accept.as_ref(), &status),
         Err(_) => {
             tracing::error!(verb = seen.verb, resource = seen.resource, "a request handler panicked");
+            if let Some(trail) = &trail {
+                trail.panicked();
+            }
             let status = Status::internal_error("this request caused the server to fail; its log says why");
             failure(accept.as_ref(), &status)
         }
@@ -76,7 +91,22 @@ pub(crate) async fn handle(server: Arc<Shared>, request: http::Request<Body>) ->
     let (code, elapsed) = (response.status().as_u16(), started.elapsed());
     tracing::debug!(%method, path = uri.path(), code, elapsed_us = elapsed.as_micros(), "request");
     server.metrics.observe(seen.verb, seen.resource, code, elapsed);
-    response
+    match trail {
+        Some(trail) => trail.answered(response),
+        None => response,
+    }
+}
+
+/// Refuses what the caller may not do; the audit log is told either way, and why.
+fn authorize(server: &Shared, call: &Call, asked: &Attributes<'_>) -> Result<(), Status> {
+    let decided = authz::check(&server.cluster, &call.identity, asked);
+    let decision = if decided.is_ok() { "allow" } else { "forbid" };
+    call.annotate("authorization.k8s.io/decision", || decision.to_owned());
+    call.annotate("authorization.k8s.io/reason", || {
+        let reason = decided.as_ref().ok().and_then(|()| authz::rbac::reason(&server.cluster, &call.identity, asked));
+        reason.map(|reason| format!("RBAC: allowed by {reason}")).unwrap_or_default()
+    });
+    decided
 }
 
 /// What the metrics page says of the present.
@@ -147,7 +177,7 @@ async fn mesh(
     let call = caller.call(request.into_parts().0, ResourcePath::default());
     let of = mesh::Of::find(call.uri.path()).ok_or_else(Status::path_not_found)?;
     (seen.verb, seen.resource) = ("get", "mesh");
-    authz::check(&server.cluster, &call.identity, &of.attributes(&call))?;
+    authorize(server, &call, &of.attributes(&call))?;
     if call.method != Method::GET {
         return Err(Status::method_not_allowed());
     }
@@ -172,9 +202,8 @@ async fn path(
     let (parts, body) = request.into_parts();
     let method = parts.method.as_str().to_ascii_lowercase();
     let verb = if method == "head" { "get" } else { &method };
-    let asked = Attributes { verb, path: Some(parts.uri.path()), ..Attributes::default() };
-    authz::check(&server.cluster, &caller.identity, &asked)?;
     let call = Arc::new(caller.call(parts, ResourcePath::default()));
+    authorize(server, &call, &Attributes { verb, path: Some(call.uri.path()), ..Attributes::default() })?;
     let deadline = Deadline::new(call.query.get("timeout"), server.config.request_timeout)?;
     let flow = caller.flow();
     match route {
@@ -198,6 +227,9 @@ async fn path(
         Route::Metrics => {
             let mut page = server.metrics.render(&gauges(server));
             server.cluster.calls.render(&mut page);
+            if let Some(audit) = &server.audit {
+                audit.render(&mut page);
+            }
             return Ok(respond::bytes(200, "text/plain; version=0.0.4; charset=utf-8", page));
         }
         _ => {}
@@ -277,6 +309,7 @@ async fn resource(
 ) -> Result<Response, Status> {
     let upgrade = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
     let peer = request.extensions().get::<axum::extract::ConnectInfo<SocketAddr>>().map(|peer| peer.0);
+    let trail = request.extensions_mut().remove::<Arc<Trail>>();
     let (parts, body) = request.into_parts();
     let call = caller.call(parts, target);
     let verb = authz::verb(&call);
@@ -287,7 +320,7 @@ async fn resource(
     if let (Some(name), "list" | "watch" | "deletecollection") = (&selected, verb) {
         asked.name = name;
     }
-    authz::check(&server.cluster, &call.identity, &asked)?;
+    authorize(server, &call, &asked)?;
     let target = &call.target;
     if target.watch && !matches!(call.method, Method::GET | Method::HEAD) {
         return Err(Status::method_not_allowed());
@@ -329,7 +362,7 @@ async fn resource(
             // A WebSocket begins with a GET; but whoever may only read runs nothing, and speaks to nobody.
             let enters = matches!(call.subresource(), "exec" | "attach" | "portforward");
             if enters && verb != "create" {
-                authz::check(&server.cluster, &call.identity, &Attributes::of(&call, "create"))?;
+                authorize(server, &call, &Attributes::of(&call, "create"))?;
             }
             let place = server.limits.stream(caller.flow())?;
             let account = server.answers.account(caller.flow());
@@ -378,6 +411,9 @@ async fn resource(
     }
     let deadline = Deadline::new(call.query.get("timeout"), server.config.request_timeout)?;
     let body = server.bodies.read(caller.flow().name, body, deadline.at).await?;
+    if let Some(trail) = &trail {
+        trail.has_sent(&call.headers, &body);
+    }
     let place = server.limits.request(caller.flow(), body.len())?;
     let call = Arc::new(call);
     let heavy = unfolds(&call, &body) || is_heavy(server, &call, &handler, body.len(), verb);

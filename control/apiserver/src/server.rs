@@ -7,6 +7,7 @@ use coracle_keyspace::Keyspace;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::audit::Audit;
 use crate::authn::tokens::Tokens;
 use crate::cluster::Cluster;
 use crate::config::Config;
@@ -26,6 +27,7 @@ use crate::usage::Usages;
 pub(crate) struct Shared {
     pub config: Config,
     pub cluster: Arc<Cluster>,
+    pub audit: Option<Arc<Audit>>,
     pub tokens: Tokens,
     pub discovery: DiscoveryOf,
     pub openapi: OpenApi,
@@ -47,14 +49,15 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub fn new(keyspace: Keyspace, config: Config) -> Result<Arc<Shared>, crate::StartError> {
+    pub fn new(keyspace: Keyspace, mut config: Config) -> Result<Arc<Shared>, crate::StartError> {
         let tokens = Tokens::new(&config.token_key, &config.issuer).map_err(crate::StartError::TokenKey)?;
+        let audit = config.audit.take().map(Audit::open).transpose().map_err(crate::StartError::Audit)?;
         let stopping = CancellationToken::new();
+        let cluster = Arc::new(Cluster::new(Store::new(keyspace), config.node_client.clone()));
         Ok(Arc::new(Shared {
-            cluster: Arc::new(Cluster::new(Store::new(keyspace), config.node_client.clone())),
             discovery: DiscoveryOf::default(),
             openapi: OpenApi::default(),
-            nodes: Arc::new(Nodes::new(config.node_client.clone(), stopping.clone())),
+            nodes: Arc::new(Nodes::new(cluster.nodes.clone(), stopping.clone())),
             usages: Usages::default(),
             metrics: Metrics::default(),
             limits: Limits::new(config.requests_max, config.streams_max),
@@ -63,8 +66,10 @@ impl Shared {
             stalls: Stalls::default(),
             lanes: Lanes::new(),
             duty_lanes: Lanes::new(),
+            cluster,
             stopping,
             tasks: TaskTracker::new(),
+            audit,
             tokens,
             config,
         }))

@@ -25,7 +25,7 @@ pub(crate) struct Binding {
     pub attempts: u32,
 }
 
-/// What became of a binding.
+/// What became of a binding, or of another write that it needs.
 #[derive(Debug)]
 pub(crate) enum Outcome {
     Bound,
@@ -122,12 +122,19 @@ async fn bind_one(client: kube::Client, binding: Binding) -> (Binding, Outcome) 
         "target": {"apiVersion": "v1", "kind": "Node", "name": &*binding.node},
     });
     let path = format!("/api/v1/namespaces/{namespace}/pods/{name}/binding");
-    let outcome = match send(&client, "POST", &path, "application/json", &body).await {
-        Ok(()) => Outcome::Bound,
-        Err(kube::Error::Api(status)) if status.code != 504 && status.code != 500 => {
-            Outcome::Refused(status.code, status.message)
-        }
-        Err(error) => Outcome::Unknown(error.to_string()),
-    };
+    let outcome = Outcome::of(send(&client, "POST", &path, "application/json", &body).await);
     (binding, outcome)
+}
+
+impl Outcome {
+    /// That of a request of its own.
+    pub(crate) fn of(answer: Result<(), kube::Error>) -> Self {
+        match answer {
+            Ok(()) => Self::Bound,
+            Err(kube::Error::Api(status)) if status.code != 504 && status.code != 500 => {
+                Self::Refused(status.code, status.message)
+            }
+            Err(error) => Self::Unknown(error.to_string()),
+        }
+    }
 }

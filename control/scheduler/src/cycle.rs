@@ -66,7 +66,7 @@ enum Done {
     /// Victims that could not be deleted.
     Evicted(Vec<Subject>),
     /// It is written where the volumes of a pod are to be, or not.
-    Chosen(Uid, Result<(), String>),
+    Chosen(Uid, Outcome),
 }
 
 /// What a task was sent with, should it not come back.
@@ -595,11 +595,13 @@ impl Cycle {
             self.spawn(Sent::Choice(uid.clone()), async move {
                 for (path, patch) in patches {
                     let path = format!("{path}?fieldManager=kube-scheduler");
-                    if let Err(error) = send(&client, "PATCH", &path, "application/merge-patch+json", &patch).await {
-                        return Done::Chosen(pod, Err(error.to_string()));
+                    let answer = send(&client, "PATCH", &path, "application/merge-patch+json", &patch).await;
+                    match Outcome::of(answer) {
+                        Outcome::Bound => {}
+                        outcome => return Done::Chosen(pod, outcome),
                     }
                 }
-                Done::Chosen(pod, Ok(()))
+                Done::Chosen(pod, Outcome::Bound)
             });
             return;
         }
@@ -619,18 +621,28 @@ impl Cycle {
     }
 
     /// It is written where a pod's volumes are to be; or somebody else was faster, and it is decided about anew.
-    fn chosen(&mut self, uid: &Uid, written: Result<(), String>) {
+    fn chosen(&mut self, uid: &Uid, outcome: Outcome) {
         let now = Instant::now();
         // It may have gone, or have been queued anew.
         let Some(pending) = self.queue.in_flight(uid) else { return };
-        let told = pending.told.clone().unwrap_or_default();
-        match written {
-            Ok(()) => {
+        let (subject, told) = (pending.subject.clone(), pending.told.clone().unwrap_or_default());
+        match outcome {
+            Outcome::Bound => {
                 self.queue.wait(uid, Helps::NODE, &told, now);
             }
-            Err(why) => {
-                tracing::debug!(uid = &**uid, why, "volumes not chosen");
+            Outcome::Unknown(why) => {
+                tracing::debug!(pod = %subject.name, why, "volumes perhaps chosen");
                 self.displace(uid);
+                self.queue.retry(uid, now);
+            }
+            Outcome::Refused(code, why) => {
+                tracing::debug!(pod = %subject.name, code, why, "volumes not chosen");
+                self.displace(uid);
+                // As of a binding that is rejected; in the reference's words.
+                let message = format!("running PreBind plugin \"VolumeBinding\": {why}");
+                if !matches!(code, 404 | 409) && self.queue.tell(uid, &message) {
+                    self.reporter.rejected(subject, &message);
+                }
                 self.queue.retry(uid, now);
             }
         }
@@ -743,7 +755,7 @@ impl Cycle {
                     Some(Sent::Bindings(batch)) => Done::Bound(bind::unknown(batch, "the task panicked")),
                     Some(Sent::Asking(bindings)) => Done::Due(bindings),
                     Some(Sent::Victims(victims)) => Done::Evicted(victims),
-                    Some(Sent::Choice(uid)) => Done::Chosen(uid, Err("the task panicked".to_owned())),
+                    Some(Sent::Choice(uid)) => Done::Chosen(uid, Outcome::Unknown("the task panicked".to_owned())),
                     None => return,
                 }
             }
@@ -752,7 +764,7 @@ impl Cycle {
             Done::Bound(outcomes) => outcomes,
             Done::Due(bindings) => return self.unknown.extend(bindings),
             Done::Evicted(failed) => return self.evicted(failed),
-            Done::Chosen(uid, written) => return self.chosen(&uid, written),
+            Done::Chosen(uid, outcome) => return self.chosen(&uid, outcome),
         };
         self.requests = self.requests.saturating_sub(1);
         let now = Instant::now();

@@ -298,3 +298,23 @@ async fn a_choice_that_somebody_else_prevents_is_made_anew() {
     bind_claim(&api, "data", "one");
     assert_eq!(bound(&api, "p").await, "one");
 }
+
+#[tokio::test]
+async fn a_choice_that_is_refused_is_told_and_tried_again() {
+    let api = Scripted::new();
+    put_node(&api, "one", 9);
+    put_claim(&api, "data");
+    // Long enough that it is told before it is written.
+    for _ in 0..7 {
+        api.next(Method::PATCH, "/persistentvolumeclaims/data", Answer::Refused(403, "Forbidden"));
+    }
+    start(&api);
+    api.put(&path("p"), with_claim("data"));
+    refused(&api, "p").await;
+    let words = "running PreBind plugin \"VolumeBinding\": ";
+    assert!(message(&api, "p").starts_with(words), "{}", message(&api, "p"));
+    api.until("a node is selected", |api| selected(api, "data")).await;
+    bind_claim(&api, "data", "one");
+    assert_eq!(bound(&api, "p").await, "one");
+    assert!(api.is_done());
+}

@@ -2,7 +2,9 @@
 //! its first consumer gets its volume where the pod goes.
 //!
 //! [`Volumes`] knows claims, volumes and classes, and the pods without a node that have claims. What they ask for ([`Wanted`]) is
-//! part of their shape, and made anew when one of those changes. Nothing is remembered of a choice but what the API has: the
+//! part of their shape, and made anew when one of those changes. The claims of a pod are matched with volumes together, so that no
+//! two count on one; where a pod can go and what is written when it goes there is found by the same search ([`Wanted::assign`]).
+//! Nothing is remembered of a choice but what the API has: the
 //! claim's annotation, or the volume's `claimRef`.
 
 use std::collections::{HashMap, HashSet};
@@ -37,7 +39,7 @@ pub(crate) struct Wanted {
     pub in_use: bool,
     /// Where volumes are that it has.
     pub bound: Vec<Bound>,
-    /// Where volumes can be that it is to have.
+    /// Where volumes can be that it is to have; those who ask for least choose first, as in the reference.
     pub unbound: Vec<Unbound>,
 }
 
@@ -56,35 +58,82 @@ pub(crate) struct Bound {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Unbound {
     pub claim: Arc<str>,
-    /// Where there is one for it, or one can be made; anywhere, if nothing says otherwise.
+    /// Those that it may have, the smallest first: of each place as many as the pod has claims.
+    pub volumes: Vec<Candidate>,
+    /// Where one can be made.
+    pub made: Made,
+}
+
+/// A volume that a claim may have.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Candidate {
+    pub volume: Arc<str>,
+    /// Where it can be had; anywhere, if it says nothing.
     pub places: Option<NodeSelector>,
+}
+
+/// Where a volume can be made for a claim.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Made {
+    /// Nobody makes any.
+    Nowhere,
+    Anywhere,
+    At(NodeSelector),
+}
+
+/// What a claim is to have on a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Choice<'a> {
+    Volume(&'a str),
+    /// One that is made there.
+    New,
 }
 
 impl Wanted {
     /// How much it is to remember, as [`crate::class::Class::weight`].
     pub(crate) fn weight(&self) -> usize {
-        let places = self.bound.iter().map(|bound| &bound.places).chain(self.unbound.iter().map(|it| &it.places));
-        let terms = places.flatten().flat_map(|places| &places.node_selector_terms);
+        let candidates = self.unbound.iter().flat_map(|unbound| &unbound.volumes);
+        let places = self.bound.iter().map(|bound| &bound.places).chain(candidates.clone().map(|it| &it.places));
+        let made = self.unbound.iter().filter_map(|unbound| match &unbound.made {
+            Made::At(places) => Some(places),
+            Made::Nowhere | Made::Anywhere => None,
+        });
+        let terms = places.flatten().chain(made).flat_map(|places| &places.node_selector_terms);
         let values = terms.flat_map(|term| term.match_expressions.iter().chain(&term.match_fields));
-        self.bound.len() + self.unbound.len() + values.map(|it| 1 + it.values.len()).sum::<usize>()
+        let named = self.bound.len() + self.unbound.len() + candidates.count();
+        named + values.map(|it| 1 + it.values.len()).sum::<usize>()
     }
 
     /// Whether a node has what the volumes ask for.
     pub(crate) fn check(&self, node: &NodeState) -> Result<(), Reason> {
-        let is_at = |places: &Option<NodeSelector>| places.as_ref().is_none_or(|places| is_among(places, node));
         if self.in_use {
             return Err(Reason::VolumeInUse);
         }
         if self.bound.iter().any(|bound| !bound.exists) {
             return Err(Reason::VolumeGone);
         }
-        if self.bound.iter().any(|bound| !is_at(&bound.places)) {
+        if self.bound.iter().any(|bound| !is_at(bound.places.as_ref(), node)) {
             return Err(Reason::VolumeElsewhere);
         }
-        match self.unbound.iter().all(|unbound| is_at(&unbound.places)) {
-            true => Ok(()),
-            false => Err(Reason::NoVolume),
+        self.assign(node).map(drop).ok_or(Reason::NoVolume)
+    }
+
+    /// What each claim without a volume is to have on a node; nothing, when one of them would have none.
+    fn assign(&self, node: &NodeState) -> Option<Vec<Choice<'_>>> {
+        let mut choices: Vec<Choice<'_>> = Vec::with_capacity(self.unbound.len());
+        for unbound in &self.unbound {
+            let is_free = |candidate: &&Candidate| {
+                !choices.contains(&Choice::Volume(&candidate.volume)) && is_at(candidate.places.as_ref(), node)
+            };
+            let choice = match (unbound.volumes.iter().find(is_free), &unbound.made) {
+                (Some(candidate), _) => Choice::Volume(&candidate.volume),
+                (None, Made::Anywhere) => Choice::New,
+                (None, Made::At(places)) if is_at(Some(places), node) => Choice::New,
+                (None, Made::At(_) | Made::Nowhere) => return None,
+            };
+            choices.push(choice);
         }
+        Some(choices)
     }
 
     /// Where its volumes are, in words, for whoever asks why it waits.
@@ -108,8 +157,9 @@ impl Wanted {
     }
 }
 
-/// Whether a node is one of those places.
-fn is_among(places: &NodeSelector, node: &NodeState) -> bool {
+/// Whether a node is one of those places; where nothing is said, it is.
+fn is_at(places: Option<&NodeSelector>, node: &NodeState) -> bool {
+    let Some(places) = places else { return true };
     places.node_selector_terms.iter().any(|term| matches_term(term, &node.labels, &node.name))
 }
 
@@ -275,15 +325,31 @@ impl Volumes {
     /// What the volumes of a pod ask for.
     pub(crate) fn wanted(&self, uid: &str, pod: &Pod) -> Wanted {
         let mut wanted = Wanted::default();
-        for (key, is_own) in claims_of(pod) {
-            if let Err(why) = self.want(&key, is_own, uid, pod, &mut wanted) {
-                return Wanted { blocked: Some(why.into()), ..Wanted::default() };
+        let (claims, mut unbound) = (claims_of(pod), Vec::new());
+        for (key, is_own) in &claims {
+            match self.want(key, *is_own, uid, pod, &mut wanted) {
+                Ok(None) => {}
+                Ok(Some((claim, class))) => {
+                    let asked = size(claim.spec.resources.requests.get("storage"));
+                    unbound.push((asked, self.unbound(key, claim, class, claims.len())));
+                }
+                Err(why) => return Wanted { blocked: Some(why.into()), ..Wanted::default() },
             }
         }
+        unbound.sort_by(|(one, _), (other, _)| one.cmp(other));
+        wanted.unbound = unbound.into_iter().map(|(_, unbound)| unbound).collect();
         wanted
     }
 
-    fn want(&self, key: &Key, is_own: bool, uid: &str, pod: &Pod, wanted: &mut Wanted) -> Result<(), String> {
+    /// Adds what a claim asks for; one without a volume is returned, with its class.
+    fn want(
+        &self,
+        key: &Key,
+        is_own: bool,
+        uid: &str,
+        pod: &Pod,
+        wanted: &mut Wanted,
+    ) -> Result<Option<(&Claim, &StorageClass)>, String> {
         let (namespace, name) = key;
         let Some(claim) = self.claims.get(key) else {
             return Err(match is_own {
@@ -312,56 +378,56 @@ impl Volumes {
             let known = self.volumes.get(&volume);
             let places = known.and_then(|volume| volume.places().cloned());
             wanted.bound.push(Bound { claim: name.clone(), volume, exists: known.is_some(), places });
-            return Ok(());
+            return Ok(None);
         }
         let class = self.classes.get(claim.class()).filter(|class| class.waits_for_consumer());
-        let Some(class) = class.filter(|_| volume.is_empty()) else {
-            return Err("pod has unbound immediate PersistentVolumeClaims".to_owned());
-        };
-        let places = self.places(key, claim, class);
-        wanted.unbound.push(Unbound { claim: name.clone(), places });
-        Ok(())
+        match class.filter(|_| volume.is_empty()) {
+            Some(class) => Ok(Some((claim, class))),
+            None => Err("pod has unbound immediate PersistentVolumeClaims".to_owned()),
+        }
     }
 
-    /// Where a claim can have a volume.
-    fn places(&self, key: &Key, claim: &Claim, class: &StorageClass) -> Option<NodeSelector> {
-        if let Some(node) = claim.selected_node() {
+    /// What a claim without a volume can have, of a pod that has so many claims.
+    fn unbound(&self, key: &Key, claim: &Claim, class: &StorageClass, claims: usize) -> Unbound {
+        let (made, name) = (class.made(), key.1.clone());
+        if let Some(node) = claim.selected_node().filter(|_| made != Made::Nowhere) {
             let named = Requirement {
                 key: "metadata.name".to_owned(),
                 operator: "In".to_owned(),
                 values: vec![node.to_owned()],
             };
             let term = NodeTerm { match_fields: vec![named], ..NodeTerm::default() };
-            return Some(NodeSelector { node_selector_terms: vec![term] });
+            let made = Made::At(NodeSelector { node_selector_terms: vec![term] });
+            return Unbound { claim: name, volumes: Vec::new(), made };
         }
-        let mut places = NodeSelector::default();
-        for (fit, volume) in self.fitting(key, claim) {
-            if fit == Fit::Kept {
-                return volume.places().cloned();
-            }
-            places.node_selector_terms.extend(volume.places()?.node_selector_terms.iter().cloned());
+        let mut fitting: Vec<(Fit, &Arc<str>, &Volume)> = self.fitting(key, claim).collect();
+        let candidate =
+            |volume: &Arc<str>, known: &Volume| Candidate { volume: volume.clone(), places: known.places().cloned() };
+        // The controller binds what is kept for the claim, and nothing else.
+        if let Some((_, volume, known)) = fitting.iter().find(|(fit, ..)| *fit == Fit::Kept) {
+            return Unbound { claim: name, volumes: vec![candidate(volume, known)], made: Made::Nowhere };
         }
-        if class.provisioner != NO_PROVISIONER {
-            if class.allowed_topologies.is_empty() {
-                return None;
-            }
-            places.node_selector_terms.extend(class.topologies());
-        }
-        // However many volumes there are, a place counts once.
-        let mut seen = HashSet::new();
-        places.node_selector_terms.retain(|term| seen.insert(term.clone()));
-        Some(places)
+        fitting.sort_by(|(_, one, a), (_, other, b)| (a.size(), one).cmp(&(b.size(), other)));
+        // However many volumes there are at one place: other claims of the pod take some of them, and no more than that.
+        let mut counts: HashMap<Option<&NodeSelector>, usize> = HashMap::new();
+        fitting.retain(|(_, _, known)| {
+            let count = counts.entry(known.places()).or_default();
+            *count += 1;
+            *count <= claims
+        });
+        let volumes = fitting.into_iter().map(|(_, volume, known)| candidate(volume, known)).collect();
+        Unbound { claim: name, volumes, made }
     }
 
     /// The volumes that a claim may have.
-    fn fitting<'a>(&'a self, key: &'a Key, claim: &'a Claim) -> impl Iterator<Item = (Fit, &'a Volume)> {
+    fn fitting<'a>(&'a self, key: &'a Key, claim: &'a Claim) -> impl Iterator<Item = (Fit, &'a Arc<str>, &'a Volume)> {
         let asked = claim.asked(key);
-        self.volumes.values().filter_map(move |volume| {
+        self.volumes.iter().filter_map(move |(name, volume)| {
             let labels = volume.metadata.labels.clone().unwrap_or_default();
             let selected = claim.spec.selector.is_none() || selects(claim.spec.selector.as_ref(), &labels);
             match fit(&asked, &volume.offered(), selected) {
                 Fit::No => None,
-                fit => Some((fit, volume)),
+                fit => Some((fit, name, volume)),
             }
         })
     }
@@ -369,34 +435,20 @@ impl Volumes {
     /// What is to be written so that the pod's claims get their volumes on this node: paths with merge patches. What is written
     /// already is not among it.
     pub(crate) fn choose(&self, uid: &str, wanted: &Wanted, node: &NodeState) -> Vec<(String, Value)> {
-        let Some(pod) = self.waiting.get(uid) else { return Vec::new() };
-        let (mut patches, mut taken) = (Vec::new(), HashSet::new());
-        for (key, _) in claims_of(pod) {
-            if !wanted.unbound.iter().any(|unbound| unbound.claim == key.1) {
-                continue;
-            }
-            let Some(claim) = self.claims.get(&key).filter(|claim| claim.selected_node().is_none()) else { continue };
-            let mut best: Option<&Volume> = None;
-            let mut is_kept = false;
-            for (fit, volume) in self.fitting(&key, claim) {
-                is_kept |= fit == Fit::Kept;
-                let is_here = volume.places().is_none_or(|places| is_among(places, node));
-                let name = volume.metadata.name.as_deref().unwrap_or_default();
-                let rank = |volume: &Volume| (volume.size(), volume.metadata.name.clone());
-                if is_here && !taken.contains(name) && best.is_none_or(|best| rank(volume) < rank(best)) {
-                    best = Some(volume);
+        let namespace = self.waiting.get(uid).and_then(|pod| pod.metadata.namespace.as_deref());
+        let (Some(namespace), Some(choices)) = (namespace, wanted.assign(node)) else { return Vec::new() };
+        let namespace: Arc<str> = namespace.into();
+        let mut patches = Vec::new();
+        for (unbound, choice) in wanted.unbound.iter().zip(choices) {
+            let key = (namespace.clone(), unbound.claim.clone());
+            let Some(claim) = self.claims.get(&key) else { continue };
+            match choice {
+                Choice::Volume(name) => {
+                    let free = self.volumes.get(name).filter(|volume| volume.claim().is_none());
+                    patches.extend(free.map(|volume| keep(volume, &key, claim)));
                 }
-            }
-            // The controller binds what was kept for the claim.
-            if is_kept {
-                continue;
-            }
-            match best {
-                Some(volume) => {
-                    taken.insert(volume.metadata.name.clone().unwrap_or_default());
-                    patches.push(keep(volume, &key, claim));
-                }
-                None => patches.push(select(&key, claim, &node.name)),
+                Choice::New if claim.selected_node().is_none() => patches.push(select(&key, claim, &node.name)),
+                Choice::New => {}
             }
         }
         patches
@@ -507,16 +559,23 @@ impl StorageClass {
         self.volume_binding_mode.as_deref() == Some("WaitForFirstConsumer")
     }
 
-    /// Where volumes of the class may be made.
-    fn topologies(&self) -> impl Iterator<Item = NodeTerm> {
-        self.allowed_topologies.iter().map(|topology| {
+    /// Where volumes of the class are made.
+    fn made(&self) -> Made {
+        if self.provisioner == NO_PROVISIONER {
+            return Made::Nowhere;
+        }
+        let terms = self.allowed_topologies.iter().map(|topology| {
             let within = topology.match_label_expressions.iter().map(|it| Requirement {
                 key: it.key.clone(),
                 operator: "In".to_owned(),
                 values: it.values.clone(),
             });
             NodeTerm { match_expressions: within.collect(), ..NodeTerm::default() }
-        })
+        });
+        match self.allowed_topologies.is_empty() {
+            true => Made::Anywhere,
+            false => Made::At(NodeSelector { node_selector_terms: terms.collect() }),
+        }
     }
 }
 
@@ -690,5 +749,62 @@ mod tests {
         let selected = json!({"metadata": {"annotations": {SELECTED_NODE: "a"}}});
         claim(&mut volumes, "new", "local", selected);
         assert_eq!(volumes.choose("p", &wanted, view.named("a").unwrap()).len(), 2, "it is written already");
+    }
+
+    #[test]
+    fn no_two_claims_of_a_pod_count_on_one_volume() {
+        let mut volumes = volumes();
+        claim(&mut volumes, "large", "hand", json!({"spec": {"resources": {"requests": {"storage": "2Gi"}}}}));
+        claim(&mut volumes, "small", "hand", json!({}));
+        claim(&mut volumes, "third", "hand", json!({}));
+        for (name, size, node) in [("a1", "2Gi", "a"), ("b1", "3Gi", "b"), ("b2", "1Gi", "b"), ("b3", "5Gi", "b")] {
+            volume(&mut volumes, name, "hand", size, node);
+        }
+        for (claims, at, expected) in [
+            (&["large"][..], "a", Ok(())),
+            (&["small"], "a", Ok(())),
+            (&["large", "small"], "a", Err(Reason::NoVolume)),
+            (&["large", "small"], "b", Ok(())),
+            (&["large", "small", "third"], "b", Ok(())),
+        ] {
+            assert_eq!(check(&volumes, claims, at), expected, "{claims:?} at {at}");
+        }
+        // What is written is what was counted on, and nobody is asked to make a volume who makes none.
+        let uid = Uid::from("p");
+        for (claims, at, expected) in [
+            (&["large", "small"][..], "b", &["small in b2", "large in b1"][..]),
+            (&["large", "small", "third"], "b", &["small in b2", "third in b1", "large in b3"]),
+            (&["large", "small"], "a", &[]),
+        ] {
+            let pod = pod(claims);
+            volumes.wait(&uid, &pod);
+            let view = node(at);
+            let chosen = volumes.choose("p", &volumes.wanted("p", &pod), view.named(at).unwrap());
+            let kept: Vec<String> = chosen
+                .iter()
+                .map(|(path, patch)| {
+                    let claim = patch["spec"]["claimRef"]["name"].as_str().unwrap_or(path);
+                    format!("{claim} in {}", path.rsplit('/').next().unwrap_or_default())
+                })
+                .collect();
+            assert_eq!(kept, expected, "{claims:?} at {at}");
+        }
+    }
+
+    #[test]
+    fn what_is_kept_for_a_claim_is_all_that_it_can_have() {
+        let mut volumes = volumes();
+        claim(&mut volumes, "c", "local", json!({}));
+        volume(&mut volumes, "free", "local", "1Gi", "a");
+        volume(&mut volumes, "kept", "local", "1Gi", "b");
+        let mut kept = volumes.volumes[&Arc::<str>::from("kept")].clone();
+        let reference = json!({"namespace": "n", "name": "c", "uid": "c"});
+        kept.spec.claim_ref = Some(serde_json::from_value(reference).unwrap());
+        volumes.put_volume("kept".into(), Some(kept));
+        assert_eq!((check(&volumes, &["c"], "a"), check(&volumes, &["c"], "b")), (Err(Reason::NoVolume), Ok(())));
+        let (uid, pod) = (Uid::from("p"), pod(&["c"]));
+        volumes.wait(&uid, &pod);
+        let view = node("b");
+        assert!(volumes.choose("p", &volumes.wanted("p", &pod), view.named("b").unwrap()).is_empty(), "it is written");
     }
 }

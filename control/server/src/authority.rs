@@ -4,20 +4,25 @@
 //! by another authority, names other hosts or has less than a third of its life left is issued again, at start and while the
 //! server runs ([`crate::tls`]).
 
+mod der;
+mod request;
+
 use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use coracle_api::pem;
 use coracle_controllers::{Asked, Signer};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PublicKeyData, SanType,
 };
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
+use self::request::Request;
 use crate::founding;
 
 /// How long the authority itself is valid.
@@ -57,7 +62,7 @@ pub enum Error {
         #[source]
         source: rcgen::Error,
     },
-    /// What a node has sent is no request for a certificate.
+    /// What was sent is no request for a certificate that can be signed.
     #[error("the certificate request is not usable: {reason}")]
     Request {
         /// Why.
@@ -209,10 +214,6 @@ impl Authority {
         let key = new_key(&subject.file)?;
         let mut params = CertificateParams::new(subject.hosts.clone()).map_err(failed)?;
         params.subject_alt_names.extend(subject.addresses.iter().map(|a| SanType::IpAddress(*a)));
-        params.distinguished_name.push(DnType::CommonName, subject.user.as_str());
-        for group in &subject.groups {
-            params.distinguished_name.push(DnType::OrganizationName, group.as_str());
-        }
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         let serves = !subject.hosts.is_empty() || !subject.addresses.is_empty();
         params.insert_extended_key_usage(ExtendedKeyUsagePurpose::ClientAuth);
@@ -221,8 +222,8 @@ impl Authority {
         }
         params.use_authority_key_identifier_extension = true;
         validity(&mut params, now, LEAF_DAYS);
-        let certificate = params.signed_by(&key, &self.issuer).map_err(failed)?;
-        let pair = Pair { certificate: certificate.pem(), key: key.serialize_pem() };
+        let certificate = self.certify(params, &der::name(&subject.user, &subject.groups), &key).map_err(failed)?;
+        let pair = Pair { certificate, key: key.serialize_pem() };
         // A full disk is no reason not to start: another one is issued the next time.
         let kept =
             write(&key_path, pair.key.as_bytes()).and_then(|()| write(&certificate_path, pair.certificate.as_bytes()));
@@ -240,68 +241,26 @@ impl Authority {
     /// A certificate for the node agent `name`, for the key that signed `request` (PKCS #10, PEM). Whatever else the request
     /// asks for is not looked at: neither names nor addresses nor uses.
     pub fn sign_node(&self, name: &str, request: &str) -> Result<String, Error> {
-        let refused = |error: rcgen::Error| Error::Request { reason: error.to_string() };
-        let mut request = CertificateSigningRequestParams::from_pem(request).map_err(refused)?;
-        let mut params = CertificateParams::new(vec![name.to_owned()]).map_err(refused)?;
-        params.distinguished_name.push(DnType::CommonName, format!("system:node:{name}"));
-        params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
+        let der = pem::request(request.as_bytes()).map_err(|reason| Error::Request { reason: reason.to_owned() })?;
+        let key = Request::read(&der)?.key()?;
+        let failed = |source| Error::Issue { name: name.into(), source };
+        let mut params = CertificateParams::new(vec![name.to_owned()]).map_err(failed)?;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         params.insert_extended_key_usage(ExtendedKeyUsagePurpose::ClientAuth);
         params.insert_extended_key_usage(ExtendedKeyUsagePurpose::ServerAuth);
         params.use_authority_key_identifier_extension = true;
         validity(&mut params, SystemTime::now(), NODE_DAYS);
-        request.params = params;
-        let signed = request.signed_by(&self.issuer);
-        signed.map(|certificate| certificate.pem()).map_err(|source| Error::Issue { name: name.into(), source })
+        let subject = der::name(&format!("system:node:{name}"), &["system:nodes".to_owned()]);
+        self.certify(params, &subject, &key).map_err(failed)
     }
 
-    /// What a request (PKCS #10, DER) asks for, and whether it is signed with its own key.
-    fn read_request(request: &[u8]) -> Result<Asked, Error> {
-        use x509_parser::extensions::{GeneralName, ParsedExtension};
-        use x509_parser::prelude::FromDer as _;
-
-        let refused = |reason: String| Error::Request { reason };
-        let der = CertificateSigningRequestDer::from_pem_slice(request).map_err(|error| refused(error.to_string()))?;
-        let parsed = x509_parser::certification_request::X509CertificationRequest::from_der(&der);
-        let (_, parsed) = parsed.map_err(|error| refused(error.to_string()))?;
-        parsed.verify_signature().map_err(|error| refused(error.to_string()))?;
-        let subject = &parsed.certification_request_info.subject;
-        let text = |value: &x509_parser::x509::AttributeTypeAndValue<'_>| {
-            value.as_str().map(str::to_owned).map_err(|error| refused(error.to_string()))
-        };
-        let mut common_names = subject.iter_common_name().map(text).collect::<Result<Vec<_>, _>>()?;
-        if common_names.len() > 1 {
-            return Err(refused("it has several common names".to_owned()));
-        }
-        let organizations = subject.iter_organization().map(text).collect::<Result<Vec<_>, _>>()?;
-        let mut asked =
-            Asked { common_name: common_names.pop().unwrap_or_default(), organizations, ..Asked::default() };
-        for extension in parsed.requested_extensions().into_iter().flatten() {
-            let ParsedExtension::SubjectAlternativeName(names) = extension else { continue };
-            for name in &names.general_names {
-                match name {
-                    GeneralName::DNSName(name) => asked.dns_names.push((*name).to_owned()),
-                    GeneralName::RFC822Name(_) => asked.has_emails = true,
-                    GeneralName::URI(_) => asked.has_uris = true,
-                    GeneralName::IPAddress(_) => match general_name(name).parse() {
-                        Ok(address) => asked.addresses.push(address),
-                        Err(_) => return Err(refused("it names an address that is none".to_owned())),
-                    },
-                    other => return Err(refused(format!("names of the kind {other} are not signed"))),
-                }
-            }
-        }
-        Ok(asked)
-    }
-
-    /// A certificate for the subject, names and key of `request` (PKCS #10, PEM), for these usages, so long at most. What else it
+    /// A certificate for the subject, names and key of `request` (PKCS #10, DER), for these usages, so long at most. What else it
     /// asks for is not looked at.
-    fn sign_request(&self, request: &str, usages: &[String], life: Duration) -> Result<String, Error> {
-        let refused = |error: rcgen::Error| Error::Request { reason: error.to_string() };
-        let mut request = CertificateSigningRequestParams::from_pem(request).map_err(refused)?;
+    fn sign_request(&self, request: &[u8], usages: &[String], life: Duration) -> Result<String, Error> {
+        let request = Request::read(request)?;
+        let failed = |source| Error::Issue { name: "a request".into(), source };
         let mut params = CertificateParams::default();
-        params.distinguished_name = std::mem::take(&mut request.params.distinguished_name);
-        params.subject_alt_names = std::mem::take(&mut request.params.subject_alt_names);
+        params.subject_alt_names = request::names(&request.asked()?).map_err(failed)?;
         for usage in usages {
             match usage.as_str() {
                 "digital signature" => params.key_usages.push(KeyUsagePurpose::DigitalSignature),
@@ -316,9 +275,23 @@ impl Authority {
         // As the reference: five minutes back, for clocks that differ.
         params.not_before = (now - Duration::from_secs(300)).into();
         params.not_after = (now + life).into();
-        request.params = params;
-        let signed = request.signed_by(&self.issuer);
-        signed.map(|certificate| certificate.pem()).map_err(|source| Error::Issue { name: "a request".into(), source })
+        self.certify(params, request.subject(), &request.key()?).map_err(failed)
+    }
+
+    /// Signs a certificate for this subject (DER) and key; PEM.
+    fn certify(
+        &self,
+        mut params: CertificateParams,
+        subject: &[u8],
+        key: &impl PublicKeyData,
+    ) -> Result<String, rcgen::Error> {
+        // Of whoever has no subject the names are critical, which is decided by this one.
+        if der::is_empty(subject) {
+            params.distinguished_name = DistinguishedName::new();
+        }
+        let made = params.signed_by(key, &self.issuer)?;
+        let signed = der::with_subject(made.der(), subject, self.issuer.key());
+        Ok(pem::certificate(&signed.expect("what was just made is a certificate")?))
     }
 
     /// The key that signs ServiceAccount tokens (ECDSA P-256, PKCS #8 PEM).
@@ -366,11 +339,10 @@ impl std::fmt::Debug for Authority {
 /// The authority as it is lent to controllers, which know nothing of keys.
 impl Signer for Authority {
     fn read(&self, request: &[u8]) -> Result<Asked, String> {
-        Authority::read_request(request).map_err(|error| error.to_string())
+        Request::read(request).and_then(|request| request.asked()).map_err(|error| error.to_string())
     }
 
     fn sign(&self, request: &[u8], usages: &[String], life: Duration) -> Result<String, String> {
-        let request = std::str::from_utf8(request).map_err(|error| error.to_string())?;
         self.sign_request(request, usages, life).map_err(|error| error.to_string())
     }
 
@@ -392,11 +364,7 @@ fn general_name(name: &x509_parser::extensions::GeneralName<'_>) -> String {
     use x509_parser::extensions::GeneralName;
     match name {
         GeneralName::DNSName(name) => (*name).to_owned(),
-        GeneralName::IPAddress(bytes) => match bytes.len() {
-            4 => IpAddr::from(<[u8; 4]>::try_from(*bytes).expect("four bytes")).to_string(),
-            16 => IpAddr::from(<[u8; 16]>::try_from(*bytes).expect("sixteen bytes")).to_string(),
-            _ => String::new(),
-        },
+        GeneralName::IPAddress(bytes) => request::address(bytes).map(|it| it.to_string()).unwrap_or_default(),
         _ => String::new(),
     }
 }
@@ -530,15 +498,15 @@ mod tests {
         asked.distinguished_name.push(DnType::CommonName, "anna");
         asked.distinguished_name.push(DnType::OrganizationName, "crew");
         asked.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let request = asked.serialize_request(&key).unwrap().pem().unwrap();
-        let read = authority.read(request.as_bytes()).unwrap();
+        let request = asked.serialize_request(&key).unwrap().der().to_vec();
+        let read = authority.read(&request).unwrap();
         assert_eq!(
             (read.common_name.as_str(), read.organizations, read.dns_names),
             ("anna", vec!["crew".to_owned()], vec!["boat".to_owned()])
         );
         assert_eq!(read.addresses, ["127.0.0.1".parse::<IpAddr>().unwrap()]);
         let usages = ["digital signature", "client auth"].map(str::to_owned);
-        let pem = authority.sign(request.as_bytes(), &usages, Duration::from_secs(600)).unwrap();
+        let pem = authority.sign(&request, &usages, Duration::from_secs(600)).unwrap();
         let der = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
         let (_, certificate) = x509_parser::parse_x509_certificate(&der).unwrap();
         assert!(!certificate.is_ca(), "whatever it asks for");
@@ -546,10 +514,83 @@ mod tests {
         assert_eq!(certificate.public_key().raw, key.subject_public_key_info());
         let uses = certificate.extended_key_usage().unwrap().unwrap().value;
         assert!(uses.client_auth && !uses.server_auth);
+        let names = certificate.subject_alternative_name().unwrap().unwrap();
+        assert_eq!(names.value.general_names.iter().map(general_name).collect::<Vec<_>>(), ["boat", "127.0.0.1"]);
+        assert!(!names.critical);
+        let root = authority.root();
+        let (_, root) = x509_parser::parse_x509_certificate(&root).unwrap();
+        certificate.verify_signature(Some(root.public_key())).unwrap();
         let ends = Signer::ends(&authority, pem.as_bytes()).unwrap();
         assert!((unix(SystemTime::now()) + 590..=unix(SystemTime::now()) + 600).contains(&ends));
-        assert!(authority.sign(request.as_bytes(), &["cert sign".to_owned()], Duration::from_secs(600)).is_err());
-        assert!(authority.read(b"rubbish").is_err());
+        assert!(authority.sign(&request, &["cert sign".to_owned()], Duration::from_secs(600)).is_err());
+        let longer = [&request[..], &[0]].concat();
+        for other in [&b"rubbish"[..], &request[..request.len() - 1], &longer] {
+            assert!(
+                authority.read(other).is_err() && authority.sign(other, &usages, Duration::from_secs(600)).is_err()
+            );
+        }
+    }
+
+    /// A request (DER) of this key with this subject (DER).
+    fn request_of(params: &CertificateParams, subject: &[u8], key: &KeyPair) -> Vec<u8> {
+        der::request_with_subject(params.serialize_request(key).unwrap().der(), subject, key).unwrap()
+    }
+
+    #[test]
+    fn a_subject_keeps_all_its_organizations() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::open(dir.path(), false).unwrap();
+        let groups = ["crew", "cooks", "guests"].map(str::to_owned);
+        let subject_of = |pem: &str| {
+            let der = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+            x509_parser::parse_x509_certificate(&der).unwrap().1.subject().to_string()
+        };
+        let expected = "CN=anna, O=crew, O=cooks, O=guests";
+        let key = KeyPair::generate().unwrap();
+        let request = request_of(&CertificateParams::default(), &der::name("anna", &groups), &key);
+        assert_eq!(authority.read(&request).unwrap().organizations, groups);
+        let usages = ["client auth".to_owned()];
+        assert_eq!(subject_of(&authority.sign(&request, &usages, Duration::from_secs(600)).unwrap()), expected);
+        let subject = Subject { user: "anna".into(), groups: groups.to_vec(), ..server(&["localhost"]) };
+        assert_eq!(subject_of(&authority.issue(&subject, SystemTime::now()).unwrap().certificate), expected);
+        // One that has none, and one that is longer than lengths of one byte say.
+        for groups in [vec![], vec!["x".repeat(60); 1200]] {
+            let subject = der::name("", &groups);
+            let request = request_of(&CertificateParams::default(), &subject, &key);
+            let pem = authority.sign(&request, &usages, Duration::from_secs(600)).unwrap();
+            let der = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+            let (_, certificate) = x509_parser::parse_x509_certificate(&der).unwrap();
+            assert_eq!(certificate.subject().as_raw(), subject);
+        }
+    }
+
+    #[test]
+    fn what_a_request_asks_for_beside_names_is_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::open(dir.path(), false).unwrap();
+        let mut asked = CertificateParams::new(vec!["boat".to_owned()]).unwrap();
+        asked.subject_alt_names.push(SanType::URI("spiffe://x/y".try_into().unwrap()));
+        asked.subject_alt_names.push(SanType::Rfc822Name("anna@boat".try_into().unwrap()));
+        // A subject key identifier, as openssl asks for one, and a usage that nobody knows.
+        asked.custom_extensions =
+            vec![rcgen::CustomExtension::from_oid_content(&[2, 5, 29, 14], [&[4, 20][..], &[7; 20]].concat())];
+        asked.insert_extended_key_usage(ExtendedKeyUsagePurpose::Other(vec![1, 2, 3]));
+        let request = asked.serialize_request(&KeyPair::generate().unwrap()).unwrap().der().to_vec();
+        let read = authority.read(&request).unwrap();
+        assert_eq!((read.uris, read.emails), (vec!["spiffe://x/y".to_owned()], vec!["anna@boat".to_owned()]));
+        let pem = authority.sign(&request, &["client auth".to_owned()], Duration::from_secs(600)).unwrap();
+        let der = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+        let (_, certificate) = x509_parser::parse_x509_certificate(&der).unwrap();
+        let uses = certificate.extended_key_usage().unwrap().unwrap().value;
+        assert!(uses.client_auth && uses.other.is_empty());
+        let names = certificate.subject_alternative_name().unwrap().unwrap().value;
+        assert_eq!(names.general_names.len(), 3);
+        assert!(
+            certificate
+                .extensions()
+                .iter()
+                .all(|it| it.oid != x509_parser::oid_registry::OID_X509_EXT_SUBJECT_KEY_IDENTIFIER)
+        );
     }
 
     #[test]

@@ -224,6 +224,7 @@ mod tests {
             joining,
             program: None,
             listeners: Listeners::default(),
+            audit: None,
         };
         Server::start(config).await.unwrap()
     }

@@ -30,7 +30,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_apiserver::{ApiServer, Here, Identity};
+use coracle_apiserver::{ApiServer, AuditLog, Here, Identity, Policy, PolicyError};
 use coracle_keyspace::{Begin, GroupError, Keyspace, Promotion};
 pub use coracle_registry::{Push, Registry, State as Preparation};
 use rustls::pki_types::CertificateDer;
@@ -47,6 +47,7 @@ use tls::Certificates;
 pub use authority::{Authority, Pair, SharedKeys, Subject};
 /// YAML as the API reads it, for whoever reads manifests on a client's side.
 pub use coracle_api::codec::yaml;
+pub use coracle_apiserver::Log;
 pub use coracle_controllers::Config as DutiesConfig;
 pub use coracle_keyspace::bench as keyspace_bench;
 pub use coracle_keyspace::{Admission, Formats, MemberStatus, Role};
@@ -90,6 +91,26 @@ pub struct Config {
     pub program: Option<Program>,
     /// What it listened at before it began anew.
     pub listeners: Listeners,
+    /// What is told of requests, and where; nothing when absent.
+    pub audit: Option<Audit>,
+}
+
+/// The audit log of a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Audit {
+    /// A file with a `Policy` of `audit.k8s.io/v1`, in YAML or JSON: which requests, and how much of them.
+    pub policy: PathBuf,
+    /// Where it is written.
+    pub log: Log,
+}
+
+impl Audit {
+    fn read(self) -> Result<AuditLog, Error> {
+        let text = std::fs::read_to_string(&self.policy)
+            .map_err(|source| Error::File { path: self.policy.clone(), source })?;
+        let policy = Policy::parse(&text).map_err(|source| Error::AuditPolicy { path: self.policy, source })?;
+        Ok(AuditLog { policy, log: self.log })
+    }
 }
 
 /// Why a server could not start.
@@ -140,6 +161,15 @@ pub enum Error {
         path: PathBuf,
         /// What it says.
         found: String,
+    },
+    /// The policy of the audit log.
+    #[error("{path}")]
+    AuditPolicy {
+        /// The file.
+        path: PathBuf,
+        /// Why it is none.
+        #[source]
+        source: PolicyError,
     },
     /// It is no server of the cluster any more.
     #[error("{0}")]
@@ -198,6 +228,7 @@ impl Server {
             let path = path.to_owned();
             move |source| Error::File { path, source }
         };
+        let audit = config.audit.take().map(Audit::read).transpose()?;
         let founded = founding::is_founded(&dir)?;
         // Read before anything is written anywhere: a cluster that lacks its authority stays as it is.
         if founded {
@@ -306,6 +337,7 @@ impl Server {
                 authority: authority.certificate().to_owned(),
                 token_key: authority.token_key()?,
                 node_client: Some(node_client.client(&authority)?),
+                audit,
                 ..coracle_apiserver::Config::default()
             },
         )
@@ -531,6 +563,7 @@ impl Server {
         self.registry.shutdown().await;
         self.tasks.close();
         self.tasks.wait().await;
+        self.api.flush_audit().await;
         self.keyspace.shutdown().await;
     }
 }
@@ -649,6 +682,7 @@ pub(crate) mod tests {
             joining: None,
             program: None,
             listeners: Listeners::default(),
+            audit: None,
         }
     }
 

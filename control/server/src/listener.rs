@@ -142,6 +142,7 @@ async fn connection(
     let _ = stream.set_nodelay(true);
     let unread = u32::try_from(UNREAD_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
     let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, unread);
+    let _ = keep_alive(&stream);
     match tls {
         None => exchange(stream, (peer, None, false), router, http, stop, mine).await,
         Some(tls) => {
@@ -155,6 +156,16 @@ async fn connection(
             exchange(stream, (peer, identity, is_http2), router, http, stop, mine).await
         }
     }
+}
+
+/// Has the kernel ask a silent client whether it is there still, whatever its connection has become: one that has vanished is gone within
+/// two minutes.
+fn keep_alive(stream: &TcpStream) -> rustix::io::Result<()> {
+    use rustix::net::sockopt;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, Duration::from_secs(60))?;
+    sockopt::set_tcp_keepintvl(stream, Duration::from_secs(15))?;
+    sockopt::set_tcp_keepcnt(stream, 4)
 }
 
 async fn exchange<S>(
@@ -488,6 +499,31 @@ mod tests {
         api.shutdown();
         serving.await.unwrap();
         keyspace.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn the_kernel_asks_whether_a_silent_client_is_there() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let serving = tokio::spawn(serve(Arc::new(listener), None, Router::new(), stop.clone()));
+        let client = TcpStream::connect(address).await.unwrap();
+        let ports = [address.port(), client.local_addr().unwrap().port()].map(|port| format!(":{port:04X}"));
+        // The server's end, whose timer is the one of keep-alives (proc(5): `tr`).
+        let is_asked = || {
+            let sockets = std::fs::read_to_string("/proc/net/tcp").unwrap();
+            let fields = sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+            let mut own = fields.filter(|fields| fields[1].ends_with(&ports[0]) && fields[2].ends_with(&ports[1]));
+            own.any(|fields| fields[5].starts_with("02:"))
+        };
+        let asked = async {
+            while !is_asked() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), asked).await.expect("keep-alives are on");
+        drop(client);
+        stop.cancel();
+        serving.await.unwrap();
     }
 
     #[test]

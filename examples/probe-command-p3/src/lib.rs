@@ -1,8 +1,8 @@
 //! A command of WASI 0.3 that prints its arguments, then uses its network: `serve` listens on a port and greets who
-//! connects, `connect` reaches a port of a host by name, `files` writes, reads and lists in a directory. Fails when any of it
-//! fails, or when told to `fail`.
+//! connects, `connect` reaches a port of a host by name, `files` writes, reads and lists in a directory, `copy` prints what it
+//! reads from standard input. Fails when any of it fails, or when told to `fail`.
 
-use wasip3::cli::{environment, stdout};
+use wasip3::cli::{environment, stdin, stdout};
 use wasip3::filesystem::preopens::get_directories;
 use wasip3::filesystem::types::{DescriptorFlags, OpenFlags, PathFlags};
 use wasip3::sockets::ip_name_lookup::resolve_addresses;
@@ -22,6 +22,7 @@ impl wasip3::exports::cli::run::Guest for Probe {
             ["serve", port] => serve(number(port)).await,
             ["connect", host, port] => connect(host, number(port)).await,
             ["files", dir] => files(dir).await,
+            ["copy"] => copy().await,
             _ => Ok(()),
         };
         if let Err(error) = &done {
@@ -93,6 +94,13 @@ async fn files(dir: &str) -> Result<(), String> {
     print(format!("{} bytes, {} entries\n", bytes.len(), entries.len())).await;
     drop(unread);
     Ok(())
+}
+
+async fn copy() -> Result<(), String> {
+    let (read, ended) = stdin::read_via_stream();
+    let printed = stdout::write_via_stream(read);
+    printed.await.map_err(said)?;
+    ended.await.map_err(said)
 }
 
 async fn print(text: String) {

@@ -17,6 +17,8 @@
 //! | `recurse` | calls itself until the stack ends |
 //! | `flood LINES` | prints this many long lines |
 //! | `cat PATH` | prints a file |
+//! | `terminal` | says whether it talks with one |
+//! | `copy` | prints what it reads from standard input, to its end |
 //! | `ls PATH` | lists a directory |
 //! | `write PATH TEXT` | writes a file |
 //! | `symlink TARGET PATH` | makes a symbolic link |
@@ -30,7 +32,7 @@
 //! | `resolve NAME` | prints the addresses of a host |
 
 use std::env::{args, var, vars};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, IsTerminal, Read, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::process::ExitCode;
 use std::thread::sleep;
@@ -83,6 +85,11 @@ fn main() -> ExitCode {
             }
             "flood" => flood(next().parse().unwrap_or(1)),
             "cat" => std::fs::read(next()).and_then(|bytes| std::io::stdout().write_all(&bytes)),
+            "copy" => copy(),
+            "terminal" => {
+                let is = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+                writeln!(std::io::stdout(), "{} terminal", if is { "a" } else { "no" })
+            }
             "ls" => list(&next()),
             "write" => std::fs::write(next(), next()),
             "symlink" => symlink(&next(), &next()),
@@ -160,6 +167,18 @@ fn flood(lines: u64) -> std::io::Result<()> {
     let line = "x".repeat(1023);
     let mut out = std::io::stdout().lock();
     (0..lines).try_for_each(|_| writeln!(out, "{line}"))
+}
+
+/// As it comes, so that an answer can be waited for.
+fn copy() -> std::io::Result<()> {
+    let (mut input, mut out) = (std::io::stdin().lock(), std::io::stdout().lock());
+    let mut buffer = [0; 4096];
+    loop {
+        match input.read(&mut buffer)? {
+            0 => return Ok(()),
+            count => out.write_all(&buffer[..count]).and_then(|()| out.flush())?,
+        }
+    }
 }
 
 fn list(path: &str) -> std::io::Result<()> {

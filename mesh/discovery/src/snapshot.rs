@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use coracle_policy::Protocol;
 
@@ -41,6 +42,9 @@ pub struct Service {
     pub ports: Vec<Port>,
     /// Whether its pods are scaled by what is asked of it ([`ACTIVATES`]): a request for which there is none waits for one.
     pub activates: bool,
+    /// How long a client that rests is still sent where it went last; `None` when any endpoint will do
+    /// (`sessionAffinity`).
+    pub affinity: Option<Duration>,
     /// Addresses of ready endpoints, sorted, each once: what the name of a headless Service stands for.
     pub ready: Arc<[IpAddr]>,
     /// Addresses of endpoints with a host name of their own (`web-0.web.default`).

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use coracle_policy::Protocol;
 use k8s_openapi::api::core::v1 as core;
@@ -213,9 +214,19 @@ fn service<'a>(key: &ServiceKey, object: &core::Service, slices: impl Iterator<I
         external_name,
         ports: ports.collect(),
         activates: object.metadata.annotations.as_ref().is_some_and(|said| said.contains_key(ACTIVATES)),
+        affinity: affinity(spec.session_affinity.as_deref(), spec.session_affinity_config.as_ref()),
         ready: ready.into(),
         hosts: all_ready().filter_map(|endpoint| Some((endpoint.host.clone()?, endpoint.address))).collect(),
     }
+}
+
+/// Three hours where nothing is said, as the API server writes it.
+const AFFINITY: Duration = Duration::from_secs(10_800);
+
+fn affinity(said: Option<&str>, config: Option<&core::SessionAffinityConfig>) -> Option<Duration> {
+    let timeout = config.and_then(|config| config.client_ip.as_ref()?.timeout_seconds);
+    let timeout = timeout.and_then(|seconds| u64::try_from(seconds).ok()).map_or(AFFINITY, Duration::from_secs);
+    (said == Some("ClientIP")).then_some(timeout)
 }
 
 /// Endpoints of the port of this name: the ready ones, or those that leave.

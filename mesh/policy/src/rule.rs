@@ -14,6 +14,33 @@ use crate::block::Block;
 use crate::table::Direction;
 use crate::workload::{Port, Protocol, Workload};
 
+/// Comparisons (of a label, a port, a range of addresses) that one question may cost: some ten milliseconds, on a thread that others wait
+/// for. A namespace whose policies say more than that can be read is one where what was not read by then is not allowed.
+const WORK_MAX: usize = 1 << 18;
+
+/// What is left of a question's comparisons.
+pub(crate) struct Work(usize);
+
+impl Default for Work {
+    fn default() -> Work {
+        Work(WORK_MAX)
+    }
+}
+
+impl Work {
+    /// Whether there is enough left for so many; if not there is nothing left.
+    fn has(&mut self, count: usize) -> bool {
+        let left = self.0.checked_sub(count);
+        self.0 = left.unwrap_or(0);
+        left.is_some()
+    }
+
+    /// Whether nothing is left, so that the question is not answered to its end.
+    pub fn is_over(&self) -> bool {
+        self.0 == 0
+    }
+}
+
 /// The labels of a namespace, by its name.
 pub(crate) type NamespaceLabels = imbl::HashMap<Arc<str>, Arc<BTreeMap<String, String>>>;
 
@@ -21,7 +48,7 @@ pub(crate) type NamespaceLabels = imbl::HashMap<Arc<str>, Arc<BTreeMap<String, S
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Policy {
     /// The pods of its namespace that it is about.
-    selects: LabelSelector,
+    selects: Selector,
     /// What it allows in a direction; `None` where it says nothing of it.
     ingress: Option<Box<[Rule]>>,
     egress: Option<Box<[Rule]>>,
@@ -54,8 +81,15 @@ struct Peers {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Pods {
     /// `None`: the policy's own.
-    namespaces: Option<LabelSelector>,
-    pods: LabelSelector,
+    namespaces: Option<Selector>,
+    pods: Selector,
+}
+
+/// Labels, and how many comparisons they take.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Selector {
+    labels: LabelSelector,
+    work: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -84,17 +118,18 @@ impl Policy {
             let rules = spec.egress.iter().flatten();
             distinct(rules.map(|rule| Rule::of(rule.ports.as_deref(), rule.to.as_deref())))
         });
-        let selects = spec.pod_selector.as_ref().map_or(Some(LabelSelector::everything()), selector);
-        Policy { selects: selects.unwrap_or_default(), ingress, egress }
+        let selects = spec.pod_selector.as_ref().map_or(Some(Selector::everything()), Selector::of);
+        let none = || Selector { labels: LabelSelector::default(), work: 1 };
+        Policy { selects: selects.unwrap_or_else(none), ingress, egress }
     }
 
-    /// What it says of this direction of the pod, which is of its namespace: rules, if it is about it at all.
-    pub fn rules(&self, pod: &Workload, direction: Direction) -> Option<Rules<'_>> {
+    /// What it says of this direction of the pod, which is of its namespace: rules, if it is about it at all, as far as can be told.
+    pub fn rules(&self, pod: &Workload, direction: Direction, work: &mut Work) -> Option<Rules<'_>> {
         let rules = match direction {
             Direction::Ingress => self.ingress.as_deref(),
             Direction::Egress => self.egress.as_deref(),
         }?;
-        self.selects.matches(&pod.labels).then_some(Rules(rules))
+        self.selects.matches(&pod.labels, work).then_some(Rules(rules))
     }
 }
 
@@ -109,11 +144,13 @@ impl Rules<'_> {
         other: Other<'_>,
         called: Option<&Workload>,
         port: Port,
-        namespace: &str,
-        namespaces: &NamespaceLabels,
+        (namespace, namespaces): (&str, &NamespaceLabels),
+        work: &mut Work,
     ) -> bool {
         let Rules(rules) = self;
-        rules.iter().any(|rule| rule.has_port(called, port) && rule.has_peer(other, namespace, namespaces))
+        rules
+            .iter()
+            .any(|rule| rule.has_port(called, port, work) && rule.has_peer(other, (namespace, namespaces), work))
     }
 }
 
@@ -124,27 +161,25 @@ impl Rule {
         Rule { ports: ports.map(|ports| distinct(ports.iter().filter_map(Ports::of))), peers: peers.map(Peers::of) }
     }
 
-    fn has_port(&self, called: Option<&Workload>, port: Port) -> bool {
-        let Some(ports) = &self.ports else { return true };
+    fn has_port(&self, called: Option<&Workload>, port: Port, work: &mut Work) -> bool {
+        let Some(ports) = &self.ports else { return work.has(1) };
         ports.iter().any(|one| match one {
             Ports::Range(protocol, first, last) => {
-                *protocol == port.protocol && (*first..=*last).contains(&port.number)
+                work.has(1) && *protocol == port.protocol && (*first..=*last).contains(&port.number)
             }
-            Ports::Named(protocol, name) => {
-                *protocol == port.protocol && called.is_some_and(|called| called.names(name, port))
-            }
+            Ports::Named(protocol, name) => called.is_some_and(|called| {
+                work.has(called.ports.len().max(1)) && *protocol == port.protocol && called.names(name, port)
+            }),
         })
     }
 
-    fn has_peer(&self, other: Other<'_>, namespace: &str, namespaces: &NamespaceLabels) -> bool {
+    fn has_peer(&self, other: Other<'_>, at: (&str, &NamespaceLabels), work: &mut Work) -> bool {
         let Some(peers) = &self.peers else { return true };
+        let mut has_address = |address| work.has(1) && peers.addresses.contains(address);
         match other {
             Other::Unknown => false,
-            Other::Outside(address) => peers.addresses.contains(address),
-            Other::Pod(pod) => {
-                peers.addresses.contains(pod.address)
-                    || peers.pods.iter().any(|pods| pods.select(pod, namespace, namespaces))
-            }
+            Other::Outside(address) => has_address(address),
+            Other::Pod(pod) => has_address(pod.address) || peers.pods.iter().any(|pods| pods.select(pod, at, work)),
         }
     }
 }
@@ -160,26 +195,27 @@ impl Pods {
     fn of(peer: &NetworkPolicyPeer) -> Option<Pods> {
         let namespaces = match &peer.namespace_selector {
             None => None,
-            Some(object) => Some(selector(object)?),
+            Some(object) => Some(Selector::of(object)?),
         };
         let pods = match &peer.pod_selector {
             None if namespaces.is_none() => return None,
-            None => LabelSelector::everything(),
-            Some(object) => selector(object)?,
+            None => Selector::everything(),
+            Some(object) => Selector::of(object)?,
         };
         Some(Pods { namespaces, pods })
     }
 
-    fn select(&self, pod: &Workload, namespace: &str, namespaces: &NamespaceLabels) -> bool {
+    fn select(&self, pod: &Workload, (namespace, namespaces): (&str, &NamespaceLabels), work: &mut Work) -> bool {
         let is_there = match &self.namespaces {
             None => *pod.namespace == *namespace,
             Some(selector) => match namespaces.get(&pod.namespace) {
-                Some(labels) => selector.matches(&**labels),
+                Some(labels) => selector.matches(labels, work),
                 // It has not been heard of yet: which labels it lacks is not known either.
-                None => selector.is_everything(),
+                None => selector.labels.is_everything(),
             },
         };
-        is_there && self.pods.matches(&pod.labels)
+        // That it is of another namespace was a comparison, too.
+        work.has(1) && is_there && self.pods.matches(&pod.labels, work)
     }
 }
 
@@ -204,6 +240,19 @@ fn distinct<T: Clone + Eq + Hash>(all: impl Iterator<Item = T>) -> Box<[T]> {
     all.filter(|one| seen.insert(one.clone())).collect()
 }
 
-fn selector(object: &Object) -> Option<LabelSelector> {
-    LabelSelector::from_object(&serde_json::to_value(object).ok()?).ok()
+impl Selector {
+    fn everything() -> Selector {
+        Selector { labels: LabelSelector::everything(), work: 1 }
+    }
+
+    fn of(object: &Object) -> Option<Selector> {
+        let labels = object.match_labels.as_ref().map_or(0, BTreeMap::len);
+        let work = 1 + labels + object.match_expressions.as_ref().map_or(0, Vec::len);
+        let labels = LabelSelector::from_object(&serde_json::to_value(object).ok()?).ok()?;
+        Some(Selector { labels, work })
+    }
+
+    fn matches(&self, labels: &BTreeMap<String, String>, work: &mut Work) -> bool {
+        work.has(self.work) && self.labels.matches(labels)
+    }
 }

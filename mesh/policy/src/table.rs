@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::memory::Memory;
-use crate::rule::Other;
+use crate::rule::{Other, Work};
 use crate::rules::Rules;
 use crate::workload::{Destination, Port, Source, Workload};
 
@@ -109,7 +109,9 @@ impl Table {
     pub fn isolates(&self, pod: &Workload, direction: Direction) -> bool {
         let Some(policies) = self.rules.of(&pod.namespace) else { return false };
         self.memory.answer(Question::IsIsolated(pod.number, direction), || {
-            policies.values().any(|policy| policy.rules(pod, direction).is_some())
+            let mut work = Work::default();
+            // Where that cannot be told to its end it is taken for one.
+            policies.values().any(|policy| policy.rules(pod, direction, &mut work).is_some() || work.is_over())
         })
     }
 
@@ -124,14 +126,15 @@ impl Table {
         let (rules, namespace) = (&self.rules, &*pod.namespace);
         let Some(policies) = rules.of(namespace) else { return true };
         self.memory.answer(Question::Allows(pod.number, direction, End::of(other), port), || {
-            let mut is_isolated = false;
-            for policy in policies.values().filter_map(|policy| policy.rules(pod, direction)) {
-                if policy.allow(other, called, port, namespace, &rules.namespaces) {
+            let (mut is_isolated, mut work) = (false, Work::default());
+            for policy in policies.values() {
+                let Some(found) = policy.rules(pod, direction, &mut work) else { continue };
+                if found.allow(other, called, port, (namespace, &rules.namespaces), &mut work) {
                     return true;
                 }
                 is_isolated = true;
             }
-            !is_isolated
+            !is_isolated && !work.is_over()
         })
     }
 }

@@ -177,6 +177,26 @@ fn what_is_said_again_is_compared_once() {
 
 /// What thousands of pods and policies cost is what one of them does.
 #[test]
+fn a_question_has_an_end_however_much_policies_say_and_what_is_beyond_it_is_not_allowed() {
+    let long: Vec<Value> = (0..1000).map(|n| json!({"key": format!("k{n}"), "operator": "Exists"})).collect();
+    let mut nobody =
+        policy(0, json!({"podSelector": {}, "ingress": [{"from": [{"podSelector": {"matchExpressions": long}}]}]}));
+    let all = policy(1000, json!({"podSelector": {}, "ingress": [{}]}));
+    let port = Port { protocol: Protocol::Tcp, number: 80 };
+    let mut rules = Rules::default();
+    rules.put(&all);
+    for (policies, is_allowed) in [(10, true), (300, false)] {
+        for n in 0..policies {
+            nobody.metadata.name = Some(format!("a{n}"));
+            rules.put(&nobody);
+        }
+        let table = Table::new(rules.clone(), 1);
+        assert_eq!(table.allows(&source("web"), &destination("db"), port), is_allowed, "{policies}");
+        assert!(table.isolates(&pods_of("db"), Direction::Ingress));
+    }
+}
+
+#[test]
 fn an_answer_is_found_once() {
     let policies: Vec<_> = (0..2_000)
         .map(|at| policy(at, json!({"podSelector": {}, "ingress": [{"from": [{"podSelector": {"matchLabels": {"n": at.to_string()}}}]}]})))

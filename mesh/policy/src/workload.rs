@@ -205,6 +205,15 @@ pub enum Source {
 }
 
 impl Source {
+    /// Its address, as far as it is one client's.
+    pub fn address(&self) -> Option<IpAddr> {
+        match self {
+            Source::Pod(pod) => Some(pod.address),
+            Source::Outside(address) => Some(*address),
+            Source::Node | Source::Unknown => None,
+        }
+    }
+
     /// What another node is told, in ASCII.
     pub fn text(&self) -> Cow<'_, str> {
         const UNKNOWN: &str = "unknown";

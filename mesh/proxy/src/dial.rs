@@ -310,7 +310,7 @@ impl Dialer {
         }
         link::strip(response.headers_mut());
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            response.extensions_mut().insert(Kept { _place: Arc::new(place) });
+            Kept::add(&mut response, place);
             return Ok(response);
         }
         Ok(response.map(|body| Held { body, by: place }.boxed_unsync()))

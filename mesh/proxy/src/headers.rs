@@ -1,8 +1,8 @@
 //! Headers that are for one connection only (RFC 9110 §7.6.1): the one list of them, and the one of them that some pass on.
 
 use http::header::{
-    CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
+    TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 
 /// Beside those that `Connection` names.
@@ -26,6 +26,10 @@ pub fn strip(headers: &mut HeaderMap) {
         for name in named {
             headers.remove(name);
         }
+    }
+    // What has both is chunked, however long it says that it is (RFC 9112 §6.3): the length would be believed on the next connection.
+    if headers.contains_key(TRANSFER_ENCODING) {
+        headers.remove(CONTENT_LENGTH);
     }
     for name in &OF_A_CONNECTION {
         headers.remove(name);

@@ -16,6 +16,7 @@ mod dial;
 mod endpoint;
 mod flows;
 mod gateway;
+mod gone;
 mod guard;
 mod headers;
 mod held;
@@ -27,6 +28,7 @@ mod places;
 mod retry;
 mod routes;
 mod serve;
+mod shares;
 mod spare;
 mod stream;
 #[cfg(test)]
@@ -56,8 +58,9 @@ pub use headers::{strip as strip_connection_headers, upgrade as wanted_upgrade};
 pub use link::{SOURCE, said as source_header};
 pub use observe::{Endpoint, Filter, Port, Rule, Sight, Tapped, Tapping, View};
 pub use serve::{Admit, serve_link, serve_stream};
-pub use spare::is_spare;
-pub use trace::{Context, Span, Tracer};
+pub use shares::{Share, Shares};
+pub use spare::{is_spare, keep_alive};
+pub use trace::{Context, Span, Spans, Tracer, Waiting};
 pub use uncertain::Uncertain;
 pub use upgrade::tunnel;
 
@@ -131,10 +134,16 @@ pub enum Asker {
 /// A place on the way to another node, until it is dropped.
 pub type Place = Box<dyn std::any::Any + Send + Sync>;
 
-/// A place that is held as long as a connection that has changed its protocol lasts: in the extensions of the answer that agrees.
-#[derive(Clone)]
-pub struct Kept {
-    _place: Arc<Place>,
+/// What is held as long as a connection that has changed its protocol lasts, as its place on the way and that it is under way: in the
+/// extensions of the answer that agrees.
+#[derive(Clone, Default)]
+pub struct Kept(Vec<Arc<dyn std::any::Any + Send + Sync>>);
+
+impl Kept {
+    /// Holds this, too.
+    pub(crate) fn add(response: &mut Response<Body>, what: impl std::any::Any + Send + Sync) {
+        response.extensions_mut().get_or_insert_default::<Kept>().0.push(Arc::new(what));
+    }
 }
 
 /// What a stream to a pod of another node is for.
@@ -356,7 +365,7 @@ impl Proxy {
         Proxy { tracer: Some(tracer), ..self }
     }
 
-    /// What is asked of Services whose pods are scaled by that.
+    /// What is asked of Services, told of those whose pods are scaled by that.
     pub fn demands(&self) -> &Arc<Demands> {
         &self.routes.demands
     }

@@ -13,7 +13,8 @@ use std::time::Duration;
 use coracle_discovery::{Protocol, Resolved, Service};
 use coracle_policy::Source;
 use http::uri::{Authority, Scheme};
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
+use http_body::Body as _;
 use http_body_util::BodyExt;
 use rand::seq::SliceRandom;
 use tokio::net::TcpStream;
@@ -25,9 +26,9 @@ use crate::endpoint::{Endpoint, Failure};
 use crate::held::{Answering, Held};
 use crate::node_ports::tcp;
 use crate::observe::{Observed, Stats};
-use crate::retry::{self, ATTEMPTS_MAX, Replay};
+use crate::retry::{self, ATTEMPTS_MAX, REFUSALS_MAX, Replay};
 use crate::routes::Route;
-use crate::{Asker, Body, BoxError, Deadline, Error, Proxy, ServiceFailure};
+use crate::{Asker, Body, BoxError, Deadline, Error, Kept, Proxy, ServiceFailure};
 
 /// How long a request waits for discovery to say who answers, when all that it named have just gone.
 const RENEWAL_MAX: Duration = Duration::from_millis(500);
@@ -236,13 +237,14 @@ impl Proxy {
         observed: &mut Observed,
     ) -> Result<Response<Body>, Error> {
         route.balancer.budget.earn();
-        let mut asked = route.demand.as_ref().map(|demand| self.demands().begin(demand));
-        let bytes = if asked.is_some() { demand::head_bytes(&request) } else { 0 };
+        let mut asked = Some(route.demand.begin());
+        let ahead = if request.body().is_end_stream() { 0 } else { retry::AHEAD_BYTES_MAX };
+        let bytes = if route.service.activates { demand::head_bytes(&request) + ahead } else { 0 };
         let (mut head, body) = request.into_parts();
         let (mut body, replay) = Replay::of(body, &route.balancer.stats);
         let mut tried = Tried::default();
         let mut refused = None;
-        let mut attempts = 0;
+        let (mut attempts, mut refusals) = (0, 0);
         // Discovery has named somebody who is gone, as when one pod has just taken another's place.
         let (mut is_behind, mut is_renewed) = (false, false);
         loop {
@@ -259,7 +261,9 @@ impl Proxy {
                 // Who may not connect does not wake it.
                 let asleep = route.is_asleep() && tried.not_allowed().is_none();
                 if let Some(asked) = asked.as_ref().filter(|_| asleep) {
-                    route = Box::pin(self.awake(&route, asked, bytes)).await?;
+                    let awake = replay.during(body, self.awake(&route, asked, bytes));
+                    let (awake, whole) = Box::pin(awake).await.ok_or(Error::Malformed("its body broke off"))?;
+                    (route, body) = (awake?, whole);
                     (tried, is_behind, is_renewed) = (Tried::default(), false, false);
                     continue;
                 }
@@ -268,15 +272,23 @@ impl Proxy {
             let kept = head.clone();
             (observed.attempts, observed.endpoint) = (observed.attempts + 1, Some(endpoint.address));
             match endpoint.call(&self.dialer, Request::from_parts(head, body)).await {
-                Ok(response) => {
+                Ok(mut response) => {
                     picked.answered_with(response.status());
                     picked.asked = asked.take();
                     let by = Answering::new(picked, &route.balancer.stats);
+                    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                        // It has no body, and begins with its answer.
+                        Kept::add(&mut response, by);
+                        return Ok(response);
+                    }
                     return Ok(response.map(|body| Held { body, by }.boxed_unsync()));
                 }
                 Err(failure) => {
-                    // Where it may not go nobody was asked: that is no attempt, and there are no more of them than endpoints.
-                    attempts += usize::from(!failure.is_not_allowed());
+                    // Where it may not go nobody was asked: that is no attempt.
+                    match failure.is_not_allowed() {
+                        true => refusals += 1,
+                        false => attempts += 1,
+                    }
                     is_behind |= failure.is_gone() && endpoint.socket().is_none();
                     match failure.is_not_allowed() {
                         true => tried.add_not_allowed(&picked),
@@ -287,6 +299,7 @@ impl Proxy {
                     // What was refused here has reached nobody: it costs no budget, which others need.
                     let may_repeat = (is_unseen || retry::is_idempotent(&kept.method))
                         && attempts < ATTEMPTS_MAX
+                        && refusals < REFUSALS_MAX
                         && (is_askers || route.balancer.budget.spend());
                     let again = match may_repeat {
                         true => replay.again().await,
@@ -312,7 +325,7 @@ impl Proxy {
         // Each may have gone since discovery spoke.
         let mut gone = 0;
         while gone < GONE_MAX {
-            let picked = route.balancer.pick(tried)?;
+            let picked = route.balancer.pick(tried, source.address())?;
             let address = SocketAddr::new(picked.endpoint().address, picked.endpoint().port);
             // Datagrams do not go from node to node: an endpoint of this one has to do.
             let can_reach = |endpoint: &Endpoint| !(is_datagram && endpoint.is_elsewhere());

@@ -17,7 +17,7 @@ type Balancers = Arc<[Arc<Balancer>]>;
 struct Entry {
     service: Arc<Service>,
     balancers: Balancers,
-    demand: Option<Arc<Demand>>,
+    demand: Arc<Demand>,
 }
 
 /// A Service's port and its balancer.
@@ -27,8 +27,8 @@ pub(crate) struct Route {
     /// Which of its ports.
     pub at: usize,
     pub balancer: Arc<Balancer>,
-    /// What is asked of the Service, where its pods are scaled by that.
-    pub demand: Option<Arc<Demand>>,
+    /// What is asked of the Service.
+    pub demand: Arc<Demand>,
 }
 
 impl Route {
@@ -38,7 +38,7 @@ impl Route {
 
     /// Whether nobody is there, and somebody comes when it is asked for.
     pub fn is_asleep(&self) -> bool {
-        self.demand.is_some() && self.service.ports[self.at].endpoints.is_empty()
+        self.service.activates && self.service.ports[self.at].endpoints.is_empty()
     }
 }
 
@@ -64,13 +64,13 @@ impl Routes {
                     let before = old
                         .and_then(|old| old.balancers.get(old.service.position(port.port, port.protocol)?))
                         .map(|before| &**before);
-                    Arc::new(Balancer::new(&port.endpoints, before))
+                    Arc::new(Balancer::new(&port.endpoints, service.affinity, before))
                 };
                 (service.ports.iter().map(balancer).collect(), self.demands.of(service))
             });
             next.insert(identity(service), Entry { service: service.clone(), balancers, demand });
         }
-        self.demands.retain(|key| snapshot.by_key(key).is_some_and(|service| service.activates));
+        self.demands.follow(snapshot);
         self.current.store(Arc::new(next));
     }
 
@@ -79,7 +79,10 @@ impl Routes {
         let current = self.current.load();
         let (balancer, demand) = match current.get(&identity(service)) {
             Some(entry) => (entry.balancers.get(at)?.clone(), entry.demand.clone()),
-            None => (Arc::new(Balancer::new(&service.ports.get(at)?.endpoints, None)), self.demands.of(service)),
+            None => {
+                let port = service.ports.get(at)?;
+                (Arc::new(Balancer::new(&port.endpoints, service.affinity, None)), self.demands.of(service))
+            }
         };
         Some(Route { service: service.clone(), at, balancer, demand })
     }

@@ -205,12 +205,19 @@ fn body(body: Incoming, turn: &Turn) -> Body {
     }
 }
 
-/// Two hosts, or none, are taken for two different requests by who stands behind (RFC 9112 §3.2).
+/// Two hosts, or none, are taken for two different requests by who stands behind (RFC 9112 §3.2); and so is one behind the name of a
+/// user, which no host has there (RFC 9110 §4.2.4).
 fn is_for_one_host<B>(request: &Request<B>) -> Result<(), Error> {
+    let names_user = |authority: &[u8]| authority.contains(&b'@');
+    if request.uri().authority().is_some_and(|authority| names_user(authority.as_str().as_bytes())) {
+        return Err(Error::Malformed("it names a user"));
+    }
     let mut hosts = request.headers().get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
         (Some(_), Some(_)) => Err(Error::Malformed("it names several hosts")),
-        (Some(host), None) if !host.is_empty() && Authority::try_from(host.as_bytes()).is_err() => {
+        (Some(host), None)
+            if !host.is_empty() && (names_user(host.as_bytes()) || Authority::try_from(host.as_bytes()).is_err()) =>
+        {
             Err(Error::Malformed("its Host is no host"))
         }
         (None, _) if request.version() == Version::HTTP_11 => Err(Error::Malformed("it names no host")),

@@ -14,7 +14,7 @@ use crate::guest::{self, Claim, Guest};
 use crate::limits::Account;
 use crate::meter::Metered;
 use crate::slice::Clock;
-use crate::{Component, Engine, Error, Exit, OpenSocket, Sink, Spec, Usage, exit};
+use crate::{Component, Engine, Error, Exit, OpenSocket, Pipe, Sink, Spec, Usage, exit};
 
 /// A running command. It goes on when all clones are dropped; [`Command::stop`] and [`Command::kill`] end it.
 #[derive(Clone, Debug)]
@@ -35,6 +35,22 @@ impl std::fmt::Debug for Running {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Running").field("account", &self.account).field("exit", &*self.exit.borrow()).finish()
     }
+}
+
+/// What a command has of its own that runs beside another.
+pub struct Invocation {
+    /// Its arguments; the first one is the program's name.
+    pub args: Vec<String>,
+    /// Its input.
+    pub stdin: Option<Pipe>,
+    /// Its output.
+    pub stdout: Arc<dyn Sink>,
+    /// Where it complains.
+    pub stderr: Arc<dyn Sink>,
+    /// Whether both are a terminal.
+    pub is_terminal: bool,
+    /// Whether the node asks by it how the guest is: then it has a place that commands of others cannot take.
+    pub is_probe: bool,
 }
 
 const STOPPED: u8 = 1;
@@ -71,17 +87,14 @@ impl Command {
         self.0.end.cancel();
     }
 
-    /// Runs the same component once more, beside this command, with other arguments and outputs: in its directories, its network and
-    /// its environment, on its account, so that both together have what one may have. It ends with this one at the latest.
-    pub async fn beside(
-        &self,
-        args: Vec<String>,
-        stdout: Arc<dyn Sink>,
-        stderr: Arc<dyn Sink>,
-    ) -> Result<Command, Error> {
+    /// Runs the same component once more, beside this command, with other arguments, input and outputs: in its directories, its
+    /// network and its environment, on its account, so that both together have what one may have. It ends with this one at the latest.
+    pub async fn beside(&self, invocation: Invocation) -> Result<Command, Error> {
         let Running { engine, component, spec, account, .. } = &*self.0;
-        let spec = Arc::new(Spec { args, stdout, stderr, ..Spec::clone(spec) });
-        engine.launch(component, spec, account.clone(), Some(self.clone())).await
+        let Invocation { args, stdin, stdout, stderr, is_terminal, is_probe } = invocation;
+        let spec = Arc::new(Spec { args, stdin, stdout, stderr, is_terminal, ..Spec::clone(spec) });
+        let claim = if is_probe { Claim::Probe } else { Claim::Command };
+        engine.launch(component, spec, account.clone(), claim, Some(self.clone())).await
     }
 
     /// Files and sockets that it has open, as far as they were counted.
@@ -110,7 +123,7 @@ impl Engine {
         }
         guest::check_mounts(&spec)?;
         let account = self.0.account(&spec);
-        self.launch(component, Arc::new(spec), account, None).await
+        self.launch(component, Arc::new(spec), account, Claim::Command, None).await
     }
 
     /// Starts a command on an account, which is another's where it runs beside it.
@@ -119,6 +132,7 @@ impl Engine {
         component: &Component,
         spec: Arc<Spec>,
         account: Arc<Account>,
+        claim: Claim,
         beside: Option<Command>,
     ) -> Result<Command, Error> {
         let (started, starting) = oneshot::channel();
@@ -134,7 +148,7 @@ impl Engine {
         });
         let life = {
             let (inner, component, spec, account) = (self.0.clone(), component.clone(), spec.clone(), account.clone());
-            async move { live(&inner, &component, &spec, &account, started).await }
+            async move { live(&inner, &component, &spec, &account, claim, started).await }
         };
         // What runs beside another ends with it.
         if beside.is_none() {
@@ -198,9 +212,10 @@ async fn live(
     component: &Component,
     spec: &Arc<Spec>,
     account: &Arc<Account>,
+    claim: Claim,
     started: oneshot::Sender<Result<(), Error>>,
 ) -> Exit {
-    let mut store = match inner.store(component, spec, account, Claim::Command) {
+    let mut store = match inner.store(component, spec, account, claim) {
         Ok(store) => store,
         Err(error) => {
             let _ = started.send(Err(error));

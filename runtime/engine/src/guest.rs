@@ -14,7 +14,7 @@ use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::engine::over_limit;
-use crate::host::{Answering, Descriptors, Hooks, Mesh, MeshView, Output};
+use crate::host::{Answering, Descriptors, Hooks, Input, Mesh, MeshView, Output};
 use crate::limits::{Account, Limiter};
 use crate::slice::{self, Slice};
 use crate::{Error, SocketUse, Spec, World, host};
@@ -163,8 +163,8 @@ fn tank(spec: &Spec) -> u64 {
 fn wasi(spec: &Arc<Spec>, account: &Arc<Account>) -> Result<WasiCtx, Error> {
     let mut builder = WasiCtx::builder();
     builder
-        .stdout(Output(spec.stdout.clone()))
-        .stderr(Output(spec.stderr.clone()))
+        .stdout(Output::new(spec.stdout.clone(), spec.is_terminal))
+        .stderr(Output::new(spec.stderr.clone(), spec.is_terminal))
         .allow_ip_name_lookup(true)
         .allow_tcp(true)
         .allow_udp(true)
@@ -177,6 +177,9 @@ fn wasi(spec: &Arc<Spec>, account: &Arc<Account>) -> Result<WasiCtx, Error> {
                 Box::pin(std::future::ready(permitted && has_room))
             }
         });
+    if let Some(stdin) = &spec.stdin {
+        builder.stdin(Input::new(stdin.clone(), spec.is_terminal));
+    }
     for mount in &spec.mounts {
         let permissions = if mount.read_only { FsPerms::ReadOnly } else { FsPerms::ReadWrite };
         builder.preopened_dir(&mount.host, &mount.guest, permissions).map_err(|error| Error::Mount {

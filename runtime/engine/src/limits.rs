@@ -11,6 +11,7 @@ use wasmtime::ResourceLimiter;
 use crate::Spec;
 use crate::exec::Lane;
 use crate::exit::OverLimit;
+use crate::host::Namespace;
 use crate::memory::{NodeMemory, Qos};
 use crate::slice::Clock;
 
@@ -54,8 +55,10 @@ pub(crate) struct Account {
     node: Arc<NodeMemory>,
     /// Instances of it, by weight.
     slots: AtomicU32,
-    /// Files and sockets that its instances have open.
+    /// Files and sockets that its instances have open,
     descriptors: AtomicU32,
+    /// and those of all containers of its namespace.
+    pub(crate) namespace: Arc<Namespace>,
     /// Look-ups of names that the machine's resolver works on.
     pub(crate) look_ups: Arc<Semaphore>,
     /// Work on files, which takes a thread each.
@@ -89,6 +92,7 @@ impl Account {
             node: node.clone(),
             slots: AtomicU32::new(0),
             descriptors: AtomicU32::new(0),
+            namespace: Namespace::of(&spec.namespace),
             look_ups: Arc::new(Semaphore::new(LOOK_UPS_MAX)),
             file_turns: Arc::new(Semaphore::new(FILE_TURNS_MAX)),
             outgoing: Semaphore::new(OUTGOING_MAX),
@@ -199,16 +203,20 @@ impl Account {
 
     /// Counts one more open file or socket; false at the bound.
     pub(crate) fn take_descriptor(&self, max: u32) -> bool {
-        self.descriptors.fetch_update(Relaxed, Relaxed, |open| (open < max).then_some(open + 1)).is_ok()
+        let is_free = self.descriptors.fetch_update(Relaxed, Relaxed, |open| (open < max).then_some(open + 1)).is_ok();
+        self.namespace.add(u32::from(is_free));
+        is_free
     }
 
     pub(crate) fn give_descriptors(&self, count: u32) {
         self.descriptors.fetch_sub(count, Relaxed);
+        self.namespace.give(count);
     }
 
     /// Counts what is open although nobody asked.
     pub(crate) fn add_descriptors(&self, count: u32) {
         self.descriptors.fetch_add(count, Relaxed);
+        self.namespace.add(count);
     }
 
     /// Files and sockets that are open.

@@ -50,7 +50,7 @@ const DESCRIPTORS_LEFT: u64 = 512;
 pub(crate) struct Descriptors {
     /// The kernel gives the lowest number that is free: one at or above this means that the rest is for the node.
     pub(crate) number_max: u32,
-    /// The most that one container may have open.
+    /// The most that one container may have open; of a namespace's share see `host/descriptors.rs`.
     pub(crate) container_max: u32,
 }
 

@@ -3,14 +3,17 @@
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
-use crate::{Network, NoNetwork, Outbound, Qos};
+use crate::{Network, NoNetwork, Outbound, Pipe, Qos};
 
 /// What an instance is given.
 #[derive(Clone)]
 pub struct Spec {
     /// For messages: namespace, pod and container.
     pub name: String,
+    /// Whose containers have a share of the node's descriptors together.
+    pub namespace: Arc<str>,
     /// Arguments; the first one is the program's name.
     pub args: Vec<String>,
     /// Environment.
@@ -21,10 +24,14 @@ pub struct Spec {
     pub mounts: Vec<Mount>,
     /// What stays open as long as instances may be made: a mount's path may name a descriptor of this process.
     pub held: Vec<Arc<OwnedFd>>,
+    /// Standard input; without it, there is none to read.
+    pub stdin: Option<Pipe>,
     /// Standard output.
     pub stdout: Arc<dyn Sink>,
     /// Standard error; the engine writes here, too, when the guest traps.
     pub stderr: Arc<dyn Sink>,
+    /// Whether the guest is told that it talks with a terminal.
+    pub is_terminal: bool,
     /// Bytes of all instances together: linear memories, tables, and what the host holds for them (headers, bodies,
     /// handles). Without it, all that the node has for guests.
     pub memory_bytes_max: Option<u64>,
@@ -49,13 +56,16 @@ impl Spec {
     pub fn new(name: impl Into<String>) -> Spec {
         Spec {
             name: name.into(),
+            namespace: "".into(),
             args: Vec::new(),
             env: Vec::new(),
             working_dir: None,
             mounts: Vec::new(),
             held: Vec::new(),
+            stdin: None,
             stdout: Arc::new(Discard),
             stderr: Arc::new(Discard),
+            is_terminal: false,
             memory_bytes_max: None,
             memory_bytes_request: None,
             qos: Qos::default(),
@@ -82,10 +92,20 @@ pub struct Mount {
 /// Where a guest's output goes.
 ///
 /// Called on the thread that runs the guest. It may take its time within reason (a write into the page cache): that
-/// is what slows down a guest that floods its log, and nobody else.
+/// is what slows down a guest that floods its log, and nobody else. What takes longer has a guest wait for room.
 pub trait Sink: Send + Sync + 'static {
-    /// Takes what was printed.
+    /// Takes what was printed; what the engine has to say as well where there is no room.
     fn write(&self, bytes: &[u8]);
+
+    /// Bytes that a guest may write now.
+    fn room(&self) -> usize {
+        usize::MAX
+    }
+
+    /// Whether there is any room; if not, the task is woken when there is.
+    fn poll_room(&self, _context: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
 }
 
 impl<F: Fn(&[u8]) + Send + Sync + 'static> Sink for F {

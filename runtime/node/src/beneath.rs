@@ -49,7 +49,8 @@ impl Root {
         }
     }
 
-    fn find(&self, path: &Path) -> io::Result<Found> {
+    /// The directory or file at `path`.
+    pub fn find(&self, path: &Path) -> io::Result<Found> {
         checked(path)?;
         let mut options = OpenOptions::new();
         options.read(true);

@@ -1,8 +1,10 @@
 //! The disk that pods, images and logs share, with the API's log among others: what is kept free of it, and what pods may take.
 //!
 //! Space is looked at as often as it could run out: the less there is above the floor ([`crate::Config::min_free_bytes`]), the
-//! sooner again. Below the floor the node says `DiskPressure`, drops logs, refuses pulls, deletes images that no pod names, and evicts
-//! the pod that holds most, one at a time: whoever is going is waited for. Files have a floor as bytes have. What
+//! sooner again. Below the floor the node says `DiskPressure`, drops logs, refuses pulls, evicts pods that hold more than they may,
+//! deletes images that no pod names, and evicts the pod that holds most, one at a time: whoever is going is waited for. Volumes that
+//! outlive pods stay when a pod goes: of them counts by how much they have grown since there was room, for who fills the disk is to
+//! stop. Files have a floor as bytes have. What
 //! single pods may hold (`emptyDir.sizeLimit`, `limits.ephemeral-storage`, a claim's capacity) is measured as the kubelet does, by walking their
 //! directories, and for no more than a small share of the time. What a guest has deleted and keeps open is among it.
 
@@ -22,7 +24,7 @@ use crate::beneath::{self, Seen, Unnamed, Usage};
 use crate::pod::core::{Input, specs};
 use crate::pod::files::{FILES_DIR, MESSAGES_DIR, VOLUMES_DIR};
 use crate::pod::{Pods, Slot};
-use crate::volumes::kept::Kept;
+use crate::volumes::kept::Measured;
 use crate::{logs, machine, quantity};
 
 /// How fast all guests together may write, as far as it is reckoned with: space is looked at again before it is used up.
@@ -41,7 +43,8 @@ const FILES_LEFT: u64 = 20;
 /// Pods are measured this often at most, and for a twentieth of the time at most.
 const MEASURE_EVERY: Duration = Duration::from_secs(2);
 const MEASURE_SHARE: u32 = 20;
-/// What a container may hold beside its volumes and logs: its termination message, and what it puts beside files of volumes.
+/// What a container may hold beside its volumes and logs: its termination message, and what it puts beside files of volumes. Such a
+/// file that has another in its place in the volume by now is kept by the container alone: as much as was shown is added.
 const OWN_BYTES_MAX: u64 = 10 << 20;
 /// A pod that holds less is not evicted for want of space: its end would not help.
 const EVICTED_BYTES_MIN: u64 = 1 << 20;
@@ -111,7 +114,7 @@ impl Lack {
         match () {
             () if usage.is_too_deep => MOST,
             () if self.files > 0 => usage.entries,
-            () => usage.bytes,
+            () => usage.new_bytes,
         }
     }
 
@@ -137,6 +140,7 @@ async fn watch_space(pods: &Arc<Pods>, synced: &watch::Receiver<bool>, shutdown:
     let disk = &pods.context.disk;
     let mut low_since = None;
     loop {
+        let begun = Instant::now();
         let above = disk.look();
         let all = pods.all();
         let is_synced = *synced.borrow();
@@ -147,7 +151,8 @@ async fn watch_space(pods: &Arc<Pods>, synced: &watch::Receiver<bool>, shutdown:
         let wait = match disk.is_low() {
             true => match relieve(pods, &all, is_synced, &mut low_since).await {
                 true => RELIEF_WAIT,
-                false => LOOK_IDLE,
+                // Somebody may begin to write, and all are looked at for that.
+                false => MEASURE_EVERY.max(begun.elapsed() * MEASURE_SHARE).min(LOOK_IDLE),
             },
             false => {
                 low_since = None;
@@ -167,14 +172,12 @@ async fn measure(pods: &Arc<Pods>, shutdown: &CancellationToken) {
     loop {
         let begun = Instant::now();
         let unnamed = unnamed().await;
-        for slot in pods.all().iter().filter(|slot| slot.has_files()) {
-            // While the disk is low the pods are measured to find the one that holds most.
+        for slot in pods.all().iter().filter(|slot| is_bounded(pods, slot)) {
+            // While the disk is low that is done before anything else is done about it.
             if pods.context.disk.is_low() || shutdown.is_cancelled() {
                 break;
             }
-            if slot.has_own_files() || is_limited(&slot.pod()) || !pods.context.kept.of(&slot.uid).is_empty() {
-                check(pods, slot, &unnamed).await;
-            }
+            check(pods, slot, &unnamed).await;
         }
         // Waiting is all that is cut here.
         tokio::select! {
@@ -193,31 +196,95 @@ async fn unnamed() -> Arc<Unnamed> {
     Arc::new(unnamed.unwrap_or_default())
 }
 
-/// Lets go of images that nobody runs, waits for pods that are going, or ends the one that holds most; false when there is
-/// nothing that would help. `since` is since when somebody is waited for.
+/// Whether a pod is measured for what it may hold.
+fn is_bounded(pods: &Pods, slot: &Slot) -> bool {
+    slot.has_files() && (slot.has_own_files() || is_limited(&slot.pod()) || !pods.context.kept.of(&slot.uid).is_empty())
+}
+
+/// Evicts pods that hold more than they may, lets go of images that nobody runs, waits for pods that are going, or ends the one
+/// that holds most; false when there is nothing that would help. `since` is since when somebody is waited for.
 async fn relieve(pods: &Arc<Pods>, all: &[Arc<Slot>], is_synced: bool, since: &mut Option<Instant>) -> bool {
+    let mut unnamed = unnamed().await;
+    let mut is_evicted = false;
+    for slot in all.iter().filter(|slot| is_bounded(pods, slot)) {
+        is_evicted |= check(pods, slot, &unnamed).await;
+    }
+    if is_evicted {
+        *since = Some(Instant::now());
+        return true;
+    }
     let Some(lack) = pods.context.disk.lacks() else { return true };
     if is_synced && free_images(pods, all, lack).await {
         return true;
     }
-    let (mut most, mut going): (Option<(u64, &Arc<Slot>)>, u64) = (None, 0);
-    let unnamed = unnamed().await;
+    unnamed = self::unnamed().await;
+    let mut holdings = Vec::new();
     for slot in all.iter().filter(|slot| slot.has_files()) {
-        let held = held(pods, slot, lack, unnamed.clone()).await;
-        if slot.with_core(|core| core.is_ending()) {
-            going = going.saturating_add(held);
-        } else if lack.is_helped_by(held) && most.is_none_or(|(most, _)| held > most) {
-            most = Some((held, slot));
+        holdings.push((slot, holding(pods, slot, lack, unnamed.clone()).await));
+    }
+    let waited = since.get_or_insert_with(Instant::now).elapsed();
+    match relief(lack, holdings.iter().map(|(_, holding)| holding), waited) {
+        Relief::Wait => true,
+        Relief::None => false,
+        Relief::Evict(index) => {
+            let Some((slot, holding)) = holdings.get(index) else { return false };
+            *since = Some(Instant::now());
+            // Whoever has a volume with it and writes no more than before has not filled the disk.
+            for (volume, used) in &holding.kept {
+                pods.context.kept.note(volume, *used);
+            }
+            let used = holding.counted();
+            tracing::warn!(namespace = %slot.namespace, pod = %slot.name, used, ?lack, "pod is evicted: the disk is low");
+            pods.input(slot, Input::Evict { message: evicted(&pods.context.disk, lack, used) });
+            true
         }
     }
-    if lack.waits(going, since.get_or_insert_with(Instant::now).elapsed()) {
-        return true;
+}
+
+/// What a pod holds of what is missing.
+#[derive(Debug, Default)]
+struct Holding {
+    is_ending: bool,
+    /// What is free when it has gone.
+    own: u64,
+    /// What its volumes have grown by that outlive it: they stay, and grow no more when it has gone.
+    grown: u64,
+    /// Those, and what they hold.
+    kept: Vec<(Measured, Usage)>,
+}
+
+impl Holding {
+    fn counted(&self) -> u64 {
+        self.own.saturating_add(self.grown)
     }
-    let Some((used, slot)) = most else { return false };
-    *since = Some(Instant::now());
-    tracing::warn!(namespace = %slot.namespace, pod = %slot.name, used, ?lack, "pod is evicted: the disk is low");
-    pods.input(slot, Input::Evict { message: evicted(&pods.context.disk, lack, used) });
-    true
+}
+
+/// What is to be done about a disk that is low.
+#[derive(Debug, PartialEq, Eq)]
+enum Relief {
+    /// Nothing, for a while.
+    Wait,
+    /// This pod goes.
+    Evict(usize),
+    /// Nothing would help.
+    None,
+}
+
+fn relief<'a>(lack: Lack, holdings: impl Iterator<Item = &'a Holding>, waited: Duration) -> Relief {
+    let (mut most, mut going): (Option<(u64, usize)>, u64) = (None, 0);
+    for (index, holding) in holdings.enumerate() {
+        let counted = holding.counted();
+        if holding.is_ending {
+            going = going.saturating_add(holding.own);
+        } else if lack.is_helped_by(counted) && most.is_none_or(|(most, _)| counted > most) {
+            most = Some((counted, index));
+        }
+    }
+    match most {
+        _ if lack.waits(going, waited) => Relief::Wait,
+        Some((_, index)) => Relief::Evict(index),
+        None => Relief::None,
+    }
 }
 
 /// Deletes images that no pod names; whether there were any.
@@ -250,10 +317,27 @@ fn evicted(disk: &Disk, lack: Lack, used: u64) -> String {
 /// What a pod holds whose tree was not measured to its end.
 const MOST: u64 = u64::MAX;
 
-async fn held(pods: &Arc<Pods>, slot: &Slot, lack: Lack, unnamed: Arc<Unnamed>) -> u64 {
-    let dir = pods.context.pods_dir.join(&*slot.uid);
-    let measured = tokio::task::spawn_blocking(move || measured(&dir, &mut Seen::new(), &unnamed)).await;
-    held_of(measured.map_err(io::Error::other).flatten(), lack)
+async fn holding(pods: &Arc<Pods>, slot: &Slot, lack: Lack, unnamed: Arc<Unnamed>) -> Holding {
+    let is_ending = slot.with_core(|core| core.is_ending());
+    let (dir, volumes) = (pods.context.pods_dir.join(&*slot.uid), pods.context.kept.of(&slot.uid));
+    let measured = tokio::task::spawn_blocking(move || {
+        let (mut seen, mut kept) = (Seen::new(), Vec::new());
+        // Files of theirs have second names in the pod's own directory.
+        for volume in volumes {
+            match measured(&volume.dir, &mut seen, &unnamed) {
+                Ok(used) => kept.push((volume, used)),
+                Err(error) => tracing::warn!(volume = volume.volume, %error, "what a volume holds is not known"),
+            }
+        }
+        (kept, measured(&dir, &mut seen, &unnamed))
+    });
+    let (kept, own) = measured.await.unwrap_or_else(|error| (Vec::new(), Err(io::Error::other(error))));
+    let grown = kept.iter().map(|(volume, used)| {
+        let before = pods.context.kept.before(volume, *used);
+        lack.held(*used).saturating_sub(lack.held(before))
+    });
+    let grown = grown.fold(0, u64::saturating_add);
+    Holding { is_ending, own: held_of(own, lack), grown, kept }
 }
 
 /// A tree that is too deep or cannot be walked to its end holds more than any other: nobody else is evicted for it.
@@ -278,32 +362,22 @@ fn measured(dir: &Path, seen: &mut Seen, unnamed: &Unnamed) -> io::Result<Usage>
 async fn look(pods: &Arc<Pods>, slot: &Arc<Slot>, unnamed: Arc<Unnamed>) -> io::Result<Option<String>> {
     let (pod, own) = (slot.pod(), pods.context.pods_dir.join(&*slot.uid));
     let logs = logs::pod_dir(&pods.context.logs_dir, &slot.namespace, &slot.name, &slot.uid);
-    let context = pods.clone();
-    let uid = slot.uid.clone();
-    let measured = tokio::task::spawn_blocking(move || match excess(&pod, &own, &logs, &unnamed)? {
-        Some(message) => Ok(Some(message)),
-        None => kept_excess(&context.context.kept, &uid, &unnamed),
+    let (pods, kept, shown_bytes) = (pods.clone(), pods.context.kept.of(&slot.uid), slot.shown_bytes());
+    let measured = tokio::task::spawn_blocking(move || {
+        let places = Places { own: &own, logs: &logs, kept: &kept, shown_bytes: &shown_bytes };
+        excess(&pod, &places, &unnamed, |volume, used| {
+            if !pods.context.disk.is_low() {
+                pods.context.kept.note(volume, used);
+            }
+        })
     });
     measured.await.map_err(io::Error::other).flatten()
 }
 
-/// Which of a pod's volumes that outlive it holds more than it may.
-fn kept_excess(kept: &Kept, uid: &str, unnamed: &Unnamed) -> io::Result<Option<String>> {
-    for volume in kept.of(uid) {
-        let used = measured(&volume.dir, &mut Seen::new(), unnamed)?;
-        if used.bytes > volume.bytes_max || used.is_too_deep {
-            kept.found_over(&volume);
-            let (name, shown) = (&volume.volume, &volume.shown);
-            return Ok(Some(format!("Usage of PersistentVolume {name:?} exceeds its capacity {shown:?}. ")));
-        }
-    }
-    Ok(None)
-}
-
-/// Evicts a pod that holds more than it may.
-async fn check(pods: &Arc<Pods>, slot: &Arc<Slot>, unnamed: &Arc<Unnamed>) {
+/// Evicts a pod that holds more than it may; whether it did.
+async fn check(pods: &Arc<Pods>, slot: &Arc<Slot>, unnamed: &Arc<Unnamed>) -> bool {
     if slot.with_core(|core| core.is_ending()) {
-        return;
+        return false;
     }
     let mut found = look(pods, slot, unnamed.clone()).await;
     if let Ok(Some(_)) = found {
@@ -312,13 +386,17 @@ async fn check(pods: &Arc<Pods>, slot: &Arc<Slot>, unnamed: &Arc<Unnamed>) {
         found = look(pods, slot, unnamed).await;
     }
     match found {
-        Ok(Some(message)) => pods.input(slot, Input::Evict { message }),
+        Ok(Some(message)) => {
+            pods.input(slot, Input::Evict { message });
+            return true;
+        }
         Ok(None) => {}
         // It says nothing of the pod's bounds: as when there are no descriptors left. It is measured again soon.
         Err(error) => {
             tracing::warn!(namespace = %slot.namespace, pod = %slot.name, %error, "what the pod holds is not measured");
         }
     }
+    false
 }
 
 /// Whether a pod has bounds that are measured.
@@ -328,9 +406,25 @@ fn is_limited(pod: &Pod) -> bool {
         || specs(pod).any(|container| storage_limit(container.resources.as_ref()).is_some())
 }
 
-/// What of a pod is more than it may be, in the kubelet's words. Blocks on the disk; a file with several names is counted for
-/// the first place that has it: a volume before what a container has beside it.
-fn excess(pod: &Pod, own: &Path, logs: &Path, unnamed: &Unnamed) -> io::Result<Option<String>> {
+/// Where a pod holds something.
+struct Places<'a> {
+    own: &'a Path,
+    logs: &'a Path,
+    /// Its volumes that outlive it.
+    kept: &'a [Measured],
+    /// By container, what was shown to it of volumes by second names.
+    shown_bytes: &'a [u64],
+}
+
+/// What of a pod is more than it may be, in the kubelet's words; `held` hears what the volumes hold that outlive it. Blocks on the
+/// disk; a file with several names is counted for the first place that has it: a volume before what a container has beside it.
+fn excess(
+    pod: &Pod,
+    places: &Places<'_>,
+    unnamed: &Unnamed,
+    mut held: impl FnMut(&Measured, Usage),
+) -> io::Result<Option<String>> {
+    let Places { own, logs, kept, shown_bytes } = places;
     let mut seen = Seen::new();
     let mut measure = |dir: PathBuf| measured(&dir, &mut seen, unnamed);
     let is_over = |bytes: u64, used: Usage, limit: u64| bytes > limit || used.is_too_deep;
@@ -353,11 +447,20 @@ fn excess(pod: &Pod, own: &Path, logs: &Path, unnamed: &Unnamed) -> io::Result<O
             return found(format!("Usage of EmptyDir volume {name:?} exceeds the limit {shown:?}. "));
         }
     }
-    for container in specs(pod) {
+    for volume in *kept {
+        let used = measure(volume.dir.clone())?;
+        if is_over(used.bytes, used, volume.bytes_max) {
+            let (name, shown) = (&volume.volume, &volume.shown);
+            return found(format!("Usage of PersistentVolume {name:?} exceeds its capacity {shown:?}. "));
+        }
+        held(volume, used);
+    }
+    for (index, container) in specs(pod).enumerate() {
         let name = &container.name;
+        let shown_bytes = shown_bytes.get(index).copied().unwrap_or_default();
         let mut used = measure(own.join(FILES_DIR).join(name))?;
         used += measure(own.join(MESSAGES_DIR).join(name))?;
-        if is_over(used.new_bytes, used, OWN_BYTES_MAX) {
+        if is_over(used.new_bytes, used, OWN_BYTES_MAX.saturating_add(shown_bytes)) {
             return found(format!(
                 "Container {name} exceeded the limit \"10Mi\" of what it may hold outside of volumes. "
             ));
@@ -421,7 +524,8 @@ mod tests {
             let container = json!({"name": "c", "resources": {"limits": limit}});
             let spec = json!({"volumes": [{"name": "v", "emptyDir": volume}], "containers": [container]});
             let pod: Pod = serde_json::from_value(json!({"spec": spec})).unwrap();
-            super::excess(&pod, &own, &logs, &Unnamed::look().unwrap()).unwrap().unwrap_or_default()
+            let places = Places { own: &own, logs: &logs, kept: &[], shown_bytes: &[] };
+            super::excess(&pod, &places, &Unnamed::look().unwrap(), |_, _| {}).unwrap().unwrap_or_default()
         };
         for (volume, limit, expected) in [
             (json!({}), json!({}), ""),
@@ -473,6 +577,54 @@ mod tests {
         std::fs::remove_dir_all(own.join("files")).unwrap();
         put(own.join("messages/c/1/other"), 11 << 10);
         assert!(excess(json!({}), json!({})).starts_with(own_limit));
+    }
+
+    #[test]
+    fn a_file_of_a_volume_that_outlives_the_pod_is_not_the_containers_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let (own, kept) = (dir.path().join("own"), dir.path().join("kept"));
+        std::fs::create_dir_all(own.join("files/c/1/0")).unwrap();
+        std::fs::create_dir(&kept).unwrap();
+        std::fs::write(kept.join("model"), vec![1; 12 << 20]).unwrap();
+        std::fs::hard_link(kept.join("model"), own.join("files/c/1/0/model")).unwrap();
+        let pod: Pod = serde_json::from_value(json!({"spec": {"containers": [{"name": "c"}]}})).unwrap();
+        let mut measured = Vec::new();
+        let mut excess = |bytes_max: u64, shown: &str, shown_mib: u64| {
+            let volume = Measured { dir: kept.clone(), volume: "v".into(), bytes_max, shown: shown.into() };
+            let shown_bytes = [shown_mib << 20];
+            let places = Places { own: &own, logs: dir.path(), kept: &[volume], shown_bytes: &shown_bytes };
+            let found = super::excess(&pod, &places, &Unnamed::default(), |volume, used| {
+                measured.push((volume.volume.clone(), used.bytes >> 20));
+            });
+            found.unwrap().unwrap_or_default()
+        };
+        assert_eq!(excess(13 << 20, "13Mi", 12), "");
+        let over = "Usage of PersistentVolume \"v\" exceeds its capacity \"1Mi\". ";
+        assert_eq!(excess(1 << 20, "1Mi", 12), over);
+        // Somebody has put another in its place: who was shown the old one keeps it.
+        std::fs::write(kept.join("new"), "x").unwrap();
+        std::fs::rename(kept.join("new"), kept.join("model")).unwrap();
+        assert_eq!(excess(13 << 20, "13Mi", 12), "");
+        assert!(excess(13 << 20, "13Mi", 1).starts_with("Container c exceeded the limit \"10Mi\""));
+        assert_eq!(measured.iter().map(|(_, mib)| *mib).collect::<Vec<_>>(), [12, 0, 0]);
+    }
+
+    #[test]
+    fn who_fills_a_volume_that_stays_goes_before_who_holds_less() {
+        let lack = Lack { bytes: 5 << 20, files: 0 };
+        let holding = |is_ending: bool, own: u64, grown: u64| Holding {
+            is_ending,
+            own: own << 20,
+            grown: grown << 20,
+            kept: Vec::new(),
+        };
+        let relief = |holdings: &[Holding]| super::relief(lack, holdings.iter(), Duration::ZERO);
+        assert_eq!(relief(&[holding(false, 3, 0), holding(false, 0, 9), holding(false, 4, 0)]), Relief::Evict(1));
+        assert_eq!(relief(&[holding(false, 3, 0), holding(false, 0, 0), holding(false, 4, 0)]), Relief::Evict(2));
+        // Its end frees nothing of what its volume holds.
+        assert_eq!(relief(&[holding(true, 0, 9), holding(false, 3, 0)]), Relief::Evict(1));
+        assert_eq!(relief(&[holding(true, 6, 0), holding(false, 9, 0)]), Relief::Wait);
+        assert_eq!(relief(&[holding(true, 0, 9), holding(false, 0, 0)]), Relief::None);
     }
 
     #[test]

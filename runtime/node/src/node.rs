@@ -14,14 +14,14 @@ use coracle_discovery::Again;
 use coracle_discovery::Discovery;
 use coracle_discovery::Policies;
 use coracle_engine::Engine;
-use coracle_proxy::{ServiceFailure, Span, Tracer};
+use coracle_proxy::{ServiceFailure, Spans, Tracer};
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -100,7 +100,7 @@ struct Inner {
     listener: TcpListener,
     peers: Arc<Peers>,
     /// Spans, until somebody sends them.
-    traces: Mutex<Option<(Tracer, mpsc::Receiver<Span>)>>,
+    traces: Mutex<Option<(Tracer, Spans)>>,
     synced: watch::Sender<bool>,
     stop_watching: CancellationToken,
 }

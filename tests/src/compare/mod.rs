@@ -15,7 +15,7 @@ use std::fmt::Write as _;
 use futures::stream::{self, StreamExt as _};
 use serde_json::Value;
 
-use mask::Answer;
+use mask::{Answer, Asked};
 use reference::Reference;
 use script::{Request, Resource};
 use server::Server;
@@ -103,8 +103,8 @@ fn matches(pattern: &str, text: &str) -> bool {
 /// # Panics
 /// When one of them does not start, does not answer, or when the reference does not take the objects as they are.
 pub async fn run(options: &Options) -> Outcome {
-    let started = options.reference.is_none().then(Reference::start);
-    let theirs = match (&started, &options.reference) {
+    let mut started = options.reference.is_none().then(Reference::start);
+    let theirs = match (&mut started, &options.reference) {
         (Some(reference), _) => reference.server().await,
         (None, Some(kubeconfig)) => Server::of_kubeconfig(kubeconfig).await,
         (None, None) => unreachable!("one of both"),
@@ -164,7 +164,7 @@ async fn play(server: &Server, requests: &[Request]) -> Vec<Answer> {
                 known.insert(name.clone(), value.to_owned());
             }
         }
-        answers.push(mask::masked(answer));
+        answers.push(mask::masked(answer, &Asked::of(request.body.as_deref())));
     }
     answers
 }

@@ -51,7 +51,9 @@ impl Reference {
         command.arg("--default-unreachable-toleration-seconds=12");
         command.arg("--cert-dir").arg(reference.folder.path().join("certificates"));
         command.arg("--token-auth-file").arg(&tokens);
-        command.arg("--service-account-key-file").arg(&key).arg("--service-account-signing-key-file").arg(&key);
+        // Of a key in PKCS #8 it does not read the public half itself.
+        let public = root().join("tests/reference/token.pub");
+        command.arg("--service-account-key-file").arg(&public).arg("--service-account-signing-key-file").arg(&key);
         reference.run(&mut command, "kube-apiserver.log");
         reference
     }
@@ -63,7 +65,7 @@ impl Reference {
     }
 
     /// A client, when it is ready.
-    pub async fn server(&self) -> Server {
+    pub async fn server(&mut self) -> Server {
         let address = format!("https://127.0.0.1:{}", self.port).parse().expect("an address");
         let mut config = kube::Config::new(address);
         // It made its own certificate, and listens on loopback alone.
@@ -76,7 +78,9 @@ impl Reference {
             if client.request_text(ask).await.is_ok() {
                 return Server::of_config(config);
             }
-            assert!(begun.elapsed() < DEADLINE, "the reference does not start:\n{}", log(self.folder.path()));
+            let has_ended = self.children.iter_mut().any(|child| matches!(child.try_wait(), Ok(Some(_)) | Err(_)));
+            let is_late = begun.elapsed() > DEADLINE;
+            assert!(!has_ended && !is_late, "the reference does not start:\n{}", log(self.folder.path()));
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }

@@ -175,6 +175,8 @@ fn watches_and_follows() {
     assert!(cluster.kubectl("logs ticker --timestamps --tail=1").starts_with("20"));
     // The component once more, with other words; its code is kubectl's.
     assert_eq!(cluster.kubectl("exec ticker -- probe echo inside env HOSTNAME"), "inside\nticker\n");
+    let piped = cluster.kubectl_reading("exec -i ticker -- probe copy echo done", "one\ntwo\n");
+    assert_eq!(String::from_utf8_lossy(&piped.stdout), "one\ntwo\ndone\n", "{piped:?}");
     let failed = cluster.kubectl_fails("exec ticker -- probe end 42");
     assert!(failed.contains("command terminated with exit code 42"), "{failed}");
     cluster.kubectl("delete pod ticker --timeout=30s");

@@ -5,10 +5,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use coracle_api::kinds::FieldError;
 use coracle_api::meta::{self, text, time};
+use coracle_api::pem;
 use coracle_api::status::Status;
 use jiff::Timestamp;
-use rustls_pki_types::CertificateSigningRequestDer;
-use rustls_pki_types::pem::PemObject as _;
 use serde_json::{Map, Value, json};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer as _;
@@ -108,6 +107,5 @@ fn note_times(object: &mut Value, old: &Value) {
 }
 
 fn der(request: &Value) -> Option<Vec<u8>> {
-    let pem = STANDARD.decode(request.as_str()?).ok()?;
-    Some(CertificateSigningRequestDer::from_pem_slice(&pem).ok()?.to_vec())
+    pem::request(&STANDARD.decode(request.as_str()?).ok()?).ok()
 }

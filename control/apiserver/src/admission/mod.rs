@@ -34,6 +34,7 @@ use serde_json::Value;
 use crate::authz;
 use crate::catalog::Resource;
 use crate::cluster::Cluster;
+use crate::conversion;
 pub(crate) use crate::hooks::matching;
 use crate::hooks::{self, Hook, Hooks};
 use crate::identity::Identity;
@@ -69,18 +70,28 @@ impl Attributes<'_> {
     }
 
     /// Who is asked beside the plugins; `None` when nobody is.
-    async fn others(&self) -> Option<Others> {
+    ///
+    /// # Errors
+    /// Nobody can say who is to be asked.
+    async fn others(&self) -> Result<Option<Others>, Status> {
         if !self.is_reviewed() {
-            return None;
+            return Ok(None);
         }
         let policies = self.cluster.policies.now(&self.cluster.store.keyspace).await;
         let webhooks = self.cluster.webhooks();
-        (policies.is_some() || webhooks.is_some()).then_some(Others { policies, webhooks })
+        let unreadable = policies.as_ref().and_then(|policies| policies.unreadable.as_ref());
+        if let Some(why) = unreadable.or_else(|| webhooks.as_ref()?.unreadable.as_ref()) {
+            return Err(Status::internal_error(why));
+        }
+        Ok((policies.is_some() || webhooks.is_some()).then_some(Others { policies, webhooks }))
     }
 
-    /// Whether somebody outside may be asked, for whom nobody else shall wait.
+    /// Whether somebody outside may be asked, for whom nobody else shall wait: to admit it, or to convert it or what policies
+    /// are asked with.
     pub fn asks(&self) -> bool {
-        self.is_reviewed() && self.cluster.webhooks().is_some()
+        let cluster = self.cluster;
+        self.is_reviewed() && (cluster.webhooks().is_some() || cluster.policies.may_convert())
+            || conversion::is_needed(self.resource)
     }
 
     /// Whether anybody may be asked beside the plugins.
@@ -144,7 +155,7 @@ pub(crate) async fn mutate_new(
     if create(at, object).await? {
         at.resource.default(object)?;
     }
-    let Some(others) = at.others().await else { return Ok(false) };
+    let Some(others) = at.others().await? else { return Ok(false) };
     let hidden = if generated { meta::metadata_mut(object).remove("name") } else { None };
     let review = Box::pin(Review::of_write(at, Operation::Create, meta::name(object), dry_run)).await;
     // Nobody who asks nobody pays for its room.
@@ -163,7 +174,7 @@ pub(crate) async fn mutate_changed(
     dry_run: bool,
 ) -> Result<bool, Status> {
     update(at, object, old).await?;
-    let Some(others) = at.others().await else { return Ok(false) };
+    let Some(others) = at.others().await? else { return Ok(false) };
     let review = Box::pin(Review::of_write(at, Operation::Update, meta::name(old), dry_run)).await;
     Box::pin(rounds(&review, &others, object, Some(old))).await
 }
@@ -200,7 +211,7 @@ pub(crate) async fn admit(
     object: &mut Value,
     dry_run: bool,
 ) -> Result<bool, Status> {
-    let Some(others) = at.others().await else { return Ok(false) };
+    let Some(others) = at.others().await? else { return Ok(false) };
     let review = match operation {
         Operation::Connect => Review::of_connect(at, name).await,
         _ => Review::of_write(at, operation, name, dry_run).await,
@@ -227,7 +238,7 @@ pub(crate) async fn remove(
     options: &DeleteOptions,
     old: &Value,
 ) -> Result<(), Status> {
-    let Some(others) = at.others().await else { return Ok(()) };
+    let Some(others) = at.others().await? else { return Ok(()) };
     let review = Review::of_delete(at, name, options).await;
     // Policies have nothing to change here.
     let (_, webhooks) = others.mutating();
@@ -298,14 +309,15 @@ pub(crate) async fn validate(
     if at.resource.row.group() == hooks::GROUP {
         Box::pin(policy::grants::check(at, object, old)).await?;
     }
-    let Some(others) = at.others().await else { return Ok(()) };
+    let Some(others) = at.others().await? else { return Ok(()) };
     let operation = if old.is_some() { Operation::Update } else { Operation::Create };
     let review = Box::pin(Review::of_write(at, operation, meta::name(object), dry_run)).await;
     Box::pin(others.validate(&review, Some(object), old)).await
 }
 
 /// What it takes of the quotas of its namespace; the operations go into the transaction that stores it, which is then to be
-/// settled. The last of all: only what may be is charged.
+/// settled. The last of all: only what may be is charged, and until that is done nobody outside is waited for, since others wait
+/// for their turn.
 pub(crate) async fn charge<'a>(
     at: &Attributes<'a>,
     object: &Value,

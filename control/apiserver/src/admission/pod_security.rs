@@ -39,11 +39,15 @@ pub(super) async fn validate(at: &Attributes<'_>, object: &Value, old: Option<&V
         let violations = podsecurity::violations(standard, subject);
         (!violations.is_empty()).then(|| format!("\"{standard}\": {}", podsecurity::details(&violations)))
     };
+    if is_pod {
+        at.call.annotate("pod-security.kubernetes.io/enforce-policy", || policy.enforce.to_string());
+    }
     if is_pod && let Some(why) = told(policy.enforce) {
         return Err(at.resource.forbidden(meta::name(object), format!("violates PodSecurity {why}")));
     }
     if let Some(why) = told(policy.audit) {
         let (namespace, resource, name) = (at.namespace, at.resource.row.resource(), meta::name(object));
+        at.call.annotate("pod-security.kubernetes.io/audit-violations", || format!("would violate PodSecurity {why}"));
         tracing::info!(namespace, resource, name, user = at.caller.user, "would violate PodSecurity {why}");
     }
     if let Some(why) = told(policy.warn) {
@@ -69,10 +73,13 @@ async fn namespace(at: &Attributes<'_>, namespace: &Value, old: Option<&Value>) 
         return Err(Status::invalid("", at.resource.row.kind(), meta::name(namespace), errors));
     }
     let audited = |policy: &Policy| policy.audit.level > Level::Privileged;
-    if audited(&policy) && before.as_ref().is_none_or(|(before, _)| before.audit != policy.audit) {
+    if audited(&policy)
+        && !at.call.is_audited()
+        && before.as_ref().is_none_or(|(before, _)| before.audit != policy.audit)
+    {
         let [label, _] = Mode::Audit.labels();
         at.call.warn(format!(
-            "metadata.labels[{label}]: this version of Coracle keeps no audit log; violations are told in the log of the server"
+            "metadata.labels[{label}]: this server keeps no audit log (--audit-policy-file); violations are told in its own log"
         ));
     }
     let Some((before, _)) = before else { return Ok(()) };

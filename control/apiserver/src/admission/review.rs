@@ -16,6 +16,7 @@ use super::{Attributes, is};
 use crate::catalog::Resource;
 use crate::conversion;
 use crate::hooks;
+use crate::request::body::Expected;
 use crate::request::call::Call;
 use crate::request::codec;
 use crate::request::options::{DeleteOptions, Propagation};
@@ -222,42 +223,49 @@ impl<'a> Review<'a> {
         Ok(object)
     }
 
-    /// Takes over what somebody made of what was shown: as if it had come in a body. `into` is the object of the write.
+    /// Takes over what somebody made of what was shown: read as a body is. `into` is the object of the write.
     ///
     /// # Errors
-    /// It is no such object, as a message.
+    /// It is no such object.
     pub async fn take(&self, shown: Value, from: &Versioned, into: &mut Value) -> Result<(), Status> {
+        let other = self.resource(from).cloned();
+        let resource: &Resource = other.as_deref().unwrap_or(self.at.resource);
+        let text = |field: &str| into[field].as_str().unwrap_or_default();
+        let (api_version, kind) = match self.form {
+            Form::Own => (text("apiVersion"), text("kind")),
+            Form::Scale => ("autoscaling/v1", "Scale"),
+            Form::Whole => (resource.api_version.as_str(), resource.row.kind()),
+        };
+        let Some(schema) = self.schema(from) else {
+            // Of options of connections nothing is known, and nothing can be changed.
+            let unknown = || Status::internal_error(format_args!("no object of kind {kind:?} can be changed"));
+            return if shown == *into { Ok(()) } else { Err(unknown()) };
+        };
+        let mut object = codec::remade(&shown, &Expected { api_version, kind, schema: &schema })?;
         match self.form {
-            Form::Own => {
-                *into = shown;
-                return Ok(());
-            }
+            Form::Own => *into = object,
             Form::Scale => {
-                let replicas = shown["spec"]["replicas"].as_i64().unwrap_or(0);
+                let replicas = object["spec"]["replicas"].as_i64().unwrap_or(0);
                 set(into, &Paths::of(self.at.resource).spec, replicas.into());
-                return Ok(());
             }
-            Form::Whole => {}
-        }
-        let resource = self.resource(from).cloned();
-        let resource: &Resource = resource.as_deref().unwrap_or(self.at.resource);
-        // A version is of the write, not of what admission changes.
-        let version = into["metadata"]["resourceVersion"].clone();
-        let decoded = codec::check(&shown, &resource.schema).map_err(Status::internal_error)?;
-        let mut object = decoded.value;
-        if resource.custom.is_some() {
-            if let Some(own) = self.own().await {
-                object = conversion::to_version(self.at.cluster, &own, object).await?;
+            Form::Whole => {
+                // A version is of the write, not of what admission changes.
+                let version = into["metadata"]["resourceVersion"].clone();
+                if resource.custom.is_some() {
+                    if let Some(own) = self.own().await {
+                        object = conversion::to_version(self.at.cluster, &own, object).await?;
+                    }
+                } else {
+                    resource.row.strategy().to_storage(&mut object);
+                }
+                self.at.resource.default(&mut object)?;
+                match version {
+                    Value::Null => drop(meta::metadata_mut(&mut object).remove("resourceVersion")),
+                    version => drop(meta::metadata_mut(&mut object).insert("resourceVersion".to_owned(), version)),
+                }
+                *into = object;
             }
-        } else {
-            resource.row.strategy().to_storage(&mut object);
         }
-        self.at.resource.default(&mut object)?;
-        match version {
-            Value::Null => drop(meta::metadata_mut(&mut object).remove("resourceVersion")),
-            version => drop(meta::metadata_mut(&mut object).insert("resourceVersion".to_owned(), version)),
-        }
-        *into = object;
         Ok(())
     }
 

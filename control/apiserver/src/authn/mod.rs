@@ -12,6 +12,7 @@ use coracle_api::status::Status;
 use http::{HeaderMap, HeaderValue, Request, header};
 
 use self::tokens::Tokens;
+use crate::audit::Trail;
 use crate::cluster::Cluster;
 use crate::identity::Identity;
 use crate::limits::{Class, Flow, Here};
@@ -59,6 +60,10 @@ pub(crate) fn authenticate<B>(cluster: &Cluster, tokens: &Tokens, request: &Requ
             None => Arc::new(Identity::anonymous()),
         },
     };
+    let trail = request.extensions().get::<Arc<Trail>>();
+    if let Some(trail) = trail {
+        trail.called_by(&caller);
+    }
     let class = match (caller.is_duty(), request.extensions().get::<Here>()) {
         (true, Some(Here)) => Class::Own,
         (true, None) => Class::Duty,
@@ -69,6 +74,9 @@ pub(crate) fn authenticate<B>(cluster: &Cluster, tokens: &Tokens, request: &Requ
     }
     let name = Arc::from(caller.user.as_str());
     let identity = impersonate::apply(cluster, &caller, headers)?;
+    if let Some(trail) = trail {
+        trail.acts_as(&identity);
+    }
     Ok(Caller { identity: Arc::new(identity), class, name: Some(name) })
 }
 

@@ -9,6 +9,7 @@ use coracle_api::status::Status;
 use crate::cluster::Cluster;
 use crate::identity::Identity;
 use crate::request::call::Call;
+use crate::request::path;
 pub(crate) use crate::roles::Attributes;
 
 /// Paths that everybody may read.
@@ -57,19 +58,7 @@ fn refusal(identity: &Identity, asked: &Attributes<'_>) -> Status {
 
 /// The verb of a request for a resource. Methods that mean nothing here have none: only who may do everything sends them on.
 pub(crate) fn verb(call: &Call) -> &'static str {
-    let named = call.target.name.is_some();
-    match call.method.as_str() {
-        "POST" => "create",
-        "PUT" => "update",
-        "PATCH" => "patch",
-        "DELETE" if named => "delete",
-        "DELETE" => "deletecollection",
-        "GET" | "HEAD" if call.target.watch => "watch",
-        "GET" | "HEAD" if named => "get",
-        "GET" | "HEAD" if call.query.flag("watch") == Some(true) => "watch",
-        "GET" | "HEAD" => "list",
-        _ => "",
-    }
+    path::verb(&call.method, &call.target, &call.query)
 }
 
 #[cfg(test)]

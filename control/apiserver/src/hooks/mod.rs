@@ -18,8 +18,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use coracle_api::cel::admission::Condition;
 use coracle_api::codec::json;
+use coracle_api::schema;
 use coracle_keyspace::{Guard, Key, Keyspace, Op, Record, Value as Content};
 use serde_json::Value;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::outward::Client;
 use matching::MatchResources;
@@ -34,6 +36,8 @@ pub(crate) const GROUP: &str = "admissionregistration.k8s.io";
 const KNOWN: &str = "coracle.admission";
 /// How long a webhook has that says nothing of it: what the API fills in.
 const TIMEOUT_SECONDS: u64 = 10;
+/// Records that one webhook converts at a time: each takes a few times its size while it is converted, here and there.
+const CONVERTED_KIB_MAX: usize = 16 << 10;
 /// No change has this number.
 const NEVER: u64 = u64::MAX;
 
@@ -44,6 +48,8 @@ pub(crate) enum Place {
     Url(String),
     /// A Service of the cluster.
     Service { namespace: String, name: String, port: u16, path: String },
+    /// None: why what is said is no place.
+    Nowhere(String),
 }
 
 /// Where a webhook is, and how it is reached.
@@ -58,12 +64,17 @@ impl Callee {
     pub fn read(config: &Value) -> Callee {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let service = &config["service"];
-        let place = match config["url"].as_str() {
-            Some(url) => Place::Url(url.to_owned()),
-            None => Place::Service {
+        let port = match &service["port"] {
+            Value::Null => Some(443),
+            port => port.as_u64().and_then(|port| u16::try_from(port).ok()),
+        };
+        let place = match (config["url"].as_str(), port) {
+            (Some(url), _) => Place::Url(url.to_owned()),
+            (None, None) => Place::Nowhere(format!("service port {} is none", service["port"])),
+            (None, Some(port)) => Place::Service {
                 namespace: text(&service["namespace"]),
                 name: text(&service["name"]),
-                port: service["port"].as_u64().and_then(|port| u16::try_from(port).ok()).unwrap_or(443),
+                port,
                 path: text(&service["path"]),
             },
         };
@@ -147,9 +158,16 @@ impl Hook {
 pub(crate) struct Conversion {
     pub version: Option<ReviewVersion>,
     pub callee: Callee,
+    room: Semaphore,
 }
 
 impl Conversion {
+    /// Waits until there is room for so many bytes of records among those that are converted, and holds it.
+    pub async fn room(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
+        let kib = bytes.div_ceil(1 << 10).min(CONVERTED_KIB_MAX);
+        self.room.acquire_many(kib as u32).await.ok()
+    }
+
     /// Of a CustomResourceDefinition; `None` when its versions differ in their names alone.
     pub fn read(definition: &Value) -> Option<Conversion> {
         let conversion = &definition["spec"]["conversion"];
@@ -157,6 +175,7 @@ impl Conversion {
         (conversion["strategy"] == "Webhook").then(|| Conversion {
             version: ReviewVersion::of(&webhook["conversionReviewVersions"]),
             callee: Callee::read(&webhook["clientConfig"]),
+            room: Semaphore::new(CONVERTED_KIB_MAX),
         })
     }
 }
@@ -165,15 +184,24 @@ impl Conversion {
 #[derive(Clone)]
 struct Read {
     record: Arc<Record>,
-    hooks: Vec<Arc<Hook>>,
+    /// Or why it cannot be read.
+    hooks: Result<Vec<Arc<Hook>>, String>,
 }
 
 impl Read {
-    fn of(record: &Arc<Record>) -> Read {
-        let object = json::parse(&record.bytes).unwrap_or_else(|error| {
-            tracing::error!("the stored bytes of {} cannot be read: {error}", record.key.name);
-            Value::Null
+    fn of(record: &Arc<Record>, kind: &str) -> Read {
+        let hooks = Read::hooks(record, kind).map_err(|error| {
+            let why = format!("the stored bytes of {kind} {} cannot be read: {error}", record.key.name);
+            tracing::error!("every write is refused until it is removed: {why}");
+            why
         });
+        Read { record: record.clone(), hooks }
+    }
+
+    /// What is not of the types that the API stores is damaged: nothing is guessed of who is to be asked about what.
+    fn hooks(record: &Record, kind: &str) -> Result<Vec<Arc<Hook>>, String> {
+        let schema = schema::of_kind(GROUP, "v1", kind).ok_or("its type is not known")?;
+        let object = json::decode(&record.bytes, &schema).map_err(|error| error.to_string())?.value;
         let mut same: HashMap<&str, usize> = HashMap::new();
         let webhooks = object["webhooks"].as_array().map(Vec::as_slice).unwrap_or_default();
         let hooks = webhooks.iter().map(|webhook| {
@@ -181,7 +209,7 @@ impl Read {
             *count += 1;
             Arc::new(Hook::read(&record.key.name, webhook, *count - 1))
         });
-        Read { record: record.clone(), hooks: hooks.collect() }
+        Ok(hooks.collect())
     }
 }
 
@@ -190,12 +218,20 @@ impl Read {
 pub(crate) struct Configured {
     pub mutating: Vec<Arc<Hook>>,
     pub validating: Vec<Arc<Hook>>,
+    /// Why one of them cannot be read. It may be the one that refuses: nothing is admitted.
+    pub unreadable: Option<String>,
     /// By collection and name.
     read: HashMap<(&'static str, Arc<str>), Read>,
     /// The number of the change after which this was read.
     at: u64,
     /// What [`KNOWN`] was then.
     known: Option<coracle_keyspace::Revision>,
+}
+
+impl Configured {
+    fn is_empty(&self) -> bool {
+        self.mutating.is_empty() && self.validating.is_empty() && self.unreadable.is_none()
+    }
 }
 
 /// The webhooks as they are now.
@@ -223,8 +259,7 @@ impl Hooks {
             return None;
         }
         let configured = self.configured(keyspace);
-        let is_empty = configured.mutating.is_empty() && configured.validating.is_empty();
-        (!is_empty).then_some(configured)
+        (!configured.is_empty()).then_some(configured)
     }
 
     fn configured(&self, keyspace: &Keyspace) -> Arc<Configured> {
@@ -240,17 +275,22 @@ impl Hooks {
         // What changes while it is read has another number, and is read again by whoever looks next.
         let mut next =
             Configured { at, known: keyspace.get(KNOWN, KNOWN).map(|record| record.revision), ..Configured::default() };
-        for collection in [MUTATING, VALIDATING] {
+        for (collection, kind) in
+            [(MUTATING, "MutatingWebhookConfiguration"), (VALIDATING, "ValidatingWebhookConfiguration")]
+        {
             for (name, record) in &keyspace.snapshot(collection).records {
                 let key = (collection, name.clone());
                 let before = kept.read.get(&key).filter(|before| Arc::ptr_eq(&before.record, record));
-                let read = before.cloned().unwrap_or_else(|| Read::of(record));
+                let read = before.cloned().unwrap_or_else(|| Read::of(record, kind));
                 let list = if collection == MUTATING { &mut next.mutating } else { &mut next.validating };
-                list.extend(read.hooks.iter().cloned());
+                match &read.hooks {
+                    Ok(hooks) => list.extend(hooks.iter().cloned()),
+                    Err(why) => drop(next.unreadable.get_or_insert_with(|| why.clone())),
+                }
                 next.read.insert(key, read);
             }
         }
-        let is_empty = next.mutating.is_empty() && next.validating.is_empty();
+        let is_empty = next.is_empty();
         let next = Arc::new(next);
         self.kept.store(next.clone());
         self.empty_at.store(if is_empty { at } else { NEVER }, Ordering::Release);
@@ -303,7 +343,26 @@ mod tests {
             (hook.version, &hook.callee.place),
             (Some(ReviewVersion::V1Beta1), &Place::Url("https://h/x".into()))
         );
+        // What is no port is not the usual one.
+        let callee = Callee::read(&json!({"service": {"name": "s", "namespace": "n", "port": 70_000}}));
+        assert!(matches!(callee.place, Place::Nowhere(_)), "{callee:?}");
         assert!(hook.allows_dry_run && hook.callee.client.has_authorities());
+    }
+
+    #[test]
+    fn records_that_are_converted_at_a_time_are_bounded_in_bytes() {
+        use futures::FutureExt as _;
+        let spec = json!({"conversion": {"strategy": "Webhook", "webhook": {"clientConfig": {"url": "https://h"}}}});
+        let conversion = Conversion::read(&json!({ "spec": spec })).expect("a webhook");
+        let half = (CONVERTED_KIB_MAX << 10) / 2;
+        let held = conversion.room(half).now_or_never().expect("room");
+        assert!(conversion.room(half + 1).now_or_never().is_none());
+        drop(held);
+        // More than there is waits for all of it.
+        let all = conversion.room(usize::MAX).now_or_never().expect("room");
+        assert!(conversion.room(1).now_or_never().is_none());
+        drop(all);
+        assert!(conversion.room(1).now_or_never().is_some());
     }
 
     #[tokio::test]
@@ -335,6 +394,14 @@ mod tests {
             keyspace.transact(vec![delete]).await.unwrap();
         }
         assert!(hooks.now(&keyspace).is_none());
+        // One that cannot be read may be the one that refuses.
+        for webhooks in [json!("none"), json!([{"name": "5", "rules": 7}]), json!([{"name": "5", "failurePolicy": 7}])]
+        {
+            put(VALIDATING, "damaged", webhooks.clone()).await.unwrap();
+            let why = hooks.now(&keyspace).expect("some").unreadable.clone().expect("why");
+            let words = "the stored bytes of ValidatingWebhookConfiguration damaged cannot be read";
+            assert!(why.starts_with(words), "{webhooks}: {why}");
+        }
         keyspace.shutdown().await;
     }
 }

@@ -7,18 +7,20 @@ use futures::{SinkExt, StreamExt};
 use http::{HeaderValue, Request, header};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::ServerName;
 use rustls::{CertificateError, ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::net::TcpStream;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, watch};
 use tokio_rustls::TlsConnector;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Sender, Target, Way, why};
+use super::authorities::Bundle;
+use super::{IDLE_FOR, Nodes, Sender, Target, Way, why, words};
+use crate::limits::{Class, Flow, Place};
 
 /// The subprotocol of a port-forward whose channels are numbered.
 const CHANNELS: &str = "v4.channel.k8s.io";
@@ -27,26 +29,21 @@ const DATA: u8 = 0;
 const ERROR: u8 = 1;
 /// Bytes of a tunnel that wait for the other side, each way.
 const BUFFER: usize = 64 << 10;
+/// Bytes of one message of a tunnel; a node sends what it reads at once.
+const MESSAGE_BYTES_MAX: usize = 1 << 20;
 
 /// TLS that trusts these authorities, or the machine's where there are none.
 pub(super) async fn tls(authorities: &[u8]) -> Result<TlsConnector, String> {
     static MACHINE: OnceCell<Arc<RootCertStore>> = OnceCell::const_new();
-    let roots = if authorities.is_empty() {
-        MACHINE.get_or_try_init(machine).await?.clone()
-    } else {
-        let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(authorities) {
-            let certificate = certificate.map_err(|error| format!("unable to load root certificates: {error}"))?;
-            roots.add(certificate).map_err(|error| format!("unable to load root certificates: {error}"))?;
-        }
-        if roots.is_empty() {
-            return Err("unable to load root certificates: unable to parse bytes as PEM block".to_owned());
-        }
-        Arc::new(roots)
-    };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let tls = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let mut tls = tls.map_err(|error| error.to_string())?.with_root_certificates(roots).with_no_client_auth();
+    let tls = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
+    let tls = tls.map_err(|error| error.to_string())?;
+    let tls = if authorities.is_empty() {
+        tls.with_root_certificates(MACHINE.get_or_try_init(machine).await?.clone())
+    } else {
+        tls.dangerous().with_custom_certificate_verifier(Arc::new(Bundle::read(authorities, provider)?))
+    };
+    let mut tls = tls.with_no_client_auth();
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(TlsConnector::from(Arc::new(tls)))
 }
@@ -59,30 +56,34 @@ async fn machine() -> Result<Arc<RootCertStore>, String> {
 }
 
 /// A connection over which requests to the target can be sent.
-pub(super) async fn connect(
-    own: Option<&TlsConnector>,
-    nodes: Option<&TlsConnector>,
-    target: &Target,
-) -> Result<Sender, String> {
+pub(super) async fn connect(own: Option<&TlsConnector>, nodes: &Nodes, target: &Target) -> Result<Connection, String> {
     let own = || own.ok_or_else(|| "there is no TLS for it".to_owned());
     match &target.way {
-        Way::Direct { host, port } => handshake(secured(own()?, &target.name, tcp(host, *port).await?).await?).await,
-        Way::Node { host, port, node } => handshake(to_node(nodes, host, *port, node).await?).await,
+        Way::Direct { host, port } => {
+            Connection::start(secured(own()?, &target.name, tcp(host, *port).await?).await?, ()).await
+        }
+        Way::Node { host, port, node } => {
+            let (node, place) = to_node(nodes, (host, *port, node), &target.name).await?;
+            Connection::start(node, place).await
+        }
         Way::Tunnel { host, port, node, path } => {
-            let pod = tunnel(to_node(nodes, host, *port, node).await?, path, node).await?;
-            handshake(secured(own()?, &target.name, pod).await?).await
+            let (stream, place) = to_node(nodes, (host, *port, node), &target.name).await?;
+            let (pod, open) = tunnel(stream, path, node, place).await?;
+            Connection::start(secured(own()?, &target.name, pod).await?, open).await
         }
     }
 }
 
+/// A connection to a node, for the webhook `of`. It takes one of the node's places, as a stream of a user's does.
 async fn to_node(
-    nodes: Option<&TlsConnector>,
-    host: &str,
-    port: u16,
-    node: &str,
-) -> Result<tokio_rustls::client::TlsStream<TcpStream>, String> {
-    let nodes = nodes.ok_or("this server has no certificate for nodes")?;
-    secured(nodes, node, tcp(host, port).await?).await
+    nodes: &Nodes,
+    (host, port, node): (&str, u16, &str),
+    of: &str,
+) -> Result<(tokio_rustls::client::TlsStream<TcpStream>, Place), String> {
+    let tls = nodes.tls.as_ref().ok_or("this server has no certificate for nodes")?;
+    let flow = Flow { class: Class::Own, name: of };
+    let place = nodes.streams.take(node, flow).map_err(|status| status.message.clone())?;
+    Ok((secured(tls, node, tcp(host, port).await?).await?, place))
 }
 
 async fn tcp(host: &str, port: u16) -> Result<TcpStream, String> {
@@ -121,22 +122,53 @@ where
     })
 }
 
-async fn handshake<S>(stream: S) -> Result<Sender, String>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| why(&error))?;
-    // Ends when the sender is dropped, or the other side closes it.
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "connection to a webhook");
-        }
-    });
-    Ok(sender)
+/// A connection to a webhook. It ends when this is dropped, when the other side closes it, or when it has rested too long.
+pub(super) struct Connection {
+    pub sender: Sender,
+    rests: watch::Sender<bool>,
 }
 
-/// A stream to a port of a pod: a port-forward of its node.
-async fn tunnel<S>(node: S, path: &str, host: &str) -> Result<DuplexStream, String>
+impl Connection {
+    /// Holds what it is made on until it ends.
+    async fn start<S>(stream: S, held: impl Send + 'static) -> Result<Connection, String>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| why(&error))?;
+        let (rests, resting) = watch::channel(false);
+        tokio::spawn(async move {
+            tokio::select! {
+                ended = connection => if let Err(error) = ended {
+                    tracing::debug!(%error, "connection to a webhook");
+                },
+                () = rested(resting) => {}
+            }
+            drop(held);
+        });
+        Ok(Connection { sender, rests })
+    }
+
+    /// Says whether it is out of use, from now on.
+    pub fn rest(&self, rests: bool) {
+        self.rests.send_replace(rests);
+    }
+}
+
+/// Waits until a connection has been out of use for [`IDLE_FOR`]. Of one that is dropped nothing is said any more: it ends by
+/// itself.
+async fn rested(mut resting: watch::Receiver<bool>) {
+    while resting.wait_for(|rests| *rests).await.is_ok() {
+        match tokio::time::timeout(IDLE_FOR, resting.wait_for(|rests| !rests)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => break,
+            Err(_) => return,
+        }
+    }
+    std::future::pending().await
+}
+
+/// A stream to a port of a pod: a port-forward of its node, open until the guard is dropped. `place` is the node's.
+async fn tunnel<S>(node: S, path: &str, host: &str, place: Place) -> Result<(DuplexStream, DropGuard), String>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -161,11 +193,18 @@ where
         return Err(format!("the node does not forward to the pod's port: it answers {}", answer.status()));
     }
     let upgraded = hyper::upgrade::on(&mut answer).await.map_err(|error| why(&error))?;
-    let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, None).await;
+    let config =
+        WebSocketConfig::default().max_message_size(Some(MESSAGE_BYTES_MAX)).max_frame_size(Some(MESSAGE_BYTES_MAX));
+    let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, Some(config)).await;
     let (ours, theirs) = tokio::io::duplex(BUFFER);
-    // Ends with either side.
-    tokio::spawn(carry(socket, theirs));
-    Ok(ours)
+    let open = CancellationToken::new();
+    let closed = open.clone();
+    // Ends with either side, and with the guard, also while the node takes nothing.
+    tokio::spawn(async move {
+        closed.run_until_cancelled_owned(carry(socket, theirs)).await;
+        drop(place);
+    });
+    Ok((ours, open.drop_guard()))
 }
 
 /// Carries bytes between the pod's channel and a stream, until either ends. The first message of a channel is its port.
@@ -193,7 +232,10 @@ where
                 continue;
             }
             if *channel == ERROR {
-                tracing::debug!(why = %String::from_utf8_lossy(bytes), "the pod of a webhook takes no connection");
+                tracing::debug!(
+                    why = words(&String::from_utf8_lossy(bytes)),
+                    "the pod of a webhook takes no connection"
+                );
                 break;
             }
             if to.write_all(bytes).await.is_err() {
@@ -206,4 +248,56 @@ where
         () = back => {}
     }
     let _ = to.shutdown().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_that_nobody_uses_ends_with_what_it_is_made_on() {
+        let (ours, mut theirs) = tokio::io::duplex(BUFFER);
+        let streams = super::super::NodeStreams::default();
+        let take = || streams.take("n", Flow { class: Class::Own, name: "webhook" });
+        let free = || std::iter::from_fn(|| take().ok()).collect::<Vec<Place>>().len();
+        let all = free();
+        let connection = Connection::start(ours, take().unwrap()).await.unwrap();
+        assert_eq!(free(), all - 1);
+        connection.rest(true);
+        let mut sent = Vec::new();
+        theirs.read_to_end(&mut sent).await.expect("its end");
+        assert!(sent.is_empty() && connection.sender.is_closed());
+        while free() < all {
+            tokio::task::yield_now().await;
+        }
+        // One that is dropped ends at once.
+        let (ours, mut theirs) = tokio::io::duplex(BUFFER);
+        drop(Connection::start(ours, ()).await.unwrap());
+        theirs.read_to_end(&mut sent).await.expect("its end");
+    }
+
+    #[tokio::test]
+    async fn a_connection_to_a_node_takes_one_of_its_places() {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let tls = tls.with_root_certificates(RootCertStore::empty()).with_no_client_auth();
+        let nodes = Nodes::new(Some(Arc::new(tls)));
+        let users: Vec<String> = (0..1_000).map(|number| number.to_string()).collect();
+        let take = |name: &String| nodes.streams.take("n", Flow { class: Class::User, name }).ok();
+        let _all: Vec<Place> = users.iter().filter_map(take).collect();
+        let (host, node, path) = ("127.0.0.1".to_owned(), "n".to_owned(), "/portForward/ns/p?ports=1".to_owned());
+        let ways =
+            [Way::Node { host: host.clone(), port: 1, node: node.clone() }, Way::Tunnel { host, port: 1, node, path }];
+        for way in ways {
+            let target = Target {
+                way,
+                path: "/".into(),
+                host: "h".into(),
+                name: "h.ns.svc".into(),
+                url: "https://h.ns.svc".into(),
+            };
+            let why = connect(None, &nodes, &target).await.err().expect("no place");
+            assert!(why.starts_with("too many streams from node n"), "{why}");
+        }
+    }
 }

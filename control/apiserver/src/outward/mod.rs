@@ -10,10 +10,11 @@
 //! its own process (Node). A webhook that says which authority it has (`caBundle`) is to prove itself: its bytes are carried
 //! to the pod's port as they are, and TLS is between this server and the pod (Tunnel).
 
+mod authorities;
 mod dial;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Request, StatusCode, header};
@@ -23,12 +24,15 @@ use parking_lot::Mutex;
 use tokio::sync::{OnceCell, Semaphore};
 use tokio_rustls::TlsConnector;
 
+use self::dial::Connection;
+use crate::limits::NodeStreams;
+
 /// Calls of one webhook under way at a time; more wait for one of them, and their time goes on. A webhook that hangs so holds
 /// the requests that wait for it, and few connections.
 const IN_FLIGHT_MAX: usize = 128;
 /// Connections of one webhook that are kept for the next call, and for how long (a Go server keeps them longer).
 const IDLE_MAX: usize = 8;
-const IDLE_FOR: Duration = Duration::from_secs(60);
+const IDLE_FOR: Duration = if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(60) };
 
 /// How a webhook is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,17 +72,36 @@ pub(crate) enum CallError {
 
 type Sender = SendRequest<Full<Bytes>>;
 
+/// The way to nodes, and the places there.
+pub(crate) struct Nodes {
+    /// By which a node proves who it is; without it none is called.
+    pub tls: Option<TlsConnector>,
+    pub streams: NodeStreams,
+}
+
+impl Nodes {
+    /// `tls` is this server's certificate towards nodes, for connections that carry HTTP/1.1.
+    pub fn new(tls: Option<Arc<rustls::ClientConfig>>) -> Nodes {
+        let tls = tls.map(|tls| {
+            let mut tls = rustls::ClientConfig::clone(&tls);
+            // Upgrades exist in HTTP/1.1 only.
+            tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+            TlsConnector::from(Arc::new(tls))
+        });
+        Nodes { tls, streams: NodeStreams::default() }
+    }
+}
+
 struct Idle {
     way: Way,
-    sender: Sender,
-    since: Instant,
+    connection: Connection,
 }
 
 /// The client of one webhook.
 pub(crate) struct Client {
     /// Certificates in PEM; without any the machine's authorities are trusted.
     authorities: Vec<u8>,
-    tls: OnceCell<Result<TlsConnector, String>>,
+    tls: OnceCell<TlsConnector>,
     in_flight: Semaphore,
     idle: Mutex<Vec<Idle>>,
 }
@@ -101,11 +124,11 @@ impl Client {
         !self.authorities.is_empty()
     }
 
-    /// Posts JSON and reads the answer, which has at most `most` bytes. `nodes` is this server's TLS towards nodes. Whoever
-    /// drops it has ended the call, as far as this server is concerned.
+    /// Posts JSON and reads the answer, which has at most `most` bytes. Whoever drops it has ended the call, as far as this
+    /// server is concerned.
     pub async fn post(
         &self,
-        nodes: Option<&TlsConnector>,
+        nodes: &Nodes,
         target: &Target,
         body: Bytes,
         most: usize,
@@ -124,14 +147,14 @@ impl Client {
         // A connection that was kept may have been closed by now: only then is it tried on a new one, for nothing was sent.
         let mut answered = None;
         while answered.is_none()
-            && let Some(mut sender) = self.kept(&target.way)
+            && let Some(mut connection) = self.kept(&target.way)
         {
-            if sender.ready().await.is_err() {
+            if connection.sender.ready().await.is_err() {
                 continue;
             }
             let request = request().map_err(|error| failed(error.to_string()))?;
-            match sender.try_send_request(request).await {
-                Ok(answer) => answered = Some((answer, sender)),
+            match connection.sender.try_send_request(request).await {
+                Ok(answer) => answered = Some((answer, connection)),
                 Err(mut error) => {
                     if error.take_message().is_none() {
                         return Err(failed(why(&error.into_error())));
@@ -139,13 +162,13 @@ impl Client {
                 }
             }
         }
-        let (answer, sender) = match answered {
+        let (answer, connection) = match answered {
             Some(answered) => answered,
             None => {
-                let mut sender = self.dial(nodes, target).await.map_err(failed)?;
+                let mut connection = self.dial(nodes, target).await.map_err(failed)?;
                 let request = request().map_err(|error| failed(error.to_string()))?;
-                let answer = sender.send_request(request).await.map_err(|error| failed(why(&error)))?;
-                (answer, sender)
+                let answer = connection.sender.send_request(request).await.map_err(|error| failed(why(&error)))?;
+                (answer, connection)
             }
         };
         let code = answer.status();
@@ -158,33 +181,49 @@ impl Client {
             }
             read.extend_from_slice(&data);
         }
-        self.keep(target.way.clone(), sender);
+        self.keep(target.way.clone(), connection);
         Ok((code, read.freeze()))
     }
 
-    fn kept(&self, way: &Way) -> Option<Sender> {
+    fn kept(&self, way: &Way) -> Option<Connection> {
         let mut idle = self.idle.lock();
-        idle.retain(|kept| kept.since.elapsed() < IDLE_FOR && !kept.sender.is_closed());
+        idle.retain(|kept| !kept.connection.sender.is_closed());
         let at = idle.iter().rposition(|kept| kept.way == *way)?;
-        Some(idle.remove(at).sender)
+        let connection = idle.remove(at).connection;
+        connection.rest(false);
+        Some(connection)
     }
 
-    fn keep(&self, way: Way, sender: Sender) {
+    /// Keeps a connection for the next call; it ends by itself when there is none.
+    fn keep(&self, way: Way, connection: Connection) {
         let mut idle = self.idle.lock();
-        if idle.len() < IDLE_MAX && !sender.is_closed() {
-            idle.push(Idle { way, sender, since: Instant::now() });
+        idle.retain(|kept| !kept.connection.sender.is_closed());
+        if idle.len() < IDLE_MAX && !connection.sender.is_closed() {
+            connection.rest(true);
+            idle.push(Idle { way, connection });
         }
     }
 
-    async fn dial(&self, nodes: Option<&TlsConnector>, target: &Target) -> Result<Sender, String> {
+    async fn dial(&self, nodes: &Nodes, target: &Target) -> Result<Connection, String> {
         let own = match target.way {
             Way::Node { .. } => None,
             Way::Direct { .. } | Way::Tunnel { .. } => {
-                let tls = self.tls.get_or_init(|| dial::tls(&self.authorities)).await;
-                Some(tls.as_ref().map_err(String::clone)?)
+                Some(self.tls.get_or_try_init(|| dial::tls(&self.authorities)).await?)
             }
         };
         dial::connect(own, nodes, target).await
+    }
+}
+
+/// As much of what somebody outside says stands in an error and in the log (client-go's bound).
+const WORDS_BYTES_MAX: usize = 2_048;
+
+/// The beginning of what somebody outside says of a failure.
+pub(crate) fn words(text: &str) -> String {
+    let text = text.trim();
+    match text.floor_char_boundary(WORDS_BYTES_MAX) {
+        end if end < text.len() => format!("{} …", &text[..end]),
+        _ => text.to_owned(),
     }
 }
 
@@ -199,12 +238,14 @@ fn why(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// TLS towards nodes, for connections that carry HTTP/1.1.
-pub(crate) fn towards_nodes(tls: Option<Arc<rustls::ClientConfig>>) -> Option<TlsConnector> {
-    tls.map(|tls| {
-        let mut tls = rustls::ClientConfig::clone(&tls);
-        // Upgrades exist in HTTP/1.1 only.
-        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-        TlsConnector::from(Arc::new(tls))
-    })
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_outside_is_told_in_few_words() {
+        assert_eq!(words(" no \n"), "no");
+        let long = words(&"é".repeat(1 << 20));
+        assert!(long.len() <= WORDS_BYTES_MAX + 4 && long.ends_with("é …"), "{}", long.len());
+    }
 }

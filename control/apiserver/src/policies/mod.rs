@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use coracle_api::codec::json;
+use coracle_api::kinds;
 use coracle_keyspace::{Keyspace, Record, Records};
-use serde_json::Value;
 
 pub(crate) use read::{Action, Annotation, Binding, Does, Mutation, ParamKind, Policy, Program, Validation};
 
@@ -41,6 +41,7 @@ pub(crate) struct Bound {
 enum Read {
     Policy(Arc<Policy>),
     Binding(Arc<Binding>),
+    Nothing(String),
 }
 
 /// All policies that are bound, by name.
@@ -48,6 +49,8 @@ enum Read {
 pub(crate) struct Configured {
     pub mutating: Vec<Bound>,
     pub validating: Vec<Bound>,
+    /// Why one of them cannot be read. It may be the one that denies: nothing is admitted.
+    pub unreadable: Option<String>,
     read: HashMap<(usize, Arc<str>), (Arc<Record>, Read)>,
     /// The number of the change after which this was read.
     at: u64,
@@ -55,7 +58,13 @@ pub(crate) struct Configured {
 
 impl Configured {
     fn is_empty(&self) -> bool {
-        self.mutating.is_empty() && self.validating.is_empty()
+        self.mutating.is_empty() && self.validating.is_empty() && self.unreadable.is_none()
+    }
+
+    /// Whether some are asked with custom resources, which somebody outside may have to convert.
+    fn has_custom_params(&self) -> bool {
+        let mut params = self.mutating.iter().chain(&self.validating).filter_map(|bound| bound.policy.params.as_ref());
+        params.any(|params| kinds::by_kind(params.group_version().0, &params.kind).is_none())
     }
 
     /// What is made of these records, and of what was read before.
@@ -79,6 +88,7 @@ impl Configured {
                             list.push(Bound { policy: policy.clone(), bindings });
                         }
                     }
+                    Read::Nothing(why) => drop(next.unreadable.get_or_insert_with(|| why.clone())),
                 }
                 next.read.insert(key, (record.clone(), read));
             }
@@ -103,14 +113,15 @@ impl Configured {
 }
 
 fn read(place: usize, record: &Record) -> Read {
-    let object = json::parse(&record.bytes).unwrap_or_else(|error| {
-        tracing::error!("the stored bytes of {} cannot be read: {error}", record.key.name);
-        Value::Null
-    });
-    if place < 2 {
-        Read::Policy(Arc::new(Policy::read(&object)))
-    } else {
-        Read::Binding(Arc::new(Binding::read(&object)))
+    match json::parse(&record.bytes) {
+        Ok(object) if place < 2 => Read::Policy(Arc::new(Policy::read(&object))),
+        Ok(object) => Read::Binding(Arc::new(Binding::read(&object))),
+        Err(error) => {
+            let why =
+                format!("the stored bytes of {} {} cannot be read: {error}", record.key.collection, record.key.name);
+            tracing::error!("every write is refused until it is removed: {why}");
+            Read::Nothing(why)
+        }
     }
 }
 
@@ -138,6 +149,11 @@ impl Policies {
     /// Whether something may be bound.
     pub fn any(&self) -> bool {
         self.0.changes.load(Ordering::Acquire) != self.0.empty_at.load(Ordering::Acquire)
+    }
+
+    /// Whether somebody outside may have to convert what the policies are asked with, as far as they are read.
+    pub fn may_convert(&self) -> bool {
+        self.any() && self.0.now.load().has_custom_params()
     }
 
     /// What is bound; `None` when nothing is, which is all that most clusters ever pay.
@@ -187,7 +203,7 @@ impl Kept {
 #[cfg(test)]
 mod tests {
     use coracle_keyspace::{Guard, Key, Op, Value as Content};
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -225,6 +241,16 @@ mod tests {
             keyspace.transact(vec![delete]).await.unwrap();
         }
         assert!(policies.now(&keyspace).await.is_none());
+        // One that cannot be read may be the one that denies, or what binds it.
+        for collection in COLLECTIONS {
+            let value = Content { revision_at: 1, bytes: "{".into() };
+            let put = Op::Put { key: Key::new(collection, "damaged"), value, guard: Guard::None };
+            keyspace.transact(vec![put]).await.unwrap();
+            let why = policies.now(&keyspace).await.expect("some").unreadable.clone().expect("why");
+            assert!(why.starts_with(&format!("the stored bytes of {collection} damaged cannot be read")), "{why}");
+            let delete = Op::Delete { key: Key::new(collection, "damaged"), guard: Guard::Present };
+            keyspace.transact(vec![delete]).await.unwrap();
+        }
         keyspace.shutdown().await;
     }
 }

@@ -9,6 +9,7 @@ use coracle_api::status::Status;
 use http::{HeaderMap, Method, Uri, header};
 use parking_lot::Mutex;
 
+use super::annotations::Annotations;
 use super::negotiate::{self, Form, Offer};
 use super::path::ResourcePath;
 use super::query::Query;
@@ -65,6 +66,8 @@ pub(crate) struct Call {
     /// Who really calls, when that is somebody else.
     acting: Option<Arc<str>>,
     warnings: Mutex<Warnings>,
+    /// Of the request's events, where it is told of.
+    annotations: Option<Arc<Annotations>>,
 }
 
 impl Call {
@@ -72,6 +75,7 @@ impl Call {
         Call {
             query: Query::parse(parts.uri.query().unwrap_or_default()),
             is_here: parts.extensions.get::<Here>().is_some(),
+            annotations: parts.extensions.get::<Arc<Annotations>>().cloned(),
             method: parts.method,
             uri: parts.uri,
             headers: parts.headers,
@@ -106,6 +110,7 @@ impl Call {
             class: call.class,
             acting: call.acting.clone(),
             warnings: Mutex::default(),
+            annotations: call.annotations.clone(),
         }
     }
 
@@ -173,6 +178,18 @@ impl Call {
 
     pub fn warn_all(&self, messages: impl IntoIterator<Item = String>) {
         messages.into_iter().for_each(|message| self.warn(message));
+    }
+
+    /// Whether the audit log may tell of it.
+    pub fn is_audited(&self) -> bool {
+        self.annotations.is_some()
+    }
+
+    /// Adds to what the audit log says of the request; what it is made of is only made where there is one.
+    pub fn annotate(&self, key: &str, value: impl FnOnce() -> String) {
+        if let Some(annotations) = &self.annotations {
+            annotations.add(key, &value());
+        }
     }
 
     /// The values of the `Warning` headers.

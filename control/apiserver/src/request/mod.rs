@@ -1,5 +1,6 @@
 //! The words of a request: what it asks and by whom, its options, its body, the form it wants. Knows no verb and no store.
 
+pub(crate) mod annotations;
 pub(crate) mod body;
 pub(crate) mod call;
 pub(crate) mod codec;

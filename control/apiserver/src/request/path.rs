@@ -1,6 +1,8 @@
 //! What a path means (kubernetes-api §1.2).
 
-use super::query::decode;
+use http::Method;
+
+use super::query::{Query, decode};
 
 /// Where a request goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +47,23 @@ pub(crate) struct ResourcePath {
     pub rest: String,
     /// By the old path `/watch/…`.
     pub watch: bool,
+}
+
+/// What a request does with a resource. Methods that mean nothing here have no verb.
+pub(crate) fn verb(method: &Method, target: &ResourcePath, query: &Query) -> &'static str {
+    let named = target.name.is_some();
+    match method.as_str() {
+        "POST" => "create",
+        "PUT" => "update",
+        "PATCH" => "patch",
+        "DELETE" if named => "delete",
+        "DELETE" => "deletecollection",
+        "GET" | "HEAD" if target.watch => "watch",
+        "GET" | "HEAD" if named => "get",
+        "GET" | "HEAD" if query.flag("watch") == Some(true) => "watch",
+        "GET" | "HEAD" => "list",
+        _ => "",
+    }
 }
 
 impl Route {

@@ -13,10 +13,12 @@ use coracle_api::status::Status;
 use coracle_keyspace::Record;
 use jiff::Timestamp;
 use parking_lot::Mutex;
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use super::converted::Converted;
 use super::object;
 use crate::catalog::{Custom, Resource};
+use crate::hooks;
 use crate::request::codec;
 
 /// Everything that is kept with one record.
@@ -38,7 +40,7 @@ struct View {
     /// Of a custom resource: whether its definition would store it otherwise.
     renewal: OnceLock<Option<bool>>,
     /// The same: what a webhook made of it.
-    converted: OnceLock<Arc<Record>>,
+    converted: Arc<Converted>,
 }
 
 /// Kinds for which something is kept with one record of a custom resource: versions that are asked for, and the definition
@@ -178,9 +180,15 @@ impl<'a> Seen<'a> {
     }
 
     /// The same for whoever deletes it: what cannot be shown since its defaults are too much goes as it is stored, without
-    /// them.
+    /// them. What configures admission goes although it is damaged: nothing else can be written until then.
     pub fn to_remove(&self) -> Result<Value, Status> {
-        let mut value = self.parsed()?;
+        let mut value = match self.parsed() {
+            Err(_) if self.resource.row.group() == hooks::GROUP => {
+                let name = split(&self.record.key.name).1;
+                json!({"metadata": {"name": name, "resourceVersion": self.record.revision.to_string()}})
+            }
+            parsed => parsed?,
+        };
         if let Some(custom) = &self.resource.custom {
             let _ = custom.show(&mut value);
         }
@@ -243,8 +251,8 @@ impl<'a> Seen<'a> {
     }
 
     /// What a webhook made of it for this version, while it is kept.
-    pub fn converted(&self) -> &OnceLock<Arc<Record>> {
-        &self.view().converted
+    pub fn converted(&self) -> Arc<Converted> {
+        self.view().converted.clone()
     }
 
     /// Appends it as an item of a list. Items of custom resources say what they are.
@@ -396,7 +404,6 @@ pub(crate) fn split(record_name: &str) -> (&str, &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn a_row_has_its_ages_where_they_belong() {

@@ -1,5 +1,6 @@
 //! Between objects and records.
 
+pub(crate) mod converted;
 pub(crate) mod keyed;
 pub(crate) mod leases;
 pub(crate) mod memo;

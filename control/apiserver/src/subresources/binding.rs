@@ -22,6 +22,8 @@ use crate::request::options::{WriteOptions, write_options};
 use crate::verbs::update::{Changed, change};
 use crate::verbs::write::Write;
 
+const OTHER_NAME: &str = "name in URL does not match name in Binding object";
+
 /// `POST …/pods/{name}/binding`, or `POST …/bindings` where the pod is named in the body.
 pub(crate) async fn create(cluster: &Cluster, request: &Request, by_body: bool) -> Result<Response, Status> {
     let call = &request.call;
@@ -37,28 +39,14 @@ pub(crate) async fn create(cluster: &Cluster, request: &Request, by_body: bool) 
     let pods = pods(cluster)?;
     let name = if by_body { meta::name(&binding).to_owned() } else { call.name().to_owned() };
     if name.is_empty() || !meta::name(&binding).is_empty() && meta::name(&binding) != name {
-        return Err(Status::bad_request("name in URL does not match name in Binding object"));
+        return Err(Status::bad_request(OTHER_NAME));
     }
     // The change is made to the pod, whatever path the binding came by.
     let mut target_path = call.target.clone();
     target_path.name = Some(name.clone());
     let pod_call = Call::acting_on(call, target_path);
     admit(cluster, call, &pods, &mut binding, options.dry_run).await?;
-    let target = binding["target"]["name"].as_str().unwrap_or_default();
-    let kind = binding["target"]["kind"].as_str().unwrap_or_default();
-    let mut errors = Vec::new();
-    if !matches!(kind, "" | "Node") {
-        errors.push(FieldError::not_supported("target.kind", kind, &["Node", "<empty>"]));
-    }
-    if target.is_empty() {
-        errors.push(FieldError::required("target.name", ""));
-    }
-    if errors.is_empty() {
-        check_node(target)?;
-    } else {
-        let messages = errors.iter().map(ToString::to_string);
-        return Err(Status::unknown_error(coracle_api::meta::field::aggregate(messages)));
-    }
+    let target = target(&binding, &name)?;
     let options = WriteOptions { admitted: true, ..options };
     let write = Write { cluster, call: &pod_call, resource: &pods, options: &options, subresource: "binding" };
     let uid = meta::uid(&binding).to_owned();
@@ -70,6 +58,28 @@ pub(crate) async fn create(cluster: &Cluster, request: &Request, by_body: bool) 
     let mut done = Status::success(None);
     done.code = 201;
     Ok(respond::status(form, &done))
+}
+
+/// Where a binding sends the pod of this name, as it was admitted.
+pub(super) fn target<'a>(binding: &'a Value, name: &str) -> Result<&'a str, Status> {
+    let given = meta::name(binding);
+    if !given.is_empty() && given != name {
+        return Err(Status::bad_request(OTHER_NAME));
+    }
+    let text = |field: &str| binding["target"][field].as_str().unwrap_or_default();
+    let (kind, node) = (text("kind"), text("name"));
+    let mut errors = Vec::new();
+    if !matches!(kind, "" | "Node") {
+        errors.push(FieldError::not_supported("target.kind", kind, &["Node", "<empty>"]));
+    }
+    if node.is_empty() {
+        errors.push(FieldError::required("target.name", ""));
+    }
+    if !errors.is_empty() {
+        let messages = errors.iter().map(ToString::to_string);
+        return Err(Status::unknown_error(coracle_api::meta::field::aggregate(messages)));
+    }
+    check_node(node).map(|()| node)
 }
 
 /// A pod is bound to what may be the name of a node.

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use axum::response::Response;
+use coracle_api::meta;
 use coracle_api::status::Status;
 use coracle_keyspace::{Guard, Op};
 use futures::future::join_all;
@@ -16,7 +17,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::admit;
-use super::binding::{bound, check_node, pods};
+use super::binding::{bound, check_node, pods, target};
 use crate::answer::respond;
 use crate::authz::{self, Attributes};
 use crate::catalog::Resource;
@@ -64,10 +65,13 @@ impl Binding {
         target.namespace = Some(self.namespace.clone());
         target.name = Some(self.name.clone());
         target.subresource = Some("binding".to_owned());
-        let object = json!({
+        let mut object = json!({
             "kind": "Binding", "apiVersion": "v1", "metadata": {"name": self.name, "namespace": self.namespace},
             "target": {"kind": "Node", "name": self.node},
         });
+        if !self.uid.is_empty() {
+            object["metadata"]["uid"] = self.uid.as_str().into();
+        }
         (object, Call::acting_on(call, target))
     }
 
@@ -75,7 +79,8 @@ impl Binding {
     async fn admit(&mut self, cluster: &Cluster, call: &Call, pods: &Resource) -> Result<(), Status> {
         let (mut object, call) = self.object(call);
         admit(cluster, &call, pods, &mut object, false).await?;
-        self.node = object["target"]["name"].as_str().unwrap_or_default().to_owned();
+        self.node = target(&object, &self.name)?.to_owned();
+        self.uid = meta::uid(&object).to_owned();
         self.admitted = object;
         Ok(())
     }

@@ -35,10 +35,10 @@ pub(super) async fn create(cluster: &Cluster, request: &Request, resource: &Arc<
     let api_version = if version == "policy/v1beta1" { "policy/v1beta1" } else { "policy/v1" };
     let expected = Expected { api_version, kind: "Eviction", schema: &schema };
     let mut eviction = body::object(call, &request.body, &expected, options.validation)?;
+    admit(cluster, call, resource, &mut eviction, options.dry_run).await?;
     if meta::name(&eviction) != call.name() {
         return Err(Status::bad_request("name in URL does not match name in Eviction object"));
     }
-    admit(cluster, call, resource, &mut eviction, options.dry_run).await?;
     let mut delete = DeleteOptions::from_body(&eviction["deleteOptions"])?;
     delete.dry_run |= options.dry_run;
     let name = resource.record_name(call.namespace(), call.name());

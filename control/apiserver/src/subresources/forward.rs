@@ -2,30 +2,39 @@
 //!
 //! What runs in a tunnel (SPDY, WebSocket) is not looked at: both ends speak it already.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
+use coracle_api::meta::link::scheme;
 use coracle_api::meta::text::quote;
 use coracle_api::status::Status;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
+use http_body::Body as _;
 use http_body_util::BodyExt;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, split};
 use tokio_util::sync::CancellationToken;
 
 use super::Passing;
 use super::html;
 use crate::answer::respond;
 use crate::authn;
+use crate::authz::{self, Attributes};
 use crate::catalog::Resource;
 use crate::cluster::Cluster;
 use crate::nodes::{self, At, Endpoint, Nodes};
 use crate::request::call::Call;
 use crate::store::Seen;
 
+/// A client that has ended its side is answered for so long; Kubernetes' API server ends both sides at once.
+const LINGER: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 /// Headers that belong to one connection; those that `Connection` names are others.
 const HOP: [HeaderName; 7] = [
     header::CONNECTION,
@@ -125,7 +134,12 @@ pub(super) async fn proxy(
         }
         return Ok(response);
     }
-    let (scheme, name, port) = split_target(call.name());
+    let kind = resource.row.resource();
+    let invalid = || {
+        let kind = kind.strip_suffix('s').unwrap_or(kind);
+        Status::bad_request(format!("invalid {kind} request {}", quote(call.name())))
+    };
+    let (scheme, name, port) = split_target(call.name()).ok_or_else(invalid)?;
     // It becomes a part of the path to the node.
     if !port.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
         return Err(Status::bad_request(format!("invalid port in {}", quote(call.name()))));
@@ -137,7 +151,12 @@ pub(super) async fn proxy(
     target.name = Some(name.to_owned());
     let named = Call::acting_on(call, target);
     if resource.row.resource() == "nodes" {
-        let to = node_endpoint(nodes::kubelet(cluster, name)?, scheme, port)?;
+        let kubelet = nodes::kubelet(cluster, name)?;
+        let is_kubelet = port.is_empty() || number(port)? == kubelet.port;
+        let to = node_endpoint(kubelet, scheme, port)?;
+        if is_kubelet {
+            permit_own(cluster, call, rest)?;
+        }
         return pass(nodes, &to, &path, passing, Some(&below)).await;
     }
     let (node, namespace, name, port) = if resource.row.resource() == "pods" {
@@ -168,6 +187,29 @@ pub(super) async fn proxy(
     pass(nodes, &to, &path, passing, Some(&below)).await
 }
 
+/// What a node's own server tells and does beyond a kubelet: it trusts this server, so that whoever may look at nodes would may all of it.
+/// What has a right of its own elsewhere has the same here.
+fn permit_own(cluster: &Cluster, call: &Call, path: &str) -> Result<(), Status> {
+    let Some(own) = path.strip_prefix("/coracle/") else { return Ok(()) };
+    let asked = match own.strip_prefix("v1/").unwrap_or_default().split('/').collect::<Vec<_>>().as_slice() {
+        // Of Services of all namespaces, whatever the query says.
+        ["tap"] => Attributes { verb: "get", resource: "services", subresource: "tap", ..Attributes::default() },
+        ["routes"] => Attributes { verb: "get", resource: "services", subresource: "routes", ..Attributes::default() },
+        ["proxy", namespace, name, ..] => Attributes {
+            verb: authz::verb(call),
+            resource: "pods",
+            subresource: "proxy",
+            namespace: *namespace,
+            name: *name,
+            ..Attributes::default()
+        },
+        // How much is asked of Services, for whoever scales their pods.
+        ["demand"] => return Ok(()),
+        _ => return Err(Status::path_not_found()),
+    };
+    authz::check(cluster, &call.identity, &asked)
+}
+
 /// A node's own server, or another port of the node: but nothing that only this machine itself can reach.
 fn node_endpoint(kubelet: Endpoint, scheme: &str, port: &str) -> Result<Endpoint, Status> {
     if port.is_empty() || number(port)? == kubelet.port {
@@ -188,14 +230,16 @@ fn node_endpoint(kubelet: Endpoint, scheme: &str, port: &str) -> Result<Endpoint
     Ok(Endpoint { port: number(port)?, tls: scheme == "https", name: None, ..kubelet })
 }
 
-/// `[scheme:]name[:port]`.
-fn split_target(text: &str) -> (&str, &str, &str) {
+/// `name`, `name:port` or `scheme:name:port`; none for anything else (`SplitSchemeNamePort`).
+fn split_target(text: &str) -> Option<(&str, &str, &str)> {
     let parts: Vec<&str> = text.split(':').collect();
-    match parts.as_slice() {
-        [scheme, name, port] => (scheme, name, port),
-        [name, port] => ("http", name, port),
-        _ => ("http", text, ""),
-    }
+    let (scheme, name, port) = match parts.as_slice() {
+        [name] => ("", *name, ""),
+        [name, port] => ("", *name, *port),
+        [scheme, name, port] => (*scheme, *name, *port),
+        _ => return None,
+    };
+    (matches!(scheme, "" | "http" | "https") && !name.is_empty()).then_some((scheme, name, port))
 }
 
 fn number(port: &str) -> Result<u16, Status> {
@@ -220,8 +264,9 @@ pub(super) async fn pass(
 ) -> Result<Response, Status> {
     let Passing { call, body, upgrade, peer, connection, place } = passing;
     let places = (nodes.stream(to, call.flow())?, place);
+    let method = call.method.clone();
     let mut request = Request::builder()
-        .method(call.method.clone())
+        .method(method.clone())
         .uri(path_and_query)
         .body(body)
         .map_err(|error| Status::bad_request(format!("the path cannot be passed on: {error}")))?;
@@ -231,6 +276,7 @@ pub(super) async fn pass(
     if let Some(below) = below {
         let path = call.target.rest.as_str();
         say_who(&mut headers, peer, &here, &format!("{below}{path}"));
+        offer_what_is_read_here(&mut headers);
     }
     if let Ok(host) = HeaderValue::from_str(&there) {
         headers.insert(header::HOST, host);
@@ -243,11 +289,14 @@ pub(super) async fn pass(
         let mut body = nodes::body(body);
         if let Some(below) = below {
             rewrite_location(&mut parts.headers, below, &[&here, &there]);
-            if is_page(&parts.headers) {
+            let is_whole = method != http::Method::HEAD && parts.status != StatusCode::PARTIAL_CONTENT;
+            if let Some(is_compressed) = page(&parts.headers).filter(|_| is_whole && !body.is_end_stream()) {
                 // It becomes longer.
                 parts.headers.remove(header::CONTENT_LENGTH);
+                parts.headers.remove(header::CONTENT_ENCODING);
                 let below = below.to_owned();
-                body = html::rewritten(body, Box::new(move |link| within(link, &below, &[&here, &there])));
+                let rewrite = Box::new(move |link: &str| within(link, &below, &[&here, &there]));
+                body = html::rewritten(body, is_compressed, rewrite);
             }
         }
         // The places are held while the answer goes on.
@@ -299,6 +348,10 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
         .flat_map(|text| text.split(','))
         .filter_map(|name| name.trim().parse().ok())
         .collect();
+    // What has both is chunked, however long it says that it is (RFC 9112 §6.3).
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        headers.remove(header::CONTENT_LENGTH);
+    }
     named.iter().chain(&HOP).for_each(|name| drop(headers.remove(name)));
 }
 
@@ -331,16 +384,41 @@ fn rewrite_location(headers: &mut HeaderMap, below: &str, own_hosts: &[&str]) {
     }
 }
 
-/// Whether an answer is a page that can be read.
-fn is_page(headers: &HeaderMap) -> bool {
+/// Of the client's codings only the one in which a page can be read here ([`page`]).
+fn offer_what_is_read_here(headers: &mut HeaderMap) {
+    if !headers.contains_key(header::ACCEPT_ENCODING) {
+        return;
+    }
+    let texts = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+    let mut codings = texts.flat_map(|text| text.split(',')).map(|coding| {
+        let (name, weight) = coding.split_once(';').unwrap_or((coding, ""));
+        let weight = weight.trim().strip_prefix("q=").and_then(|weight| weight.parse::<f32>().ok());
+        (name.trim(), weight.unwrap_or(1.0))
+    });
+    let takes_gzip = codings.any(|(name, weight)| matches!(name, "gzip" | "*") && weight > 0.0);
+    headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(if takes_gzip { "gzip" } else { "identity" }));
+}
+
+/// Whether an answer is a page that can be read, and then whether it is compressed.
+fn page(headers: &HeaderMap) -> Option<bool> {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    text(header::CONTENT_TYPE).starts_with("text/html") && matches!(text(header::CONTENT_ENCODING), "" | "identity")
+    let kind = text(header::CONTENT_TYPE).split(';').next().unwrap_or_default().trim();
+    match text(header::CONTENT_ENCODING) {
+        _ if !kind.eq_ignore_ascii_case("text/html") => None,
+        "" | "identity" => Some(false),
+        coding if coding.eq_ignore_ascii_case("gzip") => Some(true),
+        _ => None,
+    }
 }
 
 /// A link to the application itself, put below where it stands; none for one that leads elsewhere or is relative.
 fn within(link: &str, below: &str, own_hosts: &[&str]) -> Option<String> {
-    let path = match link.split_once("://") {
-        Some(("http" | "https", rest)) => {
+    let (is_http, rest) = match scheme(link) {
+        Some((scheme, rest)) => (scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https"), rest),
+        None => (true, link),
+    };
+    let path = match rest.strip_prefix("//").filter(|_| is_http) {
+        Some(rest) => {
             let (host, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
             // Somewhere else altogether.
             if !own_hosts.contains(&host) {
@@ -348,9 +426,8 @@ fn within(link: &str, below: &str, own_hosts: &[&str]) -> Option<String> {
             }
             if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }
         }
-        Some(_) => return None,
-        None if link.starts_with('/') && !link.starts_with("//") => link.to_owned(),
-        // Relative to what was asked for, or to another host.
+        None if link.starts_with('/') => link.to_owned(),
+        // Relative to what was asked for, or nothing that this server passes on.
         None => return None,
     };
     let below = below.trim_end_matches('/');
@@ -361,10 +438,31 @@ fn within(link: &str, below: &str, own_hosts: &[&str]) -> Option<String> {
 /// Copies both ways until one side ends.
 async fn tunnel(here: OnUpgrade, there: OnUpgrade, stopping: CancellationToken) {
     let (Ok(here), Ok(there)) = tokio::join!(here, there) else { return };
-    let (mut here, mut there) = (TokioIo::new(here), TokioIo::new(there));
     tokio::select! {
-        _ = tokio::io::copy_bidirectional(&mut here, &mut there) => {}
+        _ = carry(TokioIo::new(here), TokioIo::new(there)) => {}
         () = stopping.cancelled() => {}
+    }
+}
+
+/// Copies both ways until the node has said all, or the client has and was answered for [`LINGER`] still.
+async fn carry(client: impl AsyncRead + AsyncWrite, node: impl AsyncRead + AsyncWrite) -> io::Result<()> {
+    let ((mut from_client, mut to_client), (mut from_node, mut to_node)) = (split(client), split(node));
+    let up = async {
+        tokio::io::copy(&mut from_client, &mut to_node).await?;
+        // Also when that waits behind what the node does not take.
+        tokio::time::timeout(LINGER, to_node.shutdown()).await?
+    };
+    let down = async {
+        tokio::io::copy(&mut from_node, &mut to_client).await?;
+        to_client.shutdown().await
+    };
+    let mut down = pin!(down);
+    tokio::select! {
+        up = up => {
+            up?;
+            tokio::time::timeout(LINGER, down).await?
+        }
+        down = &mut down => down,
     }
 }
 
@@ -392,6 +490,44 @@ mod tests {
             let found = container(pod, asked, "p").map_err(|status| status.message.clone());
             assert_eq!(found.as_deref().map_err(String::as_str), expected);
         }
+    }
+
+    #[tokio::test]
+    async fn a_tunnel_ends_with_either_side() {
+        use tokio::io::AsyncReadExt as _;
+        let within = Duration::from_secs(20);
+        // The client says all, and the node answers; then it ends, or never.
+        for ends in [true, false] {
+            let ((mut client, here), (there, mut node)) = (tokio::io::duplex(64), tokio::io::duplex(64));
+            let carried = tokio::spawn(carry(here, there));
+            client.write_all(b"ask").await.unwrap();
+            client.shutdown().await.unwrap();
+            let mut asked = String::new();
+            node.read_to_string(&mut asked).await.unwrap();
+            node.write_all(b"answer").await.unwrap();
+            if ends {
+                node.shutdown().await.unwrap();
+            }
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await.unwrap();
+            assert_eq!((&*asked, &*answer), ("ask", "answer"));
+            assert_eq!(tokio::time::timeout(within, carried).await.expect("it ends").unwrap().is_ok(), ends);
+        }
+        // The node has said all: the client is not waited for.
+        let ((mut client, here), (there, node)) = (tokio::io::duplex(64), tokio::io::duplex(64));
+        let carried = tokio::spawn(carry(here, there));
+        drop(node);
+        assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+        tokio::time::timeout(within, carried).await.expect("it ends").unwrap().unwrap();
+    }
+
+    #[test]
+    fn what_is_chunked_has_no_length() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::TRANSFER_ENCODING, "chunked".parse().unwrap());
+        headers.insert(header::CONTENT_LENGTH, "5".parse().unwrap());
+        remove_hop_by_hop(&mut headers);
+        assert!(headers.is_empty(), "{headers:?}");
     }
 
     #[test]
@@ -448,13 +584,58 @@ mod tests {
                 "/api/v1/namespaces/t/services/echo:8080/proxyish",
                 "/api/v1/namespaces/t/services/echo:8080/proxy/api/v1/namespaces/t/services/echo:8080/proxyish",
             ),
+            (
+                "/login?next=http://example.com/",
+                "/api/v1/namespaces/t/services/echo:8080/proxy/login?next=http://example.com/",
+            ),
+            ("//api:6443/x", "/api/v1/namespaces/t/services/echo:8080/proxy/x"),
+            ("HTTPS://api:6443/x", "/api/v1/namespaces/t/services/echo:8080/proxy/x"),
+            ("mailto:/x", "mailto:/x"),
             ("x", "x"),
+            ("x?next=http://api:6443/", "x?next=http://api:6443/"),
             ("https://example.com/x", "https://example.com/x"),
             ("//example.com/x", "//example.com/x"),
         ] {
             let mut headers = HeaderMap::from_iter([(header::LOCATION, location.parse().unwrap())]);
             rewrite_location(&mut headers, below, &["api:6443", "10.0.0.1:10250"]);
             assert_eq!(headers[header::LOCATION], expected, "{location}");
+        }
+    }
+
+    #[test]
+    fn an_application_is_offered_what_can_be_read_here() {
+        for (given, expected) in [
+            (&["gzip, deflate, br, zstd"][..], Some("gzip")),
+            (&["br", "gzip;q=0.5"], Some("gzip")),
+            (&["*"], Some("gzip")),
+            (&["br, gzip;q=0"], Some("identity")),
+            (&[""], Some("identity")),
+            (&[], None),
+        ] {
+            let given = given.iter().map(|value| (header::ACCEPT_ENCODING, HeaderValue::from_str(value).unwrap()));
+            let mut headers: HeaderMap = HeaderMap::new();
+            given.for_each(|(name, value)| _ = headers.append(name, value));
+            offer_what_is_read_here(&mut headers);
+            let offered: Vec<_> = headers.get_all(header::ACCEPT_ENCODING).iter().collect();
+            assert_eq!(offered, expected.into_iter().collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn a_page_is_read_when_it_is_one_and_can_be() {
+        for (kind, coding, expected) in [
+            ("text/html; charset=utf-8", "", Some(false)),
+            ("TEXT/HTML", "identity", Some(false)),
+            ("text/html", "gzip", Some(true)),
+            ("text/html", "br", None),
+            ("text/htmlx", "", None),
+            ("application/json", "gzip", None),
+        ] {
+            let mut headers = HeaderMap::from_iter([(header::CONTENT_TYPE, kind.parse().unwrap())]);
+            if !coding.is_empty() {
+                headers.insert(header::CONTENT_ENCODING, coding.parse().unwrap());
+            }
+            assert_eq!(page(&headers), expected, "{kind} {coding}");
         }
     }
 
@@ -479,10 +660,15 @@ mod tests {
     #[test]
     fn targets_have_a_scheme_and_a_port_or_not() {
         for (text, expected) in [
-            ("p", ("http", "p", "")),
-            ("p:8080", ("http", "p", "8080")),
-            ("https:p:", ("https", "p", "")),
-            ("https:p:web", ("https", "p", "web")),
+            ("p", Some(("", "p", ""))),
+            ("p:8080", Some(("", "p", "8080"))),
+            (":p:80", Some(("", "p", "80"))),
+            ("https:p:", Some(("https", "p", ""))),
+            ("https:p:web", Some(("https", "p", "web"))),
+            ("ftp:p:80", None),
+            ("'x':p:80", None),
+            ("http:p:80:x", None),
+            (":80", None),
         ] {
             assert_eq!(split_target(text), expected);
         }

@@ -108,15 +108,17 @@ async fn insert_once(
         write.validate_new(&object)?;
         write.call.warn_all(row.warnings(&object, None));
         let attributes = write.attributes();
-        let mut charge = admission::Charge::default();
         if !write.options.own {
             admission::validate(&attributes, &object, None, write.options.dry_run).await?;
-            charge = admission::charge(&attributes, &object, None, write.options.dry_run).await?;
         }
         row.strategy().canonicalize(&mut object);
         let name = meta::name(&object).to_owned();
         let record_name = resource.record_name(write.call.namespace(), &name);
         let value = write.encode(&object).await?;
+        let mut charge = admission::Charge::default();
+        if !write.options.own {
+            charge = admission::charge(&attributes, &object, None, write.options.dry_run).await?;
+        }
         if write.options.dry_run {
             store.barrier().await?;
             match store.get(resource, &record_name) {

@@ -68,7 +68,9 @@ pub(crate) async fn delete(cluster: &Cluster, request: &Request, resource: &Arc<
             let record = conversion::one(cluster, resource, &record).await?;
             respond::record(form, code, &Seen::new(resource, &record), include)
         }
-        Deleted::Would(mut object) => {
+        Deleted::Would(object) => {
+            // It is in the version that is stored.
+            let mut object = Box::pin(conversion::to_version(cluster, resource, object)).await?;
             row.strategy().from_storage(&mut object);
             respond::object(form, code, resource, &object, include)
         }

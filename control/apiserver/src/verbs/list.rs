@@ -64,44 +64,72 @@ pub(crate) async fn page(
     let records = cluster.store.all_renewed(resource, namespace, past.records.clone()).await;
     let records = options.candidates(namespace, resource, records);
     let after = token.as_ref().map(|token| token.after.as_str());
-    // What is looked into is converted first, and otherwise only what is shown.
-    let records = if options.selects_all() {
-        records
+    let asked = || store::range(&records, namespace, after).map(|(_, record)| record.clone()).collect::<Vec<_>>();
+    let (mut found, is_cut, remaining) = if conversion::is_needed(resource) && !options.selects_all() {
+        let (found, is_cut) = Box::pin(select_converted(cluster, resource, options, &asked())).await?;
+        (found, is_cut, None)
     } else {
-        conversion::all(cluster, resource, (namespace, after), records).await?
+        if options.needs_facts() {
+            store::warm(resource, &asked(), |seen: &Seen<'_>| seen.learn()).await;
+        }
+        let (mut found, mut is_cut, mut remaining) = (Vec::new(), false, None);
+        let mut rest = store::range(&records, namespace, after);
+        for (_, record) in rest.by_ref() {
+            if !options.selects_all() && !Seen::new(resource, record).matches(&options.labels, &options.fields) {
+                continue;
+            }
+            if options.limit > 0 && found.len() == options.limit {
+                is_cut = true;
+                break;
+            }
+            found.push(record.clone());
+        }
+        if is_cut && options.selects_all() {
+            // Of everything that is known without counting.
+            remaining = Some(match (namespace, &token) {
+                (None, None) => records.len() - found.len(),
+                _ => rest.count() + 1,
+            });
+        }
+        (found, is_cut, remaining)
     };
-    if options.needs_facts() {
-        let asked: Vec<_> = store::range(&records, namespace, after).map(|(_, record)| record.clone()).collect();
-        store::warm(resource, &asked, |seen: &Seen<'_>| seen.learn()).await;
-    }
-    let mut found = Vec::new();
-    let mut rest = store::range(&records, namespace, after);
-    let mut next = None;
-    let mut remaining = None;
-    for (_, record) in rest.by_ref() {
-        if !options.selects_all() && !Seen::new(resource, record).matches(&options.labels, &options.fields) {
-            continue;
-        }
-        if options.limit > 0 && found.len() == options.limit {
-            let last: &Arc<Record> = &found[found.len() - 1];
-            next = Some(Token { revision: Some(revision), after: last.key.name.to_string() });
-            break;
-        }
-        found.push(record.clone());
-    }
-    if next.is_some() && options.selects_all() {
-        // Of everything that is known without counting.
-        remaining = Some(match (namespace, &token) {
-            (None, None) => records.len() - found.len(),
-            _ => rest.count() + 1,
-        });
-    }
+    let last = found.last().filter(|_| is_cut);
+    let next = last.map(|last| Token { revision: Some(revision), after: last.key.name.to_string() });
     let mut held = past.undone(&found);
     if conversion::is_needed(resource) {
         found = Box::pin(conversion::each(cluster, resource, found)).await?;
         held = found.iter().map(|record| record.bytes.len()).sum();
     }
     Ok(Page { revision, records: found, next, remaining, held })
+}
+
+/// Those that are selected by what somebody outside makes of them, and whether there are more than were asked for. So many are
+/// asked for as are sent together: who wants few of many does not wait for all.
+async fn select_converted(
+    cluster: &Cluster,
+    resource: &Arc<Resource>,
+    options: &ListOptions,
+    mut left: &[Arc<Record>],
+) -> Result<(Vec<Arc<Record>>, bool), Status> {
+    let mut found = Vec::new();
+    while !left.is_empty() {
+        let (piece, rest) = left.split_at(conversion::together(left));
+        left = rest;
+        let piece = conversion::each(cluster, resource, piece.to_vec()).await?;
+        if options.needs_facts() {
+            store::warm(resource, &piece, |seen: &Seen<'_>| seen.learn()).await;
+        }
+        for record in piece {
+            if !Seen::new(resource, &record).matches(&options.labels, &options.fields) {
+                continue;
+            }
+            if options.limit > 0 && found.len() == options.limit {
+                return Ok((found, true));
+            }
+            found.push(record);
+        }
+    }
+    Ok((found, false))
 }
 
 /// Which records, at which revision.

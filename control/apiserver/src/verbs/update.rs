@@ -176,28 +176,27 @@ async fn attempt(
         return Ok(Written::Record(record.clone()));
     }
     let gone = is_finished(resource, &object, &old);
-    if !gone && !write.options.dry_run && leases::is_renewed(resource, &object, &old) {
-        return write.cluster.store.renew(record, write.encode(&object).await?).await.map(Written::Record);
-    }
-    let mut charge = admission::Charge::default();
-    if !gone && !write.options.own {
-        charge = admission::charge(&attributes, &object, Some(&old), write.options.dry_run).await?;
-    }
     let key = Store::key(resource, &record.key.name);
     let guard = Guard::Revision(record.revision);
+    let mut charge = admission::Charge::default();
     let mut ops = if gone {
         let mut ops = vec![Op::Delete { key, guard }];
         ops.extend(admission::release(write.cluster, resource, &old));
         ops
     } else {
         let value = write.encode(&object).await?;
-        vec![Op::Put { key, value, guard }]
+        if !write.options.dry_run && leases::is_renewed(resource, &object, &old) {
+            return write.cluster.store.renew(record, value).await.map(Written::Record);
+        }
+        if !write.options.own {
+            charge = admission::charge(&attributes, &object, Some(&old), write.options.dry_run).await?;
+        }
+        let mut ops = vec![Op::Put { key, value, guard }];
+        ops.extend(allocated);
+        ops
     };
     if write.options.dry_run {
         return Ok(Written::Value(object));
-    }
-    if !gone {
-        ops.extend(allocated);
     }
     ops.append(&mut charge.ops);
     let defined = write.guard(&mut ops);

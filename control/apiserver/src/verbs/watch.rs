@@ -4,6 +4,7 @@
 
 mod frame;
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -43,8 +44,11 @@ const BOOKMARK_BEFORE_END: Duration = Duration::from_secs(2);
 const LIFE: Duration = Duration::from_secs(30 * 60);
 /// Frames that are sent as one piece.
 const PIECE_BYTES: usize = 64 << 10;
-/// Records that are looked into for one piece, where a form needs that: so many are looked into aside.
+/// Records that are looked into for one piece, where a form needs that, or that somebody outside has to convert: so many are
+/// looked into aside.
 const PIECE_BYTES_READ: usize = 256 << 10;
+/// Events that are converted for one piece, with what was before them.
+const PIECE_EVENTS: usize = 250;
 /// Terms of a selector that are looked at between two turns of the others, when few records are selected; of a selector of
 /// few terms that are a thousand records.
 const TERMS_LOOKED_AT: usize = 8_000;
@@ -109,11 +113,7 @@ async fn begin(
         let snapshot = keyspace.snapshot(collection);
         let records = cluster.store.all_renewed(resource, namespace.as_deref(), snapshot.records).await;
         let records = options.candidates(namespace.as_deref(), resource, records);
-        let records = match conversion::all(cluster, resource, (namespace.as_deref(), None), records).await {
-            Ok(records) => records,
-            Err(status) => return Err((encoder, status)),
-        };
-        if options.needs_facts() {
+        if options.needs_facts() && !conversion::is_needed(resource) {
             let asked: Vec<_> = store::range(&records, namespace.as_deref(), None).map(|(_, r)| r.clone()).collect();
             store::warm(resource, &asked, |seen: &Seen<'_>| seen.learn()).await;
         }
@@ -151,6 +151,7 @@ async fn begin(
         // The end of the initial events is told when they were asked for by name.
         marks_end: initial && options.initial_events == Some(true) && options.bookmarks,
         converts: conversion::is_needed(resource).then(|| server.cluster.clone()),
+        untold: VecDeque::new(),
         source,
         seen: after,
         end: now + life,
@@ -165,6 +166,12 @@ async fn begin(
         retired: resource.custom.as_ref().map(|custom| Box::pin(custom.retired.clone().cancelled_owned())),
         _place: place,
     })
+}
+
+/// Waits for somebody outside no longer than until then, and not when the server stops.
+async fn in_time<T>(stop: &CancellationToken, until: Instant, work: impl Future<Output = T>) -> Option<T> {
+    let work = stop.run_until_cancelled(Box::pin(work));
+    tokio::time::timeout_at(until, work).await.ok().flatten()
 }
 
 /// When a custom resource is served no more as it is; of others never.
@@ -225,10 +232,12 @@ struct Watch {
     backlog: Option<Backlog>,
     marks_end: bool,
     source: Source,
-    /// Where what happens has to be converted first.
+    /// Where what is told has to be converted first: piece by piece, when it is read.
     converts: Option<Arc<Cluster>>,
+    /// What has happened up to there, and is not converted yet.
+    untold: VecDeque<Arc<Event>>,
     renewals: Option<Renewals>,
-    /// Everything up to here was sent.
+    /// Everything up to here was sent, or is untold.
     seen: Revision,
     end: Instant,
     /// Rings for the next bookmark, and at the end.
@@ -255,7 +264,8 @@ impl Watch {
     async fn next(&mut self) -> Option<Bytes> {
         loop {
             // Under a steady stream of events the waiting below never gets to its other branches.
-            if self.ended || self.stop.is_cancelled() || Instant::now() >= self.end {
+            let is_told = self.ended && self.untold.is_empty();
+            if is_told || self.stop.is_cancelled() || Instant::now() >= self.end {
                 return None;
             }
             if self.backlog.as_ref().is_some_and(|backlog| Instant::now() >= backlog.until) {
@@ -268,6 +278,13 @@ impl Watch {
                     return Some(piece);
                 }
                 tokio::task::yield_now().await;
+                continue;
+            }
+            if !self.untold.is_empty() {
+                let piece = self.convert_some().await;
+                if !piece.is_empty() {
+                    return Some(piece);
+                }
                 continue;
             }
             // The alarm and the end of the server stay registered between events: a thousand watchers that register
@@ -306,7 +323,10 @@ impl Watch {
                     // What happened until then is told by what it was.
                     self.ended = true;
                     let last = self.source.pending().ok()?;
-                    return Some(self.told(last.events).await).filter(|piece| !piece.is_empty());
+                    let piece = self.told(last.events).await;
+                    if !piece.is_empty() {
+                        return Some(piece);
+                    }
                 }
             }
         }
@@ -328,7 +348,7 @@ impl Watch {
         let batch = self.source.pending()?;
         let events = self.told(batch.events).await;
         self.seen = self.seen.max(batch.revision);
-        if self.source.is_ahead() || self.ended {
+        if self.source.is_ahead() || self.ended || !self.untold.is_empty() {
             return Ok(events);
         }
         let bookmark = self.encoder.bookmark(self.seen, false);
@@ -358,19 +378,43 @@ impl Watch {
         Ok(out.freeze())
     }
 
-    /// The frames of events as clients of this version see them. One that cannot be converted ends the watch.
+    /// The frames of events as clients of this version see them; what has to be converted and is more than one piece stays
+    /// untold until that is sent.
     async fn told(&mut self, mut events: Vec<Arc<Event>>) -> Bytes {
-        let Some(cluster) = &self.converts else { return self.events(&events) };
+        if self.converts.is_none() {
+            return self.events(&events);
+        }
         if let Some(prefix) = &self.prefix {
             events.retain(|event| event.record.key.name.starts_with(prefix.as_str()));
         }
-        match conversion::events(cluster, &self.resource, events).await {
-            Ok(events) => self.events(&events),
-            Err(status) => {
-                self.ended = true;
-                self.encoder.error(&status)
-            }
+        self.untold.extend(events);
+        self.convert_some().await
+    }
+
+    /// The next of what is untold. One that cannot be converted ends the watch.
+    async fn convert_some(&mut self) -> Bytes {
+        let (mut events, mut bytes) = (Vec::new(), 0);
+        while bytes < PIECE_BYTES_READ
+            && events.len() < PIECE_EVENTS
+            && let Some(event) = self.untold.pop_front()
+        {
+            bytes += event.record.bytes.len() + event.previous.as_ref().map_or(0, |before| before.bytes.len());
+            events.push(event);
         }
+        let Some(cluster) = self.converts.clone().filter(|_| !events.is_empty()) else { return Bytes::new() };
+        let resource = self.resource.clone();
+        match in_time(&self.stop, self.end, conversion::events(&cluster, &resource, events)).await {
+            Some(Ok(events)) => self.events(&events),
+            Some(Err(status)) => self.broken(&status),
+            None => Bytes::new(),
+        }
+    }
+
+    /// The last word of a watch whose events cannot be told.
+    fn broken(&mut self, status: &Status) -> Bytes {
+        self.ended = true;
+        self.untold.clear();
+        self.encoder.error(status)
     }
 
     /// When the bookmark after this one is due; after the last one it is the end.
@@ -386,7 +430,8 @@ impl Watch {
         if let Some(Backlog { records, namespace, after, until }) = self.backlog.take() {
             let most = TERMS_LOOKED_AT / self.options.terms().max(TERMS_OF_FEW);
             let form = self.encoder.form();
-            let read_max = if list::is_plain(form, &self.resource) { PIECE_BYTES } else { PIECE_BYTES_READ };
+            let is_plain = list::is_plain(form, &self.resource) && self.converts.is_none();
+            let read_max = if is_plain { PIECE_BYTES } else { PIECE_BYTES_READ };
             let (mut next, mut read) = (Vec::new(), 0);
             for (_, record) in store::range(&records, namespace.as_deref(), after.as_deref()).take(most) {
                 next.push(record.clone());
@@ -395,8 +440,21 @@ impl Watch {
                     break;
                 }
             }
-            let after = next.last().filter(|_| read >= read_max || next.len() == most);
-            let after = after.map(|last| last.key.name.clone());
+            let last = next.last().filter(|_| read >= read_max || next.len() == most);
+            let last = last.map(|last| last.key.name.clone());
+            if let Some(cluster) = self.converts.clone() {
+                let resource = self.resource.clone();
+                let converted = conversion::each(&cluster, &resource, next);
+                match in_time(&self.stop, until.min(self.end), converted).await {
+                    Some(Ok(converted)) => next = converted,
+                    Some(Err(status)) => return self.broken(&status),
+                    None => {
+                        self.backlog = Some(Backlog { records, namespace, after, until });
+                        return Bytes::new();
+                    }
+                }
+            }
+            let after = last;
             let selected = |record: &Arc<Record>| {
                 self.options.selects_all()
                     || Seen::new(&self.resource, record).matches(&self.options.labels, &self.options.fields)

@@ -268,6 +268,11 @@ impl Write<'_> {
         }
         if admission::mutate_changed(&self.attributes(), object, old, self.options.dry_run).await? {
             self.merge_owners(object);
+            // What else of the metadata is the server's may not be changed; this one may grow, and is counted here.
+            match old["metadata"].get("generation") {
+                Some(counted) => drop(meta::metadata_mut(object).insert("generation".to_owned(), counted.clone())),
+                None => drop(meta::metadata_mut(object).remove("generation")),
+            }
         }
         match self.subresource {
             "" | "scale" => strategy.prepare_update(object, old),

@@ -14,10 +14,13 @@ const REQUESTS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests"
 const ANNA: &str = "MIHaMIGAAgEAMB4xDTALBgNVBAoMBGNyZXcxDTALBgNVBAMMBGFubmEwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAARwtYPtbTt9iSkmtJVtR9VE33GpQggtNuaN8inFFd7XVYV2WtVQ/K24usieC8LUgktVRYUpcfnqsoh7JTA7SVpboAAwCgYIKoZIzj0EAwIDSQAwRgIhALPdwOyBusWr8MERqQALECu3/5qUZdhoSAwBEPnrJbRQAiEAldEovTMTeSog5rNKeIgauqNbYI3/SN/f/NTfkLaIV6E=";
 const ROOT: &str = "MIHiMIGKAgEAMCgxFzAVBgNVBAoMDnN5c3RlbTptYXN0ZXJzMQ0wCwYDVQQDDARyb290MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEonrVG5mj/840ii7fSiT+BrvbweIZk62nTGh5Axh0UVyMdS9fybA4/0iONeMMrCpVcwX6vRFRAqI1IICVle+MxaAAMAoGCCqGSM49BAMCA0cAMEQCIDdNiQJKtaBZFmZfxtndhNqt1Trwq1sgJKDxfkd8qw9gAiBWpHQUvAu5Qrp4R7Z7XLfGAFsMJcyL2hyaV0xj7w6qgw==";
 
+fn pem(body: &str) -> String {
+    format!("-----BEGIN CERTIFICATE REQUEST-----\n{body}\n-----END CERTIFICATE REQUEST-----\n")
+}
+
 fn request(name: &str, body: &str) -> Value {
-    let pem = format!("-----BEGIN CERTIFICATE REQUEST-----\n{body}\n-----END CERTIFICATE REQUEST-----\n");
     let spec = json!({
-        "request": STANDARD.encode(pem), "signerName": "kubernetes.io/kube-apiserver-client", "usages": ["client auth"],
+        "request": STANDARD.encode(pem(body)), "signerName": "kubernetes.io/kube-apiserver-client", "usages": ["client auth"],
         "username": "somebody-else", "groups": ["system:masters"],
     });
     json!({"metadata": {"name": name}, "spec": spec, "status": {"conditions": [{"type": "Approved", "status": "True"}]}})
@@ -59,6 +62,12 @@ async fn a_request_is_of_who_sends_it_and_signed_with_its_own_key() {
     let (code, answer) = ask(&server, "anna", "POST", REQUESTS, request("root", ROOT)).await;
     let message = answer["message"].as_str().unwrap_or_default();
     assert!(code == 403 && message.contains("signer with system:masters group is not allowed"), "{answer}");
+    // One reader would see the one, and another the other.
+    let mut two = request("two", ANNA);
+    two["spec"]["request"] = json!(STANDARD.encode(format!("{}{}", pem(ANNA), pem(ROOT))));
+    let (code, answer) = ask(&server, "anna", "POST", REQUESTS, two).await;
+    let message = answer["message"].as_str().unwrap_or_default();
+    assert!(code == 422 && message.contains("there is more than one PEM block"), "{answer}");
     let forged = ANNA.replacen('A', "B", 40);
     let (code, answer) = ask(&server, "anna", "POST", REQUESTS, request("forged", &forged)).await;
     assert!(code == 422 && answer["message"].as_str().unwrap_or_default().contains("spec.request"), "{answer}");

@@ -1,15 +1,19 @@
 //! Conversion webhooks: objects of a definition whose versions somebody outside turns into each other.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use axum::body::Body;
 use coracle_api::meta;
 use http::Request;
 use serde_json::{Value, json};
 
-use super::watches::Watch;
+use super::watches::{Watch, said};
 use super::webhooks::{Hook, MUTATING, VALIDATING, webhook};
-use super::{Server, admin};
+use super::{Server, admin, config_map};
 
 const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const V1: &str = "/apis/example.com/v1/namespaces/default/doors";
 const V2: &str = "/apis/example.com/v2/namespaces/default/doors";
 
@@ -28,7 +32,7 @@ fn definition(client: &Value) -> Value {
                 {
                     "name": "v2", "served": true, "storage": false,
                     "schema": schema(json!({"host": text, "port": text, "open": {"type": "boolean", "default": true}})),
-                    "selectableFields": [{"jsonPath": ".spec.host"}],
+                    "selectableFields": [{"jsonPath": ".spec.host"}, {"jsonPath": ".spec.port"}],
                     "additionalPrinterColumns": [{"name": "Host", "type": "string", "jsonPath": ".spec.host"}],
                 },
             ],
@@ -178,6 +182,158 @@ async fn watches_tell_of_a_version_what_the_webhook_makes_of_it() {
 }
 
 #[tokio::test]
+async fn who_reads_what_is_being_converted_waits_for_that() {
+    let (server, hook) = start().await;
+    let server = Arc::new(server);
+    server.make(V1, door("v1", "a", json!({"hostPort": "h:80"}))).await;
+    hook.heard();
+    hook.hold(true);
+    let get = |name: &str| {
+        let (server, path) = (server.clone(), format!("{V2}/{name}"));
+        tokio::spawn(async move { server.get(&path).await })
+    };
+    let readers: Vec<_> = (0..16).map(|_| get("a")).collect();
+    hook.hears(1).await;
+    hook.hold(false);
+    for reader in readers {
+        let (code, seen) = reader.await.unwrap();
+        assert_eq!((code, &seen["spec"]["host"]), (200, &json!("h")), "{seen}");
+    }
+    assert_eq!(hook.heard().len(), 1);
+    // One that is refused together with others is asked for by itself.
+    hook.says(|review| {
+        let is_bad = review["request"]["objects"].as_array()?.iter().any(|object| object["metadata"]["name"] == "bad");
+        if !is_bad {
+            return convert(review);
+        }
+        let result = json!({"status": "Failed", "message": "bad"});
+        let response = json!({"uid": review["request"]["uid"], "result": result});
+        Some(json!({"kind": "ConversionReview", "apiVersion": "apiextensions.k8s.io/v1", "response": response}))
+    });
+    for name in ["bad", "good"] {
+        server.make(V1, door("v1", name, json!({"hostPort": "h:80"}))).await;
+    }
+    hook.hold(true);
+    let list = tokio::spawn({
+        let server = server.clone();
+        async move { server.get(V2).await }
+    });
+    hook.hears(1).await;
+    let good = get("good");
+    hook.hold(false);
+    assert_eq!((list.await.unwrap().0, good.await.unwrap().0), (500, 200));
+}
+
+#[tokio::test]
+async fn who_waits_for_a_conversion_holds_up_no_other_writer() {
+    let (server, hook) = start().await;
+    let server = Arc::new(server);
+    let quota = json!({"hard": {"count/doors.example.com": "9", "count/configmaps": "9"}});
+    let used = json!({"count/doors.example.com": "0", "count/configmaps": "0"});
+    let quotas = "/api/v1/namespaces/default/resourcequotas";
+    server.make(quotas, json!({"metadata": {"name": "q"}, "spec": quota})).await;
+    let status = json!({"status": {"hard": quota["hard"], "used": used}});
+    assert_eq!(server.call("PATCH", &format!("{quotas}/q/status"), status).await.0, 200);
+    server.make(V1, door("v1", "a", json!({"hostPort": "h:80"}))).await;
+    server.get(&format!("{V2}/a")).await;
+    hook.heard();
+    let write = |method: &'static str, path: String, body: Value| {
+        let server = server.clone();
+        tokio::spawn(async move { server.call(method, &path, body).await })
+    };
+    // Its write loses to another one, and is tried again: that is never answered.
+    hook.hold(true);
+    let loses = write("PATCH", format!("{V2}/a"), json!({"spec": {"port": "1"}}));
+    hook.hears(1).await;
+    assert_eq!(server.call("PATCH", &format!("{V1}/a"), json!({"spec": {"hostPort": "i:2"}})).await.0, 200);
+    hook.says(|_| None);
+    hook.hold(false);
+    hook.hears(2).await;
+    // The same of one that makes an object, and is charged for it.
+    let makes = write("POST", V2.to_owned(), door("v2", "b", json!({"host": "h", "port": "80"})));
+    hook.hears(3).await;
+    let patches = (0..16)
+        .map(|number| write("PATCH", format!("{V1}/a"), json!({"metadata": {"labels": {"l": number.to_string()}}})));
+    let others = patches.chain([write("POST", MAPS.to_owned(), config_map("m", json!({})))]);
+    for other in others.collect::<Vec<_>>() {
+        let other = tokio::time::timeout(Duration::from_secs(10), other).await.expect("it waits for nobody");
+        let (code, answer) = other.unwrap();
+        assert!(code < 300, "{answer}");
+    }
+    loses.abort();
+    makes.abort();
+}
+
+#[tokio::test]
+async fn a_watch_converts_what_its_client_reads_and_no_longer_than_it_lasts() {
+    let (server, hook) = start().await;
+    for number in 0..20 {
+        let host = "h".repeat(100_000);
+        server.make(V1, door("v1", &format!("d{number:02}"), json!({"hostPort": format!("{host}:80")}))).await;
+    }
+    hook.heard();
+    let mut watch = Watch::open_at(&server, &format!("{V2}?watch=true")).await;
+    assert_eq!(watch.heard().await, said("ADDED", "d00"));
+    let sent =
+        |heard: Vec<Value>| heard.iter().map(|request| request["objects"].as_array().unwrap().len()).sum::<usize>();
+    assert!(sent(hook.heard()) < 10, "a piece");
+    // So does a list that wants few.
+    let (_, list) = server.get(&format!("{V2}?limit=1&fieldSelector=spec.port%3D80")).await;
+    assert_eq!((list["items"].as_array().map(Vec::len), list["metadata"]["continue"].is_string()), (Some(1), true));
+    assert!(sent(hook.heard()) < 15, "a piece");
+    for number in 1..20 {
+        assert_eq!(watch.heard().await, said("ADDED", &format!("d{number:02}")));
+    }
+    // Somebody who never answers holds no watch beyond its end.
+    server.make(V1, door("v1", "new", json!({"hostPort": "h:80"}))).await;
+    hook.says(|_| None);
+    for path in [
+        format!("{V2}?watch=true&timeoutSeconds=1"),
+        format!("{V2}?watch=true&timeoutSeconds=1&fieldSelector=spec.host%3Dx"),
+    ] {
+        let ends = async {
+            let mut hung = Watch::open_at(&server, &path).await;
+            while hung.next().await.is_some() {}
+        };
+        tokio::time::timeout(Duration::from_secs(10), ends).await.expect("it ends in time");
+    }
+}
+
+#[tokio::test]
+async fn a_watch_that_is_far_behind_converts_what_happened_piece_by_piece() {
+    const DOORS: usize = 300;
+    let (server, hook) = start().await;
+    let before = server.keyspace.revision();
+    for number in 0..DOORS {
+        server.make(V1, door("v1", &format!("d{number:03}"), json!({"hostPort": "h:80"}))).await;
+    }
+    // It is told from the disk, all at once.
+    server.keyspace.flush_history().await;
+    hook.heard();
+    let mut watch = Watch::open_at(&server, &format!("{V2}?watch=true&resourceVersion={before}")).await;
+    for number in 0..DOORS {
+        assert_eq!(watch.heard().await, said("ADDED", &format!("d{number:03}")));
+    }
+    let sizes: Vec<usize> = hook.heard().iter().map(|request| request["objects"].as_array().unwrap().len()).collect();
+    assert!(sizes.len() > 1 && sizes.iter().sum::<usize>() == DOORS, "{sizes:?}");
+    server.make(V1, door("v1", "new", json!({"hostPort": "h:80"}))).await;
+    assert_eq!(watch.heard().await, said("ADDED", "new"));
+}
+
+#[tokio::test]
+async fn a_dry_run_of_a_deletion_shows_the_version_that_was_asked_for() {
+    let (server, _hook) = start().await;
+    let mut held = door("v1", "a", json!({"hostPort": "h:80"}));
+    held["metadata"]["finalizers"] = json!(["example.com/hold"]);
+    server.make(V1, held).await;
+    let (code, would) = server.call("DELETE", &format!("{V2}/a?dryRun=All"), Value::Null).await;
+    assert_eq!((code, &would["apiVersion"]), (200, &json!("example.com/v2")), "{would}");
+    assert_eq!(would["spec"], json!({"host": "h", "port": "80", "open": true}));
+    assert!(would["metadata"]["deletionTimestamp"].is_string() && would["metadata"]["uid"].is_string());
+    assert!(server.get(&format!("{V1}/a")).await.1["metadata"]["deletionTimestamp"].is_null());
+}
+
+#[tokio::test]
 async fn what_is_stored_in_an_older_version_is_converted_when_it_is_written() {
     let (server, hook) = start().await;
     server.make(V1, door("v1", "a", json!({"hostPort": "h:80"}))).await;
@@ -224,4 +380,53 @@ async fn admission_webhooks_see_the_version_that_they_ask_for() {
     server.make(MUTATING, json!({"metadata": {"name": "m"}, "webhooks": [judge]})).await;
     let made = server.make(V1, door("v1", "b", json!({"hostPort": "h:80"}))).await;
     assert_eq!(made["spec"], json!({"hostPort": "h:99"}));
+}
+
+#[tokio::test]
+async fn a_webhook_changes_neither_kind_nor_version_of_an_object() {
+    let (server, _convert) = start().await;
+    let hook = Hook::start(|_| None).await;
+    server.make(MUTATING, json!({"metadata": {"name": "m"}, "webhooks": [webhook("m", hook.url(), &["doors"])]})).await;
+    for (path, field, value, wanted) in [
+        (V1, "kind", "Window", "Door"),
+        (V1, "apiVersion", "example.com/v2", "example.com/v1"),
+        (V2, "apiVersion", "example.com/v1", "example.com/v2"),
+        (V1, "apiVersion", "v1", "example.com/v1"),
+    ] {
+        hook.says(move |review| {
+            use base64::Engine as _;
+            let patch = json!([{"op": "replace", "path": format!("/{field}"), "value": value}]).to_string();
+            let patch = base64::engine::general_purpose::STANDARD.encode(patch);
+            let response =
+                json!({"uid": review["request"]["uid"], "allowed": true, "patchType": "JSONPatch", "patch": patch});
+            Some(json!({"kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1", "response": response}))
+        });
+        let version = if path == V1 { "v1" } else { "v2" };
+        let (code, status) = server.call("POST", path, door(version, "a", json!({}))).await;
+        let expected =
+            format!("Door.example.com \"a\" is invalid: {field}: Invalid value: \"{value}\": must be {wanted}");
+        assert_eq!((code, &status["message"]), (422, &json!(expected)), "{path} {field}");
+    }
+    assert_eq!(server.get(&format!("{V1}/a")).await.0, 404);
+}
+
+#[tokio::test]
+async fn a_patch_changes_neither_kind_nor_version_of_an_object() {
+    let (server, _convert) = start().await;
+    server.make(V1, door("v1", "a", json!({"hostPort": "h:80"}))).await;
+    server.make(MAPS, config_map("a", json!({}))).await;
+    for (path, patch, words) in [
+        (V1, json!({"kind": "Window"}), "kind: Invalid value: \"Window\": must be Door"),
+        (V1, json!({"apiVersion": "v1"}), "apiVersion: Invalid value: \"v1\": must be example.com/v1"),
+        (V2, json!({"apiVersion": "example.com/v1"}), "must be example.com/v2"),
+        (MAPS, json!({"kind": "Secret"}), "converting (v1.Secret) to (core.ConfigMap): unknown conversion"),
+        (MAPS, json!({"kind": "Other"}), "no kind \"Other\" is registered for version \"v1\""),
+    ] {
+        let (code, status) = server.call("PATCH", &format!("{path}/a"), patch.clone()).await;
+        let message = status["message"].as_str().unwrap();
+        assert!(code == 422 && message.contains(words), "{path} {patch}: {message}");
+    }
+    let same = json!({"kind": null, "apiVersion": "v1", "data": {"k": "v"}});
+    let (code, map) = server.call("PATCH", &format!("{MAPS}/a"), same).await;
+    assert_eq!((code, &map["kind"], &map["data"]["k"]), (200, &json!("ConfigMap"), &json!("v")), "{map}");
 }

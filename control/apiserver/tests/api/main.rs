@@ -1,6 +1,7 @@
 //! The API server over a real keyspace in a temporary directory, called through its router as a client would.
 
 mod answers;
+mod audit;
 mod authentication;
 mod bounds;
 mod certificates;

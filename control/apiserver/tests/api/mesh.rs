@@ -83,16 +83,21 @@ async fn guest(server: &Server, path: &str) -> (u16, Body) {
     (response.status().as_u16(), response.into_body())
 }
 
-async fn grant(server: &Server, subresource: &str) {
-    let rules = json!([{"apiGroups": [""], "resources": [format!("services/{subresource}")], "verbs": ["get"]}]);
-    let here = format!("{RBAC}/namespaces/default");
-    server.make(&format!("{here}/roles"), json!({"metadata": {"name": subresource}, "rules": rules})).await;
+/// The guest may `get` this subresource, in the namespace `default` or everywhere.
+async fn grant(server: &Server, (resource, subresource): (&str, &str), is_everywhere: bool) {
+    let rules = json!([{"apiGroups": [""], "resources": [format!("{resource}/{subresource}")], "verbs": ["get"]}]);
+    let (of, kind, place) = match is_everywhere {
+        true => ("cluster", "ClusterRole", RBAC.to_owned()),
+        false => ("", "Role", format!("{RBAC}/namespaces/default")),
+    };
+    let name = format!("{resource}-{subresource}");
+    server.make(&format!("{place}/{of}roles"), json!({"metadata": {"name": name}, "rules": rules})).await;
     let binding = json!({
-        "metadata": {"name": subresource},
+        "metadata": {"name": name},
         "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "guest"}],
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": subresource},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name},
     });
-    server.make(&format!("{here}/rolebindings"), binding).await;
+    server.make(&format!("{place}/{of}rolebindings"), binding).await;
 }
 
 #[tokio::test]
@@ -100,7 +105,7 @@ async fn each_node_says_where_a_request_goes_and_is_asked_for_what_was_allowed()
     let (server, mut asks) = start().await;
     let path = "/coracle/v1/routes?namespace=default&service=web";
     assert_eq!(guest(&server, path).await.0, 403);
-    grant(&server, "routes").await;
+    grant(&server, ("services", "routes"), false).await;
     let (code, body) = guest(&server, path).await;
     let page: Value = serde_json::from_slice(&body.collect().await.unwrap().to_bytes()).unwrap();
     assert_eq!(code, 200, "{page}");
@@ -127,7 +132,7 @@ async fn each_node_says_where_a_request_goes_and_is_asked_for_what_was_allowed()
 #[tokio::test]
 async fn requests_of_all_nodes_come_in_one_stream_and_end_with_who_looks() {
     let (server, mut asks) = start().await;
-    grant(&server, "tap").await;
+    grant(&server, ("services", "tap"), false).await;
     let (code, mut body) = guest(&server, "/coracle/v1/tap?namespace=default").await;
     assert_eq!(code, 200);
     let mut lines = Vec::new();
@@ -142,4 +147,35 @@ async fn requests_of_all_nodes_come_in_one_stream_and_end_with_who_looks() {
     assert_eq!(asks.recv().await.unwrap(), "/coracle/v1/tap?namespace=default");
     drop(body);
     assert_eq!(asks.recv().await.unwrap(), "closed");
+}
+
+#[tokio::test]
+async fn who_may_look_at_a_node_may_not_look_at_all_that_it_sees_and_reaches() {
+    let (server, mut asks) = start().await;
+    let node = "/api/v1/nodes/n/proxy";
+    grant(&server, ("nodes", "proxy"), true).await;
+    grant(&server, ("services", "tap"), false).await;
+    grant(&server, ("services", "routes"), false).await;
+    grant(&server, ("pods", "proxy"), false).await;
+    for (path, code) in [
+        ("/metrics", 200),
+        ("/coracle/v1/demand", 200),
+        ("/coracle/v1/tap", 403),
+        ("/coracle/v1/tap?namespace=default", 403),
+        ("/coracle/v1/routes?host=a.x", 403),
+        ("/coracle/v1/proxy/kube-system/web/80/", 403),
+        ("/coracle/v1/proxy/kube%2Dsystem/web/80/", 403),
+        ("/coracle/v1/proxy/default/web/80/", 200),
+        ("/coracle/v1/other", 404),
+        ("/coracle/v2/tap", 404),
+    ] {
+        assert_eq!(guest(&server, &format!("{node}{path}")).await.0, code, "{path}");
+        let asked = asks.try_recv().ok().filter(|asked| asked != "closed");
+        assert_eq!(asked.as_deref(), Some(path).filter(|_| code == 200), "{path}");
+        if code == 200 {
+            assert_eq!(asks.recv().await.unwrap(), "closed");
+        }
+    }
+    grant(&server, ("services", "tap"), true).await;
+    assert_eq!(guest(&server, &format!("{node}/coracle/v1/tap")).await.0, 200);
 }

@@ -4,8 +4,11 @@ use std::path::Path;
 
 /// From the ground up; modules of one line may name each other.
 const STAIRS: &[&[&str]] = &[
-    &["config", "identity", "limits", "outward"],
+    &["identity", "limits"],
+    &["outward"],
     &["request"],
+    &["audit"],
+    &["config"],
     &["hooks"],
     &["policies"],
     &["catalog"],

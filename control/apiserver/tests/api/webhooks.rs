@@ -33,10 +33,12 @@ pub(super) struct Hook {
     pub certificate: rustls::pki_types::CertificateDer<'static>,
     heard: Arc<Mutex<Vec<(String, Value)>>>,
     says: Arc<Mutex<Says>>,
+    /// Whether answers wait.
+    held: tokio::sync::watch::Sender<bool>,
 }
 
 impl Hook {
-    /// Answers a body with what `says` makes of it; with nothing it never answers.
+    /// Answers a body with what `says` makes of it; with nothing it never answers, with words it fails.
     pub async fn start(says: impl Fn(&Value) -> Option<Value> + Send + 'static) -> Hook {
         let names = ["127.0.0.1", "outside.default.svc", "n"].map(str::to_owned).to_vec();
         let made = rcgen::generate_simple_self_signed(names).expect("a certificate");
@@ -56,24 +58,29 @@ impl Hook {
             certificate,
             heard: heard.clone(),
             says: says.clone(),
+            held: tokio::sync::watch::Sender::new(false),
         };
+        let held = hook.held.subscribe();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (acceptor, heard, says) = (acceptor.clone(), heard.clone(), says.clone());
+                let (acceptor, heard, says, held) = (acceptor.clone(), heard.clone(), says.clone(), held.clone());
                 tokio::spawn(async move {
                     let Ok(stream) = acceptor.accept(stream).await else { return };
                     let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
-                        let (heard, says) = (heard.clone(), says.clone());
+                        let (heard, says, mut held) = (heard.clone(), says.clone(), held.clone());
                         async move {
                             let path = request.uri().to_string();
                             let body = request.into_body().collect().await?.to_bytes();
                             let body: Value = serde_json::from_slice(&body).unwrap_or_default();
-                            heard.lock().push((path, body.clone()));
                             let answer = (says.lock())(&body);
+                            heard.lock().push((path, body));
+                            let _ = held.wait_for(|held| !held).await;
                             match answer {
-                                Some(answer) => {
-                                    Ok::<_, hyper::Error>(Response::new(Full::new(Bytes::from(answer.to_string()))))
+                                Some(Value::String(words)) => {
+                                    let answer = Response::builder().status(500).body(Full::new(Bytes::from(words)));
+                                    Ok::<_, hyper::Error>(answer.expect("an answer"))
                                 }
+                                Some(answer) => Ok(Response::new(Full::new(Bytes::from(answer.to_string())))),
                                 None => std::future::pending().await,
                             }
                         }
@@ -89,6 +96,21 @@ impl Hook {
 
     pub fn says(&self, says: impl Fn(&Value) -> Option<Value> + Send + 'static) {
         *self.says.lock() = Box::new(says);
+    }
+
+    /// Lets answers wait, or go.
+    pub fn hold(&self, held: bool) {
+        self.held.send_replace(held);
+    }
+
+    /// Waits until it has heard so many requests.
+    pub async fn hears(&self, count: usize) {
+        let heard = async {
+            while self.heard.lock().len() < count {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), heard).await.expect("it is asked");
     }
 
     /// The requests that it heard, since it was asked.
@@ -495,6 +517,147 @@ async fn a_scale_that_a_webhook_changes_is_what_is_set() {
     let (_, scale) = server.call("PATCH", &format!("{path}/scale"), json!({"spec": {"replicas": 9}})).await;
     assert_eq!(scale["spec"]["replicas"], 2);
     assert_eq!(server.get(path).await.1["spec"]["replicas"], 2);
+}
+
+/// Read as bodies are: what is of a wrong type is nobody's zero.
+#[tokio::test]
+async fn what_a_webhook_makes_of_the_wrong_type_or_kind_is_an_error() {
+    let server = Server::start().await.with_account().await;
+    server.make("/api/v1/nodes", json!({"metadata": {"name": "n"}})).await;
+    server.make(PODS, pod("p")).await;
+    let deployment = json!({"metadata": {"name": "d"}, "spec": {"replicas": 1, "selector": {"matchLabels": {"a": "b"}},
+        "template": {"metadata": {"labels": {"a": "b"}}, "spec": pod("x")["spec"]}}});
+    server.make("/apis/apps/v1/namespaces/default/deployments", deployment).await;
+    let hook = Hook::start(allow).await;
+    let resources = ["configmaps", "deployments/scale", "pods/binding", "pods/eviction", "serviceaccounts/token"];
+    configure(&server, MUTATING, "m", vec![webhook("m", hook.url(), &resources)]).await;
+    let scale = "/apis/apps/v1/namespaces/default/deployments/d/scale";
+    let token = "/api/v1/namespaces/default/serviceaccounts/default/token";
+    let binding = json!({"metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n"}});
+    let bindings = json!({"bindings": [{"namespace": "default", "name": "p", "node": "n"}]});
+    let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "p"}});
+    for (method, path, body, at, value) in [
+        ("PATCH", scale.to_owned(), json!({"spec": {"replicas": 9}}), "/spec/replicas", json!("3")),
+        ("PATCH", scale.to_owned(), json!({"spec": {"replicas": 9}}), "/spec", json!(7)),
+        ("POST", token.to_owned(), json!({"spec": {}}), "/spec", json!("none")),
+        ("POST", token.to_owned(), json!({"spec": {}}), "/spec/expirationSeconds", json!("4000")),
+        ("POST", token.to_owned(), json!({"spec": {}}), "/kind", json!("Scale")),
+        ("POST", format!("{PODS}/p/binding"), binding.clone(), "/target", json!("n")),
+        ("POST", format!("{PODS}/p/binding"), binding.clone(), "/target/name", json!(7)),
+        ("POST", format!("{PODS}/p/eviction"), eviction, "/deleteOptions", json!("none")),
+        ("POST", MAPS.to_owned(), config_map("m", json!({"k": "v"})), "/data/k", json!(7)),
+        ("POST", MAPS.to_owned(), config_map("m", json!({"k": "v"})), "/kind", json!("Secret")),
+        ("POST", MAPS.to_owned(), config_map("m", json!({"k": "v"})), "/apiVersion", json!("v2")),
+    ] {
+        let patch = json!([{"op": "add", "path": at, "value": value}]);
+        hook.says(move |review| patched(review, &patch));
+        let (code, status) = server.call(method, &path, body).await;
+        assert_eq!((code, &status["reason"]), (500, &json!("InternalError")), "{path} {at}: {status}");
+    }
+    hook.says(|review| patched(review, &json!([{"op": "add", "path": "/target/name", "value": 7}])));
+    let (_, answer) = server.call("POST", "/coracle/v1/bindings", bindings.clone()).await;
+    assert_eq!(answer["results"][0]["code"], 500, "{answer}");
+    // What is of the right type is looked at as if the caller had said it.
+    hook.says(|review| patched(review, &json!([{"op": "add", "path": "/target/kind", "value": "Pod"}])));
+    let (code, status) = server.call("POST", &format!("{PODS}/p/binding"), binding).await;
+    assert_eq!((code, status["message"].as_str().unwrap().contains("target.kind")), (500, true), "{status}");
+    let (_, answer) = server.call("POST", "/coracle/v1/bindings", bindings).await;
+    assert_eq!(answer["results"][0]["message"], status["message"], "{answer}");
+    assert!(server.get(&format!("{PODS}/p")).await.1["spec"]["nodeName"].is_null());
+    assert_eq!(server.get(scale).await.1["spec"]["replicas"], 1);
+    assert_eq!(server.get(&format!("{MAPS}/m")).await.0, 404);
+}
+
+#[tokio::test]
+async fn what_is_the_server_s_of_the_metadata_no_webhook_changes() {
+    let server = Server::start().await;
+    let deployment = json!({"metadata": {"name": "d"}, "spec": {"replicas": 1, "selector": {"matchLabels": {"a": "b"}},
+        "template": {"metadata": {"labels": {"a": "b"}}, "spec": pod("x")["spec"]}}});
+    let path = "/apis/apps/v1/namespaces/default/deployments";
+    let made = server.make(path, deployment).await;
+    let hook = Hook::start(allow).await;
+    configure(&server, MUTATING, "m", vec![webhook("m", hook.url(), &["deployments"])]).await;
+    let path = format!("{path}/d");
+    for (field, value) in [
+        ("name", json!("e")),
+        ("namespace", json!("other")),
+        ("uid", json!("u")),
+        ("creationTimestamp", json!("2001-01-01T00:00:00Z")),
+        ("deletionTimestamp", json!("2001-01-01T00:00:00Z")),
+    ] {
+        hook.says(move |review| {
+            patched(review, &json!([{"op": "add", "path": format!("/metadata/{field}"), "value": value}]))
+        });
+        let (code, status) = server.call("PATCH", &path, json!({"metadata": {"labels": {"l": "m"}}})).await;
+        let expected = format!("metadata.{field}: Invalid value");
+        assert!(code == 422 && status["message"].as_str().unwrap().contains(&expected), "{field}: {status}");
+    }
+    hook.says(|review| patched(review, &json!([{"op": "add", "path": "/metadata/generation", "value": 99}])));
+    let (code, changed) = server.call("PATCH", &path, json!({"metadata": {"labels": {"l": "m"}}})).await;
+    assert_eq!((code, &changed["metadata"]["generation"]), (200, &made["metadata"]["generation"]), "{changed}");
+}
+
+#[tokio::test]
+async fn who_refuses_has_refused_whatever_else_is_wrong() {
+    let server = Server::start().await;
+    let hook = Hook::start(|review| {
+        let patch = STANDARD.encode("no patch");
+        answer(review, json!({"allowed": false, "patchType": "JSONPatch", "patch": patch}))
+    })
+    .await;
+    let mut refuses = webhook("refuses", hook.url(), &["configmaps"]);
+    refuses["failurePolicy"] = "Ignore".into();
+    configure(&server, MUTATING, "m", vec![refuses]).await;
+    let (code, status) = server.call("POST", MAPS, config_map("m", json!({}))).await;
+    let expected = "admission webhook \"refuses.example.com\" denied the request without explanation";
+    assert_eq!((code, &status["message"]), (400, &json!(expected)));
+    // With the same patch one that consents has given no answer, which is ignored.
+    hook.says(|review| {
+        let patch = STANDARD.encode("no patch");
+        answer(review, json!({"allowed": true, "patchType": "JSONPatch", "patch": patch}))
+    });
+    server.make(MAPS, config_map("m", json!({}))).await;
+}
+
+#[tokio::test]
+async fn what_a_webhook_says_of_its_failure_is_told_in_few_words() {
+    let server = Server::start().await;
+    let hook = Hook::start(|_| Some(Value::from("why ".repeat(1 << 18)))).await;
+    configure(&server, VALIDATING, "v", vec![webhook("v", hook.url(), &["configmaps"])]).await;
+    for says in [None, Some(json!({"kind": "AdmissionReview", "response": {"uid": "x".repeat(1 << 20)}}))] {
+        if let Some(says) = says {
+            hook.says(move |_| Some(says.clone()));
+        }
+        let (code, status) = server.call("POST", MAPS, config_map("m", json!({}))).await;
+        let text = status.to_string();
+        assert!(code == 500 && text.contains("failed calling webhook") && text.len() < 16 << 10, "{}", text.len());
+    }
+}
+
+/// It may be the one that refuses.
+#[tokio::test]
+async fn a_configuration_that_cannot_be_read_admits_nothing_until_it_is_removed() {
+    let server = Server::start().await;
+    for (path, kind) in [
+        (MUTATING, "MutatingWebhookConfiguration"),
+        (VALIDATING, "ValidatingWebhookConfiguration"),
+        ("/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies", "ValidatingAdmissionPolicy"),
+        ("/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings", "ValidatingAdmissionPolicyBinding"),
+    ] {
+        let collection = format!("{}.admissionregistration.k8s.io", path.rsplit('/').next().unwrap());
+        let text = format!("{{\"kind\":\"{kind}\",\"metadata\":{{\"resourceVersion\":\"\",\"name\":\"d\"");
+        server.put_record(&collection, "d", &text).await;
+        let (code, status) = server.call("POST", MAPS, config_map("m", json!({}))).await;
+        let message = status["message"].as_str().unwrap();
+        assert!(
+            code == 500 && message.contains("the stored bytes of") && message.contains(" d cannot be read"),
+            "{message}"
+        );
+        let (code, status) = server.call("DELETE", &format!("{path}/d"), Value::Null).await;
+        assert_eq!((code, &status["status"]), (200, &json!("Success")), "{status}");
+        server.make(MAPS, config_map("m", json!({}))).await;
+        assert_eq!(server.call("DELETE", &format!("{MAPS}/m"), Value::Null).await.0, 200);
+    }
 }
 
 #[tokio::test]

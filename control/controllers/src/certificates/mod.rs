@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_api::pem;
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
@@ -38,15 +39,16 @@ pub struct Asked {
     pub dns_names: Vec<String>,
     /// Addresses.
     pub addresses: Vec<std::net::IpAddr>,
-    /// Whether there are e-mail addresses among its names.
-    pub has_emails: bool,
-    /// Whether there are URIs among them.
-    pub has_uris: bool,
+    /// E-mail addresses.
+    pub emails: Vec<String>,
+    /// URIs.
+    pub uris: Vec<String>,
 }
 
-/// Reads requests for certificates, and signs them with the cluster's authority. Quick: it is called on the controllers' thread.
+/// Reads requests for certificates (PKCS #10, DER), and signs them with the cluster's authority. Quick: it is called on the
+/// controllers' thread.
 pub trait Signer: fmt::Debug + Send + Sync {
-    /// What a request (PKCS #10 in PEM) asks for; why it cannot be read, or is not signed with its own key.
+    /// What a request asks for; why it cannot be read, or is not signed with its own key.
     fn read(&self, request: &[u8]) -> Result<Asked, String>;
     /// A certificate in PEM for the subject, names and key of a request, for these usages (`client auth` …) and so long.
     fn sign(&self, request: &[u8], usages: &[String], life: Duration) -> Result<String, String>;
@@ -107,7 +109,9 @@ impl Reconciler for Controller {
         if request.is_deleting() {
             return Ok(Next::OnEvent);
         }
-        let asked = signer.read(&request.spec.request.0);
+        // What is checked and what is signed are the same bytes.
+        let der = pem::request(&request.spec.request.0).map_err(str::to_owned);
+        let asked = der.as_ref().map_err(String::clone).and_then(|der| signer.read(der));
         let issued = request.status.as_ref().and_then(|status| status.certificate.as_ref());
         let ends = issued.filter(|bytes| !bytes.0.is_empty()).and_then(|bytes| signer.ends(&bytes.0));
         let ends = ends.and_then(|seconds| Timestamp::from_second(seconds).ok());
@@ -126,7 +130,7 @@ impl Reconciler for Controller {
                 let seconds = request.spec.expiration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
                 let life = seconds.map_or(LIFE_MAX, Duration::from_secs).min(LIFE_MAX);
                 let usages = request.spec.usages.clone().unwrap_or_default();
-                match signer.sign(&request.spec.request.0, &usages, life) {
+                match der.and_then(|der| signer.sign(&der, &usages, life)) {
                     Ok(pem) => {
                         let certificate = ByteString(pem.into_bytes());
                         self.write(&request, "status", json!({ "certificate": certificate })).await?;

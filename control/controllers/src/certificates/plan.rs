@@ -86,14 +86,21 @@ fn check(request: &CertificateSigningRequest, asked: &Asked) -> Result<bool, Str
         SERVING => kubelet_serving(request, asked)?,
         _ => return Ok(false),
     }
-    // By these names servers know each other, and nobody else has them.
-    let is_own =
-        |name: &String| name.starts_with("coracle:") || name.starts_with("member_") || name.ends_with(".coracle");
     let mut names = asked.dns_names.iter().chain(&asked.organizations).chain([&asked.common_name]);
-    match names.any(is_own) {
+    match names.any(|name| is_own(name)) {
         true => Err("it asks for a name that only the cluster's servers have".to_owned()),
         false => Ok(true),
     }
+}
+
+/// Whether servers know each other by a name like this, or nodes know them, and nobody else has it: as TLS compares names, whatever
+/// the case and with or without the dot at the end (RFC 6125, section 6.4.1).
+fn is_own(name: &str) -> bool {
+    let name = name.trim_end_matches('.').to_ascii_lowercase();
+    name.starts_with("coracle:")
+        || name.starts_with("member_")
+        || name.ends_with(".coracle")
+        || name == "kube-apiserver-kubelet-client"
 }
 
 fn usages(request: &CertificateSigningRequest) -> BTreeSet<&str> {
@@ -116,12 +123,12 @@ fn is_node(asked: &Asked) -> Result<(), String> {
     if !asked.common_name.starts_with(NODE) {
         return Err("subject common name does not begin with system:node:".to_owned());
     }
-    if asked.has_emails {
+    if !asked.emails.is_empty() {
         return Err("Email subjectAltNames are not allowed".to_owned());
     }
-    match asked.has_uris {
-        true => Err("URI subjectAltNames are not allowed".to_owned()),
-        false => Ok(()),
+    match asked.uris.is_empty() {
+        true => Ok(()),
+        false => Err("URI subjectAltNames are not allowed".to_owned()),
     }
 }
 
@@ -245,6 +252,12 @@ mod tests {
                 Asked { dns_names: vec!["member_1.x.coracle".to_owned()], ..node("a") },
                 "only the cluster's servers have",
             ),
+            (
+                CLIENT,
+                json!(["client auth"]),
+                Asked { common_name: "kube-apiserver-kubelet-client".into(), ..Asked::default() },
+                "only the cluster's servers have",
+            ),
             (CLIENT_KUBELET, json!(["client auth", "digital signature"]), Asked::default(), "organization is not"),
             (CLIENT_KUBELET, json!(["client auth"]), node("a"), "usages did not match"),
             (
@@ -267,6 +280,15 @@ mod tests {
                 Step::Fail(why) => assert!(!expected.is_empty() && why.contains(expected), "{why}"),
                 step => assert!(expected.is_empty() && step == Step::Sign, "{step:?}"),
             }
+        }
+        for name in ["MEMBER_1", "Member_1.X.Coracle", "member_1.x.coracle.", "x.CORACLE..", "*.coracle"] {
+            let asked = Asked { dns_names: vec!["boat".to_owned(), name.to_owned()], ..node("a") };
+            let serving = request(SERVING, json!(["server auth", "digital signature"]), said("Approved"));
+            let step = plan(&serving, Ok(&asked), None, now);
+            assert!(
+                matches!(&step, Step::Fail(why) if why.contains("only the cluster's servers have")),
+                "{name}: {step:?}"
+            );
         }
         let broken = request(CLIENT, json!(["client auth"]), said("Approved"));
         assert_eq!(plan(&broken, Err("no PKCS #10"), None, now), Step::Fail("no PKCS #10".to_owned()));

@@ -361,9 +361,10 @@ impl Controller {
         sources.nodes.on_change({
             let controller = controller.clone();
             move |change| {
-                let is_ready = change.before().map(|before| reports::is_ready(before));
+                let is_to_be_heard = |node: &Node| (reports::tells(node), reports::is_ready(node));
+                let before = change.before().map(|before| is_to_be_heard(before));
                 let is_gone = matches!(change, Change::Deleted(_));
-                if is_gone || is_ready != Some(reports::is_ready(change.object())) {
+                if is_gone || before != Some(is_to_be_heard(change.object())) {
                     changed.notify_one();
                     controller.all();
                 }
@@ -427,7 +428,8 @@ impl Controller {
         loop {
             let is_wanted = !self.lives.lock().is_empty();
             let nodes = if is_wanted { self.nodes.all() } else { Vec::new() };
-            let names: HashSet<Arc<str>> = nodes.iter().map(|node| node.key().name).collect();
+            let tell = nodes.iter().filter(|node| reports::tells(node));
+            let names: HashSet<Arc<str>> = tell.map(|node| node.key().name).collect();
             for (node, stop) in self.reports.follow(&names) {
                 let this = self.clone();
                 tasks.spawn(async move {
@@ -485,8 +487,8 @@ impl Controller {
         };
         self.refused.lock().remove(&id);
         let nodes = self.nodes.all();
-        let ready = nodes.iter().filter(|node| reports::is_ready(node)).map(|node| node.metadata.name.as_deref());
-        let hears_all = self.reports.hears(ready.flatten());
+        let must_tell = nodes.iter().filter(|node| reports::tells(node) && reports::is_ready(node));
+        let heard_since = self.reports.heard_since(must_tell.filter_map(|node| node.metadata.name.as_deref()));
         let now = Instant::now();
         let asked = self.reports.asked(&services, now);
         let decision = {
@@ -505,7 +507,7 @@ impl Controller {
                 return Ok(Next::OnEvent);
             }
             let Workload { replicas, ready, .. } = workload;
-            let seen = Seen { replicas, ready, asked: asked.average, held: asked.held, hears_all };
+            let seen = Seen { replicas, ready, asked: asked.average, held: asked.held, heard_since };
             let decision = plan::decide(&settings, &mut life.memory, &seen, now);
             if let Some((replicas, _)) = &decision.change {
                 life.memory.writes(*replicas);

@@ -26,16 +26,16 @@ pub(super) struct Seen {
     /// Requests under way, and those among them that wait for a pod.
     pub asked: f64,
     pub held: usize,
-    /// Whether all nodes are heard that may have something to tell.
-    pub hears_all: bool,
+    /// Since when all nodes are heard without a gap that may have something to tell; `None` when one is not.
+    pub heard_since: Option<Instant>,
 }
 
 /// What is remembered of a workload.
 #[derive(Debug)]
 pub(super) struct Memory {
+    /// Since when anything is remembered.
+    begun: Instant,
     window: Window,
-    /// Since when all nodes are heard.
-    listening: Option<Instant>,
     panic: Option<Panic>,
     /// How many were wanted at each look, as long as that delays.
     wanted: VecDeque<(Instant, i32)>,
@@ -66,8 +66,8 @@ pub(super) struct Decision {
 impl Memory {
     pub(super) fn new(now: Instant, settings: &Settings) -> Self {
         Self {
+            begun: now,
             window: Window::new(now, settings.window),
-            listening: None,
             panic: None,
             wanted: VecDeque::new(),
             idle: None,
@@ -100,10 +100,6 @@ pub(super) fn decide(settings: &Settings, memory: &mut Memory, seen: &Seen, now:
     memory.note(seen.replicas, now);
     memory.window.resize(settings.window);
     memory.window.record(now, seen.asked.max(seen.held as f64));
-    match seen.hears_all {
-        true => drop(memory.listening.get_or_insert(now)),
-        false => memory.listening = None,
-    }
     let usual = memory.window.average(now, settings.window);
     let is_asked = usual > 0.0 || seen.held > 0;
     let wanted = wanted(settings, memory, seen, usual, now);
@@ -124,7 +120,7 @@ pub(super) fn decide(settings: &Settings, memory: &mut Memory, seen: &Seen, now:
         return stay(Some(left));
     }
     if wanted < seen.replicas {
-        let heard = memory.listening.map(|_| left(memory.listening, settings.window));
+        let heard = seen.heard_since.map(|since| left(Some(since.max(memory.begun)), settings.window));
         let rest = match (heard, wanted) {
             // Somebody is heard again, and then it is looked at.
             (None, _) => return stay(None),
@@ -200,18 +196,19 @@ mod tests {
         memory: Memory,
         now: Instant,
         replicas: i32,
-        hears_all: bool,
+        heard_since: Option<Instant>,
     }
 
     impl Life {
         fn new(replicas: i32, settings: Settings) -> Life {
             let now = Instant::now();
             let memory = Memory::new(now, &settings);
-            Life { settings, memory, now, replicas, hears_all: true }
+            Life { settings, memory, now, replicas, heard_since: Some(now) }
         }
 
         fn look(&mut self, asked: f64, held: usize) -> Decision {
-            let seen = Seen { replicas: self.replicas, ready: self.replicas, asked, held, hears_all: self.hears_all };
+            let (replicas, heard_since) = (self.replicas, self.heard_since);
+            let seen = Seen { replicas, ready: replicas, asked, held, heard_since };
             let decision = decide(&self.settings, &mut self.memory, &seen, self.now);
             if let Some((replicas, _)) = &decision.change {
                 self.memory.writes(*replicas);
@@ -343,11 +340,14 @@ mod tests {
     #[test]
     fn who_does_not_hear_all_takes_nobody_away_but_makes_more() {
         let mut life = Life::new(2, ten());
-        life.hears_all = false;
+        life.heard_since = None;
         assert_eq!(life.live(300, 0.0), [2]);
         assert_eq!(life.look(0.0, 0).next, None);
         assert_eq!(life.live(6, 90.0).last(), Some(&9));
-        life.hears_all = true;
+        life.heard_since = Some(life.now);
+        life.live(50, 0.0);
+        // One of them was not heard for a moment, which nobody has looked at.
+        life.heard_since = Some(life.now);
         assert_eq!(life.live(60, 0.0), [9], "a window is waited for from when all are heard");
         assert_eq!(life.live(10, 0.0).last(), Some(&0));
     }

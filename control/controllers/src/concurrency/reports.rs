@@ -1,5 +1,6 @@
 //! What nodes tell of what is asked there: a stream from each, through the API server, as logs go. Nothing of it is written
-//! anywhere; a node that is not heard is not one where nothing is asked.
+//! anywhere; a node that is not heard is not one where nothing is asked. Which nodes have something to tell they say themselves: an
+//! answer that is none may come from anybody on the way.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -14,21 +15,23 @@ use serde::Deserialize;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::client::{self, Client};
+use crate::client::Client;
 use crate::informer::Key;
 
-/// A node says something every 15 s at least: one that does not is not heard any more.
-const SILENCE_MAX: Duration = Duration::from_secs(40);
+/// A node says something every five seconds at least (its `kubelet/demand.rs`): one that does not is not heard any more.
+const SILENCE_MAX: Duration = Duration::from_secs(12);
 /// What a node said of a Service holds for so long: it says it again every second.
 const HOLDS: Duration = Duration::from_secs(5);
+/// The same of what was over soon after: it is looked at before.
+const OVER_HOLDS: Duration = Duration::from_secs(1);
 /// Bytes of one line: some ten thousand Services.
 const LINE_BYTES_MAX: usize = 4 << 20;
 /// Wait before a node is asked again; doubles,
 const AGAIN_FIRST: Duration = Duration::from_millis(100);
 /// up to this.
 const AGAIN_MAX: Duration = Duration::from_secs(15);
-/// One that has no such stream, as a kubelet has none, is asked again after this.
-const NONE_AGAIN: Duration = Duration::from_secs(300);
+/// What the `kubeletVersion` of a node that tells has in it: other kubelets have no such stream.
+const TELLS: &str = "+coracle.";
 
 /// A line of a node's stream.
 #[derive(Debug, Deserialize)]
@@ -44,25 +47,24 @@ struct Said {
     held: usize,
 }
 
-/// How a node is heard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ear {
-    Deaf,
-    Open,
-    /// It is none of those that tell.
-    Mute,
-}
-
 #[derive(Debug, Clone, Copy)]
 struct Sample {
     average: f64,
     held: usize,
     at: Instant,
+    is_over: bool,
+}
+
+impl Sample {
+    fn holds(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.at) < if self.is_over { OVER_HOLDS } else { HOLDS }
+    }
 }
 
 struct Heard {
-    ear: Ear,
-    /// Of Services of which something is asked there.
+    /// Since when nothing is missed of what it says.
+    since: Option<Instant>,
+    /// Of Services of which something is asked there, or was a moment ago.
     said: HashMap<Key, Sample>,
     stop: CancellationToken,
 }
@@ -76,8 +78,16 @@ pub(super) struct Asked {
 }
 
 /// What all nodes have said. As large as what they say.
-#[derive(Default)]
-pub(super) struct Reports(Mutex<HashMap<Arc<str>, Heard>>);
+pub(super) struct Reports {
+    begun: Instant,
+    nodes: Mutex<HashMap<Arc<str>, Heard>>,
+}
+
+impl Default for Reports {
+    fn default() -> Self {
+        Self { begun: Instant::now(), nodes: Mutex::default() }
+    }
+}
 
 /// What has changed when a node has said something.
 pub(super) enum News<'a> {
@@ -90,25 +100,25 @@ pub(super) enum News<'a> {
 impl Reports {
     /// What is asked of these Services together.
     pub(super) fn asked(&self, services: &[Key], now: Instant) -> Asked {
-        let nodes = self.0.lock();
+        let nodes = self.nodes.lock();
         let all = nodes.values().flat_map(|heard| services.iter().filter_map(|service| heard.said.get(service)));
-        let holds = all.filter(|sample| now.saturating_duration_since(sample.at) < HOLDS);
+        let holds = all.filter(|sample| sample.holds(now));
         holds.fold(Asked::default(), |sum, sample| Asked {
             average: sum.average + sample.average,
             held: sum.held + sample.held,
         })
     }
 
-    /// Whether every one of these nodes is heard.
-    pub(super) fn hears<'a>(&self, nodes: impl Iterator<Item = &'a str>) -> bool {
-        let heard = self.0.lock();
+    /// Since when every one of these nodes is heard; `None` when one is not.
+    pub(super) fn heard_since<'a>(&self, nodes: impl Iterator<Item = &'a str>) -> Option<Instant> {
+        let heard = self.nodes.lock();
         let mut nodes = nodes;
-        nodes.all(|node| heard.get(node).is_some_and(|heard| heard.ear != Ear::Deaf))
+        nodes.try_fold(self.begun, |all, node| Some(heard.get(node)?.since?.max(all)))
     }
 
     /// Listens to these nodes and to no other: says which are new, with what ends the listening.
     pub(super) fn follow(&self, nodes: &HashSet<Arc<str>>) -> Vec<(Arc<str>, CancellationToken)> {
-        let mut heard = self.0.lock();
+        let mut heard = self.nodes.lock();
         heard.retain(|node, heard| {
             let stays = nodes.contains(node);
             if !stays {
@@ -120,7 +130,7 @@ impl Reports {
         for node in nodes {
             if !heard.contains_key(node) {
                 let stop = CancellationToken::new();
-                heard.insert(node.clone(), Heard { ear: Ear::Deaf, said: HashMap::new(), stop: stop.clone() });
+                heard.insert(node.clone(), Heard { since: None, said: HashMap::new(), stop: stop.clone() });
                 new.push((node.clone(), stop));
             }
         }
@@ -139,16 +149,9 @@ impl Reports {
             let mut wait = AGAIN_FIRST;
             loop {
                 let ended = self.hear(client, node, &tell).await;
-                let was_open = self.set(node, Ear::Deaf) == Some(Ear::Open);
-                if was_open {
+                if self.lose(node) {
                     tell(News::Ear);
                     wait = AGAIN_FIRST;
-                }
-                if ended.as_ref().is_err_and(client::is_not_found) {
-                    self.set(node, Ear::Mute);
-                    tell(News::Ear);
-                    tokio::time::sleep(NONE_AGAIN).await;
-                    continue;
                 }
                 tracing::debug!(node, error = ?ended.err(), "what is asked at a node is not heard");
                 tokio::time::sleep(wait).await;
@@ -167,6 +170,7 @@ impl Reports {
         let path = format!("/api/v1/nodes/{node}/proxy/coracle/v1/demand");
         let request = Request::get(path).body(Vec::new()).map_err(kube::Error::HttpError)?;
         let mut lines = Box::pin(client.0.request_stream(request).await?);
+        let mut is_first = true;
         loop {
             let line = tokio::time::timeout(SILENCE_MAX, line(&mut lines)).await;
             let Ok(Some(line)) = line.unwrap_or(Ok(None)) else { return Ok(()) };
@@ -174,26 +178,34 @@ impl Reports {
                 tracing::warn!(node, "what a node tells of what is asked there makes no sense");
                 return Ok(());
             };
-            if self.set(node, Ear::Open) != Some(Ear::Open) {
+            let now = Instant::now();
+            if std::mem::take(&mut is_first) {
+                self.begin(node, now);
                 tell(News::Ear);
             }
-            for service in self.take(node, line, Instant::now()) {
+            for service in self.take(node, line, now) {
                 tell(News::Asked(&service));
             }
         }
     }
 
-    /// Notes how a node is heard; says how it was. What it has said before holds no longer than [`HOLDS`] anyway.
-    fn set(&self, node: &str, ear: Ear) -> Option<Ear> {
-        let mut nodes = self.0.lock();
-        let heard = nodes.get_mut(node)?;
-        Some(std::mem::replace(&mut heard.ear, ear))
+    /// A node begins to tell, all that is under way there first: what it has said before is of no use any more.
+    fn begin(&self, node: &str, now: Instant) {
+        if let Some(heard) = self.nodes.lock().get_mut(node) {
+            (heard.since, heard.said) = (Some(now), HashMap::new());
+        }
+    }
+
+    /// A node is not heard any more; says whether it was. What it has said holds no longer than [`HOLDS`].
+    fn lose(&self, node: &str) -> bool {
+        self.nodes.lock().get_mut(node).is_some_and(|heard| heard.since.take().is_some())
     }
 
     /// Keeps what a node says; gives the Services of which it is news.
     fn take(&self, node: &str, line: Line, now: Instant) -> Vec<Key> {
-        let mut nodes = self.0.lock();
+        let mut nodes = self.nodes.lock();
         let Some(heard) = nodes.get_mut(node) else { return Vec::new() };
+        heard.said.retain(|_, sample| sample.holds(now));
         let mut news = Vec::new();
         for said in line.services {
             let (key, average) = (Key::new(&said.namespace, &said.name), said.average);
@@ -201,11 +213,13 @@ impl Reports {
                 continue;
             }
             if average == 0.0 && said.held == 0 {
-                heard.said.remove(&key);
+                if let Some(sample) = heard.said.get_mut(&key) {
+                    (sample.held, sample.is_over) = (0, true);
+                }
                 continue;
             }
-            let before = heard.said.insert(key.clone(), Sample { average, held: said.held, at: now });
-            if before.is_none() || said.held > 0 {
+            let sample = Sample { average, held: said.held, at: now, is_over: false };
+            if heard.said.insert(key.clone(), sample).is_none() || said.held > 0 {
                 news.push(key);
             }
         }
@@ -231,7 +245,13 @@ async fn line(lines: &mut (impl AsyncBufRead + Unpin)) -> std::io::Result<Option
     }
 }
 
-/// The nodes that are to be heard: those that are ready.
+/// Whether a node has something to tell.
+pub(super) fn tells(node: &Node) -> bool {
+    let info = node.status.as_ref().and_then(|status| status.node_info.as_ref());
+    info.is_some_and(|info| info.kubelet_version.contains(TELLS))
+}
+
+/// Of those that tell the nodes that must be heard: those that are ready.
 pub(super) fn is_ready(node: &Node) -> bool {
     let conditions = node.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
     conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
@@ -263,22 +283,47 @@ mod tests {
         let services = [web.clone(), Key::new("n", "other")];
         assert_eq!(reports.asked(&services, now), Asked { average: 3.5, held: 2 });
         assert_eq!(reports.asked(&services, now + HOLDS), Asked::default());
+        // What is over counts a moment longer, and nobody waits any more.
         let over = r#"{"services": [{"namespace": "n", "name": "web", "average": 0, "held": 0}]}"#;
         reports.take("b", says(over), now);
-        assert_eq!(reports.asked(&services, now), Asked { average: 1.5, held: 0 });
+        assert_eq!(reports.asked(&services, now), Asked { average: 3.5, held: 0 });
+        assert_eq!(reports.asked(&services, now + OVER_HOLDS), Asked { average: 1.5, held: 0 });
+        // What holds no longer hides nothing.
+        assert_eq!(reports.take("a", says(asked), now + HOLDS), [web], "it is news again");
+        reports.begin("a", now + HOLDS);
+        assert_eq!(reports.asked(&services, now + HOLDS), Asked::default(), "a new stream tells all of it");
     }
 
     #[test]
-    fn who_is_not_heard_is_known() {
+    fn who_is_not_heard_is_known_and_since_when_all_are() {
         let reports = Reports::default();
         let both: HashSet<Arc<str>> = [Arc::from("a"), Arc::from("b")].into();
         let followed = reports.follow(&both);
-        assert!(!reports.hears(["a"].into_iter()));
-        assert_eq!(reports.set("a", Ear::Open), Some(Ear::Deaf));
-        reports.set("b", Ear::Mute);
-        assert!(reports.hears(["a", "b"].into_iter()) && !reports.hears(["a", "c"].into_iter()));
+        let since = |nodes: &[&'static str]| reports.heard_since(nodes.iter().copied());
+        assert_eq!((since(&["a"]), since(&[])), (None, Some(reports.begun)));
+        let (first, second) = (reports.begun + HOLDS, reports.begun + HOLDS * 2);
+        reports.begin("a", first);
+        assert_eq!((since(&["a"]), since(&["a", "b"])), (Some(first), None));
+        reports.begin("b", second);
+        assert_eq!((since(&["a", "b"]), since(&["a", "c"])), (Some(second), None));
+        assert!(reports.lose("a") && !reports.lose("a"));
+        assert_eq!(since(&["a", "b"]), None);
+        // Heard again at once, it may have been silent about something.
+        reports.begin("a", second + HOLDS);
+        assert_eq!(since(&["a", "b"]), Some(second + HOLDS));
         reports.follow(&HashSet::new());
-        assert!(followed.iter().all(|(_, stop)| stop.is_cancelled()) && !reports.hears(["a"].into_iter()));
+        assert!(followed.iter().all(|(_, stop)| stop.is_cancelled()) && since(&["a"]).is_none());
+    }
+
+    #[test]
+    fn a_node_says_itself_whether_it_tells() {
+        let node = |version: &str| -> Node {
+            let info = serde_json::json!({
+                "kubeletVersion": version, "architecture": "", "bootID": "", "containerRuntimeVersion": "", "kernelVersion": "",
+                "kubeProxyVersion": "", "machineID": "", "operatingSystem": "", "osImage": "", "systemUUID": ""});
+            serde_json::from_value(serde_json::json!({"metadata": {}, "status": {"nodeInfo": info}})).unwrap()
+        };
+        assert!(tells(&node("v1.37.0+coracle.0.1.0")) && !tells(&node("v1.37.0")) && !tells(&Node::default()));
     }
 
     #[tokio::test]

@@ -18,11 +18,21 @@ fn service() -> Value {
     json!({"spec": {"selector": {"app": "web"}, "ports": [{"port": 80}]}})
 }
 
+/// One of our own, which tells.
+fn telling() -> Value {
+    let mut telling = node("True");
+    telling["status"]["nodeInfo"] = json!({
+        "kubeletVersion": "v1.37.0+coracle.0.1.0", "architecture": "", "bootID": "", "containerRuntimeVersion": "",
+        "kernelVersion": "", "kubeProxyVersion": "", "machineID": "", "operatingSystem": "", "osImage": "", "systemUUID": "",
+    });
+    telling
+}
+
 /// A node that tells, a Service and a Deployment.
 fn cluster(replicas: i32, annotations: Value) -> World {
     let world = world();
     world.api.stream(DEMAND);
-    world.api.put(NODE, node("True"));
+    world.api.put(NODE, telling());
     world.api.put(SERVICE, service());
     world.api.put(DEPLOYMENT, deployment(replicas, annotations));
     world
@@ -73,18 +83,25 @@ async fn concurrency_wakes_who_sleeps_when_a_node_says_that_somebody_waits_and_l
 async fn concurrency_makes_more_when_more_is_asked_also_where_a_node_is_not_heard_yet() {
     let world = cluster(1, json!({"autoscaling.coracle.dev/window": "6s", "autoscaling.coracle.dev/target": "10"}));
     let api = &world.api;
-    api.put("/api/v1/nodes/silent", node("True"));
-    heard(api).await;
-    // The nodes of others have no such stream, which is an answer; this one gives none.
+    // The nodes of others have no such stream, and say so; this one has one, whatever somebody on the way answers in its place: it is not
+    // taken for one where nothing is asked.
+    api.put("/api/v1/nodes/other", node("True"));
+    api.next(Method::GET, "/nodes/silent/proxy/coracle/v1/demand", Answer::Refused(404, "NotFound"));
+    api.put("/api/v1/nodes/silent", telling());
     let silent = "/api/v1/nodes/silent/proxy/coracle/v1/demand";
-    api.stream(silent);
+    heard(api).await;
     api.say(DEMAND, &says(40.0, 0));
     let more = |api: &Scripted| (api.get(DEPLOYMENT)?["spec"]["replicas"].as_i64()? > 1).then_some(());
     api.until("there are more", more).await;
     api.say(DEMAND, &says(0.0, 0));
-    api.until("it is asked", |api| (api.hear(silent) == 1).then_some(())).await;
+    // Until it is there again.
+    api.stream(silent);
+    api.until("it is asked again", |api| (api.hear(silent) == 1).then_some(())).await;
+    let begun = tokio::time::Instant::now();
     api.say(silent, &json!({"services": []}));
+    api.say(DEMAND, &json!({"services": []}));
     replicas(api, 0).await;
+    assert!(begun.elapsed() >= Duration::from_secs(5), "it is listened to for a window");
 }
 
 #[tokio::test]

@@ -154,3 +154,34 @@ async fn a_pods_own_volume_has_a_claim_that_is_its() {
     let words = "ephemeral volume taken: PVC n/q-taken was not created for pod n/q (pod is not owner)";
     assert!(told[0].ends_with(words), "{told:?}");
 }
+
+#[tokio::test]
+async fn what_is_refused_is_told_of_the_claim_or_volume_and_tried_again() {
+    let world = world_with_class();
+    let api = &world.api;
+    let told = async |reason: &str, words: &str| {
+        let found = |_: &Scripted| world.events(reason).into_iter().find(|event| event.contains(words));
+        api.until(&format!("{reason} is told"), found).await
+    };
+    api.next(Method::POST, "/persistentvolumes", Answer::Refused(403, "Forbidden"));
+    api.put(&format!("{CLAIMS}/data"), claim("data", "one"));
+    told("ProvisioningFailed", "create a volume: ").await;
+    let volume = bound(api, "data").await;
+    api.next(Method::PATCH, &volume, Answer::Refused(422, "Invalid"));
+    api.merge(&format!("{CLAIMS}/data"), &json!({"spec": {"resources": {"requests": {"storage": "2Gi"}}}}));
+    told("VolumeResizeFailed", "let a volume grow: ").await;
+    let has = |api: &Scripted| (api.get(&volume)?["spec"]["capacity"]["storage"] == "2Gi").then_some(());
+    api.until("it has grown", has).await;
+    api.next(Method::DELETE, &volume, Answer::Refused(403, "Forbidden"));
+    api.merge(&format!("{CLAIMS}/data"), &json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}));
+    told("VolumeFailedDelete", "delete a volume: ").await;
+    let going = |api: &Scripted| (!api.get(&volume)?["metadata"]["deletionTimestamp"].is_null()).then_some(());
+    api.until("the volume goes", going).await;
+    // Whoever was faster is nothing to tell of.
+    api.next(Method::POST, "/persistentvolumes", Answer::Refused(409, "AlreadyExists"));
+    let before = world.events("ProvisioningFailed").len();
+    api.put(&format!("{CLAIMS}/more"), claim("more", "one"));
+    bound(api, "more").await;
+    assert_eq!(world.events("ProvisioningFailed").len(), before);
+    assert!(api.is_done());
+}

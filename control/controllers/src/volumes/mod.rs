@@ -150,6 +150,14 @@ fn node_of(volume: &PersistentVolume) -> Option<&str> {
     volume.metadata.labels.as_ref()?.get(NODE).map(String::as_str)
 }
 
+/// What is told of a step that failed: nothing where somebody else was faster, or everything goes.
+fn refusal(error: &Error) -> Option<String> {
+    match error {
+        Error::Api { what, source } if !error.is_expected() => Some(format!("{what}: {source}")),
+        Error::Api { .. } | Error::Stale(_) | Error::Panicked => None,
+    }
+}
+
 fn volume_key(name: &str) -> Key {
     Key::new("", name)
 }
@@ -180,11 +188,17 @@ impl Reconciler for Controller {
 impl Controller {
     async fn claim(&self, claim: &PersistentVolumeClaim) -> Result<Next, Error> {
         let key = claim.key();
+        let failed = move |reason: &'static str| {
+            move |error: &Error| {
+                let told = refusal(error).map(|message| Told::warning(reason, message));
+                self.tell_of_claim(claim, told);
+            }
+        };
         // Admission sees to it; one from before it did so is protected from now on.
         if !claim.is_deleting() && claim.finalizers().iter().all(|name| name != CLAIM_PROTECTION) {
             let all: Vec<&str> = claim.finalizers().iter().map(String::as_str).chain([CLAIM_PROTECTION]).collect();
-            self.patch_claim(claim, json!({ "finalizers": all }), None).await?;
-            return Ok(Next::OnEvent);
+            let patched = self.patch_claim(claim, json!({ "finalizers": all }), None).await;
+            return patched.map(|()| Next::OnEvent).inspect_err(failed("FailedBinding"));
         }
         let class = plan::class_of(claim).and_then(|name| self.classes.get(&Key::new("", name)));
         let volume = plan::named_volume(claim).and_then(|name| self.volumes.get(&volume_key(name)));
@@ -209,6 +223,12 @@ impl Controller {
             waiting: &waiting,
         };
         let step = plan::claim(&observed, &if unbound { self.volumes.all() } else { Vec::new() });
+        let reason = step.reason();
+        let done = self.carry_out(claim, step).await;
+        done.map(|()| Next::OnEvent).inspect_err(failed(reason))
+    }
+
+    async fn carry_out(&self, claim: &PersistentVolumeClaim, step: Step) -> Result<(), Error> {
         match step {
             Step::Nothing => {}
             Step::Pending(told) => {
@@ -257,7 +277,7 @@ impl Controller {
             }
             Step::Grow(volume) => self.grow(&volume, claim).await?,
         }
-        Ok(Next::OnEvent)
+        Ok(())
     }
 
     /// The class of claims that name none, as admission finds it.
@@ -336,23 +356,43 @@ impl Controller {
     }
 
     async fn volume(&self, volume: &PersistentVolume) -> Result<Next, Error> {
-        if let Some(next) = self.ending(volume).await? {
+        let failed = move |reason: &'static str| {
+            move |error: &Error| {
+                if let Some(message) = refusal(error) {
+                    self.tell_of_volume(volume, Told::warning(reason, message));
+                }
+            }
+        };
+        if let Some(next) = self.ending(volume).await.inspect_err(failed("VolumeFailedDelete"))? {
             return Ok(next);
         }
         if let Some(metadata) = plan::completion(volume) {
             let patch = json!({ "metadata": guarded(&volume.metadata, metadata) });
             let patched = self.client.patch(PERSISTENT_VOLUMES, &volume.key(), &patch).await;
             // Its event comes, and the rest with it.
-            return patched.map(|_| Next::OnEvent).map_err(Error::api("complete a volume"));
+            let patched = patched.map(|_| Next::OnEvent).map_err(Error::api("complete a volume"));
+            return patched.inspect_err(failed("FailedBinding"));
         }
         let claim = self.kept_for(volume).await?;
-        match plan::volume(volume, claim.as_deref()) {
+        let step = plan::volume(volume, claim.as_deref());
+        let reason = step.reason();
+        let done = self.carry_out_volume(volume, claim.as_deref(), step).await;
+        done.map(|()| Next::OnEvent).inspect_err(failed(reason))
+    }
+
+    async fn carry_out_volume(
+        &self,
+        volume: &PersistentVolume,
+        claim: Option<&PersistentVolumeClaim>,
+        step: VolumeStep,
+    ) -> Result<(), Error> {
+        match step {
             VolumeStep::Nothing => {}
             VolumeStep::Phase(phase) => {
                 self.volume_phase(volume, phase, None).await?;
             }
             VolumeStep::LeaveToClaim => {
-                if let Some(claim) = &claim {
+                if let Some(claim) = claim {
                     self.mismatch(volume, claim);
                     self.queue.add(&Task::Claim(claim.key()));
                 }
@@ -365,7 +405,7 @@ impl Controller {
                 self.reclaim(volume).await?;
             }
         }
-        Ok(Next::OnEvent)
+        Ok(())
     }
 
     /// The claim that a volume is kept for, if it is that very one. That it is gone is asked of the API.

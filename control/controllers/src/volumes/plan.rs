@@ -70,6 +70,17 @@ pub(super) enum Step {
     Grow(Arc<PersistentVolume>),
 }
 
+impl Step {
+    /// The reason of the event when it cannot be done (the reference's `events` of volumes).
+    pub(super) fn reason(&self) -> &'static str {
+        match self {
+            Self::Provision(_) | Self::AskFor(_) | Self::Deselect => "ProvisioningFailed",
+            Self::Grow(_) => "VolumeResizeFailed",
+            Self::Nothing | Self::Pending(_) | Self::Lost(_) | Self::Bind(_) | Self::Classify(_) => "FailedBinding",
+        }
+    }
+}
+
 /// Decides about a claim; `volumes` are all that there are.
 pub(super) fn claim(observed: &Observed<'_>, volumes: &[Arc<PersistentVolume>]) -> Step {
     let claim = observed.claim;
@@ -292,6 +303,16 @@ pub(super) enum VolumeStep {
     Unbind,
     /// Its claim is gone.
     Release,
+}
+
+impl VolumeStep {
+    /// The reason of the event when it cannot be done.
+    pub(super) fn reason(&self) -> &'static str {
+        match self {
+            Self::Release => "VolumeFailedDelete",
+            Self::Nothing | Self::Phase(_) | Self::LeaveToClaim | Self::Unbind => "FailedBinding",
+        }
+    }
 }
 
 /// Decides about a volume; `claim` is that of its `claimRef`, if it is that very one.

@@ -3,11 +3,12 @@
 //! A choice costs the same however many endpoints there are. The clock and the dice are passed in; the shell around it
 //! ([`Balancer::pick`]) brings the real ones.
 
+mod affinity;
 mod load;
 mod outlier;
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use coracle_discovery::Endpoint;
 use http::StatusCode;
 use rand::Rng;
 
+use self::affinity::Affinity;
 use self::load::{Load, Nanos};
 use self::outlier::Outlier;
 use crate::demand::Guard;
@@ -51,7 +53,9 @@ impl State {
 /// The endpoints of one port of a Service.
 #[derive(Debug)]
 pub(crate) struct Balancer {
+    /// In the order of their endpoints.
     states: Vec<Arc<State>>,
+    affinity: Option<Arc<Affinity>>,
     epoch: Instant,
     /// Retries that its callers may make.
     pub budget: Arc<Budget>,
@@ -60,10 +64,16 @@ pub(crate) struct Balancer {
 
 impl Balancer {
     /// Takes over what `before` knows of endpoints that stay.
-    pub fn new(endpoints: &[Endpoint], before: Option<&Balancer>) -> Balancer {
-        Balancer::at(endpoints, before, Instant::now())
+    pub fn new(endpoints: &[Endpoint], affinity: Option<Duration>, before: Option<&Balancer>) -> Balancer {
+        let mut balancer = Balancer::at(endpoints, before, Instant::now());
+        let kept = || before.and_then(|before| before.affinity.clone());
+        balancer.affinity = affinity.map(|timeout| {
+            kept().filter(|kept| kept.lasts(timeout)).unwrap_or_else(|| Arc::new(Affinity::new(timeout)))
+        });
+        balancer
     }
 
+    /// The same for clients that are all alike. Endpoints come in their order, each once.
     fn at(endpoints: &[Endpoint], before: Option<&Balancer>, now: Instant) -> Balancer {
         let epoch = before.map_or(now, |before| before.epoch);
         let now = since(epoch, now);
@@ -86,7 +96,7 @@ impl Balancer {
         };
         let budget = before.map_or_else(|| Arc::new(Budget::new(epoch)), |before| before.budget.clone());
         let stats = before.map(|before| before.stats.clone()).unwrap_or_default();
-        Balancer { states: endpoints.iter().map(state).collect(), epoch, budget, stats }
+        Balancer { states: endpoints.iter().map(state).collect(), affinity: None, epoch, budget, stats }
     }
 
     /// What is known of its endpoints.
@@ -107,9 +117,25 @@ impl Balancer {
         self.states.iter().for_each(|state| tell(state.address(), &state.answers));
     }
 
-    /// An endpoint for one request or connection, none of those that were tried; `None` when there is no other.
-    pub fn pick(&self, tried: &Tried) -> Option<Picked> {
-        self.pick_at(tried, Instant::now(), &mut rand::rng())
+    /// An endpoint for one request or connection of a client, none of those that were tried; `None` when there is no other.
+    pub fn pick(&self, tried: &Tried, client: Option<IpAddr>) -> Option<Picked> {
+        let now = Instant::now();
+        let Some((affinity, client)) = self.affinity.as_deref().zip(client) else {
+            return self.pick_at(tried, now, &mut rand::rng());
+        };
+        let begun = since(self.epoch, now);
+        let last = affinity.endpoint(client, begun).and_then(|endpoint| self.state_of(&endpoint));
+        let picked = match last.filter(|last| !tried.has(last) && !last.outlier.is_out(begun)) {
+            Some(last) => self.take(last, begun),
+            None => self.pick_at(tried, now, &mut rand::rng())?,
+        };
+        affinity.went(client, picked.endpoint(), begun);
+        Some(picked)
+    }
+
+    fn state_of(&self, endpoint: &Endpoint) -> Option<&Arc<State>> {
+        let at = self.states.binary_search_by(|state| state.endpoint.cmp(endpoint)).ok()?;
+        self.states.get(at)
     }
 
     fn pick_at(&self, tried: &Tried, now: Instant, random: &mut impl Rng) -> Option<Picked> {
@@ -124,9 +150,13 @@ impl Balancer {
             // Seldom: a retry that met the same endpoint again.
             true => self.least_of_others(tried, begun)?,
         };
+        Some(self.take(state, begun))
+    }
+
+    fn take(&self, state: &Arc<State>, begun: Nanos) -> Picked {
         state.picked_at.store(begun, Relaxed);
         state.load.begin(begun);
-        Some(Picked { state: state.clone(), begun, epoch: self.epoch, is_waiting: true, asked: None })
+        Picked { state: state.clone(), begun, epoch: self.epoch, is_waiting: true, asked: None }
     }
 
     fn better<'a>(&self, states: &'a [Arc<State>], now: Nanos, random: &mut impl Rng) -> &'a Arc<State> {
@@ -481,6 +511,36 @@ mod tests {
         world.balancer = after;
         let got = world.ask(3_000, |_| 20_000);
         assert!(got[2] > 700 && got[2] < 1_300, "{got:?}");
-        assert!(Balancer::new(&[], Some(&world.balancer)).pick(&Tried::default()).is_none());
+        assert!(Balancer::new(&[], None, Some(&world.balancer)).pick(&Tried::default(), None).is_none());
+    }
+
+    #[test]
+    fn a_client_stays_with_its_endpoint_while_that_is_there_and_well() {
+        let long = Some(Duration::from_secs(60));
+        let balancer = Balancer::new(&endpoints(8), long, None);
+        let client = |n: u8| Some(IpAddr::from([192, 0, 2, n]));
+        let tried = Tried::default();
+        let at = |balancer: &Balancer, n| balancer.pick(&tried, client(n)).unwrap().endpoint().clone();
+        let first: Vec<Endpoint> = (0..50).map(|n| at(&balancer, n)).collect();
+        assert!(first.iter().any(|endpoint| *endpoint != first[0]), "clients are spread");
+        for (n, endpoint) in first.iter().enumerate() {
+            assert_eq!(at(&balancer, n as u8), *endpoint);
+        }
+        // Others come and go.
+        let fewer: Vec<Endpoint> = endpoints(8).into_iter().filter(|endpoint| *endpoint != first[0]).collect();
+        let after = Balancer::new(&fewer, long, Some(&balancer));
+        let elsewhere = at(&after, 0);
+        assert_ne!(elsewhere, first[0]);
+        assert_eq!(at(&after, 0), elsewhere, "it has another one now");
+        let (n, endpoint) = first.iter().enumerate().find(|(_, endpoint)| **endpoint != first[0]).unwrap();
+        assert_eq!(at(&after, n as u8), *endpoint);
+        // One that fails is left, and so is one that was tried.
+        let picked = after.pick(&tried, client(n as u8)).unwrap();
+        let mut been = Tried::default();
+        been.add(&picked);
+        assert_ne!(after.pick(&been, client(n as u8)).unwrap().endpoint(), endpoint);
+        let after = Balancer::new(&fewer, None, Some(&after));
+        let spread: std::collections::HashSet<Endpoint> = (0..200).map(|_| at(&after, 1)).collect();
+        assert!(spread.len() > 1, "nobody asks for it any more");
     }
 }

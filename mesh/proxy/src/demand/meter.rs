@@ -7,7 +7,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Bits of the time, in microseconds. Readings are seconds apart: a million requests take 2⁴⁰ in one.
+/// Bits of the time, in microseconds. Readings are seconds apart: a million requests take 2⁴⁰ in one, and what is more than half of
+/// all is less than nothing.
 const TIME_BITS: u32 = 44;
 const TIME: u64 = (1 << TIME_BITS) - 1;
 
@@ -50,15 +51,22 @@ impl Meter {
         self.0.load(Relaxed) >> TIME_BITS
     }
 
+    /// How it stands.
+    pub fn read(&self, now: Micros) -> Reading {
+        let word = self.0.load(Relaxed);
+        let time = word.wrapping_add((word >> TIME_BITS).wrapping_mul(now)) & TIME;
+        Reading { at: now, time }
+    }
+
     /// The average since `last`; of no time at all, how many there are.
     pub fn average(&self, last: &mut Reading, now: Micros) -> f64 {
-        let word = self.0.load(Relaxed);
-        let count = word >> TIME_BITS;
-        let time = word.wrapping_add(count.wrapping_mul(now)) & TIME;
-        let before = std::mem::replace(last, Reading { at: now, time });
-        match now.saturating_sub(before.at) {
-            0 => count as f64,
-            took => (time.wrapping_sub(before.time) & TIME) as f64 / took as f64,
+        let read = self.read(now);
+        let before = std::mem::replace(last, read);
+        match (read.time.wrapping_sub(before.time) & TIME, now.saturating_sub(before.at)) {
+            (0, 0) => self.now() as f64,
+            // One that looked at the clock before the last reading, and has been counted as over after it.
+            (time, _) if time > TIME / 2 => 0.0,
+            (time, took) => time as f64 / took.max(1) as f64,
         }
     }
 }
@@ -94,6 +102,15 @@ mod tests {
         (0..100_000).for_each(|_| assert!(meter.end(late + 20 * S) > 0));
         assert_eq!(meter.average(&mut reading, late + 20 * S), 100_000.0);
         assert_eq!((meter.average(&mut reading, late + 21 * S), meter.now()), (0.0, 0));
+    }
+
+    #[test]
+    fn who_ends_by_an_older_clock_than_the_last_reading_is_no_crowd() {
+        let (meter, mut reading) = (Meter::default(), Reading::default());
+        meter.begin(S);
+        assert_eq!(meter.average(&mut reading, 2 * S), 0.5);
+        meter.end(2 * S - 3);
+        assert_eq!((meter.average(&mut reading, 3 * S), meter.average(&mut reading, 4 * S)), (0.0, 0.0));
     }
 
     #[test]

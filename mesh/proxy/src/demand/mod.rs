@@ -1,28 +1,35 @@
-//! What is asked of Services whose pods are scaled by it, and who waits where there is none.
+//! What is asked of Services, and who waits where there is no pod.
 //!
-//! A request or connection to such a Service is counted from its begin to the end of its answer ([`Guard`]). When nobody is there
-//! to answer it is held ([`Hold`]) until discovery knows of somebody: whoever makes pods hears at once that it waits
-//! ([`Demands::changed`]), and how much there is of it as often as it likes ([`Reader`]).
+//! A request or connection to any Service is counted from its begin to its end ([`Guard`]): when a Service becomes one whose pods are
+//! scaled by that, what is under way there counts, too. When nobody is there to answer it is held ([`Hold`]) until discovery knows of
+//! somebody: whoever makes pods hears at once that it waits ([`Demands::changed`]), and how much there was of it as often as it likes
+//! ([`Reader`]), however soon it was over.
 //!
-//! Held are so many, with so many bytes of their heads, of one Service and in all, for so long. Bodies are not read meanwhile: what
-//! a client has sent of them is in its connection's window. Beyond it who comes is refused, and nobody who waits already.
+//! Held are so many, with so many bytes of their heads and of the begins of their bodies, of one Service and in all, for so long; and a
+//! namespace has its share of all ([`Shares`]), however many Services it has. Bodies are not read any further meanwhile: what a client has
+//! sent of them is in its connection's window. Beyond it who comes is refused, and nobody who waits already; who goes is not held.
 
 mod meter;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicU64, AtomicUsize,
+    Ordering::{Relaxed, SeqCst},
+    fence,
+};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use coracle_discovery::Service;
+use coracle_discovery::{Service, Snapshot};
 use http::Request;
 use tokio::sync::Notify;
 
 use self::meter::{Meter, Micros, Reading};
+use crate::shares::{Share, Shares};
 
 /// Held at a time on this node, and of one Service: a quarter, so that one that does not come up keeps no other from it.
 const HELD_MAX: Bounds = Bounds { all: 4096, service: 1024 };
-/// Bytes of their heads; each has 64 KiB at most (`serve.rs`).
+/// Bytes of their heads, each of which has 64 KiB at most (`serve.rs`), and of what is read of their bodies (`retry`).
 const HELD_BYTES_MAX: Bounds = Bounds { all: 32 << 20, service: 8 << 20 };
 /// How long each is held: a pod whose image is not here yet is pulled and compiled within it, as a rule.
 pub(crate) const HOLD_MAX: Duration = Duration::from_secs(60);
@@ -36,19 +43,42 @@ struct Bounds {
 /// Namespace and name.
 type Key = (Arc<str>, Arc<str>);
 
-/// What is asked of all Services that are scaled by it.
-#[derive(Debug)]
+/// What is asked of all Services.
+#[derive(Debug, Default)]
 pub struct Demands {
+    /// Locked when one of them has changed, and when they are read; not by requests.
+    table: Mutex<Table>,
+    shared: Arc<Shared>,
+}
+
+/// As many as there are Services.
+#[derive(Debug, Default)]
+struct Table {
+    all: HashMap<Key, Arc<Demand>>,
+    /// Those of which is told: their pods are scaled by it.
+    told: HashMap<Key, Told>,
+}
+
+/// One of which is told, and how its meter stood when that began.
+#[derive(Debug)]
+struct Told {
+    demand: Arc<Demand>,
+    since: Reading,
+}
+
+/// What all of them have in common.
+#[derive(Debug)]
+struct Shared {
     epoch: Instant,
-    /// As many as there are such Services. Locked when one of them has changed, and when it is read; not by requests.
-    services: Mutex<HashMap<Key, Arc<Demand>>>,
-    held: Held,
+    /// By their namespaces.
+    held: Arc<Shares<Arc<str>>>,
+    held_bytes: Arc<Shares<Arc<str>>>,
     /// Counts what is news.
     news: AtomicU64,
     changed: Notify,
 }
 
-/// How many are held, and how many bytes.
+/// How many of a Service are held, and how many bytes.
 #[derive(Debug, Default)]
 struct Held {
     count: AtomicUsize,
@@ -58,11 +88,34 @@ struct Held {
 /// What is asked of one of them.
 #[derive(Debug)]
 pub(crate) struct Demand {
+    namespace: Arc<str>,
     meter: Meter,
     held: Held,
+    is_told: AtomicBool,
+    /// Nothing was asked when it was read last: the next that comes is news.
+    is_quiet: AtomicBool,
+    shared: Arc<Shared>,
 }
 
 impl Demand {
+    fn new(namespace: Arc<str>, shared: &Arc<Shared>) -> Arc<Demand> {
+        let (meter, held, is_told) = Default::default();
+        Arc::new(Demand { namespace, meter, held, is_told, is_quiet: true.into(), shared: shared.clone() })
+    }
+
+    /// A request or connection begins.
+    pub fn begin(self: &Arc<Self>) -> Guard {
+        let before = self.meter.begin(self.shared.now());
+        if before == 0 && self.is_told.load(Relaxed) {
+            // Whoever reads that nothing is asked has said so before it looks: one of both sees the other.
+            fence(SeqCst);
+            if self.is_quiet.load(Relaxed) && self.is_quiet.swap(false, Relaxed) {
+                self.shared.tell();
+            }
+        }
+        Guard(self.clone())
+    }
+
     /// How many wait for a pod.
     pub fn held(&self) -> usize {
         self.held.count.load(Relaxed)
@@ -84,58 +137,92 @@ pub struct Asked {
 
 /// Reads what is asked: each reader for itself.
 #[derive(Debug, Default)]
-pub struct Reader(HashMap<Key, Reading>);
+pub struct Reader {
+    /// All Services of which is told.
+    known: HashMap<Key, Known>,
+    has_read: bool,
+}
 
-impl Default for Demands {
-    fn default() -> Demands {
-        let (services, held, news, changed) = Default::default();
-        Demands { epoch: Instant::now(), services, held, news, changed }
+#[derive(Debug)]
+struct Known {
+    demand: Arc<Demand>,
+    last: Reading,
+    /// Whether something was asked of it the last time.
+    was_asked: bool,
+}
+
+impl Default for Shared {
+    fn default() -> Shared {
+        let (news, changed) = Default::default();
+        let (held, held_bytes) = (Shares::new(HELD_MAX.all), Shares::new(HELD_BYTES_MAX.all));
+        Shared { epoch: Instant::now(), held, held_bytes, news, changed }
     }
 }
 
-impl Demands {
-    fn services(&self) -> MutexGuard<'_, HashMap<Key, Arc<Demand>>> {
-        self.services.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
+impl Shared {
+    /// The moment that has begun.
     fn now(&self) -> Micros {
         u64::try_from(self.epoch.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
-    /// What is asked of this Service, if it is scaled by that.
-    pub(crate) fn of(&self, service: &Service) -> Option<Arc<Demand>> {
-        let key = || (service.namespace.clone(), service.name.clone());
-        let new = || Arc::new(Demand { meter: Meter::default(), held: Held::default() });
-        service.activates.then(|| self.services().entry(key()).or_insert_with(new).clone())
-    }
-
-    /// Forgets those of which `is_there` knows nothing; what is under way there still ends.
-    pub(crate) fn retain(&self, is_there: impl Fn(&Key) -> bool) {
-        self.services().retain(|key, _| is_there(key));
-    }
-
-    /// A request or connection begins.
-    pub(crate) fn begin(self: &Arc<Self>, demand: &Arc<Demand>) -> Guard {
-        if demand.meter.begin(self.now()) == 0 {
-            self.tell();
-        }
-        Guard { all: self.clone(), demand: demand.clone() }
+    /// Its end: what begins and ends within a moment takes all of it, so that none is as if it had not been.
+    fn soon(&self) -> Micros {
+        self.now().saturating_add(1)
     }
 
     fn tell(&self) {
         self.news.fetch_add(1, Relaxed);
         self.changed.notify_waiters();
     }
+}
 
-    /// How often somebody has come to a Service of which nothing was asked, or to one where there is no pod.
+impl Demands {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is asked of this Service.
+    pub(crate) fn of(&self, service: &Service) -> Arc<Demand> {
+        let key = (service.namespace.clone(), service.name.clone());
+        let new = || Demand::new(service.namespace.clone(), &self.shared);
+        self.table().all.entry(key).or_insert_with(new).clone()
+    }
+
+    /// Keeps those of Services that are there, and of others as long as something is under way, since one of that name may come again; and
+    /// tells of those whose pods are scaled by it.
+    pub(crate) fn follow(&self, snapshot: &Snapshot) {
+        let activates = |key: &Key| snapshot.by_key(key).is_some_and(|service| service.activates);
+        let mut table = self.table();
+        let Table { all, told } = &mut *table;
+        all.retain(|key, demand| snapshot.by_key(key).is_some() || demand.meter.now() > 0);
+        told.retain(|key, told| {
+            let stays = activates(key) && all.get(key).is_some_and(|demand| Arc::ptr_eq(demand, &told.demand));
+            if !stays {
+                told.demand.is_told.store(false, Relaxed);
+            }
+            stays
+        });
+        for (key, demand) in all.iter().filter(|(key, _)| activates(key)) {
+            if !told.contains_key(key) {
+                demand.is_told.store(true, Relaxed);
+                let since = demand.meter.read(self.shared.soon());
+                told.insert(key.clone(), Told { demand: demand.clone(), since });
+                if demand.meter.now() > 0 {
+                    self.shared.tell();
+                }
+            }
+        }
+    }
+
+    /// How often somebody has come to a Service of which nothing was asked when it was read last, or to one where there is no pod.
     pub fn news(&self) -> u64 {
-        self.news.load(Relaxed)
+        self.shared.news.load(Relaxed)
     }
 
     /// Waits until that has happened after `seen`.
     pub async fn changed(&self, seen: u64) {
         loop {
-            let changed = self.changed.notified();
+            let changed = self.shared.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
             if self.news() != seen {
@@ -145,75 +232,68 @@ impl Demands {
         }
     }
 
-    /// What was asked since `reader` has read last, of Services of which something was, or was the last time.
+    /// What was asked since `reader` has read last, of Services of which something was, or was the last time. Who reads for the first
+    /// time hears of what is under way.
     pub fn read(&self, reader: &mut Reader) -> Vec<Asked> {
-        let now = self.now();
-        let services = self.services();
-        reader.0.retain(|key, _| services.contains_key(key));
-        let mut all: Vec<Asked> = Vec::new();
-        for (key, demand) in &*services {
-            let is_known = reader.0.contains_key(key);
-            let held = demand.held.count.load(Relaxed);
-            if !is_known && held == 0 && demand.meter.now() == 0 {
-                continue;
+        let table = self.table();
+        let Reader { known, has_read } = reader;
+        known.retain(|key, known| table.told.get(key).is_some_and(|told| Arc::ptr_eq(&told.demand, &known.demand)));
+        let mut all = Vec::new();
+        for (key, Told { demand, since }) in &table.told {
+            let now = self.shared.soon();
+            let known = known.entry(key.clone()).or_insert_with(|| {
+                let last = if *has_read { *since } else { demand.meter.read(now) };
+                Known { demand: demand.clone(), last, was_asked: false }
+            });
+            demand.is_quiet.store(true, Relaxed);
+            fence(SeqCst);
+            let (average, held) = (demand.meter.average(&mut known.last, now), demand.held());
+            let is_asked = average > 0.0 || held > 0;
+            if is_asked {
+                demand.is_quiet.store(false, Relaxed);
             }
-            let average = match reader.0.get_mut(key) {
-                Some(reading) => demand.meter.average(reading, now),
-                None => {
-                    let mut reading = Reading::default();
-                    // Of what was before this reader nothing is known but how many there are.
-                    demand.meter.average(&mut reading, now);
-                    reader.0.insert(key.clone(), reading);
-                    demand.meter.now() as f64
-                }
-            };
             // It is said once that nothing is asked any more.
-            if average == 0.0 && held == 0 && demand.meter.now() == 0 {
-                reader.0.remove(key);
+            if std::mem::replace(&mut known.was_asked, is_asked) || is_asked {
+                all.push(Asked { namespace: key.0.clone(), name: key.1.clone(), average, held });
             }
-            all.push(Asked { namespace: key.0.clone(), name: key.1.clone(), average, held });
         }
+        *has_read = true;
         all
     }
 }
 
 /// A request or connection under way.
 #[derive(Debug)]
-pub(crate) struct Guard {
-    all: Arc<Demands>,
-    demand: Arc<Demand>,
-}
+pub(crate) struct Guard(Arc<Demand>);
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.demand.meter.end(self.all.now());
+        self.0.meter.end(self.0.shared.soon());
     }
 }
 
 /// One that waits for a pod.
 #[derive(Debug)]
 pub(crate) struct Hold<'a> {
-    of: &'a Guard,
+    of: &'a Demand,
     bytes: usize,
+    /// Of what all have.
+    _shares: [Share<Arc<str>>; 2],
 }
 
 impl Guard {
     /// Begins to wait; `None` when too many do.
     pub fn hold(&self, bytes: usize) -> Option<Hold<'_>> {
-        let (all, own) = (&self.all.held, &self.demand.held);
-        let count = (all.count.fetch_add(1, Relaxed), own.count.fetch_add(1, Relaxed));
-        let size = (all.bytes.fetch_add(bytes, Relaxed) + bytes, own.bytes.fetch_add(bytes, Relaxed) + bytes);
+        let (shared, own, namespace) = (&self.0.shared, &self.0.held, &self.0.namespace);
+        let shares = [shared.held.take(namespace.clone(), 1)?, shared.held_bytes.take(namespace.clone(), bytes)?];
+        let (count, size) = (own.count.fetch_add(1, Relaxed), own.bytes.fetch_add(bytes, Relaxed) + bytes);
         // Dropped where there is no room, and then as if it had not come.
-        let hold = Hold { of: self, bytes };
-        let has_room = count.0 < HELD_MAX.all
-            && count.1 < HELD_MAX.service
-            && size.0 <= HELD_BYTES_MAX.all
-            && size.1 <= HELD_BYTES_MAX.service;
-        if !has_room {
+        let hold = Hold { of: &self.0, bytes, _shares: shares };
+        if count >= HELD_MAX.service || size > HELD_BYTES_MAX.service {
             return None;
         }
-        if count.1 == 0 {
-            self.all.tell();
+        if count == 0 {
+            shared.tell();
         }
         Some(hold)
     }
@@ -221,10 +301,8 @@ impl Guard {
 
 impl Drop for Hold<'_> {
     fn drop(&mut self) {
-        for held in [&self.of.all.held, &self.of.demand.held] {
-            held.count.fetch_sub(1, Relaxed);
-            held.bytes.fetch_sub(self.bytes, Relaxed);
-        }
+        self.of.held.count.fetch_sub(1, Relaxed);
+        self.of.held.bytes.fetch_sub(self.bytes, Relaxed);
     }
 }
 
@@ -240,17 +318,20 @@ pub(crate) fn head_bytes<B>(request: &Request<B>) -> usize {
 mod tests {
     use super::*;
 
+    /// Of one Service, of which is told.
     fn demand() -> (Arc<Demands>, Arc<Demand>) {
         let demands = Arc::<Demands>::default();
-        let demand = Arc::new(Demand { meter: Meter::default(), held: Held::default() });
-        demands.services().insert(("n".into(), "web".into()), demand.clone());
+        let demand = Demand::new("n".into(), &demands.shared);
+        demand.is_told.store(true, Relaxed);
+        let told = Told { demand: demand.clone(), since: Reading::default() };
+        demands.table().told.insert(("n".into(), "web".into()), told);
         (demands, demand)
     }
 
     #[test]
     fn so_many_are_held_and_no_more() {
         let (demands, demand) = demand();
-        let guards: Vec<Guard> = (0..HELD_MAX.service + 1).map(|_| demands.begin(&demand)).collect();
+        let guards: Vec<Guard> = (0..HELD_MAX.service + 1).map(|_| demand.begin()).collect();
         let mut held: Vec<Hold<'_>> = guards.iter().filter_map(|guard| guard.hold(10)).collect();
         assert_eq!(held.len(), HELD_MAX.service);
         held.pop();
@@ -258,15 +339,28 @@ mod tests {
         drop(held);
         let large: Vec<Hold<'_>> = guards.iter().filter_map(|guard| guard.hold(HELD_BYTES_MAX.service / 2)).collect();
         assert_eq!(large.len(), 2, "bytes count, too");
-        // Of other Services there is room for more, up to what all of them have.
-        let other = || Arc::new(Demand { meter: Meter::default(), held: Held::default() });
-        let others: Vec<Arc<Demand>> = (0..4).map(|_| other()).collect();
-        let guards: Vec<Guard> =
-            others.iter().flat_map(|one| (0..HELD_MAX.service).map(|_| demands.begin(one))).collect();
-        let held = guards.iter().filter_map(|guard| guard.hold(0)).count();
-        assert_eq!(held, 4 * HELD_MAX.service, "each is given back at once");
-        let held: Vec<Hold<'_>> = guards.iter().filter_map(|guard| guard.hold(0)).collect();
-        assert_eq!(held.len() + large.len(), HELD_MAX.all);
+        drop(large);
+        let (all, bytes) = (&demands.shared.held, &demands.shared.held_bytes);
+        assert_eq!((demand.held(), all.of("n"), bytes.of("n")), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_namespace_s_services_do_not_keep_those_of_others_from_being_held() {
+        let (demands, _) = demand();
+        let asked = |namespace: &str, services: usize| -> Vec<Guard> {
+            let services = (0..services).map(|_| Demand::new(namespace.into(), &demands.shared));
+            services.flat_map(|one| (0..HELD_MAX.service).map(|_| one.begin()).collect::<Vec<_>>()).collect()
+        };
+        let (greedy, other) = (asked("greedy", 8), asked("other", 1));
+        let held: Vec<Hold<'_>> = greedy.iter().filter_map(|guard| guard.hold(10)).collect();
+        assert!((HELD_MAX.service..=HELD_MAX.all / 3 + 1).contains(&held.len()), "{} are held", held.len());
+        assert!(other.iter().all(|guard| guard.hold(10).is_some()));
+        drop(held);
+        // Nor with few that are large.
+        let large = HELD_BYTES_MAX.service / 4;
+        let _held: Vec<Hold<'_>> = greedy.iter().step_by(100).filter_map(|guard| guard.hold(large)).collect();
+        assert!(demands.shared.held_bytes.of("greedy") <= HELD_BYTES_MAX.all / 3);
+        assert!(other[0].hold(HELD_BYTES_MAX.service).is_some());
     }
 
     #[test]
@@ -274,30 +368,61 @@ mod tests {
         let (demands, demand) = demand();
         let mut reader = Reader::default();
         assert_eq!(demands.read(&mut reader), []);
-        let guard = demands.begin(&demand);
+        let guard = demand.begin();
         let hold = guard.hold(1);
         let told = demands.read(&mut reader);
         assert_eq!((told.len(), told[0].held, &*told[0].name), (1, 1, "web"));
-        assert_eq!(told[0].average, 1.0);
+        assert!(told[0].average > 0.0);
+        assert_eq!(
+            demands.read(&mut Reader::default())[0].average,
+            1.0,
+            "who has not read before hears of what there is"
+        );
         drop(hold);
         drop(guard);
         let told = demands.read(&mut reader);
         assert_eq!((told.len(), told[0].held), (1, 0), "its end is told");
         while !demands.read(&mut reader).is_empty() {}
-        assert!(reader.0.is_empty());
-        demands.retain(|_| false);
-        assert_eq!(demands.services().len(), 0);
+        demands.table().told.clear();
+        assert!(demands.read(&mut reader).is_empty() && reader.known.is_empty());
+    }
+
+    #[test]
+    fn what_is_over_before_anybody_looks_is_told_however_short_it_was() {
+        let (demands, demand) = demand();
+        let mut reader = Reader::default();
+        assert_eq!(demands.read(&mut reader), []);
+        for _ in 0..100 {
+            drop(demand.begin());
+            let told = demands.read(&mut reader);
+            assert!(told.len() == 1 && told[0].average > 0.0, "{told:?}");
+        }
     }
 
     #[tokio::test]
     async fn who_listens_hears_at_once_of_the_first() {
         let (demands, demand) = demand();
-        let guard = demands.begin(&demand);
+        let guard = demand.begin();
         demands.changed(0).await;
         let seen = demands.news();
-        let _second = demands.begin(&demand);
+        let second = demand.begin();
         assert_eq!(demands.news(), seen, "the second is no news");
-        let _hold = guard.hold(0);
+        let hold = guard.hold(0);
         demands.changed(seen).await;
+        // Who comes and goes is no news before it was read that nobody is there.
+        let (mut reader, seen) = (Reader::default(), demands.news());
+        drop(hold);
+        drop((guard, second));
+        assert_eq!(demands.read(&mut reader), [], "it begins to read");
+        drop(demand.begin());
+        demands.changed(seen).await;
+        let seen = demands.news();
+        assert_eq!(demands.read(&mut reader).len(), 1);
+        drop(demand.begin());
+        assert_eq!(demands.news(), seen);
+        // Of others nobody wants to hear.
+        let seen = demands.news();
+        let _other = Demand::new("n".into(), &demands.shared).begin();
+        assert_eq!(demands.news(), seen);
     }
 }

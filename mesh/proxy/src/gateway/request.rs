@@ -9,7 +9,7 @@ use coracle_policy::Source;
 use http::header::{
     FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER, STRICT_TRANSPORT_SECURITY,
 };
-use http::uri::{Authority, PathAndQuery};
+use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Uri};
 
 use super::Inbound;
@@ -37,7 +37,7 @@ struct To {
     name: String,
     /// As it was written, without a port.
     host: String,
-    /// As it was written, without whoever is said to ask.
+    /// As it was written.
     written: String,
 }
 
@@ -53,13 +53,8 @@ impl To {
         };
         let host = authority.host();
         let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-        Ok(To { name, host: host.to_owned(), written: without_user(&authority).to_owned() })
+        Ok(To { name, host: host.to_owned(), written: authority.as_str().to_owned() })
     }
-}
-
-fn without_user(authority: &Authority) -> &str {
-    let text = authority.as_str();
-    text.rsplit_once('@').map_or(text, |(_, host)| host)
 }
 
 impl Inbound {
@@ -97,10 +92,11 @@ impl Inbound {
         if let Some(bytes_max) = rule.options.body_bytes_max.filter(|max| bounds::is_larger(request.headers(), *max)) {
             return Ok(too_large(bytes_max));
         }
+        let mut asked = self.proxy.by_ingress.begin(&rule.origin);
         let route = match self.route(&rule) {
             Ok(route) => route,
             Err(why) => {
-                self.proxy.by_ingress.count(&rule.origin, StatusCode::SERVICE_UNAVAILABLE);
+                asked.status = Some(StatusCode::SERVICE_UNAVAILABLE);
                 return Ok(say(StatusCode::SERVICE_UNAVAILABLE, &why));
             }
         };
@@ -117,8 +113,7 @@ impl Inbound {
         *request.uri_mut() = Uri::from(path);
         request.extensions_mut().insert(Asker::Ingresses(rule.origin.namespace.clone()));
         let answered = self.ask(&Source::Outside(client.ip()), &rule, route, request).await;
-        let status = answered.as_ref().map_or_else(|error| refuse(error).status(), Response::status);
-        self.proxy.by_ingress.count(&rule.origin, status);
+        asked.status = Some(answered.as_ref().map_or_else(|error| refuse(error).status(), Response::status));
         answered.map(|mut response| {
             if let Some(hsts) = rule.options.hsts.as_ref().filter(|_| self.tls.is_some())
                 && let Ok(hsts) = HeaderValue::from_str(hsts)
@@ -283,7 +278,6 @@ mod tests {
             ("/", Some("Example.COM"), "example.com", "Example.COM"),
             ("/", Some("example.com.:8080"), "example.com", "example.com.:8080"),
             ("/", Some("[::1]:80"), "[::1]", "[::1]:80"),
-            ("/", Some("me@a.x"), "a.x", "a.x"),
             ("http://a.x/", Some("b.x"), "a.x", "a.x"),
             ("/", None, "", ""),
             ("/", Some(""), "", ""),

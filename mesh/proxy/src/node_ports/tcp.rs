@@ -11,8 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::balance::{Picked, Tried};
 use crate::endpoint::{Connected, Failure};
+use crate::gone::gone;
 use crate::observe::Stats;
-use crate::retry::ATTEMPTS_MAX;
+use crate::retry::{ATTEMPTS_MAX, REFUSALS_MAX};
 use crate::routes::Route;
 use crate::turns::Turns;
 use crate::{Asker, Body, BoxError, Error, Place, Proxy, Stream, Uncertain, serve, spare, upgrade};
@@ -33,7 +34,11 @@ pub(crate) struct Way {
 pub(crate) async fn connection(way: Way, source: Source, stream: TcpStream, turns: Arc<Turns>) -> Result<(), BoxError> {
     stream.set_nodelay(true)?;
     spare::keep_alive(&stream)?;
-    match connect(&way, &source).await? {
+    let connected = connect(&way, &source, &stream).await.inspect_err(|_| {
+        // An orderly end would tell who has connected that there is nothing more to hear.
+        let _ = stream.set_zero_linger();
+    });
+    match connected? {
         Some((there, _picked, _place)) => {
             let mut client = Uncertain::new(stream);
             upgrade::pass(&mut client.socket, there, turns.begin()).await?;
@@ -45,16 +50,20 @@ pub(crate) async fn connection(way: Way, source: Source, stream: TcpStream, turn
 }
 
 /// A connection to an endpoint that listens itself; `None` when HTTP is to be spoken here: the endpoint is called, or there is
-/// none for this client (one that speaks HTTP learns why; any other sees the connection end).
-async fn connect(way: &Way, source: &Source) -> Result<Option<(Box<dyn Stream>, Picked, Option<Place>)>, BoxError> {
+/// none for this client (one that speaks HTTP learns why; any other sees the connection end). An error resets the connection.
+async fn connect(
+    way: &Way,
+    source: &Source,
+    client: &TcpStream,
+) -> Result<Option<(Box<dyn Stream>, Picked, Option<Place>)>, BoxError> {
     let proxy = &way.proxy;
     let mut route = (way.route)()?;
-    let mut asked = route.demand.as_ref().map(|demand| proxy.demands().begin(demand));
+    let mut asked = Some(route.demand.begin());
     let mut tried = Tried::default();
     let mut failure = None;
     let mut is_renewed = false;
-    let mut attempts = 0;
-    while attempts <= ATTEMPTS_MAX {
+    let (mut attempts, mut refusals) = (0, 0);
+    while attempts <= ATTEMPTS_MAX && refusals < REFUSALS_MAX {
         attempts += 1;
         let known = tried.count();
         let Some((mut picked, endpoint)) = proxy.pick(source, &route, &mut tried) else {
@@ -70,7 +79,11 @@ async fn connect(way: &Way, source: &Source) -> Result<Option<(Box<dyn Stream>, 
             // Who may not connect does not wake it.
             let asleep = route.is_asleep() && tried.not_allowed().is_none();
             if let Some(asked) = asked.as_ref().filter(|_| asleep) {
-                route = match proxy.awake(&route, asked, 0).await {
+                let awake = tokio::select! {
+                    awake = proxy.awake(&route, asked, 0) => awake,
+                    () = gone(client) => return Err("it has gone while it waited for a pod".into()),
+                };
+                route = match awake {
                     // A client that speaks HTTP is told.
                     Err(Error::Crowded { .. }) => return Ok(None),
                     awake => awake?,
@@ -105,7 +118,7 @@ async fn connect(way: &Way, source: &Source) -> Result<Option<(Box<dyn Stream>, 
                 match unseen.is_not_allowed() {
                     true => {
                         tried.add_not_allowed(&picked);
-                        attempts -= 1;
+                        (attempts, refusals) = (attempts - 1, refusals + 1);
                     }
                     false => tried.add(&picked),
                 }
@@ -114,7 +127,14 @@ async fn connect(way: &Way, source: &Source) -> Result<Option<(Box<dyn Stream>, 
             }
         }
     }
-    failure.map_or(Ok(None), |error| Err(error.into()))
+    match (failure, tried.not_allowed()) {
+        (Some(error), _) => Err(error.into()),
+        // A pod is told as if nobody listened there, whatever it speaks.
+        (None, Some(endpoint)) if matches!(way.asker, Asker::Pod(_)) => {
+            Err(Error::NotAllowed(endpoint.to_string()).into())
+        }
+        (None, _) => Ok(None),
+    }
 }
 
 /// Serves a connection as HTTP: each request takes the route as it is then.

@@ -139,7 +139,7 @@ impl Page {
                 |route| route.balancer.stats.held.load(Relaxed),
             ),
             ("coracle_mesh_held", "gauge", "Those that wait now, for any port of the Service.", |route| {
-                route.demand.as_ref().map_or(0, |demand| demand.held() as u64)
+                route.demand.held() as u64
             }),
             ("coracle_mesh_in_flight", "gauge", "Requests and connections under way at endpoints.", |route| {
                 route.balancer.view().iter().map(|endpoint| u64::from(endpoint.under_way)).sum()

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use coracle_discovery::Service;
 use http::{Method, StatusCode};
 use tokio::sync::mpsc;
 
@@ -13,7 +12,7 @@ use crate::Asker;
 
 /// Who looks at the same time on this node.
 pub const TAPS_MAX: usize = 32;
-/// Requests that wait for one of them: with at most [`PATH_BYTES_MAX`] each, a megabyte.
+/// Requests that wait for one of them: they have about a kilobyte each, and those who look at the same share it.
 const QUEUED_MAX: usize = 1024;
 /// Bytes of a path that are shown.
 const PATH_BYTES_MAX: usize = 512;
@@ -28,22 +27,24 @@ pub struct Filter {
 }
 
 impl Filter {
-    fn takes(&self, service: &Service) -> bool {
+    fn takes(&self, tapped: &Tapped) -> bool {
         let is = |wanted: &Option<String>, found: &str| wanted.as_deref().is_none_or(|wanted| wanted == found);
-        is(&self.namespace, &service.namespace) && is(&self.service, &service.name)
+        is(&self.namespace, &tapped.namespace) && is(&self.service, &tapped.service)
     }
 }
 
-/// A request with its end.
+/// A request with its end. Whatever a client has said of it has an end, too: a line of it is a few kilobytes.
 #[derive(Debug, Clone)]
 pub struct Tapped {
     /// When it came.
     pub at: SystemTime,
     /// Who has asked.
     pub asker: Asker,
-    /// The Service that was asked.
-    pub service: Arc<Service>,
-    /// Its port.
+    /// The namespace of the Service that was asked,
+    pub namespace: Arc<str>,
+    /// its name,
+    pub service: Arc<str>,
+    /// and its port.
     pub port: u16,
     /// Who has answered, or was asked last.
     pub endpoint: Option<std::net::SocketAddr>,
@@ -64,7 +65,7 @@ pub struct Tapped {
 #[derive(Debug)]
 struct Tap {
     filter: Filter,
-    queue: mpsc::Sender<Tapped>,
+    queue: mpsc::Sender<Arc<Tapped>>,
     lost: Arc<AtomicU64>,
 }
 
@@ -78,7 +79,7 @@ pub struct Taps {
 /// What one of them sees; it looks until this is dropped.
 #[derive(Debug)]
 pub struct Tapping {
-    queue: mpsc::Receiver<Tapped>,
+    queue: mpsc::Receiver<Arc<Tapped>>,
     lost: Arc<AtomicU64>,
     taps: Arc<Taps>,
 }
@@ -87,7 +88,7 @@ pub struct Tapping {
 #[derive(Debug)]
 pub enum Sight {
     /// A request.
-    Request(Box<Tapped>),
+    Request(Arc<Tapped>),
     /// So many were not kept, since nobody read.
     Lost(u64),
 }
@@ -113,10 +114,10 @@ impl Taps {
     }
 
     /// Shows a request to those who look at such.
-    pub(crate) fn show(&self, tapped: &Tapped) {
+    pub(crate) fn show(&self, tapped: &Arc<Tapped>) {
         let mut taps = self.taps.lock().unwrap_or_else(PoisonError::into_inner);
         taps.retain(|tap| {
-            if !tap.filter.takes(&tapped.service) {
+            if !tap.filter.takes(tapped) {
                 return !tap.queue.is_closed();
             }
             match tap.queue.try_send(tapped.clone()) {
@@ -142,7 +143,7 @@ impl Tapping {
                 return Some(Sight::Lost(lost));
             }
         }
-        self.queue.recv().await.map(|tapped| Sight::Request(Box::new(tapped)))
+        self.queue.recv().await.map(Sight::Request)
     }
 }
 
@@ -156,35 +157,20 @@ impl Drop for Tapping {
 }
 
 /// A path as it is shown.
-pub(crate) fn shown(path: &str) -> String {
-    let end = (0..=PATH_BYTES_MAX.min(path.len())).rev().find(|at| path.is_char_boundary(*at)).unwrap_or(0);
-    path[..end].to_owned()
+pub(crate) fn shown(path: &str) -> &str {
+    super::cut(path, PATH_BYTES_MAX)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
-
-    use coracle_discovery::ServiceKind;
-
     use super::*;
 
-    fn tapped(service: &str) -> Tapped {
-        let service = Arc::new(Service {
-            namespace: "n".into(),
-            name: service.into(),
-            kind: ServiceKind::ClusterIp,
-            cluster_ip: None,
-            external_name: None,
-            ports: Vec::new(),
-            activates: false,
-            ready: [].into(),
-            hosts: HashMap::new(),
-        });
-        Tapped {
+    fn tapped(service: &str) -> Arc<Tapped> {
+        Arc::new(Tapped {
             at: SystemTime::UNIX_EPOCH,
             asker: Asker::Node,
-            service,
+            namespace: "n".into(),
+            service: service.into(),
             port: 80,
             endpoint: None,
             method: Method::GET,
@@ -193,7 +179,7 @@ mod tests {
             error: None,
             took: Duration::ZERO,
             attempts: 1,
-        }
+        })
     }
 
     #[tokio::test]
@@ -211,7 +197,7 @@ mod tests {
         while seen < QUEUED_MAX {
             match slow.next().await.unwrap() {
                 Sight::Request(tapped) => {
-                    assert_eq!(&*tapped.service.name, "web");
+                    assert_eq!(&*tapped.service, "web");
                     seen += 1;
                 }
                 Sight::Lost(count) => lost += count,

@@ -108,7 +108,7 @@ impl Proxy {
                 protocol: port.protocol,
                 node_port: port.node_port,
                 endpoints: route.balancer.view(),
-                held: route.demand.as_ref().map_or(0, |demand| demand.held()),
+                held: route.demand.held(),
             })
         });
         Some(View { ports: ports.collect(), service: service.clone() })

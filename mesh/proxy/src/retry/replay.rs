@@ -23,6 +23,9 @@ const REPLAY_BYTES_MAX: usize = 64 << 10;
 /// Frames of it: the smallest ones would cost more than their bytes.
 const REPLAY_FRAMES_MAX: usize = 256;
 
+/// Bytes of a body that are read before there is anybody to send it to.
+pub(crate) const AHEAD_BYTES_MAX: usize = 4 << 10;
+
 /// How long a body is waited for that whoever got it has not let go of yet: a connection that breaks off does so in a task of
 /// its own.
 const COMES_BACK_WITHIN: Duration = Duration::from_millis(500);
@@ -87,6 +90,36 @@ impl Replay {
             Ok(Back::Here(parts)) => Some(Replayed::body(parts, place.clone())),
             Ok(Back::Never | Back::Away) | Err(_) => None,
         }
+    }
+}
+
+impl Replay {
+    /// Waits for something, and reads the begin of `body` meanwhile, of which nobody has taken anything: how a client that sends a small one
+    /// and goes is noticed, since HTTP/1.1 sees nothing of what comes behind a body that is not read. Gives the body back; `None` when it
+    /// breaks.
+    pub async fn during<T>(&self, body: Body, until: impl Future<Output = T>) -> Option<(T, Body)> {
+        drop(body);
+        let Some(place) = &self.0 else { return Some((until.await, empty())) };
+        let Back::Here(mut parts) = place.take() else { return None };
+        let read = async {
+            let mut left = AHEAD_BYTES_MAX;
+            while left > 0 && parts.again.len() < REPLAY_FRAMES_MAX {
+                match parts.rest.frame().await {
+                    Some(Ok(frame)) => {
+                        left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+                        parts.again.push_back(frame);
+                    }
+                    Some(Err(_)) => return,
+                    None => break,
+                }
+            }
+            std::future::pending().await
+        };
+        let done = tokio::select! {
+            done = until => done,
+            () = read => return None,
+        };
+        Some((done, Replayed::body(parts, place.clone())))
     }
 }
 
@@ -193,7 +226,9 @@ impl Drop for Replayed {
 
 #[cfg(test)]
 mod tests {
-    use futures::stream;
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    use futures::{StreamExt, stream};
     use http_body_util::StreamBody;
 
     use super::*;
@@ -227,6 +262,31 @@ mod tests {
         });
         assert_eq!(all(again.unwrap()).await, "one two three");
         assert_eq!(all(replay.again().await.unwrap()).await, "one two three", "also when it was read to its end");
+    }
+
+    #[tokio::test]
+    async fn the_begin_is_read_while_nobody_takes_it_and_then_sent_with_the_rest() {
+        let large: &'static str = Box::leak("x".repeat(AHEAD_BYTES_MAX).into_boxed_str());
+        for (frames, read) in [(vec!["one ", "two"], 2), (vec!["one ", large, "three"], 2), (vec![], 0)] {
+            let polled = Arc::new(AtomicUsize::new(0));
+            let counted = polled.clone();
+            let all_of = frames.concat();
+            let frames = stream::iter(frames).map(move |text| {
+                counted.fetch_add(1, Relaxed);
+                Ok(Frame::data(Bytes::from(text)))
+            });
+            let (body, replay) = of(StreamBody::new(frames).boxed_unsync());
+            let ((), body) = replay.during(body, tokio::task::yield_now()).await.unwrap();
+            assert_eq!(polled.load(Relaxed), read);
+            assert_eq!(all(body).await, all_of);
+            assert_eq!(all(replay.again().await.unwrap()).await, all_of, "it comes back, too");
+        }
+        let (nothing, replay) = of(empty());
+        assert_eq!(all(replay.during(nothing, async {}).await.unwrap().1).await, "");
+        // Whoever does not send it whole is let go.
+        let frames = [Ok(Frame::data(Bytes::from("one"))), Err("it broke".into())];
+        let (body, replay) = of(StreamBody::new(stream::iter(frames)).boxed_unsync());
+        assert!(replay.during(body, std::future::pending::<()>()).await.is_none());
     }
 
     #[tokio::test]

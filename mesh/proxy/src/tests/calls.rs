@@ -37,6 +37,28 @@ async fn a_request_that_nobody_took_is_asked_elsewhere() {
 }
 
 #[tokio::test]
+async fn clients_of_a_service_with_affinity_stay_each_with_its_own_pod() {
+    let world = World::new().await;
+    for n in 1..=6 {
+        let named = move |_| async move { Ok(Response::new(text(n.to_string()))) };
+        world.start(n, called(named).1);
+    }
+    world.sticky("web", "10.96.0.7", json!([{"port": 80}]));
+    world.ready("web", &[1, 2, 3, 4, 5, 6], json!([{"port": 8080}]));
+    world.known("web", 6).await;
+    let mut all = HashSet::new();
+    for n in 100..120 {
+        let client = world.known_as(n, "client");
+        let first = world.ask_as(&client, "GET", "").await;
+        for _ in 0..10 {
+            assert_eq!(world.ask_as(&client, "GET", "").await, first);
+        }
+        all.insert(first.1);
+    }
+    assert!(all.len() > 1, "clients are spread");
+}
+
+#[tokio::test]
 async fn a_service_leads_outside_and_says_where_it_may_not() {
     let world = World::new().await;
     let node_port = free_port().await;

@@ -106,6 +106,108 @@ async fn bytes_that_are_no_http_wait_too_for_clients_and_for_guests() {
     }
 }
 
+/// Whether something is under way, as a reader hears who reads for the first time.
+fn is_asked(world: &World) -> bool {
+    !world.proxy.demands().read(&mut Reader::default()).is_empty()
+}
+
+/// Waits until nothing is under way.
+async fn over(world: &World) {
+    let over = async {
+        while is_asked(world) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, over).await.expect("nothing is under way any more");
+}
+
+#[tokio::test]
+async fn a_connection_that_has_changed_its_protocol_counts_as_long_as_it_is_open() {
+    let world = World::new().await;
+    let port = asleep(&world).await;
+    let chat = |mut stream: tokio::net::TcpStream| async move {
+        read_head(&mut stream).await;
+        write(&mut stream, "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: chat\r\n\r\n").await;
+        let (mut read, mut write) = stream.split();
+        let _ = tokio::io::copy(&mut read, &mut write).await;
+    };
+    // One that is called is asked first, so that the connection is served as HTTP; then one that listens takes its requests.
+    world.start(1, echo().1);
+    world.ready("web", &[1], json!([{"port": 8080}]));
+    world.known("web", 1).await;
+    let mut client = connect(port).await;
+    write(&mut client, "GET / HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n").await;
+    assert!(read_head(&mut client).await.starts_with("HTTP/1.1 200"));
+    over(&world).await;
+    world.start(1, listening(chat).await.0);
+    write(&mut client, "GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: chat\r\n\r\n").await;
+    assert!(read_head(&mut client).await.starts_with("HTTP/1.1 101"));
+    write(&mut client, "hello").await;
+    client.read_exact(&mut [0; 5]).await.unwrap();
+    assert!(is_asked(&world));
+    assert_eq!(world.proxy.view("n", "web").unwrap().ports[0].endpoints[0].under_way, 1, "for the balancer, too");
+    drop(client);
+    over(&world).await;
+    assert_eq!(world.proxy.view("n", "web").unwrap().ports[0].endpoints[0].under_way, 0);
+}
+
+#[tokio::test]
+async fn what_is_under_way_when_a_service_begins_to_be_scaled_by_it_is_told_at_once() {
+    let world = World::new().await;
+    world.start(1, echo().1);
+    world.web(&[1]).await;
+    let answer = world
+        .proxy
+        .call(&Source::Node, "n", Request::get("http://web/").body(text(String::new())).unwrap())
+        .await
+        .unwrap();
+    let demands = world.proxy.demands();
+    let (mut reader, seen) = (Reader::default(), demands.news());
+    assert_eq!(demands.read(&mut reader), [], "it is not scaled by what is asked");
+    world.activated("web", "10.96.0.7", json!([{"port": 80}]));
+    tokio::time::timeout(SOON, demands.changed(seen)).await.expect("it is news");
+    let told = demands.read(&mut reader);
+    assert!(told.len() == 1 && told[0].average > 0.0, "{told:?}");
+    drop(answer);
+    over(&world).await;
+    assert_eq!(demands.read(&mut reader).len(), 1, "its end is told");
+}
+
+#[tokio::test]
+async fn clients_that_have_gone_while_they_waited_are_not_held() {
+    let world = World::new().await;
+    let port = asleep(&world).await;
+    let mut clients = Vec::new();
+    for said in ["", "\u{1}", "GET / HTTP/1.1\r\nhost: a\r\n\r\n"] {
+        let mut client = connect(port).await;
+        write(&mut client, said).await;
+        clients.push(client);
+    }
+    held(&world, 3).await;
+    drop(clients);
+    held(&world, 0).await;
+    over(&world).await;
+    // By connections that are served as HTTP, too, whatever they have sent of a body.
+    world.start(1, echo().1);
+    world.ready("web", &[1], json!([{"port": 8080}]));
+    world.known("web", 1).await;
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        let mut client = connect(port).await;
+        write(&mut client, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        assert!(read_head(&mut client).await.starts_with("HTTP/1.1 200"));
+        clients.push(client);
+    }
+    world.ready("web", &[], json!([{"port": 8080}]));
+    world.known("web", 0).await;
+    for (client, body) in clients.iter_mut().zip(["0\r\n\r\n", "4\r\n\r\nnode", "9\r\n\r\nhalf"]) {
+        write(client, &format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {body}")).await;
+    }
+    held(&world, 3).await;
+    drop(clients);
+    held(&world, 0).await;
+}
+
 #[tokio::test]
 async fn who_waits_is_let_go_at_its_deadline_and_when_nobody_will_come() {
     let world = World::new().await;

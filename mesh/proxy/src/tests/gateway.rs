@@ -190,6 +190,8 @@ async fn a_request_goes_where_its_host_and_path_say_and_others_learn_why_not() {
         ("GET http://a.x/app HTTP/1.1\r\nhost: b.x\r\n", "200", "host: a.x\n"),
         ("GET /other HTTP/1.1\r\nhost: a.x\r\n", "404", "no Ingress has a rule for host \"a.x\" and path \"/other\""),
         ("GET /app HTTP/1.1\r\nhost: <b>\r\n", "400", "its Host is no host"),
+        ("GET /app HTTP/1.1\r\nhost: b.x@a.x\r\n", "400", "its Host is no host"),
+        ("GET http://b.x@a.x/app HTTP/1.1\r\nhost: a.x\r\n", "400", "it names a user"),
         ("GET /<b> HTTP/1.1\r\nhost: b.x\r\n", "40", ""),
         ("GET /app HTTP/1.0\r\n", "404", "host \"\""),
         ("GET /gone HTTP/1.1\r\nhost: a.x\r\n", "503", "Ingress n/i leads to service n/nobody, which does not exist"),
@@ -365,6 +367,26 @@ async fn a_websocket_goes_through() {
         let mut heard = [0; 4];
         tokio::time::timeout(SOON, stream.read_exact(&mut heard)).await.expect("an echo").unwrap();
         assert_eq!(&heard, word.as_bytes());
+    }
+}
+
+/// As some servers send it: the length is of what it was before.
+#[tokio::test]
+async fn what_is_chunked_is_whole_however_long_it_says_that_it_is() {
+    let script = |mut stream: TcpStream| async move {
+        read_head(&mut stream).await;
+        let head = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n";
+        write(&mut stream, &format!("{head}b\r\nhello world\r\n0\r\n\r\n")).await;
+    };
+    let gateway = Gateway::new(listening(script).await.0).await;
+    gateway.ingress("i", json!({}), json!({"rules": [rule("a.x", "web")]})).await;
+    for version in ["1.1", "1.0"] {
+        let mut stream = gateway.connect().await;
+        write(&mut stream, &format!("GET / HTTP/{version}\r\nhost: a.x\r\nconnection: close\r\n\r\n")).await;
+        let mut answer = String::new();
+        tokio::time::timeout(SOON, stream.read_to_string(&mut answer)).await.expect("an end").unwrap();
+        assert!(answer.starts_with("HTTP/1.") && answer.contains("hello world"), "{answer}");
+        assert!(!answer.to_lowercase().contains("content-length"), "{answer}");
     }
 }
 

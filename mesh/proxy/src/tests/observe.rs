@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use coracle_policy::Source;
+use futures::FutureExt;
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use serde_json::json;
@@ -78,7 +79,34 @@ async fn who_taps_sees_requests_and_their_ends() {
     assert_eq!((first.status.unwrap().as_u16(), first.endpoint.unwrap().ip()), (200, pod(1)));
     let Some(Sight::Request(second)) = tapping.next().await else { panic!("a request") };
     assert_eq!((second.status, second.method.as_str()), (None, "POST"));
-    assert!(second.error.unwrap().contains("no endpoints available for service n/web"));
+    assert!(second.error.as_ref().unwrap().contains("no endpoints available for service n/web"));
+}
+
+#[tokio::test]
+async fn a_request_that_nobody_waits_for_any_more_is_counted_and_shown_as_one_without_an_answer() {
+    let world = World::new().await;
+    world.start(1, called(|_| std::future::pending()).1);
+    world.web(&[1]).await;
+    let mut tapping = world.proxy.tap(Filter::default()).unwrap();
+    assert!(world.ask("GET", "").now_or_never().is_none(), "it is dropped while it waits");
+    let seen = tokio::time::timeout(SOON, tapping.next()).await.expect("it is shown");
+    let Some(Sight::Request(seen)) = seen else { panic!("a request") };
+    assert_eq!((seen.status, seen.error.as_deref()), (None, Some("whoever asked has gone")));
+    let page = world.proxy.metrics();
+    let none = "destination_port=\"80\",response_code=\"0\"} 1";
+    assert!(page.lines().any(|line| line.starts_with("istio_requests_total{") && line.ends_with(none)), "{page}");
+}
+
+#[tokio::test]
+async fn what_is_shown_of_a_request_has_an_end_whatever_its_client_says() {
+    let world = World::new().await;
+    world.web(&[]).await;
+    let mut tapping = world.proxy.tap(Filter::default()).unwrap();
+    let mut request = get(&format!("http://web/{}", "p".repeat(9000)));
+    *request.method_mut() = "M".repeat(60_000).parse().unwrap();
+    assert!(world.proxy.call(&Source::Node, "n", request).await.is_err());
+    let Some(Sight::Request(seen)) = tapping.next().await else { panic!("a request") };
+    assert_eq!((seen.method.as_str(), seen.path.len()), (&*"M".repeat(32), 512));
 }
 
 #[tokio::test]
@@ -107,7 +135,7 @@ async fn a_request_s_trace_goes_on_at_whoever_answers_it() {
     let proxy = world.proxy.clone().traced(tracer);
     proxy.call(&Source::Node, "n", given()).await.unwrap();
     proxy.call(&Source::Node, "n", get("http://web/")).await.unwrap();
-    let span = spans.try_recv().unwrap();
+    let span = spans.try_recv().unwrap().span;
     assert!(spans.try_recv().is_err(), "of what begins here none is kept");
     assert_eq!(span.parent, Some(0x00f0_67aa_0ba9_02b7));
     let heard = heard.lock().unwrap();

@@ -329,6 +329,52 @@ async fn however_many_may_not_be_asked_one_that_may_is_found() {
         assert_eq!(world.ask_as(&other, "GET", "").await.0, 200);
     }
     assert_eq!(shut.calls.load(Relaxed), 0);
+    // But not more nodes are asked for one request than that.
+    let all: Vec<u8> = (1..=90).collect();
+    all.iter().for_each(|n| world.start_elsewhere(*n, shut.clone()));
+    world.end(7);
+    world.web(&all).await;
+    world.pods.asked.lock().unwrap().clear();
+    assert!(world.ask_as(&other, "GET", "").await.1.starts_with(REFUSED));
+    assert_eq!(world.pods.asked.lock().unwrap().len(), crate::retry::REFUSALS_MAX);
+}
+
+#[tokio::test]
+async fn a_connection_that_one_node_refuses_goes_to_another_endpoint_and_is_reset_where_there_is_none() {
+    let world = World::new().await;
+    world.pods.is_shut_elsewhere.store(true, Relaxed);
+    world.pods.listen_elsewhere.store(true, Relaxed);
+    for n in 1..=8 {
+        world.start_elsewhere(n, echo().0);
+    }
+    let script = |mut stream: TcpStream| async move {
+        let (mut read, mut write) = stream.split();
+        let _ = tokio::io::copy(&mut read, &mut write).await;
+    };
+    world.start(9, listening(script).await.0);
+    world.web(&[1, 2, 3, 4, 5, 6, 7, 8, 9]).await;
+    let asker = world.known_as(10, "web");
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let to = "10.96.0.7:80".parse().unwrap();
+    let connect = async || {
+        let connecting = TcpStream::connect(listener.local_addr().unwrap());
+        let (guest, there) = tokio::join!(connecting, listener.accept());
+        let (proxy, asker) = (world.proxy.clone(), asker.clone());
+        let there = there.unwrap().0;
+        tokio::spawn(async move { proxy.pass_on(asker, to, crate::Asker::Pod(pod(10)), there).await });
+        guest.unwrap()
+    };
+    for _ in 0..20 {
+        let mut guest = connect().await;
+        guest.write_all(b"\x01echo").await.unwrap();
+        let mut heard = [0; 5];
+        tokio::time::timeout(SOON, guest.read_exact(&mut heard)).await.expect("an echo").unwrap();
+    }
+    world.ready("web", &[1, 2], json!([{"port": 8080}]));
+    world.known("web", 2).await;
+    let mut guest = connect().await;
+    let ended = tokio::time::timeout(SOON, guest.read(&mut [0])).await.expect("it ends");
+    assert_eq!(ended.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
 }
 
 #[tokio::test]

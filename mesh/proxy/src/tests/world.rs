@@ -304,6 +304,12 @@ impl World {
         self.services.put(name, json!({"metadata": {"annotations": annotations}, "spec": spec}));
     }
 
+    /// The same, of one whose clients stay where they went first.
+    pub fn sticky(&self, name: &str, cluster_ip: &str, ports: Value) {
+        let spec = json!({"clusterIP": cluster_ip, "ports": ports, "sessionAffinity": "ClientIP"});
+        self.services.put(name, json!({"spec": spec}));
+    }
+
     pub fn delete_service(&self, name: &str) {
         self.services.delete(name);
     }

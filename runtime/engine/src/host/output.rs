@@ -1,12 +1,14 @@
-//! Standard output and error: straight into the pod's log.
+//! Standard output and error: straight into the pod's log, or to somebody who follows it. A guest waits for who is slow.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use tokio::io::AsyncWrite;
+use wasmtime::format_err;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
 
@@ -20,20 +22,27 @@ const LONG_BYTES: usize = 1 << 10;
 
 /// One of the two.
 #[derive(Clone)]
-pub(crate) struct Output(pub(crate) Arc<dyn Sink>);
+pub(crate) struct Output {
+    sink: Arc<dyn Sink>,
+    is_terminal: bool,
+}
 
 impl Output {
+    pub(crate) fn new(sink: Arc<dyn Sink>, is_terminal: bool) -> Output {
+        Output { sink, is_terminal }
+    }
+
     fn print(&self, bytes: &[u8]) {
         if bytes.len() >= LONG_BYTES {
             slice::is_long();
         }
-        self.0.write(bytes);
+        self.sink.write(bytes);
     }
 }
 
 impl IsTerminal for Output {
     fn is_terminal(&self) -> bool {
-        false
+        self.is_terminal
     }
 }
 
@@ -49,7 +58,9 @@ impl StdoutStream for Output {
 
 #[async_trait::async_trait]
 impl Pollable for Output {
-    async fn ready(&mut self) {}
+    async fn ready(&mut self) {
+        poll_fn(|context| self.sink.poll_room(context)).await;
+    }
 }
 
 impl OutputStream for Output {
@@ -60,6 +71,11 @@ impl OutputStream for Output {
                 "more was written to standard output or error than check-write had permitted",
             ));
         }
+        // Permits of several streams that lead to the same place are for the same room.
+        if bytes.len() > self.sink.room() {
+            let why = "another stream has taken the room that check-write had seen";
+            return Err(StreamError::LastOperationFailed(format_err!("{why}")));
+        }
         self.print(&bytes);
         Ok(())
     }
@@ -69,13 +85,14 @@ impl OutputStream for Output {
     }
 
     fn check_write(&mut self) -> StreamResult<usize> {
-        Ok(WRITE_BYTES_MAX)
+        Ok(self.sink.room().min(WRITE_BYTES_MAX))
     }
 }
 
 impl AsyncWrite for Output {
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let bytes = bytes.get(..WRITE_BYTES_MAX).unwrap_or(bytes);
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.sink.poll_room(context));
+        let bytes = &bytes[..bytes.len().min(WRITE_BYTES_MAX).min(self.sink.room())];
         self.print(bytes);
         Poll::Ready(Ok(bytes.len()))
     }
@@ -94,17 +111,37 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
     use super::*;
+    use crate::Pipe;
 
     #[test]
     fn what_was_not_permitted_is_not_written() {
         let written = Arc::new(AtomicUsize::new(0));
         let sink = written.clone();
         let sink = move |bytes: &[u8]| _ = sink.fetch_add(bytes.len(), Relaxed);
-        let mut output = Output(Arc::new(sink));
+        let mut output = Output::new(Arc::new(sink), false);
         let permitted = output.check_write().unwrap();
         output.write(vec![b'\n'; permitted].into()).unwrap();
         let more = output.write(vec![b'\n'; permitted + 1].into());
         assert!(matches!(more, Err(StreamError::Trap(_))), "{more:?}");
         assert_eq!(written.load(Relaxed), permitted);
+    }
+
+    #[tokio::test]
+    async fn a_guest_waits_for_who_reads_what_it_prints() {
+        let pipe = Pipe::default();
+        let output = || Output::new(Arc::new(pipe.clone()), false);
+        let (mut output, mut other) = (output(), output());
+        let seen = other.check_write().unwrap();
+        while let permitted @ 1.. = output.check_write().unwrap() {
+            output.write(vec![b'x'; permitted].into()).unwrap();
+        }
+        assert!(futures::poll!(output.ready()).is_pending());
+        let refused = other.write(vec![b'x'; seen].into());
+        assert!(matches!(refused, Err(StreamError::LastOperationFailed(_))), "the room is one: {refused:?}");
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        assert!(Pin::new(&mut output).poll_write(&mut context, b"x").is_pending(), "nor by WASI 0.3");
+        let read = pipe.read().await.unwrap().len();
+        output.ready().await;
+        assert_eq!(output.check_write().unwrap(), read);
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Printed, component, engine, soon, spec};
-use crate::{Command, Error, Exit, Mount, Sink, Spec};
+use crate::{Command, Error, Exit, Invocation, Mount, Pipe, Sink, Spec};
 
 async fn start(spec: Spec, steps: &[&str]) -> Result<Command, Error> {
     let args = std::iter::once("probe").chain(steps.iter().copied()).map(str::to_owned).collect();
@@ -78,9 +78,8 @@ async fn a_command_runs_beside_another_on_its_account_and_ends_with_it() {
     let given = Spec { mounts: vec![mount], memory_bytes_max: Some(32 << 20), ..spec };
     let first = start(given, &["echo", "first", "alloc", "16", "sleep", "1000000"]).await.unwrap();
     let beside = async |steps: &[&str]| {
-        let args = std::iter::once("probe").chain(steps.iter().copied()).map(str::to_owned).collect();
         let sink = Arc::new(Printed::default());
-        (first.beside(args, sink.clone(), sink.clone()).await.unwrap(), sink)
+        (first.beside(invocation(steps, sink.clone())).await.unwrap(), sink)
     };
     let (second, seen) = beside(&["write", "/data/out", "text", "echo", "second", "end", "3"]).await;
     assert_eq!((soon(second.wait()).await, seen.text()), (Exit::Code(3), "second\n".to_owned()));
@@ -98,6 +97,97 @@ async fn a_command_runs_beside_another_on_its_account_and_ends_with_it() {
     first.kill();
     assert_eq!(soon(third.wait()).await, Exit::Killed);
     assert_eq!(printed.text(), "first\n");
+}
+
+fn invocation(steps: &[&str], sink: Arc<dyn Sink>) -> Invocation {
+    let args = std::iter::once("probe").chain(steps.iter().copied()).map(str::to_owned).collect();
+    Invocation { args, stdin: None, stdout: sink.clone(), stderr: sink, is_terminal: false, is_probe: false }
+}
+
+#[tokio::test]
+async fn a_command_reads_its_input_and_waits_for_who_reads_its_output() {
+    let first = start(Spec::new("a"), &["sleep", "1000000"]).await.unwrap();
+    let (typed, printed) = (Pipe::default(), Pipe::default());
+    let asked = Invocation { stdin: Some(typed.clone()), ..invocation(&["copy"], Arc::new(printed.clone())) };
+    let copies = first.beside(asked).await.unwrap();
+    // Far more than both pipes hold, so that each waits for the other.
+    let text = "abcdefgh".repeat(64 << 10);
+    let writing = async {
+        assert!(typed.write_all(text.as_bytes()).await);
+        typed.end();
+    };
+    let reading = async {
+        let mut read = Vec::new();
+        while read.len() < text.len() {
+            read.extend_from_slice(&printed.read().await.expect("it goes on"));
+        }
+        read
+    };
+    let ((), read) = soon(async { tokio::join!(writing, reading) }).await;
+    assert!(read == text.as_bytes(), "{} bytes", read.len());
+    assert_eq!(soon(copies.wait()).await, Exit::Code(0));
+    // The same of WASI 0.3.
+    let (typed, printed) = (Pipe::default(), Pipe::default());
+    let spec = Spec {
+        args: ["p", "copy"].map(str::to_owned).to_vec(),
+        stdin: Some(typed.clone()),
+        stdout: Arc::new(printed.clone()),
+        ..Spec::new("a")
+    };
+    let copies = engine().start_command(&component("probe-command-p3").await, spec).await.unwrap();
+    let writing = async {
+        assert!(typed.write_all(text.as_bytes()).await);
+        typed.end();
+        let exit = copies.wait().await;
+        printed.end();
+        exit
+    };
+    let reading = async {
+        let mut read = Vec::new();
+        while let Some(bytes) = printed.read().await {
+            read.extend_from_slice(&bytes);
+        }
+        read
+    };
+    let (exit, read) = soon(async { tokio::join!(writing, reading) }).await;
+    assert_eq!((exit, read.len()), (Exit::Code(0), "p copy\n".len() + text.len()));
+    // Nobody reads what this one prints: it waits, and can be ended.
+    let unread = Pipe::default();
+    let floods = first.beside(invocation(&["flood", "100000"], Arc::new(unread.clone()))).await.unwrap();
+    soon(async {
+        while unread.room() > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    floods.kill();
+    assert_eq!(soon(floods.wait()).await, Exit::Killed);
+    // Without any there is nothing to read.
+    let none = Arc::new(Printed::default());
+    let command = first.beside(invocation(&["copy", "echo", "done"], none.clone())).await.unwrap();
+    assert_eq!((soon(command.wait()).await, none.text()), (Exit::Code(0), "done\n".to_owned()));
+}
+
+#[tokio::test]
+async fn a_probe_by_command_has_a_place_that_commands_cannot_take() {
+    let (spec, _) = spec();
+    let first = start(spec, &["sleep", "1000000"]).await.unwrap();
+    let sink = || -> Arc<dyn Sink> { Arc::new(Printed::default()) };
+    let mut others = Vec::new();
+    let refused = loop {
+        match first.beside(invocation(&["sleep", "1000000"], sink())).await {
+            Ok(command) => others.push(command),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refused, Error::Limits(_)), "{refused}");
+    let probe = Invocation { is_probe: true, ..invocation(&["end", "3"], sink()) };
+    let probe = first.beside(probe).await.expect("the node can ask");
+    assert_eq!(soon(probe.wait()).await, Exit::Code(3));
+    first.kill();
+    for command in others {
+        soon(command.wait()).await;
+    }
 }
 
 #[tokio::test]

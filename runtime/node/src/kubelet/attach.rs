@@ -1,8 +1,8 @@
 //! `/attach`: what a container prints, from its beginning to its end; and the connection that [`exec`](super::exec) has, too.
 //!
 //! Two forms: numbered channels of a WebSocket (kubectl), and SPDY/3.1 streams (older clients). What a container prints is what its
-//! log has, so that nothing of a short life is missed. A guest has no standard input: what is typed is dropped, and said so once, because
-//! `kubectl run -i` always brings its input along.
+//! log has, so that nothing of a short life is missed. What a container was started with reads no input: what is typed is dropped, and
+//! said so once, because `kubectl run -i` always brings its input along.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,24 +11,25 @@ use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use bytes::Bytes;
-use futures::stream::SplitSink;
-use futures::{SinkExt as _, StreamExt as _};
+use futures::StreamExt as _;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
-use tokio::sync::{Mutex, mpsc};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream};
+use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::exec::Execution;
-use super::places::Place;
-use super::upgrade::{self, Wanted, WebSocket};
+use super::places::{Place, hold};
+use super::traffic::{IDLE_MAX, PARTING_MAX, STREAMS_WAIT};
+use super::upgrade::{self, Channels, Over, Wanted, WebSocket};
 use super::{refusal, spdy};
 use crate::logs::{self, Options};
 use crate::pod::core::{self, State as ContainerState};
 use crate::pod::{Pods, Slot};
 
-/// Subprotocols, the newest first. `v5` can close a single channel, which only matters for input; the last says how it went only
+/// Subprotocols, the newest first. `v5` can close a single channel ([`CLOSE`]), which is how input ends; the last says how it went only
 /// where it went wrong, and then in words.
 const PROTOCOLS: [&str; 3] = ["v5.channel.k8s.io", "v4.channel.k8s.io", WORDS_PROTOCOL];
 const WORDS_PROTOCOL: &str = "channel.k8s.io";
@@ -37,11 +38,15 @@ const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
 const STDERR: u8 = 2;
 const ERROR: u8 = 3;
+/// A message of it is the number of a channel on which nothing more comes.
+const CLOSE: u8 = 255;
 /// Chunks between the reader of a log and the connection.
 const CHUNKS_MAX: usize = 4;
 /// Streams that a client opens: error, stdin, stdout, stderr, resize.
 const STREAMS_MAX: usize = 5;
-const NO_INPUT: &[u8] = b"coracle: a component has no standard input here; what is typed is dropped\r\n";
+const NO_INPUT: &[u8] =
+    b"coracle: what a container was started with has no standard input; what is typed is dropped (kubectl exec -i \
+    runs it once more, with one)\r\n";
 
 /// What a client wants to see.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -83,6 +88,25 @@ impl Shown {
         match self {
             Shown::Log(output) => output.copy(stream, out).await,
             Shown::Command(execution) => execution.copy(stream, out).await,
+        }
+    }
+
+    /// Whether anybody reads what the client says.
+    fn takes_input(&self) -> bool {
+        matches!(self, Shown::Command(_))
+    }
+
+    /// Takes what the client says; returns when there is room for more.
+    async fn typed(&self, bytes: &[u8]) {
+        if let Shown::Command(execution) = self {
+            execution.typed(bytes).await;
+        }
+    }
+
+    /// The client says no more.
+    fn typed_all(&self) {
+        if let Shown::Command(execution) = self {
+            execution.typed_all();
         }
     }
 
@@ -182,13 +206,12 @@ pub(super) async fn converse(
                 Ok(shown) => shown,
                 Err(refused) => return refused,
             };
-            tokio::spawn(async move {
-                let _place = place;
+            tokio::spawn(hold(place, async move {
                 match upgrading.await {
-                    Ok(upgraded) => channels(upgrade::websocket(upgraded).await, &shown, wishes, chosen).await,
+                    Ok(upgraded) => channels(upgrade::websocket(upgraded).await, shown, wishes, chosen).await,
                     Err(error) => tracing::debug!(%error, "attach"),
                 }
-            });
+            }));
             response
         }
         Wanted::Spdy(offered) => {
@@ -200,32 +223,27 @@ pub(super) async fn converse(
                 Err(refused) => return refused,
             };
             let (response, upgrading) = upgrade::accept_spdy(&mut request, SPDY_PROTOCOL);
-            tokio::spawn(async move {
-                let _place = place;
-                streams(upgrading, shown, wishes).await;
-            });
+            tokio::spawn(hold(place, streams(upgrading, shown, wishes)));
             response
         }
         Wanted::Nothing => refusal(StatusCode::BAD_REQUEST, "Upgrade request required".to_owned()),
     }
 }
 
-type Sink = Mutex<SplitSink<WebSocket, Message>>;
-
-async fn channels(socket: WebSocket, shown: &Shown, wishes: Wishes, protocol: &str) {
+async fn channels(socket: WebSocket, shown: Shown, wishes: Wishes, protocol: &str) {
     let (sink, mut messages) = socket.split();
-    let sink: Sink = Mutex::new(sink);
+    let client = Channels::new(sink);
     let forward = async |stream: &'static str, channel: u8| {
         let (sender, mut receiver) = mpsc::channel::<Bytes>(CHUNKS_MAX);
         let sending = async {
             while let Some(bytes) = receiver.recv().await {
-                send(&sink, channel, &bytes).await;
+                client.send(channel, &bytes).await;
             }
         };
         tokio::join!(shown.copy(stream, sender), sending);
     };
+    let stderr = if wishes.tty { STDOUT } else { STDERR };
     let printing = async {
-        let stderr = if wishes.tty { STDOUT } else { STDERR };
         tokio::join!(
             async {
                 if wishes.stdout {
@@ -238,39 +256,72 @@ async fn channels(socket: WebSocket, shown: &Shown, wishes: Wishes, protocol: &s
                 }
             },
         );
-        let status = shown.status().await;
-        match (protocol, status["message"].as_str()) {
-            (WORDS_PROTOCOL, message) => send(&sink, ERROR, message.unwrap_or_default().as_bytes()).await,
-            _ => send(&sink, ERROR, status.to_string().as_bytes()).await,
-        }
+        tell(&client, protocol, &shown.status().await).await;
     };
     let reading = async {
         let mut is_told = false;
         while let Some(Ok(message)) = messages.next().await {
-            match message {
-                Message::Binary(bytes) => match bytes.split_first() {
-                    Some((&STDIN, data)) if !data.is_empty() && !is_told => {
-                        is_told = true;
-                        send(&sink, if wishes.tty { STDOUT } else { STDERR }, NO_INPUT).await;
-                    }
-                    _ => {}
-                },
+            let bytes = match message {
+                Message::Binary(bytes) => bytes,
                 Message::Close(_) => return,
+                _ => continue,
+            };
+            client.heard();
+            match bytes.split_first() {
+                Some((&STDIN, data)) if shown.takes_input() => shown.typed(data).await,
+                Some((&STDIN, [_, ..])) if !std::mem::replace(&mut is_told, true) => {
+                    client.send(stderr, NO_INPUT).await;
+                }
+                Some((&CLOSE, [STDIN])) => shown.typed_all(),
                 _ => {}
             }
         }
     };
     // The client's end ends everything.
-    tokio::select! {
-        () = printing => {}
-        () = reading => {}
+    let over = tokio::select! {
+        () = printing => None,
+        () = reading => Some(Over::Gone),
+        over = client.over() => Some(over),
+    };
+    // A command does not go on while a client is parted from that reads nothing.
+    drop(shown);
+    if over == Some(Over::Idle) {
+        let message = format!("nothing was carried for {} hours", IDLE_MAX.as_secs() / 3600);
+        let status = status("Failure", &json!({"reason": "Timeout", "message": message}));
+        let _ = tokio::time::timeout(PARTING_MAX, tell(&client, protocol, &status)).await;
     }
-    upgrade::close(&mut *sink.lock().await).await;
+    client.close(if over.is_none() { IDLE_MAX } else { PARTING_MAX }).await;
 }
 
-async fn send(sink: &Sink, channel: u8, bytes: &[u8]) {
-    let message = [&[channel], bytes].concat();
-    let _ = sink.lock().await.send(Message::Binary(message.into())).await;
+/// Says how it went.
+async fn tell(client: &Channels, protocol: &str, status: &Value) {
+    match (protocol, status["message"].as_str()) {
+        (WORDS_PROTOCOL, message) => client.send(ERROR, message.unwrap_or_default().as_bytes()).await,
+        _ => client.send(ERROR, status.to_string().as_bytes()).await,
+    }
+}
+
+/// The streams that a client opens for its wishes, by what they are for; none when it takes too long over them.
+async fn opened_streams(
+    opened: &mut mpsc::Receiver<spdy::Stream>,
+    wishes: Wishes,
+) -> Option<HashMap<String, DuplexStream>> {
+    let mut found = HashMap::new();
+    let expected = 1
+        + usize::from(wishes.stdin)
+        + usize::from(wishes.stdout)
+        + usize::from(wishes.stderr && !wishes.tty)
+        + usize::from(wishes.tty);
+    let opening = async {
+        while found.len() < expected.min(STREAMS_MAX)
+            && let Some(stream) = opened.recv().await
+        {
+            let kind = stream.headers.get("streamtype").cloned().unwrap_or_default();
+            found.insert(kind, stream.io);
+        }
+    };
+    let is_done = tokio::time::timeout(STREAMS_WAIT, opening).await.is_ok();
+    is_done.then_some(found)
 }
 
 /// Serves a SPDY connection: the client opens a stream for errors and one for each thing it wants.
@@ -279,20 +330,15 @@ async fn streams(upgrading: OnUpgrade, shown: Shown, wishes: Wishes) {
         Ok(upgraded) => upgraded,
         Err(error) => return tracing::debug!(%error, "attach"),
     };
+    conversation(TokioIo::new(upgraded), shown, wishes).await;
+}
+
+async fn conversation<S: AsyncRead + AsyncWrite + Send + 'static>(io: S, shown: Shown, wishes: Wishes) {
     let (sender, mut opened) = mpsc::channel(STREAMS_MAX);
-    let serving = tokio::spawn(spdy::serve(TokioIo::new(upgraded), sender));
-    let mut found: HashMap<String, DuplexStream> = HashMap::new();
-    let expected = 1
-        + usize::from(wishes.stdin)
-        + usize::from(wishes.stdout)
-        + usize::from(wishes.stderr && !wishes.tty)
-        + usize::from(wishes.tty);
-    while found.len() < expected.min(STREAMS_MAX)
-        && let Some(stream) = opened.recv().await
-    {
-        let kind = stream.headers.get("streamtype").cloned().unwrap_or_default();
-        found.insert(kind, stream.io);
-    }
+    let serving = AbortOnDropHandle::new(tokio::spawn(spdy::serve(io, sender)));
+    let Some(mut found) = opened_streams(&mut opened, wishes).await else {
+        return tracing::debug!("attach: the client does not open its streams");
+    };
     let forward = async |stream: &'static str, io: Option<DuplexStream>| {
         let Some(mut io) = io else { return };
         let (sender, mut receiver) = mpsc::channel::<Bytes>(CHUNKS_MAX);
@@ -308,11 +354,14 @@ async fn streams(upgrading: OnUpgrade, shown: Shown, wishes: Wishes) {
     };
     let input = found.remove("stdin");
     let (stdout, stderr) = (found.remove("stdout"), found.remove("stderr"));
-    let swallowing = async {
-        let mut buffer = [0; 4096];
+    let reading = async {
+        let mut buffer = vec![0; 4096];
         if let Some(mut io) = input {
-            while let Ok(1..) = io.read(&mut buffer).await {}
+            while let Ok(count @ 1..) = io.read(&mut buffer).await {
+                shown.typed(&buffer[..count]).await;
+            }
         }
+        shown.typed_all();
         std::future::pending::<()>().await;
     };
     let printing = async {
@@ -326,10 +375,10 @@ async fn streams(upgrading: OnUpgrade, shown: Shown, wishes: Wishes) {
     let leaving = async { while opened.recv().await.is_some() {} };
     tokio::select! {
         () = printing => {}
-        () = swallowing => {}
+        () = reading => {}
         () = leaving => {}
     }
-    drop(found);
+    drop((found, shown));
     // What was written is sent on; the connection is the client's to close.
     if let Ok(Err(error)) = serving.await {
         tracing::debug!(%error, "attach");
@@ -338,7 +387,30 @@ async fn streams(upgrading: OnUpgrade, shown: Shown, wishes: Wishes) {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::Instant;
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_has_its_time_to_open_streams() {
+        let wishes = Wishes { stdout: true, ..Wishes::default() };
+        let stream = |kind: &str| spdy::Stream {
+            headers: HashMap::from([("streamtype".to_owned(), kind.to_owned())]),
+            io: tokio::io::duplex(1).0,
+            gone: CancellationToken::new(),
+        };
+        let (client, mut opened) = mpsc::channel(STREAMS_MAX);
+        client.send(stream("error")).await.unwrap();
+        let begun = Instant::now();
+        assert!(opened_streams(&mut opened, wishes).await.is_none());
+        assert_eq!(begun.elapsed().as_secs(), STREAMS_WAIT.as_secs());
+        for kind in ["stdout", "error"] {
+            client.send(stream(kind)).await.unwrap();
+        }
+        let found = opened_streams(&mut opened, wishes).await.unwrap();
+        assert!(found.contains_key("stdout") && found.contains_key("error"));
+    }
 
     #[test]
     fn reads_what_is_wanted() {

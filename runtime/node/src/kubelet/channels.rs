@@ -8,13 +8,13 @@ use std::future::Future;
 use std::pin::pin;
 use std::time::Duration;
 
-use futures::stream::{FuturesUnordered, SplitSink};
-use futures::{SinkExt as _, StreamExt as _};
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, ReadHalf, WriteHalf};
-use tokio::sync::Mutex;
 use tokio_tungstenite::tungstenite::Message;
 
-use super::upgrade::{self, WebSocket};
+use super::traffic::{IDLE_MAX, PARTING_MAX};
+use super::upgrade::{Channels, WebSocket};
 
 /// The subprotocol.
 pub const PROTOCOL: &str = "v4.channel.k8s.io";
@@ -24,8 +24,6 @@ const PORTS_MAX: usize = 127;
 const BUFFER: usize = 64 << 10;
 /// How long a client may go on sending to a pod that says no more.
 const LINGER: Duration = Duration::from_secs(1);
-
-type Sink = Mutex<SplitSink<WebSocket, Message>>;
 
 /// The ports of a query: `ports=80&ports=443`, `port=80` or `ports=80,443`.
 pub fn ports(query: &str) -> Result<Vec<u16>, String> {
@@ -53,7 +51,7 @@ where
     F: Future<Output = Result<(), String>>,
 {
     let (sink, mut messages) = socket.split();
-    let sink: Sink = Mutex::new(sink);
+    let client = &Channels::new(sink);
     let mut inwards: Vec<WriteHalf<DuplexStream>> = Vec::new();
     let work = FuturesUnordered::new();
     for (index, port) in ports.iter().enumerate() {
@@ -61,12 +59,12 @@ where
         let (ours, users) = tokio::io::duplex(BUFFER);
         let (from_user, to_user) = tokio::io::split(ours);
         inwards.push(to_user);
-        let (sink, forwarded) = (&sink, forward(*port, users));
+        let forwarded = forward(*port, users);
         work.push(async move {
             for channel in [channel, channel + 1] {
-                send(sink, channel, &port.to_le_bytes()).await;
+                client.send(channel, &port.to_le_bytes()).await;
             }
-            let (mut forwarded, mut said) = (pin!(forwarded), pin!(outwards(sink, channel, from_user)));
+            let (mut forwarded, mut said) = (pin!(forwarded), pin!(outwards(client, channel, from_user)));
             let result = tokio::select! {
                 result = &mut forwarded => {
                     said.await;
@@ -75,7 +73,7 @@ where
                 () = &mut said => tokio::time::timeout(LINGER, forwarded).await.unwrap_or(Ok(())),
             };
             if let Err(message) = result {
-                send(sink, channel + 1, message.as_bytes()).await;
+                client.send(channel + 1, message.as_bytes()).await;
             }
         });
     }
@@ -88,6 +86,7 @@ where
                     if channel % 2 == 0
                         && let Some(user) = inwards.get_mut(usize::from(channel / 2))
                     {
+                        client.heard();
                         let _ = user.write_all(data).await;
                     }
                 }
@@ -98,23 +97,19 @@ where
     };
     let working = work.collect::<Vec<()>>();
     // The client's end ends everything.
-    tokio::select! {
-        () = reading => {}
-        _ = working => {}
-    }
-    upgrade::close(&mut *sink.lock().await).await;
+    let patience = tokio::select! {
+        () = reading => PARTING_MAX,
+        _ = working => IDLE_MAX,
+        _ = client.over() => PARTING_MAX,
+    };
+    client.close(patience).await;
 }
 
-async fn outwards(sink: &Sink, channel: u8, mut from_user: ReadHalf<DuplexStream>) {
+async fn outwards(client: &Channels, channel: u8, mut from_user: ReadHalf<DuplexStream>) {
     let mut buffer = vec![0; 16 << 10];
     while let Ok(count @ 1..) = from_user.read(&mut buffer).await {
-        send(sink, channel, &buffer[..count]).await;
+        client.send(channel, &buffer[..count]).await;
     }
-}
-
-async fn send(sink: &Sink, channel: u8, bytes: &[u8]) {
-    let message = [&[channel], bytes].concat();
-    let _ = sink.lock().await.send(Message::Binary(message.into())).await;
 }
 
 #[cfg(test)]

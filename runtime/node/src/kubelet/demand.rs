@@ -1,6 +1,7 @@
 //! `/coracle/v1/demand`: what is asked of Services whose pods are scaled by it, told to whoever scales them for as long as it
 //! listens. A line is a JSON object; one comes at once when somebody begins to wait for a pod, or comes where nothing was asked,
-//! every second while something is, and every quarter of a minute in any case, so that a connection which broke is noticed.
+//! every second while something is, and every five seconds in any case, so that a connection which broke is noticed before what was
+//! not heard through it counts for nothing.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use crate::pod::Pods;
 /// From one line to the next while something is asked,
 const ACTIVE: Duration = Duration::from_secs(1);
 /// and while nothing is.
-const IDLE: Duration = Duration::from_secs(15);
+const IDLE: Duration = Duration::from_secs(5);
 /// Lines are so far apart at least: who comes and goes a thousand times in a second is told of a hundred times.
 const SPACING: Duration = Duration::from_millis(10);
 

@@ -1,141 +1,136 @@
 //! `/exec`: the component of a container, run once more beside it.
 //!
 //! A component starts no other program, but it can be started with other arguments: in the container's directories, its network and its
-//! environment, and on its account of memory and CPU. Programs that are several in one go by their first argument. The connection
-//! is that of [`super::attach`].
+//! environment, and on its account of memory and CPU. Programs that are several in one go by their first argument. It reads what the
+//! client says, through a [`terminal`] if the client asks for one. The connection is that of [`super::attach`].
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use axum::extract::{Path, Query, Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use bytes::Bytes;
-use coracle_engine::Command;
+use coracle_engine::{Command, Discard, Invocation, Pipe, Sink};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
 use super::attach::{self, Shown, Wishes};
 use super::refusal;
+use super::terminal::{self, Terminal};
 use crate::pod::Pods;
 use crate::pod::core;
 
-/// Bytes that a command may have printed and nobody read; beyond them it ends.
-const PENDING_BYTES_MAX: usize = 4 << 20;
+/// The exit code of what is interrupted from its terminal, as shells tell it (128 and the number of SIGINT).
+const INTERRUPTED: i32 = 130;
 
-/// A command that runs for a client; it ends when this is dropped.
+/// A command that runs for a client; it ends when this is dropped. It waits for a client that is slow to read, and a client for a
+/// command that is slow to read.
 pub(super) struct Execution {
     command: Command,
-    stdout: Printed,
-    stderr: Printed,
-    overflow: CancellationToken,
-}
-
-/// What was printed, and is taken once.
-struct Printed {
-    chunks: Mutex<Option<mpsc::UnboundedReceiver<Bytes>>>,
-    pending: Arc<AtomicUsize>,
-}
-
-impl Printed {
-    /// With what the guest writes into. It is bounded in bytes by `pending`, which both streams share.
-    fn new(
-        pending: &Arc<AtomicUsize>,
-        overflow: &CancellationToken,
-        is_wanted: bool,
-    ) -> (Printed, Arc<dyn coracle_engine::Sink>) {
-        let (sender, chunks) = mpsc::unbounded_channel();
-        let printed = Printed { chunks: Mutex::new(is_wanted.then_some(chunks)), pending: pending.clone() };
-        let (pending, overflow) = (pending.clone(), overflow.clone());
-        let sink = move |bytes: &[u8]| {
-            if sender.is_closed() {
-                return;
-            }
-            if pending.fetch_add(bytes.len(), Relaxed) + bytes.len() > PENDING_BYTES_MAX {
-                overflow.cancel();
-            } else {
-                let _ = sender.send(Bytes::copy_from_slice(bytes));
-            }
-        };
-        (printed, Arc::new(sink))
-    }
+    stdin: Option<Pipe>,
+    stdout: Option<Pipe>,
+    stderr: Option<Pipe>,
+    /// Between the client and both of them.
+    terminal: Option<Mutex<Terminal>>,
+    is_interrupted: AtomicBool,
 }
 
 impl Execution {
     async fn start(beside: &Command, args: Vec<String>, wishes: Wishes) -> Result<Execution, coracle_engine::Error> {
-        let (pending, overflow) = (Arc::default(), CancellationToken::new());
-        let (stdout, out) = Printed::new(&pending, &overflow, wishes.stdout);
+        let pipe = |is_wanted: bool| is_wanted.then(Pipe::default);
+        let sink = |pipe: &Option<Pipe>| -> Arc<dyn Sink> {
+            pipe.clone().map_or_else(|| Arc::new(Discard) as Arc<dyn Sink>, |pipe| Arc::new(pipe))
+        };
         // A terminal has one output.
-        let (stderr, err) = Printed::new(&pending, &overflow, wishes.stderr && !wishes.tty);
-        let err = if wishes.tty { out.clone() } else { err };
-        let command = beside.beside(args, out, err).await?;
-        Ok(Execution { command, stdout, stderr, overflow })
+        let (stdin, stdout, stderr) = (pipe(wishes.stdin), pipe(wishes.stdout), pipe(wishes.stderr && !wishes.tty));
+        let out = sink(&stdout);
+        let err = if wishes.tty { out.clone() } else { sink(&stderr) };
+        let invocation = Invocation {
+            args,
+            stdin: stdin.clone(),
+            stdout: out,
+            stderr: err,
+            is_terminal: wishes.tty,
+            is_probe: false,
+        };
+        let command = beside.beside(invocation).await?;
+        let terminal = wishes.tty.then(Mutex::default);
+        Ok(Execution { command, stdin, stdout, stderr, terminal, is_interrupted: AtomicBool::new(false) })
     }
 
-    /// Waits until nothing more is printed.
-    async fn ended(&self) {
-        tokio::select! {
-            _ = self.command.wait() => {}
-            () = self.overflow.cancelled() => {
-                self.command.kill();
-                self.command.wait().await;
-            }
+    /// Takes what the client says; returns when the command has room for more.
+    pub(super) async fn typed(&self, bytes: &[u8]) {
+        let Some(stdin) = &self.stdin else { return };
+        let Some(terminal) = &self.terminal else {
+            stdin.write_all(bytes).await;
+            return;
+        };
+        let mut typed = terminal.lock().typed(bytes);
+        // A terminal does not wait for who reads, or nobody could interrupt him.
+        let has_room = typed.input.len() <= stdin.room();
+        if !has_room {
+            typed.echo.push(terminal::BELL);
+        }
+        // Shown before there is an answer.
+        if let Some(stdout) = &self.stdout {
+            stdout.write(&typed.echo[..typed.echo.len().min(stdout.room())]);
+        }
+        if has_room {
+            stdin.write(&typed.input);
+        }
+        if typed.is_end {
+            stdin.end();
+        }
+        if typed.is_interrupted {
+            self.is_interrupted.store(true, Relaxed);
+            self.command.kill();
+        }
+    }
+
+    /// The client says no more.
+    pub(super) fn typed_all(&self) {
+        if let Some(stdin) = &self.stdin {
+            stdin.end();
         }
     }
 
     /// Sends what is printed on `stream` to its end.
     pub(super) async fn copy(&self, stream: &'static str, out: mpsc::Sender<Bytes>) {
-        let printed = if stream == "stdout" { &self.stdout } else { &self.stderr };
-        let Some(mut chunks) = printed.chunks.lock().take() else { return };
-        let send = async |bytes: Bytes| {
-            printed.pending.fetch_sub(bytes.len(), Relaxed);
-            out.send(bytes).await.is_ok()
+        let Some(pipe) = (if stream == "stdout" { &self.stdout } else { &self.stderr }) else { return };
+        let ending = async {
+            self.command.wait().await;
+            pipe.end();
         };
-        let ended = self.ended();
-        tokio::pin!(ended);
-        loop {
-            // Both branches only wait.
-            let bytes = tokio::select! {
-                biased;
-                bytes = chunks.recv() => bytes,
-                () = &mut ended => break,
-            };
-            match bytes {
-                Some(bytes) => {
-                    if !send(bytes).await {
-                        return;
-                    }
+        let copying = async move {
+            while let Some(bytes) = pipe.read().await {
+                let bytes = if self.terminal.is_some() { terminal::shown(&bytes).into() } else { bytes };
+                if out.send(bytes).await.is_err() {
+                    // The client wants no more of this stream.
+                    return pipe.abandon();
                 }
-                None => break,
             }
-        }
-        while let Ok(bytes) = chunks.try_recv() {
-            if !send(bytes).await {
-                return;
-            }
-        }
+        };
+        tokio::join!(ending, copying);
     }
 
     /// How it ended, as a Status.
     pub(super) async fn status(&self) -> Value {
-        self.ended().await;
-        if self.overflow.is_cancelled() {
-            let message =
-                format!("the command was ended: more than {PENDING_BYTES_MAX} bytes of what it printed were not read");
-            return attach::status("Failure", &json!({"reason": "InternalError", "message": message}));
-        }
         let exit = self.command.wait().await;
-        if exit.code() == 0 {
+        let (code, more) = match self.is_interrupted.load(Relaxed) {
+            true => (INTERRUPTED, String::new()),
+            false => (exit.code(), exit.message()),
+        };
+        if code == 0 {
             return attach::status("Success", &json!({}));
         }
-        let message = match exit.message() {
-            more if more.is_empty() => format!("command terminated with exit code {}", exit.code()),
-            more => format!("command terminated with exit code {}: {more}", exit.code()),
+        let message = match more {
+            more if more.is_empty() => format!("command terminated with exit code {code}"),
+            more => format!("command terminated with exit code {code}: {more}"),
         };
-        let cause = json!({"reason": "ExitCode", "message": exit.code().to_string()});
+        let cause = json!({"reason": "ExitCode", "message": code.to_string()});
         attach::status(
             "Failure",
             &json!({"reason": "NonZeroExitCode", "message": message, "details": {"causes": [cause]}}),

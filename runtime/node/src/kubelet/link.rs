@@ -26,8 +26,6 @@ use tokio_util::sync::CancellationToken;
 use crate::network::{CALLED, LINK, Network, REQUESTS, called, pass};
 use crate::pod::Pods;
 
-/// A guest's socket is connected within this time.
-const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// How long a stream of requests stays when its pod has gone: who sends one on it meanwhile is told that nobody has taken it, as it
 /// would not be where the stream ends under its hands.
 const LINGER: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
@@ -113,8 +111,7 @@ async fn connect(
     let socket = match local {
         Local::Http(_) => None,
         Local::Tcp(at) => {
-            let dialled = tokio::time::timeout(CONNECT_MAX, network.dial(at)).await;
-            let socket = dialled.ok().and_then(Result::ok).ok_or(StatusCode::SERVICE_UNAVAILABLE)?;
+            let socket = network.dial(at).await.map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
             let _ = socket.set_nodelay(true);
             Some(socket)
         }

@@ -81,8 +81,8 @@ fn request(names: &mut Names, tapped: &Tapped) -> Value {
     json!({
         "at": format!("{at:.6}"),
         "source": source(names, &tapped.asker),
-        "namespace": &*tapped.service.namespace,
-        "service": &*tapped.service.name,
+        "namespace": &*tapped.namespace,
+        "service": &*tapped.service,
         "port": tapped.port,
         "endpoint": tapped.endpoint.map(|endpoint| endpoint.to_string()),
         "pod": tapped.endpoint.and_then(|endpoint| names.of(endpoint.ip()).map(str::to_owned)),

@@ -15,8 +15,11 @@ mod peer;
 mod places;
 mod port_forward;
 mod proxy;
+mod socket;
 mod spdy;
 mod strangers;
+mod terminal;
+mod traffic;
 mod upgrade;
 
 use std::sync::Arc;
@@ -39,8 +42,10 @@ use tower::ServiceExt as _;
 
 use self::peer::Peer;
 #[cfg(test)]
-pub(crate) use self::places::API_SERVERS_MAX;
-use self::places::{ApiServers, Links};
+pub(crate) use self::places::{API_SERVERS_MAX, FOR_PODS_MAX};
+use self::places::{ApiServers, ByNamespace, Links};
+#[cfg(test)]
+pub(crate) use self::spdy::tests::syn_stream;
 use self::strangers::{Stranger, Strangers};
 use crate::pod::Pods;
 
@@ -56,7 +61,7 @@ const PONG_MAX: Duration = Duration::from_secs(15);
 pub async fn serve(listener: &TcpListener, pods: Arc<Pods>, shutdown: CancellationToken) {
     let acceptor = TlsAcceptor::from(pods.context.config.tls.clone());
     let routers = Routers {
-        full: full(pods.clone()),
+        full: full(pods.clone(), places::by_namespace()),
         closed: closed(StatusCode::FORBIDDEN),
         anonymous: closed(StatusCode::UNAUTHORIZED),
         pods,
@@ -108,7 +113,9 @@ async fn connection(
     shutdown: &CancellationToken,
 ) {
     let _ = stream.set_nodelay(true);
-    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream));
+    let _ = coracle_proxy::keep_alive(&stream);
+    let (socket, watch) = socket::watched(stream);
+    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(socket));
     let stream = match stranger.over.run_until_cancelled(handshake).await {
         Some(Ok(Ok(stream))) => stream,
         Some(Ok(Err(error))) => return tracing::debug!(%error, "TLS handshake"),
@@ -119,7 +126,7 @@ async fn connection(
     let (router, place, stranger) = match Peer::of(certificates) {
         Peer::ApiServer => {
             drop(stranger);
-            let Some(place) = routers.api_servers.enter() else {
+            let Some(place) = routers.api_servers.enter(watch.clone()) else {
                 return tracing::warn!(
                     "an API server is turned away: the node's endpoint has too many of its connections"
                 );
@@ -150,7 +157,11 @@ async fn connection(
     http.http2().timer(TokioTimer::new()).keep_alive_interval(PING_AFTER).keep_alive_timeout(PONG_MAX);
     let served = http.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(router));
     let served = match stranger {
-        None => served.await,
+        // Also while a request waits for a pod that does not take it.
+        None => tokio::select! {
+            served = served => served,
+            () = watch.gone() => return tracing::debug!("an API server has gone"),
+        },
         // Cut, whatever it is about to say.
         Some(stranger) => {
             let served = tokio::time::timeout(STRANGER_MAX, served);
@@ -162,11 +173,9 @@ async fn connection(
     }
 }
 
-fn full(pods: Arc<Pods>) -> Router {
+fn full(pods: Arc<Pods>, shares: ByNamespace) -> Router {
     let own = pods.context.config.routes.clone();
     Router::new()
-        .route("/healthz", get(|| async { "ok" }))
-        .route("/pods", get(list))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::get))
         .route("/portForward/{namespace}/{pod}", any(port_forward::any))
         .route("/portForward/{namespace}/{pod}/{uid}", any(port_forward::any))
@@ -175,15 +184,19 @@ fn full(pods: Arc<Pods>) -> Router {
         .route("/attach/{namespace}/{pod}/{container}", any(attach::any))
         .route("/attach/{namespace}/{pod}/{uid}/{container}", any(attach::any))
         .route("/run/{namespace}/{pod}/{container}", any(refuse_run))
+        .route("/coracle/v1/proxy/{namespace}/{pod}/{port}", any(proxy::any))
+        .route("/coracle/v1/proxy/{namespace}/{pod}/{port}/", any(proxy::any))
+        .route("/coracle/v1/proxy/{namespace}/{pod}/{port}/{*path}", any(proxy::any))
+        // Those above are for pods.
+        .route_layer(middleware::from_fn_with_state(shares, places::share))
+        .route("/healthz", get(|| async { "ok" }))
+        .route("/pods", get(list))
         .route("/stats/summary", get(figures::summary))
         .route("/metrics/resource", get(figures::resource))
         .route("/metrics", get(mesh::metrics))
         .route("/coracle/v1/demand", get(demand::get))
         .route("/coracle/v1/tap", get(mesh::tap))
         .route("/coracle/v1/routes", get(mesh::routes))
-        .route("/coracle/v1/proxy/{namespace}/{pod}/{port}", any(proxy::any))
-        .route("/coracle/v1/proxy/{namespace}/{pod}/{port}/", any(proxy::any))
-        .route("/coracle/v1/proxy/{namespace}/{pod}/{port}/{*path}", any(proxy::any))
         .with_state(pods)
         .merge(own)
         .layer(middleware::from_fn(negotiate))

@@ -1,16 +1,30 @@
-//! Places of those who are known: of API servers, and of other nodes' links. Neither takes those of the other.
+//! Places of those who are known: of API servers, and of other nodes' links. Neither takes those of the other; and of an API server's,
+//! what its clients do with the pods of one namespace has a share, so that nobody keeps others from theirs.
 
 use std::collections::{HashMap, VecDeque};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, Request, State};
+use axum::http::StatusCode;
+use axum::middleware::Next;
+use axum::response::Response;
+use coracle_proxy::{Share, Shares};
+use http_body::{Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use super::refusal;
+use super::socket::Watch;
 use crate::network::LINKS_MAX;
 
 /// Connections of API servers at the same time, with what they have become; more are closed.
 pub(crate) const API_SERVERS_MAX: usize = if cfg!(test) { 24 } else { 1024 };
+/// Those of them that are for pods. The others are for the node itself: its figures, what is asked of its Services.
+pub(crate) const FOR_PODS_MAX: usize = API_SERVERS_MAX - API_SERVERS_MAX / 8;
 /// Links of one node: those that it makes, and as many that it does not use any more without having said so. Of more the oldest
 /// gives way.
 const PER_NODE_MAX: usize = 2 * LINKS_MAX;
@@ -25,6 +39,68 @@ pub(super) struct ApiServers(Arc<Semaphore>);
 #[derive(Clone)]
 pub(super) struct Place {
     _permit: Arc<OwnedSemaphorePermit>,
+    api_server: Watch,
+    /// Of its namespace, where a request is for a pod.
+    share: Option<Arc<Share<String>>>,
+}
+
+/// Does what a connection has become, in its place, until that has ended or the API server has gone.
+pub(super) async fn hold(place: Option<Place>, work: impl Future<Output = ()>) {
+    let Some(place) = place else { return work.await };
+    tokio::select! {
+        () = work => {}
+        () = place.api_server.gone() => tracing::debug!("an API server has gone"),
+    }
+}
+
+/// Shares of those places, by namespace.
+pub(super) type ByNamespace = Arc<Shares<String>>;
+
+/// None is taken.
+pub(super) fn by_namespace() -> ByNamespace {
+    Shares::new(FOR_PODS_MAX)
+}
+
+/// Answers a request for a pod within its namespace's share, which is held as long as the answer or what comes of it goes on.
+pub(super) async fn share(
+    State(shares): State<ByNamespace>,
+    Path(path): Path<HashMap<String, String>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let namespace = path.get("namespace").map(String::as_str).unwrap_or_default();
+    let Some(share) = shares.take(namespace.to_owned(), 1) else {
+        let message = format!("too many connections to pods of namespace {namespace:?} on this node");
+        return refusal(StatusCode::SERVICE_UNAVAILABLE, message);
+    };
+    let share = Arc::new(share);
+    if let Some(place) = request.extensions_mut().get_mut::<Place>() {
+        place.share = Some(share.clone());
+    }
+    next.run(request).await.map(|body| Body::new(Shared { body, _share: share }))
+}
+
+/// The body of an answer, which goes on in its share.
+struct Shared {
+    body: Body,
+    _share: Arc<Share<String>>,
+}
+
+impl http_body::Body for Shared {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 impl Default for ApiServers {
@@ -34,9 +110,10 @@ impl Default for ApiServers {
 }
 
 impl ApiServers {
-    pub fn enter(&self) -> Option<Place> {
+    /// A place for one more connection.
+    pub fn enter(&self, api_server: Watch) -> Option<Place> {
         let permit = self.0.clone().try_acquire_owned().ok()?;
-        Some(Place { _permit: Arc::new(permit) })
+        Some(Place { _permit: Arc::new(permit), api_server, share: None })
     }
 }
 

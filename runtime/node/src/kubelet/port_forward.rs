@@ -14,8 +14,11 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
-use super::places::Place;
+use super::places::{Place, hold};
+use super::traffic::{STALLED_MAX, STREAMS_WAIT};
 use super::upgrade::{self, Wanted};
 use super::{channels, refusal, spdy};
 use crate::network::pass;
@@ -56,13 +59,12 @@ pub async fn any(
             let Some((response, upgrading)) = upgrade::accept_websocket(&mut request, Some(&chosen)) else {
                 return refusal(StatusCode::BAD_REQUEST, "the WebSocket handshake has no key".to_owned());
             };
-            tokio::spawn(async move {
-                let _place = place;
+            tokio::spawn(hold(place, async move {
                 match chosen == TUNNEL {
                     true => tunnelled(pods, slot, upgrading).await,
                     false => channelled(pods, slot, upgrading, ports).await,
                 }
-            });
+            }));
             response
         }
         Wanted::Spdy(offered) => {
@@ -71,13 +73,12 @@ pub async fn any(
                 return refusal(StatusCode::FORBIDDEN, format!("unable to upgrade: none of {offered:?} is supported"));
             }
             let (response, upgrading) = upgrade::accept_spdy(&mut request, STREAMS);
-            tokio::spawn(async move {
-                let _place = place;
+            tokio::spawn(hold(place, async move {
                 match upgrading.await {
                     Ok(upgraded) => streams(pods, slot, TokioIo::new(upgraded)).await,
                     Err(error) => tracing::debug!(%error, "port-forward"),
                 }
-            });
+            }));
             response
         }
         Wanted::Nothing => refusal(StatusCode::BAD_REQUEST, "Upgrade request required".to_owned()),
@@ -111,24 +112,9 @@ async fn channelled(pods: Arc<Pods>, slot: Arc<Slot>, upgrading: OnUpgrade, port
 /// Serves a SPDY connection: streams come in pairs, one for data and one for errors.
 async fn streams<S: AsyncRead + AsyncWrite + Send + 'static>(pods: Arc<Pods>, slot: Arc<Slot>, io: S) {
     let (sender, mut opened) = mpsc::channel(16);
-    let serving = tokio::spawn(spdy::serve(io, sender));
-    let mut pending: HashMap<String, spdy::Stream> = HashMap::new();
-    while let Some(stream) = opened.recv().await {
-        let header = |name: &str| stream.headers.get(name).map(String::as_str).unwrap_or_default();
-        // Clients of old number nothing: there the port pairs them.
-        let id = Some(header("requestid")).filter(|id| !id.is_empty()).unwrap_or_else(|| header("port")).to_owned();
-        let Some(first) = pending.remove(&id) else {
-            if pending.len() < PENDING_MAX {
-                pending.insert(id, stream);
-            }
-            continue;
-        };
-        let kind = |stream: &spdy::Stream| stream.headers.get("streamtype").cloned().unwrap_or_default();
-        let (data, error) = match (kind(&first).as_str(), kind(&stream).as_str()) {
-            ("data", "error") => (first, stream),
-            ("error", "data") => (stream, first),
-            _ => continue,
-        };
+    let serving = AbortOnDropHandle::new(tokio::spawn(spdy::serve(io, sender)));
+    let mut pairs = Pairs::default();
+    while let Some((data, error)) = pairs.next(&mut opened).await {
         let (pods, slot) = (pods.clone(), slot.clone());
         let gone = data.gone.clone();
         tokio::spawn(async move {
@@ -141,6 +127,45 @@ async fn streams<S: AsyncRead + AsyncWrite + Send + 'static>(pods: Arc<Pods>, sl
     }
     if let Ok(Err(error)) = serving.await {
         tracing::debug!(%error, "port-forward");
+    }
+}
+
+/// Streams of which the other of two has not come.
+#[derive(Default)]
+struct Pairs {
+    /// With when it is to be there.
+    pending: HashMap<String, (spdy::Stream, Instant)>,
+}
+
+impl Pairs {
+    /// The next two that belong together: for data, and for errors. None when no more are opened.
+    async fn next(&mut self, opened: &mut mpsc::Receiver<spdy::Stream>) -> Option<(spdy::Stream, spdy::Stream)> {
+        loop {
+            let until = self.pending.values().map(|(_, until)| *until).min();
+            // Both only wait.
+            let stream = tokio::select! {
+                stream = opened.recv() => stream?,
+                () = tokio::time::sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {
+                    self.pending.retain(|_, (_, until)| *until > Instant::now());
+                    continue;
+                }
+            };
+            let header = |name: &str| stream.headers.get(name).map(String::as_str).unwrap_or_default();
+            // Clients of old number nothing: there the port pairs them.
+            let id = Some(header("requestid")).filter(|id| !id.is_empty()).unwrap_or_else(|| header("port")).to_owned();
+            let Some((first, _)) = self.pending.remove(&id) else {
+                if self.pending.len() < PENDING_MAX {
+                    self.pending.insert(id, (stream, Instant::now() + STREAMS_WAIT));
+                }
+                continue;
+            };
+            let kind = |stream: &spdy::Stream| stream.headers.get("streamtype").cloned().unwrap_or_default();
+            match (kind(&first).as_str(), kind(&stream).as_str()) {
+                ("data", "error") => return Some((first, stream)),
+                ("error", "data") => return Some((stream, first)),
+                _ => {}
+            }
+        }
     }
 }
 
@@ -184,11 +209,52 @@ where
                 Err(error) => return failed(&error.to_string()),
             };
             let _ = socket.set_nodelay(true);
+            // A bound is the kernel's to keep: it knows what the pod has not taken.
+            let stalled_max_ms = u32::try_from(STALLED_MAX.as_millis()).unwrap_or(u32::MAX);
+            let _ = rustix::net::sockopt::set_tcp_user_timeout(&socket, stalled_max_ms);
             if let Err(error) = pass(socket, async { Ok(stream) }).await {
                 tracing::trace!(%error, "port-forward");
             }
             Ok(())
         }
         None => failed("no container of the pod runs"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt as _;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    /// A stream as a client opens it, and the client's end.
+    fn stream(kind: &str, id: &str) -> (spdy::Stream, DuplexStream) {
+        let headers =
+            [("streamtype", kind), ("requestid", id)].map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let (io, client) = tokio::io::duplex(16);
+        (spdy::Stream { headers: headers.into(), io, gone: CancellationToken::new() }, client)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_waits_for_its_other_so_long() {
+        let (client, mut opened) = mpsc::channel(16);
+        let mut pairs = Pairs::default();
+        let (half, mut half_client) = stream("data", "1");
+        client.send(half).await.unwrap();
+        let begun = Instant::now();
+        let mut nothing = [0; 8];
+        let dropped = tokio::select! {
+            read = half_client.read(&mut nothing) => read.unwrap(),
+            _ = pairs.next(&mut opened) => panic!("nothing belongs together"),
+        };
+        assert_eq!((dropped, begun.elapsed().as_secs()), (0, STREAMS_WAIT.as_secs()));
+        for (kind, id) in [("error", "2"), ("data", "3"), ("data", "2")] {
+            client.send(stream(kind, id).0).await.unwrap();
+        }
+        let (data, error) = pairs.next(&mut opened).await.unwrap();
+        assert_eq!((data.headers["streamtype"].as_str(), error.headers["streamtype"].as_str()), ("data", "error"));
+        drop(client);
+        assert!(pairs.next(&mut opened).await.is_none());
     }
 }

@@ -16,7 +16,7 @@ use http_body_util::BodyExt as _;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
 
-use super::places::Place;
+use super::places::{Place, hold};
 use super::refusal;
 use crate::network::{Within, over, secured};
 use crate::pod::Pods;
@@ -76,12 +76,12 @@ pub async fn any(
                 let kept = response.extensions_mut().remove::<coracle_proxy::Kept>();
                 let pod = hyper::upgrade::on(&mut response);
                 // Ends with either side: the API server's connection, or the pod's.
-                tokio::spawn(async move {
-                    let _places = (place, kept);
+                tokio::spawn(hold(place, async move {
+                    let _kept = kept;
                     if let Err(error) = coracle_proxy::tunnel(client, pod).await {
                         tracing::trace!(%error, "tunnel to a pod");
                     }
-                });
+                }));
             }
             response.map(Body::new).into_response()
         }

@@ -7,6 +7,8 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use miniz_oxide::inflate::TINFLStatus;
@@ -15,6 +17,8 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Du
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
+
+use super::traffic::{PING_EVERY, Traffic};
 
 /// Streams open at the same time on one connection, two for each that is forwarded; more are refused.
 const STREAMS_MAX: usize = 2000;
@@ -28,6 +32,8 @@ const HEADERS_MAX: usize = 64 << 10;
 const DATA_MAX: usize = 16 << 10;
 /// Frames waiting to be sent.
 const OUT_MAX: usize = 64;
+/// How long a client that says no more may take to read them.
+const FLUSH_MAX: Duration = Duration::from_secs(30);
 
 const SYN_STREAM: u16 = 1;
 const SYN_REPLY: u16 = 2;
@@ -54,26 +60,61 @@ pub struct Stream {
     pub gone: CancellationToken,
 }
 
-/// Serves one connection until the client or an error ends it. Streams go to `streams`.
+/// Serves one connection until the client or an error ends it, or it carries nothing for too long. Streams go to `streams`.
 pub async fn serve<S>(io: S, streams: mpsc::Sender<Stream>) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
     let (reader, writer) = tokio::io::split(io);
     let (out, frames) = mpsc::channel(OUT_MAX);
-    let writing = tokio::spawn(write_frames(writer, frames));
-    let mut connection = Connection { out, streams, inflater: Inflater::new(), open: HashMap::new() };
-    let result = connection.run(reader).await;
+    let traffic: Arc<Traffic> = Arc::default();
+    let writing = AbortOnDropHandle::new(tokio::spawn(write_frames(writer, frames, traffic.clone())));
+    let pings = out.clone();
+    let mut connection =
+        Connection { out, streams, inflater: Inflater::new(), open: HashMap::new(), traffic: traffic.clone() };
+    let result = tokio::select! {
+        result = connection.run(reader) => result,
+        over = over(pings, &traffic) => Err(over.into()),
+    };
     // What it holds are its streams, and the writer ends after the last of them.
     drop(connection);
-    let _ = writing.await;
+    if result.is_ok() {
+        let _ = tokio::time::timeout(FLUSH_MAX, writing).await;
+    }
     result
 }
 
-async fn write_frames<W: AsyncWrite>(mut writer: WriteHalf<W>, mut frames: mpsc::Receiver<Bytes>) {
+/// Waits until the client is gone, or nothing has been carried for too long.
+async fn over(out: mpsc::Sender<Bytes>, traffic: &Traffic) -> io::ErrorKind {
+    let pinging = async {
+        // A server's pings have even numbers.
+        let mut number = 0_u32;
+        loop {
+            tokio::time::sleep(PING_EVERY).await;
+            number = number.wrapping_add(2);
+            if out.send(control_frame(PING, 0, &number.to_be_bytes())).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = pinging => io::ErrorKind::BrokenPipe,
+        () = traffic.idle() => io::ErrorKind::TimedOut,
+    }
+}
+
+async fn write_frames<W: AsyncWrite>(
+    mut writer: WriteHalf<W>,
+    mut frames: mpsc::Receiver<Bytes>,
+    traffic: Arc<Traffic>,
+) {
     while let Some(frame) = frames.recv().await {
         if writer.write_all(&frame).await.is_err() {
             return;
+        }
+        let is_data = frame[0] & 0x80 == 0;
+        if is_data {
+            traffic.carried();
         }
     }
     let _ = writer.shutdown().await;
@@ -84,6 +125,7 @@ struct Connection {
     streams: mpsc::Sender<Stream>,
     inflater: Inflater,
     open: HashMap<u32, Open>,
+    traffic: Arc<Traffic>,
 }
 
 /// A stream that one of its ends has not finished. Dropped, it is over for its user as well.
@@ -148,6 +190,7 @@ impl Connection {
         while left > 0 {
             let size = left.min(chunk.len());
             reader.read_exact(&mut chunk[..size]).await?;
+            self.traffic.carried();
             left -= size;
             if let Some(open) = self.open.get_mut(&stream)
                 && let Some(user) = &mut open.to_user
@@ -193,6 +236,8 @@ impl Connection {
             RST_STREAM => {
                 self.open.remove(&(word(0)? & 0x7fff_ffff));
             }
+            // One with an even number is the answer to ours.
+            PING if word(0)? % 2 == 0 => {}
             PING => self.send(control_frame(PING, 0, &word(0)?.to_be_bytes())).await?,
             GOAWAY => return Ok(false),
             SETTINGS | WINDOW_UPDATE => {}
@@ -336,12 +381,12 @@ impl Inflater {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// Two header blocks as Go's `zlib.NewWriterLevelDict` with the dictionary and `Flush` writes them would refer to the
     /// dictionary; stored blocks behind the same header are the simplest form of that stream.
-    fn syn_stream(stream: u32, first: bool, headers: &[(&str, &str)], flags: u8) -> Bytes {
+    pub fn syn_stream(stream: u32, first: bool, headers: &[(&str, &str)], flags: u8) -> Bytes {
         let mut block = BytesMut::new();
         block.put_u32(headers.len() as u32);
         for (name, value) in headers {
@@ -441,6 +486,31 @@ mod tests {
             let ended = tokio::time::timeout(std::time::Duration::from_secs(30), ended).await;
             assert!(ended.is_ok(), "a client that {how} holds the stream");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_is_sent_pings_and_a_connection_that_carries_nothing_ends() {
+        use super::super::traffic::IDLE_MAX;
+        let (mut client, server) = tokio::io::duplex(1 << 16);
+        let (sender, mut streams) = mpsc::channel(4);
+        let serving = tokio::spawn(serve(server, sender));
+        client.write_all(&syn_stream(1, true, &[("streamtype", "data")], 0)).await.unwrap();
+        let stream = streams.recv().await.unwrap();
+        let begun = tokio::time::Instant::now();
+        let (mut pings, mut header) = (0, [0; 8]);
+        while client.read_exact(&mut header).await.is_ok() {
+            let mut payload = vec![0; u32::from_be_bytes([0, header[5], header[6], header[7]]) as usize];
+            client.read_exact(&mut payload).await.unwrap();
+            if header[..4] == [0x80, 3, 0, PING as u8] {
+                pings += 1;
+                assert_eq!((begun.elapsed().as_secs(), payload[3] % 2), ((PING_EVERY * pings).as_secs(), 0));
+                // Its answer is not answered, and is nothing that is carried.
+                client.write_all(&[&header[..], &payload].concat()).await.unwrap();
+            }
+        }
+        assert_eq!(begun.elapsed().as_secs(), IDLE_MAX.as_secs());
+        assert_eq!(serving.await.unwrap().unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert!(stream.gone.is_cancelled() && pings > 400, "{pings}");
     }
 
     /// Streams that both ends have finished are forgotten.

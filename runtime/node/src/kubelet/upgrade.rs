@@ -1,5 +1,7 @@
 //! Leaving HTTP for a protocol of its own on the same connection: WebSocket and SPDY/3.1.
 
+use std::time::Duration;
+
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
@@ -8,11 +10,14 @@ use futures::{SinkExt as _, StreamExt as _};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+use tokio::sync::Mutex;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+
+use super::traffic::{IDLE_MAX, PING_EVERY, Traffic};
 
 /// Largest message of a client.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
@@ -79,8 +84,68 @@ pub fn accept_spdy(request: &mut Request, protocol: &'static str) -> (Response, 
 /// Ends a WebSocket in the way that clients take for its ordinary end.
 pub async fn close(sink: &mut SplitSink<WebSocket, Message>) {
     let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
-    let _ = sink.send(Message::Close(Some(frame))).await;
-    let _ = sink.close().await;
+    let closing = async {
+        let _ = sink.send(Message::Close(Some(frame))).await;
+        let _ = sink.close().await;
+    };
+    // Behind what the client has not read yet, for which it has its time.
+    let _ = tokio::time::timeout(IDLE_MAX, closing).await;
+}
+
+/// Numbered channels of a WebSocket, towards the client: the first byte of a message is its channel.
+pub struct Channels {
+    sink: Mutex<SplitSink<WebSocket, Message>>,
+    traffic: Traffic,
+}
+
+/// Why there is nobody to send to any more.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Over {
+    /// The client is gone.
+    Gone,
+    /// Nothing was carried for [`IDLE_MAX`].
+    Idle,
+}
+
+impl Channels {
+    /// Over the sending half.
+    pub fn new(sink: SplitSink<WebSocket, Message>) -> Self {
+        Self { sink: Mutex::new(sink), traffic: Traffic::default() }
+    }
+
+    /// Sends on a channel. That the client is gone is seen by [`Channels::over`], and by who reads.
+    pub async fn send(&self, channel: u8, bytes: &[u8]) {
+        let message = [&[channel], bytes].concat();
+        let _ = self.sink.lock().await.send(Message::Binary(message.into())).await;
+        self.traffic.carried();
+    }
+
+    /// Something came from the client.
+    pub fn heard(&self) {
+        self.traffic.carried();
+    }
+
+    /// Waits until there is nobody to send to.
+    pub async fn over(&self) -> Over {
+        let pinging = async {
+            loop {
+                tokio::time::sleep(PING_EVERY).await;
+                if self.sink.lock().await.send(Message::Ping(Vec::new().into())).await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = pinging => Over::Gone,
+            () = self.traffic.idle() => Over::Idle,
+        }
+    }
+
+    /// Ends the connection, behind what the client has not read yet, for which it has so long.
+    pub async fn close(&self, patience: Duration) {
+        let closing = async { close(&mut *self.sink.lock().await).await };
+        let _ = tokio::time::timeout(patience, closing).await;
+    }
 }
 
 /// The server's side of a WebSocket on an upgraded connection.

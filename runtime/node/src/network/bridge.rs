@@ -2,7 +2,8 @@
 //! at that pod's twin, made when it is first wanted and closed with the pod. Whoever comes is answered by the component that
 //! runs then: it may have been restarted since the listener was made. One that speaks to a pod of another node gets a listener,
 //! too, whose connections go through the link to that node; it closes when nobody has wanted it for a while. So does one to a
-//! Service whose pods are scaled by what is asked of them: its connections are counted, and wait where there is no pod.
+//! Service of which such a pod would answer, or whose pods are scaled by what is asked of them: who answers is picked for each connection,
+//! or request, and waited for where there is no pod.
 
 use std::collections::HashMap;
 use std::io;

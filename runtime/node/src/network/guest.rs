@@ -122,7 +122,7 @@ impl GuestNetwork {
             }
             // It is there, but has no socket.
             Some(Err(coracle_proxy::Error::NoPod(endpoint))) if protocol == Protocol::Tcp => {
-                self.network.socket(endpoint).ok_or(Refused::NoEndpoint)
+                self.network.made(wanted, endpoint).ok_or(Refused::NoEndpoint)
             }
             Some(Err(_)) => Err(Refused::NoEndpoint),
             None if self.egress && self.network.gate.permits(wanted.ip()) => match self.may_connect(wanted, protocol) {

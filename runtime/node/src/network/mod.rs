@@ -16,12 +16,12 @@ mod outside;
 mod pass;
 mod peers;
 mod pod_tls;
-mod shares;
 mod table;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use coracle_discovery::{Discovery, Policies, Service};
 use coracle_proxy::{HttpService, Local, LocalEndpoints as _, Proxy, Tracer};
@@ -41,6 +41,9 @@ pub use self::table::{ServiceFailed, Table};
 
 /// Ports below the kernel's unprivileged range live this far up at the twin, when the process may not bind them.
 const SHIFT: u16 = 64_512;
+
+/// A pod's socket is connected within this time: one that never accepts lets nobody wait.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
 
 /// What all guests of the node share.
 pub struct Network {
@@ -112,6 +115,16 @@ impl Network {
         }
     }
 
+    /// A socket for what has none at this address, which is an endpoint's or a Service's whose `endpoint` was picked. Who answers for a Service
+    /// is picked again once somebody is connected: one whose node does not let him in, or that has gone by then, is not the only one, and
+    /// a component's requests are counted with the others of the Service.
+    fn made(&self, wanted: SocketAddr, endpoint: SocketAddr) -> Option<SocketAddr> {
+        match wanted == endpoint {
+            true => self.socket(endpoint),
+            false => self.bridges.open_service(wanted, &self.table, &self.proxy),
+        }
+    }
+
     /// A socket for a Service whose connections are counted, and wait while it has no pod; `None` for any other address.
     fn counted(&self, to: SocketAddr) -> Option<Option<SocketAddr>> {
         self.proxy.activates(to).then(|| self.bridges.open_service(to, &self.table, &self.proxy))
@@ -120,9 +133,10 @@ impl Network {
     /// Connects to a pod's socket, and to nothing else that happens to be there.
     pub async fn dial(&self, at: SocketAddr) -> io::Result<TcpStream> {
         match self.table.is_reached(at, coracle_discovery::Protocol::Tcp) {
-            true => match TcpStream::connect(at).await {
-                Ok(socket) if !coracle_proxy::is_spare(&socket) => Err(io::ErrorKind::QuotaExceeded.into()),
-                connected => connected,
+            true => match tokio::time::timeout(CONNECT_MAX, TcpStream::connect(at)).await {
+                Ok(Ok(socket)) if !coracle_proxy::is_spare(&socket) => Err(io::ErrorKind::QuotaExceeded.into()),
+                Ok(connected) => connected,
+                Err(_) => Err(io::ErrorKind::TimedOut.into()),
             },
             false => Err(io::ErrorKind::ConnectionRefused.into()),
         }
@@ -149,4 +163,31 @@ impl Network {
 fn leads_to(service: &Service, actual: SocketAddr) -> bool {
     let mut endpoints = service.ports.iter().flat_map(|port| port.endpoints.iter());
     endpoints.any(|endpoint| endpoint.address == actual.ip() && endpoint.port == actual.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addresses::Addresses;
+
+    #[tokio::test]
+    async fn what_leads_to_a_service_leads_to_whichever_of_its_endpoints_and_a_pod_s_to_the_pod() {
+        let addresses = Addresses::new("10.1.0.0/24".parse().unwrap()).unwrap();
+        let table = Arc::new(Table::new(addresses, Box::new(|_, _| {})));
+        let nobody = tower::service_fn(|_: http::Request<kube::client::Body>| async {
+            Err::<http::Response<kube::client::Body>, _>(io::Error::from(io::ErrorKind::NotConnected))
+        });
+        let client = kube::Client::new(nobody, "default");
+        let (discovery, policies) = (Discovery::new(client.clone()), Policies::new(client));
+        let network = Network::new(table.clone(), discovery, policies, Vec::new(), None);
+        let peers = Arc::new(Peers::new("n1", None));
+        table.lead_elsewhere(&peers);
+        peers
+            .take(vec![serde_json::json!({"name": "n2", "address": "192.0.2.1", "port": 1, "podCIDR": "10.2.0.0/24"})]);
+        let (service, pod) = (SocketAddr::from(([10, 96, 0, 9], 80)), SocketAddr::from(([10, 2, 0, 2], 8080)));
+        for (wanted, leads) in [(service, service), (pod, pod)] {
+            let at = network.made(wanted, pod).unwrap();
+            assert_eq!(network.leads_elsewhere(at), Some(leads));
+        }
+    }
 }

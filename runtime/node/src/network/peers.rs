@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use coracle_policy::{Source, Workload};
-use coracle_proxy::{Asker, Elsewhere, KEPT_ELSEWHERE_MAX, NotAllowed, Place, Purpose};
+use coracle_proxy::{Asker, Elsewhere, KEPT_ELSEWHERE_MAX, NotAllowed, Place, Purpose, Shares};
 use http::{Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::client::conn::http2;
@@ -35,7 +35,6 @@ use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
 use super::framing;
-use super::shares::Shares;
 use crate::config::Cidr;
 
 /// A node is connected within this time, or not at all.
@@ -76,7 +75,7 @@ struct Peer {
     /// The links; held while one is made, so that there are not two instead of one.
     links: tokio::sync::Mutex<Vec<Link>>,
     /// Of those who use them.
-    shares: Arc<Shares>,
+    shares: Arc<Shares<Asker>>,
 }
 
 impl Peer {
@@ -250,7 +249,7 @@ impl Peers {
 
     /// A place on the way to the node of this pod, if `by` has not taken its share.
     pub fn enter(&self, to: IpAddr, by: Asker) -> Option<Place> {
-        let place = self.find(to)?.shares.take(by)?;
+        let place = self.find(to)?.shares.take(by, 1)?;
         Some(Box::new(place))
     }
 

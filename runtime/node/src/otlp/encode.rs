@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use coracle_proxy::{Asker, Span};
+use coracle_proxy::{Asker, Span, Tapped};
 
 /// The library that made the spans.
 const SCOPE: &str = "coracle";
@@ -76,7 +76,7 @@ impl Message {
 }
 
 /// An `ExportTraceServiceRequest` with spans of this node.
-pub fn request(node: &str, spans: &[Span]) -> Vec<u8> {
+pub fn request<'a>(node: &str, spans: impl IntoIterator<Item = &'a Span>) -> Vec<u8> {
     let mut request = Message::default();
     request.message(1, |of_resource| {
         of_resource.message(1, |resource| {
@@ -90,7 +90,7 @@ pub fn request(node: &str, spans: &[Span]) -> Vec<u8> {
                 scope.bytes(1, SCOPE.as_bytes());
                 scope.bytes(2, env!("CARGO_PKG_VERSION").as_bytes());
             });
-            spans.iter().for_each(|one| of_scope.message(2, |message| span(message, one)));
+            spans.into_iter().for_each(|one| of_scope.message(2, |message| span(message, one)));
         });
     });
     request.0
@@ -105,17 +105,17 @@ fn span(message: &mut Message, span: &Span) {
     if let Some(parent) = span.parent {
         message.bytes(4, &parent.to_be_bytes());
     }
-    let (service, namespace) = (&*span.service.name, &*span.service.namespace);
-    message.bytes(5, format!("{} {service}.{namespace}", span.method).as_bytes());
+    let Tapped { service, namespace, .. } = &*span.request;
+    message.bytes(5, format!("{} {service}.{namespace}", span.request.method).as_bytes());
     // What comes in from outside is served here; a pod's request is a client's.
-    message.number(6, if matches!(span.asker, Asker::Pod(_)) { CLIENT } else { SERVER });
-    message.fixed64(7, nanos(span.begun));
-    message.fixed64(8, nanos(span.begun + span.took));
-    attributes(message, span);
-    let is_failed = span.status.is_none_or(|status| status.is_server_error());
+    message.number(6, if matches!(span.request.asker, Asker::Pod(_)) { CLIENT } else { SERVER });
+    message.fixed64(7, nanos(span.request.at));
+    message.fixed64(8, nanos(span.request.at + span.request.took));
+    attributes(message, &span.request);
+    let is_failed = span.request.status.is_none_or(|status| status.is_server_error());
     if is_failed {
         message.message(15, |status| {
-            if let Some(error) = &span.error {
+            if let Some(error) = &span.request.error {
                 status.bytes(2, error.as_bytes());
             }
             status.number(3, ERROR);
@@ -125,35 +125,35 @@ fn span(message: &mut Message, span: &Span) {
 }
 
 /// With the names of OpenTelemetry's conventions for HTTP and for Kubernetes.
-fn attributes(message: &mut Message, span: &Span) {
+fn attributes(message: &mut Message, request: &Tapped) {
     const FIELD: u64 = 9;
-    let (service, namespace) = (&*span.service.name, &*span.service.namespace);
-    message.text(FIELD, "http.request.method", span.method.as_str());
-    message.text(FIELD, "url.path", &span.path);
+    let Tapped { service, namespace, .. } = request;
+    message.text(FIELD, "http.request.method", request.method.as_str());
+    message.text(FIELD, "url.path", &request.path);
     message.text(FIELD, "server.address", &format!("{service}.{namespace}.svc"));
-    message.integer(FIELD, "server.port", u64::from(span.port));
+    message.integer(FIELD, "server.port", u64::from(request.port));
     message.text(FIELD, "k8s.namespace.name", namespace);
     message.text(FIELD, "k8s.service.name", service);
-    if let Some(status) = span.status {
+    if let Some(status) = request.status {
         message.integer(FIELD, "http.response.status_code", u64::from(status.as_u16()));
     }
-    match &span.error {
+    match &request.error {
         Some(_) => message.text(FIELD, "error.type", "no answer"),
         None => {
-            if let Some(status) = span.status.filter(http::StatusCode::is_server_error) {
+            if let Some(status) = request.status.filter(http::StatusCode::is_server_error) {
                 message.text(FIELD, "error.type", status.as_str());
             }
         }
     }
-    if let Some(endpoint) = span.endpoint {
+    if let Some(endpoint) = request.endpoint {
         message.text(FIELD, "network.peer.address", &endpoint.ip().to_string());
         message.integer(FIELD, "network.peer.port", u64::from(endpoint.port()));
     }
-    if let Asker::Pod(address) = span.asker {
+    if let Asker::Pod(address) = request.asker {
         message.text(FIELD, "client.address", &address.to_string());
     }
-    if span.retries > 0 {
-        message.integer(FIELD, "http.request.resend_count", u64::from(span.retries));
+    if request.attempts > 1 {
+        message.integer(FIELD, "http.request.resend_count", u64::from(request.attempts - 1));
     }
 }
 

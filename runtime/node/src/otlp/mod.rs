@@ -2,7 +2,8 @@
 //! named.
 //!
 //! The queue is the proxy's, and bounded there. A batch that the collector does not take within [`SEND_MAX`] is dropped: what waits
-//! behind it is newer, and nobody waits for either. How much was lost is said in the log, once in a while.
+//! behind it is newer, and nobody waits for either. What has come until the node ends is sent, as far as that takes no longer than
+//! [`LAST_MAX`]. How much was lost, here or at the queue, is said in the log, once in a while and at the end.
 
 mod encode;
 
@@ -11,14 +12,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use coracle_proxy::{Span, Tracer};
+use coracle_proxy::{Spans, Tracer, Waiting};
 use http::{Method, Request, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -68,58 +68,72 @@ impl FromStr for OtlpEndpoint {
     }
 }
 
-/// Sends what comes out of the queue, until `stop`, and then what is left in it.
-pub async fn run(
-    otlp: Otlp,
-    node: String,
-    (tracer, mut spans): (Tracer, mpsc::Receiver<Span>),
-    stop: CancellationToken,
-) {
+/// Sends what comes out of the queue until `stop`, and then what is left in it.
+pub async fn run(otlp: Otlp, node: String, (tracer, mut spans): (Tracer, Spans), stop: CancellationToken) {
     let client = match client().await {
         Ok(client) => client,
         Err(error) => return tracing::error!(%error, "no traces are sent"),
     };
-    let mut losses = Losses { tracer, failed: 0, said: None };
+    let mut losses = Losses { tracer, taken: 0, sent: 0, error: None, said: None };
+    let over = async {
+        stop.cancelled().await;
+        tokio::time::sleep(LAST_MAX).await;
+    };
+    // What is cut then is lost.
+    tokio::select! {
+        () = pass_on(&client, (&otlp, &node), &mut spans, &mut losses, &stop) => {}
+        () = over => losses.error = Some("the node ends".to_owned()),
+    }
+    losses.taken += spans.len() as u64;
+    losses.tell();
+}
+
+/// Sends batches, until there is nothing left after `stop`.
+async fn pass_on(
+    client: &Client,
+    (otlp, node): (&Otlp, &str),
+    spans: &mut Spans,
+    losses: &mut Losses,
+    stop: &CancellationToken,
+) {
+    let mut batch = Vec::with_capacity(BATCH_MAX);
     loop {
-        // Waiting is all that is cut here.
-        let batch = tokio::select! {
-            batch = batch(&mut spans) => batch,
-            () = stop.cancelled() => break,
-        };
+        // Waiting is all that is cut here: what has come is in the batch.
+        tokio::select! {
+            () = fill(&mut batch, spans) => {}
+            () = stop.cancelled() => take(&mut batch, spans),
+        }
         if batch.is_empty() {
             return;
         }
-        // A batch that is under way when the node ends has little more time.
-        let sent = tokio::select! {
-            sent = send(&client, &otlp, &node, &batch) => sent,
-            () = async { stop.cancelled().await; tokio::time::sleep(LAST_MAX).await } => return,
-        };
+        losses.taken += batch.len() as u64;
+        let sent = send(client, otlp, node, &batch).await;
         losses.note(batch.len(), sent);
-    }
-    let mut last = Vec::new();
-    while last.len() < BATCH_MAX
-        && let Ok(span) = spans.try_recv()
-    {
-        last.push(span);
-    }
-    if !last.is_empty() {
-        let _ = tokio::time::timeout(LAST_MAX, send(&client, &otlp, &node, &last)).await;
+        batch.clear();
     }
 }
 
-/// As many as have come within a moment of the first. Dropping the future loses what it has.
-async fn batch(spans: &mut mpsc::Receiver<Span>) -> Vec<Span> {
-    let mut batch = Vec::new();
-    let Some(first) = spans.recv().await else { return batch };
-    batch.push(first);
+/// Takes as many as come within a moment of the first; none when there will be none. Dropping the future loses nothing.
+async fn fill(batch: &mut Vec<Waiting>, spans: &mut Spans) {
+    if spans.recv_many(batch, BATCH_MAX).await == 0 {
+        return;
+    }
     let until = Instant::now() + BATCH_WAIT;
-    while batch.len() < BATCH_MAX {
-        match tokio::time::timeout_at(until, spans.recv_many(&mut batch, BATCH_MAX - 1)).await {
+    while let left @ 1.. = BATCH_MAX - batch.len() {
+        match tokio::time::timeout_at(until, spans.recv_many(batch, left)).await {
             Ok(0) | Err(_) => break,
             Ok(_) => {}
         }
     }
-    batch
+}
+
+/// Takes as many as are there.
+fn take(batch: &mut Vec<Waiting>, spans: &mut Spans) {
+    while batch.len() < BATCH_MAX
+        && let Ok(span) = spans.try_recv()
+    {
+        batch.push(span);
+    }
 }
 
 type Client = legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
@@ -137,8 +151,8 @@ async fn client() -> Result<Client, Box<dyn std::error::Error + Send + Sync>> {
     Ok(legacy::Client::builder(TokioExecutor::new()).build(connector))
 }
 
-async fn send(client: &Client, otlp: &Otlp, node: &str, spans: &[Span]) -> Result<(), String> {
-    let body = Full::new(Bytes::from(encode::request(node, spans)));
+async fn send(client: &Client, otlp: &Otlp, node: &str, spans: &[Waiting]) -> Result<(), String> {
+    let body = Full::new(Bytes::from(encode::request(node, spans.iter().map(|waiting| &waiting.span))));
     let mut request = Request::new(body);
     *request.method_mut() = Method::POST;
     *request.uri_mut() = otlp.endpoint.0.clone();
@@ -164,64 +178,101 @@ fn text(error: &dyn std::error::Error) -> String {
 /// What was lost, and when that was said.
 struct Losses {
     tracer: Tracer,
-    failed: u64,
-    said: Option<Instant>,
+    /// Spans that came out of the queue, and those that the collector has taken.
+    taken: u64,
+    sent: u64,
+    /// Why it has not taken others, the last time.
+    error: Option<String>,
+    /// How many were lost when it was said, and when that was.
+    said: Option<(u64, Instant)>,
 }
 
 impl Losses {
     fn note(&mut self, count: usize, sent: Result<(), String>) {
-        let Err(error) = sent else { return };
-        self.failed += count as u64;
-        if self.said.is_none_or(|at| at.elapsed() >= SAID_EVERY) {
-            let (not_sent, no_room) = (self.failed, self.tracer.dropped());
+        match sent {
+            Ok(()) => self.sent += count as u64,
+            Err(error) => self.error = Some(error),
+        }
+        if self.said.is_none_or(|(_, at)| at.elapsed() >= SAID_EVERY) {
+            self.tell();
+        }
+    }
+
+    /// Says what was lost since it was said last, if anything was.
+    fn tell(&mut self) {
+        let (not_sent, no_room) = (self.taken - self.sent, self.tracer.dropped());
+        let lost = not_sent + no_room;
+        if lost > self.said.map_or(0, |(lost, _)| lost) {
+            let error = self.error.take().unwrap_or_else(|| "more of them come than it takes".to_owned());
             tracing::warn!(error, not_sent, no_room, "spans are lost: the collector does not take them");
-            self.said = Some(Instant::now());
+            self.said = Some((lost, Instant::now()));
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
     use std::time::SystemTime;
 
-    use coracle_discovery::{Service, ServiceKind};
-    use coracle_proxy::{Asker, Context};
+    use coracle_proxy::{Asker, Context, Span, Tapped};
     use http::StatusCode;
     use hyper::service::service_fn;
     use hyper_util::rt::TokioIo;
+    use tokio::sync::mpsc;
 
     use super::encode::tests::{Field, attributes_of, fields, inner};
     use super::*;
 
     fn span(number: u64) -> Span {
-        let service = Service {
-            namespace: "n".into(),
-            name: "web".into(),
-            kind: ServiceKind::ClusterIp,
-            cluster_ip: None,
-            external_name: None,
-            ports: Vec::new(),
-            activates: false,
-            ready: [].into(),
-            hosts: HashMap::new(),
-        };
-        Span {
-            context: Context { trace: 0x4bf9_2f35, span: number, is_sampled: true },
-            parent: Some(7),
-            state: None,
+        let request = Tapped {
+            at: SystemTime::UNIX_EPOCH + Duration::from_secs(5),
             asker: Asker::NodePort(30080),
-            service: Arc::new(service),
+            namespace: "n".into(),
+            service: "web".into(),
             port: 80,
             endpoint: Some("10.244.0.5:8080".parse().unwrap()),
             method: Method::GET,
             path: "/a".to_owned(),
             status: Some(StatusCode::BAD_GATEWAY),
             error: None,
-            begun: SystemTime::UNIX_EPOCH + Duration::from_secs(5),
             took: Duration::from_millis(3),
-            retries: 2,
-        }
+            attempts: 3,
+        };
+        let context = Context { trace: 0x4bf9_2f35, span: number, is_sampled: true };
+        Span { context, parent: Some(7), state: None, request: Arc::new(request) }
+    }
+
+    /// A collector, and how many spans each request has brought; it refuses the first, if it is to.
+    async fn collector(refuses: bool) -> (Otlp, mpsc::UnboundedReceiver<(String, header::HeaderValue, usize)>) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let (arrived, arrives) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            let mut refuses = refuses;
+            while let Ok((stream, _)) = listener.accept().await {
+                let (arrived, refuse) = (arrived.clone(), std::mem::take(&mut refuses));
+                let answer = service_fn(move |request: Request<hyper::body::Incoming>| {
+                    let arrived = arrived.clone();
+                    async move {
+                        let path = request.uri().path().to_owned();
+                        let kind = request.headers()[header::CONTENT_TYPE].clone();
+                        let body = request.into_body().collect().await?.to_bytes();
+                        let spans = inner(&inner(&inner(&fields(&body), 1)[0], 2)[0], 2).len();
+                        arrived.send((path, kind, spans)).unwrap();
+                        let mut response = http::Response::new(Full::<Bytes>::default());
+                        if refuse {
+                            // Once: what it refuses is lost, and the next is sent all the same.
+                            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+                            response.headers_mut().insert(header::CONNECTION, "close".parse().unwrap());
+                        }
+                        Ok::<_, hyper::Error>(response)
+                    }
+                });
+                let serving = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
+                tokio::spawn(serving);
+            }
+        });
+        (Otlp { endpoint: endpoint.parse().unwrap(), share: 1.0 }, arrives)
     }
 
     #[test]
@@ -278,48 +329,54 @@ mod tests {
 
     #[tokio::test]
     async fn spans_arrive_at_a_collector_also_after_it_has_refused_some() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let (arrived, mut arrives) = mpsc::unbounded_channel();
-        tokio::spawn(async move {
-            let mut refuses = true;
-            while let Ok((stream, _)) = listener.accept().await {
-                let (arrived, refuse) = (arrived.clone(), std::mem::take(&mut refuses));
-                let answer = service_fn(move |request: Request<hyper::body::Incoming>| {
-                    let arrived = arrived.clone();
-                    async move {
-                        let path = request.uri().path().to_owned();
-                        let kind = request.headers()[header::CONTENT_TYPE].clone();
-                        let body = request.into_body().collect().await?.to_bytes();
-                        let spans = inner(&inner(&inner(&fields(&body), 1)[0], 2)[0], 2).len();
-                        arrived.send((path, kind, spans)).unwrap();
-                        let mut response = http::Response::new(Full::<Bytes>::default());
-                        if refuse {
-                            // Once: what it refuses is lost, and the next is sent all the same.
-                            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-                            response.headers_mut().insert(header::CONNECTION, "close".parse().unwrap());
-                        }
-                        Ok::<_, hyper::Error>(response)
-                    }
-                });
-                let serving = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
-                tokio::spawn(serving);
-            }
-        });
+        let (otlp, mut arrives) = collector(true).await;
         let (tracer, spans) = Tracer::new(1.0);
-        let (sender, queue) = mpsc::channel(64);
-        drop(spans);
         let stop = CancellationToken::new();
-        let otlp = Otlp { endpoint: endpoint.parse().unwrap(), share: 1.0 };
-        let running = tokio::spawn(run(otlp, "boat".to_owned(), (tracer, queue), stop.clone()));
+        let running = tokio::spawn(run(otlp, "boat".to_owned(), (tracer.clone(), spans), stop.clone()));
         let expected = |count| ("/v1/traces".to_owned(), "application/x-protobuf".parse().unwrap(), count);
         for count in [3, 2] {
             for number in 0..count {
-                sender.send(span(number as u64 + 1)).await.unwrap();
+                tracer.keep(span(number as u64 + 1));
             }
             assert_eq!(arrives.recv().await.unwrap(), expected(count));
         }
         stop.cancel();
         running.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_has_come_until_the_end_is_sent() {
+        let (otlp, mut arrives) = collector(false).await;
+        let (tracer, spans) = Tracer::new(1.0);
+        (0..2 * BATCH_MAX as u64 + 1).for_each(|number| tracer.keep(span(number + 1)));
+        let stop = CancellationToken::new();
+        stop.cancel();
+        run(otlp, "boat".to_owned(), (tracer, spans), stop).await;
+        let mut batches = Vec::new();
+        while let Ok((_, _, spans)) = arrives.try_recv() {
+            batches.push(spans);
+        }
+        assert_eq!(batches, [BATCH_MAX, BATCH_MAX, 1]);
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_is_given_up_keeps_what_has_come() {
+        let (tracer, mut spans) = Tracer::new(1.0);
+        let mut batch = Vec::new();
+        tracer.keep(span(1));
+        assert!(futures::FutureExt::now_or_never(fill(&mut batch, &mut spans)).is_none(), "it waits for others");
+        assert_eq!(batch.len(), 1);
+    }
+
+    #[test]
+    fn what_found_no_room_is_told_also_where_all_else_was_taken() {
+        let (tracer, spans) = Tracer::new(1.0);
+        let mut losses = Losses { tracer: tracer.clone(), taken: 0, sent: 0, error: None, said: None };
+        losses.note(0, Ok(()));
+        assert_eq!(losses.said.map(|(lost, _)| lost), None);
+        drop(spans);
+        tracer.keep(span(1));
+        losses.note(0, Ok(()));
+        assert_eq!(losses.said.map(|(lost, _)| lost), Some(1));
     }
 }

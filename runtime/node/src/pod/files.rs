@@ -23,7 +23,7 @@ use crate::env::{Contents, expand};
 use crate::objects::{Content, ObjectKey, ReadError};
 use crate::tokens::{self, Token};
 use crate::volumes::kept::{self, Held};
-use crate::volumes::{self, Sources, TokenRequest};
+use crate::volumes::{self, Access, Sources, TokenRequest};
 
 /// Volumes that admission adds for the service account are called so.
 const CREDENTIALS_PREFIX: &str = "kube-api-access-";
@@ -146,7 +146,8 @@ impl Pods {
                 let held = held.ok_or_else(|| {
                     MountFailed::Volume(set_up_failed(&volume.name, "the pod has let go of its claim"))
                 })?;
-                places.insert(volume.name.clone(), (held.dir, held.read_only));
+                let access = if held.read_only { Access::Nobody } else { Access::Guests };
+                places.insert(volume.name.clone(), (held.dir, access));
                 continue;
             }
             if !written.volumes.contains(&volume.name) {
@@ -155,7 +156,8 @@ impl Pods {
                     .map_err(|reason| MountFailed::Volume(set_up_failed(&volume.name, &reason)))?;
                 written.volumes.insert(volume.name.clone());
             }
-            places.insert(volume.name.clone(), (volume_dir(&own, &volume.name), volume.empty_dir.is_none()));
+            let access = if volume.empty_dir.is_some() { Access::Guests } else { Access::Node };
+            places.insert(volume.name.clone(), (volume_dir(&own, &volume.name), access));
         }
         let mut spec = spec.clone();
         if let Some(mounts) = &mut spec.volume_mounts {
@@ -174,14 +176,15 @@ impl Pods {
             // What an earlier life has left there was its own.
             beneath::remove_tree(&files).map_err(|error| format!("{}: {error}", files.display()))?;
             let made = volumes::make(&spec, &places, |mount| sub_path(mount, &known), &files.join(run.to_string()));
-            let volumes::Made { mounts, held } = made.map_err(|error| error.to_string())?;
+            let volumes::Made { mounts, held, shown_bytes } = made.map_err(|error| error.to_string())?;
             let mut made = Mounts { mounts, held, message: None };
             if let Some(message) = message {
                 make_message(&own.join(MESSAGES_DIR).join(&spec.name), message, &mut made)?;
             }
-            Ok(made)
+            Ok((made, shown_bytes))
         };
-        let made = in_turn(&slot.on_disk, work).await.map_err(MountFailed::Config)?;
+        let (made, shown_bytes) = in_turn(&slot.on_disk, work).await.map_err(MountFailed::Config)?;
+        slot.set_shown(container.0, shown_bytes);
         let files = self.context.pods_dir.join(&*slot.uid).join(FILES_DIR);
         if made.message.is_some() || made.mounts.iter().any(|mount| mount.host.starts_with(&files)) {
             slot.set_has_own_files();

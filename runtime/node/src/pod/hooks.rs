@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use coracle_engine::{OpenSocket, Protocol};
+use coracle_api::meta::link::scheme;
+use coracle_engine::{Invocation, OpenSocket, Protocol};
 use coracle_proxy::{Body, BoxError, HttpService, Local};
 use http::{HeaderName, HeaderValue, Request, header};
 use http_body_util::BodyExt as _;
@@ -42,6 +43,24 @@ pub struct Asker<'a> {
     pub handle: &'a Handle,
 }
 
+/// Why a request of the node to a pod has led to nothing.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// It could not be made, which says nothing about the pod.
+    NotMade(String),
+    /// The pod has failed it.
+    Failed(String),
+}
+
+impl Trouble {
+    /// In words.
+    pub fn why(self) -> String {
+        match self {
+            Self::NotMade(why) | Self::Failed(why) => why,
+        }
+    }
+}
+
 /// Runs a lifecycle hook.
 pub async fn run(context: &Context, asker: &Asker<'_>, hook: &LifecycleHandler) -> Result<(), String> {
     if let Some(sleep) = &hook.sleep {
@@ -50,16 +69,16 @@ pub async fn run(context: &Context, asker: &Asker<'_>, hook: &LifecycleHandler) 
     }
     if let Some(exec) = &hook.exec {
         let command = exec.command.as_deref().unwrap_or_default();
-        let (code, printed) = run_command(asker, command).await?;
+        let (code, printed) = run_command(asker, command, false).await.map_err(Trouble::why)?;
         return if code == 0 { Ok(()) } else { Err(format!("command {command:?} exited with {code}: {printed}")) };
     }
     let request = async {
         if let Some(get) = &hook.http_get {
-            let status = http_get(context, asker, get).await?.status;
+            let status = http_get(context, asker, get).await.map_err(Trouble::why)?.status;
             return if status < 400 { Ok(()) } else { Err(format!("HTTP hook failed with statuscode: {status}")) };
         }
         match &hook.tcp_socket {
-            Some(socket) => tcp_socket(context, asker, socket).await,
+            Some(socket) => tcp_socket(context, asker, socket).await.map_err(Trouble::why),
             None => Ok(()),
         }
     };
@@ -67,8 +86,8 @@ pub async fn run(context: &Context, asker: &Asker<'_>, hook: &LifecycleHandler) 
 }
 
 /// Runs the container's component once more with these arguments; its exit code, and the beginning of what it printed. Dropping this
-/// ends it.
-pub async fn run_command(asker: &Asker<'_>, args: &[String]) -> Result<(i32, String), String> {
+/// ends it. A probe has places of its own.
+pub async fn run_command(asker: &Asker<'_>, args: &[String], is_probe: bool) -> Result<(i32, String), Trouble> {
     struct Ends(coracle_engine::Command);
     impl Drop for Ends {
         fn drop(&mut self) {
@@ -76,7 +95,7 @@ pub async fn run_command(asker: &Asker<'_>, args: &[String]) -> Result<(i32, Str
         }
     }
     let Handle::Command(main) = asker.handle else {
-        return Err("a component of wasi:http runs no commands".to_owned());
+        return Err(Trouble::NotMade("a component of wasi:http runs no commands".to_owned()));
     };
     let printed = Arc::new(Mutex::new(Vec::new()));
     let sink: Arc<dyn coracle_engine::Sink> = {
@@ -87,41 +106,53 @@ pub async fn run_command(asker: &Asker<'_>, args: &[String]) -> Result<(i32, Str
             printed.extend_from_slice(&bytes[..bytes.len().min(left)]);
         })
     };
-    let command = main.beside(args.to_vec(), sink.clone(), sink).await;
-    let command = Ends(command.map_err(|error| super::start::chain(&error))?);
+    let invocation = Invocation {
+        args: args.to_vec(),
+        stdin: None,
+        stdout: sink.clone(),
+        stderr: sink,
+        is_terminal: false,
+        is_probe,
+    };
+    let command = main.beside(invocation).await;
+    let command = Ends(command.map_err(|error| Trouble::NotMade(super::start::chain(&error)))?);
     let exit = command.0.wait().await;
     let printed = String::from_utf8_lossy(&printed.lock()).into_owned();
     Ok((exit.code(), printed))
 }
 
 /// Asks a pod's port for its health by gRPC.
-pub async fn grpc(context: &Context, asker: &Asker<'_>, action: &GRPCAction) -> Result<(), String> {
-    let port = resolve_port(asker.spec, &IntOrString::Int(action.port))?;
-    match target(context, asker.network, None, port) {
+pub async fn grpc(context: &Context, asker: &Asker<'_>, action: &GRPCAction) -> Result<(), Trouble> {
+    let port = resolve_port(asker.spec, &IntOrString::Int(action.port)).map_err(Trouble::NotMade)?;
+    let checked = match target(context, asker.network, None, port) {
         Target::Called { .. } => Err("a component of wasi:http is called, and speaks no gRPC to a node".to_owned()),
         Target::NotAllowed { host } => Err(refused(&host, port)),
         Target::Dialled { host, local } => {
-            let (stream, _socket) = dial(context, asker, &host, port, local).await?;
+            let (stream, _socket) = dial(context, asker, &host, port, local).await.map_err(Trouble::Failed)?;
             let authority = SocketAddr::new(asker.network.address.pod, port).to_string();
             let service = action.service.as_deref().unwrap_or_default();
             if action.mode.as_deref() != Some("TLS") {
-                return grpc::check(stream, &authority, service).await;
+                grpc::check(stream, &authority, service).await
+            } else {
+                match secured(stream, &host, Within::Grpc).await {
+                    Ok(secured) => grpc::check(secured, &authority, service).await,
+                    Err(error) => Err(format!("error: health rpc probe failed: tls: {error}")),
+                }
             }
-            let secured = secured(stream, &host, Within::Grpc).await;
-            let secured = secured.map_err(|error| format!("error: health rpc probe failed: tls: {error}"))?;
-            grpc::check(secured, &authority, service).await
         }
-    }
+    };
+    checked.map_err(Trouble::Failed)
 }
 
 /// Opens a connection to a pod's port, and closes it.
-pub async fn tcp_socket(context: &Context, asker: &Asker<'_>, socket: &TCPSocketAction) -> Result<(), String> {
-    let port = resolve_port(asker.spec, &socket.port)?;
-    match target(context, asker.network, socket.host.as_deref(), port) {
+pub async fn tcp_socket(context: &Context, asker: &Asker<'_>, socket: &TCPSocketAction) -> Result<(), Trouble> {
+    let port = resolve_port(asker.spec, &socket.port).map_err(Trouble::NotMade)?;
+    let opened = match target(context, asker.network, socket.host.as_deref(), port) {
         Target::Called { .. } => Ok(()),
         Target::NotAllowed { host } => Err(refused(&host, port)),
         Target::Dialled { host, local } => dial(context, asker, &host, port, local).await.map(drop),
-    }
+    };
+    opened.map_err(Trouble::Failed)
 }
 
 /// What was answered to a request of the node.
@@ -134,16 +165,17 @@ pub struct Answer {
 }
 
 /// Sends a request to a pod's port and returns the answer; redirects within the host are followed, as the kubelet does.
-pub async fn http_get(context: &Context, asker: &Asker<'_>, get: &HTTPGetAction) -> Result<Answer, String> {
-    let mut url = url(asker.network, asker.spec, get)?;
+pub async fn http_get(context: &Context, asker: &Asker<'_>, get: &HTTPGetAction) -> Result<Answer, Trouble> {
+    let mut url = url(asker.network, asker.spec, get).map_err(Trouble::NotMade)?;
     let mut host = given_host(get);
     for _ in 0..REQUESTS_MAX {
-        let failed = |error: BoxError| format!("Get \"{url}\": {error}");
-        let mut request = request(get, &url, host.as_deref()).map_err(|error| failed(error.into()))?;
+        let failed = |error: BoxError| Trouble::Failed(format!("Get \"{url}\": {error}"));
+        let request = request(get, &url, host.as_deref());
+        let mut request = request.map_err(|error| Trouble::NotMade(format!("Get \"{url}\": {error}")))?;
         // Counted until the answer has been read.
         let (response, _socket) = match target(context, asker.network, Some(&url.host), url.port) {
             Target::Called { .. } if url.secure => {
-                return Err(format!("Get \"{url}\": a component of wasi:http is called, and speaks no TLS"));
+                return Err(failed("a component of wasi:http is called, and speaks no TLS".into()));
             }
             Target::Called { service, is_own } => {
                 if is_own {
@@ -180,7 +212,9 @@ pub async fn http_get(context: &Context, asker: &Asker<'_>, get: &HTTPGetAction)
         let location = location.to_str().map_err(|error| failed(error.into()))?;
         match url.join(location) {
             Location::Elsewhere => return Ok(answer),
-            Location::Unsupported(what) => return Err(format!("Get {what:?}: only http and https are supported")),
+            Location::Unsupported(what) => {
+                return Err(Trouble::Failed(format!("Get {what:?}: only http and https are supported")));
+            }
             Location::Here { next, is_absolute } => {
                 // A name that was given is for the paths of this host; a full URL brings its own.
                 if is_absolute {
@@ -190,7 +224,7 @@ pub async fn http_get(context: &Context, asker: &Asker<'_>, get: &HTTPGetAction)
             }
         }
     }
-    Err(format!("Get \"{url}\": stopped after {REQUESTS_MAX} redirects"))
+    Err(Trouble::Failed(format!("Get \"{url}\": stopped after {REQUESTS_MAX} redirects")))
 }
 
 /// What a probe or hook asks for, as messages show it.
@@ -232,21 +266,19 @@ impl Url {
 
     fn join(&self, location: &str) -> Location {
         let location = location.split('#').next().unwrap_or_default();
-        let full = match location.strip_prefix("//") {
-            Some(rest) => Some(format!("{}://{rest}", if self.secure { "https" } else { "http" })),
-            None => location.split_once("://").map(|_| location.to_owned()),
-        };
-        if let Some(full) = full {
-            let Ok(uri) = full.parse::<http::Uri>() else { return Location::Elsewhere };
+        let own = if self.secure { "https" } else { "http" };
+        let (scheme, rest) = scheme(location).unwrap_or((own, location));
+        if rest.starts_with("//") || rest.len() < location.len() {
+            let (secure, port) = match scheme.to_ascii_lowercase().as_str() {
+                "http" => (false, 80),
+                "https" => (true, 443),
+                _ => return Location::Unsupported(location.to_owned()),
+            };
+            let Ok(uri) = format!("{scheme}:{rest}").parse::<http::Uri>() else { return Location::Elsewhere };
             let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
             if !host.eq_ignore_ascii_case(&self.host) {
                 return Location::Elsewhere;
             }
-            let (secure, port) = match uri.scheme_str() {
-                Some("http") => (false, 80),
-                Some("https") => (true, 443),
-                _ => return Location::Unsupported(full),
-            };
             let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
             let next = Url { secure, host: self.host.clone(), port: uri.port_u16().unwrap_or(port), path };
             return Location::Here { next, is_absolute: true };
@@ -267,9 +299,15 @@ pub fn url(network: &GuestNetwork, spec: &Spec, get: &HTTPGetAction) -> Result<U
     let port = resolve_port(spec, &get.port)?;
     let host = get.host.as_deref().filter(|host| !host.is_empty());
     let host = host.map_or_else(|| network.address.pod.to_string(), str::to_owned);
-    let path = get.path.as_deref().filter(|path| !path.is_empty()).unwrap_or("/");
-    let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
+    let path = path_of(get.path.as_deref().unwrap_or_default());
     Ok(Url { secure: get.scheme.as_deref() == Some("HTTPS"), host, port, path })
+}
+
+/// The path and query that a given path asks for: as the kubelet does it, of one that is a link to a host only what is behind that.
+fn path_of(given: &str) -> String {
+    let path = scheme(given).map(|(_, rest)| rest).filter(|rest| rest.starts_with("//")).unwrap_or(given);
+    let path = path.strip_prefix("//").map_or(path, |rest| rest.find(['/', '?', '#']).map_or("", |at| &rest[at..]));
+    if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }
 }
 
 /// The `Host` that a request is to have.
@@ -327,9 +365,13 @@ fn target(context: &Context, network: &GuestNetwork, host: Option<&str>, port: u
 }
 
 fn request(get: &HTTPGetAction, url: &Url, host: Option<&str>) -> Result<Request<Body>, http::Error> {
-    let authority = host.map_or_else(|| url.authority(), str::to_owned);
-    let scheme = if url.secure { "https" } else { "http" };
-    let mut request = Request::get(format!("{scheme}://{authority}{}", url.path));
+    // Each is what it is said to be: a host with a path of its own in it is none.
+    let uri = http::Uri::builder()
+        .scheme(if url.secure { "https" } else { "http" })
+        .authority(host.map_or_else(|| url.authority(), str::to_owned))
+        .path_and_query(url.path.as_str())
+        .build()?;
+    let mut request = Request::get(uri);
     request = request.header(header::USER_AGENT, USER_AGENT).header(header::ACCEPT, "*/*");
     for given in get.http_headers.iter().flatten() {
         let name = HeaderName::try_from(&given.name)?;
@@ -428,6 +470,9 @@ mod tests {
             ("", here(8080, "/a/b?c", false)),
             ("http://10.1.0.2:81/x", here(81, "/x", true)),
             ("//10.1.0.2/x", here(80, "/x", true)),
+            ("/x?next=http://other.example/", here(8080, "/x?next=http://other.example/", false)),
+            ("?next=http://10.1.0.2:81/", here(8080, "/a/b?next=http://10.1.0.2:81/", false)),
+            ("x?y=//z", here(8080, "/a/x?y=//z", false)),
             (
                 "https://10.1.0.2/x",
                 Location::Here {
@@ -435,7 +480,9 @@ mod tests {
                     is_absolute: true,
                 },
             ),
+            ("HTTP://10.1.0.2/x", here(80, "/x", true)),
             ("ftp://10.1.0.2/", Location::Unsupported("ftp://10.1.0.2/".to_owned())),
+            ("mailto:x", Location::Unsupported("mailto:x".to_owned())),
             ("http://127.0.0.1:5000/v2/", Location::Elsewhere),
             ("https://other.example/", Location::Elsewhere),
         ] {
@@ -454,6 +501,23 @@ mod tests {
         assert_eq!(request.uri().to_string(), "http://a.example/");
         assert_eq!(request.headers()["x"], "y");
         assert!(!request.headers().contains_key("host"));
+        assert!(super::request(&get, &url, Some("a.example/other?")).is_err(), "that is no host");
+    }
+
+    #[test]
+    fn a_given_path_leads_to_no_other_host() {
+        for (given, expected) in [
+            ("", "/"),
+            ("healthz", "/healthz"),
+            ("/a?b=http://c", "/a?b=http://c"),
+            ("?b", "/?b"),
+            ("//other.example/x?y", "/x?y"),
+            ("//other.example", "/"),
+            ("http://other.example:81/x", "/x"),
+            ("a:b", "/a:b"),
+        ] {
+            assert_eq!(path_of(given), expected, "{given}");
+        }
     }
 
     #[test]

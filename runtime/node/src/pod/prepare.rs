@@ -243,6 +243,7 @@ fn engine_spec(
         Ok(least)
     };
     let mut given = EngineSpec::new(format!("{}/{}/{}", slot.namespace, slot.name, spec.name));
+    given.namespace = slot.namespace.clone();
     let request = |name: &str, read: fn(&_) -> Option<u64>| {
         wholes.clone().find_map(|resources| read(resources.requests.as_ref()?.get(name)?))
     };

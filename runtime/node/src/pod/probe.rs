@@ -2,7 +2,8 @@
 //!
 //! Verdicts follow the kubelet (`pkg/kubelet/prober/worker.go`), but for one thing: until a probe has succeeded for the first
 //! time it is tried in quick succession for one period (liveness: for a second), because a component is up in milliseconds and
-//! should not wait for a period of ten seconds that was made for containers. What fails in that time is not counted.
+//! should not wait for a period of ten seconds that was made for containers. What fails in that time is not counted. Nor is a try
+//! that could not be made at all.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use k8s_openapi::api::core::v1::{Container as Spec, Probe};
 use tokio::time::Instant;
 
 use super::core::{Index, Input, ProbeKind, Run, specs};
-use super::hooks::{self, Asker};
+use super::hooks::{self, Asker, Trouble};
 use super::slot::{Container, Slot, State};
 use super::table::{Alarm, Pods};
 use crate::network::GuestNetwork;
@@ -38,6 +39,15 @@ pub(super) struct ProbeState {
     quick: u32,
     verdict: Option<bool>,
     is_under_way: bool,
+}
+
+/// What a try has shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shown {
+    Success,
+    Failure,
+    /// It could not be made.
+    Nothing,
 }
 
 /// What a try leads to.
@@ -82,8 +92,8 @@ impl ProbeState {
     }
 
     /// Counts a try.
-    fn count(&mut self, is_success: bool, numbers: Numbers, age: Duration) -> Outcome {
-        if is_success {
+    fn count(&mut self, shown: Shown, numbers: Numbers, age: Duration) -> Outcome {
+        if shown == Shown::Success {
             self.failures = 0;
             self.successes += 1;
             let verdict = self.decide(self.successes >= numbers.successes, true);
@@ -95,6 +105,9 @@ impl ProbeState {
             let next = QUICK_FIRST.saturating_mul(1 << self.quick.min(12)).min(window - age);
             self.quick += 1;
             return Outcome { verdict: None, is_told: false, next };
+        }
+        if shown == Shown::Nothing {
+            return Outcome { verdict: None, is_told: true, next: numbers.period };
         }
         self.successes = 0;
         self.failures += 1;
@@ -171,7 +184,7 @@ impl Pods {
                 // This process was stopped meanwhile, or the machine slept: that says nothing about the guest.
                 tried = pods.attempt_in_time(&asker, probe, numbers.timeout).await;
             }
-            let result = tried.unwrap_or_else(|| Err(timed_out(&network, spec, probe)));
+            let result = tried.unwrap_or_else(|| Err(Trouble::Failed(timed_out(&network, spec, probe))));
             if let Ok(Some(warning)) = &result {
                 let path = super::start::field_path(&pod, container, &spec.name);
                 let message = format!("{} probe warning: {warning}", kind.title());
@@ -187,35 +200,36 @@ impl Pods {
         asker: &Asker<'_>,
         probe: &Probe,
         timeout: Duration,
-    ) -> Option<Result<Option<String>, String>> {
+    ) -> Option<Result<Option<String>, Trouble>> {
         let begun = Instant::now();
         match tokio::time::timeout(timeout, self.attempt(asker, probe)).await {
             Ok(result) => Some(result),
             Err(_) if begun.elapsed() > timeout + STALL_MIN => None,
-            Err(_) => Some(Err(timed_out(asker.network, asker.spec, probe))),
+            Err(_) => Some(Err(Trouble::Failed(timed_out(asker.network, asker.spec, probe)))),
         }
     }
 
     /// One try; a success may come with a warning.
-    async fn attempt(&self, asker: &Asker<'_>, probe: &Probe) -> Result<Option<String>, String> {
+    async fn attempt(&self, asker: &Asker<'_>, probe: &Probe) -> Result<Option<String>, Trouble> {
         if let Some(get) = &probe.http_get {
             let answer = hooks::http_get(&self.context, asker, get).await?;
             return match answer.status {
                 200..300 => Ok(None),
                 300..400 => Ok(Some(format!("Probe terminated redirects, Response body: {}", answer.body))),
-                status => Err(format!("HTTP probe failed with statuscode: {status}")),
+                status => Err(Trouble::Failed(format!("HTTP probe failed with statuscode: {status}"))),
             };
         }
         if let Some(exec) = &probe.exec {
-            let (code, printed) = hooks::run_command(asker, exec.command.as_deref().unwrap_or_default()).await?;
-            return if code == 0 { Ok(None) } else { Err(printed) };
+            let words = exec.command.as_deref().unwrap_or_default();
+            let (code, printed) = hooks::run_command(asker, words, true).await?;
+            return if code == 0 { Ok(None) } else { Err(Trouble::Failed(printed)) };
         }
         if let Some(action) = &probe.grpc {
             return hooks::grpc(&self.context, asker, action).await.map(|()| None);
         }
         match &probe.tcp_socket {
             Some(socket) => hooks::tcp_socket(&self.context, asker, socket).await.map(|()| None),
-            None => Err("the probe has no handler that this node knows".to_owned()),
+            None => Err(Trouble::NotMade("the probe has no handler that this node knows".to_owned())),
         }
     }
 
@@ -224,8 +238,13 @@ impl Pods {
         slot: &Arc<Slot>,
         (container, run, kind): (Index, Run, ProbeKind),
         numbers: Numbers,
-        result: Result<(), String>,
+        result: Result<(), Trouble>,
     ) {
+        let shown = match &result {
+            Ok(()) => Shown::Success,
+            Err(Trouble::Failed(_)) => Shown::Failure,
+            Err(Trouble::NotMade(_)) => Shown::Nothing,
+        };
         let outcome = {
             let mut state = slot.lock();
             let Some(age) = state.life(container, run).map(|life| Instant::now() - life.since) else { return };
@@ -235,7 +254,7 @@ impl Pods {
                 .find(|probe| (probe.container, probe.run, probe.kind) == (container, run, kind));
             let Some(probe) = found else { return };
             probe.is_under_way = false;
-            let outcome = probe.count(result.is_ok(), numbers, age);
+            let outcome = probe.count(shown, numbers, age);
             if kind == ProbeKind::Startup && outcome.verdict.is_some() {
                 // It has done what it is for.
                 state.probes.retain(|probe| (probe.container, probe.kind) != (container, kind));
@@ -244,14 +263,18 @@ impl Pods {
             }
             outcome
         };
-        if let Err(why) = result
+        if let Err(trouble) = result
             && outcome.is_told
         {
             let pod = slot.pod();
             let name = specs(&pod).nth(container).map_or("", |spec| spec.name.as_str());
             let list = if super::commands::is_init(&pod, container) { "initContainers" } else { "containers" };
             let path = format!("spec.{list}{{{name}}}");
-            self.event(slot, Some(path), true, "Unhealthy", format!("{} probe failed: {why}", kind.title()));
+            let what = match trouble {
+                Trouble::Failed(why) => format!("failed: {why}"),
+                Trouble::NotMade(why) => format!("errored and resulted in unknown state: {why}"),
+            };
+            self.event(slot, Some(path), true, "Unhealthy", format!("{} probe {what}", kind.title()));
         }
         if let Some(healthy) = outcome.verdict {
             self.input(slot, Input::Probed { container, run, kind, healthy });
@@ -296,10 +319,11 @@ mod tests {
     #[test]
     fn tries_quickly_until_the_first_success() {
         let mut probe = ProbeState::new(0, 1, ProbeKind::Readiness);
-        let waits: Vec<u128> =
-            [0, 4, 12, 28].map(|age| probe.count(false, numbers(), Duration::from_millis(age)).next.as_millis()).into();
+        let waits: Vec<u128> = [0, 4, 12, 28]
+            .map(|age| probe.count(Shown::Failure, numbers(), Duration::from_millis(age)).next.as_millis())
+            .into();
         assert_eq!(waits, [4, 8, 16, 32]);
-        let outcome = probe.count(true, numbers(), Duration::from_millis(60));
+        let outcome = probe.count(Shown::Success, numbers(), Duration::from_millis(60));
         assert_eq!(outcome, Outcome { verdict: Some(true), is_told: false, next: Duration::from_secs(10) });
     }
 
@@ -307,9 +331,21 @@ mod tests {
     fn counts_to_its_thresholds_and_says_what_changed_once() {
         let mut probe = ProbeState::new(0, 1, ProbeKind::Liveness);
         let late = Duration::from_secs(100);
-        let verdicts: Vec<Option<bool>> = [true, true, false, false, true, false, false, false, false]
-            .map(|is_success| probe.count(is_success, numbers(), late).verdict)
-            .into();
+        let (yes, no) = (Shown::Success, Shown::Failure);
+        let verdicts: Vec<Option<bool>> =
+            [yes, yes, no, no, yes, no, no, no, no].map(|shown| probe.count(shown, numbers(), late).verdict).into();
         assert_eq!(verdicts, [Some(true), None, None, None, None, None, None, Some(false), None]);
+    }
+
+    #[test]
+    fn a_try_that_could_not_be_made_counts_for_nothing() {
+        let mut probe = ProbeState::new(0, 1, ProbeKind::Liveness);
+        let (late, unknown, no) = (Duration::from_secs(100), Shown::Nothing, Shown::Failure);
+        let verdicts: Vec<Option<bool>> = [Shown::Success, no, no, unknown, unknown, unknown, no]
+            .map(|shown| probe.count(shown, numbers(), late).verdict)
+            .into();
+        assert_eq!(verdicts, [Some(true), None, None, None, None, None, Some(false)], "the third failure");
+        let told = probe.count(unknown, numbers(), late);
+        assert_eq!(told, Outcome { verdict: None, is_told: true, next: Duration::from_secs(10) });
     }
 }

@@ -180,10 +180,11 @@ async fn what_a_connection_has_become_holds_its_place_and_links_have_their_own()
     let world = World::start().await;
     world.run("web", json!({"image": "hello:1"}));
     world.ready("web").await;
-    let mut tunnels = Vec::new();
-    for _ in 0..crate::kubelet::API_SERVERS_MAX {
-        tunnels.push(websocket(&world, "/portForward/default/web?ports=80", "v4.channel.k8s.io").await);
+    let mut connections = Vec::new();
+    for _ in 0..crate::kubelet::API_SERVERS_MAX - 1 {
+        connections.push(world.certificates.connect(world.port(), API_SERVER).await);
     }
+    let tunnel = websocket(&world, "/portForward/default/web?ports=80", "v4.channel.k8s.io").await;
     let is_let_in = async || {
         let mut stream = world.certificates.connect(world.port(), API_SERVER).await;
         let _ = stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
@@ -202,9 +203,114 @@ async fn what_a_connection_has_become_holds_its_place_and_links_have_their_own()
     }
     super::until("the oldest has given way", || links[0].is_closed()).await;
     assert!(links[1..].iter().all(|link| !link.is_closed()));
-    drop(tunnels);
+    drop(tunnel);
     let free = async { while !is_let_in().await {} };
+    tokio::time::timeout(super::PATIENCE, free).await.expect("a place is free again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_s_pods_take_their_share_of_places_and_not_those_of_others() {
+    let world = World::start().await;
+    world.run("web", json!({"image": "hello:1"}));
+    world.ready("web").await;
+    let logs = async |namespace: &str| {
+        world.certificates.get(world.port(), &format!("/containerLogs/{namespace}/web/c")).await
+    };
+    let mut tunnels = Vec::new();
+    let (code, why) = loop {
+        assert!(tunnels.len() < crate::kubelet::FOR_PODS_MAX / 2);
+        tunnels.push(websocket(&world, "/portForward/default/web?ports=80", "v4.channel.k8s.io").await);
+        let (code, why) = logs("default").await;
+        if code != 200 {
+            break (code, why);
+        }
+    };
+    assert_eq!((code, &*why), (503, "too many connections to pods of namespace \"default\" on this node"));
+    assert_eq!(world.certificates.get(world.port(), "/coracle/v1/proxy/default/web/80/").await.0, 503);
+    // It is let in, and told that there is none.
+    assert_eq!(logs("other").await.0, 404);
+    assert_eq!(world.certificates.get(world.port(), "/metrics/resource").await.0, 200);
+    drop(tunnels);
+    let free = async { while logs("default").await.0 != 200 {} };
     tokio::time::timeout(super::PATIENCE, free).await.expect("places are free again");
+}
+
+/// Writes until nothing more is taken.
+async fn stall(stream: &mut (impl tokio::io::AsyncWrite + Unpin), bytes: &[u8]) {
+    use tokio::io::AsyncWriteExt as _;
+    let writing = async { while stream.write_all(bytes).await.is_ok() {} };
+    let is_over = tokio::time::timeout(std::time::Duration::from_millis(500), writing).await.is_ok();
+    assert!(!is_over, "the connection has ended");
+}
+
+/// A pod that accepts one connection, and what keeps it busy.
+async fn busy_with_one(world: &World) -> tokio::io::DuplexStream {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut listens = command(&["listen", "9000"]);
+    listens["readinessProbe"] = json!({"tcpSocket": {"port": 9000}, "periodSeconds": 3600});
+    world.run("listens", listens);
+    world.ready("listens").await;
+    let mut first = forward(world, "listens", 9000).await;
+    first.write_all(b"x\n").await.unwrap();
+    first.read_exact(&mut [0; 2]).await.unwrap();
+    first
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_gone_holds_no_place_while_a_pod_takes_nothing() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let world = World::start().await;
+    let _first = busy_with_one(&world).await;
+    let upgrade = |protocol: &str| {
+        format!(
+            "POST /portForward/default/listens HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: {protocol}\r\n\r\n"
+        )
+    };
+    let post = "POST /coracle/v1/proxy/default/listens/9000/ HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000000\r\n\r\n";
+    let mut data = vec![0; 8 + (1 << 16)];
+    data[..8].copy_from_slice(&[0, 0, 0, 1, 0, 1, 0, 0]);
+    for (head, frame) in [(upgrade("SPDY/3.1"), data), (post.to_owned(), vec![b'x'; 1 << 16])] {
+        let mut stalled = Vec::new();
+        while world.certificates.get(world.port(), "/containerLogs/default/listens/c").await.0 == 200 {
+            let mut stream = world.certificates.connect(world.port(), API_SERVER).await;
+            stream.write_all(head.as_bytes()).await.unwrap();
+            if head != post {
+                let mut answer = Vec::new();
+                while !answer.ends_with(b"\r\n\r\n") {
+                    answer.push(stream.read_u8().await.unwrap());
+                }
+                let of = |kind| [("streamtype", kind), ("port", "9000"), ("requestid", "1")];
+                for opened in [
+                    crate::kubelet::syn_stream(1, true, &of("data"), 0),
+                    crate::kubelet::syn_stream(3, false, &of("error"), 1),
+                ] {
+                    stream.write_all(&opened).await.unwrap();
+                }
+            }
+            stall(&mut stream, &frame).await;
+            stalled.push(stream);
+        }
+        assert!(!stalled.is_empty());
+        // As an API server whose client has gone.
+        stalled.iter().for_each(|stream| stream.get_ref().0.set_zero_linger().unwrap());
+        drop(stalled);
+        let free =
+            async { while world.certificates.get(world.port(), "/containerLogs/default/listens/c").await.0 != 200 {} };
+        // Long before the pod is given up.
+        let soon = std::time::Duration::from_secs(15);
+        tokio::time::timeout(soon, free).await.expect("places are free again");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_takes_nothing_is_not_waited_for_without_end() {
+    let world = World::start().await;
+    let _first = busy_with_one(&world).await;
+    let mut stream = forward(&world, "listens", 9000).await;
+    stall(&mut stream, &[b'x'; 1 << 16]).await;
+    let ended =
+        async { while tokio::io::AsyncReadExt::read(&mut stream, &mut [0; 64]).await.is_ok_and(|count| count > 0) {} };
+    tokio::time::timeout(super::PATIENCE, ended).await.expect("it ends");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -461,6 +567,125 @@ async fn exec_runs_the_component_once_more() {
     assert_eq!((stdout.as_str(), words.as_str()), ("old\n", ""));
     let [.., words] = exec(&["end", "1"], "channel.k8s.io").await;
     assert_eq!(words, "command terminated with exit code 1");
+}
+
+fn exec_path(words: &[&str], streams: &str) -> String {
+    let words: Vec<_> = ["probe"].iter().chain(words).map(|word| format!("command={word}")).collect();
+    format!("/exec/default/run/c?{}&{streams}", words.join("&"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn exec_reads_what_is_typed_to_its_end() {
+    let world = World::start().await;
+    world.run("run", command(&["sleep", "1000000"]));
+    world.status("run", "Running", |status| status["phase"] == "Running").await;
+    let path = exec_path(&["copy", "echo", "done"], "input=1&output=1&error=1");
+    let mut socket = websocket(&world, &path, "v5.channel.k8s.io").await;
+    // An answer comes while the input goes on.
+    socket.send(Message::Binary(b"\0one\n".to_vec().into())).await.unwrap();
+    let mut answer = Vec::new();
+    while answer != b"one\n" {
+        let bytes = socket.next().await.unwrap().unwrap().into_data();
+        assert_eq!(bytes[0], 1, "{bytes:?}");
+        answer.extend_from_slice(&bytes[1..]);
+    }
+    // More than waits anywhere, in messages as large as they may be; and its end.
+    let text = vec![b'x'; 1_000_000];
+    let (mut sink, mut messages) = socket.split();
+    let typing = async {
+        for _ in 0..4 {
+            sink.send(Message::Binary([&[0], &text[..]].concat().into())).await.unwrap();
+        }
+        sink.send(Message::Binary(vec![255, 0].into())).await.unwrap();
+    };
+    let reading = async {
+        let (mut stdout, mut status) = (Vec::new(), String::new());
+        while let Some(Ok(message)) = messages.next().await {
+            match message {
+                Message::Binary(bytes) if bytes[0] == 1 => stdout.extend_from_slice(&bytes[1..]),
+                Message::Binary(bytes) if bytes[0] == 3 => status.push_str(&String::from_utf8_lossy(&bytes[1..])),
+                _ => {}
+            }
+        }
+        (stdout, status)
+    };
+    let both = async { tokio::join!(typing, reading) };
+    let ((), (stdout, status)) = tokio::time::timeout(PATIENCE, both).await.expect("an end");
+    assert!(stdout.ends_with(b"xdone\n") && stdout.len() == 4 * text.len() + 5, "{} bytes", stdout.len());
+    assert!(status.contains("\"Success\""), "{status}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn exec_with_a_terminal_shows_what_is_typed_and_can_be_interrupted() {
+    let world = World::start().await;
+    world.run("run", command(&["sleep", "1000000"]));
+    world.status("run", "Running", |status| status["phase"] == "Running").await;
+    let typed = async |words: &[&str], keys: &[u8]| {
+        let path = exec_path(words, "input=1&output=1&tty=1");
+        let mut socket = websocket(&world, &path, "v5.channel.k8s.io").await;
+        socket.send(Message::Binary([&[0], keys].concat().into())).await.unwrap();
+        let [_, stdout, _, status] = tokio::time::timeout(PATIENCE, channels(&mut socket)).await.expect("an end");
+        (stdout, status)
+    };
+    let (shown, status) = typed(&["terminal", "copy"], b"onf\x7fe\r\x04").await;
+    assert!(shown.contains("a terminal\r\n"), "{shown:?}");
+    assert_eq!(shown.replace("a terminal\r\n", ""), "onf\x08 \x08e\r\none\r\n", "first what is typed");
+    assert!(status.contains("\"Success\""), "{status}");
+    let (shown, status) = typed(&["sleep", "1000000"], b"\x03").await;
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    assert_eq!((shown.as_str(), &status["details"]["causes"][0]["message"]), ("^C\r\n", &json!("130")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_waits_for_a_client_that_reads_slowly() {
+    let world = World::start().await;
+    world.run("run", command(&["sleep", "1000000"]));
+    world.status("run", "Running", |status| status["phase"] == "Running").await;
+    let mut slow = websocket(&world, &exec_path(&["flood", "24000"], "output=1"), "v4.channel.k8s.io").await;
+    slow.next().await.unwrap().unwrap();
+    // Nothing more is read while another prints as much as that, and is read.
+    let mut other = websocket(&world, &exec_path(&["flood", "24000"], "output=1"), "v4.channel.k8s.io").await;
+    let [_, stdout, ..] = channels(&mut other).await;
+    assert_eq!(stdout.len(), 24_000 * 1024);
+    let reading = tokio::time::timeout(PATIENCE, channels(&mut slow));
+    let [_, stdout, _, status] = reading.await.expect("an end");
+    assert!(status.contains("\"Success\""), "{status}");
+    assert!(stdout.len() > 23 << 20, "all but what was read first: {}", stdout.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_probe_by_command_has_a_place_when_commands_have_taken_theirs() {
+    use coracle_engine::{Command, Discard, Invocation, Pipe};
+    let world = World::start().await;
+    let mut container = command(&["sleep", "1000000"]);
+    container["name"] = json!("c");
+    container["volumeMounts"] = json!([{"name": "data", "mountPath": "/data"}]);
+    container["readinessProbe"] = json!({"exec": {"command": ["probe", "cat", "/data/alive"]}, "periodSeconds": 1});
+    world.run_spec("run", json!({"volumes": [{"name": "data", "emptyDir": {}}], "containers": [container]}));
+    world.status("run", "Running", |status| status["phase"] == "Running").await;
+    let running = world.pods().find("default", "run").unwrap().running();
+    let Some((_, crate::pod::Handle::Command(main), _)) = running.into_iter().next() else { panic!("it runs") };
+    let beside = async |words: &[&str], stdin: Option<Pipe>| -> Result<Command, coracle_engine::Error> {
+        let args = ["probe"].iter().chain(words).map(|word| (*word).to_owned()).collect();
+        let nowhere = std::sync::Arc::new(Discard);
+        let invocation =
+            Invocation { args, stdin, stdout: nowhere.clone(), stderr: nowhere, is_terminal: false, is_probe: false };
+        main.beside(invocation).await
+    };
+    let typed = Pipe::default();
+    let mut commands = vec![beside(&["copy", "write", "/data/alive", "yes"], Some(typed.clone())).await.unwrap()];
+    let refused = loop {
+        match beside(&["sleep", "1000000"], None).await {
+            Ok(command) => commands.push(command),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refused, coracle_engine::Error::Limits(_)), "{refused}");
+    typed.end();
+    assert_eq!(commands[0].wait().await.code(), 0);
+    // Its place is taken, too.
+    commands.push(beside(&["sleep", "1000000"], None).await.unwrap());
+    world.ready("run").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

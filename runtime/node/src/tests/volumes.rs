@@ -98,6 +98,14 @@ async fn a_volume_that_cannot_be_had_says_why() {
     run(&world, "lost", "lost", false, &["ls", "/data"]);
     told(&world, "lost", "the directory of persistentvolume \"lost\" is gone").await;
     assert!(!world.dir.path().join("volumes/lost").exists());
+    // Nobody has put anything there.
+    put_bound(&world, "hand", "1Gi", &json!(["ReadOnlyMany"]));
+    let mut hand = world.api.object("persistentvolumes", "hand").unwrap();
+    hand["metadata"]["annotations"] = json!({});
+    world.api.put_object("persistentvolumes", "hand", hand);
+    run(&world, "hand", "hand", false, &["ls", "/data"]);
+    told(&world, "hand", "the directory of persistentvolume \"hand\" does not exist").await;
+    assert!(!world.dir.path().join("volumes/hand").exists());
     // One pod at a time; the next one follows at once.
     put_bound(&world, "once", "1Gi", &json!(["ReadWriteOncePod"]));
     run(&world, "first", "once", false, &["tick", "100"]);
@@ -117,4 +125,25 @@ async fn a_volume_that_cannot_be_had_says_why() {
     std::fs::remove_file(world.dir.path().join("volumes/small/x")).unwrap();
     run(&world, "after", "small", false, &["ls", "/data"]);
     assert_eq!(ended(&world, "after").await, "Succeeded");
+}
+
+/// Its end frees nothing, and the disk is filled no further.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_low_disk_ends_who_fills_a_volume_that_stays_and_bounds_hold_meanwhile() {
+    let mut world = World::start().await;
+    put_bound(&world, "large", "1Gi", &json!(["ReadWriteOnce"]));
+    put_bound(&world, "small", "1Ki", &json!(["ReadWriteOnce"]));
+    world.run("first", command(&["sleep", "600000"]));
+    world.ready("first").await;
+    world.stop_node().await;
+    world.min_free_bytes = u64::MAX;
+    world.start_node().await;
+    run(&world, "fills", "large", false, &["fill", "/data/x", "8", "sleep", "600000"]);
+    run(&world, "beyond", "small", false, &["write", "/data/x", "much", "sleep", "600000"]);
+    for (pod, words) in [("fills", "low on resource: ephemeral-storage"), ("beyond", "exceeds its capacity \"1Ki\"")] {
+        let status = world.status(pod, "evicted", |status| status["reason"] == "Evicted").await;
+        assert!(status["message"].as_str().is_some_and(|message| message.contains(words)), "{status}");
+    }
+    assert!(world.dir.path().join("volumes/large/x").exists());
+    world.ready("first").await;
 }

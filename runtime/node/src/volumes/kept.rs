@@ -1,12 +1,13 @@
 //! Volumes that outlive pods: directories of PersistentVolumes, beneath the node's data directory.
 //!
-//! A directory is made when the first pod opens its volume, which the object says from then on ([`MADE`]): one that is missing after
-//! that is missed, and not made anew. It is removed when the object says so, and never because there is no object: a volume that
+//! A directory is made when the first pod opens a volume that was made for its claim, which the object says from then on ([`MADE`]):
+//! one that is missing after that is missed, and not made anew. Neither is that of a volume that somebody has laid out by hand: who
+//! makes the object says that the data is there. It is removed when the object says so, and never because there is no object: a volume that
 //! is being deleted waits for its node ([`FINALIZER`]), so a node that was away hears of it when it is back. What nobody knows of
 //! any more (an object that somebody has forced out) stays, and is told of when the node starts.
 //!
-//! What a volume holds is measured beside what pods hold (`disk`). Who fills one beyond its capacity is evicted, and nobody
-//! starts with it until it is larger, or has been emptied.
+//! What a volume holds is measured beside what pods hold (`disk`), and before a pod has it: nothing of that needs to be remembered.
+//! Who fills one beyond its capacity is evicted, and nobody starts with it until it is larger, or has been emptied.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -14,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_api::volumes::{FINALIZER, MADE, NODE, VOLUME_PROTECTION, directory};
+use coracle_api::volumes::{FINALIZER, MADE, NODE, PROVISIONER, VOLUME_PROTECTION, directory};
 use coracle_discovery::Again;
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, Volume};
@@ -27,7 +28,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::beneath::{self, Seen};
+use crate::beneath::{self, Seen, Usage};
 use crate::context::Context;
 use crate::events::Record;
 use crate::pod::Pods;
@@ -99,6 +100,16 @@ pub enum KeptError {
         /// Its directory.
         path: String,
     },
+    /// Nobody has put the data there.
+    #[error(
+        "the directory of persistentvolume {volume:?} does not exist: {path}; the volume was laid out by hand, and so is what is in it"
+    )]
+    Missing {
+        /// The volume.
+        volume: String,
+        /// Its directory.
+        path: String,
+    },
     /// It is full.
     #[error(
         "persistentvolume {volume:?} holds {used} bytes, and its capacity is {capacity}: let the claim ask for more, or remove some"
@@ -147,7 +158,7 @@ impl Capacity {
     }
 }
 
-/// A directory that pods use, or that was found too full.
+/// A directory that pods use, or wait for.
 #[derive(Debug, Default)]
 struct Entry {
     volume: String,
@@ -155,14 +166,14 @@ struct Entry {
     /// Pods that wait until it has room, or until another lets go of it.
     refused: HashSet<Arc<str>>,
     capacity: Capacity,
-    /// It was beyond its capacity when it was measured last.
-    is_over: bool,
+    /// What it held when it was opened, and later when the disk was not low.
+    before: Option<Usage>,
 }
 
 impl Entry {
     /// Whether anything is to be remembered of it.
     fn is_wanted(&self) -> bool {
-        self.is_over || !self.users.is_empty() || !self.refused.is_empty()
+        !self.users.is_empty() || !self.refused.is_empty()
     }
 }
 
@@ -221,7 +232,7 @@ impl Kept {
         let made = self.ready(&offer, dir.clone(), capacity).await;
         let made = match made {
             // Nobody may use it before the object says that it is there.
-            Ok(()) if !offer.is_made => {
+            Ok(()) if offer.origin != Origin::Made => {
                 let patch = json!({"metadata": {"uid": object.metadata.uid, "annotations": {MADE: "true"}}});
                 let said = volumes.patch(&offer.volume, &PatchParams::default(), &Patch::Merge(&patch)).await;
                 said.map(drop).map_err(api)
@@ -250,27 +261,29 @@ impl Kept {
         Ok(())
     }
 
-    /// Has the directory there, and finds out whether there is room in it if there was none before.
+    /// Has the directory there, and finds out whether there is room in it.
     async fn ready(&self, offer: &Offer, dir: PathBuf, capacity: Capacity) -> Result<(), KeptError> {
-        let was_over = self.entries.lock().get(&offer.directory).is_some_and(|entry| entry.is_over);
-        let (volume, is_made, all) = (offer.volume.clone(), offer.is_made, self.dir.clone());
-        let work = move || -> Result<bool, KeptError> {
+        let (volume, origin, all) = (offer.volume.clone(), offer.origin, self.dir.clone());
+        let work = move || -> Result<Option<Usage>, KeptError> {
             let path = dir.display().to_string();
             let failed = |source| KeptError::Io { path: path.clone(), source };
-            if !have(&all, &dir, is_made).map_err(failed)? {
-                return Err(KeptError::Gone { volume, path });
+            if !have(&all, &dir, origin).map_err(failed)? {
+                return Err(match origin {
+                    Origin::ByHand => KeptError::Missing { volume, path },
+                    Origin::New | Origin::Made => KeptError::Gone { volume, path },
+                });
             }
-            let Some(bytes) = capacity.bytes.filter(|_| was_over) else { return Ok(false) };
+            let Some(bytes) = capacity.bytes else { return Ok(None) };
             let used = beneath::usage(&dir, &mut Seen::new()).map_err(failed)?;
             match used.bytes > bytes || used.is_too_deep {
                 true => Err(KeptError::Full { volume, used: used.bytes, capacity: capacity.shown }),
-                false => Ok(true),
+                false => Ok(Some(used)),
             }
         };
         let done = tokio::task::spawn_blocking(work).await;
-        let has_room = done.unwrap_or_else(|error| Err(KeptError::Api(error.to_string())))?;
-        if has_room && let Some(entry) = self.entries.lock().get_mut(&offer.directory) {
-            entry.is_over = false;
+        let used = done.unwrap_or_else(|error| Err(KeptError::Api(error.to_string())))?;
+        if let Some(entry) = self.entries.lock().get_mut(&offer.directory) {
+            entry.before = entry.before.or(used);
         }
         Ok(())
     }
@@ -320,12 +333,19 @@ impl Kept {
         .collect()
     }
 
-    /// It holds more than it may.
-    pub fn found_over(&self, measured: &Measured) {
-        let directory = measured.dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if let Some(entry) = self.entries.lock().get_mut(directory) {
-            entry.is_over = true;
-        }
+    /// It holds so much, and nobody is suspected of filling the disk with it for that.
+    pub fn note(&self, measured: &Measured, used: Usage) {
+        self.with(measured, |entry| entry.before = Some(used));
+    }
+
+    /// What it held when there was room; `used`, if nobody has looked since.
+    pub fn before(&self, measured: &Measured, used: Usage) -> Usage {
+        self.with(measured, |entry| *entry.before.get_or_insert(used)).unwrap_or(used)
+    }
+
+    fn with<T>(&self, measured: &Measured, look: impl FnOnce(&mut Entry) -> T) -> Option<T> {
+        let directory = measured.dir.file_name()?.to_str()?;
+        self.entries.lock().get_mut(directory).map(look)
     }
 
     fn is_used(&self, directory: &str) -> bool {
@@ -350,13 +370,13 @@ impl Kept {
     }
 }
 
-/// Has a directory there; false when it was made before and is missing.
-fn have(all: &Path, dir: &Path, is_made: bool) -> io::Result<bool> {
+/// Has a directory there; false when it is missing and is not to be made.
+fn have(all: &Path, dir: &Path, origin: Origin) -> io::Result<bool> {
     match std::fs::symlink_metadata(dir) {
         Ok(found) if found.is_dir() => Ok(true),
         Ok(_) => Err(io::ErrorKind::NotADirectory.into()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            if is_made {
+            if origin != Origin::New {
                 return Ok(false);
             }
             std::fs::create_dir(dir)?;
@@ -410,6 +430,17 @@ fn usable(claim: &PersistentVolumeClaim, wanted: &Claim, user: &str) -> Result<S
     volume.filter(|_| is_bound).ok_or_else(|| KeptError::Unbound(name()))
 }
 
+/// Where the directory of a volume comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// It was made for a claim, and nobody has opened it.
+    New,
+    /// A node has made it, or has found it.
+    Made,
+    /// Somebody else has put it there, with what is in it.
+    ByHand,
+}
+
 /// What this node needs to know of a volume to give it to a pod.
 #[derive(Debug, PartialEq, Eq)]
 struct Offer {
@@ -417,7 +448,7 @@ struct Offer {
     directory: String,
     read_only: bool,
     is_exclusive: bool,
-    is_made: bool,
+    origin: Origin,
 }
 
 fn offered(volume: &PersistentVolume, claim: &PersistentVolumeClaim, node: &str) -> Result<Offer, KeptError> {
@@ -442,9 +473,18 @@ fn offered(volume: &PersistentVolume, claim: &PersistentVolumeClaim, node: &str)
         directory: directory.to_owned(),
         read_only: !modes.is_empty() && modes.iter().all(|mode| mode == "ReadOnlyMany"),
         is_exclusive: modes.iter().any(|mode| mode == ONCE_POD),
-        is_made: volume.metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(MADE)),
+        origin: origin(volume),
         volume: name,
     })
+}
+
+fn origin(volume: &PersistentVolume) -> Origin {
+    let annotation = |name: &str| volume.metadata.annotations.as_ref()?.get(name).map(String::as_str);
+    match (annotation(MADE), annotation(PROVISIONED_BY)) {
+        (Some(_), _) => Origin::Made,
+        (None, Some(PROVISIONER)) => Origin::New,
+        (None, _) => Origin::ByHand,
+    }
 }
 
 /// The directory that a volume is.
@@ -722,22 +762,37 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_was_made_is_not_made_again() {
+    fn a_directory_that_was_made_is_not_made_again_and_one_laid_out_by_hand_is_not_made() {
         let all = tempfile::tempdir().unwrap();
         let dir = all.path().join("v");
-        assert!(!have(all.path(), &dir, true).unwrap() && !dir.exists());
-        assert!(have(all.path(), &dir, false).unwrap() && have(all.path(), &dir, true).unwrap());
+        for origin in [Origin::Made, Origin::ByHand] {
+            assert!(!have(all.path(), &dir, origin).unwrap() && !dir.exists());
+        }
+        for origin in [Origin::New, Origin::Made, Origin::ByHand] {
+            assert!(have(all.path(), &dir, origin).unwrap());
+        }
         std::fs::remove_dir(&dir).unwrap();
         std::os::unix::fs::symlink("/etc", &dir).unwrap();
-        assert!(have(all.path(), &dir, false).is_err(), "a link is no directory");
+        assert!(have(all.path(), &dir, Origin::New).is_err(), "a link is no directory");
+        for (annotations, expected) in [
+            (json!({}), Origin::ByHand),
+            (json!({PROVISIONED_BY: "x"}), Origin::ByHand),
+            (json!({PROVISIONED_BY: PROVISIONER}), Origin::New),
+            (json!({PROVISIONED_BY: PROVISIONER, MADE: "true"}), Origin::Made),
+            (json!({MADE: "true"}), Origin::Made),
+        ] {
+            assert_eq!(origin(&volume(json!({"metadata": {"annotations": annotations}}))), expected);
+        }
     }
 
     #[tokio::test]
     async fn one_pod_alone_and_room_for_what_it_holds() {
         let all = tempfile::tempdir().unwrap();
         let kept = Kept::new(all.path().to_owned());
-        let offer = offered(&volume(json!({"spec": {"accessModes": [ONCE_POD]}})), &claim(), "a").unwrap();
-        let capacity = Capacity::of(&volume(json!({})));
+        let new = json!({PROVISIONED_BY: PROVISIONER});
+        let object = volume(json!({"metadata": {"annotations": new}, "spec": {"accessModes": [ONCE_POD]}}));
+        let offer = offered(&object, &claim(), "a").unwrap();
+        let capacity = Capacity::of(&object);
         let (first, second): (Arc<str>, Arc<str>) = ("first".into(), "second".into());
         kept.take(&offer, &capacity, &first).unwrap();
         kept.take(&offer, &capacity, &first).unwrap();
@@ -746,9 +801,11 @@ mod tests {
         std::fs::write(all.path().join("v/data"), vec![1; 64 << 10]).unwrap();
         let measured = kept.of("first").pop().unwrap();
         assert_eq!((measured.bytes_max, measured.shown.as_str()), (1 << 10, "1Ki"));
-        kept.found_over(&measured);
-        kept.release("first");
+        assert_eq!(kept.release("first"), std::slice::from_ref(&second));
         assert!(!kept.is_used("v") && kept.of("first").is_empty());
+        kept.release("second");
+        // As after a new start: nothing is known but what the disk says.
+        assert!(kept.entries.lock().is_empty());
         kept.take(&offer, &capacity, &second).unwrap();
         let full = kept.ready(&offer, all.path().join("v"), capacity).await.unwrap_err().to_string();
         assert!(full.starts_with("persistentvolume \"v\" holds ") && full.contains("its capacity is 1Ki"), "{full}");
@@ -759,5 +816,20 @@ mod tests {
         assert_eq!(kept.release("second"), std::slice::from_ref(&first), "it may have it now");
         kept.release("first");
         assert!(kept.entries.lock().is_empty());
+    }
+
+    #[test]
+    fn what_a_volume_held_while_there_was_room_is_what_its_growth_is_measured_by() {
+        let kept = Kept::new("/nowhere".into());
+        let offer = offered(&volume(json!({})), &claim(), "a").unwrap();
+        kept.take(&offer, &Capacity::of(&volume(json!({}))), &"p".into()).unwrap();
+        let measured = kept.of("p").pop().unwrap();
+        let held = |bytes| Usage { bytes, ..Usage::default() };
+        assert_eq!(kept.before(&measured, held(5)), held(5), "nobody has looked before");
+        assert_eq!(kept.before(&measured, held(9)), held(5));
+        kept.note(&measured, held(9));
+        assert_eq!(kept.before(&measured, held(11)), held(9));
+        kept.release("p");
+        assert_eq!(kept.before(&measured, held(12)), held(12));
     }
 }

@@ -1,15 +1,17 @@
 //! From `volumeMounts` to directories that the engine can open for a guest.
 //!
 //! A guest is given directories only. A `subPath` that is a directory is mounted as it is; one that is a file
-//! is shown in a directory made for it, together with other such files of the same parent: under a second name of the same
-//! file when the volume can be written (what one container writes the others read, as under a bind mount), as a copy when it
-//! cannot. As under the kubelet such a file is the one that was there at the start; one renamed over it later is another.
+//! is shown in a directory made for it, together with other such files of the same parent, under a second name of the same file:
+//! what one container writes the others read, as under a bind mount. As under the kubelet such a file is the one that was there at
+//! the start; one renamed over it later is another. A directory that is missing is made where guests may write, and nowhere else
+//! ([`Access`]).
 //!
 //! What a sub path leads to is decided by [`crate::beneath`] on open directories, and used by its descriptor.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -54,8 +56,19 @@ pub enum MountError {
     },
 }
 
-/// Where a volume is, and whether it is read-only by nature.
-pub type Places = BTreeMap<String, (PathBuf, bool)>;
+/// Who writes in a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Guests.
+    Guests,
+    /// The node, which knows every name in it. A directory that is not there is an empty one beside it.
+    Node,
+    /// Nobody.
+    Nobody,
+}
+
+/// Where volumes are, and who writes in them.
+pub type Places = BTreeMap<String, (PathBuf, Access)>;
 
 /// What was made for a container.
 #[derive(Debug, Default)]
@@ -64,6 +77,8 @@ pub struct Made {
     pub mounts: Vec<Mount>,
     /// Held as long as instances may be made: mounts name them.
     pub held: Vec<Arc<OwnedFd>>,
+    /// What the files of volumes hold that are shown by a second name: where the first one goes, the second keeps them.
+    pub shown_bytes: u64,
 }
 
 /// Makes the mounts of a container. `sub_path` gives a mount's sub path with its variables replaced, and nothing at all when that
@@ -76,15 +91,22 @@ pub fn make(
 ) -> Result<Made, MountError> {
     let mut made = Made::default();
     for mount in container.volume_mounts.iter().flatten() {
-        let (dir, is_fixed) = volumes.get(&mount.name).ok_or_else(|| MountError::NoVolume(mount.name.clone()))?;
-        let read_only = *is_fixed || mount.read_only == Some(true);
+        let (dir, access) = volumes.get(&mount.name).ok_or_else(|| MountError::NoVolume(mount.name.clone()))?;
+        let read_only = *access != Access::Guests || mount.read_only == Some(true);
         let guest = clean(&mount.mount_path);
         let sub_path = sub_path(mount).ok_or_else(|| MountError::TooLong(mount.name.clone()))?;
         let Some(sub_path) = sub_path.filter(|path| !path.is_empty()) else {
             made.mounts.push(Mount { host: dir.clone(), guest, read_only });
             continue;
         };
-        let found = Root::open(dir).and_then(|root| root.find_or_make(Path::new(&sub_path)));
+        let found = Root::open(dir).and_then(|root| match access {
+            Access::Guests => root.find_or_make(Path::new(&sub_path)).map(Some),
+            Access::Node => match root.find(Path::new(&sub_path)) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+                found => found.map(Some),
+            },
+            Access::Nobody => root.find(Path::new(&sub_path)).map(Some),
+        });
         let found = found.map_err(|source| MountError::SubPath {
             volume: mount.name.clone(),
             container: container.name.clone(),
@@ -92,43 +114,38 @@ pub fn make(
             source,
         })?;
         match found {
-            Found::Directory(directory) => {
+            Some(Found::Directory(directory)) => {
                 made.mounts.push(Mount { host: beneath::path_of(&directory), guest, read_only });
                 made.held.push(Arc::new(directory.into()));
             }
-            Found::File(file) => show_file(&mut made, &file, &guest, read_only, *is_fixed, files)?,
+            Some(Found::File(file)) => show_file(&mut made, &file, &guest, read_only, files)?,
+            None => drop(own_directory(&mut made, &guest, read_only, files)?),
         }
     }
     Ok(made)
 }
 
 /// Shows a file in a directory made for it.
-fn show_file(
-    made: &mut Made,
-    file: &File,
-    guest: &str,
-    read_only: bool,
-    is_fixed: bool,
-    files: &Path,
-) -> Result<(), MountError> {
+fn show_file(made: &mut Made, file: &File, guest: &str, read_only: bool, files: &Path) -> Result<(), MountError> {
     let (parent, name) = guest.rsplit_once('/').unwrap_or(("", guest));
     let parent = if parent.is_empty() { "/" } else { parent };
-    let host = files.join(parent.trim_matches('/').replace('/', "~"));
-    let failed = |source| MountError::Io { path: guest.to_owned(), source };
-    std::fs::create_dir_all(&host).map_err(failed)?;
-    match made.mounts.iter().find(|mount| mount.host == host) {
+    let known = made.mounts.iter().find(|mount| mount.guest == parent && mount.host.starts_with(files));
+    let host = match known {
         Some(mount) if mount.read_only != read_only => return Err(MountError::Mixed(parent.to_owned())),
-        Some(_) => {}
-        None => made.mounts.push(Mount { host: host.clone(), guest: parent.to_owned(), read_only }),
-    }
-    match is_fixed {
-        true => {
-            let mut from = file;
-            let mut to = File::options().write(true).create_new(true).open(host.join(name)).map_err(failed)?;
-            std::io::copy(&mut from, &mut to).map(drop).map_err(failed)
-        }
-        false => beneath::link(file, &host, name).map_err(failed),
-    }
+        Some(mount) => mount.host.clone(),
+        None => own_directory(made, parent, read_only, files)?,
+    };
+    let failed = |source| MountError::Io { path: guest.to_owned(), source };
+    made.shown_bytes += file.metadata().map_err(failed)?.blocks() * 512;
+    beneath::link(file, &host, name).map_err(failed)
+}
+
+/// Mounts a new directory.
+fn own_directory(made: &mut Made, guest: &str, read_only: bool, files: &Path) -> Result<PathBuf, MountError> {
+    let host = files.join(made.mounts.len().to_string());
+    std::fs::create_dir_all(&host).map_err(|source| MountError::Io { path: guest.to_owned(), source })?;
+    made.mounts.push(Mount { host: host.clone(), guest: guest.to_owned(), read_only });
+    Ok(host)
 }
 
 fn clean(path: &str) -> String {
@@ -141,8 +158,8 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    fn plan(volume: &Path, is_fixed: bool, files: &Path, mounts: Value) -> Result<Made, MountError> {
-        let volumes = Places::from([("v".to_owned(), (volume.to_owned(), is_fixed))]);
+    fn plan(volume: &Path, access: Access, files: &Path, mounts: Value) -> Result<Made, MountError> {
+        let volumes = Places::from([("v".to_owned(), (volume.to_owned(), access))]);
         let container = serde_json::from_value(json!({"name": "c", "volumeMounts": mounts})).unwrap();
         make(&container, &volumes, |mount| Some(mount.sub_path.clone()), files)
     }
@@ -160,14 +177,14 @@ mod tests {
             {"name": "v", "mountPath": "/etc/app/app.conf", "subPath": "app.conf"},
             {"name": "v", "mountPath": "/etc/app/two.conf", "subPath": "app.conf"}
         ]);
-        let made = plan(&volume, false, &files, mounts).unwrap();
+        let made = plan(&volume, Access::Guests, &files, mounts).unwrap();
         let seen: Vec<_> = made
             .mounts
             .iter()
             .map(|mount| (std::fs::canonicalize(&mount.host).unwrap(), mount.guest.as_str(), mount.read_only))
             .collect();
         let volume = volume.canonicalize().unwrap();
-        let shown = files.canonicalize().unwrap().join("etc~app");
+        let shown = files.canonicalize().unwrap().join("3");
         assert_eq!(
             seen,
             [
@@ -196,7 +213,7 @@ mod tests {
         }
         for path in ["x", "key", "x/sub/dir", "nd", "nd/a", "abs", "../pki", "/etc"] {
             let mounts = json!([{"name": "v", "mountPath": "/p/k", "subPath": path}]);
-            let error = plan(&volume, false, &files, mounts).unwrap_err().to_string();
+            let error = plan(&volume, Access::Guests, &files, mounts).unwrap_err().to_string();
             assert!(error.starts_with("failed to prepare subPath for volumeMount \"v\" of container \"c\""), "{error}");
         }
         assert!(!files.exists() && !dir.path().join("newdir").exists());
@@ -204,14 +221,56 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_a_fixed_volume_is_a_copy_behind_its_links() {
+    fn a_file_that_nobody_may_write_is_the_same_file_and_read_only() {
         let dir = tempfile::tempdir().unwrap();
         let (volume, files) = (dir.path().join("v"), dir.path().join("files"));
         let file = crate::volumes::File { content: b"old".to_vec().into(), mode: 0o444 };
         crate::volumes::write(&volume, &BTreeMap::from([("app.conf".to_owned(), file)])).unwrap();
         let mounts = json!([{"name": "v", "mountPath": "/app.conf", "subPath": "app.conf"}]);
-        let made = plan(&volume, true, &files, mounts).unwrap();
-        assert_eq!((made.mounts[0].guest.as_str(), made.mounts[0].read_only), ("/", true));
-        assert_eq!(std::fs::read_to_string(made.mounts[0].host.join("app.conf")).unwrap(), "old");
+        for (access, files) in [(Access::Node, files.join("node")), (Access::Nobody, files.join("nobody"))] {
+            let made = plan(&volume, access, &files, mounts.clone()).unwrap();
+            assert_eq!((made.mounts[0].guest.as_str(), made.mounts[0].read_only), ("/", true));
+            let shown = made.mounts[0].host.join("app.conf");
+            assert_eq!(std::fs::read_to_string(&shown).unwrap(), "old");
+            let [shown, there] = [shown, volume.join("app.conf")].map(|path| std::fs::metadata(path).unwrap());
+            assert_eq!(shown.ino(), there.ino(), "however large it is");
+            assert_eq!(made.shown_bytes, there.blocks() * 512);
+        }
+    }
+
+    #[test]
+    fn nothing_is_made_in_a_volume_that_guests_may_not_write() {
+        let dir = tempfile::tempdir().unwrap();
+        let (volume, files) = (dir.path().join("v"), dir.path().join("files"));
+        std::fs::create_dir(&volume).unwrap();
+        let mounts = json!([{"name": "v", "mountPath": "/p", "subPath": "a/b"}]);
+        let error = plan(&volume, Access::Nobody, &files, mounts.clone()).unwrap_err().to_string();
+        assert!(error.contains("container \"c\": \"a/b\": No such file or directory"), "{error}");
+        assert!(!files.exists());
+        let made = plan(&volume, Access::Node, &files, mounts).unwrap();
+        let (host, guest, read_only) = (&made.mounts[0].host, &*made.mounts[0].guest, made.mounts[0].read_only);
+        assert_eq!((std::fs::read_dir(host).unwrap().count(), guest, read_only), (0, "/p", true));
+        assert_eq!(std::fs::read_dir(&volume).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn files_of_different_directories_are_not_shown_together() {
+        let dir = tempfile::tempdir().unwrap();
+        let (volume, files) = (dir.path().join("v"), dir.path().join("files"));
+        std::fs::create_dir(&volume).unwrap();
+        std::fs::write(volume.join("x"), "x").unwrap();
+        let paths = ["/x", "/a/b/x", "/a~b/x", "/a/b/y"];
+        let mounts: Vec<Value> =
+            paths.iter().map(|path| json!({"name": "v", "mountPath": path, "subPath": "x"})).collect();
+        let made = plan(&volume, Access::Guests, &files, json!(mounts)).unwrap();
+        let names = |mount: &Mount| {
+            let names = std::fs::read_dir(&mount.host).unwrap().map(|entry| entry.unwrap().file_name());
+            let mut names: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();
+            names.sort();
+            (mount.guest.clone(), names.join(" "))
+        };
+        let shown: Vec<(String, String)> = made.mounts.iter().map(names).collect();
+        let expected = [("/", "x"), ("/a/b", "x y"), ("/a~b", "x")].map(|(guest, names)| (guest.into(), names.into()));
+        assert_eq!(shown, expected);
     }
 }

@@ -37,10 +37,14 @@ pub(super) async fn resource(cluster: &Cluster, kind: &ParamKind) -> Result<Arc<
     found.ok_or_else(|| format!("failed to find resource referenced by paramKind: '{}, Kind={}'", shown(), kind.kind))
 }
 
-/// One of them, in the version that the policy names.
-async fn value(cluster: &Cluster, resource: &Arc<Resource>, record: &Arc<Record>) -> Result<Value, Status> {
-    let converted = conversion::one(cluster, resource, record).await?;
-    Seen::new(resource, &converted).value()
+/// Some of them, in the version that the policy names.
+async fn values(
+    cluster: &Cluster,
+    resource: &Arc<Resource>,
+    records: Vec<Arc<Record>>,
+) -> Result<Vec<Option<Value>>, Missing> {
+    let converted = Box::pin(conversion::each(cluster, resource, records)).await.map_err(Missing::Failed)?;
+    converted.iter().map(|record| Seen::new(resource, record).value().map(Some).map_err(Missing::Failed)).collect()
 }
 
 /// What a binding asks its policy with: nothing once, where it is bound with nothing.
@@ -65,8 +69,7 @@ pub(super) async fn collect(
             return Err(Missing::Wrong(why.to_owned()));
         }
     };
-    let mut found = Vec::new();
-    match &params.selector {
+    let records = match &params.selector {
         Some(selector) => {
             let selector = selector.as_ref().map_err(|why| Missing::Wrong(why.clone()))?;
             let records = cluster.store.keyspace.snapshot(resource.row.collection()).records;
@@ -80,18 +83,14 @@ pub(super) async fn collect(
             if selected.len() > SELECTED_MAX {
                 return Err(Missing::Wrong(format!("a binding can be bound with {SELECTED_MAX} params at most")));
             }
-            for record in selected {
-                found.push(Some(value(cluster, &resource, &record).await.map_err(Missing::Failed)?));
-            }
+            selected
         }
         None => {
             let name = resource.record_name(place, &params.name);
-            let record = cluster.store.find(&resource, &name).await.map_err(Missing::Failed)?;
-            if let Some(record) = record {
-                found.push(Some(value(cluster, &resource, &record).await.map_err(Missing::Failed)?));
-            }
+            cluster.store.find(&resource, &name).await.map_err(Missing::Failed)?.into_iter().collect()
         }
-    }
+    };
+    let found = values(cluster, &resource, records).await?;
     if found.is_empty() && params.denies {
         let why = "no params found for policy binding with `Deny` parameterNotFoundAction";
         return Err(Missing::Wrong(why.to_owned()));

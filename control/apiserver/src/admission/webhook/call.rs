@@ -6,12 +6,13 @@ use coracle_api::meta::text::quote;
 use coracle_api::status::Status;
 use serde_json::{Value, json};
 
-use super::answer::{self, Answer};
+use super::answer::{self, Consent};
 use crate::admission::matching::Versioned;
 use crate::admission::review::Review;
 use crate::callout;
 use crate::hooks::{Hook, ReviewVersion};
 use crate::identity::new_uuid;
+use crate::outward;
 
 /// Bytes of an answer: a patch is not larger than what a client may send itself.
 const ANSWER_BYTES_MAX: usize = 3 << 20;
@@ -25,8 +26,8 @@ pub(super) enum Failure {
 }
 
 impl Failure {
-    fn calling(why: impl Into<String>, code: u16) -> Failure {
-        Failure::Calling { why: why.into(), code }
+    fn calling(why: impl AsRef<str>, code: u16) -> Failure {
+        Failure::Calling { why: outward::words(why.as_ref()), code }
     }
 }
 
@@ -37,7 +38,7 @@ pub(super) async fn call(
     version: &Versioned,
     (object, old): (Option<&Value>, Option<&Value>),
     mutating: bool,
-) -> Result<Answer, Failure> {
+) -> Result<Consent, Failure> {
     if review.dry_run && !hook.allows_dry_run {
         let message = format!("admission webhook {} does not support dry run", quote(&hook.name));
         return Err(Failure::Refused(Status::bad_request(message)));
@@ -60,13 +61,13 @@ pub(super) async fn call(
     let (cluster, callee) = (review.at.cluster, &hook.callee);
     let failed = |why: String| Failure::calling(format!("failed to call webhook: {why}"), 503);
     let target = callout::target(cluster, &callee.place, callee.client.has_authorities(), &query).map_err(failed)?;
-    let post = callee.client.post(cluster.nodes.as_ref(), &target, Bytes::from(body), ANSWER_BYTES_MAX);
+    let post = callee.client.post(&cluster.nodes, &target, Bytes::from(body), ANSWER_BYTES_MAX);
     // Its connection ends with it.
     let answered = tokio::time::timeout(hook.timeout, post).await;
     let timed_out = |_| failed(format!("Post {}: context deadline exceeded", quote(&target.url)));
     let (code, bytes) = answered.map_err(timed_out)?.map_err(|error| failed(error.to_string()))?;
     if !code.is_success() {
-        let status = Status::generic(code.as_u16(), &String::from_utf8_lossy(&bytes));
+        let status = Status::generic(code.as_u16(), &outward::words(&String::from_utf8_lossy(&bytes)));
         return Err(Failure::calling(format!("failed to call webhook: {}", status.message), code.as_u16()));
     }
     let answer = json::parse_body(&bytes).map_err(|error| failed(error.to_string()))?;
@@ -74,8 +75,11 @@ pub(super) async fn call(
     let answer = answer::read(&answer, strict, mutating).map_err(|why| Failure::calling(why, 503))?;
     // Who is refused hears them, too.
     review.at.call.warn_all(answer.warnings.iter().cloned());
+    for (key, value) in &answer.audit {
+        review.at.call.annotate(&format!("{}/{key}", hook.name), || value.clone());
+    }
     match answer.refusal(&hook.name) {
         Some(status) => Err(Failure::Refused(status)),
-        None => Ok(answer),
+        None => answer.consent().map_err(|why| Failure::calling(why, 503)),
     }
 }

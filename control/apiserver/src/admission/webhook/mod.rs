@@ -24,7 +24,7 @@ use serde_json::Value;
 use super::matching::Versioned;
 use super::review::Review;
 use crate::hooks::{Called, Hook};
-use answer::Answer;
+use answer::Consent;
 use call::Failure;
 
 /// Which of the mutating webhooks were asked, and which are to be asked again.
@@ -108,7 +108,7 @@ pub(super) async fn mutate(
             continue;
         }
         let asked = ask(review, hook, &version, (shown.as_ref(), shown_old), "admit").await?;
-        let patch = asked.and_then(|answer| answer.patch);
+        let patch = asked.and_then(|consent| consent.patch);
         let changed = match (patch, shown, object.as_deref_mut()) {
             (None, ..) => false,
             (Some(patch), Some(mut shown), Some(object)) => {
@@ -198,7 +198,7 @@ async fn ask(
     version: &Versioned,
     objects: (Option<&Value>, Option<&Value>),
     kind: &'static str,
-) -> Result<Option<Answer>, Status> {
+) -> Result<Option<Consent>, Status> {
     let begun = Instant::now();
     let outcome = call::call(review, hook, version, objects, kind == "admit").await;
     let (code, rejected, open) = match &outcome {
@@ -209,13 +209,7 @@ async fn ask(
     let called = Called { name: hook.name.clone(), kind, operation: review.operation.name(), code, rejected };
     review.at.cluster.calls.observe(called, begun.elapsed(), open);
     match outcome {
-        Ok(answer) => {
-            // There is no audit log: this is all that reads them.
-            for (key, value) in &answer.audit {
-                tracing::debug!(webhook = hook.name, key, value, "audit annotation");
-            }
-            Ok(Some(answer))
-        }
+        Ok(consent) => Ok(Some(consent)),
         Err(Failure::Refused(status)) => Err(status),
         Err(Failure::Calling { why, .. }) if hook.fails => {
             Err(Status::internal_error(format_args!("failed calling webhook {:?}: {why}", hook.name)))

@@ -1,0 +1,128 @@
+//! The audit log: who asked for what, when, and what came of it, as far as a policy says (`audit.k8s.io/v1`).
+//!
+//! ```text
+//! a request ─► Trail: who ─► the policy's level ─► what was sent, decided, answered ─► Event ─► the writer's thread ─► a line
+//! ```
+//! Without a policy nothing of this is there, and a request pays one look at an option. With one, requests hand over what they
+//! have, and a thread makes lines of it and writes them; while more than a bound waits for the disk, requests wait before they
+//! begin. No event is left out but where the disk refuses it, which is counted and told in the server's own log.
+
+mod event;
+mod log;
+pub(crate) mod policy;
+mod trail;
+
+use std::fmt::Write as _;
+use std::io;
+use std::sync::Arc;
+
+use http::{Method, Uri};
+
+pub use self::log::Log;
+use self::log::Writer;
+pub use self::policy::{Policy, PolicyError};
+pub(crate) use self::trail::Trail;
+use crate::request::path::{self, ResourcePath, Route};
+use crate::request::query::Query;
+
+/// What is told, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditLog {
+    /// Which requests, and how much of them.
+    pub policy: Policy,
+    /// Where it is written.
+    pub log: Log,
+}
+
+/// What a request asks for, as policies see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Asked {
+    verb: String,
+    path: String,
+    resource: Option<ResourcePath>,
+}
+
+impl Asked {
+    fn of(method: &Method, uri: &Uri) -> Asked {
+        let path = uri.path().to_owned();
+        match Route::parse(&path) {
+            Route::Resource(target) => {
+                let verb = path::verb(method, &target, &Query::parse(uri.query().unwrap_or_default()));
+                let verb = if verb.is_empty() { method.as_str().to_ascii_lowercase() } else { verb.to_owned() };
+                Asked { verb, path, resource: Some(target) }
+            }
+            _ => Asked { verb: method.as_str().to_ascii_lowercase(), path, resource: None },
+        }
+    }
+
+    /// Whether its answer goes on for as long as the client likes.
+    fn is_long(&self) -> bool {
+        let subresource = self.resource.as_ref().and_then(|of| of.subresource.as_deref());
+        self.verb == "watch" || matches!(subresource, Some("attach" | "exec" | "portforward" | "log" | "proxy"))
+    }
+}
+
+/// The audit log of a server.
+pub(crate) struct Audit {
+    policy: Policy,
+    writer: Writer,
+}
+
+impl Audit {
+    /// Opens it; it can be written when this returns.
+    pub fn open(config: AuditLog) -> io::Result<Arc<Audit>> {
+        Ok(Arc::new(Audit { policy: config.policy, writer: Writer::open(config.log)? }))
+    }
+
+    /// A request is here.
+    pub fn begin<B>(self: &Arc<Self>, request: &http::Request<B>, id: &str) -> Arc<Trail> {
+        Arc::new(Trail::new(self, request, id))
+    }
+
+    /// Waits while too much is not written yet: a request begins when what it will have to tell has room.
+    pub async fn room(&self) {
+        self.writer.room().await;
+    }
+
+    /// Waits until all is written, within bounds.
+    pub async fn flush(&self) {
+        self.writer.flush().await;
+    }
+
+    /// What the metrics page says of it.
+    pub fn render(&self, page: &mut String) {
+        let (events, errors) = self.writer.counts();
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            page,
+            "# HELP apiserver_audit_event_total Events of the audit log.\n# TYPE apiserver_audit_event_total counter\n\
+             apiserver_audit_event_total {events}\n\
+             # HELP apiserver_audit_error_total Events that could not be written.\n\
+             # TYPE apiserver_audit_error_total counter\napiserver_audit_error_total{{plugin=\"log\"}} {errors}"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_is_seen_as_authorization_sees_it() {
+        let asked = |method: Method, uri: &str| Asked::of(&method, &uri.parse().unwrap());
+        for (method, uri, verb, long) in [
+            (Method::GET, "/api/v1/namespaces/a/pods", "list", false),
+            (Method::GET, "/api/v1/namespaces/a/pods?watch=1", "watch", true),
+            (Method::GET, "/api/v1/watch/pods", "watch", true),
+            (Method::HEAD, "/api/v1/namespaces/a/pods/b", "get", false),
+            (Method::GET, "/api/v1/namespaces/a/pods/b/log", "get", true),
+            (Method::DELETE, "/api/v1/namespaces/a/pods", "deletecollection", false),
+            (Method::OPTIONS, "/api/v1/namespaces/a/pods", "options", false),
+            (Method::POST, "/healthz", "post", false),
+        ] {
+            let asked = asked(method, uri);
+            assert_eq!((asked.verb.as_str(), asked.is_long()), (verb, long), "{uri}");
+        }
+        assert_eq!(asked(Method::GET, "/healthz").resource, None);
+    }
+}

@@ -1,0 +1,295 @@
+//! One request, from when it is here until its answer is whole, as far as the policy wants it told.
+
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+
+use axum::extract::ConnectInfo;
+use axum::response::Response;
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, StatusCode, header};
+use http_body::{Frame, SizeHint};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::event::{Answered, BODY_TOLD_MAX, Body, Event, TRUNCATED};
+use super::policy::{Level, Stage, Verdict};
+use super::{Asked, Audit};
+use crate::identity::Identity;
+use crate::limits::Here;
+use crate::request::annotations::Annotations;
+
+/// Most characters of a User-Agent; the reference's bound.
+const AGENT_MAX: usize = 1024;
+/// Most addresses that a request may say it came by.
+const ADDRESSES_MAX: usize = 16;
+/// Most bytes of a status.
+const STATUS_MAX: usize = 256 << 10;
+/// Most characters of the URI.
+const URI_MAX: usize = 16 << 10;
+
+/// A request that is told of, if the policy says so.
+pub(crate) struct Trail {
+    audit: Arc<Audit>,
+    pub(super) asked: Asked,
+    pub(super) id: String,
+    pub(super) uri: String,
+    pub(super) agent: String,
+    pub(super) addresses: Vec<String>,
+    pub(super) received: Timestamp,
+    annotations: Arc<Annotations>,
+    known: OnceLock<Known>,
+    acting: OnceLock<Identity>,
+    sent: OnceLock<Body>,
+}
+
+struct Known {
+    user: Option<Identity>,
+    verdict: Verdict,
+}
+
+impl Trail {
+    pub(super) fn new<B>(audit: &Arc<Audit>, request: &http::Request<B>, id: &str) -> Trail {
+        let mut uri = request.uri().path_and_query().map_or("/", |all| all.as_str()).to_owned();
+        uri.truncate(uri.floor_char_boundary(URI_MAX));
+        Trail {
+            audit: audit.clone(),
+            asked: Asked::of(request.method(), request.uri()),
+            id: id.to_owned(),
+            uri,
+            agent: agent(request.headers()),
+            addresses: addresses(request),
+            received: Timestamp::now(),
+            annotations: Arc::default(),
+            known: OnceLock::new(),
+            acting: OnceLock::new(),
+            sent: OnceLock::new(),
+        }
+    }
+
+    /// What those who decide about the request add.
+    pub fn annotations(&self) -> &Arc<Annotations> {
+        &self.annotations
+    }
+
+    /// Who sent it is known now, and with that how much is told.
+    pub fn called_by(self: &Arc<Self>, user: &Identity) {
+        self.judge(Some(user));
+        self.tell(Stage::RequestReceived, None);
+    }
+
+    fn judge(&self, user: Option<&Identity>) {
+        let verdict = || self.audit.policy.judge(user, &self.asked);
+        self.known.get_or_init(|| Known { user: user.cloned(), verdict: verdict() });
+    }
+
+    /// As whom the caller acts.
+    pub fn acts_as(&self, identity: &Identity) {
+        let _ = self.acting.set(identity.clone());
+    }
+
+    /// Whether something is told of it.
+    pub fn is_told(&self) -> bool {
+        self.level() > Level::None
+    }
+
+    fn level(&self) -> Level {
+        self.known.get().map_or(Level::None, |known| known.verdict.level)
+    }
+
+    /// Its body was read.
+    pub fn has_sent(&self, headers: &HeaderMap, bytes: &Bytes) {
+        if self.is_told() && !bytes.is_empty() {
+            let _ = self.sent.set(Body::new(headers, bytes.clone()));
+        }
+    }
+
+    /// The answer, which is told of when it begins or when it is whole.
+    pub fn answered(self: &Arc<Self>, response: Response) -> Response {
+        let code = response.status();
+        if self.known.get().is_none() {
+            // Nobody knows who sent it.
+            self.judge(None);
+            let status = json!({"metadata": {}, "message": "Authentication failed", "code": code.as_u16()});
+            self.tell(Stage::ResponseStarted, Some(Answered { status, body: None }));
+            return response;
+        }
+        if !self.is_told() {
+            return response;
+        }
+        let is_long = self.asked.is_long() && (code.is_success() || code == StatusCode::SWITCHING_PROTOCOLS);
+        if is_long {
+            self.tell(Stage::ResponseStarted, Some(Answered { status: success(code), body: None }));
+        }
+        // Of a failure the status says why; so its answer, which is short, is looked at in any case.
+        let keeps = !is_long && (self.level() == Level::RequestResponse || !code.is_success());
+        if !keeps && !is_long {
+            self.tell(Stage::ResponseComplete, Some(Answered { status: success(code), body: None }));
+            return response;
+        }
+        let (parts, body) = response.into_parts();
+        let most = if self.level() == Level::RequestResponse { BODY_TOLD_MAX } else { STATUS_MAX };
+        let kept = keeps.then(|| Kept { bytes: BytesMut::new(), most, too_long: false });
+        let body = Recorded { body, trail: Some(self.clone()), code, headers: parts.headers.clone(), kept };
+        Response::from_parts(parts, axum::body::Body::new(body))
+    }
+
+    /// The server failed in it.
+    pub fn panicked(self: &Arc<Self>) {
+        let status = json!({
+            "metadata": {}, "status": "Failure", "reason": "InternalError", "code": 500,
+            "message": "APIServer panic'd: the server's log says why",
+        });
+        self.tell(Stage::Panic, Some(Answered { status, body: None }));
+    }
+
+    fn tell(self: &Arc<Self>, stage: Stage, answered: Option<Answered>) {
+        let Some(known) = self.known.get() else { return };
+        if !known.verdict.tells(stage) {
+            return;
+        }
+        let event = Event {
+            trail: self.clone(),
+            level: known.verdict.level,
+            stage,
+            at: Timestamp::now(),
+            answered,
+            annotations: self.annotations.all(),
+        };
+        self.audit.writer.tell(event.bytes(), move || event.line());
+    }
+
+    pub(super) fn user(&self) -> Option<&Identity> {
+        self.known.get().and_then(|known| known.user.as_ref())
+    }
+
+    pub(super) fn acting(&self) -> Option<&Identity> {
+        self.acting.get()
+    }
+
+    pub(super) fn omits_managed_fields(&self) -> bool {
+        self.known.get().is_some_and(|known| known.verdict.omits_managed_fields)
+    }
+
+    pub(super) fn sent(&self) -> Option<&Body> {
+        self.sent.get()
+    }
+}
+
+fn success(code: StatusCode) -> Value {
+    json!({"metadata": {}, "code": code.as_u16()})
+}
+
+fn agent(headers: &HeaderMap) -> String {
+    let agent = headers.get(header::USER_AGENT).map(|value| String::from_utf8_lossy(value.as_bytes()));
+    let mut agent = agent.unwrap_or_default().into_owned();
+    if agent.len() > AGENT_MAX {
+        agent.truncate(agent.floor_char_boundary(AGENT_MAX));
+        agent.push_str("...TRUNCATED");
+    }
+    agent
+}
+
+/// By which addresses it came: those that it says first, then the one that it was heard from.
+fn addresses<B>(request: &http::Request<B>) -> Vec<String> {
+    let texts = |name: &str| request.headers().get_all(name).iter().filter_map(|value| value.to_str().ok());
+    let said = texts("x-forwarded-for").flat_map(|list| list.split(','));
+    let said = said.chain(texts("x-real-ip")).filter_map(|one| one.trim().parse::<IpAddr>().ok());
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
+    let here = request.extensions().get::<Here>().map(|_| IpAddr::from([127, 0, 0, 1]));
+    let mut addresses: Vec<String> = Vec::new();
+    for address in said.take(ADDRESSES_MAX).chain(peer.or(here)) {
+        let address = address.to_canonical().to_string();
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    addresses
+}
+
+/// An answer that is told of when it ends, however it does.
+struct Recorded {
+    body: axum::body::Body,
+    trail: Option<Arc<Trail>>,
+    code: StatusCode,
+    headers: HeaderMap,
+    kept: Option<Kept>,
+}
+
+/// What was sent of it.
+struct Kept {
+    bytes: BytesMut,
+    most: usize,
+    too_long: bool,
+}
+
+impl Recorded {
+    fn end(&mut self) {
+        let Some(trail) = self.trail.take() else { return };
+        let mut body = None;
+        if let Some(kept) = self.kept.take() {
+            if kept.too_long {
+                trail.annotations.add(TRUNCATED, "true");
+            } else {
+                body = Some(Body::new(&self.headers, kept.bytes.freeze()));
+            }
+        }
+        let status = match &body {
+            Some(body) if !self.code.is_success() => failure(&body.bytes, self.code),
+            _ => success(self.code),
+        };
+        let body = body.filter(|_| trail.level() == Level::RequestResponse);
+        trail.tell(Stage::ResponseComplete, Some(Answered { status, body }));
+    }
+}
+
+/// The status that an answer is; of one that is none, its code.
+fn failure(bytes: &[u8], code: StatusCode) -> Value {
+    let said: Option<coracle_api::status::Status> = serde_json::from_slice(bytes).ok();
+    let Some(said) = said.filter(|said| said.kind == "Status") else { return success(code) };
+    let mut status = serde_json::to_value(&said).unwrap_or_default();
+    if let Some(status) = status.as_object_mut() {
+        status.remove("kind");
+        status.remove("apiVersion");
+    }
+    status
+}
+
+impl http_body::Body for Recorded {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let (Some(kept), Some(data)) = (&mut self.kept, frame.data_ref()) {
+                    if kept.bytes.len() + data.len() > kept.most {
+                        kept.too_long = true;
+                        kept.bytes = BytesMut::new();
+                    } else if !kept.too_long {
+                        kept.bytes.extend_from_slice(data);
+                    }
+                }
+            }
+            Poll::Ready(_) => self.end(),
+            Poll::Pending => {}
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Recorded {
+    fn drop(&mut self) {
+        self.end();
+    }
+}

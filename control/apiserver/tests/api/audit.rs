@@ -1,0 +1,125 @@
+//! The audit log: what a policy has told, a line of JSON each.
+
+use super::*;
+use coracle_apiserver::{AuditLog, Log, Policy};
+
+const POLICY: &str = r#"
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+- {level: None, users: ["system:apiserver"]}
+- {level: RequestResponse, resources: [{group: "", resources: [configmaps]}], omitManagedFields: true}
+- {level: Metadata}
+"#;
+
+/// A server with an audit log, and where that is.
+async fn audited(policy: &str) -> (Server, tempfile::TempDir) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let log = Log { path: Some(dir.path().join("audit.log")), ..Log::default() };
+    let audit = AuditLog { policy: Policy::parse(policy).expect("a policy"), log };
+    (Server::start_with(|config| config.audit = Some(audit)).await, dir)
+}
+
+/// What was told, in order.
+async fn told(server: &Server, dir: &tempfile::TempDir) -> Vec<Value> {
+    server.api.flush_audit().await;
+    let text = std::fs::read_to_string(dir.path().join("audit.log")).expect("the log");
+    text.lines().map(|line| serde_json::from_str(line).expect("a line is an event")).collect()
+}
+
+#[tokio::test]
+async fn who_asked_for_what_and_what_came_of_it_is_told_as_the_policy_says() {
+    let (server, dir) = audited(POLICY).await;
+    let path = "/api/v1/namespaces/default/configmaps";
+    let request = Request::post(path).header("content-type", "application/json");
+    let request = request.body(Body::from(config_map("a", json!({"k": "v"})).to_string())).expect("a request");
+    let made = server.send(Some(admin()), request).await;
+    assert_eq!(made.code, 201);
+    assert_eq!(server.get(&format!("{path}/missing")).await.0, 404);
+    assert_eq!(server.get("/api/v1/namespaces/default/secrets").await.0, 200);
+    assert_eq!(server.get("/version").await.0, 200);
+    let events = told(&server, &dir).await;
+    let of = |uri: &str| {
+        let found: Vec<&Value> = events.iter().filter(|event| event["requestURI"] == uri).collect();
+        assert_eq!(found.len(), 1, "{uri}: {events:#?}");
+        found[0].clone()
+    };
+    let create = of(path);
+    assert_eq!((create["kind"].as_str(), create["apiVersion"].as_str()), (Some("Event"), Some("audit.k8s.io/v1")));
+    assert_eq!((&create["level"], &create["stage"]), (&json!("RequestResponse"), &json!("ResponseComplete")));
+    assert_eq!(create["verb"], "create");
+    assert_eq!(create["auditID"].as_str(), made.headers["audit-id"].to_str().ok());
+    assert_eq!(
+        create["objectRef"],
+        json!({"resource": "configmaps", "namespace": "default", "name": "a", "apiVersion": "v1"})
+    );
+    assert_eq!(create["requestObject"]["data"]["k"], "v");
+    assert_eq!(create["responseObject"]["metadata"]["uid"], made.json()["metadata"]["uid"]);
+    assert!(create["responseObject"]["metadata"].get("managedFields").is_none(), "{create:#}");
+    assert_eq!(create["responseStatus"], json!({"metadata": {}, "code": 201}));
+    assert_eq!(create["annotations"]["authorization.k8s.io/decision"], "allow");
+    let missing = of(&format!("{path}/missing"));
+    assert_eq!(
+        (&missing["responseStatus"]["reason"], &missing["responseStatus"]["code"]),
+        (&json!("NotFound"), &json!(404))
+    );
+    let secrets = of("/api/v1/namespaces/default/secrets");
+    assert_eq!((&secrets["level"], &secrets["verb"]), (&json!("Metadata"), &json!("list")));
+    assert!(secrets.get("responseObject").is_none() && secrets.get("requestObject").is_none());
+    let version = of("/version");
+    assert!(version.get("objectRef").is_none() && version["user"]["username"].is_string());
+}
+
+#[tokio::test]
+async fn who_acts_as_whom_and_who_is_refused_is_told() {
+    let (server, dir) = audited("{apiVersion: audit.k8s.io/v1, kind: Policy, rules: [{level: Metadata}]}").await;
+    let request = Request::get("/api/v1/namespaces/default/pods").header("impersonate-user", "zoe");
+    let refused = server.send(Some(admin()), request.body(Body::empty()).expect("a request")).await;
+    assert_eq!(refused.code, 403);
+    let request = Request::get("/api/v1/nodes").header("authorization", "Bearer wrong");
+    let unknown = server.send(None, request.body(Body::empty()).expect("a request")).await;
+    assert_eq!(unknown.code, 401);
+    let events = told(&server, &dir).await;
+    let of = |uri: &str| events.iter().filter(|event| event["requestURI"] == uri).collect::<Vec<_>>();
+    let stages: Vec<&Value> = of("/api/v1/namespaces/default/pods").iter().map(|event| &event["stage"]).collect();
+    assert_eq!(stages, ["RequestReceived", "ResponseComplete"]);
+    let last = of("/api/v1/namespaces/default/pods")[1];
+    assert_eq!(last["impersonatedUser"]["username"], "zoe");
+    assert_ne!(last["user"]["username"], "zoe");
+    assert_eq!(last["annotations"]["authorization.k8s.io/decision"], "forbid");
+    assert_eq!(last["responseStatus"]["reason"], "Forbidden");
+    let unknown = of("/api/v1/nodes");
+    assert_eq!(unknown.len(), 1);
+    assert_eq!((&unknown[0]["stage"], &unknown[0]["user"]), (&json!("ResponseStarted"), &json!({})));
+    assert_eq!(unknown[0]["responseStatus"]["code"], 401);
+}
+
+#[tokio::test]
+async fn what_violates_what_its_namespace_only_has_audited_is_told() {
+    let (server, dir) = audited("{apiVersion: audit.k8s.io/v1, kind: Policy, rules: [{level: Metadata}]}").await;
+    let server = server.with_account().await;
+    let label = json!({"metadata": {"labels": {"pod-security.kubernetes.io/audit": "restricted"}}});
+    let request = Request::patch("/api/v1/namespaces/default").header("content-type", "application/merge-patch+json");
+    let labelled = server.send(Some(admin()), request.body(Body::from(label.to_string())).expect("a request")).await;
+    assert_eq!((labelled.code, labelled.headers.get("warning")), (200, None));
+    server.make("/api/v1/namespaces/default/pods", pod("a")).await;
+    let events = told(&server, &dir).await;
+    let made = events.iter().rfind(|event| event["objectRef"]["resource"] == "pods").expect("the pod's");
+    let annotations = &made["annotations"];
+    assert_eq!(annotations["pod-security.kubernetes.io/enforce-policy"], "privileged:latest");
+    let why = annotations["pod-security.kubernetes.io/audit-violations"].as_str().expect("why");
+    assert!(why.starts_with("would violate PodSecurity \"restricted:latest\""), "{why}");
+}
+
+#[tokio::test]
+async fn a_watch_is_told_when_it_begins_and_when_it_ends() {
+    let (server, dir) = audited("{apiVersion: audit.k8s.io/v1, kind: Policy, rules: [{level: RequestResponse}]}").await;
+    let uri = "/api/v1/namespaces/default/configmaps?watch=1&timeoutSeconds=1";
+    assert_eq!(server.get(uri).await.0, 200);
+    let events = told(&server, &dir).await;
+    let stages: Vec<&Value> =
+        events.iter().filter(|event| event["requestURI"] == uri).map(|event| &event["stage"]).collect();
+    assert_eq!(stages, ["RequestReceived", "ResponseStarted", "ResponseComplete"]);
+    assert!(events.iter().all(|event| event["verb"] != "watch" || event.get("responseObject").is_none()));
+}

@@ -1,0 +1,162 @@
+//! What a terminal does between a keyboard and a command, for `kubectl exec -t`: the client makes its own raw and leaves all of it to the
+//! other end. As Linux's line discipline does it (`n_tty.c`, with the usual keys of `stty`): input goes to the command line by line, what is
+//! typed is shown, and mistakes can be taken back.
+
+/// Bytes of a line that has not ended (`N_TTY_BUF_SIZE`); what is typed beyond is refused with a bell.
+const LINE_BYTES_MAX: usize = 4095;
+
+/// What is heard of a key that cannot be taken.
+pub(super) const BELL: u8 = 0x07;
+const INTERRUPT: u8 = 0x03;
+const END: u8 = 0x04;
+const BACKSPACE: u8 = 0x08;
+const KILL_LINE: u8 = 0x15;
+const ERASE_WORD: u8 = 0x17;
+const DELETE: u8 = 0x7f;
+/// Takes back what one column shows.
+const RUB_OUT: &[u8] = b"\x08 \x08";
+
+/// A line that is typed.
+#[derive(Debug, Default)]
+pub(super) struct Terminal {
+    line: Vec<u8>,
+}
+
+/// What comes of keys.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Typed {
+    /// What is shown of it.
+    pub echo: Vec<u8>,
+    /// What goes to the command.
+    pub input: Vec<u8>,
+    /// No more is typed.
+    pub is_end: bool,
+    /// The command is to end.
+    pub is_interrupted: bool,
+}
+
+impl Terminal {
+    /// Takes keys, up to one that ends what goes to the command.
+    pub fn typed(&mut self, keys: &[u8]) -> Typed {
+        let mut typed = Typed::default();
+        for &key in keys {
+            match key {
+                INTERRUPT => {
+                    typed.echo.extend_from_slice(b"^C\n");
+                    typed.is_interrupted = true;
+                    return typed;
+                }
+                END if self.line.is_empty() => {
+                    typed.is_end = true;
+                    return typed;
+                }
+                END => typed.input.append(&mut self.line),
+                b'\r' | b'\n' => {
+                    self.line.push(b'\n');
+                    typed.echo.push(b'\n');
+                    typed.input.append(&mut self.line);
+                }
+                DELETE | BACKSPACE => self.erase(&mut typed.echo),
+                KILL_LINE => {
+                    while !self.line.is_empty() {
+                        self.erase(&mut typed.echo);
+                    }
+                }
+                ERASE_WORD => {
+                    while self.line.last() == Some(&b' ') {
+                        self.erase(&mut typed.echo);
+                    }
+                    while self.line.last().is_some_and(|last| *last != b' ') {
+                        self.erase(&mut typed.echo);
+                    }
+                }
+                _ if self.line.len() >= LINE_BYTES_MAX => typed.echo.push(BELL),
+                key => {
+                    self.line.push(key);
+                    match key {
+                        b'\t' => typed.echo.push(key),
+                        0..0x20 => typed.echo.extend_from_slice(&[b'^', key + b'@']),
+                        key => typed.echo.push(key),
+                    }
+                }
+            }
+        }
+        typed
+    }
+
+    /// Takes back a letter, however many bytes it has.
+    fn erase(&mut self, echo: &mut Vec<u8>) {
+        while let Some(last) = self.line.pop() {
+            let is_shown_as_two = last < 0x20 && last != b'\t';
+            echo.extend_from_slice(RUB_OUT);
+            if is_shown_as_two {
+                echo.extend_from_slice(RUB_OUT);
+            }
+            let is_continued = last & 0xc0 == 0x80;
+            if !is_continued {
+                return;
+            }
+            // It is one letter, which one column shows.
+            echo.truncate(echo.len() - RUB_OUT.len());
+        }
+    }
+}
+
+/// What a terminal shows of what a command prints: a new line begins at its left.
+pub(super) fn shown(printed: &[u8]) -> Vec<u8> {
+    let mut shown = Vec::with_capacity(printed.len() + printed.len() / 16);
+    for &byte in printed {
+        if byte == b'\n' {
+            shown.push(b'\r');
+        }
+        shown.push(byte);
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_go_to_the_command_when_they_are_ended_and_keys_are_shown() {
+        for (keys, echo, input) in [
+            (&b"ls\r"[..], &b"ls\n"[..], &b"ls\n"[..]),
+            (b"l", b"l", b""),
+            (b"lx\x7fs\r", b"lx\x08 \x08s\n", b"ls\n"),
+            (b"\x7fa\r", b"a\n", b"a\n"),
+            ("aü\x7f\r".as_bytes(), "aü\x08 \x08\n".as_bytes(), b"a\n"),
+            (b"ab\x15c\r", b"ab\x08 \x08\x08 \x08c\n", b"c\n"),
+            (b"a bc \x17\r", b"a bc \x08 \x08\x08 \x08\x08 \x08\n", b"a \n"),
+            (b"\x1b[A\x7f\x7f\x7f\r", b"^[[A\x08 \x08\x08 \x08\x08 \x08\x08 \x08\n", b"\n"),
+            (b"a\x04b", b"ab", b"a"),
+        ] {
+            let typed = Terminal::default().typed(keys);
+            let shown = String::from_utf8_lossy(keys).into_owned();
+            let expected = Typed { echo: echo.to_vec(), input: input.to_vec(), ..Typed::default() };
+            assert_eq!(typed, expected, "{shown:?}");
+        }
+    }
+
+    #[test]
+    fn two_keys_end_something() {
+        let mut terminal = Terminal::default();
+        let typed = terminal.typed(b"a\r\x04b");
+        assert_eq!((typed.input.as_slice(), typed.is_end, typed.is_interrupted), (&b"a\n"[..], true, false));
+        let typed = terminal.typed(b"a\x03b");
+        assert_eq!((typed.input.as_slice(), typed.is_end, typed.is_interrupted), (&b""[..], false, true));
+    }
+
+    #[test]
+    fn a_line_has_an_end() {
+        let mut terminal = Terminal::default();
+        let typed = terminal.typed(&vec![b'x'; 2 * LINE_BYTES_MAX]);
+        assert_eq!(typed.echo.iter().filter(|byte| **byte == BELL).count(), LINE_BYTES_MAX);
+        assert_eq!(terminal.typed(b"\r").input.len(), LINE_BYTES_MAX + 1);
+    }
+
+    #[test]
+    fn a_new_line_begins_at_the_left() {
+        assert_eq!(shown(b"a\nb\n"), b"a\r\nb\r\n");
+    }
+}
